@@ -1,0 +1,178 @@
+//! The configuration, already valid: a field that exists has a meaning, and nothing is checked twice.
+//!
+//! [`load`] turns the text of a file into a [`Config`] or into all its problems at once. Nothing here opens a socket,
+//! resolves a name or reads a second file, so a configuration can be checked on another machine than the one it is for.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::prefix::Prefix;
+
+/// Everything the agent was told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Who we are.
+    pub agent: Agent,
+    /// Where we listen.
+    pub listen: Listen,
+    /// The mesh key's file; `None`: nothing is authenticated.
+    pub key_file: Option<PathBuf>,
+    /// Whom we answer.
+    pub responder: Responder,
+    /// The other agents, ourselves left out, sorted by name.
+    pub peers: Vec<Peer>,
+    /// Hosts without an agent, sorted by name.
+    pub targets: Vec<Target>,
+    /// What to measure, in the file's order.
+    pub probes: Vec<Probe>,
+    /// Limits of what is exported.
+    pub metrics: Metrics,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// Who we are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// Our name among the peers.
+    pub name: String,
+    /// What peers may learn about us.
+    pub labels: BTreeMap<String, String>,
+    /// The longest a stop may take.
+    pub grace: Duration,
+}
+
+/// Where we listen. An unspecified IPv6 address stands for both families.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// HTTP, over TCP.
+    pub http: SocketAddr,
+    /// STAMP, over UDP.
+    pub stamp: SocketAddr,
+    /// Messages between agents, over UDP.
+    pub agent: SocketAddr,
+}
+
+/// Whom we answer, and how fast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Responder {
+    /// Sources that are answered without a key, besides the configured peers.
+    pub allow: Vec<Prefix>,
+    /// Whether anyone at all is answered.
+    pub open: bool,
+    /// Datagrams per second that are answered in all.
+    pub rate: u64,
+    /// Datagrams per second that are answered to one source address.
+    pub rate_per_source: u64,
+    /// Sessions that are remembered; at the limit the one that was silent longest is forgotten.
+    pub sessions: usize,
+}
+
+/// Another agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name, unique among peers and targets: the `peer` label.
+    pub name: String,
+    /// An IP address or a host name.
+    pub address: String,
+    /// Its HTTP port.
+    pub http_port: u16,
+    /// Its STAMP port.
+    pub stamp_port: u16,
+    /// Its agent port.
+    pub agent_port: u16,
+    /// Labels from the file.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A host without an agent: a router's STAMP or TWAMP-Light reflector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its name, unique among peers and targets: the `peer` label.
+    pub name: String,
+    /// An IP address or a host name.
+    pub address: String,
+    /// Its reflector's UDP port.
+    pub port: u16,
+    /// The key it shares with us; `None`: open mode.
+    pub key_file: Option<PathBuf>,
+    /// Labels from the file.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A configured measurement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Loss, RTT and jitter.
+    Echo(EchoProbe),
+}
+
+/// A configured echo measurement, over UDP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EchoProbe {
+    /// Its name, unique: the `probe` label.
+    pub name: String,
+    /// Names of the peers and targets it measures, sorted, without repeats.
+    pub towards: Vec<String>,
+    /// Time between the datagrams of one path.
+    pub interval: Duration,
+    /// Flows a path is spread over, 1..=16.
+    pub flows: u8,
+    /// Bytes of UDP payload; `None`: no padding.
+    pub size: Option<u16>,
+    /// The class of service that is sent.
+    pub dscp: Dscp,
+    /// Whether routers may not fragment.
+    pub dont_fragment: bool,
+    /// Address to send from; `None`: the kernel's choice.
+    pub source: Option<IpAddr>,
+    /// Source port of flow 0, the next flow has the next port; `None`: the kernel's choice, kept while we run.
+    pub source_port: Option<u16>,
+    /// Address families.
+    pub family: FamilyChoice,
+    /// A reply with a longer round trip is late.
+    pub late_after: Duration,
+    /// A datagram without a reply by then is lost.
+    pub lost_after: Duration,
+}
+
+/// Which address families of a target are measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FamilyChoice {
+    /// The one the resolver prefers.
+    Auto,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+    /// Each is a path of its own.
+    Both,
+}
+
+/// Limits of what is exported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// Series of paths; a path that would exceed it is measured but not exported, and counted.
+    pub max_series: usize,
+}
+
+/// What is logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// A level (`info`) or a filter by module (`warn,pathmeter::http=debug`).
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,1 @@
+//! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
