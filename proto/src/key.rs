@@ -121,10 +121,21 @@ impl Keys {
         std::iter::once(&self.current).chain(self.previous.as_ref())
     }
 
-    /// The valid key that made `tag`; `None` when no valid key did.
+    /// Which valid key made `tag`; `None` when no valid key did.
     #[must_use]
-    pub fn verifying(&self, parts: &[&[u8]], tag: &[u8]) -> Option<&Key> {
-        self.all().find(|key| key.verify(parts, tag))
+    pub fn verifying(&self, parts: &[&[u8]], tag: &[u8]) -> Option<KeyId> {
+        [KeyId::Current, KeyId::Previous].into_iter().zip(self.all()).find_map(|(id, key)| {
+            key.verify(parts, tag).then_some(id)
+        })
+    }
+
+    /// The key of that name; the current one when there is no previous one.
+    #[must_use]
+    pub fn key(&self, id: KeyId) -> &Key {
+        match id {
+            KeyId::Current => &self.current,
+            KeyId::Previous => self.previous.as_ref().unwrap_or(&self.current),
+        }
     }
 
     /// The same keys for one purpose; see [`Key::derive`].
@@ -135,6 +146,15 @@ impl Keys {
             previous: self.previous.as_ref().map(|key| key.derive(purpose)),
         }
     }
+}
+
+/// Which of the valid keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyId {
+    /// The one that signs.
+    Current,
+    /// The other one.
+    Previous,
 }
 
 /// Why a key file cannot be used. Never shows the key.

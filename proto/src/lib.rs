@@ -1,6 +1,21 @@
-//! What pathmeter decides. Nothing here acts.
+//! What pathmeter decides. Nothing here acts: no socket, no clock, no thread, no environment, no randomness but a seed.
+//!
+//! * [`machine`]: the contract between a protocol and whoever drives it
+//! * [`time`], [`grid`]: clocks that cannot be mixed up, and when to send
+//! * [`wire`]: bytes to values and back
+//! * [`key`], [`prefix`], [`admission`]: who may take part, and how fast
+//! * [`stats`]: small estimators that every kind of probe shares
+//! * [`echo`]: one datagram a slot, one verdict a datagram
+//! * [`sim`] (feature `sim`): virtual clocks, bad links, and a ledger of what truly happened
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod dscp;
+pub mod echo;
+pub mod grid;
 pub mod key;
+pub mod machine;
 pub mod prefix;
+pub mod stats;
+pub mod time;
+pub mod wire;

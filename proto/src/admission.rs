@@ -1,0 +1,206 @@
+//! Who may make us answer, and how fast.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::prefix::Prefix;
+use crate::time::Timestamp;
+
+/// Why a datagram gets no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refusal {
+    /// The source is no configured peer, lies in no allowed prefix, and proved no key.
+    Unlisted,
+    /// It should be authenticated and is not, or by a key that is not valid.
+    Unauthentic,
+    /// The source asks faster than one source may.
+    SourceRate,
+    /// All sources together ask faster than we answer.
+    TotalRate,
+    /// It cannot be read.
+    Malformed,
+    /// It comes from a port on which reflectors listen, or is a reply itself: answering could go on for ever.
+    Reflection,
+    /// It repeats what another source sent.
+    Replay,
+}
+
+impl Refusal {
+    /// All of them, in the order in which they are declared.
+    pub const ALL: [Self; 7] = [
+        Self::Unlisted,
+        Self::Unauthentic,
+        Self::SourceRate,
+        Self::TotalRate,
+        Self::Malformed,
+        Self::Reflection,
+        Self::Replay,
+    ];
+}
+
+/// Whom we answer. Changed at a reload and when names resolve anew.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Whether anyone at all is answered.
+    pub open: bool,
+    /// Addresses of the configured peers.
+    pub peers: HashSet<IpAddr>,
+    /// Allowed networks.
+    pub prefixes: Vec<Prefix>,
+    /// Source ports on which reflectors listen.
+    pub reflector_ports: HashSet<u16>,
+    /// Datagrams per second in all; 0 answers nobody.
+    pub rate: u64,
+    /// Datagrams per second and source; 0 answers nobody.
+    pub rate_per_source: u64,
+}
+
+impl Policy {
+    /// Whether `source` is answered without proof of a key.
+    #[must_use]
+    pub fn lists(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        self.open || self.peers.contains(&source) || self.prefixes.iter().any(|prefix| prefix.contains(source))
+    }
+}
+
+/// The token buckets: one for each source, one for all.
+#[derive(Debug)]
+pub struct Rates {
+    total: Bucket,
+    young: HashMap<IpAddr, Bucket>,
+    old: HashMap<IpAddr, Bucket>,
+}
+
+impl Rates {
+    /// Sources whose pace is remembered, in each of two generations. When the younger one is full the older is
+    /// forgotten: a flood from invented addresses can make us forget a source's pace, never the total.
+    pub const SOURCES: usize = 32_768;
+
+    /// Full buckets.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { total: Bucket::default(), young: HashMap::new(), old: HashMap::new() }
+    }
+
+    /// Takes a token for `source` from both buckets.
+    ///
+    /// # Errors
+    /// [`Refusal::SourceRate`] or [`Refusal::TotalRate`].
+    pub fn take(&mut self, policy: &Policy, source: IpAddr, now: Timestamp) -> Result<(), Refusal> {
+        let key = paced_as(source);
+        if !self.young.contains_key(&key) {
+            if self.young.len() >= Self::SOURCES {
+                self.old = std::mem::take(&mut self.young);
+            }
+            let bucket = self.old.remove(&key).unwrap_or_default();
+            self.young.insert(key, bucket);
+        }
+        let bucket = self.young.get_mut(&key).expect("it was inserted above");
+        if !bucket.take(policy.rate_per_source, now) {
+            return Err(Refusal::SourceRate);
+        }
+        if !self.total.take(policy.rate, now) {
+            return Err(Refusal::TotalRate);
+        }
+        Ok(())
+    }
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An IPv6 host owns a /64 and could use any address in it, so the /64 is paced as one.
+fn paced_as(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+    }
+}
+
+/// A token bucket that holds a quarter of a second's tokens (at least [`Bucket::BURST`]), kept as the one time at which
+/// it will be full again (the generic cell rate algorithm, ITU-T I.371).
+#[derive(Debug, Clone, Copy, Default)]
+struct Bucket {
+    full_at: Timestamp,
+}
+
+impl Bucket {
+    const BURST: u64 = 16;
+    const SECOND: u64 = 1_000_000_000;
+
+    fn take(&mut self, rate: u64, now: Timestamp) -> bool {
+        if rate == 0 {
+            return false;
+        }
+        let cost = Self::SECOND.div_ceil(rate);
+        let depth = (rate / 4).max(Self::BURST).saturating_mul(cost);
+        let full_at = self.full_at.max(now) + std::time::Duration::from_nanos(cost);
+        if full_at > now + std::time::Duration::from_nanos(depth) {
+            return false;
+        }
+        self.full_at = full_at;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(rate: u64, rate_per_source: u64) -> Policy {
+        Policy { rate, rate_per_source, ..Policy::default() }
+    }
+
+    fn host(last: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, last])
+    }
+
+    #[test]
+    fn over_any_second_at_most_the_rate_and_a_burst_passes() {
+        let policy = policy(1_000_000, 100);
+        let mut rates = Rates::new();
+        let mut passed = 0;
+        for millisecond in 0..10_000_u64 {
+            let now = Timestamp::from_nanos(millisecond * 1_000_000);
+            passed += u64::from(rates.take(&policy, host(1), now).is_ok());
+        }
+        assert!((1_000..=1_026).contains(&passed), "{passed} in ten seconds at 100/s");
+    }
+
+    #[test]
+    fn one_source_cannot_use_up_another_ones_tokens_but_all_share_the_total() {
+        let mut rates = Rates::new();
+        let policy = policy(64, 32);
+        let now = Timestamp::from_nanos(1);
+        let mut last = [Ok(()); 3];
+        for (index, source) in [host(1), host(2), host(3)].into_iter().enumerate() {
+            for _ in 0..16 {
+                last[index] = rates.take(&policy, source, now);
+            }
+        }
+        assert_eq!(last, [Ok(()), Err(Refusal::TotalRate), Err(Refusal::TotalRate)]);
+        assert_eq!(rates.take(&policy, host(1), now), Err(Refusal::SourceRate));
+    }
+
+    #[test]
+    fn a_flood_of_invented_sources_is_bounded_in_memory() {
+        let mut rates = Rates::new();
+        let policy = policy(u64::MAX, 10);
+        for i in 0..200_000_u32 {
+            let _ = rates.take(&policy, IpAddr::from(i.to_be_bytes()), Timestamp::from_nanos(u64::from(i)));
+        }
+        assert!(rates.young.len() + rates.old.len() <= 2 * Rates::SOURCES);
+    }
+
+    #[test]
+    fn the_addresses_of_one_ipv6_network_share_a_bucket() {
+        let a: IpAddr = "2001:db8:1:2::1".parse().unwrap();
+        let b: IpAddr = "2001:db8:1:2:ffff::1".parse().unwrap();
+        assert_eq!(paced_as(a), paced_as(b));
+        assert_eq!(paced_as("::ffff:192.0.2.1".parse().unwrap()), host(1));
+    }
+}

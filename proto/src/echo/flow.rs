@@ -1,0 +1,450 @@
+//! One flow of a path: what was sent on one 5-tuple, and what became of it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::outcome::{Direction, Report, Sample, Verdict};
+use crate::machine::{HostDrops, NotSent, STAMP_WAIT, StampedBy};
+use crate::stats::RecentLoss;
+use crate::time::{Timestamp, nanos};
+use crate::wire::{NtpTime, PeerTimestamp};
+
+/// When a datagram's fate is decided.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    /// A longer round trip is late.
+    pub(super) late_after: Duration,
+    /// Without a reply by then it is lost.
+    pub(super) lost_after: Duration,
+    /// A report about a datagram counts against it only when it was asked for this much later: what is still
+    /// under way is not missing.
+    pub(super) horizon: Duration,
+    /// Whether the driver will deliver the kernel's transmit stamps.
+    pub(super) transmit_stamps: bool,
+    /// Whether what goes unanswered is withdrawn, not lost: the peer said goodbye.
+    pub(super) is_draining: bool,
+}
+
+/// The datagrams of one flow, from the oldest that a reply could still belong to.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) index: u8,
+    pub(super) ssid: u16,
+    /// Random: tells this flow's life apart from an earlier one on the same port.
+    pub(super) session: u32,
+    next: u64,
+    sent: u32,
+    slots: VecDeque<Slot>,
+    /// No slot below is undecided.
+    cursor: u64,
+    /// NextExp of RFC 4737.
+    expected: u64,
+    held_until: Timestamp,
+    held: u32,
+    responder_drops: HostDrops,
+    burst: u32,
+    pub(super) loss: RecentLoss,
+}
+
+#[derive(Debug)]
+struct Slot {
+    t1: Timestamp,
+    wire: NtpTime,
+    transmit: StampedBy,
+    evidence: Evidence,
+    state: State,
+}
+
+/// What is known of a datagram's arrival at the responder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Evidence {
+    None,
+    Arrived,
+    Missing,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Handed to the driver.
+    Queued,
+    /// Left the host; no reply yet.
+    InFlight,
+    /// Answered; the kernel's transmit stamp is still to come.
+    Held(Reply),
+    /// Answered; the round trip when the verdict was ok.
+    Answered(Option<Duration>),
+    /// No verdict: it never left, or was withdrawn.
+    Void,
+}
+
+/// What a reply tells about its own round trip, before T1 is known for good.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reply {
+    /// T4.
+    pub(super) at: Timestamp,
+    pub(super) receive: StampedBy,
+    /// T3 − T2 in nanoseconds, as the responder says.
+    pub(super) turnaround: i64,
+    /// T3, to be compared with what the responder's kernel says later.
+    pub(super) left: PeerTimestamp,
+    /// Everything that does not depend on T1; `rtt`, `turnaround` and `transmit` are filled in.
+    pub(super) sample: Sample,
+}
+
+/// How a reply fits what was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// The first answer to a datagram that is undecided; when that was sent.
+    Answer { sent: Timestamp },
+    /// The datagram is answered already.
+    Duplicate,
+    /// The datagram was given up.
+    VeryLate,
+    /// Nothing like it was sent.
+    Unasked,
+}
+
+impl Flow {
+    /// Datagrams of a flow that may await a verdict at once; at the limit a slot goes unsent.
+    pub(super) const PENDING: usize = 65_536;
+
+    pub(super) fn new(index: u8, ssid: u16, session: u32, at: Timestamp) -> Self {
+        Self {
+            index,
+            ssid,
+            session,
+            next: 0,
+            sent: 0,
+            slots: VecDeque::new(),
+            cursor: 0,
+            expected: 0,
+            held_until: Timestamp::NEVER,
+            held: 0,
+            responder_drops: HostDrops::default(),
+            burst: 0,
+            loss: RecentLoss::new(at),
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.slots.len() < Self::PENDING
+    }
+
+    /// The sequence number of the next datagram, and how many will then have been sent.
+    pub(super) fn upcoming(&self) -> (u64, u32) {
+        (self.next, self.sent.wrapping_add(1))
+    }
+
+    /// Takes note of a datagram that was handed to the driver.
+    pub(super) fn push(&mut self, at: Timestamp, wire: NtpTime) -> u64 {
+        let sequence = self.next;
+        self.next += 1;
+        self.sent = self.sent.wrapping_add(1);
+        self.slots.push_back(Slot {
+            t1: at,
+            wire,
+            transmit: StampedBy::User,
+            evidence: Evidence::None,
+            state: State::Queued,
+        });
+        sequence
+    }
+
+    fn base(&self) -> u64 {
+        self.next - self.slots.len() as u64
+    }
+
+    fn slot(&mut self, sequence: u64) -> Option<&mut Slot> {
+        let index = usize::try_from(sequence.checked_sub(self.base())?).ok()?;
+        self.slots.get_mut(index)
+    }
+
+    /// The 64-bit sequence number that ends in `wire`, at most `next`.
+    pub(super) fn extend(&self, wire: u32) -> Option<u64> {
+        #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+        let low = self.next as u32;
+        self.next.checked_sub(u64::from(low.wrapping_sub(wire)))
+    }
+
+    pub(super) fn sent(&mut self, sequence: u64, at: Timestamp, by: StampedBy, reports: &mut VecDeque<Report>) {
+        let flow = self.index;
+        let Some(slot) = self.slot(sequence) else { return };
+        if let State::Queued = slot.state {
+            slot.state = State::InFlight;
+            slot.t1 = at;
+            slot.transmit = by;
+            reports.push_back(Report::Sent { flow, sequence });
+        } else if by == StampedBy::Kernel && slot.transmit == StampedBy::User {
+            slot.t1 = at;
+            slot.transmit = by;
+        }
+    }
+
+    pub(super) fn not_sent(&mut self, sequence: u64, why: NotSent, reports: &mut VecDeque<Report>) {
+        self.sent = self.sent.wrapping_sub(1);
+        if let Some(slot) = self.slot(sequence) {
+            slot.state = State::Void;
+            reports.push_back(Report::SendError(why));
+        }
+        self.advance();
+    }
+
+    /// How a reply to `sequence` that carries T1 as `wire` and arrived at `at` fits.
+    pub(super) fn fit(&mut self, sequence: u64, wire: NtpTime, at: Timestamp, rules: &Rules) -> Fit {
+        if sequence < self.base() {
+            return Fit::VeryLate;
+        }
+        let Some(slot) = self.slot(sequence) else { return Fit::Unasked };
+        if slot.wire != wire {
+            return Fit::Unasked;
+        }
+        let is_late = at.since(slot.t1) > rules.lost_after;
+        match slot.state {
+            State::Queued | State::Void => Fit::Unasked,
+            _ if is_late => Fit::VeryLate,
+            State::InFlight => Fit::Answer { sent: slot.t1 },
+            State::Held(_) | State::Answered(_) => Fit::Duplicate,
+        }
+    }
+
+    /// Takes the answer to a datagram that is in flight. It is decided at once if T1 is known for good.
+    pub(super) fn answer(&mut self, sequence: u64, reply: Reply, rules: &Rules, reports: &mut VecDeque<Report>) {
+        if sequence < self.expected {
+            reports.push_back(Report::Reordered);
+        } else {
+            self.expected = sequence + 1;
+        }
+        let slot = self.slot(sequence).expect("it fitted");
+        slot.state = State::Held(reply);
+        self.held += 1;
+        if rules.transmit_stamps && self.slot(sequence).is_some_and(|slot| slot.transmit == StampedBy::User) {
+            self.held_until = self.held_until.min(reply.at + STAMP_WAIT);
+        } else {
+            self.finish(sequence, rules, reports);
+        }
+    }
+
+    /// Decides a datagram whose reply was held, if its kernel stamp has come.
+    pub(super) fn release(&mut self, sequence: u64, rules: &Rules, reports: &mut VecDeque<Report>) {
+        if self.slot(sequence).is_some_and(|slot| matches!(slot.state, State::Held(_))) {
+            self.finish(sequence, rules, reports);
+        }
+    }
+
+    fn finish(&mut self, sequence: u64, rules: &Rules, reports: &mut VecDeque<Report>) {
+        let flow = self.index;
+        let slot = self.slot(sequence).expect("it is held");
+        let State::Held(reply) = &slot.state else { return };
+        let (mut sample, t1) = (reply.sample, slot.t1);
+        let elapsed = nanos(reply.at.since(t1));
+        let turnaround = credible_turnaround(reply.turnaround, elapsed);
+        sample.rtt = Duration::from_nanos(elapsed.saturating_sub(turnaround.unwrap_or(0)));
+        sample.turnaround = Duration::from_nanos(turnaround.unwrap_or(0));
+        sample.transmit = slot.transmit;
+        let verdict = if sample.rtt > rules.late_after { Verdict::Late } else { Verdict::Ok };
+        let rtt = Some(sample.rtt).filter(|_| verdict == Verdict::Ok);
+        let at = reply.at;
+        slot.state = State::Answered(rtt);
+        self.held -= 1;
+        if turnaround.is_none() {
+            reports.push_back(Report::TurnaroundInvalid);
+        }
+        reports.push_back(Report::Decided { flow, sequence, verdict, sample: Some(sample) });
+        self.loss.add(at, false);
+        if let Some(rtt) = rtt {
+            let neighbours = [sequence.checked_sub(1), Some(sequence + 1)];
+            for neighbour in neighbours.into_iter().flatten() {
+                if let Some(Slot { state: State::Answered(Some(other)), .. }) = self.slot(neighbour) {
+                    reports.push_back(Report::Ipdv(rtt.abs_diff(*other)));
+                }
+            }
+        }
+        self.advance();
+    }
+
+    /// T3 of the reply to `sequence`, while it is held.
+    pub(super) fn left_of(&mut self, sequence: u64) -> Option<PeerTimestamp> {
+        match &self.slot(sequence)?.state {
+            State::Held(reply) => Some(reply.left),
+            State::Queued | State::InFlight | State::Answered(_) | State::Void => None,
+        }
+    }
+
+    /// Learns from a responder which of the undecided datagrams between `from` and `to`, both included, had arrived when
+    /// it answered a datagram that was sent at `asked`. `None`: it says nothing about that one.
+    pub(super) fn learn(
+        &mut self,
+        from: u64,
+        to: u64,
+        asked: Timestamp,
+        rules: &Rules,
+        arrived: impl Fn(u64) -> Option<bool>,
+    ) {
+        let from = from.max(self.cursor);
+        for sequence in from..=to.min(self.next.saturating_sub(1)) {
+            let Some(slot) = self.slot(sequence) else { continue };
+            match arrived(sequence) {
+                Some(true) => slot.evidence = Evidence::Arrived,
+                Some(false) if slot.evidence == Evidence::None && asked >= slot.t1 + rules.horizon => {
+                    slot.evidence = Evidence::Missing;
+                }
+                Some(false) | None => {}
+            }
+        }
+    }
+
+    /// The responder's host dropped datagrams between two of our requests.
+    pub(super) fn responder_dropped(&mut self, from: Timestamp, to: Timestamp, count: u32, rules: &Rules) {
+        self.responder_drops.forget(from - rules.lost_after);
+        self.responder_drops.add(0, from, to, count);
+    }
+
+    /// A router said that it could not pass on a datagram.
+    pub(super) fn refused_on_the_way(&mut self, sequence: u64, wire: NtpTime) {
+        if let Some(slot) = self.slot(sequence)
+            && slot.wire == wire
+            && slot.evidence == Evidence::None
+        {
+            slot.evidence = Evidence::Missing;
+        }
+    }
+
+    /// Decides everything whose deadline lies at or before `drained`.
+    pub(super) fn expire(
+        &mut self,
+        drained: Timestamp,
+        rules: &Rules,
+        drops: &mut HostDrops,
+        reports: &mut VecDeque<Report>,
+    ) {
+        if self.held > 0 && self.held_until <= drained {
+            self.release_overdue(drained, rules, reports);
+        }
+        while let Some(front) = self.slots.front() {
+            let deadline = front.t1 + rules.lost_after;
+            let sequence = self.base();
+            match front.state {
+                State::Queued => break,
+                State::Void => {}
+                _ if deadline > drained => break,
+                State::Held(_) => self.finish(sequence, rules, reports),
+                State::Answered(_) => {}
+                State::InFlight => self.lose(sequence, deadline, rules, drops, reports),
+            }
+            self.pop(reports);
+        }
+    }
+
+    fn release_overdue(&mut self, drained: Timestamp, rules: &Rules, reports: &mut VecDeque<Report>) {
+        self.held_until = Timestamp::NEVER;
+        for sequence in self.cursor..self.next {
+            let Some(Slot { state: State::Held(reply), .. }) = self.slot(sequence) else { continue };
+            let until = reply.at + STAMP_WAIT;
+            if until <= drained {
+                self.finish(sequence, rules, reports);
+            } else {
+                self.held_until = self.held_until.min(until);
+            }
+        }
+    }
+
+    fn lose(
+        &mut self,
+        sequence: u64,
+        deadline: Timestamp,
+        rules: &Rules,
+        drops: &mut HostDrops,
+        reports: &mut VecDeque<Report>,
+    ) {
+        let flow = self.index;
+        let slot = self.slot(sequence).expect("it is the oldest");
+        let (evidence, t1) = (slot.evidence, slot.t1);
+        slot.state = State::Void;
+        let ours = &mut || drops.claim(flow, t1, deadline);
+        let theirs = &mut || self.responder_drops.claim(0, t1, deadline);
+        let (host_dropped, direction) = match evidence {
+            Evidence::Arrived => (ours(), Direction::Reverse),
+            Evidence::Missing => (theirs(), Direction::Forward),
+            Evidence::None => (ours() || theirs(), Direction::Unknown),
+        };
+        let verdict = match (rules.is_draining, host_dropped) {
+            (true, _) => Verdict::Withdrawn,
+            (false, true) => Verdict::HostDropped,
+            (false, false) => Verdict::Lost(direction),
+        };
+        reports.push_back(Report::Decided { flow, sequence, verdict, sample: None });
+        let is_lost = matches!(verdict, Verdict::Lost(_));
+        self.loss.add(deadline, is_lost);
+        if is_lost {
+            if self.burst == 0 {
+                reports.push_back(Report::BurstBegan);
+            }
+            self.burst += 1;
+        }
+    }
+
+    fn pop(&mut self, reports: &mut VecDeque<Report>) {
+        let Some(slot) = self.slots.pop_front() else { return };
+        if let (State::Answered(_), 1..) = (slot.state, self.burst) {
+            reports.push_back(Report::BurstEnded(std::mem::take(&mut self.burst)));
+        }
+        self.advance();
+    }
+
+    fn advance(&mut self) {
+        self.cursor = self.cursor.max(self.base());
+        while let Some(slot) = self.slot(self.cursor) {
+            match slot.state {
+                State::Queued | State::InFlight | State::Held(_) => break,
+                State::Answered(_) | State::Void => self.cursor += 1,
+            }
+        }
+    }
+
+    /// Decides everything that left the host and has no verdict: withdrawn, or answered if a reply is held.
+    pub(super) fn withdraw(&mut self, rules: &Rules, reports: &mut VecDeque<Report>) {
+        for sequence in self.cursor..self.next {
+            let flow = self.index;
+            let Some(slot) = self.slot(sequence) else { continue };
+            match slot.state {
+                State::Held(_) => self.finish(sequence, rules, reports),
+                State::InFlight => {
+                    slot.state = State::Void;
+                    reports.push_back(Report::Decided { flow, sequence, verdict: Verdict::Withdrawn, sample: None });
+                }
+                State::Queued | State::Answered(_) | State::Void => {}
+            }
+        }
+        self.advance();
+    }
+
+    /// When something must be decided if nothing arrives.
+    pub(super) fn deadline(&self, rules: &Rules) -> Timestamp {
+        let index = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
+        let first = self.slots.get(index).map_or(Timestamp::NEVER, |slot| slot.t1 + rules.lost_after);
+        if self.held > 0 { first.min(self.held_until) } else { first }
+    }
+
+    /// Datagrams that left the host and have no verdict, counted one by one.
+    pub(super) fn in_flight(&self) -> usize {
+        let skip = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
+        let is_undecided = |slot: &&Slot| matches!(slot.state, State::InFlight | State::Held(_));
+        self.slots.iter().skip(skip).filter(is_undecided).count()
+    }
+
+    /// Whether anything awaits its confirmation or its verdict.
+    pub(super) fn is_settled(&self) -> bool {
+        self.cursor == self.next
+    }
+}
+
+/// The responder's time that can be subtracted: `None` when it is negative, or longer than the whole by more than two
+/// clocks' skew explains (500 ppm each, the bound of clock discipline in Linux and RFC 5905).
+fn credible_turnaround(stated: i64, elapsed: u64) -> Option<u64> {
+    let turnaround = u64::try_from(stated).ok()?;
+    let tolerance = elapsed / 1_000 + 1_000;
+    if turnaround > elapsed.saturating_add(tolerance) {
+        return None;
+    }
+    Some(turnaround)
+}

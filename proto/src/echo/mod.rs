@@ -1,0 +1,19 @@
+//! Echo over datagrams: one datagram a slot, one verdict a datagram.
+//!
+//! * [`Prober`] sends on a grid and decides what became of each datagram
+//! * [`Responder`] answers, and tells each prober what it received, so that a loss has a direction
+
+mod flow;
+mod outcome;
+mod prober;
+mod request;
+mod responder;
+mod sessions;
+
+pub use outcome::{Direction, Mismatch, Report, Sample, Verdict};
+pub use prober::{Prober, Spec};
+pub use request::bytes_at_least;
+pub use responder::{Responder, ResponderReport};
+
+#[cfg(test)]
+mod responder_tests;

@@ -1,0 +1,181 @@
+//! The datagrams that a prober sends.
+
+use crate::key::Key;
+use crate::time::WallTime;
+use crate::wire::NtpTime;
+use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Request};
+use crate::wire::tlv::{self, ClassOfService, FollowUp, HEADER_BYTES, HMAC_VALUE_BYTES, Session, Tlv};
+
+/// What a responder is believed to understand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extensions {
+    /// Ours: the session record, the class of service, follow-up telemetry.
+    All,
+    /// A STAMP reflector's: the class of service.
+    ClassOfService,
+    /// None: plain STAMP, or TWAMP-Light.
+    None,
+}
+
+/// The smallest datagram with everything in it, in bytes: what `size` must be for a loss to have a direction and for
+/// DSCP to be read back.
+#[must_use]
+pub const fn bytes_at_least(mode: Mode) -> usize {
+    let hmac = match mode {
+        Mode::Open => 0,
+        Mode::Authenticated => HEADER_BYTES + HMAC_VALUE_BYTES as usize,
+    };
+    mode.base_bytes() + SESSION_BYTES + CLASS_BYTES + FOLLOW_UP_BYTES + hmac
+}
+
+const SESSION_BYTES: usize = HEADER_BYTES + Session::BYTES as usize;
+const CLASS_BYTES: usize = HEADER_BYTES + ClassOfService::BYTES as usize;
+const FOLLOW_UP_BYTES: usize = HEADER_BYTES + FollowUp::BYTES as usize;
+
+/// Everything that goes into a datagram.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Contents {
+    pub(super) mode: Mode,
+    pub(super) sequence: u32,
+    pub(super) at: WallTime,
+    pub(super) ssid: u16,
+    pub(super) flow: u8,
+    pub(super) session: u32,
+    pub(super) sent: u32,
+    pub(super) dscp: u8,
+    /// The wished length in bytes; extensions that do not fit are left out, the session record last.
+    pub(super) size: Option<u16>,
+    pub(super) extensions: Extensions,
+}
+
+/// Appends a datagram to `out` and returns the T1 that it carries.
+pub(super) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) -> NtpTime {
+    let Contents { mode, sequence, ssid, .. } = *contents;
+    let (start, base) = (out.len(), mode.base_bytes());
+    let timestamp = NtpTime::from(contents.at);
+    Request { sequence, timestamp, error: ERROR_ESTIMATE, ssid }.encode(mode, out);
+    stamp::seal(&mut out[start..], mode, key);
+    let plan = Plan::of(contents);
+    if plan.session {
+        let session = Session {
+            flow: contents.flow.into(),
+            session: contents.session,
+            count_or_first: contents.sent,
+            ..Session::default()
+        };
+        session.write(tlv::append(out, tlv::SESSION, Session::BYTES).value_mut(out));
+    }
+    if plan.class {
+        let class = ClassOfService { wanted: contents.dscp, ..ClassOfService::default() };
+        class.write(tlv::append(out, tlv::CLASS_OF_SERVICE, ClassOfService::BYTES).value_mut(out));
+    }
+    if plan.follow_up {
+        tlv::append(out, tlv::FOLLOW_UP, FollowUp::BYTES);
+    }
+    if let (true, Some(key)) = (plan.hmac, key) {
+        let hmac = tlv::append(out, tlv::HMAC, HMAC_VALUE_BYTES);
+        tlv::seal(&mut out[start..], base, Tlv { at: hmac.at - start, ..hmac }, key);
+    }
+    if let Some(padding) = plan.padding {
+        tlv::append(out, tlv::PADDING, padding);
+    }
+    timestamp
+}
+
+/// Which extensions a datagram gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    session: bool,
+    class: bool,
+    follow_up: bool,
+    hmac: bool,
+    /// Bytes of padding behind its header.
+    padding: Option<u16>,
+}
+
+impl Plan {
+    fn of(contents: &Contents) -> Self {
+        let (session, class) = match contents.extensions {
+            Extensions::All => (true, true),
+            Extensions::ClassOfService => (false, true),
+            Extensions::None => (false, false),
+        };
+        let full = Self { session, class, follow_up: session, hmac: false, padding: None };
+        let candidates = [
+            full,
+            Self { follow_up: false, ..full },
+            Self { follow_up: false, class: false, ..full },
+            Self { follow_up: false, class: false, session: false, ..full },
+        ];
+        let fitted = candidates.iter().find_map(|plan| plan.fit(contents));
+        fitted.unwrap_or(Self { session: false, class: false, follow_up: false, hmac: false, padding: None })
+    }
+
+    /// This plan at the wished length; `None` when it cannot be had.
+    fn fit(mut self, contents: &Contents) -> Option<Self> {
+        let extended = self.session || self.class || self.follow_up;
+        self.hmac = extended && contents.mode == Mode::Authenticated;
+        let bytes = contents.mode.base_bytes()
+            + usize::from(self.session) * SESSION_BYTES
+            + usize::from(self.class) * CLASS_BYTES
+            + usize::from(self.follow_up) * FOLLOW_UP_BYTES
+            + usize::from(self.hmac) * (HEADER_BYTES + usize::from(HMAC_VALUE_BYTES));
+        let Some(size) = contents.size else { return Some(self) };
+        match usize::from(size).checked_sub(bytes)? {
+            0 => {}
+            left => self.padding = Some(u16::try_from(left.checked_sub(HEADER_BYTES)?).ok()?),
+        }
+        Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(mode: Mode, size: Option<u16>, extensions: Extensions) -> Contents {
+        Contents {
+            mode,
+            sequence: 1,
+            at: WallTime::from_nanos(1_800_000_000_000_000_000),
+            ssid: 2,
+            flow: 3,
+            session: 4,
+            sent: 5,
+            dscp: 46,
+            size,
+            extensions,
+        }
+    }
+
+    #[test]
+    fn a_datagram_is_as_long_as_wished() {
+        let key = Key::new(b"0123456789abcdef");
+        for mode in [Mode::Open, Mode::Authenticated] {
+            for extensions in [Extensions::All, Extensions::ClassOfService, Extensions::None] {
+                for size in 116..1_500 {
+                    let mut out = vec![9; 3];
+                    encode(&contents(mode, Some(size), extensions), Some(&key), &mut out);
+                    assert_eq!(out.len(), 3 + usize::from(size), "{mode:?} {extensions:?} {size}");
+                }
+            }
+        }
+        let mut smallest = Vec::new();
+        encode(&contents(Mode::Open, Some(44), Extensions::All), None, &mut smallest);
+        assert_eq!(smallest.len(), 44);
+    }
+
+    #[test]
+    fn without_a_wish_everything_is_in_it() {
+        let key = Key::new(b"0123456789abcdef");
+        for mode in [Mode::Open, Mode::Authenticated] {
+            let mut out = Vec::new();
+            encode(&contents(mode, None, Extensions::All), Some(&key), &mut out);
+            assert_eq!(out.len(), bytes_at_least(mode));
+            let kinds: Vec<u8> = tlv::walk(&out, mode.base_bytes()).map(|t| t.kind).collect();
+            let hmac = [tlv::HMAC].into_iter().filter(|_| mode == Mode::Authenticated);
+            let expected = [tlv::SESSION, tlv::CLASS_OF_SERVICE, tlv::FOLLOW_UP].into_iter().chain(hmac);
+            assert_eq!(kinds, expected.collect::<Vec<u8>>());
+        }
+    }
+}

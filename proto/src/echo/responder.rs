@@ -1,0 +1,388 @@
+//! The side that answers.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::sessions::{Session, SessionKey, Sessions};
+use crate::admission::{Policy, Rates, Refusal};
+use crate::key::{Key, KeyId, Keys};
+use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use crate::stats::{Order, Received};
+use crate::time::{Timestamp, WallOffset};
+use crate::wire::NtpTime;
+use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Reply, Request};
+use crate::wire::tlv::{self, ClassOfService, FollowUp};
+
+/// Answers STAMP requests of any kind: open or authenticated, with our extensions, with foreign ones, or with none.
+///
+/// It is a stateful reflector (RFC 8762 section 4.3): a reply's sequence number counts the session's replies. A reply is
+/// exactly as long as its request and goes where the request came from, whatever the request's extensions ask for.
+#[derive(Debug)]
+pub struct Responder {
+    policy: Policy,
+    keys: Option<Arc<Keys>>,
+    rates: Rates,
+    sessions: Sessions,
+    sources: Sources,
+    pending: Option<Pending>,
+    request: Vec<u8>,
+    reports: [Option<ResponderReport>; 2],
+    wall: Option<WallOffset>,
+}
+
+/// What the responder learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponderReport {
+    /// A request was answered.
+    Answered,
+    /// A datagram got no answer.
+    Refused(Refusal),
+    /// Different sources that were answered in the last half to whole minute.
+    Sources(usize),
+}
+
+/// A request that is about to be answered.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    arrival: Arrival,
+    mode: Mode,
+    request: Request,
+    place: u32,
+    is_intact: bool,
+    signed_with: Option<KeyId>,
+}
+
+/// One reply in this many asks for the kernel's transmit stamp.
+/// Chosen: a transmit stamp costs the responder nearly half an echo again; a sixteenth of that is 3 %.
+const STAMPED_REPLIES: u32 = 16;
+
+/// What our packets start with, so that hops = 255 − received.
+const TTL: u8 = 255;
+
+impl Responder {
+    /// A responder that remembers at most `sessions` sessions.
+    #[must_use]
+    pub fn new(policy: Policy, keys: Option<Arc<Keys>>, sessions: usize) -> Self {
+        Self {
+            policy,
+            keys,
+            rates: Rates::new(),
+            sessions: Sessions::new(sessions),
+            sources: Sources::default(),
+            pending: None,
+            request: Vec::new(),
+            reports: [None; 2],
+            wall: None,
+        }
+    }
+
+    /// Changes whom it answers; sessions stay.
+    pub fn change(&mut self, policy: Policy, keys: Option<Arc<Keys>>) {
+        self.policy = policy;
+        self.keys = keys;
+    }
+
+    /// Sessions that are remembered.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    fn admit(&mut self, datagram: &[u8], arrival: &Arrival) -> Result<Pending, Refusal> {
+        let source = arrival.from.ip().to_canonical();
+        if self.policy.reflector_ports.contains(&arrival.from.port()) || source.is_multicast() {
+            return Err(Refusal::Reflection);
+        }
+        let mode = match self.keys {
+            Some(_) => stamp::guess_mode(datagram),
+            None => Mode::Open,
+        };
+        let signed_with = match (&self.keys, mode) {
+            (Some(keys), Mode::Authenticated) => {
+                Some(stamp::verify(datagram, keys).map_err(|_| Refusal::Unauthentic)?)
+            }
+            (_, Mode::Open) | (None, Mode::Authenticated) => None,
+        };
+        if signed_with.is_none() && !self.policy.lists(source) {
+            return Err(Refusal::Unlisted);
+        }
+        let request = Request::decode(datagram, mode).map_err(|_| Refusal::Malformed)?;
+        self.rates.take(&self.policy, source, arrival.at)?;
+        let (session, is_intact) = self.extensions(datagram, mode)?;
+        let key = match session {
+            Some(session) => SessionKey::Ours { session: session.session, ssid: request.ssid },
+            None => SessionKey::Foreign { from: arrival.from, ssid: request.ssid },
+        };
+        let place = self.record(key, request.sequence, arrival)?;
+        Ok(Pending { arrival: *arrival, mode, request, place, is_intact, signed_with })
+    }
+
+    /// Our own extension, if it is there, and whether the extensions' HMAC holds where there must be one.
+    fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<(Option<tlv::Session>, bool), Refusal> {
+        let base = mode.base_bytes();
+        let (mut session, mut needs_hmac, mut has_hmac) = (None, false, false);
+        for tlv in tlv::walk(datagram, base) {
+            match tlv.kind {
+                tlv::SESSION => session = tlv::Session::read(tlv.value(datagram)).ok(),
+                tlv::HMAC => has_hmac = self.keys.as_ref().is_some_and(|k| tlv::verify(datagram, base, tlv, k)),
+                _ => {}
+            }
+            needs_hmac |= tlv.kind != tlv::PADDING;
+        }
+        if session.is_some_and(|session| session.is_reply) {
+            return Err(Refusal::Reflection);
+        }
+        Ok((session, mode == Mode::Open || !needs_hmac || has_hmac))
+    }
+
+    fn record(&mut self, key: SessionKey, sequence: u32, arrival: &Arrival) -> Result<u32, Refusal> {
+        let fresh = || Session {
+            from: arrival.from,
+            received: Received::new(sequence),
+            replies: 0,
+            follow_up: None,
+            seen: arrival.at,
+        };
+        let Some(place) = self.sessions.find(&key) else {
+            return Ok(self.sessions.insert(key, fresh()));
+        };
+        let session = self.sessions.at(place).expect("it was found just above");
+        if session.from != arrival.from {
+            // A sender behind a NAT may come from another address, but only with something new to say.
+            if !session.received.is_newest(sequence) {
+                return Err(Refusal::Replay);
+            }
+            session.from = arrival.from;
+        }
+        let silence = arrival.at.since(session.seen);
+        session.seen = arrival.at;
+        let order = session.received.add(sequence);
+        let began_again = match key {
+            SessionKey::Foreign { .. } => order == Order::Ancient || silence > FOREIGN_SESSION_IDLE,
+            SessionKey::Ours { .. } => false,
+        };
+        if began_again {
+            *session = fresh();
+        }
+        Ok(place)
+    }
+
+    fn answer(&mut self, pending: &Pending, now: Now, drops: &HostDrops, arena: &mut Vec<u8>) -> Option<Send> {
+        let session = self.sessions.at(pending.place)?;
+        let number = session.replies;
+        session.replies = number.wrapping_add(1);
+        let start = arena.len();
+        arena.extend_from_slice(&self.request);
+        let reply = &mut arena[start..];
+        let dscp = extend(reply, pending, session, drops, pending.is_intact);
+        Reply {
+            sequence: number,
+            timestamp: NtpTime::from(now.wall.wall(now.at)),
+            error: ERROR_ESTIMATE,
+            ssid: pending.request.ssid,
+            received: NtpTime::from(now.wall.wall(pending.arrival.at)),
+            sender_sequence: pending.request.sequence,
+            sender_timestamp: pending.request.timestamp,
+            sender_error: pending.request.error,
+            sender_ttl: pending.arrival.ttl.unwrap_or(0),
+        }
+        .write(pending.mode, reply);
+        if let (Some(keys), Some(signed_with)) = (&self.keys, pending.signed_with) {
+            // With the asker's own key: during a rotation it may not know the other one yet.
+            let key = keys.key(signed_with);
+            stamp::seal(reply, pending.mode, Some(key));
+            seal_extensions(reply, pending, key);
+        }
+        Some(Send {
+            id: SendId(u64::from(pending.place) << 32 | u64::from(number)),
+            flow: pending.arrival.flow,
+            from: pending.arrival.to,
+            to: pending.arrival.from,
+            tos: dscp << 2,
+            ttl: TTL,
+            segment: None,
+            stamp: number % STAMPED_REPLIES == 1,
+        })
+    }
+
+    fn report(&mut self, report: ResponderReport) {
+        let slot = self.reports.iter_mut().find(|slot| slot.is_none());
+        *slot.expect("reports are fetched after every datagram") = Some(report);
+    }
+}
+
+/// A foreign session that was silent this long has begun again. Chosen: 15 minutes, RFC 5357's default REFWAIT.
+const FOREIGN_SESSION_IDLE: Duration = Duration::from_secs(900);
+
+/// Fills in the extensions of a reply, in place, and returns the DSCP that it shall carry.
+fn extend(reply: &mut [u8], pending: &Pending, session: &Session, drops: &HostDrops, is_intact: bool) -> u8 {
+    let arrived = pending.arrival.tos.unwrap_or(0);
+    let mut dscp = arrived >> 2;
+    let mut at = pending.mode.base_bytes();
+    while let Some(found) = tlv::next(reply, at) {
+        let Ok(found) = found else {
+            reply[at] |= tlv::MALFORMED;
+            break;
+        };
+        at = found.end();
+        if !is_intact {
+            reply[found.at] = (reply[found.at] | tlv::INTEGRITY) & !tlv::UNRECOGNIZED;
+            continue;
+        }
+        let is_known = match found.kind {
+            tlv::PADDING => true,
+            tlv::HMAC => found.len == usize::from(tlv::HMAC_VALUE_BYTES),
+            tlv::CLASS_OF_SERVICE => match ClassOfService::read(found.value(reply)) {
+                Some(class) => {
+                    dscp = class.wanted;
+                    ClassOfService { received: arrived >> 2, ecn: arrived & 3, ..class }
+                        .write(found.value_mut(reply));
+                    true
+                }
+                None => false,
+            },
+            tlv::FOLLOW_UP if found.len == usize::from(FollowUp::BYTES) => {
+                let (sequence, timestamp) = session.follow_up.unwrap_or_default();
+                FollowUp { sequence, timestamp }.write(found.value_mut(reply));
+                true
+            }
+            tlv::SESSION => match tlv::Session::read(found.value(reply)) {
+                Ok(asked) => {
+                    record_of(session, drops, asked).write(found.value_mut(reply));
+                    true
+                }
+                Err(_) => false,
+            },
+            _ => false,
+        };
+        reply[found.at] = if is_known { 0 } else { tlv::UNRECOGNIZED };
+    }
+    dscp
+}
+
+fn record_of(session: &Session, drops: &HostDrops, asked: tlv::Session) -> tlv::Session {
+    let received = &session.received;
+    tlv::Session {
+        is_reply: true,
+        count_or_first: received.first,
+        unique: received.unique,
+        duplicates: received.duplicates,
+        reordered: received.reordered,
+        highest: received.highest,
+        bitmap: received.bitmap,
+        host_drops: drops.total(),
+        ..asked
+    }
+}
+
+fn seal_extensions(reply: &mut [u8], pending: &Pending, key: &Key) {
+    let base = pending.mode.base_bytes();
+    let hmac = tlv::walk(reply, base).find(|found| found.kind == tlv::HMAC);
+    if let (Some(hmac), true) = (hmac, pending.is_intact)
+        && hmac.len == usize::from(tlv::HMAC_VALUE_BYTES)
+    {
+        tlv::seal(reply, base, hmac, key);
+    }
+}
+
+impl Machine for Responder {
+    type Report = ResponderReport;
+
+    /// The driver calls `step` until `Wait` before it hands over the next datagram.
+    fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
+        if arrival.icmp.is_some() {
+            return;
+        }
+        match self.admit(datagram, arrival) {
+            Ok(pending) => {
+                self.request.clear();
+                self.request.extend_from_slice(datagram);
+                self.pending = Some(pending);
+                if let Some(count) = self.sources.add(arrival.from.ip(), arrival.at) {
+                    self.report(ResponderReport::Sources(count));
+                }
+            }
+            Err(refusal) => self.report(ResponderReport::Refused(refusal)),
+        }
+    }
+
+    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
+        let (StampedBy::Kernel, Some(wall)) = (by, self.wall) else { return };
+        let place = u32::try_from(id.0 >> 32).expect("32 bits are left");
+        let number = u32::try_from(id.0 & u64::from(u32::MAX)).expect("32 bits are left");
+        // The place may have passed to another session since; its own numbers are then elsewhere.
+        if let Some(session) = self.sessions.at(place)
+            && session.replies.wrapping_sub(number) <= STAMPED_REPLIES
+        {
+            session.follow_up = Some((number, NtpTime::from(wall.wall(at))));
+        }
+    }
+
+    fn not_sent(&mut self, _: SendId, _: NotSent) {}
+
+    fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<ResponderReport> {
+        self.wall = Some(now.wall);
+        if let Some(pending) = self.pending.take()
+            && let Some(send) = self.answer(&pending, now, drops, arena)
+        {
+            self.report(ResponderReport::Answered);
+            return Step::Send(send);
+        }
+        if let Some(report) = self.reports.iter_mut().find_map(Option::take) {
+            return Step::Report(report);
+        }
+        if let Some(count) = self.sources.rotate(now.at) {
+            return Step::Report(ResponderReport::Sources(count));
+        }
+        Step::Wait(self.sources.next_rotation())
+    }
+}
+
+/// Counts different sources, over the last half to whole minute.
+#[derive(Debug, Default)]
+struct Sources {
+    current: HashSet<IpAddr>,
+    previous: HashSet<IpAddr>,
+    /// How many are in either.
+    count: usize,
+    since: Timestamp,
+}
+
+impl Sources {
+    const HALF: Duration = Duration::from_secs(30);
+    /// Sources that are told apart in each half; more are not counted.
+    const MAX: usize = 65_536;
+
+    /// Notes a source; the new count when it was not known.
+    fn add(&mut self, source: IpAddr, at: Timestamp) -> Option<usize> {
+        if self.since == Timestamp::default() {
+            self.since = at;
+        }
+        let source = source.to_canonical();
+        if self.current.contains(&source) || self.current.len() >= Self::MAX {
+            return None;
+        }
+        self.current.insert(source);
+        if self.previous.contains(&source) {
+            return None;
+        }
+        self.count += 1;
+        Some(self.count)
+    }
+
+    fn rotate(&mut self, now: Timestamp) -> Option<usize> {
+        if now < self.next_rotation() {
+            return None;
+        }
+        self.previous = std::mem::take(&mut self.current);
+        self.count = self.previous.len();
+        self.since = now;
+        Some(self.count)
+    }
+
+    fn next_rotation(&self) -> Timestamp {
+        if self.current.is_empty() && self.previous.is_empty() { Timestamp::NEVER } else { self.since + Self::HALF }
+    }
+}

@@ -1,0 +1,142 @@
+//! The send schedule: absolute slots with a random phase and jitter; what is missed is skipped, never caught up.
+
+use std::time::Duration;
+
+use crate::time::{Timestamp, nanos};
+
+/// Slots on an absolute grid.
+///
+/// Slot `i` is due at `start + phase + i · interval + jitter(i)` with a phase uniform in one interval and a jitter
+/// uniform in ±25 % of it. Periodic streams must start at random (RFC 3432 section 4) and phase-lock with what they
+/// measure unless they are jittered (Baccelli, Machiraju, Veitch, Bolot 2006). The jitter belongs to the slot, not to
+/// the previous send, so lateness never accumulates.
+#[derive(Debug, Clone)]
+pub struct Grid {
+    origin: Timestamp,
+    interval: u64,
+    seed: u64,
+    next: u64,
+}
+
+/// What the grid asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Slots that were missed by more than half an interval since the last call.
+    pub skipped: u64,
+    /// The slot to fire; its due time. `None`: nothing is due yet.
+    pub slot: Option<Timestamp>,
+}
+
+impl Grid {
+    /// A grid that begins within one interval after `start`. `interval` is at least 1 µs; `seed` decides phase and jitter.
+    #[must_use]
+    pub fn new(start: Timestamp, interval: Duration, seed: u64) -> Self {
+        let interval = nanos(interval).max(1_000);
+        let phase = mix(seed) % interval;
+        Self { origin: start + Duration::from_nanos(interval / 4 + phase), interval, seed, next: 0 }
+    }
+
+    /// When the next slot is due.
+    #[must_use]
+    pub fn next(&self) -> Timestamp {
+        self.due(self.next)
+    }
+
+    /// Takes what is due at `now`: at most one slot to fire, and how many are past firing.
+    pub fn take(&mut self, now: Timestamp) -> Due {
+        let first = self.next;
+        let half = Duration::from_nanos(self.interval / 2);
+        // The jitter is below half an interval, so only the last few candidates need a look each.
+        let whole = nanos(now.since(self.origin)) / self.interval;
+        self.next = self.next.max(whole.saturating_sub(2));
+        while self.due(self.next) + half < now {
+            self.next += 1;
+        }
+        let skipped = self.next - first;
+        let due = self.due(self.next);
+        if due > now {
+            return Due { skipped, slot: None };
+        }
+        self.next += 1;
+        Due { skipped, slot: Some(due) }
+    }
+
+    fn due(&self, slot: u64) -> Timestamp {
+        let half = self.interval / 2;
+        let jitter = mix(self.seed ^ slot.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % (half + 1);
+        let base = self.origin + Duration::from_nanos(self.interval.saturating_mul(slot));
+        base + Duration::from_nanos(jitter) - Duration::from_nanos(self.interval / 4)
+    }
+}
+
+/// One well-mixed number from another (SplitMix64's finaliser; Steele, Lea, Flood 2014).
+#[must_use]
+pub const fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn at(nanos: u64) -> Timestamp {
+        Timestamp::from_nanos(nanos)
+    }
+
+    #[test]
+    fn every_slot_is_within_a_quarter_interval_of_its_place() {
+        for seed in 0..100 {
+            let mut grid = Grid::new(at(7), Duration::from_millis(20), seed);
+            let mut last = at(0);
+            for i in 0..1_000_u64 {
+                let due = grid.next();
+                assert_eq!(grid.take(due), Due { skipped: 0, slot: Some(due) }, "seed {seed} slot {i}");
+                let place = grid.origin.as_nanos() + i * 20 * MS;
+                assert!(due.as_nanos().abs_diff(place) <= 5 * MS, "seed {seed} slot {i}");
+                assert!(due > last, "slots come in order");
+                last = due;
+            }
+        }
+    }
+
+    #[test]
+    fn fired_plus_skipped_is_everything_that_was_due() {
+        for seed in 0..1_000 {
+            let mut grid = Grid::new(at(0), Duration::from_millis(10), seed);
+            let (mut now, mut fired, mut skipped) = (0, 0, 0);
+            for i in 0..200_u64 {
+                now += mix(seed * 1_000 + i) % (25 * MS);
+                loop {
+                    let due = grid.take(at(now));
+                    skipped += due.skipped;
+                    let Some(slot) = due.slot else { break };
+                    assert!(slot <= at(now) && at(now).since(slot) <= Duration::from_millis(5), "seed {seed}");
+                    fired += 1;
+                }
+            }
+            assert_eq!(fired + skipped, grid.next, "seed {seed}");
+            let due = (0..).take_while(|i| grid.due(*i) <= at(now)).count() as u64;
+            assert!(grid.next == due, "seed {seed}: {} slots taken, {due} due", grid.next);
+        }
+    }
+
+    #[test]
+    fn a_night_asleep_is_skipped_at_once() {
+        let mut grid = Grid::new(at(0), Duration::from_millis(1), 3);
+        let due = grid.take(at(8 * 3_600_000 * MS));
+        assert!(due.skipped >= 8 * 3_600_000 - 3);
+    }
+
+    #[test]
+    fn the_phase_differs_between_seeds() {
+        let phases: std::collections::BTreeSet<u64> = (0..100)
+            .map(|seed| Grid::new(at(0), Duration::from_secs(1), seed).next().as_nanos() / (100 * MS))
+            .collect();
+        assert!(phases.len() > 8, "{phases:?}");
+    }
+}

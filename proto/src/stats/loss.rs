@@ -1,0 +1,68 @@
+//! Whether a flow loses datagrams of late.
+
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// Losses among the decided datagrams of the last one to two windows.
+#[derive(Debug, Clone, Copy)]
+pub struct RecentLoss {
+    since: Timestamp,
+    current: Tally,
+    previous: Tally,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    decided: u32,
+    lost: u32,
+}
+
+impl RecentLoss {
+    /// Length of a window. Chosen: 30 s, so that a flow that turned bad shows within a scrape or two and one that
+    /// recovered is forgiven within a minute.
+    pub const WINDOW: Duration = Duration::from_secs(30);
+
+    /// Nothing decided yet.
+    #[must_use]
+    pub fn new(at: Timestamp) -> Self {
+        Self { since: at, current: Tally::default(), previous: Tally::default() }
+    }
+
+    /// Takes one decided datagram.
+    pub fn add(&mut self, at: Timestamp, is_lost: bool) {
+        if at.since(self.since) >= Self::WINDOW {
+            self.previous = std::mem::take(&mut self.current);
+            self.since = at;
+        }
+        self.current.decided = self.current.decided.saturating_add(1);
+        self.current.lost = self.current.lost.saturating_add(u32::from(is_lost));
+    }
+
+    /// At least two losses, and at least 1 % of what was decided: one loss is no pattern.
+    #[must_use]
+    pub fn is_lossy(&self) -> bool {
+        let lost = u64::from(self.current.lost) + u64::from(self.previous.lost);
+        let decided = u64::from(self.current.decided) + u64::from(self.previous.decided);
+        lost >= 2 && lost * 100 >= decided
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_is_lossy_from_the_second_loss_until_it_has_been_clean_for_two_windows() {
+        let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
+        let mut loss = RecentLoss::new(at(0));
+        loss.add(at(1), true);
+        assert!(!loss.is_lossy());
+        loss.add(at(2), true);
+        assert!(loss.is_lossy());
+        loss.add(at(31), false);
+        assert!(loss.is_lossy());
+        loss.add(at(62), false);
+        assert!(!loss.is_lossy());
+    }
+}

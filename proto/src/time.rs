@@ -1,0 +1,224 @@
+//! Clocks that cannot be mixed up.
+//!
+//! [`Timestamp`] is ours and monotonic: schedules, deadlines and round trips are computed on it. [`WallTime`] is what the
+//! kernel stamps datagrams with and what travels on the wire; it can step. [`Timeline`] is the only way from one to the
+//! other. A peer's times ([`crate::wire::NtpTime`]) are subtracted from each other and from nothing else.
+
+use std::time::Duration;
+
+/// Nanoseconds on our own monotonic clock, from an arbitrary origin. It never steps and does not run during a suspend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// The end of time: a deadline that never comes.
+    pub const NEVER: Self = Self(u64::MAX);
+
+    /// From nanoseconds since the clock's origin.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the clock's origin.
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The time that passed since `earlier`; zero when `earlier` is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Nanoseconds from `other` to `self`, negative when `other` is later; saturates at ±292 years.
+    #[must_use]
+    pub fn signed_since(self, other: Self) -> i64 {
+        i64::try_from(i128::from(self.0) - i128::from(other.0)).unwrap_or(if self > other {
+            i64::MAX
+        } else {
+            i64::MIN
+        })
+    }
+}
+
+impl std::ops::Add<Duration> for Timestamp {
+    type Output = Self;
+
+    /// Saturates at [`Timestamp::NEVER`].
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(span)))
+    }
+}
+
+impl std::ops::Sub<Duration> for Timestamp {
+    type Output = Self;
+
+    /// Saturates at the clock's origin.
+    fn sub(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(nanos(span)))
+    }
+}
+
+/// A duration in whole nanoseconds; saturates at 584 years.
+#[must_use]
+pub fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Nanoseconds since 1970-01-01 UTC on our wall clock (CLOCK_REALTIME). It can step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct WallTime(u64);
+
+impl WallTime {
+    /// From nanoseconds since 1970.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since 1970.
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+}
+
+/// How far our wall clock is ahead of our monotonic clock. Constant until the wall clock is stepped: both are slewed
+/// alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WallOffset(i64);
+
+impl WallOffset {
+    /// From one reading of both clocks.
+    #[must_use]
+    pub fn between(at: Timestamp, wall: WallTime) -> Self {
+        Self(i64::try_from(i128::from(wall.0) - i128::from(at.0)).expect("both clocks count from after 1678"))
+    }
+
+    /// The wall clock's reading at `at`.
+    #[must_use]
+    pub fn wall(self, at: Timestamp) -> WallTime {
+        WallTime(at.0.saturating_add_signed(self.0))
+    }
+
+    /// The monotonic clock's reading when the wall clock read `wall`.
+    #[must_use]
+    pub fn monotonic(self, wall: WallTime) -> Timestamp {
+        Timestamp(wall.0.saturating_add_signed(self.0.saturating_neg()))
+    }
+}
+
+/// Places the kernel's wall-clock stamps on the monotonic clock, across steps of the wall clock.
+///
+/// A stamp was made between the last time that everything had been read and now. After a step, the offset from before
+/// it and the one from after it are both possible; the one that puts the stamp into that window is taken. The error is
+/// zero unless the step is smaller than the window, and is then at most the step.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    offset: WallOffset,
+    before: Option<WallOffset>,
+    steps: u64,
+}
+
+impl Timeline {
+    /// Differences up to this are the noise of reading two clocks one after the other, not a step.
+    /// Chosen: 10 µs, a hundred times the reading of a vDSO clock, a hundredth of what a clock daemon steps.
+    pub const GRAIN: Duration = Duration::from_micros(10);
+
+    /// A timeline that begins with one reading of both clocks.
+    #[must_use]
+    pub fn new(at: Timestamp, wall: WallTime) -> Self {
+        Self { offset: WallOffset::between(at, wall), before: None, steps: 0 }
+    }
+
+    /// Takes another reading of both clocks, made within `window` of each other. Returns how far the wall clock stepped,
+    /// in nanoseconds, if it did.
+    pub fn observe(&mut self, at: Timestamp, wall: WallTime, window: Duration) -> Option<i64> {
+        let found = WallOffset::between(at, wall);
+        let moved = found.0.saturating_sub(self.offset.0);
+        if moved.unsigned_abs() <= nanos(Self::GRAIN.max(window)) {
+            return None;
+        }
+        self.before = Some(std::mem::replace(&mut self.offset, found));
+        self.steps += 1;
+        Some(moved)
+    }
+
+    /// Says that everything stamped before the last step has been read.
+    pub fn settle(&mut self) {
+        self.before = None;
+    }
+
+    /// When a stamp was made, known to lie between `from` and `to`.
+    #[must_use]
+    pub fn place(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
+        let slack = Self::GRAIN;
+        let fits = |at: &Timestamp| *at + slack >= from && *at <= to + slack;
+        let candidates = [Some(self.offset), self.before];
+        let placed = candidates.iter().flatten().map(|offset| offset.monotonic(stamp)).find(fits);
+        placed.unwrap_or_else(|| self.offset.monotonic(stamp).clamp(from, to.max(from)))
+    }
+
+    /// The offset that is in force.
+    #[must_use]
+    pub fn offset(&self) -> WallOffset {
+        self.offset
+    }
+
+    /// Steps of the wall clock so far.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn at(nanos: u64) -> Timestamp {
+        Timestamp::from_nanos(nanos)
+    }
+
+    fn wall(nanos: u64) -> WallTime {
+        WallTime::from_nanos(1_700_000_000 * SECOND + nanos)
+    }
+
+    #[test]
+    fn a_stamp_is_placed_to_the_nanosecond_on_a_steady_clock() {
+        let mut timeline = Timeline::new(at(5), wall(5));
+        assert_eq!(timeline.observe(at(SECOND), wall(SECOND + 900), Duration::ZERO), None);
+        assert_eq!(timeline.place(wall(1_234_567), at(0), at(SECOND)), at(1_234_567));
+    }
+
+    #[test]
+    fn stamps_from_both_sides_of_a_step_are_placed_in_the_window_they_were_made_in() {
+        for step in [-(SECOND as i64), SECOND as i64, -20_000_000, 20_000_000] {
+            let mut timeline = Timeline::new(at(0), wall(0));
+            let after = |nanos: u64| WallTime::from_nanos(wall(nanos).as_nanos().saturating_add_signed(step));
+            assert_eq!(timeline.observe(at(10_000_000), after(10_000_000), Duration::ZERO), Some(step));
+            let (from, to) = (at(5_000_000), at(10_000_000));
+            assert_eq!(timeline.place(wall(6_000_000), from, to), at(6_000_000), "before the step of {step}");
+            assert_eq!(timeline.place(after(8_000_000), from, to), at(8_000_000), "after the step of {step}");
+        }
+    }
+
+    #[test]
+    fn the_error_of_a_step_inside_the_window_is_at_most_the_step() {
+        let step = 2_000_000;
+        let mut timeline = Timeline::new(at(0), wall(0));
+        timeline.observe(at(10_000_000), wall(10_000_000 + step), Duration::ZERO);
+        let placed = timeline.place(wall(8_000_000), at(5_000_000), at(10_000_000));
+        assert!(placed.signed_since(at(8_000_000)).unsigned_abs() <= step);
+    }
+
+    #[test]
+    fn a_stamp_that_fits_nowhere_is_clamped_to_the_window() {
+        let timeline = Timeline::new(at(0), wall(0));
+        assert_eq!(timeline.place(wall(90 * SECOND), at(1), at(9)), at(9));
+    }
+}

@@ -1,0 +1,108 @@
+//! "I am leaving": what an agent tells its peers before it stops, so that a planned restart is not loss.
+//!
+//! ```text
+//!  0 u32 magic "pmag"   4 u8 version 1   5 u8 kind 1   6 u16 length n of the name
+//!  8 u64 boot id       16 u64 wall time, nanoseconds since 1970
+//! 24 n bytes name      24+n 16 bytes HMAC-SHA-256/128 over everything in front of it
+//! ```
+
+use super::{DecodeError, put, require, u16_at, u32_at, u64_at};
+use crate::key::Keys;
+use crate::time::WallTime;
+
+/// An agent's last words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Goodbye {
+    /// Who is leaving: its configured name.
+    pub name: String,
+    /// Which of its lives ends. A life says goodbye once; repeats and replays mean nothing.
+    pub boot_id: u64,
+    /// When, on its wall clock. For people; nothing is decided by it.
+    pub at: WallTime,
+}
+
+impl Goodbye {
+    /// The purpose for which its key is derived from the mesh key ([`Keys::derive`]).
+    pub const PURPOSE: &'static str = "pathmeter agent datagram v1";
+    /// The longest name in bytes.
+    pub const NAME_BYTES_MAX: usize = 64;
+    const MAGIC: u32 = u32::from_be_bytes(*b"pmag");
+    const VERSION: u8 = 1;
+    const KIND: u8 = 1;
+    const NAME_AT: usize = 24;
+    const TAG_BYTES: usize = 16;
+
+    /// The datagram, signed with keys derived for [`Goodbye::PURPOSE`]. A longer name is cut at
+    /// [`Goodbye::NAME_BYTES_MAX`].
+    #[must_use]
+    pub fn encode(&self, keys: &Keys) -> Vec<u8> {
+        let name = &self.name.as_bytes()[..self.name.len().min(Self::NAME_BYTES_MAX)];
+        let mut out = vec![0; Self::NAME_AT];
+        put(&mut out, 0, &Self::MAGIC.to_be_bytes());
+        put(&mut out, 4, &[Self::VERSION, Self::KIND]);
+        put(&mut out, 6, &u16::try_from(name.len()).expect("cut above").to_be_bytes());
+        put(&mut out, 8, &self.boot_id.to_be_bytes());
+        put(&mut out, 16, &self.at.as_nanos().to_be_bytes());
+        out.extend_from_slice(name);
+        let tag = keys.current().mac_128(&[&out]);
+        out.extend_from_slice(&tag);
+        out
+    }
+
+    /// Reads a datagram of the agent port.
+    ///
+    /// # Errors
+    /// [`GoodbyeError`].
+    pub fn decode(bytes: &[u8], keys: &Keys) -> Result<Self, GoodbyeError> {
+        require(bytes, Self::NAME_AT + Self::TAG_BYTES, "goodbye")?;
+        if u32_at(bytes, 0) != Self::MAGIC || bytes[5] != Self::KIND {
+            return Err(DecodeError::Foreign { field: "goodbye" }.into());
+        }
+        if bytes[4] != Self::VERSION {
+            return Err(DecodeError::Version { found: bytes[4], ours: Self::VERSION }.into());
+        }
+        let name_end = Self::NAME_AT + usize::from(u16_at(bytes, 6));
+        require(bytes, name_end + Self::TAG_BYTES, "goodbye")?;
+        if name_end + Self::TAG_BYTES != bytes.len() || name_end - Self::NAME_AT > Self::NAME_BYTES_MAX {
+            return Err(GoodbyeError::Name);
+        }
+        if keys.verifying(&[&bytes[..name_end]], &bytes[name_end..]).is_none() {
+            return Err(DecodeError::Unauthentic { field: "goodbye" }.into());
+        }
+        let name = std::str::from_utf8(&bytes[Self::NAME_AT..name_end]).map_err(|_| GoodbyeError::Name)?;
+        Ok(Self {
+            name: name.to_owned(),
+            boot_id: u64_at(bytes, 8),
+            at: WallTime::from_nanos(u64_at(bytes, 16)),
+        })
+    }
+}
+
+/// Why a goodbye was not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GoodbyeError {
+    /// The datagram is not one, or not from the mesh.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The name has no length or no letters that make sense.
+    #[error("the name is longer than {max} bytes, or not UTF-8", max = Goodbye::NAME_BYTES_MAX)]
+    Name,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goodbye_is_believed_from_the_mesh_only() {
+        let keys = Keys::parse("0123456789abcdef").unwrap().derive(Goodbye::PURPOSE);
+        let other = Keys::parse("fedcba9876543210").unwrap().derive(Goodbye::PURPOSE);
+        let goodbye = Goodbye { name: "ams-1".into(), boot_id: 7, at: WallTime::from_nanos(9) };
+        let bytes = goodbye.encode(&keys);
+        assert_eq!(Goodbye::decode(&bytes, &keys), Ok(goodbye));
+        assert!(Goodbye::decode(&bytes, &other).is_err());
+        for len in 0..bytes.len() {
+            assert!(Goodbye::decode(&bytes[..len], &keys).is_err(), "{len} bytes");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Timestamps as they travel.
+
+use crate::time::WallTime;
+
+/// A 64-bit NTP timestamp (RFC 5905 section 6): seconds since 1900 modulo 2³², and a fraction of 2⁻³² s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct NtpTime(pub u64);
+
+/// Seconds from 1900 to 1970 (RFC 868).
+const EPOCH_SECONDS: u64 = 2_208_988_800;
+const SECOND: u64 = 1_000_000_000;
+
+impl From<WallTime> for NtpTime {
+    /// Rounds up to the next 2⁻³² s (0.23 ns), so that the nanosecond comes back exactly.
+    fn from(wall: WallTime) -> Self {
+        let seconds = wall.as_nanos() / SECOND + EPOCH_SECONDS;
+        let fraction = ((wall.as_nanos() % SECOND) << 32).div_ceil(SECOND);
+        Self((seconds << 32) | fraction)
+    }
+}
+
+/// A time on a peer's clock, in nanoseconds modulo 2³² s. Two of them from one peer can be subtracted; nothing else can
+/// be done with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PeerTimestamp(u64);
+
+const ERA: i128 = (1 << 32) * SECOND as i128;
+
+impl PeerTimestamp {
+    /// From an NTP timestamp.
+    #[must_use]
+    pub fn from_ntp(bits: u64) -> Self {
+        Self((bits >> 32) * SECOND + (((bits & 0xffff_ffff) * SECOND) >> 32))
+    }
+
+    /// From a PTPv2 timestamp truncated to 32 bits of seconds and 32 bits of nanoseconds (RFC 8877 section 4.3).
+    #[must_use]
+    pub fn from_ptp(bits: u64) -> Self {
+        Self((bits >> 32) * SECOND + (bits & 0xffff_ffff))
+    }
+
+    /// Nanoseconds from `earlier` to `self`, negative when `earlier` is later; right for differences below 68 years.
+    #[must_use]
+    pub fn signed_since(self, earlier: Self) -> i64 {
+        let difference = (i128::from(self.0) - i128::from(earlier.0)).rem_euclid(ERA);
+        let signed = if difference >= ERA / 2 { difference - ERA } else { difference };
+        i64::try_from(signed).expect("half an era is 2.1·10¹⁸ ns")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nanosecond_survives_the_wire() {
+        for nanos in (0..2_000_000_000_u64).step_by(999_983).chain([SECOND - 1, SECOND]) {
+            let base = WallTime::from_nanos(1_800_000_000 * SECOND);
+            let later = WallTime::from_nanos(base.as_nanos() + nanos);
+            let (from, to) = (NtpTime::from(base), NtpTime::from(later));
+            let span = PeerTimestamp::from_ntp(to.0).signed_since(PeerTimestamp::from_ntp(from.0));
+            assert_eq!(span, i64::try_from(nanos).unwrap());
+        }
+    }
+
+    #[test]
+    fn differences_hold_across_the_end_of_the_era_in_2036() {
+        let before = PeerTimestamp::from_ntp(u64::MAX - ((1 << 31) - 1));
+        let after = PeerTimestamp::from_ntp(1 << 31);
+        assert_eq!(after.signed_since(before), i64::try_from(SECOND).unwrap());
+        assert_eq!(before.signed_since(after), -i64::try_from(SECOND).unwrap());
+    }
+
+    #[test]
+    fn the_formats_of_rfc_8877_agree() {
+        let ntp = PeerTimestamp::from_ntp((7 << 32) | (1 << 31));
+        let ptp = PeerTimestamp::from_ptp((7 << 32) | 500_000_000);
+        assert_eq!(ntp, ptp);
+    }
+}

@@ -1,0 +1,328 @@
+//! The STAMP base packets (RFC 8762 sections 4.2 and 4.3 with the session identifier of RFC 8972 section 3).
+//!
+//! ```text
+//!            open (44 bytes)                      authenticated (112 bytes)
+//!            sender            reflector          sender            reflector
+//! sequence    0                 0                  0                 0
+//! timestamp   4 (T1)            4 (T3)            16 (T1)           16 (T3)
+//! error      12                12                 24                24
+//! ssid       14                14                 26                26
+//! received                     16 (T2)                              32 (T2)
+//! sender's sequence            24                                   48
+//! sender's timestamp           28 (T1)                              64 (T1)
+//! sender's error               36                                   72
+//! sender's TTL                 40                                   80
+//! HMAC                                            96                96
+//! ```
+//! Everything else must be zero. The HMAC is HMAC-SHA-256 truncated to 128 bits over bytes 0..96 (RFC 8762 section 4.4).
+
+use super::{DecodeError, NtpTime, PeerTimestamp, array, put, require, u16_at, u32_at, u64_at};
+use crate::key::{Key, KeyId, Keys};
+
+/// The port that IANA assigned to STAMP and TWAMP.
+pub const PORT: u16 = 862;
+
+/// What we state about our clock (RFC 4656 section 4.1.2): not synchronised as far as we know (S = 0), NTP format
+/// (Z = 0), and an error of 1 s: scale 32, multiplier 1.
+pub const ERROR_ESTIMATE: u16 = (32 << 8) | 1;
+
+/// Z bit of the error estimate: the timestamps are in PTP format (RFC 8762 section 4.2.1).
+const PTP_FORMAT: u16 = 1 << 14;
+
+/// Whether the base packets carry an HMAC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// 44 bytes, no HMAC.
+    Open,
+    /// 112 bytes, with HMAC.
+    Authenticated,
+}
+
+impl Mode {
+    /// Length of the base packet in bytes.
+    #[must_use]
+    pub const fn base_bytes(self) -> usize {
+        match self {
+            Self::Open => 44,
+            Self::Authenticated => HMAC_AT + HMAC_BYTES,
+        }
+    }
+
+    const fn layout(self) -> Layout {
+        match self {
+            Self::Open => Layout {
+                timestamp: 4,
+                error: 12,
+                ssid: 14,
+                received: 16,
+                sender_sequence: 24,
+                sender_timestamp: 28,
+                sender_error: 36,
+                sender_ttl: 40,
+            },
+            Self::Authenticated => Layout {
+                timestamp: 16,
+                error: 24,
+                ssid: 26,
+                received: 32,
+                sender_sequence: 48,
+                sender_timestamp: 64,
+                sender_error: 72,
+                sender_ttl: 80,
+            },
+        }
+    }
+}
+
+const HMAC_AT: usize = 96;
+const HMAC_BYTES: usize = 16;
+
+/// A TWAMP-Light reply ends after the sender's TTL (RFC 5357 section 4.2.1).
+const TWAMP_REPLY_BYTES: usize = 41;
+
+struct Layout {
+    timestamp: usize,
+    error: usize,
+    ssid: usize,
+    received: usize,
+    sender_sequence: usize,
+    sender_timestamp: usize,
+    sender_error: usize,
+    sender_ttl: usize,
+}
+
+/// What a sender says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// Sequence number, from 0, modulo 2³².
+    pub sequence: u32,
+    /// T1.
+    pub timestamp: NtpTime,
+    /// Error estimate of the sender's clock.
+    pub error: u16,
+    /// Session identifier.
+    pub ssid: u16,
+}
+
+impl Request {
+    /// Appends the base packet; the HMAC is still missing, see [`seal`].
+    pub fn encode(&self, mode: Mode, out: &mut Vec<u8>) {
+        let (start, at) = (out.len(), mode.layout());
+        out.resize(start + mode.base_bytes(), 0);
+        let base = &mut out[start..];
+        put(base, 0, &self.sequence.to_be_bytes());
+        put(base, at.timestamp, &self.timestamp.0.to_be_bytes());
+        put(base, at.error, &self.error.to_be_bytes());
+        put(base, at.ssid, &self.ssid.to_be_bytes());
+    }
+
+    /// Reads a base packet; the HMAC is not looked at, see [`verify`].
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`].
+    pub fn decode(bytes: &[u8], mode: Mode) -> Result<Self, DecodeError> {
+        require(bytes, mode.base_bytes(), "STAMP request")?;
+        let at = mode.layout();
+        Ok(Self {
+            sequence: u32_at(bytes, 0),
+            timestamp: NtpTime(u64_at(bytes, at.timestamp)),
+            error: u16_at(bytes, at.error),
+            ssid: u16_at(bytes, at.ssid),
+        })
+    }
+}
+
+/// What a reflector answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// The reflector's own count, or the sender's sequence number when the reflector is stateless.
+    pub sequence: u32,
+    /// T3, as written.
+    pub timestamp: NtpTime,
+    /// Error estimate of the reflector's clock.
+    pub error: u16,
+    /// Session identifier; 0 from reflectors that know none.
+    pub ssid: u16,
+    /// T2, as written.
+    pub received: NtpTime,
+    /// The request's sequence number.
+    pub sender_sequence: u32,
+    /// The request's T1.
+    pub sender_timestamp: NtpTime,
+    /// The request's error estimate.
+    pub sender_error: u16,
+    /// Time to live or hop limit of the request as it arrived.
+    pub sender_ttl: u8,
+}
+
+impl Reply {
+    /// Writes the reply over a request's base packet. `base` is at least [`Mode::base_bytes`] long; the HMAC is still
+    /// missing, see [`seal`].
+    pub fn write(&self, mode: Mode, base: &mut [u8]) {
+        let at = mode.layout();
+        base[..mode.base_bytes()].fill(0);
+        put(base, 0, &self.sequence.to_be_bytes());
+        put(base, at.timestamp, &self.timestamp.0.to_be_bytes());
+        put(base, at.error, &self.error.to_be_bytes());
+        put(base, at.ssid, &self.ssid.to_be_bytes());
+        put(base, at.received, &self.received.0.to_be_bytes());
+        put(base, at.sender_sequence, &self.sender_sequence.to_be_bytes());
+        put(base, at.sender_timestamp, &self.sender_timestamp.0.to_be_bytes());
+        put(base, at.sender_error, &self.sender_error.to_be_bytes());
+        base[at.sender_ttl] = self.sender_ttl;
+    }
+
+    /// Reads a base packet; the HMAC is not looked at, see [`verify`]. In open mode a TWAMP-Light reply, which ends three
+    /// bytes earlier, is read as well.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`].
+    pub fn decode(bytes: &[u8], mode: Mode) -> Result<Self, DecodeError> {
+        let needs = match mode {
+            Mode::Open => TWAMP_REPLY_BYTES,
+            Mode::Authenticated => mode.base_bytes(),
+        };
+        require(bytes, needs, "STAMP reply")?;
+        let at = mode.layout();
+        Ok(Self {
+            sequence: u32_at(bytes, 0),
+            timestamp: NtpTime(u64_at(bytes, at.timestamp)),
+            error: u16_at(bytes, at.error),
+            ssid: u16_at(bytes, at.ssid),
+            received: NtpTime(u64_at(bytes, at.received)),
+            sender_sequence: u32_at(bytes, at.sender_sequence),
+            sender_timestamp: NtpTime(u64_at(bytes, at.sender_timestamp)),
+            sender_error: u16_at(bytes, at.sender_error),
+            sender_ttl: bytes[at.sender_ttl],
+        })
+    }
+
+    /// Nanoseconds between T2 and T3, in the format that the reflector's error estimate names; negative when its clock
+    /// stepped between the two.
+    #[must_use]
+    pub fn turnaround(&self) -> i64 {
+        peer_time(self.timestamp, self.error).signed_since(peer_time(self.received, self.error))
+    }
+
+    /// T3 on the reflector's clock.
+    #[must_use]
+    pub fn sent(&self) -> PeerTimestamp {
+        peer_time(self.timestamp, self.error)
+    }
+}
+
+fn peer_time(bits: NtpTime, error: u16) -> PeerTimestamp {
+    if error & PTP_FORMAT == 0 { PeerTimestamp::from_ntp(bits.0) } else { PeerTimestamp::from_ptp(bits.0) }
+}
+
+/// Writes the base packet's HMAC; does nothing in open mode.
+pub fn seal(datagram: &mut [u8], mode: Mode, key: Option<&Key>) {
+    if let (Mode::Authenticated, Some(key)) = (mode, key) {
+        let tag = key.mac_128(&[&datagram[..HMAC_AT]]);
+        put(datagram, HMAC_AT, &tag);
+    }
+}
+
+/// Which key made the base packet's HMAC.
+///
+/// # Errors
+/// [`DecodeError::Truncated`], and [`DecodeError::Unauthentic`] when no valid key did.
+pub fn verify(datagram: &[u8], keys: &Keys) -> Result<KeyId, DecodeError> {
+    require(datagram, HMAC_AT + HMAC_BYTES, "authenticated STAMP packet")?;
+    let tag = &datagram[HMAC_AT..HMAC_AT + HMAC_BYTES];
+    keys.verifying(&[&datagram[..HMAC_AT]], tag).ok_or(DecodeError::Unauthentic { field: "base packet" })
+}
+
+/// The mode in which a request seems to be written. STAMP's modes are agreed out of band and a packet does not name its
+/// own; in an authenticated one bytes 44..96 are zero and the HMAC is not, and an open one of that length has a TLV there.
+#[must_use]
+pub fn guess_mode(request: &[u8]) -> Mode {
+    let filler = request.get(Mode::Open.base_bytes()..HMAC_AT);
+    let tag = request.get(HMAC_AT..HMAC_AT + HMAC_BYTES);
+    match (filler, tag) {
+        (Some(filler), Some(tag)) if filler.iter().all(|b| *b == 0) && tag.iter().any(|b| *b != 0) => {
+            Mode::Authenticated
+        }
+        _ => Mode::Open,
+    }
+}
+
+/// The session identifiers a reply may carry, in open and in authenticated mode; zero where it is too short.
+#[must_use]
+pub fn ssids(reply: &[u8]) -> [u16; 2] {
+    [
+        u16::from_be_bytes(array(reply, Mode::Open.layout().ssid)),
+        u16::from_be_bytes(array(reply, Mode::Authenticated.layout().ssid)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply() -> Reply {
+        Reply {
+            sequence: 1,
+            timestamp: NtpTime(0x0203),
+            error: ERROR_ESTIMATE,
+            ssid: 7,
+            received: NtpTime(0x0102),
+            sender_sequence: 9,
+            sender_timestamp: NtpTime(11),
+            sender_error: 0x4001,
+            sender_ttl: 255,
+        }
+    }
+
+    #[test]
+    fn packets_survive_the_wire_in_both_modes() {
+        for mode in [Mode::Open, Mode::Authenticated] {
+            let request = Request { sequence: 3, timestamp: NtpTime(5), error: ERROR_ESTIMATE, ssid: 9 };
+            let mut bytes = Vec::new();
+            request.encode(mode, &mut bytes);
+            assert_eq!(bytes.len(), mode.base_bytes());
+            assert_eq!(Request::decode(&bytes, mode), Ok(request));
+            reply().write(mode, &mut bytes);
+            assert_eq!(Reply::decode(&bytes, mode), Ok(reply()));
+            assert!(ssids(&bytes).contains(&7));
+        }
+    }
+
+    #[test]
+    fn the_open_reply_has_its_fields_where_rfc_8762_puts_them() {
+        let mut bytes = vec![0xff; 44];
+        reply().write(Mode::Open, &mut bytes);
+        let expected = "00000001 0000000000000203 2001 0007 0000000000000102 \
+             00000009 000000000000000b 4001 0000 ff 000000";
+        let found: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(found, expected.replace(' ', ""));
+    }
+
+    #[test]
+    fn one_changed_bit_anywhere_under_the_hmac_is_noticed() {
+        let keys = Keys::parse("0123456789abcdef").unwrap();
+        let mut bytes = vec![0; 112];
+        reply().write(Mode::Authenticated, &mut bytes);
+        seal(&mut bytes, Mode::Authenticated, Some(keys.current()));
+        assert!(verify(&bytes, &keys).is_ok());
+        for bit in 0..112 * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(verify(&bytes, &keys).is_err(), "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn the_mode_of_a_request_is_guessed_from_its_filler() {
+        let request = Request { sequence: 0, timestamp: NtpTime(5), error: ERROR_ESTIMATE, ssid: 9 };
+        let mut open = Vec::new();
+        request.encode(Mode::Open, &mut open);
+        assert_eq!(guess_mode(&open), Mode::Open);
+        open.resize(200, 0);
+        assert_eq!(guess_mode(&open), Mode::Open, "padded with zeros, as TWAMP-Light senders do");
+        let mut sealed = Vec::new();
+        request.encode(Mode::Authenticated, &mut sealed);
+        seal(&mut sealed, Mode::Authenticated, Some(&Key::new(b"0123456789abcdef")));
+        assert_eq!(guess_mode(&sealed), Mode::Authenticated);
+    }
+}

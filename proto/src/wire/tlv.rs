@@ -1,0 +1,346 @@
+//! The extensions behind a STAMP base packet (RFC 8972 section 4).
+//!
+//! ```text
+//! 0       1       2       3       4
+//! +-------+-------+---------------+------- … -+
+//! | flags | type  | length        | value     |
+//! +-------+-------+---------------+------- … -+
+//! flags: U 0x80 not understood · M 0x40 malformed · I 0x20 integrity failed
+//! ```
+//! A sender sets U; a reflector that understands the type clears it. A reply whose U is still set comes from a
+//! reflector that does not know the type, or that merely copies what follows the base packet.
+
+use super::{DecodeError, NtpTime, array, put, require, u16_at, u32_at, u64_at};
+use crate::key::{Key, Keys};
+
+/// Bytes in front of every value.
+pub const HEADER_BYTES: usize = 4;
+
+/// The flag U: not understood.
+pub const UNRECOGNIZED: u8 = 0x80;
+/// The flag M: malformed.
+pub const MALFORMED: u8 = 0x40;
+/// The flag I: integrity check failed.
+pub const INTEGRITY: u8 = 0x20;
+
+/// Extra Padding (RFC 8972 section 4.1).
+pub const PADDING: u8 = 1;
+/// Class of Service (RFC 8972 section 4.4).
+pub const CLASS_OF_SERVICE: u8 = 4;
+/// Follow-Up Telemetry (RFC 8972 section 4.7).
+pub const FOLLOW_UP: u8 = 7;
+/// HMAC (RFC 8972 section 4.8).
+pub const HMAC: u8 = 8;
+/// What the responder received: ours, from the range for private use.
+pub const SESSION: u8 = 252;
+
+/// One extension, where it stands in the datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tlv {
+    /// Offset of the flags.
+    pub at: usize,
+    /// U, M and I.
+    pub flags: u8,
+    /// Type.
+    pub kind: u8,
+    /// Length of the value in bytes.
+    pub len: usize,
+}
+
+impl Tlv {
+    /// The value's bytes.
+    #[must_use]
+    pub fn value<'a>(&self, datagram: &'a [u8]) -> &'a [u8] {
+        &datagram[self.at + HEADER_BYTES..self.end()]
+    }
+
+    /// The value's bytes.
+    #[must_use]
+    pub fn value_mut<'a>(&self, datagram: &'a mut [u8]) -> &'a mut [u8] {
+        &mut datagram[self.at + HEADER_BYTES..self.end()]
+    }
+
+    /// Offset of the byte behind the value.
+    #[must_use]
+    pub fn end(&self) -> usize {
+        self.at + HEADER_BYTES + self.len
+    }
+
+    /// Whether a reflector says that it understood this and found it whole.
+    #[must_use]
+    pub fn is_understood(&self) -> bool {
+        self.flags & (UNRECOGNIZED | MALFORMED | INTEGRITY) == 0
+    }
+}
+
+/// The extension at byte `at`; `None` at the end. Fewer than four bytes left over are filler, not an extension.
+///
+/// # Errors
+/// [`Malformed`] when its length points behind the end.
+pub fn next(datagram: &[u8], at: usize) -> Option<Result<Tlv, Malformed>> {
+    let header = datagram.get(at..at + HEADER_BYTES)?;
+    let tlv = Tlv { at, flags: header[0], kind: header[1], len: usize::from(u16_at(header, 2)) };
+    Some(if tlv.end() > datagram.len() { Err(Malformed { at }) } else { Ok(tlv) })
+}
+
+/// The extensions from byte `at` on, in order, up to the end or the first malformed one.
+pub fn walk(datagram: &[u8], at: usize) -> impl Iterator<Item = Tlv> + '_ {
+    std::iter::successors(next(datagram, at).and_then(Result::ok), |last| next(datagram, last.end())?.ok())
+}
+
+/// An extension whose length points behind the end of the datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed {
+    /// Offset of its flags.
+    pub at: usize,
+}
+
+/// Appends an extension of `len` zero bytes with the flags a sender sets, and returns where it stands.
+pub fn append(out: &mut Vec<u8>, kind: u8, len: u16) -> Tlv {
+    let at = out.len();
+    out.extend_from_slice(&[UNRECOGNIZED, kind]);
+    out.extend_from_slice(&len.to_be_bytes());
+    out.resize(at + HEADER_BYTES + usize::from(len), 0);
+    Tlv { at, flags: UNRECOGNIZED, kind, len: usize::from(len) }
+}
+
+/// What was received, by the responder, in one session (type 252, version 1).
+///
+/// ```text
+///  0 u32 magic "pmtr"      4 u8 version 1   5 u8 flags (1: reply)   6 u16 flow
+///  8 u32 session           12 u32 request: datagrams sent · reply: first sequence number of this record
+/// 16 u32 received once     20 u32 received again     24 u32 reordered (RFC 4737)   28 u32 highest sequence number
+/// 32 u128 bitmap: bit i is set when highest − i was received
+/// 48 u32 datagrams that the responder's host dropped, all sessions, modulo 2³²
+/// ```
+/// The sender leaves bytes 16..52 zero, so that request and reply are equally long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Session {
+    /// Which flow of the path.
+    pub flow: u16,
+    /// Random, chosen by the prober: tells sessions apart that reuse port and identifier.
+    pub session: u32,
+    /// Whether this is a reply.
+    pub is_reply: bool,
+    /// Request: datagrams sent so far, this one included. Reply: the first sequence number this record knows of; about
+    /// earlier ones a clear bit says nothing.
+    pub count_or_first: u32,
+    /// Different sequence numbers received.
+    pub unique: u32,
+    /// Further copies received.
+    pub duplicates: u32,
+    /// Arrived behind a higher sequence number.
+    pub reordered: u32,
+    /// Highest sequence number received.
+    pub highest: u32,
+    /// Bit `i` is set when `highest − i` was received.
+    pub bitmap: u128,
+    /// What the responder's host dropped.
+    pub host_drops: u32,
+}
+
+impl Session {
+    /// Length of the value in bytes.
+    pub const BYTES: u16 = 52;
+    const MAGIC: u32 = u32::from_be_bytes(*b"pmtr");
+    const VERSION: u8 = 1;
+
+    /// Writes the value; `value` is at least [`Session::BYTES`] long.
+    pub fn write(&self, value: &mut [u8]) {
+        put(value, 0, &Self::MAGIC.to_be_bytes());
+        put(value, 4, &[Self::VERSION, u8::from(self.is_reply)]);
+        put(value, 6, &self.flow.to_be_bytes());
+        put(value, 8, &self.session.to_be_bytes());
+        put(value, 12, &self.count_or_first.to_be_bytes());
+        put(value, 16, &self.unique.to_be_bytes());
+        put(value, 20, &self.duplicates.to_be_bytes());
+        put(value, 24, &self.reordered.to_be_bytes());
+        put(value, 28, &self.highest.to_be_bytes());
+        put(value, 32, &self.bitmap.to_be_bytes());
+        put(value, 48, &self.host_drops.to_be_bytes());
+    }
+
+    /// Reads a value. Later versions may be longer: what they add stands behind what this one knows.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`], [`DecodeError::Foreign`] for somebody else's type 252, [`DecodeError::Version`].
+    pub fn read(value: &[u8]) -> Result<Self, DecodeError> {
+        require(value, usize::from(Self::BYTES), "session extension")?;
+        if u32_at(value, 0) != Self::MAGIC {
+            return Err(DecodeError::Foreign { field: "session extension" });
+        }
+        if value[4] != Self::VERSION {
+            return Err(DecodeError::Version { found: value[4], ours: Self::VERSION });
+        }
+        Ok(Self {
+            is_reply: value[5] & 1 != 0,
+            flow: u16_at(value, 6),
+            session: u32_at(value, 8),
+            count_or_first: u32_at(value, 12),
+            unique: u32_at(value, 16),
+            duplicates: u32_at(value, 20),
+            reordered: u32_at(value, 24),
+            highest: u32_at(value, 28),
+            bitmap: u128::from_be_bytes(array(value, 32)),
+            host_drops: u32_at(value, 48),
+        })
+    }
+}
+
+/// Class of Service: what the sender wants in the reply, and what arrived of what it sent.
+///
+/// ```text
+/// 6 bits DSCP1 (wanted) · 6 bits DSCP2 (received) · 2 bits ECN (received) · 2 bits RP · 16 bits zero
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClassOfService {
+    /// DSCP that the reply shall carry.
+    pub wanted: u8,
+    /// DSCP with which the request arrived.
+    pub received: u8,
+    /// ECN with which the request arrived.
+    pub ecn: u8,
+}
+
+impl ClassOfService {
+    /// Length of the value in bytes.
+    pub const BYTES: u16 = 4;
+
+    /// Writes the value; `value` is at least [`ClassOfService::BYTES`] long.
+    pub fn write(&self, value: &mut [u8]) {
+        let bits = (u16::from(self.wanted & 63) << 10) | (u16::from(self.received & 63) << 4);
+        put(value, 0, &(bits | (u16::from(self.ecn & 3) << 2)).to_be_bytes());
+        put(value, 2, &[0, 0]);
+    }
+
+    /// Reads a value; `None` when it is too short.
+    #[must_use]
+    pub fn read(value: &[u8]) -> Option<Self> {
+        if value.len() < usize::from(Self::BYTES) {
+            return None;
+        }
+        let [high, low] = u16_at(value, 0).to_be_bytes();
+        Some(Self { wanted: high >> 2, received: ((high & 3) << 4) | (low >> 4), ecn: (low >> 2) & 3 })
+    }
+}
+
+/// Follow-Up Telemetry: when an earlier reply really left the reflector.
+///
+/// ```text
+/// 0 u32 the earlier reply's sequence number   4 u64 its timestamp   12 u8 how it was taken (2: by the kernel)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FollowUp {
+    /// Sequence number of the earlier reply.
+    pub sequence: u32,
+    /// When it left; zero when there is none.
+    pub timestamp: NtpTime,
+}
+
+impl FollowUp {
+    /// Length of the value in bytes.
+    pub const BYTES: u16 = 16;
+    /// "SW local" in the registry of timestamping methods (RFC 8972 section 5.5).
+    const SOFTWARE: u8 = 2;
+
+    /// Writes the value; `value` is at least [`FollowUp::BYTES`] long.
+    pub fn write(&self, value: &mut [u8]) {
+        put(value, 0, &self.sequence.to_be_bytes());
+        put(value, 4, &self.timestamp.0.to_be_bytes());
+        put(value, 12, &[if self.timestamp == NtpTime(0) { 0 } else { Self::SOFTWARE }, 0, 0, 0]);
+    }
+
+    /// Reads a value; `None` when it is too short or tells nothing.
+    #[must_use]
+    pub fn read(value: &[u8]) -> Option<Self> {
+        if value.len() < usize::from(Self::BYTES) || u64_at(value, 4) == 0 {
+            return None;
+        }
+        Some(Self { sequence: u32_at(value, 0), timestamp: NtpTime(u64_at(value, 4)) })
+    }
+}
+
+/// Length of the HMAC's value in bytes.
+pub const HMAC_VALUE_BYTES: u16 = 16;
+
+/// Writes the value of the HMAC extension: over the sequence number and the extensions in front of it.
+pub fn seal(datagram: &mut [u8], base_bytes: usize, hmac: Tlv, key: &Key) {
+    let tag = key.mac_128(&[&datagram[..4], &datagram[base_bytes..hmac.at]]);
+    put(hmac.value_mut(datagram), 0, &tag);
+}
+
+/// Whether the HMAC extension was made with one of the keys.
+#[must_use]
+pub fn verify(datagram: &[u8], base_bytes: usize, hmac: Tlv, keys: &Keys) -> bool {
+    let tag = hmac.value(datagram);
+    tag.len() == usize::from(HMAC_VALUE_BYTES)
+        && keys.verifying(&[&datagram[..4], &datagram[base_bytes..hmac.at]], tag).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_survive_the_wire() {
+        let session = Session {
+            flow: 3,
+            session: 0xdead_beef,
+            is_reply: true,
+            count_or_first: 5,
+            unique: 6,
+            duplicates: 7,
+            reordered: 8,
+            highest: 9,
+            bitmap: 0x0123_4567_89ab_cdef << 64 | 1,
+            host_drops: 10,
+        };
+        let mut value = vec![0; 52];
+        session.write(&mut value);
+        assert_eq!(Session::read(&value), Ok(session));
+        for wanted in 0..64 {
+            let class = ClassOfService { wanted, received: 63 - wanted, ecn: wanted & 3 };
+            class.write(&mut value);
+            assert_eq!(ClassOfService::read(&value), Some(class));
+        }
+        let follow_up = FollowUp { sequence: 1, timestamp: NtpTime(2) };
+        follow_up.write(&mut value);
+        assert_eq!(FollowUp::read(&value), Some(follow_up));
+    }
+
+    #[test]
+    fn a_walk_ends_where_a_length_points_behind_the_end() {
+        let mut datagram = vec![0; 44];
+        append(&mut datagram, PADDING, 8);
+        let second = append(&mut datagram, FOLLOW_UP, 16);
+        datagram.truncate(datagram.len() - 1);
+        let found: Vec<_> = walk(&datagram, 44).map(|tlv| (tlv.kind, tlv.len)).collect();
+        assert_eq!(found, [(PADDING, 8)]);
+        assert_eq!(next(&datagram, second.at), Some(Err(Malformed { at: second.at })));
+    }
+
+    #[test]
+    fn somebody_elses_type_252_is_not_ours() {
+        let mut value = vec![0; 52];
+        assert!(matches!(Session::read(&value), Err(DecodeError::Foreign { .. })));
+        Session::default().write(&mut value);
+        value[4] = 2;
+        assert_eq!(Session::read(&value), Err(DecodeError::Version { found: 2, ours: 1 }));
+        assert!(matches!(Session::read(&value[..51]), Err(DecodeError::Truncated { .. })));
+    }
+
+    #[test]
+    fn the_hmac_covers_the_sequence_number_and_what_stands_in_front() {
+        let keys = Keys::parse("0123456789abcdef").unwrap();
+        let mut datagram = vec![7; 112];
+        append(&mut datagram, CLASS_OF_SERVICE, 4);
+        let hmac = append(&mut datagram, HMAC, 16);
+        seal(&mut datagram, 112, hmac, keys.current());
+        assert!(verify(&datagram, 112, hmac, &keys));
+        for at in [0, 3, 112, 117] {
+            let mut changed = datagram.clone();
+            changed[at] ^= 1;
+            assert!(!verify(&changed, 112, hmac, &keys), "byte {at}");
+        }
+    }
+}
