@@ -16,6 +16,8 @@ pub mod grid;
 pub mod key;
 pub mod machine;
 pub mod prefix;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod stats;
 pub mod time;
 pub mod wire;

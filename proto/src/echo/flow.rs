@@ -7,7 +7,7 @@ use super::outcome::{Direction, Report, Sample, Verdict};
 use crate::machine::{HostDrops, NotSent, STAMP_WAIT, StampedBy};
 use crate::stats::RecentLoss;
 use crate::time::{Timestamp, nanos};
-use crate::wire::{NtpTime, PeerTimestamp};
+use crate::wire::NtpTime;
 
 /// When a datagram's fate is decided.
 #[derive(Debug, Clone, Copy)]
@@ -82,11 +82,8 @@ enum State {
 pub(super) struct Reply {
     /// T4.
     pub(super) at: Timestamp,
-    pub(super) receive: StampedBy,
     /// T3 − T2 in nanoseconds, as the responder says.
     pub(super) turnaround: i64,
-    /// T3, to be compared with what the responder's kernel says later.
-    pub(super) left: PeerTimestamp,
     /// Everything that does not depend on T1; `rtt`, `turnaround` and `transmit` are filled in.
     pub(super) sample: Sample,
 }
@@ -260,14 +257,6 @@ impl Flow {
             }
         }
         self.advance();
-    }
-
-    /// T3 of the reply to `sequence`, while it is held.
-    pub(super) fn left_of(&mut self, sequence: u64) -> Option<PeerTimestamp> {
-        match &self.slot(sequence)?.state {
-            State::Held(reply) => Some(reply.left),
-            State::Queued | State::InFlight | State::Answered(_) | State::Void => None,
-        }
     }
 
     /// Learns from a responder which of the undecided datagrams between `from` and `to`, both included, had arrived when

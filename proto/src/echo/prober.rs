@@ -294,13 +294,7 @@ impl Prober {
         let told = Told::read(datagram, mode, self.spec.keys.as_deref())?;
         let is_ours = self.recognise(&told, arrival.at);
         let sample = self.sample(&base, &told, arrival, is_ours);
-        let reply = Reply {
-            at: arrival.at,
-            receive: arrival.by,
-            turnaround: base.turnaround(),
-            left: base.sent(),
-            sample,
-        };
+        let reply = Reply { at: arrival.at, turnaround: base.turnaround(), sample };
         let rules = self.rules();
         self.flows[index].answer(sequence, reply, &rules, &mut self.reports);
         match told.session {

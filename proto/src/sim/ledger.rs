@@ -1,0 +1,259 @@
+//! What truly happened, and what was reported of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::echo::{Direction, Mismatch, Report, Sample, Verdict};
+use crate::machine::StampedBy;
+use crate::time::{Timestamp, nanos};
+
+/// The truth about every datagram of a run, by flow and sequence number.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    datagrams: BTreeMap<(u8, u64), Truth>,
+    /// First copies of replies in the order in which they were handed to the prober's socket.
+    order: Vec<(u8, u64)>,
+    /// Replies that the prober's host dropped.
+    pub dropped_at_prober: u64,
+    /// Replies with a bit changed that were handed to the prober.
+    pub corrupted_replies: u64,
+    /// Requests that the responder answered.
+    pub answered: u64,
+}
+
+/// The truth about one datagram. Times are the prober's and the responder's own monotonic clocks without stamps' errors.
+#[derive(Debug, Clone, Default)]
+struct Truth {
+    left: Option<Timestamp>,
+    reached_responder: u32,
+    replies: Vec<TrueReply>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct TrueReply {
+    at: Timestamp,
+    turnaround: Duration,
+}
+
+/// What a prober reported, counted.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tally {
+    /// Verdicts, by datagram.
+    pub verdicts: BTreeMap<(u8, u64), (Verdict, Option<Sample>)>,
+    /// Datagrams that left.
+    pub sent: u64,
+    /// Slots that passed.
+    pub unsent: u64,
+    /// Datagrams that did not leave.
+    pub send_errors: u64,
+    /// Further copies.
+    pub duplicates: u64,
+    /// Out of order.
+    pub reordered: u64,
+    /// After the deadline.
+    pub very_late: u64,
+    /// Not believed.
+    pub mismatched: u64,
+    /// Differences between neighbours, sorted.
+    pub ipdv: Vec<Duration>,
+    /// Runs of losses that began.
+    pub bursts: u64,
+    /// Lengths of the runs that ended.
+    pub burst_lengths: Vec<u32>,
+    /// Turnarounds that made no sense.
+    pub turnaround_invalid: u64,
+    /// Lags of the responder's transmissions.
+    pub transmit_lags: Vec<Duration>,
+    /// Datagrams that got a second verdict: always a bug.
+    pub decided_twice: u64,
+}
+
+impl Tally {
+    /// Takes one report.
+    pub fn add(&mut self, report: &Report) {
+        match *report {
+            Report::Sent { .. } => self.sent += 1,
+            Report::Unsent(slots) => self.unsent += slots,
+            Report::SendError(_) => self.send_errors += 1,
+            Report::Decided { flow, sequence, verdict, sample } => {
+                let before = self.verdicts.insert((flow, sequence), (verdict, sample));
+                self.decided_twice += u64::from(before.is_some());
+            }
+            Report::Ipdv(difference) => self.ipdv.push(difference),
+            Report::Duplicate => self.duplicates += 1,
+            Report::Reordered => self.reordered += 1,
+            Report::VeryLate => self.very_late += 1,
+            Report::Mismatched(Mismatch::Malformed | Mismatch::Unauthentic | Mismatch::Unasked) => {
+                self.mismatched += 1;
+            }
+            Report::BurstBegan => self.bursts += 1,
+            Report::BurstEnded(length) => self.burst_lengths.push(length),
+            Report::TransmitLag(lag) => self.transmit_lags.push(lag),
+            Report::TurnaroundInvalid => self.turnaround_invalid += 1,
+            Report::Icmp(_) | Report::LossyFlows(_) => {}
+        }
+    }
+
+    /// Datagrams with a verdict that `is` accepts.
+    pub fn count(&self, is: impl Fn(Verdict) -> bool) -> u64 {
+        self.verdicts.values().filter(|(verdict, _)| is(*verdict)).count() as u64
+    }
+
+    /// Lost datagrams, in any direction.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.count(|verdict| matches!(verdict, Verdict::Lost(_)))
+    }
+}
+
+impl Ledger {
+    /// A datagram left the prober.
+    pub fn left(&mut self, id: (u8, u64), at: Timestamp) {
+        self.datagrams.entry(id).or_default().left = Some(at);
+    }
+
+    /// A copy of a request was answered by the responder.
+    pub fn reached_responder(&mut self, id: (u8, u64)) {
+        self.answered += 1;
+        self.datagrams.entry(id).or_default().reached_responder += 1;
+    }
+
+    /// An undamaged copy of a reply was handed to the prober's socket.
+    pub fn reached_prober(&mut self, id: (u8, u64), at: Timestamp, turnaround: Duration) {
+        let truth = self.datagrams.entry(id).or_default();
+        if truth.replies.is_empty() {
+            self.order.push(id);
+        }
+        truth.replies.push(TrueReply { at, turnaround });
+    }
+
+    /// Compares what was reported with what happened.
+    ///
+    /// `tolerance` is how far a round trip may be off, given its elapsed time and turnaround; verdicts within the
+    /// tolerance of a limit may fall on either side.
+    ///
+    /// # Errors
+    /// The first difference, in a sentence.
+    pub fn compare(
+        &self,
+        tally: &Tally,
+        late_after: Duration,
+        lost_after: Duration,
+        tolerance: impl Fn(Duration, Duration) -> u64,
+    ) -> Result<(), String> {
+        let left = self.datagrams.values().filter(|truth| truth.left.is_some()).count() as u64;
+        same("datagrams that left", tally.sent, left)?;
+        same("datagrams with a verdict", tally.verdicts.len() as u64, left)?;
+        same("datagrams decided twice", tally.decided_twice, 0)?;
+        let (mut duplicates, mut very_late) = (0, 0);
+        for (id, truth) in &self.datagrams {
+            let Some(t1) = truth.left else { return Err(format!("{id:?} was answered and never left")) };
+            let (verdict, sample) = tally.verdicts.get(id).ok_or(format!("{id:?} has no verdict"))?;
+            let in_time = |reply: &&TrueReply| reply.at.since(t1) <= lost_after;
+            let answer = truth.replies.iter().find(in_time);
+            let copies = truth.replies.iter().filter(in_time).count() as u64;
+            duplicates += copies.saturating_sub(1);
+            very_late += truth.replies.len() as u64 - copies;
+            match (verdict, answer) {
+                (Verdict::Ok | Verdict::Late, Some(answer)) => {
+                    let sample = sample.ok_or(format!("{id:?} is {verdict:?} without a sample"))?;
+                    let elapsed = answer.at.since(t1);
+                    let allowed = tolerance(elapsed, answer.turnaround);
+                    check_round_trip(*id, &sample, elapsed, answer.turnaround, allowed)?;
+                    let rtt = elapsed.saturating_sub(answer.turnaround);
+                    let margin = nanos(rtt).abs_diff(nanos(late_after));
+                    if (*verdict == Verdict::Late) != (rtt > late_after) && margin > allowed {
+                        return Err(format!("{id:?} is {verdict:?} after {rtt:?}"));
+                    }
+                }
+                (Verdict::Lost(Direction::Forward), None) if truth.reached_responder > 0 => {
+                    return Err(format!("{id:?} is lost forward and had reached the responder"));
+                }
+                (Verdict::Lost(Direction::Reverse), None) if truth.reached_responder == 0 => {
+                    return Err(format!("{id:?} is lost in reverse and never reached the responder"));
+                }
+                (Verdict::Lost(_) | Verdict::HostDropped | Verdict::Withdrawn, None) => {}
+                (verdict, answer) => return Err(format!("{id:?} is {verdict:?}; its answer: {answer:?}")),
+            }
+        }
+        same("duplicates", tally.duplicates, duplicates)?;
+        same("very late replies", tally.very_late, very_late)?;
+        same("reordered replies", tally.reordered, self.reordered(lost_after))?;
+        same("differences between neighbours", tally.ipdv.len() as u64, neighbours(tally))?;
+        let (bursts, ended) = bursts(tally);
+        same("bursts that began", tally.bursts, bursts)?;
+        let mut found = tally.burst_lengths.clone();
+        found.sort_unstable();
+        if found != ended {
+            return Err(format!("lengths of bursts: found {found:?}, truly {ended:?}"));
+        }
+        Ok(())
+    }
+
+    /// RFC 4737, from the order in which first copies arrived in time.
+    fn reordered(&self, lost_after: Duration) -> u64 {
+        let mut expected: BTreeMap<u8, u64> = BTreeMap::new();
+        let mut reordered = 0;
+        for (flow, sequence) in &self.order {
+            let truth = &self.datagrams[&(*flow, *sequence)];
+            let in_time = truth.left.is_some_and(|t1| truth.replies[0].at.since(t1) <= lost_after);
+            if !in_time {
+                continue;
+            }
+            let next = expected.entry(*flow).or_default();
+            if sequence < next {
+                reordered += 1;
+            } else {
+                *next = sequence + 1;
+            }
+        }
+        reordered
+    }
+}
+
+fn check_round_trip(
+    id: (u8, u64),
+    sample: &Sample,
+    elapsed: Duration,
+    turnaround: Duration,
+    tolerance: u64,
+) -> Result<(), String> {
+    // A datagram whose kernel stamp was lost is measured from the hand-over, at most this much earlier.
+    let fallback = if sample.transmit == StampedBy::User { super::world::HANDOVER_MAX } else { 0 };
+    let truth = nanos(elapsed.saturating_sub(turnaround));
+    let error = nanos(sample.rtt).abs_diff(truth);
+    if error > tolerance + fallback {
+        let found = sample.rtt;
+        return Err(format!("{id:?} took {truth} ns, reported {found:?}: {error} ns off, {tolerance} allowed"));
+    }
+    Ok(())
+}
+
+fn same(what: &str, found: u64, truth: u64) -> Result<(), String> {
+    if found == truth { Ok(()) } else { Err(format!("{what}: reported {found}, truly {truth}")) }
+}
+
+fn neighbours(tally: &Tally) -> u64 {
+    let is_ok = |id: &(u8, u64)| tally.verdicts.get(id).is_some_and(|(verdict, _)| *verdict == Verdict::Ok);
+    let ok = tally.verdicts.keys().filter(|id| is_ok(id));
+    ok.filter(|(flow, sequence)| is_ok(&(*flow, sequence + 1))).count() as u64
+}
+
+/// Runs of losses in the order of sequence numbers: how many, and the sorted lengths of those that ended.
+fn bursts(tally: &Tally) -> (u64, Vec<u32>) {
+    let (mut began, mut ended) = (0, Vec::new());
+    let mut run: BTreeMap<u8, u32> = BTreeMap::new();
+    for ((flow, _), (verdict, _)) in &tally.verdicts {
+        let length = run.entry(*flow).or_default();
+        match verdict {
+            Verdict::Lost(_) => {
+                began += u64::from(*length == 0);
+                *length += 1;
+            }
+            Verdict::Ok | Verdict::Late if *length > 0 => ended.push(std::mem::take(length)),
+            Verdict::Ok | Verdict::Late | Verdict::HostDropped | Verdict::Withdrawn => {}
+        }
+    }
+    ended.sort_unstable();
+    (began, ended)
+}

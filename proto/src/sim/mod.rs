@@ -1,0 +1,16 @@
+//! A world whose truth is known: virtual clocks that drift and step, links that lose, delay, reorder, duplicate and
+//! corrupt, drivers that wake late, and a ledger of what truly happened.
+//!
+//! Everything follows from a seed. Simulated minutes take milliseconds.
+
+mod clock;
+mod ledger;
+mod link;
+mod random;
+mod world;
+
+pub use clock::HostClock;
+pub use ledger::{Ledger, Tally};
+pub use link::{Delivery, Link, Loss};
+pub use random::Random;
+pub use world::{Host, Pace, World};

@@ -1,0 +1,385 @@
+//! Two hosts, a link, and drivers that behave as real ones do.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::clock::HostClock;
+use super::ledger::{Ledger, Tally};
+use super::link::Link;
+use super::random::Random;
+use crate::echo::{Prober, Responder, ResponderReport};
+use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use crate::time::{Timeline, Timestamp, WallTime};
+
+/// How a simulated process is scheduled. Times in nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// It wakes up to this much later than it asked.
+    pub latency: u64,
+    /// It reads its sockets at least this often while replies are outstanding.
+    pub tick: u64,
+    /// It does not run between these true times: SIGSTOP, or a busy host.
+    pub stalls: Vec<(u64, u64)>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { latency: 200_000, tick: 5_000_000, stalls: Vec::new() }
+    }
+}
+
+/// A simulated host.
+#[derive(Debug, Clone, Default)]
+pub struct Host {
+    /// Its clocks.
+    pub clock: HostClock,
+    /// How its process runs.
+    pub pace: Pace,
+    /// Datagrams that its socket holds; more are dropped and counted. 0: any number.
+    pub queue: usize,
+    /// Share of transmit stamps that the kernel never delivers.
+    pub stamps_lost: f64,
+    /// Share of sends that the kernel refuses.
+    pub refuses: f64,
+}
+
+/// A prober on one host, a responder on the other, and a link each way.
+#[derive(Debug)]
+pub struct World {
+    /// The prober's host.
+    pub here: Host,
+    /// The responder's host.
+    pub there: Host,
+    /// From prober to responder.
+    pub forward: Link,
+    /// From responder to prober.
+    pub reverse: Link,
+    random: Random,
+    ledger: Ledger,
+    tally: Tally,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    events: BTreeMap<u64, Event>,
+    next_event: u64,
+}
+
+/// A datagram reaches the wire at most this long after it was handed over.
+pub(super) const HANDOVER_MAX: u64 = 20_000;
+
+/// The prober's address; the port does not matter.
+const HERE: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
+/// The responder's address.
+const THERE: ([u8; 4], u16) = ([192, 0, 2, 2], 862);
+
+#[derive(Debug)]
+enum Event {
+    ProberWakes,
+    ResponderWakes,
+    Request { bytes: Vec<u8>, id: (u8, u64), flow: u8, tos: u8 },
+    Reply { bytes: Vec<u8>, id: (u8, u64), turnaround: Duration, flow: u8, is_damaged: bool, tos: u8 },
+}
+
+#[derive(Debug)]
+struct Waiting {
+    bytes: Vec<u8>,
+    stamp: WallTime,
+    id: (u8, u64),
+    flow: u8,
+    tos: u8,
+}
+
+/// One simulated process: a machine with its driver's state.
+#[derive(Debug)]
+struct Process {
+    timeline: Timeline,
+    drained: Timestamp,
+    drops: HostDrops,
+    dropped: u32,
+    checked: Timestamp,
+    waiting: VecDeque<Waiting>,
+    stamps: VecDeque<(SendId, WallTime, u64)>,
+    wakes_at: u64,
+}
+
+impl Process {
+    fn new(clock: &HostClock) -> Self {
+        let (at, wall) = (clock.monotonic(0), clock.wall(0));
+        Self {
+            timeline: Timeline::new(at, wall),
+            drained: at,
+            drops: HostDrops::default(),
+            dropped: 0,
+            checked: at,
+            waiting: VecDeque::new(),
+            stamps: VecDeque::new(),
+            wakes_at: u64::MAX,
+        }
+    }
+
+    fn now(&self, clock: &HostClock, truth: u64) -> Now {
+        Now { at: clock.monotonic(truth), drained: self.drained, wall: self.timeline.offset() }
+    }
+
+    fn look_at_the_clocks(&mut self, clock: &HostClock, truth: u64) {
+        self.timeline.observe(clock.monotonic(truth), clock.wall(truth), Duration::ZERO);
+    }
+
+    fn note_drops(&mut self, now: Timestamp) {
+        let count = std::mem::take(&mut self.dropped);
+        self.drops.add(0, self.checked, now, count);
+        self.checked = now;
+    }
+}
+
+impl World {
+    /// Two hosts with good clocks and perfect links of 10 ms each way.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            here: Host { clock: HostClock { origin: 5_000_000_000, ..HostClock::default() }, ..Host::default() },
+            there: Host { clock: HostClock { origin: 77_000_000_000, ..HostClock::default() }, ..Host::default() },
+            forward: Link::perfect(10_000_000),
+            reverse: Link::perfect(10_000_000),
+            random: Random::new(seed),
+            ledger: Ledger::default(),
+            tally: Tally::default(),
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            next_event: 0,
+        }
+    }
+
+    /// The responder's address, for the prober's [`crate::echo::Spec`].
+    #[must_use]
+    pub fn responder_address() -> SocketAddr {
+        THERE.into()
+    }
+
+    /// The prober's clock at true time 0, for [`Prober::new`].
+    #[must_use]
+    pub fn start(&self) -> Timestamp {
+        self.here.clock.monotonic(0)
+    }
+
+    /// Runs until the prober has finished or `until`, in true nanoseconds; whatever is then in flight is withdrawn.
+    /// Returns what was reported and what was true.
+    pub fn run(mut self, prober: &mut Prober, responder: &mut Responder, until: u64) -> (Tally, Ledger) {
+        let mut here = Process::new(&self.here.clock);
+        let mut there = Process::new(&self.there.clock);
+        self.schedule(0, Event::ProberWakes);
+        while let Some(Reverse((truth, number))) = self.queue.pop() {
+            let event = self.events.remove(&number).expect("every entry has its event");
+            if truth > until {
+                break;
+            }
+            match event {
+                Event::ProberWakes if truth == here.wakes_at || here.wakes_at == u64::MAX => {
+                    if self.prober_runs(prober, &mut here, truth) {
+                        break;
+                    }
+                }
+                Event::ProberWakes => {}
+                Event::ResponderWakes => self.responder_runs(responder, &mut there, truth),
+                Event::Request { bytes, id, flow, tos } => {
+                    if self.there.queue > 0 && there.waiting.len() >= self.there.queue {
+                        there.dropped += 1;
+                        continue;
+                    }
+                    let stamp = self.there.clock.wall(truth);
+                    there.waiting.push_back(Waiting { bytes, stamp, id, flow, tos });
+                    let wakes = self.wakes(&self.there.pace.clone(), truth);
+                    self.schedule(wakes, Event::ResponderWakes);
+                }
+                Event::Reply { bytes, id, turnaround, flow, is_damaged, tos } => {
+                    if self.here.queue > 0 && here.waiting.len() >= self.here.queue {
+                        here.dropped += 1;
+                        self.ledger.dropped_at_prober += 1;
+                        continue;
+                    }
+                    if is_damaged {
+                        self.ledger.corrupted_replies += 1;
+                    } else {
+                        self.ledger.reached_prober(id, self.here.clock.monotonic(truth), turnaround);
+                    }
+                    let stamp = self.here.clock.wall(truth);
+                    here.waiting.push_back(Waiting { bytes, stamp, id, flow, tos });
+                }
+            }
+        }
+        prober.withdraw();
+        self.drive(prober, &mut here, until);
+        self.tally.ipdv.sort_unstable();
+        (self.tally, self.ledger)
+    }
+
+    fn schedule(&mut self, at: u64, event: Event) {
+        self.queue.push(Reverse((at, self.next_event)));
+        self.events.insert(self.next_event, event);
+        self.next_event += 1;
+    }
+
+    fn wakes(&mut self, pace: &Pace, asked: u64) -> u64 {
+        let at = asked + self.random.below(pace.latency + 1);
+        pace.stalls.iter().find(|(from, to)| (*from..*to).contains(&at)).map_or(at, |(_, to)| *to)
+    }
+
+    fn prober_runs(&mut self, prober: &mut Prober, here: &mut Process, truth: u64) -> bool {
+        let clock = self.here.clock.clone();
+        here.look_at_the_clocks(&clock, truth);
+        let now = clock.monotonic(truth);
+        let (from, address) = (here.drained, SocketAddr::from(THERE));
+        while let Some((id, stamp, visible)) = here.stamps.pop_front() {
+            if visible > truth {
+                here.stamps.push_front((id, stamp, visible));
+                break;
+            }
+            prober.sent(id, here.timeline.place(stamp, from, now), StampedBy::Kernel);
+            self.drive(prober, here, truth);
+        }
+        while let Some(waiting) = here.waiting.pop_front() {
+            let arrival = Arrival {
+                at: here.timeline.place(waiting.stamp, from, now),
+                by: StampedBy::Kernel,
+                from: address,
+                to: None,
+                flow: waiting.flow,
+                ttl: Some(250),
+                tos: Some(waiting.tos),
+                icmp: None,
+            };
+            prober.received(&waiting.bytes, &arrival);
+            self.drive(prober, here, truth);
+        }
+        here.note_drops(now);
+        here.drained = now;
+        here.timeline.settle();
+        let Some(next) = self.drive(prober, here, truth) else { return true };
+        let asked = clock.truth(next).max(truth + 1);
+        let tick = if prober.in_flight() > 0 { truth + self.here.pace.tick } else { u64::MAX };
+        let wakes = self.wakes(&self.here.pace.clone(), asked.min(tick));
+        here.wakes_at = wakes;
+        self.schedule(wakes, Event::ProberWakes);
+        false
+    }
+
+    /// Steps until there is nothing to do; the next deadline, or `None` when the prober has finished.
+    fn drive(&mut self, prober: &mut Prober, here: &mut Process, truth: u64) -> Option<Timestamp> {
+        let mut sends: Vec<(Send, Vec<u8>)> = Vec::new();
+        let end = loop {
+            let now = here.now(&self.here.clock, truth);
+            let mut arena = Vec::new();
+            match prober.step(now, &mut here.drops, &mut arena) {
+                Step::Send(send) => sends.push((send, arena)),
+                Step::Report(report) => self.tally.add(&report),
+                Step::Wait(next) => break Some(next),
+                Step::Finished => break None,
+            }
+        };
+        let had_sends = !sends.is_empty();
+        for (send, bytes) in sends {
+            self.leave(prober, here, truth, &send, bytes);
+        }
+        if had_sends { self.drive(prober, here, truth) } else { end }
+    }
+
+    fn leave(&mut self, prober: &mut Prober, here: &mut Process, truth: u64, send: &Send, bytes: Vec<u8>) {
+        let at = self.here.clock.monotonic(truth);
+        if self.random.chance(self.here.refuses) {
+            prober.not_sent(send.id, NotSent::Permission);
+            return;
+        }
+        prober.sent(send.id, at, StampedBy::User);
+        let left = truth + self.random.between(1, HANDOVER_MAX);
+        if !self.random.chance(self.here.stamps_lost) {
+            let visible = left + self.random.below(3_000_000);
+            here.stamps.push_back((send.id, self.here.clock.wall(left), visible));
+        }
+        let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
+        self.ledger.left(id, self.here.clock.monotonic(left));
+        let deliveries = self.forward.pass(&mut self.random, left, bytes.len());
+        for delivery in deliveries.into_iter().flatten() {
+            let bytes = damaged(&bytes, delivery.flipped);
+            self.schedule(delivery.at, Event::Request { bytes, id, flow: send.flow, tos: send.tos });
+        }
+    }
+
+    fn responder_runs(&mut self, responder: &mut Responder, there: &mut Process, truth: u64) {
+        let clock = self.there.clock.clone();
+        there.look_at_the_clocks(&clock, truth);
+        let now = clock.monotonic(truth);
+        // Answering takes time: each reply leaves a little later than the one before it.
+        let mut busy = truth;
+        let from = there.drained;
+        there.note_drops(now);
+        while let Some(waiting) = there.waiting.pop_front() {
+            busy += self.random.between(500, 5_000);
+            let received_at = there.timeline.place(waiting.stamp, from, now);
+            let arrival = Arrival {
+                at: received_at,
+                by: StampedBy::Kernel,
+                from: (HERE.0, HERE.1 + u16::from(waiting.flow)).into(),
+                to: None,
+                flow: 0,
+                ttl: Some(251),
+                tos: Some(waiting.tos),
+                icmp: None,
+            };
+            responder.received(&waiting.bytes, &arrival);
+            loop {
+                let mut arena = Vec::new();
+                let now = there.now(&clock, busy);
+                match responder.step(now, &mut there.drops, &mut arena) {
+                    Step::Send(send) => {
+                        let turnaround = clock.monotonic(busy).since(received_at);
+                        self.answer(responder, &clock, busy, &send, &arena, &waiting, turnaround);
+                    }
+                    Step::Report(ResponderReport::Answered) => self.ledger.reached_responder(waiting.id),
+                    Step::Report(ResponderReport::Refused(_) | ResponderReport::Sources(_)) => {}
+                    Step::Wait(_) | Step::Finished => break,
+                }
+            }
+        }
+        there.drained = clock.monotonic(truth);
+        there.timeline.settle();
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller, and a struct would have one use")]
+    fn answer(
+        &mut self,
+        responder: &mut Responder,
+        clock: &HostClock,
+        truth: u64,
+        send: &Send,
+        bytes: &[u8],
+        waiting: &Waiting,
+        turnaround: Duration,
+    ) {
+        responder.sent(send.id, clock.monotonic(truth), StampedBy::User);
+        let left = truth + self.random.between(1, HANDOVER_MAX);
+        if send.stamp {
+            responder.sent(send.id, clock.monotonic(left), StampedBy::Kernel);
+        }
+        // T3 is written before the reply reaches the wire; that much is the network's in what is reported.
+        let deliveries = self.reverse.pass(&mut self.random, left, bytes.len());
+        for delivery in deliveries.into_iter().flatten() {
+            let event = Event::Reply {
+                bytes: damaged(bytes, delivery.flipped),
+                id: waiting.id,
+                turnaround,
+                flow: waiting.flow,
+                is_damaged: delivery.flipped.is_some(),
+                tos: send.tos,
+            };
+            self.schedule(delivery.at, event);
+        }
+    }
+}
+
+fn damaged(bytes: &[u8], flipped: Option<usize>) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    if let Some(bit) = flipped {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    bytes
+}

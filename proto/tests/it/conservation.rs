@@ -1,0 +1,275 @@
+//! Thousands of seeded worlds; in each, every count is the truth's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::admission::Policy;
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::{Direction, Prober, Responder, Spec, Verdict};
+use pathmeter_proto::key::Keys;
+use pathmeter_proto::sim::{Ledger, Link, Loss, Random, Tally, World};
+use pathmeter_proto::time::nanos;
+
+const MS: u64 = 1_000_000;
+const LATE_AFTER: Duration = Duration::from_millis(1_000);
+const LOST_AFTER: Duration = Duration::from_millis(3_000);
+
+fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> Spec {
+    Spec {
+        to: World::responder_address(),
+        interval: Duration::from_nanos(interval),
+        ssids: (1..=flows).collect(),
+        size: None,
+        dscp: Dscp::DEFAULT,
+        late_after: LATE_AFTER,
+        lost_after: LOST_AFTER,
+        keys: None,
+        transmit_stamps: true,
+        count: Some(count),
+        seed,
+    }
+}
+
+fn responder(keys: Option<Arc<Keys>>) -> Responder {
+    let policy = Policy { open: true, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
+    Responder::new(policy, keys, 64)
+}
+
+fn measure(world: World, spec: Spec) -> (Tally, Ledger) {
+    let mut responder = responder(spec.keys.clone());
+    let mut prober = Prober::new(spec, world.start());
+    let result = world.run(&mut prober, &mut responder, 600_000 * MS);
+    assert_eq!(prober.in_flight(), 0);
+    result
+}
+
+/// A link of random badness.
+fn bad_link(random: &mut Random) -> Link {
+    let mut link = Link::perfect(random.between(0, 80 * MS));
+    link.jitter = [0, MS, 30 * MS, 150 * MS][random.below(4) as usize];
+    link.loss = match random.below(4) {
+        0 => Loss::Random(0.0),
+        1 => Loss::Random(random.fraction() * 0.3),
+        2 => Loss::Bursts { enter: 0.02, leave: 0.2 },
+        _ => {
+            let from = random.between(0, 5_000 * MS);
+            Loss::Blackout { from, to: from + random.between(0, 5_000 * MS) }
+        }
+    };
+    link.duplicates = [0.0, 0.05][random.below(2) as usize];
+    link
+}
+
+/// A world of random badness, and how it is measured.
+fn bad_world(seed: u64) -> (World, Spec) {
+    let mut random = Random::new(seed);
+    let mut world = World::new(seed);
+    world.forward = bad_link(&mut random);
+    world.reverse = bad_link(&mut random);
+    world.here.stamps_lost = [0.0, 0.1][random.below(2) as usize];
+    world.here.refuses = [0.0, 0.05][random.below(2) as usize];
+    world.here.pace.latency = [0, 200_000, 20 * MS][random.below(3) as usize];
+    let interval = [5 * MS, 20 * MS, 100 * MS, 1_000 * MS][random.below(4) as usize];
+    let flows = [1, 1, 4, 16][random.below(4) as usize];
+    let count = random.between(20, 150);
+    (world, spec(seed, interval, flows, count))
+}
+
+fn seeds(count: u64) -> impl Iterator<Item = u64> {
+    let first = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
+    match first {
+        Some(seed) => seed..seed + 1,
+        None => 0..count,
+    }
+}
+
+#[test]
+fn every_count_is_the_truth_and_every_round_trip_is_exact_on_steady_clocks() {
+    let (mut lost, mut unknown) = (0, 0);
+    for seed in seeds(3_000) {
+        let (world, spec) = bad_world(seed);
+        let count = spec.count.unwrap();
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        assert_eq!(tally.sent + tally.unsent + tally.send_errors, count, "SIM_SEED={seed}: slots");
+        lost += tally.lost();
+        unknown += tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown));
+    }
+    assert!(lost > 10_000, "the worlds are bad: {lost} datagrams were lost");
+    assert!(unknown * 2 < lost, "most losses have a direction: {unknown} of {lost} have none");
+}
+
+#[test]
+fn authentication_turns_corruption_into_loss_in_its_direction() {
+    let keys = Arc::new(Keys::parse("0123456789abcdef").unwrap());
+    let mut corrupted = 0;
+    for seed in seeds(500) {
+        let (mut world, spec) = bad_world(seed);
+        world.forward.corruption = 0.05;
+        world.reverse.corruption = 0.05;
+        let spec = Spec { keys: Some(keys.clone()), ..spec };
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        assert_eq!(tally.mismatched, ledger.corrupted_replies, "SIM_SEED={seed}");
+        corrupted += tally.mismatched;
+    }
+    assert!(corrupted > 500, "{corrupted} replies were corrupted");
+}
+
+#[test]
+fn a_wall_clock_that_is_stepped_at_either_end_changes_no_verdict_and_no_round_trip() {
+    for seed in seeds(1_000) {
+        let (mut world, spec) = bad_world(seed);
+        let mut random = Random::new(!seed);
+        world.here.pace.latency = 200_000;
+        for clock in [&mut world.here.clock, &mut world.there.clock] {
+            let mut at = 0;
+            for _ in 0..random.below(5) {
+                at += random.between(500 * MS, 3_000 * MS);
+                let by = i64::try_from(random.between(100 * MS, 3_600_000 * MS)).unwrap();
+                clock.steps.push((at, if random.chance(0.5) { by } else { -by }));
+            }
+        }
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        assert_eq!(tally.turnaround_invalid, 0, "SIM_SEED={seed}");
+    }
+}
+
+#[test]
+fn a_step_that_is_smaller_than_the_time_between_two_looks_errs_by_at_most_the_step() {
+    let step = 3 * MS;
+    for seed in seeds(300) {
+        let (mut world, spec) = bad_world(seed);
+        let mut random = Random::new(!seed);
+        for clock in [&mut world.here.clock, &mut world.there.clock] {
+            let at = random.between(100 * MS, 5_000 * MS);
+            clock.steps.push((at, i64::try_from(random.between(0, step)).unwrap()));
+        }
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 2 * step);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+    }
+}
+
+#[test]
+fn clocks_that_run_wrong_err_by_their_skew_and_no_more() {
+    for seed in seeds(500) {
+        let (mut world, spec) = bad_world(seed);
+        let mut random = Random::new(!seed);
+        world.here.clock.skew_ppm = i64::try_from(random.below(1_001)).unwrap() - 500;
+        world.there.clock.skew_ppm = i64::try_from(random.below(1_001)).unwrap() - 500;
+        let (tally, ledger) = measure(world, spec);
+        // The ledger keeps each host's own clock, so what is left is rounding; the share of the skew itself is
+        // at most 500 ppm of what each clock measured, by definition.
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 2);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+    }
+}
+
+#[test]
+fn a_stalled_prober_turns_no_answer_into_a_loss() {
+    for seed in seeds(500) {
+        let (mut world, spec) = bad_world(seed);
+        let mut random = Random::new(!seed);
+        let from = random.between(0, 2_000 * MS);
+        world.here.pace.stalls = vec![(from, from + random.between(500 * MS, 10_000 * MS))];
+        let count = spec.count.unwrap();
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        assert_eq!(tally.sent + tally.unsent + tally.send_errors, count, "SIM_SEED={seed}: slots");
+    }
+}
+
+#[test]
+fn a_stalled_responder_shows_as_its_turnaround_and_not_as_the_networks() {
+    let mut slow = 0;
+    for seed in seeds(200) {
+        let mut world = World::new(seed);
+        world.there.pace.stalls = vec![(1_000 * MS, 3_000 * MS)];
+        let (tally, ledger) = measure(world, spec(seed, 50 * MS, 1, 100));
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        assert_eq!(tally.count(|verdict| verdict == Verdict::Ok), tally.sent, "SIM_SEED={seed}");
+        for (verdict, sample) in tally.verdicts.values() {
+            let sample = sample.unwrap();
+            assert!(nanos(sample.rtt) < 21 * MS, "SIM_SEED={seed}: {verdict:?} {sample:?}");
+            slow += u64::from(nanos(sample.turnaround) > 500 * MS);
+        }
+    }
+    assert!(slow > 1_000, "{slow} replies waited in the stalled responder");
+}
+
+#[test]
+fn what_our_own_host_drops_is_not_the_networks_loss() {
+    let mut dropped = 0;
+    for seed in seeds(300) {
+        let mut world = World::new(seed);
+        world.here.queue = 8;
+        world.here.pace.stalls = vec![(1_000 * MS, 1_400 * MS), (2_500 * MS, 2_900 * MS)];
+        let (tally, ledger) = measure(world, spec(seed, 10 * MS, 1, 400));
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        let blamed = tally.count(|verdict| verdict == Verdict::HostDropped);
+        assert_eq!(blamed, ledger.dropped_at_prober, "SIM_SEED={seed}");
+        assert_eq!(tally.lost(), 0, "SIM_SEED={seed}");
+        dropped += blamed;
+    }
+    assert!(dropped > 1_000, "{dropped} replies were dropped");
+}
+
+#[test]
+fn what_the_responders_host_drops_is_not_the_networks_loss() {
+    let mut dropped = 0;
+    for seed in seeds(300) {
+        let mut world = World::new(seed);
+        world.there.queue = 8;
+        world.there.pace.stalls = vec![(1_000 * MS, 1_400 * MS)];
+        let (tally, ledger) = measure(world, spec(seed, 10 * MS, 1, 400));
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        dropped += tally.count(|verdict| verdict == Verdict::HostDropped);
+        assert_eq!(tally.lost(), 0, "SIM_SEED={seed}");
+    }
+    assert!(dropped > 1_000, "{dropped} requests were dropped");
+}
+
+#[test]
+fn on_a_path_that_loses_one_percent_each_way_nearly_every_loss_has_its_direction() {
+    let (mut forward, mut reverse, mut unknown) = (0, 0, 0);
+    for seed in seeds(100) {
+        let mut world = World::new(seed);
+        world.forward.loss = Loss::Random(0.01);
+        world.reverse.loss = Loss::Random(0.01);
+        let (tally, ledger) = measure(world, spec(seed, 100 * MS, 1, 1_000));
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        forward += tally.count(|verdict| verdict == Verdict::Lost(Direction::Forward));
+        reverse += tally.count(|verdict| verdict == Verdict::Lost(Direction::Reverse));
+        unknown += tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown));
+    }
+    assert!(forward > 900 && reverse > 900, "{forward} forward, {reverse} in reverse");
+    assert!(unknown * 100 < forward + reverse, "{unknown} without a direction");
+}
+
+#[test]
+fn a_goodbye_withdraws_what_goes_unanswered_until_the_peer_is_back() {
+    for seed in seeds(100) {
+        let mut world = World::new(seed);
+        world.forward.loss = Loss::Blackout { from: 500 * MS, to: 4_000 * MS };
+        let mut prober = Prober::new(spec(seed, 50 * MS, 1, 200), world.start());
+        prober.goodbye(world.start() + Duration::from_millis(500));
+        assert!(prober.is_draining());
+        let mut responder = responder(None);
+        let (tally, _) = world.run(&mut prober, &mut responder, 60_000 * MS);
+        assert!(!prober.is_draining(), "SIM_SEED={seed}");
+        let withdrawn = tally.count(|verdict| verdict == Verdict::Withdrawn);
+        // What was sent in the last seconds before the peer came back is decided after its first reply.
+        assert!(withdrawn > 5, "SIM_SEED={seed}: {withdrawn} withdrawn");
+        assert_eq!(tally.verdicts.len() as u64, tally.sent, "SIM_SEED={seed}");
+    }
+}
