@@ -112,13 +112,14 @@ impl WallOffset {
 
 /// Places the kernel's wall-clock stamps on the monotonic clock, across steps of the wall clock.
 ///
-/// A stamp was made between the last time that everything had been read and now. After a step, the offset from before
-/// it and the one from after it are both possible; the one that puts the stamp into that window is taken. The error is
-/// zero unless the step is smaller than the window, and is then at most the step.
+/// For a moment after a step, the offset from before it and the one from after it are both possible. A stamp was made
+/// within a known window: after its datagram was handed over or the socket last found empty, and before now. The offset
+/// that puts the stamp into that window is taken. The error is zero unless the step is smaller than the window, and is
+/// then at most the step.
 #[derive(Debug, Clone)]
 pub struct Timeline {
     offset: WallOffset,
-    before: Option<WallOffset>,
+    before: Option<(WallOffset, Timestamp)>,
     steps: u64,
 }
 
@@ -141,24 +142,28 @@ impl Timeline {
         if moved.unsigned_abs() <= nanos(Self::GRAIN.max(window)) {
             return None;
         }
-        self.before = Some(std::mem::replace(&mut self.offset, found));
+        self.before = Some((std::mem::replace(&mut self.offset, found), at));
         self.steps += 1;
         Some(moved)
     }
 
-    /// Says that everything stamped before the last step has been read.
-    pub fn settle(&mut self) {
-        self.before = None;
-    }
+    /// How long after a step a stamp from before it can still come to light. Chosen: as long as a transmit stamp is
+    /// waited for, and as much again.
+    const MEMORY: Duration = Duration::from_millis(200);
 
     /// When a stamp was made, known to lie between `from` and `to`.
     #[must_use]
     pub fn place(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
-        let slack = Self::GRAIN;
-        let fits = |at: &Timestamp| *at + slack >= from && *at <= to + slack;
-        let candidates = [Some(self.offset), self.before];
-        let placed = candidates.iter().flatten().map(|offset| offset.monotonic(stamp)).find(fits);
-        placed.unwrap_or_else(|| self.offset.monotonic(stamp).clamp(from, to.max(from)))
+        let placed = self.offset.monotonic(stamp);
+        let Some((before, stepped)) = self.before.filter(|(_, stepped)| to.since(*stepped) <= Self::MEMORY) else {
+            return placed;
+        };
+        let fits = |at: &Timestamp| *at + Self::GRAIN >= from && *at <= to + Self::GRAIN;
+        let earlier = before.monotonic(stamp);
+        let candidates = [placed, earlier];
+        // What was stamped under the earlier offset was stamped before the step was noticed.
+        let is_possible = |at: &Timestamp| fits(at) && (*at != earlier || *at <= stepped);
+        candidates.into_iter().find(is_possible).unwrap_or_else(|| placed.clamp(from, to.max(from)))
     }
 
     /// The offset that is in force.
@@ -217,8 +222,9 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_that_fits_nowhere_is_clamped_to_the_window() {
-        let timeline = Timeline::new(at(0), wall(0));
+    fn a_stamp_that_fits_nowhere_after_a_step_is_clamped_to_the_window() {
+        let mut timeline = Timeline::new(at(0), wall(0));
+        timeline.observe(at(5), wall(SECOND), Duration::ZERO);
         assert_eq!(timeline.place(wall(90 * SECOND), at(1), at(9)), at(9));
     }
 }

@@ -1,6 +1,7 @@
 //! One flow of a path: what was sent on one 5-tuple, and what became of it.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::outcome::{Direction, Report, Sample, Verdict};
@@ -43,6 +44,8 @@ pub(super) struct Flow {
     held: u32,
     responder_drops: HostDrops,
     burst: u32,
+    /// The round trip of the datagram before the oldest, when its verdict was ok.
+    before: Option<Duration>,
     pub(super) loss: RecentLoss,
 }
 
@@ -50,9 +53,19 @@ pub(super) struct Flow {
 struct Slot {
     t1: Timestamp,
     wire: NtpTime,
+    kind: Carries,
     transmit: StampedBy,
     evidence: Evidence,
     state: State,
+}
+
+/// What a datagram carries: the responder keeps a record of its own for those with and for those without our extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carries {
+    /// Our session extension.
+    Session,
+    /// Not that.
+    Less,
 }
 
 /// What is known of a datagram's arrival at the responder.
@@ -119,6 +132,7 @@ impl Flow {
             held: 0,
             responder_drops: HostDrops::default(),
             burst: 0,
+            before: None,
             loss: RecentLoss::new(at),
         }
     }
@@ -133,13 +147,14 @@ impl Flow {
     }
 
     /// Takes note of a datagram that was handed to the driver.
-    pub(super) fn push(&mut self, at: Timestamp, wire: NtpTime) -> u64 {
+    pub(super) fn push(&mut self, at: Timestamp, wire: NtpTime, kind: Carries) -> u64 {
         let sequence = self.next;
         self.next += 1;
         self.sent = self.sent.wrapping_add(1);
         self.slots.push_back(Slot {
             t1: at,
             wire,
+            kind,
             transmit: StampedBy::User,
             evidence: Evidence::None,
             state: State::Queued,
@@ -249,29 +264,48 @@ impl Flow {
         reports.push_back(Report::Decided { flow, sequence, verdict, sample: Some(sample) });
         self.loss.add(at, false);
         if let Some(rtt) = rtt {
-            let neighbours = [sequence.checked_sub(1), Some(sequence + 1)];
-            for neighbour in neighbours.into_iter().flatten() {
-                if let Some(Slot { state: State::Answered(Some(other)), .. }) = self.slot(neighbour) {
-                    reports.push_back(Report::Ipdv(rtt.abs_diff(*other)));
+            for neighbour in [sequence.checked_sub(1), Some(sequence + 1)].into_iter().flatten() {
+                if let Some(other) = self.round_trip(neighbour) {
+                    reports.push_back(Report::Ipdv(rtt.abs_diff(other)));
                 }
             }
         }
         self.advance();
+        self.end_burst(reports);
     }
 
-    /// Learns from a responder which of the undecided datagrams between `from` and `to`, both included, had arrived when
+    /// The round trip of a datagram whose verdict is ok.
+    fn round_trip(&mut self, sequence: u64) -> Option<Duration> {
+        if sequence + 1 == self.base() {
+            return self.before;
+        }
+        match self.slot(sequence)?.state {
+            State::Answered(rtt) => rtt,
+            State::Queued | State::InFlight | State::Held(_) | State::Void => None,
+        }
+    }
+
+    /// A run of losses ends when the next datagram that has a fate at all is found answered.
+    fn end_burst(&mut self, reports: &mut VecDeque<Report>) {
+        let next = self.slots.iter().find(|slot| !matches!(slot.state, State::Void));
+        if self.burst > 0 && next.is_some_and(|slot| matches!(slot.state, State::Answered(_))) {
+            reports.push_back(Report::BurstEnded(std::mem::take(&mut self.burst)));
+        }
+    }
+
+    /// Learns from a responder which of the undecided datagrams of a kind, between the two ends of `span`, had arrived when
     /// it answered a datagram that was sent at `asked`. `None`: it says nothing about that one.
     pub(super) fn learn(
         &mut self,
-        from: u64,
-        to: u64,
+        span: RangeInclusive<u64>,
+        kind: Carries,
         asked: Timestamp,
         rules: &Rules,
         arrived: impl Fn(u64) -> Option<bool>,
     ) {
-        let from = from.max(self.cursor);
-        for sequence in from..=to.min(self.next.saturating_sub(1)) {
-            let Some(slot) = self.slot(sequence) else { continue };
+        let from = (*span.start()).max(self.cursor);
+        for sequence in from..=(*span.end()).min(self.next.saturating_sub(1)) {
+            let Some(slot) = self.slot(sequence).filter(|slot| slot.kind == kind) else { continue };
             match arrived(sequence) {
                 Some(true) => slot.evidence = Evidence::Arrived,
                 Some(false) if slot.evidence == Evidence::None && asked >= slot.t1 + rules.horizon => {
@@ -374,10 +408,12 @@ impl Flow {
 
     fn pop(&mut self, reports: &mut VecDeque<Report>) {
         let Some(slot) = self.slots.pop_front() else { return };
-        if let (State::Answered(_), 1..) = (slot.state, self.burst) {
-            reports.push_back(Report::BurstEnded(std::mem::take(&mut self.burst)));
-        }
+        self.before = match slot.state {
+            State::Answered(rtt) => rtt,
+            State::Queued | State::InFlight | State::Held(_) | State::Void => None,
+        };
         self.advance();
+        self.end_burst(reports);
     }
 
     fn advance(&mut self) {

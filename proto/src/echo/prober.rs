@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::flow::{Fit, Flow, Reply, Rules};
+use super::flow::{Carries, Fit, Flow, Reply, Rules};
 use super::outcome::{Class, Mismatch, Report, Sample, Verdict};
 use super::request::{self, Contents, Extensions};
 use crate::dscp::Dscp;
@@ -66,7 +66,7 @@ pub struct Prober {
 #[derive(Debug, Clone, Copy)]
 struct Knowledge {
     kind: Kind,
-    /// Datagrams since the last reply, while nothing is known.
+    /// Datagrams that were given up, while nothing is known.
     unanswered: u32,
     /// When a foreign responder is next asked whether it became one of ours.
     ask_again: Timestamp,
@@ -112,8 +112,8 @@ struct Draining {
 /// A goodbye excuses a peer for this long. Chosen: a restart takes seconds, a reboot a minute.
 const GOODBYE_LASTS: Duration = Duration::from_secs(60);
 
-/// While nothing is known, every second datagram after this many without an answer is plain STAMP: some reflectors
-/// drop what they do not expect.
+/// While nothing is known, every second datagram after this many that were given up is plain STAMP: some reflectors drop
+/// what they do not expect.
 const UNANSWERED_MAX: u32 = 4;
 
 /// A foreign responder is asked this often whether it became one of ours.
@@ -208,12 +208,10 @@ impl Prober {
         }
     }
 
-    fn extensions(&self, now: Timestamp) -> Extensions {
+    fn extensions(&self, now: Timestamp, sequence: u64) -> Extensions {
         match self.responder.kind {
             Kind::Agent => Extensions::All,
-            Kind::Unknown if self.responder.unanswered >= UNANSWERED_MAX && self.responder.unanswered % 2 == 1 => {
-                Extensions::None
-            }
+            Kind::Unknown if self.responder.unanswered >= UNANSWERED_MAX && sequence % 2 == 1 => Extensions::None,
             Kind::Unknown => Extensions::All,
             Kind::Stamp | Kind::Plain if now >= self.responder.ask_again => Extensions::All,
             Kind::Stamp => Extensions::ClassOfService,
@@ -222,18 +220,19 @@ impl Prober {
     }
 
     fn send(&mut self, now: Now, arena: &mut Vec<u8>) -> Option<Send> {
-        let (mode, extensions) = (self.mode(), self.extensions(now.at));
-        if self.responder.ask_again <= now.at {
-            self.responder.ask_again = now.at + ASK_AGAIN_AFTER;
-        }
+        let mode = self.mode();
         let index = self.turn;
         self.turn = (self.turn + 1) % self.flows.len();
-        let flow = &mut self.flows[index];
-        if !flow.has_room() {
+        if !self.flows[index].has_room() {
             self.reports.push_back(Report::Unsent(1));
             return None;
         }
-        let (sequence, sent) = flow.upcoming();
+        let (sequence, sent) = self.flows[index].upcoming();
+        let extensions = self.extensions(now.at, sequence);
+        if self.responder.ask_again <= now.at {
+            self.responder.ask_again = now.at + ASK_AGAIN_AFTER;
+        }
+        let flow = &mut self.flows[index];
         let contents = Contents {
             mode,
             #[expect(clippy::cast_possible_truncation, reason = "the wire carries the low half")]
@@ -249,8 +248,8 @@ impl Prober {
         };
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
         let wire = request::encode(&contents, key, arena);
-        let sequence = flow.push(now.at, wire);
-        self.responder.unanswered = self.responder.unanswered.saturating_add(1);
+        let carries = if wire.carries_session { Carries::Session } else { Carries::Less };
+        let sequence = flow.push(now.at, wire.timestamp, carries);
         Some(Send {
             id: send_id(flow.index, sequence),
             flow: flow.index,
@@ -269,6 +268,7 @@ impl Prober {
         if let Some(keys) = &self.spec.keys {
             stamp::verify(datagram, keys).map_err(|_| Mismatch::Unauthentic)?;
         }
+        let told = Told::read(datagram, mode, self.spec.keys.as_deref())?;
         let rules = self.rules();
         let index = usize::from(arrival.flow);
         let flow = self.flows.get_mut(index).ok_or(Mismatch::Unasked)?;
@@ -291,7 +291,6 @@ impl Prober {
         if self.draining.is_some_and(|draining| sent > draining.since) {
             self.draining = None;
         }
-        let told = Told::read(datagram, mode, self.spec.keys.as_deref())?;
         let is_ours = self.recognise(&told, arrival.at);
         let sample = self.sample(&base, &told, arrival, is_ours);
         let reply = Reply { at: arrival.at, turnaround: base.turnaround(), sample };
@@ -299,6 +298,7 @@ impl Prober {
         self.flows[index].answer(sequence, reply, &rules, &mut self.reports);
         match told.session {
             Some(session) => self.learn_from_ours(index, sent, arrival.at, &session),
+            None if is_ours => {}
             None => self.learn_from_foreign(index, sent, sequence, base.sequence),
         }
         self.follow_up(index, &base, told.follow_up);
@@ -309,6 +309,8 @@ impl Prober {
     fn recognise(&mut self, told: &Told, at: Timestamp) -> bool {
         let kind = match told {
             Told { session: Some(_), .. } => Kind::Agent,
+            // What was changed on the way says nothing about who answered it.
+            Told { is_damaged: true, .. } => return self.responder.kind == Kind::Agent,
             // Our extension was not sent, or did not fit: the kind stays, a first reply says as much as it shows.
             Told { asked_session: false, .. } if self.responder.kind != Kind::Unknown => self.responder.kind,
             Told { class: Some(_), .. } => Kind::Stamp,
@@ -316,7 +318,8 @@ impl Prober {
         };
         if kind != self.responder.kind {
             self.responder.kind = kind;
-            self.responder.ask_again = at + ASK_AGAIN_AFTER;
+            // A first reply to a datagram without our extension leaves open whether that would be understood.
+            self.responder.ask_again = if told.asked_session { at + ASK_AGAIN_AFTER } else { at };
         }
         self.responder.unanswered = 0;
         kind == Kind::Agent
@@ -365,7 +368,7 @@ impl Prober {
             return;
         };
         let bitmap = session.bitmap;
-        flow.learn(highest.saturating_sub(127), highest, asked, &rules, |sequence| {
+        flow.learn(highest.saturating_sub(127)..=highest, Carries::Session, asked, &rules, |sequence| {
             let is_set = bitmap >> (highest - sequence) & 1 == 1;
             (is_set || sequence > first).then_some(is_set)
         });
@@ -391,7 +394,7 @@ impl Prober {
                 answered if answered == asked_since => Some(true),
                 _ => None,
             };
-            flow.learn(last + 1, sequence.saturating_sub(1), asked, &rules, |_| arrived);
+            flow.learn(last + 1..=sequence.saturating_sub(1), Carries::Less, asked, &rules, |_| arrived);
         }
         view.last = Some((sequence, number));
     }
@@ -432,9 +435,15 @@ impl Prober {
 
     /// Completes what a report says with what only the path as a whole knows.
     fn complete(&mut self, mut report: Report, now: Timestamp) -> Report {
-        if let Report::Decided { verdict: Verdict::Ok, sample: Some(sample), .. } = &mut report {
-            sample.minimum = self.minimum.add(now, sample.rtt);
-            sample.variation = sample.rtt - sample.minimum;
+        match &mut report {
+            Report::Decided { verdict: Verdict::Ok, sample: Some(sample), .. } => {
+                sample.minimum = self.minimum.add(now, sample.rtt);
+                sample.variation = sample.rtt - sample.minimum;
+            }
+            Report::Decided { verdict: Verdict::Lost(_), .. } if self.responder.kind == Kind::Unknown => {
+                self.responder.unanswered = self.responder.unanswered.saturating_add(1);
+            }
+            _ => {}
         }
         report
     }
@@ -454,6 +463,8 @@ impl Prober {
 struct Told {
     /// Whether our extension came back at all, understood or not.
     asked_session: bool,
+    /// Whether the responder found that the extensions had been changed on the way.
+    is_damaged: bool,
     session: Option<Session>,
     class: Option<ClassOfService>,
     follow_up: Option<FollowUp>,
@@ -462,10 +473,11 @@ struct Told {
 impl Told {
     fn read(datagram: &[u8], mode: Mode, keys: Option<&Keys>) -> Result<Self, Mismatch> {
         let base = mode.base_bytes();
-        let mut told = Self { asked_session: false, session: None, class: None, follow_up: None };
+        let mut told = Self { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
         let mut is_proven = keys.is_none();
         for found in tlv::walk(datagram, base) {
             told.asked_session |= found.kind == tlv::SESSION;
+            told.is_damaged |= found.flags & tlv::INTEGRITY != 0;
             if !found.is_understood() {
                 continue;
             }
@@ -476,7 +488,10 @@ impl Told {
                 }
                 tlv::CLASS_OF_SERVICE => told.class = ClassOfService::read(value),
                 tlv::FOLLOW_UP => told.follow_up = FollowUp::read(value),
-                tlv::HMAC => is_proven |= keys.is_some_and(|keys| tlv::verify(datagram, base, found, keys)),
+                // Its own flags are all that no HMAC covers.
+                tlv::HMAC if found.flags == 0 => {
+                    is_proven |= keys.is_some_and(|keys| tlv::verify(datagram, base, found, keys));
+                }
                 _ => {}
             }
         }

@@ -48,8 +48,17 @@ pub(super) struct Contents {
     pub(super) extensions: Extensions,
 }
 
-/// Appends a datagram to `out` and returns the T1 that it carries.
-pub(super) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) -> NtpTime {
+/// What a datagram turned out to carry.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Encoded {
+    /// T1.
+    pub(super) timestamp: NtpTime,
+    /// Whether the session record fitted in.
+    pub(super) carries_session: bool,
+}
+
+/// Appends a datagram to `out`.
+pub(super) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) -> Encoded {
     let Contents { mode, sequence, ssid, .. } = *contents;
     let (start, base) = (out.len(), mode.base_bytes());
     let timestamp = NtpTime::from(contents.at);
@@ -79,7 +88,7 @@ pub(super) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) 
     if let Some(padding) = plan.padding {
         tlv::append(out, tlv::PADDING, padding);
     }
-    timestamp
+    Encoded { timestamp, carries_session: plan.session }
 }
 
 /// Which extensions a datagram gets.

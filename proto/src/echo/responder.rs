@@ -50,7 +50,6 @@ struct Pending {
     mode: Mode,
     request: Request,
     place: u32,
-    is_intact: bool,
     signed_with: Option<KeyId>,
 }
 
@@ -110,31 +109,35 @@ impl Responder {
         }
         let request = Request::decode(datagram, mode).map_err(|_| Refusal::Malformed)?;
         self.rates.take(&self.policy, source, arrival.at)?;
-        let (session, is_intact) = self.extensions(datagram, mode)?;
+        let session = self.extensions(datagram, mode)?;
         let key = match session {
             Some(session) => SessionKey::Ours { session: session.session, ssid: request.ssid },
             None => SessionKey::Foreign { from: arrival.from, ssid: request.ssid },
         };
         let place = self.record(key, request.sequence, arrival)?;
-        Ok(Pending { arrival: *arrival, mode, request, place, is_intact, signed_with })
+        Ok(Pending { arrival: *arrival, mode, request, place, signed_with })
     }
 
-    /// Our own extension, if it is there, and whether the extensions' HMAC holds where there must be one.
-    fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<(Option<tlv::Session>, bool), Refusal> {
+    /// Our own extension, if it is there. Extensions that should be authentic and are not are refused, where RFC 8972
+    /// (section 4.8) would reflect them with the flag I: what was changed on the way did not arrive.
+    fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<Option<tlv::Session>, Refusal> {
         let base = mode.base_bytes();
         let (mut session, mut needs_hmac, mut has_hmac) = (None, false, false);
-        for tlv in tlv::walk(datagram, base) {
-            match tlv.kind {
-                tlv::SESSION => session = tlv::Session::read(tlv.value(datagram)).ok(),
-                tlv::HMAC => has_hmac = self.keys.as_ref().is_some_and(|k| tlv::verify(datagram, base, tlv, k)),
+        for found in tlv::walk(datagram, base) {
+            match found.kind {
+                tlv::SESSION => session = tlv::Session::read(found.value(datagram)).ok(),
+                tlv::HMAC => has_hmac = self.keys.as_ref().is_some_and(|k| tlv::verify(datagram, base, found, k)),
                 _ => {}
             }
-            needs_hmac |= tlv.kind != tlv::PADDING;
+            needs_hmac |= found.kind != tlv::PADDING;
+        }
+        if mode == Mode::Authenticated && needs_hmac && !has_hmac {
+            return Err(Refusal::Unauthentic);
         }
         if session.is_some_and(|session| session.is_reply) {
             return Err(Refusal::Reflection);
         }
-        Ok((session, mode == Mode::Open || !needs_hmac || has_hmac))
+        Ok(session)
     }
 
     fn record(&mut self, key: SessionKey, sequence: u32, arrival: &Arrival) -> Result<u32, Refusal> {
@@ -176,7 +179,7 @@ impl Responder {
         let start = arena.len();
         arena.extend_from_slice(&self.request);
         let reply = &mut arena[start..];
-        let dscp = extend(reply, pending, session, drops, pending.is_intact);
+        let dscp = extend(reply, pending, session, drops);
         Reply {
             sequence: number,
             timestamp: NtpTime::from(now.wall.wall(now.at)),
@@ -217,7 +220,7 @@ impl Responder {
 const FOREIGN_SESSION_IDLE: Duration = Duration::from_secs(900);
 
 /// Fills in the extensions of a reply, in place, and returns the DSCP that it shall carry.
-fn extend(reply: &mut [u8], pending: &Pending, session: &Session, drops: &HostDrops, is_intact: bool) -> u8 {
+fn extend(reply: &mut [u8], pending: &Pending, session: &Session, drops: &HostDrops) -> u8 {
     let arrived = pending.arrival.tos.unwrap_or(0);
     let mut dscp = arrived >> 2;
     let mut at = pending.mode.base_bytes();
@@ -227,10 +230,6 @@ fn extend(reply: &mut [u8], pending: &Pending, session: &Session, drops: &HostDr
             break;
         };
         at = found.end();
-        if !is_intact {
-            reply[found.at] = (reply[found.at] | tlv::INTEGRITY) & !tlv::UNRECOGNIZED;
-            continue;
-        }
         let is_known = match found.kind {
             tlv::PADDING => true,
             tlv::HMAC => found.len == usize::from(tlv::HMAC_VALUE_BYTES),
@@ -280,9 +279,7 @@ fn record_of(session: &Session, drops: &HostDrops, asked: tlv::Session) -> tlv::
 fn seal_extensions(reply: &mut [u8], pending: &Pending, key: &Key) {
     let base = pending.mode.base_bytes();
     let hmac = tlv::walk(reply, base).find(|found| found.kind == tlv::HMAC);
-    if let (Some(hmac), true) = (hmac, pending.is_intact)
-        && hmac.len == usize::from(tlv::HMAC_VALUE_BYTES)
-    {
+    if let Some(hmac) = hmac.filter(|hmac| hmac.len == usize::from(tlv::HMAC_VALUE_BYTES)) {
         tlv::seal(reply, base, hmac, key);
     }
 }

@@ -89,6 +89,17 @@ struct Waiting {
     tos: u8,
 }
 
+/// A transmit stamp on its way to the error queue.
+#[derive(Debug)]
+struct Stamp {
+    id: SendId,
+    /// When the datagram was handed over.
+    handed: Timestamp,
+    stamp: WallTime,
+    /// When it can be read, in true nanoseconds.
+    visible: u64,
+}
+
 /// One simulated process: a machine with its driver's state.
 #[derive(Debug)]
 struct Process {
@@ -98,7 +109,7 @@ struct Process {
     dropped: u32,
     checked: Timestamp,
     waiting: VecDeque<Waiting>,
-    stamps: VecDeque<(SendId, WallTime, u64)>,
+    stamps: VecDeque<Stamp>,
     wakes_at: u64,
 }
 
@@ -229,12 +240,9 @@ impl World {
         here.look_at_the_clocks(&clock, truth);
         let now = clock.monotonic(truth);
         let (from, address) = (here.drained, SocketAddr::from(THERE));
-        while let Some((id, stamp, visible)) = here.stamps.pop_front() {
-            if visible > truth {
-                here.stamps.push_front((id, stamp, visible));
-                break;
-            }
-            prober.sent(id, here.timeline.place(stamp, from, now), StampedBy::Kernel);
+        while let Some(stamp) = here.stamps.pop_front_if(|stamp| stamp.visible <= truth) {
+            let left = here.timeline.place(stamp.stamp, stamp.handed, now);
+            prober.sent(stamp.id, left, StampedBy::Kernel);
             self.drive(prober, here, truth);
         }
         while let Some(waiting) = here.waiting.pop_front() {
@@ -253,7 +261,6 @@ impl World {
         }
         here.note_drops(now);
         here.drained = now;
-        here.timeline.settle();
         let Some(next) = self.drive(prober, here, truth) else { return true };
         let asked = clock.truth(next).max(truth + 1);
         let tick = if prober.in_flight() > 0 { truth + self.here.pace.tick } else { u64::MAX };
@@ -293,7 +300,7 @@ impl World {
         let left = truth + self.random.between(1, HANDOVER_MAX);
         if !self.random.chance(self.here.stamps_lost) {
             let visible = left + self.random.below(3_000_000);
-            here.stamps.push_back((send.id, self.here.clock.wall(left), visible));
+            here.stamps.push_back(Stamp { id: send.id, handed: at, stamp: self.here.clock.wall(left), visible });
         }
         let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
         self.ledger.left(id, self.here.clock.monotonic(left));
@@ -341,7 +348,6 @@ impl World {
             }
         }
         there.drained = clock.monotonic(truth);
-        there.timeline.settle();
     }
 
     #[expect(clippy::too_many_arguments, reason = "one caller, and a struct would have one use")]

@@ -31,7 +31,7 @@ fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> Spec {
 }
 
 fn responder(keys: Option<Arc<Keys>>) -> Responder {
-    let policy = Policy { open: true, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
+    let policy = Policy { open: keys.is_none(), rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
     Responder::new(policy, keys, 64)
 }
 
@@ -210,6 +210,7 @@ fn what_our_own_host_drops_is_not_the_networks_loss() {
     for seed in seeds(300) {
         let mut world = World::new(seed);
         world.here.queue = 8;
+        (world.forward, world.reverse) = (Link::perfect(200 * MS), Link::perfect(200 * MS));
         world.here.pace.stalls = vec![(1_000 * MS, 1_400 * MS), (2_500 * MS, 2_900 * MS)];
         let (tally, ledger) = measure(world, spec(seed, 10 * MS, 1, 400));
         let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
