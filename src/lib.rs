@@ -1,3 +1,4 @@
 //! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
 
 pub mod http;
+pub mod systemd;
