@@ -9,8 +9,9 @@ use tokio::task::JoinHandle;
 const DEADLINE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(50);
 
-/// A server on loopback with these paths: `/hello`, `/slow` (answers when `release` has a permit), `/panic`, `/peer`;
-/// anything else answers with the length of the body.
+/// A server on loopback with these paths: `/hello`, `/slow` (answers when `release` has a permit), `/panic`, `/peer`,
+/// `/open` (how many connections are), `/large` (more than the kernel buffers); anything else answers with the length of
+/// the body.
 struct Served {
     address: SocketAddr,
     counters: Arc<Counters>,
@@ -50,6 +51,7 @@ impl Served {
                             release.acquire().await.unwrap().forget();
                             plain(StatusCode::OK, "slow".to_owned())
                         }
+                        "/large" => Response::new(Full::from(vec![0; 32 * 1024 * 1024])),
                         "/panic" => panic!("a handler with a bug"),
                         "/peer" => plain(StatusCode::OK, peer.to_string()),
                         "/open" => plain(StatusCode::OK, counters.connections().to_string()),
@@ -238,6 +240,24 @@ async fn idle_connections_cannot_hold_all_places() {
     for client in silent {
         client.closed().await;
     }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_disconnected() {
+    let served = Served::with(Limits { stall_timeout: SHORT, ..Limits::default() });
+    let mut client = served.connect().await;
+    client.send("GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    until(|| served.counters.responses()[1] == ("2xx", 1)).await;
+    until(|| served.counters.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn a_head_beyond_the_limit_is_refused() {
+    let served = Served::with(Limits::default());
+    let mut client = served.connect().await;
+    // Not a byte more: what the server leaves unread would reset the connection, and with it the answer.
+    client.send(&format!("GET /{}", "x".repeat(HEAD_BYTES_MAX - 5))).await;
+    assert!(is(&client.closed().await, 431));
 }
 
 #[tokio::test]
