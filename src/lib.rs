@@ -1,1 +1,5 @@
 //! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
+
+pub mod http;
+pub mod logging;
+pub mod systemd;

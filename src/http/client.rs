@@ -1,0 +1,350 @@
+//! One request to one agent, within a deadline.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, http};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::auth::Signer;
+
+/// How requests are made. Every request has a connection of its own.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The longest a request may take: connecting, asking and reading the whole answer.
+    pub deadline: Duration,
+    /// The most bytes an answer's body may have.
+    pub answer_bytes_max: usize,
+    /// Proves requests with the mesh key; `None`: they are sent without a proof.
+    pub signer: Option<Signer>,
+}
+
+impl Default for Client {
+    /// 3 s, 64 KiB, unsigned.
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(3), answer_bytes_max: 64 * 1024, signer: None }
+    }
+}
+
+impl Client {
+    /// The answer to `GET path`, where `path` may carry a query and `host` is what the `Host` header says.
+    ///
+    /// # Errors
+    /// [`ClientError`]; an answer of any status is not one.
+    pub async fn get(&self, to: SocketAddr, host: &str, path: &str) -> Result<Answer, ClientError> {
+        self.ask(to, host, Method::GET, path, Bytes::new()).await
+    }
+
+    /// The answer to `POST path`; see [`Client::get`].
+    ///
+    /// # Errors
+    /// [`ClientError`]; an answer of any status is not one.
+    pub async fn post(
+        &self,
+        to: SocketAddr,
+        host: &str,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, ClientError> {
+        self.ask(to, host, Method::POST, path, body.into()).await
+    }
+
+    async fn ask(
+        &self,
+        to: SocketAddr,
+        host: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer, ClientError> {
+        let request = self.request(to, host, method, path, body)?;
+        let end = Instant::now() + self.deadline;
+        let late = |operation| move |_| ClientError::Timeout { to, operation, after: self.deadline };
+        let broken = |operation| move |source| ClientError::Protocol { to, operation, source };
+
+        let stream = timeout_at(end, TcpStream::connect(to))
+            .await
+            .map_err(late("connecting to"))?
+            .map_err(|source| ClientError::Connect { to, source })?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(broken("asking"))?;
+        // Dropped, and with it the connection, however this function ends.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+
+        let response = timeout_at(end, sender.send_request(request))
+            .await
+            .map_err(late("waiting for an answer of"))?
+            .map_err(broken("asking"))?;
+        timeout_at(end, self.read(to, response)).await.map_err(late("reading the answer of"))?
+    }
+
+    fn request(
+        &self,
+        to: SocketAddr,
+        host: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let invalid = |source| ClientError::Invalid { to, source };
+        // Without a slash the text would be read as a host.
+        let path: http::uri::PathAndQuery =
+            path.parse().map_err(|error: http::uri::InvalidUri| invalid(error.into()))?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(http::Uri::from(path))
+            .header(HOST, host)
+            .header(CONNECTION, HeaderValue::from_static("close"))
+            .body(body)
+            .map_err(invalid)?;
+        if let Some(signer) = &self.signer {
+            signer
+                .sign(&mut request, SystemTime::now())
+                .map_err(|source| ClientError::Unsigned { to, source })?;
+        }
+        Ok(request.map(Full::new))
+    }
+
+    async fn read(&self, to: SocketAddr, response: Response<Incoming>) -> Result<Answer, ClientError> {
+        let limit = self.answer_bytes_max;
+        let too_large = ClientError::TooLarge { to, limit };
+        let (head, body) = response.into_parts();
+        if body.size_hint().lower() > limit as u64 {
+            return Err(too_large);
+        }
+        match Limited::new(body, limit).collect().await {
+            Ok(body) => Ok(Answer { status: head.status, body: body.to_bytes() }),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large),
+            Err(error) => {
+                let source = *error.downcast().expect("a limited body fails by its limit or as hyper's does");
+                Err(ClientError::Protocol { to, operation: "reading the answer of", source })
+            }
+        }
+    }
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The path or the host cannot be sent.
+    #[error("asking {to}: not a request: {source}")]
+    Invalid {
+        /// Whom we would have asked.
+        to: SocketAddr,
+        /// What is wrong with it.
+        source: http::Error,
+    },
+    /// The kernel gave no random bytes for the proof.
+    #[error("signing a request to {to}: {source}")]
+    Unsigned {
+        /// Whom we would have asked.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: getrandom::Error,
+    },
+    /// No connection.
+    #[error("connecting to {to}: {source}")]
+    Connect {
+        /// Whom we asked.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The deadline passed.
+    #[error("{operation} {to}: no end after {after:?}")]
+    Timeout {
+        /// Whom we asked.
+        to: SocketAddr,
+        /// What was going on.
+        operation: &'static str,
+        /// The deadline, counted from the beginning of the request.
+        after: Duration,
+    },
+    /// The answer's body is too large to be one of ours.
+    #[error("reading the answer of {to}: larger than {limit} bytes")]
+    TooLarge {
+        /// Whom we asked.
+        to: SocketAddr,
+        /// The most we take.
+        limit: usize,
+    },
+    /// The other side does not speak HTTP, or stopped in the middle.
+    #[error("{operation} {to}: {source}")]
+    Protocol {
+        /// Whom we asked.
+        to: SocketAddr,
+        /// What was going on.
+        operation: &'static str,
+        /// What is wrong.
+        source: hyper::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::auth::Verifier;
+    use pathmeter_proto::key::Keys;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
+
+    /// A server for one connection: says `answer` when it has read the request's head and `body` bytes, and returns
+    /// what it read. Closes when told by `then`.
+    async fn server(answer: &'static [u8], body: usize, then: Then) -> (SocketAddr, JoinHandle<Vec<u8>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = Vec::new();
+            let head = b"\r\n\r\n";
+            while read.windows(4).position(|end| end == head).is_none_or(|at| read.len() < at + 4 + body) {
+                assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "the client closed early");
+            }
+            stream.write_all(answer).await.unwrap();
+            match then {
+                Then::Close => {}
+                Then::Wait => {
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                }
+            }
+            read
+        });
+        (address, task)
+    }
+
+    enum Then {
+        Close,
+        /// Wait for the client to close.
+        Wait,
+    }
+
+    fn client(deadline: Duration) -> Client {
+        Client { deadline, answer_bytes_max: 10, signer: None }
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn an_answer_is_its_status_and_body() {
+        let (to, server) =
+            server(b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope", 0, Then::Close).await;
+        let answer = client(LONG).get(to, "ams-1:9862", "/api/v1/agent?as=fra-1").await.unwrap();
+        assert_eq!(answer, Answer { status: StatusCode::NOT_FOUND, body: Bytes::from_static(b"nope") });
+        let request = String::from_utf8(server.await.unwrap()).unwrap();
+        assert_eq!(
+            request,
+            "GET /api/v1/agent?as=fra-1 HTTP/1.1\r\nhost: ams-1:9862\r\nconnection: close\r\n\r\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_posted_body_arrives() {
+        let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 5, Then::Close).await;
+        client(LONG).post(to, "ams-1", "/-/reload", "hello").await.unwrap();
+        let request = String::from_utf8(server.await.unwrap()).unwrap();
+        assert!(request.starts_with("POST /-/reload HTTP/1.1\r\n") && request.ends_with("\r\n\r\nhello"));
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_a_timeout_that_names_it() {
+        let (to, _) = server(b"", 0, Then::Wait).await;
+        let error = client(SHORT).get(to, "x", "/").await.unwrap_err();
+        assert_eq!(error.to_string(), format!("waiting for an answer of {to}: no end after 50ms"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_end_is_a_timeout() {
+        let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nno", 0, Then::Wait).await;
+        // Longer than a scheduling delay: the head must have been read.
+        let error = client(Duration::from_secs(2)).get(to, "x", "/").await.unwrap_err();
+        assert_eq!(error.to_string(), format!("reading the answer of {to}: no end after 2s"));
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_stops_in_the_middle_is_no_answer() {
+        let (to, _) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nno", 0, Then::Close).await;
+        let error = client(LONG).get(to, "x", "/").await.unwrap_err();
+        assert!(
+            matches!(error, ClientError::Protocol { operation: "reading the answer of", .. }),
+            "{error:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_answer_beyond_the_limit_is_refused_announced_or_not() {
+        for answer in [
+            &b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n"[..],
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nb\r\n12345678901\r\n",
+        ] {
+            let (to, server) = server(answer, 0, Then::Wait).await;
+            let error = client(LONG).get(to, "x", "/").await.unwrap_err();
+            assert_eq!(error.to_string(), format!("reading the answer of {to}: larger than 10 bytes"));
+            server.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn something_that_is_not_http_is_a_protocol_error() {
+        let (to, _) = server(b"220 mail.example.net ESMTP\r\n", 0, Then::Wait).await;
+        let error = client(LONG).get(to, "x", "/").await.unwrap_err();
+        assert!(matches!(error, ClientError::Protocol { operation: "asking", .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_names_the_address() {
+        // Bound and not listening: nobody else can take the port, and it refuses.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = socket.local_addr().unwrap();
+        let error = client(LONG).get(to, "x", "/").await.unwrap_err();
+        assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
+        assert!(error.to_string().starts_with(&format!("connecting to {to}: Connection refused")));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_sent_is_said_before_connecting() {
+        let to = "127.0.0.1:1".parse().unwrap();
+        for (host, path) in [("x", "/a b"), ("two\nlines", "/")] {
+            let error = client(LONG).get(to, host, path).await.unwrap_err();
+            assert!(matches!(error, ClientError::Invalid { .. }), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_signed_request_is_believed_by_a_verifier() {
+        let mesh = Keys::parse("mesh-key-0123456789").unwrap();
+        let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 5, Then::Close).await;
+        let client = Client { signer: Some(Signer::new(&mesh)), ..client(LONG) };
+        client.post(to, "x", "/-/reload?wait=1", "hello").await.unwrap();
+
+        let sent = String::from_utf8(server.await.unwrap()).unwrap();
+        let proof = sent.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap();
+        let request = Request::post("/-/reload?wait=1")
+            .header(hyper::header::AUTHORIZATION, proof)
+            .body(Bytes::from_static(b"hello"))
+            .unwrap();
+        assert_eq!(Verifier::new(&mesh).verify(&request, SystemTime::now()), Ok(()));
+    }
+}

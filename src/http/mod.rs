@@ -1,0 +1,9 @@
+//! HTTP/1.1, and nothing about what is served: our routes use this, and this does not know them.
+//!
+//! * [`server`] — connections, their limits, a graceful stop;
+//! * [`client`] — one request to one agent, within a deadline;
+//! * [`auth`] — how such a request proves that it comes from the mesh.
+
+pub mod auth;
+pub mod client;
+pub mod server;

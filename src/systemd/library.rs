@@ -1,0 +1,33 @@
+//! The notify protocol as libsystemd speaks it.
+
+use std::io;
+use std::time::Duration;
+
+use systemd::daemon;
+
+/// libsystemd, which reads the environment itself whenever it sends.
+#[derive(Debug)]
+pub(super) struct Library;
+
+impl Library {
+    pub(super) fn from_environment() -> Option<Self> {
+        std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty()).map(|_| Self)
+    }
+
+    /// Sends fields, none of which may hold a NUL or a line feed.
+    pub(super) fn send(&self, fields: &[(&str, &str)]) -> io::Result<()> {
+        daemon::notify(fields.iter())?;
+        Ok(())
+    }
+
+    pub(super) fn watchdog_timeout(&self) -> Option<Duration> {
+        match daemon::watchdog_enabled() {
+            Ok(0) => None,
+            Ok(timeout_us) => Some(Duration::from_micros(timeout_us)),
+            Err(error) => {
+                tracing::warn!(%error, "the watchdog's environment variables are not usable: no watchdog");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+use super::*;
+use std::ffi::OsString;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::Command;
+
+use super::sender::{Sender, watchdog_timeout};
+
+/// A service manager's end of the protocol.
+struct Manager {
+    socket: UnixDatagram,
+    address: OsString,
+    _directory: tempfile::TempDir,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self { socket, address: path.into(), _directory: directory }
+    }
+
+    fn message(&self) -> String {
+        let mut buffer = [0; 2048];
+        let length = self.socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    /// What our child says. It is this test binary again, running only `the_daemons_part`: the environment belongs
+    /// to the whole process, so a test cannot change its own.
+    fn hears(&self, environment: &[(&str, &str)]) -> Vec<String> {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "systemd::tests::the_daemons_part", "--nocapture"])
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
+            .env(IS_CHILD, "1")
+            .env("NOTIFY_SOCKET", &self.address)
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{child:?}");
+        (0..MESSAGES).map(|_| self.message()).collect()
+    }
+}
+
+const IS_CHILD: &str = "PATHMETER_TEST_NOTIFIES";
+/// Fewer than the 10 that a datagram socket holds by default: they are read when the child has ended.
+const MESSAGES: usize = 7;
+
+/// Runs in the child of the tests below and says everything there is to say; by itself it does nothing.
+#[test]
+fn the_daemons_part() {
+    if std::env::var_os(IS_CHILD).is_none() {
+        return;
+    }
+    let notifier = Notifier::from_environment();
+    assert!(notifier.is_supervised());
+    notifier.ready();
+    notifier.reloading(1_234_567);
+    notifier.stopping();
+    notifier.status("measuring 12 paths\nREADY=1\0\u{1b}[31m");
+    notifier.status(&"ä".repeat(1000));
+    notifier.watchdog();
+    notifier.status(&format!("{:?}", notifier.watchdog_interval()));
+}
+
+#[test]
+fn a_manager_hears_every_message_and_no_line_of_another() {
+    let heard = Manager::new().hears(&[("WATCHDOG_USEC", "3000000")]);
+    let long = format!("STATUS={}", "ä".repeat(STATUS_BYTES_MAX / 2));
+    assert_eq!(
+        heard,
+        [
+            "READY=1",
+            "RELOADING=1\nMONOTONIC_USEC=1234567",
+            "STOPPING=1",
+            "STATUS=measuring 12 pathsREADY=1[31m",
+            &long,
+            "WATCHDOG=1",
+            "STATUS=Some(1.5s)",
+        ]
+    );
+}
+
+#[test]
+fn a_watchdog_of_another_process_is_not_fed() {
+    let heard = Manager::new().hears(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "1")]);
+    assert_eq!(heard.last().unwrap(), "STATUS=None");
+    assert_eq!(Manager::new().hears(&[]).last().unwrap(), "STATUS=None");
+}
+
+#[test]
+fn the_watchdog_is_ours_by_pid_or_when_nobody_is_named() {
+    let timeout = |usec: &str, pid: Option<&str>| watchdog_timeout(Some(usec.into()), pid.map(Into::into), 7);
+    assert_eq!(timeout("3000000", Some("7")), Some(Duration::from_secs(3)));
+    assert_eq!(timeout("3000000", None), Some(Duration::from_secs(3)));
+    assert_eq!(timeout("3000000", Some("8")), None);
+    assert_eq!(timeout("0", None), None);
+    assert_eq!(timeout("soon", None), None);
+    assert_eq!(watchdog_timeout(None, None, 7), None);
+}
+
+#[test]
+fn our_own_sender_reaches_a_path() {
+    let manager = Manager::new();
+    let sender = Sender::new(manager.address.clone(), Some(Duration::from_secs(3)));
+    sender.send(&[("RELOADING", "1"), ("MONOTONIC_USEC", "5")]).unwrap();
+    assert_eq!(manager.message(), "RELOADING=1\nMONOTONIC_USEC=5");
+    assert_eq!(sender.watchdog_timeout(), Some(Duration::from_secs(3)));
+}
+
+#[test]
+fn our_own_sender_reaches_an_abstract_name() {
+    let name = format!("pathmeter-test-{}", std::process::id());
+    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    Sender::new(format!("@{name}").into(), None).send(&[("READY", "1")]).unwrap();
+    let mut buffer = [0; 100];
+    let length = socket.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"READY=1");
+}
+
+#[test]
+fn a_manager_that_is_gone_is_an_error_and_not_a_hang() {
+    let manager = Manager::new();
+    let sender = Sender::new(manager.address.clone(), None);
+    drop(manager);
+    assert_eq!(sender.send(&[("READY", "1")]).unwrap_err().kind(), io::ErrorKind::NotFound);
+}
