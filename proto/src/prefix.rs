@@ -1,0 +1,186 @@
+//! IP networks: who may ask.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// An IP network: an address whose bits beyond the length are zero.
+///
+/// IPv4 in its IPv6-mapped form (`::ffff:10.0.0.0/104`) is the IPv4 network it stands for, here and in
+/// [`Prefix::contains`], because a dual-stack socket shows IPv4 sources in that form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    network: IpAddr,
+    len: u8,
+}
+
+impl Prefix {
+    /// The network of `len` bits that begins at `network`.
+    ///
+    /// # Errors
+    /// [`PrefixError::TooLong`] and [`PrefixError::HostBits`].
+    pub fn new(network: IpAddr, len: u8) -> Result<Self, PrefixError> {
+        let bits_max = bits(network);
+        if len > bits_max {
+            return Err(PrefixError::TooLong { len, bits_max });
+        }
+        let right = Self { network: masked(network, len), len };
+        if right.network != network {
+            return Err(PrefixError::HostBits { right });
+        }
+        Ok(right.canonical())
+    }
+
+    /// The network of one address.
+    #[must_use]
+    pub fn host(address: IpAddr) -> Self {
+        let network = address.to_canonical();
+        Self { network, len: bits(network) }
+    }
+
+    /// Whether the address lies in the network. `::/0` holds no IPv4 address, mapped or not.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.network.is_ipv4() && masked(address, self.len) == self.network
+    }
+
+    fn canonical(self) -> Self {
+        match (self.network.to_canonical(), self.len.checked_sub(MAPPED_BITS)) {
+            (network @ IpAddr::V4(_), Some(len)) if self.network.is_ipv6() => Self { network, len },
+            (IpAddr::V4(_) | IpAddr::V6(_), _) => self,
+        }
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = PrefixError;
+
+    /// Reads `10.0.0.0/8`, `2001:db8::/32`, or an address, which is the network of that one host.
+    fn from_str(text: &str) -> Result<Self, PrefixError> {
+        let address = |text: &str| text.parse::<IpAddr>().map_err(|_| PrefixError::Address);
+        let Some((network, len)) = text.split_once('/') else {
+            return Ok(Self::host(address(text)?));
+        };
+        let network = address(network)?;
+        // `parse` would take a sign.
+        if len.is_empty() || !len.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(PrefixError::Length);
+        }
+        Self::new(network, len.parse().unwrap_or(u8::MAX))
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.len)
+    }
+}
+
+/// Why a text is no network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PrefixError {
+    /// No address before the slash.
+    #[error("does not begin with an IP address")]
+    Address,
+    /// No number after the slash.
+    #[error("has no number of bits after its slash")]
+    Length,
+    /// More bits than the address has.
+    #[error("has more than {bits_max} bits after its slash")]
+    TooLong {
+        /// What was asked for; 255 stands for more, too.
+        len: u8,
+        /// What the address has.
+        bits_max: u8,
+    },
+    /// Bits are set that belong to a host. Guessing which one of the two was meant could let the wrong ones in.
+    #[error("has bits set beyond its length (the network is {right})")]
+    HostBits {
+        /// The network of that length that holds the address.
+        right: Prefix,
+    },
+}
+
+/// Bits of `::ffff:0:0/96`, the IPv4-mapped addresses (RFC 4291 section 2.5.5.2).
+const MAPPED_BITS: u8 = 96;
+
+fn bits(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+/// The address with the bits beyond `len` cleared.
+fn masked(address: IpAddr, len: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(len.into())).unwrap_or(0);
+            Ipv4Addr::from_bits(address.to_bits() & mask).into()
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(len.into())).unwrap_or(0);
+            Ipv6Addr::from_bits(address.to_bits() & mask).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn a_network_holds_its_first_and_last_address_and_no_neighbour() {
+        for (network, inside, outside) in [
+            ("10.0.0.0/8", ["10.0.0.0", "10.255.255.255"], ["9.255.255.255", "11.0.0.0"]),
+            ("10.1.2.4/31", ["10.1.2.4", "10.1.2.5"], ["10.1.2.3", "10.1.2.6"]),
+            ("192.0.2.1", ["192.0.2.1", "::ffff:192.0.2.1"], ["192.0.2.0", "192.0.2.2"]),
+            ("2001:db8::/32", ["2001:db8::", "2001:db8:ffff::1"], ["2001:db7:ffff::", "2001:db9::"]),
+            ("0.0.0.0/0", ["0.0.0.0", "255.255.255.255"], ["::1", "2001:db8::1"]),
+            ("::/0", ["::1", "2001:db8::1"], ["10.0.0.1", "::ffff:10.0.0.1"]),
+        ] {
+            for address in inside {
+                assert!(prefix(network).contains(address.parse().unwrap()), "{address} in {network}");
+            }
+            for address in outside {
+                assert!(!prefix(network).contains(address.parse().unwrap()), "{address} not in {network}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_ipv4_network_is_the_same_however_it_is_written() {
+        assert_eq!(prefix("::ffff:10.0.0.0/104"), prefix("10.0.0.0/8"));
+        assert_eq!(prefix("::ffff:10.0.0.1"), prefix("10.0.0.1/32"));
+        assert!(prefix("10.0.0.0/8").contains("::ffff:10.1.2.3".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_network_is_shown_as_it_is_read() {
+        for text in ["10.0.0.0/8", "0.0.0.0/0", "192.0.2.1/32", "2001:db8::/32", "::/0", "::1/128"] {
+            assert_eq!(prefix(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_no_network_says_why() {
+        for (text, error) in [
+            ("", "does not begin with an IP address"),
+            ("example.net/8", "does not begin with an IP address"),
+            ("10.0.0.0/", "has no number of bits after its slash"),
+            ("10.0.0.0/+8", "has no number of bits after its slash"),
+            ("10.0.0.0/33", "has more than 32 bits after its slash"),
+            ("2001:db8::/129", "has more than 128 bits after its slash"),
+            ("10.0.0.0/999", "has more than 32 bits after its slash"),
+            ("10.1.2.3/8", "has bits set beyond its length (the network is 10.0.0.0/8)"),
+            ("2001:db8::1/64", "has bits set beyond its length (the network is 2001:db8::/64)"),
+        ] {
+            assert_eq!(text.parse::<Prefix>().unwrap_err().to_string(), error, "{text:?}");
+        }
+    }
+}
