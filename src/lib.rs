@@ -1,1 +1,3 @@
 //! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
+
+pub mod config;
