@@ -3,6 +3,18 @@
 //! [`load`] turns the text of a file into a [`Config`] or into all its problems at once. Nothing here opens a socket,
 //! resolves a name or reads a second file, so a configuration can be checked on another machine than the one it is for.
 
+mod check;
+mod file;
+mod place;
+mod probes;
+mod problem;
+mod section;
+pub mod units;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -10,6 +22,54 @@ use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::prefix::Prefix;
+
+pub use problem::{Display, Location, Problem, Problems};
+
+/// Reads a configuration. An empty one is valid: an agent that only answers.
+///
+/// # Errors
+/// Everything that is wrong with the text at once; only what makes it no YAML hides the rest.
+pub fn load(text: &[u8], host: &Host) -> Result<Loaded, Problems> {
+    let tree = file::read(text)?;
+    let mut notes = section::Notes::default();
+    let config = check::check(&tree, host, &notes);
+    let mut finder = file::Finder::new(text);
+    let mut problem = |note: section::Note<'_>| Problem {
+        location: finder.find(&note.place),
+        path: note.place.to_string(),
+        what: note.what,
+        remedy: Some(note.remedy),
+    };
+    let (noted, unkept) = notes.problems();
+    match config {
+        Some(config) if noted.is_empty() => {
+            Ok(Loaded { config, warnings: notes.warnings().into_iter().map(problem).collect() })
+        }
+        Some(_) | None => {
+            let more = noted.len().saturating_sub(Problems::LISTED_MAX) + unkept;
+            let listed = noted.into_iter().take(Problems::LISTED_MAX).map(&mut problem).collect();
+            Err(Problems::new(listed, more))
+        }
+    }
+}
+
+/// What a configuration is read for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// `--name` or `$PATHMETER_NAME`: it wins over the file's `agent.name`.
+    pub name_override: Option<String>,
+    /// What the host calls itself: our name when nobody gives another.
+    pub hostname: String,
+}
+
+/// A configuration that can be used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// What was asked for.
+    pub config: Config,
+    /// What is probably not meant.
+    pub warnings: Vec<Problem>,
+}
 
 /// Everything the agent was told.
 #[derive(Debug, Clone, PartialEq)]

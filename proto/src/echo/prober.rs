@@ -495,8 +495,9 @@ impl Told {
                 _ => {}
             }
         }
-        let tells = told.session.is_some() || told.class.is_some() || told.follow_up.is_some();
-        if tells && !is_proven {
+        let first = tlv::next(datagram, base);
+        let is_bare = first.is_none_or(|first| first.is_ok_and(|first| first.kind == tlv::PADDING));
+        if !is_proven && !is_bare {
             return Err(Mismatch::Unauthentic);
         }
         Ok(told)

@@ -1,0 +1,279 @@
+//! What the keys of a file mean, which values they allow, and their defaults.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::file::Node;
+use super::probes::{Surroundings, probe};
+use super::problem::{nearest, quoted};
+use super::section::{Notes, Section, Setting, Value};
+use super::values::{
+    NAME_RULE, duration, host, is_name, labels, listen_address, name, packet_rate, path, port, prefix,
+};
+use super::{Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Responder, Target};
+
+/// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
+const GRACE: Duration = Duration::from_secs(5);
+const GRACE_ALLOWED: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+
+/// Where we listen. Chosen: above 1024, so that no privilege is needed. Over UDP, 9862 speaks STAMP.
+const HTTP_PORT: u16 = 9862;
+const STAMP_PORT: u16 = 9862;
+const AGENT_PORT: u16 = 9863;
+
+/// The port of STAMP and TWAMP-Light reflectors (RFC 8762 section 4.1).
+pub(super) const REFLECTOR_PORT: u16 = 862;
+
+/// Datagrams that are answered per second. Chosen: what one core does beside other work,
+/// and that ten sources at their limit share it.
+const RATE: u64 = 100_000;
+const RATE_PER_SOURCE: u64 = 10_000;
+const RATE_ALLOWED: RangeInclusive<u64> = 1..=100_000_000;
+
+/// Sessions that are remembered. Chosen: more than the flows of a thousand peers.
+const SESSIONS: usize = 65_536;
+const SESSIONS_ALLOWED: RangeInclusive<i128> = 1..=16_777_216;
+
+/// Networks in `responder.allow`: each datagram from a stranger is compared with all of them.
+const ALLOW_MAX: usize = 1000;
+
+/// Peers and targets together. Chosen: twice the 10,000 paths that one agent is built for.
+const HOSTS_MAX: usize = 20_000;
+
+/// Probes of a file.
+const PROBES_MAX: usize = 256;
+
+/// Series of paths. Chosen: 20 for each of 10,000 paths.
+const SERIES: usize = 200_000;
+const SERIES_ALLOWED: RangeInclusive<i128> = 1..=10_000_000;
+
+/// Reads everything; `None` when a problem was noted.
+pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Option<Config> {
+    Value::top(tree, notes).section(|file| {
+        let agent = file.section("agent", |section| agent(section, host));
+        let listen = file.section("listen", listen);
+        let key_file = file.key("key_file", path).optional();
+        let responder = file.section("responder", responder);
+
+        let mut roster = Roster::default();
+        let peers = file.sections("peers", |section| peer(section, listen.as_ref(), &mut roster));
+        let targets = file.sections("targets", |section| target(section, &mut roster));
+        let hosts = roster.peers.len() + roster.targets.len();
+        if hosts > HOSTS_MAX {
+            let remedy = format!("peers and targets are at most {HOSTS_MAX} together");
+            file.wrong::<()>("peers", format!("{hosts} peers and targets"), remedy);
+        }
+
+        let own_name = agent.as_ref().map(|agent| agent.name.as_str());
+        let mut around = Surroundings::new(own_name, listen.as_ref(), &roster);
+        let probes = file.sections("probes", |section| probe(section, &mut around));
+        if probes.as_ref().is_some_and(|probes| probes.len() > PROBES_MAX) {
+            file.wrong::<()>("probes", "too many probes", format!("at most {PROBES_MAX} are allowed"));
+        }
+
+        let metrics = file.section("metrics", metrics);
+        let log = file.section("log", log);
+        if matches!(key_file, Some(None)) {
+            let remedy = "give every agent the same key file, for example /etc/pathmeter/mesh.key";
+            file.warn("key_file", "nothing is authenticated: addresses alone decide who is answered", remedy);
+        }
+
+        let (agent, mut peers, mut targets) = (agent?, peers?, targets?);
+        peers.retain(|peer| peer.name != agent.name);
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        targets.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(Config {
+            agent,
+            listen: listen?,
+            key_file: key_file?,
+            responder: responder?,
+            peers,
+            targets,
+            probes: probes?,
+            metrics: metrics?,
+            log: log?,
+        })
+    })
+}
+
+fn agent(section: &mut Section<'_, '_>, host: &Host) -> Option<Agent> {
+    let given = section.key("name", name).optional();
+    let labels = section.key("labels", labels).or(BTreeMap::new());
+    let grace = section.key("grace", |value| duration(value, &GRACE_ALLOWED)).or(GRACE);
+
+    let (name, origin) = match (&host.name_override, given?) {
+        (Some(name), _) => (name.as_str(), "--name or $PATHMETER_NAME"),
+        (None, Some(name)) => (name, "the file"),
+        (None, None) => (host.hostname.as_str(), "the host's name"),
+    };
+    if !is_name(name) {
+        let what = format!("{} ({origin}) is not a name", quoted(name));
+        return section.wrong("name", what, format!("{NAME_RULE}; give another"));
+    }
+    Some(Agent { name: name.to_owned(), labels: labels?, grace: grace? })
+}
+
+fn listen(section: &mut Section<'_, '_>) -> Option<Listen> {
+    let everywhere = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    let http = section.key("http", listen_address).or(everywhere(HTTP_PORT));
+    let stamp = section.key("stamp", listen_address).or(everywhere(STAMP_PORT));
+    let agent = section.key("agent", listen_address).or(everywhere(AGENT_PORT));
+
+    let listen = Listen { http: http?, stamp: stamp?, agent: agent? };
+    // The agent port is open over UDP as stamp is, and over TCP as http is.
+    for (other, address) in [("http", listen.http), ("stamp", listen.stamp)] {
+        if overlap(listen.agent, address) {
+            let what = format!("{} is also where {other} listens", listen.agent);
+            return section.wrong("agent", what, format!("give agent and {other} different ports"));
+        }
+    }
+    Some(listen)
+}
+
+/// Whether one socket would take the other's place.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    // Port 0 is a different one each time; `[::]` is both families, `0.0.0.0` only its own.
+    let covers = |a: IpAddr, b: IpAddr| a == b || a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+    a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
+}
+
+fn responder(section: &mut Section<'_, '_>) -> Option<Responder> {
+    let allow = section.key("allow", allow).or(Vec::new());
+    let open = section.key("open", Value::flag).or(false);
+    let rate = section.key("rate", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE);
+    let rate_per_source =
+        section.key("rate_per_source", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE_PER_SOURCE);
+    let sessions = section.key("sessions", |value| value.number(&SESSIONS_ALLOWED)).or(SESSIONS);
+
+    if open == Some(true) {
+        let remedy = "list the networks that may ask in responder.allow instead";
+        section.warn("open", "anyone is answered, within the rates", remedy);
+    }
+    Some(Responder {
+        allow: allow?,
+        open: open?,
+        rate: rate?,
+        rate_per_source: rate_per_source?,
+        sessions: sessions?,
+    })
+}
+
+fn allow(value: Value<'_, '_>) -> Option<Vec<super::Prefix>> {
+    let whole = value.clone();
+    let networks = value.list("a list of networks", prefix)?;
+    if networks.len() > ALLOW_MAX {
+        return whole
+            .wrong(format!("{} networks", networks.len()), format!("at most {ALLOW_MAX} are allowed"));
+    }
+    Some(networks)
+}
+
+fn peer<'a>(section: &mut Section<'a, '_>, listen: Option<&Listen>, roster: &mut Roster<'a>) -> Option<Peer> {
+    let name = section.required("name", |value| roster.enter(value, Entry::Peer));
+    let address = section.required("address", host);
+    let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
+    let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
+    let agent_port = peer_port(section, "agent_port", listen.map(|listen| listen.agent));
+    let labels = section.key("labels", labels).or(BTreeMap::new());
+    Some(Peer {
+        name: name?.to_owned(),
+        address: address?,
+        http_port: http_port?,
+        stamp_port: stamp_port?,
+        agent_port: agent_port?,
+        labels: labels?,
+    })
+}
+
+/// A peer's port, by default our own.
+fn peer_port(section: &mut Section<'_, '_>, key: &'static str, ours: Option<SocketAddr>) -> Option<u16> {
+    match (section.key(key, port), ours?.port()) {
+        (Setting::Given(port), _) => Some(port),
+        (Setting::Wrong, _) => None,
+        (Setting::Absent, 0) => {
+            section.wrong(key, "missing", "our own port is 0, which is no default: write the peer's")
+        }
+        (Setting::Absent, ours) => Some(ours),
+    }
+}
+
+fn target<'a>(section: &mut Section<'a, '_>, roster: &mut Roster<'a>) -> Option<Target> {
+    let name = section.required("name", |value| roster.enter(value, Entry::Target));
+    let address = section.required("address", host);
+    let port = section.key("port", port).or(REFLECTOR_PORT);
+    let key_file = section.key("key_file", path).optional();
+    let labels = section.key("labels", labels).or(BTreeMap::new());
+    Some(Target {
+        name: name?.to_owned(),
+        address: address?,
+        port: port?,
+        key_file: key_file?,
+        labels: labels?,
+    })
+}
+
+fn metrics(section: &mut Section<'_, '_>) -> Option<Metrics> {
+    let max_series = section.key("max_series", |value| value.number(&SERIES_ALLOWED)).or(SERIES);
+    Some(Metrics { max_series: max_series? })
+}
+
+fn log(section: &mut Section<'_, '_>) -> Option<Log> {
+    let level = section.key("level", log_level).or("info".to_owned());
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let format = section.key("format", |value| value.one_of(&formats)).or(LogFormat::Text);
+    Some(Log { level: level?, format: format? })
+}
+
+/// A level, or a filter: the filter's own grammar takes a misspelt level for a module, so words that stand alone
+/// are compared here.
+fn log_level(value: Value<'_, '_>) -> Option<String> {
+    let text = value.text("a level such as info")?;
+    let remedy =
+        || format!("write {}, or a filter such as warn,pathmeter::http=debug", LOG_LEVELS.join(", "));
+    for word in text.split(',').map(str::trim).filter(|part| !part.contains(['=', '[', ']', '{', '}'])) {
+        if !LOG_LEVELS.contains(&word) {
+            let guess = nearest(word, LOG_LEVELS).map(|level| format!("did you mean {level}? "));
+            return value
+                .wrong(format!("{} is not a level", quoted(word)), guess.unwrap_or_default() + &remedy());
+        }
+    }
+    match tracing_subscriber::EnvFilter::builder().parse(text) {
+        Ok(_) => Some(text.to_owned()),
+        Err(_) => value.wrong(format!("{} is not a filter", quoted(text)), remedy()),
+    }
+}
+
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// The names of a file, those of entries with other problems too: a probe that uses them is not to blame.
+#[derive(Debug, Default)]
+pub(super) struct Roster<'a> {
+    /// Where each name was first given.
+    places: BTreeMap<&'a str, String>,
+    pub(super) peers: BTreeSet<&'a str>,
+    pub(super) targets: BTreeSet<&'a str>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    Peer,
+    Target,
+}
+
+impl<'a> Roster<'a> {
+    fn enter(&mut self, value: Value<'a, '_>, entry: Entry) -> Option<&'a str> {
+        let name = name(value.clone())?;
+        if let Some(first) = self.places.get(name) {
+            let remedy = "peers and targets need different names, the label `peer` tells them apart";
+            return value.wrong(format!("{name} is already {first}"), remedy);
+        }
+        self.places.insert(name, value.place().to_string());
+        match entry {
+            Entry::Peer => self.peers.insert(name),
+            Entry::Target => self.targets.insert(name),
+        };
+        Some(name)
+    }
+}

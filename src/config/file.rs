@@ -1,0 +1,352 @@
+//! The text of a file as a tree, and where in the text a value of the tree is.
+//!
+//! The only place that knows the YAML library.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+
+use super::place::{End, Place};
+use super::problem::{Location, Problem};
+
+/// Bytes of a file. Chosen: 20,000 peers with labels take a quarter of it.
+pub(super) const FILE_BYTES_MAX: usize = 16 << 20;
+
+/// A value of the file, as it was written: duplicate keys are both there.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Node {
+    Null,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Self>),
+    Mapping(Vec<(String, Self)>),
+}
+
+/// Reads the one document of a file. An empty file is [`Node::Null`].
+///
+/// # Errors
+/// The first thing that makes it no YAML, or YAML that no configuration needs: a second document, a tag, a key
+/// that is not a scalar, nesting deeper than [`DEPTH_MAX`], aliases that multiply.
+pub(super) fn read(text: &[u8]) -> Result<Node, Problem> {
+    if text.len() > FILE_BYTES_MAX {
+        let what = format!("the file has {} bytes", text.len());
+        return Err(whole(None, what, format!("at most {FILE_BYTES_MAX} are read")));
+    }
+    refuse_binary(text)?;
+    let budget = Cell::new(TREE_BYTES_MAX);
+    let mut documents = serde_yaml::Deserializer::from_slice(text);
+    let Some(document) = documents.next() else {
+        return Ok(Node::Null);
+    };
+    let node = Grower { depth: 0, budget: &budget }.deserialize(document).map_err(|error| refusal(&error))?;
+    match documents.next() {
+        None => Ok(node),
+        Some(second) => {
+            let location = location_in(second, &[], End::Value);
+            let remedy = "a configuration is one document: remove the line `---` in the middle".to_owned();
+            Err(whole(location, "a second document begins".to_owned(), remedy))
+        }
+    }
+}
+
+/// The library refuses these, too, but does not say in which line.
+fn refuse_binary(text: &[u8]) -> Result<(), Problem> {
+    let valid = std::str::from_utf8(text).map_err(|error| {
+        let (before, after) = text.split_at(error.valid_up_to());
+        let location = std::str::from_utf8(before).map(Location::behind).ok();
+        let byte = after.first().copied().unwrap_or_default();
+        whole(location, format!("the byte 0x{byte:02x} is not UTF-8"), "save the file as UTF-8".to_owned())
+    })?;
+    let is_binary = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}');
+    match valid.find(is_binary) {
+        None => Ok(()),
+        Some(at) => {
+            let what = "a control character".to_owned();
+            let remedy = "remove it, or write it as an escape in double quotes".to_owned();
+            Err(whole(Some(Location::behind(&valid[..at])), what, remedy))
+        }
+    }
+}
+
+/// Finds places in the text of a file that was [`read`].
+///
+/// The library tells a location only with an error, so each search reads the text again up to the place and fails
+/// there on purpose.
+#[derive(Debug)]
+pub(super) struct Finder<'a> {
+    text: &'a [u8],
+    budget: usize,
+}
+
+impl<'a> Finder<'a> {
+    pub(super) fn new(text: &'a [u8]) -> Self {
+        Self { text, budget: REREAD_BYTES_MAX }
+    }
+
+    /// Where the place is, or the innermost value around it that is in the file. `None` for the file as a whole,
+    /// and when [`REREAD_BYTES_MAX`] is used up.
+    pub(super) fn find(&mut self, place: &Place<'_>) -> Option<Location> {
+        let (indices, end) = place.indices()?;
+        self.budget = self.budget.checked_sub(self.text.len())?;
+        location_in(serde_yaml::Deserializer::from_slice(self.text), &indices, end)
+    }
+}
+
+fn location_in(document: serde_yaml::Deserializer<'_>, indices: &[usize], end: End) -> Option<Location> {
+    let error = Walker { indices, end }.deserialize(document).err()?;
+    error.location().map(|at| Location { line: at.line(), column: at.column() })
+}
+
+fn whole(location: Option<Location>, what: String, remedy: String) -> Problem {
+    Problem { location, path: String::new(), what, remedy: Some(remedy) }
+}
+
+/// The library's error in the words of ours.
+fn refusal(error: &serde_yaml::Error) -> Problem {
+    let mut what = error.to_string();
+    let location = error.location().map(|at| {
+        let said = format!(" at line {} column {}", at.line(), at.column());
+        if let Some(start) = what.find(&said) {
+            what.replace_range(start..start + said.len(), "");
+        }
+        Location { line: at.line(), column: at.column() }
+    });
+    let known = REFUSALS.iter().find(|(theirs, _, _)| what.contains(theirs));
+    match known {
+        Some((_, ours, remedy)) => Problem {
+            location,
+            path: String::new(),
+            what: if ours.is_empty() { what } else { (*ours).to_owned() },
+            remedy: Some((*remedy).to_owned()),
+        },
+        None => Problem { location, path: String::new(), what, remedy: None },
+    }
+}
+
+/// Part of the library's message, what we say instead (empty: the same), and the remedy.
+const REFUSALS: &[(&str, &str, &str)] = &[
+    (
+        "repetition limit exceeded",
+        "its aliases repeat too much",
+        "write values out instead of repeating them with `*`",
+    ),
+    (
+        "unknown anchor",
+        "no anchor of that name comes before it",
+        "write the anchor `&name` before the alias `*name`",
+    ),
+    (
+        "found character that cannot start any token",
+        "",
+        "indent with spaces, and put text that begins with @, ` or % in quotes",
+    ),
+    (
+        "mapping values are not allowed",
+        "",
+        "put text that contains `: ` in quotes, and check the indentation",
+    ),
+    (TOO_DEEP, TOO_DEEP, "no key of a configuration lies that deep"),
+    (TOO_BIG, TOO_BIG, "write fewer values, and fewer aliases `*name`"),
+    (TAGGED, TAGGED, "remove the word that begins with `!`, or put it in quotes"),
+    (
+        "expected a key",
+        "a key is a list or a mapping",
+        "a key is a word; put text that begins with [, { or ? in quotes",
+    ),
+];
+
+const TOO_DEEP: &str = "the file is nested too deeply";
+const TOO_BIG: &str = "the file has too many values";
+const TAGGED: &str = "tags are not supported";
+
+/// Levels of nesting. Chosen: twice what a configuration has.
+const DEPTH_MAX: usize = 16;
+
+/// Bytes of a tree: aliases can make it larger than the text, without bounds. Chosen: eight times the largest file.
+const TREE_BYTES_MAX: usize = 8 * FILE_BYTES_MAX;
+
+/// Bytes that are read again to find places, so that a hundred mistakes in a huge file do not cost a minute.
+/// Chosen: about 2 s; places in files below 640 KiB are always found.
+const REREAD_BYTES_MAX: usize = 64 << 20;
+
+/// Grows a tree, in bounds.
+#[derive(Clone, Copy)]
+struct Grower<'b> {
+    depth: usize,
+    budget: &'b Cell<usize>,
+}
+
+impl Grower<'_> {
+    fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
+        if self.depth == DEPTH_MAX {
+            return Err(E::custom(TOO_DEEP));
+        }
+        Ok(Self { depth: self.depth + 1, ..self })
+    }
+
+    fn spend<E: serde::de::Error>(self, text_bytes: usize) -> Result<(), E> {
+        let left = self.budget.get().checked_sub(size_of::<Node>() + text_bytes);
+        self.budget.set(left.ok_or_else(|| E::custom(TOO_BIG))?);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Grower<'_> {
+    type Value = Node;
+
+    fn deserialize<D: Deserializer<'de>>(self, document: D) -> Result<Node, D::Error> {
+        self.spend(0)?;
+        document.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Grower<'_> {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_none<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
+        Ok(Node::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Int(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
+        Ok(Node::Int(value.into()))
+    }
+
+    fn visit_u128<E>(self, value: u128) -> Result<Node, E> {
+        // Above every limit all the same.
+        Ok(Node::Int(value.try_into().unwrap_or(i128::MAX)))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Node, E> {
+        Ok(Node::Int(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
+        Ok(Node::Float(value))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Node, E> {
+        self.spend(value.len())?;
+        Ok(Node::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+        let inner = self.deeper()?;
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(inner)? {
+            list.push(item);
+        }
+        Ok(Node::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
+        let inner = self.deeper()?;
+        let mut mapping = Vec::new();
+        while let Some(KeyText(key)) = entries.next_key()? {
+            self.spend(size_of::<String>() + key.len())?;
+            mapping.push((key, entries.next_value_seed(inner)?));
+        }
+        Ok(Node::Mapping(mapping))
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
+        Err(A::Error::custom(TAGGED))
+    }
+}
+
+/// A key as it was written: `1` and `true` are words here.
+struct KeyText(String);
+
+impl<'de> Deserialize<'de> for KeyText {
+    fn deserialize<D: Deserializer<'de>>(document: D) -> Result<Self, D::Error> {
+        struct AsText;
+        impl Visitor<'_> for AsText {
+            type Value = KeyText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_str<E>(self, key: &str) -> Result<KeyText, E> {
+                Ok(KeyText(key.to_owned()))
+            }
+        }
+        document.deserialize_str(AsText)
+    }
+}
+
+/// Follows the indices into a document and fails at their end: the error has the location.
+#[derive(Clone, Copy)]
+struct Walker<'p> {
+    indices: &'p [usize],
+    end: End,
+}
+
+impl Walker<'_> {
+    /// The next index, and what is to do behind it. At the end this is the failure.
+    fn step<E: serde::de::Error>(self) -> Result<(usize, Self), E> {
+        match self.indices.split_first() {
+            Some((&index, indices)) => Ok((index, Self { indices, ..self })),
+            None => Err(E::custom("here")),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Walker<'_> {
+    type Value = Infallible;
+
+    fn deserialize<D: Deserializer<'de>>(self, document: D) -> Result<Infallible, D::Error> {
+        document.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walker<'_> {
+    type Value = Infallible;
+
+    /// Scalars are refused with this: they are what was looked for.
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Infallible, A::Error> {
+        let (index, inner) = self.step()?;
+        for _ in 0..index {
+            items.next_element::<IgnoredAny>()?;
+        }
+        items.next_element_seed(inner)?.ok_or_else(|| A::Error::custom("beyond the end"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Infallible, A::Error> {
+        let (index, inner) = self.step()?;
+        for _ in 0..index {
+            entries.next_entry::<IgnoredAny, IgnoredAny>()?;
+        }
+        if inner.indices.is_empty() && self.end == End::Key {
+            return entries.next_key_seed(inner)?.ok_or_else(|| A::Error::custom("beyond the end"));
+        }
+        entries.next_key::<IgnoredAny>()?;
+        entries.next_value_seed(inner)
+    }
+}

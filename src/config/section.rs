@@ -1,0 +1,392 @@
+//! Reads a tree by its keys and notes on the way everything that is wrong.
+//!
+//! A reader returns `None` after it noted a problem, so a configuration exists exactly when none was noted. Readers
+//! of sections ask for *every* key before they give up with `?`: so that all problems are found at once, and
+//! because a key that nobody asked for is a problem.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use super::file::Node;
+use super::place::Place;
+use super::problem::{nearest, quoted};
+
+/// What was noted about a file.
+#[derive(Debug, Default)]
+pub(super) struct Notes<'a> {
+    problems: RefCell<Vec<Note<'a>>>,
+    problems_unkept: Cell<usize>,
+    warnings: RefCell<Vec<Note<'a>>>,
+}
+
+/// Problems that are kept, the first ones that are met; the others are only counted. Chosen: ten times what is listed, so
+/// that sorting by place seldom misses one, and a file full of them still fits the memory.
+const PROBLEMS_KEPT: usize = 1000;
+
+/// Something wrong or odd, at a place.
+#[derive(Debug)]
+pub(super) struct Note<'a> {
+    pub(super) place: Place<'a>,
+    pub(super) what: String,
+    pub(super) remedy: String,
+}
+
+impl<'a> Notes<'a> {
+    /// Problems in the order of the file, and how many more there were.
+    pub(super) fn problems(&mut self) -> (Vec<Note<'a>>, usize) {
+        (sorted(&mut self.problems), self.problems_unkept.take())
+    }
+
+    /// Warnings in the order of the file.
+    pub(super) fn warnings(&mut self) -> Vec<Note<'a>> {
+        sorted(&mut self.warnings)
+    }
+}
+
+fn sorted<'a>(notes: &mut RefCell<Vec<Note<'a>>>) -> Vec<Note<'a>> {
+    let mut notes = std::mem::take(notes.get_mut());
+    notes.sort_by_cached_key(|note| note.place.indices().map(|(indices, _)| indices));
+    notes
+}
+
+/// A value and its place.
+#[derive(Debug, Clone)]
+pub(super) struct Value<'a, 'n> {
+    node: &'a Node,
+    place: Place<'a>,
+    notes: &'n Notes<'a>,
+}
+
+impl<'a, 'n> Value<'a, 'n> {
+    /// The file as a whole.
+    pub(super) fn top(node: &'a Node, notes: &'n Notes<'a>) -> Self {
+        Self { node, place: Place::top(), notes }
+    }
+
+    pub(super) fn node(&self) -> &'a Node {
+        self.node
+    }
+
+    pub(super) fn place(&self) -> &Place<'a> {
+        &self.place
+    }
+
+    /// Notes a problem; `None`, so that a reader can return it.
+    pub(super) fn wrong<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
+        wrong(self.notes, self.place.clone(), what, remedy)
+    }
+
+    /// Notes a problem with the value's key.
+    pub(super) fn wrong_key<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
+        wrong(self.notes, self.place.clone().at_key(), what, remedy)
+    }
+
+    /// Notes that the value is something else than `wanted`.
+    pub(super) fn mismatch<T>(&self, wanted: &str) -> Option<T> {
+        match self.node {
+            Node::Null => self.wrong("no value", format!("write {wanted}, or remove the key")),
+            Node::Bool(_)
+            | Node::Int(_)
+            | Node::Float(_)
+            | Node::Text(_)
+            | Node::List(_)
+            | Node::Mapping(_) => self.wrong(Shown(self.node).to_string(), format!("write {wanted}")),
+        }
+    }
+
+    /// Text. Numbers and the like are not taken for it: `1.10` would become `1.1`.
+    pub(super) fn text(&self, wanted: &str) -> Option<&'a str> {
+        match self.node {
+            Node::Text(text) => Some(text),
+            Node::Bool(_) | Node::Int(_) | Node::Float(_) => {
+                self.wrong(Shown(self.node).to_string(), format!("write {wanted}, in quotes"))
+            }
+            Node::Null | Node::List(_) | Node::Mapping(_) => self.mismatch(wanted),
+        }
+    }
+
+    pub(super) fn flag(self) -> Option<bool> {
+        match self.node {
+            Node::Bool(flag) => Some(*flag),
+            Node::Null | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::List(_) | Node::Mapping(_) => {
+                self.mismatch("true or false")
+            }
+        }
+    }
+
+    /// A whole number.
+    pub(super) fn number<N: TryFrom<i128>>(self, allowed: &RangeInclusive<i128>) -> Option<N> {
+        let wanted = format!("a whole number from {} to {}", allowed.start(), allowed.end());
+        match self.node {
+            Node::Int(number) if allowed.contains(number) => match N::try_from(*number) {
+                Ok(number) => Some(number),
+                Err(_) => self.wrong(format!("{number} is too large"), format!("write {wanted}")),
+            },
+            Node::Int(number) => self.wrong(format!("{number} is out of range"), format!("write {wanted}")),
+            Node::Null
+            | Node::Bool(_)
+            | Node::Float(_)
+            | Node::Text(_)
+            | Node::List(_)
+            | Node::Mapping(_) => self.mismatch(&wanted),
+        }
+    }
+
+    /// One of some words.
+    pub(super) fn one_of<T: Copy>(self, choices: &[(&'static str, T)]) -> Option<T> {
+        let words = || choices.iter().map(|(word, _)| *word);
+        let wanted = words().collect::<Vec<_>>().join(" or ");
+        let text = self.text(&wanted)?;
+        match choices.iter().find(|(word, _)| *word == text) {
+            Some((_, choice)) => Some(*choice),
+            None => self.wrong(format!("{} is not supported", quoted(text)), suggestion(text, words())),
+        }
+    }
+
+    /// A list; every item is read.
+    pub(super) fn list<T>(self, wanted: &str, mut read: impl FnMut(Self) -> Option<T>) -> Option<Vec<T>> {
+        let Node::List(items) = self.node else {
+            return self.mismatch(wanted);
+        };
+        let place = |index| self.place.item(index);
+        let read: Vec<Option<T>> = items
+            .iter()
+            .enumerate()
+            .map(|(index, node)| read(Value { node, place: place(index), notes: self.notes }))
+            .collect();
+        read.into_iter().collect()
+    }
+
+    /// A mapping with keys of the user's choice; every entry is read.
+    pub(super) fn entries<T>(
+        self,
+        wanted: &str,
+        mut read: impl FnMut(&'a str, Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let Node::Mapping(entries) = self.node else {
+            return self.mismatch(wanted);
+        };
+        let mut seen = BTreeSet::new();
+        let read: Vec<Option<T>> = entries
+            .iter()
+            .enumerate()
+            .map(|(index, (key, node))| {
+                if !seen.insert(key) {
+                    return twice(self.notes, self.place.entry(index, key).at_key());
+                }
+                read(key, Value { node, place: self.place.entry(index, key), notes: self.notes })
+            })
+            .collect();
+        read.into_iter().collect()
+    }
+
+    /// A mapping with keys of our choice. What `read` did not ask for is unknown.
+    pub(super) fn section<T>(self, read: impl FnOnce(&mut Section<'a, 'n>) -> Option<T>) -> Option<T> {
+        let entries: &[_] = match self.node {
+            Node::Mapping(entries) => entries,
+            Node::Null => &[],
+            Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::List(_) => {
+                return self.mismatch("a mapping of keys to values");
+            }
+        };
+        let mut section = Section { entries, place: self.place, notes: self.notes, known: Vec::new() };
+        let read = read(&mut section);
+        section.refuse_the_rest();
+        read
+    }
+}
+
+/// A mapping that is being read.
+#[derive(Debug)]
+pub(super) struct Section<'a, 'n> {
+    entries: &'a [(String, Node)],
+    place: Place<'a>,
+    notes: &'n Notes<'a>,
+    known: Vec<&'static str>,
+}
+
+impl<'a, 'n> Section<'a, 'n> {
+    /// Reads the value of a key that need not be there.
+    pub(super) fn key<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(Value<'a, 'n>) -> Option<T>,
+    ) -> Setting<T> {
+        self.known.push(key);
+        let Some((index, node)) = self.find(key) else {
+            return Setting::Absent;
+        };
+        let value = Value { node, place: self.place.entry(index, key), notes: self.notes };
+        read(value).map_or(Setting::Wrong, Setting::Given)
+    }
+
+    /// Reads the value of a key that must be there.
+    pub(super) fn required<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(Value<'a, 'n>) -> Option<T>,
+    ) -> Option<T> {
+        match self.key(key, read) {
+            Setting::Given(value) => Some(value),
+            Setting::Wrong => None,
+            Setting::Absent => self.wrong(key, "missing", "it has no default"),
+        }
+    }
+
+    /// Reads a section; one that is not there is read as if it were empty.
+    pub(super) fn section<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Option<T> {
+        self.known.push(key);
+        let (node, place) = match self.find(key) {
+            Some((index, node)) => (node, self.place.entry(index, key)),
+            None => (&Node::Null, self.place.missing(key)),
+        };
+        Value { node, place, notes: self.notes }.section(read)
+    }
+
+    /// Reads a list of sections; one that is not there, or has no value, is empty.
+    pub(super) fn sections<T>(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(&mut Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        self.key(key, |value| match value.node {
+            Node::Null => Some(Vec::new()),
+            Node::Bool(_)
+            | Node::Int(_)
+            | Node::Float(_)
+            | Node::Text(_)
+            | Node::List(_)
+            | Node::Mapping(_) => {
+                value.list("a list of mappings, each after `- `", |item| item.section(&mut read))
+            }
+        })
+        .or(Vec::new())
+    }
+
+    /// Notes a problem with the value of a key, or with its absence.
+    pub(super) fn wrong<T>(
+        &self,
+        key: &'static str,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Option<T> {
+        wrong(self.notes, self.place_of(key), what, remedy)
+    }
+
+    /// Notes something odd about the value of a key, or about its absence.
+    pub(super) fn warn(&self, key: &'static str, what: impl Into<String>, remedy: impl Into<String>) {
+        let note = Note { place: self.place_of(key), what: what.into(), remedy: remedy.into() };
+        self.notes.warnings.borrow_mut().push(note);
+    }
+
+    /// Leaves the other keys alone: which ones there are is unknown.
+    pub(super) fn give_up<T>(&mut self) -> Option<T> {
+        self.entries = &[];
+        None
+    }
+
+    fn find(&self, key: &str) -> Option<(usize, &'a Node)> {
+        self.entries.iter().enumerate().find(|(_, (k, _))| k == key).map(|(index, (_, node))| (index, node))
+    }
+
+    fn place_of(&self, key: &'static str) -> Place<'a> {
+        match self.find(key) {
+            Some((index, _)) => self.place.entry(index, key),
+            None => self.place.missing(key),
+        }
+    }
+
+    fn refuse_the_rest(self) {
+        let mut seen = BTreeSet::new();
+        for (index, (key, _)) in self.entries.iter().enumerate() {
+            let place = self.place.entry(index, key).at_key();
+            if key == "<<" {
+                let remedy = "write the keys out; an alias can stand for a whole value (`labels: *name`)";
+                wrong::<()>(self.notes, place, "merge keys are not supported", remedy);
+            } else if !self.known.contains(&key.as_str()) {
+                let remedy = suggestion(key, self.known.iter().copied());
+                wrong::<()>(self.notes, place, "unknown key", remedy);
+            } else if !seen.insert(key) {
+                twice::<()>(self.notes, place);
+            }
+        }
+    }
+}
+
+/// What a file says about a key.
+#[derive(Debug)]
+pub(super) enum Setting<T> {
+    /// Nothing.
+    Absent,
+    /// Something that was noted as a problem.
+    Wrong,
+    /// This.
+    Given(T),
+}
+
+impl<T> Setting<T> {
+    /// The default where nothing is said; `None` where a problem was noted.
+    pub(super) fn or(self, default: T) -> Option<T> {
+        self.optional().map(|given| given.unwrap_or(default))
+    }
+
+    /// `Some(None)` where nothing is said; `None` where a problem was noted.
+    pub(super) fn optional(self) -> Option<Option<T>> {
+        match self {
+            Self::Absent => Some(None),
+            Self::Wrong => None,
+            Self::Given(value) => Some(Some(value)),
+        }
+    }
+}
+
+/// A value as it is named in a problem; of lists and mappings nothing is shown.
+struct Shown<'a>(&'a Node);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Node::Null => f.write_str("nothing"),
+            Node::Bool(flag) => write!(f, "`{flag}` is a truth value"),
+            Node::Int(number) => write!(f, "`{number}` is a number"),
+            Node::Float(number) => write!(f, "`{number}` is a number"),
+            Node::Text(text) => write!(f, "{} is text", quoted(text)),
+            Node::List(_) => f.write_str("a list"),
+            Node::Mapping(_) => f.write_str("a mapping"),
+        }
+    }
+}
+
+fn wrong<'a, T>(
+    notes: &Notes<'a>,
+    place: Place<'a>,
+    what: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Option<T> {
+    let mut problems = notes.problems.borrow_mut();
+    if problems.len() < PROBLEMS_KEPT {
+        problems.push(Note { place, what: what.into(), remedy: remedy.into() });
+    } else {
+        notes.problems_unkept.update(|unkept| unkept + 1);
+    }
+    None
+}
+
+fn twice<'a, T>(notes: &Notes<'a>, place: Place<'a>) -> Option<T> {
+    wrong(notes, place, "this key is given twice", "remove one of the two")
+}
+
+/// What is allowed instead of a word, the most likely first.
+fn suggestion<'w>(word: &str, allowed: impl Iterator<Item = &'w str> + Clone) -> String {
+    let all = allowed.clone().collect::<Vec<_>>().join(", ");
+    match nearest(word, allowed) {
+        Some(nearest) => format!("did you mean {nearest}? allowed: {all}"),
+        None => format!("allowed: {all}"),
+    }
+}

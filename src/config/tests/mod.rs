@@ -1,0 +1,272 @@
+use super::*;
+
+mod limits;
+mod refusals;
+
+const EXAMPLE: &str = include_str!("../../../config.example.yaml");
+
+fn host(name: &str) -> Host {
+    Host { name_override: None, hostname: name.to_owned() }
+}
+
+fn load_on(hostname: &str, text: &str) -> Loaded {
+    load(text.as_bytes(), &host(hostname)).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+fn refused(text: impl AsRef<[u8]>) -> Problems {
+    match load(text.as_ref(), &host("fra-1")) {
+        Ok(loaded) => panic!("accepted: {loaded:#?}"),
+        Err(problems) => problems,
+    }
+}
+
+fn lines<'a>(problems: impl IntoIterator<Item = &'a Problem>) -> Vec<String> {
+    problems.into_iter().map(Problem::to_string).collect()
+}
+
+/// Texts and all their problems, each in one line.
+fn check(cases: &[(&str, &[&str])]) {
+    for (text, problems) in cases {
+        assert_eq!(lines(&refused(text)), *problems, "{text:?}");
+    }
+}
+
+fn echoes(config: &Config) -> impl Iterator<Item = &EchoProbe> {
+    config.probes.iter().map(|Probe::Echo(echo)| echo)
+}
+
+/// The example with the keys that differ by host.
+fn whole_example() -> String {
+    let uncommented = EXAMPLE.lines().map(|line| match line.trim_start().strip_prefix('#') {
+        Some(key) if key.starts_with(|c: char| c.is_ascii_alphabetic()) => line.replacen('#', "", 1),
+        Some(_) | None => line.to_owned(),
+    });
+    uncommented.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn an_empty_file_is_an_agent_that_only_answers() {
+    let expected = Config {
+        agent: Agent { name: "fra-1".into(), labels: BTreeMap::new(), grace: Duration::from_secs(5) },
+        listen: Listen {
+            http: "[::]:9862".parse().unwrap(),
+            stamp: "[::]:9862".parse().unwrap(),
+            agent: "[::]:9863".parse().unwrap(),
+        },
+        key_file: None,
+        responder: Responder {
+            allow: Vec::new(),
+            open: false,
+            rate: 100_000,
+            rate_per_source: 10_000,
+            sessions: 65_536,
+        },
+        peers: Vec::new(),
+        targets: Vec::new(),
+        probes: Vec::new(),
+        metrics: Metrics { max_series: 200_000 },
+        log: Log { level: "info".into(), format: LogFormat::Text },
+    };
+    for text in
+        ["", "# nothing yet\n", "---\n", "---\n...\n", "{}", "agent:\nlisten:\npeers:\nprobes:\n", "\u{feff}"]
+    {
+        let loaded = load_on("fra-1", text);
+        assert_eq!(loaded.config, expected, "{text:?}");
+        assert_eq!(
+            lines(&loaded.warnings),
+            ["key_file: nothing is authenticated: addresses alone decide who is answered; \
+              give every agent the same key file, for example /etc/pathmeter/mesh.key"],
+            "{text:?}"
+        );
+    }
+}
+
+#[test]
+fn defaults_of_hosts_and_probes_follow_the_rest_of_the_file() {
+    let text = "
+listen: {http: '127.0.0.1:8001', stamp: '127.0.0.1:8002', agent: '127.0.0.1:8003'}
+peers: [{name: b, address: b.example.net}]
+targets: [{name: gw, address: 192.0.2.1}]
+probes: [{name: p}]
+";
+    let config = load_on("a", text).config;
+    let peer = &config.peers[0];
+    assert_eq!((peer.http_port, peer.stamp_port, peer.agent_port), (8001, 8002, 8003));
+    assert_eq!(config.targets[0].port, 862);
+    let echo = EchoProbe {
+        name: "p".into(),
+        towards: vec!["b".into()],
+        interval: Duration::from_secs(1),
+        flows: 1,
+        size: None,
+        dscp: Dscp::DEFAULT,
+        dont_fragment: false,
+        source: None,
+        source_port: None,
+        family: FamilyChoice::Auto,
+        late_after: Duration::from_secs(1),
+        lost_after: Duration::from_secs(3),
+    };
+    assert_eq!(config.probes, [Probe::Echo(echo)]);
+}
+
+#[test]
+fn the_same_file_makes_every_host_measure_the_others() {
+    let text = "
+peers: [{name: c, address: c}, {name: a, address: a}, {name: b, address: b}]
+targets: [{name: gw, address: 192.0.2.1}]
+probes:
+  - {name: peers}
+  - {name: everything, peers: all, targets: all}
+  - {name: some, peers: [b, a, b]}
+  - {name: gateway, targets: [gw]}
+";
+    let towards = |host: &str| {
+        let config = load_on(host, text).config;
+        assert_eq!(config.agent.name, host);
+        assert!(config.peers.iter().all(|peer| peer.name != host));
+        assert!(config.peers.is_sorted_by_key(|peer| &peer.name));
+        echoes(&config).map(|echo| echo.towards.join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(towards("a"), ["b c", "b c gw", "b", "gw"]);
+    assert_eq!(towards("b"), ["a c", "a c gw", "a", "gw"]);
+    assert_eq!(towards("elsewhere"), ["a b c", "a b c gw", "a b", "gw"]);
+}
+
+#[test]
+fn a_name_from_outside_wins_over_the_file_and_the_file_over_the_host() {
+    let name = |text: &str, name_override: Option<&str>| {
+        let host = Host { name_override: name_override.map(str::to_owned), hostname: "host".into() };
+        load(text.as_bytes(), &host)
+            .map(|loaded| loaded.config.agent.name)
+            .map_err(|problems| lines(&problems))
+    };
+    assert_eq!(name("", None), Ok("host".into()));
+    assert_eq!(name("agent: {name: file}", None), Ok("file".into()));
+    assert_eq!(name("agent: {name: file}", Some("outside")), Ok("outside".into()));
+    assert_eq!(
+        name("agent: {name: file}", Some("two words")),
+        Err(vec![
+            "line 1, column 15: agent.name: `two words` (--name or $PATHMETER_NAME) is not a name; \
+             a name has 1 to 64 letters, digits, `_`, `.` and `-`; give another"
+                .into()
+        ])
+    );
+}
+
+#[test]
+fn what_is_probably_not_meant_is_a_warning() {
+    let text = "
+key_file: mesh.key
+responder:
+  open: true
+peers: [{name: fra-1, address: fra-1}]
+probes:
+  - name: alone
+";
+    assert_eq!(
+        lines(&load_on("fra-1", text).warnings),
+        [
+            "line 4, column 9: responder.open: anyone is answered, within the rates; \
+             list the networks that may ask in responder.allow instead",
+            "line 7, column 5: probes[0].peers: nothing is measured: no host is left but this one; \
+             add peers or targets",
+        ]
+    );
+}
+
+#[test]
+fn every_kind_of_value_can_be_written() {
+    let text = "
+agent: {name: a, labels: &labels {site: fra, empty: ''}, grace: 0s}
+listen: {http: '127.0.0.1:0', stamp: '127.0.0.1:0', agent: '127.0.0.1:0'}
+responder: {allow: [10.0.0.0/8, '2001:db8::/32', 192.0.2.1], rate: 0.5Mpps}
+peers: [{name: b, address: '2001:db8::b', http_port: 1, stamp_port: 2, agent_port: 65535, labels: *labels}]
+probes:
+  - {name: p, dscp: 46, size: 1KiB, family: both, source_port: 65520, flows: 16, late_after: 60s, lost_after: 1m}
+  - {name: q, dscp: AF41, dont_fragment: true, source: '::ffff:192.0.2.1', family: ipv4}
+log: {level: 'warn,pathmeter::http=debug', format: json}
+";
+    let config = load_on("a", text).config;
+    assert_eq!(config.peers[0].labels, config.agent.labels);
+    assert_eq!(config.responder.allow.len(), 3);
+    assert_eq!(config.responder.rate, 500_000);
+    assert_eq!(config.log.format, LogFormat::Json);
+    let [p, q] = echoes(&config).collect::<Vec<_>>()[..] else { panic!("two probes") };
+    assert_eq!(
+        (p.dscp.value(), p.size, p.family, p.source_port),
+        (46, Some(1024), FamilyChoice::Both, Some(65_520))
+    );
+    assert_eq!((q.dscp.value(), q.source), (34, Some("192.0.2.1".parse().unwrap())));
+}
+
+#[test]
+fn the_example_is_valid_on_both_of_its_hosts() {
+    for (host, other) in [("fra-1", "ams-1"), ("ams-1", "fra-1")] {
+        let loaded = load_on(host, EXAMPLE);
+        assert_eq!(loaded.warnings, []);
+        assert_eq!(echoes(&loaded.config).next().unwrap().towards, [other]);
+    }
+    assert_eq!(load_on("ams-1", &whole_example()).config.agent.name, "fra-1");
+}
+
+#[test]
+fn the_defaults_in_the_example_are_the_defaults() {
+    let example = load_on("fra-1", EXAMPLE).config;
+    let default = load_on("fra-1", "").config;
+    assert_eq!(example.agent.grace, default.agent.grace);
+    assert_eq!(example.listen, default.listen);
+    assert_eq!(example.responder, Responder { allow: example.responder.allow.clone(), ..default.responder });
+    assert_eq!((&example.metrics, &example.log), (&default.metrics, &default.log));
+
+    let text = "targets: [{name: gateway, address: a}]\nprobes: [{name: gateway, targets: all}]";
+    let default = load_on("fra-1", text).config;
+    let gateway = |config: &Config| echoes(config).find(|echo| echo.name == "gateway").unwrap().clone();
+    let ours = gateway(&example);
+    assert_eq!(ours, EchoProbe { size: ours.size, source_port: ours.source_port, ..gateway(&default) });
+}
+
+/// Adds an unknown key to every mapping of the example: the problems list all keys that are known there, and each
+/// of them must be in one mapping at least of that kind.
+#[test]
+fn the_example_has_every_key() {
+    use super::file::Node;
+    use std::collections::BTreeSet;
+
+    const UNKNOWN: &str = "not-a-key-of-any-kind";
+
+    /// Marks mappings, and collects their keys under their path without indices.
+    fn mark(node: &mut Node, kind: &str, keys: &mut BTreeMap<String, BTreeSet<String>>) {
+        match node {
+            Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) => {}
+            Node::List(items) => items.iter_mut().for_each(|item| mark(item, &format!("{kind}[]"), keys)),
+            Node::Mapping(entries) => {
+                for (key, node) in entries.iter_mut().filter(|(key, _)| key != "labels") {
+                    mark(node, &format!("{kind}.{key}"), keys);
+                }
+                keys.entry(kind.to_owned()).or_default().extend(entries.iter().map(|(key, _)| key.clone()));
+                entries.push((UNKNOWN.to_owned(), Node::Null));
+            }
+        }
+    }
+
+    let mut tree = file::read(whole_example().as_bytes()).unwrap();
+    let mut in_example = BTreeMap::new();
+    mark(&mut tree, "", &mut in_example);
+    let host = host("fra-1");
+    let mut notes = section::Notes::default();
+    check::check(&tree, &host, &notes);
+
+    let (problems, _) = notes.problems();
+    assert!(problems.len() > in_example.len(), "{in_example:?}");
+    for note in problems {
+        let place = note.place.to_string();
+        let section = place.strip_suffix(UNKNOWN).unwrap().trim_end_matches('.');
+        let digits = |c: char| c.is_ascii_digit();
+        let kind: String = format!(".{section}").replace(digits, "");
+        let kind = if section.is_empty() { "" } else { &kind };
+        for key in note.remedy.strip_prefix("allowed: ").unwrap().split(", ") {
+            assert!(in_example[kind].contains(key), "{kind}.{key} is not in config.example.yaml");
+        }
+    }
+}

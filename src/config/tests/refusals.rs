@@ -1,0 +1,492 @@
+//! What is refused, and in which words.
+
+use super::*;
+
+#[test]
+fn all_problems_are_shown_at_once_in_the_order_of_the_file() {
+    let text = "\
+agent: {name: fra 1, grace: 5}
+listen:
+  stamp: '[::]:9862'
+  agent: '[::]:9862'
+peers:
+  - name: ams-1
+    adress: 192.0.2.1
+  - {name: ams-1, address: 10.0.0.256, http_port: '9862'}
+probes:
+  - name: fast
+    interval: 20
+    late_after: 1s
+    flows: 17
+    lost_after: 500ms
+    peers: [ams-2]
+  - {name: fast, protocol: icmp, intervall: 1s}
+key-file: hunter2
+";
+    let expected = "\
+config.yaml: 16 problems
+  line 1, column 15: agent.name: `fra 1` is not a name
+    a name has 1 to 64 letters, digits, `_`, `.` and `-`
+  line 1, column 29: agent.grace: `5` has no unit
+    write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m
+  line 4, column 10: listen.agent: [::]:9862 is also where http listens
+    give agent and http different ports
+  line 6, column 5: peers[0].address: missing
+    it has no default
+  line 7, column 5: peers[0].adress: unknown key
+    did you mean address? allowed: name, address, http_port, stamp_port, agent_port, labels
+  line 8, column 12: peers[1].name: ams-1 is already peers[0].name
+    peers and targets need different names, the label `peer` tells them apart
+  line 8, column 28: peers[1].address: `10.0.0.256` is not an IP address or a host name
+    for example 192.0.2.1, \"2001:db8::1\" or fra-1.example.net
+  line 8, column 51: peers[1].http_port: `9862` is text
+    write a whole number from 1 to 65535
+  line 11, column 15: probes[0].interval: `20` has no unit
+    write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m
+  line 13, column 12: probes[0].flows: 17 is out of range
+    write a whole number from 1 to 16
+  line 14, column 17: probes[0].lost_after: 500ms is shorter than late_after, 1s
+    a reply must be able to be late before its datagram is lost; use at least 1s
+  line 15, column 13: probes[0].peers[0]: no peer is called `ams-2`
+    did you mean ams-1?
+  line 16, column 12: probes[1].name: another probe is already called fast
+    give it another name
+  line 16, column 28: probes[1].protocol: `icmp` is not supported
+    allowed: udp
+  line 16, column 34: probes[1].intervall: unknown key
+    did you mean interval? allowed: kind, name, protocol, interval, flows, size, dscp, dont_fragment, source, source_port, family, late_after, lost_after, peers, targets
+  line 17, column 1: key-file: unknown key
+    did you mean key_file? allowed: agent, listen, key_file, responder, peers, targets, probes, metrics, log";
+    assert_eq!(refused(text).display("config.yaml").to_string(), expected);
+}
+
+#[test]
+fn text_that_is_no_plain_yaml_is_refused_where_it_stops_being() {
+    check(&[
+        (
+            "agent: [1, 2\n",
+            &[
+                "line 2, column 1: did not find expected ',' or ']', while parsing a flow sequence at line 1 column 8",
+            ],
+        ),
+        (
+            "agent: b: c",
+            &["line 1, column 9: mapping values are not allowed in this context; \
+                 put text that contains `: ` in quotes, and check the indentation"],
+        ),
+        (
+            "agent:\n\tname: a",
+            &[
+                "line 2, column 1: found character that cannot start any token, while scanning for the next token; \
+                 indent with spaces, and put text that begins with @, ` or % in quotes",
+            ],
+        ),
+        (
+            "agent: {}\n---\nagent: {}\n",
+            &["line 3, column 1: a second document begins; \
+                 a configuration is one document: remove the line `---` in the middle"],
+        ),
+        (
+            "agent: !vault x",
+            &["line 1, column 8: tags are not supported; \
+                 remove the word that begins with `!`, or put it in quotes"],
+        ),
+        (
+            "agent: *nowhere",
+            &["line 1, column 8: no anchor of that name comes before it; \
+                 write the anchor `&name` before the alias `*name`"],
+        ),
+        (
+            "agent: {<<: {name: x}}",
+            &["line 1, column 9: agent.<<: merge keys are not supported; \
+                 write the keys out; an alias can stand for a whole value (`labels: *name`)"],
+        ),
+        (
+            "? [agent]\n: 1\n",
+            &["line 1, column 3: a key is a list or a mapping; \
+                 a key is a word; put text that begins with [, { or ? in quotes"],
+        ),
+        (
+            "agent: &a [*a]",
+            &["line 1, column 8: the file is nested too deeply; no key of a configuration lies that deep"],
+        ),
+        (
+            "agent: [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]",
+            &["line 1, column 23: the file is nested too deeply; no key of a configuration lies that deep"],
+        ),
+        (
+            "agent: {}\nlog: a\0b",
+            &["line 2, column 7: a control character; \
+                 remove it, or write it as an escape in double quotes"],
+        ),
+    ]);
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_is_refused() {
+    check(&[
+        ("5", &["`5` is a number; write a mapping of keys to values"]),
+        ("- agent", &["a list; write a mapping of keys to values"]),
+        ("agent: a", &["line 1, column 8: agent: `a` is text; write a mapping of keys to values"]),
+        ("agent: [a]", &["line 1, column 8: agent: a list; write a mapping of keys to values"]),
+        ("agent: {name: 1}", &["line 1, column 15: agent.name: `1` is a number; write a name, in quotes"]),
+        (
+            "agent: {name: 1.10}",
+            &["line 1, column 15: agent.name: `1.1` is a number; write a name, in quotes"],
+        ),
+        (
+            "agent: {name: true}",
+            &["line 1, column 15: agent.name: `true` is a truth value; write a name, in quotes"],
+        ),
+        ("agent: {name: ~}", &["line 1, column 15: agent.name: no value; write a name, or remove the key"]),
+        ("agent: {name: {first: a}}", &["line 1, column 15: agent.name: a mapping; write a name"]),
+        (
+            "agent: {labels: [a]}",
+            &["line 1, column 17: agent.labels: a list; write a mapping of label names to texts"],
+        ),
+        (
+            "agent: {grace: true}",
+            &["line 1, column 16: agent.grace: `true` is a truth value; write a duration such as 20ms"],
+        ),
+        (
+            "peers: {name: a}",
+            &["line 1, column 8: peers: a mapping; write a list of mappings, each after `- `"],
+        ),
+        ("peers: [a]", &["line 1, column 9: peers[0]: `a` is text; write a mapping of keys to values"]),
+        (
+            "responder: {allow: 10.0.0.0/8}",
+            &["line 1, column 20: responder.allow: `10.0.0.0/8` is text; write a list of networks"],
+        ),
+        (
+            "responder: {open: yes}",
+            &["line 1, column 19: responder.open: `yes` is text; write true or false"],
+        ),
+        (
+            "responder: {sessions: 64k}",
+            &["line 1, column 23: responder.sessions: `64k` is text; \
+                 write a whole number from 1 to 16777216"],
+        ),
+        (
+            "responder: {sessions: 1.5}",
+            &["line 1, column 23: responder.sessions: `1.5` is a number; \
+                 write a whole number from 1 to 16777216"],
+        ),
+    ]);
+}
+
+#[test]
+fn a_value_that_is_not_allowed_is_refused() {
+    check(&[
+        (
+            "agent: {name: ''}",
+            &["line 1, column 15: agent.name: `` is not a name; \
+                 a name has 1 to 64 letters, digits, `_`, `.` and `-`"],
+        ),
+        (
+            "agent: {grace: 5}",
+            &["line 1, column 16: agent.grace: `5` has no unit; \
+                 write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m"],
+        ),
+        (
+            "agent: {grace: 1.5}",
+            &["line 1, column 16: agent.grace: `1.5` has no unit; \
+                 write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m"],
+        ),
+        (
+            "agent: {grace: 5 parsecs}",
+            &["line 1, column 16: agent.grace: `5 parsecs` does not end in a unit of a duration; \
+                 write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m"],
+        ),
+        ("agent: {grace: 61s}", &["line 1, column 16: agent.grace: 61s is out of range; write 0s to 1m"]),
+        (
+            "agent: {labels: {0a: x}}",
+            &["line 1, column 18: agent.labels.0a: `0a` is not a label's name; \
+                 a label's name has letters, digits and `_`, begins with no digit and not with `__`"],
+        ),
+        (
+            "agent: {labels: {__name__: x}}",
+            &["line 1, column 18: agent.labels.__name__: `__name__` is not a label's name; \
+                 a label's name has letters, digits and `_`, begins with no digit and not with `__`"],
+        ),
+        (
+            "agent: {labels: {a: \"x\\ty\"}}",
+            &["line 1, column 21: agent.labels.a: the text has a control character; \
+                 write a label in one line, without tabs"],
+        ),
+        (
+            "listen: {http: 9862}",
+            &["line 1, column 16: listen.http: `9862` is a number; \
+                 write an address and a port such as [::]:9862, in quotes"],
+        ),
+        (
+            "listen: {http: ':9862'}",
+            &["line 1, column 16: listen.http: `:9862` is not an address and a port; \
+                 for example \"[::]:9862\" for all addresses, or \"192.0.2.1:9862\""],
+        ),
+        (
+            "listen: {agent: '127.0.0.1:9862'}",
+            &["line 1, column 17: listen.agent: 127.0.0.1:9862 is also where http listens; \
+                 give agent and http different ports"],
+        ),
+        (
+            "key_file: ''",
+            &["line 1, column 11: key_file: not the path of a file; for example /etc/pathmeter/mesh.key"],
+        ),
+        (
+            "responder: {allow: [10.1.2.3/8, 10.0.0.0/33, ten]}",
+            &[
+                "line 1, column 21: responder.allow[0]: `10.1.2.3/8` has bits set beyond its length (the network is 10.0.0.0/8); \
+                 a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
+                "line 1, column 33: responder.allow[1]: `10.0.0.0/33` has more than 32 bits after its slash; \
+                 a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
+                "line 1, column 46: responder.allow[2]: `ten` does not begin with an IP address; \
+                 a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
+            ],
+        ),
+        (
+            "responder: {rate: 100000}",
+            &["line 1, column 19: responder.rate: `100000` has no unit; \
+                 write a number and pps, kpps or Mpps, for example 500pps or 100kpps"],
+        ),
+        (
+            "responder: {rate: 0pps}",
+            &["line 1, column 19: responder.rate: 0pps is out of range; write 1pps to 100000000pps"],
+        ),
+        (
+            "responder: {sessions: 0}",
+            &["line 1, column 23: responder.sessions: 0 is out of range; \
+                 write a whole number from 1 to 16777216"],
+        ),
+        (
+            "peers: [{name: a, address: 10.0.0.256}]",
+            &["line 1, column 28: peers[0].address: `10.0.0.256` is not an IP address or a host name; \
+                 for example 192.0.2.1, \"2001:db8::1\" or fra-1.example.net"],
+        ),
+        (
+            "peers: [{name: a, address: '192.0.2.1:9862'}]",
+            &["line 1, column 28: peers[0].address: `192.0.2.1:9862` is not an IP address or a host name; \
+                 write ports under their own keys"],
+        ),
+        (
+            "peers: [{name: a, address: 'a.example.net:9862'}]",
+            &[
+                "line 1, column 28: peers[0].address: `a.example.net:9862` is not an IP address or a host name; \
+                 write ports under their own keys",
+            ],
+        ),
+        (
+            "peers: [{name: a, address: '[2001:db8::1]'}]",
+            &["line 1, column 28: peers[0].address: `[2001:db8::1]` is not an IP address or a host name; \
+                 write an IPv6 address without brackets, in quotes"],
+        ),
+        (
+            "peers: [{name: a, address: 0.0.0.0}]",
+            &["line 1, column 28: peers[0].address: 0.0.0.0 is not the address of one host; \
+                 write an IP address or a host name"],
+        ),
+        (
+            "peers: [{name: a, address: -a}]",
+            &["line 1, column 28: peers[0].address: `-a` is not an IP address or a host name; \
+                 for example 192.0.2.1, \"2001:db8::1\" or fra-1.example.net"],
+        ),
+        (
+            "peers: [{name: a, address: a, http_port: 0}]",
+            &["line 1, column 42: peers[0].http_port: 0 is out of range; \
+                 write a whole number from 1 to 65535"],
+        ),
+        (
+            "peers: [{name: a, address: a, http_port: 70000}]",
+            &["line 1, column 42: peers[0].http_port: 70000 is out of range; \
+                 write a whole number from 1 to 65535"],
+        ),
+        (
+            "peers: [{name: a, address: a}]\ntargets: [{name: a, address: b}]",
+            &["line 2, column 18: targets[0].name: a is already peers[0].name; \
+                 peers and targets need different names, the label `peer` tells them apart"],
+        ),
+        (
+            "listen: {http: '[::]:0'}\npeers: [{name: a, address: a}]",
+            &["line 2, column 9: peers[0].http_port: missing; \
+                 our own port is 0, which is no default: write the peer's"],
+        ),
+        (
+            "metrics: {max_series: -1}",
+            &["line 1, column 23: metrics.max_series: -1 is out of range; \
+                 write a whole number from 1 to 10000000"],
+        ),
+        (
+            "log: {level: inof}",
+            &["line 1, column 14: log.level: `inof` is not a level; \
+                 did you mean info? write off, error, warn, info, debug, trace, or a filter such as warn,pathmeter::http=debug"],
+        ),
+        (
+            "log: {level: 'pathmeter=loud'}",
+            &["line 1, column 14: log.level: `pathmeter=loud` is not a filter; \
+                 write off, error, warn, info, debug, trace, or a filter such as warn,pathmeter::http=debug"],
+        ),
+        (
+            "log: {format: xml}",
+            &["line 1, column 15: log.format: `xml` is not supported; allowed: text, json"],
+        ),
+    ]);
+}
+
+#[test]
+fn a_probe_that_cannot_run_is_refused() {
+    check(&[
+        ("probes: [{}]", &["line 1, column 10: probes[0].name: missing; it has no default"]),
+        (
+            "probes: [{name: p, kind: trace, hops: 3}]",
+            &["line 1, column 26: probes[0].kind: `trace` is not supported; allowed: echo"],
+        ),
+        (
+            "probes: [{name: p, protocol: icmp}]",
+            &["line 1, column 30: probes[0].protocol: `icmp` is not supported; allowed: udp"],
+        ),
+        (
+            "probes: [{name: p}, {name: p}]",
+            &["line 1, column 28: probes[1].name: another probe is already called p; give it another name"],
+        ),
+        (
+            "probes: [{name: p, interval: 500us}]",
+            &["line 1, column 30: probes[0].interval: 500us is out of range; write 1ms to 1h"],
+        ),
+        (
+            "probes: [{name: p, flows: 0}]",
+            &["line 1, column 27: probes[0].flows: 0 is out of range; write a whole number from 1 to 16"],
+        ),
+        (
+            "probes: [{name: p, size: 43B}]",
+            &["line 1, column 26: probes[0].size: 43B is out of range; write 44B to 9000B"],
+        ),
+        (
+            "probes: [{name: p, size: 64}]",
+            &["line 1, column 26: probes[0].size: `64` has no unit; \
+                 write a number and B, kB, KiB, MB, MiB, GB or GiB, for example 128B or 1KiB"],
+        ),
+        (
+            "probes: [{name: p, dscp: af44}]",
+            &["line 1, column 26: probes[0].dscp: `af44` is no class of service; \
+                 write 0 to 63, or default, le, cs1 to cs7, af11 to af43, va or ef"],
+        ),
+        (
+            "probes: [{name: p, dscp: 64}]",
+            &["line 1, column 26: probes[0].dscp: `64` is above 63, the highest code point; \
+                 write 0 to 63, or default, le, cs1 to cs7, af11 to af43, va or ef"],
+        ),
+        (
+            "probes: [{name: p, source: eth0}]",
+            &["line 1, column 28: probes[0].source: `eth0` is not the IP address of one host; \
+                 for example 192.0.2.1"],
+        ),
+        (
+            "probes: [{name: p, source: 192.0.2.1, family: ipv6}]",
+            &["line 1, column 28: probes[0].source: 192.0.2.1 cannot send what family asks for; \
+                 write family: ipv4, or no source"],
+        ),
+        (
+            "probes: [{name: p, source: 192.0.2.1, family: both}]",
+            &["line 1, column 28: probes[0].source: 192.0.2.1 cannot send what family asks for; \
+                 write family: ipv4, or no source"],
+        ),
+        (
+            "probes: [{name: p, source_port: 65530, flows: 7}]",
+            &[
+                "line 1, column 33: probes[0].source_port: 7 flows from port 65530 on do not fit below 65536; \
+                 write at most 65529",
+            ],
+        ),
+        (
+            "probes: [{name: p, source_port: 9860, flows: 4}]",
+            &[
+                "line 1, column 33: probes[0].source_port: the flows would send from port 9862: listen.stamp; \
+                 choose ports that nobody listens on",
+            ],
+        ),
+        (
+            "probes: [{name: p, source_port: 862}]",
+            &[
+                "line 1, column 33: probes[0].source_port: the flows would send from port 862: the port of reflectors, which no responder answers; \
+                 choose ports that nobody listens on",
+            ],
+        ),
+        (
+            "probes: [{name: p, family: ipv5}]",
+            &["line 1, column 28: probes[0].family: `ipv5` is not supported; \
+                 did you mean ipv4? allowed: auto, ipv4, ipv6, both"],
+        ),
+        (
+            "probes: [{name: p, lost_after: 2m}]",
+            &["line 1, column 32: probes[0].lost_after: 2m is out of range; write 1ms to 1m"],
+        ),
+        (
+            "probes: [{name: p, lost_after: 500ms}]",
+            &["line 1, column 32: probes[0].lost_after: 500ms is shorter than late_after, 1s; \
+                 a reply must be able to be late before its datagram is lost; use at least 1s"],
+        ),
+        (
+            "probes: [{name: p, peers: fra-1}]",
+            &["line 1, column 27: probes[0].peers: `fra-1` is not a list; \
+                 write all, or a list of peer names such as [a-1, a-2]"],
+        ),
+        (
+            "peers: [{name: fra-1, address: a}]\nprobes: [{name: p, peers: [fra-2]}]",
+            &["line 2, column 28: probes[0].peers[0]: no peer is called `fra-2`; did you mean fra-1?"],
+        ),
+        (
+            "peers: [{name: fra-1, address: a}]\nprobes: [{name: p, targets: [fra-1]}]",
+            &["line 2, column 30: probes[0].targets[0]: no target is called `fra-1`; \
+                 it is a peer: write it under peers"],
+        ),
+    ]);
+}
+
+#[test]
+fn an_unknown_or_repeated_key_is_refused() {
+    check(&[
+        (
+            "prboes: []",
+            &["line 1, column 1: prboes: unknown key; \
+                 did you mean probes? allowed: agent, listen, key_file, responder, peers, targets, probes, metrics, log"],
+        ),
+        (
+            "timeout: 5s",
+            &["line 1, column 1: timeout: unknown key; \
+                 allowed: agent, listen, key_file, responder, peers, targets, probes, metrics, log"],
+        ),
+        (
+            "agent: {}\nlog: {}\nagent: {}",
+            &["line 3, column 1: agent: this key is given twice; remove one of the two"],
+        ),
+        (
+            "agent: {labels: {a: x, b: y, a: z}}",
+            &["line 1, column 30: agent.labels.a: this key is given twice; remove one of the two"],
+        ),
+    ]);
+}
+
+#[test]
+fn a_file_that_is_not_text_is_refused() {
+    for (bytes, problem) in [
+        (
+            &b"agent: {}\nlog: \xff\n"[..],
+            "line 2, column 6: the byte 0xff is not UTF-8; save the file as UTF-8",
+        ),
+        (b"\xff\xfea\0", "line 1, column 1: the byte 0xff is not UTF-8; save the file as UTF-8"),
+    ] {
+        assert_eq!(lines(&refused(bytes)), [problem]);
+    }
+}
+
+#[test]
+fn a_problem_shows_no_value_but_its_own() {
+    let text = "
+key_file: {secret: hunter2}
+secret: hunter2
+agent: {password: hunter2, labels: {a: x, a: hunter2}, grace: [hunter2]}
+probes: [hunter2: {hunter2: hunter2]
+";
+    assert!(!refused(text).to_string().contains("hunter2"));
+    let (valid_yaml, _) = text.split_once("probes").unwrap();
+    assert!(!refused(valid_yaml).to_string().contains("hunter2"));
+}

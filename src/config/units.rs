@@ -1,0 +1,276 @@
+//! Quantities with their units: `20ms`, `64KiB`, `100kpps`. A number alone means nothing here.
+
+use std::time::Duration;
+
+/// Reads a duration: `20ms`, `1.5s`, `6h`.
+///
+/// # Errors
+/// [`UnitError`] shows how a duration is written.
+pub fn duration(text: &str) -> Result<Duration, UnitError> {
+    DURATION.read(text).map(Duration::from_nanos)
+}
+
+/// Reads a number of bytes: `1500B`, `64KiB`, `2GB`.
+///
+/// # Errors
+/// [`UnitError`] shows how a size is written.
+pub fn size(text: &str) -> Result<u64, UnitError> {
+    SIZE.read(text)
+}
+
+/// Reads packets per second: `500pps`, `100kpps`.
+///
+/// # Errors
+/// [`UnitError`] shows how a rate is written.
+pub fn packet_rate(text: &str) -> Result<u64, UnitError> {
+    PACKET_RATE.read(text)
+}
+
+/// The duration as it would be written in the file: exact, in the unit that reads best.
+///
+/// `90s` and not `1.5m`: from a minute on only whole units are used.
+#[must_use]
+pub fn display(duration: Duration) -> String {
+    let nanos = duration.as_nanos();
+    let fits = |&&(name, scale): &&(&str, u64)| {
+        let scale = u128::from(scale);
+        nanos >= scale && (nanos.is_multiple_of(scale) || !WHOLE_ONLY.contains(&name))
+    };
+    let Some(&(name, scale)) = DURATION.units.iter().rev().find(fits) else {
+        return "0s".to_owned();
+    };
+    let (whole, rest) = (nanos / u128::from(scale), nanos % u128::from(scale));
+    if rest == 0 {
+        return format!("{whole}{name}");
+    }
+    let digits = scale.ilog10() as usize;
+    let fraction = format!("{rest:0digits$}");
+    format!("{whole}.{}{name}", fraction.trim_end_matches('0'))
+}
+
+/// Why a text is no quantity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} ({remedy})")]
+pub struct UnitError {
+    /// What is wrong with it.
+    pub cause: UnitErrorCause,
+    what: String,
+    remedy: &'static str,
+}
+
+impl UnitError {
+    /// What was found, as a sentence.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// How such a quantity is written.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        self.remedy
+    }
+}
+
+/// What is wrong with a text that should be a quantity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitErrorCause {
+    /// It does not begin with a number.
+    NoNumber,
+    /// Nothing follows the number.
+    NoUnit,
+    /// What follows the number is no unit of this quantity.
+    UnknownUnit,
+    /// More digits after the point than the smallest unit has.
+    TooFine,
+    /// The number has no room.
+    TooLarge,
+}
+
+/// A kind of quantity.
+struct Quantity {
+    /// With its article.
+    name: &'static str,
+    /// The smallest unit, in which results are counted.
+    grain: &'static str,
+    /// Names and how many of the smallest unit each is, ascending; of two names of one unit the second is the one
+    /// that is displayed.
+    units: &'static [(&'static str, u64)],
+    /// How one is written.
+    remedy: &'static str,
+}
+
+impl Quantity {
+    /// Reads `<digits>[.<digits>][ ]<unit>`, exactly.
+    fn read(&self, text: &str) -> Result<u64, UnitError> {
+        let text = text.trim();
+        let number_len = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
+        let (number, unit) = text.split_at(number_len);
+        let unit = unit.trim_start();
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+        if whole.is_empty() || fraction.is_empty() || fraction.contains('.') {
+            return Err(self.error(UnitErrorCause::NoNumber, text));
+        }
+        if unit.is_empty() {
+            return Err(self.error(UnitErrorCause::NoUnit, text));
+        }
+        let Some(&(_, scale)) = self.units.iter().find(|(name, _)| *name == unit) else {
+            return Err(self.error(UnitErrorCause::UnknownUnit, text));
+        };
+        let too_large = || self.error(UnitErrorCause::TooLarge, text);
+        let whole: u64 = whole.parse().map_err(|_| too_large())?;
+        let whole = whole.checked_mul(scale).ok_or_else(too_large)?;
+        let fraction = fraction.trim_end_matches('0');
+        let rest =
+            scaled_fraction(fraction, scale).ok_or_else(|| self.error(UnitErrorCause::TooFine, text))?;
+        whole.checked_add(rest).ok_or_else(too_large)
+    }
+
+    fn error(&self, cause: UnitErrorCause, text: &str) -> UnitError {
+        let Self { name, grain, .. } = self;
+        let found = super::problem::quoted(text);
+        let what = match cause {
+            UnitErrorCause::NoNumber => format!("{found} is not {name}"),
+            UnitErrorCause::NoUnit => format!("{found} has no unit"),
+            UnitErrorCause::UnknownUnit => format!("{found} does not end in a unit of {name}"),
+            UnitErrorCause::TooFine => format!("{found} is not a whole number of {grain}"),
+            UnitErrorCause::TooLarge => format!("{found} is too large"),
+        };
+        UnitError { cause, what, remedy: self.remedy }
+    }
+}
+
+/// `0.<fraction>` times the scale; `None` when that is not a whole number.
+fn scaled_fraction(fraction: &str, scale: u64) -> Option<u64> {
+    if fraction.is_empty() {
+        return Some(0);
+    }
+    let denominator = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let numerator = fraction.parse::<u128>().ok()?.checked_mul(scale.into())?;
+    let exact = numerator.is_multiple_of(denominator);
+    exact.then(|| u64::try_from(numerator / denominator).ok()).flatten()
+}
+
+const DURATION: Quantity = Quantity {
+    name: "a duration",
+    grain: "nanoseconds",
+    units: &[
+        ("ns", 1),
+        ("µs", 1_000),
+        ("us", 1_000),
+        ("ms", 1_000_000),
+        ("s", 1_000_000_000),
+        ("m", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+        ("d", 86_400_000_000_000),
+    ],
+    remedy: "write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m",
+};
+
+/// Units whose decimal fractions nobody reads.
+const WHOLE_ONLY: [&str; 3] = ["m", "h", "d"];
+
+const SIZE: Quantity = Quantity {
+    name: "a size",
+    grain: "bytes",
+    units: &[
+        ("B", 1),
+        ("kB", 1_000),
+        ("KB", 1_000),
+        ("KiB", 1 << 10),
+        ("MB", 1_000_000),
+        ("MiB", 1 << 20),
+        ("GB", 1_000_000_000),
+        ("GiB", 1 << 30),
+    ],
+    remedy: "write a number and B, kB, KiB, MB, MiB, GB or GiB, for example 128B or 1KiB",
+};
+
+const PACKET_RATE: Quantity = Quantity {
+    name: "a packet rate",
+    grain: "packets per second",
+    units: &[("pps", 1), ("kpps", 1_000), ("Mpps", 1_000_000)],
+    remedy: "write a number and pps, kpps or Mpps, for example 500pps or 100kpps",
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_exact() {
+        for (text, nanos) in [
+            ("20ms", 20_000_000),
+            ("1s", 1_000_000_000),
+            ("1.5s", 1_500_000_000),
+            ("0.000000001s", 1),
+            ("7ns", 7),
+            ("3us", 3_000),
+            ("3µs", 3_000),
+            ("5m", 300_000_000_000),
+            ("2 h", 7_200_000_000_000),
+            ("1d", 86_400_000_000_000),
+            ("0s", 0),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_nanos(nanos)), "{text}");
+        }
+        for (text, bytes) in [("1500B", 1500), ("64KiB", 65_536), ("1.5KiB", 1536), ("2GB", 2_000_000_000)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for (text, rate) in [("500pps", 500), ("100kpps", 100_000), ("0.5Mpps", 500_000)] {
+            assert_eq!(packet_rate(text), Ok(rate), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_quantity_says_why() {
+        use UnitErrorCause::{NoNumber, NoUnit, TooFine, TooLarge, UnknownUnit};
+        for (text, cause) in [
+            ("", NoNumber),
+            ("s", NoNumber),
+            (".5s", NoNumber),
+            ("1.s", NoNumber),
+            ("1.2.3s", NoNumber),
+            ("-1s", NoNumber),
+            ("fast", NoNumber),
+            ("20", NoUnit),
+            ("0", NoUnit),
+            ("1e3s", UnknownUnit),
+            ("20MS", UnknownUnit),
+            ("1m30s", UnknownUnit),
+            ("64KiB", UnknownUnit),
+            ("0.5ns", TooFine),
+            ("1.0000000001s", TooFine),
+            ("99999999999999999999s", TooLarge),
+            ("999999999999d", TooLarge),
+        ] {
+            assert_eq!(duration(text).unwrap_err().cause, cause, "{text:?}");
+        }
+        assert_eq!(
+            duration("20").unwrap_err().to_string(),
+            "`20` has no unit (write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m)"
+        );
+    }
+
+    #[test]
+    fn a_duration_is_displayed_as_it_is_read() {
+        for text in [
+            "0s",
+            "1ns",
+            "1.5us",
+            "500ms",
+            "1s",
+            "1.5s",
+            "90s",
+            "2m",
+            "1h",
+            "36h",
+            "2d",
+            "1.000000001s",
+            "61s",
+        ] {
+            assert_eq!(display(duration(text).unwrap()), text);
+        }
+        assert_eq!(display(Duration::from_secs(5400)), "90m");
+    }
+}

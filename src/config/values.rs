@@ -1,0 +1,229 @@
+//! Readers of single values: names, addresses, quantities.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::prefix::Prefix;
+
+use super::file::Node;
+use super::problem::quoted;
+use super::section::Value;
+use super::units::{self, UnitError};
+
+/// Characters of a name. It is a label's value on every series.
+const NAME_CHARS_MAX: usize = 64;
+
+/// Labels of an agent or target.
+const LABELS_MAX: usize = 32;
+
+/// Characters of a label's value.
+const LABEL_CHARS_MAX: usize = 128;
+
+/// Bytes of a host name and of one label of it (RFC 1035 section 2.3.4).
+const HOST_NAME_LEN_MAX: usize = 253;
+const HOST_LABEL_LEN_MAX: usize = 63;
+
+/// Whether agents, targets and probes may be called that.
+pub(super) fn is_name(text: &str) -> bool {
+    (1..=NAME_CHARS_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+}
+
+/// What [`is_name`] allows.
+pub(super) const NAME_RULE: &str = "a name has 1 to 64 letters, digits, `_`, `.` and `-`";
+
+pub(super) fn name<'a>(value: Value<'a, '_>) -> Option<&'a str> {
+    let text = value.text("a name")?;
+    if is_name(text) { Some(text) } else { value.wrong(format!("{} is not a name", quoted(text)), NAME_RULE) }
+}
+
+pub(super) fn labels(value: Value<'_, '_>) -> Option<BTreeMap<String, String>> {
+    if matches!(value.node(), Node::Null) {
+        return Some(BTreeMap::new());
+    }
+    let whole = value.clone();
+    let labels = value.entries("a mapping of label names to texts", label)?;
+    if labels.len() > LABELS_MAX {
+        return whole.wrong(format!("{} labels", labels.len()), format!("at most {LABELS_MAX} are allowed"));
+    }
+    Some(labels.into_iter().collect())
+}
+
+/// Prometheus data model: metric names and labels.
+fn label(name: &str, value: Value<'_, '_>) -> Option<(String, String)> {
+    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !begins_well || !goes_on_well || name.starts_with("__") {
+        let rule = "a label's name has letters, digits and `_`, begins with no digit and not with `__`";
+        return value.wrong_key(format!("{} is not a label's name", quoted(name)), rule);
+    }
+    let text = value.text("a label's text")?;
+    if text.chars().count() > LABEL_CHARS_MAX {
+        return value
+            .wrong("the text is too long", format!("a label has at most {LABEL_CHARS_MAX} characters"));
+    }
+    if text.chars().any(char::is_control) {
+        return value.wrong("the text has a control character", "write a label in one line, without tabs");
+    }
+    Some((name.to_owned(), text.to_owned()))
+}
+
+/// An IP address or a host name.
+pub(super) fn host(value: Value<'_, '_>) -> Option<String> {
+    let wanted = "an IP address or a host name";
+    let text = value.text(wanted)?;
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return if is_one_host(address) {
+            Some(text.to_owned())
+        } else {
+            value.wrong(format!("{address} is not the address of one host"), format!("write {wanted}"))
+        };
+    }
+    let found = format!("{} is not {wanted}", quoted(text));
+    let has_port = text.parse::<SocketAddr>().is_ok()
+        || text
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| is_host_name(host) && port.parse::<u16>().is_ok());
+    if has_port {
+        return value.wrong(found, "write ports under their own keys");
+    }
+    if text.starts_with('[') {
+        return value.wrong(found, "write an IPv6 address without brackets, in quotes");
+    }
+    if is_host_name(text) {
+        Some(text.to_owned())
+    } else {
+        value.wrong(found, "for example 192.0.2.1, \"2001:db8::1\" or fra-1.example.net")
+    }
+}
+
+/// RFC 1123 section 2.1, and `_`, which is in use. A name that ends in a number is an address gone wrong
+/// (10.0.0.256): no top-level domain is numeric (RFC 3696 section 2).
+fn is_host_name(text: &str) -> bool {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let is_label = |label: &str| {
+        (1..=HOST_LABEL_LEN_MAX).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_numeric = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    text.len() <= HOST_NAME_LEN_MAX
+        && text.split('.').all(is_label)
+        && text.rsplit('.').next().is_some_and(|last| !is_numeric(last))
+}
+
+fn is_one_host(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let is_broadcast = match address {
+        IpAddr::V4(address) => address.is_broadcast(),
+        IpAddr::V6(_) => false,
+    };
+    !address.is_unspecified() && !address.is_multicast() && !is_broadcast
+}
+
+/// An address of ours to send from.
+pub(super) fn source(value: Value<'_, '_>) -> Option<IpAddr> {
+    let text = value.text("an IP address")?;
+    match text.parse::<IpAddr>() {
+        Ok(address) if is_one_host(address) => Some(address.to_canonical()),
+        Ok(_) | Err(_) => value
+            .wrong(format!("{} is not the IP address of one host", quoted(text)), "for example 192.0.2.1"),
+    }
+}
+
+/// Where to listen. Port 0 is the kernel's choice.
+pub(super) fn listen_address(value: Value<'_, '_>) -> Option<SocketAddr> {
+    let text = value.text("an address and a port such as [::]:9862")?;
+    match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => value.wrong(
+            format!("{} is not an address and a port", quoted(text)),
+            "for example \"[::]:9862\" for all addresses, or \"192.0.2.1:9862\"",
+        ),
+    }
+}
+
+pub(super) fn port(value: Value<'_, '_>) -> Option<u16> {
+    value.number(&(1..=65_535))
+}
+
+pub(super) fn path(value: Value<'_, '_>) -> Option<PathBuf> {
+    let text = value.text("the path of a file")?;
+    if text.is_empty() || text.contains('\0') {
+        return value.wrong("not the path of a file", "for example /etc/pathmeter/mesh.key");
+    }
+    Some(PathBuf::from(text))
+}
+
+pub(super) fn prefix(value: Value<'_, '_>) -> Option<Prefix> {
+    let text = value.text("a network")?;
+    text.parse().map_or_else(
+        |error| {
+            value.wrong(
+                format!("{} {error}", quoted(text)),
+                "a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
+            )
+        },
+        Some,
+    )
+}
+
+pub(super) fn dscp(value: Value<'_, '_>) -> Option<Dscp> {
+    let text = match value.node() {
+        Node::Int(number) => number.to_string(),
+        Node::Null | Node::Bool(_) | Node::Float(_) | Node::Text(_) | Node::List(_) | Node::Mapping(_) => {
+            value.text("a class of service")?.to_owned()
+        }
+    };
+    text.parse().map_or_else(
+        |error| {
+            value.wrong(
+                format!("{} {error}", quoted(&text)),
+                "write 0 to 63, or default, le, cs1 to cs7, af11 to af43, va or ef",
+            )
+        },
+        Some,
+    )
+}
+
+pub(super) fn duration(value: Value<'_, '_>, allowed: &RangeInclusive<Duration>) -> Option<Duration> {
+    quantity(value, "a duration such as 20ms", units::duration, allowed, |duration| units::display(*duration))
+}
+
+pub(super) fn size(value: Value<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
+    quantity(value, "a size such as 128B", units::size, allowed, |bytes| format!("{bytes}B"))
+}
+
+pub(super) fn packet_rate(value: Value<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
+    let wanted = "a packet rate such as 100kpps";
+    quantity(value, wanted, units::packet_rate, allowed, |rate| format!("{rate}pps"))
+}
+
+fn quantity<T: PartialOrd, D: fmt::Display>(
+    value: Value<'_, '_>,
+    wanted: &str,
+    read: impl Fn(&str) -> Result<T, UnitError>,
+    allowed: &RangeInclusive<T>,
+    display: impl Fn(&T) -> D,
+) -> Option<T> {
+    let text = match value.node() {
+        Node::Text(text) => text.clone(),
+        Node::Int(number) => number.to_string(),
+        Node::Float(number) => number.to_string(),
+        Node::Null | Node::Bool(_) | Node::List(_) | Node::Mapping(_) => return value.mismatch(wanted),
+    };
+    match read(&text) {
+        Ok(quantity) if allowed.contains(&quantity) => Some(quantity),
+        Ok(quantity) => value.wrong(
+            format!("{} is out of range", display(&quantity)),
+            format!("write {} to {}", display(allowed.start()), display(allowed.end())),
+        ),
+        Err(error) => value.wrong(error.what(), error.remedy()),
+    }
+}
