@@ -495,9 +495,7 @@ impl Told {
                 _ => {}
             }
         }
-        let first = tlv::next(datagram, base);
-        let is_bare = first.is_none_or(|first| first.is_ok_and(|first| first.kind == tlv::PADDING));
-        if !is_proven && !is_bare {
+        if !is_proven && !tlv::is_bare(datagram, base) {
             return Err(Mismatch::Unauthentic);
         }
         Ok(told)

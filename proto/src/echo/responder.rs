@@ -122,16 +122,15 @@ impl Responder {
     /// (section 4.8) would reflect them with the flag I: what was changed on the way did not arrive.
     fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<Option<tlv::Session>, Refusal> {
         let base = mode.base_bytes();
-        let (mut session, mut needs_hmac, mut has_hmac) = (None, false, false);
+        let (mut session, mut is_proven) = (None, mode == Mode::Open || tlv::is_bare(datagram, base));
         for found in tlv::walk(datagram, base) {
             match found.kind {
                 tlv::SESSION => session = tlv::Session::read(found.value(datagram)).ok(),
-                tlv::HMAC => has_hmac = self.keys.as_ref().is_some_and(|k| tlv::verify(datagram, base, found, k)),
+                tlv::HMAC => is_proven |= self.keys.as_ref().is_some_and(|k| tlv::verify(datagram, base, found, k)),
                 _ => {}
             }
-            needs_hmac |= found.kind != tlv::PADDING;
         }
-        if mode == Mode::Authenticated && needs_hmac && !has_hmac {
+        if !is_proven {
             return Err(Refusal::Unauthentic);
         }
         if session.is_some_and(|session| session.is_reply) {

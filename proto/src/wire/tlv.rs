@@ -260,6 +260,14 @@ impl FollowUp {
     }
 }
 
+/// Whether extensions need no HMAC in authenticated mode: there is none, or nothing but padding (RFC 8972 section 4.8).
+#[must_use]
+pub fn is_bare(datagram: &[u8], base_bytes: usize) -> bool {
+    next(datagram, base_bytes).is_none_or(|first| {
+        first.is_ok_and(|first| first.kind == PADDING && next(datagram, first.end()).is_none())
+    })
+}
+
 /// Length of the HMAC's value in bytes.
 pub const HMAC_VALUE_BYTES: u16 = 16;
 
