@@ -10,7 +10,7 @@ mod request;
 mod responder;
 mod sessions;
 
-pub use outcome::{Direction, Mismatch, Report, Sample, Verdict};
+pub use outcome::{Class, Direction, Mismatch, Report, Sample, Verdict};
 pub use prober::{Prober, Spec};
 pub use request::bytes_at_least;
 pub use responder::{Responder, ResponderReport};

@@ -1,0 +1,291 @@
+//! Control messages: what the kernel says about a datagram, and what it is told about one.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use pathmeter_proto::machine::{Icmp, IcmpKind};
+use pathmeter_proto::time::WallTime;
+
+/// Room for everything we ask the kernel to say: a stamp (48 bytes of payload), packet information, TTL, TOS and an
+/// extended error with an address, each with its header.
+pub(super) const CONTROL_BYTES: usize = 320;
+
+/// Lets a sender name a datagram, for its stamp to carry (Linux 6.13; not yet in `libc`).
+const SCM_TS_OPT_ID: libc::c_int = 81;
+
+/// A buffer for control messages, aligned as the kernel wants it.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub(super) struct Control(pub(super) [u8; CONTROL_BYTES]);
+
+/// What the kernel says about a datagram.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Said {
+    /// When it arrived; on the error queue, when it left.
+    pub(super) stamp: Option<WallTime>,
+    pub(super) ttl: Option<u8>,
+    pub(super) tos: Option<u8>,
+    /// The local address it was sent to.
+    pub(super) to: Option<IpAddr>,
+    /// On the error queue: whether it is a stamp (with the datagram's name) or an ICMP error.
+    pub(super) about: Option<About>,
+}
+
+/// Why something is on the error queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About {
+    Stamp { name: u32 },
+    Icmp(Icmp),
+    Local { errno: i32 },
+}
+
+/// Reads the control messages of a received header.
+#[expect(unsafe_code, reason = "the kernel's own layout; every read is of the length that the message states")]
+#[expect(clippy::cast_ptr_alignment, reason = "reads are unaligned reads")]
+pub(super) fn read(header: &libc::msghdr) -> Said {
+    let mut said = Said::default();
+    // SAFETY: the header was filled by recvmmsg and its control buffer is alive and `msg_controllen` bytes long;
+    // CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and `payload` reads no more than a message holds.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            let (level, kind) = ((*message).cmsg_level, (*message).cmsg_type);
+            let data = libc::CMSG_DATA(message);
+            let length = (*message).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+            let int = || if length >= 4 { data.cast::<i32>().read_unaligned() } else { i32::from(*data) };
+            match (level, kind) {
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) if length >= size_of::<libc::timespec>() => {
+                    let time = data.cast::<libc::timespec>().read_unaligned();
+                    said.stamp = wall_time(&time);
+                }
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                    said.ttl = u8::try_from(int()).ok();
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) => said.tos = Some(*data),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => said.tos = u8::try_from(int()).ok(),
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) if length >= size_of::<libc::in_pktinfo>() => {
+                    let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                    said.to = Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into());
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if length >= size_of::<libc::in6_pktinfo>() => {
+                    let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                    said.to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                }
+                (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+                    if length >= size_of::<libc::sock_extended_err>() =>
+                {
+                    let error = data.cast::<libc::sock_extended_err>().read_unaligned();
+                    let offender = data.add(size_of::<libc::sock_extended_err>());
+                    let left = length - size_of::<libc::sock_extended_err>();
+                    said.about = Some(about(&error, address(offender, left)));
+                }
+                _ => {}
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    said
+}
+
+fn wall_time(time: &libc::timespec) -> Option<WallTime> {
+    let seconds = u64::try_from(time.tv_sec).ok().filter(|seconds| *seconds > 0)?;
+    Some(WallTime::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).ok()?))
+}
+
+fn about(error: &libc::sock_extended_err, offender: Option<SocketAddr>) -> About {
+    let router = offender.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+    let mtu = Some(error.ee_info).filter(|mtu| *mtu > 0);
+    match error.ee_origin {
+        libc::SO_EE_ORIGIN_TIMESTAMPING => About::Stamp { name: error.ee_data },
+        libc::SO_EE_ORIGIN_ICMP => About::Icmp(icmp_v4(error, router, mtu)),
+        libc::SO_EE_ORIGIN_ICMP6 => About::Icmp(icmp_v6(error, router, mtu)),
+        _ => About::Local { errno: i32::try_from(error.ee_errno).unwrap_or(i32::MAX) },
+    }
+}
+
+/// RFC 792 and RFC 1812 section 5.2.7.1.
+fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> Icmp {
+    let kind = match (error.ee_type, error.ee_code) {
+        (3, 3) => IcmpKind::PortUnreachable,
+        (3, 4) => IcmpKind::TooBig,
+        (3, 9 | 10 | 13) => IcmpKind::Prohibited,
+        (3, _) => IcmpKind::Unreachable,
+        (11, 0) => IcmpKind::TtlExceeded,
+        _ => IcmpKind::Other,
+    };
+    Icmp { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
+}
+
+/// RFC 4443 section 3.
+fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> Icmp {
+    let kind = match (error.ee_type, error.ee_code) {
+        (1, 4) => IcmpKind::PortUnreachable,
+        (1, 1 | 5 | 6) => IcmpKind::Prohibited,
+        (1, _) => IcmpKind::Unreachable,
+        (2, _) => IcmpKind::TooBig,
+        (3, 0) => IcmpKind::TtlExceeded,
+        _ => IcmpKind::Other,
+    };
+    Icmp { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
+}
+
+/// Reads a socket address of `length` bytes; `None` for other families and for what is too short.
+#[expect(unsafe_code, reason = "reads no more than `length` bytes")]
+#[expect(clippy::cast_ptr_alignment, reason = "reads are unaligned reads")]
+pub(super) unsafe fn address(at: *const u8, length: usize) -> Option<SocketAddr> {
+    if length < size_of::<libc::sa_family_t>() {
+        return None;
+    }
+    // SAFETY: the caller says that `length` bytes are readable, and each arm checks that they suffice.
+    unsafe {
+        match i32::from(at.cast::<libc::sa_family_t>().read_unaligned()) {
+            libc::AF_INET if length >= size_of::<libc::sockaddr_in>() => {
+                let found = at.cast::<libc::sockaddr_in>().read_unaligned();
+                let address = Ipv4Addr::from_bits(u32::from_be(found.sin_addr.s_addr));
+                Some((address, u16::from_be(found.sin_port)).into())
+            }
+            libc::AF_INET6 if length >= size_of::<libc::sockaddr_in6>() => {
+                let found = at.cast::<libc::sockaddr_in6>().read_unaligned();
+                let address = Ipv6Addr::from(found.sin6_addr.s6_addr);
+                let port = u16::from_be(found.sin6_port);
+                Some(std::net::SocketAddrV6::new(address, port, 0, found.sin6_scope_id).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What the kernel is told about a datagram.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    pub(super) to: SocketAddr,
+    pub(super) from: Option<IpAddr>,
+    pub(super) tos: u8,
+    /// `None`: the socket's own.
+    pub(super) ttl: Option<u8>,
+    /// Whether a transmit stamp is wanted.
+    pub(super) stamp: bool,
+    /// The name that the stamp shall carry, where the kernel can.
+    pub(super) name: Option<u32>,
+    /// Bytes of each datagram when there are many.
+    pub(super) segment: Option<u16>,
+}
+
+/// Writes control messages and returns how many bytes they take.
+pub(super) fn write(told: &Told, control: &mut Control) -> usize {
+    let mut writer = Writer { control, length: 0 };
+    let is_v4 = told.to.is_ipv4();
+    let tos = i32::from(told.tos).to_ne_bytes();
+    if told.tos != 0 {
+        match is_v4 {
+            true => writer.push(libc::IPPROTO_IP, libc::IP_TOS, &tos),
+            false => writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos),
+        }
+    }
+    if let Some(ttl) = told.ttl {
+        let ttl = i32::from(ttl).to_ne_bytes();
+        match is_v4 {
+            true => writer.push(libc::IPPROTO_IP, libc::IP_TTL, &ttl),
+            false => writer.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &ttl),
+        }
+    }
+    match told.from {
+        Some(IpAddr::V4(from)) if is_v4 => {
+            // struct in_pktinfo: interface (0: by route), the source address, and a field that is not read.
+            let mut info = [0_u8; 12];
+            info[4..8].copy_from_slice(&from.octets());
+            writer.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+        }
+        Some(IpAddr::V6(from)) if !is_v4 => {
+            // struct in6_pktinfo: the source address and the interface (0: by route).
+            let mut info = [0_u8; 20];
+            info[..16].copy_from_slice(&from.octets());
+            writer.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+        }
+        Some(_) | None => {}
+    }
+    if told.stamp {
+        writer.push(libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &libc::SOF_TIMESTAMPING_TX_SOFTWARE.to_ne_bytes());
+        if let Some(name) = told.name {
+            writer.push(libc::SOL_SOCKET, SCM_TS_OPT_ID, &name.to_ne_bytes());
+        }
+    }
+    if let Some(segment) = told.segment {
+        writer.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+    }
+    writer.length
+}
+
+struct Writer<'a> {
+    control: &'a mut Control,
+    length: usize,
+}
+
+impl Writer<'_> {
+    /// Appends one message; `CONTROL_BYTES` has room for one of every kind.
+    fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
+        let start = self.length;
+        let header = size_of::<libc::cmsghdr>();
+        let length = header + data.len();
+        let room = &mut self.control.0[start..];
+        room[..size_of::<usize>()].copy_from_slice(&length.to_ne_bytes());
+        room[size_of::<usize>()..size_of::<usize>() + 4].copy_from_slice(&level.to_ne_bytes());
+        room[size_of::<usize>() + 4..header].copy_from_slice(&kind.to_ne_bytes());
+        room[header..length].copy_from_slice(data);
+        self.length = start + length.next_multiple_of(size_of::<usize>());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_laid_out_as_the_c_macros_lay_it_out() {
+        let mut control = Control([0; CONTROL_BYTES]);
+        let told = Told {
+            to: ([192, 0, 2, 1], 862).into(),
+            from: Some([192, 0, 2, 2].into()),
+            tos: 0xb8,
+            ttl: Some(250),
+            stamp: true,
+            name: Some(7),
+            segment: Some(1_200),
+        };
+        let length = write(&told, &mut control);
+        let header = libc::msghdr {
+            msg_name: std::ptr::null_mut(),
+            msg_namelen: 0,
+            msg_iov: std::ptr::null_mut(),
+            msg_iovlen: 0,
+            msg_control: control.0.as_mut_ptr().cast(),
+            msg_controllen: length,
+            msg_flags: 0,
+        };
+        let said = read(&header);
+        assert_eq!((said.tos, said.ttl), (Some(0xb8), Some(250)));
+        assert!(length <= CONTROL_BYTES);
+    }
+
+    #[test]
+    fn an_icmp_error_is_named_by_its_type_and_code() {
+        let error = |ee_type, ee_code| libc::sock_extended_err {
+            ee_errno: 0,
+            ee_origin: libc::SO_EE_ORIGIN_ICMP,
+            ee_type,
+            ee_code,
+            ee_pad: 0,
+            ee_info: 1_400,
+            ee_data: 0,
+        };
+        let router: SocketAddr = ([192, 0, 2, 9], 0).into();
+        let kind = |ee_type, code| match about(&error(ee_type, code), Some(router)) {
+            About::Icmp(icmp) => (icmp.kind, icmp.mtu),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(kind(3, 3), (IcmpKind::PortUnreachable, None));
+        assert_eq!(kind(3, 1), (IcmpKind::Unreachable, None));
+        assert_eq!(kind(3, 13), (IcmpKind::Prohibited, None));
+        assert_eq!(kind(3, 4), (IcmpKind::TooBig, Some(1_400)));
+        assert_eq!(kind(11, 0), (IcmpKind::TtlExceeded, None));
+    }
+}

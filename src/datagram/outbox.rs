@@ -1,0 +1,53 @@
+//! Datagrams on their way to the kernel.
+
+use pathmeter_proto::machine::{NotSent, Send};
+
+/// Datagrams that machines have asked to send, back to back in one arena.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    pub(super) arena: Vec<u8>,
+    pub(super) waiting: Vec<Outgoing>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outgoing {
+    pub(super) actor: usize,
+    pub(super) life: u32,
+    pub(super) group: usize,
+    pub(super) send: Send,
+    /// Where it stands in the arena.
+    pub(super) at: usize,
+    pub(super) length: usize,
+}
+
+/// Datagrams that are handed to the kernel at once; at the limit they are sent before more are made.
+pub(super) const OUTBOX: usize = 64;
+
+impl Outbox {
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= OUTBOX
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.arena.clear();
+        self.waiting.clear();
+    }
+}
+
+/// What the kernel's refusal means.
+pub(super) fn refusal(error: &std::io::Error) -> NotSent {
+    match error.raw_os_error() {
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EADDRNOTAVAIL) => {
+            NotSent::Unreachable
+        }
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => NotSent::Buffer,
+        Some(libc::EPERM | libc::EACCES) => NotSent::Permission,
+        Some(libc::EMSGSIZE) => NotSent::TooBig,
+        _ => NotSent::Other,
+    }
+}

@@ -1,0 +1,422 @@
+//! UDP sockets with everything switched on that the kernel can tell about a datagram, read and written in batches.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, Socket as Socket2, Type};
+
+use super::cmsg::{self, CONTROL_BYTES, Control, Said, Told};
+
+/// A UDP socket of one address family, not connected.
+#[derive(Debug)]
+pub struct Socket {
+    socket: Socket2,
+    address: SocketAddr,
+    drops: u32,
+}
+
+/// Where and how a socket is bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Binding {
+    /// Local address; a port of 0 is the kernel's choice.
+    pub address: SocketAddr,
+    /// Whether datagrams may not be fragmented on the way.
+    pub dont_fragment: bool,
+    /// Whether ICMP errors are wanted.
+    pub errors: bool,
+}
+
+/// Why a socket could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {address}: {source}{remedy}", remedy = remedy(source, *address))]
+pub struct SocketError {
+    operation: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+impl SocketError {
+    /// Whether this host has no such address family.
+    #[must_use]
+    pub fn is_no_family(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EAFNOSUPPORT)
+            || (self.address.is_ipv6() && self.source.raw_os_error() == Some(libc::EADDRNOTAVAIL))
+    }
+}
+
+fn remedy(source: &io::Error, address: SocketAddr) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied if address.port() < 1024 => {
+            " (ports below 1024 need CAP_NET_BIND_SERVICE)"
+        }
+        io::ErrorKind::AddrInUse => " (is another pathmeter running?)",
+        io::ErrorKind::AddrNotAvailable => " (no interface has this address)",
+        _ => "",
+    }
+}
+
+/// Bytes of receive buffer that are asked for; the kernel grants at most net.core.rmem_max.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// What all our datagrams start with, so that hops = 255 − received.
+pub(super) const TTL: u8 = 255;
+
+/// `SO_MEMINFO` and the index of its drop counter (linux/sock_diag.h).
+const SO_MEMINFO: libc::c_int = 55;
+const SK_MEMINFO_DROPS: usize = 8;
+
+impl Socket {
+    /// Binds a socket.
+    ///
+    /// # Errors
+    /// [`SocketError`] names the operation and the address.
+    pub fn bind(binding: &Binding, stamps: StampNames) -> Result<Self, SocketError> {
+        let address = binding.address;
+        let failed = |operation| move |source| SocketError { operation, address, source };
+        let domain = Domain::for_address(address);
+        let socket = Socket2::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))
+            .map_err(failed("opening a socket for"))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true).map_err(failed("restricting to IPv6"))?;
+        }
+        // Refused where the administrator set a lower limit; the kernel then grants what it may.
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+        let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
+        enable(&socket, binding, stamps).map_err(failed("setting options of"))?;
+        socket.bind(&address.into()).map_err(failed("binding"))?;
+        let bound = socket.local_addr().map_err(failed("asking for the address of"))?;
+        let address = bound.as_socket().unwrap_or(address);
+        Ok(Self { socket, address, drops: 0 })
+    }
+
+    /// The address it is bound to.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Datagrams that the kernel dropped at this socket since the last call.
+    pub fn new_drops(&mut self) -> u32 {
+        let Some(drops) = drop_counter(&self.socket) else { return 0 };
+        drops.wrapping_sub(std::mem::replace(&mut self.drops, drops))
+    }
+
+    /// For `poll`.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// How the stamps of two datagrams are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StampNames {
+    /// Each datagram is given a name that its stamp carries (Linux 6.13).
+    Named,
+    /// The stamp comes with the datagram itself.
+    Looped,
+}
+
+impl StampNames {
+    /// What this kernel can, found out with a datagram from a loopback socket to itself.
+    #[must_use]
+    pub fn detect() -> Self {
+        let try_it = || -> Option<()> {
+            let binding =
+                Binding { address: ([127, 0, 0, 1], 0).into(), dont_fragment: false, errors: false };
+            let socket = Socket::bind(&binding, Self::Named).ok()?;
+            let told = Told {
+                to: socket.address(),
+                from: None,
+                tos: 0,
+                ttl: None,
+                stamp: true,
+                name: Some(1),
+                segment: None,
+            };
+            let mut batch = SendBatch::new(1);
+            batch.push(&told, 0, 4);
+            batch.send(&socket, &[0; 4], 0).ok().map(|_| ())
+        };
+        if try_it().is_some() { Self::Named } else { Self::Looped }
+    }
+}
+
+fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result<()> {
+    use libc::{IPPROTO_IP, IPPROTO_IPV6, SOL_SOCKET};
+    let reporting = libc::SOF_TIMESTAMPING_RX_SOFTWARE
+        | libc::SOF_TIMESTAMPING_SOFTWARE
+        | libc::SOF_TIMESTAMPING_OPT_ID
+        | match stamps {
+            StampNames::Named => libc::SOF_TIMESTAMPING_OPT_TSONLY,
+            StampNames::Looped => 0,
+        };
+    let flags = libc::c_int::try_from(reporting).expect("the flags are below 2¹⁶");
+    // A kernel without it falls back to our own clock readings, which is counted.
+    let _ = set(socket, SOL_SOCKET, libc::SO_TIMESTAMPING, flags);
+    let discovery = |dont: bool, probe, never| if dont { probe } else { never };
+    let dont = binding.dont_fragment;
+    let errors = i32::from(binding.errors);
+    if binding.address.is_ipv4() {
+        set(socket, IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+        set(socket, IPPROTO_IP, libc::IP_RECVTTL, 1)?;
+        set(socket, IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        set(socket, IPPROTO_IP, libc::IP_TTL, TTL.into())?;
+        set(socket, IPPROTO_IP, libc::IP_RECVERR, errors)?;
+        let value = discovery(dont, libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_DONT);
+        set(socket, IPPROTO_IP, libc::IP_MTU_DISCOVER, value)
+    } else {
+        set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, TTL.into())?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_RECVERR, errors)?;
+        let value = discovery(dont, libc::IPV6_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_DONT);
+        set(socket, IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value)
+    }
+}
+
+#[expect(unsafe_code, reason = "socket2 lacks these options")]
+fn set(socket: &Socket2, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four");
+    // SAFETY: the descriptor is open and the value is an int of the stated length.
+    let outcome = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[expect(unsafe_code, reason = "socket2 lacks SO_MEMINFO")]
+fn drop_counter(socket: &Socket2) -> Option<u32> {
+    let mut values = [0_u32; SK_MEMINFO_DROPS + 1];
+    let mut length = libc::socklen_t::try_from(size_of_val(&values)).expect("36");
+    // SAFETY: the descriptor is open, and `values` is as long as `length` says.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    let is_whole = outcome == 0 && length as usize == size_of_val(&values);
+    is_whole.then_some(values[SK_MEMINFO_DROPS])
+}
+
+/// Datagrams that are read at once.
+pub(super) const RECEIVE_BATCH: usize = 32;
+
+/// The longest datagram that is read whole; a longer one is cut and marked.
+const DATAGRAM_BYTES: usize = 9_216;
+
+/// Room for a batch of datagrams and what the kernel says about each.
+pub(super) struct ReceiveBatch {
+    headers: Vec<libc::mmsghdr>,
+    parts: Vec<libc::iovec>,
+    names: Vec<libc::sockaddr_storage>,
+    controls: Vec<Control>,
+    bytes: Vec<u8>,
+}
+
+/// One datagram of a batch.
+#[derive(Debug)]
+pub(super) struct Received<'a> {
+    pub(super) bytes: &'a [u8],
+    /// `None` where the kernel did not say, as for stamps.
+    pub(super) from: Option<SocketAddr>,
+    pub(super) is_cut: bool,
+    pub(super) said: Said,
+}
+
+impl ReceiveBatch {
+    #[expect(unsafe_code, reason = "the kernel's structures are plain data; all zeros is their empty value")]
+    pub(super) fn new() -> Self {
+        // SAFETY: mmsghdr, iovec and sockaddr_storage are plain C data for which all zeros is valid.
+        let (header, part, name) = unsafe {
+            (
+                std::mem::zeroed::<libc::mmsghdr>(),
+                std::mem::zeroed::<libc::iovec>(),
+                std::mem::zeroed::<libc::sockaddr_storage>(),
+            )
+        };
+        Self {
+            headers: vec![header; RECEIVE_BATCH],
+            parts: vec![part; RECEIVE_BATCH],
+            names: vec![name; RECEIVE_BATCH],
+            controls: vec![Control([0; CONTROL_BYTES]); RECEIVE_BATCH],
+            bytes: vec![0; RECEIVE_BATCH * DATAGRAM_BYTES],
+        }
+    }
+
+    /// Reads what there is, without waiting; `errors` reads the error queue. Returns how many; fewer than
+    /// [`RECEIVE_BATCH`] means that the queue is empty.
+    #[expect(unsafe_code, reason = "recvmmsg")]
+    pub(super) fn receive(&mut self, socket: &Socket, errors: bool) -> io::Result<usize> {
+        let name_length = libc::socklen_t::try_from(size_of::<libc::sockaddr_storage>()).expect("128");
+        for index in 0..RECEIVE_BATCH {
+            let bytes = &mut self.bytes[index * DATAGRAM_BYTES..(index + 1) * DATAGRAM_BYTES];
+            self.parts[index] =
+                libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: DATAGRAM_BYTES };
+            let header = &mut self.headers[index].msg_hdr;
+            header.msg_name = (&raw mut self.names[index]).cast();
+            header.msg_namelen = name_length;
+            header.msg_iov = &raw mut self.parts[index];
+            header.msg_iovlen = 1;
+            header.msg_control = self.controls[index].0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL_BYTES;
+            header.msg_flags = 0;
+        }
+        let flags = libc::MSG_DONTWAIT | if errors { libc::MSG_ERRQUEUE } else { 0 };
+        let room = libc::c_uint::try_from(RECEIVE_BATCH).expect("32");
+        // SAFETY: every header points at buffers of this batch, which are alive and as long as stated.
+        let read = unsafe {
+            libc::recvmmsg(
+                socket.socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                room,
+                flags,
+                std::ptr::null_mut(),
+            )
+        };
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The datagram at `index` of what was last read.
+    #[expect(unsafe_code, reason = "reads the address that the kernel wrote")]
+    pub(super) fn at(&self, index: usize) -> Received<'_> {
+        let header = &self.headers[index];
+        let length = (header.msg_len as usize).min(DATAGRAM_BYTES);
+        let name_length = (header.msg_hdr.msg_namelen as usize).min(size_of::<libc::sockaddr_storage>());
+        // SAFETY: the name is a sockaddr_storage of this batch, of which the kernel wrote `name_length` bytes.
+        let from = unsafe { cmsg::address((&raw const self.names[index]).cast(), name_length) };
+        Received {
+            bytes: &self.bytes[index * DATAGRAM_BYTES..][..length],
+            from,
+            is_cut: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            said: cmsg::read(&header.msg_hdr),
+        }
+    }
+}
+
+/// Datagrams to be sent together from one socket.
+pub(super) struct SendBatch {
+    headers: Vec<libc::mmsghdr>,
+    parts: Vec<libc::iovec>,
+    names: Vec<libc::sockaddr_storage>,
+    controls: Vec<Control>,
+    /// Where in the arena each begins, and its length; and the length of its control messages.
+    spans: Vec<(usize, usize, usize)>,
+}
+
+impl SendBatch {
+    /// Room for `limit` datagrams.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            headers: Vec::with_capacity(limit),
+            parts: Vec::with_capacity(limit),
+            names: Vec::with_capacity(limit),
+            controls: Vec::with_capacity(limit),
+            spans: Vec::with_capacity(limit),
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.names.clear();
+        self.controls.clear();
+        self.spans.clear();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Adds the datagram at `at..at + length` of the arena.
+    pub(super) fn push(&mut self, told: &Told, at: usize, length: usize) {
+        let mut control = Control([0; CONTROL_BYTES]);
+        let control_length = cmsg::write(told, &mut control);
+        self.controls.push(control);
+        self.names.push(name_of(told.to));
+        self.spans.push((at, length, control_length));
+    }
+
+    /// Sends from the `first`-th on; returns how many were sent, at least one.
+    ///
+    /// # Errors
+    /// Why the first of them was not sent; those behind it were not tried.
+    #[expect(unsafe_code, reason = "sendmmsg")]
+    #[expect(clippy::as_ptr_cast_mut, reason = "the kernel only reads what it sends; the type says otherwise")]
+    pub(super) fn send(&mut self, socket: &Socket, arena: &[u8], first: usize) -> io::Result<usize> {
+        self.headers.clear();
+        self.parts.clear();
+        for (at, length, _) in &self.spans[first..] {
+            let bytes = &arena[*at..at + length];
+            self.parts.push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: *length });
+        }
+        for (index, (_, _, control_length)) in self.spans[first..].iter().enumerate() {
+            let name = &raw mut self.names[first + index];
+            let name_length = match i32::from(self.names[first + index].ss_family) {
+                libc::AF_INET => size_of::<libc::sockaddr_in>(),
+                _ => size_of::<libc::sockaddr_in6>(),
+            };
+            let msg_hdr = libc::msghdr {
+                msg_name: name.cast(),
+                msg_namelen: libc::socklen_t::try_from(name_length).expect("at most 28"),
+                msg_iov: &raw mut self.parts[index],
+                msg_iovlen: 1,
+                msg_control: self.controls[first + index].0.as_mut_ptr().cast(),
+                msg_controllen: *control_length,
+                msg_flags: 0,
+            };
+            self.headers.push(libc::mmsghdr { msg_hdr, msg_len: 0 });
+        }
+        let count = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
+        // SAFETY: every header points at buffers of this batch and at bytes of the arena, all alive and of the stated
+        // lengths; `parts` and `names` were filled before and do not move while the headers point at them.
+        let sent = unsafe {
+            libc::sendmmsg(socket.socket.as_raw_fd(), self.headers.as_mut_ptr(), count, libc::MSG_DONTWAIT)
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+#[expect(unsafe_code, reason = "an address in the kernel's layout")]
+fn name_of(address: SocketAddr) -> libc::sockaddr_storage {
+    // SAFETY: all zeros is a valid sockaddr_storage.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let at = &raw mut storage;
+    match address {
+        SocketAddr::V4(address) => {
+            let name = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: address.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: address.ip().to_bits().to_be() },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: a sockaddr_storage is large enough, and aligned, for every kind of address.
+            unsafe { at.cast::<libc::sockaddr_in>().write(name) };
+        }
+        SocketAddr::V6(address) => {
+            let name = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: address.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                sin6_scope_id: address.scope_id(),
+            };
+            // SAFETY: as above.
+            unsafe { at.cast::<libc::sockaddr_in6>().write(name) };
+        }
+    }
+    storage
+}
+
+/// The wildcard addresses behind one that stands for both families.
+#[must_use]
+pub fn both_families(address: SocketAddr) -> Vec<SocketAddr> {
+    match address.ip() {
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            vec![([0, 0, 0, 0], address.port()).into(), address]
+        }
+        _ => vec![address],
+    }
+}

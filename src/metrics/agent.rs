@@ -1,0 +1,258 @@
+//! The series of the agent itself: its loops and its responder.
+
+use std::time::Duration;
+
+use pathmeter_proto::admission::Refusal;
+use pathmeter_proto::time::nanos;
+
+use super::text::{Cell, Kind, Writer, label};
+
+/// What a datagram loop says about itself.
+#[derive(Debug, Default)]
+pub struct LoopSeries {
+    labels: String,
+    /// Turns of the loop; the watchdog looks whether it moves.
+    pub progress: Cell,
+    /// Sleeps that ended.
+    pub wakeups: Cell,
+    /// How much later than asked the loop woke.
+    pub lag: Lag,
+    /// Within which sends leave together, in nanoseconds.
+    pub tick: Cell,
+    /// Datagrams that left and have no verdict.
+    pub outstanding: Cell,
+    /// Datagrams that the kernel dropped at our sockets.
+    pub rx_dropped: Cell,
+    /// Steps of the wall clock that were noticed.
+    pub clock_steps: Cell,
+    /// Suspends of the host that were noticed.
+    pub suspends: Cell,
+    /// Paths whose counts did not add up when they were looked at.
+    pub accounting_errors: Cell,
+    /// Datagrams longer than we read.
+    pub oversized: Cell,
+    /// Datagrams that belong to no path.
+    pub unrouted: Cell,
+    /// Events that the daemon was too slow for.
+    pub events_dropped: Cell,
+}
+
+/// How late the loop woke, as a histogram.
+#[derive(Debug, Default)]
+pub struct Lag {
+    counts: [Cell; LAG_BOUNDS.len() + 1],
+    sum: Cell,
+}
+
+/// Upper bounds in nanoseconds: from a good timer to a host that is out of processors.
+const LAG_BOUNDS: [(u64, &str); 9] = [
+    (20_000, "2e-05"),
+    (50_000, "5e-05"),
+    (100_000, "0.0001"),
+    (200_000, "0.0002"),
+    (500_000, "0.0005"),
+    (1_000_000, "0.001"),
+    (10_000_000, "0.01"),
+    (100_000_000, "0.1"),
+    (1_000_000_000, "1"),
+];
+
+impl Lag {
+    /// Takes one wake-up.
+    pub fn observe(&self, late: Duration) {
+        let late = nanos(late);
+        let bucket = LAG_BOUNDS.partition_point(|(bound, _)| *bound < late);
+        self.counts[bucket].inc();
+        self.sum.add(late);
+    }
+}
+
+impl LoopSeries {
+    /// The series of the loop called `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { labels: label("loop", name), ..Self::default() }
+    }
+}
+
+/// What the responder counts.
+#[derive(Debug, Default)]
+pub struct ResponderSeries {
+    /// Datagrams that came.
+    pub requests: Cell,
+    /// Datagrams that were answered.
+    pub replies: Cell,
+    /// Answers that the kernel did not take.
+    pub reply_errors: Cell,
+    refused: [Cell; Refusal::ALL.len()],
+    /// Different sources that were answered in the last half to whole minute.
+    pub peers_seen: Cell,
+    /// Datagrams on the agent port that were no believable goodbye.
+    pub unheard: Cell,
+}
+
+impl ResponderSeries {
+    /// A datagram got no answer.
+    pub fn refused(&self, why: Refusal) {
+        let place = Refusal::ALL.iter().position(|known| *known == why).expect("ALL lists every variant");
+        self.refused[place].inc();
+    }
+}
+
+const fn reason(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Unlisted => r#",reason="unlisted""#,
+        Refusal::Unauthentic => r#",reason="auth""#,
+        Refusal::SourceRate => r#",reason="source_rate""#,
+        Refusal::TotalRate => r#",reason="total_rate""#,
+        Refusal::Malformed => r#",reason="malformed""#,
+        Refusal::Reflection => r#",reason="reflection""#,
+        Refusal::Replay => r#",reason="replay""#,
+    }
+}
+
+/// One family of lines of each loop.
+pub(super) struct LoopFamily {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) help: &'static str,
+    pub(super) write: fn(&mut Writer<'_>, &'static str, &LoopSeries),
+}
+
+fn one(writer: &mut Writer<'_>, name: &str, series: &LoopSeries, cell: &Cell) {
+    writer.count(name, "", &series.labels, "", cell.get());
+}
+
+/// In alphabetical order.
+pub(super) const LOOP_FAMILIES: [LoopFamily; 11] = [
+    LoopFamily {
+        name: "pathmeter_accounting_errors_total",
+        kind: Kind::Counter,
+        help: "Paths found, about once a second, whose sent datagrams are not their verdicts plus those in flight. Must stay 0.",
+        write: |w, name, s| one(w, name, s, &s.accounting_errors),
+    },
+    LoopFamily {
+        name: "pathmeter_clock_steps_total",
+        kind: Kind::Counter,
+        help: "Steps of the wall clock that were noticed and corrected for.",
+        write: |w, name, s| one(w, name, s, &s.clock_steps),
+    },
+    LoopFamily {
+        name: "pathmeter_events_dropped_total",
+        kind: Kind::Counter,
+        help: "Events that the daemon was too slow to take. Counts are not affected.",
+        write: |w, name, s| one(w, name, s, &s.events_dropped),
+    },
+    LoopFamily {
+        name: "pathmeter_host_suspends_total",
+        kind: Kind::Counter,
+        help: "Suspends of the host that were noticed; what was in flight was withdrawn.",
+        write: |w, name, s| one(w, name, s, &s.suspends),
+    },
+    LoopFamily {
+        name: "pathmeter_loop_lag_seconds",
+        kind: Kind::Histogram,
+        help: "How much later than asked the loop woke. With kernel stamps it is not part of any round trip.",
+        write: |w, name, s| {
+            let mut total = 0;
+            for (cell, (_, bound)) in s.lag.counts.iter().zip(&LAG_BOUNDS) {
+                total += cell.get();
+                w.bucket(name, &s.labels, bound, total);
+            }
+            total += s.lag.counts[LAG_BOUNDS.len()].get();
+            w.bucket(name, &s.labels, "+Inf", total);
+            w.seconds(name, "_sum", &s.labels, "", s.lag.sum.get());
+            w.count(name, "_count", &s.labels, "", total);
+        },
+    },
+    LoopFamily {
+        name: "pathmeter_loop_outstanding",
+        kind: Kind::Gauge,
+        help: "Datagrams of all paths that left and have no verdict.",
+        write: |w, name, s| one(w, name, s, &s.outstanding),
+    },
+    LoopFamily {
+        name: "pathmeter_loop_tick_seconds",
+        kind: Kind::Gauge,
+        help: "Sends that are due within this leave together. Grows with the load, at most 0.005.",
+        write: |w, name, s| w.seconds(name, "", &s.labels, "", s.tick.get()),
+    },
+    LoopFamily {
+        name: "pathmeter_loop_wakeups_total",
+        kind: Kind::Counter,
+        help: "Sleeps of the loop that ended.",
+        write: |w, name, s| one(w, name, s, &s.wakeups),
+    },
+    LoopFamily {
+        name: "pathmeter_socket_oversized_total",
+        kind: Kind::Counter,
+        help: "Datagrams that were longer than we read, and thrown away.",
+        write: |w, name, s| one(w, name, s, &s.oversized),
+    },
+    LoopFamily {
+        name: "pathmeter_socket_rx_dropped_total",
+        kind: Kind::Counter,
+        help: "Datagrams that the kernel dropped at our sockets because we did not read in time.",
+        write: |w, name, s| one(w, name, s, &s.rx_dropped),
+    },
+    LoopFamily {
+        name: "pathmeter_socket_unrouted_total",
+        kind: Kind::Counter,
+        help: "Datagrams that belong to no path.",
+        write: |w, name, s| one(w, name, s, &s.unrouted),
+    },
+];
+
+/// One family of lines of the responder.
+pub(super) struct ResponderFamily {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) help: &'static str,
+    pub(super) write: fn(&mut Writer<'_>, &'static str, &ResponderSeries),
+}
+
+const STAMP: &str = r#"protocol="stamp""#;
+
+/// In alphabetical order.
+pub(super) const RESPONDER_FAMILIES: [ResponderFamily; 6] = [
+    ResponderFamily {
+        name: "pathmeter_goodbyes_refused_total",
+        kind: Kind::Counter,
+        help: "Datagrams on the agent port that were no believable goodbye.",
+        write: |w, name, s| w.plain(name, s.unheard.get()),
+    },
+    ResponderFamily {
+        name: "pathmeter_responder_peers_seen",
+        kind: Kind::Gauge,
+        help: "Different sources that were answered in the last half to whole minute: who probes us.",
+        write: |w, name, s| w.plain(name, s.peers_seen.get()),
+    },
+    ResponderFamily {
+        name: "pathmeter_responder_rejected_total",
+        kind: Kind::Counter,
+        help: "Datagrams that got no answer.",
+        write: |w, name, s| {
+            for (cell, refusal) in s.refused.iter().zip(Refusal::ALL) {
+                w.count(name, "", STAMP, reason(refusal), cell.get());
+            }
+        },
+    },
+    ResponderFamily {
+        name: "pathmeter_responder_replies_total",
+        kind: Kind::Counter,
+        help: "Datagrams that were answered.",
+        write: |w, name, s| w.count(name, "", STAMP, "", s.replies.get()),
+    },
+    ResponderFamily {
+        name: "pathmeter_responder_reply_errors_total",
+        kind: Kind::Counter,
+        help: "Answers that our host did not send.",
+        write: |w, name, s| w.count(name, "", STAMP, "", s.reply_errors.get()),
+    },
+    ResponderFamily {
+        name: "pathmeter_responder_requests_total",
+        kind: Kind::Counter,
+        help: "Datagrams that came to be answered.",
+        write: |w, name, s| w.count(name, "", STAMP, "", s.requests.get()),
+    },
+];

@@ -1,0 +1,531 @@
+//! The series of echo paths.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pathmeter_proto::echo::{Class, Direction, Mismatch, Report, Sample, Verdict};
+use pathmeter_proto::machine::{IcmpKind, NotSent, StampedBy};
+use pathmeter_proto::time::nanos;
+
+use super::text::{Cell, Kind, Writer, label};
+
+/// Upper bounds of the round-trip histogram in nanoseconds: 1-2-5 from 50 µs to 5 s, from inside a rack to the far side
+/// of the world behind a full queue.
+const RTT_BOUNDS: [(u64, &str); 16] = [
+    (50_000, "5e-05"),
+    (100_000, "0.0001"),
+    (200_000, "0.0002"),
+    (500_000, "0.0005"),
+    (1_000_000, "0.001"),
+    (2_000_000, "0.002"),
+    (5_000_000, "0.005"),
+    (10_000_000, "0.01"),
+    (20_000_000, "0.02"),
+    (50_000_000, "0.05"),
+    (100_000_000, "0.1"),
+    (200_000_000, "0.2"),
+    (500_000_000, "0.5"),
+    (1_000_000_000, "1"),
+    (2_000_000_000, "2"),
+    (5_000_000_000, "5"),
+];
+
+/// Upper bounds of the burst-length histogram in datagrams.
+const BURST_BOUNDS: [(u64, &str); 5] = [(1, "1"), (2, "2"), (5, "5"), (10, "10"), (50, "50")];
+
+/// Lines that one path adds to a scrape; counted by a test.
+pub const SERIES_PER_PATH: usize = 76;
+
+/// What one path has measured. Written by the loop that owns the path, read by scrapes.
+#[derive(Debug, Default)]
+pub struct EchoSeries {
+    labels: String,
+    /// Datagrams that left the host.
+    pub sent: Cell,
+    /// By verdict.
+    pub ok: Cell,
+    late: Cell,
+    lost: [Cell; 3],
+    host_dropped: Cell,
+    withdrawn: Cell,
+    unsent: Cell,
+    send_errors: [Cell; NOT_SENT.len()],
+    duplicates: Cell,
+    reordered: Cell,
+    very_late: Cell,
+    mismatched: [Cell; MISMATCHES.len()],
+    icmp: [Cell; ICMP_KINDS.len()],
+    bursts: Cell,
+    burst_lengths: Buckets<{ BURST_BOUNDS.len() + 1 }>,
+    rtt: Buckets<{ RTT_BOUNDS.len() + 1 }>,
+    rtt_minimum: Cell,
+    ipdv: Mean,
+    pdv: Mean,
+    turnaround: Mean,
+    turnaround_invalid: Cell,
+    transmit_lag: Mean,
+    user_stamps: [Cell; 2],
+    last_reply: Cell,
+    hops: [Cell; 2],
+    remarked: [Cell; 2],
+    congested: [Cell; 2],
+    flows: Cell,
+    flows_lossy: Cell,
+    draining: Cell,
+}
+
+#[derive(Debug)]
+struct Buckets<const N: usize> {
+    counts: [Cell; N],
+    sum: Cell,
+}
+
+impl<const N: usize> Default for Buckets<N> {
+    fn default() -> Self {
+        Self { counts: std::array::from_fn(|_| Cell::default()), sum: Cell::default() }
+    }
+}
+
+impl<const N: usize> Buckets<N> {
+    fn add(&self, bounds: &[(u64, &str)], value: u64) {
+        let bucket = bounds.partition_point(|(bound, _)| *bound < value);
+        self.counts[bucket].inc();
+        self.sum.add(value);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Mean {
+    sum: Cell,
+    count: Cell,
+}
+
+impl Mean {
+    fn add(&self, span: Duration) {
+        self.sum.add(nanos(span));
+        self.count.inc();
+    }
+}
+
+const NOT_SENT: [(NotSent, &str); 5] = [
+    (NotSent::Unreachable, r#",error="unreachable""#),
+    (NotSent::Buffer, r#",error="buffer""#),
+    (NotSent::Permission, r#",error="permission""#),
+    (NotSent::TooBig, r#",error="too_big""#),
+    (NotSent::Other, r#",error="other""#),
+];
+
+const MISMATCHES: [(Mismatch, &str); 3] = [
+    (Mismatch::Malformed, r#",reason="malformed""#),
+    (Mismatch::Unauthentic, r#",reason="auth""#),
+    (Mismatch::Unasked, r#",reason="unasked""#),
+];
+
+const ICMP_KINDS: [(IcmpKind, &str); 6] = [
+    (IcmpKind::PortUnreachable, r#",type="port_unreachable""#),
+    (IcmpKind::Unreachable, r#",type="unreachable""#),
+    (IcmpKind::Prohibited, r#",type="prohibited""#),
+    (IcmpKind::TooBig, r#",type="too_big""#),
+    (IcmpKind::TtlExceeded, r#",type="ttl_exceeded""#),
+    (IcmpKind::Other, r#",type="other""#),
+];
+
+const DIRECTIONS: [(Direction, &str); 3] = [
+    (Direction::Forward, r#",direction="forward""#),
+    (Direction::Reverse, r#",direction="reverse""#),
+    (Direction::Unknown, r#",direction="unknown""#),
+];
+
+const STAMPS: [(usize, &str); 2] = [(TRANSMIT, r#",stamp="transmit""#), (RECEIVE, r#",stamp="receive""#)];
+const TRANSMIT: usize = 0;
+const RECEIVE: usize = 1;
+
+const FORWARD: usize = 0;
+const REVERSE: usize = 1;
+
+fn place<T: PartialEq, const N: usize>(table: &[(T, &str); N], wanted: &T) -> usize {
+    table.iter().position(|(known, _)| known == wanted).expect("the table lists every variant")
+}
+
+impl EchoSeries {
+    /// The series of one path, all zero.
+    #[must_use]
+    pub fn new(probe: &str, peer: &str, family: &str, flows: u64) -> Self {
+        let labels = [label("probe", probe), label("peer", peer), label("family", family)].join(",");
+        let series = Self { labels, ..Self::default() };
+        series.flows.set(flows);
+        series
+    }
+
+    /// How many flows the path is spread over; changed by a reload.
+    pub fn set_flows(&self, flows: u64) {
+        self.flows.set(flows);
+    }
+
+    /// Whether the peer said goodbye.
+    pub fn set_draining(&self, is_draining: bool) {
+        self.draining.set(u64::from(is_draining));
+    }
+
+    /// Whether the peer said goodbye.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.get() != 0
+    }
+
+    /// Datagrams with a verdict.
+    #[must_use]
+    pub fn decided(&self) -> u64 {
+        let lost: u64 = self.lost.iter().map(Cell::get).sum();
+        self.ok.get() + self.late.get() + lost + self.host_dropped.get() + self.withdrawn.get()
+    }
+
+    /// Datagrams lost, in any direction.
+    #[must_use]
+    pub fn lost(&self) -> [u64; 3] {
+        [self.lost[0].get(), self.lost[1].get(), self.lost[2].get()]
+    }
+
+    /// When the last reply came, in nanoseconds since 1970; 0: none yet.
+    #[must_use]
+    pub fn last_reply(&self) -> u64 {
+        self.last_reply.get()
+    }
+
+    /// Sum and count of the differences between neighbouring round trips, in nanoseconds.
+    #[must_use]
+    pub fn ipdv(&self) -> (u64, u64) {
+        (self.ipdv.sum.get(), self.ipdv.count.get())
+    }
+
+    /// The bound below which a share `q` of the round trips lie, in nanoseconds, interpolated within its bucket; `None`
+    /// below ten round trips beyond it.
+    #[must_use]
+    pub fn rtt_quantile(&self, q: f64) -> Option<u64> {
+        let counts: Vec<u64> = self.rtt.counts.iter().map(Cell::get).collect();
+        let total: u64 = counts.iter().sum();
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let wanted = total as f64 * q;
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        if (total as f64) - wanted < 10.0 - 1e-6 {
+            return None;
+        }
+        let mut below = 0.0;
+        for (index, count) in counts.iter().enumerate() {
+            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            let count = *count as f64;
+            if below + count >= wanted && count > 0.0 {
+                let low = if index == 0 { 0 } else { RTT_BOUNDS[index - 1].0 };
+                let high = RTT_BOUNDS.get(index).map_or(low, |(bound, _)| *bound);
+                #[expect(
+                    clippy::cast_precision_loss,
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "between two bounds"
+                )]
+                let inside = ((high - low) as f64 * (wanted - below) / count) as u64;
+                return Some(low + inside);
+            }
+            below += count;
+        }
+        None
+    }
+
+    /// Takes note of a report.
+    pub fn record(&self, report: &Report) {
+        match report {
+            Report::Sent { .. } => self.sent.inc(),
+            Report::Unsent(slots) => self.unsent.add(*slots),
+            Report::SendError(error) => self.send_errors[place(&NOT_SENT, error)].inc(),
+            Report::Decided { verdict, sample, .. } => self.decide(*verdict, sample.as_ref()),
+            Report::Ipdv(difference) => self.ipdv.add(*difference),
+            Report::Duplicate => self.duplicates.inc(),
+            Report::Reordered => self.reordered.inc(),
+            Report::VeryLate => self.very_late.inc(),
+            Report::Mismatched(reason) => self.mismatched[place(&MISMATCHES, reason)].inc(),
+            Report::BurstBegan => self.bursts.inc(),
+            Report::BurstEnded(length) => self.burst_lengths.add(&BURST_BOUNDS, u64::from(*length)),
+            Report::TransmitLag(lag) => self.transmit_lag.add(*lag),
+            Report::TurnaroundInvalid => self.turnaround_invalid.inc(),
+            Report::Icmp(kind) => self.icmp[place(&ICMP_KINDS, kind)].inc(),
+            Report::LossyFlows(flows) => self.flows_lossy.set(u64::from(*flows)),
+        }
+    }
+
+    fn decide(&self, verdict: Verdict, sample: Option<&Sample>) {
+        match verdict {
+            Verdict::Ok => self.ok.inc(),
+            Verdict::Late => self.late.inc(),
+            Verdict::Lost(direction) => self.lost[place(&DIRECTIONS, &direction)].inc(),
+            Verdict::HostDropped => self.host_dropped.inc(),
+            Verdict::Withdrawn => self.withdrawn.inc(),
+        }
+        let Some(sample) = sample else { return };
+        if verdict == Verdict::Ok {
+            self.rtt.add(&RTT_BOUNDS, nanos(sample.rtt));
+            self.rtt_minimum.set(nanos(sample.minimum));
+            self.pdv.add(sample.variation);
+        }
+        self.turnaround.add(sample.turnaround);
+        for (stamp, by) in [(TRANSMIT, sample.transmit), (RECEIVE, sample.receive)] {
+            self.user_stamps[stamp].add(u64::from(by == StampedBy::User));
+        }
+        for (direction, hops) in [(FORWARD, sample.hops_forward), (REVERSE, sample.hops_reverse)] {
+            if let Some(hops) = hops {
+                self.hops[direction].set(u64::from(hops) + 1);
+            }
+        }
+        for (direction, class) in [(FORWARD, sample.class_forward), (REVERSE, sample.class_reverse)] {
+            if let Some(Class { is_remarked, is_congested }) = class {
+                self.remarked[direction].add(u64::from(is_remarked));
+                self.congested[direction].add(u64::from(is_congested));
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_reply.set(nanos(now));
+    }
+}
+
+/// One family of lines of each path.
+pub(super) struct EchoFamily {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) help: &'static str,
+    pub(super) write: fn(&mut Writer<'_>, &'static str, &EchoSeries),
+}
+
+fn by<T, const N: usize>(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, cells: &[Cell; N], table: &[(T, &str); N]) {
+    for (cell, (_, more)) in cells.iter().zip(table) {
+        writer.count(name, "", &series.labels, more, cell.get());
+    }
+}
+
+fn one(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, value: u64) {
+    writer.count(name, "", &series.labels, "", value);
+}
+
+fn both_ways(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, values: &[Cell; 2]) {
+    for (cell, (_, more)) in values.iter().zip(&DIRECTIONS) {
+        writer.count(name, "", &series.labels, more, cell.get());
+    }
+}
+
+fn mean(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, mean: &Mean) {
+    writer.seconds(name, "_sum", &series.labels, "", mean.sum.get());
+    writer.count(name, "_count", &series.labels, "", mean.count.get());
+}
+
+/// In alphabetical order.
+pub(super) const ECHO_FAMILIES: [EchoFamily; 31] = [
+    EchoFamily {
+        name: "pathmeter_echo_draining",
+        kind: Kind::Gauge,
+        help: "Whether the peer said goodbye and has not come back.",
+        write: |w, name, s| one(w, name, s, s.draining.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_dscp_remarked_total",
+        kind: Kind::Counter,
+        help: "Datagrams that arrived with another DSCP than they were sent with.",
+        write: |w, name, s| both_ways(w, name, s, &s.remarked),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_duplicates_total",
+        kind: Kind::Counter,
+        help: "Further copies of replies (RFC 5560). They never change loss.",
+        write: |w, name, s| one(w, name, s, s.duplicates.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_ecn_ce_total",
+        kind: Kind::Counter,
+        help: "Datagrams on which a router marked congestion.",
+        write: |w, name, s| both_ways(w, name, s, &s.congested),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_flows",
+        kind: Kind::Gauge,
+        help: "Flows (source ports) over which the path is spread.",
+        write: |w, name, s| one(w, name, s, s.flows.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_flows_lossy",
+        kind: Kind::Gauge,
+        help: "Flows that lost two datagrams or more, and 1 % or more, in the last half to whole minute.",
+        write: |w, name, s| one(w, name, s, s.flows_lossy.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_hops",
+        kind: Kind::Gauge,
+        help: "Routers on the way, from the received TTL. Absent where it is not known.",
+        write: |w, name, s| {
+            for (cell, (_, more)) in s.hops.iter().zip(&DIRECTIONS) {
+                if let Some(hops) = cell.get().checked_sub(1) {
+                    w.count(name, "", &s.labels, more, hops);
+                }
+            }
+        },
+    },
+    EchoFamily {
+        name: "pathmeter_echo_host_dropped_total",
+        kind: Kind::Counter,
+        help: "Datagrams without a reply while a host at either end dropped datagrams that had arrived: not the network's loss.",
+        write: |w, name, s| one(w, name, s, s.host_dropped.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_icmp_errors_total",
+        kind: Kind::Counter,
+        help: "ICMP errors about datagrams of this path.",
+        write: |w, name, s| by(w, name, s, &s.icmp, &ICMP_KINDS),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_in_flight",
+        kind: Kind::Gauge,
+        help: "Datagrams that left the host and have no verdict yet.",
+        write: |w, name, s| one(w, name, s, s.sent.get().saturating_sub(s.decided())),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_ipdv_seconds",
+        kind: Kind::Summary,
+        help: "Difference between the round trips of two neighbouring datagrams (RFC 3393, unsigned).",
+        write: |w, name, s| mean(w, name, s, &s.ipdv),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_last_reply_timestamp_seconds",
+        kind: Kind::Gauge,
+        help: "When the last reply came, in seconds since 1970; 0: none yet.",
+        write: |w, name, s| w.seconds(name, "", &s.labels, "", s.last_reply.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_late_total",
+        kind: Kind::Counter,
+        help: "Datagrams answered after a longer round trip than pathmeter_echo_late_after_seconds, before they were given up.",
+        write: |w, name, s| one(w, name, s, s.late.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_loss_burst_length",
+        kind: Kind::Histogram,
+        help: "Lengths, in datagrams, of runs of losses that have ended.",
+        write: |w, name, s| {
+            let mut total = 0;
+            for (cell, (_, bound)) in s.burst_lengths.counts.iter().zip(&BURST_BOUNDS) {
+                total += cell.get();
+                w.bucket(name, &s.labels, bound, total);
+            }
+            let total = total + s.burst_lengths.counts[BURST_BOUNDS.len()].get();
+            w.bucket(name, &s.labels, "+Inf", total);
+            w.count(name, "_sum", &s.labels, "", s.burst_lengths.sum.get());
+            w.count(name, "_count", &s.labels, "", total);
+        },
+    },
+    EchoFamily {
+        name: "pathmeter_echo_loss_bursts_total",
+        kind: Kind::Counter,
+        help: "Runs of losses that have begun.",
+        write: |w, name, s| one(w, name, s, s.bursts.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_lost_total",
+        kind: Kind::Counter,
+        help: "Datagrams lost in the network, by the direction in which there is evidence that they were.",
+        write: |w, name, s| by(w, name, s, &s.lost, &DIRECTIONS),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_mismatched_total",
+        kind: Kind::Counter,
+        help: "Datagrams that came instead of a reply: unreadable, not authentic, or an answer to nothing that was sent.",
+        write: |w, name, s| by(w, name, s, &s.mismatched, &MISMATCHES),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_pdv_seconds",
+        kind: Kind::Summary,
+        help: "Round trip above the smallest of the last one to two minutes (RFC 5481).",
+        write: |w, name, s| mean(w, name, s, &s.pdv),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_reordered_total",
+        kind: Kind::Counter,
+        help: "Replies that came behind one with a higher sequence number (RFC 4737).",
+        write: |w, name, s| one(w, name, s, s.reordered.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_requests_total",
+        kind: Kind::Counter,
+        help: "Datagrams with a verdict: ok, late, lost, host_dropped or withdrawn. Counted when it is decided.",
+        write: |w, name, s| one(w, name, s, s.decided()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_responder_transmit_lag_seconds",
+        kind: Kind::Summary,
+        help: "How much later than its own timestamp a reply left the responder, from the responder's kernel, sampled.",
+        write: |w, name, s| mean(w, name, s, &s.transmit_lag),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_responder_turnaround_invalid_total",
+        kind: Kind::Counter,
+        help: "Replies whose times made no sense; their turnaround was not subtracted.",
+        write: |w, name, s| one(w, name, s, s.turnaround_invalid.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_responder_turnaround_seconds",
+        kind: Kind::Summary,
+        help: "Time between arrival and reply at the responder. Not part of the round trip.",
+        write: |w, name, s| mean(w, name, s, &s.turnaround),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_rtt_minimum_seconds",
+        kind: Kind::Gauge,
+        help: "Smallest round trip of the last one to two minutes; 0: none yet.",
+        write: |w, name, s| w.seconds(name, "", &s.labels, "", s.rtt_minimum.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_rtt_seconds",
+        kind: Kind::Histogram,
+        help: "Round trip without the responder's turnaround, of datagrams with the verdict ok.",
+        write: |w, name, s| {
+            let mut total = 0;
+            for (cell, (_, bound)) in s.rtt.counts.iter().zip(&RTT_BOUNDS) {
+                total += cell.get();
+                w.bucket(name, &s.labels, bound, total);
+            }
+            let total = total + s.rtt.counts[RTT_BOUNDS.len()].get();
+            w.bucket(name, &s.labels, "+Inf", total);
+            w.seconds(name, "_sum", &s.labels, "", s.rtt.sum.get());
+            w.count(name, "_count", &s.labels, "", total);
+        },
+    },
+    EchoFamily {
+        name: "pathmeter_echo_send_errors_total",
+        kind: Kind::Counter,
+        help: "Datagrams that our host did not send. Neither requests nor lost.",
+        write: |w, name, s| by(w, name, s, &s.send_errors, &NOT_SENT),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_sent_total",
+        kind: Kind::Counter,
+        help: "Datagrams that left the host.",
+        write: |w, name, s| one(w, name, s, s.sent.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_unsent_total",
+        kind: Kind::Counter,
+        help: "Slots of the schedule that passed without a send because our process did not run in time. Never lost.",
+        write: |w, name, s| one(w, name, s, s.unsent.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_user_stamps_total",
+        kind: Kind::Counter,
+        help: "Replies measured with our own clock reading because the kernel's stamp did not come.",
+        write: |w, name, s| by(w, name, s, &s.user_stamps, &STAMPS),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_very_late_total",
+        kind: Kind::Counter,
+        help: "Replies that came after their datagram had been given up. Its verdict stays.",
+        write: |w, name, s| one(w, name, s, s.very_late.get()),
+    },
+    EchoFamily {
+        name: "pathmeter_echo_withdrawn_total",
+        kind: Kind::Counter,
+        help: "Datagrams without a verdict when we or the peer stopped, or the configuration changed: undecided, not lost.",
+        write: |w, name, s| one(w, name, s, s.withdrawn.get()),
+    },
+];

@@ -1,0 +1,13 @@
+//! Everything that has a metric name. Nothing outside this folder has one.
+//!
+//! Paths, loops and the responder keep their own atomics and are written by [`text`]; the few metrics of the process are
+//! in a `prometheus` registry. Both come out as one sorted page, each family once.
+
+pub mod agent;
+pub mod echo;
+mod page;
+mod process;
+pub mod text;
+
+pub use page::{Directory, Exporter, ProbeInfo};
+pub use process::{HttpCounts, PeerState, ProcessMetrics};

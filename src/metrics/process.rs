@@ -1,0 +1,264 @@
+//! The metrics of the process: a `prometheus` registry, filled when somebody looks.
+
+use std::fs;
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus::proto::MetricFamily;
+use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Opts, Registry};
+
+/// Metrics of the process and of what the daemon does.
+#[derive(Debug)]
+pub struct ProcessMetrics {
+    registry: Registry,
+    reload_successful: Gauge,
+    reload_at: Gauge,
+    config_info: GaugeVec,
+    peers: GaugeVec,
+    resolve_failures: IntCounter,
+    series_dropped: Gauge,
+    http_connections: Gauge,
+    http_accept_errors: Counter,
+    http_responses: CounterVec,
+    proc: Proc,
+    hash: Mutex<Option<String>>,
+}
+
+/// The state of a peer or target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PeerState {
+    /// Something came back within the time after which datagrams are given up.
+    Up,
+    /// Nothing comes back.
+    Down,
+    /// It said goodbye.
+    Draining,
+    /// Its name has no address.
+    Unresolved,
+}
+
+impl PeerState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Up, Self::Down, Self::Draining, Self::Unresolved];
+
+    /// As it is shown.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Draining => "draining",
+            Self::Unresolved => "unresolved",
+        }
+    }
+}
+
+/// What the HTTP server has counted.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpCounts {
+    /// Connections that are open.
+    pub connections: u64,
+    /// Connections that could not be accepted.
+    pub accept_errors: u64,
+    /// Responses by class of status code.
+    pub responses: [(&'static str, u64); 5],
+}
+
+/// Values of `/proc/self`, by the names that Prometheus' client libraries agree on.
+#[derive(Debug)]
+struct Proc {
+    cpu: Counter,
+    open_fds: Gauge,
+    max_fds: Gauge,
+    virtual_memory: Gauge,
+    resident_memory: Gauge,
+    start: Gauge,
+    threads: Gauge,
+}
+
+const VALID: &str = "the name and the help text are constants of this file, and each is registered once";
+
+impl ProcessMetrics {
+    /// All metrics, at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let build = gauges(&registry, "pathmeter_build_info", "Which build this is.", &["version", "target"]);
+        let target = concat!(env!("PATHMETER_TARGET"));
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), target]).set(1.0);
+        let metrics = Self {
+            reload_successful: gauge(
+                &registry,
+                "pathmeter_config_last_reload_successful",
+                "Whether the configuration that was last read is in force.",
+            ),
+            reload_at: gauge(
+                &registry,
+                "pathmeter_config_last_reload_success_timestamp_seconds",
+                "When the configuration in force was read, in seconds since 1970.",
+            ),
+            config_info: gauges(
+                &registry,
+                "pathmeter_config_info",
+                "The first 16 hexadecimal digits of the SHA-256 of the configuration in force.",
+                &["hash"],
+            ),
+            peers: gauges(&registry, "pathmeter_peers", "Peers and targets by state.", &["state"]),
+            resolve_failures: integer(
+                &registry,
+                "pathmeter_resolve_failures_total",
+                "Look-ups of peers' names that failed.",
+            ),
+            series_dropped: gauge(
+                &registry,
+                "pathmeter_series_limit_dropped",
+                "Paths that are measured but not exported because of metrics.max_series.",
+            ),
+            http_connections: gauge(&registry, "pathmeter_http_connections", "Open HTTP connections."),
+            http_accept_errors: counter(
+                &registry,
+                "pathmeter_http_accept_errors_total",
+                "HTTP connections that could not be accepted.",
+            ),
+            http_responses: counters(
+                &registry,
+                "pathmeter_http_responses_total",
+                "HTTP responses by class of status code.",
+                &["code"],
+            ),
+            proc: Proc {
+                cpu: counter(&registry, "process_cpu_seconds_total", "User and system CPU time."),
+                open_fds: gauge(&registry, "process_open_fds", "Open file descriptors."),
+                max_fds: gauge(&registry, "process_max_fds", "The most file descriptors that may be open."),
+                virtual_memory: gauge(&registry, "process_virtual_memory_bytes", "Virtual memory."),
+                resident_memory: gauge(&registry, "process_resident_memory_bytes", "Resident memory."),
+                start: gauge(&registry, "process_start_time_seconds", "When the process began, since 1970."),
+                threads: gauge(&registry, "process_threads", "Threads."),
+            },
+            hash: Mutex::new(None),
+            registry,
+        };
+        metrics.proc.start.set(seconds_since_1970());
+        metrics
+    }
+
+    /// A configuration was put in force, or was refused (`None`).
+    pub fn reloaded(&self, hash: Option<&str>) {
+        self.reload_successful.set(if hash.is_some() { 1.0 } else { 0.0 });
+        let Some(hash) = hash else { return };
+        self.reload_at.set(seconds_since_1970().floor());
+        let mut known = self.hash.lock().expect("nobody panics while holding it");
+        if let Some(old) = known.replace(hash.to_owned()) {
+            // Absent when the same configuration is read again twice.
+            let _ = self.config_info.remove_label_values(&[&old]);
+        }
+        self.config_info.with_label_values(&[hash]).set(1.0);
+    }
+
+    /// How many peers and targets are in each state.
+    pub fn set_peers(&self, count: impl Fn(PeerState) -> usize) {
+        for state in PeerState::ALL {
+            #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² peers")]
+            self.peers.with_label_values(&[state.name()]).set(count(state) as f64);
+        }
+    }
+
+    /// A peer's name could not be looked up.
+    pub fn resolve_failed(&self) {
+        self.resolve_failures.inc();
+    }
+
+    /// How many paths are not exported.
+    pub fn set_series_dropped(&self, paths: usize) {
+        #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² paths")]
+        self.series_dropped.set(paths as f64);
+    }
+
+    /// Reads what is read on demand, and gives all families, sorted.
+    #[must_use]
+    pub fn gather(&self, http: &HttpCounts) -> Vec<MetricFamily> {
+        #[expect(clippy::cast_precision_loss, reason = "counts below 2⁵²")]
+        let float = |value: u64| value as f64;
+        self.http_connections.set(float(http.connections));
+        let behind = float(http.accept_errors) - self.http_accept_errors.get();
+        self.http_accept_errors.inc_by(behind.max(0.0));
+        for (code, count) in http.responses {
+            let counter = self.http_responses.with_label_values(&[code]);
+            counter.inc_by((float(count) - counter.get()).max(0.0));
+        }
+        self.proc.read();
+        self.registry.gather()
+    }
+}
+
+impl Default for ProcessMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Proc {
+    /// Leaves what cannot be read as it was: `/proc` may not be mounted.
+    fn read(&self) {
+        if let Ok(stat) = fs::read_to_string("/proc/self/stat") {
+            self.stat(&stat);
+        }
+        if let Ok(open) = fs::read_dir("/proc/self/fd") {
+            // The directory that is being read is open itself.
+            #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² descriptors")]
+            self.open_fds.set(open.count().saturating_sub(1) as f64);
+        }
+        if let Ok((soft, _)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
+            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            self.max_fds.set(soft as f64);
+        }
+    }
+
+    /// Fields by proc(5), counted from 1; those behind the name are found from its closing parenthesis.
+    fn stat(&self, stat: &str) {
+        const TICKS: f64 = 100.0;
+        const PAGE: f64 = 4_096.0;
+        let Some((_, rest)) = stat.rsplit_once(')') else { return };
+        let fields: Vec<f64> = rest.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect();
+        let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0.0);
+        let cpu = (field(14) + field(15)) / TICKS;
+        self.cpu.inc_by((cpu - self.cpu.get()).max(0.0));
+        self.threads.set(field(20));
+        self.virtual_memory.set(field(23));
+        self.resident_memory.set(field(24) * PAGE);
+    }
+}
+
+fn seconds_since_1970() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::new(name, help).expect(VALID);
+    registry.register(Box::new(gauge.clone())).expect(VALID);
+    gauge
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+    let gauges = GaugeVec::new(Opts::new(name, help), labels).expect(VALID);
+    registry.register(Box::new(gauges.clone())).expect(VALID);
+    gauges
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Counter {
+    let counter = Counter::new(name, help).expect(VALID);
+    registry.register(Box::new(counter.clone())).expect(VALID);
+    counter
+}
+
+fn integer(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    let counter = IntCounter::new(name, help).expect(VALID);
+    registry.register(Box::new(counter.clone())).expect(VALID);
+    counter
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+    let counters = CounterVec::new(Opts::new(name, help), labels).expect(VALID);
+    registry.register(Box::new(counters.clone())).expect(VALID);
+    counters
+}

@@ -1,0 +1,177 @@
+//! The Prometheus text format, version 0.0.4, written without allocating.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter or gauge that one thread writes and a scrape reads.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a family is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only goes up.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Buckets, a sum and a count.
+    Histogram,
+    /// A sum and a count.
+    Summary,
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+            Self::Summary => "summary",
+        }
+    }
+}
+
+/// Appends to a page.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    page: &'a mut Vec<u8>,
+}
+
+impl<'a> Writer<'a> {
+    /// Appends to `page`.
+    pub fn new(page: &'a mut Vec<u8>) -> Self {
+        Self { page }
+    }
+
+    /// Begins a family.
+    pub fn family(&mut self, name: &str, kind: Kind, help: &str) {
+        for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind.name(), "\n"] {
+            self.text(part);
+        }
+    }
+
+    /// One line: `name` with `suffix`, the rendered `labels`, rendered further labels (with their leading comma), a value.
+    pub fn count(&mut self, name: &str, suffix: &str, labels: &str, more: &str, value: u64) {
+        self.begin(name, suffix, labels, more);
+        self.integer(value);
+        self.text("\n");
+    }
+
+    /// One line without labels.
+    pub fn plain(&mut self, name: &str, value: u64) {
+        self.text(name);
+        self.text(" ");
+        self.integer(value);
+        self.text("\n");
+    }
+
+    /// As [`Writer::count`], with nanoseconds shown as seconds.
+    pub fn seconds(&mut self, name: &str, suffix: &str, labels: &str, more: &str, nanos: u64) {
+        self.begin(name, suffix, labels, more);
+        self.nanos_as_seconds(nanos);
+        self.text("\n");
+    }
+
+    /// One line of a histogram.
+    pub fn bucket(&mut self, name: &str, labels: &str, bound: &str, total: u64) {
+        for part in [name, "_bucket{", labels, ",le=\"", bound, "\"} "] {
+            self.text(part);
+        }
+        self.integer(total);
+        self.text("\n");
+    }
+
+    fn begin(&mut self, name: &str, suffix: &str, labels: &str, more: &str) {
+        for part in [name, suffix, "{", labels, more, "} "] {
+            self.text(part);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        self.page.extend_from_slice(text.as_bytes());
+    }
+
+    fn integer(&mut self, value: u64) {
+        self.text(itoa::Buffer::new().format(value));
+    }
+
+    fn nanos_as_seconds(&mut self, nanos: u64) {
+        const SECOND: u64 = 1_000_000_000;
+        self.integer(nanos / SECOND);
+        let mut fraction = nanos % SECOND;
+        if fraction == 0 {
+            return;
+        }
+        let mut digits = *b".000000000";
+        for digit in digits[1..].iter_mut().rev() {
+            *digit = b'0' + u8::try_from(fraction % 10).expect("a digit");
+            fraction /= 10;
+        }
+        let end = digits.iter().rposition(|digit| *digit != b'0').map_or(0, |last| last + 1);
+        self.page.extend_from_slice(&digits[..end]);
+    }
+}
+
+/// A label as it stands in a line: `name="value"`, with the value escaped.
+#[must_use]
+pub fn label(name: &str, value: &str) -> String {
+    let mut out = String::with_capacity(name.len() + value.len() + 3);
+    out.push_str(name);
+    out.push_str("=\"");
+    for letter in value.chars() {
+        match letter {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nanoseconds_are_shown_as_seconds_without_rounding() {
+        let shown = |nanos| {
+            let mut page = Vec::new();
+            Writer::new(&mut page).nanos_as_seconds(nanos);
+            String::from_utf8(page).unwrap()
+        };
+        assert_eq!(shown(0), "0");
+        assert_eq!(shown(1), "0.000000001");
+        assert_eq!(shown(20_500_000), "0.0205");
+        assert_eq!(shown(12_000_000_000), "12");
+        assert_eq!(shown(u64::MAX), "18446744073.709551615");
+    }
+
+    #[test]
+    fn a_labels_value_is_escaped() {
+        assert_eq!(label("peer", "a\"b\\c\nd"), r#"peer="a\"b\\c\nd""#);
+    }
+}
