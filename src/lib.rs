@@ -2,8 +2,16 @@
 
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod datagram;
+pub mod fleet;
 pub mod http;
+pub mod identity;
+pub mod keys;
 pub mod logging;
 pub mod metrics;
+pub mod peers;
+pub mod resolver;
+pub mod settings;
+pub mod status;
 pub mod systemd;

@@ -6,4 +6,5 @@
 
 pub mod auth;
 pub mod client;
+pub mod routes;
 pub mod server;

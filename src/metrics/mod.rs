@@ -9,5 +9,5 @@ mod page;
 mod process;
 pub mod text;
 
-pub use page::{Directory, Exporter, ProbeInfo};
+pub use page::{Directory, Exporter, Page, ProbeInfo};
 pub use process::{HttpCounts, PeerState, ProcessMetrics};

@@ -10,7 +10,7 @@ use prometheus::{Encoder, TextEncoder};
 use prometheus::proto::MetricFamily;
 
 use super::agent::{LOOP_FAMILIES, LoopSeries, RESPONDER_FAMILIES, ResponderSeries};
-use super::echo::{ECHO_FAMILIES, EchoSeries};
+use super::echo::{ECHO_FAMILIES, EchoFamily, EchoSeries};
 use super::process::{HttpCounts, ProcessMetrics};
 use super::text::{Kind, Writer, label};
 
@@ -54,10 +54,28 @@ pub struct ProbeInfo {
     pub lost_after: Duration,
 }
 
-/// One family, ready to be written.
-enum Section<'a> {
-    Registered(&'a MetricFamily),
-    Own(Box<dyn Fn(&mut Vec<u8>) + 'a>),
+/// One scrape's page, made in pieces as the client takes them: its memory does not grow with the paths.
+#[derive(Debug)]
+pub struct Page {
+    exporter: Arc<Exporter>,
+    directory: Arc<Directory>,
+    registered: Vec<MetricFamily>,
+    /// Families in alphabetical order, the next one last.
+    left: Vec<Family>,
+    /// Paths of the current family that are written.
+    paths: usize,
+}
+
+/// Where a family's lines come from.
+#[derive(Debug, Clone, Copy)]
+enum Family {
+    Registered(usize),
+    Loop(usize),
+    Responder(usize),
+    Echo(usize),
+    Limit(usize),
+    ProbeInfo,
+    PeerInfo,
 }
 
 impl Exporter {
@@ -84,78 +102,102 @@ impl Exporter {
         &self.loops
     }
 
-    /// Appends the page in the text format 0.0.4, families in alphabetical order.
-    pub fn write(&self, http: &HttpCounts, page: &mut Vec<u8>) {
+    /// The page in the text format 0.0.4, families in alphabetical order, each once.
+    #[must_use]
+    pub fn page(self: &Arc<Self>, http: &HttpCounts) -> Page {
         let directory = self.directory.load_full();
         let registered = self.process.gather(http);
-        let mut sections: BTreeMap<&str, Section<'_>> = BTreeMap::new();
-        for family in &registered {
-            sections.insert(family.name(), Section::Registered(family));
+        let mut families: BTreeMap<&str, Family> = BTreeMap::new();
+        families.extend(registered.iter().enumerate().map(|(at, family)| (family.name(), Family::Registered(at))));
+        families.extend(LOOP_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Family::Loop(at))));
+        let responder = RESPONDER_FAMILIES.iter().enumerate();
+        families.extend(responder.map(|(at, family)| (family.name, Family::Responder(at))));
+        if !directory.paths.is_empty() {
+            families.extend(ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Family::Echo(at))));
         }
-        for family in &LOOP_FAMILIES {
-            let lines = |page: &mut Vec<u8>| {
-                let mut writer = Writer::new(page);
-                writer.family(family.name, family.kind, family.help);
-                for series in &self.loops {
-                    (family.write)(&mut writer, family.name, series);
-                }
-            };
-            sections.insert(family.name, Section::Own(Box::new(lines)));
+        if !directory.probes.is_empty() {
+            families.insert(PROBE_INFO, Family::ProbeInfo);
+            families.extend(LIMITS.iter().enumerate().map(|(at, (name, _, _))| (*name, Family::Limit(at))));
         }
-        for family in &RESPONDER_FAMILIES {
-            let lines = |page: &mut Vec<u8>| {
-                let mut writer = Writer::new(page);
-                writer.family(family.name, family.kind, family.help);
-                (family.write)(&mut writer, family.name, &self.responder);
-            };
-            sections.insert(family.name, Section::Own(Box::new(lines)));
+        if !directory.peers.is_empty() {
+            families.insert(PEER_INFO, Family::PeerInfo);
         }
-        for family in ECHO_FAMILIES.iter().filter(|_| !directory.paths.is_empty()) {
-            let paths = &directory.paths;
-            let lines = |page: &mut Vec<u8>| {
-                let mut writer = Writer::new(page);
-                writer.family(family.name, family.kind, family.help);
-                for series in paths {
-                    (family.write)(&mut writer, family.name, series);
-                }
-            };
-            sections.insert(family.name, Section::Own(Box::new(lines)));
-        }
-        for (name, lines) in directory.sections() {
-            sections.insert(name, lines);
-        }
-        for section in sections.into_values() {
-            match section {
-                Section::Registered(family) => {
-                    // Writing text into memory cannot fail; a family without samples is refused, and left out.
-                    let _ = TextEncoder::new().encode(std::slice::from_ref(family), page);
-                }
-                Section::Own(lines) => lines(page),
+        let left = families.into_values().rev().collect();
+        Page { exporter: Arc::clone(self), directory, registered, left, paths: 0 }
+    }
+}
+
+impl Page {
+    /// Bytes after which a piece ends. Chosen: 64 KiB, what a socket takes at once.
+    pub const PIECE: usize = 64 << 10;
+
+    /// Appends the next piece, at most a family's few lines longer than [`Page::PIECE`]; false at the end.
+    pub fn next(&mut self, piece: &mut Vec<u8>) -> bool {
+        let start = piece.len();
+        while let Some(family) = self.left.last().copied() {
+            if self.write(family, piece) {
+                self.left.pop();
+                self.paths = 0;
+            }
+            if piece.len() - start >= Self::PIECE {
+                break;
             }
         }
+        piece.len() > start
+    }
+
+    /// Writes a family, or some of its paths; true when it is complete.
+    fn write(&mut self, family: Family, piece: &mut Vec<u8>) -> bool {
+        match family {
+            Family::Registered(at) => {
+                // Writing text into memory cannot fail; a family without samples is refused, and left out.
+                let _ = TextEncoder::new().encode(std::slice::from_ref(&self.registered[at]), piece);
+            }
+            Family::Loop(at) => {
+                let family = &LOOP_FAMILIES[at];
+                let mut writer = Writer::new(piece);
+                writer.family(family.name, family.kind, family.help);
+                for series in &self.exporter.loops {
+                    (family.write)(&mut writer, family.name, series);
+                }
+            }
+            Family::Responder(at) => {
+                let family = &RESPONDER_FAMILIES[at];
+                let mut writer = Writer::new(piece);
+                writer.family(family.name, family.kind, family.help);
+                (family.write)(&mut writer, family.name, &self.exporter.responder);
+            }
+            Family::Echo(at) => return self.write_paths(&ECHO_FAMILIES[at], piece),
+            Family::Limit(at) => self.directory.limit(&LIMITS[at], piece),
+            Family::ProbeInfo => self.directory.probe_info(piece),
+            Family::PeerInfo => self.directory.peer_info(piece),
+        }
+        true
+    }
+
+    fn write_paths(&mut self, family: &EchoFamily, piece: &mut Vec<u8>) -> bool {
+        const PATHS_AT_ONCE: usize = 64;
+        let mut writer = Writer::new(piece);
+        if self.paths == 0 {
+            writer.family(family.name, family.kind, family.help);
+        }
+        let paths = &self.directory.paths;
+        let end = paths.len().min(self.paths + PATHS_AT_ONCE);
+        for series in &paths[self.paths..end] {
+            (family.write)(&mut writer, family.name, series);
+        }
+        self.paths = end;
+        end == paths.len()
     }
 }
 
 impl Directory {
-    fn sections(&self) -> Vec<(&'static str, Section<'_>)> {
-        let mut sections: Vec<(&'static str, Section<'_>)> = Vec::new();
-        if !self.probes.is_empty() {
-            sections.push((PROBE_INFO, Section::Own(Box::new(|page| self.probe_info(page)))));
-            for (name, help, pick) in LIMITS {
-                let lines = move |page: &mut Vec<u8>| {
-                    let mut writer = Writer::new(page);
-                    writer.family(name, Kind::Gauge, help);
-                    for probe in &self.probes {
-                        writer.seconds(name, "", &label("probe", &probe.name), "", nanos(pick(probe)));
-                    }
-                };
-                sections.push((name, Section::Own(Box::new(lines))));
-            }
+    fn limit(&self, (name, help, pick): &Limit, page: &mut Vec<u8>) {
+        let mut writer = Writer::new(page);
+        writer.family(name, Kind::Gauge, help);
+        for probe in &self.probes {
+            writer.seconds(name, "", &label("probe", &probe.name), "", nanos(pick(probe)));
         }
-        if !self.peers.is_empty() {
-            sections.push((PEER_INFO, Section::Own(Box::new(|page| self.peer_info(page)))));
-        }
-        sections
     }
 
     fn probe_info(&self, page: &mut Vec<u8>) {

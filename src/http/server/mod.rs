@@ -15,8 +15,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -31,7 +32,7 @@ use tracing::{debug, error, info, warn};
 
 pub use listen::{BindError, bind};
 
-/// Answers requests. Implemented by `Fn(Request<Bytes>, SocketAddr) -> impl Future<Output = Response<Full<Bytes>>>`.
+/// Answers requests. Implemented by `Fn(Request<Bytes>, SocketAddr) -> impl Future<Output = Response<Body>>`.
 pub trait Handler: Send + Sync + 'static {
     /// The answer to a request whose body was read whole, from the address `peer`.
     ///
@@ -43,22 +44,25 @@ pub trait Handler: Send + Sync + 'static {
         &self,
         request: Request<Bytes>,
         peer: SocketAddr,
-    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+    ) -> impl Future<Output = Response<Body>> + Send;
 }
 
 impl<F, A> Handler for F
 where
     F: Fn(Request<Bytes>, SocketAddr) -> A + Send + Sync + 'static,
-    A: Future<Output = Response<Full<Bytes>>> + Send,
+    A: Future<Output = Response<Body>> + Send,
 {
     fn handle(
         &self,
         request: Request<Bytes>,
         peer: SocketAddr,
-    ) -> impl Future<Output = Response<Full<Bytes>>> + Send {
+    ) -> impl Future<Output = Response<Body>> + Send {
         self(request, peer)
     }
 }
+
+/// What is answered: bytes that are there, or that are made as the client takes them.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What a client may take from us, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,7 +229,7 @@ async fn connection<H: Handler>(
 }
 
 impl<H: Handler> Site<H> {
-    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let response = match self.read(request).await {
             Ok(request) => timeout(self.limits.handler_timeout, self.handler.handle(request, peer))
                 .await
@@ -237,7 +241,7 @@ impl<H: Handler> Site<H> {
     }
 
     /// The request with its whole body, or the answer to one that has no proper body.
-    async fn read(&self, request: Request<Incoming>) -> Result<Request<Bytes>, Response<Full<Bytes>>> {
+    async fn read(&self, request: Request<Incoming>) -> Result<Request<Bytes>, Response<Body>> {
         let limit = self.limits.body_bytes_max;
         let too_large = || {
             let text = format!("the body is larger than {limit} bytes\n");
@@ -261,14 +265,14 @@ impl<H: Handler> Site<H> {
     }
 }
 
-fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(text));
+fn plain(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Full::from(text).boxed_unsync());
     *response.status_mut() = status;
     response
 }
 
 /// The rest of the body is not going to be read, so that no other request can follow.
-fn closing(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+fn closing(mut response: Response<Body>) -> Response<Body> {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

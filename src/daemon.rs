@@ -1,0 +1,549 @@
+//! Start, reload, stop.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use hyper::Request;
+use pathmeter_proto::admission::Policy;
+use pathmeter_proto::time::{WallTime, nanos};
+use pathmeter_proto::wire::{Goodbye, stamp};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::clock::Clock;
+use crate::config::{Config, Host, LogFormat, Probe};
+use crate::datagram::{
+    Answering, Binding, Duties, EVENTS, Event, Handle, Socket, SocketError, StampNames, both_families,
+};
+use crate::fleet::{Addresses, Fleet};
+use crate::http::auth::{Signer, Verifier};
+use crate::http::client::Client;
+use crate::http::routes::{Reload, Site};
+use crate::http::server::{self, Counters, Limits};
+use crate::identity::{Identity, Ports};
+use crate::logging;
+use crate::metrics::agent::ResponderSeries;
+use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo};
+use crate::peers::{Inquirer, Told};
+use crate::resolver::{Resolved, Resolver};
+use crate::settings::{Settings, SettingsError};
+use crate::status::Status;
+use crate::systemd::Notifier;
+
+/// Where a running agent finds its configuration again.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// In a file, read for this host.
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What it is read for.
+        host: Host,
+    },
+    /// Nowhere: it was made by the program.
+    Fixed,
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Daemon {
+    source: Source,
+    settings: Settings,
+    boot_id: u64,
+    ports: Ports,
+    fleet: Fleet,
+    addresses: Addresses,
+    identities: BTreeMap<String, Identity>,
+    goodbyes: BTreeMap<String, u64>,
+    prober: Handle,
+    responder: Handle,
+    resolver: Resolver,
+    inquirer: Inquirer,
+    exporter: Arc<Exporter>,
+    site: Arc<Site>,
+    http: JoinHandle<()>,
+    http_stop: watch::Sender<bool>,
+    notifier: Notifier,
+    log: Option<logging::Handle>,
+    progress: Vec<u64>,
+    inbox: Inbox,
+}
+
+/// What the daemon hears.
+#[derive(Debug)]
+struct Inbox {
+    events: mpsc::Receiver<Event>,
+    resolved: mpsc::Receiver<Resolved>,
+    told: mpsc::Receiver<Told>,
+    reloads: mpsc::Receiver<Reload>,
+}
+
+/// How often the daemon looks after itself.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A path that could not be started is tried again this often.
+const TRY_AGAIN: u64 = 30;
+
+impl Daemon {
+    /// Binds all sockets and starts to answer and to measure.
+    ///
+    /// # Errors
+    /// What could not be bound or started, with its address.
+    pub async fn start(
+        settings: Settings,
+        source: Source,
+        log: Option<logging::Handle>,
+        notifier: Notifier,
+    ) -> anyhow::Result<Self> {
+        let listen = &settings.config.listen;
+        let stamps = StampNames::detect();
+        let listeners = server::bind(listen.http)?;
+        let stamp_sockets = bind_all(listen.stamp, stamps)?;
+        let agent_sockets = bind_all(listen.agent, stamps)?;
+        let ports = Ports {
+            http: listeners.first().and_then(|l| l.local_addr().ok()).map_or(listen.http.port(), |at| at.port()),
+            stamp: stamp_sockets.first().map_or(0, |socket| socket.address().port()),
+            agent: agent_sockets.first().map_or(0, |socket| socket.address().port()),
+        };
+        let boot_id = random()?;
+        let (event_sender, events) = mpsc::channel(EVENTS);
+        let (resolved_sender, resolved) = mpsc::channel(64);
+        let (told_sender, told) = mpsc::channel(64);
+        let (reload_sender, reloads) = mpsc::channel(4);
+        let responder_series = Arc::new(ResponderSeries::default());
+        let answering = Answering {
+            sockets: stamp_sockets,
+            policy: policy(&settings.config, ports, &Addresses::new()),
+            keys: settings.keys.mesh.clone(),
+            sessions: settings.config.responder.sessions,
+            series: Arc::clone(&responder_series),
+        };
+        let duties = Duties { answer: Some(answering), listen: agent_sockets };
+        let responder = Handle::spawn("responder", duties, stamps, event_sender.clone())
+            .context("starting the responder's thread")?;
+        let prober = Handle::spawn("prober", Duties::default(), stamps, event_sender)
+            .context("starting the prober's thread")?;
+        let loops = vec![Arc::clone(prober.stats()), Arc::clone(responder.stats())];
+        let exporter = Arc::new(Exporter::new(loops, responder_series));
+        let counters = Arc::new(Counters::default());
+        let site = Arc::new(Site {
+            exporter: Arc::clone(&exporter),
+            counters: Arc::clone(&counters),
+            status: ArcSwap::default(),
+            verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
+            reloads: reload_sender,
+        });
+        let (http_stop, stopped) = watch::channel(false);
+        let handler = {
+            let site = Arc::clone(&site);
+            Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
+        };
+        let http = tokio::spawn(server::serve(listeners, Limits::default(), handler, counters, stopped));
+        let mut daemon = Self {
+            source,
+            boot_id,
+            ports,
+            fleet: Fleet::new(boot_id),
+            addresses: Addresses::new(),
+            identities: BTreeMap::new(),
+            goodbyes: BTreeMap::new(),
+            prober,
+            responder,
+            resolver: Resolver::new(resolved_sender),
+            inquirer: Inquirer::new(told_sender),
+            exporter,
+            site,
+            http,
+            http_stop,
+            notifier,
+            log,
+            progress: Vec::new(),
+            inbox: Inbox { events, resolved, told, reloads },
+            settings,
+        };
+        daemon.put_in_force();
+        daemon.inquire(true);
+        daemon.notifier.ready();
+        let config = &daemon.settings.config;
+        info!(
+            name = config.agent.name,
+            http = %config.listen.http,
+            stamp = %config.listen.stamp,
+            peers = config.peers.len(),
+            targets = config.targets.len(),
+            probes = config.probes.len(),
+            "measuring"
+        );
+        if daemon.settings.keys.mesh.is_none() {
+            warn!("nothing is authenticated: without key_file anyone who can forge an address is answered");
+        }
+        Ok(daemon)
+    }
+
+    /// Runs until `stop` holds true or its sender is gone, then says goodbye and stops within the grace period.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let watchdog = self.notifier.watchdog_interval();
+        let mut ticker = tokio::time::interval(watchdog.unwrap_or(TICK).min(TICK));
+        ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut ticks = 0_u64;
+        loop {
+            tokio::select! {
+                Some(event) = self.inbox.events.recv() => self.heard(event),
+                Some(resolved) = self.inbox.resolved.recv() => self.resolved(resolved),
+                Some(told) = self.inbox.told.recv() => self.told(told),
+                Some(reload) = self.inbox.reloads.recv() => {
+                    let outcome = self.reload().map_err(|error| error.to_string());
+                    // Whoever asked may have gone.
+                    let _ = reload.send(outcome);
+                }
+                _ = ticker.tick() => {
+                    ticks += 1;
+                    self.look_after(ticks);
+                }
+                _ = stop.wait_for(|stop| *stop) => break,
+            }
+        }
+        self.leave().await;
+    }
+
+    /// Where reloads are asked for.
+    #[must_use]
+    pub fn reloads(&self) -> mpsc::Sender<Reload> {
+        self.site.reloads.clone()
+    }
+
+    /// The ports that it really listens on.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    /// What it exports.
+    #[must_use]
+    pub fn exporter(&self) -> Arc<Exporter> {
+        Arc::clone(&self.exporter)
+    }
+
+    /// What it shows of itself.
+    #[must_use]
+    pub fn site(&self) -> Arc<Site> {
+        Arc::clone(&self.site)
+    }
+
+    /// Reads the configuration again and puts it in force; on any problem nothing changes.
+    fn reload(&mut self) -> Result<(), SettingsError> {
+        let Source::File { path, host } = &self.source else { return Ok(()) };
+        let micros = Clock::now().as_nanos() / 1_000;
+        self.notifier.reloading(micros);
+        let read = Settings::read(path, host).and_then(|new| new.can_replace(&self.settings).map(|()| new));
+        let outcome = match read {
+            Ok(settings) => {
+                let level = &settings.config.log.level;
+                let log = self.log.as_ref().filter(|_| *level != self.settings.config.log.level);
+                if let Some(Err(error)) = log.map(|log| log.set_level(level)) {
+                    error!(%error, "changing the log level");
+                }
+                let renew = settings.keys.generation != self.settings.keys.generation;
+                self.settings = settings;
+                self.put_in_force();
+                self.inquire(renew);
+                info!(hash = self.settings.hash, "configuration reloaded");
+                Ok(())
+            }
+            Err(error) => {
+                self.exporter.process.reloaded(None);
+                error!(%error, "the configuration was not reloaded; the old one stays in force");
+                Err(error)
+            }
+        };
+        self.notifier.ready();
+        outcome
+    }
+
+    /// Makes everything agree with the settings.
+    fn put_in_force(&mut self) {
+        let config = &self.settings.config;
+        let peers = config.peers.iter().map(|peer| (peer.name.as_str(), peer.address.as_str()));
+        let targets = config.targets.iter().map(|target| (target.name.as_str(), target.address.as_str()));
+        let names: HashSet<String> = peers.clone().chain(targets.clone()).map(|(name, _)| name.to_owned()).collect();
+        let literal = self.resolver.follow(peers.chain(targets));
+        self.addresses.retain(|name, _| names.contains(name));
+        self.identities.retain(|name, _| names.contains(name));
+        self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
+        let keys = self.settings.keys.mesh.as_deref();
+        self.site.verifier.store(Arc::new(keys.map(Verifier::new)));
+        self.exporter.process.reloaded(Some(&self.settings.hash));
+        self.measure();
+    }
+
+    /// Makes paths and policy agree with settings and addresses.
+    fn measure(&mut self) {
+        let (config, keys) = (&self.settings.config, &self.settings.keys);
+        self.fleet.apply(config, keys, &self.addresses, &self.prober);
+        self.responder.answer(policy(config, self.ports, &self.addresses), keys.mesh.clone());
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let config = &self.settings.config;
+        let (paths, dropped) = self.fleet.exported(config.metrics.max_series);
+        self.exporter.process.set_series_dropped(dropped);
+        let probes = config.probes.iter().map(probe_info).collect();
+        let attributes = |name: &str, address: &str, labels: &BTreeMap<String, String>| {
+            let identity = self.identities.get(name);
+            let labels = identity.map_or(labels, |identity| &identity.labels);
+            let mut attributes = vec![("address".to_owned(), address.to_owned())];
+            attributes.push(("version".to_owned(), identity.map_or_else(String::new, |i| i.version.clone())));
+            attributes.extend(labels.iter().map(|(key, value)| (format!("label_{key}"), value.clone())));
+            (name.to_owned(), attributes)
+        };
+        let peers = config.peers.iter().map(|peer| attributes(&peer.name, &peer.address, &peer.labels));
+        let targets = config.targets.iter().map(|target| attributes(&target.name, &target.address, &target.labels));
+        self.exporter.publish(Directory { paths, probes, peers: peers.chain(targets).collect() });
+        self.show(false);
+    }
+
+    fn show(&self, is_stopping: bool) {
+        let config = &self.settings.config;
+        let refusal = |(name, identity): (&String, &Identity)| {
+            identity.you.stamp.reason.clone().map(|reason| (name.clone(), reason))
+        };
+        let refusals = self.identities.iter().filter_map(refusal).collect();
+        self.site.status.store(Arc::new(Status {
+            name: config.agent.name.clone(),
+            labels: config.agent.labels.clone(),
+            boot_id: self.boot_id,
+            ports: Some(self.ports),
+            policy: policy(config, self.ports, &self.addresses),
+            has_key: self.settings.keys.mesh.is_some(),
+            paths: self.fleet.status(&refusals),
+            is_stopping,
+        }));
+    }
+
+    /// Asks the peers that have an address who they are.
+    fn inquire(&mut self, renew: bool) {
+        let address_of = |name: &str| self.addresses.get(name)?.as_ref().ok()?.first().copied();
+        let peers = self.settings.config.peers.iter();
+        let known = peers.filter_map(|peer| {
+            let address = address_of(&peer.name)?;
+            Some((peer.name.clone(), SocketAddr::new(address, peer.http_port)))
+        });
+        let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
+        let client = Client { signer, ..Client::default() };
+        self.inquirer.follow(&known.collect(), &client, renew);
+    }
+
+    fn resolved(&mut self, Resolved { name, addresses }: Resolved) {
+        let known = self.addresses.get(&name);
+        if let Err(reason) = &addresses {
+            self.exporter.process.resolve_failed();
+            match known {
+                // An address that worked is better than none.
+                Some(Ok(_)) => {
+                    warn!(name, reason, "keeping the last address");
+                    return;
+                }
+                Some(Err(old)) if old == reason => return,
+                Some(Err(_)) | None => warn!(name, reason, "not measured until its name has an address"),
+            }
+        }
+        if known == Some(&addresses) {
+            return;
+        }
+        self.addresses.insert(name, addresses);
+        self.measure();
+        self.inquire(false);
+    }
+
+    fn told(&mut self, Told { name, identity }: Told) {
+        // A peer that does not tell may still be measured: nothing is changed.
+        let Ok(identity) = identity else { return };
+        let known = self.identities.get(&name);
+        if known == Some(&identity) {
+            return;
+        }
+        if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
+            warn!(peer = name, calls_itself = ?identity.name, "a peer has another name than the configuration gives it");
+        }
+        let reason = &identity.you.stamp.reason;
+        if let Some(reason) = reason.as_ref().filter(|_| known.is_none_or(|known| known.you.stamp.answers)) {
+            warn!(peer = name, %reason, "a peer will not answer us");
+        }
+        self.identities.insert(name, identity);
+        self.publish();
+    }
+
+    fn heard(&mut self, event: Event) {
+        match event {
+            Event::Started { id, sources } => {
+                self.fleet.started(id, sources);
+                self.show(false);
+            }
+            Event::Failed { id, error } => {
+                if let Some(key) = self.fleet.failed(id, error.to_string()) {
+                    error!(probe = key.probe, peer = key.peer, %error, "a path is not measured");
+                }
+                self.show(false);
+            }
+            Event::Finished(_) => {}
+            Event::Goodbye(goodbye) => self.goodbye(&goodbye),
+            Event::ClockStepped(nanos) => {
+                #[expect(clippy::cast_precision_loss, reason = "for people")]
+                let seconds = nanos as f64 / 1e9;
+                warn!(seconds, "the wall clock was stepped; round trips are not affected");
+            }
+            Event::Suspended(span) => warn!(?span, "the host was suspended; what was in flight is withdrawn"),
+        }
+    }
+
+    fn goodbye(&mut self, goodbye: &Goodbye) {
+        if self.goodbyes.insert(goodbye.name.clone(), goodbye.boot_id) == Some(goodbye.boot_id) {
+            return;
+        }
+        let paths = self.fleet.goodbye(&goodbye.name, Clock::now(), &self.prober);
+        info!(peer = ?goodbye.name, paths, "a peer is leaving");
+    }
+
+    /// Once a second: states, the watchdog, what may be tried again.
+    fn look_after(&mut self, ticks: u64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let states = self.fleet.states(nanos(now));
+        let count = |state: PeerState| states.values().filter(|known| **known == state).count();
+        self.exporter.process.set_peers(count);
+        let (up, all) = (count(PeerState::Up), states.len());
+        let progress: Vec<u64> = self.exporter.loops().iter().map(|series| series.progress.get()).collect();
+        // A loop that stands still measures nothing: let the supervisor restart us.
+        if progress.iter().zip(&self.progress).all(|(now, before)| now != before) {
+            self.notifier.watchdog();
+        }
+        self.progress = progress;
+        if ticks % 10 == 1 {
+            self.notifier.status(&format!("measuring {all} peers and targets, {up} of them up"));
+        }
+        if ticks.is_multiple_of(TRY_AGAIN) && self.fleet.has_trouble() {
+            self.measure();
+        }
+    }
+
+    /// Tells the peers, drains, and stops; the last scrape works until the end.
+    async fn leave(mut self) {
+        info!("stopping");
+        self.notifier.stopping();
+        self.show(true);
+        let grace = self.settings.config.agent.grace;
+        let deadline = tokio::time::Instant::now() + grace;
+        self.say_goodbye().await;
+        self.prober.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
+        let has_ended = async |handle: &Handle| {
+            while !handle.is_finished() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let patience = grace + Duration::from_secs(1);
+        if tokio::time::timeout(patience, has_ended(&self.prober)).await.is_err() {
+            error!("the prober did not stop in time");
+        }
+        self.responder.stop(Duration::ZERO);
+        if tokio::time::timeout(Duration::from_secs(1), has_ended(&self.responder)).await.is_err() {
+            error!("the responder did not stop in time");
+        }
+        let _ = self.http_stop.send(true);
+        let _ = (&mut self.http).await;
+        info!("stopped");
+    }
+
+    /// Sends each goodbye three times: nobody acknowledges it.
+    async fn say_goodbye(&self) {
+        let Some(keys) = self.settings.keys.mesh.as_deref() else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = self.settings.config.agent.name.clone();
+        let goodbye = Goodbye { name, boot_id: self.boot_id, at: WallTime::from_nanos(nanos(now)) };
+        let datagram = goodbye.encode(&keys.derive(Goodbye::PURPOSE));
+        let socket = |any: &str| UdpSocket::bind(any).and_then(|s| s.set_nonblocking(true).map(|()| s)).ok();
+        let (v4, v6) = (socket("0.0.0.0:0"), socket("[::]:0"));
+        for _ in 0..3 {
+            for peer in &self.settings.config.peers {
+                let Some(Ok(addresses)) = self.addresses.get(&peer.name) else { continue };
+                for address in addresses {
+                    let socket = if address.is_ipv4() { &v4 } else { &v6 };
+                    if let Some(socket) = socket {
+                        // A peer that cannot be told sees a loss: no harm beyond that.
+                        let _ = socket.send_to(&datagram, (*address, peer.agent_port));
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Binds an address; one that stands for both families is bound for each that this host has.
+fn bind_all(address: SocketAddr, stamps: StampNames) -> Result<Vec<Socket>, SocketError> {
+    let mut sockets: Vec<Socket> = Vec::new();
+    for mut address in both_families(address) {
+        if let (0, Some(first)) = (address.port(), sockets.first()) {
+            address.set_port(first.address().port());
+        }
+        let binding = Binding { address, dont_fragment: false, errors: false };
+        match Socket::bind(&binding, stamps) {
+            Ok(socket) => sockets.push(socket),
+            Err(error) if error.is_no_family() && !sockets.is_empty() => {
+                warn!(%error, "this host has no IPv6: listening on IPv4 only");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sockets)
+}
+
+fn policy(config: &Config, ports: Ports, addresses: &Addresses) -> Policy {
+    let of = |name: &str| addresses.get(name).and_then(|found| found.as_ref().ok()).into_iter().flatten();
+    let peers: HashSet<IpAddr> = config.peers.iter().flat_map(|peer| of(&peer.name).copied()).collect();
+    let others = config.peers.iter().map(|peer| peer.stamp_port);
+    let targets = config.targets.iter().map(|target| target.port);
+    let own = [ports.stamp, ports.agent, stamp::PORT];
+    Policy {
+        open: config.responder.open,
+        peers,
+        prefixes: config.responder.allow.clone(),
+        reflector_ports: own.into_iter().chain(others).chain(targets).collect(),
+        rate: config.responder.rate,
+        rate_per_source: config.responder.rate_per_source,
+    }
+}
+
+fn probe_info(probe: &Probe) -> ProbeInfo {
+    let Probe::Echo(echo) = probe;
+    ProbeInfo {
+        name: echo.name.clone(),
+        kind: "echo",
+        protocol: "udp",
+        dscp: echo.dscp.to_string(),
+        interval: echo.interval,
+        late_after: echo.late_after,
+        lost_after: echo.lost_after,
+    }
+}
+
+/// How the configuration calls a log format.
+#[must_use]
+pub fn log_format(format: LogFormat) -> logging::Format {
+    match format {
+        LogFormat::Text => logging::Format::Text,
+        LogFormat::Json => logging::Format::Json,
+    }
+}
+
+fn random() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("drawing a random number: {error}"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,343 @@
+//! The paths that run: which there should be, by the configuration and the addresses, and which there are.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::Spec;
+use pathmeter_proto::grid::mix;
+use pathmeter_proto::key::Keys;
+use pathmeter_proto::time::Timestamp;
+
+use crate::config::{Config, EchoProbe, FamilyChoice, Peer, Probe, Target};
+use crate::datagram::{Handle, NewPath, PathId, SourceChoice};
+use crate::metrics::PeerState;
+use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
+use crate::status::PathStatus;
+
+/// What a path is: the same as long as these are the same, whatever else is changed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PathKey {
+    /// The configured probe.
+    pub probe: String,
+    /// The peer or target.
+    pub peer: String,
+    /// `ipv4` or `ipv6`.
+    pub family: &'static str,
+}
+
+/// How a path is measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Plan {
+    to: SocketAddr,
+    from: SourceChoice,
+    interval: Duration,
+    flows: u8,
+    size: Option<u16>,
+    dscp: Dscp,
+    late_after: Duration,
+    lost_after: Duration,
+    secret: Secret,
+}
+
+/// Which keys authenticate a path, and in which state of their file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Secret {
+    None,
+    Mesh { generation: u64 },
+    Target { generation: u64 },
+}
+
+/// A path that runs.
+#[derive(Debug)]
+struct Running {
+    id: PathId,
+    plan: Plan,
+    series: Arc<EchoSeries>,
+    sources: Vec<SocketAddr>,
+    trouble: Option<String>,
+}
+
+/// Keys in force.
+#[derive(Debug, Clone, Default)]
+pub struct KeyRing {
+    /// The mesh's.
+    pub mesh: Option<Arc<Keys>>,
+    /// Those of targets, by name.
+    pub targets: BTreeMap<String, Arc<Keys>>,
+    /// Grows whenever a file's content changes.
+    pub generation: u64,
+}
+
+/// All paths.
+#[derive(Debug)]
+pub struct Fleet {
+    running: BTreeMap<PathKey, Running>,
+    unmeasured: Vec<(PathKey, String)>,
+    next_id: u64,
+    seed: u64,
+    transmit_stamps: bool,
+}
+
+/// What is known of the addresses of one peer or target.
+pub type Addresses = BTreeMap<String, Result<Vec<IpAddr>, String>>;
+
+impl Fleet {
+    /// No paths yet. `seed` makes two agents differ in phase, jitter and session numbers.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { running: BTreeMap::new(), unmeasured: Vec::new(), next_id: 1, seed, transmit_stamps: true }
+    }
+
+    /// Starts, changes and stops paths until there are those that there should be. Those that stay the same are not
+    /// touched; those that change keep their counters.
+    pub fn apply(&mut self, config: &Config, keys: &KeyRing, addresses: &Addresses, prober: &Handle) {
+        let (wanted, unmeasured) = self.wanted(config, keys, addresses);
+        self.unmeasured = unmeasured;
+        let gone: Vec<PathKey> = self.running.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
+        for key in gone {
+            if let Some(running) = self.running.remove(&key) {
+                prober.remove(running.id);
+            }
+        }
+        for (key, plan) in wanted {
+            let series = match self.running.get(&key) {
+                Some(running) if running.plan == plan && running.trouble.is_none() => continue,
+                Some(running) => {
+                    prober.remove(running.id);
+                    running.series.set_flows(plan.flows.into());
+                    Arc::clone(&running.series)
+                }
+                None => Arc::new(EchoSeries::new(&key.probe, &key.peer, key.family, plan.flows.into())),
+            };
+            let id = PathId(self.next_id);
+            self.next_id += 1;
+            prober.add(NewPath {
+                id,
+                spec: self.spec(&key, &plan, keys),
+                from: plan.from,
+                series: Arc::clone(&series),
+                tap: None,
+            });
+            self.running.insert(key, Running { id, plan, series, sources: Vec::new(), trouble: None });
+        }
+    }
+
+    fn wanted(
+        &self,
+        config: &Config,
+        keys: &KeyRing,
+        addresses: &Addresses,
+    ) -> (BTreeMap<PathKey, Plan>, Vec<(PathKey, String)>) {
+        let (mut wanted, mut unmeasured) = (BTreeMap::new(), Vec::new());
+        let peers: BTreeMap<&str, &Peer> = config.peers.iter().map(|peer| (peer.name.as_str(), peer)).collect();
+        let targets: BTreeMap<&str, &Target> =
+            config.targets.iter().map(|target| (target.name.as_str(), target)).collect();
+        for probe in &config.probes {
+            let Probe::Echo(echo) = probe;
+            for name in &echo.towards {
+                let (port, secret) = match (peers.get(name.as_str()), targets.get(name.as_str())) {
+                    (Some(peer), _) => (peer.stamp_port, mesh_secret(keys)),
+                    (None, Some(target)) => (target.port, target_secret(keys, name)),
+                    (None, None) => continue,
+                };
+                for (family, found) in self.choose(echo, name, addresses) {
+                    let key = PathKey { probe: echo.name.clone(), peer: name.clone(), family };
+                    match found {
+                        Ok(address) => {
+                            let to = SocketAddr::new(address, port);
+                            wanted.insert(key, plan(echo, to, secret));
+                        }
+                        Err(reason) => unmeasured.push((key, reason)),
+                    }
+                }
+            }
+        }
+        (wanted, unmeasured)
+    }
+
+    /// The addresses to measure, one for each family that is asked for. An address that is in use stays in use as long as
+    /// the name has it.
+    fn choose(&self, echo: &EchoProbe, name: &str, addresses: &Addresses) -> Vec<(&'static str, Result<IpAddr, String>)> {
+        let choice = match (echo.family, echo.source) {
+            (FamilyChoice::Auto, Some(source)) if source.is_ipv4() => FamilyChoice::Ipv4,
+            (FamilyChoice::Auto, Some(_)) => FamilyChoice::Ipv6,
+            (choice, _) => choice,
+        };
+        let known = match addresses.get(name) {
+            Some(Ok(known)) => known,
+            Some(Err(reason)) => return vec![("auto", Err(reason.clone()))],
+            None => return vec![("auto", Err("its name is being looked up".to_owned()))],
+        };
+        let in_use = |family: &'static str| {
+            let key = PathKey { probe: echo.name.clone(), peer: name.to_owned(), family };
+            let running = self.running.get(&key).map(|running| running.plan.to.ip());
+            running.filter(|address| known.contains(address))
+        };
+        let of = |family: &'static str| {
+            let first = || known.iter().copied().find(|address| family_of(*address) == family);
+            let found = in_use(family).or_else(first);
+            found.ok_or_else(|| format!("{name} has no {family} address"))
+        };
+        match choice {
+            FamilyChoice::Ipv4 => vec![("ipv4", of("ipv4"))],
+            FamilyChoice::Ipv6 => vec![("ipv6", of("ipv6"))],
+            FamilyChoice::Both => vec![("ipv4", of("ipv4")), ("ipv6", of("ipv6"))],
+            FamilyChoice::Auto => {
+                let running = in_use("ipv4").or_else(|| in_use("ipv6"));
+                let address = running.or_else(|| known.first().copied());
+                let family = address.map_or("auto", family_of);
+                vec![(family, address.ok_or_else(|| format!("{name} has no address")))]
+            }
+        }
+    }
+
+    fn spec(&self, key: &PathKey, plan: &Plan, keys: &KeyRing) -> Spec {
+        let text = format!("{}\0{}\0{}", key.probe, key.peer, key.family);
+        let seed = text.bytes().fold(mix(self.seed ^ self.next_id), |seed, byte| mix(seed ^ u64::from(byte)));
+        Spec {
+            to: plan.to,
+            interval: plan.interval,
+            ssids: vec![0; usize::from(plan.flows)],
+            size: plan.size,
+            dscp: plan.dscp,
+            late_after: plan.late_after,
+            lost_after: plan.lost_after,
+            keys: match plan.secret {
+                Secret::None => None,
+                Secret::Mesh { .. } => keys.mesh.clone(),
+                Secret::Target { .. } => keys.targets.get(&key.peer).cloned(),
+            },
+            transmit_stamps: self.transmit_stamps,
+            count: None,
+            seed,
+        }
+    }
+
+    /// A path sends from these addresses.
+    pub fn started(&mut self, id: PathId, sources: Vec<SocketAddr>) {
+        if let Some(running) = self.running.values_mut().find(|running| running.id == id) {
+            running.sources = sources;
+        }
+    }
+
+    /// A path could not be started. Returns its key when it was news.
+    pub fn failed(&mut self, id: PathId, reason: String) -> Option<PathKey> {
+        let (key, running) = self.running.iter_mut().find(|(_, running)| running.id == id)?;
+        running.trouble = Some(reason);
+        Some(key.clone())
+    }
+
+    /// Whether a path could not be started.
+    #[must_use]
+    pub fn has_trouble(&self) -> bool {
+        self.running.values().any(|running| running.trouble.is_some())
+    }
+
+    /// The paths towards a peer.
+    #[must_use]
+    pub fn towards(&self, peer: &str) -> Vec<PathId> {
+        self.running.iter().filter(|(key, _)| key.peer == peer).map(|(_, running)| running.id).collect()
+    }
+
+    /// The series that are exported, and how many paths are over the limit.
+    #[must_use]
+    pub fn exported(&self, series_max: usize) -> (Vec<Arc<EchoSeries>>, usize) {
+        let room = series_max / SERIES_PER_PATH;
+        let exported = self.running.values().take(room).map(|running| Arc::clone(&running.series)).collect();
+        (exported, self.running.len().saturating_sub(room))
+    }
+
+    /// All paths as they are shown. `refusals`: what peers say about answering us.
+    #[must_use]
+    pub fn status(&self, refusals: &BTreeMap<String, String>) -> Vec<PathStatus> {
+        let running = self.running.iter().map(|(key, running)| PathStatus {
+            probe: key.probe.clone(),
+            peer: key.peer.clone(),
+            family: key.family,
+            to: Some(running.plan.to),
+            sources: running.sources.clone(),
+            series: running.trouble.is_none().then(|| Arc::clone(&running.series)),
+            reason: running.trouble.clone().or_else(|| refusals.get(&key.peer).cloned()),
+        });
+        let unmeasured = self.unmeasured.iter().map(|(key, reason)| PathStatus {
+            probe: key.probe.clone(),
+            peer: key.peer.clone(),
+            family: key.family,
+            to: None,
+            sources: Vec::new(),
+            series: None,
+            reason: Some(reason.clone()),
+        });
+        running.chain(unmeasured).collect()
+    }
+
+    /// The state of every peer and target that is measured. `now`: nanoseconds since 1970.
+    #[must_use]
+    pub fn states(&self, now: u64) -> BTreeMap<&str, PeerState> {
+        let mut states: BTreeMap<&str, PeerState> = BTreeMap::new();
+        for (key, _) in &self.unmeasured {
+            states.insert(&key.peer, PeerState::Unresolved);
+        }
+        for (key, Running { series, plan, .. }) in &self.running {
+            let patience = plan.lost_after + 2 * plan.interval;
+            let age = Duration::from_nanos(now.saturating_sub(series.last_reply()));
+            let state = match (series.is_draining(), series.last_reply() > 0 && age <= patience) {
+                (true, _) => PeerState::Draining,
+                (false, true) => PeerState::Up,
+                (false, false) => PeerState::Down,
+            };
+            // One path that works shows that the peer is there.
+            let known = states.entry(&key.peer).or_insert(state);
+            *known = (*known).min(state);
+        }
+        states
+    }
+
+    /// The peer of these paths said that it is leaving.
+    pub fn goodbye(&self, peer: &str, at: Timestamp, prober: &Handle) -> usize {
+        let ids = self.towards(peer);
+        let count = ids.len();
+        prober.goodbye(ids, at);
+        count
+    }
+}
+
+fn mesh_secret(keys: &KeyRing) -> Secret {
+    match keys.mesh {
+        Some(_) => Secret::Mesh { generation: keys.generation },
+        None => Secret::None,
+    }
+}
+
+fn target_secret(keys: &KeyRing, name: &str) -> Secret {
+    match keys.targets.contains_key(name) {
+        true => Secret::Target { generation: keys.generation },
+        false => Secret::None,
+    }
+}
+
+fn plan(echo: &EchoProbe, to: SocketAddr, secret: Secret) -> Plan {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    Plan {
+        to,
+        from: SourceChoice {
+            address: echo.source.unwrap_or(any),
+            port: echo.source_port.unwrap_or(0),
+            dont_fragment: echo.dont_fragment,
+        },
+        interval: echo.interval,
+        flows: echo.flows,
+        size: echo.size,
+        dscp: echo.dscp,
+        late_after: echo.late_after,
+        lost_after: echo.lost_after,
+        secret,
+    }
+}
+
+fn family_of(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "ipv4" } else { "ipv6" }
+}

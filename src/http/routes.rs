@@ -1,0 +1,209 @@
+//! What is served where.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Frame;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+
+use super::auth::Verifier;
+use super::server::{Body, Counters};
+use crate::identity::{CAPABILITIES, Identity, Ports, You};
+use crate::metrics::{Exporter, HttpCounts, Page};
+use crate::status::{PathView, Status};
+
+/// Everything that requests are answered from.
+#[derive(Debug)]
+pub struct Site {
+    /// The metrics.
+    pub exporter: Arc<Exporter>,
+    /// What the server counts.
+    pub counters: Arc<Counters>,
+    /// The daemon's last snapshot.
+    pub status: ArcSwap<Status>,
+    /// Who may change something; `None` without a key.
+    pub verifier: ArcSwap<Option<Verifier>>,
+    /// Where reloads are asked for.
+    pub reloads: mpsc::Sender<Reload>,
+}
+
+/// A request to read the configuration again; answered with what came of it.
+pub type Reload = oneshot::Sender<Result<(), String>>;
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// Paths, the method each takes, and a word about it.
+const ROUTES: [(&str, Method, &str); 7] = [
+    ("/", Method::GET, "this page"),
+    ("/metrics", Method::GET, "metrics in the Prometheus text format"),
+    ("/api/v1/agent", Method::GET, "who this agent is, and whether it would answer you"),
+    ("/api/v1/paths", Method::GET, "every path, and why it is not measured if it is not"),
+    ("/-/healthy", Method::GET, "200 while the process works"),
+    ("/-/ready", Method::GET, "200 from the start of measuring until the stop"),
+    ("/-/reload", Method::POST, "read the configuration again (from loopback, or signed with the mesh key)"),
+];
+
+impl Site {
+    /// Answers a request.
+    pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
+        let Some((path, method, _)) = ROUTES.iter().find(|(path, _, _)| *path == request.uri().path()) else {
+            return text(StatusCode::NOT_FOUND, "not found; / lists what there is\n");
+        };
+        let is_head = request.method() == Method::HEAD && *method == Method::GET;
+        if request.method() != method && !is_head {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} takes {method}\n"));
+            if let Ok(allowed) = HeaderValue::from_str(method.as_str()) {
+                response.headers_mut().insert(ALLOW, allowed);
+            }
+            return response;
+        }
+        match *path {
+            "/metrics" => self.metrics(),
+            "/api/v1/agent" => self.agent(&request, peer),
+            "/api/v1/paths" => self.paths(),
+            "/-/healthy" => text(StatusCode::OK, "healthy\n"),
+            "/-/ready" => self.ready(),
+            "/-/reload" => self.reload(&request, peer).await,
+            _ => with(HTML, Full::from(self.index())),
+        }
+    }
+
+    fn metrics(&self) -> Response<Body> {
+        let http = HttpCounts {
+            connections: self.counters.connections(),
+            accept_errors: self.counters.accept_errors(),
+            responses: self.counters.responses(),
+        };
+        let mut response = Response::new(Scrape { page: self.exporter.page(&http) }.boxed_unsync());
+        response.headers_mut().insert(CONTENT_TYPE, METRICS);
+        response
+    }
+
+    fn agent(&self, request: &Request<Bytes>, peer: SocketAddr) -> Response<Body> {
+        let status = self.status.load();
+        let is_proven = self.is_proven(request);
+        json(&Identity {
+            name: status.name.clone(),
+            labels: status.labels.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: format!("{:016x}", status.boot_id),
+            ports: status.ports.unwrap_or(Ports { http: 0, stamp: 0, agent: 0 }),
+            capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            you: You { address: peer.ip().to_string(), stamp: status.answers(peer.ip(), is_proven) },
+        })
+    }
+
+    fn paths(&self) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Paths {
+            paths: Vec<PathView>,
+        }
+        let status = self.status.load();
+        json(&Paths { paths: status.paths.iter().map(crate::status::PathStatus::view).collect() })
+    }
+
+    fn ready(&self) -> Response<Body> {
+        let status = self.status.load();
+        match (status.ports.is_some(), status.is_stopping) {
+            (true, false) => text(StatusCode::OK, "ready\n"),
+            (_, true) => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+            (false, false) => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        }
+    }
+
+    async fn reload(&self, request: &Request<Bytes>, peer: SocketAddr) -> Response<Body> {
+        if !peer.ip().is_loopback() && !self.is_proven(request) {
+            let why = "a reload is taken from loopback, or signed with the mesh key\n";
+            return text(StatusCode::FORBIDDEN, why);
+        }
+        let (done, outcome) = oneshot::channel();
+        if self.reloads.send(done).await.is_err() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        }
+        match outcome.await {
+            Ok(Ok(())) => text(StatusCode::OK, "reloaded\n"),
+            Ok(Err(problem)) => {
+                text(StatusCode::BAD_REQUEST, &format!("{problem}\nthe old configuration stays in force\n"))
+            }
+            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        }
+    }
+
+    fn is_proven(&self, request: &Request<Bytes>) -> bool {
+        let verifier = self.verifier.load();
+        verifier.as_ref().as_ref().is_some_and(|verifier| verifier.verify(request, SystemTime::now()).is_ok())
+    }
+
+    fn index(&self) -> String {
+        let name = escaped(&self.status.load().name);
+        let mut page = format!(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>pathmeter {name}</title>\n\
+             <h1>pathmeter {name}</h1><p>version {}</p><ul>\n",
+            env!("CARGO_PKG_VERSION")
+        );
+        for (path, method, about) in ROUTES.iter().skip(1) {
+            let shown = match *method == Method::GET {
+                true => format!("<a href=\"{path}\">{path}</a>"),
+                false => format!("{method} {path}"),
+            };
+            let _ = writeln!(page, "<li>{shown}: {about}");
+        }
+        page.push_str("</ul></html>\n");
+        page
+    }
+}
+
+/// A page of metrics, made as the client takes it.
+struct Scrape {
+    page: Page,
+}
+
+impl hyper::body::Body for Scrape {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let mut piece = Vec::with_capacity(Page::PIECE + Page::PIECE / 4);
+        if self.page.next(&mut piece) {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(piece)))));
+        }
+        Poll::Ready(None)
+    }
+}
+
+fn with(kind: HeaderValue, body: Full<Bytes>) -> Response<Body> {
+    let mut response = Response::new(body.boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn text(status: StatusCode, words: &str) -> Response<Body> {
+    let mut response = with(TEXT, Full::from(words.to_owned()));
+    *response.status_mut() = status;
+    response
+}
+
+fn json(value: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(body) => with(JSON, Full::from(body)),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+    }
+}
+
+fn escaped(words: &str) -> String {
+    words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

@@ -1,0 +1,36 @@
+//! Key files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pathmeter_proto::key::{KeyFileError, Keys};
+
+/// Why a key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// It cannot be read.
+    #[error("reading the key file {path}: {source}", path = path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It holds no usable key.
+    #[error("the key file {path} {source}", path = path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: KeyFileError,
+    },
+}
+
+/// Reads a key file.
+///
+/// # Errors
+/// [`KeyError`] names the file.
+pub fn read(path: &Path) -> Result<Keys, KeyError> {
+    let text = fs::read_to_string(path).map_err(|source| KeyError::Read { path: path.to_owned(), source })?;
+    Keys::parse(&text).map_err(|source| KeyError::Parse { path: path.to_owned(), source })
+}

@@ -1,0 +1,119 @@
+//! A configuration with everything that it names: read together, in force together.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use tracing::warn;
+
+use crate::config::{self, Config, Host, Problems};
+use crate::fleet::KeyRing;
+use crate::keys::{self, KeyError};
+
+/// A configuration and the keys it names.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The configuration.
+    pub config: Config,
+    /// The keys.
+    pub keys: KeyRing,
+    /// The first 16 hexadecimal digits of the SHA-256 of the file.
+    pub hash: String,
+}
+
+/// Why a configuration cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("reading {path}: {source}", path = path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file says something that it may not.
+    #[error("{}", problems.display(file))]
+    Problems {
+        /// Which file.
+        file: String,
+        /// What.
+        problems: Problems,
+    },
+    /// A key file cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Something changed that cannot change while we run.
+    #[error("{what} changed from {from} to {to}, which needs a restart; nothing was changed")]
+    Restart {
+        /// Which key.
+        what: &'static str,
+        /// What is in force.
+        from: String,
+        /// What the file says.
+        to: String,
+    },
+}
+
+impl Settings {
+    /// Reads a configuration file and the key files it names.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with all problems of the configuration at once.
+    pub fn read(path: &Path, host: &Host) -> Result<Self, SettingsError> {
+        let text = fs::read(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+        let file = path.display().to_string();
+        let loaded =
+            config::load(&text, host).map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
+        for warning in &loaded.warnings {
+            warn!(file, "{warning}");
+        }
+        Self::with_keys(loaded.config, &text)
+    }
+
+    /// Adds the keys that a configuration names. `text` is what it was read from.
+    ///
+    /// # Errors
+    /// [`SettingsError::Key`].
+    pub fn with_keys(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
+        let mut contents = Sha256::new();
+        let mut load = |path: &Path| -> Result<Arc<_>, KeyError> {
+            let keys = keys::read(path)?;
+            contents.update(fs::read(path).unwrap_or_default());
+            Ok(Arc::new(keys))
+        };
+        let mesh = config.key_file.as_deref().map(&mut load).transpose()?;
+        let mut targets = BTreeMap::new();
+        for target in &config.targets {
+            if let Some(path) = &target.key_file {
+                targets.insert(target.name.clone(), load(path)?);
+            }
+        }
+        let digest = contents.finalize();
+        let generation = digest.iter().take(8).fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
+        let hash = Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { config, keys: KeyRing { mesh, targets, generation }, hash })
+    }
+
+    /// Whether these can take the place of others while the agent runs.
+    ///
+    /// # Errors
+    /// [`SettingsError::Restart`] names what cannot change.
+    pub fn can_replace(&self, old: &Self) -> Result<(), SettingsError> {
+        let (new, old) = (&self.config, &old.config);
+        let fixed = [
+            ("agent.name", old.agent.name.clone(), new.agent.name.clone()),
+            ("listen.http", old.listen.http.to_string(), new.listen.http.to_string()),
+            ("listen.stamp", old.listen.stamp.to_string(), new.listen.stamp.to_string()),
+            ("listen.agent", old.listen.agent.to_string(), new.listen.agent.to_string()),
+            ("responder.sessions", old.responder.sessions.to_string(), new.responder.sessions.to_string()),
+            ("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format)),
+        ];
+        match fixed.into_iter().find(|(_, from, to)| from != to) {
+            Some((what, from, to)) => Err(SettingsError::Restart { what, from, to }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the daemon shows of itself: a snapshot that the HTTP server reads.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use pathmeter_proto::admission::Policy;
+use serde::Serialize;
+
+use crate::identity::{Answers, Ports};
+use crate::metrics::echo::EchoSeries;
+
+/// The daemon at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// Our name.
+    pub name: String,
+    /// Our labels.
+    pub labels: BTreeMap<String, String>,
+    /// Which of our lives this is.
+    pub boot_id: u64,
+    /// Where we listen.
+    pub ports: Option<Ports>,
+    /// Whom we answer.
+    pub policy: Policy,
+    /// Whether requests must, or can, be authenticated.
+    pub has_key: bool,
+    /// Everything that should be measured.
+    pub paths: Vec<PathStatus>,
+    /// Whether we are on our way out.
+    pub is_stopping: bool,
+}
+
+/// One path.
+#[derive(Debug, Clone)]
+pub struct PathStatus {
+    /// The configured probe.
+    pub probe: String,
+    /// The peer or target.
+    pub peer: String,
+    /// Address family; `auto` while there is no address.
+    pub family: &'static str,
+    /// Where to; `None` while there is no address.
+    pub to: Option<SocketAddr>,
+    /// Where from, for each flow.
+    pub sources: Vec<SocketAddr>,
+    /// What it has measured; `None` while it is not measured.
+    pub series: Option<Arc<EchoSeries>>,
+    /// Why it is not measured, or why nothing may come back.
+    pub reason: Option<String>,
+}
+
+/// A path as `/api/v1/paths` shows it.
+#[derive(Debug, Serialize)]
+pub struct PathView {
+    probe: String,
+    peer: String,
+    family: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    sources: Vec<String>,
+    /// `measured`, `draining` or `not_measured`.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counts: Option<Counts>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_reply_timestamp_seconds: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Counts {
+    sent: u64,
+    decided: u64,
+    ok: u64,
+    lost: Lost,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    icmp_errors: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Lost {
+    forward: u64,
+    reverse: u64,
+    unknown: u64,
+}
+
+impl PathStatus {
+    /// As it is shown.
+    #[must_use]
+    pub fn view(&self) -> PathView {
+        let state = match &self.series {
+            None => "not_measured",
+            Some(series) if series.is_draining() => "draining",
+            Some(_) => "measured",
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a time for people, to the microsecond")]
+        let seconds = |nanos: u64| nanos as f64 / 1e9;
+        let last = self.series.as_ref().map(|series| series.last_reply()).filter(|at| *at > 0);
+        PathView {
+            probe: self.probe.clone(),
+            peer: self.peer.clone(),
+            family: self.family,
+            address: self.to.map(|to| to.to_string()),
+            sources: self.sources.iter().map(SocketAddr::to_string).collect(),
+            state,
+            reason: self.reason.clone(),
+            counts: self.series.as_deref().map(Counts::of),
+            last_reply_timestamp_seconds: last.map(seconds),
+        }
+    }
+}
+
+impl Counts {
+    fn of(series: &EchoSeries) -> Self {
+        let [forward, reverse, unknown] = series.lost();
+        Self {
+            sent: series.sent.get(),
+            decided: series.decided(),
+            ok: series.ok.get(),
+            lost: Lost { forward, reverse, unknown },
+            icmp_errors: series.icmp_errors().map(|(kind, count)| (format!("{kind:?}"), count)).collect(),
+        }
+    }
+}
+
+impl Status {
+    /// Whether STAMP requests from `caller` would be answered; `is_proven`: it has shown that it knows the key.
+    #[must_use]
+    pub fn answers(&self, caller: IpAddr, is_proven: bool) -> Answers {
+        if is_proven || self.policy.lists(caller) {
+            return Answers { answers: true, reason: None };
+        }
+        let remedy = match self.has_key {
+            true => "add it to responder.allow there, or pass --key-file",
+            false => "add it to responder.allow there",
+        };
+        Answers { answers: false, reason: Some(format!("{} does not answer {caller}: {remedy}", self.name)) }
+    }
+}
