@@ -1,5 +1,6 @@
 //! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;

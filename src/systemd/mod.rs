@@ -41,6 +41,12 @@ impl Notifier {
         Self { channel, watchdog_interval, is_failing: AtomicBool::new(false) }
     }
 
+    /// Tells nobody: for an agent that runs inside another program.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self { channel: None, watchdog_interval: None, is_failing: AtomicBool::new(false) }
+    }
+
     /// Whether a service manager wants to be told anything.
     #[must_use]
     pub fn is_supervised(&self) -> bool {

@@ -1,0 +1,149 @@
+//! `pathmeter demo`: three agents on loopback.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use pathmeter_proto::key::Keys;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{DemoArguments, Failure, runtime, say};
+use crate::config::{self, Host};
+use crate::daemon::{Daemon, Source};
+use crate::http::routes::Site;
+use crate::settings::Settings;
+use crate::status::PathStatus;
+use crate::systemd::Notifier;
+
+/// The agents and their addresses.
+const AGENTS: [(&str, &str); 3] = [("ams-1", "127.0.0.11"), ("fra-1", "127.0.0.12"), ("lon-1", "127.0.0.13")];
+
+/// Ports that are tried for HTTP and STAMP; the agent port is the next one.
+const PORTS: [u16; 5] = [9_862, 19_862, 29_862, 39_862, 49_862];
+
+pub(super) fn demo(arguments: &DemoArguments) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let port = free_port()?;
+        let keys = Arc::new(keys()?);
+        let (stop, stopped) = watch::channel(false);
+        let mut agents = JoinSet::new();
+        let mut sites = Vec::new();
+        for (name, _) in AGENTS {
+            let daemon = start(name, port, &keys).await?;
+            sites.push((name, daemon.site()));
+            agents.spawn(daemon.run(stopped.clone()));
+        }
+        let urls: Vec<String> =
+            AGENTS.iter().map(|(_, address)| format!("http://{address}:{port}/metrics")).collect();
+        say(&format!("three agents measure each other, ten times a second; {}\n", urls.join("  ")))?;
+        let outcome = watch_them(arguments, &sites).await;
+        let _ = stop.send(true);
+        while agents.join_next().await.is_some() {}
+        outcome
+    })
+}
+
+async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<Site>)]) -> Result<(), Failure> {
+    let is_live = io::stdout().is_terminal();
+    let end = tokio::time::sleep(Duration::from_secs(arguments.seconds.unwrap_or(u64::MAX / 4)));
+    tokio::pin!(end);
+    let mut ticker = tokio::time::interval(Duration::from_secs(1));
+    ticker.tick().await;
+    let mut lines = 0;
+    loop {
+        let is_over = tokio::select! {
+            () = &mut end => true,
+            _ = tokio::signal::ctrl_c() => true,
+            _ = ticker.tick() => false,
+        };
+        if is_live || is_over {
+            let table = table(sites);
+            let back = if is_live && lines > 0 { format!("\x1b[{lines}A\x1b[J") } else { String::new() };
+            lines = table.lines().count();
+            say(&(back + &table))?;
+        }
+        if is_over {
+            return Ok(());
+        }
+    }
+}
+
+fn table(sites: &[(&str, Arc<Site>)]) -> String {
+    let mut out = format!(
+        "{:<8} {:<8} {:<6} {:>7} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10}\n",
+        "from", "to", "probe", "sent", "lost fwd", "lost rev", "lost ?", "p50 ms", "p99 ms", "jitter ms"
+    );
+    for (name, site) in sites {
+        for path in &site.status.load().paths {
+            out.push_str(&row(name, path));
+        }
+    }
+    out
+}
+
+fn row(from: &str, path: &PathStatus) -> String {
+    let mut out = format!("{from:<8} {:<8} {:<6} ", path.peer, path.probe);
+    let Some(series) = &path.series else {
+        let _ = writeln!(out, "{}", path.reason.as_deref().unwrap_or("not measured"));
+        return out;
+    };
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let milliseconds = |nanos: Option<u64>| nanos.map_or_else(|| "-".to_owned(), |n| format!("{:.3}", n as f64 / 1e6));
+    let [forward, reverse, unknown] = series.lost();
+    let (sum, count) = series.ipdv();
+    let _ = writeln!(
+        out,
+        "{:>7} {forward:>9} {reverse:>9} {unknown:>9} {:>10} {:>10} {:>10}",
+        series.sent.get(),
+        milliseconds(series.rtt_quantile(0.5)),
+        milliseconds(series.rtt_quantile(0.99)),
+        milliseconds(sum.checked_div(count))
+    );
+    out
+}
+
+async fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
+    let text = configuration(name, port);
+    let host = Host { name_override: None, hostname: name.to_owned() };
+    let loaded = config::load(text.as_bytes(), &host).map_err(|problems| anyhow!("the demo's own: {problems}"))?;
+    let mut settings = Settings::with_keys(loaded.config, text.as_bytes())?;
+    settings.keys.mesh = Some(Arc::clone(keys));
+    Daemon::start(settings, Source::Fixed, None, Notifier::silent()).await.context("starting an agent")
+}
+
+/// What a person would write for this agent.
+fn configuration(name: &str, port: u16) -> String {
+    let next = port + 1;
+    let address = AGENTS.iter().find(|(known, _)| *known == name).map_or("127.0.0.1", |(_, address)| address);
+    let mut text = format!(
+        "agent: {{name: {name}, grace: 1s}}\n\
+         listen: {{http: \"{address}:{port}\", stamp: \"{address}:{port}\", agent: \"{address}:{next}\"}}\n\
+         probes:\n  - {{name: fast, interval: 100ms, flows: 4, source: {address}}}\n\
+         peers:\n"
+    );
+    for (name, address) in AGENTS {
+        let _ = writeln!(text, "  - {{name: {name}, address: {address}}}");
+    }
+    text
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    let is_free = |port: &u16| {
+        let both = |address: &str| {
+            let udp = |port| std::net::UdpSocket::bind((address, port)).is_ok();
+            TcpListener::bind((address, *port)).is_ok() && udp(*port) && udp(*port + 1)
+        };
+        AGENTS.iter().all(|(_, address)| both(address))
+    };
+    PORTS.into_iter().find(is_free).ok_or_else(|| anyhow!("ports {PORTS:?} are all taken on 127.0.0.11 to 13"))
+}
+
+fn keys() -> anyhow::Result<Keys> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|error| anyhow!("drawing a random key: {error}"))?;
+    Ok(Keys::only(pathmeter_proto::key::Key::new(&secret)))
+}

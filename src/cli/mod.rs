@@ -1,0 +1,252 @@
+//! The command line.
+
+mod demo;
+mod probe;
+mod run;
+mod summary;
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::config::{Host, units};
+use crate::http::client::Client;
+use crate::settings::SettingsError;
+
+/// Measures the network between hosts: loss by direction, RTT and jitter, on /metrics.
+#[derive(Debug, Parser)]
+#[command(name = "pathmeter", version, about, after_help = EXIT_CODES)]
+struct Command {
+    #[command(subcommand)]
+    action: Action,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 ok, 1 it did not work, 2 the command line is wrong, 78 the configuration is wrong.
+Try `pathmeter demo`: three agents on loopback, no configuration.";
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Run the agent: measure, answer, export
+    Run(RunArguments),
+    /// Check a configuration file without opening a socket
+    Check(CheckArguments),
+    /// Measure once, now
+    Probe {
+        #[command(subcommand)]
+        kind: ProbeKind,
+    },
+    /// Run three agents on loopback that measure each other
+    Demo(DemoArguments),
+    /// Exit 0 if the agent on this host is ready; for containers
+    Healthcheck(HealthcheckArguments),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ProbeKind {
+    /// Loss by direction, RTT and jitter to one host
+    Echo(Box<EchoArguments>),
+}
+
+#[derive(Debug, Args)]
+struct RunArguments {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/pathmeter/config.yaml")]
+    config: PathBuf,
+    #[command(flatten)]
+    identity: NameArgument,
+    /// Log this instead of log.level: error, warn, info, debug, trace, or a filter such as warn,pathmeter=debug
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct NameArgument {
+    /// Our name among the peers, instead of agent.name
+    #[arg(long, value_name = "NAME", env = "PATHMETER_NAME")]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct CheckArguments {
+    /// The configuration file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    identity: NameArgument,
+}
+
+#[derive(Debug, Args)]
+struct EchoArguments {
+    /// A peer or target of --config by name, or HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// Datagrams to send
+    #[arg(long, short = 'c', default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    count: u64,
+    /// Time between datagrams
+    #[arg(long, short = 'i', default_value = "1s", value_parser = interval, value_name = "DURATION")]
+    interval: Duration,
+    /// Bytes of UDP payload
+    #[arg(long, short = 's', value_parser = size, value_name = "SIZE")]
+    size: Option<u16>,
+    /// Class of service: a number or a name such as ef
+    #[arg(long, default_value = "default")]
+    dscp: pathmeter_proto::dscp::Dscp,
+    /// Flows (source ports) to spread the datagrams over
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    flows: u8,
+    /// Address family
+    #[arg(long, value_enum, default_value_t = Family::Auto)]
+    family: Family,
+    /// Forbid fragmentation
+    #[arg(long)]
+    dont_fragment: bool,
+    /// Address to send from
+    #[arg(long, value_name = "ADDRESS")]
+    source: Option<std::net::IpAddr>,
+    /// The reflector's UDP port, for hosts without an agent
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// A configuration in which TARGET is a name
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The key shared with the responder
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Print one JSON object at the end
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Family {
+    Auto,
+    Ipv4,
+    Ipv6,
+}
+
+#[derive(Debug, Args)]
+struct DemoArguments {
+    /// End after this long, with a summary
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+struct HealthcheckArguments {
+    /// Where the agent serves HTTP
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9862")]
+    address: SocketAddr,
+}
+
+/// Why a command did not do what it was asked, with the exit code that says so.
+#[derive(Debug)]
+enum Failure {
+    /// Exit 1.
+    Runtime(anyhow::Error),
+    /// Exit 78 (EX_CONFIG of sysexits.h).
+    Config(SettingsError),
+    /// Exit 1; everything that is to be said has been said.
+    Quiet,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Runtime(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Runtime(error.into())
+    }
+}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Self::Config(error)
+    }
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let outcome = match Command::parse().action {
+        Action::Run(arguments) => run::run(&arguments),
+        Action::Check(arguments) => run::check(&arguments),
+        Action::Probe { kind: ProbeKind::Echo(arguments) } => probe::echo(&arguments),
+        Action::Demo(arguments) => demo::demo(&arguments),
+        Action::Healthcheck(arguments) => healthcheck(&arguments),
+        Action::Completions { shell } => {
+            clap_complete::generate(shell, &mut Command::command(), "pathmeter", &mut io::stdout());
+            Ok(())
+        }
+    };
+    let (code, message) = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Quiet) => return ExitCode::from(1),
+        Err(Failure::Runtime(error)) => (1, format!("{error:#}")),
+        Err(Failure::Config(error)) => (78, error.to_string()),
+    };
+    // Standard error may be closed; the exit code says it too.
+    let _ = writeln!(io::stderr(), "error: {message}");
+    ExitCode::from(code)
+}
+
+fn healthcheck(arguments: &HealthcheckArguments) -> Result<(), Failure> {
+    let address = arguments.address;
+    runtime()?.block_on(async {
+        let host = address.to_string();
+        let answer = Client::default().get(address, &host, "/-/ready").await;
+        match answer {
+            Ok(answer) if answer.status.is_success() => Ok(()),
+            Ok(answer) => {
+                let words = String::from_utf8_lossy(&answer.body).trim().to_owned();
+                Err(anyhow::anyhow!("{address} is not ready: {} {words}", answer.status).into())
+            }
+            Err(error) => Err(anyhow::Error::from(error).into()),
+        }
+    })
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// What a configuration is read for on this host.
+fn host(name_override: Option<String>) -> Host {
+    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    Host { name_override, hostname: hostname.unwrap_or_else(|| "localhost".to_owned()) }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = units::duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_millis(1)..=Duration::from_secs(3_600);
+    if allowed.contains(&interval) { Ok(interval) } else { Err("must be between 1ms and 1h".to_owned()) }
+}
+
+fn size(text: &str) -> Result<u16, String> {
+    let size = units::size(text).map_err(|error| error.to_string())?;
+    let allowed = 44..=9_000;
+    let fitting = u16::try_from(size).ok().filter(|size| allowed.contains(size));
+    fitting.ok_or_else(|| "must be between 44B, the smallest STAMP packet, and 9000B".to_owned())
+}
+
+/// Writes to standard output; a reader that has gone, as in `| head`, is a reason to stop and no error to show.
+fn say(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::Quiet),
+        outcome => Ok(outcome?),
+    }
+}

@@ -1,0 +1,76 @@
+//! `pathmeter run` and `pathmeter check`.
+
+use std::fs;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::info;
+
+use super::{CheckArguments, Failure, RunArguments, host, runtime, say};
+use crate::config;
+use crate::daemon::{self, Daemon};
+use crate::http::routes::Reload;
+use crate::logging;
+use crate::settings::{Settings, SettingsError};
+use crate::systemd::Notifier;
+
+pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
+    let host = host(arguments.identity.name.clone());
+    // Warnings about the file can be logged only once the file has said how: it is read again below.
+    let first = Settings::read(&arguments.config, &host)?;
+    let log = &first.config.log;
+    let level = arguments.log_level.as_deref().unwrap_or(&log.level);
+    let handle = logging::init(level, daemon::log_format(log.format)).context("starting to log")?;
+    let settings = Settings::read(&arguments.config, &host)?;
+    // A level from the command line wins over the file, at a reload too.
+    let handle = arguments.log_level.is_none().then_some(handle);
+    let source = daemon::Source::File { path: arguments.config.clone(), host };
+    runtime()?.block_on(async {
+        let daemon = Daemon::start(settings, source, handle, Notifier::from_environment()).await?;
+        let (stop, stopped) = watch::channel(false);
+        let signals = tokio::spawn(obey_signals(stop, daemon.reloads()));
+        daemon.run(stopped).await;
+        signals.abort();
+        Ok(())
+    })
+}
+
+async fn obey_signals(stop: watch::Sender<bool>, reloads: mpsc::Sender<Reload>) {
+    let [hangup, terminate, interrupt] =
+        [SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = (hangup, terminate, interrupt) else { return };
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                info!("SIGHUP: reading the configuration again");
+                let (done, _) = oneshot::channel();
+                let _ = reloads.send(done).await;
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    let _ = stop.send(true);
+    // The sender lives until the daemon has stopped and this task is ended.
+    std::future::pending::<()>().await;
+}
+
+pub(super) fn check(arguments: &CheckArguments) -> Result<(), Failure> {
+    let path = &arguments.file;
+    let text = fs::read(path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
+    let file = path.display().to_string();
+    let loaded = config::load(&text, &host(arguments.identity.name.clone()))
+        .map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
+    for warning in &loaded.warnings {
+        say(&format!("{file}: warning: {warning}\n"))?;
+    }
+    let config = &loaded.config;
+    say(&format!(
+        "{file}: ok: agent {}, {} peers, {} targets, {} probes\n",
+        config.agent.name,
+        config.peers.len(),
+        config.targets.len(),
+        config.probes.len()
+    ))
+}

@@ -1,0 +1,290 @@
+//! What one measurement found, for people and for programs.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pathmeter_proto::echo::{Direction, Report, Verdict};
+use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::stats::quantile;
+use serde::Serialize;
+
+/// Everything that was reported of one path.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    sent: u64,
+    received: u64,
+    late: u64,
+    lost: Lost,
+    host_dropped: u64,
+    withdrawn: u64,
+    unsent: u64,
+    send_errors: u64,
+    duplicates: u64,
+    reordered: u64,
+    mismatched: u64,
+    icmp: Option<String>,
+    round_trips: Vec<Duration>,
+    variations: Vec<Duration>,
+    turnaround: Duration,
+    hops: Hops,
+    stamps: [Option<Stamps>; 2],
+    last: Option<Duration>,
+}
+
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+struct Lost {
+    forward: u64,
+    reverse: u64,
+    unknown: u64,
+}
+
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+struct Hops {
+    forward: Option<u8>,
+    reverse: Option<u8>,
+}
+
+/// Who made the stamps of all datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Stamps {
+    Kernel,
+    User,
+    Mixed,
+}
+
+impl Stamps {
+    fn add(known: Option<Self>, by: StampedBy) -> Option<Self> {
+        let new = match by {
+            StampedBy::Kernel => Self::Kernel,
+            StampedBy::User => Self::User,
+        };
+        match known {
+            Some(known) if known != new => Some(Self::Mixed),
+            Some(_) | None => Some(new),
+        }
+    }
+
+    fn name(stamps: Option<Self>) -> &'static str {
+        match stamps {
+            None => "none",
+            Some(Self::Kernel) => "kernel",
+            Some(Self::User) => "user",
+            Some(Self::Mixed) => "mixed",
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Json {
+    target: String,
+    address: String,
+    sent: u64,
+    received: u64,
+    late: u64,
+    duplicates: u64,
+    reordered: u64,
+    unsent: u64,
+    send_errors: u64,
+    host_dropped: u64,
+    withdrawn: u64,
+    lost: Lost,
+    rtt_seconds: RoundTrips,
+    ipdv_seconds: Variations,
+    hops: Hops,
+    timestamps: Timestamps,
+}
+
+#[derive(Debug, Serialize)]
+struct RoundTrips {
+    min: Option<f64>,
+    mean: Option<f64>,
+    p50: Option<f64>,
+    p90: Option<f64>,
+    p99: Option<f64>,
+    max: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Variations {
+    mean: Option<f64>,
+    p99: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Timestamps {
+    transmit: Option<Stamps>,
+    receive: Option<Stamps>,
+}
+
+impl Findings {
+    /// Takes note of a report.
+    pub(super) fn add(&mut self, report: &Report) {
+        match report {
+            Report::Sent { .. } => self.sent += 1,
+            Report::Unsent(slots) => self.unsent += slots,
+            Report::SendError(_) => self.send_errors += 1,
+            Report::Decided { verdict, sample, .. } => {
+                match verdict {
+                    Verdict::Ok => self.received += 1,
+                    Verdict::Late => {
+                        self.received += 1;
+                        self.late += 1;
+                    }
+                    Verdict::Lost(Direction::Forward) => self.lost.forward += 1,
+                    Verdict::Lost(Direction::Reverse) => self.lost.reverse += 1,
+                    Verdict::Lost(Direction::Unknown) => self.lost.unknown += 1,
+                    Verdict::HostDropped => self.host_dropped += 1,
+                    Verdict::Withdrawn => self.withdrawn += 1,
+                }
+                let Some(sample) = sample else { return };
+                self.round_trips.push(sample.rtt);
+                self.last = Some(sample.rtt);
+                self.turnaround += sample.turnaround;
+                self.hops.forward = sample.hops_forward.or(self.hops.forward);
+                self.hops.reverse = sample.hops_reverse.or(self.hops.reverse);
+                self.stamps[0] = Stamps::add(self.stamps[0], sample.transmit);
+                self.stamps[1] = Stamps::add(self.stamps[1], sample.receive);
+            }
+            Report::Ipdv(difference) => self.variations.push(*difference),
+            Report::Duplicate => self.duplicates += 1,
+            Report::Reordered => self.reordered += 1,
+            Report::Mismatched(_) => self.mismatched += 1,
+            Report::Icmp(kind) => self.icmp = Some(format!("{kind:?}")),
+            Report::VeryLate
+            | Report::BurstBegan
+            | Report::BurstEnded(_)
+            | Report::TransmitLag(_)
+            | Report::TurnaroundInvalid
+            | Report::LossyFlows(_) => {}
+        }
+    }
+
+    /// Whether anything came back.
+    pub(super) fn has_answer(&self) -> bool {
+        self.received > 0
+    }
+
+    /// One line of where it stands.
+    pub(super) fn line(&self, count: u64) -> String {
+        let lost = self.lost.forward + self.lost.reverse + self.lost.unknown;
+        let last = self.last.map_or_else(|| "-".to_owned(), milliseconds);
+        format!("{}/{count} sent, {} received, {lost} lost, last rtt {last} ms", self.sent, self.received)
+    }
+
+    /// The summary for programs.
+    pub(super) fn json(&mut self, target: &str, address: SocketAddr) -> serde_json::Result<String> {
+        self.round_trips.sort_unstable();
+        self.variations.sort_unstable();
+        let rtt = |q| quantile(&self.round_trips, q).map(|rtt| rtt.as_secs_f64());
+        let json = Json {
+            target: target.to_owned(),
+            address: address.to_string(),
+            sent: self.sent,
+            received: self.received,
+            late: self.late,
+            duplicates: self.duplicates,
+            reordered: self.reordered,
+            unsent: self.unsent,
+            send_errors: self.send_errors,
+            host_dropped: self.host_dropped,
+            withdrawn: self.withdrawn,
+            lost: self.lost,
+            rtt_seconds: RoundTrips {
+                min: self.round_trips.first().map(Duration::as_secs_f64),
+                mean: mean(&self.round_trips).map(|mean| mean.as_secs_f64()),
+                p50: rtt(0.5),
+                p90: rtt(0.9),
+                p99: rtt(0.99),
+                max: self.round_trips.last().map(Duration::as_secs_f64),
+            },
+            ipdv_seconds: Variations {
+                mean: mean(&self.variations).map(|mean| mean.as_secs_f64()),
+                p99: quantile(&self.variations, 0.99).map(|p99| p99.as_secs_f64()),
+            },
+            hops: self.hops,
+            timestamps: Timestamps { transmit: self.stamps[0], receive: self.stamps[1] },
+        };
+        serde_json::to_string(&json)
+    }
+
+    /// The summary for people.
+    pub(super) fn text(&mut self, target: &str, address: SocketAddr) -> String {
+        self.round_trips.sort_unstable();
+        self.variations.sort_unstable();
+        let Lost { forward, reverse, unknown } = self.lost;
+        let lost = forward + reverse + unknown;
+        let decided = self.received + lost;
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let percent = if decided == 0 { 0.0 } else { lost as f64 * 100.0 / decided as f64 };
+        let mut out = format!("--- {target} ({address}) ---\n");
+        let _ = writeln!(
+            out,
+            "{} sent, {} received, {lost} lost ({percent:.1} %: forward {forward}, reverse {reverse}, unknown {unknown})",
+            self.sent, self.received
+        );
+        let others = [
+            (self.late, "late"),
+            (self.duplicates, "duplicates"),
+            (self.reordered, "reordered"),
+            (self.unsent, "unsent"),
+            (self.send_errors, "send errors"),
+            (self.host_dropped, "dropped by a host"),
+            (self.withdrawn, "withdrawn"),
+            (self.mismatched, "replies not believed"),
+        ];
+        let others: Vec<String> =
+            others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        if !others.is_empty() {
+            let _ = writeln!(out, "{}", others.join(", "));
+        }
+        if let Some(kind) = &self.icmp {
+            let _ = writeln!(out, "ICMP: {kind}");
+        }
+        if let (Some(min), Some(max), Some(mean)) =
+            (self.round_trips.first(), self.round_trips.last(), mean(&self.round_trips))
+        {
+            let shown = |q| quantile(&self.round_trips, q).map_or_else(|| "-".to_owned(), milliseconds);
+            let _ = writeln!(
+                out,
+                "rtt min/mean/p50/p90/p99/max = {}/{}/{}/{}/{}/{} ms{}",
+                milliseconds(*min),
+                milliseconds(mean),
+                shown(0.5),
+                shown(0.9),
+                shown(0.99),
+                milliseconds(*max),
+                if self.round_trips.len() < 1_000 { " (-: too few replies; p50 needs 20, p90 100, p99 1000)" } else { "" }
+            );
+        }
+        if let Some(mean) = mean(&self.variations) {
+            let p99 = quantile(&self.variations, 0.99).map_or_else(|| "-".to_owned(), milliseconds);
+            let _ = writeln!(out, "ipdv mean/p99 = {}/{p99} ms", milliseconds(mean));
+        }
+        if self.received > 0 {
+            let hops = |hops: Option<u8>| hops.map_or_else(|| "unknown".to_owned(), |hops| hops.to_string());
+            let turnaround = self.turnaround / u32::try_from(self.received).unwrap_or(u32::MAX);
+            let _ = writeln!(
+                out,
+                "hops {} forward, {} reverse; timestamps {} transmit, {} receive; responder turnaround {} ms, not in the rtt",
+                hops(self.hops.forward),
+                hops(self.hops.reverse),
+                Stamps::name(self.stamps[0]),
+                Stamps::name(self.stamps[1]),
+                milliseconds(turnaround)
+            );
+        }
+        out
+    }
+}
+
+fn mean(values: &[Duration]) -> Option<Duration> {
+    let count = u32::try_from(values.len()).ok().filter(|count| *count > 0)?;
+    Some(values.iter().sum::<Duration>() / count)
+}
+
+/// Milliseconds with three decimals.
+pub(super) fn milliseconds(span: Duration) -> String {
+    format!("{:.3}", span.as_secs_f64() * 1e3)
+}
