@@ -46,11 +46,8 @@ impl Clock {
         let suspended = asleep.saturating_sub(self.asleep);
         self.asleep = asleep;
         let stepped = self.timeline.observe(reading.at, reading.wall, reading.window);
-        let upset = if suspended >= SUSPEND_MIN {
-            Some(Upset::Suspend(suspended))
-        } else {
-            stepped.map(Upset::Step)
-        };
+        let upset =
+            if suspended >= SUSPEND_MIN { Some(Upset::Suspend(suspended)) } else { stepped.map(Upset::Step) };
         (reading.at, upset)
     }
 
@@ -133,6 +130,9 @@ mod tests {
         let after = Clock::now();
         let placed = clock.place(wall, before, after);
         let slack = Timeline::GRAIN * 2;
-        assert!(placed + slack >= before && placed <= after + slack, "{placed:?} between {before:?} and {after:?}");
+        assert!(
+            placed + slack >= before && placed <= after + slack,
+            "{placed:?} between {before:?} and {after:?}"
+        );
     }
 }

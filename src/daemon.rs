@@ -108,7 +108,10 @@ impl Daemon {
         let stamp_sockets = bind_all(listen.stamp, stamps)?;
         let agent_sockets = bind_all(listen.agent, stamps)?;
         let ports = Ports {
-            http: listeners.first().and_then(|l| l.local_addr().ok()).map_or(listen.http.port(), |at| at.port()),
+            http: listeners
+                .first()
+                .and_then(|l| l.local_addr().ok())
+                .map_or(listen.http.port(), |at| at.port()),
             stamp: stamp_sockets.first().map_or(0, |socket| socket.address().port()),
             agent: agent_sockets.first().map_or(0, |socket| socket.address().port()),
         };
@@ -272,7 +275,8 @@ impl Daemon {
         let config = &self.settings.config;
         let peers = config.peers.iter().map(|peer| (peer.name.as_str(), peer.address.as_str()));
         let targets = config.targets.iter().map(|target| (target.name.as_str(), target.address.as_str()));
-        let names: HashSet<String> = peers.clone().chain(targets.clone()).map(|(name, _)| name.to_owned()).collect();
+        let names: HashSet<String> =
+            peers.clone().chain(targets.clone()).map(|(name, _)| name.to_owned()).collect();
         let literal = self.resolver.follow(peers.chain(targets));
         self.addresses.retain(|name, _| names.contains(name));
         self.identities.retain(|name, _| names.contains(name));
@@ -305,7 +309,8 @@ impl Daemon {
             (name.to_owned(), attributes)
         };
         let peers = config.peers.iter().map(|peer| attributes(&peer.name, &peer.address, &peer.labels));
-        let targets = config.targets.iter().map(|target| attributes(&target.name, &target.address, &target.labels));
+        let targets =
+            config.targets.iter().map(|target| attributes(&target.name, &target.address, &target.labels));
         self.exporter.publish(Directory { paths, probes, peers: peers.chain(targets).collect() });
         self.show(false);
     }
@@ -374,7 +379,8 @@ impl Daemon {
             warn!(peer = name, calls_itself = ?identity.name, "a peer has another name than the configuration gives it");
         }
         let reason = &identity.you.stamp.reason;
-        if let Some(reason) = reason.as_ref().filter(|_| known.is_none_or(|known| known.you.stamp.answers)) {
+        let is_news = known.is_none_or(|known| known.you.stamp.answers) && !self.fleet.has_heard(&name);
+        if let Some(reason) = reason.as_ref().filter(|_| is_news) {
             warn!(peer = name, %reason, "a peer will not answer us");
         }
         self.identities.insert(name, identity);

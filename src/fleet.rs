@@ -96,7 +96,8 @@ impl Fleet {
     pub fn apply(&mut self, config: &Config, keys: &KeyRing, addresses: &Addresses, prober: &Handle) {
         let (wanted, unmeasured) = self.wanted(config, keys, addresses);
         self.unmeasured = unmeasured;
-        let gone: Vec<PathKey> = self.running.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
+        let gone: Vec<PathKey> =
+            self.running.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
         for key in gone {
             if let Some(running) = self.running.remove(&key) {
                 prober.remove(running.id);
@@ -132,7 +133,8 @@ impl Fleet {
         addresses: &Addresses,
     ) -> (BTreeMap<PathKey, Plan>, Vec<(PathKey, String)>) {
         let (mut wanted, mut unmeasured) = (BTreeMap::new(), Vec::new());
-        let peers: BTreeMap<&str, &Peer> = config.peers.iter().map(|peer| (peer.name.as_str(), peer)).collect();
+        let peers: BTreeMap<&str, &Peer> =
+            config.peers.iter().map(|peer| (peer.name.as_str(), peer)).collect();
         let targets: BTreeMap<&str, &Target> =
             config.targets.iter().map(|target| (target.name.as_str(), target)).collect();
         for probe in &config.probes {
@@ -160,7 +162,12 @@ impl Fleet {
 
     /// The addresses to measure, one for each family that is asked for. An address that is in use stays in use as long as
     /// the name has it.
-    fn choose(&self, echo: &EchoProbe, name: &str, addresses: &Addresses) -> Vec<(&'static str, Result<IpAddr, String>)> {
+    fn choose(
+        &self,
+        echo: &EchoProbe,
+        name: &str,
+        addresses: &Addresses,
+    ) -> Vec<(&'static str, Result<IpAddr, String>)> {
         let choice = match (echo.family, echo.source) {
             (FamilyChoice::Auto, Some(source)) if source.is_ipv4() => FamilyChoice::Ipv4,
             (FamilyChoice::Auto, Some(_)) => FamilyChoice::Ipv6,
@@ -236,6 +243,12 @@ impl Fleet {
         self.running.values().any(|running| running.trouble.is_some())
     }
 
+    /// Whether a peer has ever answered on any of its paths.
+    #[must_use]
+    pub fn has_heard(&self, peer: &str) -> bool {
+        self.running.iter().any(|(key, running)| key.peer == peer && running.series.last_reply() > 0)
+    }
+
     /// The paths towards a peer.
     #[must_use]
     pub fn towards(&self, peer: &str) -> Vec<PathId> {
@@ -260,7 +273,11 @@ impl Fleet {
             to: Some(running.plan.to),
             sources: running.sources.clone(),
             series: running.trouble.is_none().then(|| Arc::clone(&running.series)),
-            reason: running.trouble.clone().or_else(|| refusals.get(&key.peer).cloned()),
+            // What a peer says to our HTTP address matters only where it does not answer our datagrams.
+            reason: running.trouble.clone().or_else(|| match running.series.last_reply() {
+                0 => refusals.get(&key.peer).cloned(),
+                _ => None,
+            }),
         });
         let unmeasured = self.unmeasured.iter().map(|(key, reason)| PathStatus {
             probe: key.probe.clone(),

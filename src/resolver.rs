@@ -39,12 +39,20 @@ impl Resolver {
     /// A resolver that tells `found`.
     #[must_use]
     pub fn new(found: mpsc::Sender<Resolved>) -> Self {
-        Self { tasks: JoinSet::new(), found, turns: Arc::new(Semaphore::new(RESOLVE_AT_ONCE)), hosts: BTreeMap::new() }
+        Self {
+            tasks: JoinSet::new(),
+            found,
+            turns: Arc::new(Semaphore::new(RESOLVE_AT_ONCE)),
+            hosts: BTreeMap::new(),
+        }
     }
 
     /// Looks up exactly these: names of peers and targets with their hosts. Addresses need no look-up and are returned;
     /// what was looked up before goes on undisturbed.
-    pub fn follow<'a>(&mut self, hosts: impl Iterator<Item = (&'a str, &'a str)>) -> BTreeMap<String, IpAddr> {
+    pub fn follow<'a>(
+        &mut self,
+        hosts: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> BTreeMap<String, IpAddr> {
         let mut literal = BTreeMap::new();
         let mut wanted = BTreeMap::new();
         for (name, host) in hosts {
@@ -62,7 +70,8 @@ impl Resolver {
         });
         for (name, host) in wanted {
             if !self.hosts.contains_key(&name) {
-                let look_up = look_up(name.clone(), host.clone(), self.found.clone(), Arc::clone(&self.turns));
+                let look_up =
+                    look_up(name.clone(), host.clone(), self.found.clone(), Arc::clone(&self.turns));
                 let task = self.tasks.spawn(look_up);
                 self.hosts.insert(name, (host, task));
             }

@@ -65,8 +65,8 @@ impl Settings {
     pub fn read(path: &Path, host: &Host) -> Result<Self, SettingsError> {
         let text = fs::read(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
         let file = path.display().to_string();
-        let loaded =
-            config::load(&text, host).map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
+        let loaded = config::load(&text, host)
+            .map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
         for warning in &loaded.warnings {
             warn!(file, "{warning}");
         }

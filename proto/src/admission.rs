@@ -60,7 +60,9 @@ impl Policy {
     #[must_use]
     pub fn lists(&self, source: IpAddr) -> bool {
         let source = source.to_canonical();
-        self.open || self.peers.contains(&source) || self.prefixes.iter().any(|prefix| prefix.contains(source))
+        self.open
+            || self.peers.contains(&source)
+            || self.prefixes.iter().any(|prefix| prefix.contains(source))
     }
 }
 

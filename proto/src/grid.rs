@@ -115,7 +115,10 @@ mod tests {
                     let due = grid.take(at(now));
                     skipped += due.skipped;
                     let Some(slot) = due.slot else { break };
-                    assert!(slot <= at(now) && at(now).since(slot) <= Duration::from_millis(5), "seed {seed}");
+                    assert!(
+                        slot <= at(now) && at(now).since(slot) <= Duration::from_millis(5),
+                        "seed {seed}"
+                    );
                     fired += 1;
                 }
             }

@@ -124,9 +124,10 @@ impl Keys {
     /// Which valid key made `tag`; `None` when no valid key did.
     #[must_use]
     pub fn verifying(&self, parts: &[&[u8]], tag: &[u8]) -> Option<KeyId> {
-        [KeyId::Current, KeyId::Previous].into_iter().zip(self.all()).find_map(|(id, key)| {
-            key.verify(parts, tag).then_some(id)
-        })
+        [KeyId::Current, KeyId::Previous]
+            .into_iter()
+            .zip(self.all())
+            .find_map(|(id, key)| key.verify(parts, tag).then_some(id))
     }
 
     /// The key of that name; the current one when there is no previous one.

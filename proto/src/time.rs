@@ -155,7 +155,8 @@ impl Timeline {
     #[must_use]
     pub fn place(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let placed = self.offset.monotonic(stamp);
-        let Some((before, stepped)) = self.before.filter(|(_, stepped)| to.since(*stepped) <= Self::MEMORY) else {
+        let Some((before, stepped)) = self.before.filter(|(_, stepped)| to.since(*stepped) <= Self::MEMORY)
+        else {
             return placed;
         };
         let fits = |at: &Timestamp| *at + Self::GRAIN >= from && *at <= to + Self::GRAIN;

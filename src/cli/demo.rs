@@ -92,7 +92,8 @@ fn row(from: &str, path: &PathStatus) -> String {
         return out;
     };
     #[expect(clippy::cast_precision_loss, reason = "for people")]
-    let milliseconds = |nanos: Option<u64>| nanos.map_or_else(|| "-".to_owned(), |n| format!("{:.3}", n as f64 / 1e6));
+    let milliseconds =
+        |nanos: Option<u64>| nanos.map_or_else(|| "-".to_owned(), |n| format!("{:.3}", n as f64 / 1e6));
     let [forward, reverse, unknown] = series.lost();
     let (sum, count) = series.ipdv();
     let _ = writeln!(
@@ -109,7 +110,8 @@ fn row(from: &str, path: &PathStatus) -> String {
 async fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
     let text = configuration(name, port);
     let host = Host { name_override: None, hostname: name.to_owned() };
-    let loaded = config::load(text.as_bytes(), &host).map_err(|problems| anyhow!("the demo's own: {problems}"))?;
+    let loaded =
+        config::load(text.as_bytes(), &host).map_err(|problems| anyhow!("the demo's own: {problems}"))?;
     let mut settings = Settings::with_keys(loaded.config, text.as_bytes())?;
     settings.keys.mesh = Some(Arc::clone(keys));
     Daemon::start(settings, Source::Fixed, None, Notifier::silent()).await.context("starting an agent")
@@ -139,7 +141,10 @@ fn free_port() -> anyhow::Result<u16> {
         };
         AGENTS.iter().all(|(_, address)| both(address))
     };
-    PORTS.into_iter().find(is_free).ok_or_else(|| anyhow!("ports {PORTS:?} are all taken on 127.0.0.11 to 13"))
+    PORTS
+        .into_iter()
+        .find(is_free)
+        .ok_or_else(|| anyhow!("ports {PORTS:?} are all taken on 127.0.0.11 to 13"))
 }
 
 fn keys() -> anyhow::Result<Keys> {

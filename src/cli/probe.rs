@@ -47,7 +47,10 @@ pub(super) fn echo(arguments: &EchoArguments) -> Result<(), Failure> {
         if !arguments.json {
             let every = crate::config::units::display(arguments.interval);
             let mode = if aim.keys.is_some() { ", authenticated" } else { "" };
-            say(&format!("{} ({to}): {} datagrams every {every}{mode}\n", arguments.target, arguments.count))?;
+            say(&format!(
+                "{} ({to}): {} datagrams every {every}{mode}\n",
+                arguments.target, arguments.count
+            ))?;
         }
         measure(arguments, &aim, to).await
     })
@@ -113,14 +116,18 @@ async fn responder(arguments: &EchoArguments, aim: &Aim) -> anyhow::Result<Socke
         Family::Ipv6 => address.is_ipv6(),
     };
     let address = addresses.iter().find(fits).copied();
-    let address = address.ok_or_else(|| anyhow!("{} has no address of the family that was asked for", aim.host))?;
+    let address =
+        address.ok_or_else(|| anyhow!("{} has no address of the family that was asked for", aim.host))?;
     if let Some(port) = aim.stamp_port {
         return Ok(SocketAddr::new(address, port));
     }
     let signer = aim.keys.as_deref().map(Signer::new);
     let client = Client { signer, ..Client::default() };
     let identity = identity_of(&client, SocketAddr::new(address, aim.http_port)).await.map_err(|reason| {
-        anyhow!("{reason}\nis an agent there? for a reflector without one give its port, for example --port {}", stamp::PORT)
+        anyhow!(
+            "{reason}\nis an agent there? for a reflector without one give its port, for example --port {}",
+            stamp::PORT
+        )
     })?;
     if !identity.you.stamp.answers {
         let unknown = format!("{} does not say why", identity.name);

@@ -39,7 +39,9 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
 async fn obey_signals(stop: watch::Sender<bool>, reloads: mpsc::Sender<Reload>) {
     let [hangup, terminate, interrupt] =
         [SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = (hangup, terminate, interrupt) else { return };
+    let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = (hangup, terminate, interrupt) else {
+        return;
+    };
     loop {
         tokio::select! {
             _ = hangup.recv() => {

@@ -255,7 +255,11 @@ impl Findings {
                 shown(0.9),
                 shown(0.99),
                 milliseconds(*max),
-                if self.round_trips.len() < 1_000 { " (-: too few replies; p50 needs 20, p90 100, p99 1000)" } else { "" }
+                if self.round_trips.len() < 1_000 {
+                    " (-: too few replies; p50 needs 20, p90 100, p99 1000)"
+                } else {
+                    ""
+                }
             );
         }
         if let Some(mean) = mean(&self.variations) {

@@ -39,7 +39,10 @@ pub(super) enum About {
 }
 
 /// Reads the control messages of a received header.
-#[expect(unsafe_code, reason = "the kernel's own layout; every read is of the length that the message states")]
+#[expect(
+    unsafe_code,
+    reason = "the kernel's own layout; every read is of the length that the message states"
+)]
 #[expect(clippy::cast_ptr_alignment, reason = "reads are unaligned reads")]
 pub(super) fn read(header: &libc::msghdr) -> Said {
     let mut said = Said::default();
@@ -204,7 +207,11 @@ pub(super) fn write(told: &Told, control: &mut Control) -> usize {
         Some(_) | None => {}
     }
     if told.stamp {
-        writer.push(libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &libc::SOF_TIMESTAMPING_TX_SOFTWARE.to_ne_bytes());
+        writer.push(
+            libc::SOL_SOCKET,
+            libc::SO_TIMESTAMPING,
+            &libc::SOF_TIMESTAMPING_TX_SOFTWARE.to_ne_bytes(),
+        );
         if let Some(name) = told.name {
             writer.push(libc::SOL_SOCKET, SCM_TS_OPT_ID, &name.to_ne_bytes());
         }

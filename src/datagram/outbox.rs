@@ -42,9 +42,9 @@ impl Outbox {
 /// What the kernel's refusal means.
 pub(super) fn refusal(error: &std::io::Error) -> NotSent {
     match error.raw_os_error() {
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EADDRNOTAVAIL) => {
-            NotSent::Unreachable
-        }
+        Some(
+            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EADDRNOTAVAIL,
+        ) => NotSent::Unreachable,
         Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => NotSent::Buffer,
         Some(libc::EPERM | libc::EACCES) => NotSent::Permission,
         Some(libc::EMSGSIZE) => NotSent::TooBig,

@@ -181,7 +181,8 @@ fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result
 fn set(socket: &Socket2, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four");
     // SAFETY: the descriptor is open and the value is an int of the stated length.
-    let outcome = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
+    let outcome =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -255,8 +256,7 @@ impl ReceiveBatch {
         let name_length = libc::socklen_t::try_from(size_of::<libc::sockaddr_storage>()).expect("128");
         for index in 0..RECEIVE_BATCH {
             let bytes = &mut self.bytes[index * DATAGRAM_BYTES..(index + 1) * DATAGRAM_BYTES];
-            self.parts[index] =
-                libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: DATAGRAM_BYTES };
+            self.parts[index] = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: DATAGRAM_BYTES };
             let header = &mut self.headers[index].msg_hdr;
             header.msg_name = (&raw mut self.names[index]).cast();
             header.msg_namelen = name_length;
@@ -344,7 +344,10 @@ impl SendBatch {
     /// # Errors
     /// Why the first of them was not sent; those behind it were not tried.
     #[expect(unsafe_code, reason = "sendmmsg")]
-    #[expect(clippy::as_ptr_cast_mut, reason = "the kernel only reads what it sends; the type says otherwise")]
+    #[expect(
+        clippy::as_ptr_cast_mut,
+        reason = "the kernel only reads what it sends; the type says otherwise"
+    )]
     pub(super) fn send(&mut self, socket: &Socket, arena: &[u8], first: usize) -> io::Result<usize> {
         self.headers.clear();
         self.parts.clear();

@@ -47,7 +47,14 @@ impl Awaited {
     }
 
     /// Expects a stamp for a datagram that is about to be handed over; returns its name.
-    pub(super) fn expect(&mut self, actor: usize, life: u32, id: SendId, at: Timestamp, datagram: &[u8]) -> u32 {
+    pub(super) fn expect(
+        &mut self,
+        actor: usize,
+        life: u32,
+        id: SendId,
+        at: Timestamp,
+        datagram: &[u8],
+    ) -> u32 {
         while self.queue.front().is_some_and(|entry| at.since(entry.handed) > Self::PATIENCE)
             || self.queue.len() >= Self::LIMIT
         {

@@ -162,7 +162,13 @@ impl Thread {
         self.groups.push(Group { sockets, drops: HostDrops::default(), looked: now, owner: Some(index) });
     }
 
-    fn seat(&mut self, actor: Actor, group: usize, routes: Vec<(SocketAddr, u16)>, interval: Duration) -> usize {
+    fn seat(
+        &mut self,
+        actor: Actor,
+        group: usize,
+        routes: Vec<(SocketAddr, u16)>,
+        interval: Duration,
+    ) -> usize {
         self.lives = self.lives.wrapping_add(1);
         let seat = Seat { actor, group, life: self.lives, alarm: Timestamp::NEVER, routes, interval };
         match self.free.pop() {
@@ -296,7 +302,13 @@ impl Thread {
         }
     }
 
-    fn read_datagrams(&mut self, inbox: &mut ReceiveBatch, group: usize, socket: usize, now: Timestamp) -> bool {
+    fn read_datagrams(
+        &mut self,
+        inbox: &mut ReceiveBatch,
+        group: usize,
+        socket: usize,
+        now: Timestamp,
+    ) -> bool {
         let flow = u8::try_from(socket).unwrap_or(u8::MAX);
         let mut complaints = 0;
         for _ in 0..ROUNDS {
@@ -629,7 +641,12 @@ impl Thread {
     fn group(&mut self, choice: SourceChoice, is_v4: bool, flows: usize) -> Result<usize, SocketError> {
         let now = Clock::now();
         let index = *self.choices.entry((choice, is_v4)).or_insert_with(|| {
-            self.groups.push(Group { sockets: Vec::new(), drops: HostDrops::default(), looked: now, owner: None });
+            self.groups.push(Group {
+                sockets: Vec::new(),
+                drops: HostDrops::default(),
+                looked: now,
+                owner: None,
+            });
             self.groups.len() - 1
         });
         while self.groups[index].sockets.len() < flows {

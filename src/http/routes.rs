@@ -176,7 +176,10 @@ impl hyper::body::Body for Scrape {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let mut piece = Vec::with_capacity(Page::PIECE + Page::PIECE / 4);
         if self.page.next(&mut piece) {
             return Poll::Ready(Some(Ok(Frame::data(Bytes::from(piece)))));

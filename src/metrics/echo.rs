@@ -187,7 +187,11 @@ impl EchoSeries {
 
     /// ICMP errors by type, those that came.
     pub fn icmp_errors(&self) -> impl Iterator<Item = (IcmpKind, u64)> + '_ {
-        ICMP_KINDS.iter().zip(&self.icmp).map(|(kind, cell)| (*kind, cell.get())).filter(|(_, count)| *count > 0)
+        ICMP_KINDS
+            .iter()
+            .zip(&self.icmp)
+            .map(|(kind, cell)| (*kind, cell.get()))
+            .filter(|(_, count)| *count > 0)
     }
 
     /// When the last reply came, in nanoseconds since 1970; 0: none yet.
@@ -301,7 +305,13 @@ pub(super) struct EchoFamily {
     pub(super) write: fn(&mut Writer<'_>, &'static str, &EchoSeries),
 }
 
-fn by<T, const N: usize>(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, cells: &[Cell; N], table: &[(T, &str); N]) {
+fn by<T, const N: usize>(
+    writer: &mut Writer<'_>,
+    name: &str,
+    series: &EchoSeries,
+    cells: &[Cell; N],
+    table: &[(T, &str); N],
+) {
     for (cell, (_, more)) in cells.iter().zip(table) {
         writer.count(name, "", &series.labels, more, cell.get());
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pathmeter_proto::time::nanos;
-use prometheus::{Encoder, TextEncoder};
 use prometheus::proto::MetricFamily;
+use prometheus::{Encoder, TextEncoder};
 
 use super::agent::{LOOP_FAMILIES, LoopSeries, RESPONDER_FAMILIES, ResponderSeries};
 use super::echo::{ECHO_FAMILIES, EchoFamily, EchoSeries};
@@ -108,12 +108,15 @@ impl Exporter {
         let directory = self.directory.load_full();
         let registered = self.process.gather(http);
         let mut families: BTreeMap<&str, Family> = BTreeMap::new();
-        families.extend(registered.iter().enumerate().map(|(at, family)| (family.name(), Family::Registered(at))));
+        families.extend(
+            registered.iter().enumerate().map(|(at, family)| (family.name(), Family::Registered(at))),
+        );
         families.extend(LOOP_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Family::Loop(at))));
         let responder = RESPONDER_FAMILIES.iter().enumerate();
         families.extend(responder.map(|(at, family)| (family.name, Family::Responder(at))));
         if !directory.paths.is_empty() {
-            families.extend(ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Family::Echo(at))));
+            families
+                .extend(ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Family::Echo(at))));
         }
         if !directory.probes.is_empty() {
             families.insert(PROBE_INFO, Family::ProbeInfo);
@@ -218,7 +221,11 @@ impl Directory {
 
     fn peer_info(&self, page: &mut Vec<u8>) {
         let mut writer = Writer::new(page);
-        writer.family(PEER_INFO, Kind::Gauge, "Attributes of peers and targets; labels of theirs begin with label_.");
+        writer.family(
+            PEER_INFO,
+            Kind::Gauge,
+            "Attributes of peers and targets; labels of theirs begin with label_.",
+        );
         for (name, attributes) in &self.peers {
             let mut labels = label("peer", name);
             for (key, value) in attributes {
@@ -237,14 +244,10 @@ const PEER_INFO: &str = "pathmeter_peer_info";
 type Limit = (&'static str, &'static str, fn(&ProbeInfo) -> Duration);
 
 const LIMITS: [Limit; 2] = [
-    (
-        "pathmeter_echo_late_after_seconds",
-        "A reply after a longer round trip is late.",
-        |probe| probe.late_after,
-    ),
-    (
-        "pathmeter_echo_lost_after_seconds",
-        "A datagram without a reply by then is lost.",
-        |probe| probe.lost_after,
-    ),
+    ("pathmeter_echo_late_after_seconds", "A reply after a longer round trip is late.", |probe| {
+        probe.late_after
+    }),
+    ("pathmeter_echo_lost_after_seconds", "A datagram without a reply by then is lost.", |probe| {
+        probe.lost_after
+    }),
 ];

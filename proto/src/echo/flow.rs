@@ -178,7 +178,13 @@ impl Flow {
         self.next.checked_sub(u64::from(low.wrapping_sub(wire)))
     }
 
-    pub(super) fn sent(&mut self, sequence: u64, at: Timestamp, by: StampedBy, reports: &mut VecDeque<Report>) {
+    pub(super) fn sent(
+        &mut self,
+        sequence: u64,
+        at: Timestamp,
+        by: StampedBy,
+        reports: &mut VecDeque<Report>,
+    ) {
         let flow = self.index;
         let Some(slot) = self.slot(sequence) else { return };
         if let State::Queued = slot.state {
@@ -220,7 +226,13 @@ impl Flow {
     }
 
     /// Takes the answer to a datagram that is in flight. It is decided at once if T1 is known for good.
-    pub(super) fn answer(&mut self, sequence: u64, reply: Reply, rules: &Rules, reports: &mut VecDeque<Report>) {
+    pub(super) fn answer(
+        &mut self,
+        sequence: u64,
+        reply: Reply,
+        rules: &Rules,
+        reports: &mut VecDeque<Report>,
+    ) {
         if sequence < self.expected {
             reports.push_back(Report::Reordered);
         } else {
@@ -435,7 +447,12 @@ impl Flow {
                 State::Held(_) => self.finish(sequence, rules, reports),
                 State::InFlight => {
                     slot.state = State::Void;
-                    reports.push_back(Report::Decided { flow, sequence, verdict: Verdict::Withdrawn, sample: None });
+                    reports.push_back(Report::Decided {
+                        flow,
+                        sequence,
+                        verdict: Verdict::Withdrawn,
+                        sample: None,
+                    });
                 }
                 State::Queued | State::Answered(_) | State::Void => {}
             }

@@ -11,12 +11,14 @@ use super::request::{self, Contents, Extensions};
 use crate::dscp::Dscp;
 use crate::grid::{Grid, mix};
 use crate::key::Keys;
-use crate::machine::{Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use crate::machine::{
+    Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
+};
 use crate::stats::WindowedMinimum;
 use crate::time::Timestamp;
+use crate::wire::PeerTimestamp;
 use crate::wire::stamp::{self, Mode, Request};
 use crate::wire::tlv::{self, ClassOfService, FollowUp, Session};
-use crate::wire::PeerTimestamp;
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -211,7 +213,9 @@ impl Prober {
     fn extensions(&self, now: Timestamp, sequence: u64) -> Extensions {
         match self.responder.kind {
             Kind::Agent => Extensions::All,
-            Kind::Unknown if self.responder.unanswered >= UNANSWERED_MAX && sequence % 2 == 1 => Extensions::None,
+            Kind::Unknown if self.responder.unanswered >= UNANSWERED_MAX && sequence % 2 == 1 => {
+                Extensions::None
+            }
             Kind::Unknown => Extensions::All,
             Kind::Stamp | Kind::Plain if now >= self.responder.ask_again => Extensions::All,
             Kind::Stamp => Extensions::ClassOfService,
@@ -337,14 +341,13 @@ impl Prober {
             receive: arrival.by,
             hops_forward: hops(base.sender_ttl),
             hops_reverse: arrival.ttl.and_then(hops),
-            class_forward: told.class.map(|class| Class {
-                is_remarked: class.received != dscp,
-                is_congested: class.ecn == 3,
-            }),
-            class_reverse: arrival.tos.filter(|_| told.class.is_some()).map(|tos| Class {
-                is_remarked: tos >> 2 != dscp,
-                is_congested: tos & 3 == 3,
-            }),
+            class_forward: told
+                .class
+                .map(|class| Class { is_remarked: class.received != dscp, is_congested: class.ecn == 3 }),
+            class_reverse: arrival
+                .tos
+                .filter(|_| told.class.is_some())
+                .map(|tos| Class { is_remarked: tos >> 2 != dscp, is_congested: tos & 3 == 3 }),
         }
     }
 
@@ -364,7 +367,9 @@ impl Prober {
             }
             view.drops = Some((asked, session.host_drops));
         }
-        let (Some(highest), Some(first)) = (flow.extend(session.highest), flow.extend(session.count_or_first)) else {
+        let (Some(highest), Some(first)) =
+            (flow.extend(session.highest), flow.extend(session.count_or_first))
+        else {
             return;
         };
         let bitmap = session.bitmap;
@@ -473,7 +478,8 @@ struct Told {
 impl Told {
     fn read(datagram: &[u8], mode: Mode, keys: Option<&Keys>) -> Result<Self, Mismatch> {
         let base = mode.base_bytes();
-        let mut told = Self { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
+        let mut told =
+            Self { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
         let mut is_proven = keys.is_none();
         for found in tlv::walk(datagram, base) {
             told.asked_session |= found.kind == tlv::SESSION;

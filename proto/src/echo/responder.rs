@@ -126,7 +126,9 @@ impl Responder {
         for found in tlv::walk(datagram, base) {
             match found.kind {
                 tlv::SESSION => session = tlv::Session::read(found.value(datagram)).ok(),
-                tlv::HMAC => is_proven |= self.keys.as_ref().is_some_and(|k| tlv::verify(datagram, base, found, k)),
+                tlv::HMAC => {
+                    is_proven |= self.keys.as_ref().is_some_and(|k| tlv::verify(datagram, base, found, k))
+                }
                 _ => {}
             }
         }
@@ -171,7 +173,13 @@ impl Responder {
         Ok(place)
     }
 
-    fn answer(&mut self, pending: &Pending, now: Now, drops: &HostDrops, arena: &mut Vec<u8>) -> Option<Send> {
+    fn answer(
+        &mut self,
+        pending: &Pending,
+        now: Now,
+        drops: &HostDrops,
+        arena: &mut Vec<u8>,
+    ) -> Option<Send> {
         let session = self.sessions.at(pending.place)?;
         let number = session.replies;
         session.replies = number.wrapping_add(1);
@@ -379,6 +387,10 @@ impl Sources {
     }
 
     fn next_rotation(&self) -> Timestamp {
-        if self.current.is_empty() && self.previous.is_empty() { Timestamp::NEVER } else { self.since + Self::HALF }
+        if self.current.is_empty() && self.previous.is_empty() {
+            Timestamp::NEVER
+        } else {
+            self.since + Self::HALF
+        }
     }
 }

@@ -224,7 +224,9 @@ fn check_round_trip(
     let error = nanos(sample.rtt).abs_diff(truth);
     if error > tolerance + fallback {
         let found = sample.rtt;
-        return Err(format!("{id:?} took {truth} ns, reported {found:?}: {error} ns off, {tolerance} allowed"));
+        return Err(format!(
+            "{id:?} took {truth} ns, reported {found:?}: {error} ns off, {tolerance} allowed"
+        ));
     }
     Ok(())
 }

@@ -148,8 +148,14 @@ impl World {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
-            here: Host { clock: HostClock { origin: 5_000_000_000, ..HostClock::default() }, ..Host::default() },
-            there: Host { clock: HostClock { origin: 77_000_000_000, ..HostClock::default() }, ..Host::default() },
+            here: Host {
+                clock: HostClock { origin: 5_000_000_000, ..HostClock::default() },
+                ..Host::default()
+            },
+            there: Host {
+                clock: HostClock { origin: 77_000_000_000, ..HostClock::default() },
+                ..Host::default()
+            },
             forward: Link::perfect(10_000_000),
             reverse: Link::perfect(10_000_000),
             random: Random::new(seed),
@@ -300,7 +306,12 @@ impl World {
         let left = truth + self.random.between(1, HANDOVER_MAX);
         if !self.random.chance(self.here.stamps_lost) {
             let visible = left + self.random.below(3_000_000);
-            here.stamps.push_back(Stamp { id: send.id, handed: at, stamp: self.here.clock.wall(left), visible });
+            here.stamps.push_back(Stamp {
+                id: send.id,
+                handed: at,
+                stamp: self.here.clock.wall(left),
+                visible,
+            });
         }
         let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
         self.ledger.left(id, self.here.clock.monotonic(left));

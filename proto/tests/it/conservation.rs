@@ -31,7 +31,8 @@ fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> Spec {
 }
 
 fn responder(keys: Option<Arc<Keys>>) -> Responder {
-    let policy = Policy { open: keys.is_none(), rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
+    let policy =
+        Policy { open: keys.is_none(), rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
     Responder::new(policy, keys, 64)
 }
 
