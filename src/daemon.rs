@@ -92,11 +92,11 @@ const TICK: Duration = Duration::from_secs(1);
 const TRY_AGAIN: u64 = 30;
 
 impl Daemon {
-    /// Binds all sockets and starts to answer and to measure.
+    /// Binds all sockets and starts to answer and to measure. To be called inside a tokio runtime.
     ///
     /// # Errors
     /// What could not be bound or started, with its address.
-    pub async fn start(
+    pub fn start(
         settings: Settings,
         source: Source,
         log: Option<logging::Handle>,
@@ -108,12 +108,9 @@ impl Daemon {
         let stamp_sockets = bind_all(listen.stamp, stamps)?;
         let agent_sockets = bind_all(listen.agent, stamps)?;
         let ports = Ports {
-            http: listeners
-                .first()
-                .and_then(|l| l.local_addr().ok())
-                .map_or(listen.http.port(), |at| at.port()),
-            stamp: stamp_sockets.first().map_or(0, |socket| socket.address().port()),
-            agent: agent_sockets.first().map_or(0, |socket| socket.address().port()),
+            http: listeners.first().and_then(|l| l.local_addr().ok()).unwrap_or(listen.http).port(),
+            stamp: port_of(&stamp_sockets),
+            agent: port_of(&agent_sockets),
         };
         let boot_id = random()?;
         let (event_sender, events) = mpsc::channel(EVENTS);
@@ -508,6 +505,10 @@ fn bind_all(address: SocketAddr, stamps: StampNames) -> Result<Vec<Socket>, Sock
         }
     }
     Ok(sockets)
+}
+
+fn port_of(sockets: &[Socket]) -> u16 {
+    sockets.first().map_or(0, |socket| socket.address().port())
 }
 
 fn policy(config: &Config, ports: Ports, addresses: &Addresses) -> Policy {

@@ -33,7 +33,7 @@ pub(super) fn demo(arguments: &DemoArguments) -> Result<(), Failure> {
         let mut agents = JoinSet::new();
         let mut sites = Vec::new();
         for (name, _) in AGENTS {
-            let daemon = start(name, port, &keys).await?;
+            let daemon = start(name, port, &keys)?;
             sites.push((name, daemon.site()));
             agents.spawn(daemon.run(stopped.clone()));
         }
@@ -107,14 +107,14 @@ fn row(from: &str, path: &PathStatus) -> String {
     out
 }
 
-async fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
+fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
     let text = configuration(name, port);
     let host = Host { name_override: None, hostname: name.to_owned() };
     let loaded =
         config::load(text.as_bytes(), &host).map_err(|problems| anyhow!("the demo's own: {problems}"))?;
     let mut settings = Settings::with_keys(loaded.config, text.as_bytes())?;
     settings.keys.mesh = Some(Arc::clone(keys));
-    Daemon::start(settings, Source::Fixed, None, Notifier::silent()).await.context("starting an agent")
+    Daemon::start(settings, Source::Fixed, None, Notifier::silent()).context("starting an agent")
 }
 
 /// What a person would write for this agent.

@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let handle = arguments.log_level.is_none().then_some(handle);
     let source = daemon::Source::File { path: arguments.config.clone(), host };
     runtime()?.block_on(async {
-        let daemon = Daemon::start(settings, source, handle, Notifier::from_environment()).await?;
+        let daemon = Daemon::start(settings, source, handle, Notifier::from_environment())?;
         let (stop, stopped) = watch::channel(false);
         let signals = tokio::spawn(obey_signals(stop, daemon.reloads()));
         daemon.run(stopped).await;

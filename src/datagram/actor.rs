@@ -21,7 +21,7 @@ pub(super) enum Actor {
     /// Answers.
     Responder(Box<Answerer>),
     /// Hears goodbyes.
-    Listener(Listener),
+    Listener(Box<Listener>),
 }
 
 /// What an actor asks of the loop; its reports have been counted.

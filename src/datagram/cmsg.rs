@@ -43,7 +43,6 @@ pub(super) enum About {
     unsafe_code,
     reason = "the kernel's own layout; every read is of the length that the message states"
 )]
-#[expect(clippy::cast_ptr_alignment, reason = "reads are unaligned reads")]
 pub(super) fn read(header: &libc::msghdr) -> Said {
     let mut said = Said::default();
     // SAFETY: the header was filled by recvmmsg and its control buffer is alive and `msg_controllen` bytes long;
@@ -133,7 +132,6 @@ fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
 
 /// Reads a socket address of `length` bytes; `None` for other families and for what is too short.
 #[expect(unsafe_code, reason = "reads no more than `length` bytes")]
-#[expect(clippy::cast_ptr_alignment, reason = "reads are unaligned reads")]
 pub(super) unsafe fn address(at: *const u8, length: usize) -> Option<SocketAddr> {
     if length < size_of::<libc::sa_family_t>() {
         return None;

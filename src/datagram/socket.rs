@@ -46,13 +46,11 @@ impl SocketError {
 }
 
 fn remedy(source: &io::Error, address: SocketAddr) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::PermissionDenied if address.port() < 1024 => {
-            " (ports below 1024 need CAP_NET_BIND_SERVICE)"
-        }
-        io::ErrorKind::AddrInUse => " (is another pathmeter running?)",
-        io::ErrorKind::AddrNotAvailable => " (no interface has this address)",
-        _ => "",
+    match source.raw_os_error() {
+        Some(libc::EACCES) if address.port() < 1024 => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
+        Some(libc::EADDRINUSE) => " (is another pathmeter running?)",
+        Some(libc::EADDRNOTAVAIL) => " (no interface has this address)",
+        Some(_) | None => "",
     }
 }
 
@@ -344,10 +342,6 @@ impl SendBatch {
     /// # Errors
     /// Why the first of them was not sent; those behind it were not tried.
     #[expect(unsafe_code, reason = "sendmmsg")]
-    #[expect(
-        clippy::as_ptr_cast_mut,
-        reason = "the kernel only reads what it sends; the type says otherwise"
-    )]
     pub(super) fn send(&mut self, socket: &Socket, arena: &[u8], first: usize) -> io::Result<usize> {
         self.headers.clear();
         self.parts.clear();
@@ -382,6 +376,11 @@ impl SendBatch {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "address families are small numbers")]
+const INET: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
+#[expect(clippy::cast_possible_truncation, reason = "address families are small numbers")]
+const INET6: libc::sa_family_t = libc::AF_INET6 as libc::sa_family_t;
+
 #[expect(unsafe_code, reason = "an address in the kernel's layout")]
 fn name_of(address: SocketAddr) -> libc::sockaddr_storage {
     // SAFETY: all zeros is a valid sockaddr_storage.
@@ -390,7 +389,7 @@ fn name_of(address: SocketAddr) -> libc::sockaddr_storage {
     match address {
         SocketAddr::V4(address) => {
             let name = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_family: INET,
                 sin_port: address.port().to_be(),
                 sin_addr: libc::in_addr { s_addr: address.ip().to_bits().to_be() },
                 sin_zero: [0; 8],
@@ -400,7 +399,7 @@ fn name_of(address: SocketAddr) -> libc::sockaddr_storage {
         }
         SocketAddr::V6(address) => {
             let name = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_family: INET6,
                 sin6_port: address.port().to_be(),
                 sin6_flowinfo: 0,
                 sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
@@ -417,9 +416,7 @@ fn name_of(address: SocketAddr) -> libc::sockaddr_storage {
 #[must_use]
 pub fn both_families(address: SocketAddr) -> Vec<SocketAddr> {
     match address.ip() {
-        IpAddr::V6(ip) if ip.is_unspecified() => {
-            vec![([0, 0, 0, 0], address.port()).into(), address]
-        }
-        _ => vec![address],
+        IpAddr::V6(ip) if ip.is_unspecified() => vec![([0, 0, 0, 0], address.port()).into(), address],
+        IpAddr::V4(_) | IpAddr::V6(_) => vec![address],
     }
 }

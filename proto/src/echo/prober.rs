@@ -440,15 +440,24 @@ impl Prober {
 
     /// Completes what a report says with what only the path as a whole knows.
     fn complete(&mut self, mut report: Report, now: Timestamp) -> Report {
-        match &mut report {
-            Report::Decided { verdict: Verdict::Ok, sample: Some(sample), .. } => {
-                sample.minimum = self.minimum.add(now, sample.rtt);
-                sample.variation = sample.rtt - sample.minimum;
+        if let Report::Decided { verdict, sample, .. } = &mut report {
+            match (*verdict, sample) {
+                (Verdict::Ok, Some(sample)) => {
+                    sample.minimum = self.minimum.add(now, sample.rtt);
+                    sample.variation = sample.rtt - sample.minimum;
+                }
+                (Verdict::Lost(_), _) if self.responder.kind == Kind::Unknown => {
+                    self.responder.unanswered = self.responder.unanswered.saturating_add(1);
+                }
+                (
+                    Verdict::Ok
+                    | Verdict::Late
+                    | Verdict::Lost(_)
+                    | Verdict::HostDropped
+                    | Verdict::Withdrawn,
+                    _,
+                ) => {}
             }
-            Report::Decided { verdict: Verdict::Lost(_), .. } if self.responder.kind == Kind::Unknown => {
-                self.responder.unanswered = self.responder.unanswered.saturating_add(1);
-            }
-            _ => {}
         }
         report
     }

@@ -25,6 +25,8 @@ pub struct Ledger {
 #[derive(Debug, Clone, Default)]
 struct Truth {
     left: Option<Timestamp>,
+    /// When it left, in true nanoseconds.
+    left_truly: u64,
     reached_responder: u32,
     replies: Vec<TrueReply>,
 }
@@ -33,6 +35,10 @@ struct Truth {
 struct TrueReply {
     at: Timestamp,
     turnaround: Duration,
+    /// When it arrived, in true nanoseconds.
+    at_truly: u64,
+    /// What the responder took, in true nanoseconds.
+    turnaround_truly: u64,
 }
 
 /// What a prober reported, counted.
@@ -107,9 +113,11 @@ impl Tally {
 }
 
 impl Ledger {
-    /// A datagram left the prober.
-    pub fn left(&mut self, id: (u8, u64), at: Timestamp) {
-        self.datagrams.entry(id).or_default().left = Some(at);
+    /// A datagram left the prober, at `truly` in true nanoseconds.
+    pub fn left(&mut self, id: (u8, u64), at: Timestamp, truly: u64) {
+        let truth = self.datagrams.entry(id).or_default();
+        truth.left = Some(at);
+        truth.left_truly = truly;
     }
 
     /// A copy of a request was answered by the responder.
@@ -118,13 +126,19 @@ impl Ledger {
         self.datagrams.entry(id).or_default().reached_responder += 1;
     }
 
-    /// An undamaged copy of a reply was handed to the prober's socket.
-    pub fn reached_prober(&mut self, id: (u8, u64), at: Timestamp, turnaround: Duration) {
+    /// An undamaged copy of a reply was handed to the prober's socket. Times as the hosts' clocks see them, and truly.
+    pub fn reached_prober(
+        &mut self,
+        id: (u8, u64),
+        (at, at_truly): (Timestamp, u64),
+        turnaround: (Duration, u64),
+    ) {
         let truth = self.datagrams.entry(id).or_default();
         if truth.replies.is_empty() {
             self.order.push(id);
         }
-        truth.replies.push(TrueReply { at, turnaround });
+        let (turnaround, turnaround_truly) = turnaround;
+        truth.replies.push(TrueReply { at, turnaround, at_truly, turnaround_truly });
     }
 
     /// Compares what was reported with what happened.
@@ -148,7 +162,7 @@ impl Ledger {
         let (mut duplicates, mut very_late) = (0, 0);
         for (id, truth) in &self.datagrams {
             let Some(t1) = truth.left else { return Err(format!("{id:?} was answered and never left")) };
-            let (verdict, sample) = tally.verdicts.get(id).ok_or(format!("{id:?} has no verdict"))?;
+            let (verdict, sample) = tally.verdicts.get(id).ok_or_else(|| format!("{id:?} has no verdict"))?;
             let in_time = |reply: &&TrueReply| reply.at.since(t1) <= lost_after;
             let answer = truth.replies.iter().find(in_time);
             let copies = truth.replies.iter().filter(in_time).count() as u64;
@@ -156,7 +170,7 @@ impl Ledger {
             very_late += truth.replies.len() as u64 - copies;
             match (verdict, answer) {
                 (Verdict::Ok | Verdict::Late, Some(answer)) => {
-                    let sample = sample.ok_or(format!("{id:?} is {verdict:?} without a sample"))?;
+                    let sample = sample.ok_or_else(|| format!("{id:?} is {verdict:?} without a sample"))?;
                     let elapsed = answer.at.since(t1);
                     let allowed = tolerance(elapsed, answer.turnaround);
                     check_round_trip(*id, &sample, elapsed, answer.turnaround, allowed)?;
@@ -188,6 +202,35 @@ impl Ledger {
             return Err(format!("lengths of bursts: found {found:?}, truly {ended:?}"));
         }
         Ok(())
+    }
+
+    /// Compares round trips with true time, which no clock here shows. `bound` is how far off one may be, given its elapsed
+    /// time and turnaround. Returns how many were compared.
+    ///
+    /// # Errors
+    /// The first that is further off, in a sentence.
+    pub fn compare_with_true_time(
+        &self,
+        tally: &Tally,
+        bound: impl Fn(Duration, Duration) -> u64,
+    ) -> Result<u64, String> {
+        let mut compared = 0;
+        for (id, (_, sample)) in &tally.verdicts {
+            let truth = self.datagrams.get(id).ok_or_else(|| format!("{id:?} never left"))?;
+            let (Some(sample), Some(answer)) = (sample, truth.replies.first()) else { continue };
+            if sample.transmit == StampedBy::User {
+                continue;
+            }
+            let elapsed = answer.at_truly - truth.left_truly;
+            let true_rtt = elapsed - answer.turnaround_truly;
+            let allowed = bound(Duration::from_nanos(elapsed), Duration::from_nanos(answer.turnaround_truly));
+            let error = nanos(sample.rtt).abs_diff(true_rtt);
+            if error > allowed {
+                return Err(format!("{id:?} took {true_rtt} ns: {error} ns off, {allowed} allowed"));
+            }
+            compared += 1;
+        }
+        Ok(compared)
     }
 
     /// RFC 4737, from the order in which first copies arrived in time.

@@ -16,19 +16,25 @@ impl Random {
     }
 
     /// The next number, uniform over all of `u64`.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.state)
     }
 
     /// Uniform in `0..bound`; 0 when `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.next() % bound }
+        if bound == 0 { 0 } else { self.draw() % bound }
     }
 
     /// Uniform between both, inclusive.
     pub fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.below(most - least + 1)
+    }
+
+    /// One of these; at least one is given.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        let index = usize::try_from(self.below(from.len() as u64)).expect("below a length");
+        from[index]
     }
 
     /// True with probability `p`.
@@ -39,7 +45,7 @@ impl Random {
     /// Uniform in `[0, 1)`.
     pub fn fraction(&mut self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
-        let numerator = (self.next() >> 11) as f64;
+        let numerator = (self.draw() >> 11) as f64;
         numerator / 9_007_199_254_740_992.0
     }
 }

@@ -77,12 +77,14 @@ enum Event {
     ProberWakes,
     ResponderWakes,
     Request { bytes: Vec<u8>, id: (u8, u64), flow: u8, tos: u8 },
-    Reply { bytes: Vec<u8>, id: (u8, u64), turnaround: Duration, flow: u8, is_damaged: bool, tos: u8 },
+    Reply { bytes: Vec<u8>, id: (u8, u64), turnaround: (Duration, u64), flow: u8, is_damaged: bool, tos: u8 },
 }
 
 #[derive(Debug)]
 struct Waiting {
     bytes: Vec<u8>,
+    /// When it arrived, in true nanoseconds.
+    arrived: u64,
     stamp: WallTime,
     id: (u8, u64),
     flow: u8,
@@ -204,7 +206,7 @@ impl World {
                         continue;
                     }
                     let stamp = self.there.clock.wall(truth);
-                    there.waiting.push_back(Waiting { bytes, stamp, id, flow, tos });
+                    there.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos });
                     let wakes = self.wakes(&self.there.pace.clone(), truth);
                     self.schedule(wakes, Event::ResponderWakes);
                 }
@@ -217,10 +219,10 @@ impl World {
                     if is_damaged {
                         self.ledger.corrupted_replies += 1;
                     } else {
-                        self.ledger.reached_prober(id, self.here.clock.monotonic(truth), turnaround);
+                        self.ledger.reached_prober(id, (self.here.clock.monotonic(truth), truth), turnaround);
                     }
                     let stamp = self.here.clock.wall(truth);
-                    here.waiting.push_back(Waiting { bytes, stamp, id, flow, tos });
+                    here.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos });
                 }
             }
         }
@@ -246,7 +248,8 @@ impl World {
         here.look_at_the_clocks(&clock, truth);
         let now = clock.monotonic(truth);
         let (from, address) = (here.drained, SocketAddr::from(THERE));
-        while let Some(stamp) = here.stamps.pop_front_if(|stamp| stamp.visible <= truth) {
+        while here.stamps.front().is_some_and(|stamp| stamp.visible <= truth) {
+            let Some(stamp) = here.stamps.pop_front() else { break };
             let left = here.timeline.place(stamp.stamp, stamp.handed, now);
             prober.sent(stamp.id, left, StampedBy::Kernel);
             self.drive(prober, here, truth);
@@ -314,7 +317,7 @@ impl World {
             });
         }
         let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
-        self.ledger.left(id, self.here.clock.monotonic(left));
+        self.ledger.left(id, self.here.clock.monotonic(left), left);
         let deliveries = self.forward.pass(&mut self.random, left, bytes.len());
         for delivery in deliveries.into_iter().flatten() {
             let bytes = damaged(&bytes, delivery.flipped);
@@ -349,7 +352,7 @@ impl World {
                 let now = there.now(&clock, busy);
                 match responder.step(now, &mut there.drops, &mut arena) {
                     Step::Send(send) => {
-                        let turnaround = clock.monotonic(busy).since(received_at);
+                        let turnaround = (clock.monotonic(busy).since(received_at), busy - waiting.arrived);
                         self.answer(responder, &clock, busy, &send, &arena, &waiting, turnaround);
                     }
                     Step::Report(ResponderReport::Answered) => self.ledger.reached_responder(waiting.id),
@@ -370,7 +373,7 @@ impl World {
         send: &Send,
         bytes: &[u8],
         waiting: &Waiting,
-        turnaround: Duration,
+        turnaround: (Duration, u64),
     ) {
         responder.sent(send.id, clock.monotonic(truth), StampedBy::User);
         let left = truth + self.random.between(1, HANDOVER_MAX);

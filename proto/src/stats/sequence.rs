@@ -91,7 +91,7 @@ mod tests {
             for i in 0..400_u64 {
                 let random = crate::grid::mix(seed * 1_000 + i);
                 let offset = (i + random % 60).saturating_sub(30);
-                let order = received.add(start.wrapping_add(offset as u32));
+                let order = received.add(start.wrapping_add(u32::try_from(offset).unwrap()));
                 let expected = match (all.insert(offset), offset > highest) {
                     (false, _) => Order::Duplicate,
                     (true, true) => Order::InOrder,

@@ -51,7 +51,7 @@ impl Served {
                             release.acquire().await.unwrap().forget();
                             plain(StatusCode::OK, "slow".to_owned())
                         }
-                        "/large" => Response::new(Full::from(vec![0; 32 * 1024 * 1024])),
+                        "/large" => Response::new(Full::from(vec![0; 32 * 1024 * 1024]).boxed_unsync()),
                         "/panic" => panic!("a handler with a bug"),
                         "/peer" => plain(StatusCode::OK, peer.to_string()),
                         "/open" => plain(StatusCode::OK, counters.connections().to_string()),
