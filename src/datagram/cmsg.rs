@@ -285,7 +285,7 @@ mod tests {
         let router: SocketAddr = ([192, 0, 2, 9], 0).into();
         let kind = |ee_type, code| match about(&error(ee_type, code), Some(router)) {
             About::Icmp(icmp) => (icmp.kind, icmp.mtu),
-            other => panic!("{other:?}"),
+            other @ (About::Stamp { .. } | About::Local { .. }) => panic!("{other:?}"),
         };
         assert_eq!(kind(3, 3), (IcmpKind::PortUnreachable, None));
         assert_eq!(kind(3, 1), (IcmpKind::Unreachable, None));

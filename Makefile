@@ -1,0 +1,53 @@
+# make demo, make test and make bench need nothing before them but Debian or Ubuntu with Rust: what is missing is
+# installed, or named.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# libsystemd and pkg-config to build; promtool (in Debian's prometheus package) to check what is exported.
+PACKAGES := build-essential pkg-config libsystemd-dev prometheus
+
+.PHONY: help
+help: ## Show this
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing
+	@./scripts/install-packages.sh $(PACKAGES)
+
+.PHONY: build
+build: deps ## Build the release binary: target/release/pathmeter
+	cargo build --release --locked
+
+.PHONY: demo
+demo: build ## Three agents on loopback that measure each other, for 20 seconds
+	./target/release/pathmeter demo --seconds $${SECONDS_TO_RUN:-20}
+
+.PHONY: test
+test: deps peers lint rules ## Everything that must hold: format, lints, tests, docs, rules
+	cargo test --locked --workspace --all-features --doc
+	./scripts/run-tests.sh
+
+.PHONY: lint
+lint: deps
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --locked --no-default-features --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps --document-private-items
+
+.PHONY: rules
+rules: deps
+	promtool check rules deploy/prometheus/*.rules.yaml
+	promtool test rules deploy/prometheus/*.rules.test.yaml
+
+.PHONY: peers
+peers: deps
+	./scripts/install-test-peers.sh
+
+.PHONY: bench
+bench: deps ## Measure against the bare loops and the budgets; prints a table
+	cargo bench --locked --bench budgets
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	cargo clean
