@@ -474,10 +474,12 @@ impl Told {
     fn read(datagram: &[u8], mode: Mode, keys: Option<&Keys>) -> Result<Self, Mismatch> {
         let base = mode.base_bytes();
         let mut told = Self { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
-        let mut is_proven = keys.is_none();
+        let mut is_hmac_flagged = false;
         for found in tlv::walk(datagram, base) {
             told.asked_session |= found.kind == tlv::SESSION;
             told.is_damaged |= found.flags & tlv::INTEGRITY != 0;
+            // Its own flags are all that no HMAC covers.
+            is_hmac_flagged |= found.kind == tlv::HMAC && found.flags != 0;
             if !found.is_understood() {
                 continue;
             }
@@ -488,14 +490,10 @@ impl Told {
                 }
                 tlv::CLASS_OF_SERVICE => told.class = ClassOfService::read(value),
                 tlv::FOLLOW_UP => told.follow_up = FollowUp::read(value),
-                // Its own flags are all that no HMAC covers.
-                tlv::HMAC if found.flags == 0 => {
-                    is_proven |= keys.is_some_and(|keys| tlv::verify(datagram, base, found, keys));
-                }
                 _ => {}
             }
         }
-        if !is_proven && !tlv::is_bare(datagram, base) {
+        if keys.is_some_and(|keys| is_hmac_flagged || !tlv::are_proven(datagram, base, keys)) {
             return Err(Mismatch::Unauthentic);
         }
         Ok(told)

@@ -1,4 +1,5 @@
 //! What must hold in every world: verdicts against a ledger of the truth.
 
+mod byhand;
 mod conservation;
 mod hostile;
