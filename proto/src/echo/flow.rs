@@ -171,6 +171,11 @@ impl Flow {
         self.slots.get_mut(index)
     }
 
+    /// When a datagram was sent; `None` when it is forgotten or was not.
+    pub(super) fn sent_at(&mut self, sequence: u64) -> Option<Timestamp> {
+        self.slot(sequence).map(|slot| slot.t1)
+    }
+
     /// The 64-bit sequence number that ends in `wire`, at most `next`.
     pub(super) fn extend(&self, wire: u32) -> Option<u64> {
         #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
@@ -294,19 +299,20 @@ impl Flow {
     }
 
     /// Learns from a responder which of the undecided datagrams of a kind, between the two ends of `span`, had arrived when
-    /// it answered a datagram that was sent at `asked`. `None`: it says nothing about that one.
+    /// it answered a datagram that was sent at `asked`. `arrived` is told a sequence number and when that was sent; `None`:
+    /// the responder says nothing about that one.
     pub(super) fn learn(
         &mut self,
         span: RangeInclusive<u64>,
         kind: Carries,
         asked: Timestamp,
         rules: &Rules,
-        arrived: impl Fn(u64) -> Option<bool>,
+        arrived: impl Fn(u64, Timestamp) -> Option<bool>,
     ) {
         let from = (*span.start()).max(self.cursor);
         for sequence in from..=(*span.end()).min(self.next.saturating_sub(1)) {
             let Some(slot) = self.slot(sequence).filter(|slot| slot.kind == kind) else { continue };
-            match arrived(sequence) {
+            match arrived(sequence, slot.t1) {
                 Some(true) => slot.evidence = Evidence::Arrived,
                 Some(false) if slot.evidence == Evidence::None && asked >= slot.t1 + rules.horizon => {
                     slot.evidence = Evidence::Missing;

@@ -90,6 +90,8 @@ enum Kind {
 struct View {
     /// Ours: when the last report was asked for, and the host drops it told.
     drops: Option<(Timestamp, u32)>,
+    /// Ours: the first sequence number of its record, and when that was sent, or later.
+    record: Option<(u32, Timestamp)>,
     /// Foreign: the last reply in order, as sequence number and the reflector's own.
     last: Option<(u64, u32)>,
     /// Foreign: whether its sequence numbers are its own.
@@ -367,10 +369,18 @@ impl Prober {
         let (Some(highest), Some(first)) = (flow.extend(session.highest), flow.extend(session.count_or_first)) else {
             return;
         };
+        let began = match view.record {
+            Some((known, began)) if known == session.count_or_first => began,
+            // Long gone or never sent: this report was asked for no earlier.
+            _ => flow.sent_at(first).unwrap_or(asked),
+        };
+        view.record = Some((session.count_or_first, began));
         let bitmap = session.bitmap;
-        flow.learn(highest.saturating_sub(127)..=highest, Carries::Session, asked, &rules, |sequence| {
+        flow.learn(highest.saturating_sub(127)..=highest, Carries::Session, asked, &rules, |sequence, sent| {
             let is_set = bitmap >> (highest - sequence) & 1 == 1;
-            (is_set || sequence > first).then_some(is_set)
+            // A responder that forgot us began its record anew, perhaps with a datagram that others had overtaken: what
+            // was sent soon after that one may have arrived before.
+            (is_set || sequence > first && sent >= began + rules.horizon).then_some(is_set)
         });
     }
 
@@ -394,7 +404,7 @@ impl Prober {
                 answered if answered == asked_since => Some(true),
                 _ => None,
             };
-            flow.learn(last + 1..=sequence.saturating_sub(1), Carries::Less, asked, &rules, |_| arrived);
+            flow.learn(last + 1..=sequence.saturating_sub(1), Carries::Less, asked, &rules, |_, _| arrived);
         }
         view.last = Some((sequence, number));
     }

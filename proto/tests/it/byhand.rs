@@ -159,9 +159,9 @@ impl Asker {
         }
     }
 
-    /// Hands over what claims to be a reply, a millisecond later, and returns what that led to.
+    /// Hands over what claims to be a reply, a microsecond later, and returns what that led to.
     pub(super) fn hears(&mut self, datagram: &[u8]) -> Vec<Report> {
-        self.at = self.at + Duration::from_millis(1);
+        self.at = self.at + Duration::from_micros(1);
         let mut arrival = arrival(([192, 0, 2, 2], 862), self.at);
         arrival.to = Some([192, 0, 2, 1].into());
         self.flush();

@@ -2,4 +2,5 @@
 
 mod byhand;
 mod conservation;
+mod forged;
 mod hostile;
