@@ -96,6 +96,8 @@ struct View {
     last: Option<(u64, u32)>,
     /// Foreign: whether its sequence numbers are its own.
     is_stateful: bool,
+    /// Foreign: until when its count is doubted, because a request was seen to arrive twice or behind a later one.
+    doubted: Option<Timestamp>,
     /// T3 of recent replies, by the reflector's sequence number.
     left: [Option<(u32, PeerTimestamp)>; LEFT],
     /// The last follow-up that was used.
@@ -113,6 +115,9 @@ struct Draining {
 
 /// A goodbye excuses a peer for this long. Chosen: a restart takes seconds, a reboot a minute.
 const GOODBYE_LASTS: Duration = Duration::from_secs(60);
+
+/// A path that was seen to duplicate or to reorder requests is expected to do so again for this long. Chosen: 10 minutes.
+const DOUBT_LASTS: Duration = Duration::from_secs(600);
 
 /// While nothing is known, every second datagram after this many that were given up is plain STAMP: some reflectors drop
 /// what they do not expect.
@@ -281,6 +286,11 @@ impl Prober {
         let sent = match flow.fit(sequence, base.sender_timestamp, arrival.at, &rules) {
             Fit::Answer { sent } => sent,
             Fit::Duplicate => {
+                // A copy of a reply has its number; the reply to a copy of a request has its own.
+                let view = &mut self.views[index];
+                if !view.left.iter().flatten().any(|(number, _)| *number == base.sequence) {
+                    view.doubted = Some(arrival.at + DOUBT_LASTS);
+                }
                 self.reports.push_back(Report::Duplicate);
                 return Ok(());
             }
@@ -301,7 +311,7 @@ impl Prober {
         match told.session {
             Some(session) => self.learn_from_ours(index, sent, arrival.at, &session),
             None if is_ours => {}
-            None => self.learn_from_foreign(index, sent, sequence, base.sequence),
+            None => self.learn_from_foreign(index, sent, arrival.at, (sequence, base.sequence)),
         }
         self.follow_up(index, &base, told.follow_up);
         Ok(())
@@ -385,23 +395,32 @@ impl Prober {
     }
 
     /// A stateful reflector numbers its replies: between two of them it received as many requests as its numbers
-    /// advanced. All or none of those between gives each a direction; some of them does not.
-    fn learn_from_foreign(&mut self, index: usize, asked: Timestamp, sequence: u64, number: u32) {
+    /// advanced. All or none of those between gives each a direction; some of them does not. That it was all of them
+    /// holds only while no request arrives twice, or behind a later one, for its number is then counted in the wrong
+    /// place: where that was seen, it is not believed. The first time, if its reply is lost as well, is not seen.
+    fn learn_from_foreign(&mut self, index: usize, asked: Timestamp, heard: Timestamp, reply: (u64, u32)) {
+        let (sequence, number) = reply;
         let rules = self.rules();
         let (flow, view) = (&mut self.flows[index], &mut self.views[index]);
         #[expect(clippy::cast_possible_truncation, reason = "the wire carried the low half")]
         let is_copy = number == sequence as u32;
         view.is_stateful |= !is_copy;
-        if view.last.is_some_and(|(last, _)| sequence < last) {
+        if let Some((last, last_number)) = view.last
+            && sequence < last
+        {
+            if number.wrapping_sub(last_number) < 1 << 31 {
+                view.doubted = Some(heard + DOUBT_LASTS);
+            }
             return;
         }
+        let is_doubted = view.doubted.is_some_and(|until| heard < until);
         if let Some((last, last_number)) = view.last
             && view.is_stateful
         {
             let (asked_since, answered_since) = (sequence - last, number.wrapping_sub(last_number));
             let arrived = match u64::from(answered_since) {
                 1 => Some(false),
-                answered if answered == asked_since => Some(true),
+                answered if answered == asked_since && !is_doubted => Some(true),
                 _ => None,
             };
             flow.learn(last + 1..=sequence.saturating_sub(1), Carries::Less, asked, &rules, |_, _| arrived);
