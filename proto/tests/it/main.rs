@@ -2,5 +2,7 @@
 
 mod byhand;
 mod conservation;
+mod foreign;
 mod forged;
 mod hostile;
+mod stamp_suite;
