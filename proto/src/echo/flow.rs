@@ -198,11 +198,12 @@ impl Flow {
     }
 
     pub(super) fn not_sent(&mut self, sequence: u64, why: NotSent, reports: &mut VecDeque<Report>) {
+        let Some(slot) = self.slot(sequence) else { return };
+        // What has left is decided by what comes back, whatever is said of it later.
+        let State::Queued = slot.state else { return };
+        slot.state = State::Void;
         self.sent = self.sent.wrapping_sub(1);
-        if let Some(slot) = self.slot(sequence) {
-            slot.state = State::Void;
-            reports.push_back(Report::SendError(why));
-        }
+        reports.push_back(Report::SendError(why));
         self.advance();
     }
 
@@ -452,7 +453,9 @@ impl Flow {
     /// When something must be decided if nothing arrives.
     pub(super) fn deadline(&self, rules: &Rules) -> Timestamp {
         let index = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
-        let first = self.slots.get(index).map_or(Timestamp::NEVER, |slot| slot.t1 + rules.lost_after);
+        let at = |index| self.slots.get(index).map(|slot: &Slot| slot.t1 + rules.lost_after);
+        // Datagrams are decided in order, and by the kernel's stamps one may have left after a later one.
+        let first = at(index).max(at(0)).filter(|_| index < self.slots.len()).unwrap_or(Timestamp::NEVER);
         if self.held > 0 { first.min(self.held_until) } else { first }
     }
 

@@ -11,7 +11,7 @@ use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::wire::stamp::{self, Mode};
 use pathmeter_proto::wire::tlv::{self, Session};
 
-use super::byhand::{ASKER, Asker, arrival, ask, keys, responder};
+use super::byhand::{ASKER, Asker, arrival, ask, at, keys, now, responder};
 use super::conservation::{LATE_AFTER, LOST_AFTER, MS, bad_world, seeds, spec};
 
 const SECRET: &str = "0123456789abcdef";
@@ -157,6 +157,63 @@ fn times_that_make_no_sense_are_not_subtracted() {
         panic!("{found:?}");
     };
     assert_eq!((sample.rtt, sample.turnaround), (Duration::from_micros(1), Duration::ZERO));
+}
+
+/// Steps until something is sent, hands it over, and returns its name and its bytes.
+fn leave(prober: &mut Prober, at: &mut Timestamp) -> (SendId, Vec<u8>) {
+    loop {
+        let mut arena = Vec::new();
+        match prober.step(now(*at), &mut HostDrops::default(), &mut arena) {
+            Step::Send(send) => {
+                prober.sent(send.id, *at, StampedBy::User);
+                return (send.id, arena);
+            }
+            Step::Report(_) => {}
+            Step::Wait(until) => *at = until,
+            Step::Finished => panic!("nothing more is sent"),
+        }
+    }
+}
+
+/// What is reported until there is nothing to do, and until when that is.
+fn settle(prober: &mut Prober, at: Timestamp) -> (Vec<Report>, Timestamp) {
+    let mut reports = Vec::new();
+    loop {
+        match prober.step(now(at), &mut HostDrops::default(), &mut Vec::new()) {
+            Step::Report(report) => reports.push(report),
+            Step::Wait(until) => return (reports, until),
+            step @ (Step::Send(_) | Step::Finished) => panic!("{step:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_refusal_that_is_told_after_the_send_undoes_nothing() {
+    let mut at = at(0);
+    let mut prober = Prober::new(spec(1, 1_000 * MS, 1, 9), at);
+    let (id, _) = leave(&mut prober, &mut at);
+    prober.not_sent(id, NotSent::Buffer);
+    prober.withdraw();
+    let (reports, _) = settle(&mut prober, at);
+    let withdrawn = Report::Decided { flow: 0, sequence: 0, verdict: Verdict::Withdrawn, sample: None };
+    assert_eq!(reports, [Report::Sent { flow: 0, sequence: 0 }, withdrawn]);
+}
+
+#[test]
+fn a_stamp_that_comes_late_never_makes_the_prober_wait_for_what_is_past() {
+    let mut at = at(0);
+    let mut prober = Prober::new(Spec { transmit_stamps: false, ..spec(1, 1_000 * MS, 1, 2) }, at);
+    let (first, request) = leave(&mut prober, &mut at);
+    let reply = ask(&mut responder(None), &request, &arrival(ASKER, at)).bytes();
+    prober.received(&reply, &arrival(ASKER, at));
+    let mut second = at;
+    leave(&mut prober, &mut second);
+    // By the kernel's stamp the first left after the second.
+    prober.sent(first, second + Duration::from_millis(500), StampedBy::Kernel);
+    let due = second + LOST_AFTER + Duration::from_millis(1);
+    let (_, until) = settle(&mut prober, due);
+    assert!(until > due, "{until:?}");
+    assert_eq!(prober.in_flight(), 1, "it is decided with the one in front of it");
 }
 
 /// A responder that loses its memory now and then.
