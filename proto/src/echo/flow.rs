@@ -54,6 +54,7 @@ struct Slot {
     t1: Timestamp,
     wire: NtpTime,
     kind: Carries,
+    purpose: Purpose,
     transmit: StampedBy,
     evidence: Evidence,
     state: State,
@@ -66,6 +67,15 @@ pub(super) enum Carries {
     Session,
     /// Not that.
     Less,
+}
+
+/// Why a datagram was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To measure.
+    Measure,
+    /// To find out what a foreign responder understands, which it may refuse to answer.
+    Ask,
 }
 
 /// What is known of a datagram's arrival at the responder.
@@ -147,7 +157,7 @@ impl Flow {
     }
 
     /// Takes note of a datagram that was handed to the driver.
-    pub(super) fn push(&mut self, at: Timestamp, wire: NtpTime, kind: Carries) -> u64 {
+    pub(super) fn push(&mut self, at: Timestamp, wire: NtpTime, kind: Carries, purpose: Purpose) -> u64 {
         let sequence = self.next;
         self.next += 1;
         self.sent = self.sent.wrapping_add(1);
@@ -155,6 +165,7 @@ impl Flow {
             t1: at,
             wire,
             kind,
+            purpose,
             transmit: StampedBy::User,
             evidence: Evidence::None,
             state: State::Queued,
@@ -169,6 +180,11 @@ impl Flow {
     fn slot(&mut self, sequence: u64) -> Option<&mut Slot> {
         let index = usize::try_from(sequence.checked_sub(self.base())?).ok()?;
         self.slots.get_mut(index)
+    }
+
+    /// When a datagram was sent; `None` when it is forgotten or was not.
+    pub(super) fn sent_at(&mut self, sequence: u64) -> Option<Timestamp> {
+        self.slot(sequence).map(|slot| slot.t1)
     }
 
     /// The 64-bit sequence number that ends in `wire`, at most `next`.
@@ -199,11 +215,12 @@ impl Flow {
     }
 
     pub(super) fn not_sent(&mut self, sequence: u64, why: NotSent, reports: &mut VecDeque<Report>) {
+        let Some(slot) = self.slot(sequence) else { return };
+        // What has left is decided by what comes back, whatever is said of it later.
+        let State::Queued = slot.state else { return };
+        slot.state = State::Void;
         self.sent = self.sent.wrapping_sub(1);
-        if let Some(slot) = self.slot(sequence) {
-            slot.state = State::Void;
-            reports.push_back(Report::SendError(why));
-        }
+        reports.push_back(Report::SendError(why));
         self.advance();
     }
 
@@ -306,19 +323,20 @@ impl Flow {
     }
 
     /// Learns from a responder which of the undecided datagrams of a kind, between the two ends of `span`, had arrived when
-    /// it answered a datagram that was sent at `asked`. `None`: it says nothing about that one.
+    /// it answered a datagram that was sent at `asked`. `arrived` is told a sequence number and when that was sent; `None`:
+    /// the responder says nothing about that one.
     pub(super) fn learn(
         &mut self,
         span: RangeInclusive<u64>,
         kind: Carries,
         asked: Timestamp,
         rules: &Rules,
-        arrived: impl Fn(u64) -> Option<bool>,
+        arrived: impl Fn(u64, Timestamp) -> Option<bool>,
     ) {
         let from = (*span.start()).max(self.cursor);
         for sequence in from..=(*span.end()).min(self.next.saturating_sub(1)) {
             let Some(slot) = self.slot(sequence).filter(|slot| slot.kind == kind) else { continue };
-            match arrived(sequence) {
+            match arrived(sequence, slot.t1) {
                 Some(true) => slot.evidence = Evidence::Arrived,
                 Some(false) if slot.evidence == Evidence::None && asked >= slot.t1 + rules.horizon => {
                     slot.evidence = Evidence::Missing;
@@ -393,7 +411,7 @@ impl Flow {
     ) {
         let flow = self.index;
         let slot = self.slot(sequence).expect("it is the oldest");
-        let (evidence, t1) = (slot.evidence, slot.t1);
+        let (evidence, t1, purpose) = (slot.evidence, slot.t1, slot.purpose);
         slot.state = State::Void;
         let ours = &mut || drops.claim(flow, t1, deadline);
         let theirs = &mut || self.responder_drops.claim(0, t1, deadline);
@@ -402,7 +420,8 @@ impl Flow {
             Evidence::Missing => (theirs(), Direction::Forward),
             Evidence::None => (ours() || theirs(), Direction::Unknown),
         };
-        let verdict = match (rules.is_draining, host_dropped) {
+        let is_excused = rules.is_draining || purpose == Purpose::Ask;
+        let verdict = match (is_excused, host_dropped) {
             (true, _) => Verdict::Withdrawn,
             (false, true) => Verdict::HostDropped,
             (false, false) => Verdict::Lost(direction),
@@ -463,7 +482,9 @@ impl Flow {
     /// When something must be decided if nothing arrives.
     pub(super) fn deadline(&self, rules: &Rules) -> Timestamp {
         let index = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
-        let first = self.slots.get(index).map_or(Timestamp::NEVER, |slot| slot.t1 + rules.lost_after);
+        let at = |index| self.slots.get(index).map(|slot: &Slot| slot.t1 + rules.lost_after);
+        // Datagrams are decided in order, and by the kernel's stamps one may have left after a later one.
+        let first = at(index).max(at(0)).filter(|_| index < self.slots.len()).unwrap_or(Timestamp::NEVER);
         if self.held > 0 { first.min(self.held_until) } else { first }
     }
 

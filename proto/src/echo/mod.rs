@@ -14,6 +14,3 @@ pub use outcome::{Class, Direction, Mismatch, Report, Sample, Verdict};
 pub use prober::{Prober, Spec};
 pub use request::bytes_at_least;
 pub use responder::{Responder, ResponderReport};
-
-#[cfg(test)]
-mod responder_tests;

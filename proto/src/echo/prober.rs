@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::flow::{Carries, Fit, Flow, Reply, Rules};
+use super::flow::{Carries, Fit, Flow, Purpose, Reply, Rules};
 use super::outcome::{Class, Mismatch, Report, Sample, Verdict};
 use super::request::{self, Contents, Extensions};
 use crate::dscp::Dscp;
@@ -72,6 +72,8 @@ struct Knowledge {
     unanswered: u32,
     /// When a foreign responder is next asked whether it became one of ours.
     ask_again: Timestamp,
+    /// Datagrams that still ask.
+    questions: u8,
 }
 
 /// The kinds of responder, by what their replies show.
@@ -92,10 +94,14 @@ enum Kind {
 struct View {
     /// Ours: when the last report was asked for, and the host drops it told.
     drops: Option<(Timestamp, u32)>,
+    /// Ours: the first sequence number of its record, and when that was sent, or later.
+    record: Option<(u32, Timestamp)>,
     /// Foreign: the last reply in order, as sequence number and the reflector's own.
     last: Option<(u64, u32)>,
     /// Foreign: whether its sequence numbers are its own.
     is_stateful: bool,
+    /// Foreign: until when its count is doubted, because a request was seen to arrive twice or behind a later one.
+    doubted: Option<Timestamp>,
     /// T3 of recent replies, by the reflector's sequence number.
     left: [Option<(u32, PeerTimestamp)>; LEFT],
     /// The last follow-up that was used.
@@ -114,12 +120,19 @@ struct Draining {
 /// A goodbye excuses a peer for this long. Chosen: a restart takes seconds, a reboot a minute.
 const GOODBYE_LASTS: Duration = Duration::from_secs(60);
 
+/// A path that was seen to duplicate or to reorder requests is expected to do so again for this long. Chosen: 10 minutes.
+const DOUBT_LASTS: Duration = Duration::from_secs(600);
+
 /// While nothing is known, every second datagram after this many that were given up is plain STAMP: some reflectors drop
 /// what they do not expect.
 const UNANSWERED_MAX: u32 = 4;
 
 /// A foreign responder is asked this often whether it became one of ours.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// Datagrams that ask at a time: one of them may be lost. A foreign responder may drop them for their length, so one that
+/// goes unanswered is withdrawn, not lost.
+const QUESTIONS: u8 = 3;
 
 /// What our packets start with, so that hops = 255 − received.
 const TTL: u8 = 255;
@@ -142,7 +155,12 @@ impl Prober {
             views: vec![View::default(); flows.len()],
             flows,
             turn: 0,
-            responder: Knowledge { kind: Kind::Unknown, unanswered: 0, ask_again: Timestamp::NEVER },
+            responder: Knowledge {
+                kind: Kind::Unknown,
+                unanswered: 0,
+                ask_again: Timestamp::NEVER,
+                questions: 0,
+            },
             minimum: WindowedMinimum::new(at),
             draining: None,
             stopping: false,
@@ -210,14 +228,14 @@ impl Prober {
         }
     }
 
-    fn extensions(&self, now: Timestamp, sequence: u64) -> Extensions {
+    fn extensions(&self, sequence: u64) -> Extensions {
         match self.responder.kind {
             Kind::Agent => Extensions::All,
             Kind::Unknown if self.responder.unanswered >= UNANSWERED_MAX && sequence % 2 == 1 => {
                 Extensions::None
             }
             Kind::Unknown => Extensions::All,
-            Kind::Stamp | Kind::Plain if now >= self.responder.ask_again => Extensions::All,
+            Kind::Stamp | Kind::Plain if self.responder.questions > 0 => Extensions::All,
             Kind::Stamp => Extensions::ClassOfService,
             Kind::Plain => Extensions::None,
         }
@@ -232,10 +250,16 @@ impl Prober {
             return None;
         }
         let (sequence, sent) = self.flows[index].upcoming();
-        let extensions = self.extensions(now.at, sequence);
         if self.responder.ask_again <= now.at {
             self.responder.ask_again = now.at + ASK_AGAIN_AFTER;
+            self.responder.questions = QUESTIONS;
         }
+        let extensions = self.extensions(sequence);
+        let purpose = match self.responder.kind {
+            Kind::Stamp | Kind::Plain if extensions == Extensions::All => Purpose::Ask,
+            Kind::Stamp | Kind::Plain | Kind::Agent | Kind::Unknown => Purpose::Measure,
+        };
+        self.responder.questions -= u8::from(purpose == Purpose::Ask);
         let flow = &mut self.flows[index];
         let contents = Contents {
             mode,
@@ -253,7 +277,7 @@ impl Prober {
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
         let wire = request::encode(&contents, key, arena);
         let carries = if wire.carries_session { Carries::Session } else { Carries::Less };
-        let sequence = flow.push(now.at, wire.timestamp, carries);
+        let sequence = flow.push(now.at, wire.timestamp, carries, purpose);
         Some(Send {
             id: send_id(flow.index, sequence),
             flow: flow.index,
@@ -283,6 +307,11 @@ impl Prober {
         let sent = match flow.fit(sequence, base.sender_timestamp, arrival.at, &rules) {
             Fit::Answer { sent } => sent,
             Fit::Duplicate => {
+                // A copy of a reply has its number; the reply to a copy of a request has its own.
+                let view = &mut self.views[index];
+                if !view.left.iter().flatten().any(|(number, _)| *number == base.sequence) {
+                    view.doubted = Some(arrival.at + DOUBT_LASTS);
+                }
                 self.reports.push_back(Report::Duplicate);
                 return Ok(());
             }
@@ -303,7 +332,7 @@ impl Prober {
         match told.session {
             Some(session) => self.learn_from_ours(index, sent, arrival.at, &session),
             None if is_ours => {}
-            None => self.learn_from_foreign(index, sent, sequence, base.sequence),
+            None => self.learn_from_foreign(index, sent, arrival.at, (sequence, base.sequence)),
         }
         self.follow_up(index, &base, told.follow_up);
         Ok(())
@@ -322,6 +351,7 @@ impl Prober {
         };
         if kind != self.responder.kind {
             self.responder.kind = kind;
+            self.responder.questions = 0;
             // A first reply to a datagram without our extension leaves open whether that would be understood.
             self.responder.ask_again = if told.asked_session { at + ASK_AGAIN_AFTER } else { at };
         }
@@ -372,34 +402,57 @@ impl Prober {
         else {
             return;
         };
+        let began = match view.record {
+            Some((known, began)) if known == session.count_or_first => began,
+            // Long gone or never sent: this report was asked for no earlier.
+            _ => flow.sent_at(first).unwrap_or(asked),
+        };
+        view.record = Some((session.count_or_first, began));
         let bitmap = session.bitmap;
-        flow.learn(highest.saturating_sub(127)..=highest, Carries::Session, asked, &rules, |sequence| {
-            let is_set = bitmap >> (highest - sequence) & 1 == 1;
-            (is_set || sequence > first).then_some(is_set)
-        });
+        flow.learn(
+            highest.saturating_sub(127)..=highest,
+            Carries::Session,
+            asked,
+            &rules,
+            |sequence, sent| {
+                let is_set = bitmap >> (highest - sequence) & 1 == 1;
+                // A responder that forgot us began its record anew, perhaps with a datagram that others had overtaken: what
+                // was sent soon after that one may have arrived before.
+                (is_set || sequence > first && sent >= began + rules.horizon).then_some(is_set)
+            },
+        );
     }
 
     /// A stateful reflector numbers its replies: between two of them it received as many requests as its numbers
-    /// advanced. All or none of those between gives each a direction; some of them does not.
-    fn learn_from_foreign(&mut self, index: usize, asked: Timestamp, sequence: u64, number: u32) {
+    /// advanced. All or none of those between gives each a direction; some of them does not. That it was all of them
+    /// holds only while no request arrives twice, or behind a later one, for its number is then counted in the wrong
+    /// place: where that was seen, it is not believed. The first time, if its reply is lost as well, is not seen.
+    fn learn_from_foreign(&mut self, index: usize, asked: Timestamp, heard: Timestamp, reply: (u64, u32)) {
+        let (sequence, number) = reply;
         let rules = self.rules();
         let (flow, view) = (&mut self.flows[index], &mut self.views[index]);
         #[expect(clippy::cast_possible_truncation, reason = "the wire carried the low half")]
         let is_copy = number == sequence as u32;
         view.is_stateful |= !is_copy;
-        if view.last.is_some_and(|(last, _)| sequence < last) {
+        if let Some((last, last_number)) = view.last
+            && sequence < last
+        {
+            if number.wrapping_sub(last_number) < 1 << 31 {
+                view.doubted = Some(heard + DOUBT_LASTS);
+            }
             return;
         }
+        let is_doubted = view.doubted.is_some_and(|until| heard < until);
         if let Some((last, last_number)) = view.last
             && view.is_stateful
         {
             let (asked_since, answered_since) = (sequence - last, number.wrapping_sub(last_number));
             let arrived = match u64::from(answered_since) {
                 1 => Some(false),
-                answered if answered == asked_since => Some(true),
+                answered if answered == asked_since && !is_doubted => Some(true),
                 _ => None,
             };
-            flow.learn(last + 1..=sequence.saturating_sub(1), Carries::Less, asked, &rules, |_| arrived);
+            flow.learn(last + 1..=sequence.saturating_sub(1), Carries::Less, asked, &rules, |_, _| arrived);
         }
         view.last = Some((sequence, number));
     }
@@ -489,10 +542,12 @@ impl Told {
         let base = mode.base_bytes();
         let mut told =
             Self { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
-        let mut is_proven = keys.is_none();
+        let mut is_hmac_flagged = false;
         for found in tlv::walk(datagram, base) {
             told.asked_session |= found.kind == tlv::SESSION;
             told.is_damaged |= found.flags & tlv::INTEGRITY != 0;
+            // Its own flags are all that no HMAC covers.
+            is_hmac_flagged |= found.kind == tlv::HMAC && found.flags != 0;
             if !found.is_understood() {
                 continue;
             }
@@ -503,14 +558,10 @@ impl Told {
                 }
                 tlv::CLASS_OF_SERVICE => told.class = ClassOfService::read(value),
                 tlv::FOLLOW_UP => told.follow_up = FollowUp::read(value),
-                // Its own flags are all that no HMAC covers.
-                tlv::HMAC if found.flags == 0 => {
-                    is_proven |= keys.is_some_and(|keys| tlv::verify(datagram, base, found, keys));
-                }
                 _ => {}
             }
         }
-        if !is_proven && !tlv::is_bare(datagram, base) {
+        if keys.is_some_and(|keys| is_hmac_flagged || !tlv::are_proven(datagram, base, keys)) {
             return Err(Mismatch::Unauthentic);
         }
         Ok(told)

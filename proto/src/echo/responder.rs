@@ -107,6 +107,9 @@ impl Responder {
         if signed_with.is_none() && !self.policy.lists(source) {
             return Err(Refusal::Unlisted);
         }
+        if self.keys.as_ref().is_some_and(|keys| stamp::is_authenticated_reply(datagram, keys)) {
+            return Err(Refusal::Reflection);
+        }
         let request = Request::decode(datagram, mode).map_err(|_| Refusal::Malformed)?;
         self.rates.take(&self.policy, source, arrival.at)?;
         let session = self.extensions(datagram, mode)?;
@@ -122,19 +125,12 @@ impl Responder {
     /// (section 4.8) would reflect them with the flag I: what was changed on the way did not arrive.
     fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<Option<tlv::Session>, Refusal> {
         let base = mode.base_bytes();
-        let (mut session, mut is_proven) = (None, mode == Mode::Open || tlv::is_bare(datagram, base));
-        for found in tlv::walk(datagram, base) {
-            match found.kind {
-                tlv::SESSION => session = tlv::Session::read(found.value(datagram)).ok(),
-                tlv::HMAC => {
-                    is_proven |= self.keys.as_ref().is_some_and(|k| tlv::verify(datagram, base, found, k))
-                }
-                _ => {}
-            }
-        }
-        if !is_proven {
+        let is_proven = |keys: &Arc<Keys>| mode == Mode::Open || tlv::are_proven(datagram, base, keys);
+        if !self.keys.as_ref().is_none_or(is_proven) {
             return Err(Refusal::Unauthentic);
         }
+        let ours = tlv::walk(datagram, base).filter(|found| found.kind == tlv::SESSION).last();
+        let session = ours.and_then(|found| tlv::Session::read(found.value(datagram)).ok());
         if session.is_some_and(|session| session.is_reply) {
             return Err(Refusal::Reflection);
         }
@@ -239,7 +235,7 @@ fn extend(reply: &mut [u8], pending: &Pending, session: &Session, drops: &HostDr
         at = found.end();
         let is_known = match found.kind {
             tlv::PADDING => true,
-            tlv::HMAC => found.len == usize::from(tlv::HMAC_VALUE_BYTES),
+            tlv::HMAC => pending.signed_with.is_some() && found.len == usize::from(tlv::HMAC_VALUE_BYTES),
             tlv::CLASS_OF_SERVICE => match ClassOfService::read(found.value(reply)) {
                 Some(class) => {
                     dscp = class.wanted;

@@ -13,4 +13,4 @@ pub use clock::HostClock;
 pub use ledger::{Ledger, Tally};
 pub use link::{Delivery, Link, Loss};
 pub use random::Random;
-pub use world::{Host, Pace, World};
+pub use world::{Answers, Host, Pace, World};

@@ -9,7 +9,7 @@ use super::clock::HostClock;
 use super::ledger::{Ledger, Tally};
 use super::link::Link;
 use super::random::Random;
-use crate::echo::{Prober, Responder, ResponderReport};
+use crate::echo::{Prober, ResponderReport};
 use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
 use crate::time::{Timeline, Timestamp, WallTime};
 
@@ -44,6 +44,12 @@ pub struct Host {
     /// Share of sends that the kernel refuses.
     pub refuses: f64,
 }
+
+/// What can stand at the far end of a link: a machine that reports [`ResponderReport::Answered`] for each request that
+/// it answered.
+pub trait Answers: Machine<Report = ResponderReport> {}
+
+impl<M: Machine<Report = ResponderReport>> Answers for M {}
 
 /// A prober on one host, a responder on the other, and a link each way.
 #[derive(Debug)]
@@ -183,7 +189,9 @@ impl World {
 
     /// Runs until the prober has finished or `until`, in true nanoseconds; whatever is then in flight is withdrawn.
     /// Returns what was reported and what was true.
-    pub fn run(mut self, prober: &mut Prober, responder: &mut Responder, until: u64) -> (Tally, Ledger) {
+    ///
+    /// Anything can answer that says so: one of ours ([`crate::echo::Responder`]), or somebody else's.
+    pub fn run(mut self, prober: &mut Prober, responder: &mut impl Answers, until: u64) -> (Tally, Ledger) {
         let mut here = Process::new(&self.here.clock);
         let mut there = Process::new(&self.there.clock);
         self.schedule(0, Event::ProberWakes);
@@ -325,7 +333,7 @@ impl World {
         }
     }
 
-    fn responder_runs(&mut self, responder: &mut Responder, there: &mut Process, truth: u64) {
+    fn responder_runs(&mut self, responder: &mut impl Answers, there: &mut Process, truth: u64) {
         let clock = self.there.clock.clone();
         there.look_at_the_clocks(&clock, truth);
         let now = clock.monotonic(truth);
@@ -367,7 +375,7 @@ impl World {
     #[expect(clippy::too_many_arguments, reason = "one caller, and a struct would have one use")]
     fn answer(
         &mut self,
-        responder: &mut Responder,
+        responder: &mut impl Answers,
         clock: &HostClock,
         truth: u64,
         send: &Send,

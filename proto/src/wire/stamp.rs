@@ -247,6 +247,14 @@ pub fn guess_mode(request: &[u8]) -> Mode {
     }
 }
 
+/// Whether a datagram is a reply in authenticated mode, made with one of the keys. To [`guess_mode`], which looks for
+/// requests, it seems open: a reply has something in bytes 44..96. What an open one has in bytes 4..16, it has not.
+#[must_use]
+pub fn is_authenticated_reply(datagram: &[u8], keys: &Keys) -> bool {
+    let is_like_one = |empty: &[u8]| empty.iter().all(|b| *b == 0) && guess_mode(datagram) == Mode::Open;
+    datagram.get(4..16).is_some_and(is_like_one) && verify(datagram, keys).is_ok()
+}
+
 /// The session identifiers a reply may carry, in open and in authenticated mode; zero where it is too short.
 #[must_use]
 pub fn ssids(reply: &[u8]) -> [u16; 2] {

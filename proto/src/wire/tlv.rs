@@ -260,9 +260,21 @@ impl FollowUp {
     }
 }
 
-/// Whether extensions need no HMAC in authenticated mode: there is none, or nothing but padding (RFC 8972 section 4.8).
+/// Whether the extensions of an authenticated packet are proven: by an HMAC behind which only padding stands, or because
+/// there are none that need it (RFC 8972 section 4.8). What stands behind the HMAC is not covered by it.
 #[must_use]
-pub fn is_bare(datagram: &[u8], base_bytes: usize) -> bool {
+pub fn are_proven(datagram: &[u8], base_bytes: usize, keys: &Keys) -> bool {
+    let mut from_hmac = walk(datagram, base_bytes).skip_while(|found| found.kind != HMAC);
+    match from_hmac.next() {
+        Some(hmac) => {
+            verify(datagram, base_bytes, hmac, keys) && from_hmac.all(|behind| behind.kind == PADDING)
+        }
+        None => is_bare(datagram, base_bytes),
+    }
+}
+
+/// Whether extensions need no HMAC in authenticated mode: there is none, or nothing but padding.
+fn is_bare(datagram: &[u8], base_bytes: usize) -> bool {
     next(datagram, base_bytes).is_none_or(|first| {
         first.is_ok_and(|first| first.kind == PADDING && next(datagram, first.end()).is_none())
     })
@@ -278,8 +290,7 @@ pub fn seal(datagram: &mut [u8], base_bytes: usize, hmac: Tlv, key: &Key) {
 }
 
 /// Whether the HMAC extension was made with one of the keys.
-#[must_use]
-pub fn verify(datagram: &[u8], base_bytes: usize, hmac: Tlv, keys: &Keys) -> bool {
+fn verify(datagram: &[u8], base_bytes: usize, hmac: Tlv, keys: &Keys) -> bool {
     let tag = hmac.value(datagram);
     tag.len() == usize::from(HMAC_VALUE_BYTES)
         && keys.verifying(&[&datagram[..4], &datagram[base_bytes..hmac.at]], tag).is_some()

@@ -10,11 +10,11 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::sim::{Ledger, Link, Loss, Random, Tally, World};
 use pathmeter_proto::time::nanos;
 
-const MS: u64 = 1_000_000;
-const LATE_AFTER: Duration = Duration::from_millis(1_000);
-const LOST_AFTER: Duration = Duration::from_millis(3_000);
+pub(super) const MS: u64 = 1_000_000;
+pub(super) const LATE_AFTER: Duration = Duration::from_millis(1_000);
+pub(super) const LOST_AFTER: Duration = Duration::from_millis(3_000);
 
-fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> Spec {
+pub(super) fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> Spec {
     Spec {
         to: World::responder_address(),
         interval: Duration::from_nanos(interval),
@@ -30,7 +30,7 @@ fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> Spec {
     }
 }
 
-fn responder(keys: Option<Arc<Keys>>) -> Responder {
+pub(super) fn responder(keys: Option<Arc<Keys>>) -> Responder {
     let policy =
         Policy { open: keys.is_none(), rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
     Responder::new(policy, keys, 64)
@@ -62,7 +62,7 @@ fn bad_link(random: &mut Random) -> Link {
 }
 
 /// A world of random badness, and how it is measured.
-fn bad_world(seed: u64) -> (World, Spec) {
+pub(super) fn bad_world(seed: u64) -> (World, Spec) {
     let mut random = Random::new(seed);
     let mut world = World::new(seed);
     world.forward = bad_link(&mut random);
@@ -78,7 +78,7 @@ fn bad_world(seed: u64) -> (World, Spec) {
 
 /// Seeds to try: `SIM_SEED=n` replays one, `SIM_TIMES=n` tries that many times as many.
 #[expect(clippy::disallowed_methods, reason = "a test is told by its environment what to replay")]
-fn seeds(count: u64) -> impl Iterator<Item = u64> {
+pub(super) fn seeds(count: u64) -> impl Iterator<Item = u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,

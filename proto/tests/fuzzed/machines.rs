@@ -1,0 +1,305 @@
+//! Whole machines under any sequence of events that a driver and a network can bring about.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::admission::Policy;
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::{Prober, Report, Responder, ResponderReport, Spec};
+use pathmeter_proto::key::Key;
+use pathmeter_proto::machine::{
+    Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
+};
+use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+use pathmeter_proto::wire::stamp::{self, Mode};
+use pathmeter_proto::wire::tlv;
+
+use super::{Input, keys};
+
+/// Any datagrams from anywhere: each gets one reply or one reason; a reply is as long as its request, goes where that came
+/// from and is never answered in turn; the table of sessions is bounded.
+///
+/// Input: flags, then records of source, milliseconds, flags, length, bytes.
+pub(crate) fn responder(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let flags = input.byte();
+    let keys = (flags & 1 != 0).then(|| Arc::new(keys()));
+    let key = keys.as_ref().map(|keys| keys.current().clone());
+    let rate = if flags & 4 != 0 { 20 } else { 1_000_000 };
+    let policy = Policy {
+        open: flags & 2 != 0,
+        reflector_ports: [862].into(),
+        rate,
+        rate_per_source: rate,
+        ..Policy::default()
+    };
+    let limit = usize::from(flags >> 4) + 1;
+    let mut responder = Responder::new(policy, keys, limit);
+    let (mut at, mut last) = (start(), Vec::new());
+    while !input.is_over() {
+        let from = source(input.byte());
+        at = at + Duration::from_millis(input.byte().into());
+        let flags = input.byte();
+        let len = usize::from(input.word());
+        let mut datagram = if flags & 4 != 0 { std::mem::take(&mut last) } else { input.take(len).to_vec() };
+        let is_own_reply = flags & 4 != 0 && !datagram.is_empty();
+        seal(&mut datagram, flags, key.as_ref());
+        let reply = answer(&mut responder, &datagram, &arrival(from, at), flags & 8 != 0);
+        if let Some((send, reply)) = reply {
+            assert_eq!((reply.len(), send.to), (datagram.len(), from));
+            assert_ne!(from.port(), 862, "a reflector lives there");
+            let is_known = is_own_reply && flags & 3 == 0 && (key.is_some() || has_record(&datagram));
+            // An open reply to a keyed responder, without our record, looks as a request does.
+            let is_open = key.is_some() && stamp::verify(&datagram, &super::keys()).is_err();
+            assert!(!is_known || is_open && !has_record(&datagram), "its own reply was answered");
+            last = reply;
+        }
+        assert!(responder.sessions() <= limit);
+    }
+}
+
+fn has_record(reply: &[u8]) -> bool {
+    let ours = tlv::walk(reply, Mode::Open.base_bytes()).filter(|found| found.kind == tlv::SESSION).last();
+    let record = ours.and_then(|found| tlv::Session::read(found.value(reply)).ok());
+    record.is_some_and(|record| record.is_reply)
+}
+
+fn seal(datagram: &mut Vec<u8>, flags: u8, key: Option<&Key>) {
+    let Some(key) = key.filter(|_| datagram.len() >= 112) else { return };
+    if flags & 1 != 0 {
+        stamp::seal(datagram, Mode::Authenticated, Some(key));
+    }
+    if flags & 2 != 0 {
+        let hmac = tlv::append(datagram, tlv::HMAC, tlv::HMAC_VALUE_BYTES);
+        tlv::seal(datagram, 112, hmac, key);
+    }
+}
+
+fn answer(
+    responder: &mut Responder,
+    datagram: &[u8],
+    arrival: &Arrival,
+    is_stamped: bool,
+) -> Option<(Send, Vec<u8>)> {
+    let (mut reply, mut answered, mut refused) = (None, 0, 0);
+    responder.received(datagram, arrival);
+    for _ in 0..10 {
+        let mut arena = Vec::new();
+        match responder.step(now(arrival.at), &mut HostDrops::default(), &mut arena) {
+            Step::Send(send) => {
+                assert!(reply.is_none());
+                responder.sent(
+                    send.id,
+                    arrival.at,
+                    if is_stamped { StampedBy::Kernel } else { StampedBy::User },
+                );
+                reply = Some((send, arena));
+            }
+            Step::Report(ResponderReport::Answered) => answered += 1,
+            Step::Report(ResponderReport::Refused(_)) => refused += 1,
+            Step::Report(ResponderReport::Sources(_)) => {}
+            Step::Wait(_) => {
+                assert_eq!((answered, answered + refused), (u32::from(reply.is_some()), 1));
+                return reply;
+            }
+            Step::Finished => panic!("a responder is never finished"),
+        }
+    }
+    panic!("it never waits");
+}
+
+/// Any events in any order: every datagram that left gets one verdict, and nothing else gets any.
+///
+/// Input: flags, then records of an operation and what it needs.
+pub(crate) fn prober(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let flags = input.byte();
+    let keys = (flags & 1 != 0).then(|| Arc::new(keys()));
+    let policy = Policy { open: true, rate: u64::MAX, rate_per_source: u64::MAX, ..Policy::default() };
+    let spec = Spec {
+        to: source(0),
+        interval: Duration::from_millis([1, 20, 100, 1_000][usize::from(flags >> 1 & 3)]),
+        ssids: (1..=1 + u16::from(flags >> 3 & 3)).collect(),
+        size: [None, Some(44), Some(200), Some(9_000)][usize::from(flags >> 5 & 3)],
+        dscp: Dscp::DEFAULT,
+        late_after: Duration::from_secs(1),
+        lost_after: Duration::from_secs(3),
+        keys: keys.clone(),
+        transmit_stamps: flags & 0x80 != 0,
+        count: None,
+        seed: u64::from(flags),
+    };
+    let mut run = Run {
+        prober: Prober::new(spec, start()),
+        responder: Responder::new(policy, keys.clone(), 8),
+        key: keys.map(|keys| keys.current().clone()),
+        at: start(),
+        drops: HostDrops::default(),
+        left: Vec::new(),
+        verdicts: BTreeMap::new(),
+        refuses: false,
+    };
+    // Each operation lets at most a few datagrams leave; the limit keeps a run short.
+    for _ in 0..400 {
+        if input.is_over() {
+            break;
+        }
+        run.event(&mut input);
+        run.drive();
+    }
+    run.prober.stop();
+    run.prober.withdraw();
+    run.drive();
+    assert_eq!(run.prober.in_flight(), 0);
+    let undecided = run.verdicts.iter().find(|(_, verdicts)| **verdicts != 1);
+    assert_eq!(undecided, None, "one verdict each");
+}
+
+struct Run {
+    prober: Prober,
+    responder: Responder,
+    key: Option<Key>,
+    at: Timestamp,
+    drops: HostDrops,
+    /// What left or was refused, and where from.
+    left: Vec<(SendId, u8, Vec<u8>)>,
+    /// How many verdicts each datagram got that left.
+    verdicts: BTreeMap<(u8, u64), u32>,
+    refuses: bool,
+}
+
+impl Run {
+    fn event(&mut self, input: &mut Input) {
+        match input.byte() % 12 {
+            0 => self.at = self.at + Duration::from_millis(input.byte().into()),
+            1 => self.at = self.at + Duration::from_millis(u64::from(input.byte()) * 50),
+            2 | 3 => self.replied(input),
+            4 => {
+                let len = usize::from(input.byte());
+                let flow = input.byte() % 5;
+                let garbage = input.take(len).to_vec();
+                self.heard(&garbage, flow, 0);
+            }
+            5 => {
+                let early = Duration::from_micros(u64::from(input.byte()) * 100);
+                if let Some((id, ..)) = self.chosen(input) {
+                    self.prober.sent(id, self.at - early, StampedBy::Kernel);
+                }
+            }
+            6 => self.refuses = !self.refuses,
+            7 => {
+                if let Some((id, ..)) = self.chosen(input) {
+                    self.prober.not_sent(id, NotSent::Buffer);
+                }
+            }
+            8 => self.prober.withdraw(),
+            9 => self.prober.goodbye(self.at),
+            10 => {
+                if let Some((_, flow, bytes)) = self.chosen(input) {
+                    let router = [192, 0, 2, 9].into();
+                    let mut arrival = arrival(source(0), self.at);
+                    let quoted = &bytes[..bytes.len().min(usize::from(input.byte()))];
+                    arrival.flow = flow;
+                    arrival.icmp = Some(Icmp { router, kind: IcmpKind::TtlExceeded, mtu: None });
+                    self.prober.received(quoted, &arrival);
+                }
+            }
+            _ => {
+                let from = self.at - Duration::from_secs(1);
+                self.drops.add(0, from, self.at, input.byte().into());
+            }
+        }
+    }
+
+    /// One of the latest datagrams.
+    fn chosen(&self, input: &mut Input) -> Option<(SendId, u8, Vec<u8>)> {
+        let back = usize::from(input.byte());
+        self.left.iter().rev().nth(back % self.left.len().max(1)).cloned()
+    }
+
+    /// A reply to one of the latest datagrams, true or with bytes changed; sealed anew or not.
+    fn replied(&mut self, input: &mut Input) {
+        let Some((_, flow, request)) = self.chosen(input) else { return };
+        let from = source(flow + 1);
+        let Some((_, mut reply)) = answer(&mut self.responder, &request, &arrival(from, self.at), false)
+        else {
+            return;
+        };
+        let how = input.byte();
+        for _ in 0..how & 3 {
+            let at = usize::from(input.word()) % reply.len();
+            reply[at] ^= input.byte();
+        }
+        if how & 4 != 0 {
+            reply.truncate(usize::from(input.word()) % (reply.len() + 1));
+        }
+        if how & 8 != 0 && reply.len() >= 112 {
+            stamp::seal(&mut reply, Mode::Authenticated, self.key.as_ref());
+        }
+        self.heard(&reply, flow, input.byte());
+        if how & 16 != 0 {
+            self.heard(&reply, flow, 0);
+        }
+    }
+
+    fn heard(&mut self, datagram: &[u8], flow: u8, early: u8) {
+        let mut arrival = arrival(source(0), self.at - Duration::from_micros(early.into()));
+        arrival.flow = flow;
+        self.prober.received(datagram, &arrival);
+        self.drive();
+    }
+
+    fn drive(&mut self) {
+        for _ in 0..1_000_000 {
+            let mut arena = Vec::new();
+            match self.prober.step(now(self.at), &mut self.drops, &mut arena) {
+                Step::Send(send) => {
+                    if self.refuses {
+                        self.prober.not_sent(send.id, NotSent::Permission);
+                    } else {
+                        self.prober.sent(send.id, self.at, StampedBy::User);
+                    }
+                    self.left.push((send.id, send.flow, arena));
+                }
+                Step::Report(Report::Sent { flow, sequence }) => {
+                    let before = self.verdicts.insert((flow, sequence), 0);
+                    assert_eq!(before, None, "it left twice");
+                }
+                Step::Report(Report::Decided { flow, sequence, .. }) => {
+                    *self.verdicts.get_mut(&(flow, sequence)).expect("it left") += 1;
+                }
+                Step::Report(_) => {}
+                Step::Wait(until) => {
+                    assert!(until > self.at, "it waits for what is past");
+                    return;
+                }
+                Step::Finished => return,
+            }
+        }
+        panic!("it never waits");
+    }
+}
+
+fn start() -> Timestamp {
+    Timestamp::from_nanos(10_000_000_000)
+}
+
+fn now(at: Timestamp) -> Now {
+    let epoch = WallTime::from_nanos(1_767_225_600_000_000_000);
+    Now { at, drained: at, wall: WallOffset::between(Timestamp::from_nanos(0), epoch) }
+}
+
+fn source(choice: u8) -> SocketAddr {
+    match choice {
+        0 => ([192, 0, 2, 2], 862).into(),
+        128.. => ([0x2001, 0xdb8, 0, choice.into(), 0, 0, 0, 1], 40_000).into(),
+        _ => ([192, 0, 2, choice], 40_000 + u16::from(choice % 3)).into(),
+    }
+}
+
+fn arrival(from: SocketAddr, at: Timestamp) -> Arrival {
+    let by = StampedBy::Kernel;
+    Arrival { at, by, from, to: None, flow: 0, ttl: Some(250), tos: Some(0xb8), icmp: None }
+}

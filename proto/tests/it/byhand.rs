@@ -1,0 +1,181 @@
+//! Machines driven by hand: one datagram, one clock reading at a time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::admission::{Policy, Refusal};
+use pathmeter_proto::echo::{Prober, Report, Responder, ResponderReport, Spec};
+use pathmeter_proto::key::{Key, Keys};
+use pathmeter_proto::machine::{Arrival, HostDrops, Machine, Now, Send, StampedBy, Step};
+use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+use pathmeter_proto::wire::NtpTime;
+use pathmeter_proto::wire::stamp::{self, ERROR_ESTIMATE, Mode, Request};
+use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, HMAC_VALUE_BYTES, Session};
+
+/// Where the asker sends from, unless a test says otherwise.
+pub(super) const ASKER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
+
+pub(super) fn at(milliseconds: u64) -> Timestamp {
+    Timestamp::from_nanos(1_000_000_000 + milliseconds * 1_000_000)
+}
+
+pub(super) fn now(at: Timestamp) -> Now {
+    let origin =
+        WallOffset::between(Timestamp::from_nanos(0), WallTime::from_nanos(1_767_225_600_000_000_000));
+    Now { at, drained: at, wall: origin }
+}
+
+pub(super) fn arrival(from: impl Into<SocketAddr>, at: Timestamp) -> Arrival {
+    let (from, by) = (from.into(), StampedBy::Kernel);
+    Arrival { at, by, from, to: None, flow: 0, ttl: Some(250), tos: Some(0), icmp: None }
+}
+
+pub(super) fn keys(text: &str) -> Arc<Keys> {
+    Arc::new(Keys::parse(text).unwrap())
+}
+
+/// A policy that answers anyone, or only who proves a key.
+pub(super) fn policy(open: bool) -> Policy {
+    Policy { open, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() }
+}
+
+/// A responder that answers anyone; with keys, only who proves one.
+pub(super) fn responder(keys: Option<Arc<Keys>>) -> Responder {
+    Responder::new(policy(keys.is_none()), keys, 1_024)
+}
+
+/// What a responder did with a datagram.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Outcome {
+    pub(super) reply: Option<(Send, Vec<u8>)>,
+    pub(super) refusal: Option<Refusal>,
+}
+
+impl Outcome {
+    pub(super) fn bytes(self) -> Vec<u8> {
+        self.reply.expect("it was answered").1
+    }
+}
+
+/// Hands a datagram to a responder. Every datagram has one outcome: a reply or a refusal.
+pub(super) fn ask(
+    responder: &mut impl Machine<Report = ResponderReport>,
+    datagram: &[u8],
+    arrival: &Arrival,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut answered = false;
+    responder.received(datagram, arrival);
+    loop {
+        let mut arena = Vec::new();
+        match responder.step(now(arrival.at), &mut HostDrops::default(), &mut arena) {
+            Step::Send(send) => {
+                assert!(outcome.reply.is_none(), "one datagram, one reply");
+                outcome.reply = Some((send, arena));
+            }
+            Step::Report(ResponderReport::Answered) => answered = true,
+            Step::Report(ResponderReport::Refused(why)) => outcome.refusal = Some(why),
+            Step::Report(ResponderReport::Sources(_)) => {}
+            Step::Wait(_) | Step::Finished => break,
+        }
+    }
+    assert_eq!(outcome.reply.is_some(), answered, "what was sent is reported");
+    assert_ne!(outcome.reply.is_some(), outcome.refusal.is_some(), "a reply or a reason");
+    outcome
+}
+
+/// A request as our own probers send it, with every extension.
+pub(super) fn request(sequence: u32, session: u32, key: Option<&Key>) -> Vec<u8> {
+    let mut out = base(sequence, 7, key);
+    let record = Session { session, count_or_first: sequence.wrapping_add(1), ..Session::default() };
+    record.write(tlv::append(&mut out, tlv::SESSION, Session::BYTES).value_mut(&mut out));
+    let class = ClassOfService { wanted: 46, ..ClassOfService::default() };
+    class.write(tlv::append(&mut out, tlv::CLASS_OF_SERVICE, ClassOfService::BYTES).value_mut(&mut out));
+    tlv::append(&mut out, tlv::FOLLOW_UP, FollowUp::BYTES);
+    seal_extensions(&mut out, key);
+    out
+}
+
+/// A request without extensions.
+pub(super) fn base(sequence: u32, ssid: u16, key: Option<&Key>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mode = mode(key);
+    let timestamp = NtpTime(0xeeaa_bfe0_0000_0000 + u64::from(sequence));
+    Request { sequence, timestamp, error: ERROR_ESTIMATE, ssid }.encode(mode, &mut out);
+    stamp::seal(&mut out, mode, key);
+    out
+}
+
+/// Appends the HMAC extension where there is a key.
+pub(super) fn seal_extensions(datagram: &mut Vec<u8>, key: Option<&Key>) {
+    if let Some(key) = key {
+        let hmac = tlv::append(datagram, tlv::HMAC, HMAC_VALUE_BYTES);
+        tlv::seal(datagram, Mode::Authenticated.base_bytes(), hmac, key);
+    }
+}
+
+pub(super) fn mode(key: Option<&Key>) -> Mode {
+    if key.is_some() { Mode::Authenticated } else { Mode::Open }
+}
+
+/// The record in a reply.
+pub(super) fn record(reply: &[u8], mode: Mode) -> Session {
+    let mut all = tlv::walk(reply, mode.base_bytes());
+    let found = all.find(|found| found.kind == tlv::SESSION && found.is_understood());
+    Session::read(found.expect("a record came back").value(reply)).unwrap()
+}
+
+/// A prober whose datagrams and replies a test carries itself.
+#[derive(Debug)]
+pub(super) struct Asker {
+    pub(super) prober: Prober,
+    /// What was reported and not yet looked at.
+    pub(super) reports: Vec<Report>,
+    drops: HostDrops,
+    /// The clock.
+    pub(super) at: Timestamp,
+}
+
+impl Asker {
+    pub(super) fn new(spec: Spec) -> Self {
+        let at = at(0);
+        Self { prober: Prober::new(spec, at), reports: Vec::new(), drops: HostDrops::default(), at }
+    }
+
+    /// Waits for the next datagram and sends it.
+    pub(super) fn datagram(&mut self) -> Vec<u8> {
+        loop {
+            let mut arena = Vec::new();
+            match self.prober.step(now(self.at), &mut self.drops, &mut arena) {
+                Step::Send(send) => {
+                    self.prober.sent(send.id, self.at, StampedBy::Kernel);
+                    return arena;
+                }
+                Step::Report(report) => self.reports.push(report),
+                Step::Wait(until) => self.at = until,
+                Step::Finished => panic!("nothing more is sent"),
+            }
+        }
+    }
+
+    /// Hands over what claims to be a reply, a microsecond later, and returns what that led to.
+    pub(super) fn hears(&mut self, datagram: &[u8]) -> Vec<Report> {
+        self.at = self.at + Duration::from_micros(1);
+        let mut arrival = arrival(([192, 0, 2, 2], 862), self.at);
+        arrival.to = Some([192, 0, 2, 1].into());
+        self.flush();
+        let known = self.reports.len();
+        self.prober.received(datagram, &arrival);
+        self.flush();
+        self.reports.split_off(known)
+    }
+
+    /// Takes the reports that are waiting. No time passes; what falls due at this moment is not sent.
+    fn flush(&mut self) {
+        let before = Now { at: at(0), ..now(self.at) };
+        while let Step::Report(report) = self.prober.step(before, &mut self.drops, &mut Vec::new()) {
+            self.reports.push(report);
+        }
+    }
+}

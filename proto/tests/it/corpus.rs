@@ -1,0 +1,182 @@
+//! The corpora of the fuzz targets, replayed, and mutated a little further.
+
+use std::path::PathBuf;
+
+use pathmeter_proto::sim::Random;
+use pathmeter_proto::time::WallTime;
+use pathmeter_proto::wire::Goodbye;
+
+use super::byhand::{ASKER, arrival, ask, at, base, keys, request, responder};
+use super::fuzzed::{SECRET, TARGETS, run};
+
+/// Seeds of each target that are committed.
+const SEEDS: usize = 36;
+
+fn folder(target: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target)
+}
+
+fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+    let entries = std::fs::read_dir(folder(target)).unwrap_or_else(|error| panic!("{target}: {error}"));
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut seeds: Vec<(String, Vec<u8>)> =
+        paths.map(|path| (path.display().to_string(), std::fs::read(&path).unwrap())).collect();
+    seeds.sort();
+    seeds
+}
+
+#[test]
+fn every_corpus_holds_what_must_hold_for_any_bytes() {
+    for (target, _) in TARGETS {
+        let seeds = seeds(target);
+        assert!(seeds.len() >= SEEDS, "{target} has {} seeds", seeds.len());
+        for (path, seed) in seeds {
+            let outcome = std::panic::catch_unwind(|| run(target, &seed));
+            assert!(outcome.is_ok(), "{path}");
+        }
+    }
+}
+
+#[test]
+fn mutations_of_every_corpus_hold_it_too() {
+    for (target, _) in TARGETS {
+        let seeds = seeds(target);
+        for number in 0..20_000 {
+            let mut random = Random::new(number);
+            let (_, seed) = &seeds[random.below(seeds.len() as u64) as usize];
+            let mut input = seed.clone();
+            for _ in 0..=random.below(4) {
+                mutate(&mut random, &mut input);
+            }
+            let outcome = std::panic::catch_unwind(|| run(target, &input));
+            assert!(outcome.is_ok(), "{target}, mutation {number}: {input:02x?}");
+        }
+    }
+}
+
+fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
+    if bytes.is_empty() {
+        bytes.push(random.draw() as u8);
+        return;
+    }
+    let at = random.below(bytes.len() as u64) as usize;
+    match random.below(7) {
+        0 => bytes[at] ^= 1 << random.below(8),
+        1 => bytes[at] = random.draw() as u8,
+        2 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random.below(5) as usize],
+        3 => bytes.truncate(at),
+        4 => bytes.insert(at, random.draw() as u8),
+        5 => drop(bytes.remove(at)),
+        _ => {
+            let piece = bytes[at..].iter().copied().take(1 + random.below(200) as usize).collect::<Vec<u8>>();
+            let to = random.below(bytes.len() as u64) as usize;
+            bytes.splice(to..to, piece);
+        }
+    }
+}
+
+/// Valid inputs of a target, to begin with.
+fn valid(target: &str) -> Vec<Vec<u8>> {
+    let keys = keys(SECRET);
+    let key = Some(keys.current());
+    let requests = [request(1, 5, None), base(1, 7, None), request(1, 5, key), base(1, 7, key)];
+    let is_keyed = |index: usize| index >= 2;
+    let replies = requests.iter().enumerate().map(|(index, request)| {
+        let keys = is_keyed(index).then(|| keys.clone());
+        ask(&mut responder(keys), request, &arrival(ASKER, at(0))).bytes()
+    });
+    match target {
+        "decode_stamp" | "decode_tlv" => requests.iter().cloned().chain(replies).collect(),
+        "decode_goodbye" => [
+            "",
+            "ams-1",
+            "fra-1.example.net",
+            "a-name-of-sixty-four-bytes-which-is-the-longest-that-there-can-be",
+        ]
+        .map(|name| {
+            let goodbye = Goodbye { name: name.into(), boot_id: 7, at: WallTime::from_nanos(9) };
+            let mut bytes = goodbye.encode(&keys.derive(Goodbye::PURPOSE));
+            // The target signs.
+            bytes.truncate(bytes.len() - 16);
+            bytes
+        })
+        .into(),
+        "key_file" => {
+            let hex = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+            let files = [
+                hex.to_owned(),
+                format!("# mesh\n\n{SECRET}\n"),
+                format!("{hex}\r\n  {SECRET}\t\n"),
+                format!("{hex}\n{hex}\n{hex}"),
+                "short".into(),
+            ];
+            files.map(String::into_bytes).into()
+        }
+        "responder" => [0x02, 0x11, 0x13, 0x76].map(|flags| conversation(flags, &requests)).into(),
+        "prober" => [0x02, 0x03, 0x8a, 0x93, 0xe4].map(events).into(),
+        _ => panic!("{target} is no target"),
+    }
+}
+
+/// Records for the target `responder`: everything from two sources, and each reply back again.
+fn conversation(flags: u8, requests: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = vec![flags];
+    for from in [1, 200] {
+        for request in requests {
+            let [high, low] = (request.len() as u16).to_be_bytes();
+            out.extend([from, 5, 0, high, low]);
+            out.extend(request);
+            out.extend([from, 0, 4, 0, 0]);
+        }
+    }
+    out
+}
+
+/// Records for the target `prober`: some slots, answered, answered again, damaged, stamped, complained about.
+fn events(flags: u8) -> Vec<u8> {
+    let wait = [1, 2];
+    let reply = [2, 0, 0, 9];
+    let twice = [2, 0, 16, 0];
+    let damaged = [2, 1, 9, 0, 30, 7, 0];
+    let stamp = [5, 3, 0];
+    let quoted = [10, 0, 200];
+    let mut out = vec![flags];
+    for piece in [
+        &wait[..],
+        &reply,
+        &wait,
+        &stamp,
+        &twice,
+        &wait,
+        &damaged,
+        &quoted,
+        &wait,
+        &[9],
+        &wait,
+        &[1, 255],
+        &reply,
+    ] {
+        out.extend_from_slice(piece);
+    }
+    out.extend([6, 1, 2, 7, 0, 6, 11, 3, 1, 100, 4, 3, 0, 1, 2, 3, 8, 2, 0, 0, 0]);
+    out
+}
+
+#[test]
+#[ignore = "writes fuzz/corpus anew: run it when the wire format has changed"]
+fn the_seeds_are_written() {
+    for (target, _) in TARGETS {
+        let valid = valid(target);
+        let mut random = Random::new(target.len() as u64);
+        std::fs::create_dir_all(folder(target)).unwrap();
+        for number in 0..SEEDS {
+            let mut seed = valid[number % valid.len()].clone();
+            if number >= valid.len() {
+                for _ in 0..=random.below(3) {
+                    mutate(&mut random, &mut seed);
+                }
+            }
+            std::fs::write(folder(target).join(format!("seed-{number:02}")), seed).unwrap();
+        }
+    }
+}
