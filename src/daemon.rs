@@ -301,7 +301,9 @@ impl Daemon {
             let identity = self.identities.get(name);
             let labels = identity.map_or(labels, |identity| &identity.labels);
             let mut attributes = vec![("address".to_owned(), address.to_owned())];
-            attributes.push(("version".to_owned(), identity.map_or_else(String::new, |i| i.version.clone())));
+            let said = |what: fn(&Identity) -> &String| identity.map(what).cloned().unwrap_or_default();
+            attributes.push(("agent".to_owned(), said(|identity| &identity.name)));
+            attributes.push(("version".to_owned(), said(|identity| &identity.version)));
             attributes.extend(labels.iter().map(|(key, value)| (format!("label_{key}"), value.clone())));
             (name.to_owned(), attributes)
         };

@@ -97,7 +97,10 @@ struct Seat {
 struct Pace {
     tick: Duration,
     woke: Timestamp,
+    /// How long after a turn sockets are read again while replies are outstanding: soon after a send, then less often.
     drain_after: Duration,
+    /// Datagrams that had left when `drain_after` was last reset.
+    sent: u64,
     counted_at: Timestamp,
     counted: u64,
 }
@@ -132,6 +135,7 @@ impl Thread {
                 tick: Duration::ZERO,
                 woke: now,
                 drain_after: RECEIVE_TICK_MAX,
+                sent: 0,
                 counted_at: now,
                 counted: 0,
             },
@@ -546,14 +550,13 @@ impl Thread {
         let now = Clock::now();
         let due = self.alarms.peek().map_or(Timestamp::NEVER, |Reverse((at, _))| *at);
         let mut until = due.max(self.pace.woke + self.pace.tick).min(now + HEARTBEAT);
-        if self.traffic.outstanding > 0 && !self.answers_at_once {
-            let drain = now + self.pace.drain_after;
-            if drain < until {
-                until = drain;
-                self.pace.drain_after = (self.pace.drain_after * 2).min(DRAIN_MAX);
-            } else {
-                self.pace.drain_after = RECEIVE_TICK_MAX;
-            }
+        if self.pace.sent != self.traffic.sent || self.traffic.outstanding == 0 {
+            self.pace.sent = self.traffic.sent;
+            self.pace.drain_after = RECEIVE_TICK_MAX;
+        }
+        if self.traffic.outstanding > 0 && now + self.pace.drain_after < until {
+            until = now + self.pace.drain_after;
+            self.pace.drain_after = (self.pace.drain_after * 2).min(DRAIN_MAX);
         }
         if !self.outbox.is_empty() || until <= now {
             self.series.lag.observe(now.since(until));
