@@ -4,11 +4,14 @@
 //! * [`Responder`] answers, and tells each prober what it received, so that a loss has a direction
 
 mod flow;
+mod knowledge;
 mod outcome;
 mod prober;
 mod request;
 mod responder;
 mod sessions;
+mod told;
+mod view;
 
 pub use outcome::{Class, Direction, Mismatch, Report, Sample, Verdict};
 pub use prober::{Prober, Spec};

@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::flow::{Carries, Fit, Flow, Purpose, Reply, Rules};
+use super::flow::{Carries, Fit, Flow, Reply, Rules};
+use super::knowledge::Knowledge;
 use super::outcome::{Class, Mismatch, Report, Sample, Verdict};
-use super::request::{self, Contents, Extensions};
+use super::request::{self, Contents};
+use super::told::Told;
+use super::view::{Asked, View};
 use crate::dscp::Dscp;
 use crate::grid::{Grid, mix};
 use crate::key::Keys;
@@ -16,9 +19,7 @@ use crate::machine::{
 };
 use crate::stats::WindowedMinimum;
 use crate::time::Timestamp;
-use crate::wire::PeerTimestamp;
 use crate::wire::stamp::{self, Mode, Request};
-use crate::wire::tlv::{self, ClassOfService, FollowUp, Session};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -64,53 +65,6 @@ pub struct Prober {
     reports: VecDeque<Report>,
 }
 
-/// What the responder is found to be.
-#[derive(Debug, Clone, Copy)]
-struct Knowledge {
-    kind: Kind,
-    /// Datagrams that were given up, while nothing is known.
-    unanswered: u32,
-    /// When a foreign responder is next asked whether it became one of ours.
-    ask_again: Timestamp,
-    /// Datagrams that still ask.
-    questions: u8,
-}
-
-/// The kinds of responder, by what their replies show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Nothing came back yet.
-    Unknown,
-    /// One of ours.
-    Agent,
-    /// A STAMP reflector that knows extensions, not ours.
-    Stamp,
-    /// A reflector without extensions: plain STAMP, or TWAMP-Light.
-    Plain,
-}
-
-/// What was heard from the responder about one flow.
-#[derive(Debug, Clone, Copy, Default)]
-struct View {
-    /// Ours: when the last report was asked for, and the host drops it told.
-    drops: Option<(Timestamp, u32)>,
-    /// Ours: the first sequence number of its record, and when that was sent, or later.
-    record: Option<(u32, Timestamp)>,
-    /// Foreign: the last reply in order, as sequence number and the reflector's own.
-    last: Option<(u64, u32)>,
-    /// Foreign: whether its sequence numbers are its own.
-    is_stateful: bool,
-    /// Foreign: until when its count is doubted, because a request was seen to arrive twice or behind a later one.
-    doubted: Option<Timestamp>,
-    /// T3 of recent replies, by the reflector's sequence number.
-    left: [Option<(u32, PeerTimestamp)>; LEFT],
-    /// The last follow-up that was used.
-    followed: Option<u32>,
-}
-
-/// Replies whose T3 is remembered for a follow-up. Chosen: a follow-up normally comes with the next reply.
-const LEFT: usize = 4;
-
 #[derive(Debug, Clone, Copy)]
 struct Draining {
     since: Timestamp,
@@ -119,20 +73,6 @@ struct Draining {
 
 /// A goodbye excuses a peer for this long. Chosen: a restart takes seconds, a reboot a minute.
 const GOODBYE_LASTS: Duration = Duration::from_secs(60);
-
-/// A path that was seen to duplicate or to reorder requests is expected to do so again for this long. Chosen: 10 minutes.
-const DOUBT_LASTS: Duration = Duration::from_secs(600);
-
-/// While nothing is known, every second datagram after this many that were given up is plain STAMP: some reflectors drop
-/// what they do not expect.
-const UNANSWERED_MAX: u32 = 4;
-
-/// A foreign responder is asked this often whether it became one of ours.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
-
-/// Datagrams that ask at a time: one of them may be lost. A foreign responder may drop them for their length, so one that
-/// goes unanswered is withdrawn, not lost.
-const QUESTIONS: u8 = 3;
 
 /// What our packets start with, so that hops = 255 − received.
 const TTL: u8 = 255;
@@ -155,12 +95,7 @@ impl Prober {
             views: vec![View::default(); flows.len()],
             flows,
             turn: 0,
-            responder: Knowledge {
-                kind: Kind::Unknown,
-                unanswered: 0,
-                ask_again: Timestamp::NEVER,
-                questions: 0,
-            },
+            responder: Knowledge::none(),
             minimum: WindowedMinimum::new(at),
             draining: None,
             stopping: false,
@@ -204,12 +139,7 @@ impl Prober {
     /// What the responder was found to be, in a word for people; `None` while nothing came back.
     #[must_use]
     pub fn responder(&self) -> Option<&'static str> {
-        match self.responder.kind {
-            Kind::Unknown => None,
-            Kind::Agent => Some("pathmeter"),
-            Kind::Stamp => Some("stamp"),
-            Kind::Plain => Some("twamp-light"),
-        }
+        self.responder.word()
     }
 
     fn mode(&self) -> Mode {
@@ -228,19 +158,6 @@ impl Prober {
         }
     }
 
-    fn extensions(&self, sequence: u64) -> Extensions {
-        match self.responder.kind {
-            Kind::Agent => Extensions::All,
-            Kind::Unknown if self.responder.unanswered >= UNANSWERED_MAX && sequence % 2 == 1 => {
-                Extensions::None
-            }
-            Kind::Unknown => Extensions::All,
-            Kind::Stamp | Kind::Plain if self.responder.questions > 0 => Extensions::All,
-            Kind::Stamp => Extensions::ClassOfService,
-            Kind::Plain => Extensions::None,
-        }
-    }
-
     fn send(&mut self, now: Now, arena: &mut Vec<u8>) -> Option<Send> {
         let mode = self.mode();
         let index = self.turn;
@@ -250,16 +167,7 @@ impl Prober {
             return None;
         }
         let (sequence, sent) = self.flows[index].upcoming();
-        if self.responder.ask_again <= now.at {
-            self.responder.ask_again = now.at + ASK_AGAIN_AFTER;
-            self.responder.questions = QUESTIONS;
-        }
-        let extensions = self.extensions(sequence);
-        let purpose = match self.responder.kind {
-            Kind::Stamp | Kind::Plain if extensions == Extensions::All => Purpose::Ask,
-            Kind::Stamp | Kind::Plain | Kind::Agent | Kind::Unknown => Purpose::Measure,
-        };
-        self.responder.questions -= u8::from(purpose == Purpose::Ask);
+        let (extensions, purpose) = self.responder.address(sequence, now.at);
         let flow = &mut self.flows[index];
         let contents = Contents {
             mode,
@@ -307,11 +215,7 @@ impl Prober {
         let sent = match flow.fit(sequence, base.sender_timestamp, arrival.at, &rules) {
             Fit::Answer { sent } => sent,
             Fit::Duplicate => {
-                // A copy of a reply has its number; the reply to a copy of a request has its own.
-                let view = &mut self.views[index];
-                if !view.left.iter().flatten().any(|(number, _)| *number == base.sequence) {
-                    view.doubted = Some(arrival.at + DOUBT_LASTS);
-                }
+                self.views[index].heard_again(base.sequence, arrival.at);
                 self.reports.push_back(Report::Duplicate);
                 return Ok(());
             }
@@ -324,39 +228,22 @@ impl Prober {
         if self.draining.is_some_and(|draining| sent > draining.since) {
             self.draining = None;
         }
-        let is_ours = self.recognise(&told, arrival.at);
+        let is_ours = self.responder.recognise(&told, arrival.at);
         let sample = self.sample(&base, &told, arrival, is_ours);
         let reply = Reply { at: arrival.at, turnaround: base.turnaround(), sample };
         let rules = self.rules();
         self.flows[index].answer(sequence, reply, &rules, &mut self.reports);
+        let (view, flow) = (&mut self.views[index], &mut self.flows[index]);
+        let asked = Asked { sequence, sent, heard: arrival.at };
         match told.session {
-            Some(session) => self.learn_from_ours(index, sent, arrival.at, &session),
+            Some(session) => view.learn_from_ours(flow, &asked, &session, &rules),
             None if is_ours => {}
-            None => self.learn_from_foreign(index, sent, arrival.at, (sequence, base.sequence)),
+            None => view.learn_from_foreign(flow, &asked, base.sequence, &rules),
         }
-        self.follow_up(index, &base, told.follow_up);
+        if let Some(lag) = view.follow_up(base.sequence, base.sent(), told.follow_up) {
+            self.reports.push_back(Report::TransmitLag(lag));
+        }
         Ok(())
-    }
-
-    /// Takes note of what the responder is; true if it is one of ours.
-    fn recognise(&mut self, told: &Told, at: Timestamp) -> bool {
-        let kind = match told {
-            Told { session: Some(_), .. } => Kind::Agent,
-            // What was changed on the way says nothing about who answered it.
-            Told { is_damaged: true, .. } => return self.responder.kind == Kind::Agent,
-            // Our extension was not sent, or did not fit: the kind stays, a first reply says as much as it shows.
-            Told { asked_session: false, .. } if self.responder.kind != Kind::Unknown => self.responder.kind,
-            Told { class: Some(_), .. } => Kind::Stamp,
-            Told { .. } => Kind::Plain,
-        };
-        if kind != self.responder.kind {
-            self.responder.kind = kind;
-            self.responder.questions = 0;
-            // A first reply to a datagram without our extension leaves open whether that would be understood.
-            self.responder.ask_again = if told.asked_session { at + ASK_AGAIN_AFTER } else { at };
-        }
-        self.responder.unanswered = 0;
-        kind == Kind::Agent
     }
 
     fn sample(&mut self, base: &stamp::Reply, told: &Told, arrival: &Arrival, is_ours: bool) -> Sample {
@@ -378,100 +265,6 @@ impl Prober {
                 .tos
                 .filter(|_| told.class.is_some())
                 .map(|tos| Class { is_remarked: tos >> 2 != dscp, is_congested: tos & 3 == 3 }),
-        }
-    }
-
-    fn learn_from_ours(&mut self, index: usize, asked: Timestamp, heard: Timestamp, session: &Session) {
-        let rules = self.rules();
-        let flow = &mut self.flows[index];
-        if session.session != flow.session {
-            return;
-        }
-        let view = &mut self.views[index];
-        if view.drops.is_none_or(|(last, _)| asked > last) {
-            if let Some((last, known)) = view.drops {
-                let dropped = session.host_drops.wrapping_sub(known);
-                if dropped < 1 << 31 {
-                    flow.responder_dropped(last, heard, dropped, &rules);
-                }
-            }
-            view.drops = Some((asked, session.host_drops));
-        }
-        let (Some(highest), Some(first)) =
-            (flow.extend(session.highest), flow.extend(session.count_or_first))
-        else {
-            return;
-        };
-        let began = match view.record {
-            Some((known, began)) if known == session.count_or_first => began,
-            // Long gone or never sent: this report was asked for no earlier.
-            _ => flow.sent_at(first).unwrap_or(asked),
-        };
-        view.record = Some((session.count_or_first, began));
-        let bitmap = session.bitmap;
-        flow.learn(
-            highest.saturating_sub(127)..=highest,
-            Carries::Session,
-            asked,
-            &rules,
-            |sequence, sent| {
-                let is_set = bitmap >> (highest - sequence) & 1 == 1;
-                // A responder that forgot us began its record anew, perhaps with a datagram that others had overtaken: what
-                // was sent soon after that one may have arrived before.
-                (is_set || sequence > first && sent >= began + rules.horizon).then_some(is_set)
-            },
-        );
-    }
-
-    /// A stateful reflector numbers its replies: between two of them it received as many requests as its numbers
-    /// advanced. All or none of those between gives each a direction; some of them does not. That it was all of them
-    /// holds only while no request arrives twice, or behind a later one, for its number is then counted in the wrong
-    /// place: where that was seen, it is not believed. The first time, if its reply is lost as well, is not seen.
-    fn learn_from_foreign(&mut self, index: usize, asked: Timestamp, heard: Timestamp, reply: (u64, u32)) {
-        let (sequence, number) = reply;
-        let rules = self.rules();
-        let (flow, view) = (&mut self.flows[index], &mut self.views[index]);
-        #[expect(clippy::cast_possible_truncation, reason = "the wire carried the low half")]
-        let is_copy = number == sequence as u32;
-        view.is_stateful |= !is_copy;
-        if let Some((last, last_number)) = view.last
-            && sequence < last
-        {
-            if number.wrapping_sub(last_number) < 1 << 31 {
-                view.doubted = Some(heard + DOUBT_LASTS);
-            }
-            return;
-        }
-        let is_doubted = view.doubted.is_some_and(|until| heard < until);
-        if let Some((last, last_number)) = view.last
-            && view.is_stateful
-        {
-            let (asked_since, answered_since) = (sequence - last, number.wrapping_sub(last_number));
-            let arrived = match u64::from(answered_since) {
-                1 => Some(false),
-                answered if answered == asked_since && !is_doubted => Some(true),
-                _ => None,
-            };
-            flow.learn(last + 1..=sequence.saturating_sub(1), Carries::Less, asked, &rules, |_, _| arrived);
-        }
-        view.last = Some((sequence, number));
-    }
-
-    fn follow_up(&mut self, index: usize, base: &stamp::Reply, follow_up: Option<FollowUp>) {
-        let view = &mut self.views[index];
-        view.left.rotate_right(1);
-        view.left[0] = Some((base.sequence, base.sent()));
-        let Some(FollowUp { sequence, timestamp }) = follow_up else { return };
-        if view.followed == Some(sequence) {
-            return;
-        }
-        let written = view.left.iter().flatten().find(|(number, _)| *number == sequence);
-        if let Some((_, written)) = written {
-            view.followed = Some(sequence);
-            let lag = PeerTimestamp::from_ntp(timestamp.0).signed_since(*written);
-            if let Ok(lag) = u64::try_from(lag) {
-                self.reports.push_back(Report::TransmitLag(Duration::from_nanos(lag)));
-            }
         }
     }
 
@@ -499,17 +292,8 @@ impl Prober {
                     sample.minimum = self.minimum.add(now, sample.rtt);
                     sample.variation = sample.rtt - sample.minimum;
                 }
-                (Verdict::Lost(_), _) if self.responder.kind == Kind::Unknown => {
-                    self.responder.unanswered = self.responder.unanswered.saturating_add(1);
-                }
-                (
-                    Verdict::Ok
-                    | Verdict::Late
-                    | Verdict::Lost(_)
-                    | Verdict::HostDropped
-                    | Verdict::Withdrawn,
-                    _,
-                ) => {}
+                (Verdict::Lost(_), _) => self.responder.gave_up(),
+                (Verdict::Ok | Verdict::Late | Verdict::HostDropped | Verdict::Withdrawn, _) => {}
             }
         }
         report
@@ -522,49 +306,6 @@ impl Prober {
             return None;
         }
         Some(Report::LossyFlows(lossy))
-    }
-}
-
-/// What a reply's extensions say.
-#[derive(Debug, Clone, Copy)]
-struct Told {
-    /// Whether our extension came back at all, understood or not.
-    asked_session: bool,
-    /// Whether the responder found that the extensions had been changed on the way.
-    is_damaged: bool,
-    session: Option<Session>,
-    class: Option<ClassOfService>,
-    follow_up: Option<FollowUp>,
-}
-
-impl Told {
-    fn read(datagram: &[u8], mode: Mode, keys: Option<&Keys>) -> Result<Self, Mismatch> {
-        let base = mode.base_bytes();
-        let mut told =
-            Self { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
-        let mut is_hmac_flagged = false;
-        for found in tlv::walk(datagram, base) {
-            told.asked_session |= found.kind == tlv::SESSION;
-            told.is_damaged |= found.flags & tlv::INTEGRITY != 0;
-            // Its own flags are all that no HMAC covers.
-            is_hmac_flagged |= found.kind == tlv::HMAC && found.flags != 0;
-            if !found.is_understood() {
-                continue;
-            }
-            let value = found.value(datagram);
-            match found.kind {
-                tlv::SESSION => {
-                    told.session = Session::read(value).ok().filter(|session| session.is_reply);
-                }
-                tlv::CLASS_OF_SERVICE => told.class = ClassOfService::read(value),
-                tlv::FOLLOW_UP => told.follow_up = FollowUp::read(value),
-                _ => {}
-            }
-        }
-        if keys.is_some_and(|keys| is_hmac_flagged || !tlv::are_proven(datagram, base, keys)) {
-            return Err(Mismatch::Unauthentic);
-        }
-        Ok(told)
     }
 }
 

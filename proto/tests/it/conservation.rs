@@ -77,7 +77,6 @@ pub(super) fn bad_world(seed: u64) -> (World, Spec) {
 }
 
 /// Seeds to try: `SIM_SEED=n` replays one, `SIM_TIMES=n` tries that many times as many.
-#[expect(clippy::disallowed_methods, reason = "a test is told by its environment what to replay")]
 pub(super) fn seeds(count: u64) -> impl Iterator<Item = u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     match number("SIM_SEED") {

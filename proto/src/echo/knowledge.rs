@@ -1,0 +1,109 @@
+//! What the responder is found to be, and what it is therefore sent.
+
+use std::time::Duration;
+
+use super::flow::Purpose;
+use super::request::Extensions;
+use super::told::Told;
+use crate::time::Timestamp;
+
+/// What the responder is found to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Knowledge {
+    kind: Kind,
+    /// Datagrams that were given up, while nothing is known.
+    unanswered: u32,
+    /// When a foreign responder is next asked whether it became one of ours.
+    ask_again: Timestamp,
+    /// Datagrams that still ask.
+    questions: u8,
+}
+
+/// The kinds of responder, by what their replies show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing came back yet.
+    Unknown,
+    /// One of ours.
+    Agent,
+    /// A STAMP reflector that knows extensions, not ours.
+    Stamp,
+    /// A reflector without extensions: plain STAMP, or TWAMP-Light.
+    Plain,
+}
+
+impl Knowledge {
+    /// Nothing came back yet.
+    pub(super) const fn none() -> Self {
+        Self { kind: Kind::Unknown, unanswered: 0, ask_again: Timestamp::NEVER, questions: 0 }
+    }
+
+    /// What the next datagram carries, and why it is sent.
+    pub(super) fn address(&mut self, sequence: u64, now: Timestamp) -> (Extensions, Purpose) {
+        if self.ask_again <= now {
+            self.ask_again = now + ASK_AGAIN_AFTER;
+            self.questions = QUESTIONS;
+        }
+        let is_doubtful = self.unanswered >= UNANSWERED_MAX && sequence % 2 == 1;
+        match self.kind {
+            Kind::Agent => (Extensions::All, Purpose::Measure),
+            Kind::Unknown if is_doubtful => (Extensions::None, Purpose::Measure),
+            Kind::Unknown => (Extensions::All, Purpose::Measure),
+            Kind::Stamp | Kind::Plain if self.questions > 0 => {
+                self.questions -= 1;
+                (Extensions::All, Purpose::Ask)
+            }
+            Kind::Stamp => (Extensions::ClassOfService, Purpose::Measure),
+            Kind::Plain => (Extensions::None, Purpose::Measure),
+        }
+    }
+
+    /// A datagram was lost.
+    pub(super) fn gave_up(&mut self) {
+        if self.kind == Kind::Unknown {
+            self.unanswered = self.unanswered.saturating_add(1);
+        }
+    }
+
+    /// Takes note of what the responder is; true if it is one of ours.
+    pub(super) fn recognise(&mut self, told: &Told, at: Timestamp) -> bool {
+        let kind = match told {
+            Told { session: Some(_), .. } => Kind::Agent,
+            // What was changed on the way says nothing about who answered it.
+            Told { is_damaged: true, .. } => return self.kind == Kind::Agent,
+            // Our extension was not sent, or did not fit: the kind stays, a first reply says as much as it shows.
+            Told { asked_session: false, .. } if self.kind != Kind::Unknown => self.kind,
+            Told { class: Some(_), .. } => Kind::Stamp,
+            Told { .. } => Kind::Plain,
+        };
+        if kind != self.kind {
+            self.kind = kind;
+            self.questions = 0;
+            // A first reply to a datagram without our extension leaves open whether that would be understood.
+            self.ask_again = if told.asked_session { at + ASK_AGAIN_AFTER } else { at };
+        }
+        self.unanswered = 0;
+        kind == Kind::Agent
+    }
+
+    /// A word for people; `None` while nothing came back.
+    pub(super) const fn word(&self) -> Option<&'static str> {
+        match self.kind {
+            Kind::Unknown => None,
+            Kind::Agent => Some("pathmeter"),
+            Kind::Stamp => Some("stamp"),
+            Kind::Plain => Some("twamp-light"),
+        }
+    }
+}
+
+/// While nothing is known, every second datagram after this many that were given up is plain STAMP: some reflectors drop
+/// what they do not expect.
+const UNANSWERED_MAX: u32 = 4;
+
+/// A foreign responder is asked this often whether it became one of ours.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// Datagrams that ask at a time: one of them may be lost. A foreign responder may drop them for their length, so one that
+/// goes unanswered is withdrawn, not lost.
+const QUESTIONS: u8 = 3;
