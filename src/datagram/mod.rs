@@ -9,6 +9,7 @@ mod outbox;
 mod socket;
 mod stamps;
 mod thread;
+mod watch;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -148,7 +149,7 @@ impl Handle {
         let (rings, series) = (Arc::clone(&bell), Arc::clone(&stats));
         let thread = std::thread::Builder::new()
             .name(format!("pm-{name}"))
-            .spawn(move || thread::Thread::new(duties, stamps, events, series).run(&inbox, &rings))?;
+            .spawn(move || thread::Thread::new(duties, stamps, rings, events, series).run(&inbox))?;
         Ok(Self { commands, bell, stats, thread })
     }
 

@@ -1,0 +1,178 @@
+//! Everything that comes in: datagrams, stamps, complaints, and what the kernel dropped.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use pathmeter_proto::machine::{Arrival, StampedBy};
+use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::wire::stamp;
+
+use super::super::cmsg::About;
+use super::super::socket::{RECEIVE_BATCH, ReceiveBatch};
+use super::{Group, Thread};
+use crate::clock::Clock;
+
+/// Batches that are read from a socket before anything else gets its turn.
+const ROUNDS: usize = 64;
+
+/// How often sockets are asked what they dropped. Chosen: 10 ms, well below the time after which anything is given up.
+const DROPS_EVERY: Duration = Duration::from_millis(10);
+
+/// A drop excuses datagrams for this long: longer than anything waits for its verdict.
+const DROPS_KEPT: Duration = Duration::from_secs(120);
+
+impl Thread {
+    /// Reads the sockets that are ready; true if everything that had arrived by `now` was read.
+    pub(super) fn read(&mut self, inbox: &mut ReceiveBatch, now: Timestamp) -> bool {
+        if !std::mem::take(&mut self.has_looked) {
+            self.watch().look();
+        }
+        let (mut is_drained, mut index) = (true, 0);
+        for group in 0..self.groups.len() {
+            for socket in 0..self.groups[group].sockets.len() {
+                if self.watch.as_ref().is_some_and(|watch| watch.is_ready(index)) {
+                    self.read_errors(inbox, group, socket, now);
+                    is_drained &= self.read_datagrams(inbox, group, socket, now);
+                }
+                index += 1;
+            }
+        }
+        if now.since(self.drops_looked) >= DROPS_EVERY {
+            self.drops_looked = now;
+            for group in 0..self.groups.len() {
+                self.look_for_drops(group, now);
+            }
+        }
+        is_drained
+    }
+
+    /// Asks the sockets of a group what they dropped since they were last asked.
+    fn look_for_drops(&mut self, group: usize, now: Timestamp) {
+        let Group { sockets, drops, looked, .. } = &mut self.groups[group];
+        drops.forget(*looked - DROPS_KEPT);
+        for (flow, socket) in sockets.iter_mut().enumerate() {
+            let dropped = socket.new_drops();
+            drops.add(u8::try_from(flow).unwrap_or(u8::MAX), *looked, now, dropped);
+            self.series.rx_dropped.add(dropped.into());
+        }
+        *looked = now;
+    }
+
+    fn read_errors(&mut self, inbox: &mut ReceiveBatch, group: usize, socket: usize, now: Timestamp) {
+        let flow = u8::try_from(socket).unwrap_or(u8::MAX);
+        for _ in 0..ROUNDS {
+            let Ok(count) = inbox.receive(&self.groups[group].sockets[socket], true) else { return };
+            for index in 0..count {
+                let found = inbox.at(index);
+                match (found.said.about, found.said.stamp) {
+                    (Some(About::Stamp { name }), Some(stamp)) => {
+                        let Some(entry) = self.awaited.find(name, found.bytes) else { continue };
+                        let at = self.clock.place(stamp, entry.handed, Clock::now());
+                        let seat = self.actors.get_mut(entry.actor).and_then(Option::as_mut);
+                        if let Some(seat) = seat.filter(|seat| seat.life == entry.life) {
+                            seat.actor.sent(entry.id, at, StampedBy::Kernel);
+                            self.step(entry.actor);
+                        }
+                    }
+                    (Some(About::Icmp(icmp)), _) => {
+                        let Some(to) = found.from else { continue };
+                        let arrival = Arrival {
+                            at: now,
+                            by: StampedBy::User,
+                            from: to,
+                            to: None,
+                            flow,
+                            ttl: None,
+                            tos: None,
+                            icmp: Some(icmp),
+                        };
+                        self.deliver(group, found.bytes, &arrival);
+                    }
+                    (Some(About::Stamp { .. } | About::Local { .. }) | None, _) => {}
+                }
+            }
+            if count < RECEIVE_BATCH {
+                return;
+            }
+        }
+    }
+
+    fn read_datagrams(
+        &mut self,
+        inbox: &mut ReceiveBatch,
+        group: usize,
+        socket: usize,
+        now: Timestamp,
+    ) -> bool {
+        let flow = u8::try_from(socket).unwrap_or(u8::MAX);
+        let mut complaints = 0;
+        for _ in 0..ROUNDS {
+            let count = match inbox.receive(&self.groups[group].sockets[socket], false) {
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return true,
+                // A refusal of an earlier send is told here first; the datagrams are behind it.
+                Err(_) if complaints < RECEIVE_BATCH => {
+                    complaints += 1;
+                    continue;
+                }
+                Err(_) => return false,
+            };
+            for index in 0..count {
+                let found = inbox.at(index);
+                let Some(from) = found.from else { continue };
+                if found.is_cut {
+                    self.series.oversized.inc();
+                    continue;
+                }
+                let (at, by) = match found.said.stamp {
+                    Some(stamp) => {
+                        (self.clock.place(stamp, self.drained, now.max(Clock::now())), StampedBy::Kernel)
+                    }
+                    None => (Clock::now(), StampedBy::User),
+                };
+                let arrival = Arrival {
+                    at,
+                    by,
+                    from: canonical(from),
+                    to: found.said.to,
+                    flow,
+                    ttl: found.said.ttl,
+                    tos: found.said.tos,
+                    icmp: None,
+                };
+                self.deliver(group, found.bytes, &arrival);
+            }
+            if self.answers_at_once {
+                self.flush();
+            }
+            if count < RECEIVE_BATCH {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn deliver(&mut self, group: usize, datagram: &[u8], arrival: &Arrival) {
+        let to = self.groups[group].owner.or_else(|| self.route(arrival.from, datagram));
+        let Some(index) = to else {
+            self.series.unrouted.inc();
+            return;
+        };
+        if let Some(Some(seat)) = self.actors.get_mut(index) {
+            seat.actor.received(datagram, arrival);
+            self.step(index);
+        }
+    }
+
+    fn route(&self, from: SocketAddr, datagram: &[u8]) -> Option<usize> {
+        let by_session = stamp::ssids(datagram).into_iter().find_map(|ssid| self.routes.get(&(from, ssid)));
+        by_session.or_else(|| self.by_source.get(&from)).copied()
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => (ip, address.port()).into(),
+        IpAddr::V6(_) => address,
+    }
+}

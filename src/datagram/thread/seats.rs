@@ -1,0 +1,195 @@
+//! Who sits in the loop: machines with their sockets, sessions and alarms.
+
+use std::cmp::Reverse;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::echo::{Prober, Responder};
+use pathmeter_proto::grid::mix;
+use pathmeter_proto::machine::{HostDrops, Now};
+use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::wire::Goodbye;
+
+use super::super::actor::{Actor, Answerer, Asked, Echo, Listener};
+use super::super::outbox::Outgoing;
+use super::super::socket::{Binding, Socket, SocketError};
+use super::super::{Duties, Event, NewPath, PathId, SourceChoice};
+use super::{Group, Seat, Thread};
+use crate::clock::Clock;
+
+impl Thread {
+    pub(super) fn take_up(&mut self, duties: Duties, now: Timestamp) {
+        let Some(answering) = duties.answer else { return };
+        let heard_with = answering.keys.as_ref().map(|keys| keys.derive(Goodbye::PURPOSE));
+        let responder = Responder::new(answering.policy, answering.keys, answering.sessions);
+        let series = Arc::clone(&answering.series);
+        let actor = Actor::Responder(Box::new(Answerer { responder, series }));
+        self.seat_owner(actor, answering.sockets, now);
+        let listener = Listener { keys: heard_with, heard: None, series: answering.series };
+        self.seat_owner(Actor::Listener(Box::new(listener)), duties.listen, now);
+    }
+
+    fn seat_owner(&mut self, actor: Actor, sockets: Vec<Socket>, now: Timestamp) {
+        let group = self.groups.len();
+        let index = self.seat(actor, group, Vec::new(), Duration::MAX);
+        self.groups.push(Group { sockets, drops: HostDrops::default(), looked: now, owner: Some(index) });
+    }
+
+    fn seat(
+        &mut self,
+        actor: Actor,
+        group: usize,
+        routes: Vec<(SocketAddr, u16)>,
+        interval: Duration,
+    ) -> usize {
+        self.lives = self.lives.wrapping_add(1);
+        let seat = Seat { actor, group, life: self.lives, alarm: Timestamp::NEVER, routes, interval };
+        match self.free.pop() {
+            Some(index) => {
+                self.actors[index] = Some(seat);
+                index
+            }
+            None => {
+                self.actors.push(Some(seat));
+                self.actors.len() - 1
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, path: NewPath) -> Result<(), SocketError> {
+        let NewPath { id, mut spec, from, series, tap } = path;
+        let flows = spec.ssids.len();
+        let group = self.group(from, spec.to.is_ipv4(), flows)?;
+        spec.ssids = self.sessions(spec.to, flows, spec.seed);
+        let routes: Vec<_> = spec.ssids.iter().map(|ssid| (spec.to, *ssid)).collect();
+        let (to, interval) = (spec.to, spec.interval);
+        let sources = self.groups[group].sockets[..flows].iter().map(Socket::address).collect();
+        let echo = Echo { id, prober: Prober::new(spec, Clock::now()), series, tap };
+        let index = self.seat(Actor::Echo(Box::new(echo)), group, routes.clone(), interval);
+        self.routes.extend(routes.into_iter().map(|route| (route, index)));
+        self.by_source.entry(to).or_insert(index);
+        self.places.insert(id, index);
+        self.tell(Event::Started { id, sources });
+        self.step(index);
+        Ok(())
+    }
+
+    /// The group of a choice of source, with at least `flows` sockets.
+    fn group(&mut self, choice: SourceChoice, is_v4: bool, flows: usize) -> Result<usize, SocketError> {
+        let now = Clock::now();
+        let index = *self.choices.entry((choice, is_v4)).or_insert_with(|| {
+            self.groups.push(Group {
+                sockets: Vec::new(),
+                drops: HostDrops::default(),
+                looked: now,
+                owner: None,
+            });
+            self.groups.len() - 1
+        });
+        while self.groups[index].sockets.len() < flows {
+            let flow = u16::try_from(self.groups[index].sockets.len()).unwrap_or(u16::MAX);
+            let port = if choice.port == 0 { 0 } else { choice.port.saturating_add(flow) };
+            let address = SocketAddr::new(choice.address, port);
+            let binding = Binding { address, dont_fragment: choice.dont_fragment, errors: true };
+            let socket = Socket::bind(&binding, self.stamps)?;
+            self.groups[index].sockets.push(socket);
+            self.watch = None;
+        }
+        Ok(index)
+    }
+
+    /// Session identifiers that no other path to the same responder has.
+    fn sessions(&self, to: SocketAddr, flows: usize, seed: u64) -> Vec<u16> {
+        let mut found = Vec::with_capacity(flows);
+        let mut draw = seed;
+        while found.len() < flows {
+            draw = mix(draw);
+            #[expect(clippy::cast_possible_truncation, reason = "16 well-mixed bits are wanted")]
+            let ssid = draw as u16;
+            if ssid != 0 && !found.contains(&ssid) && !self.routes.contains_key(&(to, ssid)) {
+                found.push(ssid);
+            }
+        }
+        found
+    }
+
+    pub(super) fn remove(&mut self, id: PathId) {
+        let Some(index) = self.places.get(&id).copied() else { return };
+        if let Some(Seat { actor: Actor::Echo(echo), .. }) = &mut self.actors[index] {
+            echo.prober.stop();
+            echo.prober.withdraw();
+        }
+        self.step(index);
+        self.unseat(index);
+    }
+
+    pub(super) fn step(&mut self, index: usize) {
+        loop {
+            if self.outbox.is_full() {
+                self.flush();
+            }
+            let Some(Some(seat)) = self.actors.get_mut(index) else { return };
+            let now = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
+            let at = self.outbox.arena.len();
+            let drops = &mut self.groups[seat.group].drops;
+            match seat.actor.step(now, drops, &mut self.outbox.arena, &mut self.traffic) {
+                Asked::Send(send) => {
+                    let length = self.outbox.arena.len() - at;
+                    let (life, group) = (seat.life, seat.group);
+                    self.outbox.waiting.push(Outgoing { actor: index, life, group, send, at, length });
+                }
+                Asked::Wait(until) => {
+                    if until < seat.alarm {
+                        seat.alarm = until;
+                        self.alarms.push(Reverse((until, index)));
+                    }
+                    return;
+                }
+                Asked::Heard(goodbye) => self.tell(Event::Goodbye(goodbye)),
+                Asked::Finished => {
+                    self.unseat(index);
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(super) fn unseat(&mut self, index: usize) {
+        let Some(seat) = self.actors.get_mut(index).and_then(Option::take) else { return };
+        for route in &seat.routes {
+            self.routes.remove(route);
+            if self.by_source.get(&route.0) == Some(&index) {
+                self.by_source.remove(&route.0);
+            }
+        }
+        self.free.push(index);
+        if let Actor::Echo(echo) = seat.actor {
+            if !echo.is_conserved() {
+                self.series.accounting_errors.inc();
+            }
+            self.places.remove(&echo.id);
+            self.tell(Event::Finished(echo.id));
+        }
+    }
+
+    /// Steps everything that is due, once: what asks for the past again gets its turn after the next read.
+    pub(super) fn ring(&mut self, now: Timestamp) {
+        let mut due = std::mem::take(&mut self.due);
+        while let Some(Reverse((at, index))) = self.alarms.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.alarms.pop();
+            let Some(Some(seat)) = self.actors.get_mut(index) else { continue };
+            if seat.alarm == at {
+                seat.alarm = Timestamp::NEVER;
+                due.push(index);
+            }
+        }
+        for index in due.drain(..) {
+            self.step(index);
+        }
+        self.due = due;
+    }
+}

@@ -1,0 +1,87 @@
+//! Everything that goes out.
+
+use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::time::Timestamp;
+
+use super::super::cmsg::Told;
+use super::super::outbox::{Outgoing, refusal};
+use super::super::socket::{SendBatch, TTL};
+use super::Thread;
+use crate::clock::Clock;
+
+impl Thread {
+    /// Hands everything in the outbox to the kernel.
+    pub(super) fn flush(&mut self) {
+        while !self.outbox.is_empty() {
+            let mut outbox = std::mem::take(&mut self.outbox);
+            outbox.waiting.sort_by_key(|outgoing| (outgoing.group, outgoing.send.flow));
+            let by_socket = |a: &Outgoing, b: &Outgoing| (a.group, a.send.flow) == (b.group, b.send.flow);
+            for run in outbox.waiting.chunk_by(by_socket) {
+                self.hand_over(run, &outbox.arena);
+            }
+            outbox.clear();
+            if self.outbox.is_empty() {
+                self.outbox = outbox;
+            }
+        }
+    }
+
+    /// Sends datagrams of one socket.
+    fn hand_over(&mut self, run: &[Outgoing], arena: &[u8]) {
+        let now = Clock::now();
+        let mut batch = std::mem::replace(&mut self.batch, SendBatch::new(0));
+        batch.clear();
+        for outgoing in run {
+            let Outgoing { actor, life, send, at, length, .. } = *outgoing;
+            let datagram = &arena[at..at + length];
+            let name = send.stamp.then(|| self.awaited.expect(actor, life, send.id, now, datagram));
+            let told = Told {
+                to: send.to,
+                from: send.from,
+                tos: send.tos,
+                ttl: (send.ttl != TTL).then_some(send.ttl),
+                stamp: send.stamp,
+                name: name.filter(|_| self.awaited.by_name()),
+                segment: send.segment,
+            };
+            batch.push(&told, at, length);
+        }
+        let (group, socket) = (run[0].group, usize::from(run[0].send.flow));
+        let (mut first, mut tries) = (0, 0);
+        while first < batch.len() {
+            match batch.send(&self.groups[group].sockets[socket], arena, first) {
+                Ok(sent) => {
+                    for outgoing in &run[first..first + sent] {
+                        self.sent(outgoing, now);
+                    }
+                    (first, tries) = (first + sent, 0);
+                }
+                // An earlier datagram's refusal is told to the next send; that clears it.
+                Err(error) if tries == 0 && !is_lasting(&error) => tries = 1,
+                Err(error) => {
+                    let outgoing = &run[first];
+                    let seat = self.actors.get_mut(outgoing.actor).and_then(Option::as_mut);
+                    if let Some(seat) = seat.filter(|seat| seat.life == outgoing.life) {
+                        seat.actor.not_sent(outgoing.send.id, refusal(&error));
+                        self.step(outgoing.actor);
+                    }
+                    (first, tries) = (first + 1, 0);
+                }
+            }
+        }
+        self.batch = batch;
+    }
+
+    fn sent(&mut self, outgoing: &Outgoing, at: Timestamp) {
+        let seat = self.actors.get_mut(outgoing.actor).and_then(Option::as_mut);
+        if let Some(seat) = seat.filter(|seat| seat.life == outgoing.life) {
+            seat.actor.sent(outgoing.send.id, at, StampedBy::User);
+            self.step(outgoing.actor);
+        }
+    }
+}
+
+/// Whether a refusal is about this datagram and not about an earlier one.
+fn is_lasting(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EAGAIN | libc::ENOBUFS))
+}

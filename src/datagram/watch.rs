@@ -1,0 +1,70 @@
+//! Waiting: for a time, for a bell, for sockets.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use super::socket::Socket;
+
+/// The bell of a loop and its sockets, as `ppoll` takes them. To be made anew when the sockets change.
+#[derive(Debug)]
+pub(super) struct Watch {
+    /// The bell first, then the sockets in the order in which they were given.
+    polled: Vec<libc::pollfd>,
+}
+
+impl Watch {
+    pub(super) fn new<'a>(bell: BorrowedFd<'_>, sockets: impl Iterator<Item = &'a Socket>) -> Self {
+        let fds = std::iter::once(bell.as_raw_fd()).chain(sockets.map(|socket| socket.as_fd().as_raw_fd()));
+        let polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+        Self { polled }
+    }
+
+    /// Sleeps until the bell rings or `span` is over. True if it rang.
+    pub(super) fn wait_for_bell(&mut self, span: Duration) -> bool {
+        poll(&mut self.polled[..1], span)
+    }
+
+    /// Sleeps until the bell rings, a socket is ready, or `span` is over. True if anything happened.
+    pub(super) fn wait(&mut self, span: Duration) -> bool {
+        poll(&mut self.polled, span)
+    }
+
+    /// Whether the bell has rung, as of the last wait.
+    pub(super) fn bell_rang(&self) -> bool {
+        self.polled[0].revents != 0
+    }
+
+    /// Looks which sockets are ready.
+    pub(super) fn look(&mut self) {
+        poll(&mut self.polled[1..], Duration::ZERO);
+    }
+
+    /// Whether the `index`-th socket has datagrams, stamps or errors, as of the last wait or look.
+    pub(super) fn is_ready(&self, index: usize) -> bool {
+        self.polled.get(index + 1).is_some_and(|polled| polled.revents != 0)
+    }
+}
+
+#[expect(unsafe_code, reason = "nix wants each descriptor borrowed anew for every call")]
+fn poll(polled: &mut [libc::pollfd], span: Duration) -> bool {
+    let count = libc::nfds_t::try_from(polled.len()).expect("fewer descriptors than memory");
+    let time = libc::timespec {
+        tv_sec: libc::time_t::try_from(span.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: span.subsec_nanos().into(),
+    };
+    for one in polled.iter_mut() {
+        one.revents = 0;
+    }
+    // SAFETY: `polled` is `count` long and `time` outlives the call; a descriptor that was closed is reported, not used.
+    let happened = unsafe { libc::ppoll(polled.as_mut_ptr(), count, &raw const time, std::ptr::null()) };
+    happened > 0
+}
+
+/// Lets this thread sleep to the microsecond: without this the kernel adds up to 50 µs to every sleep.
+#[expect(unsafe_code, reason = "prctl has no safe wrapper for the timer slack")]
+pub(super) fn sleep_precisely() -> io::Result<()> {
+    // SAFETY: PR_SET_TIMERSLACK reads one integer and touches no memory.
+    let outcome = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
