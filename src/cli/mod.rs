@@ -87,8 +87,8 @@ struct CheckArguments {
 
 #[derive(Debug, Args)]
 struct EchoArguments {
-    /// A peer or target of --config by name, or HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector
-    #[arg(value_name = "TARGET")]
+    /// Whom to measure.
+    #[arg(value_name = "TARGET", help = TARGET_HELP)]
     target: String,
     /// Datagrams to send
     #[arg(long, short = 'c', default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
@@ -127,6 +127,9 @@ struct EchoArguments {
     #[arg(long)]
     json: bool,
 }
+
+const TARGET_HELP: &str =
+    "A peer or target of --config by name, or HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Family {

@@ -86,7 +86,7 @@ fn aim(arguments: &EchoArguments) -> Result<Aim, Failure> {
     Ok(Aim { host, http_port, stamp_port: arguments.port, keys: own_keys })
 }
 
-/// HOST, HOST:PORT, an IPv6 address, or [IPv6]:PORT.
+/// `HOST`, `HOST:PORT`, an IPv6 address, or `[IPv6]:PORT`.
 fn split(target: &str) -> anyhow::Result<(String, u16)> {
     if let Ok(address) = target.parse::<IpAddr>() {
         return Ok((address.to_string(), HTTP_PORT));

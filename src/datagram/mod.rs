@@ -1,6 +1,6 @@
 //! The threads that own UDP sockets.
 //!
-//! Each is the same loop ([`thread`]) with its own sockets and machines. A machine stays on the loop it was started on.
+//! Each is the same loop (`thread`) with its own sockets and machines. A machine stays on the loop it was started on.
 //! The loop writes a path's series itself, so what a full queue drops are events, never counts.
 
 mod actor;

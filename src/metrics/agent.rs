@@ -5,7 +5,7 @@ use std::time::Duration;
 use pathmeter_proto::admission::Refusal;
 use pathmeter_proto::time::nanos;
 
-use super::text::{Cell, Kind, Writer, label};
+use super::text::{Cell, Family, Writer, counter, gauge, histogram, label};
 
 /// What a datagram loop says about itself.
 #[derive(Debug, Default)]
@@ -111,49 +111,36 @@ const fn reason(refusal: Refusal) -> &'static str {
     }
 }
 
-/// One family of lines of each loop.
-pub(super) struct LoopFamily {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    pub(super) help: &'static str,
-    pub(super) write: fn(&mut Writer<'_>, &'static str, &LoopSeries),
-}
-
 fn one(writer: &mut Writer<'_>, name: &str, series: &LoopSeries, cell: &Cell) {
     writer.count(name, "", &series.labels, "", cell.get());
 }
 
 /// In alphabetical order.
-pub(super) const LOOP_FAMILIES: [LoopFamily; 11] = [
-    LoopFamily {
-        name: "pathmeter_accounting_errors_total",
-        kind: Kind::Counter,
-        help: "Paths found, about once a second, whose sent datagrams are not their verdicts plus those in flight. Must stay 0.",
-        write: |w, name, s| one(w, name, s, &s.accounting_errors),
-    },
-    LoopFamily {
-        name: "pathmeter_clock_steps_total",
-        kind: Kind::Counter,
-        help: "Steps of the wall clock that were noticed and corrected for.",
-        write: |w, name, s| one(w, name, s, &s.clock_steps),
-    },
-    LoopFamily {
-        name: "pathmeter_events_dropped_total",
-        kind: Kind::Counter,
-        help: "Events that the daemon was too slow to take. Counts are not affected.",
-        write: |w, name, s| one(w, name, s, &s.events_dropped),
-    },
-    LoopFamily {
-        name: "pathmeter_host_suspends_total",
-        kind: Kind::Counter,
-        help: "Suspends of the host that were noticed; what was in flight was withdrawn.",
-        write: |w, name, s| one(w, name, s, &s.suspends),
-    },
-    LoopFamily {
-        name: "pathmeter_loop_lag_seconds",
-        kind: Kind::Histogram,
-        help: "How much later than asked the loop woke. With kernel stamps it is not part of any round trip.",
-        write: |w, name, s| {
+pub(super) const LOOP_FAMILIES: [Family<LoopSeries>; 11] = [
+    counter(
+        "pathmeter_accounting_errors_total",
+        "Paths found, about once a second, whose sent datagrams are not their verdicts plus those in flight. Must stay 0.",
+        |w, name, s| one(w, name, s, &s.accounting_errors),
+    ),
+    counter(
+        "pathmeter_clock_steps_total",
+        "Steps of the wall clock that were noticed and corrected for.",
+        |w, name, s| one(w, name, s, &s.clock_steps),
+    ),
+    counter(
+        "pathmeter_events_dropped_total",
+        "Events that the daemon was too slow to take. Counts are not affected.",
+        |w, name, s| one(w, name, s, &s.events_dropped),
+    ),
+    counter(
+        "pathmeter_host_suspends_total",
+        "Suspends of the host that were noticed; what was in flight was withdrawn.",
+        |w, name, s| one(w, name, s, &s.suspends),
+    ),
+    histogram(
+        "pathmeter_loop_lag_seconds",
+        "How much later than asked the loop woke. With kernel stamps it is not part of any round trip.",
+        |w, name, s| {
             let mut total = 0;
             for (cell, (_, bound)) in s.lag.counts.iter().zip(&LAG_BOUNDS) {
                 total += cell.get();
@@ -164,95 +151,61 @@ pub(super) const LOOP_FAMILIES: [LoopFamily; 11] = [
             w.seconds(name, "_sum", &s.labels, "", s.lag.sum.get());
             w.count(name, "_count", &s.labels, "", total);
         },
-    },
-    LoopFamily {
-        name: "pathmeter_loop_outstanding",
-        kind: Kind::Gauge,
-        help: "Datagrams of all paths that left and have no verdict.",
-        write: |w, name, s| one(w, name, s, &s.outstanding),
-    },
-    LoopFamily {
-        name: "pathmeter_loop_tick_seconds",
-        kind: Kind::Gauge,
-        help: "Sends that are due within this leave together. Grows with the load, at most 0.005.",
-        write: |w, name, s| w.seconds(name, "", &s.labels, "", s.tick.get()),
-    },
-    LoopFamily {
-        name: "pathmeter_loop_wakeups_total",
-        kind: Kind::Counter,
-        help: "Sleeps of the loop that ended.",
-        write: |w, name, s| one(w, name, s, &s.wakeups),
-    },
-    LoopFamily {
-        name: "pathmeter_socket_oversized_total",
-        kind: Kind::Counter,
-        help: "Datagrams that were longer than we read, and thrown away.",
-        write: |w, name, s| one(w, name, s, &s.oversized),
-    },
-    LoopFamily {
-        name: "pathmeter_socket_rx_dropped_total",
-        kind: Kind::Counter,
-        help: "Datagrams that the kernel dropped at our sockets because we did not read in time.",
-        write: |w, name, s| one(w, name, s, &s.rx_dropped),
-    },
-    LoopFamily {
-        name: "pathmeter_socket_unrouted_total",
-        kind: Kind::Counter,
-        help: "Datagrams that belong to no path.",
-        write: |w, name, s| one(w, name, s, &s.unrouted),
-    },
+    ),
+    gauge(
+        "pathmeter_loop_outstanding",
+        "Datagrams of all paths that left and have no verdict.",
+        |w, name, s| one(w, name, s, &s.outstanding),
+    ),
+    gauge(
+        "pathmeter_loop_tick_seconds",
+        "Sends that are due within this leave together. Grows with the load, at most 0.005.",
+        |w, name, s| w.seconds(name, "", &s.labels, "", s.tick.get()),
+    ),
+    counter("pathmeter_loop_wakeups_total", "Sleeps of the loop that ended.", |w, name, s| {
+        one(w, name, s, &s.wakeups)
+    }),
+    counter(
+        "pathmeter_socket_oversized_total",
+        "Datagrams that were longer than we read, and thrown away.",
+        |w, name, s| one(w, name, s, &s.oversized),
+    ),
+    counter(
+        "pathmeter_socket_rx_dropped_total",
+        "Datagrams that the kernel dropped at our sockets because we did not read in time.",
+        |w, name, s| one(w, name, s, &s.rx_dropped),
+    ),
+    counter("pathmeter_socket_unrouted_total", "Datagrams that belong to no path.", |w, name, s| {
+        one(w, name, s, &s.unrouted)
+    }),
 ];
-
-/// One family of lines of the responder.
-pub(super) struct ResponderFamily {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    pub(super) help: &'static str,
-    pub(super) write: fn(&mut Writer<'_>, &'static str, &ResponderSeries),
-}
 
 const STAMP: &str = r#"protocol="stamp""#;
 
 /// In alphabetical order.
-pub(super) const RESPONDER_FAMILIES: [ResponderFamily; 6] = [
-    ResponderFamily {
-        name: "pathmeter_goodbyes_refused_total",
-        kind: Kind::Counter,
-        help: "Datagrams on the agent port that were no believable goodbye.",
-        write: |w, name, s| w.plain(name, s.unheard.get()),
-    },
-    ResponderFamily {
-        name: "pathmeter_responder_peers_seen",
-        kind: Kind::Gauge,
-        help: "Different sources that were answered in the last half to whole minute: who probes us.",
-        write: |w, name, s| w.plain(name, s.peers_seen.get()),
-    },
-    ResponderFamily {
-        name: "pathmeter_responder_rejected_total",
-        kind: Kind::Counter,
-        help: "Datagrams that got no answer.",
-        write: |w, name, s| {
-            for (cell, refusal) in s.refused.iter().zip(Refusal::ALL) {
-                w.count(name, "", STAMP, reason(refusal), cell.get());
-            }
-        },
-    },
-    ResponderFamily {
-        name: "pathmeter_responder_replies_total",
-        kind: Kind::Counter,
-        help: "Datagrams that were answered.",
-        write: |w, name, s| w.count(name, "", STAMP, "", s.replies.get()),
-    },
-    ResponderFamily {
-        name: "pathmeter_responder_reply_errors_total",
-        kind: Kind::Counter,
-        help: "Answers that our host did not send.",
-        write: |w, name, s| w.count(name, "", STAMP, "", s.reply_errors.get()),
-    },
-    ResponderFamily {
-        name: "pathmeter_responder_requests_total",
-        kind: Kind::Counter,
-        help: "Datagrams that came to be answered.",
-        write: |w, name, s| w.count(name, "", STAMP, "", s.requests.get()),
-    },
+pub(super) const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
+    counter(
+        "pathmeter_goodbyes_refused_total",
+        "Datagrams on the agent port that were no believable goodbye.",
+        |w, name, s| w.plain(name, s.unheard.get()),
+    ),
+    gauge(
+        "pathmeter_responder_peers_seen",
+        "Different sources that were answered in the last half to whole minute: who probes us.",
+        |w, name, s| w.plain(name, s.peers_seen.get()),
+    ),
+    counter("pathmeter_responder_rejected_total", "Datagrams that got no answer.", |w, name, s| {
+        for (cell, refusal) in s.refused.iter().zip(Refusal::ALL) {
+            w.count(name, "", STAMP, reason(refusal), cell.get());
+        }
+    }),
+    counter("pathmeter_responder_replies_total", "Datagrams that were answered.", |w, name, s| {
+        w.count(name, "", STAMP, "", s.replies.get())
+    }),
+    counter("pathmeter_responder_reply_errors_total", "Answers that our host did not send.", |w, name, s| {
+        w.count(name, "", STAMP, "", s.reply_errors.get())
+    }),
+    counter("pathmeter_responder_requests_total", "Datagrams that came to be answered.", |w, name, s| {
+        w.count(name, "", STAMP, "", s.requests.get())
+    }),
 ];

@@ -6,7 +6,7 @@ use pathmeter_proto::echo::{Class, Direction, Mismatch, Report, Sample, Verdict}
 use pathmeter_proto::machine::{IcmpKind, NotSent, StampedBy};
 use pathmeter_proto::time::nanos;
 
-use super::text::{Cell, Kind, Writer, label};
+use super::text::{Cell, Family, Writer, counter, gauge, histogram, label, summary};
 
 /// Upper bounds of the round-trip histogram in nanoseconds: 1-2-5 from 50 µs to 5 s, from inside a rack to the far side
 /// of the world behind a full queue.
@@ -297,14 +297,6 @@ impl EchoSeries {
     }
 }
 
-/// One family of lines of each path.
-pub(super) struct EchoFamily {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    pub(super) help: &'static str,
-    pub(super) write: fn(&mut Writer<'_>, &'static str, &EchoSeries),
-}
-
 fn by<T, const N: usize>(
     writer: &mut Writer<'_>,
     name: &str,
@@ -333,96 +325,76 @@ fn mean(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, mean: &Mean) {
 }
 
 /// In alphabetical order.
-pub(super) const ECHO_FAMILIES: [EchoFamily; 31] = [
-    EchoFamily {
-        name: "pathmeter_echo_draining",
-        kind: Kind::Gauge,
-        help: "Whether the peer said goodbye and has not come back.",
-        write: |w, name, s| one(w, name, s, s.draining.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_dscp_remarked_total",
-        kind: Kind::Counter,
-        help: "Datagrams that arrived with another DSCP than they were sent with.",
-        write: |w, name, s| both_ways(w, name, s, &s.remarked),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_duplicates_total",
-        kind: Kind::Counter,
-        help: "Further copies of replies (RFC 5560). They never change loss.",
-        write: |w, name, s| one(w, name, s, s.duplicates.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_ecn_ce_total",
-        kind: Kind::Counter,
-        help: "Datagrams on which a router marked congestion.",
-        write: |w, name, s| both_ways(w, name, s, &s.congested),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_flows",
-        kind: Kind::Gauge,
-        help: "Flows (source ports) over which the path is spread.",
-        write: |w, name, s| one(w, name, s, s.flows.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_flows_lossy",
-        kind: Kind::Gauge,
-        help: "Flows that lost two datagrams or more, and 1 % or more, in the last half to whole minute.",
-        write: |w, name, s| one(w, name, s, s.flows_lossy.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_hops",
-        kind: Kind::Gauge,
-        help: "Routers on the way, from the received TTL. Absent where it is not known.",
-        write: |w, name, s| {
+pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
+    gauge("pathmeter_echo_draining", "Whether the peer said goodbye and has not come back.", |w, name, s| {
+        one(w, name, s, s.draining.get())
+    }),
+    counter(
+        "pathmeter_echo_dscp_remarked_total",
+        "Datagrams that arrived with another DSCP than they were sent with.",
+        |w, name, s| both_ways(w, name, s, &s.remarked),
+    ),
+    counter(
+        "pathmeter_echo_duplicates_total",
+        "Further copies of replies (RFC 5560). They never change loss.",
+        |w, name, s| one(w, name, s, s.duplicates.get()),
+    ),
+    counter("pathmeter_echo_ecn_ce_total", "Datagrams on which a router marked congestion.", |w, name, s| {
+        both_ways(w, name, s, &s.congested)
+    }),
+    gauge("pathmeter_echo_flows", "Flows (source ports) over which the path is spread.", |w, name, s| {
+        one(w, name, s, s.flows.get())
+    }),
+    gauge(
+        "pathmeter_echo_flows_lossy",
+        "Flows that lost two datagrams or more, and 1 % or more, in the last half to whole minute.",
+        |w, name, s| one(w, name, s, s.flows_lossy.get()),
+    ),
+    gauge(
+        "pathmeter_echo_hops",
+        "Routers on the way, from the received TTL. Absent where it is not known.",
+        |w, name, s| {
             for (cell, (_, more)) in s.hops.iter().zip(&DIRECTIONS) {
                 if let Some(hops) = cell.get().checked_sub(1) {
                     w.count(name, "", &s.labels, more, hops);
                 }
             }
         },
-    },
-    EchoFamily {
-        name: "pathmeter_echo_host_dropped_total",
-        kind: Kind::Counter,
-        help: "Datagrams without a reply while a host at either end dropped datagrams that had arrived: not the network's loss.",
-        write: |w, name, s| one(w, name, s, s.host_dropped.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_icmp_errors_total",
-        kind: Kind::Counter,
-        help: "ICMP errors about datagrams of this path; /api/v1/paths tells them apart.",
-        write: |w, name, s| one(w, name, s, s.icmp.iter().map(Cell::get).sum()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_in_flight",
-        kind: Kind::Gauge,
-        help: "Datagrams that left the host and have no verdict yet.",
-        write: |w, name, s| one(w, name, s, s.sent.get().saturating_sub(s.decided())),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_ipdv_seconds",
-        kind: Kind::Summary,
-        help: "Difference between the round trips of two neighbouring datagrams (RFC 3393, unsigned).",
-        write: |w, name, s| mean(w, name, s, &s.ipdv),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_last_reply_timestamp_seconds",
-        kind: Kind::Gauge,
-        help: "When the last reply came, in seconds since 1970; 0: none yet.",
-        write: |w, name, s| w.seconds(name, "", &s.labels, "", s.last_reply.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_late_total",
-        kind: Kind::Counter,
-        help: "Datagrams answered after a longer round trip than pathmeter_echo_late_after_seconds, before they were given up.",
-        write: |w, name, s| one(w, name, s, s.late.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_loss_burst_length",
-        kind: Kind::Histogram,
-        help: "Lengths, in datagrams, of runs of losses that have ended.",
-        write: |w, name, s| {
+    ),
+    counter(
+        "pathmeter_echo_host_dropped_total",
+        "Datagrams without a reply while a host at either end dropped datagrams that had arrived: not the network's loss.",
+        |w, name, s| one(w, name, s, s.host_dropped.get()),
+    ),
+    counter(
+        "pathmeter_echo_icmp_errors_total",
+        "ICMP errors about datagrams of this path; /api/v1/paths tells them apart.",
+        |w, name, s| one(w, name, s, s.icmp.iter().map(Cell::get).sum()),
+    ),
+    gauge(
+        "pathmeter_echo_in_flight",
+        "Datagrams that left the host and have no verdict yet.",
+        |w, name, s| one(w, name, s, s.sent.get().saturating_sub(s.decided())),
+    ),
+    summary(
+        "pathmeter_echo_ipdv_seconds",
+        "Difference between the round trips of two neighbouring datagrams (RFC 3393, unsigned).",
+        |w, name, s| mean(w, name, s, &s.ipdv),
+    ),
+    gauge(
+        "pathmeter_echo_last_reply_timestamp_seconds",
+        "When the last reply came, in seconds since 1970; 0: none yet.",
+        |w, name, s| w.seconds(name, "", &s.labels, "", s.last_reply.get()),
+    ),
+    counter(
+        "pathmeter_echo_late_total",
+        "Datagrams answered after a longer round trip than pathmeter_echo_late_after_seconds, before they were given up.",
+        |w, name, s| one(w, name, s, s.late.get()),
+    ),
+    histogram(
+        "pathmeter_echo_loss_burst_length",
+        "Lengths, in datagrams, of runs of losses that have ended.",
+        |w, name, s| {
             let mut total = 0;
             for (cell, (_, bound)) in s.burst_lengths.counts.iter().zip(&BURST_BOUNDS) {
                 total += cell.get();
@@ -433,72 +405,59 @@ pub(super) const ECHO_FAMILIES: [EchoFamily; 31] = [
             w.count(name, "_sum", &s.labels, "", s.burst_lengths.sum.get());
             w.count(name, "_count", &s.labels, "", total);
         },
-    },
-    EchoFamily {
-        name: "pathmeter_echo_loss_bursts_total",
-        kind: Kind::Counter,
-        help: "Runs of losses that have begun.",
-        write: |w, name, s| one(w, name, s, s.bursts.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_lost_total",
-        kind: Kind::Counter,
-        help: "Datagrams lost in the network, by the direction in which there is evidence that they were.",
-        write: |w, name, s| by(w, name, s, &s.lost, &DIRECTIONS),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_mismatched_total",
-        kind: Kind::Counter,
-        help: "Datagrams that came instead of a reply: unreadable, not authentic, or an answer to nothing that was sent.",
-        write: |w, name, s| by(w, name, s, &s.mismatched, &MISMATCHES),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_pdv_seconds",
-        kind: Kind::Summary,
-        help: "Round trip above the smallest of the last one to two minutes (RFC 5481).",
-        write: |w, name, s| mean(w, name, s, &s.pdv),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_reordered_total",
-        kind: Kind::Counter,
-        help: "Replies that came behind one with a higher sequence number (RFC 4737).",
-        write: |w, name, s| one(w, name, s, s.reordered.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_requests_total",
-        kind: Kind::Counter,
-        help: "Datagrams with a verdict: ok, late, lost, host_dropped or withdrawn. Counted when it is decided.",
-        write: |w, name, s| one(w, name, s, s.decided()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_responder_transmit_lag_seconds",
-        kind: Kind::Summary,
-        help: "How much later than its own timestamp a reply left the responder, from the responder's kernel, sampled.",
-        write: |w, name, s| mean(w, name, s, &s.transmit_lag),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_responder_turnaround_invalid_total",
-        kind: Kind::Counter,
-        help: "Replies whose times made no sense; their turnaround was not subtracted.",
-        write: |w, name, s| one(w, name, s, s.turnaround_invalid.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_responder_turnaround_seconds",
-        kind: Kind::Summary,
-        help: "Time between arrival and reply at the responder. Not part of the round trip.",
-        write: |w, name, s| mean(w, name, s, &s.turnaround),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_rtt_minimum_seconds",
-        kind: Kind::Gauge,
-        help: "Smallest round trip of the last one to two minutes; 0: none yet.",
-        write: |w, name, s| w.seconds(name, "", &s.labels, "", s.rtt_minimum.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_rtt_seconds",
-        kind: Kind::Histogram,
-        help: "Round trip without the responder's turnaround, of datagrams with the verdict ok.",
-        write: |w, name, s| {
+    ),
+    counter("pathmeter_echo_loss_bursts_total", "Runs of losses that have begun.", |w, name, s| {
+        one(w, name, s, s.bursts.get())
+    }),
+    counter(
+        "pathmeter_echo_lost_total",
+        "Datagrams lost in the network, by the direction in which there is evidence that they were.",
+        |w, name, s| by(w, name, s, &s.lost, &DIRECTIONS),
+    ),
+    counter(
+        "pathmeter_echo_mismatched_total",
+        "Datagrams that came instead of a reply: unreadable, not authentic, or an answer to nothing that was sent.",
+        |w, name, s| by(w, name, s, &s.mismatched, &MISMATCHES),
+    ),
+    summary(
+        "pathmeter_echo_pdv_seconds",
+        "Round trip above the smallest of the last one to two minutes (RFC 5481).",
+        |w, name, s| mean(w, name, s, &s.pdv),
+    ),
+    counter(
+        "pathmeter_echo_reordered_total",
+        "Replies that came behind one with a higher sequence number (RFC 4737).",
+        |w, name, s| one(w, name, s, s.reordered.get()),
+    ),
+    counter(
+        "pathmeter_echo_requests_total",
+        "Datagrams with a verdict: ok, late, lost, host_dropped or withdrawn. Counted when it is decided.",
+        |w, name, s| one(w, name, s, s.decided()),
+    ),
+    summary(
+        "pathmeter_echo_responder_transmit_lag_seconds",
+        "How much later than its own timestamp a reply left the responder, from the responder's kernel, sampled.",
+        |w, name, s| mean(w, name, s, &s.transmit_lag),
+    ),
+    counter(
+        "pathmeter_echo_responder_turnaround_invalid_total",
+        "Replies whose times made no sense; their turnaround was not subtracted.",
+        |w, name, s| one(w, name, s, s.turnaround_invalid.get()),
+    ),
+    summary(
+        "pathmeter_echo_responder_turnaround_seconds",
+        "Time between arrival and reply at the responder. Not part of the round trip.",
+        |w, name, s| mean(w, name, s, &s.turnaround),
+    ),
+    gauge(
+        "pathmeter_echo_rtt_minimum_seconds",
+        "Smallest round trip of the last one to two minutes; 0: none yet.",
+        |w, name, s| w.seconds(name, "", &s.labels, "", s.rtt_minimum.get()),
+    ),
+    histogram(
+        "pathmeter_echo_rtt_seconds",
+        "Round trip without the responder's turnaround, of datagrams with the verdict ok.",
+        |w, name, s| {
             let mut total = 0;
             for (cell, (_, bound)) in s.rtt.counts.iter().zip(&RTT_BOUNDS) {
                 total += cell.get();
@@ -509,41 +468,33 @@ pub(super) const ECHO_FAMILIES: [EchoFamily; 31] = [
             w.seconds(name, "_sum", &s.labels, "", s.rtt.sum.get());
             w.count(name, "_count", &s.labels, "", total);
         },
-    },
-    EchoFamily {
-        name: "pathmeter_echo_send_errors_total",
-        kind: Kind::Counter,
-        help: "Datagrams that our host did not send. Neither requests nor lost.",
-        write: |w, name, s| by(w, name, s, &s.send_errors, &NOT_SENT),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_sent_total",
-        kind: Kind::Counter,
-        help: "Datagrams that left the host.",
-        write: |w, name, s| one(w, name, s, s.sent.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_unsent_total",
-        kind: Kind::Counter,
-        help: "Slots of the schedule that passed without a send because our process did not run in time. Never lost.",
-        write: |w, name, s| one(w, name, s, s.unsent.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_user_stamps_total",
-        kind: Kind::Counter,
-        help: "Replies measured with our own clock reading because the kernel's stamp did not come.",
-        write: |w, name, s| by(w, name, s, &s.user_stamps, &STAMPS),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_very_late_total",
-        kind: Kind::Counter,
-        help: "Replies that came after their datagram had been given up. Its verdict stays.",
-        write: |w, name, s| one(w, name, s, s.very_late.get()),
-    },
-    EchoFamily {
-        name: "pathmeter_echo_withdrawn_total",
-        kind: Kind::Counter,
-        help: "Datagrams without a verdict when we or the peer stopped, or the configuration changed: undecided, not lost.",
-        write: |w, name, s| one(w, name, s, s.withdrawn.get()),
-    },
+    ),
+    counter(
+        "pathmeter_echo_send_errors_total",
+        "Datagrams that our host did not send. Neither requests nor lost.",
+        |w, name, s| by(w, name, s, &s.send_errors, &NOT_SENT),
+    ),
+    counter("pathmeter_echo_sent_total", "Datagrams that left the host.", |w, name, s| {
+        one(w, name, s, s.sent.get())
+    }),
+    counter(
+        "pathmeter_echo_unsent_total",
+        "Slots of the schedule that passed without a send because our process did not run in time. Never lost.",
+        |w, name, s| one(w, name, s, s.unsent.get()),
+    ),
+    counter(
+        "pathmeter_echo_user_stamps_total",
+        "Replies measured with our own clock reading because the kernel's stamp did not come.",
+        |w, name, s| by(w, name, s, &s.user_stamps, &STAMPS),
+    ),
+    counter(
+        "pathmeter_echo_very_late_total",
+        "Replies that came after their datagram had been given up. Its verdict stays.",
+        |w, name, s| one(w, name, s, s.very_late.get()),
+    ),
+    counter(
+        "pathmeter_echo_withdrawn_total",
+        "Datagrams without a verdict when we or the peer stopped, or the configuration changed: undecided, not lost.",
+        |w, name, s| one(w, name, s, s.withdrawn.get()),
+    ),
 ];

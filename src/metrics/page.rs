@@ -10,9 +10,9 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 
 use super::agent::{LOOP_FAMILIES, LoopSeries, RESPONDER_FAMILIES, ResponderSeries};
-use super::echo::{ECHO_FAMILIES, EchoFamily, EchoSeries};
+use super::echo::{ECHO_FAMILIES, EchoSeries};
 use super::process::{HttpCounts, ProcessMetrics};
-use super::text::{Kind, Writer, label};
+use super::text::{Family, Kind, Writer, label};
 
 /// Everything that is exported.
 #[derive(Debug)]
@@ -61,14 +61,14 @@ pub struct Page {
     directory: Arc<Directory>,
     registered: Vec<MetricFamily>,
     /// Families in alphabetical order, the next one last.
-    left: Vec<Family>,
+    left: Vec<Section>,
     /// Paths of the current family that are written.
     paths: usize,
 }
 
 /// Where a family's lines come from.
 #[derive(Debug, Clone, Copy)]
-enum Family {
+enum Section {
     Registered(usize),
     Loop(usize),
     Responder(usize),
@@ -107,23 +107,25 @@ impl Exporter {
     pub fn page(self: &Arc<Self>, http: &HttpCounts) -> Page {
         let directory = self.directory.load_full();
         let registered = self.process.gather(http);
-        let mut families: BTreeMap<&str, Family> = BTreeMap::new();
+        let mut families: BTreeMap<&str, Section> = BTreeMap::new();
         families.extend(
-            registered.iter().enumerate().map(|(at, family)| (family.name(), Family::Registered(at))),
+            registered.iter().enumerate().map(|(at, family)| (family.name(), Section::Registered(at))),
         );
-        families.extend(LOOP_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Family::Loop(at))));
+        families
+            .extend(LOOP_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Loop(at))));
         let responder = RESPONDER_FAMILIES.iter().enumerate();
-        families.extend(responder.map(|(at, family)| (family.name, Family::Responder(at))));
+        families.extend(responder.map(|(at, family)| (family.name, Section::Responder(at))));
         if !directory.paths.is_empty() {
-            families
-                .extend(ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Family::Echo(at))));
+            families.extend(
+                ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Echo(at))),
+            );
         }
         if !directory.probes.is_empty() {
-            families.insert(PROBE_INFO, Family::ProbeInfo);
-            families.extend(LIMITS.iter().enumerate().map(|(at, (name, _, _))| (*name, Family::Limit(at))));
+            families.insert(PROBE_INFO, Section::ProbeInfo);
+            families.extend(LIMITS.iter().enumerate().map(|(at, (name, _, _))| (*name, Section::Limit(at))));
         }
         if !directory.peers.is_empty() {
-            families.insert(PEER_INFO, Family::PeerInfo);
+            families.insert(PEER_INFO, Section::PeerInfo);
         }
         let left = families.into_values().rev().collect();
         Page { exporter: Arc::clone(self), directory, registered, left, paths: 0 }
@@ -137,8 +139,8 @@ impl Page {
     /// Appends the next piece, at most a family's few lines longer than [`Page::PIECE`]; false at the end.
     pub fn next(&mut self, piece: &mut Vec<u8>) -> bool {
         let start = piece.len();
-        while let Some(family) = self.left.last().copied() {
-            if self.write(family, piece) {
+        while let Some(section) = self.left.last().copied() {
+            if self.write(section, piece) {
                 self.left.pop();
                 self.paths = 0;
             }
@@ -150,45 +152,36 @@ impl Page {
     }
 
     /// Writes a family, or some of its paths; true when it is complete.
-    fn write(&mut self, family: Family, piece: &mut Vec<u8>) -> bool {
-        match family {
-            Family::Registered(at) => {
+    fn write(&mut self, section: Section, piece: &mut Vec<u8>) -> bool {
+        match section {
+            Section::Registered(at) => {
                 // Writing text into memory cannot fail; a family without samples is refused, and left out.
                 let _ = TextEncoder::new().encode(std::slice::from_ref(&self.registered[at]), piece);
             }
-            Family::Loop(at) => {
-                let family = &LOOP_FAMILIES[at];
-                let mut writer = Writer::new(piece);
-                writer.family(family.name, family.kind, family.help);
-                for series in &self.exporter.loops {
-                    (family.write)(&mut writer, family.name, series);
-                }
+            Section::Loop(at) => {
+                LOOP_FAMILIES[at].begin(piece);
+                LOOP_FAMILIES[at].write(piece, self.exporter.loops.iter().map(Arc::as_ref));
             }
-            Family::Responder(at) => {
-                let family = &RESPONDER_FAMILIES[at];
-                let mut writer = Writer::new(piece);
-                writer.family(family.name, family.kind, family.help);
-                (family.write)(&mut writer, family.name, &self.exporter.responder);
+            Section::Responder(at) => {
+                RESPONDER_FAMILIES[at].begin(piece);
+                RESPONDER_FAMILIES[at].write(piece, std::iter::once(self.exporter.responder.as_ref()));
             }
-            Family::Echo(at) => return self.write_paths(&ECHO_FAMILIES[at], piece),
-            Family::Limit(at) => self.directory.limit(&LIMITS[at], piece),
-            Family::ProbeInfo => self.directory.probe_info(piece),
-            Family::PeerInfo => self.directory.peer_info(piece),
+            Section::Echo(at) => return self.write_paths(&ECHO_FAMILIES[at], piece),
+            Section::Limit(at) => self.directory.limit(&LIMITS[at], piece),
+            Section::ProbeInfo => self.directory.probe_info(piece),
+            Section::PeerInfo => self.directory.peer_info(piece),
         }
         true
     }
 
-    fn write_paths(&mut self, family: &EchoFamily, piece: &mut Vec<u8>) -> bool {
+    fn write_paths(&mut self, family: &Family<EchoSeries>, piece: &mut Vec<u8>) -> bool {
         const PATHS_AT_ONCE: usize = 64;
-        let mut writer = Writer::new(piece);
         if self.paths == 0 {
-            writer.family(family.name, family.kind, family.help);
+            family.begin(piece);
         }
         let paths = &self.directory.paths;
         let end = paths.len().min(self.paths + PATHS_AT_ONCE);
-        for series in &paths[self.paths..end] {
-            (family.write)(&mut writer, family.name, series);
-        }
+        family.write(piece, paths[self.paths..end].iter().map(Arc::as_ref));
         self.paths = end;
         end == paths.len()
     }

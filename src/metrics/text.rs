@@ -53,6 +53,51 @@ impl Kind {
     }
 }
 
+/// One family of lines, written for each `S` there is.
+pub(super) struct Family<S> {
+    pub(super) name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    lines: Lines<S>,
+}
+
+/// Writes the lines of one `S` under a name.
+type Lines<S> = fn(&mut Writer<'_>, &'static str, &S);
+
+pub(super) const fn counter<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
+    Family { name, kind: Kind::Counter, help, lines }
+}
+
+pub(super) const fn gauge<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
+    Family { name, kind: Kind::Gauge, help, lines }
+}
+
+pub(super) const fn histogram<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
+    Family { name, kind: Kind::Histogram, help, lines }
+}
+
+pub(super) const fn summary<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
+    Family { name, kind: Kind::Summary, help, lines }
+}
+
+impl<S> Family<S> {
+    /// Begins the family.
+    pub(super) fn begin(&self, page: &mut Vec<u8>) {
+        Writer::new(page).family(self.name, self.kind, self.help);
+    }
+
+    /// Writes the lines of some.
+    pub(super) fn write<'a>(&self, page: &mut Vec<u8>, all: impl Iterator<Item = &'a S>)
+    where
+        S: 'a,
+    {
+        let mut writer = Writer::new(page);
+        for one in all {
+            (self.lines)(&mut writer, self.name, one);
+        }
+    }
+}
+
 /// Appends to a page.
 #[derive(Debug)]
 pub struct Writer<'a> {
