@@ -39,7 +39,7 @@ pub(super) fn demo(arguments: &DemoArguments) -> Result<(), Failure> {
         }
         let urls: Vec<String> =
             AGENTS.iter().map(|(_, address)| format!("http://{address}:{port}/metrics")).collect();
-        say(&format!("three agents measure each other, ten times a second; {}\n", urls.join("  ")))?;
+        say(&format!("three agents measure each other, a hundred times a second: {}\n", urls.join("  ")))?;
         let outcome = watch_them(arguments, &sites).await;
         let _ = stop.send(true);
         while agents.join_next().await.is_some() {}
@@ -124,7 +124,7 @@ fn configuration(name: &str, port: u16) -> String {
     let mut text = format!(
         "agent: {{name: {name}, grace: 1s}}\n\
          listen: {{http: \"{address}:{port}\", stamp: \"{address}:{port}\", agent: \"{address}:{next}\"}}\n\
-         probes:\n  - {{name: fast, interval: 100ms, flows: 4, source: {address}}}\n\
+         probes:\n  - {{name: fast, interval: 10ms, flows: 4, source: {address}}}\n\
          peers:\n"
     );
     for (name, address) in AGENTS {
