@@ -1,7 +1,10 @@
 //! Start, reload, stop.
 
+mod farewell;
+mod news;
+
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,8 +14,8 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::Request;
 use pathmeter_proto::admission::Policy;
-use pathmeter_proto::time::{WallTime, nanos};
-use pathmeter_proto::wire::{Goodbye, stamp};
+use pathmeter_proto::time::nanos;
+use pathmeter_proto::wire::stamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -345,78 +348,6 @@ impl Daemon {
         self.inquirer.follow(&known.collect(), &client, renew);
     }
 
-    fn resolved(&mut self, Resolved { name, addresses }: Resolved) {
-        let known = self.addresses.get(&name);
-        if let Err(reason) = &addresses {
-            self.exporter.process.resolve_failed();
-            match known {
-                // An address that worked is better than none.
-                Some(Ok(_)) => {
-                    warn!(name, reason, "keeping the last address");
-                    return;
-                }
-                Some(Err(old)) if old == reason => return,
-                Some(Err(_)) | None => warn!(name, reason, "not measured until its name has an address"),
-            }
-        }
-        if known == Some(&addresses) {
-            return;
-        }
-        self.addresses.insert(name, addresses);
-        self.measure();
-        self.inquire(false);
-    }
-
-    fn told(&mut self, Told { name, identity }: Told) {
-        // A peer that does not tell may still be measured: nothing is changed.
-        let Ok(identity) = identity else { return };
-        let known = self.identities.get(&name);
-        if known == Some(&identity) {
-            return;
-        }
-        if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
-            warn!(peer = name, calls_itself = ?identity.name, "a peer has another name than the configuration gives it");
-        }
-        let reason = &identity.you.stamp.reason;
-        let is_news = known.is_none_or(|known| known.you.stamp.answers) && !self.fleet.has_heard(&name);
-        if let Some(reason) = reason.as_ref().filter(|_| is_news) {
-            warn!(peer = name, %reason, "a peer will not answer us");
-        }
-        self.identities.insert(name, identity);
-        self.publish();
-    }
-
-    fn heard(&mut self, event: Event) {
-        match event {
-            Event::Started { id, sources } => {
-                self.fleet.started(id, sources);
-                self.show(false);
-            }
-            Event::Failed { id, error } => {
-                if let Some(key) = self.fleet.failed(id, error.to_string()) {
-                    error!(probe = key.probe, peer = key.peer, %error, "a path is not measured");
-                }
-                self.show(false);
-            }
-            Event::Finished(_) => {}
-            Event::Goodbye(goodbye) => self.goodbye(&goodbye),
-            Event::ClockStepped(nanos) => {
-                #[expect(clippy::cast_precision_loss, reason = "for people")]
-                let seconds = nanos as f64 / 1e9;
-                warn!(seconds, "the wall clock was stepped; round trips are not affected");
-            }
-            Event::Suspended(span) => warn!(?span, "the host was suspended; what was in flight is withdrawn"),
-        }
-    }
-
-    fn goodbye(&mut self, goodbye: &Goodbye) {
-        if self.goodbyes.insert(goodbye.name.clone(), goodbye.boot_id) == Some(goodbye.boot_id) {
-            return;
-        }
-        let paths = self.fleet.goodbye(&goodbye.name, Clock::now(), &self.prober);
-        info!(peer = ?goodbye.name, paths, "a peer is leaving");
-    }
-
     /// Once a second: states, the watchdog, what may be tried again.
     fn look_after(&mut self, ticks: u64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -463,30 +394,6 @@ impl Daemon {
         let _ = self.http_stop.send(true);
         let _ = (&mut self.http).await;
         info!("stopped");
-    }
-
-    /// Sends each goodbye three times: nobody acknowledges it.
-    async fn say_goodbye(&self) {
-        let Some(keys) = self.settings.keys.mesh.as_deref() else { return };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let name = self.settings.config.agent.name.clone();
-        let goodbye = Goodbye { name, boot_id: self.boot_id, at: WallTime::from_nanos(nanos(now)) };
-        let datagram = goodbye.encode(&keys.derive(Goodbye::PURPOSE));
-        let socket = |any: &str| UdpSocket::bind(any).and_then(|s| s.set_nonblocking(true).map(|()| s)).ok();
-        let (v4, v6) = (socket("0.0.0.0:0"), socket("[::]:0"));
-        for _ in 0..3 {
-            for peer in &self.settings.config.peers {
-                let Some(Ok(addresses)) = self.addresses.get(&peer.name) else { continue };
-                for address in addresses {
-                    let socket = if address.is_ipv4() { &v4 } else { &v6 };
-                    if let Some(socket) = socket {
-                        // A peer that cannot be told sees a loss: no harm beyond that.
-                        let _ = socket.send_to(&datagram, (*address, peer.agent_port));
-                    }
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 }
 

@@ -1,0 +1,35 @@
+//! Last words.
+
+use std::net::UdpSocket;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pathmeter_proto::time::{WallTime, nanos};
+use pathmeter_proto::wire::Goodbye;
+
+use super::Daemon;
+
+impl Daemon {
+    /// Sends each goodbye three times: nobody acknowledges it.
+    pub(super) async fn say_goodbye(&self) {
+        let Some(keys) = self.settings.keys.mesh.as_deref() else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = self.settings.config.agent.name.clone();
+        let goodbye = Goodbye { name, boot_id: self.boot_id, at: WallTime::from_nanos(nanos(now)) };
+        let datagram = goodbye.encode(&keys.derive(Goodbye::PURPOSE));
+        let socket = |any: &str| UdpSocket::bind(any).and_then(|s| s.set_nonblocking(true).map(|()| s)).ok();
+        let (v4, v6) = (socket("0.0.0.0:0"), socket("[::]:0"));
+        for _ in 0..3 {
+            for peer in &self.settings.config.peers {
+                let Some(Ok(addresses)) = self.addresses.get(&peer.name) else { continue };
+                for address in addresses {
+                    let socket = if address.is_ipv4() { &v4 } else { &v6 };
+                    if let Some(socket) = socket {
+                        // A peer that cannot be told sees a loss: no harm beyond that.
+                        let _ = socket.send_to(&datagram, (*address, peer.agent_port));
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

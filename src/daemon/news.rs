@@ -1,0 +1,84 @@
+//! What the daemon hears from its loops, its resolver and its peers.
+
+use pathmeter_proto::wire::Goodbye;
+use tracing::{error, info, warn};
+
+use super::Daemon;
+use crate::clock::Clock;
+use crate::datagram::Event;
+use crate::peers::Told;
+use crate::resolver::Resolved;
+
+impl Daemon {
+    pub(super) fn resolved(&mut self, Resolved { name, addresses }: Resolved) {
+        let known = self.addresses.get(&name);
+        if let Err(reason) = &addresses {
+            self.exporter.process.resolve_failed();
+            match known {
+                // An address that worked is better than none.
+                Some(Ok(_)) => {
+                    warn!(name, reason, "keeping the last address");
+                    return;
+                }
+                Some(Err(old)) if old == reason => return,
+                Some(Err(_)) | None => warn!(name, reason, "not measured until its name has an address"),
+            }
+        }
+        if known == Some(&addresses) {
+            return;
+        }
+        self.addresses.insert(name, addresses);
+        self.measure();
+        self.inquire(false);
+    }
+
+    pub(super) fn told(&mut self, Told { name, identity }: Told) {
+        // A peer that does not tell may still be measured: nothing is changed.
+        let Ok(identity) = identity else { return };
+        let known = self.identities.get(&name);
+        if known == Some(&identity) {
+            return;
+        }
+        if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
+            warn!(peer = name, calls_itself = ?identity.name, "a peer has another name than the configuration gives it");
+        }
+        let reason = &identity.you.stamp.reason;
+        let is_news = known.is_none_or(|known| known.you.stamp.answers) && !self.fleet.has_heard(&name);
+        if let Some(reason) = reason.as_ref().filter(|_| is_news) {
+            warn!(peer = name, %reason, "a peer will not answer us");
+        }
+        self.identities.insert(name, identity);
+        self.publish();
+    }
+
+    pub(super) fn heard(&mut self, event: Event) {
+        match event {
+            Event::Started { id, sources } => {
+                self.fleet.started(id, sources);
+                self.show(false);
+            }
+            Event::Failed { id, error } => {
+                if let Some(key) = self.fleet.failed(id, error.to_string()) {
+                    error!(probe = key.probe, peer = key.peer, %error, "a path is not measured");
+                }
+                self.show(false);
+            }
+            Event::Finished(_) => {}
+            Event::Goodbye(goodbye) => self.goodbye(&goodbye),
+            Event::ClockStepped(nanos) => {
+                #[expect(clippy::cast_precision_loss, reason = "for people")]
+                let seconds = nanos as f64 / 1e9;
+                warn!(seconds, "the wall clock was stepped; round trips are not affected");
+            }
+            Event::Suspended(span) => warn!(?span, "the host was suspended; what was in flight is withdrawn"),
+        }
+    }
+
+    fn goodbye(&mut self, goodbye: &Goodbye) {
+        if self.goodbyes.insert(goodbye.name.clone(), goodbye.boot_id) == Some(goodbye.boot_id) {
+            return;
+        }
+        let paths = self.fleet.goodbye(&goodbye.name, Clock::now(), &self.prober);
+        info!(peer = ?goodbye.name, paths, "a peer is leaving");
+    }
+}
