@@ -107,7 +107,7 @@ impl Actor {
                     Step::Send(send) => return Asked::Send(send),
                     Step::Report(report) => echo.record(&report, traffic),
                     Step::Wait(until) => {
-                        echo.series.set_draining(echo.prober.is_draining());
+                        echo.series.set_draining(echo.prober.is_draining(now.at));
                         return Asked::Wait(until);
                     }
                     Step::Finished => return Asked::Finished,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::absence::Absence;
 use super::outcome::{Direction, Report, Sample, Verdict};
 use crate::machine::{HostDrops, NotSent, STAMP_WAIT, StampedBy};
 use crate::stats::RecentLoss;
@@ -22,8 +23,8 @@ pub(super) struct Rules {
     pub(super) horizon: Duration,
     /// Whether the driver will deliver the kernel's transmit stamps.
     pub(super) transmit_stamps: bool,
-    /// Whether what goes unanswered is withdrawn, not lost: the peer said goodbye.
-    pub(super) is_draining: bool,
+    /// When the peer was away, by its own word.
+    pub(super) absence: Option<Absence>,
 }
 
 /// The datagrams of one flow, from the oldest that a reply could still belong to.
@@ -420,7 +421,8 @@ impl Flow {
             Evidence::Missing => (theirs(), Direction::Forward),
             Evidence::None => (ours() || theirs(), Direction::Unknown),
         };
-        let is_excused = rules.is_draining || purpose == Purpose::Ask;
+        let is_excused = rules.absence.is_some_and(|absence| absence.excuses(t1, rules.lost_after));
+        let is_excused = is_excused || purpose == Purpose::Ask;
         let verdict = match (is_excused, host_dropped) {
             (true, _) => Verdict::Withdrawn,
             (false, true) => Verdict::HostDropped,

@@ -3,6 +3,7 @@
 //! * [`Prober`] sends on a grid and decides what became of each datagram
 //! * [`Responder`] answers, and tells each prober what it received, so that a loss has a direction
 
+mod absence;
 mod flow;
 mod knowledge;
 mod outcome;

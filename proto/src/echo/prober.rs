@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::absence::Absence;
 use super::flow::{Carries, Fit, Flow, Reply, Rules};
 use super::knowledge::Knowledge;
 use super::outcome::{Class, Mismatch, Report, Sample, Verdict};
@@ -59,20 +60,11 @@ pub struct Prober {
     turn: usize,
     responder: Knowledge,
     minimum: WindowedMinimum,
-    draining: Option<Draining>,
+    absence: Option<Absence>,
     stopping: bool,
     lossy_flows: u8,
     reports: VecDeque<Report>,
 }
-
-#[derive(Debug, Clone, Copy)]
-struct Draining {
-    since: Timestamp,
-    until: Timestamp,
-}
-
-/// A goodbye excuses a peer for this long. Chosen: a restart takes seconds, a reboot a minute.
-const GOODBYE_LASTS: Duration = Duration::from_secs(60);
 
 /// What our packets start with, so that hops = 255 − received.
 const TTL: u8 = 255;
@@ -97,7 +89,7 @@ impl Prober {
             turn: 0,
             responder: Knowledge::none(),
             minimum: WindowedMinimum::new(at),
-            draining: None,
+            absence: None,
             stopping: false,
             lossy_flows: 0,
             reports: VecDeque::new(),
@@ -118,16 +110,16 @@ impl Prober {
         }
     }
 
-    /// The peer said that it is leaving: what it does not answer is withdrawn, not lost, until it answers something that
-    /// was sent after `at`, or for a minute.
+    /// The peer said that it is leaving: what it did not answer by `at`, and what is sent until it answers something that
+    /// was sent later, or for a minute, is withdrawn and not lost.
     pub fn goodbye(&mut self, at: Timestamp) {
-        self.draining = Some(Draining { since: at, until: at + GOODBYE_LASTS });
+        self.absence = Some(Absence::begin(at, self.absence));
     }
 
     /// Whether the peer said goodbye and has not come back.
     #[must_use]
-    pub fn is_draining(&self) -> bool {
-        self.draining.is_some()
+    pub fn is_draining(&self, now: Timestamp) -> bool {
+        self.absence.is_some_and(|absence| absence.lasts(now))
     }
 
     /// Datagrams that left the host and have no verdict, counted one by one.
@@ -154,7 +146,7 @@ impl Prober {
             lost_after: self.spec.lost_after,
             horizon: (self.spec.late_after / 4).min(reach),
             transmit_stamps: self.spec.transmit_stamps,
-            is_draining: self.draining.is_some(),
+            absence: self.absence,
         }
     }
 
@@ -225,8 +217,8 @@ impl Prober {
             }
             Fit::Unasked => return Err(Mismatch::Unasked),
         };
-        if self.draining.is_some_and(|draining| sent > draining.since) {
-            self.draining = None;
+        if let Some(absence) = &mut self.absence {
+            absence.answered(sent);
         }
         let is_ours = self.responder.recognise(&told, arrival.at);
         let sample = self.sample(&base, &told, arrival, is_ours);
@@ -340,9 +332,6 @@ impl Machine for Prober {
     fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Report> {
         if let Some(report) = self.reports.pop_front() {
             return Step::Report(self.complete(report, now.at));
-        }
-        if self.draining.is_some_and(|draining| draining.until <= now.drained) {
-            self.draining = None;
         }
         let rules = self.rules();
         for flow in &mut self.flows {

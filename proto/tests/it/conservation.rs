@@ -76,6 +76,11 @@ pub(super) fn bad_world(seed: u64) -> (World, Spec) {
     (world, spec(seed, interval, flows, count))
 }
 
+/// Whether one world is replayed, of which nothing can be said that holds only for many.
+fn is_replay() -> bool {
+    std::env::var_os("SIM_SEED").is_some()
+}
+
 /// Seeds to try: `SIM_SEED=n` replays one, `SIM_TIMES=n` tries that many times as many.
 pub(super) fn seeds(count: u64) -> impl Iterator<Item = u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -98,8 +103,8 @@ fn every_count_is_the_truth_and_every_round_trip_is_exact_on_steady_clocks() {
         lost += tally.lost();
         unknown += tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown));
     }
-    assert!(lost > 10_000, "the worlds are bad: {lost} datagrams were lost");
-    assert!(unknown * 2 < lost, "most losses have a direction: {unknown} of {lost} have none");
+    assert!(is_replay() || lost > 10_000, "the worlds are bad: {lost} datagrams were lost");
+    assert!(is_replay() || unknown * 2 < lost, "most losses have a direction: {unknown} of {lost} have none");
 }
 
 #[test]
@@ -117,7 +122,7 @@ fn authentication_turns_corruption_into_loss_in_its_direction() {
         assert_eq!(tally.mismatched, ledger.corrupted_replies, "SIM_SEED={seed}");
         corrupted += tally.mismatched;
     }
-    assert!(corrupted > 500, "{corrupted} replies were corrupted");
+    assert!(is_replay() || corrupted > 500, "{corrupted} replies were corrupted");
 }
 
 #[test]
@@ -177,7 +182,7 @@ fn clocks_that_run_wrong_err_by_their_skew_and_no_more() {
         });
         decided += outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
     }
-    assert!(decided > 10_000, "{decided} round trips were compared");
+    assert!(is_replay() || decided > 10_000, "{decided} round trips were compared");
 }
 
 #[test]
@@ -211,7 +216,7 @@ fn a_stalled_responder_shows_as_its_turnaround_and_not_as_the_networks() {
             slow += u64::from(nanos(sample.turnaround) > 500 * MS);
         }
     }
-    assert!(slow > 1_000, "{slow} replies waited in the stalled responder");
+    assert!(is_replay() || slow > 1_000, "{slow} replies waited in the stalled responder");
 }
 
 #[test]
@@ -230,7 +235,7 @@ fn what_our_own_host_drops_is_not_the_networks_loss() {
         assert_eq!(tally.lost(), 0, "SIM_SEED={seed}");
         dropped += blamed;
     }
-    assert!(dropped > 1_000, "{dropped} replies were dropped");
+    assert!(is_replay() || dropped > 1_000, "{dropped} replies were dropped");
 }
 
 #[test]
@@ -246,7 +251,7 @@ fn what_the_responders_host_drops_is_not_the_networks_loss() {
         dropped += tally.count(|verdict| verdict == Verdict::HostDropped);
         assert_eq!(tally.lost(), 0, "SIM_SEED={seed}");
     }
-    assert!(dropped > 1_000, "{dropped} requests were dropped");
+    assert!(is_replay() || dropped > 1_000, "{dropped} requests were dropped");
 }
 
 #[test]
@@ -263,8 +268,8 @@ fn on_a_path_that_loses_one_percent_each_way_nearly_every_loss_has_its_direction
         reverse += tally.count(|verdict| verdict == Verdict::Lost(Direction::Reverse));
         unknown += tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown));
     }
-    assert!(forward > 900 && reverse > 900, "{forward} forward, {reverse} in reverse");
-    assert!(unknown * 100 < forward + reverse, "{unknown} without a direction");
+    assert!(is_replay() || forward > 900 && reverse > 900, "{forward} forward, {reverse} in reverse");
+    assert!(is_replay() || unknown * 100 < forward + reverse, "{unknown} without a direction");
 }
 
 #[test]
@@ -274,13 +279,14 @@ fn a_goodbye_withdraws_what_goes_unanswered_until_the_peer_is_back() {
         world.forward.loss = Loss::Blackout { from: 500 * MS, to: 4_000 * MS };
         let mut prober = Prober::new(spec(seed, 50 * MS, 1, 200), world.start());
         prober.goodbye(world.start() + Duration::from_millis(500));
-        assert!(prober.is_draining());
+        assert!(prober.is_draining(world.start()));
+        let until = world.start() + Duration::from_secs(60);
         let mut responder = responder(None);
         let (tally, _) = world.run(&mut prober, &mut responder, 60_000 * MS);
-        assert!(!prober.is_draining(), "SIM_SEED={seed}");
+        assert!(!prober.is_draining(until), "SIM_SEED={seed}");
         let withdrawn = tally.count(|verdict| verdict == Verdict::Withdrawn);
-        // What was sent in the last seconds before the peer came back is decided after its first reply.
-        assert!(withdrawn > 5, "SIM_SEED={seed}: {withdrawn} withdrawn");
+        assert!(withdrawn > 50, "SIM_SEED={seed}: {withdrawn} withdrawn");
+        assert_eq!(tally.lost(), 0, "SIM_SEED={seed}: all of it was announced");
         assert_eq!(tally.verdicts.len() as u64, tally.sent, "SIM_SEED={seed}");
     }
 }
