@@ -57,7 +57,10 @@ struct Running {
     plan: Plan,
     series: Arc<EchoSeries>,
     sources: Vec<SocketAddr>,
+    /// Why it could not be started.
     trouble: Option<String>,
+    /// Why it could not be started the time before.
+    last_trouble: Option<String>,
 }
 
 /// Keys in force.
@@ -104,14 +107,16 @@ impl Fleet {
             }
         }
         for (key, plan) in wanted {
-            let series = match self.running.get(&key) {
+            let (series, last_trouble) = match self.running.get(&key) {
                 Some(running) if running.plan == plan && running.trouble.is_none() => continue,
                 Some(running) => {
                     prober.remove(running.id);
                     running.series.set_flows(plan.flows.into());
-                    Arc::clone(&running.series)
+                    (Arc::clone(&running.series), running.trouble.clone())
                 }
-                None => Arc::new(EchoSeries::new(&key.probe, &key.peer, key.family, plan.flows.into())),
+                None => {
+                    (Arc::new(EchoSeries::new(&key.probe, &key.peer, key.family, plan.flows.into())), None)
+                }
             };
             let id = PathId(self.next_id);
             self.next_id += 1;
@@ -122,7 +127,8 @@ impl Fleet {
                 series: Arc::clone(&series),
                 tap: None,
             });
-            self.running.insert(key, Running { id, plan, series, sources: Vec::new(), trouble: None });
+            let running = Running { id, plan, series, sources: Vec::new(), trouble: None, last_trouble };
+            self.running.insert(key, running);
         }
     }
 
@@ -233,8 +239,9 @@ impl Fleet {
     /// A path could not be started. Returns its key when it was news.
     pub fn failed(&mut self, id: PathId, reason: String) -> Option<PathKey> {
         let (key, running) = self.running.iter_mut().find(|(_, running)| running.id == id)?;
+        let is_news = running.last_trouble.as_ref() != Some(&reason);
         running.trouble = Some(reason);
-        Some(key.clone())
+        is_news.then(|| key.clone())
     }
 
     /// Whether a path could not be started.

@@ -25,6 +25,36 @@ pub struct Identity {
     pub you: You,
 }
 
+impl Identity {
+    /// The same without what could harm those who pass it on: labels that are none to Prometheus, and what is too long.
+    #[must_use]
+    pub fn tamed(mut self) -> Self {
+        let is_name = |name: &str| {
+            name.len() <= TEXT_MAX
+                && name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+                && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+        };
+        let is_value = |value: &str| value.len() <= TEXT_MAX && !value.contains(char::is_control);
+        self.labels.retain(|name, value| is_name(name) && is_value(value));
+        while self.labels.len() > LABELS_MAX {
+            self.labels.pop_last();
+        }
+        for text in [&mut self.name, &mut self.version, &mut self.boot_id] {
+            text.retain(|letter| !letter.is_control());
+            while text.len() > TEXT_MAX {
+                text.pop();
+            }
+        }
+        self
+    }
+}
+
+/// Bytes of a text from a peer that are kept.
+const TEXT_MAX: usize = 128;
+
+/// Labels of a peer that are kept.
+const LABELS_MAX: usize = 32;
+
 /// An agent's ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
@@ -57,3 +87,27 @@ pub struct Answers {
 
 /// What this build can do, as peers see it.
 pub const CAPABILITIES: [&str; 3] = ["echo/udp", "stamp/authenticated", "goodbye"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_cannot_write_series_of_its_own() {
+        let labels =
+            [("site", "fra"), ("a\"} 1\nevil_metric{x", "1"), ("9", "x"), ("long", "a\nb"), ("", "x")];
+        let identity = Identity {
+            name: "ams-1\u{1b}[2J".into(),
+            labels: labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            version: "é".repeat(500),
+            boot_id: "00".into(),
+            ports: Ports { http: 1, stamp: 2, agent: 3 },
+            capabilities: Vec::new(),
+            you: You { address: "192.0.2.1".into(), stamp: Answers { answers: true, reason: None } },
+        };
+        let tame = identity.tamed();
+        assert_eq!(tame.labels, BTreeMap::from([("site".to_owned(), "fra".to_owned())]));
+        assert_eq!(tame.name, "ams-1[2J");
+        assert_eq!(tame.version.len(), 128);
+    }
+}

@@ -86,5 +86,6 @@ pub async fn identity_of(client: &Client, address: SocketAddr) -> Result<Identit
     if !answer.status.is_success() {
         return Err(format!("{address} answered {} at /api/v1/agent", answer.status));
     }
-    serde_json::from_slice(&answer.body).map_err(|error| format!("{address} is no pathmeter: {error}"))
+    let identity = serde_json::from_slice(&answer.body);
+    identity.map(Identity::tamed).map_err(|error| format!("{address} is no pathmeter: {error}"))
 }

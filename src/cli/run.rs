@@ -1,9 +1,10 @@
 //! `pathmeter run` and `pathmeter check`.
 
 use std::fs;
+use std::io;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
@@ -27,35 +28,49 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let handle = arguments.log_level.is_none().then_some(handle);
     let source = daemon::Source::File { path: arguments.config.clone(), host };
     runtime()?.block_on(async {
+        // Before anything else: a signal that nobody handles ends the process.
+        let signals = Signals::take()?;
         let daemon = Daemon::start(settings, source, handle, Notifier::from_environment())?;
         let (stop, stopped) = watch::channel(false);
-        let signals = tokio::spawn(obey_signals(stop, daemon.reloads()));
+        let obeying = tokio::spawn(signals.obey(stop, daemon.reloads()));
         daemon.run(stopped).await;
-        signals.abort();
+        obeying.abort();
         Ok(())
     })
 }
 
-async fn obey_signals(stop: watch::Sender<bool>, reloads: mpsc::Sender<Reload>) {
-    let [hangup, terminate, interrupt] =
-        [SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = (hangup, terminate, interrupt) else {
-        return;
-    };
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => {
-                info!("SIGHUP: reading the configuration again");
-                let (done, _) = oneshot::channel();
-                let _ = reloads.send(done).await;
-            }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        }
+/// The signals that we obey.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn take() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
-    let _ = stop.send(true);
-    // The sender lives until the daemon has stopped and this task is ended.
-    std::future::pending::<()>().await;
+
+    async fn obey(mut self, stop: watch::Sender<bool>, reloads: mpsc::Sender<Reload>) {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => {
+                    info!("SIGHUP: reading the configuration again");
+                    let (done, _) = oneshot::channel();
+                    let _ = reloads.send(done).await;
+                }
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+            }
+        }
+        let _ = stop.send(true);
+        // The sender lives until the daemon has stopped and this task is ended.
+        std::future::pending::<()>().await;
+    }
 }
 
 pub(super) fn check(arguments: &CheckArguments) -> Result<(), Failure> {

@@ -45,8 +45,8 @@ const HOSTS_MAX: usize = 20_000;
 /// Probes of a file.
 const PROBES_MAX: usize = 256;
 
-/// Series of paths. Chosen: 20 for each of 10,000 paths.
-const SERIES: usize = 200_000;
+/// Series of paths. Chosen: 70 for each of 10,000 paths, and some.
+const SERIES: usize = 1_000_000;
 const SERIES_ALLOWED: RangeInclusive<i128> = 1..=10_000_000;
 
 /// Reads everything; `None` when a problem was noted.

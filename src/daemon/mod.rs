@@ -15,7 +15,7 @@ use bytes::Bytes;
 use hyper::Request;
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::time::nanos;
-use pathmeter_proto::wire::stamp;
+use pathmeter_proto::wire::{Goodbye, stamp};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -64,7 +64,8 @@ pub struct Daemon {
     fleet: Fleet,
     addresses: Addresses,
     identities: BTreeMap<String, Identity>,
-    goodbyes: BTreeMap<String, u64>,
+    /// The last goodbye of each peer.
+    goodbyes: BTreeMap<String, Goodbye>,
     prober: Handle,
     responder: Handle,
     resolver: Resolver,
@@ -280,9 +281,13 @@ impl Daemon {
         let literal = self.resolver.follow(peers.chain(targets));
         self.addresses.retain(|name, _| names.contains(name));
         self.identities.retain(|name, _| names.contains(name));
+        self.goodbyes.retain(|name, _| names.contains(name));
         self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
-        let keys = self.settings.keys.mesh.as_deref();
-        self.site.verifier.store(Arc::new(keys.map(Verifier::new)));
+        // A verifier goes on remembering which requests it has seen.
+        match (self.settings.keys.mesh.as_deref(), self.site.verifier.load().as_ref()) {
+            (Some(keys), Some(verifier)) => verifier.set_keys(keys),
+            (keys, _) => self.site.verifier.store(Arc::new(keys.map(Verifier::new))),
+        }
         self.exporter.process.reloaded(Some(&self.settings.hash));
         self.measure();
     }
@@ -376,20 +381,21 @@ impl Daemon {
         self.show(true);
         let grace = self.settings.config.agent.grace;
         let deadline = tokio::time::Instant::now() + grace;
-        self.say_goodbye().await;
-        self.prober.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
         let has_ended = async |handle: &Handle| {
             while !handle.is_finished() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let patience = grace + Duration::from_secs(1);
-        if tokio::time::timeout(patience, has_ended(&self.prober)).await.is_err() {
-            error!("the prober did not stop in time");
-        }
+        // First of all: an answer after the goodbye would take it back.
         self.responder.stop(Duration::ZERO);
         if tokio::time::timeout(Duration::from_secs(1), has_ended(&self.responder)).await.is_err() {
             error!("the responder did not stop in time");
+        }
+        self.say_goodbye().await;
+        self.prober.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
+        let patience = grace + Duration::from_secs(1);
+        if tokio::time::timeout(patience, has_ended(&self.prober)).await.is_err() {
+            error!("the prober did not stop in time");
         }
         let _ = self.http_stop.send(true);
         let _ = (&mut self.http).await;

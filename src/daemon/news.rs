@@ -64,7 +64,7 @@ impl Daemon {
                 self.show(false);
             }
             Event::Finished(_) => {}
-            Event::Goodbye(goodbye) => self.goodbye(&goodbye),
+            Event::Goodbye(goodbye) => self.goodbye(goodbye),
             Event::ClockStepped(nanos) => {
                 #[expect(clippy::cast_precision_loss, reason = "for people")]
                 let seconds = nanos as f64 / 1e9;
@@ -74,11 +74,16 @@ impl Daemon {
         }
     }
 
-    fn goodbye(&mut self, goodbye: &Goodbye) {
-        if self.goodbyes.insert(goodbye.name.clone(), goodbye.boot_id) == Some(goodbye.boot_id) {
+    fn goodbye(&mut self, goodbye: Goodbye) {
+        // Three copies are sent; and one that was captured from an earlier life is older than the last.
+        let last = self.goodbyes.get(&goodbye.name);
+        if last.is_some_and(|last| last.boot_id == goodbye.boot_id || last.at >= goodbye.at) {
             return;
         }
         let paths = self.fleet.goodbye(&goodbye.name, Clock::now(), &self.prober);
         info!(peer = ?goodbye.name, paths, "a peer is leaving");
+        if paths > 0 {
+            self.goodbyes.insert(goodbye.name.clone(), goodbye);
+        }
     }
 }

@@ -6,6 +6,7 @@
 mod actor;
 mod cmsg;
 mod outbox;
+mod overruns;
 mod socket;
 mod stamps;
 mod thread;

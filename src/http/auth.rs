@@ -167,7 +167,7 @@ pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Requests that are remembered; one more is refused until the oldest leaves the window. Chosen: 136 requests a second
 /// over two minutes, in about 1 MB.
-pub const NONCES_MAX: usize = 16_384;
+pub const NONCES_MAX: usize = 65_536;
 
 const SCHEME: &str = "Pathmeter-HMAC";
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::unistd::{SysconfVar, sysconf};
 use prometheus::proto::MetricFamily;
 use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Opts, Registry};
 
@@ -216,17 +217,22 @@ impl Proc {
 
     /// Fields by proc(5), counted from 1; those behind the name are found from its closing parenthesis.
     fn stat(&self, stat: &str) {
-        const TICKS: f64 = 100.0;
-        const PAGE: f64 = 4_096.0;
+        let ticks = system(SysconfVar::CLK_TCK, 100);
+        let page = system(SysconfVar::PAGE_SIZE, 4_096);
         let Some((_, rest)) = stat.rsplit_once(')') else { return };
         let fields: Vec<f64> = rest.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect();
         let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0.0);
-        let cpu = (field(14) + field(15)) / TICKS;
+        let cpu = (field(14) + field(15)) / ticks;
         self.cpu.inc_by((cpu - self.cpu.get()).max(0.0));
         self.threads.set(field(20));
         self.virtual_memory.set(field(23));
-        self.resident_memory.set(field(24) * PAGE);
+        self.resident_memory.set(field(24) * page);
     }
+}
+
+fn system(what: SysconfVar, usual: u32) -> f64 {
+    let value = sysconf(what).ok().flatten().and_then(|value| u32::try_from(value).ok());
+    f64::from(value.unwrap_or(usual))
 }
 
 fn seconds_since_1970() -> f64 {

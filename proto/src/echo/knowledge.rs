@@ -11,7 +11,7 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Knowledge {
     kind: Kind,
-    /// Datagrams that were given up, while nothing is known.
+    /// Datagrams that were given up since the last reply.
     unanswered: u32,
     /// When a foreign responder is next asked whether it became one of ours.
     ask_again: Timestamp,
@@ -44,10 +44,10 @@ impl Knowledge {
             self.ask_again = now + ASK_AGAIN_AFTER;
             self.questions = QUESTIONS;
         }
-        let is_doubtful = self.unanswered >= UNANSWERED_MAX && sequence % 2 == 1;
+        let is_doubtful = self.is_doubted() && sequence % 2 == 1;
         match self.kind {
+            Kind::Unknown | Kind::Agent | Kind::Stamp if is_doubtful => (Extensions::None, Purpose::Measure),
             Kind::Agent => (Extensions::All, Purpose::Measure),
-            Kind::Unknown if is_doubtful => (Extensions::None, Purpose::Measure),
             Kind::Unknown => (Extensions::All, Purpose::Measure),
             Kind::Stamp | Kind::Plain if self.questions > 0 => {
                 self.questions -= 1;
@@ -60,8 +60,14 @@ impl Knowledge {
 
     /// A datagram was lost.
     pub(super) fn gave_up(&mut self) {
-        if self.kind == Kind::Unknown {
-            self.unanswered = self.unanswered.saturating_add(1);
+        self.unanswered = self.unanswered.saturating_add(1);
+    }
+
+    /// Whether it has been silent for so long that it may be another one than was thought.
+    fn is_doubted(&self) -> bool {
+        match self.kind {
+            Kind::Unknown => self.unanswered >= UNANSWERED_MAX,
+            Kind::Agent | Kind::Stamp | Kind::Plain => self.unanswered >= REPLACED_AFTER,
         }
     }
 
@@ -72,7 +78,9 @@ impl Knowledge {
             // What was changed on the way says nothing about who answered it.
             Told { is_damaged: true, .. } => return self.kind == Kind::Agent,
             // Our extension was not sent, or did not fit: the kind stays, a first reply says as much as it shows.
-            Told { asked_session: false, .. } if self.kind != Kind::Unknown => self.kind,
+            Told { asked_session: false, .. } if self.kind != Kind::Unknown && !self.is_doubted() => {
+                self.kind
+            }
             Told { class: Some(_), .. } => Kind::Stamp,
             Told { .. } => Kind::Plain,
         };
@@ -100,6 +108,10 @@ impl Knowledge {
 /// While nothing is known, every second datagram after this many that were given up is plain STAMP: some reflectors drop
 /// what they do not expect.
 const UNANSWERED_MAX: u32 = 4;
+
+/// A responder that was known is thought to be another one after this many. Chosen: twice the reach of its record, so that
+/// no outage from which evidence could survive is cut short.
+const REPLACED_AFTER: u32 = 256;
 
 /// A foreign responder is asked this often whether it became one of ours.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);

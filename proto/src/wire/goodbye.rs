@@ -17,7 +17,7 @@ pub struct Goodbye {
     pub name: String,
     /// Which of its lives ends. A life says goodbye once; repeats and replays mean nothing.
     pub boot_id: u64,
-    /// When, on its wall clock. For people; nothing is decided by it.
+    /// When, on its wall clock: one that is older than another of the same name comes too late.
     pub at: WallTime,
 }
 

@@ -64,7 +64,7 @@ fn an_empty_file_is_an_agent_that_only_answers() {
         peers: Vec::new(),
         targets: Vec::new(),
         probes: Vec::new(),
-        metrics: Metrics { max_series: 200_000 },
+        metrics: Metrics { max_series: 1_000_000 },
         log: Log { level: "info".into(), format: LogFormat::Text },
     };
     for text in

@@ -24,6 +24,7 @@ use pathmeter_proto::wire::Goodbye;
 
 use super::actor::{Actor, Traffic};
 use super::outbox::{OUTBOX, Outbox};
+use super::overruns::Overruns;
 use super::socket::{ReceiveBatch, SendBatch, Socket, StampNames};
 use super::stamps::Awaited;
 use super::watch::{Watch, sleep_precisely};
@@ -72,6 +73,7 @@ pub(super) struct Thread {
     /// Whether the watch has just been waited on, and knows which sockets are ready.
     has_looked: bool,
     drops_looked: Timestamp,
+    overruns: Overruns,
     events: tokio::sync::mpsc::Sender<Event>,
     series: Arc<LoopSeries>,
     stopping: Option<Timestamp>,
@@ -150,6 +152,7 @@ impl Thread {
             watch: None,
             has_looked: false,
             drops_looked: now,
+            overruns: Overruns::new(),
             events,
             series,
             stopping: None,

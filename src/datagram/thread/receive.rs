@@ -51,7 +51,7 @@ impl Thread {
         let Group { sockets, drops, looked, .. } = &mut self.groups[group];
         drops.forget(*looked - DROPS_KEPT);
         for (flow, socket) in sockets.iter_mut().enumerate() {
-            let dropped = socket.new_drops();
+            let dropped = self.overruns.among(socket.new_drops());
             drops.add(u8::try_from(flow).unwrap_or(u8::MAX), *looked, now, dropped);
             self.series.rx_dropped.add(dropped.into());
         }

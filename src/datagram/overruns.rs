@@ -1,0 +1,77 @@
+//! Which of a socket's drops are our host's fault.
+
+use std::fs;
+
+/// Datagrams that this network namespace dropped because a receive buffer was full.
+///
+/// A socket's own drop counter also counts datagrams with a wrong checksum, which the network damaged: those are its loss.
+/// The two are told apart by the namespace's counters, which do not say which socket it was; so a socket is never blamed
+/// for more than either counter shows.
+#[derive(Debug)]
+pub(super) struct Overruns {
+    /// What `/proc/net` showed last; `None` where it cannot be read, and every drop is ours.
+    known: Option<u64>,
+}
+
+impl Overruns {
+    pub(super) fn new() -> Self {
+        Self { known: read() }
+    }
+
+    /// How many of `dropped` datagrams, dropped since the last call, were dropped for want of room.
+    pub(super) fn among(&mut self, dropped: u32) -> u32 {
+        if dropped == 0 {
+            return 0;
+        }
+        let now = read();
+        let overruns = match (self.known, now) {
+            (Some(before), Some(now)) => now.saturating_sub(before),
+            (None, _) | (_, None) => u64::from(dropped),
+        };
+        self.known = now;
+        dropped.min(u32::try_from(overruns).unwrap_or(u32::MAX))
+    }
+}
+
+fn read() -> Option<u64> {
+    let v4 = udp_overruns(&fs::read_to_string("/proc/net/snmp").ok()?)?;
+    // A host without IPv6 has no such file.
+    let v6 = fs::read_to_string("/proc/net/snmp6").ok().and_then(|text| udp6_overruns(&text));
+    Some(v4 + v6.unwrap_or(0))
+}
+
+/// From `/proc/net/snmp`: a line of names and a line of values, both beginning with `Udp:`.
+fn udp_overruns(text: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp:"));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let place = names.split_whitespace().position(|name| name == "RcvbufErrors")?;
+    values.split_whitespace().nth(place)?.parse().ok()
+}
+
+/// From `/proc/net/snmp6`: a name and a value in each line.
+fn udp6_overruns(text: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors"))?;
+    value.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counters_are_found_by_their_names() {
+        let snmp = "Tcp: A B\nTcp: 1 2\nUdp: InDatagrams InErrors RcvbufErrors SndbufErrors\nUdp: 10 7 5 0\n";
+        assert_eq!(udp_overruns(snmp), Some(5));
+        assert_eq!(udp_overruns("Udp: InDatagrams\nUdp: 1\n"), None);
+        let snmp6 = "Udp6InErrors                    \t9\nUdp6RcvbufErrors                \t3\n";
+        assert_eq!(udp6_overruns(snmp6), Some(3));
+    }
+
+    #[test]
+    fn a_socket_is_blamed_for_no_more_than_either_counter_shows() {
+        let mut overruns = Overruns { known: None };
+        assert_eq!(overruns.among(3), 3, "where nothing can be read every drop is ours");
+        let mut overruns = Overruns::new();
+        assert_eq!(overruns.among(0), 0);
+    }
+}
