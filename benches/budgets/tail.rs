@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pathmeter::datagram::{Duties, EVENTS, Event, Handle, NewPath, PathId, SourceChoice, StampNames};
+use pathmeter::datagram::{Duties, EVENTS, Handle, NewPath, PathId, SourceChoice, StampNames};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Report, Spec};
@@ -22,9 +22,9 @@ use super::report::{Row, cores};
 
 /// More than the 10,000 that a p99.9 needs.
 const PROBES: u32 = 11_000;
-/// A busy host makes us late for some slots, and those go unsent.
-const SLOTS: u64 = 16_000;
 const INTERVAL: Duration = Duration::from_millis(1);
+/// Without any report for so long something is broken.
+const PATIENCE: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_millis(500);
 const BURNERS_PER_CORE: usize = 2;
 
@@ -40,11 +40,13 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
 fn round(name: &str, responder: &Agent, budget_of_tail: Option<f64>) -> io::Result<Vec<Row>> {
     let ours = ours(responder.stamp_port)?;
     let bare = bare()?;
-    let sent = u32::try_from(ours.len()).map_err(io::Error::other)?;
-    let mut rows = vec![Row::new(format!("round trips at 1 ms, {name}"), f64::from(sent), "")];
+    let unsent = f64::from(u32::try_from(ours.unsent).map_err(io::Error::other)?);
+    let unsent = unsent * 100.0 / (unsent + f64::from(PROBES));
+    let mut rows = vec![Row::new(format!("slots of 1 ms that went unsent, {name}"), unsent, "%")];
     for (q, called) in [(0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")] {
         let us = |sorted: &[Duration]| quantile(sorted, q).map_or(f64::NAN, |rtt| rtt.as_secs_f64() * 1e6);
-        let row = Row::new(format!("RTT {called}, {name}"), us(&ours), "µs").bare(us(&bare.kernel));
+        let row =
+            Row::new(format!("RTT {called}, {name}"), us(&ours.round_trips), "µs").bare(us(&bare.kernel));
         rows.push(match budget_of_tail {
             Some(budget) if called == "p99.9" => row.budget(budget),
             Some(_) | None => row,
@@ -54,8 +56,15 @@ fn round(name: &str, responder: &Agent, budget_of_tail: Option<f64>) -> io::Resu
     Ok(rows)
 }
 
-/// Round trips by our own loop, sorted.
-fn ours(port: u16) -> io::Result<Vec<Duration>> {
+/// What our own loop measured.
+struct Ours {
+    /// Sorted.
+    round_trips: Vec<Duration>,
+    /// Slots for which a busy host made us late.
+    unsent: u64,
+}
+
+fn ours(port: u16) -> io::Result<Ours> {
     let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS);
     let prober = Handle::spawn("bench", Duties::default(), StampNames::detect(), sender)?;
     let (tap, reports) = mpsc::channel();
@@ -71,30 +80,25 @@ fn ours(port: u16) -> io::Result<Vec<Duration>> {
             lost_after: Duration::from_secs(3),
             keys: None,
             transmit_stamps: true,
-            count: Some(SLOTS),
+            count: None,
             seed: 1,
         },
         from: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("bench", "loopback", "ipv4", 1)),
         tap: Some(tap),
     });
-    loop {
-        match events.blocking_recv() {
-            Some(Event::Finished(_)) | None => break,
-            Some(Event::Failed { error, .. }) => return Err(io::Error::other(error)),
-            Some(
-                Event::Started { .. } | Event::Goodbye(_) | Event::ClockStepped(_) | Event::Suspended(_),
-            ) => {}
+    let mut found = Ours { round_trips: Vec::new(), unsent: 0 };
+    while found.round_trips.len() < PROBES as usize {
+        match reports.recv_timeout(PATIENCE) {
+            Ok(Report::Decided { sample: Some(sample), .. }) => found.round_trips.push(sample.rtt),
+            Ok(Report::Unsent(slots)) => found.unsent += slots,
+            Ok(_) => {}
+            Err(_) => return Err(io::Error::other(format!("nothing is measured: {:?}", events.try_recv()))),
         }
     }
     prober.stop(Duration::ZERO);
-    let rtt = |report| {
-        let Report::Decided { sample: Some(sample), .. } = report else { return None };
-        Some(sample.rtt)
-    };
-    let mut round_trips: Vec<Duration> = reports.try_iter().filter_map(rtt).collect();
-    round_trips.sort_unstable();
-    Ok(round_trips)
+    found.round_trips.sort_unstable();
+    Ok(found)
 }
 
 /// Round trips of the bare loop by the same datagrams, sorted: with kernel stamps as we take them, and as a tool without
