@@ -1,0 +1,142 @@
+//! The agent under test: the real binary, configured by a file, asked over HTTP.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::page::Page;
+use super::process::{self, Memory};
+
+/// A running agent. It is killed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    child: Child,
+    http: SocketAddr,
+    /// Where it answers, on every address of 127.0.0.0/8.
+    pub(crate) stamp_port: u16,
+    _directory: tempfile::TempDir,
+}
+
+/// What an agent is to measure.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Paths {
+    pub(crate) count: u32,
+    pub(crate) interval: &'static str,
+    /// The port of whoever answers.
+    pub(crate) port: u16,
+}
+
+/// An agent that measures nothing.
+pub(crate) const NO_PATHS: Paths = Paths { count: 0, interval: "1s", port: 1 };
+
+/// The binary: the one that was built for this benchmark, or the one that is named by `$PATHMETER`.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("PATHMETER").map_or_else(|| env!("CARGO_BIN_EXE_pathmeter").into(), PathBuf::from)
+}
+
+/// Address of the `n`-th target: one of 127.0.0.0/8, all of which one responder on 0.0.0.0 answers.
+pub(crate) fn target(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x7f01_0001 + n)
+}
+
+impl Agent {
+    /// Starts an agent and waits for its first page.
+    pub(crate) fn start(paths: Paths) -> io::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let (http, stamp_port) = (free_port()?, free_port()?);
+        let config = directory.path().join("config.yaml");
+        fs::write(&config, configuration(http, stamp_port, free_port()?, paths))?;
+        let binary = binary();
+        let child = Command::new(&binary)
+            .args(["run", "--config"])
+            .arg(&config)
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("starting {}: {error}", binary.display()))
+            })?;
+        let http = SocketAddr::from((Ipv4Addr::LOCALHOST, http));
+        let agent = Self { child, http, stamp_port, _directory: directory };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while agent.scrape().is_err() {
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the agent did not answer within 10 s"));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(agent)
+    }
+
+    pub(crate) fn scrape(&self) -> io::Result<Page> {
+        let mut stream = TcpStream::connect(self.http)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8(answer).map_err(io::Error::other)?;
+        match answer.starts_with("HTTP/1.1 200 ") {
+            true => Ok(Page(answer)),
+            false => Err(io::Error::other("the agent refused a scrape")),
+        }
+    }
+
+    /// CPU time of the whole process.
+    pub(crate) fn cpu(&self) -> io::Result<Duration> {
+        process::cpu_of(self.child.id())
+    }
+
+    pub(crate) fn memory(&self) -> io::Result<Memory> {
+        Memory::of(self.child.id())
+    }
+
+    pub(crate) fn forget_memory_max(&self) -> io::Result<()> {
+        Memory::forget_max(self.child.id())
+    }
+
+    /// Datagrams it has answered.
+    pub(crate) fn replies(&self) -> io::Result<f64> {
+        Ok(self.scrape()?.sum("pathmeter_responder_replies_total"))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the measurement has then noticed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn configuration(http: u16, stamp: u16, agent: u16, paths: Paths) -> String {
+    let mut text = format!(
+        "agent: {{name: bench}}\n\
+         listen: {{http: \"127.0.0.1:{http}\", stamp: \"0.0.0.0:{stamp}\", agent: \"127.0.0.1:{agent}\"}}\n\
+         responder: {{allow: [127.0.0.0/8], rate: 100Mpps, rate_per_source: 100Mpps}}\n\
+         metrics: {{max_series: 10000000}}\n\
+         log: {{level: \"off\"}}\n"
+    );
+    if paths.count > 0 {
+        let interval = paths.interval;
+        let _ = writeln!(
+            text,
+            "probes: [{{name: echo, targets: all, peers: [], interval: {interval}}}]\ntargets:"
+        );
+    }
+    for n in 0..paths.count {
+        let _ = writeln!(text, "  - {{name: host-{n}, address: {}, port: {}}}", target(n), paths.port);
+    }
+    text
+}
+
+/// A port that is free for TCP and UDP on every address.
+pub(crate) fn free_port() -> io::Result<u16> {
+    loop {
+        let port = UdpSocket::bind("0.0.0.0:0")?.local_addr()?.port();
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Loops that make the system calls of a prober and of a responder, and decide nothing.
+
+use std::io;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::agent::target;
+use super::batch::{Batch, Stamps, address, socket, wait};
+use super::load;
+use super::process::cpu_of_this_thread;
+
+/// CPU time per echo in microseconds.
+pub(crate) fn per_echo(cpu: Duration, echoes: f64) -> f64 {
+    cpu.as_secs_f64() * 1e6 / echoes
+}
+
+const BATCH: usize = 64;
+
+/// The pause between two turns of the prober.
+const TICK: Duration = Duration::from_millis(5);
+
+/// Asks each of so many addresses once a second, with both kernel stamps of every datagram. Returns the CPU time of an
+/// echo in microseconds.
+pub(crate) fn probe(paths: u32, port: u16, span: Duration) -> io::Result<f64> {
+    let socket = socket(Stamps::Both)?;
+    let (mut outbox, mut inbox) = (Batch::new(BATCH), Batch::new(BATCH));
+    let first = load::sessions(paths);
+    let mut requests: Vec<Vec<u8>> =
+        (first..first + paths).map(|session| load::request(session, 0)).collect();
+    // T1 by the number of the datagram, and the sum of all T4 − T1.
+    let (mut left, mut spent, mut stamped, mut answered) = (Vec::<u64>::new(), 0_u64, 0_u32, 0_u32);
+    let (before, begin) = (cpu_of_this_thread(), Instant::now());
+    let mut sent = 0_u32;
+    while begin.elapsed() < span {
+        let due = begin.elapsed().as_secs_f64() * f64::from(paths);
+        while f64::from(sent) < due {
+            let mut count = 0;
+            while count < BATCH && f64::from(sent) < due {
+                let path = sent % paths;
+                let request = &mut requests[path as usize];
+                request[..4].copy_from_slice(&(sent / paths).to_be_bytes());
+                // Where the reply brings the number of its datagram back: T1, which the bare loop has no use for.
+                request[4..8].copy_from_slice(&sent.to_be_bytes());
+                outbox.put(count, SocketAddrV4::new(target(path), port), request);
+                (count, sent) = (count + 1, sent + 1);
+                left.push(0);
+            }
+            outbox.send(&socket, count);
+        }
+        std::thread::sleep(TICK);
+        drain(&mut inbox, &socket, libc::MSG_ERRQUEUE, |inbox, index| {
+            let said = inbox.said(index);
+            if let (Some(stamp), Some(number)) = (said.stamp, said.number) {
+                left[number as usize] = stamp;
+                stamped += 1;
+            }
+        });
+        drain(&mut inbox, &socket, 0, |inbox, index| {
+            let number = inbox.bytes(index)[28..32].try_into().expect("four bytes");
+            let t1 = left.get(u32::from_be_bytes(number) as usize).copied().unwrap_or(0);
+            spent += inbox.said(index).stamp.unwrap_or(0).saturating_sub(t1);
+            answered += 1;
+        });
+    }
+    std::hint::black_box((spent, stamped));
+    Ok(per_echo(cpu_of_this_thread() - before, f64::from(answered)))
+}
+
+fn drain(inbox: &mut Batch, socket: &UdpSocket, flags: libc::c_int, mut take: impl FnMut(&Batch, usize)) {
+    loop {
+        let count = inbox.receive(socket, flags);
+        (0..count).for_each(|index| take(inbox, index));
+        if count < BATCH {
+            return;
+        }
+    }
+}
+
+/// Sends everything back, on a thread of its own.
+pub(crate) struct Echo {
+    pub(crate) address: SocketAddrV4,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<f64>,
+}
+
+impl Echo {
+    pub(crate) fn start() -> io::Result<Self> {
+        let socket = socket(Stamps::Received)?;
+        let address = address(&socket)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || echo(&socket, &stopped));
+        Ok(Self { address, stop, thread })
+    }
+
+    /// Returns the CPU time of an echo in microseconds.
+    pub(crate) fn finish(self) -> f64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the loop does not panic")
+    }
+}
+
+fn echo(socket: &UdpSocket, stopped: &AtomicBool) -> f64 {
+    let mut batch = Batch::new(BATCH);
+    let (before, mut echoes) = (cpu_of_this_thread(), 0_u32);
+    while !stopped.load(Ordering::Relaxed) {
+        let count = batch.receive(socket, 0);
+        if count == 0 {
+            wait(socket, Duration::from_millis(50));
+            continue;
+        }
+        for index in 0..count {
+            std::hint::black_box(batch.said(index).stamp);
+        }
+        echoes += u32::try_from(batch.send(socket, count)).expect("at most a batch");
+    }
+    per_echo(cpu_of_this_thread() - before, f64::from(echoes))
+}

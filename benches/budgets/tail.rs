@@ -1,0 +1,231 @@
+//! How wrong a round trip becomes when the host is busy. The truth on loopback is a few microseconds, so nearly all of
+//! a long round trip is error.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pathmeter::datagram::{Duties, EVENTS, Handle, NewPath, PathId, SourceChoice, StampNames};
+use pathmeter::metrics::echo::EchoSeries;
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::{Report, Spec};
+use pathmeter_proto::stats::quantile;
+
+use super::agent::{Agent, NO_PATHS};
+use super::batch::{Batch, Stamps, address, socket, wait};
+use super::process::wall;
+use super::report::{Row, cores};
+
+/// More than the 10,000 that a p99.9 needs.
+const PROBES: u32 = 11_000;
+const INTERVAL: Duration = Duration::from_millis(1);
+/// Without any report for so long something is broken.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_millis(500);
+const BURNERS_PER_CORE: usize = 2;
+
+pub(crate) fn measure() -> io::Result<Vec<Row>> {
+    let responder = Agent::start(NO_PATHS)?;
+    let mut rows = round("idle", &responder, None)?;
+    let burners = Burners::start(BURNERS_PER_CORE * cores());
+    rows.extend(round("two busy loops a core", &responder, Some(20.0))?);
+    drop(burners);
+    Ok(rows)
+}
+
+fn round(name: &str, responder: &Agent, budget_of_tail: Option<f64>) -> io::Result<Vec<Row>> {
+    let ours = ours(responder.stamp_port)?;
+    let bare = bare()?;
+    let unsent = f64::from(u32::try_from(ours.unsent).map_err(io::Error::other)?);
+    let unsent = unsent * 100.0 / (unsent + f64::from(PROBES));
+    let mut rows = vec![Row::new(format!("slots of 1 ms that went unsent, {name}"), unsent, "%")];
+    for (q, called) in [(0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")] {
+        let us = |sorted: &[Duration]| quantile(sorted, q).map_or(f64::NAN, |rtt| rtt.as_secs_f64() * 1e6);
+        let row =
+            Row::new(format!("RTT {called}, {name}"), us(&ours.round_trips), "µs").bare(us(&bare.kernel));
+        rows.push(match budget_of_tail {
+            Some(budget) if called == "p99.9" => row.budget(budget),
+            Some(_) | None => row,
+        });
+        rows.push(Row::new(format!("… bare loop with user-space stamps, {called}"), us(&bare.user), "µs"));
+    }
+    Ok(rows)
+}
+
+/// What our own loop measured.
+struct Ours {
+    /// Sorted.
+    round_trips: Vec<Duration>,
+    /// Slots for which a busy host made us late.
+    unsent: u64,
+}
+
+fn ours(port: u16) -> io::Result<Ours> {
+    let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS);
+    let prober = Handle::spawn("bench", Duties::default(), StampNames::detect(), sender)?;
+    let (tap, reports) = mpsc::channel();
+    prober.add(NewPath {
+        id: PathId(1),
+        spec: Spec {
+            to: (Ipv4Addr::LOCALHOST, port).into(),
+            interval: INTERVAL,
+            ssids: vec![0],
+            size: None,
+            dscp: Dscp::default(),
+            late_after: Duration::from_secs(1),
+            lost_after: Duration::from_secs(3),
+            keys: None,
+            transmit_stamps: true,
+            count: None,
+            seed: 1,
+        },
+        from: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
+        series: Arc::new(EchoSeries::new("bench", "loopback", "ipv4", 1)),
+        tap: Some(tap),
+    });
+    let mut found = Ours { round_trips: Vec::new(), unsent: 0 };
+    while found.round_trips.len() < PROBES as usize {
+        match reports.recv_timeout(PATIENCE) {
+            Ok(Report::Decided { sample: Some(sample), .. }) => found.round_trips.push(sample.rtt),
+            Ok(Report::Unsent(slots)) => found.unsent += slots,
+            Ok(_) => {}
+            Err(_) => return Err(io::Error::other(format!("nothing is measured: {:?}", events.try_recv()))),
+        }
+    }
+    prober.stop(Duration::ZERO);
+    found.round_trips.sort_unstable();
+    Ok(found)
+}
+
+/// Round trips of the bare loop by the same datagrams, sorted: with kernel stamps as we take them, and as a tool without
+/// them would.
+#[derive(Default)]
+struct Bare {
+    kernel: Vec<Duration>,
+    user: Vec<Duration>,
+}
+
+/// What travels: the number of the datagram, then what the responder noted.
+///
+/// ```text
+/// 0 u64 number   8 u64 T2 by the kernel   16 u64 T2 by the user   24 u64 T3 by the user
+/// ```
+const NOTE_BYTES: usize = 32;
+
+fn bare() -> io::Result<Bare> {
+    let responder = Noting::start()?;
+    let socket = socket(Stamps::Both)?;
+    let (mut outbox, mut inbox) = (Batch::new(1), Batch::new(16));
+    let (mut t1, mut t1_user) = (Vec::new(), Vec::new());
+    let mut notes: Vec<([u64; 4], u64, u64)> = Vec::new();
+    let begin = Instant::now();
+    for number in 0..=PROBES {
+        let due = INTERVAL * number;
+        while let Some(left) = due.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
+            wait(&socket, left);
+            take_stamps(&mut inbox, &socket, &mut t1);
+            for index in 0..inbox.receive(&socket, 0) {
+                let arrived = wall();
+                notes.push((read_note(inbox.bytes(index)), inbox.said(index).stamp.unwrap_or(0), arrived));
+            }
+        }
+        let mut note = [0; NOTE_BYTES];
+        note[..8].copy_from_slice(&u64::from(number).to_be_bytes());
+        outbox.put(0, responder.address, &note);
+        t1.push(0);
+        t1_user.push(wall());
+        outbox.send(&socket, 1);
+    }
+    std::thread::sleep(SETTLED);
+    take_stamps(&mut inbox, &socket, &mut t1);
+    let mut found = Bare::default();
+    for ([number, t2, t2_user, t3_user], t4, t4_user) in notes {
+        let at = usize::try_from(number).map_err(io::Error::other)?;
+        let rtt = |t1: u64, t2, t4: u64| t4.saturating_sub(t1).saturating_sub(t3_user.saturating_sub(t2));
+        found.kernel.push(Duration::from_nanos(rtt(t1[at], t2, t4)));
+        found.user.push(Duration::from_nanos(rtt(t1_user[at], t2_user, t4_user)));
+    }
+    responder.finish();
+    found.kernel.sort_unstable();
+    found.user.sort_unstable();
+    Ok(found)
+}
+
+fn take_stamps(inbox: &mut Batch, socket: &UdpSocket, t1: &mut [u64]) {
+    for index in 0..inbox.receive(socket, libc::MSG_ERRQUEUE) {
+        let said = inbox.said(index);
+        if let (Some(stamp), Some(number)) = (said.stamp, said.number) {
+            t1[number as usize] = stamp;
+        }
+    }
+}
+
+fn read_note(bytes: &[u8]) -> [u64; 4] {
+    std::array::from_fn(|at| u64::from_be_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes")))
+}
+
+/// A bare responder that notes when it received and answered.
+struct Noting {
+    address: SocketAddrV4,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Noting {
+    fn start() -> io::Result<Self> {
+        let socket = socket(Stamps::Received)?;
+        let address = address(&socket)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut batch = Batch::new(1);
+            while !stopped.load(Ordering::Relaxed) {
+                wait(&socket, Duration::from_millis(50));
+                while batch.receive(&socket, 0) > 0 {
+                    let (t2, t2_user) = (batch.said(0).stamp.unwrap_or(0), wall());
+                    for (at, time) in [(8, t2), (16, t2_user), (24, wall())] {
+                        batch.bytes_mut(0)[at..at + 8].copy_from_slice(&time.to_be_bytes());
+                    }
+                    batch.send(&socket, 1);
+                }
+            }
+        });
+        Ok(Self { address, stop, thread })
+    }
+
+    fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the loop does not panic");
+    }
+}
+
+/// Threads that do nothing but compute; they end when this is dropped.
+struct Burners {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Burners {
+    fn start(count: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let burn = || {
+            let stopped = Arc::clone(&stop);
+            std::thread::spawn(move || while !stopped.load(Ordering::Relaxed) {})
+        };
+        Self { threads: (0..count).map(|_| burn()).collect(), stop }
+    }
+}
+
+impl Drop for Burners {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A burner cannot fail.
+            let _ = thread.join();
+        }
+    }
+}
