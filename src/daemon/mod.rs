@@ -96,7 +96,7 @@ const TICK: Duration = Duration::from_secs(1);
 const TRY_AGAIN: u64 = 30;
 
 impl Daemon {
-    /// Binds all sockets and starts to answer and to measure. To be called inside a tokio runtime.
+    /// Binds all sockets; nothing is measured yet. To be called inside a tokio runtime.
     ///
     /// # Errors
     /// What could not be bound or started, with its address.
@@ -150,7 +150,7 @@ impl Daemon {
             Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
         };
         let http = tokio::spawn(server::serve(listeners, Limits::default(), handler, counters, stopped));
-        let mut daemon = Self {
+        Ok(Self {
             source,
             boot_id,
             ports,
@@ -171,28 +171,12 @@ impl Daemon {
             progress: Vec::new(),
             inbox: Inbox { events, resolved, told, reloads },
             settings,
-        };
-        daemon.put_in_force();
-        daemon.inquire(true);
-        daemon.notifier.ready();
-        let config = &daemon.settings.config;
-        info!(
-            name = config.agent.name,
-            http = %config.listen.http,
-            stamp = %config.listen.stamp,
-            peers = config.peers.len(),
-            targets = config.targets.len(),
-            probes = config.probes.len(),
-            "measuring"
-        );
-        if daemon.settings.keys.mesh.is_none() {
-            warn!("nothing is authenticated: without key_file anyone who can forge an address is answered");
-        }
-        Ok(daemon)
+        })
     }
 
-    /// Runs until `stop` holds true or its sender is gone, then says goodbye and stops within the grace period.
+    /// Measures until `stop` holds true or its sender is gone, then says goodbye and stops within the grace period.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        self.begin();
         let watchdog = self.notifier.watchdog_interval();
         let mut ticker = tokio::time::interval(watchdog.unwrap_or(TICK).min(TICK));
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -215,6 +199,25 @@ impl Daemon {
             }
         }
         self.leave().await;
+    }
+
+    fn begin(&mut self) {
+        self.put_in_force();
+        self.inquire(true);
+        self.notifier.ready();
+        let config = &self.settings.config;
+        info!(
+            name = config.agent.name,
+            http = %config.listen.http,
+            stamp = %config.listen.stamp,
+            peers = config.peers.len(),
+            targets = config.targets.len(),
+            probes = config.probes.len(),
+            "measuring"
+        );
+        if self.settings.keys.mesh.is_none() {
+            warn!("nothing is authenticated: without key_file anyone who can forge an address is answered");
+        }
     }
 
     /// Where reloads are asked for.
