@@ -198,12 +198,19 @@ pub fn main() -> ExitCode {
     let (code, message) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Quiet) => return ExitCode::from(1),
-        Err(Failure::Runtime(error)) => (1, format!("{error:#}")),
+        Err(Failure::Runtime(error)) => (1, told(&error)),
         Err(Failure::Config(error)) => (78, error.to_string()),
     };
     // Standard error may be closed; the exit code says it too.
     let _ = writeln!(io::stderr(), "error: {message}");
     ExitCode::from(code)
+}
+
+/// An error with its causes, each once: many errors already say what caused them.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| {
+        if told.contains(&cause) { told } else { format!("{told}: {cause}") }
+    })
 }
 
 fn healthcheck(arguments: &HealthcheckArguments) -> Result<(), Failure> {
