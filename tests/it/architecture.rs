@@ -1,0 +1,200 @@
+//! Who may use what. The compiler keeps `proto` from depending on the daemon; this keeps the rest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Something that only some files may contain.
+struct Rule {
+    /// Where it is looked for.
+    root: &'static str,
+    /// What is looked for, each with a word boundary on either side.
+    words: &'static [&'static str],
+    /// Files, or folders with a slash at the end, that may.
+    except: &'static [&'static str],
+    why: &'static str,
+}
+
+const RULES: [Rule; 10] = [
+    Rule {
+        root: "proto/src",
+        words: &[
+            "Instant",
+            "SystemTime",
+            "std::thread",
+            "std::env",
+            "std::fs",
+            "std::process",
+            "std::io",
+            "use std::{",
+        ],
+        except: &[],
+        why: "a machine decides and never acts: the time is an argument, and so is everything else from outside",
+    },
+    Rule {
+        root: "proto/src",
+        words: &[
+            "UdpSocket",
+            "TcpStream",
+            "TcpListener",
+            "UnixDatagram",
+            "tokio",
+            "async",
+            "libc",
+            "nix",
+            "getrandom",
+        ],
+        except: &[],
+        why: "sockets, tasks and system calls belong to the daemon; proto gets bytes and gives bytes",
+    },
+    Rule {
+        root: "proto/src",
+        words: &["unsafe {", "unsafe fn", "unsafe impl"],
+        except: &[],
+        why: "nothing that reads bytes from the network needs unsafe code",
+    },
+    Rule {
+        root: "src",
+        words: &["unsafe {", "unsafe fn", "unsafe impl"],
+        except: &["src/datagram/cmsg.rs", "src/datagram/socket.rs", "src/datagram/watch.rs"],
+        why: "system calls that have no safe wrapper are made in these files and nowhere else",
+    },
+    Rule {
+        root: "src",
+        words: &["prometheus::"],
+        except: &["src/metrics/"],
+        why: "others count in our own types; what a scrape looks like is known to src/metrics alone",
+    },
+    Rule {
+        root: "src",
+        words: &["\"pathmeter_"],
+        except: &["src/metrics/"],
+        why: "every metric has its name and its help text in src/metrics, where they are reviewed together",
+    },
+    Rule {
+        root: "src",
+        words: &["serde_yaml"],
+        except: &["src/config/file.rs"],
+        why: "the YAML library is known to one file, so that it can be replaced there",
+    },
+    Rule {
+        root: "src",
+        words: &["tokio::spawn", "JoinSet", "spawn_blocking", "spawn_local"],
+        except: &[
+            "src/cli/demo.rs",
+            "src/cli/run.rs",
+            "src/daemon/mod.rs",
+            "src/http/client.rs",
+            "src/http/server/mod.rs",
+            "src/peers.rs",
+            "src/resolver.rs",
+        ],
+        why: "every task has an owner that ends it; a new place that starts tasks says here that it is one",
+    },
+    Rule {
+        root: "src",
+        words: &["std::thread", "thread::spawn", "thread::sleep"],
+        except: &["src/datagram/mod.rs"],
+        why: "the only threads besides the runtime's are the datagram loops",
+    },
+    Rule {
+        root: "src",
+        words: &["clock_gettime", "Instant::now"],
+        except: &["src/clock.rs", "src/http/", "src/daemon/mod.rs"],
+        why: "what is measured has one clock, src/clock.rs; only deadlines of HTTP and of the stop have another",
+    },
+];
+
+#[test]
+fn only_those_use_it_who_may() {
+    let mut broken = Vec::new();
+    for rule in &RULES {
+        for file in sources(rule.root) {
+            let name = file.to_str().unwrap().to_owned();
+            if rule
+                .except
+                .iter()
+                .any(|allowed| name == *allowed || allowed.ends_with('/') && name.starts_with(allowed))
+            {
+                continue;
+            }
+            for (number, line) in code(&file) {
+                if let Some(word) = rule.words.iter().find(|word| contains_word(&line, word)) {
+                    broken.push(format!("{name}:{number}: `{word}`\n    {}", rule.why));
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
+}
+
+#[test]
+fn every_exception_is_still_one() {
+    for rule in &RULES {
+        for allowed in rule.except.iter().filter(|allowed| !allowed.ends_with('/')) {
+            let path = Path::new(allowed).to_owned();
+            let is_used = in_project(&path).exists()
+                && code(&path)
+                    .iter()
+                    .any(|(_, line)| rule.words.iter().any(|word| contains_word(line, word)));
+            assert!(is_used, "{allowed} no longer uses any of {:?}: take it off the list", rule.words);
+        }
+    }
+}
+
+#[test]
+fn proto_depends_on_pure_crates_only() {
+    const PURE: [&str; 3] = ["hmac", "sha2", "thiserror"];
+    let manifest = fs::read_to_string(in_project(Path::new("proto/Cargo.toml"))).unwrap();
+    let section = manifest.split("\n[").find(|section| section.starts_with("dependencies]")).unwrap();
+    for line in section.lines().skip(1).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let name = line.split([' ', '=', '.']).next().unwrap();
+        assert!(
+            PURE.contains(&name),
+            "proto depends on {name}: it may use nothing that opens a socket, reads a clock or starts a thread. \
+             If that is so, add it to this list"
+        );
+    }
+}
+
+fn in_project(path: &Path) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The Rust files below a folder that are not tests, by their path in the project.
+fn sources(root: &str) -> Vec<PathBuf> {
+    let (mut found, mut folders) = (Vec::new(), vec![PathBuf::from(root)]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(in_project(&folder)).unwrap() {
+            let name = entry.unwrap().file_name();
+            let path = folder.join(&name);
+            match name.to_str().unwrap() {
+                "tests" | "tests.rs" => {}
+                _ if in_project(&path).is_dir() => folders.push(path),
+                name if name.ends_with(".rs") => found.push(path),
+                _ => {}
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "there are no sources in {root}");
+    found
+}
+
+/// The lines of a file that the program is made of, with their numbers: no comments, and no tests, which come last.
+fn code(path: &Path) -> Vec<(usize, String)> {
+    let text = fs::read_to_string(in_project(path)).unwrap();
+    let is_test = |line: &&str| !line.starts_with("mod tests {");
+    let lines = text.lines().take_while(is_test).map(|line| line.split("//").next().unwrap_or_default());
+    lines.enumerate().map(|(index, line)| (index + 1, line.to_owned())).collect()
+}
+
+/// Whether a word stands in a line, and not only as a part of a longer one.
+fn contains_word(line: &str, word: &str) -> bool {
+    let is_part = |character: Option<char>| character.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    line.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&line[..at], &line[at + word.len()..]);
+        let opens = word.starts_with(char::is_alphanumeric) && is_part(before.chars().next_back());
+        let closes = word.ends_with(char::is_alphanumeric) && is_part(after.chars().next());
+        !opens && !closes
+    })
+}

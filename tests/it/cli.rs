@@ -1,0 +1,266 @@
+//! What a person types, and what a script reads.
+
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::fixture::{Agent, Ended, Host, eventually, pathmeter, run};
+
+/// An agent that answers everyone on this machine.
+fn answering(host: &Host) -> Agent {
+    Agent::start(host, &host.config("b", "responder: {allow: [127.0.0.0/8]}"))
+}
+
+/// `pathmeter probe echo` with a quick schedule; its other arguments follow.
+fn probe(arguments: &[&str]) -> Ended {
+    run(&[&["probe", "echo", "--interval", "20ms"], arguments].concat())
+}
+
+fn summary(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}\n{ended}"))
+}
+
+/// Asserts that every datagram that left was answered; slots that this machine was too busy for are not the network's.
+fn assert_all_answered(found: &Value, count: u64) {
+    let sent = found["sent"].as_u64().unwrap();
+    assert_eq!(sent + found["unsent"].as_u64().unwrap(), count, "{found}");
+    assert!(sent > 0 && found["received"] == sent, "{found}");
+    assert_eq!(found["lost"], json!({"forward": 0, "reverse": 0, "unknown": 0}), "{found}");
+}
+
+/// The names of an object's members, those of objects within it behind a dot, sorted.
+fn keys(value: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    for (key, value) in value.as_object().unwrap() {
+        match value.as_object() {
+            Some(_) => found.extend(keys(value).into_iter().map(|inner| format!("{key}.{inner}"))),
+            None => found.push(key.clone()),
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_probe_ends_with_a_summary_for_people() {
+    let host = Host::claim();
+    let _agent = answering(&host);
+    let ended = probe(&[&host.to_string(), "--count", "5"]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let front = host.front();
+    assert!(ended.stdout.starts_with(&format!("{host} ({front}): 5 datagrams every 20ms\n")), "{ended}");
+    for line in [
+        &format!("\n--- {host} ({front}) ---\n"),
+        " 0 lost (0.0 %: forward 0, reverse 0, unknown 0)\n",
+        "\nrtt min/mean/p50/p90/p99/max = ",
+        "\nipdv mean/p99 = ",
+        "\nhops 0 forward, 0 reverse; timestamps kernel transmit, kernel receive; responder turnaround ",
+    ] {
+        assert!(ended.stdout.contains(line), "{line}\n{ended}");
+    }
+    assert!(!ended.stdout.contains('\x1b') && ended.stderr.is_empty(), "{ended}");
+}
+
+#[test]
+fn a_probe_ends_with_one_json_object_for_programs() {
+    let host = Host::claim();
+    let _agent = answering(&host);
+    let ended = probe(&[
+        &host.to_string(),
+        "--count",
+        "20",
+        "--flows",
+        "2",
+        "--dscp",
+        "ef",
+        "--size",
+        "200B",
+        "--json",
+    ]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert_eq!(ended.stdout.lines().count(), 1, "{ended}");
+    let found = summary(&ended);
+    assert_all_answered(&found, 20);
+    assert_eq!(found["target"], host.to_string());
+    assert_eq!(found["address"], host.front().to_string());
+    assert_eq!(found["hops"], json!({"forward": 0, "reverse": 0}));
+    assert_eq!(found["timestamps"], json!({"transmit": "kernel", "receive": "kernel"}));
+    let mut documented: Vec<&str> = "target address sent received late duplicates reordered unsent send_errors host_dropped \
+         withdrawn lost.forward lost.reverse lost.unknown rtt_seconds.min rtt_seconds.mean rtt_seconds.p50 \
+         rtt_seconds.p90 rtt_seconds.p99 rtt_seconds.max ipdv_seconds.mean ipdv_seconds.p99 hops.forward hops.reverse \
+         timestamps.transmit timestamps.receive"
+        .split_whitespace()
+        .collect();
+    documented.sort_unstable();
+    assert_eq!(keys(&found), documented);
+}
+
+#[test]
+fn exit_code_1_says_that_nothing_came_back() {
+    let host = Host::claim();
+    let ended = probe(&[&host.to_string(), "--port", "862", "--count", "3", "--json"]);
+    assert_eq!(ended.code, Some(1), "{ended}");
+    let found = summary(&ended);
+    assert_eq!(found["received"], 0);
+    assert_eq!(found["lost"]["unknown"], found["sent"]);
+    assert_eq!(found["rtt_seconds"]["min"], Value::Null);
+    let ended = probe(&[&host.to_string(), "--port", "862", "--count", "3"]);
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert!(
+        ended.stdout.contains(" 0 received, ") && ended.stdout.contains("\nICMP: PortUnreachable\n"),
+        "{ended}"
+    );
+}
+
+#[test]
+fn a_refusal_is_a_sentence_with_the_remedy() {
+    let (open, keyed, nobody) = (Host::claim(), Host::claim(), Host::claim());
+    let dir = TempDir::new().unwrap();
+    let [key, other] = ["the key of this year", "the key of last year"].map(|text| {
+        let file = dir.path().join(text);
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    });
+    let _open = Agent::start(&open, &open.config("fra-1", ""));
+    let _keyed = Agent::start(&keyed, &keyed.config("ams-1", &format!("key_file: {key:?}")));
+    let with_key = "ams-1 does not answer 127.0.0.1: add it to responder.allow there, or pass --key-file";
+    for (arguments, sentence) in [
+        (vec![open.to_string()], "fra-1 does not answer 127.0.0.1: add it to responder.allow there"),
+        (vec![keyed.to_string()], with_key),
+        (vec![keyed.to_string(), "--key-file".to_owned(), other], with_key),
+    ] {
+        let ended = probe(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended}");
+        assert_eq!(ended.stderr, format!("error: {sentence}\n"));
+    }
+    let ended = probe(&[&keyed.to_string(), "--key-file", &key, "--count", "5", "--json"]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert_all_answered(&summary(&ended), 5);
+
+    let ended = probe(&[&nobody.to_string()]);
+    assert_eq!(ended.code, Some(1), "{ended}");
+    let sentence = format!(
+        "error: connecting to {}: Connection refused (os error 111)\n\
+         is an agent there? for a reflector without one give its port, for example --port 862\n",
+        nobody.front()
+    );
+    assert_eq!(ended.stderr, sentence);
+}
+
+#[test]
+fn a_target_is_a_host_a_reflector_or_a_name_of_the_configuration() {
+    let host = Host::claim();
+    let agent = answering(&host);
+    let more = format!(
+        "peers: [{{name: ams-1, address: {host}}}]\ntargets: [{{name: router, address: {host}, port: 9862}}]"
+    );
+    let file = agent.file("other.yaml");
+    std::fs::write(&file, Host::claim().config("fra-1", &more)).unwrap();
+    let file = file.to_str().unwrap();
+    let (address, with_port) = (host.to_string(), host.front().to_string());
+    for target in [
+        &[address.as_str()][..],
+        &[&with_port],
+        &[&address, "--port", "9862"],
+        &["ams-1", "--config", file],
+        &["router", "--config", file],
+    ] {
+        let ended = probe(&[target, &["--count", "5", "--json"]].concat());
+        assert_eq!(ended.code, Some(0), "{ended}");
+        assert_all_answered(&summary(&ended), 5);
+    }
+    let ended = probe(&["lon-1", "--config", file]);
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert!(ended.stderr.ends_with(" has no peer or target called lon-1\n"), "{ended}");
+    let ended = probe(&["ams-1", "--config", "/nowhere"]);
+    assert_eq!(ended.code, Some(78), "{ended}");
+}
+
+#[test]
+fn the_demo_needs_nothing_and_ends_with_a_table() {
+    // Another demo that starts at the same moment would choose the same ports.
+    let _turn = eventually("the other demos end", || Host::claim_this(Ipv4Addr::new(127, 0, 0, 11)));
+    let ended = run(&["demo", "--seconds", "3"]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let rows: Vec<Vec<&str>> =
+        ended.stdout.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    let [head, rows @ ..] = &rows[..] else { panic!("{ended}") };
+    assert_eq!(head[..6], ["from", "to", "probe", "sent", "lost", "fwd"], "{ended}");
+    let mut pairs: Vec<(&str, &str)> = rows.iter().map(|row| (row[0], row[1])).collect();
+    pairs.sort_unstable();
+    let agents = ["ams-1", "fra-1", "lon-1"];
+    let expected: Vec<_> =
+        agents.iter().flat_map(|a| agents.iter().filter(move |b| a != *b).map(move |b| (*a, *b))).collect();
+    assert_eq!(pairs, expected, "{ended}");
+    for row in rows {
+        assert!(row[3].parse::<u64>().unwrap() > 0, "{ended}");
+        assert_eq!(row[4..7], ["0"; 3], "{ended}");
+    }
+}
+
+#[test]
+fn a_healthcheck_is_0_for_an_agent_that_is_ready_and_1_for_none() {
+    let host = Host::claim();
+    let address = host.front().to_string();
+    let ended = run(&["healthcheck", "--address", &address]);
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert_eq!(ended.stderr, format!("error: connecting to {address}: Connection refused (os error 111)\n"));
+    let _agent = answering(&host);
+    let ended = run(&["healthcheck", "--address", &address]);
+    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""));
+}
+
+#[test]
+fn completions_exist_for_every_shell() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let ended = run(&["completions", shell]);
+        assert_eq!(ended.code, Some(0), "{ended}");
+        assert!(ended.stdout.contains("healthcheck") && ended.stderr.is_empty(), "{ended}");
+    }
+}
+
+#[test]
+fn the_name_comes_from_the_argument_or_the_environment_before_the_file() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("config.yaml");
+    std::fs::write(
+        &file,
+        "agent: {name: c}\npeers: [{name: a, address: 192.0.2.1}, {name: b, address: 192.0.2.2}]",
+    )
+    .unwrap();
+    let path = file.to_str().unwrap();
+    for (arguments, environment, found) in [
+        (&[][..], None, "agent c, 2 peers"),
+        (&["--name", "a"], None, "agent a, 1 peers"),
+        (&[], Some("b"), "agent b, 1 peers"),
+        (&["--name", "a"], Some("b"), "agent a, 1 peers"),
+    ] {
+        let mut command = pathmeter(&[&["check", path], arguments].concat());
+        command.envs(environment.map(|name| ("PATHMETER_NAME", name)));
+        let ended = Ended::of(&mut command);
+        assert_eq!(ended.code, Some(0), "{ended}");
+        assert!(ended.stdout.contains(&format!("{path}: ok: {found}")), "{ended}");
+    }
+}
+
+#[test]
+fn help_is_as_it_was_reviewed() {
+    let commands: [&[&str]; 8] = [
+        &[],
+        &["run"],
+        &["check"],
+        &["probe"],
+        &["probe", "echo"],
+        &["demo"],
+        &["healthcheck"],
+        &["completions"],
+    ];
+    let mut all = String::new();
+    for command in commands {
+        let ended = run(&[command, &["--help"]].concat());
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended}");
+        all += &format!("$ pathmeter {}\n{}\n", [command, &["--help"]].concat().join(" "), ended.stdout);
+    }
+    insta::assert_snapshot!(all);
+}

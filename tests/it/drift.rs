@@ -1,0 +1,67 @@
+//! What is written about the program agrees with what it does.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use pathmeter::metrics::echo::SERIES_PER_PATH;
+
+use crate::fixture::{Agent, Host, Page, run, skipped};
+
+/// Everything that an agent exports, with one path that is answered and one that is not.
+fn full_page() -> Page {
+    let (a, b) = (Host::claim(), Host::claim());
+    let _b = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
+    let more = format!(
+        "peers: [{{name: b, address: {b}}}]\n\
+         targets: [{{name: nobody, address: {b}, port: 9}}]\n\
+         probes: [{{name: fast, interval: 20ms, peers: all, targets: all, late_after: 100ms, lost_after: 100ms}}]"
+    );
+    let agent = Agent::start(&a, &a.config("a", &more));
+    agent.page_when("answers and losses", |page| {
+        page.count("pathmeter_echo_requests_total", &[r#"peer="b""#]) >= 5
+            && page.count("pathmeter_echo_lost_total", &[r#"peer="nobody""#]) >= 5
+            && page.has("pathmeter_peers", &[])
+    })
+}
+
+fn in_project(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+#[test]
+fn a_path_adds_as_many_series_as_the_limit_counts() {
+    let page = full_page();
+    let of = |peer: &str| {
+        let label = format!("peer=\"{peer}\"");
+        page.series(|series| series.starts_with("pathmeter_echo_") && series.contains(&label))
+    };
+    let most = of("b").max(of("nobody"));
+    assert_eq!(
+        most,
+        SERIES_PER_PATH,
+        "SERIES_PER_PATH in src/metrics/echo.rs is to be {most}\n{}",
+        page.text()
+    );
+}
+
+#[test]
+fn every_family_is_documented() {
+    let Ok(text) = fs::read_to_string(in_project("docs/metrics.md")) else {
+        return skipped("there is no docs/metrics.md");
+    };
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let documented: BTreeSet<&str> = rows.map(|(name, _)| name).collect();
+    let page = full_page();
+    let missing: Vec<&str> =
+        page.families().into_iter().map(|(name, _)| name).filter(|name| !documented.contains(name)).collect();
+    assert!(missing.is_empty(), "docs/metrics.md has no row that begins with | `name` for {missing:#?}");
+}
+
+#[test]
+fn the_example_is_a_valid_configuration() {
+    let example = in_project("config.example.yaml");
+    let ended = run(&["check", example.to_str().unwrap()]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert!(ended.stdout.contains(": ok: agent ") && !ended.stdout.contains("warning"), "{ended}");
+}

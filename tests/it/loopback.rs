@@ -1,0 +1,240 @@
+//! Two agents on one machine measure each other, and whoever may not be answered is not.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
+
+use tempfile::TempDir;
+
+use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, skipped};
+
+/// Deadlines that no delay of this machine reaches: whatever is lost or late then is a mistake of ours.
+const PATIENT: &str = "late_after: 60s, lost_after: 60s";
+
+/// Deadlines for datagrams that nobody answers.
+const BRIEF: &str = "late_after: 100ms, lost_after: 100ms";
+
+const OLD_KEY: &str = "the key of last year\n";
+const NEW_KEY: &str = "the key of this year\n";
+
+fn answered(page: &Page) -> u64 {
+    page.count("pathmeter_echo_rtt_seconds_count", &[])
+}
+
+/// Asserts that everything that has a verdict was answered, and in time.
+fn assert_nothing_missed(page: &Page) {
+    for name in ["late_total", "lost_total", "host_dropped_total", "withdrawn_total", "mismatched_total"] {
+        assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
+    }
+    assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
+}
+
+#[test]
+fn two_agents_measure_each_other() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let config = |own: &Host, name: &str, other: &Host, others_name: &str| {
+        own.config(
+            name,
+            &format!(
+                "peers: [{{name: {others_name}, address: {other}}}]\n\
+                 probes: [{{name: fast, interval: 20ms, flows: 2, dscp: ef, source: {own}, {PATIENT}}}]"
+            ),
+        )
+    };
+    let agents = [Agent::start(&a, &config(&a, "a", &b, "b")), Agent::start(&b, &config(&b, "b", &a, "a"))];
+    for (agent, peer) in agents.iter().zip([r#"peer="b""#, r#"peer="a""#]) {
+        let page = agent.page_when("fifty requests", |page| {
+            page.count("pathmeter_echo_requests_total", &[peer, r#"probe="fast""#]) >= 50
+        });
+        for way in [r#"direction="forward""#, r#"direction="reverse""#] {
+            assert_eq!(page.count("pathmeter_echo_hops", &[way]), 0);
+            assert_eq!(page.count("pathmeter_echo_dscp_remarked_total", &[way]), 0);
+        }
+        assert_eq!(page.count("pathmeter_echo_flows", &[]), 2);
+        assert_eq!(page.count("pathmeter_echo_user_stamps_total", &[]), 0, "{page}");
+        assert_eq!(page.count("pathmeter_echo_responder_turnaround_invalid_total", &[]), 0, "{page}");
+        assert!(page.count("pathmeter_responder_replies_total", &[]) > 0);
+        assert_eq!(page.count("pathmeter_responder_rejected_total", &[]), 0, "{page}");
+        assert_nothing_missed(&page);
+        let up = r#"state="up""#;
+        agent.page_when("the peer is up", |page| {
+            page.has("pathmeter_peers", &[up]) && page.count("pathmeter_peers", &[up]) == 1
+        });
+    }
+    let sources = agents[0].path("fast", "b")["sources"].clone();
+    let sources: Vec<SocketAddr> =
+        sources.as_array().unwrap().iter().map(|source| source.as_str().unwrap().parse().unwrap()).collect();
+    assert!(sources.iter().all(|source| source.ip().to_string() == a.to_string()), "{sources:?}");
+    assert!(matches!(sources[..], [one, other] if one.port() != other.port()), "{sources:?}");
+}
+
+#[test]
+fn a_path_over_ipv6_is_measured() {
+    if UdpSocket::bind("[::1]:0").is_err() {
+        return skipped("this host has no IPv6");
+    }
+    let (a, b) = (Host::claim(), Host::claim());
+    let listen = format!(
+        "agent: {{name: b}}\n\
+         listen: {{http: \"{}\", stamp: \"[::1]:0\", agent: \"{}\"}}\n\
+         responder: {{allow: [\"::1/128\"]}}\n",
+        b.front(),
+        b.at(Host::AGENT_PORT)
+    );
+    let responder = Agent::start(&b, &listen);
+    let port = responder.json("/api/v1/agent")["ports"]["stamp"].clone();
+    let more = format!(
+        "peers: [{{name: b, address: \"::1\", stamp_port: {port}}}]\n\
+         probes: [{{name: six, interval: 20ms, family: ipv6, {PATIENT}}}]"
+    );
+    let agent = Agent::start(&a, &a.config("a", &more));
+    let page = agent.page_when("ten requests over IPv6", |page| {
+        page.count("pathmeter_echo_requests_total", &[r#"family="ipv6""#]) >= 10
+    });
+    assert_nothing_missed(&page);
+    assert_eq!(page.count("pathmeter_echo_hops", &[]), 0);
+    assert_eq!(page.count("pathmeter_echo_user_stamps_total", &[]), 0, "{page}");
+}
+
+#[test]
+fn both_families_are_two_paths_and_one_without_an_address_says_so() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let listen = format!(
+        "agent: {{name: b}}\n\
+         listen: {{http: \"{}\", stamp: \"[::]:0\", agent: \"{}\"}}\n\
+         responder: {{allow: [127.0.0.0/8, \"::1/128\"]}}\n",
+        b.front(),
+        b.at(Host::AGENT_PORT)
+    );
+    // The port that the kernel chose for IPv6 may be taken in IPv4.
+    let responder =
+        eventually("a port that is free in both families", || Agent::try_start(&b, &listen, &[]).ok());
+    let port = responder.json("/api/v1/agent")["ports"]["stamp"].clone();
+    let more = format!(
+        "peers: [{{name: b, address: localhost, stamp_port: {port}}}]\n\
+         probes: [{{name: both, interval: 20ms, family: both, {PATIENT}}}]"
+    );
+    let agent = Agent::start(&a, &a.config("a", &more));
+    let known: Vec<IpAddr> =
+        ("localhost", 0).to_socket_addrs().unwrap().map(|address| address.ip()).collect();
+    for (family, is_of) in [("ipv4", IpAddr::is_ipv4 as fn(&IpAddr) -> bool), ("ipv6", IpAddr::is_ipv6)] {
+        let label = format!("family=\"{family}\"");
+        if known.iter().any(is_of) {
+            let page = agent.page_when("ten requests", |page| {
+                let name = "pathmeter_echo_requests_total";
+                page.has(name, &[&label]) && page.count(name, &[&label]) >= 10
+            });
+            assert_nothing_missed(&page);
+        } else {
+            let reason = eventually("the reason why a family is not measured", || {
+                let all = agent.json("/api/v1/paths");
+                let path = all["paths"].as_array().unwrap().iter().find(|path| path["family"] == family);
+                path.map(|path| path["reason"].clone())
+            });
+            assert_eq!(reason, format!("b has no {family} address"));
+        }
+    }
+}
+
+/// An agent that measures `to` with this key file, and has no other business.
+fn asker(own: &Host, to: &Host, key: &str, deadlines: &str) -> (Agent, TempDir) {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("key");
+    fs::write(&file, key).unwrap();
+    let more = format!(
+        "key_file: {}\n\
+         peers: [{{name: other, address: {to}}}]\n\
+         probes: [{{name: fast, interval: 20ms, source: {own}, {deadlines}}}]",
+        file.display()
+    );
+    (Agent::start(own, &own.config("asker", &more)), dir)
+}
+
+#[test]
+fn whoever_has_the_key_is_answered_from_anywhere() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let (asked, _key) = asker(&b, &b, NEW_KEY, PATIENT);
+    let (agent, _same) = asker(&a, &b, NEW_KEY, PATIENT);
+    let page = agent.page_when("twenty answers", |page| answered(page) >= 20);
+    assert_nothing_missed(&page);
+    assert_eq!(asked.page().count("pathmeter_responder_rejected_total", &[]), 0);
+}
+
+#[test]
+fn two_keys_are_valid_during_a_rotation() {
+    let (old, both, turned) = (Host::claim(), Host::claim(), Host::claim());
+    // A key is rotated in three steps: all know both and sign with the old one, then with the new one, then forget.
+    let (second, _a) = asker(&both, &turned, &(OLD_KEY.to_owned() + NEW_KEY), PATIENT);
+    let (third, _b) = asker(&turned, &both, &(NEW_KEY.to_owned() + OLD_KEY), PATIENT);
+    let (first, _c) = asker(&old, &both, OLD_KEY, PATIENT);
+    for agent in &[first, second, third] {
+        let page = agent.page_when("twenty answers", |page| answered(page) >= 20);
+        assert_eq!(page.count("pathmeter_echo_mismatched_total", &[]), 0, "{page}");
+        assert_eq!(page.count("pathmeter_responder_rejected_total", &[]), 0, "{page}");
+    }
+}
+
+#[test]
+fn a_wrong_key_gets_nothing_and_is_counted() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let (asked, _key) = asker(&b, &a, NEW_KEY, BRIEF);
+    let (agent, _other) = asker(&a, &b, OLD_KEY, BRIEF);
+    for agent in &[agent, asked] {
+        let page = agent.page_when("refusals and losses", |page| {
+            page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]) >= 10
+                && page.count("pathmeter_echo_lost_total", &[]) >= 10
+        });
+        assert_eq!(answered(&page), 0, "{page}");
+        assert_eq!(page.count("pathmeter_responder_replies_total", &[]), 0, "{page}");
+    }
+}
+
+#[test]
+fn an_unlisted_source_gets_nothing_is_counted_and_learns_why() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let asked = Agent::start(&b, &b.config("b", ""));
+    let more = format!(
+        "peers: [{{name: b, address: {b}}}]\n\
+         probes: [{{name: fast, interval: 20ms, source: {a}, {BRIEF}}}]"
+    );
+    let agent = Agent::start(&a, &a.config("a", &more));
+    let page = agent.page_when("losses", |page| page.count("pathmeter_echo_lost_total", &[]) >= 10);
+    assert_eq!(answered(&page), 0, "{page}");
+    let page = asked.page();
+    assert!(page.count("pathmeter_responder_rejected_total", &[r#"reason="unlisted""#]) >= 10, "{page}");
+    assert_eq!(page.count("pathmeter_responder_replies_total", &[]), 0, "{page}");
+    let reason =
+        eventually("the peer says why", || agent.path("fast", "b")["reason"].as_str().map(str::to_owned));
+    assert!(
+        reason.starts_with("b does not answer 127.") && reason.ends_with("add it to responder.allow there")
+    );
+}
+
+#[test]
+fn size_and_source_ports_are_as_configured() {
+    const FIRST: u16 = 21_000;
+    let (a, b) = (Host::claim(), Host::claim());
+    let reflector = b.socket(10_862);
+    let port = reflector.local_addr().unwrap().port();
+    let more = format!(
+        "targets: [{{name: router, address: {b}, port: {port}}}]\n\
+         probes: [{{name: sized, targets: all, interval: 20ms, flows: 3, size: 1400B, dont_fragment: true, \
+         source: {a}, source_port: {FIRST}}}]"
+    );
+    let agent = Agent::start(&a, &a.config("a", &more));
+    reflector.set_read_timeout(Some(DEADLINE)).unwrap();
+    let ports = FIRST..FIRST + 3;
+    let mut seen = BTreeSet::new();
+    while seen.len() < 3 {
+        let mut datagram = [0; 2_000];
+        let (length, from) = reflector.recv_from(&mut datagram).unwrap();
+        assert_eq!(length, 1_400);
+        assert!(from.ip() == a.at(0).ip() && ports.contains(&from.port()), "{from}");
+        seen.insert(from);
+    }
+    let sources: Vec<String> = seen.iter().map(SocketAddr::to_string).collect();
+    let path = agent.path("sized", "router");
+    assert_eq!(path["sources"], serde_json::json!(sources));
+    assert_eq!(path["address"], reflector.local_addr().unwrap().to_string());
+    assert_eq!(agent.page().count("pathmeter_echo_send_errors_total", &[]), 0);
+}

@@ -1,0 +1,266 @@
+//! A reload changes what was changed and nothing else, or nothing at all.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use hyper::{Request, StatusCode};
+use nix::sys::signal::Signal;
+use pathmeter::http::auth::{Signer, Verifier};
+use pathmeter::http::routes::Site;
+use pathmeter::http::server::Counters;
+use pathmeter::metrics::Exporter;
+use pathmeter_proto::key::{Key, Keys};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::fixture::{Agent, Host, Page, eventually};
+
+const SENT: &str = "pathmeter_echo_sent_total";
+const OK: &str = "pathmeter_echo_rtt_seconds_count";
+const SUCCESSFUL: &str = "pathmeter_config_last_reload_successful";
+
+/// An agent that answers everyone on this machine.
+fn responder(host: &Host) -> Agent {
+    Agent::start(host, &host.config("b", "responder: {allow: [127.0.0.0/8]}"))
+}
+
+/// A configuration that measures `to` with these probes, each a name and further keys.
+fn measuring(own: &Host, to: &Host, probes: &[(&str, &str)]) -> String {
+    let probe = |(name, more): &(&str, &str)| format!("  - {{name: {name}, {more}}}\n");
+    let probes: String = probes.iter().map(probe).collect();
+    own.config("a", &format!("peers: [{{name: b, address: {to}}}]\nprobes:\n{probes}"))
+}
+
+/// Where a path sends from; a path that is new or changed tells it a moment later.
+fn sources(agent: &Agent, probe: &str) -> Value {
+    eventually("the path has sources", || {
+        let sources = agent.path(probe, "b")["sources"].clone();
+        sources.as_array().is_some_and(|sources| !sources.is_empty()).then_some(sources)
+    })
+}
+
+fn of(probe: &str) -> String {
+    format!("probe=\"{probe}\"")
+}
+
+#[test]
+fn paths_that_stay_keep_their_ports_and_counters() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let _b = responder(&b);
+    let fast = "interval: 20ms, flows: 2";
+    let before = [("same", fast), ("slower", "interval: 20ms"), ("gone", fast)];
+    let after = [("same", fast), ("slower", "interval: 40ms, late_after: 2s"), ("new", "interval: 1h")];
+    let agent = Agent::start(&a, &measuring(&a, &b, &before));
+    let page = agent.page_when("each path has sent ten", |page| {
+        before.iter().all(|(probe, _)| page.count(SENT, &[&of(probe)]) >= 10)
+    });
+    let ports = ["same", "slower"].map(|probe| sources(&agent, probe));
+    let sent = |page: &Page, probe| page.count(SENT, &[&of(probe)]);
+
+    agent.rewrite(&measuring(&a, &b, &after));
+    let answer = agent.reload();
+    assert_eq!((answer.status, answer.body.as_str()), (200, "reloaded\n"));
+
+    let now = agent.page();
+    for probe in ["same", "slower"] {
+        assert!(sent(&now, probe) >= sent(&page, probe), "{now}");
+    }
+    assert_eq!(now.series(|series| series.contains(&of("gone"))), 0, "{}", now.text());
+    assert_eq!(now.count("pathmeter_echo_requests_total", &[&of("new")]), 0);
+    assert_eq!(now.count(OK, &[&of("new")]), 0);
+    assert_eq!(ports, ["same", "slower"].map(|probe| sources(&agent, probe)));
+    agent.page_when("the paths go on", |page| {
+        ["same", "slower"].iter().all(|probe| sent(page, probe) >= sent(&now, probe) + 10)
+    });
+    assert_eq!(agent.page().count("pathmeter_accounting_errors_total", &[]), 0);
+    let limit = agent.page().seconds("pathmeter_echo_late_after_seconds", &[&of("slower")]);
+    assert!((limit - 2.0).abs() < 1e-9, "{limit}");
+}
+
+#[test]
+fn sighup_reloads() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let _b = responder(&b);
+    let probe = ("same", "interval: 20ms");
+    let agent = Agent::start(&a, &measuring(&a, &b, &[probe]));
+    let page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
+    let ports = sources(&agent, "same");
+
+    agent.rewrite(&measuring(&a, &b, &[probe, ("more", "interval: 20ms")]));
+    agent.signal(Signal::SIGHUP);
+    let now = agent.page_when("the new path is there", |page| page.has(SENT, &[&of("more")]));
+    assert!(now.count(SENT, &[&of("same")]) >= page.count(SENT, &[&of("same")]));
+    assert_eq!(sources(&agent, "same"), ports);
+    assert_eq!(now.count(SUCCESSFUL, &[]), 1);
+
+    agent.rewrite("agent: {nmae: a}\n");
+    agent.signal(Signal::SIGHUP);
+    agent.page_when("the reload is known to have failed", |page| page.count(SUCCESSFUL, &[]) == 0);
+    assert!(agent.log().contains("line 1, column 9: agent.nmae: unknown key"), "{}", agent.log());
+    assert_eq!(sources(&agent, "same"), ports);
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let _b = responder(&b);
+    let good = measuring(&a, &b, &[("same", "interval: 20ms")]);
+    let agent = Agent::start(&a, &good);
+    let page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
+    let ports = sources(&agent, "same");
+    let hash = |page: &Page| {
+        page.text().lines().find(|line| line.starts_with("pathmeter_config_info")).map(str::to_owned)
+    };
+
+    let bad = measuring(&a, &b, &[("same", "intervall: 1s"), ("same", "interval: 5")]);
+    for (text, problems) in [
+        (
+            Some(bad.as_str()),
+            &["3 problems", "line 5, column 18: probes[0].intervall: unknown key", "probes[1].interval"][..],
+        ),
+        (Some("probes: ["), &["line 2, column 1"]),
+        (
+            Some("key_file: /nowhere/mesh.key\nagent: {name: a}\n"),
+            &["reading the key file /nowhere/mesh.key"],
+        ),
+        (None, &["reading ", "No such file"]),
+    ] {
+        match text {
+            Some(text) => agent.rewrite(text),
+            None => fs::remove_file(agent.config_file()).unwrap(),
+        }
+        let answer = agent.reload();
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        for problem in problems {
+            assert!(answer.body.contains(problem), "{problem:?} is not in {}", answer.body);
+        }
+        assert!(answer.body.ends_with("\nthe old configuration stays in force\n"), "{}", answer.body);
+        let now = agent.page();
+        assert_eq!(now.count(SUCCESSFUL, &[]), 0);
+        assert_eq!(hash(&now), hash(&page));
+        assert_eq!(sources(&agent, "same"), ports);
+        agent.page_when("measuring goes on", |page| page.count(SENT, &[]) > now.count(SENT, &[]));
+    }
+
+    agent.rewrite(&good.replace("20ms", "30ms"));
+    assert_eq!(agent.reload().status, 200);
+    let now = agent.page();
+    assert_eq!(now.count(SUCCESSFUL, &[]), 1);
+    assert_ne!(hash(&now), hash(&page));
+    assert_eq!(sources(&agent, "same"), ports);
+}
+
+#[test]
+fn what_needs_a_restart_is_refused_with_a_sentence() {
+    let host = Host::claim();
+    let config = host.config("a", "");
+    let agent = Agent::start(&host, &config);
+    let moved = host.at(10_862);
+    for (from, to, sentence) in [
+        (
+            format!("stamp: \"{}\"", host.front()),
+            format!("stamp: \"{moved}\""),
+            format!("listen.stamp changed from {} to {moved}", host.front()),
+        ),
+        (
+            format!("http: \"{}\"", host.front()),
+            format!("http: \"{moved}\""),
+            format!("listen.http changed from {} to {moved}", host.front()),
+        ),
+        ("name: a".to_owned(), "name: b".to_owned(), "agent.name changed from a to b".to_owned()),
+    ] {
+        let changed = config.replace(&from, &to);
+        assert_ne!(changed, config);
+        agent.rewrite(&changed);
+        let answer = agent.reload();
+        let expected = format!("{sentence}, which needs a restart; nothing was changed\n");
+        assert_eq!(answer.status, 400);
+        assert!(answer.body.starts_with(&expected), "{}", answer.body);
+        assert_eq!(agent.page().count(SUCCESSFUL, &[]), 0);
+    }
+    agent.rewrite(&config);
+    assert_eq!(agent.reload().status, 200);
+    assert_eq!(agent.page().count(SUCCESSFUL, &[]), 1);
+}
+
+#[test]
+fn keys_are_rotated_by_reloads() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let keys = tempfile::tempdir().unwrap();
+    let [asker, asked] = ["asker", "asked"].map(|name| keys.path().join(name));
+    for file in [&asker, &asked] {
+        fs::write(file, "the key of last year").unwrap();
+    }
+    let responder = Agent::start(&b, &b.config("b", &format!("key_file: {}", asked.display())));
+    let probes = format!(
+        "key_file: {}\n\
+         peers: [{{name: b, address: {b}}}]\n\
+         probes: [{{name: fast, interval: 20ms, late_after: 200ms, lost_after: 200ms}}]",
+        asker.display()
+    );
+    let agent = Agent::start(&a, &a.config("a", &probes));
+    agent.page_when("answers", |page| page.count(OK, &[]) >= 10);
+    let ports = sources(&agent, "fast");
+
+    fs::write(&asker, "the key of this year").unwrap();
+    assert_eq!(agent.reload().status, 200);
+    let rejected = |page: &Page| page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]);
+    responder.page_when("a key that is not known there", |page| rejected(page) >= 10);
+
+    fs::write(&asked, "the key of this year\nthe key of last year").unwrap();
+    assert_eq!(responder.reload().status, 200);
+    let then = agent.page();
+    let now = agent.page_when("answers again", |page| page.count(OK, &[]) >= then.count(OK, &[]) + 10);
+    assert!(now.count("pathmeter_echo_lost_total", &[]) >= 1, "{now}");
+    assert_eq!(sources(&agent, "fast"), ports);
+    assert_eq!(now.count("pathmeter_accounting_errors_total", &[]), 0);
+}
+
+/// Where a request that was let through ends.
+async fn status(
+    site: &Arc<Site>,
+    reloads: &mut mpsc::Receiver<pathmeter::http::routes::Reload>,
+    request: Request<Bytes>,
+    from: &str,
+) -> StatusCode {
+    let from: SocketAddr = from.parse().unwrap();
+    let answer = tokio::spawn(Arc::clone(site).answer(request, from));
+    tokio::select! {
+        Some(reload) = reloads.recv() => reload.send(Ok(())).unwrap(),
+        () = async { while !answer.is_finished() { tokio::task::yield_now().await } } => {}
+    }
+    answer.await.unwrap().status()
+}
+
+#[tokio::test]
+async fn a_reload_is_taken_from_loopback_or_with_the_key() {
+    let keys = Keys::only(Key::new(b"the key of this year"));
+    let (sender, mut reloads) = mpsc::channel(1);
+    let site = Arc::new(Site {
+        exporter: Arc::new(Exporter::new(Vec::new(), Arc::default())),
+        counters: Arc::new(Counters::default()),
+        status: ArcSwap::default(),
+        verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
+        reloads: sender,
+    });
+    let plain = || Request::post("/-/reload").body(Bytes::new()).unwrap();
+    let signed = |keys: &Keys| {
+        let mut request = plain();
+        Signer::new(keys).sign(&mut request, SystemTime::now()).unwrap();
+        request
+    };
+    let other = Keys::only(Key::new(b"the key of last year"));
+    for (request, from, expected) in [
+        (plain(), "127.0.0.1:9", StatusCode::OK),
+        (plain(), "[::1]:9", StatusCode::OK),
+        (plain(), "192.0.2.1:9", StatusCode::FORBIDDEN),
+        (signed(&other), "192.0.2.1:9", StatusCode::FORBIDDEN),
+        (signed(&keys), "192.0.2.1:9", StatusCode::OK),
+    ] {
+        assert_eq!(status(&site, &mut reloads, request, from).await, expected, "from {from}");
+    }
+}
