@@ -158,7 +158,7 @@ impl Thread {
         let actor = Actor::Responder(Box::new(Answerer { responder, series }));
         self.seat_owner(actor, answering.sockets, now);
         let listener = Listener { keys: heard_with, heard: None, series: answering.series };
-        self.seat_owner(Actor::Listener(listener), duties.listen, now);
+        self.seat_owner(Actor::Listener(Box::new(listener)), duties.listen, now);
     }
 
     fn seat_owner(&mut self, actor: Actor, sockets: Vec<Socket>, now: Timestamp) {
