@@ -13,7 +13,7 @@ use super::PathId;
 use crate::metrics::agent::ResponderSeries;
 use crate::metrics::echo::EchoSeries;
 
-/// A machine and where it counts.
+/// A machine and where it counts. All are boxed: a loop with 10,000 paths holds as many of these.
 #[derive(Debug)]
 pub(super) enum Actor {
     /// Measures a path.
