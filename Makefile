@@ -4,16 +4,21 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# libsystemd and pkg-config to build; promtool (in Debian's prometheus package) to check what is exported.
-PACKAGES := build-essential pkg-config libsystemd-dev prometheus
+# To build; and promtool, which Debian has in its package prometheus, to check what is exported.
+BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
+TEST_PACKAGES := prometheus
 
 .PHONY: help
 help: ## Show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: deps
-deps: ## Install the Debian packages that are missing
-	@./scripts/install-packages.sh $(PACKAGES)
+deps: ## Install the Debian packages that building needs
+	@./scripts/install-packages.sh $(BUILD_PACKAGES)
+
+.PHONY: test-deps
+test-deps: deps
+	@./scripts/install-packages.sh $(TEST_PACKAGES)
 
 .PHONY: build
 build: deps ## Build the release binary: target/release/pathmeter
@@ -24,7 +29,7 @@ demo: build ## Three agents on loopback that measure each other, for 20 seconds
 	./target/release/pathmeter demo --seconds $${SECONDS_TO_RUN:-20}
 
 .PHONY: test
-test: deps peers lint rules ## Everything that must hold: format, lints, tests, docs, rules
+test: test-deps peers lint rules ## Everything that must hold: format, lints, tests, docs, rules
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 
@@ -36,7 +41,7 @@ lint: deps
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps --document-private-items
 
 .PHONY: rules
-rules: deps
+rules: test-deps
 	promtool check rules deploy/prometheus/*.rules.yaml
 	promtool test rules deploy/prometheus/*.rules.test.yaml
 

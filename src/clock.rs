@@ -1,4 +1,4 @@
-//! The only caller of the operating system's clocks.
+//! The clocks that measurements go by. (What is shown to people, and signatures, take the standard library's.)
 
 use std::time::Duration;
 
@@ -30,7 +30,10 @@ impl Clock {
     #[must_use]
     pub fn new() -> Self {
         let reading = Reading::take();
-        Self { timeline: Timeline::new(reading.at, reading.wall), asleep: asleep() }
+        Self {
+            timeline: Timeline::new(reading.at, reading.wall),
+            asleep: std::iter::repeat_with(asleep).find_map(|asleep| asleep).unwrap_or_default(),
+        }
     }
 
     /// The monotonic clock.
@@ -42,7 +45,7 @@ impl Clock {
     /// Looks at the clocks again. Called before stamps are read, so that those from both sides of a step can be placed.
     pub fn look(&mut self) -> (Timestamp, Option<Upset>) {
         let reading = Reading::take();
-        let asleep = asleep();
+        let asleep = asleep().unwrap_or(self.asleep);
         let suspended = asleep.saturating_sub(self.asleep);
         self.asleep = asleep;
         let stepped = self.timeline.observe(reading.at, reading.wall, reading.window);
@@ -106,9 +109,13 @@ impl Reading {
     }
 }
 
-fn asleep() -> Duration {
-    let monotonic = nanos(ClockId::CLOCK_MONOTONIC);
-    Duration::from_nanos(nanos(ClockId::CLOCK_BOOTTIME).saturating_sub(monotonic))
+/// How long the host has been suspended since it started; `None` when we were interrupted between the readings, which would
+/// look like a suspend.
+fn asleep() -> Option<Duration> {
+    let before = Clock::now();
+    let boot = nanos(ClockId::CLOCK_BOOTTIME);
+    let is_close = Clock::now().since(before) < SUSPEND_MIN / 10;
+    is_close.then(|| Duration::from_nanos(boot.saturating_sub(before.as_nanos())))
 }
 
 fn nanos(clock: ClockId) -> u64 {

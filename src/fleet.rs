@@ -21,9 +21,9 @@ use crate::status::PathStatus;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PathKey {
     /// The configured probe.
-    pub probe: String,
+    pub probe: Arc<str>,
     /// The peer or target.
-    pub peer: String,
+    pub peer: Arc<str>,
     /// `ipv4` or `ipv6`.
     pub family: &'static str,
 }
@@ -78,7 +78,11 @@ pub struct KeyRing {
 #[derive(Debug)]
 pub struct Fleet {
     running: BTreeMap<PathKey, Running>,
+    /// By the names that the loop knows.
+    ids: BTreeMap<PathId, PathKey>,
     unmeasured: Vec<(PathKey, String)>,
+    /// When each peer last said that it is leaving: a path that is replaced meanwhile must know.
+    goodbyes: BTreeMap<String, Timestamp>,
     next_id: u64,
     seed: u64,
     transmit_stamps: bool,
@@ -91,7 +95,15 @@ impl Fleet {
     /// No paths yet. `seed` makes two agents differ in phase, jitter and session numbers.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { running: BTreeMap::new(), unmeasured: Vec::new(), next_id: 1, seed, transmit_stamps: true }
+        Self {
+            running: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            unmeasured: Vec::new(),
+            goodbyes: BTreeMap::new(),
+            next_id: 1,
+            seed,
+            transmit_stamps: true,
+        }
     }
 
     /// Starts, changes and stops paths until there are those that there should be. Those that stay the same are not
@@ -103,6 +115,7 @@ impl Fleet {
             self.running.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
         for key in gone {
             if let Some(running) = self.running.remove(&key) {
+                self.ids.remove(&running.id);
                 prober.remove(running.id);
             }
         }
@@ -110,8 +123,9 @@ impl Fleet {
             let (series, last_trouble) = match self.running.get(&key) {
                 Some(running) if running.plan == plan && running.trouble.is_none() => continue,
                 Some(running) => {
+                    self.ids.remove(&running.id);
                     prober.remove(running.id);
-                    running.series.set_flows(plan.flows.into());
+                    running.series.begin_again(plan.flows.into());
                     (Arc::clone(&running.series), running.trouble.clone())
                 }
                 None => {
@@ -124,10 +138,12 @@ impl Fleet {
                 id,
                 spec: self.spec(&key, &plan, keys),
                 from: plan.from,
+                absent_since: self.goodbyes.get(&*key.peer).copied(),
                 series: Arc::clone(&series),
                 tap: None,
             });
             let running = Running { id, plan, series, sources: Vec::new(), trouble: None, last_trouble };
+            self.ids.insert(id, key.clone());
             self.running.insert(key, running);
         }
     }
@@ -145,14 +161,17 @@ impl Fleet {
             config.targets.iter().map(|target| (target.name.as_str(), target)).collect();
         for probe in &config.probes {
             let Probe::Echo(echo) = probe;
+            let probe: Arc<str> = echo.name.as_str().into();
             for name in &echo.towards {
+                let peer: Arc<str> = name.as_str().into();
                 let (port, secret) = match (peers.get(name.as_str()), targets.get(name.as_str())) {
                     (Some(peer), _) => (peer.stamp_port, mesh_secret(keys)),
                     (None, Some(target)) => (target.port, target_secret(keys, name)),
                     (None, None) => continue,
                 };
-                for (family, found) in self.choose(echo, name, addresses) {
-                    let key = PathKey { probe: echo.name.clone(), peer: name.clone(), family };
+                let of = |family| PathKey { probe: Arc::clone(&probe), peer: Arc::clone(&peer), family };
+                for (family, found) in self.choose(echo, name, addresses, of) {
+                    let key = of(family);
                     match found {
                         Ok(address) => {
                             let to = SocketAddr::new(address, port);
@@ -173,6 +192,7 @@ impl Fleet {
         echo: &EchoProbe,
         name: &str,
         addresses: &Addresses,
+        key: impl Fn(&'static str) -> PathKey,
     ) -> Vec<(&'static str, Result<IpAddr, String>)> {
         let choice = match (echo.family, echo.source) {
             (FamilyChoice::Auto, Some(source)) if source.is_ipv4() => FamilyChoice::Ipv4,
@@ -185,8 +205,7 @@ impl Fleet {
             None => return vec![("auto", Err("its name is being looked up".to_owned()))],
         };
         let in_use = |family: &'static str| {
-            let key = PathKey { probe: echo.name.clone(), peer: name.to_owned(), family };
-            let running = self.running.get(&key).map(|running| running.plan.to.ip());
+            let running = self.running.get(&key(family)).map(|running| running.plan.to.ip());
             running.filter(|address| known.contains(address))
         };
         let of = |family: &'static str| {
@@ -221,7 +240,7 @@ impl Fleet {
             keys: match plan.secret {
                 Secret::None => None,
                 Secret::Mesh { .. } => keys.mesh.clone(),
-                Secret::Target { .. } => keys.targets.get(&key.peer).cloned(),
+                Secret::Target { .. } => keys.targets.get(&*key.peer).cloned(),
             },
             transmit_stamps: self.transmit_stamps,
             count: None,
@@ -231,14 +250,16 @@ impl Fleet {
 
     /// A path sends from these addresses.
     pub fn started(&mut self, id: PathId, sources: Vec<SocketAddr>) {
-        if let Some(running) = self.running.values_mut().find(|running| running.id == id) {
+        let key = self.ids.get(&id);
+        if let Some(running) = key.and_then(|key| self.running.get_mut(key)) {
             running.sources = sources;
         }
     }
 
     /// A path could not be started. Returns its key when it was news.
     pub fn failed(&mut self, id: PathId, reason: String) -> Option<PathKey> {
-        let (key, running) = self.running.iter_mut().find(|(_, running)| running.id == id)?;
+        let key = self.ids.get(&id)?;
+        let running = self.running.get_mut(key)?;
         let is_news = running.last_trouble.as_ref() != Some(&reason);
         running.trouble = Some(reason);
         is_news.then(|| key.clone())
@@ -253,13 +274,13 @@ impl Fleet {
     /// Whether a peer has ever answered on any of its paths.
     #[must_use]
     pub fn has_heard(&self, peer: &str) -> bool {
-        self.running.iter().any(|(key, running)| key.peer == peer && running.series.last_reply() > 0)
+        self.running.iter().any(|(key, running)| *key.peer == *peer && running.series.last_reply() > 0)
     }
 
     /// The paths towards a peer.
     #[must_use]
     pub fn towards(&self, peer: &str) -> Vec<PathId> {
-        self.running.iter().filter(|(key, _)| key.peer == peer).map(|(_, running)| running.id).collect()
+        self.running.iter().filter(|(key, _)| *key.peer == *peer).map(|(_, running)| running.id).collect()
     }
 
     /// The series that are exported, and how many paths are over the limit.
@@ -274,21 +295,21 @@ impl Fleet {
     #[must_use]
     pub fn status(&self, refusals: &BTreeMap<String, String>) -> Vec<PathStatus> {
         let running = self.running.iter().map(|(key, running)| PathStatus {
-            probe: key.probe.clone(),
-            peer: key.peer.clone(),
+            probe: Arc::clone(&key.probe),
+            peer: Arc::clone(&key.peer),
             family: key.family,
             to: Some(running.plan.to),
             sources: running.sources.clone(),
             series: running.trouble.is_none().then(|| Arc::clone(&running.series)),
             // What a peer says to our HTTP address matters only where it does not answer our datagrams.
             reason: running.trouble.clone().or_else(|| match running.series.last_reply() {
-                0 => refusals.get(&key.peer).cloned(),
+                0 => refusals.get(&*key.peer).cloned(),
                 _ => None,
             }),
         });
         let unmeasured = self.unmeasured.iter().map(|(key, reason)| PathStatus {
-            probe: key.probe.clone(),
-            peer: key.peer.clone(),
+            probe: Arc::clone(&key.probe),
+            peer: Arc::clone(&key.peer),
             family: key.family,
             to: None,
             sources: Vec::new(),
@@ -321,9 +342,12 @@ impl Fleet {
     }
 
     /// The peer of these paths said that it is leaving.
-    pub fn goodbye(&self, peer: &str, at: Timestamp, prober: &Handle) -> usize {
+    pub fn goodbye(&mut self, peer: &str, at: Timestamp, prober: &Handle) -> usize {
         let ids = self.towards(peer);
         let count = ids.len();
+        if count > 0 {
+            self.goodbyes.insert(peer.to_owned(), at);
+        }
         prober.goodbye(ids, at);
         count
     }

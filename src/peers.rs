@@ -45,6 +45,7 @@ impl Inquirer {
 
     /// Asks exactly these peers, by name and HTTP address. With another `client` than before, `renew` all questions.
     pub fn follow(&mut self, peers: &BTreeMap<String, SocketAddr>, client: &Client, renew: bool) {
+        while self.tasks.try_join_next().is_some() {}
         self.asked.retain(|name, (address, task)| {
             let stays = !renew && peers.get(name) == Some(address);
             if !stays {

@@ -53,6 +53,7 @@ impl Resolver {
         &mut self,
         hosts: impl Iterator<Item = (&'a str, &'a str)>,
     ) -> BTreeMap<String, IpAddr> {
+        while self.tasks.try_join_next().is_some() {}
         let mut literal = BTreeMap::new();
         let mut wanted = BTreeMap::new();
         for (name, host) in hosts {

@@ -31,13 +31,28 @@ pub struct Status {
     pub is_stopping: bool,
 }
 
+/// What a request's signature proves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// There is none.
+    None,
+    /// The caller knows the mesh key.
+    Given,
+    /// It knows another key.
+    WrongKey,
+    /// It signed, and we have no key.
+    NoKeyHere,
+    /// It signed in a way that proves nothing; why.
+    Doubtful(String),
+}
+
 /// One path.
 #[derive(Debug, Clone)]
 pub struct PathStatus {
     /// The configured probe.
-    pub probe: String,
+    pub probe: Arc<str>,
     /// The peer or target.
-    pub peer: String,
+    pub peer: Arc<str>,
     /// Address family; `auto` while there is no address.
     pub family: &'static str,
     /// Where to; `None` while there is no address.
@@ -99,8 +114,8 @@ impl PathStatus {
         let seconds = |nanos: u64| nanos as f64 / 1e9;
         let last = self.series.as_ref().map(|series| series.last_reply()).filter(|at| *at > 0);
         PathView {
-            probe: self.probe.clone(),
-            peer: self.peer.clone(),
+            probe: self.probe.to_string(),
+            peer: self.peer.to_string(),
             family: self.family,
             address: self.to.map(|to| to.to_string()),
             sources: self.sources.iter().map(SocketAddr::to_string).collect(),
@@ -126,16 +141,29 @@ impl Counts {
 }
 
 impl Status {
-    /// Whether STAMP requests from `caller` would be answered; `is_proven`: it has shown that it knows the key.
+    /// Whether STAMP requests from `caller` would be answered, as it asks now.
     #[must_use]
-    pub fn answers(&self, caller: IpAddr, is_proven: bool) -> Answers {
-        if is_proven || self.policy.lists(caller) {
-            return Answers { answers: true, reason: None };
+    pub fn answers(&self, caller: IpAddr, proof: &Proof) -> Answers {
+        let refused = |why: String| Answers { answers: false, reason: Some(why) };
+        let name = &self.name;
+        match proof {
+            Proof::Given => Answers { answers: true, reason: None },
+            Proof::WrongKey => {
+                refused(format!("{name} does not know the key of {caller}: give both the same key file"))
+            }
+            Proof::NoKeyHere => refused(format!(
+                "{name} has no key and cannot answer authenticated requests of {caller}: give it the key file, or ask without one"
+            )),
+            Proof::Doubtful(refusal) => {
+                refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
+            }
+            Proof::None if self.policy.lists(caller) => Answers { answers: true, reason: None },
+            Proof::None if self.has_key => refused(format!(
+                "{name} does not answer {caller}: add it to responder.allow there, or pass --key-file"
+            )),
+            Proof::None => {
+                refused(format!("{name} does not answer {caller}: add it to responder.allow there"))
+            }
         }
-        let remedy = match self.has_key {
-            true => "add it to responder.allow there, or pass --key-file",
-            false => "add it to responder.allow there",
-        };
-        Answers { answers: false, reason: Some(format!("{} does not answer {caller}: {remedy}", self.name)) }
     }
 }

@@ -173,16 +173,25 @@ struct DropWindow {
 impl HostDrops {
     /// Windows that are remembered; at the limit the oldest is forgotten, and its datagrams count as lost.
     pub const WINDOWS: usize = 256;
+    /// Drops that are no further apart than this share a window. Chosen: a few looks at the counters.
+    const GAP: Duration = Duration::from_millis(50);
 
     /// The socket of `flow` dropped `count` datagrams between `from` and `to`.
     pub fn add(&mut self, flow: u8, from: Timestamp, to: Timestamp, count: u32) {
         if count == 0 {
             return;
         }
+        self.total = self.total.wrapping_add(count);
+        // Drops that go on are one long window: what was due in it may have been any of them.
+        let goes_on = |w: &&mut DropWindow| w.flow == flow && from <= w.to + Self::GAP && w.left > 0;
+        if let Some(last) = self.windows.iter_mut().rev().find(goes_on) {
+            last.to = last.to.max(to);
+            last.left += count;
+            return;
+        }
         if self.windows.len() == Self::WINDOWS {
             self.windows.remove(0);
         }
-        self.total = self.total.wrapping_add(count);
         self.windows.push(DropWindow { flow, from, to, left: count });
     }
 

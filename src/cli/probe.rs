@@ -122,7 +122,7 @@ async fn responder(arguments: &EchoArguments, aim: &Aim) -> anyhow::Result<Socke
         return Ok(SocketAddr::new(address, port));
     }
     let signer = aim.keys.as_deref().map(Signer::new);
-    let client = Client { signer, ..Client::default() };
+    let client = Client { signer, source: arguments.source, ..Client::default() };
     let identity = identity_of(&client, SocketAddr::new(address, aim.http_port)).await.map_err(|reason| {
         anyhow!(
             "{reason}\nis an agent there? for a reflector without one give its port, for example --port {}",
@@ -217,6 +217,7 @@ fn path(
             dont_fragment: arguments.dont_fragment,
         },
         series: Arc::new(EchoSeries::new("once", &arguments.target, family, arguments.flows.into())),
+        absent_since: None,
         tap: Some(reports),
     })
 }

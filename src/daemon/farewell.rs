@@ -19,6 +19,8 @@ impl Daemon {
         let socket = |any: &str| UdpSocket::bind(any).and_then(|s| s.set_nonblocking(true).map(|()| s)).ok();
         let (v4, v6) = (socket("0.0.0.0:0"), socket("[::]:0"));
         for _ in 0..3 {
+            // The first pause lets the responder fall silent, the others spread the copies.
+            tokio::time::sleep(Duration::from_millis(20)).await;
             for peer in &self.settings.config.peers {
                 let Some(Ok(addresses)) = self.addresses.get(&peer.name) else { continue };
                 for address in addresses {
@@ -29,7 +31,6 @@ impl Daemon {
                     }
                 }
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }

@@ -77,7 +77,29 @@ pub struct Daemon {
     notifier: Notifier,
     log: Option<logging::Handle>,
     progress: Vec<u64>,
+    overdue: Overdue,
     inbox: Inbox,
+}
+
+/// What news have made out of date, and when it is brought up to date: news come in thousands, and are dealt with
+/// together.
+#[derive(Debug, Default)]
+struct Overdue {
+    /// Addresses changed: paths may have to.
+    measure: bool,
+    /// Something that is shown changed.
+    publish: bool,
+    by: Option<tokio::time::Instant>,
+}
+
+/// How long news are collected.
+const COLLECT: Duration = Duration::from_millis(50);
+
+impl Overdue {
+    fn note(&mut self, what: impl FnOnce(&mut Self)) {
+        what(self);
+        self.by.get_or_insert_with(|| tokio::time::Instant::now() + COLLECT);
+    }
 }
 
 /// What the daemon hears.
@@ -169,6 +191,7 @@ impl Daemon {
             notifier,
             log,
             progress: Vec::new(),
+            overdue: Overdue::default(),
             inbox: Inbox { events, resolved, told, reloads },
             settings,
         })
@@ -191,6 +214,8 @@ impl Daemon {
                     // Whoever asked may have gone.
                     let _ = reload.send(outcome);
                 }
+                () = tokio::time::sleep_until(self.overdue.by.unwrap_or_else(tokio::time::Instant::now)),
+                    if self.overdue.by.is_some() => self.catch_up(),
                 _ = ticker.tick() => {
                     ticks += 1;
                     self.look_after(ticks);
@@ -303,6 +328,17 @@ impl Daemon {
         self.publish();
     }
 
+    /// Deals with the news that were collected.
+    fn catch_up(&mut self) {
+        let Overdue { measure, publish, .. } = std::mem::take(&mut self.overdue);
+        if measure {
+            self.measure();
+            self.inquire(false);
+        } else if publish {
+            self.publish();
+        }
+    }
+
     fn publish(&self) {
         let config = &self.settings.config;
         let (paths, dropped) = self.fleet.exported(config.metrics.max_series);
@@ -310,7 +346,9 @@ impl Daemon {
         let probes = config.probes.iter().map(probe_info).collect();
         let attributes = |name: &str, address: &str, labels: &BTreeMap<String, String>| {
             let identity = self.identities.get(name);
-            let labels = identity.map_or(labels, |identity| &identity.labels);
+            // What a peer says of itself goes above what the file says of it.
+            let mut labels = labels.clone();
+            labels.extend(identity.map(|identity| identity.labels.clone()).unwrap_or_default());
             let mut attributes = vec![("address".to_owned(), address.to_owned())];
             let said = |what: fn(&Identity) -> &String| identity.map(what).cloned().unwrap_or_default();
             attributes.push(("agent".to_owned(), said(|identity| &identity.name)));
@@ -356,25 +394,30 @@ impl Daemon {
         self.inquirer.follow(&known.collect(), &client, renew);
     }
 
-    /// Once a second: states, the watchdog, what may be tried again.
+    /// Once a second: the watchdog; now and then states, and what may be tried again.
     fn look_after(&mut self, ticks: u64) {
+        if ticks % 5 == 1 {
+            self.count_states();
+        }
+        let progress: Vec<u64> = self.exporter.loops().iter().map(|series| series.progress.get()).collect();
+        // A loop that stands still measures nothing: let the supervisor restart us.
+        let is_alive = progress.iter().zip(&self.progress).all(|(now, before)| now != before);
+        if is_alive && self.notifier.watchdog_interval().is_some() {
+            self.notifier.watchdog();
+        }
+        self.progress = progress;
+        if ticks.is_multiple_of(TRY_AGAIN) && self.fleet.has_trouble() {
+            self.measure();
+        }
+    }
+
+    fn count_states(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let states = self.fleet.states(nanos(now));
         let count = |state: PeerState| states.values().filter(|known| **known == state).count();
         self.exporter.process.set_peers(count);
         let (up, all) = (count(PeerState::Up), states.len());
-        let progress: Vec<u64> = self.exporter.loops().iter().map(|series| series.progress.get()).collect();
-        // A loop that stands still measures nothing: let the supervisor restart us.
-        if progress.iter().zip(&self.progress).all(|(now, before)| now != before) {
-            self.notifier.watchdog();
-        }
-        self.progress = progress;
-        if ticks % 10 == 1 {
-            self.notifier.status(&format!("measuring {all} peers and targets, {up} of them up"));
-        }
-        if ticks.is_multiple_of(TRY_AGAIN) && self.fleet.has_trouble() {
-            self.measure();
-        }
+        self.notifier.status(&format!("measuring {all} peers and targets, {up} of them up"));
     }
 
     /// Tells the peers, drains, and stops; the last scrape works until the end.
@@ -382,27 +425,33 @@ impl Daemon {
         info!("stopping");
         self.notifier.stopping();
         self.show(true);
+        // Whoever waits for a reload, or asks for one from now on, is told that we are stopping.
+        self.inbox.reloads.close();
+        while self.inbox.reloads.try_recv().is_ok() {}
         let grace = self.settings.config.agent.grace;
         let deadline = tokio::time::Instant::now() + grace;
-        let has_ended = async |handle: &Handle| {
-            while !handle.is_finished() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
         // First of all: an answer after the goodbye would take it back.
-        self.responder.stop(Duration::ZERO);
-        if tokio::time::timeout(Duration::from_secs(1), has_ended(&self.responder)).await.is_err() {
-            error!("the responder did not stop in time");
-        }
+        self.responder.fall_silent();
         self.say_goodbye().await;
         self.prober.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
-        let patience = grace + Duration::from_secs(1);
-        if tokio::time::timeout(patience, has_ended(&self.prober)).await.is_err() {
+        if tokio::time::timeout(grace + Duration::from_secs(1), self.drain()).await.is_err() {
             error!("the prober did not stop in time");
         }
+        self.responder.stop(Duration::ZERO);
         let _ = self.http_stop.send(true);
         let _ = (&mut self.http).await;
         info!("stopped");
+    }
+
+    /// Waits for the prober to end; peers that leave at the same time are still heard.
+    async fn drain(&mut self) {
+        let mut ticker = tokio::time::interval(Duration::from_millis(5));
+        while !self.prober.is_finished() {
+            tokio::select! {
+                Some(event) = self.inbox.events.recv() => self.heard(event),
+                _ = ticker.tick() => {}
+            }
+        }
     }
 }
 

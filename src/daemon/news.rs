@@ -28,8 +28,7 @@ impl Daemon {
             return;
         }
         self.addresses.insert(name, addresses);
-        self.measure();
-        self.inquire(false);
+        self.overdue.note(|overdue| overdue.measure = true);
     }
 
     pub(super) fn told(&mut self, Told { name, identity }: Told) {
@@ -48,20 +47,20 @@ impl Daemon {
             warn!(peer = name, %reason, "a peer will not answer us");
         }
         self.identities.insert(name, identity);
-        self.publish();
+        self.overdue.note(|overdue| overdue.publish = true);
     }
 
     pub(super) fn heard(&mut self, event: Event) {
         match event {
             Event::Started { id, sources } => {
                 self.fleet.started(id, sources);
-                self.show(false);
+                self.overdue.note(|overdue| overdue.publish = true);
             }
             Event::Failed { id, error } => {
                 if let Some(key) = self.fleet.failed(id, error.to_string()) {
-                    error!(probe = key.probe, peer = key.peer, %error, "a path is not measured");
+                    error!(probe = %key.probe, peer = %key.peer, %error, "a path is not measured");
                 }
-                self.show(false);
+                self.overdue.note(|overdue| overdue.publish = true);
             }
             Event::Finished(_) => {}
             Event::Goodbye(goodbye) => self.goodbye(goodbye),

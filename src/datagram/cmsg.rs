@@ -39,21 +39,28 @@ pub(super) enum About {
 }
 
 /// Reads the control messages of a received header.
+///
+/// # Safety
+/// The header's control buffer is alive and `msg_controllen` bytes long.
 #[expect(
     unsafe_code,
     reason = "the kernel's own layout; every read is of the length that the message states"
 )]
-pub(super) fn read(header: &libc::msghdr) -> Said {
+pub(super) unsafe fn read(header: &libc::msghdr) -> Said {
     let mut said = Said::default();
     // SAFETY: the header was filled by recvmmsg and its control buffer is alive and `msg_controllen` bytes long;
-    // CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and `payload` reads no more than a message holds.
+    // CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and no arm reads more than the message's length.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {
             let (level, kind) = ((*message).cmsg_level, (*message).cmsg_type);
             let data = libc::CMSG_DATA(message);
-            let length = (*message).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
-            let int = || if length >= 4 { data.cast::<i32>().read_unaligned() } else { i32::from(*data) };
+            let length = ((*message).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+            let int = || match length {
+                0 => 0,
+                1..4 => i32::from(*data),
+                _ => data.cast::<i32>().read_unaligned(),
+            };
             match (level, kind) {
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) if length >= size_of::<libc::timespec>() => {
                     let time = data.cast::<libc::timespec>().read_unaligned();
@@ -62,7 +69,7 @@ pub(super) fn read(header: &libc::msghdr) -> Said {
                 (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
                     said.ttl = u8::try_from(int()).ok();
                 }
-                (libc::IPPROTO_IP, libc::IP_TOS) => said.tos = Some(*data),
+                (libc::IPPROTO_IP, libc::IP_TOS) if length >= 1 => said.tos = Some(*data),
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => said.tos = u8::try_from(int()).ok(),
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) if length >= size_of::<libc::in_pktinfo>() => {
                     let info = data.cast::<libc::in_pktinfo>().read_unaligned();
@@ -266,7 +273,9 @@ mod tests {
             msg_controllen: length,
             msg_flags: 0,
         };
-        let said = read(&header);
+        // SAFETY: the header points at `control`, of which `length` bytes were written.
+        #[expect(unsafe_code, reason = "reads what was just written")]
+        let said = unsafe { read(&header) };
         assert_eq!((said.tos, said.ttl), (Some(0xb8), Some(250)));
         assert!(length <= CONTROL_BYTES);
     }

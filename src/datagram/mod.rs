@@ -46,6 +46,8 @@ pub struct NewPath {
     pub from: SourceChoice,
     /// Where to count.
     pub series: Arc<EchoSeries>,
+    /// When the peer said goodbye, if it may still be away.
+    pub absent_since: Option<Timestamp>,
     /// Gets a copy of every report; for measurements that somebody watches.
     pub tap: Option<mpsc::Sender<Report>>,
 }
@@ -88,8 +90,9 @@ pub enum Event {
     Suspended(Duration),
 }
 
-/// Events that may wait for the daemon; at the limit they are dropped and counted.
-pub const EVENTS: usize = 1_024;
+/// Events that may wait for the daemon; at the limit they are dropped and counted. Chosen: more than there can be paths, each
+/// of which says when it starts; the room is taken only while they wait.
+pub const EVENTS: usize = 131_072;
 
 /// The daemon's end of a loop.
 #[derive(Debug)]
@@ -105,6 +108,7 @@ enum Command {
     Remove(PathId),
     Goodbye { ids: Vec<PathId>, at: Timestamp },
     Answer { policy: Box<Policy>, keys: Option<Arc<Keys>> },
+    FallSilent,
     Stop { grace: Duration },
 }
 
@@ -172,6 +176,11 @@ impl Handle {
     /// Changes whom the loop answers.
     pub fn answer(&self, policy: Policy, keys: Option<Arc<Keys>>) {
         self.tell(Command::Answer { policy: Box::new(policy), keys });
+    }
+
+    /// Answers nobody any more, and goes on listening for goodbyes.
+    pub fn fall_silent(&self) {
+        self.tell(Command::FallSilent);
     }
 
     /// Stops sending, waits at most `grace` for what is in flight, and ends the thread.

@@ -11,25 +11,35 @@ use std::fs;
 pub(super) struct Overruns {
     /// What `/proc/net` showed last; `None` where it cannot be read, and every drop is ours.
     known: Option<u64>,
+    /// Datagrams that were dropped for want of room and that no socket of ours has been blamed for yet.
+    credit: u64,
 }
 
 impl Overruns {
     pub(super) fn new() -> Self {
-        Self { known: read() }
+        Self { known: read(), credit: 0 }
     }
 
-    /// How many of `dropped` datagrams, dropped since the last call, were dropped for want of room.
+    /// How many of `dropped` datagrams, dropped since the last look, were dropped for want of room.
     pub(super) fn among(&mut self, dropped: u32) -> u32 {
         if dropped == 0 {
             return 0;
         }
         let now = read();
-        let overruns = match (self.known, now) {
-            (Some(before), Some(now)) => now.saturating_sub(before),
-            (None, _) | (_, None) => u64::from(dropped),
+        let (Some(before), Some(total)) = (std::mem::replace(&mut self.known, now), now) else {
+            return dropped;
         };
-        self.known = now;
-        dropped.min(u32::try_from(overruns).unwrap_or(u32::MAX))
+        self.credit += total.saturating_sub(before);
+        let taken = dropped.min(u32::try_from(self.credit).unwrap_or(u32::MAX));
+        self.credit -= u64::from(taken);
+        taken
+    }
+
+    /// Forgets what nobody was blamed for: other programs' sockets overrun too. Called when all sockets of ours have been
+    /// looked at, now and then.
+    pub(super) fn settle(&mut self) {
+        self.known = read();
+        self.credit = 0;
     }
 }
 
@@ -69,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_socket_is_blamed_for_no_more_than_either_counter_shows() {
-        let mut overruns = Overruns { known: None };
+        let mut overruns = Overruns { known: None, credit: 0 };
         assert_eq!(overruns.among(3), 3, "where nothing can be read every drop is ours");
         let mut overruns = Overruns::new();
         assert_eq!(overruns.among(0), 0);

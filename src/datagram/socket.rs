@@ -285,13 +285,16 @@ impl ReceiveBatch {
         let header = &self.headers[index];
         let length = (header.msg_len as usize).min(DATAGRAM_BYTES);
         let name_length = (header.msg_hdr.msg_namelen as usize).min(size_of::<libc::sockaddr_storage>());
-        // SAFETY: the name is a sockaddr_storage of this batch, of which the kernel wrote `name_length` bytes.
-        let from = unsafe { cmsg::address((&raw const self.names[index]).cast(), name_length) };
+        // SAFETY: the name is a sockaddr_storage of this batch, of which the kernel wrote `name_length` bytes; the header was
+        // filled by recvmmsg and points at a control buffer of this batch.
+        let (from, said) = unsafe {
+            (cmsg::address((&raw const self.names[index]).cast(), name_length), cmsg::read(&header.msg_hdr))
+        };
         Received {
             bytes: &self.bytes[index * DATAGRAM_BYTES..][..length],
             from,
             is_cut: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            said: cmsg::read(&header.msg_hdr),
+            said,
         }
     }
 }

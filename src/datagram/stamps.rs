@@ -71,8 +71,10 @@ impl Awaited {
         match self.by {
             StampNames::Named => self.queue.get(name.wrapping_sub(self.first) as usize).copied(),
             StampNames::Looped => {
+                // They come in order but for those that were lost: the first is nearly always it, and is then done with.
                 let head = head(udp_payload(frame)?);
-                self.queue.iter().find(|entry| entry.head == head).copied()
+                let place = self.queue.iter().position(|entry| entry.head == head)?;
+                self.queue.remove(place)
             }
         }
     }

@@ -6,6 +6,15 @@ use std::time::Duration;
 
 use super::socket::Socket;
 
+/// What a socket has to be read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ready {
+    /// Datagrams, stamps or complaints.
+    pub(super) anything: bool,
+    /// Stamps or complaints.
+    pub(super) errors: bool,
+}
+
 /// The bell of a loop and its sockets, as `ppoll` takes them. To be made anew when the sockets change.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -40,9 +49,10 @@ impl Watch {
         poll(&mut self.polled[1..], Duration::ZERO);
     }
 
-    /// Whether the `index`-th socket has datagrams, stamps or errors, as of the last wait or look.
-    pub(super) fn is_ready(&self, index: usize) -> bool {
-        self.polled.get(index + 1).is_some_and(|polled| polled.revents != 0)
+    /// What the `index`-th socket has, as of the last wait or look.
+    pub(super) fn ready(&self, index: usize) -> Ready {
+        let revents = self.polled.get(index + 1).map_or(0, |polled| polled.revents);
+        Ready { anything: revents != 0, errors: revents & libc::POLLERR != 0 }
     }
 }
 
@@ -58,7 +68,13 @@ fn poll(polled: &mut [libc::pollfd], span: Duration) -> bool {
     }
     // SAFETY: `polled` is `count` long and `time` outlives the call; a descriptor that was closed is reported, not used.
     let happened = unsafe { libc::ppoll(polled.as_mut_ptr(), count, &raw const time, std::ptr::null()) };
-    happened > 0
+    if happened < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+        // What cannot be asked is looked at.
+        for one in polled.iter_mut() {
+            one.revents = libc::POLLIN | libc::POLLERR;
+        }
+    }
+    happened != 0
 }
 
 /// Lets this thread sleep to the microsecond: without this the kernel adds up to 50 µs to every sleep.

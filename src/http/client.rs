@@ -1,7 +1,7 @@
 //! One request to one agent, within a deadline.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, http};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
@@ -26,16 +26,26 @@ pub struct Client {
     pub answer_bytes_max: usize,
     /// Proves requests with the mesh key; `None`: they are sent without a proof.
     pub signer: Option<Signer>,
+    /// The address to ask from; `None`: the kernel's choice.
+    pub source: Option<IpAddr>,
 }
 
 impl Default for Client {
     /// 3 s, 64 KiB, unsigned.
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(3), answer_bytes_max: 64 * 1024, signer: None }
+        Self { deadline: Duration::from_secs(3), answer_bytes_max: 64 * 1024, signer: None, source: None }
     }
 }
 
 impl Client {
+    async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(source) = self.source {
+            socket.bind((source, 0).into())?;
+        }
+        socket.connect(to).await
+    }
+
     /// The answer to `GET path`, where `path` may carry a query and `host` is what the `Host` header says.
     ///
     /// # Errors
@@ -71,7 +81,7 @@ impl Client {
         let late = |operation| move |_| ClientError::Timeout { to, operation, after: self.deadline };
         let broken = |operation| move |source| ClientError::Protocol { to, operation, source };
 
-        let stream = timeout_at(end, TcpStream::connect(to))
+        let stream = timeout_at(end, self.connect(to))
             .await
             .map_err(late("connecting to"))?
             .map_err(|source| ClientError::Connect { to, source })?;
@@ -239,7 +249,7 @@ mod tests {
     }
 
     fn client(deadline: Duration) -> Client {
-        Client { deadline, answer_bytes_max: 10, signer: None }
+        Client { deadline, answer_bytes_max: 10, ..Client::default() }
     }
 
     const LONG: Duration = Duration::from_secs(20);
@@ -315,7 +325,7 @@ mod tests {
     #[tokio::test]
     async fn a_refused_connection_names_the_address() {
         // Bound and not listening: nobody else can take the port, and it refuses.
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let to = socket.local_addr().unwrap();
         let error = client(LONG).get(to, "x", "/").await.unwrap_err();

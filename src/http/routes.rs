@@ -12,16 +12,16 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use super::auth::Verifier;
+use super::auth::{Refusal, Verifier};
 use super::server::{Body, Counters};
 use crate::identity::{CAPABILITIES, Identity, Ports, You};
 use crate::metrics::{Exporter, HttpCounts, Page};
-use crate::status::{PathView, Status};
+use crate::status::{PathView, Proof, Status};
 
 /// Everything that requests are answered from.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Site {
 
     fn agent(&self, request: &Request<Bytes>, peer: SocketAddr) -> Response<Body> {
         let status = self.status.load();
-        let is_proven = self.is_proven(request);
+        let proof = self.proof(request);
         json(&Identity {
             name: status.name.clone(),
             labels: status.labels.clone(),
@@ -103,7 +103,7 @@ impl Site {
             boot_id: format!("{:016x}", status.boot_id),
             ports: status.ports.unwrap_or(Ports { http: 0, stamp: 0, agent: 0 }),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
-            you: You { address: peer.ip().to_string(), stamp: status.answers(peer.ip(), is_proven) },
+            you: You { address: peer.ip().to_string(), stamp: status.answers(peer.ip(), &proof) },
         })
     }
 
@@ -126,7 +126,7 @@ impl Site {
     }
 
     async fn reload(&self, request: &Request<Bytes>, peer: SocketAddr) -> Response<Body> {
-        if !peer.ip().is_loopback() && !self.is_proven(request) {
+        if !peer.ip().is_loopback() && self.proof(request) != Proof::Given {
             let why = "a reload is taken from loopback, or signed with the mesh key\n";
             return text(StatusCode::FORBIDDEN, why);
         }
@@ -143,9 +143,22 @@ impl Site {
         }
     }
 
-    fn is_proven(&self, request: &Request<Bytes>) -> bool {
+    fn proof(&self, request: &Request<Bytes>) -> Proof {
         let verifier = self.verifier.load();
-        verifier.as_ref().as_ref().is_some_and(|verifier| verifier.verify(request, SystemTime::now()).is_ok())
+        let Some(verifier) = verifier.as_ref() else {
+            return if request.headers().contains_key(AUTHORIZATION) {
+                Proof::NoKeyHere
+            } else {
+                Proof::None
+            };
+        };
+        match verifier.verify(request, SystemTime::now()) {
+            Ok(()) => Proof::Given,
+            Err(Refusal::Missing) => Proof::None,
+            Err(Refusal::WrongKey) => Proof::WrongKey,
+            // The key may be right, and STAMP asks for no time.
+            Err(refusal) => Proof::Doubtful(refusal.to_string()),
+        }
     }
 
     fn index(&self) -> String {

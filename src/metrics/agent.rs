@@ -5,7 +5,7 @@ use std::time::Duration;
 use pathmeter_proto::admission::Refusal;
 use pathmeter_proto::time::nanos;
 
-use super::text::{Cell, Family, Writer, counter, gauge, histogram, label};
+use super::text::{CLOSE, Cell, Family, INFINITY, Suffix, Writer, counter, gauge, histogram, label};
 
 /// What a datagram loop says about itself.
 #[derive(Debug, Default)]
@@ -46,15 +46,15 @@ pub struct Lag {
 
 /// Upper bounds in nanoseconds: from a good timer to a host that is out of processors.
 const LAG_BOUNDS: [(u64, &str); 9] = [
-    (20_000, "2e-05"),
-    (50_000, "5e-05"),
-    (100_000, "0.0001"),
-    (200_000, "0.0002"),
-    (500_000, "0.0005"),
-    (1_000_000, "0.001"),
-    (10_000_000, "0.01"),
-    (100_000_000, "0.1"),
-    (1_000_000_000, "1"),
+    (20_000, r#",le="2e-05"} "#),
+    (50_000, r#",le="5e-05"} "#),
+    (100_000, r#",le="0.0001"} "#),
+    (200_000, r#",le="0.0002"} "#),
+    (500_000, r#",le="0.0005"} "#),
+    (1_000_000, r#",le="0.001"} "#),
+    (10_000_000, r#",le="0.01"} "#),
+    (100_000_000, r#",le="0.1"} "#),
+    (1_000_000_000, r#",le="1"} "#),
 ];
 
 impl Lag {
@@ -101,18 +101,18 @@ impl ResponderSeries {
 
 const fn reason(refusal: Refusal) -> &'static str {
     match refusal {
-        Refusal::Unlisted => r#",reason="unlisted""#,
-        Refusal::Unauthentic => r#",reason="auth""#,
-        Refusal::SourceRate => r#",reason="source_rate""#,
-        Refusal::TotalRate => r#",reason="total_rate""#,
-        Refusal::Malformed => r#",reason="malformed""#,
-        Refusal::Reflection => r#",reason="reflection""#,
-        Refusal::Replay => r#",reason="replay""#,
+        Refusal::Unlisted => r#",reason="unlisted"} "#,
+        Refusal::Unauthentic => r#",reason="auth"} "#,
+        Refusal::SourceRate => r#",reason="source_rate"} "#,
+        Refusal::TotalRate => r#",reason="total_rate"} "#,
+        Refusal::Malformed => r#",reason="malformed"} "#,
+        Refusal::Reflection => r#",reason="reflection"} "#,
+        Refusal::Replay => r#",reason="replay"} "#,
     }
 }
 
 fn one(writer: &mut Writer<'_>, name: &str, series: &LoopSeries, cell: &Cell) {
-    writer.count(name, "", &series.labels, "", cell.get());
+    writer.count(name, Suffix::None, &series.labels, CLOSE, cell.get());
 }
 
 /// In alphabetical order.
@@ -144,12 +144,12 @@ pub(super) const LOOP_FAMILIES: [Family<LoopSeries>; 11] = [
             let mut total = 0;
             for (cell, (_, bound)) in s.lag.counts.iter().zip(&LAG_BOUNDS) {
                 total += cell.get();
-                w.bucket(name, &s.labels, bound, total);
+                w.count(name, Suffix::Bucket, &s.labels, bound, total);
             }
             total += s.lag.counts[LAG_BOUNDS.len()].get();
-            w.bucket(name, &s.labels, "+Inf", total);
-            w.seconds(name, "_sum", &s.labels, "", s.lag.sum.get());
-            w.count(name, "_count", &s.labels, "", total);
+            w.count(name, Suffix::Bucket, &s.labels, INFINITY, total);
+            w.seconds(name, Suffix::Sum, &s.labels, CLOSE, s.lag.sum.get());
+            w.count(name, Suffix::Count, &s.labels, CLOSE, total);
         },
     ),
     gauge(
@@ -160,7 +160,7 @@ pub(super) const LOOP_FAMILIES: [Family<LoopSeries>; 11] = [
     gauge(
         "pathmeter_loop_tick_seconds",
         "Sends that are due within this leave together. Grows with the load, at most 0.005.",
-        |w, name, s| w.seconds(name, "", &s.labels, "", s.tick.get()),
+        |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, s.tick.get()),
     ),
     counter("pathmeter_loop_wakeups_total", "Sleeps of the loop that ended.", |w, name, s| {
         one(w, name, s, &s.wakeups)
@@ -196,16 +196,16 @@ pub(super) const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
     ),
     counter("pathmeter_responder_rejected_total", "Datagrams that got no answer.", |w, name, s| {
         for (cell, refusal) in s.refused.iter().zip(Refusal::ALL) {
-            w.count(name, "", STAMP, reason(refusal), cell.get());
+            w.count(name, Suffix::None, STAMP, reason(refusal), cell.get());
         }
     }),
     counter("pathmeter_responder_replies_total", "Datagrams that were answered.", |w, name, s| {
-        w.count(name, "", STAMP, "", s.replies.get())
+        w.count(name, Suffix::None, STAMP, CLOSE, s.replies.get())
     }),
     counter("pathmeter_responder_reply_errors_total", "Answers that our host did not send.", |w, name, s| {
-        w.count(name, "", STAMP, "", s.reply_errors.get())
+        w.count(name, Suffix::None, STAMP, CLOSE, s.reply_errors.get())
     }),
     counter("pathmeter_responder_requests_total", "Datagrams that came to be answered.", |w, name, s| {
-        w.count(name, "", STAMP, "", s.requests.get())
+        w.count(name, Suffix::None, STAMP, CLOSE, s.requests.get())
     }),
 ];

@@ -6,31 +6,31 @@ use pathmeter_proto::echo::{Class, Direction, Mismatch, Report, Sample, Verdict}
 use pathmeter_proto::machine::{IcmpKind, NotSent, StampedBy};
 use pathmeter_proto::time::nanos;
 
-use super::text::{Cell, Family, Writer, counter, gauge, histogram, label, summary};
+use super::text::{CLOSE, Cell, Family, INFINITY, Suffix, Writer, counter, gauge, histogram, label, summary};
 
 /// Upper bounds of the round-trip histogram in nanoseconds: 1-2-5 from 50 µs to 5 s, from inside a rack to the far side
 /// of the world behind a full queue.
 const RTT_BOUNDS: [(u64, &str); 16] = [
-    (50_000, "5e-05"),
-    (100_000, "0.0001"),
-    (200_000, "0.0002"),
-    (500_000, "0.0005"),
-    (1_000_000, "0.001"),
-    (2_000_000, "0.002"),
-    (5_000_000, "0.005"),
-    (10_000_000, "0.01"),
-    (20_000_000, "0.02"),
-    (50_000_000, "0.05"),
-    (100_000_000, "0.1"),
-    (200_000_000, "0.2"),
-    (500_000_000, "0.5"),
-    (1_000_000_000, "1"),
-    (2_000_000_000, "2"),
-    (5_000_000_000, "5"),
+    (50_000, r#",le="5e-05"} "#),
+    (100_000, r#",le="0.0001"} "#),
+    (200_000, r#",le="0.0002"} "#),
+    (500_000, r#",le="0.0005"} "#),
+    (1_000_000, r#",le="0.001"} "#),
+    (2_000_000, r#",le="0.002"} "#),
+    (5_000_000, r#",le="0.005"} "#),
+    (10_000_000, r#",le="0.01"} "#),
+    (20_000_000, r#",le="0.02"} "#),
+    (50_000_000, r#",le="0.05"} "#),
+    (100_000_000, r#",le="0.1"} "#),
+    (200_000_000, r#",le="0.2"} "#),
+    (500_000_000, r#",le="0.5"} "#),
+    (1_000_000_000, r#",le="1"} "#),
+    (2_000_000_000, r#",le="2"} "#),
+    (5_000_000_000, r#",le="5"} "#),
 ];
 
 /// Upper bounds of the burst-length histogram in datagrams.
-const BURST_BOUNDS: [(u64, &str); 3] = [(1, "1"), (3, "3"), (10, "10")];
+const BURST_BOUNDS: [(u64, &str); 3] = [(1, r#",le="1"} "#), (3, r#",le="3"} "#), (10, r#",le="10"} "#)];
 
 /// Lines that one path adds to a scrape; counted by a test.
 pub const SERIES_PER_PATH: usize = 70;
@@ -107,17 +107,17 @@ impl Mean {
 }
 
 const NOT_SENT: [(NotSent, &str); 5] = [
-    (NotSent::Unreachable, r#",error="unreachable""#),
-    (NotSent::Buffer, r#",error="buffer""#),
-    (NotSent::Permission, r#",error="permission""#),
-    (NotSent::TooBig, r#",error="too_big""#),
-    (NotSent::Other, r#",error="other""#),
+    (NotSent::Unreachable, r#",error="unreachable"} "#),
+    (NotSent::Buffer, r#",error="buffer"} "#),
+    (NotSent::Permission, r#",error="permission"} "#),
+    (NotSent::TooBig, r#",error="too_big"} "#),
+    (NotSent::Other, r#",error="other"} "#),
 ];
 
 const MISMATCHES: [(Mismatch, &str); 3] = [
-    (Mismatch::Malformed, r#",reason="malformed""#),
-    (Mismatch::Unauthentic, r#",reason="auth""#),
-    (Mismatch::Unasked, r#",reason="unasked""#),
+    (Mismatch::Malformed, r#",reason="malformed"} "#),
+    (Mismatch::Unauthentic, r#",reason="auth"} "#),
+    (Mismatch::Unasked, r#",reason="unasked"} "#),
 ];
 
 const ICMP_KINDS: [IcmpKind; 6] = [
@@ -130,12 +130,12 @@ const ICMP_KINDS: [IcmpKind; 6] = [
 ];
 
 const DIRECTIONS: [(Direction, &str); 3] = [
-    (Direction::Forward, r#",direction="forward""#),
-    (Direction::Reverse, r#",direction="reverse""#),
-    (Direction::Unknown, r#",direction="unknown""#),
+    (Direction::Forward, r#",direction="forward"} "#),
+    (Direction::Reverse, r#",direction="reverse"} "#),
+    (Direction::Unknown, r#",direction="unknown"} "#),
 ];
 
-const STAMPS: [(usize, &str); 2] = [(TRANSMIT, r#",stamp="transmit""#), (RECEIVE, r#",stamp="receive""#)];
+const STAMPS: [(usize, &str); 2] = [(TRANSMIT, r#",stamp="transmit"} "#), (RECEIVE, r#",stamp="receive"} "#)];
 const TRANSMIT: usize = 0;
 const RECEIVE: usize = 1;
 
@@ -156,9 +156,11 @@ impl EchoSeries {
         series
     }
 
-    /// How many flows the path is spread over; changed by a reload.
-    pub fn set_flows(&self, flows: u64) {
+    /// Another machine goes on with these counters, over so many flows: what the last one had found of its own begins anew.
+    pub fn begin_again(&self, flows: u64) {
         self.flows.set(flows);
+        self.flows_lossy.set(0);
+        self.draining.set(0);
     }
 
     /// Whether the peer said goodbye.
@@ -272,8 +274,8 @@ impl EchoSeries {
             Verdict::Withdrawn => self.withdrawn.inc(),
         }
         let Some(sample) = sample else { return };
+        self.rtt.add(&RTT_BOUNDS, nanos(sample.rtt));
         if verdict == Verdict::Ok {
-            self.rtt.add(&RTT_BOUNDS, nanos(sample.rtt));
             self.rtt_minimum.set(nanos(sample.minimum));
             self.pdv.add(sample.variation);
         }
@@ -305,23 +307,23 @@ fn by<T, const N: usize>(
     table: &[(T, &str); N],
 ) {
     for (cell, (_, more)) in cells.iter().zip(table) {
-        writer.count(name, "", &series.labels, more, cell.get());
+        writer.count(name, Suffix::None, &series.labels, more, cell.get());
     }
 }
 
 fn one(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, value: u64) {
-    writer.count(name, "", &series.labels, "", value);
+    writer.count(name, Suffix::None, &series.labels, CLOSE, value);
 }
 
 fn both_ways(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, values: &[Cell; 2]) {
     for (cell, (_, more)) in values.iter().zip(&DIRECTIONS) {
-        writer.count(name, "", &series.labels, more, cell.get());
+        writer.count(name, Suffix::None, &series.labels, more, cell.get());
     }
 }
 
 fn mean(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, mean: &Mean) {
-    writer.seconds(name, "_sum", &series.labels, "", mean.sum.get());
-    writer.count(name, "_count", &series.labels, "", mean.count.get());
+    writer.seconds(name, Suffix::Sum, &series.labels, CLOSE, mean.sum.get());
+    writer.count(name, Suffix::Count, &series.labels, CLOSE, mean.count.get());
 }
 
 /// In alphabetical order.
@@ -356,7 +358,7 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
         |w, name, s| {
             for (cell, (_, more)) in s.hops.iter().zip(&DIRECTIONS) {
                 if let Some(hops) = cell.get().checked_sub(1) {
-                    w.count(name, "", &s.labels, more, hops);
+                    w.count(name, Suffix::None, &s.labels, more, hops);
                 }
             }
         },
@@ -384,7 +386,7 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
     gauge(
         "pathmeter_echo_last_reply_timestamp_seconds",
         "When the last reply came, in seconds since 1970; 0: none yet.",
-        |w, name, s| w.seconds(name, "", &s.labels, "", s.last_reply.get()),
+        |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, s.last_reply.get()),
     ),
     counter(
         "pathmeter_echo_late_total",
@@ -398,12 +400,12 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
             let mut total = 0;
             for (cell, (_, bound)) in s.burst_lengths.counts.iter().zip(&BURST_BOUNDS) {
                 total += cell.get();
-                w.bucket(name, &s.labels, bound, total);
+                w.count(name, Suffix::Bucket, &s.labels, bound, total);
             }
             let total = total + s.burst_lengths.counts[BURST_BOUNDS.len()].get();
-            w.bucket(name, &s.labels, "+Inf", total);
-            w.count(name, "_sum", &s.labels, "", s.burst_lengths.sum.get());
-            w.count(name, "_count", &s.labels, "", total);
+            w.count(name, Suffix::Bucket, &s.labels, INFINITY, total);
+            w.count(name, Suffix::Sum, &s.labels, CLOSE, s.burst_lengths.sum.get());
+            w.count(name, Suffix::Count, &s.labels, CLOSE, total);
         },
     ),
     counter("pathmeter_echo_loss_bursts_total", "Runs of losses that have begun.", |w, name, s| {
@@ -452,21 +454,21 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
     gauge(
         "pathmeter_echo_rtt_minimum_seconds",
         "Smallest round trip of the last one to two minutes; 0: none yet.",
-        |w, name, s| w.seconds(name, "", &s.labels, "", s.rtt_minimum.get()),
+        |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, s.rtt_minimum.get()),
     ),
     histogram(
         "pathmeter_echo_rtt_seconds",
-        "Round trip without the responder's turnaround, of datagrams with the verdict ok.",
+        "Round trip without the responder's turnaround, of answered datagrams: ok and late.",
         |w, name, s| {
             let mut total = 0;
             for (cell, (_, bound)) in s.rtt.counts.iter().zip(&RTT_BOUNDS) {
                 total += cell.get();
-                w.bucket(name, &s.labels, bound, total);
+                w.count(name, Suffix::Bucket, &s.labels, bound, total);
             }
             let total = total + s.rtt.counts[RTT_BOUNDS.len()].get();
-            w.bucket(name, &s.labels, "+Inf", total);
-            w.seconds(name, "_sum", &s.labels, "", s.rtt.sum.get());
-            w.count(name, "_count", &s.labels, "", total);
+            w.count(name, Suffix::Bucket, &s.labels, INFINITY, total);
+            w.seconds(name, Suffix::Sum, &s.labels, CLOSE, s.rtt.sum.get());
+            w.count(name, Suffix::Count, &s.labels, CLOSE, total);
         },
     ),
     counter(

@@ -12,7 +12,7 @@ use prometheus::{Encoder, TextEncoder};
 use super::agent::{LOOP_FAMILIES, LoopSeries, RESPONDER_FAMILIES, ResponderSeries};
 use super::echo::{ECHO_FAMILIES, EchoSeries};
 use super::process::{HttpCounts, ProcessMetrics};
-use super::text::{Family, Kind, Writer, label};
+use super::text::{CLOSE, Family, Kind, Suffix, Writer, label};
 
 /// Everything that is exported.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl Directory {
         let mut writer = Writer::new(page);
         writer.family(name, Kind::Gauge, help);
         for probe in &self.probes {
-            writer.seconds(name, "", &label("probe", &probe.name), "", nanos(pick(probe)));
+            writer.seconds(name, Suffix::None, &label("probe", &probe.name), CLOSE, nanos(pick(probe)));
         }
     }
 
@@ -208,7 +208,7 @@ impl Directory {
                 label("dscp", &probe.dscp),
                 label("interval_seconds", &interval),
             ];
-            writer.count(PROBE_INFO, "", &labels.join(","), "", 1);
+            writer.count(PROBE_INFO, Suffix::None, &labels.join(","), CLOSE, 1);
         }
     }
 
@@ -225,7 +225,7 @@ impl Directory {
                 labels.push(',');
                 labels.push_str(&label(key, value));
             }
-            writer.count(PEER_INFO, "", &labels, "", 1);
+            writer.count(PEER_INFO, Suffix::None, &labels, CLOSE, 1);
         }
     }
 }

@@ -117,11 +117,12 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// One line: `name` with `suffix`, the rendered `labels`, rendered further labels (with their leading comma), a value.
-    pub fn count(&mut self, name: &str, suffix: &str, labels: &str, more: &str, value: u64) {
-        self.begin(name, suffix, labels, more);
+    /// One line: `name` with a suffix, the rendered `labels`, and `rest`: rendered further labels, each with a leading
+    /// comma, up to and with the closing brace and space.
+    pub fn count(&mut self, name: &str, suffix: Suffix, labels: &str, rest: &str, value: u64) {
+        self.begin(name, suffix, labels, rest);
         self.integer(value);
-        self.text("\n");
+        self.page.push(b'\n');
     }
 
     /// One line without labels.
@@ -133,25 +134,20 @@ impl<'a> Writer<'a> {
     }
 
     /// As [`Writer::count`], with nanoseconds shown as seconds.
-    pub fn seconds(&mut self, name: &str, suffix: &str, labels: &str, more: &str, nanos: u64) {
-        self.begin(name, suffix, labels, more);
+    pub fn seconds(&mut self, name: &str, suffix: Suffix, labels: &str, rest: &str, nanos: u64) {
+        self.begin(name, suffix, labels, rest);
         self.nanos_as_seconds(nanos);
-        self.text("\n");
+        self.page.push(b'\n');
     }
 
-    /// One line of a histogram.
-    pub fn bucket(&mut self, name: &str, labels: &str, bound: &str, total: u64) {
-        for part in [name, "_bucket{", labels, ",le=\"", bound, "\"} "] {
-            self.text(part);
-        }
-        self.integer(total);
-        self.text("\n");
-    }
-
-    fn begin(&mut self, name: &str, suffix: &str, labels: &str, more: &str) {
-        for part in [name, suffix, "{", labels, more, "} "] {
-            self.text(part);
-        }
+    fn begin(&mut self, name: &str, suffix: Suffix, labels: &str, rest: &str) {
+        let opening = suffix.opening();
+        // One look at the room for the whole line, a number and a line's end included.
+        self.page.reserve(name.len() + opening.len() + labels.len() + rest.len() + 32);
+        self.text(name);
+        self.text(opening);
+        self.text(labels);
+        self.text(rest);
     }
 
     fn text(&mut self, text: &str) {
@@ -178,6 +174,36 @@ impl<'a> Writer<'a> {
         self.page.extend_from_slice(&digits[..end]);
     }
 }
+
+/// What stands between a family's name and its labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suffix {
+    /// Nothing.
+    None,
+    /// The sum of a summary or histogram.
+    Sum,
+    /// The count of a summary or histogram.
+    Count,
+    /// A bucket of a histogram.
+    Bucket,
+}
+
+impl Suffix {
+    const fn opening(self) -> &'static str {
+        match self {
+            Self::None => "{",
+            Self::Sum => "_sum{",
+            Self::Count => "_count{",
+            Self::Bucket => "_bucket{",
+        }
+    }
+}
+
+/// The rest of a line without further labels.
+pub const CLOSE: &str = "} ";
+
+/// The last bucket of every histogram.
+pub const INFINITY: &str = ",le=\"+Inf\"} ";
 
 /// A label as it stands in a line: `name="value"`, with the value escaped.
 #[must_use]

@@ -128,7 +128,14 @@ fn a_refusal_is_a_sentence_with_the_remedy() {
     for (arguments, sentence) in [
         (vec![open.to_string()], "fra-1 does not answer 127.0.0.1: add it to responder.allow there"),
         (vec![keyed.to_string()], with_key),
-        (vec![keyed.to_string(), "--key-file".to_owned(), other], with_key),
+        (
+            vec![keyed.to_string(), "--key-file".to_owned(), other.clone()],
+            "ams-1 does not know the key of 127.0.0.1: give both the same key file",
+        ),
+        (
+            vec![open.to_string(), "--key-file".to_owned(), other],
+            "fra-1 has no key and cannot answer authenticated requests of 127.0.0.1: give it the key file, or ask without one",
+        ),
     ] {
         let ended = probe(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended}");

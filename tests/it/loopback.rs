@@ -61,7 +61,7 @@ fn two_agents_measure_each_other() {
             page.has("pathmeter_peers", &[up]) && page.count("pathmeter_peers", &[up]) == 1
         });
     }
-    let sources = agents[0].path("fast", "b")["sources"].clone();
+    let sources = agents[0].sources("fast", "b");
     let sources: Vec<SocketAddr> =
         sources.as_array().unwrap().iter().map(|source| source.as_str().unwrap().parse().unwrap()).collect();
     assert!(sources.iter().all(|source| source.ip().to_string() == a.to_string()), "{sources:?}");
@@ -234,7 +234,7 @@ fn size_and_source_ports_are_as_configured() {
     }
     let sources: Vec<String> = seen.iter().map(SocketAddr::to_string).collect();
     let path = agent.path("sized", "router");
-    assert_eq!(path["sources"], serde_json::json!(sources));
+    assert_eq!(agent.sources("sized", "router"), serde_json::json!(sources));
     assert_eq!(path["address"], reflector.local_addr().unwrap().to_string());
     assert_eq!(agent.page().count("pathmeter_echo_send_errors_total", &[]), 0);
 }

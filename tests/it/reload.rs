@@ -35,14 +35,6 @@ fn measuring(own: &Host, to: &Host, probes: &[(&str, &str)]) -> String {
     own.config("a", &format!("peers: [{{name: b, address: {to}}}]\nprobes:\n{probes}"))
 }
 
-/// Where a path sends from; a path that is new or changed tells it a moment later.
-fn sources(agent: &Agent, probe: &str) -> Value {
-    eventually("the path has sources", || {
-        let sources = agent.path(probe, "b")["sources"].clone();
-        sources.as_array().is_some_and(|sources| !sources.is_empty()).then_some(sources)
-    })
-}
-
 fn of(probe: &str) -> String {
     format!("probe=\"{probe}\"")
 }
@@ -58,7 +50,7 @@ fn paths_that_stay_keep_their_ports_and_counters() {
     let page = agent.page_when("each path has sent ten", |page| {
         before.iter().all(|(probe, _)| page.count(SENT, &[&of(probe)]) >= 10)
     });
-    let ports = ["same", "slower"].map(|probe| sources(&agent, probe));
+    let ports = ["same", "slower"].map(|probe| agent.sources(probe, "b"));
     let sent = |page: &Page, probe| page.count(SENT, &[&of(probe)]);
 
     agent.rewrite(&measuring(&a, &b, &after));
@@ -72,7 +64,7 @@ fn paths_that_stay_keep_their_ports_and_counters() {
     assert_eq!(now.series(|series| series.contains(&of("gone"))), 0, "{}", now.text());
     assert_eq!(now.count("pathmeter_echo_requests_total", &[&of("new")]), 0);
     assert_eq!(now.count(OK, &[&of("new")]), 0);
-    assert_eq!(ports, ["same", "slower"].map(|probe| sources(&agent, probe)));
+    assert_eq!(ports, ["same", "slower"].map(|probe| agent.sources(probe, "b")));
     agent.page_when("the paths go on", |page| {
         ["same", "slower"].iter().all(|probe| sent(page, probe) >= sent(&now, probe) + 10)
     });
@@ -88,20 +80,20 @@ fn sighup_reloads() {
     let probe = ("same", "interval: 20ms");
     let agent = Agent::start(&a, &measuring(&a, &b, &[probe]));
     let page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
-    let ports = sources(&agent, "same");
+    let ports = agent.sources("same", "b");
 
     agent.rewrite(&measuring(&a, &b, &[probe, ("more", "interval: 20ms")]));
     agent.signal(Signal::SIGHUP);
     let now = agent.page_when("the new path is there", |page| page.has(SENT, &[&of("more")]));
     assert!(now.count(SENT, &[&of("same")]) >= page.count(SENT, &[&of("same")]));
-    assert_eq!(sources(&agent, "same"), ports);
+    assert_eq!(agent.sources("same", "b"), ports);
     assert_eq!(now.count(SUCCESSFUL, &[]), 1);
 
     agent.rewrite("agent: {nmae: a}\n");
     agent.signal(Signal::SIGHUP);
     agent.page_when("the reload is known to have failed", |page| page.count(SUCCESSFUL, &[]) == 0);
     assert!(agent.log().contains("line 1, column 9: agent.nmae: unknown key"), "{}", agent.log());
-    assert_eq!(sources(&agent, "same"), ports);
+    assert_eq!(agent.sources("same", "b"), ports);
 }
 
 #[test]
@@ -111,7 +103,7 @@ fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
     let good = measuring(&a, &b, &[("same", "interval: 20ms")]);
     let agent = Agent::start(&a, &good);
     let page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
-    let ports = sources(&agent, "same");
+    let ports = agent.sources("same", "b");
     let hash = |page: &Page| {
         page.text().lines().find(|line| line.starts_with("pathmeter_config_info")).map(str::to_owned)
     };
@@ -142,7 +134,7 @@ fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
         let now = agent.page();
         assert_eq!(now.count(SUCCESSFUL, &[]), 0);
         assert_eq!(hash(&now), hash(&page));
-        assert_eq!(sources(&agent, "same"), ports);
+        assert_eq!(agent.sources("same", "b"), ports);
         agent.page_when("measuring goes on", |page| page.count(SENT, &[]) > now.count(SENT, &[]));
     }
 
@@ -151,7 +143,7 @@ fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
     let now = agent.page();
     assert_eq!(now.count(SUCCESSFUL, &[]), 1);
     assert_ne!(hash(&now), hash(&page));
-    assert_eq!(sources(&agent, "same"), ports);
+    assert_eq!(agent.sources("same", "b"), ports);
 }
 
 #[test]
@@ -204,7 +196,7 @@ fn keys_are_rotated_by_reloads() {
     );
     let agent = Agent::start(&a, &a.config("a", &probes));
     agent.page_when("answers", |page| page.count(OK, &[]) >= 10);
-    let ports = sources(&agent, "fast");
+    let ports = agent.sources("fast", "b");
 
     fs::write(&asker, "the key of this year").unwrap();
     assert_eq!(agent.reload().status, 200);
@@ -216,7 +208,7 @@ fn keys_are_rotated_by_reloads() {
     let then = agent.page();
     let now = agent.page_when("answers again", |page| page.count(OK, &[]) >= then.count(OK, &[]) + 10);
     assert!(now.count("pathmeter_echo_lost_total", &[]) >= 1, "{now}");
-    assert_eq!(sources(&agent, "fast"), ports);
+    assert_eq!(agent.sources("fast", "b"), ports);
     assert_eq!(now.count("pathmeter_accounting_errors_total", &[]), 0);
 }
 

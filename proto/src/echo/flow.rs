@@ -43,7 +43,6 @@ pub(super) struct Flow {
     expected: u64,
     held_until: Timestamp,
     held: u32,
-    responder_drops: HostDrops,
     burst: u32,
     /// The round trip of the datagram before the oldest, when its verdict was ok.
     before: Option<Duration>,
@@ -70,6 +69,15 @@ pub(super) enum Carries {
     Less,
 }
 
+/// What the hosts at both ends dropped.
+#[derive(Debug)]
+pub(super) struct Drops<'a> {
+    /// Ours, by flow.
+    pub(super) here: &'a mut HostDrops,
+    /// The responder's, all of flow 0: it does not say at which socket.
+    pub(super) there: &'a mut HostDrops,
+}
+
 /// Why a datagram was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -94,7 +102,7 @@ enum State {
     /// Left the host; no reply yet.
     InFlight,
     /// Answered; the kernel's transmit stamp is still to come.
-    Held(Reply),
+    Held(Box<Reply>),
     /// Answered; the round trip when the verdict was ok.
     Answered(Option<Duration>),
     /// No verdict: it never left, or was withdrawn.
@@ -141,7 +149,6 @@ impl Flow {
             expected: 0,
             held_until: Timestamp::NEVER,
             held: 0,
-            responder_drops: HostDrops::default(),
             burst: 0,
             before: None,
             loss: RecentLoss::new(at),
@@ -225,6 +232,12 @@ impl Flow {
         self.advance();
     }
 
+    /// Whether `sequence` was sent, is remembered, and carried T1 as `wire`.
+    pub(super) fn has_sent(&self, sequence: u64, wire: NtpTime) -> bool {
+        let index = sequence.checked_sub(self.base()).and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| self.slots.get(index)).is_some_and(|slot| slot.wire == wire)
+    }
+
     /// How a reply to `sequence` that carries T1 as `wire` and arrived at `at` fits.
     pub(super) fn fit(&mut self, sequence: u64, wire: NtpTime, at: Timestamp, rules: &Rules) -> Fit {
         if sequence < self.base() {
@@ -257,12 +270,13 @@ impl Flow {
             self.expected = sequence + 1;
         }
         let slot = self.slot(sequence).expect("it fitted");
-        slot.state = State::Held(reply);
-        self.held += 1;
-        if rules.transmit_stamps && self.slot(sequence).is_some_and(|slot| slot.transmit == StampedBy::User) {
+        if rules.transmit_stamps && slot.transmit == StampedBy::User {
+            // Rare: the stamp is normally there before the reply, and a slot is kept small for the others.
+            slot.state = State::Held(Box::new(reply));
+            self.held += 1;
             self.held_until = self.held_until.min(reply.at + STAMP_WAIT);
         } else {
-            self.finish(sequence, rules, reports);
+            self.decide(sequence, &reply, rules, reports);
         }
     }
 
@@ -274,9 +288,16 @@ impl Flow {
     }
 
     fn finish(&mut self, sequence: u64, rules: &Rules, reports: &mut VecDeque<Report>) {
-        let flow = self.index;
         let slot = self.slot(sequence).expect("it is held");
-        let State::Held(reply) = &slot.state else { return };
+        if let State::Held(reply) = std::mem::replace(&mut slot.state, State::InFlight) {
+            self.held -= 1;
+            self.decide(sequence, &reply, rules, reports);
+        }
+    }
+
+    fn decide(&mut self, sequence: u64, reply: &Reply, rules: &Rules, reports: &mut VecDeque<Report>) {
+        let flow = self.index;
+        let slot = self.slot(sequence).expect("it was answered");
         let (mut sample, t1) = (reply.sample, slot.t1);
         let elapsed = nanos(reply.at.since(t1));
         let turnaround = credible_turnaround(reply.turnaround, elapsed);
@@ -287,7 +308,6 @@ impl Flow {
         let rtt = Some(sample.rtt).filter(|_| verdict == Verdict::Ok);
         let at = reply.at;
         slot.state = State::Answered(rtt);
-        self.held -= 1;
         if turnaround.is_none() {
             reports.push_back(Report::TurnaroundInvalid);
         }
@@ -347,12 +367,6 @@ impl Flow {
         }
     }
 
-    /// The responder's host dropped datagrams between two of our requests.
-    pub(super) fn responder_dropped(&mut self, from: Timestamp, to: Timestamp, count: u32, rules: &Rules) {
-        self.responder_drops.forget(from - rules.lost_after);
-        self.responder_drops.add(0, from, to, count);
-    }
-
     /// A router said that it could not pass on a datagram.
     pub(super) fn refused_on_the_way(&mut self, sequence: u64, wire: NtpTime) {
         if let Some(slot) = self.slot(sequence)
@@ -368,7 +382,7 @@ impl Flow {
         &mut self,
         drained: Timestamp,
         rules: &Rules,
-        drops: &mut HostDrops,
+        drops: &mut Drops<'_>,
         reports: &mut VecDeque<Report>,
     ) {
         if self.held > 0 && self.held_until <= drained {
@@ -407,15 +421,16 @@ impl Flow {
         sequence: u64,
         deadline: Timestamp,
         rules: &Rules,
-        drops: &mut HostDrops,
+        drops: &mut Drops<'_>,
         reports: &mut VecDeque<Report>,
     ) {
         let flow = self.index;
         let slot = self.slot(sequence).expect("it is the oldest");
         let (evidence, t1, purpose) = (slot.evidence, slot.t1, slot.purpose);
         slot.state = State::Void;
-        let ours = &mut || drops.claim(flow, t1, deadline);
-        let theirs = &mut || self.responder_drops.claim(0, t1, deadline);
+        let Drops { here, there } = drops;
+        let ours = &mut || here.claim(flow, t1, deadline);
+        let theirs = &mut || there.claim(0, t1, deadline);
         let (host_dropped, direction) = match evidence {
             Evidence::Arrived => (ours(), Direction::Reverse),
             Evidence::Missing => (theirs(), Direction::Forward),

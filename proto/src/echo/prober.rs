@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::absence::Absence;
-use super::flow::{Carries, Fit, Flow, Reply, Rules};
+use super::flow::{Carries, Drops, Fit, Flow, Reply, Rules};
 use super::knowledge::Knowledge;
 use super::outcome::{Class, Mismatch, Report, Sample, Verdict};
 use super::request::{self, Contents};
 use super::told::Told;
-use super::view::{Asked, View};
+use super::view::{Asked, ResponderDrops, View};
 use crate::dscp::Dscp;
 use crate::grid::{Grid, mix};
 use crate::key::Keys;
@@ -57,6 +57,7 @@ pub struct Prober {
     slots_left: u64,
     flows: Vec<Flow>,
     views: Vec<View>,
+    responder_drops: ResponderDrops,
     turn: usize,
     responder: Knowledge,
     minimum: WindowedMinimum,
@@ -85,6 +86,7 @@ impl Prober {
             grid: Grid::new(at, spec.interval, spec.seed),
             slots_left: spec.count.unwrap_or(u64::MAX),
             views: vec![View::default(); flows.len()],
+            responder_drops: ResponderDrops::default(),
             flows,
             turn: 0,
             responder: Knowledge::none(),
@@ -132,6 +134,18 @@ impl Prober {
     #[must_use]
     pub fn responder(&self) -> Option<&'static str> {
         self.responder.word()
+    }
+
+    /// Whether a reply on `flow` answers a datagram of ours: for drivers that cannot tell by its session whose it is.
+    #[must_use]
+    pub fn has_asked(&self, reply: &[u8], flow: u8) -> bool {
+        let (Ok(reply), Some(flow)) =
+            (stamp::Reply::decode(reply, self.mode()), self.flows.get(usize::from(flow)))
+        else {
+            return false;
+        };
+        let sequence = flow.extend(reply.sender_sequence);
+        sequence.is_some_and(|sequence| flow.has_sent(sequence, reply.sender_timestamp))
     }
 
     fn mode(&self) -> Mode {
@@ -228,7 +242,10 @@ impl Prober {
         let (view, flow) = (&mut self.views[index], &mut self.flows[index]);
         let asked = Asked { sequence, sent, heard: arrival.at };
         match told.session {
-            Some(session) => view.learn_from_ours(flow, &asked, &session, &rules),
+            Some(session) => {
+                view.learn_from_ours(flow, &asked, &session, &rules);
+                self.responder_drops.learn(sent, arrival.at, session.host_drops, &rules);
+            }
             None if is_ours => {}
             None => view.learn_from_foreign(flow, &asked, base.sequence, &rules),
         }
@@ -335,7 +352,8 @@ impl Machine for Prober {
         }
         let rules = self.rules();
         for flow in &mut self.flows {
-            flow.expire(now.drained, &rules, drops, &mut self.reports);
+            let mut drops = Drops { here: drops, there: &mut self.responder_drops.ledger };
+            flow.expire(now.drained, &rules, &mut drops, &mut self.reports);
         }
         if let Some(report) = self.reports.pop_front().or_else(|| self.lossy_flows_changed()) {
             return Step::Report(self.complete(report, now.at));

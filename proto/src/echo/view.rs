@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::flow::{Carries, Flow, Rules};
+use crate::machine::HostDrops;
 use crate::time::Timestamp;
 use crate::wire::PeerTimestamp;
 use crate::wire::tlv::{FollowUp, Session};
@@ -10,8 +11,6 @@ use crate::wire::tlv::{FollowUp, Session};
 /// What was heard from the responder about one flow.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct View {
-    /// Ours: when the last report was asked for, and the host drops it told.
-    drops: Option<(Timestamp, u32)>,
     /// Ours: the first sequence number of its record, and when that was sent, or later.
     record: Option<(u32, Timestamp)>,
     /// Foreign: the last reply in order, as sequence number and the reflector's own.
@@ -27,7 +26,7 @@ pub(super) struct View {
 }
 
 /// Replies whose T3 is remembered for a follow-up. Chosen: a follow-up normally comes with the next reply.
-const LEFT: usize = 4;
+const LEFT: usize = 2;
 
 /// The datagram whose reply is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +40,32 @@ pub(super) struct Asked {
 /// A path that was seen to duplicate or to reorder requests is expected to do so again for this long. Chosen: 10 minutes.
 const DOUBT_LASTS: Duration = Duration::from_secs(600);
 
+/// What the responder's host dropped, as its reports on any flow of the path tell: one count, for all its sockets and all
+/// who ask it.
+#[derive(Debug, Default)]
+pub(super) struct ResponderDrops {
+    pub(super) ledger: HostDrops,
+    /// When the last report was asked for, and the count it told.
+    last: Option<(Timestamp, u32)>,
+}
+
+impl ResponderDrops {
+    /// Takes the count from a reply that came at `heard` to a datagram that was sent at `asked`.
+    pub(super) fn learn(&mut self, asked: Timestamp, heard: Timestamp, count: u32, rules: &Rules) {
+        if self.last.is_some_and(|(last, _)| asked <= last) {
+            return;
+        }
+        if let Some((last, known)) = self.last.replace((asked, count)) {
+            let dropped = count.wrapping_sub(known);
+            // A count that seems to have fallen is that of a responder that began again.
+            if dropped < 1 << 31 {
+                self.ledger.forget(last - rules.lost_after);
+                self.ledger.add(0, last, heard, dropped);
+            }
+        }
+    }
+}
+
 impl View {
     /// One of ours tells what it has received.
     pub(super) fn learn_from_ours(
@@ -50,18 +75,9 @@ impl View {
         session: &Session,
         rules: &Rules,
     ) {
-        let Asked { sent: asked, heard, .. } = *asked;
+        let Asked { sent: asked, .. } = *asked;
         if session.session != flow.session {
             return;
-        }
-        if self.drops.is_none_or(|(last, _)| asked > last) {
-            if let Some((last, known)) = self.drops {
-                let dropped = session.host_drops.wrapping_sub(known);
-                if dropped < 1 << 31 {
-                    flow.responder_dropped(last, heard, dropped, rules);
-                }
-            }
-            self.drops = Some((asked, session.host_drops));
         }
         let (Some(highest), Some(first)) =
             (flow.extend(session.highest), flow.extend(session.count_or_first))

@@ -15,6 +15,10 @@ pub struct Ledger {
     order: Vec<(u8, u64)>,
     /// Replies that the prober's host dropped.
     pub dropped_at_prober: u64,
+    /// Requests that the responder's host dropped.
+    pub dropped_at_responder: u64,
+    /// Whether there is a reason to withdraw anything: a goodbye, a question to a foreign responder, or an early end.
+    pub may_withdraw: bool,
     /// Replies with a bit changed that were handed to the prober.
     pub corrupted_replies: u64,
     /// Requests that the responder answered.
@@ -189,6 +193,14 @@ impl Ledger {
                 (Verdict::Lost(_) | Verdict::HostDropped | Verdict::Withdrawn, None) => {}
                 (verdict, answer) => return Err(format!("{id:?} is {verdict:?}; its answer: {answer:?}")),
             }
+        }
+        let blamed = tally.count(|verdict| verdict == Verdict::HostDropped);
+        let dropped = self.dropped_at_prober + self.dropped_at_responder;
+        if blamed > dropped {
+            return Err(format!("{blamed} datagrams are said to be dropped by a host, truly {dropped}"));
+        }
+        if !self.may_withdraw {
+            same("withdrawn", tally.count(|verdict| verdict == Verdict::Withdrawn), 0)?;
         }
         same("duplicates", tally.duplicates, duplicates)?;
         same("very late replies", tally.very_late, very_late)?;

@@ -211,6 +211,7 @@ impl World {
                 Event::Request { bytes, id, flow, tos } => {
                     if self.there.queue > 0 && there.waiting.len() >= self.there.queue {
                         there.dropped += 1;
+                        self.ledger.dropped_at_responder += 1;
                         continue;
                     }
                     let stamp = self.there.clock.wall(truth);

@@ -255,6 +255,27 @@ fn what_the_responders_host_drops_is_not_the_networks_loss() {
 }
 
 #[test]
+fn drops_of_a_host_excuse_no_more_losses_than_there_were_drops_however_many_flows_there_are() {
+    let (mut dropped, mut blamed, mut lost) = (0, 0, 0);
+    for seed in seeds(200) {
+        let mut world = World::new(seed);
+        world.there.queue = 4;
+        world.there.pace.stalls = vec![(1_000 * MS, 1_200 * MS), (2_000 * MS, 2_050 * MS)];
+        (world.forward, world.reverse) = (Link::perfect(50 * MS), Link::perfect(50 * MS));
+        world.forward.loss = Loss::Random(0.2);
+        world.reverse.loss = Loss::Random(0.2);
+        let (tally, ledger) = measure(world, spec(seed, 10 * MS, 16, 400));
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        dropped += ledger.dropped_at_responder;
+        blamed += tally.count(|verdict| verdict == Verdict::HostDropped);
+        lost += tally.lost();
+    }
+    assert!(is_replay() || dropped > 1_000 && blamed > 1_000, "{dropped} dropped, {blamed} blamed");
+    assert!(is_replay() || lost > 5_000, "{lost} lost in the network");
+}
+
+#[test]
 fn on_a_path_that_loses_one_percent_each_way_nearly_every_loss_has_its_direction() {
     let (mut forward, mut reverse, mut unknown) = (0, 0, 0);
     for seed in seeds(100) {

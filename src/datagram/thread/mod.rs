@@ -38,6 +38,9 @@ pub const RECEIVE_TICK_MAX: Duration = Duration::from_millis(5);
 /// The loop wakes at least this often, to look at the clocks and at its own accounts.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
+/// Sockets that no path uses are kept this long: a path that is changed comes back at once, and keeps its ports.
+const IDLE_GROUP_KEPT: Duration = Duration::from_secs(5);
+
 /// The longest pause between two reads while replies are outstanding.
 const DRAIN_MAX: Duration = Duration::from_millis(80);
 
@@ -56,7 +59,7 @@ pub(super) struct Thread {
     places: HashMap<PathId, usize>,
     routes: HashMap<(SocketAddr, u16), usize>,
     /// For replies that carry no session identifier.
-    by_source: HashMap<SocketAddr, usize>,
+    by_source: HashMap<SocketAddr, Vec<usize>>,
     alarms: BinaryHeap<Reverse<(Timestamp, usize)>>,
     /// Whose alarm rings; kept for its allocation.
     due: Vec<usize>,
@@ -86,6 +89,8 @@ struct Group {
     looked: Timestamp,
     /// Gets everything that arrives here; `None`: by session.
     owner: Option<usize>,
+    /// When it was last seen in use.
+    used: Timestamp,
 }
 
 /// An actor in its place.
@@ -226,6 +231,8 @@ impl Thread {
         self.pace.tick = Duration::from_micros(5 * rate).min(RECEIVE_TICK_MAX).min(shortest / 4);
         self.series.tick.set(nanos(self.pace.tick));
         self.series.outstanding.set(self.traffic.outstanding);
+        self.close_idle_groups(now);
+        self.overruns.settle();
         self.check_accounts();
     }
 
@@ -297,6 +304,7 @@ impl Thread {
                 }
             }
             Command::Answer { policy, keys } => self.answer(&policy, keys.as_ref()),
+            Command::FallSilent => self.fall_silent(),
             Command::Stop { grace } => {
                 self.stopping = Some(Clock::now() + grace);
                 for index in 0..self.actors.len() {

@@ -7,9 +7,10 @@ use pathmeter_proto::machine::{Arrival, StampedBy};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::stamp;
 
+use super::super::actor::Actor;
 use super::super::cmsg::About;
 use super::super::socket::{RECEIVE_BATCH, ReceiveBatch};
-use super::{Group, Thread};
+use super::{Group, Seat, Thread};
 use crate::clock::Clock;
 
 /// Batches that are read from a socket before anything else gets its turn.
@@ -35,8 +36,11 @@ impl Thread {
         let (mut is_drained, mut index) = (true, 0);
         for group in 0..self.groups.len() {
             for socket in 0..self.groups[group].sockets.len() {
-                if self.watch.as_ref().is_some_and(|watch| watch.is_ready(index)) {
+                let ready = self.watch().ready(index);
+                if ready.errors {
                     self.read_errors(inbox, group, socket, now);
+                }
+                if ready.anything {
                     is_drained &= self.read_datagrams(inbox, group, socket, now);
                 }
                 index += 1;
@@ -161,7 +165,7 @@ impl Thread {
     }
 
     fn deliver(&mut self, group: usize, datagram: &[u8], arrival: &Arrival) {
-        let to = self.groups[group].owner.or_else(|| self.route(arrival.from, datagram));
+        let to = self.groups[group].owner.or_else(|| self.route(arrival, datagram));
         let Some(index) = to else {
             self.series.unrouted.inc();
             return;
@@ -172,9 +176,19 @@ impl Thread {
         }
     }
 
-    fn route(&self, from: SocketAddr, datagram: &[u8]) -> Option<usize> {
+    /// Whose datagram it is: by its session, or, from responders that know no sessions, by whoever asked.
+    fn route(&self, arrival: &Arrival, datagram: &[u8]) -> Option<usize> {
+        let from = arrival.from;
         let by_session = stamp::ssids(datagram).into_iter().find_map(|ssid| self.routes.get(&(from, ssid)));
-        by_session.or_else(|| self.by_source.get(&from)).copied()
+        if let Some(index) = by_session {
+            return Some(*index);
+        }
+        let candidates = self.by_source.get(&from)?;
+        let has_asked = |index: &&usize| match &self.actors[**index] {
+            Some(Seat { actor: Actor::Echo(echo), .. }) => echo.prober.has_asked(datagram, arrival.flow),
+            Some(_) | None => false,
+        };
+        candidates.iter().find(has_asked).or_else(|| candidates.first()).copied()
     }
 }
 

@@ -15,8 +15,11 @@ use super::super::actor::{Actor, Answerer, Asked, Echo, Listener};
 use super::super::outbox::Outgoing;
 use super::super::socket::{Binding, Socket, SocketError};
 use super::super::{Duties, Event, NewPath, PathId, SourceChoice};
-use super::{Group, Seat, Thread};
+use super::{Group, IDLE_GROUP_KEPT, Seat, Thread};
 use crate::clock::Clock;
+
+/// Identifiers that are drawn before one that is taken is taken again. Chosen: 65,535 there are, drawn evenly.
+const SESSION_TRIES: u32 = 100_000;
 
 impl Thread {
     pub(super) fn take_up(&mut self, duties: Duties, now: Timestamp) {
@@ -33,7 +36,13 @@ impl Thread {
     fn seat_owner(&mut self, actor: Actor, sockets: Vec<Socket>, now: Timestamp) {
         let group = self.groups.len();
         let index = self.seat(actor, group, Vec::new(), Duration::MAX);
-        self.groups.push(Group { sockets, drops: HostDrops::default(), looked: now, owner: Some(index) });
+        self.groups.push(Group {
+            sockets,
+            drops: HostDrops::default(),
+            looked: now,
+            owner: Some(index),
+            used: now,
+        });
     }
 
     fn seat(
@@ -58,17 +67,21 @@ impl Thread {
     }
 
     pub(super) fn add(&mut self, path: NewPath) -> Result<(), SocketError> {
-        let NewPath { id, mut spec, from, series, tap } = path;
+        let NewPath { id, mut spec, from, series, absent_since, tap } = path;
         let flows = spec.ssids.len();
         let group = self.group(from, spec.to.is_ipv4(), flows)?;
         spec.ssids = self.sessions(spec.to, flows, spec.seed);
         let routes: Vec<_> = spec.ssids.iter().map(|ssid| (spec.to, *ssid)).collect();
         let (to, interval) = (spec.to, spec.interval);
         let sources = self.groups[group].sockets[..flows].iter().map(Socket::address).collect();
-        let echo = Echo { id, prober: Prober::new(spec, Clock::now()), series, tap };
+        let mut prober = Prober::new(spec, Clock::now());
+        if let Some(at) = absent_since {
+            prober.goodbye(at);
+        }
+        let echo = Echo { id, prober, series, tap };
         let index = self.seat(Actor::Echo(Box::new(echo)), group, routes.clone(), interval);
         self.routes.extend(routes.into_iter().map(|route| (route, index)));
-        self.by_source.entry(to).or_insert(index);
+        self.by_source.entry(to).or_default().push(index);
         self.places.insert(id, index);
         self.tell(Event::Started { id, sources });
         self.step(index);
@@ -84,6 +97,7 @@ impl Thread {
                 drops: HostDrops::default(),
                 looked: now,
                 owner: None,
+                used: now,
             });
             self.groups.len() - 1
         });
@@ -103,11 +117,16 @@ impl Thread {
     fn sessions(&self, to: SocketAddr, flows: usize, seed: u64) -> Vec<u16> {
         let mut found = Vec::with_capacity(flows);
         let mut draw = seed;
-        while found.len() < flows {
+        for tries in 0_u32.. {
+            if found.len() == flows {
+                break;
+            }
             draw = mix(draw);
             #[expect(clippy::cast_possible_truncation, reason = "16 well-mixed bits are wanted")]
             let ssid = draw as u16;
-            if ssid != 0 && !found.contains(&ssid) && !self.routes.contains_key(&(to, ssid)) {
+            // When nearly all are taken one is shared: its replies find their datagrams by sequence number and time.
+            let is_taken = self.routes.contains_key(&(to, ssid)) && tries < SESSION_TRIES;
+            if ssid != 0 && !found.contains(&ssid) && !is_taken {
                 found.push(ssid);
             }
         }
@@ -122,6 +141,33 @@ impl Thread {
         }
         self.step(index);
         self.unseat(index);
+    }
+
+    /// Unseats the responder and closes its sockets.
+    pub(super) fn fall_silent(&mut self) {
+        let is_responder =
+            |seat: &Option<Seat>| seat.as_ref().is_some_and(|s| matches!(s.actor, Actor::Responder(_)));
+        let Some(index) = self.actors.iter().position(is_responder) else { return };
+        let group = self.actors[index].as_ref().map(|seat| seat.group);
+        self.unseat(index);
+        if let Some(group) = group {
+            self.groups[group].sockets.clear();
+            self.watch = None;
+        }
+    }
+
+    /// Closes the sockets of paths that are gone.
+    pub(super) fn close_idle_groups(&mut self, now: Timestamp) {
+        for seat in self.actors.iter().flatten() {
+            self.groups[seat.group].used = now;
+        }
+        for group in &mut self.groups {
+            let is_idle = group.owner.is_none() && now.since(group.used) > IDLE_GROUP_KEPT;
+            if is_idle && !group.sockets.is_empty() {
+                group.sockets.clear();
+                self.watch = None;
+            }
+        }
     }
 
     pub(super) fn step(&mut self, index: usize) {
@@ -159,8 +205,11 @@ impl Thread {
         let Some(seat) = self.actors.get_mut(index).and_then(Option::take) else { return };
         for route in &seat.routes {
             self.routes.remove(route);
-            if self.by_source.get(&route.0) == Some(&index) {
-                self.by_source.remove(&route.0);
+            if let Some(seats) = self.by_source.get_mut(&route.0) {
+                seats.retain(|known| *known != index);
+                if seats.is_empty() {
+                    self.by_source.remove(&route.0);
+                }
             }
         }
         self.free.push(index);
