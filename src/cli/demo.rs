@@ -15,6 +15,7 @@ use super::{DemoArguments, Failure, runtime, say};
 use crate::config::{self, Host};
 use crate::daemon::{Daemon, Source};
 use crate::http::routes::Site;
+use crate::metrics::echo::Quantile;
 use crate::settings::Settings;
 use crate::status::PathStatus;
 use crate::systemd::Notifier;
@@ -92,17 +93,21 @@ fn row(from: &str, path: &PathStatus) -> String {
         return out;
     };
     #[expect(clippy::cast_precision_loss, reason = "for people")]
-    let milliseconds =
-        |nanos: Option<u64>| nanos.map_or_else(|| "-".to_owned(), |n| format!("{:.3}", n as f64 / 1e6));
+    let milliseconds = |nanos: u64| format!("{:.3}", nanos as f64 / 1e6);
+    let quantile = |q| match series.rtt_quantile(q) {
+        None => "-".to_owned(),
+        Some(Quantile::Below(nanos)) => format!("<{}", milliseconds(nanos)),
+        Some(Quantile::About(nanos)) => milliseconds(nanos),
+    };
     let [forward, reverse, unknown] = series.lost();
     let (sum, count) = series.ipdv();
     let _ = writeln!(
         out,
         "{:>7} {forward:>9} {reverse:>9} {unknown:>9} {:>10} {:>10} {:>10}",
         series.sent.get(),
-        milliseconds(series.rtt_quantile(0.5)),
-        milliseconds(series.rtt_quantile(0.99)),
-        milliseconds(sum.checked_div(count))
+        quantile(0.5),
+        quantile(0.99),
+        sum.checked_div(count).map_or_else(|| "-".to_owned(), milliseconds)
     );
     out
 }

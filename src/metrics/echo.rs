@@ -146,6 +146,15 @@ fn place<T: PartialEq, const N: usize>(table: &[(T, &str); N], wanted: &T) -> us
     table.iter().position(|(known, _)| known == wanted).expect("the table lists every variant")
 }
 
+/// A quantile as a histogram knows it, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantile {
+    /// Somewhere below the first bound: to put a figure on it would be a guess.
+    Below(u64),
+    /// Between two bounds, interpolated.
+    About(u64),
+}
+
 impl EchoSeries {
     /// The series of one path, all zero.
     #[must_use]
@@ -208,10 +217,9 @@ impl EchoSeries {
         (self.ipdv.sum.get(), self.ipdv.count.get())
     }
 
-    /// The bound below which a share `q` of the round trips lie, in nanoseconds, interpolated within its bucket; `None`
-    /// below ten round trips beyond it.
+    /// Below what a share `q` of the round trips lie; `None` when fewer than ten lie beyond it.
     #[must_use]
-    pub fn rtt_quantile(&self, q: f64) -> Option<u64> {
+    pub fn rtt_quantile(&self, q: f64) -> Option<Quantile> {
         let counts: Vec<u64> = self.rtt.counts.iter().map(Cell::get).collect();
         let total: u64 = counts.iter().sum();
         #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -225,7 +233,10 @@ impl EchoSeries {
             #[expect(clippy::cast_precision_loss, reason = "for people")]
             let count = *count as f64;
             if below + count >= wanted && count > 0.0 {
-                let low = if index == 0 { 0 } else { RTT_BOUNDS[index - 1].0 };
+                let Some(below_it) = index.checked_sub(1) else {
+                    return Some(Quantile::Below(RTT_BOUNDS[0].0));
+                };
+                let low = RTT_BOUNDS[below_it].0;
                 let high = RTT_BOUNDS.get(index).map_or(low, |(bound, _)| *bound);
                 #[expect(
                     clippy::cast_precision_loss,
@@ -234,7 +245,7 @@ impl EchoSeries {
                     reason = "between two bounds"
                 )]
                 let inside = ((high - low) as f64 * (wanted - below) / count) as u64;
-                return Some(low + inside);
+                return Some(Quantile::About(low + inside));
             }
             below += count;
         }

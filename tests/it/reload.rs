@@ -14,10 +14,9 @@ use pathmeter::http::routes::Site;
 use pathmeter::http::server::Counters;
 use pathmeter::metrics::Exporter;
 use pathmeter_proto::key::{Key, Keys};
-use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::fixture::{Agent, Host, Page, eventually};
+use crate::fixture::{Agent, Host, Page};
 
 const SENT: &str = "pathmeter_echo_sent_total";
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
