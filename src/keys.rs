@@ -26,11 +26,14 @@ pub enum KeyError {
     },
 }
 
-/// Reads a key file.
+/// Reads a key file: its keys, and its text, by which a change is noticed.
 ///
 /// # Errors
 /// [`KeyError`] names the file.
-pub fn read(path: &Path) -> Result<Keys, KeyError> {
+pub fn read(path: &Path) -> Result<(Keys, String), KeyError> {
     let text = fs::read_to_string(path).map_err(|source| KeyError::Read { path: path.to_owned(), source })?;
-    Keys::parse(&text).map_err(|source| KeyError::Parse { path: path.to_owned(), source })
+    match Keys::parse(&text) {
+        Ok(keys) => Ok((keys, text)),
+        Err(source) => Err(KeyError::Parse { path: path.to_owned(), source }),
+    }
 }

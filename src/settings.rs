@@ -5,12 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-use tracing::warn;
-
 use crate::config::{self, Config, Host, Problems};
 use crate::fleet::KeyRing;
 use crate::keys::{self, KeyError};
+use sha2::{Digest, Sha256};
 
 /// A configuration and the keys it names.
 #[derive(Debug, Clone)]
@@ -21,6 +19,8 @@ pub struct Settings {
     pub keys: KeyRing,
     /// The first 16 hexadecimal digits of the SHA-256 of the file.
     pub hash: String,
+    /// What in the file is probably not meant.
+    pub warnings: Vec<String>,
 }
 
 /// Why a configuration cannot be put in force.
@@ -67,10 +67,8 @@ impl Settings {
         let file = path.display().to_string();
         let loaded = config::load(&text, host)
             .map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
-        for warning in &loaded.warnings {
-            warn!(file, "{warning}");
-        }
-        Self::with_keys(loaded.config, &text)
+        let warnings = loaded.warnings.iter().map(|warning| format!("{file}: {warning}")).collect();
+        Ok(Self { warnings, ..Self::with_keys(loaded.config, &text)? })
     }
 
     /// Adds the keys that a configuration names. `text` is what it was read from.
@@ -80,8 +78,8 @@ impl Settings {
     pub fn with_keys(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
         let mut contents = Sha256::new();
         let mut load = |path: &Path| -> Result<Arc<_>, KeyError> {
-            let keys = keys::read(path)?;
-            contents.update(fs::read(path).unwrap_or_default());
+            let (keys, text) = keys::read(path)?;
+            contents.update(text);
             Ok(Arc::new(keys))
         };
         let mesh = config.key_file.as_deref().map(&mut load).transpose()?;
@@ -94,7 +92,7 @@ impl Settings {
         let digest = contents.finalize();
         let generation = digest.iter().take(8).fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
         let hash = Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { config, keys: KeyRing { mesh, targets, generation }, hash })
+        Ok(Self { config, keys: KeyRing { mesh, targets, generation }, hash, warnings: Vec::new() })
     }
 
     /// Whether these can take the place of others while the agent runs.

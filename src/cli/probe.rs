@@ -58,7 +58,7 @@ pub(super) fn echo(arguments: &EchoArguments) -> Result<(), Failure> {
 
 fn aim(arguments: &EchoArguments) -> Result<Aim, Failure> {
     let own_keys = match &arguments.key_file {
-        Some(path) => Some(Arc::new(keys::read(path).map_err(crate::settings::SettingsError::from)?)),
+        Some(path) => Some(Arc::new(keys::read(path).map_err(crate::settings::SettingsError::from)?.0)),
         None => None,
     };
     if let Some(path) = &arguments.config {

@@ -18,12 +18,10 @@ use crate::systemd::Notifier;
 
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let host = host(arguments.identity.name.clone());
-    // Warnings about the file can be logged only once the file has said how: it is read again below.
-    let first = Settings::read(&arguments.config, &host)?;
-    let log = &first.config.log;
+    let settings = Settings::read(&arguments.config, &host)?;
+    let log = &settings.config.log;
     let level = arguments.log_level.as_deref().unwrap_or(&log.level);
     let handle = logging::init(level, daemon::log_format(log.format)).context("starting to log")?;
-    let settings = Settings::read(&arguments.config, &host)?;
     // A level from the command line wins over the file, at a reload too.
     let handle = arguments.log_level.is_none().then_some(handle);
     let source = daemon::Source::File { path: arguments.config.clone(), host };

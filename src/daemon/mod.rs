@@ -301,6 +301,9 @@ impl Daemon {
 
     /// Makes everything agree with the settings.
     fn put_in_force(&mut self) {
+        for warning in &self.settings.warnings {
+            warn!("{warning}");
+        }
         let config = &self.settings.config;
         let peers = config.peers.iter().map(|peer| (peer.name.as_str(), peer.address.as_str()));
         let targets = config.targets.iter().map(|target| (target.name.as_str(), target.address.as_str()));

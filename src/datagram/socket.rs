@@ -29,19 +29,19 @@ pub struct Binding {
 
 /// Why a socket could not be had.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {address}: {source}{remedy}", remedy = remedy(source, *address))]
+#[error("{operation} {address}: {cause}{remedy}", remedy = remedy(cause, *address))]
 pub struct SocketError {
     operation: &'static str,
     address: SocketAddr,
-    source: io::Error,
+    cause: io::Error,
 }
 
 impl SocketError {
     /// Whether this host has no such address family.
     #[must_use]
     pub fn is_no_family(&self) -> bool {
-        self.source.raw_os_error() == Some(libc::EAFNOSUPPORT)
-            || (self.address.is_ipv6() && self.source.raw_os_error() == Some(libc::EADDRNOTAVAIL))
+        self.cause.raw_os_error() == Some(libc::EAFNOSUPPORT)
+            || (self.address.is_ipv6() && self.cause.raw_os_error() == Some(libc::EADDRNOTAVAIL))
     }
 }
 
@@ -71,7 +71,7 @@ impl Socket {
     /// [`SocketError`] names the operation and the address.
     pub fn bind(binding: &Binding, stamps: StampNames) -> Result<Self, SocketError> {
         let address = binding.address;
-        let failed = |operation| move |source| SocketError { operation, address, source };
+        let failed = |operation| move |cause| SocketError { operation, address, cause };
         let domain = Domain::for_address(address);
         let socket = Socket2::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))
             .map_err(failed("opening a socket for"))?;

@@ -38,6 +38,9 @@ pub const RECEIVE_TICK_MAX: Duration = Duration::from_millis(5);
 /// The loop wakes at least this often, to look at the clocks and at its own accounts.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
+/// The namespace's overruns are looked at this often, to forget those that were not ours: reading them is not cheap.
+const SETTLE_EVERY: Duration = Duration::from_secs(10);
+
 /// Sockets that no path uses are kept this long: a path that is changed comes back at once, and keeps its ports.
 const IDLE_GROUP_KEPT: Duration = Duration::from_secs(5);
 
@@ -77,6 +80,7 @@ pub(super) struct Thread {
     has_looked: bool,
     drops_looked: Timestamp,
     overruns: Overruns,
+    settled: Timestamp,
     events: tokio::sync::mpsc::Sender<Event>,
     series: Arc<LoopSeries>,
     stopping: Option<Timestamp>,
@@ -158,6 +162,7 @@ impl Thread {
             has_looked: false,
             drops_looked: now,
             overruns: Overruns::new(),
+            settled: now,
             events,
             series,
             stopping: None,
@@ -232,7 +237,10 @@ impl Thread {
         self.series.tick.set(nanos(self.pace.tick));
         self.series.outstanding.set(self.traffic.outstanding);
         self.close_idle_groups(now);
-        self.overruns.settle();
+        if now.since(self.settled) >= SETTLE_EVERY {
+            self.settled = now;
+            self.overruns.settle();
+        }
         self.check_accounts();
     }
 
