@@ -240,9 +240,6 @@ impl Daemon {
             probes = config.probes.len(),
             "measuring"
         );
-        if self.settings.keys.mesh.is_none() {
-            warn!("nothing is authenticated: without key_file anyone who can forge an address is answered");
-        }
     }
 
     /// Where reloads are asked for.
