@@ -2,9 +2,10 @@
 //!
 //! `cargo bench --bench budgets` runs the real agent as its users do and, in the same run, bare loops that make the same
 //! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to
-//! run only those: `cargo bench --bench budgets -- start prober responder tail`.
+//! run only those: `cargo bench --bench budgets -- start allocations prober responder tail`.
 
 mod agent;
+mod allocations;
 mod bare;
 mod batch;
 mod load;
@@ -22,8 +23,12 @@ use report::Row;
 
 type Section = (&'static str, fn() -> io::Result<Vec<Row>>);
 
-const SECTIONS: [Section; 4] = [
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;
+
+const SECTIONS: [Section; 5] = [
     ("start", start::measure),
+    ("allocations", allocations::measure),
     ("prober", prober::measure),
     ("responder", responder::measure),
     ("tail", tail::measure),

@@ -1,0 +1,72 @@
+//! What making a page allocates, counted in this process: a scrape's memory must not grow with the paths.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use pathmeter::metrics::agent::ResponderSeries;
+use pathmeter::metrics::echo::EchoSeries;
+use pathmeter::metrics::{Directory, Exporter, HttpCounts};
+
+use super::report::Row;
+
+/// The system's allocator, counting.
+pub(crate) struct Counting;
+
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+#[expect(unsafe_code, reason = "an allocator is unsafe by its signature")]
+// SAFETY: everything is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, Relaxed);
+        // SAFETY: the caller keeps the contract, which is the system's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        COUNT.fetch_add(1, Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+pub(crate) fn measure() -> io::Result<Vec<Row>> {
+    let (few, many) = (of_a_page(10), of_a_page(10_000));
+    Ok(vec![
+        Row::new("allocations of a page of 10,000 paths (bare loop column: 10 paths)", many, "")
+            .bare(few)
+            .budget(few),
+    ])
+}
+
+/// Allocations of one page, written into one buffer that is used again.
+fn of_a_page(paths: u32) -> f64 {
+    let exporter = Arc::new(Exporter::new(Vec::new(), Arc::new(ResponderSeries::default())));
+    let series = |index| Arc::new(EchoSeries::new("fast", &format!("peer-{index}"), "ipv4", 1));
+    exporter.publish(Directory { paths: (0..paths).map(series).collect(), ..Directory::default() });
+    let http = HttpCounts {
+        connections: 1,
+        accept_errors: 0,
+        responses: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|c| (c, 0)),
+    };
+    let mut piece = Vec::with_capacity(1 << 20);
+    let mut write = || {
+        let mut page = exporter.page(&http);
+        while page.next(&mut piece) {
+            piece.clear();
+        }
+    };
+    // The first page makes what later ones find.
+    write();
+    let before = COUNT.load(Relaxed);
+    write();
+    let count = COUNT.load(Relaxed) - before;
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
