@@ -91,6 +91,8 @@ struct Counts {
     ok: u64,
     lost: Lost,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    send_errors: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     icmp_errors: BTreeMap<String, u64>,
 }
 
@@ -120,11 +122,18 @@ impl PathStatus {
             address: self.to.map(|to| to.to_string()),
             sources: self.sources.iter().map(SocketAddr::to_string).collect(),
             state,
-            reason: self.reason.clone(),
+            reason: self.reason.clone().or_else(|| self.series.as_deref().and_then(refused_by_our_host)),
             counts: self.series.as_deref().map(Counts::of),
             last_reply_timestamp_seconds: last.map(seconds),
         }
     }
+}
+
+/// Why nothing leaves, when nothing ever did.
+fn refused_by_our_host(series: &EchoSeries) -> Option<String> {
+    let (error, count) = series.send_errors().max_by_key(|(_, count)| *count)?;
+    let nothing_left = series.sent.get() == 0;
+    nothing_left.then(|| format!("our host sends none of its datagrams: {error:?}, {count} times"))
 }
 
 impl Counts {
@@ -135,6 +144,7 @@ impl Counts {
             decided: series.decided(),
             ok: series.ok.get(),
             lost: Lost { forward, reverse, unknown },
+            send_errors: series.send_errors().map(|(error, count)| (format!("{error:?}"), count)).collect(),
             icmp_errors: series.icmp_errors().map(|(kind, count)| (format!("{kind:?}"), count)).collect(),
         }
     }

@@ -23,7 +23,7 @@ pub struct Binding {
     pub address: SocketAddr,
     /// Whether datagrams may not be fragmented on the way.
     pub dont_fragment: bool,
-    /// Whether ICMP errors are wanted.
+    /// Whether ICMP errors are wanted: on sockets that ask, not on those that answer.
     pub errors: bool,
 }
 
@@ -156,8 +156,10 @@ fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result
     let discovery = |dont: bool, probe, never| if dont { probe } else { never };
     let dont = binding.dont_fragment;
     let errors = i32::from(binding.errors);
+    // Only who answers must know at which address it was asked; saying so costs the kernel at every datagram.
+    let addressed = i32::from(!binding.errors);
     if binding.address.is_ipv4() {
-        set(socket, IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+        set(socket, IPPROTO_IP, libc::IP_PKTINFO, addressed)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTTL, 1)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         set(socket, IPPROTO_IP, libc::IP_TTL, TTL.into())?;
@@ -165,7 +167,7 @@ fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result
         let value = discovery(dont, libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_DONT);
         set(socket, IPPROTO_IP, libc::IP_MTU_DISCOVER, value)
     } else {
-        set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, addressed)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, TTL.into())?;

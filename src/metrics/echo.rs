@@ -205,6 +205,12 @@ impl EchoSeries {
             .filter(|(_, count)| *count > 0)
     }
 
+    /// Datagrams that our host did not send, by reason, those that there are.
+    pub fn send_errors(&self) -> impl Iterator<Item = (NotSent, u64)> + '_ {
+        let counts = NOT_SENT.iter().zip(&self.send_errors).map(|((error, _), cell)| (*error, cell.get()));
+        counts.filter(|(_, count)| *count > 0)
+    }
+
     /// When the last reply came, in nanoseconds since 1970; 0: none yet.
     #[must_use]
     pub fn last_reply(&self) -> u64 {
