@@ -206,3 +206,6 @@ impl Handle {
         let _ = self.bell.write(1);
     }
 }
+
+#[cfg(test)]
+mod tests;

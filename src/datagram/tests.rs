@@ -1,0 +1,68 @@
+use std::net::IpAddr;
+use std::sync::mpsc::channel;
+
+use pathmeter_proto::echo::Verdict;
+use pathmeter_proto::machine::StampedBy;
+
+use super::*;
+
+/// What a prober learns of a responder in this process, on loopback.
+fn measure(stamps: StampNames) -> Vec<Report> {
+    let loopback = IpAddr::from([127, 0, 0, 1]);
+    let (sender, _events) = tokio::sync::mpsc::channel(EVENTS);
+    let binding = Binding { address: (loopback, 0).into(), dont_fragment: false, errors: false };
+    let socket = Socket::bind(&binding, stamps).unwrap();
+    let to = socket.address();
+    let policy = Policy { open: true, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
+    let series = Arc::default();
+    let answer = Some(Answering { sockets: vec![socket], policy, keys: None, sessions: 8, series });
+    let responder =
+        Handle::spawn("responder", Duties { answer, listen: Vec::new() }, stamps, sender.clone()).unwrap();
+    let prober = Handle::spawn("prober", Duties::default(), stamps, sender).unwrap();
+    let (tap, reports) = channel();
+    prober.add(NewPath {
+        id: PathId(1),
+        spec: Spec {
+            to,
+            interval: Duration::from_millis(5),
+            ssids: vec![0; 4],
+            size: None,
+            dscp: pathmeter_proto::dscp::Dscp::DEFAULT,
+            late_after: Duration::from_secs(10),
+            lost_after: Duration::from_secs(10),
+            keys: None,
+            transmit_stamps: true,
+            count: Some(40),
+            seed: 1,
+        },
+        from: SourceChoice { address: loopback, port: 0, dont_fragment: false },
+        series: Arc::new(EchoSeries::new("once", "here", "ipv4", 4)),
+        absent_since: None,
+        tap: Some(tap),
+    });
+    // The loop drops its end when the path has finished.
+    let learnt = reports.iter().collect();
+    prober.stop(Duration::ZERO);
+    responder.stop(Duration::ZERO);
+    learnt
+}
+
+#[test]
+fn transmit_stamps_find_their_datagrams_by_name_and_in_looped_frames() {
+    let mut ways = vec![StampNames::Looped];
+    ways.extend(Some(StampNames::detect()).filter(|found| *found == StampNames::Named));
+    for stamps in ways {
+        let learnt = measure(stamps);
+        let mut answered = 0;
+        for report in &learnt {
+            if let Report::Decided { verdict, sample, .. } = report {
+                assert_eq!(*verdict, Verdict::Ok, "{stamps:?}");
+                let by = sample.unwrap();
+                assert_eq!((by.transmit, by.receive), (StampedBy::Kernel, StampedBy::Kernel), "{stamps:?}");
+                answered += 1;
+            }
+        }
+        let sent = learnt.iter().filter(|report| matches!(report, Report::Sent { .. })).count();
+        assert!(answered > 0 && answered == sent, "{stamps:?}: {answered} of {sent} were answered");
+    }
+}
