@@ -37,6 +37,8 @@ struct Aim {
     http_port: u16,
     /// The reflector's port, when it need not be asked for.
     stamp_port: Option<u16>,
+    /// Whether an agent is known to be there, which says whether it will answer.
+    is_agent: bool,
     keys: Option<Arc<Keys>>,
 }
 
@@ -69,6 +71,7 @@ fn aim(arguments: &EchoArguments) -> Result<Aim, Failure> {
                 host: peer.address.clone(),
                 http_port: peer.http_port,
                 stamp_port: arguments.port.or(Some(peer.stamp_port)),
+                is_agent: arguments.port.is_none(),
                 keys: own_keys.or(settings.keys.mesh),
             });
         }
@@ -77,13 +80,20 @@ fn aim(arguments: &EchoArguments) -> Result<Aim, Failure> {
                 host: target.address.clone(),
                 http_port: HTTP_PORT,
                 stamp_port: arguments.port.or(Some(target.port)),
+                is_agent: false,
                 keys: own_keys.or_else(|| settings.keys.targets.get(name).cloned()),
             });
         }
         return Err(anyhow!("{} has no peer or target called {name}", path.display()).into());
     }
     let (host, http_port) = split(&arguments.target)?;
-    Ok(Aim { host, http_port, stamp_port: arguments.port, keys: own_keys })
+    Ok(Aim {
+        host,
+        http_port,
+        stamp_port: arguments.port,
+        is_agent: arguments.port.is_none(),
+        keys: own_keys,
+    })
 }
 
 /// `HOST`, `HOST:PORT`, an IPv6 address, or `[IPv6]:PORT`.
@@ -118,22 +128,26 @@ async fn responder(arguments: &EchoArguments, aim: &Aim) -> anyhow::Result<Socke
     let address = addresses.iter().find(fits).copied();
     let address =
         address.ok_or_else(|| anyhow!("{} has no address of the family that was asked for", aim.host))?;
-    if let Some(port) = aim.stamp_port {
+    if let (Some(port), false) = (aim.stamp_port, aim.is_agent) {
         return Ok(SocketAddr::new(address, port));
     }
     let signer = aim.keys.as_deref().map(Signer::new);
     let client = Client { signer, source: arguments.source, ..Client::default() };
-    let identity = identity_of(&client, SocketAddr::new(address, aim.http_port)).await.map_err(|reason| {
-        anyhow!(
+    let told = identity_of(&client, SocketAddr::new(address, aim.http_port)).await;
+    let identity = match (told, aim.stamp_port) {
+        (Ok(identity), _) => identity,
+        // The configuration knows the port, and HTTP may be closed between the hosts where STAMP is not.
+        (Err(_), Some(port)) => return Ok(SocketAddr::new(address, port)),
+        (Err(reason), None) => bail!(
             "{reason}\nis an agent there? for a reflector without one give its port, for example --port {}",
             stamp::PORT
-        )
-    })?;
+        ),
+    };
     if !identity.you.stamp.answers {
         let unknown = format!("{} does not say why", identity.name);
         bail!("{}", identity.you.stamp.reason.unwrap_or(unknown));
     }
-    Ok(SocketAddr::new(address, identity.ports.stamp))
+    Ok(SocketAddr::new(address, aim.stamp_port.unwrap_or(identity.ports.stamp)))
 }
 
 async fn measure(arguments: &EchoArguments, aim: &Aim, to: SocketAddr) -> Result<(), Failure> {
