@@ -430,9 +430,11 @@ impl Daemon {
         while self.inbox.reloads.try_recv().is_ok() {}
         let grace = self.settings.config.agent.grace;
         let deadline = tokio::time::Instant::now() + grace;
-        // First of all: an answer after the goodbye would take it back.
-        self.responder.fall_silent();
-        self.say_goodbye().await;
+        if self.settings.keys.mesh.is_some() {
+            // First of all: an answer after the goodbye would take it back.
+            self.responder.fall_silent();
+            self.say_goodbye().await;
+        }
         self.prober.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
         if tokio::time::timeout(grace + Duration::from_secs(1), self.drain()).await.is_err() {
             error!("the prober did not stop in time");

@@ -239,6 +239,8 @@ impl Thread {
         self.close_idle_groups(now);
         if now.since(self.settled) >= SETTLE_EVERY {
             self.settled = now;
+            // What is ours is taken first: it would be forgotten with the rest.
+            self.look_for_all_drops(now);
             self.overruns.settle();
         }
         self.check_accounts();

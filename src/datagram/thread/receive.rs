@@ -47,12 +47,17 @@ impl Thread {
             }
         }
         if now.since(self.drops_looked) >= DROPS_EVERY {
-            self.drops_looked = now;
-            for group in 0..self.groups.len() {
-                self.look_for_drops(group, now);
-            }
+            self.look_for_all_drops(now);
         }
         is_drained
+    }
+
+    /// Asks all sockets what they dropped.
+    pub(super) fn look_for_all_drops(&mut self, now: Timestamp) {
+        self.drops_looked = now;
+        for group in 0..self.groups.len() {
+            self.look_for_drops(group, now);
+        }
     }
 
     /// Asks the sockets of a group what they dropped since they were last asked.
