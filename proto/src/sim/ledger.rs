@@ -31,8 +31,17 @@ struct Truth {
     left: Option<Timestamp>,
     /// When it left, in true nanoseconds.
     left_truly: u64,
-    reached_responder: u32,
+    /// When the first copy of the request was answered, in true nanoseconds.
+    reached_responder: Option<u64>,
     replies: Vec<TrueReply>,
+}
+
+impl Truth {
+    /// Whether it reached the responder within the span after which a report that does not know it counts as evidence. What
+    /// was under way for longer may have been missing when the responder reported.
+    fn had_reached(&self, within: Duration) -> bool {
+        self.reached_responder.is_some_and(|at| at - self.left_truly <= nanos(within))
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -124,10 +133,10 @@ impl Ledger {
         truth.left_truly = truly;
     }
 
-    /// A copy of a request was answered by the responder.
-    pub fn reached_responder(&mut self, id: (u8, u64)) {
+    /// A copy of a request that arrived at `truly`, in true nanoseconds, was answered by the responder.
+    pub fn reached_responder(&mut self, id: (u8, u64), truly: u64) {
         self.answered += 1;
-        self.datagrams.entry(id).or_default().reached_responder += 1;
+        self.datagrams.entry(id).or_default().reached_responder.get_or_insert(truly);
     }
 
     /// An undamaged copy of a reply was handed to the prober's socket. Times as the hosts' clocks see them, and truly.
@@ -184,10 +193,10 @@ impl Ledger {
                         return Err(format!("{id:?} is {verdict:?} after {rtt:?}"));
                     }
                 }
-                (Verdict::Lost(Direction::Forward), None) if truth.reached_responder > 0 => {
+                (Verdict::Lost(Direction::Forward), None) if truth.had_reached(late_after / 4) => {
                     return Err(format!("{id:?} is lost forward and had reached the responder"));
                 }
-                (Verdict::Lost(Direction::Reverse), None) if truth.reached_responder == 0 => {
+                (Verdict::Lost(Direction::Reverse), None) if truth.reached_responder.is_none() => {
                     return Err(format!("{id:?} is lost in reverse and never reached the responder"));
                 }
                 (Verdict::Lost(_) | Verdict::HostDropped | Verdict::Withdrawn, None) => {}

@@ -1,22 +1,60 @@
 //! One direction of a bad link.
+//!
+//! The model decides what becomes of each datagram and moves none: the simulator does that in virtual time, and the lab's
+//! wire with real frames.
+
+use std::f64::consts::TAU;
 
 use super::random::Random;
 
 /// What a link does to datagrams. Times in nanoseconds, shares between 0 and 1.
-#[derive(Debug, Clone)]
+///
+/// A datagram meets the limits in this order: MTU, loss, queue, delay. What is lost takes no room in the queue.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Link {
-    /// The least delay.
+    /// The least delay, but for [`Jitter::Normal`].
     pub delay: u64,
-    /// Further delay, uniform up to this; more than the gap between datagrams reorders them.
-    pub jitter: u64,
+    /// What is added to the delay, datagram by datagram; more than the gap between two of them reorders them.
+    pub jitter: Jitter,
+    /// Whether jitter may not reorder: a datagram then waits for the one in front of it, as in a queue.
+    pub keeps_order: bool,
+    /// Share that is held back, and for how much longer than the rest: reordering without jitter.
+    pub held: (f64, u64),
     /// Which are lost.
     pub loss: Loss,
     /// Share that arrives twice, each copy with its own delay.
     pub duplicates: f64,
-    /// Share that arrives with one bit changed, as if the checksum had missed it.
-    pub corruption: f64,
-    /// Whether the bad state of [`Loss::Bursts`] holds.
-    bad: bool,
+    /// Share that arrives with one bit changed, and whether a checksum notices.
+    pub corruption: (f64, Corruption),
+    /// The rate at which datagrams leave, and the room to wait in.
+    pub queue: Option<Queue>,
+    /// The longest datagram that fits, headers included; a longer one vanishes without a word.
+    pub mtu: Option<usize>,
+    /// What is written over in the header.
+    pub rewrite: Rewrite,
+    memory: Memory,
+}
+
+/// Random delay.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Jitter {
+    /// None.
+    None,
+    /// Uniform from 0 to this.
+    Uniform(u64),
+    /// Normal around 0; the whole delay is never negative.
+    Normal {
+        /// Standard deviation.
+        deviation: u64,
+    },
+    /// Pareto's second kind (Lomax), which begins at 0: most are short, a few are very long. At most
+    /// [`Jitter::PARETO_MAX`].
+    Pareto {
+        /// The median is `scale · (2^(1/shape) − 1)`.
+        scale: u64,
+        /// The smaller, the heavier the tail; the mean is finite above 1.
+        shape: f64,
+    },
 }
 
 /// Which datagrams are lost.
@@ -24,14 +62,20 @@ pub struct Link {
 pub enum Loss {
     /// Each with this probability.
     Random(f64),
-    /// The two states of Gilbert (1960): the chance to enter and to leave the bad state, in which all is lost.
+    /// A good and a bad state, each with its own loss (Gilbert 1960, Elliott 1963).
     Bursts {
         /// Chance to enter the bad state, for each datagram.
         enter: f64,
         /// Chance to leave it.
         leave: f64,
+        /// Share that is lost in the good state.
+        good: f64,
+        /// Share that is lost in the bad state.
+        bad: f64,
     },
-    /// Everything between two true times.
+    /// Every so manieth; 1 is all of them.
+    Every(u32),
+    /// Everything between two times.
     Blackout {
         /// From.
         from: u64,
@@ -40,46 +84,382 @@ pub enum Loss {
     },
 }
 
-/// A copy of a datagram that comes out at the other end.
+/// Who notices a changed bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Corruption {
+    /// The receiving kernel, by the checksum: it drops the datagram.
+    Noticed,
+    /// No checksum: the application gets it.
+    Unnoticed,
+}
+
+/// A bottleneck: a token bucket with a drop-tail queue behind it.
+///
+/// Without room it is a policer, without a burst a plain queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// Bits per second.
+    pub rate: u64,
+    /// Bytes that may pass at once after a pause.
+    pub burst: u64,
+    /// Bytes that may wait; what comes on top is dropped.
+    pub room: u64,
+}
+
+/// Fields of the IP header that a link writes over; `None` leaves them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rewrite {
+    /// The upper six bits of the type of service.
+    pub dscp: Option<u8>,
+    /// The lower two bits.
+    pub ecn: Option<u8>,
+    /// Time to live or hop limit.
+    pub ttl: Option<u8>,
+}
+
+/// A datagram as a link sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parcel {
+    /// Its length with the IP header, in bytes.
+    pub bytes: usize,
+    /// Type of service or traffic class.
+    pub tos: u8,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+}
+
+/// A copy of a datagram that comes out at the other end.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Delivery {
-    /// When, in true nanoseconds.
+    /// When.
     pub at: u64,
-    /// The bit that was changed.
-    pub flipped: Option<usize>,
+    /// Where it was changed: a place in the datagram's payload, as a share of its length, and who notices.
+    pub damage: Option<(f64, Corruption)>,
+    /// Type of service as it comes out.
+    pub tos: u8,
+    /// Time to live as it comes out.
+    pub ttl: u8,
+}
+
+/// Why a datagram does not come out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dropped {
+    /// [`Link::loss`].
+    Lost,
+    /// [`Link::queue`] was full.
+    QueueFull,
+    /// [`Link::mtu`] was exceeded.
+    TooLong,
+}
+
+/// What a link remembers from one datagram to the next. Stays when everything else is changed while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Memory {
+    /// Whether the bad state of [`Loss::Bursts`] holds.
+    is_bad: bool,
+    /// For [`Loss::Every`].
+    passed: u32,
+    /// When the bottleneck has sent what it was given, were there no burst.
+    busy_until: u64,
+    /// The latest delivery, for [`Link::keeps_order`].
+    last: u64,
+}
+
+impl Delivery {
+    /// Changes the bit of the payload that the link damaged, if it did.
+    pub fn damage(&self, payload: &mut [u8]) {
+        let Some((place, _)) = self.damage else { return };
+        #[expect(clippy::cast_precision_loss, reason = "a datagram has below 2⁵³ bits")]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the length")]
+        let bit = (place * (payload.len() * 8) as f64) as usize;
+        if let Some(byte) = payload.get_mut(bit / 8) {
+            *byte ^= 1 << (bit % 8);
+        }
+    }
+}
+
+impl Jitter {
+    /// The longest delay that a heavy tail may add.
+    pub const PARETO_MAX: u64 = 10_000_000_000;
+
+    /// Adds a random delay.
+    fn add_to(self, delay: u64, random: &mut Random) -> u64 {
+        match self {
+            Self::None => delay,
+            Self::Uniform(most) => delay + random.below(most + 1),
+            Self::Normal { deviation } => delay.saturating_add_signed(spread(deviation, normal(random))),
+            Self::Pareto { scale, shape } => {
+                let excess = (1.0 - random.fraction()).powf(-1.0 / shape) - 1.0;
+                delay + spread(scale, excess).unsigned_abs().min(Self::PARETO_MAX)
+            }
+        }
+    }
+}
+
+/// `factor` times `unit`, in whole nanoseconds.
+fn spread(unit: u64, factor: f64) -> i64 {
+    #[expect(clippy::cast_precision_loss, reason = "delays are below 2⁵³ ns, 104 days")]
+    #[expect(clippy::cast_possible_truncation, reason = "saturates")]
+    let product = (unit as f64 * factor) as i64;
+    product
+}
+
+/// Standard normal (Box and Muller 1958).
+fn normal(random: &mut Random) -> f64 {
+    let radius = (-2.0 * (1.0 - random.fraction()).ln()).sqrt();
+    radius * (TAU * random.fraction()).cos()
+}
+
+impl Loss {
+    /// Gilbert's model: nothing is lost in the good state, and everything in the bad one.
+    #[must_use]
+    pub const fn gilbert(enter: f64, leave: f64) -> Self {
+        Self::Bursts { enter, leave, good: 0.0, bad: 1.0 }
+    }
 }
 
 impl Link {
     /// A link that only delays.
     #[must_use]
-    pub fn perfect(delay: u64) -> Self {
-        Self { delay, jitter: 0, loss: Loss::Random(0.0), duplicates: 0.0, corruption: 0.0, bad: false }
+    pub const fn perfect(delay: u64) -> Self {
+        Self {
+            delay,
+            jitter: Jitter::None,
+            keeps_order: false,
+            held: (0.0, 0),
+            loss: Loss::Random(0.0),
+            duplicates: 0.0,
+            corruption: (0.0, Corruption::Noticed),
+            queue: None,
+            mtu: None,
+            rewrite: Rewrite { dscp: None, ecn: None, ttl: None },
+            memory: Memory { is_bad: false, passed: 0, busy_until: 0, last: 0 },
+        }
     }
 
-    /// What becomes of a datagram of `bytes` bytes that enters at `now`: no copy, one, or two.
-    pub fn pass(&mut self, random: &mut Random, now: u64, bytes: usize) -> [Option<Delivery>; 2] {
-        if self.loses(random, now) {
-            return [None, None];
+    /// From here on another link with the same past: what waits in the queue still waits.
+    pub fn become_like(&mut self, other: &Self) {
+        *self = Self { memory: self.memory, ..other.clone() };
+    }
+
+    /// What becomes of a datagram that enters at `now`: one copy that comes out, or two.
+    ///
+    /// # Errors
+    /// [`Dropped`] when none does.
+    pub fn pass(
+        &mut self,
+        random: &mut Random,
+        now: u64,
+        parcel: Parcel,
+    ) -> Result<[Option<Delivery>; 2], Dropped> {
+        if self.mtu.is_some_and(|mtu| parcel.bytes > mtu) {
+            return Err(Dropped::TooLong);
         }
-        let copies = if random.chance(self.duplicates) { 2 } else { 1 };
-        let mut deliver = |copy: usize| {
-            let at = now + self.delay + random.below(self.jitter + 1);
-            let bits = bytes as u64 * 8;
-            #[expect(clippy::cast_possible_truncation, reason = "below the datagram's bits")]
-            let flipped = random.chance(self.corruption).then(|| random.below(bits) as usize);
-            (copy < copies).then_some(Delivery { at, flipped })
-        };
-        [deliver(0), deliver(1)]
+        if self.loses(random, now) {
+            return Err(Dropped::Lost);
+        }
+        let waits = self.wait(now, parcel.bytes as u64).ok_or(Dropped::QueueFull)?;
+        let is_twice = random.chance(self.duplicates);
+        let first = self.deliver(random, now + waits, parcel);
+        let second = is_twice.then(|| self.deliver(random, now + waits, parcel));
+        Ok([Some(first), second])
     }
 
     fn loses(&mut self, random: &mut Random, now: u64) -> bool {
         match self.loss {
             Loss::Random(share) => random.chance(share),
-            Loss::Bursts { enter, leave } => {
-                self.bad = if self.bad { !random.chance(leave) } else { random.chance(enter) };
-                self.bad
+            Loss::Bursts { enter, leave, good, bad } => {
+                let memory = &mut self.memory;
+                memory.is_bad = if memory.is_bad { !random.chance(leave) } else { random.chance(enter) };
+                random.chance(if memory.is_bad { bad } else { good })
+            }
+            Loss::Every(nth) => {
+                self.memory.passed = (self.memory.passed + 1) % nth.max(1);
+                self.memory.passed == 0
             }
             Loss::Blackout { from, to } => (from..to).contains(&now),
         }
+    }
+
+    /// How long a datagram waits for its turn; `None` when there is no room to.
+    fn wait(&mut self, now: u64, bytes: u64) -> Option<u64> {
+        let Some(Queue { rate, burst, room }) = self.queue else { return Some(0) };
+        let takes = |bytes: u64| bytes * 8 * 1_000_000_000 / rate.max(1);
+        let free_since = self.memory.busy_until.max(now.saturating_sub(takes(burst)));
+        let done = free_since + takes(bytes);
+        let waits = done.saturating_sub(now);
+        if waits > takes(room) {
+            return None;
+        }
+        self.memory.busy_until = done;
+        Some(waits)
+    }
+
+    fn deliver(&mut self, random: &mut Random, now: u64, parcel: Parcel) -> Delivery {
+        let (share, by) = self.held;
+        let held = if random.chance(share) { by } else { 0 };
+        let mut at = now + held + self.jitter.add_to(self.delay, random);
+        if self.keeps_order {
+            at = at.max(self.memory.last);
+            self.memory.last = at;
+        }
+        let (share, who) = self.corruption;
+        let damage = random.chance(share).then(|| (random.fraction(), who));
+        let Rewrite { dscp, ecn, ttl } = self.rewrite;
+        let tos = dscp.unwrap_or(parcel.tos >> 2) << 2 | ecn.unwrap_or(parcel.tos & 3);
+        Delivery { at, damage, tos, ttl: ttl.unwrap_or(parcel.ttl) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const SMALL: Parcel = Parcel { bytes: 125, tos: 0, ttl: 64 };
+
+    /// What becomes of `count` datagrams, one each millisecond.
+    fn stream(link: &mut Link, count: u64) -> Vec<Result<[Option<Delivery>; 2], Dropped>> {
+        let mut random = Random::new(1);
+        (0..count).map(|index| link.pass(&mut random, index * MS, SMALL)).collect()
+    }
+
+    fn delays(link: &mut Link, count: u64) -> Vec<u64> {
+        let passed = stream(link, count).into_iter().zip(0..);
+        passed.map(|(passed, index)| passed.unwrap()[0].unwrap().at - index * MS).collect()
+    }
+
+    #[test]
+    fn a_perfect_link_delays_and_does_nothing_else() {
+        let all = stream(&mut Link::perfect(5 * MS), 10);
+        for (passed, index) in all.into_iter().zip(0..) {
+            let expected = Delivery { at: (index + 5) * MS, damage: None, tos: 0, ttl: 64 };
+            assert_eq!(passed, Ok([Some(expected), None]));
+        }
+    }
+
+    #[test]
+    fn every_nth_is_every_nth() {
+        let mut link = Link { loss: Loss::Every(4), ..Link::perfect(0) };
+        let lost: Vec<bool> = stream(&mut link, 8).iter().map(Result::is_err).collect();
+        assert_eq!(lost, [false, false, false, true, false, false, false, true]);
+    }
+
+    #[test]
+    fn shares_are_what_they_say() {
+        let mut link = Link {
+            loss: Loss::Random(0.25),
+            duplicates: 0.5,
+            corruption: (0.1, Corruption::Noticed),
+            ..Link::perfect(0)
+        };
+        let passed: Vec<_> = stream(&mut link, 40_000).into_iter().filter_map(Result::ok).collect();
+        let twice = passed.iter().filter(|copies| copies[1].is_some()).count();
+        let damaged =
+            passed.iter().filter(|copies| copies[0].is_some_and(|copy| copy.damage.is_some())).count();
+        // Five standard deviations around the mean.
+        assert!((29_560..=30_440).contains(&passed.len()), "{}", passed.len());
+        assert!((14_560..=15_440).contains(&twice), "{twice}");
+        assert!((2_740..=3_260).contains(&damaged), "{damaged}");
+    }
+
+    #[test]
+    fn bursts_have_the_length_and_share_of_their_chances() {
+        let mut link = Link { loss: Loss::gilbert(0.02, 0.2), ..Link::perfect(0) };
+        let lost: Vec<bool> = stream(&mut link, 200_000).iter().map(Result::is_err).collect();
+        let total = lost.iter().filter(|lost| **lost).count();
+        let bursts = lost.windows(2).filter(|pair| !pair[0] && pair[1]).count();
+        // In the bad state 0.02 / (0.02 + 0.2) of the time, five datagrams at once on average.
+        assert!((16_500..=19_900).contains(&total), "{total}");
+        assert!((45..=55).contains(&(total * 10 / bursts)), "{total} in {bursts}");
+    }
+
+    #[test]
+    fn jitter_has_the_moments_of_its_distribution() {
+        let mean = |delays: &[u64]| delays.iter().sum::<u64>() / delays.len() as u64;
+        let mut normal = Link { jitter: Jitter::Normal { deviation: MS }, ..Link::perfect(10 * MS) };
+        let found = delays(&mut normal, 40_000);
+        assert!(mean(&found).abs_diff(10 * MS) < MS / 40, "{}", mean(&found));
+        let deviation = mean(&found.iter().map(|delay| delay.abs_diff(10 * MS)).collect::<Vec<u64>>());
+        // The mean absolute deviation of a normal distribution is √(2/π) of its standard deviation.
+        assert!(deviation.abs_diff(797_885) < MS / 40, "{deviation}");
+
+        let mut pareto = Link { jitter: Jitter::Pareto { scale: MS, shape: 3.0 }, ..Link::perfect(10 * MS) };
+        let mut found = delays(&mut pareto, 40_000);
+        found.sort_unstable();
+        assert!(found[0] >= 10 * MS);
+        assert!(found[20_000].abs_diff(10_259_921) < MS / 50, "{}", found[20_000]);
+        assert!(found[39_999] > 15 * MS, "the tail is heavy: {}", found[39_999]);
+    }
+
+    #[test]
+    fn jitter_that_keeps_the_order_keeps_it() {
+        let jitter = Jitter::Uniform(20 * MS);
+        let arrivals = |keeps_order| {
+            let mut link = Link { jitter, keeps_order, ..Link::perfect(0) };
+            let all: Vec<u64> =
+                stream(&mut link, 100).iter().map(|passed| passed.as_ref().unwrap()[0].unwrap().at).collect();
+            all
+        };
+        assert!(arrivals(true).is_sorted());
+        assert!(!arrivals(false).is_sorted());
+    }
+
+    #[test]
+    fn what_is_held_back_is_overtaken() {
+        let mut link = Link { held: (0.2, 3 * MS), ..Link::perfect(MS) };
+        let found = delays(&mut link, 1_000);
+        let held = found.iter().filter(|delay| **delay == 4 * MS).count();
+        assert_eq!(found.len() - held, found.iter().filter(|delay| **delay == MS).count());
+        assert!((137..=263).contains(&held), "{held}");
+    }
+
+    #[test]
+    fn a_queue_delays_by_what_stands_in_it_and_drops_what_does_not_fit() {
+        // One datagram of 125 bytes takes 2 ms at 500 kbit/s, and comes every millisecond; four fit.
+        let queue = Some(Queue { rate: 500_000, burst: 0, room: 500 });
+        let mut link = Link { queue, ..Link::perfect(0) };
+        let passed = stream(&mut link, 9);
+        let waits: Vec<Option<u64>> = passed
+            .iter()
+            .zip(0..)
+            .map(|(passed, index)| passed.as_ref().ok().map(|copies| copies[0].unwrap().at / MS - index))
+            .collect();
+        let expected = [Some(2), Some(3), Some(4), Some(5), Some(6), Some(7), Some(8), None, Some(8)];
+        assert_eq!(waits, expected);
+    }
+
+    #[test]
+    fn a_policer_passes_a_burst_at_once_and_then_its_rate() {
+        let queue = Some(Queue { rate: 500_000, burst: 250, room: 0 });
+        let mut link = Link { queue, ..Link::perfect(0) };
+        let mut random = Random::new(1);
+        let mut at = |now| link.pass(&mut random, now, SMALL).is_ok();
+        let start = 100 * MS;
+        assert_eq!([at(start), at(start), at(start)], [true, true, false]);
+        assert_eq!([at(start + 2 * MS), at(start + 3 * MS)], [true, false]);
+    }
+
+    #[test]
+    fn what_is_too_long_vanishes_and_headers_are_written_over() {
+        let rewrite = Rewrite { dscp: Some(10), ecn: None, ttl: Some(7) };
+        let mut link = Link { mtu: Some(1_400), rewrite, ..Link::perfect(0) };
+        let mut random = Random::new(1);
+        let long = Parcel { bytes: 1_401, ..SMALL };
+        assert_eq!(link.pass(&mut random, 0, long), Err(Dropped::TooLong));
+        let fits = Parcel { bytes: 1_400, tos: 46 << 2 | 1, ttl: 255 };
+        let [delivery, _] = link.pass(&mut random, 0, fits).unwrap();
+        assert_eq!(delivery, Some(Delivery { at: 0, damage: None, tos: 10 << 2 | 1, ttl: 7 }));
+    }
+
+    #[test]
+    fn a_link_that_changes_keeps_what_waits() {
+        let queue = Some(Queue { rate: 1_000_000, burst: 0, room: 10_000 });
+        let mut link = Link { queue, ..Link::perfect(0) };
+        let mut random = Random::new(1);
+        link.pass(&mut random, 0, SMALL).unwrap();
+        link.become_like(&Link { queue, ..Link::perfect(MS) });
+        let [delivery, _] = link.pass(&mut random, 0, SMALL).unwrap();
+        assert_eq!(delivery.unwrap().at, 3 * MS);
     }
 }

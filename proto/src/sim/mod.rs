@@ -11,6 +11,6 @@ mod world;
 
 pub use clock::HostClock;
 pub use ledger::{Ledger, Tally};
-pub use link::{Delivery, Link, Loss};
+pub use link::{Corruption, Delivery, Dropped, Jitter, Link, Loss, Parcel, Queue, Rewrite};
 pub use random::Random;
 pub use world::{Answers, Host, Pace, World};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::clock::HostClock;
 use super::ledger::{Ledger, Tally};
-use super::link::Link;
+use super::link::{Corruption, Delivery, Link, Parcel};
 use super::random::Random;
 use crate::echo::{Prober, ResponderReport};
 use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
@@ -82,8 +82,22 @@ const THERE: ([u8; 4], u16) = ([192, 0, 2, 2], 862);
 enum Event {
     ProberWakes,
     ResponderWakes,
-    Request { bytes: Vec<u8>, id: (u8, u64), flow: u8, tos: u8 },
-    Reply { bytes: Vec<u8>, id: (u8, u64), turnaround: (Duration, u64), flow: u8, is_damaged: bool, tos: u8 },
+    Request {
+        bytes: Vec<u8>,
+        id: (u8, u64),
+        flow: u8,
+        tos: u8,
+        ttl: u8,
+    },
+    Reply {
+        bytes: Vec<u8>,
+        id: (u8, u64),
+        turnaround: (Duration, u64),
+        flow: u8,
+        is_damaged: bool,
+        tos: u8,
+        ttl: u8,
+    },
 }
 
 #[derive(Debug)]
@@ -95,6 +109,7 @@ struct Waiting {
     id: (u8, u64),
     flow: u8,
     tos: u8,
+    ttl: u8,
 }
 
 /// A transmit stamp on its way to the error queue.
@@ -208,18 +223,18 @@ impl World {
                 }
                 Event::ProberWakes => {}
                 Event::ResponderWakes => self.responder_runs(responder, &mut there, truth),
-                Event::Request { bytes, id, flow, tos } => {
+                Event::Request { bytes, id, flow, tos, ttl } => {
                     if self.there.queue > 0 && there.waiting.len() >= self.there.queue {
                         there.dropped += 1;
                         self.ledger.dropped_at_responder += 1;
                         continue;
                     }
                     let stamp = self.there.clock.wall(truth);
-                    there.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos });
+                    there.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos, ttl });
                     let wakes = self.wakes(&self.there.pace.clone(), truth);
                     self.schedule(wakes, Event::ResponderWakes);
                 }
-                Event::Reply { bytes, id, turnaround, flow, is_damaged, tos } => {
+                Event::Reply { bytes, id, turnaround, flow, is_damaged, tos, ttl } => {
                     if self.here.queue > 0 && here.waiting.len() >= self.here.queue {
                         here.dropped += 1;
                         self.ledger.dropped_at_prober += 1;
@@ -231,7 +246,7 @@ impl World {
                         self.ledger.reached_prober(id, (self.here.clock.monotonic(truth), truth), turnaround);
                     }
                     let stamp = self.here.clock.wall(truth);
-                    here.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos });
+                    here.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos, ttl });
                 }
             }
         }
@@ -270,7 +285,7 @@ impl World {
                 from: address,
                 to: None,
                 flow: waiting.flow,
-                ttl: Some(250),
+                ttl: Some(waiting.ttl),
                 tos: Some(waiting.tos),
                 icmp: None,
             };
@@ -327,10 +342,11 @@ impl World {
         }
         let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
         self.ledger.left(id, self.here.clock.monotonic(left), left);
-        let deliveries = self.forward.pass(&mut self.random, left, bytes.len());
-        for delivery in deliveries.into_iter().flatten() {
-            let bytes = damaged(&bytes, delivery.flipped);
-            self.schedule(delivery.at, Event::Request { bytes, id, flow: send.flow, tos: send.tos });
+        let parcel = parcel(&bytes, send);
+        for delivery in received(self.forward.pass(&mut self.random, left, parcel)) {
+            let bytes = damaged(&bytes, &delivery);
+            let Delivery { at, tos, ttl, .. } = delivery;
+            self.schedule(at, Event::Request { bytes, id, flow: send.flow, tos, ttl });
         }
     }
 
@@ -351,7 +367,7 @@ impl World {
                 from: (HERE.0, HERE.1 + u16::from(waiting.flow)).into(),
                 to: None,
                 flow: 0,
-                ttl: Some(251),
+                ttl: Some(waiting.ttl),
                 tos: Some(waiting.tos),
                 icmp: None,
             };
@@ -364,7 +380,9 @@ impl World {
                         let turnaround = (clock.monotonic(busy).since(received_at), busy - waiting.arrived);
                         self.answer(responder, &clock, busy, &send, &arena, &waiting, turnaround);
                     }
-                    Step::Report(ResponderReport::Answered) => self.ledger.reached_responder(waiting.id),
+                    Step::Report(ResponderReport::Answered) => {
+                        self.ledger.reached_responder(waiting.id, waiting.arrived);
+                    }
                     Step::Report(ResponderReport::Refused(_) | ResponderReport::Sources(_)) => {}
                     Step::Wait(_) | Step::Finished => break,
                 }
@@ -390,25 +408,37 @@ impl World {
             responder.sent(send.id, clock.monotonic(left), StampedBy::Kernel);
         }
         // T3 is written before the reply reaches the wire; that much is the network's in what is reported.
-        let deliveries = self.reverse.pass(&mut self.random, left, bytes.len());
-        for delivery in deliveries.into_iter().flatten() {
+        let parcel = parcel(bytes, send);
+        for delivery in received(self.reverse.pass(&mut self.random, left, parcel)) {
             let event = Event::Reply {
-                bytes: damaged(bytes, delivery.flipped),
+                bytes: damaged(bytes, &delivery),
                 id: waiting.id,
                 turnaround,
                 flow: waiting.flow,
-                is_damaged: delivery.flipped.is_some(),
-                tos: send.tos,
+                is_damaged: delivery.damage.is_some(),
+                tos: delivery.tos,
+                ttl: delivery.ttl,
             };
             self.schedule(delivery.at, event);
         }
     }
 }
 
-fn damaged(bytes: &[u8], flipped: Option<usize>) -> Vec<u8> {
+/// How long the headers of a datagram are: IPv4 and UDP.
+const HEADER_BYTES: usize = 28;
+
+fn parcel(bytes: &[u8], send: &Send) -> Parcel {
+    Parcel { bytes: bytes.len() + HEADER_BYTES, tos: send.tos, ttl: send.ttl }
+}
+
+/// Copies that a socket gets: the kernel drops those whose checksum shows the damage.
+fn received<E>(passed: Result<[Option<Delivery>; 2], E>) -> impl Iterator<Item = Delivery> {
+    let copies = passed.ok().into_iter().flatten().flatten();
+    copies.filter(|copy| !matches!(copy.damage, Some((_, Corruption::Noticed))))
+}
+
+fn damaged(bytes: &[u8], delivery: &Delivery) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
-    if let Some(bit) = flipped {
-        bytes[bit / 8] ^= 1 << (bit % 8);
-    }
+    delivery.damage(&mut bytes);
     bytes
 }

@@ -7,7 +7,7 @@ use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Direction, Prober, Responder, Spec, Verdict};
 use pathmeter_proto::key::Keys;
-use pathmeter_proto::sim::{Ledger, Link, Loss, Random, Tally, World};
+use pathmeter_proto::sim::{Corruption, Jitter, Ledger, Link, Loss, Queue, Random, Tally, World};
 use pathmeter_proto::time::nanos;
 
 pub(super) const MS: u64 = 1_000_000;
@@ -47,11 +47,19 @@ fn measure(world: World, spec: Spec) -> (Tally, Ledger) {
 /// A link of random badness.
 fn bad_link(random: &mut Random) -> Link {
     let mut link = Link::perfect(random.between(0, 80 * MS));
-    link.jitter = random.pick(&[0, MS, 30 * MS, 150 * MS]);
-    link.loss = match random.below(4) {
+    link.jitter = match random.below(4) {
+        0 => Jitter::Normal { deviation: 10 * MS },
+        1 => Jitter::Pareto { scale: 5 * MS, shape: 1.5 },
+        _ => Jitter::Uniform(random.pick(&[0, MS, 30 * MS, 150 * MS])),
+    };
+    link.keeps_order = random.chance(0.25);
+    link.held = random.pick(&[(0.0, 0), (0.1, 100 * MS)]);
+    link.queue = random.pick(&[None, None, Some(Queue { rate: 200_000, burst: 500, room: 4_000 })]);
+    link.loss = match random.below(5) {
         0 => Loss::Random(0.0),
         1 => Loss::Random(random.fraction() * 0.3),
-        2 => Loss::Bursts { enter: 0.02, leave: 0.2 },
+        2 => Loss::gilbert(0.02, 0.2),
+        3 => Loss::Every(7),
         _ => {
             let from = random.between(0, 5_000 * MS);
             Loss::Blackout { from, to: from + random.between(0, 5_000 * MS) }
@@ -113,8 +121,8 @@ fn authentication_turns_corruption_into_loss_in_its_direction() {
     let mut corrupted = 0;
     for seed in seeds(500) {
         let (mut world, spec) = bad_world(seed);
-        world.forward.corruption = 0.05;
-        world.reverse.corruption = 0.05;
+        world.forward.corruption = (0.05, Corruption::Unnoticed);
+        world.reverse.corruption = (0.05, Corruption::Unnoticed);
         let spec = Spec { keys: Some(keys.clone()), ..spec };
         let (tally, ledger) = measure(world, spec);
         let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
