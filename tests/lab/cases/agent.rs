@@ -1,0 +1,94 @@
+//! An agent on a node of a network.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use pathmeter_lab::{DEADLINE, Namespace, Page, Program, Response, eventually, get, request};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// An agent, with a folder of its own.
+#[derive(Debug)]
+pub(crate) struct Agent<'a> {
+    node: &'a Namespace,
+    program: Program,
+    dir: TempDir,
+}
+
+/// Where it serves HTTP, on its node's own loopback interface: what it says does not pass a wire.
+const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
+
+/// The key of all agents that have one.
+const KEY: &str = "a key for the lab: 0123456789abcdef";
+
+impl<'a> Agent<'a> {
+    /// Starts with a configuration, and environment variables, and waits until it is ready.
+    pub(crate) fn start(node: &'a Namespace, mut config: Value, environment: &[(&str, &str)]) -> Self {
+        let dir = TempDir::new().unwrap();
+        if config["key_file"].is_string() {
+            let key = dir.path().join("key");
+            fs::write(&key, KEY).unwrap();
+            config["key_file"] = key.to_str().unwrap().into();
+        }
+        let file = dir.path().join("config.yaml");
+        fs::write(&file, config.to_string()).unwrap();
+        let mut command = node.command(env!("CARGO_BIN_EXE_pathmeter"));
+        command.args(["run", "--config"]).arg(&file).envs(environment.iter().copied());
+        let mut program = Program::start(&mut command, &dir.path().join("log"));
+        eventually("an agent is ready", || {
+            assert!(program.has_ended().is_none(), "an agent ended:\n{}", program.output());
+            let answer = node.within(|| get(FRONT, "/-/ready"));
+            answer.ok().filter(|answer| answer.status == 200)
+        });
+        Self { node, program, dir }
+    }
+
+    /// One of its pages.
+    pub(crate) fn get(&self, path: &str) -> Response {
+        let answer = self.node.within(|| get(FRONT, path));
+        answer.unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()))
+    }
+
+    /// Changes its configuration while it runs.
+    pub(crate) fn reload(&self, config: &Value) {
+        fs::write(self.dir.path().join("config.yaml"), config.to_string()).unwrap();
+        let answer = self.node.within(|| request("POST", FRONT, "/-/reload")).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    }
+
+    /// Its metrics.
+    pub(crate) fn page(&self) -> Page {
+        Page::parse(&self.get("/metrics").body)
+    }
+
+    /// Its metrics, once they say that something is so.
+    pub(crate) fn page_when(&self, what: &str, is_so: impl Fn(&Page) -> bool) -> Page {
+        self.page_within(DEADLINE, what, is_so)
+    }
+
+    /// The same, with more patience.
+    pub(crate) fn page_within(&self, patience: Duration, what: &str, is_so: impl Fn(&Page) -> bool) -> Page {
+        let start = Instant::now();
+        loop {
+            let page = self.page();
+            if is_so(&page) {
+                return page;
+            }
+            assert!(start.elapsed() < patience, "waited in vain: {what}\n{page}\n{}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Everything that it logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.program.output()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.program.signal(signal);
+    }
+}

@@ -1,0 +1,58 @@
+//! The real program on networks whose truth is known: what it exports is what the wires did.
+//!
+//! Each file in `scenarios/` is a trial; what takes more than a bad link is written here as code. It needs root or
+//! unprivileged user namespaces, and says so where it has neither.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod agent;
+mod play;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use pathmeter_lab::script::Script;
+
+/// Set, what cannot be run here is a failure.
+const REQUIRED: &str = "PATHMETER_LAB_REQUIRED";
+/// Set, the scenarios that take long are run too.
+const LONG: &str = "PATHMETER_LAB_LONG";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    // Before there is a second thread.
+    let privilege = if arguments.list { None } else { Some(pathmeter_lab::enter()) };
+    let mut is_skipped = false;
+    if let Some(Err(reason)) = &privilege {
+        eprintln!("skipped: the lab has no place here: {reason}");
+        if std::env::var_os(REQUIRED).is_some() {
+            return ExitCode::FAILURE;
+        }
+        is_skipped = true;
+    }
+    let trials = scenarios();
+    let trials = trials.into_iter().map(|trial| {
+        let is_ignored = trial.has_ignored_flag();
+        trial.with_ignored_flag(is_ignored || is_skipped)
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn scenarios() -> Vec<Trial> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/scenarios");
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let trial = |file: &std::path::PathBuf| {
+        let text = fs::read_to_string(file).unwrap();
+        let script = Script::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        let is_long = script.long && std::env::var_os(LONG).is_none();
+        Trial::test(name, move || {
+            play::play(&script);
+            Ok(())
+        })
+        .with_ignored_flag(is_long)
+    };
+    files.iter().map(trial).collect()
+}

@@ -1,0 +1,283 @@
+//! Ethernet frames with IP datagrams in them: where things stand, and how to change them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use pathmeter_proto::sim::{Corruption, Delivery};
+
+/// A unicast IP datagram in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Datagram {
+    /// Its source; port 0 where its protocol has none.
+    pub source: SocketAddr,
+    /// Its destination.
+    pub destination: SocketAddr,
+    /// Its protocol: 6 TCP, 17 UDP, 1 and 58 ICMP.
+    pub protocol: u8,
+    /// Type of service or traffic class.
+    pub tos: u8,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// Its length with the IP header.
+    pub bytes: usize,
+    /// Where in the frame the transport's header begins.
+    transport: usize,
+    /// Where in the frame the payload begins.
+    payload: usize,
+}
+
+/// UDP's number.
+pub const UDP: u8 = 17;
+/// TCP's number.
+pub const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const ICMP_V6: u8 = 58;
+
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+
+impl Datagram {
+    /// Finds the datagram in a frame; `None` for what is no IP unicast, or is cut.
+    #[must_use]
+    pub fn find(frame: &[u8]) -> Option<Self> {
+        let is_unicast = frame.first()? & 1 == 0;
+        let kind: [u8; 2] = frame.get(12..14)?.try_into().ok()?;
+        let ip = frame.get(ETHERNET..)?;
+        let found = match kind {
+            IPV4 if is_unicast => Self::find_v4(ip)?,
+            IPV6 if is_unicast => Self::find_v6(ip)?,
+            _ => return None,
+        };
+        (ETHERNET + found.bytes <= frame.len() && found.payload <= ETHERNET + found.bytes).then_some(found)
+    }
+
+    fn find_v4(ip: &[u8]) -> Option<Self> {
+        let header: &[u8; 20] = ip.first_chunk()?;
+        let length = usize::from(header[0] & 15) * 4;
+        let address = |at: usize| -> IpAddr {
+            Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]).into()
+        };
+        // Behind the first fragment there are no ports.
+        let is_later_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0;
+        let protocol = if is_later_fragment { 0 } else { header[9] };
+        let bytes = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        Self::new(ip, protocol, length, (address(12), address(16)), (header[1], header[8], bytes))
+    }
+
+    fn find_v6(ip: &[u8]) -> Option<Self> {
+        let header: &[u8; 40] = ip.first_chunk()?;
+        let address = |at: usize| -> IpAddr {
+            let octets: [u8; 16] = header[at..at + 16].try_into().expect("sixteen");
+            Ipv6Addr::from(octets).into()
+        };
+        let tos = header[0] << 4 | header[1] >> 4;
+        let bytes = 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
+        Self::new(ip, header[6], 40, (address(8), address(24)), (tos, header[7], bytes))
+    }
+
+    fn new(
+        ip: &[u8],
+        protocol: u8,
+        header: usize,
+        (source, destination): (IpAddr, IpAddr),
+        (tos, ttl, bytes): (u8, u8, usize),
+    ) -> Option<Self> {
+        let transport = ip.get(header..)?;
+        let port = |at: usize| -> Option<u16> {
+            Some(u16::from_be_bytes([*transport.get(at)?, *transport.get(at + 1)?]))
+        };
+        let (from, to, skip) = match protocol {
+            UDP => (port(0)?, port(2)?, 8),
+            TCP => (port(0)?, port(2)?, usize::from(transport.get(12)? >> 4) * 4),
+            ICMP | ICMP_V6 => (0, 0, 8),
+            _ => (0, 0, 0),
+        };
+        Some(Self {
+            source: (source, from).into(),
+            destination: (destination, to).into(),
+            protocol,
+            tos,
+            ttl,
+            bytes,
+            transport: ETHERNET + header,
+            payload: ETHERNET + header + skip,
+        })
+    }
+
+    /// What the transport carries.
+    #[must_use]
+    pub fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        frame.get(self.payload..ETHERNET + self.bytes).unwrap_or_default()
+    }
+
+    /// Does to the frame what a link did to this datagram.
+    pub fn suffer(&self, frame: &mut [u8], delivery: &Delivery) {
+        match self.source {
+            SocketAddr::V4(_) => self.write_v4(frame, delivery.tos, delivery.ttl),
+            SocketAddr::V6(_) => self.write_v6(frame, delivery.tos, delivery.ttl),
+        }
+        if let Some((_, who)) = delivery.damage {
+            self.damage(frame, delivery, who);
+        }
+    }
+
+    fn write_v4(&self, frame: &mut [u8], tos: u8, ttl: u8) {
+        let mut checksum = u16::from_be_bytes([frame[ETHERNET + 10], frame[ETHERNET + 11]]);
+        checksum = changed(checksum, [frame[ETHERNET], self.tos], [frame[ETHERNET], tos]);
+        checksum = changed(checksum, [self.ttl, self.protocol], [ttl, self.protocol]);
+        frame[ETHERNET + 1] = tos;
+        frame[ETHERNET + 8] = ttl;
+        frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&checksum.to_be_bytes());
+    }
+
+    fn write_v6(&self, frame: &mut [u8], tos: u8, ttl: u8) {
+        frame[ETHERNET] = frame[ETHERNET] & 0xf0 | tos >> 4;
+        frame[ETHERNET + 1] = frame[ETHERNET + 1] & 0x0f | tos << 4;
+        frame[ETHERNET + 7] = ttl;
+    }
+
+    fn damage(&self, frame: &mut [u8], delivery: &Delivery, who: Corruption) {
+        let end = ETHERNET + self.bytes;
+        let before = frame[self.payload..end].to_vec();
+        delivery.damage(&mut frame[self.payload..end]);
+        let at = self.transport
+            + match self.protocol {
+                UDP => 6,
+                TCP => 16,
+                _ => 2,
+            };
+        let had_none = self.protocol == UDP && frame[at..at + 2] == [0, 0];
+        if who == Corruption::Noticed || had_none {
+            return;
+        }
+        let mut checksum = u16::from_be_bytes([frame[at], frame[at + 1]]);
+        // Words are counted from the transport's header, which all these protocols end at an even place.
+        for (old, new) in before.chunks(2).zip(frame[self.payload..end].chunks(2)) {
+            let word = |bytes: &[u8]| [bytes[0], bytes.get(1).copied().unwrap_or(0)];
+            checksum = changed(checksum, word(old), word(new));
+        }
+        if self.protocol == UDP && checksum == 0 {
+            checksum = 0xffff;
+        }
+        frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
+/// An Internet checksum after one word was changed (RFC 1624, equation 3).
+fn changed(checksum: u16, old: [u8; 2], new: [u8; 2]) -> u16 {
+    let (old, new) = (u16::from_be_bytes(old), u16::from_be_bytes(new));
+    let sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let [_, _, high, low] = ((folded & 0xffff) + (folded >> 16)).to_be_bytes();
+    !u16::from_be_bytes([high, low])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAYLOAD: &[u8] = b"what is carried";
+
+    fn sum(bytes: impl IntoIterator<Item = u8>) -> u16 {
+        let bytes: Vec<u8> = bytes.into_iter().collect();
+        let words =
+            bytes.chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(*word.get(1).unwrap_or(&0)));
+        let mut sum: u64 = words.sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !u16::try_from(sum).unwrap()
+    }
+
+    /// The sum over everything that UDP's checksum covers; zero when it is right.
+    fn udp_sum(frame: &[u8]) -> u16 {
+        let datagram = Datagram::find(frame).unwrap();
+        let addresses = match frame[12..14] {
+            [0x08, 0x00] => &frame[ETHERNET + 12..ETHERNET + 20],
+            _ => &frame[ETHERNET + 8..ETHERNET + 40],
+        };
+        let udp = &frame[datagram.transport..ETHERNET + datagram.bytes];
+        let length = u16::try_from(udp.len()).unwrap().to_be_bytes();
+        sum(addresses.iter().chain(&[0, UDP]).chain(&length).chain(udp).copied())
+    }
+
+    fn frame(is_v6: bool) -> Vec<u8> {
+        let udp_bytes = u8::try_from(8 + PAYLOAD.len()).unwrap();
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        if is_v6 {
+            frame.extend([0x86, 0xdd, 0x6b, 0x80, 0, 0, 0, udp_bytes, UDP, 255]);
+            frame.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            frame.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+        } else {
+            frame.extend([0x08, 0x00, 0x45, 0xb8, 0, 20 + udp_bytes, 0, 0, 0x40, 0, 255, UDP, 0, 0]);
+            frame.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+            let checksum = sum(frame[ETHERNET..ETHERNET + 20].iter().copied());
+            frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        let udp = frame.len();
+        frame.extend([0x9c, 0x40, 0x26, 0x86, 0, udp_bytes, 0, 0]);
+        frame.extend(PAYLOAD);
+        let checksum = udp_sum(&frame);
+        frame[udp + 6..udp + 8].copy_from_slice(&checksum.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn a_datagram_is_found_in_its_frame() {
+        for is_v6 in [false, true] {
+            let frame = frame(is_v6);
+            let found = Datagram::find(&frame).unwrap();
+            assert_eq!((found.source.port(), found.destination.port()), (40_000, 9_862));
+            assert_eq!((found.tos, found.ttl, found.protocol), (0xb8, 255, UDP));
+            assert_eq!(found.payload(&frame), PAYLOAD);
+            assert_eq!(found.bytes, frame.len() - ETHERNET);
+        }
+    }
+
+    #[test]
+    fn what_is_cut_or_no_unicast_is_none() {
+        for is_v6 in [false, true] {
+            let whole = frame(is_v6);
+            for length in 0..whole.len() {
+                assert_eq!(Datagram::find(&whole[..length]), None, "{length}");
+            }
+            let mut multicast = whole;
+            multicast[0] |= 1;
+            assert_eq!(Datagram::find(&multicast), None);
+        }
+    }
+
+    #[test]
+    fn headers_are_written_over_and_checksums_stay_right() {
+        for is_v6 in [false, true] {
+            let mut frame = frame(is_v6);
+            let delivery = Delivery { at: 0, damage: None, tos: 0x2a, ttl: 3 };
+            Datagram::find(&frame).unwrap().suffer(&mut frame, &delivery);
+            let found = Datagram::find(&frame).unwrap();
+            assert_eq!((found.tos, found.ttl, found.payload(&frame)), (0x2a, 3, PAYLOAD));
+            assert_eq!(udp_sum(&frame), 0);
+            assert!(is_v6 || sum(frame[ETHERNET..ETHERNET + 20].iter().copied()) == 0);
+        }
+    }
+
+    #[test]
+    fn one_bit_is_changed_and_the_checksum_shows_it_or_does_not() {
+        for is_v6 in [false, true] {
+            for place in 0..PAYLOAD.len() * 8 {
+                #[expect(clippy::cast_precision_loss, reason = "small")]
+                let share = (place as f64 + 0.5) / (PAYLOAD.len() * 8) as f64;
+                for who in [Corruption::Noticed, Corruption::Unnoticed] {
+                    let mut frame = frame(is_v6);
+                    let delivery = Delivery { at: 0, damage: Some((share, who)), tos: 0xb8, ttl: 255 };
+                    Datagram::find(&frame).unwrap().suffer(&mut frame, &delivery);
+                    let found = Datagram::find(&frame).unwrap();
+                    let differs =
+                        found.payload(&frame).iter().zip(PAYLOAD).map(|(a, b)| (a ^ b).count_ones());
+                    assert_eq!(differs.sum::<u32>(), 1);
+                    assert_eq!(udp_sum(&frame) == 0, who == Corruption::Unnoticed, "bit {place}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! A network namespace without a name.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{self, Command, Stdio};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace. It is gone with this value, and with all programs in it.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    file: OwnedFd,
+}
+
+/// What holds for every interface that will be made: no router is asked for, no address is probed for or made up.
+const QUIET: [(&str, &str); 5] = [
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/addr_gen_mode", "1"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+];
+
+impl Namespace {
+    /// A new one, with nothing in it but a loopback interface. `name` is for people.
+    ///
+    /// # Panics
+    /// When this process may not make one.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("the lab was entered, so it may make namespaces");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        };
+        let file = thread::scope(|scope| scope.spawn(make).join().unwrap());
+        let namespace = Self { name: name.to_owned(), file: file.into() };
+        for (key, value) in QUIET {
+            namespace.set(key, value);
+        }
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where other programs find it, as long as this process lives.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", process::id(), self.file.as_raw_fd())
+    }
+
+    /// Does something on a thread in this namespace and waits for it: sockets that it opens belong here.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let enter_and_work = || {
+            setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        thread::scope(|scope| {
+            let worker = thread::Builder::new().name(self.name.clone()).spawn_scoped(scope, enter_and_work);
+            worker.unwrap().join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A thread in this namespace that goes on.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
+        let file = self.file.try_clone().unwrap();
+        let enter_and_work = move || {
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        thread::Builder::new().name(self.name.clone()).spawn(enter_and_work).unwrap()
+    }
+
+    /// A program to be run here. It is killed when the thread that started it ends.
+    #[must_use]
+    #[expect(unsafe_code, reason = "the child enters the namespace between fork and exec")]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let file = self.file.as_raw_fd();
+        let enter = move || {
+            // SAFETY: two system calls, which are safe after fork; the descriptor is open because the namespace outlives
+            // what runs in it, and is closed at exec.
+            let entered = unsafe { libc::setns(file, libc::CLONE_NEWNET) };
+            let bound = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            if entered == 0 && bound == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        };
+        // SAFETY: see above; nothing is allocated and no lock is taken.
+        unsafe { command.pre_exec(enter) };
+        command
+    }
+
+    /// Runs `ip` on lines of commands.
+    ///
+    /// # Panics
+    /// When one of them fails, with what `ip` says.
+    pub fn ip(&self, lines: &str) {
+        let mut command = self.command("ip");
+        command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("ip is installed (Debian: iproute2)");
+        child.stdin.take().expect("it is piped").write_all(lines.as_bytes()).unwrap();
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "ip in {}: {said}\n{lines}", self.name);
+    }
+
+    /// Sets a key below `/proc/sys/net`. One that this kernel does not have is left alone.
+    ///
+    /// # Panics
+    /// When the kernel refuses the value.
+    pub fn set(&self, key: &str, value: &str) {
+        let file = format!("/proc/sys/net/{key}");
+        let written = self.within(|| fs::write(&file, value));
+        match written {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{file} = {value}: {error}"),
+            Ok(()) | Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Hosts and routers, and the cables between them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::namespace::Namespace;
+use crate::offload;
+use crate::wire::Wire;
+
+/// A network that is to be built.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    nodes: Vec<(String, Role)>,
+    cables: Vec<(Cable, Option<u32>)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Host,
+    Router,
+}
+
+/// Two nodes that are neighbours, by name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cable(pub String, pub String);
+
+impl Cable {
+    /// Between these two.
+    #[must_use]
+    pub fn between(first: &str, second: &str) -> Self {
+        Self(first.to_owned(), second.to_owned())
+    }
+}
+
+/// A network that runs.
+#[derive(Debug)]
+pub struct Net {
+    // Wires first: their threads hold sockets of the namespace behind them.
+    wires: BTreeMap<Cable, Wire>,
+    nodes: BTreeMap<String, Namespace>,
+    addresses: BTreeMap<String, [IpAddr; 2]>,
+    _closet: Namespace,
+}
+
+/// Equal-cost routers choose by addresses, protocol and ports, of themselves: a veth passes the sender's own hash on,
+/// which the first policies would take for the datagram's.
+const ROUTING: [(&str, &str); 9] = [
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv4/fib_multipath_hash_policy", "3"),
+    ("ipv6/fib_multipath_hash_policy", "3"),
+    ("ipv4/fib_multipath_hash_fields", "55"),
+    ("ipv6/fib_multipath_hash_fields", "55"),
+    // Limits of ICMP errors are the kernel's defence, and no fault of a link.
+    ("ipv4/icmp_ratelimit", "0"),
+    ("ipv6/icmp/ratelimit", "0"),
+    ("ipv4/icmp_msgs_per_sec", "100000"),
+];
+
+impl Plan {
+    /// Two hosts, `a` and `b`, and a wire between them.
+    #[must_use]
+    pub fn pair() -> Self {
+        let mut plan = Self::default();
+        plan.host("a").host("b").wire("a", "b");
+        plan
+    }
+
+    /// Hosts `a` and `b` with routers `r1` to `rN` between them. Wires at both ends, cables in between.
+    #[must_use]
+    pub fn chain(routers: usize) -> Self {
+        let mut plan = Self::default();
+        plan.host("a").host("b");
+        let names: Vec<String> = (1..=routers).map(|number| format!("r{number}")).collect();
+        for name in &names {
+            plan.router(name);
+        }
+        let (Some(first), Some(last)) = (names.first(), names.last()) else { return Self::pair() };
+        plan.wire("a", first);
+        for pair in names.windows(2) {
+            plan.cable(&pair[0], &pair[1]);
+        }
+        plan.wire(last, "b");
+        plan
+    }
+
+    /// Hosts `a` and `b` behind routers `left` and `right`, which have as many equal ways between them, through `m1` to `mN`.
+    /// A wire leads from `left` to each.
+    #[must_use]
+    pub fn diamond(ways: usize) -> Self {
+        let mut plan = Self::default();
+        plan.host("a").host("b").router("left").router("right").cable("a", "left");
+        for number in 1..=ways {
+            let name = format!("m{number}");
+            plan.router(&name).wire("left", &name).cable(&name, "right");
+        }
+        plan.cable("right", "b");
+        plan
+    }
+
+    /// Hosts `h1` to `hN` around one router, `core`, with a wire from each to it.
+    #[must_use]
+    pub fn mesh(hosts: usize) -> Self {
+        let mut plan = Self::default();
+        plan.router("core");
+        for number in 1..=hosts {
+            let name = format!("h{number}");
+            plan.host(&name).wire(&name, "core");
+        }
+        plan
+    }
+
+    /// Adds a node that forwards nothing.
+    pub fn host(&mut self, name: &str) -> &mut Self {
+        self.nodes.push((name.to_owned(), Role::Host));
+        self
+    }
+
+    /// Adds a node that forwards.
+    pub fn router(&mut self, name: &str) -> &mut Self {
+        self.nodes.push((name.to_owned(), Role::Router));
+        self
+    }
+
+    /// Joins two nodes directly, with Ethernet's MTU.
+    pub fn cable(&mut self, first: &str, second: &str) -> &mut Self {
+        self.cables.push((Cable::between(first, second), None));
+        self
+    }
+
+    /// Joins two nodes by a wire; jumbo frames fit.
+    pub fn wire(&mut self, first: &str, second: &str) -> &mut Self {
+        self.cables.push((Cable::between(first, second), Some(JUMBO)));
+        self
+    }
+
+    /// Builds it. Addresses and routes are there, neighbours are known; `seed` decides what the wires do.
+    ///
+    /// # Panics
+    /// When the kernel refuses something, with what it said.
+    #[must_use]
+    pub fn build(&self, seed: u64) -> Net {
+        let nodes: BTreeMap<String, Namespace> =
+            self.nodes.iter().map(|(name, _)| (name.clone(), Namespace::new(name))).collect();
+        for (name, _) in self.nodes.iter().filter(|(_, role)| *role == Role::Router) {
+            ROUTING.iter().for_each(|(key, value)| nodes[name].set(key, value));
+        }
+        let closet = Namespace::new("wires");
+        // Nothing in there may speak up by itself.
+        closet.set("ipv6/conf/default/disable_ipv6", "1");
+        closet.ip(&self.interfaces(&nodes));
+        for (name, _) in &self.nodes {
+            nodes[name].ip(&self.addressing(name));
+        }
+        let mut wires = BTreeMap::new();
+        for (index, (cable, kind)) in self.cables.iter().enumerate() {
+            if kind.is_some() {
+                for node in [&cable.0, &cable.1] {
+                    nodes[node].within(|| offload::switch_off(&format!("e{index}")));
+                }
+                let ends = [format!("w{index}l"), format!("w{index}r")];
+                let wire = Wire::new(&closet, [&ends[0], &ends[1]], seed ^ index as u64);
+                wires.insert(cable.clone(), wire);
+            }
+        }
+        let addresses = self.nodes.iter().map(|(name, _)| (name.clone(), self.first_addresses(name)));
+        Net { wires, addresses: addresses.collect(), nodes, _closet: closet }
+    }
+
+    /// Commands that make all interfaces, from within the closet.
+    fn interfaces(&self, nodes: &BTreeMap<String, Namespace>) -> String {
+        let mut lines = String::new();
+        for (index, (cable, kind)) in self.cables.iter().enumerate() {
+            let ends = [(&cable.0, 'l', 1), (&cable.1, 'r', 2)];
+            let of = |(node, _, side): (&String, char, u8)| {
+                format!("e{index} netns {} address {}", nodes[node].path(), hardware(index, side))
+            };
+            if let Some(mtu) = kind {
+                for end in ends {
+                    let inner = format!("w{index}{}", end.1);
+                    let outer = of(end);
+                    writeln!(lines, "link add {inner} mtu {mtu} type veth peer name {outer} mtu {mtu}")
+                        .unwrap();
+                    writeln!(lines, "link set {inner} up").unwrap();
+                }
+            } else {
+                writeln!(lines, "link add {} type veth peer name {}", of(ends[0]), of(ends[1])).unwrap();
+            }
+        }
+        lines
+    }
+
+    /// Commands that give a node its addresses, neighbours and routes.
+    fn addressing(&self, node: &str) -> String {
+        let mut lines = String::new();
+        for (index, own, other) in self.ports(node) {
+            let interface = format!("e{index}");
+            writeln!(lines, "link set {interface} up").unwrap();
+            for (mine, theirs) in addresses(index, own).into_iter().zip(addresses(index, other)) {
+                let (bits, nodad) = if mine.is_ipv4() { (24, "") } else { (64, " nodad") };
+                writeln!(lines, "addr add {mine}/{bits} dev {interface}{nodad}").unwrap();
+                let hardware = hardware(index, other);
+                writeln!(lines, "neigh add {theirs} lladdr {hardware} dev {interface} nud permanent")
+                    .unwrap();
+            }
+        }
+        for subnet in 0..self.cables.len() {
+            for family in 0..2 {
+                lines.push_str(&self.route(node, subnet, family));
+            }
+        }
+        lines
+    }
+
+    /// The command that gives a node its route to the subnet of a cable, over all shortest ways; empty where it is on it.
+    fn route(&self, node: &str, subnet: usize, family: usize) -> String {
+        let distances = self.distances(subnet);
+        let Some(own) = distances.get(node).copied().filter(|distance| *distance > 0) else {
+            return String::new();
+        };
+        let prefix = ["10.77.{}.0/24", "fd77:{}::/64"][family].replace("{}", &subnet.to_string());
+        let mut line = format!("route add {prefix}");
+        for (index, _, other) in self.ports(node) {
+            let Cable(left, right) = &self.cables[index].0;
+            let neighbour = if other == 1 { left } else { right };
+            if distances.get(neighbour.as_str()) == Some(&(own - 1)) {
+                write!(line, " nexthop via {}", addresses(index, other)[family]).unwrap();
+            }
+        }
+        line + "\n"
+    }
+
+    /// How many routers each node is away from a cable; hosts do not forward.
+    fn distances(&self, subnet: usize) -> BTreeMap<&str, usize> {
+        let Cable(left, right) = &self.cables[subnet].0;
+        let mut distances = BTreeMap::from([(left.as_str(), 0), (right.as_str(), 0)]);
+        let mut queue = VecDeque::from([left.as_str(), right.as_str()]);
+        while let Some(node) = queue.pop_front() {
+            if self.nodes.iter().any(|(name, role)| name == node && *role == Role::Host) {
+                continue;
+            }
+            let further = distances[node] + 1;
+            for (Cable(left, right), _) in &self.cables {
+                let neighbour = if left == node {
+                    right
+                } else if right == node {
+                    left
+                } else {
+                    continue;
+                };
+                if !distances.contains_key(neighbour.as_str()) {
+                    distances.insert(neighbour, further);
+                    queue.push_back(neighbour);
+                }
+            }
+        }
+        distances
+    }
+
+    /// A node's cables: which, its own side, and the other.
+    fn ports<'a>(&'a self, node: &'a str) -> impl Iterator<Item = (usize, u8, u8)> + 'a {
+        self.cables.iter().enumerate().filter_map(move |(index, (Cable(left, right), _))| {
+            if left == node { Some((index, 1, 2)) } else { (right == node).then_some((index, 2, 1)) }
+        })
+    }
+
+    fn first_addresses(&self, node: &str) -> [IpAddr; 2] {
+        let (index, side, _) = self.ports(node).next().expect("every node has a cable");
+        addresses(index, side)
+    }
+}
+
+/// The MTU of wires: what our datagrams need at most, and a little more.
+const JUMBO: u32 = 9_200;
+
+/// The IPv4 and the IPv6 address of one side of a cable.
+fn addresses(cable: usize, side: u8) -> [IpAddr; 2] {
+    let third = u8::try_from(cable).expect("a network has fewer than 256 cables");
+    let hextet = u16::from_str_radix(&cable.to_string(), 16).expect("digits");
+    [
+        Ipv4Addr::new(10, 77, third, side).into(),
+        Ipv6Addr::new(0xfd77, hextet, 0, 0, 0, 0, 0, side.into()).into(),
+    ]
+}
+
+fn hardware(cable: usize, side: u8) -> String {
+    format!("02:00:00:00:{cable:02x}:{side:02x}")
+}
+
+impl Net {
+    /// A node.
+    ///
+    /// # Panics
+    /// When there is none of this name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> &Namespace {
+        self.nodes.get(name).unwrap_or_else(|| panic!("there is no node {name}"))
+    }
+
+    /// A node's address: IPv4.
+    #[must_use]
+    pub fn v4(&self, name: &str) -> IpAddr {
+        self.addresses[name][0]
+    }
+
+    /// A node's address: IPv6.
+    #[must_use]
+    pub fn v6(&self, name: &str) -> IpAddr {
+        self.addresses[name][1]
+    }
+
+    /// A wire, by its ends in the order of the plan.
+    ///
+    /// # Panics
+    /// When there is none between these two.
+    #[must_use]
+    pub fn wire(&self, first: &str, second: &str) -> &Wire {
+        let found = self.wires.get(&Cable::between(first, second));
+        found.unwrap_or_else(|| panic!("there is no wire from {first} to {second}"))
+    }
+
+    /// All wires.
+    pub fn wires(&self) -> impl Iterator<Item = (&Cable, &Wire)> {
+        self.wires.iter()
+    }
+
+    /// From here on `from` sends nothing to `to`: its own kernel refuses, and what is under way arrives.
+    pub fn sever(&self, from: &str, to: &str) {
+        let [v4, v6] = self.addresses[to];
+        self.node(from).ip(&format!("route add unreachable {v4}/32\nroute add unreachable {v6}/128\n"));
+    }
+}

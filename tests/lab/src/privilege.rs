@@ -1,0 +1,55 @@
+//! What it takes to make network namespaces.
+
+use std::fs;
+use std::io;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{getgid, getuid};
+
+/// How this process came to be allowed to make network namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privilege {
+    /// It had CAP_SYS_ADMIN.
+    Root,
+    /// It is root in a user namespace of its own.
+    User,
+}
+
+/// Why there can be no lab here.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// Neither root nor user namespaces.
+    #[error(
+        "network namespaces: {0} (run as root, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, \
+         and on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0)"
+    )]
+    Namespaces(Errno),
+    /// No identity in the user namespace.
+    #[error("becoming root in a user namespace: {0}")]
+    Identity(io::Error),
+}
+
+/// Set to `user`, it makes root use a user namespace like everybody else.
+const FORCE: &str = "PATHMETER_LAB_NAMESPACE";
+
+/// Moves this process into a network of its own, in which it may do everything. Called first in `main`: a process with
+/// more than one thread cannot enter a user namespace.
+///
+/// # Errors
+/// [`Unavailable`] with the remedy.
+pub fn enter() -> Result<Privilege, Unavailable> {
+    let is_forced = std::env::var_os(FORCE).is_some_and(|kind| kind == "user");
+    if !is_forced && unshare(CloneFlags::CLONE_NEWNET).is_ok() {
+        return Ok(Privilege::Root);
+    }
+    let (user, group) = (getuid(), getgid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(Unavailable::Namespaces)?;
+    let identity = || -> io::Result<()> {
+        fs::write("/proc/self/setgroups", "deny")?;
+        fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+        fs::write("/proc/self/gid_map", format!("0 {group} 1"))
+    };
+    identity().map_err(Unavailable::Identity)?;
+    Ok(Privilege::User)
+}

@@ -1,0 +1,352 @@
+//! Scenarios: what a network does and what must come of it, one file each.
+//!
+//! ```yaml
+//! about: Random loss each way.
+//! topology: pair                      # or: chain 8, diamond 4, mesh 3
+//! probe: {interval: 2ms, flows: 4}    # keys of a probe as in the configuration
+//! phases:
+//!   - datagrams: 5000
+//!     wires: {a-b: {forward: {delay: 5ms, loss: 2%}, reverse: {delay: 5ms}}}
+//! expect: {lost_forward: 50..150}     # of the truth: that the scenario does what it says
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use pathmeter_proto::sim::{Corruption, Jitter, Link, Loss, Queue, Rewrite};
+use serde::Deserialize;
+
+use crate::net::{Cable, Plan};
+
+/// A scenario.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Script {
+    /// What it shows, in a sentence.
+    pub about: String,
+    /// The network.
+    pub topology: Topology,
+    /// Keys of the probe, as the configuration has them.
+    #[serde(default)]
+    pub probe: serde_yaml::Mapping,
+    /// How many probes measure at once.
+    #[serde(default = "one")]
+    pub paths: u32,
+    /// Whether the agents have a key.
+    #[serde(default)]
+    pub authenticated: bool,
+    /// Which address family is measured.
+    #[serde(default)]
+    pub ipv6: bool,
+    /// What can be known of the direction of losses.
+    #[serde(default)]
+    pub evidence: Evidence,
+    /// Whether it takes too long for every push.
+    #[serde(default)]
+    pub long: bool,
+    /// One after the other. In front of them and behind them the links are perfect, with the delays of the first.
+    pub phases: Vec<Phase>,
+    /// Ranges of the truth's counts.
+    #[serde(default)]
+    pub expect: BTreeMap<String, Range>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// What can be known of the direction of losses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// Every loss has its direction.
+    #[default]
+    Full,
+    /// Some have none, but none has the wrong one.
+    Partial,
+}
+
+/// A part of a scenario.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// It ends when so many more datagrams have entered the wires.
+    pub datagrams: usize,
+    /// What the wires do.
+    #[serde(default)]
+    pub wires: BTreeMap<CableName, Pair>,
+}
+
+/// The two directions of a wire.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pair {
+    /// From the end that is named first.
+    pub forward: LinkText,
+    /// To it.
+    pub reverse: LinkText,
+}
+
+/// A link as it is written down.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LinkText {
+    delay: Span,
+    jitter: Option<JitterText>,
+    keeps_order: bool,
+    held: Option<Held>,
+    loss: Option<LossText>,
+    duplicates: Share,
+    corruption: Option<CorruptionText>,
+    queue: Option<QueueText>,
+    mtu: Option<usize>,
+    dscp: Option<u8>,
+    ecn: Option<u8>,
+    ttl: Option<u8>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum JitterText {
+    Uniform(Span),
+    Normal(Span),
+    Pareto { scale: Span, shape: f64 },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Held {
+    share: Share,
+    by: Span,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum LossText {
+    Random(Share),
+    Every {
+        every: u32,
+    },
+    Bursts {
+        enter: Share,
+        leave: Share,
+        #[serde(default)]
+        good: Share,
+        #[serde(default = "all")]
+        bad: Share,
+    },
+}
+
+fn all() -> Share {
+    Share(1.0)
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct CorruptionText {
+    share: Share,
+    noticed: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct QueueText {
+    rate: BitRate,
+    #[serde(default)]
+    burst: u64,
+    room: u64,
+}
+
+impl LinkText {
+    /// The link.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        let mut link = self.calm();
+        link.jitter = match &self.jitter {
+            None => Jitter::None,
+            Some(JitterText::Uniform(most)) => Jitter::Uniform(most.nanos()),
+            Some(JitterText::Normal(deviation)) => Jitter::Normal { deviation: deviation.nanos() },
+            Some(JitterText::Pareto { scale, shape }) => {
+                Jitter::Pareto { scale: scale.nanos(), shape: *shape }
+            }
+        };
+        link.keeps_order = self.keeps_order;
+        link.held = self.held.as_ref().map_or((0.0, 0), |held| (held.share.0, held.by.nanos()));
+        link.loss = match &self.loss {
+            None => Loss::Random(0.0),
+            Some(LossText::Random(share)) => Loss::Random(share.0),
+            Some(LossText::Every { every }) => Loss::Every(*every),
+            Some(LossText::Bursts { enter, leave, good, bad }) => {
+                Loss::Bursts { enter: enter.0, leave: leave.0, good: good.0, bad: bad.0 }
+            }
+        };
+        link.duplicates = self.duplicates.0;
+        if let Some(CorruptionText { share, noticed }) = &self.corruption {
+            let who = if *noticed { Corruption::Noticed } else { Corruption::Unnoticed };
+            link.corruption = (share.0, who);
+        }
+        link.queue = self.queue.as_ref().map(|queue| Queue {
+            rate: queue.rate.0,
+            burst: queue.burst,
+            room: queue.room,
+        });
+        link.mtu = self.mtu;
+        link.rewrite = Rewrite { dscp: self.dscp, ecn: self.ecn, ttl: self.ttl };
+        link
+    }
+
+    /// The same link with nothing but its delay.
+    #[must_use]
+    pub fn calm(&self) -> Link {
+        Link::perfect(self.delay.nanos())
+    }
+}
+
+/// Shapes of networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Topology {
+    /// [`Plan::pair`].
+    Pair,
+    /// [`Plan::chain`].
+    Chain(usize),
+    /// [`Plan::diamond`].
+    Diamond(usize),
+    /// [`Plan::mesh`].
+    Mesh(usize),
+}
+
+impl Topology {
+    /// The plan of such a network.
+    #[must_use]
+    pub fn plan(self) -> Plan {
+        match self {
+            Self::Pair => Plan::pair(),
+            Self::Chain(routers) => Plan::chain(routers),
+            Self::Diamond(ways) => Plan::diamond(ways),
+            Self::Mesh(hosts) => Plan::mesh(hosts),
+        }
+    }
+}
+
+impl TryFrom<String> for Topology {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let number = |word: &str| word.parse().map_err(|_| format!("{word} is no number of nodes"));
+        match words[..] {
+            ["pair"] => Ok(Self::Pair),
+            ["chain", count] => Ok(Self::Chain(number(count)?)),
+            ["diamond", count] => Ok(Self::Diamond(number(count)?)),
+            ["mesh", count] => Ok(Self::Mesh(number(count)?)),
+            _ => Err(format!("{text} is no topology (pair, chain N, diamond N, mesh N)")),
+        }
+    }
+}
+
+/// A cable's name: `a-b`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct CableName(pub Cable);
+
+impl TryFrom<String> for CableName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let ends = text.split_once('-').ok_or_else(|| format!("{text} is no cable (a-b)"))?;
+        Ok(Self(Cable::between(ends.0, ends.1)))
+    }
+}
+
+/// A span of time: `250us`, `5ms`, `1.5s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(pub Duration);
+
+impl Span {
+    fn nanos(self) -> u64 {
+        pathmeter_proto::time::nanos(self.0)
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+        let (number, unit) = units
+            .iter()
+            .find_map(|(name, unit)| Some((text.strip_suffix(name)?.parse::<f64>().ok()?, unit)))
+            .ok_or_else(|| format!("{text} is no span of time (us, ms, s)"))?;
+        Ok(Self(Duration::from_secs_f64(number * unit)))
+    }
+}
+
+/// A share: `2%`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Share(pub f64);
+
+impl TryFrom<String> for Share {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let percent = text.strip_suffix('%').and_then(|number| number.parse::<f64>().ok());
+        let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+        Ok(Self(percent.ok_or_else(|| format!("{text} is no share (2%)"))? / 100.0))
+    }
+}
+
+/// Bits per second: `10Mbit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct BitRate(u64);
+
+impl TryFrom<String> for BitRate {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let units = [("kbit", 1_000), ("Mbit", 1_000_000)];
+        let found =
+            units.iter().find_map(|(name, unit)| Some(text.strip_suffix(name)?.parse::<u64>().ok()? * unit));
+        found.map(Self).ok_or_else(|| format!("{text} is no rate (kbit, Mbit, each per second)"))
+    }
+}
+
+/// Whole numbers: `7`, or `10..20`, both included.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "serde_yaml::Value")]
+pub struct Range(pub RangeInclusive<u64>);
+
+impl TryFrom<serde_yaml::Value> for Range {
+    type Error = String;
+
+    fn try_from(value: serde_yaml::Value) -> Result<Self, String> {
+        if let Some(number) = value.as_u64() {
+            return Ok(Self(number..=number));
+        }
+        let ends = value.as_str().and_then(|text| text.split_once(".."));
+        let ends = ends.and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+        ends.map(|(from, to)| Self(from..=to)).ok_or_else(|| format!("{value:?} is no range (10..20)"))
+    }
+}
+
+/// Why a scenario cannot be played.
+#[derive(Debug)]
+pub struct Unreadable(serde_yaml::Error);
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Script {
+    /// Reads a scenario.
+    ///
+    /// # Errors
+    /// [`Unreadable`] says where and why.
+    pub fn parse(text: &str) -> Result<Self, Unreadable> {
+        serde_yaml::from_str(text).map_err(Unreadable)
+    }
+}

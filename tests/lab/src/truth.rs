@@ -1,0 +1,374 @@
+//! What truly happened to echoes, from the logs of the wires between prober and responder.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pathmeter_proto::sim::Corruption;
+
+use crate::script::Range;
+use crate::wire::{Exit, Head, Passage, Way, Wire};
+
+/// How echoes are recognised, and judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// The responder's STAMP port.
+    pub port: u16,
+    /// Whether packets are authenticated, which moves their fields.
+    pub is_authenticated: bool,
+    /// A longer round trip is late.
+    pub late_after: Duration,
+    /// A later reply is none.
+    pub lost_after: Duration,
+}
+
+/// Every echo that left the prober, by flow and sequence number.
+#[derive(Debug, Default)]
+pub struct Echoes {
+    echoes: BTreeMap<Name, Echo>,
+}
+
+/// A datagram's name: where it was sent from, session identifier, sequence number.
+type Name = (SocketAddr, u16, u32);
+
+#[derive(Debug, Default)]
+struct Echo {
+    left: Option<u64>,
+    tos: u8,
+    /// When each undamaged copy of the request reached the responder's host, and with which type of service.
+    requests: Vec<(Span, u8)>,
+    /// When each reply left the responder's host, and with which type of service.
+    replies: Vec<(u64, u8)>,
+    /// Undamaged copies of replies that reached the prober's host: when, and of which reply.
+    answers: Vec<Answer>,
+}
+
+/// Between two readings of the clock.
+type Span = (u64, u64);
+
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    at: Span,
+    /// When its reply left the responder's host.
+    reply_left: u64,
+    tos: u8,
+}
+
+/// How many echoes had which fate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Left the prober's host.
+    pub sent: u64,
+    /// Answered within `late_after`.
+    pub ok: u64,
+    /// Answered later, within `lost_after`.
+    pub late: u64,
+    /// Never reached the responder's host.
+    pub lost_forward: u64,
+    /// Reached it, and no reply came back in time.
+    pub lost_reverse: u64,
+    /// Further copies of replies that came in time.
+    pub duplicates: u64,
+    /// First replies that came behind one with a higher sequence number of the same flow (RFC 4737).
+    pub reordered: u64,
+    /// Replies that came too late to count.
+    pub very_late: u64,
+    /// Runs of losses, in the order of sequence numbers of a flow.
+    pub bursts: u64,
+    /// Copies of requests that reached the responder's host undamaged.
+    pub requests: u64,
+    /// Replies that left the responder's host.
+    pub replies: u64,
+    /// Answered echoes that arrived with another DSCP than they were sent with, forward and reverse.
+    pub remarked: [u64; 2],
+    /// Answered echoes that arrived marked "congestion experienced", forward and reverse.
+    pub congested: [u64; 2],
+    /// Pairs of neighbours that were both ok.
+    pub neighbours: u64,
+    /// Sum over them of the difference between their round trips, in nanoseconds.
+    pub ipdv: u64,
+    /// By how much that sum may be off because the wire could not read the clock in the very moment.
+    pub ipdv_doubt: u64,
+    /// So close to `late_after` or `lost_after` that the truth cannot decide. A scenario that has any proves nothing.
+    pub doubtful: u64,
+}
+
+/// One stage between prober and responder: wires of which a datagram takes one.
+#[derive(Debug)]
+pub struct Stage<'a> {
+    /// Each with the way that leads to the responder.
+    pub wires: Vec<(&'a Wire, Way)>,
+}
+
+/// Round trips that are closer than this to a limit are not judged. Chosen: ten times what a busy kernel takes from one
+/// stamp to the next.
+const MARGIN: u64 = 2_000_000;
+
+impl Echoes {
+    /// Reads the logs. `stages` lead from the prober to the responder.
+    ///
+    /// # Panics
+    /// When there is no stage.
+    #[must_use]
+    pub fn read(stages: &[Stage<'_>], rules: &Rules) -> Self {
+        let mut echoes = Self::default();
+        let logs: Vec<Vec<(Passage, bool)>> = stages.iter().map(|stage| stage.passages(rules)).collect();
+        let (first, last) = (logs.first().expect("there is a wire"), logs.last().expect("there is a wire"));
+        for (request, _) in first.iter().filter(|(_, is_forward)| *is_forward) {
+            echoes.left(request, rules);
+        }
+        for (passage, is_forward) in last {
+            match is_forward {
+                true => echoes.reached(passage, rules),
+                false => echoes.replied(passage, rules),
+            }
+        }
+        for (reply, _) in first.iter().filter(|(_, is_forward)| !is_forward) {
+            echoes.answered(reply, rules);
+        }
+        echoes
+    }
+
+    fn of(&mut self, head: &Head, is_reply: bool, rules: &Rules) -> &mut Echo {
+        let number = |at: usize| u32::from_be_bytes(head.payload[at..at + 4].try_into().expect("four"));
+        let (ssid_at, sequence_at) = match (rules.is_authenticated, is_reply) {
+            (false, false) => (14, 0),
+            (false, true) => (14, 24),
+            (true, false) => (26, 0),
+            (true, true) => (26, 48),
+        };
+        let ssid = u16::from_be_bytes([head.payload[ssid_at], head.payload[ssid_at + 1]]);
+        let prober = if is_reply { head.datagram.destination } else { head.datagram.source };
+        self.echoes.entry((prober, ssid, number(sequence_at))).or_default()
+    }
+
+    fn left(&mut self, request: &Passage, rules: &Rules) {
+        let echo = self.of(&request.head, false, rules);
+        echo.left.get_or_insert(request.at);
+        echo.tos = request.head.datagram.tos;
+    }
+
+    fn reached(&mut self, request: &Passage, rules: &Rules) {
+        let echo = self.of(&request.head, false, rules);
+        echo.requests.extend(whole(request).map(|(exit, at)| (at, exit.tos)));
+        echo.requests.sort_unstable();
+    }
+
+    fn replied(&mut self, reply: &Passage, rules: &Rules) {
+        let echo = self.of(&reply.head, true, rules);
+        echo.replies.push((reply.at, reply.head.datagram.tos));
+    }
+
+    fn answered(&mut self, reply: &Passage, rules: &Rules) {
+        let echo = self.of(&reply.head, true, rules);
+        let answer = |(exit, at): (&Exit, Span)| Answer { at, reply_left: reply.at, tos: exit.tos };
+        echo.answers.extend(whole(reply).map(answer));
+        echo.answers.sort_unstable_by_key(|answer| answer.at);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.echoes.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.echoes.is_empty()
+    }
+
+    /// Counts all fates.
+    ///
+    /// # Panics
+    /// When a reply answers what never left.
+    #[must_use]
+    pub fn counts(&self, rules: &Rules) -> Counts {
+        let mut counts = Counts::default();
+        for (name, echo) in &self.echoes {
+            assert!(echo.left.is_some(), "{name:?} was answered and never left");
+            echo.count(&mut counts, rules);
+        }
+        counts.reordered = self.reordered(rules);
+        self.count_runs(&mut counts, rules);
+        counts
+    }
+
+    /// Flows, by the port that they are sent from, with the number of echoes that got no answer in time and of all.
+    #[must_use]
+    pub fn flows(&self, rules: &Rules) -> BTreeMap<u16, (u64, u64)> {
+        let mut flows: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+        for ((source, ..), echo) in &self.echoes {
+            let (lost, all) = flows.entry(source.port()).or_default();
+            *lost += u64::from(echo.answer(rules).is_none());
+            *all += 1;
+        }
+        flows
+    }
+
+    fn reordered(&self, rules: &Rules) -> u64 {
+        let mut arrivals: Vec<(Span, &Name)> =
+            self.echoes.iter().filter_map(|(name, echo)| Some((echo.answer(rules)?.at, name))).collect();
+        arrivals.sort_unstable();
+        let mut expected: BTreeMap<(SocketAddr, u16), u32> = BTreeMap::new();
+        let mut reordered = 0;
+        for (_, (source, ssid, sequence)) in arrivals {
+            let next = expected.entry((*source, *ssid)).or_default();
+            if sequence < next { reordered += 1 } else { *next = sequence + 1 }
+        }
+        reordered
+    }
+
+    /// What needs the neighbour: runs of losses, and differences between round trips.
+    fn count_runs(&self, counts: &mut Counts, rules: &Rules) {
+        let mut last: Option<(&Name, &Echo)> = None;
+        for (name, echo) in &self.echoes {
+            let before = last
+                .replace((name, echo))
+                .filter(|(before, _)| (before.0, before.1, before.2 + 1) == (name.0, name.1, name.2))
+                .map(|(_, before)| before);
+            let is_lost = echo.answer(rules).is_none();
+            let was_lost = before.is_some_and(|before| before.answer(rules).is_none());
+            counts.bursts += u64::from(is_lost && !was_lost);
+            let ok =
+                |echo: &Echo| echo.round_trip(rules).filter(|(rtt, _)| *rtt <= rules.late_after.as_nanos());
+            if let (Some((first, doubt)), Some((second, more))) = (before.and_then(ok), ok(echo)) {
+                counts.neighbours += 1;
+                counts.ipdv += u64::try_from(first.abs_diff(second)).expect("below a minute");
+                counts.ipdv_doubt += doubt + more;
+            }
+        }
+    }
+}
+
+impl Echo {
+    fn count(&self, counts: &mut Counts, rules: &Rules) {
+        counts.sent += 1;
+        counts.requests += self.requests.len() as u64;
+        counts.replies += self.replies.len() as u64;
+        let in_time = self.answers.iter().filter(|answer| self.is_in_time(answer, rules)).count() as u64;
+        counts.very_late += self.answers.len() as u64 - in_time;
+        counts.duplicates += in_time.saturating_sub(1);
+        let near = |time: u128, limit: Duration| time.abs_diff(limit.as_nanos()) < u128::from(MARGIN);
+        let times = self.answers.iter().map(|answer| u128::from(answer.at.0 - self.left.unwrap_or_default()));
+        counts.doubtful += times.filter(|time| near(*time, rules.lost_after)).count() as u64;
+        match (self.answer(rules), self.round_trip(rules)) {
+            (Some(answer), Some((rtt, _))) => {
+                counts.doubtful += u64::from(near(rtt, rules.late_after));
+                let is_late = rtt > rules.late_after.as_nanos();
+                counts.late += u64::from(is_late);
+                counts.ok += u64::from(!is_late);
+                self.count_classes(counts, answer);
+            }
+            (None, _) | (_, None) if self.requests.is_empty() => counts.lost_forward += 1,
+            (None, _) | (_, None) => counts.lost_reverse += 1,
+        }
+    }
+
+    fn count_classes(&self, counts: &mut Counts, answer: &Answer) {
+        let index = self.replies.iter().position(|(left, _)| *left == answer.reply_left);
+        let forward = index.and_then(|index| self.requests.get(index)).map(|(_, tos)| (self.tos, *tos));
+        let reverse = index.and_then(|index| self.replies.get(index)).map(|(_, tos)| (*tos, answer.tos));
+        for (way, class) in [forward, reverse].into_iter().enumerate() {
+            let Some((before, after)) = class else { continue };
+            counts.remarked[way] += u64::from(before >> 2 != after >> 2);
+            counts.congested[way] += u64::from(after & 3 == 3);
+        }
+    }
+
+    fn is_in_time(&self, answer: &Answer, rules: &Rules) -> bool {
+        u128::from(answer.at.0 - self.left.unwrap_or_default()) <= rules.lost_after.as_nanos()
+    }
+
+    /// The reply that counts.
+    fn answer(&self, rules: &Rules) -> Option<&Answer> {
+        self.answers.iter().find(|answer| self.is_in_time(answer, rules))
+    }
+
+    /// The time that it took without the responder's, and by how much that may be off.
+    fn round_trip(&self, rules: &Rules) -> Option<(u128, u64)> {
+        let answer = self.answer(rules)?;
+        // Copies are answered in the order in which they come.
+        let index = self.replies.iter().position(|(left, _)| *left == answer.reply_left)?;
+        let (reached, _) = *self.requests.get(index)?;
+        let turnaround = answer.reply_left.saturating_sub(middle(reached));
+        let elapsed = middle(answer.at) - self.left?;
+        let doubt = (reached.1 - reached.0) + (answer.at.1 - answer.at.0);
+        Some((u128::from(elapsed.saturating_sub(turnaround)), doubt))
+    }
+}
+
+impl Stage<'_> {
+    /// Everything that passed from or to the responder's port, and whether it went towards the responder.
+    fn passages(&self, rules: &Rules) -> Vec<(Passage, bool)> {
+        let of = |(wire, forward): &(&Wire, Way)| {
+            let is_meant = |passage: &Passage| passage.head.is_udp(rules.port);
+            let forward = *forward;
+            let log = wire.log().into_iter().filter(is_meant);
+            log.map(move |passage| {
+                let is_forward = passage.way == forward;
+                (passage, is_forward)
+            })
+        };
+        self.wires.iter().flat_map(of).collect()
+    }
+}
+
+/// Copies that came out undamaged, and when.
+fn whole(passage: &Passage) -> impl Iterator<Item = (&Exit, Span)> {
+    let copies = passage.outcome.iter().flatten().flatten();
+    copies.filter(|exit| exit.damage.is_none()).filter_map(|exit| Some((exit, exit.left?)))
+}
+
+fn middle((from, to): Span) -> u64 {
+    from + (to - from) / 2
+}
+
+/// Copies that came out of a wire with a bit changed of which only the application could know, one way.
+#[must_use]
+pub fn forged(wire: &Wire, way: Way) -> u64 {
+    let log = wire.log();
+    let copies =
+        log.iter().filter(|passage| passage.way == way).flat_map(|passage| &passage.outcome).flatten();
+    copies.flatten().filter(|exit| exit.damage == Some(Corruption::Unnoticed)).count() as u64
+}
+
+impl Counts {
+    /// A count by its name, as scenarios call it.
+    ///
+    /// # Panics
+    /// When there is none of this name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> u64 {
+        match name {
+            "sent" => self.sent,
+            "ok" => self.ok,
+            "late" => self.late,
+            "lost_forward" => self.lost_forward,
+            "lost_reverse" => self.lost_reverse,
+            "duplicates" => self.duplicates,
+            "reordered" => self.reordered,
+            "very_late" => self.very_late,
+            "bursts" => self.bursts,
+            "remarked_forward" => self.remarked[0],
+            "remarked_reverse" => self.remarked[1],
+            "congested_forward" => self.congested[0],
+            "congested_reverse" => self.congested[1],
+            _ => panic!("truth has no count {name}"),
+        }
+    }
+
+    /// Whether what a scenario set out to do came about.
+    ///
+    /// # Errors
+    /// The first count that is not in its range.
+    pub fn fits(&self, expected: &BTreeMap<String, Range>) -> Result<(), String> {
+        for (name, Range(range)) in expected {
+            let found = self.named(name);
+            if !range.contains(&found) {
+                return Err(format!("{name}: the wires made {found}, the scenario wants {range:?}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,22 @@
+//! Waiting for something to become so.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest that anything waits. Chosen: what takes milliseconds on an idle machine takes seconds on a busy one.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Looks again and again until there is something to see.
+///
+/// # Panics
+/// After [`DEADLINE`], with `what` was waited for.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(start.elapsed() < DEADLINE, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,47 @@
+//! As much of HTTP as asking an agent takes.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+use crate::DEADLINE;
+
+/// An answer.
+#[derive(Debug)]
+pub struct Response {
+    /// 200, and so on.
+    pub status: u16,
+    /// Status line and headers.
+    pub head: String,
+    /// What follows.
+    pub body: String,
+}
+
+impl Response {
+    /// The value of a header; `name` is lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let headers = self.head.lines().filter_map(|line| line.split_once(": "));
+        headers.into_iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+}
+
+/// The answer to a GET request.
+///
+/// # Errors
+/// Those of the connection, and an answer that is none.
+pub fn get(to: SocketAddr, path: &str) -> io::Result<Response> {
+    request("GET", to, path)
+}
+
+/// The answer to a request without a body. In HTTP/1.0, where an answer ends with its connection.
+pub fn request(method: &str, to: SocketAddr, path: &str) -> io::Result<Response> {
+    let mut stream = TcpStream::connect_timeout(&to, DEADLINE)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {to}\r\nContent-Length: 0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let parts = text.split_once("\r\n\r\n");
+    let (head, body) = parts.ok_or_else(|| io::Error::other(format!("no answer to {path}: {text:?}")))?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| io::Error::other(format!("no status in {head:?}")))?;
+    Ok(Response { status, head: head.to_owned(), body: body.to_owned() })
+}

@@ -1,0 +1,389 @@
+//! A cable with a bad link in it.
+//!
+//! A thread between two packet sockets takes each frame from one side, asks the link what becomes of it, and puts the
+//! copies on the other side when it is time. The stamps of the hosts stay the kernel's own, made where frames leave and
+//! enter their namespaces.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io::IoSliceMut;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, send,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeSpec, TimeValLike as _};
+use nix::time::{ClockId, clock_gettime};
+use pathmeter_proto::sim::{Corruption, Delivery, Dropped, Link, Parcel, Random};
+
+use crate::frame::{Datagram, UDP};
+use crate::namespace::Namespace;
+use crate::offload;
+
+/// A direction of a wire: from the end that was named first, or to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Way {
+    /// From the first end to the second.
+    Forward,
+    /// From the second end to the first.
+    Reverse,
+}
+
+/// What happened to one datagram. Times are CLOCK_REALTIME, in nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Passage {
+    /// Which way it went.
+    pub way: Way,
+    /// When it entered, by the kernel's stamp.
+    pub at: u64,
+    /// What it was.
+    pub head: Head,
+    /// The copies that came out, or why none did.
+    pub outcome: Result<[Option<Exit>; 2], Dropped>,
+}
+
+/// What is remembered of a datagram.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    /// Addresses, lengths and header fields as it entered.
+    pub datagram: Datagram,
+    /// The beginning of its payload, padded with zeros: a STAMP packet, and the head of its first extension.
+    pub payload: [u8; 120],
+}
+
+/// How a copy came out.
+#[derive(Debug, Clone, Copy)]
+pub struct Exit {
+    /// When, between two readings of the clock; `None` while it is under way.
+    pub left: Option<(u64, u64)>,
+    /// How many frames had come out of the wire before it, either way.
+    pub order: u64,
+    /// Whether a bit was changed, and who notices.
+    pub damage: Option<Corruption>,
+    /// Type of service as it came out.
+    pub tos: u8,
+}
+
+/// A running wire.
+#[derive(Debug)]
+pub struct Wire {
+    shared: Arc<Shared>,
+    bell: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    is_over: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    links: [Link; 2],
+    random: Random,
+    log: Vec<Passage>,
+    /// UDP datagrams that entered, by way.
+    entered: [usize; 2],
+    /// Frames that the kernel dropped before or behind the link: each makes the log untrue.
+    missed: u64,
+}
+
+impl Wire {
+    /// Puts a perfect link without delay between two interfaces of a namespace.
+    #[must_use]
+    pub fn new(namespace: &Namespace, ends: [&str; 2], seed: u64) -> Self {
+        let sides = namespace.within(|| ends.map(Side::open));
+        let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap());
+        let state = State {
+            links: [Link::perfect(0), Link::perfect(0)],
+            random: Random::new(seed),
+            log: Vec::new(),
+            entered: [0; 2],
+            missed: 0,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), is_over: AtomicBool::new(false) });
+        let carrier = Carrier {
+            sides,
+            shared: Arc::clone(&shared),
+            bell: Arc::clone(&bell),
+            under_way: BinaryHeap::new(),
+            taken: 0,
+            order: 0,
+        };
+        let thread = namespace.spawn(move || carrier.run());
+        Self { shared, bell, thread: Some(thread) }
+    }
+
+    /// Changes both links, from the next datagram on; what is under way is not affected.
+    pub fn become_like(&self, forward: &Link, reverse: &Link) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.links[0].become_like(forward);
+        state.links[1].become_like(reverse);
+    }
+
+    /// UDP datagrams that entered so far, one way.
+    #[must_use]
+    pub fn entered(&self, way: Way) -> usize {
+        self.shared.state.lock().unwrap().entered[way as usize]
+    }
+
+    /// The truth so far, in the order in which datagrams entered.
+    ///
+    /// # Panics
+    /// When the kernel dropped a frame at the wire, which nobody would know of.
+    #[must_use]
+    pub fn log(&self) -> Vec<Passage> {
+        let state = self.shared.state.lock().unwrap();
+        assert_eq!(state.missed, 0, "the kernel dropped frames at the wire: its log is not the truth");
+        state.log.clone()
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Relaxed);
+        let _ = self.bell.write(1);
+        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join)
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// The thread's own.
+struct Carrier {
+    sides: [Side; 2],
+    shared: Arc<Shared>,
+    bell: Arc<EventFd>,
+    /// By time, then in the order in which they entered.
+    under_way: BinaryHeap<Reverse<Transit>>,
+    /// Frames that were given a number.
+    taken: u64,
+    order: u64,
+}
+
+/// A copy on its way.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Transit {
+    due: u64,
+    number: u64,
+    way: Way,
+    /// Where in the log it is, and which copy; `None` for what is not logged.
+    entry: Option<(usize, usize)>,
+    frame: Vec<u8>,
+}
+
+impl Carrier {
+    fn run(mut self) {
+        be_punctual();
+        let mut room = vec![0; FRAME_BYTES];
+        while !self.shared.is_over.load(Relaxed) {
+            self.wait();
+            for (side, way) in [(0, Way::Forward), (1, Way::Reverse)] {
+                while let Some((length, at)) = self.sides[side].take(&mut room) {
+                    self.enter(way, at, &room[..length]);
+                    // What is due does not wait for a full queue to be read.
+                    self.leave();
+                }
+                let missed = self.sides[side].missed();
+                if missed > 0 {
+                    self.shared.state.lock().unwrap().missed += missed;
+                }
+            }
+            self.leave();
+        }
+    }
+
+    fn wait(&self) {
+        let until = self.under_way.peek().map(|Reverse(next)| next.due.saturating_sub(now()));
+        let patience = until.map(|span| TimeSpec::nanoseconds(i64::try_from(span).unwrap()));
+        let [first, second] = &self.sides;
+        let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut all = [watch(first.socket.as_fd()), watch(second.socket.as_fd()), watch(self.bell.as_fd())];
+        match ppoll(&mut all, patience, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => panic!("waiting for frames: {error}"),
+        }
+    }
+
+    fn enter(&mut self, way: Way, at: u64, frame: &[u8]) {
+        let mut number = || {
+            self.taken += 1;
+            self.taken
+        };
+        let Some(datagram) = Datagram::find(frame) else {
+            // Neighbours and groups: what keeps a network together is not on trial.
+            let transit = Transit { due: at, number: number(), way, entry: None, frame: frame.to_vec() };
+            self.under_way.push(Reverse(transit));
+            return;
+        };
+        let mut head = Head { datagram, payload: [0; 120] };
+        for (to, from) in head.payload.iter_mut().zip(datagram.payload(frame)) {
+            *to = *from;
+        }
+        let parcel = Parcel { bytes: datagram.bytes, tos: datagram.tos, ttl: datagram.ttl };
+        let mut state = self.shared.state.lock().unwrap();
+        let State { links, random, log, entered, .. } = &mut *state;
+        entered[way as usize] += usize::from(datagram.protocol == UDP);
+        let outcome = links[way as usize].pass(random, at, parcel);
+        let entry = log.len();
+        for (copy, delivery) in outcome.iter().flatten().enumerate() {
+            let Some(delivery) = delivery else { continue };
+            let mut frame = frame.to_vec();
+            datagram.suffer(&mut frame, delivery);
+            let entry = Some((entry, copy));
+            self.under_way.push(Reverse(Transit { due: delivery.at, number: number(), way, entry, frame }));
+        }
+        let expected = |delivery: Delivery| Exit {
+            left: None,
+            order: u64::MAX,
+            damage: delivery.damage.map(|(_, who)| who),
+            tos: delivery.tos,
+        };
+        let outcome = outcome.map(|copies| copies.map(|copy| copy.map(expected)));
+        log.push(Passage { way, at, head, outcome });
+    }
+
+    fn leave(&mut self) {
+        while self.under_way.peek().is_some_and(|Reverse(next)| next.due <= now()) {
+            let Some(Reverse(transit)) = self.under_way.pop() else { return };
+            let side = &self.sides[usize::from(transit.way == Way::Forward)];
+            let before = now();
+            let is_out = side.put(&transit.frame);
+            let after = now();
+            let mut state = self.shared.state.lock().unwrap();
+            state.missed += u64::from(!is_out);
+            if let Some((entry, copy)) = transit.entry
+                && let Ok(copies) = &mut state.log[entry].outcome
+                && let Some(exit) = &mut copies[copy]
+            {
+                (exit.left, exit.order) = (Some((before, after)), self.order);
+            }
+            self.order += 1;
+        }
+    }
+}
+
+/// The longest frame: an Ethernet header and the longest IP datagram.
+const FRAME_BYTES: usize = 65_549;
+
+/// Frames may wait for us while we do not run.
+const RECEIVE_BUFFER: usize = 64 << 20;
+
+/// One end of a wire: a packet socket that hears everything on its interface but itself.
+struct Side {
+    socket: OwnedFd,
+}
+
+impl Side {
+    fn open(interface: &str) -> Self {
+        offload::switch_off(interface);
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            // Nothing is heard before it is bound to its interface.
+            None::<SockProtocol>,
+        )
+        .unwrap();
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true).unwrap();
+        // More than the limit of ordinary sockets takes privilege; without it the limit has to do.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).unwrap();
+        }
+        bind(&socket, interface);
+        Self { socket }
+    }
+
+    /// The next frame: its length in `room`, and when it came. `None` when there is none.
+    fn take(&self, room: &mut [u8]) -> Option<(usize, u64)> {
+        let mut control = nix::cmsg_space!(TimeSpec);
+        let mut parts = [IoSliceMut::new(room)];
+        let read = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty());
+        let message = match read {
+            Ok(message) => message,
+            Err(Errno::EAGAIN | Errno::EINTR) => return None,
+            Err(error) => panic!("reading a frame: {error}"),
+        };
+        let stamp = message.cmsgs().unwrap().find_map(|said| {
+            let ControlMessageOwned::ScmTimestampns(at) = said else { return None };
+            Some(nanos(at))
+        });
+        Some((message.bytes, stamp.expect("the kernel stamps what a packet socket gets")))
+    }
+
+    fn put(&self, frame: &[u8]) -> bool {
+        send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).is_ok()
+    }
+
+    /// Frames that found no room since the last call.
+    #[expect(unsafe_code, reason = "PACKET_STATISTICS has no safe wrapper")]
+    fn missed(&self) -> u64 {
+        let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut length = libc::socklen_t::try_from(size_of_val(&statistics)).unwrap();
+        // SAFETY: the descriptor is open, and the structure is as long as `length` says.
+        let outcome = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut statistics).cast(),
+                &raw mut length,
+            )
+        };
+        assert_eq!(outcome, 0, "asking a packet socket for its statistics");
+        statistics.tp_drops.into()
+    }
+}
+
+#[expect(unsafe_code, reason = "nix makes no link-layer addresses")]
+fn bind(socket: &OwnedFd, interface: &str) {
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    // SAFETY: all zeros is a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+    address.sll_protocol = u16::try_from(libc::ETH_P_ALL).unwrap().to_be();
+    address.sll_ifindex = i32::try_from(index).unwrap();
+    let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
+    // SAFETY: the address is a filled sockaddr_ll of the stated length.
+    let outcome = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    assert_eq!(outcome, 0, "binding to {interface}: {}", std::io::Error::last_os_error());
+}
+
+/// Asks to be woken on time, and in front of others where that is allowed: a delay of ours is one of the link.
+#[expect(unsafe_code, reason = "two system calls without a safe wrapper")]
+fn be_punctual() {
+    // SAFETY: prctl with plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_usize) };
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a live sched_param. Refused without privilege; the log then shows how late frames were.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
+}
+
+fn now() -> u64 {
+    nanos(clock_gettime(ClockId::CLOCK_REALTIME).unwrap())
+}
+
+fn nanos(time: TimeSpec) -> u64 {
+    u64::try_from(time.num_nanoseconds()).unwrap()
+}
+
+impl Head {
+    /// Whether it is UDP from or to a port.
+    #[must_use]
+    pub fn is_udp(&self, port: u16) -> bool {
+        let ports =
+            [self.datagram.source, self.datagram.destination].map(|address: SocketAddr| address.port());
+        self.datagram.protocol == UDP && ports.contains(&port)
+    }
+}
