@@ -1,5 +1,8 @@
 //! The clocks that measurements go by. (What is shown to people, and signatures, take the standard library's.)
 
+#[cfg(feature = "clock-drill")]
+pub mod drill;
+
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -8,7 +11,8 @@ use pathmeter_proto::time::{Timeline, Timestamp, WallOffset, WallTime};
 /// The clocks of this host as one thread sees them: a monotonic one for schedules and deadlines, and where the wall
 /// clock, with which the kernel stamps datagrams, stands on it.
 #[derive(Debug)]
-pub struct Clock {
+pub struct Clock<S = Host> {
+    source: S,
     timeline: Timeline,
     asleep: Duration,
 }
@@ -29,23 +33,29 @@ impl Clock {
     /// Looks at the clocks for the first time.
     #[must_use]
     pub fn new() -> Self {
-        let reading = Reading::take();
-        Self {
-            timeline: Timeline::new(reading.at, reading.wall),
-            asleep: std::iter::repeat_with(asleep).find_map(|asleep| asleep).unwrap_or_default(),
-        }
+        Self::over(Host::default())
     }
 
     /// The monotonic clock.
     #[must_use]
     pub fn now() -> Timestamp {
-        Timestamp::from_nanos(nanos(ClockId::CLOCK_MONOTONIC))
+        Host::default().monotonic()
+    }
+}
+
+impl<S: Source> Clock<S> {
+    /// Looks at other clocks than this host's for the first time.
+    #[must_use]
+    pub fn over(source: S) -> Self {
+        let reading = Reading::take(&source);
+        let asleep = std::iter::repeat_with(|| asleep(&source)).find_map(|asleep| asleep).unwrap_or_default();
+        Self { source, timeline: Timeline::new(reading.at, reading.wall), asleep }
     }
 
     /// Looks at the clocks again. Called before stamps are read, so that those from both sides of a step can be placed.
     pub fn look(&mut self) -> (Timestamp, Option<Upset>) {
-        let reading = Reading::take();
-        let asleep = asleep().unwrap_or(self.asleep);
+        let reading = Reading::take(&self.source);
+        let asleep = asleep(&self.source).unwrap_or(self.asleep);
         let suspended = asleep.saturating_sub(self.asleep);
         self.asleep = asleep;
         let stepped = self.timeline.observe(reading.at, reading.wall, reading.window);
@@ -57,7 +67,7 @@ impl Clock {
     /// When a kernel stamp was made; see [`Timeline::place`].
     #[must_use]
     pub fn place(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
-        self.timeline.place(stamp, from, to)
+        self.timeline.place(self.source.stamped(stamp), from, to)
     }
 
     /// How far the wall clock is ahead of the monotonic one.
@@ -70,6 +80,50 @@ impl Clock {
 impl Default for Clock {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Where readings come from.
+pub trait Source {
+    /// CLOCK_MONOTONIC.
+    fn monotonic(&self) -> Timestamp;
+
+    /// CLOCK_REALTIME.
+    fn wall(&self) -> WallTime;
+
+    /// CLOCK_BOOTTIME: the monotonic clock, and the time for which the host was suspended.
+    fn boot(&self) -> Timestamp;
+
+    /// What this wall clock read when the kernel made a stamp.
+    fn stamped(&self, stamp: WallTime) -> WallTime;
+}
+
+/// The source of what this process measures by.
+#[cfg(not(feature = "clock-drill"))]
+pub type Host = Kernel;
+/// The source of what this process measures by.
+#[cfg(feature = "clock-drill")]
+pub type Host = drill::Drilled<'static, Kernel>;
+
+/// The clocks as the kernel has them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kernel;
+
+impl Source for Kernel {
+    fn monotonic(&self) -> Timestamp {
+        Timestamp::from_nanos(nanos(ClockId::CLOCK_MONOTONIC))
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime::from_nanos(nanos(ClockId::CLOCK_REALTIME))
+    }
+
+    fn boot(&self) -> Timestamp {
+        Timestamp::from_nanos(nanos(ClockId::CLOCK_BOOTTIME))
+    }
+
+    fn stamped(&self, stamp: WallTime) -> WallTime {
+        stamp
     }
 }
 
@@ -86,13 +140,13 @@ impl Reading {
     /// Good enough to stop trying: what two vDSO calls take on a slow machine.
     const CLOSE: Duration = Duration::from_micros(2);
 
-    fn take() -> Self {
-        let mut best = Self::once();
+    fn take(source: &impl Source) -> Self {
+        let mut best = Self::once(source);
         for _ in 1..Self::TRIES {
             if best.window <= Self::CLOSE {
                 break;
             }
-            let again = Self::once();
+            let again = Self::once(source);
             if again.window < best.window {
                 best = again;
             }
@@ -100,10 +154,10 @@ impl Reading {
         best
     }
 
-    fn once() -> Self {
-        let before = Clock::now();
-        let wall = WallTime::from_nanos(nanos(ClockId::CLOCK_REALTIME));
-        let after = Clock::now();
+    fn once(source: &impl Source) -> Self {
+        let before = source.monotonic();
+        let wall = source.wall();
+        let after = source.monotonic();
         let window = after.since(before);
         Self { at: before + window / 2, wall, window }
     }
@@ -111,11 +165,11 @@ impl Reading {
 
 /// How long the host has been suspended since it started; `None` when we were interrupted between the readings, which would
 /// look like a suspend.
-fn asleep() -> Option<Duration> {
-    let before = Clock::now();
-    let boot = nanos(ClockId::CLOCK_BOOTTIME);
-    let is_close = Clock::now().since(before) < SUSPEND_MIN / 10;
-    is_close.then(|| Duration::from_nanos(boot.saturating_sub(before.as_nanos())))
+fn asleep(source: &impl Source) -> Option<Duration> {
+    let before = source.monotonic();
+    let boot = source.boot();
+    let is_close = source.monotonic().since(before) < SUSPEND_MIN / 10;
+    is_close.then(|| boot.since(before))
 }
 
 fn nanos(clock: ClockId) -> u64 {
@@ -126,14 +180,71 @@ fn nanos(clock: ClockId) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Clocks that stand still until they are moved.
+    #[derive(Debug, Default)]
+    pub(super) struct Fake {
+        pub(super) now: Cell<u64>,
+        pub(super) stepped: Cell<i64>,
+        pub(super) asleep: Cell<u64>,
+    }
+
+    impl Fake {
+        /// Lets time pass, and returns what the wall clock read afterwards.
+        pub(super) fn pass(&self, span: Duration) -> WallTime {
+            self.now.set(self.now.get() + pathmeter_proto::time::nanos(span));
+            self.wall()
+        }
+    }
+
+    impl Source for Fake {
+        fn monotonic(&self) -> Timestamp {
+            Timestamp::from_nanos(self.now.get())
+        }
+
+        fn wall(&self) -> WallTime {
+            let wall = 1_700_000_000 * SECOND + self.now.get() + self.asleep.get();
+            WallTime::from_nanos(wall.saturating_add_signed(self.stepped.get()))
+        }
+
+        fn boot(&self) -> Timestamp {
+            Timestamp::from_nanos(self.now.get() + self.asleep.get())
+        }
+
+        fn stamped(&self, stamp: WallTime) -> WallTime {
+            stamp
+        }
+    }
+
+    impl<S: Source> Source for &S {
+        fn monotonic(&self) -> Timestamp {
+            (**self).monotonic()
+        }
+
+        fn wall(&self) -> WallTime {
+            (**self).wall()
+        }
+
+        fn boot(&self) -> Timestamp {
+            (**self).boot()
+        }
+
+        fn stamped(&self, stamp: WallTime) -> WallTime {
+            (**self).stamped(stamp)
+        }
+    }
 
     #[test]
     fn the_offset_places_a_reading_of_the_wall_clock_between_two_of_the_monotonic_one() {
         let mut clock = Clock::new();
         clock.look();
         let before = Clock::now();
-        let wall = WallTime::from_nanos(nanos(ClockId::CLOCK_REALTIME));
+        let wall = Host::default().wall();
         let after = Clock::now();
         let placed = clock.place(wall, before, after);
         let slack = Timeline::GRAIN * 2;
@@ -141,5 +252,19 @@ mod tests {
             placed + slack >= before && placed <= after + slack,
             "{placed:?} between {before:?} and {after:?}"
         );
+    }
+
+    #[test]
+    fn a_step_and_a_suspend_are_each_told_once() {
+        let host = Fake::default();
+        let mut clock = Clock::over(&host);
+        host.pass(Duration::from_millis(5));
+        assert_eq!(clock.look().1, None);
+        host.stepped.set(-1_000_000_000);
+        assert_eq!(clock.look().1, Some(Upset::Step(-1_000_000_000)));
+        assert_eq!(clock.look().1, None);
+        host.asleep.set(4 * SECOND);
+        assert_eq!(clock.look().1, Some(Upset::Suspend(Duration::from_secs(4))));
+        assert_eq!(clock.look().1, None);
     }
 }
