@@ -159,6 +159,19 @@ fn times_that_make_no_sense_are_not_subtracted() {
     assert_eq!((sample.rtt, sample.turnaround), (Duration::from_micros(1), Duration::ZERO));
 }
 
+#[test]
+fn a_reply_to_what_was_withdrawn_is_very_late() {
+    let mut asker = Asker::new(Spec { transmit_stamps: false, ..spec(1, 20 * MS, 1, 100) });
+    let requests = [(); 3].map(|()| asker.datagram());
+    let arrival = arrival(ASKER, asker.at);
+    let mut responder = responder(None);
+    let [first, second, third] = requests.map(|request| ask(&mut responder, &request, &arrival).bytes());
+    asker.hears(&first);
+    asker.prober.withdraw();
+    assert_eq!(asker.hears(&third), [Report::VeryLate]);
+    assert_eq!(asker.hears(&second), [Report::VeryLate]);
+}
+
 /// Steps until something is sent, hands it over, and returns its name and its bytes.
 fn leave(prober: &mut Prober, at: &mut Timestamp) -> (SendId, Vec<u8>) {
     loop {
