@@ -15,6 +15,8 @@ pub struct Clock<S = Host> {
     source: S,
     timeline: Timeline,
     asleep: Duration,
+    /// Noticed while a stamp was placed, and not yet told.
+    untold: Option<Upset>,
 }
 
 /// Something happened to the clocks since the last look.
@@ -24,6 +26,19 @@ pub enum Upset {
     Step(i64),
     /// The host was suspended for this long.
     Suspend(Duration),
+}
+
+impl Upset {
+    /// What happened between two looks is told as one.
+    fn and(self, later: Self) -> Self {
+        match (self, later) {
+            (Self::Step(by), Self::Step(further)) => Self::Step(by.saturating_add(further)),
+            (Self::Suspend(span), Self::Suspend(more)) => Self::Suspend(span + more),
+            (Self::Suspend(span), Self::Step(_)) | (Self::Step(_), Self::Suspend(span)) => {
+                Self::Suspend(span)
+            }
+        }
+    }
 }
 
 /// A suspend below this is the noise of reading two clocks. Chosen: 10 ms; real ones last seconds.
@@ -49,11 +64,16 @@ impl<S: Source> Clock<S> {
     pub fn over(source: S) -> Self {
         let reading = Reading::take(&source);
         let asleep = std::iter::repeat_with(|| asleep(&source)).find_map(|asleep| asleep).unwrap_or_default();
-        Self { source, timeline: Timeline::new(reading.at, reading.wall), asleep }
+        Self { source, timeline: Timeline::new(reading.at, reading.wall), asleep, untold: None }
     }
 
     /// Looks at the clocks again. Called before stamps are read, so that those from both sides of a step can be placed.
     pub fn look(&mut self) -> (Timestamp, Option<Upset>) {
+        let at = self.notice();
+        (at, self.untold.take())
+    }
+
+    fn notice(&mut self) -> Timestamp {
         let reading = Reading::take(&self.source);
         let asleep = asleep(&self.source).unwrap_or(self.asleep);
         let suspended = asleep.saturating_sub(self.asleep);
@@ -61,13 +81,21 @@ impl<S: Source> Clock<S> {
         let stepped = self.timeline.observe(reading.at, reading.wall, reading.window);
         let upset =
             if suspended >= SUSPEND_MIN { Some(Upset::Suspend(suspended)) } else { stepped.map(Upset::Step) };
-        (reading.at, upset)
+        if let Some(upset) = upset {
+            self.untold = Some(self.untold.map_or(upset, |earlier| earlier.and(upset)));
+        }
+        reading.at
     }
 
     /// When a kernel stamp was made; see [`Timeline::place`].
     #[must_use]
-    pub fn place(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
-        self.timeline.place(self.source.stamped(stamp), from, to)
+    pub fn place(&mut self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
+        let stamp = self.source.stamped(stamp);
+        if !self.timeline.explains(stamp, from, to) {
+            // Perhaps it is from after a step that came after the last look.
+            self.notice();
+        }
+        self.timeline.place(stamp, from, to)
     }
 
     /// How far the wall clock is ahead of the monotonic one.
@@ -266,5 +294,39 @@ mod tests {
         host.asleep.set(4 * SECOND);
         assert_eq!(clock.look().1, Some(Upset::Suspend(Duration::from_secs(4))));
         assert_eq!(clock.look().1, None);
+    }
+    #[test]
+    fn a_stamp_from_after_a_step_that_nobody_has_noticed_is_placed_and_the_step_told_once() {
+        for step in [-1_000_000_000, 1_000_000_000] {
+            let host = Fake::default();
+            host.pass(Duration::from_secs(10));
+            let mut clock = Clock::over(&host);
+            let (drained, _) = clock.look();
+            let before = (host.pass(Duration::from_millis(1)), host.monotonic());
+            host.stepped.set(step);
+            let after = (host.pass(Duration::from_millis(1)), host.monotonic());
+            host.pass(Duration::from_millis(1));
+            for (stamp, truth) in [before, after, before] {
+                assert_eq!(clock.place(stamp, drained, host.monotonic()), truth, "{step}");
+            }
+            assert_eq!(clock.look().1, Some(Upset::Step(step)));
+            assert_eq!(clock.look().1, None);
+        }
+    }
+
+    #[test]
+    fn upsets_between_two_looks_are_told_as_one() {
+        let host = Fake::default();
+        let mut clock = Clock::over(&host);
+        let at = host.monotonic();
+        for step in [1_000_000_000, 3_000_000_000] {
+            host.stepped.set(step);
+            let _ = clock.place(host.wall(), at, at);
+        }
+        assert_eq!(clock.look().1, Some(Upset::Step(3_000_000_000)));
+        host.asleep.set(4 * SECOND);
+        let _ = clock.place(host.wall(), at, at);
+        host.stepped.set(0);
+        assert_eq!(clock.look().1, Some(Upset::Suspend(Duration::from_secs(4))));
     }
 }
