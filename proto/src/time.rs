@@ -155,16 +155,33 @@ impl Timeline {
     #[must_use]
     pub fn place(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let placed = self.offset.monotonic(stamp);
-        let Some((before, stepped)) = self.before.filter(|(_, stepped)| to.since(*stepped) <= Self::MEMORY)
-        else {
+        if self.earlier(to).is_none() {
             return placed;
-        };
+        }
+        self.explain(stamp, from, to).unwrap_or_else(|| placed.clamp(from, to.max(from)))
+    }
+
+    /// Whether a stamp that was made between `from` and `to` can be: if not, the wall clock may have been stepped since the
+    /// last reading.
+    #[must_use]
+    pub fn explains(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> bool {
+        self.explain(stamp, from, to).is_some()
+    }
+
+    /// The time between `from` and `to` at which the wall clock read `stamp`.
+    fn explain(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Option<Timestamp> {
         let fits = |at: &Timestamp| *at + Self::GRAIN >= from && *at <= to + Self::GRAIN;
-        let earlier = before.monotonic(stamp);
-        let candidates = [placed, earlier];
-        // What was stamped under the earlier offset was stamped before the step was noticed.
-        let is_possible = |at: &Timestamp| fits(at) && (*at != earlier || *at <= stepped);
-        candidates.into_iter().find(is_possible).unwrap_or_else(|| placed.clamp(from, to.max(from)))
+        let placed = Some(self.offset.monotonic(stamp)).filter(fits);
+        placed.or_else(|| {
+            let (before, stepped) = self.earlier(to)?;
+            // What was stamped under the earlier offset was stamped before the step was noticed.
+            Some(before.monotonic(stamp)).filter(|at| fits(at) && *at <= stepped)
+        })
+    }
+
+    /// The offset from before the last step, and when that was noticed, while stamps from before it can come to light.
+    fn earlier(&self, to: Timestamp) -> Option<(WallOffset, Timestamp)> {
+        self.before.filter(|(_, stepped)| to.since(*stepped) <= Self::MEMORY)
     }
 
     /// The offset that is in force.

@@ -184,17 +184,7 @@ impl From<SettingsError> for Failure {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let outcome = match Command::parse().action {
-        Action::Run(arguments) => run::run(&arguments),
-        Action::Check(arguments) => run::check(&arguments),
-        Action::Probe { kind: ProbeKind::Echo(arguments) } => probe::echo(&arguments),
-        Action::Demo(arguments) => demo::demo(&arguments),
-        Action::Healthcheck(arguments) => healthcheck(&arguments),
-        Action::Completions { shell } => {
-            clap_complete::generate(shell, &mut Command::command(), "pathmeter", &mut io::stdout());
-            Ok(())
-        }
-    };
+    let outcome = act(Command::parse().action);
     let (code, message) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Quiet) => return ExitCode::from(1),
@@ -204,6 +194,22 @@ pub fn main() -> ExitCode {
     // Standard error may be closed; the exit code says it too.
     let _ = writeln!(io::stderr(), "error: {message}");
     ExitCode::from(code)
+}
+
+fn act(action: Action) -> Result<(), Failure> {
+    #[cfg(feature = "clock-drill")]
+    crate::clock::drill::begin().map_err(anyhow::Error::from)?;
+    match action {
+        Action::Run(arguments) => run::run(&arguments),
+        Action::Check(arguments) => run::check(&arguments),
+        Action::Probe { kind: ProbeKind::Echo(arguments) } => probe::echo(&arguments),
+        Action::Demo(arguments) => demo::demo(&arguments),
+        Action::Healthcheck(arguments) => healthcheck(&arguments),
+        Action::Completions { shell } => {
+            clap_complete::generate(shell, &mut Command::command(), "pathmeter", &mut io::stdout());
+            Ok(())
+        }
+    }
 }
 
 /// An error with its causes, each once: many errors already say what caused them.

@@ -9,6 +9,8 @@ mod fixture;
 mod architecture;
 mod bad_input;
 mod cli;
+#[cfg(feature = "clock-drill")]
+mod clock;
 mod drift;
 mod http;
 mod loopback;

@@ -105,7 +105,9 @@ enum State {
     Held(Box<Reply>),
     /// Answered; the round trip when the verdict was ok.
     Answered(Option<Duration>),
-    /// No verdict: it never left, or was withdrawn.
+    /// Decided without an answer: lost, or withdrawn.
+    GivenUp,
+    /// No verdict: it never left.
     Void,
 }
 
@@ -250,6 +252,7 @@ impl Flow {
         let is_late = at.since(slot.t1) > rules.lost_after;
         match slot.state {
             State::Queued | State::Void => Fit::Unasked,
+            State::GivenUp => Fit::VeryLate,
             _ if is_late => Fit::VeryLate,
             State::InFlight => Fit::Answer { sent: slot.t1 },
             State::Held(_) | State::Answered(_) => Fit::Duplicate,
@@ -331,13 +334,13 @@ impl Flow {
         }
         match self.slot(sequence)?.state {
             State::Answered(rtt) => rtt,
-            State::Queued | State::InFlight | State::Held(_) | State::Void => None,
+            State::Queued | State::InFlight | State::Held(_) | State::GivenUp | State::Void => None,
         }
     }
 
     /// A run of losses ends when the next datagram that has a fate at all is found answered.
     fn end_burst(&mut self, reports: &mut VecDeque<Report>) {
-        let next = self.slots.iter().find(|slot| !matches!(slot.state, State::Void));
+        let next = self.slots.iter().find(|slot| !matches!(slot.state, State::GivenUp | State::Void));
         if self.burst > 0 && next.is_some_and(|slot| matches!(slot.state, State::Answered(_))) {
             reports.push_back(Report::BurstEnded(std::mem::take(&mut self.burst)));
         }
@@ -393,7 +396,7 @@ impl Flow {
             let sequence = self.base();
             match front.state {
                 State::Queued => break,
-                State::Void => {}
+                State::GivenUp | State::Void => {}
                 _ if deadline > drained => break,
                 State::Held(_) => self.finish(sequence, rules, reports),
                 State::Answered(_) => {}
@@ -427,7 +430,7 @@ impl Flow {
         let flow = self.index;
         let slot = self.slot(sequence).expect("it is the oldest");
         let (evidence, t1, purpose) = (slot.evidence, slot.t1, slot.purpose);
-        slot.state = State::Void;
+        slot.state = State::GivenUp;
         let Drops { here, there } = drops;
         let ours = &mut || here.claim(flow, t1, deadline);
         let theirs = &mut || there.claim(0, t1, deadline);
@@ -458,7 +461,7 @@ impl Flow {
         let Some(slot) = self.slots.pop_front() else { return };
         self.before = match slot.state {
             State::Answered(rtt) => rtt,
-            State::Queued | State::InFlight | State::Held(_) | State::Void => None,
+            State::Queued | State::InFlight | State::Held(_) | State::GivenUp | State::Void => None,
         };
         self.advance();
         self.end_burst(reports);
@@ -469,7 +472,7 @@ impl Flow {
         while let Some(slot) = self.slot(self.cursor) {
             match slot.state {
                 State::Queued | State::InFlight | State::Held(_) => break,
-                State::Answered(_) | State::Void => self.cursor += 1,
+                State::Answered(_) | State::GivenUp | State::Void => self.cursor += 1,
             }
         }
     }
@@ -482,7 +485,7 @@ impl Flow {
             match slot.state {
                 State::Held(_) => self.finish(sequence, rules, reports),
                 State::InFlight => {
-                    slot.state = State::Void;
+                    slot.state = State::GivenUp;
                     reports.push_back(Report::Decided {
                         flow,
                         sequence,
@@ -490,7 +493,7 @@ impl Flow {
                         sample: None,
                     });
                 }
-                State::Queued | State::Answered(_) | State::Void => {}
+                State::Queued | State::Answered(_) | State::GivenUp | State::Void => {}
             }
         }
         self.advance();

@@ -10,7 +10,7 @@ use crate::admission::{Policy, Rates, Refusal};
 use crate::key::{Key, KeyId, Keys};
 use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
 use crate::stats::{Order, Received};
-use crate::time::{Timestamp, WallOffset};
+use crate::time::Timestamp;
 use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Reply, Request};
 use crate::wire::tlv::{self, ClassOfService, FollowUp};
@@ -29,7 +29,6 @@ pub struct Responder {
     pending: Option<Pending>,
     request: Vec<u8>,
     reports: [Option<ResponderReport>; 2],
-    wall: Option<WallOffset>,
 }
 
 /// What the responder learns.
@@ -73,7 +72,6 @@ impl Responder {
             pending: None,
             request: Vec::new(),
             reports: [None; 2],
-            wall: None,
         }
     }
 
@@ -142,6 +140,7 @@ impl Responder {
             from: arrival.from,
             received: Received::new(sequence),
             replies: 0,
+            wall: None,
             follow_up: None,
             seen: arrival.at,
         };
@@ -179,6 +178,10 @@ impl Responder {
         let session = self.sessions.at(pending.place)?;
         let number = session.replies;
         session.replies = number.wrapping_add(1);
+        let stamp = number % STAMPED_REPLIES == 1;
+        if stamp {
+            session.wall = Some(now.wall);
+        }
         let start = arena.len();
         arena.extend_from_slice(&self.request);
         let reply = &mut arena[start..];
@@ -209,7 +212,7 @@ impl Responder {
             tos: dscp << 2,
             ttl: TTL,
             segment: None,
-            stamp: number % STAMPED_REPLIES == 1,
+            stamp,
         })
     }
 
@@ -309,12 +312,14 @@ impl Machine for Responder {
     }
 
     fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
-        let (StampedBy::Kernel, Some(wall)) = (by, self.wall) else { return };
+        let StampedBy::Kernel = by else { return };
         let place = u32::try_from(id.0 >> 32).expect("32 bits are left");
         let number = u32::try_from(id.0 & u64::from(u32::MAX)).expect("32 bits are left");
         // The place may have passed to another session since; its own numbers are then elsewhere.
         if let Some(session) = self.sessions.at(place)
             && session.replies.wrapping_sub(number) <= STAMPED_REPLIES
+            // Not the one in force now: of the two times only the difference counts, and a step is none.
+            && let Some(wall) = session.wall
         {
             session.follow_up = Some((number, NtpTime::from(wall.wall(at))));
         }
@@ -323,7 +328,6 @@ impl Machine for Responder {
     fn not_sent(&mut self, _: SendId, _: NotSent) {}
 
     fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<ResponderReport> {
-        self.wall = Some(now.wall);
         if let Some(pending) = self.pending.take()
             && let Some(send) = self.answer(&pending, now, drops, arena)
         {

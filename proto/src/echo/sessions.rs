@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use crate::stats::Received;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallOffset};
 use crate::wire::NtpTime;
 
 /// What identifies a session.
@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub(super) received: Received,
     /// Replies so far: the next reply's own sequence number.
     pub(super) replies: u32,
+    /// The wall clock's offset under which the last reply that asked for a transmit stamp told its time.
+    pub(super) wall: Option<WallOffset>,
     /// When an earlier reply really left, from the kernel.
     pub(super) follow_up: Option<(u32, NtpTime)>,
     /// When the last request came.
@@ -132,6 +134,7 @@ mod tests {
             from: ([192, 0, 2, 1], 5).into(),
             received: Received::new(0),
             replies: 0,
+            wall: None,
             follow_up: None,
             seen: Timestamp::from_nanos(seconds),
         }

@@ -64,12 +64,22 @@ pub(super) fn ask(
     datagram: &[u8],
     arrival: &Arrival,
 ) -> Outcome {
+    ask_at(responder, datagram, arrival, now(arrival.at))
+}
+
+/// The same, with other clocks.
+pub(super) fn ask_at(
+    responder: &mut impl Machine<Report = ResponderReport>,
+    datagram: &[u8],
+    arrival: &Arrival,
+    now: Now,
+) -> Outcome {
     let mut outcome = Outcome::default();
     let mut answered = false;
     responder.received(datagram, arrival);
     loop {
         let mut arena = Vec::new();
-        match responder.step(now(arrival.at), &mut HostDrops::default(), &mut arena) {
+        match responder.step(now, &mut HostDrops::default(), &mut arena) {
             Step::Send(send) => {
                 assert!(outcome.reply.is_none(), "one datagram, one reply");
                 outcome.reply = Some((send, arena));

@@ -7,11 +7,12 @@ use pathmeter_proto::echo::{Direction, Mismatch, Prober, Report, Responder, Resp
 use pathmeter_proto::key::{Key, Keys};
 use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, SendId, StampedBy, Step};
 use pathmeter_proto::sim::{Loss, Random, World};
-use pathmeter_proto::time::{Timestamp, nanos};
+use pathmeter_proto::time::{Timestamp, WallOffset, WallTime, nanos};
+use pathmeter_proto::wire::PeerTimestamp;
 use pathmeter_proto::wire::stamp::{self, Mode};
-use pathmeter_proto::wire::tlv::{self, Session};
+use pathmeter_proto::wire::tlv::{self, FollowUp, Session};
 
-use super::byhand::{ASKER, Asker, arrival, ask, at, keys, now, responder};
+use super::byhand::{ASKER, Asker, arrival, ask, ask_at, at, keys, now, request, responder};
 use super::conservation::{LATE_AFTER, LOST_AFTER, MS, bad_world, seeds, spec};
 
 const SECRET: &str = "0123456789abcdef";
@@ -157,6 +158,49 @@ fn times_that_make_no_sense_are_not_subtracted() {
         panic!("{found:?}");
     };
     assert_eq!((sample.rtt, sample.turnaround), (Duration::from_micros(1), Duration::ZERO));
+}
+
+#[test]
+fn a_reply_to_what_was_withdrawn_is_very_late() {
+    let mut asker = Asker::new(Spec { transmit_stamps: false, ..spec(1, 20 * MS, 1, 100) });
+    let requests = [(); 3].map(|()| asker.datagram());
+    let arrival = arrival(ASKER, asker.at);
+    let mut responder = responder(None);
+    let [first, second, third] = requests.map(|request| ask(&mut responder, &request, &arrival).bytes());
+    asker.hears(&first);
+    asker.prober.withdraw();
+    assert_eq!(asker.hears(&third), [Report::VeryLate]);
+    assert_eq!(asker.hears(&second), [Report::VeryLate]);
+}
+
+#[test]
+fn a_step_of_the_responders_clock_is_no_lag_of_its_replies() {
+    let mut responder = responder(None);
+    let stepped =
+        WallOffset::between(Timestamp::from_nanos(0), WallTime::from_nanos(1_767_229_200_000_000_000));
+    let mut asked = |sequence, session, wall: WallOffset| {
+        let arrival = arrival(ASKER, at(u64::from(sequence)));
+        let clocks = Now { wall, ..now(arrival.at) };
+        let (send, reply) =
+            ask_at(&mut responder, &request(sequence, session, None), &arrival, clocks).reply.unwrap();
+        if send.stamp {
+            // Somebody else is answered under the new offset before the stamp is there.
+            let clocks = Now { wall: stepped, ..clocks };
+            ask_at(&mut responder, &request(0, session + 1, None), &arrival, clocks);
+            responder.sent(send.id, arrival.at + Duration::from_micros(30), StampedBy::Kernel);
+        }
+        (send.stamp, reply)
+    };
+    asked(0, 7, now(at(0)).wall);
+    let (is_stamped, written) = asked(1, 7, now(at(0)).wall);
+    assert!(is_stamped);
+    let (_, reply) = asked(2, 7, stepped);
+    let told = tlv::walk(&reply, Mode::Open.base_bytes()).find(|found| found.kind == tlv::FOLLOW_UP);
+    let told = FollowUp::read(told.unwrap().value(&reply)).unwrap();
+    let written = stamp::Reply::decode(&written, Mode::Open).unwrap();
+    assert_eq!(told.sequence, 1);
+    let lag = PeerTimestamp::from_ntp(told.timestamp.0).signed_since(written.sent());
+    assert!(lag.abs_diff(30_000) <= 1, "{lag} ns");
 }
 
 /// Steps until something is sent, hands it over, and returns its name and its bytes.

@@ -1,0 +1,380 @@
+//! Clocks that are disturbed by a schedule: what a test can do to the clocks of one process while the machine's are right.
+//!
+//! The schedule is in the environment variable `PATHMETER_CLOCK_DRILL`, its times count from the process's first look at a
+//! clock:
+//!
+//! ```text
+//! 3s step +1s, 5s slew +500ppm, 9s slew 0ppm, 12s suspend 4s, 15s step -1s
+//! ```
+//!
+//! Everything is disturbed as Linux does it: a step moves the wall clock alone, a slew changes the rate of all clocks
+//! alike, a suspend moves the wall clock and CLOCK_BOOTTIME ahead. It does not freeze the process.
+
+use std::env;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use pathmeter_proto::time::{Timestamp, WallOffset, WallTime, nanos};
+
+use super::{Reading, Source};
+use crate::config::units;
+
+/// Clocks, disturbed.
+#[derive(Debug, Clone, Copy)]
+pub struct Drilled<'a, C> {
+    truth: C,
+    drill: &'a Drill,
+}
+
+/// A schedule and when it began; one for all threads of a process.
+#[derive(Debug, Default)]
+pub struct Drill {
+    /// By time.
+    events: Vec<Event>,
+    /// The first look at a clock.
+    start: OnceLock<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Event {
+    /// Since the start, on the true monotonic clock.
+    at: Duration,
+    what: Disturbance,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disturbance {
+    /// The wall clock jumps by this many nanoseconds.
+    Step(i64),
+    /// From here on the clocks run fast by this many parts per million.
+    Slew(i64),
+    /// The host sleeps for this long.
+    Suspend(Duration),
+}
+
+/// How far the clocks are from the truth, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Shift {
+    /// All clocks.
+    slewed: i64,
+    /// The wall clock, by steps.
+    stepped: i64,
+    /// The wall clock and the one that counts suspends.
+    asleep: i64,
+}
+
+/// The variable that holds the schedule.
+pub const VARIABLE: &str = "PATHMETER_CLOCK_DRILL";
+
+static DRILL: OnceLock<Drill> = OnceLock::new();
+
+/// Takes the schedule from the environment; without one the clocks are true.
+///
+/// # Errors
+/// [`DrillError`] shows which event cannot be read, and why.
+///
+/// # Panics
+/// When somebody has looked at a clock already.
+pub fn begin() -> Result<(), DrillError> {
+    if let Some(schedule) = env::var_os(VARIABLE) {
+        let drill = Drill::read(&schedule.to_string_lossy())?;
+        DRILL.set(drill).expect("nobody looks at a clock before the program has begun");
+    }
+    Ok(())
+}
+
+/// Why a schedule cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{VARIABLE}: event {number}, `{event}`: {cause}")]
+pub struct DrillError {
+    /// Which one, from 1.
+    pub number: usize,
+    /// The event as it was found.
+    pub event: String,
+    /// What is wrong with it.
+    pub cause: Cause,
+}
+
+/// What is wrong with an event of a schedule.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// It has more or fewer than three words.
+    #[error("has {0} words (write a time, what happens, and how much of it, for example 3s step +1s)")]
+    Words(usize),
+    /// Nothing of that kind can happen.
+    #[error("`{0}` is nothing that happens to clocks (write step, slew or suspend)")]
+    Kind(String),
+    /// A duration cannot be read.
+    #[error("{0}")]
+    Duration(#[from] units::UnitError),
+    /// A duration is longer than anything of a test lasts.
+    #[error("`{0}` is too long (at most 1d)")]
+    TooLong(String),
+    /// A step does not say in which direction.
+    #[error("`{0}` has no sign (write + or - and a duration, for example -1s)")]
+    Unsigned(String),
+    /// A rate cannot be read.
+    #[error("`{0}` is no rate (write -100000ppm to +100000ppm)")]
+    Rate(String),
+    /// It comes before the event that is written before it.
+    #[error("happens before the previous one (write them in the order of time)")]
+    Order,
+}
+
+/// Chosen: nothing that is tested lasts as long, and a century of them fits into 64 bits.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+/// What the kernel's tick can be set to, ±10 %: chronyd goes nearly as far, the frequency alone only to 500 ppm.
+const RATE_MAX: i64 = 100_000;
+
+impl Drill {
+    fn read(schedule: &str) -> Result<Self, DrillError> {
+        let mut events: Vec<Event> = Vec::new();
+        for (number, text) in (1..).zip(schedule.split(',')) {
+            let failed = |cause| DrillError { number, event: text.trim().to_owned(), cause };
+            let event = Event::read(text).map_err(failed)?;
+            if events.last().is_some_and(|previous| event.at < previous.at) {
+                return Err(failed(Cause::Order));
+            }
+            events.push(event);
+        }
+        Ok(Self { events, start: OnceLock::new() })
+    }
+
+    /// How far the clocks are from the truth this long after the start.
+    fn shift(&self, elapsed: Duration) -> Shift {
+        let (mut shift, mut rate, mut since) = (Shift::default(), 0, Duration::ZERO);
+        for event in self.events.iter().take_while(|event| event.at <= elapsed) {
+            match event.what {
+                Disturbance::Step(by) => shift.stepped += by,
+                Disturbance::Slew(ppm) => {
+                    shift.slewed += gained(event.at - since, rate);
+                    (rate, since) = (ppm, event.at);
+                }
+                Disturbance::Suspend(span) => shift.asleep += signed(span),
+            }
+        }
+        shift.slewed += gained(elapsed - since, rate);
+        shift
+    }
+}
+
+/// What a clock that is `rate` parts per million fast gains in `span`, in nanoseconds.
+fn gained(span: Duration, rate: i64) -> i64 {
+    let gained = i128::from(nanos(span)) * i128::from(rate) / 1_000_000;
+    i64::try_from(gained).unwrap_or(i64::MAX)
+}
+
+fn signed(span: Duration) -> i64 {
+    i64::try_from(nanos(span)).unwrap_or(i64::MAX)
+}
+
+impl Event {
+    fn read(text: &str) -> Result<Self, Cause> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let &[at, kind, amount] = &words[..] else { return Err(Cause::Words(words.len())) };
+        let at = duration(at)?;
+        let what = match kind {
+            "step" => {
+                let sign = match amount.chars().next() {
+                    Some('+') => 1,
+                    Some('-') => -1,
+                    Some(_) | None => return Err(Cause::Unsigned(amount.to_owned())),
+                };
+                Disturbance::Step(sign * signed(duration(&amount[1..])?))
+            }
+            "slew" => {
+                let rate = amount.strip_suffix("ppm").and_then(|rate| rate.parse().ok());
+                let rate = rate.filter(|rate| (-RATE_MAX..=RATE_MAX).contains(rate));
+                Disturbance::Slew(rate.ok_or_else(|| Cause::Rate(amount.to_owned()))?)
+            }
+            "suspend" => Disturbance::Suspend(duration(amount)?),
+            _ => return Err(Cause::Kind(kind.to_owned())),
+        };
+        Ok(Self { at, what })
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, Cause> {
+    let duration = units::duration(text)?;
+    if duration <= LONGEST { Ok(duration) } else { Err(Cause::TooLong(text.to_owned())) }
+}
+
+impl<C: Default> Default for Drilled<'static, C> {
+    /// Under the schedule of this process.
+    fn default() -> Self {
+        Self { truth: C::default(), drill: DRILL.get_or_init(Drill::default) }
+    }
+}
+
+impl<C: Source> Drilled<'_, C> {
+    /// The true monotonic clock, and the shift that holds.
+    fn look(&self) -> (Timestamp, Shift) {
+        let at = self.truth.monotonic();
+        (at, self.shift(at))
+    }
+
+    fn shift(&self, at: Timestamp) -> Shift {
+        self.drill.shift(at.since(*self.drill.start.get_or_init(|| at)))
+    }
+}
+
+impl<C: Source> Source for Drilled<'_, C> {
+    fn monotonic(&self) -> Timestamp {
+        let (at, shift) = self.look();
+        Timestamp::from_nanos(at.as_nanos().saturating_add_signed(shift.slewed))
+    }
+
+    fn wall(&self) -> WallTime {
+        let (_, shift) = self.look();
+        shift.wall(self.truth.wall())
+    }
+
+    fn boot(&self) -> Timestamp {
+        let (_, shift) = self.look();
+        let boot = self.truth.boot().as_nanos();
+        Timestamp::from_nanos(boot.saturating_add_signed(shift.slewed + shift.asleep))
+    }
+
+    /// Under the shift that held when the stamp was made.
+    fn stamped(&self, stamp: WallTime) -> WallTime {
+        let truth = Reading::take(&self.truth);
+        let made = WallOffset::between(truth.at, truth.wall).monotonic(stamp);
+        self.shift(made).wall(self.truth.stamped(stamp))
+    }
+}
+
+impl Shift {
+    fn wall(self, truth: WallTime) -> WallTime {
+        let shift = self.slewed + self.stepped + self.asleep;
+        WallTime::from_nanos(truth.as_nanos().saturating_add_signed(shift))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Fake;
+    use super::super::{Clock, Upset};
+    use super::*;
+
+    const SECOND: i64 = 1_000_000_000;
+
+    fn shift(schedule: &str, millis: u64) -> Shift {
+        Drill::read(schedule).unwrap().shift(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_schedule_is_read_as_it_is_written() {
+        let drill = Drill::read("3s step +1s, 5s slew +500ppm,9s slew 0ppm , 12s suspend 4s, 15s step -1ms");
+        let events = [
+            (3, Disturbance::Step(SECOND)),
+            (5, Disturbance::Slew(500)),
+            (9, Disturbance::Slew(0)),
+            (12, Disturbance::Suspend(Duration::from_secs(4))),
+            (15, Disturbance::Step(-1_000_000)),
+        ];
+        let events = events.map(|(at, what)| Event { at: Duration::from_secs(at), what });
+        assert_eq!(drill.unwrap().events, events);
+    }
+
+    #[test]
+    fn a_schedule_that_cannot_be_read_says_where_and_why() {
+        let cases = [
+            ("", "event 1, ``: has 0 words"),
+            ("1s step +1s,", "event 2, ``: has 0 words"),
+            ("1s step", "event 1, `1s step`: has 2 words"),
+            ("1s leap +1s", "`leap` is nothing that happens to clocks (write step, slew or suspend)"),
+            ("1 step +1s", "event 1, `1 step +1s`: `1` has no unit"),
+            ("1s step 1s", "`1s` has no sign"),
+            ("1s step +é", "`é` is not a duration"),
+            ("1s step -2d", "too long (at most 1d)"),
+            ("1s slew +500", "`+500` is no rate (write -100000ppm to +100000ppm)"),
+            ("1s slew 100001ppm", "`100001ppm` is no rate"),
+            ("1s suspend -4s", "`-4s` is not a duration"),
+            ("2s suspend 4s, 1s step +1s", "event 2, `1s step +1s`: happens before the previous one"),
+        ];
+        for (schedule, expected) in cases {
+            let message = Drill::read(schedule).unwrap_err().to_string();
+            assert!(
+                message.starts_with("PATHMETER_CLOCK_DRILL: ") && message.contains(expected),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_step_moves_the_wall_clock_from_its_moment_on() {
+        let schedule = "1s step +1s, 2s step -3s";
+        let stepped = |millis| shift(schedule, millis).stepped;
+        assert_eq!([999, 1_000, 1_999, 2_000].map(stepped), [0, SECOND, SECOND, -2 * SECOND]);
+        assert_eq!(shift(schedule, 5_000), Shift { stepped: -2 * SECOND, ..Shift::default() });
+    }
+
+    #[test]
+    fn a_slew_goes_on_from_where_an_earlier_one_led() {
+        let schedule = "1s slew +500ppm, 3s slew -200ppm, 4s slew 0ppm";
+        let slewed = |millis| shift(schedule, millis).slewed;
+        assert_eq!(
+            [1_000, 2_000, 3_000, 3_500, 4_000, 9_000].map(slewed),
+            [0, 500_000, 1_000_000, 900_000, 800_000, 800_000]
+        );
+        for (before, after) in [(999, 1_000), (2_999, 3_000), (3_999, 4_000)] {
+            assert!(slewed(after).abs_diff(slewed(before)) <= 500, "around {after} ms");
+        }
+    }
+
+    #[test]
+    fn steps_slews_and_suspends_add_up() {
+        let schedule = "1s step +1s, 2s slew 100ppm, 3s suspend 4s, 3s step -2s";
+        let expected = Shift { slewed: 200_000, stepped: -SECOND, asleep: 4 * SECOND };
+        assert_eq!(shift(schedule, 4_000), expected);
+        assert_eq!(expected.wall(WallTime::from_nanos(10)).as_nanos(), 3_000_200_010);
+    }
+
+    #[test]
+    fn a_stamp_is_disturbed_by_what_held_when_it_was_made() {
+        let host = Fake::default();
+        let drill = Drill::read("1s step +1s, 2s suspend 4s").unwrap();
+        let clocks = Drilled { truth: &host, drill: &drill };
+        clocks.monotonic();
+        let shift = |stamp: WallTime| clocks.stamped(stamp).as_nanos() - stamp.as_nanos();
+        let stamps = [999, 2, 998, 2].map(|span| host.pass(Duration::from_millis(span)));
+        assert_eq!(stamps.map(shift), [0, 1_000_000_000, 1_000_000_000, 5_000_000_000]);
+    }
+
+    #[test]
+    fn a_clock_tells_each_upset_once_and_places_stamps_from_both_sides_of_it() {
+        let host = Fake::default();
+        let drill = Drill::read("1s step +1s, 3s step -1s, 5s suspend 4s").unwrap();
+        let mut clock = Clock::over(Drilled { truth: &host, drill: &drill });
+        let upsets = [Upset::Step(SECOND), Upset::Step(-SECOND), Upset::Suspend(Duration::from_secs(4))];
+        for upset in upsets {
+            host.pass(Duration::from_millis(990));
+            let (drained, before) = clock.look();
+            assert_eq!(before, None);
+            let stamps = [9, 2].map(|span| (host.pass(Duration::from_millis(span)), host.monotonic()));
+            host.pass(Duration::from_millis(4));
+            let (now, noticed) = clock.look();
+            assert_eq!(noticed, Some(upset));
+            for (stamp, truth) in stamps {
+                assert_eq!(clock.place(stamp, drained, now), truth, "{upset:?}");
+            }
+            assert_eq!(clock.look().1, None);
+            host.pass(Duration::from_millis(995));
+        }
+    }
+
+    #[test]
+    fn a_slew_is_no_upset_and_changes_the_monotonic_clock_as_it_does_the_wall_clock() {
+        let host = Fake::default();
+        let drill = Drill::read("1s slew +500ppm").unwrap();
+        let mut clock = Clock::over(Drilled { truth: &host, drill: &drill });
+        let offset = clock.offset();
+        for _ in 0..1_000 {
+            host.pass(Duration::from_millis(5));
+            assert_eq!(clock.look().1, None);
+        }
+        assert_eq!(clock.offset(), offset);
+        assert_eq!(clock.look().0.as_nanos(), 5_002_000_000);
+    }
+}

@@ -1,0 +1,332 @@
+//! The clocks that measurements go by. (What is shown to people, and signatures, take the standard library's.)
+
+#[cfg(feature = "clock-drill")]
+pub mod drill;
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use pathmeter_proto::time::{Timeline, Timestamp, WallOffset, WallTime};
+
+/// The clocks of this host as one thread sees them: a monotonic one for schedules and deadlines, and where the wall
+/// clock, with which the kernel stamps datagrams, stands on it.
+#[derive(Debug)]
+pub struct Clock<S = Host> {
+    source: S,
+    timeline: Timeline,
+    asleep: Duration,
+    /// Noticed while a stamp was placed, and not yet told.
+    untold: Option<Upset>,
+}
+
+/// Something happened to the clocks since the last look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upset {
+    /// The wall clock was stepped, by this many nanoseconds.
+    Step(i64),
+    /// The host was suspended for this long.
+    Suspend(Duration),
+}
+
+impl Upset {
+    /// What happened between two looks is told as one.
+    fn and(self, later: Self) -> Self {
+        match (self, later) {
+            (Self::Step(by), Self::Step(further)) => Self::Step(by.saturating_add(further)),
+            (Self::Suspend(span), Self::Suspend(more)) => Self::Suspend(span + more),
+            (Self::Suspend(span), Self::Step(_)) | (Self::Step(_), Self::Suspend(span)) => {
+                Self::Suspend(span)
+            }
+        }
+    }
+}
+
+/// A suspend below this is the noise of reading two clocks. Chosen: 10 ms; real ones last seconds.
+const SUSPEND_MIN: Duration = Duration::from_millis(10);
+
+impl Clock {
+    /// Looks at the clocks for the first time.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::over(Host::default())
+    }
+
+    /// The monotonic clock.
+    #[must_use]
+    pub fn now() -> Timestamp {
+        Host::default().monotonic()
+    }
+}
+
+impl<S: Source> Clock<S> {
+    /// Looks at other clocks than this host's for the first time.
+    #[must_use]
+    pub fn over(source: S) -> Self {
+        let reading = Reading::take(&source);
+        let asleep = std::iter::repeat_with(|| asleep(&source)).find_map(|asleep| asleep).unwrap_or_default();
+        Self { source, timeline: Timeline::new(reading.at, reading.wall), asleep, untold: None }
+    }
+
+    /// Looks at the clocks again. Called before stamps are read, so that those from both sides of a step can be placed.
+    pub fn look(&mut self) -> (Timestamp, Option<Upset>) {
+        let at = self.notice();
+        (at, self.untold.take())
+    }
+
+    fn notice(&mut self) -> Timestamp {
+        let reading = Reading::take(&self.source);
+        let asleep = asleep(&self.source).unwrap_or(self.asleep);
+        let suspended = asleep.saturating_sub(self.asleep);
+        self.asleep = asleep;
+        let stepped = self.timeline.observe(reading.at, reading.wall, reading.window);
+        let upset =
+            if suspended >= SUSPEND_MIN { Some(Upset::Suspend(suspended)) } else { stepped.map(Upset::Step) };
+        if let Some(upset) = upset {
+            self.untold = Some(self.untold.map_or(upset, |earlier| earlier.and(upset)));
+        }
+        reading.at
+    }
+
+    /// When a kernel stamp was made; see [`Timeline::place`].
+    #[must_use]
+    pub fn place(&mut self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
+        let stamp = self.source.stamped(stamp);
+        if !self.timeline.explains(stamp, from, to) {
+            // Perhaps it is from after a step that came after the last look.
+            self.notice();
+        }
+        self.timeline.place(stamp, from, to)
+    }
+
+    /// How far the wall clock is ahead of the monotonic one.
+    #[must_use]
+    pub fn offset(&self) -> WallOffset {
+        self.timeline.offset()
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Where readings come from.
+pub trait Source {
+    /// CLOCK_MONOTONIC.
+    fn monotonic(&self) -> Timestamp;
+
+    /// CLOCK_REALTIME.
+    fn wall(&self) -> WallTime;
+
+    /// CLOCK_BOOTTIME: the monotonic clock, and the time for which the host was suspended.
+    fn boot(&self) -> Timestamp;
+
+    /// What this wall clock read when the kernel made a stamp.
+    fn stamped(&self, stamp: WallTime) -> WallTime;
+}
+
+/// The source of what this process measures by.
+#[cfg(not(feature = "clock-drill"))]
+pub type Host = Kernel;
+/// The source of what this process measures by.
+#[cfg(feature = "clock-drill")]
+pub type Host = drill::Drilled<'static, Kernel>;
+
+/// The clocks as the kernel has them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kernel;
+
+impl Source for Kernel {
+    fn monotonic(&self) -> Timestamp {
+        Timestamp::from_nanos(nanos(ClockId::CLOCK_MONOTONIC))
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime::from_nanos(nanos(ClockId::CLOCK_REALTIME))
+    }
+
+    fn boot(&self) -> Timestamp {
+        Timestamp::from_nanos(nanos(ClockId::CLOCK_BOOTTIME))
+    }
+
+    fn stamped(&self, stamp: WallTime) -> WallTime {
+        stamp
+    }
+}
+
+/// Both clocks, read within `window` of each other.
+struct Reading {
+    at: Timestamp,
+    wall: WallTime,
+    window: Duration,
+}
+
+impl Reading {
+    /// A second try nearly always does when the first was interrupted.
+    const TRIES: usize = 3;
+    /// Good enough to stop trying: what two vDSO calls take on a slow machine.
+    const CLOSE: Duration = Duration::from_micros(2);
+
+    fn take(source: &impl Source) -> Self {
+        let mut best = Self::once(source);
+        for _ in 1..Self::TRIES {
+            if best.window <= Self::CLOSE {
+                break;
+            }
+            let again = Self::once(source);
+            if again.window < best.window {
+                best = again;
+            }
+        }
+        best
+    }
+
+    fn once(source: &impl Source) -> Self {
+        let before = source.monotonic();
+        let wall = source.wall();
+        let after = source.monotonic();
+        let window = after.since(before);
+        Self { at: before + window / 2, wall, window }
+    }
+}
+
+/// How long the host has been suspended since it started; `None` when we were interrupted between the readings, which would
+/// look like a suspend.
+fn asleep(source: &impl Source) -> Option<Duration> {
+    let before = source.monotonic();
+    let boot = source.boot();
+    let is_close = source.monotonic().since(before) < SUSPEND_MIN / 10;
+    is_close.then(|| boot.since(before))
+}
+
+fn nanos(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock).expect("Linux has had this clock since 2.6.39");
+    let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Clocks that stand still until they are moved.
+    #[derive(Debug, Default)]
+    pub(super) struct Fake {
+        pub(super) now: Cell<u64>,
+        pub(super) stepped: Cell<i64>,
+        pub(super) asleep: Cell<u64>,
+    }
+
+    impl Fake {
+        /// Lets time pass, and returns what the wall clock read afterwards.
+        pub(super) fn pass(&self, span: Duration) -> WallTime {
+            self.now.set(self.now.get() + pathmeter_proto::time::nanos(span));
+            self.wall()
+        }
+    }
+
+    impl Source for Fake {
+        fn monotonic(&self) -> Timestamp {
+            Timestamp::from_nanos(self.now.get())
+        }
+
+        fn wall(&self) -> WallTime {
+            let wall = 1_700_000_000 * SECOND + self.now.get() + self.asleep.get();
+            WallTime::from_nanos(wall.saturating_add_signed(self.stepped.get()))
+        }
+
+        fn boot(&self) -> Timestamp {
+            Timestamp::from_nanos(self.now.get() + self.asleep.get())
+        }
+
+        fn stamped(&self, stamp: WallTime) -> WallTime {
+            stamp
+        }
+    }
+
+    impl<S: Source> Source for &S {
+        fn monotonic(&self) -> Timestamp {
+            (**self).monotonic()
+        }
+
+        fn wall(&self) -> WallTime {
+            (**self).wall()
+        }
+
+        fn boot(&self) -> Timestamp {
+            (**self).boot()
+        }
+
+        fn stamped(&self, stamp: WallTime) -> WallTime {
+            (**self).stamped(stamp)
+        }
+    }
+
+    #[test]
+    fn the_offset_places_a_reading_of_the_wall_clock_between_two_of_the_monotonic_one() {
+        let mut clock = Clock::new();
+        clock.look();
+        let before = Clock::now();
+        let wall = Host::default().wall();
+        let after = Clock::now();
+        let placed = clock.place(wall, before, after);
+        let slack = Timeline::GRAIN * 2;
+        assert!(
+            placed + slack >= before && placed <= after + slack,
+            "{placed:?} between {before:?} and {after:?}"
+        );
+    }
+
+    #[test]
+    fn a_step_and_a_suspend_are_each_told_once() {
+        let host = Fake::default();
+        let mut clock = Clock::over(&host);
+        host.pass(Duration::from_millis(5));
+        assert_eq!(clock.look().1, None);
+        host.stepped.set(-1_000_000_000);
+        assert_eq!(clock.look().1, Some(Upset::Step(-1_000_000_000)));
+        assert_eq!(clock.look().1, None);
+        host.asleep.set(4 * SECOND);
+        assert_eq!(clock.look().1, Some(Upset::Suspend(Duration::from_secs(4))));
+        assert_eq!(clock.look().1, None);
+    }
+    #[test]
+    fn a_stamp_from_after_a_step_that_nobody_has_noticed_is_placed_and_the_step_told_once() {
+        for step in [-1_000_000_000, 1_000_000_000] {
+            let host = Fake::default();
+            host.pass(Duration::from_secs(10));
+            let mut clock = Clock::over(&host);
+            let (drained, _) = clock.look();
+            let before = (host.pass(Duration::from_millis(1)), host.monotonic());
+            host.stepped.set(step);
+            let after = (host.pass(Duration::from_millis(1)), host.monotonic());
+            host.pass(Duration::from_millis(1));
+            for (stamp, truth) in [before, after, before] {
+                assert_eq!(clock.place(stamp, drained, host.monotonic()), truth, "{step}");
+            }
+            assert_eq!(clock.look().1, Some(Upset::Step(step)));
+            assert_eq!(clock.look().1, None);
+        }
+    }
+
+    #[test]
+    fn upsets_between_two_looks_are_told_as_one() {
+        let host = Fake::default();
+        let mut clock = Clock::over(&host);
+        let at = host.monotonic();
+        for step in [1_000_000_000, 3_000_000_000] {
+            host.stepped.set(step);
+            let _ = clock.place(host.wall(), at, at);
+        }
+        assert_eq!(clock.look().1, Some(Upset::Step(3_000_000_000)));
+        host.asleep.set(4 * SECOND);
+        let _ = clock.place(host.wall(), at, at);
+        host.stepped.set(0);
+        assert_eq!(clock.look().1, Some(Upset::Suspend(Duration::from_secs(4))));
+    }
+}
