@@ -166,15 +166,14 @@ struct Memory {
 }
 
 impl Delivery {
-    /// Changes the bit of the payload that the link damaged, if it did.
-    pub fn damage(&self, payload: &mut [u8]) {
-        let Some((place, _)) = self.damage else { return };
+    /// Changes the bit of the payload that the link damaged, if it did; in which byte.
+    pub fn damage(&self, payload: &mut [u8]) -> Option<usize> {
+        let (place, _) = self.damage?;
         #[expect(clippy::cast_precision_loss, reason = "a datagram has below 2⁵³ bits")]
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the length")]
         let bit = (place * (payload.len() * 8) as f64) as usize;
-        if let Some(byte) = payload.get_mut(bit / 8) {
-            *byte ^= 1 << (bit % 8);
-        }
+        *payload.get_mut(bit / 8)? ^= 1 << (bit % 8);
+        Some(bit / 8)
     }
 }
 

@@ -111,15 +111,20 @@ impl Datagram {
         frame.get(self.payload..ETHERNET + self.bytes).unwrap_or_default()
     }
 
-    /// Does to the frame what a link did to this datagram.
-    pub fn suffer(&self, frame: &mut [u8], delivery: &Delivery) {
+    /// Length of what the transport carries.
+    #[must_use]
+    pub fn payload_bytes(&self) -> usize {
+        ETHERNET + self.bytes - self.payload
+    }
+
+    /// Does to the frame what a link did to this datagram; in which byte of the payload it was damaged.
+    pub fn suffer(&self, frame: &mut [u8], delivery: &Delivery) -> Option<usize> {
         match self.source {
             SocketAddr::V4(_) => self.write_v4(frame, delivery.tos, delivery.ttl),
             SocketAddr::V6(_) => self.write_v6(frame, delivery.tos, delivery.ttl),
         }
-        if let Some((_, who)) = delivery.damage {
-            self.damage(frame, delivery, who);
-        }
+        let (_, who) = delivery.damage?;
+        self.damage(frame, delivery, who)
     }
 
     fn write_v4(&self, frame: &mut [u8], tos: u8, ttl: u8) {
@@ -137,10 +142,10 @@ impl Datagram {
         frame[ETHERNET + 7] = ttl;
     }
 
-    fn damage(&self, frame: &mut [u8], delivery: &Delivery, who: Corruption) {
+    fn damage(&self, frame: &mut [u8], delivery: &Delivery, who: Corruption) -> Option<usize> {
         let end = ETHERNET + self.bytes;
         let before = frame[self.payload..end].to_vec();
-        delivery.damage(&mut frame[self.payload..end]);
+        let byte = delivery.damage(&mut frame[self.payload..end]);
         let at = self.transport
             + match self.protocol {
                 UDP => 6,
@@ -149,7 +154,7 @@ impl Datagram {
             };
         let had_none = self.protocol == UDP && frame[at..at + 2] == [0, 0];
         if who == Corruption::Noticed || had_none {
-            return;
+            return byte;
         }
         let mut checksum = u16::from_be_bytes([frame[at], frame[at + 1]]);
         // Words are counted from the transport's header, which all these protocols end at an even place.
@@ -161,6 +166,7 @@ impl Datagram {
             checksum = 0xffff;
         }
         frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        byte
     }
 }
 

@@ -43,10 +43,13 @@ pub struct Script {
     /// What can be known of the direction of losses.
     #[serde(default)]
     pub evidence: Evidence,
+    /// Routers that TTLs tell of, forward and reverse.
+    #[serde(default)]
+    pub hops: Option<[u64; 2]>,
     /// Whether it takes too long for every push.
     #[serde(default)]
     pub long: bool,
-    /// One after the other. In front of them and behind them the links are perfect, with the delays of the first.
+    /// One after the other. In front of them and behind them the links only delay and write over what the first does.
     pub phases: Vec<Phase>,
     /// Ranges of the truth's counts.
     #[serde(default)]
@@ -108,11 +111,17 @@ pub struct LinkText {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(untagged)]
 enum JitterText {
-    Uniform(Span),
-    Normal(Span),
-    Pareto { scale: Span, shape: f64 },
+    Uniform { uniform: Span },
+    Normal { normal: Span },
+    Pareto { pareto: Pareto },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Pareto {
+    scale: Span,
+    shape: f64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -163,9 +172,9 @@ impl LinkText {
         let mut link = self.calm();
         link.jitter = match &self.jitter {
             None => Jitter::None,
-            Some(JitterText::Uniform(most)) => Jitter::Uniform(most.nanos()),
-            Some(JitterText::Normal(deviation)) => Jitter::Normal { deviation: deviation.nanos() },
-            Some(JitterText::Pareto { scale, shape }) => {
+            Some(JitterText::Uniform { uniform }) => Jitter::Uniform(uniform.nanos()),
+            Some(JitterText::Normal { normal }) => Jitter::Normal { deviation: normal.nanos() },
+            Some(JitterText::Pareto { pareto: Pareto { scale, shape } }) => {
                 Jitter::Pareto { scale: scale.nanos(), shape: *shape }
             }
         };
@@ -190,14 +199,15 @@ impl LinkText {
             room: queue.room,
         });
         link.mtu = self.mtu;
-        link.rewrite = Rewrite { dscp: self.dscp, ecn: self.ecn, ttl: self.ttl };
         link
     }
 
-    /// The same link with nothing but its delay.
+    /// The same link with nothing but its delay and what it writes over: no datagram is harmed.
     #[must_use]
     pub fn calm(&self) -> Link {
-        Link::perfect(self.delay.nanos())
+        let mut link = Link::perfect(self.delay.nanos());
+        link.rewrite = Rewrite { dscp: self.dscp, ecn: self.ecn, ttl: self.ttl };
+        link
     }
 }
 

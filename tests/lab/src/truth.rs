@@ -37,10 +37,18 @@ struct Echo {
     tos: u8,
     /// When each undamaged copy of the request reached the responder's host, and with which type of service.
     requests: Vec<(Span, u8)>,
-    /// When each reply left the responder's host, and with which type of service.
-    replies: Vec<(u64, u8)>,
-    /// Undamaged copies of replies that reached the prober's host: when, and of which reply.
+    /// When each reply left the responder's host.
+    replies: Vec<Reply>,
+    /// Undamaged copies of replies that reached the prober's host.
     answers: Vec<Answer>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Reply {
+    at: u64,
+    /// The responder's own sequence number: no two replies of a flow have the same.
+    number: u32,
+    tos: u8,
 }
 
 /// Between two readings of the clock.
@@ -49,8 +57,8 @@ type Span = (u64, u64);
 #[derive(Debug, Clone, Copy)]
 struct Answer {
     at: Span,
-    /// When its reply left the responder's host.
-    reply_left: u64,
+    /// Of which reply.
+    number: u32,
     tos: u8,
 }
 
@@ -79,6 +87,10 @@ pub struct Counts {
     pub requests: u64,
     /// Replies that left the responder's host.
     pub replies: u64,
+    /// Replies to requests that had been damaged beyond recognition on the way there, which is no fault of a responder.
+    pub strays: u64,
+    /// Copies of those that reached the prober's host.
+    pub stray_answers: u64,
     /// Answered echoes that arrived with another DSCP than they were sent with, forward and reverse.
     pub remarked: [u64; 2],
     /// Answered echoes that arrived marked "congestion experienced", forward and reverse.
@@ -130,7 +142,6 @@ impl Echoes {
     }
 
     fn of(&mut self, head: &Head, is_reply: bool, rules: &Rules) -> &mut Echo {
-        let number = |at: usize| u32::from_be_bytes(head.payload[at..at + 4].try_into().expect("four"));
         let (ssid_at, sequence_at) = match (rules.is_authenticated, is_reply) {
             (false, false) => (14, 0),
             (false, true) => (14, 24),
@@ -139,7 +150,7 @@ impl Echoes {
         };
         let ssid = u16::from_be_bytes([head.payload[ssid_at], head.payload[ssid_at + 1]]);
         let prober = if is_reply { head.datagram.destination } else { head.datagram.source };
-        self.echoes.entry((prober, ssid, number(sequence_at))).or_default()
+        self.echoes.entry((prober, ssid, number(head, sequence_at))).or_default()
     }
 
     fn left(&mut self, request: &Passage, rules: &Rules) {
@@ -150,19 +161,22 @@ impl Echoes {
 
     fn reached(&mut self, request: &Passage, rules: &Rules) {
         let echo = self.of(&request.head, false, rules);
-        echo.requests.extend(whole(request).map(|(exit, at)| (at, exit.tos)));
+        echo.requests.extend(whole(request, rules).map(|(exit, at)| (at, exit.tos)));
         echo.requests.sort_unstable();
     }
 
     fn replied(&mut self, reply: &Passage, rules: &Rules) {
         let echo = self.of(&reply.head, true, rules);
-        echo.replies.push((reply.at, reply.head.datagram.tos));
+        let (number, tos) = (number(&reply.head, 0), reply.head.datagram.tos);
+        echo.replies.push(Reply { at: reply.at, number, tos });
+        echo.replies.sort_unstable();
     }
 
     fn answered(&mut self, reply: &Passage, rules: &Rules) {
         let echo = self.of(&reply.head, true, rules);
-        let answer = |(exit, at): (&Exit, Span)| Answer { at, reply_left: reply.at, tos: exit.tos };
-        echo.answers.extend(whole(reply).map(answer));
+        let number = number(&reply.head, 0);
+        let answer = |(exit, at): (&Exit, Span)| Answer { at, number, tos: exit.tos };
+        echo.answers.extend(whole(reply, rules).map(answer));
         echo.answers.sort_unstable_by_key(|answer| answer.at);
     }
 
@@ -179,14 +193,15 @@ impl Echoes {
     }
 
     /// Counts all fates.
-    ///
-    /// # Panics
-    /// When a reply answers what never left.
     #[must_use]
     pub fn counts(&self, rules: &Rules) -> Counts {
         let mut counts = Counts::default();
-        for (name, echo) in &self.echoes {
-            assert!(echo.left.is_some(), "{name:?} was answered and never left");
+        for echo in self.echoes.values() {
+            if echo.left.is_none() {
+                counts.strays += echo.replies.len() as u64;
+                counts.stray_answers += echo.answers.len() as u64;
+                continue;
+            }
             echo.count(&mut counts, rules);
         }
         counts.reordered = self.reordered(rules);
@@ -198,7 +213,7 @@ impl Echoes {
     #[must_use]
     pub fn flows(&self, rules: &Rules) -> BTreeMap<u16, (u64, u64)> {
         let mut flows: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
-        for ((source, ..), echo) in &self.echoes {
+        for ((source, ..), echo) in self.echoes.iter().filter(|(_, echo)| echo.left.is_some()) {
             let (lost, all) = flows.entry(source.port()).or_default();
             *lost += u64::from(echo.answer(rules).is_none());
             *all += 1;
@@ -222,7 +237,7 @@ impl Echoes {
     /// What needs the neighbour: runs of losses, and differences between round trips.
     fn count_runs(&self, counts: &mut Counts, rules: &Rules) {
         let mut last: Option<(&Name, &Echo)> = None;
-        for (name, echo) in &self.echoes {
+        for (name, echo) in self.echoes.iter().filter(|(_, echo)| echo.left.is_some()) {
             let before = last
                 .replace((name, echo))
                 .filter(|(before, _)| (before.0, before.1, before.2 + 1) == (name.0, name.1, name.2))
@@ -266,9 +281,9 @@ impl Echo {
     }
 
     fn count_classes(&self, counts: &mut Counts, answer: &Answer) {
-        let index = self.replies.iter().position(|(left, _)| *left == answer.reply_left);
-        let forward = index.and_then(|index| self.requests.get(index)).map(|(_, tos)| (self.tos, *tos));
-        let reverse = index.and_then(|index| self.replies.get(index)).map(|(_, tos)| (*tos, answer.tos));
+        let Some((index, reply)) = self.reply(answer) else { return };
+        let forward = self.requests.get(index).map(|(_, tos)| (self.tos, *tos));
+        let reverse = Some((reply.tos, answer.tos));
         for (way, class) in [forward, reverse].into_iter().enumerate() {
             let Some((before, after)) = class else { continue };
             counts.remarked[way] += u64::from(before >> 2 != after >> 2);
@@ -282,16 +297,21 @@ impl Echo {
 
     /// The reply that counts.
     fn answer(&self, rules: &Rules) -> Option<&Answer> {
+        self.left?;
         self.answers.iter().find(|answer| self.is_in_time(answer, rules))
+    }
+
+    /// The reply of an answer. Copies of the request are answered in the order in which they come.
+    fn reply(&self, answer: &Answer) -> Option<(usize, &Reply)> {
+        self.replies.iter().enumerate().find(|(_, reply)| reply.number == answer.number)
     }
 
     /// The time that it took without the responder's, and by how much that may be off.
     fn round_trip(&self, rules: &Rules) -> Option<(u128, u64)> {
         let answer = self.answer(rules)?;
-        // Copies are answered in the order in which they come.
-        let index = self.replies.iter().position(|(left, _)| *left == answer.reply_left)?;
+        let (index, reply) = self.reply(answer)?;
         let (reached, _) = *self.requests.get(index)?;
-        let turnaround = answer.reply_left.saturating_sub(middle(reached));
+        let turnaround = reply.at.saturating_sub(middle(reached));
         let elapsed = middle(answer.at) - self.left?;
         let doubt = (reached.1 - reached.0) + (answer.at.1 - answer.at.0);
         Some((u128::from(elapsed.saturating_sub(turnaround)), doubt))
@@ -315,22 +335,43 @@ impl Stage<'_> {
 }
 
 /// Copies that came out undamaged, and when.
-fn whole(passage: &Passage) -> impl Iterator<Item = (&Exit, Span)> {
+fn whole<'a>(passage: &'a Passage, rules: &'a Rules) -> impl Iterator<Item = (&'a Exit, Span)> {
     let copies = passage.outcome.iter().flatten().flatten();
-    copies.filter(|exit| exit.damage.is_none()).filter_map(|exit| Some((exit, exit.left?)))
+    let is_whole = |exit: &&Exit| exit.damage.is_none_or(|damage| is_harmless(&passage.head, damage, rules));
+    copies.filter(is_whole).filter_map(|exit| Some((exit, exit.left?)))
 }
 
-fn middle((from, to): Span) -> u64 {
-    from + (to - from) / 2
+/// Whether nobody reads what was changed: the flags of the HMAC extension, the last one of an authenticated request, which
+/// RFC 8972 neither authenticates nor has a reflector look at.
+fn is_harmless(head: &Head, (byte, who): (usize, Corruption), rules: &Rules) -> bool {
+    const HMAC_BYTES: usize = 20;
+    let is_unread =
+        byte + HMAC_BYTES == head.payload_bytes() && head.datagram.destination.port() == rules.port;
+    who == Corruption::Unnoticed && rules.is_authenticated && is_unread
 }
 
 /// Copies that came out of a wire with a bit changed of which only the application could know, one way.
 #[must_use]
-pub fn forged(wire: &Wire, way: Way) -> u64 {
+pub fn forged(wire: &Wire, way: Way, rules: &Rules) -> u64 {
     let log = wire.log();
-    let copies =
-        log.iter().filter(|passage| passage.way == way).flat_map(|passage| &passage.outcome).flatten();
-    copies.flatten().filter(|exit| exit.damage == Some(Corruption::Unnoticed)).count() as u64
+    let is_forged = |passage: &Passage, exit: &Exit| {
+        exit.damage.is_some_and(|damage| {
+            damage.1 == Corruption::Unnoticed && !is_harmless(&passage.head, damage, rules)
+        })
+    };
+    let of = |passage: &Passage| {
+        let copies = passage.outcome.iter().flatten().flatten();
+        copies.filter(|exit| is_forged(passage, exit)).count() as u64
+    };
+    log.iter().filter(|passage| passage.way == way && passage.head.is_udp(rules.port)).map(of).sum()
+}
+
+fn number(head: &Head, at: usize) -> u32 {
+    u32::from_be_bytes(head.payload[at..at + 4].try_into().expect("four"))
+}
+
+fn middle((from, to): Span) -> u64 {
+    from + (to - from) / 2
 }
 
 impl Counts {

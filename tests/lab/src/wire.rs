@@ -66,8 +66,8 @@ pub struct Exit {
     pub left: Option<(u64, u64)>,
     /// How many frames had come out of the wire before it, either way.
     pub order: u64,
-    /// Whether a bit was changed, and who notices.
-    pub damage: Option<Corruption>,
+    /// Whether a bit was changed, in which byte of the payload, and who notices.
+    pub damage: Option<(usize, Corruption)>,
     /// Type of service as it came out.
     pub tos: u8,
 }
@@ -237,20 +237,17 @@ impl Carrier {
         entered[way as usize] += usize::from(datagram.protocol == UDP);
         let outcome = links[way as usize].pass(random, at, parcel);
         let entry = log.len();
-        for (copy, delivery) in outcome.iter().flatten().enumerate() {
-            let Some(delivery) = delivery else { continue };
+        let mut set_off = |delivery: Delivery, copy: usize| {
             let mut frame = frame.to_vec();
-            datagram.suffer(&mut frame, delivery);
+            let byte = datagram.suffer(&mut frame, &delivery);
             let entry = Some((entry, copy));
             self.under_way.push(Reverse(Transit { due: delivery.at, number: number(), way, entry, frame }));
-        }
-        let expected = |delivery: Delivery| Exit {
-            left: None,
-            order: u64::MAX,
-            damage: delivery.damage.map(|(_, who)| who),
-            tos: delivery.tos,
+            let damage = byte.zip(delivery.damage.map(|(_, who)| who));
+            Exit { left: None, order: u64::MAX, damage, tos: delivery.tos }
         };
-        let outcome = outcome.map(|copies| copies.map(|copy| copy.map(expected)));
+        let outcome = outcome.map(|[first, second]| {
+            [first.map(|delivery| set_off(delivery, 0)), second.map(|delivery| set_off(delivery, 1))]
+        });
         log.push(Passage { way, at, head, outcome });
     }
 
@@ -379,6 +376,12 @@ fn nanos(time: TimeSpec) -> u64 {
 }
 
 impl Head {
+    /// Length of its payload.
+    #[must_use]
+    pub fn payload_bytes(&self) -> usize {
+        self.datagram.payload_bytes()
+    }
+
     /// Whether it is UDP from or to a port.
     #[must_use]
     pub fn is_udp(&self, port: u16) -> bool {
