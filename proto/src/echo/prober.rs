@@ -199,6 +199,7 @@ impl Prober {
             to: self.spec.to,
             tos: self.spec.dscp.tos(),
             ttl: TTL,
+            dont_fragment: false,
             segment: None,
             stamp: self.spec.transmit_stamps,
         })

@@ -216,6 +216,7 @@ impl Responder {
             to: pending.arrival.from,
             tos: dscp << 2,
             ttl: TTL,
+            dont_fragment: false,
             segment: None,
             stamp: number % STAMPED_REPLIES == 1,
         })
