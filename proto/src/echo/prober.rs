@@ -184,6 +184,7 @@ impl Prober {
             flow: flow.index,
             session: flow.session,
             sent,
+            is_brief: false,
             dscp: self.spec.dscp.value(),
             size: self.spec.size,
             extensions,
