@@ -9,12 +9,14 @@ use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::Spec;
 use pathmeter_proto::grid::mix;
 use pathmeter_proto::key::Keys;
+use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
 
-use crate::config::{Config, EchoProbe, FamilyChoice, Peer, Probe, Target};
-use crate::datagram::{Handle, NewPath, PathId, SourceChoice};
+use crate::config::{Config, EchoProbe, FamilyChoice, PathMtu, Peer, Probe, Target};
+use crate::datagram::{Handle, NewPath, NewSearch, PathId, SourceChoice};
 use crate::metrics::PeerState;
 use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
+use crate::metrics::path_mtu::{PathMtuSeries, SERIES_PER_PATH_MTU};
 use crate::status::PathStatus;
 
 /// What a path is: the same as long as these are the same, whatever else is changed.
@@ -42,6 +44,20 @@ struct Plan {
     secret: Secret,
 }
 
+/// What there should be of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    plan: Plan,
+    path_mtu: Option<PathMtu>,
+}
+
+/// How the MTU of a path is looked for, and where that is counted.
+#[derive(Debug, Clone)]
+struct Discovery {
+    choice: PathMtu,
+    series: Arc<PathMtuSeries>,
+}
+
 /// Which keys authenticate a path, and in which state of their file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Secret {
@@ -56,6 +72,7 @@ struct Running {
     id: PathId,
     plan: Plan,
     series: Arc<EchoSeries>,
+    path_mtu: Option<Discovery>,
     sources: Vec<SocketAddr>,
     /// Why it could not be started.
     trouble: Option<String>,
@@ -88,6 +105,17 @@ pub struct Fleet {
     transmit_stamps: bool,
 }
 
+/// The series that are exported.
+#[derive(Debug, Default)]
+pub struct Exported {
+    /// Of paths.
+    pub paths: Vec<Arc<EchoSeries>>,
+    /// Of their MTUs.
+    pub path_mtus: Vec<Arc<PathMtuSeries>>,
+    /// Paths that are over the limit.
+    pub dropped: usize,
+}
+
 /// What is known of the addresses of one peer or target.
 pub type Addresses = BTreeMap<String, Result<Vec<IpAddr>, String>>;
 
@@ -107,7 +135,7 @@ impl Fleet {
     }
 
     /// Starts, changes and stops paths until there are those that there should be. Those that stay the same are not
-    /// touched; those that change keep their counters.
+    /// touched; those that change keep their counters. How their MTU is looked for is changed by itself.
     pub fn apply(&mut self, config: &Config, keys: &KeyRing, addresses: &Addresses, prober: &Handle) {
         let (wanted, unmeasured) = self.wanted(config, keys, addresses);
         self.unmeasured = unmeasured;
@@ -119,9 +147,19 @@ impl Fleet {
                 prober.remove(running.id);
             }
         }
-        for (key, plan) in wanted {
-            let (series, last_trouble) = match self.running.get(&key) {
-                Some(running) if running.plan == plan && running.trouble.is_none() => continue,
+        for (key, Wanted { plan, path_mtu }) in wanted {
+            let known = self.running.get(&key).and_then(|running| running.path_mtu.as_ref());
+            let path_mtu = path_mtu.map(|choice| Discovery::of(&key, choice, known));
+            let search = path_mtu.as_ref().map(|discovery| self.search(&key, &plan, discovery, keys));
+            let (series, last_trouble) = match self.running.get_mut(&key) {
+                Some(running) if running.plan == plan && running.trouble.is_none() => {
+                    let choice = |discovery: &Option<Discovery>| discovery.as_ref().map(|d| d.choice);
+                    if choice(&running.path_mtu) != choice(&path_mtu) {
+                        prober.search(running.id, search);
+                        running.path_mtu = path_mtu;
+                    }
+                    continue;
+                }
                 Some(running) => {
                     self.ids.remove(&running.id);
                     prober.remove(running.id);
@@ -140,9 +178,11 @@ impl Fleet {
                 from: plan.from,
                 absent_since: self.goodbyes.get(&*key.peer).copied(),
                 series: Arc::clone(&series),
+                path_mtu: search,
                 tap: None,
             });
-            let running = Running { id, plan, series, sources: Vec::new(), trouble: None, last_trouble };
+            let sources = Vec::new();
+            let running = Running { id, plan, series, path_mtu, sources, trouble: None, last_trouble };
             self.ids.insert(id, key.clone());
             self.running.insert(key, running);
         }
@@ -153,7 +193,7 @@ impl Fleet {
         config: &Config,
         keys: &KeyRing,
         addresses: &Addresses,
-    ) -> (BTreeMap<PathKey, Plan>, Vec<(PathKey, String)>) {
+    ) -> (BTreeMap<PathKey, Wanted>, Vec<(PathKey, String)>) {
         let (mut wanted, mut unmeasured) = (BTreeMap::new(), Vec::new());
         let peers: BTreeMap<&str, &Peer> =
             config.peers.iter().map(|peer| (peer.name.as_str(), peer)).collect();
@@ -175,7 +215,8 @@ impl Fleet {
                     match found {
                         Ok(address) => {
                             let to = SocketAddr::new(address, port);
-                            wanted.insert(key, plan(echo, to, secret));
+                            let plan = plan(echo, to, secret);
+                            wanted.insert(key, Wanted { plan, path_mtu: echo.path_mtu });
                         }
                         Err(reason) => unmeasured.push((key, reason)),
                     }
@@ -227,8 +268,6 @@ impl Fleet {
     }
 
     fn spec(&self, key: &PathKey, plan: &Plan, keys: &KeyRing) -> Spec {
-        let text = format!("{}\0{}\0{}", key.probe, key.peer, key.family);
-        let seed = text.bytes().fold(mix(self.seed ^ self.next_id), |seed, byte| mix(seed ^ u64::from(byte)));
         Spec {
             to: plan.to,
             interval: plan.interval,
@@ -237,15 +276,37 @@ impl Fleet {
             dscp: plan.dscp,
             late_after: plan.late_after,
             lost_after: plan.lost_after,
-            keys: match plan.secret {
-                Secret::None => None,
-                Secret::Mesh { .. } => keys.mesh.clone(),
-                Secret::Target { .. } => keys.targets.get(&*key.peer).cloned(),
-            },
+            keys: plan.secret.among(keys, &key.peer),
             transmit_stamps: self.transmit_stamps,
             count: None,
-            seed,
+            seed: self.seed_of(key),
         }
+    }
+
+    fn search(&self, key: &PathKey, plan: &Plan, discovery: &Discovery, keys: &KeyRing) -> NewSearch {
+        let spec = mtu::Spec {
+            to: plan.to,
+            ssid: 0,
+            interval: discovery.choice.interval,
+            ceiling: discovery.choice.ceiling,
+            dscp: plan.dscp,
+            lost_after: plan.lost_after,
+            keys: plan.secret.among(keys, &key.peer),
+            known: discovery.series.bytes(),
+            seed: mix(self.seed_of(key)),
+        };
+        NewSearch { spec, series: Arc::clone(&discovery.series) }
+    }
+
+    fn seed_of(&self, key: &PathKey) -> u64 {
+        let text = format!("{}\0{}\0{}", key.probe, key.peer, key.family);
+        text.bytes().fold(mix(self.seed ^ self.next_id), |seed, byte| mix(seed ^ u64::from(byte)))
+    }
+
+    /// Which path a loop means.
+    #[must_use]
+    pub fn key(&self, id: PathId) -> Option<&PathKey> {
+        self.ids.get(&id)
     }
 
     /// A path sends from these addresses.
@@ -283,12 +344,19 @@ impl Fleet {
         self.running.iter().filter(|(key, _)| *key.peer == *peer).map(|(_, running)| running.id).collect()
     }
 
-    /// The series that are exported, and how many paths are over the limit.
+    /// The series that are exported: paths in their order, until one does not fit any more.
     #[must_use]
-    pub fn exported(&self, series_max: usize) -> (Vec<Arc<EchoSeries>>, usize) {
-        let room = series_max / SERIES_PER_PATH;
-        let exported = self.running.values().take(room).map(|running| Arc::clone(&running.series)).collect();
-        (exported, self.running.len().saturating_sub(room))
+    pub fn exported(&self, series_max: usize) -> Exported {
+        let (mut exported, mut room) = (Exported::default(), series_max);
+        for Running { series, path_mtu, .. } in self.running.values() {
+            let needs = SERIES_PER_PATH + path_mtu.as_ref().map_or(0, |_| SERIES_PER_PATH_MTU);
+            let Some(left) = room.checked_sub(needs) else { break };
+            room = left;
+            exported.paths.push(Arc::clone(series));
+            exported.path_mtus.extend(path_mtu.as_ref().map(|discovery| Arc::clone(&discovery.series)));
+        }
+        exported.dropped = self.running.len() - exported.paths.len();
+        exported
     }
 
     /// All paths as they are shown. `refusals`: what peers say about answering us.
@@ -301,6 +369,7 @@ impl Fleet {
             to: Some(running.plan.to),
             sources: running.sources.clone(),
             series: running.trouble.is_none().then(|| Arc::clone(&running.series)),
+            path_mtu: running.path_mtu.as_ref().map(|discovery| Arc::clone(&discovery.series)),
             // What a peer says to our HTTP address matters only where it does not answer our datagrams.
             reason: running.trouble.clone().or_else(|| match running.series.last_reply() {
                 0 => refusals.get(&*key.peer).cloned(),
@@ -314,6 +383,7 @@ impl Fleet {
             to: None,
             sources: Vec::new(),
             series: None,
+            path_mtu: None,
             reason: Some(reason.clone()),
         });
         running.chain(unmeasured).collect()
@@ -350,6 +420,24 @@ impl Fleet {
         }
         prober.goodbye(ids, at);
         count
+    }
+}
+
+impl Discovery {
+    /// Goes on with the series of an earlier one.
+    fn of(key: &PathKey, choice: PathMtu, earlier: Option<&Self>) -> Self {
+        let new = || Arc::new(PathMtuSeries::new(&key.probe, &key.peer, key.family));
+        Self { choice, series: earlier.map_or_else(new, |earlier| Arc::clone(&earlier.series)) }
+    }
+}
+
+impl Secret {
+    fn among(self, keys: &KeyRing, peer: &str) -> Option<Arc<Keys>> {
+        match self {
+            Self::None => None,
+            Self::Mesh { .. } => keys.mesh.clone(),
+            Self::Target { .. } => keys.targets.get(peer).cloned(),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::identity::{Answers, Ports};
 use crate::metrics::echo::EchoSeries;
+use crate::metrics::path_mtu::PathMtuSeries;
 
 /// The daemon at one moment.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +62,8 @@ pub struct PathStatus {
     pub sources: Vec<SocketAddr>,
     /// What it has measured; `None` while it is not measured.
     pub series: Option<Arc<EchoSeries>>,
+    /// What was found of its MTU; `None` where that is not looked for.
+    pub path_mtu: Option<Arc<PathMtuSeries>>,
     /// Why it is not measured, or why nothing may come back.
     pub reason: Option<String>,
 }
@@ -82,6 +85,7 @@ pub struct PathView {
     counts: Option<Counts>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_reply_timestamp_seconds: Option<f64>,
+    path_mtu_bytes: Option<u16>,
 }
 
 #[derive(Debug, Serialize)]
@@ -125,6 +129,7 @@ impl PathStatus {
             reason: self.reason.clone().or_else(|| self.series.as_deref().and_then(refused_by_our_host)),
             counts: self.series.as_deref().map(Counts::of),
             last_reply_timestamp_seconds: last.map(seconds),
+            path_mtu_bytes: self.path_mtu.as_ref().and_then(|found| found.bytes()),
         }
     }
 }

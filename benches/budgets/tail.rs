@@ -69,6 +69,7 @@ fn ours(port: u16) -> io::Result<Ours> {
     let prober = Handle::spawn("bench", Duties::default(), StampNames::detect(), sender)?;
     let (tap, reports) = mpsc::channel();
     prober.add(NewPath {
+        path_mtu: None,
         absent_since: None,
         id: PathId(1),
         spec: Spec {

@@ -6,6 +6,7 @@
 //! * [`key`], [`prefix`], [`admission`]: who may take part, and how fast
 //! * [`stats`]: small estimators that every kind of probe shares
 //! * [`echo`]: one datagram a slot, one verdict a datagram
+//! * [`mtu`]: the longest packet that a path carries in one piece
 //! * [`sim`] (feature `sim`): virtual clocks, bad links, and a ledger of what truly happened
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ pub mod echo;
 pub mod grid;
 pub mod key;
 pub mod machine;
+pub mod mtu;
 pub mod prefix;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -69,6 +69,9 @@ pub struct Send {
     pub tos: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
+    /// Whether it must arrive in one piece or not at all: neither routers nor our own host may fragment it, and what the host
+    /// has heard of the path's MTU does not count. `false`: as the path's sockets have it.
+    pub dont_fragment: bool,
     /// With `Some(n)`, the bytes are many datagrams of `n` bytes each, the last one possibly shorter.
     pub segment: Option<u16>,
     /// Whether the kernel's transmit stamp is worth its cost.

@@ -164,7 +164,13 @@ async fn measure(arguments: &EchoArguments, aim: &Aim, to: SocketAddr) -> Result
             event = events.recv() => match event {
                 Some(Event::Failed { error, .. }) => return Err(anyhow::Error::from(error).into()),
                 Some(Event::Finished(_)) | None => break,
-                Some(Event::Started { .. } | Event::Goodbye(_) | Event::ClockStepped(_) | Event::Suspended(_)) => {}
+                Some(
+                    Event::Started { .. }
+                    | Event::PathMtu { .. }
+                    | Event::Goodbye(_)
+                    | Event::ClockStepped(_)
+                    | Event::Suspended(_),
+                ) => {}
             },
             _ = ticker.tick() => {
                 take(&tap, &mut findings);
@@ -231,6 +237,7 @@ fn path(
             dont_fragment: arguments.dont_fragment,
         },
         series: Arc::new(EchoSeries::new("once", &arguments.target, family, arguments.flows.into())),
+        path_mtu: None,
         absent_since: None,
         tap: Some(reports),
     })

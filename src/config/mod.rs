@@ -197,6 +197,17 @@ pub struct EchoProbe {
     pub late_after: Duration,
     /// A datagram without a reply by then is lost.
     pub lost_after: Duration,
+    /// How the path MTU is looked for; `None`: not at all.
+    pub path_mtu: Option<PathMtu>,
+}
+
+/// How the path MTU is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathMtu {
+    /// Time between two confirmations of what was found.
+    pub interval: Duration,
+    /// The longest IP packet that is tried, in bytes.
+    pub ceiling: u16,
 }
 
 /// Which address families of a target are measured.

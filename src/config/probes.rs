@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::mtu::CEILING_MIN;
 
 use super::check::{REFLECTOR_PORT, Roster};
 use super::file::Node;
@@ -13,7 +14,7 @@ use super::problem::{nearest, quoted};
 use super::section::{Section, Value};
 use super::units::display;
 use super::values::{dscp, duration, name, port, size, source};
-use super::{EchoProbe, FamilyChoice, Listen, Probe};
+use super::{EchoProbe, FamilyChoice, Listen, PathMtu, Probe};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_ALLOWED: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
@@ -31,6 +32,13 @@ const FLOWS_ALLOWED: RangeInclusive<i128> = 1..=16;
 
 /// UDP payload: from the smallest STAMP packet (RFC 8762 section 4.2.1) to a jumbo frame.
 const SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
+
+const PATH_MTU_INTERVAL: Duration = Duration::from_secs(60);
+const PATH_MTU_INTERVAL_ALLOWED: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// A whole IP packet: up to a jumbo frame, which an older agent's full-length reply still brings into our buffer.
+const CEILING_ALLOWED: RangeInclusive<u16> = CEILING_MIN..=9000;
 
 /// Paths of all probes. Chosen: ten times what the budgets are measured with.
 const PATHS_MAX: usize = 100_000;
@@ -82,6 +90,8 @@ fn echo<'a>(section: &mut Section<'a, '_>, around: &mut Surroundings<'a, '_>) ->
     let late_after = section.key("late_after", |value| duration(value, &DEADLINE_ALLOWED)).or(LATE_AFTER);
     let lost_after = section.key("lost_after", |value| duration(value, &DEADLINE_ALLOWED)).or(LOST_AFTER);
 
+    let path_mtu = section.key("path_mtu", path_mtu).or(None);
+
     check_deadlines(section, late_after, lost_after);
     check_source(section, source.flatten(), family);
     check_source_ports(section, source_port.flatten(), flows, around.listen);
@@ -101,7 +111,35 @@ fn echo<'a>(section: &mut Section<'a, '_>, around: &mut Surroundings<'a, '_>) ->
         family: family?,
         late_after: late_after?,
         lost_after: lost_after?,
+        path_mtu: path_mtu?,
     })
+}
+
+/// `off`, `on`, or what differs from the defaults.
+fn path_mtu(value: Value<'_, '_>) -> Option<Option<PathMtu>> {
+    match value.node() {
+        Node::Mapping(_) => value.section(path_mtu_keys).map(Some),
+        Node::Text(text) if text == "on" => {
+            Some(Some(PathMtu { interval: PATH_MTU_INTERVAL, ceiling: *CEILING_ALLOWED.end() }))
+        }
+        Node::Text(text) if text == "off" => Some(None),
+        Node::Text(text) => {
+            value.wrong(format!("{} is not supported", quoted(text)), format!("write {PATH_MTU_WANTED}"))
+        }
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) => {
+            value.mismatch(PATH_MTU_WANTED)
+        }
+    }
+}
+
+const PATH_MTU_WANTED: &str = "on, off, or a mapping such as {interval: 60s, ceiling: 9000B}";
+
+fn path_mtu_keys(section: &mut Section<'_, '_>) -> Option<PathMtu> {
+    let interval =
+        section.key("interval", |value| duration(value, &PATH_MTU_INTERVAL_ALLOWED)).or(PATH_MTU_INTERVAL);
+    let allowed = u64::from(*CEILING_ALLOWED.start())..=u64::from(*CEILING_ALLOWED.end());
+    let ceiling = section.key("ceiling", |value| size(value, &allowed)).or(*allowed.end());
+    Some(PathMtu { interval: interval?, ceiling: ceiling?.try_into().ok()? })
 }
 
 const FAMILIES: [(&str, FamilyChoice); 4] = [

@@ -25,7 +25,7 @@ use crate::config::{Config, Host, LogFormat, Probe};
 use crate::datagram::{
     Answering, Binding, Duties, EVENTS, Event, Handle, Socket, SocketError, StampNames, both_families,
 };
-use crate::fleet::{Addresses, Fleet};
+use crate::fleet::{Addresses, Exported, Fleet};
 use crate::http::auth::{Signer, Verifier};
 use crate::http::client::Client;
 use crate::http::routes::{Reload, Site};
@@ -341,7 +341,7 @@ impl Daemon {
 
     fn publish(&self) {
         let config = &self.settings.config;
-        let (paths, dropped) = self.fleet.exported(config.metrics.max_series);
+        let Exported { paths, path_mtus, dropped } = self.fleet.exported(config.metrics.max_series);
         self.exporter.process.set_series_dropped(dropped);
         let probes = config.probes.iter().map(probe_info).collect();
         let attributes = |name: &str, address: &str, labels: &BTreeMap<String, String>| {
@@ -359,7 +359,7 @@ impl Daemon {
         let peers = config.peers.iter().map(|peer| attributes(&peer.name, &peer.address, &peer.labels));
         let targets =
             config.targets.iter().map(|target| attributes(&target.name, &target.address, &target.labels));
-        self.exporter.publish(Directory { paths, probes, peers: peers.chain(targets).collect() });
+        self.exporter.publish(Directory { paths, path_mtus, probes, peers: peers.chain(targets).collect() });
         self.show(false);
     }
 

@@ -5,7 +5,7 @@ use tracing::{error, info, warn};
 
 use super::Daemon;
 use crate::clock::Clock;
-use crate::datagram::Event;
+use crate::datagram::{Event, PathId};
 use crate::peers::Told;
 use crate::resolver::Resolved;
 
@@ -63,6 +63,7 @@ impl Daemon {
                 self.overdue.note(|overdue| overdue.publish = true);
             }
             Event::Finished(_) => {}
+            Event::PathMtu { id, from, to } => self.path_mtu(id, from, to),
             Event::Goodbye(goodbye) => self.goodbye(goodbye),
             Event::ClockStepped(nanos) => {
                 #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -70,6 +71,16 @@ impl Daemon {
                 warn!(seconds, "the wall clock was stepped; round trips are not affected");
             }
             Event::Suspended(span) => warn!(?span, "the host was suspended; what was in flight is withdrawn"),
+        }
+    }
+
+    fn path_mtu(&self, id: PathId, from: Option<u16>, to: u16) {
+        let Some(key) = self.fleet.key(id) else { return };
+        let (probe, peer, family) = (&key.probe, &key.peer, key.family);
+        match from {
+            None => info!(%probe, %peer, family, to, "the path MTU was found"),
+            Some(from) if to < from => warn!(%probe, %peer, family, from, to, "the path MTU shrank"),
+            Some(from) => info!(%probe, %peer, family, from, to, "the path MTU grew"),
         }
     }
 

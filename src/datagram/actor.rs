@@ -6,18 +6,22 @@ use std::sync::mpsc;
 use pathmeter_proto::echo::{Prober, Report, Responder, ResponderReport};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use pathmeter_proto::mtu::{self, Search};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::Goodbye;
 
 use super::PathId;
 use crate::metrics::agent::ResponderSeries;
 use crate::metrics::echo::EchoSeries;
+use crate::metrics::path_mtu::PathMtuSeries;
 
 /// A machine and where it counts. All are boxed: a loop with 10,000 paths holds as many of these.
 #[derive(Debug)]
 pub(super) enum Actor {
     /// Measures a path.
     Echo(Box<Echo>),
+    /// Looks for a path's MTU.
+    PathMtu(Box<PathMtu>),
     /// Answers.
     Responder(Box<Answerer>),
     /// Hears goodbyes.
@@ -30,6 +34,12 @@ pub(super) enum Asked {
     Wait(Timestamp),
     Finished,
     Heard(Goodbye),
+    /// To tell that a path's MTU is another one.
+    Tell {
+        id: PathId,
+        from: Option<u16>,
+        to: u16,
+    },
 }
 
 #[derive(Debug)]
@@ -38,6 +48,13 @@ pub(super) struct Echo {
     pub(super) prober: Prober,
     pub(super) series: Arc<EchoSeries>,
     pub(super) tap: Option<mpsc::Sender<Report>>,
+}
+
+#[derive(Debug)]
+pub(super) struct PathMtu {
+    pub(super) id: PathId,
+    pub(super) search: Search,
+    pub(super) series: Arc<PathMtuSeries>,
 }
 
 #[derive(Debug)]
@@ -66,6 +83,7 @@ impl Actor {
     pub(super) fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         match self {
             Self::Echo(echo) => echo.prober.received(datagram, arrival),
+            Self::PathMtu(mtu) => mtu.search.received(datagram, arrival),
             Self::Responder(answerer) => {
                 answerer.series.requests.inc();
                 answerer.responder.received(datagram, arrival);
@@ -77,6 +95,7 @@ impl Actor {
     pub(super) fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
         match self {
             Self::Echo(echo) => echo.prober.sent(id, at, by),
+            Self::PathMtu(mtu) => mtu.search.sent(id, at, by),
             Self::Responder(answerer) => answerer.responder.sent(id, at, by),
             Self::Listener(_) => {}
         }
@@ -85,6 +104,7 @@ impl Actor {
     pub(super) fn not_sent(&mut self, id: SendId, why: NotSent) {
         match self {
             Self::Echo(echo) => echo.prober.not_sent(id, why),
+            Self::PathMtu(mtu) => mtu.search.not_sent(id, why),
             Self::Responder(answerer) => {
                 answerer.series.reply_errors.inc();
                 answerer.responder.not_sent(id, why);
@@ -110,6 +130,19 @@ impl Actor {
                         echo.series.set_draining(echo.prober.is_draining(now.at));
                         return Asked::Wait(until);
                     }
+                    Step::Finished => return Asked::Finished,
+                }
+            },
+            Self::PathMtu(mtu) => loop {
+                match mtu.search.step(now, drops, arena) {
+                    Step::Send(send) => return Asked::Send(send),
+                    Step::Report(report) => {
+                        mtu.series.record(&report);
+                        if let mtu::Report::Changed { from, to } = report {
+                            return Asked::Tell { id: mtu.id, from, to };
+                        }
+                    }
+                    Step::Wait(until) => return Asked::Wait(until),
                     Step::Finished => return Asked::Finished,
                 }
             },

@@ -22,11 +22,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::echo::{Report, Spec};
 use pathmeter_proto::key::Keys;
+use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::Goodbye;
 
 use crate::metrics::agent::{LoopSeries, ResponderSeries};
 use crate::metrics::echo::EchoSeries;
+use crate::metrics::path_mtu::PathMtuSeries;
 
 pub use socket::{Binding, Socket, SocketError, StampNames, both_families};
 pub use thread::RECEIVE_TICK_MAX;
@@ -46,10 +48,21 @@ pub struct NewPath {
     pub from: SourceChoice,
     /// Where to count.
     pub series: Arc<EchoSeries>,
+    /// Whether its MTU is looked for, too.
+    pub path_mtu: Option<NewSearch>,
     /// When the peer said goodbye, if it may still be away.
     pub absent_since: Option<Timestamp>,
     /// Gets a copy of every report; for measurements that somebody watches.
     pub tap: Option<mpsc::Sender<Report>>,
+}
+
+/// A path's MTU to be found.
+#[derive(Debug)]
+pub struct NewSearch {
+    /// How. The session identifier is chosen by the loop.
+    pub spec: mtu::Spec,
+    /// Where to count.
+    pub series: Arc<PathMtuSeries>,
 }
 
 /// Where a path sends from. Paths with the same choice share sockets.
@@ -82,6 +95,15 @@ pub enum Event {
     },
     /// A path has sent all it was asked for, and decided it.
     Finished(PathId),
+    /// A path's MTU was found, or is another one.
+    PathMtu {
+        /// Which path.
+        id: PathId,
+        /// What it was, if that was known.
+        from: Option<u16>,
+        /// What it is.
+        to: u16,
+    },
     /// A peer is leaving.
     Goodbye(Goodbye),
     /// The wall clock was stepped by this many nanoseconds.
@@ -106,6 +128,7 @@ pub struct Handle {
 enum Command {
     Add(Box<NewPath>),
     Remove(PathId),
+    Search(PathId, Option<Box<NewSearch>>),
     Goodbye { ids: Vec<PathId>, at: Timestamp },
     Answer { policy: Box<Policy>, keys: Option<Arc<Keys>> },
     FallSilent,
@@ -166,6 +189,11 @@ impl Handle {
     /// Stops a path at once; what is in flight is withdrawn.
     pub fn remove(&self, id: PathId) {
         self.tell(Command::Remove(id));
+    }
+
+    /// Looks for the MTU of a path from now on in this way, or not at all. The path itself is not touched.
+    pub fn search(&self, id: PathId, search: Option<NewSearch>) {
+        self.tell(Command::Search(id, search.map(Box::new)));
     }
 
     /// The peer of these paths said at `at` that it is leaving.

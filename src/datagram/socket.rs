@@ -13,6 +13,7 @@ use super::cmsg::{self, CONTROL_BYTES, Control, Said, Told};
 pub struct Socket {
     socket: Socket2,
     address: SocketAddr,
+    fragments: Fragments,
     drops: u32,
 }
 
@@ -85,7 +86,7 @@ impl Socket {
         socket.bind(&address.into()).map_err(failed("binding"))?;
         let bound = socket.local_addr().map_err(failed("asking for the address of"))?;
         let address = bound.as_socket().unwrap_or(address);
-        Ok(Self { socket, address, drops: 0 })
+        Ok(Self { socket, address, fragments: Fragments::of(binding), drops: 0 })
     }
 
     /// The address it is bound to.
@@ -100,10 +101,64 @@ impl Socket {
         drops.wrapping_sub(std::mem::replace(&mut self.drops, drops))
     }
 
+    /// Sends what may not be fragmented on the way, whatever the socket's own setting is; it has that again afterwards.
+    ///
+    /// # Errors
+    /// Those of `send`, and of changing the setting: then nothing was sent.
+    pub(super) fn in_one_piece<T>(&self, send: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if self.fragments == Fragments::Never {
+            return send();
+        }
+        let is_v4 = self.address.is_ipv4();
+        Fragments::Never.choose(&self.socket, is_v4)?;
+        let sent = send();
+        // What the kernel granted when the socket was bound it grants again.
+        let _ = self.fragments.choose(&self.socket, is_v4);
+        sent
+    }
+
     /// For `poll`.
     #[must_use]
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// What a socket lets happen to datagrams that are longer than a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fragments {
+    /// They are cut up, by us and by routers.
+    Allowed,
+    /// The same, and complaints about what left in one piece nevertheless are told.
+    AllowedAndTold,
+    /// They are not sent, or a router throws them away.
+    Never,
+}
+
+impl Fragments {
+    fn of(binding: &Binding) -> Self {
+        match (binding.dont_fragment, binding.errors) {
+            (true, _) => Self::Never,
+            (false, true) => Self::AllowedAndTold,
+            (false, false) => Self::Allowed,
+        }
+    }
+
+    fn choose(self, socket: &Socket2, is_v4: bool) -> io::Result<()> {
+        let set_v4 = |value| set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value);
+        let set_v6 = |value| set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value);
+        match (self, is_v4) {
+            (Self::Allowed, true) => set_v4(libc::IP_PMTUDISC_DONT),
+            // An IPv4 socket that has DONT when "fragmentation needed" comes in does not hear of it (Linux 6.18,
+            // __udp4_lib_err), and by then it has its own setting again. OMIT fragments as well, by the interface's MTU alone.
+            (Self::AllowedAndTold, true) => {
+                set_v4(libc::IP_PMTUDISC_OMIT).or_else(|_| set_v4(libc::IP_PMTUDISC_DONT))
+            }
+            (Self::Never, true) => set_v4(libc::IP_PMTUDISC_PROBE),
+            // In IPv6 it is the other way round: DONT hears of it, OMIT does not.
+            (Self::Allowed | Self::AllowedAndTold, false) => set_v6(libc::IPV6_PMTUDISC_DONT),
+            (Self::Never, false) => set_v6(libc::IPV6_PMTUDISC_PROBE),
+        }
     }
 }
 
@@ -153,8 +208,6 @@ fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result
     let flags = libc::c_int::try_from(reporting).expect("the flags are below 2¹⁶");
     // A kernel without it falls back to our own clock readings, which is counted.
     let _ = set(socket, SOL_SOCKET, libc::SO_TIMESTAMPING, flags);
-    let discovery = |dont: bool, probe, never| if dont { probe } else { never };
-    let dont = binding.dont_fragment;
     let errors = i32::from(binding.errors);
     // Only who answers must know at which address it was asked; saying so costs the kernel at every datagram.
     let addressed = i32::from(!binding.errors);
@@ -164,17 +217,14 @@ fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result
         set(socket, IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         set(socket, IPPROTO_IP, libc::IP_TTL, TTL.into())?;
         set(socket, IPPROTO_IP, libc::IP_RECVERR, errors)?;
-        let value = discovery(dont, libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_DONT);
-        set(socket, IPPROTO_IP, libc::IP_MTU_DISCOVER, value)
     } else {
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, addressed)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, TTL.into())?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVERR, errors)?;
-        let value = discovery(dont, libc::IPV6_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_DONT);
-        set(socket, IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value)
     }
+    Fragments::of(binding).choose(socket, binding.address.is_ipv4())
 }
 
 #[expect(unsafe_code, reason = "socket2 lacks these options")]
@@ -423,5 +473,37 @@ pub fn both_families(address: SocketAddr) -> Vec<SocketAddr> {
     match address.ip() {
         IpAddr::V6(ip) if ip.is_unspecified() => vec![([0, 0, 0, 0], address.port()).into(), address],
         IpAddr::V4(_) | IpAddr::V6(_) => vec![address],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What fits the loopback interface's MTU of 65,536 bytes over IPv6; over IPv4 nothing is longer than that.
+    const FITS: usize = 65_536 - 48;
+
+    #[test]
+    fn what_may_not_be_fragmented_is_refused_where_it_would_be_and_the_socket_is_as_before() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let binding = Binding { address, dont_fragment: false, errors: true };
+            let Ok(socket) = Socket::bind(&binding, StampNames::Looped) else { continue };
+            let told =
+                |to| Told { to, from: None, tos: 0, ttl: None, stamp: false, name: None, segment: None };
+            let is_too_big = |sent: io::Result<usize>| {
+                sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
+            };
+            let arena = vec![0; FITS + 1];
+            let mut batch = SendBatch::new(2);
+            batch.push(&told(socket.address()), 0, FITS);
+            assert_eq!(socket.in_one_piece(|| batch.send(&socket, &arena, 0)).ok(), Some(1), "{address}");
+            if address.is_ipv6() {
+                batch.clear();
+                batch.push(&told(socket.address()), 0, arena.len());
+                assert!(is_too_big(socket.in_one_piece(|| batch.send(&socket, &arena, 0))));
+                assert_eq!(batch.send(&socket, &arena, 0).ok(), Some(1), "as fragments it leaves");
+            }
+        }
     }
 }

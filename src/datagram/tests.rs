@@ -37,6 +37,7 @@ fn measure(stamps: StampNames) -> Vec<Report> {
         },
         from: SourceChoice { address: loopback, port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("once", "here", "ipv4", 4)),
+        path_mtu: None,
         absent_since: None,
         tap: Some(tap),
     });

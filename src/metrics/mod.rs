@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod echo;
 mod page;
+pub mod path_mtu;
 mod process;
 pub mod text;
 

@@ -11,6 +11,7 @@ use prometheus::{Encoder, TextEncoder};
 
 use super::agent::{LOOP_FAMILIES, LoopSeries, RESPONDER_FAMILIES, ResponderSeries};
 use super::echo::{ECHO_FAMILIES, EchoSeries};
+use super::path_mtu::{PATH_MTU_FAMILIES, PathMtuSeries};
 use super::process::{HttpCounts, ProcessMetrics};
 use super::text::{CLOSE, Family, Kind, Suffix, Writer, label};
 
@@ -29,6 +30,8 @@ pub struct Exporter {
 pub struct Directory {
     /// Paths that are exported.
     pub paths: Vec<Arc<EchoSeries>>,
+    /// Those whose MTU is looked for.
+    pub path_mtus: Vec<Arc<PathMtuSeries>>,
     /// Configured probes.
     pub probes: Vec<ProbeInfo>,
     /// Attributes of peers and targets, by name.
@@ -73,6 +76,7 @@ enum Section {
     Loop(usize),
     Responder(usize),
     Echo(usize),
+    PathMtu(usize),
     Limit(usize),
     ProbeInfo,
     PeerInfo,
@@ -120,6 +124,10 @@ impl Exporter {
                 ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Echo(at))),
             );
         }
+        if !directory.path_mtus.is_empty() {
+            let path_mtu = PATH_MTU_FAMILIES.iter().enumerate();
+            families.extend(path_mtu.map(|(at, family)| (family.name, Section::PathMtu(at))));
+        }
         if !directory.probes.is_empty() {
             families.insert(PROBE_INFO, Section::ProbeInfo);
             families.extend(LIMITS.iter().enumerate().map(|(at, (name, _, _))| (*name, Section::Limit(at))));
@@ -166,25 +174,35 @@ impl Page {
                 RESPONDER_FAMILIES[at].begin(piece);
                 RESPONDER_FAMILIES[at].write(piece, std::iter::once(self.exporter.responder.as_ref()));
             }
-            Section::Echo(at) => return self.write_paths(&ECHO_FAMILIES[at], piece),
+            Section::Echo(at) => {
+                return write_paths(&ECHO_FAMILIES[at], &self.directory.paths, &mut self.paths, piece);
+            }
+            Section::PathMtu(at) => {
+                return write_paths(
+                    &PATH_MTU_FAMILIES[at],
+                    &self.directory.path_mtus,
+                    &mut self.paths,
+                    piece,
+                );
+            }
             Section::Limit(at) => self.directory.limit(&LIMITS[at], piece),
             Section::ProbeInfo => self.directory.probe_info(piece),
             Section::PeerInfo => self.directory.peer_info(piece),
         }
         true
     }
+}
 
-    fn write_paths(&mut self, family: &Family<EchoSeries>, piece: &mut Vec<u8>) -> bool {
-        const PATHS_AT_ONCE: usize = 64;
-        if self.paths == 0 {
-            family.begin(piece);
-        }
-        let paths = &self.directory.paths;
-        let end = paths.len().min(self.paths + PATHS_AT_ONCE);
-        family.write(piece, paths[self.paths..end].iter().map(Arc::as_ref));
-        self.paths = end;
-        end == paths.len()
+/// Writes some paths of a family, those behind the first `written`; true when it is complete.
+fn write_paths<S>(family: &Family<S>, paths: &[Arc<S>], written: &mut usize, piece: &mut Vec<u8>) -> bool {
+    const PATHS_AT_ONCE: usize = 64;
+    if *written == 0 {
+        family.begin(piece);
     }
+    let end = paths.len().min(*written + PATHS_AT_ONCE);
+    family.write(piece, paths[*written..end].iter().map(Arc::as_ref));
+    *written = end;
+    end == paths.len()
 }
 
 impl Directory {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use pathmeter::metrics::echo::SERIES_PER_PATH;
+use pathmeter::metrics::path_mtu::SERIES_PER_PATH_MTU;
 
 use crate::fixture::{Agent, Host, Page, run, skipped};
 
@@ -15,13 +16,15 @@ fn full_page() -> Page {
     let more = format!(
         "peers: [{{name: b, address: {b}}}]\n\
          targets: [{{name: nobody, address: {b}, port: 9}}]\n\
-         probes: [{{name: fast, interval: 20ms, peers: all, targets: all, late_after: 100ms, lost_after: 100ms}}]"
+         probes: [{{name: fast, interval: 20ms, peers: all, targets: all, path_mtu: {{interval: 1s}}, late_after: 100ms, \
+         lost_after: 100ms}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     agent.page_when("answers and losses", |page| {
         page.count("pathmeter_echo_requests_total", &[r#"peer="b""#]) >= 5
             && page.count("pathmeter_echo_lost_total", &[r#"peer="nobody""#]) >= 5
             && page.has("pathmeter_peers", &[])
+            && page.has("pathmeter_path_mtu_bytes", &[r#"peer="b""#])
     })
 }
 
@@ -43,6 +46,9 @@ fn a_path_adds_as_many_series_as_the_limit_counts() {
         "SERIES_PER_PATH in src/metrics/echo.rs is to be {most}\n{}",
         page.text()
     );
+    let of_mtu =
+        page.series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
+    assert_eq!(of_mtu, SERIES_PER_PATH_MTU, "src/metrics/path_mtu.rs\n{}", page.text());
 }
 
 #[test]

@@ -238,3 +238,31 @@ fn size_and_source_ports_are_as_configured() {
     assert_eq!(path["address"], reflector.local_addr().unwrap().to_string());
     assert_eq!(agent.page().count("pathmeter_echo_send_errors_total", &[]), 0);
 }
+
+#[test]
+fn the_mtu_of_loopback_is_the_ceiling() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let (asked, _key) = asker(&b, &b, NEW_KEY, PATIENT);
+    let (agent, _same) =
+        asker(&a, &b, NEW_KEY, &format!("{PATIENT}, path_mtu: {{interval: 1s, ceiling: 8000B}}"));
+    assert!(agent.path("fast", "other")["path_mtu_bytes"].is_null());
+    let acknowledged = [r#"outcome="acknowledged""#];
+    let page = agent.page_when("the path MTU, confirmed", |page| {
+        page.has("pathmeter_path_mtu_bytes", &[])
+            && page.count("pathmeter_path_mtu_probes_total", &acknowledged) >= 3
+    });
+    assert_eq!(page.count("pathmeter_path_mtu_bytes", &[]), 8_000);
+    for outcome in ["lost", "too_big"] {
+        let label = format!("outcome=\"{outcome}\"");
+        assert_eq!(page.count("pathmeter_path_mtu_probes_total", &[&label]), 0, "{page}");
+    }
+    assert_eq!(page.count("pathmeter_path_mtu_changes_total", &[]), 0, "{page}");
+    assert_eq!(agent.path("fast", "other")["path_mtu_bytes"], 8_000);
+    assert_nothing_missed(&page);
+    for counter in ["send_errors_total", "icmp_errors_total", "unsent_total"] {
+        assert_eq!(page.count(&format!("pathmeter_echo_{counter}"), &[]), 0, "{counter}\n{page}");
+    }
+    assert!(agent.log().contains("the path MTU was found"), "{}", agent.log());
+    assert_eq!(asked.page().count("pathmeter_responder_rejected_total", &[]), 0);
+    assert_eq!(page.count("pathmeter_socket_unrouted_total", &[r#"loop="prober""#]), 0, "{page}");
+}

@@ -73,6 +73,36 @@ fn paths_that_stay_keep_their_ports_and_counters() {
 }
 
 #[test]
+fn looking_for_the_path_mtu_or_not_does_not_touch_the_path() {
+    const BYTES: &str = "pathmeter_path_mtu_bytes";
+    let (a, b) = (Host::claim(), Host::claim());
+    let _b = responder(&b);
+    let with = |path_mtu: &str| {
+        measuring(&a, &b, &[("same", &format!("interval: 20ms, lost_after: 60s, path_mtu: {path_mtu}"))])
+    };
+    let agent = Agent::start(&a, &with("off"));
+    let mut page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
+    assert_eq!(page.series(|series| series.starts_with("pathmeter_path_mtu_")), 0, "{page}");
+    let ports = agent.sources("same", "b");
+    for (path_mtu, bytes) in [
+        ("{interval: 1s}", Some(9_000)),
+        ("{interval: 1s, ceiling: 1400B}", Some(1_400)),
+        ("{interval: 2s, ceiling: 1400B}", Some(1_400)),
+        ("off", None),
+    ] {
+        agent.rewrite(&with(path_mtu));
+        assert_eq!(agent.reload().status, 200);
+        let is_as_wished = |page: &Page| page.has(BYTES, &[]).then(|| page.count(BYTES, &[])) == bytes;
+        let now = agent.page_when(path_mtu, is_as_wished);
+        assert_eq!(now.count("pathmeter_echo_withdrawn_total", &[]), 0, "{now}");
+        assert!(now.count(SENT, &[]) >= page.count(SENT, &[]), "{now}");
+        assert_eq!(agent.sources("same", "b"), ports);
+        page = now;
+    }
+    assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0);
+}
+
+#[test]
 fn sighup_reloads() {
     let (a, b) = (Host::claim(), Host::claim());
     let _b = responder(&b);

@@ -17,4 +17,6 @@ mod view;
 pub use outcome::{Class, Direction, Mismatch, Report, Sample, Verdict};
 pub use prober::{Prober, Spec};
 pub use request::bytes_at_least;
+pub(crate) use request::{Contents, Extensions, encode};
 pub use responder::{Responder, ResponderReport};
+pub(crate) use told::Told;

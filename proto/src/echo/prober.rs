@@ -184,6 +184,7 @@ impl Prober {
             flow: flow.index,
             session: flow.session,
             sent,
+            is_brief: false,
             dscp: self.spec.dscp.value(),
             size: self.spec.size,
             extensions,
@@ -199,6 +200,7 @@ impl Prober {
             to: self.spec.to,
             tos: self.spec.dscp.tos(),
             ttl: TTL,
+            dont_fragment: false,
             segment: None,
             stamp: self.spec.transmit_stamps,
         })

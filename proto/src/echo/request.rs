@@ -8,7 +8,7 @@ use crate::wire::tlv::{self, ClassOfService, FollowUp, HEADER_BYTES, HMAC_VALUE_
 
 /// What a responder is believed to understand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extensions {
+pub(crate) enum Extensions {
     /// Ours: the session record, the class of service, follow-up telemetry.
     All,
     /// A STAMP reflector's: the class of service.
@@ -34,31 +34,33 @@ const FOLLOW_UP_BYTES: usize = HEADER_BYTES + FollowUp::BYTES as usize;
 
 /// Everything that goes into a datagram.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Contents {
-    pub(super) mode: Mode,
-    pub(super) sequence: u32,
-    pub(super) at: WallTime,
-    pub(super) ssid: u16,
-    pub(super) flow: u8,
-    pub(super) session: u32,
-    pub(super) sent: u32,
-    pub(super) dscp: u8,
+pub(crate) struct Contents {
+    pub(crate) mode: Mode,
+    pub(crate) sequence: u32,
+    pub(crate) at: WallTime,
+    pub(crate) ssid: u16,
+    pub(crate) flow: u8,
+    pub(crate) session: u32,
+    pub(crate) sent: u32,
+    /// Whether the reply shall leave out the padding.
+    pub(crate) is_brief: bool,
+    pub(crate) dscp: u8,
     /// The wished length in bytes; extensions that do not fit are left out, the session record last.
-    pub(super) size: Option<u16>,
-    pub(super) extensions: Extensions,
+    pub(crate) size: Option<u16>,
+    pub(crate) extensions: Extensions,
 }
 
 /// What a datagram turned out to carry.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Encoded {
+pub(crate) struct Encoded {
     /// T1.
-    pub(super) timestamp: NtpTime,
+    pub(crate) timestamp: NtpTime,
     /// Whether the session record fitted in.
-    pub(super) carries_session: bool,
+    pub(crate) carries_session: bool,
 }
 
 /// Appends a datagram to `out`.
-pub(super) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) -> Encoded {
+pub(crate) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) -> Encoded {
     let Contents { mode, sequence, ssid, .. } = *contents;
     let (start, base) = (out.len(), mode.base_bytes());
     let timestamp = NtpTime::from(contents.at);
@@ -69,6 +71,7 @@ pub(super) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) 
         let session = Session {
             flow: contents.flow.into(),
             session: contents.session,
+            is_brief: contents.is_brief,
             count_or_first: contents.sent,
             ..Session::default()
         };
@@ -151,6 +154,7 @@ mod tests {
             flow: 3,
             session: 4,
             sent: 5,
+            is_brief: false,
             dscp: 46,
             size,
             extensions,

@@ -18,7 +18,8 @@ use crate::wire::tlv::{self, ClassOfService, FollowUp};
 /// Answers STAMP requests of any kind: open or authenticated, with our extensions, with foreign ones, or with none.
 ///
 /// It is a stateful reflector (RFC 8762 section 4.3): a reply's sequence number counts the session's replies. A reply is
-/// exactly as long as its request and goes where the request came from, whatever the request's extensions ask for.
+/// exactly as long as its request, or without the padding at its end if the request asks for that in our own extension. It is
+/// never longer, and goes where the request came from, whatever the request's extensions ask for.
 #[derive(Debug)]
 pub struct Responder {
     policy: Policy,
@@ -50,6 +51,8 @@ struct Pending {
     request: Request,
     place: u32,
     signed_with: Option<KeyId>,
+    /// Whether the padding at the end is to be left out.
+    is_brief: bool,
 }
 
 /// One reply in this many asks for the kernel's transmit stamp.
@@ -116,7 +119,8 @@ impl Responder {
             None => SessionKey::Foreign { from: arrival.from, ssid: request.ssid },
         };
         let place = self.record(key, request.sequence, arrival)?;
-        Ok(Pending { arrival: *arrival, mode, request, place, signed_with })
+        let is_brief = session.is_some_and(|session| session.is_brief);
+        Ok(Pending { arrival: *arrival, mode, request, place, signed_with, is_brief })
     }
 
     /// Our own extension, if it is there. Extensions that should be authentic and are not are refused, where RFC 8972
@@ -183,7 +187,11 @@ impl Responder {
             session.wall = Some(now.wall);
         }
         let start = arena.len();
-        arena.extend_from_slice(&self.request);
+        let length = match pending.is_brief {
+            true => tlv::bytes_before_padding(&self.request, pending.mode.base_bytes()),
+            false => self.request.len(),
+        };
+        arena.extend_from_slice(&self.request[..length]);
         let reply = &mut arena[start..];
         let dscp = extend(reply, pending, session, drops);
         Reply {
@@ -211,6 +219,7 @@ impl Responder {
             to: pending.arrival.from,
             tos: dscp << 2,
             ttl: TTL,
+            dont_fragment: false,
             segment: None,
             stamp,
         })

@@ -7,19 +7,19 @@ use crate::wire::tlv::{self, ClassOfService, FollowUp, Session};
 
 /// What a reply's extensions say.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Told {
+pub(crate) struct Told {
     /// Whether our extension came back at all, understood or not.
-    pub(super) asked_session: bool,
+    pub(crate) asked_session: bool,
     /// Whether the responder found that the extensions had been changed on the way.
-    pub(super) is_damaged: bool,
-    pub(super) session: Option<Session>,
-    pub(super) class: Option<ClassOfService>,
-    pub(super) follow_up: Option<FollowUp>,
+    pub(crate) is_damaged: bool,
+    pub(crate) session: Option<Session>,
+    pub(crate) class: Option<ClassOfService>,
+    pub(crate) follow_up: Option<FollowUp>,
 }
 
 impl Told {
     /// Reads them; with `keys`, only if they are proven.
-    pub(super) fn read(datagram: &[u8], mode: Mode, keys: Option<&Keys>) -> Result<Self, Mismatch> {
+    pub(crate) fn read(datagram: &[u8], mode: Mode, keys: Option<&Keys>) -> Result<Self, Mismatch> {
         let base = mode.base_bytes();
         let mut told =
             Self { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };

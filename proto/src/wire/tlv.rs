@@ -88,6 +88,21 @@ pub fn walk(datagram: &[u8], at: usize) -> impl Iterator<Item = Tlv> + '_ {
     std::iter::successors(next(datagram, at).and_then(Result::ok), |last| next(datagram, last.end())?.ok())
 }
 
+/// How long the datagram is without the paddings at its very end, and what is too short to be an extension there. As long
+/// as ever where its extensions cannot be walked to the end.
+#[must_use]
+pub fn bytes_before_padding(datagram: &[u8], base_bytes: usize) -> usize {
+    let (mut keep, mut at) = (base_bytes, base_bytes);
+    while let Some(found) = next(datagram, at) {
+        let Ok(found) = found else { return datagram.len() };
+        at = found.end();
+        if found.kind != PADDING {
+            keep = at;
+        }
+    }
+    keep
+}
+
 /// An extension whose length points behind the end of the datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed {
@@ -107,7 +122,7 @@ pub fn append(out: &mut Vec<u8>, kind: u8, len: u16) -> Tlv {
 /// What was received, by the responder, in one session (type 252, version 1).
 ///
 /// ```text
-///  0 u32 magic "pmtr"      4 u8 version 1   5 u8 flags (1: reply)   6 u16 flow
+///  0 u32 magic "pmtr"      4 u8 version 1   5 u8 flags (1: reply, 2: brief)   6 u16 flow
 ///  8 u32 session           12 u32 request: datagrams sent · reply: first sequence number of this record
 /// 16 u32 received once     20 u32 received again     24 u32 reordered (RFC 4737)   28 u32 highest sequence number
 /// 32 u128 bitmap: bit i is set when highest − i was received
@@ -122,6 +137,8 @@ pub struct Session {
     pub session: u32,
     /// Whether this is a reply.
     pub is_reply: bool,
+    /// Request: the reply shall leave out the padding that stands at the very end. Reply: it does.
+    pub is_brief: bool,
     /// Request: datagrams sent so far, this one included. Reply: the first sequence number this record knows of; about
     /// earlier ones a clear bit says nothing.
     pub count_or_first: u32,
@@ -144,11 +161,15 @@ impl Session {
     pub const BYTES: u16 = 52;
     const MAGIC: u32 = u32::from_be_bytes(*b"pmtr");
     const VERSION: u8 = 1;
+    const REPLY: u8 = 0x01;
+    const BRIEF: u8 = 0x02;
 
     /// Writes the value; `value` is at least [`Session::BYTES`] long.
     pub fn write(&self, value: &mut [u8]) {
         put(value, 0, &Self::MAGIC.to_be_bytes());
-        put(value, 4, &[Self::VERSION, u8::from(self.is_reply)]);
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        let flags = flag(self.is_reply, Self::REPLY) | flag(self.is_brief, Self::BRIEF);
+        put(value, 4, &[Self::VERSION, flags]);
         put(value, 6, &self.flow.to_be_bytes());
         put(value, 8, &self.session.to_be_bytes());
         put(value, 12, &self.count_or_first.to_be_bytes());
@@ -173,7 +194,8 @@ impl Session {
             return Err(DecodeError::Version { found: value[4], ours: Self::VERSION });
         }
         Ok(Self {
-            is_reply: value[5] & 1 != 0,
+            is_reply: value[5] & Self::REPLY != 0,
+            is_brief: value[5] & Self::BRIEF != 0,
             flow: u16_at(value, 6),
             session: u32_at(value, 8),
             count_or_first: u32_at(value, 12),
@@ -306,6 +328,7 @@ mod tests {
             flow: 3,
             session: 0xdead_beef,
             is_reply: true,
+            is_brief: true,
             count_or_first: 5,
             unique: 6,
             duplicates: 7,
@@ -336,6 +359,21 @@ mod tests {
         let found: Vec<_> = walk(&datagram, 44).map(|tlv| (tlv.kind, tlv.len)).collect();
         assert_eq!(found, [(PADDING, 8)]);
         assert_eq!(next(&datagram, second.at), Some(Err(Malformed { at: second.at })));
+    }
+
+    #[test]
+    fn only_padding_at_the_very_end_can_be_left_out() {
+        let mut datagram = vec![0; 44];
+        append(&mut datagram, PADDING, 8);
+        assert_eq!(bytes_before_padding(&datagram, 44), 44);
+        append(&mut datagram, FOLLOW_UP, 16);
+        let kept = datagram.len();
+        assert_eq!(bytes_before_padding(&datagram, 44), kept, "padding in front of something stays");
+        append(&mut datagram, PADDING, 0);
+        append(&mut datagram, PADDING, 700);
+        assert_eq!(bytes_before_padding(&[&datagram[..], &[0; 3]].concat(), 44), kept);
+        datagram.extend([0, PADDING, 0, 9]);
+        assert_eq!(bytes_before_padding(&datagram, 44), datagram.len(), "what cannot be read stays");
     }
 
     #[test]

@@ -18,8 +18,8 @@ use pathmeter_proto::wire::tlv;
 
 use super::{Input, keys};
 
-/// Any datagrams from anywhere: each gets one reply or one reason; a reply is as long as its request, goes where that came
-/// from and is never answered in turn; the table of sessions is bounded.
+/// Any datagrams from anywhere: each gets one reply or one reason; a reply is as long as its request or, where a record asks for
+/// that, briefer, goes where that came from and is never answered in turn; the table of sessions is bounded.
 ///
 /// Input: flags, then records of source, milliseconds, flags, length, bytes.
 pub(crate) fn responder(bytes: &[u8]) {
@@ -48,7 +48,8 @@ pub(crate) fn responder(bytes: &[u8]) {
         seal(&mut datagram, flags, key.as_ref());
         let reply = answer(&mut responder, &datagram, &arrival(from, at), flags & 8 != 0);
         if let Some((send, reply)) = reply {
-            assert_eq!((reply.len(), send.to), (datagram.len(), from));
+            assert_eq!(send.to, from);
+            assert!(reply.len() == datagram.len() || reply.len() < datagram.len() && is_brief(&reply));
             assert_ne!(from.port(), 862, "a reflector lives there");
             let is_known = is_own_reply && flags & 3 == 0 && (key.is_some() || has_record(&datagram));
             // An open reply to a keyed responder, without our record, looks as a request does.
@@ -64,6 +65,15 @@ fn has_record(reply: &[u8]) -> bool {
     let ours = tlv::walk(reply, Mode::Open.base_bytes()).filter(|found| found.kind == tlv::SESSION).last();
     let record = ours.and_then(|found| tlv::Session::read(found.value(reply)).ok());
     record.is_some_and(|record| record.is_reply)
+}
+
+/// Whether a reply says that its padding was left out.
+fn is_brief(reply: &[u8]) -> bool {
+    [Mode::Open, Mode::Authenticated].iter().any(|mode| {
+        let ours = reply.get(mode.base_bytes()..).is_some().then(|| tlv::walk(reply, mode.base_bytes()));
+        let mut records = ours.into_iter().flatten().filter(|found| found.kind == tlv::SESSION);
+        records.any(|found| tlv::Session::read(found.value(reply)).is_ok_and(|record| record.is_brief))
+    })
 }
 
 fn seal(datagram: &mut Vec<u8>, flags: u8, key: Option<&Key>) {

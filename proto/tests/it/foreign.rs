@@ -149,6 +149,7 @@ impl Machine for Reflector {
                 to,
                 tos,
                 ttl: 255,
+                dont_fragment: false,
                 segment: None,
                 stamp: false,
             });

@@ -82,6 +82,24 @@ fn an_oversized_request_gets_a_reply_of_its_own_length() {
 }
 
 #[test]
+fn a_brief_reply_is_whole_but_for_the_padding_at_the_end() {
+    for keys in [None, Some(keys(SECRET))] {
+        let key = keys.as_ref().map(|keys| keys.current().clone());
+        let (mode, mut padded) = (mode(key.as_ref()), base(3, 7, key.as_ref()));
+        let asked = Session { session: 5, is_brief: true, ..Session::default() };
+        asked.write(tlv::append(&mut padded, tlv::SESSION, Session::BYTES).value_mut(&mut padded));
+        seal_extensions(&mut padded, key.as_ref());
+        let kept = padded.len();
+        tlv::append(&mut padded, tlv::PADDING, 8_000);
+        let reply = ask(&mut responder(keys.clone()), &padded, &arrival(ASKER, at(0))).bytes();
+        assert_eq!(reply.len(), kept);
+        let told = record(&reply, mode);
+        assert!(told.is_reply && told.is_brief && told.highest == 3);
+        assert!(keys.is_none_or(|keys| tlv::are_proven(&reply, mode.base_bytes(), &keys)));
+    }
+}
+
+#[test]
 fn one_changed_bit_in_an_authenticated_request_and_there_is_no_reply() {
     let keys = keys(SECRET);
     let whole = request(1, 5, Some(keys.current()));
@@ -201,8 +219,8 @@ fn wild_request(random: &mut Random, key: Option<&Key>) -> Vec<u8> {
         found.value_mut(&mut out).copy_from_slice(&value);
         if kind == tlv::SESSION && len == 52 {
             let session = u32::try_from(random.below(3)).unwrap();
-            let is_reply = random.chance(0.1);
-            Session { session, is_reply, ..Session::default() }.write(found.value_mut(&mut out));
+            let (is_reply, is_brief) = (random.chance(0.1), random.chance(0.3));
+            Session { session, is_reply, is_brief, ..Session::default() }.write(found.value_mut(&mut out));
         }
         out[found.at] = random.draw().to_be_bytes()[0];
         if random.chance(0.1) {
@@ -212,13 +230,27 @@ fn wild_request(random: &mut Random, key: Option<&Key>) -> Vec<u8> {
     if random.chance(0.7) {
         seal_extensions(&mut out, key);
     }
+    if random.chance(0.3) {
+        tlv::append(&mut out, tlv::PADDING, u16::try_from(random.below(2_000)).unwrap());
+    }
     out
 }
 
+/// How long the reply to a request is: the last record in it decides.
+fn length_of_reply(request: &[u8], mode: Mode) -> usize {
+    let base = mode.base_bytes();
+    let ours = tlv::walk(request, base).filter(|found| found.kind == tlv::SESSION).last();
+    let record = ours.and_then(|found| Session::read(found.value(request)).ok());
+    match record.is_some_and(|record| record.is_brief) {
+        true => tlv::bytes_before_padding(request, base),
+        false => request.len(),
+    }
+}
+
 #[test]
-fn a_reply_is_as_long_as_its_request_and_goes_where_that_came_from() {
+fn a_reply_is_as_long_as_its_request_or_briefer_on_request_and_goes_where_that_came_from() {
     let keys = keys(SECRET);
-    let (mut answered, mut refusals) = (0, 0);
+    let (mut answered, mut refusals, mut brief) = (0, 0, 0);
     for seed in 0..20_000 {
         let mut random = Random::new(seed);
         let key = random.chance(0.5).then(|| keys.current());
@@ -234,7 +266,9 @@ fn a_reply_is_as_long_as_its_request_and_goes_where_that_came_from() {
                 continue;
             };
             answered += 1;
-            assert_eq!(reply.len(), datagram.len(), "seed {seed}");
+            assert_eq!(reply.len(), length_of_reply(&datagram, mode(key)), "seed {seed}");
+            assert!(reply.len() <= datagram.len(), "seed {seed}");
+            brief += usize::from(reply.len() < datagram.len());
             assert_eq!((send.to, send.from, send.ttl), (from.into(), arrival.to, 255), "seed {seed}");
             if key.is_some() {
                 assert!(stamp::verify(&reply, &keys).is_ok(), "seed {seed}");
@@ -242,6 +276,7 @@ fn a_reply_is_as_long_as_its_request_and_goes_where_that_came_from() {
         }
     }
     assert!(answered > 20_000 && refusals > 5_000, "{answered} answered, {refusals} refused");
+    assert!(brief > 100, "{brief} were briefer");
 }
 
 /// Sends a forged datagram to the first of two responders, which seems to come from the second, and carries replies

@@ -106,6 +106,7 @@ probes: [{name: p}]
         family: FamilyChoice::Auto,
         late_after: Duration::from_secs(1),
         lost_after: Duration::from_secs(3),
+        path_mtu: None,
     };
     assert_eq!(config.probes, [Probe::Echo(echo)]);
 }
@@ -183,8 +184,8 @@ listen: {http: '127.0.0.1:0', stamp: '127.0.0.1:0', agent: '127.0.0.1:0'}
 responder: {allow: [10.0.0.0/8, '2001:db8::/32', 192.0.2.1], rate: 0.5Mpps}
 peers: [{name: b, address: '2001:db8::b', http_port: 1, stamp_port: 2, agent_port: 65535, labels: *labels}]
 probes:
-  - {name: p, dscp: 46, size: 1KiB, family: both, source_port: 65520, flows: 16, late_after: 60s, lost_after: 1m}
-  - {name: q, dscp: AF41, dont_fragment: true, source: '::ffff:192.0.2.1', family: ipv4}
+  - {name: p, dscp: 46, size: 1KiB, family: both, source_port: 65520, flows: 16, late_after: 60s, lost_after: 1m, path_mtu: {ceiling: 1500B}}
+  - {name: q, dscp: AF41, dont_fragment: true, source: '::ffff:192.0.2.1', family: ipv4, path_mtu: on}
 log: {level: 'warn,pathmeter::http=debug', format: json}
 ";
     let config = load_on("a", text).config;
@@ -198,6 +199,8 @@ log: {level: 'warn,pathmeter::http=debug', format: json}
         (46, Some(1024), FamilyChoice::Both, Some(65_520))
     );
     assert_eq!((q.dscp.value(), q.source), (34, Some("192.0.2.1".parse().unwrap())));
+    let every_minute = |ceiling| Some(PathMtu { interval: Duration::from_secs(60), ceiling });
+    assert_eq!((p.path_mtu, q.path_mtu), (every_minute(1500), every_minute(9000)));
 }
 
 #[test]

@@ -54,7 +54,7 @@ config.yaml: 16 problems
   line 16, column 28: probes[1].protocol: `icmp` is not supported
     allowed: udp
   line 16, column 34: probes[1].intervall: unknown key
-    did you mean interval? allowed: kind, name, protocol, interval, flows, size, dscp, dont_fragment, source, source_port, family, late_after, lost_after, peers, targets
+    did you mean interval? allowed: kind, name, protocol, interval, flows, size, dscp, dont_fragment, source, source_port, family, late_after, lost_after, path_mtu, peers, targets
   line 17, column 1: key-file: unknown key
     did you mean key_file? allowed: agent, listen, key_file, responder, peers, targets, probes, metrics, log";
     assert_eq!(refused(text).display("config.yaml").to_string(), expected);
@@ -363,6 +363,24 @@ fn a_probe_that_cannot_run_is_refused() {
             "probes: [{name: p, size: 64}]",
             &["line 1, column 26: probes[0].size: `64` has no unit; \
                  write a number and B, kB, KiB, MB, MiB, GB or GiB, for example 128B or 1KiB"],
+        ),
+        (
+            "probes: [{name: p, path_mtu: true}]",
+            &["line 1, column 30: probes[0].path_mtu: `true` is a truth value; \
+                 write on, off, or a mapping such as {interval: 60s, ceiling: 9000B}"],
+        ),
+        (
+            "probes: [{name: p, path_mtu: yes}]",
+            &["line 1, column 30: probes[0].path_mtu: `yes` is not supported; \
+                 write on, off, or a mapping such as {interval: 60s, ceiling: 9000B}"],
+        ),
+        (
+            "probes: [{name: p, path_mtu: {interval: 500ms, ceiling: 1279B, floor: 1B}}]",
+            &[
+                "line 1, column 41: probes[0].path_mtu.interval: 500ms is out of range; write 1s to 1h",
+                "line 1, column 57: probes[0].path_mtu.ceiling: 1279B is out of range; write 1280B to 9000B",
+                "line 1, column 64: probes[0].path_mtu.floor: unknown key; allowed: interval, ceiling",
+            ],
         ),
         (
             "probes: [{name: p, dscp: af44}]",

@@ -60,6 +60,8 @@ pub(super) struct Thread {
     free: Vec<usize>,
     lives: u32,
     places: HashMap<PathId, usize>,
+    /// Who looks for the MTU of a path.
+    searches: HashMap<PathId, usize>,
     routes: HashMap<(SocketAddr, u16), usize>,
     /// For replies that carry no session identifier.
     by_source: HashMap<SocketAddr, Vec<usize>>,
@@ -139,6 +141,7 @@ impl Thread {
             free: Vec::new(),
             lives: 0,
             places: HashMap::new(),
+            searches: HashMap::new(),
             routes: HashMap::new(),
             by_source: HashMap::new(),
             alarms: BinaryHeap::new(),
@@ -304,6 +307,7 @@ impl Thread {
                 }
             }
             Command::Remove(id) => self.remove(id),
+            Command::Search(id, search) => self.search(id, search.map(|search| *search)),
             Command::Goodbye { ids, at } => {
                 for id in ids {
                     let Some(index) = self.places.get(&id).copied() else { continue };
@@ -321,6 +325,9 @@ impl Thread {
                     if let Some(Seat { actor: Actor::Echo(echo), .. }) = &mut self.actors[index] {
                         echo.prober.stop();
                         self.step(index);
+                    } else if let Some(Seat { actor: Actor::PathMtu(mtu), .. }) = &mut self.actors[index] {
+                        mtu.search.stop();
+                        self.step(index);
                     }
                 }
             }
@@ -332,7 +339,7 @@ impl Thread {
             match &mut seat.actor {
                 Actor::Responder(answerer) => answerer.responder.change(policy.clone(), keys.cloned()),
                 Actor::Listener(listener) => listener.keys = keys.map(|keys| keys.derive(Goodbye::PURPOSE)),
-                Actor::Echo(_) => {}
+                Actor::Echo(_) | Actor::PathMtu(_) => {}
             }
         }
     }

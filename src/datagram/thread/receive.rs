@@ -191,9 +191,13 @@ impl Thread {
         let candidates = self.by_source.get(&from)?;
         let has_asked = |index: &&usize| match &self.actors[**index] {
             Some(Seat { actor: Actor::Echo(echo), .. }) => echo.prober.has_asked(datagram, arrival.flow),
+            Some(Seat { actor: Actor::PathMtu(mtu), .. }) => mtu.search.has_asked(datagram),
             Some(_) | None => false,
         };
-        candidates.iter().find(has_asked).or_else(|| candidates.first()).copied()
+        let is_echo =
+            |index: &&usize| matches!(&self.actors[**index], Some(Seat { actor: Actor::Echo(_), .. }));
+        let mut candidates = candidates.iter();
+        candidates.clone().find(has_asked).or_else(|| candidates.find(is_echo)).copied()
     }
 }
 

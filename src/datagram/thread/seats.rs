@@ -8,13 +8,14 @@ use std::time::Duration;
 use pathmeter_proto::echo::{Prober, Responder};
 use pathmeter_proto::grid::mix;
 use pathmeter_proto::machine::{HostDrops, Now};
+use pathmeter_proto::mtu::Search;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::Goodbye;
 
-use super::super::actor::{Actor, Answerer, Asked, Echo, Listener};
+use super::super::actor::{Actor, Answerer, Asked, Echo, Listener, PathMtu};
 use super::super::outbox::Outgoing;
 use super::super::socket::{Binding, Socket, SocketError};
-use super::super::{Duties, Event, NewPath, PathId, SourceChoice};
+use super::super::{Duties, Event, NewPath, NewSearch, PathId, SourceChoice};
 use super::{Group, IDLE_GROUP_KEPT, Seat, Thread};
 use crate::clock::Clock;
 
@@ -67,7 +68,7 @@ impl Thread {
     }
 
     pub(super) fn add(&mut self, path: NewPath) -> Result<(), SocketError> {
-        let NewPath { id, mut spec, from, series, absent_since, tap } = path;
+        let NewPath { id, mut spec, from, series, path_mtu, absent_since, tap } = path;
         let flows = spec.ssids.len();
         let group = self.group(from, spec.to.is_ipv4(), flows)?;
         spec.ssids = self.sessions(spec.to, flows, spec.seed);
@@ -85,7 +86,27 @@ impl Thread {
         self.places.insert(id, index);
         self.tell(Event::Started { id, sources });
         self.step(index);
+        self.search(id, path_mtu);
         Ok(())
+    }
+
+    /// Looks for the MTU of a path from now on in this way, from the socket of its first flow; `None`: not at all.
+    pub(super) fn search(&mut self, id: PathId, search: Option<NewSearch>) {
+        if let Some(index) = self.searches.remove(&id) {
+            self.unseat(index);
+        }
+        let echo = self.places.get(&id).and_then(|index| self.actors[*index].as_ref());
+        let (Some(NewSearch { mut spec, series }), Some(echo)) = (search, echo) else { return };
+        let group = echo.group;
+        spec.ssid = self.sessions(spec.to, 1, spec.seed)[0];
+        let route = (spec.to, spec.ssid);
+        let search = Search::new(spec, Clock::now());
+        let actor = Actor::PathMtu(Box::new(PathMtu { id, search, series }));
+        let index = self.seat(actor, group, vec![route], Duration::MAX);
+        self.routes.insert(route, index);
+        self.by_source.entry(route.0).or_default().push(index);
+        self.searches.insert(id, index);
+        self.step(index);
     }
 
     /// The group of a choice of source, with at least `flows` sockets.
@@ -193,6 +214,7 @@ impl Thread {
                     return;
                 }
                 Asked::Heard(goodbye) => self.tell(Event::Goodbye(goodbye)),
+                Asked::Tell { id, from, to } => self.tell(Event::PathMtu { id, from, to }),
                 Asked::Finished => {
                     self.unseat(index);
                     return;
@@ -218,6 +240,7 @@ impl Thread {
                 self.series.accounting_errors.inc();
             }
             self.places.remove(&echo.id);
+            self.search(echo.id, None);
             self.tell(Event::Finished(echo.id));
         }
     }

@@ -1,6 +1,6 @@
 //! Everything that goes out.
 
-use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::machine::{Send, StampedBy};
 use pathmeter_proto::time::Timestamp;
 
 use super::super::cmsg::Told;
@@ -14,9 +14,13 @@ impl Thread {
     pub(super) fn flush(&mut self) {
         while !self.outbox.is_empty() {
             let mut outbox = std::mem::take(&mut self.outbox);
-            outbox.waiting.sort_by_key(|outgoing| (outgoing.group, outgoing.send.flow));
-            let by_socket = |a: &Outgoing, b: &Outgoing| (a.group, a.send.flow) == (b.group, b.send.flow);
-            for run in outbox.waiting.chunk_by(by_socket) {
+            // What may not be fragmented goes last: the others are measured.
+            let together = |outgoing: &Outgoing| {
+                let Send { flow, dont_fragment, .. } = outgoing.send;
+                (dont_fragment, outgoing.group, flow)
+            };
+            outbox.waiting.sort_by_key(together);
+            for run in outbox.waiting.chunk_by(|a, b| together(a) == together(b)) {
                 self.hand_over(run, &outbox.arena);
             }
             outbox.clear();
@@ -26,7 +30,7 @@ impl Thread {
         }
     }
 
-    /// Sends datagrams of one socket.
+    /// Sends datagrams of one socket, all of which may be fragmented, or none.
     fn hand_over(&mut self, run: &[Outgoing], arena: &[u8]) {
         let now = Clock::now();
         let mut batch = std::mem::replace(&mut self.batch, SendBatch::new(0));
@@ -47,9 +51,12 @@ impl Thread {
             batch.push(&told, at, length);
         }
         let (group, socket) = (run[0].group, usize::from(run[0].send.flow));
+        let is_whole = run[0].send.dont_fragment;
         let (mut first, mut tries) = (0, 0);
         while first < batch.len() {
-            match batch.send(&self.groups[group].sockets[socket], arena, first) {
+            let socket = &self.groups[group].sockets[socket];
+            let mut send = || batch.send(socket, arena, first);
+            match if is_whole { socket.in_one_piece(send) } else { send() } {
                 Ok(sent) => {
                     for outgoing in &run[first..first + sent] {
                         self.sent(outgoing, now);
@@ -57,7 +64,7 @@ impl Thread {
                     (first, tries) = (first + sent, 0);
                 }
                 // An earlier datagram's refusal is told to the next send; that clears it.
-                Err(error) if tries == 0 && !is_lasting(&error) => tries = 1,
+                Err(error) if tries < TRIES && !is_lasting(&error) => tries += 1,
                 Err(error) => {
                     let outgoing = &run[first];
                     let seat = self.actors.get_mut(outgoing.actor).and_then(Option::as_mut);
@@ -80,6 +87,10 @@ impl Thread {
         }
     }
 }
+
+/// How often a send that is refused is repeated. Chosen: 2; each repetition takes the refusal of one earlier datagram, and
+/// further ones would have to arrive between two system calls.
+const TRIES: u32 = 2;
 
 /// Whether a refusal is about this datagram and not about an earlier one.
 fn is_lasting(error: &std::io::Error) -> bool {

@@ -1,0 +1,485 @@
+//! Searches over links whose MTU is known to the test.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::admission::Policy;
+use crate::echo::Responder;
+use crate::machine::Icmp;
+use crate::time::{WallOffset, WallTime};
+use crate::wire::tlv;
+
+/// A path from one searcher to one responder, and its way back.
+#[derive(Debug, Clone)]
+struct Link {
+    /// From which second on which MTU holds on the way there.
+    mtu: Vec<(u64, u16)>,
+    back: u16,
+    /// Of our own interface.
+    host: u16,
+    complaints: Complaints,
+    /// Chance that a datagram is lost, each way.
+    loss: f64,
+    delay: Duration,
+    /// Seconds in which nothing passes.
+    dead: std::ops::Range<u64>,
+    /// Whether the responder is of a version that knows no brief replies.
+    is_old: bool,
+}
+
+/// What the router in front of the narrow link says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Complaints {
+    /// Nothing: a black hole.
+    None,
+    /// The truth.
+    True,
+    /// A wrong MTU.
+    Wrong(u32),
+    /// Something about every packet, whether it passed or not.
+    Always(u32),
+    /// Something about packets that were never sent.
+    Forged(u32),
+}
+
+impl Link {
+    fn of(mtu: u16) -> Self {
+        Self {
+            mtu: vec![(0, mtu)],
+            back: u16::MAX,
+            host: u16::MAX,
+            complaints: Complaints::None,
+            loss: 0.0,
+            delay: Duration::from_millis(10),
+            dead: 0..0,
+            is_old: false,
+        }
+    }
+}
+
+enum Event {
+    Request(Vec<u8>),
+    Reply(Vec<u8>),
+    Complaint(Vec<u8>, u32),
+}
+
+/// What happened.
+#[derive(Debug, Default)]
+struct Seen {
+    changes: Vec<(Timestamp, Option<u16>, u16)>,
+    sizes: Vec<u16>,
+    sent: u64,
+    acknowledged: u64,
+    lost: u64,
+    too_big: u64,
+    /// Those among them that never left.
+    refused: u64,
+}
+
+struct World {
+    link: Link,
+    search: Search,
+    responder: Responder,
+    events: BTreeMap<(Timestamp, u64), Event>,
+    count: u64,
+    seed: u64,
+    at: Timestamp,
+    seen: Seen,
+}
+
+const MS: u64 = 1_000_000;
+
+fn second(at: Timestamp) -> u64 {
+    at.as_nanos() / 1_000_000_000 - 1_000
+}
+
+fn address(is_v4: bool, last: u8, port: u16) -> SocketAddr {
+    match is_v4 {
+        true => ([192, 0, 2, last], port).into(),
+        false => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()], port).into(),
+    }
+}
+
+impl World {
+    fn new(seed: u64, link: Link) -> Self {
+        let is_v4 = mix(seed ^ 1).is_multiple_of(2);
+        let keys = mix(seed ^ 2).is_multiple_of(2);
+        Self::with(seed, link, is_v4, keys)
+    }
+
+    fn with(seed: u64, link: Link, is_v4: bool, has_keys: bool) -> Self {
+        let keys = has_keys.then(|| Arc::new(Keys::parse("0123456789abcdef").unwrap()));
+        let spec = Spec {
+            to: address(is_v4, 2, 862),
+            ssid: 7,
+            interval: Duration::from_secs(60),
+            ceiling: 9000,
+            dscp: Dscp::DEFAULT,
+            lost_after: Duration::from_secs(3),
+            keys: keys.clone(),
+            known: None,
+            seed,
+        };
+        let policy = Policy { open: true, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
+        let at = Timestamp::from_nanos(1_000_000_000_000);
+        Self {
+            link,
+            search: Search::new(spec, at),
+            responder: Responder::new(policy, keys, 8),
+            events: BTreeMap::new(),
+            count: 0,
+            seed,
+            at,
+            seen: Seen::default(),
+        }
+    }
+
+    fn is_v4(&self) -> bool {
+        self.search.spec.to.is_ipv4()
+    }
+
+    fn now(&self) -> Now {
+        let epoch = WallTime::from_nanos(1_767_225_600_000_000_000);
+        Now { at: self.at, drained: self.at, wall: WallOffset::between(Timestamp::from_nanos(0), epoch) }
+    }
+
+    fn chance(&mut self, p: f64) -> bool {
+        self.count += 1;
+        #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
+        let fraction = (mix(self.seed ^ mix(self.count)) >> 11) as f64 / 9_007_199_254_740_992.0;
+        fraction < p
+    }
+
+    fn mtu(&self) -> u16 {
+        let since = self.link.mtu.iter().rev().find(|(from, _)| *from <= second(self.at));
+        since.expect("an MTU from the beginning on").1
+    }
+
+    fn later(&mut self, event: Event) {
+        self.count += 1;
+        self.events.insert((self.at + self.link.delay, self.count), event);
+    }
+
+    fn packet(&self, datagram: &[u8]) -> u16 {
+        u16::try_from(datagram.len()).unwrap() + headers(self.search.spec.to)
+    }
+
+    /// Runs for so many seconds more.
+    fn run(&mut self, seconds: u64) -> &mut Self {
+        let end = self.at + Duration::from_secs(seconds);
+        loop {
+            let wake = self.drive();
+            let next = self.events.keys().next().map_or(Timestamp::NEVER, |(at, _)| *at);
+            if wake.min(next) > end {
+                self.at = end;
+                return self;
+            }
+            self.at = self.at.max(wake.min(next));
+            while let Some(first) = self.events.first_entry().filter(|event| event.key().0 <= self.at) {
+                let event = first.remove();
+                self.happens(event);
+            }
+        }
+    }
+
+    fn drive(&mut self) -> Timestamp {
+        for _ in 0..1_000 {
+            let mut arena = Vec::new();
+            match self.search.step(self.now(), &mut HostDrops::default(), &mut arena) {
+                Step::Send(send) => {
+                    assert!(send.dont_fragment && send.flow == 0 && send.to == self.search.spec.to);
+                    self.leaves(send.id, arena);
+                }
+                Step::Report(Report::Sent) => self.seen.sent += 1,
+                Step::Report(Report::Acknowledged) => self.seen.acknowledged += 1,
+                Step::Report(Report::Lost) => self.seen.lost += 1,
+                Step::Report(Report::TooBig) => self.seen.too_big += 1,
+                Step::Report(Report::Changed { from, to }) => self.seen.changes.push((self.at, from, to)),
+                Step::Wait(until) => {
+                    assert!(until > self.at, "it waits for what is past");
+                    let decided = self.seen.acknowledged + self.seen.lost + self.seen.too_big;
+                    let in_flight = u64::from(self.search.flight.is_some());
+                    assert_eq!(self.seen.sent + self.seen.refused, decided + in_flight, "one outcome each");
+                    return until;
+                }
+                Step::Finished => return Timestamp::NEVER,
+            }
+        }
+        panic!("it never waits");
+    }
+
+    fn leaves(&mut self, id: SendId, datagram: Vec<u8>) {
+        let size = self.packet(&datagram);
+        self.seen.sizes.push(size);
+        if size > self.link.host {
+            self.seen.refused += 1;
+            self.search.not_sent(id, NotSent::TooBig);
+            return;
+        }
+        self.search.sent(id, self.at, StampedBy::User);
+        if self.link.dead.contains(&second(self.at)) || self.chance(self.link.loss) {
+            return;
+        }
+        let fits = size <= self.mtu();
+        let complaint = match self.link.complaints {
+            Complaints::True if !fits => Some((datagram.clone(), u32::from(self.mtu()))),
+            Complaints::Wrong(mtu) if !fits => Some((datagram.clone(), mtu)),
+            Complaints::Always(mtu) => Some((datagram.clone(), mtu)),
+            Complaints::Forged(mtu) => {
+                // Everything is right but one byte of the timestamp.
+                let mut forged = datagram.clone();
+                forged[if self.search.spec.keys.is_some() { 23 } else { 11 }] ^= 1;
+                Some((forged, mtu))
+            }
+            Complaints::None | Complaints::True | Complaints::Wrong(_) => None,
+        };
+        if let Some((quoted, mtu)) = complaint {
+            self.later(Event::Complaint(quoted, mtu));
+        }
+        if fits {
+            self.later(Event::Request(datagram));
+        }
+    }
+
+    fn happens(&mut self, event: Event) {
+        let (here, there) = (address(self.is_v4(), 1, 40_000), self.search.spec.to);
+        let arrival = |from, icmp| Arrival {
+            at: self.at,
+            by: StampedBy::Kernel,
+            from,
+            to: None,
+            flow: 0,
+            ttl: Some(250),
+            tos: Some(0),
+            icmp,
+        };
+        match event {
+            Event::Request(mut request) => {
+                if self.link.is_old {
+                    // It does not see the flag. Its HMAC would differ: such worlds are open.
+                    request[Mode::Open.base_bytes() + tlv::HEADER_BYTES + 5] = 0;
+                }
+                let from_here = arrival(here, None);
+                self.responder.received(&request, &from_here);
+                let mut arena = Vec::new();
+                let step = self.responder.step(self.now(), &mut HostDrops::default(), &mut arena);
+                assert!(matches!(step, Step::Send(_)), "{step:?}");
+                while let Step::Report(_) =
+                    self.responder.step(self.now(), &mut HostDrops::default(), &mut arena)
+                {}
+                if self.packet(&arena) <= self.link.back && !self.chance(self.link.loss) {
+                    self.later(Event::Reply(arena));
+                }
+            }
+            Event::Reply(reply) => {
+                assert!(self.search.has_asked(&reply));
+                let from_there = arrival(there, None);
+                self.search.received(&reply, &from_there);
+            }
+            Event::Complaint(quoted, mtu) => {
+                let router = [192, 0, 2, 9].into();
+                let icmp = Icmp { router, kind: IcmpKind::TooBig, mtu: Some(mtu) };
+                let about = arrival(there, Some(icmp));
+                // As much as a router quotes: 576 bytes in all.
+                self.search.received(&quoted[..quoted.len().min(548)], &about);
+            }
+        }
+    }
+
+    /// The values it had, one after the other.
+    fn values(&self) -> Vec<u16> {
+        self.seen.changes.iter().map(|(_, _, to)| *to).collect()
+    }
+}
+
+/// An MTU for a seed: a common one or any, at least `least`.
+fn some_mtu(seed: u64, least: u16) -> u16 {
+    let any = least + u16::try_from(mix(seed) % u64::from(9001 - least)).unwrap();
+    match mix(seed ^ 9) % 3 {
+        0 => [1280, 1400, 1420, 1450, 1492, 1500, 4352, 8942, 9000][(mix(seed ^ 7) % 9) as usize],
+        1 => any.min(least + any % 400),
+        _ => any,
+    }
+}
+
+#[test]
+fn the_mtu_is_found_to_the_byte_with_and_without_routers_that_speak() {
+    for seed in 0..600 {
+        let mtu = some_mtu(seed, 300);
+        let wrong = u32::try_from(mix(seed ^ 3) % 10_000).unwrap();
+        let complaints = [
+            Complaints::None,
+            Complaints::True,
+            Complaints::Wrong(wrong),
+            Complaints::Always(wrong),
+            Complaints::Forged(wrong),
+        ];
+        for complaints in complaints {
+            let delay = Duration::from_millis(mix(seed ^ 4) % 300);
+            let mut world = World::new(seed, Link { complaints, delay, ..Link::of(mtu) });
+            world.run(400);
+            assert_eq!(world.values(), [mtu], "seed {seed}, {complaints:?}: {:?}", world.seen);
+            // Lies about what passes make it look again and again; they change nothing.
+            let is_misled = matches!(complaints, Complaints::Always(_));
+            assert!(is_misled || world.search.state() == State::Complete, "seed {seed}, {complaints:?}");
+        }
+    }
+}
+
+#[test]
+fn random_loss_of_a_fifth_changes_nothing() {
+    for seed in 0..300 {
+        let mtu = some_mtu(seed, 300);
+        let complaints = if seed % 2 == 0 { Complaints::None } else { Complaints::True };
+        // 10.6 % each way.
+        let mut world = World::new(seed, Link { complaints, loss: 0.106, ..Link::of(mtu) });
+        world.run(3 * 3_600);
+        assert_eq!(world.values(), [mtu], "seed {seed}: {:?}", world.seen.changes);
+    }
+}
+
+#[test]
+fn a_router_that_speaks_the_truth_saves_the_waiting() {
+    let took = |complaints| {
+        let mut world = World::with(5, Link { complaints, ..Link::of(1437) }, true, false);
+        world.run(600);
+        let began = phase(&world);
+        assert_eq!(world.values(), [1437]);
+        (world.seen.changes[0].0.since(began), world.seen)
+    };
+    let (silent, _) = took(Complaints::None);
+    let (honest, seen) = took(Complaints::True);
+    assert!(silent > Duration::from_secs(30) && honest < Duration::from_secs(1), "{silent:?}, {honest:?}");
+    assert_eq!(&seen.sizes[..4], [1200, 9000, 1437, 1438]);
+    assert_eq!(seen.lost, 0);
+}
+
+/// When a world's search began.
+fn phase(world: &World) -> Timestamp {
+    Timestamp::from_nanos(1_000_000 * MS) + Duration::from_nanos(mix(world.seed) % (60_000 * MS))
+}
+
+#[test]
+fn complaints_that_quote_nothing_of_ours_are_ignored() {
+    for seed in 0..100 {
+        let sizes = |complaints| {
+            let mut world = World::new(seed, Link { complaints, ..Link::of(some_mtu(seed, 300)) });
+            world.run(300);
+            std::mem::take(&mut world.seen.sizes)
+        };
+        assert_eq!(sizes(Complaints::Forged(1300)), sizes(Complaints::None), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_our_own_interface_refuses_costs_no_probe() {
+    for seed in 0..100 {
+        let host = some_mtu(seed, 300);
+        let mut world = World::new(seed, Link { host, ..Link::of(u16::MAX) });
+        world.run(61);
+        assert_eq!(world.values(), [host], "seed {seed}");
+        assert_eq!(world.seen.lost, 0, "seed {seed}");
+        assert_eq!(world.seen.too_big, world.seen.refused, "seed {seed}");
+    }
+}
+
+#[test]
+fn nothing_is_concluded_from_a_dead_path() {
+    for seed in 0..100 {
+        let mtu = some_mtu(seed, 300);
+        let mut late = World::new(seed, Link { dead: 0..3_600, ..Link::of(mtu) });
+        late.run(3_600);
+        assert_eq!((late.values(), late.search.state()), (vec![], State::Base), "seed {seed}");
+        assert!(late.seen.sent < 800, "seed {seed}: {}", late.seen.sent);
+        late.run(600);
+        assert_eq!(late.values(), [mtu], "seed {seed}: it is found once there is somebody");
+
+        let mut gone = World::new(seed, Link { dead: 600..4_200, ..Link::of(mtu) });
+        gone.run(6_000);
+        assert_eq!(gone.values(), [mtu], "seed {seed}: what is known stays");
+    }
+}
+
+#[test]
+fn outages_of_seconds_do_not_shrink_it() {
+    for seed in 0..300 {
+        let from = 300 + mix(seed ^ 5) % 120;
+        let dead = from..from + 1 + mix(seed ^ 6) % 12;
+        let mut world = World::new(seed, Link { dead, ..Link::of(1500) });
+        world.run(1_200);
+        assert_eq!(world.values(), [1500], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_change_is_found_downwards_within_two_intervals_and_upwards_when_larger_sizes_are_tried() {
+    for seed in 0..200 {
+        let complaints = if seed % 2 == 0 { Complaints::None } else { Complaints::True };
+        let (wide, narrow) = (some_mtu(seed, 2_000).max(1_400), 300 + (mix(seed ^ 8) % 1_000) as u16);
+        let mtu = vec![(0, wide), (1_000, narrow), (3_000, wide)];
+        let mut world = World::new(seed, Link { complaints, mtu, ..Link::of(0) });
+        world.run(1_000 + 75 + 180);
+        assert_eq!(world.values(), [wide, narrow], "seed {seed}");
+        world.run(3_000 - 1_255 + 75 + 600 + 180);
+        assert_eq!(world.values(), [wide, narrow, wide], "seed {seed}");
+        let from: Vec<_> = world.seen.changes.iter().map(|(_, from, _)| *from).collect();
+        assert_eq!(from, [None, Some(wide), Some(narrow)]);
+    }
+}
+
+#[test]
+fn a_brief_reply_tests_the_way_there_and_an_older_agents_both_ways() {
+    for seed in 0..50 {
+        let (there, back) = (some_mtu(seed, 300), some_mtu(seed ^ 77, 300));
+        let mut new = World::with(seed, Link { back, ..Link::of(there) }, seed % 2 == 0, seed % 3 == 0);
+        new.run(600);
+        assert_eq!(new.values(), [there], "seed {seed}");
+        let mut old = World::with(seed, Link { back, is_old: true, ..Link::of(there) }, seed % 2 == 0, false);
+        old.run(600);
+        assert_eq!(old.values(), [there.min(back)], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_replaced_search_confirms_what_the_last_one_found() {
+    for (known, mtu, values) in [(1437, 1437, vec![]), (1437, 1300, vec![1300]), (1437, 1500, vec![1500])] {
+        let mut world = World::with(1, Link::of(mtu), true, true);
+        let spec = Spec { known: Some(known), ..world.search.spec.clone() };
+        world.search = Search::new(spec, world.at);
+        assert_eq!((world.search.known(), world.search.state()), (Some(known), State::Complete));
+        world.run(600);
+        assert_eq!(world.values(), values, "{known} where it is {mtu}");
+        assert!(world.seen.changes.iter().all(|(_, from, _)| *from == Some(known)));
+    }
+    let world = World::with(1, Link::of(1500), true, true);
+    let spec = Spec { known: Some(9000), ceiling: 1500, ..world.search.spec.clone() };
+    assert_eq!(Search::new(spec, world.at).known(), None, "a lower ceiling makes it unknown");
+}
+
+#[test]
+fn an_answer_that_comes_late_is_still_proof() {
+    for seed in 0..50 {
+        // Longer than a probe is waited for: nothing is answered in time.
+        let delay = Duration::from_millis(1_600);
+        let mut world = World::new(seed, Link { delay, ..Link::of(u16::MAX) });
+        world.run(600);
+        assert_eq!(world.seen.acknowledged, 0, "seed {seed}");
+        assert_eq!(world.values(), [9000], "seed {seed}: there is nothing larger to be refused");
+    }
+}
+
+#[test]
+fn a_search_that_is_stopped_is_finished() {
+    let mut world = World::new(1, Link::of(1500));
+    world.run(61);
+    world.search.stop();
+    let step = world.search.step(world.now(), &mut HostDrops::default(), &mut Vec::new());
+    assert_eq!(step, Step::Finished);
+}
+
+#[test]
+fn searches_do_not_begin_together() {
+    let begins = |seed| phase(&World::new(seed, Link::of(1500))).as_nanos() / (6_000 * MS);
+    let tenths: std::collections::BTreeSet<u64> = (0..100).map(begins).collect();
+    assert!(tenths.len() >= 9, "{tenths:?}");
+}
