@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use pathmeter_lab::{DEADLINE, Namespace, Page, Program, Response, eventually, get, request};
+use pathmeter_lab::{DEADLINE, Namespace, Page, Program, Response, eventually, get};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 pub(crate) struct Agent<'a> {
     node: &'a Namespace,
     program: Program,
-    dir: TempDir,
+    _dir: TempDir,
 }
 
 /// Where it serves HTTP, on its node's own loopback interface: what it says does not pass a wire.
@@ -43,20 +43,13 @@ impl<'a> Agent<'a> {
             let answer = node.within(|| get(FRONT, "/-/ready"));
             answer.ok().filter(|answer| answer.status == 200)
         });
-        Self { node, program, dir }
+        Self { node, program, _dir: dir }
     }
 
     /// One of its pages.
     pub(crate) fn get(&self, path: &str) -> Response {
         let answer = self.node.within(|| get(FRONT, path));
         answer.unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()))
-    }
-
-    /// Changes its configuration while it runs.
-    pub(crate) fn reload(&self, config: &Value) {
-        fs::write(self.dir.path().join("config.yaml"), config.to_string()).unwrap();
-        let answer = self.node.within(|| request("POST", FRONT, "/-/reload")).unwrap();
-        assert_eq!(answer.status, 200, "{}", answer.body);
     }
 
     /// Its metrics.

@@ -5,6 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod agent;
+mod equal_cost;
+mod hostile;
+mod path_mtu;
 mod play;
 
 use std::fs;
@@ -31,8 +34,8 @@ fn main() -> ExitCode {
         }
         is_skipped = true;
     }
-    let trials = scenarios();
-    let trials = trials.into_iter().map(|trial| {
+    let trials = scenarios().into_iter().chain(others());
+    let trials = trials.map(|trial| {
         let is_ignored = trial.has_ignored_flag();
         trial.with_ignored_flag(is_ignored || is_skipped)
     });
@@ -55,4 +58,27 @@ fn scenarios() -> Vec<Trial> {
         .with_ignored_flag(is_long)
     };
     files.iter().map(trial).collect()
+}
+
+/// Trials that are code.
+fn others() -> Vec<Trial> {
+    let trial = |name: &str, play: fn()| {
+        Trial::test(name, move || {
+            play();
+            Ok(())
+        })
+    };
+    vec![
+        trial("busy", hostile::busy),
+        trial("stopped_prober", hostile::stopped_prober),
+        trial("stopped_responder", hostile::stopped_responder),
+        trial("full_queue_at_the_responder", hostile::full_queue_at_the_responder),
+        trial("full_queue_at_the_prober", hostile::full_queue_at_the_prober),
+        trial("wrong_clocks", hostile::wrong_clocks),
+        trial("suspended", hostile::suspended),
+        trial("planted", hostile::planted),
+        trial("a_black_hole_for_large_datagrams", path_mtu::black_hole),
+        trial("a_router_that_says_too_big", path_mtu::router_that_speaks),
+        trial("one_way_of_four_is_lossy", equal_cost::one_way_of_four_is_lossy),
+    ]
 }

@@ -18,16 +18,29 @@ const SEED: u64 = 7;
 /// # Panics
 /// With every count that is not the truth's, or when the scenario did not do what it set out to.
 pub(crate) fn play(script: &Script) {
+    on_stage(script, Drill::default(), |stage| {
+        stage.settle();
+        for phase in &script.phases {
+            stage.run(phase);
+        }
+        stage.settle_down();
+        stage.finish().compare(script);
+    });
+}
+
+/// Environment variables of the two agents.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Drill<'a> {
+    pub(crate) prober: &'a [(&'a str, &'a str)],
+    pub(crate) responder: &'a [(&'a str, &'a str)],
+}
+
+/// Builds a scenario's network, with its agents, for what happens there.
+pub(crate) fn on_stage<T>(script: &Script, drill: Drill<'_>, act: impl FnOnce(&Measured<'_>) -> T) -> T {
     let net = script.topology.plan().build(SEED);
-    let responder = Agent::start(net.node("b"), config(script, &net, "b"), &[]);
-    let prober = Agent::start(net.node("a"), config(script, &net, "a"), &[]);
-    let stage = Measured { script, net: &net, prober: &prober, responder: &responder };
-    stage.settle();
-    for phase in &script.phases {
-        stage.run(phase);
-    }
-    stage.settle_down();
-    stage.finish().compare(script);
+    let responder = Agent::start(net.node("b"), config(script, &net, "b"), drill.responder);
+    let prober = Agent::start(net.node("a"), config(script, &net, "a"), drill.prober);
+    act(&Measured { script, net: &net, prober: &prober, responder: &responder })
 }
 
 /// The configuration of one of the two agents.
@@ -105,6 +118,7 @@ impl<'a> Measured<'a> {
         }
     }
 
+    /// Plays a part.
     pub(crate) fn run(&self, phase: &Phase) {
         for (name, pair) in &phase.wires {
             let Cable(first, second) = &name.0;
@@ -205,11 +219,11 @@ impl Ended {
         );
     }
 
-    /// A sentence for each count that is not the truth's.
-    pub(crate) fn differences(&self, evidence: Evidence) -> Vec<String> {
+    /// Every count that must be exactly the truth's: where it is exported, and what it should be.
+    fn exact(&self) -> Vec<(&Page, &'static str, &'static [&'static str], u64)> {
         let Self { page, responder, truth, forged } = self;
         let lost = truth.lost_forward + truth.lost_reverse;
-        let exact: Vec<(&Page, &str, &[&str], u64)> = vec![
+        vec![
             (page, "pathmeter_echo_sent_total", &[], truth.sent),
             (page, "pathmeter_echo_requests_total", &[], truth.sent),
             (page, "pathmeter_echo_rtt_seconds_count", &[], truth.ok + truth.late),
@@ -230,15 +244,30 @@ impl Ended {
             (page, "pathmeter_echo_ecn_ce_total", &[REVERSE], truth.congested[1]),
             (page, "pathmeter_echo_ipdv_seconds_count", &[], truth.neighbours),
             (page, "pathmeter_accounting_errors_total", &[], 0),
-            (responder, "pathmeter_responder_requests_total", &[], truth.requests + forged[0]),
-            (responder, "pathmeter_responder_replies_total", &[], truth.replies + truth.strays),
+            (
+                responder,
+                "pathmeter_responder_requests_total",
+                &[],
+                truth.requests + truth.sized[0] + forged[0],
+            ),
+            (
+                responder,
+                "pathmeter_responder_replies_total",
+                &[],
+                truth.replies + truth.sized[1] + truth.strays,
+            ),
             (responder, "pathmeter_responder_rejected_total", &[], forged[0] - truth.strays),
-        ];
+        ]
+    }
+
+    /// A sentence for each count that is not the truth's.
+    pub(crate) fn differences(&self, evidence: Evidence) -> Vec<String> {
+        let Self { page, truth, .. } = self;
         let differs = |(page, name, labels, truth): &(&Page, &str, &[&str], u64)| {
             let said = page.count(name, labels);
             (said != *truth).then(|| format!("{name}{labels:?}: says {said}, truly {truth}"))
         };
-        let mut differences: Vec<String> = exact.iter().filter_map(differs).collect();
+        let mut differences: Vec<String> = self.exact().iter().filter_map(differs).collect();
         let direction = |label: &str| page.count("pathmeter_echo_lost_total", &[label]);
         let (said, true_ones) =
             ([direction(FORWARD), direction(REVERSE)], [truth.lost_forward, truth.lost_reverse]);
@@ -262,8 +291,29 @@ impl Ended {
         let Counts { ipdv, ipdv_doubt, neighbours, .. } = self.truth;
         let allowed = ipdv_doubt + neighbours * IPDV_ERROR;
         let error = said.abs_diff(ipdv);
-        eprintln!("ipdv: {} ns each, off by {} ns each", ipdv / neighbours.max(1), error / neighbours.max(1));
         (error > allowed)
             .then(|| format!("sum of differences: says {said} ns, truly {ipdv}, {allowed} allowed"))
+    }
+}
+
+impl Ended {
+    /// Copies of this, each with one count that is one too high, and which.
+    pub(crate) fn with_each_count_off_by_one(&self) -> Vec<(String, Self)> {
+        let off = |(page, name, labels, _): (&Page, &'static str, &[&str], u64)| {
+            let mut wrong = Self {
+                page: self.page.clone(),
+                responder: self.responder.clone(),
+                truth: self.truth.clone(),
+                forged: self.forged,
+            };
+            let changed = page.with_one_more(name, labels);
+            if std::ptr::eq(page, &raw const self.page) {
+                wrong.page = changed
+            } else {
+                wrong.responder = changed
+            }
+            (format!("{name}{labels:?}"), wrong)
+        };
+        self.exact().into_iter().map(off).collect()
     }
 }

@@ -33,11 +33,7 @@ impl Page {
 
     /// Series of this name that have all these labels, each written as `name="value"`.
     fn find<'a>(&'a self, name: &'a str, labels: &'a [&str]) -> impl Iterator<Item = &'a str> {
-        let fits = move |series: &str| {
-            let (found, given) = series.split_once('{').unwrap_or((series, ""));
-            found == name && labels.iter().all(|label| given.contains(label))
-        };
-        self.series.iter().filter(move |(series, _)| fits(series)).map(|(_, value)| value.as_str())
+        self.series.iter().filter(|(series, _)| is(series, name, labels)).map(|(_, value)| value.as_str())
     }
 
     /// Whether there is such a series.
@@ -62,11 +58,29 @@ impl Page {
         self.find(name, labels).map(|value| value.parse::<f64>().unwrap()).sum()
     }
 
+    /// The same page with one such series one higher.
+    ///
+    /// # Panics
+    /// When there is no such series, or its value is no whole number.
+    #[must_use]
+    pub fn with_one_more(&self, name: &str, labels: &[&str]) -> Self {
+        let mut page = self.clone();
+        let (_, value) = page.series.iter_mut().find(|(series, _)| is(series, name, labels)).unwrap();
+        *value = (value.parse::<u64>().unwrap() + 1).to_string();
+        page
+    }
+
     /// Families in the order of the page, as its TYPE lines name them, with their types.
     pub fn families(&self) -> Vec<(&str, &str)> {
         let types = self.text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         types.map(|family| family.split_once(' ').unwrap()).collect()
     }
+}
+
+/// Whether a series has this name and all these labels.
+fn is(series: &str, name: &str, labels: &[&str]) -> bool {
+    let (found, given) = series.split_once('{').unwrap_or((series, ""));
+    found == name && labels.iter().all(|label| given.contains(label))
 }
 
 impl fmt::Display for Page {

@@ -26,6 +26,7 @@ pub struct Rules {
 #[derive(Debug, Default)]
 pub struct Echoes {
     echoes: BTreeMap<Name, Echo>,
+    sized: [u64; 2],
 }
 
 /// A datagram's name: where it was sent from, session identifier, sequence number.
@@ -91,6 +92,8 @@ pub struct Counts {
     pub strays: u64,
     /// Copies of those that reached the prober's host.
     pub stray_answers: u64,
+    /// Requests that look for the path MTU and reached the responder's host, and replies to such. They are no echoes.
+    pub sized: [u64; 2],
     /// Answered echoes that arrived with another DSCP than they were sent with, forward and reverse.
     pub remarked: [u64; 2],
     /// Answered echoes that arrived marked "congestion experienced", forward and reverse.
@@ -126,16 +129,22 @@ impl Echoes {
         let mut echoes = Self::default();
         let logs: Vec<Vec<(Passage, bool)>> = stages.iter().map(|stage| stage.passages(rules)).collect();
         let (first, last) = (logs.first().expect("there is a wire"), logs.last().expect("there is a wire"));
-        for (request, _) in first.iter().filter(|(_, is_forward)| *is_forward) {
+        let is_echo = |passage: &Passage| !is_sized(&passage.head, rules);
+        for (request, _) in first.iter().filter(|(passage, is_forward)| *is_forward && is_echo(passage)) {
             echoes.left(request, rules);
         }
         for (passage, is_forward) in last {
+            if is_sized(&passage.head, rules) {
+                let came = if *is_forward { whole(passage, rules).count() as u64 } else { 1 };
+                echoes.sized[usize::from(!is_forward)] += came;
+                continue;
+            }
             match is_forward {
                 true => echoes.reached(passage, rules),
                 false => echoes.replied(passage, rules),
             }
         }
-        for (reply, _) in first.iter().filter(|(_, is_forward)| !is_forward) {
+        for (reply, _) in first.iter().filter(|(passage, is_forward)| !is_forward && is_echo(passage)) {
             echoes.answered(reply, rules);
         }
         echoes
@@ -195,7 +204,7 @@ impl Echoes {
     /// Counts all fates.
     #[must_use]
     pub fn counts(&self, rules: &Rules) -> Counts {
-        let mut counts = Counts::default();
+        let mut counts = Counts { sized: self.sized, ..Counts::default() };
         for echo in self.echoes.values() {
             if echo.left.is_none() {
                 counts.strays += echo.replies.len() as u64;
@@ -339,6 +348,14 @@ fn whole<'a>(passage: &'a Passage, rules: &'a Rules) -> impl Iterator<Item = (&'
     let copies = passage.outcome.iter().flatten().flatten();
     let is_whole = |exit: &&Exit| exit.damage.is_none_or(|damage| is_harmless(&passage.head, damage, rules));
     copies.filter(is_whole).filter_map(|exit| Some((exit, exit.left?)))
+}
+
+/// Whether it is about the path MTU: the first extension is ours, and says that the reply shall be brief.
+fn is_sized(head: &Head, rules: &Rules) -> bool {
+    const SESSION: u8 = 252;
+    const BRIEF: u8 = 2;
+    let extension = if rules.is_authenticated { 112 } else { 44 };
+    head.payload[extension + 1] == SESSION && head.payload[extension + 4 + 5] & BRIEF != 0
 }
 
 /// Whether nobody reads what was changed: the flags of the HMAC extension, the last one of an authenticated request, which

@@ -55,8 +55,9 @@ pub struct Passage {
 pub struct Head {
     /// Addresses, lengths and header fields as it entered.
     pub datagram: Datagram,
-    /// The beginning of its payload, padded with zeros: a STAMP packet, and the head of its first extension.
-    pub payload: [u8; 120],
+    /// The beginning of its payload, padded with zeros: a STAMP packet, and the head
+    /// of its first extension.
+    pub payload: [u8; 128],
 }
 
 /// How a copy came out.
@@ -227,7 +228,7 @@ impl Carrier {
             self.under_way.push(Reverse(transit));
             return;
         };
-        let mut head = Head { datagram, payload: [0; 120] };
+        let mut head = Head { datagram, payload: [0; 128] };
         for (to, from) in head.payload.iter_mut().zip(datagram.payload(frame)) {
             *to = *from;
         }
