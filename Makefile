@@ -4,9 +4,9 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# To build; and promtool, which Debian has in its package prometheus, to check what is exported.
+# To build; promtool, which Debian has in its package prometheus, to check what is exported; and ip, for the lab.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
-TEST_PACKAGES := prometheus
+TEST_PACKAGES := prometheus iproute2
 
 .PHONY: help
 help: ## Show this
@@ -32,6 +32,14 @@ demo: build ## Three agents on loopback that measure each other, for 20 seconds
 test: test-deps peers lint rules ## Everything that must hold: format, lints, tests, docs, rules
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
+
+.PHONY: lab
+lab: test-deps ## The real program on networks whose truth is known; a part of make test
+	./scripts/run-tests.sh lab
+
+.PHONY: lab-long
+lab-long: test-deps ## The same for hours
+	./scripts/run-tests.sh lab-long
 
 .PHONY: lint
 lint: deps

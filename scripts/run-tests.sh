@@ -1,13 +1,25 @@
 #!/usr/bin/env bash
-# Runs all tests and closes with the runner's summary: nextest where it is installed, cargo's own runner otherwise.
+# Runs tests and closes with the runner's summary: nextest where it is installed, cargo's own runner otherwise.
+#   run-tests.sh          all of them; the lab's only where it has a place
+#   run-tests.sh lab      the lab's, and it must have one
+#   run-tests.sh lab-long the lab's that take an hour
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 peers="$PWD/target/peers/bin"
 [ -x "$peers/stamp-suite" ] && export PATHMETER_STAMP_SUITE="$peers/stamp-suite"
 
+what=(--workspace) only=()
+case "${1:-all}" in
+  all) ;;
+  lab) what=(--test lab); export PATHMETER_LAB_REQUIRED=1 ;;
+  lab-long) what=(--test lab) only=(hour); export PATHMETER_LAB_REQUIRED=1 PATHMETER_LAB_LONG=1 ;;
+  *) echo "error: $1 is no set of tests (all, lab, lab-long)" >&2; exit 2 ;;
+esac
+
 if command -v cargo-nextest >/dev/null; then
-  cargo nextest run --locked --workspace --all-features --no-fail-fast
+  cargo nextest run --locked --all-features --no-fail-fast "${what[@]}" "${only[@]}"
 else
-  cargo test --locked --workspace --all-features --no-fail-fast --lib --bins --tests
+  [ "${what[0]}" = --workspace ] && what+=(--lib --bins --tests)
+  cargo test --locked --all-features --no-fail-fast "${what[@]}" -- "${only[@]}"
 fi

@@ -7,6 +7,7 @@
 mod agent;
 mod equal_cost;
 mod hostile;
+mod lab_itself;
 mod path_mtu;
 mod play;
 
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
         is_skipped = true;
+    }
+    if std::env::var_os(lab_itself::VICTIM).is_some() {
+        lab_itself::be_a_victim();
     }
     let trials = scenarios().into_iter().chain(others());
     let trials = trials.map(|trial| {
@@ -77,6 +81,9 @@ fn others() -> Vec<Trial> {
         trial("wrong_clocks", hostile::wrong_clocks),
         trial("suspended", hostile::suspended),
         trial("planted", hostile::planted),
+        trial("two_at_a_time", lab_itself::two_at_a_time),
+        trial("unprivileged", lab_itself::unprivileged),
+        trial("nothing_outlives_a_crash", lab_itself::nothing_outlives_a_crash),
         trial("a_black_hole_for_large_datagrams", path_mtu::black_hole),
         trial("a_router_that_says_too_big", path_mtu::router_that_speaks),
         trial("one_way_of_four_is_lossy", equal_cost::one_way_of_four_is_lossy),
