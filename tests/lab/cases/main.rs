@@ -8,6 +8,7 @@ mod agent;
 mod equal_cost;
 mod hostile;
 mod lab_itself;
+mod mesh;
 mod path_mtu;
 mod play;
 
@@ -86,6 +87,7 @@ fn others() -> Vec<Trial> {
         trial("nothing_outlives_a_crash", lab_itself::nothing_outlives_a_crash),
         trial("a_black_hole_for_large_datagrams", path_mtu::black_hole),
         trial("a_router_that_says_too_big", path_mtu::router_that_speaks),
+        trial("one_bad_uplink_in_a_mesh", mesh::one_bad_uplink),
         trial("one_way_of_four_is_lossy", equal_cost::one_way_of_four_is_lossy),
     ]
 }

@@ -1,5 +1,6 @@
 //! Plays a scenario, and compares.
 
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -88,7 +89,8 @@ impl<'a> Measured<'a> {
             span.unwrap_or(default)
         };
         Rules {
-            port: 9_862,
+            prober: self.address("a"),
+            responder: (self.address("b"), 9_862).into(),
             is_authenticated: self.script.authenticated,
             late_after: span("late_after", Duration::from_secs(1)),
             lost_after: span("lost_after", Duration::from_secs(3)),
@@ -133,8 +135,11 @@ impl<'a> Measured<'a> {
 
     /// Datagrams that have left the prober's host.
     fn entered(&self) -> usize {
-        let wires = self.stages().into_iter().next().map(|stage| stage.wires).unwrap_or_default();
-        wires.into_iter().map(|(wire, forward)| wire.entered(forward)).sum()
+        self.stages()[0].iter().map(|wire| wire.entered(Way::Forward)).sum()
+    }
+
+    fn address(&self, node: &str) -> IpAddr {
+        if self.script.ipv6 { self.net.v6(node) } else { self.net.v4(node) }
     }
 
     /// Harmless links again, until everything that met a bad one has its verdict and there is evidence about it.
@@ -163,27 +168,21 @@ impl<'a> Measured<'a> {
         let stages = self.stages();
         let rules = self.rules();
         let truth = Echoes::read(&stages, &rules).counts(&rules);
-        let forged = [Way::Forward, Way::Reverse].map(|way| match self.script.topology {
-            Topology::Pair => forged(self.net.wire("a", "b"), way, &rules),
-            Topology::Chain(_) | Topology::Diamond(_) | Topology::Mesh(_) => 0,
-        });
+        let forged = match self.script.topology {
+            Topology::Pair => forged(self.net.wire("a", "b"), &rules),
+            Topology::Chain(_) | Topology::Diamond(_) | Topology::Mesh(_) => [0, 0],
+        };
         Ended { page, responder: self.responder.page(), truth, forged }
     }
 
     /// The wires from the prober to the responder.
     pub(crate) fn stages(&self) -> Vec<Stage<'a>> {
-        let one =
-            |first: &str, second: &str| Stage { wires: vec![(self.net.wire(first, second), Way::Forward)] };
+        let wire = |first: &str, second: &str| self.net.wire(first, second);
         match self.script.topology {
-            Topology::Pair | Topology::Chain(0) => vec![one("a", "b")],
-            Topology::Chain(routers) => vec![one("a", "r1"), one(&format!("r{routers}"), "b")],
-            Topology::Diamond(_) => {
-                vec![Stage { wires: self.net.wires().map(|(_, wire)| (wire, Way::Forward)).collect() }]
-            }
-            Topology::Mesh(_) => {
-                let reverse = Stage { wires: vec![(self.net.wire("h2", "core"), Way::Reverse)] };
-                vec![one("h1", "core"), reverse]
-            }
+            Topology::Pair | Topology::Chain(0) => vec![vec![wire("a", "b")]],
+            Topology::Chain(routers) => vec![vec![wire("a", "r1")], vec![wire(&format!("r{routers}"), "b")]],
+            Topology::Diamond(_) => vec![self.net.wires().map(|(_, wire)| wire).collect()],
+            Topology::Mesh(_) => vec![vec![wire("a", "core")], vec![wire("b", "core")]],
         }
     }
 }

@@ -99,13 +99,12 @@ impl Plan {
         plan
     }
 
-    /// Hosts `h1` to `hN` around one router, `core`, with a wire from each to it.
+    /// Hosts `a`, `b`, `c` and so on around one router, `core`, with a wire from each to it. At most 26.
     #[must_use]
     pub fn mesh(hosts: usize) -> Self {
         let mut plan = Self::default();
         plan.router("core");
-        for number in 1..=hosts {
-            let name = format!("h{number}");
+        for name in ('a'..='z').take(hosts).map(String::from) {
             plan.host(&name).wire(&name, "core");
         }
         plan

@@ -1,19 +1,23 @@
 //! What truly happened to echoes, from the logs of the wires between prober and responder.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::time::Duration;
 
 use pathmeter_proto::sim::Corruption;
 
-use crate::script::Range;
-use crate::wire::{Exit, Head, Passage, Way, Wire};
+use crate::frame::UDP;
+use crate::script;
+use crate::wire::{Exit, Head, Passage, Wire};
 
 /// How echoes are recognised, and judged.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// The responder's STAMP port.
-    pub port: u16,
+    /// Who asks.
+    pub prober: IpAddr,
+    /// Who answers.
+    pub responder: SocketAddr,
     /// Whether packets are authenticated, which moves their fields.
     pub is_authenticated: bool,
     /// A longer round trip is late.
@@ -109,10 +113,29 @@ pub struct Counts {
 }
 
 /// One stage between prober and responder: wires of which a datagram takes one.
-#[derive(Debug)]
-pub struct Stage<'a> {
-    /// Each with the way that leads to the responder.
-    pub wires: Vec<(&'a Wire, Way)>,
+pub type Stage<'a> = Vec<&'a Wire>;
+
+/// What a datagram is to a measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Request,
+    Reply,
+}
+
+impl Rules {
+    /// What a datagram is to this measurement; `None`: somebody else's.
+    fn role(&self, head: &Head) -> Option<Role> {
+        let (from, to) = (head.datagram.source, head.datagram.destination);
+        if head.datagram.protocol != UDP {
+            None
+        } else if from.ip() == self.prober && to == self.responder {
+            Some(Role::Request)
+        } else if from == self.responder && to.ip() == self.prober {
+            Some(Role::Reply)
+        } else {
+            None
+        }
+    }
 }
 
 /// Round trips that are closer than this to a limit are not judged. Chosen: ten times what a busy kernel takes from one
@@ -127,66 +150,81 @@ impl Echoes {
     #[must_use]
     pub fn read(stages: &[Stage<'_>], rules: &Rules) -> Self {
         let mut echoes = Self::default();
-        let logs: Vec<Vec<(Passage, bool)>> = stages.iter().map(|stage| stage.passages(rules)).collect();
+        let logs: Vec<Vec<(Passage, Role)>> = stages.iter().map(|stage| passages(stage, rules)).collect();
         let (first, last) = (logs.first().expect("there is a wire"), logs.last().expect("there is a wire"));
-        let is_echo = |passage: &Passage| !is_sized(&passage.head, rules);
-        for (request, _) in first.iter().filter(|(passage, is_forward)| *is_forward && is_echo(passage)) {
-            echoes.left(request, rules);
-        }
-        for (passage, is_forward) in last {
-            if is_sized(&passage.head, rules) {
-                let came = if *is_forward { whole(passage, rules).count() as u64 } else { 1 };
-                echoes.sized[usize::from(!is_forward)] += came;
-                continue;
-            }
-            match is_forward {
-                true => echoes.reached(passage, rules),
-                false => echoes.replied(passage, rules),
+        for (passage, role) in last {
+            match role {
+                Role::Request => echoes.reached(passage, rules),
+                Role::Reply => echoes.replied(passage, rules),
             }
         }
-        for (reply, _) in first.iter().filter(|(passage, is_forward)| !is_forward && is_echo(passage)) {
-            echoes.answered(reply, rules);
+        for (passage, role) in first {
+            match role {
+                Role::Request => echoes.left(passage, rules),
+                Role::Reply => echoes.answered(passage, rules),
+            }
         }
         echoes
     }
 
-    fn of(&mut self, head: &Head, is_reply: bool, rules: &Rules) -> &mut Echo {
-        let (ssid_at, sequence_at) = match (rules.is_authenticated, is_reply) {
-            (false, false) => (14, 0),
-            (false, true) => (14, 24),
-            (true, false) => (26, 0),
-            (true, true) => (26, 48),
+    /// The echo that a datagram belongs to; `None` where it is none.
+    fn of(&mut self, head: &Head, role: Role, rules: &Rules) -> Option<&mut Echo> {
+        if is_sized(head, rules) {
+            return None;
+        }
+        let (ssid_at, sequence_at) = match (rules.is_authenticated, role) {
+            (false, Role::Request) => (14, 0),
+            (false, Role::Reply) => (14, 24),
+            (true, Role::Request) => (26, 0),
+            (true, Role::Reply) => (26, 48),
         };
         let ssid = u16::from_be_bytes([head.payload[ssid_at], head.payload[ssid_at + 1]]);
-        let prober = if is_reply { head.datagram.destination } else { head.datagram.source };
-        self.echoes.entry((prober, ssid, number(head, sequence_at))).or_default()
+        let prober = match role {
+            Role::Request => head.datagram.source,
+            Role::Reply => head.datagram.destination,
+        };
+        Some(self.echoes.entry((prober, ssid, number(head, sequence_at))).or_default())
     }
 
     fn left(&mut self, request: &Passage, rules: &Rules) {
-        let echo = self.of(&request.head, false, rules);
+        let Some(echo) = self.of(&request.head, Role::Request, rules) else { return };
         echo.left.get_or_insert(request.at);
         echo.tos = request.head.datagram.tos;
     }
 
     fn reached(&mut self, request: &Passage, rules: &Rules) {
-        let echo = self.of(&request.head, false, rules);
-        echo.requests.extend(whole(request, rules).map(|(exit, at)| (at, exit.tos)));
+        let copies = whole(request, rules).map(|(exit, at)| (at, exit.tos));
+        let Some(echo) = self.of(&request.head, Role::Request, rules) else {
+            self.sized[0] += copies.count() as u64;
+            return;
+        };
+        echo.requests.extend(copies);
         echo.requests.sort_unstable();
     }
 
     fn replied(&mut self, reply: &Passage, rules: &Rules) {
-        let echo = self.of(&reply.head, true, rules);
+        let Some(echo) = self.of(&reply.head, Role::Reply, rules) else {
+            self.sized[1] += 1;
+            return;
+        };
         let (number, tos) = (number(&reply.head, 0), reply.head.datagram.tos);
         echo.replies.push(Reply { at: reply.at, number, tos });
         echo.replies.sort_unstable();
     }
 
     fn answered(&mut self, reply: &Passage, rules: &Rules) {
-        let echo = self.of(&reply.head, true, rules);
+        let Some(echo) = self.of(&reply.head, Role::Reply, rules) else { return };
         let number = number(&reply.head, 0);
         let answer = |(exit, at): (&Exit, Span)| Answer { at, number, tos: exit.tos };
         echo.answers.extend(whole(reply, rules).map(answer));
         echo.answers.sort_unstable_by_key(|answer| answer.at);
+    }
+
+    /// Those that left within some time, in nanoseconds since 1970.
+    #[must_use]
+    pub fn within(mut self, time: &Range<u64>) -> Self {
+        self.echoes.retain(|_, echo| echo.left.is_some_and(|left| time.contains(&left)));
+        self
     }
 
     /// How many there are.
@@ -327,20 +365,10 @@ impl Echo {
     }
 }
 
-impl Stage<'_> {
-    /// Everything that passed from or to the responder's port, and whether it went towards the responder.
-    fn passages(&self, rules: &Rules) -> Vec<(Passage, bool)> {
-        let of = |(wire, forward): &(&Wire, Way)| {
-            let is_meant = |passage: &Passage| passage.head.is_udp(rules.port);
-            let forward = *forward;
-            let log = wire.log().into_iter().filter(is_meant);
-            log.map(move |passage| {
-                let is_forward = passage.way == forward;
-                (passage, is_forward)
-            })
-        };
-        self.wires.iter().flat_map(of).collect()
-    }
+/// Everything of this measurement that passed a stage.
+fn passages(stage: &Stage<'_>, rules: &Rules) -> Vec<(Passage, Role)> {
+    let logs = stage.iter().flat_map(|wire| wire.log());
+    logs.filter_map(|passage| rules.role(&passage.head).map(|role| (passage, role))).collect()
 }
 
 /// Copies that came out undamaged, and when.
@@ -362,25 +390,24 @@ fn is_sized(head: &Head, rules: &Rules) -> bool {
 /// RFC 8972 neither authenticates nor has a reflector look at.
 fn is_harmless(head: &Head, (byte, who): (usize, Corruption), rules: &Rules) -> bool {
     const HMAC_BYTES: usize = 20;
-    let is_unread =
-        byte + HMAC_BYTES == head.payload_bytes() && head.datagram.destination.port() == rules.port;
+    let is_unread = byte + HMAC_BYTES == head.payload_bytes() && head.datagram.destination == rules.responder;
     who == Corruption::Unnoticed && rules.is_authenticated && is_unread
 }
 
-/// Copies that came out of a wire with a bit changed of which only the application could know, one way.
+/// Copies that came out of a wire with a bit changed of which only the application could know: of requests, and of replies.
 #[must_use]
-pub fn forged(wire: &Wire, way: Way, rules: &Rules) -> u64 {
-    let log = wire.log();
-    let is_forged = |passage: &Passage, exit: &Exit| {
-        exit.damage.is_some_and(|damage| {
-            damage.1 == Corruption::Unnoticed && !is_harmless(&passage.head, damage, rules)
-        })
-    };
-    let of = |passage: &Passage| {
+pub fn forged(wire: &Wire, rules: &Rules) -> [u64; 2] {
+    let mut forged = [0, 0];
+    for passage in wire.log() {
+        let Some(role) = rules.role(&passage.head) else { continue };
         let copies = passage.outcome.iter().flatten().flatten();
-        copies.filter(|exit| is_forged(passage, exit)).count() as u64
-    };
-    log.iter().filter(|passage| passage.way == way && passage.head.is_udp(rules.port)).map(of).sum()
+        let damages = copies.filter_map(|exit| exit.damage);
+        let is_forged = |damage: &(usize, Corruption)| {
+            damage.1 == Corruption::Unnoticed && !is_harmless(&passage.head, *damage, rules)
+        };
+        forged[role as usize] += damages.filter(is_forged).count() as u64;
+    }
+    forged
 }
 
 fn number(head: &Head, at: usize) -> u32 {
@@ -420,8 +447,8 @@ impl Counts {
     ///
     /// # Errors
     /// The first count that is not in its range.
-    pub fn fits(&self, expected: &BTreeMap<String, Range>) -> Result<(), String> {
-        for (name, Range(range)) in expected {
+    pub fn fits(&self, expected: &BTreeMap<String, script::Range>) -> Result<(), String> {
+        for (name, script::Range(range)) in expected {
             let found = self.named(name);
             if !range.contains(&found) {
                 return Err(format!("{name}: the wires made {found}, the scenario wants {range:?}"));

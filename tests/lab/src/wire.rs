@@ -7,7 +7,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::IoSliceMut;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -381,13 +380,5 @@ impl Head {
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
         self.datagram.payload_bytes()
-    }
-
-    /// Whether it is UDP from or to a port.
-    #[must_use]
-    pub fn is_udp(&self, port: u16) -> bool {
-        let ports =
-            [self.datagram.source, self.datagram.destination].map(|address: SocketAddr| address.port());
-        self.datagram.protocol == UDP && ports.contains(&port)
     }
 }
