@@ -8,6 +8,7 @@ pub mod datagram;
 pub mod fleet;
 pub mod http;
 pub mod identity;
+pub mod journal;
 pub mod keys;
 pub mod logging;
 pub mod metrics;

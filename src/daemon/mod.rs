@@ -31,6 +31,7 @@ use crate::http::client::Client;
 use crate::http::routes::{Reload, Site};
 use crate::http::server::{self, Counters, Limits};
 use crate::identity::{Identity, Ports};
+use crate::journal::Journal;
 use crate::logging;
 use crate::metrics::agent::ResponderSeries;
 use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo};
@@ -72,6 +73,7 @@ pub struct Daemon {
     inquirer: Inquirer,
     exporter: Arc<Exporter>,
     site: Arc<Site>,
+    journal: Arc<Journal>,
     http: JoinHandle<()>,
     http_stop: watch::Sender<bool>,
     notifier: Notifier,
@@ -159,10 +161,12 @@ impl Daemon {
         let loops = vec![Arc::clone(prober.stats()), Arc::clone(responder.stats())];
         let exporter = Arc::new(Exporter::new(loops, responder_series));
         let counters = Arc::new(Counters::default());
+        let journal = Arc::new(Journal::default());
         let site = Arc::new(Site {
             exporter: Arc::clone(&exporter),
             counters: Arc::clone(&counters),
             status: ArcSwap::default(),
+            journal: Arc::clone(&journal),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
             reloads: reload_sender,
         });
@@ -186,6 +190,7 @@ impl Daemon {
             inquirer: Inquirer::new(told_sender),
             exporter,
             site,
+            journal,
             http,
             http_stop,
             notifier,

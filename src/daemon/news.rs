@@ -6,6 +6,7 @@ use tracing::{error, info, warn};
 use super::Daemon;
 use crate::clock::Clock;
 use crate::datagram::{Event, PathId};
+use crate::journal::Happening;
 use crate::peers::Told;
 use crate::resolver::Resolved;
 
@@ -59,6 +60,12 @@ impl Daemon {
             Event::Failed { id, error } => {
                 if let Some(key) = self.fleet.failed(id, error.to_string()) {
                     error!(probe = %key.probe, peer = %key.peer, %error, "a path is not measured");
+                    self.journal.note(Happening::PathNotMeasured {
+                        probe: key.probe.to_string(),
+                        peer: key.peer.to_string(),
+                        family: key.family,
+                        reason: error.to_string(),
+                    });
                 }
                 self.overdue.note(|overdue| overdue.publish = true);
             }
@@ -69,8 +76,12 @@ impl Daemon {
                 #[expect(clippy::cast_precision_loss, reason = "for people")]
                 let seconds = nanos as f64 / 1e9;
                 warn!(seconds, "the wall clock was stepped; round trips are not affected");
+                self.journal.note(Happening::ClockStepped { seconds });
             }
-            Event::Suspended(span) => warn!(?span, "the host was suspended; what was in flight is withdrawn"),
+            Event::Suspended(span) => {
+                warn!(?span, "the host was suspended; what was in flight is withdrawn");
+                self.journal.note(Happening::HostSuspended { seconds: span.as_secs_f64() });
+            }
         }
     }
 
@@ -82,6 +93,8 @@ impl Daemon {
             Some(from) if to < from => warn!(%probe, %peer, family, from, to, "the path MTU shrank"),
             Some(from) => info!(%probe, %peer, family, from, to, "the path MTU grew"),
         }
+        let (probe, peer) = (probe.to_string(), peer.to_string());
+        self.journal.note(Happening::PathMtuChanged { probe, peer, family, from, to });
     }
 
     fn goodbye(&mut self, goodbye: Goodbye) {
@@ -92,6 +105,7 @@ impl Daemon {
         }
         let paths = self.fleet.goodbye(&goodbye.name, Clock::now(), &self.prober);
         info!(peer = ?goodbye.name, paths, "a peer is leaving");
+        self.journal.note(Happening::PeerLeaving { peer: goodbye.name.clone(), paths });
         if paths > 0 {
             self.goodbyes.insert(goodbye.name.clone(), goodbye);
         }

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::auth::{Refusal, Verifier};
 use super::server::{Body, Counters};
 use crate::identity::{CAPABILITIES, Identity, Ports, You};
+use crate::journal::{Entry, Journal};
 use crate::metrics::{Exporter, HttpCounts, Page};
 use crate::status::{PathView, Proof, Status};
 
@@ -32,6 +33,8 @@ pub struct Site {
     pub counters: Arc<Counters>,
     /// The daemon's last snapshot.
     pub status: ArcSwap<Status>,
+    /// What happened lately.
+    pub journal: Arc<Journal>,
     /// Who may change something; `None` without a key.
     pub verifier: ArcSwap<Option<Verifier>>,
     /// Where reloads are asked for.
@@ -47,11 +50,12 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// Paths, the method each takes, and a word about it.
-const ROUTES: [(&str, Method, &str); 7] = [
+const ROUTES: [(&str, Method, &str); 8] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format"),
     ("/api/v1/agent", Method::GET, "who this agent is, and whether it would answer you"),
     ("/api/v1/paths", Method::GET, "every path, and why it is not measured if it is not"),
+    ("/api/v1/events", Method::GET, "what happened lately; ?after=N leaves out the first N"),
     ("/-/healthy", Method::GET, "200 while the process works"),
     ("/-/ready", Method::GET, "200 from the start of measuring until the stop"),
     ("/-/reload", Method::POST, "read the configuration again (from loopback, or signed with the mesh key)"),
@@ -75,6 +79,7 @@ impl Site {
             "/metrics" => self.metrics(),
             "/api/v1/agent" => self.agent(&request, peer),
             "/api/v1/paths" => self.paths(),
+            "/api/v1/events" => self.events(request.uri().query()),
             "/-/healthy" => text(StatusCode::OK, "healthy\n"),
             "/-/ready" => self.ready(),
             "/-/reload" => self.reload(&request, peer).await,
@@ -114,6 +119,28 @@ impl Site {
         }
         let status = self.status.load();
         json(&Paths { paths: status.paths.iter().map(crate::status::PathStatus::view).collect() })
+    }
+
+    fn events(&self, query: Option<&str>) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Events {
+            /// Numbers begin anew with each life of the agent.
+            boot_id: String,
+            events: Vec<Entry>,
+        }
+        let after = query.map_or(Ok(0), |query| {
+            let number = query.strip_prefix("after=").and_then(|number| number.parse().ok());
+            number.ok_or_else(|| {
+                format!("the query is {query}; allowed is after=N, with the number of an event\n")
+            })
+        });
+        match after {
+            Ok(after) => {
+                let boot_id = format!("{:016x}", self.status.load().boot_id);
+                json(&Events { boot_id, events: self.journal.after(after) })
+            }
+            Err(problem) => text(StatusCode::BAD_REQUEST, &problem),
+        }
     }
 
     fn ready(&self) -> Response<Body> {

@@ -178,7 +178,10 @@ fn the_front_page_links_to_everything() {
     assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
     let links: Vec<&str> =
         page.body.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
-    assert_eq!(links, ["/metrics", "/api/v1/agent", "/api/v1/paths", "/-/healthy", "/-/ready"]);
+    assert_eq!(
+        links,
+        ["/metrics", "/api/v1/agent", "/api/v1/paths", "/api/v1/events", "/-/healthy", "/-/ready"]
+    );
     for link in links {
         assert_eq!(agent.get(link).status, 200, "{link}");
     }
@@ -202,4 +205,23 @@ fn a_path_beyond_the_limit_is_measured_and_counted_but_not_exported() {
     eventually("the other is measured", || {
         (agent.path("second", "b")["counts"]["ok"].as_u64() >= Some(5)).then_some(())
     });
+}
+
+#[test]
+fn events_are_told_from_a_number_on_and_a_wrong_question_is_explained() {
+    let host = Host::claim();
+    let agent = Agent::start(&host, &host.config("fra-1", ""));
+    for path in ["/api/v1/events", "/api/v1/events?after=0", "/api/v1/events?after=18446744073709551615"] {
+        let shown = agent.json(path);
+        assert_eq!(shown["events"].as_array().map(Vec::len), Some(0), "{shown}");
+        assert_eq!(shown["boot_id"], agent.json("/api/v1/agent")["boot_id"]);
+    }
+    for query in ["after=x", "after=-1", "after", "since=3", "after=1&after=2"] {
+        let answer = agent.get(&format!("/api/v1/events?{query}"));
+        assert_eq!(answer.status, 400, "{query}");
+        assert_eq!(
+            answer.body,
+            format!("the query is {query}; allowed is after=N, with the number of an event\n")
+        );
+    }
 }

@@ -264,6 +264,7 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
     let site = Arc::new(Site {
         exporter: Arc::new(Exporter::new(Vec::new(), Arc::default())),
         counters: Arc::new(Counters::default()),
+        journal: Arc::default(),
         status: ArcSwap::default(),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: sender,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use pathmeter_lab::script::{Evidence, Script};
-use pathmeter_lab::{Burners, Namespace, eventually};
+use pathmeter_lab::{Burners, Namespace, Page, eventually};
 
 use crate::agent::Agent;
 use crate::play::{Drill, on_stage};
@@ -100,7 +100,8 @@ phases: []",
         stage.settle();
         stop(stage.responder, FLOOD);
         stage.settle_down();
-        drowned(stage.net.node("b"), &stage.finish().page);
+        let page = stage.finish().page;
+        drowned(stage.net.node("b"), stage.responder, &page);
     });
 }
 
@@ -121,18 +122,21 @@ phases:
         stage.run(&script.phases[0]);
         stop(stage.prober, FLOOD);
         stage.settle_down();
-        drowned(stage.net.node("a"), &stage.finish().page);
+        let page = stage.finish().page;
+        drowned(stage.net.node("a"), stage.prober, &page);
     });
 }
 
 /// As many datagrams are said to have been dropped by a host as its kernel dropped, and none to be lost.
-fn drowned(host: &Namespace, page: &pathmeter_lab::Page) {
+fn drowned(host: &Namespace, agent: &Agent<'_>, page: &Page) {
     let truth = overruns(host);
     let said = page.count("pathmeter_echo_host_dropped_total", &[]);
     let lost = page.count("pathmeter_echo_lost_total", &[]);
     assert!(truth > 100, "{truth} datagrams found no room: that shows nothing");
     assert_eq!((said, lost), (truth, 0), "dropped by a host, and lost\n{page}");
     assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0);
+    let at_its_sockets = agent.page().count("pathmeter_socket_rx_dropped_total", &[]);
+    assert_eq!(at_its_sockets, truth, "what that host's agent says of its sockets");
 }
 
 /// What the kernel counts as "no room in the receive buffer" in a namespace, all UDP sockets.

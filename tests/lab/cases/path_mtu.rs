@@ -40,6 +40,18 @@ phases: []",
         let log = stage.prober.log();
         assert!(log.contains("the path MTU shrank"), "{log}");
         assert!(log.contains("the path MTU grew"), "{log}");
+        let events: serde_json::Value =
+            serde_json::from_str(&stage.prober.get("/api/v1/events").body).unwrap();
+        let steps = events["events"].as_array().unwrap().iter().map(|event| {
+            assert_eq!(
+                (&event["event"], &event["peer"]),
+                (&"path_mtu_changed".into(), &"b".into()),
+                "{events}"
+            );
+            (event["from"].as_u64(), event["to"].as_u64())
+        });
+        let expected = [(None, Some(1_437)), (Some(1_437), Some(1_337)), (Some(1_337), Some(1_500))];
+        assert_eq!(steps.collect::<Vec<_>>(), expected);
         stage.settle_down();
         stage.finish().compare(&script);
     });
