@@ -36,7 +36,11 @@ impl<'a> Agent<'a> {
         let file = dir.path().join("config.yaml");
         fs::write(&file, config.to_string()).unwrap();
         let mut command = node.command(env!("CARGO_BIN_EXE_pathmeter"));
-        command.args(["run", "--config"]).arg(&file).envs(environment.iter().copied());
+        command.args(["run", "--config"]).arg(&file);
+        for variable in ["PATHMETER_NAME", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            command.env_remove(variable);
+        }
+        command.envs(environment.iter().copied());
         let mut program = Program::start(&mut command, &dir.path().join("log"));
         eventually("an agent is ready", || {
             assert!(program.has_ended().is_none(), "an agent ended:\n{}", program.output());

@@ -1,6 +1,6 @@
 //! The real program on networks whose truth is known: what it exports is what the wires did.
 //!
-//! Each file in `scenarios/` is a trial; what takes more than a bad link is written here as code. It needs root or
+//! Each file in `scenarios/` is a trial. What takes more than bad links is an act, written here as code. It needs root or
 //! unprivileged user namespaces, and says so where it has neither.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -13,81 +13,95 @@ mod path_mtu;
 mod play;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use pathmeter_lab::script::Script;
+use pathmeter_lab::script::{Act, Script};
 
 /// Set, what cannot be run here is a failure.
 const REQUIRED: &str = "PATHMETER_LAB_REQUIRED";
-/// Set, the scenarios that take long are run too.
+/// Set, the scenarios that take an hour are run too.
 const LONG: &str = "PATHMETER_LAB_LONG";
+/// The exit code where there is no place for a lab: what automake calls skipped.
+const NO_PLACE: u8 = 77;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     // Before there is a second thread.
-    let privilege = if arguments.list { None } else { Some(pathmeter_lab::enter()) };
-    let mut is_skipped = false;
-    if let Some(Err(reason)) = &privilege {
+    let place = pathmeter_lab::enter();
+    if let Err(reason) = &place {
         eprintln!("skipped: the lab has no place here: {reason}");
-        if std::env::var_os(REQUIRED).is_some() {
-            return ExitCode::FAILURE;
+        if is_set(REQUIRED) {
+            return NO_PLACE.into();
         }
-        is_skipped = true;
     }
-    if std::env::var_os(lab_itself::VICTIM).is_some() {
-        lab_itself::be_a_victim();
+    if let Some(dir) = std::env::var_os(lab_itself::VICTIM) {
+        lab_itself::be_a_victim(Path::new(&dir));
     }
-    let trials = scenarios().into_iter().chain(others());
-    let trials = trials.map(|trial| {
-        let is_ignored = trial.has_ignored_flag();
-        trial.with_ignored_flag(is_ignored || is_skipped)
+    let trials = scenarios().into_iter().chain(promises()).map(|trial| {
+        let is_ignored = trial.has_ignored_flag() || place.is_err();
+        trial.with_ignored_flag(is_ignored)
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-fn scenarios() -> Vec<Trial> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/scenarios");
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let trial = |file: &std::path::PathBuf| {
-        let text = fs::read_to_string(file).unwrap();
-        let script = Script::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        let is_long = script.long && std::env::var_os(LONG).is_none();
-        Trial::test(name, move || {
-            play::play(&script);
-            Ok(())
-        })
-        .with_ignored_flag(is_long)
-    };
-    files.iter().map(trial).collect()
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some()
 }
 
-/// Trials that are code.
-fn others() -> Vec<Trial> {
-    let trial = |name: &str, play: fn()| {
+fn scenarios() -> Vec<Trial> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/scenarios");
+    let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|file| scenario(file)).collect()
+}
+
+fn scenario(file: &Path) -> Trial {
+    let text = fs::read_to_string(file).unwrap();
+    let script = Script::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+    let takes_too_long = script.long && !is_set(LONG);
+    // Without the feature the program's clocks cannot be disturbed.
+    let lacks_the_drill =
+        matches!(script.act, Act::WrongClocks | Act::Suspend) && !cfg!(feature = "clock-drill");
+    let act = act(script.act);
+    Trial::test(name, move || {
+        act(&script);
+        Ok(())
+    })
+    .with_ignored_flag(takes_too_long || lacks_the_drill)
+}
+
+fn act(act: Act) -> fn(&Script) {
+    match act {
+        Act::Phases => play::phases,
+        Act::Busy => hostile::busy,
+        Act::StopProber => hostile::stopped_prober,
+        Act::StopResponder => hostile::stopped_responder,
+        Act::DrownProber => hostile::drowned_prober,
+        Act::DrownResponder => hostile::drowned_responder,
+        Act::WrongClocks => hostile::wrong_clocks,
+        Act::Suspend => hostile::suspended,
+        Act::Planted => hostile::planted,
+        Act::OneBadWay => equal_cost::one_bad_way,
+        Act::OneBadUplink => mesh::one_bad_uplink,
+        Act::MtuBlackHole => path_mtu::black_hole,
+        Act::MtuRouter => path_mtu::router,
+    }
+}
+
+/// What the lab promises of itself.
+fn promises() -> Vec<Trial> {
+    let trial = |name: &str, try_it: fn()| {
         Trial::test(name, move || {
-            play();
+            try_it();
             Ok(())
         })
     };
     vec![
-        trial("busy", hostile::busy),
-        trial("stopped_prober", hostile::stopped_prober),
-        trial("stopped_responder", hostile::stopped_responder),
-        trial("full_queue_at_the_responder", hostile::full_queue_at_the_responder),
-        trial("full_queue_at_the_prober", hostile::full_queue_at_the_prober),
-        trial("wrong_clocks", hostile::wrong_clocks),
-        trial("suspended", hostile::suspended),
-        trial("planted", hostile::planted),
         trial("two_at_a_time", lab_itself::two_at_a_time),
         trial("unprivileged", lab_itself::unprivileged),
         trial("nothing_outlives_a_crash", lab_itself::nothing_outlives_a_crash),
-        trial("a_black_hole_for_large_datagrams", path_mtu::black_hole),
-        trial("a_router_that_says_too_big", path_mtu::router_that_speaks),
-        trial("one_bad_uplink_in_a_mesh", mesh::one_bad_uplink),
-        trial("one_way_of_four_is_lossy", equal_cost::one_way_of_four_is_lossy),
     ]
 }

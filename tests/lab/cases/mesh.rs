@@ -1,61 +1,50 @@
 //! Hosts that all measure each other.
 
-use std::net::IpAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pathmeter_lab::truth::{Echoes, Rules};
-use pathmeter_lab::{Net, Plan, Way, eventually};
-use pathmeter_proto::sim::{Link, Loss};
+use pathmeter_lab::script::{Phase, Script};
+use pathmeter_lab::truth::{Counts, Echoes, Rules};
+use pathmeter_lab::{Cable, Net, Page, Way, Wire, eventually};
 use pathmeter_proto::time::nanos;
 use serde_json::json;
 
 use crate::agent::Agent;
+use crate::play::{apply, calm, seed};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-const LATE_AFTER: Duration = Duration::from_millis(200);
-const LOST_AFTER: Duration = Duration::from_secs(1);
+const LATE_AFTER: Duration = Duration::from_millis(500);
+const LOST_AFTER: Duration = Duration::from_secs(3);
 
-/// One host's uplink loses what it sends, and doubles what it gets. Paths from it lose forward, paths to it lose in reverse,
-/// and the path between the others loses nothing.
-pub(crate) fn one_bad_uplink() {
-    let net = Plan::mesh(NAMES.len()).build(7);
-    let agents = NAMES.map(|name| Agent::start(net.node(name), config(&net, name), &[]));
-    // Who started first asked hosts on which there was nobody yet.
-    let started = Instant::now();
-    let patience = LOST_AFTER + LATE_AFTER;
-    let before = agents.each_ref().map(|agent| {
-        agent.page_when("replies come", |page| {
-            page.count("pathmeter_echo_rtt_seconds_count", &[]) > 300 && started.elapsed() > patience
-        })
-    });
-    let begin = wall();
-    let mut lossy = Link::perfect(0);
-    lossy.loss = Loss::Random(0.04);
-    let mut doubling = Link::perfect(0);
-    doubling.duplicates = 0.02;
-    let wire = net.wire("b", "core");
-    wire.become_like(&lossy, &doubling);
-    let enough = wire.entered(Way::Forward) + 3_000;
-    eventually("datagrams meet the bad link", || (wire.entered(Way::Forward) > enough).then_some(()));
-    wire.become_like(&Link::perfect(0), &Link::perfect(0));
-    let (calm, end) = (Instant::now(), wall());
-    let enough = wire.entered(Way::Forward) + 500;
-    eventually("what met it is decided", || {
-        (calm.elapsed() > patience && wire.entered(Way::Forward) > enough).then_some(())
-    });
+/// Until everything that has left has its verdict.
+const PATIENCE: Duration = Duration::from_millis(3_500);
+
+/// What is on the way when links change may meet the new ones.
+const UNDER_WAY: Duration = Duration::from_millis(100);
+
+/// What is said of the bad uplink is said by all of all.
+pub(crate) fn one_bad_uplink(script: &Script) {
+    let [phase] = &script.phases[..] else { panic!("one phase, with one wire") };
+    let Cable(bad, core) = &phase.wires.keys().next().expect("one wire").0;
+    let net = script.topology.plan().build(seed());
+    calm(script, &net);
+    let agents = NAMES.map(|name| Agent::start(net.node(name), config(script, &net, name), &[]));
+    let before = settled(&agents);
+    let begin = wall() - nanos(UNDER_WAY);
+    let end = meet(script, phase, &net, net.wire(bad, core));
     for ((agent, before), from) in agents.iter().zip(&before).zip(NAMES) {
         let page = agent.page();
         let since = |name, labels: &[&str]| page.count(name, labels) - before.count(name, labels);
         for to in NAMES.into_iter().filter(|to| *to != from) {
             let truth = truth(&net, from, to, &(begin..end));
             let peer = format!("peer=\"{to}\"");
-            let lost = |direction| since("pathmeter_echo_lost_total", &[&peer, direction]);
-            let said =
-                [lost("direction=\"forward\""), lost("direction=\"reverse\""), lost("direction=\"unknown\"")];
-            assert_eq!(said, [truth.lost[0], truth.lost[1], 0], "lost from {from} to {to}\n{page}");
-            assert_eq!(truth.lost[0] > 0, from == "b", "from {from} to {to}");
-            assert_eq!(truth.lost[1] > 0, to == "b", "from {from} to {to}");
+            let lost = ["forward", "reverse", "unknown"].map(|direction| {
+                since("pathmeter_echo_lost_total", &[&peer, &format!("direction=\"{direction}\"")])
+            });
+            let truly = [truth.lost_forward, truth.lost_reverse, 0];
+            assert_eq!(lost, truly, "lost forward, in reverse, unknown from {from} to {to}\n{page}");
+            assert_eq!(truth.lost_forward > 0, from == bad, "from {from} to {to}");
+            assert_eq!(truth.lost_reverse > 0, to == bad, "from {from} to {to}");
             let duplicates = since("pathmeter_echo_duplicates_total", &[&peer]);
             assert_eq!(duplicates, truth.duplicates, "duplicates from {from} to {to}\n{page}");
         }
@@ -63,13 +52,35 @@ pub(crate) fn one_bad_uplink() {
     }
 }
 
-fn config(net: &Net, name: &str) -> serde_json::Value {
+/// Waits until what was asked of hosts on which there was nobody yet has its verdict.
+fn settled(agents: &[Agent<'_>]) -> Vec<Page> {
+    let started = Instant::now();
+    let is_settled = |page: &Page| {
+        page.count("pathmeter_echo_rtt_seconds_count", &[]) > 300 && started.elapsed() > PATIENCE
+    };
+    agents.iter().map(|agent| agent.page_when("replies come", is_settled)).collect()
+}
+
+/// Plays the phase, and waits until what met it has its verdict. When it ended.
+fn meet(script: &Script, phase: &Phase, net: &Net, wire: &Wire) -> u64 {
+    let more = |count| wire.entered(Way::Forward) + count;
+    apply(phase, net);
+    let enough = more(phase.datagrams);
+    eventually("datagrams meet the bad link", || (wire.entered(Way::Forward) > enough).then_some(()));
+    calm(script, net);
+    let (calm, end) = (Instant::now(), wall());
+    let enough = more(500);
+    eventually("what met it is decided", || {
+        (calm.elapsed() > PATIENCE && wire.entered(Way::Forward) > enough).then_some(())
+    });
+    end
+}
+
+fn config(script: &Script, net: &Net, name: &str) -> serde_json::Value {
     let peers: Vec<_> = NAMES.iter().map(|name| json!({"name": name, "address": net.v4(name)})).collect();
-    json!({
-        "agent": {"name": name, "grace": "1s"},
-        "peers": peers,
-        "probes": [{"name": "mesh", "interval": "5ms", "flows": 2, "late_after": "200ms", "lost_after": "1s"}],
-    })
+    let mut probe = serde_json::to_value(&script.probe).unwrap();
+    probe["name"] = "mesh".into();
+    json!({"agent": {"name": name, "grace": "1s"}, "peers": peers, "probes": [probe]})
 }
 
 /// Nanoseconds since 1970.
@@ -77,21 +88,15 @@ fn wall() -> u64 {
     nanos(SystemTime::now().duration_since(UNIX_EPOCH).unwrap())
 }
 
-struct Truth {
-    lost: [u64; 2],
-    duplicates: u64,
-}
-
-fn truth(net: &Net, from: &str, to: &str, time: &Range<u64>) -> Truth {
-    let address = |name: &str| -> IpAddr { net.v4(name) };
+fn truth(net: &Net, from: &str, to: &str, time: &Range<u64>) -> Counts {
     let rules = Rules {
-        prober: address(from),
-        responder: (address(to), 9_862).into(),
+        prober: net.v4(from),
+        responder: (net.v4(to), 9_862).into(),
         is_authenticated: false,
         late_after: LATE_AFTER,
         lost_after: LOST_AFTER,
+        unseen: [0, 0],
     };
     let stages = [vec![net.wire(from, "core")], vec![net.wire(to, "core")]];
-    let counts = Echoes::read(&stages, &rules).within(time).counts(&rules);
-    Truth { lost: [counts.lost_forward, counts.lost_reverse], duplicates: counts.duplicates }
+    Echoes::read(&stages, &rules).within(time).counts(&rules)
 }

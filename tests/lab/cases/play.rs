@@ -1,29 +1,25 @@
 //! Plays a scenario, and compares.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pathmeter_lab::script::{Evidence, Pair, Phase, Script, Topology};
+use pathmeter_lab::script::{Evidence, Pair, Phase, Script, Span, Topology};
 use pathmeter_lab::truth::{Counts, Echoes, Rules, Stage, forged};
 use pathmeter_lab::{Cable, Net, Page, Way, eventually};
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
 
-/// Seeds the wires. The agents' own phases and jitter are theirs to choose: what is compared is the truth of this very run.
-const SEED: u64 = 7;
-
-/// Plays a scenario to its end.
+/// Plays the phases of a scenario.
 ///
 /// # Panics
 /// With every count that is not the truth's, or when the scenario did not do what it set out to.
-pub(crate) fn play(script: &Script) {
+pub(crate) fn phases(script: &Script) {
     on_stage(script, Drill::default(), |stage| {
         stage.settle();
-        for phase in &script.phases {
-            stage.run(phase);
-        }
+        stage.play();
         stage.settle_down();
         stage.finish().compare(script);
     });
@@ -36,22 +32,48 @@ pub(crate) struct Drill<'a> {
     pub(crate) responder: &'a [(&'a str, &'a str)],
 }
 
-/// Builds a scenario's network, with its agents, for what happens there.
+/// Builds a scenario's network, with an agent on `a` that measures the one on `b`, for what happens there.
 pub(crate) fn on_stage<T>(script: &Script, drill: Drill<'_>, act: impl FnOnce(&Measured<'_>) -> T) -> T {
-    let net = script.topology.plan().build(SEED);
+    let net = script.topology.plan().build(seed());
+    calm(script, &net);
     let responder = Agent::start(net.node("b"), config(script, &net, "b"), drill.responder);
     let prober = Agent::start(net.node("a"), config(script, &net, "a"), drill.prober);
     act(&Measured { script, net: &net, prober: &prober, responder: &responder })
 }
 
+/// Decides what the wires do: `LAB_SEED=n`, or 7. The agents' own phases and jitter are theirs to choose; what is compared is
+/// the truth of this very run.
+pub(crate) fn seed() -> u64 {
+    std::env::var("LAB_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7)
+}
+
+/// Makes links that harm no echo, otherwise like those of the first phase.
+pub(crate) fn calm(script: &Script, net: &Net) {
+    for (cable, wire) in net.wires() {
+        let wires = script.phases.first().into_iter().flat_map(|phase| &phase.wires);
+        let pair = wires.into_iter().find(|(name, _)| name.0 == *cable).map(|(_, pair)| pair);
+        let Pair { forward, reverse } = pair.cloned().unwrap_or_default();
+        wire.become_like(&forward.calm(), &reverse.calm());
+    }
+}
+
+/// Makes the links of a phase.
+pub(crate) fn apply(phase: &Phase, net: &Net) {
+    for (name, pair) in &phase.wires {
+        let Cable(first, second) = &name.0;
+        net.wire(first, second).become_like(&pair.forward.link(), &pair.reverse.link());
+    }
+}
+
 /// The configuration of one of the two agents.
-pub(crate) fn config(script: &Script, net: &Net, name: &str) -> Value {
+fn config(script: &Script, net: &Net, name: &str) -> Value {
     let address = |node: &str| if script.ipv6 { net.v6(node) } else { net.v4(node) };
     let probe = serde_json::to_value(&script.probe).unwrap();
-    let probes = (0..script.paths).map(|number| {
+    let probes = (0..script.paths).map(|path| {
         let mut probe = probe.clone();
-        probe["name"] = format!("echo-{number}").into();
+        probe["name"] = name_of(path).into();
         probe["kind"] = "echo".into();
+        probe["source_port"] = ports(path).start.into();
         probe
     });
     let mut config = json!({
@@ -65,6 +87,15 @@ pub(crate) fn config(script: &Script, net: &Net, name: &str) -> Value {
     config
 }
 
+fn name_of(path: u16) -> String {
+    format!("echo-{path}")
+}
+
+/// The ports that a path sends from: more than it has flows.
+fn ports(path: u16) -> Range<u16> {
+    40_000 + 100 * path..40_000 + 100 * (path + 1)
+}
+
 /// An agent that measures another across a network.
 pub(crate) struct Measured<'a> {
     pub(crate) script: &'a Script,
@@ -73,33 +104,45 @@ pub(crate) struct Measured<'a> {
     pub(crate) responder: &'a Agent<'a>,
 }
 
-/// What it said in the end, and what was true.
+/// What was exported in the end, and what was true.
+#[derive(Clone)]
 pub(crate) struct Ended {
     pub(crate) page: Page,
     pub(crate) responder: Page,
+    /// Of all paths together.
     pub(crate) truth: Counts,
-    pub(crate) forged: [u64; 2],
+    /// Of each path, with its label.
+    paths: Vec<(String, Counts)>,
+    forged: [u64; 2],
 }
 
 impl<'a> Measured<'a> {
     pub(crate) fn rules(&self) -> Rules {
-        let span = |key: &str, default: Duration| {
-            let text = self.script.probe.get(key).and_then(|value| value.as_str());
-            let span = text.map(|text| pathmeter_lab::script::Span::try_from(text.to_owned()).unwrap().0);
-            span.unwrap_or(default)
+        let span = |key: &str| {
+            let text = self.script.probe.get(key).and_then(serde_yaml::Value::as_str);
+            let text = text.unwrap_or_else(|| panic!("a scenario says {key}"));
+            Span::try_from(text.to_owned()).unwrap().0
         };
         Rules {
             prober: self.address("a"),
             responder: (self.address("b"), 9_862).into(),
             is_authenticated: self.script.authenticated,
-            late_after: span("late_after", Duration::from_secs(1)),
-            lost_after: span("lost_after", Duration::from_secs(3)),
+            late_after: span("late_after"),
+            lost_after: span("lost_after"),
+            unseen: match self.script.topology {
+                // Behind the way's own router the one where all ways meet.
+                Topology::Diamond(_) => [2, 1],
+                Topology::Pair | Topology::Chain(_) | Topology::Mesh(_) => [0, 0],
+            },
         }
+    }
+
+    fn address(&self, node: &str) -> IpAddr {
+        if self.script.ipv6 { self.net.v6(node) } else { self.net.v4(node) }
     }
 
     /// Everybody knows everybody before anything bad happens.
     pub(crate) fn settle(&self) {
-        self.calm();
         let enough = 30 * self.flows() * u64::from(self.script.paths);
         self.prober
             .page_when("replies come", |page| page.count("pathmeter_echo_rtt_seconds_count", &[]) >= enough);
@@ -109,26 +152,20 @@ impl<'a> Measured<'a> {
         self.script.probe.get("flows").and_then(serde_yaml::Value::as_u64).unwrap_or(1)
     }
 
-    /// Links that harm no datagram, otherwise like those of the first phase.
-    fn calm(&self) {
-        for (cable, wire) in self.net.wires() {
-            let phase = self.script.phases.first().into_iter();
-            let pair =
-                phase.flat_map(|phase| &phase.wires).find(|(name, _)| name.0 == *cable).map(|(_, pair)| pair);
-            let Pair { forward, reverse } = pair.cloned().unwrap_or_default();
-            wire.become_like(&forward.calm(), &reverse.calm());
-        }
+    /// Plays all parts.
+    pub(crate) fn play(&self) {
+        self.script.phases.iter().for_each(|phase| self.run(phase));
     }
 
-    /// Plays a part.
+    /// Plays one part.
     pub(crate) fn run(&self, phase: &Phase) {
-        for (name, pair) in &phase.wires {
-            let Cable(first, second) = &name.0;
-            self.net.wire(first, second).become_like(&pair.forward.link(), &pair.reverse.link());
-        }
-        let until = self.entered() + phase.datagrams;
+        apply(phase, self.net);
+        self.wait_for(self.entered() + phase.datagrams);
+    }
+
+    fn wait_for(&self, entered: usize) {
         let mut seen = 0;
-        while self.entered() < until {
+        while self.entered() < entered {
             seen = eventually("datagrams enter the wires", || Some(self.entered()).filter(|now| *now > seen));
         }
     }
@@ -138,18 +175,14 @@ impl<'a> Measured<'a> {
         self.stages()[0].iter().map(|wire| wire.entered(Way::Forward)).sum()
     }
 
-    fn address(&self, node: &str) -> IpAddr {
-        if self.script.ipv6 { self.net.v6(node) } else { self.net.v4(node) }
-    }
-
     /// Harmless links again, until everything that met a bad one has its verdict and there is evidence about it.
     pub(crate) fn settle_down(&self) {
-        self.calm();
-        let (until, begin) = (self.entered() + 200 * usize::try_from(self.flows()).unwrap(), Instant::now());
+        calm(self.script, self.net);
+        let (enough, begin) = (self.entered() + 200 * usize::try_from(self.flows()).unwrap(), Instant::now());
         let patience = self.rules().lost_after + self.rules().late_after;
-        let mut seen = 0;
-        while self.entered() < until || begin.elapsed() < patience {
-            seen = eventually("datagrams enter the wires", || Some(self.entered()).filter(|now| *now > seen));
+        self.wait_for(enough);
+        while begin.elapsed() < patience {
+            self.wait_for(self.entered() + 1);
         }
     }
 
@@ -165,14 +198,22 @@ impl<'a> Measured<'a> {
             thread::sleep(Duration::from_millis(50));
             is_over.then_some(page)
         });
-        let stages = self.stages();
         let rules = self.rules();
-        let truth = Echoes::read(&stages, &rules).counts(&rules);
+        let echoes = Echoes::read(&self.stages(), &rules);
+        let paths = (0..self.script.paths).map(|path| {
+            (format!("probe=\"{}\"", name_of(path)), echoes.from_ports(&ports(path)).counts(&rules))
+        });
         let forged = match self.script.topology {
             Topology::Pair => forged(self.net.wire("a", "b"), &rules),
             Topology::Chain(_) | Topology::Diamond(_) | Topology::Mesh(_) => [0, 0],
         };
-        Ended { page, responder: self.responder.page(), truth, forged }
+        Ended {
+            page,
+            responder: self.responder.page(),
+            truth: echoes.counts(&rules),
+            paths: paths.collect(),
+            forged,
+        }
     }
 
     /// The wires from the prober to the responder.
@@ -191,128 +232,193 @@ const FORWARD: &str = "direction=\"forward\"";
 const REVERSE: &str = "direction=\"reverse\"";
 const UNKNOWN: &str = "direction=\"unknown\"";
 
-/// By how much the mean difference between neighbouring round trips may be off, in nanoseconds. What a busy host's
-/// kernel takes between its stamp and the wire's counts against us here.
-const IPDV_ERROR: u64 = 200_000;
+/// By how much each round trip, and each difference between two, may be off, in nanoseconds, and by how much their sum may be
+/// besides. The first is for what a kernel takes between its stamp and the wire's; the second for the moments in which a busy
+/// machine, or the one that it is a guest of, does not run at all.
+const TIME_ERROR: u64 = 20_000;
+const PAUSES: u64 = 300_000_000;
+
+/// An exported count and what it should be: where it is exported, its name, and its labels.
+type Expected<'a> = (&'a Page, &'static str, Vec<&'a str>, u64);
 
 impl Ended {
     /// Compares what was exported with what was true.
     pub(crate) fn compare(&self, script: &Script) {
         let Self { page, responder, truth, .. } = self;
-        truth
-            .fits(&script.expect)
-            .unwrap_or_else(|error| panic!("the scenario shows nothing: {error}\n{truth:#?}"));
+        let shows = truth.fits(&script.expect);
+        shows.unwrap_or_else(|error| panic!("the scenario shows nothing: {error}\n{truth:#?}"));
         assert_eq!(truth.doubtful, 0, "round trips at a limit: the scenario proves nothing\n{truth:#?}");
-        let mut differences = self.differences(script.evidence);
-        for (way, truth) in [FORWARD, REVERSE].into_iter().zip(script.hops.into_iter().flatten()) {
-            let said = page.count("pathmeter_echo_hops", &[way]);
-            if said != truth {
-                differences.push(format!("hops {way}: says {said}, truly {truth}"));
-            }
-        }
+        let differences = self.differences(script.evidence);
         assert!(
             differences.is_empty(),
-            "{}\n{}\n--- truth: {truth:#?}\n--- prober\n{page}\n--- responder\n{responder}",
+            "LAB_SEED={}: {}\n{}\n--- truth: {truth:#?}\n--- prober\n{page}\n--- responder\n{responder}",
+            seed(),
             script.about,
             differences.join("\n")
         );
+        eprintln!("{}", self.row());
     }
 
-    /// Every count that must be exactly the truth's: where it is exported, and what it should be.
-    fn exact(&self) -> Vec<(&Page, &'static str, &'static [&'static str], u64)> {
-        let Self { page, responder, truth, forged } = self;
-        let lost = truth.lost_forward + truth.lost_reverse;
-        vec![
-            (page, "pathmeter_echo_sent_total", &[], truth.sent),
-            (page, "pathmeter_echo_requests_total", &[], truth.sent),
-            (page, "pathmeter_echo_rtt_seconds_count", &[], truth.ok + truth.late),
-            (page, "pathmeter_echo_late_total", &[], truth.late),
-            (page, "pathmeter_echo_lost_total", &[], lost),
-            (page, "pathmeter_echo_host_dropped_total", &[], 0),
-            (page, "pathmeter_echo_withdrawn_total", &[], 0),
-            (page, "pathmeter_echo_duplicates_total", &[], truth.duplicates),
-            (page, "pathmeter_echo_reordered_total", &[], truth.reordered),
-            (page, "pathmeter_echo_very_late_total", &[], truth.very_late),
-            (page, "pathmeter_echo_mismatched_total", &[], forged[1] + truth.stray_answers),
-            (page, "pathmeter_echo_loss_bursts_total", &[], truth.bursts),
-            (page, "pathmeter_echo_loss_burst_length_count", &[], truth.bursts),
-            (page, "pathmeter_echo_loss_burst_length_sum", &[], lost),
-            (page, "pathmeter_echo_dscp_remarked_total", &[FORWARD], truth.remarked[0]),
-            (page, "pathmeter_echo_dscp_remarked_total", &[REVERSE], truth.remarked[1]),
-            (page, "pathmeter_echo_ecn_ce_total", &[FORWARD], truth.congested[0]),
-            (page, "pathmeter_echo_ecn_ce_total", &[REVERSE], truth.congested[1]),
-            (page, "pathmeter_echo_ipdv_seconds_count", &[], truth.neighbours),
-            (page, "pathmeter_accounting_errors_total", &[], 0),
+    /// A line for a table: what was true, all of which was exported just so.
+    fn row(&self) -> String {
+        let Counts { sent, ok, late, lost_forward, lost_reverse, duplicates, reordered, .. } = self.truth;
+        format!(
+            "as exported: {sent} sent, {ok} ok, {late} late, {lost_forward} lost forward, {lost_reverse} lost in reverse, \
+             {duplicates} duplicates, {reordered} reordered"
+        )
+    }
+
+    /// Every count that must be exactly the truth's.
+    fn exact(&self) -> Vec<Expected<'_>> {
+        let Self { page, responder, truth, paths, forged } = self;
+        let whole: [Expected<'_>; 5] = [
+            (page, "pathmeter_echo_mismatched_total", vec![], forged[1] + truth.stray_answers),
+            (page, "pathmeter_accounting_errors_total", vec![], 0),
             (
                 responder,
                 "pathmeter_responder_requests_total",
-                &[],
+                vec![],
                 truth.requests + truth.sized[0] + forged[0],
             ),
             (
                 responder,
                 "pathmeter_responder_replies_total",
-                &[],
+                vec![],
                 truth.replies + truth.sized[1] + truth.strays,
             ),
-            (responder, "pathmeter_responder_rejected_total", &[], forged[0] - truth.strays),
-        ]
+            (
+                responder,
+                "pathmeter_responder_rejected_total",
+                vec![],
+                forged[0].checked_sub(truth.strays).expect("what is answered astray had been forged"),
+            ),
+        ];
+        let on_paths = paths.iter().flat_map(|(label, truth)| self.exact_on(label, truth));
+        on_paths.chain(whole).collect()
+    }
+
+    /// Every count of a path that must be exactly the truth's.
+    fn exact_on<'a>(&'a self, label: &'a str, truth: &Counts) -> Vec<Expected<'a>> {
+        let lost = truth.lost_forward + truth.lost_reverse;
+        let counts: [(&'static str, &[&'static str], u64); 22] = [
+            ("pathmeter_echo_sent_total", &[], truth.sent),
+            ("pathmeter_echo_requests_total", &[], truth.sent),
+            ("pathmeter_echo_rtt_seconds_count", &[], truth.ok + truth.late),
+            ("pathmeter_echo_late_total", &[], truth.late),
+            ("pathmeter_echo_lost_total", &[], lost),
+            ("pathmeter_echo_host_dropped_total", &[], 0),
+            ("pathmeter_echo_withdrawn_total", &[], 0),
+            ("pathmeter_echo_duplicates_total", &[], truth.duplicates),
+            ("pathmeter_echo_reordered_total", &[], truth.reordered),
+            ("pathmeter_echo_very_late_total", &[], truth.very_late),
+            ("pathmeter_echo_loss_bursts_total", &[], truth.bursts),
+            ("pathmeter_echo_loss_burst_length_count", &[], truth.bursts),
+            ("pathmeter_echo_loss_burst_length_sum", &[], lost),
+            ("pathmeter_echo_dscp_remarked_total", &[FORWARD], truth.remarked[0]),
+            ("pathmeter_echo_dscp_remarked_total", &[REVERSE], truth.remarked[1]),
+            ("pathmeter_echo_ecn_ce_total", &[FORWARD], truth.congested[0]),
+            ("pathmeter_echo_ecn_ce_total", &[REVERSE], truth.congested[1]),
+            ("pathmeter_echo_hops", &[FORWARD], truth.hops[0]),
+            ("pathmeter_echo_hops", &[REVERSE], truth.hops[1]),
+            ("pathmeter_echo_ipdv_seconds_count", &[], truth.neighbours),
+            ("pathmeter_echo_user_stamps_total", &[], 0),
+            ("pathmeter_echo_responder_turnaround_invalid_total", &[], 0),
+        ];
+        let with_label = |(name, labels, truth): (&'static str, &[&'static str], u64)| {
+            (&self.page, name, labels.iter().copied().chain([label]).collect(), truth)
+        };
+        counts.map(with_label).into()
     }
 
     /// A sentence for each count that is not the truth's.
     pub(crate) fn differences(&self, evidence: Evidence) -> Vec<String> {
-        let Self { page, truth, .. } = self;
-        let differs = |(page, name, labels, truth): &(&Page, &str, &[&str], u64)| {
+        let differs = |(page, name, labels, truth): &Expected<'_>| {
             let said = page.count(name, labels);
             (said != *truth).then(|| format!("{name}{labels:?}: says {said}, truly {truth}"))
         };
         let mut differences: Vec<String> = self.exact().iter().filter_map(differs).collect();
-        let direction = |label: &str| page.count("pathmeter_echo_lost_total", &[label]);
-        let (said, true_ones) =
-            ([direction(FORWARD), direction(REVERSE)], [truth.lost_forward, truth.lost_reverse]);
-        let fits = match evidence {
-            Evidence::Full => said == true_ones,
-            Evidence::Partial => said.iter().zip(&true_ones).all(|(said, truth)| said <= truth),
-        };
-        if !fits {
-            let unknown = direction(UNKNOWN);
-            differences.push(format!(
-                "lost forward and in reverse: says {said:?} ({unknown} unknown), truly {true_ones:?}"
+        for (label, truth) in &self.paths {
+            differences.extend(self.directions_differ(label, truth, evidence));
+            let said = self.nanos("pathmeter_echo_ipdv_seconds_sum", label);
+            differences.extend(differ(
+                "sum of differences between neighbours",
+                said,
+                (truth.ipdv, truth.ipdv_doubt, truth.neighbours),
+            ));
+            let said = self.nanos("pathmeter_echo_rtt_seconds_sum", label);
+            let answered = truth.ok + truth.late;
+            differences.extend(differ(
+                "sum of round trips",
+                said,
+                (truth.round_trips, truth.round_trips_doubt, answered),
             ));
         }
-        differences.extend(self.ipdv_differs());
         differences
     }
 
-    fn ipdv_differs(&self) -> Option<String> {
+    fn directions_differ(&self, label: &str, truth: &Counts, evidence: Evidence) -> Option<String> {
+        let [forward, reverse, unknown] = [FORWARD, REVERSE, UNKNOWN]
+            .map(|direction| self.page.count("pathmeter_echo_lost_total", &[label, direction]));
+        let truly = [truth.lost_forward, truth.lost_reverse];
+        let fits = match evidence {
+            Evidence::Full => [forward, reverse] == truly,
+            Evidence::Partial => forward <= truly[0] && reverse <= truly[1],
+        };
+        let said = format!("{forward} forward, {reverse} in reverse, {unknown} unknown");
+        (!fits).then(|| format!("lost on {label}: says {said}, truly {truly:?}"))
+    }
+
+    fn nanos(&self, name: &str, label: &str) -> u64 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of seconds")]
-        let said = (self.page.seconds("pathmeter_echo_ipdv_seconds_sum", &[]) * 1e9) as u64;
-        let Counts { ipdv, ipdv_doubt, neighbours, .. } = self.truth;
-        let allowed = ipdv_doubt + neighbours * IPDV_ERROR;
-        let error = said.abs_diff(ipdv);
-        (error > allowed)
-            .then(|| format!("sum of differences: says {said} ns, truly {ipdv}, {allowed} allowed"))
+        let nanos = (self.page.seconds(name, &[label]) * 1e9) as u64;
+        nanos
+    }
+
+    /// Copies of this, each with something wrong in what was exported, and what.
+    pub(crate) fn spoilt(&self) -> Vec<(String, Self)> {
+        let with = |what: String, spoil: &dyn Fn(&mut Self)| {
+            let mut wrong = self.clone();
+            spoil(&mut wrong);
+            (what, wrong)
+        };
+        let mut all = Vec::new();
+        for (page, name, labels, truth) in self.exact() {
+            let is_ours = std::ptr::eq(page, &raw const self.page);
+            for more in [1, -1].into_iter().filter(|more| *more == 1 || truth > 0) {
+                all.push(with(format!("{name}{labels:?} {more:+}"), &|wrong| {
+                    let page = if is_ours { &mut wrong.page } else { &mut wrong.responder };
+                    page.change(name, &labels, f64::from(more));
+                }));
+            }
+        }
+        for (label, _) in &self.paths {
+            let lost = "pathmeter_echo_lost_total";
+            for (from, to) in [(FORWARD, REVERSE), (REVERSE, UNKNOWN), (FORWARD, UNKNOWN)] {
+                all.push(with(format!("a loss {to} instead of {from}"), &|wrong| {
+                    wrong.page.change(lost, &[label, from], -1.0);
+                    wrong.page.change(lost, &[label, to], 1.0);
+                }));
+            }
+            for time in ["pathmeter_echo_rtt_seconds_sum", "pathmeter_echo_ipdv_seconds_sum"] {
+                all.push(with(format!("a second more in {time}"), &|wrong| {
+                    wrong.page.change(time, &[label], 1.0);
+                }));
+            }
+        }
+        if let [(first, _), (second, _), ..] = &self.paths[..] {
+            for name in ["pathmeter_echo_lost_total", "pathmeter_echo_duplicates_total"] {
+                all.push(with(format!("one of {name} on another path"), &|wrong| {
+                    wrong.page.change(name, &[first], -1.0);
+                    wrong.page.change(name, &[second], 1.0);
+                }));
+            }
+        }
+        all
     }
 }
 
-impl Ended {
-    /// Copies of this, each with one count that is one too high, and which.
-    pub(crate) fn with_each_count_off_by_one(&self) -> Vec<(String, Self)> {
-        let off = |(page, name, labels, _): (&Page, &'static str, &[&str], u64)| {
-            let mut wrong = Self {
-                page: self.page.clone(),
-                responder: self.responder.clone(),
-                truth: self.truth.clone(),
-                forged: self.forged,
-            };
-            let changed = page.with_one_more(name, labels);
-            if std::ptr::eq(page, &raw const self.page) {
-                wrong.page = changed
-            } else {
-                wrong.responder = changed
-            }
-            (format!("{name}{labels:?}"), wrong)
-        };
-        self.exact().into_iter().map(off).collect()
-    }
+fn differ(what: &str, said: u64, (truth, doubt, samples): (u64, u64, u64)) -> Option<String> {
+    let allowed = doubt + samples * TIME_ERROR + PAUSES;
+    (said.abs_diff(truth) > allowed)
+        .then(|| format!("{what}: says {said} ns, truly {truth}, {allowed} allowed"))
 }

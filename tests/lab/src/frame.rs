@@ -124,7 +124,14 @@ impl Datagram {
             SocketAddr::V6(_) => self.write_v6(frame, delivery.tos, delivery.ttl),
         }
         let (_, who) = delivery.damage?;
-        self.damage(frame, delivery, who)
+        let checksum = match self.protocol {
+            UDP => 6,
+            TCP => 16,
+            ICMP | ICMP_V6 => 2,
+            // No checksum that we know: what would become of it is not known either.
+            _ => return None,
+        };
+        self.damage(frame, delivery, who, self.transport + checksum)
     }
 
     fn write_v4(&self, frame: &mut [u8], tos: u8, ttl: u8) {
@@ -142,16 +149,10 @@ impl Datagram {
         frame[ETHERNET + 7] = ttl;
     }
 
-    fn damage(&self, frame: &mut [u8], delivery: &Delivery, who: Corruption) -> Option<usize> {
+    fn damage(&self, frame: &mut [u8], delivery: &Delivery, who: Corruption, at: usize) -> Option<usize> {
         let end = ETHERNET + self.bytes;
         let before = frame[self.payload..end].to_vec();
         let byte = delivery.damage(&mut frame[self.payload..end]);
-        let at = self.transport
-            + match self.protocol {
-                UDP => 6,
-                TCP => 16,
-                _ => 2,
-            };
         let had_none = self.protocol == UDP && frame[at..at + 2] == [0, 0];
         if who == Corruption::Noticed || had_none {
             return byte;

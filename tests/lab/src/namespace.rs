@@ -45,12 +45,6 @@ impl Namespace {
         namespace
     }
 
-    /// What people call it.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Where other programs find it, as long as this process lives.
     #[must_use]
     pub fn path(&self) -> String {
@@ -87,13 +81,23 @@ impl Namespace {
     #[expect(unsafe_code, reason = "the child enters the namespace between fork and exec")]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let file = self.file.as_raw_fd();
+        let file = self.file.try_clone().unwrap();
+        let parent = i32::try_from(process::id()).unwrap();
         let enter = move || {
-            // SAFETY: two system calls, which are safe after fork; the descriptor is open because the namespace outlives
-            // what runs in it, and is closed at exec.
-            let entered = unsafe { libc::setns(file, libc::CLONE_NEWNET) };
-            let bound = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-            if entered == 0 && bound == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+            // SAFETY: system calls that are safe after fork, on a descriptor that this closure owns.
+            let (entered, bound, parent_now) = unsafe {
+                (
+                    libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET),
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL),
+                    libc::getppid(),
+                )
+            };
+            match (entered, bound) {
+                // Whoever died before the signal was asked for sends none.
+                (0, 0) if parent_now != parent => Err(std::io::ErrorKind::BrokenPipe.into()),
+                (0, 0) => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
         };
         // SAFETY: see above; nothing is allocated and no lock is taken.
         unsafe { command.pre_exec(enter) };

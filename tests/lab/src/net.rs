@@ -99,7 +99,8 @@ impl Plan {
         plan
     }
 
-    /// Hosts `a`, `b`, `c` and so on around one router, `core`, with a wire from each to it. At most 26.
+    /// Hosts `a`, `b`, `c` and so on around one router, `core`, with a wire from each to it. At most
+    /// [`MESH_MAX`].
     #[must_use]
     pub fn mesh(hosts: usize) -> Self {
         let mut plan = Self::default();
@@ -269,6 +270,9 @@ impl Plan {
         addresses(index, side)
     }
 }
+
+/// Hosts of a mesh: they have one letter each.
+pub(crate) const MESH_MAX: usize = 26;
 
 /// The MTU of wires: what our datagrams need at most, and a little more.
 const JUMBO: u32 = 9_200;

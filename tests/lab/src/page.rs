@@ -58,16 +58,14 @@ impl Page {
         self.find(name, labels).map(|value| value.parse::<f64>().unwrap()).sum()
     }
 
-    /// The same page with one such series one higher.
+    /// Changes the value of one such series.
     ///
     /// # Panics
-    /// When there is no such series, or its value is no whole number.
-    #[must_use]
-    pub fn with_one_more(&self, name: &str, labels: &[&str]) -> Self {
-        let mut page = self.clone();
-        let (_, value) = page.series.iter_mut().find(|(series, _)| is(series, name, labels)).unwrap();
-        *value = (value.parse::<u64>().unwrap() + 1).to_string();
-        page
+    /// When there is no such series.
+    pub fn change(&mut self, name: &str, labels: &[&str], by: f64) {
+        let found = self.series.iter_mut().find(|(series, _)| is(series, name, labels));
+        let (_, value) = found.unwrap_or_else(|| panic!("there is no {name} with {labels:?}"));
+        *value = (value.parse::<f64>().unwrap() + by).to_string();
     }
 
     /// Families in the order of the page, as its TYPE lines name them, with their types.

@@ -20,15 +20,15 @@ pub enum Privilege {
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
     /// Neither root nor user namespaces.
-    #[error(
-        "network namespaces: {0} (run as root, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, \
-         and on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0)"
-    )]
+    #[error("making network namespaces: {0}{REMEDY}")]
     Namespaces(Errno),
     /// No identity in the user namespace.
-    #[error("becoming root in a user namespace: {0}")]
+    #[error("becoming root in a user namespace of its own: {0}{REMEDY}")]
     Identity(io::Error),
 }
+
+const REMEDY: &str = " (run as root, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, and on Ubuntu \
+                      kernel.apparmor_restrict_unprivileged_userns=0)";
 
 /// Set to `user`, it makes root use a user namespace like everybody else.
 const FORCE: &str = "PATHMETER_LAB_NAMESPACE";

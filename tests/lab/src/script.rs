@@ -7,7 +7,7 @@
 //! phases:
 //!   - datagrams: 5000
 //!     wires: {a-b: {forward: {delay: 5ms, loss: 2%}, reverse: {delay: 5ms}}}
-//! expect: {lost_forward: 50..150}     # of the truth: that the scenario does what it says
+//! expect: {lost_forward: 50..}        # of the truth: that the scenario does what it says
 //! ```
 
 use std::collections::BTreeMap;
@@ -18,7 +18,8 @@ use std::time::Duration;
 use pathmeter_proto::sim::{Corruption, Jitter, Link, Loss, Queue, Rewrite};
 use serde::Deserialize;
 
-use crate::net::{Cable, Plan};
+use crate::net::{Cable, MESH_MAX, Plan};
+use crate::truth::Counts;
 
 /// A scenario.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,6 +27,9 @@ use crate::net::{Cable, Plan};
 pub struct Script {
     /// What it shows, in a sentence.
     pub about: String,
+    /// How it is played.
+    #[serde(default)]
+    pub act: Act,
     /// The network.
     pub topology: Topology,
     /// Keys of the probe, as the configuration has them.
@@ -33,7 +37,7 @@ pub struct Script {
     pub probe: serde_yaml::Mapping,
     /// How many probes measure at once.
     #[serde(default = "one")]
-    pub paths: u32,
+    pub paths: u16,
     /// Whether the agents have a key.
     #[serde(default)]
     pub authenticated: bool,
@@ -43,20 +47,51 @@ pub struct Script {
     /// What can be known of the direction of losses.
     #[serde(default)]
     pub evidence: Evidence,
-    /// Routers that TTLs tell of, forward and reverse.
-    #[serde(default)]
-    pub hops: Option<[u64; 2]>,
     /// Whether it takes too long for every push.
     #[serde(default)]
     pub long: bool,
     /// One after the other. In front of them and behind them the links only delay and write over what the first does.
+    #[serde(default)]
     pub phases: Vec<Phase>,
     /// Ranges of the truth's counts.
     #[serde(default)]
-    pub expect: BTreeMap<String, Range>,
+    pub expect: BTreeMap<CountName, Range>,
 }
 
-fn one() -> u32 {
+/// How a scenario is played. All but the first are code of the trials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Act {
+    /// The phases, one after the other.
+    #[default]
+    Phases,
+    /// The same with two busy loops for each core.
+    Busy,
+    /// The prober's process is stopped for a while between two plays of the phases.
+    StopProber,
+    /// The responder's is.
+    StopResponder,
+    /// The prober's process is stopped until its socket overflows.
+    DrownProber,
+    /// The responder's is.
+    DrownResponder,
+    /// The wall clock of either agent is stepped and slewed.
+    WrongClocks,
+    /// The host of either agent sleeps.
+    Suspend,
+    /// What was exported is changed afterwards, and that must be noticed.
+    Planted,
+    /// Of several equal ways one is bad: as in the phases, on a way that takes some of the flows.
+    OneBadWay,
+    /// In a mesh one uplink is bad.
+    OneBadUplink,
+    /// The MTU of the path is clamped in silence.
+    MtuBlackHole,
+    /// A router in the middle has a smaller MTU.
+    MtuRouter,
+}
+
+fn one() -> u16 {
     1
 }
 
@@ -105,13 +140,13 @@ pub struct LinkText {
     corruption: Option<CorruptionText>,
     queue: Option<QueueText>,
     mtu: Option<usize>,
-    dscp: Option<u8>,
-    ecn: Option<u8>,
+    dscp: Option<Below<64>>,
+    ecn: Option<Below<4>>,
     ttl: Option<u8>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields)]
 enum JitterText {
     Uniform { uniform: Span },
     Normal { normal: Span },
@@ -119,19 +154,21 @@ enum JitterText {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Pareto {
     scale: Span,
     shape: f64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Held {
     share: Share,
     by: Span,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields)]
 enum LossText {
     Random(Share),
     Every {
@@ -152,12 +189,14 @@ fn all() -> Share {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct CorruptionText {
     share: Share,
     noticed: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct QueueText {
     rate: BitRate,
     #[serde(default)]
@@ -198,15 +237,16 @@ impl LinkText {
             burst: queue.burst,
             room: queue.room,
         });
-        link.mtu = self.mtu;
         link
     }
 
-    /// The same link with nothing but its delay and what it writes over: no datagram is harmed.
+    /// The same link with nothing but its delay, its MTU and what it writes over: no echo is harmed.
     #[must_use]
     pub fn calm(&self) -> Link {
         let mut link = Link::perfect(self.delay.nanos());
-        link.rewrite = Rewrite { dscp: self.dscp, ecn: self.ecn, ttl: self.ttl };
+        link.mtu = self.mtu;
+        let [dscp, ecn] = [self.dscp.map(|dscp| dscp.0), self.ecn.map(|ecn| ecn.0)];
+        link.rewrite = Rewrite { dscp, ecn, ttl: self.ttl };
         link
     }
 }
@@ -248,9 +288,37 @@ impl TryFrom<String> for Topology {
             ["pair"] => Ok(Self::Pair),
             ["chain", count] => Ok(Self::Chain(number(count)?)),
             ["diamond", count] => Ok(Self::Diamond(number(count)?)),
+            ["mesh", count] if number(count)? > MESH_MAX => Err(format!("{text}: at most {MESH_MAX} hosts")),
             ["mesh", count] => Ok(Self::Mesh(number(count)?)),
             _ => Err(format!("{text} is no topology (pair, chain N, diamond N, mesh N)")),
         }
+    }
+}
+
+/// A number below a bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u8")]
+struct Below<const BOUND: u8>(u8);
+
+impl<const BOUND: u8> TryFrom<u8> for Below<BOUND> {
+    type Error = String;
+
+    fn try_from(number: u8) -> Result<Self, String> {
+        (number < BOUND).then_some(Self(number)).ok_or_else(|| format!("{number} is not below {BOUND}"))
+    }
+}
+
+/// The name of a count of the truth.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct CountName(pub String);
+
+impl TryFrom<String> for CountName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let is_known = Counts::default().named(&text).is_some();
+        is_known.then(|| Self(text.clone())).ok_or_else(|| format!("the truth has no count {text}"))
     }
 }
 
@@ -288,7 +356,7 @@ impl TryFrom<String> for Span {
             .iter()
             .find_map(|(name, unit)| Some((text.strip_suffix(name)?.parse::<f64>().ok()?, unit)))
             .ok_or_else(|| format!("{text} is no span of time (us, ms, s)"))?;
-        Ok(Self(Duration::from_secs_f64(number * unit)))
+        Duration::try_from_secs_f64(number * unit).map(Self).map_err(|error| format!("{text}: {error}"))
     }
 }
 
@@ -323,7 +391,7 @@ impl TryFrom<String> for BitRate {
     }
 }
 
-/// Whole numbers: `7`, or `10..20`, both included.
+/// Whole numbers: `7`, `10..20`, both included, or `10..`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "serde_yaml::Value")]
 pub struct Range(pub RangeInclusive<u64>);
@@ -336,8 +404,9 @@ impl TryFrom<serde_yaml::Value> for Range {
             return Ok(Self(number..=number));
         }
         let ends = value.as_str().and_then(|text| text.split_once(".."));
-        let ends = ends.and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
-        ends.map(|(from, to)| Self(from..=to)).ok_or_else(|| format!("{value:?} is no range (10..20)"))
+        let end = |to: &str| if to.is_empty() { Some(u64::MAX) } else { to.parse().ok() };
+        let ends = ends.and_then(|(from, to)| Some((from.parse().ok()?, end(to)?)));
+        ends.map(|(from, to)| Self(from..=to)).ok_or_else(|| format!("{value:?} is no range (10..20, 10..)"))
     }
 }
 

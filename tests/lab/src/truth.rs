@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use pathmeter_proto::sim::Corruption;
+use pathmeter_proto::time::WallTime;
+use pathmeter_proto::wire::{NtpTime, PeerTimestamp};
 
 use crate::frame::UDP;
 use crate::script;
@@ -24,6 +26,8 @@ pub struct Rules {
     pub late_after: Duration,
     /// A later reply is none.
     pub lost_after: Duration,
+    /// Routers behind the last wire, forward and reverse: what they do to TTLs the wires do not see.
+    pub unseen: [u64; 2],
 }
 
 /// Every echo that left the prober, by flow and sequence number.
@@ -36,16 +40,23 @@ pub struct Echoes {
 /// A datagram's name: where it was sent from, session identifier, sequence number.
 type Name = (SocketAddr, u16, u32);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Echo {
     left: Option<u64>,
     tos: u8,
-    /// When each undamaged copy of the request reached the responder's host, and with which type of service.
-    requests: Vec<(Span, u8)>,
+    /// Undamaged copies of the request that reached the responder's host.
+    requests: Vec<Request>,
     /// When each reply left the responder's host.
     replies: Vec<Reply>,
     /// Undamaged copies of replies that reached the prober's host.
     answers: Vec<Answer>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Request {
+    at: Span,
+    tos: u8,
+    ttl: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +65,8 @@ struct Reply {
     /// The responder's own sequence number: no two replies of a flow have the same.
     number: u32,
     tos: u8,
+    /// How much earlier than it left its own timestamp (T3) is. What a prober takes for the network's.
+    lag: u64,
 }
 
 /// Between two readings of the clock.
@@ -65,6 +78,7 @@ struct Answer {
     /// Of which reply.
     number: u32,
     tos: u8,
+    ttl: u8,
 }
 
 /// How many echoes had which fate.
@@ -102,6 +116,13 @@ pub struct Counts {
     pub remarked: [u64; 2],
     /// Answered echoes that arrived marked "congestion experienced", forward and reverse.
     pub congested: [u64; 2],
+    /// Sum of the round trips of all that were answered, in nanoseconds.
+    pub round_trips: u64,
+    /// By how much that sum may be off because the wire could not read the clock in the very moment, or the responder's own
+    /// timestamp was early.
+    pub round_trips_doubt: u64,
+    /// Routers on the way of what arrived last, by its TTL, forward and reverse.
+    pub hops: [u64; 2],
     /// Pairs of neighbours that were both ok.
     pub neighbours: u64,
     /// Sum over them of the difference between their round trips, in nanoseconds.
@@ -193,7 +214,7 @@ impl Echoes {
     }
 
     fn reached(&mut self, request: &Passage, rules: &Rules) {
-        let copies = whole(request, rules).map(|(exit, at)| (at, exit.tos));
+        let copies = whole(request, rules).map(|(exit, at)| Request { at, tos: exit.tos, ttl: exit.ttl });
         let Some(echo) = self.of(&request.head, Role::Request, rules) else {
             self.sized[0] += copies.count() as u64;
             return;
@@ -208,16 +229,24 @@ impl Echoes {
             return;
         };
         let (number, tos) = (number(&reply.head, 0), reply.head.datagram.tos);
-        echo.replies.push(Reply { at: reply.at, number, tos });
+        echo.replies.push(Reply { at: reply.at, number, tos, lag: lag(reply, rules) });
         echo.replies.sort_unstable();
     }
 
     fn answered(&mut self, reply: &Passage, rules: &Rules) {
         let Some(echo) = self.of(&reply.head, Role::Reply, rules) else { return };
         let number = number(&reply.head, 0);
-        let answer = |(exit, at): (&Exit, Span)| Answer { at, number, tos: exit.tos };
+        let answer = |(exit, at): (&Exit, Span)| Answer { at, number, tos: exit.tos, ttl: exit.ttl };
         echo.answers.extend(whole(reply, rules).map(answer));
         echo.answers.sort_unstable_by_key(|answer| answer.at);
+    }
+
+    /// Those that were sent from some ports.
+    #[must_use]
+    pub fn from_ports(&self, ports: &Range<u16>) -> Self {
+        let is_meant = |name: &Name| ports.contains(&name.0.port());
+        let echoes = self.echoes.iter().filter(|(name, _)| is_meant(name));
+        Self { echoes: echoes.map(|(name, echo)| (*name, echo.clone())).collect(), sized: [0, 0] }
     }
 
     /// Those that left within some time, in nanoseconds since 1970.
@@ -252,6 +281,7 @@ impl Echoes {
             echo.count(&mut counts, rules);
         }
         counts.reordered = self.reordered(rules);
+        counts.hops = self.hops(rules);
         self.count_runs(&mut counts, rules);
         counts
     }
@@ -266,6 +296,15 @@ impl Echoes {
             *all += 1;
         }
         flows
+    }
+
+    fn hops(&self, rules: &Rules) -> [u64; 2] {
+        let answered = self.echoes.values().filter_map(|echo| Some((echo, echo.answer(rules)?)));
+        let Some((echo, answer)) = answered.max_by_key(|(_, answer)| answer.at) else { return [0, 0] };
+        let request = echo.reply(answer).and_then(|(index, _)| echo.requests.get(index));
+        // All our datagrams start with 255.
+        let forward = request.map_or(0, |request| 255 - u64::from(request.ttl));
+        [forward + rules.unseen[0], 255 - u64::from(answer.ttl) + rules.unseen[1]]
     }
 
     fn reordered(&self, rules: &Rules) -> u64 {
@@ -315,11 +354,13 @@ impl Echo {
         let times = self.answers.iter().map(|answer| u128::from(answer.at.0 - self.left.unwrap_or_default()));
         counts.doubtful += times.filter(|time| near(*time, rules.lost_after)).count() as u64;
         match (self.answer(rules), self.round_trip(rules)) {
-            (Some(answer), Some((rtt, _))) => {
+            (Some(answer), Some((rtt, doubt))) => {
                 counts.doubtful += u64::from(near(rtt, rules.late_after));
                 let is_late = rtt > rules.late_after.as_nanos();
                 counts.late += u64::from(is_late);
                 counts.ok += u64::from(!is_late);
+                counts.round_trips += u64::try_from(rtt).expect("below a minute");
+                counts.round_trips_doubt += doubt;
                 self.count_classes(counts, answer);
             }
             (None, _) | (_, None) if self.requests.is_empty() => counts.lost_forward += 1,
@@ -329,7 +370,7 @@ impl Echo {
 
     fn count_classes(&self, counts: &mut Counts, answer: &Answer) {
         let Some((index, reply)) = self.reply(answer) else { return };
-        let forward = self.requests.get(index).map(|(_, tos)| (self.tos, *tos));
+        let forward = self.requests.get(index).map(|request| (self.tos, request.tos));
         let reverse = Some((reply.tos, answer.tos));
         for (way, class) in [forward, reverse].into_iter().enumerate() {
             let Some((before, after)) = class else { continue };
@@ -357,18 +398,24 @@ impl Echo {
     fn round_trip(&self, rules: &Rules) -> Option<(u128, u64)> {
         let answer = self.answer(rules)?;
         let (index, reply) = self.reply(answer)?;
-        let (reached, _) = *self.requests.get(index)?;
+        let reached = self.requests.get(index)?.at;
         let turnaround = reply.at.saturating_sub(middle(reached));
         let elapsed = middle(answer.at) - self.left?;
-        let doubt = (reached.1 - reached.0) + (answer.at.1 - answer.at.0);
+        let doubt = (reached.1 - reached.0) + (answer.at.1 - answer.at.0) + reply.lag;
         Some((u128::from(elapsed.saturating_sub(turnaround)), doubt))
     }
 }
 
 /// Everything of this measurement that passed a stage.
 fn passages(stage: &Stage<'_>, rules: &Rules) -> Vec<(Passage, Role)> {
-    let logs = stage.iter().flat_map(|wire| wire.log());
-    logs.filter_map(|passage| rules.role(&passage.head).map(|role| (passage, role))).collect()
+    let mut passages = Vec::new();
+    for wire in stage {
+        wire.read(|log| {
+            let mine = log.iter().filter_map(|passage| Some((passage.clone(), rules.role(&passage.head)?)));
+            passages.extend(mine);
+        });
+    }
+    passages
 }
 
 /// Copies that came out undamaged, and when.
@@ -376,6 +423,17 @@ fn whole<'a>(passage: &'a Passage, rules: &'a Rules) -> impl Iterator<Item = (&'
     let copies = passage.outcome.iter().flatten().flatten();
     let is_whole = |exit: &&Exit| exit.damage.is_none_or(|damage| is_harmless(&passage.head, damage, rules));
     copies.filter(is_whole).filter_map(|exit| Some((exit, exit.left?)))
+}
+
+/// How much earlier than it left a reply's own timestamp is. Nothing is said of one that is far off, or of the future: a clock is
+/// wrong there.
+fn lag(reply: &Passage, rules: &Rules) -> u64 {
+    const LAG_MAX: u64 = 500_000_000;
+    let at = if rules.is_authenticated { 16 } else { 4 };
+    let stamp = reply.head.payload[at..at + 8].try_into().expect("eight");
+    let written = PeerTimestamp::from_ntp(u64::from_be_bytes(stamp));
+    let left = PeerTimestamp::from_ntp(NtpTime::from(WallTime::from_nanos(reply.at)).0);
+    u64::try_from(left.signed_since(written)).ok().filter(|lag| *lag <= LAG_MAX).unwrap_or_default()
 }
 
 /// Whether it is about the path MTU: the first extension is ours, and says that the reply shall be brief.
@@ -398,15 +456,17 @@ fn is_harmless(head: &Head, (byte, who): (usize, Corruption), rules: &Rules) -> 
 #[must_use]
 pub fn forged(wire: &Wire, rules: &Rules) -> [u64; 2] {
     let mut forged = [0, 0];
-    for passage in wire.log() {
-        let Some(role) = rules.role(&passage.head) else { continue };
-        let copies = passage.outcome.iter().flatten().flatten();
-        let damages = copies.filter_map(|exit| exit.damage);
-        let is_forged = |damage: &(usize, Corruption)| {
-            damage.1 == Corruption::Unnoticed && !is_harmless(&passage.head, *damage, rules)
-        };
-        forged[role as usize] += damages.filter(is_forged).count() as u64;
-    }
+    wire.read(|log| {
+        for passage in log {
+            let Some(role) = rules.role(&passage.head) else { continue };
+            let copies = passage.outcome.iter().flatten().flatten();
+            let damages = copies.filter_map(|exit| exit.damage);
+            let is_forged = |damage: &(usize, Corruption)| {
+                damage.1 == Corruption::Unnoticed && !is_harmless(&passage.head, *damage, rules)
+            };
+            forged[role as usize] += damages.filter(is_forged).count() as u64;
+        }
+    });
     forged
 }
 
@@ -419,13 +479,10 @@ fn middle((from, to): Span) -> u64 {
 }
 
 impl Counts {
-    /// A count by its name, as scenarios call it.
-    ///
-    /// # Panics
-    /// When there is none of this name.
+    /// A count by its name, as scenarios call it; `None`: there is none of this name.
     #[must_use]
-    pub fn named(&self, name: &str) -> u64 {
-        match name {
+    pub fn named(&self, name: &str) -> Option<u64> {
+        Some(match name {
             "sent" => self.sent,
             "ok" => self.ok,
             "late" => self.late,
@@ -439,17 +496,19 @@ impl Counts {
             "remarked_reverse" => self.remarked[1],
             "congested_forward" => self.congested[0],
             "congested_reverse" => self.congested[1],
-            _ => panic!("truth has no count {name}"),
-        }
+            "hops_forward" => self.hops[0],
+            "hops_reverse" => self.hops[1],
+            _ => return None,
+        })
     }
 
     /// Whether what a scenario set out to do came about.
     ///
     /// # Errors
     /// The first count that is not in its range.
-    pub fn fits(&self, expected: &BTreeMap<String, script::Range>) -> Result<(), String> {
-        for (name, script::Range(range)) in expected {
-            let found = self.named(name);
+    pub fn fits(&self, expected: &BTreeMap<script::CountName, script::Range>) -> Result<(), String> {
+        for (script::CountName(name), script::Range(range)) in expected {
+            let found = self.named(name).expect("a script has only names that there are");
             if !range.contains(&found) {
                 return Err(format!("{name}: the wires made {found}, the scenario wants {range:?}"));
             }

@@ -64,12 +64,12 @@ pub struct Head {
 pub struct Exit {
     /// When, between two readings of the clock; `None` while it is under way.
     pub left: Option<(u64, u64)>,
-    /// How many frames had come out of the wire before it, either way.
-    pub order: u64,
     /// Whether a bit was changed, in which byte of the payload, and who notices.
     pub damage: Option<(usize, Corruption)>,
     /// Type of service as it came out.
     pub tos: u8,
+    /// Time to live as it came out.
+    pub ttl: u8,
 }
 
 /// A running wire.
@@ -89,11 +89,12 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     links: [Link; 2],
-    random: Random,
+    /// One for each way: what goes one way does not decide what becomes of what goes the other.
+    random: [Random; 2],
     log: Vec<Passage>,
     /// UDP datagrams that entered, by way.
     entered: [usize; 2],
-    /// Frames that the kernel dropped before or behind the link: each makes the log untrue.
+    /// Frames that the kernel dropped before we took them, or did not take from us: each makes the log untrue.
     missed: u64,
 }
 
@@ -105,7 +106,7 @@ impl Wire {
         let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap());
         let state = State {
             links: [Link::perfect(0), Link::perfect(0)],
-            random: Random::new(seed),
+            random: [Random::new(seed), Random::new(!seed)],
             log: Vec::new(),
             entered: [0; 2],
             missed: 0,
@@ -117,7 +118,6 @@ impl Wire {
             bell: Arc::clone(&bell),
             under_way: BinaryHeap::new(),
             taken: 0,
-            order: 0,
         };
         let thread = namespace.spawn(move || carrier.run());
         Self { shared, bell, thread: Some(thread) }
@@ -136,15 +136,15 @@ impl Wire {
         self.shared.state.lock().unwrap().entered[way as usize]
     }
 
-    /// The truth so far, in the order in which datagrams entered.
+    /// Reads the truth so far, in the order in which datagrams entered. Frames wait meanwhile.
     ///
     /// # Panics
-    /// When the kernel dropped a frame at the wire, which nobody would know of.
-    #[must_use]
-    pub fn log(&self) -> Vec<Passage> {
+    /// When the kernel dropped a frame before the wire could take it, or would not take one from it: its log is then not
+    /// the truth.
+    pub fn read<T>(&self, look: impl FnOnce(&[Passage]) -> T) -> T {
         let state = self.shared.state.lock().unwrap();
         assert_eq!(state.missed, 0, "the kernel dropped frames at the wire: its log is not the truth");
-        state.log.clone()
+        look(&state.log)
     }
 }
 
@@ -169,7 +169,6 @@ struct Carrier {
     under_way: BinaryHeap<Reverse<Transit>>,
     /// Frames that were given a number.
     taken: u64,
-    order: u64,
 }
 
 /// A copy on its way.
@@ -235,7 +234,7 @@ impl Carrier {
         let mut state = self.shared.state.lock().unwrap();
         let State { links, random, log, entered, .. } = &mut *state;
         entered[way as usize] += usize::from(datagram.protocol == UDP);
-        let outcome = links[way as usize].pass(random, at, parcel);
+        let outcome = links[way as usize].pass(&mut random[way as usize], at, parcel);
         let entry = log.len();
         let mut set_off = |delivery: Delivery, copy: usize| {
             let mut frame = frame.to_vec();
@@ -243,7 +242,7 @@ impl Carrier {
             let entry = Some((entry, copy));
             self.under_way.push(Reverse(Transit { due: delivery.at, number: number(), way, entry, frame }));
             let damage = byte.zip(delivery.damage.map(|(_, who)| who));
-            Exit { left: None, order: u64::MAX, damage, tos: delivery.tos }
+            Exit { left: None, damage, tos: delivery.tos, ttl: delivery.ttl }
         };
         let outcome = outcome.map(|[first, second]| {
             [first.map(|delivery| set_off(delivery, 0)), second.map(|delivery| set_off(delivery, 1))]
@@ -264,9 +263,8 @@ impl Carrier {
                 && let Ok(copies) = &mut state.log[entry].outcome
                 && let Some(exit) = &mut copies[copy]
             {
-                (exit.left, exit.order) = (Some((before, after)), self.order);
+                exit.left = Some((before, after));
             }
-            self.order += 1;
         }
     }
 }
