@@ -36,14 +36,6 @@ struct Truth {
     replies: Vec<TrueReply>,
 }
 
-impl Truth {
-    /// Whether it reached the responder within the span after which a report that does not know it counts as evidence. What
-    /// was under way for longer may have been missing when the responder reported.
-    fn had_reached(&self, within: Duration) -> bool {
-        self.reached_responder.is_some_and(|at| at - self.left_truly <= nanos(within))
-    }
-}
-
 #[derive(Debug, Clone, Copy)]
 struct TrueReply {
     at: Timestamp,
@@ -52,6 +44,8 @@ struct TrueReply {
     at_truly: u64,
     /// What the responder took, in true nanoseconds.
     turnaround_truly: u64,
+    /// When it left the responder, in true nanoseconds.
+    left_truly: u64,
 }
 
 /// What a prober reported, counted.
@@ -133,25 +127,27 @@ impl Ledger {
         truth.left_truly = truly;
     }
 
-    /// A copy of a request that arrived at `truly`, in true nanoseconds, was answered by the responder.
+    /// A copy of a request was answered by the responder, at `truly` in true nanoseconds.
     pub fn reached_responder(&mut self, id: (u8, u64), truly: u64) {
         self.answered += 1;
         self.datagrams.entry(id).or_default().reached_responder.get_or_insert(truly);
     }
 
-    /// An undamaged copy of a reply was handed to the prober's socket. Times as the hosts' clocks see them, and truly.
+    /// An undamaged copy of a reply was handed to the prober's socket. Times as the hosts' clocks see them, and truly; and when it
+    /// left the responder, truly.
     pub fn reached_prober(
         &mut self,
         id: (u8, u64),
         (at, at_truly): (Timestamp, u64),
         turnaround: (Duration, u64),
+        left_truly: u64,
     ) {
         let truth = self.datagrams.entry(id).or_default();
         if truth.replies.is_empty() {
             self.order.push(id);
         }
         let (turnaround, turnaround_truly) = turnaround;
-        truth.replies.push(TrueReply { at, turnaround, at_truly, turnaround_truly });
+        truth.replies.push(TrueReply { at, turnaround, at_truly, turnaround_truly, left_truly });
     }
 
     /// Compares what was reported with what happened.
@@ -193,7 +189,7 @@ impl Ledger {
                         return Err(format!("{id:?} is {verdict:?} after {rtt:?}"));
                     }
                 }
-                (Verdict::Lost(Direction::Forward), None) if truth.had_reached(late_after / 4) => {
+                (Verdict::Lost(Direction::Forward), None) if self.was_always_there(*id, truth) => {
                     return Err(format!("{id:?} is lost forward and had reached the responder"));
                 }
                 (Verdict::Lost(Direction::Reverse), None) if truth.reached_responder.is_none() => {
@@ -252,6 +248,15 @@ impl Ledger {
             compared += 1;
         }
         Ok(compared)
+    }
+
+    /// Whether it had reached the responder before every reply to something later that the prober heard: then no report can
+    /// have said that it was missing.
+    fn was_always_there(&self, (flow, sequence): (u8, u64), truth: &Truth) -> bool {
+        let Some(reached) = truth.reached_responder else { return false };
+        let later = self.datagrams.range((flow, sequence + 1)..=(flow, u64::MAX)).map(|(_, truth)| truth);
+        let mut reports = later.flat_map(|truth| &truth.replies).map(|reply| reply.left_truly);
+        reports.all(|left| reached < left)
     }
 
     /// RFC 4737, from the order in which first copies arrived in time.

@@ -97,6 +97,8 @@ enum Event {
         is_damaged: bool,
         tos: u8,
         ttl: u8,
+        /// When it left the responder, in true nanoseconds.
+        left: u64,
     },
 }
 
@@ -234,7 +236,7 @@ impl World {
                     let wakes = self.wakes(&self.there.pace.clone(), truth);
                     self.schedule(wakes, Event::ResponderWakes);
                 }
-                Event::Reply { bytes, id, turnaround, flow, is_damaged, tos, ttl } => {
+                Event::Reply { bytes, id, turnaround, flow, is_damaged, tos, ttl, left } => {
                     if self.here.queue > 0 && here.waiting.len() >= self.here.queue {
                         here.dropped += 1;
                         self.ledger.dropped_at_prober += 1;
@@ -243,7 +245,8 @@ impl World {
                     if is_damaged {
                         self.ledger.corrupted_replies += 1;
                     } else {
-                        self.ledger.reached_prober(id, (self.here.clock.monotonic(truth), truth), turnaround);
+                        let at = (self.here.clock.monotonic(truth), truth);
+                        self.ledger.reached_prober(id, at, turnaround, left);
                     }
                     let stamp = self.here.clock.wall(truth);
                     here.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos, ttl });
@@ -381,7 +384,7 @@ impl World {
                         self.answer(responder, &clock, busy, &send, &arena, &waiting, turnaround);
                     }
                     Step::Report(ResponderReport::Answered) => {
-                        self.ledger.reached_responder(waiting.id, waiting.arrived);
+                        self.ledger.reached_responder(waiting.id, busy);
                     }
                     Step::Report(ResponderReport::Refused(_) | ResponderReport::Sources(_)) => {}
                     Step::Wait(_) | Step::Finished => break,
@@ -418,6 +421,7 @@ impl World {
                 is_damaged: delivery.damage.is_some(),
                 tos: delivery.tos,
                 ttl: delivery.ttl,
+                left: truth,
             };
             self.schedule(delivery.at, event);
         }
