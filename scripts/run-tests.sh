@@ -18,8 +18,10 @@ case "${1:-all}" in
 esac
 
 if command -v cargo-nextest >/dev/null; then
-  cargo nextest run --locked --all-features --no-fail-fast "${what[@]}" "${only[@]}"
-else
-  [ "${what[0]}" = --workspace ] && what+=(--lib --bins --tests)
-  cargo test --locked --all-features --no-fail-fast "${what[@]}" -- "${only[@]}"
+  exec cargo nextest run --locked --all-features --no-fail-fast "${what[@]}" "${only[@]}"
 fi
+if [ "${1:-all}" = all ]; then
+  cargo test --locked --all-features --no-fail-fast --workspace --lib --bins --test it
+fi
+# One at a time: some of the lab's trials keep every core busy.
+exec cargo test --locked --all-features --test lab -- "${only[@]}" --test-threads 1

@@ -284,6 +284,7 @@ impl Fleet {
     }
 
     fn search(&self, key: &PathKey, plan: &Plan, discovery: &Discovery, keys: &KeyRing) -> NewSearch {
+        discovery.series.begin_again(discovery.choice.ceiling);
         let spec = mtu::Spec {
             to: plan.to,
             ssid: 0,

@@ -68,19 +68,20 @@ pub const VARIABLE: &str = "PATHMETER_CLOCK_DRILL";
 
 static DRILL: OnceLock<Drill> = OnceLock::new();
 
-/// Takes the schedule from the environment; without one the clocks are true.
+/// Takes the schedule from the environment, and says whether there is one; without it the clocks are true.
 ///
 /// # Errors
 /// [`DrillError`] shows which event cannot be read, and why.
 ///
 /// # Panics
 /// When somebody has looked at a clock already.
-pub fn begin() -> Result<(), DrillError> {
-    if let Some(schedule) = env::var_os(VARIABLE) {
+pub fn begin() -> Result<bool, DrillError> {
+    let schedule = env::var_os(VARIABLE);
+    if let Some(schedule) = &schedule {
         let drill = Drill::read(&schedule.to_string_lossy())?;
         DRILL.set(drill).expect("nobody looks at a clock before the program has begun");
     }
-    Ok(())
+    Ok(schedule.is_some())
 }
 
 /// Why a schedule cannot be read.

@@ -37,6 +37,11 @@ impl PathMtuSeries {
         u16::try_from(self.bytes.get()).ok().filter(|bytes| *bytes > 0)
     }
 
+    /// Another search goes on with this, which looks no further than `ceiling`.
+    pub fn begin_again(&self, ceiling: u16) {
+        self.bytes.set(self.bytes.get().min(ceiling.into()));
+    }
+
     /// Takes note of a report.
     pub fn record(&self, report: &Report) {
         match report {

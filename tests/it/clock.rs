@@ -19,11 +19,14 @@ fn assert_round_trips_are_right(page: &Page) {
     for name in ["late_total", "lost_total", "host_dropped_total", "mismatched_total", "user_stamps_total"] {
         assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
     }
-    // A step that made a round trip shorter would leave less than the responder's own time.
-    assert_eq!(page.count("pathmeter_echo_responder_turnaround_invalid_total", &[]), 0, "{page}");
     let lag = page.seconds("pathmeter_echo_responder_transmit_lag_seconds_sum", &[]);
     assert!(lag < 100.0, "replies left the responder {lag} s late\n{page}");
     assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
+}
+
+/// Turnarounds that made sense. A step that made a round trip shorter would leave less than the responder's own time.
+fn assert_turnarounds_are_right(page: &Page) {
+    assert_eq!(page.count("pathmeter_echo_responder_turnaround_invalid_total", &[]), 0, "{page}");
 }
 
 /// Whether both loops have been through the drill, and told of no more than there was.
@@ -69,6 +72,7 @@ fn steps_slews_and_a_suspend_of_the_prober_change_no_round_trip() {
     });
     assert!(has_been_drilled(&page));
     assert_round_trips_are_right(&page);
+    assert_turnarounds_are_right(&page);
     let withdrawn = page.count("pathmeter_echo_withdrawn_total", &[]);
     assert!(withdrawn <= 25, "a suspend withdraws what is in flight, not what half a second sends\n{page}");
     assert!(page.count("pathmeter_echo_very_late_total", &[]) <= withdrawn, "{page}");
@@ -84,6 +88,7 @@ fn steps_slews_and_a_suspend_of_the_responder_are_not_seen_by_the_prober() {
         requests(page) >= before + 20 && is_decided(page)
     });
     assert_round_trips_are_right(&page);
+    assert_turnarounds_are_right(&page);
     for name in [
         "pathmeter_echo_very_late_total",
         "pathmeter_echo_withdrawn_total",
@@ -103,8 +108,9 @@ fn whatever_is_under_way_while_clocks_are_stepped_is_measured_right() {
         (0..40).map(step).collect::<Vec<_>>().join(", ")
     };
     let [(agent, _a), (other, _b)] = agents("2ms", Some(&steps(300)), Some(&steps(310)));
-    // A busy loop notices some of them together.
-    let has_stepped = |page: &Page| page.count("pathmeter_clock_steps_total", &[]) >= 30;
+    // A loop that did not run for long notices many of them together. Then it cannot place what was stamped between two of
+    // them, so that a turnaround may make no sense, which is seen, and costs no more than that.
+    let has_stepped = |page: &Page| page.count("pathmeter_clock_steps_total", &[]) >= 4;
     other.page_when("steps of the responder", has_stepped);
     agent.page_when("steps of the prober", has_stepped);
     let page = agent.page_when("a thousand answers", |page| requests(page) >= 1_000);

@@ -42,7 +42,7 @@ pub struct Spec {
     pub lost_after: Duration,
     /// Authenticated mode with these keys; `None`: open mode.
     pub keys: Option<Arc<Keys>>,
-    /// What an earlier search found: it is confirmed first, and means nothing above the ceiling.
+    /// What an earlier search found: it is confirmed first. Above the ceiling it counts as the ceiling.
     pub known: Option<u16>,
     /// Decides phase, jitter and the session's number.
     pub seed: u64,
@@ -202,7 +202,8 @@ impl Search {
         let session = mix(spec.seed ^ mix(0x6d74_7500)) as u32;
         let phase = Duration::from_nanos(mix(spec.seed) % nanos(spec.interval).max(1));
         Self {
-            known: spec.known.filter(|known| (limits.small..=limits.ceiling).contains(known)),
+            // What carries a long packet carries the ceiling.
+            known: spec.known.filter(|known| *known >= limits.small).map(|known| known.min(limits.ceiling)),
             occasion: Occasion::Rest(at + phase),
             bracket: Bracket::new(limits),
             limits,
