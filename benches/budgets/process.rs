@@ -17,6 +17,59 @@ pub(crate) fn cpu_of(pid: u32) -> io::Result<Duration> {
     read(clock)
 }
 
+/// CPU time of the threads of a process that have this name.
+pub(crate) fn cpu_of_threads(pid: u32, name: &str) -> io::Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.path();
+        if fs::read_to_string(task.join("comm"))?.trim_end() == name {
+            let said = fs::read_to_string(task.join("schedstat"))?;
+            let nanos = said.split(' ').next().and_then(|nanos| nanos.parse().ok());
+            sum += Duration::from_nanos(nanos.ok_or_else(|| io::Error::other("schedstat is empty"))?);
+        }
+    }
+    Ok(sum)
+}
+
+/// CPU time that all programs have used, on all cores, and what the hypervisor took.
+pub(crate) fn cpu_of_all() -> io::Result<Duration> {
+    const TICKS_A_SECOND: f64 = 100.0;
+    let text = fs::read_to_string("/proc/stat")?;
+    let ticks: Vec<f64> =
+        text.lines().next().unwrap_or("").split(' ').filter_map(|n| n.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal.
+    let busy = [0, 1, 2, 5, 6, 7].iter().filter_map(|place| ticks.get(*place)).sum::<f64>();
+    Ok(Duration::from_secs_f64(busy / TICKS_A_SECOND))
+}
+
+/// Datagrams that the kernel dropped at the IPv4 sockets that a process has open, by the kernel's own list.
+pub(crate) fn socket_drops(pid: u32) -> io::Result<f64> {
+    let mut inodes = Vec::new();
+    for descriptor in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // One may be closed meanwhile.
+        let Ok(target) = fs::read_link(descriptor?.path()) else { continue };
+        let inode = target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']'));
+        inodes.extend(inode.map(str::to_owned));
+    }
+    let sockets = fs::read_to_string("/proc/net/udp")?;
+    let fields = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let drops = fields.filter_map(|fields| {
+        let (inode, drops) = (*fields.get(9)?, *fields.last()?);
+        inodes.iter().any(|known| known == inode).then(|| drops.parse::<f64>().ok())?
+    });
+    Ok(drops.sum())
+}
+
+/// Datagrams that this network namespace dropped because a receive buffer was full, whoever it belonged to.
+pub(crate) fn receive_buffer_errors() -> io::Result<f64> {
+    let text = fs::read_to_string("/proc/net/snmp")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let place = names.split(' ').position(|name| name == "RcvbufErrors");
+    let value = place.and_then(|place| values.split(' ').nth(place)?.parse().ok());
+    value.ok_or_else(|| io::Error::other("/proc/net/snmp has no RcvbufErrors"))
+}
+
 /// CPU time of the calling thread.
 pub(crate) fn cpu_of_this_thread() -> Duration {
     read(libc::CLOCK_THREAD_CPUTIME_ID).expect("every thread has this clock")
