@@ -17,29 +17,41 @@ pub(crate) fn cpu_of(pid: u32) -> io::Result<Duration> {
     read(clock)
 }
 
-/// CPU time of the threads of a process that have this name.
-pub(crate) fn cpu_of_threads(pid: u32, name: &str) -> io::Result<Duration> {
-    let mut sum = Duration::ZERO;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let task = task?.path();
-        if fs::read_to_string(task.join("comm"))?.trim_end() == name {
-            let said = fs::read_to_string(task.join("schedstat"))?;
-            let nanos = said.split(' ').next().and_then(|nanos| nanos.parse().ok());
-            sum += Duration::from_nanos(nanos.ok_or_else(|| io::Error::other("schedstat is empty"))?);
-        }
-    }
-    Ok(sum)
+/// What the scheduler knows of the threads of a process that have one name.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Scheduled {
+    pub(crate) ran: Duration,
+    /// Could have run, and waited for a core.
+    pub(crate) waited: Duration,
 }
 
-/// CPU time that all programs have used, on all cores, and what the hypervisor took.
-pub(crate) fn cpu_of_all() -> io::Result<Duration> {
+impl Scheduled {
+    pub(crate) fn of(pid: u32, thread: &str) -> io::Result<Self> {
+        let mut sum = Self::default();
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let task = task?.path();
+            if fs::read_to_string(task.join("comm"))?.trim_end() == thread {
+                let said = fs::read_to_string(task.join("schedstat"))?;
+                let mut nanos = said.split(' ').filter_map(|nanos| nanos.parse().ok());
+                let mut next = || nanos.next().ok_or_else(|| io::Error::other("schedstat cannot be read"));
+                sum.ran += Duration::from_nanos(next()?);
+                sum.waited += Duration::from_nanos(next()?);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// CPU time of all programs on all cores, and what the hypervisor took of them.
+pub(crate) fn cpu_of_all() -> io::Result<(Duration, Duration)> {
     const TICKS_A_SECOND: f64 = 100.0;
     let text = fs::read_to_string("/proc/stat")?;
     let ticks: Vec<f64> =
         text.lines().next().unwrap_or("").split(' ').filter_map(|n| n.parse().ok()).collect();
+    let sum = |places: &[usize]| places.iter().filter_map(|place| ticks.get(*place)).fold(0.0, |a, b| a + b);
     // user, nice, system, idle, iowait, irq, softirq, steal.
-    let busy = [0, 1, 2, 5, 6, 7].iter().filter_map(|place| ticks.get(*place)).sum::<f64>();
-    Ok(Duration::from_secs_f64(busy / TICKS_A_SECOND))
+    let [programs, stolen] = [&[0, 1, 2, 5, 6][..], &[7]].map(|places| sum(places) / TICKS_A_SECOND);
+    Ok((Duration::from_secs_f64(programs), Duration::from_secs_f64(stolen)))
 }
 
 /// Datagrams that the kernel dropped at the IPv4 sockets that a process has open, by the kernel's own list.
@@ -57,7 +69,8 @@ pub(crate) fn socket_drops(pid: u32) -> io::Result<f64> {
         let (inode, drops) = (*fields.get(9)?, *fields.last()?);
         inodes.iter().any(|known| known == inode).then(|| drops.parse::<f64>().ok())?
     });
-    Ok(drops.sum())
+    // The sum of nothing would be −0.
+    Ok(drops.fold(0.0, |sum, drops| sum + drops))
 }
 
 /// Datagrams that this network namespace dropped because a receive buffer was full, whoever it belonged to.

@@ -9,6 +9,8 @@ mod totals;
 use std::io;
 use std::time::{Duration, Instant};
 
+use table::Column;
+
 use super::process;
 
 /// CPU time is read once in so long, and the middle of what was found is shown.
@@ -41,7 +43,7 @@ impl Meter {
     }
 }
 
-/// What programs take that have nothing to do with this.
+/// Who else takes the cores.
 #[derive(Debug)]
 struct Strangers {
     ours: Vec<u32>,
@@ -56,17 +58,23 @@ impl Strangers {
         Ok(Self { ours, meter: Meter::begin(used) })
     }
 
-    /// Cores that they have used since.
-    fn share(&mut self) -> io::Result<f64> {
+    /// Cores that other programs have used since, and that the hypervisor has.
+    fn shares(&mut self) -> io::Result<[f64; 2]> {
         let shares = self.meter.shares(Self::used(&self.ours)?);
-        Ok((shares[0] - shares[1..].iter().sum::<f64>()).max(0.0))
+        Ok([(shares[1] - shares[2..].iter().sum::<f64>()).max(0.0), shares[0]])
     }
 
     fn used(ours: &[u32]) -> io::Result<Vec<Duration>> {
-        let mut used = vec![process::cpu_of_all()?];
+        let (programs, stolen) = process::cpu_of_all()?;
+        let mut used = vec![stolen, programs];
         for pid in ours {
             used.push(process::cpu_of(*pid)?);
         }
         Ok(used)
+    }
+
+    fn show(shares: [f64; 2], column: &mut Column) {
+        column.add("all other programs", shares[0] * 100.0, "%");
+        column.add("the hypervisor", shares[1] * 100.0, "%");
     }
 }

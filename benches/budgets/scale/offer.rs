@@ -1,5 +1,6 @@
 //! Requests at a rate that does not wait for answers.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -45,10 +46,12 @@ pub(super) struct Offered {
     pub(super) span: Duration,
     /// Between arrival and reply, as the responder says; of one reply in 16, sorted.
     pub(super) turnarounds: Vec<Duration>,
-    /// Replies that were read, but for the first of each session.
+    /// Replies that were read of sessions of which one had been read before.
     pub(super) later: f64,
     /// Those of them that say that they are the first of their session.
     pub(super) begun_anew: f64,
+    /// Sessions of which a reply was read.
+    heard: HashSet<u32>,
 }
 
 /// Sockets that ask.
@@ -57,6 +60,8 @@ pub(super) struct Offer {
     inbox: Batch,
     found: Offered,
     read: u32,
+    /// Where in a datagram its session stands.
+    session_at: usize,
 }
 
 struct Source {
@@ -80,7 +85,13 @@ impl Offer {
             Ok(Source { socket, outbox, first: load::sessions(sessions), sessions, asked: 0 })
         });
         let sources = sources.collect::<io::Result<_>>()?;
-        Ok(Self { sources, inbox: Batch::new(BATCH), found: Offered::default(), read: 0 })
+        Ok(Self {
+            sources,
+            inbox: Batch::new(BATCH),
+            found: Offered::default(),
+            read: 0,
+            session_at: session_at(),
+        })
     }
 
     /// Asks so often a second for so long; `look` is called once in a `window`.
@@ -91,7 +102,6 @@ impl Offer {
         window: Duration,
         mut look: impl FnMut() -> io::Result<()>,
     ) -> io::Result<Offered> {
-        let session_at = session_at();
         let begin = Instant::now();
         let (mut turn, mut settled_until, mut next_look) = (0, Duration::ZERO, window);
         loop {
@@ -115,7 +125,7 @@ impl Offer {
             turn = (turn + 1) % self.sources.len();
             // Answers to what it asked a round ago.
             self.receive(turn);
-            let sent = self.sources[turn].send(count, session_at);
+            let sent = self.sources[turn].send(count, self.session_at);
             self.found.requests += f64::from(sent);
             settled_until += Duration::from_secs_f64(f64::from(sent) / f64::from(rate));
             if count < BATCH {
@@ -141,7 +151,9 @@ impl Offer {
                 if self.read == 0
                     && let Ok(reply) = Reply::decode(self.inbox.bytes(index), Mode::Open)
                 {
-                    self.found.note(&reply);
+                    let session = &self.inbox.bytes(index)[self.session_at..self.session_at + 4];
+                    let session = u32::from_be_bytes(session.try_into().expect("four bytes"));
+                    self.found.note(session, &reply);
                 }
             }
             if count < BATCH {
@@ -152,10 +164,10 @@ impl Offer {
 }
 
 impl Offered {
-    fn note(&mut self, reply: &Reply) {
+    fn note(&mut self, session: u32, reply: &Reply) {
         let turnaround = u64::try_from(reply.turnaround()).unwrap_or(0);
         self.turnarounds.push(Duration::from_nanos(turnaround));
-        if reply.sender_sequence > 0 {
+        if !self.heard.insert(session) {
             self.later += 1.0;
             self.begun_anew += f64::from(u8::from(reply.sequence == 0));
         }

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::super::agent::{Agent, NO_PATHS, Paths};
-use super::super::process;
+use super::super::process::{self, Scheduled};
 use super::super::report::median;
 use super::table::{self, Column};
 use super::totals::{Totals, time_scrape};
@@ -71,10 +71,10 @@ struct Run {
     span: f64,
     /// Dropped at the sockets of the agent, at those of the responder, and in the whole namespace, by the kernel.
     drops: [f64; 3],
-    /// Shares of a core: the prober's thread, the rest of the agent, the responder's thread.
-    shares: [f64; 3],
+    /// Shares of a core: the prober's thread, what it waited for one, the rest of the agent, the responder's thread.
+    shares: [f64; 4],
     scrape: (f64, f64),
-    strangers: f64,
+    strangers: [f64; 2],
 }
 
 impl Run {
@@ -96,7 +96,7 @@ impl Run {
             bytes = length;
             windows.push(meter.shares(used(agent, responder)?));
         }
-        let strangers = strangers.share()?;
+        let strangers = strangers.shares()?;
         let (span, after) = (begin.elapsed().as_secs_f64(), (Totals::of(agent)?, Totals::of(responder)?));
         let drops_after = drops(agent, responder)?;
         Ok(Self {
@@ -164,12 +164,13 @@ impl Run {
     fn show_cost(&self, rate: f64, column: &mut Column) {
         const LAG: &str = "pathmeter_loop_lag_seconds";
         let (after, before) = (&self.after.0, &self.before.0);
-        let [prober, rest, responder] = self.shares;
+        let [prober, waited, rest, responder] = self.shares;
         column.add("prober's thread, share of a core", prober * 100.0, "%");
         column.add("… CPU per echo", prober * 1e6 / rate, "µs");
+        column.add("… waited for a core", waited * 100.0, "%");
         column.add("rest of the agent: scrapes", rest * 100.0, "%");
         column.add("the other agent's responder", responder * 100.0, "%");
-        column.add("all other programs", self.strangers * 100.0, "%");
+        Strangers::show(self.strangers, column);
         column.add("a scrape", self.scrape.0 * 1e3, "ms");
         column.add("… its length", self.scrape.1 / 1e6, "MB");
         let lag = after.quantile_since(before, LAG, "loop=\"prober\",", 0.99);
@@ -190,7 +191,8 @@ fn drops(agent: &Agent, responder: &Agent) -> io::Result<[f64; 3]> {
 }
 
 fn used(agent: &Agent, responder: &Agent) -> io::Result<Vec<Duration>> {
-    let prober = process::cpu_of_threads(agent.pid(), "pm-prober")?;
-    let rest = agent.cpu()?.saturating_sub(prober);
-    Ok(vec![prober, rest, process::cpu_of_threads(responder.pid(), "pm-responder")?])
+    let prober = Scheduled::of(agent.pid(), "pm-prober")?;
+    let rest = agent.cpu()?.saturating_sub(prober.ran);
+    let responder = Scheduled::of(responder.pid(), "pm-responder")?;
+    Ok(vec![prober.ran, prober.waited, rest, responder.ran])
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pathmeter_proto::stats::quantile;
 
 use super::super::agent::{Agent, NO_PATHS};
-use super::super::process;
+use super::super::process::{self, Scheduled};
 use super::super::report::median;
 use super::offer::{Askers, Offer, Offered, SOURCES};
 use super::table::{self, Column};
@@ -78,7 +78,7 @@ fn hold(load: &Load) -> io::Result<Column> {
         windows.push(meter.shares(used(&agent)?));
         Ok(())
     })?;
-    let strangers = strangers.share()?;
+    let strangers = strangers.shares()?;
     let (after, drops_after) = (Totals::of(&agent)?, drops(&agent)?);
     let drops: [f64; 3] = std::array::from_fn(|at| drops_after[at] - drops_before[at]);
     let share = |at: usize| median(windows.iter().map(|shares| shares[at]).collect());
@@ -90,8 +90,9 @@ fn hold(load: &Load) -> io::Result<Column> {
     let answered = after.since(&before, "pathmeter_responder_replies_total") / offered.span.as_secs_f64();
     column.add("responder's thread, share of a core", share(0) * 100.0, "%");
     column.add("… CPU per answer", share(0) * 1e6 / answered, "µs");
-    column.add("generator, share of a core", share(1) * 100.0, "%");
-    column.add("all other programs", strangers * 100.0, "%");
+    column.add("… waited for a core", share(1) * 100.0, "%");
+    column.add("generator, share of a core", share(2) * 100.0, "%");
+    Strangers::show(strangers, &mut column);
     column.add("RSS", agent.memory()?.resident / 1024.0, "MiB");
     let lag = after.quantile_since(&before, "pathmeter_loop_lag_seconds", "loop=\"responder\",", 0.99);
     column.add("lag of the loop p99, bucket", lag * 1e3, "ms");
@@ -115,7 +116,7 @@ fn show_answers(offered: &Offered, load: &Load, after: &Totals, before: &Totals,
         column.add(name, found, "µs");
     }
     let anew = offered.begun_anew * 100.0 / offered.later;
-    column.add("sessions forgotten between two requests", anew, "%");
+    column.add("sessions forgotten between two answers", anew, "%");
     let is_short = offered.replies < offered.requests || rate < f64::from(load.rate) * 0.99;
     column.gives(is_short || offered.begun_anew > 0.0);
 }
@@ -129,5 +130,6 @@ fn drops(agent: &Agent) -> io::Result<[f64; 3]> {
 }
 
 fn used(agent: &Agent) -> io::Result<Vec<Duration>> {
-    Ok(vec![process::cpu_of_threads(agent.pid(), "pm-responder")?, process::cpu_of_this_thread()])
+    let responder = Scheduled::of(agent.pid(), "pm-responder")?;
+    Ok(vec![responder.ran, responder.waited, process::cpu_of_this_thread()])
 }
