@@ -7,6 +7,9 @@ mod table;
 mod totals;
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use table::Column;
@@ -48,6 +51,15 @@ impl Meter {
 struct Strangers {
     ours: Vec<u32>,
     meter: Meter,
+    pauses: Pauses,
+}
+
+/// What was seen of them.
+#[derive(Debug)]
+struct Seen {
+    /// Cores that other programs used, and that the hypervisor did.
+    shares: [f64; 2],
+    longest_pause: Duration,
 }
 
 impl Strangers {
@@ -55,13 +67,14 @@ impl Strangers {
     fn begin(mut ours: Vec<u32>) -> io::Result<Self> {
         ours.push(std::process::id());
         let used = Self::used(&ours)?;
-        Ok(Self { ours, meter: Meter::begin(used) })
+        Ok(Self { ours, meter: Meter::begin(used), pauses: Pauses::begin() })
     }
 
-    /// Cores that other programs have used since, and that the hypervisor has.
-    fn shares(&mut self) -> io::Result<[f64; 2]> {
+    /// What there was since.
+    fn see(mut self) -> io::Result<Seen> {
         let shares = self.meter.shares(Self::used(&self.ours)?);
-        Ok([(shares[1] - shares[2..].iter().sum::<f64>()).max(0.0), shares[0]])
+        let strangers = shares[1] - shares[2..].iter().sum::<f64>();
+        Ok(Seen { shares: [strangers.max(0.0), shares[0]], longest_pause: self.pauses.finish() })
     }
 
     fn used(ours: &[u32]) -> io::Result<Vec<Duration>> {
@@ -72,9 +85,44 @@ impl Strangers {
         }
         Ok(used)
     }
+}
 
-    fn show(shares: [f64; 2], column: &mut Column) {
-        column.add("all other programs", shares[0] * 100.0, "%");
-        column.add("the hypervisor", shares[1] * 100.0, "%");
+impl Seen {
+    fn show(&self, column: &mut Column) {
+        column.add("all other programs", self.shares[0] * 100.0, "%");
+        column.add("the hypervisor", self.shares[1] * 100.0, "%");
+        column.add("longest pause of an idle thread", self.longest_pause.as_secs_f64() * 1e3, "ms");
+    }
+}
+
+/// A thread that has nothing to do, and notes how much later than it asked it woke: whatever held it up may have held up
+/// everybody.
+#[derive(Debug)]
+struct Pauses {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Duration>,
+}
+
+impl Pauses {
+    const EVERY: Duration = Duration::from_millis(2);
+
+    fn begin() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut longest = Duration::ZERO;
+            while !stopped.load(Ordering::Relaxed) {
+                let asleep = Instant::now();
+                std::thread::sleep(Self::EVERY);
+                longest = longest.max(asleep.elapsed().saturating_sub(Self::EVERY));
+            }
+            longest
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the thread does not panic")
     }
 }

@@ -9,7 +9,7 @@ use super::super::process::{self, Scheduled};
 use super::super::report::median;
 use super::table::{self, Column};
 use super::totals::{Totals, time_scrape};
-use super::{LONG, Meter, STEP, Strangers, WINDOW};
+use super::{LONG, Meter, STEP, Seen, Strangers, WINDOW};
 
 /// What is held for how long.
 struct Load {
@@ -40,6 +40,9 @@ const fn once_a_second(head: &'static str, count: u32, flows: u8, span: Duration
 /// Until every path has had its first reply and the responder is known.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// Until what was dropped by then is decided.
+const DECIDED: Duration = Duration::from_secs(5);
+
 /// More than there are paths, so that the responder's memory is not what gives.
 const RESPONDER: &str = "rate: 100Mpps, rate_per_source: 100Mpps, sessions: 1000000";
 
@@ -65,6 +68,7 @@ fn hold(load: &Load) -> io::Result<Column> {
 
 /// Everything that is read before and after.
 struct Run {
+    /// Of the agent and of its responder.
     before: (Totals, Totals),
     after: (Totals, Totals),
     /// Between the pages of the agent.
@@ -74,14 +78,14 @@ struct Run {
     /// Shares of a core: the prober's thread, what it waited for one, the rest of the agent, the responder's thread.
     shares: [f64; 4],
     scrape: (f64, f64),
-    strangers: [f64; 2],
+    strangers: Seen,
 }
 
 impl Run {
     fn of(load: &Load, agent: &Agent, responder: &Agent) -> io::Result<Self> {
         let drops_before = drops(agent, responder)?;
-        let (begin, before) = (Instant::now(), (Totals::of(agent)?, Totals::of(responder)?));
-        let mut strangers = Strangers::begin(vec![agent.pid(), responder.pid()])?;
+        let (begin, before) = (Instant::now(), (agent.scrape()?, responder.scrape()?));
+        let strangers = Strangers::begin(vec![agent.pid(), responder.pid()])?;
         let mut meter = Meter::begin(used(agent, responder)?);
         let (mut windows, mut scrapes, mut bytes) = (Vec::new(), Vec::new(), 0.0);
         let windows_begin = Instant::now();
@@ -96,12 +100,13 @@ impl Run {
             bytes = length;
             windows.push(meter.shares(used(agent, responder)?));
         }
-        let strangers = strangers.shares()?;
-        let (span, after) = (begin.elapsed().as_secs_f64(), (Totals::of(agent)?, Totals::of(responder)?));
+        let strangers = strangers.see()?;
+        sleep(DECIDED);
+        let (span, after) = (begin.elapsed().as_secs_f64(), (agent.scrape()?, responder.scrape()?));
         let drops_after = drops(agent, responder)?;
         Ok(Self {
-            before,
-            after,
+            before: (Totals::of(&before.0), Totals::of(&before.1)),
+            after: (Totals::of(&after.0), Totals::of(&after.1)),
             span,
             drops: std::array::from_fn(|at| drops_after[at] - drops_before[at]),
             shares: std::array::from_fn(|at| median(windows.iter().map(|shares| shares[at]).collect())),
@@ -124,6 +129,9 @@ impl Run {
         column.add_all("lost: forward / reverse / unknown", &lost);
         let dropped = echo("host_dropped_total");
         column.add_all("host-dropped", &[dropped]);
+        let decided = echo("requests_total");
+        let in_flight = self.after.0.get("pathmeter_echo_in_flight");
+        column.add_all("in flight at the end", &[in_flight]);
         let late = [echo("late_total"), echo("very_late_total")];
         column.add_all("late / very late", &late);
         let rest = ["withdrawn_total", "mismatched_total", "send_errors_total", "duplicates_total"].map(echo);
@@ -144,7 +152,7 @@ impl Run {
         column.add_all("without a kernel stamp: transmit / receive", &own);
         let errors = self.after.0.since(&self.before.0, "pathmeter_accounting_errors_total");
         column.add_all("accounting errors", &[errors]);
-        column.gives(unsent + lost.iter().sum::<f64>() + dropped + late[0] > 0.0);
+        column.gives(decided < sent * 0.99 || unsent + lost.iter().sum::<f64>() + dropped + late[0] > 0.0);
         self.show_round_trips(column);
         self.show_cost(sent / self.span, column);
     }
@@ -170,7 +178,7 @@ impl Run {
         column.add("… waited for a core", waited * 100.0, "%");
         column.add("rest of the agent: scrapes", rest * 100.0, "%");
         column.add("the other agent's responder", responder * 100.0, "%");
-        Strangers::show(self.strangers, column);
+        self.strangers.show(column);
         column.add("a scrape", self.scrape.0 * 1e3, "ms");
         column.add("… its length", self.scrape.1 / 1e6, "MB");
         let lag = after.quantile_since(before, LAG, "loop=\"prober\",", 0.99);

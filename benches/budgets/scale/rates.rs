@@ -70,16 +70,16 @@ pub(crate) fn measure(out: &mut dyn io::Write) -> io::Result<()> {
 fn hold(load: &Load) -> io::Result<Column> {
     let agent = Agent::start_with(load.responder, NO_PATHS)?;
     let offer = Offer::new(load.askers, SocketAddrV4::new(Ipv4Addr::LOCALHOST, agent.stamp_port))?;
-    let (before, drops_before) = (Totals::of(&agent)?, drops(&agent)?);
-    let mut strangers = Strangers::begin(vec![agent.pid()])?;
+    let (before, drops_before) = (Totals::of(&agent.scrape()?), drops(&agent)?);
+    let strangers = Strangers::begin(vec![agent.pid()])?;
     let mut meter = Meter::begin(used(&agent)?);
     let mut windows = Vec::new();
     let offered = offer.run(load.rate, load.span, WINDOW, || {
         windows.push(meter.shares(used(&agent)?));
         Ok(())
     })?;
-    let strangers = strangers.shares()?;
-    let (after, drops_after) = (Totals::of(&agent)?, drops(&agent)?);
+    let strangers = strangers.see()?;
+    let (after, drops_after) = (Totals::of(&agent.scrape()?), drops(&agent)?);
     let drops: [f64; 3] = std::array::from_fn(|at| drops_after[at] - drops_before[at]);
     let share = |at: usize| median(windows.iter().map(|shares| shares[at]).collect());
     let mut column = Column::new(load.head);
@@ -92,7 +92,7 @@ fn hold(load: &Load) -> io::Result<Column> {
     column.add("… CPU per answer", share(0) * 1e6 / answered, "µs");
     column.add("… waited for a core", share(1) * 100.0, "%");
     column.add("generator, share of a core", share(2) * 100.0, "%");
-    Strangers::show(strangers, &mut column);
+    strangers.show(&mut column);
     column.add("RSS", agent.memory()?.resident / 1024.0, "MiB");
     let lag = after.quantile_since(&before, "pathmeter_loop_lag_seconds", "loop=\"responder\",", 0.99);
     column.add("lag of the loop p99, bucket", lag * 1e3, "ms");
