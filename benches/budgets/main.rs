@@ -26,6 +26,8 @@ use std::io::{self, Write as _};
 use report::Row;
 
 type Section = (&'static str, fn() -> io::Result<Vec<Row>>);
+/// One that prints its own table.
+type LongSection = (&'static str, fn(&mut dyn io::Write) -> io::Result<()>);
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -39,7 +41,7 @@ const SECTIONS: [Section; 5] = [
 ];
 
 /// Those that take minutes run only when they are named.
-const LONG: [(&str, fn(&mut dyn io::Write) -> io::Result<()>); 2] =
+const LONG: [LongSection; 2] =
     [("scale-paths", scale::paths::measure), ("scale-responder", scale::rates::measure)];
 
 fn main() -> io::Result<()> {
