@@ -61,6 +61,10 @@ peers: deps
 bench: deps ## Measure against the bare loops and the budgets; prints a table
 	cargo bench --locked --bench budgets
 
+.PHONY: scale
+scale: deps ## How many paths and how many requests a second one agent stands; prints tables, in a quarter of an hour
+	cargo bench --locked --bench budgets -- scale
+
 .PHONY: clean
 clean: ## Remove everything that was built
 	cargo clean

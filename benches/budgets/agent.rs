@@ -26,12 +26,22 @@ pub(crate) struct Agent {
 pub(crate) struct Paths {
     pub(crate) count: u32,
     pub(crate) interval: &'static str,
+    pub(crate) flows: u8,
     /// The port of whoever answers.
     pub(crate) port: u16,
 }
 
 /// An agent that measures nothing.
-pub(crate) const NO_PATHS: Paths = Paths { count: 0, interval: "1s", port: 1 };
+pub(crate) const NO_PATHS: Paths = Paths { count: 0, interval: "1s", flows: 1, port: 1 };
+
+/// Keys of `responder` that let everything through which is sent here.
+const UNLIMITED: &str = "rate: 100Mpps, rate_per_source: 100Mpps";
+
+/// Targets of a configuration; more paths than this take further probes to the same targets.
+const HOSTS_MAX: u32 = 20_000;
+
+/// Until the first page, with as many paths as are allowed.
+const START_TAKES: Duration = Duration::from_secs(60);
 
 /// The binary: the one that was built for this benchmark, or the one that is named by `$PATHMETER`.
 pub(crate) fn binary() -> PathBuf {
@@ -46,10 +56,15 @@ pub(crate) fn target(n: u32) -> Ipv4Addr {
 impl Agent {
     /// Starts an agent and waits for its first page.
     pub(crate) fn start(paths: Paths) -> io::Result<Self> {
+        Self::start_with(UNLIMITED, paths)
+    }
+
+    /// The same with other keys of `responder` than those that let everything through.
+    pub(crate) fn start_with(responder: &str, paths: Paths) -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
         let (http, stamp_port) = (free_port()?, free_port()?);
         let config = directory.path().join("config.yaml");
-        fs::write(&config, configuration(http, stamp_port, free_port()?, paths))?;
+        fs::write(&config, configuration(http, stamp_port, free_port()?, responder, paths))?;
         let binary = binary();
         let child = Command::new(&binary)
             .args(["run", "--config"])
@@ -61,26 +76,35 @@ impl Agent {
             })?;
         let http = SocketAddr::from((Ipv4Addr::LOCALHOST, http));
         let agent = Self { child, http, stamp_port, _directory: directory };
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + START_TAKES;
         while agent.scrape().is_err() {
             if Instant::now() > deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the agent did not answer within 10 s"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the agent did not answer in time"));
             }
             std::thread::sleep(Duration::from_micros(100));
         }
         Ok(agent)
     }
 
-    pub(crate) fn scrape(&self) -> io::Result<Page> {
+    /// A page that begins to come.
+    pub(crate) fn ask_for_page(&self) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(self.http)?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        Ok(stream)
+    }
+
+    pub(crate) fn scrape(&self) -> io::Result<Page> {
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
+        self.ask_for_page()?.read_to_end(&mut answer)?;
         let answer = String::from_utf8(answer).map_err(io::Error::other)?;
         match answer.starts_with("HTTP/1.1 200 ") {
             true => Ok(Page(answer)),
             false => Err(io::Error::other("the agent refused a scrape")),
         }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// CPU time of the whole process.
@@ -110,23 +134,29 @@ impl Drop for Agent {
     }
 }
 
-fn configuration(http: u16, stamp: u16, agent: u16, paths: Paths) -> String {
+fn configuration(http: u16, stamp: u16, agent: u16, responder: &str, paths: Paths) -> String {
     let mut text = format!(
         "agent: {{name: bench}}\n\
          listen: {{http: \"127.0.0.1:{http}\", stamp: \"0.0.0.0:{stamp}\", agent: \"127.0.0.1:{agent}\"}}\n\
-         responder: {{allow: [127.0.0.0/8], rate: 100Mpps, rate_per_source: 100Mpps}}\n\
+         responder: {{allow: [127.0.0.0/8], {responder}}}\n\
          metrics: {{max_series: 10000000}}\n\
          log: {{level: \"off\"}}\n"
     );
-    if paths.count > 0 {
-        let interval = paths.interval;
-        let _ = writeln!(
-            text,
-            "probes: [{{name: echo, targets: all, peers: [], interval: {interval}}}]\ntargets:"
-        );
+    let Paths { count, interval, flows, port } = paths;
+    let probes = count.div_ceil(HOSTS_MAX);
+    if probes > 0 {
+        assert_eq!(count % probes, 0, "every probe measures every target");
+        text.push_str("probes:\n");
+        for n in 0..probes {
+            let _ = writeln!(
+                text,
+                "  - {{name: echo-{n}, targets: all, peers: [], interval: {interval}, flows: {flows}}}"
+            );
+        }
+        text.push_str("targets:\n");
     }
-    for n in 0..paths.count {
-        let _ = writeln!(text, "  - {{name: host-{n}, address: {}, port: {}}}", target(n), paths.port);
+    for n in 0..count.checked_div(probes).unwrap_or(0) {
+        let _ = writeln!(text, "  - {{name: host-{n}, address: {}, port: {port}}}", target(n));
     }
     text
 }

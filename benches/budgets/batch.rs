@@ -1,7 +1,7 @@
 //! Datagrams read and written many at a time: the system calls, and no more than they need.
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
 /// Room for the longest datagram that is sent here.
@@ -161,7 +161,12 @@ pub(crate) enum Stamps {
 
 /// A socket on loopback.
 pub(crate) fn socket(stamps: Stamps) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket_at(Ipv4Addr::LOCALHOST, stamps)
+}
+
+/// A socket at an address, on a port of the kernel's choice.
+pub(crate) fn socket_at(address: Ipv4Addr, stamps: Stamps) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((address, 0))?;
     let either = libc::SOF_TIMESTAMPING_SOFTWARE | libc::SOF_TIMESTAMPING_RX_SOFTWARE;
     let flags = match stamps {
         Stamps::None => 0,

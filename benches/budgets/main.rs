@@ -3,6 +3,9 @@
 //! `cargo bench --bench budgets` runs the real agent as its users do and, in the same run, bare loops that make the same
 //! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to
 //! run only those: `cargo bench --bench budgets -- start allocations prober responder tail`.
+//!
+//! `-- scale` runs for a quarter of an hour, alone or beside others that are named, and prints tables of its own; its two
+//! halves are `scale-paths` and `scale-responder`.
 
 mod agent;
 mod allocations;
@@ -14,6 +17,7 @@ mod prober;
 mod process;
 mod report;
 mod responder;
+mod scale;
 mod start;
 mod tail;
 
@@ -22,6 +26,8 @@ use std::io::{self, Write as _};
 use report::Row;
 
 type Section = (&'static str, fn() -> io::Result<Vec<Row>>);
+/// One that prints its own table.
+type LongSection = (&'static str, fn(&mut dyn io::Write) -> io::Result<()>);
 
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
@@ -34,17 +40,30 @@ const SECTIONS: [Section; 5] = [
     ("tail", tail::measure),
 ];
 
+/// Those that take minutes run only when they are named.
+const LONG: [LongSection; 2] =
+    [("scale-paths", scale::paths::measure), ("scale-responder", scale::rates::measure)];
+
 fn main() -> io::Result<()> {
     // Cargo itself passes `--bench`.
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.iter().any(|section| section == name);
     let mut out = io::stdout();
-    writeln!(out, "{}\n\n{}", report::machine(), report::HEAD)?;
-    for (name, measure) in SECTIONS {
-        if wanted.is_empty() || wanted.iter().any(|section| section == name) {
-            for row in measure()? {
-                writeln!(out, "{row}")?;
-            }
+    writeln!(out, "{}", report::machine())?;
+    let short: Vec<_> =
+        SECTIONS.into_iter().filter(|(name, _)| wanted.is_empty() || is_wanted(name)).collect();
+    if !short.is_empty() {
+        writeln!(out, "\n{}", report::HEAD)?;
+    }
+    for (_, measure) in short {
+        for row in measure()? {
+            writeln!(out, "{row}")?;
+        }
+    }
+    for (name, measure) in LONG {
+        if is_wanted("scale") || is_wanted(name) {
+            measure(&mut out)?;
         }
     }
     writeln!(out, "\nload average at the end: {}", report::load_average())

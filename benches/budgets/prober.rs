@@ -20,7 +20,7 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     let few = round_trips_of_few(responder.stamp_port)?;
     let mut rows = Vec::new();
     for (count, budget) in [(1_000, 20.0), (10_000, 8.0)] {
-        let agent = Agent::start(Paths { count, interval: "1s", port: responder.stamp_port })?;
+        let agent = Agent::start(Paths { count, interval: "1s", flows: 1, port: responder.stamp_port })?;
         sleep(SETTLED);
         let (ours, share) = echoes(&agent, &responder)?;
         let many = Figures { idle, few, share, count };
@@ -66,7 +66,7 @@ impl RoundTrips {
 
 /// What ten paths report; at 20/s, so that a p99 has twenty round trips beyond it.
 fn round_trips_of_few(port: u16) -> io::Result<RoundTrips> {
-    let agent = Agent::start(Paths { count: 10, interval: "50ms", port })?;
+    let agent = Agent::start(Paths { count: 10, interval: "50ms", flows: 1, port })?;
     sleep(Duration::from_secs(10));
     RoundTrips::of(&agent)
 }

@@ -17,6 +17,72 @@ pub(crate) fn cpu_of(pid: u32) -> io::Result<Duration> {
     read(clock)
 }
 
+/// What the scheduler knows of the threads of a process that have one name.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Scheduled {
+    pub(crate) ran: Duration,
+    /// Could have run, and waited for a core.
+    pub(crate) waited: Duration,
+}
+
+impl Scheduled {
+    pub(crate) fn of(pid: u32, thread: &str) -> io::Result<Self> {
+        let mut sum = Self::default();
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let task = task?.path();
+            if fs::read_to_string(task.join("comm"))?.trim_end() == thread {
+                let said = fs::read_to_string(task.join("schedstat"))?;
+                let mut nanos = said.split(' ').filter_map(|nanos| nanos.parse().ok());
+                let mut next = || nanos.next().ok_or_else(|| io::Error::other("schedstat cannot be read"));
+                sum.ran += Duration::from_nanos(next()?);
+                sum.waited += Duration::from_nanos(next()?);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// CPU time of all programs on all cores, and what the hypervisor took of them.
+pub(crate) fn cpu_of_all() -> io::Result<(Duration, Duration)> {
+    const TICKS_A_SECOND: f64 = 100.0;
+    let text = fs::read_to_string("/proc/stat")?;
+    let ticks: Vec<f64> =
+        text.lines().next().unwrap_or("").split(' ').filter_map(|n| n.parse().ok()).collect();
+    let sum = |places: &[usize]| places.iter().filter_map(|place| ticks.get(*place)).fold(0.0, |a, b| a + b);
+    // user, nice, system, idle, iowait, irq, softirq, steal.
+    let [programs, stolen] = [&[0, 1, 2, 5, 6][..], &[7]].map(|places| sum(places) / TICKS_A_SECOND);
+    Ok((Duration::from_secs_f64(programs), Duration::from_secs_f64(stolen)))
+}
+
+/// Datagrams that the kernel dropped at the IPv4 sockets that a process has open, by the kernel's own list.
+pub(crate) fn socket_drops(pid: u32) -> io::Result<f64> {
+    let mut inodes = Vec::new();
+    for descriptor in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // One may be closed meanwhile.
+        let Ok(target) = fs::read_link(descriptor?.path()) else { continue };
+        let inode = target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']'));
+        inodes.extend(inode.map(str::to_owned));
+    }
+    let sockets = fs::read_to_string("/proc/net/udp")?;
+    let fields = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let drops = fields.filter_map(|fields| {
+        let (inode, drops) = (*fields.get(9)?, *fields.last()?);
+        inodes.iter().any(|known| known == inode).then(|| drops.parse::<f64>().ok())?
+    });
+    // The sum of nothing would be −0.
+    Ok(drops.fold(0.0, |sum, drops| sum + drops))
+}
+
+/// Datagrams that this network namespace dropped because a receive buffer was full, whoever it belonged to.
+pub(crate) fn receive_buffer_errors() -> io::Result<f64> {
+    let text = fs::read_to_string("/proc/net/snmp")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let place = names.split(' ').position(|name| name == "RcvbufErrors");
+    let value = place.and_then(|place| values.split(' ').nth(place)?.parse().ok());
+    value.ok_or_else(|| io::Error::other("/proc/net/snmp has no RcvbufErrors"))
+}
+
 /// CPU time of the calling thread.
 pub(crate) fn cpu_of_this_thread() -> Duration {
     read(libc::CLOCK_THREAD_CPUTIME_ID).expect("every thread has this clock")

@@ -51,7 +51,7 @@ impl fmt::Display for Row {
 }
 
 /// Three significant digits below 100, whole numbers from there on.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 || value.fract() == 0.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),

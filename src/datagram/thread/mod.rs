@@ -68,6 +68,8 @@ pub(super) struct Thread {
     alarms: BinaryHeap<Reverse<(Timestamp, usize)>>,
     /// Whose alarm rings; kept for its allocation.
     due: Vec<usize>,
+    /// Whether more was due than one turn steps.
+    is_behind: bool,
     outbox: Outbox,
     batch: SendBatch,
     awaited: Awaited,
@@ -146,6 +148,7 @@ impl Thread {
             by_source: HashMap::new(),
             alarms: BinaryHeap::new(),
             due: Vec::new(),
+            is_behind: false,
             outbox: Outbox::default(),
             batch: SendBatch::new(OUTBOX),
             awaited: Awaited::new(stamps),
@@ -265,6 +268,10 @@ impl Thread {
     fn sleep(&mut self) {
         let now = Clock::now();
         let due = self.alarms.peek().map_or(Timestamp::NEVER, |Reverse((at, _))| *at);
+        if self.is_behind {
+            self.series.lag.observe(now.since(due + self.pace.tick));
+            return;
+        }
         let mut until = due.max(self.pace.woke + self.pace.tick).min(now + HEARTBEAT);
         if self.pace.sent != self.traffic.sent || self.traffic.outstanding == 0 {
             self.pace.sent = self.traffic.sent;
@@ -364,3 +371,6 @@ impl Thread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,12 @@ use crate::clock::Clock;
 /// Identifiers that are drawn before one that is taken is taken again. Chosen: 65,535 there are, drawn evenly.
 const SESSION_TRIES: u32 = 100_000;
 
+/// Alarms that ring before sockets are read again. What leaves at once comes back at once, each with its stamp: a loop that
+/// was held up and then sends everything fills its own receive buffer, and one that sends more in a turn than it reads never
+/// catches up. Chosen: 256 stamps and replies fit a receive buffer as Linux grants it by default (512 of them, measured
+/// 2026-11-21), and in turns this long another one costs nothing.
+const RINGS: usize = 256;
+
 impl Thread {
     pub(super) fn take_up(&mut self, duties: Duties, now: Timestamp) {
         let Some(answering) = duties.answer else { return };
@@ -245,11 +251,17 @@ impl Thread {
         }
     }
 
-    /// Steps everything that is due, once: what asks for the past again gets its turn after the next read.
+    /// Steps what is due, once, at most [`RINGS`] of it: what is left, and what asks for the past again, gets its turn after
+    /// the next read.
     pub(super) fn ring(&mut self, now: Timestamp) {
         let mut due = std::mem::take(&mut self.due);
+        self.is_behind = false;
         while let Some(Reverse((at, index))) = self.alarms.peek().copied() {
             if at > now {
+                break;
+            }
+            if due.len() == RINGS {
+                self.is_behind = true;
                 break;
             }
             self.alarms.pop();

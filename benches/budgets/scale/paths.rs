@@ -1,0 +1,206 @@
+//! How many paths one agent measures.
+
+use std::io;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::super::agent::{Agent, NO_PATHS, Paths};
+use super::super::process::{self, Scheduled};
+use super::super::report::median;
+use super::table::{self, Column};
+use super::totals::{Totals, time_scrape};
+use super::{LONG, Meter, STEP, Seen, Strangers, WINDOW};
+
+/// What is held for how long.
+struct Load {
+    head: &'static str,
+    count: u32,
+    interval: &'static str,
+    flows: u8,
+    /// Datagrams a second, of all paths.
+    rate: f64,
+    span: Duration,
+}
+
+const LOADS: [Load; 8] = [
+    Load { head: "10 at 20/s", count: 10, interval: "50ms", flows: 1, rate: 200.0, span: LONG },
+    once_a_second("10,000", 10_000, 1, LONG),
+    once_a_second("10,000 of 16 flows", 10_000, 16, STEP),
+    once_a_second("20,000", 20_000, 1, STEP),
+    once_a_second("40,000", 40_000, 1, STEP),
+    once_a_second("60,000", 60_000, 1, STEP),
+    once_a_second("80,000", 80_000, 1, STEP),
+    once_a_second("100,000", 100_000, 1, STEP),
+];
+
+const fn once_a_second(head: &'static str, count: u32, flows: u8, span: Duration) -> Load {
+    Load { head, count, interval: "1s", flows, rate: count as f64, span }
+}
+
+/// Until every path has had its first reply and the responder is known.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// Until what was dropped by then is decided.
+const DECIDED: Duration = Duration::from_secs(5);
+
+/// More than there are paths, so that the responder's memory is not what gives.
+const RESPONDER: &str = "rate: 100Mpps, rate_per_source: 100Mpps, sessions: 1000000";
+
+pub(crate) fn measure(out: &mut dyn io::Write) -> io::Result<()> {
+    let columns = LOADS.iter().map(hold).collect::<io::Result<Vec<_>>>()?;
+    table::print(out, "paths", &columns)
+}
+
+fn hold(load: &Load) -> io::Result<Column> {
+    let responder = Agent::start_with(RESPONDER, NO_PATHS)?;
+    let idle = responder.memory()?.resident;
+    let Load { count, interval, flows, .. } = *load;
+    let agent = Agent::start(Paths { count, interval, flows, port: responder.stamp_port })?;
+    sleep(SETTLED);
+    let mut column = Column::new(load.head);
+    Run::of(load, &agent, &responder)?.show(load, &mut column);
+    let resident = agent.memory()?.resident;
+    column.add("RSS", resident / 1024.0, "MiB");
+    column.add("RSS of a path", (resident - idle) / f64::from(count), "KiB");
+    column.add_load_average();
+    Ok(column)
+}
+
+/// Everything that is read before and after.
+struct Run {
+    /// Of the agent and of its responder.
+    before: (Totals, Totals),
+    after: (Totals, Totals),
+    /// Between the pages of the agent.
+    span: f64,
+    /// Dropped at the sockets of the agent, at those of the responder, and in the whole namespace, by the kernel.
+    drops: [f64; 3],
+    /// Shares of a core: the prober's thread, what it waited for one, the rest of the agent, the responder's thread.
+    shares: [f64; 4],
+    scrape: (f64, f64),
+    strangers: Seen,
+}
+
+impl Run {
+    fn of(load: &Load, agent: &Agent, responder: &Agent) -> io::Result<Self> {
+        let drops_before = drops(agent, responder)?;
+        let (begin, before) = (Instant::now(), (agent.scrape()?, responder.scrape()?));
+        let strangers = Strangers::begin(vec![agent.pid(), responder.pid()])?;
+        let mut meter = Meter::begin(used(agent, responder)?);
+        let (mut windows, mut scrapes, mut bytes) = (Vec::new(), Vec::new(), 0.0);
+        let windows_begin = Instant::now();
+        for window in 1.. {
+            let end = WINDOW * window;
+            if end > load.span {
+                break;
+            }
+            sleep(end.saturating_sub(windows_begin.elapsed()));
+            let (took, length) = time_scrape(agent)?;
+            scrapes.push(took.as_secs_f64());
+            bytes = length;
+            windows.push(meter.shares(used(agent, responder)?));
+        }
+        let strangers = strangers.see()?;
+        sleep(DECIDED);
+        let (span, after) = (begin.elapsed().as_secs_f64(), (agent.scrape()?, responder.scrape()?));
+        let drops_after = drops(agent, responder)?;
+        Ok(Self {
+            before: (Totals::of(&before.0), Totals::of(&before.1)),
+            after: (Totals::of(&after.0), Totals::of(&after.1)),
+            span,
+            drops: std::array::from_fn(|at| drops_after[at] - drops_before[at]),
+            shares: std::array::from_fn(|at| median(windows.iter().map(|shares| shares[at]).collect())),
+            scrape: (median(scrapes), bytes),
+            strangers,
+        })
+    }
+
+    fn show(&self, load: &Load, column: &mut Column) {
+        let echo = |name: &str| self.after.0.since(&self.before.0, &format!("pathmeter_echo_{name}"));
+        let (sent, unsent, errors) = (echo("sent_total"), echo("unsent_total"), echo("send_errors_total"));
+        let due = load.rate * self.span;
+        column.add("sent a second", sent / self.span, "");
+        column.add("slots due that are sent, unsent or refused", (sent + unsent + errors) * 100.0 / due, "%");
+        column.add("unsent", unsent * 100.0 / (sent + unsent), "%");
+        let lost = ["forward", "reverse", "unknown"].map(|direction| {
+            let series = format!("pathmeter_echo_lost_total{{direction=\"{direction}\"}}");
+            self.after.0.one_since(&self.before.0, &series)
+        });
+        column.add_all("lost: forward / reverse / unknown", &lost);
+        let dropped = echo("host_dropped_total");
+        column.add_all("host-dropped", &[dropped]);
+        let decided = echo("requests_total");
+        let in_flight = self.after.0.get("pathmeter_echo_in_flight");
+        column.add_all("in flight at the end", &[in_flight]);
+        let late = [echo("late_total"), echo("very_late_total")];
+        column.add_all("late / very late", &late);
+        let rest = ["withdrawn_total", "mismatched_total", "send_errors_total", "duplicates_total"].map(echo);
+        column.add_all("withdrawn / mismatched / send errors / duplicates", &rest);
+        let ours = |(after, before): (&Totals, &Totals), of: &str| {
+            after.one_since(before, &format!("pathmeter_socket_rx_dropped_total{{loop=\"{of}\"}}"))
+        };
+        let told = [
+            ours((&self.after.0, &self.before.0), "prober"),
+            ours((&self.after.1, &self.before.1), "responder"),
+        ];
+        column.add_all("dropped at the sockets: prober / responder, as they say", &told);
+        column.add_all("… prober / responder / whole namespace, as the kernel says", &self.drops);
+        let own = ["transmit", "receive"].map(|stamp| {
+            let series = format!("pathmeter_echo_user_stamps_total{{stamp=\"{stamp}\"}}");
+            self.after.0.one_since(&self.before.0, &series)
+        });
+        column.add_all("without a kernel stamp: transmit / receive", &own);
+        let errors = self.after.0.since(&self.before.0, "pathmeter_accounting_errors_total");
+        column.add_all("accounting errors", &[errors]);
+        column.gives(decided < sent * 0.99 || unsent + lost.iter().sum::<f64>() + dropped + late[0] > 0.0);
+        self.show_round_trips(column);
+        self.show_cost(sent / self.span, column);
+    }
+
+    fn show_round_trips(&self, column: &mut Column) {
+        const RTT: &str = "pathmeter_echo_rtt_seconds";
+        let (after, before) = (&self.after.0, &self.before.0);
+        for (name, q) in [("RTT p50, bucket", 0.5), ("RTT p99, bucket", 0.99), ("RTT p99.9, bucket", 0.999)] {
+            column.add(name, after.quantile_since(before, RTT, "", q) * 1e6, "µs");
+        }
+        let count = after.since(before, &format!("{RTT}_count"));
+        let short = after.one_since(before, &format!("{RTT}_bucket{{le=\"5e-05\"}}"));
+        column.add("RTT above 50 µs", (count - short) * 100.0 / count, "%");
+        column.add("RTT mean", after.since(before, &format!("{RTT}_sum")) * 1e6 / count, "µs");
+    }
+
+    fn show_cost(&self, rate: f64, column: &mut Column) {
+        const LAG: &str = "pathmeter_loop_lag_seconds";
+        let (after, before) = (&self.after.0, &self.before.0);
+        let [prober, waited, rest, responder] = self.shares;
+        column.add("prober's thread, share of a core", prober * 100.0, "%");
+        column.add("… CPU per echo", prober * 1e6 / rate, "µs");
+        column.add("… waited for a core", waited * 100.0, "%");
+        column.add("rest of the agent: scrapes", rest * 100.0, "%");
+        column.add("the other agent's responder", responder * 100.0, "%");
+        self.strangers.show(column);
+        column.add("a scrape", self.scrape.0 * 1e3, "ms");
+        column.add("… its length", self.scrape.1 / 1e6, "MB");
+        let lag = after.quantile_since(before, LAG, "loop=\"prober\",", 0.99);
+        column.add("lag of the loop p99, bucket", lag * 1e3, "ms");
+        let wakeups = after.one_since(before, "pathmeter_loop_wakeups_total{loop=\"prober\"}");
+        column.add("wake-ups a second", wakeups / self.span, "");
+        column.add("tick", after.get("pathmeter_loop_tick_seconds{loop=\"prober\"}") * 1e3, "ms");
+        column.add("descriptors", after.get("process_open_fds"), "");
+    }
+}
+
+fn drops(agent: &Agent, responder: &Agent) -> io::Result<[f64; 3]> {
+    Ok([
+        process::socket_drops(agent.pid())?,
+        process::socket_drops(responder.pid())?,
+        process::receive_buffer_errors()?,
+    ])
+}
+
+fn used(agent: &Agent, responder: &Agent) -> io::Result<Vec<Duration>> {
+    let prober = Scheduled::of(agent.pid(), "pm-prober")?;
+    let rest = agent.cpu()?.saturating_sub(prober.ran);
+    let responder = Scheduled::of(responder.pid(), "pm-responder")?;
+    Ok(vec![prober.ran, prober.waited, rest, responder.ran])
+}

@@ -1,0 +1,60 @@
+use std::net::Ipv4Addr;
+use std::thread::sleep;
+
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::Spec;
+
+use super::super::NewPath;
+use super::super::socket::Binding;
+use super::*;
+use crate::metrics::echo::EchoSeries;
+
+const PATHS: u32 = 1_000;
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// A loop of `PATHS` paths towards a socket that nobody reads.
+fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
+    let (sender, _) = tokio::sync::mpsc::channel(1);
+    let bell = Arc::new(EventFd::new().unwrap());
+    let stamps = StampNames::detect();
+    let mut thread = Thread::new(Duties::default(), stamps, bell, sender, Arc::default());
+    for n in 0..PATHS {
+        let spec = Spec {
+            to,
+            interval: INTERVAL,
+            ssids: vec![0],
+            size: None,
+            dscp: Dscp::DEFAULT,
+            late_after: Duration::from_secs(10),
+            lost_after: Duration::from_secs(10),
+            keys: None,
+            transmit_stamps: true,
+            count: None,
+            seed: n.into(),
+        };
+        let from = SourceChoice { address: Ipv4Addr::LOCALHOST.into(), port: 0, dont_fragment: false };
+        let (id, series) = (PathId(n.into()), Arc::clone(series));
+        thread.add(NewPath { id, spec, from, series, absent_since: None, tap: None }).unwrap();
+    }
+    thread
+}
+
+#[test]
+fn a_loop_that_was_held_up_reads_between_its_sends() {
+    let binding = Binding { address: (Ipv4Addr::LOCALHOST, 0).into(), dont_fragment: false, errors: false };
+    let deaf = Socket::bind(&binding, StampNames::detect()).unwrap();
+    let series = Arc::new(EchoSeries::new("held", "up", "ipv4", 1));
+    let mut thread = crowded(deaf.address(), &series);
+    let mut inbox = ReceiveBatch::new();
+    // All slots of an interval are due, and as many alarms ring.
+    sleep(INTERVAL);
+    let mut turns = 0;
+    while turns == 0 || thread.is_behind {
+        let before = thread.traffic.sent;
+        thread.wake(&mut inbox);
+        let left = thread.traffic.sent - before;
+        assert!(left <= 256, "{left} left in one turn");
+        turns += 1;
+    }
+    assert!(turns >= 4, "{turns} turns for {PATHS} paths");
+}
