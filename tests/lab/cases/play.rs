@@ -143,9 +143,12 @@ impl<'a> Measured<'a> {
 
     /// Everybody knows everybody before anything bad happens.
     pub(crate) fn settle(&self) {
+        let (begin, patience) = (Instant::now(), self.rules().late_after);
         let enough = 30 * self.flows() * u64::from(self.script.paths);
-        self.prober
-            .page_when("replies come", |page| page.count("pathmeter_echo_rtt_seconds_count", &[]) >= enough);
+        self.prober.page_when("replies come", |page| {
+            // The first datagrams of a record prove nothing of those around them.
+            page.count("pathmeter_echo_rtt_seconds_count", &[]) >= enough && begin.elapsed() > patience
+        });
     }
 
     fn flows(&self) -> u64 {
@@ -193,8 +196,9 @@ impl<'a> Measured<'a> {
         let page = eventually("all is decided", || {
             let page = self.prober.page();
             let sent = page.count("pathmeter_echo_sent_total", &[]);
-            let is_over =
-                page.count("pathmeter_echo_in_flight", &[]) == 0 && last.replace(sent) == Some(sent);
+            let refused = page.count("pathmeter_echo_send_errors_total", &["error=\"unreachable\""]) > 0;
+            let is_decided = page.count("pathmeter_echo_in_flight", &[]) == 0;
+            let is_over = refused && is_decided && last.replace(sent) == Some(sent);
             thread::sleep(Duration::from_millis(50));
             is_over.then_some(page)
         });
@@ -271,8 +275,14 @@ impl Ended {
     /// Every count that must be exactly the truth's.
     fn exact(&self) -> Vec<Expected<'_>> {
         let Self { page, responder, truth, paths, forged } = self;
-        let whole: [Expected<'_>; 5] = [
+        let whole: [Expected<'_>; 6] = [
             (page, "pathmeter_echo_mismatched_total", vec![], forged[1] + truth.stray_answers),
+            (
+                page,
+                "pathmeter_echo_mismatched_total",
+                vec!["reason=\"auth\""],
+                forged[1] + truth.stray_answers,
+            ),
             (page, "pathmeter_accounting_errors_total", vec![], 0),
             (
                 responder,

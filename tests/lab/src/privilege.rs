@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -22,6 +23,9 @@ pub enum Unavailable {
     /// Neither root nor user namespaces.
     #[error("making network namespaces: {0}{REMEDY}")]
     Namespaces(Errno),
+    /// No `ip`.
+    #[error("running ip: {0} (Debian has it in iproute2)")]
+    Ip(io::Error),
     /// No identity in the user namespace.
     #[error("becoming root in a user namespace of its own: {0}{REMEDY}")]
     Identity(io::Error),
@@ -39,6 +43,7 @@ const FORCE: &str = "PATHMETER_LAB_NAMESPACE";
 /// # Errors
 /// [`Unavailable`] with the remedy.
 pub fn enter() -> Result<Privilege, Unavailable> {
+    Command::new("ip").arg("-Version").output().map_err(Unavailable::Ip)?;
     let is_forced = std::env::var_os(FORCE).is_some_and(|kind| kind == "user");
     if !is_forced && unshare(CloneFlags::CLONE_NEWNET).is_ok() {
         return Ok(Privilege::Root);
