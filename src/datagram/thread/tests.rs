@@ -34,7 +34,9 @@ fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
         };
         let from = SourceChoice { address: Ipv4Addr::LOCALHOST.into(), port: 0, dont_fragment: false };
         let (id, series) = (PathId(n.into()), Arc::clone(series));
-        thread.add(NewPath { id, spec, from, series, absent_since: None, tap: None }).unwrap();
+        thread
+            .add(NewPath { id, spec, from, series, path_mtu: None, absent_since: None, tap: None })
+            .unwrap();
     }
     thread
 }

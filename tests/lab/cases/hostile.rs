@@ -9,25 +9,25 @@ use pathmeter_lab::script::Script;
 use pathmeter_lab::{Burners, Namespace, Page};
 
 use crate::agent::Agent;
-use crate::play::{Drill, Ended, Measured, on_stage};
+use crate::play::{Drill, Ended, Inconclusive, Measured, on_stage};
 
 /// Two busy loops for each core, on the prober's and the responder's machine, which are one.
-pub(crate) fn busy(script: &Script) {
+pub(crate) fn busy(script: &Script) -> Result<(), Inconclusive> {
     on_stage(script, Drill::default(), |stage| {
         stage.settle();
         let burners = Burners::per_core(2);
         stage.play();
         stage.settle_down();
         drop(burners);
-        stage.finish().compare(script);
-    });
+        stage.finish().compare(script)
+    })
 }
 
 /// A stop that is shorter than `lost_after`, with room for what comes meanwhile.
 const STOP: Duration = Duration::from_secs(2);
 
 /// Slots pass by unsent, and replies wait.
-pub(crate) fn stopped_prober(script: &Script) {
+pub(crate) fn stopped_prober(script: &Script) -> Result<(), Inconclusive> {
     on_stage(script, Drill::default(), |stage| {
         let unsent = || stage.prober.page().count("pathmeter_echo_unsent_total", &[]);
         stage.settle();
@@ -36,15 +36,16 @@ pub(crate) fn stopped_prober(script: &Script) {
         stop(stage.prober, STOP);
         stage.play();
         stage.settle_down();
-        stage.finish().compare(script);
+        stage.finish().compare(script)?;
         // A hundred slots in 2 s; a few may fall to either side.
         let missed = unsent() - before;
         assert!(missed >= 90, "{missed} slots are said to have passed by");
-    });
+        Ok(())
+    })
 }
 
 /// Requests wait, and the time that they wait is not the network's.
-pub(crate) fn stopped_responder(script: &Script) {
+pub(crate) fn stopped_responder(script: &Script) -> Result<(), Inconclusive> {
     on_stage(script, Drill::default(), |stage| {
         stage.settle();
         stage.play();
@@ -52,12 +53,13 @@ pub(crate) fn stopped_responder(script: &Script) {
         stage.play();
         stage.settle_down();
         let ended = stage.finish();
-        ended.compare(script);
+        ended.compare(script)?;
         // A hundred datagrams waited, the first for 2 s and the last hardly at all.
         let turnaround = ended.page.seconds("pathmeter_echo_responder_turnaround_seconds_sum", &[]);
         assert!(turnaround > 60.0, "{turnaround} s of turnaround");
         at_least_60_ms(&ended);
-    });
+        Ok(())
+    })
 }
 
 /// No round trip is shorter than what the wires take, 30 ms each way.
@@ -70,24 +72,26 @@ fn at_least_60_ms(ended: &Ended) {
 const FLOOD: Duration = Duration::from_secs(2);
 
 /// The responder's socket is full long before the responder runs again.
-pub(crate) fn drowned_responder(script: &Script) {
+pub(crate) fn drowned_responder(script: &Script) -> Result<(), Inconclusive> {
     on_stage(script, Drill::default(), |stage| {
         stage.settle();
         stop(stage.responder, FLOOD);
         stage.settle_down();
         drowned(&stage.finish(), stage.net.node("b"), stage.responder);
-    });
+        Ok(())
+    })
 }
 
 /// Thousands of replies come while the prober does not run.
-pub(crate) fn drowned_prober(script: &Script) {
+pub(crate) fn drowned_prober(script: &Script) -> Result<(), Inconclusive> {
     on_stage(script, Drill::default(), |stage| {
         stage.settle();
         stage.play();
         stop(stage.prober, FLOOD);
         stage.settle_down();
         drowned(&stage.finish(), stage.net.node("a"), stage.prober);
-    });
+        Ok(())
+    })
 }
 
 /// As many datagrams are said to have been dropped by a host as its kernel dropped, and none to be lost.
@@ -140,7 +144,7 @@ fn play_until(stage: &Measured<'_>, agent: &Agent<'_>, name: &str, count: u64) {
 }
 
 /// Steps and slews of the prober's wall clock, then of the responder's, while datagrams are on bad links.
-pub(crate) fn wrong_clocks(script: &Script) {
+pub(crate) fn wrong_clocks(script: &Script) -> Result<(), Inconclusive> {
     let schedule = "6s step +1s, 7s slew +500ppm, 8s step -1s, 9s slew -500ppm, 11s slew 0ppm";
     let environment = [(CLOCK, schedule)];
     for is_prober in [true, false] {
@@ -151,19 +155,21 @@ pub(crate) fn wrong_clocks(script: &Script) {
             stage.play();
             stage.settle_down();
             let ended = stage.finish();
-            ended.compare(script);
+            ended.compare(script)?;
             assert_eq!(
                 ended.page.count("pathmeter_echo_rtt_seconds_bucket", &["le=\"0.02\""]),
                 0,
                 "round trips take 30 ms\n{}",
                 ended.page
             );
-        });
+            Ok(())
+        })?;
     }
+    Ok(())
 }
 
 /// The prober's host sleeps, then the responder's.
-pub(crate) fn suspended(script: &Script) {
+pub(crate) fn suspended(script: &Script) -> Result<(), Inconclusive> {
     let environment = [(CLOCK, "6s suspend 30s")];
     for is_prober in [true, false] {
         on_stage(script, at(is_prober, &environment), |stage| {
@@ -172,9 +178,14 @@ pub(crate) fn suspended(script: &Script) {
             stage.play();
             stage.settle_down();
             let ended = stage.finish();
-            if is_prober { without_those_in_flight(&ended) } else { ended.compare(script) }
-        });
+            if !is_prober {
+                return ended.compare(script);
+            }
+            without_those_in_flight(&ended);
+            Ok(())
+        })?;
     }
+    Ok(())
 }
 
 /// What was in flight is withdrawn, whatever became of it. Everything else is as it was.
@@ -203,15 +214,16 @@ fn at<'a>(is_prober: bool, environment: &'a [(&'a str, &'a str)]) -> Drill<'a> {
 }
 
 /// An error in what was exported, planted on purpose, is found.
-pub(crate) fn planted(script: &Script) {
+pub(crate) fn planted(script: &Script) -> Result<(), Inconclusive> {
     on_stage(script, Drill::default(), |stage| {
         stage.settle();
         stage.play();
         stage.settle_down();
         let ended = stage.finish();
-        ended.compare(script);
+        ended.compare(script)?;
         for (what, spoilt) in ended.spoilt() {
             assert!(!spoilt.differences(script.evidence).is_empty(), "{what} goes unnoticed");
         }
-    });
+        Ok(())
+    })
 }

@@ -21,7 +21,7 @@ pub(crate) const VICTIM: &str = "PATHMETER_LAB_VICTIM";
 
 const SHORT: &str = "about: A short one.
 topology: pair
-probe: {interval: 5ms, late_after: 200ms, lost_after: 500ms}
+probe: {interval: 5ms, late_after: 500ms, lost_after: 5s}
 phases:
   - datagrams: 400
     wires: {a-b: {forward: {delay: 2ms, loss: 5%}, reverse: {delay: 2ms}}}
@@ -31,8 +31,9 @@ expect: {lost_forward: 4..50}";
 pub(crate) fn two_at_a_time() {
     let script = Script::parse(SHORT).unwrap();
     thread::scope(|scope| {
-        scope.spawn(|| phases(&script));
-        scope.spawn(|| phases(&script));
+        let play = || phases(&script).unwrap();
+        scope.spawn(play);
+        scope.spawn(play);
     });
 }
 

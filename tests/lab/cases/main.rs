@@ -19,10 +19,14 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 use pathmeter_lab::script::{Act, Script};
 
+use crate::play::Inconclusive;
+
 /// Set, what cannot be run here is a failure.
 const REQUIRED: &str = "PATHMETER_LAB_REQUIRED";
 /// Set, the scenarios that take an hour are run too.
 const LONG: &str = "PATHMETER_LAB_LONG";
+/// A scenario is played so often before it counts as one that can prove nothing.
+const ATTEMPTS: usize = 3;
 /// The exit code where there is no place for a lab: what automake calls skipped.
 const NO_PLACE: u8 = 77;
 
@@ -67,13 +71,19 @@ fn scenario(file: &Path) -> Trial {
         matches!(script.act, Act::WrongClocks | Act::Suspend) && !cfg!(feature = "clock-drill");
     let act = act(script.act);
     Trial::test(name, move || {
-        act(&script);
-        Ok(())
+        for _ in 1..ATTEMPTS {
+            match act(&script) {
+                Ok(()) => return Ok(()),
+                Err(Inconclusive(why)) => eprintln!("to be played again, for it proves nothing: {why}"),
+            }
+        }
+        act(&script)
+            .map_err(|Inconclusive(why)| format!("{ATTEMPTS} plays proved nothing; the last: {why}").into())
     })
     .with_ignored_flag(takes_too_long || lacks_the_drill)
 }
 
-fn act(act: Act) -> fn(&Script) {
+fn act(act: Act) -> fn(&Script) -> Result<(), Inconclusive> {
     match act {
         Act::Phases => play::phases,
         Act::Busy => hostile::busy,

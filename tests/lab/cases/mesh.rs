@@ -10,7 +10,7 @@ use pathmeter_proto::time::nanos;
 use serde_json::json;
 
 use crate::agent::Agent;
-use crate::play::{apply, calm, seed};
+use crate::play::{Inconclusive, apply, calm, seed};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const LATE_AFTER: Duration = Duration::from_millis(500);
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(3_500);
 const UNDER_WAY: Duration = Duration::from_millis(100);
 
 /// What is said of the bad uplink is said by all of all.
-pub(crate) fn one_bad_uplink(script: &Script) {
+pub(crate) fn one_bad_uplink(script: &Script) -> Result<(), Inconclusive> {
     let [phase] = &script.phases[..] else { panic!("one phase, with one wire") };
     let Cable(bad, core) = &phase.wires.keys().next().expect("one wire").0;
     let net = script.topology.plan().build(seed());
@@ -37,6 +37,10 @@ pub(crate) fn one_bad_uplink(script: &Script) {
         let since = |name, labels: &[&str]| page.count(name, labels) - before.count(name, labels);
         for to in NAMES.into_iter().filter(|to| *to != from) {
             let truth = truth(&net, from, to, &(begin..end));
+            let stood_still = Duration::from_nanos(truth.turnaround_max);
+            if stood_still > LOST_AFTER / 2 {
+                return Err(Inconclusive(format!("{to} did not run for {stood_still:?}")));
+            }
             let peer = format!("peer=\"{to}\"");
             let lost = ["forward", "reverse", "unknown"].map(|direction| {
                 since("pathmeter_echo_lost_total", &[&peer, &format!("direction=\"{direction}\"")])
@@ -50,6 +54,7 @@ pub(crate) fn one_bad_uplink(script: &Script) {
         }
         assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0);
     }
+    Ok(())
 }
 
 /// Waits until what was asked of hosts on which there was nobody yet has its verdict.

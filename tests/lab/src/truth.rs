@@ -129,6 +129,8 @@ pub struct Counts {
     pub ipdv: u64,
     /// By how much that sum may be off because the wire could not read the clock in the very moment.
     pub ipdv_doubt: u64,
+    /// The longest that a request which was answered waited at the responder, in nanoseconds.
+    pub turnaround_max: u64,
     /// So close to `late_after` or `lost_after` that the truth cannot decide. A scenario that has any proves nothing.
     pub doubtful: u64,
 }
@@ -347,6 +349,9 @@ impl Echo {
         counts.sent += 1;
         counts.requests += self.requests.len() as u64;
         counts.replies += self.replies.len() as u64;
+        let turnarounds = self.requests.iter().zip(&self.replies);
+        let longest = turnarounds.map(|(request, reply)| reply.at.saturating_sub(request.at.0)).max();
+        counts.turnaround_max = counts.turnaround_max.max(longest.unwrap_or_default());
         let in_time = self.answers.iter().filter(|answer| self.is_in_time(answer, rules)).count() as u64;
         counts.very_late += self.answers.len() as u64 - in_time;
         counts.duplicates += in_time.saturating_sub(1);
