@@ -7,6 +7,8 @@ SHELL := /bin/bash
 # To build; promtool, which Debian has in its package prometheus, to check what is exported; and ip, for the lab.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
 TEST_PACKAGES := prometheus iproute2
+# Whom make compare measures beside us, and what makes networks.
+RIVAL_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
 
 .PHONY: help
 help: ## Show this
@@ -64,6 +66,12 @@ bench: deps ## Measure against the bare loops and the budgets; prints a table
 .PHONY: scale
 scale: deps ## How many paths and how many requests a second one agent stands; prints tables, in a quarter of an hour
 	cargo bench --locked --bench budgets -- scale
+
+.PHONY: compare
+compare: deps ## Measure us and others on links whose truth is known; prints tables
+	@./scripts/install-packages.sh $(RIVAL_PACKAGES)
+	@./scripts/install-test-peers.sh >/dev/null
+	@cargo bench --locked --bench compare -- $(SECTIONS)
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -126,6 +126,9 @@ struct EchoArguments {
     /// Print one JSON object at the end
     #[arg(long)]
     json: bool,
+    /// Print a JSON object for each datagram too, as soon as it is decided
+    #[arg(long, requires = "json")]
+    json_each: bool,
 }
 
 const TARGET_HELP: &str =

@@ -11,7 +11,7 @@ use pathmeter_proto::echo::{Report, Spec};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::wire::stamp;
 
-use super::summary::Findings;
+use super::summary::{Decided, Findings};
 use super::{EchoArguments, Failure, Family, host, runtime, say};
 use crate::datagram::{Duties, EVENTS, Event, Handle, NewPath, PathId, SourceChoice, StampNames};
 use crate::http::auth::Signer;
@@ -173,7 +173,7 @@ async fn measure(arguments: &EchoArguments, aim: &Aim, to: SocketAddr) -> Result
                 ) => {}
             },
             _ = ticker.tick() => {
-                take(&tap, &mut findings);
+                take(&tap, &mut findings, arguments)?;
                 if is_live {
                     say(&format!("\r\x1b[K{}", findings.line(arguments.count)))?;
                 }
@@ -187,7 +187,7 @@ async fn measure(arguments: &EchoArguments, aim: &Aim, to: SocketAddr) -> Result
             break;
         }
     }
-    take(&tap, &mut findings);
+    take(&tap, &mut findings, arguments)?;
     prober.stop(Duration::ZERO);
     if is_live {
         say("\r\x1b[K")?;
@@ -200,10 +200,17 @@ async fn measure(arguments: &EchoArguments, aim: &Aim, to: SocketAddr) -> Result
     if findings.has_answer() { Ok(()) } else { Err(Failure::Quiet) }
 }
 
-fn take(tap: &Receiver<Report>, findings: &mut Findings) {
+fn take(tap: &Receiver<Report>, findings: &mut Findings, arguments: &EchoArguments) -> Result<(), Failure> {
+    let mut lines = String::new();
     for report in tap.try_iter() {
         findings.add(&report);
+        if arguments.json_each
+            && let Some(datagram) = Decided::of(&report)
+        {
+            lines += &(serde_json::to_string(&datagram).map_err(anyhow::Error::from)? + "\n");
+        }
     }
+    if lines.is_empty() { Ok(()) } else { say(&lines) }
 }
 
 fn path(

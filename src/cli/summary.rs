@@ -118,6 +118,36 @@ struct Timestamps {
     receive: Option<Stamps>,
 }
 
+/// What became of one datagram.
+#[derive(Debug, Serialize)]
+pub(super) struct Decided {
+    flow: u8,
+    sequence: u64,
+    verdict: &'static str,
+    /// Of a loss.
+    direction: Option<&'static str>,
+    /// Of an answer, in time or late.
+    rtt_seconds: Option<f64>,
+}
+
+impl Decided {
+    /// `None` for a report that decides nothing.
+    pub(super) fn of(report: &Report) -> Option<Self> {
+        let Report::Decided { flow, sequence, verdict, sample } = report else { return None };
+        let (verdict, direction) = match verdict {
+            Verdict::Ok => ("ok", None),
+            Verdict::Late => ("late", None),
+            Verdict::Lost(Direction::Forward) => ("lost", Some("forward")),
+            Verdict::Lost(Direction::Reverse) => ("lost", Some("reverse")),
+            Verdict::Lost(Direction::Unknown) => ("lost", Some("unknown")),
+            Verdict::HostDropped => ("host_dropped", None),
+            Verdict::Withdrawn => ("withdrawn", None),
+        };
+        let rtt_seconds = sample.as_ref().map(|sample| sample.rtt.as_secs_f64());
+        Some(Self { flow: *flow, sequence: *sequence, verdict, direction, rtt_seconds })
+    }
+}
+
 impl Findings {
     /// Takes note of a report.
     pub(super) fn add(&mut self, report: &Report) {

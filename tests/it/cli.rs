@@ -97,6 +97,37 @@ fn a_probe_ends_with_one_json_object_for_programs() {
 }
 
 #[test]
+fn a_line_for_each_datagram_precedes_the_summary() {
+    let host = Host::claim();
+    let _agent = answering(&host);
+    let ended = probe(&[&host.to_string(), "--count", "20", "--flows", "2", "--json", "--json-each"]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let mut lines: Vec<Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found = lines.pop().unwrap();
+    assert_all_answered(&found, 20);
+    assert_eq!(lines.len() as u64, found["sent"].as_u64().unwrap(), "{ended}");
+    for line in &lines {
+        assert_eq!(keys(line), ["direction", "flow", "rtt_seconds", "sequence", "verdict"]);
+        assert_eq!((&line["verdict"], &line["direction"]), (&json!("ok"), &Value::Null));
+        assert!(line["rtt_seconds"].as_f64() >= found["rtt_seconds"]["min"].as_f64(), "{ended}");
+    }
+    let names = lines.iter().map(|line| (line["flow"].as_u64(), line["sequence"].as_u64()));
+    assert_eq!(names.collect::<std::collections::BTreeSet<_>>().len(), lines.len(), "{ended}");
+}
+
+#[test]
+fn a_line_for_a_lost_datagram_says_where_as_far_as_is_known() {
+    let host = Host::claim();
+    let ended = probe(&[&host.to_string(), "--port", "862", "--count", "3", "--json", "--json-each"]);
+    assert_eq!(ended.code, Some(1), "{ended}");
+    let first: Value = serde_json::from_str(ended.stdout.lines().next().unwrap()).unwrap();
+    let lost =
+        json!({"flow": 0, "sequence": 0, "verdict": "lost", "direction": "unknown", "rtt_seconds": null});
+    assert_eq!(first, lost, "{ended}");
+}
+
+#[test]
 fn exit_code_1_says_that_nothing_came_back() {
     let host = Host::claim();
     let ended = probe(&[&host.to_string(), "--port", "862", "--count", "3", "--json"]);

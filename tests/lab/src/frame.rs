@@ -19,10 +19,23 @@ pub struct Datagram {
     pub ttl: u8,
     /// Its length with the IP header.
     pub bytes: usize,
+    /// What an ICMP echo has instead of ports.
+    pub echo: Option<Echo>,
     /// Where in the frame the transport's header begins.
     transport: usize,
     /// Where in the frame the payload begins.
     payload: usize,
+}
+
+/// An ICMP echo request or reply (RFC 792, RFC 4443 section 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echo {
+    /// Whether it answers one.
+    pub is_reply: bool,
+    /// Whose it is.
+    pub identifier: u16,
+    /// Which of them.
+    pub sequence: u16,
 }
 
 /// UDP's number.
@@ -84,14 +97,23 @@ impl Datagram {
         (tos, ttl, bytes): (u8, u8, usize),
     ) -> Option<Self> {
         let transport = ip.get(header..)?;
-        let port = |at: usize| -> Option<u16> {
+        let word = |at: usize| -> Option<u16> {
             Some(u16::from_be_bytes([*transport.get(at)?, *transport.get(at + 1)?]))
         };
         let (from, to, skip) = match protocol {
-            UDP => (port(0)?, port(2)?, 8),
-            TCP => (port(0)?, port(2)?, usize::from(transport.get(12)? >> 4) * 4),
+            UDP => (word(0)?, word(2)?, 8),
+            TCP => (word(0)?, word(2)?, usize::from(transport.get(12)? >> 4) * 4),
             ICMP | ICMP_V6 => (0, 0, 8),
             _ => (0, 0, 0),
+        };
+        let is_reply = match (protocol, transport.first()) {
+            (ICMP, Some(8)) | (ICMP_V6, Some(128)) => Some(false),
+            (ICMP, Some(0)) | (ICMP_V6, Some(129)) => Some(true),
+            _ => None,
+        };
+        let echo = match is_reply {
+            Some(is_reply) => Some(Echo { is_reply, identifier: word(4)?, sequence: word(6)? }),
+            None => None,
         };
         Some(Self {
             source: (source, from).into(),
@@ -100,6 +122,7 @@ impl Datagram {
             tos,
             ttl,
             bytes,
+            echo,
             transport: ETHERNET + header,
             payload: ETHERNET + header + skip,
         })
@@ -239,6 +262,21 @@ mod tests {
             assert_eq!((found.tos, found.ttl, found.protocol), (0xb8, 255, UDP));
             assert_eq!(found.payload(&frame), PAYLOAD);
             assert_eq!(found.bytes, frame.len() - ETHERNET);
+        }
+    }
+
+    #[test]
+    fn an_echo_is_named_by_its_identifier_and_sequence() {
+        for (is_v6, request, reply) in [(false, 8, 0), (true, 128, 129)] {
+            for (kind, expected) in [(request, Some(false)), (reply, Some(true)), (3, None)] {
+                let mut frame = frame(is_v6);
+                let transport = Datagram::find(&frame).unwrap().transport;
+                frame[if is_v6 { ETHERNET + 6 } else { ETHERNET + 9 }] = if is_v6 { ICMP_V6 } else { ICMP };
+                frame[transport..transport + 8].copy_from_slice(&[kind, 0, 0, 0, 1, 2, 3, 4]);
+                let found = Datagram::find(&frame).unwrap();
+                let echo = |is_reply| Echo { is_reply, identifier: 0x0102, sequence: 0x0304 };
+                assert_eq!(found.echo, expected.map(echo), "type {kind}");
+            }
         }
     }
 

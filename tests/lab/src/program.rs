@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
+use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
 use crate::eventually;
@@ -69,15 +70,11 @@ impl Program {
         eventually("a program ends", || self.has_ended())
     }
 
-    /// User and system time that it has used.
+    /// User and system time that it has used, by the kernel's clock of the process.
     #[must_use]
     pub fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap_or_default();
-        // The fields behind the name, which may have spaces in it.
-        let behind = stat.rsplit_once(") ").map(|(_, behind)| behind).unwrap_or_default();
-        let ticks: u64 =
-            behind.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-        Duration::from_millis(ticks * 10)
+        let clock = clock_getcpuclockid(Pid::from_raw(self.child.id().try_into().unwrap()));
+        clock.and_then(ClockId::now).map(Duration::from).unwrap_or_default()
     }
 
     /// Its resident memory in bytes.

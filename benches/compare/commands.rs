@@ -1,0 +1,41 @@
+//! What was run.
+
+use std::collections::BTreeSet;
+
+use crate::lane::Lane;
+use crate::tools::Contender;
+
+/// The programs that are here, and the commands that were run.
+#[derive(Default)]
+pub(crate) struct Commands {
+    present: BTreeSet<&'static str>,
+    all: Vec<String>,
+}
+
+impl Commands {
+    pub(crate) fn new(present: impl Iterator<Item = &'static str>) -> Self {
+        Self { present: present.collect(), all: Vec::new() }
+    }
+
+    pub(crate) fn has(&self, program: &str) -> bool {
+        self.present.contains(program)
+    }
+
+    pub(crate) fn present(&self, contenders: &[Contender]) -> Vec<Contender> {
+        contenders.iter().filter(|contender| self.has(contender.program)).copied().collect()
+    }
+
+    /// Takes note of what was run in a lane.
+    pub(crate) fn note(&mut self, lane: &Lane) {
+        for command in &lane.commands {
+            if !self.all.contains(command) {
+                self.all.push(command.clone());
+            }
+        }
+    }
+
+    /// Those since the last call.
+    pub(crate) fn take(&mut self) -> String {
+        std::mem::take(&mut self.all).join("\n")
+    }
+}

@@ -1,0 +1,69 @@
+//! Our agent beside others, on links whose truth is known. Prints Markdown.
+//!
+//! `cargo bench --bench compare` takes about ten minutes, `cargo bench --bench compare -- quick` about two. Name sections to
+//! run only those: `loss`, `idle`, `loaded`, `cost`. It needs root or unprivileged user namespaces. Programs that are not
+//! installed are left out; `make compare` installs them.
+
+mod commands;
+mod cost;
+mod exported;
+mod lane;
+mod loss;
+mod rtt;
+mod table;
+mod tools;
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use commands::Commands;
+
+/// How long each part measures.
+struct Effort {
+    is_quick: bool,
+    lossy: Duration,
+    timed: Duration,
+}
+
+const FULL: Effort =
+    Effort { is_quick: false, lossy: Duration::from_secs(33), timed: Duration::from_secs(24) };
+const QUICK: Effort = Effort { is_quick: true, lossy: Duration::from_secs(8), timed: Duration::from_secs(3) };
+
+type Section = (&'static str, &'static str, fn(&Effort, &mut Commands) -> io::Result<String>);
+
+const SECTIONS: [Section; 4] = [
+    ("loss", "Losses", |effort, commands| loss::measure(effort.lossy, commands)),
+    ("idle", "Error of round trips in µs, idle host", |effort, commands| rtt::idle(effort.timed, commands)),
+    ("loaded", "Error of round trips in µs, two busy loops a core", |effort, commands| {
+        rtt::loaded(effort.timed, commands)
+    }),
+    ("cost", "Cost of asking", |effort, commands| cost::measure(effort.is_quick, commands)),
+];
+
+fn main() -> io::Result<()> {
+    // Before there is a second thread.
+    pathmeter_lab::enter().map_err(io::Error::other)?;
+    // Cargo itself passes `--bench`.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let effort = if words.iter().any(|word| word == "quick") { QUICK } else { FULL };
+    let is_wanted = |name: &str| {
+        let mut sections = words.iter().filter(|word| *word != "quick").peekable();
+        sections.peek().is_none() || sections.any(|word| word == name)
+    };
+    let mut out = io::stdout();
+    writeln!(out, "{}.\n", table::machine())?;
+    let versions = tools::versions();
+    for (program, version) in &versions {
+        let version = version.as_deref().unwrap_or("not installed, left out");
+        writeln!(out, "* {program} {version}")?;
+    }
+    let present = versions.iter().filter(|(_, version)| version.is_some()).map(|(program, _)| *program);
+    let mut commands = Commands::new(present);
+    for (name, title, measure) in SECTIONS {
+        if is_wanted(name) {
+            let tables = measure(&effort, &mut commands)?;
+            writeln!(out, "\n### {title}\n\n{tables}\n```text\n{}\n```", commands.take())?;
+        }
+    }
+    writeln!(out, "\nLoad average at the end: {}.", table::load_average())
+}

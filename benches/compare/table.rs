@@ -1,0 +1,61 @@
+//! Markdown.
+
+use std::fs;
+
+/// A table: the head, and rows of as many cells.
+pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let mut text = line(&head.map(ToOwned::to_owned)) + "|" + &"---|".repeat(N) + "\n";
+    rows.iter().for_each(|row| text += &line(row));
+    text
+}
+
+/// What is not said.
+pub(crate) const NOTHING: &str = "–";
+
+pub(crate) fn or_nothing(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
+}
+
+/// Three significant digits below 100, whole numbers from there on.
+pub(crate) fn short(value: f64) -> String {
+    match value.abs() {
+        size if size.is_nan() => NOTHING.to_owned(),
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// The `q`-quantile of sorted values, by nearest rank.
+pub(crate) fn quantile(sorted: &[f64], q: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "thousands")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most the length")]
+    let rank = (sorted.len() as f64 * q).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+pub(crate) fn mean(values: &[f64]) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "thousands")]
+    let count = values.len() as f64;
+    values.iter().sum::<f64>() / count
+}
+
+/// The machine, in a line.
+pub(crate) fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "{cores} × {}, Linux {}, load average {}",
+        model.trim_start_matches(['\t', ':', ' ']),
+        read("/proc/sys/kernel/osrelease").trim(),
+        load_average()
+    )
+}
+
+pub(crate) fn load_average() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().to_owned()
+}

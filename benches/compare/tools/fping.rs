@@ -1,0 +1,65 @@
+//! fping: the kernel on the other side answers. Takes the kernel's stamp of a reply and its own of a request, and prints
+//! three digits of each round trip.
+
+use std::io;
+
+use pathmeter_lab::Program;
+use pathmeter_lab::exchange::Protocol;
+
+use super::{Asker, Run, Said, Timed, Which, number, wait_for};
+use crate::lane::Lane;
+
+pub(crate) const PROGRAM: &str = "fping";
+
+struct Fping(Program);
+
+/// Tells of each round trip, and not of duplicates.
+pub(crate) fn timing(lane: &mut Lane, run: Run) -> io::Result<Box<dyn Asker>> {
+    start(lane, run, &[])
+}
+
+/// Tells of duplicates, and not of each round trip.
+pub(crate) fn counting(lane: &mut Lane, run: Run) -> io::Result<Box<dyn Asker>> {
+    start(lane, run, &["-q"])
+}
+
+fn start(lane: &mut Lane, run: Run, arguments: &[&str]) -> io::Result<Box<dyn Asker>> {
+    let (count, period) = (run.count().to_string(), run.interval.as_millis().to_string());
+    let target = lane.target().to_string();
+    // Its waiting time is the period, unless it is told.
+    let common = ["-c", &count, "-p", &period, "-i", "1", "-t", "1000", &target];
+    Ok(Box::new(Fping(lane.ask(PROGRAM, &[arguments, &common].concat()))))
+}
+
+impl Asker for Fping {
+    fn name(&self) -> &'static str {
+        "fping"
+    }
+
+    fn protocol(&self) -> Protocol {
+        Protocol::Icmp
+    }
+
+    fn finish(mut self: Box<Self>, _: &Lane) -> io::Result<Said> {
+        wait_for(&mut self.0)?;
+        let text = self.0.output();
+        let summary = text.lines().find_map(|line| line.split("xmt/rcv/%loss = ").nth(1));
+        let summary = summary.ok_or_else(|| io::Error::other(format!("no summary:\n{text}")))?;
+        let mut counts = summary.split('/').map(number::<u64>);
+        let (Some(Ok(sent)), Some(Ok(received))) = (counts.next(), counts.next()) else {
+            return Err(io::Error::other(format!("no counts in {summary:?}")));
+        };
+        // `10.77.0.2 : [17], 64 bytes, 40.1 ms (40.2 avg, 0% loss)`
+        let timed = |line: &str| {
+            let (sequence, rest) = line.split_once(" : [")?.1.split_once("], ")?;
+            let milliseconds: f64 = rest.split_once(" bytes, ")?.1.split_once(" ms")?.0.parse().ok()?;
+            Some(Timed { of: Which::Sequence(sequence.parse().ok()?), nanos: milliseconds * 1e6 })
+        };
+        Ok(Said {
+            lost: sent.saturating_sub(received),
+            duplicates: Some(text.lines().filter(|line| line.contains("duplicate for [")).count() as u64),
+            round_trips: text.lines().filter_map(timed).collect(),
+            ..Said::default()
+        })
+    }
+}

@@ -1,0 +1,64 @@
+//! irtt: a client and a server of its own. Says of every loss where it was, and of every round trip how long it took,
+//! without the server's time, from user-space stamps.
+
+use std::io;
+
+use pathmeter_lab::Program;
+use pathmeter_lab::exchange::Protocol;
+use serde_json::Value;
+
+use super::{Asker, Run, Said, Timed, Which, wait_for};
+use crate::lane::Lane;
+
+pub(crate) const PROGRAM: &str = "irtt";
+pub(crate) const PORT: u16 = 2_112;
+
+struct Irtt {
+    client: Program,
+    _server: Program,
+}
+
+pub(crate) fn start(lane: &mut Lane, run: Run) -> io::Result<Box<dyn Asker>> {
+    let (target, out) = (lane.target().to_string(), lane.file("irtt.json"));
+    let interval = format!("{}ms", run.interval.as_millis());
+    // Without a limit: the link brings requests closer together than they were sent.
+    let server = lane.answer(PROGRAM, &["server", "-b", &target, "-i", "0"]);
+    lane.wait_for_udp(PORT);
+    let span = format!("{}ms", run.span.as_millis());
+    let out = out.display().to_string();
+    let client = lane.ask(PROGRAM, &["client", "-i", &interval, "-d", &span, "-Q", "-o", &out, &target]);
+    Ok(Box::new(Irtt { client, _server: server }))
+}
+
+impl Asker for Irtt {
+    fn name(&self) -> &'static str {
+        "irtt"
+    }
+
+    fn protocol(&self) -> Protocol {
+        Protocol::Irtt(PORT)
+    }
+
+    fn finish(mut self: Box<Self>, lane: &Lane) -> io::Result<Said> {
+        wait_for(&mut self.client)?;
+        let text = std::fs::read_to_string(lane.file("irtt.json"))
+            .map_err(|error| io::Error::other(format!("{error}\n{}", self.client.output())))?;
+        let found: Value = serde_json::from_str(&text)?;
+        let all = found["round_trips"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let fate = |fate: &str| all.iter().filter(|one| one["lost"] == fate).count();
+        let [unknown, forward, reverse] = ["true", "true_up", "true_down"].map(fate);
+        let timed = |one: &Value| {
+            let sequence = u32::try_from(one["seqno"].as_u64()?).ok()?;
+            Some(Timed { of: Which::Sequence(sequence), nanos: one["delay"]["rtt"].as_f64()? })
+        };
+        let signed = |count: usize| i64::try_from(count).map_err(io::Error::other);
+        Ok(Said {
+            lost: (unknown + forward + reverse) as u64,
+            directions: Some([signed(forward)?, signed(reverse)?]),
+            duplicates: found["stats"]["duplicates"].as_u64(),
+            reordered: found["stats"]["late_packets"].as_u64(),
+            round_trips: all.iter().filter_map(timed).collect(),
+            ..Said::default()
+        })
+    }
+}

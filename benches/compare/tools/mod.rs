@@ -1,0 +1,154 @@
+//! The programs that are compared: how they are run, and what they say.
+
+pub(crate) mod blackbox;
+pub(crate) mod fping;
+pub(crate) mod irtt;
+pub(crate) mod ours;
+pub(crate) mod smokeping;
+pub(crate) mod stamp_suite;
+
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use pathmeter_lab::Program;
+use pathmeter_lab::exchange::Protocol;
+
+use crate::lane::Lane;
+
+/// How to ask one host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) interval: Duration,
+    pub(crate) span: Duration,
+}
+
+impl Run {
+    pub(crate) fn count(&self) -> u128 {
+        self.span.as_nanos() / self.interval.as_nanos()
+    }
+}
+
+/// A program that asks one host.
+pub(crate) trait Asker {
+    fn name(&self) -> &'static str;
+
+    fn protocol(&self) -> Protocol;
+
+    /// Ends it, when its time is over, and says what it said.
+    fn finish(self: Box<Self>, lane: &Lane) -> io::Result<Said>;
+}
+
+/// What a program said.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    pub(crate) lost: u64,
+    /// Forward and reverse, of those for which it says so.
+    pub(crate) directions: Option<[i64; 2]>,
+    pub(crate) duplicates: Option<u64>,
+    pub(crate) reordered: Option<u64>,
+    pub(crate) round_trips: Vec<Timed>,
+    /// What is sent later it could not speak of.
+    pub(crate) until: Option<u64>,
+    /// Its page of metrics, if it has one about all of this.
+    pub(crate) page: Option<Exported>,
+}
+
+/// The histogram of round trips on a page of metrics.
+#[derive(Debug)]
+pub(crate) struct Exported {
+    pub(crate) text: String,
+    /// The family.
+    pub(crate) name: &'static str,
+}
+
+/// A round trip as a program said it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timed {
+    pub(crate) of: Which,
+    pub(crate) nanos: f64,
+}
+
+/// Which request is meant.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Which {
+    Sequence(u32),
+    /// The only one to this address that was sent between two times.
+    Between(IpAddr, u64, u64),
+}
+
+type Start = fn(&mut Lane, Run) -> io::Result<Box<dyn Asker>>;
+
+/// A program to compare, and how to start it.
+#[derive(Clone, Copy)]
+pub(crate) struct Contender {
+    pub(crate) program: &'static str,
+    pub(crate) start: Start,
+}
+
+/// Those whose every round trip can be compared.
+pub(crate) const TIMED: [Contender; 6] = [
+    Contender { program: ours::PROGRAM, start: ours::once },
+    Contender { program: irtt::PROGRAM, start: irtt::start },
+    Contender { program: stamp_suite::PROGRAM, start: stamp_suite::start },
+    Contender { program: fping::PROGRAM, start: fping::timing },
+    Contender { program: smokeping::PROGRAM, start: smokeping::start },
+    Contender { program: blackbox::PROGRAM, start: blackbox::start },
+];
+
+/// Those whose counts are compared: of ours the agent.
+pub(crate) const COUNTED: [Contender; 6] = {
+    let mut all = TIMED;
+    all[0] = Contender { program: ours::PROGRAM, start: ours::agent };
+    all[3] = Contender { program: fping::PROGRAM, start: fping::counting };
+    all
+};
+
+/// The programs, each with what its package or itself says of its version.
+pub(crate) fn versions() -> Vec<(&'static str, Option<String>)> {
+    let all = [
+        (ours::PROGRAM, ours::version()),
+        (irtt::PROGRAM, package("irtt")),
+        (stamp_suite::PROGRAM, stamp_suite::version()),
+        (fping::PROGRAM, package("fping")),
+        (smokeping::PROGRAM, package("prometheus-smokeping-prober")),
+        (blackbox::PROGRAM, package("prometheus-blackbox-exporter")),
+    ];
+    all.to_vec()
+}
+
+fn package(name: &str) -> Option<String> {
+    let mut query = std::process::Command::new("dpkg-query");
+    let told = query.args(["-W", "-f=${Version} (Debian)", name]).output().ok()?;
+    let version = String::from_utf8(told.stdout).ok()?;
+    (told.status.success() && !version.is_empty()).then_some(version)
+}
+
+/// What a program says to `--version`, in its last word of the first line.
+fn asked(program: &str) -> Option<String> {
+    let told = std::process::Command::new(program).arg("--version").output().ok()?;
+    Some(String::from_utf8(told.stdout).ok()?.lines().next()?.rsplit(' ').next()?.to_owned())
+}
+
+/// Longer than anything goes on after its time is over.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for the end of a program that ends by itself.
+fn wait_for(program: &mut Program) -> io::Result<()> {
+    let begin = Instant::now();
+    while program.has_ended().is_none() {
+        if begin.elapsed() > PATIENCE {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("does not end:\n{}", program.output()),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// A figure that a program must have said.
+fn number<T: std::str::FromStr>(text: &str) -> io::Result<T> {
+    text.trim().parse().map_err(|_| io::Error::other(format!("{text:?} is no number")))
+}
