@@ -4,8 +4,8 @@
 //! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to
 //! run only those: `cargo bench --bench budgets -- start allocations prober responder tail`.
 //!
-//! `-- scale` runs for a quarter of an hour, alone or beside others that are named, and prints tables of its own; its two
-//! halves are `scale-paths` and `scale-responder`.
+//! `-- scale` runs for a quarter of an hour, alone or beside others that are named, and prints tables of its own; its
+//! parts are `scale-paths`, `scale-beyond` and `scale-responder`.
 
 mod agent;
 mod allocations;
@@ -41,8 +41,11 @@ const SECTIONS: [Section; 5] = [
 ];
 
 /// Those that take minutes run only when they are named.
-const LONG: [LongSection; 2] =
-    [("scale-paths", scale::paths::measure), ("scale-responder", scale::rates::measure)];
+const LONG: [LongSection; 3] = [
+    ("scale-paths", scale::paths::measure),
+    ("scale-beyond", scale::paths::measure_beyond),
+    ("scale-responder", scale::rates::measure),
+];
 
 fn main() -> io::Result<()> {
     // Cargo itself passes `--bench`.

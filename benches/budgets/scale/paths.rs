@@ -33,6 +33,17 @@ const LOADS: [Load; 8] = [
     once_a_second("100,000", 100_000, 1, STEP),
 ];
 
+/// As many paths as a configuration may have, more and more often.
+const BEYOND: [Load; 3] = [
+    hundred_thousand("125,000/s", "800ms", 125_000.0),
+    hundred_thousand("167,000/s", "600ms", 166_667.0),
+    hundred_thousand("200,000/s", "500ms", 200_000.0),
+];
+
+const fn hundred_thousand(head: &'static str, interval: &'static str, rate: f64) -> Load {
+    Load { head, count: 100_000, interval, flows: 1, rate, span: STEP }
+}
+
 const fn once_a_second(head: &'static str, count: u32, flows: u8, span: Duration) -> Load {
     Load { head, count, interval: "1s", flows, rate: count as f64, span }
 }
@@ -47,8 +58,16 @@ const DECIDED: Duration = Duration::from_secs(5);
 const RESPONDER: &str = "rate: 100Mpps, rate_per_source: 100Mpps, sessions: 1000000";
 
 pub(crate) fn measure(out: &mut dyn io::Write) -> io::Result<()> {
-    let columns = LOADS.iter().map(hold).collect::<io::Result<Vec<_>>>()?;
-    table::print(out, "paths", &columns)
+    hold_all(out, "paths", &LOADS)
+}
+
+pub(crate) fn measure_beyond(out: &mut dyn io::Write) -> io::Result<()> {
+    hold_all(out, "100,000 paths", &BEYOND)
+}
+
+fn hold_all(out: &mut dyn io::Write, corner: &str, loads: &[Load]) -> io::Result<()> {
+    let columns = loads.iter().map(hold).collect::<io::Result<Vec<_>>>()?;
+    table::print(out, corner, &columns)
 }
 
 fn hold(load: &Load) -> io::Result<Column> {
