@@ -12,6 +12,7 @@ mod allocations;
 mod bare;
 mod batch;
 mod load;
+mod machine;
 mod page;
 mod prober;
 mod process;
@@ -53,7 +54,7 @@ fn main() -> io::Result<()> {
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.iter().any(|section| section == name);
     let mut out = io::stdout();
-    writeln!(out, "{}", report::machine())?;
+    writeln!(out, "{}", machine::machine())?;
     let short: Vec<_> =
         SECTIONS.into_iter().filter(|(name, _)| wanted.is_empty() || is_wanted(name)).collect();
     if !short.is_empty() {
@@ -69,5 +70,5 @@ fn main() -> io::Result<()> {
             measure(&mut out)?;
         }
     }
-    writeln!(out, "\nload average at the end: {}", report::load_average())
+    writeln!(out, "\nload average at the end: {}", machine::load_average())
 }

@@ -1,7 +1,6 @@
 //! The table.
 
 use std::fmt;
-use std::fs;
 
 /// One figure, beside what a bare loop needs and what we may need.
 #[derive(Debug)]
@@ -57,25 +56,6 @@ pub(crate) fn short(value: f64) -> String {
         size if size >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
     }
-}
-
-/// The machine, in a line.
-pub(crate) fn machine() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
-    let cores = cores();
-    format!(
-        "{cores} × {}, Linux {}, load average {}",
-        model.trim_start_matches(['\t', ':', ' ']),
-        read("/proc/sys/kernel/osrelease").trim(),
-        load_average()
-    )
-}
-
-pub(crate) fn load_average() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split(' ').next().unwrap_or_default().to_owned()
 }
 
 pub(crate) fn cores() -> usize {

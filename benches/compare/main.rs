@@ -9,6 +9,8 @@ mod cost;
 mod exported;
 mod lane;
 mod loss;
+#[path = "../budgets/machine.rs"]
+mod machine;
 mod rtt;
 mod table;
 mod tools;
@@ -51,7 +53,7 @@ fn main() -> io::Result<()> {
         sections.peek().is_none() || sections.any(|word| word == name)
     };
     let mut out = io::stdout();
-    writeln!(out, "{}.\n", table::machine())?;
+    writeln!(out, "{}.\n", machine::machine())?;
     let versions = tools::versions();
     for (program, version) in &versions {
         let version = version.as_deref().unwrap_or("not installed, left out");
@@ -65,5 +67,5 @@ fn main() -> io::Result<()> {
             writeln!(out, "\n### {title}\n\n{tables}\n```text\n{}\n```", commands.take())?;
         }
     }
-    writeln!(out, "\nLoad average at the end: {}.", table::load_average())
+    writeln!(out, "\nLoad average at the end: {}.", machine::load_average())
 }

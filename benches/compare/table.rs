@@ -1,7 +1,5 @@
 //! Markdown.
 
-use std::fs;
-
 /// A table: the head, and rows of as many cells.
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
@@ -39,23 +37,4 @@ pub(crate) fn mean(values: &[f64]) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "thousands")]
     let count = values.len() as f64;
     values.iter().sum::<f64>() / count
-}
-
-/// The machine, in a line.
-pub(crate) fn machine() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!(
-        "{cores} × {}, Linux {}, load average {}",
-        model.trim_start_matches(['\t', ':', ' ']),
-        read("/proc/sys/kernel/osrelease").trim(),
-        load_average()
-    )
-}
-
-pub(crate) fn load_average() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split(' ').next().unwrap_or_default().to_owned()
 }

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::super::report::{load_average, short};
+use super::super::machine::load_average;
+use super::super::report::short;
 
 /// Figures of one load by their names, in the order of the rows.
 #[derive(Debug, Default)]
