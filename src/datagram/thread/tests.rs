@@ -48,8 +48,8 @@ fn a_loop_that_was_held_up_reads_between_its_sends() {
     let series = Arc::new(EchoSeries::new("held", "up", "ipv4", 1));
     let mut thread = crowded(deaf.address(), &series);
     let mut inbox = ReceiveBatch::new();
-    // All slots of an interval are due, and as many alarms ring.
-    sleep(INTERVAL);
+    // The first slot of each, within an interval and half of one, is due: as many alarms ring.
+    sleep(INTERVAL * 2);
     let mut turns = 0;
     while turns == 0 || thread.is_behind {
         let before = thread.traffic.sent;
