@@ -100,7 +100,7 @@ impl Plan {
     }
 
     /// Hosts `a`, `b`, `c` and so on around one router, `core`, with a wire from each to it. At most
-    /// [`MESH_MAX`].
+    /// 26.
     #[must_use]
     pub fn mesh(hosts: usize) -> Self {
         let mut plan = Self::default();
