@@ -1,7 +1,6 @@
 //! Programs in namespaces.
 
 use std::fs::{self, File};
-use std::io::Read as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -19,7 +18,6 @@ use crate::eventually;
 #[derive(Debug)]
 pub struct Program {
     child: Child,
-    output: File,
     path: std::path::PathBuf,
 }
 
@@ -33,7 +31,7 @@ impl Program {
         let file = File::create(output).unwrap();
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self { child, output: File::open(output).unwrap(), path: output.to_owned() }
+        Self { child, path: output.to_owned() }
     }
 
     /// Its process number.
@@ -46,13 +44,6 @@ impl Program {
     #[must_use]
     pub fn output(&self) -> String {
         fs::read_to_string(&self.path).unwrap_or_default()
-    }
-
-    /// What it printed since the last call.
-    pub fn news(&mut self) -> String {
-        let mut text = String::new();
-        self.output.read_to_string(&mut text).unwrap();
-        text
     }
 
     /// Sends it a signal.
