@@ -1,7 +1,7 @@
 //! One flow of a path: what was sent on one 5-tuple, and what became of it.
 
 use std::collections::VecDeque;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use super::absence::Absence;
@@ -428,7 +428,7 @@ impl Flow {
         reports: &mut VecDeque<Report>,
     ) {
         let flow = self.index;
-        let slot = self.slot(sequence).expect("it is the oldest");
+        let slot = self.slot(sequence).expect("it is in flight");
         let (evidence, t1, purpose) = (slot.evidence, slot.t1, slot.purpose);
         slot.state = State::GivenUp;
         let Drops { here, there } = drops;
@@ -475,6 +475,23 @@ impl Flow {
                 State::Answered(_) | State::GivenUp | State::Void => self.cursor += 1,
             }
         }
+    }
+
+    /// Decides those of some datagrams that have no verdict: their way has ended, and nothing can come back.
+    pub(super) fn give_up(
+        &mut self,
+        which: Range<u64>,
+        at: Timestamp,
+        rules: &Rules,
+        reports: &mut VecDeque<Report>,
+    ) {
+        let mut drops = Drops { here: &mut HostDrops::default(), there: &mut HostDrops::default() };
+        for sequence in which.start.max(self.cursor)..which.end.min(self.next) {
+            if self.slot(sequence).is_some_and(|slot| matches!(slot.state, State::InFlight)) {
+                self.lose(sequence, at, rules, &mut drops, reports);
+            }
+        }
+        self.advance();
     }
 
     /// Decides everything that left the host and has no verdict: withdrawn, or answered if a reply is held.

@@ -1,6 +1,7 @@
-//! Echo over datagrams: one datagram a slot, one verdict a datagram.
+//! Echo: one datagram or message a slot, one verdict each.
 //!
-//! * [`Prober`] sends on a grid and decides what became of each datagram
+//! * [`Prober`] sends datagrams on a grid and decides what became of each
+//! * [`StreamProber`] does the same over connections, and decides when to make and when to give up one
 //! * [`Responder`] answers, and tells each prober what it received, so that a loss has a direction
 
 mod absence;
@@ -11,6 +12,7 @@ mod prober;
 mod request;
 mod responder;
 mod sessions;
+mod stream;
 mod told;
 mod view;
 
@@ -19,4 +21,5 @@ pub use prober::{Prober, Spec};
 pub use request::bytes_at_least;
 pub(crate) use request::{Contents, Extensions, encode};
 pub use responder::{Responder, ResponderReport};
+pub use stream::{Answer, Message, StreamProber, StreamSpec, StreamStep};
 pub(crate) use told::Told;

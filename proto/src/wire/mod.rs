@@ -3,6 +3,7 @@
 mod goodbye;
 mod ntp;
 pub mod stamp;
+pub mod stream;
 pub mod tlv;
 
 pub use goodbye::{Goodbye, GoodbyeError};

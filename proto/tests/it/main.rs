@@ -15,3 +15,4 @@ mod forged;
 mod fuzzed;
 mod hostile;
 mod stamp_suite;
+mod stream;

@@ -1,0 +1,340 @@
+//! Echo over a TCP connection to the agent port: one greeting each way, then messages of one length.
+//!
+//! ```text
+//! greeting, 48 bytes
+//!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 1 hello, 2 welcome   6 u16 hello: 0; welcome: Admittance
+//!  8 u32 length of every message in bytes, 56 to 65,536                 12 u32 zero
+//! 16 16 bytes nonce
+//! 32 16 bytes HMAC-SHA-256/128, zeros without a key. Hello: over bytes 0..32. Welcome: over the hello and bytes 0..32
+//!
+//! message, 56 bytes and padding
+//!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 3 request, 4 reply   6 u16 zero
+//!  8 u64 sequence number
+//! 16 u64 T1: when it was meant to leave, NTP format
+//! 24 u64 T2: when its last byte reached the responder; zero in requests
+//! 32 u64 T3: when the reply was written; zero in requests
+//! 40 16 bytes HMAC-SHA-256/128 over the whole message with these bytes zero; zeros without a key
+//! 56 padding, which comes back as it was sent
+//! ```
+//!
+//! The key of the messages is made of the mesh key and both nonces: what one connection carried means nothing to another.
+
+use super::{DecodeError, NtpTime, PeerTimestamp, array, put, require, u32_at, u64_at};
+use crate::echo::Message;
+use crate::key::{Key, KeyId, Keys};
+use crate::time::WallTime;
+
+/// The purpose for which the keys of streams are derived from the mesh key ([`Keys::derive`]).
+pub const PURPOSE: &str = "pathmeter agent stream v1";
+/// Bytes of a greeting.
+pub const GREETING_BYTES: usize = 48;
+/// Bytes of the smallest message.
+pub const MESSAGE_BYTES_MIN: u32 = 56;
+/// Bytes of the largest message.
+pub const MESSAGE_BYTES_MAX: u32 = 65_536;
+
+const MAGIC: u32 = u32::from_be_bytes(*b"pmst");
+const VERSION: u8 = 1;
+const HELLO: u8 = 1;
+const WELCOME: u8 = 2;
+const REQUEST: u8 = 3;
+const REPLY: u8 = 4;
+const TAG_AT: usize = 32;
+const MESSAGE_TAG_AT: usize = 40;
+const TAG_BYTES: usize = 16;
+
+/// How a prober opens a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hello {
+    /// Bytes of every message that follows.
+    pub message_bytes: u32,
+    /// Drawn for this connection.
+    pub nonce: [u8; 16],
+}
+
+/// What a greeting proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Nothing: it is not signed.
+    None,
+    /// Whoever signed knows this key.
+    By(KeyId),
+    /// It is signed with a key that is not valid here.
+    Wrong,
+}
+
+/// Whether a responder will answer on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Admittance {
+    /// It will.
+    Granted,
+    /// The source is not listed and did not prove a key.
+    Unlisted,
+    /// The key is not valid there.
+    Unauthentic,
+    /// It has no room for another connection.
+    Full,
+    /// It takes no messages of that length.
+    Length,
+}
+
+impl Admittance {
+    const ALL: [Self; 5] = [Self::Granted, Self::Unlisted, Self::Unauthentic, Self::Full, Self::Length];
+
+    fn code(self) -> u8 {
+        let place = Self::ALL.iter().position(|known| *known == self).expect("ALL lists every variant");
+        u8::try_from(place).expect("there are five")
+    }
+}
+
+/// The greeting's fixed part, with everything else zero.
+fn greeting(kind: u8, admittance: u8, message_bytes: u32, nonce: &[u8; 16]) -> [u8; GREETING_BYTES] {
+    let mut out = [0; GREETING_BYTES];
+    put(&mut out, 0, &MAGIC.to_be_bytes());
+    put(&mut out, 4, &[VERSION, kind, 0, admittance]);
+    put(&mut out, 8, &message_bytes.to_be_bytes());
+    put(&mut out, 16, nonce);
+    out
+}
+
+/// The bytes are of this protocol, this version and this kind.
+fn expect(bytes: &[u8], needs: usize, kind: u8, field: &'static str) -> Result<(), DecodeError> {
+    require(bytes, needs, field)?;
+    if u32_at(bytes, 0) != MAGIC || bytes[5] != kind {
+        return Err(DecodeError::Foreign { field });
+    }
+    if bytes[4] != VERSION {
+        return Err(DecodeError::Version { found: bytes[4], ours: VERSION });
+    }
+    Ok(())
+}
+
+impl Hello {
+    /// The greeting, signed with the current one of keys derived for [`PURPOSE`].
+    #[must_use]
+    pub fn encode(&self, keys: Option<&Keys>) -> [u8; GREETING_BYTES] {
+        let mut out = greeting(HELLO, 0, self.message_bytes, &self.nonce);
+        if let Some(keys) = keys {
+            let tag = keys.current().mac_128(&[&out[..TAG_AT]]);
+            put(&mut out, TAG_AT, &tag);
+        }
+        out
+    }
+
+    /// Reads a greeting, and what it proves.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for what is none.
+    pub fn decode(bytes: &[u8], keys: Option<&Keys>) -> Result<(Self, Proof), DecodeError> {
+        expect(bytes, GREETING_BYTES, HELLO, "hello")?;
+        let tag: [u8; TAG_BYTES] = array(bytes, TAG_AT);
+        let proof = match keys.and_then(|keys| keys.verifying(&[&bytes[..TAG_AT]], &tag)) {
+            Some(id) => Proof::By(id),
+            None if tag == [0; TAG_BYTES] => Proof::None,
+            None => Proof::Wrong,
+        };
+        Ok((Self { message_bytes: u32_at(bytes, 8), nonce: array(bytes, 16) }, proof))
+    }
+}
+
+/// How a responder answers a [`Hello`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Welcome {
+    /// Whether it goes on.
+    pub admittance: Admittance,
+    /// Drawn for this connection.
+    pub nonce: [u8; 16],
+}
+
+impl Welcome {
+    /// The greeting. `key`: the one that the hello proved.
+    #[must_use]
+    pub fn encode(&self, hello: &Hello, key: Option<&Key>) -> [u8; GREETING_BYTES] {
+        let mut out = greeting(WELCOME, self.admittance.code(), hello.message_bytes, &self.nonce);
+        if let Some(key) = key {
+            let tag = key
+                .mac_128(&[&greeting(HELLO, 0, hello.message_bytes, &hello.nonce)[..TAG_AT], &out[..TAG_AT]]);
+            put(&mut out, TAG_AT, &tag);
+        }
+        out
+    }
+
+    /// Reads the answer to `hello`. With a key, it must be signed, unless it is a refusal: who refuses may not know the key.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn decode(bytes: &[u8], hello: &Hello, key: Option<&Key>) -> Result<Self, DecodeError> {
+        expect(bytes, GREETING_BYTES, WELCOME, "welcome")?;
+        let known = Admittance::ALL.get(usize::from(bytes[7])).filter(|_| bytes[6] == 0);
+        let admittance = *known.ok_or(DecodeError::Foreign { field: "welcome" })?;
+        let expected = greeting(HELLO, 0, hello.message_bytes, &hello.nonce);
+        let is_signed =
+            key.is_none_or(|key| key.verify(&[&expected[..TAG_AT], &bytes[..TAG_AT]], &bytes[TAG_AT..]));
+        if admittance == Admittance::Granted && !is_signed {
+            return Err(DecodeError::Unauthentic { field: "welcome" });
+        }
+        Ok(Self { admittance, nonce: array(bytes, 16) })
+    }
+}
+
+/// How the messages of one connection are signed; without a key they are not.
+#[derive(Debug, Clone)]
+pub struct Seal(Option<Key>);
+
+/// What a reply says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echoed {
+    /// What it answers.
+    pub message: Message,
+    /// T3 − T2 in nanoseconds.
+    pub turnaround: i64,
+}
+
+impl Seal {
+    /// The seal of the connection that these greetings began. `key`: one of the keys derived for [`PURPOSE`].
+    #[must_use]
+    pub fn of(key: Option<&Key>, hello: &Hello, welcome: &Welcome) -> Self {
+        Self(key.map(|key| Key::new(&key.mac(&[&hello.nonce, &welcome.nonce]))))
+    }
+
+    /// Appends a request of `length` bytes, at least [`MESSAGE_BYTES_MIN`].
+    pub fn request(&self, message: Message, length: u32, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start + length.max(MESSAGE_BYTES_MIN) as usize, 0);
+        let frame = &mut out[start..];
+        put(frame, 0, &MAGIC.to_be_bytes());
+        put(frame, 4, &[VERSION, REQUEST]);
+        put(frame, 8, &message.sequence.to_be_bytes());
+        put(frame, 16, &message.stamp.0.to_be_bytes());
+        self.sign(frame);
+    }
+
+    /// Whether this is a request of this connection.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn check_request(&self, frame: &[u8]) -> Result<(), DecodeError> {
+        expect(frame, MESSAGE_BYTES_MIN as usize, REQUEST, "request")?;
+        self.verify(frame, "request")
+    }
+
+    /// Turns a checked request into its reply.
+    pub fn reply(&self, frame: &mut [u8], received: WallTime, sent: WallTime) {
+        put(frame, 5, &[REPLY]);
+        put(frame, 24, &NtpTime::from(received).0.to_be_bytes());
+        put(frame, 32, &NtpTime::from(sent).0.to_be_bytes());
+        self.sign(frame);
+    }
+
+    /// Reads a reply.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn read_reply(&self, frame: &[u8]) -> Result<Echoed, DecodeError> {
+        expect(frame, MESSAGE_BYTES_MIN as usize, REPLY, "reply")?;
+        self.verify(frame, "reply")?;
+        let [received, sent] = [24, 32].map(|at| PeerTimestamp::from_ntp(u64_at(frame, at)));
+        let message = Message { sequence: u64_at(frame, 8), stamp: NtpTime(u64_at(frame, 16)) };
+        Ok(Echoed { message, turnaround: sent.signed_since(received) })
+    }
+
+    fn sign(&self, frame: &mut [u8]) {
+        let Some(key) = &self.0 else { return };
+        let tag = key.mac_128(&without_tag(frame));
+        put(frame, MESSAGE_TAG_AT, &tag);
+    }
+
+    fn verify(&self, frame: &[u8], field: &'static str) -> Result<(), DecodeError> {
+        let tag = &frame[MESSAGE_TAG_AT..MESSAGE_TAG_AT + TAG_BYTES];
+        match &self.0 {
+            Some(key) if !key.verify(&without_tag(frame), tag) => Err(DecodeError::Unauthentic { field }),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn without_tag(frame: &[u8]) -> [&[u8]; 3] {
+    [&frame[..MESSAGE_TAG_AT], &[0; TAG_BYTES], &frame[MESSAGE_TAG_AT + TAG_BYTES..]]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(text: &str) -> Keys {
+        Keys::parse(text).unwrap().derive(PURPOSE)
+    }
+
+    const HELLO: Hello = Hello { message_bytes: 100, nonce: [7; 16] };
+    const GRANTED: Welcome = Welcome { admittance: Admittance::Granted, nonce: [9; 16] };
+
+    #[test]
+    fn both_ends_prove_that_they_know_the_key_and_either_of_two_will_do() {
+        let (old, both) = (keys("0123456789abcdef"), keys("fedcba9876543210\n0123456789abcdef"));
+        let (hello, proof) = Hello::decode(&HELLO.encode(Some(&old)), Some(&both)).unwrap();
+        assert_eq!((hello, proof), (HELLO, Proof::By(KeyId::Previous)));
+        let key = both.key(KeyId::Previous);
+        let welcome = GRANTED.encode(&hello, Some(key));
+        assert_eq!(Welcome::decode(&welcome, &HELLO, Some(old.current())), Ok(GRANTED));
+        let other = Hello { nonce: [8; 16], ..HELLO };
+        assert!(Welcome::decode(&welcome, &other, Some(old.current())).is_err(), "it answers another hello");
+        assert!(Welcome::decode(&GRANTED.encode(&hello, None), &HELLO, Some(old.current())).is_err());
+    }
+
+    #[test]
+    fn a_hello_without_a_signature_proves_nothing_and_a_wrong_one_is_told_apart() {
+        let known = keys("0123456789abcdef");
+        let proof = |signer: Option<&Keys>, knower: Option<&Keys>| {
+            Hello::decode(&HELLO.encode(signer), knower).unwrap().1
+        };
+        assert_eq!(proof(None, Some(&known)), Proof::None);
+        assert_eq!(proof(Some(&keys("another key of ours")), Some(&known)), Proof::Wrong);
+        assert_eq!(proof(Some(&known), None), Proof::Wrong);
+    }
+
+    #[test]
+    fn a_refusal_is_believed_without_a_signature() {
+        let key = keys("0123456789abcdef");
+        for admittance in Admittance::ALL.into_iter().skip(1) {
+            let welcome = Welcome { admittance, ..GRANTED };
+            let read = Welcome::decode(&welcome.encode(&HELLO, None), &HELLO, Some(key.current()));
+            assert_eq!(read, Ok(welcome));
+        }
+    }
+
+    #[test]
+    fn a_reply_is_its_request_with_two_times_and_no_byte_of_it_can_be_changed() {
+        let key = keys("0123456789abcdef");
+        let seal = Seal::of(Some(key.current()), &HELLO, &GRANTED);
+        let message = Message { sequence: 5, stamp: NtpTime(77) };
+        let mut frame = Vec::new();
+        seal.request(message, 100, &mut frame);
+        assert_eq!(frame.len(), 100);
+        seal.check_request(&frame).unwrap();
+        assert!(seal.read_reply(&frame).is_err(), "a request that comes back is no reply");
+        seal.reply(&mut frame, WallTime::from_nanos(1_000), WallTime::from_nanos(3_500));
+        assert_eq!(seal.read_reply(&frame), Ok(Echoed { message, turnaround: 2_500 }));
+        for at in 0..frame.len() {
+            let mut changed = frame.clone();
+            changed[at] ^= 1;
+            assert!(seal.read_reply(&changed).is_err(), "byte {at}");
+        }
+        let other = Seal::of(Some(key.current()), &Hello { nonce: [8; 16], ..HELLO }, &GRANTED);
+        assert!(other.read_reply(&frame).is_err(), "of another connection");
+    }
+
+    #[test]
+    fn what_is_cut_short_or_of_another_version_is_refused() {
+        let hello = HELLO.encode(None);
+        for length in 0..GREETING_BYTES {
+            assert!(Hello::decode(&hello[..length], None).is_err(), "{length} bytes");
+        }
+        let mut newer = hello;
+        newer[4] = 2;
+        assert_eq!(Hello::decode(&newer, None), Err(DecodeError::Version { found: 2, ours: 1 }));
+        let seal = Seal::of(None, &HELLO, &GRANTED);
+        let mut frame = Vec::new();
+        seal.request(Message { sequence: 0, stamp: NtpTime(0) }, 0, &mut frame);
+        assert!((0..frame.len()).all(|length| seal.check_request(&frame[..length]).is_err()));
+    }
+}
