@@ -6,18 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::Spec;
+use pathmeter_proto::echo::{Spec, StreamSpec};
 use pathmeter_proto::grid::mix;
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::wire;
 
-use crate::config::{Config, EchoProbe, FamilyChoice, PathMtu, Peer, Probe, Target};
+use crate::config::{Config, EchoProbe, FamilyChoice, PathMtu, Peer, Probe, Target, Transport};
 use crate::datagram::{Handle, NewPath, NewSearch, PathId, SourceChoice};
 use crate::metrics::PeerState;
 use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
 use crate::metrics::path_mtu::{PathMtuSeries, SERIES_PER_PATH_MTU};
+use crate::metrics::stream::{SERIES_PER_STREAM, StreamSeries};
 use crate::status::PathStatus;
+use crate::stream::{self, Dial, NewStream, Over};
 
 /// What a path is: the same as long as these are the same, whatever else is changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,14 +37,27 @@ pub struct PathKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Plan {
     to: SocketAddr,
-    from: SourceChoice,
     interval: Duration,
-    flows: u8,
-    size: Option<u16>,
     dscp: Dscp,
     late_after: Duration,
     lost_after: Duration,
     secret: Secret,
+    way: Way,
+}
+
+/// By what a path is measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Way {
+    /// By datagrams.
+    Datagrams { from: SourceChoice, flows: u8, size: Option<u16> },
+    /// By messages over a connection.
+    Stream { source: Option<IpAddr>, host: Option<String>, fresh: Option<Duration>, over: Spoken },
+}
+
+/// What is spoken over a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Spoken {
+    Tcp { bytes: u32 },
 }
 
 /// What there should be of a path.
@@ -49,6 +65,14 @@ struct Plan {
 struct Wanted {
     plan: Plan,
     path_mtu: Option<PathMtu>,
+}
+
+/// Where a path that is started counts.
+struct NewSeries<'a> {
+    series: &'a Arc<EchoSeries>,
+    /// Of an earlier life.
+    stream: Option<Arc<StreamSeries>>,
+    search: Option<NewSearch>,
 }
 
 /// How the MTU of a path is looked for, and where that is counted.
@@ -73,7 +97,11 @@ struct Running {
     plan: Plan,
     series: Arc<EchoSeries>,
     path_mtu: Option<Discovery>,
+    /// Of the connections that it is measured over, if it is.
+    stream: Option<Arc<StreamSeries>>,
     sources: Vec<SocketAddr>,
+    /// Why it has no connection.
+    broken: Option<String>,
     /// Why it could not be started.
     trouble: Option<String>,
     /// Why it could not be started the time before.
@@ -112,8 +140,40 @@ pub struct Exported {
     pub paths: Vec<Arc<EchoSeries>>,
     /// Of their MTUs.
     pub path_mtus: Vec<Arc<PathMtuSeries>>,
+    /// Of their connections.
+    pub streams: Vec<Arc<StreamSeries>>,
     /// Paths that are over the limit.
     pub dropped: usize,
+}
+
+/// The threads that measure.
+#[derive(Debug)]
+pub struct Loops {
+    /// By datagrams.
+    pub prober: Handle,
+    /// Over connections.
+    pub streams: stream::Handle,
+}
+
+impl Loops {
+    fn remove(&self, running: &Running) {
+        match running.plan.way {
+            Way::Datagrams { .. } => self.prober.remove(running.id),
+            Way::Stream { .. } => self.streams.remove(running.id),
+        }
+    }
+
+    /// Stops sending, waits at most `grace` for what is undecided, and ends the threads.
+    pub fn stop(&self, grace: Duration) {
+        self.prober.stop(grace);
+        self.streams.stop(grace);
+    }
+
+    /// Whether the threads have ended.
+    #[must_use]
+    pub fn are_finished(&self) -> bool {
+        self.prober.is_finished() && self.streams.is_finished()
+    }
 }
 
 /// What is known of the addresses of one peer or target.
@@ -136,7 +196,7 @@ impl Fleet {
 
     /// Starts, changes and stops paths until there are those that there should be. Those that stay the same are not
     /// touched; those that change keep their counters. How their MTU is looked for is changed by itself.
-    pub fn apply(&mut self, config: &Config, keys: &KeyRing, addresses: &Addresses, prober: &Handle) {
+    pub fn apply(&mut self, config: &Config, keys: &KeyRing, addresses: &Addresses, loops: &Loops) {
         let (wanted, unmeasured) = self.wanted(config, keys, addresses);
         self.unmeasured = unmeasured;
         let gone: Vec<PathKey> =
@@ -144,47 +204,106 @@ impl Fleet {
         for key in gone {
             if let Some(running) = self.running.remove(&key) {
                 self.ids.remove(&running.id);
-                prober.remove(running.id);
+                loops.remove(&running);
             }
         }
         for (key, Wanted { plan, path_mtu }) in wanted {
             let known = self.running.get(&key).and_then(|running| running.path_mtu.as_ref());
             let path_mtu = path_mtu.map(|choice| Discovery::of(&key, choice, known));
             let search = path_mtu.as_ref().map(|discovery| self.search(&key, &plan, discovery, keys));
-            let (series, last_trouble) = match self.running.get_mut(&key) {
+            let (series, stream, last_trouble) = match self.running.get_mut(&key) {
                 Some(running) if running.plan == plan && running.trouble.is_none() => {
                     let choice = |discovery: &Option<Discovery>| discovery.as_ref().map(|d| d.choice);
                     if choice(&running.path_mtu) != choice(&path_mtu) {
-                        prober.search(running.id, search);
+                        loops.prober.search(running.id, search);
                         running.path_mtu = path_mtu;
                     }
                     continue;
                 }
                 Some(running) => {
                     self.ids.remove(&running.id);
-                    prober.remove(running.id);
-                    running.series.begin_again(plan.flows.into());
-                    (Arc::clone(&running.series), running.trouble.clone())
+                    loops.remove(running);
+                    running.series.begin_again(plan.flows());
+                    (Arc::clone(&running.series), running.stream.clone(), running.trouble.clone())
                 }
                 None => {
-                    (Arc::new(EchoSeries::new(&key.probe, &key.peer, key.family, plan.flows.into())), None)
+                    (Arc::new(EchoSeries::new(&key.probe, &key.peer, key.family, plan.flows())), None, None)
                 }
             };
             let id = PathId(self.next_id);
             self.next_id += 1;
-            prober.add(NewPath {
+            let new = NewSeries { series: &series, stream, search };
+            let stream = self.start(id, &key, &plan, keys, new, loops);
+            let running = Running {
                 id,
-                spec: self.spec(&key, &plan, keys),
-                from: plan.from,
-                absent_since: self.goodbyes.get(&*key.peer).copied(),
-                series: Arc::clone(&series),
-                path_mtu: search,
-                tap: None,
-            });
-            let sources = Vec::new();
-            let running = Running { id, plan, series, path_mtu, sources, trouble: None, last_trouble };
+                plan,
+                series,
+                path_mtu,
+                stream,
+                sources: Vec::new(),
+                broken: None,
+                trouble: None,
+                last_trouble,
+            };
             self.ids.insert(id, key.clone());
             self.running.insert(key, running);
+        }
+    }
+
+    /// Starts a path on the thread that measures its way; returns where its connections are counted, if it has any.
+    fn start(
+        &self,
+        id: PathId,
+        key: &PathKey,
+        plan: &Plan,
+        keys: &KeyRing,
+        new: NewSeries<'_>,
+        loops: &Loops,
+    ) -> Option<Arc<StreamSeries>> {
+        let absent_since = self.goodbyes.get(&*key.peer).copied();
+        let NewSeries { series, stream, search } = new;
+        match &plan.way {
+            Way::Datagrams { from, .. } => {
+                loops.prober.add(NewPath {
+                    id,
+                    spec: self.spec(key, plan, keys),
+                    from: *from,
+                    absent_since,
+                    series: Arc::clone(series),
+                    path_mtu: search,
+                    tap: None,
+                });
+                None
+            }
+            Way::Stream { source, host, fresh, over } => {
+                let new = || Arc::new(StreamSeries::new(&key.probe, &key.peer, key.family));
+                let stream = stream.unwrap_or_else(new);
+                let over = match over {
+                    Spoken::Tcp { bytes } => {
+                        let keys = plan.secret.among(keys, &key.peer);
+                        let keys = keys.map(|keys| Arc::new(keys.derive(wire::stream::PURPOSE)));
+                        Over::Tcp { bytes: *bytes, keys }
+                    }
+                };
+                loops.streams.add(NewStream {
+                    id,
+                    spec: StreamSpec {
+                        interval: plan.interval,
+                        late_after: plan.late_after,
+                        lost_after: plan.lost_after,
+                        at_once: over.at_once(),
+                        count: None,
+                        seed: self.seed_of(key),
+                    },
+                    dial: Dial { to: plan.to, host: host.clone(), source: *source, dscp: plan.dscp, over },
+                    fresh: *fresh,
+                    series: Arc::clone(series),
+                    stream: Arc::clone(&stream),
+                    absent_since,
+                    tap: None,
+                });
+                Some(stream)
+            }
         }
     }
 
@@ -204,9 +323,9 @@ impl Fleet {
             let probe: Arc<str> = echo.name.as_str().into();
             for name in &echo.towards {
                 let peer: Arc<str> = name.as_str().into();
-                let (port, secret) = match (peers.get(name.as_str()), targets.get(name.as_str())) {
-                    (Some(peer), _) => (peer.stamp_port, mesh_secret(keys)),
-                    (None, Some(target)) => (target.port, target_secret(keys, name)),
+                let host = match (peers.get(name.as_str()), targets.get(name.as_str())) {
+                    (Some(peer), _) => Remote::Peer(peer),
+                    (None, Some(target)) => Remote::Target(target),
                     (None, None) => continue,
                 };
                 let of = |family| PathKey { probe: Arc::clone(&probe), peer: Arc::clone(&peer), family };
@@ -214,9 +333,15 @@ impl Fleet {
                     let key = of(family);
                     match found {
                         Ok(address) => {
-                            let to = SocketAddr::new(address, port);
-                            let plan = plan(echo, to, secret);
-                            wanted.insert(key, Wanted { plan, path_mtu: echo.path_mtu });
+                            let plan = plan(echo, &host, address, keys);
+                            let path_mtu = match &echo.transport {
+                                Transport::Udp(udp) => udp.path_mtu,
+                                Transport::Icmp(_)
+                                | Transport::Tcp(_)
+                                | Transport::WebSocket(_)
+                                | Transport::Http(_) => None,
+                            };
+                            wanted.insert(key, Wanted { plan, path_mtu });
                         }
                         Err(reason) => unmeasured.push((key, reason)),
                     }
@@ -268,11 +393,15 @@ impl Fleet {
     }
 
     fn spec(&self, key: &PathKey, plan: &Plan, keys: &KeyRing) -> Spec {
+        let (flows, size) = match plan.way {
+            Way::Datagrams { flows, size, .. } => (flows, size),
+            Way::Stream { .. } => (1, None),
+        };
         Spec {
             to: plan.to,
             interval: plan.interval,
-            ssids: vec![0; usize::from(plan.flows)],
-            size: plan.size,
+            ssids: vec![0; usize::from(flows)],
+            size,
             dscp: plan.dscp,
             late_after: plan.late_after,
             lost_after: plan.lost_after,
@@ -310,12 +439,19 @@ impl Fleet {
         self.ids.get(&id)
     }
 
-    /// A path sends from these addresses.
-    pub fn started(&mut self, id: PathId, sources: Vec<SocketAddr>) {
-        let key = self.ids.get(&id);
-        if let Some(running) = key.and_then(|key| self.running.get_mut(key)) {
-            running.sources = sources;
-        }
+    /// A path sends from these addresses. Returns its key if it had had no connection.
+    pub fn started(&mut self, id: PathId, sources: Vec<SocketAddr>) -> Option<PathKey> {
+        let key = self.ids.get(&id)?;
+        let running = self.running.get_mut(key)?;
+        running.sources = sources;
+        running.broken.take().map(|_| key.clone())
+    }
+
+    /// A path has no connection. Returns its key when it was news.
+    pub fn broken(&mut self, id: PathId, reason: String) -> Option<PathKey> {
+        let key = self.ids.get(&id)?;
+        let running = self.running.get_mut(key)?;
+        running.broken.replace(reason).is_none().then(|| key.clone())
     }
 
     /// A path could not be started. Returns its key when it was news.
@@ -349,12 +485,15 @@ impl Fleet {
     #[must_use]
     pub fn exported(&self, series_max: usize) -> Exported {
         let (mut exported, mut room) = (Exported::default(), series_max);
-        for Running { series, path_mtu, .. } in self.running.values() {
-            let needs = SERIES_PER_PATH + path_mtu.as_ref().map_or(0, |_| SERIES_PER_PATH_MTU);
+        for Running { series, path_mtu, stream, .. } in self.running.values() {
+            let needs = SERIES_PER_PATH
+                + path_mtu.as_ref().map_or(0, |_| SERIES_PER_PATH_MTU)
+                + stream.as_ref().map_or(0, |_| SERIES_PER_STREAM);
             let Some(left) = room.checked_sub(needs) else { break };
             room = left;
             exported.paths.push(Arc::clone(series));
             exported.path_mtus.extend(path_mtu.as_ref().map(|discovery| Arc::clone(&discovery.series)));
+            exported.streams.extend(stream.clone());
         }
         exported.dropped = self.running.len() - exported.paths.len();
         exported
@@ -372,9 +511,11 @@ impl Fleet {
             series: running.trouble.is_none().then(|| Arc::clone(&running.series)),
             path_mtu: running.path_mtu.as_ref().map(|discovery| Arc::clone(&discovery.series)),
             // What a peer says to our HTTP address matters only where it does not answer our datagrams.
-            reason: running.trouble.clone().or_else(|| match running.series.last_reply() {
-                0 => refusals.get(&*key.peer).cloned(),
-                _ => None,
+            reason: running.trouble.clone().or_else(|| running.broken.clone()).or_else(|| {
+                match running.series.last_reply() {
+                    0 => refusals.get(&*key.peer).cloned(),
+                    _ => None,
+                }
             }),
         });
         let unmeasured = self.unmeasured.iter().map(|(key, reason)| PathStatus {
@@ -413,13 +554,15 @@ impl Fleet {
     }
 
     /// The peer of these paths said that it is leaving.
-    pub fn goodbye(&mut self, peer: &str, at: Timestamp, prober: &Handle) -> usize {
+    pub fn goodbye(&mut self, peer: &str, at: Timestamp, loops: &Loops) -> usize {
         let ids = self.towards(peer);
         let count = ids.len();
         if count > 0 {
             self.goodbyes.insert(peer.to_owned(), at);
         }
-        prober.goodbye(ids, at);
+        // Each knows its own.
+        loops.streams.goodbye(ids.clone(), at);
+        loops.prober.goodbye(ids, at);
         count
     }
 }
@@ -456,23 +599,66 @@ fn target_secret(keys: &KeyRing, name: &str) -> Secret {
     }
 }
 
-fn plan(echo: &EchoProbe, to: SocketAddr, secret: Secret) -> Plan {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+/// Who is measured.
+enum Remote<'a> {
+    Peer(&'a Peer),
+    Target(&'a Target),
+}
+
+impl Plan {
+    fn flows(&self) -> u64 {
+        match self.way {
+            Way::Datagrams { flows, .. } => flows.into(),
+            Way::Stream { .. } => 1,
+        }
+    }
+}
+
+fn plan(echo: &EchoProbe, remote: &Remote<'_>, address: IpAddr, keys: &KeyRing) -> Plan {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let secret = match remote {
+        Remote::Peer(_) => mesh_secret(keys),
+        Remote::Target(target) => target_secret(keys, &target.name),
+    };
+    let from =
+        |port, dont_fragment| SourceChoice { address: echo.source.unwrap_or(any), port, dont_fragment };
+    let (port, way) = match &echo.transport {
+        Transport::Udp(udp) => {
+            let port = match remote {
+                Remote::Peer(peer) => peer.stamp_port,
+                Remote::Target(target) => target.port,
+            };
+            let from = from(udp.source_port.unwrap_or(0), udp.dont_fragment);
+            (port, Way::Datagrams { from, flows: udp.flows, size: udp.size })
+        }
+        Transport::Icmp(icmp) => {
+            (0, Way::Datagrams { from: from(0, icmp.dont_fragment), flows: icmp.flows, size: icmp.size })
+        }
+        Transport::Tcp(tcp) => {
+            let (port, host) = match remote {
+                Remote::Peer(peer) => (peer.agent_port, name_of(&peer.address)),
+                Remote::Target(target) => (target.port, name_of(&target.address)),
+            };
+            let (source, fresh) = (echo.source, tcp.connect_interval);
+            (port, Way::Stream { source, host, fresh, over: Spoken::Tcp { bytes: tcp.size } })
+        }
+        Transport::WebSocket(_) | Transport::Http(_) => todo!(),
+    };
     Plan {
-        to,
-        from: SourceChoice {
-            address: echo.source.unwrap_or(any),
-            port: echo.source_port.unwrap_or(0),
-            dont_fragment: echo.dont_fragment,
-        },
+        to: SocketAddr::new(address, port),
         interval: echo.interval,
-        flows: echo.flows,
-        size: echo.size,
         dscp: echo.dscp,
         late_after: echo.late_after,
         lost_after: echo.lost_after,
         secret,
+        way,
     }
+}
+
+/// What there is to look up; `None` for an address.
+fn name_of(host: &str) -> Option<String> {
+    host.parse::<IpAddr>().is_err().then(|| host.to_owned())
 }
 
 fn family_of(address: IpAddr) -> &'static str {

@@ -59,6 +59,17 @@ pub enum Happening {
         /// Why.
         reason: String,
     },
+    /// A path has no connection any more, or never had one; it goes on trying.
+    ConnectionLost {
+        /// The probe of the path.
+        probe: String,
+        /// Its peer or target.
+        peer: String,
+        /// `ipv4` or `ipv6`.
+        family: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// A peer said that it is leaving.
     PeerLeaving {
         /// Its name.

@@ -16,4 +16,5 @@ pub mod peers;
 pub mod resolver;
 pub mod settings;
 pub mod status;
+pub mod stream;
 pub mod systemd;

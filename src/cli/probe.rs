@@ -166,6 +166,7 @@ async fn measure(arguments: &EchoArguments, aim: &Aim, to: SocketAddr) -> Result
                 Some(Event::Finished(_)) | None => break,
                 Some(
                     Event::Started { .. }
+                    | Event::Broken { .. }
                     | Event::PathMtu { .. }
                     | Event::Goodbye(_)
                     | Event::ClockStepped(_)

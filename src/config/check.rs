@@ -9,10 +9,13 @@ use super::file::Node;
 use super::probes::{Surroundings, probe};
 use super::problem::{nearest, quoted};
 use super::section::{Notes, Section, Setting, Value};
+use super::url::{Scheme, url};
 use super::values::{
     NAME_RULE, duration, host, is_name, labels, listen_address, name, packet_rate, path, port, prefix,
 };
-use super::{Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Responder, Target};
+use super::{
+    Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Profile, ReflectorTimes, Responder, Target,
+};
 
 /// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
 const GRACE: Duration = Duration::from_secs(5);
@@ -201,18 +204,49 @@ fn peer_port(section: &mut Section<'_, '_>, key: &'static str, ours: Option<Sock
 
 fn target<'a>(section: &mut Section<'a, '_>, roster: &mut Roster<'a>) -> Option<Target> {
     let name = section.required("name", |value| roster.enter(value, Entry::Target));
-    let address = section.required("address", host);
+    let url = section.key("url", url).optional();
+    let address = match &url {
+        Some(Some(url)) => section.key("address", host).or(url.host.clone()),
+        Some(None) => section.required("address", host),
+        None => section.key("address", host).or(String::new()),
+    };
     let port = section.key("port", port).or(REFLECTOR_PORT);
+    let profile = section.key("profile", |value| value.one_of(&PROFILES)).or(Profile::Detect);
+    let times = section.key("timestamps", |value| value.one_of(&TIMES)).or(ReflectorTimes::Marked);
     let key_file = section.key("key_file", path).optional();
     let labels = section.key("labels", labels).or(BTreeMap::new());
+    if let (Some(name), Some(Some(url))) = (name, &url)
+        && let Some(entrant) = roster.targets.get_mut(name)
+    {
+        entrant.scheme = Some(url.scheme);
+    }
     Some(Target {
         name: name?.to_owned(),
         address: address?,
         port: port?,
+        profile: profile?,
+        times: times?,
+        url: url?,
         key_file: key_file?,
         labels: labels?,
     })
 }
+
+/// See [`Profile`].
+const PROFILES: [(&str, Profile); 4] = [
+    ("auto", Profile::Detect),
+    ("stamp", Profile::Stamp),
+    ("plain", Profile::Plain),
+    ("twamp-light", Profile::TwampLight),
+];
+
+/// See [`ReflectorTimes`].
+const TIMES: [(&str, ReflectorTimes); 4] = [
+    ("auto", ReflectorTimes::Marked),
+    ("ntp", ReflectorTimes::Ntp),
+    ("ptp", ReflectorTimes::Ptp),
+    ("ignore", ReflectorTimes::Ignored),
+];
 
 fn metrics(section: &mut Section<'_, '_>) -> Option<Metrics> {
     let max_series = section.key("max_series", |value| value.number(&SERIES_ALLOWED)).or(SERIES);
@@ -253,7 +287,15 @@ pub(super) struct Roster<'a> {
     /// Where each name was first given.
     places: BTreeMap<&'a str, String>,
     pub(super) peers: BTreeSet<&'a str>,
-    pub(super) targets: BTreeSet<&'a str>,
+    pub(super) targets: BTreeMap<&'a str, Entrant>,
+}
+
+/// What probes must know of a target.
+#[derive(Debug)]
+pub(super) struct Entrant {
+    pub(super) name: String,
+    /// Of its URL; `None`: it has none.
+    pub(super) scheme: Option<Scheme>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -271,9 +313,11 @@ impl<'a> Roster<'a> {
         }
         self.places.insert(name, value.place().to_string());
         match entry {
-            Entry::Peer => self.peers.insert(name),
-            Entry::Target => self.targets.insert(name),
-        };
+            Entry::Peer => drop(self.peers.insert(name)),
+            Entry::Target => {
+                drop(self.targets.insert(name, Entrant { name: name.to_owned(), scheme: None }));
+            }
+        }
         Some(name)
     }
 }

@@ -9,7 +9,9 @@ mod place;
 mod probes;
 mod problem;
 mod section;
+mod transport;
 pub mod units;
+mod url;
 mod values;
 
 #[cfg(test)]
@@ -21,9 +23,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::{Profile, ReflectorTimes};
 use pathmeter_proto::prefix::Prefix;
 
 pub use problem::{Display, Location, Problem, Problems};
+pub use url::{Scheme, Url};
 
 /// Reads a configuration. An empty one is valid: an agent that only answers.
 ///
@@ -148,7 +152,8 @@ pub struct Peer {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A host without an agent: a router's STAMP or TWAMP-Light reflector.
+/// A host without an agent: a router's STAMP or TWAMP-Light reflector, a server of HTTP or WebSockets, or any host that
+/// answers ICMP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Its name, unique among peers and targets: the `peer` label.
@@ -157,6 +162,12 @@ pub struct Target {
     pub address: String,
     /// Its reflector's UDP port.
     pub port: u16,
+    /// What its reflector is known to do otherwise than it should.
+    pub profile: Profile,
+    /// How its reflector's times are read.
+    pub times: ReflectorTimes,
+    /// What HTTP and WebSocket probes ask for.
+    pub url: Option<Url>,
     /// The key it shares with us; `None`: open mode.
     pub key_file: Option<PathBuf>,
     /// Labels from the file.
@@ -170,35 +181,122 @@ pub enum Probe {
     Echo(EchoProbe),
 }
 
-/// A configured echo measurement, over UDP.
+/// A configured echo measurement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EchoProbe {
     /// Its name, unique: the `probe` label.
     pub name: String,
     /// Names of the peers and targets it measures, sorted, without repeats.
     pub towards: Vec<String>,
-    /// Time between the datagrams of one path.
+    /// Over what.
+    pub transport: Transport,
+    /// Time between the datagrams or messages of one path.
     pub interval: Duration,
-    /// Flows a path is spread over, 1..=16.
-    pub flows: u8,
-    /// Bytes of UDP payload; `None`: no padding.
-    pub size: Option<u16>,
     /// The class of service that is sent.
     pub dscp: Dscp,
-    /// Whether routers may not fragment.
-    pub dont_fragment: bool,
     /// Address to send from; `None`: the kernel's choice.
     pub source: Option<IpAddr>,
-    /// Source port of flow 0, the next flow has the next port; `None`: the kernel's choice, kept while we run.
-    pub source_port: Option<u16>,
     /// Address families.
     pub family: FamilyChoice,
     /// A reply with a longer round trip is late.
     pub late_after: Duration,
-    /// A datagram without a reply by then is lost.
+    /// What has no reply by then is lost.
     pub lost_after: Duration,
+}
+
+/// Over what an echo probe measures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// STAMP over UDP.
+    Udp(Udp),
+    /// ICMP echo.
+    Icmp(Icmp),
+    /// Our echo over TCP.
+    Tcp(Tcp),
+    /// Messages over a WebSocket.
+    WebSocket(WebSocket),
+    /// HTTP requests.
+    Http(Http),
+}
+
+impl Transport {
+    /// What it is called: the `protocol` of a probe.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Udp(_) => "udp",
+            Self::Icmp(_) => "icmp",
+            Self::Tcp(_) => "tcp",
+            Self::WebSocket(_) => "websocket",
+            Self::Http(_) => "http",
+        }
+    }
+}
+
+/// How UDP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Udp {
+    /// Flows a path is spread over, 1..=16.
+    pub flows: u8,
+    /// Bytes of UDP payload; `None`: no padding.
+    pub size: Option<u16>,
+    /// Whether routers may not fragment.
+    pub dont_fragment: bool,
+    /// Source port of flow 0, the next flow has the next port; `None`: the kernel's choice, kept while we run.
+    pub source_port: Option<u16>,
     /// How the path MTU is looked for; `None`: not at all.
     pub path_mtu: Option<PathMtu>,
+}
+
+/// How ICMP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Icmp {
+    /// Flows (identifiers) a path is spread over, 1..=16.
+    pub flows: u8,
+    /// Bytes of an ICMP message, its header included; `None`: no padding.
+    pub size: Option<u16>,
+    /// Whether routers may not fragment.
+    pub dont_fragment: bool,
+}
+
+/// How TCP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tcp {
+    /// Bytes of a message.
+    pub size: u32,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
+}
+
+/// How a WebSocket is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebSocket {
+    /// Bytes of a message.
+    pub size: u32,
+    /// What messages look like.
+    pub format: MessageFormat,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
+}
+
+/// What messages over a WebSocket look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageFormat {
+    /// JSON, in text messages.
+    Text,
+    /// Numbers, in binary messages.
+    Binary,
+}
+
+/// How HTTP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Statuses that are expected; empty: 200 to 299.
+    pub status: Vec<u16>,
+    /// Text that is expected in the body; `None`: any.
+    pub body: Option<String>,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
 }
 
 /// How the path MTU is looked for.

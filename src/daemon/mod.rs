@@ -16,6 +16,7 @@ use hyper::Request;
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::time::nanos;
 use pathmeter_proto::wire::{Goodbye, stamp};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -25,7 +26,7 @@ use crate::config::{Config, Host, LogFormat, Probe};
 use crate::datagram::{
     Answering, Binding, Duties, EVENTS, Event, Handle, Socket, SocketError, StampNames, both_families,
 };
-use crate::fleet::{Addresses, Exported, Fleet};
+use crate::fleet::{Addresses, Exported, Fleet, Loops};
 use crate::http::auth::{Signer, Verifier};
 use crate::http::client::Client;
 use crate::http::routes::{Reload, Site};
@@ -33,12 +34,12 @@ use crate::http::server::{self, Counters, Limits};
 use crate::identity::{Identity, Ports};
 use crate::journal::Journal;
 use crate::logging;
-use crate::metrics::agent::ResponderSeries;
-use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo};
+use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo, Responders};
 use crate::peers::{Inquirer, Told};
 use crate::resolver::{Resolved, Resolver};
 use crate::settings::{Settings, SettingsError};
 use crate::status::Status;
+use crate::stream::{self, responder::Terms};
 use crate::systemd::Notifier;
 
 /// Where a running agent finds its configuration again.
@@ -67,14 +68,15 @@ pub struct Daemon {
     identities: BTreeMap<String, Identity>,
     /// The last goodbye of each peer.
     goodbyes: BTreeMap<String, Goodbye>,
-    prober: Handle,
+    loops: Loops,
     responder: Handle,
+    stream_responder: Arc<stream::responder::Responder>,
     resolver: Resolver,
     inquirer: Inquirer,
     exporter: Arc<Exporter>,
     site: Arc<Site>,
     journal: Arc<Journal>,
-    http: JoinHandle<()>,
+    http: JoinHandle<((), ())>,
     http_stop: watch::Sender<bool>,
     notifier: Notifier,
     log: Option<logging::Handle>,
@@ -134,7 +136,7 @@ impl Daemon {
         let stamps = StampNames::detect();
         let listeners = server::bind(listen.http)?;
         let stamp_sockets = bind_all(listen.stamp, stamps)?;
-        let agent_sockets = bind_all(listen.agent, stamps)?;
+        let (agent_sockets, agent_listeners) = bind_agent(listen.agent, stamps)?;
         let ports = Ports {
             http: listeners.first().and_then(|l| l.local_addr().ok()).unwrap_or(listen.http).port(),
             stamp: port_of(&stamp_sockets),
@@ -145,21 +147,26 @@ impl Daemon {
         let (resolved_sender, resolved) = mpsc::channel(64);
         let (told_sender, told) = mpsc::channel(64);
         let (reload_sender, reloads) = mpsc::channel(4);
-        let responder_series = Arc::new(ResponderSeries::default());
+        let responders = Responders::default();
+        let policy = policy(&settings.config, ports, &Addresses::new());
+        let terms = Terms::new(policy.clone(), settings.keys.mesh.as_deref());
+        let stream_responder =
+            Arc::new(stream::responder::Responder::new(terms, Arc::clone(&responders.stream)));
         let answering = Answering {
             sockets: stamp_sockets,
-            policy: policy(&settings.config, ports, &Addresses::new()),
+            policy,
             keys: settings.keys.mesh.clone(),
             sessions: settings.config.responder.sessions,
-            series: Arc::clone(&responder_series),
+            series: Arc::clone(&responders.stamp),
         };
         let duties = Duties { answer: Some(answering), listen: agent_sockets };
         let responder = Handle::spawn("responder", duties, stamps, event_sender.clone())
             .context("starting the responder's thread")?;
-        let prober = Handle::spawn("prober", Duties::default(), stamps, event_sender)
+        let prober = Handle::spawn("prober", Duties::default(), stamps, event_sender.clone())
             .context("starting the prober's thread")?;
-        let loops = vec![Arc::clone(prober.stats()), Arc::clone(responder.stats())];
-        let exporter = Arc::new(Exporter::new(loops, responder_series));
+        let streams = stream::Handle::spawn(event_sender).context("starting the thread of connections")?;
+        let stats = [prober.stats(), responder.stats(), streams.stats()].map(Arc::clone);
+        let exporter = Arc::new(Exporter::new(stats.into(), responders));
         let counters = Arc::new(Counters::default());
         let journal = Arc::new(Journal::default());
         let site = Arc::new(Site {
@@ -175,7 +182,9 @@ impl Daemon {
             let site = Arc::clone(&site);
             Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
         };
-        let http = tokio::spawn(server::serve(listeners, Limits::default(), handler, counters, stopped));
+        let answering = Arc::clone(&stream_responder).serve(agent_listeners, stopped.clone());
+        let http = server::serve(listeners, Limits::default(), handler, counters, stopped);
+        let http = tokio::spawn(async { tokio::join!(http, answering) });
         Ok(Self {
             source,
             boot_id,
@@ -184,8 +193,9 @@ impl Daemon {
             addresses: Addresses::new(),
             identities: BTreeMap::new(),
             goodbyes: BTreeMap::new(),
-            prober,
+            loops: Loops { prober, streams },
             responder,
+            stream_responder,
             resolver: Resolver::new(resolved_sender),
             inquirer: Inquirer::new(told_sender),
             exporter,
@@ -328,8 +338,10 @@ impl Daemon {
     /// Makes paths and policy agree with settings and addresses.
     fn measure(&mut self) {
         let (config, keys) = (&self.settings.config, &self.settings.keys);
-        self.fleet.apply(config, keys, &self.addresses, &self.prober);
-        self.responder.answer(policy(config, self.ports, &self.addresses), keys.mesh.clone());
+        self.fleet.apply(config, keys, &self.addresses, &self.loops);
+        let policy = policy(config, self.ports, &self.addresses);
+        self.stream_responder.change(Terms::new(policy.clone(), keys.mesh.as_deref()));
+        self.responder.answer(policy, keys.mesh.clone());
         self.publish();
     }
 
@@ -346,7 +358,7 @@ impl Daemon {
 
     fn publish(&self) {
         let config = &self.settings.config;
-        let Exported { paths, path_mtus, dropped } = self.fleet.exported(config.metrics.max_series);
+        let Exported { paths, path_mtus, streams, dropped } = self.fleet.exported(config.metrics.max_series);
         self.exporter.process.set_series_dropped(dropped);
         let probes = config.probes.iter().map(probe_info).collect();
         let attributes = |name: &str, address: &str, labels: &BTreeMap<String, String>| {
@@ -364,7 +376,13 @@ impl Daemon {
         let peers = config.peers.iter().map(|peer| attributes(&peer.name, &peer.address, &peer.labels));
         let targets =
             config.targets.iter().map(|target| attributes(&target.name, &target.address, &target.labels));
-        self.exporter.publish(Directory { paths, path_mtus, probes, peers: peers.chain(targets).collect() });
+        self.exporter.publish(Directory {
+            paths,
+            path_mtus,
+            streams,
+            probes,
+            peers: peers.chain(targets).collect(),
+        });
         self.show(false);
     }
 
@@ -440,7 +458,7 @@ impl Daemon {
             self.responder.fall_silent();
             self.say_goodbye().await;
         }
-        self.prober.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
+        self.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
         if tokio::time::timeout(grace + Duration::from_secs(1), self.drain()).await.is_err() {
             error!("the prober did not stop in time");
         }
@@ -453,7 +471,7 @@ impl Daemon {
     /// Waits for the prober to end; peers that leave at the same time are still heard.
     async fn drain(&mut self) {
         let mut ticker = tokio::time::interval(Duration::from_millis(5));
-        while !self.prober.is_finished() {
+        while !self.loops.are_finished() {
             tokio::select! {
                 Some(event) = self.inbox.events.recv() => self.heard(event),
                 _ = ticker.tick() => {}
@@ -481,6 +499,23 @@ fn bind_all(address: SocketAddr, stamps: StampNames) -> Result<Vec<Socket>, Sock
     Ok(sockets)
 }
 
+/// The agent port, over UDP and over TCP. Where the kernel chooses, it may choose one that is taken over TCP.
+fn bind_agent(address: SocketAddr, stamps: StampNames) -> anyhow::Result<(Vec<Socket>, Vec<TcpListener>)> {
+    let mut tries = if address.port() == 0 { AGENT_PORT_TRIES } else { 1 };
+    loop {
+        let sockets = bind_all(address, stamps)?;
+        tries -= 1;
+        match server::bind(SocketAddr::new(address.ip(), port_of(&sockets))) {
+            Ok(listeners) => return Ok((sockets, listeners)),
+            Err(_) if tries > 0 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Ports that are tried where the kernel chooses.
+const AGENT_PORT_TRIES: u32 = 16;
+
 fn port_of(sockets: &[Socket]) -> u16 {
     sockets.first().map_or(0, |socket| socket.address().port())
 }
@@ -506,7 +541,7 @@ fn probe_info(probe: &Probe) -> ProbeInfo {
     ProbeInfo {
         name: echo.name.clone(),
         kind: "echo",
-        protocol: "udp",
+        protocol: echo.transport.name(),
         dscp: echo.dscp.to_string(),
         interval: echo.interval,
         late_after: echo.late_after,

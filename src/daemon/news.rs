@@ -54,7 +54,21 @@ impl Daemon {
     pub(super) fn heard(&mut self, event: Event) {
         match event {
             Event::Started { id, sources } => {
-                self.fleet.started(id, sources);
+                if let Some(key) = self.fleet.started(id, sources) {
+                    info!(probe = %key.probe, peer = %key.peer, family = key.family, "connected");
+                }
+                self.overdue.note(|overdue| overdue.publish = true);
+            }
+            Event::Broken { id, reason } => {
+                if let Some(key) = self.fleet.broken(id, reason.clone()) {
+                    warn!(probe = %key.probe, peer = %key.peer, family = key.family, reason, "no connection");
+                    self.journal.note(Happening::ConnectionLost {
+                        probe: key.probe.to_string(),
+                        peer: key.peer.to_string(),
+                        family: key.family,
+                        reason,
+                    });
+                }
                 self.overdue.note(|overdue| overdue.publish = true);
             }
             Event::Failed { id, error } => {
@@ -103,7 +117,7 @@ impl Daemon {
         if last.is_some_and(|last| last.boot_id == goodbye.boot_id || last.at >= goodbye.at) {
             return;
         }
-        let paths = self.fleet.goodbye(&goodbye.name, Clock::now(), &self.prober);
+        let paths = self.fleet.goodbye(&goodbye.name, Clock::now(), &self.loops);
         info!(peer = ?goodbye.name, paths, "a peer is leaving");
         self.journal.note(Happening::PeerLeaving { peer: goodbye.name.clone(), paths });
         if paths > 0 {

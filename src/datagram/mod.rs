@@ -79,12 +79,19 @@ pub struct SourceChoice {
 /// What a loop tells the daemon.
 #[derive(Debug)]
 pub enum Event {
-    /// A path sends from these addresses.
+    /// A path sends from these addresses: it was started, or has a connection again.
     Started {
         /// Which path.
         id: PathId,
         /// One for each flow.
         sources: Vec<SocketAddr>,
+    },
+    /// A path has no connection any more, or could not make one. It goes on trying.
+    Broken {
+        /// Which path.
+        id: PathId,
+        /// Why.
+        reason: String,
     },
     /// A path could not be started.
     Failed {

@@ -111,6 +111,55 @@ const fn reason(refusal: Refusal) -> &'static str {
     }
 }
 
+/// Why a connection to the agent port was refused, or ended otherwise than by the other side's wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unanswered {
+    /// The source is not listed and did not prove a key.
+    Unlisted,
+    /// By a key that is not valid here.
+    Unauthentic,
+    /// There was no room.
+    Full,
+    /// It did not greet in time.
+    Silent,
+    /// It does not speak our protocol, or stopped in the middle of a message.
+    Malformed,
+    /// It did not take its replies.
+    Stalled,
+    /// The connection broke.
+    Broken,
+}
+
+const UNANSWERED: [(Unanswered, &str); 7] = [
+    (Unanswered::Unlisted, r#",reason="unlisted"} "#),
+    (Unanswered::Unauthentic, r#",reason="auth"} "#),
+    (Unanswered::Full, r#",reason="full"} "#),
+    (Unanswered::Silent, r#",reason="silent"} "#),
+    (Unanswered::Malformed, r#",reason="malformed"} "#),
+    (Unanswered::Stalled, r#",reason="stalled"} "#),
+    (Unanswered::Broken, r#",reason="broken"} "#),
+];
+
+/// What the responder on the agent port counts.
+#[derive(Debug, Default)]
+pub struct StreamResponderSeries {
+    /// Connections that are open.
+    pub connections: Cell,
+    /// Messages that were answered.
+    pub messages: Cell,
+    /// Times that accepting a connection failed.
+    pub accept_errors: Cell,
+    unanswered: [Cell; UNANSWERED.len()],
+}
+
+impl StreamResponderSeries {
+    /// A connection was refused, or ended badly.
+    pub fn unanswered(&self, why: Unanswered) {
+        let place = UNANSWERED.iter().position(|(known, _)| *known == why);
+        self.unanswered[place.expect("the table lists every variant")].inc();
+    }
+}
+
 fn one(writer: &mut Writer<'_>, name: &str, series: &LoopSeries, cell: &Cell) {
     writer.count(name, Suffix::None, &series.labels, CLOSE, cell.get());
 }
@@ -207,5 +256,31 @@ pub(super) const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
     }),
     counter("pathmeter_responder_requests_total", "Datagrams that came to be answered.", |w, name, s| {
         w.count(name, Suffix::None, STAMP, CLOSE, s.requests.get())
+    }),
+];
+
+const TCP: &str = r#"protocol="tcp""#;
+
+/// In alphabetical order.
+pub(super) const STREAM_RESPONDER_FAMILIES: [Family<StreamResponderSeries>; 4] = [
+    counter(
+        "pathmeter_responder_accept_errors_total",
+        "Times that accepting a connection failed.",
+        |w, name, s| w.count(name, Suffix::None, TCP, CLOSE, s.accept_errors.get()),
+    ),
+    gauge("pathmeter_responder_connections", "Connections that are open.", |w, name, s| {
+        w.count(name, Suffix::None, TCP, CLOSE, s.connections.get());
+    }),
+    counter(
+        "pathmeter_responder_connections_refused_total",
+        "Connections that were refused, or ended otherwise than by the other side's wish.",
+        |w, name, s| {
+            for (cell, (_, reason)) in s.unanswered.iter().zip(&UNANSWERED) {
+                w.count(name, Suffix::None, TCP, reason, cell.get());
+            }
+        },
+    ),
+    counter("pathmeter_responder_messages_total", "Messages that were answered.", |w, name, s| {
+        w.count(name, Suffix::None, TCP, CLOSE, s.messages.get());
     }),
 ];

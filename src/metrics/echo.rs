@@ -1,33 +1,13 @@
 //! The series of echo paths.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::echo::{Class, Direction, Mismatch, Report, Sample, Verdict};
 use pathmeter_proto::machine::{IcmpKind, NotSent, StampedBy};
 use pathmeter_proto::time::nanos;
 
-use super::text::{CLOSE, Cell, Family, INFINITY, Suffix, Writer, counter, gauge, histogram, label, summary};
-
-/// Upper bounds of the round-trip histogram in nanoseconds: 1-2-5 from 50 µs to 5 s, from inside a rack to the far side
-/// of the world behind a full queue.
-const RTT_BOUNDS: [(u64, &str); 16] = [
-    (50_000, r#",le="5e-05"} "#),
-    (100_000, r#",le="0.0001"} "#),
-    (200_000, r#",le="0.0002"} "#),
-    (500_000, r#",le="0.0005"} "#),
-    (1_000_000, r#",le="0.001"} "#),
-    (2_000_000, r#",le="0.002"} "#),
-    (5_000_000, r#",le="0.005"} "#),
-    (10_000_000, r#",le="0.01"} "#),
-    (20_000_000, r#",le="0.02"} "#),
-    (50_000_000, r#",le="0.05"} "#),
-    (100_000_000, r#",le="0.1"} "#),
-    (200_000_000, r#",le="0.2"} "#),
-    (500_000_000, r#",le="0.5"} "#),
-    (1_000_000_000, r#",le="1"} "#),
-    (2_000_000_000, r#",le="2"} "#),
-    (5_000_000_000, r#",le="5"} "#),
-];
+use super::distribution::{Buckets, Mean, RTT_BOUNDS};
+use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
 /// Upper bounds of the burst-length histogram in datagrams.
 const BURST_BOUNDS: [(u64, &str); 3] = [(1, r#",le="1"} "#), (3, r#",le="3"} "#), (10, r#",le="10"} "#)];
@@ -71,39 +51,6 @@ pub struct EchoSeries {
     flows: Cell,
     flows_lossy: Cell,
     draining: Cell,
-}
-
-#[derive(Debug)]
-struct Buckets<const N: usize> {
-    counts: [Cell; N],
-    sum: Cell,
-}
-
-impl<const N: usize> Default for Buckets<N> {
-    fn default() -> Self {
-        Self { counts: std::array::from_fn(|_| Cell::default()), sum: Cell::default() }
-    }
-}
-
-impl<const N: usize> Buckets<N> {
-    fn add(&self, bounds: &[(u64, &str)], value: u64) {
-        let bucket = bounds.partition_point(|(bound, _)| *bound < value);
-        self.counts[bucket].inc();
-        self.sum.add(value);
-    }
-}
-
-#[derive(Debug, Default)]
-struct Mean {
-    sum: Cell,
-    count: Cell,
-}
-
-impl Mean {
-    fn add(&self, span: Duration) {
-        self.sum.add(nanos(span));
-        self.count.inc();
-    }
 }
 
 const NOT_SENT: [(NotSent, &str); 5] = [
@@ -220,13 +167,13 @@ impl EchoSeries {
     /// Sum and count of the differences between neighbouring round trips, in nanoseconds.
     #[must_use]
     pub fn ipdv(&self) -> (u64, u64) {
-        (self.ipdv.sum.get(), self.ipdv.count.get())
+        self.ipdv.totals()
     }
 
     /// Below what a share `q` of the round trips lie; `None` when fewer than ten lie beyond it.
     #[must_use]
     pub fn rtt_quantile(&self, q: f64) -> Option<Quantile> {
-        let counts: Vec<u64> = self.rtt.counts.iter().map(Cell::get).collect();
+        let counts: Vec<u64> = self.rtt.counts().collect();
         let total: u64 = counts.iter().sum();
         #[expect(clippy::cast_precision_loss, reason = "for people")]
         let wanted = total as f64 * q;
@@ -339,8 +286,7 @@ fn both_ways(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, values: &
 }
 
 fn mean(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, mean: &Mean) {
-    writer.seconds(name, Suffix::Sum, &series.labels, CLOSE, mean.sum.get());
-    writer.count(name, Suffix::Count, &series.labels, CLOSE, mean.count.get());
+    mean.write(writer, name, &series.labels, CLOSE);
 }
 
 /// In alphabetical order.
@@ -413,17 +359,7 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
     histogram(
         "pathmeter_echo_loss_burst_length",
         "Lengths, in datagrams, of runs of losses that have ended.",
-        |w, name, s| {
-            let mut total = 0;
-            for (cell, (_, bound)) in s.burst_lengths.counts.iter().zip(&BURST_BOUNDS) {
-                total += cell.get();
-                w.count(name, Suffix::Bucket, &s.labels, bound, total);
-            }
-            let total = total + s.burst_lengths.counts[BURST_BOUNDS.len()].get();
-            w.count(name, Suffix::Bucket, &s.labels, INFINITY, total);
-            w.count(name, Suffix::Sum, &s.labels, CLOSE, s.burst_lengths.sum.get());
-            w.count(name, Suffix::Count, &s.labels, CLOSE, total);
-        },
+        |w, name, s| s.burst_lengths.write(w, name, &s.labels, &BURST_BOUNDS, Writer::count),
     ),
     counter("pathmeter_echo_loss_bursts_total", "Runs of losses that have begun.", |w, name, s| {
         one(w, name, s, s.bursts.get())
@@ -476,17 +412,7 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
     histogram(
         "pathmeter_echo_rtt_seconds",
         "Round trip without the responder's turnaround, of answered datagrams: ok and late.",
-        |w, name, s| {
-            let mut total = 0;
-            for (cell, (_, bound)) in s.rtt.counts.iter().zip(&RTT_BOUNDS) {
-                total += cell.get();
-                w.count(name, Suffix::Bucket, &s.labels, bound, total);
-            }
-            let total = total + s.rtt.counts[RTT_BOUNDS.len()].get();
-            w.count(name, Suffix::Bucket, &s.labels, INFINITY, total);
-            w.seconds(name, Suffix::Sum, &s.labels, CLOSE, s.rtt.sum.get());
-            w.count(name, Suffix::Count, &s.labels, CLOSE, total);
-        },
+        |w, name, s| s.rtt.write(w, name, &s.labels, &RTT_BOUNDS, Writer::seconds),
     ),
     counter(
         "pathmeter_echo_send_errors_total",

@@ -4,11 +4,13 @@
 //! in a `prometheus` registry. Both come out as one sorted page, each family once.
 
 pub mod agent;
+mod distribution;
 pub mod echo;
 mod page;
 pub mod path_mtu;
 mod process;
+pub mod stream;
 pub mod text;
 
-pub use page::{Directory, Exporter, Page, ProbeInfo};
+pub use page::{Directory, Exporter, Page, ProbeInfo, Responders};
 pub use process::{HttpCounts, PeerState, ProcessMetrics};

@@ -9,10 +9,14 @@ use pathmeter_proto::time::nanos;
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 
-use super::agent::{LOOP_FAMILIES, LoopSeries, RESPONDER_FAMILIES, ResponderSeries};
+use super::agent::{
+    LOOP_FAMILIES, LoopSeries, RESPONDER_FAMILIES, ResponderSeries, STREAM_RESPONDER_FAMILIES,
+    StreamResponderSeries,
+};
 use super::echo::{ECHO_FAMILIES, EchoSeries};
 use super::path_mtu::{PATH_MTU_FAMILIES, PathMtuSeries};
 use super::process::{HttpCounts, ProcessMetrics};
+use super::stream::{STREAM_FAMILIES, StreamSeries};
 use super::text::{CLOSE, Family, Kind, Suffix, Writer, label};
 
 /// Everything that is exported.
@@ -22,7 +26,16 @@ pub struct Exporter {
     pub process: ProcessMetrics,
     directory: ArcSwap<Directory>,
     loops: Vec<Arc<LoopSeries>>,
-    responder: Arc<ResponderSeries>,
+    responders: Responders,
+}
+
+/// What those who answer count.
+#[derive(Debug, Default, Clone)]
+pub struct Responders {
+    /// Over UDP.
+    pub stamp: Arc<ResponderSeries>,
+    /// Over TCP.
+    pub stream: Arc<StreamResponderSeries>,
 }
 
 /// What is measured at the moment. Replaced as a whole: a path that leaves it leaves the page.
@@ -32,6 +45,8 @@ pub struct Directory {
     pub paths: Vec<Arc<EchoSeries>>,
     /// Those whose MTU is looked for.
     pub path_mtus: Vec<Arc<PathMtuSeries>>,
+    /// Those over connections.
+    pub streams: Vec<Arc<StreamSeries>>,
     /// Configured probes.
     pub probes: Vec<ProbeInfo>,
     /// Attributes of peers and targets, by name.
@@ -77,16 +92,18 @@ enum Section {
     Responder(usize),
     Echo(usize),
     PathMtu(usize),
+    Stream(usize),
+    StreamResponder(usize),
     Limit(usize),
     ProbeInfo,
     PeerInfo,
 }
 
 impl Exporter {
-    /// Exports these loops and this responder.
+    /// Exports these loops and these responders.
     #[must_use]
-    pub fn new(loops: Vec<Arc<LoopSeries>>, responder: Arc<ResponderSeries>) -> Self {
-        Self { process: ProcessMetrics::new(), directory: ArcSwap::default(), loops, responder }
+    pub fn new(loops: Vec<Arc<LoopSeries>>, responders: Responders) -> Self {
+        Self { process: ProcessMetrics::new(), directory: ArcSwap::default(), loops, responders }
     }
 
     /// Changes what is exported.
@@ -119,6 +136,8 @@ impl Exporter {
             .extend(LOOP_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Loop(at))));
         let responder = RESPONDER_FAMILIES.iter().enumerate();
         families.extend(responder.map(|(at, family)| (family.name, Section::Responder(at))));
+        let responder = STREAM_RESPONDER_FAMILIES.iter().enumerate();
+        families.extend(responder.map(|(at, family)| (family.name, Section::StreamResponder(at))));
         if !directory.paths.is_empty() {
             families.extend(
                 ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Echo(at))),
@@ -127,6 +146,10 @@ impl Exporter {
         if !directory.path_mtus.is_empty() {
             let path_mtu = PATH_MTU_FAMILIES.iter().enumerate();
             families.extend(path_mtu.map(|(at, family)| (family.name, Section::PathMtu(at))));
+        }
+        if !directory.streams.is_empty() {
+            let stream = STREAM_FAMILIES.iter().enumerate();
+            families.extend(stream.map(|(at, family)| (family.name, Section::Stream(at))));
         }
         if !directory.probes.is_empty() {
             families.insert(PROBE_INFO, Section::ProbeInfo);
@@ -172,7 +195,12 @@ impl Page {
             }
             Section::Responder(at) => {
                 RESPONDER_FAMILIES[at].begin(piece);
-                RESPONDER_FAMILIES[at].write(piece, std::iter::once(self.exporter.responder.as_ref()));
+                RESPONDER_FAMILIES[at].write(piece, std::iter::once(self.exporter.responders.stamp.as_ref()));
+            }
+            Section::StreamResponder(at) => {
+                STREAM_RESPONDER_FAMILIES[at].begin(piece);
+                let series = self.exporter.responders.stream.as_ref();
+                STREAM_RESPONDER_FAMILIES[at].write(piece, std::iter::once(series));
             }
             Section::Echo(at) => {
                 return write_paths(&ECHO_FAMILIES[at], &self.directory.paths, &mut self.paths, piece);
@@ -184,6 +212,9 @@ impl Page {
                     &mut self.paths,
                     piece,
                 );
+            }
+            Section::Stream(at) => {
+                return write_paths(&STREAM_FAMILIES[at], &self.directory.streams, &mut self.paths, piece);
             }
             Section::Limit(at) => self.directory.limit(&LIMITS[at], piece),
             Section::ProbeInfo => self.directory.probe_info(piece),

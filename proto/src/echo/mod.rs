@@ -9,6 +9,7 @@ mod flow;
 mod knowledge;
 mod outcome;
 mod prober;
+mod profile;
 mod request;
 mod responder;
 mod sessions;
@@ -18,6 +19,7 @@ mod view;
 
 pub use outcome::{Class, Direction, Mismatch, Report, Sample, Verdict};
 pub use prober::{Prober, Spec};
+pub use profile::{Profile, ReflectorTimes};
 pub use request::bytes_at_least;
 pub(crate) use request::{Contents, Extensions, encode};
 pub use responder::{Responder, ResponderReport};

@@ -1,0 +1,256 @@
+//! What the keys of a probe mean that only some protocols have.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use pathmeter_proto::mtu::CEILING_MIN;
+use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN};
+
+use super::check::{Entrant, REFLECTOR_PORT};
+use super::file::Node;
+use super::probes::INTERVAL_ALLOWED;
+use super::problem::quoted;
+use super::section::{Section, Value};
+use super::url::Scheme;
+use super::values::{duration, port, size};
+use super::{Http, Icmp, Listen, MessageFormat, PathMtu, Tcp, Transport, Udp, WebSocket};
+
+/// What a probe is measured over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Udp,
+    Icmp,
+    Tcp,
+    WebSocket,
+    Http,
+}
+
+pub(super) const PROTOCOLS: [(&str, Protocol); 5] = [
+    ("udp", Protocol::Udp),
+    ("icmp", Protocol::Icmp),
+    ("tcp", Protocol::Tcp),
+    ("websocket", Protocol::WebSocket),
+    ("http", Protocol::Http),
+];
+
+const FLOWS_ALLOWED: RangeInclusive<i128> = 1..=16;
+
+/// UDP payload: from the smallest STAMP packet (RFC 8762 section 4.2.1) to a jumbo frame.
+const UDP_SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
+
+/// An ICMP message: from what we write into it to a jumbo frame.
+const ICMP_SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
+
+const TCP_SIZE_ALLOWED: RangeInclusive<u64> = MESSAGE_BYTES_MIN as u64..=MESSAGE_BYTES_MAX as u64;
+
+/// A WebSocket message: from two numbers of eight bytes to what responders take.
+const BINARY_SIZE_ALLOWED: RangeInclusive<u64> = 16..=65_536;
+
+/// The shortest text with both numbers in it, at their longest.
+const TEXT_SIZE_ALLOWED: RangeInclusive<u64> = 96..=65_536;
+
+/// Over connections a millisecond is the runtime's grain; what is asked more often than this would go unsent.
+const STREAM_INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+const CONNECT_INTERVAL: Duration = Duration::from_secs(30);
+const CONNECT_INTERVAL_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+const PATH_MTU_INTERVAL: Duration = Duration::from_secs(60);
+const PATH_MTU_INTERVAL_ALLOWED: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// A whole IP packet: up to a jumbo frame, which an older agent's full-length reply still brings into our buffer.
+const CEILING_ALLOWED: RangeInclusive<u16> = CEILING_MIN..=9000;
+
+/// Characters of the text that a body is searched for.
+const BODY_CHARS_MAX: usize = 1_024;
+
+impl Protocol {
+    /// Whether it runs over a connection.
+    pub(super) const fn is_stream(self) -> bool {
+        match self {
+            Self::Udp | Self::Icmp => false,
+            Self::Tcp | Self::WebSocket | Self::Http => true,
+        }
+    }
+
+    /// How often it can be measured.
+    pub(super) fn intervals(self) -> RangeInclusive<Duration> {
+        let least = if self.is_stream() { STREAM_INTERVAL_MIN } else { *INTERVAL_ALLOWED.start() };
+        least..=*INTERVAL_ALLOWED.end()
+    }
+
+    /// Whether a target can be measured over it; if not, what is wrong and the remedy.
+    pub(super) fn reaches(self, target: &Entrant) -> Result<(), (String, String)> {
+        let name = &target.name;
+        let (wanted, example): (&[Scheme], _) = match self {
+            Self::Udp | Self::Icmp => return Ok(()),
+            Self::Tcp => {
+                let remedy = "name peers, or measure it over udp, icmp, websocket or http";
+                return Err((format!("{name} has no agent, which echo over tcp needs"), remedy.to_owned()));
+            }
+            Self::WebSocket => (&[Scheme::Ws, Scheme::Wss], "ws://… or wss://…"),
+            Self::Http => (&[Scheme::Http, Scheme::Https], "http://… or https://…"),
+        };
+        match target.scheme {
+            Some(scheme) if wanted.contains(&scheme) => Ok(()),
+            Some(_) => Err((
+                format!("the url of {name} is for another protocol"),
+                format!("its url must be {example}"),
+            )),
+            None => Err((format!("{name} has no url"), format!("give the target url: {example}"))),
+        }
+    }
+}
+
+/// Reads the keys that only this protocol has.
+pub(super) fn transport(
+    section: &mut Section<'_, '_>,
+    protocol: Protocol,
+    listen: Option<&Listen>,
+) -> Option<Transport> {
+    match protocol {
+        Protocol::Udp => udp(section, listen).map(Transport::Udp),
+        Protocol::Icmp => icmp(section).map(Transport::Icmp),
+        Protocol::Tcp => {
+            let size =
+                section.key("size", |value| size(value, &TCP_SIZE_ALLOWED)).or(*TCP_SIZE_ALLOWED.start());
+            let connect_interval = connect_interval(section);
+            Some(Transport::Tcp(Tcp { size: size?.try_into().ok()?, connect_interval: connect_interval? }))
+        }
+        Protocol::WebSocket => websocket(section).map(Transport::WebSocket),
+        Protocol::Http => http(section).map(Transport::Http),
+    }
+}
+
+fn udp(section: &mut Section<'_, '_>, listen: Option<&Listen>) -> Option<Udp> {
+    let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
+    let size = section.key("size", |value| size(value, &UDP_SIZE_ALLOWED)).optional();
+    let dont_fragment = section.key("dont_fragment", Value::flag).or(false);
+    let source_port = section.key("source_port", port).optional();
+    let path_mtu = section.key("path_mtu", path_mtu).or(None);
+    check_source_ports(section, source_port.flatten(), flows, listen);
+    Some(Udp {
+        flows: flows?,
+        size: size?.and_then(|bytes| bytes.try_into().ok()),
+        dont_fragment: dont_fragment?,
+        source_port: source_port?,
+        path_mtu: path_mtu?,
+    })
+}
+
+fn icmp(section: &mut Section<'_, '_>) -> Option<Icmp> {
+    let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
+    let size = section.key("size", |value| size(value, &ICMP_SIZE_ALLOWED)).optional();
+    let dont_fragment = section.key("dont_fragment", Value::flag).or(false);
+    Some(Icmp {
+        flows: flows?,
+        size: size?.and_then(|bytes| bytes.try_into().ok()),
+        dont_fragment: dont_fragment?,
+    })
+}
+
+fn websocket(section: &mut Section<'_, '_>) -> Option<WebSocket> {
+    let formats = [("text", MessageFormat::Text), ("binary", MessageFormat::Binary)];
+    let format = section.key("format", |value| value.one_of(&formats)).or(MessageFormat::Text);
+    let allowed = match format? {
+        MessageFormat::Text => TEXT_SIZE_ALLOWED,
+        MessageFormat::Binary => BINARY_SIZE_ALLOWED,
+    };
+    let size = section.key("size", |value| size(value, &allowed)).or(*allowed.start());
+    let connect_interval = connect_interval(section);
+    Some(WebSocket { size: size?.try_into().ok()?, format: format?, connect_interval: connect_interval? })
+}
+
+fn http(section: &mut Section<'_, '_>) -> Option<Http> {
+    let status = section.key("expect_status", |value| match value.node() {
+        Node::List(_) => value.list("a list of statuses such as [200, 204]", status),
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Mapping(_) => {
+            status(value).map(|status| vec![status])
+        }
+    });
+    let body = section.key("expect_body", |value| {
+        let text = value.text("a text that the body contains")?;
+        if (1..=BODY_CHARS_MAX).contains(&text.chars().count()) {
+            Some(text.to_owned())
+        } else {
+            value.wrong("the text is empty or too long", format!("write 1 to {BODY_CHARS_MAX} characters"))
+        }
+    });
+    let connect_interval = connect_interval(section);
+    Some(Http { status: status.or(Vec::new())?, body: body.optional()?, connect_interval: connect_interval? })
+}
+
+fn status(value: Value<'_, '_>) -> Option<u16> {
+    value.number(&(100..=599))
+}
+
+/// How often fresh connections are timed, or `off`.
+fn connect_interval(section: &mut Section<'_, '_>) -> Option<Option<Duration>> {
+    section
+        .key("connect_interval", |value| match value.node() {
+            Node::Text(text) if text == "off" => Some(None),
+            Node::Null
+            | Node::Bool(_)
+            | Node::Int(_)
+            | Node::Float(_)
+            | Node::Text(_)
+            | Node::List(_)
+            | Node::Mapping(_) => duration(value, &CONNECT_INTERVAL_ALLOWED).map(Some),
+        })
+        .or(Some(CONNECT_INTERVAL))
+}
+
+/// `off`, `on`, or what differs from the defaults.
+fn path_mtu(value: Value<'_, '_>) -> Option<Option<PathMtu>> {
+    match value.node() {
+        Node::Mapping(_) => value.section(path_mtu_keys).map(Some),
+        Node::Text(text) if text == "on" => {
+            Some(Some(PathMtu { interval: PATH_MTU_INTERVAL, ceiling: *CEILING_ALLOWED.end() }))
+        }
+        Node::Text(text) if text == "off" => Some(None),
+        Node::Text(text) => {
+            value.wrong(format!("{} is not supported", quoted(text)), format!("write {PATH_MTU_WANTED}"))
+        }
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) => {
+            value.mismatch(PATH_MTU_WANTED)
+        }
+    }
+}
+
+const PATH_MTU_WANTED: &str = "on, off, or a mapping such as {interval: 60s, ceiling: 9000B}";
+
+fn path_mtu_keys(section: &mut Section<'_, '_>) -> Option<PathMtu> {
+    let interval =
+        section.key("interval", |value| duration(value, &PATH_MTU_INTERVAL_ALLOWED)).or(PATH_MTU_INTERVAL);
+    let allowed = u64::from(*CEILING_ALLOWED.start())..=u64::from(*CEILING_ALLOWED.end());
+    let ceiling = section.key("ceiling", |value| size(value, &allowed)).or(*allowed.end());
+    Some(PathMtu { interval: interval?, ceiling: ceiling?.try_into().ok()? })
+}
+
+fn check_source_ports(
+    section: &Section<'_, '_>,
+    first: Option<u16>,
+    flows: Option<u8>,
+    listen: Option<&Listen>,
+) {
+    let (Some(first), Some(flows)) = (first, flows) else {
+        return;
+    };
+    let ports = u32::from(first)..u32::from(first) + u32::from(flows);
+    let last_allowed = 65_536 - u32::from(flows);
+    if u32::from(first) > last_allowed {
+        let what = format!("{flows} flows from port {first} on do not fit below 65536");
+        section.wrong::<()>("source_port", what, format!("write at most {last_allowed}"));
+    }
+    let ours =
+        listen.map(|listen| [(listen.stamp.port(), "listen.stamp"), (listen.agent.port(), "listen.agent")]);
+    let reflector = (REFLECTOR_PORT, "the port of reflectors, which no responder answers");
+    for (port, owner) in ours.into_iter().flatten().chain([reflector]) {
+        if ports.contains(&port.into()) {
+            let what = format!("the flows would send from port {port}: {owner}");
+            section.wrong::<()>("source_port", what, "choose ports that nobody listens on");
+            return;
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Values as a histogram, or as a sum and a count.
+
+use std::time::Duration;
+
+use pathmeter_proto::time::nanos;
+
+use super::text::{CLOSE, Cell, INFINITY, Suffix, Writer};
+
+/// Upper bounds of the round-trip histogram in nanoseconds: 1-2-5 from 50 µs to 5 s, from inside a rack to the far side
+/// of the world behind a full queue.
+pub(super) const RTT_BOUNDS: [(u64, &str); 16] = [
+    (50_000, r#",le="5e-05"} "#),
+    (100_000, r#",le="0.0001"} "#),
+    (200_000, r#",le="0.0002"} "#),
+    (500_000, r#",le="0.0005"} "#),
+    (1_000_000, r#",le="0.001"} "#),
+    (2_000_000, r#",le="0.002"} "#),
+    (5_000_000, r#",le="0.005"} "#),
+    (10_000_000, r#",le="0.01"} "#),
+    (20_000_000, r#",le="0.02"} "#),
+    (50_000_000, r#",le="0.05"} "#),
+    (100_000_000, r#",le="0.1"} "#),
+    (200_000_000, r#",le="0.2"} "#),
+    (500_000_000, r#",le="0.5"} "#),
+    (1_000_000_000, r#",le="1"} "#),
+    (2_000_000_000, r#",le="2"} "#),
+    (5_000_000_000, r#",le="5"} "#),
+];
+
+/// Counts of values by upper bound; `N` is the number of bounds and one.
+#[derive(Debug)]
+pub(super) struct Buckets<const N: usize> {
+    counts: [Cell; N],
+    sum: Cell,
+}
+
+impl<const N: usize> Default for Buckets<N> {
+    fn default() -> Self {
+        Self { counts: std::array::from_fn(|_| Cell::default()), sum: Cell::default() }
+    }
+}
+
+/// How a number is written: as it is, or as seconds.
+type Put<'w> = fn(&mut Writer<'w>, &str, Suffix, &str, &str, u64);
+
+impl<const N: usize> Buckets<N> {
+    /// Takes a value.
+    pub(super) fn add(&self, bounds: &[(u64, &str)], value: u64) {
+        let bucket = bounds.partition_point(|(bound, _)| *bound < value);
+        self.counts[bucket].inc();
+        self.sum.add(value);
+    }
+
+    /// Values by bucket, the last one those above all bounds.
+    pub(super) fn counts(&self) -> impl Iterator<Item = u64> + '_ {
+        self.counts.iter().map(Cell::get)
+    }
+
+    /// The lines of a histogram; `put` writes its sum.
+    pub(super) fn write<'w>(
+        &self,
+        writer: &mut Writer<'w>,
+        name: &str,
+        labels: &str,
+        bounds: &[(u64, &str)],
+        put: Put<'w>,
+    ) {
+        let mut total = 0;
+        let rest = bounds.iter().map(|(_, bound)| *bound).chain([INFINITY]);
+        for (count, bound) in self.counts().zip(rest) {
+            total += count;
+            writer.count(name, Suffix::Bucket, labels, bound, total);
+        }
+        put(writer, name, Suffix::Sum, labels, CLOSE, self.sum.get());
+        writer.count(name, Suffix::Count, labels, CLOSE, total);
+    }
+}
+
+/// A sum of time spans and their number.
+#[derive(Debug, Default)]
+pub(super) struct Mean {
+    sum: Cell,
+    count: Cell,
+}
+
+impl Mean {
+    /// Takes a span.
+    pub(super) fn add(&self, span: Duration) {
+        self.sum.add(nanos(span));
+        self.count.inc();
+    }
+
+    /// The sum in nanoseconds, and the count.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        (self.sum.get(), self.count.get())
+    }
+
+    /// The lines of a summary; `rest` as in [`Writer::count`].
+    pub(super) fn write(&self, writer: &mut Writer<'_>, name: &str, labels: &str, rest: &str) {
+        writer.seconds(name, Suffix::Sum, labels, rest, self.sum.get());
+        writer.count(name, Suffix::Count, labels, rest, self.count.get());
+    }
+}

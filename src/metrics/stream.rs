@@ -1,0 +1,311 @@
+//! The series of paths over connections: how they are made, why they end, what TCP says about them.
+
+use std::time::Duration;
+
+use pathmeter_proto::time::nanos;
+
+use super::distribution::{Buckets, Mean, RTT_BOUNDS};
+use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
+
+/// Lines that one path over connections adds to those of its echo; counted by a test.
+pub const SERIES_PER_STREAM: usize = 68;
+
+/// Why there is no connection, or no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Broken {
+    /// Nobody listens there.
+    Refused,
+    /// The network said that there is no way.
+    Unreachable,
+    /// It took too long: to connect, or until something came back.
+    Timeout,
+    /// It was reset.
+    Reset,
+    /// The other side closed it.
+    Closed,
+    /// The other side will not answer us.
+    Denied,
+    /// TLS could not be agreed on.
+    Tls,
+    /// The other side does not speak as it should.
+    Protocol,
+    /// Its name has no address any more.
+    Unresolved,
+    /// Our own host could not.
+    Local,
+}
+
+const REASONS: [(Broken, &str); 10] = [
+    (Broken::Refused, r#",reason="refused"} "#),
+    (Broken::Unreachable, r#",reason="unreachable"} "#),
+    (Broken::Timeout, r#",reason="timeout"} "#),
+    (Broken::Reset, r#",reason="reset"} "#),
+    (Broken::Closed, r#",reason="closed"} "#),
+    (Broken::Denied, r#",reason="denied"} "#),
+    (Broken::Tls, r#",reason="tls"} "#),
+    (Broken::Protocol, r#",reason="protocol"} "#),
+    (Broken::Unresolved, r#",reason="unresolved"} "#),
+    (Broken::Local, r#",reason="local"} "#),
+];
+
+/// What making a connection consists of besides TCP's own handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Looking up the name.
+    Resolve,
+    /// Agreeing on TLS.
+    Tls,
+    /// The greeting, the upgrade to a WebSocket, or the first byte of an HTTP answer: what the responder takes to begin.
+    Begin,
+}
+
+const STAGES: [(Stage, &str); 3] = [
+    (Stage::Resolve, r#",stage="resolve"} "#),
+    (Stage::Tls, r#",stage="tls"} "#),
+    (Stage::Begin, r#",stage="begin"} "#),
+];
+
+/// How an answer that came can still be the wrong one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unexpected {
+    /// Another status than was expected.
+    Status,
+    /// A body without what was expected in it.
+    Body,
+}
+
+const UNEXPECTED: [(Unexpected, &str); 2] =
+    [(Unexpected::Status, r#",reason="status"} "#), (Unexpected::Body, r#",reason="body"} "#)];
+
+/// What the kernel says about a TCP connection (TCP_INFO). Times in microseconds, as the kernel has them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// Smoothed round trip.
+    pub rtt: u64,
+    /// Its mean deviation.
+    pub rtt_variation: u64,
+    /// Smallest round trip of the last minutes; 0: none yet.
+    pub rtt_minimum: u64,
+    /// Segments sent again.
+    pub retransmits: u64,
+    /// Bytes sent again.
+    pub bytes_retransmitted: u64,
+    /// The last measured rate in bytes per second; 0: none yet.
+    pub delivery_rate: u64,
+    /// Time with data to send or unacknowledged.
+    pub busy: u64,
+    /// Of that, limited by the receiver's window.
+    pub window_limited: u64,
+    /// Of that, limited by our send buffer.
+    pub buffer_limited: u64,
+}
+
+/// What one path over connections has seen.
+#[derive(Debug, Default)]
+pub struct StreamSeries {
+    labels: String,
+    connected: Cell,
+    connects: Buckets<{ RTT_BOUNDS.len() + 1 }>,
+    connect_failures: [Cell; REASONS.len()],
+    stages: [Mean; STAGES.len()],
+    reconnects: [Cell; REASONS.len()],
+    unexpected: [Cell; UNEXPECTED.len()],
+    certificate_expiry: Cell,
+    retransmits: Cell,
+    bytes_retransmitted: Cell,
+    rtt: Cell,
+    rtt_variation: Cell,
+    rtt_minimum: Cell,
+    delivery_rate: Cell,
+    busy: Cell,
+    window_limited: Cell,
+    buffer_limited: Cell,
+}
+
+impl StreamSeries {
+    /// The series of one path, all zero.
+    #[must_use]
+    pub fn new(probe: &str, peer: &str, family: &str) -> Self {
+        let labels = [label("probe", probe), label("peer", peer), label("family", family)].join(",");
+        Self { labels, ..Self::default() }
+    }
+
+    /// The connection that carries the messages stands.
+    pub fn connected(&self) {
+        self.connected.set(1);
+    }
+
+    /// The connection that carries the messages, or an attempt to make it, has ended.
+    pub fn disconnected(&self, why: Broken) {
+        self.connected.set(0);
+        find(&REASONS, &self.reconnects, &why).inc();
+    }
+
+    /// There is no connection because none is wanted any more.
+    pub fn put_away(&self) {
+        self.connected.set(0);
+    }
+
+    /// TCP's handshake of a fresh connection took this long.
+    pub fn connects_took(&self, span: Duration) {
+        self.connects.add(&RTT_BOUNDS, nanos(span));
+    }
+
+    /// A stage of a fresh connection took this long.
+    pub fn stage_took(&self, stage: Stage, span: Duration) {
+        find(&STAGES, &self.stages, &stage).add(span);
+    }
+
+    /// A fresh connection could not be made.
+    pub fn connect_failed(&self, why: Broken) {
+        find(&REASONS, &self.connect_failures, &why).inc();
+    }
+
+    /// An answer was not the expected one.
+    pub fn unexpected(&self, what: Unexpected) {
+        find(&UNEXPECTED, &self.unexpected, &what).inc();
+    }
+
+    /// When the certificate that the other side showed expires, in seconds since 1970.
+    pub fn certificate_expires(&self, at: u64) {
+        self.certificate_expiry.set(at);
+    }
+
+    /// TCP says `now` of the connection of which it said `before` earlier.
+    pub fn tcp(&self, before: &TcpInfo, now: &TcpInfo) {
+        for (cell, before, now) in [
+            (&self.retransmits, before.retransmits, now.retransmits),
+            (&self.bytes_retransmitted, before.bytes_retransmitted, now.bytes_retransmitted),
+            (&self.busy, before.busy, now.busy),
+            (&self.window_limited, before.window_limited, now.window_limited),
+            (&self.buffer_limited, before.buffer_limited, now.buffer_limited),
+        ] {
+            cell.add(now.saturating_sub(before));
+        }
+        for (cell, now) in [
+            (&self.rtt, now.rtt),
+            (&self.rtt_variation, now.rtt_variation),
+            (&self.rtt_minimum, now.rtt_minimum),
+            (&self.delivery_rate, now.delivery_rate),
+        ] {
+            cell.set(now);
+        }
+    }
+}
+
+fn find<'a, T: PartialEq, C, const N: usize>(table: &[(T, &str); N], cells: &'a [C; N], wanted: &T) -> &'a C {
+    let place = table.iter().position(|(known, _)| known == wanted);
+    &cells[place.expect("the table lists every variant")]
+}
+
+fn one(writer: &mut Writer<'_>, name: &str, series: &StreamSeries, cell: &Cell) {
+    writer.count(name, Suffix::None, &series.labels, CLOSE, cell.get());
+}
+
+fn micros(writer: &mut Writer<'_>, name: &str, series: &StreamSeries, cell: &Cell) {
+    writer.seconds(name, Suffix::None, &series.labels, CLOSE, cell.get() * 1_000);
+}
+
+fn by<T, const N: usize>(
+    writer: &mut Writer<'_>,
+    name: &str,
+    series: &StreamSeries,
+    cells: &[Cell; N],
+    table: &[(T, &str); N],
+) {
+    for (cell, (_, rest)) in cells.iter().zip(table) {
+        writer.count(name, Suffix::None, &series.labels, rest, cell.get());
+    }
+}
+
+/// In alphabetical order.
+pub(super) const STREAM_FAMILIES: [Family<StreamSeries>; 16] = [
+    histogram(
+        "pathmeter_echo_connect_duration_seconds",
+        "TCP handshakes of fresh connections, made only to measure them.",
+        |w, name, s| s.connects.write(w, name, &s.labels, &RTT_BOUNDS, Writer::seconds),
+    ),
+    counter(
+        "pathmeter_echo_connect_failures_total",
+        "Fresh connections that could not be made, or not as far as to the first answer.",
+        |w, name, s| by(w, name, s, &s.connect_failures, &REASONS),
+    ),
+    gauge(
+        "pathmeter_echo_connected",
+        "Whether the connection that carries the messages stands.",
+        |w, name, s| {
+            one(w, name, s, &s.connected);
+        },
+    ),
+    summary(
+        "pathmeter_echo_handshake_duration_seconds",
+        "What fresh connections took besides TCP's handshake, by stage.",
+        |w, name, s| {
+            for (mean, (_, rest)) in s.stages.iter().zip(&STAGES) {
+                mean.write(w, name, &s.labels, rest);
+            }
+        },
+    ),
+    counter(
+        "pathmeter_echo_reconnects_total",
+        "Ends of the connection that carries the messages, and failed attempts to make it.",
+        |w, name, s| by(w, name, s, &s.reconnects, &REASONS),
+    ),
+    counter(
+        "pathmeter_echo_tcp_busy_seconds_total",
+        "Time with data to send or unacknowledged.",
+        |w, name, s| micros(w, name, s, &s.busy),
+    ),
+    gauge(
+        "pathmeter_echo_tcp_delivery_rate_bytes_per_second",
+        "The kernel's last measurement of how fast data was delivered; 0: none yet.",
+        |w, name, s| one(w, name, s, &s.delivery_rate),
+    ),
+    counter(
+        "pathmeter_echo_tcp_receive_window_limited_seconds_total",
+        "Of the busy time, how long the receiver's window kept us from sending.",
+        |w, name, s| micros(w, name, s, &s.window_limited),
+    ),
+    counter(
+        "pathmeter_echo_tcp_retransmitted_bytes_total",
+        "Bytes that the kernel sent again.",
+        |w, name, s| one(w, name, s, &s.bytes_retransmitted),
+    ),
+    counter("pathmeter_echo_tcp_retransmits_total", "Segments that the kernel sent again.", |w, name, s| {
+        one(w, name, s, &s.retransmits);
+    }),
+    gauge(
+        "pathmeter_echo_tcp_rtt_minimum_seconds",
+        "Smallest round trip that the kernel saw in the last minutes; 0: none yet.",
+        |w, name, s| micros(w, name, s, &s.rtt_minimum),
+    ),
+    gauge(
+        "pathmeter_echo_tcp_rtt_variation_seconds",
+        "Mean deviation of the kernel's round trips (RTTVAR, RFC 6298).",
+        |w, name, s| micros(w, name, s, &s.rtt_variation),
+    ),
+    counter(
+        "pathmeter_echo_tcp_send_buffer_limited_seconds_total",
+        "Of the busy time, how long our send buffer kept us from sending.",
+        |w, name, s| micros(w, name, s, &s.buffer_limited),
+    ),
+    gauge(
+        "pathmeter_echo_tcp_srtt_seconds",
+        "The kernel's smoothed round trip (SRTT, RFC 6298); 0: none yet.",
+        |w, name, s| micros(w, name, s, &s.rtt),
+    ),
+    counter(
+        "pathmeter_echo_unexpected_total",
+        "HTTP answers with another status or body than was expected; they count as answered.",
+        |w, name, s| by(w, name, s, &s.unexpected, &UNEXPECTED),
+    ),
+    gauge(
+        "pathmeter_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate of the other side expires. Absent without TLS.",
+        |w, name, s| {
+            if s.certificate_expiry.get() > 0 {
+                one(w, name, s, &s.certificate_expiry);
+            }
+        },
+    ),
+];

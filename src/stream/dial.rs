@@ -1,0 +1,125 @@
+//! Making connections: what a path needs to know for it, and TCP's part of it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::key::Keys;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
+
+use super::link::Link;
+use super::tcp;
+use super::trouble::Trouble;
+use crate::clock::Clock;
+use crate::metrics::stream::{Broken, Stage};
+
+/// How a path connects.
+#[derive(Debug, Clone)]
+pub struct Dial {
+    /// Where to.
+    pub to: SocketAddr,
+    /// The name that fresh connections look up, to measure that; `None`: an address was given.
+    pub host: Option<String>,
+    /// Address to connect from; `None`: the kernel's choice.
+    pub source: Option<IpAddr>,
+    /// Class of service.
+    pub dscp: Dscp,
+    /// What is spoken.
+    pub over: Over,
+}
+
+/// What is spoken over a connection.
+#[derive(Debug, Clone)]
+pub enum Over {
+    /// Our echo, to the agent port.
+    Tcp {
+        /// Bytes of a message.
+        bytes: u32,
+        /// Keys derived for [`pathmeter_proto::wire::stream::PURPOSE`]; `None`: open mode.
+        keys: Option<Arc<Keys>>,
+    },
+}
+
+impl Over {
+    /// Messages that may be unanswered at once.
+    #[must_use]
+    pub fn at_once(&self) -> usize {
+        match self {
+            Self::Tcp { .. } => usize::MAX,
+        }
+    }
+}
+
+/// What making a connection took.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Took {
+    /// TCP's handshake.
+    pub(super) connect: Option<Duration>,
+    /// The other stages that there were, in their order.
+    pub(super) stages: Vec<(Stage, Duration)>,
+}
+
+impl Dial {
+    /// Makes a connection, as far as to the point where messages can be sent.
+    pub(super) async fn connect(&self, took: &mut Took) -> Result<Link, Trouble> {
+        let began = Clock::now();
+        let stream = self.tcp(self.to).await?;
+        took.connect = Some(Clock::now().since(began));
+        match &self.over {
+            Over::Tcp { bytes, keys } => {
+                let began = Clock::now();
+                let link = tcp::begin(stream, self.to, *bytes, keys.as_deref()).await?;
+                took.stages.push((Stage::Begin, Clock::now().since(began)));
+                Ok(Link::Tcp(link))
+            }
+        }
+    }
+
+    /// Looks the name up as a fresh visitor would.
+    pub(super) async fn resolve(&self, took: &mut Took) -> Result<(), Trouble> {
+        let Some(host) = &self.host else { return Ok(()) };
+        let began = Clock::now();
+        let found = tokio::net::lookup_host((host.as_str(), 0)).await;
+        took.stages.push((Stage::Resolve, Clock::now().since(began)));
+        match found.map(|mut addresses| addresses.next()) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(Trouble::new(Broken::Unresolved, format!("{host} has no address"))),
+            Err(error) => Err(Trouble::new(Broken::Unresolved, format!("looking up {host}: {error}"))),
+        }
+    }
+
+    async fn tcp(&self, to: SocketAddr) -> Result<TcpStream, Trouble> {
+        let doing = format!("connecting to {to}");
+        let stream = self.begin(to).map_err(|error| Trouble::at_once(&doing, &error))?;
+        let ended = match stream.writable().await {
+            Ok(()) => stream.take_error().unwrap_or_else(Some),
+            Err(error) => Some(error),
+        };
+        match ended {
+            None => Ok(stream),
+            Some(error) => Err(Trouble::on_the_way(&doing, &error)),
+        }
+    }
+
+    fn begin(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket =
+            Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+        socket.set_tcp_nodelay(true)?;
+        match to {
+            SocketAddr::V4(_) => socket.set_tos_v4(self.dscp.tos().into())?,
+            SocketAddr::V6(_) => socket.set_tclass_v6(self.dscp.tos().into())?,
+        }
+        if let Some(source) = self.source {
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        match socket.connect(&to.into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(error),
+        }
+        TcpStream::from_std(socket.into())
+    }
+}

@@ -1,0 +1,137 @@
+//! What the kernel says about a TCP connection of ours: when bytes left and arrived, and how the connection fares.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, recvmsg, setsockopt, sockopt,
+};
+use nix::sys::time::TimeSpec;
+use pathmeter_proto::time::WallTime;
+
+use crate::metrics::stream::TcpInfo;
+
+/// `SOF_TIMESTAMPING_OPT_ID_TCP` of linux/net_tstamp.h: stamps are named by the bytes written since this was asked for.
+const OPT_ID_TCP: u32 = 1 << 16;
+
+/// Bytes of control messages: stamps and an extended error with its address.
+const CONTROL_BYTES: usize = 256;
+
+/// Asks for the stamps of what arrives from now on.
+pub(super) fn ask_for_arrivals(socket: &impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::Timestamping, &arrivals())?)
+}
+
+fn arrivals() -> TimestampingFlag {
+    TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
+}
+
+/// Asks for the stamps of what leaves and arrives from now on.
+pub(super) fn ask_for_stamps(socket: &impl AsFd) -> io::Result<()> {
+    let wanted = arrivals()
+        | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID
+        | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY;
+    let named = wanted | TimestampingFlag::from_bits_retain(OPT_ID_TCP);
+    setsockopt(socket, sockopt::Timestamping, &named)
+        .or_else(|_| setsockopt(socket, sockopt::Timestamping, &wanted))
+        .map_err(io::Error::from)
+}
+
+/// Reads what is there into `room`: how many bytes, and when the last of them arrived. `Ok(0)` is the end of the stream.
+pub(super) fn receive(socket: &impl AsRawFd, room: &mut [u8]) -> io::Result<(usize, Option<WallTime>)> {
+    let mut control = [0; CONTROL_BYTES];
+    let mut parts = [IoSliceMut::new(room)];
+    let received = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(&mut control),
+        MsgFlags::MSG_DONTWAIT,
+    )?;
+    let stamp = received.cmsgs().into_iter().flatten().find_map(|message| stamp_of(&message));
+    Ok((received.bytes, stamp))
+}
+
+/// When the byte number `last` since the stamps were asked for left the host, if the kernel has said so by now. Older stamps
+/// are thrown away.
+pub(super) fn departure(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
+    let mut found = None;
+    loop {
+        let mut control = [0; CONTROL_BYTES];
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        let mut nothing = [IoSliceMut::new(&mut [])];
+        let Ok(said) =
+            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut nothing, Some(&mut control), flags)
+        else {
+            return found;
+        };
+        let (mut stamp, mut name) = (None, None);
+        for message in said.cmsgs().into_iter().flatten() {
+            stamp = stamp.or_else(|| stamp_of(&message));
+            if let ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) =
+                message
+            {
+                name = Some(error.ee_data);
+            }
+        }
+        if name == Some(last) {
+            found = stamp;
+        }
+    }
+}
+
+fn stamp_of(message: &ControlMessageOwned) -> Option<WallTime> {
+    let ControlMessageOwned::ScmTimestampsns(stamps) = message else { return None };
+    wall_time(stamps.system)
+}
+
+fn wall_time(time: TimeSpec) -> Option<WallTime> {
+    let seconds = u64::try_from(time.tv_sec()).ok().filter(|seconds| *seconds > 0)?;
+    Some(WallTime::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?))
+}
+
+/// How the connection fares; `None` where the kernel does not say.
+#[expect(unsafe_code, reason = "nothing wraps the whole of TCP_INFO")]
+pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
+    let mut info = [0_u8; TCP_INFO_BYTES];
+    let mut length = libc::socklen_t::try_from(info.len()).expect("a few hundred");
+    // SAFETY: `info` is `length` bytes long, and the kernel writes no more than that.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if outcome != 0 {
+        return None;
+    }
+    let four = |at: usize| u64::from(u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes")));
+    let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
+    let smallest = four(MIN_RTT);
+    Some(TcpInfo {
+        rtt: four(RTT),
+        rtt_variation: four(RTTVAR),
+        rtt_minimum: if smallest == u64::from(u32::MAX) { 0 } else { smallest },
+        retransmits: four(TOTAL_RETRANS),
+        bytes_retransmitted: eight(BYTES_RETRANS),
+        delivery_rate: eight(DELIVERY_RATE),
+        busy: eight(BUSY_TIME),
+        window_limited: eight(RWND_LIMITED),
+        buffer_limited: eight(SNDBUF_LIMITED),
+    })
+}
+
+/// Where the fields of `struct tcp_info` in linux/tcp.h are; what an older kernel does not have is zero.
+const RTT: usize = 68;
+const RTTVAR: usize = 72;
+const TOTAL_RETRANS: usize = 100;
+const MIN_RTT: usize = 148;
+const DELIVERY_RATE: usize = 160;
+const BUSY_TIME: usize = 168;
+const RWND_LIMITED: usize = 176;
+const SNDBUF_LIMITED: usize = 184;
+const BYTES_RETRANS: usize = 208;
+const TCP_INFO_BYTES: usize = 216;

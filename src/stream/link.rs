@@ -1,0 +1,69 @@
+//! A connection that carries the messages of a path, whatever is spoken over it.
+
+use std::net::SocketAddr;
+use std::task::{Context, Poll};
+
+use pathmeter_proto::echo::{Answer, Message, Mismatch};
+use pathmeter_proto::time::Timestamp;
+
+use super::tcp::TcpLink;
+use super::trouble::Trouble;
+use crate::metrics::stream::TcpInfo;
+
+/// A connection that stands.
+#[derive(Debug)]
+pub(super) enum Link {
+    Tcp(Box<TcpLink>),
+}
+
+/// What came of a connection.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// An answer.
+    Answer(Answer),
+    /// Something that is no answer.
+    Mismatch(Mismatch),
+    /// There is room for messages again.
+    Room,
+    /// Its end.
+    End(Trouble),
+}
+
+/// What became of a message that was handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Handed {
+    /// When the kernel let it go, if it did so while it was handed over and says so.
+    pub(super) left: Option<Timestamp>,
+    /// Whether there is room for another one.
+    pub(super) has_room: bool,
+}
+
+impl Link {
+    /// Hands over a message; there is room for it.
+    pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
+        match self {
+            Self::Tcp(link) => link.send(message),
+        }
+    }
+
+    /// What came next.
+    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+        match self {
+            Self::Tcp(link) => link.poll_hear(context),
+        }
+    }
+
+    /// What TCP says of it; `None` where the kernel does not.
+    pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
+        match self {
+            Self::Tcp(link) => link.tcp_info(),
+        }
+    }
+
+    /// From where it connects; `None` where the kernel does not say.
+    pub(super) fn source(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(link) => link.source(),
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! One path: its prober, its connection, and what comes of them.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use pathmeter_proto::echo::{Report, StreamProber, StreamStep};
+use pathmeter_proto::machine::Now;
+use pathmeter_proto::time::Timestamp;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::sleep;
+
+use super::NewStream;
+use super::dial::{Dial, Took};
+use super::link::{Heard, Link};
+use super::trouble::Trouble;
+use crate::clock::{Clock, Upset};
+use crate::datagram::{Event, PathId};
+use crate::metrics::agent::LoopSeries;
+use crate::metrics::echo::EchoSeries;
+use crate::metrics::stream::{Broken, StreamSeries, TcpInfo};
+
+/// What a path is told. When nobody is left to tell it anything it ends, and what is undecided is withdrawn.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Order {
+    /// The peer said at that time that it is leaving.
+    Goodbye(Timestamp),
+    /// Send nothing more, and end when everything is decided.
+    Stop,
+}
+
+/// TCP is asked how a connection fares this often at most. Chosen: scrapes are rarer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A path that is measured.
+pub(super) struct Path {
+    id: PathId,
+    prober: StreamProber,
+    dial: Arc<Dial>,
+    link: Option<Link>,
+    attempt: Option<Attempt>,
+    orders: UnboundedReceiver<Order>,
+    clock: Clock,
+    /// Everything that had arrived by then was taken.
+    drained: Timestamp,
+    looked: Timestamp,
+    tcp: TcpInfo,
+    series: Arc<EchoSeries>,
+    stream: Arc<StreamSeries>,
+    agent: Arc<LoopSeries>,
+    tap: Option<mpsc::Sender<Report>>,
+    events: tokio::sync::mpsc::Sender<Event>,
+}
+
+/// A connection that is being made.
+type Attempt = Pin<Box<dyn Future<Output = Result<Link, Trouble>> + Send>>;
+
+/// What a path can wake up for.
+enum Happened {
+    Ordered(Option<Order>),
+    Attempted(Result<Link, Trouble>),
+    Heard(Heard),
+}
+
+impl Path {
+    pub(super) fn new(
+        new: NewStream,
+        orders: UnboundedReceiver<Order>,
+        agent: Arc<LoopSeries>,
+        events: tokio::sync::mpsc::Sender<Event>,
+    ) -> Self {
+        let now = Clock::now();
+        let mut prober = StreamProber::new(new.spec, now);
+        if let Some(at) = new.absent_since {
+            prober.goodbye(at);
+        }
+        Self {
+            id: new.id,
+            prober,
+            dial: Arc::new(new.dial),
+            link: None,
+            attempt: None,
+            orders,
+            clock: Clock::new(),
+            drained: now,
+            looked: now,
+            tcp: TcpInfo::default(),
+            series: new.series,
+            stream: new.stream,
+            agent,
+            tap: new.tap,
+            events,
+        }
+    }
+
+    /// Measures until it is told to end, or has sent everything it should and decided that.
+    pub(super) async fn run(mut self) {
+        loop {
+            if !self.take_everything().await {
+                self.prober.withdraw();
+                self.act();
+                break;
+            }
+            let Some(until) = self.act() else {
+                self.tell(Event::Finished(self.id));
+                break;
+            };
+            let span = until.since(Clock::now());
+            tokio::select! {
+                biased;
+                happened = poll_fn(|context| self.poll(context)) => {
+                    if !self.take(happened) {
+                        self.prober.withdraw();
+                        self.act();
+                        break;
+                    }
+                }
+                () = sleep(span) => self.agent.lag.observe(Clock::now().since(until)),
+            }
+        }
+        self.put_down();
+        self.stream.put_away();
+    }
+
+    /// Takes what is there without waiting; false when it is told to end.
+    async fn take_everything(&mut self) -> bool {
+        let (now, upset) = self.clock.look();
+        if let Some(Upset::Suspend(_)) = upset {
+            self.prober.withdraw();
+        }
+        loop {
+            let happened = poll_fn(|context| match self.poll(context) {
+                Poll::Ready(happened) => Poll::Ready(Some(happened)),
+                Poll::Pending => Poll::Ready(None),
+            });
+            match happened.await {
+                Some(happened) => {
+                    if !self.take(happened) {
+                        return false;
+                    }
+                }
+                None => break,
+            }
+        }
+        self.drained = now;
+        true
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Happened> {
+        if let Poll::Ready(order) = self.orders.poll_recv(context) {
+            return Poll::Ready(Happened::Ordered(order));
+        }
+        if let Some(attempt) = &mut self.attempt
+            && let Poll::Ready(outcome) = attempt.as_mut().poll(context)
+        {
+            self.attempt = None;
+            return Poll::Ready(Happened::Attempted(outcome));
+        }
+        match &mut self.link {
+            Some(link) => link.poll_hear(context).map(Happened::Heard),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Takes note of what happened; false when it is told to end.
+    fn take(&mut self, happened: Happened) -> bool {
+        match happened {
+            Happened::Ordered(Some(Order::Goodbye(at))) => self.prober.goodbye(at),
+            Happened::Ordered(Some(Order::Stop)) => self.prober.stop(),
+            Happened::Ordered(None) => return false,
+            Happened::Attempted(Ok(link)) => {
+                self.stream.connected();
+                let sources = link.source().into_iter().collect();
+                self.tell(Event::Started { id: self.id, sources });
+                self.link = Some(link);
+                self.prober.connected(Clock::now());
+            }
+            Happened::Attempted(Err(trouble)) => self.broken(&trouble),
+            Happened::Heard(Heard::Answer(answer)) => self.prober.answered(&answer),
+            Happened::Heard(Heard::Mismatch(mismatch)) => self.prober.mismatched(mismatch),
+            Happened::Heard(Heard::Room) => self.prober.writable(),
+            Happened::Heard(Heard::End(trouble)) => self.broken(&trouble),
+        }
+        true
+    }
+
+    fn broken(&mut self, trouble: &Trouble) {
+        self.put_down();
+        self.attempt = None;
+        self.stream.disconnected(trouble.why);
+        self.prober.disconnected(Clock::now(), trouble.ours);
+        self.tell(Event::Broken { id: self.id, reason: trouble.text.clone() });
+    }
+
+    /// Drops the connection, with a last look at it.
+    fn put_down(&mut self) {
+        self.look();
+        self.link = None;
+        self.tcp = TcpInfo::default();
+    }
+
+    /// Does what the prober asks for; until when there is nothing more to do, or `None` at its end.
+    fn act(&mut self) -> Option<Timestamp> {
+        let at = Clock::now();
+        let now = Now { at, drained: self.drained, wall: self.clock.offset() };
+        loop {
+            match self.prober.step(now) {
+                StreamStep::Connect => {
+                    let dial = Arc::clone(&self.dial);
+                    self.attempt = Some(Box::pin(async move { dial.connect(&mut Took::default()).await }));
+                    // It has not been polled yet: a look at once makes it begin.
+                    return Some(at);
+                }
+                StreamStep::Disconnect => {
+                    let what =
+                        if self.link.is_some() { "nothing came back from" } else { "no connection to" };
+                    let text = format!("{what} {} for too long", self.dial.to);
+                    self.broken(&Trouble::new(Broken::Timeout, text));
+                }
+                StreamStep::Send(message) => {
+                    let link = self.link.as_mut().expect("the prober was told that it stands");
+                    match link.send(message) {
+                        Ok(handed) => {
+                            self.prober.handed(message, at, handed.left);
+                            if !handed.has_room {
+                                self.prober.blocked();
+                            }
+                        }
+                        Err(trouble) => self.broken(&trouble),
+                    }
+                }
+                StreamStep::Report(report) => self.record(&report),
+                StreamStep::Wait(until) => {
+                    self.series.set_draining(self.prober.is_draining(at));
+                    if at.since(self.looked) >= LOOK_EVERY {
+                        self.looked = at;
+                        self.look();
+                        self.check();
+                    }
+                    return Some(until);
+                }
+                StreamStep::Finished => return None,
+            }
+        }
+    }
+
+    fn record(&self, report: &Report) {
+        self.series.record(report);
+        if let Some(tap) = &self.tap {
+            // Whoever watched may have gone.
+            let _ = tap.send(*report);
+        }
+    }
+
+    /// Asks TCP how the connection fares.
+    fn look(&mut self) {
+        let Some(info) = self.link.as_ref().and_then(Link::tcp_info) else { return };
+        self.stream.tcp(&self.tcp, &info);
+        self.tcp = info;
+    }
+
+    /// Whether what was counted agrees with what the prober still holds.
+    fn check(&self) {
+        let in_flight = u64::try_from(self.prober.in_flight()).unwrap_or(u64::MAX);
+        if self.series.sent.get().checked_sub(self.series.decided()) != Some(in_flight) {
+            self.agent.accounting_errors.inc();
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            self.agent.events_dropped.inc();
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The answering side of echo over TCP, on the agent port.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use pathmeter_proto::admission::{Policy, Rates};
+use pathmeter_proto::key::Keys;
+use pathmeter_proto::time::WallTime;
+use pathmeter_proto::wire::stream::{
+    Admittance, GREETING_BYTES, Hello, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, PURPOSE, Proof, Seal, Welcome,
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use super::kernel;
+use crate::clock::Clock;
+use crate::metrics::agent::{StreamResponderSeries, Unanswered};
+
+/// Connections at once; further ones are told that there is no room. Chosen: each may hold a message of 64 KiB.
+pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// Connections of one source address; further ones are told that there is no room. Chosen: a host that is measured by
+/// every probe of every agent behind one address.
+pub const CONNECTIONS_PER_SOURCE: usize = 256;
+
+/// The greeting has this long.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who does not take its replies for this long is disconnected.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// After an idle minute the kernel asks whether the other side still lives, and gives up after another one.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A source that asks faster than it may is read again after this long.
+const PACE: Duration = Duration::from_millis(5);
+
+/// After an error of accepting that is about us: the queue stays readable, so without a pause we would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Whom we answer, and with which keys. Changed as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    policy: Policy,
+    keys: Option<Keys>,
+}
+
+impl Terms {
+    /// These. `keys`: the mesh's.
+    #[must_use]
+    pub fn new(policy: Policy, keys: Option<&Keys>) -> Self {
+        Self { policy, keys: keys.map(|keys| keys.derive(PURPOSE)) }
+    }
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Responder {
+    terms: ArcSwap<Terms>,
+    rates: Mutex<Rates>,
+    guests: Mutex<HashMap<IpAddr, usize>>,
+    series: Arc<StreamResponderSeries>,
+}
+
+impl Responder {
+    /// One that answers on these terms.
+    #[must_use]
+    pub fn new(terms: Terms, series: Arc<StreamResponderSeries>) -> Self {
+        Self {
+            terms: ArcSwap::from_pointee(terms),
+            rates: Mutex::new(Rates::new()),
+            guests: Mutex::new(HashMap::new()),
+            series,
+        }
+    }
+
+    /// Changes the terms. Connections that stand are answered on those that they were made on.
+    pub fn change(&self, terms: Terms) {
+        self.terms.store(Arc::new(terms));
+    }
+
+    /// Answers until `stop` holds true or its sender is gone; connections end with it.
+    pub async fn serve(self: Arc<Self>, listeners: Vec<TcpListener>, mut stop: watch::Receiver<bool>) {
+        let mut tasks = JoinSet::new();
+        for listener in listeners {
+            tasks.spawn(Arc::clone(&self).accept(listener));
+        }
+        // A sender that is gone cannot stop us later: the same as a stop.
+        let _ = stop.wait_for(|is_stopped| *is_stopped).await;
+        tasks.shutdown().await;
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, source)) => {
+                        connections.spawn(Arc::clone(&self).host(stream, source));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => {
+                        self.series.accept_errors.inc();
+                        warn!(%error, "accepting connections on the agent port");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+
+    async fn host(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let guest = Guest::enter(&self, source.ip());
+        if let Err(why) = self.converse(stream, source, guest.is_welcome).await {
+            self.series.unanswered(why);
+            debug!(%source, ?why, "a connection to the agent port ended");
+        }
+    }
+
+    async fn converse(
+        &self,
+        mut stream: TcpStream,
+        source: SocketAddr,
+        has_room: bool,
+    ) -> Result<(), Unanswered> {
+        let lost = |_: io::Error| Unanswered::Broken;
+        set_options(&stream).map_err(lost)?;
+        let mut greeting = [0; GREETING_BYTES];
+        match timeout(GREETING_TIMEOUT, stream.read_exact(&mut greeting)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(Unanswered::Malformed),
+            Err(_) => return Err(Unanswered::Silent),
+        }
+        let terms = self.terms.load_full();
+        let (hello, proof) =
+            Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| Unanswered::Malformed)?;
+        let key = match (proof, &terms.keys) {
+            (Proof::By(id), Some(keys)) => Some(keys.key(id)),
+            (Proof::By(_) | Proof::None | Proof::Wrong, _) => None,
+        };
+        let lengths = MESSAGE_BYTES_MIN..=MESSAGE_BYTES_MAX;
+        let (admittance, refusal) = match proof {
+            Proof::Wrong => (Admittance::Unauthentic, Some(Unanswered::Unauthentic)),
+            Proof::None if !terms.policy.lists(source.ip()) => {
+                (Admittance::Unlisted, Some(Unanswered::Unlisted))
+            }
+            Proof::None | Proof::By(_) if !has_room => (Admittance::Full, Some(Unanswered::Full)),
+            Proof::None | Proof::By(_) if !lengths.contains(&hello.message_bytes) => {
+                (Admittance::Length, Some(Unanswered::Malformed))
+            }
+            Proof::None | Proof::By(_) => (Admittance::Granted, None),
+        };
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(|_| Unanswered::Broken)?;
+        let welcome = Welcome { admittance, nonce };
+        stream.write_all(&welcome.encode(&hello, key)).await.map_err(lost)?;
+        if let Some(why) = refusal {
+            return Err(why);
+        }
+        // Without stamps the times in the replies are ours.
+        let _ = kernel::ask_for_arrivals(&stream);
+        let seal = Seal::of(key, &hello, &welcome);
+        let mut clock = Clock::new();
+        let mut frame = vec![0; hello.message_bytes as usize];
+        while let Some(received) = self.read(&stream, &mut frame, &mut clock).await? {
+            seal.check_request(&frame).map_err(|_| Unanswered::Malformed)?;
+            self.wait_for_turn(&terms.policy, source.ip()).await;
+            let (now, _) = clock.look();
+            seal.reply(&mut frame, received, clock.offset().wall(now));
+            match timeout(STALL_TIMEOUT, stream.write_all(&frame)).await {
+                Ok(written) => written.map_err(lost)?,
+                Err(_) => return Err(Unanswered::Stalled),
+            }
+            self.series.messages.inc();
+        }
+        Ok(())
+    }
+
+    /// Reads one message and returns when its last byte arrived; `None` at the end between two messages.
+    async fn read(
+        &self,
+        stream: &TcpStream,
+        frame: &mut [u8],
+        clock: &mut Clock,
+    ) -> Result<Option<WallTime>, Unanswered> {
+        let mut filled = 0;
+        loop {
+            match stream.try_io(Interest::READABLE, || kernel::receive(stream, &mut frame[filled..])) {
+                Ok((0, _)) if filled == 0 => return Ok(None),
+                Ok((0, _)) => return Err(Unanswered::Malformed),
+                Ok((count, stamp)) => {
+                    filled += count;
+                    if filled == frame.len() {
+                        let (now, _) = clock.look();
+                        return Ok(Some(stamp.unwrap_or_else(|| clock.offset().wall(now))));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    stream.readable().await.map_err(|_| Unanswered::Broken)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(Unanswered::Broken),
+            }
+        }
+    }
+
+    /// Over its rate a source waits: nothing of a stream is thrown away.
+    async fn wait_for_turn(&self, policy: &Policy, source: IpAddr) {
+        loop {
+            let taken = {
+                let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+                rates.take(policy, source, Clock::now())
+            };
+            if taken.is_ok() {
+                return;
+            }
+            sleep(PACE).await;
+        }
+    }
+}
+
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    let options = SockRef::from(stream);
+    options.set_tcp_nodelay(true)?;
+    options.set_tcp_user_timeout(Some(STALL_TIMEOUT))?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 6).with_retries(6);
+    options.set_tcp_keepalive(&keepalive)
+}
+
+/// A connection among those of its source.
+struct Guest<'a> {
+    responder: &'a Responder,
+    source: IpAddr,
+    is_welcome: bool,
+}
+
+impl<'a> Guest<'a> {
+    fn enter(responder: &'a Responder, source: IpAddr) -> Self {
+        let mut guests = responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_source = guests.entry(source).or_default();
+        *of_source += 1;
+        let is_crowded = *of_source > CONNECTIONS_PER_SOURCE;
+        let all: usize = guests.values().sum();
+        responder.series.connections.set(u64::try_from(all).unwrap_or(u64::MAX));
+        Self { responder, source, is_welcome: !is_crowded && all <= CONNECTIONS_MAX }
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let mut guests = self.responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_source) = guests.get_mut(&self.source) {
+            *of_source -= 1;
+            if *of_source == 0 {
+                guests.remove(&self.source);
+            }
+        }
+        let all: usize = guests.values().sum();
+        self.responder.series.connections.set(u64::try_from(all).unwrap_or(u64::MAX));
+    }
+}

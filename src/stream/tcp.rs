@@ -1,0 +1,221 @@
+//! Our echo over TCP, with the kernel's stamps: the asking side of one connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use pathmeter_proto::echo::{Answer, Message, Mismatch};
+use pathmeter_proto::key::Keys;
+use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::time::{Timestamp, WallTime};
+use pathmeter_proto::wire::DecodeError;
+use pathmeter_proto::wire::stream::{Admittance, GREETING_BYTES, Hello, Seal, Welcome};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+use super::kernel;
+use super::link::{Handed, Heard};
+use super::trouble::Trouble;
+use crate::clock::Clock;
+use crate::metrics::stream::{Broken, TcpInfo};
+
+/// A full stream is tried again this often. (Stamps on the error queue look like a writable socket to the runtime for ever,
+/// so its word cannot be taken.) What waits on a full stream is late by more than this already.
+const FULL_RETRY: Duration = Duration::from_millis(5);
+
+/// One connection to a responder.
+#[derive(Debug)]
+pub(super) struct TcpLink {
+    stream: TcpStream,
+    to: SocketAddr,
+    clock: Clock,
+    seal: Seal,
+    bytes: u32,
+    /// What the kernel has not taken yet.
+    outgoing: Vec<u8>,
+    /// Bytes that it has taken since stamps were asked for, modulo 2³².
+    written: u32,
+    incoming: Vec<u8>,
+    /// Bytes of the reply that have come.
+    filled: usize,
+    /// The socket was empty then, or later: what comes arrived after that.
+    emptied: Timestamp,
+    retry: Option<Pin<Box<Sleep>>>,
+}
+
+/// Greets the responder, and is welcome.
+pub(super) async fn begin(
+    mut stream: TcpStream,
+    to: SocketAddr,
+    bytes: u32,
+    keys: Option<&Keys>,
+) -> Result<Box<TcpLink>, Trouble> {
+    let doing = format!("greeting {to}");
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce)
+        .map_err(|error| Trouble::at_once(&doing, &io::Error::other(error.to_string())))?;
+    let hello = Hello { message_bytes: bytes, nonce };
+    let mut greeting = [0; GREETING_BYTES];
+    let broken = |error: io::Error| Trouble::on_the_way(&doing, &error);
+    stream.write_all(&hello.encode(keys)).await.map_err(broken)?;
+    stream.read_exact(&mut greeting).await.map_err(broken)?;
+    let key = keys.map(Keys::current);
+    let welcome = Welcome::decode(&greeting, &hello, key).map_err(|error| match error {
+        DecodeError::Unauthentic { .. } => Trouble::new(
+            Broken::Denied,
+            format!("{doing}: it does not know our key: give both the same key file"),
+        ),
+        DecodeError::Truncated { .. } | DecodeError::Foreign { .. } | DecodeError::Version { .. } => {
+            Trouble::new(Broken::Protocol, format!("{doing}: {error}"))
+        }
+    })?;
+    let denied = |why: &str| Err(Trouble::new(Broken::Denied, format!("{to} does not answer us: {why}")));
+    match welcome.admittance {
+        Admittance::Granted => {}
+        Admittance::Unlisted => {
+            return denied("add our address to responder.allow there, or give both a key file");
+        }
+        Admittance::Unauthentic => return denied("it does not know our key: give both the same key file"),
+        Admittance::Full => return denied("it has no room for another connection"),
+        Admittance::Length => return denied("it takes no messages of that size"),
+    }
+    // Without stamps the messages are timed when we get round to it, and counted as such.
+    let _ = kernel::ask_for_stamps(&stream);
+    Ok(Box::new(TcpLink {
+        stream,
+        to,
+        clock: Clock::new(),
+        seal: Seal::of(key, &hello, &welcome),
+        bytes,
+        outgoing: Vec::new(),
+        written: 0,
+        incoming: vec![0; bytes as usize],
+        filled: 0,
+        emptied: Clock::now(),
+        retry: None,
+    }))
+}
+
+impl TcpLink {
+    pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
+        let from = Clock::now();
+        self.seal.request(message, self.bytes, &mut self.outgoing);
+        let has_room = self.flush()?;
+        let left = if has_room { self.left(from) } else { None };
+        Ok(Handed { left, has_room })
+    }
+
+    /// When the last byte written left, if that was between `from` and now.
+    fn left(&mut self, from: Timestamp) -> Option<Timestamp> {
+        let (now, _) = self.clock.look();
+        let stamp = kernel::departure(&self.stream, self.written.wrapping_sub(1))?;
+        let left = self.clock.place(stamp, from, now);
+        (from <= left && left <= now).then_some(left)
+    }
+
+    /// Gives the kernel what it takes; true if that was everything.
+    fn flush(&mut self) -> Result<bool, Trouble> {
+        let mut gone = 0;
+        while gone < self.outgoing.len() {
+            // Not through the runtime, which may not know yet that there is room.
+            match nix::sys::socket::send(
+                std::os::fd::AsRawFd::as_raw_fd(&self.stream),
+                &self.outgoing[gone..],
+                nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
+            ) {
+                Ok(taken) => gone += taken,
+                Err(nix::errno::Errno::EAGAIN) => break,
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(self.trouble("writing to", &error.into())),
+            }
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "the kernel counts modulo 2³², too")]
+        let taken = gone as u32;
+        self.written = self.written.wrapping_add(taken);
+        self.outgoing.drain(..gone);
+        Ok(self.outgoing.is_empty())
+    }
+
+    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+        if !self.outgoing.is_empty() {
+            match self.flush() {
+                Ok(true) => {
+                    self.retry = None;
+                    return Poll::Ready(Heard::Room);
+                }
+                Ok(false) => self.retry_later(context),
+                Err(trouble) => return Poll::Ready(Heard::End(trouble)),
+            }
+        }
+        loop {
+            // One reply at a time, so that the stamp is that of its last byte.
+            let room = &mut self.incoming[self.filled..];
+            let looked = Clock::now();
+            match self.stream.try_io(Interest::READABLE, || kernel::receive(&self.stream, room)) {
+                Ok((0, _)) => {
+                    let text = format!("{} closed the connection", self.to);
+                    return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
+                }
+                Ok((count, stamp)) => {
+                    self.filled += count;
+                    if self.filled == self.incoming.len() {
+                        self.filled = 0;
+                        return Poll::Ready(self.answer(stamp));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.emptied = looked;
+                    if let Err(error) = ready!(self.stream.poll_read_ready(context)) {
+                        return Poll::Ready(Heard::End(self.trouble("reading from", &error)));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Heard::End(self.trouble("reading from", &error))),
+            }
+        }
+    }
+
+    fn retry_later(&mut self, context: &mut Context<'_>) {
+        let retry = self.retry.get_or_insert_with(|| Box::pin(sleep(FULL_RETRY)));
+        if retry.as_mut().poll(context).is_ready() {
+            let mut again = Box::pin(sleep(FULL_RETRY));
+            let _ = again.as_mut().poll(context);
+            self.retry = Some(again);
+        }
+    }
+
+    fn answer(&mut self, stamp: Option<WallTime>) -> Heard {
+        let (now, _) = self.clock.look();
+        let (at, by) = match stamp {
+            Some(stamp) => (self.clock.place(stamp, self.emptied, now), StampedBy::Kernel),
+            None => (now, StampedBy::User),
+        };
+        match self.seal.read_reply(&self.incoming) {
+            Ok(echoed) => {
+                Heard::Answer(Answer { message: echoed.message, at, by, turnaround: echoed.turnaround })
+            }
+            Err(DecodeError::Unauthentic { .. }) => Heard::Mismatch(Mismatch::Unauthentic),
+            // Where the next reply begins is not known any more.
+            Err(
+                error @ (DecodeError::Truncated { .. }
+                | DecodeError::Foreign { .. }
+                | DecodeError::Version { .. }),
+            ) => Heard::End(Trouble::new(Broken::Protocol, format!("reading from {}: {error}", self.to))),
+        }
+    }
+
+    pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
+        kernel::tcp_info(&self.stream)
+    }
+
+    pub(super) fn source(&self) -> Option<SocketAddr> {
+        self.stream.local_addr().ok()
+    }
+
+    fn trouble(&self, doing: &str, error: &io::Error) -> Trouble {
+        Trouble::on_the_way(&format!("{doing} {}", self.to), error)
+    }
+}

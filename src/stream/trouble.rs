@@ -1,0 +1,53 @@
+//! Why there is no connection.
+
+use std::io;
+
+use pathmeter_proto::machine::NotSent;
+
+use crate::metrics::stream::Broken;
+
+/// Why there is no connection, or no longer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub(super) struct Trouble {
+    pub(super) why: Broken,
+    /// What our own host could not do, where it is to blame: then nothing is sent, and nothing lost.
+    pub(super) ours: Option<NotSent>,
+    /// A sentence for people.
+    pub(super) text: String,
+}
+
+impl Trouble {
+    pub(super) fn new(why: Broken, text: impl Into<String>) -> Self {
+        Self { why, ours: None, text: text.into() }
+    }
+
+    /// What an error on a connection means; `doing`: what, and with whom.
+    pub(super) fn on_the_way(doing: &str, error: &io::Error) -> Self {
+        let why = match error.kind() {
+            io::ErrorKind::ConnectionRefused => Broken::Refused,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Broken::Unreachable,
+            io::ErrorKind::TimedOut => Broken::Timeout,
+            io::ErrorKind::UnexpectedEof => Broken::Closed,
+            _ => Broken::Reset,
+        };
+        Self::new(why, format!("{doing}: {error}"))
+    }
+
+    /// What it means that the kernel refused at once.
+    pub(super) fn at_once(doing: &str, error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            return Self::on_the_way(doing, error);
+        }
+        let ours = match error.kind() {
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown
+            | io::ErrorKind::AddrNotAvailable => NotSent::Unreachable,
+            io::ErrorKind::PermissionDenied => NotSent::Permission,
+            io::ErrorKind::OutOfMemory => NotSent::Buffer,
+            _ => NotSent::Other,
+        };
+        Self { why: Broken::Local, ours: Some(ours), text: format!("{doing}: {error}") }
+    }
+}
