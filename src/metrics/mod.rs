@@ -11,4 +11,4 @@ mod process;
 pub mod text;
 
 pub use page::{Directory, Exporter, Page, ProbeInfo};
-pub use process::{HttpCounts, PeerState, ProcessMetrics};
+pub use process::{HttpCounts, PeerState, ProcessMetrics, TlsCounts};
