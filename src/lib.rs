@@ -18,3 +18,4 @@ pub mod settings;
 pub mod status;
 pub mod stream;
 pub mod systemd;
+pub mod tls;

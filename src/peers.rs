@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hyper::StatusCode;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::http::client::Client;
+use crate::http::client::{Client, ClientError, Secure};
 use crate::identity::Identity;
+use crate::tls::Cause;
 
 /// A peer is asked this often.
 const ASK_EVERY: Duration = Duration::from_secs(60);
@@ -25,7 +27,80 @@ pub struct Told {
     /// Its configured name.
     pub name: String,
     /// Its description; or why there is none.
-    pub identity: Result<Identity, String>,
+    pub identity: Result<Identity, Untold>,
+}
+
+/// Where a peer can be asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Door {
+    /// Its HTTP port.
+    pub address: SocketAddr,
+    /// Host and port as they are configured.
+    pub host: String,
+    /// With TLS; `None`: without.
+    pub secure: Option<Secure>,
+}
+
+/// Why an agent's description is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum Untold {
+    /// There was no answer.
+    #[error(transparent)]
+    Unanswered(#[from] ClientError),
+    /// It wants to know who asks.
+    #[error("{address} wants a password; give both the same key file, or take basic_auth_users away there")]
+    Unauthorized {
+        /// Who was asked.
+        address: SocketAddr,
+    },
+    /// There was another one.
+    #[error("{address} answered {status} at /api/v1/agent")]
+    Status {
+        /// Who was asked.
+        address: SocketAddr,
+        /// The status.
+        status: StatusCode,
+    },
+    /// There was one that is no description.
+    #[error("{address} is no pathmeter: {source}")]
+    Stranger {
+        /// Who was asked.
+        address: SocketAddr,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+impl Untold {
+    /// Whether somebody there does not believe us, or we do not believe it: that does not pass by itself.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Unanswered(ClientError::Tls { source, .. }) => match source.cause {
+                Cause::Io => false,
+                Cause::Expired
+                | Cause::NotYetValid
+                | Cause::UnknownIssuer
+                | Cause::WrongName
+                | Cause::BadCertificate
+                | Cause::ClientCertificateRequired
+                | Cause::ClientCertificateRefused
+                | Cause::NotTls
+                | Cause::Protocol => true,
+            },
+            Self::Unauthorized { .. } => true,
+            Self::Unanswered(
+                ClientError::Invalid { .. }
+                | ClientError::Unsigned { .. }
+                | ClientError::Connect { .. }
+                | ClientError::Timeout { .. }
+                | ClientError::TooLarge { .. }
+                | ClientError::Protocol { .. },
+            )
+            | Self::Status { .. }
+            | Self::Stranger { .. } => false,
+        }
+    }
 }
 
 /// Asks peers in the background. Losing this never stops a measurement.
@@ -33,7 +108,7 @@ pub struct Told {
 pub struct Inquirer {
     tasks: JoinSet<()>,
     told: mpsc::Sender<Told>,
-    asked: BTreeMap<String, (SocketAddr, AbortHandle)>,
+    asked: BTreeMap<String, (Door, AbortHandle)>,
 }
 
 impl Inquirer {
@@ -43,32 +118,33 @@ impl Inquirer {
         Self { tasks: JoinSet::new(), told, asked: BTreeMap::new() }
     }
 
-    /// Asks exactly these peers, by name and HTTP address. With another `client` than before, `renew` all questions.
-    pub fn follow(&mut self, peers: &BTreeMap<String, SocketAddr>, client: &Client, renew: bool) {
+    /// Asks exactly these peers, by name. With another `client` than before, `renew` all questions.
+    pub fn follow(&mut self, peers: &BTreeMap<String, Door>, client: &Client, renew: bool) {
         while self.tasks.try_join_next().is_some() {}
-        self.asked.retain(|name, (address, task)| {
-            let stays = !renew && peers.get(name) == Some(address);
+        self.asked.retain(|name, (door, task)| {
+            let stays = !renew && peers.get(name) == Some(door);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (name, address) in peers {
+        for (name, door) in peers {
             if !self.asked.contains_key(name) {
-                let task = self.tasks.spawn(ask(name.clone(), *address, client.clone(), self.told.clone()));
-                self.asked.insert(name.clone(), (*address, task));
+                let client = Client { secure: door.secure.clone(), ..client.clone() };
+                let task = self.tasks.spawn(ask(name.clone(), door.clone(), client, self.told.clone()));
+                self.asked.insert(name.clone(), (door.clone(), task));
             }
         }
     }
 }
 
-async fn ask(name: String, address: SocketAddr, client: Client, told: mpsc::Sender<Told>) {
+async fn ask(name: String, door: Door, client: Client, told: mpsc::Sender<Told>) {
     let mut draw = [0; 2];
     // Without randomness everybody asks at once, which is only less polite.
     let _ = getrandom::fill(&mut draw);
     tokio::time::sleep(SPREAD * u32::from(u16::from_be_bytes(draw)) / 65_536).await;
     loop {
-        let identity = identity_of(&client, address).await;
+        let identity = identity_of(&client, door.address, &door.host).await;
         let pause = if identity.is_ok() { ASK_EVERY } else { ASK_AGAIN };
         if told.send(Told { name: name.clone(), identity }).await.is_err() {
             return;
@@ -77,16 +153,24 @@ async fn ask(name: String, address: SocketAddr, client: Client, told: mpsc::Send
     }
 }
 
-/// Asks an agent for its description.
+/// Asks an agent for its description; `host` is what it is called, with its port.
 ///
 /// # Errors
-/// A sentence that names the address.
-pub async fn identity_of(client: &Client, address: SocketAddr) -> Result<Identity, String> {
-    let host = address.to_string();
-    let answer = client.get(address, &host, "/api/v1/agent").await.map_err(|error| error.to_string())?;
+/// A sentence that names it.
+pub async fn identity_of(client: &Client, address: SocketAddr, host: &str) -> Result<Identity, Untold> {
+    let answer = client.get(address, host, "/api/v1/agent").await?;
+    if answer.status == StatusCode::UNAUTHORIZED {
+        return Err(Untold::Unauthorized { address });
+    }
     if !answer.status.is_success() {
-        return Err(format!("{address} answered {} at /api/v1/agent", answer.status));
+        return Err(Untold::Status { address, status: answer.status });
     }
     let identity = serde_json::from_slice(&answer.body);
-    identity.map(Identity::tamed).map_err(|error| format!("{address} is no pathmeter: {error}"))
+    identity.map(Identity::tamed).map_err(|source| Untold::Stranger { address, source })
+}
+
+/// A host and a port as they stand in a URL.
+#[must_use]
+pub fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }

@@ -5,18 +5,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{self, Config, Host, Problems};
+use crate::config::{self, Config, Host, Problems, Trust};
 use crate::fleet::KeyRing;
+use crate::http::client::Secure;
+use crate::http::front::Front;
 use crate::keys::{self, KeyError};
+use crate::tls::{Connector, FileError, Made};
 use sha2::{Digest, Sha256};
 
-/// A configuration and the keys it names.
+/// A configuration, and the keys and certificates it names.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The configuration.
     pub config: Config,
     /// The keys.
     pub keys: KeyRing,
+    /// How our HTTP port is served.
+    pub front: Made<Front>,
+    /// How servers are asked with TLS.
+    pub connectors: BTreeMap<Trust, Made<Connector>>,
     /// The first 16 hexadecimal digits of the SHA-256 of the file.
     pub hash: String,
     /// What in the file is probably not meant.
@@ -45,6 +52,9 @@ pub enum SettingsError {
     /// A key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A file for TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] FileError),
     /// Something changed that cannot change while we run.
     #[error("{what} changed from {from} to {to}, which needs a restart; nothing was changed")]
     Restart {
@@ -58,7 +68,7 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// Reads a configuration file and the key files it names.
+    /// Reads a configuration file and the files it names.
     ///
     /// # Errors
     /// [`SettingsError`] with all problems of the configuration at once.
@@ -67,15 +77,17 @@ impl Settings {
         let file = path.display().to_string();
         let loaded = config::load(&text, host)
             .map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
-        let warnings = loaded.warnings.iter().map(|warning| format!("{file}: {warning}")).collect();
-        Ok(Self { warnings, ..Self::with_keys(loaded.config, &text)? })
+        let mut settings = Self::complete(loaded.config, &text)?;
+        let warnings = loaded.warnings.iter().map(|warning| format!("{file}: {warning}"));
+        settings.warnings.splice(..0, warnings);
+        Ok(settings)
     }
 
-    /// Adds the keys that a configuration names. `text` is what it was read from.
+    /// Adds the keys and certificates that a configuration names. `text` is what it was read from.
     ///
     /// # Errors
-    /// [`SettingsError::Key`].
-    pub fn with_keys(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
+    /// [`SettingsError::Key`], [`SettingsError::Tls`].
+    pub fn complete(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
         let mut contents = Sha256::new();
         let mut load = |path: &Path| -> Result<Arc<_>, KeyError> {
             let (keys, text) = keys::read(path)?;
@@ -92,7 +104,39 @@ impl Settings {
         let digest = contents.finalize();
         let generation = digest.iter().take(8).fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
         let hash = Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { config, keys: KeyRing { mesh, targets, generation }, hash, warnings: Vec::new() })
+        let keys = KeyRing { mesh, targets, generation };
+        let front = Made::new(|shelf| match &config.tls.web_config_file {
+            Some(path) => Front::read(path, shelf),
+            None => Ok(Front::default()),
+        })?;
+        let connectors = connectors(&config)?;
+        let warnings = front.value.warnings.clone();
+        Ok(Self { config, keys, front, connectors, hash, warnings })
+    }
+
+    /// What [`Config`] says of asking with TLS, as the client needs it.
+    #[must_use]
+    pub fn secure(&self, https: &config::Https) -> Option<Secure> {
+        let connector = self.connectors.get(&https.trust)?.value.clone();
+        Some(Secure { connector, server_name: https.server_name.clone() })
+    }
+
+    /// Whether every certificate and key is in force as its file says; `None`: there are none.
+    #[must_use]
+    pub fn has_latest_files(&self) -> Option<bool> {
+        let is_used = self.config.tls.web_config_file.is_some() || !self.connectors.is_empty();
+        let all = || self.front.is_latest() && self.connectors.values().all(Made::is_latest);
+        is_used.then(all)
+    }
+
+    /// Goes on with the connectors of the settings before: whoever has one connects as these say.
+    pub fn succeed(&mut self, old: &Self) {
+        for (trust, made) in &mut self.connectors {
+            if let Some(old) = old.connectors.get(trust) {
+                old.value.follow(&made.value);
+                made.value = old.value.clone();
+            }
+        }
     }
 
     /// Whether these can take the place of others while the agent runs.
@@ -114,4 +158,18 @@ impl Settings {
             None => Ok(()),
         }
     }
+}
+
+/// One for each way in which servers are asked.
+fn connectors(config: &Config) -> Result<BTreeMap<Trust, Made<Connector>>, FileError> {
+    let of_peers = config.peers.iter().filter_map(|peer| Some(&peer.https.as_ref()?.trust));
+    // That of all others is read even if nobody is asked so: a mistake in it shows.
+    let client = Some(&config.tls.client).filter(|trust| **trust != Trust::default());
+    let mut connectors = BTreeMap::new();
+    for trust in of_peers.chain(client) {
+        if !connectors.contains_key(trust) {
+            connectors.insert(trust.clone(), Made::new(|shelf| Connector::read(trust, shelf))?);
+        }
+    }
+    Ok(connectors)
 }

@@ -117,7 +117,7 @@ fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
     let host = Host { name_override: None, hostname: name.to_owned() };
     let loaded =
         config::load(text.as_bytes(), &host).map_err(|problems| anyhow!("the demo's own: {problems}"))?;
-    let mut settings = Settings::with_keys(loaded.config, text.as_bytes())?;
+    let mut settings = Settings::complete(loaded.config, text.as_bytes())?;
     settings.keys.mesh = Some(Arc::clone(keys));
     Daemon::start(settings, Source::Fixed, None, Notifier::silent()).context("starting an agent")
 }

@@ -4,6 +4,7 @@ mod demo;
 mod probe;
 mod run;
 mod summary;
+mod tls;
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -13,9 +14,12 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::config::{Host, units};
+use crate::config::{Host, Https, Trust, units};
+use crate::http::auth::Signer;
 use crate::http::client::Client;
+use crate::keys;
 use crate::settings::SettingsError;
+use tls::TlsArguments;
 
 /// Measures the network between hosts: loss by direction, RTT and jitter, on /metrics.
 #[derive(Debug, Parser)]
@@ -81,6 +85,9 @@ struct CheckArguments {
     /// The configuration file
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// FILE is not a configuration, but what tls.web_config_file names
+    #[arg(long)]
+    web_config: bool,
     #[command(flatten)]
     identity: NameArgument,
 }
@@ -123,6 +130,8 @@ struct EchoArguments {
     /// The key shared with the responder
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// Print one JSON object at the end
     #[arg(long)]
     json: bool,
@@ -131,8 +140,7 @@ struct EchoArguments {
     json_each: bool,
 }
 
-const TARGET_HELP: &str =
-    "A peer or target of --config by name, or HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector";
+const TARGET_HELP: &str = "A peer or target of --config by name, or [https://]HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Family {
@@ -150,9 +158,14 @@ struct DemoArguments {
 
 #[derive(Debug, Args)]
 struct HealthcheckArguments {
-    /// Where the agent serves HTTP
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9862")]
-    address: SocketAddr,
+    /// Where the agent serves HTTP, behind https:// if with TLS
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9862", value_parser = tls::address)]
+    address: (bool, SocketAddr),
+    /// The mesh key, if the agent wants to know who asks
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArguments,
 }
 
 /// Why a command did not do what it was asked, with the exit code that says so.
@@ -225,10 +238,19 @@ fn told(error: &anyhow::Error) -> String {
 }
 
 fn healthcheck(arguments: &HealthcheckArguments) -> Result<(), Failure> {
-    let address = arguments.address;
+    let (is_https, address) = arguments.address;
+    let host = address.to_string();
+    let secure = match is_https {
+        true => {
+            let https = Https { trust: Trust::default(), server_name: address.ip().to_string() };
+            Some(arguments.tls.secure(&https)?)
+        }
+        false => arguments.tls.none(&host)?,
+    };
+    let keys = arguments.key_file.as_deref().map(keys::read).transpose().map_err(SettingsError::from)?;
+    let signer = keys.map(|(keys, _)| Signer::new(&keys));
     runtime()?.block_on(async {
-        let host = address.to_string();
-        let answer = Client::default().get(address, &host, "/-/ready").await;
+        let answer = Client { signer, secure, ..Client::default() }.get(address, &host, "/-/ready").await;
         match answer {
             Ok(answer) if answer.status.is_success() => Ok(()),
             Ok(answer) => {

@@ -12,13 +12,15 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::wire::stamp;
 
 use super::summary::{Decided, Findings};
+use super::tls::scheme;
 use super::{EchoArguments, Failure, Family, host, runtime, say};
+use crate::config::{Https, Trust};
 use crate::datagram::{Duties, EVENTS, Event, Handle, NewPath, PathId, SourceChoice, StampNames};
 use crate::http::auth::Signer;
-use crate::http::client::Client;
+use crate::http::client::{Client, Secure};
 use crate::keys;
 use crate::metrics::echo::EchoSeries;
-use crate::peers::identity_of;
+use crate::peers::{authority, identity_of};
 use crate::resolver;
 use crate::settings::Settings;
 
@@ -35,6 +37,8 @@ const LINE_EVERY: Duration = Duration::from_millis(100);
 struct Aim {
     host: String,
     http_port: u16,
+    /// How its HTTP port is asked with TLS; `None`: without.
+    secure: Option<Secure>,
     /// The reflector's port, when it need not be asked for.
     stamp_port: Option<u16>,
     /// Whether an agent is known to be there, which says whether it will answer.
@@ -70,6 +74,10 @@ fn aim(arguments: &EchoArguments) -> Result<Aim, Failure> {
             return Ok(Aim {
                 host: peer.address.clone(),
                 http_port: peer.http_port,
+                secure: match &peer.https {
+                    Some(https) => Some(arguments.tls.secure(https)?),
+                    None => arguments.tls.none(name)?,
+                },
                 stamp_port: arguments.port.or(Some(peer.stamp_port)),
                 is_agent: arguments.port.is_none(),
                 keys: own_keys.or(settings.keys.mesh),
@@ -79,6 +87,7 @@ fn aim(arguments: &EchoArguments) -> Result<Aim, Failure> {
             return Ok(Aim {
                 host: target.address.clone(),
                 http_port: HTTP_PORT,
+                secure: arguments.tls.none(name)?,
                 stamp_port: arguments.port.or(Some(target.port)),
                 is_agent: false,
                 keys: own_keys.or_else(|| settings.keys.targets.get(name).cloned()),
@@ -86,10 +95,20 @@ fn aim(arguments: &EchoArguments) -> Result<Aim, Failure> {
         }
         return Err(anyhow!("{} has no peer or target called {name}", path.display()).into());
     }
-    let (host, http_port) = split(&arguments.target)?;
+    let target = &arguments.target;
+    let (is_https, authority) = scheme(target);
+    let (host, http_port) = split(authority)?;
+    let secure = match is_https {
+        true => {
+            let https = Https { trust: Trust::default(), server_name: host.clone() };
+            Some(arguments.tls.secure(&https)?)
+        }
+        false => arguments.tls.none(target)?,
+    };
     Ok(Aim {
         host,
         http_port,
+        secure,
         stamp_port: arguments.port,
         is_agent: arguments.port.is_none(),
         keys: own_keys,
@@ -132,8 +151,10 @@ async fn responder(arguments: &EchoArguments, aim: &Aim) -> anyhow::Result<Socke
         return Ok(SocketAddr::new(address, port));
     }
     let signer = aim.keys.as_deref().map(Signer::new);
-    let client = Client { signer, source: arguments.source, ..Client::default() };
-    let told = identity_of(&client, SocketAddr::new(address, aim.http_port)).await;
+    let secure = aim.secure.clone();
+    let client = Client { signer, source: arguments.source, secure, ..Client::default() };
+    let host = authority(&aim.host, aim.http_port);
+    let told = identity_of(&client, SocketAddr::new(address, aim.http_port), &host).await;
     let identity = match (told, aim.stamp_port) {
         (Ok(identity), _) => identity,
         // The configuration knows the port, and HTTP may be closed between the hosts where STAMP is not.

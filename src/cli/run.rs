@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -75,6 +76,9 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<(), Failure> {
     let path = &arguments.file;
     let text = fs::read(path).map_err(|source| SettingsError::Read { path: path.clone(), source })?;
     let file = path.display().to_string();
+    if arguments.web_config {
+        return check_web(&file, &text);
+    }
     let loaded = config::load(&text, &host(arguments.identity.name.clone()))
         .map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
     for warning in &loaded.warnings {
@@ -88,4 +92,15 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<(), Failure> {
         config.targets.len(),
         config.probes.len()
     ))
+}
+
+/// The text of a web config file; what it names is not opened, as with a configuration.
+fn check_web(file: &str, text: &[u8]) -> Result<(), Failure> {
+    let loaded = config::web::load(text, Path::new(""))
+        .map_err(|problems| SettingsError::Problems { file: file.to_owned(), problems })?;
+    for warning in &loaded.warnings {
+        say(&format!("{file}: warning: {warning}\n"))?;
+    }
+    let tls = if loaded.config.tls.is_some() { "with TLS" } else { "without TLS" };
+    say(&format!("{file}: ok: served {tls}, {} users\n", loaded.config.users.len()))
 }

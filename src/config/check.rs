@@ -9,12 +9,14 @@ use super::file::Node;
 use super::probes::{Surroundings, probe};
 use super::problem::{nearest, quoted};
 use super::section::{Notes, Section, Setting, Value};
+use super::tls::{https, tls};
 use super::url::{Scheme, url};
 use super::values::{
     NAME_RULE, duration, host, is_name, labels, listen_address, name, packet_rate, path, port, prefix,
 };
 use super::{
     Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Profile, ReflectorTimes, Responder, Target,
+    Trust,
 };
 
 /// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
@@ -58,10 +60,12 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
         let agent = file.section("agent", |section| agent(section, host));
         let listen = file.section("listen", listen);
         let key_file = file.key("key_file", path).optional();
+        let tls = file.section("tls", tls);
         let responder = file.section("responder", responder);
 
         let mut roster = Roster::default();
-        let peers = file.sections("peers", |section| peer(section, listen.as_ref(), &mut roster));
+        let trust = tls.as_ref().map(|tls| tls.client.clone()).unwrap_or_default();
+        let peers = file.sections("peers", |section| peer(section, listen.as_ref(), &trust, &mut roster));
         let targets = file.sections("targets", |section| target(section, &mut roster));
         let hosts = roster.peers.len() + roster.targets.len();
         if hosts > HOSTS_MAX {
@@ -91,6 +95,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
             agent,
             listen: listen?,
             key_file: key_file?,
+            tls: tls?,
             responder: responder?,
             peers,
             targets,
@@ -173,16 +178,23 @@ fn allow(value: Value<'_, '_>) -> Option<Vec<super::Prefix>> {
     Some(networks)
 }
 
-fn peer<'a>(section: &mut Section<'a, '_>, listen: Option<&Listen>, roster: &mut Roster<'a>) -> Option<Peer> {
+fn peer<'a>(
+    section: &mut Section<'a, '_>,
+    listen: Option<&Listen>,
+    trust: &Trust,
+    roster: &mut Roster<'a>,
+) -> Option<Peer> {
     let name = section.required("name", |value| roster.enter(value, Entry::Peer));
     let address = section.required("address", host);
     let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
     let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
     let agent_port = peer_port(section, "agent_port", listen.map(|listen| listen.agent));
+    let https = https(section, address.as_deref(), trust);
     let labels = section.key("labels", labels).or(BTreeMap::new());
     Some(Peer {
         name: name?.to_owned(),
         address: address?,
+        https: https?,
         http_port: http_port?,
         stamp_port: stamp_port?,
         agent_port: agent_port?,

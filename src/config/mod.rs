@@ -1,7 +1,8 @@
 //! The configuration, already valid: a field that exists has a meaning, and nothing is checked twice.
 //!
-//! [`load`] turns the text of a file into a [`Config`] or into all its problems at once. Nothing here opens a socket,
-//! resolves a name or reads a second file, so a configuration can be checked on another machine than the one it is for.
+//! [`load`] turns the text of a file into a [`Config`] or into all its problems at once, [`web::load`] that of a web
+//! config file. Nothing here opens a socket, resolves a name or reads a second file, so a configuration can be checked on
+//! another machine than the one it is for.
 
 mod check;
 mod file;
@@ -9,10 +10,12 @@ mod place;
 mod probes;
 mod problem;
 mod section;
+mod tls;
 mod transport;
 pub mod units;
 mod url;
 mod values;
+pub mod web;
 
 #[cfg(test)]
 mod tests;
@@ -35,8 +38,13 @@ pub use url::{Scheme, Url};
 /// Everything that is wrong with the text at once; only what makes it no YAML hides the rest.
 pub fn load(text: &[u8], host: &Host) -> Result<Loaded, Problems> {
     let tree = file::read(text)?;
-    let mut notes = section::Notes::default();
+    let notes = section::Notes::default();
     let config = check::check(&tree, host, &notes);
+    judge(text, config, notes)
+}
+
+/// What was read, unless something was noted against it.
+fn judge<T>(text: &[u8], config: Option<T>, mut notes: section::Notes<'_>) -> Result<Loaded<T>, Problems> {
     let mut finder = file::Finder::new(text);
     let mut problem = |note: section::Note<'_>| Problem {
         location: finder.find(&note.place),
@@ -68,9 +76,9 @@ pub struct Host {
 
 /// A configuration that can be used.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Loaded {
+pub struct Loaded<T = Config> {
     /// What was asked for.
-    pub config: Config,
+    pub config: T,
     /// What is probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -84,6 +92,8 @@ pub struct Config {
     pub listen: Listen,
     /// The mesh key's file; `None`: nothing is authenticated.
     pub key_file: Option<PathBuf>,
+    /// How HTTP is kept from others.
+    pub tls: Tls,
     /// Whom we answer.
     pub responder: Responder,
     /// The other agents, ourselves left out, sorted by name.
@@ -120,6 +130,33 @@ pub struct Listen {
     pub agent: SocketAddr,
 }
 
+/// How HTTP is kept from others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tls {
+    /// Says how our own port is served, in the format of Prometheus; `None`: plain HTTP for everyone.
+    pub web_config_file: Option<PathBuf>,
+    /// How we ask others, where they do not differ.
+    pub client: Trust,
+}
+
+/// Whom a client of TLS believes, and who it says it is. The files are PEM.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Trust {
+    /// Certificates that may sign a server's; `None`: those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// What the server is shown when it asks; `None`: nothing.
+    pub identity: Option<KeyPair>,
+}
+
+/// A certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyPair {
+    /// The certificate, first, and those that lead from it to a CA.
+    pub cert_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
+}
+
 /// Whom we answer, and how fast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Responder {
@@ -148,8 +185,19 @@ pub struct Peer {
     pub stamp_port: u16,
     /// Its agent port.
     pub agent_port: u16,
+    /// How its HTTP port is asked with TLS; `None`: it speaks plain HTTP.
+    pub https: Option<Https>,
     /// Labels from the file.
     pub labels: BTreeMap<String, String>,
+}
+
+/// How a peer is asked with TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Https {
+    /// Whom we believe, and who we are.
+    pub trust: Trust,
+    /// The DNS name or IP address that its certificate must have.
+    pub server_name: String,
 }
 
 /// A host without an agent: a router's STAMP or TWAMP-Light reflector, a server of HTTP or WebSockets, or any host that

@@ -1,6 +1,7 @@
 //! Start, reload, stop.
 
 mod farewell;
+mod files;
 mod news;
 
 use std::collections::{BTreeMap, HashSet};
@@ -35,7 +36,7 @@ use crate::identity::{Identity, Ports};
 use crate::journal::Journal;
 use crate::logging;
 use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo, Responders};
-use crate::peers::{Inquirer, Told};
+use crate::peers::{Door, Inquirer, Told, authority};
 use crate::resolver::{Resolved, Resolver};
 use crate::settings::{Settings, SettingsError};
 use crate::status::Status;
@@ -66,6 +67,8 @@ pub struct Daemon {
     fleet: Fleet,
     addresses: Addresses,
     identities: BTreeMap<String, Identity>,
+    /// Why those who refused to say who they are did.
+    refusals: BTreeMap<String, String>,
     /// The last goodbye of each peer.
     goodbyes: BTreeMap<String, Goodbye>,
     loops: Loops,
@@ -169,6 +172,7 @@ impl Daemon {
         let exporter = Arc::new(Exporter::new(stats.into(), responders));
         let counters = Arc::new(Counters::default());
         let journal = Arc::new(Journal::default());
+        let front = Arc::new(ArcSwap::from_pointee(settings.front.value.clone()));
         let site = Arc::new(Site {
             exporter: Arc::clone(&exporter),
             counters: Arc::clone(&counters),
@@ -176,6 +180,7 @@ impl Daemon {
             journal: Arc::clone(&journal),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
             reloads: reload_sender,
+            front: Arc::clone(&front),
         });
         let (http_stop, stopped) = watch::channel(false);
         let handler = {
@@ -183,7 +188,7 @@ impl Daemon {
             Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
         };
         let answering = Arc::clone(&stream_responder).serve(agent_listeners, stopped.clone());
-        let http = server::serve(listeners, Limits::default(), handler, counters, stopped);
+        let http = server::serve(listeners, Limits::default(), handler, counters, front, stopped);
         let http = tokio::spawn(async { tokio::join!(http, answering) });
         Ok(Self {
             source,
@@ -192,6 +197,7 @@ impl Daemon {
             fleet: Fleet::new(boot_id),
             addresses: Addresses::new(),
             identities: BTreeMap::new(),
+            refusals: BTreeMap::new(),
             goodbyes: BTreeMap::new(),
             loops: Loops { prober, streams },
             responder,
@@ -219,6 +225,8 @@ impl Daemon {
         let mut ticker = tokio::time::interval(watchdog.unwrap_or(TICK).min(TICK));
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut ticks = 0_u64;
+        let mut files = tokio::time::interval(files::LOOK_EVERY);
+        files.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 Some(event) = self.inbox.events.recv() => self.heard(event),
@@ -235,6 +243,7 @@ impl Daemon {
                     ticks += 1;
                     self.look_after(ticks);
                 }
+                _ = files.tick() => self.look_at_files(),
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
@@ -288,13 +297,14 @@ impl Daemon {
         self.notifier.reloading(micros);
         let read = Settings::read(path, host).and_then(|new| new.can_replace(&self.settings).map(|()| new));
         let outcome = match read {
-            Ok(settings) => {
+            Ok(mut settings) => {
                 let level = &settings.config.log.level;
                 let log = self.log.as_ref().filter(|_| *level != self.settings.config.log.level);
                 if let Some(Err(error)) = log.map(|log| log.set_level(level)) {
                     error!(%error, "changing the log level");
                 }
                 let renew = settings.keys.generation != self.settings.keys.generation;
+                settings.succeed(&self.settings);
                 self.settings = settings;
                 self.put_in_force();
                 self.inquire(renew);
@@ -324,6 +334,7 @@ impl Daemon {
         let literal = self.resolver.follow(peers.chain(targets));
         self.addresses.retain(|name, _| names.contains(name));
         self.identities.retain(|name, _| names.contains(name));
+        self.refusals.retain(|name, _| names.contains(name));
         self.goodbyes.retain(|name, _| names.contains(name));
         self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
         // A verifier goes on remembering which requests it has seen.
@@ -332,6 +343,7 @@ impl Daemon {
             (keys, _) => self.site.verifier.store(Arc::new(keys.map(Verifier::new))),
         }
         self.exporter.process.reloaded(Some(&self.settings.hash));
+        self.serve();
         self.measure();
     }
 
@@ -409,8 +421,12 @@ impl Daemon {
         let address_of = |name: &str| self.addresses.get(name)?.as_ref().ok()?.first().copied();
         let peers = self.settings.config.peers.iter();
         let known = peers.filter_map(|peer| {
-            let address = address_of(&peer.name)?;
-            Some((peer.name.clone(), SocketAddr::new(address, peer.http_port)))
+            let address = SocketAddr::new(address_of(&peer.name)?, peer.http_port);
+            let secure = peer.https.as_ref().and_then(|https| self.settings.secure(https));
+            Some((
+                peer.name.clone(),
+                Door { address, host: authority(&peer.address, peer.http_port), secure },
+            ))
         });
         let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
         let client = Client { signer, ..Client::default() };

@@ -7,7 +7,7 @@ use super::Daemon;
 use crate::clock::Clock;
 use crate::datagram::{Event, PathId};
 use crate::journal::Happening;
-use crate::peers::Told;
+use crate::peers::{Told, Untold};
 use crate::resolver::Resolved;
 
 impl Daemon {
@@ -33,8 +33,11 @@ impl Daemon {
     }
 
     pub(super) fn told(&mut self, Told { name, identity }: Told) {
-        // A peer that does not tell may still be measured: nothing is changed.
-        let Ok(identity) = identity else { return };
+        let identity = match identity {
+            Ok(identity) => identity,
+            Err(why) => return self.untold(name, &why),
+        };
+        self.refusals.remove(&name);
         let known = self.identities.get(&name);
         if known == Some(&identity) {
             return;
@@ -49,6 +52,18 @@ impl Daemon {
         }
         self.identities.insert(name, identity);
         self.overdue.note(|overdue| overdue.publish = true);
+    }
+
+    /// A peer that does not tell may still be measured: nothing is changed. That it is not reached is told by its paths.
+    fn untold(&mut self, name: String, why: &Untold) {
+        if !why.is_refusal() {
+            return;
+        }
+        let reason = why.to_string();
+        if self.refusals.get(&name) != Some(&reason) {
+            warn!(peer = name, reason, "a peer cannot be asked who it is");
+            self.refusals.insert(name, reason);
+        }
     }
 
     pub(super) fn heard(&mut self, event: Event) {

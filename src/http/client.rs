@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::auth::Signer;
+use crate::tls::{Connector, MaybeTls, TlsError};
 
 /// How requests are made. Every request has a connection of its own.
 #[derive(Debug, Clone)]
@@ -28,12 +29,29 @@ pub struct Client {
     pub signer: Option<Signer>,
     /// The address to ask from; `None`: the kernel's choice.
     pub source: Option<IpAddr>,
+    /// Asks with TLS; `None`: plain.
+    pub secure: Option<Secure>,
+}
+
+/// How a server is asked with TLS.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Secure {
+    /// Whom we believe, and who we are.
+    pub connector: Connector,
+    /// The DNS name or IP address that the server's certificate must have.
+    pub server_name: String,
 }
 
 impl Default for Client {
-    /// 3 s, 64 KiB, unsigned.
+    /// 3 s, 64 KiB, unsigned, plain.
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(3), answer_bytes_max: 64 * 1024, signer: None, source: None }
+        Self {
+            deadline: Duration::from_secs(3),
+            answer_bytes_max: 64 * 1024,
+            signer: None,
+            source: None,
+            secure: None,
+        }
     }
 }
 
@@ -44,6 +62,21 @@ impl Client {
             socket.bind((source, 0).into())?;
         }
         socket.connect(to).await
+    }
+
+    async fn protect(&self, stream: TcpStream, host: &str) -> Result<MaybeTls<TcpStream>, ClientError> {
+        let Some(Secure { connector, server_name }) = &self.secure else {
+            return Ok(MaybeTls::Plain(stream));
+        };
+        let stream = connector.connect(stream, server_name).await;
+        let stream = stream.map_err(|source| ClientError::Tls { host: host.to_owned(), source })?;
+        Ok(MaybeTls::Tls(Box::new(stream)))
+    }
+
+    /// The error of a request, or what was wrong with TLS below it.
+    fn why(&self, host: &str, error: ClientError) -> ClientError {
+        let explained = self.secure.as_ref().and_then(|secure| secure.connector.explain(&error));
+        explained.map_or(error, |source| ClientError::Tls { host: host.to_owned(), source })
     }
 
     /// The answer to `GET path`, where `path` may carry a query and `host` is what the `Host` header says.
@@ -85,17 +118,30 @@ impl Client {
             .await
             .map_err(late("connecting to"))?
             .map_err(|source| ClientError::Connect { to, source })?;
+        let stream =
+            timeout_at(end, self.protect(stream, host)).await.map_err(late("shaking hands with"))??;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken("asking"))?;
         // Dropped, and with it the connection, however this function ends.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
 
-        let response = timeout_at(end, sender.send_request(request))
-            .await
-            .map_err(late("waiting for an answer of"))?
-            .map_err(broken("asking"))?;
-        timeout_at(end, self.read(to, response)).await.map_err(late("reading the answer of"))?
+        let response =
+            timeout_at(end, sender.send_request(request)).await.map_err(late("waiting for an answer of"))?;
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => {
+                // What broke the connection says more than that it broke.
+                let ended = timeout_at(end, driver.join_next()).await;
+                let error = match ended {
+                    Ok(Some(Ok(Err(error)))) => error,
+                    Ok(_) | Err(_) => error,
+                };
+                return Err(self.why(host, broken("asking")(error)));
+            }
+        };
+        let answer = timeout_at(end, self.read(to, response)).await.map_err(late("reading the answer of"))?;
+        answer.map_err(|error| self.why(host, error))
     }
 
     fn request(
@@ -178,6 +224,14 @@ pub enum ClientError {
         to: SocketAddr,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// Somebody answers whom we cannot believe, or who does not believe us.
+    #[error("tls with {host}: {source}")]
+    Tls {
+        /// Whom we asked, as the configuration or the command line has it.
+        host: String,
+        /// Why.
+        source: TlsError,
     },
     /// The deadline passed.
     #[error("{operation} {to}: no end after {after:?}")]

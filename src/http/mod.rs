@@ -2,9 +2,12 @@
 //!
 //! * [`server`] — connections, their limits, a graceful stop;
 //! * [`client`] — one request to one agent, within a deadline;
-//! * [`auth`] — how such a request proves that it comes from the mesh.
+//! * [`auth`] — how such a request proves that it comes from the mesh;
+//! * [`front`] — how the port is served: TLS, headers, and the users of [`basic`].
 
 pub mod auth;
+pub mod basic;
 pub mod client;
+pub mod front;
 pub mod routes;
 pub mod server;

@@ -12,16 +12,18 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::auth::{Refusal, Verifier};
+use super::basic::{self, is_basic};
+use super::front::Front;
 use super::server::{Body, Counters};
 use crate::identity::{CAPABILITIES, Identity, Ports, You};
 use crate::journal::{Entry, Journal};
-use crate::metrics::{Exporter, HttpCounts, Page};
+use crate::metrics::{Exporter, HttpCounts, Page, TlsCounts};
 use crate::status::{PathView, Proof, Status};
 
 /// Everything that requests are answered from.
@@ -39,6 +41,8 @@ pub struct Site {
     pub verifier: ArcSwap<Option<Verifier>>,
     /// Where reloads are asked for.
     pub reloads: mpsc::Sender<Reload>,
+    /// How the port is served.
+    pub front: Arc<ArcSwap<Front>>,
 }
 
 /// A request to read the configuration again; answered with what came of it.
@@ -62,8 +66,28 @@ const ROUTES: [(&str, Method, &str); 8] = [
 ];
 
 impl Site {
-    /// Answers a request.
+    /// Answers a request, if whoever asks may: agents prove the mesh key, others have a password where there are users.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
+        let front = self.front.load_full();
+        // Once: a request is believed once.
+        let proof = self.proof(&request);
+        let is_admitted = match &front.users {
+            Some(users) => proof == Proof::Given || users.admits(request.headers()).await,
+            None => true,
+        };
+        let mut response = if is_admitted {
+            self.routed(request, peer, proof).await
+        } else {
+            let mut response =
+                text(StatusCode::UNAUTHORIZED, "needs a user and a password, or the mesh key\n");
+            response.headers_mut().insert(WWW_AUTHENTICATE, basic::CHALLENGE);
+            response
+        };
+        response.headers_mut().extend(front.headers.clone());
+        response
+    }
+
+    async fn routed(&self, request: Request<Bytes>, peer: SocketAddr, proof: Proof) -> Response<Body> {
         let Some((path, method, _)) = ROUTES.iter().find(|(path, _, _)| *path == request.uri().path()) else {
             return text(StatusCode::NOT_FOUND, "not found; / lists what there is\n");
         };
@@ -77,12 +101,12 @@ impl Site {
         }
         match *path {
             "/metrics" => self.metrics(),
-            "/api/v1/agent" => self.agent(&request, peer),
+            "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
             "/api/v1/events" => self.events(request.uri().query()),
             "/-/healthy" => text(StatusCode::OK, "healthy\n"),
             "/-/ready" => self.ready(),
-            "/-/reload" => self.reload(&request, peer).await,
+            "/-/reload" => self.reload(peer, &proof).await,
             _ => with(HTML, Full::from(self.index())),
         }
     }
@@ -92,15 +116,18 @@ impl Site {
             connections: self.counters.connections(),
             accept_errors: self.counters.accept_errors(),
             responses: self.counters.responses(),
+            tls: self.front.load().acceptor.as_ref().map(|acceptor| TlsCounts {
+                handshake_errors: self.counters.handshake_errors(),
+                certificate_expiry: acceptor.certificate_expiry(),
+            }),
         };
         let mut response = Response::new(Scrape { page: self.exporter.page(&http) }.boxed_unsync());
         response.headers_mut().insert(CONTENT_TYPE, METRICS);
         response
     }
 
-    fn agent(&self, request: &Request<Bytes>, peer: SocketAddr) -> Response<Body> {
+    fn agent(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {
         let status = self.status.load();
-        let proof = self.proof(request);
         json(&Identity {
             name: status.name.clone(),
             labels: status.labels.clone(),
@@ -108,7 +135,7 @@ impl Site {
             boot_id: format!("{:016x}", status.boot_id),
             ports: status.ports.unwrap_or(Ports { http: 0, stamp: 0, agent: 0 }),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
-            you: You { address: peer.ip().to_string(), stamp: status.answers(peer.ip(), &proof) },
+            you: You { address: peer.ip().to_string(), stamp: status.answers(peer.ip(), proof) },
         })
     }
 
@@ -152,8 +179,8 @@ impl Site {
         }
     }
 
-    async fn reload(&self, request: &Request<Bytes>, peer: SocketAddr) -> Response<Body> {
-        if !peer.ip().is_loopback() && self.proof(request) != Proof::Given {
+    async fn reload(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {
+        if !peer.ip().is_loopback() && *proof != Proof::Given {
             let why = "a reload is taken from loopback, or signed with the mesh key\n";
             return text(StatusCode::FORBIDDEN, why);
         }
@@ -171,6 +198,10 @@ impl Site {
     }
 
     fn proof(&self, request: &Request<Bytes>) -> Proof {
+        // A person's proof is not an agent's.
+        if is_basic(request.headers()) {
+            return Proof::None;
+        }
         let verifier = self.verifier.load();
         let Some(verifier) = verifier.as_ref() else {
             return if request.headers().contains_key(AUTHORIZATION) {

@@ -13,4 +13,4 @@ pub mod stream;
 pub mod text;
 
 pub use page::{Directory, Exporter, Page, ProbeInfo, Responders};
-pub use process::{HttpCounts, PeerState, ProcessMetrics};
+pub use process::{HttpCounts, PeerState, ProcessMetrics, TlsCounts};

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::unistd::{SysconfVar, sysconf};
+use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Opts, Registry};
 
@@ -21,6 +23,7 @@ pub struct ProcessMetrics {
     http_connections: Gauge,
     http_accept_errors: Counter,
     http_responses: CounterVec,
+    tls: Tls,
     proc: Proc,
     hash: Mutex<Option<String>>,
 }
@@ -63,6 +66,27 @@ pub struct HttpCounts {
     pub accept_errors: u64,
     /// Responses by class of status code.
     pub responses: [(&'static str, u64); 5],
+    /// What is counted of TLS; `None`: it is not served.
+    pub tls: Option<TlsCounts>,
+}
+
+/// What the HTTP server has counted of TLS.
+#[derive(Debug, Clone, Copy)]
+pub struct TlsCounts {
+    /// Handshakes that failed.
+    pub handshake_errors: u64,
+    /// When our certificate ends, in seconds since 1970; `None`: not known.
+    pub certificate_expiry: Option<u64>,
+}
+
+/// Metrics of TLS: in no registry, because they are there only where it is.
+#[derive(Debug)]
+struct Tls {
+    handshake_errors: Counter,
+    certificate_expiry: Gauge,
+    reload_successful: Gauge,
+    /// Whether there are files whose change is looked for.
+    has_files: AtomicBool,
 }
 
 /// Values of `/proc/self`, by the names that Prometheus' client libraries agree on.
@@ -127,6 +151,24 @@ impl ProcessMetrics {
                 "HTTP responses by class of status code.",
                 &["code"],
             ),
+            tls: Tls {
+                handshake_errors: Counter::new(
+                    "pathmeter_http_tls_handshake_errors_total",
+                    "HTTP connections that did not get through the TLS handshake.",
+                )
+                .expect(VALID),
+                certificate_expiry: Gauge::new(
+                    "pathmeter_http_tls_certificate_expiry_timestamp_seconds",
+                    "When the certificate of the HTTP port ends, in seconds since 1970.",
+                )
+                .expect(VALID),
+                reload_successful: Gauge::new(
+                    "pathmeter_tls_files_last_reload_successful",
+                    "Whether every certificate, key and web config file is in force as it was last found.",
+                )
+                .expect(VALID),
+                has_files: AtomicBool::new(false),
+            },
             proc: Proc {
                 cpu: counter(&registry, "process_cpu_seconds_total", "User and system CPU time."),
                 open_fds: gauge(&registry, "process_open_fds", "Open file descriptors."),
@@ -156,6 +198,12 @@ impl ProcessMetrics {
         self.config_info.with_label_values(&[hash]).set(1.0);
     }
 
+    /// Whether the files for TLS are in force as they are; `None`: there are none.
+    pub fn set_tls_files(&self, are_latest: Option<bool>) {
+        self.tls.has_files.store(are_latest.is_some(), Relaxed);
+        self.tls.reload_successful.set(if are_latest == Some(true) { 1.0 } else { 0.0 });
+    }
+
     /// How many peers and targets are in each state.
     pub fn set_peers(&self, count: impl Fn(PeerState) -> usize) {
         for state in PeerState::ALL {
@@ -175,7 +223,7 @@ impl ProcessMetrics {
         self.series_dropped.set(paths as f64);
     }
 
-    /// Reads what is read on demand, and gives all families, sorted.
+    /// Reads what is read on demand, and gives all families.
     #[must_use]
     pub fn gather(&self, http: &HttpCounts) -> Vec<MetricFamily> {
         #[expect(clippy::cast_precision_loss, reason = "counts below 2⁵²")]
@@ -188,7 +236,20 @@ impl ProcessMetrics {
             counter.inc_by((float(count) - counter.get()).max(0.0));
         }
         self.proc.read();
-        self.registry.gather()
+        let mut families = self.registry.gather();
+        if let Some(counts) = http.tls {
+            let behind = float(counts.handshake_errors) - self.tls.handshake_errors.get();
+            self.tls.handshake_errors.inc_by(behind.max(0.0));
+            families.extend(self.tls.handshake_errors.collect());
+            if let Some(expiry) = counts.certificate_expiry {
+                self.tls.certificate_expiry.set(float(expiry));
+                families.extend(self.tls.certificate_expiry.collect());
+            }
+        }
+        if self.tls.has_files.load(Relaxed) {
+            families.extend(self.tls.reload_successful.collect());
+        }
+        families
     }
 }
 

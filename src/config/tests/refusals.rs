@@ -34,7 +34,7 @@ config.yaml: 16 problems
   line 6, column 5: peers[0].address: missing
     it has no default
   line 7, column 5: peers[0].adress: unknown key
-    did you mean address? allowed: name, address, http_port, stamp_port, agent_port, labels
+    did you mean address? allowed: name, address, http_port, stamp_port, agent_port, scheme, tls, labels
   line 8, column 12: peers[1].name: ams-1 is already peers[0].name
     peers and targets need different names, the label `peer` tells them apart
   line 8, column 28: peers[1].address: `10.0.0.256` is not an IP address or a host name
@@ -56,7 +56,7 @@ config.yaml: 16 problems
   line 16, column 34: probes[1].intervall: unknown key
     did you mean interval? allowed: kind, name, protocol, interval, flows, size, dscp, dont_fragment, source, source_port, family, late_after, lost_after, path_mtu, peers, targets
   line 17, column 1: key-file: unknown key
-    did you mean key_file? allowed: agent, listen, key_file, responder, peers, targets, probes, metrics, log";
+    did you mean key_file? allowed: agent, listen, key_file, tls, responder, peers, targets, probes, metrics, log";
     assert_eq!(refused(text).display("config.yaml").to_string(), expected);
 }
 
@@ -465,12 +465,12 @@ fn an_unknown_or_repeated_key_is_refused() {
         (
             "prboes: []",
             &["line 1, column 1: prboes: unknown key; \
-                 did you mean probes? allowed: agent, listen, key_file, responder, peers, targets, probes, metrics, log"],
+                 did you mean probes? allowed: agent, listen, key_file, tls, responder, peers, targets, probes, metrics, log"],
         ),
         (
             "timeout: 5s",
             &["line 1, column 1: timeout: unknown key; \
-                 allowed: agent, listen, key_file, responder, peers, targets, probes, metrics, log"],
+                 allowed: agent, listen, key_file, tls, responder, peers, targets, probes, metrics, log"],
         ),
         (
             "agent: {}\nlog: {}\nagent: {}",

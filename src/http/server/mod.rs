@@ -1,5 +1,6 @@
 //! A small HTTP/1.1 server: connections, their limits, a graceful stop. What is answered is the [`Handler`]'s.
 
+mod entrance;
 mod listen;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -30,6 +32,8 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::front::Front;
+use entrance::{Entered, enter};
 pub use listen::{BindError, bind};
 
 /// Answers requests. Implemented by `Fn(Request<Bytes>, SocketAddr) -> impl Future<Output = Response<Body>>`.
@@ -69,6 +73,8 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub struct Limits {
     /// Connections at once, over all listeners. Further ones wait in the kernel until one has ended.
     pub connections: usize,
+    /// From the connection to the end of TLS's handshake; then it is closed.
+    pub handshake_timeout: Duration,
     /// From when a connection could send a request to the end of the request's head; then it is closed. So this is
     /// how slow a head may be, and how long a connection may be kept alive without a request.
     pub head_timeout: Duration,
@@ -85,11 +91,12 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 512 connections, 20 s for a head (a scraper that comes every 15 s keeps its connection), 10 s and 64 KiB for a body,
+    /// 512 connections, 10 s for a handshake, 20 s for a head (a scraper that comes every 15 s keeps its connection), 10 s and 64 KiB for a body,
     /// 30 s to answer, 30 s of stall, 5 s of grace.
     fn default() -> Self {
         Self {
             connections: 512,
+            handshake_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(20),
             body_timeout: Duration::from_secs(10),
             body_bytes_max: 64 * 1024,
@@ -105,6 +112,7 @@ impl Default for Limits {
 pub struct Counters {
     connections: AtomicU64,
     accept_errors: AtomicU64,
+    handshake_errors: AtomicU64,
     responses: [AtomicU64; 5],
 }
 
@@ -119,6 +127,12 @@ impl Counters {
     #[must_use]
     pub fn accept_errors(&self) -> u64 {
         self.accept_errors.load(Relaxed)
+    }
+
+    /// Connections that did not get through TLS's handshake, plain HTTP among them.
+    #[must_use]
+    pub fn handshake_errors(&self) -> u64 {
+        self.handshake_errors.load(Relaxed)
     }
 
     /// Responses by class of status: 1xx to 5xx. A request that was never understood, or whose handler panicked, has none.
@@ -140,16 +154,17 @@ impl Counters {
 
 /// Serves until `stop` holds true or its sender is gone, and returns when all connections have ended.
 ///
-/// Survives every error of accepting. At the stop the listeners are closed, idle connections too, and running requests
+/// Each connection is taken as `front` says at that moment, and stays so. Survives every error of accepting. At the stop the listeners are closed, idle connections too, and running requests
 /// get [`Limits::grace`] to finish; what still runs then is dropped.
 pub async fn serve<H: Handler>(
     listeners: Vec<TcpListener>,
     limits: Limits,
     handler: Arc<H>,
     counters: Arc<Counters>,
+    front: Arc<ArcSwap<Front>>,
     stop: watch::Receiver<bool>,
 ) {
-    serve_from(listeners, Site { limits, handler, counters }, stop).await;
+    serve_from(listeners, Site { limits, handler, counters, front }, stop).await;
 }
 
 async fn serve_from<A: Accept, H: Handler>(sources: Vec<A>, site: Site<H>, mut stop: watch::Receiver<bool>) {
@@ -187,6 +202,7 @@ struct Site<H> {
     limits: Limits,
     handler: Arc<H>,
     counters: Arc<Counters>,
+    front: Arc<ArcSwap<Front>>,
 }
 
 async fn connection<H: Handler>(
@@ -203,10 +219,22 @@ async fn connection<H: Handler>(
         debug!(%peer, %error, "setting the options of a connection");
     }
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let front = site.front.load_full();
+    let entered = tokio::select! {
+        entered = enter(&front, &site.limits, &site.counters, stream, peer) => entered,
+        () = stopped(&mut stop) => return,
+    };
+    let Some(Entered { stream, is_astray }) = entered else { return };
 
     let service = service_fn(|request| {
         let site = Arc::clone(&site);
-        async move { Ok::<_, Infallible>(site.answer(request, peer).await) }
+        async move {
+            Ok::<_, Infallible>(if is_astray {
+                site.refuse_plain()
+            } else {
+                site.answer(request, peer).await
+            })
+        }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -229,6 +257,14 @@ async fn connection<H: Handler>(
 }
 
 impl<H: Handler> Site<H> {
+    /// The answer to plain HTTP where TLS is spoken.
+    fn refuse_plain(&self) -> Response<Body> {
+        let text = "this port speaks HTTPS: ask for https://…\n".to_owned();
+        let response = closing(plain(StatusCode::BAD_REQUEST, text));
+        self.counters.answered(response.status());
+        response
+    }
+
     async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let response = match self.read(request).await {
             Ok(request) => timeout(self.limits.handler_timeout, self.handler.handle(request, peer))

@@ -61,7 +61,12 @@ impl Served {
             }
         };
         let (stop, stopped) = watch::channel(false);
-        let site = Site { limits, handler: Arc::new(handler), counters: Arc::clone(&counters) };
+        let site = Site {
+            limits,
+            handler: Arc::new(handler),
+            counters: Arc::clone(&counters),
+            front: Arc::default(),
+        };
         let task = tokio::spawn(serve_from(vec![source], site, stopped));
         Self { address, counters, begun, release, stop, task }
     }
@@ -387,7 +392,8 @@ async fn a_connection_can_be_upgraded() {
     };
     let (_stop, stopped) = watch::channel(false);
     let counters = Arc::new(Counters::default());
-    let served = serve(listener, Limits::default(), Arc::new(handler), Arc::clone(&counters), stopped);
+    let counted = Arc::clone(&counters);
+    let served = serve(listener, Limits::default(), Arc::new(handler), counted, Arc::default(), stopped);
     tokio::spawn(served);
 
     let mut stream = within(TcpStream::connect(address)).await.unwrap();

@@ -1,0 +1,74 @@
+//! The keys that are about TLS.
+
+use super::section::{Section, Setting};
+use super::values::{host, path};
+use super::{Https, KeyPair, Tls, Trust};
+
+/// What is said where this program cannot do what is asked.
+pub(super) const NO_TLS: &str = "this build has no TLS";
+pub(super) const NO_TLS_REMEDY: &str = "build it with the feature `tls`, a default one, or remove the key";
+
+pub(super) fn tls(section: &mut Section<'_, '_>) -> Option<Tls> {
+    let web_config_file = section.key("web_config_file", path).optional();
+    let client = trust(section);
+    Some(Tls { web_config_file: web_config_file?, client: client? })
+}
+
+/// How a peer is asked, `Some(None)` for plain HTTP. What its own section leaves open is as for all peers.
+pub(super) fn https(
+    section: &mut Section<'_, '_>,
+    address: Option<&str>,
+    all: &Trust,
+) -> Option<Option<Https>> {
+    let scheme = section.key("scheme", |value| value.one_of(&[("http", false), ("https", true)]));
+    let given = section.key("tls", |value| value.section(own));
+    let is_https = scheme.or(false)?;
+    if is_https && !cfg!(feature = "tls") {
+        return section.wrong("scheme", NO_TLS, NO_TLS_REMEDY);
+    }
+    let (own, name) = match given {
+        Setting::Wrong => return None,
+        Setting::Given(_) if !is_https => {
+            let remedy = "write scheme: https beside it, or remove it";
+            return section.wrong("tls", "not used: the scheme is http", remedy);
+        }
+        Setting::Given(given) => given,
+        Setting::Absent => (Trust::default(), None),
+    };
+    if !is_https {
+        return Some(None);
+    }
+    let trust = Trust {
+        ca_file: own.ca_file.or_else(|| all.ca_file.clone()),
+        identity: own.identity.or_else(|| all.identity.clone()),
+    };
+    Some(Some(Https { trust, server_name: name.or(address.map(str::to_owned))? }))
+}
+
+fn own(section: &mut Section<'_, '_>) -> Option<(Trust, Option<String>)> {
+    let trust = trust(section);
+    let server_name = section.key("server_name", host).optional();
+    Some((trust?, server_name?))
+}
+
+fn trust(section: &mut Section<'_, '_>) -> Option<Trust> {
+    let ca_file = section.key("ca_file", path).optional();
+    let cert_file = section.key("cert_file", path).optional();
+    let key_file = section.key("key_file", path).optional();
+    let identity = match (cert_file?, key_file?) {
+        (Some(cert_file), Some(key_file)) => Some(KeyPair { cert_file, key_file }),
+        (None, None) => None,
+        (Some(_), None) => {
+            return section.wrong("key_file", "missing", "cert_file needs the file with its private key");
+        }
+        (None, Some(_)) => {
+            return section.wrong("cert_file", "missing", "key_file needs the file with its certificate");
+        }
+    };
+    let trust = Trust { ca_file: ca_file?, identity };
+    if !cfg!(feature = "tls") && trust != Trust::default() {
+        let key = if trust.ca_file.is_some() { "ca_file" } else { "cert_file" };
+        return section.wrong(key, NO_TLS, NO_TLS_REMEDY);
+    }
+    Some(trust)
+}
