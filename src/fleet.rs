@@ -12,15 +12,19 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire;
+use pathmeter_proto::wire::websocket::Format;
 
-use crate::config::{Config, EchoProbe, FamilyChoice, PathMtu, Peer, Probe, Target, Transport};
+use crate::config::{Config, EchoProbe, FamilyChoice, Https, PathMtu, Peer, Probe, Target, Transport};
 use crate::datagram::{Handle, NewPath, NewSearch, PathId, SourceChoice};
+use crate::http::auth::Signer;
 use crate::metrics::PeerState;
 use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
 use crate::metrics::path_mtu::{PathMtuSeries, SERIES_PER_PATH_MTU};
 use crate::metrics::stream::{SERIES_PER_STREAM, StreamSeries};
+use crate::peers::authority;
+use crate::settings::Settings;
 use crate::status::PathStatus;
-use crate::stream::{self, Dial, NewStream, Over};
+use crate::stream::{self, Dial, Expected, NewStream, Over, Place};
 
 /// What a path is: the same as long as these are the same, whatever else is changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +62,16 @@ enum Way {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Spoken {
     Tcp { bytes: u32 },
+    WebSocket { at: Asked, format: Format, bytes: u32 },
+    Http { at: Asked, expected: Expected },
+}
+
+/// What is asked for at a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Asked {
+    authority: String,
+    path: String,
+    https: Option<Https>,
 }
 
 /// What there should be of a path.
@@ -196,7 +210,8 @@ impl Fleet {
 
     /// Starts, changes and stops paths until there are those that there should be. Those that stay the same are not
     /// touched; those that change keep their counters. How their MTU is looked for is changed by itself.
-    pub fn apply(&mut self, config: &Config, keys: &KeyRing, addresses: &Addresses, loops: &Loops) {
+    pub fn apply(&mut self, settings: &Settings, addresses: &Addresses, loops: &Loops) {
+        let Settings { config, keys, .. } = settings;
         let (wanted, unmeasured) = self.wanted(config, keys, addresses);
         self.unmeasured = unmeasured;
         let gone: Vec<PathKey> =
@@ -233,7 +248,7 @@ impl Fleet {
             let id = PathId(self.next_id);
             self.next_id += 1;
             let new = NewSeries { series: &series, stream, search };
-            let stream = self.start(id, &key, &plan, keys, new, loops);
+            let stream = self.start(id, &key, &plan, settings, new, loops);
             let running = Running {
                 id,
                 plan,
@@ -256,10 +271,11 @@ impl Fleet {
         id: PathId,
         key: &PathKey,
         plan: &Plan,
-        keys: &KeyRing,
+        settings: &Settings,
         new: NewSeries<'_>,
         loops: &Loops,
     ) -> Option<Arc<StreamSeries>> {
+        let keys = &settings.keys;
         let absent_since = self.goodbyes.get(&*key.peer).copied();
         let NewSeries { series, stream, search } = new;
         match &plan.way {
@@ -278,13 +294,7 @@ impl Fleet {
             Way::Stream { source, host, fresh, over } => {
                 let new = || Arc::new(StreamSeries::new(&key.probe, &key.peer, key.family));
                 let stream = stream.unwrap_or_else(new);
-                let over = match over {
-                    Spoken::Tcp { bytes } => {
-                        let keys = plan.secret.among(keys, &key.peer);
-                        let keys = keys.map(|keys| Arc::new(keys.derive(wire::stream::PURPOSE)));
-                        Over::Tcp { bytes: *bytes, keys }
-                    }
-                };
+                let over = over.with(plan.secret.among(keys, &key.peer).as_deref(), settings);
                 loops.streams.add(NewStream {
                     id,
                     spec: StreamSpec {
@@ -599,10 +609,57 @@ fn target_secret(keys: &KeyRing, name: &str) -> Secret {
     }
 }
 
+impl Spoken {
+    /// With everything that it takes.
+    fn with(&self, keys: Option<&Keys>, settings: &Settings) -> Over {
+        match self {
+            Self::Tcp { bytes } => {
+                let keys = keys.map(|keys| Arc::new(keys.derive(wire::stream::PURPOSE)));
+                Over::Tcp { bytes: *bytes, keys }
+            }
+            Self::WebSocket { at, format, bytes } => {
+                Over::WebSocket { place: at.with(keys, settings), format: *format, bytes: *bytes as usize }
+            }
+            Self::Http { at, expected } => {
+                Over::Http { place: at.with(keys, settings), expected: expected.clone() }
+            }
+        }
+    }
+}
+
+impl Asked {
+    fn with(&self, keys: Option<&Keys>, settings: &Settings) -> Place {
+        Place {
+            authority: self.authority.clone(),
+            path: self.path.clone(),
+            signer: keys.map(Signer::new),
+            secure: self.https.as_ref().and_then(|https| settings.secure(https)),
+        }
+    }
+}
+
 /// Who is measured.
 enum Remote<'a> {
     Peer(&'a Peer),
     Target(&'a Target),
+}
+
+impl Remote<'_> {
+    /// The port, the name to look up, and what is asked for: `path` of an agent.
+    fn web(&self, path: &str) -> (u16, Option<String>, Asked) {
+        match self {
+            Self::Peer(peer) => {
+                let authority = authority(&peer.address, peer.http_port);
+                let at = Asked { authority, path: path.to_owned(), https: peer.https.clone() };
+                (peer.http_port, name_of(&peer.address), at)
+            }
+            Self::Target(target) => {
+                let url = target.url.as_ref().expect("the configuration was checked for it");
+                let (authority, https) = (url.authority(), target.https.clone());
+                (url.port, name_of(&url.host), Asked { authority, path: url.path.clone(), https })
+            }
+        }
+    }
 }
 
 impl Plan {
@@ -617,9 +674,12 @@ impl Plan {
 fn plan(echo: &EchoProbe, remote: &Remote<'_>, address: IpAddr, keys: &KeyRing) -> Plan {
     let any: IpAddr =
         if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let secret = match remote {
-        Remote::Peer(_) => mesh_secret(keys),
-        Remote::Target(target) => target_secret(keys, &target.name),
+    let secret = match (remote, &echo.transport) {
+        (_, Transport::Icmp(_)) => Secret::None,
+        (Remote::Peer(_), _) => mesh_secret(keys),
+        (Remote::Target(target), Transport::Udp(_)) => target_secret(keys, &target.name),
+        // What is shared with a reflector is no business of a web server.
+        (Remote::Target(_), Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_)) => Secret::None,
     };
     let from =
         |port, dont_fragment| SourceChoice { address: echo.source.unwrap_or(any), port, dont_fragment };
@@ -643,7 +703,18 @@ fn plan(echo: &EchoProbe, remote: &Remote<'_>, address: IpAddr, keys: &KeyRing) 
             let (source, fresh) = (echo.source, tcp.connect_interval);
             (port, Way::Stream { source, host, fresh, over: Spoken::Tcp { bytes: tcp.size } })
         }
-        Transport::WebSocket(_) | Transport::Http(_) => todo!(),
+        Transport::WebSocket(websocket) => {
+            let (port, host, at) = remote.web("/ws");
+            let over = Spoken::WebSocket { at, format: websocket.format, bytes: websocket.size };
+            (port, Way::Stream { source: echo.source, host, fresh: websocket.connect_interval, over })
+        }
+        Transport::Http(http) => {
+            let (port, host, at) = remote.web("/api/v1/ping");
+            let (status, body) = (http.status.clone(), http.body.clone());
+            let expected = Expected { status, body, is_agent: matches!(remote, Remote::Peer(_)) };
+            let over = Spoken::Http { at, expected };
+            (port, Way::Stream { source: echo.source, host, fresh: http.connect_interval, over })
+        }
     };
     Plan {
         to: SocketAddr::new(address, port),

@@ -162,11 +162,13 @@ impl Settings {
 
 /// One for each way in which servers are asked.
 fn connectors(config: &Config) -> Result<BTreeMap<Trust, Made<Connector>>, FileError> {
-    let of_peers = config.peers.iter().filter_map(|peer| Some(&peer.https.as_ref()?.trust));
+    let peers = config.peers.iter().map(|peer| &peer.https);
+    let targets = config.targets.iter().map(|target| &target.https);
+    let of_some = peers.chain(targets).flatten().map(|https| &https.trust);
     // That of all others is read even if nobody is asked so: a mistake in it shows.
     let client = Some(&config.tls.client).filter(|trust| **trust != Trust::default());
     let mut connectors = BTreeMap::new();
-    for trust in of_peers.chain(client) {
+    for trust in of_some.chain(client) {
         if !connectors.contains_key(trust) {
             connectors.insert(trust.clone(), Made::new(|shelf| Connector::read(trust, shelf))?);
         }

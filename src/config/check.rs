@@ -9,7 +9,7 @@ use super::file::Node;
 use super::probes::{Surroundings, probe};
 use super::problem::{nearest, quoted};
 use super::section::{Notes, Section, Setting, Value};
-use super::tls::{https, tls};
+use super::tls::{asked, https, tls};
 use super::url::{Scheme, url};
 use super::values::{
     NAME_RULE, duration, host, is_name, labels, listen_address, name, packet_rate, path, port, prefix,
@@ -66,7 +66,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
         let mut roster = Roster::default();
         let trust = tls.as_ref().map(|tls| tls.client.clone()).unwrap_or_default();
         let peers = file.sections("peers", |section| peer(section, listen.as_ref(), &trust, &mut roster));
-        let targets = file.sections("targets", |section| target(section, &mut roster));
+        let targets = file.sections("targets", |section| target(section, &trust, &mut roster));
         let hosts = roster.peers.len() + roster.targets.len();
         if hosts > HOSTS_MAX {
             let remedy = format!("peers and targets are at most {HOSTS_MAX} together");
@@ -214,9 +214,11 @@ fn peer_port(section: &mut Section<'_, '_>, key: &'static str, ours: Option<Sock
     }
 }
 
-fn target<'a>(section: &mut Section<'a, '_>, roster: &mut Roster<'a>) -> Option<Target> {
+fn target<'a>(section: &mut Section<'a, '_>, trust: &Trust, roster: &mut Roster<'a>) -> Option<Target> {
     let name = section.required("name", |value| roster.enter(value, Entry::Target));
     let url = section.key("url", url).optional();
+    let secure = url.iter().flatten().find(|url| url.scheme.is_secure());
+    let https = asked("url", section, secure.is_some(), secure.map(|url| url.host.as_str()), trust);
     let address = match &url {
         Some(Some(url)) => section.key("address", host).or(url.host.clone()),
         Some(None) => section.required("address", host),
@@ -239,6 +241,7 @@ fn target<'a>(section: &mut Section<'a, '_>, roster: &mut Roster<'a>) -> Option<
         profile: profile?,
         times: times?,
         url: url?,
+        https: https?,
         key_file: key_file?,
         labels: labels?,
     })

@@ -28,6 +28,7 @@ use std::time::Duration;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Profile, ReflectorTimes};
 use pathmeter_proto::prefix::Prefix;
+use pathmeter_proto::wire::websocket::Format;
 
 pub use problem::{Display, Location, Problem, Problems};
 pub use url::{Scheme, Url};
@@ -191,7 +192,7 @@ pub struct Peer {
     pub labels: BTreeMap<String, String>,
 }
 
-/// How a peer is asked with TLS.
+/// How a peer or target is asked with TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Https {
     /// Whom we believe, and who we are.
@@ -216,6 +217,8 @@ pub struct Target {
     pub times: ReflectorTimes,
     /// What HTTP and WebSocket probes ask for.
     pub url: Option<Url>,
+    /// How that is asked with TLS; `None`: without.
+    pub https: Option<Https>,
     /// The key it shares with us; `None`: open mode.
     pub key_file: Option<PathBuf>,
     /// Labels from the file.
@@ -322,18 +325,9 @@ pub struct WebSocket {
     /// Bytes of a message.
     pub size: u32,
     /// What messages look like.
-    pub format: MessageFormat,
+    pub format: Format,
     /// How often a fresh connection is timed; `None`: never.
     pub connect_interval: Option<Duration>,
-}
-
-/// What messages over a WebSocket look like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MessageFormat {
-    /// JSON, in text messages.
-    Text,
-    /// Numbers, in binary messages.
-    Binary,
 }
 
 /// How HTTP is used.

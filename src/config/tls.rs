@@ -21,21 +21,35 @@ pub(super) fn https(
     all: &Trust,
 ) -> Option<Option<Https>> {
     let scheme = section.key("scheme", |value| value.one_of(&[("http", false), ("https", true)]));
+    asked("scheme", section, scheme.or(false)?, address, all)
+}
+
+/// How something is asked: with TLS if `is_secure`, which is what `key` says.
+pub(super) fn asked(
+    key: &'static str,
+    section: &mut Section<'_, '_>,
+    is_secure: bool,
+    address: Option<&str>,
+    all: &Trust,
+) -> Option<Option<Https>> {
     let given = section.key("tls", |value| value.section(own));
-    let is_https = scheme.or(false)?;
-    if is_https && !cfg!(feature = "tls") {
-        return section.wrong("scheme", NO_TLS, NO_TLS_REMEDY);
+    if is_secure && !cfg!(feature = "tls") {
+        return section.wrong(key, NO_TLS, NO_TLS_REMEDY);
     }
     let (own, name) = match given {
         Setting::Wrong => return None,
-        Setting::Given(_) if !is_https => {
+        Setting::Given(_) if !is_secure && key == "scheme" => {
             let remedy = "write scheme: https beside it, or remove it";
             return section.wrong("tls", "not used: the scheme is http", remedy);
+        }
+        Setting::Given(_) if !is_secure => {
+            let remedy = "write a url that begins with https:// or wss://, or remove it";
+            return section.wrong("tls", "not used: there is no url for it", remedy);
         }
         Setting::Given(given) => given,
         Setting::Absent => (Trust::default(), None),
     };
-    if !is_https {
+    if !is_secure {
         return Some(None);
     }
     let trust = Trust {

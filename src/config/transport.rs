@@ -13,7 +13,7 @@ use super::problem::quoted;
 use super::section::{Section, Value};
 use super::url::Scheme;
 use super::values::{duration, port, size};
-use super::{Http, Icmp, Listen, MessageFormat, PathMtu, Tcp, Transport, Udp, WebSocket};
+use super::{Format, Http, Icmp, Listen, PathMtu, Tcp, Transport, Udp, WebSocket};
 
 /// What a probe is measured over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +43,8 @@ const ICMP_SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
 
 const TCP_SIZE_ALLOWED: RangeInclusive<u64> = MESSAGE_BYTES_MIN as u64..=MESSAGE_BYTES_MAX as u64;
 
-/// A WebSocket message: from two numbers of eight bytes to what responders take.
-const BINARY_SIZE_ALLOWED: RangeInclusive<u64> = 16..=65_536;
-
-/// The shortest text with both numbers in it, at their longest.
-const TEXT_SIZE_ALLOWED: RangeInclusive<u64> = 96..=65_536;
+/// Bytes of a WebSocket message that responders take.
+const WEBSOCKET_SIZE_MAX: u64 = 65_536;
 
 /// Over connections a millisecond is the runtime's grain; what is asked more often than this would go unsent.
 const STREAM_INTERVAL_MIN: Duration = Duration::from_millis(10);
@@ -151,12 +148,9 @@ fn icmp(section: &mut Section<'_, '_>) -> Option<Icmp> {
 }
 
 fn websocket(section: &mut Section<'_, '_>) -> Option<WebSocket> {
-    let formats = [("text", MessageFormat::Text), ("binary", MessageFormat::Binary)];
-    let format = section.key("format", |value| value.one_of(&formats)).or(MessageFormat::Text);
-    let allowed = match format? {
-        MessageFormat::Text => TEXT_SIZE_ALLOWED,
-        MessageFormat::Binary => BINARY_SIZE_ALLOWED,
-    };
+    let formats = [("text", Format::Text), ("binary", Format::Binary)];
+    let format = section.key("format", |value| value.one_of(&formats)).or(Format::Text);
+    let allowed = format?.bytes_min() as u64..=WEBSOCKET_SIZE_MAX;
     let size = section.key("size", |value| size(value, &allowed)).or(*allowed.start());
     let connect_interval = connect_interval(section);
     Some(WebSocket { size: size?.try_into().ok()?, format: format?, connect_interval: connect_interval? })

@@ -350,7 +350,7 @@ impl Daemon {
     /// Makes paths and policy agree with settings and addresses.
     fn measure(&mut self) {
         let (config, keys) = (&self.settings.config, &self.settings.keys);
-        self.fleet.apply(config, keys, &self.addresses, &self.loops);
+        self.fleet.apply(&self.settings, &self.addresses, &self.loops);
         let policy = policy(config, self.ports, &self.addresses);
         self.stream_responder.change(Terms::new(policy.clone(), keys.mesh.as_deref()));
         self.responder.answer(policy, keys.mesh.clone());

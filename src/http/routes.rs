@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
 use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
+use pathmeter_proto::time::nanos;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -54,12 +55,13 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// Paths, the method each takes, and a word about it.
-const ROUTES: [(&str, Method, &str); 8] = [
+const ROUTES: [(&str, Method, &str); 9] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format"),
     ("/api/v1/agent", Method::GET, "who this agent is, and whether it would answer you"),
     ("/api/v1/paths", Method::GET, "every path, and why it is not measured if it is not"),
     ("/api/v1/events", Method::GET, "what happened lately; ?after=N leaves out the first N"),
+    ("/api/v1/ping", Method::GET, "when this request came and when its answer left"),
     ("/-/healthy", Method::GET, "200 while the process works"),
     ("/-/ready", Method::GET, "200 from the start of measuring until the stop"),
     ("/-/reload", Method::POST, "read the configuration again (from loopback, or signed with the mesh key)"),
@@ -68,6 +70,7 @@ const ROUTES: [(&str, Method, &str); 8] = [
 impl Site {
     /// Answers a request, if whoever asks may: agents prove the mesh key, others have a password where there are users.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
+        let received = Received { at: Instant::now(), wall: SystemTime::now() };
         let front = self.front.load_full();
         // Once: a request is believed once.
         let proof = self.proof(&request);
@@ -76,7 +79,7 @@ impl Site {
             None => true,
         };
         let mut response = if is_admitted {
-            self.routed(request, peer, proof).await
+            self.routed(request, peer, proof, &received).await
         } else {
             let mut response =
                 text(StatusCode::UNAUTHORIZED, "needs a user and a password, or the mesh key\n");
@@ -87,7 +90,13 @@ impl Site {
         response
     }
 
-    async fn routed(&self, request: Request<Bytes>, peer: SocketAddr, proof: Proof) -> Response<Body> {
+    async fn routed(
+        &self,
+        request: Request<Bytes>,
+        peer: SocketAddr,
+        proof: Proof,
+        received: &Received,
+    ) -> Response<Body> {
         let Some((path, method, _)) = ROUTES.iter().find(|(path, _, _)| *path == request.uri().path()) else {
             return text(StatusCode::NOT_FOUND, "not found; / lists what there is\n");
         };
@@ -104,6 +113,7 @@ impl Site {
             "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
             "/api/v1/events" => self.events(request.uri().query()),
+            "/api/v1/ping" => ping(received),
             "/-/healthy" => text(StatusCode::OK, "healthy\n"),
             "/-/ready" => self.ready(),
             "/-/reload" => self.reload(peer, &proof).await,

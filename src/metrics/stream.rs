@@ -55,14 +55,20 @@ pub enum Stage {
     Resolve,
     /// Agreeing on TLS.
     Tls,
-    /// The greeting, the upgrade to a WebSocket, or the first byte of an HTTP answer: what the responder takes to begin.
-    Begin,
+    /// Our own greeting over TCP.
+    Greeting,
+    /// The upgrade to a WebSocket.
+    WebSocket,
+    /// From a first HTTP request to the head of its answer.
+    FirstByte,
 }
 
-const STAGES: [(Stage, &str); 3] = [
+const STAGES: [(Stage, &str); 5] = [
     (Stage::Resolve, r#",stage="resolve"} "#),
     (Stage::Tls, r#",stage="tls"} "#),
-    (Stage::Begin, r#",stage="begin"} "#),
+    (Stage::Greeting, r#",stage="greeting"} "#),
+    (Stage::WebSocket, r#",stage="websocket"} "#),
+    (Stage::FirstByte, r#",stage="first_byte"} "#),
 ];
 
 /// How an answer that came can still be the wrong one.

@@ -7,14 +7,21 @@ use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::key::Keys;
+use pathmeter_proto::wire::websocket::Format;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
+use super::gauge::Gauge;
+use super::http::{self, Expected};
 use super::link::Link;
 use super::tcp;
 use super::trouble::Trouble;
+use super::websocket;
 use crate::clock::Clock;
+use crate::http::auth::Signer;
+use crate::http::client::Secure;
 use crate::metrics::stream::{Broken, Stage};
+use crate::tls::{Cause, MaybeTls};
 
 /// How a path connects.
 #[derive(Debug, Clone)]
@@ -41,14 +48,50 @@ pub enum Over {
         /// Keys derived for [`pathmeter_proto::wire::stream::PURPOSE`]; `None`: open mode.
         keys: Option<Arc<Keys>>,
     },
+    /// Messages that are echoed over a WebSocket.
+    WebSocket {
+        /// Where.
+        place: Place,
+        /// What they look like.
+        format: Format,
+        /// Bytes of a message.
+        bytes: usize,
+    },
+    /// Requests over HTTP.
+    Http {
+        /// Where.
+        place: Place,
+        /// What the answers must be.
+        expected: Expected,
+    },
 }
+
+/// What is asked for at a server.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// What the `Host` header says.
+    pub authority: String,
+    /// The path and the query.
+    pub path: String,
+    /// Signs requests; `None`: they are not signed.
+    pub signer: Option<Signer>,
+    /// How TLS is spoken; `None`: it is not.
+    pub secure: Option<Secure>,
+}
+
+/// A connection before anything is spoken over it, TLS apart.
+pub(super) type Raw = MaybeTls<TcpStream>;
+
+/// What we call ourselves to servers.
+pub(super) const AGENT: &str = concat!("pathmeter/", env!("CARGO_PKG_VERSION"));
 
 impl Over {
     /// Messages that may be unanswered at once.
     #[must_use]
     pub fn at_once(&self) -> usize {
         match self {
-            Self::Tcp { .. } => usize::MAX,
+            Self::Tcp { .. } | Self::WebSocket { .. } => usize::MAX,
+            Self::Http { .. } => 1,
         }
     }
 }
@@ -60,6 +103,8 @@ pub(super) struct Took {
     pub(super) connect: Option<Duration>,
     /// The other stages that there were, in their order.
     pub(super) stages: Vec<(Stage, Duration)>,
+    /// When the server's certificate expires, in seconds since 1970.
+    pub(super) certificate_expiry: Option<u64>,
 }
 
 impl Dial {
@@ -72,10 +117,39 @@ impl Dial {
             Over::Tcp { bytes, keys } => {
                 let began = Clock::now();
                 let link = tcp::begin(stream, self.to, *bytes, keys.as_deref()).await?;
-                took.stages.push((Stage::Begin, Clock::now().since(began)));
+                took.stages.push((Stage::Greeting, Clock::now().since(began)));
                 Ok(Link::Tcp(link))
             }
+            Over::WebSocket { place, format, bytes } => {
+                let gauge = self.gauge(&stream)?;
+                let stream = self.secure(stream, place, took).await?;
+                let began = Clock::now();
+                let link = websocket::begin(stream, gauge, self.to, place, *format, *bytes).await?;
+                took.stages.push((Stage::WebSocket, Clock::now().since(began)));
+                Ok(Link::WebSocket(link))
+            }
+            Over::Http { place, expected } => {
+                let gauge = self.gauge(&stream)?;
+                let stream = self.secure(stream, place, took).await?;
+                Ok(Link::Http(http::begin(stream, gauge, self.to, place.clone(), expected.clone()).await?))
+            }
         }
+    }
+
+    fn gauge(&self, stream: &TcpStream) -> Result<Gauge, Trouble> {
+        Gauge::of(stream).map_err(|error| Trouble::at_once(&format!("connecting to {}", self.to), &error))
+    }
+
+    async fn secure(&self, stream: TcpStream, place: &Place, took: &mut Took) -> Result<Raw, Trouble> {
+        let Some(Secure { connector, server_name }) = &place.secure else { return Ok(Raw::Plain(stream)) };
+        let began = Clock::now();
+        let stream = connector.connect(stream, server_name).await.map_err(|error| {
+            let why = if error.cause == Cause::Io { Broken::Reset } else { Broken::Tls };
+            Trouble::new(why, format!("tls with {}: {error}", self.to))
+        })?;
+        took.stages.push((Stage::Tls, Clock::now().since(began)));
+        took.certificate_expiry = stream.certificate_expiry();
+        Ok(Raw::Tls(Box::new(stream)))
     }
 
     /// Looks the name up as a fresh visitor would.

@@ -1,15 +1,19 @@
 //! Fresh connections, made on a schedule of their own to measure what making one takes.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pathmeter_proto::echo::Message;
 use pathmeter_proto::grid::Grid;
+use pathmeter_proto::wire::NtpTime;
 use tokio::time::{sleep, timeout};
 
 use super::dial::{Dial, Took};
+use super::link::{Heard, Link};
 use super::trouble::Trouble;
 use crate::clock::Clock;
-use crate::metrics::stream::{Broken, StreamSeries};
+use crate::metrics::stream::{Broken, Stage, StreamSeries};
 
 /// Makes a connection every `every`, times it, and closes it. One that takes longer than `patience` has failed.
 pub(super) async fn measure(
@@ -36,6 +40,9 @@ pub(super) async fn measure(
         for (stage, span) in took.stages {
             series.stage_took(stage, span);
         }
+        if let Some(at) = took.certificate_expiry {
+            series.certificate_expires(at);
+        }
         if let Err(trouble) = outcome {
             series.connect_failed(trouble.why);
         }
@@ -44,6 +51,25 @@ pub(super) async fn measure(
 
 async fn once(dial: &Dial, took: &mut Took) -> Result<(), Trouble> {
     dial.resolve(took).await?;
-    dial.connect(took).await?;
-    Ok(())
+    let mut link = dial.connect(took).await?;
+    match link {
+        Link::Tcp(_) | Link::WebSocket(_) => Ok(()),
+        Link::Http(_) => first_byte(&mut link, took).await,
+    }
+}
+
+/// What the server takes to begin its first answer.
+async fn first_byte(link: &mut Link, took: &mut Took) -> Result<(), Trouble> {
+    let began = Clock::now();
+    link.send(Message { sequence: 0, stamp: NtpTime(0) })?;
+    loop {
+        match poll_fn(|context| link.poll_hear(context)).await {
+            Heard::Answer(answer) | Heard::Page(answer, _) => {
+                took.stages.push((Stage::FirstByte, answer.at.since(began)));
+                return Ok(());
+            }
+            Heard::End(trouble) => return Err(trouble),
+            Heard::Mismatch(_) | Heard::Room => {}
+        }
+    }
 }

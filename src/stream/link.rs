@@ -6,14 +6,18 @@ use std::task::{Context, Poll};
 use pathmeter_proto::echo::{Answer, Message, Mismatch};
 use pathmeter_proto::time::Timestamp;
 
+use super::http::HttpLink;
 use super::tcp::TcpLink;
 use super::trouble::Trouble;
-use crate::metrics::stream::TcpInfo;
+use super::websocket::WebSocketLink;
+use crate::metrics::stream::{TcpInfo, Unexpected};
 
 /// A connection that stands.
 #[derive(Debug)]
 pub(super) enum Link {
     Tcp(Box<TcpLink>),
+    WebSocket(Box<WebSocketLink>),
+    Http(Box<HttpLink>),
 }
 
 /// What came of a connection.
@@ -21,6 +25,8 @@ pub(super) enum Link {
 pub(super) enum Heard {
     /// An answer.
     Answer(Answer),
+    /// An answer, which may be another one than was expected.
+    Page(Answer, Option<Unexpected>),
     /// Something that is no answer.
     Mismatch(Mismatch),
     /// There is room for messages again.
@@ -43,6 +49,8 @@ impl Link {
     pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
         match self {
             Self::Tcp(link) => link.send(message),
+            Self::WebSocket(link) => link.send(message),
+            Self::Http(link) => link.send(message),
         }
     }
 
@@ -50,6 +58,8 @@ impl Link {
     pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
         match self {
             Self::Tcp(link) => link.poll_hear(context),
+            Self::WebSocket(link) => link.poll_hear(context),
+            Self::Http(link) => link.poll_hear(context),
         }
     }
 
@@ -57,6 +67,8 @@ impl Link {
     pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
         match self {
             Self::Tcp(link) => link.tcp_info(),
+            Self::WebSocket(link) => link.gauge.tcp_info(),
+            Self::Http(link) => link.gauge.tcp_info(),
         }
     }
 
@@ -64,6 +76,8 @@ impl Link {
     pub(super) fn source(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(link) => link.source(),
+            Self::WebSocket(link) => link.gauge.source(),
+            Self::Http(link) => link.gauge.source(),
         }
     }
 }

@@ -6,6 +6,8 @@
 
 mod dial;
 mod fresh;
+mod gauge;
+mod http;
 mod kernel;
 mod link;
 mod path;
@@ -14,6 +16,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod websocket;
 
 use std::collections::HashMap;
 use std::io;
@@ -28,7 +31,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-pub use dial::{Dial, Over};
+pub use dial::{Dial, Over, Place};
+pub use http::Expected;
 
 use crate::datagram::{Event, PathId};
 use crate::metrics::agent::LoopSeries;

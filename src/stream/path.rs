@@ -56,12 +56,12 @@ pub(super) struct Path {
 }
 
 /// A connection that is being made.
-type Attempt = Pin<Box<dyn Future<Output = Result<Link, Trouble>> + Send>>;
+type Attempt = Pin<Box<dyn Future<Output = Result<(Link, Took), Trouble>> + Send>>;
 
 /// What a path can wake up for.
 enum Happened {
     Ordered(Option<Order>),
-    Attempted(Result<Link, Trouble>),
+    Attempted(Result<(Link, Took), Trouble>),
     Heard(Heard),
 }
 
@@ -171,8 +171,11 @@ impl Path {
             Happened::Ordered(Some(Order::Goodbye(at))) => self.prober.goodbye(at),
             Happened::Ordered(Some(Order::Stop)) => self.prober.stop(),
             Happened::Ordered(None) => return false,
-            Happened::Attempted(Ok(link)) => {
+            Happened::Attempted(Ok((link, took))) => {
                 self.stream.connected();
+                if let Some(at) = took.certificate_expiry {
+                    self.stream.certificate_expires(at);
+                }
                 let sources = link.source().into_iter().collect();
                 self.tell(Event::Started { id: self.id, sources });
                 self.link = Some(link);
@@ -180,6 +183,12 @@ impl Path {
             }
             Happened::Attempted(Err(trouble)) => self.broken(&trouble),
             Happened::Heard(Heard::Answer(answer)) => self.prober.answered(&answer),
+            Happened::Heard(Heard::Page(answer, unexpected)) => {
+                self.prober.answered(&answer);
+                if let Some(unexpected) = unexpected {
+                    self.stream.unexpected(unexpected);
+                }
+            }
             Happened::Heard(Heard::Mismatch(mismatch)) => self.prober.mismatched(mismatch),
             Happened::Heard(Heard::Room) => self.prober.writable(),
             Happened::Heard(Heard::End(trouble)) => self.broken(&trouble),
@@ -210,7 +219,11 @@ impl Path {
             match self.prober.step(now) {
                 StreamStep::Connect => {
                     let dial = Arc::clone(&self.dial);
-                    self.attempt = Some(Box::pin(async move { dial.connect(&mut Took::default()).await }));
+                    self.attempt = Some(Box::pin(async move {
+                        let mut took = Took::default();
+                        let link = dial.connect(&mut took).await?;
+                        Ok((link, took))
+                    }));
                     // It has not been polled yet: a look at once makes it begin.
                     return Some(at);
                 }

@@ -5,6 +5,7 @@ mod ntp;
 pub mod stamp;
 pub mod stream;
 pub mod tlv;
+pub mod websocket;
 
 pub use goodbye::{Goodbye, GoodbyeError};
 pub use ntp::{NtpTime, PeerTimestamp};

@@ -1,0 +1,137 @@
+//! What a prober sends over a WebSocket, to be sent back as it is.
+//!
+//! ```text
+//! binary: 0 u64 sequence number   8 u64 when it was meant to leave, NTP format   16 zeros
+//! text:   {"seq":5,"ts":1678886400100,"stamp":"e7bd5f00199999ab","pad":"…"}
+//!         ts: milliseconds since 1970, for people and scripts; stamp: NTP format, in hexadecimal digits
+//! ```
+
+use super::{DecodeError, NtpTime, require, u64_at};
+use crate::echo::Message;
+
+/// What messages look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// JSON, in text messages.
+    Text,
+    /// Numbers, in binary messages.
+    Binary,
+}
+
+impl Format {
+    /// Bytes of the shortest message that has room for everything.
+    #[must_use]
+    pub const fn bytes_min(self) -> usize {
+        match self {
+            Self::Text => 96,
+            Self::Binary => 16,
+        }
+    }
+
+    /// The message, `bytes` long, or as long as it must be.
+    #[must_use]
+    pub fn encode(self, message: Message, bytes: usize) -> Vec<u8> {
+        let Message { sequence, stamp } = message;
+        let mut out = Vec::with_capacity(bytes.max(self.bytes_min()));
+        match self {
+            Self::Binary => {
+                out.extend_from_slice(&sequence.to_be_bytes());
+                out.extend_from_slice(&stamp.0.to_be_bytes());
+                out.resize(bytes.max(16), 0);
+            }
+            Self::Text => {
+                let start = format!(
+                    "{{\"seq\":{sequence},\"ts\":{},\"stamp\":\"{:016x}\",\"pad\":\"",
+                    milliseconds(stamp),
+                    stamp.0
+                );
+                out.extend_from_slice(start.as_bytes());
+                out.resize(bytes.saturating_sub(END.len()).max(out.len()), b'.');
+                out.extend_from_slice(END);
+            }
+        }
+        out
+    }
+
+    /// Reads a message that came back. It must be what was sent, to the byte: `length` is what [`Format::encode`] was asked
+    /// for.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for what no message of ours looks like.
+    pub fn decode(self, bytes: &[u8], length: usize) -> Result<Message, DecodeError> {
+        let foreign = DecodeError::Foreign { field: "message" };
+        let message = match self {
+            Self::Binary => {
+                require(bytes, 16, "message")?;
+                Message { sequence: u64_at(bytes, 0), stamp: NtpTime(u64_at(bytes, 8)) }
+            }
+            Self::Text => {
+                let text = std::str::from_utf8(bytes).map_err(|_| foreign)?;
+                let after = |key: &str| text.find(key).and_then(|at| text.get(at + key.len()..));
+                let digits = |text: &str| text.split([',', '"']).next().unwrap_or_default().to_owned();
+                let sequence = after("\"seq\":").and_then(|rest| digits(rest).parse().ok());
+                let stamp =
+                    after("\"stamp\":\"").and_then(|rest| u64::from_str_radix(&digits(rest), 16).ok());
+                let (Some(sequence), Some(stamp)) = (sequence, stamp) else { return Err(foreign) };
+                Message { sequence, stamp: NtpTime(stamp) }
+            }
+        };
+        if self.encode(message, length) == bytes { Ok(message) } else { Err(foreign) }
+    }
+}
+
+const END: &[u8] = b"\"}";
+
+/// Milliseconds since 1970 (RFC 868: 2,208,988,800 s after 1900), in the era that began then.
+fn milliseconds(stamp: NtpTime) -> u64 {
+    let seconds = (stamp.0 >> 32).wrapping_sub(2_208_988_800) & 0xffff_ffff;
+    seconds * 1_000 + (((stamp.0 & 0xffff_ffff) * 1_000) >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::WallTime;
+
+    #[test]
+    fn a_message_comes_back_as_it_was_sent_or_not_at_all() {
+        let stamp = NtpTime::from(WallTime::from_nanos(1_678_886_400_100_000_000));
+        for format in [Format::Text, Format::Binary] {
+            for bytes in [16, 96, 97, 1_000] {
+                let message = Message { sequence: 123, stamp };
+                let sent = format.encode(message, bytes);
+                assert_eq!(format.decode(&sent, bytes), Ok(message));
+                if bytes >= format.bytes_min() {
+                    assert_eq!(sent.len(), bytes);
+                }
+                for at in 0..sent.len() {
+                    let mut changed = sent.clone();
+                    changed[at] ^= 0x15;
+                    assert_ne!(format.decode(&changed, bytes), Ok(message), "{format:?} {bytes} byte {at}");
+                }
+                assert!((0..sent.len()).all(|end| format.decode(&sent[..end], bytes).is_err()));
+            }
+        }
+        let text = Format::Text.encode(Message { sequence: 123, stamp }, 96);
+        assert!(
+            text.starts_with(b"{\"seq\":123,\"ts\":1678886400100,"),
+            "{}",
+            String::from_utf8_lossy(&text)
+        );
+    }
+
+    #[test]
+    fn the_longest_numbers_fit_the_shortest_text() {
+        let longest = Message { sequence: u64::MAX, stamp: NtpTime(u64::MAX) };
+        assert_eq!(Format::Text.encode(longest, 96).len(), 96);
+    }
+
+    #[test]
+    fn what_others_say_is_no_message() {
+        for text in
+            ["", "hello", "{\"seq\":1}", "{\"seq\":\u{e9},\"stamp\":\"0\"}", "\"seq\":1,\"stamp\":\"zz\""]
+        {
+            assert!(Format::Text.decode(text.as_bytes(), 96).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What TCP says about a connection that a library reads and writes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use tokio::net::TcpStream;
+
+use super::kernel;
+use crate::metrics::stream::TcpInfo;
+
+/// A second handle of a connection, dropped with it.
+#[derive(Debug)]
+pub(super) struct Gauge {
+    socket: OwnedFd,
+    source: Option<SocketAddr>,
+}
+
+impl Gauge {
+    pub(super) fn of(stream: &TcpStream) -> io::Result<Self> {
+        Ok(Self { socket: stream.as_fd().try_clone_to_owned()?, source: stream.local_addr().ok() })
+    }
+
+    pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
+        kernel::tcp_info(&self.socket)
+    }
+
+    pub(super) fn source(&self) -> Option<SocketAddr> {
+        self.source
+    }
+}

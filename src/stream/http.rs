@@ -1,0 +1,234 @@
+//! Echo over HTTP: one request at a time over a connection that is kept, or made again where the server does not keep it.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
+
+use http_body_util::Full;
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper::header::{ACCEPT, HOST, USER_AGENT};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use pathmeter_proto::echo::{Answer, Message};
+use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::time::Timestamp;
+use serde::Deserialize;
+
+use super::dial::{AGENT, Place, Raw};
+use super::gauge::Gauge;
+use super::link::{Handed, Heard};
+use super::trouble::Trouble;
+use crate::clock::Clock;
+use crate::metrics::stream::{Broken, Unexpected};
+
+/// What an answer must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Any of these; empty: 200 to 299.
+    pub status: Vec<u16>,
+    /// Text that the body contains; `None`: any body.
+    pub body: Option<String>,
+    /// Whether it is an agent that answers, which says what its own part of the round trip was.
+    pub is_agent: bool,
+}
+
+/// Bytes of a body that are looked at; the rest is read and thrown away. Chosen: a health page is shorter.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// One connection.
+pub(super) struct HttpLink {
+    sender: SendRequest<Full<bytes::Bytes>>,
+    connection: Connection<TokioIo<Raw>, Full<bytes::Bytes>>,
+    /// How the connection ended, if it has.
+    ended: Option<hyper::Result<()>>,
+    to: SocketAddr,
+    place: Place,
+    expected: Expected,
+    state: State,
+    pub(super) gauge: Gauge,
+}
+
+impl fmt::Debug for HttpLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpLink").field("to", &self.to).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// How far the exchange has come.
+enum State {
+    /// Nothing was asked.
+    Idle,
+    /// This is to be asked as soon as the connection takes it.
+    Asking(Message, Box<Request<Full<bytes::Bytes>>>),
+    /// The answer's head is awaited.
+    Asked(Message, Pending),
+    /// The rest of its body is awaited.
+    Answered(Answering),
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Idle => "Idle",
+            Self::Asking(..) => "Asking",
+            Self::Asked(..) => "Asked",
+            Self::Answered(_) => "Answered",
+        })
+    }
+}
+
+type Pending = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
+
+struct Answering {
+    message: Message,
+    /// When the head was there.
+    at: Timestamp,
+    status: StatusCode,
+    body: Incoming,
+    read: Vec<u8>,
+}
+
+/// What an agent says of a ping.
+#[derive(Debug, Deserialize)]
+struct Pong {
+    turnaround_nanoseconds: i64,
+}
+
+pub(super) async fn begin(
+    stream: Raw,
+    gauge: Gauge,
+    to: SocketAddr,
+    place: Place,
+    expected: Expected,
+) -> Result<Box<HttpLink>, Trouble> {
+    let begun = http1::handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = begun.map_err(|error| trouble(&format!("asking {to}"), &error))?;
+    let (state, ended) = (State::Idle, None);
+    Ok(Box::new(HttpLink { sender, connection, ended, to, place, expected, state, gauge }))
+}
+
+impl HttpLink {
+    pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
+        let doing = format!("asking {}", self.to);
+        let mut request = Request::get(self.place.path.as_str())
+            .header(HOST, self.place.authority.as_str())
+            .header(USER_AGENT, AGENT)
+            .header(ACCEPT, "*/*")
+            .body(bytes::Bytes::new())
+            .map_err(|error| Trouble::new(Broken::Protocol, format!("{doing}: {error}")))?;
+        if let Some(signer) = &self.place.signer {
+            signer
+                .sign(&mut request, SystemTime::now())
+                .map_err(|error| Trouble::at_once(&doing, &io::Error::other(error.to_string())))?;
+        }
+        self.state = State::Asking(message, Box::new(request.map(Full::new)));
+        Ok(Handed { left: None, has_room: true })
+    }
+
+    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+        if self.ended.is_none()
+            && let Poll::Ready(ended) = Pin::new(&mut self.connection).poll(context)
+        {
+            self.ended = Some(ended);
+        }
+        if let State::Asking(..) = self.state {
+            match ready!(self.sender.poll_ready(context)) {
+                Ok(()) => self.ask(),
+                Err(error) => return Poll::Ready(self.broken("asking", &error)),
+            }
+            // It sets out with the next look at the connection.
+            context.waker().wake_by_ref();
+        }
+        if let State::Asked(message, pending) = &mut self.state {
+            let message = *message;
+            match ready!(pending.as_mut().poll(context)) {
+                Ok(response) => {
+                    let status = response.status();
+                    let body = response.into_body();
+                    let at = Clock::now();
+                    self.state = State::Answered(Answering { message, at, status, body, read: Vec::new() });
+                }
+                Err(error) => return Poll::Ready(self.broken("asking", &error)),
+            }
+        }
+        if let State::Answered(answering) = &mut self.state {
+            let read = ready!(answering.poll_read(context));
+            let heard = match read {
+                Ok(()) => self.judge(),
+                Err(error) => self.broken("reading from", &error),
+            };
+            self.state = State::Idle;
+            return Poll::Ready(heard);
+        }
+        match self.ended.take() {
+            None => Poll::Pending,
+            Some(Ok(())) => {
+                let text = format!("{} closed the connection", self.to);
+                Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)))
+            }
+            Some(Err(error)) => Poll::Ready(self.broken("waiting for", &error)),
+        }
+    }
+
+    fn ask(&mut self) {
+        if let State::Asking(message, request) = mem::replace(&mut self.state, State::Idle) {
+            self.state = State::Asked(message, Box::pin(self.sender.send_request(*request)));
+        }
+    }
+
+    fn broken(&self, doing: &str, error: &hyper::Error) -> Heard {
+        Heard::End(trouble(&format!("{doing} {}", self.to), error))
+    }
+
+    /// What a whole answer is worth.
+    fn judge(&self) -> Heard {
+        let State::Answered(answering) = &self.state else { unreachable!("it was just read") };
+        let Expected { status, body, is_agent } = &self.expected;
+        let code = answering.status.as_u16();
+        let is_status =
+            if status.is_empty() { answering.status.is_success() } else { status.contains(&code) };
+        let has = |text: &String| answering.read.windows(text.len()).any(|part| part == text.as_bytes());
+        let unexpected = match (is_status, body.as_ref().is_none_or(has)) {
+            (false, _) => Some(Unexpected::Status),
+            (true, false) => Some(Unexpected::Body),
+            (true, true) => None,
+        };
+        let pong = is_agent.then(|| serde_json::from_slice::<Pong>(&answering.read).ok()).flatten();
+        let turnaround = pong.map_or(0, |pong| pong.turnaround_nanoseconds);
+        let (message, at, by) = (answering.message, answering.at, StampedBy::User);
+        Heard::Page(Answer { message, at, by, turnaround }, unexpected)
+    }
+}
+
+impl Answering {
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        loop {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                None => return Poll::Ready(Ok(())),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                Some(Ok(frame)) => {
+                    let room = BODY_BYTES_MAX - self.read.len();
+                    if let Some(data) = frame.data_ref() {
+                        self.read.extend_from_slice(&data[..data.len().min(room)]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn trouble(doing: &str, error: &hyper::Error) -> Trouble {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    match io {
+        Some(error) => Trouble::on_the_way(doing, error),
+        None if error.is_incomplete_message() || error.is_closed() || error.is_canceled() => {
+            Trouble::new(Broken::Closed, format!("{doing}: closed before the answer"))
+        }
+        None => Trouble::new(Broken::Protocol, format!("{doing}: {error}")),
+    }
+}

@@ -1,0 +1,183 @@
+//! Echo over a WebSocket: the asking side.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::SystemTime;
+
+use futures_util::{Sink as _, Stream as _};
+use hyper::Request;
+use hyper::header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT};
+use pathmeter_proto::echo::{Answer, Message, Mismatch};
+use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::wire::websocket::Format;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Utf8Bytes};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+use super::dial::{AGENT, Place, Raw};
+use super::gauge::Gauge;
+use super::link::{Handed, Heard};
+use super::trouble::Trouble;
+use crate::clock::Clock;
+use crate::metrics::stream::Broken;
+
+/// The largest message that is taken: what we send comes back, and some servers greet first.
+const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 8 * 1024;
+
+/// One WebSocket.
+#[derive(Debug)]
+pub(super) struct WebSocketLink {
+    socket: WebSocketStream<Raw>,
+    to: SocketAddr,
+    format: Format,
+    bytes: usize,
+    /// Whether something waits to leave.
+    is_flushing: bool,
+    pub(super) gauge: Gauge,
+}
+
+/// Upgrades a connection.
+pub(super) async fn begin(
+    stream: Raw,
+    gauge: Gauge,
+    to: SocketAddr,
+    place: &Place,
+    format: Format,
+    bytes: usize,
+) -> Result<Box<WebSocketLink>, Trouble> {
+    let doing = format!("asking {to} for a WebSocket");
+    let mut request = Request::get(place.path.as_str())
+        .header(HOST, place.authority.as_str())
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, "websocket")
+        .header(SEC_WEBSOCKET_VERSION, "13")
+        .header(SEC_WEBSOCKET_KEY, generate_key())
+        .header(USER_AGENT, AGENT)
+        .body(bytes::Bytes::new())
+        .map_err(|error| Trouble::new(Broken::Protocol, format!("{doing}: {error}")))?;
+    if let Some(signer) = &place.signer {
+        signer
+            .sign(&mut request, SystemTime::now())
+            .map_err(|error| Trouble::at_once(&doing, &io::Error::other(error.to_string())))?;
+    }
+    // The library makes the request's head from its whole URL.
+    *request.uri_mut() = format!("ws://{}{}", place.authority, place.path)
+        .parse()
+        .map_err(|error| Trouble::new(Broken::Protocol, format!("{doing}: {error}")))?;
+    let limits = WebSocketConfig::default()
+        .read_buffer_size(READ_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(2 * MESSAGE_BYTES_MAX)
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let upgraded = client_async_with_config(request.map(|_| ()), stream, Some(limits)).await;
+    let (socket, _) = upgraded.map_err(|error| trouble(&doing, error))?;
+    Ok(Box::new(WebSocketLink { socket, to, format, bytes, is_flushing: false, gauge }))
+}
+
+impl WebSocketLink {
+    pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
+        let body = self.format.encode(message, self.bytes);
+        let frame = match self.format {
+            Format::Binary => tungstenite::Message::Binary(body.into()),
+            Format::Text => {
+                let text = Utf8Bytes::try_from(bytes::Bytes::from(body)).expect("we write ASCII");
+                tungstenite::Message::Text(text)
+            }
+        };
+        let doing = format!("writing to {}", self.to);
+        Pin::new(&mut self.socket).start_send(frame).map_err(|error| trouble(&doing, error))?;
+        self.is_flushing = true;
+        // Whoever listens next is woken when the rest can leave.
+        let mut context = Context::from_waker(Waker::noop());
+        let has_room = match self.poll_flush(&mut context) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(trouble)) => return Err(trouble),
+            Poll::Pending => false,
+        };
+        Ok(Handed { left: None, has_room })
+    }
+
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        let doing = || format!("writing to {}", self.to);
+        match Pin::new(&mut self.socket).poll_flush(context) {
+            Poll::Ready(Ok(())) => {
+                self.is_flushing = false;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(trouble(&doing(), error))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+        if self.is_flushing
+            && let Poll::Ready(flushed) = self.poll_flush(context)
+        {
+            return Poll::Ready(flushed.map_or_else(Heard::End, |()| Heard::Room));
+        }
+        loop {
+            let doing = || format!("reading from {}", self.to);
+            let body = match Pin::new(&mut self.socket).poll_next(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => text.into(),
+                Poll::Ready(Some(Ok(tungstenite::Message::Binary(bytes)))) => bytes,
+                // The library answers pings itself.
+                Poll::Ready(Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_)))) => {
+                    continue;
+                }
+                Poll::Ready(Some(Ok(tungstenite::Message::Frame(_)))) => continue,
+                Poll::Ready(Some(Ok(tungstenite::Message::Close(frame)))) => {
+                    let why = frame.map(|frame| format!(": {frame}")).unwrap_or_default();
+                    let text = format!("{} closed the WebSocket{why}", self.to);
+                    return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Heard::End(trouble(&doing(), error))),
+                Poll::Ready(None) => {
+                    let text = format!("{} closed the connection", self.to);
+                    return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
+                }
+            };
+            return Poll::Ready(match self.format.decode(&body, self.bytes) {
+                Ok(message) => {
+                    Heard::Answer(Answer { message, at: Clock::now(), by: StampedBy::User, turnaround: 0 })
+                }
+                Err(_) => Heard::Mismatch(Mismatch::Malformed),
+            });
+        }
+    }
+}
+
+/// What an error of the library means.
+fn trouble(doing: &str, error: tungstenite::Error) -> Trouble {
+    let (why, text) = match error {
+        tungstenite::Error::Io(error) => return Trouble::on_the_way(doing, &error),
+        tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
+            (Broken::Closed, "closed".to_owned())
+        }
+        tungstenite::Error::Protocol(
+            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake
+            | tungstenite::error::ProtocolError::HandshakeIncomplete,
+        ) => (Broken::Closed, "closed without a word".to_owned()),
+        tungstenite::Error::Http(answer) => {
+            let said = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+            let said: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
+            (Broken::Denied, format!("answered {} {said:?}", answer.status()))
+        }
+        error @ (tungstenite::Error::Tls(_)
+        | tungstenite::Error::Capacity(_)
+        | tungstenite::Error::Protocol(_)
+        | tungstenite::Error::WriteBufferFull(_)
+        | tungstenite::Error::Utf8(_)
+        | tungstenite::Error::AttackAttempt
+        | tungstenite::Error::Url(_)
+        | tungstenite::Error::HttpFormat(_)) => (Broken::Protocol, error.to_string()),
+    };
+    Trouble::new(why, format!("{doing}: {text}"))
+}
