@@ -281,6 +281,30 @@ fn text(status: StatusCode, words: &str) -> Response<Body> {
     response
 }
 
+/// When a request was there, as far as this program can know.
+struct Received {
+    at: Instant,
+    wall: SystemTime,
+}
+
+/// Fields are added, never changed: agents of two versions understand each other.
+fn ping(received: &Received) -> Response<Body> {
+    #[derive(Serialize)]
+    struct Pong {
+        received_timestamp_seconds: f64,
+        sent_timestamp_seconds: f64,
+        /// By the monotonic clock, to be subtracted from the round trip.
+        turnaround_nanoseconds: u64,
+    }
+    let seconds =
+        |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    json(&Pong {
+        received_timestamp_seconds: seconds(received.wall),
+        sent_timestamp_seconds: seconds(SystemTime::now()),
+        turnaround_nanoseconds: nanos(received.at.elapsed()),
+    })
+}
+
 fn json(value: &impl Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(body) => with(JSON, Full::from(body)),
