@@ -17,3 +17,4 @@ pub mod resolver;
 pub mod settings;
 pub mod status;
 pub mod systemd;
+pub mod websocket;

@@ -12,6 +12,7 @@ use super::section::{Notes, Section, Setting, Value};
 use super::values::{
     NAME_RULE, duration, host, is_name, labels, listen_address, name, packet_rate, path, port, prefix,
 };
+use super::websocket::websocket;
 use super::{Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Responder, Target};
 
 /// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
@@ -56,6 +57,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
         let listen = file.section("listen", listen);
         let key_file = file.key("key_file", path).optional();
         let responder = file.section("responder", responder);
+        let websocket = file.section("websocket", websocket);
 
         let mut roster = Roster::default();
         let peers = file.sections("peers", |section| peer(section, listen.as_ref(), &mut roster));
@@ -89,6 +91,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
             listen: listen?,
             key_file: key_file?,
             responder: responder?,
+            websocket: websocket?,
             peers,
             targets,
             probes: probes?,

@@ -5,12 +5,14 @@
 
 mod check;
 mod file;
+mod origin;
 mod place;
 mod probes;
 mod problem;
 mod section;
 pub mod units;
 mod values;
+mod websocket;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,7 @@ use std::time::Duration;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::prefix::Prefix;
 
+pub use origin::{NotAnOrigin, Origin};
 pub use problem::{Display, Location, Problem, Problems};
 
 /// Reads a configuration. An empty one is valid: an agent that only answers.
@@ -82,6 +85,8 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// Whom we answer.
     pub responder: Responder,
+    /// Whose WebSocket messages we send back.
+    pub websocket: WebSocket,
     /// The other agents, ourselves left out, sorted by name.
     pub peers: Vec<Peer>,
     /// Hosts without an agent, sorted by name.
@@ -129,6 +134,38 @@ pub struct Responder {
     pub rate_per_source: u64,
     /// Sessions that are remembered; at the limit the one that was silent longest is forgotten.
     pub sessions: usize,
+}
+
+/// Whose WebSocket messages we send back, and how many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebSocket {
+    /// Whether there is a `/ws` at all.
+    pub enabled: bool,
+    /// Which pages may connect; programs that are no browsers name none.
+    pub origins: Origins,
+    /// Whether anyone may, whoever the responder answers.
+    pub open: bool,
+    /// Clients at once.
+    pub clients_max: usize,
+    /// Clients at once from one source address.
+    pub clients_per_source: usize,
+    /// Messages per second of one client; at the limit we read more slowly.
+    pub messages_per_second: u32,
+    /// The most bytes of a message; beyond, the client is disconnected.
+    pub message_bytes_max: usize,
+    /// A client from which nothing comes for so long is disconnected.
+    pub idle_timeout: Duration,
+}
+
+/// Which web pages may connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// Those of the host and port that they connect to; from loopback, any of loopback.
+    Same,
+    /// Those and these.
+    These(Vec<Origin>),
+    /// All.
+    Any,
 }
 
 /// Another agent.

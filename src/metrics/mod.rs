@@ -9,6 +9,7 @@ mod page;
 pub mod path_mtu;
 mod process;
 pub mod text;
+pub mod websocket;
 
 pub use page::{Directory, Exporter, Page, ProbeInfo};
 pub use process::{HttpCounts, PeerState, ProcessMetrics};

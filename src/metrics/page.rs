@@ -14,12 +14,15 @@ use super::echo::{ECHO_FAMILIES, EchoSeries};
 use super::path_mtu::{PATH_MTU_FAMILIES, PathMtuSeries};
 use super::process::{HttpCounts, ProcessMetrics};
 use super::text::{CLOSE, Family, Kind, Suffix, Writer, label};
+use super::websocket::{WEBSOCKET_FAMILIES, WebSocketSeries};
 
 /// Everything that is exported.
 #[derive(Debug)]
 pub struct Exporter {
     /// Metrics of the process.
     pub process: ProcessMetrics,
+    /// What `/ws` counts.
+    pub websocket: Arc<WebSocketSeries>,
     directory: ArcSwap<Directory>,
     loops: Vec<Arc<LoopSeries>>,
     responder: Arc<ResponderSeries>,
@@ -75,6 +78,7 @@ enum Section {
     Registered(usize),
     Loop(usize),
     Responder(usize),
+    WebSocket(usize),
     Echo(usize),
     PathMtu(usize),
     Limit(usize),
@@ -86,7 +90,13 @@ impl Exporter {
     /// Exports these loops and this responder.
     #[must_use]
     pub fn new(loops: Vec<Arc<LoopSeries>>, responder: Arc<ResponderSeries>) -> Self {
-        Self { process: ProcessMetrics::new(), directory: ArcSwap::default(), loops, responder }
+        Self {
+            process: ProcessMetrics::new(),
+            websocket: Arc::default(),
+            directory: ArcSwap::default(),
+            loops,
+            responder,
+        }
     }
 
     /// Changes what is exported.
@@ -119,6 +129,8 @@ impl Exporter {
             .extend(LOOP_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Loop(at))));
         let responder = RESPONDER_FAMILIES.iter().enumerate();
         families.extend(responder.map(|(at, family)| (family.name, Section::Responder(at))));
+        let websocket = WEBSOCKET_FAMILIES.iter().enumerate();
+        families.extend(websocket.map(|(at, family)| (family.name, Section::WebSocket(at))));
         if !directory.paths.is_empty() {
             families.extend(
                 ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Echo(at))),
@@ -173,6 +185,10 @@ impl Page {
             Section::Responder(at) => {
                 RESPONDER_FAMILIES[at].begin(piece);
                 RESPONDER_FAMILIES[at].write(piece, std::iter::once(self.exporter.responder.as_ref()));
+            }
+            Section::WebSocket(at) => {
+                WEBSOCKET_FAMILIES[at].begin(piece);
+                WEBSOCKET_FAMILIES[at].write(piece, std::iter::once(self.exporter.websocket.as_ref()));
             }
             Section::Echo(at) => {
                 return write_paths(&ECHO_FAMILIES[at], &self.directory.paths, &mut self.paths, piece);
