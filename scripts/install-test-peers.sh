@@ -19,19 +19,23 @@ install_stamp_suite() {
   echo "$program"
 }
 
-# A virtual environment of the first Python that can make one.
+# Of the first Python that can make one.
+make_venv() {
+  local python
+  for python in python3 /usr/bin/python3; do
+    rm -rf "$1"
+    "$python" -m venv "$1" >/dev/null 2>&1 && return
+  done
+  return 1
+}
+
 install_python() {
   local home="$root/python" program="$root/python/bin/python3"
   local version='import importlib.metadata as m; print(m.version("websockets"))'
   if [ "$("$program" -c "$version" 2>/dev/null)" != "$websockets" ]; then
-    local made=
-    for python in python3 /usr/bin/python3; do
-      rm -rf "$home"
-      if "$python" -m venv "$home" >/dev/null 2>&1; then made=yes; break; fi
-    done
-    if [ -z "$made" ]; then
-      echo "error: no python3 can make a virtual environment; Debian has that in python3-venv" >&2
-      return 1
+    if ! make_venv "$home"; then
+      ./scripts/install-packages.sh python3-venv >&2
+      make_venv "$home" || { echo "error: no python3 can make a virtual environment" >&2; exit 1; }
     fi
     "$program" -m pip install --quiet --disable-pip-version-check "websockets==$websockets" >&2
   fi
@@ -41,10 +45,9 @@ install_python() {
 install_node() {
   local home="$root/node"
   if ! grep -qs "\"version\": \"$ws\"" "$home/node_modules/ws/package.json"; then
-    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
-      echo "error: node or npm is missing; Debian has them in nodejs and npm" >&2
-      return 1
-    fi
+    # Node may be from elsewhere than Debian, and have its npm with it.
+    command -v node >/dev/null || ./scripts/install-packages.sh nodejs >&2
+    command -v npm >/dev/null || ./scripts/install-packages.sh npm >&2
     mkdir -p "$home"
     npm install --prefix "$home" --no-save --no-audit --no-fund --ignore-scripts --loglevel error "ws@$ws" >&2
   fi

@@ -99,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
     async fn echo(&mut self) -> End {
         let idle = self.terms.idle_timeout;
         let mut pace = Pace::new(self.terms.messages_per_second, Instant::now());
-        let mut heard = Instant::now();
+        let (mut heard, mut is_asked) = (Instant::now(), false);
         // Looks at `heard` when it rings, for setting it anew with each message would cost more than the message.
         let mut alarm = pin!(sleep_until(heard + idle / 2));
         loop {
@@ -107,22 +107,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 biased;
                 message = self.socket.next() => message,
                 () = alarm.as_mut() => {
-                    let silent = heard.elapsed();
-                    if silent >= idle {
+                    if is_asked {
                         return End { ending: Ending::Idle, said: Some((CloseCode::Away, "idle")) };
                     }
-                    let next = if silent < idle / 2 {
-                        idle / 2
-                    } else if let Err(end) = self.write(Message::Ping(Bytes::new())).await {
+                    if heard.elapsed() < idle / 2 {
+                        alarm.as_mut().reset(heard + idle / 2);
+                        continue;
+                    }
+                    if let Err(end) = self.write(Message::Ping(Bytes::new())).await {
                         return end;
-                    } else {
-                        idle
-                    };
-                    alarm.as_mut().reset(heard + next);
+                    }
+                    // From now on: the silence may have been ours, and everybody has as long to answer.
+                    is_asked = true;
+                    alarm.as_mut().reset(Instant::now() + idle / 2);
                     continue;
                 }
             };
-            heard = Instant::now();
+            (heard, is_asked) = (Instant::now(), false);
             let outcome = match message {
                 Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
                     let bytes = message.len() as u64;

@@ -63,7 +63,7 @@ async function codes(url, limit) {
   const bytes = (size) => Buffer.alloc(size, "x");
   say({
     too_large: await closedBy(url, (socket) => socket.send(bytes(limit + 1))),
-    far_too_large: await closedBy(url, (socket) => socket.send(bytes(limit * 64))),
+    far_too_large: await closedBy(url, (socket) => socket.send(bytes(limit * 8))),
     fragments_too_large: await closedBy(url, (socket) => {
       socket.send(bytes(limit), { fin: false });
       socket.send(bytes(1));

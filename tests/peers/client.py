@@ -54,7 +54,7 @@ def closed_by(url, act):
 def codes(url, limit):
     say(
         too_large=closed_by(url, lambda socket: socket.send(b"x" * (int(limit) + 1))),
-        far_too_large=closed_by(url, lambda socket: socket.send(b"x" * (int(limit) * 64))),
+        far_too_large=closed_by(url, lambda socket: socket.send(b"x" * (int(limit) * 8))),
         fragments_too_large=closed_by(url, lambda socket: socket.send(iter([b"x" * int(limit), b"x"]))),
         no_text=closed_by(url, lambda socket: socket.send(b"\xff\xfe", text=True)),
         normal=closed_by(url, lambda socket: socket.close(1000)),

@@ -9,7 +9,7 @@ import { createRequire } from "node:module";
 const WebSocket = globalThis.WebSocket ?? createRequire(import.meta.url)(process.env.PATHMETER_NODE_WS);
 const [url, count, interval = "100"] = process.argv.slice(2);
 // Longer than any answer takes; what has not come by then is lost.
-const PATIENCE_MS = 10_000;
+const PATIENCE_MS = 20_000;
 
 const sent = new Map();
 const rtts = [];

@@ -166,9 +166,9 @@ fn others_see_that_we_go_away() {
 fn one_that_answers_our_pings_stays_though_it_says_nothing() {
     let Some(peer) = Peer::node("client.mjs") else { return };
     let host = Host::claim();
-    let agent = agent(&host, "idle_timeout: 1s");
-    let mut guest = Guest::of(&peer, &host, &["stay", "4"]);
-    assert_eq!(guest.says(), json!({"ready": true}), "after four half idle timeouts");
+    let agent = agent(&host, "idle_timeout: 6s");
+    let mut guest = Guest::of(&peer, &host, &["stay", "2"]);
+    assert_eq!(guest.says(), json!({"ready": true}), "after two half idle timeouts");
     drop(guest);
     assert_eq!(because(&when_all_left(&agent), CLOSED, "idle"), 0);
 }

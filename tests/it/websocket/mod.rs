@@ -224,7 +224,8 @@ fn at_a_stop_all_are_told_and_one_that_does_not_answer_does_not_hold_it_up() {
     agent.signal(Signal::SIGTERM);
     for client in &mut clients {
         assert_eq!(client.closed(), 1001);
-        client.send(CLOSE, &1001_u16.to_be_bytes()).unwrap();
+        // It does not wait for ever.
+        let _ = client.send(CLOSE, &1001_u16.to_be_bytes());
     }
     assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
     assert!(!agent.log().contains("did not stop in time"), "{}", agent.log());
