@@ -172,6 +172,18 @@ async fn a_silent_client_is_asked_once_and_then_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_of_our_own_is_no_silence_of_a_client() {
+    let served = serve(&rules("idle_timeout: 10s"), 1 << 10);
+    let mut client = open(served.stream).await;
+    client.send(Message::text("before")).await.unwrap();
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::text("before"));
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::Ping(Bytes::new()));
+    client.send(Message::text("after")).await.unwrap();
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::text("after"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_only_answers_pings_stays() {
     let served = serve(&rules("idle_timeout: 10s"), 1 << 10);
     let mut client = open(served.stream).await;

@@ -51,7 +51,7 @@ impl Peer {
         if tried.is_ok_and(|status| status.success()) {
             return Some(self);
         }
-        let why = format!("{} is not installed: scripts/install-test-peers.sh", self.script);
+        let why = format!("what {} needs is not installed: scripts/install-test-peers.sh", self.script);
         assert!(env::var_os("PATHMETER_PEERS_REQUIRED").is_none_or(|value| value != "1"), "{why}");
         skipped(&why);
         None
