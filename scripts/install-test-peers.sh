@@ -1,14 +1,64 @@
 #!/usr/bin/env bash
 # Installs the programs that the tests measure against, below target/peers, and prints where they are. Quick when they are
-# there already.
+# there already. --only NAME… installs some: stamp-suite, python (websockets), node (ws).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-version=1.0.0
+stamp_suite=1.0.0
+websockets=15.0.1
+ws=8.18.3
 root="$PWD/target/peers"
-program="$root/bin/stamp-suite"
+wanted=(stamp-suite python node)
+[ "${1:-}" = --only ] && wanted=("${@:2}")
 
-if [ "$("$program" --version 2>/dev/null)" != "stamp-suite $version" ]; then
-  cargo install stamp-suite --version "$version" --locked --root "$root" >&2
-fi
-echo "$program"
+install_stamp_suite() {
+  local program="$root/bin/stamp-suite"
+  if [ "$("$program" --version 2>/dev/null)" != "stamp-suite $stamp_suite" ]; then
+    cargo install stamp-suite --version "$stamp_suite" --locked --root "$root" >&2
+  fi
+  echo "$program"
+}
+
+# Of the first Python that can make one.
+make_venv() {
+  local python
+  for python in python3 /usr/bin/python3; do
+    rm -rf "$1"
+    "$python" -m venv "$1" >/dev/null 2>&1 && return
+  done
+  return 1
+}
+
+install_python() {
+  local home="$root/python" program="$root/python/bin/python3"
+  local version='import importlib.metadata as m; print(m.version("websockets"))'
+  if [ "$("$program" -c "$version" 2>/dev/null)" != "$websockets" ]; then
+    if ! make_venv "$home"; then
+      ./scripts/install-packages.sh python3-venv >&2
+      make_venv "$home" || { echo "error: no python3 can make a virtual environment" >&2; exit 1; }
+    fi
+    "$program" -m pip install --quiet --disable-pip-version-check "websockets==$websockets" >&2
+  fi
+  echo "$program"
+}
+
+install_node() {
+  local home="$root/node"
+  if ! grep -qs "\"version\": \"$ws\"" "$home/node_modules/ws/package.json"; then
+    # Node may be from elsewhere than Debian, and have its npm with it.
+    command -v node >/dev/null || ./scripts/install-packages.sh nodejs >&2
+    command -v npm >/dev/null || ./scripts/install-packages.sh npm >&2
+    mkdir -p "$home"
+    npm install --prefix "$home" --no-save --no-audit --no-fund --ignore-scripts --loglevel error "ws@$ws" >&2
+  fi
+  echo "$home/node_modules/ws"
+}
+
+for peer in "${wanted[@]}"; do
+  case "$peer" in
+    stamp-suite) install_stamp_suite ;;
+    python) install_python ;;
+    node) install_node ;;
+    *) echo "error: $peer is no peer (stamp-suite, python, node)" >&2; exit 2 ;;
+  esac
+done

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 
 peers="$PWD/target/peers/bin"
 [ -x "$peers/stamp-suite" ] && export PATHMETER_STAMP_SUITE="$peers/stamp-suite"
+# Python's websockets and Node's ws are found below target/peers by the tests themselves.
 
 what=(--workspace) only=()
 case "${1:-all}" in

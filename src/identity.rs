@@ -73,6 +73,9 @@ pub struct You {
     pub address: String,
     /// Whether its STAMP requests would be answered.
     pub stamp: Answers,
+    /// Whether its WebSocket messages would be; `None` from an agent that is too old to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub websocket: Option<Answers>,
 }
 
 /// Whether requests would be answered.
@@ -86,11 +89,19 @@ pub struct Answers {
 }
 
 /// What this build can do, as peers see it.
-pub const CAPABILITIES: [&str; 3] = ["echo/udp", "stamp/authenticated", "goodbye"];
+pub const CAPABILITIES: [&str; 6] =
+    ["echo/udp", "echo/tcp", "echo/websocket", "echo/http", "stamp/authenticated", "goodbye"];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_does_not_know_of_websockets_is_understood() {
+        let you: You = serde_json::from_str(r#"{"address": "::1", "stamp": {"answers": true}}"#).unwrap();
+        assert_eq!(you.websocket, None);
+        assert_eq!(serde_json::to_string(&you).unwrap(), r#"{"address":"::1","stamp":{"answers":true}}"#);
+    }
 
     #[test]
     fn what_a_peer_says_cannot_write_series_of_its_own() {
@@ -103,7 +114,11 @@ mod tests {
             boot_id: "00".into(),
             ports: Ports { http: 1, stamp: 2, agent: 3 },
             capabilities: Vec::new(),
-            you: You { address: "192.0.2.1".into(), stamp: Answers { answers: true, reason: None } },
+            you: You {
+                address: "192.0.2.1".into(),
+                stamp: Answers { answers: true, reason: None },
+                websocket: None,
+            },
         };
         let tame = identity.tamed();
         assert_eq!(tame.labels, BTreeMap::from([("site".to_owned(), "fra".to_owned())]));

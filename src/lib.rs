@@ -19,3 +19,4 @@ pub mod status;
 pub mod stream;
 pub mod systemd;
 pub mod tls;
+pub mod websocket;

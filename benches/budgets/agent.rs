@@ -103,6 +103,11 @@ impl Agent {
         }
     }
 
+    /// Where it serves HTTP.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench budgets` runs the real agent as its users do and, in the same run, bare loops that make the same
 //! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to
-//! run only those: `cargo bench --bench budgets -- start allocations prober responder tail`.
+//! run only those: `cargo bench --bench budgets -- start allocations prober responder tail websocket`.
 //!
 //! `-- scale` runs for a quarter of an hour, alone or beside others that are named, and prints tables of its own; its
 //! parts are `scale-paths`, `scale-beyond` and `scale-responder`.
@@ -21,6 +21,7 @@ mod responder;
 mod scale;
 mod start;
 mod tail;
+mod websocket;
 
 use std::io::{self, Write as _};
 
@@ -33,12 +34,13 @@ type LongSection = (&'static str, fn(&mut dyn io::Write) -> io::Result<()>);
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
 
-const SECTIONS: [Section; 5] = [
+const SECTIONS: [Section; 6] = [
     ("start", start::measure),
     ("allocations", allocations::measure),
     ("prober", prober::measure),
     ("responder", responder::measure),
     ("tail", tail::measure),
+    ("websocket", websocket::measure),
 ];
 
 /// Those that take minutes run only when they are named.

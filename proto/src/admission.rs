@@ -115,8 +115,9 @@ impl Default for Rates {
     }
 }
 
-/// An IPv6 host owns a /64 and could use any address in it, so the /64 is paced as one.
-fn paced_as(source: IpAddr) -> IpAddr {
+/// The source that `source` counts for: an IPv6 host owns a /64 and could use any address in it, so the /64 is one.
+#[must_use]
+pub fn paced_as(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),

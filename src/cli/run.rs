@@ -5,9 +5,10 @@ use std::io;
 use std::path::Path;
 
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{CheckArguments, Failure, RunArguments, host, runtime, say};
 use crate::config;
@@ -25,6 +26,9 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let handle = logging::init(level, daemon::log_format(log.format)).context("starting to log")?;
     // A level from the command line wins over the file, at a reload too.
     let handle = arguments.log_level.is_none().then_some(handle);
+    if let Err(error) = open_files_as_allowed() {
+        warn!(%error, "raising the limit of open files");
+    }
     let source = daemon::Source::File { path: arguments.config.clone(), host };
     runtime()?.block_on(async {
         // Before anything else: a signal that nobody handles ends the process.
@@ -36,6 +40,13 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
         obeying.abort();
         Ok(())
     })
+}
+
+/// Raises our limit of open files to what the administrator allows: every connection is one, and the usual limit is made for
+/// programs that use `select`.
+fn open_files_as_allowed() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }
 
 /// The signals that we obey.

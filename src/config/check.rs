@@ -14,6 +14,7 @@ use super::url::{Scheme, url};
 use super::values::{
     NAME_RULE, duration, host, is_name, labels, listen_address, name, packet_rate, path, port, prefix,
 };
+use super::websocket::websocket;
 use super::{
     Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Profile, ReflectorTimes, Responder, Target,
     Trust,
@@ -62,6 +63,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
         let key_file = file.key("key_file", path).optional();
         let tls = file.section("tls", tls);
         let responder = file.section("responder", responder);
+        let websocket = file.section("websocket", websocket);
 
         let mut roster = Roster::default();
         let trust = tls.as_ref().map(|tls| tls.client.clone()).unwrap_or_default();
@@ -97,6 +99,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
             key_file: key_file?,
             tls: tls?,
             responder: responder?,
+            websocket: websocket?,
             peers,
             targets,
             probes: probes?,

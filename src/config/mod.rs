@@ -6,16 +6,18 @@
 
 mod check;
 mod file;
+mod origin;
 mod place;
 mod probes;
 mod problem;
 mod section;
 mod tls;
-mod transport;
+pub mod transport;
 pub mod units;
 mod url;
 mod values;
 pub mod web;
+mod websocket;
 
 #[cfg(test)]
 mod tests;
@@ -28,9 +30,10 @@ use std::time::Duration;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Profile, ReflectorTimes};
 use pathmeter_proto::prefix::Prefix;
-use pathmeter_proto::wire::websocket::Format;
 
+pub use origin::{NotAnOrigin, Origin};
 pub use problem::{Display, Location, Problem, Problems};
+pub use transport::{PathMtu, Transport};
 pub use url::{Scheme, Url};
 
 /// Reads a configuration. An empty one is valid: an agent that only answers.
@@ -97,6 +100,8 @@ pub struct Config {
     pub tls: Tls,
     /// Whom we answer.
     pub responder: Responder,
+    /// Whose WebSocket messages we send back.
+    pub websocket: WebSocket,
     /// The other agents, ourselves left out, sorted by name.
     pub peers: Vec<Peer>,
     /// Hosts without an agent, sorted by name.
@@ -171,6 +176,38 @@ pub struct Responder {
     pub rate_per_source: u64,
     /// Sessions that are remembered; at the limit the one that was silent longest is forgotten.
     pub sessions: usize,
+}
+
+/// Whose WebSocket messages we send back, and how many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebSocket {
+    /// Whether there is a `/ws` at all.
+    pub enabled: bool,
+    /// Which pages may connect; programs that are no browsers name none.
+    pub origins: Origins,
+    /// Whether anyone may, whoever the responder answers.
+    pub open: bool,
+    /// Clients at once.
+    pub clients_max: usize,
+    /// Clients at once from one source address.
+    pub clients_per_source: usize,
+    /// Messages per second of one client; at the limit we read more slowly.
+    pub messages_per_second: u32,
+    /// The most bytes of a message; beyond, the client is disconnected.
+    pub message_bytes_max: usize,
+    /// A client from which nothing comes for so long is disconnected.
+    pub idle_timeout: Duration,
+}
+
+/// Which web pages may connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// Those of the host and port that they connect to; from loopback, any of loopback.
+    Same,
+    /// Those and these.
+    These(Vec<Origin>),
+    /// All.
+    Any,
 }
 
 /// Another agent.
@@ -253,101 +290,6 @@ pub struct EchoProbe {
     pub late_after: Duration,
     /// What has no reply by then is lost.
     pub lost_after: Duration,
-}
-
-/// Over what an echo probe measures.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Transport {
-    /// STAMP over UDP.
-    Udp(Udp),
-    /// ICMP echo.
-    Icmp(Icmp),
-    /// Our echo over TCP.
-    Tcp(Tcp),
-    /// Messages over a WebSocket.
-    WebSocket(WebSocket),
-    /// HTTP requests.
-    Http(Http),
-}
-
-impl Transport {
-    /// What it is called: the `protocol` of a probe.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Udp(_) => "udp",
-            Self::Icmp(_) => "icmp",
-            Self::Tcp(_) => "tcp",
-            Self::WebSocket(_) => "websocket",
-            Self::Http(_) => "http",
-        }
-    }
-}
-
-/// How UDP is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Udp {
-    /// Flows a path is spread over, 1..=16.
-    pub flows: u8,
-    /// Bytes of UDP payload; `None`: no padding.
-    pub size: Option<u16>,
-    /// Whether routers may not fragment.
-    pub dont_fragment: bool,
-    /// Source port of flow 0, the next flow has the next port; `None`: the kernel's choice, kept while we run.
-    pub source_port: Option<u16>,
-    /// How the path MTU is looked for; `None`: not at all.
-    pub path_mtu: Option<PathMtu>,
-}
-
-/// How ICMP is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Icmp {
-    /// Flows (identifiers) a path is spread over, 1..=16.
-    pub flows: u8,
-    /// Bytes of an ICMP message, its header included; `None`: no padding.
-    pub size: Option<u16>,
-    /// Whether routers may not fragment.
-    pub dont_fragment: bool,
-}
-
-/// How TCP is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tcp {
-    /// Bytes of a message.
-    pub size: u32,
-    /// How often a fresh connection is timed; `None`: never.
-    pub connect_interval: Option<Duration>,
-}
-
-/// How a WebSocket is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WebSocket {
-    /// Bytes of a message.
-    pub size: u32,
-    /// What messages look like.
-    pub format: Format,
-    /// How often a fresh connection is timed; `None`: never.
-    pub connect_interval: Option<Duration>,
-}
-
-/// How HTTP is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Http {
-    /// Statuses that are expected; empty: 200 to 299.
-    pub status: Vec<u16>,
-    /// Text that is expected in the body; `None`: any.
-    pub body: Option<String>,
-    /// How often a fresh connection is timed; `None`: never.
-    pub connect_interval: Option<Duration>,
-}
-
-/// How the path MTU is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PathMtu {
-    /// Time between two confirmations of what was found.
-    pub interval: Duration,
-    /// The longest IP packet that is tried, in bytes.
-    pub ceiling: u16,
 }
 
 /// Which address families of a target are measured.

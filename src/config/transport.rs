@@ -1,11 +1,13 @@
-//! What the keys of a probe mean that only some protocols have.
+//! Over what echo is measured, and what the keys mean that only some protocols have.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use pathmeter_proto::mtu::CEILING_MIN;
 use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN};
+use pathmeter_proto::wire::websocket::Format;
 
+use super::Listen;
 use super::check::{Entrant, REFLECTOR_PORT};
 use super::file::Node;
 use super::probes::INTERVAL_ALLOWED;
@@ -13,7 +15,101 @@ use super::problem::quoted;
 use super::section::{Section, Value};
 use super::url::Scheme;
 use super::values::{duration, port, size};
-use super::{Format, Http, Icmp, Listen, PathMtu, Tcp, Transport, Udp, WebSocket};
+
+/// Over what an echo probe measures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// STAMP over UDP.
+    Udp(Udp),
+    /// ICMP echo.
+    Icmp(Icmp),
+    /// Our echo over TCP.
+    Tcp(Tcp),
+    /// Messages over a WebSocket.
+    WebSocket(WebSocket),
+    /// HTTP requests.
+    Http(Http),
+}
+
+impl Transport {
+    /// What it is called: the `protocol` of a probe.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Udp(_) => "udp",
+            Self::Icmp(_) => "icmp",
+            Self::Tcp(_) => "tcp",
+            Self::WebSocket(_) => "websocket",
+            Self::Http(_) => "http",
+        }
+    }
+}
+
+/// How UDP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Udp {
+    /// Flows a path is spread over, 1..=16.
+    pub flows: u8,
+    /// Bytes of UDP payload; `None`: no padding.
+    pub size: Option<u16>,
+    /// Whether routers may not fragment.
+    pub dont_fragment: bool,
+    /// Source port of flow 0, the next flow has the next port; `None`: the kernel's choice, kept while we run.
+    pub source_port: Option<u16>,
+    /// How the path MTU is looked for; `None`: not at all.
+    pub path_mtu: Option<PathMtu>,
+}
+
+/// How ICMP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Icmp {
+    /// Flows (identifiers) a path is spread over, 1..=16.
+    pub flows: u8,
+    /// Bytes of an ICMP message, its header included; `None`: no padding.
+    pub size: Option<u16>,
+    /// Whether routers may not fragment.
+    pub dont_fragment: bool,
+}
+
+/// How TCP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tcp {
+    /// Bytes of a message.
+    pub size: u32,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
+}
+
+/// How a WebSocket is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebSocket {
+    /// Bytes of a message.
+    pub size: u32,
+    /// What messages look like.
+    pub format: Format,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
+}
+
+/// How HTTP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Statuses that are expected; empty: 200 to 299.
+    pub status: Vec<u16>,
+    /// Text that is expected in the body; `None`: any.
+    pub body: Option<String>,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
+}
+
+/// How the path MTU is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathMtu {
+    /// Time between two confirmations of what was found.
+    pub interval: Duration,
+    /// The longest IP packet that is tried, in bytes.
+    pub ceiling: u16,
+}
 
 /// What a probe is measured over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

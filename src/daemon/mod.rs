@@ -42,6 +42,7 @@ use crate::settings::{Settings, SettingsError};
 use crate::status::Status;
 use crate::stream::{self, responder::Terms};
 use crate::systemd::Notifier;
+use crate::websocket;
 
 /// Where a running agent finds its configuration again.
 #[derive(Debug, Clone)]
@@ -177,6 +178,10 @@ impl Daemon {
             exporter: Arc::clone(&exporter),
             counters: Arc::clone(&counters),
             status: ArcSwap::default(),
+            websocket: websocket::Responder::new(
+                settings.config.websocket.clone(),
+                Arc::clone(&exporter.websocket),
+            ),
             journal: Arc::clone(&journal),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
             reloads: reload_sender,
@@ -342,6 +347,13 @@ impl Daemon {
             (Some(keys), Some(verifier)) => verifier.set_keys(keys),
             (keys, _) => self.site.verifier.store(Arc::new(keys.map(Verifier::new))),
         }
+        self.site.websocket.set_rules(config.websocket.clone());
+        if let Some(clients) = self.site.websocket.shortage() {
+            warn!(
+                clients,
+                "the limit of open files allows fewer WebSocket clients than websocket.clients_max"
+            );
+        }
         self.exporter.process.reloaded(Some(&self.settings.hash));
         self.serve();
         self.measure();
@@ -475,7 +487,10 @@ impl Daemon {
             self.say_goodbye().await;
         }
         self.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
-        if tokio::time::timeout(grace + Duration::from_secs(1), self.drain()).await.is_err() {
+        let (longest, site) = (grace + Duration::from_secs(1), self.site());
+        let drained = tokio::time::timeout(longest, self.drain());
+        let (drained, ()) = tokio::join!(drained, site.websocket.leave(longest));
+        if drained.is_err() {
             error!("the prober did not stop in time");
         }
         self.responder.stop(Duration::ZERO);

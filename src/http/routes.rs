@@ -26,6 +26,7 @@ use crate::identity::{CAPABILITIES, Identity, Ports, You};
 use crate::journal::{Entry, Journal};
 use crate::metrics::{Exporter, HttpCounts, Page, TlsCounts};
 use crate::status::{PathView, Proof, Status};
+use crate::websocket::Responder;
 
 /// Everything that requests are answered from.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct Site {
     pub counters: Arc<Counters>,
     /// The daemon's last snapshot.
     pub status: ArcSwap<Status>,
+    /// What answers at `/ws`.
+    pub websocket: Responder,
     /// What happened lately.
     pub journal: Arc<Journal>,
     /// Who may change something; `None` without a key.
@@ -54,14 +57,18 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
+/// No page, but a connection.
+const WEBSOCKET: &str = "/ws";
+
 /// Paths, the method each takes, and a word about it.
-const ROUTES: [(&str, Method, &str); 9] = [
+const ROUTES: [(&str, Method, &str); 10] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format"),
     ("/api/v1/agent", Method::GET, "who this agent is, and whether it would answer you"),
     ("/api/v1/paths", Method::GET, "every path, and why it is not measured if it is not"),
     ("/api/v1/events", Method::GET, "what happened lately; ?after=N leaves out the first N"),
     ("/api/v1/ping", Method::GET, "when this request came and when its answer left"),
+    (WEBSOCKET, Method::GET, "WebSocket: every message comes back as it was"),
     ("/-/healthy", Method::GET, "200 while the process works"),
     ("/-/ready", Method::GET, "200 from the start of measuring until the stop"),
     ("/-/reload", Method::POST, "read the configuration again (from loopback, or signed with the mesh key)"),
@@ -114,6 +121,10 @@ impl Site {
             "/api/v1/paths" => self.paths(),
             "/api/v1/events" => self.events(request.uri().query()),
             "/api/v1/ping" => ping(received),
+            WEBSOCKET => {
+                let admittance = self.websocket.answers(&self.status.load(), peer.ip(), &proof);
+                self.websocket.answer(request, peer, |_| admittance)
+            }
             "/-/healthy" => text(StatusCode::OK, "healthy\n"),
             "/-/ready" => self.ready(),
             "/-/reload" => self.reload(peer, &proof).await,
@@ -145,7 +156,11 @@ impl Site {
             boot_id: format!("{:016x}", status.boot_id),
             ports: status.ports.unwrap_or(Ports { http: 0, stamp: 0, agent: 0 }),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
-            you: You { address: peer.ip().to_string(), stamp: status.answers(peer.ip(), proof) },
+            you: You {
+                address: peer.ip().to_string(),
+                stamp: status.answers(peer.ip(), proof),
+                websocket: Some(self.websocket.answers(&status, peer.ip(), proof)),
+            },
         })
     }
 
@@ -237,7 +252,7 @@ impl Site {
             env!("CARGO_PKG_VERSION")
         );
         for (path, method, about) in ROUTES.iter().skip(1) {
-            let shown = match *method == Method::GET {
+            let shown = match *method == Method::GET && *path != WEBSOCKET {
                 true => format!("<a href=\"{path}\">{path}</a>"),
                 false => format!("{method} {path}"),
             };

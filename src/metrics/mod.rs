@@ -11,6 +11,7 @@ pub mod path_mtu;
 mod process;
 pub mod stream;
 pub mod text;
+pub mod websocket;
 
 pub use page::{Directory, Exporter, Page, ProbeInfo, Responders};
 pub use process::{HttpCounts, PeerState, ProcessMetrics, TlsCounts};

@@ -18,12 +18,15 @@ use super::path_mtu::{PATH_MTU_FAMILIES, PathMtuSeries};
 use super::process::{HttpCounts, ProcessMetrics};
 use super::stream::{STREAM_FAMILIES, StreamSeries};
 use super::text::{CLOSE, Family, Kind, Suffix, Writer, label};
+use super::websocket::{WEBSOCKET_FAMILIES, WebSocketSeries};
 
 /// Everything that is exported.
 #[derive(Debug)]
 pub struct Exporter {
     /// Metrics of the process.
     pub process: ProcessMetrics,
+    /// What `/ws` counts.
+    pub websocket: Arc<WebSocketSeries>,
     directory: ArcSwap<Directory>,
     loops: Vec<Arc<LoopSeries>>,
     responders: Responders,
@@ -90,6 +93,7 @@ enum Section {
     Registered(usize),
     Loop(usize),
     Responder(usize),
+    WebSocket(usize),
     Echo(usize),
     PathMtu(usize),
     Stream(usize),
@@ -103,7 +107,13 @@ impl Exporter {
     /// Exports these loops and these responders.
     #[must_use]
     pub fn new(loops: Vec<Arc<LoopSeries>>, responders: Responders) -> Self {
-        Self { process: ProcessMetrics::new(), directory: ArcSwap::default(), loops, responders }
+        Self {
+            process: ProcessMetrics::new(),
+            websocket: Arc::default(),
+            directory: ArcSwap::default(),
+            loops,
+            responders,
+        }
     }
 
     /// Changes what is exported.
@@ -138,6 +148,8 @@ impl Exporter {
         families.extend(responder.map(|(at, family)| (family.name, Section::Responder(at))));
         let responder = STREAM_RESPONDER_FAMILIES.iter().enumerate();
         families.extend(responder.map(|(at, family)| (family.name, Section::StreamResponder(at))));
+        let websocket = WEBSOCKET_FAMILIES.iter().enumerate();
+        families.extend(websocket.map(|(at, family)| (family.name, Section::WebSocket(at))));
         if !directory.paths.is_empty() {
             families.extend(
                 ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Echo(at))),
@@ -201,6 +213,10 @@ impl Page {
                 STREAM_RESPONDER_FAMILIES[at].begin(piece);
                 let series = self.exporter.responders.stream.as_ref();
                 STREAM_RESPONDER_FAMILIES[at].write(piece, std::iter::once(series));
+            }
+            Section::WebSocket(at) => {
+                WEBSOCKET_FAMILIES[at].begin(piece);
+                WEBSOCKET_FAMILIES[at].write(piece, std::iter::once(self.exporter.websocket.as_ref()));
             }
             Section::Echo(at) => {
                 return write_paths(&ECHO_FAMILIES[at], &self.directory.paths, &mut self.paths, piece);

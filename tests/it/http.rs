@@ -92,7 +92,10 @@ fn an_agent_tells_who_it_is_and_whom_it_would_answer() {
     assert!(told["boot_id"].as_str().is_some_and(|id| id.len() == 16 && u64::from_str_radix(id, 16).is_ok()));
     assert!(told["capabilities"].as_array().unwrap().contains(&json!("echo/udp")));
     let reason = "fra-1 does not answer 127.0.0.1: add it to responder.allow there";
-    assert_eq!(told["you"], json!({"address": "127.0.0.1", "stamp": {"answers": false, "reason": reason}}));
+    assert_eq!(
+        told["you"],
+        json!({"address": "127.0.0.1", "stamp": {"answers": false, "reason": reason}, "websocket": {"answers": true}})
+    );
     assert_eq!(told.as_object().unwrap().len(), 7);
 
     agent.rewrite(&(config + "responder: {allow: [127.0.0.1/32]}\n"));

@@ -18,3 +18,4 @@ mod reload;
 mod shutdown;
 mod stamp_suite;
 mod supervised;
+mod websocket;

@@ -9,10 +9,12 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
+use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::http::routes::Site;
 use pathmeter::http::server::Counters;
 use pathmeter::metrics::Exporter;
+use pathmeter::websocket::Responder;
 use pathmeter_proto::key::{Key, Keys};
 use tokio::sync::mpsc;
 
@@ -261,9 +263,12 @@ async fn status(
 async fn a_reload_is_taken_from_loopback_or_with_the_key() {
     let keys = Keys::only(Key::new(b"the key of this year"));
     let (sender, mut reloads) = mpsc::channel(1);
+    let nobody = config::Host { name_override: None, hostname: "a".to_owned() };
+    let rules = config::load(b"", &nobody).unwrap().config.websocket;
     let site = Arc::new(Site {
         exporter: Arc::new(Exporter::new(Vec::new(), Arc::default())),
         counters: Arc::new(Counters::default()),
+        websocket: Responder::new(rules, Arc::default()),
         journal: Arc::default(),
         status: ArcSwap::default(),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),

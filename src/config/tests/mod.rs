@@ -63,6 +63,16 @@ fn an_empty_file_is_an_agent_that_only_answers() {
             rate_per_source: 10_000,
             sessions: 65_536,
         },
+        websocket: WebSocket {
+            enabled: true,
+            origins: Origins::Same,
+            open: false,
+            clients_max: 10_000,
+            clients_per_source: 1000,
+            messages_per_second: 1000,
+            message_bytes_max: 65_536,
+            idle_timeout: Duration::from_secs(60),
+        },
         peers: Vec::new(),
         targets: Vec::new(),
         probes: Vec::new(),
@@ -163,6 +173,7 @@ fn what_is_probably_not_meant_is_a_warning() {
 key_file: mesh.key
 responder:
   open: true
+websocket: {open: true}
 peers: [{name: fra-1, address: fra-1}]
 probes:
   - name: alone
@@ -172,7 +183,9 @@ probes:
         [
             "line 4, column 9: responder.open: anyone is answered, within the rates; \
              list the networks that may ask in responder.allow instead",
-            "line 7, column 5: probes[0].peers: nothing is measured: no host is left but this one; \
+            "line 5, column 19: websocket.open: anyone's messages are sent back, within the limits; \
+             list the networks that may ask in responder.allow instead",
+            "line 8, column 5: probes[0].peers: nothing is measured: no host is left but this one; \
              add peers or targets",
         ]
     );
@@ -184,6 +197,7 @@ fn every_kind_of_value_can_be_written() {
 agent: {name: a, labels: &labels {site: fra, empty: ''}, grace: 0s}
 listen: {http: '127.0.0.1:0', stamp: '127.0.0.1:0', agent: '127.0.0.1:0'}
 responder: {allow: [10.0.0.0/8, '2001:db8::/32', 192.0.2.1], rate: 0.5Mpps}
+websocket: {enabled: false, origins: ['https://Page.example.net', 'http://10.0.0.1:8080'], message_bytes_max: 1MiB, idle_timeout: 1h}
 peers: [{name: b, address: '2001:db8::b', http_port: 1, stamp_port: 2, agent_port: 65535, labels: *labels}]
 probes:
   - {name: p, dscp: 46, size: 1KiB, family: both, source_port: 65520, flows: 16, late_after: 60s, lost_after: 1m, path_mtu: {ceiling: 1500B}}
@@ -195,6 +209,10 @@ log: {level: 'warn,pathmeter::http=debug', format: json}
     assert_eq!(config.responder.allow.len(), 3);
     assert_eq!(config.responder.rate, 500_000);
     assert_eq!(config.log.format, LogFormat::Json);
+    let origins = ["https://page.example.net", "http://10.0.0.1:8080"].map(|text| text.parse().unwrap());
+    assert_eq!(config.websocket.origins, Origins::These(origins.into()));
+    assert_eq!((config.websocket.enabled, config.websocket.message_bytes_max), (false, 1 << 20));
+    assert_eq!(load_on("a", "websocket: {origins: any}").config.websocket.origins, Origins::Any);
     let [p, q] = echoes(&config).collect::<Vec<_>>()[..] else { panic!("two probes") };
     assert_eq!(
         (p.dscp.value(), p.size, p.family, p.source_port),
@@ -223,6 +241,7 @@ fn the_defaults_in_the_example_are_the_defaults() {
     assert_eq!(example.agent.grace, default.agent.grace);
     assert_eq!(example.listen, default.listen);
     assert_eq!(example.responder, Responder { allow: example.responder.allow.clone(), ..default.responder });
+    assert_eq!(example.websocket, default.websocket);
     assert_eq!((&example.metrics, &example.log), (&default.metrics, &default.log));
 
     let text = "targets: [{name: gateway, address: a}]\nprobes: [{name: gateway, targets: all}]";

@@ -56,7 +56,7 @@ config.yaml: 16 problems
   line 16, column 34: probes[1].intervall: unknown key
     did you mean interval? allowed: kind, name, protocol, interval, flows, size, dscp, dont_fragment, source, source_port, family, late_after, lost_after, path_mtu, peers, targets
   line 17, column 1: key-file: unknown key
-    did you mean key_file? allowed: agent, listen, key_file, tls, responder, peers, targets, probes, metrics, log";
+    did you mean key_file? allowed: agent, listen, key_file, tls, responder, websocket, peers, targets, probes, metrics, log";
     assert_eq!(refused(text).display("config.yaml").to_string(), expected);
 }
 
@@ -460,17 +460,51 @@ fn a_probe_that_cannot_run_is_refused() {
 }
 
 #[test]
+fn what_the_websocket_responder_cannot_do_is_refused() {
+    let many = (0..101).map(|i| format!("'http://a{i}'")).collect::<Vec<_>>().join(", ");
+    check(&[
+        (
+            "websocket: {origins: all}",
+            &["line 1, column 22: websocket.origins: `all` is not supported; \
+                 write same, any, or a list such as [https://page.example.net]"],
+        ),
+        (
+            "websocket: {origins: ['https://page.example.net/', null]}",
+            &[
+                "line 1, column 23: websocket.origins[0]: `https://page.example.net/` is not an origin; \
+                 write scheme, host and port, nothing behind them: https://page.example.net, http://10.0.0.1:8080",
+                "line 1, column 52: websocket.origins[1]: no value; write an origin, or remove the key",
+            ],
+        ),
+        (
+            &format!("websocket: {{origins: [{many}]}}"),
+            &["line 1, column 22: websocket.origins: 101 origins; at most 100 are allowed"],
+        ),
+        (
+            "websocket: {clients_max: 0, message_bytes_max: 2MiB, idle_timeout: 500ms, messages_per_second: 10pps}",
+            &[
+                "line 1, column 26: websocket.clients_max: 0 is out of range; write a whole number from 1 to 100000",
+                "line 1, column 48: websocket.message_bytes_max: 2097152B is out of range; write 128B to 1048576B",
+                "line 1, column 68: websocket.idle_timeout: 500ms is out of range; write 1s to 1h",
+                "line 1, column 96: websocket.messages_per_second: `10pps` is text; \
+                 write a whole number from 1 to 1000000",
+            ],
+        ),
+    ]);
+}
+
+#[test]
 fn an_unknown_or_repeated_key_is_refused() {
     check(&[
         (
             "prboes: []",
             &["line 1, column 1: prboes: unknown key; \
-                 did you mean probes? allowed: agent, listen, key_file, tls, responder, peers, targets, probes, metrics, log"],
+                 did you mean probes? allowed: agent, listen, key_file, tls, responder, websocket, peers, targets, probes, metrics, log"],
         ),
         (
             "timeout: 5s",
             &["line 1, column 1: timeout: unknown key; \
-                 allowed: agent, listen, key_file, tls, responder, peers, targets, probes, metrics, log"],
+                 allowed: agent, listen, key_file, tls, responder, websocket, peers, targets, probes, metrics, log"],
         ),
         (
             "agent: {}\nlog: {}\nagent: {}",

@@ -11,6 +11,7 @@ mod lab_itself;
 mod mesh;
 mod path_mtu;
 mod play;
+mod websocket;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -101,7 +102,7 @@ fn act(act: Act) -> fn(&Script) -> Result<(), Inconclusive> {
     }
 }
 
-/// What the lab promises of itself.
+/// What the lab promises of itself, and what takes a second host and no bad link.
 fn promises() -> Vec<Trial> {
     let trial = |name: &str, try_it: fn()| {
         Trial::test(name, move || {
@@ -113,5 +114,6 @@ fn promises() -> Vec<Trial> {
         trial("two_at_a_time", lab_itself::two_at_a_time),
         trial("unprivileged", lab_itself::unprivileged),
         trial("nothing_outlives_a_crash", lab_itself::nothing_outlives_a_crash),
+        trial("websocket_strangers", websocket::strangers),
     ]
 }

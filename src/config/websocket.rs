@@ -1,0 +1,93 @@
+//! The section `websocket`.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::file::Node;
+use super::problem::quoted;
+use super::section::{Section, Value};
+use super::values::{duration, size};
+use super::{Origin, Origins, WebSocket};
+
+/// Clients at once. Chosen: what fits 200 MiB when they are idle.
+const CLIENTS: usize = 10_000;
+const CLIENTS_PER_SOURCE: usize = 1000;
+const CLIENTS_ALLOWED: RangeInclusive<i128> = 1..=100_000;
+
+/// Messages a second and client. Chosen: a message each millisecond, the shortest interval of a probe.
+const MESSAGES_PER_SECOND: u32 = 1000;
+const MESSAGES_ALLOWED: RangeInclusive<i128> = 1..=1_000_000;
+
+/// Bytes of a message. Every client may make us keep two of them.
+const MESSAGE_BYTES: u64 = 64 << 10;
+const MESSAGE_BYTES_ALLOWED: RangeInclusive<u64> = 128..=1 << 20;
+
+/// How long a client may be silent.
+const IDLE: Duration = Duration::from_secs(60);
+const IDLE_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// Origins in `websocket.origins`.
+const ORIGINS_MAX: usize = 100;
+
+pub(super) fn websocket(section: &mut Section<'_, '_>) -> Option<WebSocket> {
+    let enabled = section.key("enabled", Value::flag).or(true);
+    let origins = section.key("origins", origins).or(Origins::Same);
+    let open = section.key("open", Value::flag).or(false);
+    let clients_max = section.key("clients_max", |value| value.number(&CLIENTS_ALLOWED)).or(CLIENTS);
+    let clients_per_source =
+        section.key("clients_per_source", |value| value.number(&CLIENTS_ALLOWED)).or(CLIENTS_PER_SOURCE);
+    let messages_per_second =
+        section.key("messages_per_second", |value| value.number(&MESSAGES_ALLOWED)).or(MESSAGES_PER_SECOND);
+    let message_bytes_max =
+        section.key("message_bytes_max", |value| size(value, &MESSAGE_BYTES_ALLOWED)).or(MESSAGE_BYTES);
+    let idle_timeout = section.key("idle_timeout", |value| duration(value, &IDLE_ALLOWED)).or(IDLE);
+
+    if open == Some(true) {
+        let remedy = "list the networks that may ask in responder.allow instead";
+        section.warn("open", "anyone's messages are sent back, within the limits", remedy);
+    }
+    Some(WebSocket {
+        enabled: enabled?,
+        origins: origins?,
+        open: open?,
+        clients_max: clients_max?,
+        clients_per_source: clients_per_source?,
+        messages_per_second: messages_per_second?,
+        message_bytes_max: usize::try_from(message_bytes_max?).expect("at most 1 MiB"),
+        idle_timeout: idle_timeout?,
+    })
+}
+
+fn origins(value: Value<'_, '_>) -> Option<Origins> {
+    match value.node() {
+        Node::List(_) => {}
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Mapping(_) => {
+            return match value.text("same, any, or a list of origins")? {
+                "same" => Some(Origins::Same),
+                "any" => Some(Origins::Any),
+                text => value.wrong(
+                    format!("{} is not supported", quoted(text)),
+                    "write same, any, or a list such as [https://page.example.net]",
+                ),
+            };
+        }
+    }
+    let whole = value.clone();
+    let origins = value.list("a list of origins", origin)?;
+    if origins.len() > ORIGINS_MAX {
+        return whole
+            .wrong(format!("{} origins", origins.len()), format!("at most {ORIGINS_MAX} are allowed"));
+    }
+    Some(Origins::These(origins))
+}
+
+fn origin(value: Value<'_, '_>) -> Option<Origin> {
+    let text = value.text("an origin")?;
+    text.parse().map_or_else(
+        |error| {
+            let remedy = "write scheme, host and port, nothing behind them: https://page.example.net, http://10.0.0.1:8080";
+            value.wrong(format!("{} {error}", quoted(text)), remedy)
+        },
+        Some,
+    )
+}

@@ -1,0 +1,190 @@
+//! `/ws`: every WebSocket message (RFC 6455) comes back at once and as it was. For other agents, browsers and scripts.
+
+mod client;
+mod handshake;
+mod pace;
+mod places;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::config::WebSocket;
+use crate::http::server::Body;
+use crate::identity::Answers;
+use crate::metrics::websocket::{Ending, WebSocketSeries};
+use crate::status::{Proof, Status};
+use client::Terms;
+use handshake::Refusal;
+use places::{Place, Places};
+
+/// Sends messages back. Every client is a task, which ends by itself soon after it is dismissed.
+#[derive(Debug)]
+pub struct Responder {
+    rules: ArcSwap<WebSocket>,
+    places: Arc<Places>,
+    series: Arc<WebSocketSeries>,
+    /// Counts up: whoever was connected before is to go.
+    dismissals: watch::Sender<u64>,
+    is_leaving: AtomicBool,
+}
+
+impl Responder {
+    /// A responder without clients.
+    #[must_use]
+    pub fn new(rules: WebSocket, series: Arc<WebSocketSeries>) -> Self {
+        Self {
+            rules: ArcSwap::from_pointee(rules),
+            places: Arc::new(Places::new(Arc::clone(&series))),
+            series,
+            dismissals: watch::Sender::new(0),
+            is_leaving: AtomicBool::new(false),
+        }
+    }
+
+    /// Changes the rules. Clients that are connected keep theirs, and stay even beyond a limit; only if nobody is to be
+    /// connected they go.
+    pub fn set_rules(&self, rules: WebSocket) {
+        let is_enabled = rules.enabled;
+        self.rules.store(Arc::new(rules));
+        if !is_enabled {
+            self.dismiss();
+        }
+    }
+
+    /// Clients for which there is room, where that is fewer than the rules allow: the limit of open files is too low.
+    #[must_use]
+    pub fn shortage(&self) -> Option<usize> {
+        let rules = self.rules.load();
+        Some(places::room()).filter(|room| rules.enabled && *room < rules.clients_max)
+    }
+
+    /// Whether messages of `caller` would be sent back, as it asks now.
+    #[must_use]
+    pub fn answers(&self, status: &Status, caller: IpAddr, proof: &Proof) -> Answers {
+        let rules = self.rules.load();
+        let refused = |why: String| Answers { answers: false, reason: Some(why) };
+        let name = &status.name;
+        if !rules.enabled {
+            return refused(format!("{name} has websocket.enabled: false"));
+        }
+        // A signature that proves nothing takes nothing away from what an address may.
+        if rules.open || caller.to_canonical().is_loopback() || status.policy.lists(caller) {
+            return Answers { answers: true, reason: None };
+        }
+        let remedy = "add it to responder.allow there, or set websocket.open";
+        match proof {
+            Proof::Given => Answers { answers: true, reason: None },
+            Proof::None if status.has_key => refused(format!(
+                "{name} does not answer {caller} at /ws: {remedy}, or sign the request with the mesh key"
+            )),
+            Proof::None => refused(format!("{name} does not answer {caller} at /ws: {remedy}")),
+            Proof::WrongKey => {
+                refused(format!("{name} does not know the key of {caller}: give both the same key file"))
+            }
+            Proof::NoKeyHere => {
+                refused(format!("{name} has no key and does not answer {caller} at /ws: {remedy}"))
+            }
+            Proof::Doubtful(refusal) => {
+                refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
+            }
+        }
+    }
+
+    /// Answers a request for `/ws`; with 101 it begins a connection. `admission` is asked only where it decides.
+    pub fn answer(
+        &self,
+        mut request: Request<Bytes>,
+        peer: SocketAddr,
+        admission: impl FnOnce(&Request<Bytes>) -> Answers,
+    ) -> Response<Body> {
+        // Before it is let in, so that whoever we leave hears of it.
+        let dismissals = self.dismissals.subscribe();
+        match self.let_in(&request, peer, admission) {
+            Ok((response, place)) => {
+                self.begin(&mut request, peer, place, dismissals);
+                response
+            }
+            Err(refusal) => {
+                debug!(%peer, ?refusal, "a WebSocket client is not let in");
+                if let Some(reason) = refusal.counted() {
+                    self.series.refused(reason);
+                }
+                refusal.response()
+            }
+        }
+    }
+
+    fn let_in(
+        &self,
+        request: &Request<Bytes>,
+        peer: SocketAddr,
+        admission: impl FnOnce(&Request<Bytes>) -> Answers,
+    ) -> Result<(Response<Body>, Place), Refusal> {
+        let rules = self.rules.load();
+        if !rules.enabled {
+            return Err(Refusal::Off);
+        }
+        let response = handshake::accept(request)?;
+        handshake::page(request, &rules.origins, peer.ip())?;
+        let admitted = admission(request);
+        if !admitted.answers {
+            return Err(Refusal::Unlisted(admitted.reason.unwrap_or_default()));
+        }
+        if self.is_leaving.load(Ordering::Acquire) {
+            return Err(Refusal::Leaving);
+        }
+        let place = self.places.take(peer.ip(), &rules).map_err(Refusal::Full)?;
+        Ok((response, place))
+    }
+
+    fn begin(
+        &self,
+        request: &mut Request<Bytes>,
+        peer: SocketAddr,
+        place: Place,
+        mut dismissals: watch::Receiver<u64>,
+    ) {
+        let upgrade = hyper::upgrade::on(request);
+        let terms = Terms::from(&**self.rules.load());
+        let series = Arc::clone(&self.series);
+        series.accepted.inc();
+        tokio::spawn(async move {
+            let ending = match timeout(client::STALL, upgrade).await {
+                Ok(Ok(upgraded)) => {
+                    // A sender that is gone cannot dismiss us later: the same as a dismissal.
+                    let dismissed = async { drop(dismissals.changed().await) };
+                    client::serve(TokioIo::new(upgraded), terms, &series, dismissed).await
+                }
+                Ok(Err(_)) | Err(_) => Ending::Error,
+            };
+            debug!(%peer, ?ending, "a WebSocket client ended");
+            series.closed(ending);
+            drop(place);
+        });
+    }
+
+    /// Says to all that we go, lets nobody in from now on, and returns when all have ended, or after `grace`.
+    pub async fn leave(&self, grace: Duration) {
+        self.is_leaving.store(true, Ordering::Release);
+        self.dismiss();
+        if timeout(grace, self.places.emptied()).await.is_err() {
+            debug!(clients = self.series.clients.get(), ?grace, "leaving WebSocket clients behind");
+        }
+    }
+
+    fn dismiss(&self) {
+        self.dismissals.send_modify(|count| *count += 1);
+    }
+}

@@ -1,0 +1,434 @@
+use super::*;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{StatusCode, Version};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+
+use crate::config::{self, Host, Origins};
+
+fn rules(yaml: &str) -> WebSocket {
+    let host = Host { name_override: None, hostname: "fra-1".to_owned() };
+    config::load(format!("websocket: {{{yaml}}}").as_bytes(), &host).unwrap().config.websocket
+}
+
+/// A client of ours in its own task, and our end of its connection.
+struct Served {
+    stream: DuplexStream,
+    series: Arc<WebSocketSeries>,
+    ended: JoinHandle<Ending>,
+    dismiss: oneshot::Sender<()>,
+}
+
+/// Serves a client over a pipe that holds `capacity` bytes in each direction.
+fn serve(rules: &WebSocket, capacity: usize) -> Served {
+    let (stream, theirs) = duplex(capacity);
+    let (terms, series) = (Terms::from(rules), Arc::new(WebSocketSeries::default()));
+    let (dismiss, dismissed) = oneshot::channel();
+    let counted = Arc::clone(&series);
+    let ended = tokio::spawn(async move {
+        client::serve(theirs, terms, &counted, async { dismissed.await.unwrap_or(()) }).await
+    });
+    Served { stream, series, ended, dismiss }
+}
+
+async fn open(served: DuplexStream) -> WebSocketStream<DuplexStream> {
+    WebSocketStream::from_raw_socket(served, Role::Client, None).await
+}
+
+/// A frame of a client, masked with zeros.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        len @ ..126 => frame.push(0x80 | u8::try_from(len).unwrap()),
+        len @ 126..65_536 => {
+            frame.push(0xfe);
+            frame.extend(u16::try_from(len).unwrap().to_be_bytes());
+        }
+        len => {
+            frame.push(0xff);
+            frame.extend((len as u64).to_be_bytes());
+        }
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}
+
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const PING: u8 = 9;
+const LAST: u8 = 0x80;
+
+/// All that comes until the end.
+async fn rest(mut stream: DuplexStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    all
+}
+
+/// The code of a Close frame of ours without anything behind it.
+fn close_code(bytes: &[u8]) -> u16 {
+    assert!(bytes.len() >= 4 && bytes[0] == 0x88 && bytes.len() == 2 + usize::from(bytes[1]), "{bytes:?}");
+    u16::from_be_bytes([bytes[2], bytes[3]])
+}
+
+#[tokio::test]
+async fn text_and_binary_come_back_as_they_were() {
+    let served = serve(&rules(""), 256 << 10);
+    let mut client = open(served.stream).await;
+    let mut bytes = 0;
+    for size in [0, 1, 16, 125, 126, 4096, 65_535, 65_536] {
+        let text = "é".repeat(size / 2) + &"x".repeat(size % 2);
+        let binary: Vec<u8> = (0..size).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        for message in [Message::text(text), Message::binary(binary)] {
+            client.send(message.clone()).await.unwrap();
+            assert_eq!(client.next().await.unwrap().unwrap(), message);
+            bytes += message.len() as u64;
+        }
+    }
+    client.close(None).await.unwrap();
+    assert!(matches!(client.next().await, Some(Ok(Message::Close(None)))));
+    assert_eq!(served.ended.await.unwrap(), Ending::Client);
+    assert_eq!((served.series.messages.get(), served.series.bytes.get()), (16, bytes));
+}
+
+#[tokio::test]
+async fn fragments_come_back_as_one_message_with_the_ping_between_them_answered_first() {
+    let mut served = serve(&rules(""), 1 << 10);
+    for part in [frame(TEXT, b"\xe2\x82"), frame(LAST | PING, b"now"), frame(LAST, b"\xac!")] {
+        served.stream.write_all(&part).await.unwrap();
+    }
+    let mut answer = [0; 11];
+    served.stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"\x8a\x03now\x81\x04\xe2\x82\xac!");
+    assert_eq!(served.series.messages.get(), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_the_protocol_is_told_by_its_code() {
+    let limited = rules("message_bytes_max: 200B");
+    for (sent, code, ending) in [
+        (frame(LAST | BINARY, &[0; 201]), 1009, Ending::TooLarge),
+        ([frame(BINARY, &[0; 150]), frame(LAST, &[0; 51])].concat(), 1009, Ending::TooLarge),
+        (frame(LAST | TEXT, b"\xff"), 1007, Ending::Protocol),
+        (frame(LAST | TEXT, b"\xe2\x82"), 1007, Ending::Protocol),
+        (frame(LAST, b"continues nothing"), 1002, Ending::Protocol),
+        (frame(LAST | 0x40 | TEXT, b"compressed"), 1002, Ending::Protocol),
+        (frame(LAST | 3, b"of no kind"), 1002, Ending::Protocol),
+        (frame(PING, b"in parts"), 1002, Ending::Protocol),
+        (frame(LAST | PING, &[0; 126]), 1002, Ending::Protocol),
+        (b"\x81\x01x".to_vec(), 1002, Ending::Protocol),
+        (frame(LAST | 8, &[3]), 1002, Ending::Protocol),
+        (frame(LAST | 8, &999_u16.to_be_bytes()), 1002, Ending::Client),
+        (frame(LAST | 8, &1000_u16.to_be_bytes()), 1000, Ending::Client),
+    ] {
+        // More than a pipe holds comes behind it, as from one that does not look at what we say.
+        let served = serve(&limited, 128);
+        let mut sender = sent.clone();
+        sender.extend(frame(LAST | BINARY, &[0; 300]));
+        let (mut reading, mut writing) = tokio::io::split(served.stream);
+        let sending = tokio::spawn(async move {
+            let _ = writing.write_all(&sender).await;
+            let _ = writing.shutdown().await;
+        });
+        let mut told = Vec::new();
+        reading.read_to_end(&mut told).await.unwrap();
+        assert_eq!(close_code(&told), code, "{sent:x?}");
+        assert_eq!(served.ended.await.unwrap(), ending, "{sent:x?}");
+        sending.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_without_a_word_is_an_error() {
+    for sent in [Vec::new(), frame(LAST | TEXT, b"half")[..8].to_vec(), frame(TEXT, b"more to come")] {
+        let mut served = serve(&rules(""), 1 << 10);
+        served.stream.write_all(&sent).await.unwrap();
+        drop(served.stream);
+        assert_eq!(served.ended.await.unwrap(), Ending::Error);
+        assert_eq!(served.series.messages.get(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_is_asked_once_and_then_closed() {
+    let served = serve(&rules("idle_timeout: 10s"), 1 << 10);
+    let begin = Instant::now();
+    let told = rest(served.stream).await;
+    assert_eq!(&told[..2], b"\x89\x00", "a ping without payload");
+    assert_eq!(close_code(&told[2..]), 1001);
+    assert_eq!(served.ended.await.unwrap(), Ending::Idle);
+    let took = begin.elapsed();
+    let expected = Duration::from_secs(10) + client::LINGER;
+    assert!(took >= expected && took < expected + Duration::from_millis(10), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_our_own_is_no_silence_of_a_client() {
+    let served = serve(&rules("idle_timeout: 10s"), 1 << 10);
+    let mut client = open(served.stream).await;
+    client.send(Message::text("before")).await.unwrap();
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::text("before"));
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::Ping(Bytes::new()));
+    client.send(Message::text("after")).await.unwrap();
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::text("after"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_only_answers_pings_stays() {
+    let served = serve(&rules("idle_timeout: 10s"), 1 << 10);
+    let mut client = open(served.stream).await;
+    let end = Instant::now() + Duration::from_secs(100);
+    let mut pings = 0;
+    while Instant::now() < end {
+        assert_eq!(client.next().await.unwrap().unwrap(), Message::Ping(Bytes::new()));
+        pings += 1;
+    }
+    assert_eq!(pings, 20);
+    assert!(!served.ended.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_makes_us_read_no_further_and_is_dropped() {
+    const PIPE: usize = 8 << 10;
+    for message in [frame(LAST | BINARY, &[7; 1000]), frame(LAST | PING, &[7; 100])] {
+        let mut served = serve(&rules("idle_timeout: 1h, messages_per_second: 1000000"), PIPE);
+        let begin = Instant::now();
+        let mut taken = 0;
+        while served.stream.write_all(&message).await.is_ok() {
+            taken += message.len();
+        }
+        // Both directions of the pipe, what was read at once, and the message that is being written.
+        assert!(taken <= 2 * PIPE + (4 << 10) + 3 * message.len(), "{taken} bytes were taken");
+        assert_eq!(served.ended.await.unwrap(), Ending::Stalled);
+        assert!(begin.elapsed() >= client::STALL);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_the_rate_messages_wait_and_none_is_lost() {
+    let served = serve(&rules("messages_per_second: 10"), 1 << 20);
+    let mut client = open(served.stream).await;
+    let begin = Instant::now();
+    for number in 0..66 {
+        client.feed(Message::text(number.to_string())).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    for number in 0..66 {
+        assert_eq!(client.next().await.unwrap().unwrap(), Message::text(number.to_string()));
+    }
+    // 16 at once.
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(4800) && took <= Duration::from_millis(5100), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_dismissed_is_told_so_even_if_it_takes_nothing() {
+    let served = serve(&rules(""), 1 << 10);
+    let mut client = open(served.stream).await;
+    client.send(Message::text("before")).await.unwrap();
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::text("before"));
+    served.dismiss.send(()).unwrap();
+    let Some(Ok(Message::Close(Some(CloseFrame { code, .. })))) = client.next().await else {
+        panic!("no close frame")
+    };
+    assert_eq!(code, CloseCode::Away);
+    assert_eq!(served.ended.await.unwrap(), Ending::GoingAway);
+
+    let mut served = serve(&rules("idle_timeout: 1h"), 64);
+    let writing = async { while served.stream.write_all(&frame(LAST | BINARY, &[0; 100])).await.is_ok() {} };
+    assert!(timeout(Duration::from_secs(1), writing).await.is_err(), "the pipe is full");
+    let begin = Instant::now();
+    served.dismiss.send(()).unwrap();
+    assert_eq!(served.ended.await.unwrap(), Ending::GoingAway);
+    assert!(begin.elapsed() <= client::LINGER + Duration::from_millis(10));
+}
+
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+/// The request of RFC 6455 section 1.3, with other headers in place of its own; an empty value leaves one out.
+fn request(changed: &[(&'static str, &str)]) -> Request<Bytes> {
+    let mut request = Request::get("/ws").body(Bytes::new()).unwrap();
+    let usual = [
+        ("host", "fra-1:9862"),
+        ("upgrade", "websocket"),
+        ("connection", "Upgrade"),
+        ("sec-websocket-key", KEY),
+        ("sec-websocket-version", "13"),
+    ];
+    for (name, value) in usual.iter().chain(changed) {
+        let name = HeaderName::from_static(name);
+        request.headers_mut().remove(&name);
+        if !value.is_empty() {
+            request.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
+        }
+    }
+    request
+}
+
+fn responder(yaml: &str) -> Responder {
+    Responder::new(rules(yaml), Arc::default())
+}
+
+const STRANGER: &str = "192.0.2.1:40000";
+
+fn everybody(_: &Request<Bytes>) -> Answers {
+    Answers { answers: true, reason: None }
+}
+
+/// A place for a client from `peer`, or what it is told.
+fn let_in(responder: &Responder, request: &Request<Bytes>, peer: &str) -> Result<Place, Refusal> {
+    responder.let_in(request, peer.parse().unwrap(), everybody).map(|(_, place)| place)
+}
+
+#[test]
+fn the_answer_to_the_handshake_of_the_standard_is_that_of_the_standard() {
+    let (response, _place) =
+        responder("").let_in(&request(&[]), STRANGER.parse().unwrap(), everybody).unwrap();
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    assert_eq!(response.headers()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    assert_eq!(response.headers()["upgrade"], "websocket");
+    assert_eq!(response.headers()["connection"], "Upgrade");
+}
+
+#[test]
+fn a_request_that_begins_no_connection_is_told_what_would() {
+    let responder = responder("");
+    let mut old = request(&[]);
+    *old.version_mut() = Version::HTTP_10;
+    let mut twice = request(&[]);
+    twice.headers_mut().append("sec-websocket-key", HeaderValue::from_static(KEY));
+    for (request, refusal, status) in [
+        (request(&[("upgrade", "")]), Refusal::NoUpgrade, 426),
+        (request(&[("upgrade", "h2c")]), Refusal::NoUpgrade, 426),
+        (request(&[("connection", "keep-alive")]), Refusal::NoUpgrade, 426),
+        (old, Refusal::NoUpgrade, 426),
+        (request(&[("sec-websocket-version", "8")]), Refusal::Version, 426),
+        (request(&[("sec-websocket-version", "")]), Refusal::Version, 426),
+        (request(&[("sec-websocket-key", "")]), Refusal::Key, 400),
+        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=")]), Refusal::Key, 400),
+        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZTE=")]), Refusal::Key, 400),
+        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSB!b25jZQ==")]), Refusal::Key, 400),
+        (twice, Refusal::Key, 400),
+    ] {
+        let found = let_in(&responder, &request, STRANGER).unwrap_err();
+        assert_eq!(found, refusal);
+        let response = found.response();
+        assert_eq!(response.status().as_u16(), status);
+        let version = response.headers().get("sec-websocket-version").map(HeaderValue::as_bytes);
+        assert_eq!(version, (status == 426).then_some(&b"13"[..]));
+    }
+    let listed = [("connection", "keep-alive, UPGRADE"), ("upgrade", "h2c, WebSocket")];
+    let_in(&responder, &request(&listed), STRANGER).unwrap();
+}
+
+#[test]
+fn a_page_may_connect_to_where_it_comes_from_or_where_it_is_listed() {
+    let same = rules("").origins;
+    let these = rules("origins: ['https://page.example.net']").origins;
+    let (near, far) = ("127.0.0.1", "192.0.2.1");
+    for (origin, origins, peer, may) in [
+        ("", &same, far, true),
+        ("http://fra-1:9862", &same, far, true),
+        ("http://fra-1", &same, far, false),
+        ("https://page.example.net", &same, far, false),
+        ("http://localhost:3000", &same, far, false),
+        ("http://localhost:3000", &same, near, true),
+        ("http://evil.example", &same, near, false),
+        ("null", &same, near, false),
+        ("https://page.example.net", &these, far, true),
+        ("http://page.example.net", &these, far, false),
+        ("http://fra-1:9862", &these, far, true),
+        ("null", &these, far, false),
+        ("null", &Origins::Any, far, true),
+    ] {
+        let found = handshake::page(&request(&[("origin", origin)]), origins, peer.parse().unwrap());
+        assert_eq!(found.is_ok(), may, "{origin} from {peer}: {found:?}");
+    }
+    let mut two = request(&[("origin", "http://fra-1:9862")]);
+    two.headers_mut().append("origin", HeaderValue::from_static("http://fra-1:9862"));
+    assert!(handshake::page(&two, &same, far.parse().unwrap()).is_err());
+}
+
+#[test]
+fn loopback_the_listed_and_who_has_the_key_are_answered() {
+    let near: IpAddr = "::1".parse().unwrap();
+    let (listed, stranger): (IpAddr, IpAddr) =
+        ("198.51.100.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
+    let mut status = Status { name: "fra-1".into(), has_key: true, ..Status::default() };
+    status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
+    let proofs = [Proof::None, Proof::Given, Proof::WrongKey, Proof::NoKeyHere, Proof::Doubtful("x".into())];
+    for (yaml, caller, expected) in [
+        ("", near, [true; 5]),
+        ("", listed, [true; 5]),
+        ("", stranger, [false, true, false, false, false]),
+        ("open: true", stranger, [true; 5]),
+        ("enabled: false, open: true", near, [false; 5]),
+    ] {
+        let responder = responder(yaml);
+        for (proof, expected) in proofs.iter().zip(expected) {
+            let answers = responder.answers(&status, caller, proof);
+            assert_eq!(answers.answers, expected, "{yaml}: {caller} with {proof:?}");
+            assert_eq!(answers.reason.is_none(), expected, "{yaml}: {caller} with {proof:?}");
+        }
+    }
+    assert_eq!(
+        responder("").answers(&status, stranger, &Proof::None).reason.unwrap(),
+        "fra-1 does not answer 192.0.2.1 at /ws: add it to responder.allow there, or set websocket.open, \
+         or sign the request with the mesh key"
+    );
+}
+
+#[test]
+fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
+    let responder = responder("clients_max: 3, clients_per_source: 2");
+    let from = |peer: &str| let_in(&responder, &request(&[]), peer);
+    let (a, b) = (from("[2001:db8::1]:1").unwrap(), from("[2001:db8::2]:1").unwrap());
+    let of_source = from("[2001:db8::3]:1").unwrap_err();
+    assert_eq!(of_source, Refusal::Full(places::Full::Source(2)));
+    let c = from("192.0.2.1:1").unwrap();
+    let of_all = from("192.0.2.2:1").unwrap_err();
+    assert_eq!(of_all, Refusal::Full(places::Full::Total(3)));
+    for (refusal, status) in [(of_source, 429), (of_all, 503)] {
+        let response = refusal.response();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["retry-after"]),
+            (status, &"10".parse().unwrap())
+        );
+    }
+    assert_eq!(responder.series.clients.get(), 3);
+    drop((a, c));
+    let _again = from("[2001:db8::3]:1").unwrap();
+    // At once, for those who come from now on.
+    responder.set_rules(rules("clients_max: 2"));
+    assert_eq!(from("192.0.2.2:1").unwrap_err(), Refusal::Full(places::Full::Total(2)));
+    drop(b);
+    from("192.0.2.2:1").unwrap();
+    assert_eq!(responder.series.clients.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaving_waits_for_clients_no_longer_than_it_may() {
+    let responder = responder("");
+    let place = let_in(&responder, &request(&[]), STRANGER).unwrap();
+    let begin = Instant::now();
+    responder.leave(Duration::from_secs(3)).await;
+    assert_eq!(begin.elapsed(), Duration::from_secs(3));
+    assert_eq!(let_in(&responder, &request(&[]), STRANGER).unwrap_err(), Refusal::Leaving);
+    let waiting = responder.leave(Duration::from_secs(3600));
+    let freeing = async {
+        sleep(Duration::from_secs(1)).await;
+        drop(place);
+    };
+    tokio::join!(waiting, freeing);
+    assert_eq!(begin.elapsed(), Duration::from_secs(4));
+}

@@ -1,0 +1,202 @@
+//! Clients that others wrote: Python's websockets, Node's ws, and what a page in a browser does.
+//!
+//! `scripts/install-test-peers.sh` installs them below `target/peers`; `$PATHMETER_PYTHON_WEBSOCKETS` (a Python that has the
+//! package) and `$PATHMETER_NODE_WS` (the package's folder) name others. What is missing is skipped, and with
+//! `PATHMETER_PEERS_REQUIRED=1` a failure.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::{BYTES, CLOSED, MESSAGES, agent, because, when_all_left};
+use crate::fixture::{Ended, Host, skipped};
+
+/// A foreign client with the script that makes it talk.
+struct Peer {
+    program: OsString,
+    script: &'static str,
+}
+
+fn in_project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn installed(variable: &str, path: &str) -> OsString {
+    env::var_os(variable).unwrap_or_else(|| in_project(path).into())
+}
+
+fn node_ws() -> OsString {
+    installed("PATHMETER_NODE_WS", "target/peers/node/node_modules/ws")
+}
+
+impl Peer {
+    fn python() -> Option<Self> {
+        let program = installed("PATHMETER_PYTHON_WEBSOCKETS", "target/peers/python/bin/python3");
+        Self { program, script: "client.py" }.if_it_works(&["-c", "import websockets.sync.client"])
+    }
+
+    fn node(script: &'static str) -> Option<Self> {
+        let peer = Self { program: "node".into(), script };
+        peer.if_it_works(&["-e", "require(process.env.PATHMETER_NODE_WS)"])
+    }
+
+    fn if_it_works(self, trial: &[&str]) -> Option<Self> {
+        let mut command = self.program();
+        let tried = command.args(trial).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if tried.is_ok_and(|status| status.success()) {
+            return Some(self);
+        }
+        let why = format!("what {} needs is not installed: scripts/install-test-peers.sh", self.script);
+        assert!(env::var_os("PATHMETER_PEERS_REQUIRED").is_none_or(|value| value != "1"), "{why}");
+        skipped(&why);
+        None
+    }
+
+    fn program(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env("PATHMETER_NODE_WS", node_ws()).stdin(Stdio::null());
+        // A proxy of whoever runs this is not meant.
+        for variable in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    fn command(&self, host: &Host, arguments: &[&str]) -> Command {
+        let mut command = self.program();
+        command.arg(in_project("tests/peers").join(self.script)).arg(format!("ws://{}/ws", host.front()));
+        command.args(arguments);
+        command
+    }
+
+    /// What it prints, when it ends well.
+    fn says(&self, host: &Host, arguments: &[&str]) -> Value {
+        let ended = Ended::of(&mut self.command(host, arguments));
+        assert_eq!(ended.code, Some(0), "{ended}");
+        serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}\n{ended}"))
+    }
+}
+
+/// A client that is still there.
+struct Guest {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Guest {
+    fn of(peer: &Peer, host: &Host, arguments: &[&str]) -> Self {
+        let mut child = peer.command(host, arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// The next line that it prints; it gives up by itself.
+    fn says(&mut self) -> Value {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Both foreign clients that are there.
+fn peers() -> impl Iterator<Item = Peer> {
+    [Peer::python(), Peer::node("client.mjs")].into_iter().flatten()
+}
+
+#[test]
+fn others_get_back_text_binary_and_fragments_of_all_sizes() {
+    for peer in peers() {
+        let host = Host::claim();
+        let agent = agent(&host, "");
+        let sizes = ["0", "1", "16", "125", "126", "1400", "4096", "65535", "65536"];
+        let told = peer.says(&host, &[&["echo"], &sizes[..]].concat());
+        assert_eq!((&told["wrong"], &told["pong"]), (&json!([]), &json!(true)), "{told}");
+        let page = when_all_left(&agent);
+        assert_eq!(told["sent"], page.count(MESSAGES, &[]), "{told}\n{page}");
+        assert_eq!(told["sent"], 4 * sizes.len() as u64, "{told}");
+        assert_eq!(told["payload"], page.count(BYTES, &[]), "{told}\n{page}");
+        assert_eq!(because(&page, CLOSED, "client"), 1, "{page}");
+    }
+}
+
+#[test]
+fn others_are_closed_with_the_codes_of_the_standard() {
+    for peer in peers() {
+        let host = Host::claim();
+        let agent = agent(&host, "");
+        let told = peer.says(&host, &["codes", "65536"]);
+        let expected = json!({
+            "too_large": 1009, "far_too_large": 1009, "fragments_too_large": 1009, "no_text": 1007, "normal": 1000, "own": 4321,
+        });
+        assert_eq!(told, expected, "{}", peer.script);
+        let page = when_all_left(&agent);
+        let reasons = ["too_large", "protocol", "client"].map(|reason| because(&page, CLOSED, reason));
+        assert_eq!(reasons, [3, 1, 2], "{page}");
+    }
+}
+
+#[test]
+fn others_see_that_we_go_away() {
+    for peer in peers() {
+        let host = Host::claim();
+        let mut agent = agent(&host, "");
+        let mut guest =
+            Guest::of(&peer, &host, &["stay", "0"][..if peer.script == "client.py" { 1 } else { 2 }]);
+        assert_eq!(guest.says(), json!({"ready": true}));
+        agent.signal(Signal::SIGTERM);
+        assert_eq!(guest.says(), json!({"code": 1001}), "{}", peer.script);
+        assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+    }
+}
+
+#[test]
+fn one_that_answers_our_pings_stays_though_it_says_nothing() {
+    let Some(peer) = Peer::node("client.mjs") else { return };
+    let host = Host::claim();
+    let agent = agent(&host, "idle_timeout: 6s");
+    let mut guest = Guest::of(&peer, &host, &["stay", "2"]);
+    assert_eq!(guest.says(), json!({"ready": true}), "after two half idle timeouts");
+    drop(guest);
+    assert_eq!(because(&when_all_left(&agent), CLOSED, "idle"), 0);
+}
+
+#[test]
+fn a_page_of_another_origin_is_refused_until_it_is_listed() {
+    let Some(peer) = Peer::node("client.mjs") else { return };
+    let host = Host::claim();
+    let agent = agent(&host, "");
+    let page = ["origin", "https://page.example.net"];
+    assert_eq!(peer.says(&host, &page), json!({"status": 403}));
+    agent.rewrite(&host.config("a", "websocket: {origins: ['https://page.example.net']}"));
+    assert_eq!(agent.reload().status, 200);
+    assert_eq!(peer.says(&host, &page), json!({"status": 101}));
+}
+
+#[test]
+fn a_page_that_measures_gets_every_answer_and_both_count_the_same() {
+    let Some(peer) = Peer::node("page.mjs") else { return };
+    let host = Host::claim();
+    let agent = agent(&host, "");
+    let told = peer.says(&host, &["20"]);
+    for (name, expected) in [("sent", 20), ("received", 20), ("identical", 20), ("lost", 0), ("unasked", 0)] {
+        assert_eq!(told[name], expected, "{name}: {told}");
+    }
+    let rtt = |name: &str| told["rtt_ms"][name].as_f64().unwrap();
+    assert!(0.0 < rtt("min") && rtt("min") <= rtt("median") && rtt("median") <= rtt("max"), "{told}");
+    assert!(told["jitter_ms"].as_f64() >= Some(0.0), "{told}");
+    let page = when_all_left(&agent);
+    assert_eq!(page.count(MESSAGES, &[]), 20, "{page}");
+}

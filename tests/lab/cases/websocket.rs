@@ -1,0 +1,66 @@
+//! `/ws`, asked from another host: on loopback everybody is let in.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+use pathmeter_lab::{DEADLINE, Net, Plan};
+use serde_json::json;
+
+use crate::agent::Agent;
+use crate::play::seed;
+
+/// What is not listed is refused with a sentence, what is gets its message back across the wire, over IPv4 and IPv6.
+pub(crate) fn strangers() {
+    let net = Plan::pair().build(seed());
+    let refused = Agent::start(net.node("b"), json!({"agent": {"name": "b"}}), &[]);
+    for to in [net.v4("b"), net.v6("b")] {
+        let (_, head, rest) = net.node("a").within(|| ask(SocketAddr::new(to, 9_862)));
+        assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+        assert!(rest.contains("at /ws: add it to responder.allow there, or set websocket.open"), "{rest}");
+    }
+    let page = refused.page();
+    assert_eq!(page.count("pathmeter_websocket_refused_total", &["reason=\"admission\""]), 2, "{page}");
+    drop(refused);
+
+    let listed = json!({"responder": {"allow": [net.v4("a").to_string(), net.v6("a").to_string()]}});
+    gets_its_message_back(&net, listed);
+    gets_its_message_back(&net, json!({"websocket": {"open": true}}));
+}
+
+fn gets_its_message_back(net: &Net, config: serde_json::Value) {
+    let agent = Agent::start(net.node("b"), config, &[]);
+    for to in [net.v4("b"), net.v6("b")] {
+        let (mut stream, head, _) = net.node("a").within(|| ask(SocketAddr::new(to, 9_862)));
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        // Masked with zeros, as what a client sends must be; what comes back is not.
+        stream.write_all(b"\x81\x85\0\0\0\0hello").unwrap();
+        let mut echo = [0; 7];
+        stream.read_exact(&mut echo).unwrap();
+        assert_eq!(&echo, b"\x81\x05hello");
+    }
+    let page = agent.page();
+    assert_eq!(page.count("pathmeter_websocket_messages_total", &[]), 2, "{page}");
+}
+
+/// A request for an upgrade: its connection, the head of the answer, and a refusal's text.
+fn ask(to: SocketAddr) -> (TcpStream, String, String) {
+    let mut stream = TcpStream::connect_timeout(&to, DEADLINE).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(
+        stream,
+        "GET /ws HTTP/1.1\r\nHost: {to}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut rest = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    stream.read_exact(&mut rest).unwrap();
+    (stream, head, String::from_utf8(rest).unwrap())
+}

@@ -1,0 +1,101 @@
+// A client of /ws that knows nothing of the agent: Node's ws. Prints one JSON object a line.
+//
+//   client.mjs URL echo SIZE…     what was sent and came back otherwise
+//   client.mjs URL codes LIMIT    with which code each of some connections was closed
+//   client.mjs URL stay PINGS     "ready" after so many pings, then the code with which the agent closed
+//   client.mjs URL origin ORIGIN  the status of the answer to a page of ORIGIN, 101 if it may
+//
+// $PATHMETER_NODE_WS is where the package is.
+import { createRequire } from "node:module";
+import { once } from "node:events";
+
+const WebSocket = createRequire(import.meta.url)(process.env.PATHMETER_NODE_WS);
+const say = (told) => console.log(JSON.stringify(told));
+
+async function open(url) {
+  const socket = new WebSocket(url);
+  await once(socket, "open");
+  return socket;
+}
+
+function messages(size) {
+  const text = Buffer.from(('{"seq": 123, "ts": 1678886400100}' + "é".repeat(size)).slice(0, size)).subarray(0, size);
+  // A text must not end inside a character.
+  const whole = text.at(-1) === 0xc3 ? Buffer.concat([text.subarray(0, -1), Buffer.from("e")]) : text;
+  return [[whole, false], [Buffer.from(Array.from({ length: size }, (_, at) => at % 256)), true]];
+}
+
+async function echo(url, sizes) {
+  const socket = await open(url);
+  let [sent, payload, wrong] = [0, 0, []];
+  for (const size of sizes.map(Number)) {
+    for (const [message, binary] of messages(size)) {
+      for (const fragments of [1, 7]) {
+        const answer = once(socket, "message");
+        const step = Math.ceil(message.length / fragments) || 1;
+        for (let at = 0; at === 0 || at < message.length; at += step) {
+          socket.send(message.subarray(at, at + step), { binary, fin: at + step >= message.length });
+        }
+        const [back, isBinary] = await answer;
+        sent += 1;
+        payload += message.length;
+        if (isBinary !== binary || !message.equals(back)) wrong.push(size);
+      }
+    }
+  }
+  const ponged = once(socket, "pong");
+  socket.ping("are you there");
+  const [pong] = await ponged;
+  socket.close();
+  await once(socket, "close");
+  say({ sent, payload, wrong, pong: pong.toString() === "are you there" });
+}
+
+async function closedBy(url, act) {
+  const socket = await open(url);
+  socket.on("error", () => {});
+  const closed = once(socket, "close");
+  act(socket);
+  return (await closed)[0];
+}
+
+async function codes(url, limit) {
+  const bytes = (size) => Buffer.alloc(size, "x");
+  say({
+    too_large: await closedBy(url, (socket) => socket.send(bytes(limit + 1))),
+    far_too_large: await closedBy(url, (socket) => socket.send(bytes(limit * 8))),
+    fragments_too_large: await closedBy(url, (socket) => {
+      socket.send(bytes(limit), { fin: false });
+      socket.send(bytes(1));
+    }),
+    no_text: await closedBy(url, (socket) => socket.send(Buffer.from([0xff, 0xfe]), { binary: false })),
+    normal: await closedBy(url, (socket) => socket.close(1000)),
+    own: await closedBy(url, (socket) => socket.close(4321, "why not")),
+  });
+}
+
+async function stay(url, pings) {
+  const socket = await open(url);
+  const closed = once(socket, "close");
+  while (pings-- > 0) await once(socket, "ping");
+  const answer = once(socket, "message");
+  socket.send("here");
+  say({ ready: (await answer)[0].toString() === "here" });
+  say({ code: (await closed)[0] });
+}
+
+async function origin(url, from) {
+  const socket = new WebSocket(url, { origin: from });
+  socket.on("error", () => {});
+  socket.on("unexpected-response", (request, response) => {
+    say({ status: response.statusCode });
+    request.destroy();
+  });
+  socket.on("open", () => {
+    say({ status: 101 });
+    socket.close();
+  });
+}
+
+const [url, what, ...rest] = process.argv.slice(2);
+await { echo: () => echo(url, rest), codes: () => codes(url, Number(rest[0])), stay: () => stay(url, Number(rest[0])), origin: () => origin(url, rest[0]) }[what]();
