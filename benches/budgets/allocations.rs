@@ -5,9 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use pathmeter::metrics::agent::ResponderSeries;
 use pathmeter::metrics::echo::EchoSeries;
-use pathmeter::metrics::{Directory, Exporter, HttpCounts};
+use pathmeter::metrics::{Directory, Exporter, HttpCounts, Responders};
 
 use super::report::Row;
 
@@ -48,13 +47,14 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
 
 /// Allocations of one page, written into one buffer that is used again.
 fn of_a_page(paths: u32) -> f64 {
-    let exporter = Arc::new(Exporter::new(Vec::new(), Arc::new(ResponderSeries::default())));
+    let exporter = Arc::new(Exporter::new(Vec::new(), Responders::default()));
     let series = |index| Arc::new(EchoSeries::new("fast", &format!("peer-{index}"), "ipv4", 1));
     exporter.publish(Directory { paths: (0..paths).map(series).collect(), ..Directory::default() });
     let http = HttpCounts {
         connections: 1,
         accept_errors: 0,
         responses: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|c| (c, 0)),
+        tls: None,
     };
     let mut piece = Vec::with_capacity(1 << 20);
     let mut write = || {

@@ -13,7 +13,7 @@ use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::http::routes::Site;
 use pathmeter::http::server::Counters;
-use pathmeter::metrics::Exporter;
+use pathmeter::metrics::{Exporter, Responders};
 use pathmeter::websocket::Responder;
 use pathmeter_proto::key::{Key, Keys};
 use tokio::sync::mpsc;
@@ -266,7 +266,7 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
     let nobody = config::Host { name_override: None, hostname: "a".to_owned() };
     let rules = config::load(b"", &nobody).unwrap().config.websocket;
     let site = Arc::new(Site {
-        exporter: Arc::new(Exporter::new(Vec::new(), Arc::default())),
+        exporter: Arc::new(Exporter::new(Vec::new(), Responders::default())),
         counters: Arc::new(Counters::default()),
         websocket: Responder::new(rules, Arc::default()),
         journal: Arc::default(),

@@ -1,3 +1,4 @@
+use super::transport::Udp;
 use super::*;
 
 mod limits;
@@ -108,17 +109,19 @@ probes: [{name: p}]
     let echo = EchoProbe {
         name: "p".into(),
         towards: vec!["b".into()],
+        transport: Transport::Udp(Udp {
+            flows: 1,
+            size: None,
+            dont_fragment: false,
+            source_port: None,
+            path_mtu: None,
+        }),
         interval: Duration::from_secs(1),
-        flows: 1,
-        size: None,
         dscp: Dscp::DEFAULT,
-        dont_fragment: false,
         source: None,
-        source_port: None,
         family: FamilyChoice::Auto,
         late_after: Duration::from_secs(1),
         lost_after: Duration::from_secs(3),
-        path_mtu: None,
     };
     assert_eq!(config.probes, [Probe::Echo(echo)]);
 }
@@ -191,6 +194,11 @@ probes:
     );
 }
 
+fn udp(echo: &EchoProbe) -> Udp {
+    let Transport::Udp(udp) = &echo.transport else { panic!("{} is not over UDP", echo.name) };
+    udp.clone()
+}
+
 #[test]
 fn every_kind_of_value_can_be_written() {
     let text = "
@@ -214,13 +222,12 @@ log: {level: 'warn,pathmeter::http=debug', format: json}
     assert_eq!((config.websocket.enabled, config.websocket.message_bytes_max), (false, 1 << 20));
     assert_eq!(load_on("a", "websocket: {origins: any}").config.websocket.origins, Origins::Any);
     let [p, q] = echoes(&config).collect::<Vec<_>>()[..] else { panic!("two probes") };
-    assert_eq!(
-        (p.dscp.value(), p.size, p.family, p.source_port),
-        (46, Some(1024), FamilyChoice::Both, Some(65_520))
-    );
+    assert_eq!((p.dscp.value(), p.family), (46, FamilyChoice::Both));
+    let (of_p, of_q) = (udp(p), udp(q));
+    assert_eq!((of_p.size, of_p.source_port), (Some(1024), Some(65_520)));
     assert_eq!((q.dscp.value(), q.source), (34, Some("192.0.2.1".parse().unwrap())));
     let every_minute = |ceiling| Some(PathMtu { interval: Duration::from_secs(60), ceiling });
-    assert_eq!((p.path_mtu, q.path_mtu), (every_minute(1500), every_minute(9000)));
+    assert_eq!((of_p.path_mtu, of_q.path_mtu), (every_minute(1500), every_minute(9000)));
 }
 
 #[test]
@@ -248,7 +255,10 @@ fn the_defaults_in_the_example_are_the_defaults() {
     let default = load_on("fra-1", text).config;
     let gateway = |config: &Config| echoes(config).find(|echo| echo.name == "gateway").unwrap().clone();
     let ours = gateway(&example);
-    assert_eq!(ours, EchoProbe { size: ours.size, source_port: ours.source_port, ..gateway(&default) });
+    let default = gateway(&default);
+    let (of_ours, of_default) = (udp(&ours), udp(&default));
+    let same = Udp { size: of_ours.size, source_port: of_ours.source_port, ..of_default };
+    assert_eq!(ours, EchoProbe { transport: Transport::Udp(same), ..default });
 }
 
 /// Adds an unknown key to every mapping of the example: the problems list all keys that are known there, and each

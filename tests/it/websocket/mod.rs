@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::http::routes::Site;
-use pathmeter::metrics::Exporter;
+use pathmeter::metrics::{Exporter, Responders};
 use pathmeter::status::Status;
 use pathmeter::websocket::Responder;
 use pathmeter_proto::key::{Key, Keys};
@@ -238,7 +238,7 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
     let keys = Keys::only(Key::new(b"the key of this year"));
     let nobody = config::Host { name_override: None, hostname: "fra-1".to_owned() };
     let rules = config::load(b"", &nobody).unwrap().config.websocket;
-    let exporter = Arc::new(Exporter::new(Vec::new(), Arc::default()));
+    let exporter = Arc::new(Exporter::new(Vec::new(), Responders::default()));
     let series = Arc::clone(&exporter.websocket);
     let mut status = Status { name: "fra-1".to_owned(), has_key: true, ..Status::default() };
     status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
@@ -247,6 +247,7 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
         counters: Arc::default(),
         websocket: Responder::new(rules, Arc::clone(&series)),
         journal: Arc::default(),
+        front: Arc::default(),
         status: ArcSwap::from_pointee(status),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: mpsc::channel(1).0,
