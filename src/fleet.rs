@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::Spec;
+use pathmeter_proto::echo::{Spec, Wire};
 use pathmeter_proto::grid::mix;
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
@@ -270,13 +270,13 @@ impl Fleet {
     fn spec(&self, key: &PathKey, plan: &Plan, keys: &KeyRing) -> Spec {
         Spec {
             to: plan.to,
+            wire: Wire::Stamp { keys: plan.secret.among(keys, &key.peer) },
             interval: plan.interval,
             ssids: vec![0; usize::from(plan.flows)],
             size: plan.size,
             dscp: plan.dscp,
             late_after: plan.late_after,
             lost_after: plan.lost_after,
-            keys: plan.secret.among(keys, &key.peer),
             transmit_stamps: self.transmit_stamps,
             count: None,
             seed: self.seed_of(key),

@@ -5,6 +5,7 @@
 
 mod absence;
 mod flow;
+mod heard;
 mod knowledge;
 mod outcome;
 mod prober;
@@ -15,7 +16,7 @@ mod told;
 mod view;
 
 pub use outcome::{Class, Direction, Mismatch, Report, Sample, Verdict};
-pub use prober::{Prober, Spec};
+pub use prober::{Prober, Spec, Wire};
 pub use request::bytes_at_least;
 pub(crate) use request::{Contents, Extensions, encode};
 pub use responder::{Responder, ResponderReport};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Prober, Report, Responder, ResponderReport, Spec};
+use pathmeter_proto::echo::{Prober, Report, Responder, ResponderReport, Spec, Wire};
 use pathmeter_proto::key::Key;
 use pathmeter_proto::machine::{
     Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
@@ -130,13 +130,13 @@ pub(crate) fn prober(bytes: &[u8]) {
     let policy = Policy { open: true, rate: u64::MAX, rate_per_source: u64::MAX, ..Policy::default() };
     let spec = Spec {
         to: source(0),
+        wire: Wire::Stamp { keys: keys.clone() },
         interval: Duration::from_millis([1, 20, 100, 1_000][usize::from(flags >> 1 & 3)]),
         ssids: (1..=1 + u16::from(flags >> 3 & 3)).collect(),
         size: [None, Some(44), Some(200), Some(9_000)][usize::from(flags >> 5 & 3)],
         dscp: Dscp::DEFAULT,
         late_after: Duration::from_secs(1),
         lost_after: Duration::from_secs(3),
-        keys: keys.clone(),
         transmit_stamps: flags & 0x80 != 0,
         count: None,
         seed: u64::from(flags),

@@ -14,4 +14,5 @@ mod forged;
 #[path = "../fuzzed/mod.rs"]
 mod fuzzed;
 mod hostile;
+mod icmp;
 mod stamp_suite;
