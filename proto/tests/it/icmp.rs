@@ -54,7 +54,7 @@ fn every_count_is_the_truth_and_every_round_trip_is_exact_on_steady_clocks() {
     }
     assert!(is_replay() || lost > 10_000, "the worlds are bad: {lost} datagrams were lost");
     let seen = [duplicates, reordered, late];
-    assert!(is_replay() || seen.iter().all(|count| *count > 1_000), "duplicates, reordered, late: {seen:?}");
+    assert!(is_replay() || seen.iter().all(|count| *count > 50), "duplicates, reordered, late: {seen:?}");
 }
 
 #[test]
