@@ -23,7 +23,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 const MS: u64 = 1_000_000;
 const LATE_AFTER: Duration = Duration::from_millis(500);
-const LOST_AFTER: Duration = Duration::from_secs(5);
+const LOST_AFTER: Duration = Duration::from_secs(2);
+/// Where nothing is lost a machine that stands still makes nothing late.
+const PATIENCE: Duration = Duration::from_secs(15);
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// What a process may open.
@@ -116,8 +118,8 @@ fn spec(to: IpAddr, flows: usize, interval: Duration, count: Option<u64>) -> Spe
         ssids: vec![0; flows],
         size: None,
         dscp: Dscp::new(46).unwrap(),
-        late_after: LOST_AFTER,
-        lost_after: LOST_AFTER,
+        late_after: PATIENCE,
+        lost_after: PATIENCE,
         transmit_stamps: true,
         count,
         seed: 7,
@@ -369,7 +371,8 @@ pub(crate) fn lossy() {
         let reports = allowed.within(net.node("a"), || {
             let mut prober = Prober::start(StampNames::detect());
             let spec = spec(to, FLOWS, Duration::from_millis(5), None);
-            let series = prober.add(1, Spec { late_after: LATE_AFTER, size: Some(100), ..spec });
+            let series = prober
+                .add(1, Spec { late_after: LATE_AFTER, lost_after: LOST_AFTER, size: Some(100), ..spec });
             assert_eq!(prober.started().len(), FLOWS);
             eventually("enough on a bad link", || (series.sent.get() > BAD).then_some(()));
             wire.become_like(&Link::perfect(0), &Link::perfect(0));
@@ -446,9 +449,10 @@ pub(crate) fn refused() {
             let mut prober = Prober::start(StampNames::detect());
             let spec = spec(to, 2, Duration::from_millis(10), None);
             let series = prober.add(1, Spec { lost_after: Duration::from_millis(300), ..spec });
+            // Of IPv4 a router says five in a row, and then one a second.
             eventually("errors and losses", || {
                 let errors: u64 = series.icmp_errors().map(|(_, count)| count).sum();
-                (errors >= 20 && series.lost()[2] >= 20).then_some(())
+                (errors >= 5 && series.lost()[2] >= 20).then_some(())
             });
             assert_eq!(series.lost()[..2], [0, 0], "{allowed:?} {to}");
             prober.started();
