@@ -1,6 +1,7 @@
 //! Hosts that answer ICMP echoes, measured by the loop itself: over loopback, and over wires whose truth is known.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -42,11 +43,12 @@ enum Allowed {
 const EITHER: [Allowed; 2] = [Allowed::Ping, Allowed::Raw];
 
 impl Allowed {
-    /// Does something in a namespace, on a thread that may do no more than this.
+    /// Does something in a namespace where only this has been allowed, on a thread that may do no more.
     fn within<T: Send>(self, namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
-        // Root's group is the only one that there is in every user namespace.
-        let groups = if self == Self::Ping { "0 0" } else { "1 0" };
-        namespace.set("ipv4/ping_group_range", groups);
+        if self == Self::Ping {
+            // Closed to all until now. Root's group is the only one that there is in every user namespace.
+            namespace.set("ipv4/ping_group_range", "0 0");
+        }
         namespace.within(|| {
             if self != Self::Raw {
                 give_up_raw_sockets();
@@ -157,8 +159,8 @@ fn assert_all_ok(reports: &[Report], what: &str) {
 /// Everything is answered, and both stamps are the kernel's, whatever sockets there are and however stamps find their datagrams.
 pub(crate) fn stamps() {
     let ways = [StampNames::detect(), StampNames::Looped];
-    let namespace = Namespace::new("stamps");
     for allowed in EITHER {
+        let namespace = Namespace::new("stamps");
         for (to, stamps) in LOOPBACK.into_iter().flat_map(|to| ways.map(|stamps| (to, stamps))) {
             let what = format!("{allowed:?} {to} {stamps:?}");
             // The kernel begins to stamp a moment after it is asked for the first time.
@@ -185,16 +187,17 @@ pub(crate) fn stamps() {
 pub(crate) fn closed() {
     let namespace = Namespace::new("closed");
     for to in LOOPBACK {
-        let error = Allowed::Nothing.within(&namespace, || {
+        let (error, groups) = Allowed::Nothing.within(&namespace, || {
             let mut prober = Prober::start(StampNames::Looped);
             prober.add(1, spec(to, 1, Duration::from_millis(5), Some(1)));
             let Event::Failed { error, .. } = prober.event() else { panic!("it may open no socket") };
             prober.end(Duration::ZERO);
-            error.to_string()
+            (error.to_string(), fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap())
         });
+        let groups = groups.split_whitespace().collect::<Vec<_>>().join(" ");
         let group = nix::unistd::getegid();
         let expected = format!(
-            "ICMP sockets are closed to group {group} (net.ipv4.ping_group_range is \"1 0\"): run sysctl -w \
+            "ICMP sockets are closed to group {group} (net.ipv4.ping_group_range is \"{groups}\"): run sysctl -w \
              net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW"
         );
         assert_eq!(error, expected);
@@ -205,8 +208,8 @@ pub(crate) fn closed() {
 pub(crate) fn thousand_hosts() {
     const HOSTS: u64 = 1_000;
     const SLOTS: u64 = 3;
-    let namespace = Namespace::new("thousand");
     for allowed in EITHER {
+        let namespace = Namespace::new("thousand");
         let (sources, dropped, reports) = allowed.within(&namespace, || {
             let mut prober = Prober::start(StampNames::detect());
             for number in 0..HOSTS {
@@ -271,8 +274,8 @@ fn foreign(version: Version, kind: u8, identifier: u16, payload: u8) -> Vec<u8> 
 
 /// Other programs' echoes, even with our identifiers, are none of ours.
 pub(crate) fn others() {
-    let namespace = Namespace::new("others");
     for (allowed, to) in EITHER.into_iter().flat_map(|allowed| LOOPBACK.map(|to| (allowed, to))) {
+        let namespace = Namespace::new("others");
         let version = Version::of(to);
         let noise = namespace.within(|| other_program(to));
         let is_over = AtomicBool::new(false);
@@ -311,8 +314,8 @@ pub(crate) fn others() {
 /// A flood of replies that looks like ours fills the socket: what the host then drops is no loss.
 pub(crate) fn flooded() {
     const FLOOD: usize = 20_000;
-    let namespace = Namespace::new("flooded");
     for (allowed, to) in EITHER.into_iter().flat_map(|allowed| LOOPBACK.map(|to| (allowed, to))) {
+        let namespace = Namespace::new("flooded");
         let what = format!("{allowed:?} {to}");
         let noise = namespace.within(|| other_program(to));
         let reports = allowed.within(&namespace, || {
