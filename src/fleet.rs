@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Spec, StreamSpec};
+use pathmeter_proto::echo::{Quirks, Spec, StreamSpec, Wire};
 use pathmeter_proto::grid::mix;
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
@@ -53,9 +53,16 @@ struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Way {
     /// By datagrams.
-    Datagrams { from: SourceChoice, flows: u8, size: Option<u16> },
+    Datagrams { from: SourceChoice, flows: u8, size: Option<u16>, written: Written },
     /// By messages over a connection.
     Stream { source: Option<IpAddr>, host: Option<String>, fresh: Option<Duration>, over: Spoken },
+}
+
+/// How datagrams are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Stamp(Quirks),
+    Icmp,
 }
 
 /// What is spoken over a connection.
@@ -403,19 +410,23 @@ impl Fleet {
     }
 
     fn spec(&self, key: &PathKey, plan: &Plan, keys: &KeyRing) -> Spec {
-        let (flows, size) = match plan.way {
-            Way::Datagrams { flows, size, .. } => (flows, size),
-            Way::Stream { .. } => (1, None),
+        let (flows, size, written) = match plan.way {
+            Way::Datagrams { flows, size, written, .. } => (flows, size, written),
+            Way::Stream { .. } => (1, None, Written::Stamp(Quirks::default())),
+        };
+        let wire = match written {
+            Written::Stamp(quirks) => Wire::Stamp { keys: plan.secret.among(keys, &key.peer), quirks },
+            Written::Icmp => Wire::Icmp,
         };
         Spec {
             to: plan.to,
+            wire,
             interval: plan.interval,
             ssids: vec![0; usize::from(flows)],
             size,
             dscp: plan.dscp,
             late_after: plan.late_after,
             lost_after: plan.lost_after,
-            keys: plan.secret.among(keys, &key.peer),
             transmit_stamps: self.transmit_stamps,
             count: None,
             seed: self.seed_of(key),
@@ -685,15 +696,17 @@ fn plan(echo: &EchoProbe, remote: &Remote<'_>, address: IpAddr, keys: &KeyRing) 
         |port, dont_fragment| SourceChoice { address: echo.source.unwrap_or(any), port, dont_fragment };
     let (port, way) = match &echo.transport {
         Transport::Udp(udp) => {
-            let port = match remote {
-                Remote::Peer(peer) => peer.stamp_port,
-                Remote::Target(target) => target.port,
+            let (port, quirks) = match remote {
+                Remote::Peer(peer) => (peer.stamp_port, Quirks::default()),
+                Remote::Target(target) => (target.port, target.quirks),
             };
             let from = from(udp.source_port.unwrap_or(0), udp.dont_fragment);
-            (port, Way::Datagrams { from, flows: udp.flows, size: udp.size })
+            let written = Written::Stamp(quirks);
+            (port, Way::Datagrams { from, flows: udp.flows, size: udp.size, written })
         }
         Transport::Icmp(icmp) => {
-            (0, Way::Datagrams { from: from(0, icmp.dont_fragment), flows: icmp.flows, size: icmp.size })
+            let from = from(0, icmp.dont_fragment);
+            (0, Way::Datagrams { from, flows: icmp.flows, size: icmp.size, written: Written::Icmp })
         }
         Transport::Tcp(tcp) => {
             let (port, host) = match remote {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use pathmeter::datagram::{Duties, EVENTS, Handle, NewPath, PathId, SourceChoice, StampNames};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Report, Spec};
+use pathmeter_proto::echo::{Quirks, Report, Spec, Wire};
 use pathmeter_proto::stats::quantile;
 
 use super::agent::{Agent, NO_PATHS};
@@ -74,13 +74,13 @@ fn ours(port: u16) -> io::Result<Ours> {
         id: PathId(1),
         spec: Spec {
             to: (Ipv4Addr::LOCALHOST, port).into(),
+            wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
             interval: INTERVAL,
             ssids: vec![0],
             size: None,
             dscp: Dscp::default(),
             late_after: Duration::from_secs(1),
             lost_after: Duration::from_secs(3),
-            keys: None,
             transmit_stamps: true,
             count: None,
             seed: 1,

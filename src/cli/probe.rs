@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use pathmeter_proto::echo::{Report, Spec};
+use pathmeter_proto::echo::{Quirks, Report, Spec, Wire};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::wire::stamp;
 
@@ -249,13 +249,13 @@ fn path(
         id: PathId(1),
         spec: Spec {
             to,
+            wire: Wire::Stamp { keys: aim.keys.clone(), quirks: Quirks::default() },
             interval: arguments.interval,
             ssids: vec![0; usize::from(arguments.flows)],
             size: arguments.size,
             dscp: arguments.dscp,
             late_after: LATE_AFTER,
             lost_after: LOST_AFTER,
-            keys: aim.keys.clone(),
             transmit_stamps: true,
             count: Some(arguments.count),
             seed: u64::from_ne_bytes(seed),

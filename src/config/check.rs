@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use pathmeter_proto::echo::{Profile, Quirks, ReflectorTimes};
+
 use super::file::Node;
 use super::probes::{Surroundings, probe};
 use super::problem::{nearest, quoted};
@@ -15,10 +17,7 @@ use super::values::{
     NAME_RULE, duration, host, is_name, labels, listen_address, name, packet_rate, path, port, prefix,
 };
 use super::websocket::websocket;
-use super::{
-    Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Profile, ReflectorTimes, Responder, Target,
-    Trust,
-};
+use super::{Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Responder, Target, Trust};
 
 /// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
 const GRACE: Duration = Duration::from_secs(5);
@@ -241,8 +240,7 @@ fn target<'a>(section: &mut Section<'a, '_>, trust: &Trust, roster: &mut Roster<
         name: name?.to_owned(),
         address: address?,
         port: port?,
-        profile: profile?,
-        times: times?,
+        quirks: Quirks { profile: profile?, times: times? },
         url: url?,
         https: https?,
         key_file: key_file?,

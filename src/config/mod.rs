@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Profile, ReflectorTimes};
+use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::prefix::Prefix;
 
 pub use origin::{NotAnOrigin, Origin};
@@ -249,9 +249,7 @@ pub struct Target {
     /// Its reflector's UDP port.
     pub port: u16,
     /// What its reflector is known to do otherwise than it should.
-    pub profile: Profile,
-    /// How its reflector's times are read.
-    pub times: ReflectorTimes,
+    pub quirks: Quirks,
     /// What HTTP and WebSocket probes ask for.
     pub url: Option<Url>,
     /// How that is asked with TLS; `None`: without.

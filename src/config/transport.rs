@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use pathmeter_proto::mtu::CEILING_MIN;
+use pathmeter_proto::wire::icmp::Echo;
 use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN};
 use pathmeter_proto::wire::websocket::Format;
 
@@ -135,7 +136,7 @@ const FLOWS_ALLOWED: RangeInclusive<i128> = 1..=16;
 const UDP_SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
 
 /// An ICMP message: from what we write into it to a jumbo frame.
-const ICMP_SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
+const ICMP_SIZE_ALLOWED: RangeInclusive<u64> = Echo::BYTES as u64..=9000;
 
 const TCP_SIZE_ALLOWED: RangeInclusive<u64> = MESSAGE_BYTES_MIN as u64..=MESSAGE_BYTES_MAX as u64;
 

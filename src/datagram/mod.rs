@@ -1,4 +1,4 @@
-//! The threads that own UDP sockets.
+//! The threads that own the sockets of probes: UDP, and ICMP.
 //!
 //! Each is the same loop (`thread`) with its own sockets and machines. A machine stays on the loop it was started on.
 //! The loop writes a path's series itself, so what a full queue drops are events, never counts.
@@ -7,6 +7,7 @@ mod actor;
 mod cmsg;
 mod outbox;
 mod overruns;
+mod ping;
 mod socket;
 mod stamps;
 mod thread;
@@ -42,13 +43,14 @@ pub struct PathId(pub u64);
 pub struct NewPath {
     /// Its name here.
     pub id: PathId,
-    /// What to measure. The session identifiers are chosen by the loop; only their number counts.
+    /// What to measure. The session identifiers are chosen by the loop; only their number counts. Its wire format decides
+    /// which sockets it gets; towards hosts that answer ICMP the port does not count.
     pub spec: Spec,
     /// Where to send from.
     pub from: SourceChoice,
     /// Where to count.
     pub series: Arc<EchoSeries>,
-    /// Whether its MTU is looked for, too.
+    /// Whether its MTU is looked for, too; not where ICMP is spoken.
     pub path_mtu: Option<NewSearch>,
     /// When the peer said goodbye, if it may still be away.
     pub absent_since: Option<Timestamp>,
@@ -65,12 +67,13 @@ pub struct NewSearch {
     pub series: Arc<PathMtuSeries>,
 }
 
-/// Where a path sends from. Paths with the same choice share sockets.
+/// Where a path sends from. Paths with the same choice and wire format share sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceChoice {
     /// Local address; unspecified is the kernel's choice.
     pub address: IpAddr,
-    /// Port of the first flow, the next flow has the next port; 0 is the kernel's choice, kept while we run.
+    /// Port, with ICMP the identifier, of the first flow, the next flow has the next; 0 is the kernel's choice, kept while we
+    /// run.
     pub port: u16,
     /// Whether routers may not fragment.
     pub dont_fragment: bool,

@@ -43,11 +43,38 @@ impl Overruns {
     }
 }
 
+/// ICMPv6 messages with a wrong checksum. A raw socket for ICMPv6 is the only kind of ICMP socket that counts what the
+/// network damaged among its drops, and each such socket counts each of them; so none is blamed for as many as there were since
+/// it dropped anything last.
+#[derive(Debug)]
+pub(super) struct Damaged(u64);
+
+impl Damaged {
+    pub(super) fn new() -> Self {
+        Self(damaged_v6())
+    }
+
+    /// How many of `dropped` messages, dropped since the last look, were whole.
+    pub(super) fn whole_among(&mut self, dropped: u32) -> u32 {
+        if dropped == 0 {
+            return 0;
+        }
+        let now = damaged_v6();
+        let damaged = now.saturating_sub(std::mem::replace(&mut self.0, now));
+        dropped.saturating_sub(u32::try_from(damaged).unwrap_or(u32::MAX))
+    }
+}
+
 fn read() -> Option<u64> {
     let v4 = udp_overruns(&fs::read_to_string("/proc/net/snmp").ok()?)?;
     // A host without IPv6 has no such file.
-    let v6 = fs::read_to_string("/proc/net/snmp6").ok().and_then(|text| udp6_overruns(&text));
+    let v6 = fs::read_to_string("/proc/net/snmp6").ok().and_then(|text| counter(&text, "Udp6RcvbufErrors"));
     Some(v4 + v6.unwrap_or(0))
+}
+
+fn damaged_v6() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/net/snmp6").unwrap_or_default();
+    counter(&text, "Icmp6InCsumErrors").unwrap_or(0)
 }
 
 /// From `/proc/net/snmp`: a line of names and a line of values, both beginning with `Udp:`.
@@ -59,8 +86,8 @@ fn udp_overruns(text: &str) -> Option<u64> {
 }
 
 /// From `/proc/net/snmp6`: a name and a value in each line.
-fn udp6_overruns(text: &str) -> Option<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors"))?;
+fn counter(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     value.trim().parse().ok()
 }
 
@@ -74,7 +101,7 @@ mod tests {
         assert_eq!(udp_overruns(snmp), Some(5));
         assert_eq!(udp_overruns("Udp: InDatagrams\nUdp: 1\n"), None);
         let snmp6 = "Udp6InErrors                    \t9\nUdp6RcvbufErrors                \t3\n";
-        assert_eq!(udp6_overruns(snmp6), Some(3));
+        assert_eq!(counter(snmp6, "Udp6RcvbufErrors"), Some(3));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! UDP sockets with everything switched on that the kernel can tell about a datagram, read and written in batches.
+//! Sockets with everything switched on that the kernel can tell about a datagram, read and written in batches.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -7,14 +7,29 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
 use super::cmsg::{self, CONTROL_BYTES, Control, Said, Told};
+use super::overruns::Damaged;
 
-/// A UDP socket of one address family, not connected.
+/// A socket of one address family, not connected.
 #[derive(Debug)]
 pub struct Socket {
     socket: Socket2,
+    kind: Kind,
     address: SocketAddr,
     fragments: Fragments,
     drops: u32,
+    /// Where damaged datagrams are among the drops of a socket, how many there were.
+    damaged: Option<Damaged>,
+}
+
+/// What a socket carries, and how the kernel lets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// UDP.
+    Udp,
+    /// ICMP echoes, of which the kernel knows.
+    Ping,
+    /// ICMP echoes, of which it does not.
+    Raw,
 }
 
 /// Where and how a socket is bound.
@@ -30,19 +45,41 @@ pub struct Binding {
 
 /// Why a socket could not be had.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {address}: {cause}{remedy}", remedy = remedy(cause, *address))]
-pub struct SocketError {
-    operation: &'static str,
-    address: SocketAddr,
-    cause: io::Error,
+pub enum SocketError {
+    /// The kernel refused.
+    #[error("{operation} {address}: {cause}{remedy}", remedy = remedy(cause, *address))]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// The address it was for.
+        address: SocketAddr,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// Neither ping sockets nor raw ones are for us.
+    #[error(
+        "ICMP sockets are closed to group {group} (net.ipv4.ping_group_range is \"{range}\"): run sysctl -w \
+         net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW"
+    )]
+    Closed {
+        /// Our group.
+        group: u32,
+        /// The groups that may open ping sockets: none where the first is above the second.
+        range: String,
+    },
 }
 
 impl SocketError {
     /// Whether this host has no such address family.
     #[must_use]
     pub fn is_no_family(&self) -> bool {
-        self.cause.raw_os_error() == Some(libc::EAFNOSUPPORT)
-            || (self.address.is_ipv6() && self.cause.raw_os_error() == Some(libc::EADDRNOTAVAIL))
+        match self {
+            Self::Refused { address, cause, .. } => {
+                cause.raw_os_error() == Some(libc::EAFNOSUPPORT)
+                    || (address.is_ipv6() && cause.raw_os_error() == Some(libc::EADDRNOTAVAIL))
+            }
+            Self::Closed { .. } => false,
+        }
     }
 }
 
@@ -66,19 +103,31 @@ const SO_MEMINFO: libc::c_int = 55;
 const SK_MEMINFO_DROPS: usize = 8;
 
 impl Socket {
-    /// Binds a socket.
+    /// Binds a UDP socket.
     ///
     /// # Errors
     /// [`SocketError`] names the operation and the address.
     pub fn bind(binding: &Binding, stamps: StampNames) -> Result<Self, SocketError> {
         let address = binding.address;
-        let failed = |operation| move |cause| SocketError { operation, address, cause };
+        let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
         let domain = Domain::for_address(address);
         let socket = Socket2::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))
             .map_err(failed("opening a socket for"))?;
         if address.is_ipv6() {
             socket.set_only_v6(true).map_err(failed("restricting to IPv6"))?;
         }
+        Self::prepare(socket, Kind::Udp, binding, stamps)
+    }
+
+    /// Sets the options of a socket that was opened, and binds it.
+    pub(super) fn prepare(
+        socket: Socket2,
+        kind: Kind,
+        binding: &Binding,
+        stamps: StampNames,
+    ) -> Result<Self, SocketError> {
+        let address = binding.address;
+        let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
         // Refused where the administrator set a lower limit; the kernel then grants what it may.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
@@ -86,19 +135,30 @@ impl Socket {
         socket.bind(&address.into()).map_err(failed("binding"))?;
         let bound = socket.local_addr().map_err(failed("asking for the address of"))?;
         let address = bound.as_socket().unwrap_or(address);
-        Ok(Self { socket, address, fragments: Fragments::of(binding), drops: 0 })
+        Ok(Self { socket, kind, address, fragments: Fragments::of(binding), drops: 0, damaged: None })
     }
 
-    /// The address it is bound to.
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Gives a raw socket the identifier of its echoes.
+    pub(super) fn identify(&mut self, identifier: u16) {
+        self.address.set_port(identifier);
+        self.damaged = self.address.is_ipv6().then(Damaged::new);
+    }
+
+    /// The address it is bound to. The port of one for ICMP is its identifier.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Datagrams that the kernel dropped at this socket since the last call.
+    /// Datagrams that the kernel dropped at this socket since the last call; at a UDP socket damaged ones, too.
     pub fn new_drops(&mut self) -> u32 {
         let Some(drops) = drop_counter(&self.socket) else { return 0 };
-        drops.wrapping_sub(std::mem::replace(&mut self.drops, drops))
+        let dropped = drops.wrapping_sub(std::mem::replace(&mut self.drops, drops));
+        self.damaged.as_mut().map_or(dropped, |damaged| damaged.whole_among(dropped))
     }
 
     /// Sends what may not be fragmented on the way, whatever the socket's own setting is; it has that again afterwards.
@@ -228,7 +288,12 @@ fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result
 }
 
 #[expect(unsafe_code, reason = "socket2 lacks these options")]
-fn set(socket: &Socket2, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub(super) fn set(
+    socket: &Socket2,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four");
     // SAFETY: the descriptor is open and the value is an int of the stated length.
     let outcome =

@@ -28,7 +28,7 @@ pub(super) struct Entry {
     head: [u8; HEAD],
 }
 
-/// Bytes by which looped datagrams are told apart: sequence number, timestamp and session of both STAMP modes.
+/// Bytes by which looped datagrams are told apart: sequence number, timestamp and session of both STAMP modes, and of echoes.
 const HEAD: usize = 28;
 
 impl Awaited {
@@ -46,14 +46,15 @@ impl Awaited {
         self.by == StampNames::Named
     }
 
-    /// Expects a stamp for a datagram that is about to be handed over; returns its name.
+    /// Expects a stamp for a datagram that is about to be handed over, of which `payload` is what UDP carries, or what stands
+    /// behind the header of ICMP; returns its name.
     pub(super) fn expect(
         &mut self,
         actor: usize,
         life: u32,
         id: SendId,
         at: Timestamp,
-        datagram: &[u8],
+        payload: &[u8],
     ) -> u32 {
         while self.queue.front().is_some_and(|entry| at.since(entry.handed) > Self::PATIENCE)
             || self.queue.len() >= Self::LIMIT
@@ -62,7 +63,7 @@ impl Awaited {
             self.first = self.first.wrapping_add(1);
         }
         let offset = u32::try_from(self.queue.len()).expect("below the limit");
-        self.queue.push_back(Entry { actor, life, id, handed: at, head: head(datagram) });
+        self.queue.push_back(Entry { actor, life, id, handed: at, head: head(payload) });
         self.first.wrapping_add(offset)
     }
 
@@ -72,7 +73,7 @@ impl Awaited {
             StampNames::Named => self.queue.get(name.wrapping_sub(self.first) as usize).copied(),
             StampNames::Looped => {
                 // They come in order but for those that were lost: the first is nearly always it, and is then done with.
-                let head = head(udp_payload(frame)?);
+                let head = head(payload_of(frame)?);
                 let place = self.queue.iter().position(|entry| entry.head == head)?;
                 self.queue.remove(place)
             }
@@ -80,26 +81,29 @@ impl Awaited {
     }
 }
 
-fn head(datagram: &[u8]) -> [u8; HEAD] {
+fn head(payload: &[u8]) -> [u8; HEAD] {
     let mut head = [0; HEAD];
-    let length = datagram.len().min(HEAD);
-    head[..length].copy_from_slice(&datagram[..length]);
+    let length = payload.len().min(HEAD);
+    head[..length].copy_from_slice(&payload[..length]);
     head
 }
 
-/// The UDP payload of a frame as the kernel loops it: with or without a link header, then IPv4 or IPv6.
-fn udp_payload(frame: &[u8]) -> Option<&[u8]> {
-    const UDP: u8 = 17;
-    const UDP_HEADER: usize = 8;
+/// Bytes of a header of UDP, and of ICMP's echoes.
+pub(super) const HEADER: usize = 8;
+
+/// The payload of a frame as the kernel loops it: with or without a link header, then IPv4 or IPv6, then UDP or ICMP.
+fn payload_of(frame: &[u8]) -> Option<&[u8]> {
+    const V4: [u8; 2] = [17, 1];
+    const V6: [u8; 2] = [17, 58];
     const LINK_HEADERS: [usize; 3] = [14, 0, 18];
     LINK_HEADERS.iter().find_map(|link| {
         let packet = frame.get(*link..)?;
         let header = match packet.first()? >> 4 {
-            4 if packet.get(9) == Some(&UDP) => usize::from(packet[0] & 15) * 4,
-            6 if packet.get(6) == Some(&UDP) => 40,
+            4 if V4.contains(packet.get(9)?) => usize::from(packet[0] & 15) * 4,
+            6 if V6.contains(packet.get(6)?) => 40,
             _ => return None,
         };
-        packet.get(header + UDP_HEADER..)
+        packet.get(header + HEADER..)
     })
 }
 

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 use std::sync::mpsc::channel;
 
-use pathmeter_proto::echo::Verdict;
+use pathmeter_proto::echo::{Quirks, Verdict, Wire};
 use pathmeter_proto::machine::StampedBy;
 
 use super::*;
@@ -24,13 +24,13 @@ fn measure(stamps: StampNames) -> Vec<Report> {
         id: PathId(1),
         spec: Spec {
             to,
+            wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
             interval: Duration::from_millis(5),
             ssids: vec![0; 4],
             size: None,
             dscp: pathmeter_proto::dscp::Dscp::DEFAULT,
             late_after: Duration::from_secs(10),
             lost_after: Duration::from_secs(10),
-            keys: None,
             transmit_stamps: true,
             count: Some(40),
             seed: 1,

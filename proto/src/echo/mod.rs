@@ -6,6 +6,7 @@
 
 mod absence;
 mod flow;
+mod heard;
 mod knowledge;
 mod outcome;
 mod prober;
@@ -18,8 +19,8 @@ mod told;
 mod view;
 
 pub use outcome::{Class, Direction, Mismatch, Report, Sample, Verdict};
-pub use prober::{Prober, Spec};
-pub use profile::{Profile, ReflectorTimes};
+pub use prober::{Prober, Spec, Wire};
+pub use profile::{Profile, Quirks, ReflectorTimes};
 pub use request::bytes_at_least;
 pub(crate) use request::{Contents, Extensions, encode};
 pub use responder::{Responder, ResponderReport};

@@ -93,9 +93,9 @@ pub enum Mismatch {
 /// What one answered datagram tells.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample {
-    /// (T4 − T1) − (T3 − T2): the network's part.
+    /// (T4 − T1) − (T3 − T2): the network's part. With ICMP T4 − T1.
     pub rtt: Duration,
-    /// T3 − T2: the responder's part.
+    /// T3 − T2: the responder's part; with ICMP zero.
     pub turnaround: Duration,
     /// `rtt` above the smallest of the last minute or two (PDV, RFC 5481 section 4.2).
     pub variation: Duration,
@@ -113,6 +113,24 @@ pub struct Sample {
     pub class_forward: Option<Class>,
     /// What became of the class of service on the way back; `None` where the kernel did not say.
     pub class_reverse: Option<Class>,
+}
+
+impl Sample {
+    /// Of a reply that says nothing but that it is one, before its times are known.
+    pub(super) const fn bare(receive: StampedBy) -> Self {
+        Self {
+            rtt: Duration::ZERO,
+            turnaround: Duration::ZERO,
+            variation: Duration::ZERO,
+            minimum: Duration::ZERO,
+            transmit: StampedBy::User,
+            receive,
+            hops_forward: None,
+            hops_reverse: None,
+            class_forward: None,
+            class_reverse: None,
+        }
+    }
 }
 
 /// A class of service on arrival.

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::absence::Absence;
-use super::flow::{Carries, Drops, Fit, Flow, Reply, Rules};
+use super::flow::{Carries, Drops, Fit, Flow, Purpose, Reply, Rules};
+use super::heard::{Answered, Heard};
 use super::knowledge::Knowledge;
 use super::outcome::{Class, Mismatch, Report, Sample, Verdict};
-use super::request::{self, Contents};
+use super::profile::{Profile, Quirks};
+use super::request::{self, Contents, Extensions, mode};
 use super::told::Told;
 use super::view::{Asked, ResponderDrops, View};
 use crate::dscp::Dscp;
@@ -20,18 +22,22 @@ use crate::machine::{
 };
 use crate::stats::WindowedMinimum;
 use crate::time::Timestamp;
-use crate::wire::stamp::{self, Mode, Request};
+use crate::wire::NtpTime;
+use crate::wire::icmp;
+use crate::wire::stamp::{self, Request};
 
 /// What to measure.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// The responder.
+    /// The responder; hosts that answer ICMP have no port.
     pub to: SocketAddr,
+    /// How its datagrams are written.
+    pub wire: Wire,
     /// Time between datagrams, over all flows.
     pub interval: Duration,
     /// The session identifier of each flow, 1..=16 of them.
     pub ssids: Vec<u16>,
-    /// Bytes of UDP payload; `None`: what the extensions need.
+    /// Bytes of UDP payload, or of the ICMP message with its header; `None`: what it takes at least.
     pub size: Option<u16>,
     /// Class of service.
     pub dscp: Dscp,
@@ -39,14 +45,27 @@ pub struct Spec {
     pub late_after: Duration,
     /// Without a reply by then a datagram is lost.
     pub lost_after: Duration,
-    /// Authenticated mode with these keys; `None`: open mode.
-    pub keys: Option<Arc<Keys>>,
     /// Whether the driver will deliver the kernel's transmit stamps.
     pub transmit_stamps: bool,
     /// Slots after which to stop; `None`: never.
     pub count: Option<u64>,
     /// Decides phase, jitter and session numbers.
     pub seed: u64,
+}
+
+/// A format of datagrams, and what only that one has.
+#[derive(Debug, Clone)]
+pub enum Wire {
+    /// STAMP over UDP, with our extensions: agents and reflectors answer.
+    Stamp {
+        /// Authenticated mode with these keys; `None`: open mode.
+        keys: Option<Arc<Keys>>,
+        /// What is known of the reflector beforehand.
+        quirks: Quirks,
+    },
+    /// ICMP echo: hosts answer. They say nothing of what they received, so no loss has a direction, and nothing of their
+    /// own times, so the round trip is with what they took.
+    Icmp,
 }
 
 /// Measures one path: sends on a grid, round-robin over its flows, and gives every datagram one verdict.
@@ -130,7 +149,8 @@ impl Prober {
         self.flows.iter().map(Flow::in_flight).sum()
     }
 
-    /// What the responder was found to be, in a word for people; `None` while nothing came back.
+    /// What the responder was found to be, in a word for people; `None` while nothing came back, and always for ICMP, where
+    /// nobody says what he is.
     #[must_use]
     pub fn responder(&self) -> Option<&'static str> {
         self.responder.word()
@@ -139,17 +159,12 @@ impl Prober {
     /// Whether a reply on `flow` answers a datagram of ours: for drivers that cannot tell by its session whose it is.
     #[must_use]
     pub fn has_asked(&self, reply: &[u8], flow: u8) -> bool {
-        let (Ok(reply), Some(flow)) =
-            (stamp::Reply::decode(reply, self.mode()), self.flows.get(usize::from(flow)))
+        let (Some(Answered { sequence, timestamp }), Some(flow)) =
+            (Answered::claimed(reply, &self.spec), self.flows.get(usize::from(flow)))
         else {
             return false;
         };
-        let sequence = flow.extend(reply.sender_sequence);
-        sequence.is_some_and(|sequence| flow.has_sent(sequence, reply.sender_timestamp))
-    }
-
-    fn mode(&self) -> Mode {
-        if self.spec.keys.is_some() { Mode::Authenticated } else { Mode::Open }
+        flow.extend(sequence).is_some_and(|sequence| flow.has_sent(sequence, timestamp))
     }
 
     fn rules(&self) -> Rules {
@@ -165,34 +180,50 @@ impl Prober {
     }
 
     fn send(&mut self, now: Now, arena: &mut Vec<u8>) -> Option<Send> {
-        let mode = self.mode();
         let index = self.turn;
         self.turn = (self.turn + 1) % self.flows.len();
         if !self.flows[index].has_room() {
             self.reports.push_back(Report::Unsent(1));
             return None;
         }
-        let (sequence, sent) = self.flows[index].upcoming();
-        let (extensions, purpose) = self.responder.address(sequence, now.at);
         let flow = &mut self.flows[index];
-        let contents = Contents {
-            mode,
-            #[expect(clippy::cast_possible_truncation, reason = "the wire carries the low half")]
-            sequence: sequence as u32,
-            at: now.wall.wall(now.at),
-            ssid: flow.ssid,
-            flow: flow.index,
-            session: flow.session,
-            sent,
-            is_brief: false,
-            dscp: self.spec.dscp.value(),
-            size: self.spec.size,
-            extensions,
+        let (sequence, sent) = flow.upcoming();
+        #[expect(clippy::cast_possible_truncation, reason = "the wire carries the low half")]
+        let on_the_wire = sequence as u32;
+        let at = now.wall.wall(now.at);
+        let (timestamp, carries, purpose) = match &self.spec.wire {
+            Wire::Stamp { keys, quirks } => {
+                let (extensions, purpose) = match quirks.profile {
+                    Profile::Detect => self.responder.address(sequence, now.at),
+                    Profile::Stamp => (Extensions::ClassOfService, Purpose::Measure),
+                    Profile::Plain | Profile::TwampLight => (Extensions::None, Purpose::Measure),
+                };
+                let contents = Contents {
+                    mode: mode(keys.as_ref()),
+                    sequence: on_the_wire,
+                    at,
+                    ssid: if quirks.profile == Profile::TwampLight { 0 } else { flow.ssid },
+                    flow: flow.index,
+                    session: flow.session,
+                    sent,
+                    is_brief: false,
+                    dscp: self.spec.dscp.value(),
+                    size: self.spec.size,
+                    extensions,
+                };
+                let wire = request::encode(&contents, keys.as_ref().map(|keys| keys.current()), arena);
+                let carries = if wire.carries_session { Carries::Session } else { Carries::Less };
+                (wire.timestamp, carries, purpose)
+            }
+            Wire::Icmp => {
+                let (session, timestamp, ssid) = (flow.session, NtpTime::from(at), flow.ssid);
+                let echo = icmp::Echo { session, timestamp, sequence: on_the_wire, ssid };
+                let size = self.spec.size.unwrap_or(icmp::Echo::BYTES);
+                echo.encode(icmp::Version::of(self.spec.to.ip()), size, arena);
+                (timestamp, Carries::Less, Purpose::Measure)
+            }
         };
-        let key = self.spec.keys.as_ref().map(|keys| keys.current());
-        let wire = request::encode(&contents, key, arena);
-        let carries = if wire.carries_session { Carries::Session } else { Carries::Less };
-        let sequence = flow.push(now.at, wire.timestamp, carries, purpose);
+        let sequence = flow.push(now.at, timestamp, carries, purpose);
         Some(Send {
             id: send_id(flow.index, sequence),
             flow: flow.index,
@@ -207,23 +238,21 @@ impl Prober {
     }
 
     fn reply(&mut self, datagram: &[u8], arrival: &Arrival) -> Result<(), Mismatch> {
-        let mode = self.mode();
-        let base = stamp::Reply::decode(datagram, mode).map_err(|_| Mismatch::Malformed)?;
-        if let Some(keys) = &self.spec.keys {
-            stamp::verify(datagram, keys).map_err(|_| Mismatch::Unauthentic)?;
-        }
-        let told = Told::read(datagram, mode, self.spec.keys.as_deref())?;
+        let heard = Heard::read(datagram, &self.spec)?;
         let rules = self.rules();
         let index = usize::from(arrival.flow);
         let flow = self.flows.get_mut(index).ok_or(Mismatch::Unasked)?;
-        if base.ssid != flow.ssid && base.ssid != 0 {
+        if !heard.is_of(flow) {
             return Err(Mismatch::Unasked);
         }
-        let sequence = flow.extend(base.sender_sequence).ok_or(Mismatch::Unasked)?;
-        let sent = match flow.fit(sequence, base.sender_timestamp, arrival.at, &rules) {
+        let Answered { sequence, timestamp } = heard.answered();
+        let sequence = flow.extend(sequence).ok_or(Mismatch::Unasked)?;
+        let sent = match flow.fit(sequence, timestamp, arrival.at, &rules) {
             Fit::Answer { sent } => sent,
             Fit::Duplicate => {
-                self.views[index].heard_again(base.sequence, arrival.at);
+                if let Heard::Stamp(base, _) = &heard {
+                    self.views[index].heard_again(base.sequence, arrival.at);
+                }
                 self.reports.push_back(Report::Duplicate);
                 return Ok(());
             }
@@ -236,37 +265,44 @@ impl Prober {
         if let Some(absence) = &mut self.absence {
             absence.answered(sent);
         }
-        let is_ours = self.responder.recognise(&told, arrival.at);
-        let sample = self.sample(&base, &told, arrival, is_ours);
-        let reply = Reply { at: arrival.at, turnaround: base.turnaround(), sample };
-        let rules = self.rules();
-        self.flows[index].answer(sequence, reply, &rules, &mut self.reports);
-        let (view, flow) = (&mut self.views[index], &mut self.flows[index]);
         let asked = Asked { sequence, sent, heard: arrival.at };
-        match told.session {
-            Some(session) => {
-                view.learn_from_ours(flow, &asked, &session, &rules);
-                self.responder_drops.learn(sent, arrival.at, session.host_drops, &rules);
+        match &heard {
+            Heard::Stamp(base, told) => self.reflected(&asked, base, told, arrival),
+            Heard::Icmp(_) => {
+                let reply = Reply { at: arrival.at, turnaround: 0, sample: Sample::bare(arrival.by) };
+                let rules = self.rules();
+                self.flows[index].answer(sequence, reply, &rules, &mut self.reports);
             }
-            None if is_ours => {}
-            None => view.learn_from_foreign(flow, &asked, base.sequence, &rules),
-        }
-        if let Some(lag) = view.follow_up(base.sequence, base.sent(), told.follow_up) {
-            self.reports.push_back(Report::TransmitLag(lag));
         }
         Ok(())
     }
 
-    fn sample(&mut self, base: &stamp::Reply, told: &Told, arrival: &Arrival, is_ours: bool) -> Sample {
+    /// Takes the answer of a reflector, and what it tells of others.
+    fn reflected(&mut self, asked: &Asked, base: &stamp::Reply, told: &Told, arrival: &Arrival) {
+        let index = usize::from(arrival.flow);
+        let is_ours = self.responder.recognise(told, arrival.at);
+        let sample = self.sample(base, told, arrival, is_ours);
+        let reply = Reply { at: arrival.at, turnaround: base.turnaround(), sample };
+        let rules = self.rules();
+        self.flows[index].answer(asked.sequence, reply, &rules, &mut self.reports);
+        let (view, flow) = (&mut self.views[index], &mut self.flows[index]);
+        match told.session {
+            Some(session) => {
+                view.learn_from_ours(flow, asked, &session, &rules);
+                self.responder_drops.learn(asked.sent, arrival.at, session.host_drops, &rules);
+            }
+            None if is_ours => {}
+            None => view.learn_from_foreign(flow, asked, base.sequence, &rules),
+        }
+        if let Some(lag) = view.follow_up(base.sequence, base.sent(), told.follow_up) {
+            self.reports.push_back(Report::TransmitLag(lag));
+        }
+    }
+
+    fn sample(&self, base: &stamp::Reply, told: &Told, arrival: &Arrival, is_ours: bool) -> Sample {
         let hops = |ttl: u8| TTL.checked_sub(ttl).filter(|_| ttl > 0 && is_ours);
         let dscp = self.spec.dscp.value();
         Sample {
-            rtt: Duration::ZERO,
-            turnaround: Duration::ZERO,
-            variation: Duration::ZERO,
-            minimum: Duration::ZERO,
-            transmit: StampedBy::User,
-            receive: arrival.by,
             hops_forward: hops(base.sender_ttl),
             hops_reverse: arrival.ttl.and_then(hops),
             class_forward: told
@@ -276,6 +312,7 @@ impl Prober {
                 .tos
                 .filter(|_| told.class.is_some())
                 .map(|tos| Class { is_remarked: tos >> 2 != dscp, is_congested: tos & 3 == 3 }),
+            ..Sample::bare(arrival.by)
         }
     }
 
@@ -286,9 +323,11 @@ impl Prober {
             // The host answered: the network carried the datagram, and nobody listened.
             IcmpKind::PortUnreachable | IcmpKind::Other => false,
         };
-        let mode = self.mode();
+        // Routers' words would be all the evidence there is of hosts that answer ICMP, and all of it forward.
+        let Wire::Stamp { keys, .. } = &self.spec.wire else { return };
+        let request = Request::decode(quoted, mode(keys.as_ref()));
         if let (true, Ok(request), Some(flow)) =
-            (is_on_the_way, Request::decode(quoted, mode), self.flows.get_mut(usize::from(arrival.flow)))
+            (is_on_the_way, request, self.flows.get_mut(usize::from(arrival.flow)))
             && let Some(sequence) = flow.extend(request.sequence)
         {
             flow.refused_on_the_way(sequence, request.timestamp);

@@ -1,5 +1,14 @@
 //! What a foreign reflector is known to do otherwise than it should.
 
+/// How a reflector is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quirks {
+    /// What is sent to it.
+    pub profile: Profile,
+    /// How its times are read.
+    pub times: ReflectorTimes,
+}
+
 /// What is sent to a reflector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Profile {

@@ -1,6 +1,8 @@
 //! The datagrams that a prober sends.
 
-use crate::key::Key;
+use std::sync::Arc;
+
+use crate::key::{Key, Keys};
 use crate::time::WallTime;
 use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Request};
@@ -31,6 +33,11 @@ pub const fn bytes_at_least(mode: Mode) -> usize {
 const SESSION_BYTES: usize = HEADER_BYTES + Session::BYTES as usize;
 const CLASS_BYTES: usize = HEADER_BYTES + ClassOfService::BYTES as usize;
 const FOLLOW_UP_BYTES: usize = HEADER_BYTES + FollowUp::BYTES as usize;
+
+/// The mode of packets: authenticated where there are keys.
+pub(super) fn mode(keys: Option<&Arc<Keys>>) -> Mode {
+    if keys.is_some() { Mode::Authenticated } else { Mode::Open }
+}
 
 /// Everything that goes into a datagram.
 #[derive(Debug, Clone, Copy)]

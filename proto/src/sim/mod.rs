@@ -4,12 +4,14 @@
 //! Everything follows from a seed. Simulated minutes take milliseconds.
 
 mod clock;
+mod echo_host;
 mod ledger;
 mod link;
 mod random;
 mod world;
 
 pub use clock::HostClock;
+pub use echo_host::EchoHost;
 pub use ledger::{Ledger, Tally};
 pub use link::{Corruption, Delivery, Dropped, Jitter, Link, Loss, Parcel, Queue, Rewrite};
 pub use random::Random;

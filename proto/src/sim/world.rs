@@ -43,6 +43,8 @@ pub struct Host {
     pub stamps_lost: f64,
     /// Share of sends that the kernel refuses.
     pub refuses: f64,
+    /// Whether its kernel answers, at once, and no process: then what it takes is the network's, and it drops nothing.
+    pub answers_at_once: bool,
 }
 
 /// What can stand at the far end of a link: a machine that reports [`ResponderReport::Answered`] for each request that
@@ -225,6 +227,12 @@ impl World {
                 }
                 Event::ProberWakes => {}
                 Event::ResponderWakes => self.responder_runs(responder, &mut there, truth),
+                Event::Request { bytes, id, flow, tos, ttl } if self.there.answers_at_once => {
+                    let stamp = self.there.clock.wall(truth);
+                    let request = Waiting { bytes, arrived: truth, stamp, id, flow, tos, ttl };
+                    let at = self.there.clock.monotonic(truth);
+                    self.respond(responder, &mut there, truth, &request, at);
+                }
                 Event::Request { bytes, id, flow, tos, ttl } => {
                     if self.there.queue > 0 && there.waiting.len() >= self.there.queue {
                         there.dropped += 1;
@@ -364,34 +372,47 @@ impl World {
         while let Some(waiting) = there.waiting.pop_front() {
             busy += self.random.between(500, 5_000);
             let received_at = there.timeline.place(waiting.stamp, from, now);
-            let arrival = Arrival {
-                at: received_at,
-                by: StampedBy::Kernel,
-                from: (HERE.0, HERE.1 + u16::from(waiting.flow)).into(),
-                to: None,
-                flow: 0,
-                ttl: Some(waiting.ttl),
-                tos: Some(waiting.tos),
-                icmp: None,
-            };
-            responder.received(&waiting.bytes, &arrival);
-            loop {
-                let mut arena = Vec::new();
-                let now = there.now(&clock, busy);
-                match responder.step(now, &mut there.drops, &mut arena) {
-                    Step::Send(send) => {
-                        let turnaround = (clock.monotonic(busy).since(received_at), busy - waiting.arrived);
-                        self.answer(responder, &clock, busy, &send, &arena, &waiting, turnaround);
-                    }
-                    Step::Report(ResponderReport::Answered) => {
-                        self.ledger.reached_responder(waiting.id, busy);
-                    }
-                    Step::Report(ResponderReport::Refused(_) | ResponderReport::Sources(_)) => {}
-                    Step::Wait(_) | Step::Finished => break,
-                }
-            }
+            self.respond(responder, there, busy, &waiting, received_at);
         }
         there.drained = clock.monotonic(truth);
+    }
+
+    /// Hands a request to the responder, which received it at `received_at` and answers at `truth`.
+    fn respond(
+        &mut self,
+        responder: &mut impl Answers,
+        there: &mut Process,
+        truth: u64,
+        request: &Waiting,
+        received_at: Timestamp,
+    ) {
+        let clock = self.there.clock.clone();
+        let arrival = Arrival {
+            at: received_at,
+            by: StampedBy::Kernel,
+            from: (HERE.0, HERE.1 + u16::from(request.flow)).into(),
+            to: None,
+            flow: 0,
+            ttl: Some(request.ttl),
+            tos: Some(request.tos),
+            icmp: None,
+        };
+        responder.received(&request.bytes, &arrival);
+        loop {
+            let mut arena = Vec::new();
+            let now = there.now(&clock, truth);
+            match responder.step(now, &mut there.drops, &mut arena) {
+                Step::Send(send) => {
+                    let turnaround = (clock.monotonic(truth).since(received_at), truth - request.arrived);
+                    self.answer(responder, &clock, truth, &send, &arena, request, turnaround);
+                }
+                Step::Report(ResponderReport::Answered) => {
+                    self.ledger.reached_responder(request.id, truth);
+                }
+                Step::Report(ResponderReport::Refused(_) | ResponderReport::Sources(_)) => {}
+                Step::Wait(_) | Step::Finished => break,
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "one caller, and a struct would have one use")]

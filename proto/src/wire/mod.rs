@@ -1,6 +1,7 @@
 //! Bytes to values and back. Nothing here panics, whatever the bytes.
 
 mod goodbye;
+pub mod icmp;
 mod ntp;
 pub mod stamp;
 pub mod stream;

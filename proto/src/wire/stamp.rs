@@ -27,7 +27,7 @@ pub const PORT: u16 = 862;
 pub const ERROR_ESTIMATE: u16 = (32 << 8) | 1;
 
 /// Z bit of the error estimate: the timestamps are in PTP format (RFC 8762 section 4.2.1).
-const PTP_FORMAT: u16 = 1 << 14;
+pub(crate) const PTP_FORMAT: u16 = 1 << 14;
 
 /// Whether the base packets carry an HMAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Prober, Report, Responder, ResponderReport, Spec};
+use pathmeter_proto::echo::{Prober, Quirks, Report, Responder, ResponderReport, Spec, Wire};
 use pathmeter_proto::key::Key;
 use pathmeter_proto::machine::{
     Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
 };
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+use pathmeter_proto::wire::icmp::Version;
 use pathmeter_proto::wire::stamp::{self, Mode};
 use pathmeter_proto::wire::tlv;
 
@@ -124,19 +125,32 @@ fn answer(
 ///
 /// Input: flags, then records of an operation and what it needs.
 pub(crate) fn prober(bytes: &[u8]) {
+    probe(bytes, false);
+}
+
+/// The same of a prober whose responder is a host that answers ICMP.
+pub(crate) fn icmp_prober(bytes: &[u8]) {
+    probe(bytes, true);
+}
+
+fn probe(bytes: &[u8], is_icmp: bool) {
     let mut input = Input(bytes);
     let flags = input.byte();
     let keys = (flags & 1 != 0).then(|| Arc::new(keys()));
     let policy = Policy { open: true, rate: u64::MAX, rate_per_source: u64::MAX, ..Policy::default() };
     let spec = Spec {
         to: source(0),
+        wire: if is_icmp {
+            Wire::Icmp
+        } else {
+            Wire::Stamp { keys: keys.clone(), quirks: Quirks::default() }
+        },
         interval: Duration::from_millis([1, 20, 100, 1_000][usize::from(flags >> 1 & 3)]),
         ssids: (1..=1 + u16::from(flags >> 3 & 3)).collect(),
         size: [None, Some(44), Some(200), Some(9_000)][usize::from(flags >> 5 & 3)],
         dscp: Dscp::DEFAULT,
         late_after: Duration::from_secs(1),
         lost_after: Duration::from_secs(3),
-        keys: keys.clone(),
         transmit_stamps: flags & 0x80 != 0,
         count: None,
         seed: u64::from(flags),
@@ -150,6 +164,7 @@ pub(crate) fn prober(bytes: &[u8]) {
         left: Vec::new(),
         verdicts: BTreeMap::new(),
         refuses: false,
+        is_icmp,
     };
     // Each operation lets at most a few datagrams leave; the limit keeps a run short.
     for _ in 0..400 {
@@ -178,6 +193,7 @@ struct Run {
     /// How many verdicts each datagram got that left.
     verdicts: BTreeMap<(u8, u64), u32>,
     refuses: bool,
+    is_icmp: bool,
 }
 
 impl Run {
@@ -232,11 +248,7 @@ impl Run {
     /// A reply to one of the latest datagrams, true or with bytes changed; sealed anew or not.
     fn replied(&mut self, input: &mut Input) {
         let Some((_, flow, request)) = self.chosen(input) else { return };
-        let from = source(flow + 1);
-        let Some((_, mut reply)) = answer(&mut self.responder, &request, &arrival(from, self.at), false)
-        else {
-            return;
-        };
+        let Some(mut reply) = self.reply_to(&request, flow) else { return };
         let how = input.byte();
         for _ in 0..how & 3 {
             let at = usize::from(input.word()) % reply.len();
@@ -252,6 +264,16 @@ impl Run {
         if how & 16 != 0 {
             self.heard(&reply, flow, 0);
         }
+    }
+
+    fn reply_to(&mut self, request: &[u8], flow: u8) -> Option<Vec<u8>> {
+        if self.is_icmp {
+            let mut reply = request.to_vec();
+            reply[0] = Version::V4.reply();
+            return Some(reply);
+        }
+        let arrival = arrival(source(flow + 1), self.at);
+        answer(&mut self.responder, request, &arrival, false).map(|(_, reply)| reply)
     }
 
     fn heard(&mut self, datagram: &[u8], flow: u8, early: u8) {

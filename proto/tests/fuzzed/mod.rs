@@ -3,9 +3,10 @@
 
 mod machines;
 
-use machines::{prober, responder};
+use machines::{icmp_prober, prober, responder};
 
 use pathmeter_proto::key::Keys;
+use pathmeter_proto::wire::icmp::{self, Echo, Version};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
 use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, Session};
 use pathmeter_proto::wire::{Goodbye, NtpTime};
@@ -16,13 +17,15 @@ pub(crate) const SECRET: &str = "0123456789abcdef";
 type Body = fn(&[u8]);
 
 /// The fuzz targets by their names.
-pub(crate) const TARGETS: [(&str, Body); 6] = [
+pub(crate) const TARGETS: [(&str, Body); 8] = [
     ("decode_stamp", decode_stamp),
     ("decode_tlv", decode_tlv),
     ("decode_goodbye", decode_goodbye),
+    ("decode_icmp", decode_icmp),
     ("key_file", key_file),
     ("responder", responder),
     ("prober", prober),
+    ("icmp_prober", icmp_prober),
 ];
 
 /// Runs the target of that name.
@@ -114,6 +117,24 @@ pub(crate) fn decode_goodbye(bytes: &[u8]) {
             changed[at] ^= 1;
             assert!(Goodbye::decode(&changed, &keys).is_err(), "byte {at}");
         }
+    }
+}
+
+/// An echo: what is read is written as it was, and has an identifier and a session.
+pub(crate) fn decode_icmp(bytes: &[u8]) {
+    let _ = icmp::is_intact(bytes);
+    assert_eq!(icmp::identifier(bytes).is_some(), bytes.len() >= 6);
+    let size = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    for version in [Version::V4, Version::V6] {
+        let (request, reply) = (Echo::decode_request(bytes, version), Echo::decode_reply(bytes, version));
+        assert!(request.is_err() || reply.is_err());
+        let Ok(echo) = request.or(reply) else { continue };
+        assert_eq!(icmp::ssid(bytes), Some(echo.ssid));
+        let mut written = Vec::new();
+        echo.encode(version, size, &mut written);
+        icmp::identify(&mut written, icmp::identifier(bytes).expect("it is long enough"));
+        assert!(icmp::is_intact(&written));
+        assert_eq!(Echo::decode_request(&written, version), Ok(echo));
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Direction, Prober, Responder, Spec, Verdict};
+use pathmeter_proto::echo::{Direction, Prober, Quirks, Responder, Spec, Verdict, Wire};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::sim::{Corruption, Jitter, Ledger, Link, Loss, Queue, Random, Tally, World};
 use pathmeter_proto::time::nanos;
@@ -17,13 +17,13 @@ pub(super) const LOST_AFTER: Duration = Duration::from_millis(3_000);
 pub(super) fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> Spec {
     Spec {
         to: World::responder_address(),
+        wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
         interval: Duration::from_nanos(interval),
         ssids: (1..=flows).collect(),
         size: None,
         dscp: Dscp::DEFAULT,
         late_after: LATE_AFTER,
         lost_after: LOST_AFTER,
-        keys: None,
         transmit_stamps: true,
         count: Some(count),
         seed,
@@ -37,7 +37,11 @@ pub(super) fn responder(keys: Option<Arc<Keys>>) -> Responder {
 }
 
 fn measure(world: World, spec: Spec) -> (Tally, Ledger) {
-    let mut responder = responder(spec.keys.clone());
+    let keys = match &spec.wire {
+        Wire::Stamp { keys, .. } => keys.clone(),
+        Wire::Icmp => None,
+    };
+    let mut responder = responder(keys);
     let mut prober = Prober::new(spec, world.start());
     let result = world.run(&mut prober, &mut responder, 600_000 * MS);
     assert_eq!(prober.in_flight(), 0);
@@ -85,7 +89,7 @@ pub(super) fn bad_world(seed: u64) -> (World, Spec) {
 }
 
 /// Whether one world is replayed, of which nothing can be said that holds only for many.
-fn is_replay() -> bool {
+pub(super) fn is_replay() -> bool {
     std::env::var_os("SIM_SEED").is_some()
 }
 
@@ -123,7 +127,7 @@ fn authentication_turns_corruption_into_loss_in_its_direction() {
         let (mut world, spec) = bad_world(seed);
         world.forward.corruption = (0.05, Corruption::Unnoticed);
         world.reverse.corruption = (0.05, Corruption::Unnoticed);
-        let spec = Spec { keys: Some(keys.clone()), ..spec };
+        let spec = Spec { wire: Wire::Stamp { keys: Some(keys.clone()), quirks: Quirks::default() }, ..spec };
         let (tally, ledger) = measure(world, spec);
         let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::WallTime;
-use pathmeter_proto::wire::Goodbye;
+use pathmeter_proto::wire::icmp::{Echo, Version};
+use pathmeter_proto::wire::{Goodbye, NtpTime};
 
 use super::byhand::{ASKER, arrival, ask, at, base, keys, request, responder};
 use super::fuzzed::{SECRET, TARGETS, run};
@@ -101,6 +102,17 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
             bytes
         })
         .into(),
+        "decode_icmp" => [(Version::V4, 32), (Version::V6, 64), (Version::V4, 33)]
+            .into_iter()
+            .flat_map(|(version, size)| {
+                let echo = Echo { session: 7, timestamp: NtpTime(1 << 40), sequence: 70_000, ssid: 9 };
+                let mut request = Vec::new();
+                echo.encode(version, size, &mut request);
+                let mut reply = request.clone();
+                reply[0] = version.reply();
+                [request, reply]
+            })
+            .collect(),
         "key_file" => {
             let hex = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
             let files = [
@@ -113,7 +125,7 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
             files.map(String::into_bytes).into()
         }
         "responder" => [0x02, 0x11, 0x13, 0x76].map(|flags| conversation(flags, &requests)).into(),
-        "prober" => [0x02, 0x03, 0x8a, 0x93, 0xe4].map(events).into(),
+        "prober" | "icmp_prober" => [0x02, 0x03, 0x8a, 0x93, 0xe4].map(events).into(),
         _ => panic!("{target} is no target"),
     }
 }

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Direction, Prober, Responder, ResponderReport, Spec, Verdict};
+use pathmeter_proto::echo::{
+    Direction, Prober, Profile, Quirks, ReflectorTimes, Responder, ResponderReport, Spec, Verdict, Wire,
+};
 use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
 use pathmeter_proto::sim::{Jitter, Ledger, Loss, Random, Tally, World};
 use pathmeter_proto::time::{Timestamp, WallTime};
@@ -25,6 +27,8 @@ struct Manner {
     longest: usize,
     /// Writes PTP timestamps and says so.
     is_ptp: bool,
+    /// Says of its timestamps what the request says of its own.
+    copies_mark: bool,
 }
 
 /// What follows the base packet in a reply.
@@ -40,7 +44,8 @@ enum Tail {
     Understood,
 }
 
-const PLAIN: Manner = Manner { counts: false, tail: Tail::Cut, longest: 65_507, is_ptp: false };
+const PLAIN: Manner =
+    Manner { counts: false, tail: Tail::Cut, longest: 65_507, is_ptp: false, copies_mark: false };
 const EXTENDED: Manner = Manner { counts: true, tail: Tail::Understood, ..PLAIN };
 const TWAMP: Manner = Manner { counts: true, tail: Tail::Twamp, ..PLAIN };
 const SHORT: Manner = Manner { longest: 44, ..PLAIN };
@@ -90,7 +95,7 @@ impl Reflector {
         let reply = Reply {
             sequence: number,
             timestamp: self.time(now.wall.wall(now.at)),
-            error: if self.manner.is_ptp { 0x4001 } else { 1 },
+            error: if self.manner.is_ptp && !self.manner.copies_mark { 0x4001 } else { 1 },
             ssid: if self.manner.tail == Tail::Twamp { 0 } else { request.ssid },
             received: self.time(now.wall.wall(arrival.at)),
             sender_sequence: request.sequence,
@@ -198,6 +203,44 @@ fn every_kind_of_reflector_is_recognised_and_its_round_trips_are_exact() {
         let large: u32 = reflector.seen.iter().filter(|(len, _)| **len > 52).map(|(_, count)| count).sum();
         assert!(large < 120, "{name}: {large} datagrams still carried what it does not understand");
     }
+}
+
+#[test]
+fn what_is_known_of_a_reflector_beforehand_is_not_tried_out() {
+    let of = |profile| Quirks { profile, ..Quirks::default() };
+    for (manner, profile, longest) in
+        [(SHORT, Profile::Plain, 44), (TWAMP, Profile::TwampLight, 44), (EXTENDED, Profile::Stamp, 52)]
+    {
+        let spec = Spec { wire: Wire::Stamp { keys: None, quirks: of(profile) }, ..spec(7, 50 * MS, 2, 400) };
+        let (tally, _, _, reflector) = measure(7, World::new(7), spec, manner);
+        assert_eq!(
+            tally.count(|verdict| verdict == Verdict::Ok),
+            400,
+            "{profile:?}: none is tried out and lost"
+        );
+        assert_eq!(reflector.seen.keys().max(), Some(&longest), "{profile:?}");
+    }
+}
+
+#[test]
+fn times_that_are_marked_wrongly_can_be_read_as_they_are() {
+    const LIAR: Manner = Manner { copies_mark: true, ..PTP };
+    let tally = |times| {
+        let quirks = Quirks { times, ..Quirks::default() };
+        let spec = Spec { wire: Wire::Stamp { keys: None, quirks }, ..spec(8, 50 * MS, 1, 200) };
+        let mut reflector = Reflector::new(LIAR);
+        let mut world = World::new(8);
+        world.there.pace.latency = 3 * MS;
+        let mut prober = Prober::new(spec, world.start());
+        let (tally, ledger) = world.run(&mut prober, &mut reflector, 3_600_000 * MS);
+        (ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0), tally)
+    };
+    assert!(tally(ReflectorTimes::Marked).0.is_err(), "it would be believed");
+    assert_eq!(tally(ReflectorTimes::Ptp).0, Ok(()));
+    let (_, ignored) = tally(ReflectorTimes::Ignored);
+    let turnarounds =
+        ignored.verdicts.values().filter_map(|(_, sample)| *sample).map(|sample| sample.turnaround);
+    assert_eq!(turnarounds.max(), Some(Duration::ZERO));
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Direction, Mismatch, Prober, Report, Responder, ResponderReport, Spec, Verdict};
+use pathmeter_proto::echo::{
+    Direction, Mismatch, Prober, Quirks, Report, Responder, ResponderReport, Spec, Verdict, Wire,
+};
 use pathmeter_proto::key::{Key, Keys};
 use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, SendId, StampedBy, Step};
 use pathmeter_proto::sim::{Loss, Random, World};
@@ -22,8 +24,11 @@ const MALFORMED: Report = Report::Mismatched(Mismatch::Malformed);
 
 /// An asker, one of its requests, and the true reply to it.
 fn exchange(keys: Option<&Arc<Keys>>) -> (Asker, Vec<u8>) {
-    let mut asker =
-        Asker::new(Spec { keys: keys.cloned(), transmit_stamps: false, ..spec(1, 20 * MS, 1, 100) });
+    let mut asker = Asker::new(Spec {
+        wire: Wire::Stamp { keys: keys.cloned(), quirks: Quirks::default() },
+        transmit_stamps: false,
+        ..spec(1, 20 * MS, 1, 100)
+    });
     for _ in 0..3 {
         asker.datagram();
     }
@@ -328,7 +333,10 @@ fn during_a_rotation_old_and_new_key_understand_each_other() {
         };
         let mut world = World::new(seed);
         world.forward.loss = Loss::Random(0.1);
-        let spec = Spec { keys: Some(file(asks)), ..spec(seed, 20 * MS, 2, 300) };
+        let spec = Spec {
+            wire: Wire::Stamp { keys: Some(file(asks)), quirks: Quirks::default() },
+            ..spec(seed, 20 * MS, 2, 300)
+        };
         let mut prober = Prober::new(spec, world.start());
         let (tally, ledger) = world.run(&mut prober, &mut responder(Some(file(answers))), 600_000 * MS);
         ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0).unwrap();
@@ -339,8 +347,13 @@ fn during_a_rotation_old_and_new_key_understand_each_other() {
 
 #[test]
 fn a_prober_with_a_key_that_is_no_longer_valid_loses_everything_and_says_nothing_of_direction() {
-    let mut prober =
-        Prober::new(Spec { keys: Some(keys(SECRET)), ..spec(1, 20 * MS, 1, 50) }, World::new(1).start());
+    let mut prober = Prober::new(
+        Spec {
+            wire: Wire::Stamp { keys: Some(keys(SECRET)), quirks: Quirks::default() },
+            ..spec(1, 20 * MS, 1, 50)
+        },
+        World::new(1).start(),
+    );
     let mut other = responder(Some(keys("fedcba9876543210")));
     let (tally, _) = World::new(1).run(&mut prober, &mut other, 600_000 * MS);
     assert_eq!(tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown)), tally.sent);

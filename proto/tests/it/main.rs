@@ -14,5 +14,6 @@ mod forged;
 #[path = "../fuzzed/mod.rs"]
 mod fuzzed;
 mod hostile;
+mod icmp;
 mod stamp_suite;
 mod stream;

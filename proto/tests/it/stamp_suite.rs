@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use pathmeter_proto::echo::{Report, Spec, Verdict};
+use pathmeter_proto::echo::{Quirks, Report, Spec, Verdict, Wire};
 use pathmeter_proto::key::{Key, Keys};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
 use pathmeter_proto::wire::tlv::{self, ClassOfService};
@@ -173,7 +173,7 @@ fn what_it_answers_is_believed() {
         let keys = capture.keys();
         let mut asker = Asker::new(Spec {
             ssids: vec![0x1234],
-            keys: keys.clone(),
+            wire: Wire::Stamp { keys: keys.clone(), quirks: Quirks::default() },
             transmit_stamps: false,
             ..spec(1, 20 * MS, 1, 10)
         });

@@ -55,7 +55,7 @@ pub(super) struct Thread {
     stamps: StampNames,
     groups: Vec<Group>,
     /// Which group a choice of source has.
-    choices: BTreeMap<(SourceChoice, bool), usize>,
+    choices: BTreeMap<(SourceChoice, Protocol, bool), usize>,
     actors: Vec<Option<Seat>>,
     free: Vec<usize>,
     lives: u32,
@@ -90,8 +90,17 @@ pub(super) struct Thread {
     stopping: Option<Timestamp>,
 }
 
+/// What the sockets of a group carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Protocol {
+    Udp,
+    /// Echoes. An address stands for a whole host: its port is 0.
+    Icmp,
+}
+
 /// Sockets that share an address and options, one for each flow; or those on which somebody listens.
 struct Group {
+    protocol: Protocol,
     sockets: Vec<Socket>,
     drops: HostDrops,
     looked: Timestamp,

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use pathmeter_proto::machine::{Arrival, StampedBy};
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::wire::stamp;
+use pathmeter_proto::wire::{icmp, stamp};
 
 use super::super::actor::Actor;
 use super::super::cmsg::About;
-use super::super::socket::{RECEIVE_BATCH, ReceiveBatch};
-use super::{Group, Seat, Thread};
+use super::super::socket::{Kind, RECEIVE_BATCH, ReceiveBatch};
+use super::{Group, Protocol, Seat, Thread};
 use crate::clock::Clock;
 
 /// Batches that are read from a socket before anything else gets its turn.
@@ -65,7 +65,10 @@ impl Thread {
         let Group { sockets, drops, looked, .. } = &mut self.groups[group];
         drops.forget(*looked - DROPS_KEPT);
         for (flow, socket) in sockets.iter_mut().enumerate() {
-            let dropped = self.overruns.among(socket.new_drops());
+            let dropped = match socket.kind() {
+                Kind::Udp => self.overruns.among(socket.new_drops()),
+                Kind::Ping | Kind::Raw => socket.new_drops(),
+            };
             drops.add(u8::try_from(flow).unwrap_or(u8::MAX), *looked, now, dropped);
             self.series.rx_dropped.add(dropped.into());
         }
@@ -90,6 +93,9 @@ impl Thread {
                     }
                     (Some(About::Icmp(icmp)), _) => {
                         let Some(to) = found.from else { continue };
+                        if !self.groups[group].sockets[socket].has_sent(found.bytes) {
+                            continue;
+                        }
                         let arrival = Arrival {
                             at: now,
                             by: StampedBy::User,
@@ -138,6 +144,7 @@ impl Thread {
                     self.series.oversized.inc();
                     continue;
                 }
+                let Some(bytes) = self.groups[group].sockets[socket].carried(found.bytes) else { continue };
                 let (at, by) = match found.said.stamp {
                     Some(stamp) => {
                         (self.clock.place(stamp, self.drained, now.max(Clock::now())), StampedBy::Kernel)
@@ -154,7 +161,7 @@ impl Thread {
                     tos: found.said.tos,
                     icmp: None,
                 };
-                self.deliver(group, found.bytes, &arrival);
+                self.deliver(group, bytes, &arrival);
                 if self.answers_at_once && self.outbox.waiting.len() >= ANSWERS {
                     self.flush();
                 }
@@ -170,7 +177,10 @@ impl Thread {
     }
 
     fn deliver(&mut self, group: usize, datagram: &[u8], arrival: &Arrival) {
-        let to = self.groups[group].owner.or_else(|| self.route(arrival, datagram));
+        let to = self.groups[group].owner.or_else(|| match self.groups[group].protocol {
+            Protocol::Udp => self.route(arrival, datagram),
+            Protocol::Icmp => self.route_echo(arrival, datagram),
+        });
         let Some(index) = to else {
             self.series.unrouted.inc();
             return;
@@ -198,6 +208,15 @@ impl Thread {
             |index: &&usize| matches!(&self.actors[**index], Some(Seat { actor: Actor::Echo(_), .. }));
         let mut candidates = candidates.iter();
         candidates.clone().find(has_asked).or_else(|| candidates.find(is_echo)).copied()
+    }
+
+    /// Whose echo it is: by its session. Routers may quote no more than its header; then it is anyone's who asks that host.
+    fn route_echo(&self, arrival: &Arrival, echo: &[u8]) -> Option<usize> {
+        match (icmp::ssid(echo), arrival.icmp) {
+            (Some(ssid), _) => self.routes.get(&(arrival.from, ssid)).copied(),
+            (None, Some(_)) => self.by_source.get(&arrival.from)?.first().copied(),
+            (None, None) => None,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Prober, Responder};
+use pathmeter_proto::echo::{Prober, Responder, Wire};
 use pathmeter_proto::grid::mix;
 use pathmeter_proto::machine::{HostDrops, Now};
 use pathmeter_proto::mtu::Search;
@@ -16,7 +16,7 @@ use super::super::actor::{Actor, Answerer, Asked, Echo, Listener, PathMtu};
 use super::super::outbox::Outgoing;
 use super::super::socket::{Binding, Socket, SocketError};
 use super::super::{Duties, Event, NewPath, NewSearch, PathId, SourceChoice};
-use super::{Group, IDLE_GROUP_KEPT, Seat, Thread};
+use super::{Group, IDLE_GROUP_KEPT, Protocol, Seat, Thread};
 use crate::clock::Clock;
 
 /// Identifiers that are drawn before one that is taken is taken again. Chosen: 65,535 there are, drawn evenly.
@@ -44,6 +44,7 @@ impl Thread {
         let group = self.groups.len();
         let index = self.seat(actor, group, Vec::new(), Duration::MAX);
         self.groups.push(Group {
+            protocol: Protocol::Udp,
             sockets,
             drops: HostDrops::default(),
             looked: now,
@@ -76,7 +77,14 @@ impl Thread {
     pub(super) fn add(&mut self, path: NewPath) -> Result<(), SocketError> {
         let NewPath { id, mut spec, from, series, path_mtu, absent_since, tap } = path;
         let flows = spec.ssids.len();
-        let group = self.group(from, spec.to.is_ipv4(), flows)?;
+        let protocol = match spec.wire {
+            Wire::Stamp { .. } => Protocol::Udp,
+            Wire::Icmp => Protocol::Icmp,
+        };
+        if protocol == Protocol::Icmp {
+            spec.to.set_port(0);
+        }
+        let group = self.group(from, protocol, spec.to.is_ipv4(), flows)?;
         spec.ssids = self.sessions(spec.to, flows, spec.seed);
         let routes: Vec<_> = spec.ssids.iter().map(|ssid| (spec.to, *ssid)).collect();
         let (to, interval) = (spec.to, spec.interval);
@@ -96,7 +104,8 @@ impl Thread {
         Ok(())
     }
 
-    /// Looks for the MTU of a path from now on in this way, from the socket of its first flow; `None`: not at all.
+    /// Looks for the MTU of a path from now on in this way, from the socket of its first flow; `None`: not at all. It speaks STAMP:
+    /// a path that does not has no search.
     pub(super) fn search(&mut self, id: PathId, search: Option<NewSearch>) {
         if let Some(index) = self.searches.remove(&id) {
             self.unseat(index);
@@ -104,6 +113,9 @@ impl Thread {
         let echo = self.places.get(&id).and_then(|index| self.actors[*index].as_ref());
         let (Some(NewSearch { mut spec, series }), Some(echo)) = (search, echo) else { return };
         let group = echo.group;
+        if self.groups[group].protocol != Protocol::Udp {
+            return;
+        }
         spec.ssid = self.sessions(spec.to, 1, spec.seed)[0];
         let route = (spec.to, spec.ssid);
         let search = Search::new(spec, Clock::now());
@@ -116,10 +128,17 @@ impl Thread {
     }
 
     /// The group of a choice of source, with at least `flows` sockets.
-    fn group(&mut self, choice: SourceChoice, is_v4: bool, flows: usize) -> Result<usize, SocketError> {
+    fn group(
+        &mut self,
+        choice: SourceChoice,
+        protocol: Protocol,
+        is_v4: bool,
+        flows: usize,
+    ) -> Result<usize, SocketError> {
         let now = Clock::now();
-        let index = *self.choices.entry((choice, is_v4)).or_insert_with(|| {
+        let index = *self.choices.entry((choice, protocol, is_v4)).or_insert_with(|| {
             self.groups.push(Group {
+                protocol,
                 sockets: Vec::new(),
                 drops: HostDrops::default(),
                 looked: now,
@@ -133,7 +152,14 @@ impl Thread {
             let port = if choice.port == 0 { 0 } else { choice.port.saturating_add(flow) };
             let address = SocketAddr::new(choice.address, port);
             let binding = Binding { address, dont_fragment: choice.dont_fragment, errors: true };
-            let socket = Socket::bind(&binding, self.stamps)?;
+            let is_taken = |identifier: u16| {
+                let sockets = self.groups.iter().flat_map(|group| &group.sockets);
+                sockets.into_iter().any(|socket| socket.address().port() == identifier)
+            };
+            let socket = match protocol {
+                Protocol::Udp => Socket::bind(&binding, self.stamps)?,
+                Protocol::Icmp => Socket::echo(&binding, self.stamps, is_taken)?,
+            };
             self.groups[index].sockets.push(socket);
             self.watch = None;
         }

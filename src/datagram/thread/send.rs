@@ -21,7 +21,7 @@ impl Thread {
             };
             outbox.waiting.sort_by_key(together);
             for run in outbox.waiting.chunk_by(|a, b| together(a) == together(b)) {
-                self.hand_over(run, &outbox.arena);
+                self.hand_over(run, &mut outbox.arena);
             }
             outbox.clear();
             if self.outbox.is_empty() {
@@ -31,14 +31,18 @@ impl Thread {
     }
 
     /// Sends datagrams of one socket, all of which may be fragmented, or none.
-    fn hand_over(&mut self, run: &[Outgoing], arena: &[u8]) {
+    fn hand_over(&mut self, run: &[Outgoing], arena: &mut [u8]) {
         let now = Clock::now();
         let mut batch = std::mem::replace(&mut self.batch, SendBatch::new(0));
         batch.clear();
+        let (group, socket) = (run[0].group, usize::from(run[0].send.flow));
+        let from = &self.groups[group].sockets[socket];
         for outgoing in run {
             let Outgoing { actor, life, send, at, length, .. } = *outgoing;
-            let datagram = &arena[at..at + length];
-            let name = send.stamp.then(|| self.awaited.expect(actor, life, send.id, now, datagram));
+            let datagram = &mut arena[at..at + length];
+            from.complete(datagram);
+            let payload = from.payload(datagram);
+            let name = send.stamp.then(|| self.awaited.expect(actor, life, send.id, now, payload));
             let told = Told {
                 to: send.to,
                 from: send.from,
@@ -50,7 +54,6 @@ impl Thread {
             };
             batch.push(&told, at, length);
         }
-        let (group, socket) = (run[0].group, usize::from(run[0].send.flow));
         let is_whole = run[0].send.dont_fragment;
         let (mut first, mut tries) = (0, 0);
         while first < batch.len() {

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 use std::thread::sleep;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::Spec;
+use pathmeter_proto::echo::{Quirks, Spec, Wire};
 
 use super::super::NewPath;
 use super::super::socket::Binding;
@@ -21,13 +21,13 @@ fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
     for n in 0..PATHS {
         let spec = Spec {
             to,
+            wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
             interval: INTERVAL,
             ssids: vec![0],
             size: None,
             dscp: Dscp::DEFAULT,
             late_after: Duration::from_secs(10),
             lost_after: Duration::from_secs(10),
-            keys: None,
             transmit_stamps: true,
             count: None,
             seed: n.into(),

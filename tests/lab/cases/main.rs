@@ -7,6 +7,7 @@
 mod agent;
 mod equal_cost;
 mod hostile;
+mod icmp;
 mod lab_itself;
 mod mesh;
 mod path_mtu;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
     if let Some(dir) = std::env::var_os(lab_itself::VICTIM) {
         lab_itself::be_a_victim(Path::new(&dir));
     }
-    let trials = scenarios().into_iter().chain(promises()).map(|trial| {
+    let trials = scenarios().into_iter().chain(promises()).chain(hosts()).map(|trial| {
         let is_ignored = trial.has_ignored_flag() || place.is_err();
         trial.with_ignored_flag(is_ignored)
     });
@@ -102,14 +103,28 @@ fn act(act: Act) -> fn(&Script) -> Result<(), Inconclusive> {
     }
 }
 
+fn trial(name: &str, try_it: fn()) -> Trial {
+    Trial::test(name, move || {
+        try_it();
+        Ok(())
+    })
+}
+
+/// Hosts that answer ICMP, measured by the loop itself.
+fn hosts() -> Vec<Trial> {
+    vec![
+        trial("icmp_stamps", icmp::stamps),
+        trial("icmp_closed", icmp::closed),
+        trial("icmp_thousand_hosts", icmp::thousand_hosts),
+        trial("icmp_others", icmp::others),
+        trial("icmp_flooded", icmp::flooded),
+        trial("icmp_lossy", icmp::lossy),
+        trial("icmp_refused", icmp::refused),
+    ]
+}
+
 /// What the lab promises of itself, and what takes a second host and no bad link.
 fn promises() -> Vec<Trial> {
-    let trial = |name: &str, try_it: fn()| {
-        Trial::test(name, move || {
-            try_it();
-            Ok(())
-        })
-    };
     vec![
         trial("two_at_a_time", lab_itself::two_at_a_time),
         trial("unprivileged", lab_itself::unprivileged),

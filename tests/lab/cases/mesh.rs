@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pathmeter_lab::script::{Phase, Script};
-use pathmeter_lab::truth::{Counts, Echoes, Rules};
+use pathmeter_lab::truth::{Counts, Echoes, Format, Rules};
 use pathmeter_lab::{Cable, Net, Page, Way, Wire, eventually};
 use pathmeter_proto::time::nanos;
 use serde_json::json;
@@ -97,7 +97,7 @@ fn truth(net: &Net, from: &str, to: &str, time: &Range<u64>) -> Counts {
     let rules = Rules {
         prober: net.v4(from),
         responder: (net.v4(to), 9_862).into(),
-        is_authenticated: false,
+        format: Format::Open,
         late_after: LATE_AFTER,
         lost_after: LOST_AFTER,
         unseen: [0, 0],

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pathmeter_lab::script::{Evidence, Pair, Phase, Script, Span, Topology};
-use pathmeter_lab::truth::{Counts, Echoes, Rules, Stage, forged};
+use pathmeter_lab::truth::{Counts, Echoes, Format, Rules, Stage, forged};
 use pathmeter_lab::{Cable, Net, Page, Way, eventually};
 use serde_json::{Value, json};
 
@@ -131,7 +131,7 @@ impl<'a> Measured<'a> {
         Rules {
             prober: self.address("a"),
             responder: (self.address("b"), 9_862).into(),
-            is_authenticated: self.script.authenticated,
+            format: if self.script.authenticated { Format::Authenticated } else { Format::Open },
             late_after: span("late_after"),
             lost_after: span("lost_after"),
             unseen: match self.script.topology {

@@ -28,7 +28,7 @@ mod wire;
 pub use namespace::Namespace;
 pub use net::{Cable, Net, Plan};
 pub use page::Page;
-pub use privilege::{Privilege, Unavailable, enter};
+pub use privilege::{Privilege, Unavailable, enter, give_up_raw_sockets};
 pub use program::{Burners, Program};
 pub use wait::{DEADLINE, eventually};
 pub use web::{Response, get, request};

@@ -58,3 +58,25 @@ pub fn enter() -> Result<Privilege, Unavailable> {
     identity().map_err(Unavailable::Identity)?;
     Ok(Privilege::User)
 }
+
+/// This thread, and those that it starts from here on, may open no raw sockets any more, as most users may not.
+///
+/// # Panics
+/// When the kernel does not let it.
+#[expect(unsafe_code, reason = "capabilities of a single thread have no safe wrapper")]
+pub fn give_up_raw_sockets() {
+    // linux/capability.h.
+    const VERSION_3: u32 = 0x2008_0522;
+    const NET_RAW: u32 = 13;
+    let mut header = [VERSION_3, 0];
+    // Effective, permitted and inheritable: the lower half of each, then the upper.
+    let mut sets = [0_u32; 6];
+    // SAFETY: both are as long as the third version has them.
+    let read = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
+    for set in &mut sets[..3] {
+        *set &= !(1 << NET_RAW);
+    }
+    // SAFETY: as above.
+    let written = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()) };
+    assert_eq!((read, written), (0, 0), "giving up CAP_NET_RAW: {}", io::Error::last_os_error());
+}

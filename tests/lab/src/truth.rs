@@ -18,16 +18,53 @@ use crate::wire::{Exit, Head, Passage, Wire};
 pub struct Rules {
     /// Who asks.
     pub prober: IpAddr,
-    /// Who answers.
+    /// Who answers; a host that answers ICMP with port 0.
     pub responder: SocketAddr,
-    /// Whether packets are authenticated, which moves their fields.
-    pub is_authenticated: bool,
+    /// How echoes are written.
+    pub format: Format,
     /// A longer round trip is late.
     pub late_after: Duration,
     /// A later reply is none.
     pub lost_after: Duration,
     /// Routers behind the last wire, forward and reverse: what they do to TTLs the wires do not see.
     pub unseen: [u64; 2],
+}
+
+/// How echoes are written: it decides where their fields stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// STAMP.
+    Open,
+    /// STAMP, authenticated.
+    Authenticated,
+    /// ICMP. Nobody says what he took, so the prober takes it for the network's.
+    Icmp,
+}
+
+/// Where things stand in a payload.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    ssid: usize,
+    sequence: usize,
+    /// The responder's own number of a reply.
+    number: Option<usize>,
+    /// When the responder says that it wrote a reply.
+    written: Option<usize>,
+    /// The first extension.
+    extension: Option<usize>,
+}
+
+impl Format {
+    const fn layout(self, role: Role) -> Layout {
+        let (ssid, sequence, number, written, extension) = match (self, role) {
+            (Self::Open, Role::Request) => (14, 0, None, None, Some(44)),
+            (Self::Open, Role::Reply) => (14, 24, Some(0), Some(4), Some(44)),
+            (Self::Authenticated, Role::Request) => (26, 0, None, None, Some(112)),
+            (Self::Authenticated, Role::Reply) => (26, 48, Some(0), Some(16), Some(112)),
+            (Self::Icmp, _) => (20, 16, None, None, None),
+        };
+        Layout { ssid, sequence, number, written, extension }
+    }
 }
 
 /// Every echo that left the prober, by flow and sequence number.
@@ -149,7 +186,11 @@ impl Rules {
     /// What a datagram is to this measurement; `None`: somebody else's.
     fn role(&self, head: &Head) -> Option<Role> {
         let (from, to) = (head.datagram.source, head.datagram.destination);
-        if head.datagram.protocol != UDP {
+        let is_spoken = match self.format {
+            Format::Open | Format::Authenticated => head.datagram.protocol == UDP,
+            Format::Icmp => head.datagram.echo.is_some(),
+        };
+        if !is_spoken {
             None
         } else if from.ip() == self.prober && to == self.responder {
             Some(Role::Request)
@@ -195,18 +236,16 @@ impl Echoes {
         if is_sized(head, rules) {
             return None;
         }
-        let (ssid_at, sequence_at) = match (rules.is_authenticated, role) {
-            (false, Role::Request) => (14, 0),
-            (false, Role::Reply) => (14, 24),
-            (true, Role::Request) => (26, 0),
-            (true, Role::Reply) => (26, 48),
-        };
-        let ssid = u16::from_be_bytes([head.payload[ssid_at], head.payload[ssid_at + 1]]);
-        let prober = match role {
+        let at = rules.format.layout(role);
+        let ssid = u16::from_be_bytes([head.payload[at.ssid], head.payload[at.ssid + 1]]);
+        let mut prober = match role {
             Role::Request => head.datagram.source,
             Role::Reply => head.datagram.destination,
         };
-        Some(self.echoes.entry((prober, ssid, number(head, sequence_at))).or_default())
+        if let Some(echo) = head.datagram.echo {
+            prober.set_port(echo.identifier);
+        }
+        Some(self.echoes.entry((prober, ssid, number(head, at.sequence))).or_default())
     }
 
     fn left(&mut self, request: &Passage, rules: &Rules) {
@@ -230,14 +269,14 @@ impl Echoes {
             self.sized[1] += 1;
             return;
         };
-        let (number, tos) = (number(&reply.head, 0), reply.head.datagram.tos);
+        let (number, tos) = (own_number(&reply.head, rules), reply.head.datagram.tos);
         echo.replies.push(Reply { at: reply.at, number, tos, lag: lag(reply, rules) });
         echo.replies.sort_unstable();
     }
 
     fn answered(&mut self, reply: &Passage, rules: &Rules) {
         let Some(echo) = self.of(&reply.head, Role::Reply, rules) else { return };
-        let number = number(&reply.head, 0);
+        let number = own_number(&reply.head, rules);
         let answer = |(exit, at): (&Exit, Span)| Answer { at, number, tos: exit.tos, ttl: exit.ttl };
         echo.answers.extend(whole(reply, rules).map(answer));
         echo.answers.sort_unstable_by_key(|answer| answer.at);
@@ -301,6 +340,9 @@ impl Echoes {
     }
 
     fn hops(&self, rules: &Rules) -> [u64; 2] {
+        if rules.format == Format::Icmp {
+            return [0, 0];
+        }
         let answered = self.echoes.values().filter_map(|echo| Some((echo, echo.answer(rules)?)));
         let Some((echo, answer)) = answered.max_by_key(|(_, answer)| answer.at) else { return [0, 0] };
         let request = echo.reply(answer).and_then(|(index, _)| echo.requests.get(index));
@@ -366,7 +408,9 @@ impl Echo {
                 counts.ok += u64::from(!is_late);
                 counts.round_trips += u64::try_from(rtt).expect("below a minute");
                 counts.round_trips_doubt += doubt;
-                self.count_classes(counts, answer);
+                if rules.format != Format::Icmp {
+                    self.count_classes(counts, answer);
+                }
             }
             (None, _) | (_, None) if self.requests.is_empty() => counts.lost_forward += 1,
             (None, _) | (_, None) => counts.lost_reverse += 1,
@@ -402,6 +446,10 @@ impl Echo {
     /// The time that it took without the responder's, and by how much that may be off.
     fn round_trip(&self, rules: &Rules) -> Option<(u128, u64)> {
         let answer = self.answer(rules)?;
+        if rules.format == Format::Icmp {
+            let elapsed = middle(answer.at) - self.left?;
+            return Some((elapsed.into(), answer.at.1 - answer.at.0));
+        }
         let (index, reply) = self.reply(answer)?;
         let reached = self.requests.get(index)?.at;
         let turnaround = reply.at.saturating_sub(middle(reached));
@@ -434,7 +482,7 @@ fn whole<'a>(passage: &'a Passage, rules: &'a Rules) -> impl Iterator<Item = (&'
 /// wrong there.
 fn lag(reply: &Passage, rules: &Rules) -> u64 {
     const LAG_MAX: u64 = 500_000_000;
-    let at = if rules.is_authenticated { 16 } else { 4 };
+    let Some(at) = rules.format.layout(Role::Reply).written else { return 0 };
     let stamp = reply.head.payload[at..at + 8].try_into().expect("eight");
     let written = PeerTimestamp::from_ntp(u64::from_be_bytes(stamp));
     let left = PeerTimestamp::from_ntp(NtpTime::from(WallTime::from_nanos(reply.at)).0);
@@ -445,7 +493,7 @@ fn lag(reply: &Passage, rules: &Rules) -> u64 {
 fn is_sized(head: &Head, rules: &Rules) -> bool {
     const SESSION: u8 = 252;
     const BRIEF: u8 = 2;
-    let extension = if rules.is_authenticated { 112 } else { 44 };
+    let Some(extension) = rules.format.layout(Role::Request).extension else { return false };
     head.payload[extension + 1] == SESSION && head.payload[extension + 4 + 5] & BRIEF != 0
 }
 
@@ -454,7 +502,7 @@ fn is_sized(head: &Head, rules: &Rules) -> bool {
 fn is_harmless(head: &Head, (byte, who): (usize, Corruption), rules: &Rules) -> bool {
     const HMAC_BYTES: usize = 20;
     let is_unread = byte + HMAC_BYTES == head.payload_bytes() && head.datagram.destination == rules.responder;
-    who == Corruption::Unnoticed && rules.is_authenticated && is_unread
+    who == Corruption::Unnoticed && rules.format == Format::Authenticated && is_unread
 }
 
 /// Copies that came out of a wire with a bit changed of which only the application could know: of requests, and of replies.
@@ -473,6 +521,11 @@ pub fn forged(wire: &Wire, rules: &Rules) -> [u64; 2] {
         }
     });
     forged
+}
+
+/// The responder's own number of a reply; hosts that answer ICMP have none.
+fn own_number(head: &Head, rules: &Rules) -> u32 {
+    rules.format.layout(Role::Reply).number.map_or(0, |at| number(head, at))
 }
 
 fn number(head: &Head, at: usize) -> u32 {

@@ -1,0 +1,110 @@
+//! Replies, in the format of their path.
+
+use super::flow::Flow;
+use super::outcome::Mismatch;
+use super::prober::{Spec, Wire};
+use super::profile::ReflectorTimes;
+use super::request::mode;
+use super::told::Told;
+use crate::wire::icmp::{Echo, Version};
+use crate::wire::stamp::{self, Reply};
+use crate::wire::{DecodeError, NtpTime};
+
+/// A reply that could be read, and is proven where there is a key.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Heard {
+    /// From a reflector, with what it tells.
+    Stamp(Reply, Told),
+    /// From a host, which only sends back what it got.
+    Icmp(Echo),
+}
+
+/// Which datagram a reply says it answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answered {
+    pub(super) sequence: u32,
+    /// T1 as it was written.
+    pub(super) timestamp: NtpTime,
+}
+
+impl Answered {
+    /// What a reply says that it answers, proven or not; `None` where it says nothing.
+    pub(super) fn claimed(datagram: &[u8], spec: &Spec) -> Option<Self> {
+        match &spec.wire {
+            Wire::Stamp { keys, .. } => Reply::decode(datagram, mode(keys.as_ref())).ok().map(Self::from),
+            Wire::Icmp => Echo::decode_reply(datagram, Version::of(spec.to.ip())).ok().map(Self::from),
+        }
+    }
+}
+
+impl From<Reply> for Answered {
+    fn from(reply: Reply) -> Self {
+        Self { sequence: reply.sender_sequence, timestamp: reply.sender_timestamp }
+    }
+}
+
+impl From<Echo> for Answered {
+    fn from(echo: Echo) -> Self {
+        Self { sequence: echo.sequence, timestamp: echo.timestamp }
+    }
+}
+
+impl Heard {
+    /// Reads a reply.
+    ///
+    /// # Errors
+    /// [`Mismatch`]: why it is not believed.
+    pub(super) fn read(datagram: &[u8], spec: &Spec) -> Result<Self, Mismatch> {
+        match &spec.wire {
+            Wire::Stamp { keys, quirks } => {
+                let mode = mode(keys.as_ref());
+                let base = Reply::decode(datagram, mode).map_err(|_| Mismatch::Malformed)?;
+                if let Some(keys) = keys {
+                    stamp::verify(datagram, keys).map_err(|_| Mismatch::Unauthentic)?;
+                }
+                let told = Told::read(datagram, mode, keys.as_deref())?;
+                Ok(Self::Stamp(base, told).by(quirks.times))
+            }
+            Wire::Icmp => match Echo::decode_reply(datagram, Version::of(spec.to.ip())) {
+                Ok(echo) => Ok(Self::Icmp(echo)),
+                Err(DecodeError::Foreign { .. }) => Err(Mismatch::Unasked),
+                Err(
+                    DecodeError::Truncated { .. }
+                    | DecodeError::Unauthentic { .. }
+                    | DecodeError::Version { .. },
+                ) => Err(Mismatch::Malformed),
+            },
+        }
+    }
+
+    /// With times as they are meant.
+    fn by(mut self, times: ReflectorTimes) -> Self {
+        if let Self::Stamp(base, told) = &mut self {
+            match times {
+                ReflectorTimes::Marked => {}
+                ReflectorTimes::Ntp => base.error &= !stamp::PTP_FORMAT,
+                ReflectorTimes::Ptp => base.error |= stamp::PTP_FORMAT,
+                ReflectorTimes::Ignored => {
+                    base.timestamp = base.received;
+                    told.follow_up = None;
+                }
+            }
+        }
+        self
+    }
+
+    /// Whether it carries the flow's session.
+    pub(super) fn is_of(&self, flow: &Flow) -> bool {
+        match self {
+            Self::Stamp(base, _) => base.ssid == flow.ssid || base.ssid == 0,
+            Self::Icmp(echo) => (echo.ssid, echo.session) == (flow.ssid, flow.session),
+        }
+    }
+
+    pub(super) fn answered(&self) -> Answered {
+        match self {
+            Self::Stamp(base, _) => (*base).into(),
+            Self::Icmp(echo) => (*echo).into(),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Echoes of ICMP (RFC 792) and ICMPv6 (RFC 4443 section 4), with what we put into them.
+//!
+//! ```text
+//!  0 u8  type: request 8, reply 0; in ICMPv6 128 and 129
+//!  1 u8  code 0                  2 u16 checksum
+//!  4 u16 identifier              6 u16 lower half of the sequence number
+//!  8 u32 magic "pmic"           12 u32 session
+//! 16 u64 T1                     24 u32 sequence number
+//! 28 u16 SSID                   30 u16 balance
+//! 32     zeros, up to the size
+//! ```
+//! A host answers with the same bytes but for type and checksum.
+//!
+//! The balance makes the words behind the identifier sum up to zero (RFC 1071: to 0xffff). So the checksum is that of type
+//! and identifier alone, in ICMPv6 also of addresses and length, and does not change from one datagram to the next. Routers
+//! that choose among equal ways hash the first four bytes behind the IP header, where the checksum stands: a flow stays on
+//! its way (Augustin et al., "Avoiding traceroute anomalies with Paris traceroute", IMC 2006).
+
+use std::net::IpAddr;
+
+use super::{DecodeError, NtpTime, array, put, require, u16_at, u32_at, u64_at};
+
+/// Which of the two: they differ in the numbers of their types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Version {
+    /// ICMP, over IPv4.
+    V4,
+    /// ICMPv6.
+    V6,
+}
+
+impl Version {
+    /// That of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// The type of a request.
+    #[must_use]
+    pub const fn request(self) -> u8 {
+        match self {
+            Self::V4 => 8,
+            Self::V6 => 128,
+        }
+    }
+
+    /// The type of a reply.
+    #[must_use]
+    pub const fn reply(self) -> u8 {
+        match self {
+            Self::V4 => 0,
+            Self::V6 => 129,
+        }
+    }
+}
+
+/// What an echo of ours carries, there and back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echo {
+    /// Random: tells the flow's life apart from others behind the same identifier.
+    pub session: u32,
+    /// T1.
+    pub timestamp: NtpTime,
+    /// Sequence number, from 0, modulo 2³².
+    pub sequence: u32,
+    /// Session identifier: whose it is among those that share a socket.
+    pub ssid: u16,
+}
+
+const IDENTIFIER_AT: usize = 4;
+const MAGIC_AT: usize = 8;
+const SSID_AT: usize = 28;
+const BALANCE_AT: usize = 30;
+const MAGIC: [u8; 4] = *b"pmic";
+
+impl Echo {
+    /// Bytes of the shortest, with the header of 8.
+    pub const BYTES: u16 = 32;
+
+    /// Appends a request of `size` bytes, header included, or of [`Echo::BYTES`] if that is more. Its identifier is 0, see
+    /// [`identify`]; its checksum is right for ICMP, where the addresses do not count.
+    pub fn encode(&self, version: Version, size: u16, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start + usize::from(size.max(Self::BYTES)), 0);
+        let echo = &mut out[start..];
+        echo[0] = version.request();
+        let [_, _, high, low] = self.sequence.to_be_bytes();
+        put(echo, 6, &[high, low]);
+        put(echo, MAGIC_AT, &MAGIC);
+        put(echo, 12, &self.session.to_be_bytes());
+        put(echo, 16, &self.timestamp.0.to_be_bytes());
+        put(echo, 24, &self.sequence.to_be_bytes());
+        put(echo, SSID_AT, &self.ssid.to_be_bytes());
+        let balance = !sum(&echo[6..BALANCE_AT]);
+        put(echo, BALANCE_AT, &balance.to_be_bytes());
+        identify(echo, 0);
+    }
+
+    /// Reads a reply.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`], and [`DecodeError::Foreign`] for what is no reply to an echo of ours.
+    pub fn decode_reply(bytes: &[u8], version: Version) -> Result<Self, DecodeError> {
+        Self::decode(bytes, version.reply())
+    }
+
+    /// Reads a request, or the beginning of one.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`], and [`DecodeError::Foreign`] for what is no request of ours.
+    pub fn decode_request(bytes: &[u8], version: Version) -> Result<Self, DecodeError> {
+        Self::decode(bytes, version.request())
+    }
+
+    fn decode(bytes: &[u8], kind: u8) -> Result<Self, DecodeError> {
+        require(bytes, usize::from(Self::BYTES), "ICMP echo")?;
+        let sequence = u32_at(bytes, 24);
+        let [_, _, lower @ ..] = sequence.to_be_bytes();
+        if bytes[..2] != [kind, 0] || array(bytes, MAGIC_AT) != MAGIC || array(bytes, 6) != lower {
+            return Err(DecodeError::Foreign { field: "ICMP echo of ours" });
+        }
+        Ok(Self {
+            session: u32_at(bytes, 12),
+            timestamp: NtpTime(u64_at(bytes, 16)),
+            sequence,
+            ssid: u16_at(bytes, SSID_AT),
+        })
+    }
+}
+
+/// Gives a request of ours its identifier and the checksum that goes with it: nothing else counts.
+pub fn identify(request: &mut [u8], identifier: u16) {
+    put(request, IDENTIFIER_AT, &identifier.to_be_bytes());
+    let checksum = !add(u16_at(request, 0), identifier);
+    put(request, 2, &checksum.to_be_bytes());
+}
+
+/// The identifier of an echo; `None` where it is too short to have one.
+#[must_use]
+pub fn identifier(echo: &[u8]) -> Option<u16> {
+    echo.get(IDENTIFIER_AT..IDENTIFIER_AT + 2).map(|_| u16_at(echo, IDENTIFIER_AT))
+}
+
+/// The session identifier that an echo of ours carries; `None` where it is another's, or is too short.
+#[must_use]
+pub fn ssid(echo: &[u8]) -> Option<u16> {
+    let is_ours = echo.len() >= usize::from(Echo::BYTES) && array(echo, MAGIC_AT) == MAGIC;
+    is_ours.then(|| u16_at(echo, SSID_AT))
+}
+
+/// Whether the checksum of a whole message is right. Not for ICMPv6, where the addresses count, too.
+#[must_use]
+pub fn is_intact(message: &[u8]) -> bool {
+    sum(message) == 0xffff
+}
+
+/// One's complement sum of 16-bit words (RFC 1071); a last odd byte is the upper half of one.
+fn sum(bytes: &[u8]) -> u16 {
+    bytes.chunks(2).map(|word| u16_at(&[word[0], word.get(1).copied().unwrap_or(0)], 0)).fold(0, add)
+}
+
+fn add(a: u16, b: u16) -> u16 {
+    let (sum, is_over) = a.overflowing_add(b);
+    sum + u16::from(is_over)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grid::mix;
+
+    fn echo(draw: u64) -> Echo {
+        let [a, b, c, d, e, f, ..] = mix(draw).to_be_bytes();
+        let (session, ssid) = (u32::from_be_bytes([a, b, c, d]), u16::from_be_bytes([e, f]));
+        let [a, b, c, d, ..] = mix(!draw).to_be_bytes();
+        Echo { session, timestamp: NtpTime(mix(draw + 7)), sequence: u32::from_be_bytes([a, b, c, d]), ssid }
+    }
+
+    /// The sum over everything that ICMPv6's checksum covers.
+    fn sum_v6(message: &[u8]) -> u16 {
+        let mut covered = vec![0xfd; 32];
+        covered.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
+        covered.extend_from_slice(&[0, 0, 0, 58]);
+        covered.extend_from_slice(message);
+        covered[32 + 8 + 2..32 + 8 + 4].fill(0);
+        sum(&covered)
+    }
+
+    #[test]
+    fn the_checksum_is_the_same_for_all_datagrams_of_a_flow() {
+        for (version, size, identifier) in [
+            (Version::V4, 32, 0),
+            (Version::V4, 33, 1),
+            (Version::V6, 1_200, 0xf7ff),
+            (Version::V6, 64, 0xffff),
+        ] {
+            let mut seen: Option<([u8; 4], u16)> = None;
+            let mut bytes = Vec::new();
+            for draw in 0..20_000 {
+                bytes.clear();
+                let of_flow = Echo { session: 9, ssid: 7, ..echo(draw) };
+                of_flow.encode(version, size, &mut bytes);
+                identify(&mut bytes, identifier);
+                assert!(is_intact(&bytes), "{of_flow:?}");
+                let found = (array(&bytes, 0), sum_v6(&bytes));
+                assert_eq!(*seen.get_or_insert(found), found, "{of_flow:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_flows_of_a_path_have_checksums_of_their_own() {
+        let mut checksums: Vec<[u8; 2]> = (40_000..40_016)
+            .map(|identifier| {
+                let mut bytes = Vec::new();
+                echo(1).encode(Version::V4, 32, &mut bytes);
+                identify(&mut bytes, identifier);
+                array(&bytes, 2)
+            })
+            .collect();
+        checksums.sort_unstable();
+        checksums.dedup();
+        assert_eq!(checksums.len(), 16);
+    }
+
+    #[test]
+    fn an_echo_survives_the_way_there_and_back() {
+        for (draw, version) in (0..1_000).zip([Version::V4, Version::V6].into_iter().cycle()) {
+            let sent = echo(draw);
+            let mut bytes = vec![9; 3];
+            sent.encode(version, u16::try_from(draw).unwrap(), &mut bytes);
+            let bytes = &mut bytes[3..];
+            assert_eq!(bytes.len(), usize::try_from(draw.max(32)).unwrap());
+            identify(bytes, 5);
+            assert_eq!(Echo::decode_request(bytes, version), Ok(sent));
+            assert!(Echo::decode_reply(bytes, version).is_err(), "a request is no reply");
+            bytes[0] = version.reply();
+            assert_eq!(Echo::decode_reply(bytes, version), Ok(sent));
+            assert_eq!((identifier(bytes), ssid(bytes)), (Some(5), Some(sent.ssid)));
+        }
+    }
+
+    #[test]
+    fn the_fields_stand_where_the_table_puts_them() {
+        let sent =
+            Echo { session: 0x0506_0708, timestamp: NtpTime(0x0a0b), sequence: 0x0001_0002, ssid: 0x0c0d };
+        let mut bytes = Vec::new();
+        sent.encode(Version::V4, 33, &mut bytes);
+        identify(&mut bytes, 0x1234);
+        let expected = "08 00 e5cb 1234 0002 706d6963 05060708 0000000000000a0b 00010002 0c0d 0404 00";
+        let found: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(found, expected.replace(' ', ""));
+    }
+
+    #[test]
+    fn other_programs_echoes_are_none_of_ours() {
+        let mut bytes = Vec::new();
+        echo(1).encode(Version::V4, 64, &mut bytes);
+        bytes[0] = 0;
+        for at in [0, 1, 6, 7, 8, 11, 26, 27] {
+            bytes[at] ^= 1;
+            let foreign = Err(DecodeError::Foreign { field: "ICMP echo of ours" });
+            assert_eq!(Echo::decode_reply(&bytes, Version::V4), foreign, "byte {at}");
+            bytes[at] ^= 1;
+        }
+        for length in 0..32 {
+            assert!(Echo::decode_reply(&bytes[..length], Version::V4).is_err());
+            assert_eq!(ssid(&bytes[..length]), None);
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! Hosts that answer ICMP echoes, measured by the loop itself: over loopback, and over wires whose truth is known.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use pathmeter::datagram::{Duties, EVENTS, Event, Handle, NewPath, PathId, SourceChoice, StampNames};
+use pathmeter::metrics::echo::EchoSeries;
+use pathmeter_lab::truth::{Counts, Echoes, Format, Rules};
+use pathmeter_lab::{Namespace, Plan, Way, eventually, give_up_raw_sockets};
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::{Direction, Report, Sample, Spec, Verdict, Wire};
+use pathmeter_proto::machine::{IcmpKind, StampedBy};
+use pathmeter_proto::sim::{Corruption, Jitter, Link, Loss};
+use pathmeter_proto::time::nanos;
+use pathmeter_proto::wire::NtpTime;
+use pathmeter_proto::wire::icmp::{self, Echo, Version};
+use socket2::{Domain, Protocol, Socket, Type};
+
+const MS: u64 = 1_000_000;
+const LATE_AFTER: Duration = Duration::from_millis(500);
+const LOST_AFTER: Duration = Duration::from_secs(2);
+/// Where nothing is lost a machine that stands still makes nothing late.
+const PATIENCE: Duration = Duration::from_secs(15);
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// What a process may open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Allowed {
+    /// Ping sockets, and no raw ones.
+    Ping,
+    /// Raw sockets, and no ping sockets.
+    Raw,
+    /// Neither.
+    Nothing,
+}
+
+const EITHER: [Allowed; 2] = [Allowed::Ping, Allowed::Raw];
+
+impl Allowed {
+    /// Does something in a namespace where only this has been allowed, on a thread that may do no more.
+    fn within<T: Send>(self, namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
+        if self == Self::Ping {
+            // Closed to all until now. Root's group is the only one that there is in every user namespace.
+            namespace.set("ipv4/ping_group_range", "0 0");
+        }
+        namespace.within(|| {
+            if self != Self::Raw {
+                give_up_raw_sockets();
+            }
+            work()
+        })
+    }
+}
+
+/// A running loop.
+struct Prober {
+    handle: Handle,
+    events: tokio::sync::mpsc::Receiver<Event>,
+    reports: Receiver<Report>,
+    tap: Sender<Report>,
+}
+
+impl Prober {
+    fn start(stamps: StampNames) -> Self {
+        let (sender, events) = tokio::sync::mpsc::channel(EVENTS);
+        let handle = Handle::spawn("prober", Duties::default(), stamps, sender).unwrap();
+        let (tap, reports) = channel();
+        Self { handle, events, reports, tap }
+    }
+
+    fn add(&self, id: u64, spec: Spec) -> Arc<EchoSeries> {
+        let any: IpAddr =
+            if spec.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let flows = spec.ssids.len() as u64;
+        let series = Arc::new(EchoSeries::new("icmp", "host", "either", flows));
+        self.handle.add(NewPath {
+            id: PathId(id),
+            spec,
+            from: SourceChoice { address: any, port: 0, dont_fragment: false },
+            series: Arc::clone(&series),
+            path_mtu: None,
+            absent_since: None,
+            tap: Some(self.tap.clone()),
+        });
+        series
+    }
+
+    fn event(&mut self) -> Event {
+        eventually("an event", || self.events.try_recv().ok())
+    }
+
+    /// The addresses of a path's sockets: each with its identifier.
+    fn started(&mut self) -> Vec<SocketAddr> {
+        let event = self.event();
+        let Event::Started { sources, .. } = event else { panic!("{event:?}") };
+        sources
+    }
+
+    /// Ends it, and returns everything that it reported.
+    fn end(self, grace: Duration) -> Vec<Report> {
+        self.handle.stop(grace);
+        eventually("the loop has ended", || self.handle.is_finished().then_some(()));
+        assert_eq!(self.handle.stats().accounting_errors.get(), 0);
+        drop(self.tap);
+        self.reports.iter().collect()
+    }
+}
+
+fn spec(to: IpAddr, flows: usize, interval: Duration, count: Option<u64>) -> Spec {
+    Spec {
+        to: (to, 0).into(),
+        wire: Wire::Icmp,
+        interval,
+        ssids: vec![0; flows],
+        size: None,
+        dscp: Dscp::new(46).unwrap(),
+        late_after: PATIENCE,
+        lost_after: PATIENCE,
+        transmit_stamps: true,
+        count,
+        seed: 7,
+    }
+}
+
+fn count(reports: &[Report], is: impl Fn(&Report) -> bool) -> u64 {
+    reports.iter().filter(|report| is(report)).count() as u64
+}
+
+fn verdicts(reports: &[Report]) -> impl Iterator<Item = (Verdict, Option<Sample>)> + '_ {
+    reports.iter().filter_map(|report| {
+        let Report::Decided { verdict, sample, .. } = report else { return None };
+        Some((*verdict, *sample))
+    })
+}
+
+fn assert_all_ok(reports: &[Report], what: &str) {
+    let is_good = |report: &Report| {
+        matches!(
+            report,
+            Report::Decided { verdict: Verdict::Ok, .. }
+                | Report::Sent { .. }
+                | Report::Ipdv(_)
+                | Report::Unsent(_)
+                | Report::LossyFlows(_)
+        )
+    };
+    let other = reports.iter().find(|report| !is_good(report));
+    assert_eq!(other, None, "{what}");
+    let sent = count(reports, |report| matches!(report, Report::Sent { .. }));
+    assert!(sent > 0 && verdicts(reports).count() as u64 == sent, "{what}: {sent} were sent");
+}
+
+/// Everything is answered, and both stamps are the kernel's, whatever sockets there are and however stamps find their datagrams.
+pub(crate) fn stamps() {
+    let ways = [StampNames::detect(), StampNames::Looped];
+    for allowed in EITHER {
+        let namespace = Namespace::new("stamps");
+        for (to, stamps) in LOOPBACK.into_iter().flat_map(|to| ways.map(|stamps| (to, stamps))) {
+            let what = format!("{allowed:?} {to} {stamps:?}");
+            // The kernel begins to stamp a moment after it is asked for the first time.
+            eventually(&format!("kernel stamps: {what}"), || {
+                let (sources, reports) = allowed.within(&namespace, || {
+                    let mut prober = Prober::start(stamps);
+                    prober.add(1, spec(to, 4, Duration::from_millis(5), Some(40)));
+                    let sources = prober.started();
+                    assert!(matches!(prober.event(), Event::Finished(_)), "{what}");
+                    (sources, prober.end(Duration::ZERO))
+                });
+                let identifiers: BTreeSet<u16> = sources.iter().map(SocketAddr::port).collect();
+                assert!(identifiers.len() == 4 && !identifiers.contains(&0), "{what}: {sources:?}");
+                assert_all_ok(&reports, &what);
+                let by_kernel = (StampedBy::Kernel, StampedBy::Kernel);
+                let stamped = |sample: Sample| (sample.transmit, sample.receive) == by_kernel;
+                verdicts(&reports).all(|(_, sample)| sample.is_some_and(stamped)).then_some(())
+            });
+        }
+    }
+}
+
+/// Who may open no socket is told what to do.
+pub(crate) fn closed() {
+    let namespace = Namespace::new("closed");
+    for to in LOOPBACK {
+        let (error, groups) = Allowed::Nothing.within(&namespace, || {
+            let mut prober = Prober::start(StampNames::Looped);
+            prober.add(1, spec(to, 1, Duration::from_millis(5), Some(1)));
+            let Event::Failed { error, .. } = prober.event() else { panic!("it may open no socket") };
+            prober.end(Duration::ZERO);
+            (error.to_string(), fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap())
+        });
+        let groups = groups.split_whitespace().collect::<Vec<_>>().join(" ");
+        let group = nix::unistd::getegid();
+        let expected = format!(
+            "ICMP sockets are closed to group {group} (net.ipv4.ping_group_range is \"{groups}\"): run sysctl -w \
+             net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW"
+        );
+        assert_eq!(error, expected);
+    }
+}
+
+/// A thousand hosts share a socket, and each gets its own answers.
+pub(crate) fn thousand_hosts() {
+    const HOSTS: u64 = 1_000;
+    const SLOTS: u64 = 3;
+    for allowed in EITHER {
+        let namespace = Namespace::new("thousand");
+        let (sources, dropped, reports) = allowed.within(&namespace, || {
+            let mut prober = Prober::start(StampNames::detect());
+            for number in 0..HOSTS {
+                let [high, low] = u16::try_from(number + 256).unwrap().to_be_bytes();
+                let to = IpAddr::from([127, 77, high, low]);
+                let spec = spec(to, 1, Duration::from_secs(1), Some(SLOTS));
+                prober.add(number, Spec { seed: number, ..spec });
+            }
+            let (mut sources, mut finished) = (BTreeSet::new(), 0);
+            while finished < HOSTS {
+                let event = prober.event();
+                if let Event::Started { sources: found, .. } = event {
+                    sources.extend(found);
+                } else {
+                    assert!(matches!(event, Event::Finished(_)), "{event:?}");
+                    finished += 1;
+                }
+            }
+            let dropped = prober.handle.stats().rx_dropped.get();
+            (sources, dropped, prober.end(Duration::ZERO))
+        });
+        assert_eq!(sources.len(), 1, "{allowed:?}");
+        let is_mismatched = |report: &Report| matches!(report, Report::Mismatched(_) | Report::Duplicate);
+        assert_eq!(count(&reports, is_mismatched), 0, "{allowed:?}");
+        let ok = verdicts(&reports).filter(|(verdict, _)| *verdict == Verdict::Ok).count() as u64;
+        let blamed =
+            verdicts(&reports).filter(|(verdict, _)| *verdict == Verdict::HostDropped).count() as u64;
+        let sent = count(&reports, |report| matches!(report, Report::Sent { .. }));
+        // A machine that stands still may drop, and skip slots: that is no loss.
+        assert!(
+            ok + blamed == sent && blamed <= dropped,
+            "{allowed:?}: {ok} and {blamed} of {sent}, {dropped}"
+        );
+        assert!(ok > HOSTS, "{allowed:?}: {ok}");
+    }
+}
+
+/// A raw socket of another program.
+fn other_program(to: IpAddr) -> Socket {
+    let (domain, protocol) = match to {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    Socket::new(domain, Type::RAW, Some(protocol)).unwrap()
+}
+
+/// An echo with an identifier: one that another program could send.
+fn foreign(version: Version, kind: u8, identifier: u16, payload: u8) -> Vec<u8> {
+    let mut echo = vec![payload; 64];
+    echo[..8].fill(0);
+    echo[0] = kind;
+    echo[4..6].copy_from_slice(&identifier.to_be_bytes());
+    if version == Version::V4 {
+        let words = echo.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
+        echo[2..4].copy_from_slice(&checksum.to_be_bytes());
+    }
+    echo
+}
+
+/// Other programs' echoes, even with our identifiers, are none of ours.
+pub(crate) fn others() {
+    for (allowed, to) in EITHER.into_iter().flat_map(|allowed| LOOPBACK.map(|to| (allowed, to))) {
+        let namespace = Namespace::new("others");
+        let version = Version::of(to);
+        let noise = namespace.within(|| other_program(to));
+        let is_over = AtomicBool::new(false);
+        let (told, identifiers) = channel::<Vec<SocketAddr>>();
+        let (noise, is_over) = (&noise, &is_over);
+        let reports = thread::scope(|scope| {
+            scope.spawn(move || {
+                let ours = identifiers.recv().unwrap();
+                let target = SocketAddr::new(to, 0).into();
+                while !is_over.load(Relaxed) {
+                    for (source, payload) in ours.iter().zip(0..) {
+                        for kind in [version.request(), version.reply()] {
+                            for identifier in [source.port(), source.port() ^ 1] {
+                                let echo = foreign(version, kind, identifier, payload);
+                                noise.send_to(&echo, &target).unwrap();
+                            }
+                        }
+                    }
+                    thread::sleep(Duration::from_millis(2));
+                }
+            });
+            let reports = allowed.within(&namespace, || {
+                let mut prober = Prober::start(StampNames::detect());
+                prober.add(1, spec(to, 2, Duration::from_millis(5), Some(100)));
+                told.send(prober.started()).unwrap();
+                assert!(matches!(prober.event(), Event::Finished(_)));
+                prober.end(Duration::ZERO)
+            });
+            is_over.store(true, Relaxed);
+            reports
+        });
+        assert_all_ok(&reports, &format!("{allowed:?} {to}"));
+    }
+}
+
+/// A flood of replies that looks like ours fills the socket: what the host then drops is no loss.
+pub(crate) fn flooded() {
+    const FLOOD: usize = 20_000;
+    for (allowed, to) in EITHER.into_iter().flat_map(|allowed| LOOPBACK.map(|to| (allowed, to))) {
+        let namespace = Namespace::new("flooded");
+        let what = format!("{allowed:?} {to}");
+        let noise = namespace.within(|| other_program(to));
+        let reports = allowed.within(&namespace, || {
+            let mut prober = Prober::start(StampNames::detect());
+            let spec = spec(to, 1, Duration::from_millis(5), None);
+            let series = prober.add(1, Spec { lost_after: Duration::from_millis(500), ..spec });
+            let source = prober.started()[0];
+            let version = Version::of(to);
+            let mut echo = Vec::new();
+            Echo { session: 1, timestamp: NtpTime(2), sequence: 3, ssid: 0 }.encode(version, 64, &mut echo);
+            icmp::identify(&mut echo, source.port());
+            let mut echo_reply = foreign(version, version.reply(), source.port(), 0);
+            echo_reply[8..].copy_from_slice(&echo[8..]);
+            echo_reply[6..8].copy_from_slice(&echo[6..8]);
+            if version == Version::V4 {
+                // The balance leaves type and identifier.
+                echo_reply[2..4].copy_from_slice(&(!source.port()).to_be_bytes());
+            }
+            eventually(&format!("drops: {what}"), || {
+                for _ in 0..FLOOD {
+                    noise.send_to(&echo_reply, &SocketAddr::new(to, 0).into()).unwrap();
+                }
+                (prober.handle.stats().rx_dropped.get() > 0).then_some(())
+            });
+            let sent = series.sent.get();
+            eventually("some more", || (series.sent.get() > sent + 20).then_some(()));
+            prober.end(Duration::from_secs(2))
+        });
+        let lost =
+            count(&reports, |report| matches!(report, Report::Decided { verdict: Verdict::Lost(_), .. }));
+        assert_eq!(lost, 0, "{what}");
+    }
+}
+
+/// A link that does everything that links do.
+fn bad_link() -> Link {
+    let mut link = Link::perfect(5 * MS);
+    link.jitter = Jitter::Uniform(20 * MS);
+    link.loss = Loss::Random(0.08);
+    link.duplicates = 0.1;
+    link.corruption = (0.03, Corruption::Noticed);
+    link
+}
+
+/// What is reported of a lossy wire is what the wire did; no loss has a direction.
+pub(crate) fn lossy() {
+    const FLOWS: usize = 3;
+    const BAD: u64 = 400;
+    for (allowed, is_v4) in EITHER.into_iter().flat_map(|allowed| [true, false].map(|is_v4| (allowed, is_v4)))
+    {
+        let net = Plan::pair().build(11 + u64::from(is_v4));
+        let to = if is_v4 { net.v4("b") } else { net.v6("b") };
+        let what = format!("{allowed:?} {to}");
+        let wire = net.wire("a", "b");
+        wire.become_like(&bad_link(), &bad_link());
+        let reports = allowed.within(net.node("a"), || {
+            let mut prober = Prober::start(StampNames::detect());
+            let spec = spec(to, FLOWS, Duration::from_millis(5), None);
+            let series = prober
+                .add(1, Spec { late_after: LATE_AFTER, lost_after: LOST_AFTER, size: Some(100), ..spec });
+            assert_eq!(prober.started().len(), FLOWS);
+            eventually("enough on a bad link", || (series.sent.get() > BAD).then_some(()));
+            wire.become_like(&Link::perfect(0), &Link::perfect(0));
+            // Everything that met the bad link has its verdict, and all copies have come.
+            let sent = series.sent.get();
+            eventually("verdicts", || (series.decided() > sent).then_some(()));
+            prober.end(LOST_AFTER)
+        });
+        let [prober, responder] = if is_v4 { [net.v4("a"), to] } else { [net.v6("a"), to] };
+        let rules = Rules {
+            prober,
+            responder: (responder, 0).into(),
+            format: Format::Icmp,
+            late_after: LATE_AFTER,
+            lost_after: LOST_AFTER,
+            unseen: [0, 0],
+        };
+        let echoes = Echoes::read(&[vec![wire]], &rules);
+        assert_eq!(echoes.flows(&rules).len(), FLOWS, "{what}: one identifier for each flow");
+        compare(&reports, &echoes.counts(&rules), &what);
+        wire.read(|log| {
+            let requests = log.iter().filter(|passage| passage.way == Way::Forward);
+            let heads =
+                requests.map(|passage| &passage.head.datagram).filter(|datagram| datagram.echo.is_some());
+            let bytes = if is_v4 { 120 } else { 140 };
+            for datagram in heads {
+                assert_eq!((datagram.tos, datagram.ttl, datagram.bytes), (46 << 2, 255, bytes), "{what}");
+            }
+        });
+    }
+}
+
+fn compare(reports: &[Report], truth: &Counts, what: &str) {
+    let decided = |verdict| verdicts(reports).filter(|(found, _)| *found == verdict).count() as u64;
+    let reported = |is: fn(&Report) -> bool| count(reports, is);
+    let counts = [
+        reported(|report| matches!(report, Report::Sent { .. })),
+        decided(Verdict::Ok),
+        decided(Verdict::Late),
+        decided(Verdict::Lost(Direction::Unknown)),
+        reported(|report| matches!(report, Report::Duplicate)),
+        reported(|report| matches!(report, Report::Reordered)),
+        reported(|report| matches!(report, Report::VeryLate)),
+        reported(|report| matches!(report, Report::BurstBegan)),
+        reported(|report| matches!(report, Report::Ipdv(_))),
+        reported(|report| matches!(report, Report::Mismatched(_))),
+    ];
+    let lost = truth.lost_forward + truth.lost_reverse;
+    let Counts { sent, ok, late, duplicates, reordered, very_late, bursts, neighbours, .. } = *truth;
+    let names = "sent, ok, late, lost, duplicates, reordered, very late, bursts, neighbours, mismatched";
+    let truth_counts = [sent, ok, late, lost, duplicates, reordered, very_late, bursts, neighbours, 0];
+    assert_eq!(counts, truth_counts, "{what}: {names}");
+    let is_bad =
+        [truth.lost_forward, truth.lost_reverse, duplicates, reordered].iter().all(|count| *count > 0);
+    assert!(is_bad, "{what}: the wire did nothing: {truth:?}");
+    let round_trips: u64 = verdicts(reports).filter_map(|(_, sample)| Some(nanos(sample?.rtt))).sum();
+    // As in scenarios: for a kernel that does not run when it should.
+    let allowed = sent * 20_000 + 300_000_000 + truth.round_trips_doubt;
+    let off = round_trips.abs_diff(truth.round_trips);
+    assert!(off <= allowed, "{what}: round trips are {off} ns off in all");
+}
+
+/// A router's refusal is counted, and gives no direction.
+pub(crate) fn refused() {
+    for (allowed, is_v4) in EITHER.into_iter().flat_map(|allowed| [true, false].map(|is_v4| (allowed, is_v4)))
+    {
+        let net = Plan::chain(1).build(5);
+        let to = if is_v4 { net.v4("b") } else { net.v6("b") };
+        net.node("r1").ip(&match to {
+            IpAddr::V4(to) => format!("route add prohibit {to}/32\n"),
+            IpAddr::V6(to) => format!("route add prohibit {to}/128\n"),
+        });
+        let reports = allowed.within(net.node("a"), || {
+            let mut prober = Prober::start(StampNames::detect());
+            let spec = spec(to, 2, Duration::from_millis(10), None);
+            let series = prober.add(1, Spec { lost_after: Duration::from_millis(300), ..spec });
+            // Of IPv4 a router says five in a row, and then one a second.
+            eventually("errors and losses", || {
+                let errors: u64 = series.icmp_errors().map(|(_, count)| count).sum();
+                (errors >= 5 && series.lost()[2] >= 20).then_some(())
+            });
+            assert_eq!(series.lost()[..2], [0, 0], "{allowed:?} {to}");
+            prober.started();
+            prober.end(Duration::ZERO)
+        });
+        let other = reports
+            .iter()
+            .find(|report| matches!(report, Report::Icmp(kind) if *kind != IcmpKind::Prohibited));
+        assert_eq!(other, None, "{allowed:?} {to}");
+    }
+}
