@@ -1,5 +1,6 @@
 //! The command line.
 
+mod aim;
 mod demo;
 mod probe;
 mod run;
@@ -97,21 +98,24 @@ struct EchoArguments {
     /// Whom to measure.
     #[arg(value_name = "TARGET", help = TARGET_HELP)]
     target: String,
-    /// Datagrams to send
+    /// Over what
+    #[arg(long, short = 'p', value_enum, default_value_t = Protocol::Udp)]
+    protocol: Protocol,
+    /// Datagrams, messages or requests to send
     #[arg(long, short = 'c', default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     count: u64,
-    /// Time between datagrams
+    /// Time between them
     #[arg(long, short = 'i', default_value = "1s", value_parser = interval, value_name = "DURATION")]
     interval: Duration,
-    /// Bytes of UDP payload
+    /// Bytes of each: UDP payload, ICMP message with its header, or message
     #[arg(long, short = 's', value_parser = size, value_name = "SIZE")]
-    size: Option<u16>,
+    size: Option<u32>,
     /// Class of service: a number or a name such as ef
     #[arg(long, default_value = "default")]
     dscp: pathmeter_proto::dscp::Dscp,
-    /// Flows (source ports) to spread the datagrams over
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
-    flows: u8,
+    /// Flows (source ports) to spread the datagrams over, 1 to 16
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    flows: Option<u8>,
     /// Address family
     #[arg(long, value_enum, default_value_t = Family::Auto)]
     family: Family,
@@ -121,9 +125,18 @@ struct EchoArguments {
     /// Address to send from
     #[arg(long, value_name = "ADDRESS")]
     source: Option<std::net::IpAddr>,
-    /// The reflector's UDP port, for hosts without an agent
+    /// The reflector's UDP port, for hosts without an agent; over tcp, the agent port
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
+    /// What messages over a WebSocket look like (text)
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// An HTTP status that is expected, instead of 200 to 299
+    #[arg(long, value_name = "STATUS", value_parser = clap::value_parser!(u16).range(100..=599))]
+    expect_status: Vec<u16>,
+    /// Text that is expected in the body of HTTP answers
+    #[arg(long, value_name = "TEXT")]
+    expect_body: Option<String>,
     /// A configuration in which TARGET is a name
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -140,7 +153,63 @@ struct EchoArguments {
     json_each: bool,
 }
 
-const TARGET_HELP: &str = "A peer or target of --config by name, or [https://]HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector";
+const TARGET_HELP: &str = "A peer or target of --config by name, or [https://]HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector; over icmp any HOST; over websocket and http any URL";
+
+/// Over what echo is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Protocol {
+    Udp,
+    Icmp,
+    Tcp,
+    Websocket,
+    Http,
+}
+
+impl Protocol {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+            Self::Tcp => "tcp",
+            Self::Websocket => "websocket",
+            Self::Http => "http",
+        }
+    }
+
+    /// What is sent.
+    const fn units(self) -> &'static str {
+        match self {
+            Self::Udp | Self::Icmp => "datagrams",
+            Self::Tcp | Self::Websocket => "messages",
+            Self::Http => "requests",
+        }
+    }
+
+    const fn is_stream(self) -> bool {
+        match self {
+            Self::Udp | Self::Icmp => false,
+            Self::Tcp | Self::Websocket | Self::Http => true,
+        }
+    }
+
+    const fn has_port(self) -> bool {
+        match self {
+            Self::Udp | Self::Tcp => true,
+            Self::Icmp | Self::Websocket | Self::Http => false,
+        }
+    }
+
+    /// When something is given up: as a configured probe does by default.
+    const fn lost_after(self) -> Duration {
+        if self.is_stream() { Duration::from_secs(15) } else { Duration::from_secs(3) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Text,
+    Binary,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Family {
@@ -278,11 +347,9 @@ fn interval(text: &str) -> Result<Duration, String> {
     if allowed.contains(&interval) { Ok(interval) } else { Err("must be between 1ms and 1h".to_owned()) }
 }
 
-fn size(text: &str) -> Result<u16, String> {
+fn size(text: &str) -> Result<u32, String> {
     let size = units::size(text).map_err(|error| error.to_string())?;
-    let allowed = 44..=9_000;
-    let fitting = u16::try_from(size).ok().filter(|size| allowed.contains(size));
-    fitting.ok_or_else(|| "must be between 44B, the smallest STAMP packet, and 9000B".to_owned())
+    u32::try_from(size).map_err(|_| "no datagram and no message is that long".to_owned())
 }
 
 /// Writes to standard output; a reader that has gone, as in `| head`, is a reason to stop and no error to show.

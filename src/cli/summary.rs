@@ -1,7 +1,6 @@
 //! What one measurement found, for people and for programs.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use pathmeter_proto::echo::{Direction, Report, Verdict};
@@ -204,13 +203,13 @@ impl Findings {
     }
 
     /// The summary for programs.
-    pub(super) fn json(&mut self, target: &str, address: SocketAddr) -> serde_json::Result<String> {
+    pub(super) fn json(&mut self, target: &str, address: &str) -> serde_json::Result<String> {
         self.round_trips.sort_unstable();
         self.variations.sort_unstable();
         let rtt = |q| quantile(&self.round_trips, q).map(|rtt| rtt.as_secs_f64());
         let json = Json {
             target: target.to_owned(),
-            address: address.to_string(),
+            address: address.to_owned(),
             sent: self.sent,
             received: self.received,
             late: self.late,
@@ -240,7 +239,7 @@ impl Findings {
     }
 
     /// The summary for people.
-    pub(super) fn text(&mut self, target: &str, address: SocketAddr) -> String {
+    pub(super) fn text(&mut self, target: &str, address: &str) -> String {
         self.round_trips.sort_unstable();
         self.variations.sort_unstable();
         let Lost { forward, reverse, unknown } = self.lost;
