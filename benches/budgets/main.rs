@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench budgets` runs the real agent as its users do and, in the same run, bare loops that make the same
 //! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to
-//! run only those: `cargo bench --bench budgets -- start allocations prober responder tail websocket`.
+//! run only those: `cargo bench --bench budgets -- start allocations prober icmp responder tail websocket`.
 //!
 //! `-- scale` runs for a quarter of an hour, alone or beside others that are named, and prints tables of its own; its
 //! parts are `scale-paths`, `scale-beyond` and `scale-responder`.
@@ -11,6 +11,7 @@ mod agent;
 mod allocations;
 mod bare;
 mod batch;
+mod icmp;
 mod load;
 mod machine;
 mod page;
@@ -34,10 +35,11 @@ type LongSection = (&'static str, fn(&mut dyn io::Write) -> io::Result<()>);
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
 
-const SECTIONS: [Section; 6] = [
+const SECTIONS: [Section; 7] = [
     ("start", start::measure),
     ("allocations", allocations::measure),
     ("prober", prober::measure),
+    ("icmp", icmp::measure),
     ("responder", responder::measure),
     ("tail", tail::measure),
     ("websocket", websocket::measure),

@@ -141,5 +141,10 @@ mod tests {
         v6.extend_from_slice(&[1; 60]);
         assert_eq!(awaited.find(0, &v6).map(|entry| entry.id), Some(SendId(1)));
         assert!(awaited.find(0, &[]).is_none());
+        // An echo: the kernel has written over its header.
+        let mut icmp = vec![0x60, 0, 0, 0, 0, 0, 58, 64];
+        icmp.resize(40 + 8, 7);
+        icmp.extend_from_slice(&[0; 60]);
+        assert_eq!(awaited.find(0, &icmp).map(|entry| entry.id), Some(SendId(0)));
     }
 }

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -278,14 +277,13 @@ pub(crate) fn others() {
         let namespace = Namespace::new("others");
         let version = Version::of(to);
         let noise = namespace.within(|| other_program(to));
-        let is_over = AtomicBool::new(false);
         let (told, identifiers) = channel::<Vec<SocketAddr>>();
-        let (noise, is_over) = (&noise, &is_over);
         let reports = thread::scope(|scope| {
             scope.spawn(move || {
-                let ours = identifiers.recv().unwrap();
+                let ours = identifiers.recv().expect("it has started");
                 let target = SocketAddr::new(to, 0).into();
-                while !is_over.load(Relaxed) {
+                // Until the other end is gone.
+                while identifiers.try_recv() != Err(TryRecvError::Disconnected) {
                     for (source, payload) in ours.iter().zip(0..) {
                         for kind in [version.request(), version.reply()] {
                             for identifier in [source.port(), source.port() ^ 1] {
@@ -297,15 +295,13 @@ pub(crate) fn others() {
                     thread::sleep(Duration::from_millis(2));
                 }
             });
-            let reports = allowed.within(&namespace, || {
+            allowed.within(&namespace, move || {
                 let mut prober = Prober::start(StampNames::detect());
                 prober.add(1, spec(to, 2, Duration::from_millis(5), Some(100)));
                 told.send(prober.started()).unwrap();
                 assert!(matches!(prober.event(), Event::Finished(_)));
                 prober.end(Duration::ZERO)
-            });
-            is_over.store(true, Relaxed);
-            reports
+            })
         });
         assert_all_ok(&reports, &format!("{allowed:?} {to}"));
     }
