@@ -55,6 +55,7 @@ fn of_a_page(paths: u32) -> f64 {
         connections: 1,
         accept_errors: 0,
         responses: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|c| (c, 0)),
+        tls: None,
     };
     let mut piece = Vec::with_capacity(1 << 20);
     let mut write = || {

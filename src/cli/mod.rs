@@ -140,8 +140,7 @@ struct EchoArguments {
     json_each: bool,
 }
 
-const TARGET_HELP: &str =
-    "A peer or target of --config by name, or [https://]HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector";
+const TARGET_HELP: &str = "A peer or target of --config by name, or [https://]HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Family {

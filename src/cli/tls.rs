@@ -52,7 +52,9 @@ impl TlsArguments {
         let Self { tls_ca_file, tls_cert_file, tls_key_file, tls_server_name } = self;
         let files = [tls_ca_file, tls_cert_file, tls_key_file];
         if files.iter().any(|file| file.is_some()) || tls_server_name.is_some() {
-            bail!("{whom} is asked without TLS: the --tls-… options are for https://HOST, or a peer with scheme: https");
+            bail!(
+                "{whom} is asked without TLS: the --tls-… options are for https://HOST, or a peer with scheme: https"
+            );
         }
         Ok(None)
     }

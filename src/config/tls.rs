@@ -15,7 +15,11 @@ pub(super) fn tls(section: &mut Section<'_, '_>) -> Option<Tls> {
 }
 
 /// How a peer is asked, `Some(None)` for plain HTTP. What its own section leaves open is as for all peers.
-pub(super) fn https(section: &mut Section<'_, '_>, address: Option<&str>, all: &Trust) -> Option<Option<Https>> {
+pub(super) fn https(
+    section: &mut Section<'_, '_>,
+    address: Option<&str>,
+    all: &Trust,
+) -> Option<Option<Https>> {
     let scheme = section.key("scheme", |value| value.one_of(&[("http", false), ("https", true)]));
     let given = section.key("tls", |value| value.section(own));
     let is_https = scheme.or(false)?;
@@ -38,7 +42,7 @@ pub(super) fn https(section: &mut Section<'_, '_>, address: Option<&str>, all: &
         ca_file: own.ca_file.or_else(|| all.ca_file.clone()),
         identity: own.identity.or_else(|| all.identity.clone()),
     };
-    Some(Some(Https { trust, server_name: name.or(address.map(str::to_owned))? }))
+    Some(Some(Https { trust, server_name: name.or_else(|| address.map(str::to_owned))? }))
 }
 
 fn own(section: &mut Section<'_, '_>) -> Option<(Trust, Option<String>)> {

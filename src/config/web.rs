@@ -30,7 +30,12 @@ pub fn load(text: &[u8], folder: &Path) -> Result<Loaded<WebConfig>, Problems> {
             let remedy = "remove it: requests are not limited by rate here, connections are (512 at once)";
             return file.wrong("rate_limit", "not supported", remedy);
         }
-        Some(WebConfig { tls: tls?, headers: headers?, users: users? })
+        let config = WebConfig { tls: tls?, headers: headers?, users: users? };
+        if config.tls.is_none() && !config.users.is_empty() {
+            let remedy = "give tls_server_config a certificate";
+            file.warn("basic_auth_users", "passwords are sent for everybody on the way to read", remedy);
+        }
+        Some(config)
     });
     judge(text, config, notes)
 }
@@ -187,16 +192,19 @@ fn web_tls(section: &mut Section<'_, '_>, folder: &Path) -> Option<WebTls> {
     let clients = clients(section, folder);
     let min_version = section.key("min_version", version).or(Version::Tls12);
     let max_version = section.key("max_version", version).or(Version::Tls13);
-    let suites = section.key("cipher_suites", |value| {
-        value.list("a list of cipher suites", |suite| suite.one_of(&SUITES))
-    });
+    let suites = section
+        .key("cipher_suites", |value| value.list("a list of cipher suites", |suite| suite.one_of(&SUITES)));
     let prefer_ours = section.key("prefer_server_cipher_suites", Value::flag).or(true);
     let curves = section
         .key("curve_preferences", |value| value.list("a list of curves", |curve| curve.one_of(&CURVES)))
         .or(Vec::new());
     let (min_version, max_version) = (min_version?, max_version?);
     if min_version > max_version {
-        return section.wrong("min_version", "higher than max_version", "write TLS12 for one of them, or none");
+        return section.wrong(
+            "min_version",
+            "higher than max_version",
+            "write TLS12 for one of them, or none",
+        );
     }
     let suites = suites.optional()?.filter(|suites| !suites.is_empty());
     Some(WebTls {
@@ -257,12 +265,20 @@ fn clients(section: &mut Section<'_, '_>, folder: &Path) -> Option<Clients> {
         .or(Vec::new());
     let (auth, ca, names) = (auth?, ca?, names?);
     if !names.is_empty() && auth != ClientAuth::RequireAndVerify {
-        return section.wrong(NAMES, "nobody must show a certificate", "write client_auth_type: RequireAndVerifyClientCert");
+        return section.wrong(
+            NAMES,
+            "nobody must show a certificate",
+            "write client_auth_type: RequireAndVerifyClientCert",
+        );
     }
     match (auth, ca) {
         (ClientAuth::No, None) => Some(Clients::Everyone),
         (ClientAuth::Request, None) => {
-            section.warn(TYPE, "no certificate is asked for", "nothing would be done with one: write NoClientCert");
+            section.warn(
+                TYPE,
+                "no certificate is asked for",
+                "nothing would be done with one: write NoClientCert",
+            );
             Some(Clients::Everyone)
         }
         (ClientAuth::No | ClientAuth::Request, Some(_)) => {
@@ -302,9 +318,8 @@ fn http(section: &mut Section<'_, '_>) -> Option<Vec<(&'static str, String)>> {
 }
 
 fn headers(section: &mut Section<'_, '_>) -> Option<Vec<(&'static str, String)>> {
-    let read = HEADERS.map(|(name, allowed)| {
-        (name, section.key(name, |value| header(&value, allowed)).optional())
-    });
+    let read =
+        HEADERS.map(|(name, allowed)| (name, section.key(name, |value| header(&value, allowed)).optional()));
     let given = read.into_iter().map(|(name, value)| Some((name, value?)));
     let given: Option<Vec<_>> = given.collect();
     Some(given?.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
@@ -313,7 +328,8 @@ fn headers(section: &mut Section<'_, '_>) -> Option<Vec<(&'static str, String)>>
 fn header(value: &Value<'_, '_>, allowed: &[&str]) -> Option<String> {
     let text = value.text("the value of a header")?;
     if !allowed.is_empty() && !allowed.contains(&text) {
-        return value.wrong(format!("{} is not supported", quoted(text)), format!("allowed: {}", allowed.join(", ")));
+        return value
+            .wrong(format!("{} is not supported", quoted(text)), format!("allowed: {}", allowed.join(", ")));
     }
     if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return value.wrong("not the value of a header", "write it in one line, in ASCII");

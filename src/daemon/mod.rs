@@ -406,7 +406,10 @@ impl Daemon {
         let known = peers.filter_map(|peer| {
             let address = SocketAddr::new(address_of(&peer.name)?, peer.http_port);
             let secure = peer.https.as_ref().and_then(|https| self.settings.secure(https));
-            Some((peer.name.clone(), Door { address, host: authority(&peer.address, peer.http_port), secure }))
+            Some((
+                peer.name.clone(),
+                Door { address, host: authority(&peer.address, peer.http_port), secure },
+            ))
         });
         let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
         let client = Client { signer, ..Client::default() };

@@ -126,9 +126,8 @@ impl Client {
         let mut driver = JoinSet::new();
         driver.spawn(connection);
 
-        let response = timeout_at(end, sender.send_request(request))
-            .await
-            .map_err(late("waiting for an answer of"))?;
+        let response =
+            timeout_at(end, sender.send_request(request)).await.map_err(late("waiting for an answer of"))?;
         let response = match response {
             Ok(response) => response,
             Err(error) => {

@@ -78,7 +78,8 @@ impl Site {
         let mut response = if is_admitted {
             self.routed(request, peer, proof).await
         } else {
-            let mut response = text(StatusCode::UNAUTHORIZED, "needs a user and a password, or the mesh key\n");
+            let mut response =
+                text(StatusCode::UNAUTHORIZED, "needs a user and a password, or the mesh key\n");
             response.headers_mut().insert(WWW_AUTHENTICATE, basic::CHALLENGE);
             response
         };

@@ -106,7 +106,9 @@ impl Connector {
     {
         let name = ServerName::try_from(server.to_owned()).map_err(|_| TlsError {
             cause: Cause::WrongName,
-            what: format!("{server} is no name that a certificate can have; write a DNS name or an IP address"),
+            what: format!(
+                "{server} is no name that a certificate can have; write a DNS name or an IP address"
+            ),
         })?;
         let terms = self.shared.load_full();
         match TlsConnector::from(Arc::clone(&terms.config)).connect(name, stream).await {
@@ -142,14 +144,18 @@ fn rustls_error(error: &io::Error) -> Option<&RustlsError> {
     error.get_ref()?.downcast_ref()
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the library's errors; the others have no sentence of their own")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the library's errors; the others have no sentence of their own"
+)]
 fn explained(error: &RustlsError, has_identity: bool) -> TlsError {
     let (cause, what) = match error {
         RustlsError::InvalidCertificate(error) => judged(error),
         RustlsError::AlertReceived(alert) => refused(*alert, has_identity),
-        RustlsError::InvalidMessage(_) => {
-            (Cause::NotTls, "what came back is not TLS; does the port speak plain HTTP? then write http".to_owned())
-        }
+        RustlsError::InvalidMessage(_) => (
+            Cause::NotTls,
+            "what came back is not TLS; does the port speak plain HTTP? then write http".to_owned(),
+        ),
         RustlsError::PeerIncompatible(why) => {
             (Cause::Protocol, format!("the server and we have nothing in common that is safe ({why:?})"))
         }
@@ -159,7 +165,10 @@ fn explained(error: &RustlsError, has_identity: bool) -> TlsError {
 }
 
 /// What is wrong with a server's certificate.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the library's errors; the others have no sentence of their own")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the library's errors; the others have no sentence of their own"
+)]
 fn judged(error: &CertificateError) -> (Cause, String) {
     match error {
         CertificateError::Expired => (Cause::Expired, format!("the certificate has expired; {RENEW}")),
@@ -183,10 +192,15 @@ fn judged(error: &CertificateError) -> (Cause, String) {
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
             let expected = expected.to_str();
-            // As the library writes them: DnsName("ams-1"), IpAddress(192.0.2.1).
-            let is_for = match presented.is_empty() {
+            // The library writes DnsName("ams-1") and IpAddress(192.0.2.1).
+            let plain = |name: &String| match name.split_once('(') {
+                Some((_, name)) => name.trim_end_matches(')').trim_matches('"').to_owned(),
+                None => name.clone(),
+            };
+            let names: Vec<String> = presented.iter().take(NAMES_SHOWN).map(plain).collect();
+            let is_for = match names.is_empty() {
                 true => "it is for no name".to_owned(),
-                false => format!("it is for {}", presented.join(", ")),
+                false => format!("it is for {}", names.join(", ")),
             };
             (Cause::WrongName, format!("the certificate is not valid for {expected} ({is_for}); {RENAME}"))
         }
@@ -197,6 +211,9 @@ fn judged(error: &CertificateError) -> (Cause, String) {
         other => (Cause::BadCertificate, format!("the certificate cannot be used: {other}")),
     }
 }
+
+/// Names of a certificate that are shown. Chosen: those of a wildcard farm would fill a page.
+const NAMES_SHOWN: usize = 8;
 
 const RENEW: &str = "renew it, or set our clock right";
 const CLOCK: &str = "is our clock right?";
@@ -224,7 +241,9 @@ fn refused(alert: AlertDescription, has_identity: bool) -> (Cause, String) {
         ),
         (true, true) => (
             Cause::ClientCertificateRefused,
-            format!("the server did not take our client certificate ({alert:?}); has its CA signed it, and is it valid?"),
+            format!(
+                "the server did not take our client certificate ({alert:?}); has its CA signed it, and is it valid?"
+            ),
         ),
         (false, _) if alert == A::ProtocolVersion => {
             (Cause::Protocol, "the server speaks neither TLS 1.2 nor 1.3".to_owned())

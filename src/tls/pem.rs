@@ -31,9 +31,10 @@ impl Text {
     pub(super) fn read(pem: &Pem, what: &str, shelf: &mut Shelf) -> Result<Self, FileError> {
         match pem {
             Pem::File(path) => Self::of_file(path, what, shelf),
-            Pem::Text(text) => {
-                Ok(Self { bytes: text.clone().into_bytes(), what: format!("the {what} in the web config file") })
-            }
+            Pem::Text(text) => Ok(Self {
+                bytes: text.clone().into_bytes(),
+                what: format!("the {what} in the web config file"),
+            }),
         }
     }
 
@@ -57,7 +58,9 @@ impl Text {
     pub(super) fn roots(&self) -> Result<Arc<RootCertStore>, FileError> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates()? {
-            roots.add(certificate).map_err(|error| self.unusable(format!("holds no CA certificate: {error}")))?;
+            roots
+                .add(certificate)
+                .map_err(|error| self.unusable(format!("holds no CA certificate: {error}")))?;
         }
         Ok(Arc::new(roots))
     }
@@ -76,9 +79,11 @@ impl Text {
 /// A certificate with its key, which belong together.
 pub(super) fn pair(certificate: &Text, key: &Text) -> Result<CertifiedKey, FileError> {
     let chain = certificate.certificates()?;
-    CertifiedKey::from_der(chain, key.key()?, &provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => key.unusable(format!("is not the key of {}", certificate.what)),
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the library's errors, of which this is the only one that is ours")]
-        error => key.unusable(format!("cannot be used with {}: {error}", certificate.what)),
+    CertifiedKey::from_der(chain, key.key()?, &provider()).map_err(|error| {
+        let is_anothers = matches!(error, rustls::Error::InconsistentKeys(_));
+        key.unusable(match is_anothers {
+            true => format!("is not the key of {}", certificate.what),
+            false => format!("cannot be used with {}: {error}", certificate.what),
+        })
     })
 }

@@ -131,7 +131,10 @@ mod tests {
         let path = folder.path().join("later");
         let mut shelf = Shelf::default();
         let error = shelf.read(&path).unwrap_err();
-        assert_eq!(error.to_string(), format!("reading {}: No such file or directory (os error 2)", path.display()));
+        assert_eq!(
+            error.to_string(),
+            format!("reading {}: No such file or directory (os error 2)", path.display())
+        );
         assert!(shelf.is_current());
         fs::write(&path, "").unwrap();
         assert!(!shelf.is_current());
@@ -143,7 +146,8 @@ mod tests {
         let path = folder.path().join("number");
         let number = |shelf: &mut Shelf| {
             let text = String::from_utf8(shelf.read(&path)?).unwrap();
-            let unusable = |_| FileError::Unusable { what: "it".to_owned(), problem: "is no number".to_owned() };
+            let unusable =
+                |_| FileError::Unusable { what: "it".to_owned(), problem: "is no number".to_owned() };
             text.parse::<u32>().map_err(unusable)
         };
         fs::write(&path, "1").unwrap();

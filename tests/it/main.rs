@@ -18,3 +18,5 @@ mod reload;
 mod shutdown;
 mod stamp_suite;
 mod supervised;
+#[cfg(feature = "tls")]
+mod tls;

@@ -229,7 +229,11 @@ async fn connection<H: Handler>(
     let service = service_fn(|request| {
         let site = Arc::clone(&site);
         async move {
-            Ok::<_, Infallible>(if is_astray { site.refuse_plain() } else { site.answer(request, peer).await })
+            Ok::<_, Infallible>(if is_astray {
+                site.refuse_plain()
+            } else {
+                site.answer(request, peer).await
+            })
         }
     });
     let mut connection = pin!(
