@@ -4,9 +4,10 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# To build; promtool, which Debian has in its package prometheus, to check what is exported; and ip, for the lab.
+# To build; promtool, which Debian has in its package prometheus, to check what is exported; ip, for the lab; curl and
+# openssl, to ask over HTTPS as others do.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
-TEST_PACKAGES := prometheus iproute2
+TEST_PACKAGES := prometheus iproute2 curl openssl
 # Whom make compare measures beside us, and what makes networks.
 RIVAL_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
 

@@ -56,7 +56,7 @@ pub(super) fn asked(
         ca_file: own.ca_file.or_else(|| all.ca_file.clone()),
         identity: own.identity.or_else(|| all.identity.clone()),
     };
-    Some(Some(Https { trust, server_name: name.or(address.map(str::to_owned))? }))
+    Some(Some(Https { trust, server_name: name.or_else(|| address.map(str::to_owned))? }))
 }
 
 fn own(section: &mut Section<'_, '_>) -> Option<(Trust, Option<String>)> {

@@ -30,7 +30,12 @@ pub fn load(text: &[u8], folder: &Path) -> Result<Loaded<WebConfig>, Problems> {
             let remedy = "remove it: requests are not limited by rate here, connections are (512 at once)";
             return file.wrong("rate_limit", "not supported", remedy);
         }
-        Some(WebConfig { tls: tls?, headers: headers?, users: users? })
+        let config = WebConfig { tls: tls?, headers: headers?, users: users? };
+        if config.tls.is_none() && !config.users.is_empty() {
+            let remedy = "give tls_server_config a certificate";
+            file.warn("basic_auth_users", "passwords are sent for everybody on the way to read", remedy);
+        }
+        Some(config)
     });
     judge(text, config, notes)
 }

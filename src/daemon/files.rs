@@ -1,5 +1,6 @@
 //! Certificates, keys and the web config file: in force, and looked at for changes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,23 +22,8 @@ impl Daemon {
 
     /// Takes files that have changed, each for itself; where they cannot be used the old ones stay in force.
     pub(super) fn look_at_files(&mut self) {
-        let settings = &mut self.settings;
-        let web = settings.config.tls.web_config_file.as_deref();
-        let front = web.and_then(|path| settings.front.renewed(|shelf| Front::read(path, shelf)));
-        let file = web.unwrap_or("".as_ref()).display();
-        match front {
-            None => {}
-            Some(Ok(front)) => {
-                info!(%file, "files of the HTTP port have changed and are in force");
-                for warning in &front.warnings {
-                    warn!("{warning}");
-                }
-                settings.front.value = front;
-                self.serve();
-            }
-            Some(Err(error)) => {
-                warn!(%file, %error, "files of the HTTP port have changed and cannot be used; the old ones stay in force");
-            }
+        if let Some(file) = self.settings.config.tls.web_config_file.clone() {
+            self.look_at_front(&file);
         }
         for (trust, made) in &mut self.settings.connectors {
             match made.renewed(|shelf| Connector::read(trust, shelf)) {
@@ -52,5 +38,24 @@ impl Daemon {
             }
         }
         self.exporter.process.set_tls_files(self.settings.has_latest_files());
+    }
+
+    fn look_at_front(&mut self, file: &Path) {
+        let made = &mut self.settings.front;
+        let shown = file.display();
+        match made.renewed(|shelf| Front::read(file, shelf)) {
+            None => {}
+            Some(Ok(front)) => {
+                info!(file = %shown, "files of the HTTP port have changed and are in force");
+                for warning in &front.warnings {
+                    warn!("{warning}");
+                }
+                made.value = front;
+                self.serve();
+            }
+            Some(Err(error)) => {
+                warn!(file = %shown, %error, "files of the HTTP port have changed and cannot be used; the old ones stay in force");
+            }
+        }
     }
 }

@@ -192,10 +192,15 @@ fn judged(error: &CertificateError) -> (Cause, String) {
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
             let expected = expected.to_str();
-            // As the library writes them: DnsName("ams-1"), IpAddress(192.0.2.1).
-            let is_for = match presented.is_empty() {
+            // The library writes DnsName("ams-1") and IpAddress(192.0.2.1).
+            let plain = |name: &String| match name.split_once('(') {
+                Some((_, name)) => name.trim_end_matches(')').trim_matches('"').to_owned(),
+                None => name.clone(),
+            };
+            let names: Vec<String> = presented.iter().take(NAMES_SHOWN).map(plain).collect();
+            let is_for = match names.is_empty() {
                 true => "it is for no name".to_owned(),
-                false => format!("it is for {}", presented.join(", ")),
+                false => format!("it is for {}", names.join(", ")),
             };
             (Cause::WrongName, format!("the certificate is not valid for {expected} ({is_for}); {RENAME}"))
         }
@@ -206,6 +211,9 @@ fn judged(error: &CertificateError) -> (Cause, String) {
         other => (Cause::BadCertificate, format!("the certificate cannot be used: {other}")),
     }
 }
+
+/// Names of a certificate that are shown. Chosen: those of a wildcard farm would fill a page.
+const NAMES_SHOWN: usize = 8;
 
 const RENEW: &str = "renew it, or set our clock right";
 const CLOCK: &str = "is our clock right?";

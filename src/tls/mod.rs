@@ -33,8 +33,9 @@ mod certificate;
 mod connector;
 #[cfg(feature = "tls")]
 mod pem;
-#[cfg(all(test, feature = "tls"))]
-mod tests;
+#[cfg(test)]
+#[cfg(feature = "tls")]
+pub(crate) mod tests;
 
 pub use crate::config::{KeyPair, Trust};
 pub use error::{Cause, FileError, TlsError};

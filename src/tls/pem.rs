@@ -79,12 +79,11 @@ impl Text {
 /// A certificate with its key, which belong together.
 pub(super) fn pair(certificate: &Text, key: &Text) -> Result<CertifiedKey, FileError> {
     let chain = certificate.certificates()?;
-    CertifiedKey::from_der(chain, key.key()?, &provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => key.unusable(format!("is not the key of {}", certificate.what)),
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the library's errors, of which this is the only one that is ours"
-        )]
-        error => key.unusable(format!("cannot be used with {}: {error}", certificate.what)),
+    CertifiedKey::from_der(chain, key.key()?, &provider()).map_err(|error| {
+        let is_anothers = matches!(error, rustls::Error::InconsistentKeys(_));
+        key.unusable(match is_anothers {
+            true => format!("is not the key of {}", certificate.what),
+            false => format!("cannot be used with {}: {error}", certificate.what),
+        })
     })
 }

@@ -1,1 +1,264 @@
+//! Both sides with each other, on loopback.
 
+#[path = "../../tests/it/fixture/pki.rs"]
+pub(crate) mod pki;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use pki::{Authority, FOR_EVER, Issued, Valid};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::*;
+use crate::config::web::{Clients, Pem, Version, WebTls};
+
+/// Bounds every wait, so that a bug is a failure and not a hang.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(DEADLINE, future).await.expect("happens within the deadline")
+}
+
+/// What a server with this certificate is told to do.
+pub(crate) fn web(issued: &Issued) -> WebTls {
+    WebTls {
+        certificate: Pem::Text(issued.certificate.clone()),
+        key: Pem::Text(issued.key.clone()),
+        clients: Clients::Everyone,
+        min_version: Version::Tls12,
+        max_version: Version::Tls13,
+        suites: None,
+        prefer_ours: true,
+        curves: Vec::new(),
+    }
+}
+
+pub(crate) fn acceptor(web: &WebTls) -> Acceptor {
+    Acceptor::read(web, &mut Shelf::default()).unwrap()
+}
+
+/// A client that believes a CA, and shows a certificate of its own or none.
+pub(crate) fn connector(ca: &Authority, identity: Option<&Issued>) -> Connector {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = identity.map(|issued| {
+        let (cert_file, key_file) = issued.write(folder.path(), "client");
+        KeyPair { cert_file, key_file }
+    });
+    Connector::new(&Trust { ca_file: Some(ca.write(folder.path(), "ca")), identity }).unwrap()
+}
+
+/// One connection, on which a byte comes back one higher; the certificate's end and the version, or what went wrong, early
+/// or late.
+async fn try_it(
+    acceptor: Acceptor,
+    connector: &Connector,
+    server: &str,
+) -> Result<(Option<u64>, Option<&'static str>), TlsError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let Ok(mut stream) = acceptor.accept(stream).await else { return };
+        if let Ok(byte) = stream.read_u8().await {
+            stream.write_u8(byte + 1).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+    });
+    let stream = within(TcpStream::connect(address)).await.unwrap();
+    let connected = within(connector.connect(stream, server)).await;
+    let outcome = match connected {
+        Ok(mut stream) => {
+            let asked = async {
+                stream.write_u8(41).await?;
+                stream.flush().await?;
+                stream.read_u8().await
+            };
+            match within(asked).await {
+                Ok(byte) => {
+                    assert_eq!(byte, 42);
+                    Ok((stream.certificate_expiry(), stream.version()))
+                }
+                Err(error) => Err(connector.explain(&error).unwrap_or_else(|| panic!("{error:?}"))),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    within(serving).await.unwrap();
+    outcome
+}
+
+async fn refusal(acceptor: Acceptor, connector: &Connector, server: &str) -> (Cause, String) {
+    let error = try_it(acceptor, connector, server).await.unwrap_err();
+    (error.cause, error.what)
+}
+
+#[tokio::test]
+async fn a_server_that_our_ca_signed_is_believed_by_name_and_by_address() {
+    let ca = Authority::new("ours");
+    let issued = ca.issue(&["ams-1", "127.0.0.1", "::1"], Valid::Always);
+    let connector = connector(&ca, None);
+    for name in ["ams-1", "127.0.0.1", "::1"] {
+        let told = try_it(acceptor(&web(&issued)), &connector, name).await.unwrap();
+        assert_eq!(told, (Some(FOR_EVER), Some("TLSv1_3")), "{name}");
+    }
+    let old = WebTls { max_version: Version::Tls12, ..web(&issued) };
+    assert_eq!(try_it(acceptor(&old), &connector, "ams-1").await.unwrap().1, Some("TLSv1_2"));
+    assert_eq!(acceptor(&web(&issued)).certificate_expiry(), Some(FOR_EVER));
+}
+
+#[tokio::test]
+async fn each_reason_not_to_believe_a_server_has_its_sentence() {
+    let (ca, other) = (Authority::new("ours"), Authority::new("others"));
+    let connector = connector(&ca, None);
+    let serving = |ca: &Authority, valid| acceptor(&web(&ca.issue(&["ams-1"], valid)));
+
+    let (cause, what) = refusal(serving(&ca, Valid::Always), &connector, "fra-1").await;
+    assert_eq!(cause, Cause::WrongName);
+    assert_eq!(
+        what,
+        "the certificate is not valid for fra-1 (it is for ams-1); \
+         give it the name, or say with tls.server_name which one it has"
+    );
+    let (cause, what) = refusal(serving(&ca, Valid::Past), &connector, "ams-1").await;
+    assert_eq!(cause, Cause::Expired);
+    assert!(
+        what.starts_with("the certificate expired ")
+            && what.ends_with("d ago; renew it, or set our clock right")
+    );
+    let (cause, what) = refusal(serving(&ca, Valid::Future), &connector, "ams-1").await;
+    assert_eq!(cause, Cause::NotYetValid);
+    assert!(
+        what.starts_with("the certificate is not valid before ")
+            && what.ends_with("d from now; is our clock right?")
+    );
+    assert_eq!(
+        refusal(serving(&other, Valid::Always), &connector, "ams-1").await,
+        (
+            Cause::UnknownIssuer,
+            "nobody whom we trust signed the certificate; give the CA that did as tls.ca_file".to_owned()
+        )
+    );
+    assert_eq!(
+        refusal(serving(&ca, Valid::Always), &connector, "two words").await.1,
+        "two words is no name that a certificate can have; write a DNS name or an IP address"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_wants_a_certificate_says_so_in_both_versions() {
+    let (ca, other) = (Authority::new("ours"), Authority::new("others"));
+    let server = ca.issue(&["ams-1"], Valid::Always);
+    let [ours, theirs] = [&ca, &other].map(|ca| ca.issue(&["client-1"], Valid::Always));
+    for max_version in [Version::Tls12, Version::Tls13] {
+        let verified = |names: &[&str]| Clients::Verified {
+            ca: Pem::Text(ca.pem()),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let serving = |clients| acceptor(&WebTls { clients, max_version, ..web(&server) });
+        let cause = async |clients, identity| {
+            let error = try_it(serving(clients), &connector(&ca, identity), "ams-1").await.err();
+            error.map(|error| error.cause)
+        };
+        assert_eq!(
+            cause(verified(&[]), None).await,
+            Some(Cause::ClientCertificateRequired),
+            "{max_version:?}"
+        );
+        assert_eq!(
+            cause(verified(&[]), Some(&theirs)).await,
+            Some(Cause::ClientCertificateRefused),
+            "{max_version:?}"
+        );
+        assert_eq!(cause(verified(&[]), Some(&ours)).await, None, "{max_version:?}");
+        assert_eq!(cause(verified(&["x", "client-1"]), Some(&ours)).await, None, "{max_version:?}");
+        assert_eq!(cause(verified(&["x"]), Some(&ours)).await, Some(Cause::ClientCertificateRefused));
+
+        let if_given = || Clients::VerifiedIfGiven(Pem::Text(ca.pem()));
+        assert_eq!(cause(if_given(), None).await, None);
+        assert_eq!(cause(if_given(), Some(&ours)).await, None);
+        assert_eq!(cause(if_given(), Some(&theirs)).await, Some(Cause::ClientCertificateRefused));
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_speaks_something_else_is_told_from_one_that_closes() {
+    let ca = Authority::new("ours");
+    let connector = connector(&ca, None);
+    for (says, cause) in [(&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], Cause::NotTls), (b"", Cause::Io)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(says).await.unwrap();
+            stream.shutdown().await.unwrap();
+            // What is left unread would reset the connection.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let stream = within(TcpStream::connect(address)).await.unwrap();
+        let error = within(connector.connect(stream, "ams-1")).await.unwrap_err();
+        assert_eq!(error.cause, cause, "{error}");
+        within(serving).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn clones_of_a_connector_follow_together() {
+    let (ca, other) = (Authority::new("ours"), Authority::new("others"));
+    let serving = || acceptor(&web(&other.issue(&["ams-1"], Valid::Always)));
+    let first = connector(&ca, None);
+    let clone = first.clone();
+    assert_eq!(refusal(serving(), &clone, "ams-1").await.0, Cause::UnknownIssuer);
+    first.follow(&connector(&other, None));
+    try_it(serving(), &clone, "ams-1").await.unwrap();
+    assert!(first == clone && first != connector(&other, None));
+}
+
+/// What is said of a pair of files.
+fn said(folder: &Path, certificate: &str, key: &str) -> String {
+    fs::write(folder.join("a.pem"), certificate).unwrap();
+    fs::write(folder.join("a.key"), key).unwrap();
+    let pair = KeyPair { cert_file: folder.join("a.pem"), key_file: folder.join("a.key") };
+    let trust = Trust { ca_file: Some(folder.join("ca.pem")), identity: Some(pair) };
+    let error = Connector::new(&trust).unwrap_err();
+    error.to_string().replace(&format!("{}/", folder.display()), "")
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_named_with_a_remedy() {
+    let folder = TempDir::new().unwrap();
+    let ca = Authority::new("ours");
+    ca.write(folder.path(), "ca");
+    let [one, two] = [(); 2].map(|()| ca.issue(&["a"], Valid::Always));
+    let said = |certificate, key| said(folder.path(), certificate, key);
+    assert_eq!(
+        said(&one.certificate, &two.key),
+        "the key file a.key is not the key of the certificate file a.pem"
+    );
+    assert_eq!(
+        said(&one.key, &one.key),
+        "the certificate file a.pem holds no certificate: it begins with -----BEGIN CERTIFICATE-----"
+    );
+    assert_eq!(
+        said(&one.certificate, ""),
+        "the key file a.key holds no private key: it begins with -----BEGIN PRIVATE KEY-----"
+    );
+    assert_eq!(
+        said(
+            &one.certificate,
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMAo=\n-----END ENCRYPTED PRIVATE KEY-----\n"
+        ),
+        "the key file a.key is encrypted: take the passphrase off, openssl pkey -in KEY -out PLAIN_KEY"
+    );
+    let broken = one.certificate.replace("-----END", "----END");
+    assert!(
+        said(&broken, &one.key).starts_with("the certificate file a.pem is no PEM: "),
+        "{}",
+        said(&broken, &one.key)
+    );
+    fs::remove_file(folder.path().join("ca.pem")).unwrap();
+    assert_eq!(said(&one.certificate, &one.key), "reading ca.pem: No such file or directory (os error 2)");
+}

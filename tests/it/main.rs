@@ -18,4 +18,6 @@ mod reload;
 mod shutdown;
 mod stamp_suite;
 mod supervised;
+#[cfg(feature = "tls")]
+mod tls;
 mod websocket;

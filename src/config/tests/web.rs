@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::web::{self, Clients, Curve, Pem, Suite, Version, WebConfig};
+use crate::config::web::{self, WebConfig};
 
 const HASH: &str = "$2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi";
 
@@ -76,6 +76,7 @@ basic_auth_users:
   alice: {HASH}
 "
     );
+    use crate::config::web::{Clients, Curve, Pem, Suite, Version};
     let loaded = web_on(&text);
     let tls = loaded.config.tls.unwrap();
     assert_eq!(tls.certificate, Pem::File("/etc/web/server.crt".into()));
@@ -103,9 +104,9 @@ fn what_cannot_be_served_is_refused_with_a_remedy() {
             "tls_server_config: {cert_file: a, min_version: TLS10, cipher_suites: [TLS_RSA_WITH_AES_128_CBC_SHA]}",
             &[
                 "line 1, column 20: tls_server_config.key_file: missing; TLS is served with a certificate and its key",
-                "line 1, column 49: tls_server_config.min_version: TLS10 is not supported; \
+                "line 1, column 48: tls_server_config.min_version: TLS10 is not supported; \
                  it is broken (RFC 8996): write TLS12 or TLS13",
-                "line 1, column 72: tls_server_config.cipher_suites[0]: `TLS_RSA_WITH_AES_128_CBC_SHA` is not supported; \
+                "line 1, column 71: tls_server_config.cipher_suites[0]: `TLS_RSA_WITH_AES_128_CBC_SHA` is not supported; \
                  allowed: TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, \
                  TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, \
                  TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, \
@@ -213,7 +214,7 @@ fn half_a_key_pair_and_tls_without_https_are_refused() {
                 "line 1, column 6: tls.key_file: missing; cert_file needs the file with its private key",
                 "line 2, column 36: peers[0].tls: not used: the scheme is http; \
                  write scheme: https beside it, or remove it",
-                "line 2, column 71: peers[1].scheme: `ftp` is not supported; did you mean http? allowed: http, https",
+                "line 2, column 71: peers[1].scheme: `ftp` is not supported; allowed: http, https",
             ],
         ),
         (

@@ -1,7 +1,10 @@
+#[cfg(feature = "tls")]
+mod tls;
+
 use super::*;
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
@@ -34,6 +37,15 @@ impl Served {
     }
 
     fn from<A: Accept + 'static>(source: A, address: SocketAddr, limits: Limits) -> Self {
+        Self::behind(Arc::default(), source, address, limits)
+    }
+
+    fn behind<A: Accept + 'static>(
+        front: Arc<ArcSwap<Front>>,
+        source: A,
+        address: SocketAddr,
+        limits: Limits,
+    ) -> Self {
         let counters = Arc::new(Counters::default());
         let begun = Arc::new(Notify::new());
         let release = Arc::new(Semaphore::new(0));
@@ -61,12 +73,7 @@ impl Served {
             }
         };
         let (stop, stopped) = watch::channel(false);
-        let site = Site {
-            limits,
-            handler: Arc::new(handler),
-            counters: Arc::clone(&counters),
-            front: Arc::default(),
-        };
+        let site = Site { limits, handler: Arc::new(handler), counters: Arc::clone(&counters), front };
         let task = tokio::spawn(serve_from(vec![source], site, stopped));
         Self { address, counters, begun, release, stop, task }
     }
@@ -374,37 +381,46 @@ async fn errors_of_accepting_are_survived_and_counted() {
     assert_eq!(served.counters.accept_errors(), 4);
 }
 
-#[tokio::test]
-async fn a_connection_can_be_upgraded() {
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = listener[0].local_addr().unwrap();
-    let handler = |mut request: Request<Bytes>, _| async move {
-        let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            let mut stream = TokioIo::new(upgrade.await.unwrap());
-            let byte = stream.read_u8().await.unwrap();
-            stream.write_u8(byte + 1).await.unwrap();
-        });
-        let mut response = plain(StatusCode::SWITCHING_PROTOCOLS, String::new());
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        response.headers_mut().insert(hyper::header::UPGRADE, HeaderValue::from_static("counter"));
-        response
-    };
-    let (_stop, stopped) = watch::channel(false);
-    let counters = Arc::new(Counters::default());
-    let counted = Arc::clone(&counters);
-    let served = serve(listener, Limits::default(), Arc::new(handler), counted, Arc::default(), stopped);
-    tokio::spawn(served);
+/// A handler that switches protocols: to one in which a byte comes back one higher.
+async fn counter(mut request: Request<Bytes>, _: SocketAddr) -> Response<Body> {
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.unwrap());
+        let byte = stream.read_u8().await.unwrap();
+        stream.write_u8(byte + 1).await.unwrap();
+        stream.flush().await.unwrap();
+    });
+    let mut response = plain(StatusCode::SWITCHING_PROTOCOLS, String::new());
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(hyper::header::UPGRADE, HeaderValue::from_static("counter"));
+    response
+}
 
-    let mut stream = within(TcpStream::connect(address)).await.unwrap();
+/// Asks for the upgrade, and tries what it leads to.
+async fn count_up<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let request = "GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: counter\r\n\r\n";
     within(stream.write_all(request.as_bytes())).await.unwrap();
+    within(stream.flush()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         assert_ne!(within(stream.read_buf(&mut head)).await.unwrap(), 0);
     }
     within(stream.write_u8(41)).await.unwrap();
+    within(stream.flush()).await.unwrap();
     assert_eq!(within(stream.read_u8()).await.unwrap(), 42);
+}
+
+#[tokio::test]
+async fn a_connection_can_be_upgraded() {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener[0].local_addr().unwrap();
+    let (_stop, stopped) = watch::channel(false);
+    let counters = Arc::new(Counters::default());
+    let counted = Arc::clone(&counters);
+    let served = serve(listener, Limits::default(), Arc::new(counter), counted, Arc::default(), stopped);
+    tokio::spawn(served);
+
+    count_up(within(TcpStream::connect(address)).await.unwrap()).await;
     assert_eq!(counters.responses()[0], ("1xx", 1));
     until(|| counters.connections() == 0).await;
 }

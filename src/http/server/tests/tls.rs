@@ -1,0 +1,123 @@
+//! The same behind TLS.
+
+use super::*;
+use crate::tls::tests::pki::{Authority, FOR_EVER, Valid};
+use crate::tls::tests::{acceptor, connector, web};
+use crate::tls::{Connector, TlsStream};
+
+/// A server with a certificate for `name`, and a client that believes it.
+fn serving(limits: Limits) -> (Served, Arc<ArcSwap<Front>>, Authority, Connector) {
+    let ca = Authority::new("ours");
+    let front = Arc::new(ArcSwap::from_pointee(front(&ca, "first")));
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap().remove(0);
+    let address = listener.local_addr().unwrap();
+    let served = Served::behind(Arc::clone(&front), listener, address, limits);
+    let connector = connector(&ca, None);
+    (served, front, ca, connector)
+}
+
+fn front(ca: &Authority, name: &str) -> Front {
+    Front { acceptor: Some(acceptor(&web(&ca.issue(&[name], Valid::Always)))), ..Front::default() }
+}
+
+async fn connect(served: &Served, connector: &Connector, name: &str) -> TlsStream<TcpStream> {
+    let stream = within(TcpStream::connect(served.address)).await.unwrap();
+    within(connector.connect(stream, name)).await.unwrap()
+}
+
+async fn hello(stream: &mut TlsStream<TcpStream>) {
+    within(stream.write_all(HELLO.as_bytes())).await.unwrap();
+    within(stream.flush()).await.unwrap();
+    let mut read = Vec::new();
+    while !read.ends_with(b"hello") {
+        assert_ne!(
+            within(stream.read_buf(&mut read)).await.unwrap(),
+            0,
+            "{}",
+            String::from_utf8_lossy(&read)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_for_new_connections_and_open_ones_go_on() {
+    let (served, served_as, ca, connector) = serving(Limits::default());
+    let mut first = connect(&served, &connector, "first").await;
+    hello(&mut first).await;
+    assert_eq!(first.certificate_expiry(), Some(FOR_EVER));
+
+    served_as.store(Arc::new(front(&ca, "second")));
+    let mut second = connect(&served, &connector, "second").await;
+    hello(&mut second).await;
+    hello(&mut first).await;
+
+    // Even without TLS.
+    served_as.store(Arc::default());
+    assert!(is(&served.ask(HELLO).await, 200));
+    hello(&mut first).await;
+    assert_eq!(served.counters.handshake_errors(), 0);
+}
+
+#[tokio::test]
+async fn plain_http_is_told_to_use_https() {
+    let (served, _, _, _) = serving(Limits::default());
+    let mut client = served.connect().await;
+    client.send(HELLO).await;
+    let response = client.closed().await;
+    assert!(is(&response, 400), "{response}");
+    assert!(response.ends_with("this port speaks HTTPS: ask for https://…\n"), "{response}");
+    assert_eq!(served.counters.handshake_errors(), 1);
+    assert_eq!(served.counters.responses()[3], ("4xx", 1));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_shake_hands_is_dropped() {
+    let (served, _, _, _) = serving(Limits { handshake_timeout: SHORT, ..Limits::default() });
+    let silent = served.connect().await;
+    assert_eq!(silent.closed().await, "");
+    let mut slow = served.connect().await;
+    // The head of a record, and nothing in it.
+    slow.send("\u{16}\u{3}\u{1}\u{2}\0").await;
+    assert_eq!(slow.closed().await, "");
+    until(|| served.counters.connections() == 0).await;
+    assert_eq!(served.counters.handshake_errors(), 2);
+}
+
+#[tokio::test]
+async fn who_only_looks_whether_the_port_is_open_makes_no_mistake() {
+    let (served, _, _, connector) = serving(Limits::default());
+    drop(served.connect().await);
+    hello(&mut connect(&served, &connector, "first").await).await;
+    assert_eq!(served.counters.handshake_errors(), 0);
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_handshake() {
+    let (served, _, _, _) = serving(Limits { handshake_timeout: 2 * DEADLINE, ..Limits::default() });
+    let silent = served.connect().await;
+    until(|| served.counters.connections() == 1).await;
+    served.stop.send(true).unwrap();
+    assert_eq!(silent.closed().await, "");
+    within(served.task).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_can_be_upgraded_behind_tls() {
+    let ca = Authority::new("ours");
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener[0].local_addr().unwrap();
+    let (_stop, stopped) = watch::channel(false);
+    let counters = Arc::new(Counters::default());
+    let behind = Arc::new(ArcSwap::from_pointee(front(&ca, "first")));
+    tokio::spawn(serve(
+        listener,
+        Limits::default(),
+        Arc::new(counter),
+        Arc::clone(&counters),
+        behind,
+        stopped,
+    ));
+    let stream = within(TcpStream::connect(address)).await.unwrap();
+    count_up(within(connector(&ca, None).connect(stream, "first")).await.unwrap()).await;
+    assert_eq!(counters.responses()[0], ("1xx", 1));
+}

@@ -1,0 +1,210 @@
+//! Files that change: certificates under open connections, reloads, CAs that are corrected.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::{EXPIRY, SUCCESSFUL, Site};
+use crate::fixture::pki::{Authority, Valid};
+use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, request};
+
+/// Files are looked at every 10 s: waits for longer than other tests do.
+fn in_time<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(start.elapsed() < 3 * DEADLINE, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A connection that is kept alive.
+struct Kept {
+    runtime: tokio::runtime::Runtime,
+    stream: pathmeter::tls::TlsStream<TcpStream>,
+}
+
+impl Kept {
+    /// `None`: what answers is not `name`.
+    fn connect(site: &Site, host: &Host, name: &str) -> Option<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let stream = runtime.block_on(async {
+            let stream = TcpStream::connect(host.front()).await.unwrap();
+            site.connector(None).connect(stream, name).await.ok()
+        })?;
+        Some(Self { runtime, stream })
+    }
+
+    fn asks_once_more(&mut self) {
+        self.runtime.block_on(async {
+            self.stream.write_all(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            self.stream.flush().await.unwrap();
+            let mut read = Vec::new();
+            while !read.ends_with(b"\r\n\r\nhealthy\n") {
+                assert_ne!(self.stream.read_buf(&mut read).await.unwrap(), 0, "closed");
+            }
+        });
+    }
+}
+
+#[test]
+fn certificates_are_rotated_under_open_connections() {
+    let (host, site) = (Host::claim(), Site::new());
+    // As Kubernetes lays out a secret: files are symlinks into a folder that is a symlink, which is swapped.
+    for name in ["first", "second", "broken"] {
+        fs::create_dir(site.at(name)).unwrap();
+        let issued = site.ca.issue(&[name, &host.to_string()], Valid::Always);
+        issued.write(&site.at(name), "tls");
+    }
+    fs::write(site.at("broken/tls.key"), "-----BEGIN PRIVATE KEY-----\n").unwrap();
+    let point_to = |name: &str| {
+        symlink(name, site.at("..next")).unwrap();
+        fs::rename(site.at("..next"), site.at("..data")).unwrap();
+    };
+    point_to("first");
+    for name in ["tls.pem", "tls.key"] {
+        symlink(format!("..data/{name}"), site.at(name)).unwrap();
+    }
+    site.write("web.yml", "tls_server_config: {cert_file: tls.pem, key_file: tls.key}");
+    let agent = site.agent(&host, "");
+    let mut kept = Kept::connect(&site, &host, "first").unwrap();
+    kept.asks_once_more();
+    let mut kept_until = |what: &str, is_so: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !is_so() {
+            kept.asks_once_more();
+            assert!(start.elapsed() < 3 * DEADLINE, "waited in vain: {what}\n{}", agent.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+        kept.asks_once_more();
+    };
+    let is_serving = |name: &str| Kept::connect(&site, &host, name).is_some();
+    let is_latest = |page: &Page| page.count(SUCCESSFUL, &[]) == 1;
+
+    point_to("second");
+    kept_until("the second certificate", &|| is_serving("second"));
+    assert!(!is_serving("first") && is_latest(&agent.page()));
+
+    point_to("broken");
+    kept_until("the broken one is noticed", &|| !is_latest(&agent.page()));
+    assert!(is_serving("second"));
+
+    fs::remove_file(site.at("tls.pem")).unwrap();
+    fs::copy(site.at("first/tls.pem"), site.at("tls.pem")).unwrap();
+    fs::remove_file(site.at("tls.key")).unwrap();
+    fs::copy(site.at("first/tls.key"), site.at("tls.key")).unwrap();
+    kept_until("the first one again", &|| is_serving("first"));
+    assert!(is_latest(&agent.page()));
+    let log = agent.log();
+    let warning = "holds no private key";
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+    assert!(
+        log.contains("files of the HTTP port have changed and cannot be used; the old ones stay in force")
+    );
+}
+
+#[test]
+fn a_reload_takes_a_web_config_file_or_nothing() {
+    let (host, site) = (Host::claim(), Site::new());
+    let agent = Agent::start(&host, &host.config("fra-1", ""));
+    let page = agent.page();
+    assert!(!page.has(EXPIRY, &[]) && !page.has(SUCCESSFUL, &[]), "{page}");
+
+    let web = site.web(&host, "");
+    let good = fs::read_to_string(&web).unwrap();
+    let config = host.config("fra-1", &format!("tls: {{web_config_file: {}}}", web.display()));
+    agent.rewrite(&config);
+    for (text, problem) in [
+        (good.replace("cert_file", "certfile"), "line 2, column 3: tls_server_config.certfile: unknown key"),
+        (good.replace("server.key", "ca.pem"), "ca.pem holds no private key"),
+        (good.clone() + "  min_version: TLS11\n", "TLS11 is not supported"),
+    ] {
+        fs::write(&web, text).unwrap();
+        let answer = agent.reload();
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        assert!(answer.body.contains(problem), "{}", answer.body);
+        assert!(answer.body.ends_with("the old configuration stays in force\n"), "{}", answer.body);
+        assert_eq!(agent.page().count("pathmeter_config_last_reload_successful", &[]), 0);
+    }
+    fs::write(&web, &good).unwrap();
+    assert_eq!(agent.reload().status, 200);
+    let client = site.client(&host.to_string(), None);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let get = |path: &str| runtime.block_on(client.get(host.front(), "x", path)).unwrap();
+    assert_eq!(get("/-/ready").status.as_u16(), 200);
+    let successful = || {
+        let page = Page::parse(std::str::from_utf8(&get("/metrics").body).unwrap());
+        page.count("pathmeter_config_last_reload_successful", &[])
+    };
+    assert_eq!(successful(), 1);
+
+    fs::write(&web, "tls_server_config: {}\nbasic_auth_users: [").unwrap();
+    agent.signal(Signal::SIGHUP);
+    eventually("the reload is known to have failed", || (successful() == 0).then_some(()));
+
+    agent.rewrite(&host.config("fra-1", ""));
+    agent.signal(Signal::SIGHUP);
+    eventually("plain HTTP again", || {
+        request("GET", host.front(), "/-/ready").ok().filter(|a| a.status == 200)
+    });
+}
+
+#[test]
+fn agents_learn_who_the_others_are_with_certificates_both_ways() {
+    let (hosts, site) = ([Host::claim(), Host::claim()], Site::new());
+    let key = site.write("mesh.key", "the key of this year\n");
+    let auth = "client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem";
+    let [a, b] = &hosts;
+    let start = |own: &Host, name: &str, other: &Host, other_name: &str, ca: &Path| {
+        site.issue(name, &[name, &own.to_string()]);
+        let web = format!("tls_server_config: {{cert_file: {name}.pem, key_file: {name}.key, {auth}}}");
+        let web = site.write(&format!("{name}.yml"), &web);
+        let config = own.config(
+            name,
+            &format!(
+                "key_file: {}\n\
+                 tls:\n  web_config_file: {}\n  ca_file: {}\n  cert_file: {}\n  key_file: {}\n\
+                 peers: [{{name: {other_name}, address: {other}, scheme: https, tls: {{server_name: {other_name}}}}}]\n\
+                 probes: [{{name: fast, interval: 20ms}}]",
+                key.display(),
+                web.display(),
+                ca.display(),
+                site.at(&format!("{name}.pem")).display(),
+                site.at(&format!("{name}.key")).display(),
+            ),
+        );
+        Agent::start_for(own, &config, site.client(name, Some(name)))
+    };
+    let knows = |agent: &Agent, other: &str| {
+        let label = format!("agent=\"{other}\"");
+        // Who was not there yet is asked again after 15 s.
+        in_time("the other says who it is", || {
+            agent.page().has("pathmeter_peer_info", &[&label]).then_some(())
+        });
+    };
+    let ca = site.at("ca.pem");
+    let first = start(a, "a", b, "b", &ca);
+    let second = start(b, "b", a, "a", &ca);
+    knows(&first, "b");
+    knows(&second, "a");
+    drop(second);
+
+    let others = Authority::new("others").write(site.folder.path(), "others");
+    let doubtful = start(b, "b", a, "a", &others);
+    let sentence = format!("tls with {}: nobody whom we trust signed the certificate", a.front());
+    eventually("the other is not believed, and that is said", || {
+        doubtful.log().contains(&sentence).then_some(())
+    });
+    // The CA is corrected: taken without a reload.
+    fs::copy(&ca, &others).unwrap();
+    in_time("the CA is taken", || doubtful.page().has("pathmeter_peer_info", &["agent=\"a\""]).then_some(()));
+    assert!(doubtful.log().contains("files for asking with TLS have changed and are in force"));
+}
