@@ -58,7 +58,7 @@ pub(super) enum Way {
 impl Aim {
     /// Reads what is said of the target.
     pub(super) fn of(arguments: &EchoArguments) -> Result<Self, Failure> {
-        check(arguments)?;
+        check(arguments).map_err(|error| Failure::Usage(error.to_string()))?;
         let own_keys = match &arguments.key_file {
             Some(path) => Some(Arc::new(keys::read(path).map_err(SettingsError::from)?.0)),
             None => None,

@@ -244,6 +244,8 @@ enum Failure {
     Runtime(anyhow::Error),
     /// Exit 78 (EX_CONFIG of sysexits.h).
     Config(SettingsError),
+    /// Exit 2: the command line asks for what there is not.
+    Usage(String),
     /// Exit 1; everything that is to be said has been said.
     Quiet,
 }
@@ -273,6 +275,7 @@ pub fn main() -> ExitCode {
     let (code, message) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Quiet) => return ExitCode::from(1),
+        Err(Failure::Usage(message)) => (2, format!("{message}\n\nFor more information, try '--help'.")),
         Err(Failure::Runtime(error)) => (1, told(&error)),
         Err(Failure::Config(error)) => (78, error.to_string()),
     };

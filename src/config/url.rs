@@ -70,10 +70,23 @@ impl std::str::FromStr for Url {
         if host.is_empty() {
             return Err(format!("{text:?} names no host"));
         }
+        let given =
+            uri.authority().and_then(|authority| authority.port()).map(|port| port.as_str().to_owned());
+        let has_rest = uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().len() > uri.host().map_or(0, str::len));
+        let port = match given {
+            None if has_rest => return Err(format!("{text:?} has a port that is none")),
+            None => *port,
+            Some(given) => match given.parse() {
+                Ok(port) if port > 0 => port,
+                Ok(_) | Err(_) => return Err(format!("{given} is no port")),
+            },
+        };
         Ok(Self {
             scheme: *scheme,
             host: host.to_owned(),
-            port: uri.port_u16().unwrap_or(*port),
+            port,
             path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
         })
     }
@@ -110,7 +123,8 @@ mod tests {
         let url: Url = "http://[2001:db8::1]:8080".parse().unwrap();
         assert_eq!((url.host.as_str(), url.path.as_str()), ("2001:db8::1", "/"));
         assert_eq!(url.authority(), "[2001:db8::1]:8080");
-        for wrong in ["ftp://a", "a", "/x", "http://", "http://u:p@a/", "http://a:99999/", ""] {
+        for wrong in ["ftp://a", "a", "/x", "http://", "http://u:p@a/", "http://a:99999/", "http://a:0/", ""]
+        {
             assert!(wrong.parse::<Url>().is_err(), "{wrong}");
         }
     }

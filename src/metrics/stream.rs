@@ -8,7 +8,7 @@ use super::distribution::{Buckets, Mean, RTT_BOUNDS};
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
 /// Lines that one path over connections adds to those of its echo; counted by a test.
-pub const SERIES_PER_STREAM: usize = 68;
+pub const SERIES_PER_STREAM: usize = 60;
 
 /// Why there is no connection, or no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -20,6 +20,7 @@ mod websocket;
 
 use std::collections::HashMap;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -29,7 +30,7 @@ use pathmeter_proto::echo::{Report, StreamSpec};
 use pathmeter_proto::time::Timestamp;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 pub use dial::{Dial, Over, Place};
 pub use http::Expected;
@@ -197,7 +198,7 @@ impl House {
     }
 
     async fn stop(mut self, grace: Duration, mut heartbeat: tokio::time::Interval) {
-        let deadline = Instant::now() + grace;
+        let mut deadline = pin!(sleep(grace));
         for resident in self.paths.values_mut() {
             if let Some(fresh) = resident.fresh.take() {
                 fresh.abort();
@@ -212,7 +213,7 @@ impl House {
                     }
                 }
                 _ = heartbeat.tick() => self.stats.progress.inc(),
-                () = sleep_until(deadline) => break,
+                () = &mut deadline => break,
             }
         }
         // Their orders end, and so do they.

@@ -55,7 +55,12 @@ const RULES: [Rule; 11] = [
     Rule {
         root: "src",
         words: &["unsafe {", "unsafe fn", "unsafe impl"],
-        except: &["src/datagram/cmsg.rs", "src/datagram/socket.rs", "src/datagram/watch.rs"],
+        except: &[
+            "src/datagram/cmsg.rs",
+            "src/datagram/socket.rs",
+            "src/datagram/watch.rs",
+            "src/stream/kernel.rs",
+        ],
         why: "system calls that have no safe wrapper are made in these files and nowhere else",
     },
     Rule {
@@ -100,6 +105,8 @@ const RULES: [Rule; 11] = [
             "src/http/server/mod.rs",
             "src/peers.rs",
             "src/resolver.rs",
+            "src/stream/mod.rs",
+            "src/stream/responder.rs",
             "src/websocket/mod.rs",
         ],
         why: "every task has an owner that ends it; a new place that starts tasks says here that it is one",
@@ -107,8 +114,8 @@ const RULES: [Rule; 11] = [
     Rule {
         root: "src",
         words: &["std::thread", "thread::spawn", "thread::sleep"],
-        except: &["src/datagram/mod.rs"],
-        why: "the only threads besides the runtime's are the datagram loops",
+        except: &["src/datagram/mod.rs", "src/stream/mod.rs"],
+        why: "the only threads besides the runtime's are the datagram loops and that of the connections",
     },
     Rule {
         root: "src",

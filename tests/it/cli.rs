@@ -180,7 +180,7 @@ fn a_refusal_is_a_sentence_with_the_remedy() {
     assert_eq!(ended.code, Some(1), "{ended}");
     let sentence = format!(
         "error: connecting to {}: Connection refused (os error 111)\n\
-         is an agent there? for a reflector without one give its port, for example --port 862\n",
+         is an agent there? for a reflector without one give its port, for example --port 862; for any other host --protocol icmp\n",
         nobody.front()
     );
     assert_eq!(ended.stderr, sentence);

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use pathmeter::metrics::echo::SERIES_PER_PATH;
 use pathmeter::metrics::path_mtu::SERIES_PER_PATH_MTU;
+use pathmeter::metrics::stream::SERIES_PER_STREAM;
 
 use crate::fixture::{Agent, Host, Page, run, skipped};
 
@@ -17,7 +18,7 @@ fn full_page() -> Page {
         "peers: [{{name: b, address: {b}}}]\n\
          targets: [{{name: nobody, address: {b}, port: 9}}]\n\
          probes: [{{name: fast, interval: 20ms, peers: all, targets: all, path_mtu: {{interval: 1s}}, late_after: 100ms, \
-         lost_after: 100ms}}]"
+         lost_after: 100ms}}, {{name: chat, protocol: tcp, interval: 20ms, connect_interval: 1s}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     agent.page_when("answers and losses", |page| {
@@ -25,6 +26,7 @@ fn full_page() -> Page {
             && page.count("pathmeter_echo_lost_total", &[r#"peer="nobody""#]) >= 5
             && page.has("pathmeter_peers", &[])
             && page.has("pathmeter_path_mtu_bytes", &[r#"peer="b""#])
+            && page.count("pathmeter_echo_connect_duration_seconds_count", &[]) >= 1
     })
 }
 
@@ -36,9 +38,12 @@ fn in_project(path: &str) -> std::path::PathBuf {
 fn a_path_adds_as_many_series_as_the_limit_counts() {
     let page = full_page();
     let of = |peer: &str| {
-        let label = format!("peer=\"{peer}\"");
+        let label = format!("probe=\"fast\",peer=\"{peer}\"");
         page.series(|series| series.starts_with("pathmeter_echo_") && series.contains(&label))
     };
+    // One with TLS has one more.
+    let of_stream = page.series(|series| series.contains("probe=\"chat\",peer=")) + 1 - SERIES_PER_PATH;
+    assert_eq!(of_stream, SERIES_PER_STREAM, "src/metrics/stream.rs\n{}", page.text());
     let most = of("b").max(of("nobody"));
     assert_eq!(
         most,

@@ -183,7 +183,15 @@ fn the_front_page_links_to_everything() {
         page.body.split("href=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
     assert_eq!(
         links,
-        ["/metrics", "/api/v1/agent", "/api/v1/paths", "/api/v1/events", "/-/healthy", "/-/ready"]
+        [
+            "/metrics",
+            "/api/v1/agent",
+            "/api/v1/paths",
+            "/api/v1/events",
+            "/api/v1/ping",
+            "/-/healthy",
+            "/-/ready"
+        ]
     );
     for link in links {
         assert_eq!(agent.get(link).status, 200, "{link}");

@@ -24,7 +24,7 @@ probes:
 key-file: hunter2
 ";
     let expected = "\
-config.yaml: 16 problems
+config.yaml: 15 problems
   line 1, column 15: agent.name: `fra 1` is not a name
     a name has 1 to 64 letters, digits, `_`, `.` and `-`
   line 1, column 29: agent.grace: `5` has no unit
@@ -51,10 +51,8 @@ config.yaml: 16 problems
     did you mean ams-1?
   line 16, column 12: probes[1].name: another probe is already called fast
     give it another name
-  line 16, column 28: probes[1].protocol: `icmp` is not supported
-    allowed: udp
   line 16, column 34: probes[1].intervall: unknown key
-    did you mean interval? allowed: kind, name, protocol, interval, flows, size, dscp, dont_fragment, source, source_port, family, late_after, lost_after, path_mtu, peers, targets
+    did you mean interval? allowed: kind, name, protocol, interval, dscp, source, family, late_after, lost_after, flows, size, dont_fragment, peers, targets
   line 17, column 1: key-file: unknown key
     did you mean key_file? allowed: agent, listen, key_file, tls, responder, websocket, peers, targets, probes, metrics, log";
     assert_eq!(refused(text).display("config.yaml").to_string(), expected);
@@ -340,8 +338,10 @@ fn a_probe_that_cannot_run_is_refused() {
             &["line 1, column 26: probes[0].kind: `trace` is not supported; allowed: echo"],
         ),
         (
-            "probes: [{name: p, protocol: icmp}]",
-            &["line 1, column 30: probes[0].protocol: `icmp` is not supported; allowed: udp"],
+            "probes: [{name: p, protocol: sctp, size: 1B}]",
+            &[
+                "line 1, column 30: probes[0].protocol: `sctp` is not supported; did you mean icmp? allowed: udp, icmp, tcp, websocket, http",
+            ],
         ),
         (
             "probes: [{name: p}, {name: p}]",
