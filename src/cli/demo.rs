@@ -75,7 +75,7 @@ async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<Site>)]) -> R
 
 fn table(sites: &[(&str, Arc<Site>)]) -> String {
     let mut out = format!(
-        "{:<8} {:<8} {:<6} {:>7} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10}\n",
+        "{:<8} {:<8} {:<10} {:>7} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10}\n",
         "from", "to", "probe", "sent", "lost fwd", "lost rev", "lost ?", "p50 ms", "p99 ms", "jitter ms"
     );
     for (name, site) in sites {
@@ -87,7 +87,7 @@ fn table(sites: &[(&str, Arc<Site>)]) -> String {
 }
 
 fn row(from: &str, path: &PathStatus) -> String {
-    let mut out = format!("{from:<8} {:<8} {:<6} ", path.peer, path.probe);
+    let mut out = format!("{from:<8} {:<8} {:<10} ", path.peer, path.probe);
     let Some(series) = &path.series else {
         let _ = writeln!(out, "{}", path.reason.as_deref().unwrap_or("not measured"));
         return out;
@@ -125,13 +125,22 @@ fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
 /// What a person would write for this agent.
 fn configuration(name: &str, port: u16) -> String {
     let next = port + 1;
-    let address = AGENTS.iter().find(|(known, _)| *known == name).map_or("127.0.0.1", |(_, address)| address);
+    let place = AGENTS.iter().position(|(known, _)| *known == name).unwrap_or_default();
+    let (_, address) = AGENTS[place];
+    let (neighbour, _) = AGENTS[(place + 1) % AGENTS.len()];
     let mut text = format!(
         "agent: {{name: {name}, grace: 1s}}\n\
          listen: {{http: \"{address}:{port}\", stamp: \"{address}:{port}\", agent: \"{address}:{next}\"}}\n\
-         probes:\n  - {{name: fast, interval: 10ms, flows: 4, source: {address}}}\n\
-         peers:\n"
+         probes:\n  - {{name: udp, interval: 10ms, flows: 4, source: {address}}}\n"
     );
+    // All of them to everybody would not fit on a screen.
+    for protocol in ["tcp", "websocket", "http", "icmp"] {
+        let _ = writeln!(
+            text,
+            "  - {{name: {protocol}, protocol: {protocol}, interval: 10ms, source: {address}, peers: [{neighbour}]}}"
+        );
+    }
+    text.push_str("peers:\n");
     for (name, address) in AGENTS {
         let _ = writeln!(text, "  - {{name: {name}, address: {address}}}");
     }

@@ -297,15 +297,20 @@ impl Findings {
         }
         if self.received > 0 {
             let hops = |hops: Option<u8>| hops.map_or_else(|| "unknown".to_owned(), |hops| hops.to_string());
-            let turnaround = self.turnaround / u32::try_from(self.received).unwrap_or(u32::MAX);
+            let turnaround = match self.turnaround {
+                Duration::ZERO => "unknown, in the rtt".to_owned(),
+                sum => {
+                    let mean = sum / u32::try_from(self.received).unwrap_or(u32::MAX);
+                    format!("{} ms, not in the rtt", milliseconds(mean))
+                }
+            };
             let _ = writeln!(
                 out,
-                "hops {} forward, {} reverse; timestamps {} transmit, {} receive; responder turnaround {} ms, not in the rtt",
+                "hops {} forward, {} reverse; timestamps {} transmit, {} receive; responder turnaround {turnaround}",
                 hops(self.hops.forward),
                 hops(self.hops.reverse),
                 Stamps::name(self.stamps[0]),
                 Stamps::name(self.stamps[1]),
-                milliseconds(turnaround)
             );
         }
         out
