@@ -18,6 +18,9 @@ pub trait Machine {
     /// A datagram came, or the quotation of one of ours in an ICMP error.
     fn received(&mut self, datagram: &[u8], arrival: &Arrival);
 
+    /// A datagram is about to be handed to the kernel: the last chance to write into it when that is. Its length stays.
+    fn leaving(&mut self, _id: SendId, _datagram: &mut [u8], _now: Now) {}
+
     /// A datagram left the host. Called at once with the time at which it was handed to the kernel, and again, better,
     /// when the kernel's own stamp arrives.
     fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy);

@@ -92,6 +92,13 @@ impl Actor {
         }
     }
 
+    pub(super) fn leaving(&mut self, id: SendId, datagram: &mut [u8], now: Now) {
+        match self {
+            Self::Responder(answerer) => answerer.responder.leaving(id, datagram, now),
+            Self::Echo(_) | Self::PathMtu(_) | Self::Listener(_) => {}
+        }
+    }
+
     pub(super) fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
         match self {
             Self::Echo(echo) => echo.prober.sent(id, at, by),

@@ -1,6 +1,6 @@
 //! The side that answers.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::admission::{Policy, Rates, Refusal};
 use crate::key::{Key, KeyId, Keys};
 use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
 use crate::stats::{Order, Received};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallOffset};
 use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Reply, Request};
 use crate::wire::tlv::{self, ClassOfService, FollowUp};
@@ -29,6 +29,8 @@ pub struct Responder {
     sources: Sources,
     pending: Option<Pending>,
     request: Vec<u8>,
+    /// Replies that have not been handed over, the oldest first.
+    written: VecDeque<Written>,
     reports: [Option<ResponderReport>; 2],
 }
 
@@ -55,6 +57,25 @@ struct Pending {
     is_brief: bool,
 }
 
+/// A reply that was written and not yet handed over.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    id: SendId,
+    /// T3 as it stands in the reply.
+    at: Timestamp,
+    /// By which T2 was written: of the two times only the difference counts, and a step is none.
+    wall: WallOffset,
+    mode: Mode,
+    signed_with: Option<KeyId>,
+}
+
+/// Replies that are remembered until they are handed over; at the limit the oldest keeps the T3 that it has. Chosen: as many
+/// as a driver collects.
+const WRITTEN: usize = 64;
+
+/// A T3 that is older than this when its reply is handed over is written anew. Chosen: 1 µs, about what that costs.
+const STALE: Duration = Duration::from_micros(1);
+
 /// One reply in this many asks for the kernel's transmit stamp.
 /// Chosen: a transmit stamp costs the responder nearly half an echo again; a sixteenth of that is 3 %.
 const STAMPED_REPLIES: u32 = 16;
@@ -74,6 +95,7 @@ impl Responder {
             sources: Sources::default(),
             pending: None,
             request: Vec::new(),
+            written: VecDeque::new(),
             reports: [None; 2],
         }
     }
@@ -206,14 +228,16 @@ impl Responder {
             sender_ttl: pending.arrival.ttl.unwrap_or(0),
         }
         .write(pending.mode, reply);
-        if let (Some(keys), Some(signed_with)) = (&self.keys, pending.signed_with) {
-            // With the asker's own key: during a rotation it may not know the other one yet.
-            let key = keys.key(signed_with);
-            stamp::seal(reply, pending.mode, Some(key));
-            seal_extensions(reply, pending, key);
+        let id = SendId(u64::from(pending.place) << 32 | u64::from(number));
+        let written =
+            Written { id, at: now.at, wall: now.wall, mode: pending.mode, signed_with: pending.signed_with };
+        written.seal(reply, self.keys.as_deref());
+        if self.written.len() == WRITTEN {
+            self.written.pop_front();
         }
+        self.written.push_back(written);
         Some(Send {
-            id: SendId(u64::from(pending.place) << 32 | u64::from(number)),
+            id,
             flow: pending.arrival.flow,
             from: pending.arrival.to,
             to: pending.arrival.from,
@@ -291,8 +315,19 @@ fn record_of(session: &Session, drops: &HostDrops, asked: tlv::Session) -> tlv::
     }
 }
 
-fn seal_extensions(reply: &mut [u8], pending: &Pending, key: &Key) {
-    let base = pending.mode.base_bytes();
+impl Written {
+    /// Proves a reply with the asker's own key: during a rotation it may not know the other one yet.
+    fn seal(&self, reply: &mut [u8], keys: Option<&Keys>) {
+        if let (Some(keys), Some(signed_with)) = (keys, self.signed_with) {
+            let key = keys.key(signed_with);
+            stamp::seal(reply, self.mode, Some(key));
+            seal_extensions(reply, self.mode, key);
+        }
+    }
+}
+
+fn seal_extensions(reply: &mut [u8], mode: Mode, key: &Key) {
+    let base = mode.base_bytes();
     let hmac = tlv::walk(reply, base).find(|found| found.kind == tlv::HMAC);
     if let Some(hmac) = hmac.filter(|hmac| hmac.len == usize::from(tlv::HMAC_VALUE_BYTES)) {
         tlv::seal(reply, base, hmac, key);
@@ -301,6 +336,17 @@ fn seal_extensions(reply: &mut [u8], pending: &Pending, key: &Key) {
 
 impl Machine for Responder {
     type Report = ResponderReport;
+
+    /// What passed since T3 was written is ours and not the network's: others of the batch, or a processor that was taken
+    /// away.
+    fn leaving(&mut self, id: SendId, datagram: &mut [u8], now: Now) {
+        let Some(place) = self.written.iter().position(|written| written.id == id) else { return };
+        let Some(written) = self.written.remove(place) else { return };
+        if now.at.since(written.at) >= STALE {
+            Reply::write_sent(written.mode, datagram, NtpTime::from(written.wall.wall(now.at)));
+            written.seal(datagram, self.keys.as_deref());
+        }
+    }
 
     /// The driver calls `step` until `Wait` before it hands over the next datagram.
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {

@@ -197,6 +197,11 @@ impl Reply {
         })
     }
 
+    /// Writes another T3 into a reply; what was sealed is to be sealed anew.
+    pub fn write_sent(mode: Mode, base: &mut [u8], at: NtpTime) {
+        put(base, mode.layout().timestamp, &at.0.to_be_bytes());
+    }
+
     /// Nanoseconds between T2 and T3, in the format that the reflector's error estimate names; negative when its clock
     /// stepped between the two.
     #[must_use]

@@ -189,3 +189,27 @@ impl Asker {
         }
     }
 }
+
+#[test]
+fn a_reply_that_waits_before_it_is_handed_over_says_when_it_was_and_is_still_proven() {
+    for keys in [None, Some(keys("0123456789abcdef"))] {
+        let mut responder = responder(keys.clone());
+        let key = keys.as_ref().map(|keys| keys.current());
+        let mode = mode(key);
+        for (sequence, waited) in [(0_u32, 0_u64), (1, 132), (2, 0)] {
+            let asked = at(u64::from(sequence) * 1_000);
+            let outcome = ask(&mut responder, &request(sequence, 9, key), &arrival(ASKER, asked));
+            let (send, mut reply) = outcome.reply.unwrap();
+            let left = asked + Duration::from_millis(waited);
+            // The wall clock may be stepped meanwhile: T2 and T3 are on the same side of it.
+            let stepped = WallOffset::between(Timestamp::from_nanos(0), WallTime::from_nanos(77));
+            responder.leaving(send.id, &mut reply, Now { wall: stepped, ..now(left) });
+            let read = stamp::Reply::decode(&reply, mode).unwrap();
+            assert_eq!(read.turnaround(), i64::try_from(waited * 1_000_000).unwrap(), "{mode:?}");
+            if let Some(keys) = &keys {
+                stamp::verify(&reply, keys).unwrap();
+                assert!(tlv::are_proven(&reply, mode.base_bytes(), keys));
+            }
+        }
+    }
+}

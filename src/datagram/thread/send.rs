@@ -1,6 +1,6 @@
 //! Everything that goes out.
 
-use pathmeter_proto::machine::{Send, StampedBy};
+use pathmeter_proto::machine::{Now, Send, StampedBy};
 use pathmeter_proto::time::Timestamp;
 
 use super::super::cmsg::Told;
@@ -40,6 +40,12 @@ impl Thread {
         for outgoing in run {
             let Outgoing { actor, life, send, at, length, .. } = *outgoing;
             let datagram = &mut arena[at..at + length];
+            if let Some(seat) =
+                self.actors.get_mut(actor).and_then(Option::as_mut).filter(|seat| seat.life == life)
+            {
+                let leaves = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
+                seat.actor.leaving(send.id, datagram, leaves);
+            }
             from.complete(datagram);
             let payload = from.payload(datagram);
             let name = send.stamp.then(|| self.awaited.expect(actor, life, send.id, now, payload));
