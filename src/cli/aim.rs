@@ -52,7 +52,7 @@ pub(super) struct Course {
 /// By datagrams, or over a connection.
 pub(super) enum Way {
     Datagrams(Wire),
-    Stream(Over),
+    Stream(Box<Over>),
 }
 
 impl Aim {
@@ -153,8 +153,10 @@ impl Aim {
         match way {
             Way::Datagrams(Wire::Stamp { keys, .. }) => keys.is_some(),
             Way::Datagrams(Wire::Icmp) => false,
-            Way::Stream(Over::Tcp { keys, .. }) => keys.is_some(),
-            Way::Stream(Over::WebSocket { place, .. } | Over::Http { place, .. }) => place.signer.is_some(),
+            Way::Stream(over) => match &**over {
+                Over::Tcp { keys, .. } => keys.is_some(),
+                Over::WebSocket { place, .. } | Over::Http { place, .. } => place.signer.is_some(),
+            },
         }
     }
 
@@ -175,7 +177,7 @@ impl Aim {
                 };
                 let keys = self.keys.as_ref().map(|keys| Arc::new(keys.derive(PURPOSE)));
                 let bytes = arguments.size.unwrap_or(MESSAGE_BYTES_MIN);
-                (port, Way::Stream(Over::Tcp { bytes, keys }))
+                (port, Way::Stream(Box::new(Over::Tcp { bytes, keys })))
             }
             Protocol::Websocket => {
                 let (port, place) = self.place("/ws");
@@ -184,8 +186,8 @@ impl Aim {
                     you.websocket.as_ref().map_or(Ok(()), |answers| answered(answers, &self.host))?;
                 }
                 let format = wire_format(arguments.format);
-                let bytes = arguments.size.map_or(format.bytes_min(), |bytes| bytes as usize);
-                (port, Way::Stream(Over::WebSocket { place, format, bytes }))
+                let bytes = arguments.size.map_or_else(|| format.bytes_min(), |bytes| bytes as usize);
+                (port, Way::Stream(Box::new(Over::WebSocket { place, format, bytes })))
             }
             Protocol::Http => {
                 let (port, place) = self.place(PING);
@@ -194,7 +196,7 @@ impl Aim {
                     body: arguments.expect_body.clone(),
                     is_agent: place.path == PING,
                 };
-                (port, Way::Stream(Over::Http { place, expected }))
+                (port, Way::Stream(Box::new(Over::Http { place, expected })))
             }
         };
         Ok(Course { to: at(port), way })

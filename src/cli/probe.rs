@@ -195,6 +195,7 @@ fn start(
             Ok(Loop::Datagrams(handle))
         }
         Way::Stream(over) => {
+            let over = *over;
             let handle = stream::Handle::spawn(events)?;
             handle.add(NewStream {
                 id,

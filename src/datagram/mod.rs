@@ -31,6 +31,7 @@ use crate::metrics::agent::{LoopSeries, ResponderSeries};
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::path_mtu::PathMtuSeries;
 
+pub(crate) use outbox::refusal;
 pub use socket::{Binding, Socket, SocketError, StampNames, both_families};
 pub use thread::RECEIVE_TICK_MAX;
 

@@ -40,7 +40,7 @@ impl Outbox {
 }
 
 /// What the kernel's refusal means.
-pub(super) fn refusal(error: &std::io::Error) -> NotSent {
+pub(crate) fn refusal(error: &std::io::Error) -> NotSent {
     match error.raw_os_error() {
         Some(
             libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EADDRNOTAVAIL,

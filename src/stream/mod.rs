@@ -18,7 +18,7 @@ mod tests;
 mod trouble;
 mod websocket;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -89,7 +89,8 @@ impl Handle {
         let (commands, inbox) = unbounded_channel();
         let stats = Arc::new(LoopSeries::new("streams"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let house = House { stats: Arc::clone(&stats), events, paths: HashMap::new(), tasks: JoinSet::new() };
+        let house =
+            House { stats: Arc::clone(&stats), events, paths: BTreeMap::new(), tasks: JoinSet::new() };
         let thread = std::thread::Builder::new()
             .name("pm-streams".to_owned())
             .spawn(move || runtime.block_on(house.run(inbox)))?;
@@ -138,7 +139,7 @@ impl Handle {
 struct House {
     stats: Arc<LoopSeries>,
     events: tokio::sync::mpsc::Sender<Event>,
-    paths: HashMap<PathId, Resident>,
+    paths: BTreeMap<PathId, Resident>,
     tasks: JoinSet<()>,
 }
 

@@ -4,6 +4,7 @@ use std::io;
 
 use pathmeter_proto::machine::NotSent;
 
+use crate::datagram::refusal;
 use crate::metrics::stream::Broken;
 
 /// Why there is no connection, or no longer.
@@ -24,12 +25,12 @@ impl Trouble {
 
     /// What an error on a connection means; `doing`: what, and with whom.
     pub(super) fn on_the_way(doing: &str, error: &io::Error) -> Self {
-        let why = match error.kind() {
-            io::ErrorKind::ConnectionRefused => Broken::Refused,
-            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Broken::Unreachable,
-            io::ErrorKind::TimedOut => Broken::Timeout,
-            io::ErrorKind::UnexpectedEof => Broken::Closed,
-            _ => Broken::Reset,
+        let why = match error.raw_os_error() {
+            Some(libc::ECONNREFUSED) => Broken::Refused,
+            Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => Broken::Unreachable,
+            Some(libc::ETIMEDOUT) => Broken::Timeout,
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Broken::Closed,
+            Some(_) | None => Broken::Reset,
         };
         Self::new(why, format!("{doing}: {error}"))
     }
@@ -39,15 +40,6 @@ impl Trouble {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             return Self::on_the_way(doing, error);
         }
-        let ours = match error.kind() {
-            io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::NetworkDown
-            | io::ErrorKind::AddrNotAvailable => NotSent::Unreachable,
-            io::ErrorKind::PermissionDenied => NotSent::Permission,
-            io::ErrorKind::OutOfMemory => NotSent::Buffer,
-            _ => NotSent::Other,
-        };
-        Self { why: Broken::Local, ours: Some(ours), text: format!("{doing}: {error}") }
+        Self { why: Broken::Local, ours: Some(refusal(error)), text: format!("{doing}: {error}") }
     }
 }

@@ -215,7 +215,7 @@ impl World {
 fn nanos_of(stamp: NtpTime) -> u64 {
     let epoch = NtpTime::from(WallTime::from_nanos(0)).0;
     let ticks = u128::from(stamp.0 - epoch);
-    u64::try_from(ticks * 1_000_000_000 >> 32).unwrap()
+    u64::try_from((ticks * 1_000_000_000) >> 32).unwrap()
 }
 
 impl Tally {

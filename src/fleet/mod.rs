@@ -1,30 +1,27 @@
 //! The paths that run: which there should be, by the configuration and the addresses, and which there are.
 
+mod plan;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Quirks, Spec, StreamSpec, Wire};
 use pathmeter_proto::grid::mix;
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::wire;
-use pathmeter_proto::wire::websocket::Format;
 
-use crate::config::{Config, EchoProbe, FamilyChoice, Https, PathMtu, Peer, Probe, Target, Transport};
-use crate::datagram::{Handle, NewPath, NewSearch, PathId, SourceChoice};
-use crate::http::auth::Signer;
+use self::plan::{Connected, Plan, Remote, Way, plan};
+use crate::config::{Config, EchoProbe, FamilyChoice, PathMtu, Peer, Probe, Target, Transport};
+use crate::datagram::{Handle, NewPath, NewSearch, PathId};
 use crate::metrics::PeerState;
 use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
 use crate::metrics::path_mtu::{PathMtuSeries, SERIES_PER_PATH_MTU};
 use crate::metrics::stream::{SERIES_PER_STREAM, StreamSeries};
-use crate::peers::authority;
 use crate::settings::Settings;
 use crate::status::PathStatus;
-use crate::stream::{self, Dial, Expected, NewStream, Over, Place};
+use crate::stream::{self, Dial, NewStream};
 
 /// What a path is: the same as long as these are the same, whatever else is changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,50 +32,6 @@ pub struct PathKey {
     pub peer: Arc<str>,
     /// `ipv4` or `ipv6`.
     pub family: &'static str,
-}
-
-/// How a path is measured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Plan {
-    to: SocketAddr,
-    interval: Duration,
-    dscp: Dscp,
-    late_after: Duration,
-    lost_after: Duration,
-    secret: Secret,
-    way: Way,
-}
-
-/// By what a path is measured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Way {
-    /// By datagrams.
-    Datagrams { from: SourceChoice, flows: u8, size: Option<u16>, written: Written },
-    /// By messages over a connection.
-    Stream { source: Option<IpAddr>, host: Option<String>, fresh: Option<Duration>, over: Spoken },
-}
-
-/// How datagrams are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Written {
-    Stamp(Quirks),
-    Icmp,
-}
-
-/// What is spoken over a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Spoken {
-    Tcp { bytes: u32 },
-    WebSocket { at: Asked, format: Format, bytes: u32 },
-    Http { at: Asked, expected: Expected },
-}
-
-/// What is asked for at a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Asked {
-    authority: String,
-    path: String,
-    https: Option<Https>,
 }
 
 /// What there should be of a path.
@@ -101,14 +54,6 @@ struct NewSeries<'a> {
 struct Discovery {
     choice: PathMtu,
     series: Arc<PathMtuSeries>,
-}
-
-/// Which keys authenticate a path, and in which state of their file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Secret {
-    None,
-    Mesh { generation: u64 },
-    Target { generation: u64 },
 }
 
 /// A path that runs.
@@ -179,8 +124,8 @@ pub struct Loops {
 impl Loops {
     fn remove(&self, running: &Running) {
         match running.plan.way {
-            Way::Datagrams { .. } => self.prober.remove(running.id),
-            Way::Stream { .. } => self.streams.remove(running.id),
+            Way::Datagrams(_) => self.prober.remove(running.id),
+            Way::Stream(_) => self.streams.remove(running.id),
         }
     }
 
@@ -285,12 +230,13 @@ impl Fleet {
         let keys = &settings.keys;
         let absent_since = self.goodbyes.get(&*key.peer).copied();
         let NewSeries { series, stream, search } = new;
+        let (keys, seed) = (plan.secret.among(keys, &key.peer), self.seed_of(key));
         match &plan.way {
-            Way::Datagrams { from, .. } => {
+            Way::Datagrams(datagrams) => {
                 loops.prober.add(NewPath {
                     id,
-                    spec: self.spec(key, plan, keys),
-                    from: *from,
+                    spec: plan.spec(datagrams, keys, self.transmit_stamps, seed),
+                    from: datagrams.from,
                     absent_since,
                     series: Arc::clone(series),
                     path_mtu: search,
@@ -298,20 +244,14 @@ impl Fleet {
                 });
                 None
             }
-            Way::Stream { source, host, fresh, over } => {
+            Way::Stream(connected) => {
+                let Connected { source, host, fresh, over } = &**connected;
                 let new = || Arc::new(StreamSeries::new(&key.probe, &key.peer, key.family));
                 let stream = stream.unwrap_or_else(new);
-                let over = over.with(plan.secret.among(keys, &key.peer).as_deref(), settings);
+                let over = over.with(keys.as_deref(), settings);
                 loops.streams.add(NewStream {
                     id,
-                    spec: StreamSpec {
-                        interval: plan.interval,
-                        late_after: plan.late_after,
-                        lost_after: plan.lost_after,
-                        at_once: over.at_once(),
-                        count: None,
-                        seed: self.seed_of(key),
-                    },
+                    spec: plan.stream_spec(&over, seed),
                     dial: Dial { to: plan.to, host: host.clone(), source: *source, dscp: plan.dscp, over },
                     fresh: *fresh,
                     series: Arc::clone(series),
@@ -406,30 +346,6 @@ impl Fleet {
                 let family = address.map_or("auto", family_of);
                 vec![(family, address.ok_or_else(|| format!("{name} has no address")))]
             }
-        }
-    }
-
-    fn spec(&self, key: &PathKey, plan: &Plan, keys: &KeyRing) -> Spec {
-        let (flows, size, written) = match plan.way {
-            Way::Datagrams { flows, size, written, .. } => (flows, size, written),
-            Way::Stream { .. } => (1, None, Written::Stamp(Quirks::default())),
-        };
-        let wire = match written {
-            Written::Stamp(quirks) => Wire::Stamp { keys: plan.secret.among(keys, &key.peer), quirks },
-            Written::Icmp => Wire::Icmp,
-        };
-        Spec {
-            to: plan.to,
-            wire,
-            interval: plan.interval,
-            ssids: vec![0; usize::from(flows)],
-            size,
-            dscp: plan.dscp,
-            late_after: plan.late_after,
-            lost_after: plan.lost_after,
-            transmit_stamps: self.transmit_stamps,
-            count: None,
-            seed: self.seed_of(key),
         }
     }
 
@@ -594,155 +510,6 @@ impl Discovery {
         let new = || Arc::new(PathMtuSeries::new(&key.probe, &key.peer, key.family));
         Self { choice, series: earlier.map_or_else(new, |earlier| Arc::clone(&earlier.series)) }
     }
-}
-
-impl Secret {
-    fn among(self, keys: &KeyRing, peer: &str) -> Option<Arc<Keys>> {
-        match self {
-            Self::None => None,
-            Self::Mesh { .. } => keys.mesh.clone(),
-            Self::Target { .. } => keys.targets.get(peer).cloned(),
-        }
-    }
-}
-
-fn mesh_secret(keys: &KeyRing) -> Secret {
-    match keys.mesh {
-        Some(_) => Secret::Mesh { generation: keys.generation },
-        None => Secret::None,
-    }
-}
-
-fn target_secret(keys: &KeyRing, name: &str) -> Secret {
-    match keys.targets.contains_key(name) {
-        true => Secret::Target { generation: keys.generation },
-        false => Secret::None,
-    }
-}
-
-impl Spoken {
-    /// With everything that it takes.
-    fn with(&self, keys: Option<&Keys>, settings: &Settings) -> Over {
-        match self {
-            Self::Tcp { bytes } => {
-                let keys = keys.map(|keys| Arc::new(keys.derive(wire::stream::PURPOSE)));
-                Over::Tcp { bytes: *bytes, keys }
-            }
-            Self::WebSocket { at, format, bytes } => {
-                Over::WebSocket { place: at.with(keys, settings), format: *format, bytes: *bytes as usize }
-            }
-            Self::Http { at, expected } => {
-                Over::Http { place: at.with(keys, settings), expected: expected.clone() }
-            }
-        }
-    }
-}
-
-impl Asked {
-    fn with(&self, keys: Option<&Keys>, settings: &Settings) -> Place {
-        Place {
-            authority: self.authority.clone(),
-            path: self.path.clone(),
-            signer: keys.map(Signer::new),
-            secure: self.https.as_ref().and_then(|https| settings.secure(https)),
-        }
-    }
-}
-
-/// Who is measured.
-enum Remote<'a> {
-    Peer(&'a Peer),
-    Target(&'a Target),
-}
-
-impl Remote<'_> {
-    /// The port, the name to look up, and what is asked for: `path` of an agent.
-    fn web(&self, path: &str) -> (u16, Option<String>, Asked) {
-        match self {
-            Self::Peer(peer) => {
-                let authority = authority(&peer.address, peer.http_port);
-                let at = Asked { authority, path: path.to_owned(), https: peer.https.clone() };
-                (peer.http_port, name_of(&peer.address), at)
-            }
-            Self::Target(target) => {
-                let url = target.url.as_ref().expect("the configuration was checked for it");
-                let (authority, https) = (url.authority(), target.https.clone());
-                (url.port, name_of(&url.host), Asked { authority, path: url.path.clone(), https })
-            }
-        }
-    }
-}
-
-impl Plan {
-    fn flows(&self) -> u64 {
-        match self.way {
-            Way::Datagrams { flows, .. } => flows.into(),
-            Way::Stream { .. } => 1,
-        }
-    }
-}
-
-fn plan(echo: &EchoProbe, remote: &Remote<'_>, address: IpAddr, keys: &KeyRing) -> Plan {
-    let any: IpAddr =
-        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let secret = match (remote, &echo.transport) {
-        (_, Transport::Icmp(_)) => Secret::None,
-        (Remote::Peer(_), _) => mesh_secret(keys),
-        (Remote::Target(target), Transport::Udp(_)) => target_secret(keys, &target.name),
-        // What is shared with a reflector is no business of a web server.
-        (Remote::Target(_), Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_)) => Secret::None,
-    };
-    let from =
-        |port, dont_fragment| SourceChoice { address: echo.source.unwrap_or(any), port, dont_fragment };
-    let (port, way) = match &echo.transport {
-        Transport::Udp(udp) => {
-            let (port, quirks) = match remote {
-                Remote::Peer(peer) => (peer.stamp_port, Quirks::default()),
-                Remote::Target(target) => (target.port, target.quirks),
-            };
-            let from = from(udp.source_port.unwrap_or(0), udp.dont_fragment);
-            let written = Written::Stamp(quirks);
-            (port, Way::Datagrams { from, flows: udp.flows, size: udp.size, written })
-        }
-        Transport::Icmp(icmp) => {
-            let from = from(0, icmp.dont_fragment);
-            (0, Way::Datagrams { from, flows: icmp.flows, size: icmp.size, written: Written::Icmp })
-        }
-        Transport::Tcp(tcp) => {
-            let (port, host) = match remote {
-                Remote::Peer(peer) => (peer.agent_port, name_of(&peer.address)),
-                Remote::Target(target) => (target.port, name_of(&target.address)),
-            };
-            let (source, fresh) = (echo.source, tcp.connect_interval);
-            (port, Way::Stream { source, host, fresh, over: Spoken::Tcp { bytes: tcp.size } })
-        }
-        Transport::WebSocket(websocket) => {
-            let (port, host, at) = remote.web("/ws");
-            let over = Spoken::WebSocket { at, format: websocket.format, bytes: websocket.size };
-            (port, Way::Stream { source: echo.source, host, fresh: websocket.connect_interval, over })
-        }
-        Transport::Http(http) => {
-            let (port, host, at) = remote.web("/api/v1/ping");
-            let (status, body) = (http.status.clone(), http.body.clone());
-            let expected = Expected { status, body, is_agent: matches!(remote, Remote::Peer(_)) };
-            let over = Spoken::Http { at, expected };
-            (port, Way::Stream { source: echo.source, host, fresh: http.connect_interval, over })
-        }
-    };
-    Plan {
-        to: SocketAddr::new(address, port),
-        interval: echo.interval,
-        dscp: echo.dscp,
-        late_after: echo.late_after,
-        lost_after: echo.lost_after,
-        secret,
-        way,
-    }
-}
-
-/// What there is to look up; `None` for an address.
-fn name_of(host: &str) -> Option<String> {
-    host.parse::<IpAddr>().is_err().then(|| host.to_owned())
 }
 
 fn family_of(address: IpAddr) -> &'static str {
