@@ -2,6 +2,7 @@
 
 mod farewell;
 mod files;
+mod listen;
 mod news;
 
 use std::collections::{BTreeMap, HashSet};
@@ -17,16 +18,14 @@ use hyper::Request;
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::time::nanos;
 use pathmeter_proto::wire::{Goodbye, stamp};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use self::listen::{bind_agent, bind_all, port_of};
 use crate::clock::Clock;
 use crate::config::{Config, Host, LogFormat, Probe};
-use crate::datagram::{
-    Answering, Binding, Duties, EVENTS, Event, Handle, Socket, SocketError, StampNames, both_families,
-};
+use crate::datagram::{Answering, Duties, EVENTS, Event, Handle, StampNames};
 use crate::fleet::{Addresses, Exported, Fleet, Loops};
 use crate::http::auth::{Signer, Verifier};
 use crate::http::client::Client;
@@ -509,46 +508,6 @@ impl Daemon {
             }
         }
     }
-}
-
-/// Binds an address; one that stands for both families is bound for each that this host has.
-fn bind_all(address: SocketAddr, stamps: StampNames) -> Result<Vec<Socket>, SocketError> {
-    let mut sockets: Vec<Socket> = Vec::new();
-    for mut address in both_families(address) {
-        if let (0, Some(first)) = (address.port(), sockets.first()) {
-            address.set_port(first.address().port());
-        }
-        let binding = Binding { address, dont_fragment: false, errors: false };
-        match Socket::bind(&binding, stamps) {
-            Ok(socket) => sockets.push(socket),
-            Err(error) if error.is_no_family() && !sockets.is_empty() => {
-                warn!(%error, "this host has no IPv6: listening on IPv4 only");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(sockets)
-}
-
-/// The agent port, over UDP and over TCP. Where the kernel chooses, it may choose one that is taken over TCP.
-fn bind_agent(address: SocketAddr, stamps: StampNames) -> anyhow::Result<(Vec<Socket>, Vec<TcpListener>)> {
-    let mut tries = if address.port() == 0 { AGENT_PORT_TRIES } else { 1 };
-    loop {
-        let sockets = bind_all(address, stamps)?;
-        tries -= 1;
-        match server::bind(SocketAddr::new(address.ip(), port_of(&sockets))) {
-            Ok(listeners) => return Ok((sockets, listeners)),
-            Err(_) if tries > 0 => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Ports that are tried where the kernel chooses.
-const AGENT_PORT_TRIES: u32 = 16;
-
-fn port_of(sockets: &[Socket]) -> u16 {
-    sockets.first().map_or(0, |socket| socket.address().port())
 }
 
 fn policy(config: &Config, ports: Ports, addresses: &Addresses) -> Policy {
