@@ -384,11 +384,12 @@ impl Fleet {
         running.broken.take().map(|_| key.clone())
     }
 
-    /// A path has no connection. Returns its key when it was news.
+    /// A path has no connection. Returns its key when it was news, and no news is that of a peer which said that it is leaving.
     pub fn broken(&mut self, id: PathId, reason: String) -> Option<PathKey> {
         let key = self.ids.get(&id)?;
         let running = self.running.get_mut(key)?;
-        running.broken.replace(reason).is_none().then(|| key.clone())
+        let is_news = running.broken.replace(reason).is_none() && !running.series.is_draining();
+        is_news.then(|| key.clone())
     }
 
     /// A path could not be started. Returns its key when it was news.

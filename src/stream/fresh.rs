@@ -13,20 +13,23 @@ use super::dial::{Dial, Took};
 use super::link::{Heard, Link};
 use super::trouble::Trouble;
 use crate::clock::Clock;
+use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::{Broken, Stage, StreamSeries};
 
-/// Makes a connection every `every`, times it, and closes it. One that takes longer than `patience` has failed.
+/// Makes a connection every `every`, times it, and closes it. One that takes longer than `patience` has failed. A peer that is
+/// leaving is left alone.
 pub(super) async fn measure(
     dial: Arc<Dial>,
     every: Duration,
     patience: Duration,
     seed: u64,
+    echo: Arc<EchoSeries>,
     series: Arc<StreamSeries>,
 ) {
     let mut grid = Grid::new(Clock::now(), every, seed);
     loop {
         sleep(grid.next().since(Clock::now())).await;
-        if grid.take(Clock::now()).slot.is_none() {
+        if grid.take(Clock::now()).slot.is_none() || echo.is_draining() {
             continue;
         }
         let mut took = Took::default();
@@ -43,7 +46,9 @@ pub(super) async fn measure(
         if let Some(at) = took.certificate_expiry {
             series.certificate_expires(at);
         }
-        if let Err(trouble) = outcome {
+        if let Err(trouble) = outcome
+            && !echo.is_draining()
+        {
             series.connect_failed(trouble.why);
         }
     }
@@ -68,7 +73,7 @@ async fn first_byte(link: &mut Link, took: &mut Took) -> Result<(), Trouble> {
                 took.stages.push((Stage::FirstByte, answer.at.since(began)));
                 return Ok(());
             }
-            Heard::End(trouble) => return Err(trouble),
+            Heard::End(trouble) | Heard::Stale(_, trouble) => return Err(trouble),
             Heard::Mismatch(_) | Heard::Room => {}
         }
     }

@@ -50,6 +50,8 @@ pub(super) struct HttpLink {
     place: Place,
     expected: Expected,
     state: State,
+    /// Answers that came over it.
+    answers: u64,
     pub(super) gauge: Gauge,
 }
 
@@ -109,7 +111,7 @@ pub(super) async fn begin(
     let begun = http1::handshake(TokioIo::new(stream)).await;
     let (sender, connection) = begun.map_err(|error| trouble(&format!("asking {to}"), &error))?;
     let (state, ended) = (State::Idle, None);
-    Ok(Box::new(HttpLink { sender, connection, ended, to, place, expected, state, gauge }))
+    Ok(Box::new(HttpLink { sender, connection, ended, to, place, expected, state, answers: 0, gauge }))
 }
 
 impl HttpLink {
@@ -139,7 +141,7 @@ impl HttpLink {
         if let State::Asking(..) = self.state {
             match ready!(self.sender.poll_ready(context)) {
                 Ok(()) => self.ask(),
-                Err(error) => return Poll::Ready(self.broken("asking", &error)),
+                Err(error) => return Poll::Ready(self.unanswered(&error)),
             }
             // It sets out with the next look at the connection.
             context.waker().wake_by_ref();
@@ -153,11 +155,12 @@ impl HttpLink {
                     let at = Clock::now();
                     self.state = State::Answered(Answering { message, at, status, body, read: Vec::new() });
                 }
-                Err(error) => return Poll::Ready(self.broken("asking", &error)),
+                Err(error) => return Poll::Ready(self.unanswered(&error)),
             }
         }
         if let State::Answered(answering) = &mut self.state {
             let read = ready!(answering.poll_read(context));
+            self.answers += 1;
             let heard = match read {
                 Ok(()) => self.judge(),
                 Err(error) => self.broken("reading from", &error),
@@ -178,6 +181,20 @@ impl HttpLink {
     fn ask(&mut self) {
         if let State::Asking(message, request) = mem::replace(&mut self.state, State::Idle) {
             self.state = State::Asked(message, Box::pin(self.sender.send_request(*request)));
+        }
+    }
+
+    /// The connection ended before anything came back. Servers close connections that were idle, and one that does so while
+    /// we ask has not seen the request: it may be asked again (RFC 9110 section 9.2.2), over another connection.
+    fn unanswered(&self, error: &hyper::Error) -> Heard {
+        let trouble = trouble(&format!("asking {}", self.to), error);
+        match &self.state {
+            State::Asking(message, _) | State::Asked(message, _)
+                if self.answers > 0 && matches!(trouble.why, Broken::Closed | Broken::Reset) =>
+            {
+                Heard::Stale(*message, trouble)
+            }
+            State::Asking(..) | State::Asked(..) | State::Idle | State::Answered(_) => Heard::End(trouble),
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) enum Heard {
     Room,
     /// Its end.
     End(Trouble),
+    /// Its end, which the other side had decided on before it could see this message.
+    Stale(Message, Trouble),
 }
 
 /// What became of a message that was handed over.

@@ -183,7 +183,8 @@ impl House {
         let fresh = path.fresh.map(|every| {
             let dial = Arc::new(path.dial.clone());
             let (patience, seed) = (path.spec.lost_after, !path.spec.seed);
-            self.tasks.spawn(fresh::measure(dial, every, patience, seed, Arc::clone(&path.stream)))
+            let (echo, series) = (Arc::clone(&path.series), Arc::clone(&path.stream));
+            self.tasks.spawn(fresh::measure(dial, every, patience, seed, echo, series))
         });
         let path = Path::new(path, inbox, Arc::clone(&self.stats), self.events.clone());
         // A path yields whenever it waits; a budget would make it look idle while there is more to take.

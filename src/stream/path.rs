@@ -120,6 +120,7 @@ impl Path {
                 }
                 () = sleep(span) => self.agent.lag.observe(Clock::now().since(until)),
             }
+            self.agent.wakeups.inc();
         }
         self.put_down();
         self.stream.put_away();
@@ -192,6 +193,10 @@ impl Path {
             Happened::Heard(Heard::Mismatch(mismatch)) => self.prober.mismatched(mismatch),
             Happened::Heard(Heard::Room) => self.prober.writable(),
             Happened::Heard(Heard::End(trouble)) => self.broken(&trouble),
+            Happened::Heard(Heard::Stale(message, trouble)) => {
+                self.prober.returned(message);
+                self.broken(&trouble);
+            }
         }
         true
     }

@@ -182,6 +182,15 @@ impl StreamProber {
         }
     }
 
+    /// The other side had ended the connection before it could see this message, the last that was handed over: it waits
+    /// again, as if it never had been.
+    pub fn returned(&mut self, message: Message) {
+        if let Some(due) = self.flow.sent_at(message.sequence) {
+            self.unanswered.end = self.unanswered.end.min(message.sequence).max(self.unanswered.start);
+            self.waiting.push_front(Waiting { message, due });
+        }
+    }
+
     /// The stream takes no further message until [`StreamProber::writable`] is called.
     pub fn blocked(&mut self) {
         if let Connection::Up { is_blocked, .. } = &mut self.connection {

@@ -364,3 +364,39 @@ fn what_a_leaving_peer_does_not_answer_is_withdrawn() {
     assert!(tally.sent > 2);
     assert_eq!(tally.count(Verdict::Withdrawn), tally.sent);
 }
+
+#[test]
+fn a_message_that_the_other_side_could_not_have_seen_is_asked_again_and_counts_from_its_slot() {
+    let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
+    let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
+    let mut prober = StreamProber::new(StreamSpec { at_once: 1, ..spec(1, 1) }, at(0));
+    let mut tally = Tally::default();
+    let mut drive = |prober: &mut StreamProber, now: Timestamp| -> Option<Message> {
+        loop {
+            match prober.step(Now { at: now, drained: now, wall }) {
+                StreamStep::Report(report) => tally.take(&report),
+                StreamStep::Send(message) => {
+                    prober.handed(message, now, None);
+                    return Some(message);
+                }
+                StreamStep::Connect | StreamStep::Disconnect => {}
+                StreamStep::Wait(_) | StreamStep::Finished => return None,
+            }
+        }
+    };
+    drive(&mut prober, at(0));
+    prober.connected(at(0));
+    let due = (0..200).find(|millis| drive(&mut prober, at(*millis)).is_some()).unwrap();
+    let message = Message { sequence: 0, stamp: NtpTime::from(wall.wall(at(due))) };
+    prober.returned(message);
+    prober.disconnected(at(due + 10), None);
+    assert_eq!(drive(&mut prober, at(due + 11)), None, "there is no connection");
+    drive(&mut prober, at(due + 200));
+    prober.connected(at(due + 200));
+    assert_eq!(drive(&mut prober, at(due + 200)), Some(message));
+    let by = StampedBy::User;
+    prober.answered(&Answer { message, at: at(due + 230), by, turnaround: 0 });
+    drive(&mut prober, at(due + 230));
+    assert_eq!(tally.decided[&0], (Verdict::Ok, Some(Duration::from_millis(230))));
+    assert_eq!((tally.sent, prober.in_flight()), (1, 0));
+}
