@@ -55,16 +55,12 @@ pub(super) fn receive(socket: &impl AsRawFd, room: &mut [u8]) -> io::Result<(usi
 /// When the byte number `last` since the stamps were asked for left the host, if the kernel has said so by now. Older stamps
 /// are thrown away.
 pub(super) fn departure(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
-    let mut found = None;
     loop {
         let mut control = [0; CONTROL_BYTES];
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
         let mut nothing = [IoSliceMut::new(&mut [])];
-        let Ok(said) =
-            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut nothing, Some(&mut control), flags)
-        else {
-            return found;
-        };
+        let said =
+            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut nothing, Some(&mut control), flags).ok()?;
         let (mut stamp, mut name) = (None, None);
         for message in said.cmsgs().into_iter().flatten() {
             stamp = stamp.or_else(|| stamp_of(&message));
@@ -75,7 +71,7 @@ pub(super) fn departure(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
             }
         }
         if name == Some(last) {
-            found = stamp;
+            return stamp;
         }
     }
 }
