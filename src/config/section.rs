@@ -222,6 +222,11 @@ impl<'a, 'n> Section<'a, 'n> {
         read(value).map_or(Setting::Wrong, Setting::Given)
     }
 
+    /// Whether a key is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
     /// Reads the value of a key that must be there.
     pub(super) fn required<T>(
         &mut self,

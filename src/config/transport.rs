@@ -197,12 +197,40 @@ impl Protocol {
     }
 }
 
+/// Keys that only some protocols have.
+const OF_SOME: [(&str, &[Protocol]); 9] = [
+    ("flows", &[Protocol::Udp, Protocol::Icmp]),
+    ("size", &[Protocol::Udp, Protocol::Icmp, Protocol::Tcp, Protocol::WebSocket]),
+    ("dont_fragment", &[Protocol::Udp, Protocol::Icmp]),
+    ("source_port", &[Protocol::Udp]),
+    ("path_mtu", &[Protocol::Udp]),
+    ("connect_interval", &[Protocol::Tcp, Protocol::WebSocket, Protocol::Http]),
+    ("format", &[Protocol::WebSocket]),
+    ("expect_status", &[Protocol::Http]),
+    ("expect_body", &[Protocol::Http]),
+];
+
+/// Refuses the keys of other protocols.
+fn refuse_others(section: &mut Section<'_, '_>, protocol: Protocol) {
+    for (key, whose) in OF_SOME.iter().filter(|(_, whose)| !whose.contains(&protocol)) {
+        if section.has(key) {
+            let name = |protocol| PROTOCOLS.iter().find(|(_, known)| *known == protocol).map(|(name, _)| *name);
+            let names: Vec<&str> = whose.iter().filter_map(|protocol| name(*protocol)).collect();
+            let remedy = "remove it, or choose another protocol";
+            section.key::<()>(key, |value| {
+                value.wrong_key(format!("only with protocol: {}", names.join(", ")), remedy)
+            });
+        }
+    }
+}
+
 /// Reads the keys that only this protocol has.
 pub(super) fn transport(
     section: &mut Section<'_, '_>,
     protocol: Protocol,
     listen: Option<&Listen>,
 ) -> Option<Transport> {
+    refuse_others(section, protocol);
     match protocol {
         Protocol::Udp => udp(section, listen).map(Transport::Udp),
         Protocol::Icmp => icmp(section).map(Transport::Icmp),

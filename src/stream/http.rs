@@ -116,17 +116,17 @@ pub(super) async fn begin(
 
 impl HttpLink {
     pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
-        let doing = format!("asking {}", self.to);
+        let doing = || format!("asking {}", self.to);
         let mut request = Request::get(self.place.path.as_str())
             .header(HOST, self.place.authority.as_str())
             .header(USER_AGENT, AGENT)
             .header(ACCEPT, "*/*")
             .body(bytes::Bytes::new())
-            .map_err(|error| Trouble::new(Broken::Protocol, format!("{doing}: {error}")))?;
+            .map_err(|error| Trouble::new(Broken::Protocol, format!("{}: {error}", doing())))?;
         if let Some(signer) = &self.place.signer {
             signer
                 .sign(&mut request, SystemTime::now())
-                .map_err(|error| Trouble::at_once(&doing, &io::Error::other(error.to_string())))?;
+                .map_err(|error| Trouble::at_once(&doing(), &io::Error::other(error.to_string())))?;
         }
         self.state = State::Asking(message, Box::new(request.map(Full::new)));
         Ok(Handed { left: None, has_room: true })

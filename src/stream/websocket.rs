@@ -91,8 +91,9 @@ impl WebSocketLink {
                 tungstenite::Message::Text(text)
             }
         };
-        let doing = format!("writing to {}", self.to);
-        Pin::new(&mut self.socket).start_send(frame).map_err(|error| trouble(&doing, error))?;
+        let to = self.to;
+        let sent = Pin::new(&mut self.socket).start_send(frame);
+        sent.map_err(|error| trouble(&format!("writing to {to}"), error))?;
         self.is_flushing = true;
         // Whoever listens next is woken when the rest can leave.
         let mut context = Context::from_waker(Waker::noop());
