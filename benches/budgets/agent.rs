@@ -91,19 +91,16 @@ impl Agent {
     /// The same with other keys of `responder` than those that let everything through.
     pub(crate) fn start_with(responder: &str, paths: Paths) -> io::Result<Self> {
         let ports = Ports::free(&None)?;
-        let agent = Self::launch(&None, ports, &configuration(&ports, responder, paths), &[])?;
+        let agent = Self::launch(&None, ports, &configuration(&ports, responder, paths))?;
         agent.wait_for(|| agent.scrape())?;
         Ok(agent)
     }
 
-    /// Starts an agent with a whole configuration, and other files beside that.
-    pub(crate) fn launch(home: &Home, ports: Ports, text: &str, files: &[(&str, &str)]) -> io::Result<Self> {
+    /// Starts an agent with a whole configuration.
+    pub(crate) fn launch(home: &Home, ports: Ports, text: &str) -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
         let config = directory.path().join("config.yaml");
         fs::write(&config, text)?;
-        for (name, text) in files {
-            fs::write(directory.path().join(name), text)?;
-        }
         let child = command(home, &binary(), &config).spawn().map_err(|error| {
             io::Error::new(error.kind(), format!("starting {}: {error}", binary().display()))
         })?;

@@ -1,11 +1,13 @@
 //! An agent that asks and an agent that answers, configured for one transport.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 
 use pathmeter_proto::wire::websocket::Format;
 use rcgen::{CertificateParams, KeyPair};
+use tempfile::TempDir;
 
 use super::super::agent::{Agent, Home, Ports, target};
 use super::{Load, Over};
@@ -13,7 +15,7 @@ use super::{Load, Over};
 /// What the certificate of the responder is for.
 pub(super) const NAME: &str = "bench";
 
-/// Names of the files that lie beside a configuration.
+/// Names of files.
 const CERTIFICATE: &str = "certificate.pem";
 const KEY: &str = "key.pem";
 const WEB: &str = "web.yml";
@@ -32,8 +34,8 @@ pub(super) struct Village<'a> {
     pub(super) home: Home,
     /// Of whoever answers.
     pub(super) ports: Ports,
-    certificate: String,
-    key: String,
+    /// Of the certificate.
+    folder: TempDir,
 }
 
 impl<'a> Village<'a> {
@@ -41,38 +43,37 @@ impl<'a> Village<'a> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let params = CertificateParams::new(vec![NAME.to_owned()]).map_err(io::Error::other)?;
         let certificate = params.self_signed(&key).map_err(io::Error::other)?.pem();
-        let ports = Ports::free(home)?;
-        Ok(Self { load, home: home.clone(), ports, certificate, key: key.serialize_pem() })
+        let web = format!("tls_server_config: {{cert_file: {CERTIFICATE}, key_file: {KEY}}}\n");
+        let folder = tempfile::tempdir()?;
+        for (name, text) in [(CERTIFICATE, certificate), (KEY, key.serialize_pem()), (WEB, web)] {
+            fs::write(folder.path().join(name), text)?;
+        }
+        Ok(Self { load, home: home.clone(), ports: Ports::free(home)?, folder })
     }
 
     pub(super) fn over(&self) -> Over {
         self.load.over
     }
 
-    fn is_secure(&self) -> bool {
+    pub(super) fn is_secure(&self) -> bool {
         match self.load.over {
             Over::Udp | Over::Icmp(_) | Over::Tcp => false,
             Over::WebSocket { is_secure, .. } | Over::Http { is_secure } => is_secure,
         }
     }
 
-    /// Writes the certificate that is to be believed into a folder.
-    pub(super) fn write_certificate(&self, folder: &Path) -> io::Result<std::path::PathBuf> {
-        let file = folder.join(CERTIFICATE);
-        std::fs::write(&file, &self.certificate)?;
-        Ok(file)
+    /// The certificate that is to be believed.
+    pub(super) fn certificate(&self) -> PathBuf {
+        self.folder.path().join(CERTIFICATE)
     }
 
     /// Starts whoever answers, on every address.
     pub(super) fn responder(&self) -> io::Result<Agent> {
         let mut text = basics("0.0.0.0", &self.ports);
-        let web = format!("tls_server_config: {{cert_file: {CERTIFICATE}, key_file: {KEY}}}\n");
-        let mut files = Vec::new();
         if self.is_secure() {
-            let _ = writeln!(text, "tls: {{web_config_file: {WEB}}}");
-            files.extend([(WEB, &*web), (CERTIFICATE, &*self.certificate), (KEY, &*self.key)]);
+            let _ = writeln!(text, "tls: {{web_config_file: {}}}", self.folder.path().join(WEB).display());
         }
-        let agent = Agent::launch(&self.home, self.ports, &text, &files)?;
+        let agent = Agent::launch(&self.home, self.ports, &text)?;
         agent.wait_for(|| agent.connect())?;
         Ok(agent)
     }
@@ -81,7 +82,7 @@ impl<'a> Village<'a> {
     pub(super) fn prober(&self, duty: &Duty) -> io::Result<Agent> {
         let ports = Ports::free(&self.home)?;
         let text = basics("127.0.0.1", &ports) + &self.probe(duty) + &self.hosts();
-        let agent = Agent::launch(&self.home, ports, &text, &[(CERTIFICATE, &self.certificate)])?;
+        let agent = Agent::launch(&self.home, ports, &text)?;
         agent.wait_for(|| agent.scrape())?;
         Ok(agent)
     }
@@ -116,7 +117,8 @@ impl<'a> Village<'a> {
             }
         };
         if self.is_secure() {
-            let _ = write!(rest, ", scheme: https, tls: {{ca_file: {CERTIFICATE}, server_name: {NAME}}}");
+            let ca = self.certificate();
+            let _ = write!(rest, ", scheme: https, tls: {{ca_file: {}, server_name: {NAME}}}", ca.display());
         }
         let mut text = format!("{kind}:\n");
         for n in 0..self.load.paths {

@@ -88,8 +88,14 @@ pub(crate) fn measure(out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "| ICMP is left out: it needs a network namespace, and so root |{}", "|".repeat(11))?;
     }
     for load in ALL {
-        let is_icmp = matches!(load.over, Over::Icmp(_));
-        if !is_icmp || home.is_some() {
+        let is_here = match load.over {
+            Over::Icmp(_) => home.is_some(),
+            Over::WebSocket { is_secure, .. } | Over::Http { is_secure } => {
+                !is_secure || cfg!(feature = "tls")
+            }
+            Over::Udp | Over::Tcp => true,
+        };
+        if is_here {
             writeln!(out, "{}", line(&load, &home)?)?;
         }
     }

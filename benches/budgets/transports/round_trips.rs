@@ -74,34 +74,36 @@ impl RoundTrips {
 }
 
 pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTrips> {
-    let folder = tempfile::tempdir()?;
-    let certificate = village.write_certificate(folder.path())?;
-    let trust = Trust { ca_file: Some(certificate), ..Trust::default() };
-    let connector = Connector::new(&trust).map_err(io::Error::other)?;
-    let secure = Secure { connector, server_name: NAME.to_owned() };
+    let secure = if village.is_secure() { Some(secure(village)?) } else { None };
     let ports = village.ports;
-    let place = |path: &str, is_secure: bool| Place {
+    let place = |path: &str| Place {
         authority: format!("{NAME}:{}", ports.http),
         path: path.to_owned(),
         signer: None,
-        secure: is_secure.then(|| secure.clone()),
+        secure: secure.clone(),
     };
     // Threads that are started there have their sockets there.
     within(&village.home, || match load.over {
         Over::Udp => datagrams(load, ports.stamp, &Wire::Stamp { keys: None, quirks: Quirks::default() }),
         Over::Icmp(_) => datagrams(load, 0, &Wire::Icmp),
         Over::Tcp => streams(load, ports.agent, &stream::Over::Tcp { bytes: MESSAGE_BYTES_MIN, keys: None }),
-        Over::WebSocket { format, is_secure } => {
-            let place = place("/ws", is_secure);
+        Over::WebSocket { format, .. } => {
+            let place = place("/ws");
             let over = stream::Over::WebSocket { place, format, bytes: format.bytes_min() };
             streams(load, ports.http, &over)
         }
-        Over::Http { is_secure } => {
+        Over::Http { .. } => {
             let expected = Expected { status: Vec::new(), body: None, is_agent: true };
-            let place = place("/api/v1/ping", is_secure);
+            let place = place("/api/v1/ping");
             streams(load, ports.http, &stream::Over::Http { place, expected })
         }
     })
+}
+
+fn secure(village: &Village<'_>) -> io::Result<Secure> {
+    let trust = Trust { ca_file: Some(village.certificate()), ..Trust::default() };
+    let connector = Connector::new(&trust).map_err(io::Error::other)?;
+    Ok(Secure { connector, server_name: NAME.to_owned() })
 }
 
 fn datagrams(load: &Load, port: u16, wire: &Wire) -> io::Result<RoundTrips> {
