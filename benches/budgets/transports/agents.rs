@@ -51,10 +51,6 @@ impl<'a> Village<'a> {
         Ok(Self { load, home: home.clone(), ports: Ports::free(home)?, folder })
     }
 
-    pub(super) fn over(&self) -> Over {
-        self.load.over
-    }
-
     pub(super) fn is_secure(&self) -> bool {
         match self.load.over {
             Over::Udp | Over::Icmp(_) | Over::Tcp => false,

@@ -13,7 +13,6 @@ use super::super::agent::{Home, within};
 use super::super::bare::{Echo, Places, per_echo, probe, probe_with};
 use super::super::batch::{Stamps, prepared};
 use super::super::process::cpu_of_this_thread;
-use super::super::report::median;
 use super::{Cost, Load, Over};
 
 /// An ICMP echo of ours.
@@ -29,21 +28,13 @@ const TURN: usize = 64;
 /// How long a loop waits for something.
 const PATIENCE_MS: u16 = 50;
 
-/// Medians of so many rounds. Streams of all kinds are beside bare TCP.
-pub(super) fn cost(load: &Load, home: &Home, rounds: usize, round: Duration) -> io::Result<Cost> {
+/// For streams of all kinds that is bare TCP.
+pub(super) fn cost(load: &Load, home: &Home, span: Duration) -> io::Result<Cost> {
     let rate = f64::from(load.paths) / load.interval.as_secs_f64();
-    let once = || {
-        within(home, || match load.over {
-            Over::Udp => datagrams(rate, round),
-            Over::Icmp(_) => pings(rate, round),
-            Over::Tcp | Over::WebSocket { .. } | Over::Http { .. } => streams(load, round),
-        })
-    };
-    let costs = (0..rounds).map(|_| once()).collect::<io::Result<Vec<_>>>()?;
-    let answering: Option<Vec<f64>> = costs.iter().map(|cost| cost.responder).collect();
-    Ok(Cost {
-        prober: median(costs.iter().map(|cost| cost.prober).collect()),
-        responder: answering.map(median),
+    within(home, || match load.over {
+        Over::Udp => datagrams(rate, span),
+        Over::Icmp(_) => pings(rate, span),
+        Over::Tcp | Over::WebSocket { .. } | Over::Http { .. } => streams(load, span),
     })
 }
 
@@ -53,14 +44,14 @@ fn addresses(rate: f64) -> u32 {
     rate.round() as u32
 }
 
-fn datagrams(rate: f64, round: Duration) -> io::Result<Cost> {
+fn datagrams(rate: f64, span: Duration) -> io::Result<Cost> {
     let echo = Echo::start_at(Ipv4Addr::UNSPECIFIED)?;
-    let prober = probe(addresses(rate), echo.address.port(), round)?;
+    let prober = probe(addresses(rate), echo.address.port(), span)?;
     Ok(Cost { prober, responder: Some(echo.finish()) })
 }
 
 /// From a ping socket. The kernel answers.
-fn pings(rate: f64, round: Duration) -> io::Result<Cost> {
+fn pings(rate: f64, span: Duration) -> io::Result<Cost> {
     let mut request = vec![0; ICMP_BYTES];
     request[0] = ECHO_REQUEST;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
@@ -68,15 +59,15 @@ fn pings(rate: f64, round: Duration) -> io::Result<Cost> {
     let requests = vec![request; addresses(rate) as usize];
     // Where the upper half of the sequence number would be the kernel writes the identifier.
     let places = Places { sequence: 4, number: 8, number_back: 8 };
-    Ok(Cost { prober: probe_with(&socket, requests, places, 0, round)?, responder: None })
+    Ok(Cost { prober: probe_with(&socket, requests, places, 0, span)?, responder: None })
 }
 
-fn streams(load: &Load, round: Duration) -> io::Result<Cost> {
+fn streams(load: &Load, span: Duration) -> io::Result<Cost> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr()?.port());
     let count = load.paths;
     let responder: JoinHandle<io::Result<f64>> = std::thread::spawn(move || answer(&listener, count));
-    let prober = ask(to, load, round)?;
+    let prober = ask(to, load, span)?;
     let responder = responder.join().expect("the loop does not panic")?;
     Ok(Cost { prober, responder: Some(responder) })
 }

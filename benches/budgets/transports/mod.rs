@@ -119,19 +119,19 @@ fn open_to(home: &Home, groups: &str) {
 }
 
 fn line(load: &Load, home: &Home) -> io::Result<String> {
-    match load.over {
-        Over::Icmp(Sockets::Ping) => open_to(home, ROOT),
-        Over::Icmp(Sockets::Raw) => open_to(home, NOBODY),
-        Over::Udp | Over::Tcp | Over::WebSocket { .. } | Over::Http { .. } => {}
-    }
+    let groups = match load.over {
+        Over::Icmp(Sockets::Raw) => NOBODY,
+        Over::Icmp(Sockets::Ping) | Over::Udp | Over::Tcp | Over::WebSocket { .. } | Over::Http { .. } => {
+            ROOT
+        }
+    };
+    open_to(home, groups);
     let village = Village::new(load, home)?;
     let responder = village.responder()?;
-    let cost = cost(&village, &responder)?;
+    let rounds = rounds(load, &village, &responder)?;
+    open_to(home, groups);
     let found = round_trips::measure(load, &village)?;
-    drop(responder);
-    open_to(home, ROOT);
-    let bare = bare::cost(load, home, ROUNDS, ROUND)?;
-    Ok(row(load, &cost, bare, &found))
+    Ok(row(load, &rounds, &found))
 }
 
 /// CPU time of an echo in microseconds.
@@ -142,8 +142,14 @@ struct Cost {
     responder: Option<f64>,
 }
 
-/// What two agents take, each a process of its own, beyond what they take while the same paths are hardly asked.
-fn cost(village: &Village, responder: &Agent) -> io::Result<Cost> {
+/// What an echo takes of two agents, each a process of its own, beyond what they take while the same paths are hardly
+/// asked; and of bare loops right after that.
+struct Round {
+    ours: Cost,
+    bare: Cost,
+}
+
+fn rounds(load: &Load, village: &Village<'_>, responder: &Agent) -> io::Result<Vec<Round>> {
     let idle = {
         let prober = village.prober(&Duty::Idle)?;
         sleep(SETTLED);
@@ -151,17 +157,20 @@ fn cost(village: &Village, responder: &Agent) -> io::Result<Cost> {
     };
     let prober = village.prober(&Duty::Ask)?;
     sleep(SETTLED);
+    // It has its sockets by now.
+    open_to(&village.home, ROOT);
     let answered = || prober.scrape().map(|page| page.sum("pathmeter_echo_rtt_seconds_count"));
-    let (mut asking, mut answering) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    let has_responder = !matches!(load.over, Over::Icmp(_));
+    let round = || {
         let before = answered()?;
         let used = Used::within(ROUND, &prober, responder)?;
         let echoes = answered()? - before;
-        asking.push(per_echo(used.prober.saturating_sub(idle.prober), echoes));
-        answering.push(per_echo(used.responder.saturating_sub(idle.responder), echoes));
-    }
-    let has_responder = !matches!(village.over(), Over::Icmp(_));
-    Ok(Cost { prober: median(asking), responder: has_responder.then(|| median(answering)) })
+        let each = |used: Duration, idle: Duration| per_echo(used.saturating_sub(idle), echoes);
+        let answering = has_responder.then(|| each(used.responder, idle.responder));
+        let ours = Cost { prober: each(used.prober, idle.prober), responder: answering };
+        Ok(Round { ours, bare: bare::cost(load, &village.home, ROUND)? })
+    };
+    (0..ROUNDS).map(|_| round()).collect()
 }
 
 /// CPU time of two processes.
@@ -183,25 +192,30 @@ impl Used {
     }
 }
 
-fn row(load: &Load, cost: &Cost, bare: Cost, found: &RoundTrips) -> String {
-    let micros =
-        |cost: Option<f64>| cost.map_or_else(|| "–".to_owned(), |cost| format!("{} µs", short(cost)));
-    let times = |ours: Option<f64>, bare: Option<f64>| {
-        ours.zip(bare).map_or_else(|| "–".to_owned(), |(ours, bare)| short(ours / bare))
-    };
+fn row(load: &Load, rounds: &[Round], found: &RoundTrips) -> String {
+    let micros = |cost: f64| format!("{} µs", short(cost));
     let cells = [
-        load.name.to_owned(),
-        micros(Some(cost.prober)),
-        micros(Some(bare.prober)),
-        times(Some(cost.prober), Some(bare.prober)),
-        micros(cost.responder),
-        micros(bare.responder),
-        times(cost.responder, bare.responder),
-        micros(Some(found.quantile(0.5))),
-        micros(Some(found.quantile(0.99))),
-        micros(Some(found.quantile(0.999))),
-        format!("{} %, {} %", short(found.user_sent), short(found.user_received)),
-        format!("{}, {}", found.lost, found.unsent),
+        vec![load.name.to_owned()],
+        beside(rounds, |cost| Some(cost.prober)),
+        beside(rounds, |cost| cost.responder),
+        [0.5, 0.99, 0.999].map(|q| micros(found.quantile(q))).to_vec(),
+        vec![
+            format!("{} %, {} %", short(found.user_sent), short(found.user_received)),
+            format!("{}, {}", found.lost, found.unsent),
+        ],
     ];
-    format!("| {} |", cells.join(" | "))
+    format!("| {} |", cells.concat().join(" | "))
+}
+
+/// Medians of ours, of the bare loop's, and of their ratios.
+fn beside(rounds: &[Round], figure: fn(&Cost) -> Option<f64>) -> Vec<String> {
+    let pairs: Option<Vec<(f64, f64)>> =
+        rounds.iter().map(|round| figure(&round.ours).zip(figure(&round.bare))).collect();
+    let Some(pairs) = pairs else { return vec!["–".to_owned(); 3] };
+    let of = |figure: fn(&(f64, f64)) -> f64| short(median(pairs.iter().map(figure).collect()));
+    vec![
+        format!("{} µs", of(|pair| pair.0)),
+        format!("{} µs", of(|pair| pair.1)),
+        of(|(ours, bare)| ours / bare),
+    ]
 }
