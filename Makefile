@@ -61,7 +61,7 @@ peers: deps
 	./scripts/install-test-peers.sh
 
 .PHONY: bench
-bench: deps ## Measure against the bare loops and the budgets; prints a table
+bench: deps ## Measure against the bare loops and the budgets; prints tables, in a quarter of an hour
 	cargo bench --locked --bench budgets
 
 .PHONY: scale

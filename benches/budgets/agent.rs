@@ -4,9 +4,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use pathmeter_lab::Namespace;
 
 use super::page::Page;
 use super::process::{self, Memory};
@@ -15,10 +18,36 @@ use super::process::{self, Memory};
 #[derive(Debug)]
 pub(crate) struct Agent {
     child: Child,
+    home: Home,
     http: SocketAddr,
     /// Where it answers, on every address of 127.0.0.0/8.
     pub(crate) stamp_port: u16,
     _directory: tempfile::TempDir,
+}
+
+/// The network namespace that agents run in; `None`: the benchmark's own.
+pub(crate) type Home = Option<Arc<Namespace>>;
+
+/// Does something where `home` is.
+pub(crate) fn within<T: Send>(home: &Home, work: impl FnOnce() -> T + Send) -> T {
+    match home {
+        Some(namespace) => namespace.within(work),
+        None => work(),
+    }
+}
+
+/// Ports of an agent: they are free when this is made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ports {
+    pub(crate) http: u16,
+    pub(crate) stamp: u16,
+    pub(crate) agent: u16,
+}
+
+impl Ports {
+    pub(crate) fn free(home: &Home) -> io::Result<Self> {
+        within(home, || Ok(Self { http: free_port()?, stamp: free_port()?, agent: free_port()? }))
+    }
 }
 
 /// What an agent is to measure.
@@ -61,34 +90,47 @@ impl Agent {
 
     /// The same with other keys of `responder` than those that let everything through.
     pub(crate) fn start_with(responder: &str, paths: Paths) -> io::Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let (http, stamp_port) = (free_port()?, free_port()?);
-        let config = directory.path().join("config.yaml");
-        fs::write(&config, configuration(http, stamp_port, free_port()?, responder, paths))?;
-        let binary = binary();
-        let child = Command::new(&binary)
-            .args(["run", "--config"])
-            .arg(&config)
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|error| {
-                io::Error::new(error.kind(), format!("starting {}: {error}", binary.display()))
-            })?;
-        let http = SocketAddr::from((Ipv4Addr::LOCALHOST, http));
-        let agent = Self { child, http, stamp_port, _directory: directory };
-        let deadline = Instant::now() + START_TAKES;
-        while agent.scrape().is_err() {
-            if Instant::now() > deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the agent did not answer in time"));
-            }
-            std::thread::sleep(Duration::from_micros(100));
-        }
+        let ports = Ports::free(&None)?;
+        let agent = Self::launch(&None, ports, &configuration(&ports, responder, paths))?;
+        agent.wait_for(|| agent.scrape())?;
         Ok(agent)
+    }
+
+    /// Starts an agent with a whole configuration.
+    pub(crate) fn launch(home: &Home, ports: Ports, text: &str) -> io::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let config = directory.path().join("config.yaml");
+        fs::write(&config, text)?;
+        let child = command(home, &binary(), &config).spawn().map_err(|error| {
+            io::Error::new(error.kind(), format!("starting {}: {error}", binary().display()))
+        })?;
+        let http = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.http));
+        Ok(Self { child, home: home.clone(), http, stamp_port: ports.stamp, _directory: directory })
+    }
+
+    /// Waits until that can be had which a started agent gives.
+    pub(crate) fn wait_for<T>(&self, given: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        let deadline = Instant::now() + START_TAKES;
+        loop {
+            match given() {
+                Ok(given) => return Ok(given),
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_micros(100)),
+                Err(error) => {
+                    let text = format!("the agent did not answer in time: {error}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
+            }
+        }
+    }
+
+    /// A connection to its HTTP port.
+    pub(crate) fn connect(&self) -> io::Result<TcpStream> {
+        within(&self.home, || TcpStream::connect(self.http))
     }
 
     /// A page that begins to come.
     pub(crate) fn ask_for_page(&self) -> io::Result<TcpStream> {
-        let mut stream = TcpStream::connect(self.http)?;
+        let mut stream = self.connect()?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
         Ok(stream)
     }
@@ -139,7 +181,17 @@ impl Drop for Agent {
     }
 }
 
-fn configuration(http: u16, stamp: u16, agent: u16, responder: &str, paths: Paths) -> String {
+fn command(home: &Home, binary: &Path, config: &Path) -> Command {
+    let mut command = match home {
+        Some(namespace) => namespace.command(&binary.display().to_string()),
+        None => Command::new(binary),
+    };
+    command.args(["run", "--config"]).arg(config).stdout(Stdio::null());
+    command
+}
+
+fn configuration(ports: &Ports, responder: &str, paths: Paths) -> String {
+    let Ports { http, stamp, agent } = ports;
     let mut text = format!(
         "agent: {{name: bench}}\n\
          listen: {{http: \"127.0.0.1:{http}\", stamp: \"0.0.0.0:{stamp}\", agent: \"127.0.0.1:{agent}\"}}\n\

@@ -1,14 +1,14 @@
 //! Loops that make the system calls of a prober and of a responder, and decide nothing.
 
 use std::io;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::agent::target;
-use super::batch::{Batch, Stamps, address, socket, wait};
+use super::batch::{Batch, Stamps, address, socket, socket_at, wait};
 use super::load;
 use super::process::cpu_of_this_thread;
 
@@ -22,14 +22,40 @@ const BATCH: usize = 64;
 /// The pause between two turns of the prober.
 const TICK: Duration = Duration::from_millis(5);
 
-/// Asks each of so many addresses once a second, with both kernel stamps of every datagram. Returns the CPU time of an
-/// echo in microseconds.
+/// Asks each of so many addresses once a second over UDP, with both kernel stamps of every datagram. Returns the CPU time
+/// of an echo in microseconds.
 pub(crate) fn probe(paths: u32, port: u16, span: Duration) -> io::Result<f64> {
-    let socket = socket(Stamps::Both)?;
-    let (mut outbox, mut inbox) = (Batch::new(BATCH), Batch::new(BATCH));
     let first = load::sessions(paths);
-    let mut requests: Vec<Vec<u8>> =
-        (first..first + paths).map(|session| load::request(session, 0)).collect();
+    let requests = (first..first + paths).map(|session| load::request(session, 0)).collect();
+    // Where the reply brings the number of its datagram back: T1, which the bare loop has no use for.
+    probe_with(
+        &socket(Stamps::Both)?,
+        requests,
+        Places { sequence: 0, number: 4, number_back: 28 },
+        port,
+        span,
+    )
+}
+
+/// Where in a request its sequence number and the number of its datagram are written, and where in a reply the latter is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    pub(crate) sequence: usize,
+    pub(crate) number: usize,
+    pub(crate) number_back: usize,
+}
+
+/// The same with other requests, one for each address.
+pub(crate) fn probe_with(
+    socket: &UdpSocket,
+    mut requests: Vec<Vec<u8>>,
+    places: Places,
+    port: u16,
+    span: Duration,
+) -> io::Result<f64> {
+    let paths = u32::try_from(requests.len()).map_err(io::Error::other)?;
+    let Places { sequence, number, number_back } = places;
+    let (mut outbox, mut inbox) = (Batch::new(BATCH), Batch::new(BATCH));
     // T1 by the number of the datagram, and the sum of all T4 − T1.
     let (mut left, mut spent, mut stamped, mut answered) = (Vec::<u64>::new(), 0_u64, 0_u32, 0_u32);
     let (before, begin) = (cpu_of_this_thread(), Instant::now());
@@ -41,25 +67,24 @@ pub(crate) fn probe(paths: u32, port: u16, span: Duration) -> io::Result<f64> {
             while count < BATCH && f64::from(sent) < due {
                 let path = sent % paths;
                 let request = &mut requests[path as usize];
-                request[..4].copy_from_slice(&(sent / paths).to_be_bytes());
-                // Where the reply brings the number of its datagram back: T1, which the bare loop has no use for.
-                request[4..8].copy_from_slice(&sent.to_be_bytes());
+                request[sequence..sequence + 4].copy_from_slice(&(sent / paths).to_be_bytes());
+                request[number..number + 4].copy_from_slice(&sent.to_be_bytes());
                 outbox.put(count, SocketAddrV4::new(target(path), port), request);
                 (count, sent) = (count + 1, sent + 1);
                 left.push(0);
             }
-            outbox.send(&socket, count);
+            outbox.send(socket, count);
         }
         std::thread::sleep(TICK);
-        drain(&mut inbox, &socket, libc::MSG_ERRQUEUE, |inbox, index| {
+        drain(&mut inbox, socket, libc::MSG_ERRQUEUE, |inbox, index| {
             let said = inbox.said(index);
             if let (Some(stamp), Some(number)) = (said.stamp, said.number) {
                 left[number as usize] = stamp;
                 stamped += 1;
             }
         });
-        drain(&mut inbox, &socket, 0, |inbox, index| {
-            let number = inbox.bytes(index)[28..32].try_into().expect("four bytes");
+        drain(&mut inbox, socket, 0, |inbox, index| {
+            let number = inbox.bytes(index)[number_back..number_back + 4].try_into().expect("four bytes");
             let t1 = left.get(u32::from_be_bytes(number) as usize).copied().unwrap_or(0);
             spent += inbox.said(index).stamp.unwrap_or(0).saturating_sub(t1);
             answered += 1;
@@ -87,8 +112,13 @@ pub(crate) struct Echo {
 }
 
 impl Echo {
+    /// On the one address of `localhost`.
     pub(crate) fn start() -> io::Result<Self> {
-        let socket = socket(Stamps::Received)?;
+        Self::start_at(Ipv4Addr::LOCALHOST)
+    }
+
+    pub(crate) fn start_at(at: Ipv4Addr) -> io::Result<Self> {
+        let socket = socket_at(at, Stamps::Received)?;
         let address = address(&socket)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);

@@ -166,7 +166,11 @@ pub(crate) fn socket(stamps: Stamps) -> io::Result<UdpSocket> {
 
 /// A socket at an address, on a port of the kernel's choice.
 pub(crate) fn socket_at(address: Ipv4Addr, stamps: Stamps) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((address, 0))?;
+    prepared(UdpSocket::bind((address, 0))?, stamps)
+}
+
+/// The same for a socket that is already open.
+pub(crate) fn prepared(socket: UdpSocket, stamps: Stamps) -> io::Result<UdpSocket> {
     let either = libc::SOF_TIMESTAMPING_SOFTWARE | libc::SOF_TIMESTAMPING_RX_SOFTWARE;
     let flags = match stamps {
         Stamps::None => 0,

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench budgets` runs the real agent as its users do and, in the same run, bare loops that make the same
 //! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to
-//! run only those: `cargo bench --bench budgets -- start allocations prober icmp responder tail websocket`.
+//! run only those: `cargo bench --bench budgets -- start allocations prober responder tail websocket transports`.
 //!
 //! `-- scale` runs for a quarter of an hour, alone or beside others that are named, and prints tables of its own; its
 //! parts are `scale-paths`, `scale-beyond` and `scale-responder`.
@@ -11,7 +11,6 @@ mod agent;
 mod allocations;
 mod bare;
 mod batch;
-mod icmp;
 mod load;
 mod machine;
 mod page;
@@ -22,6 +21,7 @@ mod responder;
 mod scale;
 mod start;
 mod tail;
+mod transports;
 mod websocket;
 
 use std::io::{self, Write as _};
@@ -35,17 +35,19 @@ type LongSection = (&'static str, fn(&mut dyn io::Write) -> io::Result<()>);
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
 
-const SECTIONS: [Section; 7] = [
+const SECTIONS: [Section; 6] = [
     ("start", start::measure),
     ("allocations", allocations::measure),
     ("prober", prober::measure),
-    ("icmp", icmp::measure),
     ("responder", responder::measure),
     ("tail", tail::measure),
     ("websocket", websocket::measure),
 ];
 
-/// Those that take minutes run only when they are named.
+/// Runs with the others.
+const TABLE: LongSection = ("transports", transports::measure);
+
+/// Those that take a quarter of an hour run only when they are named.
 const LONG: [LongSection; 3] = [
     ("scale-paths", scale::paths::measure),
     ("scale-beyond", scale::paths::measure_beyond),
@@ -68,6 +70,10 @@ fn main() -> io::Result<()> {
         for row in measure()? {
             writeln!(out, "{row}")?;
         }
+    }
+    let (name, measure) = TABLE;
+    if wanted.is_empty() || is_wanted(name) {
+        measure(&mut out)?;
     }
     for (name, measure) in LONG {
         if is_wanted("scale") || is_wanted(name) {

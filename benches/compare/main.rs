@@ -1,7 +1,7 @@
 //! Our agent beside others, on links whose truth is known. Prints Markdown.
 //!
-//! `cargo bench --bench compare` takes about ten minutes, `cargo bench --bench compare -- quick` about two. Name sections to
-//! run only those: `loss`, `idle`, `loaded`, `cost`. It needs root or unprivileged user namespaces. Programs that are not
+//! `cargo bench --bench compare` takes about a quarter of an hour, `cargo bench --bench compare -- quick` about four
+//! minutes. Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`. It needs root or unprivileged user namespaces. Programs that are not
 //! installed are left out; `make compare` installs them.
 
 mod commands;
@@ -14,6 +14,7 @@ mod machine;
 mod rtt;
 mod table;
 mod tools;
+mod transports;
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -33,13 +34,16 @@ const QUICK: Effort = Effort { is_quick: true, lossy: Duration::from_secs(8), ti
 
 type Section = (&'static str, &'static str, fn(&Effort, &mut Commands) -> io::Result<String>);
 
-const SECTIONS: [Section; 4] = [
+const SECTIONS: [Section; 5] = [
     ("loss", "Losses", |effort, commands| loss::measure(effort.lossy, commands)),
     ("idle", "Error of round trips in µs, idle host", |effort, commands| rtt::idle(effort.timed, commands)),
     ("loaded", "Error of round trips in µs, two busy loops a core", |effort, commands| {
         rtt::loaded(effort.timed, commands)
     }),
     ("cost", "Cost of asking", |effort, commands| cost::measure(effort.is_quick, commands)),
+    ("transports", "Cost of asking over TCP, HTTP and ICMP", |effort, commands| {
+        transports::measure(effort.is_quick, commands)
+    }),
 ];
 
 fn main() -> io::Result<()> {

@@ -14,8 +14,13 @@ use super::{Asker, Run, Said, Timed, Which};
 use crate::lane::{Lane, wall};
 
 pub(crate) const PROGRAM: &str = "prometheus-blackbox-exporter";
-const FRONT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_115);
-const CONFIG: &str = "modules:\n  icmp: {prober: icmp, timeout: 1s, icmp: {preferred_ip_protocol: ip4}}\n";
+pub(crate) const FRONT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_115);
+const CONFIG: &str = "\
+modules:
+  icmp: {prober: icmp, timeout: 1s, icmp: {preferred_ip_protocol: ip4}}
+  tcp_connect: {prober: tcp, timeout: 1s, tcp: {preferred_ip_protocol: ip4}}
+  http_2xx: {prober: http, timeout: 1s, http: {preferred_ip_protocol: ip4}}
+";
 
 /// Round trip, a little for itself, and every now and then a second for a loss: one scraper asks this often.
 const TURN: Duration = Duration::from_millis(100);

@@ -4,6 +4,7 @@ pub(crate) mod blackbox;
 pub(crate) mod fping;
 pub(crate) mod irtt;
 pub(crate) mod ours;
+pub(crate) mod prometheus;
 pub(crate) mod smokeping;
 pub(crate) mod stamp_suite;
 

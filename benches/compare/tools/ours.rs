@@ -14,6 +14,8 @@ use crate::lane::Lane;
 
 pub(crate) const PROGRAM: &str = "pathmeter";
 pub(crate) const PORT: u16 = 9_862;
+/// Where echo over TCP is answered.
+pub(crate) const AGENT_PORT: u16 = 9_863;
 const FRONT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
 /// The binary that was built for this benchmark, or the one that `$PATHMETER` names.
@@ -31,6 +33,8 @@ pub(crate) enum Duty<'a> {
     Ask(Run),
     /// Each of them once a second.
     AskAll(&'a [IpAddr]),
+    /// What these keys of a configuration say.
+    Written(&'a str),
 }
 
 /// Starts an agent and waits until it is ready.
@@ -62,6 +66,10 @@ fn config(lane: &Lane, duty: &Duty<'_>) -> String {
                 run.interval.as_millis(),
                 lane.target()
             );
+        }
+        Duty::Written(keys) => {
+            text += "agent: {name: a}\n";
+            text += keys;
         }
         Duty::AskAll(targets) => {
             text +=

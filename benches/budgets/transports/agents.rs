@@ -1,0 +1,135 @@
+//! An agent that asks and an agent that answers, configured for one transport.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use pathmeter_proto::wire::websocket::Format;
+use rcgen::{CertificateParams, KeyPair};
+use tempfile::TempDir;
+
+use super::super::agent::{Agent, Home, Ports, target};
+use super::{Load, Over};
+
+/// What the certificate of the responder is for.
+pub(super) const NAME: &str = "bench";
+
+/// Names of files.
+const CERTIFICATE: &str = "certificate.pem";
+const KEY: &str = "key.pem";
+const WEB: &str = "web.yml";
+
+/// What an agent that asks is to do.
+pub(super) enum Duty {
+    /// Each path is asked at its interval.
+    Ask,
+    /// Each path is connected and asked once an hour.
+    Idle,
+}
+
+/// Who answers, and how it is reached.
+pub(super) struct Village<'a> {
+    load: &'a Load,
+    pub(super) home: Home,
+    /// Of whoever answers.
+    pub(super) ports: Ports,
+    /// Of the certificate.
+    folder: TempDir,
+}
+
+impl<'a> Village<'a> {
+    pub(super) fn new(load: &'a Load, home: &Home) -> io::Result<Self> {
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let params = CertificateParams::new(vec![NAME.to_owned()]).map_err(io::Error::other)?;
+        let certificate = params.self_signed(&key).map_err(io::Error::other)?.pem();
+        let web = format!("tls_server_config: {{cert_file: {CERTIFICATE}, key_file: {KEY}}}\n");
+        let folder = tempfile::tempdir()?;
+        for (name, text) in [(CERTIFICATE, certificate), (KEY, key.serialize_pem()), (WEB, web)] {
+            fs::write(folder.path().join(name), text)?;
+        }
+        Ok(Self { load, home: home.clone(), ports: Ports::free(home)?, folder })
+    }
+
+    pub(super) fn is_secure(&self) -> bool {
+        match self.load.over {
+            Over::Udp | Over::Icmp(_) | Over::Tcp => false,
+            Over::WebSocket { is_secure, .. } | Over::Http { is_secure } => is_secure,
+        }
+    }
+
+    /// The certificate that is to be believed.
+    pub(super) fn certificate(&self) -> PathBuf {
+        self.folder.path().join(CERTIFICATE)
+    }
+
+    /// Starts whoever answers, on every address.
+    pub(super) fn responder(&self) -> io::Result<Agent> {
+        let mut text = basics("0.0.0.0", &self.ports);
+        if self.is_secure() {
+            let _ = writeln!(text, "tls: {{web_config_file: {}}}", self.folder.path().join(WEB).display());
+        }
+        let agent = Agent::launch(&self.home, self.ports, &text)?;
+        agent.wait_for(|| agent.connect())?;
+        Ok(agent)
+    }
+
+    /// Starts an agent that asks.
+    pub(super) fn prober(&self, duty: &Duty) -> io::Result<Agent> {
+        let ports = Ports::free(&self.home)?;
+        let text = basics("127.0.0.1", &ports) + &self.probe(duty) + &self.hosts();
+        let agent = Agent::launch(&self.home, ports, &text)?;
+        agent.wait_for(|| agent.scrape())?;
+        Ok(agent)
+    }
+
+    fn probe(&self, duty: &Duty) -> String {
+        let interval = match duty {
+            Duty::Ask => format!("{}ms", self.load.interval.as_millis()),
+            Duty::Idle => "1h".to_owned(),
+        };
+        let rest = match self.load.over {
+            Over::Udp => "udp, peers: all",
+            Over::Icmp(_) => "icmp, targets: all",
+            Over::Tcp => "tcp, connect_interval: \"off\", peers: all",
+            Over::WebSocket { format: Format::Text, .. } => {
+                "websocket, format: text, connect_interval: \"off\", peers: all"
+            }
+            Over::WebSocket { format: Format::Binary, .. } => {
+                "websocket, format: binary, connect_interval: \"off\", peers: all"
+            }
+            Over::Http { .. } => "http, connect_interval: \"off\", peers: all",
+        };
+        format!("probes: [{{name: echo, interval: {interval}, protocol: {rest}}}]\n")
+    }
+
+    /// All of them are whoever answers; to ICMP the kernel does.
+    fn hosts(&self) -> String {
+        let Ports { http, stamp, agent } = self.ports;
+        let (kind, mut rest) = match self.load.over {
+            Over::Icmp(_) => ("targets", String::new()),
+            Over::Udp | Over::Tcp | Over::WebSocket { .. } | Over::Http { .. } => {
+                ("peers", format!(", http_port: {http}, stamp_port: {stamp}, agent_port: {agent}"))
+            }
+        };
+        if self.is_secure() {
+            let ca = self.certificate();
+            let _ = write!(rest, ", scheme: https, tls: {{ca_file: {}, server_name: {NAME}}}", ca.display());
+        }
+        let mut text = format!("{kind}:\n");
+        for n in 0..self.load.paths {
+            let _ = writeln!(text, "  - {{name: host-{n}, address: {}{rest}}}", target(n));
+        }
+        text
+    }
+}
+
+fn basics(address: &str, ports: &Ports) -> String {
+    let Ports { http, stamp, agent } = ports;
+    format!(
+        "agent: {{name: bench-{http}}}\n\
+         listen: {{http: \"{address}:{http}\", stamp: \"{address}:{stamp}\", agent: \"{address}:{agent}\"}}\n\
+         responder: {{allow: [127.0.0.0/8]}}\n\
+         log: {{level: \"off\"}}\n"
+    )
+}

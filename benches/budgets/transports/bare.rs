@@ -1,0 +1,149 @@
+//! Loops that make the system calls of an echo over a transport, and decide nothing.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::super::agent::{Home, within};
+use super::super::bare::{Echo, Places, per_echo, probe, probe_with};
+use super::super::batch::{Stamps, prepared};
+use super::super::process::cpu_of_this_thread;
+use super::{Cost, Load, Over};
+
+/// An ICMP echo of ours.
+const ICMP_BYTES: usize = 32;
+const ECHO_REQUEST: u8 = 8;
+
+/// Bytes of a message over TCP: the shortest of ours.
+const MESSAGE_BYTES: usize = 56;
+
+/// Connections that one turn of a loop looks at.
+const TURN: usize = 64;
+
+/// How long a loop waits for something.
+const PATIENCE_MS: u16 = 50;
+
+/// For streams of all kinds that is bare TCP.
+pub(super) fn cost(load: &Load, home: &Home, span: Duration) -> io::Result<Cost> {
+    let rate = f64::from(load.paths) / load.interval.as_secs_f64();
+    within(home, || match load.over {
+        Over::Udp => datagrams(rate, span),
+        Over::Icmp(_) => pings(rate, span),
+        Over::Tcp | Over::WebSocket { .. } | Over::Http { .. } => streams(load, span),
+    })
+}
+
+/// The bare prober asks each address once a second; as many echoes at as even a pace.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "about a thousand")]
+fn addresses(rate: f64) -> u32 {
+    rate.round() as u32
+}
+
+fn datagrams(rate: f64, span: Duration) -> io::Result<Cost> {
+    let echo = Echo::start_at(Ipv4Addr::UNSPECIFIED)?;
+    let prober = probe(addresses(rate), echo.address.port(), span)?;
+    Ok(Cost { prober, responder: Some(echo.finish()) })
+}
+
+/// From a ping socket. The kernel answers.
+fn pings(rate: f64, span: Duration) -> io::Result<Cost> {
+    let mut request = vec![0; ICMP_BYTES];
+    request[0] = ECHO_REQUEST;
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
+    let socket = prepared(UdpSocket::from(OwnedFd::from(socket)), Stamps::Both)?;
+    let requests = vec![request; addresses(rate) as usize];
+    // Where the upper half of the sequence number would be the kernel writes the identifier.
+    let places = Places { sequence: 4, number: 8, number_back: 8 };
+    Ok(Cost { prober: probe_with(&socket, requests, places, 0, span)?, responder: None })
+}
+
+fn streams(load: &Load, span: Duration) -> io::Result<Cost> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr()?.port());
+    let count = load.paths;
+    let responder: JoinHandle<io::Result<f64>> = std::thread::spawn(move || answer(&listener, count));
+    let prober = ask(to, load, span)?;
+    let responder = responder.join().expect("the loop does not panic")?;
+    Ok(Cost { prober, responder: Some(responder) })
+}
+
+/// Connections in a set that says which of them have something to read.
+struct Watched {
+    epoll: Epoll,
+    streams: Vec<TcpStream>,
+}
+
+impl Watched {
+    fn new(streams: Vec<TcpStream>) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for (stream, n) in streams.iter().zip(0..) {
+            stream.set_nodelay(true)?;
+            stream.set_nonblocking(true)?;
+            epoll.add(stream, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, n))?;
+        }
+        Ok(Self { epoll, streams })
+    }
+
+    /// Reads from those that have something, one message each, and hands each stream over. False when one has ended.
+    fn read(
+        &mut self,
+        patience: u16,
+        mut take: impl FnMut(&mut TcpStream, &[u8]) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let mut events = [EpollEvent::empty(); TURN];
+        let ready = self.epoll.wait(&mut events, EpollTimeout::from(patience))?;
+        for event in &events[..ready] {
+            let place = usize::try_from(event.data()).map_err(io::Error::other)?;
+            let stream = &mut self.streams[place];
+            let mut message = [0; MESSAGE_BYTES];
+            match stream.read(&mut message) {
+                Ok(0) => return Ok(false),
+                Ok(count) if count == MESSAGE_BYTES => take(stream, &message)?,
+                Ok(count) => return Err(io::Error::other(format!("a message of {count} bytes"))),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Sends back what comes on so many connections, until one of them ends.
+fn answer(listener: &TcpListener, count: u32) -> io::Result<f64> {
+    let accepted = (0..count).map(|_| listener.accept().map(|(stream, _)| stream));
+    let mut watched = Watched::new(accepted.collect::<io::Result<Vec<_>>>()?)?;
+    let (before, mut echoes) = (cpu_of_this_thread(), 0_u32);
+    while watched.read(PATIENCE_MS, |stream, message| {
+        echoes += 1;
+        stream.write_all(message)
+    })? {}
+    Ok(per_echo(cpu_of_this_thread() - before, f64::from(echoes)))
+}
+
+/// Asks on so many connections in turns, evenly.
+fn ask(to: SocketAddrV4, load: &Load, span: Duration) -> io::Result<f64> {
+    let connected = (0..load.paths).map(|_| TcpStream::connect(to)).collect::<io::Result<Vec<_>>>()?;
+    let mut watched = Watched::new(connected)?;
+    let pause = load.interval / load.paths;
+    let (before, begin) = (cpu_of_this_thread(), Instant::now());
+    let (mut due, mut sent, mut answered) = (begin, 0_usize, 0_u32);
+    while begin.elapsed() < span {
+        while due <= Instant::now() {
+            let place = sent % watched.streams.len();
+            watched.streams[place].write_all(&[0; MESSAGE_BYTES])?;
+            (sent, due) = (sent + 1, due + pause);
+        }
+        let left = due.saturating_duration_since(Instant::now()).as_micros().div_ceil(1_000);
+        watched.read(u16::try_from(left).unwrap_or(PATIENCE_MS), |_, _| {
+            answered += 1;
+            Ok(())
+        })?;
+    }
+    Ok(per_echo(cpu_of_this_thread() - before, f64::from(answered)))
+}

@@ -1,0 +1,178 @@
+//! Round trips one by one, by the program's own loops in the benchmark's process: an agent exports a histogram.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use pathmeter::datagram::{self, Duties, EVENTS, NewPath, PathId, SourceChoice, StampNames};
+use pathmeter::http::client::Secure;
+use pathmeter::metrics::echo::EchoSeries;
+use pathmeter::metrics::stream::StreamSeries;
+use pathmeter::stream::{self, Dial, Expected, NewStream, Place};
+use pathmeter::tls::{Connector, Trust};
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::{Quirks, Report, Spec, StreamSpec, Verdict, Wire};
+use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::stats::quantile;
+use pathmeter_proto::wire::stream::MESSAGE_BYTES_MIN;
+
+use super::super::agent::{target, within};
+use super::agents::{NAME, Village};
+use super::{Load, Over};
+
+/// More than the 10,000 that a p99.9 needs.
+const PROBES: usize = 11_000;
+/// Those of the first second are not among them.
+const FIRST: usize = 1_000;
+/// Without any report for so long something is broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct RoundTrips {
+    /// Sorted.
+    all: Vec<Duration>,
+    /// Percent of them whose beginning the kernel did not stamp.
+    pub(super) user_sent: f64,
+    /// Percent of them whose end the kernel did not stamp.
+    pub(super) user_received: f64,
+    pub(super) lost: u32,
+    pub(super) unsent: u64,
+}
+
+impl RoundTrips {
+    /// In microseconds.
+    pub(super) fn quantile(&self, q: f64) -> f64 {
+        quantile(&self.all, q).map_or(f64::NAN, |rtt| rtt.as_secs_f64() * 1e6)
+    }
+
+    /// From what all paths report.
+    fn collect(reports: &Receiver<Report>) -> io::Result<Self> {
+        let mut found = Self::default();
+        let (mut sent, mut received, mut first) = (0_u32, 0_u32, FIRST);
+        while found.all.len() < PROBES {
+            match reports.recv_timeout(PATIENCE) {
+                Ok(Report::Decided { sample: Some(_), .. } | Report::Unsent(_)) if first > 0 => first -= 1,
+                Ok(Report::Decided { sample: Some(sample), .. }) => {
+                    found.all.push(sample.rtt);
+                    sent += u32::from(sample.transmit == StampedBy::User);
+                    received += u32::from(sample.receive == StampedBy::User);
+                }
+                Ok(Report::Decided { verdict: Verdict::Lost { .. }, .. }) => found.lost += 1,
+                Ok(Report::Unsent(slots)) => found.unsent += slots,
+                Ok(_) => {}
+                Err(error) => return Err(io::Error::other(format!("nothing is measured: {error}"))),
+            }
+        }
+        found.all.sort_unstable();
+        let percent = |count| f64::from(count) * 100.0 / f64::from(u32::try_from(PROBES).expect("thousands"));
+        (found.user_sent, found.user_received) = (percent(sent), percent(received));
+        Ok(found)
+    }
+}
+
+pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTrips> {
+    let secure = if village.is_secure() { Some(secure(village)?) } else { None };
+    let ports = village.ports;
+    let place = |path: &str| Place {
+        authority: format!("{NAME}:{}", ports.http),
+        path: path.to_owned(),
+        signer: None,
+        secure: secure.clone(),
+    };
+    // Threads that are started there have their sockets there.
+    within(&village.home, || match load.over {
+        Over::Udp => datagrams(load, ports.stamp, &Wire::Stamp { keys: None, quirks: Quirks::default() }),
+        Over::Icmp(_) => datagrams(load, 0, &Wire::Icmp),
+        Over::Tcp => streams(load, ports.agent, &stream::Over::Tcp { bytes: MESSAGE_BYTES_MIN, keys: None }),
+        Over::WebSocket { format, .. } => {
+            let place = place("/ws");
+            let over = stream::Over::WebSocket { place, format, bytes: format.bytes_min() };
+            streams(load, ports.http, &over)
+        }
+        Over::Http { .. } => {
+            let expected = Expected { status: Vec::new(), body: None, is_agent: true };
+            let place = place("/api/v1/ping");
+            streams(load, ports.http, &stream::Over::Http { place, expected })
+        }
+    })
+}
+
+fn secure(village: &Village<'_>) -> io::Result<Secure> {
+    let trust = Trust { ca_file: Some(village.certificate()), ..Trust::default() };
+    let connector = Connector::new(&trust).map_err(io::Error::other)?;
+    Ok(Secure { connector, server_name: NAME.to_owned() })
+}
+
+fn datagrams(load: &Load, port: u16, wire: &Wire) -> io::Result<RoundTrips> {
+    let (events, _unread) = tokio::sync::mpsc::channel(EVENTS);
+    let prober = datagram::Handle::spawn("bench", Duties::default(), StampNames::detect(), events)?;
+    let (tap, reports) = mpsc::channel();
+    for n in 0..load.paths {
+        prober.add(datagram_path(load, n, port, wire.clone(), tap.clone()));
+    }
+    let found = RoundTrips::collect(&reports);
+    prober.stop(Duration::ZERO);
+    found
+}
+
+fn datagram_path(load: &Load, n: u32, port: u16, wire: Wire, tap: Sender<Report>) -> NewPath {
+    NewPath {
+        path_mtu: None,
+        absent_since: None,
+        id: PathId(n.into()),
+        spec: Spec {
+            to: SocketAddr::from((target(n), port)),
+            wire,
+            interval: load.interval,
+            ssids: vec![0],
+            size: None,
+            dscp: Dscp::default(),
+            late_after: Duration::from_secs(1),
+            lost_after: Duration::from_secs(3),
+            transmit_stamps: true,
+            count: None,
+            seed: n.into(),
+        },
+        from: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
+        series: Arc::new(EchoSeries::new("bench", &n.to_string(), "ipv4", 1)),
+        tap: Some(tap),
+    }
+}
+
+fn streams(load: &Load, port: u16, over: &stream::Over) -> io::Result<RoundTrips> {
+    let (events, _unread) = tokio::sync::mpsc::channel(EVENTS);
+    let streams = stream::Handle::spawn(events)?;
+    let (tap, reports) = mpsc::channel();
+    for n in 0..load.paths {
+        let peer = n.to_string();
+        streams.add(NewStream {
+            id: PathId(n.into()),
+            spec: StreamSpec {
+                interval: load.interval,
+                late_after: Duration::from_secs(1),
+                lost_after: Duration::from_secs(15),
+                at_once: over.at_once(),
+                count: None,
+                seed: n.into(),
+            },
+            dial: Dial {
+                to: SocketAddr::from((target(n), port)),
+                host: None,
+                source: None,
+                dscp: Dscp::default(),
+                over: over.clone(),
+            },
+            fresh: None,
+            series: Arc::new(EchoSeries::new("bench", &peer, "ipv4", 1)),
+            stream: Arc::new(StreamSeries::new("bench", &peer, "ipv4")),
+            absent_since: None,
+            tap: Some(tap.clone()),
+        });
+    }
+    let found = RoundTrips::collect(&reports);
+    streams.stop(Duration::ZERO);
+    found
+}
