@@ -87,23 +87,8 @@ fn wall_time(time: TimeSpec) -> Option<WallTime> {
 }
 
 /// How the connection fares; `None` where the kernel does not say.
-#[expect(unsafe_code, reason = "nothing wraps the whole of TCP_INFO")]
 pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
-    let mut info = [0_u8; TCP_INFO_BYTES];
-    let mut length = libc::socklen_t::try_from(info.len()).expect("a few hundred");
-    // SAFETY: `info` is `length` bytes long, and the kernel writes no more than that.
-    let outcome = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if outcome != 0 {
-        return None;
-    }
+    let info = ask(socket)?;
     let four = |at: usize| u64::from(u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes")));
     let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
     let smallest = four(MIN_RTT);
@@ -120,6 +105,29 @@ pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
     })
 }
 
+/// Segments that came before one in front of them did; `None` where the kernel does not say.
+pub(super) fn out_of_order(socket: &impl AsRawFd) -> Option<u64> {
+    let info = ask(socket)?;
+    Some(u32::from_ne_bytes(info[RCV_OOOPACK..RCV_OOOPACK + 4].try_into().expect("four bytes")).into())
+}
+
+#[expect(unsafe_code, reason = "nothing wraps the whole of TCP_INFO")]
+fn ask(socket: &impl AsRawFd) -> Option<[u8; TCP_INFO_BYTES]> {
+    let mut info = [0_u8; TCP_INFO_BYTES];
+    let mut length = libc::socklen_t::try_from(info.len()).expect("a few hundred");
+    // SAFETY: `info` is `length` bytes long, and the kernel writes no more than that.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    (outcome == 0).then_some(info)
+}
+
 /// Where the fields of `struct tcp_info` in linux/tcp.h are; what an older kernel does not have is zero.
 const RTT: usize = 68;
 const RTTVAR: usize = 72;
@@ -130,4 +138,5 @@ const BUSY_TIME: usize = 168;
 const RWND_LIMITED: usize = 176;
 const SNDBUF_LIMITED: usize = 184;
 const BYTES_RETRANS: usize = 208;
-const TCP_INFO_BYTES: usize = 216;
+const RCV_OOOPACK: usize = 224;
+const TCP_INFO_BYTES: usize = 228;

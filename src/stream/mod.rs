@@ -4,6 +4,7 @@
 //! delays them. Each path is a task that drives a [`pathmeter_proto::echo::StreamProber`]. What others measure is answered
 //! by [`responder`], in the daemon's runtime.
 
+mod arrivals;
 mod dial;
 mod fresh;
 mod gauge;

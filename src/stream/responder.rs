@@ -14,13 +14,14 @@ use pathmeter_proto::wire::stream::{
     Admittance, GREETING_BYTES, Hello, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, PURPOSE, Proof, Seal, Welcome,
 };
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use super::arrivals::Arrivals;
 use super::kernel;
 use crate::clock::Clock;
 use crate::metrics::agent::{StreamResponderSeries, Unanswered};
@@ -172,8 +173,11 @@ impl Responder {
         let _ = kernel::ask_for_arrivals(&stream);
         let seal = Seal::of(key, &hello, &welcome);
         let mut clock = Clock::new();
+        let mut arrivals = Arrivals::new(Clock::now());
         let mut frame = vec![0; hello.message_bytes as usize];
-        while let Some(received) = self.read(&stream, &mut frame, &mut clock).await? {
+        while let Some(stamp) = read(&stream, &mut frame, &mut arrivals).await? {
+            let (at, _) = arrivals.arrived(&stream, stamp, &mut clock);
+            let received = clock.offset().wall(at);
             seal.check_request(&frame).map_err(|_| Unanswered::Malformed)?;
             self.wait_for_turn(&terms.policy, source.ip()).await;
             let (now, _) = clock.look();
@@ -187,34 +191,6 @@ impl Responder {
         Ok(())
     }
 
-    /// Reads one message and returns when its last byte arrived; `None` at the end between two messages.
-    async fn read(
-        &self,
-        stream: &TcpStream,
-        frame: &mut [u8],
-        clock: &mut Clock,
-    ) -> Result<Option<WallTime>, Unanswered> {
-        let mut filled = 0;
-        loop {
-            match stream.try_io(Interest::READABLE, || kernel::receive(stream, &mut frame[filled..])) {
-                Ok((0, _)) if filled == 0 => return Ok(None),
-                Ok((0, _)) => return Err(Unanswered::Malformed),
-                Ok((count, stamp)) => {
-                    filled += count;
-                    if filled == frame.len() {
-                        let (now, _) = clock.look();
-                        return Ok(Some(stamp.unwrap_or_else(|| clock.offset().wall(now))));
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    stream.readable().await.map_err(|_| Unanswered::Broken)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Err(Unanswered::Broken),
-            }
-        }
-    }
-
     /// Over its rate a source waits: nothing of a stream is thrown away.
     async fn wait_for_turn(&self, policy: &Policy, source: IpAddr) {
         loop {
@@ -226,6 +202,32 @@ impl Responder {
                 return;
             }
             sleep(PACE).await;
+        }
+    }
+}
+
+/// Reads one message and returns the kernel's stamp of its last byte, if there is one; `None` at the end between two messages.
+async fn read(
+    stream: &TcpStream,
+    frame: &mut [u8],
+    arrivals: &mut Arrivals,
+) -> Result<Option<Option<WallTime>>, Unanswered> {
+    let mut filled = 0;
+    loop {
+        match arrivals.receive(stream, &mut frame[filled..]) {
+            Ok((0, _)) if filled == 0 => return Ok(None),
+            Ok((0, _)) => return Err(Unanswered::Malformed),
+            Ok((count, stamp)) => {
+                filled += count;
+                if filled == frame.len() {
+                    return Ok(Some(stamp));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                stream.readable().await.map_err(|_| Unanswered::Broken)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(Unanswered::Broken),
         }
     }
 }

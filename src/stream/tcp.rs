@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use pathmeter_proto::echo::{Answer, Message, Mismatch};
 use pathmeter_proto::key::Keys;
-use pathmeter_proto::machine::StampedBy;
 use pathmeter_proto::time::{Timestamp, WallTime};
 use pathmeter_proto::wire::DecodeError;
 use pathmeter_proto::wire::stream::{Admittance, GREETING_BYTES, Hello, Seal, Welcome};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use super::arrivals::Arrivals;
 use super::kernel;
 use super::link::{Handed, Heard};
 use super::trouble::Trouble;
@@ -41,8 +41,7 @@ pub(super) struct TcpLink {
     incoming: Vec<u8>,
     /// Bytes of the reply that have come.
     filled: usize,
-    /// The socket was empty then, or later: what comes arrived after that.
-    emptied: Timestamp,
+    arrivals: Arrivals,
     retry: Option<Pin<Box<Sleep>>>,
 }
 
@@ -94,7 +93,7 @@ pub(super) async fn begin(
         written: 0,
         incoming: vec![0; bytes as usize],
         filled: 0,
-        emptied: Clock::now(),
+        arrivals: Arrivals::new(Clock::now()),
         retry: None,
     }))
 }
@@ -153,8 +152,7 @@ impl TcpLink {
         loop {
             // One reply at a time, so that the stamp is that of its last byte.
             let room = &mut self.incoming[self.filled..];
-            let looked = Clock::now();
-            match self.stream.try_io(Interest::READABLE, || kernel::receive(&self.stream, room)) {
+            match self.arrivals.receive(&self.stream, room) {
                 Ok((0, _)) => {
                     let text = format!("{} closed the connection", self.to);
                     return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
@@ -167,7 +165,6 @@ impl TcpLink {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.emptied = looked;
                     if let Err(error) = ready!(self.stream.poll_read_ready(context)) {
                         return Poll::Ready(Heard::End(self.trouble("reading from", &error)));
                     }
@@ -188,11 +185,7 @@ impl TcpLink {
     }
 
     fn answer(&mut self, stamp: Option<WallTime>) -> Heard {
-        let (now, _) = self.clock.look();
-        let (at, by) = match stamp {
-            Some(stamp) => (self.clock.place(stamp, self.emptied, now), StampedBy::Kernel),
-            None => (now, StampedBy::User),
-        };
+        let (at, by) = self.arrivals.arrived(&self.stream, stamp, &mut self.clock);
         match self.seal.read_reply(&self.incoming) {
             Ok(echoed) => {
                 Heard::Answer(Answer { message: echoed.message, at, by, turnaround: echoed.turnaround })

@@ -12,6 +12,7 @@ mod lab_itself;
 mod mesh;
 mod path_mtu;
 mod play;
+mod streams;
 mod websocket;
 
 use std::fs;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     if let Some(dir) = std::env::var_os(lab_itself::VICTIM) {
         lab_itself::be_a_victim(Path::new(&dir));
     }
-    let trials = scenarios().into_iter().chain(promises()).chain(hosts()).map(|trial| {
+    let trials = scenarios().into_iter().chain(promises()).chain(hosts()).chain(streams()).map(|trial| {
         let is_ignored = trial.has_ignored_flag() || place.is_err();
         trial.with_ignored_flag(is_ignored)
     });
@@ -72,17 +73,20 @@ fn scenario(file: &Path) -> Trial {
     let lacks_the_drill =
         matches!(script.act, Act::WrongClocks | Act::Suspend) && !cfg!(feature = "clock-drill");
     let act = act(script.act);
+    played(&name, move || act(&script)).with_ignored_flag(takes_too_long || lacks_the_drill)
+}
+
+/// A trial that is played again while it proves nothing.
+fn played(name: &str, play: impl Fn() -> Result<(), Inconclusive> + Send + 'static) -> Trial {
     Trial::test(name, move || {
         for _ in 1..ATTEMPTS {
-            match act(&script) {
+            match play() {
                 Ok(()) => return Ok(()),
                 Err(Inconclusive(why)) => eprintln!("to be played again, for it proves nothing: {why}"),
             }
         }
-        act(&script)
-            .map_err(|Inconclusive(why)| format!("{ATTEMPTS} plays proved nothing; the last: {why}").into())
+        play().map_err(|Inconclusive(why)| format!("{ATTEMPTS} plays proved nothing; the last: {why}").into())
     })
-    .with_ignored_flag(takes_too_long || lacks_the_drill)
 }
 
 fn act(act: Act) -> fn(&Script) -> Result<(), Inconclusive> {
@@ -120,6 +124,18 @@ fn hosts() -> Vec<Trial> {
         trial("icmp_flooded", icmp::flooded),
         trial("icmp_lossy", icmp::lossy),
         trial("icmp_refused", icmp::refused),
+    ]
+}
+
+/// Echo over connections.
+fn streams() -> Vec<Trial> {
+    vec![
+        played("tcp_lossy", streams::tcp_lossy),
+        played("tcp_blackout", streams::tcp_blackout),
+        played("tcp_given_up", streams::tcp_given_up),
+        played("tcp_bottleneck", streams::tcp_bottleneck),
+        played("websocket_lossy", streams::websocket_lossy),
+        played("http_lossy", streams::http_lossy),
     ]
 }
 

@@ -77,7 +77,9 @@ fn config(script: &Script, net: &Net, name: &str) -> Value {
         let mut probe = probe.clone();
         probe["name"] = name_of(path).into();
         probe["kind"] = "echo".into();
-        probe["source_port"] = ports(path).start.into();
+        if !is_icmp(script) {
+            probe["source_port"] = ports(path).start.into();
+        }
         probe
     });
     let mut config = json!({
@@ -89,6 +91,11 @@ fn config(script: &Script, net: &Net, name: &str) -> Value {
         config["key_file"] = "".into();
     }
     config
+}
+
+/// Whether hosts are measured by ICMP. Their answers say nothing but that they came.
+fn is_icmp(script: &Script) -> bool {
+    script.probe.get("protocol").and_then(serde_yaml::Value::as_str) == Some("icmp")
 }
 
 fn name_of(path: u16) -> String {
@@ -119,6 +126,7 @@ pub(crate) struct Ended {
     paths: Vec<(String, Counts)>,
     forged: [u64; 2],
     lost_after: Duration,
+    format: Format,
 }
 
 impl<'a> Measured<'a> {
@@ -130,8 +138,12 @@ impl<'a> Measured<'a> {
         };
         Rules {
             prober: self.address("a"),
-            responder: (self.address("b"), 9_862).into(),
-            format: if self.script.authenticated { Format::Authenticated } else { Format::Open },
+            responder: (self.address("b"), if is_icmp(self.script) { 0 } else { 9_862 }).into(),
+            format: match (is_icmp(self.script), self.script.authenticated) {
+                (true, _) => Format::Icmp,
+                (false, true) => Format::Authenticated,
+                (false, false) => Format::Open,
+            },
             late_after: span("late_after"),
             lost_after: span("lost_after"),
             unseen: match self.script.topology {
@@ -210,7 +222,9 @@ impl<'a> Measured<'a> {
         let rules = self.rules();
         let echoes = Echoes::read(&self.stages(), &rules);
         let paths = (0..self.script.paths).map(|path| {
-            (format!("probe=\"{}\"", name_of(path)), echoes.from_ports(&ports(path)).counts(&rules))
+            // The kernel chooses identifiers, so there is one path of them.
+            let ports = if rules.format == Format::Icmp { 0..u16::MAX } else { ports(path) };
+            (format!("probe=\"{}\"", name_of(path)), echoes.from_ports(&ports).counts(&rules))
         });
         let forged = match self.script.topology {
             Topology::Pair => forged(self.net.wire("a", "b"), &rules),
@@ -223,6 +237,7 @@ impl<'a> Measured<'a> {
             paths: paths.collect(),
             forged,
             lost_after: rules.lost_after,
+            format: rules.format,
         }
     }
 
@@ -245,8 +260,8 @@ const UNKNOWN: &str = "direction=\"unknown\"";
 /// By how much each round trip, and each difference between two, may be off, in nanoseconds, and by how much their sum may be
 /// besides. The first is for what a kernel takes between its stamp and the wire's; the second for the moments in which a busy
 /// machine, or the one that it is a guest of, does not run at all.
-const TIME_ERROR: u64 = 20_000;
-const PAUSES: u64 = 300_000_000;
+pub(crate) const TIME_ERROR: u64 = 20_000;
+pub(crate) const PAUSES: u64 = 300_000_000;
 
 /// An exported count and what it should be: where it is exported, its name, and its labels.
 type Expected<'a> = (&'a Page, &'static str, Vec<&'a str>, u64);
@@ -290,6 +305,13 @@ impl Ended {
     /// Every count that must be exactly the truth's.
     fn exact(&self) -> Vec<Expected<'_>> {
         let Self { page, responder, truth, paths, forged, .. } = self;
+        // Of ICMP it is the host that answers.
+        let [requests, replies] = match self.format {
+            Format::Icmp => [0, 0],
+            Format::Open | Format::Authenticated => {
+                [truth.requests + truth.sized[0] + forged[0], truth.replies + truth.sized[1] + truth.strays]
+            }
+        };
         let whole: [Expected<'_>; 6] = [
             (page, "pathmeter_echo_mismatched_total", vec![], forged[1] + truth.stray_answers),
             (
@@ -299,18 +321,8 @@ impl Ended {
                 forged[1] + truth.stray_answers,
             ),
             (page, "pathmeter_accounting_errors_total", vec![], 0),
-            (
-                responder,
-                "pathmeter_responder_requests_total",
-                vec![],
-                truth.requests + truth.sized[0] + forged[0],
-            ),
-            (
-                responder,
-                "pathmeter_responder_replies_total",
-                vec![],
-                truth.replies + truth.sized[1] + truth.strays,
-            ),
+            (responder, "pathmeter_responder_requests_total", vec![], requests),
+            (responder, "pathmeter_responder_replies_total", vec![], replies),
             (
                 responder,
                 "pathmeter_responder_rejected_total",
@@ -352,7 +364,10 @@ impl Ended {
         let with_label = |(name, labels, truth): (&'static str, &[&'static str], u64)| {
             (&self.page, name, labels.iter().copied().chain([label]).collect(), truth)
         };
-        counts.map(with_label).into()
+        // Hosts that answer ICMP say nothing of what they got.
+        let is_told =
+            |(name, ..): &(&str, _, _)| self.format != Format::Icmp || *name != "pathmeter_echo_hops";
+        counts.into_iter().filter(is_told).map(with_label).collect()
     }
 
     /// A sentence for each count that is not the truth's.
@@ -388,6 +403,7 @@ impl Ended {
         let fits = match evidence {
             Evidence::Full => [forward, reverse] == truly,
             Evidence::Partial => forward <= truly[0] && reverse <= truly[1],
+            Evidence::None => [forward, reverse] == [0, 0],
         };
         let said = format!("{forward} forward, {reverse} in reverse, {unknown} unknown");
         (!fits).then(|| format!("lost on {label}: says {said}, truly {truly:?}"))

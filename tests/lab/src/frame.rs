@@ -21,6 +21,8 @@ pub struct Datagram {
     pub bytes: usize,
     /// What an ICMP echo has instead of ports.
     pub echo: Option<Echo>,
+    /// What TCP has besides ports.
+    pub segment: Option<Segment>,
     /// Where in the frame the transport's header begins.
     transport: usize,
     /// Where in the frame the payload begins.
@@ -38,12 +40,24 @@ pub struct Echo {
     pub sequence: u16,
 }
 
+/// A TCP segment (RFC 9293 section 3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Where in the stream it begins, counted from a number that only the two ends chose.
+    pub sequence: u32,
+    /// Whether it opens the connection: its sequence number is then the one in front of the first byte.
+    pub is_opening: bool,
+}
+
 /// UDP's number.
 pub const UDP: u8 = 17;
 /// TCP's number.
 pub const TCP: u8 = 6;
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
+
+/// The flag of a TCP segment that opens a connection.
+const SYN: u8 = 2;
 
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
@@ -63,6 +77,23 @@ impl Datagram {
             _ => return None,
         };
         (ETHERNET + found.bytes <= frame.len() && found.payload <= ETHERNET + found.bytes).then_some(found)
+    }
+
+    /// A TCP segment of which only this is known.
+    #[cfg(test)]
+    pub(crate) fn segment(source: SocketAddr, destination: SocketAddr, sequence: u32) -> Self {
+        Self {
+            source,
+            destination,
+            protocol: TCP,
+            tos: 0,
+            ttl: 64,
+            bytes: 40,
+            echo: None,
+            segment: Some(Segment { sequence, is_opening: false }),
+            transport: ETHERNET + 20,
+            payload: ETHERNET + 40,
+        }
     }
 
     fn find_v4(ip: &[u8]) -> Option<Self> {
@@ -115,6 +146,13 @@ impl Datagram {
             Some(is_reply) => Some(Echo { is_reply, identifier: word(4)?, sequence: word(6)? }),
             None => None,
         };
+        let segment = match protocol {
+            TCP => {
+                let sequence = u32::from(word(4)?) << 16 | u32::from(word(6)?);
+                Some(Segment { sequence, is_opening: transport.get(13)? & SYN != 0 })
+            }
+            _ => None,
+        };
         Some(Self {
             source: (source, from).into(),
             destination: (destination, to).into(),
@@ -123,6 +161,7 @@ impl Datagram {
             ttl,
             bytes,
             echo,
+            segment,
             transport: ETHERNET + header,
             payload: ETHERNET + header + skip,
         })
@@ -277,6 +316,71 @@ mod tests {
                 let echo = |is_reply| Echo { is_reply, identifier: 0x0102, sequence: 0x0304 };
                 assert_eq!(found.echo, expected.map(echo), "type {kind}");
             }
+        }
+    }
+
+    /// A frame with a TCP segment: options of four bytes, then the payload.
+    fn segment(is_v6: bool, flags: u8) -> Vec<u8> {
+        let mut frame = frame(is_v6);
+        let transport = Datagram::find(&frame).unwrap().transport;
+        let rest = u16::try_from(24 + PAYLOAD.len()).unwrap();
+        frame[if is_v6 { ETHERNET + 6 } else { ETHERNET + 9 }] = TCP;
+        let (length, bytes) = if is_v6 { (ETHERNET + 4, rest) } else { (ETHERNET + 2, 20 + rest) };
+        frame[length..length + 2].copy_from_slice(&bytes.to_be_bytes());
+        frame.truncate(transport);
+        frame.extend([
+            0x9c,
+            0x40,
+            0x26,
+            0x87,
+            0xfe,
+            0xdc,
+            0xba,
+            0x98,
+            1,
+            2,
+            3,
+            4,
+            6 << 4,
+            flags,
+            0,
+            9,
+            0,
+            0,
+            0,
+            0,
+        ]);
+        frame.extend([1, 1, 1, 1]);
+        frame.extend(PAYLOAD);
+        frame
+    }
+
+    #[test]
+    fn a_segment_is_found_with_its_place_in_the_stream() {
+        for is_v6 in [false, true] {
+            for (flags, is_opening) in [(0x10, false), (0x02, true), (0x12, true), (0x11, false)] {
+                let frame = segment(is_v6, flags);
+                let found = Datagram::find(&frame).unwrap();
+                assert_eq!((found.source.port(), found.destination.port()), (40_000, 9_863));
+                assert_eq!(found.segment, Some(Segment { sequence: 0xfedc_ba98, is_opening }));
+                assert_eq!((found.payload(&frame), found.payload_bytes()), (PAYLOAD, PAYLOAD.len()));
+            }
+            assert_eq!(Datagram::find(&frame(is_v6)).unwrap().segment, None, "it is UDP");
+        }
+    }
+
+    #[test]
+    fn a_segment_that_is_cut_is_none() {
+        for is_v6 in [false, true] {
+            let whole = segment(is_v6, 0x10);
+            for length in 0..whole.len() {
+                assert_eq!(Datagram::find(&whole[..length]), None, "{length}");
+            }
+            // Its header would reach beyond its end.
+            let mut wrong = whole;
+            let transport = Datagram::find(&wrong).unwrap().transport;
+            wrong[transport + 12] = 15 << 4;
+            assert_eq!(Datagram::find(&wrong), None);
         }
     }
 

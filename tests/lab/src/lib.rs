@@ -11,6 +11,7 @@
 //! broken test, so functions panic with a sentence instead of returning errors.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+pub mod connection;
 pub mod exchange;
 pub mod frame;
 mod namespace;

@@ -104,6 +104,8 @@ pub enum Evidence {
     Full,
     /// Some have none, but none has the wrong one.
     Partial,
+    /// None has one.
+    None,
 }
 
 /// A part of a scenario.

@@ -45,6 +45,8 @@ pub struct Passage {
     pub at: u64,
     /// What it was.
     pub head: Head,
+    /// What a TCP segment carried, whole; `None` for everything else, and where it carried nothing.
+    pub carried: Option<Box<[u8]>>,
     /// The copies that came out, or why none did.
     pub outcome: Result<[Option<Exit>; 2], Dropped>,
 }
@@ -92,7 +94,7 @@ struct State {
     /// One for each way: what goes one way does not decide what becomes of what goes the other.
     random: [Random; 2],
     log: Vec<Passage>,
-    /// UDP datagrams that entered, by way.
+    /// UDP datagrams and ICMP echoes that entered, by way.
     entered: [usize; 2],
     /// Frames that the kernel dropped before we took them, or did not take from us: each makes the log untrue.
     missed: u64,
@@ -130,7 +132,7 @@ impl Wire {
         state.links[1].become_like(reverse);
     }
 
-    /// UDP datagrams that entered so far, one way.
+    /// UDP datagrams and ICMP echoes that entered so far, one way.
     #[must_use]
     pub fn entered(&self, way: Way) -> usize {
         self.shared.state.lock().unwrap().entered[way as usize]
@@ -233,7 +235,7 @@ impl Carrier {
         let parcel = Parcel { bytes: datagram.bytes, tos: datagram.tos, ttl: datagram.ttl };
         let mut state = self.shared.state.lock().unwrap();
         let State { links, random, log, entered, .. } = &mut *state;
-        entered[way as usize] += usize::from(datagram.protocol == UDP);
+        entered[way as usize] += usize::from(datagram.protocol == UDP || datagram.echo.is_some());
         let outcome = links[way as usize].pass(&mut random[way as usize], at, parcel);
         let entry = log.len();
         let mut set_off = |delivery: Delivery, copy: usize| {
@@ -247,7 +249,9 @@ impl Carrier {
         let outcome = outcome.map(|[first, second]| {
             [first.map(|delivery| set_off(delivery, 0)), second.map(|delivery| set_off(delivery, 1))]
         });
-        log.push(Passage { way, at, head, outcome });
+        let is_carried = datagram.segment.is_some() && datagram.payload_bytes() > 0;
+        let carried = is_carried.then(|| datagram.payload(frame).into());
+        log.push(Passage { way, at, head, carried, outcome });
     }
 
     fn leave(&mut self) {

@@ -1,0 +1,88 @@
+//! When messages of a stream arrived, from what the kernel stamps: segments.
+//!
+//! A segment that comes while one in front of it is missing waits in the kernel, and keeps the stamp of when it came; once
+//! the missing one is there, the kernel may even put both together under that earlier stamp. For whoever reads the stream
+//! neither had arrived before the missing one.
+
+use std::io;
+use std::time::Duration;
+
+use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::time::{Timestamp, WallTime};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::kernel;
+use crate::clock::Clock;
+
+/// A stamp that is this much older than our look at it is doubted. Chosen: what waits for a missing segment waits for a
+/// round trip at least, and a shorter one is not worth a system call.
+const DOUBTED: Duration = Duration::from_millis(1);
+
+/// Arrivals on one connection.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    /// The socket was empty then, or later: what comes arrived after that.
+    emptied: Timestamp,
+    /// When the message in front of the next one arrived.
+    latest: Timestamp,
+    /// Segments that had come out of order when a stamp was last doubted.
+    out_of_order: u64,
+    /// Whether there have been more since, and the socket has not been empty.
+    is_disordered: bool,
+}
+
+impl Arrivals {
+    /// None until now.
+    pub(super) fn new(at: Timestamp) -> Self {
+        Self { emptied: at, latest: at, out_of_order: 0, is_disordered: false }
+    }
+
+    /// Reads what is there into `room`, as [`kernel::receive`] does, where the runtime knows of something to read.
+    pub(super) fn receive(
+        &mut self,
+        stream: &TcpStream,
+        room: &mut [u8],
+    ) -> io::Result<(usize, Option<WallTime>)> {
+        stream.try_io(Interest::READABLE, || {
+            let looked = Clock::now();
+            let received = kernel::receive(stream, room);
+            if received.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                self.emptied = looked;
+                self.is_disordered = false;
+            }
+            received
+        })
+    }
+
+    /// When a message arrived that has just been read, by the stamp of its last byte or else by our own clock, and by which.
+    pub(super) fn arrived(
+        &mut self,
+        stream: &TcpStream,
+        stamp: Option<WallTime>,
+        clock: &mut Clock,
+    ) -> (Timestamp, StampedBy) {
+        let (now, _) = clock.look();
+        let stamped = stamp.map(|stamp| clock.place(stamp, self.emptied, now));
+        let (at, by) = match stamped {
+            Some(at) if !self.misleads(stream, at.max(self.latest), now) => (at, StampedBy::Kernel),
+            Some(_) | None => (now, StampedBy::User),
+        };
+        // In order: nothing arrives before what is in front of it.
+        self.latest = at.max(self.latest).min(now);
+        (self.latest, by)
+    }
+
+    /// Whether a stamp may be from before something that was missing in front of it had come.
+    fn misleads(&mut self, stream: &TcpStream, at: Timestamp, now: Timestamp) -> bool {
+        if now.since(at) < DOUBTED {
+            return false;
+        }
+        if at < self.emptied {
+            return true;
+        }
+        let out_of_order = kernel::out_of_order(stream).unwrap_or(self.out_of_order);
+        self.is_disordered |= out_of_order != std::mem::replace(&mut self.out_of_order, out_of_order);
+        self.is_disordered
+    }
+}

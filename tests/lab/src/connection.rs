@@ -1,0 +1,372 @@
+//! What truly happened on TCP connections, from the log of the wire that they passed.
+//!
+//! A stream is followed byte by byte: when each byte first entered the wire, and when it and everything in front of it had
+//! come out. What arrives behind a hole waits in the receiver's kernel, and has not arrived for whoever reads the stream.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use pathmeter_proto::time::WallTime;
+use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::{NtpTime, PeerTimestamp};
+
+use crate::wire::{Passage, Way, Wire};
+
+/// A connection that was opened across a wire.
+#[derive(Debug)]
+pub struct Connection {
+    /// Who opened it.
+    pub client: SocketAddr,
+    /// Type of service of its first segment.
+    pub tos: u8,
+    /// From the client.
+    pub there: Stream,
+    /// To the client.
+    pub back: Stream,
+}
+
+/// One direction of a connection. Times are CLOCK_REALTIME, in nanoseconds.
+#[derive(Debug, Default)]
+pub struct Stream {
+    /// What the number of the first byte is.
+    first: Option<u32>,
+    bytes: Vec<u8>,
+    /// When everything in front of a byte had entered the wire for the first time.
+    entered: Vec<(usize, u64)>,
+    /// Between which readings of the clock everything in front of a byte had come out.
+    arrived: Vec<(usize, Arrival)>,
+    /// What came out in front of which something is still missing: where it begins and ends.
+    ahead: BTreeMap<usize, usize>,
+    /// What the wire saw of its segments.
+    pub tally: Tally,
+}
+
+/// How something arrived, and everything in front of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Arrival {
+    at: Span,
+    /// Whether what was behind it had come before: the receiver's kernel stamps and joins segments, so its stamp may be of
+    /// those.
+    is_joined: bool,
+}
+
+/// Between two readings of the clock, or two bounds of a time that cannot be known better.
+pub type Span = (u64, u64);
+
+/// Segments of a stream that entered the wire.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All that carried something.
+    pub segments: u64,
+    /// Of those, and of those that open a connection, the ones that had entered before.
+    pub again: u64,
+    /// Bytes of those.
+    pub again_bytes: u64,
+    /// Segments that carried something, of which no copy came out.
+    pub dropped: u64,
+    /// Bytes of those.
+    pub dropped_bytes: u64,
+}
+
+/// What is spoken over a connection: messages of one length each way, behind something that only opens it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken {
+    /// Our echo over TCP.
+    Tcp {
+        /// Bytes of a message.
+        bytes: usize,
+    },
+    /// Messages over a WebSocket.
+    WebSocket {
+        /// What they look like.
+        format: Format,
+        /// Bytes of a message.
+        bytes: usize,
+    },
+}
+
+/// A message and its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange {
+    /// Which it is, by its own word.
+    pub sequence: u64,
+    /// When it was meant to leave, by its own word.
+    pub meant: u64,
+    /// The way there.
+    there: Leg,
+    /// The way back.
+    back: Leg,
+    /// When the responder wrote the answer, by its own word; `None` where it says nothing.
+    written: Option<u64>,
+}
+
+/// One way of a message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Leg {
+    /// When all of it had entered the wire for the first time.
+    entered: Option<u64>,
+    /// When all of it, and all in front of it, had come out.
+    arrived: Option<Arrival>,
+}
+
+impl Connection {
+    /// Connections to an address that were opened across a wire, in that order; `forward` leads to it.
+    #[must_use]
+    pub fn read(wire: &Wire, forward: Way, server: SocketAddr) -> Vec<Self> {
+        wire.read(|log| Self::of(log, forward, server))
+    }
+
+    fn of(log: &[Passage], forward: Way, server: SocketAddr) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        let mut current: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        let mut arrivals: Vec<(Span, usize, Way, usize, usize)> = Vec::new();
+        for passage in log {
+            let datagram = &passage.head.datagram;
+            let Some(segment) = datagram.segment else { continue };
+            let (own, other) = match passage.way == forward {
+                true => (datagram.source, datagram.destination),
+                false => (datagram.destination, datagram.source),
+            };
+            if other != server {
+                continue;
+            }
+            let begins = passage.way == forward && segment.is_opening;
+            let is_known =
+                |index: &usize| !begins || all[*index].there.first == Some(segment.sequence.wrapping_add(1));
+            let index = match current.get(&own).copied().filter(is_known) {
+                Some(index) => index,
+                None if begins => {
+                    let (there, back) = (Stream::default(), Stream::default());
+                    all.push(Self { client: own, tos: datagram.tos, there, back });
+                    current.insert(own, all.len() - 1);
+                    all.len() - 1
+                }
+                None => continue,
+            };
+            let Some((from, to)) = all[index].stream(passage.way, forward).enter(passage) else { continue };
+            arrivals.extend(exits(passage).map(|span| (span, index, passage.way, from, to)));
+        }
+        arrivals.sort_unstable_by_key(|(span, ..)| *span);
+        for (span, index, way, from, to) in arrivals {
+            all[index].stream(way, forward).arrive(span, from, to);
+        }
+        all
+    }
+
+    fn stream(&mut self, way: Way, forward: Way) -> &mut Stream {
+        if way == forward { &mut self.there } else { &mut self.back }
+    }
+
+    /// Its messages, in their order.
+    ///
+    /// # Panics
+    /// When it does not carry what it should.
+    #[must_use]
+    pub fn exchanges(&self, spoken: Spoken) -> Vec<Exchange> {
+        let [there, back] = [&self.there, &self.back].map(|stream| spoken.opening(&stream.bytes));
+        let [step_there, step_back] = spoken.steps();
+        let count = self.there.bytes.len().saturating_sub(there) / step_there;
+        (0..count)
+            .map(|index| {
+                let request = there + index * step_there..there + (index + 1) * step_there;
+                let reply = back + index * step_back..back + (index + 1) * step_back;
+                let way_there = self.there.leg(request.end);
+                let near = way_there.entered.expect("all that was carried entered");
+                let (sequence, stamp) = spoken.read(&self.there.bytes[request]);
+                let written = self.back.bytes.get(reply.clone()).and_then(|bytes| spoken.written(bytes));
+                Exchange {
+                    sequence,
+                    meant: wall(stamp, near),
+                    there: way_there,
+                    back: self.back.leg(reply.end),
+                    written: written.map(|stamp| wall(stamp, near)),
+                }
+            })
+            .collect()
+    }
+}
+
+/// A kernel, or a machine that does not run for a moment, takes no longer than this from a program's last look at the clock to
+/// the wire; what entered it later than that had to wait for its turn in the stream. Chosen: a busy machine's time slice.
+const PROMPT: u64 = 5_000_000;
+
+impl Exchange {
+    /// Whether its answer came.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.back.arrived.is_some()
+    }
+
+    /// Bounds of the time from when it was meant to leave to when its answer had come. `None` without an answer.
+    #[must_use]
+    pub fn elapsed(&self) -> Option<Span> {
+        let (from, to) = self.back.arrived?.at;
+        Some((from.saturating_sub(self.meant), to.saturating_sub(self.meant)))
+    }
+
+    /// Whether it or its answer was missing when something behind it came: when it arrived is then no more than about known to
+    /// the program.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        [self.there, self.back].iter().any(|leg| leg.arrived.is_some_and(|arrival| arrival.is_joined))
+    }
+
+    /// How long it waited for its turn before it entered the wire, if it did not enter at once.
+    #[must_use]
+    pub fn waited(&self) -> Option<u64> {
+        let waited = self.there.entered?.saturating_sub(self.meant);
+        (waited > PROMPT).then_some(waited)
+    }
+
+    /// Bounds of its round trip, from when it was meant to leave to when its answer, and everything in front of that, had come:
+    /// without what the responder took, where it says when it wrote the answer, else with it. `None` without an answer.
+    ///
+    /// What left at once may have done so as late as it entered the wire; what had to wait counts from when it was meant to.
+    ///
+    /// # Panics
+    /// When it left before it was meant to, or the responder wrote the answer before it had the message.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<Span> {
+        const EARLY: u64 = 1_000_000;
+        let (reached, came) = (self.there.arrived?.at, self.back.arrived?.at);
+        let began = began(self.meant, self.there.entered?);
+        assert!(self.meant <= began.1 + EARLY, "{self:?} left before it was meant to");
+        let Some(written) = self.written else { return Some((came.0 - began.1, came.1 - began.0)) };
+        assert!(reached.0 <= written + EARLY, "{self:?} was answered before it had come");
+        let replied = self::began(written, self.back.entered?);
+        let sum = |there: u64, back: u64| there + back;
+        let least = sum(reached.0.saturating_sub(began.1), came.0.saturating_sub(replied.1));
+        Some((least, sum(reached.1 - began.0.min(reached.1), came.1 - replied.0.min(came.1))))
+    }
+}
+
+/// When something began that was meant to at one time and entered the wire at another.
+fn began(meant: u64, entered: u64) -> Span {
+    if entered.saturating_sub(meant) > PROMPT { (meant, meant) } else { (meant.min(entered), entered) }
+}
+
+impl Spoken {
+    /// Bytes of a stream in front of its first message.
+    fn opening(self, bytes: &[u8]) -> usize {
+        match self {
+            Self::Tcp { .. } => pathmeter_proto::wire::stream::GREETING_BYTES,
+            Self::WebSocket { .. } => {
+                let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+                end.map_or(usize::MAX / 2, |at| at + 4)
+            }
+        }
+    }
+
+    /// Bytes from one message to the next, there and back.
+    fn steps(self) -> [usize; 2] {
+        match self {
+            Self::Tcp { bytes } => [bytes, bytes],
+            // RFC 6455 section 5.2; a client masks.
+            Self::WebSocket { bytes, .. } => {
+                let head = if bytes < 126 { 2 } else { 4 };
+                [head + 4 + bytes, head + bytes]
+            }
+        }
+    }
+
+    /// Which message this is, and when it was meant to leave.
+    fn read(self, frame: &[u8]) -> (u64, u64) {
+        match self {
+            Self::Tcp { .. } => (number(frame, 8), number(frame, 16)),
+            Self::WebSocket { format, bytes } => {
+                let (head, body) = frame.split_at(frame.len() - bytes);
+                let mask = &head[head.len() - 4..];
+                let body: Vec<u8> = body.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b).collect();
+                let message = format.decode(&body, bytes).expect("it carries messages of ours");
+                (message.sequence, message.stamp.0)
+            }
+        }
+    }
+
+    /// When an answer was written, as it says.
+    fn written(self, frame: &[u8]) -> Option<u64> {
+        match self {
+            Self::Tcp { .. } => Some(number(frame, 32)),
+            Self::WebSocket { .. } => None,
+        }
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight"))
+}
+
+/// A time as it was written, in nanoseconds since 1970; `near`: one that is not far from it.
+fn wall(stamp: u64, near: u64) -> u64 {
+    let other = PeerTimestamp::from_ntp(NtpTime::from(WallTime::from_nanos(near)).0);
+    near.saturating_add_signed(PeerTimestamp::from_ntp(stamp).signed_since(other))
+}
+
+impl Stream {
+    /// Takes note of a segment; where in the stream that stands which it carries, if it carries something.
+    fn enter(&mut self, passage: &Passage) -> Option<(usize, usize)> {
+        let segment = passage.head.datagram.segment?;
+        if segment.is_opening {
+            self.tally.again += u64::from(self.first.is_some());
+            self.first = Some(segment.sequence.wrapping_add(1));
+        }
+        let carried = passage.carried.as_deref()?;
+        // Streams of the lab are shorter than the space of their numbers.
+        let from = segment.sequence.wrapping_sub(self.first?) as usize;
+        let to = from + carried.len();
+        let is_again = from < self.bytes.len();
+        let bytes = carried.len() as u64;
+        self.tally.segments += 1;
+        self.tally.again += u64::from(is_again);
+        self.tally.again_bytes += if is_again { bytes } else { 0 };
+        if exits(passage).next().is_none() && !is_under_way(passage) {
+            self.tally.dropped += 1;
+            self.tally.dropped_bytes += bytes;
+        }
+        if to > self.bytes.len() {
+            assert!(from <= self.bytes.len(), "a stream enters the wire in its order");
+            self.bytes.truncate(from);
+            self.bytes.extend_from_slice(carried);
+            self.entered.push((to, passage.at));
+        }
+        Some((from, to))
+    }
+
+    /// Takes note of what came out of the wire. In the order of time.
+    fn arrive(&mut self, span: Span, from: usize, to: usize) {
+        let (there, Arrival { at: latest, .. }) = self.arrived.last().copied().unwrap_or_default();
+        let end = self.ahead.entry(from).or_default();
+        *end = to.max(*end);
+        let mut next = there;
+        while let Some(entry) = self.ahead.first_entry().filter(|entry| *entry.key() <= next) {
+            next = next.max(entry.remove());
+        }
+        if next > there {
+            let at = (span.0.max(latest.0), span.1.max(latest.1));
+            self.arrived.push((next, Arrival { at, is_joined: next > to }));
+        }
+    }
+
+    /// What became of everything in front of a byte.
+    fn leg(&self, end: usize) -> Leg {
+        Leg { entered: at(&self.entered, end), arrived: at(&self.arrived, end) }
+    }
+}
+
+/// The first of what is sorted by where in a stream it ends that reaches as far as this.
+fn at<T: Copy>(all: &[(usize, T)], end: usize) -> Option<T> {
+    all.get(all.partition_point(|(to, _)| *to < end)).map(|(_, what)| *what)
+}
+
+/// When whole copies came out.
+fn exits(passage: &Passage) -> impl Iterator<Item = Span> + '_ {
+    let copies = passage.outcome.iter().flatten().flatten();
+    copies.filter(|exit| exit.damage.is_none()).filter_map(|exit| exit.left)
+}
+
+fn is_under_way(passage: &Passage) -> bool {
+    passage.outcome.iter().flatten().flatten().any(|exit| exit.left.is_none())
+}
+
+#[cfg(test)]
+mod tests;
