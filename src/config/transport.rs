@@ -214,7 +214,8 @@ const OF_SOME: [(&str, &[Protocol]); 9] = [
 fn refuse_others(section: &mut Section<'_, '_>, protocol: Protocol) {
     for (key, whose) in OF_SOME.iter().filter(|(_, whose)| !whose.contains(&protocol)) {
         if section.has(key) {
-            let name = |protocol| PROTOCOLS.iter().find(|(_, known)| *known == protocol).map(|(name, _)| *name);
+            let name =
+                |protocol| PROTOCOLS.iter().find(|(_, known)| *known == protocol).map(|(name, _)| *name);
             let names: Vec<&str> = whose.iter().filter_map(|protocol| name(*protocol)).collect();
             let remedy = "remove it, or choose another protocol";
             section.key::<()>(key, |value| {

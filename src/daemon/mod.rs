@@ -153,8 +153,11 @@ impl Daemon {
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &Addresses::new());
         let terms = Terms::new(policy.clone(), settings.keys.mesh.as_deref());
-        let stream_responder =
-            Arc::new(stream::responder::Responder::new(terms, Arc::clone(&responders.stream)));
+        let stream_responder = Arc::new(stream::responder::Responder::new(
+            terms,
+            stream::responder::Limits::default(),
+            Arc::clone(&responders.stream),
+        ));
         let answering = Answering {
             sockets: stamp_sockets,
             policy,

@@ -24,6 +24,7 @@ use super::gauge::Gauge;
 use super::link::{Handed, Heard};
 use super::trouble::Trouble;
 use crate::clock::Clock;
+use crate::http::client::Secure;
 use crate::metrics::stream::{Broken, Unexpected};
 
 /// What an answer must be.
@@ -109,7 +110,8 @@ pub(super) async fn begin(
     expected: Expected,
 ) -> Result<Box<HttpLink>, Trouble> {
     let begun = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = begun.map_err(|error| trouble(&format!("asking {to}"), &error))?;
+    let (sender, connection) =
+        begun.map_err(|error| trouble(&format!("asking {to}"), place.secure.as_ref(), &error))?;
     let (state, ended) = (State::Idle, None);
     Ok(Box::new(HttpLink { sender, connection, ended, to, place, expected, state, answers: 0, gauge }))
 }
@@ -187,7 +189,7 @@ impl HttpLink {
     /// The connection ended before anything came back. Servers close connections that were idle, and one that does so while
     /// we ask has not seen the request: it may be asked again (RFC 9110 section 9.2.2), over another connection.
     fn unanswered(&self, error: &hyper::Error) -> Heard {
-        let trouble = trouble(&format!("asking {}", self.to), error);
+        let trouble = trouble(&format!("asking {}", self.to), self.place.secure.as_ref(), error);
         match &self.state {
             State::Asking(message, _) | State::Asked(message, _)
                 if self.answers > 0 && matches!(trouble.why, Broken::Closed | Broken::Reset) =>
@@ -199,7 +201,7 @@ impl HttpLink {
     }
 
     fn broken(&self, doing: &str, error: &hyper::Error) -> Heard {
-        Heard::End(trouble(&format!("{doing} {}", self.to), error))
+        Heard::End(trouble(&format!("{doing} {}", self.to), self.place.secure.as_ref(), error))
     }
 
     /// What a whole answer is worth.
@@ -239,7 +241,10 @@ impl Answering {
     }
 }
 
-fn trouble(doing: &str, error: &hyper::Error) -> Trouble {
+fn trouble(doing: &str, secure: Option<&Secure>, error: &hyper::Error) -> Trouble {
+    if let Some(trouble) = Trouble::of_tls(doing, secure, error) {
+        return trouble;
+    }
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     match io {
         Some(error) => Trouble::on_the_way(doing, error),

@@ -26,18 +26,31 @@ use super::kernel;
 use crate::clock::Clock;
 use crate::metrics::agent::{StreamResponderSeries, Unanswered};
 
-/// Connections at once; further ones are told that there is no room. Chosen: each may hold a message of 64 KiB.
-pub const CONNECTIONS_MAX: usize = 4_096;
+/// How much a responder puts up with.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at once; further ones are told that there is no room.
+    pub connections: usize,
+    /// Connections of one source address; further ones are told that there is no room.
+    pub connections_per_source: usize,
+    /// The greeting has this long.
+    pub greeting: Duration,
+    /// Who does not take its replies for this long is disconnected.
+    pub stall: Duration,
+}
 
-/// Connections of one source address; further ones are told that there is no room. Chosen: a host that is measured by
-/// every probe of every agent behind one address.
-pub const CONNECTIONS_PER_SOURCE: usize = 256;
-
-/// The greeting has this long.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Who does not take its replies for this long is disconnected.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+impl Default for Limits {
+    /// Chosen: each connection may hold a message of 64 KiB; behind one address there may be a host that is measured by every
+    /// probe of every agent.
+    fn default() -> Self {
+        Self {
+            connections: 4_096,
+            connections_per_source: 256,
+            greeting: Duration::from_secs(10),
+            stall: Duration::from_secs(60),
+        }
+    }
+}
 
 /// After an idle minute the kernel asks whether the other side still lives, and gives up after another one.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -67,6 +80,7 @@ impl Terms {
 #[derive(Debug)]
 pub struct Responder {
     terms: ArcSwap<Terms>,
+    limits: Limits,
     rates: Mutex<Rates>,
     guests: Mutex<HashMap<IpAddr, usize>>,
     series: Arc<StreamResponderSeries>,
@@ -75,9 +89,10 @@ pub struct Responder {
 impl Responder {
     /// One that answers on these terms.
     #[must_use]
-    pub fn new(terms: Terms, series: Arc<StreamResponderSeries>) -> Self {
+    pub fn new(terms: Terms, limits: Limits, series: Arc<StreamResponderSeries>) -> Self {
         Self {
             terms: ArcSwap::from_pointee(terms),
+            limits,
             rates: Mutex::new(Rates::new()),
             guests: Mutex::new(HashMap::new()),
             series,
@@ -136,9 +151,9 @@ impl Responder {
         has_room: bool,
     ) -> Result<(), Unanswered> {
         let lost = |_: io::Error| Unanswered::Broken;
-        set_options(&stream).map_err(lost)?;
+        set_options(&stream, self.limits.stall).map_err(lost)?;
         let mut greeting = [0; GREETING_BYTES];
-        match timeout(GREETING_TIMEOUT, stream.read_exact(&mut greeting)).await {
+        match timeout(self.limits.greeting, stream.read_exact(&mut greeting)).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return Err(Unanswered::Malformed),
             Err(_) => return Err(Unanswered::Silent),
@@ -182,7 +197,7 @@ impl Responder {
             self.wait_for_turn(&terms.policy, source.ip()).await;
             let (now, _) = clock.look();
             seal.reply(&mut frame, received, clock.offset().wall(now));
-            match timeout(STALL_TIMEOUT, stream.write_all(&frame)).await {
+            match timeout(self.limits.stall, stream.write_all(&frame)).await {
                 Ok(written) => written.map_err(lost)?,
                 Err(_) => return Err(Unanswered::Stalled),
             }
@@ -232,10 +247,10 @@ async fn read(
     }
 }
 
-fn set_options(stream: &TcpStream) -> io::Result<()> {
+fn set_options(stream: &TcpStream, stall: Duration) -> io::Result<()> {
     let options = SockRef::from(stream);
     options.set_tcp_nodelay(true)?;
-    options.set_tcp_user_timeout(Some(STALL_TIMEOUT))?;
+    options.set_tcp_user_timeout(Some(stall))?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 6).with_retries(6);
     options.set_tcp_keepalive(&keepalive)
 }
@@ -252,10 +267,11 @@ impl<'a> Guest<'a> {
         let mut guests = responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
         let of_source = guests.entry(source).or_default();
         *of_source += 1;
-        let is_crowded = *of_source > CONNECTIONS_PER_SOURCE;
+        let Limits { connections, connections_per_source, .. } = responder.limits;
+        let is_crowded = *of_source > connections_per_source;
         let all: usize = guests.values().sum();
         responder.series.connections.set(u64::try_from(all).unwrap_or(u64::MAX));
-        Self { responder, source, is_welcome: !is_crowded && all <= CONNECTIONS_MAX }
+        Self { responder, source, is_welcome: !is_crowded && all <= connections }
     }
 }
 

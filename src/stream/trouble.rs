@@ -1,10 +1,12 @@
 //! Why there is no connection.
 
+use std::error::Error;
 use std::io;
 
 use pathmeter_proto::machine::NotSent;
 
 use crate::datagram::refusal;
+use crate::http::client::Secure;
 use crate::metrics::stream::Broken;
 
 /// Why there is no connection, or no longer.
@@ -30,9 +32,24 @@ impl Trouble {
             Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => Broken::Unreachable,
             Some(libc::ETIMEDOUT) => Broken::Timeout,
             None if error.kind() == io::ErrorKind::UnexpectedEof => Broken::Closed,
+            // The kernel has no opinion on what was said: a library has.
+            None if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+                Broken::Protocol
+            }
             Some(_) | None => Broken::Reset,
         };
         Self::new(why, format!("{doing}: {error}"))
+    }
+
+    /// What TLS has against a connection that was agreed on, as in version 1.3 a server that wants another certificate says
+    /// only then; `None`: nothing. `error` is what came of reading or writing.
+    pub(super) fn of_tls(
+        doing: &str,
+        secure: Option<&Secure>,
+        error: &(dyn Error + 'static),
+    ) -> Option<Self> {
+        let explained = secure?.connector.explain(error)?;
+        Some(Self::new(Broken::Tls, format!("{doing}: {explained}")))
     }
 
     /// What it means that the kernel refused at once.

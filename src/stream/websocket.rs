@@ -22,6 +22,7 @@ use super::gauge::Gauge;
 use super::link::{Handed, Heard};
 use super::trouble::Trouble;
 use crate::clock::Clock;
+use crate::http::client::Secure;
 use crate::metrics::stream::Broken;
 
 /// The largest message that is taken: what we send comes back, and some servers greet first.
@@ -37,6 +38,7 @@ pub(super) struct WebSocketLink {
     to: SocketAddr,
     format: Format,
     bytes: usize,
+    secure: Option<Secure>,
     /// Whether something waits to leave.
     is_flushing: bool,
     pub(super) gauge: Gauge,
@@ -77,8 +79,9 @@ pub(super) async fn begin(
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX));
     let upgraded = client_async_with_config(request.map(|_| ()), stream, Some(limits)).await;
-    let (socket, _) = upgraded.map_err(|error| trouble(&doing, error))?;
-    Ok(Box::new(WebSocketLink { socket, to, format, bytes, is_flushing: false, gauge }))
+    let (socket, _) = upgraded.map_err(|error| trouble(&doing, place.secure.as_ref(), error))?;
+    let secure = place.secure.clone();
+    Ok(Box::new(WebSocketLink { socket, to, format, bytes, secure, is_flushing: false, gauge }))
 }
 
 impl WebSocketLink {
@@ -93,7 +96,7 @@ impl WebSocketLink {
         };
         let to = self.to;
         let sent = Pin::new(&mut self.socket).start_send(frame);
-        sent.map_err(|error| trouble(&format!("writing to {to}"), error))?;
+        sent.map_err(|error| trouble(&format!("writing to {to}"), self.secure.as_ref(), error))?;
         self.is_flushing = true;
         // Whoever listens next is woken when the rest can leave.
         let mut context = Context::from_waker(Waker::noop());
@@ -112,7 +115,7 @@ impl WebSocketLink {
                 self.is_flushing = false;
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(trouble(&doing(), error))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(trouble(&doing(), self.secure.as_ref(), error))),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -125,10 +128,10 @@ impl WebSocketLink {
         }
         loop {
             let doing = || format!("reading from {}", self.to);
-            let body = match Pin::new(&mut self.socket).poll_next(context) {
+            let (body, format) = match Pin::new(&mut self.socket).poll_next(context) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => text.into(),
-                Poll::Ready(Some(Ok(tungstenite::Message::Binary(bytes)))) => bytes,
+                Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => (text.into(), Format::Text),
+                Poll::Ready(Some(Ok(tungstenite::Message::Binary(bytes)))) => (bytes, Format::Binary),
                 // The library answers pings itself.
                 Poll::Ready(Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_)))) => {
                     continue;
@@ -139,26 +142,31 @@ impl WebSocketLink {
                     let text = format!("{} closed the WebSocket{why}", self.to);
                     return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Heard::End(trouble(&doing(), error))),
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(Heard::End(trouble(&doing(), self.secure.as_ref(), error)));
+                }
                 Poll::Ready(None) => {
                     let text = format!("{} closed the connection", self.to);
                     return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
                 }
             };
             return Poll::Ready(match self.format.decode(&body, self.bytes) {
-                Ok(message) => {
+                Ok(message) if format == self.format => {
                     Heard::Answer(Answer { message, at: Clock::now(), by: StampedBy::User, turnaround: 0 })
                 }
-                Err(_) => Heard::Mismatch(Mismatch::Malformed),
+                Ok(_) | Err(_) => Heard::Mismatch(Mismatch::Malformed),
             });
         }
     }
 }
 
 /// What an error of the library means.
-fn trouble(doing: &str, error: tungstenite::Error) -> Trouble {
+fn trouble(doing: &str, secure: Option<&Secure>, error: tungstenite::Error) -> Trouble {
     let (why, text) = match error {
-        tungstenite::Error::Io(error) => return Trouble::on_the_way(doing, &error),
+        tungstenite::Error::Io(error) => {
+            return Trouble::of_tls(doing, secure, &error)
+                .unwrap_or_else(|| Trouble::on_the_way(doing, &error));
+        }
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
             (Broken::Closed, "closed".to_owned())
         }

@@ -5,10 +5,13 @@ mod machines;
 
 use machines::{icmp_prober, prober, responder};
 
-use pathmeter_proto::key::Keys;
+use pathmeter_proto::key::{KeyId, Keys};
+use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::icmp::{self, Echo, Version};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
+use pathmeter_proto::wire::stream::{self, Admittance, Echoed, Hello, Proof, Seal, Welcome};
 use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, Session};
+use pathmeter_proto::wire::websocket::Format;
 use pathmeter_proto::wire::{Goodbye, NtpTime};
 
 /// The key of every corpus.
@@ -17,11 +20,14 @@ pub(crate) const SECRET: &str = "0123456789abcdef";
 type Body = fn(&[u8]);
 
 /// The fuzz targets by their names.
-pub(crate) const TARGETS: [(&str, Body); 8] = [
+pub(crate) const TARGETS: [(&str, Body); 11] = [
     ("decode_stamp", decode_stamp),
     ("decode_tlv", decode_tlv),
     ("decode_goodbye", decode_goodbye),
     ("decode_icmp", decode_icmp),
+    ("decode_greeting", decode_greeting),
+    ("decode_stream", decode_stream),
+    ("decode_websocket", decode_websocket),
     ("key_file", key_file),
     ("responder", responder),
     ("prober", prober),
@@ -135,6 +141,89 @@ pub(crate) fn decode_icmp(bytes: &[u8]) {
         icmp::identify(&mut written, icmp::identifier(bytes).expect("it is long enough"));
         assert!(icmp::is_intact(&written));
         assert_eq!(Echo::decode_request(&written, version), Ok(echo));
+    }
+}
+
+/// The greetings of the connection that the corpora are of.
+pub(crate) const HELLO: Hello = Hello { message_bytes: 64, nonce: [7; 16] };
+pub(crate) const WELCOME: Welcome = Welcome { admittance: Admittance::Granted, nonce: [9; 16] };
+
+/// The same bytes but for one bit, which all of them choose.
+fn changed(bytes: &[u8]) -> Vec<u8> {
+    let sum: usize = bytes.iter().map(|byte| usize::from(*byte)).sum();
+    let mut changed = bytes.to_vec();
+    changed[sum % bytes.len()] ^= 1 << (sum % 8);
+    changed
+}
+
+/// A greeting of a stream: what is read is written as it was, and only the key proves it.
+pub(crate) fn decode_greeting(bytes: &[u8]) {
+    let keys = keys().derive(stream::PURPOSE);
+    if let Ok((hello, proof)) = Hello::decode(bytes, Some(&keys)) {
+        assert!(Welcome::decode(bytes, &HELLO, None).is_err(), "it is the one or the other");
+        assert_eq!(proof == Proof::None, bytes[32..48] == [0; 16]);
+        for (signer, proof) in [(None, Proof::None), (Some(&keys), Proof::By(KeyId::Current))] {
+            assert_eq!(Hello::decode(&hello.encode(signer), Some(&keys)), Ok((hello, proof)));
+        }
+        let changed = Hello::decode(&changed(&hello.encode(Some(&keys))), Some(&keys));
+        assert!(!matches!(changed, Ok((_, Proof::By(_)))), "{changed:?}");
+    }
+    for key in [None, Some(keys.current())] {
+        let Ok(welcome) = Welcome::decode(bytes, &HELLO, key) else { continue };
+        let written = welcome.encode(&HELLO, key);
+        assert_eq!(Welcome::decode(&written, &HELLO, key), Ok(welcome));
+        let granted =
+            Welcome { admittance: Admittance::Granted, ..welcome }.encode(&HELLO, Some(keys.current()));
+        let changed = Welcome::decode(&changed(&granted), &HELLO, Some(keys.current()));
+        assert!(!changed.is_ok_and(|welcome| welcome.admittance == Admittance::Granted));
+    }
+}
+
+/// A message of a stream: a reply repeats its request, and under a key no byte of it can be changed.
+pub(crate) fn decode_stream(bytes: &[u8]) {
+    let keys = keys().derive(stream::PURPOSE);
+    let [open, sealed] = [None, Some(keys.current())].map(|key| Seal::of(key, &HELLO, &WELCOME));
+    for seal in [&open, &sealed] {
+        assert!(seal.check_request(bytes).is_err() || seal.read_reply(bytes).is_err());
+        assert!(open.check_request(bytes).is_ok() || seal.check_request(bytes).is_err());
+        assert!(open.read_reply(bytes).is_ok() || seal.read_reply(bytes).is_err());
+    }
+    let mut reply = bytes.to_vec();
+    let message = if open.check_request(bytes).is_ok() {
+        open.reply(&mut reply, WallTime::from_nanos(0), WallTime::from_nanos(0));
+        open.read_reply(&reply).expect("it was just written").message
+    } else if let Ok(echoed) = open.read_reply(bytes) {
+        echoed.message
+    } else {
+        return;
+    };
+    let length = u32::try_from(bytes.len()).expect("inputs are short");
+    for seal in [&open, &sealed] {
+        let mut frame = Vec::new();
+        seal.request(message, length, &mut frame);
+        assert_eq!((seal.check_request(&frame), frame.len()), (Ok(()), bytes.len()));
+        seal.reply(&mut frame, WallTime::from_nanos(1_000), WallTime::from_nanos(3_500));
+        assert_eq!(seal.read_reply(&frame), Ok(Echoed { message, turnaround: 2_500 }));
+        let changed = sealed.read_reply(&changed(&frame));
+        assert!(changed.is_err(), "{changed:?}");
+    }
+    // Whatever it is padded with.
+    sealed.reply(&mut reply, WallTime::from_nanos(1_000), WallTime::from_nanos(3_500));
+    assert_eq!(sealed.read_reply(&reply), Ok(Echoed { message, turnaround: 2_500 }));
+    assert!(sealed.read_reply(&changed(&reply)).is_err());
+}
+
+/// A message that came back over a WebSocket: what is read is what was sent, to the byte.
+pub(crate) fn decode_websocket(bytes: &[u8]) {
+    for format in [Format::Text, Format::Binary] {
+        for length in [bytes.len(), format.bytes_min(), 0] {
+            let Ok(message) = format.decode(bytes, length) else { continue };
+            assert_eq!(format.encode(message, length), bytes);
+            assert_ne!(format.decode(&changed(bytes), length), Ok(message));
+            for other in [format.bytes_min(), 300] {
+                assert_eq!(format.decode(&format.encode(message, other), other), Ok(message));
+            }
+        }
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
+use pathmeter_proto::echo::Message;
 use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::icmp::{Echo, Version};
+use pathmeter_proto::wire::stream::{self, Admittance, Seal, Welcome};
+use pathmeter_proto::wire::websocket::Format;
 use pathmeter_proto::wire::{Goodbye, NtpTime};
 
 use super::byhand::{ASKER, arrival, ask, at, base, keys, request, responder};
-use super::fuzzed::{SECRET, TARGETS, run};
+use super::fuzzed::{HELLO, SECRET, TARGETS, WELCOME, run};
 
 /// Seeds of each target that are committed.
 const SEEDS: usize = 36;
@@ -76,6 +79,9 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
     }
 }
 
+/// A message of the targets that read streams.
+const MESSAGE: Message = Message { sequence: 70_000, stamp: NtpTime(0xe7bd_5f00_1999_99ab) };
+
 /// Valid inputs of a target, to begin with.
 fn valid(target: &str) -> Vec<Vec<u8>> {
     let keys = keys(SECRET);
@@ -113,6 +119,40 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
                 [request, reply]
             })
             .collect(),
+        "decode_greeting" => {
+            let keys = keys.derive(stream::PURPOSE);
+            let refusal = Welcome { admittance: Admittance::Unlisted, ..WELCOME };
+            [
+                HELLO.encode(None),
+                HELLO.encode(Some(&keys)),
+                WELCOME.encode(&HELLO, None),
+                WELCOME.encode(&HELLO, Some(keys.current())),
+                refusal.encode(&HELLO, None),
+            ]
+            .map(Vec::from)
+            .into()
+        }
+        "decode_stream" => {
+            let keys = keys.derive(stream::PURPOSE);
+            let seals = [None, Some(keys.current())].map(|key| Seal::of(key, &HELLO, &WELCOME));
+            let messages = seals.iter().flat_map(|seal| {
+                let mut request = Vec::new();
+                seal.request(MESSAGE, HELLO.message_bytes, &mut request);
+                let mut reply = request.clone();
+                seal.reply(
+                    &mut reply,
+                    WallTime::from_nanos(1 << 60),
+                    WallTime::from_nanos((1 << 60) + 9_000),
+                );
+                [request, reply]
+            });
+            messages.collect()
+        }
+        "decode_websocket" => {
+            [(Format::Text, 96), (Format::Text, 130), (Format::Binary, 16), (Format::Binary, 40)]
+                .map(|(format, bytes)| format.encode(MESSAGE, bytes))
+                .into()
+        }
         "key_file" => {
             let hex = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
             let files = [

@@ -1,0 +1,244 @@
+//! Echo over HTTP, with servers of every kind.
+
+use super::*;
+
+/// Serves each request of each connection with what `serve` writes; false: it says no more, and closes.
+fn serving(serve: impl Fn(usize, &mut TcpStream) -> bool + Send + Sync + 'static) -> Server {
+    Server::start(move |_, mut stream| {
+        stream.set_nodelay(true).unwrap();
+        for number in 0.. {
+            if request(&mut stream).is_none() {
+                return;
+            }
+            if !serve(number, &mut stream) {
+                return drop(close(stream));
+            }
+        }
+    })
+}
+
+/// Answers each request with these bytes, over connections that are kept.
+fn answering(bytes: impl Into<Vec<u8>>) -> Server {
+    let bytes = bytes.into();
+    serving(move |_, stream| stream.write_all(&bytes).is_ok())
+}
+
+fn expecting(server: &Server, status: &[u16], body: Option<&str>) -> Path {
+    let expected = Expected { status: status.to_vec(), body: body.map(str::to_owned), is_agent: false };
+    Path::start(dial(server.address, Over::Http { place: place(server.address), expected }))
+}
+
+/// How many answers had another status, and how many another body.
+fn unexpected(path: &Path) -> [u64; 2] {
+    let page = path.scrape();
+    let count = |reason| page.count("pathmeter_echo_unexpected_total", &[&format!("reason=\"{reason}\"")]);
+    [count("status"), count("body")]
+}
+
+#[test]
+fn an_answer_that_was_not_expected_is_one_and_is_counted() {
+    let all = |count: usize| u64::try_from(count).unwrap();
+    for (answered, status, body, is_status, is_body) in [
+        (answer("200 OK", "all is well"), &[][..], None, true, true),
+        (answer("200 OK", "all is well"), &[], Some("is w"), true, true),
+        (answer("204 No Content", ""), &[], None, true, true),
+        (answer("503 Service Unavailable", "is well"), &[], Some("well"), false, true),
+        (answer("301 Moved Permanently", ""), &[], None, false, true),
+        (answer("200 OK", "well"), &[204, 404], None, false, true),
+        (answer("404 Not Found", "none"), &[204, 404], None, true, true),
+        (answer("200 OK", "all is ill"), &[], Some("well"), true, false),
+        (answer("200 OK", ""), &[], Some("well"), true, false),
+    ] {
+        let server = answering(answered.as_bytes());
+        let mut path = expecting(&server, status, body);
+        path.until("answers", |told| told.answered() >= 5);
+        let told = path.stop();
+        assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{answered}: {told:?}");
+        let sent = all(told.sent());
+        let expected = [if is_status { 0 } else { sent }, if is_body { 0 } else { sent }];
+        assert_eq!(unexpected(&path), expected, "{answered}");
+    }
+}
+
+#[test]
+fn long_bodies_and_bodies_in_pieces_are_read_to_their_end() {
+    let long = "x".repeat(200_000);
+    let chunked =
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nall\r\n8\r\n is well\r\n0\r\n\r\n";
+    for (answered, is_found) in [
+        (answer("200 OK", &format!("all is well{long}")), true),
+        // Nobody looks that far.
+        (answer("200 OK", &format!("{long}all is well")), false),
+        (chunked.to_owned(), true),
+    ] {
+        let server = answering(answered.as_bytes());
+        let mut path = expecting(&server, &[], Some("all is well"));
+        path.until("answers", |told| told.answered() >= 10);
+        let told = path.stop();
+        assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
+        let wrong = if is_found { 0 } else { u64::try_from(told.sent()).unwrap() };
+        assert_eq!(unexpected(&path), [0, wrong]);
+    }
+}
+
+#[test]
+fn a_server_that_closes_after_each_answer_is_asked_over_another_connection_each_time() {
+    let closing = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
+    let until_the_end = "HTTP/1.1 200 OK\r\n\r\nok";
+    let old = "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    for words in [closing, until_the_end, old] {
+        let server = serving(move |_, stream| {
+            stream.write_all(words.as_bytes()).unwrap();
+            false
+        });
+        let mut path = expecting(&server, &[], Some("ok"));
+        path.until("answers", |told| told.answered() >= 5);
+        let told = path.stop();
+        assert_eq!((told.lost(), told.answered()), (0, told.sent()), "{words}: {told:?}");
+        assert!(told.connections >= told.answered(), "{words}: {told:?}");
+        assert_eq!(path.ended_otherwise(&["closed"]), 0, "{words}");
+    }
+}
+
+#[test]
+fn an_answer_that_stops_in_the_middle_is_a_loss() {
+    for half in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly a part",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n64\r\nonly a part",
+        "HTTP/1.1 200 OK\r\ncontent-le",
+        "",
+    ] {
+        let server = Server::start(move |number, mut stream| {
+            for asked in 0.. {
+                if request(&mut stream).is_none() {
+                    return;
+                }
+                if number == 0 && asked == 2 {
+                    stream.write_all(half.as_bytes()).unwrap();
+                    return drop(close(stream));
+                }
+                stream.write_all(answer("200 OK", "ok").as_bytes()).unwrap();
+            }
+        });
+        let mut path = expecting(&server, &[], None);
+        path.until("answers over another connection", |told| told.answered() >= 10);
+        let told = path.stop();
+        assert_eq!((told.lost(), told.connections, told.troubles.len()), (1, 2, 1), "{half:?}: {told:?}");
+        assert_eq!(
+            (path.ended("closed"), path.ended_otherwise(&["closed"])),
+            (1, 0),
+            "{half:?}: {:?}",
+            path.told
+        );
+    }
+}
+
+#[test]
+fn what_is_not_http_ends_the_connection() {
+    for words in [
+        "SSH-2.0-OpenSSH_9.6\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
+    ] {
+        let server = serving(move |number, stream| match number {
+            2 => stream.write_all(words.as_bytes()).is_err(),
+            _ => stream.write_all(answer("200 OK", "ok").as_bytes()).is_ok(),
+        });
+        let mut path = expecting(&server, &[], None);
+        path.until("a trouble", |told| !told.troubles.is_empty());
+        path.handle.remove(ID);
+        let told = path.stop();
+        assert_eq!(told.lost(), told.troubles.len(), "{words:?}: {told:?}");
+        assert!(told.mentions(&server.address.to_string()), "{words:?}: {told:?}");
+        assert!(path.ended("protocol") >= 1, "{words:?}: {:?}", path.told);
+        assert_eq!(path.ended_otherwise(&["protocol"]), 0, "{words:?}: {:?}", path.told);
+    }
+}
+
+#[test]
+fn a_body_that_comes_slowly_does_not_make_the_round_trip_longer() {
+    let release = Arc::new(AtomicBool::new(false));
+    let released = Arc::clone(&release);
+    let server = serving(move |number, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok").unwrap();
+        while number == 0 && !released.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        stream.write_all(b".").is_ok()
+    });
+    let mut path = expecting(&server, &[], Some("ok."));
+    path.until("a first request", |told| told.sent() == 1);
+    // The next ones wait for the whole answer.
+    let beats = path.handle.stats().progress.get();
+    eventually("a second goes by", || (path.handle.stats().progress.get() >= beats + 4).then_some(()));
+    assert_eq!(path.listen().decisions().count(), 0);
+    release.store(true, Ordering::SeqCst);
+    path.until("answers", |told| told.answered() >= 10);
+    let told = path.stop();
+    assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
+    let trips: Vec<Duration> = told.decisions().filter_map(|(.., rtt)| rtt).collect();
+    assert!(trips[0] < trips[1], "the first one had its head at once, the second one waited: {trips:?}");
+    assert_eq!(unexpected(&path), [0, 0]);
+}
+
+#[test]
+fn a_body_that_never_ends_is_given_up() {
+    let server = serving(|_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok").unwrap();
+        hold(stream.try_clone().unwrap());
+        false
+    });
+    let mut path = Path::brief(Speech::Http.dial(server.address));
+    path.until("a second connection", |told| told.connections >= 2);
+    let told = path.stop();
+    assert_eq!(told.lost(), told.sent(), "{told:?}");
+    assert_eq!(path.ended_otherwise(&["timeout"]), 0);
+}
+
+#[test]
+fn an_answer_before_the_question_is_none() {
+    let server = Server::start(|number, mut stream| {
+        if number == 0 {
+            stream.write_all(answer("408 Request Timeout", "too slow").as_bytes()).unwrap();
+            drop(close(stream));
+        } else {
+            Host::Http(stream).answer_all();
+        }
+    });
+    let mut path =
+        Path::with(Speech::Http.dial(server.address), |spec| spec.interval = Duration::from_millis(100));
+    path.until("answers over another connection", |told| told.connections == 2 && told.answered() >= 3);
+    let told = path.stop();
+    assert!(told.lost() <= 1, "{told:?}");
+    assert_eq!(unexpected(&path), [0, 0]);
+}
+
+#[test]
+fn what_is_asked_for_is_what_was_configured() {
+    let heads = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&heads);
+    let server = Server::start(move |_, mut stream| {
+        while let Some(head) = request(&mut stream) {
+            seen.lock().unwrap().push(head);
+            if stream.write_all(answer("200 OK", "ok").as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    let place = Place {
+        authority: "shop.example.net:8443".to_owned(),
+        path: "/health?deep=1".to_owned(),
+        signer: None,
+        secure: None,
+    };
+    let mut path = Path::start(dial(server.address, Over::Http { place, expected: whatever() }));
+    path.until("answers", |told| told.answered() >= 3);
+    let told = path.stop();
+    let heads = heads.lock().unwrap();
+    assert_eq!(heads.len(), told.sent());
+    for head in heads.iter() {
+        assert!(head.starts_with("GET /health?deep=1 HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("\r\nhost: shop.example.net:8443\r\n"), "{head}");
+        assert!(head.contains(&format!("\r\nuser-agent: {}\r\n", super::super::dial::AGENT)), "{head}");
+    }
+}

@@ -1,0 +1,354 @@
+//! The answering side, and those who ask it badly.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use pathmeter_proto::admission::Policy;
+use pathmeter_proto::echo::Message;
+use pathmeter_proto::wire::NtpTime;
+use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, Proof};
+use tokio::sync::watch;
+
+use super::*;
+use crate::metrics::Responders;
+use crate::stream::responder::{Limits, Responder, Terms};
+
+const REFUSED: &str = "pathmeter_responder_connections_refused_total";
+const OPEN: &str = "pathmeter_responder_connections";
+const MESSAGES: &str = "pathmeter_responder_messages_total";
+
+fn policy(rate: u64) -> Policy {
+    Policy {
+        prefixes: vec!["127.0.0.0/16".parse().unwrap()],
+        rate,
+        rate_per_source: rate,
+        ..Policy::default()
+    }
+}
+
+fn terms(secret: Option<&str>) -> Terms {
+    Terms::new(policy(1_000_000), secret.map(|secret| Keys::parse(secret).unwrap()).as_ref())
+}
+
+/// A responder, answering in a thread of its own.
+struct Answering {
+    responder: Arc<Responder>,
+    address: SocketAddr,
+    exporter: Arc<Exporter>,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Answering {
+    fn on(terms: Terms, limits: Limits) -> Self {
+        let responders = Responders::default();
+        let responder = Arc::new(Responder::new(terms, limits, Arc::clone(&responders.stream)));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, is_stopped) = watch::channel(false);
+        let serving = Arc::clone(&responder);
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                serving.serve(vec![listener], is_stopped).await;
+            });
+        });
+        let exporter = Arc::new(Exporter::new(Vec::new(), responders));
+        Self { responder, address, exporter, stop, thread: Some(thread) }
+    }
+
+    fn start(secret: Option<&str>) -> Self {
+        Self::on(terms(secret), Limits::default())
+    }
+
+    fn scrape(&self) -> Scrape {
+        scrape(&self.exporter)
+    }
+
+    /// Connections that ended badly for that reason, once there are so many and nobody is left.
+    fn refused(&self, reason: &str, count: u64) {
+        let label = format!("reason=\"{reason}\"");
+        eventually(&format!("{count} refused as {reason}"), || {
+            let page = self.scrape();
+            (page.count(REFUSED, &[&label]) == count && page.count(OPEN, &[]) == 0).then_some(())
+        });
+        assert_eq!(self.scrape().count(REFUSED, &[]), count, "{}", self.scrape());
+    }
+
+    fn stop(&mut self) {
+        // It may have ended.
+        let _ = self.stop.send(true);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+const HELLO: Hello = Hello { message_bytes: BYTES, nonce: [3; 16] };
+
+/// Somebody who asks.
+struct Asker {
+    stream: TcpStream,
+    seal: Seal,
+    welcome: Option<Welcome>,
+}
+
+impl Asker {
+    fn connect(to: SocketAddr, from: IpAddr) -> TcpStream {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
+        socket.connect(&to.into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    }
+
+    /// Greets, and reads what comes; `welcome` is `None` where that is the end.
+    fn greet(to: SocketAddr, from: IpAddr, hello: Hello, keys: Option<&Keys>) -> Self {
+        let mut stream = Self::connect(to, from);
+        stream.write_all(&hello.encode(keys)).unwrap();
+        let mut words = [0; GREETING_BYTES];
+        let key = keys.map(Keys::current);
+        let read = stream.read_exact(&mut words).ok();
+        let welcome = read.map(|()| Welcome::decode(&words, &hello, key).unwrap());
+        let none = Welcome { admittance: Admittance::Full, nonce: [0; 16] };
+        Self { stream, seal: Seal::of(key, &hello, &welcome.unwrap_or(none)), welcome }
+    }
+
+    fn near(to: SocketAddr, keys: Option<&Keys>) -> Self {
+        Self::greet(to, NEAR, HELLO, keys)
+    }
+
+    fn admittance(&self) -> Option<Admittance> {
+        self.welcome.map(|welcome| welcome.admittance)
+    }
+
+    fn request(&self, sequence: u64) -> Vec<u8> {
+        let mut frame = Vec::new();
+        self.seal.request(Message { sequence, stamp: NtpTime(sequence) }, BYTES, &mut frame);
+        frame
+    }
+
+    /// Reads a reply; `None` at the end.
+    fn reply(&mut self) -> Option<u64> {
+        let mut frame = vec![0; BYTES as usize];
+        self.stream.read_exact(&mut frame).ok()?;
+        let echoed = self.seal.read_reply(&frame).unwrap();
+        assert!(echoed.turnaround >= 0, "{echoed:?}");
+        Some(echoed.message.sequence)
+    }
+
+    fn echo(&mut self, sequence: u64) {
+        self.stream.write_all(&self.request(sequence)).unwrap();
+        assert_eq!(self.reply(), Some(sequence));
+    }
+}
+
+const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
+const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 7, 0, 1));
+
+#[test]
+fn whoever_is_listed_or_knows_a_key_is_answered_and_nobody_else() {
+    let other = "the key of last year";
+    let rotating = format!("{SECRET}\n{other}");
+    let (ours, old, wrong) = (keys(SECRET), keys(other), keys("another key of theirs"));
+    for (secret, from, signer, expected, reason) in [
+        (None, NEAR, None, Admittance::Granted, None),
+        (None, FAR, None, Admittance::Unlisted, Some("unlisted")),
+        (None, NEAR, Some(&ours), Admittance::Unauthentic, Some("auth")),
+        (Some(SECRET), NEAR, None, Admittance::Granted, None),
+        (Some(SECRET), FAR, None, Admittance::Unlisted, Some("unlisted")),
+        (Some(SECRET), FAR, Some(&ours), Admittance::Granted, None),
+        (Some(SECRET), NEAR, Some(&wrong), Admittance::Unauthentic, Some("auth")),
+        (Some(&rotating), FAR, Some(&ours), Admittance::Granted, None),
+        (Some(&rotating), FAR, Some(&old), Admittance::Granted, None),
+        (Some(&rotating), FAR, Some(&wrong), Admittance::Unauthentic, Some("auth")),
+    ] {
+        let answering = Answering::start(secret);
+        let mut asker = Asker::greet(answering.address, from, HELLO, signer);
+        let proof = Hello::decode(&HELLO.encode(signer), signer).unwrap().1;
+        assert_eq!(asker.admittance(), Some(expected), "{secret:?} {from} {proof:?}");
+        match reason {
+            None => {
+                assert!(proof == Proof::None || signer.is_some());
+                (0..3).for_each(|sequence| asker.echo(sequence));
+                drop(asker);
+                answering.refused("unlisted", 0);
+                assert_eq!(answering.scrape().count(MESSAGES, &[]), 3);
+            }
+            Some(reason) => {
+                assert_eq!(asker.reply(), None, "the refusal is the last that is said");
+                answering.refused(reason, 1);
+                assert_eq!(answering.scrape().count(MESSAGES, &[]), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn messages_of_every_length_that_there_may_be_are_answered_and_of_no_other() {
+    let answering = Answering::start(None);
+    for (message_bytes, expected) in [
+        (MESSAGE_BYTES_MIN, Admittance::Granted),
+        (MESSAGE_BYTES_MAX, Admittance::Granted),
+        (0, Admittance::Length),
+        (MESSAGE_BYTES_MIN - 1, Admittance::Length),
+        (MESSAGE_BYTES_MAX + 1, Admittance::Length),
+        (u32::MAX, Admittance::Length),
+    ] {
+        let hello = Hello { message_bytes, ..HELLO };
+        let mut asker = Asker::greet(answering.address, NEAR, hello, None);
+        assert_eq!(asker.admittance(), Some(expected), "{message_bytes}");
+        if expected == Admittance::Granted {
+            let mut frame = Vec::new();
+            asker.seal.request(Message { sequence: 1, stamp: NtpTime(1) }, message_bytes, &mut frame);
+            asker.stream.write_all(&frame).unwrap();
+            asker.stream.read_exact(&mut frame).unwrap();
+            assert_eq!(asker.seal.read_reply(&frame).unwrap().message.sequence, 1);
+        }
+    }
+    answering.refused("malformed", 4);
+}
+
+#[test]
+fn who_says_nothing_or_half_of_a_greeting_is_put_out() {
+    let limits = Limits { greeting: Duration::from_millis(50), ..Limits::default() };
+    let answering = Answering::on(terms(None), limits);
+    for words in [&b""[..], &HELLO.encode(None)[..20]] {
+        let mut stream = Asker::connect(answering.address, NEAR);
+        stream.write_all(words).unwrap();
+        let mut said = Vec::new();
+        // It may be reset: what was said is not read.
+        let _ = stream.read_to_end(&mut said);
+        assert_eq!(said, b"");
+    }
+    answering.refused("silent", 2);
+}
+
+#[test]
+fn what_is_no_greeting_and_what_is_no_message_ends_the_connection() {
+    let answering = Answering::start(Some(SECRET));
+    let mut newer = HELLO.encode(None);
+    newer[4] = 2;
+    let others = [b'x'; GREETING_BYTES];
+    for words in [&newer[..], &others, &HELLO.encode(None)[..20]] {
+        let mut stream = Asker::connect(answering.address, NEAR);
+        stream.write_all(words).unwrap();
+        assert_eq!(close(stream), b"");
+    }
+    answering.refused("malformed", 3);
+    let keys = keys(SECRET);
+    let mut refused = 3;
+    let change = |at: usize| move |frame: &mut Vec<u8>| frame[at] ^= 1;
+    for (signer, change, messages) in [
+        (None, Box::new(change(0)) as Box<dyn Fn(&mut Vec<u8>)>, 1),
+        (None, Box::new(|frame| frame.truncate(40)), 1),
+        (Some(&keys), Box::new(change(12)), 1),
+        (Some(&keys), Box::new(change(90)), 1),
+        (Some(&keys), Box::new(|frame| frame.fill(0)), 1),
+    ] {
+        let mut asker = Asker::near(answering.address, signer);
+        asker.echo(0);
+        let mut frame = asker.request(1);
+        change(&mut frame);
+        asker.stream.write_all(&frame).unwrap();
+        assert_eq!(close(asker.stream), b"", "{messages} was answered before");
+        refused += 1;
+        answering.refused("malformed", refused);
+    }
+    assert_eq!(answering.scrape().count(MESSAGES, &[]), 5);
+}
+
+#[test]
+fn who_does_not_read_is_put_out_and_costs_one_message() {
+    let limits = Limits { stall: Duration::from_millis(200), ..Limits::default() };
+    let answering = Answering::on(terms(None), limits);
+    let hello = Hello { message_bytes: MESSAGE_BYTES_MAX, ..HELLO };
+    let asker = Asker::greet(answering.address, NEAR, hello, None);
+    let mut frame = Vec::new();
+    asker.seal.request(Message { sequence: 1, stamp: NtpTime(1) }, MESSAGE_BYTES_MAX, &mut frame);
+    let mut stream = asker.stream;
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    let ended = std::iter::repeat_with(|| stream.write_all(&frame)).find_map(Result::err).unwrap();
+    assert_ne!(ended.kind(), io::ErrorKind::WouldBlock, "it was put out");
+    eventually("it is counted", || {
+        let page = answering.scrape();
+        let count = |reason| page.count(REFUSED, &[reason]);
+        // The kernel gives up at the same time.
+        let is_counted = count(r#"reason="stalled""#) + count(r#"reason="broken""#) == 1;
+        (is_counted && page.count(OPEN, &[]) == 0).then_some(())
+    });
+}
+
+#[test]
+fn connections_are_limited_in_all_and_by_source() {
+    let limits = Limits { connections: 3, connections_per_source: 2, ..Limits::default() };
+    let answering = Answering::on(terms(None), limits);
+    let other = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+    let third = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+    let ask = |from| Asker::greet(answering.address, from, HELLO, None);
+    let mut guests = vec![ask(NEAR), ask(NEAR)];
+    assert_eq!(ask(NEAR).admittance(), Some(Admittance::Full), "a third of one source");
+    eventually("it has left", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
+    guests.push(ask(other));
+    assert_eq!(ask(third).admittance(), Some(Admittance::Full), "a fourth in all");
+    eventually("it has left", || (answering.scrape().count(OPEN, &[]) == 3).then_some(()));
+    for guest in &mut guests {
+        assert_eq!(guest.admittance(), Some(Admittance::Granted));
+        guest.echo(7);
+    }
+    drop(guests.remove(0));
+    eventually("there is room", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
+    let mut back = ask(NEAR);
+    assert_eq!(back.admittance(), Some(Admittance::Granted));
+    back.echo(8);
+    drop((guests, back));
+    answering.refused("full", 2);
+}
+
+#[test]
+fn over_its_rate_a_source_waits_and_loses_nothing() {
+    let answering = Answering::on(Terms::new(policy(200), None), Limits::default());
+    let mut asker = Asker::near(answering.address, None);
+    let all: Vec<u8> = (0..60).flat_map(|sequence| asker.request(sequence)).collect();
+    asker.stream.write_all(&all).unwrap();
+    assert_eq!((0..60).map_while(|_| asker.reply()).collect::<Vec<u64>>(), (0..60).collect::<Vec<u64>>());
+    drop(asker);
+    answering.refused("broken", 0);
+}
+
+#[test]
+fn a_reload_is_for_connections_that_are_made_after_it() {
+    let answering = Answering::start(None);
+    let mut before = Asker::near(answering.address, None);
+    before.echo(0);
+    let nobody = Policy { prefixes: Vec::new(), ..policy(1_000_000) };
+    answering.responder.change(Terms::new(nobody, Some(&Keys::parse(SECRET).unwrap())));
+    before.echo(1);
+    assert_eq!(Asker::near(answering.address, None).admittance(), Some(Admittance::Unlisted));
+    let mut after = Asker::near(answering.address, Some(&keys(SECRET)));
+    after.echo(2);
+    before.echo(3);
+}
+
+#[test]
+fn a_stop_ends_all_connections() {
+    let mut answering = Answering::start(None);
+    let mut askers = [(); 3].map(|()| Asker::near(answering.address, None));
+    askers.iter_mut().for_each(|asker| asker.echo(1));
+    let silent = Asker::connect(answering.address, NEAR);
+    answering.stop();
+    for asker in &mut askers {
+        assert_eq!(asker.reply(), None);
+    }
+    assert_eq!(close(silent), b"");
+    assert_eq!(answering.scrape().count(OPEN, &[]), 0);
+    assert!(TcpStream::connect(answering.address).is_err(), "nobody listens any more");
+}

@@ -1,0 +1,266 @@
+//! Our echo over TCP, with a responder that is none or a bad one.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use super::*;
+use pathmeter_proto::wire::NtpTime;
+
+/// A dial with a key.
+fn keyed(to: SocketAddr, bytes: u32, secret: &str) -> Dial {
+    dial(to, Over::Tcp { bytes, keys: Some(Arc::new(keys(secret))) })
+}
+
+/// What becomes of a path whose server says this instead of its welcome: the first trouble, and the reason that is counted.
+fn greeted_with(
+    secret: Option<&str>,
+    words: impl Fn(Hello) -> Vec<u8> + Send + Sync + 'static,
+) -> (String, &'static str) {
+    let server = Server::start(move |_, mut stream| {
+        let mut greeting = [0; GREETING_BYTES];
+        if stream.read_exact(&mut greeting).is_ok() {
+            let (hello, _) = Hello::decode(&greeting, None).unwrap();
+            stream.write_all(&words(hello)).unwrap();
+            hold(stream);
+        }
+    });
+    let dial = match secret {
+        Some(secret) => keyed(server.address, BYTES, secret),
+        None => Speech::Tcp.dial(server.address),
+    };
+    let mut path = Path::start(dial);
+    let told = path.until("a trouble", |told| !told.troubles.is_empty());
+    let trouble = told.troubles[0].replace(&server.address.to_string(), "b");
+    path.handle.remove(ID);
+    let told = path.stop();
+    assert_eq!((told.connections, told.lost()), (0, 0), "{told:?}");
+    let reason = ["denied", "protocol", "closed", "reset"].into_iter().find(|reason| path.ended(reason) > 0);
+    (trouble, reason.unwrap())
+}
+
+#[test]
+fn each_welcome_that_is_none_has_its_sentence() {
+    let welcome =
+        |admittance| move |hello: Hello| Welcome { admittance, nonce: [5; 16] }.encode(&hello, None).to_vec();
+    let key = "it does not know our key: give both the same key file";
+    let others = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(
+        greeted_with(None, |_| others.to_vec()),
+        ("greeting b: is not a welcome".to_owned(), "protocol")
+    );
+    let newer = move |hello| {
+        let mut words = welcome(Admittance::Granted)(hello);
+        words[4] = 2;
+        words
+    };
+    assert_eq!(
+        greeted_with(None, newer),
+        ("greeting b: version 2 (this build speaks 1)".to_owned(), "protocol")
+    );
+    for (admittance, sentence) in [
+        (Admittance::Unlisted, "add our address to responder.allow there, or give both a key file"),
+        (Admittance::Unauthentic, key),
+        (Admittance::Full, "it has no room for another connection"),
+        (Admittance::Length, "it takes no messages of that size"),
+    ] {
+        let expected = (format!("b does not answer us: {sentence}"), "denied");
+        assert_eq!(greeted_with(None, welcome(admittance)), expected);
+        assert_eq!(greeted_with(Some(SECRET), welcome(admittance)), expected);
+    }
+    let unproven = (format!("greeting b: {key}"), "denied");
+    assert_eq!(greeted_with(Some(SECRET), welcome(Admittance::Granted)), unproven);
+    let other = |hello: Hello| {
+        let welcome = Welcome { admittance: Admittance::Granted, nonce: [5; 16] };
+        welcome.encode(&hello, Some(keys("another key of ours").current())).to_vec()
+    };
+    assert_eq!(greeted_with(Some(SECRET), other), unproven);
+}
+
+/// Measures a server that changes the fourth of its replies, and answers well over further connections.
+fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (Path, Server) {
+    let server = Server::start(move |number, stream| {
+        let keys = secret.map(keys);
+        let Some(mut host) = TcpHost::begin(stream, keys.as_ref()) else { return };
+        let mut answered = 0;
+        while let Some(frame) = host.read() {
+            if number == 0 && answered == 3 {
+                change(frame);
+            }
+            answered += 1;
+            if host.write().is_none() {
+                break;
+            }
+        }
+    });
+    let dial = match secret {
+        Some(secret) => keyed(server.address, BYTES, secret),
+        None => Speech::Tcp.dial(server.address),
+    };
+    let mut path = Path::with(dial, |spec| spec.lost_after = Duration::from_secs(2));
+    path.until("answers before and after", |told| told.answered() >= 20);
+    (path, server)
+}
+
+#[test]
+fn a_reply_that_cannot_be_read_ends_the_connection() {
+    for (change, sentence) in [
+        ((|frame| frame.fill(b'x')) as fn(&mut Vec<u8>), "is not a reply"),
+        (|frame| frame[4] = 9, "version 9 (this build speaks 1)"),
+        (|frame| frame[5] = 3, "is not a reply"),
+        (|frame| frame.rotate_left(1), "is not a reply"),
+    ] {
+        let (mut path, server) = changed(None, change);
+        let told = path.stop();
+        let trouble = format!("reading from {}: {sentence}", server.address);
+        assert_eq!((told.connections, &told.troubles), (2, &vec![trouble]));
+        assert!(told.lost() >= 1, "{told:?}");
+        assert_eq!((path.ended("protocol"), path.ended_otherwise(&["protocol"])), (1, 0));
+    }
+}
+
+#[test]
+fn a_reply_that_is_not_believed_is_counted_and_its_message_is_lost() {
+    let sequence: fn(&mut Vec<u8>) = |frame| frame[12] ^= 1;
+    let stamp: fn(&mut Vec<u8>) = |frame| frame[20] ^= 1;
+    let padding: fn(&mut Vec<u8>) = |frame| frame[90] ^= 1;
+    for (secret, change, why) in [
+        (None, sequence, Mismatch::Unasked),
+        (None, stamp, Mismatch::Unasked),
+        (Some(SECRET), sequence, Mismatch::Unauthentic),
+        (Some(SECRET), stamp, Mismatch::Unauthentic),
+        (Some(SECRET), padding, Mismatch::Unauthentic),
+    ] {
+        let (mut path, _server) = changed(secret, change);
+        path.until("its loss", |told| told.lost() >= 1);
+        let told = path.stop();
+        let not_answered: Vec<u64> = told
+            .decisions()
+            .filter(|(_, verdict, _)| matches!(verdict, Verdict::Lost(_)))
+            .map(|(sequence, ..)| sequence)
+            .collect();
+        assert_eq!((not_answered, told.mismatched(why)), (vec![3], 1), "{why:?}: {told:?}");
+        assert_eq!((told.connections, told.troubles.len()), (1, 0), "{told:?}");
+    }
+}
+
+#[test]
+fn a_reply_that_comes_twice_is_a_duplicate() {
+    let (mut path, _server) = changed(Some(SECRET), |frame| frame.extend_from_within(..));
+    let told = path.stop();
+    assert_eq!((told.answered(), told.count(|report| *report == Report::Duplicate)), (told.sent(), 1));
+    assert_eq!((told.connections, told.troubles.len()), (1, 0), "{told:?}");
+}
+
+#[test]
+fn a_connection_that_ends_in_the_middle_of_a_reply_was_closed() {
+    let server = Server::start(|number, stream| {
+        let Some(mut host) = TcpHost::begin(stream, None) else { return };
+        if number == 0 {
+            let Some(frame) = host.read() else { return };
+            let half = frame[..40].to_vec();
+            host.stream.write_all(&half).unwrap();
+            drop(close(host.stream));
+        } else {
+            Host::Tcp(host).answer_all();
+        }
+    });
+    let mut path = Path::start(Speech::Tcp.dial(server.address));
+    path.until("answers", |told| told.answered() >= 5);
+    let told = path.stop();
+    assert_eq!(told.troubles, [format!("{} closed the connection", server.address)]);
+    assert!(told.lost() >= 1, "{told:?}");
+    assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (1, 0));
+}
+
+#[test]
+fn a_reply_in_single_bytes_is_an_answer_and_many_at_once_are_many() {
+    let server = Server::start(|_, stream| {
+        let Some(mut host) = TcpHost::begin(stream, None) else { return };
+        for _ in 0..2 {
+            let Some(frame) = host.read().cloned() else { return };
+            for byte in frame {
+                host.stream.write_all(&[byte]).unwrap();
+            }
+        }
+        let mut all = Vec::new();
+        for _ in 0..5 {
+            let Some(frame) = host.read() else { return };
+            all.extend_from_slice(frame);
+        }
+        host.stream.write_all(&all).unwrap();
+        Host::Tcp(host).answer_all();
+    });
+    let mut path = Path::start(Speech::Tcp.dial(server.address));
+    path.until("answers", |told| told.answered() >= 10);
+    let told = path.stop();
+    assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
+    assert!(told.troubles.is_empty());
+}
+
+/// The wall clock, as messages have it.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    NtpTime::from(WallTime::from_nanos(u64::try_from(since.as_nanos()).unwrap())).0
+}
+
+/// The span between two times in NTP format, in nanoseconds.
+fn nanos(from: u64, to: u64) -> u64 {
+    u64::try_from((u128::from(to.saturating_sub(from)) * 1_000_000_000) >> 32).unwrap()
+}
+
+#[test]
+fn who_stops_reading_makes_messages_wait_and_they_count_from_when_they_were_due() {
+    const BIG: u32 = 65_536;
+    let release = Arc::new(AtomicBool::new(false));
+    let stamps = Arc::new(Mutex::new(BTreeMap::new()));
+    let (released, written) = (Arc::clone(&release), Arc::clone(&stamps));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(BIG as usize).unwrap();
+    let server = Server::on(listener, move |_, stream| {
+        let Some(mut host) = TcpHost::begin(stream, None) else { return };
+        while !released.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        while let Some(frame) = host.read() {
+            let [sequence, stamp] =
+                [8, 16].map(|at| u64::from_be_bytes(frame[at..at + 8].try_into().unwrap()));
+            written.lock().unwrap().insert(sequence, stamp);
+            if host.write().is_none() {
+                break;
+            }
+        }
+    });
+    let mut path = Path::start(dial(server.address, Over::Tcp { bytes: BIG, keys: None }));
+    path.until("a message left", |told| told.sent() >= 1);
+    // Nothing leaves any more while the thread is awake: what is due waits for room.
+    let (mut sent, mut beats) = (0, 0);
+    let progress = |path: &Path| path.handle.stats().progress.get();
+    eventually("the stream is full", || {
+        if path.listen().sent() > sent {
+            (sent, beats) = (path.told.sent(), progress(&path));
+        }
+        (progress(&path) >= beats + 4).then_some(())
+    });
+    assert_eq!((path.told.answered(), path.told.lost()), (0, 0), "{:?}", path.told);
+    let turned = now();
+    release.store(true, Ordering::SeqCst);
+    let first = sent as u64;
+    path.until("those that waited are answered", |told| told.answered() as u64 > first + 30);
+    let told = path.stop();
+    assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
+    assert!(told.troubles.is_empty(), "{told:?}");
+    let stamps = stamps.lock().unwrap();
+    let mut waited = 0;
+    for (sequence, _, rtt) in told.decisions() {
+        let at_least = nanos(stamps[&sequence], turned);
+        // The stamps are of the wall clock, which may be slewed.
+        let rtt = u64::try_from(rtt.unwrap().as_nanos()).unwrap() + 1_000_000;
+        assert!(
+            rtt >= at_least,
+            "{sequence}: a round trip of {rtt} ns, after {at_least} ns of standing still"
+        );
+        waited += u64::from(sequence >= first && at_least > 0);
+    }
+    assert!(waited >= 10, "{waited} waited for room");
+}
