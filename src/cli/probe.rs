@@ -199,7 +199,15 @@ fn start(
             let handle = stream::Handle::spawn(events)?;
             handle.add(NewStream {
                 id,
-                spec: StreamSpec { interval, late_after, lost_after, at_once: over.at_once(), count, seed },
+                spec: StreamSpec {
+                    interval,
+                    late_after,
+                    lost_after,
+                    at_once: over.at_once(),
+                    on_demand: over.is_on_demand(),
+                    count,
+                    seed,
+                },
                 dial: Dial { to, host: None, source: arguments.source, dscp, over },
                 fresh: None,
                 series,

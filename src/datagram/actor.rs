@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use pathmeter_proto::echo::{Prober, Report, Responder, ResponderReport};
 use pathmeter_proto::key::Keys;
@@ -48,6 +49,8 @@ pub(super) struct Echo {
     pub(super) prober: Prober,
     pub(super) series: Arc<EchoSeries>,
     pub(super) tap: Option<mpsc::Sender<Report>>,
+    /// Since when this machine counts here. Another one may have counted before, on another thread.
+    pub(super) since: Timestamp,
 }
 
 #[derive(Debug)]
@@ -199,11 +202,17 @@ impl Echo {
     }
 
     /// Whether what was counted agrees with what the machine still holds.
-    pub(super) fn is_conserved(&self) -> bool {
+    pub(super) fn is_conserved(&self, now: Timestamp) -> bool {
+        if now.since(self.since) < SETTLES {
+            return true;
+        }
         let in_flight = u64::try_from(self.prober.in_flight()).unwrap_or(u64::MAX);
         self.series.sent.get().checked_sub(self.series.decided()) == Some(in_flight)
     }
 }
+
+/// The machine that counted before has ended by then.
+const SETTLES: Duration = Duration::from_secs(1);
 
 impl Answerer {
     fn record(&self, report: ResponderReport) {

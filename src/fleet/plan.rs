@@ -199,6 +199,7 @@ impl Plan {
             late_after: self.late_after,
             lost_after: self.lost_after,
             at_once: over.at_once(),
+            on_demand: over.is_on_demand(),
             count: None,
             seed,
         }

@@ -144,12 +144,27 @@ impl StreamSeries {
     /// The connection that carries the messages, or an attempt to make it, has ended.
     pub fn disconnected(&self, why: Broken) {
         self.connected.set(0);
+        self.forget_tcp();
         find(&REASONS, &self.reconnects, &why).inc();
     }
 
     /// There is no connection because none is wanted any more.
     pub fn put_away(&self) {
         self.connected.set(0);
+        self.forget_tcp();
+    }
+
+    /// What TCP said of a connection that is gone says nothing of the next one.
+    fn forget_tcp(&self) {
+        for cell in [&self.rtt, &self.rtt_variation, &self.rtt_minimum, &self.delivery_rate] {
+            cell.set(0);
+        }
+    }
+
+    /// HTTP answers that were not the expected ones.
+    #[must_use]
+    pub fn unexpected_answers(&self) -> u64 {
+        self.unexpected.iter().map(Cell::get).sum()
     }
 
     /// TCP's handshake of a fresh connection took this long.

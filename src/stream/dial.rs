@@ -98,6 +98,15 @@ impl Over {
             Self::Http { .. } => 1,
         }
     }
+
+    /// Whether the other side may end a connection that serves nothing.
+    #[must_use]
+    pub fn is_on_demand(&self) -> bool {
+        match self {
+            Self::Tcp { .. } | Self::WebSocket { .. } => false,
+            Self::Http { .. } => true,
+        }
+    }
 }
 
 /// What making a connection took.

@@ -57,10 +57,12 @@ pub(super) async fn measure(
 async fn once(dial: &Dial, took: &mut Took) -> Result<(), Trouble> {
     dial.resolve(took).await?;
     let mut link = dial.connect(took).await?;
-    match link {
+    let outcome = match link {
         Link::Tcp(_) | Link::WebSocket(_) => Ok(()),
         Link::Http(_) => first_byte(&mut link, took).await,
-    }
+    };
+    link.close();
+    outcome
 }
 
 /// What the server takes to begin its first answer.
@@ -74,7 +76,7 @@ async fn first_byte(link: &mut Link, took: &mut Took) -> Result<(), Trouble> {
                 return Ok(());
             }
             Heard::End(trouble) | Heard::Stale(_, trouble) => return Err(trouble),
-            Heard::Mismatch(_) | Heard::Room => {}
+            Heard::Mismatch(_) | Heard::Room | Heard::Nothing => {}
         }
     }
 }

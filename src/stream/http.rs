@@ -38,8 +38,11 @@ pub struct Expected {
     pub is_agent: bool,
 }
 
-/// Bytes of a body that are looked at; the rest is read and thrown away. Chosen: a health page is shorter.
+/// Bytes of a body that are looked at. Chosen: a health page is shorter.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of a body that are read at all; then the connection is ended. Chosen: a page that is nobody's health.
+const BODY_BYTES_READ: usize = 1024 * 1024;
 
 /// One connection.
 pub(super) struct HttpLink {
@@ -93,7 +96,10 @@ struct Answering {
     at: Timestamp,
     status: StatusCode,
     body: Incoming,
+    /// The beginning of the body.
     read: Vec<u8>,
+    /// Bytes of it that came.
+    length: usize,
 }
 
 /// What an agent says of a ping.
@@ -155,7 +161,8 @@ impl HttpLink {
                     let status = response.status();
                     let body = response.into_body();
                     let at = Clock::now();
-                    self.state = State::Answered(Answering { message, at, status, body, read: Vec::new() });
+                    self.state =
+                        State::Answered(Answering { message, at, status, body, read: Vec::new(), length: 0 });
                 }
                 Err(error) => return Poll::Ready(self.unanswered(&error)),
             }
@@ -163,6 +170,9 @@ impl HttpLink {
         if let State::Answered(answering) = &mut self.state {
             let read = ready!(answering.poll_read(context));
             self.answers += 1;
+            if answering.length > BODY_BYTES_READ {
+                self.ended = Some(Ok(()));
+            }
             let heard = match read {
                 Ok(()) => self.judge(),
                 Err(error) => self.broken("reading from", &error),
@@ -218,6 +228,10 @@ impl HttpLink {
             (true, true) => None,
         };
         let pong = is_agent.then(|| serde_json::from_slice::<Pong>(&answering.read).ok()).flatten();
+        if *is_agent && pong.is_none() {
+            let text = format!("{} answered {} to a ping", self.to, answering.status);
+            return Heard::End(Trouble::new(Broken::Denied, text));
+        }
         let turnaround = pong.map_or(0, |pong| pong.turnaround_nanoseconds);
         let (message, at, by) = (answering.message, answering.at, StampedBy::User);
         Heard::Page(Answer { message, at, by, turnaround }, unexpected)
@@ -234,6 +248,10 @@ impl Answering {
                     let room = BODY_BYTES_MAX - self.read.len();
                     if let Some(data) = frame.data_ref() {
                         self.read.extend_from_slice(&data[..data.len().min(room)]);
+                        self.length += data.len();
+                        if self.length > BODY_BYTES_READ {
+                            return Poll::Ready(Ok(()));
+                        }
                     }
                 }
             }

@@ -31,6 +31,8 @@ pub(super) enum Heard {
     Mismatch(Mismatch),
     /// There is room for messages again.
     Room,
+    /// Something that is between the libraries.
+    Nothing,
     /// Its end.
     End(Trouble),
     /// Its end, which the other side had decided on before it could see this message.
@@ -62,6 +64,22 @@ impl Link {
             Self::Tcp(link) => link.poll_hear(context),
             Self::WebSocket(link) => link.poll_hear(context),
             Self::Http(link) => link.poll_hear(context),
+        }
+    }
+
+    /// Whether the kernel says when things arrive.
+    pub(super) fn has_stamps(&self) -> bool {
+        match self {
+            Self::Tcp(_) => true,
+            Self::WebSocket(_) | Self::Http(_) => false,
+        }
+    }
+
+    /// Says that it is the end, where there is a word for it: nothing is heard any more.
+    pub(super) fn close(&mut self) {
+        match self {
+            Self::WebSocket(link) => link.close(),
+            Self::Tcp(_) | Self::Http(_) => {}
         }
     }
 

@@ -92,9 +92,11 @@ impl Handle {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let house =
             House { stats: Arc::clone(&stats), events, paths: BTreeMap::new(), tasks: JoinSet::new() };
-        let thread = std::thread::Builder::new()
-            .name("pm-streams".to_owned())
-            .spawn(move || runtime.block_on(house.run(inbox)))?;
+        let thread = std::thread::Builder::new().name("pm-streams".to_owned()).spawn(move || {
+            runtime.block_on(house.run(inbox));
+            // A name that is still being looked up keeps nobody from leaving.
+            runtime.shutdown_background();
+        })?;
         Ok(Self { commands, stats, thread })
     }
 
@@ -188,8 +190,7 @@ impl House {
             self.tasks.spawn(fresh::measure(dial, every, patience, seed, echo, series))
         });
         let path = Path::new(path, inbox, Arc::clone(&self.stats), self.events.clone());
-        // A path yields whenever it waits; a budget would make it look idle while there is more to take.
-        self.tasks.spawn(tokio::task::unconstrained(path.run()));
+        self.tasks.spawn(path.run());
         self.paths.insert(id, Resident { orders, fresh });
     }
 

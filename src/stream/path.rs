@@ -11,6 +11,8 @@ use pathmeter_proto::echo::{Report, StreamProber, StreamStep};
 use pathmeter_proto::machine::Now;
 use pathmeter_proto::time::Timestamp;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::coop::has_budget_remaining;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::NewStream;
@@ -35,6 +37,16 @@ pub(super) enum Order {
 /// TCP is asked how a connection fares this often at most. Chosen: scrapes are rarer.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Whoever wakes this much later than it wanted to has been stopped. Chosen: ten times what a busy host does to a thread.
+const OWN_PAUSE: Duration = Duration::from_millis(500);
+
+/// What is taken before anything is decided and other paths get their turn. Chosen: more than is under way on a healthy path.
+const TURN: usize = 256;
+
+/// A connection on which so much came that answers nothing, and not one answer in between, is given up. Chosen: a server that
+/// greets or pings now and then is borne, one that talks without end is not.
+const MISMATCHES_MAX: u32 = 1_000;
+
 /// A path that is measured.
 pub(super) struct Path {
     id: PathId,
@@ -48,6 +60,10 @@ pub(super) struct Path {
     drained: Timestamp,
     looked: Timestamp,
     tcp: TcpInfo,
+    /// Whether the last turn began because it was time for something.
+    is_awake_by_timer: bool,
+    /// What came on this connection since the last answer and was none.
+    mismatches: u32,
     series: Arc<EchoSeries>,
     stream: Arc<StreamSeries>,
     agent: Arc<LoopSeries>,
@@ -88,6 +104,8 @@ impl Path {
             drained: now,
             looked: now,
             tcp: TcpInfo::default(),
+            is_awake_by_timer: false,
+            mismatches: 0,
             series: new.series,
             stream: new.stream,
             agent,
@@ -99,9 +117,8 @@ impl Path {
     /// Measures until it is told to end, or has sent everything it should and decided that.
     pub(super) async fn run(mut self) {
         loop {
-            if !self.take_everything().await {
-                self.prober.withdraw();
-                self.act();
+            if !self.take_what_is_there().await {
+                self.end();
                 break;
             }
             let Some(until) = self.act() else {
@@ -109,16 +126,17 @@ impl Path {
                 break;
             };
             let span = until.since(Clock::now());
-            tokio::select! {
+            let happened = tokio::select! {
                 biased;
-                happened = poll_fn(|context| self.poll(context)) => {
-                    if !self.take(happened) {
-                        self.prober.withdraw();
-                        self.act();
-                        break;
-                    }
-                }
-                () = sleep(span) => self.agent.lag.observe(Clock::now().since(until)),
+                happened = poll_fn(|context| self.poll(context)) => Some(happened),
+                () = sleep(span) => None,
+            };
+            self.woke(until, happened.is_none());
+            if let Some(happened) = happened
+                && !self.take(happened)
+            {
+                self.end();
+                break;
             }
             self.agent.wakeups.inc();
         }
@@ -126,13 +144,38 @@ impl Path {
         self.stream.put_away();
     }
 
+    /// After a pause of our own, what came meanwhile over a link that we time ourselves is withdrawn: how long it took cannot be
+    /// told any more.
+    fn woke(&mut self, until: Timestamp, is_by_timer: bool) {
+        self.is_awake_by_timer = is_by_timer;
+        let late = Clock::now().since(until);
+        if is_by_timer {
+            self.agent.lag.observe(late);
+        }
+        if late >= OWN_PAUSE && self.link.as_ref().is_some_and(|link| !link.has_stamps()) {
+            self.prober.withdraw();
+        }
+    }
+
+    /// Decides what is undecided: withdrawn.
+    fn end(&mut self) {
+        self.prober.stop();
+        self.prober.withdraw();
+        self.act();
+    }
+
     /// Takes what is there without waiting; false when it is told to end.
-    async fn take_everything(&mut self) -> bool {
-        let (now, upset) = self.clock.look();
+    async fn take_what_is_there(&mut self) -> bool {
+        let before = Clock::now();
+        if self.is_awake_by_timer {
+            // The runtime looks at the sockets once more: after a pause of ours its word on them is old.
+            yield_now().await;
+        }
+        let (_, upset) = self.clock.look();
         if let Some(Upset::Suspend(_)) = upset {
             self.prober.withdraw();
         }
-        loop {
+        for _ in 0..TURN {
             let happened = poll_fn(|context| match self.poll(context) {
                 Poll::Ready(happened) => Poll::Ready(Some(happened)),
                 Poll::Pending => Poll::Ready(None),
@@ -143,10 +186,17 @@ impl Path {
                         return false;
                     }
                 }
+                None if has_budget_remaining() => {
+                    if self.is_awake_by_timer {
+                        self.drained = before;
+                    }
+                    return true;
+                }
                 None => break,
             }
         }
-        self.drained = now;
+        // There may be more; the other paths come first.
+        yield_now().await;
         true
     }
 
@@ -183,15 +233,26 @@ impl Path {
                 self.prober.connected(Clock::now());
             }
             Happened::Attempted(Err(trouble)) => self.broken(&trouble),
-            Happened::Heard(Heard::Answer(answer)) => self.prober.answered(&answer),
+            Happened::Heard(Heard::Answer(answer)) => {
+                self.mismatches = 0;
+                self.prober.answered(&answer);
+            }
             Happened::Heard(Heard::Page(answer, unexpected)) => {
                 self.prober.answered(&answer);
                 if let Some(unexpected) = unexpected {
                     self.stream.unexpected(unexpected);
                 }
             }
-            Happened::Heard(Heard::Mismatch(mismatch)) => self.prober.mismatched(mismatch),
+            Happened::Heard(Heard::Mismatch(mismatch)) => {
+                self.prober.mismatched(mismatch);
+                self.mismatches += 1;
+                if self.mismatches == MISMATCHES_MAX {
+                    let text = format!("{} talks without end and answers nothing", self.dial.to);
+                    self.broken(&Trouble::new(Broken::Protocol, text));
+                }
+            }
             Happened::Heard(Heard::Room) => self.prober.writable(),
+            Happened::Heard(Heard::Nothing) => {}
             Happened::Heard(Heard::End(trouble)) => self.broken(&trouble),
             Happened::Heard(Heard::Stale(message, trouble)) => {
                 self.prober.returned(message);
@@ -204,15 +265,19 @@ impl Path {
     fn broken(&mut self, trouble: &Trouble) {
         self.put_down();
         self.attempt = None;
-        self.stream.disconnected(trouble.why);
-        self.prober.disconnected(Clock::now(), trouble.ours);
-        self.tell(Event::Broken { id: self.id, reason: trouble.text.clone() });
+        if self.prober.disconnected(Clock::now(), trouble.ours) {
+            self.stream.disconnected(trouble.why);
+            self.tell(Event::Broken { id: self.id, reason: trouble.text.clone() });
+        }
     }
 
     /// Drops the connection, with a last look at it.
     fn put_down(&mut self) {
         self.look();
-        self.link = None;
+        if let Some(mut link) = self.link.take() {
+            link.close();
+        }
+        self.mismatches = 0;
         self.tcp = TcpInfo::default();
     }
 

@@ -13,7 +13,8 @@ use pathmeter_proto::echo::{Answer, Message, Mismatch};
 use pathmeter_proto::machine::StampedBy;
 use pathmeter_proto::wire::websocket::Format;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
@@ -108,6 +109,14 @@ impl WebSocketLink {
         Ok(Handed { left: None, has_room })
     }
 
+    /// Says goodbye, as far as there is room for it. Nobody waits for the answer.
+    pub(super) fn close(&mut self) {
+        let goodbye = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+        if Pin::new(&mut self.socket).start_send(tungstenite::Message::Close(Some(goodbye))).is_ok() {
+            let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
         let doing = || format!("writing to {}", self.to);
         match Pin::new(&mut self.socket).poll_flush(context) {
@@ -133,10 +142,11 @@ impl WebSocketLink {
                 Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => (text.into(), Format::Text),
                 Poll::Ready(Some(Ok(tungstenite::Message::Binary(bytes)))) => (bytes, Format::Binary),
                 // The library answers pings itself.
-                Poll::Ready(Some(Ok(tungstenite::Message::Ping(_) | tungstenite::Message::Pong(_)))) => {
-                    continue;
-                }
-                Poll::Ready(Some(Ok(tungstenite::Message::Frame(_)))) => continue,
+                Poll::Ready(Some(Ok(
+                    tungstenite::Message::Ping(_)
+                    | tungstenite::Message::Pong(_)
+                    | tungstenite::Message::Frame(_),
+                ))) => return Poll::Ready(Heard::Nothing),
                 Poll::Ready(Some(Ok(tungstenite::Message::Close(frame)))) => {
                     let why = frame.map(|frame| format!(": {frame}")).unwrap_or_default();
                     let text = format!("{} closed the WebSocket{why}", self.to);

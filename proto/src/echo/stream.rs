@@ -29,6 +29,9 @@ pub struct StreamSpec {
     pub lost_after: Duration,
     /// Messages that may be unanswered on a connection at once; further ones wait.
     pub at_once: usize,
+    /// Whether the other side may end a connection that serves nothing, as HTTP servers do: then that is no failure, and another
+    /// one is made when a message is due.
+    pub on_demand: bool,
     /// Slots after which to stop; `None`: never.
     pub count: Option<u64>,
     /// Decides phase, jitter and the pauses between attempts to connect.
@@ -89,6 +92,8 @@ pub struct StreamProber {
     connection: Connection,
     /// Attempts in a row after which nothing was answered.
     failures: u32,
+    /// Whether anything was answered on this connection.
+    has_answered: bool,
     minimum: WindowedMinimum,
     absence: Option<Absence>,
     is_stopping: bool,
@@ -105,6 +110,8 @@ struct Waiting {
 
 #[derive(Debug, Clone, Copy)]
 enum Connection {
+    /// There is none, and none is needed before a message is due.
+    Unneeded,
     /// There is none; when to try again, and whether it is our host that keeps us from having one.
     None { again: Timestamp, ours: Option<NotSent> },
     /// It is being made.
@@ -118,8 +125,9 @@ enum Connection {
 impl StreamProber {
     /// The shortest pause between two attempts to connect; it doubles with each attempt that came to nothing. Chosen: 100 ms.
     pub const RETRY_MIN: Duration = Duration::from_millis(100);
-    /// The longest pause. Chosen: a responder that is back is measured again within half a minute.
-    pub const RETRY_MAX: Duration = Duration::from_secs(30);
+    /// The longest pause. Chosen: a third of the time after which a message is lost by default, so that a responder that is
+    /// back loses nothing more.
+    pub const RETRY_MAX: Duration = Duration::from_secs(5);
 
     /// A prober that connects at once; its first slot lies within one interval after that.
     #[must_use]
@@ -132,6 +140,7 @@ impl StreamProber {
             unanswered: 0..0,
             connection: Connection::None { again: at, ours: None },
             failures: 0,
+            has_answered: false,
             minimum: WindowedMinimum::new(at),
             absence: None,
             is_stopping: false,
@@ -141,15 +150,29 @@ impl StreamProber {
         }
     }
 
-    /// The connection stands.
+    /// The connection stands. What waited while the peer was away by its own word is withdrawn.
     pub fn connected(&mut self, at: Timestamp) {
+        if self.is_draining(at) {
+            self.withdraw();
+        }
+        self.has_answered = false;
         self.connection = Connection::Up { heard: at, is_blocked: false };
         self.begin(at);
     }
 
     /// The connection, or the attempt to make one, has ended. What was on it is lost. `ours`: our own host is to blame, and
-    /// what waits is not sent.
-    pub fn disconnected(&mut self, at: Timestamp, ours: Option<NotSent>) {
+    /// what waits is not sent. True if something is wrong; false if it may end like that ([`StreamSpec::on_demand`]).
+    pub fn disconnected(&mut self, at: Timestamp, ours: Option<NotSent>) -> bool {
+        let was_up = matches!(self.connection, Connection::Up { .. });
+        if self.spec.on_demand && was_up && self.unanswered.is_empty() && ours.is_none() {
+            if self.waiting.is_empty() {
+                self.connection = Connection::Unneeded;
+                return false;
+            } else if self.has_answered {
+                self.connection = Connection::None { again: at, ours: None };
+                return false;
+            }
+        }
         let rules = self.rules();
         let unanswered = std::mem::take(&mut self.unanswered);
         self.flow.give_up(unanswered, at, &rules, &mut self.reports);
@@ -162,6 +185,7 @@ impl StreamProber {
         let again = at + self.pause();
         self.connection = Connection::None { again, ours };
         self.begin(at);
+        true
     }
 
     /// The stream took the message that [`StreamStep::Send`] asked for at `at`. `left`: when the kernel let it go on its way,
@@ -254,6 +278,8 @@ impl StreamProber {
         }
         let rules = self.rules();
         self.flow.withdraw(&rules, &mut self.reports);
+        // What still comes of it shows that the connection stands; that it does not, shows nothing.
+        self.unanswered.start = self.unanswered.end;
     }
 
     /// The peer said that it is leaving; see [`super::Prober::goodbye`].
@@ -291,6 +317,11 @@ impl StreamProber {
 
     fn connection_step(&mut self, now: Now) -> Option<StreamStep> {
         match self.connection {
+            Connection::Unneeded if self.waiting.is_empty() => None,
+            Connection::Unneeded => {
+                self.connection = Connection::Coming { since: now.at };
+                Some(StreamStep::Connect)
+            }
             Connection::None { again, .. } if again <= now.at => {
                 self.connection = Connection::Coming { since: now.at };
                 Some(StreamStep::Connect)
@@ -371,6 +402,7 @@ impl StreamProber {
             // In order: what was asked before is answered, or never will be.
             self.unanswered.start = sequence + 1;
             self.failures = 0;
+            self.has_answered = true;
             if let Connection::Up { heard, .. } = &mut self.connection {
                 *heard = (*heard).max(at);
             }
@@ -395,7 +427,7 @@ impl StreamProber {
             Connection::None { again, .. } => again,
             Connection::Coming { since } => since + self.spec.lost_after,
             Connection::Up { heard, .. } if !self.unanswered.is_empty() => heard + self.spec.lost_after,
-            Connection::Up { .. } | Connection::Ending => Timestamp::NEVER,
+            Connection::Up { .. } | Connection::Ending | Connection::Unneeded => Timestamp::NEVER,
         };
         let next = self.grid.as_ref().filter(|_| !self.is_over()).map_or(Timestamp::NEVER, Grid::next);
         connection.min(next).min(self.flow.deadline(&self.rules()))

@@ -194,7 +194,7 @@ impl Seal {
     /// The seal of the connection that these greetings began. `key`: one of the keys derived for [`PURPOSE`].
     #[must_use]
     pub fn of(key: Option<&Key>, hello: &Hello, welcome: &Welcome) -> Self {
-        Self(key.map(|key| Key::new(&key.mac(&[&hello.nonce, &welcome.nonce]))))
+        Self(key.map(|key| Key::new(&key.mac(&[b"messages", &hello.nonce, &welcome.nonce]))))
     }
 
     /// Appends a request of `length` bytes, at least [`MESSAGE_BYTES_MIN`].

@@ -267,7 +267,7 @@ impl Thread {
         for _ in 0..count {
             self.check_next = (self.check_next + 1) % self.actors.len().max(1);
             if let Some(Some(Seat { actor: Actor::Echo(echo), .. })) = self.actors.get(self.check_next)
-                && !echo.is_conserved()
+                && !echo.is_conserved(self.pace.woke)
             {
                 self.series.accounting_errors.inc();
             }

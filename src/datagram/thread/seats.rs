@@ -93,7 +93,7 @@ impl Thread {
         if let Some(at) = absent_since {
             prober.goodbye(at);
         }
-        let echo = Echo { id, prober, series, tap };
+        let echo = Echo { id, prober, series, tap, since: Clock::now() };
         let index = self.seat(Actor::Echo(Box::new(echo)), group, routes.clone(), interval);
         self.routes.extend(routes.into_iter().map(|route| (route, index)));
         self.by_source.entry(to).or_default().push(index);
@@ -268,7 +268,7 @@ impl Thread {
         }
         self.free.push(index);
         if let Actor::Echo(echo) = seat.actor {
-            if !echo.is_conserved() {
+            if !echo.is_conserved(Clock::now()) {
                 self.series.accounting_errors.inc();
             }
             self.places.remove(&echo.id);
