@@ -132,14 +132,14 @@ impl Ended<'_> {
 
         let answered = exchanges.len() as u64;
         for (bound, label) in BOUNDS {
-            let above = |all: &dyn Fn(&(Exchange, (u64, u64))) -> u64| {
-                exchanges.iter().filter(|found| all(found) > bound).count() as u64
-            };
-            let truly = (above(&|(_, span)| span.0), above(&|(exchange, span)| span.1 + allowed(exchange).0));
+            let count = |are_above: &mut dyn Iterator<Item = bool>| are_above.filter(|is| *is).count() as u64;
+            let least = count(&mut exchanges.iter().map(|(_, span)| span.0 > bound));
+            let most = count(&mut exchanges.iter().map(|(found, span)| span.1 + allowed(found).0 > bound));
             let said = answered - self.count("rtt_seconds_bucket", &[label]);
             // A moment in which the machine stood still between two looks at the clock belongs to one message.
-            if said + unsent < truly.0 || said > truly.1 + unsent {
-                differences.push(format!("above {label}: says {said}, truly {truly:?}, {unsent} unsent"));
+            if said + unsent < least || said > most + unsent {
+                differences
+                    .push(format!("above {label}: says {said}, truly {least} to {most}, {unsent} unsent"));
             }
         }
 

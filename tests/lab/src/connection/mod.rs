@@ -45,8 +45,8 @@ pub struct Stream {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Arrival {
     at: Span,
-    /// Whether what was behind it had come before: the receiver's kernel stamps and joins segments, so its stamp may be of
-    /// those.
+    /// Whether what was behind it had come before, or comes so soon that the receiver need not have run: its kernel joins such
+    /// segments, and then knows one time for both.
     is_joined: bool,
 }
 
@@ -204,8 +204,8 @@ impl Exchange {
         Some((from.saturating_sub(self.meant), to.saturating_sub(self.meant)))
     }
 
-    /// Whether it or its answer was missing when something behind it came: when it arrived is then no more than about known to
-    /// the program.
+    /// Whether something that was behind it or its answer came before it, or at once: when it arrived itself can be known to the
+    /// program no better than when it was read.
     #[must_use]
     pub fn is_joined(&self) -> bool {
         [self.there, self.back].iter().any(|leg| leg.arrived.is_some_and(|arrival| arrival.is_joined))
@@ -349,13 +349,22 @@ impl Stream {
 
     /// What became of everything in front of a byte.
     fn leg(&self, end: usize) -> Leg {
-        Leg { entered: at(&self.entered, end), arrived: at(&self.arrived, end) }
+        let entered = from(&self.entered, end).first().map(|(_, at)| *at);
+        let arrived = match from(&self.arrived, end) {
+            [] => None,
+            [(_, arrival)] => Some(*arrival),
+            [(_, Arrival { at, is_joined }), (_, next), ..] => {
+                let is_followed = next.at.0 - at.0 < PROMPT;
+                Some(Arrival { at: *at, is_joined: *is_joined || is_followed })
+            }
+        };
+        Leg { entered, arrived }
     }
 }
 
-/// The first of what is sorted by where in a stream it ends that reaches as far as this.
-fn at<T: Copy>(all: &[(usize, T)], end: usize) -> Option<T> {
-    all.get(all.partition_point(|(to, _)| *to < end)).map(|(_, what)| *what)
+/// Of what is sorted by where in a stream it ends, all from the first on that reaches as far as this.
+fn from<T>(all: &[(usize, T)], end: usize) -> &[(usize, T)] {
+    &all[all.partition_point(|(to, _)| *to < end)..]
 }
 
 /// When whole copies came out.
