@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{anyhow, bail, ensure};
 use pathmeter_proto::echo::{Quirks, Wire};
@@ -13,6 +14,7 @@ use pathmeter_proto::wire::{stamp, websocket};
 
 use super::tls::scheme;
 use super::{EchoArguments, Failure, Family, Format, Protocol, host};
+use crate::config::units::display;
 use crate::config::{Https, Scheme, Trust, Url};
 use crate::http::auth::Signer;
 use crate::http::client::{Client, Secure};
@@ -22,6 +24,9 @@ use crate::peers::{authority, identity_of};
 use crate::resolver;
 use crate::settings::{Settings, SettingsError};
 use crate::stream::{Expected, Over, Place};
+
+/// Over connections a millisecond is the runtime's grain.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// The HTTP port of an agent, unless TARGET says another.
 const HTTP_PORT: u16 = 9_862;
@@ -99,8 +104,14 @@ impl Aim {
                 Protocol::Websocket | Protocol::Http => true,
                 Protocol::Udp | Protocol::Icmp | Protocol::Tcp => false,
             };
-            if wants_url && target.url.is_none() {
-                return Err(anyhow!("{name} has no url in the configuration").into());
+            let schemes: &[Scheme] = match arguments.protocol {
+                Protocol::Websocket => &[Scheme::Ws, Scheme::Wss],
+                Protocol::Http => &[Scheme::Http, Scheme::Https],
+                Protocol::Udp | Protocol::Icmp | Protocol::Tcp => &[],
+            };
+            if wants_url && !target.url.as_ref().is_some_and(|url| schemes.contains(&url.scheme)) {
+                let protocol = arguments.protocol.name();
+                return Err(anyhow!("{name} has no url for {protocol} in the configuration").into());
             }
             let host = target.url.as_ref().filter(|_| wants_url).map_or(&target.address, |url| &url.host);
             return Ok(Self {
@@ -311,6 +322,9 @@ fn check(arguments: &EchoArguments) -> anyhow::Result<()> {
     ];
     if let Some((option, _, whose)) = strange.iter().find(|(_, is_strange, _)| *is_strange) {
         bail!("{option} is for {whose}, not for {name}");
+    }
+    if is_stream && arguments.interval < INTERVAL_MIN {
+        bail!("--interval over {name} is at least {}", display(INTERVAL_MIN));
     }
     let sizes: RangeInclusive<u32> = match protocol {
         Protocol::Udp => 44..=9_000,

@@ -52,21 +52,29 @@ fn place(course: &Course) -> String {
 /// The thread that measures.
 enum Loop {
     Datagrams(Handle),
-    Streams(stream::Handle),
+    Streams(stream::Handle, Arc<StreamSeries>),
 }
 
 impl Loop {
     fn stop(&self, grace: Duration) {
         match self {
             Self::Datagrams(handle) => handle.stop(grace),
-            Self::Streams(handle) => handle.stop(grace),
+            Self::Streams(handle, _) => handle.stop(grace),
         }
     }
 
     fn is_finished(&self) -> bool {
         match self {
             Self::Datagrams(handle) => handle.is_finished(),
-            Self::Streams(handle) => handle.is_finished(),
+            Self::Streams(handle, _) => handle.is_finished(),
+        }
+    }
+
+    /// HTTP answers that were not the expected ones.
+    fn unexpected_answers(&self) -> u64 {
+        match self {
+            Self::Datagrams(_) => 0,
+            Self::Streams(_, series) => series.unexpected_answers(),
         }
     }
 }
@@ -87,15 +95,17 @@ async fn measure(arguments: &EchoArguments, course: Course) -> Result<(), Failur
                 Some(Event::Finished(_)) | None => break,
                 Some(Event::Broken { reason, .. }) => {
                     take(&tap, &mut findings, arguments)?;
-                    // A first attempt that fails at once is the answer to the question.
-                    if !findings.has_answer() {
-                        return Err(anyhow!(reason).into());
-                    }
                     if is_live {
                         say("\r\x1b[K")?;
                     }
+                    let is_hopeless = !findings.has_answer();
                     // Whoever does not look at it does not need it.
-                    let _ = writeln!(io::stderr(), "{reason}");
+                    let _ = writeln!(io::stderr(), "{}{reason}", if is_hopeless { "error: " } else { "" });
+                    if is_hopeless {
+                        // That is the answer to the question.
+                        prober.stop(Duration::ZERO);
+                        break;
+                    }
                 }
                 Some(
                     Event::Started { .. }
@@ -111,17 +121,22 @@ async fn measure(arguments: &EchoArguments, course: Course) -> Result<(), Failur
                     say(&format!("\r\x1b[K{}", findings.line(arguments.count)))?;
                 }
             }
-            _ = tokio::signal::ctrl_c(), if !is_interrupted => {
+            _ = tokio::signal::ctrl_c() => {
+                let grace = if is_interrupted { Duration::ZERO } else { arguments.protocol.lost_after() };
                 is_interrupted = true;
-                prober.stop(arguments.protocol.lost_after());
+                prober.stop(grace);
             }
         }
         if prober.is_finished() {
             break;
         }
     }
-    take(&tap, &mut findings, arguments)?;
     prober.stop(Duration::ZERO);
+    while !prober.is_finished() {
+        ticker.tick().await;
+    }
+    take(&tap, &mut findings, arguments)?;
+    findings.unexpected = prober.unexpected_answers();
     if is_live {
         say("\r\x1b[K")?;
     }
@@ -129,8 +144,10 @@ async fn measure(arguments: &EchoArguments, course: Course) -> Result<(), Failur
         true => findings.json(&arguments.target, &address).map_err(anyhow::Error::from)? + "\n",
         false => findings.text(&arguments.target, &address),
     };
-    say(&summary)?;
-    if findings.has_answer() { Ok(()) } else { Err(Failure::Quiet) }
+    if arguments.json || findings.has_sent() {
+        say(&summary)?;
+    }
+    if findings.has_answer() && findings.unexpected == 0 { Ok(()) } else { Err(Failure::Quiet) }
 }
 
 fn take(tap: &Receiver<Report>, findings: &mut Findings, arguments: &EchoArguments) -> Result<(), Failure> {
@@ -197,6 +214,7 @@ fn start(
         Way::Stream(over) => {
             let over = *over;
             let handle = stream::Handle::spawn(events)?;
+            let stream = Arc::new(StreamSeries::new("once", target, family));
             handle.add(NewStream {
                 id,
                 spec: StreamSpec {
@@ -211,11 +229,11 @@ fn start(
                 dial: Dial { to, host: None, source: arguments.source, dscp, over },
                 fresh: None,
                 series,
-                stream: Arc::new(StreamSeries::new("once", target, family)),
+                stream: Arc::clone(&stream),
                 absent_since: None,
                 tap,
             });
-            Ok(Loop::Streams(handle))
+            Ok(Loop::Streams(handle, stream))
         }
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Findings {
     duplicates: u64,
     reordered: u64,
     mismatched: u64,
+    /// HTTP answers that were not the expected ones.
+    pub(super) unexpected: u64,
     icmp: Option<String>,
     round_trips: Vec<Duration>,
     variations: Vec<Duration>,
@@ -88,6 +90,7 @@ struct Json {
     send_errors: u64,
     host_dropped: u64,
     withdrawn: u64,
+    unexpected: u64,
     lost: Lost,
     rtt_seconds: RoundTrips,
     ipdv_seconds: Variations,
@@ -195,6 +198,11 @@ impl Findings {
         self.received > 0
     }
 
+    /// Whether anything left.
+    pub(super) fn has_sent(&self) -> bool {
+        self.sent + self.unsent + self.send_errors > 0
+    }
+
     /// One line of where it stands.
     pub(super) fn line(&self, count: u64) -> String {
         let lost = self.lost.forward + self.lost.reverse + self.lost.unknown;
@@ -219,6 +227,7 @@ impl Findings {
             send_errors: self.send_errors,
             host_dropped: self.host_dropped,
             withdrawn: self.withdrawn,
+            unexpected: self.unexpected,
             lost: self.lost,
             rtt_seconds: RoundTrips {
                 min: self.round_trips.first().map(Duration::as_secs_f64),
@@ -262,6 +271,7 @@ impl Findings {
             (self.host_dropped, "dropped by a host"),
             (self.withdrawn, "withdrawn"),
             (self.mismatched, "replies not believed"),
+            (self.unexpected, "with another status or body than expected"),
         ];
         let others: Vec<String> =
             others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();

@@ -486,6 +486,8 @@ impl Daemon {
         if self.settings.keys.mesh.is_some() {
             // First of all: an answer after the goodbye would take it back.
             self.responder.fall_silent();
+            self.stream_responder.fall_silent();
+            self.site.websocket.fall_silent();
             self.say_goodbye().await;
         }
         self.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));

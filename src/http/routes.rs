@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -120,7 +120,7 @@ impl Site {
             "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
             "/api/v1/events" => self.events(request.uri().query()),
-            "/api/v1/ping" => ping(received),
+            "/api/v1/ping" => self.ping(received).await,
             WEBSOCKET => {
                 let admittance = self.websocket.answers(&self.status.load(), peer.ip(), &proof);
                 self.websocket.answer(request, peer, |_| admittance)
@@ -193,6 +193,14 @@ impl Site {
             }
             Err(problem) => text(StatusCode::BAD_REQUEST, &problem),
         }
+    }
+
+    async fn ping(&self, received: &Received) -> Response<Body> {
+        if self.status.load().is_stopping {
+            tokio::time::sleep(SILENCE).await;
+            return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        }
+        pong(received)
     }
 
     fn ready(&self) -> Response<Body> {
@@ -302,15 +310,19 @@ struct Received {
     wall: SystemTime,
 }
 
-/// Fields are added, never changed: agents of two versions understand each other.
-fn ping(received: &Received) -> Response<Body> {
-    #[derive(Serialize)]
-    struct Pong {
-        received_timestamp_seconds: f64,
-        sent_timestamp_seconds: f64,
-        /// By the monotonic clock, to be subtracted from the round trip.
-        turnaround_nanoseconds: u64,
-    }
+/// The answer to a ping. Fields are added, never changed: agents of two versions understand each other.
+#[derive(Serialize)]
+struct Pong {
+    received_timestamp_seconds: f64,
+    sent_timestamp_seconds: f64,
+    /// By the monotonic clock, to be subtracted from the round trip.
+    turnaround_nanoseconds: u64,
+}
+
+/// A ping at the stop is refused after this long: the goodbye shall be heard before. Chosen: the goodbye takes 60 ms.
+const SILENCE: Duration = Duration::from_millis(500);
+
+fn pong(received: &Received) -> Response<Body> {
     let seconds =
         |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     json(&Pong {

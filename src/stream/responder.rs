@@ -1,13 +1,15 @@
 //! The answering side of echo over TCP, on the agent port.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use pathmeter_proto::admission::{Policy, Rates};
+use pathmeter_proto::admission::{Policy, Rates, paced_as};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::stream::{
@@ -33,6 +35,8 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one source address; further ones are told that there is no room.
     pub connections_per_source: usize,
+    /// Connections at once of those who are neither listed nor have proven a key; further ones are dropped unread.
+    pub strangers: usize,
     /// The greeting has this long.
     pub greeting: Duration,
     /// Who does not take its replies for this long is disconnected.
@@ -46,6 +50,7 @@ impl Default for Limits {
         Self {
             connections: 4_096,
             connections_per_source: 256,
+            strangers: 256,
             greeting: Duration::from_secs(10),
             stall: Duration::from_secs(60),
         }
@@ -82,7 +87,9 @@ pub struct Responder {
     terms: ArcSwap<Terms>,
     limits: Limits,
     rates: Mutex<Rates>,
-    guests: Mutex<HashMap<IpAddr, usize>>,
+    guests: Mutex<Guests>,
+    /// Whether nobody is answered any more.
+    is_silent: AtomicBool,
     series: Arc<StreamResponderSeries>,
 }
 
@@ -94,12 +101,19 @@ impl Responder {
             terms: ArcSwap::from_pointee(terms),
             limits,
             rates: Mutex::new(Rates::new()),
-            guests: Mutex::new(HashMap::new()),
+            guests: Mutex::default(),
+            is_silent: AtomicBool::new(false),
             series,
         }
     }
 
-    /// Changes the terms. Connections that stand are answered on those that they were made on.
+    /// Answers nobody any more: an answer after the goodbye would take it back. Connections stay until the stop, for one that
+    /// ends before the goodbye is heard loses what is on it.
+    pub fn fall_silent(&self) {
+        self.is_silent.store(true, Relaxed);
+    }
+
+    /// Changes the terms. Connections that would not be granted any more end with their next message.
     pub fn change(&self, terms: Terms) {
         self.terms.store(Arc::new(terms));
     }
@@ -117,16 +131,20 @@ impl Responder {
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         let mut connections = JoinSet::new();
+        let mut is_troubled = false;
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, source)) => {
+                        is_troubled = false;
                         connections.spawn(Arc::clone(&self).host(stream, source));
                     }
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
                         self.series.accept_errors.inc();
-                        warn!(%error, "accepting connections on the agent port");
+                        if !std::mem::replace(&mut is_troubled, true) {
+                            warn!(%error, "accepting connections on the agent port");
+                        }
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
@@ -137,8 +155,11 @@ impl Responder {
 
     async fn host(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let guest = Guest::enter(&self, source.ip());
-        if let Err(why) = self.converse(stream, source, guest.is_welcome).await {
+        let outcome = match Guest::enter(&self, source.ip()) {
+            Some(mut guest) => self.converse(stream, source, &mut guest).await,
+            None => Err(Unanswered::Full),
+        };
+        if let Err(why) = outcome {
             self.series.unanswered(why);
             debug!(%source, ?why, "a connection to the agent port ended");
         }
@@ -148,7 +169,7 @@ impl Responder {
         &self,
         mut stream: TcpStream,
         source: SocketAddr,
-        has_room: bool,
+        guest: &mut Guest<'_>,
     ) -> Result<(), Unanswered> {
         let lost = |_: io::Error| Unanswered::Broken;
         set_options(&stream, self.limits.stall).map_err(lost)?;
@@ -158,11 +179,11 @@ impl Responder {
             Ok(Err(_)) => return Err(Unanswered::Malformed),
             Err(_) => return Err(Unanswered::Silent),
         }
-        let terms = self.terms.load_full();
+        let mut terms = self.terms.load_full();
         let (hello, proof) =
             Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| Unanswered::Malformed)?;
         let key = match (proof, &terms.keys) {
-            (Proof::By(id), Some(keys)) => Some(keys.key(id)),
+            (Proof::By(id), Some(keys)) => Some(keys.key(id).clone()),
             (Proof::By(_) | Proof::None | Proof::Wrong, _) => None,
         };
         let lengths = MESSAGE_BYTES_MIN..=MESSAGE_BYTES_MAX;
@@ -171,7 +192,7 @@ impl Responder {
             Proof::None if !terms.policy.lists(source.ip()) => {
                 (Admittance::Unlisted, Some(Unanswered::Unlisted))
             }
-            Proof::None | Proof::By(_) if !has_room => (Admittance::Full, Some(Unanswered::Full)),
+            Proof::None | Proof::By(_) if !guest.is_welcome => (Admittance::Full, Some(Unanswered::Full)),
             Proof::None | Proof::By(_) if !lengths.contains(&hello.message_bytes) => {
                 (Admittance::Length, Some(Unanswered::Malformed))
             }
@@ -180,13 +201,13 @@ impl Responder {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|_| Unanswered::Broken)?;
         let welcome = Welcome { admittance, nonce };
-        stream.write_all(&welcome.encode(&hello, key)).await.map_err(lost)?;
+        stream.write_all(&welcome.encode(&hello, key.as_ref())).await.map_err(lost)?;
         if let Some(why) = refusal {
             return Err(why);
         }
         // Without stamps the times in the replies are ours.
         let _ = kernel::ask_for_arrivals(&stream);
-        let seal = Seal::of(key, &hello, &welcome);
+        let seal = Seal::of(key.as_ref(), &hello, &welcome);
         let mut clock = Clock::new();
         let mut arrivals = Arrivals::new(Clock::now());
         let mut frame = vec![0; hello.message_bytes as usize];
@@ -194,7 +215,25 @@ impl Responder {
             let (at, _) = arrivals.arrived(&stream, stamp, &mut clock);
             let received = clock.offset().wall(at);
             seal.check_request(&frame).map_err(|_| Unanswered::Malformed)?;
+            if key.is_some() {
+                guest.proved();
+            }
+            let latest = self.terms.load();
+            if !Arc::ptr_eq(&terms, &latest) {
+                terms = Arc::clone(&latest);
+                let (_, proof) =
+                    Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| Unanswered::Malformed)?;
+                match proof {
+                    Proof::By(_) => {}
+                    Proof::Wrong => return Err(Unanswered::Unauthentic),
+                    Proof::None if terms.policy.lists(source.ip()) => {}
+                    Proof::None => return Err(Unanswered::Unlisted),
+                }
+            }
             self.wait_for_turn(&terms.policy, source.ip()).await;
+            if self.is_silent.load(Relaxed) {
+                pending::<()>().await;
+            }
             let (now, _) = clock.look();
             seal.reply(&mut frame, received, clock.offset().wall(now));
             match timeout(self.limits.stall, stream.write_all(&frame)).await {
@@ -255,36 +294,70 @@ fn set_options(stream: &TcpStream, stall: Duration) -> io::Result<()> {
     options.set_tcp_keepalive(&keepalive)
 }
 
-/// A connection among those of its source.
+/// The connections there are.
+#[derive(Debug, Default)]
+struct Guests {
+    all: usize,
+    /// Those who are not listed and have not proven a key with a message of their own.
+    strangers: usize,
+    by_source: HashMap<IpAddr, usize>,
+}
+
+/// A connection among the others.
 struct Guest<'a> {
     responder: &'a Responder,
     source: IpAddr,
+    is_stranger: bool,
+    /// Whether there is room for it. Without it is only told so.
     is_welcome: bool,
 }
 
 impl<'a> Guest<'a> {
-    fn enter(responder: &'a Responder, source: IpAddr) -> Self {
+    /// `None` where there is not even room to be told so.
+    fn enter(responder: &'a Responder, source: IpAddr) -> Option<Self> {
+        let is_stranger = !responder.terms.load().policy.lists(source);
+        let limits = responder.limits;
+        let source = paced_as(source);
         let mut guests = responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = guests.entry(source).or_default();
-        *of_source += 1;
-        let Limits { connections, connections_per_source, .. } = responder.limits;
-        let is_crowded = *of_source > connections_per_source;
-        let all: usize = guests.values().sum();
-        responder.series.connections.set(u64::try_from(all).unwrap_or(u64::MAX));
-        Self { responder, source, is_welcome: !is_crowded && all <= connections }
+        let of_source = guests.by_source.get(&source).copied().unwrap_or(0);
+        let is_crowded = of_source >= limits.connections_per_source || guests.all >= limits.connections;
+        let is_thronged = of_source >= limits.connections_per_source + SPARE
+            || guests.all >= limits.connections + SPARE
+            || is_stranger && guests.strangers >= limits.strangers;
+        if is_thronged {
+            return None;
+        }
+        guests.all += 1;
+        guests.strangers += usize::from(is_stranger);
+        *guests.by_source.entry(source).or_default() += 1;
+        responder.series.connections.set(u64::try_from(guests.all).unwrap_or(u64::MAX));
+        drop(guests);
+        Some(Self { responder, source, is_stranger, is_welcome: !is_crowded })
+    }
+
+    /// It proved that it knows the key.
+    fn proved(&mut self) {
+        if std::mem::take(&mut self.is_stranger) {
+            let mut guests = self.responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
+            guests.strangers -= 1;
+        }
     }
 }
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
         let mut guests = self.responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_source) = guests.get_mut(&self.source) {
+        guests.all -= 1;
+        guests.strangers -= usize::from(self.is_stranger);
+        if let Some(of_source) = guests.by_source.get_mut(&self.source) {
             *of_source -= 1;
             if *of_source == 0 {
-                guests.remove(&self.source);
+                guests.by_source.remove(&self.source);
             }
         }
-        let all: usize = guests.values().sum();
-        self.responder.series.connections.set(u64::try_from(all).unwrap_or(u64::MAX));
+        self.responder.series.connections.set(u64::try_from(guests.all).unwrap_or(u64::MAX));
     }
 }
+
+/// Connections beyond a limit that are still told that there is no room; beyond those they are dropped unread.
+const SPARE: usize = 16;

@@ -1,7 +1,10 @@
 //! One client, from the upgrade to its end.
 
+use std::future::pending;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -31,19 +34,22 @@ const READ_BYTES: usize = 4 << 10;
 const CONTROL_BYTES: usize = 1 << 10;
 
 /// What a client may do; fixed when it connects.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Terms {
     messages_per_second: u32,
     message_bytes_max: usize,
     idle_timeout: Duration,
+    /// True from when nobody is answered any more.
+    silent: Arc<AtomicBool>,
 }
 
-impl From<&WebSocket> for Terms {
-    fn from(rules: &WebSocket) -> Self {
+impl Terms {
+    pub(super) fn of(rules: &WebSocket, silent: &Arc<AtomicBool>) -> Self {
         Self {
             messages_per_second: rules.messages_per_second,
             message_bytes_max: rules.message_bytes_max,
             idle_timeout: rules.idle_timeout,
+            silent: Arc::clone(silent),
         }
     }
 }
@@ -126,6 +132,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             (heard, is_asked) = (Instant::now(), false);
             let outcome = match message {
                 Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
+                    if self.terms.silent.load(Relaxed) {
+                        // Until it is dismissed.
+                        pending::<()>().await;
+                    }
                     let bytes = message.len() as u64;
                     let written = self.write(message).await;
                     if written.is_ok() {

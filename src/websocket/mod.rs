@@ -38,6 +38,8 @@ pub struct Responder {
     /// Counts up: whoever was connected before is to go.
     dismissals: watch::Sender<u64>,
     is_leaving: AtomicBool,
+    /// True from when nobody is answered any more.
+    silent: Arc<AtomicBool>,
 }
 
 impl Responder {
@@ -50,6 +52,7 @@ impl Responder {
             series,
             dismissals: watch::Sender::new(0),
             is_leaving: AtomicBool::new(false),
+            silent: Arc::default(),
         }
     }
 
@@ -157,7 +160,7 @@ impl Responder {
         mut dismissals: watch::Receiver<u64>,
     ) {
         let upgrade = hyper::upgrade::on(request);
-        let terms = Terms::from(&**self.rules.load());
+        let terms = Terms::of(&self.rules.load(), &self.silent);
         let series = Arc::clone(&self.series);
         series.accepted.inc();
         tokio::spawn(async move {
@@ -173,6 +176,11 @@ impl Responder {
             series.closed(ending);
             drop(place);
         });
+    }
+
+    /// Sends nothing back any more: an answer after the agent's goodbye would take it back. Connections stay.
+    pub fn fall_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
     }
 
     /// Says to all that we go, lets nobody in from now on, and returns when all have ended, or after `grace`.

@@ -30,7 +30,7 @@ struct Served {
 /// Serves a client over a pipe that holds `capacity` bytes in each direction.
 fn serve(rules: &WebSocket, capacity: usize) -> Served {
     let (stream, theirs) = duplex(capacity);
-    let (terms, series) = (Terms::from(rules), Arc::new(WebSocketSeries::default()));
+    let (terms, series) = (Terms::of(rules, &Arc::default()), Arc::new(WebSocketSeries::default()));
     let (dismiss, dismissed) = oneshot::channel();
     let counted = Arc::clone(&series);
     let ended = tokio::spawn(async move {

@@ -400,6 +400,7 @@ impl Path {
             late_after: PATIENT,
             lost_after: PATIENT,
             at_once: dial.over.at_once(),
+            on_demand: dial.over.is_on_demand(),
             count: None,
             seed: 7,
         };
