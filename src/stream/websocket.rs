@@ -135,38 +135,36 @@ impl WebSocketLink {
         {
             return Poll::Ready(flushed.map_or_else(Heard::End, |()| Heard::Room));
         }
-        loop {
-            let doing = || format!("reading from {}", self.to);
-            let (body, format) = match Pin::new(&mut self.socket).poll_next(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => (text.into(), Format::Text),
-                Poll::Ready(Some(Ok(tungstenite::Message::Binary(bytes)))) => (bytes, Format::Binary),
-                // The library answers pings itself.
-                Poll::Ready(Some(Ok(
-                    tungstenite::Message::Ping(_)
-                    | tungstenite::Message::Pong(_)
-                    | tungstenite::Message::Frame(_),
-                ))) => return Poll::Ready(Heard::Nothing),
-                Poll::Ready(Some(Ok(tungstenite::Message::Close(frame)))) => {
-                    let why = frame.map(|frame| format!(": {frame}")).unwrap_or_default();
-                    let text = format!("{} closed the WebSocket{why}", self.to);
-                    return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    return Poll::Ready(Heard::End(trouble(&doing(), self.secure.as_ref(), error)));
-                }
-                Poll::Ready(None) => {
-                    let text = format!("{} closed the connection", self.to);
-                    return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
-                }
-            };
-            return Poll::Ready(match self.format.decode(&body, self.bytes) {
-                Ok(message) if format == self.format => {
-                    Heard::Answer(Answer { message, at: Clock::now(), by: StampedBy::User, turnaround: 0 })
-                }
-                Ok(_) | Err(_) => Heard::Mismatch(Mismatch::Malformed),
-            });
-        }
+        let doing = || format!("reading from {}", self.to);
+        let (body, format) = match Pin::new(&mut self.socket).poll_next(context) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => (text.into(), Format::Text),
+            Poll::Ready(Some(Ok(tungstenite::Message::Binary(bytes)))) => (bytes, Format::Binary),
+            // The library answers pings itself.
+            Poll::Ready(Some(Ok(
+                tungstenite::Message::Ping(_)
+                | tungstenite::Message::Pong(_)
+                | tungstenite::Message::Frame(_),
+            ))) => return Poll::Ready(Heard::Nothing),
+            Poll::Ready(Some(Ok(tungstenite::Message::Close(frame)))) => {
+                let why = frame.map(|frame| format!(": {frame}")).unwrap_or_default();
+                let text = format!("{} closed the WebSocket{why}", self.to);
+                return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
+            }
+            Poll::Ready(Some(Err(error))) => {
+                return Poll::Ready(Heard::End(trouble(&doing(), self.secure.as_ref(), error)));
+            }
+            Poll::Ready(None) => {
+                let text = format!("{} closed the connection", self.to);
+                return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
+            }
+        };
+        Poll::Ready(match self.format.decode(&body, self.bytes) {
+            Ok(message) if format == self.format => {
+                Heard::Answer(Answer { message, at: Clock::now(), by: StampedBy::User, turnaround: 0 })
+            }
+            Ok(_) | Err(_) => Heard::Mismatch(Mismatch::Malformed),
+        })
     }
 }
 
