@@ -157,7 +157,7 @@ impl Path {
         }
     }
 
-    /// Decides what is undecided: withdrawn.
+    /// Decides everything, and sends nothing more: what is due at this moment would have no verdict.
     fn end(&mut self) {
         self.prober.stop();
         self.prober.withdraw();
@@ -255,8 +255,11 @@ impl Path {
             Happened::Heard(Heard::Nothing) => {}
             Happened::Heard(Heard::End(trouble)) => self.broken(&trouble),
             Happened::Heard(Heard::Stale(message, trouble)) => {
+                self.put_down();
                 self.prober.returned(message);
-                self.broken(&trouble);
+                self.prober.disconnected(Clock::now(), None);
+                // Counted, and no news: nothing is lost by it.
+                self.stream.disconnected(trouble.why);
             }
         }
         true

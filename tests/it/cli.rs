@@ -89,7 +89,7 @@ fn a_probe_ends_with_one_json_object_for_programs() {
     let mut documented: Vec<&str> = "target address sent received late duplicates reordered unsent send_errors host_dropped \
          withdrawn lost.forward lost.reverse lost.unknown rtt_seconds.min rtt_seconds.mean rtt_seconds.p50 \
          rtt_seconds.p90 rtt_seconds.p99 rtt_seconds.max ipdv_seconds.mean ipdv_seconds.p99 hops.forward hops.reverse \
-         timestamps.transmit timestamps.receive"
+         timestamps.transmit timestamps.receive unexpected"
         .split_whitespace()
         .collect();
     documented.sort_unstable();

@@ -17,6 +17,7 @@ mod loopback;
 mod reload;
 mod shutdown;
 mod stamp_suite;
+mod streams;
 mod supervised;
 #[cfg(feature = "tls")]
 mod tls;

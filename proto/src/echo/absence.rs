@@ -24,6 +24,11 @@ impl Absence {
         Self { said, back: None }
     }
 
+    /// Whether the peer had said goodbye by then.
+    pub(super) fn began_before(&self, at: Timestamp) -> bool {
+        self.said < at
+    }
+
     /// A datagram that was sent at `sent` was answered.
     pub(super) fn answered(&mut self, sent: Timestamp) {
         if sent > self.said && self.back.is_none() {

@@ -116,8 +116,8 @@ enum Connection {
     None { again: Timestamp, ours: Option<NotSent> },
     /// It is being made.
     Coming { since: Timestamp },
-    /// It stands. `heard`: when something last came back, or was first awaited after a silence that was none.
-    Up { heard: Timestamp, is_blocked: bool },
+    /// It stands, since then. `heard`: when something last came back, or was first awaited after a silence that was none.
+    Up { since: Timestamp, heard: Timestamp, is_blocked: bool },
     /// The driver was asked to end it.
     Ending,
 }
@@ -156,7 +156,7 @@ impl StreamProber {
             self.withdraw();
         }
         self.has_answered = false;
-        self.connection = Connection::Up { heard: at, is_blocked: false };
+        self.connection = Connection::Up { since: at, heard: at, is_blocked: false };
         self.begin(at);
     }
 
@@ -243,7 +243,10 @@ impl StreamProber {
             Fit::Unasked => return self.mismatched(Mismatch::Unasked),
         };
         self.heard(at, sequence);
-        if let Some(absence) = &mut self.absence {
+        // What stood at the goodbye is answered until it ends: who is back answers over another connection.
+        if let (Some(absence), Connection::Up { since, .. }) = (&mut self.absence, self.connection)
+            && absence.began_before(since)
+        {
             absence.answered(sent);
         }
         let sample = Sample {
@@ -282,7 +285,8 @@ impl StreamProber {
         self.unanswered.start = self.unanswered.end;
     }
 
-    /// The peer said that it is leaving; see [`super::Prober::goodbye`].
+    /// The peer said that it is leaving; see [`super::Prober::goodbye`]. It is back when it answers over a connection that was
+    /// made after that.
     pub fn goodbye(&mut self, at: Timestamp) {
         self.absence = Some(Absence::begin(at, self.absence));
     }

@@ -417,3 +417,49 @@ fn a_server_that_closes_what_is_idle_makes_neither_loss_nor_failure() {
         assert!(tally.attempts <= 15 + 3 * truth.broken + 1, "SIM_SEED={seed}: {} attempts", tally.attempts);
     }
 }
+
+#[test]
+fn a_leaving_peer_that_still_answers_over_the_old_connection_is_not_back() {
+    let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
+    let mut prober = StreamProber::new(spec(1, 100), at(0));
+    let mut tally = Tally::default();
+    let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
+    let mut drive = |prober: &mut StreamProber, now: Timestamp, is_answered: bool| loop {
+        match prober.step(Now { at: now, drained: now, wall }) {
+            StreamStep::Report(report) => tally.take(&report),
+            StreamStep::Send(message) => {
+                prober.handed(message, now, None);
+                if is_answered {
+                    prober.answered(&Answer { message, at: now, by: StampedBy::User, turnaround: 0 });
+                }
+            }
+            StreamStep::Connect | StreamStep::Disconnect => {}
+            StreamStep::Wait(_) | StreamStep::Finished => break,
+        }
+    };
+    drive(&mut prober, at(0), true);
+    prober.connected(at(0));
+    for millis in 0..500 {
+        if millis == 300 {
+            prober.goodbye(at(300));
+        }
+        drive(&mut prober, at(millis), true);
+    }
+    assert!(prober.is_draining(at(500)));
+    for millis in 500..700 {
+        drive(&mut prober, at(millis), false);
+    }
+    prober.disconnected(at(700), None);
+    for millis in 700..800 {
+        drive(&mut prober, at(millis), false);
+    }
+    prober.connected(at(800));
+    for millis in 800..6_000 {
+        drive(&mut prober, at(millis), true);
+    }
+    assert!(!prober.is_draining(at(6_000)));
+    prober.stop();
+    drive(&mut prober, at(60_000), false);
+    assert_eq!(tally.count(LOST), 0);
+    assert!(tally.count(Verdict::Withdrawn) >= 1);
+}

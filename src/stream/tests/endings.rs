@@ -19,7 +19,7 @@ fn a_port_where_nobody_listens_is_refused_and_tried_again() {
 }
 
 #[test]
-fn a_reset_loses_what_was_under_way_and_another_connection_is_made() {
+fn a_reset_loses_what_was_under_way_or_has_it_asked_again_and_another_connection_is_made() {
     for speech in Speech::ALL {
         let server = Server::start(move |number, stream| {
             let Some(mut host) = Host::begin(speech, stream) else { return };
@@ -33,16 +33,18 @@ fn a_reset_loses_what_was_under_way_and_another_connection_is_made() {
         let mut path = Path::start(speech.dial(server.address));
         let told = path.until("answers over another connection", |told| told.answered() >= 20);
         assert_eq!(told.connections, 2, "{speech:?}: {told:?}");
-        assert!(told.lost() >= 1, "{speech:?}: {told:?}");
+        // An HTTP server may not have seen the request: it is asked again.
+        assert_eq!(told.lost() >= 1, speech != Speech::Http, "{speech:?}: {told:?}");
         let told = path.stop();
-        assert_eq!(told.troubles.len(), 1, "{speech:?}: {told:?}");
-        assert!(told.mentions(&server.address.to_string()), "{speech:?}: {told:?}");
+        let is_news = speech != Speech::Http;
+        assert_eq!(told.troubles.len(), usize::from(is_news), "{speech:?}: {told:?}");
+        assert_eq!(told.mentions(&server.address.to_string()), is_news, "{speech:?}: {told:?}");
         assert_eq!((path.ended("reset"), path.ended_otherwise(&["reset"])), (1, 0), "{speech:?}");
     }
 }
 
 #[test]
-fn what_is_closed_under_way_is_lost_and_everything_else_is_answered() {
+fn what_is_closed_under_way_is_lost_or_asked_again_and_everything_else_is_answered() {
     for speech in Speech::ALL {
         let server = Server::start(move |number, stream| {
             let Some(mut host) = Host::begin(speech, stream) else { return };
@@ -56,8 +58,10 @@ fn what_is_closed_under_way_is_lost_and_everything_else_is_answered() {
         let mut path = Path::start(speech.dial(server.address));
         path.until("answers over the fourth connection", |told| told.answered() >= 20);
         let told = path.stop();
-        assert_eq!((told.connections, told.troubles.len()), (4, 3), "{speech:?}: {told:?}");
-        assert!(told.lost() >= 3, "{speech:?}: {told:?}");
+        let is_news = speech != Speech::Http;
+        assert_eq!(told.connections, 4, "{speech:?}: {told:?}");
+        assert_eq!(told.troubles.len(), if is_news { 3 } else { 0 }, "{speech:?}: {told:?}");
+        assert_eq!(told.lost() >= 3, is_news, "{speech:?}: {told:?}");
         assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (3, 0), "{speech:?}");
     }
 }

@@ -9,6 +9,7 @@ mod tcp;
 mod tls;
 mod websocket;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -371,6 +372,18 @@ impl Told {
 
     fn answered(&self) -> usize {
         self.decided(|verdict| matches!(verdict, Verdict::Ok | Verdict::Late))
+    }
+
+    /// Messages without an answer that were sent before the last one that has one.
+    fn passed_over(&self) -> Vec<u64> {
+        let is_answer = |verdict| matches!(verdict, Verdict::Ok | Verdict::Late);
+        let answered: BTreeSet<u64> = self
+            .decisions()
+            .filter(|(_, verdict, _)| is_answer(*verdict))
+            .map(|(sequence, ..)| sequence)
+            .collect();
+        let last = answered.last().copied().unwrap_or(0);
+        (0..last).filter(|sequence| !answered.contains(sequence)).collect()
     }
 
     fn mismatched(&self, why: Mismatch) -> usize {

@@ -325,17 +325,23 @@ fn over_its_rate_a_source_waits_and_loses_nothing() {
 }
 
 #[test]
-fn a_reload_is_for_connections_that_are_made_after_it() {
+fn a_reload_ends_connections_that_it_would_not_grant_with_their_next_message() {
     let answering = Answering::start(None);
     let mut before = Asker::near(answering.address, None);
     before.echo(0);
-    let nobody = Policy { prefixes: Vec::new(), ..policy(1_000_000) };
-    answering.responder.change(Terms::new(nobody, Some(&Keys::parse(SECRET).unwrap())));
-    before.echo(1);
+    let nobody = || Policy { prefixes: Vec::new(), ..policy(1_000_000) };
+    let keyed = || Terms::new(nobody(), Some(&Keys::parse(SECRET).unwrap()));
+    answering.responder.change(keyed());
+    before.stream.write_all(&before.request(1)).unwrap();
+    assert_eq!(before.reply(), None);
     assert_eq!(Asker::near(answering.address, None).admittance(), Some(Admittance::Unlisted));
     let mut after = Asker::near(answering.address, Some(&keys(SECRET)));
     after.echo(2);
-    before.echo(3);
+    answering.responder.change(keyed());
+    after.echo(3);
+    answering.responder.change(Terms::new(nobody(), Some(&Keys::parse("another key of theirs").unwrap())));
+    after.stream.write_all(&after.request(4)).unwrap();
+    assert_eq!(after.reply(), None);
 }
 
 #[test]

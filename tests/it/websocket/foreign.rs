@@ -9,12 +9,14 @@ use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{BYTES, CLOSED, MESSAGES, agent, because, when_all_left};
-use crate::fixture::{Ended, Host, skipped};
+use super::{BYTES, CLIENTS, CLOSED, MESSAGES, agent, because, when_all_left};
+use crate::fixture::{Agent, Ended, Host, pathmeter, skipped};
 
 /// A foreign client with the script that makes it talk.
 struct Peer {
@@ -90,7 +92,11 @@ struct Guest {
 
 impl Guest {
     fn of(peer: &Peer, host: &Host, arguments: &[&str]) -> Self {
-        let mut child = peer.command(host, arguments).stdout(Stdio::piped()).spawn().unwrap();
+        Self::run(&mut peer.command(host, arguments))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
         Self { child, lines }
     }
@@ -199,4 +205,108 @@ fn a_page_that_measures_gets_every_answer_and_both_count_the_same() {
     assert!(told["jitter_ms"].as_f64() >= Some(0.0), "{told}");
     let page = when_all_left(&agent);
     assert_eq!(page.count(MESSAGES, &[]), 20, "{page}");
+}
+
+/// What a page and what we found at the same server at the same time.
+struct Views {
+    page: Value,
+    /// The summary.
+    ours: Value,
+    /// Our round trips in milliseconds, in the order of the messages.
+    trips: Vec<f64>,
+}
+
+const COUNT: u64 = 60;
+
+/// Both measure a server with one message every 50 ms; when both are under way, `drill` is done to it.
+fn both_measure(page: &Peer, drill: impl FnOnce(&Agent)) -> Views {
+    let host = Host::claim();
+    let agent = agent(&host, "");
+    let count = COUNT.to_string();
+    let mut theirs = Guest::of(page, &host, &[&count, "50"]);
+    let url = format!("ws://{}/ws", host.front());
+    let mut probe = pathmeter(&["probe", "echo", &url, "--protocol", "websocket", "--format", "text"]);
+    let mut ours = Guest::run(probe.args(["--count", &count, "--interval", "50ms", "--json", "--json-each"]));
+    agent.page_when("both are under way", |page| {
+        page.count(CLIENTS, &[]) == 2 && page.count(MESSAGES, &[]) >= COUNT / 3
+    });
+    drill(&agent);
+    let mut trips = Vec::new();
+    let summary = loop {
+        let line = ours.says();
+        let Some(rtt) = line.get("rtt_seconds").and_then(Value::as_f64) else { break line };
+        trips.push(rtt * 1e3);
+    };
+    let views = Views { page: theirs.says(), ours: summary, trips };
+    let page = when_all_left(&agent);
+    let asked = views.page["sent"].as_u64().unwrap() + views.ours["sent"].as_u64().unwrap();
+    assert_eq!(page.count(MESSAGES, &[]), asked, "{page}");
+    views
+}
+
+impl Views {
+    /// Neither missed anything.
+    fn assert_nothing_missed(&self) {
+        let Self { page, ours, trips } = self;
+        assert_eq!(
+            (&page["sent"], &page["received"], &page["lost"]),
+            (&json!(COUNT), &json!(COUNT), &json!(0))
+        );
+        assert_eq!(ours["lost"], json!({"forward": 0, "reverse": 0, "unknown": 0}), "{ours}");
+        assert_eq!((&ours["received"], trips.len() as u64), (&ours["sent"], ours["sent"].as_u64().unwrap()));
+        // A slot that this machine was too busy for was not asked.
+        assert_eq!(trips.len() as u64 + ours["unsent"].as_u64().unwrap(), COUNT, "{ours}");
+    }
+
+    fn theirs(&self, name: &str) -> f64 {
+        self.page["rtt_ms"][name].as_f64().unwrap()
+    }
+
+    /// Our largest, or some other share of our round trips.
+    fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.trips.clone();
+        sorted.sort_by(f64::total_cmp);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an index"
+        )]
+        let index = (sorted.len() as f64 * share) as usize;
+        sorted[index.min(sorted.len() - 1)]
+    }
+
+    /// RFC 3550 section 6.4.1, as the page has it.
+    fn jitter(&self) -> f64 {
+        let steps = self.trips.windows(2).map(|pair| (pair[1] - pair[0]).abs());
+        steps.fold(0.0, |jitter, step| jitter + (step - jitter) / 16.0)
+    }
+}
+
+#[test]
+fn a_page_and_we_find_the_same() {
+    let Some(page) = Peer::node("page.mjs") else { return };
+    let views = both_measure(&page, |_| {});
+    views.assert_nothing_missed();
+    let (theirs, ours) = (views.theirs("median"), views.quantile(0.5));
+    assert!(theirs > 0.0 && ours > 0.0 && ours <= theirs + 1_000.0, "{ours} ms, and the page {theirs} ms");
+}
+
+#[test]
+fn a_page_and_we_see_a_server_that_stands_still_alike() {
+    let Some(page) = Peer::node("page.mjs") else { return };
+    let views = both_measure(&page, |agent| {
+        agent.signal(Signal::SIGSTOP);
+        // This is what is measured.
+        thread::sleep(Duration::from_millis(1_500));
+        agent.signal(Signal::SIGCONT);
+    });
+    views.assert_nothing_missed();
+    let (theirs, ours) = (views.theirs("max"), views.quantile(1.0));
+    for (whose, longest) in [("the page's", theirs), ("our", ours)] {
+        assert!(longest > 1_000.0, "{whose} longest round trip was {longest} ms");
+    }
+    assert!((theirs - ours).abs() < 1_000.0, "the longest: {ours} ms, and the page's {theirs} ms");
+    let ratio = (views.jitter() + 1.0) / (views.page["jitter_ms"].as_f64().unwrap() + 1.0);
+    assert!((0.1..10.0).contains(&ratio), "jitter: {} ms, {}", views.jitter(), views.page);
 }
