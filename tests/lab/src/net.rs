@@ -147,6 +147,10 @@ impl Plan {
             ROUTING.iter().for_each(|(key, value)| nodes[name].set(key, value));
         }
         let closet = Namespace::new("wires");
+        // Frames that two processors put into a veth one after the other come out in that order, as they do of a cable.
+        for namespace in nodes.values().chain([&closet]) {
+            namespace.set("core/rps_default_mask", "1");
+        }
         // Nothing in there may speak up by itself.
         closet.set("ipv6/conf/default/disable_ipv6", "1");
         closet.ip(&self.interfaces(&nodes));

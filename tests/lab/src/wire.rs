@@ -279,6 +279,9 @@ const FRAME_BYTES: usize = 65_549;
 /// Frames may wait for us while we do not run.
 const RECEIVE_BUFFER: usize = 64 << 20;
 
+/// Frames that are out wait for the processor that hands them over. Chosen: more of the longest than its backlog takes, 1,000.
+const SEND_BUFFER: usize = 32 << 20;
+
 /// One end of a wire: a packet socket that hears everything on its interface but itself.
 struct Side {
     socket: OwnedFd,
@@ -299,6 +302,9 @@ impl Side {
         // More than the limit of ordinary sockets takes privilege; without it the limit has to do.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).unwrap();
+        }
+        if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+            setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER).unwrap();
         }
         bind(&socket, interface);
         Self { socket }

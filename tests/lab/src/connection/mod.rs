@@ -33,6 +33,8 @@ pub struct Stream {
     bytes: Vec<u8>,
     /// When everything in front of a byte had entered the wire for the first time.
     entered: Vec<(usize, u64)>,
+    /// What entered in front of something that its host had sent earlier: two processors put frames of one stream into a veth.
+    early: BTreeMap<usize, Box<[u8]>>,
     /// Between which readings of the clock everything in front of a byte had come out.
     arrived: Vec<(usize, Arrival)>,
     /// What came out in front of which something is still missing: where it begins and ends.
@@ -314,7 +316,7 @@ impl Stream {
         // Streams of the lab are shorter than the space of their numbers.
         let from = segment.sequence.wrapping_sub(self.first?) as usize;
         let to = from + carried.len();
-        let is_again = from < self.bytes.len();
+        let is_again = from < self.bytes.len() || self.early.contains_key(&from);
         let bytes = carried.len() as u64;
         self.tally.segments += 1;
         self.tally.again += u64::from(is_again);
@@ -324,12 +326,23 @@ impl Stream {
             self.tally.dropped_bytes += bytes;
         }
         if to > self.bytes.len() {
-            assert!(from <= self.bytes.len(), "a stream enters the wire in its order");
-            self.bytes.truncate(from);
-            self.bytes.extend_from_slice(carried);
-            self.entered.push((to, passage.at));
+            self.early.insert(from, carried.into());
+            self.append(passage.at);
         }
         Some((from, to))
+    }
+
+    /// Appends what is early no more.
+    fn append(&mut self, at: u64) {
+        let before = self.bytes.len();
+        while let Some(entry) = self.early.first_entry().filter(|entry| *entry.key() <= self.bytes.len()) {
+            let (from, carried) = entry.remove_entry();
+            let known = (self.bytes.len() - from).min(carried.len());
+            self.bytes.extend_from_slice(&carried[known..]);
+        }
+        if self.bytes.len() > before {
+            self.entered.push((self.bytes.len(), at));
+        }
     }
 
     /// Takes note of what came out of the wire. In the order of time.

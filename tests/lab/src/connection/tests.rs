@@ -105,6 +105,21 @@ fn what_is_sent_again_is_counted_in_segments_and_bytes() {
 }
 
 #[test]
+fn what_enters_out_of_its_order_has_entered_with_what_was_sent_before_it() {
+    let mut log = opened();
+    log.push(passage(Way::Forward, 120, 104, &message(1, 119), false));
+    log.push(passage(Way::Forward, 121, 48, &message(0, 118), false));
+    log.push(passage(Way::Forward, 122, 160, &message(2, 122), false));
+    log.push(passage(Way::Forward, 130, 104, &message(1, 119), false));
+    let found = only(&log);
+    let exchanges = found.exchanges(TCP);
+    assert_eq!(exchanges.iter().map(|exchange| exchange.sequence).collect::<Vec<_>>(), [0, 1, 2]);
+    let entered = exchanges.iter().map(|exchange| (exchange.there.entered.unwrap() - START) / MS);
+    assert_eq!(entered.collect::<Vec<_>>(), [121, 121, 122]);
+    assert_eq!((found.there.tally.segments, found.there.tally.again), (5, 1));
+}
+
+#[test]
 fn a_message_that_had_to_wait_counts_from_when_it_was_meant_to_leave() {
     let mut log = opened();
     log.push(passage(Way::Forward, 400, 48, &message(0, 100), false));
