@@ -1,6 +1,7 @@
 //! The paths that run: which there should be, by the configuration and the addresses, and which there are.
 
 mod plan;
+mod scene;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,8 +13,9 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
 
-use self::plan::{Connected, Plan, Remote, Way, plan};
-use crate::config::{Config, EchoProbe, FamilyChoice, PathMtu, Peer, Probe, Target, Transport};
+use self::plan::{Connected, Plan, Way, plan};
+pub use self::scene::Scene;
+use crate::config::{EchoProbe, FamilyChoice, PATHS_MAX, PathMtu, Probe, Transport};
 use crate::datagram::{Handle, NewPath, NewSearch, PathId};
 use crate::metrics::PeerState;
 use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
@@ -162,9 +164,10 @@ impl Fleet {
 
     /// Starts, changes and stops paths until there are those that there should be. Those that stay the same are not
     /// touched; those that change keep their counters. How their MTU is looked for is changed by itself.
-    pub fn apply(&mut self, settings: &Settings, addresses: &Addresses, loops: &Loops) {
-        let Settings { config, keys, .. } = settings;
-        let (wanted, unmeasured) = self.wanted(config, keys, addresses);
+    pub fn apply(&mut self, scene: &Scene<'_>, loops: &Loops) {
+        let settings = scene.settings;
+        let keys = &settings.keys;
+        let (wanted, unmeasured) = self.wanted(scene);
         self.unmeasured = unmeasured;
         let gone: Vec<PathKey> =
             self.running.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
@@ -264,33 +267,31 @@ impl Fleet {
         }
     }
 
-    fn wanted(
-        &self,
-        config: &Config,
-        keys: &KeyRing,
-        addresses: &Addresses,
-    ) -> (BTreeMap<PathKey, Wanted>, Vec<(PathKey, String)>) {
+    fn wanted(&self, scene: &Scene<'_>) -> (BTreeMap<PathKey, Wanted>, Vec<(PathKey, String)>) {
         let (mut wanted, mut unmeasured) = (BTreeMap::new(), Vec::new());
-        let peers: BTreeMap<&str, &Peer> =
-            config.peers.iter().map(|peer| (peer.name.as_str(), peer)).collect();
-        let targets: BTreeMap<&str, &Target> =
-            config.targets.iter().map(|target| (target.name.as_str(), target)).collect();
+        let Settings { config, keys, .. } = scene.settings;
         for probe in &config.probes {
             let Probe::Echo(echo) = probe;
             let probe: Arc<str> = echo.name.as_str().into();
-            for name in &echo.towards {
-                let peer: Arc<str> = name.as_str().into();
-                let host = match (peers.get(name.as_str()), targets.get(name.as_str())) {
-                    (Some(peer), _) => Remote::Peer(peer),
-                    (None, Some(target)) => Remote::Target(target),
-                    (None, None) => continue,
-                };
+            for (name, remote) in scene.towards(echo) {
+                let peer: Arc<str> = name.into();
                 let of = |family| PathKey { probe: Arc::clone(&probe), peer: Arc::clone(&peer), family };
-                for (family, found) in self.choose(echo, name, addresses, of) {
+                let Some(remote) = remote else {
+                    unmeasured.push((of("auto"), format!("no provider has found {name}")));
+                    continue;
+                };
+                if let Err(reason) = remote.is_reached_by(&echo.transport) {
+                    unmeasured.push((of("auto"), reason));
+                    continue;
+                }
+                for (family, found) in self.choose(echo, name, scene.addresses, of) {
                     let key = of(family);
                     match found {
+                        Ok(_) if wanted.len() >= PATHS_MAX => {
+                            unmeasured.push((key, format!("it is one more than {PATHS_MAX} paths")));
+                        }
                         Ok(address) => {
-                            let plan = plan(echo, &host, address, keys);
+                            let plan = plan(echo, &remote, address, keys);
                             let path_mtu = match &echo.transport {
                                 Transport::Udp(udp) => udp.path_mtu,
                                 Transport::Icmp(_)

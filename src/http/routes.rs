@@ -25,7 +25,7 @@ use super::server::{Body, Counters};
 use crate::identity::{CAPABILITIES, Identity, Ports, You};
 use crate::journal::{Entry, Journal};
 use crate::metrics::{Exporter, HttpCounts, Page, TlsCounts};
-use crate::status::{PathView, Proof, Status};
+use crate::status::{PathView, Proof, ProviderStatus, Status};
 use crate::websocket::Responder;
 
 /// Everything that requests are answered from.
@@ -61,11 +61,12 @@ const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4
 const WEBSOCKET: &str = "/ws";
 
 /// Paths, the method each takes, and a word about it.
-const ROUTES: [(&str, Method, &str); 10] = [
+const ROUTES: [(&str, Method, &str); 11] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format"),
     ("/api/v1/agent", Method::GET, "who this agent is, and whether it would answer you"),
     ("/api/v1/paths", Method::GET, "every path, and why it is not measured if it is not"),
+    ("/api/v1/discovery", Method::GET, "who is asked for peers and targets, and who of them has no name yet"),
     ("/api/v1/events", Method::GET, "what happened lately; ?after=N leaves out the first N"),
     ("/api/v1/ping", Method::GET, "when this request came and when its answer left"),
     (WEBSOCKET, Method::GET, "WebSocket: every message comes back as it was"),
@@ -119,6 +120,7 @@ impl Site {
             "/metrics" => self.metrics(),
             "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
+            "/api/v1/discovery" => self.discovery(),
             "/api/v1/events" => self.events(request.uri().query()),
             "/api/v1/ping" => self.ping(received).await,
             WEBSOCKET => {
@@ -171,6 +173,14 @@ impl Site {
         }
         let status = self.status.load();
         json(&Paths { paths: status.paths.iter().map(crate::status::PathStatus::view).collect() })
+    }
+
+    fn discovery(&self) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Discovery<'a> {
+            providers: &'a [ProviderStatus],
+        }
+        json(&Discovery { providers: &self.status.load().providers })
     }
 
     fn events(&self, query: Option<&str>) -> Response<Body> {

@@ -4,6 +4,7 @@
 //! in a `prometheus` registry. Both come out as one sorted page, each family once.
 
 pub mod agent;
+mod discovery;
 mod distribution;
 pub mod echo;
 mod page;
@@ -13,5 +14,6 @@ pub mod stream;
 pub mod text;
 pub mod websocket;
 
+pub use discovery::ProviderCounts;
 pub use page::{Directory, Exporter, Page, ProbeInfo, Responders};
 pub use process::{HttpCounts, PeerState, ProcessMetrics, TlsCounts};

@@ -63,6 +63,8 @@ pub struct ProbeInfo {
     pub name: String,
     /// What it measures.
     pub kind: &'static str,
+    /// Peers and targets that it chooses.
+    pub targets: usize,
     /// Over which protocol.
     pub protocol: &'static str,
     /// With which class of service.
@@ -100,6 +102,7 @@ enum Section {
     StreamResponder(usize),
     Limit(usize),
     ProbeInfo,
+    ProbeTargets,
     PeerInfo,
 }
 
@@ -165,6 +168,7 @@ impl Exporter {
         }
         if !directory.probes.is_empty() {
             families.insert(PROBE_INFO, Section::ProbeInfo);
+            families.insert(PROBE_TARGETS, Section::ProbeTargets);
             families.extend(LIMITS.iter().enumerate().map(|(at, (name, _, _))| (*name, Section::Limit(at))));
         }
         if !directory.peers.is_empty() {
@@ -234,6 +238,7 @@ impl Page {
             }
             Section::Limit(at) => self.directory.limit(&LIMITS[at], piece),
             Section::ProbeInfo => self.directory.probe_info(piece),
+            Section::ProbeTargets => self.directory.probe_targets(piece),
             Section::PeerInfo => self.directory.peer_info(piece),
         }
         true
@@ -277,6 +282,15 @@ impl Directory {
         }
     }
 
+    fn probe_targets(&self, page: &mut Vec<u8>) {
+        let mut writer = Writer::new(page);
+        writer.family(PROBE_TARGETS, Kind::Gauge, "Peers and targets that a probe chooses.");
+        for probe in &self.probes {
+            let labels = label("probe", &probe.name);
+            writer.count(PROBE_TARGETS, Suffix::None, &labels, CLOSE, probe.targets as u64);
+        }
+    }
+
     fn peer_info(&self, page: &mut Vec<u8>) {
         let mut writer = Writer::new(page);
         writer.family(
@@ -296,6 +310,7 @@ impl Directory {
 }
 
 const PROBE_INFO: &str = "pathmeter_probe_info";
+const PROBE_TARGETS: &str = "pathmeter_probe_targets";
 const PEER_INFO: &str = "pathmeter_peer_info";
 
 /// A name, its help text, and which limit of a probe it tells.
