@@ -70,7 +70,7 @@ struct RunArguments {
     #[command(flatten)]
     identity: IdentityArguments,
     /// Read the configuration again whenever the file has changed, as at SIGHUP
-    #[arg(long)]
+    #[arg(long, env = "PATHMETER_WATCH")]
     watch: bool,
     /// Log this instead of log.level: error, warn, info, debug, trace, or a filter such as warn,pathmeter=debug
     #[arg(long, value_name = "LEVEL")]

@@ -207,10 +207,13 @@ fn source(
     let files = section.key("files", patterns);
     let http = section.key("http", |value| inventory(value, all));
     let dns = section.key("dns", |value| query(value, finds_agents));
-    let kubernetes = section.key("kubernetes", |value| match finds_agents {
-        true => value.section(service),
-        false => value.wrong("its pods are agents", "write it under peers"),
-    });
+    let kubernetes = match (finds_agents, section.has("kubernetes")) {
+        (true, _) => section.key("kubernetes", |value| value.section(service)),
+        (false, true) => {
+            section.key("kubernetes", |value| value.wrong("its pods are agents", "write it under peers"))
+        }
+        (false, false) => Setting::Absent,
+    };
     let refresh = section.key("refresh", |value| duration(value, &REFRESH_ALLOWED)).optional();
     let (name, source, default) = match (files, http, dns, kubernetes) {
         (Setting::Given(patterns), ..) => {

@@ -103,6 +103,7 @@ impl Daemon {
             }
         }
         self.count_providers();
+        self.overdue.note(|overdue| overdue.publish = true);
     }
 
     pub(super) fn introduced(&mut self, Introduced { stranger, identity }: Introduced) {
@@ -120,7 +121,7 @@ impl Daemon {
             }
             Err(why) => {
                 self.reticent.insert(stranger, why);
-                return;
+                return self.overdue.note(|overdue| overdue.publish = true);
             }
         }
         self.overdue.note_within(GATHER, |overdue| overdue.enroll = true);

@@ -11,6 +11,7 @@ mod bad_input;
 mod cli;
 #[cfg(feature = "clock-drill")]
 mod clock;
+mod discovery;
 mod drift;
 mod http;
 mod loopback;
