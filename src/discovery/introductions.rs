@@ -13,8 +13,10 @@ use crate::identity::Identity;
 use crate::peers::{authority, identity_of};
 use crate::resolver;
 
-/// Who did not answer is asked again after this.
-const AGAIN: Duration = Duration::from_secs(15);
+/// Who did not answer is asked again after this, and then after twice as long each time: fleets start together, and the dead
+/// stay dead.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(15);
 
 /// The first questions are spread over this, so that a fleet that starts is no storm.
 const SPREAD: Duration = Duration::from_secs(1);
@@ -85,6 +87,7 @@ async fn ask(stranger: Stranger, client: Client, told: mpsc::Sender<Introduced>)
     // Without randomness everybody asks at once, which is only less polite.
     let _ = getrandom::fill(&mut draw);
     tokio::time::sleep(SPREAD * u32::from(u16::from_be_bytes(draw)) / 65_536).await;
+    let mut again = AGAIN;
     loop {
         let identity = introduce(&stranger, &client).await;
         let is_done = identity.is_ok();
@@ -92,7 +95,8 @@ async fn ask(stranger: Stranger, client: Client, told: mpsc::Sender<Introduced>)
         if is_done || !is_heard {
             return;
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(again).await;
+        again = (2 * again).min(AGAIN_MAX);
     }
 }
 
