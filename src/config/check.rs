@@ -149,7 +149,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
 /// An entry of `peers` or `targets`.
 enum Listed<T> {
     Host(T),
-    Provider(Provider),
+    Provider(Box<Provider>),
 }
 
 fn apart<T>(listed: Vec<Listed<T>>) -> (Vec<T>, Vec<Provider>) {
@@ -157,7 +157,7 @@ fn apart<T>(listed: Vec<Listed<T>>) -> (Vec<T>, Vec<Provider>) {
     for entry in listed {
         match entry {
             Listed::Host(host) => hosts.push(host),
-            Listed::Provider(provider) => providers.push(provider),
+            Listed::Provider(provider) => providers.push(*provider),
         }
     }
     (hosts, providers)
@@ -419,7 +419,7 @@ impl<'a> Roster<'a> {
             let what = format!("{} is asked already", provider.name);
             return section.wrong(provider.key(), what, "remove one of the two");
         }
-        Some(Listed::Provider(provider))
+        Some(Listed::Provider(Box::new(provider)))
     }
 
     fn enter(&mut self, value: Value<'a, '_>, entry: Entry) -> Option<&'a str> {

@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 use self::listen::{bind_agent, bind_all, port_of};
 use self::people::Experience;
 use crate::clock::Clock;
-use crate::config::{Config, Host, LogFormat, Probe};
+use crate::config::{Config, Host, Level, LogFormat, Probe};
 use crate::datagram::{Answering, Duties, EVENTS, Event, Handle, StampNames};
 use crate::discovery::{Finding, Introduced, Introductions, Scout, Stranger};
 use crate::fleet::{Addresses, Exported, Fleet, Loops, Scene};
@@ -147,6 +147,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// A path that could not be started is tried again this often.
 const TRY_AGAIN: u64 = 30;
+
+/// Which paths are the worst is looked at this often, in ticks.
+const RANK_EVERY: u64 = 30;
 
 impl Daemon {
     /// Binds all sockets; nothing is measured yet. To be called inside a tokio runtime.
@@ -417,7 +420,7 @@ impl Daemon {
 
     fn publish(&self) {
         let config = &self.settings.config;
-        let Exported { paths, path_mtus, streams, dropped } = self.fleet.exported(config.metrics.max_series);
+        let Exported { groups, paths, path_mtus, streams, dropped } = self.fleet.exported(&config.metrics);
         self.exporter.process.set_series_dropped(dropped);
         let Self { settings, roster, addresses, identities, .. } = self;
         let counts = Scene { settings, roster, addresses, identities }.counts();
@@ -439,6 +442,7 @@ impl Daemon {
         let targets = roster.targets.values();
         let targets = targets.map(|target| attributes(&target.name, &target.address, &target.labels));
         self.exporter.publish(Directory {
+            groups,
             paths,
             path_mtus,
             streams,
@@ -498,6 +502,10 @@ impl Daemon {
         self.progress = progress;
         if ticks.is_multiple_of(TRY_AGAIN) && self.fleet.has_trouble() {
             self.measure();
+        }
+        if ticks.is_multiple_of(RANK_EVERY) && self.settings.config.metrics.level != Level::Pair {
+            self.fleet.rank();
+            self.publish();
         }
     }
 

@@ -59,6 +59,10 @@ pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Resu
 fn members(lookup: &Lookup) -> impl Iterator<Item = Member> {
     lookup.answers().iter().filter_map(|record| {
         let at = |host: String| Member { host, ..Member::default() };
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "what was not asked for, such as a name on the way"
+        )]
         match &record.data {
             RData::A(address) => Some(at(address.0.to_string())),
             RData::AAAA(address) => Some(at(address.0.to_string())),
@@ -66,7 +70,6 @@ fn members(lookup: &Lookup) -> impl Iterator<Item = Member> {
                 let host = service.target.to_ascii().trim_end_matches('.').to_owned();
                 Some(Member { name: Some(host.clone()), port: Some(service.port), ..at(host) })
             }
-            // A name on the way to the records that were asked for.
             _ => None,
         }
     })

@@ -40,7 +40,7 @@ fn read_one(path: &Path) -> Result<Vec<Member>, String> {
 fn expand(pattern: &Path) -> io::Result<Vec<PathBuf>> {
     let last = pattern.file_name().unwrap_or_default().to_string_lossy();
     let Some((begin, end)) = last.split_once('*') else { return Ok(vec![pattern.to_owned()]) };
-    let folder = pattern.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let folder = pattern.parent().filter(|folder| *folder != Path::new("")).unwrap_or_else(|| Path::new("."));
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();

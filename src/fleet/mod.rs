@@ -1,5 +1,6 @@
 //! The paths that run: which there should be, by the configuration and the addresses, and which there are.
 
+mod groups;
 mod plan;
 mod scene;
 
@@ -13,12 +14,14 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
 
+use self::groups::Groups;
 use self::plan::{Connected, Plan, Way, plan};
 pub use self::scene::Scene;
-use crate::config::{EchoProbe, FamilyChoice, PATHS_MAX, PathMtu, Probe, Transport};
+use crate::config::{EchoProbe, FamilyChoice, Level, Metrics, PATHS_MAX, PathMtu, Probe, Transport};
 use crate::datagram::{Handle, NewPath, NewSearch, PathId};
 use crate::metrics::PeerState;
 use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
+use crate::metrics::group::{GroupSeries, SERIES_PER_GROUP};
 use crate::metrics::path_mtu::{PathMtuSeries, SERIES_PER_PATH_MTU};
 use crate::metrics::stream::{SERIES_PER_STREAM, StreamSeries};
 use crate::settings::Settings;
@@ -94,6 +97,7 @@ pub struct Fleet {
     /// By the names that the loop knows.
     ids: BTreeMap<PathId, PathKey>,
     unmeasured: Vec<(PathKey, String)>,
+    groups: Groups,
     /// When each peer last said that it is leaving: a path that is replaced meanwhile must know.
     goodbyes: BTreeMap<String, Timestamp>,
     next_id: u64,
@@ -104,6 +108,8 @@ pub struct Fleet {
 /// The series that are exported.
 #[derive(Debug, Default)]
 pub struct Exported {
+    /// Of groups of paths.
+    pub groups: Vec<Arc<GroupSeries>>,
     /// Of paths.
     pub paths: Vec<Arc<EchoSeries>>,
     /// Of their MTUs.
@@ -155,6 +161,7 @@ impl Fleet {
             running: BTreeMap::new(),
             ids: BTreeMap::new(),
             unmeasured: Vec::new(),
+            groups: Groups::default(),
             goodbyes: BTreeMap::new(),
             next_id: 1,
             seed,
@@ -218,6 +225,12 @@ impl Fleet {
             self.ids.insert(id, key.clone());
             self.running.insert(key, running);
         }
+        self.groups.arrange(scene, self.running.iter().map(|(key, running)| (key, &running.series)));
+    }
+
+    /// Looks at how the paths fare: the worst have series of their own where groups have.
+    pub fn rank(&mut self) {
+        self.groups.look();
     }
 
     /// Starts a path on the thread that measures its way; returns where its connections are counted, if it has any.
@@ -420,21 +433,35 @@ impl Fleet {
         self.running.iter().filter(|(key, _)| *key.peer == *peer).map(|(_, running)| running.id).collect()
     }
 
-    /// The series that are exported: paths in their order, until one does not fit any more.
+    /// The series that are exported: groups if there are, and paths in their order, until one does not fit any more.
     #[must_use]
-    pub fn exported(&self, series_max: usize) -> Exported {
-        let (mut exported, mut room) = (Exported::default(), series_max);
-        for Running { series, path_mtu, stream, .. } in self.running.values() {
+    pub fn exported(&self, metrics: &Metrics) -> Exported {
+        let mut exported = Exported { groups: self.groups.series(), ..Exported::default() };
+        let mut room = metrics.max_series;
+        exported.groups.truncate(room / SERIES_PER_GROUP);
+        room -= exported.groups.len() * SERIES_PER_GROUP;
+        let worst = match metrics.level {
+            Level::Pair => None,
+            Level::Group { worst, .. } => Some(self.groups.worst(worst)),
+        };
+        let is_wanted = |key: &PathKey| worst.as_ref().is_none_or(|worst| worst.contains(key));
+        let mut wanted = 0;
+        for (_, Running { series, path_mtu, stream, .. }) in
+            self.running.iter().filter(|(key, _)| is_wanted(key)).inspect(|_| wanted += 1)
+        {
             let needs = SERIES_PER_PATH
                 + path_mtu.as_ref().map_or(0, |_| SERIES_PER_PATH_MTU)
                 + stream.as_ref().map_or(0, |_| SERIES_PER_STREAM);
-            let Some(left) = room.checked_sub(needs) else { break };
+            let Some(left) = room.checked_sub(needs) else {
+                room = 0;
+                continue;
+            };
             room = left;
             exported.paths.push(Arc::clone(series));
             exported.path_mtus.extend(path_mtu.as_ref().map(|discovery| Arc::clone(&discovery.series)));
             exported.streams.extend(stream.clone());
         }
-        exported.dropped = self.running.len() - exported.paths.len();
+        exported.dropped = wanted - exported.paths.len();
         exported
     }
 

@@ -65,15 +65,34 @@ impl<const N: usize> Buckets<N> {
         bounds: &[(u64, &str)],
         put: Put<'w>,
     ) {
-        let mut total = 0;
-        let rest = bounds.iter().map(|(_, bound)| *bound).chain([INFINITY]);
-        for (count, bound) in self.counts().zip(rest) {
-            total += count;
-            writer.count(name, Suffix::Bucket, labels, bound, total);
-        }
-        put(writer, name, Suffix::Sum, labels, CLOSE, self.sum.get());
-        writer.count(name, Suffix::Count, labels, CLOSE, total);
+        write_buckets(writer, name, labels, bounds, self.counts(), |writer| {
+            put(writer, name, Suffix::Sum, labels, CLOSE, self.sum.get());
+        });
     }
+
+    /// The sum of all values.
+    pub(super) fn sum(&self) -> u64 {
+        self.sum.get()
+    }
+}
+
+/// The lines of a histogram with these counts by bucket; `write_sum` writes that of its sum.
+pub(super) fn write_buckets<'w>(
+    writer: &mut Writer<'w>,
+    name: &str,
+    labels: &str,
+    bounds: &[(u64, &str)],
+    counts: impl IntoIterator<Item = u64>,
+    write_sum: impl FnOnce(&mut Writer<'w>),
+) {
+    let mut total = 0;
+    let rest = bounds.iter().map(|(_, bound)| *bound).chain([INFINITY]);
+    for (count, bound) in counts.into_iter().zip(rest) {
+        total += count;
+        writer.count(name, Suffix::Bucket, labels, bound, total);
+    }
+    write_sum(writer);
+    writer.count(name, Suffix::Count, labels, CLOSE, total);
 }
 
 /// A sum of time spans and their number.

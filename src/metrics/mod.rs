@@ -7,6 +7,7 @@ pub mod agent;
 mod discovery;
 mod distribution;
 pub mod echo;
+pub mod group;
 mod page;
 pub mod path_mtu;
 mod process;

@@ -14,6 +14,7 @@ use super::agent::{
     StreamResponderSeries,
 };
 use super::echo::{ECHO_FAMILIES, EchoSeries};
+use super::group::{GROUP_FAMILIES, GroupSeries};
 use super::path_mtu::{PATH_MTU_FAMILIES, PathMtuSeries};
 use super::process::{HttpCounts, ProcessMetrics};
 use super::stream::{STREAM_FAMILIES, StreamSeries};
@@ -46,6 +47,8 @@ pub struct Responders {
 pub struct Directory {
     /// Paths that are exported.
     pub paths: Vec<Arc<EchoSeries>>,
+    /// Groups of paths.
+    pub groups: Vec<Arc<GroupSeries>>,
     /// Those whose MTU is looked for.
     pub path_mtus: Vec<Arc<PathMtuSeries>>,
     /// Those over connections.
@@ -97,6 +100,7 @@ enum Section {
     Responder(usize),
     WebSocket(usize),
     Echo(usize),
+    Group(usize),
     PathMtu(usize),
     Stream(usize),
     StreamResponder(usize),
@@ -157,6 +161,10 @@ impl Exporter {
             families.extend(
                 ECHO_FAMILIES.iter().enumerate().map(|(at, family)| (family.name, Section::Echo(at))),
             );
+        }
+        if !directory.groups.is_empty() {
+            let group = GROUP_FAMILIES.iter().enumerate();
+            families.extend(group.map(|(at, family)| (family.name, Section::Group(at))));
         }
         if !directory.path_mtus.is_empty() {
             let path_mtu = PATH_MTU_FAMILIES.iter().enumerate();
@@ -224,6 +232,9 @@ impl Page {
             }
             Section::Echo(at) => {
                 return write_paths(&ECHO_FAMILIES[at], &self.directory.paths, &mut self.paths, piece);
+            }
+            Section::Group(at) => {
+                return write_paths(&GROUP_FAMILIES[at], &self.directory.groups, &mut self.paths, piece);
             }
             Section::PathMtu(at) => {
                 return write_paths(

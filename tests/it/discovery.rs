@@ -211,3 +211,34 @@ fn a_configuration_that_is_watched_is_in_force_when_it_has_changed() {
     agent.page_when("a refusal", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 0);
     assert_eq!(agent.page().count(TARGETS, &[r#"probe="gw""#]), 1);
 }
+
+#[test]
+fn paths_are_exported_by_groups_and_the_worst_by_themselves() {
+    let [a, b, c] = [(); 3].map(|()| Host::claim());
+    let _others = [answering(&b, "b"), answering(&c, "c")];
+    let peers = |labels: &str| {
+        format!(
+            "metrics: {{level: group, group_by: site, worst: 1}}\n\
+             peers: [{{name: b, address: {b}, labels: {{site: x}}}}, {{name: c, address: {c}, labels: {{{labels}}}}}]\n{PROBE}"
+        )
+    };
+    let agent = Agent::start(&a, &a.config("a", &peers("site: y")));
+    let requests = |page: &Page, group: &str| {
+        page.count("pathmeter_echo_group_requests_total", &[&format!("group=\"{group}\"")])
+    };
+    let page = agent.page_when("verdicts", |page| requests(page, "x") >= 20 && requests(page, "y") >= 20);
+    assert_eq!(page.count("pathmeter_echo_group_paths", &[]), 2, "{page}");
+    assert_eq!(page.count("pathmeter_series_limit_dropped", &[]), 0, "{page}");
+    let exported = ["b", "c"].iter().filter(|peer| page.has(OK, &[&of(peer)])).count();
+    assert_eq!(exported, 1, "{page}");
+
+    let before = (requests(&page, "x"), requests(&page, "y"));
+    agent.rewrite(&a.config("a", &peers("site: x")));
+    assert_eq!(agent.reload().status, 200);
+    let x = [r#"group="x""#];
+    let page = agent.page_when("both in one group", |page| page.count("pathmeter_echo_group_paths", &x) == 2);
+    assert!(!page.has("pathmeter_echo_group_paths", &[r#"group="y""#]), "{page}");
+    let now = requests(&page, "x");
+    assert!(now >= before.0, "a counter does not fall: {now} after {before:?}");
+    agent.page_when("it goes on", |page| requests(page, "x") > now + 20);
+}
