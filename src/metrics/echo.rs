@@ -11,7 +11,8 @@ use super::group::Totals;
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
 /// Upper bounds of the burst-length histogram in datagrams.
-const BURST_BOUNDS: [(u64, &str); 3] = [(1, r#",le="1"} "#), (3, r#",le="3"} "#), (10, r#",le="10"} "#)];
+const BURST_BOUNDS: [(u64, &str); 3] =
+    [(1, r#",le="1.0"} "#), (3, r#",le="3.0"} "#), (10, r#",le="10.0"} "#)];
 
 /// Lines that one path adds to a scrape; counted by a test.
 pub const SERIES_PER_PATH: usize = 70;

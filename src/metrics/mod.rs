@@ -18,3 +18,4 @@ pub mod websocket;
 pub use discovery::ProviderCounts;
 pub use page::{Directory, Exporter, Page, ProbeInfo, Responders};
 pub use process::{HttpCounts, PeerState, ProcessMetrics, TlsCounts};
+pub use text::Format;

@@ -16,6 +16,7 @@ mod drift;
 mod http;
 mod loopback;
 mod reload;
+mod scrape;
 mod shutdown;
 mod stamp_suite;
 mod streams;
