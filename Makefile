@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # To build; promtool, which Debian has in its package prometheus, to check what is exported; ip, for the lab; curl and
 # openssl, to ask over HTTPS as others do.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
-TEST_PACKAGES := prometheus iproute2 curl openssl
+TEST_PACKAGES := prometheus iproute2 curl openssl dnsmasq-base
 # Whom make compare measures beside us, and what makes networks.
 RIVAL_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
 

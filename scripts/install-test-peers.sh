@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs the programs that the tests measure against, below target/peers, and prints where they are. Quick when they are
-# there already. --only NAME… installs some: stamp-suite, python (websockets), node (ws).
+# there already. --only NAME… installs some: stamp-suite, python (websockets, prometheus_client), node (ws).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stamp_suite=1.0.0
 websockets=15.0.1
+prometheus_client=0.26.0
 ws=8.18.3
 root="$PWD/target/peers"
 wanted=(stamp-suite python node)
@@ -31,13 +32,13 @@ make_venv() {
 
 install_python() {
   local home="$root/python" program="$root/python/bin/python3"
-  local version='import importlib.metadata as m; print(m.version("websockets"))'
-  if [ "$("$program" -c "$version" 2>/dev/null)" != "$websockets" ]; then
+  local versions='import importlib.metadata as m; print(m.version("websockets"), m.version("prometheus-client"))'
+  if [ "$("$program" -c "$versions" 2>/dev/null)" != "$websockets $prometheus_client" ]; then
     if ! make_venv "$home"; then
       ./scripts/install-packages.sh python3-venv >&2
       make_venv "$home" || { echo "error: no python3 can make a virtual environment" >&2; exit 1; }
     fi
-    "$program" -m pip install --quiet --disable-pip-version-check "websockets==$websockets" >&2
+    "$program" -m pip install --quiet --disable-pip-version-check "websockets==$websockets" "prometheus-client==$prometheus_client" >&2
   fi
   echo "$program"
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{self, Config, Host, Problems, Trust};
+use crate::config::{self, Config, Host, Problems, Provider, Trust};
 use crate::fleet::KeyRing;
 use crate::http::client::Secure;
 use crate::http::front::Front;
@@ -103,7 +103,7 @@ impl Settings {
         }
         let digest = contents.finalize();
         let generation = digest.iter().take(8).fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
-        let hash = Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let hash = Self::hash_of(text);
         let keys = KeyRing { mesh, targets, generation };
         let front = Made::new(|shelf| match &config.tls.web_config_file {
             Some(path) => Front::read(path, shelf),
@@ -112,6 +112,12 @@ impl Settings {
         let connectors = connectors(&config)?;
         let warnings = front.value.warnings.clone();
         Ok(Self { config, keys, front, connectors, hash, warnings })
+    }
+
+    /// The [`hash`](Self::hash) of a file.
+    #[must_use]
+    pub fn hash_of(text: &[u8]) -> String {
+        Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// What [`Config`] says of asking with TLS, as the client needs it.
@@ -164,7 +170,8 @@ impl Settings {
 fn connectors(config: &Config) -> Result<BTreeMap<Trust, Made<Connector>>, FileError> {
     let peers = config.peers.iter().map(|peer| &peer.https);
     let targets = config.targets.iter().map(|target| &target.https);
-    let of_some = peers.chain(targets).flatten().map(|https| &https.trust);
+    let found = config.providers.iter().flat_map(Provider::trusts);
+    let of_some = peers.chain(targets).flatten().map(|https| &https.trust).chain(found);
     // That of all others is read even if nobody is asked so: a mistake in it shows.
     let client = Some(&config.tls.client).filter(|trust| **trust != Trust::default());
     let mut connectors = BTreeMap::new();

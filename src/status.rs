@@ -28,8 +28,35 @@ pub struct Status {
     pub has_key: bool,
     /// Everything that should be measured.
     pub paths: Vec<PathStatus>,
+    /// Who is asked for peers and targets.
+    pub providers: Vec<ProviderStatus>,
     /// Whether we are on our way out.
     pub is_stopping: bool,
+}
+
+/// A provider of peers or targets, as `/api/v1/discovery` shows it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ProviderStatus {
+    /// What it is called.
+    pub name: String,
+    /// Of its last answer.
+    pub members: usize,
+    /// When that was, in nanoseconds since 1970; 0: there was none.
+    #[serde(rename = "last_success_timestamp_seconds", serialize_with = "as_seconds")]
+    pub last_success: u64,
+    /// How often it did not answer.
+    pub failures: u64,
+    /// Why it did not answer the last time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Members whose names are not known, and why.
+    pub unnamed: BTreeMap<String, String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it")]
+fn as_seconds<S: serde::Serializer>(nanos: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    #[expect(clippy::cast_precision_loss, reason = "a time for people, to the microsecond")]
+    serializer.serialize_f64(*nanos as f64 / 1e9)
 }
 
 /// What a request's signature proves.

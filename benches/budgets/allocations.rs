@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pathmeter::metrics::echo::EchoSeries;
-use pathmeter::metrics::{Directory, Exporter, HttpCounts, Responders};
+use pathmeter::metrics::{Directory, Exporter, Format, HttpCounts, Responders};
 
 use super::report::Row;
 
@@ -58,7 +58,7 @@ fn of_a_page(paths: u32) -> f64 {
     };
     let mut piece = Vec::with_capacity(1 << 20);
     let mut write = || {
-        let mut page = exporter.page(&http);
+        let mut page = exporter.page(&http, Format::Classic);
         while page.next(&mut piece) {
             piece.clear();
         }

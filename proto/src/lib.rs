@@ -4,6 +4,7 @@
 //! * [`time`], [`grid`]: clocks that cannot be mixed up, and when to send
 //! * [`wire`]: bytes to values and back
 //! * [`key`], [`prefix`], [`admission`]: who may take part, and how fast
+//! * [`selection`]: which peers an agent measures, where not all measure all
 //! * [`stats`]: small estimators that every kind of probe shares
 //! * [`echo`]: one datagram a slot, one verdict a datagram
 //! * [`mtu`]: the longest packet that a path carries in one piece
@@ -18,6 +19,7 @@ pub mod key;
 pub mod machine;
 pub mod mtu;
 pub mod prefix;
+pub mod selection;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stats;

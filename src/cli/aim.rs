@@ -13,7 +13,7 @@ use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, PURPOS
 use pathmeter_proto::wire::{stamp, websocket};
 
 use super::tls::scheme;
-use super::{EchoArguments, Failure, Family, Format, Protocol, host};
+use super::{EchoArguments, Failure, Family, Format, IdentityArguments, Protocol, host};
 use crate::config::units::display;
 use crate::config::{Https, Scheme, Trust, Url};
 use crate::http::auth::Signer;
@@ -69,7 +69,11 @@ impl Aim {
             None => None,
         };
         match &arguments.config {
-            Some(path) => Self::by_name(arguments, &Settings::read(path, &host(None))?, own_keys),
+            Some(path) => Self::by_name(
+                arguments,
+                &Settings::read(path, &host(&IdentityArguments::default()))?,
+                own_keys,
+            ),
             None => Self::by_host(arguments, own_keys),
         }
     }

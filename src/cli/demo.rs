@@ -1,5 +1,6 @@
 //! `pathmeter demo`: three agents on loopback.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::net::TcpListener;
@@ -114,7 +115,7 @@ fn row(from: &str, path: &PathStatus) -> String {
 
 fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
     let text = configuration(name, port);
-    let host = Host { name_override: None, hostname: name.to_owned() };
+    let host = Host { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() };
     let loaded =
         config::load(text.as_bytes(), &host).map_err(|problems| anyhow!("the demo's own: {problems}"))?;
     let mut settings = Settings::complete(loaded.config, text.as_bytes())?;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::config::{Host, Https, Trust, units};
+use crate::config::{Host, Https, Trust, label_argument, units};
 use crate::http::auth::Signer;
 use crate::http::client::Client;
 use crate::keys;
@@ -68,18 +68,27 @@ struct RunArguments {
     #[arg(long, value_name = "FILE", default_value = "/etc/pathmeter/config.yaml")]
     config: PathBuf,
     #[command(flatten)]
-    identity: NameArgument,
+    identity: IdentityArguments,
+    /// Read the configuration again whenever the file has changed, as at SIGHUP
+    #[arg(long, env = "PATHMETER_WATCH")]
+    watch: bool,
     /// Log this instead of log.level: error, warn, info, debug, trace, or a filter such as warn,pathmeter=debug
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
 }
 
-#[derive(Debug, Args)]
-struct NameArgument {
+#[derive(Debug, Default, Args)]
+struct IdentityArguments {
     /// Our name among the peers, instead of agent.name
     #[arg(long, value_name = "NAME", env = "PATHMETER_NAME")]
     name: Option<String>,
+    /// A label of ours, above agent.labels; one without a text is none
+    #[arg(long = "label", value_name = "NAME=TEXT", env = "PATHMETER_LABELS", value_delimiter = ',', value_parser = label)]
+    labels: Vec<Label>,
 }
+
+/// A label, if it has a text.
+type Label = Option<(String, String)>;
 
 #[derive(Debug, Args)]
 struct CheckArguments {
@@ -90,7 +99,7 @@ struct CheckArguments {
     #[arg(long)]
     web_config: bool,
     #[command(flatten)]
-    identity: NameArgument,
+    identity: IdentityArguments,
 }
 
 #[derive(Debug, Args)]
@@ -339,9 +348,18 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 /// What a configuration is read for on this host.
-fn host(name_override: Option<String>) -> Host {
+fn host(identity: &IdentityArguments) -> Host {
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    Host { name_override, hostname: hostname.unwrap_or_else(|| "localhost".to_owned()) }
+    Host {
+        name_override: identity.name.clone(),
+        hostname: hostname.unwrap_or_else(|| "localhost".to_owned()),
+        labels: identity.labels.iter().flatten().cloned().collect(),
+    }
+}
+
+/// An environment that has nothing to say says an empty text.
+fn label(text: &str) -> Result<Label, String> {
+    if text.is_empty() { Ok(None) } else { label_argument(text) }
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

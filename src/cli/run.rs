@@ -19,7 +19,7 @@ use crate::settings::{Settings, SettingsError};
 use crate::systemd::Notifier;
 
 pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
-    let host = host(arguments.identity.name.clone());
+    let host = host(&arguments.identity);
     let settings = Settings::read(&arguments.config, &host)?;
     let log = &settings.config.log;
     let level = arguments.log_level.as_deref().unwrap_or(&log.level);
@@ -29,7 +29,7 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     if let Err(error) = open_files_as_allowed() {
         warn!(%error, "raising the limit of open files");
     }
-    let source = daemon::Source::File { path: arguments.config.clone(), host };
+    let source = daemon::Source::File { path: arguments.config.clone(), host, is_watched: arguments.watch };
     runtime()?.block_on(async {
         // Before anything else: a signal that nobody handles ends the process.
         let signals = Signals::take()?;
@@ -90,17 +90,22 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<(), Failure> {
     if arguments.web_config {
         return check_web(&file, &text);
     }
-    let loaded = config::load(&text, &host(arguments.identity.name.clone()))
+    let loaded = config::load(&text, &host(&arguments.identity))
         .map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
     for warning in &loaded.warnings {
         say(&format!("{file}: warning: {warning}\n"))?;
     }
     let config = &loaded.config;
     say(&format!(
-        "{file}: ok: agent {}, {} peers, {} targets, {} probes\n",
+        "{file}: ok: agent {}, {} peers, {} targets, {}{} probes\n",
         config.agent.name,
         config.peers.len(),
         config.targets.len(),
+        match config.providers.len() {
+            0 => String::new(),
+            1 => "1 provider of more, ".to_owned(),
+            providers => format!("{providers} providers of more, "),
+        },
         config.probes.len()
     ))
 }

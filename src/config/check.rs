@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pathmeter_proto::echo::{Profile, Quirks, ReflectorTimes};
 
+use super::discovery::{self, is_provider};
 use super::file::Node;
 use super::probes::{Surroundings, probe};
 use super::problem::{nearest, quoted};
@@ -14,10 +15,13 @@ use super::section::{Notes, Section, Setting, Value};
 use super::tls::{asked, https, tls};
 use super::url::{Scheme, url};
 use super::values::{
-    NAME_RULE, duration, host, is_name, labels, listen_address, name, packet_rate, path, port, prefix,
+    NAME_RULE, duration, host, is_name, label_name, labels, listen_address, name, packet_rate, path, port,
+    prefix,
 };
 use super::websocket::websocket;
-use super::{Agent, Config, Host, Listen, Log, LogFormat, Metrics, Peer, Responder, Target, Trust};
+use super::{
+    Agent, Config, Host, Level, Listen, Log, LogFormat, Metrics, Peer, Provider, Responder, Target, Trust,
+};
 
 /// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
 const GRACE: Duration = Duration::from_secs(5);
@@ -47,12 +51,24 @@ const ALLOW_MAX: usize = 1000;
 /// Peers and targets together. Chosen: twice the 10,000 paths that one agent is built for.
 const HOSTS_MAX: usize = 20_000;
 
+/// Providers of peers and targets together; each is a task.
+const PROVIDERS_MAX: usize = 64;
+
 /// Probes of a file.
 const PROBES_MAX: usize = 256;
 
 /// Series of paths. Chosen: 70 for each of 10,000 paths, and some.
 const SERIES: usize = 1_000_000;
 const SERIES_ALLOWED: RangeInclusive<i128> = 1..=10_000_000;
+
+const LEVELS: [(&str, bool); 2] = [("pair", false), ("group", true)];
+
+/// The label that tells a zone, unless another is named.
+pub(super) const ZONE: &str = "zone";
+
+/// Worst paths that have series of their own. Chosen: what fits a screen.
+const WORST: usize = 20;
+const WORST_ALLOWED: RangeInclusive<i128> = 0..=1000;
 
 /// Reads everything; `None` when a problem was noted.
 pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Option<Config> {
@@ -66,8 +82,22 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
 
         let mut roster = Roster::default();
         let trust = tls.as_ref().map(|tls| tls.client.clone()).unwrap_or_default();
-        let peers = file.sections("peers", |section| peer(section, listen.as_ref(), &trust, &mut roster));
-        let targets = file.sections("targets", |section| target(section, &trust, &mut roster));
+        let peers = file.sections("peers", |section| match is_provider(section) {
+            true => {
+                roster.finds_peers = true;
+                let provider = discovery::peers(section, listen.as_ref(), &trust);
+                roster.enter_provider(section, provider)
+            }
+            false => peer(section, listen.as_ref(), &trust, &mut roster).map(Listed::Host),
+        });
+        let targets = file.sections("targets", |section| match is_provider(section) {
+            true => {
+                roster.finds_targets = true;
+                let provider = discovery::targets(section, &trust);
+                roster.enter_provider(section, provider)
+            }
+            false => target(section, &trust, &mut roster).map(Listed::Host),
+        });
         let hosts = roster.peers.len() + roster.targets.len();
         if hosts > HOSTS_MAX {
             let remedy = format!("peers and targets are at most {HOSTS_MAX} together");
@@ -88,7 +118,14 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
             file.warn("key_file", "nothing is authenticated: addresses alone decide who is answered", remedy);
         }
 
-        let (agent, mut peers, mut targets) = (agent?, peers?, targets?);
+        let agent = agent?;
+        let (mut peers, mut providers) = apart(peers?);
+        let (mut targets, of_targets) = apart(targets?);
+        providers.extend(of_targets);
+        if providers.len() > PROVIDERS_MAX {
+            let what = format!("{} providers", providers.len());
+            file.wrong::<()>("peers", what, format!("at most {PROVIDERS_MAX} are allowed"));
+        }
         peers.retain(|peer| peer.name != agent.name);
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         targets.sort_by(|a, b| a.name.cmp(&b.name));
@@ -101,11 +138,29 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
             websocket: websocket?,
             peers,
             targets,
+            providers,
             probes: probes?,
             metrics: metrics?,
             log: log?,
         })
     })
+}
+
+/// An entry of `peers` or `targets`.
+enum Listed<T> {
+    Host(T),
+    Provider(Box<Provider>),
+}
+
+fn apart<T>(listed: Vec<Listed<T>>) -> (Vec<T>, Vec<Provider>) {
+    let (mut hosts, mut providers) = (Vec::new(), Vec::new());
+    for entry in listed {
+        match entry {
+            Listed::Host(host) => hosts.push(host),
+            Listed::Provider(provider) => providers.push(*provider),
+        }
+    }
+    (hosts, providers)
 }
 
 fn agent(section: &mut Section<'_, '_>, host: &Host) -> Option<Agent> {
@@ -122,7 +177,9 @@ fn agent(section: &mut Section<'_, '_>, host: &Host) -> Option<Agent> {
         let what = format!("{} ({origin}) is not a name", quoted(name));
         return section.wrong("name", what, format!("{NAME_RULE}; give another"));
     }
-    Some(Agent { name: name.to_owned(), labels: labels?, grace: grace? })
+    let mut labels = labels?;
+    labels.extend(host.labels.clone());
+    Some(Agent { name: name.to_owned(), labels, grace: grace? })
 }
 
 fn listen(section: &mut Section<'_, '_>) -> Option<Listen> {
@@ -205,7 +262,11 @@ fn peer<'a>(
 }
 
 /// A peer's port, by default our own.
-fn peer_port(section: &mut Section<'_, '_>, key: &'static str, ours: Option<SocketAddr>) -> Option<u16> {
+pub(super) fn peer_port(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    ours: Option<SocketAddr>,
+) -> Option<u16> {
     match (section.key(key, port), ours?.port()) {
         (Setting::Given(port), _) => Some(port),
         (Setting::Wrong, _) => None,
@@ -226,9 +287,7 @@ fn target<'a>(section: &mut Section<'a, '_>, trust: &Trust, roster: &mut Roster<
         Some(None) => section.required("address", host),
         None => section.key("address", host).or(String::new()),
     };
-    let port = section.key("port", port).or(REFLECTOR_PORT);
-    let profile = section.key("profile", |value| value.one_of(&PROFILES)).or(Profile::Detect);
-    let times = section.key("timestamps", |value| value.one_of(&TIMES)).or(ReflectorTimes::Marked);
+    let reflector = reflector(section);
     let key_file = section.key("key_file", path).optional();
     let labels = section.key("labels", labels).or(BTreeMap::new());
     if let (Some(name), Some(Some(url))) = (name, &url)
@@ -236,16 +295,25 @@ fn target<'a>(section: &mut Section<'a, '_>, trust: &Trust, roster: &mut Roster<
     {
         entrant.scheme = Some(url.scheme);
     }
+    let (port, quirks) = reflector?;
     Some(Target {
         name: name?.to_owned(),
         address: address?,
-        port: port?,
-        quirks: Quirks { profile: profile?, times: times? },
+        port,
+        quirks,
         url: url?,
         https: https?,
         key_file: key_file?,
         labels: labels?,
     })
+}
+
+/// The port of a reflector, and what it does otherwise than it should.
+pub(super) fn reflector(section: &mut Section<'_, '_>) -> Option<(u16, Quirks)> {
+    let port = section.key("port", port).or(REFLECTOR_PORT);
+    let profile = section.key("profile", |value| value.one_of(&PROFILES)).or(Profile::Detect);
+    let times = section.key("timestamps", |value| value.one_of(&TIMES)).or(ReflectorTimes::Marked);
+    Some((port?, Quirks { profile: profile?, times: times? }))
 }
 
 /// See [`Profile`].
@@ -266,7 +334,22 @@ const TIMES: [(&str, ReflectorTimes); 4] = [
 
 fn metrics(section: &mut Section<'_, '_>) -> Option<Metrics> {
     let max_series = section.key("max_series", |value| value.number(&SERIES_ALLOWED)).or(SERIES);
-    Some(Metrics { max_series: max_series? })
+    let is_by_group = section.key("level", |value| value.one_of(&LEVELS)).or(false);
+    let label = section.key("group_by", label_name).optional();
+    let worst = section.key("worst", |value| value.number(&WORST_ALLOWED)).optional();
+    let (is_by_group, label, worst) = (is_by_group?, label?, worst?);
+    for (key, is_given) in [("group_by", label.is_some()), ("worst", worst.is_some())] {
+        if is_given && !is_by_group {
+            section.warn(key, "not used: the level is pair", "write level: group beside it, or remove it");
+        }
+    }
+    let level = match is_by_group {
+        true => {
+            Level::Group { label: label.unwrap_or_else(|| ZONE.to_owned()), worst: worst.unwrap_or(WORST) }
+        }
+        false => Level::Pair,
+    };
+    Some(Metrics { max_series: max_series?, level })
 }
 
 fn log(section: &mut Section<'_, '_>) -> Option<Log> {
@@ -304,6 +387,11 @@ pub(super) struct Roster<'a> {
     places: BTreeMap<&'a str, String>,
     pub(super) peers: BTreeSet<&'a str>,
     pub(super) targets: BTreeMap<&'a str, Entrant>,
+    /// Whether there are providers: then names may be unknown.
+    pub(super) finds_peers: bool,
+    pub(super) finds_targets: bool,
+    /// Of providers.
+    providers: BTreeSet<String>,
 }
 
 /// What probes must know of a target.
@@ -321,6 +409,19 @@ enum Entry {
 }
 
 impl<'a> Roster<'a> {
+    fn enter_provider<T>(
+        &mut self,
+        section: &Section<'_, '_>,
+        provider: Option<Provider>,
+    ) -> Option<Listed<T>> {
+        let provider = provider?;
+        if !self.providers.insert(provider.name.clone()) {
+            let what = format!("{} is asked already", provider.name);
+            return section.wrong(provider.key(), what, "remove one of the two");
+        }
+        Some(Listed::Provider(Box::new(provider)))
+    }
+
     fn enter(&mut self, value: Value<'a, '_>, entry: Entry) -> Option<&'a str> {
         let name = name(value.clone())?;
         if let Some(first) = self.places.get(name) {

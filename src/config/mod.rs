@@ -5,7 +5,9 @@
 //! another machine than the one it is for.
 
 mod check;
+pub mod discovery;
 mod file;
+pub mod inventory;
 mod origin;
 mod place;
 mod probes;
@@ -30,11 +32,15 @@ use std::time::Duration;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::prefix::Prefix;
+use pathmeter_proto::selection;
 
+pub use discovery::Provider;
 pub use origin::{NotAnOrigin, Origin};
+pub use probes::PATHS_MAX;
 pub use problem::{Display, Location, Problem, Problems};
 pub use transport::{PathMtu, Transport};
 pub use url::{Scheme, Url};
+pub use values::label_argument;
 
 /// Reads a configuration. An empty one is valid: an agent that only answers.
 ///
@@ -76,6 +82,8 @@ pub struct Host {
     pub name_override: Option<String>,
     /// What the host calls itself: our name when nobody gives another.
     pub hostname: String,
+    /// `--label` and `$PATHMETER_LABELS`: they win over the file's `agent.labels`.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A configuration that can be used.
@@ -106,6 +114,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// Hosts without an agent, sorted by name.
     pub targets: Vec<Target>,
+    /// Where further peers and targets are found, in the file's order.
+    pub providers: Vec<Provider>,
     /// What to measure, in the file's order.
     pub probes: Vec<Probe>,
     /// Limits of what is exported.
@@ -230,7 +240,7 @@ pub struct Peer {
 }
 
 /// How a peer or target is asked with TLS.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Https {
     /// Whom we believe, and who we are.
     pub trust: Trust,
@@ -272,8 +282,10 @@ pub enum Probe {
 pub struct EchoProbe {
     /// Its name, unique: the `probe` label.
     pub name: String,
-    /// Names of the peers and targets it measures, sorted, without repeats.
-    pub towards: Vec<String>,
+    /// The peers that it measures.
+    pub peers: Choice,
+    /// The hosts without an agent that it measures.
+    pub targets: Choice,
     /// Over what.
     pub transport: Transport,
     /// Time between the datagrams or messages of one path.
@@ -290,6 +302,27 @@ pub struct EchoProbe {
     pub lost_after: Duration,
 }
 
+/// Which peers, or targets, are measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// All.
+    All,
+    /// These, sorted, without repeats. One that is not there is not measured.
+    Named(Vec<String>),
+    /// So many peers, each agent others: [`selection::ring`].
+    Ring {
+        /// How many each measures, and by how many each is measured.
+        k: usize,
+    },
+    /// By zones: [`selection::zones`].
+    Zones {
+        /// How many.
+        choice: selection::Zones,
+        /// The label that tells the zone.
+        label: String,
+    },
+}
+
 /// Which address families of a target are measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FamilyChoice {
@@ -303,11 +336,27 @@ pub enum FamilyChoice {
     Both,
 }
 
-/// Limits of what is exported.
+/// What is exported, and its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metrics {
     /// Series of paths; a path that would exceed it is measured but not exported, and counted.
     pub max_series: usize,
+    /// What has series.
+    pub level: Level,
+}
+
+/// What has series.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Level {
+    /// Each path.
+    Pair,
+    /// The paths of a probe towards all peers of a group, summed; and the worst paths.
+    Group {
+        /// The label of peers and targets that tells the group.
+        label: String,
+        /// How many of the worst paths have series of their own.
+        worst: usize,
+    },
 }
 
 /// What is logged.

@@ -6,15 +6,16 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::selection::Zones;
 
-use super::check::Roster;
+use super::check::{Roster, ZONE};
 use super::file::Node;
 use super::problem::{nearest, quoted};
 use super::section::{Section, Value};
 use super::transport::{PROTOCOLS, Protocol, transport};
 use super::units::display;
-use super::values::{dscp, duration, name, source};
-use super::{EchoProbe, FamilyChoice, Listen, Probe};
+use super::values::{dscp, duration, is_name, label_name, name, source};
+use super::{Choice, EchoProbe, FamilyChoice, Listen, Probe};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const INTERVAL_ALLOWED: RangeInclusive<Duration> =
@@ -32,7 +33,10 @@ const PENDING_MAX: u128 = 65_536;
 const _: () = assert!(LOST_AFTER_MAX.as_nanos() / INTERVAL_ALLOWED.start().as_nanos() <= PENDING_MAX);
 
 /// Paths of all probes. Chosen: ten times what the budgets are measured with.
-const PATHS_MAX: usize = 100_000;
+pub const PATHS_MAX: usize = 100_000;
+
+/// Peers that a rule chooses, in a ring, in the own zone, or in each other one.
+const CHOSEN_ALLOWED: RangeInclusive<i128> = 0..=1000;
 
 /// What a probe is checked against.
 #[derive(Debug)]
@@ -80,9 +84,11 @@ fn echo<'a>(section: &mut Section<'a, '_>, around: &mut Surroundings<'a, '_>) ->
     check_source(section, source.flatten(), family);
     let towards = towards(section, protocol, family, around);
 
+    let (peers, targets) = towards?;
     Some(EchoProbe {
         name: name?.to_owned(),
-        towards: towards?,
+        peers,
+        targets,
         transport: transport?,
         interval: interval?,
         dscp: dscp?,
@@ -138,70 +144,129 @@ fn check_source(section: &Section<'_, '_>, source: Option<IpAddr>, family: Optio
     }
 }
 
-/// The hosts that a probe measures; all peers when it names none.
+/// The peers and the targets that a probe measures; all peers when it names none.
 fn towards<'a>(
     section: &mut Section<'a, '_>,
     protocol: Protocol,
     family: Option<FamilyChoice>,
     around: &mut Surroundings<'a, '_>,
-) -> Option<Vec<String>> {
-    let Roster { peers, targets, .. } = around.roster;
-    let targets = &targets.keys().copied().collect();
-    let chosen_peers =
-        section.key("peers", |value| selection(value, ("peer", peers), ("target", targets))).optional();
-    let chosen_targets =
-        section.key("targets", |value| selection(value, ("target", targets), ("peer", peers))).optional();
-
-    let mut hosts = match (chosen_peers?, chosen_targets?) {
-        (None, None) => peers.clone(),
-        (chosen_peers, chosen_targets) => chosen_peers.into_iter().chain(chosen_targets).flatten().collect(),
+) -> Option<(Choice, Choice)> {
+    let roster = around.roster;
+    let targets: BTreeSet<&str> = roster.targets.keys().copied().collect();
+    let of_peers = Names { what: "peer", known: &roster.peers, are_found: roster.finds_peers };
+    let of_targets = Names { what: "target", known: &targets, are_found: roster.finds_targets };
+    let chosen_peers = section.key("peers", |value| selection(value, &of_peers, &of_targets)).optional();
+    let chosen_targets = section.key("targets", |value| selection(value, &of_targets, &of_peers)).optional();
+    let none = || Choice::Named(Vec::new());
+    let (peers, targets) = match (chosen_peers?, chosen_targets?) {
+        (None, None) => (Choice::All, none()),
+        (peers, targets) => (peers.unwrap_or_else(none), targets.unwrap_or_else(none)),
     };
-    for target in hosts.iter().filter_map(|host| around.roster.targets.get(host)) {
+
+    let own_name = around.own_name?;
+    let known_peers = of_peers.chosen(&peers, own_name);
+    let known_targets = of_targets.chosen(&targets, own_name);
+    for target in known_targets.iter().filter_map(|name| roster.targets.get(name)) {
         if let Err((what, remedy)) = protocol.reaches(target) {
             section.wrong::<()>("targets", what, remedy);
         }
     }
-    let own_name = around.own_name?;
-    hosts.remove(own_name);
-    if hosts.is_empty() {
+    let hosts = known_peers.len().min(peers.most()) + known_targets.len();
+    if hosts == 0 && !roster.finds_peers && !roster.finds_targets {
         section.warn("peers", "nothing is measured: no host is left but this one", "add peers or targets");
     }
     around.paths += match family? {
-        FamilyChoice::Auto | FamilyChoice::Ipv4 | FamilyChoice::Ipv6 => hosts.len(),
-        FamilyChoice::Both => 2 * hosts.len(),
+        FamilyChoice::Auto | FamilyChoice::Ipv4 | FamilyChoice::Ipv6 => hosts,
+        FamilyChoice::Both => 2 * hosts,
     };
     if around.paths > PATHS_MAX {
         let what = format!("with this probe the file has {} paths", around.paths);
         return section.wrong("peers", what, format!("at most {PATHS_MAX} are allowed: name fewer hosts"));
     }
-    Some(hosts.into_iter().map(str::to_owned).collect())
+    Some((peers, targets))
 }
 
-/// `all`, or a list of names; `other` is what belongs under the other key.
-fn selection<'a>(
-    value: Value<'a, '_>,
-    (what, known): (&str, &BTreeSet<&'a str>),
-    (other, others): (&str, &BTreeSet<&'a str>),
-) -> Option<BTreeSet<&'a str>> {
-    let wanted = format!("all, or a list of {what} names such as [a-1, a-2]");
-    if let Node::Text(text) = value.node() {
-        if text == "all" {
-            return Some(known.clone());
-        }
-        return value.wrong(format!("{} is not a list", quoted(text)), format!("write {wanted}"));
+/// The names of peers, or those of targets.
+struct Names<'a, 'r> {
+    what: &'static str,
+    known: &'r BTreeSet<&'a str>,
+    /// Whether there are providers that find more.
+    are_found: bool,
+}
+
+impl<'a> Names<'a, '_> {
+    /// Those of a choice that the file has.
+    fn chosen(&self, choice: &Choice, own_name: &str) -> BTreeSet<&'a str> {
+        let is_chosen = |name: &str| match choice {
+            Choice::All | Choice::Ring { .. } | Choice::Zones { .. } => true,
+            Choice::Named(names) => names.binary_search_by(|chosen| chosen.as_str().cmp(name)).is_ok(),
+        };
+        self.known.iter().copied().filter(|name| *name != own_name && is_chosen(name)).collect()
     }
-    let names = value.list(&wanted, |value| {
-        let name = value.text(&format!("a {what}'s name"))?;
-        if known.contains(name) {
-            return Some(name);
+}
+
+impl Choice {
+    /// How many it can choose at most; by zones it depends on how many there are.
+    fn most(&self) -> usize {
+        match self {
+            Self::All | Self::Named(_) | Self::Zones { .. } => usize::MAX,
+            Self::Ring { k } => *k,
         }
-        let remedy = if others.contains(name) {
-            format!("it is a {other}: write it under {other}s")
+    }
+}
+
+/// `all`, a list of names, or a rule; `others` is what belongs under the other key.
+fn selection(value: Value<'_, '_>, names: &Names<'_, '_>, others: &Names<'_, '_>) -> Option<Choice> {
+    let what = names.what;
+    let wanted = format!("all, or a list of {what} names such as [a-1, a-2]");
+    match value.node() {
+        Node::Text(text) if text == "all" => return Some(Choice::All),
+        Node::Text(text) => {
+            return value.wrong(format!("{} is not a list", quoted(text)), format!("write {wanted}"));
+        }
+        Node::Mapping(_) if what == "peer" => return value.section(rule),
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) | Node::Mapping(_) => {}
+    }
+    let mut chosen = value.list(&wanted, |value| {
+        let name = value.text(&format!("a {what}'s name"))?;
+        if names.known.contains(name) || (names.are_found && is_name(name)) {
+            return Some(name.to_owned());
+        }
+        let remedy = if others.known.contains(name) {
+            format!("it is a {other}: write it under {other}s", other = others.what)
         } else {
-            nearest(name, known.iter().copied())
+            nearest(name, names.known.iter().copied())
                 .map_or_else(|| format!("add it to {what}s"), |near| format!("did you mean {near}?"))
         };
         value.wrong(format!("no {what} is called {}", quoted(name)), remedy)
     })?;
-    Some(names.into_iter().collect())
+    chosen.sort_unstable();
+    chosen.dedup();
+    Some(Choice::Named(chosen))
+}
+
+/// How each agent chooses its own peers.
+fn rule(section: &mut Section<'_, '_>) -> Option<Choice> {
+    #[derive(Clone, Copy)]
+    enum Rule {
+        All,
+        Ring,
+        Zones,
+    }
+    const RULES: [(&str, Rule); 3] = [("all", Rule::All), ("ring", Rule::Ring), ("zones", Rule::Zones)];
+    let Some(rule) = section.required("select", |value| value.one_of(&RULES)) else {
+        return section.give_up();
+    };
+    let count = |value: Value<'_, '_>| value.number(&CHOSEN_ALLOWED);
+    match rule {
+        Rule::All => Some(Choice::All),
+        Rule::Ring => section.required("k", count).map(|k| Choice::Ring { k }),
+        Rule::Zones => {
+            let within = section.required("within", count);
+            let across = section.required("across", count);
+            let label = section.key("label", label_name).or(ZONE.to_owned());
+            let choice = Zones { within: within?, across: across? };
+            Some(Choice::Zones { choice, label: label? })
+        }
+    }
 }

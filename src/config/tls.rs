@@ -1,5 +1,6 @@
 //! The keys that are about TLS.
 
+use super::discovery::Secured;
 use super::section::{Section, Setting};
 use super::values::{host, path};
 use super::{Https, KeyPair, Tls, Trust};
@@ -32,11 +33,27 @@ pub(super) fn asked(
     address: Option<&str>,
     all: &Trust,
 ) -> Option<Option<Https>> {
+    match secured(key, section, is_secure, all)? {
+        None => Some(None),
+        Some(secured) => {
+            let server_name = secured.server_name.or_else(|| address.map(str::to_owned))?;
+            Some(Some(Https { trust: secured.trust, server_name }))
+        }
+    }
+}
+
+/// The same where the address is not known yet.
+pub(super) fn secured(
+    key: &'static str,
+    section: &mut Section<'_, '_>,
+    is_secure: bool,
+    all: &Trust,
+) -> Option<Option<Secured>> {
     let given = section.key("tls", |value| value.section(own));
     if is_secure && !cfg!(feature = "tls") {
         return section.wrong(key, NO_TLS, NO_TLS_REMEDY);
     }
-    let (own, name) = match given {
+    let (own, server_name) = match given {
         Setting::Wrong => return None,
         Setting::Given(_) if !is_secure && key == "scheme" => {
             let remedy = "write scheme: https beside it, or remove it";
@@ -56,7 +73,7 @@ pub(super) fn asked(
         ca_file: own.ca_file.or_else(|| all.ca_file.clone()),
         identity: own.identity.or_else(|| all.identity.clone()),
     };
-    Some(Some(Https { trust, server_name: name.or_else(|| address.map(str::to_owned))? }))
+    Some(Some(Secured { trust, server_name }))
 }
 
 fn own(section: &mut Section<'_, '_>) -> Option<(Trust, Option<String>)> {

@@ -8,7 +8,6 @@ use pathmeter_proto::wire::icmp::Echo;
 use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN};
 use pathmeter_proto::wire::websocket::Format;
 
-use super::Listen;
 use super::check::{Entrant, REFLECTOR_PORT};
 use super::file::Node;
 use super::probes::INTERVAL_ALLOWED;
@@ -16,6 +15,7 @@ use super::problem::quoted;
 use super::section::{Section, Value};
 use super::url::Scheme;
 use super::values::{duration, port, size};
+use super::{Listen, Target};
 
 /// Over what an echo probe measures.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,23 @@ impl Transport {
             Self::WebSocket(_) => "websocket",
             Self::Http(_) => "http",
         }
+    }
+
+    /// Whether it can measure a host without an agent.
+    ///
+    /// # Errors
+    /// A sentence that says what the host lacks.
+    pub fn reaches(&self, target: &Target) -> Result<(), String> {
+        let protocol = match self {
+            Self::Udp(_) => Protocol::Udp,
+            Self::Icmp(_) => Protocol::Icmp,
+            Self::Tcp(_) => Protocol::Tcp,
+            Self::WebSocket(_) => Protocol::WebSocket,
+            Self::Http(_) => Protocol::Http,
+        };
+        let entrant =
+            Entrant { name: target.name.clone(), scheme: target.url.as_ref().map(|url| url.scheme) };
+        protocol.reaches(&entrant).map_err(|(what, remedy)| format!("{what}: {remedy}"))
     }
 }
 

@@ -5,7 +5,7 @@ use hyper::Uri;
 use super::section::Value;
 
 /// A URL that can be measured.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Url {
     /// What is spoken.
     pub scheme: Scheme,
@@ -18,7 +18,7 @@ pub struct Url {
 }
 
 /// What is spoken to a URL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scheme {
     /// HTTP.
     Http,

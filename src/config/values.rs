@@ -19,7 +19,7 @@ use super::units::{self, UnitError};
 const NAME_CHARS_MAX: usize = 64;
 
 /// Labels of an agent or target.
-const LABELS_MAX: usize = 32;
+pub(super) const LABELS_MAX: usize = 32;
 
 /// Characters of a label's value.
 const LABEL_CHARS_MAX: usize = 128;
@@ -54,23 +54,64 @@ pub(super) fn labels(value: Value<'_, '_>) -> Option<BTreeMap<String, String>> {
     Some(labels.into_iter().collect())
 }
 
-/// Prometheus data model: metric names and labels.
-fn label(name: &str, value: Value<'_, '_>) -> Option<(String, String)> {
-    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-    let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    if !begins_well || !goes_on_well || name.starts_with("__") {
-        let rule = "a label's name has letters, digits and `_`, begins with no digit and not with `__`";
-        return value.wrong_key(format!("{} is not a label's name", quoted(name)), rule);
+/// A label of an agent or target.
+pub(super) fn label(name: &str, value: Value<'_, '_>) -> Option<(String, String)> {
+    if !is_label_name(name) {
+        return value.wrong_key(format!("{} is not a label's name", quoted(name)), LABEL_NAME_RULE);
     }
     let text = value.text("a label's text")?;
+    match unfit_label(text) {
+        None => Some((name.to_owned(), text.to_owned())),
+        Some((what, remedy)) => value.wrong(what, remedy),
+    }
+}
+
+/// The name of a label of peers.
+pub(super) fn label_name(value: Value<'_, '_>) -> Option<String> {
+    let text = value.text("a label's name")?;
+    match is_label_name(text) {
+        true => Some(text.to_owned()),
+        false => value.wrong(format!("{} is not a label's name", quoted(text)), LABEL_NAME_RULE),
+    }
+}
+
+/// Prometheus data model: metric names and labels.
+fn is_label_name(name: &str) -> bool {
+    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    begins_well && goes_on_well && !name.starts_with("__")
+}
+
+const LABEL_NAME_RULE: &str =
+    "a label's name has letters, digits and `_`, begins with no digit and not with `__`";
+
+/// Why a text is no label's, and what to do.
+fn unfit_label(text: &str) -> Option<(&'static str, String)> {
     if text.chars().count() > LABEL_CHARS_MAX {
-        return value
-            .wrong("the text is too long", format!("a label has at most {LABEL_CHARS_MAX} characters"));
+        let remedy = format!("a label has at most {LABEL_CHARS_MAX} characters");
+        return Some(("the text is too long", remedy));
     }
-    if text.chars().any(char::is_control) {
-        return value.wrong("the text has a control character", "write a label in one line, without tabs");
+    let has_control = text.chars().any(char::is_control);
+    has_control
+        .then(|| ("the text has a control character", "write a label in one line, without tabs".to_owned()))
+}
+
+/// Labels from a command line or an environment: `zone=a`. A label without a text is none, as when the environment has nothing
+/// to say.
+///
+/// # Errors
+/// A sentence that says what is wrong with it.
+pub fn label_argument(text: &str) -> Result<Option<(String, String)>, String> {
+    let Some((name, value)) = text.split_once('=') else {
+        return Err(format!("{} is not a label: write NAME=TEXT, such as zone=a", quoted(text)));
+    };
+    if !is_label_name(name) {
+        return Err(format!("{} is not a label's name: {LABEL_NAME_RULE}", quoted(name)));
     }
-    Some((name.to_owned(), text.to_owned()))
+    match unfit_label(value) {
+        Some((what, remedy)) => Err(format!("{what}: {remedy}")),
+        None => Ok(Some((name.to_owned(), value.to_owned())).filter(|(_, value)| !value.is_empty())),
+    }
 }
 
 /// An IP address or a host name.
@@ -104,7 +145,7 @@ pub(super) fn host(value: Value<'_, '_>) -> Option<String> {
 
 /// RFC 1123 section 2.1, and `_`, which is in use. A name that ends in a number is an address gone wrong
 /// (10.0.0.256): no top-level domain is numeric (RFC 3696 section 2).
-fn is_host_name(text: &str) -> bool {
+pub(super) fn is_host_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let is_label = |label: &str| {
         (1..=HOST_LABEL_LEN_MAX).contains(&label.len())
@@ -118,7 +159,7 @@ fn is_host_name(text: &str) -> bool {
         && text.rsplit('.').next().is_some_and(|last| !is_numeric(last))
 }
 
-fn is_one_host(address: IpAddr) -> bool {
+pub(super) fn is_one_host(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let is_broadcast = match address {
         IpAddr::V4(address) => address.is_broadcast(),

@@ -21,7 +21,7 @@ impl Daemon {
         for _ in 0..3 {
             // The first pause lets the responder fall silent, the others spread the copies.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            for peer in &self.settings.config.peers {
+            for peer in self.roster.peers.values() {
                 let Some(Ok(addresses)) = self.addresses.get(&peer.name) else { continue };
                 for address in addresses {
                     let socket = if address.is_ipv4() { &v4 } else { &v6 };

@@ -1,13 +1,15 @@
 //! Certificates, keys and the web config file: in force, and looked at for changes.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::Daemon;
+use super::{Daemon, Source};
 use crate::http::front::Front;
+use crate::settings::Settings;
 use crate::tls::Connector;
 
 /// How often the files are read again. Chosen: what renews a certificate does so days before its end.
@@ -22,6 +24,7 @@ impl Daemon {
 
     /// Takes files that have changed, each for itself; where they cannot be used the old ones stay in force.
     pub(super) fn look_at_files(&mut self) {
+        self.look_at_configuration();
         if let Some(file) = self.settings.config.tls.web_config_file.clone() {
             self.look_at_front(&file);
         }
@@ -38,6 +41,19 @@ impl Daemon {
             }
         }
         self.exporter.process.set_tls_files(self.settings.has_latest_files());
+    }
+
+    /// Reads the configuration again if its file has another content than when it was looked at last. One that cannot be read
+    /// for a moment is being replaced.
+    fn look_at_configuration(&mut self) {
+        let Source::File { path, is_watched: true, .. } = &self.source else { return };
+        let Ok(text) = fs::read(path) else { return };
+        let hash = Settings::hash_of(&text);
+        if std::mem::replace(&mut self.seen, hash.clone()) != hash && hash != self.settings.hash {
+            info!(file = %path.display(), "the configuration has changed: reading it again");
+            // What came of it is logged and exported.
+            let _ = self.reload();
+        }
     }
 
     fn look_at_front(&mut self, file: &Path) {

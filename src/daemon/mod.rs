@@ -4,8 +4,9 @@ mod farewell;
 mod files;
 mod listen;
 mod news;
+mod people;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,12 +24,13 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use self::listen::{bind_agent, bind_all, port_of};
+use self::people::Experience;
 use crate::clock::Clock;
-use crate::config::{Config, Host, LogFormat, Probe};
+use crate::config::{Config, Host, Level, LogFormat, Probe};
 use crate::datagram::{Answering, Duties, EVENTS, Event, Handle, StampNames};
-use crate::fleet::{Addresses, Exported, Fleet, Loops};
-use crate::http::auth::{Signer, Verifier};
-use crate::http::client::Client;
+use crate::discovery::{Finding, Introduced, Introductions, Scout, Stranger};
+use crate::fleet::{Addresses, Exported, Fleet, Loops, Scene};
+use crate::http::auth::Verifier;
 use crate::http::routes::{Reload, Site};
 use crate::http::server::{self, Counters, Limits};
 use crate::identity::{Identity, Ports};
@@ -37,6 +39,7 @@ use crate::logging;
 use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo, Responders};
 use crate::peers::{Door, Inquirer, Told, authority};
 use crate::resolver::{Resolved, Resolver};
+use crate::roster::{Knowledge, Roster};
 use crate::settings::{Settings, SettingsError};
 use crate::status::Status;
 use crate::stream::{self, responder::Terms};
@@ -52,6 +55,8 @@ pub enum Source {
         path: PathBuf,
         /// What it is read for.
         host: Host,
+        /// Whether it is read again whenever it has changed.
+        is_watched: bool,
     },
     /// Nowhere: it was made by the program.
     Fixed,
@@ -62,9 +67,17 @@ pub enum Source {
 pub struct Daemon {
     source: Source,
     settings: Settings,
+    /// The hash of the file that was looked at last.
+    seen: String,
     boot_id: u64,
     ports: Ports,
     fleet: Fleet,
+    /// Who there is, and what it is made of besides the settings.
+    roster: Roster,
+    knowledge: Knowledge,
+    experience: BTreeMap<String, Experience>,
+    /// Why strangers have not told what they are called.
+    reticent: BTreeMap<Stranger, String>,
     addresses: Addresses,
     identities: BTreeMap<String, Identity>,
     /// Why those who refused to say who they are did.
@@ -76,6 +89,8 @@ pub struct Daemon {
     stream_responder: Arc<stream::responder::Responder>,
     resolver: Resolver,
     inquirer: Inquirer,
+    scout: Scout,
+    introductions: Introductions,
     exporter: Arc<Exporter>,
     site: Arc<Site>,
     journal: Arc<Journal>,
@@ -92,6 +107,8 @@ pub struct Daemon {
 /// together.
 #[derive(Debug, Default)]
 struct Overdue {
+    /// There are others than before.
+    enroll: bool,
     /// Addresses changed: paths may have to.
     measure: bool,
     /// Something that is shown changed.
@@ -104,8 +121,13 @@ const COLLECT: Duration = Duration::from_millis(50);
 
 impl Overdue {
     fn note(&mut self, what: impl FnOnce(&mut Self)) {
+        self.note_within(COLLECT, what);
+    }
+
+    /// The same for news of which more may come for longer.
+    fn note_within(&mut self, span: Duration, what: impl FnOnce(&mut Self)) {
         what(self);
-        self.by.get_or_insert_with(|| tokio::time::Instant::now() + COLLECT);
+        self.by.get_or_insert_with(|| tokio::time::Instant::now() + span);
     }
 }
 
@@ -115,6 +137,8 @@ struct Inbox {
     events: mpsc::Receiver<Event>,
     resolved: mpsc::Receiver<Resolved>,
     told: mpsc::Receiver<Told>,
+    found: mpsc::Receiver<Finding>,
+    introduced: mpsc::Receiver<Introduced>,
     reloads: mpsc::Receiver<Reload>,
 }
 
@@ -123,6 +147,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// A path that could not be started is tried again this often.
 const TRY_AGAIN: u64 = 30;
+
+/// Which paths are the worst is looked at this often, in ticks.
+const RANK_EVERY: u64 = 30;
 
 impl Daemon {
     /// Binds all sockets; nothing is measured yet. To be called inside a tokio runtime.
@@ -149,9 +176,11 @@ impl Daemon {
         let (event_sender, events) = mpsc::channel(EVENTS);
         let (resolved_sender, resolved) = mpsc::channel(64);
         let (told_sender, told) = mpsc::channel(64);
+        let (found_sender, found) = mpsc::channel(64);
+        let (introduced_sender, introduced) = mpsc::channel(64);
         let (reload_sender, reloads) = mpsc::channel(4);
         let responders = Responders::default();
-        let policy = policy(&settings.config, ports, &Addresses::new());
+        let policy = policy(&settings.config, ports, &Roster::default(), &Addresses::new());
         let terms = Terms::new(policy.clone(), settings.keys.mesh.as_deref());
         let stream_responder = Arc::new(stream::responder::Responder::new(
             terms,
@@ -199,9 +228,14 @@ impl Daemon {
         let http = tokio::spawn(async { tokio::join!(http, answering) });
         Ok(Self {
             source,
+            seen: settings.hash.clone(),
             boot_id,
             ports,
             fleet: Fleet::new(boot_id),
+            roster: Roster::default(),
+            knowledge: Knowledge::default(),
+            experience: BTreeMap::new(),
+            reticent: BTreeMap::new(),
             addresses: Addresses::new(),
             identities: BTreeMap::new(),
             refusals: BTreeMap::new(),
@@ -211,6 +245,8 @@ impl Daemon {
             stream_responder,
             resolver: Resolver::new(resolved_sender),
             inquirer: Inquirer::new(told_sender),
+            scout: Scout::new(found_sender),
+            introductions: Introductions::new(introduced_sender),
             exporter,
             site,
             journal,
@@ -220,7 +256,7 @@ impl Daemon {
             log,
             progress: Vec::new(),
             overdue: Overdue::default(),
-            inbox: Inbox { events, resolved, told, reloads },
+            inbox: Inbox { events, resolved, told, found, introduced, reloads },
             settings,
         })
     }
@@ -239,6 +275,8 @@ impl Daemon {
                 Some(event) = self.inbox.events.recv() => self.heard(event),
                 Some(resolved) = self.inbox.resolved.recv() => self.resolved(resolved),
                 Some(told) = self.inbox.told.recv() => self.told(told),
+                Some(finding) = self.inbox.found.recv() => self.found(finding),
+                Some(introduced) = self.inbox.introduced.recv() => self.introduced(introduced),
                 Some(reload) = self.inbox.reloads.recv() => {
                     let outcome = self.reload().map_err(|error| error.to_string());
                     // Whoever asked may have gone.
@@ -268,6 +306,7 @@ impl Daemon {
             stamp = %config.listen.stamp,
             peers = config.peers.len(),
             targets = config.targets.len(),
+            providers = config.providers.len(),
             probes = config.probes.len(),
             "measuring"
         );
@@ -299,7 +338,7 @@ impl Daemon {
 
     /// Reads the configuration again and puts it in force; on any problem nothing changes.
     fn reload(&mut self) -> Result<(), SettingsError> {
-        let Source::File { path, host } = &self.source else { return Ok(()) };
+        let Source::File { path, host, .. } = &self.source else { return Ok(()) };
         let micros = Clock::now().as_nanos() / 1_000;
         self.notifier.reloading(micros);
         let read = Settings::read(path, host).and_then(|new| new.can_replace(&self.settings).map(|()| new));
@@ -333,17 +372,9 @@ impl Daemon {
         for warning in &self.settings.warnings {
             warn!("{warning}");
         }
+        self.look_around();
+        self.enroll();
         let config = &self.settings.config;
-        let peers = config.peers.iter().map(|peer| (peer.name.as_str(), peer.address.as_str()));
-        let targets = config.targets.iter().map(|target| (target.name.as_str(), target.address.as_str()));
-        let names: HashSet<String> =
-            peers.clone().chain(targets.clone()).map(|(name, _)| name.to_owned()).collect();
-        let literal = self.resolver.follow(peers.chain(targets));
-        self.addresses.retain(|name, _| names.contains(name));
-        self.identities.retain(|name, _| names.contains(name));
-        self.refusals.retain(|name, _| names.contains(name));
-        self.goodbyes.retain(|name, _| names.contains(name));
-        self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
         // A verifier goes on remembering which requests it has seen.
         match (self.settings.keys.mesh.as_deref(), self.site.verifier.load().as_ref()) {
             (Some(keys), Some(verifier)) => verifier.set_keys(keys),
@@ -363,9 +394,10 @@ impl Daemon {
 
     /// Makes paths and policy agree with settings and addresses.
     fn measure(&mut self) {
-        let (config, keys) = (&self.settings.config, &self.settings.keys);
-        self.fleet.apply(&self.settings, &self.addresses, &self.loops);
-        let policy = policy(config, self.ports, &self.addresses);
+        let Self { settings, roster, addresses, identities, fleet, loops, .. } = self;
+        fleet.apply(&Scene { settings, roster, addresses, identities }, loops);
+        let keys = &settings.keys;
+        let policy = policy(&settings.config, self.ports, roster, addresses);
         self.stream_responder.change(Terms::new(policy.clone(), keys.mesh.as_deref()));
         self.responder.answer(policy, keys.mesh.clone());
         self.publish();
@@ -373,8 +405,12 @@ impl Daemon {
 
     /// Deals with the news that were collected.
     fn catch_up(&mut self) {
-        let Overdue { measure, publish, .. } = std::mem::take(&mut self.overdue);
-        if measure {
+        let Overdue { enroll, measure, publish, .. } = std::mem::take(&mut self.overdue);
+        if enroll {
+            self.enroll();
+            self.forget_reasons();
+        }
+        if enroll || measure {
             self.measure();
             self.inquire(false);
         } else if publish {
@@ -384,9 +420,12 @@ impl Daemon {
 
     fn publish(&self) {
         let config = &self.settings.config;
-        let Exported { paths, path_mtus, streams, dropped } = self.fleet.exported(config.metrics.max_series);
+        let Exported { groups, paths, path_mtus, streams, dropped } = self.fleet.exported(&config.metrics);
         self.exporter.process.set_series_dropped(dropped);
-        let probes = config.probes.iter().map(probe_info).collect();
+        let Self { settings, roster, addresses, identities, .. } = self;
+        let counts = Scene { settings, roster, addresses, identities }.counts();
+        let probes =
+            config.probes.iter().zip(counts).map(|(probe, targets)| probe_info(probe, targets)).collect();
         let attributes = |name: &str, address: &str, labels: &BTreeMap<String, String>| {
             let identity = self.identities.get(name);
             // What a peer says of itself goes above what the file says of it.
@@ -399,10 +438,11 @@ impl Daemon {
             attributes.extend(labels.iter().map(|(key, value)| (format!("label_{key}"), value.clone())));
             (name.to_owned(), attributes)
         };
-        let peers = config.peers.iter().map(|peer| attributes(&peer.name, &peer.address, &peer.labels));
-        let targets =
-            config.targets.iter().map(|target| attributes(&target.name, &target.address, &target.labels));
+        let peers = roster.peers.values().map(|peer| attributes(&peer.name, &peer.address, &peer.labels));
+        let targets = roster.targets.values();
+        let targets = targets.map(|target| attributes(&target.name, &target.address, &target.labels));
         self.exporter.publish(Directory {
+            groups,
             paths,
             path_mtus,
             streams,
@@ -423,9 +463,10 @@ impl Daemon {
             labels: config.agent.labels.clone(),
             boot_id: self.boot_id,
             ports: Some(self.ports),
-            policy: policy(config, self.ports, &self.addresses),
+            policy: policy(config, self.ports, &self.roster, &self.addresses),
             has_key: self.settings.keys.mesh.is_some(),
             paths: self.fleet.status(&refusals),
+            providers: self.providers(),
             is_stopping,
         }));
     }
@@ -433,7 +474,7 @@ impl Daemon {
     /// Asks the peers that have an address who they are.
     fn inquire(&mut self, renew: bool) {
         let address_of = |name: &str| self.addresses.get(name)?.as_ref().ok()?.first().copied();
-        let peers = self.settings.config.peers.iter();
+        let peers = self.roster.peers.values();
         let known = peers.filter_map(|peer| {
             let address = SocketAddr::new(address_of(&peer.name)?, peer.http_port);
             let secure = peer.https.as_ref().and_then(|https| self.settings.secure(https));
@@ -442,9 +483,9 @@ impl Daemon {
                 Door { address, host: authority(&peer.address, peer.http_port), secure },
             ))
         });
-        let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
-        let client = Client { signer, ..Client::default() };
+        let client = self.client();
         self.inquirer.follow(&known.collect(), &client, renew);
+        self.introduce(&client, renew);
     }
 
     /// Once a second: the watchdog; now and then states, and what may be tried again.
@@ -461,6 +502,10 @@ impl Daemon {
         self.progress = progress;
         if ticks.is_multiple_of(TRY_AGAIN) && self.fleet.has_trouble() {
             self.measure();
+        }
+        if ticks.is_multiple_of(RANK_EVERY) && self.settings.config.metrics.level != Level::Pair {
+            self.fleet.rank();
+            self.publish();
         }
     }
 
@@ -515,11 +560,13 @@ impl Daemon {
     }
 }
 
-fn policy(config: &Config, ports: Ports, addresses: &Addresses) -> Policy {
-    let of = |name: &str| addresses.get(name).and_then(|found| found.as_ref().ok()).into_iter().flatten();
-    let peers: HashSet<IpAddr> = config.peers.iter().flat_map(|peer| of(&peer.name).copied()).collect();
-    let others = config.peers.iter().map(|peer| peer.stamp_port);
-    let targets = config.targets.iter().map(|target| target.port);
+fn policy(config: &Config, ports: Ports, roster: &Roster, addresses: &Addresses) -> Policy {
+    let of = |name: &String| addresses.get(name).and_then(|found| found.as_ref().ok()).into_iter().flatten();
+    // One that has not told its name yet wants to know ours.
+    let strangers = roster.strangers.keys().filter_map(|stranger| stranger.host.parse::<IpAddr>().ok());
+    let peers = roster.peers.keys().flat_map(|name| of(name).copied()).chain(strangers).collect();
+    let others = roster.peers.values().map(|peer| peer.stamp_port);
+    let targets = roster.targets.values().map(|target| target.port);
     let own = [ports.stamp, ports.agent, stamp::PORT];
     Policy {
         open: config.responder.open,
@@ -531,11 +578,12 @@ fn policy(config: &Config, ports: Ports, addresses: &Addresses) -> Policy {
     }
 }
 
-fn probe_info(probe: &Probe) -> ProbeInfo {
+fn probe_info(probe: &Probe, targets: usize) -> ProbeInfo {
     let Probe::Echo(echo) = probe;
     ProbeInfo {
         name: echo.name.clone(),
         kind: "echo",
+        targets,
         protocol: echo.transport.name(),
         dscp: echo.dscp.to_string(),
         interval: echo.interval,

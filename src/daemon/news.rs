@@ -38,6 +38,20 @@ impl Daemon {
             Err(why) => return self.untold(name, &why),
         };
         self.refusals.remove(&name);
+        if identity.boot_id == self.own_boot_id() {
+            warn!(
+                name,
+                own = self.settings.config.agent.name,
+                "a peer is this agent itself, and is not measured"
+            );
+            self.knowledge.own_names.insert(name);
+            return self.overdue.note(|overdue| overdue.enroll = true);
+        }
+        if identity.name != name && self.roster.addresses.contains_key(&name) {
+            // Its address went to another agent.
+            self.knowledge.introductions.retain(|_, known| *known != name);
+            return self.overdue.note(|overdue| overdue.enroll = true);
+        }
         let known = self.identities.get(&name);
         if known == Some(&identity) {
             return;
@@ -50,8 +64,13 @@ impl Daemon {
         if let Some(reason) = reason.as_ref().filter(|_| is_news) {
             warn!(peer = name, %reason, "a peer will not answer us");
         }
+        // Zones are made of labels.
+        let is_elsewhere = known.is_none_or(|known| known.labels != identity.labels);
         self.identities.insert(name, identity);
-        self.overdue.note(|overdue| overdue.publish = true);
+        self.overdue.note(|overdue| {
+            overdue.publish = true;
+            overdue.measure |= is_elsewhere;
+        });
     }
 
     /// A peer that does not tell may still be measured: nothing is changed. That it is not reached is told by its paths.

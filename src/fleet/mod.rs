@@ -1,6 +1,8 @@
 //! The paths that run: which there should be, by the configuration and the addresses, and which there are.
 
+mod groups;
 mod plan;
+mod scene;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,11 +14,14 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
 
-use self::plan::{Connected, Plan, Remote, Way, plan};
-use crate::config::{Config, EchoProbe, FamilyChoice, PathMtu, Peer, Probe, Target, Transport};
+use self::groups::Groups;
+use self::plan::{Connected, Plan, Way, plan};
+pub use self::scene::Scene;
+use crate::config::{EchoProbe, FamilyChoice, Level, Metrics, PATHS_MAX, PathMtu, Probe, Transport};
 use crate::datagram::{Handle, NewPath, NewSearch, PathId};
 use crate::metrics::PeerState;
 use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
+use crate::metrics::group::{GroupSeries, SERIES_PER_GROUP};
 use crate::metrics::path_mtu::{PathMtuSeries, SERIES_PER_PATH_MTU};
 use crate::metrics::stream::{SERIES_PER_STREAM, StreamSeries};
 use crate::settings::Settings;
@@ -92,6 +97,7 @@ pub struct Fleet {
     /// By the names that the loop knows.
     ids: BTreeMap<PathId, PathKey>,
     unmeasured: Vec<(PathKey, String)>,
+    groups: Groups,
     /// When each peer last said that it is leaving: a path that is replaced meanwhile must know.
     goodbyes: BTreeMap<String, Timestamp>,
     next_id: u64,
@@ -102,6 +108,8 @@ pub struct Fleet {
 /// The series that are exported.
 #[derive(Debug, Default)]
 pub struct Exported {
+    /// Of groups of paths.
+    pub groups: Vec<Arc<GroupSeries>>,
     /// Of paths.
     pub paths: Vec<Arc<EchoSeries>>,
     /// Of their MTUs.
@@ -153,6 +161,7 @@ impl Fleet {
             running: BTreeMap::new(),
             ids: BTreeMap::new(),
             unmeasured: Vec::new(),
+            groups: Groups::default(),
             goodbyes: BTreeMap::new(),
             next_id: 1,
             seed,
@@ -162,9 +171,10 @@ impl Fleet {
 
     /// Starts, changes and stops paths until there are those that there should be. Those that stay the same are not
     /// touched; those that change keep their counters. How their MTU is looked for is changed by itself.
-    pub fn apply(&mut self, settings: &Settings, addresses: &Addresses, loops: &Loops) {
-        let Settings { config, keys, .. } = settings;
-        let (wanted, unmeasured) = self.wanted(config, keys, addresses);
+    pub fn apply(&mut self, scene: &Scene<'_>, loops: &Loops) {
+        let settings = scene.settings;
+        let keys = &settings.keys;
+        let (wanted, unmeasured) = self.wanted(scene);
         self.unmeasured = unmeasured;
         let gone: Vec<PathKey> =
             self.running.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
@@ -215,6 +225,12 @@ impl Fleet {
             self.ids.insert(id, key.clone());
             self.running.insert(key, running);
         }
+        self.groups.arrange(scene, self.running.iter().map(|(key, running)| (key, &running.series)));
+    }
+
+    /// Looks at how the paths fare: the worst have series of their own where groups have.
+    pub fn rank(&mut self) {
+        self.groups.look();
     }
 
     /// Starts a path on the thread that measures its way; returns where its connections are counted, if it has any.
@@ -264,33 +280,31 @@ impl Fleet {
         }
     }
 
-    fn wanted(
-        &self,
-        config: &Config,
-        keys: &KeyRing,
-        addresses: &Addresses,
-    ) -> (BTreeMap<PathKey, Wanted>, Vec<(PathKey, String)>) {
+    fn wanted(&self, scene: &Scene<'_>) -> (BTreeMap<PathKey, Wanted>, Vec<(PathKey, String)>) {
         let (mut wanted, mut unmeasured) = (BTreeMap::new(), Vec::new());
-        let peers: BTreeMap<&str, &Peer> =
-            config.peers.iter().map(|peer| (peer.name.as_str(), peer)).collect();
-        let targets: BTreeMap<&str, &Target> =
-            config.targets.iter().map(|target| (target.name.as_str(), target)).collect();
+        let Settings { config, keys, .. } = scene.settings;
         for probe in &config.probes {
             let Probe::Echo(echo) = probe;
             let probe: Arc<str> = echo.name.as_str().into();
-            for name in &echo.towards {
-                let peer: Arc<str> = name.as_str().into();
-                let host = match (peers.get(name.as_str()), targets.get(name.as_str())) {
-                    (Some(peer), _) => Remote::Peer(peer),
-                    (None, Some(target)) => Remote::Target(target),
-                    (None, None) => continue,
-                };
+            for (name, remote) in scene.towards(echo) {
+                let peer: Arc<str> = name.into();
                 let of = |family| PathKey { probe: Arc::clone(&probe), peer: Arc::clone(&peer), family };
-                for (family, found) in self.choose(echo, name, addresses, of) {
+                let Some(remote) = remote else {
+                    unmeasured.push((of("auto"), format!("no provider has found {name}")));
+                    continue;
+                };
+                if let Err(reason) = remote.is_reached_by(&echo.transport) {
+                    unmeasured.push((of("auto"), reason));
+                    continue;
+                }
+                for (family, found) in self.choose(echo, name, scene.addresses, of) {
                     let key = of(family);
                     match found {
+                        Ok(_) if wanted.len() >= PATHS_MAX => {
+                            unmeasured.push((key, format!("it is one more than {PATHS_MAX} paths")));
+                        }
                         Ok(address) => {
-                            let plan = plan(echo, &host, address, keys);
+                            let plan = plan(echo, &remote, address, keys);
                             let path_mtu = match &echo.transport {
                                 Transport::Udp(udp) => udp.path_mtu,
                                 Transport::Icmp(_)
@@ -419,21 +433,35 @@ impl Fleet {
         self.running.iter().filter(|(key, _)| *key.peer == *peer).map(|(_, running)| running.id).collect()
     }
 
-    /// The series that are exported: paths in their order, until one does not fit any more.
+    /// The series that are exported: groups if there are, and paths in their order, until one does not fit any more.
     #[must_use]
-    pub fn exported(&self, series_max: usize) -> Exported {
-        let (mut exported, mut room) = (Exported::default(), series_max);
-        for Running { series, path_mtu, stream, .. } in self.running.values() {
+    pub fn exported(&self, metrics: &Metrics) -> Exported {
+        let mut exported = Exported { groups: self.groups.series(), ..Exported::default() };
+        let mut room = metrics.max_series;
+        exported.groups.truncate(room / SERIES_PER_GROUP);
+        room -= exported.groups.len() * SERIES_PER_GROUP;
+        let worst = match metrics.level {
+            Level::Pair => None,
+            Level::Group { worst, .. } => Some(self.groups.worst(worst)),
+        };
+        let is_wanted = |key: &PathKey| worst.as_ref().is_none_or(|worst| worst.contains(key));
+        let mut wanted = 0;
+        for (_, Running { series, path_mtu, stream, .. }) in
+            self.running.iter().filter(|(key, _)| is_wanted(key)).inspect(|_| wanted += 1)
+        {
             let needs = SERIES_PER_PATH
                 + path_mtu.as_ref().map_or(0, |_| SERIES_PER_PATH_MTU)
                 + stream.as_ref().map_or(0, |_| SERIES_PER_STREAM);
-            let Some(left) = room.checked_sub(needs) else { break };
+            let Some(left) = room.checked_sub(needs) else {
+                room = 0;
+                continue;
+            };
             room = left;
             exported.paths.push(Arc::clone(series));
             exported.path_mtus.extend(path_mtu.as_ref().map(|discovery| Arc::clone(&discovery.series)));
             exported.streams.extend(stream.clone());
         }
-        exported.dropped = self.running.len() - exported.paths.len();
+        exported.dropped = wanted - exported.paths.len();
         exported
     }
 

@@ -148,6 +148,14 @@ pub(super) enum Remote<'a> {
 }
 
 impl Remote<'_> {
+    /// Whether a probe can measure it; a sentence if not.
+    pub(super) fn is_reached_by(&self, transport: &Transport) -> Result<(), String> {
+        match self {
+            Self::Peer(_) => Ok(()),
+            Self::Target(target) => transport.reaches(target),
+        }
+    }
+
     /// The port, the name to look up, and what is asked for: `path` of an agent.
     fn web(&self, path: &str) -> (u16, Option<String>, Asked) {
         match self {

@@ -1,17 +1,13 @@
 //! What is served where.
 
-use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Frame;
 use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use pathmeter_proto::time::nanos;
@@ -21,11 +17,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::auth::{Refusal, Verifier};
 use super::basic::{self, is_basic};
 use super::front::Front;
+use super::scrape::Wish;
 use super::server::{Body, Counters};
 use crate::identity::{CAPABILITIES, Identity, Ports, You};
 use crate::journal::{Entry, Journal};
-use crate::metrics::{Exporter, HttpCounts, Page, TlsCounts};
-use crate::status::{PathView, Proof, Status};
+use crate::metrics::{Exporter, HttpCounts, TlsCounts};
+use crate::status::{PathView, Proof, ProviderStatus, Status};
 use crate::websocket::Responder;
 
 /// Everything that requests are answered from.
@@ -55,17 +52,17 @@ pub type Reload = oneshot::Sender<Result<(), String>>;
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
-const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// No page, but a connection.
 const WEBSOCKET: &str = "/ws";
 
 /// Paths, the method each takes, and a word about it.
-const ROUTES: [(&str, Method, &str); 10] = [
+const ROUTES: [(&str, Method, &str); 11] = [
     ("/", Method::GET, "this page"),
-    ("/metrics", Method::GET, "metrics in the Prometheus text format"),
+    ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if asked for"),
     ("/api/v1/agent", Method::GET, "who this agent is, and whether it would answer you"),
     ("/api/v1/paths", Method::GET, "every path, and why it is not measured if it is not"),
+    ("/api/v1/discovery", Method::GET, "who is asked for peers and targets, and who of them has no name yet"),
     ("/api/v1/events", Method::GET, "what happened lately; ?after=N leaves out the first N"),
     ("/api/v1/ping", Method::GET, "when this request came and when its answer left"),
     (WEBSOCKET, Method::GET, "WebSocket: every message comes back as it was"),
@@ -116,9 +113,10 @@ impl Site {
             return response;
         }
         match *path {
-            "/metrics" => self.metrics(),
+            "/metrics" => self.metrics(Wish::of(request.headers())),
             "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
+            "/api/v1/discovery" => self.discovery(),
             "/api/v1/events" => self.events(request.uri().query()),
             "/api/v1/ping" => self.ping(received).await,
             WEBSOCKET => {
@@ -132,7 +130,7 @@ impl Site {
         }
     }
 
-    fn metrics(&self) -> Response<Body> {
+    fn metrics(&self, wish: Wish) -> Response<Body> {
         let http = HttpCounts {
             connections: self.counters.connections(),
             accept_errors: self.counters.accept_errors(),
@@ -142,9 +140,7 @@ impl Site {
                 certificate_expiry: acceptor.certificate_expiry(),
             }),
         };
-        let mut response = Response::new(Scrape { page: self.exporter.page(&http) }.boxed_unsync());
-        response.headers_mut().insert(CONTENT_TYPE, METRICS);
-        response
+        wish.answer(self.exporter.page(&http, wish.format))
     }
 
     fn agent(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {
@@ -171,6 +167,14 @@ impl Site {
         }
         let status = self.status.load();
         json(&Paths { paths: status.paths.iter().map(crate::status::PathStatus::view).collect() })
+    }
+
+    fn discovery(&self) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Discovery<'a> {
+            providers: &'a [ProviderStatus],
+        }
+        json(&Discovery { providers: &self.status.load().providers })
     }
 
     fn events(&self, query: Option<&str>) -> Response<Body> {
@@ -268,27 +272,6 @@ impl Site {
         }
         page.push_str("</ul></html>\n");
         page
-    }
-}
-
-/// A page of metrics, made as the client takes it.
-struct Scrape {
-    page: Page,
-}
-
-impl hyper::body::Body for Scrape {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let mut piece = Vec::with_capacity(Page::PIECE + Page::PIECE / 4);
-        if self.page.next(&mut piece) {
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(piece)))));
-        }
-        Poll::Ready(None)
     }
 }
 

@@ -22,9 +22,9 @@ pub(super) const RTT_BOUNDS: [(u64, &str); 16] = [
     (100_000_000, r#",le="0.1"} "#),
     (200_000_000, r#",le="0.2"} "#),
     (500_000_000, r#",le="0.5"} "#),
-    (1_000_000_000, r#",le="1"} "#),
-    (2_000_000_000, r#",le="2"} "#),
-    (5_000_000_000, r#",le="5"} "#),
+    (1_000_000_000, r#",le="1.0"} "#),
+    (2_000_000_000, r#",le="2.0"} "#),
+    (5_000_000_000, r#",le="5.0"} "#),
 ];
 
 /// Counts of values by upper bound; `N` is the number of bounds and one.
@@ -65,15 +65,34 @@ impl<const N: usize> Buckets<N> {
         bounds: &[(u64, &str)],
         put: Put<'w>,
     ) {
-        let mut total = 0;
-        let rest = bounds.iter().map(|(_, bound)| *bound).chain([INFINITY]);
-        for (count, bound) in self.counts().zip(rest) {
-            total += count;
-            writer.count(name, Suffix::Bucket, labels, bound, total);
-        }
-        put(writer, name, Suffix::Sum, labels, CLOSE, self.sum.get());
-        writer.count(name, Suffix::Count, labels, CLOSE, total);
+        write_buckets(writer, name, labels, bounds, self.counts(), |writer| {
+            put(writer, name, Suffix::Sum, labels, CLOSE, self.sum.get());
+        });
     }
+
+    /// The sum of all values.
+    pub(super) fn sum(&self) -> u64 {
+        self.sum.get()
+    }
+}
+
+/// The lines of a histogram with these counts by bucket; `write_sum` writes that of its sum.
+pub(super) fn write_buckets<'w>(
+    writer: &mut Writer<'w>,
+    name: &str,
+    labels: &str,
+    bounds: &[(u64, &str)],
+    counts: impl IntoIterator<Item = u64>,
+    write_sum: impl FnOnce(&mut Writer<'w>),
+) {
+    let mut total = 0;
+    let rest = bounds.iter().map(|(_, bound)| *bound).chain([INFINITY]);
+    for (count, bound) in counts.into_iter().zip(rest) {
+        total += count;
+        writer.count(name, Suffix::Bucket, labels, bound, total);
+    }
+    write_sum(writer);
+    writer.count(name, Suffix::Count, labels, CLOSE, total);
 }
 
 /// A sum of time spans and their number.

@@ -7,10 +7,12 @@ use pathmeter_proto::machine::{IcmpKind, NotSent, StampedBy};
 use pathmeter_proto::time::nanos;
 
 use super::distribution::{Buckets, Mean, RTT_BOUNDS};
+use super::group::Totals;
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
 /// Upper bounds of the burst-length histogram in datagrams.
-const BURST_BOUNDS: [(u64, &str); 3] = [(1, r#",le="1"} "#), (3, r#",le="3"} "#), (10, r#",le="10"} "#)];
+const BURST_BOUNDS: [(u64, &str); 3] =
+    [(1, r#",le="1.0"} "#), (3, r#",le="3.0"} "#), (10, r#",le="10.0"} "#)];
 
 /// Lines that one path adds to a scrape; counted by a test.
 pub const SERIES_PER_PATH: usize = 70;
@@ -76,7 +78,7 @@ const ICMP_KINDS: [IcmpKind; 6] = [
     IcmpKind::Other,
 ];
 
-const DIRECTIONS: [(Direction, &str); 3] = [
+pub(super) const DIRECTIONS: [(Direction, &str); 3] = [
     (Direction::Forward, r#",direction="forward"} "#),
     (Direction::Reverse, r#",direction="reverse"} "#),
     (Direction::Unknown, r#",direction="unknown"} "#),
@@ -135,6 +137,21 @@ impl EchoSeries {
     pub fn decided(&self) -> u64 {
         let lost: u64 = self.lost.iter().map(Cell::get).sum();
         self.ok.get() + self.late.get() + lost + self.host_dropped.get() + self.withdrawn.get()
+    }
+
+    /// Everything that is counted of a path in a group.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let mut rtt = self.rtt.counts();
+        Totals {
+            requests: self.decided(),
+            late: self.late.get(),
+            lost: self.lost(),
+            host_dropped: self.host_dropped.get(),
+            withdrawn: self.withdrawn.get(),
+            rtt: std::array::from_fn(|_| rtt.next().unwrap_or_default()),
+            rtt_sum: self.rtt.sum(),
+        }
     }
 
     /// Datagrams lost, in any direction.

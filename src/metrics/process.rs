@@ -10,6 +10,8 @@ use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Opts, Registry};
 
+use super::discovery::{Discovery, ProviderCounts};
+
 /// Metrics of the process and of what the daemon does.
 #[derive(Debug)]
 pub struct ProcessMetrics {
@@ -24,6 +26,7 @@ pub struct ProcessMetrics {
     http_accept_errors: Counter,
     http_responses: CounterVec,
     tls: Tls,
+    discovery: Discovery,
     proc: Proc,
     hash: Mutex<Option<String>>,
 }
@@ -169,6 +172,7 @@ impl ProcessMetrics {
                 .expect(VALID),
                 has_files: AtomicBool::new(false),
             },
+            discovery: Discovery::new(&registry),
             proc: Proc {
                 cpu: counter(&registry, "process_cpu_seconds_total", "User and system CPU time."),
                 open_fds: gauge(&registry, "process_open_fds", "Open file descriptors."),
@@ -210,6 +214,11 @@ impl ProcessMetrics {
             #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² peers")]
             self.peers.with_label_values(&[state.name()]).set(count(state) as f64);
         }
+    }
+
+    /// How asking the providers goes; those that are not among them are no more.
+    pub fn set_providers<'a>(&self, providers: impl Iterator<Item = ProviderCounts<'a>>) {
+        self.discovery.set(providers);
     }
 
     /// A peer's name could not be looked up.
@@ -306,7 +315,7 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
     gauge
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+pub(super) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
     let gauges = GaugeVec::new(Opts::new(name, help), labels).expect(VALID);
     registry.register(Box::new(gauges.clone())).expect(VALID);
     gauges
@@ -324,7 +333,7 @@ fn integer(registry: &Registry, name: &str, help: &str) -> IntCounter {
     counter
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+pub(super) fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> CounterVec {
     let counters = CounterVec::new(Opts::new(name, help), labels).expect(VALID);
     registry.register(Box::new(counters.clone())).expect(VALID);
     counters

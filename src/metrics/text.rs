@@ -1,4 +1,7 @@
-//! The Prometheus text format, version 0.0.4, written without allocating.
+//! The text formats of Prometheus, written without allocating.
+//!
+//! Lines are the same in both; bounds of buckets are written as floats, as OpenMetrics wants them and Prometheus 3 makes them, so that
+//! which format is scraped changes no series.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -53,6 +56,33 @@ impl Kind {
     }
 }
 
+/// How a page is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The text format 0.0.4.
+    Classic,
+    /// OpenMetrics 1.0.0: families of counters are called without `_total`, and the page says where it ends.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What a family is called that has these samples.
+    pub(super) fn family(self, kind: Kind, name: &str) -> &str {
+        match (self, kind) {
+            (Self::OpenMetrics, Kind::Counter) => name.strip_suffix("_total").unwrap_or(name),
+            (Self::Classic, _) | (Self::OpenMetrics, Kind::Gauge | Kind::Histogram | Kind::Summary) => name,
+        }
+    }
+
+    /// The end of a page.
+    pub(super) const fn end(self) -> &'static [u8] {
+        match self {
+            Self::Classic => b"",
+            Self::OpenMetrics => b"# EOF\n",
+        }
+    }
+}
+
 /// One family of lines, written for each `S` there is.
 pub(super) struct Family<S> {
     pub(super) name: &'static str,
@@ -82,8 +112,8 @@ pub(super) const fn summary<S>(name: &'static str, help: &'static str, lines: Li
 
 impl<S> Family<S> {
     /// Begins the family.
-    pub(super) fn begin(&self, page: &mut Vec<u8>) {
-        Writer::new(page).family(self.name, self.kind, self.help);
+    pub(super) fn begin(&self, page: &mut Vec<u8>, format: Format) {
+        Writer::new(page).family(self.name, self.kind, self.help, format);
     }
 
     /// Writes the lines of some.
@@ -111,7 +141,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Begins a family.
-    pub fn family(&mut self, name: &str, kind: Kind, help: &str) {
+    pub fn family(&mut self, name: &str, kind: Kind, help: &str, format: Format) {
+        let name = format.family(kind, name);
         for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind.name(), "\n"] {
             self.text(part);
         }

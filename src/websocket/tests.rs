@@ -15,7 +15,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use crate::config::{self, Host, Origins};
 
 fn rules(yaml: &str) -> WebSocket {
-    let host = Host { name_override: None, hostname: "fra-1".to_owned() };
+    let host =
+        Host { name_override: None, hostname: "fra-1".to_owned(), labels: std::collections::BTreeMap::new() };
     config::load(format!("websocket: {{{yaml}}}").as_bytes(), &host).unwrap().config.websocket
 }
 

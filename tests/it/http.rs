@@ -187,6 +187,7 @@ fn the_front_page_links_to_everything() {
             "/metrics",
             "/api/v1/agent",
             "/api/v1/paths",
+            "/api/v1/discovery",
             "/api/v1/events",
             "/api/v1/ping",
             "/-/healthy",

@@ -11,10 +11,12 @@ mod bad_input;
 mod cli;
 #[cfg(feature = "clock-drill")]
 mod clock;
+mod discovery;
 mod drift;
 mod http;
 mod loopback;
 mod reload;
+mod scrape;
 mod shutdown;
 mod stamp_suite;
 mod streams;

@@ -263,7 +263,11 @@ async fn status(
 async fn a_reload_is_taken_from_loopback_or_with_the_key() {
     let keys = Keys::only(Key::new(b"the key of this year"));
     let (sender, mut reloads) = mpsc::channel(1);
-    let nobody = config::Host { name_override: None, hostname: "a".to_owned() };
+    let nobody = config::Host {
+        name_override: None,
+        hostname: "a".to_owned(),
+        labels: std::collections::BTreeMap::new(),
+    };
     let rules = config::load(b"", &nobody).unwrap().config.websocket;
     let site = Arc::new(Site {
         exporter: Arc::new(Exporter::new(Vec::new(), Responders::default())),

@@ -8,7 +8,7 @@ mod web;
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
 
 fn host(name: &str) -> Host {
-    Host { name_override: None, hostname: name.to_owned() }
+    Host { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() }
 }
 
 fn load_on(hostname: &str, text: &str) -> Loaded {
@@ -44,7 +44,9 @@ fn whole_example() -> String {
         Some(key) if key.starts_with(|c: char| c.is_ascii_alphabetic()) => line.replacen('#', "", 1),
         Some(_) | None => line.to_owned(),
     });
-    uncommented.collect::<Vec<_>>().join("\n")
+    let text = uncommented.collect::<Vec<_>>().join("\n");
+    // Builds without TLS read the example as well.
+    text.replace("http://inventory", "https://inventory")
 }
 
 #[test]
@@ -77,8 +79,9 @@ fn an_empty_file_is_an_agent_that_only_answers() {
         },
         peers: Vec::new(),
         targets: Vec::new(),
+        providers: Vec::new(),
         probes: Vec::new(),
-        metrics: Metrics { max_series: 1_000_000 },
+        metrics: Metrics { max_series: 1_000_000, level: Level::Pair },
         log: Log { level: "info".into(), format: LogFormat::Text },
     };
     for text in
@@ -109,7 +112,8 @@ probes: [{name: p}]
     assert_eq!(config.targets[0].port, 862);
     let echo = EchoProbe {
         name: "p".into(),
-        towards: vec!["b".into()],
+        peers: Choice::All,
+        targets: Choice::Named(Vec::new()),
         transport: Transport::Udp(Udp {
             flows: 1,
             size: None,
@@ -138,22 +142,84 @@ probes:
   - {name: some, peers: [b, a, b]}
   - {name: gateway, targets: [gw]}
 ";
-    let towards = |host: &str| {
+    for host in ["a", "b", "elsewhere"] {
         let config = load_on(host, text).config;
         assert_eq!(config.agent.name, host);
         assert!(config.peers.iter().all(|peer| peer.name != host));
         assert!(config.peers.is_sorted_by_key(|peer| &peer.name));
-        echoes(&config).map(|echo| echo.towards.join(" ")).collect::<Vec<_>>()
+        let named = |names: &[&str]| Choice::Named(names.iter().map(|name| (*name).to_owned()).collect());
+        let chosen: Vec<_> = echoes(&config).map(|echo| (echo.peers.clone(), echo.targets.clone())).collect();
+        let expected = [
+            (Choice::All, named(&[])),
+            (Choice::All, Choice::All),
+            (named(&["a", "b"]), named(&[])),
+            (named(&[]), named(&["gw"])),
+        ];
+        assert_eq!(chosen, expected);
+    }
+}
+
+#[test]
+fn peers_are_chosen_by_rules_and_found_by_providers() {
+    let text = "
+peers:
+  - {name: b, address: b}
+  - {files: ['/etc/pathmeter/peers/*.yaml', more.json], refresh: 30s, labels: {site: x}, stamp_port: 862}
+  - {http: 'http://inventory.example.net/peers'}
+  - {dns: agents.example.net}
+  - {dns: {name: _http._tcp.agents.example.net, type: srv}}
+  - {kubernetes: {service: pathmeter}}
+  - {kubernetes: {service: pathmeter, namespace: monitoring}}
+  - {kubernetes: {service: pathmeter, namespace: monitoring, cluster_domain: example.net}}
+targets:
+  - {dns: {name: _stamp._udp.example.net, type: srv}, port: 4000, profile: plain}
+probes:
+  - {name: ring, peers: {select: ring, k: 10}}
+  - {name: zones, peers: {select: zones, within: 5, across: 1}}
+  - {name: racks, peers: {select: zones, within: 2, across: 0, label: rack}}
+  - {name: some, peers: [b, who-is-not-here-yet], targets: [nor-this]}
+metrics: {level: group, worst: 5}
+";
+    let config = load_on("a", text).config;
+    let names: Vec<&str> = config.providers.iter().map(|provider| provider.name.as_str()).collect();
+    let expected = [
+        "files:/etc/pathmeter/peers/*.yaml,more.json",
+        "http:inventory.example.net/peers",
+        "dns:agents.example.net",
+        "dns:_http._tcp.agents.example.net",
+        "kubernetes:pathmeter",
+        "kubernetes:pathmeter.monitoring.svc",
+        "kubernetes:pathmeter.monitoring.svc.example.net.",
+        "dns:_stamp._udp.example.net",
+    ];
+    assert_eq!(names, expected);
+    let every: Vec<u64> = config.providers.iter().map(|provider| provider.refresh.as_secs()).collect();
+    assert_eq!(every, [30, 60, 30, 30, 30, 30, 30, 30]);
+    let zones = |within, across, label: &str| Choice::Zones {
+        choice: selection::Zones { within, across },
+        label: label.to_owned(),
     };
-    assert_eq!(towards("a"), ["b c", "b c gw", "b", "gw"]);
-    assert_eq!(towards("b"), ["a c", "a c gw", "a", "gw"]);
-    assert_eq!(towards("elsewhere"), ["a b c", "a b c gw", "a b", "gw"]);
+    let peers: Vec<Choice> = echoes(&config).map(|echo| echo.peers.clone()).collect();
+    assert_eq!(peers[..3], [Choice::Ring { k: 10 }, zones(5, 1, "zone"), zones(2, 0, "rack")]);
+    assert_eq!(config.metrics.level, Level::Group { label: "zone".into(), worst: 5 });
+}
+
+#[test]
+fn labels_of_the_command_line_win_over_those_of_the_file() {
+    let labels = BTreeMap::from([("zone".to_owned(), "b".to_owned()), ("rack".to_owned(), "7".to_owned())]);
+    let host = Host { labels: labels.clone(), ..host("a") };
+    let loaded = load(b"agent: {labels: {zone: a}}", &host).unwrap();
+    assert_eq!(loaded.config.agent.labels, labels);
 }
 
 #[test]
 fn a_name_from_outside_wins_over_the_file_and_the_file_over_the_host() {
     let name = |text: &str, name_override: Option<&str>| {
-        let host = Host { name_override: name_override.map(str::to_owned), hostname: "host".into() };
+        let host = Host {
+            name_override: name_override.map(str::to_owned),
+            hostname: "host".into(),
+            labels: BTreeMap::new(),
+        };
         load(text.as_bytes(), &host)
             .map(|loaded| loaded.config.agent.name)
             .map_err(|problems| lines(&problems))
@@ -236,7 +302,7 @@ fn the_example_is_valid_on_both_of_its_hosts() {
     for (host, other) in [("fra-1", "ams-1"), ("ams-1", "fra-1")] {
         let loaded = load_on(host, EXAMPLE);
         assert_eq!(loaded.warnings, []);
-        assert_eq!(echoes(&loaded.config).next().unwrap().towards, [other]);
+        assert!(loaded.config.peers.iter().any(|peer| peer.name == other));
     }
     #[cfg(feature = "tls")]
     assert_eq!(load_on("ams-1", &whole_example()).config.agent.name, "fra-1");
@@ -252,7 +318,7 @@ fn the_defaults_in_the_example_are_the_defaults() {
     assert_eq!(example.websocket, default.websocket);
     assert_eq!((&example.metrics, &example.log), (&default.metrics, &default.log));
 
-    let text = "targets: [{name: gateway, address: a}]\nprobes: [{name: gateway, targets: all}]";
+    let text = "targets: [{name: gateway, address: a}]\nprobes: [{name: gateway, targets: [gateway]}]";
     let default = load_on("fra-1", text).config;
     let gateway = |config: &Config| echoes(config).find(|echo| echo.name == "gateway").unwrap().clone();
     let ours = gateway(&example);

@@ -33,7 +33,7 @@ use super::{Dial, Expected, Handle, NewStream, Over, Place};
 use crate::datagram::{Event, PathId};
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::StreamSeries;
-use crate::metrics::{Directory, Exporter, HttpCounts};
+use crate::metrics::{Directory, Exporter, Format as PageFormat, HttpCounts};
 
 /// Deadlines that no delay of this machine reaches.
 const PATIENT: Duration = Duration::from_secs(60);
@@ -291,7 +291,7 @@ fn whatever() -> Expected {
 /// What a scrape says.
 fn scrape(exporter: &Arc<Exporter>) -> Scrape {
     let nothing = HttpCounts { connections: 0, accept_errors: 0, responses: [("2xx", 0); 5], tls: None };
-    let (mut page, mut text) = (exporter.page(&nothing), Vec::new());
+    let (mut page, mut text) = (exporter.page(&nothing, PageFormat::Classic), Vec::new());
     while page.next(&mut text) {}
     Scrape::parse(std::str::from_utf8(&text).unwrap())
 }

@@ -236,7 +236,11 @@ fn at_a_stop_all_are_told_and_one_that_does_not_answer_does_not_hold_it_up() {
 #[tokio::test]
 async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
     let keys = Keys::only(Key::new(b"the key of this year"));
-    let nobody = config::Host { name_override: None, hostname: "fra-1".to_owned() };
+    let nobody = config::Host {
+        name_override: None,
+        hostname: "fra-1".to_owned(),
+        labels: std::collections::BTreeMap::new(),
+    };
     let rules = config::load(b"", &nobody).unwrap().config.websocket;
     let exporter = Arc::new(Exporter::new(Vec::new(), Responders::default()));
     let series = Arc::clone(&exporter.websocket);

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,12 +23,28 @@ pub(crate) struct Agent<'a> {
 /// Where it serves HTTP, on its node's own loopback interface: what it says does not pass a wire.
 const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_pathmeter");
+
 /// The key of all agents that have one.
 const KEY: &str = "a key for the lab: 0123456789abcdef";
 
 impl<'a> Agent<'a> {
     /// Starts with a configuration, and environment variables, and waits until it is ready.
-    pub(crate) fn start(node: &'a Namespace, mut config: Value, environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(node: &'a Namespace, config: Value, environment: &[(&str, &str)]) -> Self {
+        let mut command = node.command(PROGRAM);
+        command.envs(environment.iter().copied());
+        Self::launch(node, config, command)
+    }
+
+    /// The same, with a resolver configuration of its own.
+    pub(crate) fn start_resolving(node: &'a Namespace, config: Value, resolver: &Path) -> Self {
+        let mut command = node.command("unshare");
+        let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+        command.args(["--mount", "sh", "-c", script]).arg(resolver).arg(PROGRAM);
+        Self::launch(node, config, command)
+    }
+
+    fn launch(node: &'a Namespace, mut config: Value, mut command: Command) -> Self {
         let dir = TempDir::new().unwrap();
         if config["key_file"].is_string() {
             let key = dir.path().join("key");
@@ -35,12 +53,10 @@ impl<'a> Agent<'a> {
         }
         let file = dir.path().join("config.yaml");
         fs::write(&file, config.to_string()).unwrap();
-        let mut command = node.command(env!("CARGO_BIN_EXE_pathmeter"));
         command.args(["run", "--config"]).arg(&file);
         for variable in ["PATHMETER_NAME", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
-        command.envs(environment.iter().copied());
         let mut program = Program::start(&mut command, &dir.path().join("log"));
         eventually("an agent is ready", || {
             assert!(program.has_ended().is_none(), "an agent ended:\n{}", program.output());

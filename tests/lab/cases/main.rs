@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod agent;
+mod discovery;
 mod equal_cost;
 mod hostile;
 mod icmp;
@@ -46,10 +47,13 @@ fn main() -> ExitCode {
     if let Some(dir) = std::env::var_os(lab_itself::VICTIM) {
         lab_itself::be_a_victim(Path::new(&dir));
     }
-    let trials = scenarios().into_iter().chain(promises()).chain(hosts()).chain(streams()).map(|trial| {
-        let is_ignored = trial.has_ignored_flag() || place.is_err();
-        trial.with_ignored_flag(is_ignored)
-    });
+    let trials =
+        scenarios().into_iter().chain(promises()).chain(names()).chain(hosts()).chain(streams()).map(
+            |trial| {
+                let is_ignored = trial.has_ignored_flag() || place.is_err();
+                trial.with_ignored_flag(is_ignored)
+            },
+        );
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
@@ -140,6 +144,11 @@ fn streams() -> Vec<Trial> {
 }
 
 /// What the lab promises of itself, and what takes a second host and no bad link.
+/// Agents that find each other in the DNS.
+fn names() -> Vec<Trial> {
+    vec![trial("names_in_the_dns", discovery::dns), trial("services_in_the_dns", discovery::services)]
+}
+
 fn promises() -> Vec<Trial> {
     vec![
         trial("two_at_a_time", lab_itself::two_at_a_time),

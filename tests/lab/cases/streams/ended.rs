@@ -22,9 +22,9 @@ pub(super) const BOUNDS: [(u64, &str); 7] = [
     (100 * MS, "le=\"0.1\""),
     (200 * MS, "le=\"0.2\""),
     (500 * MS, "le=\"0.5\""),
-    (SECOND, "le=\"1\""),
-    (2 * SECOND, "le=\"2\""),
-    (5 * SECOND, "le=\"5\""),
+    (SECOND, "le=\"1.0\""),
+    (2 * SECOND, "le=\"2.0\""),
+    (5 * SECOND, "le=\"5.0\""),
 ];
 
 /// What was exported of a path in the end, and what was true.

@@ -1,0 +1,372 @@
+//! Where further peers and targets are found.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pathmeter_proto::echo::Quirks;
+
+use super::check::{peer_port, reflector};
+use super::file::Node;
+use super::problem::quoted;
+use super::section::{Section, Setting, Value};
+use super::tls::{NO_TLS, NO_TLS_REMEDY, secured};
+use super::url::{Url, url};
+use super::values::{duration, host, labels};
+use super::{Https, Listen, Trust};
+
+/// Something that knows of peers or targets, and is asked again and again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provider {
+    /// What it is called in metrics and logs: its kind and where it looks. Unique.
+    pub name: String,
+    /// Whom to ask.
+    pub source: Source,
+    /// How often; for DNS at most so long after the answer, whose time to live may be shorter.
+    pub refresh: Duration,
+    /// What is found.
+    pub finds: Finds,
+}
+
+/// Who knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Files in the format of Prometheus' `file_sd`. The last part of a path may have one `*`.
+    Files(Vec<PathBuf>),
+    /// A server that speaks Prometheus' `http_sd`.
+    Http {
+        /// What is asked for.
+        url: Url,
+        /// With TLS; `None`: without.
+        https: Option<Https>,
+    },
+    /// The DNS.
+    Dns {
+        /// Completed by the search domains of the host, unless it ends in a dot.
+        name: String,
+        /// What is asked for.
+        records: Records,
+    },
+}
+
+/// Records of the DNS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Records {
+    /// IPv4 addresses.
+    A,
+    /// IPv6 addresses.
+    Aaaa,
+    /// Addresses of both families; one without any is no error as long as the other has some.
+    Both,
+    /// Services: names and ports.
+    Srv,
+}
+
+/// What the hosts that are found are, as far as they do not say otherwise themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finds {
+    /// Agents.
+    Peers(PeerPattern),
+    /// Hosts without an agent.
+    Targets(TargetPattern),
+}
+
+/// What all peers of a provider have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerPattern {
+    /// Their HTTP port.
+    pub http_port: u16,
+    /// Their STAMP port.
+    pub stamp_port: u16,
+    /// Their agent port.
+    pub agent_port: u16,
+    /// How their HTTP port is asked with TLS; `None`: it speaks plain HTTP.
+    pub https: Option<Secured>,
+    /// Their labels, below those that the provider gives.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What all targets of a provider have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetPattern {
+    /// Their reflectors' UDP port.
+    pub port: u16,
+    /// What their reflectors do otherwise than they should.
+    pub quirks: Quirks,
+    /// How those with an `https://` or `wss://` URL are asked.
+    pub https: Secured,
+    /// Their labels, below those that the provider gives.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// How hosts are asked with TLS whose names are not known yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Secured {
+    /// Whom we believe, and who we are.
+    pub trust: Trust,
+    /// The name that all their certificates have; `None`: each has its own.
+    pub server_name: Option<String>,
+}
+
+impl Secured {
+    /// The same for a host.
+    #[must_use]
+    pub fn of(&self, host: &str) -> Https {
+        let server_name = self.server_name.clone().unwrap_or_else(|| host.to_owned());
+        Https { trust: self.trust.clone(), server_name }
+    }
+}
+
+impl Provider {
+    /// The key that made it one.
+    pub(super) fn key(&self) -> &'static str {
+        let kind = self.name.split(':').next();
+        KINDS.into_iter().find(|known| kind == Some(known)).expect("a provider is called by its kind")
+    }
+
+    /// How TLS is spoken, to the source and to what it finds.
+    pub(crate) fn trusts(&self) -> impl Iterator<Item = &Trust> {
+        let asked = match &self.source {
+            Source::Http { https, .. } => https.as_ref().map(|https| &https.trust),
+            Source::Files(_) | Source::Dns { .. } => None,
+        };
+        let found = match &self.finds {
+            Finds::Peers(pattern) => pattern.https.as_ref().map(|secured| &secured.trust),
+            // Only those with such a URL need it, and which those are is not known yet.
+            Finds::Targets(pattern) => Some(&pattern.https.trust),
+        };
+        asked.into_iter().chain(found)
+    }
+}
+
+/// The keys that make an entry of `peers` or `targets` a provider.
+const KINDS: [&str; 4] = ["files", "http", "dns", "kubernetes"];
+
+/// How often is asked by default. Chosen: files are cheap to read and are wanted in force; a server is asked by every agent.
+const REFRESH_FILES: Duration = Duration::from_secs(10);
+const REFRESH_HTTP: Duration = Duration::from_secs(60);
+const REFRESH_DNS: Duration = Duration::from_secs(30);
+const REFRESH_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// Patterns of one provider.
+const PATTERNS_MAX: usize = 32;
+
+/// Whether an entry of a list is a provider and no host.
+pub(super) fn is_provider(section: &Section<'_, '_>) -> bool {
+    KINDS.iter().any(|kind| section.has(kind))
+}
+
+/// Reads a provider of peers. `all` is how TLS is spoken where nothing else is said.
+pub(super) fn peers(section: &mut Section<'_, '_>, listen: Option<&Listen>, all: &Trust) -> Option<Provider> {
+    let source = source(section, all, true);
+    let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
+    let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
+    let agent_port = peer_port(section, "agent_port", listen.map(|listen| listen.agent));
+    let scheme = section.key("scheme", |value| value.one_of(&[("http", false), ("https", true)])).or(false);
+    let https = match scheme {
+        Some(is_secure) => secured("scheme", section, is_secure, all),
+        None => None,
+    };
+    let labels = section.key("labels", labels).or(BTreeMap::new());
+    let (name, source, refresh) = source?;
+    let finds = Finds::Peers(PeerPattern {
+        http_port: http_port?,
+        stamp_port: stamp_port?,
+        agent_port: agent_port?,
+        https: https?,
+        labels: labels?,
+    });
+    Some(Provider { name, source, refresh, finds })
+}
+
+/// Reads a provider of targets.
+pub(super) fn targets(section: &mut Section<'_, '_>, all: &Trust) -> Option<Provider> {
+    let source = source(section, all, false);
+    let reflector = reflector(section);
+    let https = secured("tls", section, true, all);
+    let labels = section.key("labels", labels).or(BTreeMap::new());
+    let (name, source, refresh) = source?;
+    let (port, quirks) = reflector?;
+    let finds =
+        Finds::Targets(TargetPattern { port, quirks, https: https?.unwrap_or_default(), labels: labels? });
+    Some(Provider { name, source, refresh, finds })
+}
+
+/// The name, the source, and how often it is asked.
+fn source(
+    section: &mut Section<'_, '_>,
+    all: &Trust,
+    finds_agents: bool,
+) -> Option<(String, Source, Duration)> {
+    let given: Vec<&str> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
+    if let [first, second, ..] = given[..] {
+        let remedy = "make each an entry of its own";
+        return section.wrong(second, format!("there is {first}, too"), remedy);
+    }
+    let files = section.key("files", patterns);
+    let http = section.key("http", |value| inventory(value, all));
+    let dns = section.key("dns", |value| query(value, finds_agents));
+    let kubernetes = match (finds_agents, section.has("kubernetes")) {
+        (true, _) => section.key("kubernetes", |value| value.section(service)),
+        (false, true) => {
+            section.key("kubernetes", |value| value.wrong("its pods are agents", "write it under peers"))
+        }
+        (false, false) => Setting::Absent,
+    };
+    let refresh = section.key("refresh", |value| duration(value, &REFRESH_ALLOWED)).optional();
+    let (name, source, default) = match (files, http, dns, kubernetes) {
+        (Setting::Given(patterns), ..) => {
+            let shown: Vec<String> = patterns.iter().map(|path| path.display().to_string()).collect();
+            (format!("files:{}", shown.join(",")), Source::Files(patterns), REFRESH_FILES)
+        }
+        (_, Setting::Given((url, https)), ..) => {
+            let name = format!("http:{}{}", url.authority(), url.path);
+            (name, Source::Http { url, https }, REFRESH_HTTP)
+        }
+        (_, _, Setting::Given((name, records)), _) => {
+            (format!("dns:{name}"), Source::Dns { name, records }, REFRESH_DNS)
+        }
+        (.., Setting::Given(name)) => {
+            let records = Records::Both;
+            (format!("kubernetes:{name}"), Source::Dns { name, records }, REFRESH_DNS)
+        }
+        _ => return None,
+    };
+    Some((name, source, refresh?.unwrap_or(default)))
+}
+
+/// One path or several.
+fn patterns(value: Value<'_, '_>) -> Option<Vec<PathBuf>> {
+    let whole = value.clone();
+    let patterns = match value.node() {
+        Node::Text(_) => vec![pattern(value)?],
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) | Node::Mapping(_) => {
+            value.list("a list of paths such as [/etc/pathmeter/peers/*.yaml]", pattern)?
+        }
+    };
+    match patterns.len() {
+        0 => whole.wrong("no path", "for example [/etc/pathmeter/peers/*.yaml]"),
+        1..=PATTERNS_MAX => Some(patterns),
+        more => whole.wrong(format!("{more} paths"), format!("at most {PATTERNS_MAX} are allowed: use `*`")),
+    }
+}
+
+/// As `file_sd` has it: a path that ends in .json, .yml or .yaml, with one `*` at most, in its last part.
+fn pattern(value: Value<'_, '_>) -> Option<PathBuf> {
+    let text = value.text("the path of a file")?;
+    let found = |what: &str| format!("{} {what}", quoted(text));
+    let (folder, last) = text.rsplit_once('/').unwrap_or(("", text));
+    let ends_well = Path::new(last)
+        .extension()
+        .is_some_and(|extension| ["json", "yml", "yaml"].iter().any(|known| extension == *known));
+    if !ends_well || text.contains('\0') {
+        return value.wrong(found("is not the path of such a file"), "it must end in .json, .yml or .yaml");
+    }
+    if folder.contains('*') || last.matches('*').count() > 1 {
+        return value.wrong(found("has another `*`"), "one `*` is allowed, in the last part of the path");
+    }
+    Some(PathBuf::from(text))
+}
+
+/// A server: its URL, or that and more.
+fn inventory(value: Value<'_, '_>, all: &Trust) -> Option<(Url, Option<Https>)> {
+    let http_url = |value: Value<'_, '_>| {
+        let whole = value.clone();
+        let url = url(value)?;
+        match url.scheme {
+            super::Scheme::Http | super::Scheme::Https => Some(url),
+            super::Scheme::Ws | super::Scheme::Wss => {
+                whole.wrong("a WebSocket has no inventory", "write a URL with http:// or https://")
+            }
+        }
+    };
+    if let Node::Text(_) = value.node() {
+        let whole = value.clone();
+        let url = http_url(value)?;
+        if url.scheme.is_secure() && !cfg!(feature = "tls") {
+            return whole.wrong(NO_TLS, NO_TLS_REMEDY);
+        }
+        let https =
+            url.scheme.is_secure().then(|| Https { trust: all.clone(), server_name: url.host.clone() });
+        return Some((url, https));
+    }
+    value.section(|section| {
+        let url = section.required("url", http_url);
+        let is_secure = url.as_ref().is_some_and(|url| url.scheme.is_secure());
+        let secured = secured("url", section, is_secure, all)?;
+        let url = url?;
+        let https = secured.map(|secured| secured.of(&url.host));
+        Some((url, https))
+    })
+}
+
+/// A name, or that and what to ask for.
+fn query(value: Value<'_, '_>, finds_agents: bool) -> Option<(String, Records)> {
+    const RECORDS: [(&str, Records); 4] =
+        [("both", Records::Both), ("a", Records::A), ("aaaa", Records::Aaaa), ("srv", Records::Srv)];
+    let whole = value.clone();
+    let (name, records) = match value.node() {
+        Node::Text(_) => (name(value)?, Records::Both),
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) | Node::Mapping(_) => {
+            value.section(|section| {
+                let name = section.required("name", name);
+                let records = section.key("type", |value| value.one_of(&RECORDS)).or(Records::Both);
+                Some((name?, records?))
+            })?
+        }
+    };
+    if !finds_agents && records != Records::Srv {
+        // An agent says what it is called.
+        let remedy = "write {name: …, type: srv}, or name them in a file";
+        return whole.wrong("addresses of hosts without an agent have no names", remedy);
+    }
+    Some((name, records))
+}
+
+fn name(value: Value<'_, '_>) -> Option<String> {
+    let whole = value.clone();
+    let name = host(value)?;
+    match name.parse::<std::net::IpAddr>() {
+        Ok(_) => whole.wrong(format!("{name} is an address"), "write a name that has addresses"),
+        Err(_) => Some(name),
+    }
+}
+
+/// The name of a headless service.
+fn service(section: &mut Section<'_, '_>) -> Option<String> {
+    let service = section.required("service", dns_label);
+    let namespace = section.key("namespace", dns_label).optional();
+    let domain = section.key("cluster_domain", host).optional();
+    let (service, namespace, domain) = (service?, namespace?, domain?);
+    match (namespace, domain) {
+        // A pod's search domains are those of its own namespace, of all services, and of the cluster.
+        (None, None) => Some(service),
+        (Some(namespace), None) => Some(format!("{service}.{namespace}.svc")),
+        (Some(namespace), Some(domain)) => {
+            Some(format!("{service}.{namespace}.svc.{}.", domain.trim_end_matches('.')))
+        }
+        (None, Some(_)) => section.wrong(
+            "namespace",
+            "missing",
+            "a service is found by namespace and cluster_domain, or by neither",
+        ),
+    }
+}
+
+/// RFC 1035 section 2.3.1, as Kubernetes wants it of names.
+fn dns_label(value: Value<'_, '_>) -> Option<String> {
+    let text = value.text("a name such as pathmeter")?;
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| is_inner(byte) || byte == b'-')
+        && text.bytes().next().is_some_and(is_inner)
+        && text.bytes().last().is_some_and(is_inner);
+    match is_label {
+        true => Some(text.to_owned()),
+        false => value.wrong(
+            format!("{} is not the name of a Kubernetes object", quoted(text)),
+            "it has 1 to 63 small letters, digits and `-`",
+        ),
+    }
+}

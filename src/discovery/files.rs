@@ -1,0 +1,87 @@
+//! Lists in files, as Prometheus' `file_sd` has them.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Answer;
+use crate::config::inventory::{self, Member};
+
+/// Bytes of one file. Chosen: as many as of a configuration.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// All members of all files; if one of them cannot be used, none.
+pub(super) async fn read(patterns: Vec<PathBuf>, refresh: Duration) -> Result<Answer, String> {
+    let reading = tokio::task::spawn_blocking(move || read_all(&patterns));
+    let members = reading.await.map_err(|_| "reading was interrupted".to_owned())??;
+    Ok(Answer { members, again: refresh })
+}
+
+fn read_all(patterns: &[PathBuf]) -> Result<Vec<Member>, String> {
+    let mut members = Vec::new();
+    for pattern in patterns {
+        for path in expand(pattern).map_err(|error| format!("looking for {}: {error}", pattern.display()))? {
+            members.extend(read_one(&path)?);
+        }
+    }
+    Ok(members)
+}
+
+fn read_one(path: &Path) -> Result<Vec<Member>, String> {
+    let shown = path.display();
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text));
+    read.map_err(|error| format!("reading {shown}: {error}"))?;
+    inventory::read(&text).map_err(|problems| problems.display(&shown.to_string()).to_string())
+}
+
+/// The files that a pattern means, in the order of their names. One without a `*` means a file, whether it is there or not.
+fn expand(pattern: &Path) -> io::Result<Vec<PathBuf>> {
+    let last = pattern.file_name().unwrap_or_default().to_string_lossy();
+    let Some((begin, end)) = last.split_once('*') else { return Ok(vec![pattern.to_owned()]) };
+    let folder = pattern.parent().filter(|folder| *folder != Path::new("")).unwrap_or_else(|| Path::new("."));
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        let is_long_enough = text.len() >= begin.len() + end.len();
+        if is_long_enough && text.starts_with(begin) && text.ends_with(end) {
+            found.push(folder.join(&name));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(patterns: &[PathBuf]) -> Result<Vec<String>, String> {
+        Ok(read_all(patterns)?.into_iter().map(|member| member.host).collect())
+    }
+
+    #[test]
+    fn a_star_means_all_files_that_fit_and_a_plain_path_one_that_must_be_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        assert_eq!(hosts(&[at("*.yaml")]), Ok(vec![]));
+        fs::write(at("b.yaml"), "- targets: [b-1, b-2]\n").unwrap();
+        fs::write(at("a.yaml"), "- targets: [a-1]\n").unwrap();
+        fs::write(at("c.json"), r#"[{"targets": ["c-1"]}]"#).unwrap();
+        assert_eq!(hosts(&[at("*.yaml")]).unwrap(), ["a-1", "b-1", "b-2"]);
+        assert_eq!(hosts(&[at("c*.json"), at("a.yaml")]).unwrap(), ["c-1", "a-1"]);
+        let why = hosts(&[at("*.yaml"), at("gone.yaml")]).unwrap_err();
+        assert!(why.contains("gone.yaml: No such file"), "{why}");
+    }
+
+    #[test]
+    fn one_file_that_cannot_be_used_makes_the_whole_unusable() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.yaml"), "- targets: [a-1]\n").unwrap();
+        fs::write(folder.path().join("b.yaml"), "- targets: [b 1]\n").unwrap();
+        let why = hosts(&[folder.path().join("*.yaml")]).unwrap_err();
+        assert!(why.contains("b.yaml: 1 problem\n  line 1, column 13: [0].targets[0]: `b 1`"), "{why}");
+    }
+}

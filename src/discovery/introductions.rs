@@ -1,0 +1,110 @@
+//! Agents of whom only the address is known are asked what they are called.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::config::Https;
+use crate::http::client::{Client, Secure};
+use crate::identity::Identity;
+use crate::peers::{authority, identity_of};
+use crate::resolver;
+
+/// Who did not answer is asked again after this, and then after twice as long each time: fleets start together, and the dead
+/// stay dead.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(15);
+
+/// The first questions are spread over this, so that a fleet that starts is no storm.
+const SPREAD: Duration = Duration::from_secs(1);
+
+/// An agent without a name: where it is asked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stranger {
+    /// An IP address or a host name.
+    pub host: String,
+    /// Its HTTP port.
+    pub http_port: u16,
+    /// With TLS; `None`: without.
+    pub https: Option<Https>,
+}
+
+/// What came of asking one.
+#[derive(Debug)]
+pub struct Introduced {
+    /// Whom.
+    pub stranger: Stranger,
+    /// What it says of itself; or why it does not.
+    pub identity: Result<Identity, String>,
+}
+
+/// Asks strangers in the background, each until it has told.
+#[derive(Debug)]
+pub struct Introductions {
+    tasks: JoinSet<()>,
+    told: mpsc::Sender<Introduced>,
+    asked: BTreeMap<Stranger, AbortHandle>,
+}
+
+impl Introductions {
+    /// Nobody is asked yet; what is told goes to `told`.
+    #[must_use]
+    pub fn new(told: mpsc::Sender<Introduced>) -> Self {
+        Self { tasks: JoinSet::new(), told, asked: BTreeMap::new() }
+    }
+
+    /// Asks exactly these; `secure` knows how TLS is spoken. With another `client` than before, `renew` all questions.
+    pub fn follow(
+        &mut self,
+        strangers: Vec<Stranger>,
+        client: &Client,
+        secure: impl Fn(&Https) -> Option<Secure>,
+        renew: bool,
+    ) {
+        while self.tasks.try_join_next().is_some() {}
+        self.asked.retain(|stranger, task| {
+            let stays = !renew && strangers.contains(stranger);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for stranger in strangers {
+            if !self.asked.contains_key(&stranger) {
+                let client = Client { secure: stranger.https.as_ref().and_then(&secure), ..client.clone() };
+                let task = self.tasks.spawn(ask(stranger.clone(), client, self.told.clone()));
+                self.asked.insert(stranger, task);
+            }
+        }
+    }
+}
+
+async fn ask(stranger: Stranger, client: Client, told: mpsc::Sender<Introduced>) {
+    let mut draw = [0; 2];
+    // Without randomness everybody asks at once, which is only less polite.
+    let _ = getrandom::fill(&mut draw);
+    tokio::time::sleep(SPREAD * u32::from(u16::from_be_bytes(draw)) / 65_536).await;
+    let mut again = AGAIN;
+    loop {
+        let identity = introduce(&stranger, &client).await;
+        let is_done = identity.is_ok();
+        let is_heard = told.send(Introduced { stranger: stranger.clone(), identity }).await.is_ok();
+        if is_done || !is_heard {
+            return;
+        }
+        tokio::time::sleep(again).await;
+        again = (2 * again).min(AGAIN_MAX);
+    }
+}
+
+async fn introduce(stranger: &Stranger, client: &Client) -> Result<Identity, String> {
+    let Stranger { host, http_port, .. } = stranger;
+    let addresses = resolver::once(host).await?;
+    let address = addresses.first().ok_or_else(|| format!("{host} has no address"))?;
+    let asked =
+        identity_of(client, SocketAddr::new(*address, *http_port), &authority(host, *http_port)).await;
+    asked.map_err(|why| why.to_string())
+}

@@ -1,0 +1,291 @@
+//! Who there is: the peers and targets of the configuration, and those that providers know of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::config::discovery::{Finds, PeerPattern, TargetPattern};
+use crate::config::inventory::Member;
+use crate::config::{Config, Peer, Provider, Target};
+use crate::discovery::Stranger;
+
+/// Who there is at the moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Roster {
+    /// The other agents, by name.
+    pub peers: BTreeMap<String, Peer>,
+    /// Hosts without an agent, by name.
+    pub targets: BTreeMap<String, Target>,
+    /// All addresses of peers that were found by these and not by a name.
+    pub addresses: BTreeMap<String, Vec<IpAddr>>,
+    /// Agents that have not told their names yet, with the provider that knows of them.
+    pub strangers: BTreeMap<Stranger, String>,
+    /// Sentences about members that were left out.
+    pub left_out: Vec<String>,
+}
+
+/// Peers and targets together; further ones are left out, and told. Chosen: twice the 10,000 paths that one agent is built for.
+pub const HOSTS_MAX: usize = 20_000;
+
+/// Sentences that are kept.
+const LEFT_OUT_MAX: usize = 100;
+
+/// What is known besides the configuration.
+#[derive(Debug, Default)]
+pub struct Knowledge {
+    /// What each provider said last when it said something, by its name.
+    pub findings: BTreeMap<String, Vec<Member>>,
+    /// What strangers are called.
+    pub introductions: BTreeMap<Stranger, String>,
+    /// Names under which others know us.
+    pub own_names: BTreeSet<String>,
+}
+
+impl Knowledge {
+    /// Forgets what the configuration and the findings have no use for any more.
+    pub fn tidy(&mut self, config: &Config) {
+        self.findings.retain(|name, _| config.providers.iter().any(|provider| provider.name == *name));
+        let strangers: BTreeSet<Stranger> = config
+            .providers
+            .iter()
+            .flat_map(|provider| self.of(provider).filter_map(move |member| stranger(provider, member)))
+            .collect();
+        self.introductions.retain(|stranger, _| strangers.contains(stranger));
+    }
+
+    fn of<'a>(&'a self, provider: &Provider) -> impl Iterator<Item = &'a Member> + use<'a> {
+        self.findings.get(&provider.name).into_iter().flatten()
+    }
+}
+
+/// A member that has no name by which it can be measured.
+fn stranger(provider: &Provider, member: &Member) -> Option<Stranger> {
+    let Finds::Peers(pattern) = &provider.finds else { return None };
+    member.name.is_none().then(|| Stranger {
+        host: member.host.clone(),
+        http_port: member.port.unwrap_or(pattern.http_port),
+        https: pattern.https.as_ref().map(|secured| secured.of(&member.host)),
+    })
+}
+
+impl Roster {
+    /// Puts together who there is. What the configuration names itself goes first, then providers in its order; whoever has a
+    /// name that is taken is left out.
+    #[must_use]
+    pub fn new(config: &Config, knowledge: &Knowledge) -> Self {
+        let mut roster = Self::default();
+        for peer in &config.peers {
+            roster.peers.insert(peer.name.clone(), peer.clone());
+        }
+        for target in &config.targets {
+            roster.targets.insert(target.name.clone(), target.clone());
+        }
+        for name in &knowledge.own_names {
+            roster.peers.remove(name);
+        }
+        for provider in &config.providers {
+            for member in knowledge.of(provider) {
+                roster.enter(config, knowledge, provider, member);
+            }
+        }
+        roster
+    }
+
+    fn enter(&mut self, config: &Config, knowledge: &Knowledge, provider: &Provider, member: &Member) {
+        let stranger = stranger(provider, member);
+        let introduced = stranger.as_ref().and_then(|stranger| knowledge.introductions.get(stranger));
+        let name = match (&member.name, introduced, stranger) {
+            (Some(name), ..) | (None, Some(name), _) => name,
+            (None, None, Some(stranger)) => {
+                self.strangers.insert(stranger, provider.name.clone());
+                return;
+            }
+            (None, None, None) => {
+                return self.leave_out(provider, member, "has no name: give it the label instance");
+            }
+        };
+        if *name == config.agent.name || knowledge.own_names.contains(name) {
+            return;
+        }
+        if introduced.is_some()
+            && let Ok(address) = member.host.parse::<IpAddr>()
+            && let Some(addresses) = self.addresses.get_mut(name)
+        {
+            // Another address of the same agent.
+            addresses.push(address.to_canonical());
+            return;
+        }
+        if self.peers.contains_key(name) || self.targets.contains_key(name) {
+            return self.leave_out(provider, member, "has a name that another one has");
+        }
+        if self.peers.len() + self.targets.len() >= HOSTS_MAX {
+            return self.leave_out(provider, member, &format!("is one more than {HOSTS_MAX}"));
+        }
+        match &provider.finds {
+            Finds::Peers(pattern) => {
+                if let (Some(_), Ok(address)) = (introduced, member.host.parse::<IpAddr>()) {
+                    self.addresses.insert(name.clone(), vec![address.to_canonical()]);
+                }
+                self.peers.insert(name.clone(), peer(name, pattern, member));
+            }
+            Finds::Targets(pattern) => drop(self.targets.insert(name.clone(), target(name, pattern, member))),
+        }
+    }
+
+    fn leave_out(&mut self, provider: &Provider, member: &Member, why: &str) {
+        if self.left_out.len() < LEFT_OUT_MAX {
+            let shown = member.name.as_ref().unwrap_or(&member.host);
+            self.left_out.push(format!("{shown} of {} {why}", provider.name));
+        }
+    }
+
+    /// Every name with its host.
+    pub fn hosts(&self) -> impl Iterator<Item = (&str, &str)> {
+        let peers = self.peers.values().map(|peer| (peer.name.as_str(), peer.address.as_str()));
+        peers.chain(self.targets.values().map(|target| (target.name.as_str(), target.address.as_str())))
+    }
+
+    /// Whether somebody is called that.
+    #[must_use]
+    pub fn knows(&self, name: &str) -> bool {
+        self.peers.contains_key(name) || self.targets.contains_key(name)
+    }
+}
+
+fn peer(name: &str, pattern: &PeerPattern, member: &Member) -> Peer {
+    Peer {
+        name: name.to_owned(),
+        address: member.host.clone(),
+        http_port: member.port.unwrap_or(pattern.http_port),
+        stamp_port: member.stamp_port.unwrap_or(pattern.stamp_port),
+        agent_port: member.agent_port.unwrap_or(pattern.agent_port),
+        https: pattern.https.as_ref().map(|secured| secured.of(&member.host)),
+        labels: above(&pattern.labels, &member.labels),
+    }
+}
+
+fn target(name: &str, pattern: &TargetPattern, member: &Member) -> Target {
+    let secure = member.url.as_ref().filter(|url| url.scheme.is_secure());
+    Target {
+        name: name.to_owned(),
+        address: member.host.clone(),
+        port: member.port.unwrap_or(pattern.port),
+        quirks: pattern.quirks,
+        url: member.url.clone(),
+        https: secure.map(|url| pattern.https.of(&url.host)),
+        key_file: None,
+        labels: above(&pattern.labels, &member.labels),
+    }
+}
+
+/// Labels of one above those of all.
+fn above(all: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut labels = all.clone();
+    labels.extend(own.clone());
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Host};
+
+    const CONFIG: &str = "
+agent: {name: a}
+peers:
+  - {name: b, address: b.example.net}
+  - {files: [/nowhere/*.yaml], labels: {site: x}, stamp_port: 862}
+  - {dns: agents.example.net}
+targets:
+  - {name: gw, address: 192.0.2.1}
+  - {http: 'http://192.0.2.9/targets', port: 4000}
+";
+    const FILES: &str = "files:/nowhere/*.yaml";
+    const DNS: &str = "dns:agents.example.net";
+    const HTTP: &str = "http:192.0.2.9/targets";
+
+    fn config() -> Config {
+        let host = Host { name_override: None, hostname: "a".into(), labels: BTreeMap::new() };
+        config::load(CONFIG.as_bytes(), &host).unwrap_or_else(|problems| panic!("{problems}")).config
+    }
+
+    fn named(name: &str, host: &str) -> Member {
+        Member { name: Some(name.into()), host: host.into(), ..Member::default() }
+    }
+
+    fn at(host: &str) -> Member {
+        Member { host: host.into(), ..Member::default() }
+    }
+
+    fn stranger_at(host: &str) -> Stranger {
+        Stranger { host: host.into(), http_port: 9862, https: None }
+    }
+
+    fn knowing(findings: &[(&str, Vec<Member>)], introductions: &[(&str, &str)]) -> Knowledge {
+        Knowledge {
+            findings: findings.iter().map(|(name, members)| ((*name).to_owned(), members.clone())).collect(),
+            introductions: introductions
+                .iter()
+                .map(|(host, name)| (stranger_at(host), (*name).to_owned()))
+                .collect(),
+            own_names: BTreeSet::new(),
+        }
+    }
+
+    fn names<V>(all: &BTreeMap<String, V>) -> Vec<&str> {
+        all.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn what_is_found_joins_what_is_configured_with_the_ports_and_labels_of_its_provider() {
+        let labels = BTreeMap::from([("zone".to_owned(), "z".to_owned())]);
+        let found = Member { labels, port: Some(80), ..named("c", "192.0.2.3") };
+        let gateway = named("gw-2", "192.0.2.2");
+        let roster = Roster::new(&config(), &knowing(&[(FILES, vec![found]), (HTTP, vec![gateway])], &[]));
+        assert_eq!((names(&roster.peers), names(&roster.targets)), (vec!["b", "c"], vec!["gw", "gw-2"]));
+        let c = &roster.peers["c"];
+        assert_eq!((c.http_port, c.stamp_port, c.agent_port), (80, 862, 9863));
+        assert_eq!(c.labels.len(), 2);
+        assert_eq!(roster.targets["gw-2"].port, 4000);
+        assert!(roster.left_out.is_empty() && roster.strangers.is_empty());
+    }
+
+    #[test]
+    fn addresses_wait_until_their_agents_have_told_their_names_and_two_of_one_are_one_peer() {
+        let found = vec![at("192.0.2.3"), at("192.0.2.4"), at("2001:db8::3"), at("192.0.2.1")];
+        let told = [("192.0.2.3", "c"), ("2001:db8::3", "c"), ("192.0.2.1", "a")];
+        let roster = Roster::new(&config(), &knowing(&[(DNS, found)], &told));
+        assert_eq!(names(&roster.peers), ["b", "c"], "we are none of our peers");
+        let both = ["192.0.2.3", "2001:db8::3"].map(|address| address.parse::<IpAddr>().unwrap());
+        assert_eq!(roster.addresses["c"], both);
+        assert_eq!(roster.strangers.keys().collect::<Vec<_>>(), [&stranger_at("192.0.2.4")]);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_left_out_and_told_and_so_is_a_target_without_one() {
+        let found =
+            [(FILES, vec![named("b", "192.0.2.3")]), (HTTP, vec![at("192.0.2.5"), named("b", "192.0.2.6")])];
+        let roster = Roster::new(&config(), &knowing(&found, &[]));
+        assert_eq!(roster.peers["b"].address, "b.example.net");
+        assert_eq!(roster.left_out.len(), 3, "{:?}", roster.left_out);
+        assert_eq!(
+            roster.left_out[1],
+            "192.0.2.5 of http:192.0.2.9/targets has no name: give it the label instance"
+        );
+    }
+
+    #[test]
+    fn who_turns_out_to_be_ourselves_is_no_peer() {
+        let mut knowledge = knowing(&[(FILES, vec![named("c", "192.0.2.3")])], &[]);
+        knowledge.own_names.extend(["b".to_owned(), "c".to_owned()]);
+        assert_eq!(names(&Roster::new(&config(), &knowledge).peers), [""; 0]);
+    }
+
+    #[test]
+    fn what_nobody_finds_any_more_is_forgotten() {
+        let found = [(DNS, vec![at("192.0.2.3")]), ("dns:gone.example.net", vec![at("192.0.2.4")])];
+        let mut knowledge = knowing(&found, &[("192.0.2.3", "c"), ("192.0.2.4", "d")]);
+        knowledge.tidy(&config());
+        assert_eq!(knowledge.findings.len(), 1);
+        assert_eq!(knowledge.introductions.values().collect::<Vec<_>>(), ["c"]);
+    }
+}

@@ -1,0 +1,150 @@
+//! Agents that find each other in the DNS.
+
+use std::fs;
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+use pathmeter_lab::{Net, Page, Plan, Program, eventually};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+
+const OK: &str = "pathmeter_echo_rtt_seconds_count";
+const MEMBERS: &str = "pathmeter_discovery_members";
+const FAILURES: &str = "pathmeter_discovery_failures_total";
+
+/// Debian's dnsmasq on a host of its own. Answers live for a second.
+struct NameServer {
+    program: Program,
+    hosts: PathBuf,
+    dir: TempDir,
+}
+
+impl NameServer {
+    fn start(net: &Net, node: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let hosts = dir.path().join("hosts");
+        fs::write(&hosts, "").unwrap();
+        fs::write(dir.path().join("resolv.conf"), resolver(net, node)).unwrap();
+        let program = Self::serve(net, node, &dir);
+        Self { program, hosts, dir }
+    }
+
+    fn serve(net: &Net, node: &str, dir: &TempDir) -> Program {
+        let mut command = net.node(node).command("dnsmasq");
+        command
+            .args([
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--no-resolv",
+                "--no-hosts",
+                "--pid-file=",
+            ])
+            .args(["--user=root", "--group=root", "--log-facility=-", "--local=/lab.test/", "--local-ttl=1"])
+            .args(["--srv-host=_http._tcp.agents.lab.test,b.lab.test,9862"])
+            .arg(format!("--addn-hosts={}", dir.path().join("hosts").display()));
+        let program = Program::start(&mut command, &dir.path().join("dnsmasq.log"));
+        // Before that a signal would end it.
+        eventually("a name server has started", || program.output().contains("started").then_some(()));
+        program
+    }
+
+    /// The addresses of `agents.lab.test`, and names of these hosts.
+    fn list(&self, net: &Net, members: &[&str]) {
+        let mut lines = String::new();
+        for member in members {
+            for address in [net.v4(member), net.v6(member)] {
+                lines.push_str(&format!("{address} agents.lab.test\n{address} {member}.lab.test\n"));
+            }
+        }
+        fs::write(&self.hosts, lines).unwrap();
+        self.program.signal(Signal::SIGHUP);
+    }
+
+    /// Starts on `node`, for which this is the name server.
+    fn agent<'a>(&self, net: &'a Net, node: &str, provider: Value) -> Agent<'a> {
+        let config = json!({
+            "agent": {"name": node, "grace": "1s", "labels": {"zone": format!("zone-{node}")}},
+            "peers": [provider],
+            "probes": [{
+                "name": "found", "interval": "20ms", "family": "both", "late_after": "60s", "lost_after": "60s",
+                "peers": {"select": "zones", "within": 5, "across": 1},
+            }],
+        });
+        Agent::start_resolving(net.node(node), config, &self.dir.path().join("resolv.conf"))
+    }
+}
+
+/// As pods have it: a name with few dots is completed first.
+fn resolver(net: &Net, node: &str) -> String {
+    format!("nameserver {}\nsearch lab.test\noptions ndots:5 timeout:1 attempts:1\n", net.v4(node))
+}
+
+fn answered(page: &Page, peer: &str) -> bool {
+    ["ipv4", "ipv6"].iter().all(|family| {
+        let path = [format!("peer=\"{peer}\""), format!("family=\"{family}\"")];
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        page.has(OK, &path) && page.count(OK, &path) >= 10
+    })
+}
+
+/// Pods come, go, and lose their name server.
+pub(crate) fn dns() {
+    let net = Plan::mesh(4).build(5);
+    let mut server = NameServer::start(&net, "d");
+    server.list(&net, &["a", "b"]);
+    let service = || json!({"kubernetes": {"service": "agents"}, "refresh": "1s"});
+    let a = server.agent(&net, "a", service());
+    let b = server.agent(&net, "b", service());
+    let page =
+        a.page_when("b has told its name and is answered over both families", |page| answered(page, "b"));
+    assert_eq!(page.count(MEMBERS, &[]), 4, "{page}");
+    assert_eq!(page.count("pathmeter_discovery_unnamed", &[]), 0, "{page}");
+    assert_eq!(page.count("pathmeter_probe_targets", &[]), 1, "we are not our own peer\n{page}");
+    assert!(page.has("pathmeter_peer_info", &["peer=\"b\"", "label_zone=\"zone-b\""]), "{page}");
+    let before = sources(&a, "b");
+
+    let c = server.agent(&net, "c", service());
+    server.list(&net, &["a", "b", "c"]);
+    for (agent, peers) in [(&a, ["b", "c"]), (&b, ["a", "c"]), (&c, ["a", "b"])] {
+        agent.page_when("all have found each other", |page| peers.iter().all(|peer| answered(page, peer)));
+    }
+    assert_eq!(sources(&a, "b"), before, "who stays is not disturbed");
+
+    server.program.signal(Signal::SIGKILL);
+    server.program.ended();
+    let page = a.page_when("the server is missed", |page| page.count(FAILURES, &[]) >= 1);
+    assert_eq!(page.count(MEMBERS, &[]), 6, "{page}");
+    assert!(answered(&page, "b") && answered(&page, "c"), "{page}");
+
+    server.program = NameServer::serve(&net, "d", &server.dir);
+    server.list(&net, &["a", "c"]);
+    let page = a.page_when("b is gone", |page| !page.has(OK, &["peer=\"b\""]));
+    assert!(answered(&page, "c"), "{page}");
+    assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
+    for name in ["lost_total", "late_total", "send_errors_total"] {
+        assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
+    }
+}
+
+/// Services have names and ports.
+pub(crate) fn services() {
+    let net = Plan::mesh(4).build(6);
+    let server = NameServer::start(&net, "d");
+    server.list(&net, &["a", "b"]);
+    let _b = server.agent(&net, "b", json!({"dns": "agents.lab.test"}));
+    let a = server.agent(&net, "a", json!({"dns": {"name": "_http._tcp.agents", "type": "srv"}}));
+    a.page_when("the service is answered", |page| answered(page, "b.lab.test"));
+}
+
+fn sources(agent: &Agent<'_>, peer: &str) -> Vec<Value> {
+    eventually("paths tell their sources", || {
+        let shown: Value = serde_json::from_str(&agent.get("/api/v1/paths").body).unwrap();
+        let paths = shown["paths"].as_array().unwrap().iter().filter(|path| path["peer"] == peer);
+        let sources: Vec<Value> = paths.map(|path| path["sources"].clone()).collect();
+        let are_all =
+            sources.len() == 2 && sources.iter().all(|of| of.as_array().is_some_and(|of| !of.is_empty()));
+        are_all.then_some(sources)
+    })
+}
