@@ -122,9 +122,9 @@ impl Settings {
 
     /// What [`Config`] says of asking with TLS, as the client needs it.
     #[must_use]
-    pub fn secure(&self, https: &config::Https) -> Option<Secure> {
-        let connector = self.connectors.get(&https.trust)?.value.clone();
-        Some(Secure { connector, server_name: https.server_name.clone() })
+    pub fn secure(&self, https: &config::Https) -> Secure {
+        let made = self.connectors.get(&https.trust).expect("there is a connector for every way to ask");
+        Secure { connector: made.value.clone(), server_name: https.server_name.clone() }
     }
 
     /// Whether every certificate and key is in force as its file says; `None`: there are none.

@@ -144,7 +144,7 @@ struct EchoArguments {
     #[arg(long, value_name = "STATUS", value_parser = clap::value_parser!(u16).range(100..=599))]
     expect_status: Vec<u16>,
     /// Text that is expected in the body of HTTP answers
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     expect_body: Option<String>,
     /// A configuration in which TARGET is a name
     #[arg(long, value_name = "FILE")]

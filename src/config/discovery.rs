@@ -134,7 +134,7 @@ impl Provider {
         let found = match &self.finds {
             Finds::Peers(pattern) => pattern.https.as_ref().map(|secured| &secured.trust),
             // Only those with such a URL need it, and which those are is not known yet.
-            Finds::Targets(pattern) => Some(&pattern.https.trust),
+            Finds::Targets(pattern) => cfg!(feature = "tls").then_some(&pattern.https.trust),
         };
         asked.into_iter().chain(found)
     }
@@ -184,7 +184,7 @@ pub(super) fn peers(section: &mut Section<'_, '_>, listen: Option<&Listen>, all:
 pub(super) fn targets(section: &mut Section<'_, '_>, all: &Trust) -> Option<Provider> {
     let source = source(section, all, false);
     let reflector = reflector(section);
-    let https = secured("tls", section, true, all);
+    let https = secured("tls", section, cfg!(feature = "tls"), all);
     let labels = section.key("labels", labels).or(BTreeMap::new());
     let (name, source, refresh) = source?;
     let (port, quirks) = reflector?;

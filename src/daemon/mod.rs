@@ -477,7 +477,7 @@ impl Daemon {
         let peers = self.roster.peers.values();
         let known = peers.filter_map(|peer| {
             let address = SocketAddr::new(address_of(&peer.name)?, peer.http_port);
-            let secure = peer.https.as_ref().and_then(|https| self.settings.secure(https));
+            let secure = peer.https.as_ref().map(|https| self.settings.secure(https));
             Some((
                 peer.name.clone(),
                 Door { address, host: authority(&peer.address, peer.http_port), secure },

@@ -41,7 +41,7 @@ impl Daemon {
         let errands = config.providers.iter().map(|provider| Errand {
             provider: provider.clone(),
             secure: match &provider.source {
-                Source::Http { https, .. } => https.as_ref().and_then(|https| self.settings.secure(https)),
+                Source::Http { https, .. } => https.as_ref().map(|https| self.settings.secure(https)),
                 Source::Files(_) | Source::Dns { .. } => None,
             },
         });

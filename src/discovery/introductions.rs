@@ -61,7 +61,7 @@ impl Introductions {
         &mut self,
         strangers: Vec<Stranger>,
         client: &Client,
-        secure: impl Fn(&Https) -> Option<Secure>,
+        secure: impl Fn(&Https) -> Secure,
         renew: bool,
     ) {
         while self.tasks.try_join_next().is_some() {}
@@ -74,7 +74,7 @@ impl Introductions {
         });
         for stranger in strangers {
             if !self.asked.contains_key(&stranger) {
-                let client = Client { secure: stranger.https.as_ref().and_then(&secure), ..client.clone() };
+                let client = Client { secure: stranger.https.as_ref().map(&secure), ..client.clone() };
                 let task = self.tasks.spawn(ask(stranger.clone(), client, self.told.clone()));
                 self.asked.insert(stranger, task);
             }

@@ -136,7 +136,7 @@ impl Asked {
             authority: self.authority.clone(),
             path: self.path.clone(),
             signer: keys.map(Signer::new),
-            secure: self.https.as_ref().and_then(|https| settings.secure(https)),
+            secure: self.https.as_ref().map(|https| settings.secure(https)),
         }
     }
 }

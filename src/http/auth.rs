@@ -91,6 +91,26 @@ impl Verifier {
         self.state().keys = mesh.derive(PURPOSE);
     }
 
+    /// Whether a valid key signed a request within [`CLOCK_DIFFERENCE_MAX`] of `now`. Takes no memory and no note of it: for
+    /// requests that may be repeated, and that come by the thousand.
+    ///
+    /// # Errors
+    /// [`Refusal`], neither [`Refusal::Replayed`] nor [`Refusal::Full`].
+    pub fn recognise(&self, request: &Request<Bytes>, now: SystemTime) -> Result<(), Refusal> {
+        Self::check(&self.state(), request, now).map(drop)
+    }
+
+    fn check(state: &State, request: &Request<Bytes>, now: SystemTime) -> Result<Proof, Refusal> {
+        let proof = Proof::read(request.headers())?;
+        let text = signed_text(request, proof.time_ms, proof.nonce);
+        state.keys.verifying(&[text.as_bytes()], &proof.mac).ok_or(Refusal::WrongKey)?;
+        let difference = Duration::from_millis(unix_ms(now).abs_diff(proof.time_ms));
+        if difference > CLOCK_DIFFERENCE_MAX {
+            return Err(Refusal::Skewed { difference });
+        }
+        Ok(proof)
+    }
+
     /// Accepts a request that a valid key signed within [`CLOCK_DIFFERENCE_MAX`] of `now` and that was not accepted
     /// before.
     ///
@@ -99,17 +119,9 @@ impl Verifier {
     /// # Errors
     /// [`Refusal`], in the order of its variants.
     pub fn verify(&self, request: &Request<Bytes>, now: SystemTime) -> Result<(), Refusal> {
-        let proof = Proof::read(request.headers())?;
         let mut state = self.state();
-        let text = signed_text(request, proof.time_ms, proof.nonce);
-        state.keys.verifying(&[text.as_bytes()], &proof.mac).ok_or(Refusal::WrongKey)?;
-
-        let now_ms = unix_ms(now);
-        let difference = Duration::from_millis(now_ms.abs_diff(proof.time_ms));
-        if difference > CLOCK_DIFFERENCE_MAX {
-            return Err(Refusal::Skewed { difference });
-        }
-        let oldest_ms = now_ms.saturating_sub(millis(CLOCK_DIFFERENCE_MAX));
+        let proof = Self::check(&state, request, now)?;
+        let oldest_ms = unix_ms(now).saturating_sub(millis(CLOCK_DIFFERENCE_MAX));
         state.seen = state.seen.split_off(&(oldest_ms, [0; 16]));
         if state.seen.contains(&(proof.time_ms, proof.nonce)) {
             return Err(Refusal::Replayed);
@@ -165,8 +177,8 @@ pub const PURPOSE: &str = "pathmeter http v1";
 /// clock are within it, and it bounds how long nonces are remembered.
 pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
 
-/// Requests that are remembered; one more is refused until the oldest leaves the window. Chosen: 136 requests a second
-/// over two minutes, in about 1 MB.
+/// Requests that are remembered; one more is refused until the oldest leaves the window. Chosen: 546 requests a second
+/// over two minutes, in about 2 MB.
 pub const NONCES_MAX: usize = 65_536;
 
 const SCHEME: &str = "Pathmeter-HMAC";
@@ -284,6 +296,20 @@ mod tests {
         let verifier = Verifier::new(&mesh(BOTH));
         assert_eq!(verifier.verify(&signed(NEW, NOON), at(NOON)), Ok(()));
         assert_eq!(verifier.verify(&signed(OLD, NOON), at(NOON)), Ok(()));
+    }
+
+    #[test]
+    fn what_is_only_recognised_may_come_again_and_takes_no_memory() {
+        let verifier = Verifier::new(&mesh(NEW));
+        let request = signed(NEW, NOON);
+        for _ in 0..3 {
+            assert!(verifier.recognise(&request, at(NOON)).is_ok());
+        }
+        assert!(verifier.state().seen.is_empty());
+        assert_eq!(verifier.recognise(&signed(OLD, NOON), at(NOON)), Err(Refusal::WrongKey));
+        let late = at(NOON + 61_000);
+        assert!(matches!(verifier.recognise(&request, late), Err(Refusal::Skewed { .. })));
+        assert_eq!(verifier.verify(&request, at(NOON)), Ok(()));
     }
 
     #[test]

@@ -148,6 +148,11 @@ impl StreamSeries {
         find(&REASONS, &self.reconnects, &why).inc();
     }
 
+    /// Another path goes on with these, maybe without TLS.
+    pub fn begin_again(&self) {
+        self.certificate_expiry.set(0);
+    }
+
     /// There is no connection because none is wanted any more.
     pub fn put_away(&self) {
         self.connected.set(0);

@@ -1,7 +1,7 @@
 //! Making connections: what a path needs to know for it, and TCP's part of it.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::wire::websocket::Format;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use super::gauge::Gauge;
 use super::http::{self, Expected};
@@ -85,6 +86,9 @@ pub(super) type Raw = MaybeTls<TcpStream>;
 /// An idle connection is asked this often whether it still stands, so that no NAT forgets it and its end is noticed before the
 /// next message. Chosen: 30 s; the shortest-lived entries of common NATs last a minute.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Look-ups at once; each occupies a thread until the system has answered.
+static LOOK_UPS: Semaphore = Semaphore::const_new(8);
 
 /// What we call ourselves to servers.
 pub(super) const AGENT: &str = concat!("pathmeter/", env!("CARGO_PKG_VERSION"));
@@ -168,8 +172,16 @@ impl Dial {
     /// Looks the name up as a fresh visitor would.
     pub(super) async fn resolve(&self, took: &mut Took) -> Result<(), Trouble> {
         let Some(host) = &self.host else { return Ok(()) };
+        // Given back when the system has answered, even if nobody waits for that any more.
+        let turn = LOOK_UPS.acquire().await.expect("nobody closes it");
         let began = Clock::now();
-        let found = tokio::net::lookup_host((host.as_str(), 0)).await;
+        let name = host.clone();
+        let looked_up = tokio::task::spawn_blocking(move || {
+            let found = (name.as_str(), 0).to_socket_addrs();
+            drop(turn);
+            found
+        });
+        let found = looked_up.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         took.stages.push((Stage::Resolve, Clock::now().since(began)));
         match found.map(|mut addresses| addresses.next()) {
             Ok(Some(_)) => Ok(()),

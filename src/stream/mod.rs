@@ -31,7 +31,7 @@ use pathmeter_proto::echo::{Report, StreamSpec};
 use pathmeter_proto::time::Timestamp;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 pub use dial::{Dial, Over, Place};
 pub use http::Expected;
@@ -177,7 +177,7 @@ impl House {
                 Some(_) = self.tasks.join_next() => {}
             }
         };
-        self.stop(grace, heartbeat).await;
+        self.stop(grace, heartbeat, inbox).await;
     }
 
     fn add(&mut self, path: NewStream) {
@@ -201,7 +201,12 @@ impl House {
         }
     }
 
-    async fn stop(mut self, grace: Duration, mut heartbeat: tokio::time::Interval) {
+    async fn stop(
+        mut self,
+        grace: Duration,
+        mut heartbeat: tokio::time::Interval,
+        mut inbox: UnboundedReceiver<Command>,
+    ) {
         let mut deadline = pin!(sleep(grace));
         for resident in self.paths.values_mut() {
             if let Some(fresh) = resident.fresh.take() {
@@ -216,6 +221,18 @@ impl House {
                         return;
                     }
                 }
+                Some(command) = inbox.recv() => match command {
+                    // Peers leave together; and who stops us twice has no patience left.
+                    Command::Goodbye { ids, at } => self.order(ids.iter(), Order::Goodbye(at)),
+                    Command::Stop { grace } => {
+                        let sooner = Instant::now() + grace;
+                        if sooner < deadline.deadline() {
+                            deadline.as_mut().reset(sooner);
+                        }
+                    }
+                    Command::Remove(id) => drop(self.paths.remove(&id)),
+                    Command::Add(_) => {}
+                },
                 _ = heartbeat.tick() => self.stats.progress.inc(),
                 () = &mut deadline => break,
             }

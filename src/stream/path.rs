@@ -47,6 +47,10 @@ const TURN: usize = 256;
 /// greets or pings now and then is borne, one that talks without end is not.
 const MISMATCHES_MAX: u32 = 1_000;
 
+/// One on which so much came in one go that answers nothing, pings and duplicates too, is given up as well. Chosen: more than
+/// waits for us after the longest pause, from who is in his right mind.
+const CHATTER_MAX: u32 = 10_000;
+
 /// A path that is measured.
 pub(super) struct Path {
     id: PathId,
@@ -64,6 +68,8 @@ pub(super) struct Path {
     is_awake_by_timer: bool,
     /// What came on this connection since the last answer and was none.
     mismatches: u32,
+    /// What came since everything was heard that had come, and answers nothing.
+    chatter: u32,
     series: Arc<EchoSeries>,
     stream: Arc<StreamSeries>,
     agent: Arc<LoopSeries>,
@@ -90,6 +96,7 @@ impl Path {
     ) -> Self {
         let now = Clock::now();
         let mut prober = StreamProber::new(new.spec, now);
+        new.stream.begin_again();
         if let Some(at) = new.absent_since {
             prober.goodbye(at);
         }
@@ -106,6 +113,7 @@ impl Path {
             tcp: TcpInfo::default(),
             is_awake_by_timer: false,
             mismatches: 0,
+            chatter: 0,
             series: new.series,
             stream: new.stream,
             agent,
@@ -187,6 +195,7 @@ impl Path {
                     }
                 }
                 None if has_budget_remaining() => {
+                    self.chatter = 0;
                     if self.is_awake_by_timer {
                         self.drained = before;
                     }
@@ -234,11 +243,14 @@ impl Path {
             }
             Happened::Attempted(Err(trouble)) => self.broken(&trouble),
             Happened::Heard(Heard::Answer(answer)) => {
-                self.mismatches = 0;
-                self.prober.answered(&answer);
+                if self.prober.answered(&answer) {
+                    (self.mismatches, self.chatter) = (0, 0);
+                } else {
+                    self.chatters();
+                }
             }
             Happened::Heard(Heard::Page(answer, unexpected)) => {
-                self.prober.answered(&answer);
+                let _ = self.prober.answered(&answer);
                 if let Some(unexpected) = unexpected {
                     self.stream.unexpected(unexpected);
                 }
@@ -246,13 +258,10 @@ impl Path {
             Happened::Heard(Heard::Mismatch(mismatch)) => {
                 self.prober.mismatched(mismatch);
                 self.mismatches += 1;
-                if self.mismatches == MISMATCHES_MAX {
-                    let text = format!("{} talks without end and answers nothing", self.dial.to);
-                    self.broken(&Trouble::new(Broken::Protocol, text));
-                }
+                self.chatters();
             }
             Happened::Heard(Heard::Room) => self.prober.writable(),
-            Happened::Heard(Heard::Nothing) => {}
+            Happened::Heard(Heard::Nothing) => self.chatters(),
             Happened::Heard(Heard::End(trouble)) => self.broken(&trouble),
             Happened::Heard(Heard::Stale(message, trouble)) => {
                 self.put_down();
@@ -263,6 +272,15 @@ impl Path {
             }
         }
         true
+    }
+
+    /// Something came that answers nothing. Who never stops would keep us from ever having heard everything.
+    fn chatters(&mut self) {
+        self.chatter += 1;
+        if self.mismatches >= MISMATCHES_MAX || self.chatter >= CHATTER_MAX {
+            let text = format!("{} talks without end and answers nothing", self.dial.to);
+            self.broken(&Trouble::new(Broken::Protocol, text));
+        }
     }
 
     fn broken(&mut self, trouble: &Trouble) {
@@ -280,7 +298,7 @@ impl Path {
         if let Some(mut link) = self.link.take() {
             link.close();
         }
-        self.mismatches = 0;
+        (self.mismatches, self.chatter) = (0, 0);
         self.tcp = TcpInfo::default();
     }
 

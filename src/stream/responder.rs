@@ -37,6 +37,8 @@ pub struct Limits {
     pub connections_per_source: usize,
     /// Connections at once of those who are neither listed nor have proven a key; further ones are dropped unread.
     pub strangers: usize,
+    /// The same of one source address.
+    pub strangers_per_source: usize,
     /// The greeting has this long.
     pub greeting: Duration,
     /// Who does not take its replies for this long is disconnected.
@@ -51,6 +53,7 @@ impl Default for Limits {
             connections: 4_096,
             connections_per_source: 256,
             strangers: 256,
+            strangers_per_source: 32,
             greeting: Duration::from_secs(10),
             stall: Duration::from_secs(60),
         }
@@ -300,7 +303,14 @@ struct Guests {
     all: usize,
     /// Those who are not listed and have not proven a key with a message of their own.
     strangers: usize,
-    by_source: HashMap<IpAddr, usize>,
+    by_source: HashMap<IpAddr, OfSource>,
+}
+
+/// The connections of one source address.
+#[derive(Debug, Clone, Copy, Default)]
+struct OfSource {
+    all: usize,
+    strangers: usize,
 }
 
 /// A connection among the others.
@@ -319,17 +329,21 @@ impl<'a> Guest<'a> {
         let limits = responder.limits;
         let source = paced_as(source);
         let mut guests = responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = guests.by_source.get(&source).copied().unwrap_or(0);
-        let is_crowded = of_source >= limits.connections_per_source || guests.all >= limits.connections;
-        let is_thronged = of_source >= limits.connections_per_source + SPARE
+        let of_source = guests.by_source.get(&source).copied().unwrap_or_default();
+        let is_crowded = of_source.all >= limits.connections_per_source || guests.all >= limits.connections;
+        let is_too_strange =
+            guests.strangers >= limits.strangers || of_source.strangers >= limits.strangers_per_source;
+        let is_thronged = of_source.all >= limits.connections_per_source + SPARE
             || guests.all >= limits.connections + SPARE
-            || is_stranger && guests.strangers >= limits.strangers;
+            || is_stranger && is_too_strange;
         if is_thronged {
             return None;
         }
         guests.all += 1;
         guests.strangers += usize::from(is_stranger);
-        *guests.by_source.entry(source).or_default() += 1;
+        let of_source = guests.by_source.entry(source).or_default();
+        of_source.all += 1;
+        of_source.strangers += usize::from(is_stranger);
         responder.series.connections.set(u64::try_from(guests.all).unwrap_or(u64::MAX));
         drop(guests);
         Some(Self { responder, source, is_stranger, is_welcome: !is_crowded })
@@ -340,6 +354,9 @@ impl<'a> Guest<'a> {
         if std::mem::take(&mut self.is_stranger) {
             let mut guests = self.responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
             guests.strangers -= 1;
+            if let Some(of_source) = guests.by_source.get_mut(&self.source) {
+                of_source.strangers -= 1;
+            }
         }
     }
 }
@@ -350,8 +367,9 @@ impl Drop for Guest<'_> {
         guests.all -= 1;
         guests.strangers -= usize::from(self.is_stranger);
         if let Some(of_source) = guests.by_source.get_mut(&self.source) {
-            *of_source -= 1;
-            if *of_source == 0 {
+            of_source.all -= 1;
+            of_source.strangers -= usize::from(self.is_stranger);
+            if of_source.all == 0 {
                 guests.by_source.remove(&self.source);
             }
         }

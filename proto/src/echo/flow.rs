@@ -197,6 +197,11 @@ impl Flow {
         self.slot(sequence).map(|slot| slot.t1)
     }
 
+    /// When a datagram left that is still under way; `None` for any other.
+    pub(super) fn in_flight_since(&mut self, sequence: u64) -> Option<Timestamp> {
+        self.slot(sequence).filter(|slot| matches!(slot.state, State::InFlight)).map(|slot| slot.t1)
+    }
+
     /// The 64-bit sequence number that ends in `wire`, at most `next`.
     pub(super) fn extend(&self, wire: u32) -> Option<u64> {
         #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
@@ -514,6 +519,19 @@ impl Flow {
             }
         }
         self.advance();
+    }
+
+    /// Decides one datagram that is under way: withdrawn.
+    pub(super) fn withdraw_one(&mut self, sequence: u64, reports: &mut VecDeque<Report>) {
+        let flow = self.index;
+        if let Some(slot) = self.slot(sequence)
+            && matches!(slot.state, State::InFlight)
+        {
+            slot.state = State::GivenUp;
+            let verdict = Verdict::Withdrawn;
+            reports.push_back(Report::Decided { flow, sequence, verdict, sample: None });
+            self.advance();
+        }
     }
 
     /// When something must be decided if nothing arrives.

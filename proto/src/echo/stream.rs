@@ -179,6 +179,8 @@ impl StreamProber {
         if let Some(why) = ours {
             for Waiting { message, .. } in self.waiting.drain(..) {
                 self.flow.not_sent(message.sequence, why, &mut self.reports);
+                // One that was handed over before, and came back: it is our host that does not ask again.
+                self.flow.withdraw_one(message.sequence, &mut self.reports);
             }
         }
         self.failures = self.failures.saturating_add(1);
@@ -209,7 +211,7 @@ impl StreamProber {
     /// The other side had ended the connection before it could see this message, the last that was handed over: it waits
     /// again, as if it never had been.
     pub fn returned(&mut self, message: Message) {
-        if let Some(due) = self.flow.sent_at(message.sequence) {
+        if let Some(due) = self.flow.in_flight_since(message.sequence) {
             self.unanswered.end = self.unanswered.end.min(message.sequence).max(self.unanswered.start);
             self.waiting.push_front(Waiting { message, due });
         }
@@ -229,18 +231,25 @@ impl StreamProber {
         }
     }
 
-    /// Something came back that answers a message.
-    pub fn answered(&mut self, answer: &Answer) {
+    /// Something came back; whether it answers a message, in time or not.
+    pub fn answered(&mut self, answer: &Answer) -> bool {
         let rules = self.rules();
         let Answer { message: Message { sequence, stamp }, at, by, turnaround } = *answer;
         let sent = match self.flow.fit(sequence, stamp, at, &rules) {
             Fit::Answer { sent } => sent,
-            Fit::Duplicate => return self.reports.push_back(Report::Duplicate),
+            Fit::Duplicate => {
+                self.reports.push_back(Report::Duplicate);
+                return false;
+            }
             Fit::VeryLate => {
                 self.heard(at, sequence);
-                return self.reports.push_back(Report::VeryLate);
+                self.reports.push_back(Report::VeryLate);
+                return true;
             }
-            Fit::Unasked => return self.mismatched(Mismatch::Unasked),
+            Fit::Unasked => {
+                self.mismatched(Mismatch::Unasked);
+                return false;
+            }
         };
         self.heard(at, sequence);
         // What stood at the goodbye is answered until it ends: who is back answers over another connection.
@@ -262,6 +271,7 @@ impl StreamProber {
             class_reverse: None,
         };
         self.flow.answer(sequence, Reply { at, turnaround, sample }, &rules, &mut self.reports);
+        true
     }
 
     /// Something came back that answers nothing.

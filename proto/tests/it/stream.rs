@@ -418,6 +418,74 @@ fn a_server_that_closes_what_is_idle_makes_neither_loss_nor_failure() {
     }
 }
 
+/// One message of an HTTP server that closed before it could see it, and what becomes of it.
+fn returned(then: impl FnOnce(&mut StreamProber, Timestamp)) -> Tally {
+    let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
+    let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
+    let mut prober =
+        StreamProber::new(StreamSpec { at_once: 1, on_demand: true, count: Some(1), ..spec(1, 1) }, at(0));
+    let mut tally = Tally::default();
+    let mut drive = |prober: &mut StreamProber, now: Timestamp| -> Option<Message> {
+        loop {
+            match prober.step(Now { at: now, drained: now, wall }) {
+                StreamStep::Report(report) => tally.take(&report),
+                StreamStep::Send(message) => {
+                    prober.handed(message, now, None);
+                    return Some(message);
+                }
+                StreamStep::Connect | StreamStep::Disconnect => {}
+                StreamStep::Wait(_) | StreamStep::Finished => return None,
+            }
+        }
+    };
+    drive(&mut prober, at(0));
+    prober.connected(at(0));
+    let message = (0..2_000).find_map(|millis| drive(&mut prober, at(millis))).expect("a message is due");
+    prober.returned(message);
+    prober.disconnected(at(2_000), None);
+    then(&mut prober, at(2_001));
+    drive(&mut prober, at(2_002));
+    prober.connected(at(2_003));
+    assert_eq!(drive(&mut prober, at(2_003)), None, "it is asked no more");
+    drive(&mut prober, at(120_000));
+    assert_eq!(prober.in_flight(), 0);
+    tally
+}
+
+#[test]
+fn a_message_that_came_back_and_that_our_host_cannot_send_again_is_not_lost() {
+    let tally = returned(|prober, now| {
+        prober.disconnected(now, Some(NotSent::Unreachable));
+    });
+    assert_eq!((tally.count(LOST), tally.count(Verdict::Withdrawn)), (0, 1));
+}
+
+#[test]
+fn a_message_that_was_withdrawn_does_not_come_back() {
+    let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
+    let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
+    let mut prober = StreamProber::new(StreamSpec { at_once: 1, on_demand: true, ..spec(1, 1) }, at(0));
+    prober.connected(at(0));
+    let message = (0..2_000)
+        .find_map(|millis| match prober.step(Now { at: at(millis), drained: at(millis), wall }) {
+            StreamStep::Send(message) => Some(message),
+            _ => None,
+        })
+        .expect("a message is due");
+    prober.handed(message, at(2_000), None);
+    prober.withdraw();
+    prober.returned(message);
+    prober.disconnected(at(2_001), None);
+    prober.connected(at(2_002));
+    let mut steps =
+        std::iter::from_fn(|| match prober.step(Now { at: at(2_002), drained: at(2_002), wall }) {
+            StreamStep::Wait(_) | StreamStep::Finished => None,
+            step => Some(step),
+        });
+    let asked_again = |step: &StreamStep| matches!(step, StreamStep::Send(sent) if *sent == message);
+    assert!(!steps.any(|step| asked_again(&step)));
+}
+
 #[test]
 fn a_leaving_peer_that_still_answers_over_the_old_connection_is_not_back() {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);

@@ -1,6 +1,7 @@
 //! Paths over connections, towards servers that do right and then wrong.
 
 mod endings;
+mod fresh;
 mod http;
 mod path;
 mod responder;
@@ -30,6 +31,7 @@ use socket2::SockRef;
 use tokio_tungstenite::tungstenite;
 
 use super::{Dial, Expected, Handle, NewStream, Over, Place};
+use crate::clock::Clock;
 use crate::datagram::{Event, PathId};
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::StreamSeries;
@@ -408,6 +410,11 @@ impl Path {
     }
 
     fn with(dial: Dial, change: impl FnOnce(&mut StreamSpec)) -> Self {
+        Self::timing(dial, None, change)
+    }
+
+    /// The same, and fresh connections are timed.
+    fn timing(dial: Dial, fresh: Option<Duration>, change: impl FnOnce(&mut StreamSpec)) -> Self {
         let mut spec = StreamSpec {
             interval: INTERVAL,
             late_after: PATIENT,
@@ -433,7 +440,7 @@ impl Path {
             id: ID,
             spec,
             dial,
-            fresh: None,
+            fresh,
             series: Arc::clone(&series),
             stream,
             absent_since: None,

@@ -146,3 +146,22 @@ fn a_stop_waits_for_what_is_under_way_and_no_longer_than_it_may() {
         assert_eq!(is_held.load(Ordering::SeqCst), 2);
     }
 }
+
+#[test]
+fn who_stops_us_twice_is_not_kept_waiting() {
+    let server = Server::start(|_, stream| {
+        let Some(mut host) = Host::begin(Speech::Tcp, stream) else { return };
+        if host.answer(5).is_some() {
+            hold(host.into_stream());
+        }
+    });
+    let mut path = Path::start(Speech::Tcp.dial(server.address));
+    path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 5);
+    path.handle.stop(PATIENT);
+    // Neither is a goodbye that comes meanwhile unheard.
+    path.handle.goodbye(vec![ID], Clock::now());
+    eventually("it is known", || path.series.is_draining().then_some(()));
+    path.handle.stop(Duration::ZERO);
+    let told = path.end();
+    assert!(told.withdrawn() >= 1 && told.lost() == 0, "{told:?}");
+}

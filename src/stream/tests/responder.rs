@@ -314,6 +314,25 @@ fn connections_are_limited_in_all_and_by_source() {
 }
 
 #[test]
+fn strangers_of_one_address_leave_room_for_those_of_others() {
+    let keys = Keys::parse(SECRET).unwrap();
+    let nobody = Policy { prefixes: Vec::new(), ..policy(1_000_000) };
+    let limits = Limits { strangers: 4, strangers_per_source: 2, ..Limits::default() };
+    let answering = Answering::on(Terms::new(nobody, Some(&keys)), limits);
+    let silent = [(); 2].map(|()| Asker::connect(answering.address, FAR));
+    eventually("they are there", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
+    assert_eq!(close(Asker::connect(answering.address, FAR)), b"", "a third of one address");
+    let keys = super::keys(SECRET);
+    let mut proven = [(); 3].map(|()| {
+        let mut asker = Asker::near(answering.address, Some(&keys));
+        asker.echo(1);
+        asker
+    });
+    proven.iter_mut().for_each(|asker| asker.echo(2));
+    drop(silent);
+}
+
+#[test]
 fn over_its_rate_a_source_waits_and_loses_nothing() {
     let answering = Answering::on(Terms::new(policy(200), None), Limits::default());
     let mut asker = Asker::near(answering.address, None);

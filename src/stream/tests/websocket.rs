@@ -150,6 +150,24 @@ fn pings_of_the_server_are_answered_between_answers() {
 }
 
 #[test]
+fn who_talks_without_end_is_left() {
+    let talks: [fn() -> Message; 2] = [|| Message::Pong("?".into()), || Message::text("hello")];
+    for talk in talks {
+        let server = upgraded(move |number, mut socket| {
+            if number > 0 {
+                return echo(socket, |_, message| vec![message]);
+            }
+            while socket.send(talk()).is_ok() {}
+        });
+        let mut path = Path::start(Speech::WebSocket.dial(server.address));
+        path.until("answers over another connection", |told| told.answered() >= 5 && told.connections >= 2);
+        let told = path.stop();
+        assert!(told.mentions("talks without end and answers nothing"), "{told:?}");
+        assert_eq!(path.ended("protocol"), 1);
+    }
+}
+
+#[test]
 fn a_ping_is_answered_though_nothing_is_sent() {
     let server = upgraded(|_, mut socket| {
         let Ok(message) = socket.read() else { return };

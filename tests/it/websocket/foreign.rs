@@ -6,11 +6,13 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -218,15 +220,19 @@ struct Views {
 
 const COUNT: u64 = 60;
 
-/// Both measure a server with one message every 50 ms; when both are under way, `drill` is done to it.
+/// Both measure a server with one message every 100 ms, over a way that takes time; when both are under way, `drill` is done to
+/// the server.
 fn both_measure(page: &Peer, drill: impl FnOnce(&Agent)) -> Views {
     let host = Host::claim();
     let agent = agent(&host, "");
     let count = COUNT.to_string();
-    let mut theirs = Guest::of(page, &host, &[&count, "50"]);
-    let url = format!("ws://{}/ws", host.front());
+    let url = format!("ws://{}/ws", long_way(host.front()));
+    let mut command = page.program();
+    command.arg(in_project("tests/peers").join(page.script)).args([url.as_str(), &count, "100"]);
+    let mut theirs = Guest::run(&mut command);
     let mut probe = pathmeter(&["probe", "echo", &url, "--protocol", "websocket", "--format", "text"]);
-    let mut ours = Guest::run(probe.args(["--count", &count, "--interval", "50ms", "--json", "--json-each"]));
+    let mut ours =
+        Guest::run(probe.args(["--count", &count, "--interval", "100ms", "--json", "--json-each"]));
     agent.page_when("both are under way", |page| {
         page.count(CLIENTS, &[]) == 2 && page.count(MESSAGES, &[]) >= COUNT / 3
     });
@@ -242,6 +248,53 @@ fn both_measure(page: &Peer, drill: impl FnOnce(&Agent)) -> Views {
     let asked = views.page["sent"].as_u64().unwrap() + views.ours["sent"].as_u64().unwrap();
     assert_eq!(page.count(MESSAGES, &[]), asked, "{page}");
     views
+}
+
+/// What the way back takes: of every second piece so much more.
+const WAY: Duration = Duration::from_millis(150);
+const MORE: Duration = Duration::from_millis(40);
+
+/// A way to a server on which everything that comes back is held up.
+fn long_way(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(to).unwrap());
+            let (mut from_near, mut to_far) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            for stream in [&near, &far] {
+                stream.set_nodelay(true).unwrap();
+            }
+            thread::spawn(move || {
+                let _ = io::copy(&mut from_near, &mut to_far);
+                let _ = to_far.shutdown(Shutdown::Write);
+            });
+            thread::spawn(move || come_back(far, near));
+        }
+    });
+    address
+}
+
+fn come_back(mut far: TcpStream, mut near: TcpStream) {
+    let (pieces, held) = mpsc::channel::<(Instant, Vec<u8>)>();
+    thread::spawn(move || {
+        for (due, piece) in held {
+            // This is what is measured.
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if near.write_all(&piece).is_err() {
+                return;
+            }
+        }
+        let _ = near.shutdown(Shutdown::Write);
+    });
+    let mut room = [0; 4096];
+    for number in 0_u32.. {
+        let Ok(length @ 1..) = far.read(&mut room) else { return };
+        let due = Instant::now() + WAY + MORE * (number % 2);
+        if pieces.send((due, room[..length].to_vec())).is_err() {
+            return;
+        }
+    }
 }
 
 impl Views {
@@ -288,8 +341,24 @@ fn a_page_and_we_find_the_same() {
     let Some(page) = Peer::node("page.mjs") else { return };
     let views = both_measure(&page, |_| {});
     views.assert_nothing_missed();
+    let way = WAY.as_secs_f64() * 1e3;
+    let more = MORE.as_secs_f64() * 1e3;
     let (theirs, ours) = (views.theirs("median"), views.quantile(0.5));
-    assert!(theirs > 0.0 && ours > 0.0 && ours <= theirs + 1_000.0, "{ours} ms, and the page {theirs} ms");
+    for median in [theirs, ours] {
+        assert!(
+            (way..way + 3.0 * more).contains(&median),
+            "{median} ms over a way of {way} to {} ms",
+            way + more
+        );
+    }
+    assert!((theirs - ours).abs() < 2.0 * more, "{ours} ms, and the page {theirs} ms");
+    // Of steps of `more` each the mean comes close to that, from below.
+    for jitter in [views.jitter(), views.page["jitter_ms"].as_f64().unwrap()] {
+        assert!(
+            (more / 2.0..more * 3.0).contains(&jitter),
+            "{jitter} ms of jitter where each step is {more} ms"
+        );
+    }
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! Connections that are made only to be timed.
+
+use super::*;
+
+const CONNECTED: &str = "pathmeter_echo_connect_duration_seconds_count";
+const FAILED: &str = "pathmeter_echo_connect_failures_total";
+const STAGES: &str = "pathmeter_echo_handshake_duration_seconds_count";
+
+/// Times connections often, and sends messages hardly ever.
+fn timed(dial: Dial) -> Path {
+    Path::timing(dial, Some(Duration::from_millis(20)), |spec| spec.interval = PATIENT)
+}
+
+fn stage(page: &Scrape, stage: &str) -> u64 {
+    page.count(STAGES, &[&format!("stage=\"{stage}\"")])
+}
+
+#[test]
+fn each_protocol_has_its_stages_and_no_others() {
+    for (speech, own) in
+        [(Speech::Tcp, "greeting"), (Speech::WebSocket, "websocket"), (Speech::Http, "first_byte")]
+    {
+        let server = Server::start(move |_, stream| {
+            if let Some(host) = Host::begin(speech, stream) {
+                host.answer_all();
+            }
+        });
+        for host in [None, Some("localhost".to_owned())] {
+            let is_named = host.is_some();
+            let mut path = timed(Dial { host, ..speech.dial(server.address) });
+            let page = eventually("connections are timed", || {
+                let page = path.scrape();
+                (page.count(CONNECTED, &[]) >= 3 && stage(&page, own) >= 3).then_some(page)
+            });
+            for other in ["resolve", "tls", "greeting", "websocket", "first_byte"] {
+                let is_there = other == own || (other == "resolve" && is_named);
+                assert_eq!(stage(&page, other) > 0, is_there, "{speech:?}, {other}\n{page}");
+            }
+            assert_eq!(page.count(FAILED, &[]), 0, "{page}");
+            path.handle.remove(ID);
+            path.stop();
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_made_is_counted_by_reason_and_times_nothing() {
+    let (_socket, closed) = closed_port();
+    let silent = Server::start(|_, stream| hold(stream));
+    let unnamed = Dial { host: Some("no-such-host.invalid".to_owned()), ..Speech::Tcp.dial(silent.address) };
+    for (dial, reason) in [
+        (Speech::Tcp.dial(closed), "refused"),
+        (Speech::Tcp.dial(silent.address), "timeout"),
+        (unnamed, "unresolved"),
+    ] {
+        let mut path = Path::timing(dial, Some(Duration::from_millis(20)), |spec| {
+            spec.interval = PATIENT;
+            // What is looked up in vain may take its time.
+            spec.lost_after = if reason == "unresolved" { PATIENT } else { BRIEF };
+            spec.late_after = spec.lost_after;
+        });
+        let label = format!("reason=\"{reason}\"");
+        let page = eventually("failures are counted", || {
+            let page = path.scrape();
+            (page.count(FAILED, &[&label]) >= 2).then_some(page)
+        });
+        assert_eq!(page.count(FAILED, &[]), page.count(FAILED, &[&label]), "{page}");
+        assert_eq!(stage(&page, "greeting"), 0, "{page}");
+        path.handle.remove(ID);
+        path.stop();
+    }
+}
+
+#[test]
+fn a_peer_that_is_leaving_is_left_alone() {
+    let server = Server::start(|_, stream| {
+        if let Some(host) = Host::begin(Speech::Tcp, stream) {
+            host.answer_all();
+        }
+    });
+    let mut path = timed(Speech::Tcp.dial(server.address));
+    eventually("connections are timed", || (path.scrape().count(CONNECTED, &[]) >= 3).then_some(()));
+    path.handle.goodbye(vec![ID], Clock::now());
+    eventually("it is known", || path.series.is_draining().then_some(()));
+    let before = server.accepted();
+    // One may be under way.
+    let patience = std::time::Instant::now() + Duration::from_millis(500);
+    eventually("time passes", || (std::time::Instant::now() > patience).then_some(()));
+    assert!(server.accepted() <= before + 1, "{} after {before}", server.accepted());
+    path.handle.remove(ID);
+    path.stop();
+}
