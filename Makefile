@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # To build; promtool, which Debian has in its package prometheus, to check what is exported; ip, for the lab; curl and
 # openssl, to ask over HTTPS as others do.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
-TEST_PACKAGES := prometheus iproute2 curl openssl dnsmasq-base
+TEST_PACKAGES := prometheus iproute2 curl openssl dnsmasq-base systemd
 # Whom make compare measures beside us, and what makes networks.
 RIVAL_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
 
@@ -31,8 +31,22 @@ build: deps ## Build the release binary: target/release/pathmeter
 demo: build ## Three agents on loopback that measure each other, for 20 seconds
 	./target/release/pathmeter demo --seconds $${SECONDS_TO_RUN:-20}
 
+.PHONY: deb
+deb: build ## A Debian package: target/debian/pathmeter_VERSION_ARCHITECTURE.deb
+	./scripts/build-deb.sh
+
+.PHONY: check-deb
+check-deb: deb ## Install, try, remove and purge that package in a root of its own, in a minute
+	@./scripts/install-packages.sh debootstrap
+	./scripts/check-deb.sh
+
+.PHONY: units
+units: test-deps
+	set -o pipefail; systemd-analyze security --offline=true --threshold=15 --no-pager deploy/systemd/pathmeter.service | tail -n 1
+	./scripts/check-units.sh
+
 .PHONY: test
-test: test-deps peers lint rules ## Everything that must hold: format, lints, tests, docs, rules
+test: test-deps peers lint rules units ## Everything that must hold: format, lints, tests, docs, rules
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 

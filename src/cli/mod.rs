@@ -54,6 +54,12 @@ enum Action {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write manual pages, for packages
+    #[command(hide = true)]
+    Man {
+        /// The folder in which they are written
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -308,6 +314,7 @@ fn act(action: Action) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Command::command(), "pathmeter", &mut io::stdout());
             Ok(())
         }
+        Action::Man { folder } => Ok(clap_mangen::generate_to(Command::command(), folder)?),
     }
 }
 

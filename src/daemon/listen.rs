@@ -2,11 +2,30 @@
 
 use std::net::SocketAddr;
 
+use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tracing::warn;
 
 use crate::datagram::{Binding, Socket, SocketError, StampNames, both_families};
 use crate::http::server;
+use crate::systemd::passed_listeners;
+
+/// Where HTTP is served: on what the service manager passed, or else where the configuration says.
+pub(super) fn front(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
+    let passed = passed_listeners()?;
+    let Some((_, first)) = passed.first() else { return Ok(server::bind(address)?) };
+    if ![0, first.port()].contains(&address.port()) {
+        warn!(%first, "listen.http" = %address, "the service manager passed another port, which is served");
+    }
+    let adopt = |listener: std::net::TcpListener| {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    let adopted = passed.into_iter().map(|(listener, address)| {
+        adopt(listener).with_context(|| format!("serving {address}, which the service manager passed"))
+    });
+    adopted.collect()
+}
 
 /// Binds an address; one that stands for both families is bound for each that this host has.
 pub(super) fn bind_all(address: SocketAddr, stamps: StampNames) -> Result<Vec<Socket>, SocketError> {

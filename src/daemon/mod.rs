@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use self::listen::{bind_agent, bind_all, port_of};
+use self::listen::{bind_agent, bind_all, front, port_of};
 use self::people::Experience;
 use crate::clock::Clock;
 use crate::config::{Config, Host, Level, LogFormat, Probe};
@@ -164,7 +164,7 @@ impl Daemon {
     ) -> anyhow::Result<Self> {
         let listen = &settings.config.listen;
         let stamps = StampNames::detect();
-        let listeners = server::bind(listen.http)?;
+        let listeners = front(listen.http)?;
         let stamp_sockets = bind_all(listen.stamp, stamps)?;
         let (agent_sockets, agent_listeners) = bind_agent(listen.agent, stamps)?;
         let ports = Ports {

@@ -1,10 +1,11 @@
-//! What the service manager is told: ready, reloading, stopping, alive. See sd_notify(3).
+//! What the service manager is told: ready, reloading, stopping, alive. See sd_notify(3). And the sockets that it passes.
 //!
 //! With the feature `systemd` libsystemd says it; static builds have a sender of their own, which also serves other
 //! managers that speak the protocol (podman, s6). A manager that cannot be reached never stops a measurement.
 
 #[cfg(feature = "systemd")]
 mod library;
+mod passed;
 // Always tested, even where libsystemd is used instead.
 #[cfg(any(test, not(feature = "systemd")))]
 mod sender;
@@ -15,6 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tracing::{debug, warn};
+
+pub use passed::{PassedError, passed_listeners};
 
 #[cfg(feature = "systemd")]
 use library::Library as Channel;

@@ -1,5 +1,6 @@
 //! What a person types, and what a script reads.
 
+use std::fs;
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
@@ -309,4 +310,17 @@ fn help_is_as_it_was_reviewed() {
         all += &format!("$ pathmeter {}\n{}\n", [command, &["--help"]].concat().join(" "), ended.stdout);
     }
     insta::assert_snapshot!(all);
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let ended = run(&["man", folder.path().to_str().unwrap()]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    for command in ["", "-run", "-check", "-probe", "-probe-echo", "-demo", "-healthcheck"] {
+        let page = fs::read_to_string(folder.path().join(format!("pathmeter{command}.1"))).unwrap();
+        assert!(page.contains(".TH pathmeter"), "{command}: {page}");
+    }
+    let page = fs::read_to_string(folder.path().join("pathmeter-run.1")).unwrap();
+    assert!(page.contains("PATHMETER_NAME") && page.contains("configuration file"), "{page}");
 }

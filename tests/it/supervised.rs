@@ -1,6 +1,7 @@
 //! What a service manager is told, in the order that sd_notify(3) asks for.
 
 use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
@@ -124,4 +125,20 @@ fn a_watchdog_that_nobody_asked_for_is_not_fed() {
 fn monotonic_usec() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
     u64::try_from(now.tv_sec()).unwrap() * 1_000_000 + u64::try_from(now.tv_nsec()).unwrap() / 1_000
+}
+
+#[test]
+fn a_port_that_the_manager_listens_on_is_served_and_outlives_us() {
+    let host = Host::claim();
+    let listener = TcpListener::bind((host.front().ip(), 0)).unwrap();
+    let kept = listener.try_clone().unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut agent = Agent::start_on(listener, &host.config("a", ""));
+    assert_eq!(agent.json("/api/v1/agent")["ports"]["http"], port);
+    assert!(agent.log().contains("the service manager passed another port"), "{}", agent.log());
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+    // Whoever asks while it restarts waits for the next one.
+    let waiting = TcpStream::connect(kept.local_addr().unwrap()).unwrap();
+    drop((waiting, kept));
 }
