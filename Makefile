@@ -32,7 +32,7 @@ demo: build ## Three agents on loopback that measure each other, for 20 seconds
 	./target/release/pathmeter demo --seconds $${SECONDS_TO_RUN:-20}
 
 .PHONY: test
-test: test-deps peers lint rules ## Everything that must hold: format, lints, tests, docs, rules
+test: test-deps peers lint rules dashboards ## Everything that must hold: format, lints, tests, docs, rules, dashboards
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 
@@ -55,6 +55,13 @@ lint: deps
 rules: test-deps
 	promtool check rules deploy/prometheus/*.rules.yaml
 	promtool test rules deploy/prometheus/*.rules.test.yaml
+
+.PHONY: dashboards
+dashboards: test-deps
+	./scripts/install-test-peers.sh --only grafana
+	./scripts/check-dashboards.py
+	target/peers/grafana/bin/python3 scripts/check-dashboards.py --schema
+	target/peers/grafana/bin/python3 scripts/test_check_dashboards.py
 
 .PHONY: peers
 peers: deps
