@@ -46,7 +46,7 @@ units: test-deps
 	./scripts/check-units.sh
 
 .PHONY: test
-test: test-deps peers lint rules units ## Everything that must hold: format, lints, tests, docs, rules
+test: test-deps peers lint rules units dashboards ## Everything that must hold: format, lints, tests, docs, rules, units, dashboards
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 
@@ -69,6 +69,13 @@ lint: deps
 rules: test-deps
 	promtool check rules deploy/prometheus/*.rules.yaml
 	promtool test rules deploy/prometheus/*.rules.test.yaml
+
+.PHONY: dashboards
+dashboards: test-deps
+	./scripts/install-test-peers.sh --only grafana
+	./scripts/check-dashboards.py
+	target/peers/grafana/bin/python3 scripts/check-dashboards.py --schema
+	target/peers/grafana/bin/python3 scripts/test_check_dashboards.py
 
 .PHONY: peers
 peers: deps

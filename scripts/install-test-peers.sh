@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the programs that the tests measure against, below target/peers, and prints where they are. Quick when they are
-# there already. --only NAME… installs some: stamp-suite, python (websockets, prometheus_client), node (ws).
+# there already. --only NAME… installs some: stamp-suite, python (websockets, prometheus_client), node (ws),
+# grafana (the types of its dashboards, grafana-foundation-sdk).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,8 +9,10 @@ stamp_suite=1.0.0
 websockets=15.0.1
 prometheus_client=0.26.0
 ws=8.18.3
+# Of Grafana 11.6.
+grafana_foundation_sdk='1769699379!11.6.0'
 root="$PWD/target/peers"
-wanted=(stamp-suite python node)
+wanted=(stamp-suite python node grafana)
 [ "${1:-}" = --only ] && wanted=("${@:2}")
 
 install_stamp_suite() {
@@ -30,15 +33,17 @@ make_venv() {
   return 1
 }
 
-install_python() {
-  local home="$root/python" program="$root/python/bin/python3"
-  local versions='import importlib.metadata as m; print(m.version("websockets"), m.version("prometheus-client"))'
-  if [ "$("$program" -c "$versions" 2>/dev/null)" != "$websockets $prometheus_client" ]; then
+# A virtual environment below $root: its folder, then packages as NAME==VERSION.
+install_from_pypi() {
+  local home="$root/$1" program="$root/$1/bin/python3"
+  local there='import importlib.metadata as m, sys
+sys.exit(any(m.version(name) != version for name, version in (one.split("==") for one in sys.argv[1:])))'
+  if ! "$program" -c "$there" "${@:2}" 2>/dev/null; then
     if ! make_venv "$home"; then
       ./scripts/install-packages.sh python3-venv >&2
       make_venv "$home" || { echo "error: no python3 can make a virtual environment" >&2; exit 1; }
     fi
-    "$program" -m pip install --quiet --disable-pip-version-check "websockets==$websockets" "prometheus-client==$prometheus_client" >&2
+    "$program" -m pip install --quiet --disable-pip-version-check "${@:2}" >&2
   fi
   echo "$program"
 }
@@ -58,8 +63,9 @@ install_node() {
 for peer in "${wanted[@]}"; do
   case "$peer" in
     stamp-suite) install_stamp_suite ;;
-    python) install_python ;;
+    python) install_from_pypi python "websockets==$websockets" "prometheus-client==$prometheus_client" ;;
+    grafana) install_from_pypi grafana "grafana-foundation-sdk==$grafana_foundation_sdk" ;;
     node) install_node ;;
-    *) echo "error: $peer is no peer (stamp-suite, python, node)" >&2; exit 2 ;;
+    *) echo "error: $peer is no peer (stamp-suite, python, node, grafana)" >&2; exit 2 ;;
   esac
 done

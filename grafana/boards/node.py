@@ -1,0 +1,466 @@
+"""Is it $instance, its uplink, one path or a peer?
+
+Needs, as pair.py, that the name of an agent is its label `instance`.
+"""
+
+from .kit import *
+from .promql import *
+
+SELECTED = 'probe=~"$probe",family=~"$family"'
+HOST = 'job="$job",instance="$instance"'
+I_SEE = f"{HOST},{SELECTED}"
+THEY_SEE = f'job="$job",peer="$instance",{SELECTED}'
+OTHERS = f'job="$job",instance!="$instance",{SELECTED}'
+
+# Of the worst probe each.
+MY_LOSS = worst_loss(I_SEE, "peer")
+LOSS_TO_ME = worst_loss(THEY_SEE, "instance")
+LOSS_OF_OTHERS = worst_loss(OTHERS, "instance, peer")
+# By peer: how many of the other agents lose to it. A share, so that one agent that loses to all does not accuse them all.
+OTHERS_LOSE = (
+    f"((count by (peer) ({LOSS_OF_OTHERS} >= {LOSS_HIGH}) or count by (peer) ({LOSS_OF_OTHERS}) * 0) / count by (peer) ({LOSS_OF_OTHERS}))"
+)
+LOSING = f">= {LOSS_HIGH}"
+
+# Websocket and http have no stamps of the kernel, so theirs say nothing about the host.
+STAMPED = 'on (job, instance, probe) group_left () pathmeter_probe_info{job="$job",instance="$instance",protocol!~"websocket|http"}'
+
+
+def board():
+    return dashboard(
+        NODE,
+        "Pathmeter / Is it me?",
+        "Is it this host, its uplink, one path or a peer? The verdicts read from left to right: the first that is not green is where to look.",
+        variables=[
+            JOB,
+            ZONE,
+            INSTANCE,
+            variable("probe", "Probe", "pathmeter_probe_info", HOST, several=True),
+            FAMILY,
+        ],
+        annotations=events(HOST, I_SEE),
+        screen=[
+            line(5, (6, this_host()), (6, uplink()), (6, single_paths()), (6, peers_themselves())),
+            line(
+                4,
+                (3, not_sent_now()),
+                (3, dropped_now()),
+                (3, lag_now()),
+                (3, user_stamps_now()),
+                (3, loss_i_see()),
+                (3, loss_others_see()),
+                (3, silent_peers()),
+                (3, slowest_responder()),
+            ),
+            line(13, (24, both_sides())),
+        ],
+        rows=[
+            details(
+                "Over time",
+                line(8, (12, my_loss()), (12, loss_to_me())),
+                line(8, (12, shares()), (12, states())),
+            ),
+            details(
+                "My responder",
+                line(8, (8, requests()), (8, rejected()), (8, peers_seen())),
+                line(8, (8, messages()), (8, connections_refused()), (8, turnaround_of_mine())),
+            ),
+            details(
+                "My process and kernel",
+                line(8, (8, lag()), (8, not_sent()), (8, drops())),
+                line(8, (8, user_stamps()), (8, in_flight()), (8, host_dropped())),
+            ),
+        ],
+    )
+
+
+# --- The verdicts
+
+
+def _not_sent(where, window=RECORDED):
+    return f"{total('pathmeter_echo_unsent_total', where, '', window)} + {total('pathmeter_echo_send_errors_total', where, '', window)}"
+
+
+def _user_stamps(by="", window=RECORDED):
+    """Share of the stamps that could be the kernel's and are not."""
+    keep = f"sum by ({by})" if by else "sum"
+
+    def stamped(metric):
+        return f"{keep} (rate({metric}{{{HOST}}}[{window}]) * {STAMPED})"
+
+    return f"{stamped('pathmeter_echo_user_stamps_total')} / (2 * {stamped('pathmeter_echo_responder_turnaround_seconds_count')} > 0)"
+
+
+def _drops(by="", window=RECORDED):
+    return total("pathmeter_socket_rx_dropped_total", HOST, by, window)
+
+
+def _late_wakeups():
+    # The probers' loops and the responder's alike: the worst one counts.
+    return f"max({late_wakeups(HOST, 'loop')})"
+
+
+def this_host():
+    sent = total("pathmeter_echo_sent_total", HOST, "", RECORDED)
+    signs = [
+        f"((({_not_sent(HOST)}) / ({_not_sent(HOST)} + {sent}) > bool 0.001) or vector(0))",
+        f"(({_drops()} > bool 0) or vector(0))",
+        f"(({_late_wakeups()} > bool 0.01) or vector(0))",
+        f"(({_user_stamps()} > bool 0.05) or vector(0))",
+        f"((sum(increase(pathmeter_accounting_errors_total{{{HOST}}}[{RECORDED}])) > bool 0) or vector(0))",
+    ]
+    return stat(
+        "1. This host?",
+        "suffix: signs",
+        "How many of five signs of trouble this host shows in the last five minutes: more than one datagram in a thousand not sent, drops at its sockets, "
+        "a loop that wakes 10 ms late more than once in a hundred times, more than 5 % of stamps not the kernel's, accounts that do not add up. Any sign: do not believe its other numbers yet.",
+        query(" + ".join(signs)),
+        thresholds=NONE_IS_WELL,
+        background=True,
+        mappings=[value(0, "in order", GREEN), value(1, "1 sign of trouble", RED)],
+        links=[to_agent("${instance}")],
+    )
+
+
+def uplink():
+    losing = f"(count({MY_LOSS} {LOSING}) or vector(0)) + (count({LOSS_TO_ME} {LOSING}) or vector(0))"
+    measured = f"(count({MY_LOSS}) or vector(0)) + (count({LOSS_TO_ME}) or vector(0))"
+    return stat(
+        "2. Its uplink?",
+        SHARE,
+        "Share of the pairs with this host at one end that lose 1 % or more, whoever measures. From one half on it is what all these pairs have in common: "
+        "this host's cable, switch or address.",
+        query(f"({losing}) / ({measured} > 0)"),
+        thresholds=MOST,
+        background=True,
+        decimals=0,
+    )
+
+
+def single_paths():
+    return stat(
+        "3. The way to some peers?",
+        NUMBER,
+        "Peers to which this host loses 1 % or more while most of the other agents do not: it is between the two. If the second verdict is red, these are its victims.",
+        query(or_zero(f"count(({MY_LOSS} {LOSING}) unless on (peer) ({OTHERS_LOSE} >= 0.5))")),
+        thresholds=[(None, GREEN), (1, ORANGE)],
+        background=True,
+        mappings=[value(0, "none", GREEN)],
+    )
+
+
+def peers_themselves():
+    return stat(
+        "4. Peers themselves?",
+        NUMBER,
+        "Peers to which this host loses 1 % or more and half of the other agents do, too: it is there, not here.",
+        query(or_zero(f"count(({MY_LOSS} {LOSING}) and on (peer) ({OTHERS_LOSE} >= 0.5))")),
+        thresholds=[(None, GREEN), (1, BLUE)],
+        background=True,
+        mappings=[value(0, "none", GREEN)],
+    )
+
+
+# --- What the verdicts are made of
+
+
+def not_sent_now():
+    return stat(
+        "Not sent",
+        DATAGRAMS,
+        "Slots that the process missed and datagrams that the kernel refused, a second. They are no loss. Normal: 0.",
+        query(_not_sent(HOST)),
+        thresholds=FEW_ARE_ODD,
+    )
+
+
+def dropped_now():
+    return stat(
+        "Dropped at sockets",
+        DATAGRAMS,
+        "Datagrams that the kernel threw away because the process did not read them in time. Normal: 0.",
+        query(_drops()),
+        thresholds=NONE_IS_WELL,
+    )
+
+
+def lag_now():
+    return stat(
+        "Late wake-ups",
+        SHARE,
+        "Sleeps of the worst loop that ended 10 ms too late or more, in ten minutes. The delay is not in a round trip where the kernel stamps. "
+        "Normal: below 0.1 %; from 1 % on the host is short of CPU.",
+        query(_late_wakeups()),
+        thresholds=LATE_WAKEUPS,
+    )
+
+
+def user_stamps_now():
+    return stat(
+        "Stamps not the kernel's",
+        SHARE,
+        "Of udp, icmp and tcp. Such round trips contain this host's scheduling delays. Normal: 0.",
+        query(_user_stamps()),
+        thresholds=STAMPS,
+    )
+
+
+def loss_i_see():
+    return stat(
+        "Loss I see",
+        SHARE,
+        "From this host to all its peers together, five minutes, by the worst of the selected probes.",
+        query(worst_loss(I_SEE)),
+        thresholds=LOSS,
+    )
+
+
+def loss_others_see():
+    return stat(
+        "Loss others see of me",
+        SHARE,
+        "From all agents that probe this host, five minutes, by the worst of the selected probes. Nothing: nobody probes it, or its name is not its label instance.",
+        query(worst_loss(THEY_SEE)),
+        thresholds=LOSS,
+    )
+
+
+def silent_peers():
+    return stat(
+        "Peers that are down",
+        NUMBER,
+        "Peers of this host from which nothing comes back on any path. Normal: 0.",
+        query(f'sum(pathmeter_peers{{{HOST},state="down"}})'),
+        thresholds=NONE_IS_WELL,
+    )
+
+
+def slowest_responder():
+    return stat(
+        "Slowest responder",
+        SECONDS,
+        "Mean time that the slowest of this host's peers takes to answer. Not in the round trip. Milliseconds: that peer is busy.",
+        query(f"max({mean('pathmeter_echo_responder_turnaround_seconds', I_SEE, 'peer', RECORDED)})"),
+        thresholds=TURNAROUND,
+    )
+
+
+def both_sides():
+    def of_me(expr):
+        """Who measures us is a peer of ours: join the two views by its name."""
+        return f'label_replace({expr}, "peer", "$1", "instance", "(.+)")'
+
+    def by_name(expr):
+        return f"sum by (peer) ({of_me(expr)})"
+
+    mine = f"and on (peer) sum by (peer) (pathmeter_pair:echo_judged:rate5m{{{I_SEE}}})"
+    return table(
+        "What I see of others, what others see of me",
+        "Five minutes, of the worst selected probe; round trips of the fastest. There and back are directions of the wire, seen from this host: a loss on the way there is forward for this host and reverse for the peer, so "
+        "columns of the same direction should agree. Others that lose to it: the share of the other agents that lose 1 % or more to that peer; "
+        "high, and it is the peer. A row leads to the pair.",
+        query(MY_LOSS),
+        query(worst_loss(I_SEE, "peer", "forward")),
+        query(worst_loss(I_SEE, "peer", "reverse")),
+        query(by_name(LOSS_TO_ME)),
+        query(by_name(worst_loss(THEY_SEE, "instance", "reverse"))),
+        query(by_name(worst_loss(THEY_SEE, "instance", "forward"))),
+        query(f"{OTHERS_LOSE} {mine}"),
+        query(f"min by (peer) (pathmeter_pair:echo_rtt_seconds:mean5m{{{I_SEE}}})"),
+        query(f"min by (peer) ({of_me(f'pathmeter_pair:echo_rtt_seconds:mean5m{{{THEY_SEE}}}')})"),
+        columns=[
+            Column("peer", "peer", links=(to_pair("${instance}", cell("peer")), to_node(cell("peer")))),
+            Column("A", "I lose", SHARE, LOSS),
+            Column("B", "there (mine)", SHARE, LOSS),
+            Column("C", "back (mine)", SHARE, LOSS),
+            Column("D", "it loses", SHARE, LOSS),
+            Column("E", "there (its)", SHARE, LOSS),
+            Column("F", "back (its)", SHARE, LOSS),
+            Column("G", "others that lose to it", SHARE, MOST),
+            Column("H", "my round trip", SECONDS),
+            Column("I", "its round trip", SECONDS),
+        ],
+        sort=["I lose", "it loses", "my round trip"],
+    )
+
+
+# --- Over time
+
+
+def _loss_by_direction(where):
+    lost = total("pathmeter_echo_lost_total", where, "probe, family, direction")
+    return f"max by (direction) ({lost} / on (probe, family) group_left () ({judged(where, 'probe, family')} > 0))"
+
+
+def my_loss():
+    return timeseries(
+        "Loss I see, by direction",
+        SHARE,
+        "From this host to all its peers together, of the worst selected probe. Forward is what leaves here.",
+        query(_loss_by_direction(I_SEE), "{{direction}}"),
+    )
+
+
+def loss_to_me():
+    return timeseries(
+        "Loss others see of me, by direction",
+        SHARE,
+        "From all agents that probe this host, of the worst selected probe. Reverse is what leaves here: if it is as high as forward on the left, it is this host's uplink.",
+        query(_loss_by_direction(THEY_SEE), "{{direction}}"),
+    )
+
+
+def shares():
+    def share(loss):
+        return f"(count({loss} {LOSING}) or vector(0)) / count({loss})"
+
+    return timeseries(
+        "Share of pairs that lose 1 % or more",
+        SHARE,
+        "Of those that this host measures, and of those that measure it. Both near 100 % at the same time: this host's uplink.",
+        query(share(MY_LOSS), "I see"),
+        query(share(LOSS_TO_ME), "others see of me"),
+        high=1,
+    )
+
+
+def states():
+    return timeseries(
+        "My peers by state",
+        NUMBER,
+        "Peers and targets that this host probes, by the best of their paths. Normal: all up.",
+        query(f"sum by (state) (pathmeter_peers{{{HOST}}})", "{{state}}"),
+        stack=True,
+    )
+
+
+# --- My responder
+
+
+def requests():
+    return timeseries(
+        "Asked and answered",
+        DATAGRAMS,
+        "Datagrams that came to this host's STAMP port, and its replies. A gap between the two is what it refused, or could not send.",
+        query(total("pathmeter_responder_requests_total", HOST), "requests"),
+        query(total("pathmeter_responder_replies_total", HOST), "replies"),
+        query(total("pathmeter_responder_reply_errors_total", HOST), "could not be sent"),
+    )
+
+
+def rejected():
+    return timeseries(
+        "Refused, by reason",
+        DATAGRAMS,
+        "Datagrams that got no answer. unlisted: who asks is no peer of ours; auth: another key; source_rate and total_rate: too many. "
+        "What we refuse is a loss for who asked. Normal: none.",
+        query(total("pathmeter_responder_rejected_total", HOST, "reason"), "{{reason}}"),
+        stack=True,
+        bars=True,
+    )
+
+
+def peers_seen():
+    return timeseries(
+        "Who probes me",
+        NUMBER,
+        "Different addresses that were answered within the last minute. Fewer than usual while I lose nothing: the others cannot reach me.",
+        query(f"sum(pathmeter_responder_peers_seen{{{HOST}}})", "addresses"),
+    )
+
+
+def messages():
+    return timeseries(
+        "Messages over connections",
+        REQUESTS,
+        "Answered at the agent port (tcp) and at /ws (websocket).",
+        query(total("pathmeter_responder_messages_total", HOST), "tcp"),
+        query(total("pathmeter_websocket_messages_total", HOST), "websocket"),
+        query(f"sum(pathmeter_responder_connections{{{HOST}}})", "tcp connections, number"),
+    )
+
+
+def connections_refused():
+    return timeseries(
+        "Connections refused, by reason",
+        EVENTS,
+        "At the agent port: not let in (unlisted, auth, full), or ended otherwise than by the other side's wish. Normal: none.",
+        query(total("pathmeter_responder_connections_refused_total", HOST, "reason"), "{{reason}}"),
+        stack=True,
+        bars=True,
+    )
+
+
+def turnaround_of_mine():
+    return timeseries(
+        "How long I take to answer",
+        SECONDS,
+        "Mean time between arrival and reply here, by what those who asked were told. Milliseconds: this host is busy. Not in anybody's round trip.",
+        query(mean("pathmeter_echo_responder_turnaround_seconds", THEY_SEE, "probe"), "{{probe}}"),
+    )
+
+
+# --- My process and kernel
+
+
+def lag():
+    return timeseries(
+        "Late wake-ups, by loop",
+        SHARE,
+        "Sleeps that ended 10 ms too late or more, by thread that owns sockets. From 1 % on the host is short of CPU.",
+        query(late_wakeups(HOST, "loop"), "{{loop}}"),
+        thresholds=LATE_WAKEUPS,
+    )
+
+
+def not_sent():
+    return timeseries(
+        "Not sent, by reason",
+        DATAGRAMS,
+        "Slots that the process missed, and datagrams that the kernel refused by the reason: unreachable is a missing route, permission a local firewall, "
+        "buffer a full queue. Normal: none.",
+        query(total("pathmeter_echo_unsent_total", HOST), "missed slot"),
+        query(total("pathmeter_echo_send_errors_total", HOST, "error"), "{{error}}"),
+        stack=True,
+        bars=True,
+    )
+
+
+def drops():
+    return timeseries(
+        "Dropped at my sockets",
+        DATAGRAMS,
+        "By the kernel, because the process did not read in time. As many datagrams are counted as host-dropped, not as lost. Normal: none.",
+        query(_drops("loop", GRAPH), "{{loop}}"),
+        stack=True,
+        bars=True,
+    )
+
+
+def user_stamps():
+    return timeseries(
+        "Stamps that are not the kernel's",
+        SHARE,
+        "By probe, without websocket and http, which have none. Normal: 0.",
+        query(_user_stamps("probe", GRAPH), "{{probe}}"),
+        high=1,
+    )
+
+
+def in_flight():
+    return timeseries(
+        "In flight",
+        NUMBER,
+        "Datagrams that left and have no verdict yet. It grows with the rate, with the round trip, and with every peer that does not answer.",
+        query(f"sum by (loop) (pathmeter_loop_outstanding{{{HOST}}})", "{{loop}}"),
+    )
+
+
+def host_dropped():
+    return timeseries(
+        "Dropped by a host, and withdrawn",
+        DATAGRAMS,
+        "Verdicts that are not held against the network: dropped by a host at one end after they had reached it, or nobody waited any more. Normal: none but at restarts.",
+        query(total("pathmeter_echo_host_dropped_total", I_SEE), "host-dropped"),
+        query(total("pathmeter_echo_withdrawn_total", I_SEE), "withdrawn"),
+    )
