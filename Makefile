@@ -67,8 +67,8 @@ lint: deps
 
 .PHONY: rules
 rules: test-deps
-	promtool check rules deploy/prometheus/*.rules.yaml
-	promtool test rules deploy/prometheus/*.rules.test.yaml
+	promtool check rules deploy/prometheus/*.rules.yaml deploy/prometheus/rules/*.rules.yaml
+	promtool test rules deploy/prometheus/*.rules.test.yaml deploy/prometheus/rules/*.rules.test.yaml
 
 .PHONY: dashboards
 dashboards: test-deps
