@@ -151,7 +151,7 @@ fn a_refusal_is_a_sentence_with_the_remedy() {
     let dir = TempDir::new().unwrap();
     let [key, other] = ["the key of this year", "the key of last year"].map(|text| {
         let file = dir.path().join(text);
-        std::fs::write(&file, text).unwrap();
+        fs::write(&file, text).unwrap();
         file.to_str().unwrap().to_owned()
     });
     let _open = Agent::start(&open, &open.config("fra-1", ""));
@@ -195,7 +195,7 @@ fn a_target_is_a_host_a_reflector_or_a_name_of_the_configuration() {
         "peers: [{{name: ams-1, address: {host}}}]\ntargets: [{{name: router, address: {host}, port: 9862}}]"
     );
     let file = agent.file("other.yaml");
-    std::fs::write(&file, Host::claim().config("fra-1", &more)).unwrap();
+    fs::write(&file, Host::claim().config("fra-1", &more)).unwrap();
     let file = file.to_str().unwrap();
     let (address, with_port) = (host.to_string(), host.front().to_string());
     for target in [
@@ -271,7 +271,7 @@ fn completions_exist_for_every_shell() {
 fn the_name_comes_from_the_argument_or_the_environment_before_the_file() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("config.yaml");
-    std::fs::write(
+    fs::write(
         &file,
         "agent: {name: c}\npeers: [{name: a, address: 192.0.2.1}, {name: b, address: 192.0.2.2}]",
     )
@@ -322,5 +322,5 @@ fn every_command_has_a_manual_page() {
         assert!(page.contains(".TH pathmeter"), "{command}: {page}");
     }
     let page = fs::read_to_string(folder.path().join("pathmeter-run.1")).unwrap();
-    assert!(page.contains("PATHMETER_NAME") && page.contains("configuration file"), "{page}");
+    assert!(page.contains("configuration file") && page.contains("watch"), "{page}");
 }
