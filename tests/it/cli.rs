@@ -312,15 +312,40 @@ fn help_is_as_it_was_reviewed() {
     insta::assert_snapshot!(all);
 }
 
+/// The subcommands that a command's help lists.
+fn subcommands(command: &[String]) -> Vec<String> {
+    let ended = Ended::of(pathmeter(&[]).args(command).arg("--help"));
+    let lines = ended.stdout.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let names = lines.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
 #[test]
-fn every_command_has_a_manual_page() {
-    let folder = tempfile::tempdir().unwrap();
+fn every_command_has_a_manual_page_that_the_one_above_it_names() {
+    let folder = TempDir::new().unwrap();
     let ended = run(&["man", folder.path().to_str().unwrap()]);
-    assert_eq!(ended.code, Some(0), "{ended}");
-    for command in ["", "-run", "-check", "-probe", "-probe-echo", "-demo", "-healthcheck"] {
-        let page = fs::read_to_string(folder.path().join(format!("pathmeter{command}.1"))).unwrap();
-        assert!(page.contains(".TH pathmeter"), "{command}: {page}");
+    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""), "{ended}");
+    let page = |name: &str| fs::read_to_string(folder.path().join(format!("{name}.1"))).unwrap();
+
+    let mut expected = vec!["pathmeter.1".to_owned()];
+    let mut commands = vec![Vec::new()];
+    while let Some(command) = commands.pop() {
+        let name = [&["pathmeter".to_owned()], &command[..]].concat().join("-");
+        let text = page(&name);
+        for subcommand in subcommands(&command) {
+            let below = format!("{name}-{subcommand}");
+            // roff has hyphens behind a backslash.
+            assert!(text.contains(&format!("\n{}(1)\n", below.replace('-', "\\-"))), "{below}\n{text}");
+            expected.push(format!("{below}.1"));
+            commands.push([&command[..], &[subcommand]].concat());
+        }
     }
-    let page = fs::read_to_string(folder.path().join("pathmeter-run.1")).unwrap();
-    assert!(page.contains("configuration file") && page.contains("watch"), "{page}");
+    let files = fs::read_dir(folder.path()).unwrap();
+    let mut found: Vec<String> =
+        files.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    let text = page("pathmeter-run");
+    assert!(text.contains("PATHMETER_NAME") && text.contains("/etc/pathmeter/config.yaml"), "{text}");
 }
