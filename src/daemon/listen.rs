@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::datagram::{Binding, Socket, SocketError, StampNames, both_families};
 use crate::http::server;
@@ -13,18 +13,32 @@ use crate::systemd::passed_listeners;
 /// Where HTTP is served: on what the service manager passed, or else where the configuration says.
 pub(super) fn front(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
     let passed = passed_listeners()?;
-    let Some((_, first)) = passed.first() else { return Ok(server::bind(address)?) };
-    if ![0, first.port()].contains(&address.port()) {
-        warn!(%first, "listen.http" = %address, "the service manager passed another port, which is served");
+    if passed.is_empty() {
+        return Ok(server::bind(address)?);
+    }
+    let sockets: Vec<SocketAddr> = passed.iter().map(|(_, socket)| *socket).collect();
+    if sockets.iter().all(|socket| is_within(*socket, address)) {
+        info!(?sockets, "the service manager passed the HTTP port");
+    } else {
+        warn!(?sockets, "listen.http" = %address, "the service manager passed another HTTP port than listen.http says; it is served");
     }
     let adopt = |listener: std::net::TcpListener| {
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     };
-    let adopted = passed.into_iter().map(|(listener, address)| {
-        adopt(listener).with_context(|| format!("serving {address}, which the service manager passed"))
+    let adopted = passed.into_iter().map(|(listener, socket)| {
+        adopt(listener).with_context(|| format!("serving {socket}, which the service manager passed"))
     });
     adopted.collect()
+}
+
+/// Whether whoever reaches a socket would be served at `address`, too: a socket that is open to more is another promise
+/// than that of the configuration, even with its port.
+fn is_within(socket: SocketAddr, address: SocketAddr) -> bool {
+    // The unspecified address of IPv6 stands for both families.
+    let is_any = address.ip().is_unspecified() && (address.is_ipv6() || socket.is_ipv4());
+    let is_reached = is_any || socket.ip() == address.ip();
+    is_reached && [0, socket.port()].contains(&address.port())
 }
 
 /// Binds an address; one that stands for both families is bound for each that this host has.
@@ -68,4 +82,23 @@ const AGENT_PORT_TRIES: u32 = 16;
 
 pub(super) fn port_of(sockets: &[Socket]) -> u16 {
     sockets.first().map_or(0, |socket| socket.address().port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_others_reach_contradicts_the_configuration() {
+        let is_within =
+            |socket: &str, address: &str| is_within(socket.parse().unwrap(), address.parse().unwrap());
+        for socket in ["0.0.0.0:9862", "[::]:9862", "192.0.2.1:9862", "[::1]:9862"] {
+            assert!(is_within(socket, "[::]:9862") && is_within(socket, "[::]:0"), "{socket}");
+            assert!(!is_within(socket, "[::]:80"), "{socket}");
+        }
+        assert!(is_within("192.0.2.1:9862", "0.0.0.0:9862") && !is_within("[::]:9862", "0.0.0.0:9862"));
+        assert!(
+            is_within("127.0.0.1:9862", "127.0.0.1:9862") && !is_within("0.0.0.0:9862", "127.0.0.1:9862")
+        );
+    }
 }

@@ -1,13 +1,14 @@
-//! What a service manager is told, in the order that sd_notify(3) asks for.
+//! What a service manager is told, in the order that sd_notify(3) asks for, and the sockets that it passes.
 
-use std::io::ErrorKind;
-use std::net::{TcpListener, TcpStream};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::fixture::{Agent, DEADLINE, Host};
+use crate::fixture::{Agent, DEADLINE, Host, get, skipped};
 
 /// A service manager's end of the notify protocol.
 struct Manager {
@@ -122,23 +123,118 @@ fn a_watchdog_that_nobody_asked_for_is_not_fed() {
     assert!(!String::from_utf8(said).unwrap().contains("WATCHDOG"));
 }
 
-fn monotonic_usec() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
-    u64::try_from(now.tv_sec()).unwrap() * 1_000_000 + u64::try_from(now.tv_nsec()).unwrap() / 1_000
+const CONTRADICTION: &str =
+    "the service manager passed another HTTP port than listen.http says; it is served";
+
+/// Where HTTP is asked if a manager passes this listener.
+fn front(listener: &TcpListener) -> SocketAddr {
+    listener.local_addr().unwrap()
+}
+
+/// What the agent says when a manager passes these sockets, and ends.
+fn refused(host: &Host, sockets: &[BorrowedFd]) -> String {
+    // Nothing listens where it is asked.
+    Agent::try_start_on(sockets, &host.config("a", ""), host.front()).expect_err("it is served")
 }
 
 #[test]
-fn a_port_that_the_manager_listens_on_is_served_and_outlives_us() {
+fn a_port_that_the_manager_listens_on_outlives_the_agent() {
     let host = Host::claim();
-    let listener = TcpListener::bind((host.front().ip(), 0)).unwrap();
-    let kept = listener.try_clone().unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let mut agent = Agent::start_on(listener, &host.config("a", ""));
-    assert_eq!(agent.json("/api/v1/agent")["ports"]["http"], port);
-    assert!(agent.log().contains("the service manager passed another port"), "{}", agent.log());
+    let listener = TcpListener::bind(host.front()).unwrap();
+    let start = || Agent::try_start_on(&[listener.as_fd()], &host.config("a", ""), front(&listener)).unwrap();
+    let mut agent = start();
+    let log = agent.log();
+    assert!(
+        log.contains("the service manager passed the HTTP port") && !log.contains(CONTRADICTION),
+        "{log}"
+    );
     agent.signal(Signal::SIGTERM);
     assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
-    // Whoever asks while it restarts waits for the next one.
-    let waiting = TcpStream::connect(kept.local_addr().unwrap()).unwrap();
-    drop((waiting, kept));
+
+    // Whoever asks in between is answered by the next one.
+    let mut waiting = TcpStream::connect(front(&listener)).unwrap();
+    waiting.set_read_timeout(Some(DEADLINE)).unwrap();
+    waiting.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let _agent = start();
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(" 200 OK\r\n") && answer.contains("\npathmeter_build_info"), "{answer}");
+}
+
+#[test]
+fn all_sockets_that_are_passed_are_served() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let sockets = [&a, &b].map(|host| TcpListener::bind(host.front()).unwrap());
+    let passed = sockets.each_ref().map(AsFd::as_fd);
+    let config = a.config("a", "").replacen(&a.front().to_string(), "0.0.0.0:9862", 1);
+    let agent = Agent::try_start_on(&passed, &config, a.front()).unwrap();
+    for host in [&a, &b] {
+        assert_eq!(get(host.front(), "/metrics").unwrap().status, 200, "{}", agent.log());
+    }
+    assert!(!agent.log().contains(CONTRADICTION), "{}", agent.log());
+}
+
+#[test]
+fn a_port_that_contradicts_the_configuration_is_served_and_told() {
+    let host = Host::claim();
+    let listener = TcpListener::bind(host.at(0)).unwrap();
+    let agent = Agent::try_start_on(&[listener.as_fd()], &host.config("a", ""), front(&listener)).unwrap();
+    assert_eq!(agent.json("/api/v1/agent")["ports"]["http"], front(&listener).port());
+    assert!(agent.log().contains(CONTRADICTION), "{}", agent.log());
+}
+
+#[test]
+fn a_client_over_a_socket_of_both_families_has_the_address_that_it_is_known_by() {
+    let host = Host::claim();
+    let Ok(listener) = TcpListener::bind("[::]:0") else { return skipped("this host has no IPv6") };
+    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, front(&listener).port()));
+    // What the kernel calls the client is the address that must not be shown.
+    let client = TcpStream::connect(http).unwrap();
+    let (_, seen) = listener.accept().unwrap();
+    if seen.ip() != Ipv4Addr::LOCALHOST.to_ipv6_mapped() {
+        return skipped("an IPv6 socket takes no IPv4 connections here");
+    }
+    drop(client);
+    let agent = Agent::try_start_on(&[listener.as_fd()], &host.config("a", ""), http).unwrap();
+    assert_eq!(agent.json("/api/v1/agent")["you"]["address"], "127.0.0.1");
+}
+
+#[test]
+fn what_is_no_listening_tcp_socket_is_refused() {
+    let host = Host::claim();
+    let udp = host.socket(0);
+    let connected = {
+        let listener = TcpListener::bind(host.at(0)).unwrap();
+        TcpStream::connect(front(&listener)).unwrap()
+    };
+    let file = tempfile::tempfile().unwrap();
+    let listener = TcpListener::bind(host.at(0)).unwrap();
+    for (sockets, number) in [
+        (&[udp.as_fd()][..], 1),
+        (&[connected.as_fd()], 1),
+        (&[file.as_fd()], 1),
+        (&[listener.as_fd(), udp.as_fd()], 2),
+    ] {
+        let log = refused(&host, sockets);
+        let sentence = format!(
+            "error: the service manager passed something else than a listening TCP socket, as number {number} of LISTEN_FDS"
+        );
+        assert!(log.contains(&sentence), "{log}");
+    }
+}
+
+#[test]
+fn sockets_of_different_ports_are_refused() {
+    let host = Host::claim();
+    let sockets = [(); 2].map(|()| TcpListener::bind(host.at(0)).unwrap());
+    let log = refused(&host, &sockets.each_ref().map(AsFd::as_fd));
+    let [first, other] = sockets.each_ref().map(front);
+    let sentence =
+        format!("error: the service manager passed sockets of different ports, {first} and {other}");
+    assert!(log.contains(&sentence), "{log}");
+}
+
+fn monotonic_usec() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    u64::try_from(now.tv_sec()).unwrap() * 1_000_000 + u64::try_from(now.tv_nsec()).unwrap() / 1_000
 }
