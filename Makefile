@@ -8,6 +8,10 @@ SHELL := /bin/bash
 # openssl, to ask over HTTPS as others do.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
 TEST_PACKAGES := prometheus iproute2 curl openssl dnsmasq-base systemd
+# To try the package, in a root of its own.
+PACKAGE_PACKAGES := dpkg-dev binutils lintian mmdebstrap systemd-container
+# Made of the program that the tests build anyway; make deb packs the release.
+TRIED := target/debian/tried
 # Whom make compare measures beside us, and what makes networks.
 RIVAL_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
 
@@ -35,18 +39,26 @@ demo: build ## Three agents on loopback that measure each other, for 20 seconds
 deb: build ## A Debian package: target/debian/pathmeter_VERSION_ARCHITECTURE.deb
 	./scripts/build-deb.sh
 
-.PHONY: check-deb
-check-deb: deb ## Install, try, remove and purge that package in a root of its own, in a minute
-	@./scripts/install-packages.sh debootstrap
-	./scripts/check-deb.sh
+.PHONY: boot
+boot: deb ## Boot a Debian in a container, and try unit, socket, watchdog and package there, in two minutes
+	@./scripts/install-packages.sh $(PACKAGE_PACKAGES)
+	./scripts/boot-under-systemd.sh
 
 .PHONY: units
 units: test-deps
 	set -o pipefail; systemd-analyze security --offline=true --threshold=15 --no-pager deploy/systemd/pathmeter.service | tail -n 1
 	./scripts/check-units.sh
 
+.PHONY: packaging
+packaging: units ## The units and the package: rated, verified, linted, installed and purged in a root of its own
+	@./scripts/install-packages.sh $(PACKAGE_PACKAGES)
+	cargo test --locked --workspace --all-features --no-run --test it
+	OUT=$(TRIED) ./scripts/build-deb.sh $(or $(CARGO_TARGET_DIR),target)/debug/pathmeter
+	lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs $(TRIED)/*.deb
+	./scripts/check-deb.sh $(TRIED)/*.deb
+
 .PHONY: test
-test: test-deps peers lint rules units dashboards ## Everything that must hold: format, lints, tests, docs, rules, units, dashboards
+test: test-deps peers lint rules packaging dashboards ## Everything that must hold: format, lints, tests, docs, rules, package, dashboards
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 

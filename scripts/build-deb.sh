@@ -1,23 +1,31 @@
 #!/usr/bin/env bash
-# Makes target/debian/pathmeter_VERSION_ARCHITECTURE.deb of a built program. Whoever publishes it sets DEBFULLNAME and DEBEMAIL.
+# Makes pathmeter_VERSION_ARCHITECTURE.deb of a built program, and prints where it is. It is for the Debian that it is made on.
 #   build-deb.sh [PROGRAM]    PROGRAM: default target/release/pathmeter
+# Environment: DEBFULLNAME, DEBEMAIL: who publishes it; OUT: where it goes, default target/debian; SYSTEMD_VERSION: of the hosts
+# that it is for, default that of this one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# What is packed belongs to everybody, whatever the caller's own files do.
+umask 022
 
 program=${1:-target/release/pathmeter}
 [ -x "$program" ] || { echo "error: $program is not there: run make build first" >&2; exit 1; }
 version=$("$program" --version | cut -d' ' -f2)-1
-maintainer="${DEBFULLNAME:-pathmeter developers} <${DEBEMAIL:-pathmeter@localhost}>"
+maintainer="${DEBFULLNAME:-pathmeter developers} <${DEBEMAIL:-pathmeter@example.org}>"
 architecture=$(dpkg --print-architecture)
-out=target/debian
-tree=$out/tree
-rm -rf "$tree"
+systemd=${SYSTEMD_VERSION:-$(systemctl --version | awk 'NR == 1 { print $2 }')}
+out=${OUT:-target/debian}
+# As a source package has it: dpkg-shlibdeps wants to be in one.
+source=$out/source tree=$out/source/debian/pathmeter
+rm -rf "$source" "$out"/pathmeter_*.deb
 mkdir -p "$tree"
 
 put() { install -D -m "$1" "$2" "$tree/$3"; }
 put 0755 "$program" usr/bin/pathmeter
-put 0644 deploy/systemd/pathmeter.service lib/systemd/system/pathmeter.service
-put 0644 deploy/systemd/pathmeter.socket lib/systemd/system/pathmeter.socket
+strip --strip-unneeded --remove-section=.comment "$tree/usr/bin/pathmeter"
+units=usr/lib/systemd/system
+put 0644 deploy/systemd/pathmeter.service $units/pathmeter.service
+put 0644 deploy/systemd/pathmeter.socket $units/pathmeter.socket
 put 0644 deploy/systemd/pathmeter.sysusers usr/lib/sysusers.d/pathmeter.conf
 put 0644 deploy/systemd/pathmeter.sysctl usr/lib/sysctl.d/60-pathmeter.conf
 put 0644 deploy/systemd/pathmeter.default etc/default/pathmeter
@@ -25,9 +33,16 @@ put 0644 deploy/debian/config.yaml etc/pathmeter/config.yaml
 doc=usr/share/doc/pathmeter
 put 0644 config.example.yaml $doc/config.example.yaml
 for page in docs/*.md; do put 0644 "$page" "$doc/$(basename "$page")"; done
-for drop_in in deploy/systemd/pathmeter.service.d/*; do
-  put 0644 "$drop_in" "$doc/examples/pathmeter.service.d/$(basename "$drop_in")"
-done
+drop_ins=deploy/systemd/pathmeter.service.d
+put 0644 $drop_ins/icmp.conf.example $doc/examples/pathmeter.service.d/icmp.conf.example
+# systemd knows Type=notify-reload from 253 on, and would not know how to reload before.
+if [ "$systemd" -ge 253 ]; then
+  put 0644 $drop_ins/notify-reload.conf.example $units/pathmeter.service.d/notify-reload.conf
+  sysusers='systemd (>= 253) | systemd-standalone-sysusers (>= 253)'
+else
+  put 0644 $drop_ins/notify-reload.conf.example $doc/examples/pathmeter.service.d/notify-reload.conf.example
+  sysusers='systemd | systemd-standalone-sysusers'
+fi
 sed -e '/@MIT@/{r LICENSE-MIT
 d}' deploy/debian/copyright | sed -e '/^MIT License/,$ { s/^$/./; s/^/ / }' > "$tree/$doc/copyright"
 gzip -9n < CHANGELOG.md > "$tree/$doc/changelog.gz"
@@ -45,18 +60,12 @@ mkdir -p "$tree/usr/share/bash-completion/completions" "$tree/usr/share/zsh/vend
 "$program" completions zsh > "$tree/usr/share/zsh/vendor-completions/_pathmeter"
 "$program" completions fish > "$tree/usr/share/fish/vendor_completions.d/pathmeter.fish"
 
-# dpkg-shlibdeps wants to be in a source package.
-source=$(mktemp -d)
-trap 'rm -rf "$source"' EXIT
-mkdir "$source/debian"
-printf 'Source: pathmeter\n\nPackage: pathmeter\nArchitecture: any\n' > "$source/debian/control"
-binary=$(realpath "$tree/usr/bin/pathmeter")
-depends=$(cd "$source" && dpkg-shlibdeps -O "$binary" | sed -n 's/^shlibs:Depends=//p')
-
 mkdir "$tree/DEBIAN"
+printf 'Source: pathmeter\n\nPackage: pathmeter\nArchitecture: any\n' > "$source/debian/control"
+depends=$(cd "$source" && dpkg-shlibdeps -O debian/pathmeter/usr/bin/pathmeter | sed -n 's/^shlibs:Depends=//p')
 size=$(du -sk --exclude=DEBIAN "$tree" | cut -f1)
-sed -e "s/@VERSION@/$version/; s/@ARCHITECTURE@/$architecture/; s/@SIZE@/$size/; s/@DEPENDS@/$depends/; s/@MAINTAINER@/$maintainer/" \
-  deploy/debian/control.in > "$tree/DEBIAN/control"
+sed -e "s/@VERSION@/$version/; s/@ARCHITECTURE@/$architecture/; s/@SIZE@/$size/; s/@DEPENDS@/$depends/" \
+  -e "s/@MAINTAINER@/$maintainer/; s/@SYSUSERS@/$sysusers/" deploy/debian/control.in > "$tree/DEBIAN/control"
 for script in postinst prerm postrm; do install -m 0755 "deploy/debian/$script" "$tree/DEBIAN/$script"; done
 (cd "$tree" && find etc -type f -printf '/%p\n' | sort) > "$tree/DEBIAN/conffiles"
 (cd "$tree" && find . -path ./DEBIAN -prune -o -type f ! -path './etc/*' -printf '%P\0' | sort -z | xargs -0 md5sum) \
@@ -64,4 +73,5 @@ for script in postinst prerm postrm; do install -m 0755 "deploy/debian/$script" 
 
 deb=$out/pathmeter_${version}_$architecture.deb
 dpkg-deb --root-owner-group --build "$tree" "$deb" >/dev/null
+rm -rf "$source"
 echo "$deb"
