@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # To build; promtool, which Debian has in its package prometheus, to check what is exported; ip, for the lab; curl and
 # openssl, to ask over HTTPS as others do.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
-TEST_PACKAGES := prometheus iproute2 curl openssl dnsmasq-base systemd
+TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml iproute2 curl openssl dnsmasq-base systemd
 # To try the package, in a root of its own.
 PACKAGE_PACKAGES := dpkg-dev binutils lintian mmdebstrap systemd-container
 # Made of the program that the tests build anyway; make deb packs the release.
@@ -79,8 +79,9 @@ lint: deps
 
 .PHONY: rules
 rules: test-deps
-	promtool check rules deploy/prometheus/*.rules.yaml deploy/prometheus/rules/*.rules.yaml
-	promtool test rules deploy/prometheus/*.rules.test.yaml deploy/prometheus/rules/*.rules.test.yaml
+	promtool check config deploy/prometheus/prometheus.yml
+	./scripts/check-rules.py
+	./scripts/check-rules.py --test
 
 .PHONY: dashboards
 dashboards: test-deps
