@@ -281,7 +281,7 @@ def user_stamps():
     return timeseries(
         "Stamps by the process, not the kernel",
         SHARE,
-        "By probe. Normal: 0 for udp, icmp and tcp, 100 % for websocket and http, whose round trips contain the scheduler's delays.",
+        "By probe; such round trips contain the scheduler's delays. Normal: 0 for udp and icmp, a few for tcp where segments are lost or reordered, 100 % for websocket and http.",
         query(
             f"{total('pathmeter_echo_user_stamps_total', HOST, 'probe')}"
             f" / (2 * {total('pathmeter_echo_responder_turnaround_seconds_count', HOST, 'probe')} > 0)",

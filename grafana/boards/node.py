@@ -22,8 +22,8 @@ OTHERS_LOSE = (
 )
 LOSING = f">= {LOSS_HIGH}"
 
-# Websocket and http have no stamps of the kernel, so theirs say nothing about the host.
-STAMPED = 'on (job, instance, probe) group_left () pathmeter_probe_info{job="$job",instance="$instance",protocol!~"websocket|http"}'
+# Over tcp stamps are not the kernel's after losses and reordering, over websocket and http never: that says nothing about the host.
+STAMPED = 'on (job, instance, probe) group_left () pathmeter_probe_info{job="$job",instance="$instance",protocol!~"tcp|websocket|http"}'
 
 
 def board():
@@ -199,7 +199,7 @@ def user_stamps_now():
     return stat(
         "Stamps not the kernel's",
         SHARE,
-        "Of udp, icmp and tcp. Such round trips contain this host's scheduling delays. Normal: 0.",
+        "Of udp and icmp. Such round trips contain this host's scheduling delays. Normal: 0.",
         query(_user_stamps()),
         thresholds=STAMPS,
     )
@@ -441,7 +441,7 @@ def user_stamps():
     return timeseries(
         "Stamps that are not the kernel's",
         SHARE,
-        "By probe, without websocket and http, which have none. Normal: 0.",
+        "By probe, of udp and icmp: others have them not at all, or not always. Normal: 0.",
         query(_user_stamps("probe", GRAPH), "{{probe}}"),
         high=1,
     )

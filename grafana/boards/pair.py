@@ -338,12 +338,12 @@ def user_stamps():
     return timeseries(
         "Replies stamped by the process",
         SHARE,
-        "Share of the time stamps, of sending and of arrival, that are not the kernel's; such round trips contain this host's scheduling delays. "
-        "Normal: 0 for udp, icmp and tcp, 100 % for websocket and http.",
+        "By probe: share of the time stamps, of sending and of arrival, that are not the kernel's; such round trips contain this host's scheduling delays. "
+        "Normal: 0 for udp and icmp, a few for tcp where segments are lost or reordered, 100 % for websocket and http.",
         query(
-            f"{total('pathmeter_echo_user_stamps_total', PATH, 'stamp')} / on () group_left ()"
-            f" ({total('pathmeter_echo_responder_turnaround_seconds_count', PATH)} > 0)",
-            "{{stamp}}",
+            f"{total('pathmeter_echo_user_stamps_total', PATH, 'probe')}"
+            f" / (2 * {total('pathmeter_echo_responder_turnaround_seconds_count', PATH, 'probe')} > 0)",
+            "{{probe}}",
         ),
         high=1,
     )

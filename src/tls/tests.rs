@@ -1,13 +1,10 @@
 //! Both sides with each other, on loopback.
 
-#[path = "../../tests/it/fixture/pki.rs"]
-pub(crate) mod pki;
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use pki::{Authority, FOR_EVER, Issued, Valid};
+use pathmeter_lab::pki::{Authority, FOR_EVER, Issued, Valid};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

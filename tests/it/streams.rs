@@ -139,9 +139,9 @@ fn two_agents_measure_each_other_over_ipv6() {
 #[cfg(feature = "tls")]
 #[test]
 fn agents_with_https_measure_each_other_over_all_protocols() {
-    use crate::fixture::pki::{Authority, Valid};
     use pathmeter::http::client::{Client, Secure};
     use pathmeter::tls::{Connector, Trust};
+    use pathmeter_lab::pki::{Authority, Valid};
 
     for is_keyed in [false, true] {
         let (a, b, folder) = (Host::claim(), Host::claim(), TempDir::new().unwrap());

@@ -1,12 +1,12 @@
 //! Servers that cannot be believed, over `wss` and `https`.
 
+use pathmeter_lab::pki::{Authority, Valid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::config::web::{Clients, Pem};
 use crate::http::client::Secure;
 use crate::tls::Acceptor;
-use crate::tls::tests::pki::{Authority, Valid};
 use crate::tls::tests::{acceptor, connector, web};
 
 /// Shakes hands, or not, and answers every request with the same words.

@@ -7,11 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use pathmeter_lab::pki::{Authority, Valid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{EXPIRY, SUCCESSFUL, Site};
-use crate::fixture::pki::{Authority, Valid};
 use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, request};
 
 /// Files are looked at every 10 s: waits for longer than other tests do.

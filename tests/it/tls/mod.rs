@@ -11,11 +11,11 @@ use std::process::{Command, Stdio};
 use pathmeter::http::auth::Signer;
 use pathmeter::http::client::{Client, Secure};
 use pathmeter::tls::{Connector, KeyPair, Trust};
+use pathmeter_lab::pki::{Authority, FOR_EVER, Issued, Valid};
 use pathmeter_proto::key::{Key, Keys};
 use tempfile::TempDir;
 
 use crate::drift::undocumented;
-use crate::fixture::pki::{Authority, FOR_EVER, Issued, Valid};
 use crate::fixture::{Agent, DEADLINE, Ended, Host, request, run, skipped};
 
 const ERRORS: &str = "pathmeter_http_tls_handshake_errors_total";

@@ -17,13 +17,15 @@ use tempfile::TempDir;
 pub(crate) struct Agent<'a> {
     node: &'a Namespace,
     program: Program,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// Where it serves HTTP, on its node's own loopback interface: what it says does not pass a wire.
 const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pathmeter");
+
+const CONFIG: &str = "config.yaml";
 
 /// The key of all agents that have one.
 const KEY: &str = "a key for the lab: 0123456789abcdef";
@@ -44,26 +46,37 @@ impl<'a> Agent<'a> {
         Self::launch(node, config, command)
     }
 
-    fn launch(node: &'a Namespace, mut config: Value, mut command: Command) -> Self {
+    /// Starts with a configuration, and does not wait until it is ready: whether it serves HTTPS, it alone knows.
+    pub(crate) fn spawn(node: &'a Namespace, config: Value) -> Self {
+        Self::execute(node, config, node.command(PROGRAM))
+    }
+
+    fn launch(node: &'a Namespace, config: Value, command: Command) -> Self {
+        let mut agent = Self::execute(node, config, command);
+        let program = &mut agent.program;
+        eventually("an agent is ready", || {
+            assert!(program.has_ended().is_none(), "an agent ended:\n{}", program.output());
+            let answer = node.within(|| get(FRONT, "/-/ready"));
+            answer.ok().filter(|answer| answer.status == 200)
+        });
+        agent
+    }
+
+    fn execute(node: &'a Namespace, mut config: Value, mut command: Command) -> Self {
         let dir = TempDir::new().unwrap();
         if config["key_file"].is_string() {
             let key = dir.path().join("key");
             fs::write(&key, KEY).unwrap();
             config["key_file"] = key.to_str().unwrap().into();
         }
-        let file = dir.path().join("config.yaml");
+        let file = dir.path().join(CONFIG);
         fs::write(&file, config.to_string()).unwrap();
         command.args(["run", "--config"]).arg(&file);
         for variable in ["PATHMETER_NAME", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
-        let mut program = Program::start(&mut command, &dir.path().join("log"));
-        eventually("an agent is ready", || {
-            assert!(program.has_ended().is_none(), "an agent ended:\n{}", program.output());
-            let answer = node.within(|| get(FRONT, "/-/ready"));
-            answer.ok().filter(|answer| answer.status == 200)
-        });
-        Self { node, program, _dir: dir }
+        let program = Program::start(&mut command, &dir.path().join("log"));
+        Self { node, program, dir }
     }
 
     /// One of its pages.
@@ -93,6 +106,12 @@ impl<'a> Agent<'a> {
             assert!(start.elapsed() < patience, "waited in vain: {what}\n{page}\n{}", self.log());
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Gives it another configuration and asks it to take that.
+    pub(crate) fn configure(&self, text: &str) {
+        fs::write(self.dir.path().join(CONFIG), text).unwrap();
+        self.signal(Signal::SIGHUP);
     }
 
     /// Everything that it logged so far.

@@ -14,6 +14,7 @@ mod mesh;
 mod path_mtu;
 mod play;
 mod streams;
+mod watched;
 mod websocket;
 
 use std::fs;
@@ -48,12 +49,10 @@ fn main() -> ExitCode {
         lab_itself::be_a_victim(Path::new(&dir));
     }
     let trials =
-        scenarios().into_iter().chain(promises()).chain(names()).chain(hosts()).chain(streams()).map(
-            |trial| {
-                let is_ignored = trial.has_ignored_flag() || place.is_err();
-                trial.with_ignored_flag(is_ignored)
-            },
-        );
+        [scenarios(), promises(), names(), hosts(), streams(), fleets()].into_iter().flatten().map(|trial| {
+            let is_ignored = trial.has_ignored_flag() || place.is_err();
+            trial.with_ignored_flag(is_ignored)
+        });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
@@ -143,12 +142,22 @@ fn streams() -> Vec<Trial> {
     ]
 }
 
-/// What the lab promises of itself, and what takes a second host and no bad link.
+/// What Prometheus, our rules and our dashboards make of a fleet.
+fn fleets() -> Vec<Trial> {
+    let is_long = !is_set(LONG);
+    vec![
+        trial("hastened", watched::haste::times),
+        trial("watched", watched::fast),
+        trial("watched_for_an_hour", watched::live).with_ignored_flag(is_long),
+    ]
+}
+
 /// Agents that find each other in the DNS.
 fn names() -> Vec<Trial> {
     vec![trial("names_in_the_dns", discovery::dns), trial("services_in_the_dns", discovery::services)]
 }
 
+/// What the lab promises of itself, and what takes a second host and no bad link.
 fn promises() -> Vec<Trial> {
     vec![
         trial("two_at_a_time", lab_itself::two_at_a_time),

@@ -18,6 +18,7 @@ mod namespace;
 mod net;
 mod offload;
 mod page;
+pub mod pki;
 mod privilege;
 mod program;
 pub mod script;

@@ -1,9 +1,9 @@
 //! The same behind TLS.
 
 use super::*;
-use crate::tls::tests::pki::{Authority, FOR_EVER, Valid};
 use crate::tls::tests::{acceptor, connector, web};
 use crate::tls::{Connector, TlsStream};
+use pathmeter_lab::pki::{Authority, FOR_EVER, Valid};
 
 /// A server with a certificate for `name`, and a client that believes it.
 fn serving(limits: Limits) -> (Served, Arc<ArcSwap<Front>>, Authority, Connector) {

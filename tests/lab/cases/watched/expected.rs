@@ -1,0 +1,209 @@
+//! What is expected of the answers of Prometheus, and how they differ.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use super::prometheus::Sample;
+
+/// Everything that is expected while there is trouble.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Expected {
+    /// By query; together they name every recorded series.
+    pub(super) recorded: BTreeMap<String, Values>,
+    /// By dashboard, panel and the letter of the query.
+    pub(super) dashboards: BTreeMap<String, BTreeMap<String, BTreeMap<String, Values>>>,
+    pub(super) alerts: Alerts,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Alerts {
+    /// Selectors of alerts that somebody hears of.
+    pub(super) told: Vec<String>,
+    /// Selectors of alerts that fire, and that others make superfluous.
+    pub(super) inhibited: Vec<String>,
+    /// Names of alerts that may fire besides.
+    pub(super) possible: Vec<String>,
+}
+
+/// What an answer may be.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Values {
+    /// No series.
+    Nothing,
+    /// At least one series, and each of them in the range.
+    All(Range),
+    /// These series, each in its range. They are called by the values of their labels that are not the same for all series,
+    /// in the order of the labels' names; `_` stands for all others.
+    Each(BTreeMap<String, Range>),
+}
+
+/// Bounds, which belong to it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Range {
+    from: f64,
+    to: f64,
+    /// Whether it is larger where time runs faster.
+    is_rate: bool,
+}
+
+impl Values {
+    /// Whether an answer is as expected where time runs so much faster.
+    pub(super) fn agree(&self, answer: &[Sample], times: u32) -> bool {
+        match self {
+            Self::Nothing => answer.is_empty(),
+            Self::All(range) => {
+                !answer.is_empty() && answer.iter().all(|sample| range.has(sample.value, times))
+            }
+            Self::Each(ranges) => {
+                let found = by_name(answer);
+                let are_there = ranges.keys().all(|name| name == REST || found.contains_key(name));
+                let is_expected = |(name, value): (&String, &f64)| {
+                    ranges
+                        .get(name)
+                        .or_else(|| ranges.get(REST))
+                        .is_some_and(|range| range.has(*value, times))
+                };
+                are_there && found.iter().all(is_expected)
+            }
+        }
+    }
+}
+
+/// Stands for all series that are not listed.
+const REST: &str = "_";
+
+/// The series of an answer by what tells them apart.
+pub(super) fn by_name(answer: &[Sample]) -> BTreeMap<String, f64> {
+    let differs = |name: &String| {
+        let first = answer.first().and_then(|first| first.labels.get(name));
+        answer.iter().any(|other| other.labels.get(name) != first)
+    };
+    let name = |sample: &Sample| {
+        let names = sample.labels.iter().filter(|(name, _)| answer.len() == 1 || differs(name));
+        let names: Vec<&str> = names.map(|(_, text)| text.as_str()).collect();
+        names.join(",")
+    };
+    answer.iter().map(|sample| (name(sample), sample.value)).collect()
+}
+
+impl Range {
+    fn exactly(value: f64) -> Self {
+        Self { from: value, to: value, is_rate: false }
+    }
+
+    fn has(self, value: f64, times: u32) -> bool {
+        let factor = if self.is_rate { f64::from(times) } else { 1.0 };
+        (self.from * factor..=self.to * factor).contains(&value)
+    }
+}
+
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let read = |value: &serde_yaml::Value| match value {
+            serde_yaml::Value::String(text) => range(text),
+            serde_yaml::Value::Number(number) => number.as_f64().map(Range::exactly),
+            _ => None,
+        };
+        let value = serde_yaml::Value::deserialize(input)?;
+        let wrong = || D::Error::custom(format!("{value:?} is no number, no from..to and not `nothing`"));
+        match &value {
+            serde_yaml::Value::String(text) if text == "nothing" => Ok(Self::Nothing),
+            serde_yaml::Value::Mapping(entries) => {
+                let entry = |(name, value): (&serde_yaml::Value, &serde_yaml::Value)| {
+                    let name = match name {
+                        serde_yaml::Value::Number(number) => number.to_string(),
+                        name => name.as_str()?.to_owned(),
+                    };
+                    Some((name, read(value)?))
+                };
+                entries.iter().map(entry).collect::<Option<_>>().map(Self::Each).ok_or_else(wrong)
+            }
+            value => read(value).map(Self::All).ok_or_else(wrong),
+        }
+    }
+}
+
+fn range(text: &str) -> Option<Range> {
+    let (bounds, is_rate) = text.strip_suffix("/s").map_or((text, false), |bounds| (bounds, true));
+    let (from, to) = bounds.split_once("..")?;
+    let to = if to.is_empty() { f64::INFINITY } else { to.parse().ok()? };
+    Some(Range { from: from.parse().ok()?, to, is_rate })
+}
+
+impl Expected {
+    /// What is expected of each query of the dashboards, by how it is called.
+    pub(super) fn dashboards(&self) -> BTreeMap<String, Values> {
+        let panels = self.dashboards.iter().flat_map(|(dashboard, panels)| {
+            panels.iter().map(move |(panel, queries)| (dashboard, panel, queries))
+        });
+        let queries = panels.flat_map(|(dashboard, panel, queries)| {
+            queries
+                .iter()
+                .map(move |(letter, values)| (format!("{dashboard} / {panel} / {letter}"), values.clone()))
+        });
+        queries.collect()
+    }
+}
+
+/// An alert, by its name and some of its labels: `Name{label="text"}`.
+#[derive(Debug)]
+pub(super) struct Selector(BTreeMap<String, String>);
+
+impl Selector {
+    /// The query for it, if it fires.
+    pub(super) fn firing(&self) -> String {
+        let labels: Vec<String> = self.0.iter().map(|(name, text)| format!("{name}=\"{text}\"")).collect();
+        format!("ALERTS{{alertstate=\"firing\",{}}}", labels.join(","))
+    }
+
+    /// Whether these are the labels of such an alert.
+    pub(super) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.0.iter().all(|(name, text)| labels.get(name) == Some(text))
+    }
+}
+
+impl FromStr for Selector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text} is no Name{{label=\"text\"}}");
+        let (name, labels) =
+            text.strip_suffix('}').and_then(|text| text.split_once('{')).ok_or_else(wrong)?;
+        let label = |label: &str| {
+            let (name, text) = label.split_once("=\"")?;
+            Some((name.to_owned(), text.strip_suffix('"')?.to_owned()))
+        };
+        let labels: Option<BTreeMap<_, _>> = labels.split(',').map(label).collect();
+        let mut labels = labels.ok_or_else(wrong)?;
+        labels.insert("alertname".to_owned(), name.to_owned());
+        Ok(Self(labels))
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// A query of a dashboard, as `scripts/check-dashboards.py --list` has it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Query {
+    pub(super) dashboard: String,
+    pub(super) panel: String,
+    #[serde(rename = "refId")]
+    pub(super) letter: String,
+    pub(super) expr: String,
+}
+
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} / {} / {}", self.dashboard, self.panel, self.letter)
+    }
+}

@@ -1,0 +1,272 @@
+//! A fleet that Prometheus watches, with our rules, alerts and dashboards: what they say of known trouble.
+//!
+//! Hosts `a` and `b` are in the zone west, `c` and `d` in the zone east; Prometheus and Alertmanager are on `e`. Everybody
+//! is asked over HTTPS. What is expected of each recorded series, each query of the dashboards and each alert is in
+//! `expected.yaml`.
+
+mod expected;
+pub(crate) mod haste;
+mod prometheus;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use pathmeter_lab::pki::{Authority, Valid};
+use pathmeter_lab::{DEADLINE, Net, Plan};
+use pathmeter_proto::sim::{Jitter, Link, Loss};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use self::expected::{Expected, Query, Selector, by_name};
+use self::haste::hastened;
+use self::prometheus::Prometheus;
+use crate::agent::Agent;
+
+const AGENTS: [(&str, &str); 4] = [("a", "west"), ("b", "west"), ("c", "east"), ("d", "east")];
+
+/// How much faster time runs than for a fleet that is scraped every 15 s and sends a datagram a second.
+const FAST: u32 = 15;
+
+/// A round trip takes four wires, so 4 ms.
+const DELAY: u64 = 1_000_000;
+/// Two datagrams in a row differ by a third of this, 60 ms, on average.
+const SWINGING: Jitter = Jitter::Uniform(180_000_000);
+
+/// What is recorded of paths looks back for so long at most.
+const LONGEST_WINDOW: Duration = Duration::from_secs(16 * 60);
+
+/// In a few minutes.
+pub(crate) fn fast() {
+    watched(FAST);
+}
+
+/// With the rules as they are, in an hour.
+pub(crate) fn live() {
+    watched(1);
+}
+
+/// A fleet with trouble: `a` loses every tenth packet that it sends; what `c` sends takes now this long and now that, and
+/// what is sent to it loses its class; `b` is told nonsense; `d` is dead.
+fn watched(times: u32) {
+    let expected: Expected = serde_yaml::from_str(include_str!("expected.yaml")).unwrap();
+    let net = Plan::mesh(5).build(7);
+    let folder = TempDir::new().unwrap();
+    list(&net, folder.path());
+    let calm = link(Loss::Random(0.0), Jitter::None);
+    net.wires().for_each(|(_, wire)| wire.become_like(&calm, &calm));
+    let start = |name| Agent::spawn(net.node(name), config(name, folder.path(), times));
+    let [_a, b, _c, d] = ["a", "b", "c", "d"].map(start);
+    let prometheus = Prometheus::start(net.node("e"), folder.path(), times);
+    let fleet = Fleet { prometheus, expected, times };
+
+    fleet.until("everything is measured, and nothing is wrong", 10, Fleet::is_well);
+    let since = Instant::now();
+    let mut remarking = calm.clone();
+    remarking.rewrite.dscp = Some(0);
+    net.wire("a", "core").become_like(&link(Loss::Every(10), Jitter::None), &calm);
+    net.wire("c", "core").become_like(&link(Loss::Random(0.0), SWINGING), &remarking);
+    b.configure("no: configuration");
+    d.signal(Signal::SIGKILL);
+    fleet.until("every alert fires that should", 30, |fleet| {
+        let missing = fleet.lacks()?;
+        let is_young = since.elapsed() < LONGEST_WINDOW / times;
+        Ok(missing.into_iter().chain(is_young.then(|| "the longest window".to_owned())).collect())
+    });
+    let mut problems = fleet.surprises();
+    problems.extend(fleet.recorded());
+    problems.extend(fleet.dashboards());
+
+    net.wires().for_each(|(_, wire)| wire.become_like(&calm, &calm));
+    b.configure(&config("b", folder.path(), times).to_string());
+    let _d = start("d");
+    fleet.until("every alert is over", 60, Fleet::is_quiet);
+    assert!(problems.is_empty(), "{}\n{} problems", problems.join("\n"), problems.len());
+}
+
+fn link(loss: Loss, jitter: Jitter) -> Link {
+    let mut link = Link::perfect(DELAY);
+    (link.loss, link.jitter) = (loss, jitter);
+    link
+}
+
+/// The list of agents, which is Prometheus' and theirs, and what HTTPS takes.
+fn list(net: &Net, folder: &Path) {
+    let host = |(name, zone): (&str, &str)| json!({"targets": [format!("{}:9862", net.v4(name))], "labels": {"instance": name, "zone": zone}});
+    let hosts = AGENTS.map(host);
+    fs::write(folder.join("targets.yaml"), Value::from(hosts.to_vec()).to_string()).unwrap();
+    let ca = Authority::new("lab");
+    ca.write(folder, "ca");
+    for (name, _) in AGENTS {
+        let (certificate, key) = ca.issue(&[&net.v4(name).to_string()], Valid::Always).write(folder, name);
+        let web = json!({"tls_server_config": {"cert_file": certificate, "key_file": key}});
+        fs::write(folder.join(format!("{name}.web.yml")), web.to_string()).unwrap();
+    }
+}
+
+fn config(name: &str, folder: &Path, times: u32) -> Value {
+    let zone = AGENTS.iter().find(|(other, _)| *other == name).unwrap().1;
+    let shorter = |milliseconds: u32| format!("{}ms", milliseconds / times);
+    let after = |seconds: u32| shorter(seconds * 1_000);
+    let ca = folder.join("ca.pem");
+    let stream = |name: &str, protocol: &str| {
+        json!({
+            "name": name, "protocol": protocol, "interval": after(3), "connect_interval": after(30),
+            "late_after": "1s", "lost_after": after(30),
+        })
+    };
+    let mut config = json!({
+        "agent": {"name": name, "grace": "1s", "labels": {"zone": zone}},
+        "tls": {"web_config_file": folder.join(format!("{name}.web.yml")), "ca_file": ca},
+        "peers": [{"files": [folder.join("targets.yaml")], "scheme": "https", "refresh": "1s"}],
+        "probes": [
+            {
+                "name": "fast", "interval": shorter(900), "flows": 2, "dscp": "ef", "late_after": "500ms", "lost_after": "1s",
+                "path_mtu": {"interval": after(60)},
+            },
+            stream("chat", "tcp"),
+            stream("live", "websocket"),
+            stream("web", "http"),
+        ],
+    });
+    if name == "c" {
+        config["metrics"] = json!({"level": "group", "worst": 5});
+    }
+    config
+}
+
+/// What is asked, and what is expected.
+struct Fleet<'a> {
+    prometheus: Prometheus<'a>,
+    expected: Expected,
+    times: u32,
+}
+
+impl Fleet<'_> {
+    /// Waits until there is nothing left to tell of what is missing, for so many minutes of the rules' time.
+    fn until(&self, what: &str, minutes: u32, missing: impl Fn(&Self) -> Result<Vec<String>, String>) {
+        let patience = Duration::from_secs(60) * minutes / self.times + DEADLINE;
+        let start = Instant::now();
+        loop {
+            let left = missing(self).unwrap_or_else(|error| vec![error]);
+            if left.is_empty() {
+                return;
+            }
+            let log = || self.prometheus.log();
+            assert!(start.elapsed() < patience, "waited in vain: {what}: {}\n{}", left.join("\n"), log());
+            thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    fn number(&self, query: &str) -> Result<f64, String> {
+        Ok(self.prometheus.ask(query)?.first().map_or(0.0, |sample| sample.value))
+    }
+
+    /// What is missing until everybody measures everybody, over a whole window.
+    fn is_well(&self) -> Result<Vec<String>, String> {
+        let mut missing = self.firing()?.into_iter().collect::<Vec<_>>();
+        for (query, least) in [
+            ("count(up == 1)", 4.0),
+            // Three agents with four probes of three peers, and one that sums by groups.
+            ("count(pathmeter_pair:echo_judged:rate5m{instance!=\"c\"} > 0)", 36.0),
+            ("count(pathmeter_zone_pair:echo_judged:rate5m > 0)", 16.0),
+            ("count(pathmeter_zone_pair:echo_rtt_seconds:p99_5m{probe=\"fast\"})", 4.0),
+            ("count(pathmeter_path_mtu_bytes{instance!=\"c\"} == 9000)", 9.0),
+        ] {
+            let found = self.number(query)?;
+            if found < least {
+                missing.push(format!("{query} is {found} and not yet {least}"));
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Names of alerts that fire.
+    fn firing(&self) -> Result<BTreeSet<String>, String> {
+        let alerts = self.prometheus.ask("ALERTS{alertstate=\"firing\"}")?;
+        Ok(alerts.into_iter().map(|alert| alert.labels["alertname"].clone()).collect())
+    }
+
+    fn is_quiet(&self) -> Result<Vec<String>, String> {
+        Ok(self.firing()?.into_iter().collect())
+    }
+
+    /// Alerts that should fire and do not, and those that somebody should hear of, or nobody.
+    fn lacks(&self) -> Result<Vec<String>, String> {
+        let notified = self.prometheus.notified()?;
+        let alerts = &self.expected.alerts;
+        let told = alerts.told.iter().map(|alert| (alert, false));
+        let mut lacking = Vec::new();
+        for (alert, is_inhibited) in told.chain(alerts.inhibited.iter().map(|alert| (alert, true))) {
+            let alert: Selector = alert.parse()?;
+            if self.prometheus.ask(&alert.firing())?.is_empty() {
+                lacking.push(format!("{alert} does not fire"));
+            }
+            let mut found = notified.iter().filter(|(labels, _)| alert.selects(labels)).peekable();
+            if found.peek().is_none() {
+                lacking.push(format!("the Alertmanager does not have {alert}"));
+            } else if found.any(|(_, suppressed)| *suppressed != is_inhibited) {
+                lacking.push(format!(
+                    "the Alertmanager should {} {alert}",
+                    if is_inhibited { "inhibit" } else { "tell" }
+                ));
+            }
+        }
+        Ok(lacking)
+    }
+
+    /// Alerts that nobody expects, and rules that do not work.
+    fn surprises(&self) -> Vec<String> {
+        let alerts = &self.expected.alerts;
+        let selectors = alerts.told.iter().chain(&alerts.inhibited);
+        let names = selectors.map(|alert| alert.split('{').next().unwrap_or_default());
+        let expected: BTreeSet<&str> = names.chain(alerts.possible.iter().map(String::as_str)).collect();
+        let firing = self.firing().unwrap();
+        let firing = firing.into_iter().filter(|name| !expected.contains(name.as_str()));
+        firing.map(|name| format!("{name} fires")).chain(self.prometheus.broken().unwrap()).collect()
+    }
+
+    /// Recorded series that are not what is expected.
+    fn recorded(&self) -> Vec<String> {
+        let queries = &self.expected.recorded;
+        let asked = |name: &String| queries.keys().any(|query| query.split('{').next() == Some(name));
+        let unasked = self.prometheus.recorded().unwrap().into_iter().filter(|name| !asked(name));
+        let mut problems: Vec<String> = unasked.map(|name| format!("{name}: nothing is expected")).collect();
+        for (query, values) in queries {
+            let answer = self.prometheus.ask(query).unwrap();
+            if !values.agree(&answer, self.times) {
+                problems.push(format!("{query}: expected {values:?}, found {:?}", by_name(&answer)));
+            }
+        }
+        problems
+    }
+
+    /// Queries of dashboards whose answer is not what is expected.
+    fn dashboards(&self) -> Vec<String> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check-dashboards.py");
+        let mut command = Command::new("python3");
+        command.arg(script).args(["--list", "--set", "instance=a", "--set", "peer=b"]);
+        let listed = command.args(["--set", "__rate_interval=5m"]).output().unwrap();
+        let queries: Vec<Query> = serde_json::from_slice(&listed.stdout).unwrap();
+        let mut expected: BTreeMap<String, _> = self.expected.dashboards();
+        let mut problems = Vec::new();
+        for query in queries {
+            match (
+                self.prometheus.ask(&hastened(&query.expr, self.times)),
+                expected.remove(&query.to_string()),
+            ) {
+                (Err(error), _) => problems.push(format!("{query}: {error}")),
+                (Ok(answer), Some(values)) if values.agree(&answer, self.times) => {}
+                (Ok(answer), values) => {
+                    problems.push(format!("{query}: expected {values:?}, found {:?}", by_name(&answer)));
+                }
+            }
+        }
+        problems.extend(expected.into_keys().map(|name| format!("{name} is no query of a dashboard")));
+        problems
+    }
+}
