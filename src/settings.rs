@@ -101,8 +101,7 @@ impl Settings {
                 targets.insert(target.name.clone(), load(path)?);
             }
         }
-        let digest = contents.finalize();
-        let generation = digest.iter().take(8).fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
+        let generation = first_word(contents);
         let hash = Self::hash_of(text);
         let keys = KeyRing { mesh, targets, generation };
         let front = Made::new(|shelf| match &config.tls.web_config_file {
@@ -112,6 +111,17 @@ impl Settings {
         let connectors = connectors(&config)?;
         let warnings = front.value.warnings.clone();
         Ok(Self { config, keys, front, connectors, hash, warnings })
+    }
+
+    /// What [`KeyRing::generation`] would be of the key files as they are; `None`: one of them cannot be read.
+    #[must_use]
+    pub fn generation_of_files(&self) -> Option<u64> {
+        let of_targets = self.config.targets.iter().filter_map(|target| target.key_file.as_deref());
+        let mut contents = Sha256::new();
+        for path in self.config.key_file.as_deref().into_iter().chain(of_targets) {
+            contents.update(fs::read(path).ok()?);
+        }
+        Some(first_word(contents))
     }
 
     /// The [`hash`](Self::hash) of a file.
@@ -164,6 +174,10 @@ impl Settings {
             None => Ok(()),
         }
     }
+}
+
+fn first_word(contents: Sha256) -> u64 {
+    contents.finalize().iter().take(8).fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// One for each way in which servers are asked.

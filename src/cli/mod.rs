@@ -75,7 +75,7 @@ struct RunArguments {
     config: PathBuf,
     #[command(flatten)]
     identity: IdentityArguments,
-    /// Read the configuration again whenever the file has changed, as at SIGHUP
+    /// Read the configuration again whenever it or a key file has changed, as at SIGHUP
     #[arg(long, env = "PATHMETER_WATCH")]
     watch: bool,
     /// Log this instead of log.level: error, warn, info, debug, trace, or a filter such as warn,pathmeter=debug

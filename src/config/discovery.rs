@@ -13,7 +13,7 @@ use super::problem::quoted;
 use super::section::{Section, Setting, Value};
 use super::tls::{NO_TLS, NO_TLS_REMEDY, secured};
 use super::url::{Url, url};
-use super::values::{duration, host, labels};
+use super::values::{duration, host, labels, path};
 use super::{Https, Listen, Trust};
 
 /// Something that knows of peers or targets, and is asked again and again.
@@ -40,6 +40,8 @@ pub enum Source {
         url: Url,
         /// With TLS; `None`: without.
         https: Option<Https>,
+        /// Who we say that we are; `None`: nobody.
+        credentials: Option<Credentials>,
     },
     /// The DNS.
     Dns {
@@ -47,6 +49,23 @@ pub enum Source {
         name: String,
         /// What is asked for.
         records: Records,
+    },
+}
+
+/// What a server wants to see before it answers. The files are read each time, so what is in them may change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// A token (RFC 6750).
+    Bearer {
+        /// Where it is.
+        file: PathBuf,
+    },
+    /// A name and a password (RFC 7617).
+    Basic {
+        /// The name.
+        username: String,
+        /// Where the password is.
+        password_file: PathBuf,
     },
 }
 
@@ -202,7 +221,8 @@ fn source(
     let given: Vec<&str> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
     if let [first, second, ..] = given[..] {
         let remedy = "make each an entry of its own";
-        return section.wrong(second, format!("there is {first}, too"), remedy);
+        section.wrong::<()>(second, format!("there is {first}, too"), remedy);
+        return section.give_up();
     }
     let files = section.key("files", patterns);
     let http = section.key("http", |value| inventory(value, all));
@@ -220,9 +240,9 @@ fn source(
             let shown: Vec<String> = patterns.iter().map(|path| path.display().to_string()).collect();
             (format!("files:{}", shown.join(",")), Source::Files(patterns), REFRESH_FILES)
         }
-        (_, Setting::Given((url, https)), ..) => {
-            let name = format!("http:{}{}", url.authority(), url.path);
-            (name, Source::Http { url, https }, REFRESH_HTTP)
+        (_, Setting::Given(source), ..) => {
+            let Source::Http { url, .. } = &source else { return None };
+            (format!("http:{}{}", url.authority(), url.path), source, REFRESH_HTTP)
         }
         (_, _, Setting::Given((name, records)), _) => {
             (format!("dns:{name}"), Source::Dns { name, records }, REFRESH_DNS)
@@ -270,7 +290,7 @@ fn pattern(value: Value<'_, '_>) -> Option<PathBuf> {
 }
 
 /// A server: its URL, or that and more.
-fn inventory(value: Value<'_, '_>, all: &Trust) -> Option<(Url, Option<Https>)> {
+fn inventory(value: Value<'_, '_>, all: &Trust) -> Option<Source> {
     let http_url = |value: Value<'_, '_>| {
         let whole = value.clone();
         let url = url(value)?;
@@ -289,16 +309,57 @@ fn inventory(value: Value<'_, '_>, all: &Trust) -> Option<(Url, Option<Https>)> 
         }
         let https =
             url.scheme.is_secure().then(|| Https { trust: all.clone(), server_name: url.host.clone() });
-        return Some((url, https));
+        return Some(Source::Http { url, https, credentials: None });
     }
     value.section(|section| {
         let url = section.required("url", http_url);
         let is_secure = url.as_ref().is_some_and(|url| url.scheme.is_secure());
-        let secured = secured("url", section, is_secure, all)?;
+        let secured = secured("url", section, is_secure, all);
+        let credentials = credentials(section, is_secure);
         let url = url?;
-        let https = secured.map(|secured| secured.of(&url.host));
-        Some((url, https))
+        let https = secured?.map(|secured| secured.of(&url.host));
+        Some(Source::Http { url, https, credentials: credentials? })
     })
+}
+
+/// The keys that Prometheus has for it, as far as they name files.
+fn credentials(section: &mut Section<'_, '_>, is_secure: bool) -> Option<Option<Credentials>> {
+    let bearer = section.key("authorization", |value| value.section(bearer)).optional();
+    let basic = section.key("basic_auth", |value| value.section(basic)).optional();
+    let (key, given) = match (bearer?, basic?) {
+        (Some(_), Some(_)) => {
+            return section.wrong("basic_auth", "there is authorization, too", "remove one of the two");
+        }
+        (Some(bearer), None) => ("authorization", bearer),
+        (None, Some(basic)) => ("basic_auth", basic),
+        (None, None) => return Some(None),
+    };
+    if !is_secure {
+        section.warn(key, "it is sent for everybody on the way to read", "ask over https");
+    }
+    Some(Some(given))
+}
+
+fn bearer(section: &mut Section<'_, '_>) -> Option<Credentials> {
+    let scheme = section.key("type", |value| value.one_of(&[("Bearer", ())])).or(());
+    let file = section.required("credentials_file", path);
+    scheme?;
+    Some(Credentials::Bearer { file: file? })
+}
+
+fn basic(section: &mut Section<'_, '_>) -> Option<Credentials> {
+    let username = section.required("username", user);
+    let password_file = section.required("password_file", path);
+    Some(Credentials::Basic { username: username?, password_file: password_file? })
+}
+
+/// A name before a password: RFC 7617 forbids colons and control characters in it.
+fn user(value: Value<'_, '_>) -> Option<String> {
+    let text = value.text("a name")?;
+    match text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
+        true => value.wrong(format!("{} is not a name", quoted(text)), "write one without colons"),
+        false => Some(text.to_owned()),
+    }
 }
 
 /// A name, or that and what to ask for.

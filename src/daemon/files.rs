@@ -15,6 +15,20 @@ use crate::tls::Connector;
 /// How often the files are read again. Chosen: what renews a certificate does so days before its end.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// What a configuration is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Contents {
+    configuration: String,
+    keys: u64,
+}
+
+impl Contents {
+    /// Of what is in force.
+    pub(super) fn of(settings: &Settings) -> Self {
+        Self { configuration: settings.hash.clone(), keys: settings.keys.generation }
+    }
+}
+
 impl Daemon {
     /// Serves the HTTP port as the settings say; open connections stay as they are.
     pub(super) fn serve(&self) {
@@ -43,14 +57,15 @@ impl Daemon {
         self.exporter.process.set_tls_files(self.settings.has_latest_files());
     }
 
-    /// Reads the configuration again if its file has another content than when it was looked at last. One that cannot be read
-    /// for a moment is being replaced.
+    /// Reads the configuration again if its file or a key file has another content than when they were looked at last. One
+    /// that cannot be read for a moment is being replaced.
     fn look_at_configuration(&mut self) {
         let Source::File { path, is_watched: true, .. } = &self.source else { return };
-        let Ok(text) = fs::read(path) else { return };
-        let hash = Settings::hash_of(&text);
-        if std::mem::replace(&mut self.seen, hash.clone()) != hash && hash != self.settings.hash {
-            info!(file = %path.display(), "the configuration has changed: reading it again");
+        let (Ok(text), Some(keys)) = (fs::read(path), self.settings.generation_of_files()) else { return };
+        let found = Contents { configuration: Settings::hash_of(&text), keys };
+        let in_force = Contents::of(&self.settings);
+        if std::mem::replace(&mut self.seen, found.clone()) != found && found != in_force {
+            info!(file = %path.display(), "the configuration or a key has changed: reading them again");
             // What came of it is logged and exported.
             let _ = self.reload();
         }

@@ -32,6 +32,7 @@ use crate::discovery::{Finding, Introduced, Introductions, Scout, Stranger};
 use crate::fleet::{Addresses, Exported, Fleet, Loops, Scene};
 use crate::http::auth::Verifier;
 use crate::http::routes::{Reload, Site};
+use crate::http::scrape::Packers;
 use crate::http::server::{self, Counters, Limits};
 use crate::identity::{Identity, Ports};
 use crate::journal::Journal;
@@ -67,8 +68,8 @@ pub enum Source {
 pub struct Daemon {
     source: Source,
     settings: Settings,
-    /// The hash of the file that was looked at last.
-    seen: String,
+    /// What was there when it was looked at last.
+    seen: files::Contents,
     boot_id: u64,
     ports: Ports,
     fleet: Fleet,
@@ -217,6 +218,7 @@ impl Daemon {
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
             reloads: reload_sender,
             front: Arc::clone(&front),
+            packers: Packers::default(),
         });
         let (http_stop, stopped) = watch::channel(false);
         let handler = {
@@ -228,7 +230,7 @@ impl Daemon {
         let http = tokio::spawn(async { tokio::join!(http, answering) });
         Ok(Self {
             source,
-            seen: settings.hash.clone(),
+            seen: files::Contents::of(&settings),
             boot_id,
             ports,
             fleet: Fleet::new(boot_id),

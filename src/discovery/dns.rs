@@ -26,34 +26,53 @@ pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Resu
     // When to ask again is decided here.
     builder.options_mut().cache_size = 0;
     let resolver = builder.build().map_err(|error| why(&error))?;
-    let types: &[RecordType] = match records {
-        Records::A => &[RecordType::A],
-        Records::Aaaa => &[RecordType::AAAA],
-        Records::Both => &[RecordType::A, RecordType::AAAA],
-        Records::Srv => &[RecordType::SRV],
-    };
-    let mut found = BTreeSet::new();
-    let mut again = refresh;
     let looking = async {
-        for record_type in types {
-            match resolver.lookup(name, *record_type).await {
-                Ok(lookup) => {
-                    again = again.min(lookup.valid_until().saturating_duration_since(Instant::now()));
-                    found.extend(members(&lookup));
-                }
-                // One family of two may be empty, but not both: a service has at least us, and a name that is gone is a mistake.
-                Err(error) if error.is_no_records_found() && records == Records::Both => {}
-                Err(error) => return Err(error),
-            }
+        match records {
+            Records::A => Ok(vec![resolver.lookup(name, RecordType::A).await?]),
+            Records::Aaaa => Ok(vec![resolver.lookup(name, RecordType::AAAA).await?]),
+            Records::Srv => Ok(vec![resolver.lookup(name, RecordType::SRV).await?]),
+            Records::Both => both(&resolver, name).await,
         }
-        Ok::<(), NetError>(())
     };
-    match tokio::time::timeout(DEADLINE, looking).await {
-        Ok(Ok(())) if found.is_empty() => Err(why(&"there are no such records")),
-        Ok(Ok(())) => Ok(Answer { members: found.into_iter().collect(), again: again.max(TTL_MIN) }),
-        Ok(Err(error)) => Err(why(&error)),
-        Err(_) => Err(why(&format_args!("no answer within {} s", DEADLINE.as_secs()))),
+    let lookups = match tokio::time::timeout(DEADLINE, looking).await {
+        Ok(looked) => looked.map_err(|error: NetError| why(&error))?,
+        Err(_) => return Err(why(&format_args!("no answer within {} s", DEADLINE.as_secs()))),
+    };
+    let found: BTreeSet<Member> = lookups.iter().flat_map(members).collect();
+    if found.is_empty() {
+        return Err(why(&"there are no such records"));
     }
+    let lives = lookups.iter().map(|lookup| lookup.valid_until().saturating_duration_since(Instant::now()));
+    let again = lives.fold(refresh, Duration::min).max(TTL_MIN);
+    Ok(Answer { members: found.into_iter().collect(), again })
+}
+
+/// Addresses of both families. One may have none, but not both: a service has at least us, and a name that is gone is a mistake.
+///
+/// A name without records of one family is looked for in every search domain, and then by itself, by a server that may
+/// refuse it. So where one family has been found, the other is asked for there and nowhere else.
+async fn both(resolver: &TokioResolver, name: &str) -> Result<Vec<Lookup>, NetError> {
+    let place = |found: &Lookup| found.query().name().to_string();
+    let v4 = resolver.lookup(name, RecordType::A).await;
+    let v6 = match &v4 {
+        Ok(v4) => resolver.lookup(place(v4), RecordType::AAAA).await,
+        Err(_) => resolver.lookup(name, RecordType::AAAA).await,
+    };
+    let v4 = match (v4, &v6) {
+        (Err(error), Ok(v6)) if !error.is_no_records_found() => {
+            resolver.lookup(place(v6), RecordType::A).await
+        }
+        (v4, _) => v4,
+    };
+    let mut found = Vec::new();
+    for lookup in [v4, v6] {
+        match lookup {
+            Ok(lookup) => found.push(lookup),
+            Err(error) if error.is_no_records_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 fn members(lookup: &Lookup) -> impl Iterator<Item = Member> {

@@ -1,9 +1,17 @@
 //! Lists from a server, as Prometheus' `http_sd` has them.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use hyper::header::HeaderValue;
+
 use super::Answer;
+use crate::config::discovery::Credentials;
 use crate::config::{Url, inventory};
 use crate::http::client::{Client, Secure};
 use crate::resolver;
@@ -14,10 +22,30 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes of a list. Chosen: as many as of a configuration.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
+/// Bytes of a token or a password. Chosen: tokens with many claims have 4 KiB.
+const SECRET_BYTES_MAX: u64 = 16 << 10;
+
 /// What the server knows; its addresses are tried one after the other until one answers.
-pub(super) async fn ask(url: &Url, secure: Option<Secure>, refresh: Duration) -> Result<Answer, String> {
-    let client =
-        Client { deadline: DEADLINE, answer_bytes_max: ANSWER_BYTES_MAX, secure, ..Client::default() };
+pub(super) async fn ask(
+    url: &Url,
+    secure: Option<Secure>,
+    credentials: Option<Credentials>,
+    refresh: Duration,
+) -> Result<Answer, String> {
+    let authorization = match credentials {
+        Some(credentials) => {
+            let read = tokio::task::spawn_blocking(move || authorization(&credentials)).await;
+            Some(read.map_err(|_| "reading was interrupted".to_owned())??)
+        }
+        None => None,
+    };
+    let client = Client {
+        deadline: DEADLINE,
+        answer_bytes_max: ANSWER_BYTES_MAX,
+        authorization,
+        secure,
+        ..Client::default()
+    };
     let mut why = format!("{} has no address", url.host);
     for address in resolver::once(&url.host).await? {
         match client.get(SocketAddr::new(address, url.port), &url.authority(), &url.path).await {
@@ -34,4 +62,34 @@ pub(super) async fn ask(url: &Url, secure: Option<Secure>, refresh: Duration) ->
         }
     }
     Err(why)
+}
+
+/// The header for it, from files as they are.
+fn authorization(credentials: &Credentials) -> Result<HeaderValue, String> {
+    let (text, path) = match credentials {
+        Credentials::Bearer { file } => (format!("Bearer {}", secret(file)?), file),
+        Credentials::Basic { username, password_file } => {
+            let pair = format!("{username}:{}", secret(password_file)?);
+            (format!("Basic {}", BASE64_STANDARD.encode(pair)), password_file)
+        }
+    };
+    let mut header = HeaderValue::from_str(&text)
+        .map_err(|_| format!("{}: has characters that no header may have", path.display()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// What a file says, without the space around it.
+fn secret(path: &Path) -> Result<String, String> {
+    let at = |what: String| format!("{}: {what}", path.display());
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| at(error.to_string()))?;
+    file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| at(error.to_string()))?;
+    match text.trim() {
+        "" => Err(at("is empty".to_owned())),
+        _ if text.len() as u64 > SECRET_BYTES_MAX => {
+            Err(at(format!("is no secret: more than {SECRET_BYTES_MAX} bytes")))
+        }
+        text => Ok(text.to_owned()),
+    }
 }

@@ -86,7 +86,9 @@ async fn run(Errand { provider, secure }: Errand, found: mpsc::Sender<Finding>) 
     loop {
         let answer = match &source {
             Source::Files(patterns) => files::read(patterns.clone(), refresh).await,
-            Source::Http { url, .. } => http::ask(url, secure.clone(), refresh).await,
+            Source::Http { url, credentials, .. } => {
+                http::ask(url, secure.clone(), credentials.clone(), refresh).await
+            }
             Source::Dns { name, records } => dns::ask(name, *records, refresh).await,
         };
         let (members, again) = match answer {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, http};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpSocket, TcpStream};
@@ -27,6 +27,8 @@ pub struct Client {
     pub answer_bytes_max: usize,
     /// Proves requests with the mesh key; `None`: they are sent without a proof.
     pub signer: Option<Signer>,
+    /// The `Authorization` header, for servers that are no agents; `None`: none.
+    pub authorization: Option<HeaderValue>,
     /// The address to ask from; `None`: the kernel's choice.
     pub source: Option<IpAddr>,
     /// Asks with TLS; `None`: plain.
@@ -49,6 +51,7 @@ impl Default for Client {
             deadline: Duration::from_secs(3),
             answer_bytes_max: 64 * 1024,
             signer: None,
+            authorization: None,
             source: None,
             secure: None,
         }
@@ -163,6 +166,9 @@ impl Client {
             .header(CONNECTION, HeaderValue::from_static("close"))
             .body(body)
             .map_err(invalid)?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
         if let Some(signer) = &self.signer {
             signer
                 .sign(&mut request, SystemTime::now())
@@ -406,7 +412,7 @@ mod tests {
         let sent = String::from_utf8(server.await.unwrap()).unwrap();
         let proof = sent.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap();
         let request = Request::post("/-/reload?wait=1")
-            .header(hyper::header::AUTHORIZATION, proof)
+            .header(AUTHORIZATION, proof)
             .body(Bytes::from_static(b"hello"))
             .unwrap();
         assert_eq!(Verifier::new(&mesh).verify(&request, SystemTime::now()), Ok(()));

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use serde_json::json;
@@ -107,19 +107,31 @@ fn files_are_followed_without_disturbing_who_stays_and_a_broken_one_changes_noth
     assert_nothing_missed(&answered(&agent, &["c", "d"]));
 }
 
-/// Answers every request with what is there at the moment, or not at all.
-fn inventory() -> (String, Arc<Mutex<(u16, String)>>) {
+/// A server that answers every request with what is there at the moment.
+struct Inventory {
+    url: String,
+    answer: Arc<Mutex<(u16, String)>>,
+    /// The `Authorization` header of each request.
+    told: mpsc::Receiver<Option<String>>,
+}
+
+fn inventory() -> Inventory {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/agents", listener.local_addr().unwrap());
     let answer = Arc::new(Mutex::new((200, "[]".to_owned())));
     let shared = Arc::clone(&answer);
+    let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             // One read is enough for the short request of one client.
             let mut request = [0; 4096];
             let length = stream.read(&mut request).unwrap();
-            assert!(request[..length].starts_with(b"GET /agents HTTP/1.1\r\n"));
+            let request = str::from_utf8(&request[..length]).unwrap();
+            assert!(request.starts_with("GET /agents HTTP/1.1\r\n"), "{request}");
+            let header = request.lines().find_map(|line| line.strip_prefix("authorization: "));
+            // Most tests do not listen.
+            let _ = tell.send(header.map(str::to_owned));
             let (status, body) = shared.lock().unwrap().clone();
             let length = body.len();
             let _ = write!(
@@ -128,13 +140,13 @@ fn inventory() -> (String, Arc<Mutex<(u16, String)>>) {
             );
         }
     });
-    (url, answer)
+    Inventory { url, answer, told }
 }
 
 #[test]
 fn a_server_is_asked_and_one_that_fails_keeps_its_last_members() {
     let [a, b, c] = [(); 3].map(|()| Host::claim());
-    let (url, answer) = inventory();
+    let Inventory { url, answer, told } = inventory();
     *answer.lock().unwrap() = (200, list(&[("b", &b)]));
     let _others = [answering(&b, "b"), answering(&c, "c")];
     let agent = finding(&a, &format!("peers: [{{http: '{url}', refresh: 1s}}]"));
@@ -151,6 +163,43 @@ fn a_server_is_asked_and_one_that_fails_keeps_its_last_members() {
     let page = answered(&agent, &["b", "c"]);
     assert!(page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]) > 1e9, "{page}");
     assert_nothing_missed(&page);
+    assert!(told.try_iter().all(|header| header.is_none()));
+}
+
+#[test]
+fn a_server_that_wants_to_know_who_asks_is_told_by_files_that_may_change() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let Inventory { url, answer, told } = inventory();
+    *answer.lock().unwrap() = (200, list(&[("b", &b)]));
+    let _b = answering(&b, "b");
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("secret");
+    fs::write(&file, "first\n").unwrap();
+    let who = [
+        (format!("authorization: {{credentials_file: {}}}", file.display()), "Bearer first", "Bearer second"),
+        (
+            format!("basic_auth: {{username: us, password_file: {}}}", file.display()),
+            // As base64 encodes us:first and us:second.
+            "Basic dXM6Zmlyc3Q=",
+            "Basic dXM6c2Vjb25k",
+        ),
+    ];
+    for (credentials, first, second) in who {
+        fs::write(&file, "first\n").unwrap();
+        let agent = finding(&a, &format!("peers: [{{http: {{url: '{url}', {credentials}}}, refresh: 1s}}]"));
+        answered(&agent, &["b"]);
+        assert!(agent.log().contains("on the way to read"), "{}", agent.log());
+        let said = || eventually("it is asked", || told.try_recv().ok());
+        assert_eq!(said().as_deref(), Some(first));
+        fs::write(&file, "").unwrap();
+        let page = agent.page_when("a failure", |page| page.count(FAILURES, &[]) > 0);
+        assert_eq!(page.count(MEMBERS, &[]), 1, "{page}");
+        assert!(agent.log().contains("secret: is empty"), "{}", agent.log());
+        fs::write(&file, "second").unwrap();
+        eventually("the new secret is shown", || (said().as_deref() == Some(second)).then_some(()));
+        drop(agent);
+        for _ in told.try_iter() {}
+    }
 }
 
 #[test]
@@ -199,9 +248,11 @@ fn an_agent_that_is_listed_under_another_name_notices_that_it_is_itself() {
 }
 
 #[test]
-fn a_configuration_that_is_watched_is_in_force_when_it_has_changed() {
-    let a = Host::claim();
-    let mut config = a.config("a", "");
+fn a_configuration_that_is_watched_is_in_force_when_it_or_a_key_has_changed() {
+    let (a, folder) = (Host::claim(), TempDir::new().unwrap());
+    let key = folder.path().join("mesh.key");
+    fs::write(&key, "the key of this year").unwrap();
+    let mut config = a.config("a", &format!("key_file: {}\n", key.display()));
     let agent = Agent::start_with(&a, &config, &[("PATHMETER_WATCH", "true")]);
     config.push_str("targets: [{name: gw, address: 127.0.0.1}]\nprobes: [{name: gw, targets: all}]\n");
     agent.rewrite(&config);
@@ -210,6 +261,17 @@ fn a_configuration_that_is_watched_is_in_force_when_it_has_changed() {
     agent.rewrite("probes: [");
     agent.page_when("a refusal", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 0);
     assert_eq!(agent.page().count(TARGETS, &[r#"probe="gw""#]), 1);
+    agent.rewrite(&config);
+    agent.page_when("it is right again", |page| {
+        page.count("pathmeter_config_last_reload_successful", &[]) == 1
+    });
+
+    let reloaded = |page: &Page| page.seconds("pathmeter_config_last_reload_success_timestamp_seconds", &[]);
+    let before = reloaded(&agent.page());
+    fs::write(&key, "too short").unwrap();
+    agent.page_when("a refusal", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 0);
+    fs::write(&key, "the key of next year").unwrap();
+    agent.page_when("the new key", |page| reloaded(page) > before);
 }
 
 #[test]

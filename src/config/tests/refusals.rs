@@ -542,3 +542,59 @@ probes: [hunter2: {hunter2: hunter2]
     let (valid_yaml, _) = text.split_once("probes").unwrap();
     assert!(!refused(valid_yaml).to_string().contains("hunter2"));
 }
+
+#[test]
+fn what_finds_hosts_is_checked_like_hosts() {
+    check(&[
+        (
+            "peers: [{files: [/etc/a.yaml], dns: b}]",
+            &["line 1, column 37: peers[0].dns: there is files, too; make each an entry of its own"],
+        ),
+        (
+            "peers: [{files: /a/*/b.yaml}]",
+            &[
+                "line 1, column 17: peers[0].files: `/a/*/b.yaml` has another `*`; one `*` is allowed, in the last part of the path",
+            ],
+        ),
+        (
+            "peers: [{files: a.txt}]",
+            &[
+                "line 1, column 17: peers[0].files: `a.txt` is not the path of such a file; it must end in .json, .yml or .yaml",
+            ],
+        ),
+        (
+            "targets: [{dns: a.example.net}]",
+            &[
+                "line 1, column 17: targets[0].dns: addresses of hosts without an agent have no names; write {name: …, type: srv}, or name them in a file",
+            ],
+        ),
+        (
+            "targets: [{kubernetes: {service: a}}]",
+            &["line 1, column 24: targets[0].kubernetes: its pods are agents; write it under peers"],
+        ),
+        (
+            "peers: [{dns: a}, {dns: a}]",
+            &["line 1, column 25: peers[1].dns: dns:a is asked already; remove one of the two"],
+        ),
+        (
+            "probes: [{name: p, peers: {select: ring}}]",
+            &["line 1, column 27: probes[0].peers.k: missing; it has no default"],
+        ),
+        (
+            "peers: [{http: {url: 'http://a/b', authorization: {credentials_file: /t}, basic_auth: {username: u, password_file: /p}}}]",
+            &[
+                "line 1, column 87: peers[0].http.basic_auth: there is authorization, too; remove one of the two",
+            ],
+        ),
+        (
+            "peers: [{http: {url: 'http://a/b', authorization: {type: Digest}, basic_auth: {username: 'u:', password: x}}}]",
+            &[
+                "line 1, column 51: peers[0].http.authorization.credentials_file: missing; it has no default",
+                "line 1, column 58: peers[0].http.authorization.type: `Digest` is not supported; allowed: Bearer",
+                "line 1, column 79: peers[0].http.basic_auth.password_file: missing; it has no default",
+                "line 1, column 90: peers[0].http.basic_auth.username: `u:` is not a name; write one without colons",
+                "line 1, column 96: peers[0].http.basic_auth.password: unknown key; allowed: username, password_file",
+            ],
+        ),
+    ]);
+}

@@ -1,6 +1,7 @@
 //! Agents that find each other in the DNS.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
@@ -52,9 +53,14 @@ impl NameServer {
 
     /// The addresses of `agents.lab.test`, and names of these hosts.
     fn list(&self, net: &Net, members: &[&str]) {
+        self.list_by(&[Net::v4, Net::v6], net, members);
+    }
+
+    /// The same with addresses of some families.
+    fn list_by(&self, families: &[fn(&Net, &str) -> IpAddr], net: &Net, members: &[&str]) {
         let mut lines = String::new();
         for member in members {
-            for address in [net.v4(member), net.v6(member)] {
+            for address in families.iter().map(|family| family(net, member)) {
                 lines.push_str(&format!("{address} agents.lab.test\n{address} {member}.lab.test\n"));
             }
         }
@@ -125,6 +131,24 @@ pub(crate) fn dns() {
     assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
     for name in ["lost_total", "late_total", "send_errors_total"] {
         assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
+    }
+}
+
+/// A service of one family: for the other the search goes on to a server that refuses.
+pub(crate) fn one_family() {
+    let net = Plan::mesh(3).build(8);
+    let server = NameServer::start(&net, "c");
+    for family in [Net::v4, Net::v6] {
+        server.list_by(&[family], &net, &["a", "b"]);
+        let service = || json!({"kubernetes": {"service": "agents"}, "refresh": "1s"});
+        let a = server.agent(&net, "a", service());
+        let _b = server.agent(&net, "b", service());
+        let page = a.page_when("b has told its name", |page| page.has(OK, &["peer=\"b\""]));
+        assert_eq!(page.count(MEMBERS, &[]), 2, "{page}");
+        // Before the server had read its list it may have failed.
+        let asked = |page: &Page| page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]);
+        let later = a.page_when("it is asked again", |later| asked(later) > asked(&page) + 2.0);
+        assert_eq!(later.count(FAILURES, &[]), page.count(FAILURES, &[]), "{later}");
     }
 }
 
