@@ -10,5 +10,5 @@ pub mod basic;
 pub mod client;
 pub mod front;
 pub mod routes;
-mod scrape;
+pub mod scrape;
 pub mod server;

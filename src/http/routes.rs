@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::auth::{Refusal, Verifier};
 use super::basic::{self, is_basic};
 use super::front::Front;
-use super::scrape::Wish;
+use super::scrape::{Packers, Wish};
 use super::server::{Body, Counters};
 use crate::identity::{CAPABILITIES, Identity, Ports, You};
 use crate::journal::{Entry, Journal};
@@ -44,6 +44,8 @@ pub struct Site {
     pub reloads: mpsc::Sender<Reload>,
     /// How the port is served.
     pub front: Arc<ArcSwap<Front>>,
+    /// What packs pages for scrapers.
+    pub packers: Packers,
 }
 
 /// A request to read the configuration again; answered with what came of it.
@@ -143,7 +145,7 @@ impl Site {
                 certificate_expiry: acceptor.certificate_expiry(),
             }),
         };
-        wish.answer(self.exporter.page(&http, wish.format))
+        wish.answer(self.exporter.page(&http, wish.format), &self.packers)
     }
 
     fn agent(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {

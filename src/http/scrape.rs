@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use http_body_util::BodyExt as _;
 use hyper::Response;
 use hyper::body::Frame;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::server::Body;
 use crate::metrics::{Format, Page};
@@ -41,9 +43,10 @@ impl Wish {
         Self { format, is_packed: gzip.is_some_and(|gzip| gzip > 0) }
     }
 
-    /// The answer.
-    pub(super) fn answer(self, page: Page) -> Response<Body> {
-        let packer = self.is_packed.then(|| GzEncoder::new(Vec::new(), LEVEL));
+    /// The answer, packed if that is wished and one of the `packers` is free.
+    pub(super) fn answer(self, page: Page, packers: &Packers) -> Response<Body> {
+        let packer = if self.is_packed { packers.take() } else { None };
+        let is_packed = packer.is_some();
         let mut response = Response::new(Scrape { page, packer, is_over: false }.boxed_unsync());
         let headers = response.headers_mut();
         let kind = match self.format {
@@ -52,11 +55,38 @@ impl Wish {
         };
         headers.insert(CONTENT_TYPE, kind);
         headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
-        if self.is_packed {
+        if is_packed {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
         response
     }
+}
+
+/// What packs pages. Each takes 0.3 MiB until its page is over, so there are few.
+#[derive(Debug, Clone)]
+pub struct Packers(Arc<Semaphore>);
+
+/// Pages that are packed at once; further ones come as they are. Chosen: 10 MiB, and more scrapers than anybody has.
+const PACKED_AT_ONCE: usize = 32;
+
+impl Default for Packers {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(PACKED_AT_ONCE)))
+    }
+}
+
+impl Packers {
+    /// One that is free.
+    fn take(&self) -> Option<Packer> {
+        let place = Arc::clone(&self.0).try_acquire_owned().ok()?;
+        Some(Packer { encoder: GzEncoder::new(Vec::new(), LEVEL), _place: place })
+    }
+}
+
+/// Packs one page.
+struct Packer {
+    encoder: GzEncoder<Vec<u8>>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// The fastest: a page repeats itself so much that the best level saves little more.
@@ -112,7 +142,7 @@ fn thousandths(text: &str) -> Option<u32> {
 /// A page that is made as the client takes it: nothing is made ahead.
 struct Scrape {
     page: Page,
-    packer: Option<GzEncoder<Vec<u8>>>,
+    packer: Option<Packer>,
     is_over: bool,
 }
 
@@ -120,7 +150,7 @@ impl Scrape {
     /// The next piece, empty at the end.
     fn next(&mut self) -> Vec<u8> {
         let mut piece = Vec::with_capacity(Page::PIECE + Page::PIECE / 4);
-        let Some(packer) = &mut self.packer else {
+        let Some(Packer { encoder: packer, .. }) = &mut self.packer else {
             self.page.next(&mut piece);
             return piece;
         };
@@ -213,5 +243,14 @@ mod tests {
         ] {
             assert_eq!(wish("", encoding).1, is_packed, "{encoding}");
         }
+    }
+
+    #[test]
+    fn with_no_packer_free_a_page_comes_as_it_is() {
+        let packers = Packers::default();
+        let mut busy: Vec<Packer> = (0..PACKED_AT_ONCE).map(|_| packers.take().unwrap()).collect();
+        assert!(packers.take().is_none());
+        drop(busy.pop());
+        assert!(packers.take().is_some());
     }
 }

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::http::routes::Site;
+use pathmeter::http::scrape::Packers;
 use pathmeter::http::server::Counters;
 use pathmeter::metrics::{Exporter, Responders};
 use pathmeter::websocket::Responder;
@@ -278,6 +279,7 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: sender,
         front: Arc::default(),
+        packers: Packers::default(),
     });
     let plain = || Request::post("/-/reload").body(Bytes::new()).unwrap();
     let signed = |keys: &Keys| {

@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::http::routes::Site;
+use pathmeter::http::scrape::Packers;
 use pathmeter::metrics::{Exporter, Responders};
 use pathmeter::status::Status;
 use pathmeter::websocket::Responder;
@@ -255,6 +256,7 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
         status: ArcSwap::from_pointee(status),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: mpsc::channel(1).0,
+        packers: Packers::default(),
     });
     let plain = || {
         let request = Request::get("/ws").header("host", "fra-1").header("upgrade", "websocket");
