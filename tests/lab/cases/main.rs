@@ -147,14 +147,18 @@ fn fleets() -> Vec<Trial> {
     let is_long = !is_set(LONG);
     vec![
         trial("hastened", watched::haste::times),
-        trial("watched", watched::fast),
-        trial("watched_for_an_hour", watched::live).with_ignored_flag(is_long),
+        played("watched", watched::fast),
+        played("watched_for_an_hour", watched::live).with_ignored_flag(is_long),
     ]
 }
 
 /// Agents that find each other in the DNS.
 fn names() -> Vec<Trial> {
-    vec![trial("names_in_the_dns", discovery::dns), trial("services_in_the_dns", discovery::services)]
+    vec![
+        trial("names_in_the_dns", discovery::dns),
+        trial("services_in_the_dns", discovery::services),
+        trial("one_family_in_the_dns", discovery::one_family),
+    ]
 }
 
 /// What the lab promises of itself, and what takes a second host and no bad link.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::prometheus::Sample;
+use super::prometheus::{Sample, Server};
 
 /// Everything that is expected while there is trouble.
 #[derive(Debug, Deserialize)]
@@ -18,6 +18,8 @@ pub(super) struct Expected {
     /// By dashboard, panel and the letter of the query.
     pub(super) dashboards: BTreeMap<String, BTreeMap<String, BTreeMap<String, Values>>>,
     pub(super) alerts: Alerts,
+    /// What is sent on to others, and what others ask for: by query.
+    pub(super) behind: BTreeMap<Server, BTreeMap<String, Values>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -99,37 +101,38 @@ impl Range {
 
     fn has(self, value: f64, times: u32) -> bool {
         let factor = if self.is_rate { f64::from(times) } else { 1.0 };
-        (self.from * factor..=self.to * factor).contains(&value)
+        // Sums of floats are not exact.
+        let slack = value.abs() * 1e-9;
+        (self.from * factor - slack..=self.to * factor + slack).contains(&value)
     }
 }
 
 impl<'de> Deserialize<'de> for Values {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        let read = |value: &serde_yaml::Value| match value {
-            serde_yaml::Value::String(text) => range(text),
-            serde_yaml::Value::Number(number) => number.as_f64().map(Range::exactly),
-            _ => None,
-        };
         let value = serde_yaml::Value::deserialize(input)?;
         let wrong = || D::Error::custom(format!("{value:?} is no number, no from..to and not `nothing`"));
-        match &value {
-            serde_yaml::Value::String(text) if text == "nothing" => Ok(Self::Nothing),
-            serde_yaml::Value::Mapping(entries) => {
-                let entry = |(name, value): (&serde_yaml::Value, &serde_yaml::Value)| {
-                    let name = match name {
-                        serde_yaml::Value::Number(number) => number.to_string(),
-                        name => name.as_str()?.to_owned(),
-                    };
-                    Some((name, read(value)?))
-                };
-                entries.iter().map(entry).collect::<Option<_>>().map(Self::Each).ok_or_else(wrong)
-            }
-            value => read(value).map(Self::All).ok_or_else(wrong),
+        if value.as_str() == Some("nothing") {
+            return Ok(Self::Nothing);
         }
+        let Some(entries) = value.as_mapping() else {
+            return range(&value).map(Self::All).ok_or_else(wrong);
+        };
+        let entry = |(name, value)| Some((text(name)?, range(value)?));
+        entries.iter().map(entry).collect::<Option<_>>().map(Self::Each).ok_or_else(wrong)
     }
 }
 
-fn range(text: &str) -> Option<Range> {
+/// A key, which may look like a number.
+fn text(key: &serde_yaml::Value) -> Option<String> {
+    let number = || key.as_f64().map(|number| number.to_string());
+    key.as_str().map(str::to_owned).or_else(number)
+}
+
+fn range(value: &serde_yaml::Value) -> Option<Range> {
+    if let Some(exact) = value.as_f64() {
+        return Some(Range::exactly(exact));
+    }
+    let text = value.as_str()?;
     let (bounds, is_rate) = text.strip_suffix("/s").map_or((text, false), |bounds| (bounds, true));
     let (from, to) = bounds.split_once("..")?;
     let to = if to.is_empty() { f64::INFINITY } else { to.parse().ok()? };

@@ -15,7 +15,7 @@ pub(super) fn hastened(text: &str, times: u32) -> String {
     let mut rest = text;
     let mut before = ' ';
     while let Some(first) = rest.chars().next() {
-        let is_inside = before.is_ascii_alphanumeric() || "_:.-".contains(before);
+        let is_inside = before.is_ascii_alphanumeric() || "_:.*-".contains(before);
         let (taken, replaced) = match () {
             () if is_inside || !first.is_ascii_digit() => (first.len_utf8(), None),
             () => number(rest, times),
@@ -77,6 +77,7 @@ pub(crate) fn times() {
         ("300 * a:rate5m >= 270", "20 * a:rate5m >= 270"),
         ("a:p99_15m > 14 * 86400", "a:p99_15m > 14 * 86400"),
         ("a / 300", "a / 300"),
+        ("regex: a:.*5m|up", "regex: a:.*5m|up"),
         ("interval: 30s # 30 s, for 1.5m", "interval: 2000ms # 30 s, for 1.5m"),
     ] {
         assert_eq!(hastened(text, 15), shorter);

@@ -7,16 +7,32 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use pathmeter_lab::{Namespace, Program, get};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::haste::hastened;
 
-/// Both on one node, where each finds the other as configured.
+/// All on one node, where each finds the others as configured.
 pub(super) struct Prometheus<'a> {
     node: &'a Namespace,
-    prometheus: Program,
-    alertmanager: Program,
+    programs: Vec<Program>,
 }
+
+/// Whom to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Server {
+    /// The one that asks the agents.
+    First = 9_090,
+    /// Where it sends what it would send to Mimir.
+    Mimir = 9_091,
+    /// Where it sends what it would send to Thanos or VictoriaMetrics.
+    Thanos = 9_092,
+    /// One above it, which asks it.
+    Federation = 9_094,
+}
+
+const ALERTMANAGER: u16 = 9_093;
 
 /// A series of an answer, without its name.
 #[derive(Debug, Clone)]
@@ -25,50 +41,71 @@ pub(super) struct Sample {
     pub(super) value: f64,
 }
 
+/// An alert at the Alertmanager.
+#[derive(Debug)]
+pub(super) struct Notified {
+    pub(super) labels: BTreeMap<String, String>,
+    /// Another one makes it superfluous, and nobody is told.
+    pub(super) is_inhibited: bool,
+}
+
 impl<'a> Prometheus<'a> {
-    /// Starts both. `folder` has the list of agents, and `ca.pem` of whoever signed their certificates.
+    /// Starts all. `folder` has the list of agents, and `ca.pem` of whoever signed their certificates.
     pub(super) fn start(node: &'a Namespace, folder: &Path, times: u32) -> Self {
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
-        let read = |path: &Path| {
-            let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            hastened(&text, times)
-        };
         let rules = folder.join("rules");
         fs::create_dir(&rules).unwrap();
-        for entry in fs::read_dir(shipped.join("rules")).unwrap() {
-            let path = entry.unwrap().path();
-            if path.to_string_lossy().ends_with(".rules.yaml") {
-                fs::write(rules.join(path.file_name().unwrap()), read(&path)).unwrap();
+        for entry in fs::read_dir(Path::new(SHIPPED).join("rules")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".rules.yaml") {
+                fs::write(rules.join(&name), shipped(&format!("rules/{name}"), times)).unwrap();
             }
         }
-        let mut config: serde_yaml::Value =
-            serde_yaml::from_str(&read(&shipped.join("prometheus.yml"))).unwrap();
-        let scrape = &mut config["scrape_configs"][0];
+        let read = |name| serde_yaml::from_str::<serde_yaml::Value>(&shipped(name, times)).unwrap();
+        let mut first = read("prometheus.yml");
+        let scrape = &mut first["scrape_configs"][0];
         scrape["scheme"] = "https".into();
         scrape["tls_config"] = serde_yaml::from_str("{ca_file: ca.pem}").unwrap();
-        let file = folder.join("prometheus.yml");
-        fs::write(&file, serde_yaml::to_string(&config).unwrap()).unwrap();
-        let mut command = node.command("prometheus");
-        command
-            .arg(format!("--config.file={}", file.display()))
-            .arg(format!("--storage.tsdb.path={}", folder.join("series").display()))
-            .args(["--web.listen-address=127.0.0.1:9090", "--log.level=warn"]);
-        let prometheus = Program::start(&mut command, &folder.join("prometheus.log"));
-        let file = folder.join("alertmanager.yml");
-        fs::write(&file, read(&shipped.join("alertmanager.yml"))).unwrap();
-        let mut command = node.command("prometheus-alertmanager");
-        command
-            .arg(format!("--config.file={}", file.display()))
-            .arg(format!("--storage.path={}", folder.join("silences").display()))
-            .args(["--web.listen-address=127.0.0.1:9093", "--cluster.listen-address=", "--log.level=warn"]);
-        let alertmanager = Program::start(&mut command, &folder.join("alertmanager.log"));
-        Self { node, prometheus, alertmanager }
+        let mut sent = read("remote_write.example.yaml");
+        let receivers = [Server::Mimir, Server::Thanos];
+        for (index, receiver) in receivers.into_iter().enumerate() {
+            let url = format!("http://127.0.0.1:{}/api/v1/write", receiver as u16);
+            sent["remote_write"][index]["url"] = url.into();
+        }
+        let sent = sent["remote_write"].as_sequence().unwrap();
+        first["remote_write"] = sent[..receivers.len()].to_vec().into();
+        let mut above = read("federation.example.yaml");
+        above["global"] = first["global"].clone();
+        above["rule_files"] = vec!["rules/echo_peers.rules.yaml"].into();
+        let asked = &mut above["scrape_configs"][0]["static_configs"][0]["targets"];
+        *asked = vec![format!("127.0.0.1:{}", Server::First as u16)].into();
+        let nothing = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
+
+        let serve = |server, config: &serde_yaml::Value| {
+            let name = format!("{server:?}");
+            let file = folder.join(format!("{name}.yml"));
+            fs::write(&file, serde_yaml::to_string(config).unwrap()).unwrap();
+            let mut command = node.command("prometheus");
+            command
+                .arg(format!("--config.file={}", file.display()))
+                .arg(format!("--storage.tsdb.path={}", folder.join(&name).display()))
+                .arg(format!("--web.listen-address=127.0.0.1:{}", server as u16))
+                .args(["--web.enable-remote-write-receiver", "--log.level=warn"]);
+            Program::start(&mut command, &folder.join(format!("{name}.log")))
+        };
+        let programs = vec![
+            serve(Server::Mimir, &nothing),
+            serve(Server::Thanos, &nothing),
+            serve(Server::First, &first),
+            serve(Server::Federation, &above),
+            alertmanager(node, folder, times),
+        ];
+        Self { node, programs }
     }
 
     /// What a query comes to; `Err` with the reason if it is none.
-    pub(super) fn ask(&self, query: &str) -> Result<Vec<Sample>, String> {
+    pub(super) fn ask(&self, server: Server, query: &str) -> Result<Vec<Sample>, String> {
         let path = format!("/api/v1/query?query={}", encoded(query));
-        let answer = self.get(9_090, &path)?;
+        let answer = self.get(server as u16, &path)?;
         if answer["status"] != "success" {
             return Err(format!("{query}: {}", answer["error"]));
         }
@@ -88,7 +125,7 @@ impl<'a> Prometheus<'a> {
 
     /// Names of all recording rules that are loaded.
     pub(super) fn recorded(&self) -> Result<Vec<String>, String> {
-        let answer = self.get(9_090, "/api/v1/rules?type=record")?;
+        let answer = self.get(Server::First as u16, "/api/v1/rules?type=record")?;
         let groups = answer["data"]["groups"].as_array().ok_or("no groups")?;
         let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
         Ok(rules.map(|rule| rule["name"].as_str().unwrap().to_owned()).collect())
@@ -96,20 +133,20 @@ impl<'a> Prometheus<'a> {
 
     /// Rules that could not be evaluated, with the reason.
     pub(super) fn broken(&self) -> Result<Vec<String>, String> {
-        let answer = self.get(9_090, "/api/v1/rules")?;
+        let answer = self.get(Server::First as u16, "/api/v1/rules")?;
         let groups = answer["data"]["groups"].as_array().ok_or("no groups")?;
         let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
         let broken = rules.filter(|rule| rule["health"] == "err");
         Ok(broken.map(|rule| format!("{}: {}", rule["name"], rule["lastError"])).collect())
     }
 
-    /// The alerts that the Alertmanager has, by whether it would tell somebody: labels, and `true` if it is inhibited.
-    pub(super) fn notified(&self) -> Result<Vec<(BTreeMap<String, String>, bool)>, String> {
-        let answer = self.get(9_093, "/api/v2/alerts")?;
+    /// The alerts that the Alertmanager has.
+    pub(super) fn notified(&self) -> Result<Vec<Notified>, String> {
+        let answer = self.get(ALERTMANAGER, "/api/v2/alerts")?;
         let alerts = answer.as_array().ok_or("no list")?.iter();
         let alert = |alert: &Value| {
             let labels = serde_json::from_value(alert["labels"].clone()).unwrap();
-            (labels, alert["status"]["state"] == "suppressed")
+            Notified { labels, is_inhibited: alert["status"]["state"] == "suppressed" }
         };
         Ok(alerts.map(alert).collect())
     }
@@ -120,10 +157,30 @@ impl<'a> Prometheus<'a> {
         serde_json::from_str(&answer.body).map_err(|error| format!("{error}: {}", answer.body))
     }
 
-    /// Everything that both printed.
+    /// Everything that they printed.
     pub(super) fn log(&self) -> String {
-        format!("{}{}", self.prometheus.output(), self.alertmanager.output())
+        self.programs.iter().map(Program::output).collect()
     }
+}
+
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
+
+/// A file that we ship, for a time that runs faster.
+fn shipped(name: &str, times: u32) -> String {
+    let text = fs::read_to_string(Path::new(SHIPPED).join(name));
+    hastened(&text.unwrap_or_else(|error| panic!("{name}: {error}")), times)
+}
+
+fn alertmanager(node: &Namespace, folder: &Path, times: u32) -> Program {
+    let file = folder.join("alertmanager.yml");
+    fs::write(&file, shipped("alertmanager.yml", times)).unwrap();
+    let mut command = node.command("prometheus-alertmanager");
+    command
+        .arg(format!("--config.file={}", file.display()))
+        .arg(format!("--storage.path={}", folder.join("silences").display()))
+        .arg(format!("--web.listen-address=127.0.0.1:{ALERTMANAGER}"))
+        .args(["--cluster.listen-address=", "--log.level=warn"]);
+    Program::start(&mut command, &folder.join("alertmanager.log"))
 }
 
 /// As a part of a URL.
