@@ -1,0 +1,66 @@
+"""What the scripts that run agents in namespaces of their own share."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def program():
+    """A pathmeter that is built."""
+    found = os.environ.get("PATHMETER")
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+    for path in [pathlib.Path(found)] if found else [target / "debug/pathmeter", target / "release/pathmeter"]:
+        if path.exists():
+            return path
+    sys.exit("error: no pathmeter is built: cargo build, or set PATHMETER")
+
+
+def run(*command, **options):
+    """A command that must succeed."""
+    return subprocess.run([str(part) for part in command], check=True, **options)
+
+
+def again_in_namespaces(*arguments):
+    """This script once more, with a network and mounts of its own; ends with what that ends with."""
+    if os.geteuid() != 0:
+        sys.exit("error: this needs root")
+    command = ["unshare", "--net", "--mount", sys.executable, sys.argv[0], *map(str, arguments)]
+    sys.exit(subprocess.run(command).returncode)
+
+
+def ask(url):
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read().decode()
+
+
+def wait_for(what, condition, patience, said=lambda: ""):
+    """Waits until a condition is True, and says so; what else it is, is said at the end."""
+    end, last = time.monotonic() + patience, None
+    while time.monotonic() < end:
+        try:
+            last = condition()
+            if last is True:
+                print(what, flush=True)
+                return
+        except (OSError, KeyError) as error:
+            last = error
+        time.sleep(0.2)
+    sys.exit(f"{said()}error: not within {patience} s: {what}: {last}")
+
+
+def end(processes):
+    """Asks them to end, and waits until they have."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
