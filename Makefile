@@ -10,6 +10,8 @@ BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
 TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml iproute2 curl openssl dnsmasq-base systemd
 # To try the package, in a root of its own.
 PACKAGE_PACKAGES := dpkg-dev binutils lintian mmdebstrap systemd-container
+# To make the image's Debian, and to look into the binary.
+IMAGE_PACKAGES := mmdebstrap binutils
 # Made of the program that the tests build anyway; make deb packs the release.
 TRIED := target/debian/tried
 # Whom make compare measures beside us, and what makes networks.
@@ -57,8 +59,29 @@ packaging: units ## The units and the package: rated, verified, linted, installe
 	lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs $(TRIED)/*.deb
 	./scripts/check-deb.sh $(TRIED)/*.deb
 
+.PHONY: kubernetes
+kubernetes: test-deps ## deploy/kubernetes: what kustomize makes of it, and its pods without a cluster, with planted mistakes
+	./scripts/install-test-peers.sh --only kubernetes kubectl
+	cargo test --locked --workspace --all-features --no-run --test it
+	./scripts/check-kubernetes.py
+	./scripts/check-kubernetes.py --self-test
+	./scripts/check-kubernetes.py --run
+
+.PHONY: compose
+compose: test-deps ## deploy/docker/compose.yaml: what it says, and its services without Docker, with planted mistakes
+	./scripts/install-test-peers.sh --only kubernetes
+	cargo test --locked --workspace --all-features --no-run --test it
+	./scripts/check-compose.py
+	./scripts/check-compose.py --self-test
+	./scripts/check-compose.py --run
+
+.PHONY: image
+image: test-deps ## Build deploy/docker/Dockerfile without Docker and try what comes out, in seven minutes
+	@./scripts/install-packages.sh $(IMAGE_PACKAGES)
+	./scripts/check-image.py
+
 .PHONY: test
-test: test-deps peers lint rules packaging dashboards ## Everything that must hold: format, lints, tests, docs, rules, package, dashboards
+test: test-deps peers lint rules packaging dashboards kubernetes compose ## Everything that must hold: format, lints, tests, docs, rules, package, dashboards, manifests
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 
@@ -80,6 +103,8 @@ lint: deps
 .PHONY: rules
 rules: test-deps
 	promtool check config deploy/prometheus/prometheus.yml
+	promtool check config --syntax-only deploy/prometheus/remote_write.example.yaml deploy/prometheus/federation.example.yaml
+	amtool check-config deploy/prometheus/alertmanager.yml
 	./scripts/check-rules.py
 	./scripts/check-rules.py --test
 
