@@ -63,8 +63,7 @@ impl Daemon {
         let Source::File { path, is_watched: true, .. } = &self.source else { return };
         let (Ok(text), Some(keys)) = (fs::read(path), self.settings.generation_of_files()) else { return };
         let found = Contents { configuration: Settings::hash_of(&text), keys };
-        let in_force = Contents::of(&self.settings);
-        if std::mem::replace(&mut self.seen, found.clone()) != found && found != in_force {
+        if std::mem::replace(&mut self.seen, found.clone()) != found {
             info!(file = %path.display(), "the configuration or a key has changed: reading them again");
             // What came of it is logged and exported.
             let _ = self.reload();

@@ -389,6 +389,7 @@ impl Daemon {
                 "the limit of open files allows fewer WebSocket clients than websocket.clients_max"
             );
         }
+        self.seen = files::Contents::of(&self.settings);
         self.exporter.process.reloaded(Some(&self.settings.hash));
         self.serve();
         self.measure();

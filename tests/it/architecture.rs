@@ -101,6 +101,7 @@ const RULES: [Rule; 11] = [
             "src/cli/run.rs",
             "src/daemon/mod.rs",
             "src/discovery/files.rs",
+            "src/discovery/http.rs",
             "src/discovery/introductions.rs",
             "src/discovery/mod.rs",
             "src/http/basic.rs",
