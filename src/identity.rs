@@ -49,6 +49,12 @@ impl Identity {
     }
 }
 
+/// A `boot_id` as it is shown.
+#[must_use]
+pub fn shown(boot_id: u64) -> String {
+    format!("{boot_id:016x}")
+}
+
 /// Bytes of a text from a peer that are kept.
 const TEXT_MAX: usize = 128;
 

@@ -8,6 +8,7 @@ use hyper::StatusCode;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::discovery::some_of;
 use crate::http::client::{Client, ClientError, Secure};
 use crate::identity::Identity;
 use crate::tls::Cause;
@@ -139,10 +140,7 @@ impl Inquirer {
 }
 
 async fn ask(name: String, door: Door, client: Client, told: mpsc::Sender<Told>) {
-    let mut draw = [0; 2];
-    // Without randomness everybody asks at once, which is only less polite.
-    let _ = getrandom::fill(&mut draw);
-    tokio::time::sleep(SPREAD * u32::from(u16::from_be_bytes(draw)) / 65_536).await;
+    tokio::time::sleep(some_of(SPREAD)).await;
     loop {
         let identity = identity_of(&client, door.address, &door.host).await;
         let pause = if identity.is_ok() { ASK_EVERY } else { ASK_AGAIN };

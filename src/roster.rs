@@ -21,6 +21,8 @@ pub struct Roster {
     pub strangers: BTreeMap<Stranger, String>,
     /// Sentences about members that were left out.
     pub left_out: Vec<String>,
+    /// Which run of which agent has the addresses of a name.
+    boot_ids: BTreeMap<String, String>,
 }
 
 /// Peers and targets together; further ones are left out, and told. Chosen: twice the 10,000 paths that one agent is built for.
@@ -34,10 +36,21 @@ const LEFT_OUT_MAX: usize = 100;
 pub struct Knowledge {
     /// What each provider said last when it said something, by its name.
     pub findings: BTreeMap<String, Vec<Member>>,
-    /// What strangers are called.
-    pub introductions: BTreeMap<Stranger, String>,
-    /// Names under which others know us.
-    pub own_names: BTreeSet<String>,
+    /// What strangers said of themselves.
+    pub introductions: BTreeMap<Stranger, Acquaintance>,
+    /// Names under which we are known to others, with the hosts that turned out to be us.
+    pub own_names: BTreeMap<String, String>,
+    /// Which run of an agent we are.
+    pub own_boot_id: String,
+}
+
+/// An agent of which only the address was known, and which has told its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acquaintance {
+    /// What it is called.
+    pub name: String,
+    /// Which run of it: two addresses with the same one are one agent.
+    pub boot_id: String,
 }
 
 impl Knowledge {
@@ -79,8 +92,10 @@ impl Roster {
         for target in &config.targets {
             roster.targets.insert(target.name.clone(), target.clone());
         }
-        for name in &knowledge.own_names {
-            roster.peers.remove(name);
+        for (name, host) in &knowledge.own_names {
+            if roster.peers.get(name).is_some_and(|peer| peer.address == *host) {
+                roster.peers.remove(name);
+            }
         }
         for provider in &config.providers {
             for member in knowledge.of(provider) {
@@ -94,7 +109,7 @@ impl Roster {
         let stranger = stranger(provider, member);
         let introduced = stranger.as_ref().and_then(|stranger| knowledge.introductions.get(stranger));
         let name = match (&member.name, introduced, stranger) {
-            (Some(name), ..) | (None, Some(name), _) => name,
+            (Some(name), ..) | (None, Some(Acquaintance { name, .. }), _) => name,
             (None, None, Some(stranger)) => {
                 self.strangers.insert(stranger, provider.name.clone());
                 return;
@@ -103,14 +118,22 @@ impl Roster {
                 return self.leave_out(provider, member, "has no name: give it the label instance");
             }
         };
-        if *name == config.agent.name || knowledge.own_names.contains(name) {
+        if introduced
+            .is_some_and(|other| *name == config.agent.name && other.boot_id != knowledge.own_boot_id)
+        {
+            return self.leave_out(provider, member, "is another agent that is called as we are");
+        }
+        if *name == config.agent.name || knowledge.own_names.get(name) == Some(&member.host) {
             return;
         }
-        if introduced.is_some()
+        if let Some(introduced) = introduced
             && let Ok(address) = member.host.parse::<IpAddr>()
             && let Some(addresses) = self.addresses.get_mut(name)
         {
-            // Another address of the same agent.
+            if self.boot_ids.get(name) != Some(&introduced.boot_id) {
+                let why = format!("is another agent that is called {name}");
+                return self.leave_out(provider, member, &why);
+            }
             addresses.push(address.to_canonical());
             return;
         }
@@ -122,8 +145,9 @@ impl Roster {
         }
         match &provider.finds {
             Finds::Peers(pattern) => {
-                if let (Some(_), Ok(address)) = (introduced, member.host.parse::<IpAddr>()) {
+                if let (Some(introduced), Ok(address)) = (introduced, member.host.parse::<IpAddr>()) {
                     self.addresses.insert(name.clone(), vec![address.to_canonical()]);
+                    self.boot_ids.insert(name.clone(), introduced.boot_id.clone());
                 }
                 self.peers.insert(name.clone(), peer(name, pattern, member));
             }
@@ -220,14 +244,14 @@ targets:
         Stranger { host: host.into(), http_port: 9862, https: None }
     }
 
+    /// Each name is that of one agent.
     fn knowing(findings: &[(&str, Vec<Member>)], introductions: &[(&str, &str)]) -> Knowledge {
+        let told = |name: &str| Acquaintance { name: name.to_owned(), boot_id: format!("run of {name}") };
         Knowledge {
             findings: findings.iter().map(|(name, members)| ((*name).to_owned(), members.clone())).collect(),
-            introductions: introductions
-                .iter()
-                .map(|(host, name)| (stranger_at(host), (*name).to_owned()))
-                .collect(),
-            own_names: BTreeSet::new(),
+            introductions: introductions.iter().map(|(host, name)| (stranger_at(host), told(name))).collect(),
+            own_names: BTreeMap::new(),
+            own_boot_id: "run of a".to_owned(),
         }
     }
 
@@ -276,8 +300,30 @@ targets:
     #[test]
     fn who_turns_out_to_be_ourselves_is_no_peer() {
         let mut knowledge = knowing(&[(FILES, vec![named("c", "192.0.2.3")])], &[]);
-        knowledge.own_names.extend(["b".to_owned(), "c".to_owned()]);
+        let ours = [("b", "b.example.net"), ("c", "192.0.2.3")];
+        knowledge.own_names.extend(ours.map(|(name, host)| (name.to_owned(), host.to_owned())));
         assert_eq!(names(&Roster::new(&config(), &knowledge).peers), [""; 0]);
+        // Who has listed c at our address, and corrects it, has c.
+        knowledge.findings.insert(FILES.to_owned(), vec![named("c", "192.0.2.4")]);
+        assert_eq!(names(&Roster::new(&config(), &knowledge).peers), ["c"]);
+    }
+
+    #[test]
+    fn two_agents_of_one_name_are_not_taken_for_one_and_are_told() {
+        let found = ["192.0.2.3", "192.0.2.4", "192.0.2.5"].map(at).to_vec();
+        let told = [("192.0.2.3", "c"), ("192.0.2.4", "c"), ("192.0.2.5", "a")];
+        let mut knowledge = knowing(&[(DNS, found)], &told);
+        for host in ["192.0.2.4", "192.0.2.5"] {
+            knowledge.introductions.get_mut(&stranger_at(host)).unwrap().boot_id =
+                "run of another".to_owned();
+        }
+        let roster = Roster::new(&config(), &knowledge);
+        assert_eq!(roster.addresses["c"].len(), 1);
+        let left_out = [
+            "192.0.2.4 of dns:agents.example.net is another agent that is called c",
+            "192.0.2.5 of dns:agents.example.net is another agent that is called as we are",
+        ];
+        assert_eq!(roster.left_out, left_out);
     }
 
     #[test]
@@ -286,6 +332,6 @@ targets:
         let mut knowledge = knowing(&found, &[("192.0.2.3", "c"), ("192.0.2.4", "d")]);
         knowledge.tidy(&config());
         assert_eq!(knowledge.findings.len(), 1);
-        assert_eq!(knowledge.introductions.values().collect::<Vec<_>>(), ["c"]);
+        assert_eq!(knowledge.introductions.len(), 1);
     }
 }

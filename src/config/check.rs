@@ -88,6 +88,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
                 let provider = discovery::peers(section, listen.as_ref(), &trust);
                 roster.enter_provider(section, provider)
             }
+            false if discovery::is_neither(section) => None,
             false => peer(section, listen.as_ref(), &trust, &mut roster).map(Listed::Host),
         });
         let targets = file.sections("targets", |section| match is_provider(section) {
@@ -96,6 +97,7 @@ pub(super) fn check<'a>(tree: &'a Node, host: &'a Host, notes: &Notes<'a>) -> Op
                 let provider = discovery::targets(section, &trust);
                 roster.enter_provider(section, provider)
             }
+            false if discovery::is_neither(section) => None,
             false => target(section, &trust, &mut roster).map(Listed::Host),
         });
         let hosts = roster.peers.len() + roster.targets.len();

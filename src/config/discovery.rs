@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pathmeter_proto::echo::Quirks;
+use sha2::{Digest as _, Sha256};
 
 use super::check::{peer_port, reflector};
 use super::file::Node;
@@ -176,6 +177,17 @@ pub(super) fn is_provider(section: &Section<'_, '_>) -> bool {
     KINDS.iter().any(|kind| section.has(kind))
 }
 
+/// Whether an entry of a list is neither a host nor a provider, and says so: a key is misspelt, as a rule.
+pub(super) fn is_neither(section: &mut Section<'_, '_>) -> bool {
+    if ["name", "address", "url"].iter().any(|key| section.has(key)) {
+        return false;
+    }
+    let remedy = format!("write name and address, or one of {}", KINDS.join(", "));
+    section.wrong::<()>("name", "there is neither a host nor something that finds hosts", remedy);
+    section.give_up::<()>();
+    true
+}
+
 /// Reads a provider of peers. `all` is how TLS is spoken where nothing else is said.
 pub(super) fn peers(section: &mut Section<'_, '_>, listen: Option<&Listen>, all: &Trust) -> Option<Provider> {
     let source = source(section, all, true);
@@ -242,7 +254,7 @@ fn source(
         }
         (_, Setting::Given(source), ..) => {
             let Source::Http { url, .. } = &source else { return None };
-            (format!("http:{}{}", url.authority(), url.path), source, REFRESH_HTTP)
+            (format!("http:{}", shown(url)), source, REFRESH_HTTP)
         }
         (_, _, Setting::Given((name, records)), _) => {
             (format!("dns:{name}"), Source::Dns { name, records }, REFRESH_DNS)
@@ -254,6 +266,18 @@ fn source(
         _ => return None,
     };
     Some((name, source, refresh?.unwrap_or(default)))
+}
+
+/// What a server is called where everybody can read it. A query may hold a secret: its digest tells two of them apart.
+fn shown(url: &Url) -> String {
+    let scheme = if url.scheme.is_secure() { "https://" } else { "" };
+    let (path, query) = url.path.split_once('?').unwrap_or((&url.path, ""));
+    let digest = Sha256::digest(query);
+    let query = match query {
+        "" => String::new(),
+        _ => digest.iter().take(4).fold("?".to_owned(), |text, byte| text + &format!("{byte:02x}")),
+    };
+    format!("{scheme}{}{path}{query}", url.authority())
 }
 
 /// One path or several.

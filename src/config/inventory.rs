@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::file;
+use super::file::{self, Node};
 use super::problem::{Problems, quoted};
 use super::section::{Notes, Section, Value};
 use super::url::Url;
-use super::values::{LABELS_MAX, NAME_RULE, is_host_name, is_name, is_one_host, label};
+use super::values::{LABELS_MAX, NAME_RULE, is_host_name, is_name, is_one_host, label, label_of};
 use super::{Loaded, judge};
 
 /// A host that a provider knows of.
@@ -46,21 +46,37 @@ const AGENT_PORT: &str = "__pathmeter_agent_port";
 pub fn read(text: &[u8]) -> Result<Vec<Member>, Problems> {
     let tree = file::read(text)?;
     let notes = Notes::default();
-    let members = Value::top(&tree, &notes)
-        .list("a list of {targets: […], labels: {…}}", |group| group.section(read_group));
+    let mut room = MEMBERS_MAX;
+    let members = Value::top(&tree, &notes).list("a list of {targets: […], labels: {…}}", |group| {
+        group.section(|group| read_group(group, &mut room))
+    });
     let Loaded { config, .. } = judge(text, members, notes)?;
     let members: Vec<Member> = config.into_iter().flatten().collect();
     Ok(members)
 }
 
-fn read_group(section: &mut Section<'_, '_>) -> Option<Vec<Member>> {
-    let shared = section.key("labels", shared).or(Shared::default());
-    let found = section.required("targets", |value| value.list("a list of host:port", member));
-    let (Shared { name, stamp_port, agent_port, labels }, found) = (shared?, found?);
-    if found.len() > MEMBERS_MAX {
-        let what = format!("{} hosts", found.len());
-        return section.wrong("targets", what, format!("at most {MEMBERS_MAX} are allowed"));
+/// A service as the DNS has it: a host with a name and a port.
+///
+/// # Errors
+/// A sentence, if nobody can be called that.
+pub fn service(host: &str, port: u16) -> Result<Member, String> {
+    if !is_host_name(host) || !is_name(host) {
+        return Err(format!("{} is not a name for a host: {NAME_RULE}", quoted(host)));
     }
+    let (name, host) = (Some(host.to_owned()), host.to_owned());
+    Ok(Member { name, host, port: Some(port), ..Member::default() })
+}
+
+/// Reads a group, for whose hosts there is so much `room`.
+fn read_group(section: &mut Section<'_, '_>, room: &mut usize) -> Option<Vec<Member>> {
+    let shared = section.key("labels", shared).or(Shared::default());
+    let found = section.key("targets", |value| value.list("a list of host:port", member)).or(Vec::new());
+    let (Shared { name, stamp_port, agent_port, labels }, found) = (shared?, found?);
+    let Some(left) = room.checked_sub(found.len()) else {
+        let what = format!("with these the list has more than {MEMBERS_MAX} hosts");
+        return section.wrong("targets", what, format!("at most {MEMBERS_MAX} are allowed"));
+    };
+    *room = left;
     if name.is_some() && found.len() > 1 {
         let what = format!("{} hosts have the same label {NAME}", found.len());
         return section.wrong("labels", what, "make each a group of its own, or leave the label out");
@@ -89,12 +105,22 @@ fn shared(value: Value<'_, '_>) -> Option<Shared> {
     let mut shared = Shared::default();
     value.entries("a mapping of label names to texts", |key, value| {
         match key {
+            // What Prometheus has no label of.
+            _ if is_nothing(&value) => {}
             NAME => shared.name = Some(own_name(value)?),
             STAMP_PORT => shared.stamp_port = Some(port(value)?),
             AGENT_PORT => shared.agent_port = Some(port(value)?),
             _ if key.starts_with("__") => {}
             _ => {
-                let (key, text) = label(key, value)?;
+                let (key, text) = match value.node() {
+                    Node::Int(number) => label_of(key, &number.to_string(), &value)?,
+                    Node::Null
+                    | Node::Bool(_)
+                    | Node::Float(_)
+                    | Node::Text(_)
+                    | Node::List(_)
+                    | Node::Mapping(_) => label(key, value)?,
+                };
                 drop(shared.labels.insert(key, text));
             }
         }
@@ -105,6 +131,14 @@ fn shared(value: Value<'_, '_>) -> Option<Shared> {
         return whole.wrong(what, format!("at most {LABELS_MAX} are allowed"));
     }
     Some(shared)
+}
+
+fn is_nothing(value: &Value<'_, '_>) -> bool {
+    match value.node() {
+        Node::Null => true,
+        Node::Text(text) => text.is_empty(),
+        Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) | Node::Mapping(_) => false,
+    }
 }
 
 fn own_name(value: Value<'_, '_>) -> Option<String> {
@@ -211,8 +245,26 @@ mod tests {
         let text = "- targets: [a b, 'x:0', 10.0.0.256]\n  labels: {instance: 'a/b', 0x: y, __pathmeter_agent_port: many}\n- target: []\n- targets: [a, b]\n  labels: {instance: c}\n";
         let problems = read(text.as_bytes()).unwrap_err();
         let found: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
-        assert_eq!(found.len(), 9, "{found:#?}");
+        assert_eq!(found.len(), 8, "{found:#?}");
         assert!(found[0].starts_with("line 1, column 13: [0].targets[0]: `a b` is not a host"), "{found:#?}");
         assert!(found.iter().any(|line| line.contains("2 hosts have the same label instance")), "{found:#?}");
+    }
+
+    #[test]
+    fn labels_are_what_prometheus_makes_of_them_and_a_group_may_be_empty() {
+        let text =
+            "- labels: {x: y}\n- targets: [a]\n  labels: {instance: '', rack: 5, none: null, empty: ''}\n";
+        let found = read(text.as_bytes()).unwrap_or_else(|problems| panic!("{problems}"));
+        let labels = BTreeMap::from([("rack".to_owned(), "5".to_owned())]);
+        assert_eq!(found, [Member { name: Some("a".into()), host: "a".into(), labels, ..Member::default() }]);
+    }
+
+    #[test]
+    fn a_list_has_a_limit_however_it_is_grouped() {
+        let group = |number| format!("- targets: [h{number}]\n");
+        let list: String = (0..MEMBERS_MAX).map(group).collect();
+        assert_eq!(read(list.as_bytes()).unwrap().len(), MEMBERS_MAX);
+        let why = read((list + &group(MEMBERS_MAX)).as_bytes()).unwrap_err().to_string();
+        assert!(why.contains("[20000].targets: with these the list has more than 20000 hosts"), "{why}");
     }
 }

@@ -37,6 +37,8 @@ pub const PATHS_MAX: usize = 100_000;
 
 /// Peers that a rule chooses, in a ring, in the own zone, or in each other one.
 const CHOSEN_ALLOWED: RangeInclusive<i128> = 0..=1000;
+/// In a ring nobody would be measured with none.
+const NEIGHBOURS_ALLOWED: RangeInclusive<i128> = 1..=1000;
 
 /// What a probe is checked against.
 #[derive(Debug)]
@@ -260,7 +262,9 @@ fn rule(section: &mut Section<'_, '_>) -> Option<Choice> {
     let count = |value: Value<'_, '_>| value.number(&CHOSEN_ALLOWED);
     match rule {
         Rule::All => Some(Choice::All),
-        Rule::Ring => section.required("k", count).map(|k| Choice::Ring { k }),
+        Rule::Ring => {
+            section.required("k", |value| value.number(&NEIGHBOURS_ALLOWED)).map(|k| Choice::Ring { k })
+        }
         Rule::Zones => {
             let within = section.required("within", count);
             let across = section.required("across", count);

@@ -60,8 +60,16 @@ pub(super) fn secured(
             return section.wrong("tls", "not used: the scheme is http", remedy);
         }
         Setting::Given(_) if !is_secure => {
-            let remedy = "write a url that begins with https:// or wss://, or remove it";
-            return section.wrong("tls", "not used: there is no url for it", remedy);
+            let what = if section.has("url") {
+                "not used: the url is not one with TLS"
+            } else {
+                "not used: there is no url for it"
+            };
+            return section.wrong(
+                "tls",
+                what,
+                "write a url that begins with https:// or wss://, or remove it",
+            );
         }
         Setting::Given(given) => given,
         Setting::Absent => (Trust::default(), None),

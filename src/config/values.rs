@@ -56,10 +56,15 @@ pub(super) fn labels(value: Value<'_, '_>) -> Option<BTreeMap<String, String>> {
 
 /// A label of an agent or target.
 pub(super) fn label(name: &str, value: Value<'_, '_>) -> Option<(String, String)> {
+    let text = value.text("a label's text")?;
+    label_of(name, text, &value)
+}
+
+/// The same with a text that was read already.
+pub(super) fn label_of(name: &str, text: &str, value: &Value<'_, '_>) -> Option<(String, String)> {
     if !is_label_name(name) {
         return value.wrong_key(format!("{} is not a label's name", quoted(name)), LABEL_NAME_RULE);
     }
-    let text = value.text("a label's text")?;
     match unfit_label(text) {
         None => Some((name.to_owned(), text.to_owned())),
         Some((what, remedy)) => value.wrong(what, remedy),

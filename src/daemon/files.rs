@@ -15,17 +15,21 @@ use crate::tls::Connector;
 /// How often the files are read again. Chosen: what renews a certificate does so days before its end.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// What a configuration is read from.
+/// What a configuration is read from; `None`: it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Contents {
-    configuration: String,
-    keys: u64,
+    configuration: Option<String>,
+    keys: Option<u64>,
 }
 
 impl Contents {
     /// Of what is in force.
     pub(super) fn of(settings: &Settings) -> Self {
-        Self { configuration: settings.hash.clone(), keys: settings.keys.generation }
+        Self { configuration: Some(settings.hash.clone()), keys: Some(settings.keys.generation) }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.configuration.is_some() && self.keys.is_some()
     }
 }
 
@@ -58,11 +62,16 @@ impl Daemon {
     }
 
     /// Reads the configuration again if its file or a key file has another content than when they were looked at last. One
-    /// that cannot be read for a moment is being replaced.
+    /// that cannot be read is being replaced, but not for longer than until the next look: then it is told, by a reload that
+    /// fails.
     fn look_at_configuration(&mut self) {
         let Source::File { path, is_watched: true, .. } = &self.source else { return };
-        let (Ok(text), Some(keys)) = (fs::read(path), self.settings.generation_of_files()) else { return };
-        let found = Contents { configuration: Settings::hash_of(&text), keys };
+        let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
+        let found = Contents { configuration, keys: self.settings.generation_of_files() };
+        let was_whole = std::mem::replace(&mut self.was_whole, found.is_whole());
+        if was_whole && !found.is_whole() {
+            return;
+        }
         if std::mem::replace(&mut self.seen, found.clone()) != found {
             info!(file = %path.display(), "the configuration or a key has changed: reading them again");
             // What came of it is logged and exported.

@@ -34,7 +34,7 @@ use crate::http::auth::Verifier;
 use crate::http::routes::{Reload, Site};
 use crate::http::scrape::Packers;
 use crate::http::server::{self, Counters, Limits};
-use crate::identity::{Identity, Ports};
+use crate::identity::{self, Identity, Ports};
 use crate::journal::Journal;
 use crate::logging;
 use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo, Responders};
@@ -70,6 +70,8 @@ pub struct Daemon {
     settings: Settings,
     /// What was there when it was looked at last.
     seen: files::Contents,
+    /// Whether all of it could be read.
+    was_whole: bool,
     boot_id: u64,
     ports: Ports,
     fleet: Fleet,
@@ -231,11 +233,12 @@ impl Daemon {
         Ok(Self {
             source,
             seen: files::Contents::of(&settings),
+            was_whole: true,
             boot_id,
             ports,
             fleet: Fleet::new(boot_id),
             roster: Roster::default(),
-            knowledge: Knowledge::default(),
+            knowledge: Knowledge { own_boot_id: identity::shown(boot_id), ..Knowledge::default() },
             experience: BTreeMap::new(),
             reticent: BTreeMap::new(),
             addresses: Addresses::new(),

@@ -9,6 +9,7 @@ use crate::datagram::{Event, PathId};
 use crate::journal::Happening;
 use crate::peers::{Told, Untold};
 use crate::resolver::Resolved;
+use crate::roster::Acquaintance;
 
 impl Daemon {
     pub(super) fn resolved(&mut self, Resolved { name, addresses }: Resolved) {
@@ -38,23 +39,32 @@ impl Daemon {
             Err(why) => return self.untold(name, &why),
         };
         self.refusals.remove(&name);
-        if identity.boot_id == self.own_boot_id() {
+        if identity.boot_id == self.knowledge.own_boot_id {
             warn!(
                 name,
                 own = self.settings.config.agent.name,
                 "a peer is this agent itself, and is not measured"
             );
-            self.knowledge.own_names.insert(name);
+            if let Some(peer) = self.roster.peers.get(&name) {
+                self.knowledge.own_names.insert(name, peer.address.clone());
+            }
             return self.overdue.note(|overdue| overdue.enroll = true);
         }
         if identity.name != name && self.roster.addresses.contains_key(&name) {
             // Its address went to another agent.
-            self.knowledge.introductions.retain(|_, known| *known != name);
+            self.knowledge.introductions.retain(|_, known| known.name != name);
             return self.overdue.note(|overdue| overdue.enroll = true);
         }
         let known = self.identities.get(&name);
         if known == Some(&identity) {
             return;
+        }
+        if let Some(known) = known.filter(|known| known.boot_id != identity.boot_id) {
+            // It was restarted, and all its addresses with it.
+            let its = |other: &&mut Acquaintance| other.name == name && other.boot_id == known.boot_id;
+            for acquaintance in self.knowledge.introductions.values_mut().filter(its) {
+                acquaintance.boot_id.clone_from(&identity.boot_id);
+            }
         }
         if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
             warn!(peer = name, calls_itself = ?identity.name, "a peer has another name than the configuration gives it");

@@ -13,7 +13,7 @@ use crate::discovery::{Errand, Finding, Introduced, Stranger};
 use crate::http::auth::Signer;
 use crate::http::client::Client;
 use crate::metrics::ProviderCounts;
-use crate::roster::Roster;
+use crate::roster::{Acquaintance, Roster};
 use crate::status::ProviderStatus;
 
 /// How asking a provider has gone.
@@ -111,13 +111,16 @@ impl Daemon {
             return;
         }
         match identity {
-            Ok(identity) if identity.boot_id == self.own_boot_id() => {
-                self.knowledge.introductions.insert(stranger, self.settings.config.agent.name.clone());
+            Ok(identity) if identity.boot_id == self.knowledge.own_boot_id => {
+                let name = self.settings.config.agent.name.clone();
+                let ourselves = Acquaintance { name, boot_id: identity.boot_id };
+                self.knowledge.introductions.insert(stranger, ourselves);
             }
             Ok(identity) => {
                 self.reticent.remove(&stranger);
-                self.knowledge.introductions.insert(stranger, identity.name.clone());
-                self.identities.insert(identity.name.clone(), identity);
+                let (name, boot_id) = (identity.name.clone(), identity.boot_id.clone());
+                self.knowledge.introductions.insert(stranger, Acquaintance { name, boot_id });
+                self.identities.entry(identity.name.clone()).or_insert(identity);
             }
             Err(why) => {
                 self.reticent.insert(stranger, why);
@@ -125,11 +128,6 @@ impl Daemon {
             }
         }
         self.overdue.note_within(GATHER, |overdue| overdue.enroll = true);
-    }
-
-    /// As it is shown.
-    pub(super) fn own_boot_id(&self) -> String {
-        format!("{:016x}", self.boot_id)
     }
 
     fn unnamed(&self, provider: &Provider) -> impl Iterator<Item = &Stranger> {

@@ -10,7 +10,7 @@ use hickory_resolver::proto::rr::{RData, RecordType};
 
 use super::Answer;
 use crate::config::discovery::Records;
-use crate::config::inventory::Member;
+use crate::config::inventory::{self, Member};
 
 /// The shortest time to live that is followed. Chosen: what clusters give their services at the least; more often is asked of
 /// no server.
@@ -38,7 +38,8 @@ pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Resu
         Ok(looked) => looked.map_err(|error: NetError| why(&error))?,
         Err(_) => return Err(why(&format_args!("no answer within {} s", DEADLINE.as_secs()))),
     };
-    let found: BTreeSet<Member> = lookups.iter().flat_map(members).collect();
+    let found: Result<BTreeSet<Member>, String> = lookups.iter().flat_map(members).collect();
+    let found = found.map_err(|error| why(&error))?;
     if found.is_empty() {
         return Err(why(&"there are no such records"));
     }
@@ -75,9 +76,9 @@ async fn both(resolver: &TokioResolver, name: &str) -> Result<Vec<Lookup>, NetEr
     Ok(found)
 }
 
-fn members(lookup: &Lookup) -> impl Iterator<Item = Member> {
+fn members(lookup: &Lookup) -> impl Iterator<Item = Result<Member, String>> {
     lookup.answers().iter().filter_map(|record| {
-        let at = |host: String| Member { host, ..Member::default() };
+        let at = |host: String| Ok(Member { host, ..Member::default() });
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "what was not asked for, such as a name on the way"
@@ -85,9 +86,11 @@ fn members(lookup: &Lookup) -> impl Iterator<Item = Member> {
         match &record.data {
             RData::A(address) => Some(at(address.0.to_string())),
             RData::AAAA(address) => Some(at(address.0.to_string())),
+            // There is no such service, says RFC 2782.
+            RData::SRV(service) if service.target.is_root() => None,
             RData::SRV(service) => {
-                let host = service.target.to_ascii().trim_end_matches('.').to_owned();
-                Some(Member { name: Some(host.clone()), port: Some(service.port), ..at(host) })
+                let target = service.target.to_ascii();
+                Some(inventory::service(target.trim_end_matches('.'), service.port))
             }
             _ => None,
         }

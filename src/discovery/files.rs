@@ -31,9 +31,17 @@ fn read_all(patterns: &[PathBuf]) -> Result<Vec<Member>, String> {
 fn read_one(path: &Path) -> Result<Vec<Member>, String> {
     let shown = path.display();
     let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text));
+    let read = regular(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text));
     read.map_err(|error| format!("reading {shown}: {error}"))?;
     inventory::read(&text).map_err(|problems| problems.display(&shown.to_string()).to_string())
+}
+
+/// Opens a file. Anything else, such as a pipe, might keep whoever opens it for ever.
+pub(super) fn regular(path: &Path) -> io::Result<File> {
+    match fs::metadata(path)?.is_file() {
+        true => File::open(path),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
 }
 
 /// The files that a pattern means, in the order of their names. One without a `*` means a file, whether it is there or not.
@@ -74,6 +82,15 @@ mod tests {
         assert_eq!(hosts(&[at("c*.json"), at("a.yaml")]).unwrap(), ["c-1", "a-1"]);
         let why = hosts(&[at("*.yaml"), at("gone.yaml")]).unwrap_err();
         assert!(why.contains("gone.yaml: No such file"), "{why}");
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe.yaml");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let why = hosts(&[pipe]).unwrap_err();
+        assert!(why.contains("pipe.yaml: it is not a regular file"), "{why}");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Lists from a server, as Prometheus' `http_sd` has them.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,12 +10,13 @@ use base64::prelude::BASE64_STANDARD;
 use hyper::header::HeaderValue;
 
 use super::Answer;
+use super::files::regular;
 use crate::config::discovery::Credentials;
 use crate::config::{Url, inventory};
 use crate::http::client::{Client, Secure};
 use crate::resolver;
 
-/// The longest that a list may take.
+/// The longest that a list may take from one address.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Bytes of a list. Chosen: as many as of a configuration.
@@ -83,7 +83,7 @@ fn authorization(credentials: &Credentials) -> Result<HeaderValue, String> {
 fn secret(path: &Path) -> Result<String, String> {
     let at = |what: String| format!("{}: {what}", path.display());
     let mut text = String::new();
-    let file = File::open(path).map_err(|error| at(error.to_string()))?;
+    let file = regular(path).map_err(|error| at(error.to_string()))?;
     file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| at(error.to_string()))?;
     match text.trim() {
         "" => Err(at("is empty".to_owned())),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::some_of;
 use crate::config::Https;
 use crate::http::client::{Client, Secure};
 use crate::identity::Identity;
@@ -83,10 +84,7 @@ impl Introductions {
 }
 
 async fn ask(stranger: Stranger, client: Client, told: mpsc::Sender<Introduced>) {
-    let mut draw = [0; 2];
-    // Without randomness everybody asks at once, which is only less polite.
-    let _ = getrandom::fill(&mut draw);
-    tokio::time::sleep(SPREAD * u32::from(u16::from_be_bytes(draw)) / 65_536).await;
+    tokio::time::sleep(some_of(SPREAD)).await;
     let mut again = AGAIN;
     loop {
         let identity = introduce(&stranger, &client).await;

@@ -108,8 +108,12 @@ async fn run(Errand { provider, secure }: Errand, found: mpsc::Sender<Finding>) 
 
 /// Up to a tenth shorter, so that a fleet that was started together does not ask together for ever.
 fn uneven(pause: Duration) -> Duration {
+    pause - some_of(pause / 10)
+}
+
+/// A random part of a time. Without randomness it is nothing, and everybody asks at once, which is only less polite.
+pub(crate) fn some_of(time: Duration) -> Duration {
     let mut draw = [0; 2];
-    // Without randomness everybody asks together, which is only less polite.
     let _ = getrandom::fill(&mut draw);
-    pause - pause / 10 * u32::from(u16::from_be_bytes(draw)) / 65_536
+    time * u32::from(u16::from_be_bytes(draw)) / 65_536
 }

@@ -19,7 +19,7 @@ use super::basic::{self, is_basic};
 use super::front::Front;
 use super::scrape::{Packers, Wish};
 use super::server::{Body, Counters};
-use crate::identity::{CAPABILITIES, Identity, Ports, You};
+use crate::identity::{self, CAPABILITIES, Identity, Ports, You};
 use crate::journal::{Entry, Journal};
 use crate::metrics::{Exporter, HttpCounts, TlsCounts};
 use crate::status::{PathView, Proof, ProviderStatus, Status};
@@ -154,7 +154,7 @@ impl Site {
             name: status.name.clone(),
             labels: status.labels.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot_id: format!("{:016x}", status.boot_id),
+            boot_id: identity::shown(status.boot_id),
             ports: status.ports.unwrap_or(Ports { http: 0, stamp: 0, agent: 0 }),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
             you: You {
@@ -197,7 +197,7 @@ impl Site {
         });
         match after {
             Ok(after) => {
-                let boot_id = format!("{:016x}", self.status.load().boot_id);
+                let boot_id = identity::shown(self.status.load().boot_id);
                 json(&Events { boot_id, events: self.journal.after(after) })
             }
             Err(problem) => text(StatusCode::BAD_REQUEST, &problem),

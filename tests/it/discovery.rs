@@ -10,7 +10,7 @@ use std::thread;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::fixture::{Agent, Host, Page, eventually};
+use crate::fixture::{Agent, DEADLINE, Host, Page, eventually};
 
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const MEMBERS: &str = "pathmeter_discovery_members";
@@ -248,11 +248,9 @@ fn an_agent_that_is_listed_under_another_name_notices_that_it_is_itself() {
 }
 
 #[test]
-fn a_configuration_that_is_watched_is_in_force_when_it_or_a_key_has_changed() {
-    let (a, folder) = (Host::claim(), TempDir::new().unwrap());
-    let key = folder.path().join("mesh.key");
-    fs::write(&key, "the key of this year").unwrap();
-    let mut config = a.config("a", &format!("key_file: {}\n", key.display()));
+fn a_configuration_that_is_watched_is_in_force_when_it_has_changed() {
+    let a = Host::claim();
+    let mut config = a.config("a", "");
     let agent = Agent::start_with(&a, &config, &[("PATHMETER_WATCH", "true")]);
     config.push_str("targets: [{name: gw, address: 127.0.0.1}]\nprobes: [{name: gw, targets: all}]\n");
     agent.rewrite(&config);
@@ -265,13 +263,28 @@ fn a_configuration_that_is_watched_is_in_force_when_it_or_a_key_has_changed() {
     agent.page_when("it is right again", |page| {
         page.count("pathmeter_config_last_reload_successful", &[]) == 1
     });
+}
 
+#[test]
+fn a_key_of_a_configuration_that_is_watched_is_in_force_when_it_has_changed() {
+    let (a, folder) = (Host::claim(), TempDir::new().unwrap());
+    let key = folder.path().join("mesh.key");
+    fs::write(&key, "the key of this year").unwrap();
+    let config = a.config("a", &format!("key_file: {}\n", key.display()));
+    let agent = Agent::start_with(&a, &config, &[("PATHMETER_WATCH", "true")]);
     let reloaded = |page: &Page| page.seconds("pathmeter_config_last_reload_success_timestamp_seconds", &[]);
     let before = reloaded(&agent.page());
     fs::write(&key, "too short").unwrap();
     agent.page_when("a refusal", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 0);
     fs::write(&key, "the key of next year").unwrap();
     agent.page_when("the new key", |page| reloaded(page) > before);
+
+    fs::remove_file(&key).unwrap();
+    agent.page_within(2 * DEADLINE, "a key that stays away is told", |page| {
+        page.count("pathmeter_config_last_reload_successful", &[]) == 0
+    });
+    fs::write(&key, "the key of next year").unwrap();
+    agent.page_when("it is back", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 1);
 }
 
 #[test]
