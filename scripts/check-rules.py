@@ -226,7 +226,7 @@ def divisor_problems(found, at):
         return []
     if found[at][1] == "(":
         inner = " ".join(token for _, token in found[at:close(found, at)])
-        if re.search(r"> 0 \)$", inner) or re.search(r"\+ [0-9.]+ \)$", inner):
+        if re.search(r"(> 0|>= [1-9]\d*) \)$", inner) or re.search(r"\+ [0-9.]+ \)$", inner):
             return []
     return ["divides by what may be 0: write (… > 0)"]
 

@@ -1,0 +1,173 @@
+#!/usr/bin/python3
+"""Asks a real Alertmanager, with the configuration that we ship, whom it would tell and whom not.
+
+    check-inhibitions.py             the cases below, and that each rule is needed for one of them
+
+Needs Debian's prometheus-alertmanager and python3-yaml.
+"""
+
+import datetime
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "deploy/prometheus/alertmanager.yml"
+
+
+def alert(name, **labels):
+    return {"alertname": f"Pathmeter{name}", "job": "pathmeter", "severity": "warning", **labels}
+
+
+def loss(instance, peer, **labels):
+    return alert("LossHigh", scope="pair", instance=instance, peer=peer, probe="fast", **labels)
+
+
+def jitter(instance, peer):
+    return alert("JitterHigh", scope="pair", about="latency", instance=instance, peer=peer, probe="fast")
+
+
+def unreachable(instance, peer):
+    return alert("PeerUnreachable", scope="pair", instance=instance, peer=peer)
+
+
+def down(name):
+    return alert("AgentDown", scope="agent", instance=name, peer=name)
+
+
+def from_many(peer):
+    return alert("PeerUnreachableFromMany", scope="peer", severity="critical", peer=peer, instance=peer)
+
+
+def unreliable(instance, reason):
+    return alert("MeasurementUnreliable", scope="agent", instance=instance, reason=reason)
+
+
+def draining(peer, state):
+    return alert("PeerDraining", scope="peer", severity="info", peer=peer, state=state)
+
+
+ZONE = alert("ZonePairLossHigh", scope="zone", severity="critical", zone="x", peer_zone="y", probe="fast")
+MANY_DOWN = alert("ManyAgentsDown", scope="agent", severity="critical")
+
+# What fires, what fires besides, and whether somebody hears of the latter.
+CASES = [
+    ("an agent without a processor says nothing of paths", unreliable("a", "loop_lag"), loss("a", "b"), False),
+    ("nor one that has lost count", unreliable("a", "accounting"), jitter("a", "b"), False),
+    ("another agent does", unreliable("a", "loop_lag"), loss("b", "a"), True),
+    ("with bad stamps it still counts", unreliable("a", "user_stamps"), loss("a", "b"), True),
+    ("and does not know latency", unreliable("a", "clock_steps"), jitter("a", "b"), False),
+    ("a peer that said goodbye is silent", draining("b", "away"), unreachable("a", "b"), False),
+    ("for all who measure it", draining("b", "away"), from_many("b"), False),
+    ("and for Prometheus", draining("b", "away"), down("b"), False),
+    ("another one is not", draining("b", "away"), unreachable("a", "c"), True),
+    ("what was lost while it was away is old news", draining("b", "back"), loss("a", "b"), False),
+    ("a host that is gone again is news", draining("b", "back"), from_many("b"), True),
+    ("a dead host is one page", from_many("b"), unreachable("a", "b"), False),
+    ("what it says of others is worth nothing", from_many("b"), loss("b", "c"), False),
+    ("its scrape fails, of course", from_many("b"), down("b"), False),
+    ("others lose for other reasons", from_many("b"), loss("a", "c"), True),
+    ("zones are always told", from_many("b"), ZONE, True),
+    ("an agent that is down answers nobody", down("b"), unreachable("a", "b"), False),
+    ("one of which the scrape fails may lose", down("b"), loss("a", "b"), True),
+    ("it may be the host", down("b"), from_many("b"), True),
+    ("many that are down are one page", MANY_DOWN, down("b"), False),
+    ("of nothing that gets through nobody hears how much", unreachable("a", "b"), loss("a", "b"), False),
+    ("another peer loses by itself", unreachable("a", "b"), loss("a", "c"), True),
+]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Alertmanager:
+    """One that runs, with a configuration, in a folder of its own."""
+
+    def __init__(self, config):
+        self.folder = tempfile.TemporaryDirectory()
+        folder = pathlib.Path(self.folder.name)
+        (folder / "alertmanager.yml").write_text(yaml.safe_dump(config))
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.program = subprocess.Popen(
+            [
+                "prometheus-alertmanager",
+                f"--config.file={folder / 'alertmanager.yml'}",
+                f"--storage.path={folder / 'data'}",
+                f"--web.listen-address={self.url.removeprefix('http://')}",
+                "--cluster.listen-address=",
+                "--log.level=error",
+            ],
+        )
+
+    def __enter__(self):
+        end = time.monotonic() + 20
+        while True:
+            try:
+                return self.ask("/-/ready", parse=False) and self
+            except (urllib.error.URLError, ConnectionError):
+                if time.monotonic() > end or self.program.poll() is not None:
+                    sys.exit("error: the Alertmanager does not start")
+                time.sleep(0.05)
+
+    def __exit__(self, *_):
+        self.program.kill()
+        self.program.wait()
+        self.folder.cleanup()
+
+    def ask(self, path, body=None, parse=True):
+        data = json.dumps(body).encode() if body is not None else None
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            text = answer.read()
+        return json.loads(text) if parse and text else True
+
+    def tells(self, alerts):
+        """Whether each of these would be told, when all of them fire."""
+        self.ask("/api/v2/alerts", [{"labels": labels} for labels in alerts])
+        end = time.monotonic() + 20
+        while True:
+            shown = self.ask("/api/v2/alerts")
+            states = [[one["status"]["state"] for one in shown if one["labels"] == labels] for labels in alerts]
+            if all(states) or time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        self.ask("/api/v2/alerts", [{"labels": labels, "endsAt": now} for labels in alerts])
+        while self.ask("/api/v2/alerts"):
+            time.sleep(0.02)
+        return [state and state[0] != "suppressed" for state in states]
+
+
+def failures(config):
+    """The cases that come out otherwise."""
+    with Alertmanager(config) as alertmanager:
+        return [name for name, source, target, told in CASES if alertmanager.tells([source, target])[1] != told]
+
+
+def main():
+    config = yaml.safe_load(SHIPPED.read_text())
+    config.pop("templates")
+    wrong = failures(config)
+    if wrong:
+        sys.exit("\n".join(wrong) + f"\nerror: {len(wrong)} of {len(CASES)} cases come out otherwise")
+    rules = config["inhibit_rules"]
+    for index, rule in enumerate(rules):
+        without = {**config, "inhibit_rules": rules[:index] + rules[index + 1 :]}
+        if not failures(without):
+            sys.exit(f"error: no case needs the rule {rule}")
+    print(f"{len(CASES)} cases of who is told, and each of {len(rules)} inhibitions is needed for one")
+
+
+if __name__ == "__main__":
+    main()
