@@ -83,7 +83,7 @@ def fleet_events():
         ),
         annotation(
             "Agents restarted", PURPLE,
-            f"count by (job) (changes(process_start_time_seconds{{{AGENTS}}}[$__rate_interval]) > 0)",
+            f"count by (job) (time() - process_start_time_seconds{{{AGENTS}}} < 60)",
             "one or more",
         ),
         annotation(

@@ -469,7 +469,8 @@ def events(agents, paths):
         ),
         annotation(
             "Agent restarted", PURPLE,
-            f"changes(process_start_time_seconds{{{agents}}}[$__rate_interval]) > 0",
+            # Not by changes(): an agent that was away for longer than the window changed nothing in it.
+            f"time() - process_start_time_seconds{{{agents}}} < 60",
             "{{instance}}",
         ),
         annotation(
