@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -62,15 +62,9 @@ impl<'a> Agent<'a> {
         agent
     }
 
-    fn execute(node: &'a Namespace, mut config: Value, mut command: Command) -> Self {
+    fn execute(node: &'a Namespace, config: Value, mut command: Command) -> Self {
         let dir = TempDir::new().unwrap();
-        if config["key_file"].is_string() {
-            let key = dir.path().join("key");
-            fs::write(&key, KEY).unwrap();
-            config["key_file"] = key.to_str().unwrap().into();
-        }
-        let file = dir.path().join(CONFIG);
-        fs::write(&file, config.to_string()).unwrap();
+        let file = write(dir.path(), config);
         command.args(["run", "--config"]).arg(&file);
         for variable in ["PATHMETER_NAME", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
@@ -109,8 +103,8 @@ impl<'a> Agent<'a> {
     }
 
     /// Gives it another configuration and asks it to take that.
-    pub(crate) fn configure(&self, text: &str) {
-        fs::write(self.dir.path().join(CONFIG), text).unwrap();
+    pub(crate) fn configure(&self, config: Value) {
+        write(self.dir.path(), config);
         self.signal(Signal::SIGHUP);
     }
 
@@ -123,4 +117,16 @@ impl<'a> Agent<'a> {
     pub(crate) fn signal(&self, signal: Signal) {
         self.program.signal(signal);
     }
+}
+
+/// Writes a configuration, and the key that it asks for, to a folder. Where it is.
+fn write(folder: &Path, mut config: Value) -> PathBuf {
+    if config.get("key_file").is_some() {
+        let key = folder.join("key");
+        fs::write(&key, KEY).unwrap();
+        config["key_file"] = key.to_str().unwrap().into();
+    }
+    let file = folder.join(CONFIG);
+    fs::write(&file, config.to_string()).unwrap();
+    file
 }

@@ -147,8 +147,10 @@ impl Plan {
             ROUTING.iter().for_each(|(key, value)| nodes[name].set(key, value));
         }
         let closet = Namespace::new("wires");
-        // Frames that two processors put into a veth one after the other come out in that order, as they do of a cable.
-        for namespace in nodes.values().chain([&closet]) {
+        // Frames that two processors put into a veth one after the other come out in that order, as they do of a cable. Routers
+        // pass them on at once: a queue at each of them is delay that no wire knows of, and much on a busy machine.
+        let hosts = self.nodes.iter().filter(|(_, role)| *role == Role::Host).map(|(name, _)| &nodes[name]);
+        for namespace in hosts.chain([&closet]) {
             namespace.set("core/rps_default_mask", "1");
         }
         // Nothing in there may speak up by itself.

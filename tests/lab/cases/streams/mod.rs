@@ -44,6 +44,11 @@ fn random_loss(probes: &[Probe]) -> Result<(), Inconclusive> {
                 // What was lost had to be sent again, and besides it what only seemed lost.
                 assert!(tally.dropped > 0 && tally.again_bytes >= tally.dropped_bytes, "{tally:?}");
             }
+            // What TCP says: 20 ms each way at the least, and never idle for all of the time.
+            let seconds = |name| path.path.seconds(&path.page, name);
+            let (least, smoothed) = (seconds("tcp_rtt_minimum_seconds"), seconds("tcp_srtt_seconds"));
+            assert!((0.039..1.0).contains(&least) && smoothed >= least, "{least} s, {smoothed} s");
+            assert!(seconds("tcp_busy_seconds_total") >= least, "{}", path.page);
         }
         stage.compare(&ended)
     })

@@ -20,6 +20,19 @@ pub(super) struct Expected {
     pub(super) alerts: Alerts,
     /// What is sent on to others, and what others ask for: by query.
     pub(super) behind: BTreeMap<Server, BTreeMap<String, Values>>,
+    pub(super) events: Events,
+}
+
+/// What is told of what happens, and is soon over: queries of dashboards.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Events {
+    /// Once `d` runs again and `b` has its configuration back.
+    pub(super) repaired: BTreeMap<String, Values>,
+    /// Once `d` has said goodbye.
+    pub(super) leaving: BTreeMap<String, Values>,
+    /// The alert that goes with it.
+    pub(super) goodbye: String,
 }
 
 #[derive(Debug, Deserialize)]

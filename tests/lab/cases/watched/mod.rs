@@ -63,7 +63,7 @@ fn watched(times: u32) -> Result<(), Inconclusive> {
     let start = |name| Agent::spawn(net.node(name), config(name, folder.path(), times));
     let [_a, b, _c, d] = ["a", "b", "c", "d"].map(start);
     let prometheus = Prometheus::start(net.node("e"), folder.path(), times);
-    let fleet = Fleet { prometheus, expected, times };
+    let fleet = Fleet { prometheus, expected, queries: queries(times), times };
 
     fleet.until("everything is measured, and nothing is wrong", 10, Fleet::is_well)?;
     let since = Instant::now();
@@ -71,7 +71,7 @@ fn watched(times: u32) -> Result<(), Inconclusive> {
     remarking.rewrite.dscp = Some(0);
     net.wire("a", "core").become_like(&link(Loss::Every(10), Jitter::None), &calm);
     net.wire("c", "core").become_like(&link(Loss::Random(0.0), SWINGING), &remarking);
-    b.configure("no: configuration");
+    b.configure(json!("no configuration"));
     d.signal(Signal::SIGKILL);
     fleet.until("every alert fires that should", 30, |fleet| {
         let missing = fleet.lacks()?;
@@ -85,9 +85,17 @@ fn watched(times: u32) -> Result<(), Inconclusive> {
     problems.extend(fleet.behind());
 
     net.wires().for_each(|(_, wire)| wire.become_like(&calm, &calm));
-    b.configure(&config("b", folder.path(), times).to_string());
-    let _d = start("d");
+    b.configure(config("b", folder.path(), times));
+    let d = start("d");
+    let events = &fleet.expected.events;
+    fleet.until("what was repaired is told", 5, |fleet| Ok(fleet.answers(&events.repaired)))?;
     fleet.until("every alert is over", 60, Fleet::is_quiet)?;
+    d.signal(Signal::SIGTERM);
+    fleet.until("who leaves is told", 5, |fleet| {
+        let mut missing = fleet.answers(&events.leaving);
+        missing.extend(fleet.silent(&events.goodbye)?);
+        Ok(missing)
+    })?;
     assert!(problems.is_empty(), "{}\n{} problems", problems.join("\n"), problems.len());
     Ok(())
 }
@@ -125,6 +133,7 @@ fn config(name: &str, folder: &Path, times: u32) -> Value {
     };
     let mut config = json!({
         "agent": {"name": name, "grace": "1s", "labels": {"zone": zone}},
+        "key_file": "the lab's",
         "tls": {"web_config_file": folder.join(format!("{name}.web.yml")), "ca_file": ca},
         "peers": [{"files": [folder.join("targets.yaml")], "scheme": "https", "refresh": "1s"}],
         "probes": [
@@ -147,6 +156,7 @@ fn config(name: &str, folder: &Path, times: u32) -> Value {
 struct Fleet<'a> {
     prometheus: Prometheus<'a>,
     expected: Expected,
+    queries: BTreeMap<String, String>,
     times: u32,
 }
 
@@ -221,10 +231,8 @@ impl Fleet<'_> {
         let told = alerts.told.iter().map(|alert| (alert, false));
         let mut lacking = Vec::new();
         for (alert, is_inhibited) in told.chain(alerts.inhibited.iter().map(|alert| (alert, true))) {
+            lacking.extend(self.silent(alert)?);
             let alert: Selector = alert.parse()?;
-            if self.prometheus.ask(Server::First, &alert.firing())?.is_empty() {
-                lacking.push(format!("{alert} does not fire"));
-            }
             let mut found = notified.iter().filter(|found| alert.selects(&found.labels)).peekable();
             if found.peek().is_none() {
                 lacking.push(format!("the Alertmanager does not have {alert}"));
@@ -236,6 +244,13 @@ impl Fleet<'_> {
             }
         }
         Ok(lacking)
+    }
+
+    /// That an alert does not fire.
+    fn silent(&self, alert: &str) -> Result<Option<String>, String> {
+        let alert: Selector = alert.parse()?;
+        let fires = !self.prometheus.ask(Server::First, &alert.firing())?.is_empty();
+        Ok((!fires).then(|| format!("{alert} does not fire")))
     }
 
     /// Alerts that nobody expects, and rules that do not work.
@@ -275,28 +290,37 @@ impl Fleet<'_> {
         servers.flat_map(|(server, queries)| self.differences(*server, queries)).collect()
     }
 
-    /// Queries of dashboards whose answer is not what is expected.
+    /// Queries of dashboards whose answer is not what is expected, and those of which nothing is.
     fn dashboards(&self) -> Vec<String> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check-dashboards.py");
-        let mut command = Command::new("python3");
-        command.arg(script).args(["--list", "--set", "instance=a", "--set", "peer=b"]);
-        let listed = command.args(["--set", "__rate_interval=5m"]).output().unwrap();
-        let queries: Vec<Query> = serde_json::from_slice(&listed.stdout).unwrap();
-        let mut expected: BTreeMap<String, _> = self.expected.dashboards();
-        let mut problems = Vec::new();
-        for query in queries {
-            match (
-                self.prometheus.ask(Server::First, &hastened(&query.expr, self.times)),
-                expected.remove(&query.to_string()),
-            ) {
-                (Err(error), _) => problems.push(format!("{query}: {error}")),
-                (Ok(answer), Some(values)) if values.agree(&answer, self.times) => {}
-                (Ok(answer), values) => {
-                    problems.push(format!("{query}: expected {values:?}, found {:?}", by_name(&answer)));
-                }
-            }
-        }
-        problems.extend(expected.into_keys().map(|name| format!("{name} is no query of a dashboard")));
+        let expected = self.expected.dashboards();
+        let mut problems = self.answers(&expected);
+        let unasked = self.queries.keys().filter(|name| !expected.contains_key(*name));
+        problems.extend(unasked.map(|name| format!("{name}: nothing is expected")));
         problems
     }
+
+    /// Queries of dashboards, by what they are called, whose answer is not what is expected.
+    fn answers(&self, expected: &BTreeMap<String, Values>) -> Vec<String> {
+        let difference = |(name, values): (&String, &Values)| {
+            let Some(query) = self.queries.get(name) else {
+                return Some(format!("{name} is no query of a dashboard"));
+            };
+            match self.prometheus.ask(Server::First, query) {
+                Err(error) => Some(format!("{name}: {error}")),
+                Ok(answer) if values.agree(&answer, self.times) => None,
+                Ok(answer) => Some(format!("{name}: expected {values:?}, found {:?}", by_name(&answer))),
+            }
+        };
+        expected.iter().filter_map(difference).collect()
+    }
+}
+
+/// Every query of the dashboards for the pair of `a` and `b`, by dashboard, panel and letter.
+fn queries(times: u32) -> BTreeMap<String, String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check-dashboards.py");
+    let mut command = Command::new("python3");
+    command.arg(script).args(["--list", "--set", "instance=a", "--set", "peer=b"]);
+    let listed = command.args(["--set", "__rate_interval=5m"]).output().unwrap();
+    let queries: Vec<Query> = serde_json::from_slice(&listed.stdout).unwrap();
+    queries.into_iter().map(|query| (query.to_string(), hastened(&query.expr, times))).collect()
 }
