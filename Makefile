@@ -81,7 +81,7 @@ image: test-deps ## Build deploy/docker/Dockerfile without Docker and try what c
 	./scripts/check-image.py
 
 .PHONY: test
-test: test-deps peers lint rules packaging dashboards kubernetes compose ## Everything that must hold: format, lints, tests, docs, rules, package, dashboards, manifests
+test: test-deps peers lint rules packaging dashboards kubernetes compose ## Everything that must hold but make image and make boot: format, lints, tests, docs, rules, package, dashboards, manifests
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 
@@ -105,6 +105,7 @@ rules: test-deps
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool check config --syntax-only deploy/prometheus/remote_write.example.yaml deploy/prometheus/federation.example.yaml
 	amtool check-config deploy/prometheus/alertmanager.yml
+	./scripts/check-inhibitions.py
 	./scripts/check-rules.py
 	./scripts/check-rules.py --test
 
