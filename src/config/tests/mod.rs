@@ -373,3 +373,15 @@ fn the_example_has_every_key() {
         }
     }
 }
+
+#[test]
+fn a_secret_in_the_query_of_a_server_is_not_in_the_name_that_everybody_reads() {
+    let name = |url: &str| {
+        let config = load_on("b", &format!("peers: [{{http: '{url}'}}]")).config;
+        config.providers[0].name.clone()
+    };
+    let (first, second) = (name("http://a/x?token=hunter2"), name("http://a/x?token=hunter3"));
+    assert!(first.starts_with("http:a/x?") && !first.contains("hunter"), "{first}");
+    assert_ne!(first, second);
+    assert_eq!(name("http://a/x"), "http:a/x");
+}

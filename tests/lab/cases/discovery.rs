@@ -44,6 +44,8 @@ impl NameServer {
             ])
             .args(["--user=root", "--group=root", "--log-facility=-", "--local=/lab.test/", "--local-ttl=1"])
             .args(["--srv-host=_http._tcp.agents.lab.test,b.lab.test,9862"])
+            // There is no such service.
+            .args(["--srv-host=_none._tcp.lab.test"])
             .arg(format!("--addn-hosts={}", dir.path().join("hosts").display()));
         let program = Program::start(&mut command, &dir.path().join("dnsmasq.log"));
         // Before that a signal would end it.
@@ -160,6 +162,11 @@ pub(crate) fn services() {
     let _b = server.agent(&net, "b", json!({"dns": "agents.lab.test"}));
     let a = server.agent(&net, "a", json!({"dns": {"name": "_http._tcp.agents", "type": "srv"}}));
     a.page_when("the service is answered", |page| answered(page, "b.lab.test"));
+    drop(a);
+    let a = server.agent(&net, "a", json!({"dns": {"name": "_none._tcp", "type": "srv"}}));
+    let page = a.page_when("it is told that there is none", |page| page.count(FAILURES, &[]) >= 1);
+    assert_eq!(page.count(MEMBERS, &[]), 0, "{page}");
+    assert!(!page.has("pathmeter_peer_info", &[]), "{page}");
 }
 
 fn sources(agent: &Agent<'_>, peer: &str) -> Vec<Value> {
