@@ -65,6 +65,8 @@ impl Daemon {
             for acquaintance in self.knowledge.introductions.values_mut().filter(its) {
                 acquaintance.boot_id.clone_from(&identity.boot_id);
             }
+            // An address that told of this run already was taken for another agent.
+            self.overdue.note(|overdue| overdue.enroll = true);
         }
         if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
             warn!(peer = name, calls_itself = ?identity.name, "a peer has another name than the configuration gives it");
