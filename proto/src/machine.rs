@@ -28,6 +28,20 @@ pub trait Machine {
     /// A datagram did not leave the host: our fault, never the network's.
     fn not_sent(&mut self, id: SendId, why: NotSent);
 
+    /// Sends nothing more: [`Step::Finished`] follows when everything that left is decided. Ends a machine that only
+    /// answers at once.
+    fn stop(&mut self);
+
+    /// Decides everything that is in flight without blaming the network, because this host cannot tell what became of it:
+    /// after a suspend, or at a stop that cannot wait.
+    fn withdraw(&mut self);
+
+    /// The peer announced at `at` that it is leaving: what it does not answer from then on is not a loss.
+    fn peer_leaving(&mut self, at: Timestamp);
+
+    /// Datagrams that left this host and are neither answered nor given up, counted one by one.
+    fn in_flight(&self) -> usize;
+
     /// What to do next. A datagram to send is appended to `arena`.
     fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Self::Report>;
 }

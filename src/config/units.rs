@@ -26,14 +26,6 @@ pub fn packet_rate(text: &str) -> Result<u64, UnitError> {
     PACKET_RATE.read(text)
 }
 
-/// Reads bits per second: `64kbit/s`, `5Mbit/s`, `1Gbit/s`.
-///
-/// # Errors
-/// [`UnitError`] shows how a rate is written.
-pub fn bit_rate(text: &str) -> Result<u64, UnitError> {
-    BIT_RATE.read(text)
-}
-
 /// The duration as it would be written in the file: exact, in the unit that reads best.
 ///
 /// `90s` and not `1.5m`: from a minute on only whole units are used.
@@ -201,13 +193,6 @@ const PACKET_RATE: Quantity = Quantity {
     remedy: "write a number and pps, kpps or Mpps, for example 500pps or 100kpps",
 };
 
-const BIT_RATE: Quantity = Quantity {
-    name: "a bit rate",
-    grain: "bits per second",
-    units: &[("bit/s", 1), ("kbit/s", 1_000), ("Mbit/s", 1_000_000), ("Gbit/s", 1_000_000_000)],
-    remedy: "write a number and bit/s, kbit/s, Mbit/s or Gbit/s, for example 5Mbit/s",
-};
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,9 +219,6 @@ mod tests {
         }
         for (text, rate) in [("500pps", 500), ("100kpps", 100_000), ("0.5Mpps", 500_000)] {
             assert_eq!(packet_rate(text), Ok(rate), "{text}");
-        }
-        for (text, rate) in [("64kbit/s", 64_000), ("5Mbit/s", 5_000_000), ("2.5 Gbit/s", 2_500_000_000)] {
-            assert_eq!(bit_rate(text), Ok(rate), "{text}");
         }
     }
 

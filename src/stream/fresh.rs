@@ -4,8 +4,8 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pathmeter_proto::echo::Message;
 use pathmeter_proto::grid::Grid;
+use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::NtpTime;
 use tokio::time::{sleep, timeout};
 

@@ -14,9 +14,10 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper::header::{ACCEPT, HOST, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use pathmeter_proto::echo::{Answer, Message};
+use pathmeter_proto::echo::Answer;
 use pathmeter_proto::machine::StampedBy;
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::wire::Message;
 use serde::Deserialize;
 
 use super::dial::{AGENT, Place, Raw};

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
-use pathmeter_proto::echo::{Answer, Message, Mismatch};
+use pathmeter_proto::echo::{Answer, Mismatch};
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::wire::Message;
 
 use super::http::HttpLink;
 use super::tcp::TcpLink;

@@ -6,10 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Answer, Message, Mismatch};
+use pathmeter_proto::echo::{Answer, Mismatch};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::{Timestamp, WallTime};
 use pathmeter_proto::wire::DecodeError;
+use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::stream::{Admittance, GREETING_BYTES, Hello, Seal, Welcome};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

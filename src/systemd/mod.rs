@@ -50,12 +50,6 @@ impl Notifier {
         Self { channel: None, watchdog_interval: None, is_failing: AtomicBool::new(false) }
     }
 
-    /// Whether a service manager wants to be told anything.
-    #[must_use]
-    pub fn is_supervised(&self) -> bool {
-        self.channel.is_some()
-    }
-
     /// How often [`Notifier::watchdog`] is due: half of the time after which we would be killed. `None`: never.
     #[must_use]
     pub fn watchdog_interval(&self) -> Option<Duration> {

@@ -2,9 +2,9 @@
 
 use super::flow::Flow;
 use super::outcome::Mismatch;
-use super::prober::{Spec, Wire};
 use super::profile::ReflectorTimes;
 use super::request::mode;
+use super::spec::{Spec, Wire};
 use super::told::Told;
 use crate::wire::icmp::{Echo, Version};
 use crate::wire::stamp::{self, Reply};

@@ -1,22 +1,18 @@
 //! The side that asks, and decides.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use super::absence::Absence;
 use super::flow::{Carries, Drops, Fit, Flow, Purpose, Reply, Rules};
 use super::heard::{Answered, Heard};
 use super::knowledge::Knowledge;
 use super::outcome::{Class, Mismatch, Report, Sample, Verdict};
-use super::profile::{Profile, Quirks};
+use super::profile::Profile;
 use super::request::{self, Contents, Extensions, mode};
+use super::spec::{Spec, Wire};
 use super::told::Told;
 use super::view::{Asked, ResponderDrops, View};
-use crate::dscp::Dscp;
 use crate::grid::{Grid, mix};
-use crate::key::Keys;
 use crate::machine::{
     Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
 };
@@ -25,48 +21,6 @@ use crate::time::Timestamp;
 use crate::wire::NtpTime;
 use crate::wire::icmp;
 use crate::wire::stamp::{self, Request};
-
-/// What to measure.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    /// The responder; hosts that answer ICMP have no port.
-    pub to: SocketAddr,
-    /// How its datagrams are written.
-    pub wire: Wire,
-    /// Time between datagrams, over all flows.
-    pub interval: Duration,
-    /// The session identifier of each flow, 1..=16 of them.
-    pub ssids: Vec<u16>,
-    /// Bytes of UDP payload, or of the ICMP message with its header; `None`: what it takes at least.
-    pub size: Option<u16>,
-    /// Class of service.
-    pub dscp: Dscp,
-    /// A longer round trip is late.
-    pub late_after: Duration,
-    /// Without a reply by then a datagram is lost.
-    pub lost_after: Duration,
-    /// Whether the driver will deliver the kernel's transmit stamps.
-    pub transmit_stamps: bool,
-    /// Slots after which to stop; `None`: never.
-    pub count: Option<u64>,
-    /// Decides phase, jitter and session numbers.
-    pub seed: u64,
-}
-
-/// A format of datagrams, and what only that one has.
-#[derive(Debug, Clone)]
-pub enum Wire {
-    /// STAMP over UDP, with our extensions: agents and reflectors answer.
-    Stamp {
-        /// Authenticated mode with these keys; `None`: open mode.
-        keys: Option<Arc<Keys>>,
-        /// What is known of the reflector beforehand.
-        quirks: Quirks,
-    },
-    /// ICMP echo: hosts answer. They say nothing of what they received, so no loss has a direction, and nothing of their
-    /// own times, so the round trip is with what they took.
-    Icmp,
-}
 
 /// Measures one path: sends on a grid, round-robin over its flows, and gives every datagram one verdict.
 #[derive(Debug)]
@@ -118,35 +72,10 @@ impl Prober {
         }
     }
 
-    /// Sends nothing more; `Finished` follows when everything is decided.
-    pub fn stop(&mut self) {
-        self.stopping = true;
-    }
-
-    /// Decides everything that is in flight: withdrawn. For a stop that cannot wait, and after a suspend.
-    pub fn withdraw(&mut self) {
-        let rules = self.rules();
-        for flow in &mut self.flows {
-            flow.withdraw(&rules, &mut self.reports);
-        }
-    }
-
-    /// The peer said that it is leaving: what it did not answer by `at`, and what is sent until it answers something that
-    /// was sent later, or for a minute, is withdrawn and not lost.
-    pub fn goodbye(&mut self, at: Timestamp) {
-        self.absence = Some(Absence::begin(at, self.absence));
-    }
-
     /// Whether the peer said goodbye and has not come back.
     #[must_use]
     pub fn is_draining(&self, now: Timestamp) -> bool {
         self.absence.is_some_and(|absence| absence.lasts(now))
-    }
-
-    /// Datagrams that left the host and have no verdict, counted one by one.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.flows.iter().map(Flow::in_flight).sum()
     }
 
     /// What the responder was found to be, in a word for people; `None` while nothing came back, and always for ICMP, where
@@ -385,6 +314,27 @@ impl Machine for Prober {
         if let Some(flow) = self.flows.get_mut(index) {
             flow.not_sent(sequence, why, &mut self.reports);
         }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    fn withdraw(&mut self) {
+        let rules = self.rules();
+        for flow in &mut self.flows {
+            flow.withdraw(&rules, &mut self.reports);
+        }
+    }
+
+    /// What the peer did not answer by `at`, and what is sent until it answers something that was sent later, or for a
+    /// minute, is withdrawn and not lost.
+    fn peer_leaving(&mut self, at: Timestamp) {
+        self.absence = Some(Absence::begin(at, self.absence));
+    }
+
+    fn in_flight(&self) -> usize {
+        self.flows.iter().map(Flow::in_flight).sum()
     }
 
     fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Report> {

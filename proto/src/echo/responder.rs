@@ -32,6 +32,7 @@ pub struct Responder {
     /// Replies that have not been handed over, the oldest first.
     written: VecDeque<Written>,
     reports: [Option<ResponderReport>; 2],
+    is_stopping: bool,
 }
 
 /// What the responder learns.
@@ -97,6 +98,7 @@ impl Responder {
             request: Vec::new(),
             written: VecDeque::new(),
             reports: [None; 2],
+            is_stopping: false,
         }
     }
 
@@ -382,7 +384,24 @@ impl Machine for Responder {
 
     fn not_sent(&mut self, _: SendId, _: NotSent) {}
 
+    fn stop(&mut self) {
+        self.is_stopping = true;
+    }
+
+    /// A reply is made or not; none of them waits for a verdict.
+    fn withdraw(&mut self) {}
+
+    /// A peer that leaves asks nothing more.
+    fn peer_leaving(&mut self, _: Timestamp) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
     fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<ResponderReport> {
+        if self.is_stopping {
+            return Step::Finished;
+        }
         if let Some(pending) = self.pending.take()
             && let Some(send) = self.answer(&pending, now, drops, arena)
         {

@@ -15,7 +15,7 @@ use crate::grid::{Grid, mix};
 use crate::machine::{HostDrops, NotSent, Now, StampedBy};
 use crate::stats::WindowedMinimum;
 use crate::time::Timestamp;
-use crate::wire::NtpTime;
+use crate::wire::{Message, NtpTime};
 
 /// What to measure over a stream.
 #[derive(Debug, Clone)]
@@ -53,15 +53,6 @@ pub enum StreamStep {
     Wait(Timestamp),
     /// Nothing to do ever again.
     Finished,
-}
-
-/// What tells a message apart from all others of its path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Message {
-    /// Counts from 0, over all connections.
-    pub sequence: u64,
-    /// When it was meant to leave, by the wall clock.
-    pub stamp: NtpTime,
 }
 
 /// An answer as it came off the stream.
@@ -295,9 +286,9 @@ impl StreamProber {
         self.unanswered.start = self.unanswered.end;
     }
 
-    /// The peer said that it is leaving; see [`super::Prober::goodbye`]. It is back when it answers over a connection that was
-    /// made after that.
-    pub fn goodbye(&mut self, at: Timestamp) {
+    /// The peer announced at `at` that it is leaving: what it does not answer from then on is withdrawn. It is back when it
+    /// answers over a connection that was made after that.
+    pub fn peer_leaving(&mut self, at: Timestamp) {
         self.absence = Some(Absence::begin(at, self.absence));
     }
 

@@ -71,19 +71,6 @@ pub enum Report {
     },
 }
 
-/// Where a search is (RFC 8899 section 5.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Nothing is known to pass, or nothing passes at all.
-    Base,
-    /// Something passes, the base does not.
-    Error,
-    /// The largest size is looked for.
-    Searching,
-    /// It was found.
-    Complete,
-}
-
 /// Finds the path MTU, confirms it every interval, and now and then tries whether it has grown.
 ///
 /// **When a size is refused.** At once if our own host does not send it. Else when [`MAX_PROBES`] of it were lost and a short
@@ -227,24 +214,6 @@ impl Search {
     #[must_use]
     pub fn known(&self) -> Option<u16> {
         self.known
-    }
-
-    /// Where the search is.
-    #[must_use]
-    pub fn state(&self) -> State {
-        let passes = |size| self.bracket.has_passed(size);
-        match (self.occasion, self.known) {
-            (Occasion::Rest(_) | Occasion::Confirm, Some(_)) => State::Complete,
-            (Occasion::Rest(_) | Occasion::Confirm, None) => State::Base,
-            (Occasion::Search, _) if passes(self.limits.base) => State::Searching,
-            (Occasion::Search, _) if passes(self.limits.small) => State::Error,
-            (Occasion::Search, _) => State::Base,
-        }
-    }
-
-    /// Sends nothing more; `Finished` follows.
-    pub fn stop(&mut self) {
-        self.is_stopping = true;
     }
 
     /// Whether a reply answers a probe of ours: for drivers that cannot tell by its session whose it is.
@@ -503,6 +472,22 @@ impl Machine for Search {
             }
             NotSent::Unreachable | NotSent::Buffer | NotSent::Permission | NotSent::Other => self.give_up(),
         }
+    }
+
+    fn stop(&mut self) {
+        self.is_stopping = true;
+    }
+
+    /// The probe that is waited for proves nothing; its size is tried again.
+    fn withdraw(&mut self) {
+        self.flight = None;
+    }
+
+    /// Its short probes show that nobody answers, and then nothing is concluded.
+    fn peer_leaving(&mut self, _: Timestamp) {}
+
+    fn in_flight(&self) -> usize {
+        usize::from(self.flight.is_some())
     }
 
     fn step(&mut self, now: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Report> {

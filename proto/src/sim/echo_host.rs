@@ -41,6 +41,16 @@ impl Machine for EchoHost {
 
     fn not_sent(&mut self, _: SendId, _: NotSent) {}
 
+    fn stop(&mut self) {}
+
+    fn withdraw(&mut self) {}
+
+    fn peer_leaving(&mut self, _: Timestamp) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
     fn step(&mut self, _: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<ResponderReport> {
         if let Some((to, reply)) = self.replies.pop_front() {
             arena.extend_from_slice(&reply);

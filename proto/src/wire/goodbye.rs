@@ -6,7 +6,8 @@
 //! 24 n bytes name      24+n 16 bytes HMAC-SHA-256/128 over everything in front of it
 //! ```
 
-use super::{DecodeError, put, require, u16_at, u32_at, u64_at};
+use super::agent::AgentKind;
+use super::{DecodeError, put, require, u16_at, u64_at};
 use crate::key::Keys;
 use crate::time::WallTime;
 
@@ -26,9 +27,6 @@ impl Goodbye {
     pub const PURPOSE: &'static str = "pathmeter agent datagram v1";
     /// The longest name in bytes.
     pub const NAME_BYTES_MAX: usize = 64;
-    const MAGIC: u32 = u32::from_be_bytes(*b"pmag");
-    const VERSION: u8 = 1;
-    const KIND: u8 = 1;
     const NAME_AT: usize = 24;
     const TAG_BYTES: usize = 16;
 
@@ -38,8 +36,7 @@ impl Goodbye {
     pub fn encode(&self, keys: &Keys) -> Vec<u8> {
         let name = &self.name.as_bytes()[..self.name.len().min(Self::NAME_BYTES_MAX)];
         let mut out = vec![0; Self::NAME_AT];
-        put(&mut out, 0, &Self::MAGIC.to_be_bytes());
-        put(&mut out, 4, &[Self::VERSION, Self::KIND]);
+        AgentKind::Goodbye.write(&mut out);
         put(&mut out, 6, &u16::try_from(name.len()).expect("cut above").to_be_bytes());
         put(&mut out, 8, &self.boot_id.to_be_bytes());
         put(&mut out, 16, &self.at.as_nanos().to_be_bytes());
@@ -55,11 +52,8 @@ impl Goodbye {
     /// [`GoodbyeError`].
     pub fn decode(bytes: &[u8], keys: &Keys) -> Result<Self, GoodbyeError> {
         require(bytes, Self::NAME_AT + Self::TAG_BYTES, "goodbye")?;
-        if u32_at(bytes, 0) != Self::MAGIC || bytes[5] != Self::KIND {
-            return Err(DecodeError::Foreign { field: "goodbye" }.into());
-        }
-        if bytes[4] != Self::VERSION {
-            return Err(DecodeError::Version { found: bytes[4], ours: Self::VERSION }.into());
+        match AgentKind::read(bytes)? {
+            AgentKind::Goodbye => {}
         }
         let name_end = Self::NAME_AT + usize::from(u16_at(bytes, 6));
         require(bytes, name_end + Self::TAG_BYTES, "goodbye")?;

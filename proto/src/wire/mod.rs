@@ -1,14 +1,18 @@
 //! Bytes to values and back. Nothing here panics, whatever the bytes.
 
+mod agent;
 mod goodbye;
 pub mod icmp;
+mod message;
 mod ntp;
 pub mod stamp;
 pub mod stream;
 pub mod tlv;
 pub mod websocket;
 
+pub use agent::AgentKind;
 pub use goodbye::{Goodbye, GoodbyeError};
+pub use message::Message;
 pub use ntp::{NtpTime, PeerTimestamp};
 
 /// Why a datagram could not be read. Carries what and where, never the bytes.

@@ -20,9 +20,9 @@
 //! The key of the messages is made of the mesh key and both nonces: what one connection carried means nothing to another.
 
 use super::{DecodeError, NtpTime, PeerTimestamp, array, put, require, u32_at, u64_at};
-use crate::echo::Message;
 use crate::key::{Key, KeyId, Keys};
 use crate::time::WallTime;
+use crate::wire::Message;
 
 /// The purpose for which the keys of streams are derived from the mesh key ([`Keys::derive`]).
 pub const PURPOSE: &str = "pathmeter agent stream v1";

@@ -7,7 +7,7 @@
 //! ```
 
 use super::{DecodeError, NtpTime, require, u64_at};
-use crate::echo::Message;
+use crate::wire::Message;
 
 /// What messages look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -221,7 +221,7 @@ impl Run {
                 }
             }
             8 => self.prober.withdraw(),
-            9 => self.prober.goodbye(self.at),
+            9 => self.prober.peer_leaving(self.at),
             10 => {
                 if let Some((_, flow, bytes)) = self.chosen(input) {
                     let router = [192, 0, 2, 9].into();

@@ -7,6 +7,7 @@ use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Direction, Prober, Quirks, Responder, Spec, Verdict, Wire};
 use pathmeter_proto::key::Keys;
+use pathmeter_proto::machine::Machine as _;
 use pathmeter_proto::sim::{Corruption, Jitter, Ledger, Link, Loss, Queue, Random, Tally, World};
 use pathmeter_proto::time::nanos;
 
@@ -311,7 +312,7 @@ fn a_goodbye_withdraws_what_goes_unanswered_until_the_peer_is_back() {
         let mut world = World::new(seed);
         world.forward.loss = Loss::Blackout { from: 500 * MS, to: 4_000 * MS };
         let mut prober = Prober::new(spec(seed, 50 * MS, 1, 200), world.start());
-        prober.goodbye(world.start() + Duration::from_millis(500));
+        prober.peer_leaving(world.start() + Duration::from_millis(500));
         assert!(prober.is_draining(world.start()));
         let until = world.start() + Duration::from_secs(60);
         let mut responder = responder(None);

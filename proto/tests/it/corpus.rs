@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use pathmeter_proto::echo::Message;
 use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::WallTime;
+use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::icmp::{Echo, Version};
 use pathmeter_proto::wire::stream::{self, Admittance, Seal, Welcome};
 use pathmeter_proto::wire::websocket::Format;

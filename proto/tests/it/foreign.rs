@@ -142,6 +142,16 @@ impl Machine for Reflector {
 
     fn not_sent(&mut self, _: SendId, _: NotSent) {}
 
+    fn stop(&mut self) {}
+
+    fn withdraw(&mut self) {}
+
+    fn peer_leaving(&mut self, _: Timestamp) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
     fn step(&mut self, now: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<ResponderReport> {
         if let Some((bytes, arrival)) = self.pending.take() {
             self.reflect(&bytes, &arrival, now, arena);
@@ -337,6 +347,16 @@ impl Machine for Upgraded {
     }
 
     fn not_sent(&mut self, _: SendId, _: NotSent) {}
+
+    fn stop(&mut self) {}
+
+    fn withdraw(&mut self) {}
+
+    fn peer_leaving(&mut self, _: Timestamp) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
 
     fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<ResponderReport> {
         if self.is_upgraded {

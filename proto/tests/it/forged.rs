@@ -294,6 +294,16 @@ impl Machine for Forgetful {
         self.responder.not_sent(id, why);
     }
 
+    fn stop(&mut self) {}
+
+    fn withdraw(&mut self) {}
+
+    fn peer_leaving(&mut self, _: Timestamp) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
     fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<ResponderReport> {
         self.responder.step(now, drops, arena)
     }

@@ -213,7 +213,9 @@ fn only_the_answer_to_what_was_sent_is_believed() {
         let found = reports(&mut prober, arrival.at);
         let ok = |report: &Report| matches!(report, Report::Decided { verdict: Verdict::Ok, .. });
         assert!(found.iter().any(ok) && found.contains(&Report::Duplicate), "{found:?}");
-        let sent = Echo::decode_request(&request, version).unwrap();
+        let mut echoed = request.clone();
+        echoed[0] = version.reply();
+        let sent = Echo::decode_reply(&echoed, version).unwrap();
         assert_eq!((sent.sequence, sent.ssid), (0, 1));
     }
 }
@@ -224,7 +226,7 @@ fn a_host_that_is_away_by_its_own_word_loses_nothing() {
     world.forward.loss = Loss::Every(1);
     let (world, spec) = to_a_host(0, (world, spec(1, 50 * MS, 2, 100)));
     let mut prober = Prober::new(spec, world.start());
-    prober.goodbye(world.start());
+    prober.peer_leaving(world.start());
     let (tally, _) = world.run(&mut prober, &mut EchoHost::default(), 60_000 * MS);
     assert!(tally.sent > 90, "{} left", tally.sent);
     assert_eq!(tally.count(|verdict| verdict == Verdict::Withdrawn), tally.sent);

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use pathmeter_proto::echo::{
-    Answer, Direction, Message, Report, StreamProber, StreamSpec, StreamStep, Verdict,
-};
+use pathmeter_proto::echo::{Answer, Direction, Report, StreamProber, StreamSpec, StreamStep, Verdict};
 use pathmeter_proto::machine::{NotSent, Now, StampedBy};
 use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::NtpTime;
 
 use crate::conservation::{LATE_AFTER, LOST_AFTER, MS, seeds};
@@ -358,7 +357,7 @@ fn what_a_leaving_peer_does_not_answer_is_withdrawn() {
     for millis in 0..300 {
         drive(&mut prober, at(millis));
     }
-    prober.goodbye(at(300));
+    prober.peer_leaving(at(300));
     prober.disconnected(at(301), None);
     prober.stop();
     drive(&mut prober, at(9_000));
@@ -516,7 +515,7 @@ fn a_leaving_peer_that_still_answers_over_the_old_connection_is_not_back() {
     prober.connected(at(0));
     for millis in 0..500 {
         if millis == 300 {
-            prober.goodbye(at(300));
+            prober.peer_leaving(at(300));
         }
         drive(&mut prober, at(millis), true);
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use pathmeter_proto::admission::Policy;
-use pathmeter_proto::echo::Message;
+use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::NtpTime;
 use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, Proof};
 use tokio::sync::watch;

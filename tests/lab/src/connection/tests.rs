@@ -1,7 +1,7 @@
 //! Streams written by hand.
 
-use pathmeter_proto::echo::Message;
 use pathmeter_proto::sim::Dropped;
+use pathmeter_proto::wire::Message;
 
 use super::*;
 use crate::frame::Datagram;

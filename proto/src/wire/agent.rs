@@ -1,0 +1,75 @@
+//! What every datagram on the agent port begins with, so that one socket serves all of its users.
+//!
+//! ```text
+//!  0 u32 magic "pmag"   4 u8 version 1   5 u8 kind
+//! ```
+
+use super::{DecodeError, put, require, u32_at};
+
+/// What a datagram on the agent port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum AgentKind {
+    /// A [`Goodbye`](super::Goodbye).
+    Goodbye,
+}
+
+/// Bytes of the header.
+pub(super) const HEADER_BYTES: usize = 6;
+
+const MAGIC: u32 = u32::from_be_bytes(*b"pmag");
+const VERSION: u8 = 1;
+
+impl AgentKind {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Goodbye => 1,
+        }
+    }
+
+    /// Reads the header of a datagram. Nothing behind it is looked at.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`], [`DecodeError::Foreign`] for another magic number or an unknown kind,
+    /// [`DecodeError::Version`].
+    pub fn read(datagram: &[u8]) -> Result<Self, DecodeError> {
+        const FOREIGN: DecodeError = DecodeError::Foreign { field: "datagram of the agent port" };
+        require(datagram, HEADER_BYTES, "header")?;
+        if u32_at(datagram, 0) != MAGIC {
+            return Err(FOREIGN);
+        }
+        if datagram[4] != VERSION {
+            return Err(DecodeError::Version { found: datagram[4], ours: VERSION });
+        }
+        let known = [Self::Goodbye].into_iter().find(|kind| kind.number() == datagram[5]);
+        known.ok_or(FOREIGN)
+    }
+
+    /// Writes the header; the caller has made the room.
+    pub(super) fn write(self, datagram: &mut [u8]) {
+        put(datagram, 0, &MAGIC.to_be_bytes());
+        put(datagram, 4, &[VERSION, self.number()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_tells_magic_version_and_kind_apart() {
+        let mut datagram = [0; HEADER_BYTES];
+        AgentKind::Goodbye.write(&mut datagram);
+        assert_eq!(AgentKind::read(&datagram), Ok(AgentKind::Goodbye));
+        for len in 0..HEADER_BYTES {
+            assert!(matches!(AgentKind::read(&datagram[..len]), Err(DecodeError::Truncated { .. })));
+        }
+        let changed = |at: usize| {
+            let mut changed = datagram;
+            changed[at] ^= 0x80;
+            AgentKind::read(&changed)
+        };
+        assert!(matches!(changed(0), Err(DecodeError::Foreign { .. })));
+        assert_eq!(changed(4), Err(DecodeError::Version { found: 0x81, ours: 1 }));
+        assert!(matches!(changed(5), Err(DecodeError::Foreign { .. })));
+    }
+}
