@@ -19,8 +19,8 @@ use crate::config::{Https, Scheme, Trust, Url};
 use crate::http::auth::Signer;
 use crate::http::client::{Client, Secure};
 use crate::identity::{Answers, Identity};
+use crate::identity_poller::{authority, fetch_identity};
 use crate::keys;
-use crate::peers::{authority, identity_of};
 use crate::resolver;
 use crate::settings::{Settings, SettingsError};
 use crate::stream::{Expected, Over, Place};
@@ -252,7 +252,7 @@ impl Aim {
         let secure = self.secure.clone();
         let client = Client { signer, source: arguments.source, secure, ..Client::default() };
         let host = authority(&self.host, self.http_port);
-        let told = identity_of(&client, SocketAddr::new(address, self.http_port), &host).await;
+        let told = fetch_identity(&client, SocketAddr::new(address, self.http_port), &host).await;
         told.map_err(|reason| anyhow!("{reason}"))
     }
 

@@ -1,10 +1,10 @@
 //! Start, reload, stop.
 
-mod farewell;
-mod files;
+mod discovery;
+mod events;
+mod file_watch;
+mod goodbye;
 mod listen;
-mod news;
-mod people;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -23,24 +23,24 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use self::discovery::ProviderHealth;
 use self::listen::{bind_agent, bind_all, front, port_of};
-use self::people::Experience;
 use crate::clock::Clock;
 use crate::config::{Config, Host, Level, LogFormat, Probe};
 use crate::datagram::{Answering, Duties, EVENTS, Event, Handle, StampNames};
-use crate::discovery::{Finding, Introduced, Introductions, Scout, Stranger};
+use crate::discovery::{AgentIdentifier, IdentifyResult, ProviderPoller, ProviderUpdate, UnidentifiedAgent};
 use crate::fleet::{Addresses, Exported, Fleet, Loops, Scene};
 use crate::http::auth::Verifier;
 use crate::http::routes::{Reload, Site};
 use crate::http::scrape::Packers;
 use crate::http::server::{self, Counters, Limits};
 use crate::identity::{self, Identity, Ports};
+use crate::identity_poller::{Endpoint, IdentityPoller, IdentityResult, authority};
 use crate::journal::Journal;
 use crate::logging;
 use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo, Responders};
-use crate::peers::{Door, Inquirer, Told, authority};
 use crate::resolver::{Resolved, Resolver};
-use crate::roster::{Knowledge, Roster};
+use crate::roster::{Roster, RosterInputs};
 use crate::settings::{Settings, SettingsError};
 use crate::status::Status;
 use crate::stream::{self, responder::Terms};
@@ -69,7 +69,7 @@ pub struct Daemon {
     source: Source,
     settings: Settings,
     /// What was there when it was looked at last.
-    seen: files::Contents,
+    seen: file_watch::Contents,
     /// Whether all of it could be read.
     was_whole: bool,
     boot_id: u64,
@@ -77,10 +77,10 @@ pub struct Daemon {
     fleet: Fleet,
     /// Who there is, and what it is made of besides the settings.
     roster: Roster,
-    knowledge: Knowledge,
-    experience: BTreeMap<String, Experience>,
-    /// Why strangers have not told what they are called.
-    reticent: BTreeMap<Stranger, String>,
+    inputs: RosterInputs,
+    provider_health: BTreeMap<String, ProviderHealth>,
+    /// Why unidentified agents have not told what they are called.
+    identify_errors: BTreeMap<UnidentifiedAgent, String>,
     addresses: Addresses,
     identities: BTreeMap<String, Identity>,
     /// Why those who refused to say who they are did.
@@ -91,9 +91,9 @@ pub struct Daemon {
     responder: Handle,
     stream_responder: Arc<stream::responder::Responder>,
     resolver: Resolver,
-    inquirer: Inquirer,
-    scout: Scout,
-    introductions: Introductions,
+    identity_poller: IdentityPoller,
+    provider_poller: ProviderPoller,
+    agent_identifier: AgentIdentifier,
     exporter: Arc<Exporter>,
     site: Arc<Site>,
     journal: Arc<Journal>,
@@ -102,16 +102,16 @@ pub struct Daemon {
     notifier: Notifier,
     log: Option<logging::Handle>,
     progress: Vec<u64>,
-    overdue: Overdue,
-    inbox: Inbox,
+    pending: PendingWork,
+    channels: Channels,
 }
 
 /// What news have made out of date, and when it is brought up to date: news come in thousands, and are dealt with
 /// together.
 #[derive(Debug, Default)]
-struct Overdue {
+struct PendingWork {
     /// There are others than before.
-    enroll: bool,
+    rebuild_roster: bool,
     /// Addresses changed: paths may have to.
     measure: bool,
     /// Something that is shown changed.
@@ -122,7 +122,7 @@ struct Overdue {
 /// How long news are collected.
 const COLLECT: Duration = Duration::from_millis(50);
 
-impl Overdue {
+impl PendingWork {
     fn note(&mut self, what: impl FnOnce(&mut Self)) {
         self.note_within(COLLECT, what);
     }
@@ -136,12 +136,12 @@ impl Overdue {
 
 /// What the daemon hears.
 #[derive(Debug)]
-struct Inbox {
+struct Channels {
     events: mpsc::Receiver<Event>,
     resolved: mpsc::Receiver<Resolved>,
-    told: mpsc::Receiver<Told>,
-    found: mpsc::Receiver<Finding>,
-    introduced: mpsc::Receiver<Introduced>,
+    identities: mpsc::Receiver<IdentityResult>,
+    provider_updates: mpsc::Receiver<ProviderUpdate>,
+    identified: mpsc::Receiver<IdentifyResult>,
     reloads: mpsc::Receiver<Reload>,
 }
 
@@ -178,9 +178,9 @@ impl Daemon {
         let boot_id = random()?;
         let (event_sender, events) = mpsc::channel(EVENTS);
         let (resolved_sender, resolved) = mpsc::channel(64);
-        let (told_sender, told) = mpsc::channel(64);
-        let (found_sender, found) = mpsc::channel(64);
-        let (introduced_sender, introduced) = mpsc::channel(64);
+        let (identity_sender, identities) = mpsc::channel(64);
+        let (update_sender, provider_updates) = mpsc::channel(64);
+        let (identified_sender, identified) = mpsc::channel(64);
         let (reload_sender, reloads) = mpsc::channel(4);
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &Roster::default(), &Addresses::new());
@@ -232,15 +232,15 @@ impl Daemon {
         let http = tokio::spawn(async { tokio::join!(http, answering) });
         Ok(Self {
             source,
-            seen: files::Contents::of(&settings),
+            seen: file_watch::Contents::of(&settings),
             was_whole: true,
             boot_id,
             ports,
             fleet: Fleet::new(boot_id),
             roster: Roster::default(),
-            knowledge: Knowledge { own_boot_id: identity::shown(boot_id), ..Knowledge::default() },
-            experience: BTreeMap::new(),
-            reticent: BTreeMap::new(),
+            inputs: RosterInputs { own_boot_id: identity::shown(boot_id), ..RosterInputs::default() },
+            provider_health: BTreeMap::new(),
+            identify_errors: BTreeMap::new(),
             addresses: Addresses::new(),
             identities: BTreeMap::new(),
             refusals: BTreeMap::new(),
@@ -249,9 +249,9 @@ impl Daemon {
             responder,
             stream_responder,
             resolver: Resolver::new(resolved_sender),
-            inquirer: Inquirer::new(told_sender),
-            scout: Scout::new(found_sender),
-            introductions: Introductions::new(introduced_sender),
+            identity_poller: IdentityPoller::new(identity_sender),
+            provider_poller: ProviderPoller::new(update_sender),
+            agent_identifier: AgentIdentifier::new(identified_sender),
             exporter,
             site,
             journal,
@@ -260,8 +260,8 @@ impl Daemon {
             notifier,
             log,
             progress: Vec::new(),
-            overdue: Overdue::default(),
-            inbox: Inbox { events, resolved, told, found, introduced, reloads },
+            pending: PendingWork::default(),
+            channels: Channels { events, resolved, identities, provider_updates, identified, reloads },
             settings,
         })
     }
@@ -273,36 +273,36 @@ impl Daemon {
         let mut ticker = tokio::time::interval(watchdog.unwrap_or(TICK).min(TICK));
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut ticks = 0_u64;
-        let mut files = tokio::time::interval(files::LOOK_EVERY);
+        let mut files = tokio::time::interval(file_watch::CHECK_INTERVAL);
         files.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(event) = self.inbox.events.recv() => self.heard(event),
-                Some(resolved) = self.inbox.resolved.recv() => self.resolved(resolved),
-                Some(told) = self.inbox.told.recv() => self.told(told),
-                Some(finding) = self.inbox.found.recv() => self.found(finding),
-                Some(introduced) = self.inbox.introduced.recv() => self.introduced(introduced),
-                Some(reload) = self.inbox.reloads.recv() => {
+                Some(event) = self.channels.events.recv() => self.on_event(event),
+                Some(resolved) = self.channels.resolved.recv() => self.on_resolved(resolved),
+                Some(result) = self.channels.identities.recv() => self.on_identity(result),
+                Some(update) = self.channels.provider_updates.recv() => self.on_provider_update(update),
+                Some(identified) = self.channels.identified.recv() => self.on_identified(identified),
+                Some(reload) = self.channels.reloads.recv() => {
                     let outcome = self.reload().map_err(|error| error.to_string());
                     // Whoever asked may have gone.
                     let _ = reload.send(outcome);
                 }
-                () = tokio::time::sleep_until(self.overdue.by.unwrap_or_else(tokio::time::Instant::now)),
-                    if self.overdue.by.is_some() => self.catch_up(),
+                () = tokio::time::sleep_until(self.pending.by.unwrap_or_else(tokio::time::Instant::now)),
+                    if self.pending.by.is_some() => self.do_pending_work(),
                 _ = ticker.tick() => {
                     ticks += 1;
-                    self.look_after(ticks);
+                    self.on_tick(ticks);
                 }
-                _ = files.tick() => self.look_at_files(),
+                _ = files.tick() => self.check_files(),
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
-        self.leave().await;
+        self.shutdown().await;
     }
 
     fn begin(&mut self) {
-        self.put_in_force();
-        self.inquire(true);
+        self.apply_settings();
+        self.poll_identities(true);
         self.notifier.ready();
         let config = &self.settings.config;
         info!(
@@ -357,8 +357,8 @@ impl Daemon {
                 let renew = settings.keys.generation != self.settings.keys.generation;
                 settings.succeed(&self.settings);
                 self.settings = settings;
-                self.put_in_force();
-                self.inquire(renew);
+                self.apply_settings();
+                self.poll_identities(renew);
                 info!(hash = self.settings.hash, "configuration reloaded");
                 Ok(())
             }
@@ -373,12 +373,12 @@ impl Daemon {
     }
 
     /// Makes everything agree with the settings.
-    fn put_in_force(&mut self) {
+    fn apply_settings(&mut self) {
         for warning in &self.settings.warnings {
             warn!("{warning}");
         }
-        self.look_around();
-        self.enroll();
+        self.update_providers();
+        self.rebuild_roster();
         let config = &self.settings.config;
         // A verifier goes on remembering which requests it has seen.
         match (self.settings.keys.mesh.as_deref(), self.site.verifier.load().as_ref()) {
@@ -392,7 +392,7 @@ impl Daemon {
                 "the limit of open files allows fewer WebSocket clients than websocket.clients_max"
             );
         }
-        self.seen = files::Contents::of(&self.settings);
+        self.seen = file_watch::Contents::of(&self.settings);
         self.exporter.process.reloaded(Some(&self.settings.hash));
         self.serve();
         self.measure();
@@ -410,15 +410,15 @@ impl Daemon {
     }
 
     /// Deals with the news that were collected.
-    fn catch_up(&mut self) {
-        let Overdue { enroll, measure, publish, .. } = std::mem::take(&mut self.overdue);
-        if enroll {
-            self.enroll();
+    fn do_pending_work(&mut self) {
+        let PendingWork { rebuild_roster, measure, publish, .. } = std::mem::take(&mut self.pending);
+        if rebuild_roster {
+            self.rebuild_roster();
             self.forget_reasons();
         }
-        if enroll || measure {
+        if rebuild_roster || measure {
             self.measure();
-            self.inquire(false);
+            self.poll_identities(false);
         } else if publish {
             self.publish();
         }
@@ -455,10 +455,10 @@ impl Daemon {
             probes,
             peers: peers.chain(targets).collect(),
         });
-        self.show(false);
+        self.publish_status(false);
     }
 
-    fn show(&self, is_stopping: bool) {
+    fn publish_status(&self, is_stopping: bool) {
         let config = &self.settings.config;
         let refusal = |(name, identity): (&String, &Identity)| {
             identity.you.stamp.reason.clone().map(|reason| (name.clone(), reason))
@@ -478,7 +478,7 @@ impl Daemon {
     }
 
     /// Asks the peers that have an address who they are.
-    fn inquire(&mut self, renew: bool) {
+    fn poll_identities(&mut self, renew: bool) {
         let address_of = |name: &str| self.addresses.get(name)?.as_ref().ok()?.first().copied();
         let peers = self.roster.peers.values();
         let known = peers.filter_map(|peer| {
@@ -486,16 +486,16 @@ impl Daemon {
             let secure = peer.https.as_ref().map(|https| self.settings.secure(https));
             Some((
                 peer.name.clone(),
-                Door { address, host: authority(&peer.address, peer.http_port), secure },
+                Endpoint { address, host: authority(&peer.address, peer.http_port), secure },
             ))
         });
         let client = self.client();
-        self.inquirer.follow(&known.collect(), &client, renew);
-        self.introduce(&client, renew);
+        self.identity_poller.follow(&known.collect(), &client, renew);
+        self.identify_agents(&client, renew);
     }
 
     /// Once a second: the watchdog; now and then states, and what may be tried again.
-    fn look_after(&mut self, ticks: u64) {
+    fn on_tick(&mut self, ticks: u64) {
         if ticks % 5 == 1 {
             self.count_states();
         }
@@ -525,13 +525,13 @@ impl Daemon {
     }
 
     /// Tells the peers, drains, and stops; the last scrape works until the end.
-    async fn leave(mut self) {
+    async fn shutdown(mut self) {
         info!("stopping");
         self.notifier.stopping();
-        self.show(true);
+        self.publish_status(true);
         // Whoever waits for a reload, or asks for one from now on, is told that we are stopping.
-        self.inbox.reloads.close();
-        while self.inbox.reloads.try_recv().is_ok() {}
+        self.channels.reloads.close();
+        while self.channels.reloads.try_recv().is_ok() {}
         let grace = self.settings.config.agent.grace;
         let deadline = tokio::time::Instant::now() + grace;
         if self.settings.keys.mesh.is_some() {
@@ -539,7 +539,7 @@ impl Daemon {
             self.responder.fall_silent();
             self.stream_responder.fall_silent();
             self.site.websocket.fall_silent();
-            self.say_goodbye().await;
+            self.send_goodbyes().await;
         }
         self.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
         let (longest, site) = (grace + Duration::from_secs(1), self.site());
@@ -559,7 +559,7 @@ impl Daemon {
         let mut ticker = tokio::time::interval(Duration::from_millis(5));
         while !self.loops.are_finished() {
             tokio::select! {
-                Some(event) = self.inbox.events.recv() => self.heard(event),
+                Some(event) = self.channels.events.recv() => self.on_event(event),
                 _ = ticker.tick() => {}
             }
         }
@@ -569,8 +569,8 @@ impl Daemon {
 fn policy(config: &Config, ports: Ports, roster: &Roster, addresses: &Addresses) -> Policy {
     let of = |name: &String| addresses.get(name).and_then(|found| found.as_ref().ok()).into_iter().flatten();
     // One that has not told its name yet wants to know ours.
-    let strangers = roster.strangers.keys().filter_map(|stranger| stranger.host.parse::<IpAddr>().ok());
-    let peers = roster.peers.keys().flat_map(|name| of(name).copied()).chain(strangers).collect();
+    let unidentified = roster.unidentified.keys().filter_map(|agent| agent.host.parse::<IpAddr>().ok());
+    let peers = roster.peers.keys().flat_map(|name| of(name).copied()).chain(unidentified).collect();
     let others = roster.peers.values().map(|peer| peer.stamp_port);
     let targets = roster.targets.values().map(|target| target.port);
     let own = [ports.stamp, ports.agent, stamp::PORT];

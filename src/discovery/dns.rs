@@ -8,7 +8,7 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::{RData, RecordType};
 
-use super::Answer;
+use super::MemberList;
 use crate::config::discovery::Records;
 use crate::config::inventory::{self, Member};
 
@@ -20,7 +20,7 @@ const TTL_MIN: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Asks the servers of the host's `resolv.conf`, as it is now. The answer holds for as long as it lives, `refresh` at most.
-pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Result<Answer, String> {
+pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Result<MemberList, String> {
     let why = |error: &dyn std::fmt::Display| format!("looking up {name}: {error}");
     let mut builder = TokioResolver::builder_tokio().map_err(|error| why(&error))?;
     // When to ask again is decided here.
@@ -45,7 +45,7 @@ pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Resu
     }
     let lives = lookups.iter().map(|lookup| lookup.valid_until().saturating_duration_since(Instant::now()));
     let again = lives.fold(refresh, Duration::min).max(TTL_MIN);
-    Ok(Answer { members: found.into_iter().collect(), again })
+    Ok(MemberList { members: found.into_iter().collect(), again })
 }
 
 /// Addresses of both families. One may have none, but not both: a service has at least us, and a name that is gone is a mistake.

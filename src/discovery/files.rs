@@ -5,17 +5,17 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Answer;
+use super::MemberList;
 use crate::config::inventory::{self, Member};
 
 /// Bytes of one file. Chosen: as many as of a configuration.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// All members of all files; if one of them cannot be used, none.
-pub(super) async fn read(patterns: Vec<PathBuf>, refresh: Duration) -> Result<Answer, String> {
+pub(super) async fn read(patterns: Vec<PathBuf>, refresh: Duration) -> Result<MemberList, String> {
     let reading = tokio::task::spawn_blocking(move || read_all(&patterns));
     let members = reading.await.map_err(|_| "reading was interrupted".to_owned())??;
-    Ok(Answer { members, again: refresh })
+    Ok(MemberList { members, again: refresh })
 }
 
 fn read_all(patterns: &[PathBuf]) -> Result<Vec<Member>, String> {

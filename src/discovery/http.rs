@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use hyper::header::HeaderValue;
 
-use super::Answer;
+use super::MemberList;
 use super::files::regular;
 use crate::config::discovery::Credentials;
 use crate::config::{Url, inventory};
@@ -31,7 +31,7 @@ pub(super) async fn ask(
     secure: Option<Secure>,
     credentials: Option<Credentials>,
     refresh: Duration,
-) -> Result<Answer, String> {
+) -> Result<MemberList, String> {
     let authorization = match credentials {
         Some(credentials) => {
             let read = tokio::task::spawn_blocking(move || authorization(&credentials)).await;
@@ -53,7 +53,7 @@ pub(super) async fn ask(
                 let shown = format!("the answer of {}", url.authority());
                 let members =
                     inventory::read(&answer.body).map_err(|problems| problems.display(&shown).to_string())?;
-                return Ok(Answer { members, again: refresh });
+                return Ok(MemberList { members, again: refresh });
             }
             Ok(answer) => {
                 return Err(format!("{} answered {} at {}", url.authority(), answer.status, url.path));

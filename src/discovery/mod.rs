@@ -3,7 +3,7 @@
 mod dns;
 mod files;
 mod http;
-mod introductions;
+mod identify;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::config::discovery::Source;
 use crate::config::inventory::Member;
 use crate::http::client::Secure;
 
-pub use introductions::{Introduced, Introductions, Stranger};
+pub use identify::{AgentIdentifier, IdentifyResult, UnidentifiedAgent};
 
 /// What came of asking a provider.
 #[derive(Debug)]
-pub struct Finding {
+pub struct ProviderUpdate {
     /// Its name.
     pub provider: String,
     /// Everybody it knows of, sorted; or why it did not say.
@@ -29,15 +29,15 @@ pub struct Finding {
 
 /// Asks providers in the background.
 #[derive(Debug)]
-pub struct Scout {
+pub struct ProviderPoller {
     tasks: JoinSet<()>,
-    found: mpsc::Sender<Finding>,
-    asked: BTreeMap<String, (Errand, AbortHandle)>,
+    found: mpsc::Sender<ProviderUpdate>,
+    asked: BTreeMap<String, (PollTask, AbortHandle)>,
 }
 
 /// Whom to ask, and how.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Errand {
+pub struct PollTask {
     /// Whom.
     pub provider: Provider,
     /// With TLS; `None`: without, or not over HTTP.
@@ -45,7 +45,7 @@ pub struct Errand {
 }
 
 /// What a provider said, and when it is to be asked again.
-struct Answer {
+struct MemberList {
     members: Vec<Member>,
     again: Duration,
 }
@@ -53,35 +53,35 @@ struct Answer {
 /// Who did not answer is asked again after this, or earlier where it would be anyway.
 const AGAIN: Duration = Duration::from_secs(10);
 
-impl Scout {
+impl ProviderPoller {
     /// A scout that tells `found`.
     #[must_use]
-    pub fn new(found: mpsc::Sender<Finding>) -> Self {
+    pub fn new(found: mpsc::Sender<ProviderUpdate>) -> Self {
         Self { tasks: JoinSet::new(), found, asked: BTreeMap::new() }
     }
 
     /// Asks exactly these. Those that are the same as before go on undisturbed.
-    pub fn follow(&mut self, errands: impl IntoIterator<Item = Errand>) {
+    pub fn follow(&mut self, tasks: impl IntoIterator<Item = PollTask>) {
         while self.tasks.try_join_next().is_some() {}
-        let wanted: BTreeMap<String, Errand> =
-            errands.into_iter().map(|errand| (errand.provider.name.clone(), errand)).collect();
-        self.asked.retain(|name, (errand, task)| {
-            let stays = wanted.get(name) == Some(errand);
+        let wanted: BTreeMap<String, PollTask> =
+            tasks.into_iter().map(|poll_task| (poll_task.provider.name.clone(), poll_task)).collect();
+        self.asked.retain(|name, (poll_task, task)| {
+            let stays = wanted.get(name) == Some(poll_task);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (name, errand) in wanted {
+        for (name, poll_task) in wanted {
             if !self.asked.contains_key(&name) {
-                let task = self.tasks.spawn(run(errand.clone(), self.found.clone()));
-                self.asked.insert(name, (errand, task));
+                let task = self.tasks.spawn(run(poll_task.clone(), self.found.clone()));
+                self.asked.insert(name, (poll_task, task));
             }
         }
     }
 }
 
-async fn run(Errand { provider, secure }: Errand, found: mpsc::Sender<Finding>) {
+async fn run(PollTask { provider, secure }: PollTask, found: mpsc::Sender<ProviderUpdate>) {
     let Provider { name, source, refresh, .. } = provider;
     loop {
         let answer = match &source {
@@ -92,14 +92,14 @@ async fn run(Errand { provider, secure }: Errand, found: mpsc::Sender<Finding>) 
             Source::Dns { name, records } => dns::ask(name, *records, refresh).await,
         };
         let (members, again) = match answer {
-            Ok(Answer { mut members, again }) => {
+            Ok(MemberList { mut members, again }) => {
                 members.sort_unstable();
                 members.dedup();
                 (Ok(members), again)
             }
             Err(why) => (Err(why), refresh.min(AGAIN)),
         };
-        if found.send(Finding { provider: name.clone(), members }).await.is_err() {
+        if found.send(ProviderUpdate { provider: name.clone(), members }).await.is_err() {
             return;
         }
         tokio::time::sleep(uneven(again)).await;

@@ -14,7 +14,7 @@ use super::KeyRing;
 use crate::config::{EchoProbe, Https, Peer, Target, Transport};
 use crate::datagram::SourceChoice;
 use crate::http::auth::Signer;
-use crate::peers::authority;
+use crate::identity_poller::authority;
 use crate::settings::Settings;
 use crate::stream::{Expected, Over, Place};
 

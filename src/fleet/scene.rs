@@ -72,7 +72,7 @@ mod tests {
     use super::*;
     use crate::config::{self, Host};
     use crate::identity::{Answers, Ports, You};
-    use crate::roster::Knowledge;
+    use crate::roster::RosterInputs;
 
     const TEXT: &str = "
 peers:
@@ -98,7 +98,7 @@ probes:
     }
 
     fn chosen(settings: &Settings, identities: &BTreeMap<String, Identity>) -> Vec<String> {
-        let roster = Roster::new(&settings.config, &Knowledge::default());
+        let roster = Roster::new(&settings.config, &RosterInputs::default());
         let addresses = Addresses::new();
         let scene = Scene { settings, roster: &roster, addresses: &addresses, identities };
         let names = |echo| scene.towards(echo).iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" ");

@@ -10,7 +10,7 @@ use super::Daemon;
 
 impl Daemon {
     /// Sends each goodbye three times: nobody acknowledges it.
-    pub(super) async fn say_goodbye(&self) {
+    pub(super) async fn send_goodbyes(&self) {
         let Some(keys) = self.settings.keys.mesh.as_deref() else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = self.settings.config.agent.name.clone();

@@ -11,7 +11,7 @@ use super::some_of;
 use crate::config::Https;
 use crate::http::client::{Client, Secure};
 use crate::identity::Identity;
-use crate::peers::{authority, identity_of};
+use crate::identity_poller::{authority, fetch_identity};
 use crate::resolver;
 
 /// Who did not answer is asked again after this, and then after twice as long each time: fleets start together, and the dead
@@ -24,7 +24,7 @@ const SPREAD: Duration = Duration::from_secs(1);
 
 /// An agent without a name: where it is asked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stranger {
+pub struct UnidentifiedAgent {
     /// An IP address or a host name.
     pub host: String,
     /// Its HTTP port.
@@ -35,61 +35,61 @@ pub struct Stranger {
 
 /// What came of asking one.
 #[derive(Debug)]
-pub struct Introduced {
+pub struct IdentifyResult {
     /// Whom.
-    pub stranger: Stranger,
+    pub agent: UnidentifiedAgent,
     /// What it says of itself; or why it does not.
     pub identity: Result<Identity, String>,
 }
 
-/// Asks strangers in the background, each until it has told.
+/// Asks agents in the background, each until it has told.
 #[derive(Debug)]
-pub struct Introductions {
+pub struct AgentIdentifier {
     tasks: JoinSet<()>,
-    told: mpsc::Sender<Introduced>,
-    asked: BTreeMap<Stranger, AbortHandle>,
+    told: mpsc::Sender<IdentifyResult>,
+    asked: BTreeMap<UnidentifiedAgent, AbortHandle>,
 }
 
-impl Introductions {
+impl AgentIdentifier {
     /// Nobody is asked yet; what is told goes to `told`.
     #[must_use]
-    pub fn new(told: mpsc::Sender<Introduced>) -> Self {
+    pub fn new(told: mpsc::Sender<IdentifyResult>) -> Self {
         Self { tasks: JoinSet::new(), told, asked: BTreeMap::new() }
     }
 
     /// Asks exactly these; `secure` knows how TLS is spoken. With another `client` than before, `renew` all questions.
     pub fn follow(
         &mut self,
-        strangers: Vec<Stranger>,
+        agents: Vec<UnidentifiedAgent>,
         client: &Client,
         secure: impl Fn(&Https) -> Secure,
         renew: bool,
     ) {
         while self.tasks.try_join_next().is_some() {}
-        self.asked.retain(|stranger, task| {
-            let stays = !renew && strangers.contains(stranger);
+        self.asked.retain(|agent, task| {
+            let stays = !renew && agents.contains(agent);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for stranger in strangers {
-            if !self.asked.contains_key(&stranger) {
-                let client = Client { secure: stranger.https.as_ref().map(&secure), ..client.clone() };
-                let task = self.tasks.spawn(ask(stranger.clone(), client, self.told.clone()));
-                self.asked.insert(stranger, task);
+        for agent in agents {
+            if !self.asked.contains_key(&agent) {
+                let client = Client { secure: agent.https.as_ref().map(&secure), ..client.clone() };
+                let task = self.tasks.spawn(ask(agent.clone(), client, self.told.clone()));
+                self.asked.insert(agent, task);
             }
         }
     }
 }
 
-async fn ask(stranger: Stranger, client: Client, told: mpsc::Sender<Introduced>) {
+async fn ask(agent: UnidentifiedAgent, client: Client, told: mpsc::Sender<IdentifyResult>) {
     tokio::time::sleep(some_of(SPREAD)).await;
     let mut again = AGAIN;
     loop {
-        let identity = introduce(&stranger, &client).await;
+        let identity = introduce(&agent, &client).await;
         let is_done = identity.is_ok();
-        let is_heard = told.send(Introduced { stranger: stranger.clone(), identity }).await.is_ok();
+        let is_heard = told.send(IdentifyResult { agent: agent.clone(), identity }).await.is_ok();
         if is_done || !is_heard {
             return;
         }
@@ -98,11 +98,11 @@ async fn ask(stranger: Stranger, client: Client, told: mpsc::Sender<Introduced>)
     }
 }
 
-async fn introduce(stranger: &Stranger, client: &Client) -> Result<Identity, String> {
-    let Stranger { host, http_port, .. } = stranger;
+async fn introduce(agent: &UnidentifiedAgent, client: &Client) -> Result<Identity, String> {
+    let UnidentifiedAgent { host, http_port, .. } = agent;
     let addresses = resolver::once(host).await?;
     let address = addresses.first().ok_or_else(|| format!("{host} has no address"))?;
     let asked =
-        identity_of(client, SocketAddr::new(*address, *http_port), &authority(host, *http_port)).await;
+        fetch_identity(client, SocketAddr::new(*address, *http_port), &authority(host, *http_port)).await;
     asked.map_err(|why| why.to_string())
 }

@@ -13,7 +13,7 @@ use crate::settings::Settings;
 use crate::tls::Connector;
 
 /// How often the files are read again. Chosen: what renews a certificate does so days before its end.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a configuration is read from; `None`: it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +41,10 @@ impl Daemon {
     }
 
     /// Takes files that have changed, each for itself; where they cannot be used the old ones stay in force.
-    pub(super) fn look_at_files(&mut self) {
-        self.look_at_configuration();
+    pub(super) fn check_files(&mut self) {
+        self.check_configuration();
         if let Some(file) = self.settings.config.tls.web_config_file.clone() {
-            self.look_at_front(&file);
+            self.check_web_config(&file);
         }
         for (trust, made) in &mut self.settings.connectors {
             match made.renewed(|shelf| Connector::read(trust, shelf)) {
@@ -64,7 +64,7 @@ impl Daemon {
     /// Reads the configuration again if its file or a key file has another content than when they were looked at last. One
     /// that cannot be read is being replaced, but not for longer than until the next look: then it is told, by a reload that
     /// fails.
-    fn look_at_configuration(&mut self) {
+    fn check_configuration(&mut self) {
         let Source::File { path, is_watched: true, .. } = &self.source else { return };
         let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
         let found = Contents { configuration, keys: self.settings.generation_of_files() };
@@ -79,7 +79,7 @@ impl Daemon {
         }
     }
 
-    fn look_at_front(&mut self, file: &Path) {
+    fn check_web_config(&mut self, file: &Path) {
         let made = &mut self.settings.front;
         let shown = file.display();
         match made.renewed(|shelf| Front::read(file, shelf)) {

@@ -1,4 +1,4 @@
-//! Who there is, as providers and strangers tell.
+//! Who there is, as providers and unidentified agents tell.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,16 +9,16 @@ use tracing::{info, warn};
 use super::Daemon;
 use crate::config::Provider;
 use crate::config::discovery::Source;
-use crate::discovery::{Errand, Finding, Introduced, Stranger};
+use crate::discovery::{IdentifyResult, PollTask, ProviderUpdate, UnidentifiedAgent};
 use crate::http::auth::Signer;
 use crate::http::client::Client;
 use crate::metrics::ProviderCounts;
-use crate::roster::{Acquaintance, Roster};
+use crate::roster::{KnownAgent, Roster};
 use crate::status::ProviderStatus;
 
 /// How asking a provider has gone.
 #[derive(Debug, Default)]
-pub(super) struct Experience {
+pub(super) struct ProviderHealth {
     /// Nanoseconds since 1970; 0: it never said anything.
     last_success: u64,
     failures: u64,
@@ -26,32 +26,32 @@ pub(super) struct Experience {
     trouble: Option<String>,
 }
 
-/// How long introductions are collected: those of a fleet come within a second, and each changes who is next to whom.
+/// How long names of agents are collected: those of a fleet come within a second, and each changes who is next to whom.
 const GATHER: Duration = Duration::from_secs(1);
 
 impl Daemon {
     /// Asks the providers that are configured.
-    pub(super) fn look_around(&mut self) {
+    pub(super) fn update_providers(&mut self) {
         let config = &self.settings.config;
-        self.knowledge.tidy(config);
-        self.experience.retain(|name, _| config.providers.iter().any(|provider| provider.name == *name));
+        self.inputs.retain_configured(config);
+        self.provider_health.retain(|name, _| config.providers.iter().any(|provider| provider.name == *name));
         for provider in &config.providers {
-            self.experience.entry(provider.name.clone()).or_default();
+            self.provider_health.entry(provider.name.clone()).or_default();
         }
-        let errands = config.providers.iter().map(|provider| Errand {
+        let tasks = config.providers.iter().map(|provider| PollTask {
             provider: provider.clone(),
             secure: match &provider.source {
                 Source::Http { https, .. } => https.as_ref().map(|https| self.settings.secure(https)),
                 Source::Files(_) | Source::Dns { .. } => None,
             },
         });
-        self.scout.follow(errands.collect::<Vec<_>>());
+        self.provider_poller.follow(tasks.collect::<Vec<_>>());
     }
 
     /// Puts together anew who there is, and looks for their addresses.
-    pub(super) fn enroll(&mut self) {
-        let roster = Roster::new(&self.settings.config, &self.knowledge);
-        for sentence in roster.left_out.iter().filter(|sentence| !self.roster.left_out.contains(sentence)) {
+    pub(super) fn rebuild_roster(&mut self) {
+        let roster = Roster::new(&self.settings.config, &self.inputs);
+        for sentence in roster.skipped.iter().filter(|sentence| !self.roster.skipped.contains(sentence)) {
             warn!("{sentence}");
         }
         let by_name = roster.hosts().filter(|(name, _)| !roster.addresses.contains_key(*name));
@@ -68,9 +68,9 @@ impl Daemon {
     }
 
     /// Asks those without a name what they are called.
-    pub(super) fn introduce(&mut self, client: &Client, renew: bool) {
-        let strangers = self.roster.strangers.keys().cloned().collect();
-        self.introductions.follow(strangers, client, |https| self.settings.secure(https), renew);
+    pub(super) fn identify_agents(&mut self, client: &Client, renew: bool) {
+        let unidentified = self.roster.unidentified.keys().cloned().collect();
+        self.agent_identifier.follow(unidentified, client, |https| self.settings.secure(https), renew);
     }
 
     /// How agents are asked.
@@ -79,74 +79,74 @@ impl Daemon {
         Client { signer, ..Client::default() }
     }
 
-    pub(super) fn found(&mut self, Finding { provider, members }: Finding) {
-        let Some(experience) = self.experience.get_mut(&provider) else { return };
+    pub(super) fn on_provider_update(&mut self, ProviderUpdate { provider, members }: ProviderUpdate) {
+        let Some(health) = self.provider_health.get_mut(&provider) else { return };
         match members {
             Ok(members) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                experience.last_success = nanos(now);
-                if experience.trouble.take().is_some() {
+                health.last_success = nanos(now);
+                if health.trouble.take().is_some() {
                     info!(provider, members = members.len(), "a provider can be asked again");
                 }
-                if self.knowledge.findings.get(&provider) != Some(&members) {
+                if self.inputs.members_by_provider.get(&provider) != Some(&members) {
                     info!(provider, members = members.len(), "a provider knows of other members");
-                    self.knowledge.findings.insert(provider, members);
-                    self.overdue.note(|overdue| overdue.enroll = true);
+                    self.inputs.members_by_provider.insert(provider, members);
+                    self.pending.note(|pending| pending.rebuild_roster = true);
                 }
             }
             Err(why) => {
-                experience.failures += 1;
-                if experience.trouble.as_ref() != Some(&why) {
+                health.failures += 1;
+                if health.trouble.as_ref() != Some(&why) {
                     warn!(provider, why, "a provider cannot be asked; its last members stay");
-                    experience.trouble = Some(why);
+                    health.trouble = Some(why);
                 }
             }
         }
         self.count_providers();
-        self.overdue.note(|overdue| overdue.publish = true);
+        self.pending.note(|pending| pending.publish = true);
     }
 
-    pub(super) fn introduced(&mut self, Introduced { stranger, identity }: Introduced) {
-        if !self.roster.strangers.contains_key(&stranger) {
+    pub(super) fn on_identified(&mut self, IdentifyResult { agent, identity }: IdentifyResult) {
+        if !self.roster.unidentified.contains_key(&agent) {
             return;
         }
         match identity {
-            Ok(identity) if identity.boot_id == self.knowledge.own_boot_id => {
+            Ok(identity) if identity.boot_id == self.inputs.own_boot_id => {
                 let name = self.settings.config.agent.name.clone();
-                let ourselves = Acquaintance { name, boot_id: identity.boot_id };
-                self.knowledge.introductions.insert(stranger, ourselves);
+                let ourselves = KnownAgent { name, boot_id: identity.boot_id };
+                self.inputs.known_agents.insert(agent, ourselves);
             }
             Ok(identity) => {
-                self.reticent.remove(&stranger);
+                self.identify_errors.remove(&agent);
                 let (name, boot_id) = (identity.name.clone(), identity.boot_id.clone());
-                self.knowledge.introductions.insert(stranger, Acquaintance { name, boot_id });
+                self.inputs.known_agents.insert(agent, KnownAgent { name, boot_id });
                 self.identities.entry(identity.name.clone()).or_insert(identity);
             }
             Err(why) => {
-                self.reticent.insert(stranger, why);
-                return self.overdue.note(|overdue| overdue.publish = true);
+                self.identify_errors.insert(agent, why);
+                return self.pending.note(|pending| pending.publish = true);
             }
         }
-        self.overdue.note_within(GATHER, |overdue| overdue.enroll = true);
+        self.pending.note_within(GATHER, |pending| pending.rebuild_roster = true);
     }
 
-    fn unnamed(&self, provider: &Provider) -> impl Iterator<Item = &Stranger> {
-        self.roster.strangers.iter().filter(|(_, of)| **of == provider.name).map(|(stranger, _)| stranger)
+    fn unnamed(&self, provider: &Provider) -> impl Iterator<Item = &UnidentifiedAgent> {
+        self.roster.unidentified.iter().filter(|(_, of)| **of == provider.name).map(|(agent, _)| agent)
     }
 
     fn members(&self, provider: &Provider) -> usize {
-        self.knowledge.findings.get(&provider.name).map_or(0, Vec::len)
+        self.inputs.members_by_provider.get(&provider.name).map_or(0, Vec::len)
     }
 
     pub(super) fn count_providers(&self) {
         let counts = self.settings.config.providers.iter().filter_map(|provider| {
-            let experience = self.experience.get(&provider.name)?;
+            let health = self.provider_health.get(&provider.name)?;
             Some(ProviderCounts {
                 name: &provider.name,
                 members: self.members(provider),
                 unnamed: self.unnamed(provider).count(),
-                last_success: Duration::from_nanos(experience.last_success),
-                failures: experience.failures,
+                last_success: Duration::from_nanos(health.last_success),
+                failures: health.failures,
                 interval: provider.refresh,
             })
         });
@@ -156,30 +156,30 @@ impl Daemon {
     /// All providers as they are shown.
     pub(super) fn providers(&self) -> Vec<ProviderStatus> {
         let shown = self.settings.config.providers.iter().map(|provider| {
-            let experience = self.experience.get(&provider.name);
+            let health = self.provider_health.get(&provider.name);
             let unnamed: BTreeMap<String, String> = self
                 .unnamed(provider)
-                .map(|stranger| {
-                    let why = self.reticent.get(stranger).cloned();
-                    let place = crate::peers::authority(&stranger.host, stranger.http_port);
+                .map(|agent| {
+                    let why = self.identify_errors.get(agent).cloned();
+                    let place = crate::identity_poller::authority(&agent.host, agent.http_port);
                     (place, why.unwrap_or_else(|| "it is being asked".to_owned()))
                 })
                 .collect();
             ProviderStatus {
                 name: provider.name.clone(),
                 members: self.members(provider),
-                last_success: experience.map_or(0, |experience| experience.last_success),
-                failures: experience.map_or(0, |experience| experience.failures),
-                reason: experience.and_then(|experience| experience.trouble.clone()),
+                last_success: health.map_or(0, |health| health.last_success),
+                failures: health.map_or(0, |health| health.failures),
+                reason: health.and_then(|health| health.trouble.clone()),
                 unnamed,
             }
         });
         shown.collect()
     }
 
-    /// Forgets why strangers did not tell who are strangers no more.
+    /// Forgets the errors of agents that are identified or gone.
     pub(super) fn forget_reasons(&mut self) {
-        let strangers: BTreeSet<&Stranger> = self.roster.strangers.keys().collect();
-        self.reticent.retain(|stranger, _| strangers.contains(stranger));
+        let unidentified: BTreeSet<&UnidentifiedAgent> = self.roster.unidentified.keys().collect();
+        self.identify_errors.retain(|agent, _| unidentified.contains(agent));
     }
 }

@@ -14,26 +14,26 @@ use crate::identity::Identity;
 use crate::tls::Cause;
 
 /// A peer is asked this often.
-const ASK_EVERY: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_secs(60);
 
 /// A peer that did not answer is asked again after this.
-const ASK_AGAIN: Duration = Duration::from_secs(15);
+const RETRY: Duration = Duration::from_secs(15);
 
 /// The first questions are spread over this, so that a restart of many agents is no storm.
 const SPREAD: Duration = Duration::from_secs(2);
 
 /// What a peer said.
 #[derive(Debug)]
-pub struct Told {
+pub struct IdentityResult {
     /// Its configured name.
     pub name: String,
     /// Its description; or why there is none.
-    pub identity: Result<Identity, Untold>,
+    pub identity: Result<Identity, IdentityError>,
 }
 
 /// Where a peer can be asked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Door {
+pub struct Endpoint {
     /// Its HTTP port.
     pub address: SocketAddr,
     /// Host and port as they are configured.
@@ -44,10 +44,10 @@ pub struct Door {
 
 /// Why an agent's description is not known.
 #[derive(Debug, thiserror::Error)]
-pub enum Untold {
+pub enum IdentityError {
     /// There was no answer.
     #[error(transparent)]
-    Unanswered(#[from] ClientError),
+    Request(#[from] ClientError),
     /// It wants to know who asks.
     #[error("{address} wants a password; give both the same key file, or take basic_auth_users away there")]
     Unauthorized {
@@ -64,7 +64,7 @@ pub enum Untold {
     },
     /// There was one that is no description.
     #[error("{address} is no pathmeter: {source}")]
-    Stranger {
+    NotAnAgent {
         /// Who was asked.
         address: SocketAddr,
         /// What is wrong with it.
@@ -72,12 +72,12 @@ pub enum Untold {
     },
 }
 
-impl Untold {
+impl IdentityError {
     /// Whether somebody there does not believe us, or we do not believe it: that does not pass by itself.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Unanswered(ClientError::Tls { source, .. }) => match source.cause {
+            Self::Request(ClientError::Tls { source, .. }) => match source.cause {
                 Cause::Io => false,
                 Cause::Expired
                 | Cause::NotYetValid
@@ -90,7 +90,7 @@ impl Untold {
                 | Cause::Protocol => true,
             },
             Self::Unauthorized { .. } => true,
-            Self::Unanswered(
+            Self::Request(
                 ClientError::Invalid { .. }
                 | ClientError::Unsigned { .. }
                 | ClientError::Connect { .. }
@@ -99,52 +99,52 @@ impl Untold {
                 | ClientError::Protocol { .. },
             )
             | Self::Status { .. }
-            | Self::Stranger { .. } => false,
+            | Self::NotAnAgent { .. } => false,
         }
     }
 }
 
 /// Asks peers in the background. Losing this never stops a measurement.
 #[derive(Debug)]
-pub struct Inquirer {
+pub struct IdentityPoller {
     tasks: JoinSet<()>,
-    told: mpsc::Sender<Told>,
-    asked: BTreeMap<String, (Door, AbortHandle)>,
+    told: mpsc::Sender<IdentityResult>,
+    asked: BTreeMap<String, (Endpoint, AbortHandle)>,
 }
 
-impl Inquirer {
+impl IdentityPoller {
     /// An inquirer that passes on what it is told.
     #[must_use]
-    pub fn new(told: mpsc::Sender<Told>) -> Self {
+    pub fn new(told: mpsc::Sender<IdentityResult>) -> Self {
         Self { tasks: JoinSet::new(), told, asked: BTreeMap::new() }
     }
 
     /// Asks exactly these peers, by name. With another `client` than before, `renew` all questions.
-    pub fn follow(&mut self, peers: &BTreeMap<String, Door>, client: &Client, renew: bool) {
+    pub fn follow(&mut self, peers: &BTreeMap<String, Endpoint>, client: &Client, renew: bool) {
         while self.tasks.try_join_next().is_some() {}
-        self.asked.retain(|name, (door, task)| {
-            let stays = !renew && peers.get(name) == Some(door);
+        self.asked.retain(|name, (endpoint, task)| {
+            let stays = !renew && peers.get(name) == Some(endpoint);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (name, door) in peers {
+        for (name, endpoint) in peers {
             if !self.asked.contains_key(name) {
-                let client = Client { secure: door.secure.clone(), ..client.clone() };
-                let task = self.tasks.spawn(ask(name.clone(), door.clone(), client, self.told.clone()));
-                self.asked.insert(name.clone(), (door.clone(), task));
+                let client = Client { secure: endpoint.secure.clone(), ..client.clone() };
+                let task = self.tasks.spawn(ask(name.clone(), endpoint.clone(), client, self.told.clone()));
+                self.asked.insert(name.clone(), (endpoint.clone(), task));
             }
         }
     }
 }
 
-async fn ask(name: String, door: Door, client: Client, told: mpsc::Sender<Told>) {
+async fn ask(name: String, endpoint: Endpoint, client: Client, told: mpsc::Sender<IdentityResult>) {
     tokio::time::sleep(some_of(SPREAD)).await;
     loop {
-        let identity = identity_of(&client, door.address, &door.host).await;
-        let pause = if identity.is_ok() { ASK_EVERY } else { ASK_AGAIN };
-        if told.send(Told { name: name.clone(), identity }).await.is_err() {
+        let identity = fetch_identity(&client, endpoint.address, &endpoint.host).await;
+        let pause = if identity.is_ok() { INTERVAL } else { RETRY };
+        if told.send(IdentityResult { name: name.clone(), identity }).await.is_err() {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -155,16 +155,20 @@ async fn ask(name: String, door: Door, client: Client, told: mpsc::Sender<Told>)
 ///
 /// # Errors
 /// A sentence that names it.
-pub async fn identity_of(client: &Client, address: SocketAddr, host: &str) -> Result<Identity, Untold> {
+pub async fn fetch_identity(
+    client: &Client,
+    address: SocketAddr,
+    host: &str,
+) -> Result<Identity, IdentityError> {
     let answer = client.get(address, host, "/api/v1/agent").await?;
     if answer.status == StatusCode::UNAUTHORIZED {
-        return Err(Untold::Unauthorized { address });
+        return Err(IdentityError::Unauthorized { address });
     }
     if !answer.status.is_success() {
-        return Err(Untold::Status { address, status: answer.status });
+        return Err(IdentityError::Status { address, status: answer.status });
     }
     let identity = serde_json::from_slice(&answer.body);
-    identity.map(Identity::tamed).map_err(|source| Untold::Stranger { address, source })
+    identity.map(Identity::tamed).map_err(|source| IdentityError::NotAnAgent { address, source })
 }
 
 /// A host and a port as they stand in a URL.

@@ -6,13 +6,13 @@ use tracing::{error, info, warn};
 use super::Daemon;
 use crate::clock::Clock;
 use crate::datagram::{Event, PathId};
+use crate::identity_poller::{IdentityError, IdentityResult};
 use crate::journal::Happening;
-use crate::peers::{Told, Untold};
 use crate::resolver::Resolved;
-use crate::roster::Acquaintance;
+use crate::roster::KnownAgent;
 
 impl Daemon {
-    pub(super) fn resolved(&mut self, Resolved { name, addresses }: Resolved) {
+    pub(super) fn on_resolved(&mut self, Resolved { name, addresses }: Resolved) {
         let known = self.addresses.get(&name);
         if let Err(reason) = &addresses {
             self.exporter.process.resolve_failed();
@@ -30,30 +30,30 @@ impl Daemon {
             return;
         }
         self.addresses.insert(name, addresses);
-        self.overdue.note(|overdue| overdue.measure = true);
+        self.pending.note(|pending| pending.measure = true);
     }
 
-    pub(super) fn told(&mut self, Told { name, identity }: Told) {
+    pub(super) fn on_identity(&mut self, IdentityResult { name, identity }: IdentityResult) {
         let identity = match identity {
             Ok(identity) => identity,
-            Err(why) => return self.untold(name, &why),
+            Err(why) => return self.on_identity_error(name, &why),
         };
         self.refusals.remove(&name);
-        if identity.boot_id == self.knowledge.own_boot_id {
+        if identity.boot_id == self.inputs.own_boot_id {
             warn!(
                 name,
                 own = self.settings.config.agent.name,
                 "a peer is this agent itself, and is not measured"
             );
             if let Some(peer) = self.roster.peers.get(&name) {
-                self.knowledge.own_names.insert(name, peer.address.clone());
+                self.inputs.own_names.insert(name, peer.address.clone());
             }
-            return self.overdue.note(|overdue| overdue.enroll = true);
+            return self.pending.note(|pending| pending.rebuild_roster = true);
         }
         if identity.name != name && self.roster.addresses.contains_key(&name) {
             // Its address went to another agent.
-            self.knowledge.introductions.retain(|_, known| known.name != name);
-            return self.overdue.note(|overdue| overdue.enroll = true);
+            self.inputs.known_agents.retain(|_, known| known.name != name);
+            return self.pending.note(|pending| pending.rebuild_roster = true);
         }
         let known = self.identities.get(&name);
         if known == Some(&identity) {
@@ -61,12 +61,12 @@ impl Daemon {
         }
         if let Some(known) = known.filter(|known| known.boot_id != identity.boot_id) {
             // It was restarted, and all its addresses with it.
-            let its = |other: &&mut Acquaintance| other.name == name && other.boot_id == known.boot_id;
-            for acquaintance in self.knowledge.introductions.values_mut().filter(its) {
-                acquaintance.boot_id.clone_from(&identity.boot_id);
+            let its = |other: &&mut KnownAgent| other.name == name && other.boot_id == known.boot_id;
+            for known_agent in self.inputs.known_agents.values_mut().filter(its) {
+                known_agent.boot_id.clone_from(&identity.boot_id);
             }
             // An address that told of this run already was taken for another agent.
-            self.overdue.note(|overdue| overdue.enroll = true);
+            self.pending.note(|pending| pending.rebuild_roster = true);
         }
         if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
             warn!(peer = name, calls_itself = ?identity.name, "a peer has another name than the configuration gives it");
@@ -79,14 +79,14 @@ impl Daemon {
         // Zones are made of labels.
         let is_elsewhere = known.is_none_or(|known| known.labels != identity.labels);
         self.identities.insert(name, identity);
-        self.overdue.note(|overdue| {
-            overdue.publish = true;
-            overdue.measure |= is_elsewhere;
+        self.pending.note(|pending| {
+            pending.publish = true;
+            pending.measure |= is_elsewhere;
         });
     }
 
     /// A peer that does not tell may still be measured: nothing is changed. That it is not reached is told by its paths.
-    fn untold(&mut self, name: String, why: &Untold) {
+    fn on_identity_error(&mut self, name: String, why: &IdentityError) {
         if !why.is_refusal() {
             return;
         }
@@ -97,13 +97,13 @@ impl Daemon {
         }
     }
 
-    pub(super) fn heard(&mut self, event: Event) {
+    pub(super) fn on_event(&mut self, event: Event) {
         match event {
             Event::Started { id, sources } => {
                 if let Some(key) = self.fleet.started(id, sources) {
                     info!(probe = %key.probe, peer = %key.peer, family = key.family, "connected");
                 }
-                self.overdue.note(|overdue| overdue.publish = true);
+                self.pending.note(|pending| pending.publish = true);
             }
             Event::Broken { id, reason } => {
                 if let Some(key) = self.fleet.broken(id, reason.clone()) {
@@ -115,7 +115,7 @@ impl Daemon {
                         reason,
                     });
                 }
-                self.overdue.note(|overdue| overdue.publish = true);
+                self.pending.note(|pending| pending.publish = true);
             }
             Event::Failed { id, error } => {
                 if let Some(key) = self.fleet.failed(id, error.to_string()) {
@@ -127,11 +127,11 @@ impl Daemon {
                         reason: error.to_string(),
                     });
                 }
-                self.overdue.note(|overdue| overdue.publish = true);
+                self.pending.note(|pending| pending.publish = true);
             }
             Event::Finished(_) => {}
-            Event::PathMtu { id, from, to } => self.path_mtu(id, from, to),
-            Event::Goodbye(goodbye) => self.goodbye(goodbye),
+            Event::PathMtu { id, from, to } => self.on_path_mtu(id, from, to),
+            Event::Goodbye(goodbye) => self.on_goodbye(goodbye),
             Event::ClockStepped(nanos) => {
                 #[expect(clippy::cast_precision_loss, reason = "for people")]
                 let seconds = nanos as f64 / 1e9;
@@ -145,7 +145,7 @@ impl Daemon {
         }
     }
 
-    fn path_mtu(&self, id: PathId, from: Option<u16>, to: u16) {
+    fn on_path_mtu(&self, id: PathId, from: Option<u16>, to: u16) {
         let Some(key) = self.fleet.key(id) else { return };
         let (probe, peer, family) = (&key.probe, &key.peer, key.family);
         match from {
@@ -157,7 +157,7 @@ impl Daemon {
         self.journal.note(Happening::PathMtuChanged { probe, peer, family, from, to });
     }
 
-    fn goodbye(&mut self, goodbye: Goodbye) {
+    fn on_goodbye(&mut self, goodbye: Goodbye) {
         // Three copies are sent; and one that was captured from an earlier life is older than the last.
         let last = self.goodbyes.get(&goodbye.name);
         if last.is_some_and(|last| last.boot_id == goodbye.boot_id || last.at >= goodbye.at) {
