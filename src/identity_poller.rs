@@ -170,9 +170,3 @@ pub async fn fetch_identity(
     let identity = serde_json::from_slice(&answer.body);
     identity.map(Identity::tamed).map_err(|source| IdentityError::NotAnAgent { address, source })
 }
-
-/// A host and a port as they stand in a URL.
-#[must_use]
-pub fn authority(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-}

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use crate::config::{self, Config, Host, Problems, Provider, Trust};
-use crate::fleet::KeyRing;
 use crate::http::client::Secure;
 use crate::http::front::Front;
-use crate::keys::{self, KeyError};
+use crate::keys::{KeyError, KeyRing};
 use crate::tls::{Connector, FileError, Made};
 use sha2::{Digest, Sha256};
 
@@ -88,22 +86,8 @@ impl Settings {
     /// # Errors
     /// [`SettingsError::Key`], [`SettingsError::Tls`].
     pub fn complete(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
-        let mut contents = Sha256::new();
-        let mut load = |path: &Path| -> Result<Arc<_>, KeyError> {
-            let (keys, text) = keys::read(path)?;
-            contents.update(text);
-            Ok(Arc::new(keys))
-        };
-        let mesh = config.key_file.as_deref().map(&mut load).transpose()?;
-        let mut targets = BTreeMap::new();
-        for target in &config.targets {
-            if let Some(path) = &target.key_file {
-                targets.insert(target.name.clone(), load(path)?);
-            }
-        }
-        let generation = first_word(contents);
+        let keys = KeyRing::read(&config)?;
         let hash = Self::hash_of(text);
-        let keys = KeyRing { mesh, targets, generation };
         let front = Made::new(|shelf| match &config.tls.web_config_file {
             Some(path) => Front::read(path, shelf),
             None => Ok(Front::default()),
@@ -111,17 +95,6 @@ impl Settings {
         let connectors = connectors(&config)?;
         let warnings = front.value.warnings.clone();
         Ok(Self { config, keys, front, connectors, hash, warnings })
-    }
-
-    /// What [`KeyRing::generation`] would be of the key files as they are; `None`: one of them cannot be read.
-    #[must_use]
-    pub fn generation_of_files(&self) -> Option<u64> {
-        let of_targets = self.config.targets.iter().filter_map(|target| target.key_file.as_deref());
-        let mut contents = Sha256::new();
-        for path in self.config.key_file.as_deref().into_iter().chain(of_targets) {
-            contents.update(fs::read(path).ok()?);
-        }
-        Some(first_word(contents))
     }
 
     /// The [`hash`](Self::hash) of a file.
@@ -174,10 +147,6 @@ impl Settings {
             None => Ok(()),
         }
     }
-}
-
-fn first_word(contents: Sha256) -> u64 {
-    contents.finalize().iter().take(8).fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// One for each way in which servers are asked.

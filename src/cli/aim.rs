@@ -17,9 +17,9 @@ use super::{EchoArguments, Failure, Family, Format, IdentityArguments, Protocol,
 use crate::config::units::display;
 use crate::config::{Https, Scheme, Trust, Url};
 use crate::http::auth::Signer;
-use crate::http::client::{Client, Secure};
+use crate::http::client::{Client, Secure, authority};
 use crate::identity::{Answers, Identity};
-use crate::identity_poller::{authority, fetch_identity};
+use crate::identity_poller::fetch_identity;
 use crate::keys;
 use crate::resolver;
 use crate::settings::{Settings, SettingsError};

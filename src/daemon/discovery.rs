@@ -11,7 +11,7 @@ use crate::config::Provider;
 use crate::config::discovery::Source;
 use crate::discovery::{IdentifyResult, PollTask, ProviderUpdate, UnidentifiedAgent};
 use crate::http::auth::Signer;
-use crate::http::client::Client;
+use crate::http::client::{Client, authority};
 use crate::metrics::ProviderCounts;
 use crate::roster::{KnownAgent, Roster};
 use crate::status::ProviderStatus;
@@ -161,7 +161,7 @@ impl Daemon {
                 .unnamed(provider)
                 .map(|agent| {
                     let why = self.identify_errors.get(agent).cloned();
-                    let place = crate::identity_poller::authority(&agent.host, agent.http_port);
+                    let place = authority(&agent.host, agent.http_port);
                     (place, why.unwrap_or_else(|| "it is being asked".to_owned()))
                 })
                 .collect();

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::{Daemon, Source};
 use crate::http::front::Front;
+use crate::keys::KeyRing;
 use crate::settings::Settings;
 use crate::tls::Connector;
 
@@ -67,7 +68,7 @@ impl Daemon {
     fn check_configuration(&mut self) {
         let Source::File { path, is_watched: true, .. } = &self.source else { return };
         let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
-        let found = Contents { configuration, keys: self.settings.generation_of_files() };
+        let found = Contents { configuration, keys: KeyRing::generation_on_disk(&self.settings.config) };
         let was_whole = std::mem::replace(&mut self.was_whole, found.is_whole());
         if was_whole && !found.is_whole() {
             return;

@@ -9,9 +9,9 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::some_of;
 use crate::config::Https;
-use crate::http::client::{Client, Secure};
+use crate::http::client::{Client, Secure, authority};
 use crate::identity::Identity;
-use crate::identity_poller::{authority, fetch_identity};
+use crate::identity_poller::fetch_identity;
 use crate::resolver;
 
 /// Who did not answer is asked again after this, and then after twice as long each time: fleets start together, and the dead

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::grid::mix;
-use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
 use pathmeter_proto::time::Timestamp;
 
@@ -19,6 +18,7 @@ use self::plan::{Connected, Plan, Way, plan};
 pub use self::scene::Scene;
 use crate::config::{EchoProbe, FamilyChoice, Level, Metrics, PATHS_MAX, PathMtu, Probe, Transport};
 use crate::datagram::{Handle, NewPath, NewSearch, PathId};
+use crate::keys::KeyRing;
 use crate::metrics::PeerState;
 use crate::metrics::echo::{EchoSeries, SERIES_PER_PATH};
 use crate::metrics::group::{GroupSeries, SERIES_PER_GROUP};
@@ -77,17 +77,6 @@ struct Running {
     trouble: Option<String>,
     /// Why it could not be started the time before.
     last_trouble: Option<String>,
-}
-
-/// Keys in force.
-#[derive(Debug, Clone, Default)]
-pub struct KeyRing {
-    /// The mesh's.
-    pub mesh: Option<Arc<Keys>>,
-    /// Those of targets, by name.
-    pub targets: BTreeMap<String, Arc<Keys>>,
-    /// Grows whenever a file's content changes.
-    pub generation: u64,
 }
 
 /// All paths.

@@ -10,11 +10,11 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::wire;
 use pathmeter_proto::wire::websocket::Format;
 
-use super::KeyRing;
 use crate::config::{EchoProbe, Https, Peer, Target, Transport};
 use crate::datagram::SourceChoice;
 use crate::http::auth::Signer;
-use crate::identity_poller::authority;
+use crate::http::client::authority;
+use crate::keys::KeyRing;
 use crate::settings::Settings;
 use crate::stream::{Expected, Over, Place};
 

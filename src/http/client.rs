@@ -195,6 +195,12 @@ impl Client {
     }
 }
 
+/// A host and a port as a URL has them: `fra-1:9862`, `[::1]:9862`.
+#[must_use]
+pub fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
