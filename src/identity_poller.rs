@@ -1,4 +1,4 @@
-//! What the other agents say about themselves.
+//! Asks other agents for their descriptions, at `/api/v1/agent`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,32 +6,22 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
 
-use crate::discovery::some_of;
 use crate::http::client::{Client, ClientError, Secure};
 use crate::identity::Identity;
+use crate::poller::{Backoff, KeyedPoller, Next};
 use crate::tls::Cause;
 
-/// A peer is asked this often.
-const INTERVAL: Duration = Duration::from_secs(60);
+/// Chosen: labels and versions change rarely, and a peer that has just restarted answers within seconds.
+const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(60), retry: Duration::from_secs(15) };
 
-/// A peer that did not answer is asked again after this.
-const RETRY: Duration = Duration::from_secs(15);
-
-/// The first questions are spread over this, so that a restart of many agents is no storm.
+/// Chosen: agents of a fleet that start together know each other before the first minute of measurements is over.
 const SPREAD: Duration = Duration::from_secs(2);
 
-/// What a peer said.
-#[derive(Debug)]
-pub struct IdentityResult {
-    /// Its configured name.
-    pub name: String,
-    /// Its description; or why there is none.
-    pub identity: Result<Identity, IdentityError>,
-}
+/// A peer's description; or why there is none.
+pub type IdentityResult = Result<Identity, IdentityError>;
 
-/// Where a peer can be asked.
+/// Where a peer answers HTTP requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
     /// Its HTTP port.
@@ -45,35 +35,37 @@ pub struct Endpoint {
 /// Why an agent's description is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// There was no answer.
+    /// The request failed.
     #[error(transparent)]
     Request(#[from] ClientError),
-    /// It wants to know who asks.
-    #[error("{address} wants a password; give both the same key file, or take basic_auth_users away there")]
+    /// It requires a password or a signature.
+    #[error(
+        "{address} requires a password; use the same `key_file` on both agents, or remove `basic_auth_users` there"
+    )]
     Unauthorized {
-        /// Who was asked.
+        /// The address that was asked.
         address: SocketAddr,
     },
-    /// There was another one.
+    /// It answered with another status than success.
     #[error("{address} answered {status} at /api/v1/agent")]
     Status {
-        /// Who was asked.
+        /// The address that was asked.
         address: SocketAddr,
         /// The status.
         status: StatusCode,
     },
-    /// There was one that is no description.
-    #[error("{address} is no pathmeter: {source}")]
+    /// Its answer is not the description of an agent.
+    #[error("{address} is not a pathmeter agent: {source}")]
     NotAnAgent {
-        /// Who was asked.
+        /// The address that was asked.
         address: SocketAddr,
-        /// What is wrong with it.
+        /// What is wrong with the answer.
         source: serde_json::Error,
     },
 }
 
 impl IdentityError {
-    /// Whether somebody there does not believe us, or we do not believe it: that does not pass by itself.
+    /// Whether one side does not trust the other, by TLS or a password: an operator has to change something.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {
@@ -104,62 +96,43 @@ impl IdentityError {
     }
 }
 
-/// Asks peers in the background. Losing this never stops a measurement.
+/// Polls the identities of peers in the background. Measurements do not depend on it.
 #[derive(Debug)]
 pub struct IdentityPoller {
-    tasks: JoinSet<()>,
-    told: mpsc::Sender<IdentityResult>,
-    asked: BTreeMap<String, (Endpoint, AbortHandle)>,
+    poller: KeyedPoller<String, Endpoint, IdentityResult>,
 }
 
 impl IdentityPoller {
-    /// An inquirer that passes on what it is told.
+    /// A poller of nothing yet, and where results come out: each with the configured name of its peer.
     #[must_use]
-    pub fn new(told: mpsc::Sender<IdentityResult>) -> Self {
-        Self { tasks: JoinSet::new(), told, asked: BTreeMap::new() }
+    pub fn new() -> (Self, mpsc::Receiver<(String, IdentityResult)>) {
+        let (poller, results) = KeyedPoller::new(|_| BACKOFF);
+        (Self { poller: poller.spread_over(SPREAD) }, results)
     }
 
-    /// Asks exactly these peers, by name. With another `client` than before, `renew` all questions.
-    pub fn follow(&mut self, peers: &BTreeMap<String, Endpoint>, client: &Client, renew: bool) {
-        while self.tasks.try_join_next().is_some() {}
-        self.asked.retain(|name, (endpoint, task)| {
-            let stays = !renew && peers.get(name) == Some(endpoint);
-            if !stays {
-                task.abort();
+    /// Polls exactly these peers from now on, by name. Where `client` is another than before, `renew` all.
+    pub fn follow(&mut self, peers: BTreeMap<String, Endpoint>, client: &Client, renew: bool) {
+        if renew {
+            self.poller.renew();
+        }
+        let client = client.clone();
+        self.poller.follow(peers, move |_, endpoint| {
+            let client = Client { secure: endpoint.secure.clone(), ..client.clone() };
+            let (address, host) = (endpoint.address, endpoint.host.clone());
+            async move {
+                let result = fetch_identity(&client, address, &host).await;
+                let next = Next::of(&result);
+                (result, next)
             }
-            stays
         });
-        for (name, endpoint) in peers {
-            if !self.asked.contains_key(name) {
-                let client = Client { secure: endpoint.secure.clone(), ..client.clone() };
-                let task = self.tasks.spawn(ask(name.clone(), endpoint.clone(), client, self.told.clone()));
-                self.asked.insert(name.clone(), (endpoint.clone(), task));
-            }
-        }
     }
 }
 
-async fn ask(name: String, endpoint: Endpoint, client: Client, told: mpsc::Sender<IdentityResult>) {
-    tokio::time::sleep(some_of(SPREAD)).await;
-    loop {
-        let identity = fetch_identity(&client, endpoint.address, &endpoint.host).await;
-        let pause = if identity.is_ok() { INTERVAL } else { RETRY };
-        if told.send(IdentityResult { name: name.clone(), identity }).await.is_err() {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// Asks an agent for its description; `host` is what it is called, with its port.
+/// Asks an agent for its description; `host` is its host and port as they are configured.
 ///
 /// # Errors
-/// A sentence that names it.
-pub async fn fetch_identity(
-    client: &Client,
-    address: SocketAddr,
-    host: &str,
-) -> Result<Identity, IdentityError> {
+/// [`IdentityError`] names the agent.
+pub async fn fetch_identity(client: &Client, address: SocketAddr, host: &str) -> IdentityResult {
     let answer = client.get(address, host, "/api/v1/agent").await?;
     if answer.status == StatusCode::UNAUTHORIZED {
         return Err(IdentityError::Unauthorized { address });

@@ -14,6 +14,7 @@ pub mod journal;
 pub mod keys;
 pub mod logging;
 pub mod metrics;
+pub mod poller;
 pub mod resolver;
 pub mod roster;
 pub mod settings;

@@ -69,8 +69,11 @@ impl Daemon {
 
     /// Asks those without a name what they are called.
     pub(super) fn identify_agents(&mut self, client: &Client, renew: bool) {
-        let unidentified = self.roster.unidentified.keys().cloned().collect();
-        self.agent_identifier.follow(unidentified, client, |https| self.settings.secure(https), renew);
+        let agents = self.roster.unidentified.keys().map(|agent| {
+            let secure = agent.https.as_ref().map(|https| self.settings.secure(https));
+            (agent.clone(), secure)
+        });
+        self.agent_identifier.follow(agents.collect(), client, renew);
     }
 
     /// How agents are asked.
@@ -79,9 +82,9 @@ impl Daemon {
         Client { signer, ..Client::default() }
     }
 
-    pub(super) fn on_provider_update(&mut self, ProviderUpdate { provider, members }: ProviderUpdate) {
+    pub(super) fn on_provider_update(&mut self, provider: String, update: ProviderUpdate) {
         let Some(health) = self.provider_health.get_mut(&provider) else { return };
-        match members {
+        match update {
             Ok(members) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 health.last_success = nanos(now);
@@ -106,11 +109,11 @@ impl Daemon {
         self.pending.note(|pending| pending.publish = true);
     }
 
-    pub(super) fn on_identified(&mut self, IdentifyResult { agent, identity }: IdentifyResult) {
+    pub(super) fn on_identified(&mut self, agent: UnidentifiedAgent, result: IdentifyResult) {
         if !self.roster.unidentified.contains_key(&agent) {
             return;
         }
-        match identity {
+        match result {
             Ok(identity) if identity.boot_id == self.inputs.own_boot_id => {
                 let name = self.settings.config.agent.name.clone();
                 let ourselves = KnownAgent { name, boot_id: identity.boot_id };

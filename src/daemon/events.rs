@@ -8,11 +8,11 @@ use crate::clock::Clock;
 use crate::datagram::{Event, PathId};
 use crate::identity_poller::{IdentityError, IdentityResult};
 use crate::journal::Happening;
-use crate::resolver::Resolved;
+use crate::resolver::Resolution;
 use crate::roster::KnownAgent;
 
 impl Daemon {
-    pub(super) fn on_resolved(&mut self, Resolved { name, addresses }: Resolved) {
+    pub(super) fn on_resolved(&mut self, name: String, addresses: Resolution) {
         let known = self.addresses.get(&name);
         if let Err(reason) = &addresses {
             self.exporter.process.resolve_failed();
@@ -33,10 +33,10 @@ impl Daemon {
         self.pending.note(|pending| pending.measure = true);
     }
 
-    pub(super) fn on_identity(&mut self, IdentityResult { name, identity }: IdentityResult) {
-        let identity = match identity {
+    pub(super) fn on_identity(&mut self, name: String, result: IdentityResult) {
+        let identity = match result {
             Ok(identity) => identity,
-            Err(why) => return self.on_identity_error(name, &why),
+            Err(error) => return self.on_identity_error(name, &error),
         };
         self.refusals.remove(&name);
         if identity.boot_id == self.inputs.own_boot_id {

@@ -40,7 +40,7 @@ use crate::identity_poller::{Endpoint, IdentityPoller, IdentityResult};
 use crate::journal::Journal;
 use crate::logging;
 use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo, Responders};
-use crate::resolver::{Resolved, Resolver};
+use crate::resolver::{Resolution, Resolver};
 use crate::roster::{Roster, RosterInputs};
 use crate::settings::{Settings, SettingsError};
 use crate::status::Status;
@@ -139,10 +139,10 @@ impl PendingWork {
 #[derive(Debug)]
 struct Channels {
     events: mpsc::Receiver<Event>,
-    resolved: mpsc::Receiver<Resolved>,
-    identities: mpsc::Receiver<IdentityResult>,
-    provider_updates: mpsc::Receiver<ProviderUpdate>,
-    identified: mpsc::Receiver<IdentifyResult>,
+    resolved: mpsc::Receiver<(String, Resolution)>,
+    identities: mpsc::Receiver<(String, IdentityResult)>,
+    provider_updates: mpsc::Receiver<(String, ProviderUpdate)>,
+    identified: mpsc::Receiver<(UnidentifiedAgent, IdentifyResult)>,
     reloads: mpsc::Receiver<Reload>,
 }
 
@@ -178,10 +178,10 @@ impl Daemon {
         };
         let boot_id = random()?;
         let (event_sender, events) = mpsc::channel(EVENTS);
-        let (resolved_sender, resolved) = mpsc::channel(64);
-        let (identity_sender, identities) = mpsc::channel(64);
-        let (update_sender, provider_updates) = mpsc::channel(64);
-        let (identified_sender, identified) = mpsc::channel(64);
+        let (resolver, resolved) = Resolver::new();
+        let (identity_poller, identities) = IdentityPoller::new();
+        let (provider_poller, provider_updates) = ProviderPoller::new();
+        let (agent_identifier, identified) = AgentIdentifier::new();
         let (reload_sender, reloads) = mpsc::channel(4);
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &Roster::default(), &Addresses::new());
@@ -249,10 +249,10 @@ impl Daemon {
             loops: Loops { prober, streams },
             responder,
             stream_responder,
-            resolver: Resolver::new(resolved_sender),
-            identity_poller: IdentityPoller::new(identity_sender),
-            provider_poller: ProviderPoller::new(update_sender),
-            agent_identifier: AgentIdentifier::new(identified_sender),
+            resolver,
+            identity_poller,
+            provider_poller,
+            agent_identifier,
             exporter,
             site,
             journal,
@@ -279,10 +279,10 @@ impl Daemon {
         loop {
             tokio::select! {
                 Some(event) = self.channels.events.recv() => self.on_event(event),
-                Some(resolved) = self.channels.resolved.recv() => self.on_resolved(resolved),
-                Some(result) = self.channels.identities.recv() => self.on_identity(result),
-                Some(update) = self.channels.provider_updates.recv() => self.on_provider_update(update),
-                Some(identified) = self.channels.identified.recv() => self.on_identified(identified),
+                Some((name, resolution)) = self.channels.resolved.recv() => self.on_resolved(name, resolution),
+                Some((name, result)) = self.channels.identities.recv() => self.on_identity(name, result),
+                Some((provider, update)) = self.channels.provider_updates.recv() => self.on_provider_update(provider, update),
+                Some((agent, result)) = self.channels.identified.recv() => self.on_identified(agent, result),
                 Some(reload) = self.channels.reloads.recv() => {
                     let outcome = self.reload().map_err(|error| error.to_string());
                     // Whoever asked may have gone.
@@ -491,7 +491,7 @@ impl Daemon {
             ))
         });
         let client = self.client();
-        self.identity_poller.follow(&known.collect(), &client, renew);
+        self.identity_poller.follow(known.collect(), &client, renew);
         self.identify_agents(&client, renew);
     }
 

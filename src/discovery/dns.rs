@@ -44,8 +44,8 @@ pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Resu
         return Err(why(&"there are no such records"));
     }
     let lives = lookups.iter().map(|lookup| lookup.valid_until().saturating_duration_since(Instant::now()));
-    let again = lives.fold(refresh, Duration::min).max(TTL_MIN);
-    Ok(MemberList { members: found.into_iter().collect(), again })
+    let valid = lives.fold(refresh, Duration::min).max(TTL_MIN);
+    Ok(MemberList { members: found.into_iter().collect(), valid })
 }
 
 /// Addresses of both families. One may have none, but not both: a service has at least us, and a name that is gone is a mistake.

@@ -15,7 +15,7 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 pub(super) async fn read(patterns: Vec<PathBuf>, refresh: Duration) -> Result<MemberList, String> {
     let reading = tokio::task::spawn_blocking(move || read_all(&patterns));
     let members = reading.await.map_err(|_| "reading was interrupted".to_owned())??;
-    Ok(MemberList { members, again: refresh })
+    Ok(MemberList { members, valid: refresh })
 }
 
 fn read_all(patterns: &[PathBuf]) -> Result<Vec<Member>, String> {

@@ -53,7 +53,7 @@ pub(super) async fn ask(
                 let shown = format!("the answer of {}", url.authority());
                 let members =
                     inventory::read(&answer.body).map_err(|problems| problems.display(&shown).to_string())?;
-                return Ok(MemberList { members, again: refresh });
+                return Ok(MemberList { members, valid: refresh });
             }
             Ok(answer) => {
                 return Err(format!("{} answered {} at {}", url.authority(), answer.status, url.path));
