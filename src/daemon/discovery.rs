@@ -1,19 +1,20 @@
 //! Who there is, as providers and unidentified agents tell.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::time::nanos;
 use tracing::{info, warn};
 
-use super::Daemon;
-use crate::config::Provider;
+use super::membership::Membership;
+use super::pending::PendingWork;
 use crate::config::discovery::Source;
+use crate::config::{Config, Provider};
 use crate::discovery::{IdentifyResult, PollTask, ProviderUpdate, UnidentifiedAgent};
-use crate::http::auth::Signer;
 use crate::http::client::{Client, authority};
 use crate::metrics::ProviderCounts;
-use crate::roster::{KnownAgent, Roster};
+use crate::roster::KnownAgent;
+use crate::settings::Settings;
 use crate::status::ProviderStatus;
 
 /// How asking a provider has gone.
@@ -29,10 +30,10 @@ pub(super) struct ProviderHealth {
 /// How long names of agents are collected: those of a fleet come within a second, and each changes who is next to whom.
 const GATHER: Duration = Duration::from_secs(1);
 
-impl Daemon {
+impl Membership {
     /// Asks the providers that are configured.
-    pub(super) fn update_providers(&mut self) {
-        let config = &self.settings.config;
+    pub(super) fn update_providers(&mut self, settings: &Settings) {
+        let config = &settings.config;
         self.inputs.retain_configured(config);
         self.provider_health.retain(|name, _| config.providers.iter().any(|provider| provider.name == *name));
         for provider in &config.providers {
@@ -41,48 +42,29 @@ impl Daemon {
         let tasks = config.providers.iter().map(|provider| PollTask {
             provider: provider.clone(),
             secure: match &provider.source {
-                Source::Http { https, .. } => https.as_ref().map(|https| self.settings.secure(https)),
+                Source::Http { https, .. } => https.as_ref().map(|https| settings.secure(https)),
                 Source::Files(_) | Source::Dns { .. } => None,
             },
         });
         self.provider_poller.follow(tasks.collect::<Vec<_>>());
     }
 
-    /// Puts together anew who there is, and looks for their addresses.
-    pub(super) fn rebuild_roster(&mut self) {
-        let roster = Roster::new(&self.settings.config, &self.inputs);
-        for sentence in roster.skipped.iter().filter(|sentence| !self.roster.skipped.contains(sentence)) {
-            warn!("{sentence}");
-        }
-        let by_name = roster.hosts().filter(|(name, _)| !roster.addresses.contains_key(*name));
-        let literal = self.resolver.follow(by_name);
-        self.addresses.retain(|name, _| roster.knows(name));
-        self.identities.retain(|name, _| roster.knows(name));
-        self.refusals.retain(|name, _| roster.knows(name));
-        self.goodbyes.retain(|name, _| roster.knows(name));
-        self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
-        let found = roster.addresses.iter().map(|(name, known)| (name.clone(), Ok(known.clone())));
-        self.addresses.extend(found);
-        self.roster = roster;
-        self.count_providers();
-    }
-
     /// Asks those without a name what they are called.
-    pub(super) fn identify_agents(&mut self, client: &Client, renew: bool) {
+    pub(super) fn identify_agents(&mut self, settings: &Settings, client: &Client, renew: bool) {
         let agents = self.roster.unidentified.keys().map(|agent| {
-            let secure = agent.https.as_ref().map(|https| self.settings.secure(https));
+            let secure = agent.https.as_ref().map(|https| settings.secure(https));
             (agent.clone(), secure)
         });
         self.agent_identifier.follow(agents.collect(), client, renew);
     }
 
-    /// How agents are asked.
-    pub(super) fn client(&self) -> Client {
-        let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
-        Client { signer, ..Client::default() }
-    }
-
-    pub(super) fn on_provider_update(&mut self, provider: String, update: ProviderUpdate) {
+    /// Takes the members that a provider lists; if it fails, its last members stay.
+    pub(super) fn on_provider_update(
+        &mut self,
+        provider: String,
+        update: ProviderUpdate,
+        pending: &mut PendingWork,
+    ) {
         let Some(health) = self.provider_health.get_mut(&provider) else { return };
         match update {
             Ok(members) => {
@@ -94,7 +76,7 @@ impl Daemon {
                 if self.inputs.members_by_provider.get(&provider) != Some(&members) {
                     info!(provider, members = members.len(), "a provider knows of other members");
                     self.inputs.members_by_provider.insert(provider, members);
-                    self.pending.note(|pending| pending.rebuild_roster = true);
+                    pending.note(|pending| pending.rebuild_roster = true);
                 }
             }
             Err(why) => {
@@ -105,17 +87,23 @@ impl Daemon {
                 }
             }
         }
-        self.count_providers();
-        self.pending.note(|pending| pending.publish = true);
+        pending.note(|pending| pending.publish = true);
     }
 
-    pub(super) fn on_identified(&mut self, agent: UnidentifiedAgent, result: IdentifyResult) {
+    /// Takes the name that an agent says it has.
+    pub(super) fn on_identified(
+        &mut self,
+        agent: UnidentifiedAgent,
+        result: IdentifyResult,
+        own_name: &str,
+        pending: &mut PendingWork,
+    ) {
         if !self.roster.unidentified.contains_key(&agent) {
             return;
         }
         match result {
             Ok(identity) if identity.boot_id == self.inputs.own_boot_id => {
-                let name = self.settings.config.agent.name.clone();
+                let name = own_name.to_owned();
                 let ourselves = KnownAgent { name, boot_id: identity.boot_id };
                 self.inputs.known_agents.insert(agent, ourselves);
             }
@@ -127,10 +115,10 @@ impl Daemon {
             }
             Err(why) => {
                 self.identify_errors.insert(agent, why);
-                return self.pending.note(|pending| pending.publish = true);
+                return pending.note(|pending| pending.publish = true);
             }
         }
-        self.pending.note_within(GATHER, |pending| pending.rebuild_roster = true);
+        pending.note_within(GATHER, |pending| pending.rebuild_roster = true);
     }
 
     fn unnamed(&self, provider: &Provider) -> impl Iterator<Item = &UnidentifiedAgent> {
@@ -141,8 +129,9 @@ impl Daemon {
         self.inputs.members_by_provider.get(&provider.name).map_or(0, Vec::len)
     }
 
-    pub(super) fn count_providers(&self) {
-        let counts = self.settings.config.providers.iter().filter_map(|provider| {
+    /// All providers as metrics count them.
+    pub(super) fn provider_counts<'a>(&self, config: &'a Config) -> Vec<ProviderCounts<'a>> {
+        let counts = config.providers.iter().filter_map(|provider| {
             let health = self.provider_health.get(&provider.name)?;
             Some(ProviderCounts {
                 name: &provider.name,
@@ -153,12 +142,12 @@ impl Daemon {
                 interval: provider.refresh,
             })
         });
-        self.exporter.process.set_providers(counts);
+        counts.collect()
     }
 
     /// All providers as they are shown.
-    pub(super) fn providers(&self) -> Vec<ProviderStatus> {
-        let shown = self.settings.config.providers.iter().map(|provider| {
+    pub(super) fn providers(&self, config: &Config) -> Vec<ProviderStatus> {
+        let shown = config.providers.iter().map(|provider| {
             let health = self.provider_health.get(&provider.name);
             let unnamed: BTreeMap<String, String> = self
                 .unnamed(provider)
@@ -178,11 +167,5 @@ impl Daemon {
             }
         });
         shown.collect()
-    }
-
-    /// Forgets the errors of agents that are identified or gone.
-    pub(super) fn forget_reasons(&mut self) {
-        let unidentified: BTreeSet<&UnidentifiedAgent> = self.roster.unidentified.keys().collect();
-        self.identify_errors.retain(|agent, _| unidentified.contains(agent));
     }
 }

@@ -1,8 +1,7 @@
-//! Certificates, keys and the web config file: in force, and looked at for changes.
+//! Reads files again when they have changed: the configuration, keys, certificates and the web config file.
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -13,10 +12,10 @@ use crate::keys::KeyRing;
 use crate::settings::Settings;
 use crate::tls::Connector;
 
-/// How often the files are read again. Chosen: what renews a certificate does so days before its end.
+/// Chosen: certificates are renewed days before they expire, so this is soon enough.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a configuration is read from; `None`: it cannot be read.
+/// Hashes of what the settings are read from; `None`: it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Contents {
     configuration: Option<String>,
@@ -24,7 +23,6 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    /// Of what is in force.
     pub(super) fn of(settings: &Settings) -> Self {
         Self { configuration: Some(settings.hash.clone()), keys: Some(settings.keys.generation) }
     }
@@ -34,14 +32,43 @@ impl Contents {
     }
 }
 
-impl Daemon {
-    /// Serves the HTTP port as the settings say; open connections stay as they are.
-    pub(super) fn serve(&self) {
-        self.site.front.store(Arc::new(self.settings.front.value.clone()));
-        self.exporter.process.set_tls_files(self.settings.has_latest_files());
+/// The configuration file and the key files, and whether they have changed.
+#[derive(Debug)]
+pub(super) struct ConfigWatch {
+    pub(super) source: Source,
+    /// What the files contained when they were last checked.
+    seen: Contents,
+    /// Whether all of them could be read then.
+    was_whole: bool,
+}
+
+impl ConfigWatch {
+    pub(super) fn new(source: Source, settings: &Settings) -> Self {
+        Self { source, seen: Contents::of(settings), was_whole: true }
     }
 
-    /// Takes files that have changed, each for itself; where they cannot be used the old ones stay in force.
+    /// Notes which files are in force.
+    pub(super) fn set_seen(&mut self, settings: &Settings) {
+        self.seen = Contents::of(settings);
+    }
+
+    /// The configuration file, if it is watched and it or a key file has other contents than at the last check. A file that
+    /// cannot be read may be in the middle of being replaced; if it still cannot at the next check, that is a change.
+    fn changed(&mut self, settings: &Settings) -> Option<&Path> {
+        let Source::File { path, is_watched: true, .. } = &self.source else { return None };
+        let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
+        let found = Contents { configuration, keys: KeyRing::generation_on_disk(&settings.config) };
+        let was_whole = std::mem::replace(&mut self.was_whole, found.is_whole());
+        if was_whole && !found.is_whole() {
+            return None;
+        }
+        let has_changed = std::mem::replace(&mut self.seen, found.clone()) != found;
+        has_changed.then_some(path)
+    }
+}
+
+impl Daemon {
+    /// Applies files that have changed, each for itself; where they cannot be used the old ones stay in force.
     pub(super) fn check_files(&mut self) {
         self.check_configuration();
         if let Some(file) = self.settings.config.tls.web_config_file.clone() {
@@ -59,23 +86,18 @@ impl Daemon {
                 }
             }
         }
-        self.exporter.process.set_tls_files(self.settings.has_latest_files());
+        self.export_tls_files();
     }
 
-    /// Reads the configuration again if its file or a key file has another content than when they were looked at last. One
-    /// that cannot be read is being replaced, but not for longer than until the next look: then it is told, by a reload that
-    /// fails.
+    /// Exports whether the files for TLS are those in force.
+    pub(super) fn export_tls_files(&self) {
+        self.observability.exporter.process.set_tls_files(self.settings.has_latest_files());
+    }
+
     fn check_configuration(&mut self) {
-        let Source::File { path, is_watched: true, .. } = &self.source else { return };
-        let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
-        let found = Contents { configuration, keys: KeyRing::generation_on_disk(&self.settings.config) };
-        let was_whole = std::mem::replace(&mut self.was_whole, found.is_whole());
-        if was_whole && !found.is_whole() {
-            return;
-        }
-        if std::mem::replace(&mut self.seen, found.clone()) != found {
-            info!(file = %path.display(), "the configuration or a key has changed: reading them again");
-            // What came of it is logged and exported.
+        if let Some(path) = self.config_watch.changed(&self.settings) {
+            info!(file = %path.display(), "the configuration or a key file has changed; reloading");
+            // The outcome is logged and exported.
             let _ = self.reload();
         }
     }
@@ -91,7 +113,7 @@ impl Daemon {
                     warn!("{warning}");
                 }
                 made.value = front;
-                self.serve();
+                self.servers.serve(&self.settings);
             }
             Some(Err(error)) => {
                 warn!(file = %shown, %error, "files of the HTTP port have changed and cannot be used; the old ones stay in force");

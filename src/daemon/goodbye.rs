@@ -21,8 +21,8 @@ impl Daemon {
         for _ in 0..3 {
             // The first pause lets the responder fall silent, the others spread the copies.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            for peer in self.roster.peers.values() {
-                let Some(Ok(addresses)) = self.addresses.get(&peer.name) else { continue };
+            for peer in self.membership.roster.peers.values() {
+                let Some(Ok(addresses)) = self.membership.addresses.get(&peer.name) else { continue };
                 for address in addresses {
                     let socket = if address.is_ipv4() { &v4 } else { &v6 };
                     if let Some(socket) = socket {

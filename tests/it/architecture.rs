@@ -127,6 +127,7 @@ const RULES: [Rule; 11] = [
             "src/http/",
             "src/websocket/",
             "src/daemon/mod.rs",
+            "src/daemon/pending.rs",
             "src/discovery/dns.rs",
             "src/stream/mod.rs",
         ],
