@@ -1,5 +1,6 @@
 //! Who may use what. The compiler keeps `proto` from depending on the daemon; this keeps the rest.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -170,6 +171,55 @@ fn every_exception_is_still_one() {
             assert!(is_used, "{allowed} no longer uses any of {:?}: take it off the list", rule.words);
         }
     }
+}
+
+/// Modules of the program that import each other, in cycles. Further ones are a mistake.
+const CYCLES: &[&[&str]] = &[&["http", "websocket"]];
+
+#[test]
+fn modules_import_each_other_in_one_direction() {
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in sources("src") {
+        let module = module_of(&file);
+        for (_, line) in code(&file) {
+            let used = line.split("crate::").skip(1).map(|rest| {
+                let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+                rest[..end].to_owned()
+            });
+            imports.entry(module.clone()).or_default().extend(used.filter(|used| *used != module));
+        }
+    }
+    let reached: BTreeMap<&str, BTreeSet<&str>> =
+        imports.keys().map(|module| (module.as_str(), reachable(&imports, module))).collect();
+    let mut cycles: BTreeSet<Vec<&str>> = BTreeSet::new();
+    for (module, all) in &reached {
+        let back = |other: &&&str| reached.get(**other).is_some_and(|all| all.contains(module));
+        let cycle: Vec<&str> = all.iter().filter(back).copied().collect();
+        if all.contains(module) {
+            cycles.insert(cycle);
+        }
+    }
+    let expected: BTreeSet<Vec<&str>> = CYCLES.iter().map(|cycle| cycle.to_vec()).collect();
+    assert_eq!(cycles, expected, "modules that import each other cannot be understood one by one");
+}
+
+/// The module right below the root of the program that a file belongs to.
+fn module_of(file: &Path) -> String {
+    let name = file.strip_prefix("src").unwrap().iter().next().unwrap().to_str().unwrap();
+    name.trim_end_matches(".rs").to_owned()
+}
+
+/// Everything that a module imports, directly or through others.
+fn reachable<'a>(imports: &'a BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<&'a str> {
+    let (mut found, mut left) = (BTreeSet::new(), vec![from]);
+    while let Some(module) = left.pop() {
+        for next in imports.get(module).into_iter().flatten() {
+            if found.insert(next.as_str()) {
+                left.push(next);
+            }
+        }
+    }
+    found
 }
 
 #[test]
