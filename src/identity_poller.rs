@@ -15,7 +15,8 @@ use crate::tls::Cause;
 /// Chosen: labels and versions change rarely, and a peer that has just restarted answers within seconds.
 const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(60), retry: Duration::from_secs(15) };
 
-/// Chosen: agents of a fleet that start together know each other before the first minute of measurements is over.
+/// Chosen: agents of a fleet that start together know each other before the first minute of measurements is
+/// over.
 const SPREAD: Duration = Duration::from_secs(2);
 
 /// A peer's description; or why there is none.
@@ -40,7 +41,8 @@ pub enum IdentityError {
     Request(#[from] ClientError),
     /// It requires a password or a signature.
     #[error(
-        "{address} requires a password; use the same `key_file` on both agents, or remove `basic_auth_users` there"
+        "{address} requires a password; \
+         use the same `key_file` on both agents, or remove `basic_auth_users` there"
     )]
     Unauthorized {
         /// The address that was asked.

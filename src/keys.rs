@@ -43,7 +43,8 @@ impl KeyRing {
         Ok(Self { mesh, targets, generation: first_word(contents) })
     }
 
-    /// The [`generation`](Self::generation) that reading the key files again would give; `None`: one cannot be read.
+    /// The [`generation`](Self::generation) that reading the key files again would give; `None`: one cannot
+    /// be read.
     #[must_use]
     pub fn generation_on_disk(config: &Config) -> Option<u64> {
         let of_targets = config.targets.iter().filter_map(|target| target.key_file.as_deref());

@@ -1,19 +1,21 @@
 //! Polls many things in the background, each again and again.
 //!
-//! Everything that the agent polls over the network is polled by a [`KeyedPoller`]: names in the resolver, providers,
-//! identities of peers, and agents whose names are not known. They share one policy:
+//! Everything that the agent polls over the network is polled by a [`KeyedPoller`]: names in the resolver,
+//! providers, identities of peers, and agents whose names are not known. They share one policy:
 //!
-//! - **After a success** the next poll is one [interval](Backoff::interval) later, or earlier where the answer says how long
-//!   it is valid, such as the TTL of a DNS record.
-//! - **After a failure** it is [`retry`](Backoff::retry) later, and twice as much after each further failure in a row, up to
-//!   the interval. So a failure is noticed to be over soon if it is short, and an outage never causes more polls than normal
-//!   operation does: a server that fails under load is not asked more often because of it.
-//! - **Jitter**: every pause is up to 10 % shorter or longer, so that agents that were started together do not poll together.
+//! - **After a success** the next poll is one [interval](Backoff::interval) later, or earlier where the
+//!   answer says how long it is valid, such as the TTL of a DNS record.
+//! - **After a failure** it is [`retry`](Backoff::retry) later, and twice as much after each further failure
+//!   in a row, up to the interval. So the end of a short failure is noticed soon, and a long outage causes
+//!   no more polls than normal operation: a server that fails under load does not get more of it.
+//! - **Jitter**: every pause is up to 10 % shorter or longer, so that agents that were started together do
+//!   not poll together.
 //! - **Spread**: where many hosts poll each other, the first polls are spread over a time.
-//! - **Concurrency**: where each poll costs something on this host, only some run at once; the others wait for their turn.
+//! - **Concurrency**: where each poll costs something on this host, only some run at once; the others wait
+//!   for their turn.
 //!
-//! Polling never delays a measurement. Results wait in a bounded channel; a poll whose result finds it full waits, and its next
-//! poll with it.
+//! Polling never delays a measurement. Results wait in a bounded channel; a poll whose result finds it full
+//! waits, and its next poll with it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +24,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Results that wait for the daemon. Chosen: it handles thousands in the time of one request; further polls wait.
+/// Results that wait for the daemon. Chosen: it takes them within milliseconds. When as many wait, polls that
+/// have a further one wait until it fits.
 const RESULTS_MAX: usize = 64;
 
 /// The part of a pause by which it is shorter or longer at most: a tenth.
@@ -61,7 +64,8 @@ impl Next {
 }
 
 impl Backoff {
-    /// The pause after a poll, before jitter; `None`: there is no further poll. `failures` are those in a row before it.
+    /// The pause after a poll, before jitter; `None`: there is no further poll. `failures` are those in a row
+    /// before it.
     fn pause(self, next: Next, failures: u32) -> Option<Duration> {
         match next {
             Next::Interval => Some(self.interval),
@@ -121,8 +125,8 @@ where
         Self { turns: Arc::new(Semaphore::new(polls)), ..self }
     }
 
-    /// Polls exactly `wanted` from now on, each by `poll`. Whatever is described as before is left alone and keeps the `poll` that
-    /// it was started with; to replace that, [`renew`](Self::renew) first.
+    /// Polls exactly `wanted` from now on, each by `poll`. Whatever is described as before is left alone and
+    /// keeps the `poll` that it was started with; to replace that, [`renew`](Self::renew) first.
     pub fn follow<P, F>(&mut self, wanted: BTreeMap<K, T>, poll: P)
     where
         P: Fn(&K, &T) -> F + Clone + Send + 'static,
@@ -196,7 +200,8 @@ fn with_jitter(pause: Duration) -> Duration {
     pause - part + random_part(2 * part)
 }
 
-/// A random part of a time. Without randomness it is zero, and agents may poll together, which does no more harm than that.
+/// A random part of a time. Without randomness it is zero, and agents may poll together, which does no more
+/// harm than that.
 fn random_part(time: Duration) -> Duration {
     let mut draw = [0; 2];
     let _ = getrandom::fill(&mut draw);

@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use crate::poller::{Backoff, KeyedPoller, Next};
 
-/// Chosen: DNS entries of peers live for minutes, and a wrong one is used for this long at most. A name that cannot be resolved
-/// waits as long: the resolver of the host has repeated its queries already.
+/// Chosen: DNS entries of peers live for minutes, and a wrong one is used for this long at most. A name that
+/// cannot be resolved waits as long: the resolver of the host has repeated its queries already.
 const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(30), retry: Duration::from_secs(30) };
 
 /// A look-up that takes longer has failed.
@@ -35,8 +35,8 @@ impl Resolver {
         (Self { poller: poller.at_most(RESOLVE_AT_ONCE) }, results)
     }
 
-    /// Resolves exactly these from now on: names of peers and targets with their hosts. Hosts that are addresses need no
-    /// look-up and are returned.
+    /// Resolves exactly these from now on: names of peers and targets with their hosts. Hosts that are
+    /// addresses need no look-up and are returned.
     pub fn follow<'a>(
         &mut self,
         hosts: impl Iterator<Item = (&'a str, &'a str)>,

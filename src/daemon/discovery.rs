@@ -1,4 +1,4 @@
-//! Who there is, as providers and unidentified agents tell.
+//! Members that providers list, and the names of those that are listed without one.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,21 +17,22 @@ use crate::roster::KnownAgent;
 use crate::settings::Settings;
 use crate::status::ProviderStatus;
 
-/// How asking a provider has gone.
+/// The outcomes of polling a provider.
 #[derive(Debug, Default)]
 pub(super) struct ProviderHealth {
-    /// Nanoseconds since 1970; 0: it never said anything.
+    /// Nanoseconds since 1970; 0: it has never answered.
     last_success: u64,
     failures: u64,
-    /// Why it did not say anything the last time.
-    trouble: Option<String>,
+    /// Why the last poll failed.
+    error: Option<String>,
 }
 
-/// How long names of agents are collected: those of a fleet come within a second, and each changes who is next to whom.
+/// How long names of agents are collected: those of a fleet arrive within a second, and each changes the
+/// neighbours in a ring.
 const GATHER: Duration = Duration::from_secs(1);
 
 impl Membership {
-    /// Asks the providers that are configured.
+    /// Polls the configured providers.
     pub(super) fn update_providers(&mut self, settings: &Settings) {
         let config = &settings.config;
         self.inputs.retain_configured(config);
@@ -49,7 +50,7 @@ impl Membership {
         self.provider_poller.follow(tasks.collect::<Vec<_>>());
     }
 
-    /// Asks those without a name what they are called.
+    /// Asks the agents without a name what they are called.
     pub(super) fn identify_agents(&mut self, settings: &Settings, client: &Client, renew: bool) {
         let agents = self.roster.unidentified.keys().map(|agent| {
             let secure = agent.https.as_ref().map(|https| settings.secure(https));
@@ -70,20 +71,20 @@ impl Membership {
             Ok(members) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 health.last_success = nanos(now);
-                if health.trouble.take().is_some() {
-                    info!(provider, members = members.len(), "a provider can be asked again");
+                if health.error.take().is_some() {
+                    info!(provider, members = members.len(), "provider answers again");
                 }
                 if self.inputs.members_by_provider.get(&provider) != Some(&members) {
-                    info!(provider, members = members.len(), "a provider knows of other members");
+                    info!(provider, members = members.len(), "members of provider have changed");
                     self.inputs.members_by_provider.insert(provider, members);
                     pending.note(|pending| pending.rebuild_roster = true);
                 }
             }
             Err(why) => {
                 health.failures += 1;
-                if health.trouble.as_ref() != Some(&why) {
-                    warn!(provider, why, "a provider cannot be asked; its last members stay");
-                    health.trouble = Some(why);
+                if health.error.as_ref() != Some(&why) {
+                    warn!(provider, why, "polling provider failed; keeping its last members");
+                    health.error = Some(why);
                 }
             }
         }
@@ -154,7 +155,7 @@ impl Membership {
                 .map(|agent| {
                     let why = self.identify_errors.get(agent).cloned();
                     let place = authority(&agent.host, agent.http_port);
-                    (place, why.unwrap_or_else(|| "it is being asked".to_owned()))
+                    (place, why.unwrap_or_else(|| "no answer yet".to_owned()))
                 })
                 .collect();
             ProviderStatus {
@@ -162,7 +163,7 @@ impl Membership {
                 members: self.members(provider),
                 last_success: health.map_or(0, |health| health.last_success),
                 failures: health.map_or(0, |health| health.failures),
-                reason: health.and_then(|health| health.trouble.clone()),
+                reason: health.and_then(|health| health.error.clone()),
                 unnamed,
             }
         });

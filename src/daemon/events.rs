@@ -44,7 +44,7 @@ impl Daemon {
             Event::PathMtu { id, from, to } => self.on_path_mtu(id, from, to),
             Event::Goodbye(goodbye) => self.on_goodbye(goodbye),
             Event::ClockStepped(nanos) => {
-                #[expect(clippy::cast_precision_loss, reason = "for people")]
+                #[expect(clippy::cast_precision_loss, reason = "precise enough for a log")]
                 let seconds = nanos as f64 / 1e9;
                 warn!(seconds, "the wall clock was stepped; round trips are not affected");
                 self.observability.journal.note(Happening::ClockStepped { seconds });
@@ -69,7 +69,7 @@ impl Daemon {
     }
 
     fn on_goodbye(&mut self, goodbye: Goodbye) {
-        // Three copies are sent; and one that was captured from an earlier life is older than the last.
+        // Three copies are sent; and a replayed one of an earlier run is older than the last.
         let last = self.membership.goodbyes.get(&goodbye.name);
         if last.is_some_and(|last| last.boot_id == goodbye.boot_id || last.at >= goodbye.at) {
             return;

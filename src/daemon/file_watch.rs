@@ -52,8 +52,9 @@ impl ConfigWatch {
         self.seen = Contents::of(settings);
     }
 
-    /// The configuration file, if it is watched and it or a key file has other contents than at the last check. A file that
-    /// cannot be read may be in the middle of being replaced; if it still cannot at the next check, that is a change.
+    /// The configuration file, if it is watched and it or a key file has other contents than at the last
+    /// check. A file that cannot be read may be in the middle of being replaced; if it still cannot at the
+    /// next check, that is a change.
     fn changed(&mut self, settings: &Settings) -> Option<&Path> {
         let Source::File { path, is_watched: true, .. } = &self.source else { return None };
         let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
@@ -68,7 +69,8 @@ impl ConfigWatch {
 }
 
 impl Daemon {
-    /// Applies files that have changed, each for itself; where they cannot be used the old ones stay in force.
+    /// Applies files that have changed, each for itself; where they cannot be used the old ones stay in
+    /// force.
     pub(super) fn check_files(&mut self) {
         self.check_configuration();
         if let Some(file) = self.settings.config.tls.web_config_file.clone() {
@@ -78,11 +80,15 @@ impl Daemon {
             match made.renewed(|shelf| Connector::read(trust, shelf)) {
                 None => {}
                 Some(Ok(connector)) => {
-                    info!("files for asking with TLS have changed and are in force");
+                    info!("TLS files for outgoing connections have changed and are in force");
                     made.value.follow(&connector);
                 }
                 Some(Err(error)) => {
-                    warn!(%error, "files for asking with TLS have changed and cannot be used; the old ones stay in force");
+                    warn!(
+                        %error,
+                        "TLS files for outgoing connections have changed and cannot be used; \
+                         the old ones stay in force"
+                    );
                 }
             }
         }
@@ -116,7 +122,11 @@ impl Daemon {
                 self.servers.serve(&self.settings);
             }
             Some(Err(error)) => {
-                warn!(file = %shown, %error, "files of the HTTP port have changed and cannot be used; the old ones stay in force");
+                warn!(
+                    file = %shown,
+                    %error,
+                    "files of the HTTP port have changed and cannot be used; the old ones stay in force"
+                );
             }
         }
     }

@@ -20,7 +20,11 @@ pub(super) fn front(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
     if sockets.iter().all(|socket| is_within(*socket, address)) {
         info!(?sockets, "the service manager passed the HTTP port");
     } else {
-        warn!(?sockets, "listen.http" = %address, "the service manager passed another HTTP port than listen.http says; it is served");
+        warn!(
+            ?sockets,
+            "listen.http" = %address,
+            "the service manager passed another HTTP port than listen.http says; it is served"
+        );
     }
     let adopt = |listener: std::net::TcpListener| {
         listener.set_nonblocking(true)?;
@@ -32,8 +36,8 @@ pub(super) fn front(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
     adopted.collect()
 }
 
-/// Whether whoever reaches a socket would be served at `address`, too: a socket that is open to more is another promise
-/// than that of the configuration, even with its port.
+/// Whether whoever reaches a socket would be served at `address`, too: a socket that is open to more is
+/// another promise than that of the configuration, even with its port.
 fn is_within(socket: SocketAddr, address: SocketAddr) -> bool {
     // The unspecified address of IPv6 stands for both families.
     let is_any = address.ip().is_unspecified() && (address.is_ipv6() || socket.is_ipv4());

@@ -103,8 +103,8 @@ impl Membership {
         self.roster = roster;
     }
 
-    /// Polls the identities of the peers that have an address, and of the agents that have no name. With other keys than before,
-    /// `renew` all polls.
+    /// Polls the identities of the peers that have an address, and of the agents that have no name. With
+    /// other keys than before, `renew` all polls.
     pub(super) fn poll_identities(&mut self, settings: &Settings, renew: bool) {
         let address_of = |name: &str| self.addresses.get(name)?.as_ref().ok()?.first().copied();
         let peers = self.roster.peers.values();
@@ -135,11 +135,13 @@ impl Membership {
             match known {
                 // An address that worked is better than none.
                 Some(Ok(_)) => {
-                    warn!(name, reason, "keeping the last address");
+                    warn!(name, reason, "name cannot be resolved; keeping the last address");
                     return;
                 }
                 Some(Err(old)) if old == reason => return,
-                Some(Err(_)) | None => warn!(name, reason, "not measured until its name has an address"),
+                Some(Err(_)) | None => {
+                    warn!(name, reason, "name cannot be resolved; not measured until it can be")
+                }
             }
         }
         if known == Some(&addresses) {
@@ -164,14 +166,14 @@ impl Membership {
         };
         self.refusals.remove(&name);
         if identity.boot_id == self.inputs.own_boot_id {
-            warn!(name, own = own_name, "a peer is this agent itself, and is not measured");
+            warn!("peer {name} is this host, which calls itself {own_name}; start with `--name {name}`");
             if let Some(peer) = self.roster.peers.get(&name) {
                 self.inputs.own_names.insert(name, peer.address.clone());
             }
             return pending.note(|pending| pending.rebuild_roster = true);
         }
         if identity.name != name && self.roster.addresses.contains_key(&name) {
-            // Its address went to another agent.
+            // Its address is now that of another agent.
             self.inputs.known_agents.retain(|_, known| known.name != name);
             return pending.note(|pending| pending.rebuild_roster = true);
         }
@@ -180,23 +182,27 @@ impl Membership {
             return;
         }
         if let Some(known) = known.filter(|known| known.boot_id != identity.boot_id) {
-            // It was restarted, and all its addresses with it.
+            // It was restarted: all its addresses belong to the new run.
             let its = |other: &&mut KnownAgent| other.name == name && other.boot_id == known.boot_id;
             for known_agent in self.inputs.known_agents.values_mut().filter(its) {
                 known_agent.boot_id.clone_from(&identity.boot_id);
             }
-            // An address that told of this run already was taken for another agent.
+            // An address that already reported this boot id was skipped as that of another agent.
             pending.note(|pending| pending.rebuild_roster = true);
         }
         if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
-            warn!(peer = name, calls_itself = ?identity.name, "a peer has another name than the configuration gives it");
+            warn!(
+                peer = name,
+                calls_itself = ?identity.name,
+                "peer has another name than in the configuration"
+            );
         }
         let reason = &identity.you.stamp.reason;
         let is_news = known.is_none_or(|known| known.you.stamp.answers) && !fleet.has_heard(&name);
         if let Some(reason) = reason.as_ref().filter(|_| is_news) {
-            warn!(peer = name, %reason, "a peer will not answer us");
+            warn!(peer = name, %reason, "peer does not answer this agent");
         }
-        // Zones are made of labels.
+        // Zones are chosen by labels.
         let is_elsewhere = known.is_none_or(|known| known.labels != identity.labels);
         self.identities.insert(name, identity);
         pending.note(|pending| {
@@ -205,14 +211,15 @@ impl Membership {
         });
     }
 
-    /// A peer that does not tell may still be measured: nothing is changed. That it is not reached is told by its paths.
+    /// A peer without an identity may still be measured, so nothing is changed. That it cannot be reached is
+    /// shown by its paths; only what an operator has to correct is logged.
     fn on_identity_error(&mut self, name: String, why: &IdentityError) {
         if !why.is_refusal() {
             return;
         }
         let reason = why.to_string();
         if self.refusals.get(&name) != Some(&reason) {
-            warn!(peer = name, reason, "a peer cannot be asked who it is");
+            warn!(peer = name, reason, "identity of peer is not available");
             self.refusals.insert(name, reason);
         }
     }

@@ -1,4 +1,4 @@
-//! Start, reload, stop.
+//! The running agent: start, reload, shutdown, and the loop between them.
 
 mod discovery;
 mod events;
@@ -91,13 +91,13 @@ struct Channels {
     reloads: mpsc::Receiver<Reload>,
 }
 
-/// How often the daemon looks after itself.
+/// Watchdog and retries are checked this often.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A path that could not be started is tried again this often.
+/// A path that could not be started is tried again this often, in ticks.
 const TRY_AGAIN: u64 = 30;
 
-/// Which paths are the worst is looked at this often, in ticks.
+/// The worst paths are ranked this often, in ticks.
 const RANK_EVERY: u64 = 30;
 
 impl Daemon {
@@ -188,7 +188,8 @@ impl Daemon {
         })
     }
 
-    /// Measures until `stop` holds true or its sender is gone, then says goodbye and stops within the grace period.
+    /// Measures until `stop` holds true or its sender is gone, then says goodbye and stops within the grace
+    /// period.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         self.begin();
         let watchdog = self.supervision.notifier.watchdog_interval();
@@ -275,7 +276,7 @@ impl Daemon {
         Arc::clone(&self.servers.site)
     }
 
-    /// Reads the configuration again and puts it in force; on any problem nothing changes.
+    /// Reads the configuration again and applies it; on any problem nothing changes.
     fn reload(&mut self) -> Result<(), SettingsError> {
         let Source::File { path, host, .. } = &self.config_watch.source else { return Ok(()) };
         let micros = Clock::now().as_nanos() / 1_000;
@@ -382,18 +383,18 @@ impl Daemon {
         }
     }
 
-    /// Tells the peers, drains, and stops; the last scrape works until the end.
+    /// Sends goodbyes, drains, and stops; scrapes are answered until the end.
     async fn shutdown(mut self) {
         info!("stopping");
         self.supervision.notifier.stopping();
         self.publish_status(true);
-        // Whoever waits for a reload, or asks for one from now on, is told that we are stopping.
+        // Whoever waits for a reload, or requests one from now on, learns that the agent is stopping.
         self.channels.reloads.close();
         while self.channels.reloads.try_recv().is_ok() {}
         let grace = self.settings.config.agent.grace;
         let deadline = tokio::time::Instant::now() + grace;
         if self.settings.keys.mesh.is_some() {
-            // First of all: an answer after the goodbye would take it back.
+            // First of all: an answer after the goodbye would end the absence that it announces.
             self.servers.fall_silent();
             self.send_goodbyes().await;
         }
@@ -408,7 +409,7 @@ impl Daemon {
         info!("stopped");
     }
 
-    /// Waits for the prober to end; peers that leave at the same time are still heard.
+    /// Waits for the prober to end; goodbyes of peers that leave at the same time still count.
     async fn drain(&mut self) {
         let mut ticker = tokio::time::interval(Duration::from_millis(5));
         while !self.measuring.loops.are_finished() {

@@ -81,7 +81,7 @@ impl Servers {
 /// Whom the responders answer.
 pub(super) fn policy(config: &Config, ports: Ports, roster: &Roster, addresses: &Addresses) -> Policy {
     let of = |name: &String| addresses.get(name).and_then(|found| found.as_ref().ok()).into_iter().flatten();
-    // One that has not told its name yet wants to know ours.
+    // An agent without a name yet asks for ours as we ask for its.
     let unidentified = roster.unidentified.keys().filter_map(|agent| agent.host.parse::<IpAddr>().ok());
     let peers = roster.peers.keys().flat_map(|name| of(name).copied()).chain(unidentified).collect();
     let others = roster.peers.values().map(|peer| peer.stamp_port);

@@ -13,7 +13,8 @@ use crate::identity_poller::fetch_identity;
 use crate::poller::{Backoff, KeyedPoller, Next};
 use crate::resolver;
 
-/// Chosen: agents of a fleet start together and answer within seconds; those that do not answer then are likely to be gone.
+/// Chosen: agents of a fleet start together and answer within seconds; those that do not answer then are
+/// likely to be gone.
 const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(15), retry: Duration::from_secs(1) };
 
 /// Chosen: short, because an agent is not measured before its name is known.
@@ -47,7 +48,8 @@ impl AgentIdentifier {
         (Self { poller: poller.spread_over(SPREAD) }, results)
     }
 
-    /// Asks exactly these agents from now on, each with TLS or without. Where `client` is another than before, `renew` all.
+    /// Asks exactly these agents from now on, each with TLS or without. Where `client` is another than
+    /// before, `renew` all.
     pub fn follow(
         &mut self,
         agents: BTreeMap<UnidentifiedAgent, Option<Secure>>,

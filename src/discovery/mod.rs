@@ -42,8 +42,8 @@ struct MemberList {
     valid: Duration,
 }
 
-/// The first pause after a failure, where the provider is not polled more often anyway. Chosen: a server that is being
-/// restarted is back then.
+/// The first pause after a failure, where the provider is not polled more often anyway. Chosen: a server that
+/// is being restarted is back then.
 const RETRY: Duration = Duration::from_secs(10);
 
 impl ProviderPoller {
