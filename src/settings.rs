@@ -1,4 +1,4 @@
-//! A configuration with everything that it names: read together, in force together.
+//! A configuration with the keys and certificates that it names: read together, applied together.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,17 +18,17 @@ pub struct Settings {
     pub config: Config,
     /// The keys.
     pub keys: KeyRing,
-    /// How our HTTP port is served.
+    /// How the HTTP port is served: TLS, passwords, headers.
     pub front: Made<Front>,
-    /// How servers are asked with TLS.
+    /// TLS for outgoing connections, by the CA and the client certificate that are used.
     pub connectors: BTreeMap<Trust, Made<Connector>>,
     /// The first 16 hexadecimal digits of the SHA-256 of the file.
     pub hash: String,
-    /// What in the file is probably not meant.
+    /// Settings that are valid and probably a mistake.
     pub warnings: Vec<String>,
 }
 
-/// Why a configuration cannot be put in force.
+/// Why a configuration cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
@@ -39,7 +39,7 @@ pub enum SettingsError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file says something that it may not.
+    /// The file is invalid.
     #[error("{}", problems.display(file))]
     Problems {
         /// Which file.
@@ -53,7 +53,7 @@ pub enum SettingsError {
     /// A file for TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] FileError),
-    /// Something changed that cannot change while we run.
+    /// A setting changed that needs a restart.
     #[error("{what} changed from {from} to {to}, which needs a restart; nothing was changed")]
     Restart {
         /// Which key.
@@ -110,7 +110,7 @@ impl Settings {
         Secure { connector: made.value.clone(), server_name: https.server_name.clone() }
     }
 
-    /// Whether every certificate and key is in force as its file says; `None`: there are none.
+    /// Whether every certificate and key in use is the one in its file; `None`: there are none.
     #[must_use]
     pub fn has_latest_files(&self) -> Option<bool> {
         let is_used = self.config.tls.web_config_file.is_some() || !self.connectors.is_empty();
@@ -118,7 +118,8 @@ impl Settings {
         is_used.then(all)
     }
 
-    /// Goes on with the connectors of the settings before: whoever has one connects as these say.
+    /// Keeps the connectors of the old settings and renews what is in them, so that their clones connect as
+    /// these say.
     pub fn succeed(&mut self, old: &Self) {
         for (trust, made) in &mut self.connectors {
             if let Some(old) = old.connectors.get(trust) {
@@ -128,7 +129,7 @@ impl Settings {
         }
     }
 
-    /// Whether these can take the place of others while the agent runs.
+    /// Whether these settings can replace others without a restart.
     ///
     /// # Errors
     /// [`SettingsError::Restart`] names what cannot change.
@@ -149,13 +150,13 @@ impl Settings {
     }
 }
 
-/// One for each way in which servers are asked.
+/// A connector for each [`Trust`] of the configuration.
 fn connectors(config: &Config) -> Result<BTreeMap<Trust, Made<Connector>>, FileError> {
     let peers = config.peers.iter().map(|peer| &peer.https);
     let targets = config.targets.iter().map(|target| &target.https);
     let found = config.providers.iter().flat_map(Provider::trusts);
     let of_some = peers.chain(targets).flatten().map(|https| &https.trust).chain(found);
-    // That of all others is read even if nobody is asked so: a mistake in it shows.
+    // The default is read even if no server is asked with it, so that a mistake in it shows.
     let client = Some(&config.tls.client).filter(|trust| **trust != Trust::default());
     let mut connectors = BTreeMap::new();
     for trust in of_some.chain(client) {
