@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::{self, Config, Host, Problems, Provider, Trust};
 use crate::fleet::KeyRing;
 use crate::http::client::Secure;
-use crate::http::front::Front;
+use crate::http::web_config::LoadedWebConfig;
 use crate::keys::{self, KeyError};
 use crate::tls::{Connector, FileError, Made};
 use sha2::{Digest, Sha256};
@@ -21,7 +21,7 @@ pub struct Settings {
     /// The keys.
     pub keys: KeyRing,
     /// How our HTTP port is served.
-    pub front: Made<Front>,
+    pub web_config: Made<LoadedWebConfig>,
     /// How servers are asked with TLS.
     pub connectors: BTreeMap<Trust, Made<Connector>>,
     /// The first 16 hexadecimal digits of the SHA-256 of the file.
@@ -104,13 +104,13 @@ impl Settings {
         let generation = first_word(contents);
         let hash = Self::hash_of(text);
         let keys = KeyRing { mesh, targets, generation };
-        let front = Made::new(|shelf| match &config.tls.web_config_file {
-            Some(path) => Front::read(path, shelf),
-            None => Ok(Front::default()),
+        let web_config = Made::new(|shelf| match &config.tls.web_config_file {
+            Some(path) => LoadedWebConfig::read(path, shelf),
+            None => Ok(LoadedWebConfig::default()),
         })?;
         let connectors = connectors(&config)?;
-        let warnings = front.value.warnings.clone();
-        Ok(Self { config, keys, front, connectors, hash, warnings })
+        let warnings = web_config.value.warnings.clone();
+        Ok(Self { config, keys, web_config, connectors, hash, warnings })
     }
 
     /// What [`KeyRing::generation`] would be of the key files as they are; `None`: one of them cannot be read.
@@ -141,7 +141,7 @@ impl Settings {
     #[must_use]
     pub fn has_latest_files(&self) -> Option<bool> {
         let is_used = self.config.tls.web_config_file.is_some() || !self.connectors.is_empty();
-        let all = || self.front.is_latest() && self.connectors.values().all(Made::is_latest);
+        let all = || self.web_config.is_latest() && self.connectors.values().all(Made::is_latest);
         is_used.then(all)
     }
 

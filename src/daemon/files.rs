@@ -8,7 +8,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Daemon, Source};
-use crate::http::front::Front;
+use crate::http::web_config::LoadedWebConfig;
 use crate::settings::Settings;
 use crate::tls::Connector;
 
@@ -36,7 +36,7 @@ impl Contents {
 impl Daemon {
     /// Serves the HTTP port as the settings say; open connections stay as they are.
     pub(super) fn serve(&self) {
-        self.site.front.store(Arc::new(self.settings.front.value.clone()));
+        self.site.web_config.store(Arc::new(self.settings.web_config.value.clone()));
         self.exporter.process.set_tls_files(self.settings.has_latest_files());
     }
 
@@ -44,7 +44,7 @@ impl Daemon {
     pub(super) fn look_at_files(&mut self) {
         self.look_at_configuration();
         if let Some(file) = self.settings.config.tls.web_config_file.clone() {
-            self.look_at_front(&file);
+            self.look_at_web_config(&file);
         }
         for (trust, made) in &mut self.settings.connectors {
             match made.renewed(|shelf| Connector::read(trust, shelf)) {
@@ -79,17 +79,17 @@ impl Daemon {
         }
     }
 
-    fn look_at_front(&mut self, file: &Path) {
-        let made = &mut self.settings.front;
+    fn look_at_web_config(&mut self, file: &Path) {
+        let made = &mut self.settings.web_config;
         let shown = file.display();
-        match made.renewed(|shelf| Front::read(file, shelf)) {
+        match made.renewed(|shelf| LoadedWebConfig::read(file, shelf)) {
             None => {}
-            Some(Ok(front)) => {
+            Some(Ok(web_config)) => {
                 info!(file = %shown, "files of the HTTP port have changed and are in force");
-                for warning in &front.warnings {
+                for warning in &web_config.warnings {
                     warn!("{warning}");
                 }
-                made.value = front;
+                made.value = web_config;
                 self.serve();
             }
             Some(Err(error)) => {

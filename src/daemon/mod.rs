@@ -207,7 +207,7 @@ impl Daemon {
         let exporter = Arc::new(Exporter::new(stats.into(), responders));
         let counters = Arc::new(Counters::default());
         let journal = Arc::new(Journal::default());
-        let front = Arc::new(ArcSwap::from_pointee(settings.front.value.clone()));
+        let web_config = Arc::new(ArcSwap::from_pointee(settings.web_config.value.clone()));
         let site = Arc::new(Site {
             exporter: Arc::clone(&exporter),
             counters: Arc::clone(&counters),
@@ -219,7 +219,7 @@ impl Daemon {
             journal: Arc::clone(&journal),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
             reloads: reload_sender,
-            front: Arc::clone(&front),
+            web_config: Arc::clone(&web_config),
             packers: Packers::default(),
         });
         let (http_stop, stopped) = watch::channel(false);
@@ -228,7 +228,7 @@ impl Daemon {
             Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
         };
         let answering = Arc::clone(&stream_responder).serve(agent_listeners, stopped.clone());
-        let http = server::serve(listeners, Limits::default(), handler, counters, front, stopped);
+        let http = server::serve(listeners, Limits::default(), handler, counters, web_config, stopped);
         let http = tokio::spawn(async { tokio::join!(http, answering) });
         Ok(Self {
             source,

@@ -16,9 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::auth::{Refusal, Verifier};
 use super::basic::{self, is_basic};
-use super::front::Front;
 use super::scrape::{Packers, Wish};
 use super::server::{Body, Counters};
+use super::web_config::LoadedWebConfig;
 use crate::identity::{self, CAPABILITIES, Identity, Ports, You};
 use crate::journal::{Entry, Journal};
 use crate::metrics::{Exporter, HttpCounts, TlsCounts};
@@ -43,7 +43,7 @@ pub struct Site {
     /// Where reloads are asked for.
     pub reloads: mpsc::Sender<Reload>,
     /// How the port is served.
-    pub front: Arc<ArcSwap<Front>>,
+    pub web_config: Arc<ArcSwap<LoadedWebConfig>>,
     /// What packs pages for scrapers.
     pub packers: Packers,
 }
@@ -80,10 +80,10 @@ impl Site {
     /// Answers a request, if whoever asks may: agents prove the mesh key, others have a password where there are users.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
         let received = Received { at: Instant::now(), wall: SystemTime::now() };
-        let front = self.front.load_full();
+        let web_config = self.web_config.load_full();
         // Once: a request is believed once.
         let proof = self.proof(&request);
-        let is_admitted = match &front.users {
+        let is_admitted = match &web_config.users {
             Some(users) => proof == Proof::Given || users.admits(request.headers()).await,
             None => true,
         };
@@ -95,7 +95,7 @@ impl Site {
             response.headers_mut().insert(WWW_AUTHENTICATE, basic::CHALLENGE);
             response
         };
-        response.headers_mut().extend(front.headers.clone());
+        response.headers_mut().extend(web_config.headers.clone());
         response
     }
 
@@ -140,7 +140,7 @@ impl Site {
             connections: self.counters.connections(),
             accept_errors: self.counters.accept_errors(),
             responses: self.counters.responses(),
-            tls: self.front.load().acceptor.as_ref().map(|acceptor| TlsCounts {
+            tls: self.web_config.load().acceptor.as_ref().map(|acceptor| TlsCounts {
                 handshake_errors: self.counters.handshake_errors(),
                 certificate_expiry: acceptor.certificate_expiry(),
             }),

@@ -278,7 +278,7 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
         status: ArcSwap::default(),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: sender,
-        front: Arc::default(),
+        web_config: Arc::default(),
         packers: Packers::default(),
     });
     let plain = || Request::post("/-/reload").body(Bytes::new()).unwrap();

@@ -252,7 +252,7 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
         counters: Arc::default(),
         websocket: Responder::new(rules, Arc::clone(&series)),
         journal: Arc::default(),
-        front: Arc::default(),
+        web_config: Arc::default(),
         status: ArcSwap::from_pointee(status),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: mpsc::channel(1).0,

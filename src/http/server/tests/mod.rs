@@ -41,7 +41,7 @@ impl Served {
     }
 
     fn behind<A: Accept + 'static>(
-        front: Arc<ArcSwap<Front>>,
+        web_config: Arc<ArcSwap<LoadedWebConfig>>,
         source: A,
         address: SocketAddr,
         limits: Limits,
@@ -73,8 +73,9 @@ impl Served {
             }
         };
         let (stop, stopped) = watch::channel(false);
-        let site = Site { limits, handler: Arc::new(handler), counters: Arc::clone(&counters), front };
-        let task = tokio::spawn(serve_from(vec![source], site, stopped));
+        let server =
+            Server { limits, handler: Arc::new(handler), counters: Arc::clone(&counters), web_config };
+        let task = tokio::spawn(serve_from(vec![source], server, stopped));
         Self { address, counters, begun, release, stop, task }
     }
 

@@ -11,7 +11,7 @@ use crate::tls::{Acceptor, FileError, Shelf};
 
 /// How the port is served. The default is plain, and for everyone.
 #[derive(Debug, Clone, Default)]
-pub struct Front {
+pub struct LoadedWebConfig {
     /// Takes connections with TLS; `None`: without.
     pub acceptor: Option<Acceptor>,
     /// Who may ask; `None`: everyone.
@@ -22,7 +22,7 @@ pub struct Front {
     pub warnings: Vec<String>,
 }
 
-impl Front {
+impl LoadedWebConfig {
     /// Reads a web config file and the files that it names.
     ///
     /// # Errors
