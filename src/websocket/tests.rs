@@ -286,9 +286,9 @@ fn everybody(_: &Request<Bytes>) -> Answers {
     Answers { answers: true, reason: None }
 }
 
-/// A place for a client from `peer`, or what it is told.
-fn let_in(responder: &Responder, request: &Request<Bytes>, peer: &str) -> Result<Place, Refusal> {
-    responder.let_in(request, peer.parse().unwrap(), everybody).map(|(_, place)| place)
+/// A permit for a client from `peer`, or what it is told.
+fn let_in(responder: &Responder, request: &Request<Bytes>, peer: &str) -> Result<ConnectionPermit, Refusal> {
+    responder.let_in(request, peer.parse().unwrap(), everybody).map(|(_, permit)| permit)
 }
 
 #[test]
@@ -395,10 +395,10 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
     let from = |peer: &str| let_in(&responder, &request(&[]), peer);
     let (a, b) = (from("[2001:db8::1]:1").unwrap(), from("[2001:db8::2]:1").unwrap());
     let of_source = from("[2001:db8::3]:1").unwrap_err();
-    assert_eq!(of_source, Refusal::Full(places::Full::Source(2)));
+    assert_eq!(of_source, Refusal::LimitReached(connection_limit::LimitReached::Source(2)));
     let c = from("192.0.2.1:1").unwrap();
     let of_all = from("192.0.2.2:1").unwrap_err();
-    assert_eq!(of_all, Refusal::Full(places::Full::Total(3)));
+    assert_eq!(of_all, Refusal::LimitReached(connection_limit::LimitReached::Total(3)));
     for (refusal, status) in [(of_source, 429), (of_all, 503)] {
         let response = refusal.response();
         assert_eq!(
@@ -411,7 +411,10 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
     let _again = from("[2001:db8::3]:1").unwrap();
     // At once, for those who come from now on.
     responder.set_rules(rules("clients_max: 2"));
-    assert_eq!(from("192.0.2.2:1").unwrap_err(), Refusal::Full(places::Full::Total(2)));
+    assert_eq!(
+        from("192.0.2.2:1").unwrap_err(),
+        Refusal::LimitReached(connection_limit::LimitReached::Total(2))
+    );
     drop(b);
     from("192.0.2.2:1").unwrap();
     assert_eq!(responder.series.clients.get(), 1);
@@ -420,7 +423,7 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
 #[tokio::test(start_paused = true)]
 async fn leaving_waits_for_clients_no_longer_than_it_may() {
     let responder = responder("");
-    let place = let_in(&responder, &request(&[]), STRANGER).unwrap();
+    let permit = let_in(&responder, &request(&[]), STRANGER).unwrap();
     let begin = Instant::now();
     responder.leave(Duration::from_secs(3)).await;
     assert_eq!(begin.elapsed(), Duration::from_secs(3));
@@ -428,7 +431,7 @@ async fn leaving_waits_for_clients_no_longer_than_it_may() {
     let waiting = responder.leave(Duration::from_secs(3600));
     let freeing = async {
         sleep(Duration::from_secs(1)).await;
-        drop(place);
+        drop(permit);
     };
     tokio::join!(waiting, freeing);
     assert_eq!(begin.elapsed(), Duration::from_secs(4));

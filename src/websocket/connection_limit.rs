@@ -13,21 +13,21 @@ use crate::metrics::websocket::WebSocketSeries;
 
 /// The clients that are connected. An IPv6 /64 is one source.
 #[derive(Debug)]
-pub(super) struct Places {
-    taken: Mutex<Taken>,
+pub(super) struct ConnectionLimit {
+    open: Mutex<OpenConnections>,
     emptied: Notify,
     series: Arc<WebSocketSeries>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct OpenConnections {
     total: usize,
     by_source: HashMap<IpAddr, usize>,
 }
 
-/// Why there is no place.
+/// Which limit is reached, and how many clients it allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
+pub(super) enum LimitReached {
     /// There are as many clients as there may be.
     Total(usize),
     /// There are as many as our file descriptors allow.
@@ -36,70 +36,74 @@ pub(super) enum Full {
     Source(usize),
 }
 
-impl Places {
+impl ConnectionLimit {
     /// No clients; how many there are is counted in `series`.
     pub(super) fn new(series: Arc<WebSocketSeries>) -> Self {
-        Self { taken: Mutex::default(), emptied: Notify::new(), series }
+        Self { open: Mutex::default(), emptied: Notify::new(), series }
     }
 
-    /// A place for a client from `source`.
+    /// A permit for a client from `source`.
     ///
     /// # Errors
-    /// [`Full`].
-    pub(super) fn take(self: &Arc<Self>, source: IpAddr, rules: &WebSocket) -> Result<Place, Full> {
+    /// [`LimitReached`].
+    pub(super) fn take(
+        self: &Arc<Self>,
+        source: IpAddr,
+        rules: &WebSocket,
+    ) -> Result<ConnectionPermit, LimitReached> {
         let source = paced_as(source);
-        let mut taken = self.taken();
-        if taken.total >= rules.clients_max {
-            return Err(Full::Total(rules.clients_max));
+        let mut open = self.open();
+        if open.total >= rules.clients_max {
+            return Err(LimitReached::Total(rules.clients_max));
         }
         let room = room();
-        if taken.total >= room {
-            return Err(Full::Descriptors(room));
+        if open.total >= room {
+            return Err(LimitReached::Descriptors(room));
         }
-        let of_source = taken.by_source.get(&source).copied().unwrap_or(0);
+        let of_source = open.by_source.get(&source).copied().unwrap_or(0);
         if of_source >= rules.clients_per_source {
-            return Err(Full::Source(rules.clients_per_source));
+            return Err(LimitReached::Source(rules.clients_per_source));
         }
-        taken.by_source.insert(source, of_source + 1);
-        taken.total += 1;
-        self.series.clients.set(taken.total as u64);
-        Ok(Place { places: Arc::clone(self), source })
+        open.by_source.insert(source, of_source + 1);
+        open.total += 1;
+        self.series.clients.set(open.total as u64);
+        Ok(ConnectionPermit { limit: Arc::clone(self), source })
     }
 
     /// Waits until nobody is connected.
     pub(super) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
-            if self.taken().total == 0 {
+            if self.open().total == 0 {
                 return;
             }
             emptied.await;
         }
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> MutexGuard<'_, OpenConnections> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A client's place, free again when this is dropped.
+/// A client that counts; dropping this makes room for another.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Arc<Places>,
+pub(super) struct ConnectionPermit {
+    limit: Arc<ConnectionLimit>,
     source: IpAddr,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut taken = self.places.taken();
-        taken.total -= 1;
-        let left = taken.by_source.remove(&self.source).unwrap_or(1) - 1;
+        let mut open = self.limit.open();
+        open.total -= 1;
+        let left = open.by_source.remove(&self.source).unwrap_or(1) - 1;
         if left > 0 {
-            taken.by_source.insert(self.source, left);
+            open.by_source.insert(self.source, left);
         }
-        self.places.series.clients.set(taken.total as u64);
-        if taken.total == 0 {
-            self.places.emptied.notify_waiters();
+        self.limit.series.clients.set(open.total as u64);
+        if open.total == 0 {
+            self.limit.emptied.notify_waiters();
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// A token bucket that holds a quarter of a second's messages (at least [`BURST`]), kept as the one time at which it will
 /// be full again (the generic cell rate algorithm, ITU-T I.371). It lets wait, and refuses nothing.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct RateLimit {
     cost: Duration,
     depth: Duration,
     full_at: Instant,
@@ -16,7 +16,7 @@ pub(super) struct Pace {
 /// Messages that may come at once, however low the rate.
 const BURST: u32 = 16;
 
-impl Pace {
+impl RateLimit {
     /// A full bucket; `rate` is in messages per second and not 0.
     pub(super) fn new(rate: u32, now: Instant) -> Self {
         let cost = Duration::from_secs(1) / rate;
@@ -38,13 +38,13 @@ mod tests {
     fn whoever_waits_as_told_keeps_the_rate_and_waits_for_nothing_below_it() {
         for rate in [1, 10, 1000, 1_000_000] {
             let begin = Instant::now();
-            let (mut pace, mut now) = (Pace::new(rate, begin), begin);
+            let (mut rate_limit, mut now) = (RateLimit::new(rate, begin), begin);
             let burst = (rate / 4).max(BURST);
             for _ in 0..burst {
-                assert_eq!(pace.take(now), Duration::ZERO, "{rate}/s");
+                assert_eq!(rate_limit.take(now), Duration::ZERO, "{rate}/s");
             }
             for _ in 0..rate {
-                now += pace.take(now);
+                now += rate_limit.take(now);
             }
             let took = now - begin;
             assert!(
@@ -52,7 +52,7 @@ mod tests {
                 "{rate}/s: {took:?}"
             );
 
-            let mut calm = Pace::new(rate, begin);
+            let mut calm = RateLimit::new(rate, begin);
             let mut now = begin;
             for _ in 0..100 {
                 assert_eq!(calm.take(now), Duration::ZERO, "{rate}/s");
