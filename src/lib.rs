@@ -1,5 +1,6 @@
 //! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
 
+pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -17,7 +18,6 @@ pub mod peers;
 pub mod resolver;
 pub mod roster;
 pub mod settings;
-pub mod status;
 pub mod stream;
 pub mod systemd;
 pub mod tls;

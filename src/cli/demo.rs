@@ -13,12 +13,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{DemoArguments, Failure, runtime, say};
+use crate::api::routes::AppState as Site;
+use crate::api::status::PathStatus;
 use crate::config::{self, Host};
 use crate::daemon::{Daemon, Source};
-use crate::http::routes::Site;
 use crate::metrics::echo::Quantile;
 use crate::settings::Settings;
-use crate::status::PathStatus;
 use crate::systemd::Notifier;
 
 /// The agents and their addresses.

@@ -25,14 +25,15 @@ use tracing::{error, info, warn};
 
 use self::listen::{bind_agent, bind_all, front, port_of};
 use self::people::Experience;
+use crate::api::routes::{AppState, Reload};
+use crate::api::scrape::Packers;
+use crate::api::status::Status;
 use crate::clock::Clock;
 use crate::config::{Config, Host, Level, LogFormat, Probe};
 use crate::datagram::{Answering, Duties, EVENTS, Event, Handle, StampNames};
 use crate::discovery::{Finding, Introduced, Introductions, Scout, Stranger};
 use crate::fleet::{Addresses, Exported, Fleet, Loops, Scene};
 use crate::http::auth::Verifier;
-use crate::http::routes::{Reload, Site};
-use crate::http::scrape::Packers;
 use crate::http::server::{self, Counters, Limits};
 use crate::identity::{self, Identity, Ports};
 use crate::journal::Journal;
@@ -42,7 +43,6 @@ use crate::peers::{Door, Inquirer, Told, authority};
 use crate::resolver::{Resolved, Resolver};
 use crate::roster::{Knowledge, Roster};
 use crate::settings::{Settings, SettingsError};
-use crate::status::Status;
 use crate::stream::{self, responder::Terms};
 use crate::systemd::Notifier;
 use crate::websocket;
@@ -95,7 +95,7 @@ pub struct Daemon {
     scout: Scout,
     introductions: Introductions,
     exporter: Arc<Exporter>,
-    site: Arc<Site>,
+    site: Arc<AppState>,
     journal: Arc<Journal>,
     http: JoinHandle<((), ())>,
     http_stop: watch::Sender<bool>,
@@ -208,7 +208,7 @@ impl Daemon {
         let counters = Arc::new(Counters::default());
         let journal = Arc::new(Journal::default());
         let web_config = Arc::new(ArcSwap::from_pointee(settings.web_config.value.clone()));
-        let site = Arc::new(Site {
+        let site = Arc::new(AppState {
             exporter: Arc::clone(&exporter),
             counters: Arc::clone(&counters),
             status: ArcSwap::default(),
@@ -337,7 +337,7 @@ impl Daemon {
 
     /// What it shows of itself.
     #[must_use]
-    pub fn site(&self) -> Arc<Site> {
+    pub fn site(&self) -> Arc<AppState> {
         Arc::clone(&self.site)
     }
 

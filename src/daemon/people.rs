@@ -7,6 +7,7 @@ use pathmeter_proto::time::nanos;
 use tracing::{info, warn};
 
 use super::Daemon;
+use crate::api::status::ProviderStatus;
 use crate::config::Provider;
 use crate::config::discovery::Source;
 use crate::discovery::{Errand, Finding, Introduced, Stranger};
@@ -14,7 +15,6 @@ use crate::http::auth::Signer;
 use crate::http::client::Client;
 use crate::metrics::ProviderCounts;
 use crate::roster::{Acquaintance, Roster};
-use crate::status::ProviderStatus;
 
 /// How asking a provider has gone.
 #[derive(Debug, Default)]

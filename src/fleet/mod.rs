@@ -17,6 +17,7 @@ use pathmeter_proto::time::Timestamp;
 use self::groups::Groups;
 use self::plan::{Connected, Plan, Way, plan};
 pub use self::scene::Scene;
+use crate::api::status::PathStatus;
 use crate::config::{EchoProbe, FamilyChoice, Level, Metrics, PATHS_MAX, PathMtu, Probe, Transport};
 use crate::datagram::{Handle, NewPath, NewSearch, PathId};
 use crate::metrics::PeerState;
@@ -25,7 +26,6 @@ use crate::metrics::group::{GroupSeries, SERIES_PER_GROUP};
 use crate::metrics::path_mtu::{PathMtuSeries, SERIES_PER_PATH_MTU};
 use crate::metrics::stream::{SERIES_PER_STREAM, StreamSeries};
 use crate::settings::Settings;
-use crate::status::PathStatus;
 use crate::stream::{self, Dial, NewStream};
 
 /// What a path is: the same as long as these are the same, whatever else is changed.

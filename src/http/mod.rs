@@ -8,7 +8,5 @@
 pub mod auth;
 pub mod basic;
 pub mod client;
-pub mod routes;
-pub mod scrape;
 pub mod server;
 pub mod web_config;

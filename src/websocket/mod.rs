@@ -20,11 +20,11 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::api::status::{Proof, Status};
 use crate::config::WebSocket;
 use crate::http::server::Body;
 use crate::identity::Answers;
 use crate::metrics::websocket::{Ending, WebSocketSeries};
-use crate::status::{Proof, Status};
 use client::Terms;
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::Refusal;

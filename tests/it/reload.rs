@@ -9,10 +9,10 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
+use pathmeter::api::routes::AppState;
+use pathmeter::api::scrape::Packers;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
-use pathmeter::http::routes::Site;
-use pathmeter::http::scrape::Packers;
 use pathmeter::http::server::Counters;
 use pathmeter::metrics::{Exporter, Responders};
 use pathmeter::websocket::Responder;
@@ -246,8 +246,8 @@ fn keys_are_rotated_by_reloads() {
 
 /// Where a request that was let through ends.
 async fn status(
-    site: &Arc<Site>,
-    reloads: &mut mpsc::Receiver<pathmeter::http::routes::Reload>,
+    site: &Arc<AppState>,
+    reloads: &mut mpsc::Receiver<pathmeter::api::routes::Reload>,
     request: Request<Bytes>,
     from: &str,
 ) -> StatusCode {
@@ -270,7 +270,7 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
         labels: std::collections::BTreeMap::new(),
     };
     let rules = config::load(b"", &nobody).unwrap().config.websocket;
-    let site = Arc::new(Site {
+    let site = Arc::new(AppState {
         exporter: Arc::new(Exporter::new(Vec::new(), Responders::default())),
         counters: Arc::new(Counters::default()),
         websocket: Responder::new(rules, Arc::default()),

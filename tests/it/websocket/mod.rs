@@ -12,12 +12,12 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
+use pathmeter::api::routes::AppState;
+use pathmeter::api::scrape::Packers;
+use pathmeter::api::status::Status;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
-use pathmeter::http::routes::Site;
-use pathmeter::http::scrape::Packers;
 use pathmeter::metrics::{Exporter, Responders};
-use pathmeter::status::Status;
 use pathmeter::websocket::Responder;
 use pathmeter_proto::key::{Key, Keys};
 use serde_json::json;
@@ -247,7 +247,7 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
     let series = Arc::clone(&exporter.websocket);
     let mut status = Status { name: "fra-1".to_owned(), has_key: true, ..Status::default() };
     status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
-    let site = Arc::new(Site {
+    let site = Arc::new(AppState {
         exporter,
         counters: Arc::default(),
         websocket: Responder::new(rules, Arc::clone(&series)),

@@ -15,21 +15,21 @@ use hyper::body::Frame;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::server::Body;
+use crate::http::server::Body;
 use crate::metrics::{Format, Page};
 
 /// How a scrape wants its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Wish {
+pub(super) struct Negotiated {
     pub(super) format: Format,
-    is_packed: bool,
+    is_gzip: bool,
 }
 
 const CLASSIC: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-impl Wish {
+impl Negotiated {
     /// What the headers say (RFC 9110 section 12.5). Who says nothing, or nothing that we have, gets the classic text as it is.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let format = match weight(headers, ACCEPT, is_open_metrics) {
@@ -40,13 +40,13 @@ impl Wish {
         };
         let named = weight(headers, ACCEPT_ENCODING, |name, _| name.eq_ignore_ascii_case("gzip"));
         let gzip = named.or_else(|| weight(headers, ACCEPT_ENCODING, |name, _| name == "*"));
-        Self { format, is_packed: gzip.is_some_and(|gzip| gzip > 0) }
+        Self { format, is_gzip: gzip.is_some_and(|gzip| gzip > 0) }
     }
 
     /// The answer, packed if that is wished and one of the `packers` is free.
     pub(super) fn answer(self, page: Page, packers: &Packers) -> Response<Body> {
-        let packer = if self.is_packed { packers.take() } else { None };
-        let is_packed = packer.is_some();
+        let packer = if self.is_gzip { packers.take() } else { None };
+        let is_gzip = packer.is_some();
         let mut response = Response::new(Scrape { page, packer, is_over: false }.boxed_unsync());
         let headers = response.headers_mut();
         let kind = match self.format {
@@ -55,7 +55,7 @@ impl Wish {
         };
         headers.insert(CONTENT_TYPE, kind);
         headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
-        if is_packed {
+        if is_gzip {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
         response
@@ -193,8 +193,8 @@ mod tests {
                 headers.insert(name, value.parse().unwrap());
             }
         }
-        let wish = Wish::of(&headers);
-        (wish.format, wish.is_packed)
+        let wish = Negotiated::of(&headers);
+        (wish.format, wish.is_gzip)
     }
 
     #[test]
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn only_who_takes_gzip_gets_it() {
-        for (encoding, is_packed) in [
+        for (encoding, is_gzip) in [
             ("", false),
             ("gzip", true),
             ("GZIP;q=0.1", true),
@@ -241,7 +241,7 @@ mod tests {
             ("br", false),
             ("gzip;q=1.5", false),
         ] {
-            assert_eq!(wish("", encoding).1, is_packed, "{encoding}");
+            assert_eq!(wish("", encoding).1, is_gzip, "{encoding}");
         }
     }
 

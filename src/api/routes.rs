@@ -14,20 +14,20 @@ use pathmeter_proto::time::nanos;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use super::auth::{Refusal, Verifier};
-use super::basic::{self, is_basic};
-use super::scrape::{Packers, Wish};
-use super::server::{Body, Counters};
-use super::web_config::LoadedWebConfig;
+use super::scrape::{Negotiated, Packers};
+use super::status::{PathView, Proof, ProviderStatus, Status};
+use crate::http::auth::{Refusal, Verifier};
+use crate::http::basic::{self, is_basic};
+use crate::http::server::{Body, Counters};
+use crate::http::web_config::LoadedWebConfig;
 use crate::identity::{self, CAPABILITIES, Identity, Ports, You};
 use crate::journal::{Entry, Journal};
 use crate::metrics::{Exporter, HttpCounts, TlsCounts};
-use crate::status::{PathView, Proof, ProviderStatus, Status};
 use crate::websocket::Responder;
 
 /// Everything that requests are answered from.
 #[derive(Debug)]
-pub struct Site {
+pub struct AppState {
     /// The metrics.
     pub exporter: Arc<Exporter>,
     /// What the server counts.
@@ -76,7 +76,7 @@ const ROUTES: [(&str, Method, &str); 11] = [
     ("/-/reload", Method::POST, "read the configuration again (from loopback, or signed with the mesh key)"),
 ];
 
-impl Site {
+impl AppState {
     /// Answers a request, if whoever asks may: agents prove the mesh key, others have a password where there are users.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
         let received = Received { at: Instant::now(), wall: SystemTime::now() };
@@ -118,7 +118,7 @@ impl Site {
             return response;
         }
         match *path {
-            "/metrics" => self.metrics(Wish::of(request.headers())),
+            "/metrics" => self.metrics(Negotiated::of(request.headers())),
             "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
             "/api/v1/discovery" => self.discovery(),
@@ -135,7 +135,7 @@ impl Site {
         }
     }
 
-    fn metrics(&self, wish: Wish) -> Response<Body> {
+    fn metrics(&self, negotiated: Negotiated) -> Response<Body> {
         let http = HttpCounts {
             connections: self.counters.connections(),
             accept_errors: self.counters.accept_errors(),
@@ -145,7 +145,7 @@ impl Site {
                 certificate_expiry: acceptor.certificate_expiry(),
             }),
         };
-        wish.answer(self.exporter.page(&http, wish.format), &self.packers)
+        negotiated.answer(self.exporter.page(&http, negotiated.format), &self.packers)
     }
 
     fn agent(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {
@@ -171,7 +171,7 @@ impl Site {
             paths: Vec<PathView>,
         }
         let status = self.status.load();
-        json(&Paths { paths: status.paths.iter().map(crate::status::PathStatus::view).collect() })
+        json(&Paths { paths: status.paths.iter().map(super::status::PathStatus::view).collect() })
     }
 
     fn discovery(&self) -> Response<Body> {
