@@ -125,8 +125,8 @@ impl AppState {
             "/api/v1/events" => self.events(request.uri().query()),
             PING => self.ping(received).await,
             WEBSOCKET => {
-                let admittance = self.websocket.answers(&self.status.load(), peer.ip(), &proof);
-                self.websocket.answer(request, peer, |_| admittance)
+                let (status, rules) = (self.status.load(), self.websocket.rules());
+                self.websocket.answer(request, peer, |_| status.answers_websocket(&rules, peer.ip(), &proof))
             }
             "/-/healthy" => text(StatusCode::OK, "healthy\n"),
             "/-/ready" => self.ready(),
@@ -160,7 +160,7 @@ impl AppState {
             you: You {
                 address: peer.ip().to_string(),
                 stamp: status.answers(peer.ip(), proof),
-                websocket: Some(self.websocket.answers(&status, peer.ip(), proof)),
+                websocket: Some(status.answers_websocket(&self.websocket.rules(), peer.ip(), proof)),
             },
         })
     }

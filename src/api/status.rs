@@ -7,6 +7,7 @@ use std::sync::Arc;
 use pathmeter_proto::admission::Policy;
 use serde::Serialize;
 
+use crate::config::WebSocket;
 use crate::identity::{Answers, Ports};
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::path_mtu::PathMtuSeries;
@@ -207,5 +208,75 @@ impl Status {
                 refused(format!("{name} does not answer {caller}: add it to responder.allow there"))
             }
         }
+    }
+
+    /// Whether messages of `caller` at `/ws` would be sent back, as it asks now.
+    #[must_use]
+    pub fn answers_websocket(&self, rules: &WebSocket, caller: IpAddr, proof: &Proof) -> Answers {
+        let refused = |why: String| Answers { answers: false, reason: Some(why) };
+        let name = &self.name;
+        if !rules.enabled {
+            return refused(format!("{name} has websocket.enabled: false"));
+        }
+        // A signature that proves nothing takes nothing away from what an address may.
+        if rules.open || caller.to_canonical().is_loopback() || self.policy.lists(caller) {
+            return Answers { answers: true, reason: None };
+        }
+        let remedy = "add it to responder.allow there, or set websocket.open";
+        match proof {
+            Proof::Given => Answers { answers: true, reason: None },
+            Proof::None if self.has_key => refused(format!(
+                "{name} does not answer {caller} at /ws: {remedy}, or sign the request with the mesh key"
+            )),
+            Proof::None => refused(format!("{name} does not answer {caller} at /ws: {remedy}")),
+            Proof::WrongKey => {
+                refused(format!("{name} does not know the key of {caller}: give both the same key file"))
+            }
+            Proof::NoKeyHere => {
+                refused(format!("{name} has no key and does not answer {caller} at /ws: {remedy}"))
+            }
+            Proof::Doubtful(refusal) => {
+                refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Host};
+
+    #[test]
+    fn loopback_listed_addresses_and_keys_are_admitted_to_websockets() {
+        let rules = |yaml: &str| {
+            let host = Host { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
+            config::load(format!("websocket: {{{yaml}}}").as_bytes(), &host).unwrap().config.websocket
+        };
+        let near: IpAddr = "::1".parse().unwrap();
+        let (listed, unlisted): (IpAddr, IpAddr) =
+            ("198.51.100.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let mut status = Status { name: "fra-1".into(), has_key: true, ..Status::default() };
+        status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
+        let proofs =
+            [Proof::None, Proof::Given, Proof::WrongKey, Proof::NoKeyHere, Proof::Doubtful("x".into())];
+        for (yaml, caller, expected) in [
+            ("", near, [true; 5]),
+            ("", listed, [true; 5]),
+            ("", unlisted, [false, true, false, false, false]),
+            ("open: true", unlisted, [true; 5]),
+            ("enabled: false, open: true", near, [false; 5]),
+        ] {
+            for (proof, expected) in proofs.iter().zip(expected) {
+                let answers = status.answers_websocket(&rules(yaml), caller, proof);
+                assert_eq!(answers.answers, expected, "{yaml}: {caller} with {proof:?}");
+                assert_eq!(answers.reason.is_none(), expected, "{yaml}: {caller} with {proof:?}");
+            }
+        }
+        assert_eq!(
+            status.answers_websocket(&rules(""), unlisted, &Proof::None).reason.unwrap(),
+            "fra-1 does not answer 192.0.2.1 at /ws: add it to responder.allow there, or set websocket.open, \
+             or sign the request with the mesh key"
+        );
     }
 }

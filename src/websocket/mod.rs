@@ -7,7 +7,7 @@ mod rate_limit;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,7 +20,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::api::status::{Proof, Status};
 use crate::config::WebSocket;
 use crate::http::server::Body;
 use crate::identity::Answers;
@@ -73,36 +72,10 @@ impl Responder {
         Some(connection_limit::room()).filter(|room| rules.enabled && *room < rules.clients_max)
     }
 
-    /// Whether messages of `caller` would be sent back, as it asks now.
+    /// The rules for new clients.
     #[must_use]
-    pub fn answers(&self, status: &Status, caller: IpAddr, proof: &Proof) -> Answers {
-        let rules = self.rules.load();
-        let refused = |why: String| Answers { answers: false, reason: Some(why) };
-        let name = &status.name;
-        if !rules.enabled {
-            return refused(format!("{name} has websocket.enabled: false"));
-        }
-        // A signature that proves nothing takes nothing away from what an address may.
-        if rules.open || caller.to_canonical().is_loopback() || status.policy.lists(caller) {
-            return Answers { answers: true, reason: None };
-        }
-        let remedy = "add it to responder.allow there, or set websocket.open";
-        match proof {
-            Proof::Given => Answers { answers: true, reason: None },
-            Proof::None if status.has_key => refused(format!(
-                "{name} does not answer {caller} at /ws: {remedy}, or sign the request with the mesh key"
-            )),
-            Proof::None => refused(format!("{name} does not answer {caller} at /ws: {remedy}")),
-            Proof::WrongKey => {
-                refused(format!("{name} does not know the key of {caller}: give both the same key file"))
-            }
-            Proof::NoKeyHere => {
-                refused(format!("{name} has no key and does not answer {caller} at /ws: {remedy}"))
-            }
-            Proof::Doubtful(refusal) => {
-                refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
-            }
-        }
+    pub fn rules(&self) -> Arc<WebSocket> {
+        self.rules.load_full()
     }
 
     /// Answers a request for `/ws`; with 101 it begins a connection. `admission` is asked only where it decides.

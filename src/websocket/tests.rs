@@ -361,35 +361,6 @@ fn a_page_may_connect_to_where_it_comes_from_or_where_it_is_listed() {
 }
 
 #[test]
-fn loopback_the_listed_and_who_has_the_key_are_answered() {
-    let near: IpAddr = "::1".parse().unwrap();
-    let (listed, stranger): (IpAddr, IpAddr) =
-        ("198.51.100.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
-    let mut status = Status { name: "fra-1".into(), has_key: true, ..Status::default() };
-    status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
-    let proofs = [Proof::None, Proof::Given, Proof::WrongKey, Proof::NoKeyHere, Proof::Doubtful("x".into())];
-    for (yaml, caller, expected) in [
-        ("", near, [true; 5]),
-        ("", listed, [true; 5]),
-        ("", stranger, [false, true, false, false, false]),
-        ("open: true", stranger, [true; 5]),
-        ("enabled: false, open: true", near, [false; 5]),
-    ] {
-        let responder = responder(yaml);
-        for (proof, expected) in proofs.iter().zip(expected) {
-            let answers = responder.answers(&status, caller, proof);
-            assert_eq!(answers.answers, expected, "{yaml}: {caller} with {proof:?}");
-            assert_eq!(answers.reason.is_none(), expected, "{yaml}: {caller} with {proof:?}");
-        }
-    }
-    assert_eq!(
-        responder("").answers(&status, stranger, &Proof::None).reason.unwrap(),
-        "fra-1 does not answer 192.0.2.1 at /ws: add it to responder.allow there, or set websocket.open, \
-         or sign the request with the mesh key"
-    );
-}
-
-#[test]
 fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
     let responder = responder("clients_max: 3, clients_per_source: 2");
     let from = |peer: &str| let_in(&responder, &request(&[]), peer);
