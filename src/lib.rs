@@ -1,5 +1,6 @@
 //! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
 
+pub mod answering;
 pub mod api;
 pub mod cli;
 pub mod clock;

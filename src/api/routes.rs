@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +13,9 @@ use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENT
 use hyper::{Method, Request, Response, StatusCode};
 use pathmeter_proto::time::nanos;
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use super::scrape::{Negotiated, Packers};
 use super::status::{PathView, Proof, ProviderStatus, Status};
@@ -44,6 +47,8 @@ pub struct AppState {
     pub reloads: mpsc::Sender<Reload>,
     /// How the port is served.
     pub web_config: Arc<ArcSwap<LoadedWebConfig>>,
+    /// The control plane's runtime, on which requests are answered whose answers may take a while to make.
+    pub control: Handle,
     /// What packs pages for scrapers.
     pub packers: Packers,
 }
@@ -77,9 +82,32 @@ const ROUTES: [(&str, Method, &str); 11] = [
 ];
 
 impl AppState {
-    /// Answers a request, if whoever asks may: agents prove the mesh key, others have a password where there are users.
+    /// Answers a request. What peers measure is answered by the caller's thread, everything else by the control plane's.
+    ///
+    /// Dropping the future also ends what it does there; a panic there is one here.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
         let received = Received { at: Instant::now(), wall: SystemTime::now() };
+        if [PING, WEBSOCKET].contains(&request.uri().path()) {
+            return self.authorized(request, peer, &received).await;
+        }
+        let control = self.control.clone();
+        let mut task = JoinSet::new();
+        task.spawn_on(async move { self.authorized(request, peer, &received).await }, &control);
+        match task.join_next().await {
+            Some(Ok(response)) => response,
+            Some(Err(error)) if error.is_panic() => resume_unwind(error.into_panic()),
+            // The control plane has ended.
+            Some(Err(_)) | None => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        }
+    }
+
+    /// Answers if the client may ask: agents prove the mesh key, others have a password where there are users.
+    async fn authorized(
+        &self,
+        request: Request<Bytes>,
+        peer: SocketAddr,
+        received: &Received,
+    ) -> Response<Body> {
         let web_config = self.web_config.load_full();
         // Once: a request is believed once.
         let proof = self.proof(&request);
@@ -88,7 +116,7 @@ impl AppState {
             None => true,
         };
         let mut response = if is_admitted {
-            self.routed(request, peer, proof, &received).await
+            self.routed(request, peer, proof, received).await
         } else {
             let mut response =
                 text(StatusCode::UNAUTHORIZED, "needs a user and a password, or the mesh key\n");

@@ -1,9 +1,8 @@
 //! The addresses that the agent listens on.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::datagram::{Binding, Socket, SocketError, StampNames, both_families};
@@ -22,12 +21,9 @@ pub(super) fn front(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
     } else {
         warn!(?sockets, "listen.http" = %address, "the service manager passed another HTTP port than listen.http says; it is served");
     }
-    let adopt = |listener: std::net::TcpListener| {
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    };
     let adopted = passed.into_iter().map(|(listener, socket)| {
-        adopt(listener).with_context(|| format!("serving {socket}, which the service manager passed"))
+        let adopted = listener.set_nonblocking(true).map(|()| listener);
+        adopted.with_context(|| format!("serving {socket}, which the service manager passed"))
     });
     adopted.collect()
 }

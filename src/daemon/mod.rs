@@ -20,11 +20,11 @@ use pathmeter_proto::admission::Policy;
 use pathmeter_proto::time::nanos;
 use pathmeter_proto::wire::{Goodbye, stamp};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use self::listen::{bind_agent, bind_all, front, port_of};
 use self::people::Experience;
+use crate::answering;
 use crate::api::routes::{AppState, Reload};
 use crate::api::scrape::Packers;
 use crate::api::status::Status;
@@ -38,6 +38,7 @@ use crate::http::server::{self, Counters, Limits};
 use crate::identity::{self, Identity, Ports};
 use crate::journal::Journal;
 use crate::logging;
+use crate::metrics::agent::LoopSeries;
 use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo, Responders};
 use crate::peers::{Door, Inquirer, Told, authority};
 use crate::resolver::{Resolved, Resolver};
@@ -97,8 +98,7 @@ pub struct Daemon {
     exporter: Arc<Exporter>,
     site: Arc<AppState>,
     journal: Arc<Journal>,
-    http: JoinHandle<((), ())>,
-    http_stop: watch::Sender<bool>,
+    answering: answering::Handle,
     notifier: Notifier,
     log: Option<logging::Handle>,
     progress: Vec<u64>,
@@ -203,7 +203,8 @@ impl Daemon {
         let prober = Handle::spawn("prober", Duties::default(), stamps, event_sender.clone())
             .context("starting the prober's thread")?;
         let streams = stream::Handle::spawn(event_sender).context("starting the thread of connections")?;
-        let stats = [prober.stats(), responder.stats(), streams.stats()].map(Arc::clone);
+        let answering_stats = Arc::new(LoopSeries::new(answering::LOOP));
+        let stats = [prober.stats(), responder.stats(), streams.stats(), &answering_stats].map(Arc::clone);
         let exporter = Arc::new(Exporter::new(stats.into(), responders));
         let counters = Arc::new(Counters::default());
         let journal = Arc::new(Journal::default());
@@ -219,17 +220,24 @@ impl Daemon {
             journal: Arc::clone(&journal),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
             reloads: reload_sender,
+            control: tokio::runtime::Handle::current(),
             web_config: Arc::clone(&web_config),
             packers: Packers::default(),
         });
-        let (http_stop, stopped) = watch::channel(false);
         let handler = {
             let site = Arc::clone(&site);
             Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
         };
-        let answering = Arc::clone(&stream_responder).serve(agent_listeners, stopped.clone());
-        let http = server::serve(listeners, Limits::default(), handler, counters, web_config, stopped);
-        let http = tokio::spawn(async { tokio::join!(http, answering) });
+        let stream_answers = Arc::clone(&stream_responder);
+        let answering = answering::Handle::spawn(answering_stats, |stopped| {
+            let agent = stream_answers.serve(answering::register(agent_listeners)?, stopped.clone());
+            let listeners = answering::register(listeners)?;
+            let http = server::serve(listeners, Limits::default(), handler, counters, web_config, stopped);
+            Ok(async {
+                tokio::join!(http, agent);
+            })
+        })
+        .context("starting the thread that answers over connections")?;
         Ok(Self {
             source,
             seen: files::Contents::of(&settings),
@@ -255,8 +263,7 @@ impl Daemon {
             exporter,
             site,
             journal,
-            http,
-            http_stop,
+            answering,
             notifier,
             log,
             progress: Vec::new(),
@@ -549,8 +556,7 @@ impl Daemon {
             error!("the prober did not stop in time");
         }
         self.responder.stop(Duration::ZERO);
-        let _ = self.http_stop.send(true);
-        let _ = (&mut self.http).await;
+        self.answering.stop().await;
         info!("stopped");
     }
 

@@ -279,6 +279,7 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: sender,
         web_config: Arc::default(),
+        control: tokio::runtime::Handle::current(),
         packers: Packers::default(),
     });
     let plain = || Request::post("/-/reload").body(Bytes::new()).unwrap();

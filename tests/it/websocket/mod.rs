@@ -256,6 +256,7 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
         status: ArcSwap::from_pointee(status),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: mpsc::channel(1).0,
+        control: tokio::runtime::Handle::current(),
         packers: Packers::default(),
     });
     let plain = || {

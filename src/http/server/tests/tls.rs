@@ -9,7 +9,7 @@ use pathmeter_lab::pki::{Authority, FOR_EVER, Valid};
 fn serving(limits: Limits) -> (Served, Arc<ArcSwap<LoadedWebConfig>>, Authority, Connector) {
     let ca = Authority::new("ours");
     let web_config = Arc::new(ArcSwap::from_pointee(web_config(&ca, "first")));
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap().remove(0);
+    let listener = listen("127.0.0.1:0");
     let address = listener.local_addr().unwrap();
     let served = Served::behind(Arc::clone(&web_config), listener, address, limits);
     let connector = connector(&ca, None);
@@ -107,7 +107,7 @@ async fn a_stop_does_not_wait_for_a_handshake() {
 #[tokio::test]
 async fn a_connection_can_be_upgraded_behind_tls() {
     let ca = Authority::new("ours");
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = vec![listen("127.0.0.1:0")];
     let address = listener[0].local_addr().unwrap();
     let (_stop, stopped) = watch::channel(false);
     let counters = Arc::new(Counters::default());
