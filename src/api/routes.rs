@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use pathmeter_proto::time::nanos;
 use serde::Serialize;
@@ -17,7 +17,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::scrape::{Negotiated, Packers};
+use super::renderer::Renderer;
+use super::scrape::{Negotiated, wants_fresh};
 use super::status::{PathView, Proof, ProviderStatus, Status};
 use crate::http::auth::{Refusal, Verifier};
 use crate::http::basic::{self, is_basic};
@@ -31,10 +32,6 @@ use crate::websocket::Responder;
 /// Everything that requests are answered from.
 #[derive(Debug)]
 pub struct AppState {
-    /// The metrics.
-    pub exporter: Arc<Exporter>,
-    /// What the server counts.
-    pub counters: Arc<Counters>,
     /// The daemon's last snapshot.
     pub status: ArcSwap<Status>,
     /// What answers at `/ws`.
@@ -49,8 +46,29 @@ pub struct AppState {
     pub web_config: Arc<ArcSwap<LoadedWebConfig>>,
     /// The control plane's runtime, on which requests are answered whose answers may take a while to make.
     pub control: Handle,
-    /// What packs pages for scrapers.
-    pub packers: Packers,
+    /// Renders the metrics page.
+    pub renderer: Renderer,
+}
+
+/// Renders the page of `exporter`, with what the HTTP server counts.
+#[must_use]
+pub fn metrics_renderer(
+    exporter: Arc<Exporter>,
+    counters: Arc<Counters>,
+    web_config: Arc<ArcSwap<LoadedWebConfig>>,
+) -> Renderer {
+    Renderer::new(move |format| {
+        let http = HttpCounts {
+            connections: counters.connections(),
+            accept_errors: counters.accept_errors(),
+            responses: counters.responses(),
+            tls: web_config.load().acceptor.as_ref().map(|acceptor| TlsCounts {
+                handshake_errors: counters.handshake_errors(),
+                certificate_expiry: acceptor.certificate_expiry(),
+            }),
+        };
+        Box::new(exporter.page(&http, format))
+    })
 }
 
 /// A request to read the configuration again; answered with what came of it.
@@ -146,7 +164,7 @@ impl AppState {
             return response;
         }
         match *path {
-            "/metrics" => self.metrics(Negotiated::of(request.headers())),
+            "/metrics" => self.metrics(request.headers()).await,
             "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
             "/api/v1/discovery" => self.discovery(),
@@ -163,17 +181,9 @@ impl AppState {
         }
     }
 
-    fn metrics(&self, negotiated: Negotiated) -> Response<Body> {
-        let http = HttpCounts {
-            connections: self.counters.connections(),
-            accept_errors: self.counters.accept_errors(),
-            responses: self.counters.responses(),
-            tls: self.web_config.load().acceptor.as_ref().map(|acceptor| TlsCounts {
-                handshake_errors: self.counters.handshake_errors(),
-                certificate_expiry: acceptor.certificate_expiry(),
-            }),
-        };
-        negotiated.answer(self.exporter.page(&http, negotiated.format), &self.packers)
+    async fn metrics(&self, headers: &HeaderMap) -> Response<Body> {
+        let negotiated = Negotiated::of(headers);
+        negotiated.response(self.renderer.page(negotiated, wants_fresh(headers)).await)
     }
 
     fn agent(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {

@@ -1,28 +1,18 @@
-//! The answer to a scrape: in the format and the encoding that the client likes, made as the client takes it.
+//! What a scraper accepts, and the head of the response that it gets.
 
-use std::convert::Infallible;
-use std::io::Write as _;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-
-use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use http_body_util::BodyExt as _;
 use hyper::Response;
-use hyper::body::Frame;
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, VARY,
+};
 
 use crate::http::server::Body;
-use crate::metrics::{Format, Page};
+use crate::metrics::Format;
 
-/// How a scrape wants its answer.
+/// The format and the encoding that a scraper accepts, of those that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Negotiated {
     pub(super) format: Format,
-    is_gzip: bool,
+    pub(super) is_gzip: bool,
 }
 
 const CLASSIC: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -30,7 +20,7 @@ const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 impl Negotiated {
-    /// What the headers say (RFC 9110 section 12.5). Who says nothing, or nothing that we have, gets the classic text as it is.
+    /// From the headers (RFC 9110 section 12.5). Without any, or with none that we have: the classic text, not compressed.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let format = match weight(headers, ACCEPT, is_open_metrics) {
             Some(open) if open > 0 && open >= weight(headers, ACCEPT, is_classic).unwrap_or(0) => {
@@ -43,11 +33,9 @@ impl Negotiated {
         Self { format, is_gzip: gzip.is_some_and(|gzip| gzip > 0) }
     }
 
-    /// The answer, packed if that is wished and one of the `packers` is free.
-    pub(super) fn answer(self, page: Page, packers: &Packers) -> Response<Body> {
-        let packer = if self.is_gzip { packers.take() } else { None };
-        let is_gzip = packer.is_some();
-        let mut response = Response::new(Scrape { page, packer, is_over: false }.boxed_unsync());
+    /// The response with this page. `is_gzip`: how it really is encoded.
+    pub(super) fn response(self, (page, is_gzip): (Body, bool)) -> Response<Body> {
+        let mut response = Response::new(page);
         let headers = response.headers_mut();
         let kind = match self.format {
             Format::Classic => CLASSIC,
@@ -62,35 +50,10 @@ impl Negotiated {
     }
 }
 
-/// What packs pages. Each takes 0.3 MiB until its page is over, so there are few.
-#[derive(Debug, Clone)]
-pub struct Packers(Arc<Semaphore>);
-
-/// Pages that are packed at once; further ones come as they are. Chosen: 10 MiB, and more scrapers than anybody has.
-const PACKED_AT_ONCE: usize = 32;
-
-impl Default for Packers {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(PACKED_AT_ONCE)))
-    }
+/// Whether the client takes no page that was rendered for another one (RFC 9111 section 5.2.1.4).
+pub(super) fn wants_fresh(headers: &HeaderMap) -> bool {
+    weight(headers, CACHE_CONTROL, |name, _| name.eq_ignore_ascii_case("no-cache")).is_some()
 }
-
-impl Packers {
-    /// One that is free.
-    fn take(&self) -> Option<Packer> {
-        let place = Arc::clone(&self.0).try_acquire_owned().ok()?;
-        Some(Packer { encoder: GzEncoder::new(Vec::new(), LEVEL), _place: place })
-    }
-}
-
-/// Packs one page.
-struct Packer {
-    encoder: GzEncoder<Vec<u8>>,
-    _place: OwnedSemaphorePermit,
-}
-
-/// The fastest: a page repeats itself so much that the best level saves little more.
-const LEVEL: Compression = Compression::fast();
 
 /// OpenMetrics 1.0.0; further parameters, such as Prometheus' `escaping`, change nothing for names like ours.
 fn is_open_metrics(name: &str, parameters: &[(&str, &str)]) -> bool {
@@ -139,66 +102,23 @@ fn thousandths(text: &str) -> Option<u32> {
     }
 }
 
-/// A page that is made as the client takes it: nothing is made ahead.
-struct Scrape {
-    page: Page,
-    packer: Option<Packer>,
-    is_over: bool,
-}
-
-impl Scrape {
-    /// The next piece, empty at the end.
-    fn next(&mut self) -> Vec<u8> {
-        let mut piece = Vec::with_capacity(Page::PIECE + Page::PIECE / 4);
-        let Some(Packer { encoder: packer, .. }) = &mut self.packer else {
-            self.page.next(&mut piece);
-            return piece;
-        };
-        while !self.is_over && packer.get_ref().is_empty() {
-            piece.clear();
-            let packed = match self.page.next(&mut piece) {
-                true => packer.write_all(&piece),
-                false => {
-                    self.is_over = true;
-                    packer.try_finish()
-                }
-            };
-            packed.expect("memory takes everything");
-        }
-        std::mem::take(packer.get_mut())
-    }
-}
-
-impl hyper::body::Body for Scrape {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.next();
-        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(Bytes::from(piece)))))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn wish(accept: &str, encoding: &str) -> (Format, bool) {
+    fn negotiated(accept: &str, encoding: &str) -> (Format, bool) {
         let mut headers = HeaderMap::new();
         for (name, value) in [(ACCEPT, accept), (ACCEPT_ENCODING, encoding)] {
             if !value.is_empty() {
                 headers.insert(name, value.parse().unwrap());
             }
         }
-        let wish = Negotiated::of(&headers);
-        (wish.format, wish.is_gzip)
+        let negotiated = Negotiated::of(&headers);
+        (negotiated.format, negotiated.is_gzip)
     }
 
     #[test]
-    fn open_metrics_is_for_those_who_like_it_at_least_as_much_as_text() {
+    fn open_metrics_is_chosen_if_preferred_at_least_as_much_as_text() {
         for (accept, format) in [
             ("", Format::Classic),
             ("*/*", Format::Classic),
@@ -222,12 +142,12 @@ mod tests {
                 Format::OpenMetrics,
             ),
         ] {
-            assert_eq!(wish(accept, "").0, format, "{accept}");
+            assert_eq!(negotiated(accept, "").0, format, "{accept}");
         }
     }
 
     #[test]
-    fn only_who_takes_gzip_gets_it() {
+    fn gzip_is_chosen_only_if_accepted() {
         for (encoding, is_gzip) in [
             ("", false),
             ("gzip", true),
@@ -241,16 +161,18 @@ mod tests {
             ("br", false),
             ("gzip;q=1.5", false),
         ] {
-            assert_eq!(wish("", encoding).1, is_gzip, "{encoding}");
+            assert_eq!(negotiated("", encoding).1, is_gzip, "{encoding}");
         }
     }
 
     #[test]
-    fn with_no_packer_free_a_page_comes_as_it_is() {
-        let packers = Packers::default();
-        let mut busy: Vec<Packer> = (0..PACKED_AT_ONCE).map(|_| packers.take().unwrap()).collect();
-        assert!(packers.take().is_none());
-        drop(busy.pop());
-        assert!(packers.take().is_some());
+    fn only_no_cache_asks_for_a_fresh_page() {
+        for (value, is_fresh) in
+            [("no-cache", true), ("max-age=0, No-Cache", true), ("max-age=0", false), ("no-cached", false)]
+        {
+            let headers = HeaderMap::from_iter([(CACHE_CONTROL, value.parse().unwrap())]);
+            assert_eq!(wants_fresh(&headers), is_fresh, "{value}");
+        }
+        assert!(!wants_fresh(&HeaderMap::new()));
     }
 }

@@ -25,8 +25,7 @@ use tracing::{error, info, warn};
 use self::listen::{bind_agent, bind_all, front, port_of};
 use self::people::Experience;
 use crate::answering;
-use crate::api::routes::{AppState, Reload};
-use crate::api::scrape::Packers;
+use crate::api::routes::{AppState, Reload, metrics_renderer};
 use crate::api::status::Status;
 use crate::clock::Clock;
 use crate::config::{Config, Host, Level, LogFormat, Probe};
@@ -210,8 +209,6 @@ impl Daemon {
         let journal = Arc::new(Journal::default());
         let web_config = Arc::new(ArcSwap::from_pointee(settings.web_config.value.clone()));
         let site = Arc::new(AppState {
-            exporter: Arc::clone(&exporter),
-            counters: Arc::clone(&counters),
             status: ArcSwap::default(),
             websocket: websocket::Responder::new(
                 settings.config.websocket.clone(),
@@ -222,7 +219,7 @@ impl Daemon {
             reloads: reload_sender,
             control: tokio::runtime::Handle::current(),
             web_config: Arc::clone(&web_config),
-            packers: Packers::default(),
+            renderer: metrics_renderer(Arc::clone(&exporter), Arc::clone(&counters), Arc::clone(&web_config)),
         });
         let handler = {
             let site = Arc::clone(&site);

@@ -109,6 +109,7 @@ const RULES: [Rule; 13] = [
         root: "src",
         words: &["tokio::spawn", "JoinSet", "spawn_blocking", "spawn_local"],
         except: &[
+            "src/api/renderer.rs",
             "src/api/routes.rs",
             "src/cli/demo.rs",
             "src/cli/run.rs",

@@ -9,11 +9,9 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
-use pathmeter::api::routes::AppState;
-use pathmeter::api::scrape::Packers;
+use pathmeter::api::routes::{AppState, metrics_renderer};
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
-use pathmeter::http::server::Counters;
 use pathmeter::metrics::{Exporter, Responders};
 use pathmeter::websocket::Responder;
 use pathmeter_proto::key::{Key, Keys};
@@ -271,8 +269,6 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
     };
     let rules = config::load(b"", &nobody).unwrap().config.websocket;
     let site = Arc::new(AppState {
-        exporter: Arc::new(Exporter::new(Vec::new(), Responders::default())),
-        counters: Arc::new(Counters::default()),
         websocket: Responder::new(rules, Arc::default()),
         journal: Arc::default(),
         status: ArcSwap::default(),
@@ -280,7 +276,11 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
         reloads: sender,
         web_config: Arc::default(),
         control: tokio::runtime::Handle::current(),
-        packers: Packers::default(),
+        renderer: metrics_renderer(
+            Arc::new(Exporter::new(Vec::new(), Responders::default())),
+            Arc::default(),
+            Arc::default(),
+        ),
     });
     let plain = || Request::post("/-/reload").body(Bytes::new()).unwrap();
     let signed = |keys: &Keys| {

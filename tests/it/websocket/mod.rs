@@ -12,8 +12,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
-use pathmeter::api::routes::AppState;
-use pathmeter::api::scrape::Packers;
+use pathmeter::api::routes::{AppState, metrics_renderer};
 use pathmeter::api::status::Status;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
@@ -248,8 +247,6 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
     let mut status = Status { name: "fra-1".to_owned(), has_key: true, ..Status::default() };
     status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
     let site = Arc::new(AppState {
-        exporter,
-        counters: Arc::default(),
         websocket: Responder::new(rules, Arc::clone(&series)),
         journal: Arc::default(),
         web_config: Arc::default(),
@@ -257,7 +254,7 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: mpsc::channel(1).0,
         control: tokio::runtime::Handle::current(),
-        packers: Packers::default(),
+        renderer: metrics_renderer(exporter, Arc::default(), Arc::default()),
     });
     let plain = || {
         let request = Request::get("/ws").header("host", "fra-1").header("upgrade", "websocket");
