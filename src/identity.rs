@@ -1,4 +1,4 @@
-//! What an agent says about itself at `/api/v1/agent`, and what it would answer to whoever asks.
+//! The description of an agent at `/api/v1/agent`, and whether it would answer the caller.
 
 use std::collections::BTreeMap;
 
@@ -14,19 +14,20 @@ pub struct Identity {
     pub labels: BTreeMap<String, String>,
     /// Its version.
     pub version: String,
-    /// Which of its lives this is: 16 hexadecimal digits.
+    /// Drawn at each start: 16 hexadecimal digits.
     pub boot_id: String,
     /// Where it listens.
     pub ports: Ports,
-    /// What it can do.
+    /// What it supports; see [`CAPABILITIES`].
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// What it thinks of the caller.
+    /// Whether it would answer the caller.
     pub you: You,
 }
 
 impl Identity {
-    /// The same without what could harm those who pass it on: labels that are none to Prometheus, and what is too long.
+    /// The same without what could corrupt metrics and logs: invalid labels, control characters, and what is
+    /// too long.
     #[must_use]
     pub fn tamed(mut self) -> Self {
         let is_name = |name: &str| {
@@ -49,7 +50,7 @@ impl Identity {
     }
 }
 
-/// A `boot_id` as it is shown.
+/// A `boot_id` in text.
 #[must_use]
 pub fn shown(boot_id: u64) -> String {
     format!("{boot_id:016x}")
@@ -72,10 +73,10 @@ pub struct Ports {
     pub agent: u16,
 }
 
-/// What an agent thinks of the caller.
+/// Whether an agent would answer the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct You {
-    /// From which address it asks.
+    /// The address that the caller has to the agent.
     pub address: String,
     /// Whether its STAMP requests would be answered.
     pub stamp: Answers,
@@ -94,7 +95,7 @@ pub struct Answers {
     pub reason: Option<String>,
 }
 
-/// What this build can do, as peers see it.
+/// What this build supports.
 pub const CAPABILITIES: [&str; 6] =
     ["echo/udp", "echo/tcp", "echo/websocket", "echo/http", "stamp/authenticated", "goodbye"];
 
@@ -103,14 +104,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_that_does_not_know_of_websockets_is_understood() {
+    fn identity_without_websocket_is_read() {
         let you: You = serde_json::from_str(r#"{"address": "::1", "stamp": {"answers": true}}"#).unwrap();
         assert_eq!(you.websocket, None);
         assert_eq!(serde_json::to_string(&you).unwrap(), r#"{"address":"::1","stamp":{"answers":true}}"#);
     }
 
     #[test]
-    fn what_a_peer_says_cannot_write_series_of_its_own() {
+    fn labels_of_a_peer_cannot_inject_series() {
         let labels =
             [("site", "fra"), ("a\"} 1\nevil_metric{x", "1"), ("9", "x"), ("long", "a\nb"), ("", "x")];
         let identity = Identity {

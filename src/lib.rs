@@ -1,23 +1,29 @@
 //! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
 
+pub mod answering;
+pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod datagram;
 pub mod discovery;
+pub mod echo;
+pub mod event_log;
 pub mod fleet;
 pub mod http;
 pub mod identity;
-pub mod journal;
+pub mod identity_poller;
 pub mod keys;
 pub mod logging;
+pub mod loops;
 pub mod metrics;
-pub mod peers;
+pub mod paths;
+pub mod poller;
+pub mod probe;
 pub mod resolver;
 pub mod roster;
 pub mod settings;
-pub mod status;
 pub mod stream;
 pub mod systemd;
 pub mod tls;

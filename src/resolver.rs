@@ -1,15 +1,16 @@
-//! Names of peers and targets, looked up again and again without disturbing anything.
+//! Resolves the names of peers and targets to addresses, again and again.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 
-/// A name is looked up this often. Chosen: DNS entries of peers live for minutes, and so does a wrong one at most.
-pub const RESOLVE_EVERY: Duration = Duration::from_secs(30);
+use crate::poller::{Backoff, KeyedPoller, Next};
+
+/// Chosen: DNS entries of peers live for minutes, and a wrong one is used for this long at most. A name that
+/// cannot be resolved waits as long: the resolver of the host has repeated its queries already.
+const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(30), retry: Duration::from_secs(30) };
 
 /// A look-up that takes longer has failed.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,43 +18,29 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Look-ups at once; each occupies a thread.
 const RESOLVE_AT_ONCE: usize = 8;
 
-/// What a look-up found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolved {
-    /// The peer or target.
-    pub name: String,
-    /// Its addresses, the preferred one first; or why there are none.
-    pub addresses: Result<Vec<IpAddr>, String>,
-}
+/// The addresses of a host, the preferred one first; or why there are none.
+pub type Resolution = Result<Vec<IpAddr>, String>;
 
-/// Looks up hosts in the background.
+/// Resolves hosts in the background.
 #[derive(Debug)]
 pub struct Resolver {
-    tasks: JoinSet<()>,
-    found: mpsc::Sender<Resolved>,
-    turns: Arc<Semaphore>,
-    hosts: BTreeMap<String, (String, tokio::task::AbortHandle)>,
+    poller: KeyedPoller<String, String, Resolution>,
 }
 
 impl Resolver {
-    /// A resolver that tells `found`.
+    /// A resolver of nothing yet, and where resolutions come out: each with the name of its peer or target.
     #[must_use]
-    pub fn new(found: mpsc::Sender<Resolved>) -> Self {
-        Self {
-            tasks: JoinSet::new(),
-            found,
-            turns: Arc::new(Semaphore::new(RESOLVE_AT_ONCE)),
-            hosts: BTreeMap::new(),
-        }
+    pub fn new() -> (Self, mpsc::Receiver<(String, Resolution)>) {
+        let (poller, results) = KeyedPoller::new(|_| BACKOFF);
+        (Self { poller: poller.at_most(RESOLVE_AT_ONCE) }, results)
     }
 
-    /// Looks up exactly these: names of peers and targets with their hosts. Addresses need no look-up and are returned;
-    /// what was looked up before goes on undisturbed.
+    /// Resolves exactly these from now on: names of peers and targets with their hosts. Hosts that are
+    /// addresses need no look-up and are returned.
     pub fn follow<'a>(
         &mut self,
         hosts: impl Iterator<Item = (&'a str, &'a str)>,
     ) -> BTreeMap<String, IpAddr> {
-        while self.tasks.try_join_next().is_some() {}
         let mut literal = BTreeMap::new();
         let mut wanted = BTreeMap::new();
         for (name, host) in hosts {
@@ -62,63 +49,41 @@ impl Resolver {
                 Err(_) => drop(wanted.insert(name.to_owned(), host.to_owned())),
             }
         }
-        self.hosts.retain(|name, (host, task)| {
-            let stays = wanted.get(name) == Some(host);
-            if !stays {
-                task.abort();
+        self.poller.follow(wanted, |_, host| {
+            let host = host.clone();
+            async move {
+                let resolution = look_up(&host).await;
+                let next = Next::of(&resolution);
+                (resolution, next)
             }
-            stays
         });
-        for (name, host) in wanted {
-            if !self.hosts.contains_key(&name) {
-                let look_up =
-                    look_up(name.clone(), host.clone(), self.found.clone(), Arc::clone(&self.turns));
-                let task = self.tasks.spawn(look_up);
-                self.hosts.insert(name, (host, task));
-            }
-        }
         literal
     }
 }
 
-async fn look_up(name: String, host: String, found: mpsc::Sender<Resolved>, turns: Arc<Semaphore>) {
-    loop {
-        let addresses = {
-            let _turn = turns.acquire().await;
-            match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host.as_str(), 0))).await {
-                Ok(Ok(addresses)) => {
-                    let mut known = Vec::new();
-                    for address in addresses.map(|address| address.ip().to_canonical()) {
-                        if !known.contains(&address) {
-                            known.push(address);
-                        }
-                    }
-                    if known.is_empty() { Err(format!("{host} has no address")) } else { Ok(known) }
+async fn look_up(host: &str) -> Resolution {
+    match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0))).await {
+        Ok(Ok(addresses)) => {
+            let mut known = Vec::new();
+            for address in addresses.map(|address| address.ip().to_canonical()) {
+                if !known.contains(&address) {
+                    known.push(address);
                 }
-                Ok(Err(error)) => Err(format!("looking up {host}: {error}")),
-                Err(_) => Err(format!("looking up {host}: no answer within {} s", RESOLVE_TIMEOUT.as_secs())),
             }
-        };
-        if found.send(Resolved { name: name.clone(), addresses }).await.is_err() {
-            return;
+            if known.is_empty() { Err(format!("{host} has no address")) } else { Ok(known) }
         }
-        tokio::time::sleep(RESOLVE_EVERY).await;
+        Ok(Err(error)) => Err(format!("looking up {host}: {error}")),
+        Err(_) => Err(format!("looking up {host}: no answer within {} s", RESOLVE_TIMEOUT.as_secs())),
     }
 }
 
-/// The first address of a name, for a measurement that is made once.
+/// Resolves a host once, for a request or a measurement that is made now.
 ///
 /// # Errors
 /// A sentence that names the host.
-pub async fn once(host: &str) -> Result<Vec<IpAddr>, String> {
-    if let Ok(address) = host.parse::<IpAddr>() {
-        return Ok(vec![address.to_canonical()]);
-    }
-    let (send, mut found) = mpsc::channel(1);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(look_up(host.to_owned(), host.to_owned(), send, Arc::new(Semaphore::new(1))));
-    match found.recv().await {
-        Some(resolved) => resolved.addresses,
-        None => Err(format!("looking up {host}: interrupted")),
+pub async fn once(host: &str) -> Resolution {
+    match host.parse::<IpAddr>() {
+        Ok(address) => Ok(vec![address.to_canonical()]),
+        Err(_) => look_up(host).await,
     }
 }

@@ -1,4 +1,4 @@
-//! Who there is: the peers and targets of the configuration, and those that providers know of.
+//! The roster: the peers and targets of the configuration, and the members that providers list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,74 +6,76 @@ use std::net::IpAddr;
 use crate::config::discovery::{Finds, PeerPattern, TargetPattern};
 use crate::config::inventory::Member;
 use crate::config::{Config, Peer, Provider, Target};
-use crate::discovery::Stranger;
+use crate::discovery::UnidentifiedAgent;
 
-/// Who there is at the moment.
+/// All peers and targets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roster {
     /// The other agents, by name.
     pub peers: BTreeMap<String, Peer>,
     /// Hosts without an agent, by name.
     pub targets: BTreeMap<String, Target>,
-    /// All addresses of peers that were found by these and not by a name.
+    /// Addresses of the peers that were found by address and not by name.
     pub addresses: BTreeMap<String, Vec<IpAddr>>,
-    /// Agents that have not told their names yet, with the provider that knows of them.
-    pub strangers: BTreeMap<Stranger, String>,
-    /// Sentences about members that were left out.
-    pub left_out: Vec<String>,
-    /// Which run of which agent has the addresses of a name.
+    /// Agents whose names are not known yet, with the provider that lists them.
+    pub unidentified: BTreeMap<UnidentifiedAgent, String>,
+    /// Sentences about members that were skipped.
+    pub skipped: Vec<String>,
+    /// The boot id of the agent at the addresses of a peer, by the peer's name.
     boot_ids: BTreeMap<String, String>,
 }
 
-/// Peers and targets together; further ones are left out, and told. Chosen: twice the 10,000 paths that one agent is built for.
+/// Peers and targets together; further ones are skipped and logged. Chosen: twice the 10,000 paths that one
+/// agent is built for.
 pub const HOSTS_MAX: usize = 20_000;
 
-/// Sentences that are kept.
-const LEFT_OUT_MAX: usize = 100;
+/// Sentences that are kept; further members are skipped without one.
+const SKIPPED_MAX: usize = 100;
 
-/// What is known besides the configuration.
+/// What the roster is computed from, besides the configuration.
 #[derive(Debug, Default)]
-pub struct Knowledge {
-    /// What each provider said last when it said something, by its name.
-    pub findings: BTreeMap<String, Vec<Member>>,
-    /// What strangers said of themselves.
-    pub introductions: BTreeMap<Stranger, Acquaintance>,
-    /// Names under which we are known to others, with the hosts that turned out to be us.
+pub struct RosterInputs {
+    /// The last answer of each provider, by the provider's name.
+    pub members_by_provider: BTreeMap<String, Vec<Member>>,
+    /// Agents that were listed without a name, and have said what it is.
+    pub known_agents: BTreeMap<UnidentifiedAgent, KnownAgent>,
+    /// Names under which this agent is listed as a peer of itself, with their hosts.
     pub own_names: BTreeMap<String, String>,
-    /// Which run of an agent we are.
+    /// The boot id of this agent.
     pub own_boot_id: String,
 }
 
-/// An agent of which only the address was known, and which has told its name.
+/// An agent that was listed by its address and has said its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Acquaintance {
-    /// What it is called.
+pub struct KnownAgent {
+    /// Its name.
     pub name: String,
-    /// Which run of it: two addresses with the same one are one agent.
+    /// Its boot id: two addresses with the same one are one agent.
     pub boot_id: String,
 }
 
-impl Knowledge {
-    /// Forgets what the configuration and the findings have no use for any more.
-    pub fn tidy(&mut self, config: &Config) {
-        self.findings.retain(|name, _| config.providers.iter().any(|provider| provider.name == *name));
-        let strangers: BTreeSet<Stranger> = config
+impl RosterInputs {
+    /// Forgets providers that are not configured any more, and agents that no provider lists.
+    pub fn retain_configured(&mut self, config: &Config) {
+        self.members_by_provider
+            .retain(|name, _| config.providers.iter().any(|provider| provider.name == *name));
+        let unidentified: BTreeSet<UnidentifiedAgent> = config
             .providers
             .iter()
-            .flat_map(|provider| self.of(provider).filter_map(move |member| stranger(provider, member)))
+            .flat_map(|provider| self.of(provider).filter_map(move |member| unidentified(provider, member)))
             .collect();
-        self.introductions.retain(|stranger, _| strangers.contains(stranger));
+        self.known_agents.retain(|agent, _| unidentified.contains(agent));
     }
 
     fn of<'a>(&'a self, provider: &Provider) -> impl Iterator<Item = &'a Member> + use<'a> {
-        self.findings.get(&provider.name).into_iter().flatten()
+        self.members_by_provider.get(&provider.name).into_iter().flatten()
     }
 }
 
-/// A member that has no name by which it can be measured.
-fn stranger(provider: &Provider, member: &Member) -> Option<Stranger> {
+/// The agent to ask for its name; `None`: the member has one, or is no agent.
+fn unidentified(provider: &Provider, member: &Member) -> Option<UnidentifiedAgent> {
     let Finds::Peers(pattern) = &provider.finds else { return None };
-    member.name.is_none().then(|| Stranger {
+    member.name.is_none().then(|| UnidentifiedAgent {
         host: member.host.clone(),
         http_port: member.port.unwrap_or(pattern.http_port),
         https: pattern.https.as_ref().map(|secured| secured.of(&member.host)),
@@ -81,10 +83,13 @@ fn stranger(provider: &Provider, member: &Member) -> Option<Stranger> {
 }
 
 impl Roster {
-    /// Puts together who there is. What the configuration names itself goes first, then providers in its order; whoever has a
-    /// name that is taken is left out.
+    /// Computes the roster. Members of the configuration go first, then those of providers in the order of
+    /// the configuration.
+    ///
+    /// An agent never measures itself. If two members share a name, the first is used and the other is
+    /// skipped.
     #[must_use]
-    pub fn new(config: &Config, knowledge: &Knowledge) -> Self {
+    pub fn new(config: &Config, inputs: &RosterInputs) -> Self {
         let mut roster = Self::default();
         for peer in &config.peers {
             roster.peers.insert(peer.name.clone(), peer.clone());
@@ -92,38 +97,36 @@ impl Roster {
         for target in &config.targets {
             roster.targets.insert(target.name.clone(), target.clone());
         }
-        for (name, host) in &knowledge.own_names {
+        for (name, host) in &inputs.own_names {
             if roster.peers.get(name).is_some_and(|peer| peer.address == *host) {
                 roster.peers.remove(name);
             }
         }
         for provider in &config.providers {
-            for member in knowledge.of(provider) {
-                roster.enter(config, knowledge, provider, member);
+            for member in inputs.of(provider) {
+                roster.add(config, inputs, provider, member);
             }
         }
         roster
     }
 
-    fn enter(&mut self, config: &Config, knowledge: &Knowledge, provider: &Provider, member: &Member) {
-        let stranger = stranger(provider, member);
-        let introduced = stranger.as_ref().and_then(|stranger| knowledge.introductions.get(stranger));
-        let name = match (&member.name, introduced, stranger) {
-            (Some(name), ..) | (None, Some(Acquaintance { name, .. }), _) => name,
-            (None, None, Some(stranger)) => {
-                self.strangers.insert(stranger, provider.name.clone());
+    fn add(&mut self, config: &Config, inputs: &RosterInputs, provider: &Provider, member: &Member) {
+        let agent = unidentified(provider, member);
+        let introduced = agent.as_ref().and_then(|agent| inputs.known_agents.get(agent));
+        let name = match (&member.name, introduced, agent) {
+            (Some(name), ..) | (None, Some(KnownAgent { name, .. }), _) => name,
+            (None, None, Some(agent)) => {
+                self.unidentified.insert(agent, provider.name.clone());
                 return;
             }
             (None, None, None) => {
-                return self.leave_out(provider, member, "has no name: give it the label instance");
+                return self.skip(provider, member, "it has no name; give it the label `instance`");
             }
         };
-        if introduced
-            .is_some_and(|other| *name == config.agent.name && other.boot_id != knowledge.own_boot_id)
-        {
-            return self.leave_out(provider, member, "is another agent that is called as we are");
+        if introduced.is_some_and(|other| *name == config.agent.name && other.boot_id != inputs.own_boot_id) {
+            return self.skip(provider, member, "it is another agent with the name of this one");
         }
-        if *name == config.agent.name || knowledge.own_names.get(name) == Some(&member.host) {
+        if *name == config.agent.name || inputs.own_names.get(name) == Some(&member.host) {
             return;
         }
         if let Some(introduced) = introduced
@@ -131,17 +134,17 @@ impl Roster {
             && let Some(addresses) = self.addresses.get_mut(name)
         {
             if self.boot_ids.get(name) != Some(&introduced.boot_id) {
-                let why = format!("is another agent that is called {name}");
-                return self.leave_out(provider, member, &why);
+                let why = format!("it is another agent with the name {name}");
+                return self.skip(provider, member, &why);
             }
             addresses.push(address.to_canonical());
             return;
         }
         if self.peers.contains_key(name) || self.targets.contains_key(name) {
-            return self.leave_out(provider, member, "has a name that another one has");
+            return self.skip(provider, member, "its name is already used");
         }
         if self.peers.len() + self.targets.len() >= HOSTS_MAX {
-            return self.leave_out(provider, member, &format!("is one more than {HOSTS_MAX}"));
+            return self.skip(provider, member, &format!("there are more than {HOSTS_MAX} members"));
         }
         match &provider.finds {
             Finds::Peers(pattern) => {
@@ -155,10 +158,10 @@ impl Roster {
         }
     }
 
-    fn leave_out(&mut self, provider: &Provider, member: &Member, why: &str) {
-        if self.left_out.len() < LEFT_OUT_MAX {
+    fn skip(&mut self, provider: &Provider, member: &Member, why: &str) {
+        if self.skipped.len() < SKIPPED_MAX {
             let shown = member.name.as_ref().unwrap_or(&member.host);
-            self.left_out.push(format!("{shown} of {} {why}", provider.name));
+            self.skipped.push(format!("skipping {shown} of {}: {why}", provider.name));
         }
     }
 
@@ -168,7 +171,7 @@ impl Roster {
         peers.chain(self.targets.values().map(|target| (target.name.as_str(), target.address.as_str())))
     }
 
-    /// Whether somebody is called that.
+    /// Whether a peer or target has this name.
     #[must_use]
     pub fn knows(&self, name: &str) -> bool {
         self.peers.contains_key(name) || self.targets.contains_key(name)
@@ -183,7 +186,7 @@ fn peer(name: &str, pattern: &PeerPattern, member: &Member) -> Peer {
         stamp_port: member.stamp_port.unwrap_or(pattern.stamp_port),
         agent_port: member.agent_port.unwrap_or(pattern.agent_port),
         https: pattern.https.as_ref().map(|secured| secured.of(&member.host)),
-        labels: above(&pattern.labels, &member.labels),
+        labels: merged(&pattern.labels, &member.labels),
     }
 }
 
@@ -197,12 +200,12 @@ fn target(name: &str, pattern: &TargetPattern, member: &Member) -> Target {
         url: member.url.clone(),
         https: secure.map(|url| pattern.https.of(&url.host)),
         key_file: None,
-        labels: above(&pattern.labels, &member.labels),
+        labels: merged(&pattern.labels, &member.labels),
     }
 }
 
-/// Labels of one above those of all.
-fn above(all: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+/// The labels of all, overridden by those of one.
+fn merged(all: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut labels = all.clone();
     labels.extend(own.clone());
     labels
@@ -240,16 +243,22 @@ targets:
         Member { host: host.into(), ..Member::default() }
     }
 
-    fn stranger_at(host: &str) -> Stranger {
-        Stranger { host: host.into(), http_port: 9862, https: None }
+    fn unidentified_at(host: &str) -> UnidentifiedAgent {
+        UnidentifiedAgent { host: host.into(), http_port: 9862, https: None }
     }
 
     /// Each name is that of one agent.
-    fn knowing(findings: &[(&str, Vec<Member>)], introductions: &[(&str, &str)]) -> Knowledge {
-        let told = |name: &str| Acquaintance { name: name.to_owned(), boot_id: format!("run of {name}") };
-        Knowledge {
-            findings: findings.iter().map(|(name, members)| ((*name).to_owned(), members.clone())).collect(),
-            introductions: introductions.iter().map(|(host, name)| (stranger_at(host), told(name))).collect(),
+    fn knowing(members_by_provider: &[(&str, Vec<Member>)], known_agents: &[(&str, &str)]) -> RosterInputs {
+        let told = |name: &str| KnownAgent { name: name.to_owned(), boot_id: format!("run of {name}") };
+        RosterInputs {
+            members_by_provider: members_by_provider
+                .iter()
+                .map(|(name, members)| ((*name).to_owned(), members.clone()))
+                .collect(),
+            known_agents: known_agents
+                .iter()
+                .map(|(host, name)| (unidentified_at(host), told(name)))
+                .collect(),
             own_names: BTreeMap::new(),
             own_boot_id: "run of a".to_owned(),
         }
@@ -260,7 +269,7 @@ targets:
     }
 
     #[test]
-    fn what_is_found_joins_what_is_configured_with_the_ports_and_labels_of_its_provider() {
+    fn listed_members_get_the_ports_and_labels_of_their_provider() {
         let labels = BTreeMap::from([("zone".to_owned(), "z".to_owned())]);
         let found = Member { labels, port: Some(80), ..named("c", "192.0.2.3") };
         let gateway = named("gw-2", "192.0.2.2");
@@ -270,68 +279,68 @@ targets:
         assert_eq!((c.http_port, c.stamp_port, c.agent_port), (80, 862, 9863));
         assert_eq!(c.labels.len(), 2);
         assert_eq!(roster.targets["gw-2"].port, 4000);
-        assert!(roster.left_out.is_empty() && roster.strangers.is_empty());
+        assert!(roster.skipped.is_empty() && roster.unidentified.is_empty());
     }
 
     #[test]
-    fn addresses_wait_until_their_agents_have_told_their_names_and_two_of_one_are_one_peer() {
+    fn agents_without_a_name_wait_for_it_and_two_addresses_of_one_agent_are_one_peer() {
         let found = vec![at("192.0.2.3"), at("192.0.2.4"), at("2001:db8::3"), at("192.0.2.1")];
         let told = [("192.0.2.3", "c"), ("2001:db8::3", "c"), ("192.0.2.1", "a")];
         let roster = Roster::new(&config(), &knowing(&[(DNS, found)], &told));
-        assert_eq!(names(&roster.peers), ["b", "c"], "we are none of our peers");
+        assert_eq!(names(&roster.peers), ["b", "c"], "an agent is not a peer of itself");
         let both = ["192.0.2.3", "2001:db8::3"].map(|address| address.parse::<IpAddr>().unwrap());
         assert_eq!(roster.addresses["c"], both);
-        assert_eq!(roster.strangers.keys().collect::<Vec<_>>(), [&stranger_at("192.0.2.4")]);
+        assert_eq!(roster.unidentified.keys().collect::<Vec<_>>(), [&unidentified_at("192.0.2.4")]);
     }
 
     #[test]
-    fn a_name_that_is_taken_is_left_out_and_told_and_so_is_a_target_without_one() {
+    fn members_with_a_used_name_and_targets_without_a_name_are_skipped() {
         let found =
             [(FILES, vec![named("b", "192.0.2.3")]), (HTTP, vec![at("192.0.2.5"), named("b", "192.0.2.6")])];
         let roster = Roster::new(&config(), &knowing(&found, &[]));
         assert_eq!(roster.peers["b"].address, "b.example.net");
-        assert_eq!(roster.left_out.len(), 3, "{:?}", roster.left_out);
+        assert_eq!(roster.skipped.len(), 3, "{:?}", roster.skipped);
         assert_eq!(
-            roster.left_out[1],
-            "192.0.2.5 of http:192.0.2.9/targets has no name: give it the label instance"
+            roster.skipped[1],
+            "skipping 192.0.2.5 of http:192.0.2.9/targets: it has no name; give it the label `instance`"
         );
     }
 
     #[test]
-    fn who_turns_out_to_be_ourselves_is_no_peer() {
-        let mut knowledge = knowing(&[(FILES, vec![named("c", "192.0.2.3")])], &[]);
+    fn an_agent_that_is_listed_as_its_own_peer_is_not_measured() {
+        let mut inputs = knowing(&[(FILES, vec![named("c", "192.0.2.3")])], &[]);
         let ours = [("b", "b.example.net"), ("c", "192.0.2.3")];
-        knowledge.own_names.extend(ours.map(|(name, host)| (name.to_owned(), host.to_owned())));
-        assert_eq!(names(&Roster::new(&config(), &knowledge).peers), [""; 0]);
-        // Who has listed c at our address, and corrects it, has c.
-        knowledge.findings.insert(FILES.to_owned(), vec![named("c", "192.0.2.4")]);
-        assert_eq!(names(&Roster::new(&config(), &knowledge).peers), ["c"]);
+        inputs.own_names.extend(ours.map(|(name, host)| (name.to_owned(), host.to_owned())));
+        assert_eq!(names(&Roster::new(&config(), &inputs).peers), [""; 0]);
+        // A list that is corrected counts.
+        inputs.members_by_provider.insert(FILES.to_owned(), vec![named("c", "192.0.2.4")]);
+        assert_eq!(names(&Roster::new(&config(), &inputs).peers), ["c"]);
     }
 
     #[test]
-    fn two_agents_of_one_name_are_not_taken_for_one_and_are_told() {
+    fn the_second_agent_of_a_name_is_skipped() {
         let found = ["192.0.2.3", "192.0.2.4", "192.0.2.5"].map(at).to_vec();
         let told = [("192.0.2.3", "c"), ("192.0.2.4", "c"), ("192.0.2.5", "a")];
-        let mut knowledge = knowing(&[(DNS, found)], &told);
+        let mut inputs = knowing(&[(DNS, found)], &told);
         for host in ["192.0.2.4", "192.0.2.5"] {
-            knowledge.introductions.get_mut(&stranger_at(host)).unwrap().boot_id =
+            inputs.known_agents.get_mut(&unidentified_at(host)).unwrap().boot_id =
                 "run of another".to_owned();
         }
-        let roster = Roster::new(&config(), &knowledge);
+        let roster = Roster::new(&config(), &inputs);
         assert_eq!(roster.addresses["c"].len(), 1);
-        let left_out = [
-            "192.0.2.4 of dns:agents.example.net is another agent that is called c",
-            "192.0.2.5 of dns:agents.example.net is another agent that is called as we are",
+        let skipped = [
+            "skipping 192.0.2.4 of dns:agents.example.net: it is another agent with the name c",
+            "skipping 192.0.2.5 of dns:agents.example.net: it is another agent with the name of this one",
         ];
-        assert_eq!(roster.left_out, left_out);
+        assert_eq!(roster.skipped, skipped);
     }
 
     #[test]
-    fn what_nobody_finds_any_more_is_forgotten() {
+    fn agents_that_no_provider_lists_are_forgotten() {
         let found = [(DNS, vec![at("192.0.2.3")]), ("dns:gone.example.net", vec![at("192.0.2.4")])];
-        let mut knowledge = knowing(&found, &[("192.0.2.3", "c"), ("192.0.2.4", "d")]);
-        knowledge.tidy(&config());
-        assert_eq!(knowledge.findings.len(), 1);
-        assert_eq!(knowledge.introductions.len(), 1);
+        let mut inputs = knowing(&found, &[("192.0.2.3", "c"), ("192.0.2.4", "d")]);
+        inputs.retain_configured(&config());
+        assert_eq!(inputs.members_by_provider.len(), 1);
+        assert_eq!(inputs.known_agents.len(), 1);
     }
 }

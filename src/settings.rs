@@ -1,15 +1,13 @@
-//! A configuration with everything that it names: read together, in force together.
+//! A configuration with the keys and certificates that it names: read together, applied together.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use crate::config::{self, Config, Host, Problems, Provider, Trust};
-use crate::fleet::KeyRing;
 use crate::http::client::Secure;
-use crate::http::front::Front;
-use crate::keys::{self, KeyError};
+use crate::http::web_config::LoadedWebConfig;
+use crate::keys::{KeyError, KeyRing};
 use crate::tls::{Connector, FileError, Made};
 use sha2::{Digest, Sha256};
 
@@ -20,17 +18,17 @@ pub struct Settings {
     pub config: Config,
     /// The keys.
     pub keys: KeyRing,
-    /// How our HTTP port is served.
-    pub front: Made<Front>,
-    /// How servers are asked with TLS.
+    /// How the HTTP port is served: TLS, passwords, headers.
+    pub web_config: Made<LoadedWebConfig>,
+    /// TLS for outgoing connections, by the CA and the client certificate that are used.
     pub connectors: BTreeMap<Trust, Made<Connector>>,
     /// The first 16 hexadecimal digits of the SHA-256 of the file.
     pub hash: String,
-    /// What in the file is probably not meant.
+    /// Settings that are valid and probably a mistake.
     pub warnings: Vec<String>,
 }
 
-/// Why a configuration cannot be put in force.
+/// Why a configuration cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
@@ -41,7 +39,7 @@ pub enum SettingsError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file says something that it may not.
+    /// The file is invalid.
     #[error("{}", problems.display(file))]
     Problems {
         /// Which file.
@@ -55,7 +53,7 @@ pub enum SettingsError {
     /// A file for TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] FileError),
-    /// Something changed that cannot change while we run.
+    /// A setting changed that needs a restart.
     #[error("{what} changed from {from} to {to}, which needs a restart; nothing was changed")]
     Restart {
         /// Which key.
@@ -88,40 +86,15 @@ impl Settings {
     /// # Errors
     /// [`SettingsError::Key`], [`SettingsError::Tls`].
     pub fn complete(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
-        let mut contents = Sha256::new();
-        let mut load = |path: &Path| -> Result<Arc<_>, KeyError> {
-            let (keys, text) = keys::read(path)?;
-            contents.update(text);
-            Ok(Arc::new(keys))
-        };
-        let mesh = config.key_file.as_deref().map(&mut load).transpose()?;
-        let mut targets = BTreeMap::new();
-        for target in &config.targets {
-            if let Some(path) = &target.key_file {
-                targets.insert(target.name.clone(), load(path)?);
-            }
-        }
-        let generation = first_word(contents);
+        let keys = KeyRing::read(&config)?;
         let hash = Self::hash_of(text);
-        let keys = KeyRing { mesh, targets, generation };
-        let front = Made::new(|shelf| match &config.tls.web_config_file {
-            Some(path) => Front::read(path, shelf),
-            None => Ok(Front::default()),
+        let web_config = Made::new(|shelf| match &config.tls.web_config_file {
+            Some(path) => LoadedWebConfig::read(path, shelf),
+            None => Ok(LoadedWebConfig::default()),
         })?;
         let connectors = connectors(&config)?;
-        let warnings = front.value.warnings.clone();
-        Ok(Self { config, keys, front, connectors, hash, warnings })
-    }
-
-    /// What [`KeyRing::generation`] would be of the key files as they are; `None`: one of them cannot be read.
-    #[must_use]
-    pub fn generation_of_files(&self) -> Option<u64> {
-        let of_targets = self.config.targets.iter().filter_map(|target| target.key_file.as_deref());
-        let mut contents = Sha256::new();
-        for path in self.config.key_file.as_deref().into_iter().chain(of_targets) {
-            contents.update(fs::read(path).ok()?);
-        }
-        Some(first_word(contents))
+        let warnings = web_config.value.warnings.clone();
+        Ok(Self { config, keys, web_config, connectors, hash, warnings })
     }
 
     /// The [`hash`](Self::hash) of a file.
@@ -137,15 +110,16 @@ impl Settings {
         Secure { connector: made.value.clone(), server_name: https.server_name.clone() }
     }
 
-    /// Whether every certificate and key is in force as its file says; `None`: there are none.
+    /// Whether every certificate and key in use is the one in its file; `None`: there are none.
     #[must_use]
     pub fn has_latest_files(&self) -> Option<bool> {
         let is_used = self.config.tls.web_config_file.is_some() || !self.connectors.is_empty();
-        let all = || self.front.is_latest() && self.connectors.values().all(Made::is_latest);
+        let all = || self.web_config.is_latest() && self.connectors.values().all(Made::is_latest);
         is_used.then(all)
     }
 
-    /// Goes on with the connectors of the settings before: whoever has one connects as these say.
+    /// Keeps the connectors of the old settings and renews what is in them, so that their clones connect as
+    /// these say.
     pub fn succeed(&mut self, old: &Self) {
         for (trust, made) in &mut self.connectors {
             if let Some(old) = old.connectors.get(trust) {
@@ -155,7 +129,7 @@ impl Settings {
         }
     }
 
-    /// Whether these can take the place of others while the agent runs.
+    /// Whether these settings can replace others without a restart.
     ///
     /// # Errors
     /// [`SettingsError::Restart`] names what cannot change.
@@ -176,17 +150,13 @@ impl Settings {
     }
 }
 
-fn first_word(contents: Sha256) -> u64 {
-    contents.finalize().iter().take(8).fold(0, |word, byte| word << 8 | u64::from(*byte))
-}
-
-/// One for each way in which servers are asked.
+/// A connector for each [`Trust`] of the configuration.
 fn connectors(config: &Config) -> Result<BTreeMap<Trust, Made<Connector>>, FileError> {
     let peers = config.peers.iter().map(|peer| &peer.https);
     let targets = config.targets.iter().map(|target| &target.https);
     let found = config.providers.iter().flat_map(Provider::trusts);
     let of_some = peers.chain(targets).flatten().map(|https| &https.trust).chain(found);
-    // That of all others is read even if nobody is asked so: a mistake in it shows.
+    // The default is read even if no server is asked with it, so that a mistake in it shows.
     let client = Some(&config.tls.client).filter(|trust| **trust != Trust::default());
     let mut connectors = BTreeMap::new();
     for trust in of_some.chain(client) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pathmeter::metrics::echo::EchoSeries;
-use pathmeter::metrics::{Directory, Exporter, Format, HttpCounts, Responders};
+use pathmeter::metrics::{Blocks, Exporter, Format, HttpCounts, Responders};
 
 use super::report::Row;
 
@@ -49,7 +49,11 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
 fn of_a_page(paths: u32) -> f64 {
     let exporter = Arc::new(Exporter::new(Vec::new(), Responders::default()));
     let series = |index| Arc::new(EchoSeries::new("fast", &format!("peer-{index}"), "ipv4", 1));
-    exporter.publish(Directory { paths: (0..paths).map(series).collect(), ..Directory::default() });
+    let mut blocks = Blocks::default();
+    for path in 0..paths {
+        blocks.add(series(path));
+    }
+    exporter.publish(blocks);
     let http = HttpCounts {
         connections: 1,
         accept_errors: 0,

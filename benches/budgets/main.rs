@@ -2,13 +2,15 @@
 //!
 //! `cargo bench --bench budgets` runs the real agent as its users do and, in the same run, bare loops that make the same
 //! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to
-//! run only those: `cargo bench --bench budgets -- start allocations prober responder tail websocket transports`.
+//! run only those: `cargo bench --bench budgets -- start allocations prober responder tail websocket
+//! transports answering`.
 //!
 //! `-- scale` runs for a quarter of an hour, alone or beside others that are named, and prints tables of its own; its
 //! parts are `scale-paths`, `scale-beyond` and `scale-responder`.
 
 mod agent;
 mod allocations;
+mod answering;
 mod bare;
 mod batch;
 mod load;
@@ -44,8 +46,8 @@ const SECTIONS: [Section; 6] = [
     ("websocket", websocket::measure),
 ];
 
-/// Runs with the others.
-const TABLE: LongSection = ("transports", transports::measure);
+/// Run with the others.
+const TABLES: [LongSection; 2] = [("transports", transports::measure), ("answering", answering::measure)];
 
 /// Those that take a quarter of an hour run only when they are named.
 const LONG: [LongSection; 3] = [
@@ -71,9 +73,10 @@ fn main() -> io::Result<()> {
             writeln!(out, "{row}")?;
         }
     }
-    let (name, measure) = TABLE;
-    if wanted.is_empty() || is_wanted(name) {
-        measure(&mut out)?;
+    for (name, measure) in TABLES {
+        if wanted.is_empty() || is_wanted(name) {
+            measure(&mut out)?;
+        }
     }
     for (name, measure) in LONG {
         if is_wanted("scale") || is_wanted(name) {

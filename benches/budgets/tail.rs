@@ -9,8 +9,11 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pathmeter::datagram::{Duties, EVENTS, Handle, NewPath, PathId, SourceChoice, StampNames};
+use pathmeter::datagram::{self, SourceChoice, StampNames};
+use pathmeter::echo::DatagramEcho;
+use pathmeter::loops::{EVENTS_PENDING_MAX, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
+use pathmeter::paths::PathId;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Quirks, Report, Spec, Wire};
 use pathmeter_proto::stats::quantile;
@@ -65,13 +68,11 @@ struct Ours {
 }
 
 fn ours(port: u16) -> io::Result<Ours> {
-    let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS);
-    let prober = Handle::spawn("bench", Duties::default(), StampNames::detect(), sender)?;
+    let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+    let prober = datagram::spawn("bench", Vec::new(), StampNames::detect(), sender)?;
     let (tap, reports) = mpsc::channel();
-    prober.add(NewPath {
+    let echo = DatagramEcho {
         path_mtu: None,
-        absent_since: None,
-        id: PathId(1),
         spec: Spec {
             to: (Ipv4Addr::LOCALHOST, port).into(),
             wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
@@ -85,10 +86,11 @@ fn ours(port: u16) -> io::Result<Ours> {
             count: None,
             seed: 1,
         },
-        from: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
+        source: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("bench", "loopback", "ipv4", 1)),
         tap: Some(tap),
-    });
+    };
+    prober.start(NewPath { id: PathId(1), task: echo.into_task(), peer_left_at: None });
     let mut found = Ours { round_trips: Vec::new(), unsent: 0 };
     while found.round_trips.len() < PROBES as usize {
         match reports.recv_timeout(PATIENCE) {

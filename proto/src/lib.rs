@@ -8,12 +8,14 @@
 //! * [`stats`]: small estimators that every kind of probe shares
 //! * [`echo`]: one datagram a slot, one verdict a datagram
 //! * [`mtu`]: the longest packet that a path carries in one piece
+//! * [`goodbye`]: peers that announce their stop
 //! * [`sim`] (feature `sim`): virtual clocks, bad links, and a ledger of what truly happened
 #![forbid(unsafe_code)]
 
 pub mod admission;
 pub mod dscp;
 pub mod echo;
+pub mod goodbye;
 pub mod grid;
 pub mod key;
 pub mod machine;

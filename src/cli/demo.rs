@@ -13,12 +13,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{DemoArguments, Failure, runtime, say};
+use crate::api::routes::AppState as Site;
 use crate::config::{self, Host};
 use crate::daemon::{Daemon, Source};
-use crate::http::routes::Site;
-use crate::metrics::echo::Quantile;
+use crate::probe::Row;
 use crate::settings::Settings;
-use crate::status::PathStatus;
 use crate::systemd::Notifier;
 
 /// The agents and their addresses.
@@ -74,43 +73,27 @@ async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<Site>)]) -> R
     }
 }
 
+/// A table for each kind of probe.
 fn table(sites: &[(&str, Arc<Site>)]) -> String {
-    let mut out = format!(
-        "{:<8} {:<8} {:<10} {:>7} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10}\n",
-        "from", "to", "probe", "sent", "lost fwd", "lost rev", "lost ?", "p50 ms", "p99 ms", "jitter ms"
-    );
-    for (name, site) in sites {
+    let mut tables: BTreeMap<&'static str, String> = BTreeMap::new();
+    let mut unmeasured = String::new();
+    for (from, site) in sites {
         for path in &site.status.load().paths {
-            out.push_str(&row(name, path));
+            let names = format!("{from:<8} {:<8} {:<10}", path.key.peer, path.key.probe);
+            match &path.measured {
+                Some(measured) => {
+                    let Row { head, cells } = measured.row();
+                    let new = || format!("{:<8} {:<8} {:<10} {head}\n", "from", "to", "probe");
+                    let _ = writeln!(tables.entry(head).or_insert_with(new), "{names} {cells}");
+                }
+                None => {
+                    let reason = path.reason.as_deref().unwrap_or("not measured");
+                    let _ = writeln!(unmeasured, "{names} {reason}");
+                }
+            }
         }
     }
-    out
-}
-
-fn row(from: &str, path: &PathStatus) -> String {
-    let mut out = format!("{from:<8} {:<8} {:<10} ", path.peer, path.probe);
-    let Some(series) = &path.series else {
-        let _ = writeln!(out, "{}", path.reason.as_deref().unwrap_or("not measured"));
-        return out;
-    };
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
-    let milliseconds = |nanos: u64| format!("{:.3}", nanos as f64 / 1e6);
-    let quantile = |q| match series.rtt_quantile(q) {
-        None => "-".to_owned(),
-        Some(Quantile::Below(nanos)) => format!("<{}", milliseconds(nanos)),
-        Some(Quantile::About(nanos)) => milliseconds(nanos),
-    };
-    let [forward, reverse, unknown] = series.lost();
-    let (sum, count) = series.ipdv();
-    let _ = writeln!(
-        out,
-        "{:>7} {forward:>9} {reverse:>9} {unknown:>9} {:>10} {:>10} {:>10}",
-        series.sent.get(),
-        quantile(0.5),
-        quantile(0.99),
-        sum.checked_div(count).map_or_else(|| "-".to_owned(), milliseconds)
-    );
-    out
+    tables.into_values().chain([unmeasured]).collect()
 }
 
 fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {

@@ -1,21 +1,18 @@
 //! The command line.
 
-mod aim;
 mod demo;
-mod probe;
+mod echo;
 mod run;
-mod summary;
 mod tls;
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::config::{Host, Https, Trust, label_argument, units};
+use crate::config::{Host, Https, Trust, label_argument};
 use crate::http::auth::Signer;
 use crate::http::client::Client;
 use crate::keys;
@@ -65,7 +62,7 @@ enum Action {
 #[derive(Debug, Subcommand)]
 enum ProbeKind {
     /// Loss by direction, RTT and jitter to one host
-    Echo(Box<EchoArguments>),
+    Echo(Box<echo::EchoArguments>),
 }
 
 #[derive(Debug, Args)]
@@ -106,131 +103,6 @@ struct CheckArguments {
     web_config: bool,
     #[command(flatten)]
     identity: IdentityArguments,
-}
-
-#[derive(Debug, Args)]
-struct EchoArguments {
-    /// Whom to measure.
-    #[arg(value_name = "TARGET", help = TARGET_HELP)]
-    target: String,
-    /// Over what
-    #[arg(long, short = 'p', value_enum, default_value_t = Protocol::Udp)]
-    protocol: Protocol,
-    /// Datagrams, messages or requests to send
-    #[arg(long, short = 'c', default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    count: u64,
-    /// Time between them
-    #[arg(long, short = 'i', default_value = "1s", value_parser = interval, value_name = "DURATION")]
-    interval: Duration,
-    /// Bytes of each: UDP payload, ICMP message with its header, or message
-    #[arg(long, short = 's', value_parser = size, value_name = "SIZE")]
-    size: Option<u32>,
-    /// Class of service: a number or a name such as ef
-    #[arg(long, default_value = "default")]
-    dscp: pathmeter_proto::dscp::Dscp,
-    /// Flows (source ports) to spread the datagrams over, 1 to 16
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
-    flows: Option<u8>,
-    /// Address family
-    #[arg(long, value_enum, default_value_t = Family::Auto)]
-    family: Family,
-    /// Forbid fragmentation
-    #[arg(long)]
-    dont_fragment: bool,
-    /// Address to send from
-    #[arg(long, value_name = "ADDRESS")]
-    source: Option<std::net::IpAddr>,
-    /// The reflector's UDP port, for hosts without an agent; over tcp, the agent port
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
-    /// What messages over a WebSocket look like (text)
-    #[arg(long, value_enum)]
-    format: Option<Format>,
-    /// An HTTP status that is expected, instead of 200 to 299
-    #[arg(long, value_name = "STATUS", value_parser = clap::value_parser!(u16).range(100..=599))]
-    expect_status: Vec<u16>,
-    /// Text that is expected in the body of HTTP answers
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    expect_body: Option<String>,
-    /// A configuration in which TARGET is a name
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The key shared with the responder
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
-    #[command(flatten)]
-    tls: TlsArguments,
-    /// Print one JSON object at the end
-    #[arg(long)]
-    json: bool,
-    /// Print a JSON object for each datagram too, as soon as it is decided
-    #[arg(long, requires = "json")]
-    json_each: bool,
-}
-
-const TARGET_HELP: &str = "A peer or target of --config by name, or [https://]HOST[:HTTP_PORT] of an agent; with --port any STAMP reflector; over icmp any HOST; over websocket and http any URL";
-
-/// Over what echo is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Protocol {
-    Udp,
-    Icmp,
-    Tcp,
-    Websocket,
-    Http,
-}
-
-impl Protocol {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Udp => "udp",
-            Self::Icmp => "icmp",
-            Self::Tcp => "tcp",
-            Self::Websocket => "websocket",
-            Self::Http => "http",
-        }
-    }
-
-    /// What is sent.
-    const fn units(self) -> &'static str {
-        match self {
-            Self::Udp | Self::Icmp => "datagrams",
-            Self::Tcp | Self::Websocket => "messages",
-            Self::Http => "requests",
-        }
-    }
-
-    const fn is_stream(self) -> bool {
-        match self {
-            Self::Udp | Self::Icmp => false,
-            Self::Tcp | Self::Websocket | Self::Http => true,
-        }
-    }
-
-    const fn has_port(self) -> bool {
-        match self {
-            Self::Udp | Self::Tcp => true,
-            Self::Icmp | Self::Websocket | Self::Http => false,
-        }
-    }
-
-    /// When something is given up: as a configured probe does by default.
-    const fn lost_after(self) -> Duration {
-        if self.is_stream() { Duration::from_secs(15) } else { Duration::from_secs(3) }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    Text,
-    Binary,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Family {
-    Auto,
-    Ipv4,
-    Ipv6,
 }
 
 #[derive(Debug, Args)]
@@ -307,7 +179,7 @@ fn act(action: Action) -> Result<(), Failure> {
     match action {
         Action::Run(arguments) => run::run(&arguments),
         Action::Check(arguments) => run::check(&arguments),
-        Action::Probe { kind: ProbeKind::Echo(arguments) } => probe::echo(&arguments),
+        Action::Probe { kind: ProbeKind::Echo(arguments) } => echo::run(&arguments),
         Action::Demo(arguments) => demo::demo(&arguments),
         Action::Healthcheck(arguments) => healthcheck(&arguments),
         Action::Completions { shell } => {
@@ -331,9 +203,12 @@ fn healthcheck(arguments: &HealthcheckArguments) -> Result<(), Failure> {
     let secure = match is_https {
         true => {
             let https = Https { trust: Trust::default(), server_name: address.ip().to_string() };
-            Some(arguments.tls.secure(&https)?)
+            Some(arguments.tls.secure(https)?)
         }
-        false => arguments.tls.none(&host)?,
+        false => {
+            arguments.tls.refuse(&host)?;
+            None
+        }
     };
     let keys = arguments.key_file.as_deref().map(keys::read).transpose().map_err(SettingsError::from)?;
     let signer = keys.map(|(keys, _)| Signer::new(&keys));
@@ -367,17 +242,6 @@ fn host(identity: &IdentityArguments) -> Host {
 /// An environment that has nothing to say says an empty text.
 fn label(text: &str) -> Result<Label, String> {
     if text.is_empty() { Ok(None) } else { label_argument(text) }
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    let interval = units::duration(text).map_err(|error| error.to_string())?;
-    let allowed = Duration::from_millis(1)..=Duration::from_secs(3_600);
-    if allowed.contains(&interval) { Ok(interval) } else { Err("must be between 1ms and 1h".to_owned()) }
-}
-
-fn size(text: &str) -> Result<u32, String> {
-    let size = units::size(text).map_err(|error| error.to_string())?;
-    u32::try_from(size).map_err(|_| "no datagram and no message is that long".to_owned())
 }
 
 /// Writes to standard output; a reader that has gone, as in `| head`, is a reason to stop and no error to show.

@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use super::{CheckArguments, Failure, RunArguments, host, runtime, say};
+use crate::api::routes::Reload;
 use crate::config;
 use crate::daemon::{self, Daemon};
-use crate::http::routes::Reload;
 use crate::logging;
 use crate::settings::{Settings, SettingsError};
 use crate::systemd::Notifier;

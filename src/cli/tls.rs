@@ -29,34 +29,40 @@ pub(super) struct TlsArguments {
 }
 
 impl TlsArguments {
-    /// How a server is asked, where nothing else is said as `https` has it.
-    ///
-    /// # Errors
-    /// A file cannot be used.
-    pub(super) fn secure(&self, https: &Https) -> Result<Secure, SettingsError> {
+    /// How a server is asked: these options replace what `https` says.
+    pub(super) fn replace(&self, https: Https) -> Https {
         let given = self.tls_cert_file.clone().zip(self.tls_key_file.clone());
         let given = given.map(|(cert_file, key_file)| KeyPair { cert_file, key_file });
         let trust = Trust {
-            ca_file: self.tls_ca_file.clone().or_else(|| https.trust.ca_file.clone()),
-            identity: given.or_else(|| https.trust.identity.clone()),
+            ca_file: self.tls_ca_file.clone().or(https.trust.ca_file),
+            identity: given.or(https.trust.identity),
         };
-        let server_name = self.tls_server_name.clone().unwrap_or_else(|| https.server_name.clone());
+        Https { trust, server_name: self.tls_server_name.clone().unwrap_or(https.server_name) }
+    }
+
+    /// The same, ready to connect.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub(super) fn secure(&self, https: Https) -> Result<Secure, SettingsError> {
+        let Https { trust, server_name } = self.replace(https);
         Ok(Secure { connector: Connector::new(&trust)?, server_name })
     }
 
-    /// No TLS, which must not have been asked for either.
+    /// Refuses the options where `target` is asked without TLS.
     ///
     /// # Errors
-    /// It was.
-    pub(super) fn none(&self, whom: &str) -> anyhow::Result<Option<Secure>> {
+    /// One of them was given.
+    pub(super) fn refuse(&self, target: &str) -> anyhow::Result<()> {
         let Self { tls_ca_file, tls_cert_file, tls_key_file, tls_server_name } = self;
         let files = [tls_ca_file, tls_cert_file, tls_key_file];
         if files.iter().any(|file| file.is_some()) || tls_server_name.is_some() {
             bail!(
-                "{whom} is asked without TLS: the --tls-… options are for https://HOST, or a peer with scheme: https"
+                "{target} is asked without TLS: the --tls-… options are for https://HOST, or a peer with \
+                 scheme: https"
             );
         }
-        Ok(None)
+        Ok(())
     }
 }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use pathmeter_proto::echo::Quirks;
 use sha2::{Digest as _, Sha256};
 
-use super::check::{peer_port, reflector};
 use super::file::Node;
+use super::hosts::{peer_port, reflector};
 use super::problem::quoted;
 use super::section::{Section, Setting, Value};
-use super::tls::{NO_TLS, NO_TLS_REMEDY, secured};
+use super::tls::{NO_TLS, NO_TLS_REMEDY, Secured, secured};
 use super::url::{Url, url};
 use super::values::{duration, host, labels, path};
 use super::{Https, Listen, Trust};
@@ -118,24 +118,6 @@ pub struct TargetPattern {
     pub https: Secured,
     /// Their labels, below those that the provider gives.
     pub labels: BTreeMap<String, String>,
-}
-
-/// How hosts are asked with TLS whose names are not known yet.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Secured {
-    /// Whom we believe, and who we are.
-    pub trust: Trust,
-    /// The name that all their certificates have; `None`: each has its own.
-    pub server_name: Option<String>,
-}
-
-impl Secured {
-    /// The same for a host.
-    #[must_use]
-    pub fn of(&self, host: &str) -> Https {
-        let server_name = self.server_name.clone().unwrap_or_else(|| host.to_owned());
-        Https { trust: self.trust.clone(), server_name }
-    }
 }
 
 impl Provider {

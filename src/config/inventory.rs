@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::file::{self, Node};
 use super::problem::{Problems, quoted};
-use super::section::{Notes, Section, Value};
+use super::section::{Diagnostics, Section, Value};
 use super::url::Url;
 use super::values::{LABELS_MAX, NAME_RULE, is_host_name, is_name, is_one_host, label, label_of};
 use super::{Loaded, judge};
@@ -45,12 +45,12 @@ const AGENT_PORT: &str = "__pathmeter_agent_port";
 /// Everything that is wrong with it at once. A list is taken as a whole or not at all: half of a fleet is not the fleet.
 pub fn read(text: &[u8]) -> Result<Vec<Member>, Problems> {
     let tree = file::read(text)?;
-    let notes = Notes::default();
+    let diagnostics = Diagnostics::default();
     let mut room = MEMBERS_MAX;
-    let members = Value::top(&tree, &notes).list("a list of {targets: […], labels: {…}}", |group| {
+    let members = Value::top(&tree, &diagnostics).list("a list of {targets: […], labels: {…}}", |group| {
         group.section(|group| read_group(group, &mut room))
     });
-    let Loaded { config, .. } = judge(text, members, notes)?;
+    let Loaded { config, .. } = judge(text, members, diagnostics)?;
     let members: Vec<Member> = config.into_iter().flatten().collect();
     Ok(members)
 }

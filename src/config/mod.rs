@@ -4,17 +4,21 @@
 //! config file. Nothing here opens a socket, resolves a name or reads a second file, so a configuration can be checked on
 //! another machine than the one it is for.
 
-mod check;
+pub mod defaults;
 pub mod discovery;
+pub mod echo;
 mod file;
+mod hosts;
 pub mod inventory;
+mod kind;
+pub mod once;
 mod origin;
 mod place;
 mod probes;
 mod problem;
+mod schema;
 mod section;
 mod tls;
-pub mod transport;
 pub mod units;
 mod url;
 mod values;
@@ -35,10 +39,11 @@ use pathmeter_proto::prefix::Prefix;
 use pathmeter_proto::selection;
 
 pub use discovery::Provider;
+pub use kind::ProbeKind;
 pub use origin::{NotAnOrigin, Origin};
 pub use probes::PATHS_MAX;
 pub use problem::{Display, Location, Problem, Problems};
-pub use transport::{PathMtu, Transport};
+pub use tls::Secured;
 pub use url::{Scheme, Url};
 pub use values::label_argument;
 
@@ -48,24 +53,28 @@ pub use values::label_argument;
 /// Everything that is wrong with the text at once; only what makes it no YAML hides the rest.
 pub fn load(text: &[u8], host: &Host) -> Result<Loaded, Problems> {
     let tree = file::read(text)?;
-    let notes = section::Notes::default();
-    let config = check::check(&tree, host, &notes);
-    judge(text, config, notes)
+    let diagnostics = section::Diagnostics::default();
+    let config = schema::read(&tree, host, &diagnostics);
+    judge(text, config, diagnostics)
 }
 
 /// What was read, unless something was noted against it.
-fn judge<T>(text: &[u8], config: Option<T>, mut notes: section::Notes<'_>) -> Result<Loaded<T>, Problems> {
+fn judge<T>(
+    text: &[u8],
+    config: Option<T>,
+    mut diagnostics: section::Diagnostics<'_>,
+) -> Result<Loaded<T>, Problems> {
     let mut finder = file::Finder::new(text);
-    let mut problem = |note: section::Note<'_>| Problem {
-        location: finder.find(&note.place),
-        path: note.place.to_string(),
-        what: note.what,
-        remedy: Some(note.remedy),
+    let mut problem = |diagnostic: section::Diagnostic<'_>| Problem {
+        location: finder.find(&diagnostic.place),
+        path: diagnostic.place.to_string(),
+        what: diagnostic.what,
+        remedy: Some(diagnostic.remedy),
     };
-    let (noted, unkept) = notes.problems();
+    let (noted, unkept) = diagnostics.problems();
     match config {
         Some(config) if noted.is_empty() => {
-            Ok(Loaded { config, warnings: notes.warnings().into_iter().map(problem).collect() })
+            Ok(Loaded { config, warnings: diagnostics.warnings().into_iter().map(problem).collect() })
         }
         Some(_) | None => {
             let more = noted.len().saturating_sub(Problems::LISTED_MAX) + unkept;
@@ -270,36 +279,42 @@ pub struct Target {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A configured measurement.
+/// A configured measurement: what all kinds of probe have in common, and the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probe {
-    /// Loss, RTT and jitter.
-    Echo(EchoProbe),
-}
-
-/// A configured echo measurement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EchoProbe {
+pub struct Probe {
     /// Its name, unique: the `probe` label.
     pub name: String,
     /// The peers that it measures.
     pub peers: Choice,
     /// The hosts without an agent that it measures.
     pub targets: Choice,
-    /// Over what.
-    pub transport: Transport,
-    /// Time between the datagrams or messages of one path.
+    /// Address families.
+    pub family: FamilyChoice,
+    /// Address to send from; `None`: the kernel's choice.
+    pub source: Option<IpAddr>,
+    /// Time between two measurements of one path: of datagrams or messages with echo.
     pub interval: Duration,
     /// The class of service that is sent.
     pub dscp: Dscp,
-    /// Address to send from; `None`: the kernel's choice.
-    pub source: Option<IpAddr>,
-    /// Address families.
-    pub family: FamilyChoice,
-    /// A reply with a longer round trip is late.
-    pub late_after: Duration,
-    /// What has no reply by then is lost.
-    pub lost_after: Duration,
+    /// What is measured.
+    pub kind: Kind,
+}
+
+/// What a probe measures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Loss, RTT and jitter.
+    Echo(echo::Echo),
+}
+
+impl Kind {
+    /// What can be asked of every kind.
+    #[must_use]
+    pub fn as_probe_kind(&self) -> &dyn ProbeKind {
+        match self {
+            Self::Echo(echo) => echo,
+        }
+    }
 }
 
 /// Which peers, or targets, are measured.

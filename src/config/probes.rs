@@ -3,34 +3,19 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::selection::Zones;
 
-use super::check::{Roster, ZONE};
+use super::defaults::ZONE_LABEL;
+use super::echo;
 use super::file::Node;
+use super::hosts::DeclaredHosts;
+use super::kind::KindReader;
 use super::problem::{nearest, quoted};
 use super::section::{Section, Value};
-use super::transport::{PROTOCOLS, Protocol, transport};
-use super::units::display;
 use super::values::{dscp, duration, is_name, label_name, name, source};
-use super::{Choice, EchoProbe, FamilyChoice, Listen, Probe};
-
-const INTERVAL: Duration = Duration::from_secs(1);
-pub(super) const INTERVAL_ALLOWED: RangeInclusive<Duration> =
-    Duration::from_millis(1)..=Duration::from_secs(3600);
-
-const LATE_AFTER: Duration = Duration::from_secs(1);
-const LOST_AFTER: Duration = Duration::from_secs(3);
-/// Over a connection: by then TCP has sent a lost segment again six times.
-const LOST_AFTER_STREAM: Duration = Duration::from_secs(15);
-const LOST_AFTER_MAX: Duration = Duration::from_secs(60);
-const DEADLINE_ALLOWED: RangeInclusive<Duration> = Duration::from_millis(1)..=LOST_AFTER_MAX;
-
-/// Datagrams of a path that wait for their verdict. The limits of `interval` and `lost_after` keep it.
-const PENDING_MAX: u128 = 65_536;
-const _: () = assert!(LOST_AFTER_MAX.as_nanos() / INTERVAL_ALLOWED.start().as_nanos() <= PENDING_MAX);
+use super::{Choice, FamilyChoice, Listen, Probe};
 
 /// Paths of all probes. Chosen: ten times what the budgets are measured with.
 pub const PATHS_MAX: usize = 100_000;
@@ -42,62 +27,61 @@ const NEIGHBOURS_ALLOWED: RangeInclusive<i128> = 1..=1000;
 
 /// What a probe is checked against.
 #[derive(Debug)]
-pub(super) struct Surroundings<'a, 'r> {
+pub(super) struct ProbeContext<'a, 'r> {
     own_name: Option<&'r str>,
     listen: Option<&'r Listen>,
-    roster: &'r Roster<'a>,
+    declared: &'r DeclaredHosts<'a>,
     names: BTreeSet<&'a str>,
     paths: usize,
 }
 
-impl<'a, 'r> Surroundings<'a, 'r> {
-    pub(super) fn new(own_name: Option<&'r str>, listen: Option<&'r Listen>, roster: &'r Roster<'a>) -> Self {
-        Self { own_name, listen, roster, names: BTreeSet::new(), paths: 0 }
+impl<'a, 'r> ProbeContext<'a, 'r> {
+    pub(super) fn new(
+        own_name: Option<&'r str>,
+        listen: Option<&'r Listen>,
+        declared: &'r DeclaredHosts<'a>,
+    ) -> Self {
+        Self { own_name, listen, declared, names: BTreeSet::new(), paths: 0 }
     }
 }
 
-pub(super) fn probe<'a>(section: &mut Section<'a, '_>, around: &mut Surroundings<'a, '_>) -> Option<Probe> {
-    match section.key("kind", |value| value.one_of(&[("echo", Kind::Echo)])).or(Kind::Echo) {
-        Some(Kind::Echo) => echo(section, around).map(Probe::Echo),
-        None => section.give_up(),
+/// The kinds of probe, by the key `kind`: what reads the keys that only this kind has.
+fn reader(section: &mut Section<'_, '_>) -> Option<Box<dyn KindReader>> {
+    #[derive(Clone, Copy)]
+    enum Name {
+        Echo,
+    }
+    const KINDS: &[(&str, Name)] = &[("echo", Name::Echo)];
+    match section.key("kind", |value| value.one_of(KINDS)).or(Name::Echo)? {
+        Name::Echo => echo::reader(section),
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Echo,
-}
-
-fn echo<'a>(section: &mut Section<'a, '_>, around: &mut Surroundings<'a, '_>) -> Option<EchoProbe> {
-    let name = section.required("name", |value| unique_name(value, &mut around.names));
-    let Some(protocol) = section.key("protocol", |value| value.one_of(&PROTOCOLS)).or(Protocol::Udp) else {
+pub(super) fn probe<'a>(section: &mut Section<'a, '_>, context: &mut ProbeContext<'a, '_>) -> Option<Probe> {
+    let name = section.required("name", |value| unique_name(value, &mut context.names));
+    let Some(reader) = reader(section) else {
         return section.give_up();
     };
-    let interval = section.key("interval", |value| duration(value, &protocol.intervals())).or(INTERVAL);
+    let interval =
+        section.key("interval", |value| duration(value, &reader.intervals())).or(reader.interval());
     let dscp = section.key("dscp", dscp).or(Dscp::DEFAULT);
     let source = section.key("source", source).optional();
     let family = section.key("family", |value| value.one_of(&FAMILIES)).or(FamilyChoice::Auto);
-    let lost_after = if protocol.is_stream() { LOST_AFTER_STREAM } else { LOST_AFTER };
-    let late_after = section.key("late_after", |value| duration(value, &DEADLINE_ALLOWED)).or(LATE_AFTER);
-    let lost_after = section.key("lost_after", |value| duration(value, &DEADLINE_ALLOWED)).or(lost_after);
-    let transport = transport(section, protocol, around.listen);
+    let kind = reader.read(section, context.listen);
 
-    check_deadlines(section, late_after, lost_after);
     check_source(section, source.flatten(), family);
-    let towards = towards(section, protocol, family, around);
+    let towards = towards(section, &*reader, family, context);
 
     let (peers, targets) = towards?;
-    Some(EchoProbe {
+    Some(Probe {
         name: name?.to_owned(),
         peers,
         targets,
-        transport: transport?,
+        family: family?,
+        source: source?,
         interval: interval?,
         dscp: dscp?,
-        source: source?,
-        family: family?,
-        late_after: late_after?,
-        lost_after: lost_after?,
+        kind: kind?,
     })
 }
 
@@ -114,18 +98,6 @@ fn unique_name<'a>(value: Value<'a, '_>, names: &mut BTreeSet<&'a str>) -> Optio
         Some(name)
     } else {
         value.wrong(format!("another probe is already called {name}"), "give it another name")
-    }
-}
-
-fn check_deadlines(section: &Section<'_, '_>, late_after: Option<Duration>, lost_after: Option<Duration>) {
-    if let (Some(late), Some(lost)) = (late_after, lost_after)
-        && lost < late
-    {
-        let late = display(late);
-        let what = format!("{} is shorter than late_after, {late}", display(lost));
-        let remedy =
-            format!("a reply must be able to be late before its datagram is lost; use at least {late}");
-        section.wrong::<()>("lost_after", what, remedy);
     }
 }
 
@@ -149,14 +121,14 @@ fn check_source(section: &Section<'_, '_>, source: Option<IpAddr>, family: Optio
 /// The peers and the targets that a probe measures; all peers when it names none.
 fn towards<'a>(
     section: &mut Section<'a, '_>,
-    protocol: Protocol,
+    reader: &dyn KindReader,
     family: Option<FamilyChoice>,
-    around: &mut Surroundings<'a, '_>,
+    context: &mut ProbeContext<'a, '_>,
 ) -> Option<(Choice, Choice)> {
-    let roster = around.roster;
-    let targets: BTreeSet<&str> = roster.targets.keys().copied().collect();
-    let of_peers = Names { what: "peer", known: &roster.peers, are_found: roster.finds_peers };
-    let of_targets = Names { what: "target", known: &targets, are_found: roster.finds_targets };
+    let declared = context.declared;
+    let targets: BTreeSet<&str> = declared.targets.keys().copied().collect();
+    let of_peers = Names { what: "peer", known: &declared.peers, are_found: declared.finds_peers };
+    let of_targets = Names { what: "target", known: &targets, are_found: declared.finds_targets };
     let chosen_peers = section.key("peers", |value| selection(value, &of_peers, &of_targets)).optional();
     let chosen_targets = section.key("targets", |value| selection(value, &of_targets, &of_peers)).optional();
     let none = || Choice::Named(Vec::new());
@@ -165,24 +137,24 @@ fn towards<'a>(
         (peers, targets) => (peers.unwrap_or_else(none), targets.unwrap_or_else(none)),
     };
 
-    let own_name = around.own_name?;
+    let own_name = context.own_name?;
     let known_peers = of_peers.chosen(&peers, own_name);
     let known_targets = of_targets.chosen(&targets, own_name);
-    for target in known_targets.iter().filter_map(|name| roster.targets.get(name)) {
-        if let Err((what, remedy)) = protocol.reaches(target) {
+    for target in known_targets.iter().filter_map(|name| declared.targets.get(name)) {
+        if let Err((what, remedy)) = reader.reaches(target) {
             section.wrong::<()>("targets", what, remedy);
         }
     }
     let hosts = known_peers.len().min(peers.most()) + known_targets.len();
-    if hosts == 0 && !roster.finds_peers && !roster.finds_targets {
+    if hosts == 0 && !declared.finds_peers && !declared.finds_targets {
         section.warn("peers", "nothing is measured: no host is left but this one", "add peers or targets");
     }
-    around.paths += match family? {
+    context.paths += match family? {
         FamilyChoice::Auto | FamilyChoice::Ipv4 | FamilyChoice::Ipv6 => hosts,
         FamilyChoice::Both => 2 * hosts,
     };
-    if around.paths > PATHS_MAX {
-        let what = format!("with this probe the file has {} paths", around.paths);
+    if context.paths > PATHS_MAX {
+        let what = format!("with this probe the file has {} paths", context.paths);
         return section.wrong("peers", what, format!("at most {PATHS_MAX} are allowed: name fewer hosts"));
     }
     Some((peers, targets))
@@ -268,7 +240,7 @@ fn rule(section: &mut Section<'_, '_>) -> Option<Choice> {
         Rule::Zones => {
             let within = section.required("within", count);
             let across = section.required("across", count);
-            let label = section.key("label", label_name).or(ZONE.to_owned());
+            let label = section.key("label", label_name).or(ZONE_LABEL.to_owned());
             let choice = Zones { within: within?, across: across? };
             Some(Choice::Zones { choice, label: label? })
         }

@@ -1,4 +1,4 @@
-//! Reads a tree by its keys and notes on the way everything that is wrong.
+//! Reads a tree by its keys and diagnostics on the way everything that is wrong.
 //!
 //! A reader returns `None` after it noted a problem, so a configuration exists exactly when none was noted. Readers
 //! of sections ask for *every* key before they give up with `?`: so that all problems are found at once, and
@@ -15,10 +15,10 @@ use super::problem::{nearest, quoted};
 
 /// What was noted about a file.
 #[derive(Debug, Default)]
-pub(super) struct Notes<'a> {
-    problems: RefCell<Vec<Note<'a>>>,
+pub(super) struct Diagnostics<'a> {
+    problems: RefCell<Vec<Diagnostic<'a>>>,
     problems_unkept: Cell<usize>,
-    warnings: RefCell<Vec<Note<'a>>>,
+    warnings: RefCell<Vec<Diagnostic<'a>>>,
 }
 
 /// Problems that are kept, the first ones that are met; the others are only counted. Chosen: ten times what is listed, so
@@ -27,28 +27,28 @@ const PROBLEMS_KEPT: usize = 1000;
 
 /// Something wrong or odd, at a place.
 #[derive(Debug)]
-pub(super) struct Note<'a> {
+pub(super) struct Diagnostic<'a> {
     pub(super) place: Place<'a>,
     pub(super) what: String,
     pub(super) remedy: String,
 }
 
-impl<'a> Notes<'a> {
+impl<'a> Diagnostics<'a> {
     /// Problems in the order of the file, and how many more there were.
-    pub(super) fn problems(&mut self) -> (Vec<Note<'a>>, usize) {
+    pub(super) fn problems(&mut self) -> (Vec<Diagnostic<'a>>, usize) {
         (sorted(&mut self.problems), self.problems_unkept.take())
     }
 
     /// Warnings in the order of the file.
-    pub(super) fn warnings(&mut self) -> Vec<Note<'a>> {
+    pub(super) fn warnings(&mut self) -> Vec<Diagnostic<'a>> {
         sorted(&mut self.warnings)
     }
 }
 
-fn sorted<'a>(notes: &mut RefCell<Vec<Note<'a>>>) -> Vec<Note<'a>> {
-    let mut notes = std::mem::take(notes.get_mut());
-    notes.sort_by_cached_key(|note| note.place.indices().map(|(indices, _)| indices));
-    notes
+fn sorted<'a>(diagnostics: &mut RefCell<Vec<Diagnostic<'a>>>) -> Vec<Diagnostic<'a>> {
+    let mut diagnostics = std::mem::take(diagnostics.get_mut());
+    diagnostics.sort_by_cached_key(|diagnostic| diagnostic.place.indices().map(|(indices, _)| indices));
+    diagnostics
 }
 
 /// A value and its place.
@@ -56,13 +56,13 @@ fn sorted<'a>(notes: &mut RefCell<Vec<Note<'a>>>) -> Vec<Note<'a>> {
 pub(super) struct Value<'a, 'n> {
     node: &'a Node,
     place: Place<'a>,
-    notes: &'n Notes<'a>,
+    diagnostics: &'n Diagnostics<'a>,
 }
 
 impl<'a, 'n> Value<'a, 'n> {
     /// The file as a whole.
-    pub(super) fn top(node: &'a Node, notes: &'n Notes<'a>) -> Self {
-        Self { node, place: Place::top(), notes }
+    pub(super) fn top(node: &'a Node, diagnostics: &'n Diagnostics<'a>) -> Self {
+        Self { node, place: Place::top(), diagnostics }
     }
 
     pub(super) fn node(&self) -> &'a Node {
@@ -73,17 +73,17 @@ impl<'a, 'n> Value<'a, 'n> {
         &self.place
     }
 
-    /// Notes a problem; `None`, so that a reader can return it.
+    /// Reports a problem; `None`, so that a reader can return it.
     pub(super) fn wrong<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
-        wrong(self.notes, self.place.clone(), what, remedy)
+        wrong(self.diagnostics, self.place.clone(), what, remedy)
     }
 
-    /// Notes a problem with the value's key.
+    /// Reports a problem with the value's key.
     pub(super) fn wrong_key<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
-        wrong(self.notes, self.place.clone().at_key(), what, remedy)
+        wrong(self.diagnostics, self.place.clone().at_key(), what, remedy)
     }
 
-    /// Notes that the value is something else than `wanted`.
+    /// Reports that the value is something else than `wanted`.
     pub(super) fn mismatch<T>(&self, wanted: &str) -> Option<T> {
         match self.node {
             Node::Null => self.wrong("no value", format!("write {wanted}, or remove the key")),
@@ -154,7 +154,7 @@ impl<'a, 'n> Value<'a, 'n> {
         let read: Vec<Option<T>> = items
             .iter()
             .enumerate()
-            .map(|(index, node)| read(Value { node, place: place(index), notes: self.notes }))
+            .map(|(index, node)| read(Value { node, place: place(index), diagnostics: self.diagnostics }))
             .collect();
         read.into_iter().collect()
     }
@@ -174,9 +174,9 @@ impl<'a, 'n> Value<'a, 'n> {
             .enumerate()
             .map(|(index, (key, node))| {
                 if !seen.insert(key) {
-                    return twice(self.notes, self.place.entry(index, key).at_key());
+                    return twice(self.diagnostics, self.place.entry(index, key).at_key());
                 }
-                read(key, Value { node, place: self.place.entry(index, key), notes: self.notes })
+                read(key, Value { node, place: self.place.entry(index, key), diagnostics: self.diagnostics })
             })
             .collect();
         read.into_iter().collect()
@@ -191,7 +191,8 @@ impl<'a, 'n> Value<'a, 'n> {
                 return self.mismatch("a mapping of keys to values");
             }
         };
-        let mut section = Section { entries, place: self.place, notes: self.notes, known: Vec::new() };
+        let mut section =
+            Section { entries, place: self.place, diagnostics: self.diagnostics, known: Vec::new() };
         let read = read(&mut section);
         section.refuse_the_rest();
         read
@@ -203,7 +204,7 @@ impl<'a, 'n> Value<'a, 'n> {
 pub(super) struct Section<'a, 'n> {
     entries: &'a [(String, Node)],
     place: Place<'a>,
-    notes: &'n Notes<'a>,
+    diagnostics: &'n Diagnostics<'a>,
     known: Vec<&'static str>,
 }
 
@@ -218,7 +219,7 @@ impl<'a, 'n> Section<'a, 'n> {
         let Some((index, node)) = self.find(key) else {
             return Setting::Absent;
         };
-        let value = Value { node, place: self.place.entry(index, key), notes: self.notes };
+        let value = Value { node, place: self.place.entry(index, key), diagnostics: self.diagnostics };
         read(value).map_or(Setting::Wrong, Setting::Given)
     }
 
@@ -251,7 +252,7 @@ impl<'a, 'n> Section<'a, 'n> {
             Some((index, node)) => (node, self.place.entry(index, key)),
             None => (&Node::Null, self.place.missing(key)),
         };
-        Value { node, place, notes: self.notes }.section(read)
+        Value { node, place, diagnostics: self.diagnostics }.section(read)
     }
 
     /// Reads a list of sections; one that is not there, or has no value, is empty.
@@ -274,20 +275,20 @@ impl<'a, 'n> Section<'a, 'n> {
         .or(Vec::new())
     }
 
-    /// Notes a problem with the value of a key, or with its absence.
+    /// Reports a problem with the value of a key, or with its absence.
     pub(super) fn wrong<T>(
         &self,
         key: &'static str,
         what: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Option<T> {
-        wrong(self.notes, self.place_of(key), what, remedy)
+        wrong(self.diagnostics, self.place_of(key), what, remedy)
     }
 
-    /// Notes something odd about the value of a key, or about its absence.
+    /// Reports something odd about the value of a key, or about its absence.
     pub(super) fn warn(&self, key: &'static str, what: impl Into<String>, remedy: impl Into<String>) {
-        let note = Note { place: self.place_of(key), what: what.into(), remedy: remedy.into() };
-        self.notes.warnings.borrow_mut().push(note);
+        let diagnostic = Diagnostic { place: self.place_of(key), what: what.into(), remedy: remedy.into() };
+        self.diagnostics.warnings.borrow_mut().push(diagnostic);
     }
 
     /// Leaves the other keys alone: which ones there are is unknown.
@@ -313,12 +314,12 @@ impl<'a, 'n> Section<'a, 'n> {
             let place = self.place.entry(index, key).at_key();
             if key == "<<" {
                 let remedy = "write the keys out; an alias can stand for a whole value (`labels: *name`)";
-                wrong::<()>(self.notes, place, "merge keys are not supported", remedy);
+                wrong::<()>(self.diagnostics, place, "merge keys are not supported", remedy);
             } else if !self.known.contains(&key.as_str()) {
                 let remedy = suggestion(key, self.known.iter().copied());
-                wrong::<()>(self.notes, place, "unknown key", remedy);
+                wrong::<()>(self.diagnostics, place, "unknown key", remedy);
             } else if !seen.insert(key) {
-                twice::<()>(self.notes, place);
+                twice::<()>(self.diagnostics, place);
             }
         }
     }
@@ -369,22 +370,22 @@ impl fmt::Display for Shown<'_> {
 }
 
 fn wrong<'a, T>(
-    notes: &Notes<'a>,
+    diagnostics: &Diagnostics<'a>,
     place: Place<'a>,
     what: impl Into<String>,
     remedy: impl Into<String>,
 ) -> Option<T> {
-    let mut problems = notes.problems.borrow_mut();
+    let mut problems = diagnostics.problems.borrow_mut();
     if problems.len() < PROBLEMS_KEPT {
-        problems.push(Note { place, what: what.into(), remedy: remedy.into() });
+        problems.push(Diagnostic { place, what: what.into(), remedy: remedy.into() });
     } else {
-        notes.problems_unkept.update(|unkept| unkept + 1);
+        diagnostics.problems_unkept.update(|unkept| unkept + 1);
     }
     None
 }
 
-fn twice<'a, T>(notes: &Notes<'a>, place: Place<'a>) -> Option<T> {
-    wrong(notes, place, "this key is given twice", "remove one of the two")
+fn twice<'a, T>(diagnostics: &Diagnostics<'a>, place: Place<'a>) -> Option<T> {
+    wrong(diagnostics, place, "this key is given twice", "remove one of the two")
 }
 
 /// What is allowed instead of a word, the most likely first.

@@ -1,10 +1,26 @@
 //! The keys that are about TLS.
 
-use super::discovery::Secured;
 use super::section::{Section, Setting};
 use super::values::{host, path};
 use super::{Https, KeyPair, Tls, Trust};
 
+/// How hosts are asked with TLS whose names are not known yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Secured {
+    /// Whom we believe, and who we are.
+    pub trust: Trust,
+    /// The name that all their certificates have; `None`: each has its own.
+    pub server_name: Option<String>,
+}
+
+impl Secured {
+    /// The same for a host.
+    #[must_use]
+    pub fn of(&self, host: &str) -> Https {
+        let server_name = self.server_name.clone().unwrap_or_else(|| host.to_owned());
+        Https { trust: self.trust.clone(), server_name }
+    }
+}
 /// What is said where this program cannot do what is asked.
 pub(super) const NO_TLS: &str = "this build has no TLS";
 pub(super) const NO_TLS_REMEDY: &str = "build it with the feature `tls`, a default one, or remove the key";

@@ -10,7 +10,7 @@ use std::str::FromStr as _;
 
 use super::file::{self, Node};
 use super::problem::quoted;
-use super::section::{Notes, Section, Setting, Value};
+use super::section::{Diagnostics, Section, Setting, Value};
 use super::tls::{NO_TLS, NO_TLS_REMEDY};
 use super::values::path;
 use super::{Loaded, Problems, judge};
@@ -21,8 +21,8 @@ use super::{Loaded, Problems, judge};
 /// Everything that is wrong with the text at once; only what makes it no YAML hides the rest.
 pub fn load(text: &[u8], folder: &Path) -> Result<Loaded<WebConfig>, Problems> {
     let tree = file::read(text)?;
-    let notes = Notes::default();
-    let config = Value::top(&tree, &notes).section(|file| {
+    let diagnostics = Diagnostics::default();
+    let config = Value::top(&tree, &diagnostics).section(|file| {
         let tls = server(file, folder);
         let headers = file.section("http_server_config", http);
         let users = file.key("basic_auth_users", users).or(BTreeMap::new());
@@ -37,7 +37,7 @@ pub fn load(text: &[u8], folder: &Path) -> Result<Loaded<WebConfig>, Problems> {
         }
         Some(config)
     });
-    judge(text, config, notes)
+    judge(text, config, diagnostics)
 }
 
 /// How our HTTP port is served.

@@ -1,9 +1,8 @@
 //! The addresses that the agent listens on.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use crate::datagram::{Binding, Socket, SocketError, StampNames, both_families};
@@ -20,20 +19,21 @@ pub(super) fn front(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
     if sockets.iter().all(|socket| is_within(*socket, address)) {
         info!(?sockets, "the service manager passed the HTTP port");
     } else {
-        warn!(?sockets, "listen.http" = %address, "the service manager passed another HTTP port than listen.http says; it is served");
+        warn!(
+            ?sockets,
+            "listen.http" = %address,
+            "the service manager passed another HTTP port than listen.http says; it is served"
+        );
     }
-    let adopt = |listener: std::net::TcpListener| {
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    };
     let adopted = passed.into_iter().map(|(listener, socket)| {
-        adopt(listener).with_context(|| format!("serving {socket}, which the service manager passed"))
+        let adopted = listener.set_nonblocking(true).map(|()| listener);
+        adopted.with_context(|| format!("serving {socket}, which the service manager passed"))
     });
     adopted.collect()
 }
 
-/// Whether whoever reaches a socket would be served at `address`, too: a socket that is open to more is another promise
-/// than that of the configuration, even with its port.
+/// Whether whoever reaches a socket would be served at `address`, too: a socket that is open to more is
+/// another promise than that of the configuration, even with its port.
 fn is_within(socket: SocketAddr, address: SocketAddr) -> bool {
     // The unspecified address of IPv6 stands for both families.
     let is_any = address.ip().is_unspecified() && (address.is_ipv6() || socket.is_ipv4());

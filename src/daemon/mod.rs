@@ -1,48 +1,57 @@
-//! Start, reload, stop.
+//! The running agent: start, reload, shutdown, and the loop between them.
 
-mod farewell;
-mod files;
+mod discovery;
+mod events;
+mod file_watch;
+mod goodbye;
 mod listen;
-mod news;
-mod people;
+mod measuring;
+mod membership;
+mod observability;
+mod pending;
+mod servers;
+mod supervision;
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::Request;
 use pathmeter_proto::admission::Policy;
-use pathmeter_proto::time::nanos;
-use pathmeter_proto::wire::{Goodbye, stamp};
+use pathmeter_proto::wire::AgentKind;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use self::file_watch::ConfigWatch;
 use self::listen::{bind_agent, bind_all, front, port_of};
-use self::people::Experience;
+use self::measuring::Measuring;
+use self::membership::{Membership, PollResults};
+use self::observability::Observability;
+use self::pending::PendingWork;
+use self::servers::{Servers, policy};
+use self::supervision::Supervision;
+use crate::answering;
+use crate::api::routes::{AppState, Reload, metrics_renderer};
+use crate::api::status::Status;
 use crate::clock::Clock;
-use crate::config::{Config, Host, Level, LogFormat, Probe};
-use crate::datagram::{Answering, Duties, EVENTS, Event, Handle, StampNames};
-use crate::discovery::{Finding, Introduced, Introductions, Scout, Stranger};
-use crate::fleet::{Addresses, Exported, Fleet, Loops, Scene};
+use crate::config::{Host, Level, LogFormat};
+use crate::datagram::{self, Access, Service, ServiceTasks, StampNames};
+use crate::echo;
+use crate::event_log::EventLog;
+use crate::fleet::Fleet;
 use crate::http::auth::Verifier;
-use crate::http::routes::{Reload, Site};
-use crate::http::scrape::Packers;
 use crate::http::server::{self, Counters, Limits};
-use crate::identity::{self, Identity, Ports};
-use crate::journal::Journal;
+use crate::identity::{Identity, Ports};
 use crate::logging;
-use crate::metrics::{Directory, Exporter, PeerState, ProbeInfo, Responders};
-use crate::peers::{Door, Inquirer, Told, authority};
-use crate::resolver::{Resolved, Resolver};
-use crate::roster::{Knowledge, Roster};
+use crate::loops::{EVENTS_PENDING_MAX, Event};
+use crate::metrics::agent::LoopSeries;
+use crate::metrics::{Exporter, Responders};
+use crate::probe::Loops;
 use crate::settings::{Settings, SettingsError};
-use crate::status::Status;
 use crate::stream::{self, responder::Terms};
 use crate::systemd::Notifier;
 use crate::websocket;
@@ -66,92 +75,34 @@ pub enum Source {
 /// A running agent.
 #[derive(Debug)]
 pub struct Daemon {
-    source: Source,
     settings: Settings,
-    /// What was there when it was looked at last.
-    seen: files::Contents,
-    /// Whether all of it could be read.
-    was_whole: bool,
+    config_watch: ConfigWatch,
     boot_id: u64,
     ports: Ports,
-    fleet: Fleet,
-    /// Who there is, and what it is made of besides the settings.
-    roster: Roster,
-    knowledge: Knowledge,
-    experience: BTreeMap<String, Experience>,
-    /// Why strangers have not told what they are called.
-    reticent: BTreeMap<Stranger, String>,
-    addresses: Addresses,
-    identities: BTreeMap<String, Identity>,
-    /// Why those who refused to say who they are did.
-    refusals: BTreeMap<String, String>,
-    /// The last goodbye of each peer.
-    goodbyes: BTreeMap<String, Goodbye>,
-    loops: Loops,
-    responder: Handle,
-    stream_responder: Arc<stream::responder::Responder>,
-    resolver: Resolver,
-    inquirer: Inquirer,
-    scout: Scout,
-    introductions: Introductions,
-    exporter: Arc<Exporter>,
-    site: Arc<Site>,
-    journal: Arc<Journal>,
-    http: JoinHandle<((), ())>,
-    http_stop: watch::Sender<bool>,
-    notifier: Notifier,
-    log: Option<logging::Handle>,
-    progress: Vec<u64>,
-    overdue: Overdue,
-    inbox: Inbox,
+    membership: Membership,
+    measuring: Measuring,
+    servers: Servers,
+    observability: Observability,
+    supervision: Supervision,
+    pending: PendingWork,
+    channels: Channels,
 }
 
-/// What news have made out of date, and when it is brought up to date: news come in thousands, and are dealt with
-/// together.
-#[derive(Debug, Default)]
-struct Overdue {
-    /// There are others than before.
-    enroll: bool,
-    /// Addresses changed: paths may have to.
-    measure: bool,
-    /// Something that is shown changed.
-    publish: bool,
-    by: Option<tokio::time::Instant>,
-}
-
-/// How long news are collected.
-const COLLECT: Duration = Duration::from_millis(50);
-
-impl Overdue {
-    fn note(&mut self, what: impl FnOnce(&mut Self)) {
-        self.note_within(COLLECT, what);
-    }
-
-    /// The same for news of which more may come for longer.
-    fn note_within(&mut self, span: Duration, what: impl FnOnce(&mut Self)) {
-        what(self);
-        self.by.get_or_insert_with(|| tokio::time::Instant::now() + span);
-    }
-}
-
-/// What the daemon hears.
+/// Where the daemon receives from.
 #[derive(Debug)]
-struct Inbox {
+struct Channels {
     events: mpsc::Receiver<Event>,
-    resolved: mpsc::Receiver<Resolved>,
-    told: mpsc::Receiver<Told>,
-    found: mpsc::Receiver<Finding>,
-    introduced: mpsc::Receiver<Introduced>,
+    polls: PollResults,
     reloads: mpsc::Receiver<Reload>,
 }
 
-/// How often the daemon looks after itself.
+/// Watchdog and retries are checked this often.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A path that could not be started is tried again this often.
+/// A path that could not be started is tried again this often, in ticks.
 const TRY_AGAIN: u64 = 30;
 
-/// Which paths are the worst is looked at this often, in ticks.
+/// The worst paths are ranked this often, in ticks.
 const RANK_EVERY: u64 = 30;
 
 impl Daemon {
@@ -176,134 +127,136 @@ impl Daemon {
             agent: port_of(&agent_sockets),
         };
         let boot_id = random()?;
-        let (event_sender, events) = mpsc::channel(EVENTS);
-        let (resolved_sender, resolved) = mpsc::channel(64);
-        let (told_sender, told) = mpsc::channel(64);
-        let (found_sender, found) = mpsc::channel(64);
-        let (introduced_sender, introduced) = mpsc::channel(64);
+        let (event_sender, events) = mpsc::channel(EVENTS_PENDING_MAX);
+        let (membership, polls) = Membership::new(boot_id);
         let (reload_sender, reloads) = mpsc::channel(4);
         let responders = Responders::default();
-        let policy = policy(&settings.config, ports, &Roster::default(), &Addresses::new());
+        let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
         let terms = Terms::new(policy.clone(), settings.keys.mesh.as_deref());
         let stream_responder = Arc::new(stream::responder::Responder::new(
             terms,
             stream::responder::Limits::default(),
             Arc::clone(&responders.stream),
         ));
-        let answering = Answering {
-            sockets: stamp_sockets,
-            policy,
-            keys: settings.keys.mesh.clone(),
-            sessions: settings.config.responder.sessions,
-            series: Arc::clone(&responders.stamp),
+        let access = Access { policy, keys: settings.keys.mesh.clone() };
+        let agent_port = Service {
+            sockets: agent_sockets,
+            tasks: ServiceTasks::AgentPort {
+                tasks: vec![(
+                    AgentKind::Goodbye,
+                    goodbye::listener(access.keys.as_deref(), Arc::clone(&responders.stamp)),
+                )],
+                rejected: Arc::clone(&responders.stamp.goodbyes_refused),
+            },
+            answers_probes: false,
         };
-        let duties = Duties { answer: Some(answering), listen: agent_sockets };
-        let responder = Handle::spawn("responder", duties, stamps, event_sender.clone())
+        let sessions = settings.config.responder.sessions;
+        let stamp = echo::responder(stamp_sockets, access, sessions, Arc::clone(&responders.stamp));
+        let services = vec![stamp, agent_port];
+        let responder = datagram::spawn("responder", services, stamps, event_sender.clone())
             .context("starting the responder's thread")?;
-        let prober = Handle::spawn("prober", Duties::default(), stamps, event_sender.clone())
+        let prober = datagram::spawn("prober", Vec::new(), stamps, event_sender.clone())
             .context("starting the prober's thread")?;
-        let streams = stream::Handle::spawn(event_sender).context("starting the thread of connections")?;
-        let stats = [prober.stats(), responder.stats(), streams.stats()].map(Arc::clone);
-        let exporter = Arc::new(Exporter::new(stats.into(), responders));
+        let streams = stream::spawn(event_sender).context("starting the thread of connections")?;
+        let answering_series = Arc::new(LoopSeries::new(answering::LOOP));
+        let loops = [prober.series(), responder.series(), streams.series(), &answering_series];
+        let exporter = Arc::new(Exporter::new(loops.map(Arc::clone).into(), responders));
         let counters = Arc::new(Counters::default());
-        let journal = Arc::new(Journal::default());
-        let front = Arc::new(ArcSwap::from_pointee(settings.front.value.clone()));
-        let site = Arc::new(Site {
-            exporter: Arc::clone(&exporter),
-            counters: Arc::clone(&counters),
+        let event_log = Arc::new(EventLog::default());
+        let web_config = Arc::new(ArcSwap::from_pointee(settings.web_config.value.clone()));
+        let site = Arc::new(AppState {
             status: ArcSwap::default(),
             websocket: websocket::Responder::new(
                 settings.config.websocket.clone(),
                 Arc::clone(&exporter.websocket),
             ),
-            journal: Arc::clone(&journal),
+            events: Arc::clone(&event_log),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
             reloads: reload_sender,
-            front: Arc::clone(&front),
-            packers: Packers::default(),
+            control: tokio::runtime::Handle::current(),
+            web_config: Arc::clone(&web_config),
+            renderer: metrics_renderer(Arc::clone(&exporter), Arc::clone(&counters), Arc::clone(&web_config)),
         });
-        let (http_stop, stopped) = watch::channel(false);
         let handler = {
             let site = Arc::clone(&site);
             Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
         };
-        let answering = Arc::clone(&stream_responder).serve(agent_listeners, stopped.clone());
-        let http = server::serve(listeners, Limits::default(), handler, counters, front, stopped);
-        let http = tokio::spawn(async { tokio::join!(http, answering) });
+        let stream_answers = Arc::clone(&stream_responder);
+        let answering = answering::Handle::spawn(answering_series, |stopped| {
+            let agent = stream_answers.serve(answering::register(agent_listeners)?, stopped.clone());
+            let listeners = answering::register(listeners)?;
+            let http = server::serve(listeners, Limits::default(), handler, counters, web_config, stopped);
+            Ok(async {
+                tokio::join!(http, agent);
+            })
+        })
+        .context("starting the thread that answers over connections")?;
         Ok(Self {
-            source,
-            seen: files::Contents::of(&settings),
-            was_whole: true,
+            config_watch: ConfigWatch::new(source, &settings),
             boot_id,
             ports,
-            fleet: Fleet::new(boot_id),
-            roster: Roster::default(),
-            knowledge: Knowledge { own_boot_id: identity::shown(boot_id), ..Knowledge::default() },
-            experience: BTreeMap::new(),
-            reticent: BTreeMap::new(),
-            addresses: Addresses::new(),
-            identities: BTreeMap::new(),
-            refusals: BTreeMap::new(),
-            goodbyes: BTreeMap::new(),
-            loops: Loops { prober, streams },
-            responder,
-            stream_responder,
-            resolver: Resolver::new(resolved_sender),
-            inquirer: Inquirer::new(told_sender),
-            scout: Scout::new(found_sender),
-            introductions: Introductions::new(introduced_sender),
-            exporter,
-            site,
-            journal,
-            http,
-            http_stop,
-            notifier,
-            log,
-            progress: Vec::new(),
-            overdue: Overdue::default(),
-            inbox: Inbox { events, resolved, told, found, introduced, reloads },
+            membership,
+            measuring: Measuring { fleet: Fleet::new(boot_id), loops: Loops { prober, streams } },
+            servers: Servers { responder, stream_responder, site, answering },
+            observability: Observability { exporter, events: event_log },
+            supervision: Supervision::new(notifier, log),
+            pending: PendingWork::default(),
+            channels: Channels { events, polls, reloads },
             settings,
         })
     }
 
-    /// Measures until `stop` holds true or its sender is gone, then says goodbye and stops within the grace period.
+    /// Measures until `stop` holds true or its sender is gone, then says goodbye and stops within the grace
+    /// period.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         self.begin();
-        let watchdog = self.notifier.watchdog_interval();
+        let watchdog = self.supervision.notifier.watchdog_interval();
         let mut ticker = tokio::time::interval(watchdog.unwrap_or(TICK).min(TICK));
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut ticks = 0_u64;
-        let mut files = tokio::time::interval(files::LOOK_EVERY);
+        let mut files = tokio::time::interval(file_watch::CHECK_INTERVAL);
         files.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(event) = self.inbox.events.recv() => self.heard(event),
-                Some(resolved) = self.inbox.resolved.recv() => self.resolved(resolved),
-                Some(told) = self.inbox.told.recv() => self.told(told),
-                Some(finding) = self.inbox.found.recv() => self.found(finding),
-                Some(introduced) = self.inbox.introduced.recv() => self.introduced(introduced),
-                Some(reload) = self.inbox.reloads.recv() => {
+                Some(event) = self.channels.events.recv() => self.on_event(event),
+                Some((name, resolution)) = self.channels.polls.resolved.recv() => {
+                    let exporter = &self.observability.exporter;
+                    self.membership.on_resolved(name, resolution, exporter, &mut self.pending);
+                }
+                Some((name, result)) = self.channels.polls.identities.recv() => {
+                    let own_name = &self.settings.config.agent.name;
+                    let fleet = &self.measuring.fleet;
+                    self.membership.on_identity(name, result, own_name, fleet, &mut self.pending);
+                }
+                Some((provider, update)) = self.channels.polls.provider_updates.recv() => {
+                    self.membership.on_provider_update(provider, update, &mut self.pending);
+                }
+                Some((agent, result)) = self.channels.polls.identified.recv() => {
+                    let own_name = &self.settings.config.agent.name;
+                    self.membership.on_identified(agent, result, own_name, &mut self.pending);
+                }
+                Some(reload) = self.channels.reloads.recv() => {
                     let outcome = self.reload().map_err(|error| error.to_string());
                     // Whoever asked may have gone.
                     let _ = reload.send(outcome);
                 }
-                () = tokio::time::sleep_until(self.overdue.by.unwrap_or_else(tokio::time::Instant::now)),
-                    if self.overdue.by.is_some() => self.catch_up(),
+                () = tokio::time::sleep_until(self.pending.by.unwrap_or_else(tokio::time::Instant::now)),
+                    if self.pending.by.is_some() => self.do_pending_work(),
                 _ = ticker.tick() => {
                     ticks += 1;
-                    self.look_after(ticks);
+                    self.on_tick(ticks);
                 }
-                _ = files.tick() => self.look_at_files(),
+                _ = files.tick() => self.check_files(),
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
-        self.leave().await;
+        self.shutdown().await;
     }
 
     fn begin(&mut self) {
-        self.put_in_force();
-        self.inquire(true);
-        self.notifier.ready();
+        self.apply_settings();
+        self.membership.poll_identities(&self.settings, true);
+        self.supervision.notifier.ready();
         let config = &self.settings.config;
         info!(
             name = config.agent.name,
@@ -320,7 +273,7 @@ impl Daemon {
     /// Where reloads are asked for.
     #[must_use]
     pub fn reloads(&self) -> mpsc::Sender<Reload> {
-        self.site.reloads.clone()
+        self.servers.site.reloads.clone()
     }
 
     /// The ports that it really listens on.
@@ -332,269 +285,158 @@ impl Daemon {
     /// What it exports.
     #[must_use]
     pub fn exporter(&self) -> Arc<Exporter> {
-        Arc::clone(&self.exporter)
+        Arc::clone(&self.observability.exporter)
     }
 
     /// What it shows of itself.
     #[must_use]
-    pub fn site(&self) -> Arc<Site> {
-        Arc::clone(&self.site)
+    pub fn site(&self) -> Arc<AppState> {
+        Arc::clone(&self.servers.site)
     }
 
-    /// Reads the configuration again and puts it in force; on any problem nothing changes.
+    /// Reads the configuration again and applies it; on any problem nothing changes.
     fn reload(&mut self) -> Result<(), SettingsError> {
-        let Source::File { path, host, .. } = &self.source else { return Ok(()) };
+        let Source::File { path, host, .. } = &self.config_watch.source else { return Ok(()) };
         let micros = Clock::now().as_nanos() / 1_000;
-        self.notifier.reloading(micros);
+        self.supervision.notifier.reloading(micros);
         let read = Settings::read(path, host).and_then(|new| new.can_replace(&self.settings).map(|()| new));
         let outcome = match read {
             Ok(mut settings) => {
-                let level = &settings.config.log.level;
-                let log = self.log.as_ref().filter(|_| *level != self.settings.config.log.level);
-                if let Some(Err(error)) = log.map(|log| log.set_level(level)) {
-                    error!(%error, "changing the log level");
-                }
+                self.supervision.set_log_level(&self.settings, &settings);
                 let renew = settings.keys.generation != self.settings.keys.generation;
                 settings.succeed(&self.settings);
                 self.settings = settings;
-                self.put_in_force();
-                self.inquire(renew);
+                self.apply_settings();
+                self.membership.poll_identities(&self.settings, renew);
                 info!(hash = self.settings.hash, "configuration reloaded");
                 Ok(())
             }
             Err(error) => {
-                self.exporter.process.reloaded(None);
+                self.observability.exporter.process.reloaded(None);
                 error!(%error, "the configuration was not reloaded; the old one stays in force");
                 Err(error)
             }
         };
-        self.notifier.ready();
+        self.supervision.notifier.ready();
         outcome
     }
 
     /// Makes everything agree with the settings.
-    fn put_in_force(&mut self) {
+    fn apply_settings(&mut self) {
         for warning in &self.settings.warnings {
             warn!("{warning}");
         }
-        self.look_around();
-        self.enroll();
-        let config = &self.settings.config;
-        // A verifier goes on remembering which requests it has seen.
-        match (self.settings.keys.mesh.as_deref(), self.site.verifier.load().as_ref()) {
-            (Some(keys), Some(verifier)) => verifier.set_keys(keys),
-            (keys, _) => self.site.verifier.store(Arc::new(keys.map(Verifier::new))),
-        }
-        self.site.websocket.set_rules(config.websocket.clone());
-        if let Some(clients) = self.site.websocket.shortage() {
-            warn!(
-                clients,
-                "the limit of open files allows fewer WebSocket clients than websocket.clients_max"
-            );
-        }
-        self.seen = files::Contents::of(&self.settings);
-        self.exporter.process.reloaded(Some(&self.settings.hash));
-        self.serve();
+        self.membership.update_providers(&self.settings);
+        self.membership.rebuild_roster(&self.settings);
+        self.servers.apply_settings(&self.settings);
+        self.config_watch.set_seen(&self.settings);
+        self.observability.exporter.process.reloaded(Some(&self.settings.hash));
+        self.export_tls_files();
         self.measure();
     }
 
     /// Makes paths and policy agree with settings and addresses.
     fn measure(&mut self) {
-        let Self { settings, roster, addresses, identities, fleet, loops, .. } = self;
-        fleet.apply(&Scene { settings, roster, addresses, identities }, loops);
-        let keys = &settings.keys;
-        let policy = policy(&settings.config, self.ports, roster, addresses);
-        self.stream_responder.change(Terms::new(policy.clone(), keys.mesh.as_deref()));
-        self.responder.answer(policy, keys.mesh.clone());
+        self.measuring.apply(&self.membership.plan_inputs(&self.settings));
+        self.servers.set_policy(self.policy(), &self.settings);
         self.publish();
     }
 
-    /// Deals with the news that were collected.
-    fn catch_up(&mut self) {
-        let Overdue { enroll, measure, publish, .. } = std::mem::take(&mut self.overdue);
-        if enroll {
-            self.enroll();
-            self.forget_reasons();
+    fn policy(&self) -> Policy {
+        policy(&self.settings.config, self.ports, &self.membership.roster, &self.membership.addresses)
+    }
+
+    /// Does what changes have made necessary.
+    fn do_pending_work(&mut self) {
+        let PendingWork { rebuild_roster, measure, publish, .. } = std::mem::take(&mut self.pending);
+        if rebuild_roster {
+            self.membership.rebuild_roster(&self.settings);
         }
-        if enroll || measure {
+        if rebuild_roster || measure {
             self.measure();
-            self.inquire(false);
+            self.membership.poll_identities(&self.settings, false);
         } else if publish {
             self.publish();
         }
     }
 
     fn publish(&self) {
-        let config = &self.settings.config;
-        let Exported { groups, paths, path_mtus, streams, dropped } = self.fleet.exported(&config.metrics);
-        self.exporter.process.set_series_dropped(dropped);
-        let Self { settings, roster, addresses, identities, .. } = self;
-        let counts = Scene { settings, roster, addresses, identities }.counts();
-        let probes =
-            config.probes.iter().zip(counts).map(|(probe, targets)| probe_info(probe, targets)).collect();
-        let attributes = |name: &str, address: &str, labels: &BTreeMap<String, String>| {
-            let identity = self.identities.get(name);
-            // What a peer says of itself goes above what the file says of it.
-            let mut labels = labels.clone();
-            labels.extend(identity.map(|identity| identity.labels.clone()).unwrap_or_default());
-            let mut attributes = vec![("address".to_owned(), address.to_owned())];
-            let said = |what: fn(&Identity) -> &String| identity.map(what).cloned().unwrap_or_default();
-            attributes.push(("agent".to_owned(), said(|identity| &identity.name)));
-            attributes.push(("version".to_owned(), said(|identity| &identity.version)));
-            attributes.extend(labels.iter().map(|(key, value)| (format!("label_{key}"), value.clone())));
-            (name.to_owned(), attributes)
-        };
-        let peers = roster.peers.values().map(|peer| attributes(&peer.name, &peer.address, &peer.labels));
-        let targets = roster.targets.values();
-        let targets = targets.map(|target| attributes(&target.name, &target.address, &target.labels));
-        self.exporter.publish(Directory {
-            groups,
-            paths,
-            path_mtus,
-            streams,
-            probes,
-            peers: peers.chain(targets).collect(),
-        });
-        self.show(false);
+        self.observability.publish(&self.membership, &self.settings, &self.measuring.fleet);
+        self.publish_status(false);
     }
 
-    fn show(&self, is_stopping: bool) {
+    fn publish_status(&self, is_stopping: bool) {
         let config = &self.settings.config;
         let refusal = |(name, identity): (&String, &Identity)| {
             identity.you.stamp.reason.clone().map(|reason| (name.clone(), reason))
         };
-        let refusals = self.identities.iter().filter_map(refusal).collect();
-        self.site.status.store(Arc::new(Status {
+        let refusals = self.membership.identities.iter().filter_map(refusal).collect();
+        self.servers.site.status.store(Arc::new(Status {
             name: config.agent.name.clone(),
             labels: config.agent.labels.clone(),
             boot_id: self.boot_id,
             ports: Some(self.ports),
-            policy: policy(config, self.ports, &self.roster, &self.addresses),
+            policy: self.policy(),
             has_key: self.settings.keys.mesh.is_some(),
-            paths: self.fleet.status(&refusals),
-            providers: self.providers(),
+            paths: self.measuring.fleet.status(&refusals),
+            providers: self.membership.providers(config),
             is_stopping,
         }));
     }
 
-    /// Asks the peers that have an address who they are.
-    fn inquire(&mut self, renew: bool) {
-        let address_of = |name: &str| self.addresses.get(name)?.as_ref().ok()?.first().copied();
-        let peers = self.roster.peers.values();
-        let known = peers.filter_map(|peer| {
-            let address = SocketAddr::new(address_of(&peer.name)?, peer.http_port);
-            let secure = peer.https.as_ref().map(|https| self.settings.secure(https));
-            Some((
-                peer.name.clone(),
-                Door { address, host: authority(&peer.address, peer.http_port), secure },
-            ))
-        });
-        let client = self.client();
-        self.inquirer.follow(&known.collect(), &client, renew);
-        self.introduce(&client, renew);
-    }
-
     /// Once a second: the watchdog; now and then states, and what may be tried again.
-    fn look_after(&mut self, ticks: u64) {
+    fn on_tick(&mut self, ticks: u64) {
         if ticks % 5 == 1 {
-            self.count_states();
+            let (up, all) =
+                self.observability.count_states(&self.measuring.fleet, &self.membership.identified);
+            let status = format!("measuring {all} peers and targets, {up} of them up");
+            self.supervision.notifier.status(&status);
         }
-        let progress: Vec<u64> = self.exporter.loops().iter().map(|series| series.progress.get()).collect();
-        // A loop that stands still measures nothing: let the supervisor restart us.
-        let is_alive = progress.iter().zip(&self.progress).all(|(now, before)| now != before);
-        if is_alive && self.notifier.watchdog_interval().is_some() {
-            self.notifier.watchdog();
-        }
-        self.progress = progress;
-        if ticks.is_multiple_of(TRY_AGAIN) && self.fleet.has_trouble() {
+        self.supervision.trigger_watchdog(&self.observability.exporter);
+        if ticks.is_multiple_of(TRY_AGAIN) && self.measuring.fleet.has_failures() {
             self.measure();
         }
         if ticks.is_multiple_of(RANK_EVERY) && self.settings.config.metrics.level != Level::Pair {
-            self.fleet.rank();
+            self.measuring.fleet.rank();
             self.publish();
         }
     }
 
-    fn count_states(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let states = self.fleet.states(nanos(now));
-        let count = |state: PeerState| states.values().filter(|known| **known == state).count();
-        self.exporter.process.set_peers(count);
-        let (up, all) = (count(PeerState::Up), states.len());
-        self.notifier.status(&format!("measuring {all} peers and targets, {up} of them up"));
-    }
-
-    /// Tells the peers, drains, and stops; the last scrape works until the end.
-    async fn leave(mut self) {
+    /// Sends goodbyes, drains, and stops; scrapes are answered until the end.
+    async fn shutdown(mut self) {
         info!("stopping");
-        self.notifier.stopping();
-        self.show(true);
-        // Whoever waits for a reload, or asks for one from now on, is told that we are stopping.
-        self.inbox.reloads.close();
-        while self.inbox.reloads.try_recv().is_ok() {}
+        self.supervision.notifier.stopping();
+        self.publish_status(true);
+        // Whoever waits for a reload, or requests one from now on, learns that the agent is stopping.
+        self.channels.reloads.close();
+        while self.channels.reloads.try_recv().is_ok() {}
         let grace = self.settings.config.agent.grace;
         let deadline = tokio::time::Instant::now() + grace;
         if self.settings.keys.mesh.is_some() {
-            // First of all: an answer after the goodbye would take it back.
-            self.responder.fall_silent();
-            self.stream_responder.fall_silent();
-            self.site.websocket.fall_silent();
-            self.say_goodbye().await;
+            // First of all: an answer after the goodbye would end the absence that it announces.
+            self.servers.fall_silent();
+            self.send_goodbyes().await;
         }
-        self.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
+        self.measuring.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
         let (longest, site) = (grace + Duration::from_secs(1), self.site());
         let drained = tokio::time::timeout(longest, self.drain());
         let (drained, ()) = tokio::join!(drained, site.websocket.leave(longest));
         if drained.is_err() {
             error!("the prober did not stop in time");
         }
-        self.responder.stop(Duration::ZERO);
-        let _ = self.http_stop.send(true);
-        let _ = (&mut self.http).await;
+        self.servers.stop().await;
         info!("stopped");
     }
 
-    /// Waits for the prober to end; peers that leave at the same time are still heard.
+    /// Waits for the prober to end; goodbyes of peers that leave at the same time still count.
     async fn drain(&mut self) {
         let mut ticker = tokio::time::interval(Duration::from_millis(5));
-        while !self.loops.are_finished() {
+        while !self.measuring.loops.are_finished() {
             tokio::select! {
-                Some(event) = self.inbox.events.recv() => self.heard(event),
+                Some(event) = self.channels.events.recv() => self.on_event(event),
                 _ = ticker.tick() => {}
             }
         }
-    }
-}
-
-fn policy(config: &Config, ports: Ports, roster: &Roster, addresses: &Addresses) -> Policy {
-    let of = |name: &String| addresses.get(name).and_then(|found| found.as_ref().ok()).into_iter().flatten();
-    // One that has not told its name yet wants to know ours.
-    let strangers = roster.strangers.keys().filter_map(|stranger| stranger.host.parse::<IpAddr>().ok());
-    let peers = roster.peers.keys().flat_map(|name| of(name).copied()).chain(strangers).collect();
-    let others = roster.peers.values().map(|peer| peer.stamp_port);
-    let targets = roster.targets.values().map(|target| target.port);
-    let own = [ports.stamp, ports.agent, stamp::PORT];
-    Policy {
-        open: config.responder.open,
-        peers,
-        prefixes: config.responder.allow.clone(),
-        reflector_ports: own.into_iter().chain(others).chain(targets).collect(),
-        rate: config.responder.rate,
-        rate_per_source: config.responder.rate_per_source,
-    }
-}
-
-fn probe_info(probe: &Probe, targets: usize) -> ProbeInfo {
-    let Probe::Echo(echo) = probe;
-    ProbeInfo {
-        name: echo.name.clone(),
-        kind: "echo",
-        targets,
-        protocol: echo.transport.name(),
-        dscp: echo.dscp.to_string(),
-        interval: echo.interval,
-        late_after: echo.late_after,
-        lost_after: echo.lost_after,
     }
 }
 

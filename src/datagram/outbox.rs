@@ -12,7 +12,7 @@ pub(super) struct Outbox {
 /// One of them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outgoing {
-    pub(super) actor: usize,
+    pub(super) slot: usize,
     pub(super) life: u32,
     pub(super) group: usize,
     pub(super) send: Send,

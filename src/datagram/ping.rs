@@ -14,7 +14,7 @@ use pathmeter_proto::wire::icmp::{self, Version};
 use socket2::{Domain, Protocol, SockFilter, Socket as Socket2, Type};
 
 use super::socket::{Binding, Kind, Socket, SocketError, StampNames, set};
-use super::stamps::HEADER;
+use super::tx_timestamps::HEADER;
 
 /// What groups may open ping sockets: two numbers.
 const GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
 use super::cmsg::{self, CONTROL_BYTES, Control, Said, Told};
-use super::overruns::Damaged;
+use super::socket_drops::Damaged;
 
 /// A socket of one address family, not connected.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Hosts that the DNS knows of.
+//! Members from DNS records: addresses and services.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,22 +8,22 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::{RData, RecordType};
 
-use super::Answer;
+use super::MemberList;
 use crate::config::discovery::Records;
 use crate::config::inventory::{self, Member};
 
-/// The shortest time to live that is followed. Chosen: what clusters give their services at the least; more often is asked of
-/// no server.
+/// A shorter TTL counts as this. Chosen: the shortest that clusters give their services.
 const TTL_MIN: Duration = Duration::from_secs(5);
 
-/// A question, with all its search domains and repetitions, takes no longer.
+/// A query takes no longer, with all search domains and repetitions.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Asks the servers of the host's `resolv.conf`, as it is now. The answer holds for as long as it lives, `refresh` at most.
-pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Result<Answer, String> {
+/// Asks the servers of `resolv.conf`, which is read each time. The answer is valid for its TTL, and `refresh`
+/// at most.
+pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Result<MemberList, String> {
     let why = |error: &dyn std::fmt::Display| format!("looking up {name}: {error}");
     let mut builder = TokioResolver::builder_tokio().map_err(|error| why(&error))?;
-    // When to ask again is decided here.
+    // The poller decides when to ask again.
     builder.options_mut().cache_size = 0;
     let resolver = builder.build().map_err(|error| why(&error))?;
     let looking = async {
@@ -41,17 +41,17 @@ pub(super) async fn ask(name: &str, records: Records, refresh: Duration) -> Resu
     let found: Result<BTreeSet<Member>, String> = lookups.iter().flat_map(members).collect();
     let found = found.map_err(|error| why(&error))?;
     if found.is_empty() {
-        return Err(why(&"there are no such records"));
+        return Err(why(&"no such records"));
     }
     let lives = lookups.iter().map(|lookup| lookup.valid_until().saturating_duration_since(Instant::now()));
-    let again = lives.fold(refresh, Duration::min).max(TTL_MIN);
-    Ok(Answer { members: found.into_iter().collect(), again })
+    let valid = lives.fold(refresh, Duration::min).max(TTL_MIN);
+    Ok(MemberList { members: found.into_iter().collect(), valid })
 }
 
-/// Addresses of both families. One may have none, but not both: a service has at least us, and a name that is gone is a mistake.
+/// Addresses of both families. One may have none, but not both: a name without any address is a mistake.
 ///
-/// A name without records of one family is looked for in every search domain, and then by itself, by a server that may
-/// refuse it. So where one family has been found, the other is asked for there and nowhere else.
+/// A name without records of one family would be looked up in every search domain, and then as it is, which a
+/// server may refuse. So once one family is found, the other is looked up under the same full name only.
 async fn both(resolver: &TokioResolver, name: &str) -> Result<Vec<Lookup>, NetError> {
     let place = |found: &Lookup| found.query().name().to_string();
     let v4 = resolver.lookup(name, RecordType::A).await;
@@ -86,7 +86,7 @@ fn members(lookup: &Lookup) -> impl Iterator<Item = Result<Member, String>> {
         match &record.data {
             RData::A(address) => Some(at(address.0.to_string())),
             RData::AAAA(address) => Some(at(address.0.to_string())),
-            // There is no such service, says RFC 2782.
+            // A target of the root says that there is no such service (RFC 2782).
             RData::SRV(service) if service.target.is_root() => None,
             RData::SRV(service) => {
                 let target = service.target.to_ascii();

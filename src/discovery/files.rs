@@ -1,21 +1,21 @@
-//! Lists in files, as Prometheus' `file_sd` has them.
+//! Members from files in the format of Prometheus' `file_sd`.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Answer;
+use super::MemberList;
 use crate::config::inventory::{self, Member};
 
 /// Bytes of one file. Chosen: as many as of a configuration.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// All members of all files; if one of them cannot be used, none.
-pub(super) async fn read(patterns: Vec<PathBuf>, refresh: Duration) -> Result<Answer, String> {
+/// The members of all files; an error if one of them is invalid.
+pub(super) async fn read(patterns: Vec<PathBuf>, refresh: Duration) -> Result<MemberList, String> {
     let reading = tokio::task::spawn_blocking(move || read_all(&patterns));
     let members = reading.await.map_err(|_| "reading was interrupted".to_owned())??;
-    Ok(Answer { members, again: refresh })
+    Ok(MemberList { members, valid: refresh })
 }
 
 fn read_all(patterns: &[PathBuf]) -> Result<Vec<Member>, String> {
@@ -36,7 +36,7 @@ fn read_one(path: &Path) -> Result<Vec<Member>, String> {
     inventory::read(&text).map_err(|problems| problems.display(&shown.to_string()).to_string())
 }
 
-/// Opens a file. Anything else, such as a pipe, might keep whoever opens it for ever.
+/// Opens a regular file. Opening a pipe could block for as long as nothing is written to it.
 pub(super) fn regular(path: &Path) -> io::Result<File> {
     match fs::metadata(path)?.is_file() {
         true => File::open(path),
@@ -44,7 +44,8 @@ pub(super) fn regular(path: &Path) -> io::Result<File> {
     }
 }
 
-/// The files that a pattern means, in the order of their names. One without a `*` means a file, whether it is there or not.
+/// The files that match a pattern, sorted by name. A pattern without a `*` is a path; the file does not have
+/// to exist.
 fn expand(pattern: &Path) -> io::Result<Vec<PathBuf>> {
     let last = pattern.file_name().unwrap_or_default().to_string_lossy();
     let Some((begin, end)) = last.split_once('*') else { return Ok(vec![pattern.to_owned()]) };

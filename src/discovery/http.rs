@@ -1,4 +1,4 @@
-//! Lists from a server, as Prometheus' `http_sd` has them.
+//! Members from a server in the format of Prometheus' `http_sd`.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use hyper::header::HeaderValue;
 
-use super::Answer;
+use super::MemberList;
 use super::files::regular;
 use crate::config::discovery::Credentials;
 use crate::config::{Url, inventory};
@@ -25,13 +25,13 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Bytes of a token or a password. Chosen: tokens with many claims have 4 KiB.
 const SECRET_BYTES_MAX: u64 = 16 << 10;
 
-/// What the server knows; its addresses are tried one after the other until one answers.
+/// Asks the server; its addresses are tried one after the other until one answers.
 pub(super) async fn ask(
     url: &Url,
     secure: Option<Secure>,
     credentials: Option<Credentials>,
     refresh: Duration,
-) -> Result<Answer, String> {
+) -> Result<MemberList, String> {
     let authorization = match credentials {
         Some(credentials) => {
             let read = tokio::task::spawn_blocking(move || authorization(&credentials)).await;
@@ -53,7 +53,7 @@ pub(super) async fn ask(
                 let shown = format!("the answer of {}", url.authority());
                 let members =
                     inventory::read(&answer.body).map_err(|problems| problems.display(&shown).to_string())?;
-                return Ok(Answer { members, again: refresh });
+                return Ok(MemberList { members, valid: refresh });
             }
             Ok(answer) => {
                 return Err(format!("{} answered {} at {}", url.authority(), answer.status, url.path));
@@ -64,7 +64,7 @@ pub(super) async fn ask(
     Err(why)
 }
 
-/// The header for it, from files as they are.
+/// The `Authorization` header; the files are read each time.
 fn authorization(credentials: &Credentials) -> Result<HeaderValue, String> {
     let (text, path) = match credentials {
         Credentials::Bearer { file } => (format!("Bearer {}", secret(file)?), file),
@@ -74,12 +74,12 @@ fn authorization(credentials: &Credentials) -> Result<HeaderValue, String> {
         }
     };
     let mut header = HeaderValue::from_str(&text)
-        .map_err(|_| format!("{}: has characters that no header may have", path.display()))?;
+        .map_err(|_| format!("{}: has characters that are not allowed in an HTTP header", path.display()))?;
     header.set_sensitive(true);
     Ok(header)
 }
 
-/// What a file says, without the space around it.
+/// The text of a file, without leading and trailing white space.
 fn secret(path: &Path) -> Result<String, String> {
     let at = |what: String| format!("{}: {what}", path.display());
     let mut text = String::new();
@@ -88,7 +88,7 @@ fn secret(path: &Path) -> Result<String, String> {
     match text.trim() {
         "" => Err(at("is empty".to_owned())),
         _ if text.len() as u64 > SECRET_BYTES_MAX => {
-            Err(at(format!("is no secret: more than {SECRET_BYTES_MAX} bytes")))
+            Err(at(format!("is too long for a secret: more than {SECRET_BYTES_MAX} bytes")))
         }
         text => Ok(text.to_owned()),
     }

@@ -1,119 +1,82 @@
-//! Asks those who know of peers and targets, again and again, without disturbing anything.
+//! Service discovery: polls providers for peers and targets, and agents without a name for theirs.
 
 mod dns;
 mod files;
 mod http;
-mod introductions;
+mod identify;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::Provider;
 use crate::config::discovery::Source;
 use crate::config::inventory::Member;
 use crate::http::client::Secure;
+use crate::poller::{Backoff, KeyedPoller, Next};
 
-pub use introductions::{Introduced, Introductions, Stranger};
+pub use identify::{AgentIdentifier, IdentifyResult, UnidentifiedAgent};
 
-/// What came of asking a provider.
+/// All members that a provider lists, sorted; or why that is not known.
+pub type ProviderUpdate = Result<Vec<Member>, String>;
+
+/// Polls providers in the background.
 #[derive(Debug)]
-pub struct Finding {
-    /// Its name.
-    pub provider: String,
-    /// Everybody it knows of, sorted; or why it did not say.
-    pub members: Result<Vec<Member>, String>,
+pub struct ProviderPoller {
+    poller: KeyedPoller<String, PollTask, ProviderUpdate>,
 }
 
-/// Asks providers in the background.
-#[derive(Debug)]
-pub struct Scout {
-    tasks: JoinSet<()>,
-    found: mpsc::Sender<Finding>,
-    asked: BTreeMap<String, (Errand, AbortHandle)>,
-}
-
-/// Whom to ask, and how.
+/// Which provider is polled, and how.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Errand {
-    /// Whom.
+pub struct PollTask {
+    /// The provider.
     pub provider: Provider,
     /// With TLS; `None`: without, or not over HTTP.
     pub secure: Option<Secure>,
 }
 
-/// What a provider said, and when it is to be asked again.
-struct Answer {
+/// The answer of a provider.
+struct MemberList {
     members: Vec<Member>,
-    again: Duration,
+    /// How long it is valid.
+    valid: Duration,
 }
 
-/// Who did not answer is asked again after this, or earlier where it would be anyway.
-const AGAIN: Duration = Duration::from_secs(10);
+/// The first pause after a failure, where the provider is not polled more often anyway. Chosen: a server that
+/// is being restarted is back then.
+const RETRY: Duration = Duration::from_secs(10);
 
-impl Scout {
-    /// A scout that tells `found`.
+impl ProviderPoller {
+    /// A poller of nothing yet, and where updates come out: each with the name of its provider.
     #[must_use]
-    pub fn new(found: mpsc::Sender<Finding>) -> Self {
-        Self { tasks: JoinSet::new(), found, asked: BTreeMap::new() }
-    }
-
-    /// Asks exactly these. Those that are the same as before go on undisturbed.
-    pub fn follow(&mut self, errands: impl IntoIterator<Item = Errand>) {
-        while self.tasks.try_join_next().is_some() {}
-        let wanted: BTreeMap<String, Errand> =
-            errands.into_iter().map(|errand| (errand.provider.name.clone(), errand)).collect();
-        self.asked.retain(|name, (errand, task)| {
-            let stays = wanted.get(name) == Some(errand);
-            if !stays {
-                task.abort();
-            }
-            stays
+    pub fn new() -> (Self, mpsc::Receiver<(String, ProviderUpdate)>) {
+        let (poller, updates) = KeyedPoller::new(|task: &PollTask| {
+            let interval = task.provider.refresh;
+            Backoff { interval, retry: interval.min(RETRY) }
         });
-        for (name, errand) in wanted {
-            if !self.asked.contains_key(&name) {
-                let task = self.tasks.spawn(run(errand.clone(), self.found.clone()));
-                self.asked.insert(name, (errand, task));
-            }
-        }
+        (Self { poller }, updates)
+    }
+
+    /// Polls exactly these from now on. Those that are the same as before are not disturbed.
+    pub fn follow(&mut self, tasks: impl IntoIterator<Item = PollTask>) {
+        let wanted = tasks.into_iter().map(|task| (task.provider.name.clone(), task)).collect();
+        self.poller.follow(wanted, |_, task| poll(task.clone()));
     }
 }
 
-async fn run(Errand { provider, secure }: Errand, found: mpsc::Sender<Finding>) {
-    let Provider { name, source, refresh, .. } = provider;
-    loop {
-        let answer = match &source {
-            Source::Files(patterns) => files::read(patterns.clone(), refresh).await,
-            Source::Http { url, credentials, .. } => {
-                http::ask(url, secure.clone(), credentials.clone(), refresh).await
-            }
-            Source::Dns { name, records } => dns::ask(name, *records, refresh).await,
-        };
-        let (members, again) = match answer {
-            Ok(Answer { mut members, again }) => {
-                members.sort_unstable();
-                members.dedup();
-                (Ok(members), again)
-            }
-            Err(why) => (Err(why), refresh.min(AGAIN)),
-        };
-        if found.send(Finding { provider: name.clone(), members }).await.is_err() {
-            return;
+async fn poll(PollTask { provider, secure }: PollTask) -> (ProviderUpdate, Next) {
+    let Provider { source, refresh, .. } = provider;
+    let answer = match source {
+        Source::Files(patterns) => files::read(patterns, refresh).await,
+        Source::Http { url, credentials, .. } => http::ask(&url, secure, credentials, refresh).await,
+        Source::Dns { name, records } => dns::ask(&name, records, refresh).await,
+    };
+    match answer {
+        Ok(MemberList { mut members, valid }) => {
+            members.sort_unstable();
+            members.dedup();
+            (Ok(members), Next::After(valid))
         }
-        tokio::time::sleep(uneven(again)).await;
+        Err(error) => (Err(error), Next::Retry),
     }
-}
-
-/// Up to a tenth shorter, so that a fleet that was started together does not ask together for ever.
-fn uneven(pause: Duration) -> Duration {
-    pause - some_of(pause / 10)
-}
-
-/// A random part of a time. Without randomness it is nothing, and everybody asks at once, which is only less polite.
-pub(crate) fn some_of(time: Duration) -> Duration {
-    let mut draw = [0; 2];
-    let _ = getrandom::fill(&mut draw);
-    time * u32::from(u16::from_be_bytes(draw)) / 65_536
 }

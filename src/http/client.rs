@@ -195,6 +195,12 @@ impl Client {
     }
 }
 
+/// A host and a port as a URL has them: `fra-1:9862`, `[::1]:9862`.
+#[must_use]
+pub fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -240,7 +246,7 @@ pub enum ClientError {
         source: TlsError,
     },
     /// The deadline passed.
-    #[error("{operation} {to}: no end after {after:?}")]
+    #[error("{operation} {to}: timed out after {after:?}")]
     Timeout {
         /// Whom we asked.
         to: SocketAddr,
@@ -340,7 +346,7 @@ mod tests {
     async fn a_silent_server_is_a_timeout_that_names_it() {
         let (to, _) = server(b"", 0, Then::Wait).await;
         let error = client(SHORT).get(to, "x", "/").await.unwrap_err();
-        assert_eq!(error.to_string(), format!("waiting for an answer of {to}: no end after 50ms"));
+        assert_eq!(error.to_string(), format!("waiting for an answer of {to}: timed out after 50ms"));
     }
 
     #[tokio::test]
@@ -348,7 +354,7 @@ mod tests {
         let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nno", 0, Then::Wait).await;
         // Longer than a scheduling delay: the head must have been read.
         let error = client(Duration::from_secs(2)).get(to, "x", "/").await.unwrap_err();
-        assert_eq!(error.to_string(), format!("reading the answer of {to}: no end after 2s"));
+        assert_eq!(error.to_string(), format!("reading the answer of {to}: timed out after 2s"));
         server.await.unwrap();
     }
 

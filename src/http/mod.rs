@@ -3,12 +3,10 @@
 //! * [`server`] — connections, their limits, a graceful stop;
 //! * [`client`] — one request to one agent, within a deadline;
 //! * [`auth`] — how such a request proves that it comes from the mesh;
-//! * [`front`] — how the port is served: TLS, headers, and the users of [`basic`].
+//! * [`web_config`] — how the port is served: TLS, headers, and the users of [`basic`].
 
 pub mod auth;
 pub mod basic;
 pub mod client;
-pub mod front;
-pub mod routes;
-pub mod scrape;
 pub mod server;
+pub mod web_config;

@@ -1,10 +1,13 @@
 //! The series of the agent itself: its loops and its responder.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::admission::Refusal;
 use pathmeter_proto::time::nanos;
 
+use super::block::Series;
+use super::labels::{Labelled, labels};
 use super::text::{CLOSE, Cell, Family, INFINITY, Suffix, Writer, counter, gauge, histogram, label};
 
 /// What a datagram loop says about itself.
@@ -84,32 +87,29 @@ pub struct ResponderSeries {
     pub replies: Cell,
     /// Answers that the kernel did not take.
     pub reply_errors: Cell,
-    refused: [Cell; Refusal::ALL.len()],
+    refused: Labelled<Refusal, 7>,
     /// Different sources that were answered in the last half to whole minute.
     pub peers_seen: Cell,
     /// Datagrams on the agent port that were no believable goodbye.
-    pub unheard: Cell,
+    pub goodbyes_refused: Arc<Cell>,
 }
 
 impl ResponderSeries {
     /// A datagram got no answer.
     pub fn refused(&self, why: Refusal) {
-        let place = Refusal::ALL.iter().position(|known| *known == why).expect("ALL lists every variant");
-        self.refused[place].inc();
+        self.refused.of(why).inc();
     }
 }
 
-const fn reason(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::Unlisted => r#",reason="unlisted"} "#,
-        Refusal::Unauthentic => r#",reason="auth"} "#,
-        Refusal::SourceRate => r#",reason="source_rate"} "#,
-        Refusal::TotalRate => r#",reason="total_rate"} "#,
-        Refusal::Malformed => r#",reason="malformed"} "#,
-        Refusal::Reflection => r#",reason="reflection"} "#,
-        Refusal::Replay => r#",reason="replay"} "#,
-    }
-}
+labels!(Refusal, "reason", {
+    Unlisted => "unlisted",
+    Unauthentic => "auth",
+    SourceRate => "source_rate",
+    TotalRate => "total_rate",
+    Malformed => "malformed",
+    Reflection => "reflection",
+    Replay => "replay",
+});
 
 /// Why a connection to the agent port was refused, or ended otherwise than by the other side's wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,15 +130,15 @@ pub enum Unanswered {
     Broken,
 }
 
-const UNANSWERED: [(Unanswered, &str); 7] = [
-    (Unanswered::Unlisted, r#",reason="unlisted"} "#),
-    (Unanswered::Unauthentic, r#",reason="auth"} "#),
-    (Unanswered::Full, r#",reason="full"} "#),
-    (Unanswered::Silent, r#",reason="silent"} "#),
-    (Unanswered::Malformed, r#",reason="malformed"} "#),
-    (Unanswered::Stalled, r#",reason="stalled"} "#),
-    (Unanswered::Broken, r#",reason="broken"} "#),
-];
+labels!(Unanswered, "reason", {
+    Unlisted => "unlisted",
+    Unauthentic => "auth",
+    Full => "full",
+    Silent => "silent",
+    Malformed => "malformed",
+    Stalled => "stalled",
+    Broken => "broken",
+});
 
 /// What the responder on the agent port counts.
 #[derive(Debug, Default)]
@@ -149,14 +149,13 @@ pub struct StreamResponderSeries {
     pub messages: Cell,
     /// Times that accepting a connection failed.
     pub accept_errors: Cell,
-    unanswered: [Cell; UNANSWERED.len()],
+    unanswered: Labelled<Unanswered, 7>,
 }
 
 impl StreamResponderSeries {
     /// A connection was refused, or ended badly.
     pub fn unanswered(&self, why: Unanswered) {
-        let place = UNANSWERED.iter().position(|(known, _)| *known == why);
-        self.unanswered[place.expect("the table lists every variant")].inc();
+        self.unanswered.of(why).inc();
     }
 }
 
@@ -164,8 +163,13 @@ fn one(writer: &mut Writer<'_>, name: &str, series: &LoopSeries, cell: &Cell) {
     writer.count(name, Suffix::None, &series.labels, CLOSE, cell.get());
 }
 
+impl Series for LoopSeries {
+    const FAMILIES: &'static [Family<Self>] = &LOOP_FAMILIES;
+    const LINES: usize = 22;
+}
+
 /// In alphabetical order.
-pub(super) const LOOP_FAMILIES: [Family<LoopSeries>; 11] = [
+const LOOP_FAMILIES: [Family<LoopSeries>; 11] = [
     counter(
         "pathmeter_accounting_errors_total",
         "Paths found, about once a second, whose sent datagrams are not their verdicts plus those in flight. Must stay 0.",
@@ -231,12 +235,17 @@ pub(super) const LOOP_FAMILIES: [Family<LoopSeries>; 11] = [
 
 const STAMP: &str = r#"protocol="stamp""#;
 
+impl Series for ResponderSeries {
+    const FAMILIES: &'static [Family<Self>] = &RESPONDER_FAMILIES;
+    const LINES: usize = 12;
+}
+
 /// In alphabetical order.
-pub(super) const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
+const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
     counter(
         "pathmeter_goodbyes_refused_total",
         "Datagrams on the agent port that were no believable goodbye.",
-        |w, name, s| w.plain(name, s.unheard.get()),
+        |w, name, s| w.plain(name, s.goodbyes_refused.get()),
     ),
     gauge(
         "pathmeter_responder_peers_seen",
@@ -244,9 +253,7 @@ pub(super) const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
         |w, name, s| w.plain(name, s.peers_seen.get()),
     ),
     counter("pathmeter_responder_rejected_total", "Datagrams that got no answer.", |w, name, s| {
-        for (cell, refusal) in s.refused.iter().zip(Refusal::ALL) {
-            w.count(name, Suffix::None, STAMP, reason(refusal), cell.get());
-        }
+        s.refused.write(w, name, STAMP);
     }),
     counter("pathmeter_responder_replies_total", "Datagrams that were answered.", |w, name, s| {
         w.count(name, Suffix::None, STAMP, CLOSE, s.replies.get())
@@ -261,8 +268,13 @@ pub(super) const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
 
 const TCP: &str = r#"protocol="tcp""#;
 
+impl Series for StreamResponderSeries {
+    const FAMILIES: &'static [Family<Self>] = &STREAM_RESPONDER_FAMILIES;
+    const LINES: usize = 10;
+}
+
 /// In alphabetical order.
-pub(super) const STREAM_RESPONDER_FAMILIES: [Family<StreamResponderSeries>; 4] = [
+const STREAM_RESPONDER_FAMILIES: [Family<StreamResponderSeries>; 4] = [
     counter(
         "pathmeter_responder_accept_errors_total",
         "Times that accepting a connection failed.",
@@ -274,11 +286,7 @@ pub(super) const STREAM_RESPONDER_FAMILIES: [Family<StreamResponderSeries>; 4] =
     counter(
         "pathmeter_responder_connections_refused_total",
         "Connections that were refused, or ended otherwise than by the other side's wish.",
-        |w, name, s| {
-            for (cell, (_, reason)) in s.unanswered.iter().zip(&UNANSWERED) {
-                w.count(name, Suffix::None, TCP, reason, cell.get());
-            }
-        },
+        |w, name, s| s.unanswered.write(w, name, TCP),
     ),
     counter("pathmeter_responder_messages_total", "Messages that were answered.", |w, name, s| {
         w.count(name, Suffix::None, TCP, CLOSE, s.messages.get());

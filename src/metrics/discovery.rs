@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{CounterVec, GaugeVec, Registry};
 
-use super::process::{counters, gauges};
+use super::registry::{counters, gauges};
 
 /// What is exported of one provider.
 #[derive(Debug, Clone, Copy)]

@@ -1,21 +1,19 @@
 //! The series of echo paths.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::echo::{Class, Direction, Mismatch, Report, Sample, Verdict};
 use pathmeter_proto::machine::{IcmpKind, NotSent, StampedBy};
 use pathmeter_proto::time::nanos;
 
+use super::block::Series;
 use super::distribution::{Buckets, Mean, RTT_BOUNDS};
-use super::group::Totals;
+use super::labels::{Labelled, Labels as _, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
 /// Upper bounds of the burst-length histogram in datagrams.
 const BURST_BOUNDS: [(u64, &str); 3] =
     [(1, r#",le="1.0"} "#), (3, r#",le="3.0"} "#), (10, r#",le="10.0"} "#)];
-
-/// Lines that one path adds to a scrape; counted by a test.
-pub const SERIES_PER_PATH: usize = 70;
 
 /// What one path has measured. Written by the loop that owns the path, read by scrapes.
 #[derive(Debug, Default)]
@@ -26,16 +24,16 @@ pub struct EchoSeries {
     /// By verdict.
     pub ok: Cell,
     late: Cell,
-    lost: [Cell; 3],
+    lost: Labelled<Direction, 3>,
     host_dropped: Cell,
     withdrawn: Cell,
     unsent: Cell,
-    send_errors: [Cell; NOT_SENT.len()],
+    send_errors: Labelled<NotSent, 5>,
     duplicates: Cell,
     reordered: Cell,
     very_late: Cell,
-    mismatched: [Cell; MISMATCHES.len()],
-    icmp: [Cell; ICMP_KINDS.len()],
+    mismatched: Labelled<Mismatch, 3>,
+    icmp: Labelled<IcmpKind, 6>,
     bursts: Cell,
     burst_lengths: Buckets<{ BURST_BOUNDS.len() + 1 }>,
     rtt: Buckets<{ RTT_BOUNDS.len() + 1 }>,
@@ -45,7 +43,7 @@ pub struct EchoSeries {
     turnaround: Mean,
     turnaround_invalid: Cell,
     transmit_lag: Mean,
-    user_stamps: [Cell; 2],
+    user_stamps: Labelled<Side, 2>,
     last_reply: Cell,
     hops: [Cell; 2],
     remarked: [Cell; 2],
@@ -55,44 +53,101 @@ pub struct EchoSeries {
     draining: Cell,
 }
 
-const NOT_SENT: [(NotSent, &str); 5] = [
-    (NotSent::Unreachable, r#",error="unreachable"} "#),
-    (NotSent::Buffer, r#",error="buffer"} "#),
-    (NotSent::Permission, r#",error="permission"} "#),
-    (NotSent::TooBig, r#",error="too_big"} "#),
-    (NotSent::Other, r#",error="other"} "#),
-];
+labels!(NotSent, "error", {
+    Unreachable => "unreachable",
+    Buffer => "buffer",
+    Permission => "permission",
+    TooBig => "too_big",
+    Other => "other",
+});
 
-const MISMATCHES: [(Mismatch, &str); 3] = [
-    (Mismatch::Malformed, r#",reason="malformed"} "#),
-    (Mismatch::Unauthentic, r#",reason="auth"} "#),
-    (Mismatch::Unasked, r#",reason="unasked"} "#),
-];
+labels!(Mismatch, "reason", { Malformed => "malformed", Unauthentic => "auth", Unasked => "unasked" });
 
-const ICMP_KINDS: [IcmpKind; 6] = [
-    IcmpKind::PortUnreachable,
-    IcmpKind::Unreachable,
-    IcmpKind::Prohibited,
-    IcmpKind::TooBig,
-    IcmpKind::TtlExceeded,
-    IcmpKind::Other,
-];
+labels!(IcmpKind, "type", {
+    PortUnreachable => "port_unreachable",
+    Unreachable => "unreachable",
+    Prohibited => "prohibited",
+    TooBig => "too_big",
+    TtlExceeded => "ttl_exceeded",
+    Other => "other",
+});
 
-pub(super) const DIRECTIONS: [(Direction, &str); 3] = [
-    (Direction::Forward, r#",direction="forward"} "#),
-    (Direction::Reverse, r#",direction="reverse"} "#),
-    (Direction::Unknown, r#",direction="unknown"} "#),
-];
+labels!(Direction, "direction", { Forward => "forward", Reverse => "reverse", Unknown => "unknown" });
 
-const STAMPS: [(usize, &str); 2] = [(TRANSMIT, r#",stamp="transmit"} "#), (RECEIVE, r#",stamp="receive"} "#)];
-const TRANSMIT: usize = 0;
-const RECEIVE: usize = 1;
+/// The two directions of a path that both have a value.
+const BOTH_WAYS: [Direction; 2] = [Direction::Forward, Direction::Reverse];
+
+/// Which timestamp of a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Transmit,
+    Receive,
+}
+
+labels!(Side, "stamp", { Transmit => "transmit", Receive => "receive" });
 
 const FORWARD: usize = 0;
 const REVERSE: usize = 1;
 
-fn place<T: PartialEq, const N: usize>(table: &[(T, &str); N], wanted: &T) -> usize {
-    table.iter().position(|(known, _)| known == wanted).expect("the table lists every variant")
+/// Buckets of the round-trip histogram, the last one what lies above all bounds.
+const BUCKETS: usize = RTT_BOUNDS.len() + 1;
+
+/// What was counted of some paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Totals {
+    pub(super) requests: u64,
+    pub(super) late: u64,
+    pub(super) lost: [u64; 3],
+    pub(super) host_dropped: u64,
+    pub(super) withdrawn: u64,
+    pub(super) rtt: [u64; BUCKETS],
+    pub(super) rtt_sum: u64,
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Self {
+            requests: 0,
+            late: 0,
+            lost: [0; 3],
+            host_dropped: 0,
+            withdrawn: 0,
+            rtt: [0; BUCKETS],
+            rtt_sum: 0,
+        }
+    }
+}
+
+impl Totals {
+    /// Adds what was counted between `since` and `until`.
+    pub(super) fn add(&mut self, until: &Self, since: &Self) {
+        // Both are read while the path counts on, field by field.
+        let more = |until: u64, since: u64| until.saturating_sub(since);
+        self.requests += more(until.requests, since.requests);
+        self.late += more(until.late, since.late);
+        self.host_dropped += more(until.host_dropped, since.host_dropped);
+        self.withdrawn += more(until.withdrawn, since.withdrawn);
+        self.rtt_sum += more(until.rtt_sum, since.rtt_sum);
+        for (own, (until, since)) in self.lost.iter_mut().zip(until.lost.iter().zip(since.lost)) {
+            *own += more(*until, since);
+        }
+        for (own, (until, since)) in self.rtt.iter_mut().zip(until.rtt.iter().zip(since.rtt)) {
+            *own += more(*until, since);
+        }
+    }
+
+    /// Datagrams that the network is judged by, how many of them it lost, how many were answered, and their round trips in
+    /// nanoseconds.
+    #[must_use]
+    pub fn judged(&self) -> [u64; 4] {
+        let lost = self.lost.iter().sum();
+        [
+            self.requests.saturating_sub(self.host_dropped + self.withdrawn),
+            lost,
+            self.rtt.iter().sum(),
+            self.rtt_sum,
+        ]
+    }
 }
 
 /// A quantile as a histogram knows it, in nanoseconds.
@@ -135,8 +190,7 @@ impl EchoSeries {
     /// Datagrams with a verdict.
     #[must_use]
     pub fn decided(&self) -> u64 {
-        let lost: u64 = self.lost.iter().map(Cell::get).sum();
-        self.ok.get() + self.late.get() + lost + self.host_dropped.get() + self.withdrawn.get()
+        self.ok.get() + self.late.get() + self.lost.total() + self.host_dropped.get() + self.withdrawn.get()
     }
 
     /// Everything that is counted of a path in a group.
@@ -157,22 +211,17 @@ impl EchoSeries {
     /// Datagrams lost, in any direction.
     #[must_use]
     pub fn lost(&self) -> [u64; 3] {
-        [self.lost[0].get(), self.lost[1].get(), self.lost[2].get()]
+        [Direction::Forward, Direction::Reverse, Direction::Unknown].map(|way| self.lost.of(way).get())
     }
 
     /// ICMP errors by type, those that came.
     pub fn icmp_errors(&self) -> impl Iterator<Item = (IcmpKind, u64)> + '_ {
-        ICMP_KINDS
-            .iter()
-            .zip(&self.icmp)
-            .map(|(kind, cell)| (*kind, cell.get()))
-            .filter(|(_, count)| *count > 0)
+        self.icmp.iter().filter(|(_, count)| *count > 0)
     }
 
     /// Datagrams that our host did not send, by reason, those that there are.
     pub fn send_errors(&self) -> impl Iterator<Item = (NotSent, u64)> + '_ {
-        let counts = NOT_SENT.iter().zip(&self.send_errors).map(|((error, _), cell)| (*error, cell.get()));
-        counts.filter(|(_, count)| *count > 0)
+        self.send_errors.iter().filter(|(_, count)| *count > 0)
     }
 
     /// When the last reply came, in nanoseconds since 1970; 0: none yet.
@@ -227,21 +276,18 @@ impl EchoSeries {
         match report {
             Report::Sent { .. } => self.sent.inc(),
             Report::Unsent(slots) => self.unsent.add(*slots),
-            Report::SendError(error) => self.send_errors[place(&NOT_SENT, error)].inc(),
+            Report::SendError(error) => self.send_errors.of(*error).inc(),
             Report::Decided { verdict, sample, .. } => self.decide(*verdict, sample.as_ref()),
             Report::Ipdv(difference) => self.ipdv.add(*difference),
             Report::Duplicate => self.duplicates.inc(),
             Report::Reordered => self.reordered.inc(),
             Report::VeryLate => self.very_late.inc(),
-            Report::Mismatched(reason) => self.mismatched[place(&MISMATCHES, reason)].inc(),
+            Report::Mismatched(reason) => self.mismatched.of(*reason).inc(),
             Report::BurstBegan => self.bursts.inc(),
             Report::BurstEnded(length) => self.burst_lengths.add(&BURST_BOUNDS, u64::from(*length)),
             Report::TransmitLag(lag) => self.transmit_lag.add(*lag),
             Report::TurnaroundInvalid => self.turnaround_invalid.inc(),
-            Report::Icmp(kind) => {
-                let place = ICMP_KINDS.iter().position(|known| known == kind);
-                self.icmp[place.expect("the table lists every variant")].inc();
-            }
+            Report::Icmp(kind) => self.icmp.of(*kind).inc(),
             Report::LossyFlows(flows) => self.flows_lossy.set(u64::from(*flows)),
         }
     }
@@ -250,7 +296,7 @@ impl EchoSeries {
         match verdict {
             Verdict::Ok => self.ok.inc(),
             Verdict::Late => self.late.inc(),
-            Verdict::Lost(direction) => self.lost[place(&DIRECTIONS, &direction)].inc(),
+            Verdict::Lost(direction) => self.lost.of(direction).inc(),
             Verdict::HostDropped => self.host_dropped.inc(),
             Verdict::Withdrawn => self.withdrawn.inc(),
         }
@@ -261,8 +307,8 @@ impl EchoSeries {
             self.pdv.add(sample.variation);
         }
         self.turnaround.add(sample.turnaround);
-        for (stamp, by) in [(TRANSMIT, sample.transmit), (RECEIVE, sample.receive)] {
-            self.user_stamps[stamp].add(u64::from(by == StampedBy::User));
+        for (side, by) in [(Side::Transmit, sample.transmit), (Side::Receive, sample.receive)] {
+            self.user_stamps.of(side).add(u64::from(by == StampedBy::User));
         }
         for (direction, hops) in [(FORWARD, sample.hops_forward), (REVERSE, sample.hops_reverse)] {
             if let Some(hops) = hops {
@@ -280,25 +326,13 @@ impl EchoSeries {
     }
 }
 
-fn by<T, const N: usize>(
-    writer: &mut Writer<'_>,
-    name: &str,
-    series: &EchoSeries,
-    cells: &[Cell; N],
-    table: &[(T, &str); N],
-) {
-    for (cell, (_, more)) in cells.iter().zip(table) {
-        writer.count(name, Suffix::None, &series.labels, more, cell.get());
-    }
-}
-
 fn one(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, value: u64) {
     writer.count(name, Suffix::None, &series.labels, CLOSE, value);
 }
 
 fn both_ways(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, values: &[Cell; 2]) {
-    for (cell, (_, more)) in values.iter().zip(&DIRECTIONS) {
-        writer.count(name, Suffix::None, &series.labels, more, cell.get());
+    for (cell, way) in values.iter().zip(BOTH_WAYS) {
+        writer.count(name, Suffix::None, &series.labels, way.rest(), cell.get());
     }
 }
 
@@ -306,8 +340,13 @@ fn mean(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, mean: &Mean) {
     mean.write(writer, name, &series.labels, CLOSE);
 }
 
+impl Series for EchoSeries {
+    const FAMILIES: &'static [Family<Self>] = &FAMILIES;
+    const LINES: usize = 70;
+}
+
 /// In alphabetical order.
-pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
+const FAMILIES: [Family<EchoSeries>; 31] = [
     gauge("pathmeter_echo_draining", "Whether the peer said goodbye and has not come back.", |w, name, s| {
         one(w, name, s, s.draining.get())
     }),
@@ -336,9 +375,9 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
         "pathmeter_echo_hops",
         "Routers on the way, from the received TTL. Absent where it is not known.",
         |w, name, s| {
-            for (cell, (_, more)) in s.hops.iter().zip(&DIRECTIONS) {
+            for (cell, way) in s.hops.iter().zip(BOTH_WAYS) {
                 if let Some(hops) = cell.get().checked_sub(1) {
-                    w.count(name, Suffix::None, &s.labels, more, hops);
+                    w.count(name, Suffix::None, &s.labels, way.rest(), hops);
                 }
             }
         },
@@ -351,7 +390,7 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
     counter(
         "pathmeter_echo_icmp_errors_total",
         "ICMP errors about datagrams of this path; /api/v1/paths tells them apart.",
-        |w, name, s| one(w, name, s, s.icmp.iter().map(Cell::get).sum()),
+        |w, name, s| one(w, name, s, s.icmp.total()),
     ),
     gauge(
         "pathmeter_echo_in_flight",
@@ -384,12 +423,12 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
     counter(
         "pathmeter_echo_lost_total",
         "Datagrams lost in the network, by the direction in which there is evidence that they were.",
-        |w, name, s| by(w, name, s, &s.lost, &DIRECTIONS),
+        |w, name, s| s.lost.write(w, name, &s.labels),
     ),
     counter(
         "pathmeter_echo_mismatched_total",
         "Datagrams that came instead of a reply: unreadable, not authentic, or an answer to nothing that was sent.",
-        |w, name, s| by(w, name, s, &s.mismatched, &MISMATCHES),
+        |w, name, s| s.mismatched.write(w, name, &s.labels),
     ),
     summary(
         "pathmeter_echo_pdv_seconds",
@@ -434,7 +473,7 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
     counter(
         "pathmeter_echo_send_errors_total",
         "Datagrams that our host did not send. Neither requests nor lost.",
-        |w, name, s| by(w, name, s, &s.send_errors, &NOT_SENT),
+        |w, name, s| s.send_errors.write(w, name, &s.labels),
     ),
     counter("pathmeter_echo_sent_total", "Datagrams that left the host.", |w, name, s| {
         one(w, name, s, s.sent.get())
@@ -447,7 +486,7 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
     counter(
         "pathmeter_echo_user_stamps_total",
         "Replies measured with our own clock reading because the kernel's stamp did not come.",
-        |w, name, s| by(w, name, s, &s.user_stamps, &STAMPS),
+        |w, name, s| s.user_stamps.write(w, name, &s.labels),
     ),
     counter(
         "pathmeter_echo_very_late_total",
@@ -460,3 +499,35 @@ pub(super) const ECHO_FAMILIES: [Family<EchoSeries>; 31] = [
         |w, name, s| one(w, name, s, s.withdrawn.get()),
     ),
 ];
+
+/// The limits of a configured echo probe.
+#[derive(Debug)]
+pub struct EchoLimits {
+    labels: String,
+    late_after: Duration,
+    lost_after: Duration,
+}
+
+impl EchoLimits {
+    /// Those of the probe called `probe`.
+    #[must_use]
+    pub fn new(probe: &str, late_after: Duration, lost_after: Duration) -> Self {
+        Self { labels: label("probe", probe), late_after, lost_after }
+    }
+}
+
+impl Series for EchoLimits {
+    const FAMILIES: &'static [Family<Self>] = &[
+        gauge(
+            "pathmeter_echo_late_after_seconds",
+            "A reply after a longer round trip is late.",
+            |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, nanos(s.late_after)),
+        ),
+        gauge(
+            "pathmeter_echo_lost_after_seconds",
+            "A datagram without a reply by then is lost.",
+            |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, nanos(s.lost_after)),
+        ),
+    ];
+    const LINES: usize = 2;
+}

@@ -2,73 +2,13 @@
 
 use std::sync::Arc;
 
+use pathmeter_proto::echo::Direction;
+
+use super::block::Series;
 use super::distribution::{RTT_BOUNDS, write_buckets};
-use super::echo::{DIRECTIONS, EchoSeries};
+use super::echo::{EchoSeries, Totals};
+use super::labels::Labels as _;
 use super::text::{CLOSE, Family, Suffix, Writer, counter, gauge, histogram, label};
-
-/// Buckets of the round-trip histogram, the last one what lies above all bounds.
-const BUCKETS: usize = RTT_BOUNDS.len() + 1;
-
-/// Lines that one group adds to a scrape; counted by a test.
-pub const SERIES_PER_GROUP: usize = 27;
-
-/// What was counted of some paths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Totals {
-    pub(super) requests: u64,
-    pub(super) late: u64,
-    pub(super) lost: [u64; 3],
-    pub(super) host_dropped: u64,
-    pub(super) withdrawn: u64,
-    pub(super) rtt: [u64; BUCKETS],
-    pub(super) rtt_sum: u64,
-}
-
-impl Default for Totals {
-    fn default() -> Self {
-        Self {
-            requests: 0,
-            late: 0,
-            lost: [0; 3],
-            host_dropped: 0,
-            withdrawn: 0,
-            rtt: [0; BUCKETS],
-            rtt_sum: 0,
-        }
-    }
-}
-
-impl Totals {
-    /// Adds what was counted between `since` and `until`.
-    fn add(&mut self, until: &Self, since: &Self) {
-        // Both are read while the path counts on, field by field.
-        let more = |until: u64, since: u64| until.saturating_sub(since);
-        self.requests += more(until.requests, since.requests);
-        self.late += more(until.late, since.late);
-        self.host_dropped += more(until.host_dropped, since.host_dropped);
-        self.withdrawn += more(until.withdrawn, since.withdrawn);
-        self.rtt_sum += more(until.rtt_sum, since.rtt_sum);
-        for (own, (until, since)) in self.lost.iter_mut().zip(until.lost.iter().zip(since.lost)) {
-            *own += more(*until, since);
-        }
-        for (own, (until, since)) in self.rtt.iter_mut().zip(until.rtt.iter().zip(since.rtt)) {
-            *own += more(*until, since);
-        }
-    }
-
-    /// Datagrams that the network is judged by, how many of them it lost, how many were answered, and their round trips in
-    /// nanoseconds.
-    #[must_use]
-    pub fn judged(&self) -> [u64; 4] {
-        let lost = self.lost.iter().sum();
-        [
-            self.requests.saturating_sub(self.host_dropped + self.withdrawn),
-            lost,
-            self.rtt.iter().sum(),
-            self.rtt_sum,
-        ]
-    }
-}
 
 /// A path in a group: what it counted before it came is not the group's.
 #[derive(Debug)]
@@ -133,8 +73,13 @@ fn one(writer: &mut Writer<'_>, name: &str, group: &GroupSeries, value: u64) {
     writer.count(name, Suffix::None, &group.labels, CLOSE, value);
 }
 
+impl Series for GroupSeries {
+    const FAMILIES: &'static [Family<Self>] = &FAMILIES;
+    const LINES: usize = 27;
+}
+
 /// In alphabetical order.
-pub(super) const GROUP_FAMILIES: [Family<GroupSeries>; 7] = [
+const FAMILIES: [Family<GroupSeries>; 7] = [
     counter(
         "pathmeter_echo_group_host_dropped_total",
         "As pathmeter_echo_host_dropped_total, of all paths of a group.",
@@ -149,8 +94,8 @@ pub(super) const GROUP_FAMILIES: [Family<GroupSeries>; 7] = [
         "pathmeter_echo_group_lost_total",
         "As pathmeter_echo_lost_total, of all paths of a group.",
         |w, name, g| {
-            for (lost, (_, more)) in g.totals().lost.into_iter().zip(&DIRECTIONS) {
-                w.count(name, Suffix::None, &g.labels, more, lost);
+            for (lost, way) in g.totals().lost.into_iter().zip(Direction::ALL) {
+                w.count(name, Suffix::None, &g.labels, way.rest(), lost);
             }
         },
     ),
@@ -182,7 +127,7 @@ pub(super) const GROUP_FAMILIES: [Family<GroupSeries>; 7] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pathmeter_proto::echo::{Direction, Report, Verdict};
+    use pathmeter_proto::echo::{Report, Verdict};
 
     fn series(lost: u32) -> Arc<EchoSeries> {
         let series = Arc::new(EchoSeries::new("p", "peer", "ipv4", 1));
@@ -223,10 +168,10 @@ mod tests {
         let mut group = GroupSeries::new("p", "zone", "ipv4");
         group.enter(Arc::new(Member::new(&series(1))));
         let mut page = Vec::new();
-        for family in &GROUP_FAMILIES {
+        for family in GroupSeries::FAMILIES {
             family.write(&mut page, std::iter::once(&group));
         }
-        assert_eq!(page.iter().filter(|byte| **byte == b'\n').count(), SERIES_PER_GROUP);
+        assert_eq!(page.iter().filter(|byte| **byte == b'\n').count(), GroupSeries::LINES);
         let text = String::from_utf8(page).unwrap();
         assert!(
             text.contains("pathmeter_echo_group_paths{probe=\"p\",group=\"zone\",family=\"ipv4\"} 1\n"),

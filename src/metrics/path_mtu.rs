@@ -2,10 +2,9 @@
 
 use pathmeter_proto::mtu::Report;
 
+use super::block::Series;
+use super::labels::{Labelled, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, counter, gauge, label};
-
-/// Lines that one such path adds to a scrape; counted by a test.
-pub const SERIES_PER_PATH_MTU: usize = 5;
 
 /// What was found on one path. Written by the loop that owns the path, read by scrapes.
 #[derive(Debug, Default)]
@@ -14,14 +13,18 @@ pub struct PathMtuSeries {
     /// 0: not known.
     bytes: Cell,
     changes: Cell,
-    probes: [Cell; OUTCOMES.len()],
+    probes: Labelled<Outcome, 3>,
 }
 
-const OUTCOMES: [(Report, &str); 3] = [
-    (Report::Acknowledged, r#",outcome="acknowledged"} "#),
-    (Report::Lost, r#",outcome="lost"} "#),
-    (Report::TooBig, r#",outcome="too_big"} "#),
-];
+/// What became of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Acknowledged,
+    Lost,
+    TooBig,
+}
+
+labels!(Outcome, "outcome", { Acknowledged => "acknowledged", Lost => "lost", TooBig => "too_big" });
 
 impl PathMtuSeries {
     /// The series of one path, all zero.
@@ -50,16 +53,20 @@ impl PathMtuSeries {
                 self.changes.add(u64::from(from.is_some()));
             }
             Report::Sent => {}
-            Report::Acknowledged | Report::Lost | Report::TooBig => {
-                let outcome = OUTCOMES.iter().zip(&self.probes).find(|((known, _), _)| known == report);
-                outcome.expect("the table lists every outcome").1.inc();
-            }
+            Report::Acknowledged => self.probes.of(Outcome::Acknowledged).inc(),
+            Report::Lost => self.probes.of(Outcome::Lost).inc(),
+            Report::TooBig => self.probes.of(Outcome::TooBig).inc(),
         }
     }
 }
 
+impl Series for PathMtuSeries {
+    const FAMILIES: &'static [Family<Self>] = &FAMILIES;
+    const LINES: usize = 5;
+}
+
 /// In alphabetical order.
-pub(super) const PATH_MTU_FAMILIES: [Family<PathMtuSeries>; 3] = [
+const FAMILIES: [Family<PathMtuSeries>; 3] = [
     gauge(
         "pathmeter_path_mtu_bytes",
         "Longest IP packet that gets to the peer in one piece, or the ceiling of the search. Absent until it is known.",
@@ -75,10 +82,6 @@ pub(super) const PATH_MTU_FAMILIES: [Family<PathMtuSeries>; 3] = [
     counter(
         "pathmeter_path_mtu_probes_total",
         "Packets that were sent to find a path MTU, or that our own host refused as too long.",
-        |w, name, s| {
-            for (cell, (_, more)) in s.probes.iter().zip(&OUTCOMES) {
-                w.count(name, Suffix::None, &s.labels, more, cell.get());
-            }
-        },
+        |w, name, s| s.probes.write(w, name, &s.labels),
     ),
 ];

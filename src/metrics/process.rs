@@ -8,9 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::unistd::{SysconfVar, sysconf};
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
-use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Opts, Registry};
+use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Registry};
 
 use super::discovery::{Discovery, ProviderCounts};
+use super::registry::{VALID, counter, counters, gauge, gauges, integer};
 
 /// Metrics of the process and of what the daemon does.
 #[derive(Debug)]
@@ -103,8 +104,6 @@ struct Proc {
     start: Gauge,
     threads: Gauge,
 }
-
-const VALID: &str = "the name and the help text are constants of this file, and each is registered once";
 
 impl ProcessMetrics {
     /// All metrics, at zero.
@@ -307,34 +306,4 @@ fn system(what: SysconfVar, usual: u32) -> f64 {
 
 fn seconds_since_1970() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> Gauge {
-    let gauge = Gauge::new(name, help).expect(VALID);
-    registry.register(Box::new(gauge.clone())).expect(VALID);
-    gauge
-}
-
-pub(super) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-    let gauges = GaugeVec::new(Opts::new(name, help), labels).expect(VALID);
-    registry.register(Box::new(gauges.clone())).expect(VALID);
-    gauges
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> Counter {
-    let counter = Counter::new(name, help).expect(VALID);
-    registry.register(Box::new(counter.clone())).expect(VALID);
-    counter
-}
-
-fn integer(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    let counter = IntCounter::new(name, help).expect(VALID);
-    registry.register(Box::new(counter.clone())).expect(VALID);
-    counter
-}
-
-pub(super) fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> CounterVec {
-    let counters = CounterVec::new(Opts::new(name, help), labels).expect(VALID);
-    registry.register(Box::new(counters.clone())).expect(VALID);
-    counters
 }

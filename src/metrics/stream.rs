@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use pathmeter_proto::time::nanos;
 
+use super::block::Series;
 use super::distribution::{Buckets, Mean, RTT_BOUNDS};
+use super::labels::{Labelled, Labels as _, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
-
-/// Lines that one path over connections adds to those of its echo; counted by a test.
-pub const SERIES_PER_STREAM: usize = 60;
 
 /// Why there is no connection, or no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,18 +34,18 @@ pub enum Broken {
     Local,
 }
 
-const REASONS: [(Broken, &str); 10] = [
-    (Broken::Refused, r#",reason="refused"} "#),
-    (Broken::Unreachable, r#",reason="unreachable"} "#),
-    (Broken::Timeout, r#",reason="timeout"} "#),
-    (Broken::Reset, r#",reason="reset"} "#),
-    (Broken::Closed, r#",reason="closed"} "#),
-    (Broken::Denied, r#",reason="denied"} "#),
-    (Broken::Tls, r#",reason="tls"} "#),
-    (Broken::Protocol, r#",reason="protocol"} "#),
-    (Broken::Unresolved, r#",reason="unresolved"} "#),
-    (Broken::Local, r#",reason="local"} "#),
-];
+labels!(Broken, "reason", {
+    Refused => "refused",
+    Unreachable => "unreachable",
+    Timeout => "timeout",
+    Reset => "reset",
+    Closed => "closed",
+    Denied => "denied",
+    Tls => "tls",
+    Protocol => "protocol",
+    Unresolved => "unresolved",
+    Local => "local",
+});
 
 /// What making a connection consists of besides TCP's own handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,13 +62,13 @@ pub enum Stage {
     FirstByte,
 }
 
-const STAGES: [(Stage, &str); 5] = [
-    (Stage::Resolve, r#",stage="resolve"} "#),
-    (Stage::Tls, r#",stage="tls"} "#),
-    (Stage::Greeting, r#",stage="greeting"} "#),
-    (Stage::WebSocket, r#",stage="websocket"} "#),
-    (Stage::FirstByte, r#",stage="first_byte"} "#),
-];
+labels!(Stage, "stage", {
+    Resolve => "resolve",
+    Tls => "tls",
+    Greeting => "greeting",
+    WebSocket => "websocket",
+    FirstByte => "first_byte",
+});
 
 /// How an answer that came can still be the wrong one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,8 +79,10 @@ pub enum Unexpected {
     Body,
 }
 
-const UNEXPECTED: [(Unexpected, &str); 2] =
-    [(Unexpected::Status, r#",reason="status"} "#), (Unexpected::Body, r#",reason="body"} "#)];
+labels!(Unexpected, "reason", {
+    Status => "status",
+    Body => "body",
+});
 
 /// What the kernel says about a TCP connection (TCP_INFO). Times in microseconds, as the kernel has them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -112,10 +113,10 @@ pub struct StreamSeries {
     labels: String,
     connected: Cell,
     connects: Buckets<{ RTT_BOUNDS.len() + 1 }>,
-    connect_failures: [Cell; REASONS.len()],
-    stages: [Mean; STAGES.len()],
-    reconnects: [Cell; REASONS.len()],
-    unexpected: [Cell; UNEXPECTED.len()],
+    connect_failures: Labelled<Broken, 10>,
+    stages: [Mean; Stage::ALL.len()],
+    reconnects: Labelled<Broken, 10>,
+    unexpected: Labelled<Unexpected, 2>,
     certificate_expiry: Cell,
     retransmits: Cell,
     bytes_retransmitted: Cell,
@@ -145,7 +146,7 @@ impl StreamSeries {
     pub fn disconnected(&self, why: Broken) {
         self.connected.set(0);
         self.forget_tcp();
-        find(&REASONS, &self.reconnects, &why).inc();
+        self.reconnects.of(why).inc();
     }
 
     /// Another path goes on with these, maybe without TLS.
@@ -169,7 +170,7 @@ impl StreamSeries {
     /// HTTP answers that were not the expected ones.
     #[must_use]
     pub fn unexpected_answers(&self) -> u64 {
-        self.unexpected.iter().map(Cell::get).sum()
+        self.unexpected.total()
     }
 
     /// TCP's handshake of a fresh connection took this long.
@@ -179,17 +180,17 @@ impl StreamSeries {
 
     /// A stage of a fresh connection took this long.
     pub fn stage_took(&self, stage: Stage, span: Duration) {
-        find(&STAGES, &self.stages, &stage).add(span);
+        self.stages[stage.index()].add(span);
     }
 
     /// A fresh connection could not be made.
     pub fn connect_failed(&self, why: Broken) {
-        find(&REASONS, &self.connect_failures, &why).inc();
+        self.connect_failures.of(why).inc();
     }
 
     /// An answer was not the expected one.
     pub fn unexpected(&self, what: Unexpected) {
-        find(&UNEXPECTED, &self.unexpected, &what).inc();
+        self.unexpected.of(what).inc();
     }
 
     /// When the certificate that the other side showed expires, in seconds since 1970.
@@ -219,11 +220,6 @@ impl StreamSeries {
     }
 }
 
-fn find<'a, T: PartialEq, C, const N: usize>(table: &[(T, &str); N], cells: &'a [C; N], wanted: &T) -> &'a C {
-    let place = table.iter().position(|(known, _)| known == wanted);
-    &cells[place.expect("the table lists every variant")]
-}
-
 fn one(writer: &mut Writer<'_>, name: &str, series: &StreamSeries, cell: &Cell) {
     writer.count(name, Suffix::None, &series.labels, CLOSE, cell.get());
 }
@@ -232,20 +228,13 @@ fn micros(writer: &mut Writer<'_>, name: &str, series: &StreamSeries, cell: &Cel
     writer.seconds(name, Suffix::None, &series.labels, CLOSE, cell.get() * 1_000);
 }
 
-fn by<T, const N: usize>(
-    writer: &mut Writer<'_>,
-    name: &str,
-    series: &StreamSeries,
-    cells: &[Cell; N],
-    table: &[(T, &str); N],
-) {
-    for (cell, (_, rest)) in cells.iter().zip(table) {
-        writer.count(name, Suffix::None, &series.labels, rest, cell.get());
-    }
+impl Series for StreamSeries {
+    const FAMILIES: &'static [Family<Self>] = &FAMILIES;
+    const LINES: usize = 60;
 }
 
 /// In alphabetical order.
-pub(super) const STREAM_FAMILIES: [Family<StreamSeries>; 16] = [
+const FAMILIES: [Family<StreamSeries>; 16] = [
     histogram(
         "pathmeter_echo_connect_duration_seconds",
         "TCP handshakes of fresh connections, made only to measure them.",
@@ -254,7 +243,7 @@ pub(super) const STREAM_FAMILIES: [Family<StreamSeries>; 16] = [
     counter(
         "pathmeter_echo_connect_failures_total",
         "Fresh connections that could not be made, or not as far as to the first answer.",
-        |w, name, s| by(w, name, s, &s.connect_failures, &REASONS),
+        |w, name, s| s.connect_failures.write(w, name, &s.labels),
     ),
     gauge(
         "pathmeter_echo_connected",
@@ -267,15 +256,15 @@ pub(super) const STREAM_FAMILIES: [Family<StreamSeries>; 16] = [
         "pathmeter_echo_handshake_duration_seconds",
         "What fresh connections took besides TCP's handshake, by stage.",
         |w, name, s| {
-            for (mean, (_, rest)) in s.stages.iter().zip(&STAGES) {
-                mean.write(w, name, &s.labels, rest);
+            for (mean, stage) in s.stages.iter().zip(Stage::ALL) {
+                mean.write(w, name, &s.labels, stage.rest());
             }
         },
     ),
     counter(
         "pathmeter_echo_reconnects_total",
         "Ends of the connection that carries the messages, and failed attempts to make it.",
-        |w, name, s| by(w, name, s, &s.reconnects, &REASONS),
+        |w, name, s| s.reconnects.write(w, name, &s.labels),
     ),
     counter(
         "pathmeter_echo_tcp_busy_seconds_total",
@@ -323,7 +312,7 @@ pub(super) const STREAM_FAMILIES: [Family<StreamSeries>; 16] = [
     counter(
         "pathmeter_echo_unexpected_total",
         "HTTP answers with another status or body than was expected; they count as answered.",
-        |w, name, s| by(w, name, s, &s.unexpected, &UNEXPECTED),
+        |w, name, s| s.unexpected.write(w, name, &s.labels),
     ),
     gauge(
         "pathmeter_tls_certificate_expiry_timestamp_seconds",

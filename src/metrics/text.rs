@@ -84,7 +84,7 @@ impl Format {
 }
 
 /// One family of lines, written for each `S` there is.
-pub(super) struct Family<S> {
+pub struct Family<S> {
     pub(super) name: &'static str,
     kind: Kind,
     help: &'static str,
@@ -92,7 +92,7 @@ pub(super) struct Family<S> {
 }
 
 /// Writes the lines of one `S` under a name.
-type Lines<S> = fn(&mut Writer<'_>, &'static str, &S);
+pub(super) type Lines<S> = fn(&mut Writer<'_>, &'static str, &S);
 
 pub(super) const fn counter<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
     Family { name, kind: Kind::Counter, help, lines }
@@ -108,6 +108,12 @@ pub(super) const fn histogram<S>(name: &'static str, help: &'static str, lines: 
 
 pub(super) const fn summary<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
     Family { name, kind: Kind::Summary, help, lines }
+}
+
+impl<S> std::fmt::Debug for Family<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Family").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl<S> Family<S> {

@@ -1,6 +1,8 @@
 //! The series of `/ws`.
 
-use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, label};
+use super::block::Series;
+use super::labels::{Labelled, labels};
+use super::text::{Cell, Family, counter, gauge};
 
 /// What the WebSocket responder counts. Accepted clients are those that are connected and those that have ended.
 #[derive(Debug, Default)]
@@ -9,25 +11,23 @@ pub struct WebSocketSeries {
     pub clients: Cell,
     /// Clients that were let in.
     pub accepted: Cell,
-    refused: [Cell; Refused::ALL.len()],
+    refused: Labelled<Refused, 4>,
     /// Messages that were sent back.
     pub messages: Cell,
     /// Their payload.
     pub bytes: Cell,
-    closed: [Cell; Ending::ALL.len()],
+    closed: Labelled<Ending, 7>,
 }
 
 impl WebSocketSeries {
     /// A client was not let in.
     pub fn refused(&self, why: Refused) {
-        let place = Refused::ALL.iter().position(|known| *known == why).expect("ALL lists every variant");
-        self.refused[place].inc();
+        self.refused.of(why).inc();
     }
 
     /// A client that was let in has ended.
     pub fn closed(&self, why: Ending) {
-        let place = Ending::ALL.iter().position(|known| *known == why).expect("ALL lists every variant");
-        self.closed[place].inc();
+        self.closed.of(why).inc();
     }
 }
 
@@ -44,18 +44,12 @@ pub enum Refused {
     BadRequest,
 }
 
-impl Refused {
-    const ALL: [Self; 4] = [Self::Origin, Self::Admission, Self::Limit, Self::BadRequest];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Origin => "origin",
-            Self::Admission => "admission",
-            Self::Limit => "limit",
-            Self::BadRequest => "bad_request",
-        }
-    }
-}
+labels!(Refused, "reason", {
+    Origin => "origin",
+    Admission => "admission",
+    Limit => "limit",
+    BadRequest => "bad_request",
+});
 
 /// How a client ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,42 +70,23 @@ pub enum Ending {
     Error,
 }
 
-impl Ending {
-    const ALL: [Self; 7] = [
-        Self::Client,
-        Self::Idle,
-        Self::TooLarge,
-        Self::Protocol,
-        Self::Stalled,
-        Self::GoingAway,
-        Self::Error,
-    ];
+labels!(Ending, "reason", {
+    Client => "client",
+    Idle => "idle",
+    TooLarge => "too_large",
+    Protocol => "protocol",
+    Stalled => "stalled",
+    GoingAway => "going_away",
+    Error => "error",
+});
 
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Idle => "idle",
-            Self::TooLarge => "too_large",
-            Self::Protocol => "protocol",
-            Self::Stalled => "stalled",
-            Self::GoingAway => "going_away",
-            Self::Error => "error",
-        }
-    }
-}
-
-fn by_reason<'a>(
-    writer: &mut Writer<'_>,
-    name: &str,
-    counts: impl Iterator<Item = (&'static str, &'a Cell)>,
-) {
-    for (reason, count) in counts {
-        writer.count(name, Suffix::None, &label("reason", reason), CLOSE, count.get());
-    }
+impl Series for WebSocketSeries {
+    const FAMILIES: &'static [Family<Self>] = &FAMILIES;
+    const LINES: usize = 15;
 }
 
 /// In alphabetical order.
-pub(super) const WEBSOCKET_FAMILIES: [Family<WebSocketSeries>; 6] = [
+const FAMILIES: [Family<WebSocketSeries>; 6] = [
     counter(
         "pathmeter_websocket_bytes_total",
         "Payload of the messages that were sent back.",
@@ -128,7 +103,7 @@ pub(super) const WEBSOCKET_FAMILIES: [Family<WebSocketSeries>; 6] = [
     counter(
         "pathmeter_websocket_closed_total",
         "WebSocket clients that were let in and have ended, by how.",
-        |w, name, s| by_reason(w, name, Ending::ALL.map(Ending::name).into_iter().zip(&s.closed)),
+        |w, name, s| s.closed.write_alone(w, name),
     ),
     counter(
         "pathmeter_websocket_messages_total",
@@ -138,6 +113,6 @@ pub(super) const WEBSOCKET_FAMILIES: [Family<WebSocketSeries>; 6] = [
     counter(
         "pathmeter_websocket_refused_total",
         "WebSocket clients that were not let in, by reason.",
-        |w, name, s| by_reason(w, name, Refused::ALL.map(Refused::name).into_iter().zip(&s.refused)),
+        |w, name, s| s.refused.write_alone(w, name),
     ),
 ];

@@ -14,15 +14,15 @@ use tokio::sync::Semaphore;
 
 use super::gauge::Gauge;
 use super::http::{self, Expected};
+use super::http_target::{HttpTarget, Raw};
 use super::link::Link;
 use super::tcp;
 use super::trouble::Trouble;
 use super::websocket;
 use crate::clock::Clock;
-use crate::http::auth::Signer;
 use crate::http::client::Secure;
 use crate::metrics::stream::{Broken, Stage};
-use crate::tls::{Cause, MaybeTls};
+use crate::tls::Cause;
 
 /// How a path connects.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ pub enum Over {
     /// Messages that are echoed over a WebSocket.
     WebSocket {
         /// Where.
-        place: Place,
+        place: HttpTarget,
         /// What they look like.
         format: Format,
         /// Bytes of a message.
@@ -61,27 +61,11 @@ pub enum Over {
     /// Requests over HTTP.
     Http {
         /// Where.
-        place: Place,
+        place: HttpTarget,
         /// What the answers must be.
         expected: Expected,
     },
 }
-
-/// What is asked for at a server.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// What the `Host` header says.
-    pub authority: String,
-    /// The path and the query.
-    pub path: String,
-    /// Signs requests; `None`: they are not signed.
-    pub signer: Option<Signer>,
-    /// How TLS is spoken; `None`: it is not.
-    pub secure: Option<Secure>,
-}
-
-/// A connection before anything is spoken over it, TLS apart.
-pub(super) type Raw = MaybeTls<TcpStream>;
 
 /// An idle connection is asked this often whether it still stands, so that no NAT forgets it and its end is noticed before the
 /// next message. Chosen: 30 s; the shortest-lived entries of common NATs last a minute.
@@ -89,9 +73,6 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Look-ups at once; each occupies a thread until the system has answered.
 static LOOK_UPS: Semaphore = Semaphore::const_new(8);
-
-/// What we call ourselves to servers.
-pub(super) const AGENT: &str = concat!("pathmeter/", env!("CARGO_PKG_VERSION"));
 
 impl Over {
     /// Messages that may be unanswered at once.
@@ -157,7 +138,7 @@ impl Dial {
         Gauge::of(stream).map_err(|error| Trouble::at_once(&format!("connecting to {}", self.to), &error))
     }
 
-    async fn secure(&self, stream: TcpStream, place: &Place, took: &mut Took) -> Result<Raw, Trouble> {
+    async fn secure(&self, stream: TcpStream, place: &HttpTarget, took: &mut Took) -> Result<Raw, Trouble> {
         let Some(Secure { connector, server_name }) = &place.secure else { return Ok(Raw::Plain(stream)) };
         let began = Clock::now();
         let stream = connector.connect(stream, server_name).await.map_err(|error| {

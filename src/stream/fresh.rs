@@ -10,7 +10,8 @@ use pathmeter_proto::wire::NtpTime;
 use tokio::time::{sleep, timeout};
 
 use super::dial::{Dial, Took};
-use super::link::{Heard, Link};
+use super::link::Link;
+use super::link_event::Heard;
 use super::trouble::Trouble;
 use crate::clock::Clock;
 use crate::metrics::echo::EchoSeries;

@@ -20,9 +20,9 @@ use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::Message;
 use serde::Deserialize;
 
-use super::dial::{AGENT, Place, Raw};
 use super::gauge::Gauge;
-use super::link::{Handed, Heard};
+use super::http_target::{AGENT, HttpTarget, Raw};
+use super::link_event::{Handed, Heard};
 use super::trouble::Trouble;
 use crate::clock::Clock;
 use crate::http::client::Secure;
@@ -52,7 +52,7 @@ pub(super) struct HttpLink {
     /// How the connection ended, if it has.
     ended: Option<hyper::Result<()>>,
     to: SocketAddr,
-    place: Place,
+    place: HttpTarget,
     expected: Expected,
     state: State,
     /// Answers that came over it.
@@ -113,7 +113,7 @@ pub(super) async fn begin(
     stream: Raw,
     gauge: Gauge,
     to: SocketAddr,
-    place: Place,
+    place: HttpTarget,
     expected: Expected,
 ) -> Result<Box<HttpLink>, Trouble> {
     let begun = http1::handshake(TokioIo::new(stream)).await;

@@ -15,21 +15,23 @@ use tokio::task::coop::has_budget_remaining;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
-use super::NewStream;
+use super::StreamEcho;
 use super::dial::{Dial, Took};
-use super::link::{Heard, Link};
+use super::link::Link;
+use super::link_event::Heard;
 use super::trouble::Trouble;
 use crate::clock::{Clock, Upset};
-use crate::datagram::{Event, PathId};
+use crate::loops::Event;
 use crate::metrics::agent::LoopSeries;
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::{Broken, StreamSeries, TcpInfo};
+use crate::paths::PathId;
 
-/// What a path is told. When nobody is left to tell it anything it ends, and what is undecided is withdrawn.
+/// What a path is asked to do. When the sender is gone it ends, and what is undecided is withdrawn.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Order {
-    /// The peer said at that time that it is leaving.
-    Goodbye(Timestamp),
+pub(super) enum PathCommand {
+    /// The peer announced at that time that it is leaving.
+    PeerLeaving(Timestamp),
     /// Send nothing more, and end when everything is decided.
     Stop,
 }
@@ -58,7 +60,7 @@ pub(super) struct Path {
     dial: Arc<Dial>,
     link: Option<Link>,
     attempt: Option<Attempt>,
-    orders: UnboundedReceiver<Order>,
+    commands: UnboundedReceiver<PathCommand>,
     clock: Clock,
     /// Everything that had arrived by then was taken.
     drained: Timestamp,
@@ -82,31 +84,33 @@ type Attempt = Pin<Box<dyn Future<Output = Result<(Link, Took), Trouble>> + Send
 
 /// What a path can wake up for.
 enum Happened {
-    Ordered(Option<Order>),
+    Ordered(Option<PathCommand>),
     Attempted(Result<(Link, Took), Trouble>),
     Heard(Heard),
 }
 
 impl Path {
     pub(super) fn new(
-        new: NewStream,
-        orders: UnboundedReceiver<Order>,
+        id: PathId,
+        new: StreamEcho,
+        peer_left_at: Option<Timestamp>,
+        commands: UnboundedReceiver<PathCommand>,
         agent: Arc<LoopSeries>,
         events: tokio::sync::mpsc::Sender<Event>,
     ) -> Self {
         let now = Clock::now();
         let mut prober = StreamProber::new(new.spec, now);
         new.stream.begin_again();
-        if let Some(at) = new.absent_since {
-            prober.goodbye(at);
+        if let Some(at) = peer_left_at {
+            prober.peer_leaving(at);
         }
         Self {
-            id: new.id,
+            id,
             prober,
             dial: Arc::new(new.dial),
             link: None,
             attempt: None,
-            orders,
+            commands,
             clock: Clock::new(),
             drained: now,
             looked: now,
@@ -210,7 +214,7 @@ impl Path {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Happened> {
-        if let Poll::Ready(order) = self.orders.poll_recv(context) {
+        if let Poll::Ready(order) = self.commands.poll_recv(context) {
             return Poll::Ready(Happened::Ordered(order));
         }
         if let Some(attempt) = &mut self.attempt
@@ -228,8 +232,8 @@ impl Path {
     /// Takes note of what happened; false when it is told to end.
     fn take(&mut self, happened: Happened) -> bool {
         match happened {
-            Happened::Ordered(Some(Order::Goodbye(at))) => self.prober.goodbye(at),
-            Happened::Ordered(Some(Order::Stop)) => self.prober.stop(),
+            Happened::Ordered(Some(PathCommand::PeerLeaving(at))) => self.prober.peer_leaving(at),
+            Happened::Ordered(Some(PathCommand::Stop)) => self.prober.stop(),
             Happened::Ordered(None) => return false,
             Happened::Attempted(Ok((link, took))) => {
                 self.stream.connected();
@@ -288,7 +292,7 @@ impl Path {
         self.attempt = None;
         if self.prober.disconnected(Clock::now(), trouble.ours) {
             self.stream.disconnected(trouble.why);
-            self.tell(Event::Broken { id: self.id, reason: trouble.text.clone() });
+            self.tell(Event::Disconnected { id: self.id, reason: trouble.text.clone() });
         }
     }
 

@@ -35,10 +35,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one source address; further ones are told that there is no room.
     pub connections_per_source: usize,
-    /// Connections at once of those who are neither listed nor have proven a key; further ones are dropped unread.
-    pub strangers: usize,
+    /// Connections at once whose source is not listed and has not proven a key; further ones are dropped unread.
+    pub unverified: usize,
     /// The same of one source address.
-    pub strangers_per_source: usize,
+    pub unverified_per_source: usize,
     /// The greeting has this long.
     pub greeting: Duration,
     /// Who does not take its replies for this long is disconnected.
@@ -52,8 +52,8 @@ impl Default for Limits {
         Self {
             connections: 4_096,
             connections_per_source: 256,
-            strangers: 256,
-            strangers_per_source: 32,
+            unverified: 256,
+            unverified_per_source: 32,
             greeting: Duration::from_secs(10),
             stall: Duration::from_secs(60),
         }
@@ -90,7 +90,7 @@ pub struct Responder {
     terms: ArcSwap<Terms>,
     limits: Limits,
     rates: Mutex<Rates>,
-    guests: Mutex<Guests>,
+    open: Mutex<ConnectionLimits>,
     /// Whether nobody is answered any more.
     is_silent: AtomicBool,
     series: Arc<StreamResponderSeries>,
@@ -104,7 +104,7 @@ impl Responder {
             terms: ArcSwap::from_pointee(terms),
             limits,
             rates: Mutex::new(Rates::new()),
-            guests: Mutex::default(),
+            open: Mutex::default(),
             is_silent: AtomicBool::new(false),
             series,
         }
@@ -158,8 +158,8 @@ impl Responder {
 
     async fn host(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let outcome = match Guest::enter(&self, source.ip()) {
-            Some(mut guest) => self.converse(stream, source, &mut guest).await,
+        let outcome = match Connection::open(&self, source.ip()) {
+            Some(mut connection) => self.converse(stream, source, &mut connection).await,
             None => Err(Unanswered::Full),
         };
         if let Err(why) = outcome {
@@ -172,7 +172,7 @@ impl Responder {
         &self,
         mut stream: TcpStream,
         source: SocketAddr,
-        guest: &mut Guest<'_>,
+        connection: &mut Connection<'_>,
     ) -> Result<(), Unanswered> {
         let lost = |_: io::Error| Unanswered::Broken;
         set_options(&stream, self.limits.stall).map_err(lost)?;
@@ -195,7 +195,7 @@ impl Responder {
             Proof::None if !terms.policy.lists(source.ip()) => {
                 (Admittance::Unlisted, Some(Unanswered::Unlisted))
             }
-            Proof::None | Proof::By(_) if !guest.is_welcome => (Admittance::Full, Some(Unanswered::Full)),
+            Proof::None | Proof::By(_) if !connection.has_room => (Admittance::Full, Some(Unanswered::Full)),
             Proof::None | Proof::By(_) if !lengths.contains(&hello.message_bytes) => {
                 (Admittance::Length, Some(Unanswered::Malformed))
             }
@@ -219,7 +219,7 @@ impl Responder {
             let received = clock.offset().wall(at);
             seal.check_request(&frame).map_err(|_| Unanswered::Malformed)?;
             if key.is_some() {
-                guest.proved();
+                connection.proved();
             }
             let latest = self.terms.load();
             if !Arc::ptr_eq(&terms, &latest) {
@@ -297,12 +297,12 @@ fn set_options(stream: &TcpStream, stall: Duration) -> io::Result<()> {
     options.set_tcp_keepalive(&keepalive)
 }
 
-/// The connections there are.
+/// The connections that are open, as the limits count them.
 #[derive(Debug, Default)]
-struct Guests {
+struct ConnectionLimits {
     all: usize,
-    /// Those who are not listed and have not proven a key with a message of their own.
-    strangers: usize,
+    /// Those whose source is not listed, and that have not proven a key with a message.
+    unverified: usize,
     by_source: HashMap<IpAddr, OfSource>,
 }
 
@@ -310,72 +310,72 @@ struct Guests {
 #[derive(Debug, Clone, Copy, Default)]
 struct OfSource {
     all: usize,
-    strangers: usize,
+    unverified: usize,
 }
 
-/// A connection among the others.
-struct Guest<'a> {
+/// An open connection; dropping it makes room for another.
+struct Connection<'a> {
     responder: &'a Responder,
     source: IpAddr,
-    is_stranger: bool,
-    /// Whether there is room for it. Without it is only told so.
-    is_welcome: bool,
+    is_unverified: bool,
+    /// Whether it is within the limits; one that is not is refused with [`Admittance::Full`].
+    has_room: bool,
 }
 
-impl<'a> Guest<'a> {
-    /// `None` where there is not even room to be told so.
-    fn enter(responder: &'a Responder, source: IpAddr) -> Option<Self> {
-        let is_stranger = !responder.terms.load().policy.lists(source);
+impl<'a> Connection<'a> {
+    /// `None` over the hard limit, where a connection is dropped without a refusal.
+    fn open(responder: &'a Responder, source: IpAddr) -> Option<Self> {
+        let is_unverified = !responder.terms.load().policy.lists(source);
         let limits = responder.limits;
         let source = paced_as(source);
-        let mut guests = responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = guests.by_source.get(&source).copied().unwrap_or_default();
-        let is_crowded = of_source.all >= limits.connections_per_source || guests.all >= limits.connections;
-        let is_too_strange =
-            guests.strangers >= limits.strangers || of_source.strangers >= limits.strangers_per_source;
-        let is_thronged = of_source.all >= limits.connections_per_source + SPARE
-            || guests.all >= limits.connections + SPARE
-            || is_stranger && is_too_strange;
-        if is_thronged {
+        let mut open = responder.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_source = open.by_source.get(&source).copied().unwrap_or_default();
+        let over_limit = of_source.all >= limits.connections_per_source || open.all >= limits.connections;
+        let too_many_unverified =
+            open.unverified >= limits.unverified || of_source.unverified >= limits.unverified_per_source;
+        let over_hard_limit = of_source.all >= limits.connections_per_source + SPARE
+            || open.all >= limits.connections + SPARE
+            || is_unverified && too_many_unverified;
+        if over_hard_limit {
             return None;
         }
-        guests.all += 1;
-        guests.strangers += usize::from(is_stranger);
-        let of_source = guests.by_source.entry(source).or_default();
+        open.all += 1;
+        open.unverified += usize::from(is_unverified);
+        let of_source = open.by_source.entry(source).or_default();
         of_source.all += 1;
-        of_source.strangers += usize::from(is_stranger);
-        responder.series.connections.set(u64::try_from(guests.all).unwrap_or(u64::MAX));
-        drop(guests);
-        Some(Self { responder, source, is_stranger, is_welcome: !is_crowded })
+        of_source.unverified += usize::from(is_unverified);
+        responder.series.connections.set(u64::try_from(open.all).unwrap_or(u64::MAX));
+        drop(open);
+        Some(Self { responder, source, is_unverified, has_room: !over_limit })
     }
 
     /// It proved that it knows the key.
     fn proved(&mut self) {
-        if std::mem::take(&mut self.is_stranger) {
-            let mut guests = self.responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
-            guests.strangers -= 1;
-            if let Some(of_source) = guests.by_source.get_mut(&self.source) {
-                of_source.strangers -= 1;
+        if std::mem::take(&mut self.is_unverified) {
+            let mut open = self.responder.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.unverified -= 1;
+            if let Some(of_source) = open.by_source.get_mut(&self.source) {
+                of_source.unverified -= 1;
             }
         }
     }
 }
 
-impl Drop for Guest<'_> {
+impl Drop for Connection<'_> {
     fn drop(&mut self) {
-        let mut guests = self.responder.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        guests.all -= 1;
-        guests.strangers -= usize::from(self.is_stranger);
-        if let Some(of_source) = guests.by_source.get_mut(&self.source) {
+        let mut open = self.responder.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.all -= 1;
+        open.unverified -= usize::from(self.is_unverified);
+        if let Some(of_source) = open.by_source.get_mut(&self.source) {
             of_source.all -= 1;
-            of_source.strangers -= usize::from(self.is_stranger);
+            of_source.unverified -= usize::from(self.is_unverified);
             if of_source.all == 0 {
-                guests.by_source.remove(&self.source);
+                open.by_source.remove(&self.source);
             }
         }
-        self.responder.series.connections.set(u64::try_from(guests.all).unwrap_or(u64::MAX));
+        self.responder.series.connections.set(u64::try_from(open.all).unwrap_or(u64::MAX));
     }
 }
 
-/// Connections beyond a limit that are still told that there is no room; beyond those they are dropped unread.
+/// Connections beyond a limit that are still refused with a reason; further ones are dropped unread.
 const SPARE: usize = 16;

@@ -18,7 +18,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::arrivals::Arrivals;
 use super::kernel;
-use super::link::{Handed, Heard};
+use super::link_event::{Handed, Heard};
 use super::trouble::Trouble;
 use crate::clock::Clock;
 use crate::metrics::stream::{Broken, TcpInfo};

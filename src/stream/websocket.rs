@@ -19,9 +19,9 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::dial::{AGENT, Place, Raw};
 use super::gauge::Gauge;
-use super::link::{Handed, Heard};
+use super::http_target::{AGENT, HttpTarget, Raw};
+use super::link_event::{Handed, Heard};
 use super::trouble::Trouble;
 use crate::clock::Clock;
 use crate::http::client::Secure;
@@ -51,7 +51,7 @@ pub(super) async fn begin(
     stream: Raw,
     gauge: Gauge,
     to: SocketAddr,
-    place: &Place,
+    place: &HttpTarget,
     format: Format,
     bytes: usize,
 ) -> Result<Box<WebSocketLink>, Trouble> {

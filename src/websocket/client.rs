@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
-use super::pace::Pace;
+use super::rate_limit::RateLimit;
 use crate::config::WebSocket;
 use crate::metrics::websocket::{Ending, WebSocketSeries};
 
@@ -104,7 +104,7 @@ impl End {
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
     async fn echo(&mut self) -> End {
         let idle = self.terms.idle_timeout;
-        let mut pace = Pace::new(self.terms.messages_per_second, Instant::now());
+        let mut rate_limit = RateLimit::new(self.terms.messages_per_second, Instant::now());
         let (mut heard, mut is_asked) = (Instant::now(), false);
         // Looks at `heard` when it rings, for setting it anew with each message would cost more than the message.
         let mut alarm = pin!(sleep_until(heard + idle / 2));
@@ -153,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
             if let Err(end) = outcome {
                 return end;
             }
-            let pause = pace.take(heard);
+            let pause = rate_limit.take(heard);
             if !pause.is_zero() {
                 sleep(pause).await;
             }

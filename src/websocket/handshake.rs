@@ -11,7 +11,7 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::places::Full as NoPlace;
+use super::connection_limit::LimitReached;
 use crate::config::{Origin, Origins};
 use crate::http::server::Body;
 use crate::metrics::websocket::Refused;
@@ -34,13 +34,13 @@ pub(super) enum Refusal {
     },
     /// Nothing admits the client; why, and what to do.
     Unlisted(String),
-    /// There is no place.
-    Full(NoPlace),
+    /// As many clients are connected as may be.
+    LimitReached(LimitReached),
     /// We stop.
     Leaving,
 }
 
-/// When to come again, in seconds, if there is no place.
+/// When to come again, in seconds, if a limit is reached.
 const RETRY: HeaderValue = HeaderValue::from_static("10");
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
@@ -55,7 +55,7 @@ impl Refusal {
             Self::NoUpgrade | Self::Version | Self::Key => Some(Refused::BadRequest),
             Self::Origin { .. } => Some(Refused::Origin),
             Self::Unlisted(_) => Some(Refused::Admission),
-            Self::Full(_) => Some(Refused::Limit),
+            Self::LimitReached(_) => Some(Refused::Limit),
         }
     }
 
@@ -84,17 +84,17 @@ impl Refusal {
                 format!("pages of {origin} may not connect: add it to websocket.origins here"),
             ),
             Self::Unlisted(why) => (StatusCode::FORBIDDEN, &[], why.clone()),
-            Self::Full(NoPlace::Total(most)) => (
+            Self::LimitReached(LimitReached::Total(most)) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 &[(RETRY_AFTER, RETRY)],
                 format!("{most} clients are connected, as many as websocket.clients_max allows here"),
             ),
-            Self::Full(NoPlace::Descriptors(most)) => (
+            Self::LimitReached(LimitReached::Descriptors(most)) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 &[(RETRY_AFTER, RETRY)],
                 format!("{most} clients are connected, as many as this host's limit of open files allows"),
             ),
-            Self::Full(NoPlace::Source(most)) => (
+            Self::LimitReached(LimitReached::Source(most)) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 &[(RETRY_AFTER, RETRY)],
                 format!(

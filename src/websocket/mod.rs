@@ -1,13 +1,13 @@
 //! `/ws`: every WebSocket message (RFC 6455) comes back at once and as it was. For other agents, browsers and scripts.
 
 mod client;
+mod connection_limit;
 mod handshake;
-mod pace;
-mod places;
+mod rate_limit;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,16 +24,15 @@ use crate::config::WebSocket;
 use crate::http::server::Body;
 use crate::identity::Answers;
 use crate::metrics::websocket::{Ending, WebSocketSeries};
-use crate::status::{Proof, Status};
 use client::Terms;
+use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::Refusal;
-use places::{Place, Places};
 
 /// Sends messages back. Every client is a task, which ends by itself soon after it is dismissed.
 #[derive(Debug)]
 pub struct Responder {
     rules: ArcSwap<WebSocket>,
-    places: Arc<Places>,
+    connections: Arc<ConnectionLimit>,
     series: Arc<WebSocketSeries>,
     /// Counts up: whoever was connected before is to go.
     dismissals: watch::Sender<u64>,
@@ -48,7 +47,7 @@ impl Responder {
     pub fn new(rules: WebSocket, series: Arc<WebSocketSeries>) -> Self {
         Self {
             rules: ArcSwap::from_pointee(rules),
-            places: Arc::new(Places::new(Arc::clone(&series))),
+            connections: Arc::new(ConnectionLimit::new(Arc::clone(&series))),
             series,
             dismissals: watch::Sender::new(0),
             is_leaving: AtomicBool::new(false),
@@ -70,39 +69,13 @@ impl Responder {
     #[must_use]
     pub fn shortage(&self) -> Option<usize> {
         let rules = self.rules.load();
-        Some(places::room()).filter(|room| rules.enabled && *room < rules.clients_max)
+        Some(connection_limit::room()).filter(|room| rules.enabled && *room < rules.clients_max)
     }
 
-    /// Whether messages of `caller` would be sent back, as it asks now.
+    /// The rules for new clients.
     #[must_use]
-    pub fn answers(&self, status: &Status, caller: IpAddr, proof: &Proof) -> Answers {
-        let rules = self.rules.load();
-        let refused = |why: String| Answers { answers: false, reason: Some(why) };
-        let name = &status.name;
-        if !rules.enabled {
-            return refused(format!("{name} has websocket.enabled: false"));
-        }
-        // A signature that proves nothing takes nothing away from what an address may.
-        if rules.open || caller.to_canonical().is_loopback() || status.policy.lists(caller) {
-            return Answers { answers: true, reason: None };
-        }
-        let remedy = "add it to responder.allow there, or set websocket.open";
-        match proof {
-            Proof::Given => Answers { answers: true, reason: None },
-            Proof::None if status.has_key => refused(format!(
-                "{name} does not answer {caller} at /ws: {remedy}, or sign the request with the mesh key"
-            )),
-            Proof::None => refused(format!("{name} does not answer {caller} at /ws: {remedy}")),
-            Proof::WrongKey => {
-                refused(format!("{name} does not know the key of {caller}: give both the same key file"))
-            }
-            Proof::NoKeyHere => {
-                refused(format!("{name} has no key and does not answer {caller} at /ws: {remedy}"))
-            }
-            Proof::Doubtful(refusal) => {
-                refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
-            }
-        }
+    pub fn rules(&self) -> Arc<WebSocket> {
+        self.rules.load_full()
     }
 
     /// Answers a request for `/ws`; with 101 it begins a connection. `admission` is asked only where it decides.
@@ -115,8 +88,8 @@ impl Responder {
         // Before it is let in, so that whoever we leave hears of it.
         let dismissals = self.dismissals.subscribe();
         match self.let_in(&request, peer, admission) {
-            Ok((response, place)) => {
-                self.begin(&mut request, peer, place, dismissals);
+            Ok((response, permit)) => {
+                self.begin(&mut request, peer, permit, dismissals);
                 response
             }
             Err(refusal) => {
@@ -134,7 +107,7 @@ impl Responder {
         request: &Request<Bytes>,
         peer: SocketAddr,
         admission: impl FnOnce(&Request<Bytes>) -> Answers,
-    ) -> Result<(Response<Body>, Place), Refusal> {
+    ) -> Result<(Response<Body>, ConnectionPermit), Refusal> {
         let rules = self.rules.load();
         if !rules.enabled {
             return Err(Refusal::Off);
@@ -148,15 +121,15 @@ impl Responder {
         if self.is_leaving.load(Ordering::Acquire) {
             return Err(Refusal::Leaving);
         }
-        let place = self.places.take(peer.ip(), &rules).map_err(Refusal::Full)?;
-        Ok((response, place))
+        let permit = self.connections.take(peer.ip(), &rules).map_err(Refusal::LimitReached)?;
+        Ok((response, permit))
     }
 
     fn begin(
         &self,
         request: &mut Request<Bytes>,
         peer: SocketAddr,
-        place: Place,
+        permit: ConnectionPermit,
         mut dismissals: watch::Receiver<u64>,
     ) {
         let upgrade = hyper::upgrade::on(request);
@@ -174,7 +147,7 @@ impl Responder {
             };
             debug!(%peer, ?ending, "a WebSocket client ended");
             series.closed(ending);
-            drop(place);
+            drop(permit);
         });
     }
 
@@ -187,7 +160,7 @@ impl Responder {
     pub async fn leave(&self, grace: Duration) {
         self.is_leaving.store(true, Ordering::Release);
         self.dismiss();
-        if timeout(grace, self.places.emptied()).await.is_err() {
+        if timeout(grace, self.connections.emptied()).await.is_err() {
             debug!(clients = self.series.clients.get(), ?grace, "leaving WebSocket clients behind");
         }
     }

@@ -286,9 +286,9 @@ fn everybody(_: &Request<Bytes>) -> Answers {
     Answers { answers: true, reason: None }
 }
 
-/// A place for a client from `peer`, or what it is told.
-fn let_in(responder: &Responder, request: &Request<Bytes>, peer: &str) -> Result<Place, Refusal> {
-    responder.let_in(request, peer.parse().unwrap(), everybody).map(|(_, place)| place)
+/// A permit for a client from `peer`, or what it is told.
+fn let_in(responder: &Responder, request: &Request<Bytes>, peer: &str) -> Result<ConnectionPermit, Refusal> {
+    responder.let_in(request, peer.parse().unwrap(), everybody).map(|(_, permit)| permit)
 }
 
 #[test]
@@ -361,44 +361,15 @@ fn a_page_may_connect_to_where_it_comes_from_or_where_it_is_listed() {
 }
 
 #[test]
-fn loopback_the_listed_and_who_has_the_key_are_answered() {
-    let near: IpAddr = "::1".parse().unwrap();
-    let (listed, stranger): (IpAddr, IpAddr) =
-        ("198.51.100.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
-    let mut status = Status { name: "fra-1".into(), has_key: true, ..Status::default() };
-    status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
-    let proofs = [Proof::None, Proof::Given, Proof::WrongKey, Proof::NoKeyHere, Proof::Doubtful("x".into())];
-    for (yaml, caller, expected) in [
-        ("", near, [true; 5]),
-        ("", listed, [true; 5]),
-        ("", stranger, [false, true, false, false, false]),
-        ("open: true", stranger, [true; 5]),
-        ("enabled: false, open: true", near, [false; 5]),
-    ] {
-        let responder = responder(yaml);
-        for (proof, expected) in proofs.iter().zip(expected) {
-            let answers = responder.answers(&status, caller, proof);
-            assert_eq!(answers.answers, expected, "{yaml}: {caller} with {proof:?}");
-            assert_eq!(answers.reason.is_none(), expected, "{yaml}: {caller} with {proof:?}");
-        }
-    }
-    assert_eq!(
-        responder("").answers(&status, stranger, &Proof::None).reason.unwrap(),
-        "fra-1 does not answer 192.0.2.1 at /ws: add it to responder.allow there, or set websocket.open, \
-         or sign the request with the mesh key"
-    );
-}
-
-#[test]
 fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
     let responder = responder("clients_max: 3, clients_per_source: 2");
     let from = |peer: &str| let_in(&responder, &request(&[]), peer);
     let (a, b) = (from("[2001:db8::1]:1").unwrap(), from("[2001:db8::2]:1").unwrap());
     let of_source = from("[2001:db8::3]:1").unwrap_err();
-    assert_eq!(of_source, Refusal::Full(places::Full::Source(2)));
+    assert_eq!(of_source, Refusal::LimitReached(connection_limit::LimitReached::Source(2)));
     let c = from("192.0.2.1:1").unwrap();
     let of_all = from("192.0.2.2:1").unwrap_err();
-    assert_eq!(of_all, Refusal::Full(places::Full::Total(3)));
+    assert_eq!(of_all, Refusal::LimitReached(connection_limit::LimitReached::Total(3)));
     for (refusal, status) in [(of_source, 429), (of_all, 503)] {
         let response = refusal.response();
         assert_eq!(
@@ -411,7 +382,10 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
     let _again = from("[2001:db8::3]:1").unwrap();
     // At once, for those who come from now on.
     responder.set_rules(rules("clients_max: 2"));
-    assert_eq!(from("192.0.2.2:1").unwrap_err(), Refusal::Full(places::Full::Total(2)));
+    assert_eq!(
+        from("192.0.2.2:1").unwrap_err(),
+        Refusal::LimitReached(connection_limit::LimitReached::Total(2))
+    );
     drop(b);
     from("192.0.2.2:1").unwrap();
     assert_eq!(responder.series.clients.get(), 1);
@@ -420,7 +394,7 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
 #[tokio::test(start_paused = true)]
 async fn leaving_waits_for_clients_no_longer_than_it_may() {
     let responder = responder("");
-    let place = let_in(&responder, &request(&[]), STRANGER).unwrap();
+    let permit = let_in(&responder, &request(&[]), STRANGER).unwrap();
     let begin = Instant::now();
     responder.leave(Duration::from_secs(3)).await;
     assert_eq!(begin.elapsed(), Duration::from_secs(3));
@@ -428,7 +402,7 @@ async fn leaving_waits_for_clients_no_longer_than_it_may() {
     let waiting = responder.leave(Duration::from_secs(3600));
     let freeing = async {
         sleep(Duration::from_secs(1)).await;
-        drop(place);
+        drop(permit);
     };
     tokio::join!(waiting, freeing);
     assert_eq!(begin.elapsed(), Duration::from_secs(4));

@@ -1,5 +1,6 @@
 //! Who may use what. The compiler keeps `proto` from depending on the daemon; this keeps the rest.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ struct Rule {
     why: &'static str,
 }
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 13] = [
     Rule {
         root: "proto/src",
         words: &[
@@ -58,7 +59,7 @@ const RULES: [Rule; 11] = [
         except: &[
             "src/datagram/cmsg.rs",
             "src/datagram/socket.rs",
-            "src/datagram/watch.rs",
+            "src/datagram/poller.rs",
             "src/stream/kernel.rs",
         ],
         why: "system calls that have no safe wrapper are made in these files and nowhere else",
@@ -94,21 +95,31 @@ const RULES: [Rule; 11] = [
         why: "others use src/tls, which is there in a build without TLS, too",
     },
     Rule {
+        root: "src/http",
+        words: &["crate::api", "crate::websocket", "crate::metrics", "crate::stream", "crate::daemon"],
+        except: &[],
+        why: "HTTP knows nothing of what is served: src/api gives it a handler",
+    },
+    Rule {
+        root: "src/websocket",
+        words: &["crate::api", "crate::stream", "crate::daemon"],
+        except: &[],
+        why: "src/api serves /ws with it, and the other way round would be a cycle",
+    },
+    Rule {
         root: "src",
         words: &["tokio::spawn", "JoinSet", "spawn_blocking", "spawn_local"],
         except: &[
+            "src/api/renderer.rs",
+            "src/api/routes.rs",
             "src/cli/demo.rs",
             "src/cli/run.rs",
-            "src/daemon/mod.rs",
             "src/discovery/files.rs",
             "src/discovery/http.rs",
-            "src/discovery/introductions.rs",
-            "src/discovery/mod.rs",
             "src/http/basic.rs",
             "src/http/client.rs",
             "src/http/server/mod.rs",
-            "src/peers.rs",
-            "src/resolver.rs",
+            "src/poller.rs",
             "src/stream/dial.rs",
             "src/stream/mod.rs",
             "src/stream/responder.rs",
@@ -119,17 +130,19 @@ const RULES: [Rule; 11] = [
     Rule {
         root: "src",
         words: &["std::thread", "thread::spawn", "thread::sleep"],
-        except: &["src/datagram/mod.rs", "src/stream/mod.rs"],
-        why: "the only threads besides the runtime's are the datagram loops and that of the connections",
+        except: &["src/answering.rs", "src/loops/mod.rs"],
+        why: "the only threads besides the runtimes' are the loops that measure and the one that answers over connections",
     },
     Rule {
         root: "src",
         words: &["clock_gettime", "Instant::now"],
         except: &[
             "src/clock/mod.rs",
+            "src/api/routes.rs",
             "src/http/",
             "src/websocket/",
             "src/daemon/mod.rs",
+            "src/daemon/pending.rs",
             "src/discovery/dns.rs",
             "src/stream/mod.rs",
         ],
@@ -172,6 +185,157 @@ fn every_exception_is_still_one() {
             assert!(is_used, "{allowed} no longer uses any of {:?}: take it off the list", rule.words);
         }
     }
+}
+
+/// The modules of a crate in layers, the lowest first: a module imports from layers below its own only.
+struct Layers {
+    root: &'static str,
+    layers: &'static [&'static [&'static str]],
+}
+
+/// The single source of the layers: `docs/architecture.md` shows what is made of this table.
+const LAYERS: [Layers; 2] = [
+    Layers {
+        root: "proto/src",
+        layers: &[
+            &["dscp", "key", "prefix", "time"],
+            &["admission", "grid", "machine", "stats", "wire"],
+            &["echo", "goodbye", "selection"],
+            &["mtu", "sim"],
+        ],
+    },
+    Layers {
+        root: "src",
+        layers: &[
+            &["config", "event_log", "identity", "logging", "metrics", "paths", "poller", "systemd"],
+            &["answering", "clock", "keys", "loops", "resolver", "tls"],
+            &["datagram", "http"],
+            &["identity_poller", "settings", "stream", "websocket"],
+            &["discovery", "probe"],
+            &["echo", "roster"],
+            &["fleet"],
+            &["api"],
+            &["daemon"],
+            &["cli"],
+        ],
+    },
+];
+
+#[test]
+fn modules_import_from_lower_layers_only() {
+    let mut broken = Vec::new();
+    for Layers { root, layers } in LAYERS {
+        let level = |module: &str| layers.iter().position(|layer| layer.contains(&module));
+        for file in sources(root) {
+            let module = module_of(root, &file);
+            if ["lib", "main"].contains(&module.as_str()) {
+                continue;
+            }
+            let Some(own) = level(&module) else {
+                broken.push(format!("{root}/{module} is in no layer"));
+                continue;
+            };
+            for used in imports_from_root(&file) {
+                if used != module && level(&used).is_some_and(|level| level >= own) {
+                    broken.push(format!("{} imports {used}, which is not in a lower layer", file.display()));
+                }
+            }
+        }
+        for layer in layers {
+            println!("{root}: {}", layer.join(" "));
+        }
+    }
+    assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
+}
+
+/// Files beside each other import each other in one direction, too. A file and the `mod.rs` above it belong together.
+#[test]
+fn files_of_a_module_import_each_other_in_one_direction() {
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for root in ["proto/src", "src"] {
+        for file in sources(root) {
+            let own = file.with_extension("").to_str().unwrap().to_owned();
+            let folder = file.parent().unwrap().to_str().unwrap();
+            let siblings = imports_from_parent(&file).into_iter().map(|used| format!("{folder}/{used}"));
+            let is_file = |used: &String| {
+                in_project(Path::new(&format!("{used}.rs"))).exists()
+                    || in_project(Path::new(&format!("{used}/mod.rs"))).exists()
+            };
+            imports.entry(own).or_default().extend(siblings.filter(is_file));
+        }
+    }
+    let cycles: Vec<&String> =
+        imports.keys().filter(|file| reachable(&imports, file).contains(file.as_str())).collect();
+    assert!(cycles.is_empty(), "these import each other: {cycles:#?}");
+}
+
+#[test]
+fn the_documentation_shows_the_layers() {
+    let text = fs::read_to_string(in_project(Path::new(LAYERS_SHOWN_IN))).unwrap();
+    let missing: Vec<String> =
+        LAYERS.iter().map(shown).filter(|block| !text.contains(block.as_str())).collect();
+    assert!(missing.is_empty(), "{LAYERS_SHOWN_IN} must contain these blocks:\n{}", missing.join("\n"));
+}
+
+const LAYERS_SHOWN_IN: &str = "docs/architecture.md";
+
+/// The layers as the documentation shows them, the highest first.
+fn shown(layers: &Layers) -> String {
+    let lines: Vec<String> = layers.layers.iter().rev().map(|layer| layer.join(" ")).collect();
+    format!("```text\n{}\n```", lines.join("\n"))
+}
+
+/// The module right below the root of a crate that a file belongs to.
+fn module_of(root: &str, file: &Path) -> String {
+    let name = file.strip_prefix(root).unwrap().iter().next().unwrap().to_str().unwrap();
+    name.trim_end_matches(".rs").to_owned()
+}
+
+/// The modules right below the root that a file uses: `crate::metrics`, or from a file there, `super::metrics`.
+fn imports_from_root(file: &Path) -> BTreeSet<String> {
+    words_behind("crate::", file)
+}
+
+/// The files beside it that a file uses.
+fn imports_from_parent(file: &Path) -> BTreeSet<String> {
+    let is_mod = file.ends_with("mod.rs");
+    if is_mod { BTreeSet::new() } else { words_behind("super::", file) }
+}
+
+/// The identifiers that follow a prefix, alone or in braces.
+fn words_behind(prefix: &str, file: &Path) -> BTreeSet<String> {
+    let text: String = code(file).into_iter().map(|(_, line)| line + "\n").collect();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let word = |text: &str| text.chars().take_while(|c| is_word(*c)).collect::<String>();
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices(prefix) {
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|c| is_word(c) || c == ':') {
+            continue;
+        }
+        let rest = &text[at + prefix.len()..];
+        match rest.strip_prefix('{') {
+            Some(list) => {
+                let list = list.split('}').next().unwrap_or_default();
+                found.extend(list.split(',').map(|item| word(item.trim())));
+            }
+            None => drop(found.insert(word(rest))),
+        }
+    }
+    found
+}
+
+/// Everything that a module imports, directly or through others.
+fn reachable<'a>(imports: &'a BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<&'a str> {
+    let (mut found, mut left) = (BTreeSet::new(), vec![from]);
+    while let Some(module) = left.pop() {
+        for next in imports.get(module).into_iter().flatten() {
+            if found.insert(next.as_str()) {
+                left.push(next);
+            }
+        }
+    }
+    found
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn a_refusal_is_a_sentence_with_the_remedy() {
     assert_eq!(ended.code, Some(1), "{ended}");
     let sentence = format!(
         "error: connecting to {}: Connection refused (os error 111)\n\
-         is an agent there? for a reflector without one give its port, for example --port 862; for any other host --protocol icmp\n",
+         is an agent running there? for a reflector without an agent give its port, for example --port 862; for any other host --protocol icmp\n",
         nobody.front()
     );
     assert_eq!(ended.stderr, sentence);
@@ -211,7 +211,7 @@ fn a_target_is_a_host_a_reflector_or_a_name_of_the_configuration() {
     }
     let ended = probe(&["lon-1", "--config", file]);
     assert_eq!(ended.code, Some(1), "{ended}");
-    assert!(ended.stderr.ends_with(" has no peer or target called lon-1\n"), "{ended}");
+    assert!(ended.stderr.ends_with(" has no peer or target named lon-1\n"), "{ended}");
     let ended = probe(&["ams-1", "--config", "/nowhere"]);
     assert_eq!(ended.code, Some(78), "{ended}");
 }

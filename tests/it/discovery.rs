@@ -244,7 +244,9 @@ fn an_agent_that_is_listed_under_another_name_notices_that_it_is_itself() {
     agent.page_when("it is no peer", |page| {
         page.count(MEMBERS, &[]) == 1 && page.count(TARGETS, &[]) == 0 && !page.has(OK, &[])
     });
-    eventually("it says so", || agent.log().contains("a peer is this agent itself").then_some(()));
+    eventually("it says so", || {
+        agent.log().contains("peer not-a is this host, which calls itself a").then_some(())
+    });
 }
 
 #[test]

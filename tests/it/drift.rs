@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use pathmeter::metrics::echo::SERIES_PER_PATH;
-use pathmeter::metrics::path_mtu::SERIES_PER_PATH_MTU;
-use pathmeter::metrics::stream::SERIES_PER_STREAM;
+use pathmeter::metrics::Series as _;
+use pathmeter::metrics::echo::EchoSeries;
+use pathmeter::metrics::path_mtu::PathMtuSeries;
+use pathmeter::metrics::stream::StreamSeries;
 
 use crate::fixture::{Agent, Host, Page, run, skipped};
 
@@ -42,18 +43,18 @@ fn a_path_adds_as_many_series_as_the_limit_counts() {
         page.series(|series| series.starts_with("pathmeter_echo_") && series.contains(&label))
     };
     // One with TLS has one more.
-    let of_stream = page.series(|series| series.contains("probe=\"chat\",peer=")) + 1 - SERIES_PER_PATH;
-    assert_eq!(of_stream, SERIES_PER_STREAM, "src/metrics/stream.rs\n{}", page.text());
+    let of_stream = page.series(|series| series.contains("probe=\"chat\",peer=")) + 1 - EchoSeries::LINES;
+    assert_eq!(of_stream, StreamSeries::LINES, "src/metrics/stream.rs\n{}", page.text());
     let most = of("b").max(of("nobody"));
     assert_eq!(
         most,
-        SERIES_PER_PATH,
-        "SERIES_PER_PATH in src/metrics/echo.rs is to be {most}\n{}",
+        EchoSeries::LINES,
+        "EchoSeries::LINES in src/metrics/echo.rs is to be {most}\n{}",
         page.text()
     );
     let of_mtu =
         page.series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
-    assert_eq!(of_mtu, SERIES_PER_PATH_MTU, "src/metrics/path_mtu.rs\n{}", page.text());
+    assert_eq!(of_mtu, PathMtuSeries::LINES, "src/metrics/path_mtu.rs\n{}", page.text());
 }
 
 /// The families of a page that docs/metrics.md has no row for.

@@ -207,7 +207,7 @@ fn a_path_beyond_the_limit_is_measured_and_counted_but_not_exported() {
         "peers: [{{name: b, address: {b}}}]\n\
          metrics: {{max_series: {}}}\n\
          probes: [{{name: first, interval: 20ms}}, {{name: second, interval: 20ms}}]",
-        pathmeter::metrics::echo::SERIES_PER_PATH * 2 - 1
+        <pathmeter::metrics::echo::EchoSeries as pathmeter::metrics::Series>::LINES * 2 - 1
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     let page = agent.page_when("measurements", |page| page.count("pathmeter_echo_sent_total", &[]) >= 5);

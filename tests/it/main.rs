@@ -6,6 +6,7 @@
 
 mod fixture;
 
+mod answering;
 mod architecture;
 mod bad_input;
 mod cli;

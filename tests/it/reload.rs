@@ -9,11 +9,9 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
+use pathmeter::api::routes::{AppState, metrics_renderer};
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
-use pathmeter::http::routes::Site;
-use pathmeter::http::scrape::Packers;
-use pathmeter::http::server::Counters;
 use pathmeter::metrics::{Exporter, Responders};
 use pathmeter::websocket::Responder;
 use pathmeter_proto::key::{Key, Keys};
@@ -246,8 +244,8 @@ fn keys_are_rotated_by_reloads() {
 
 /// Where a request that was let through ends.
 async fn status(
-    site: &Arc<Site>,
-    reloads: &mut mpsc::Receiver<pathmeter::http::routes::Reload>,
+    site: &Arc<AppState>,
+    reloads: &mut mpsc::Receiver<pathmeter::api::routes::Reload>,
     request: Request<Bytes>,
     from: &str,
 ) -> StatusCode {
@@ -270,16 +268,19 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
         labels: std::collections::BTreeMap::new(),
     };
     let rules = config::load(b"", &nobody).unwrap().config.websocket;
-    let site = Arc::new(Site {
-        exporter: Arc::new(Exporter::new(Vec::new(), Responders::default())),
-        counters: Arc::new(Counters::default()),
+    let site = Arc::new(AppState {
         websocket: Responder::new(rules, Arc::default()),
-        journal: Arc::default(),
+        events: Arc::default(),
         status: ArcSwap::default(),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: sender,
-        front: Arc::default(),
-        packers: Packers::default(),
+        web_config: Arc::default(),
+        control: tokio::runtime::Handle::current(),
+        renderer: metrics_renderer(
+            Arc::new(Exporter::new(Vec::new(), Responders::default())),
+            Arc::default(),
+            Arc::default(),
+        ),
     });
     let plain = || Request::post("/-/reload").body(Bytes::new()).unwrap();
     let signed = |keys: &Keys| {

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use pathmeter::datagram::{self, Duties, EVENTS, NewPath, PathId, SourceChoice, StampNames};
+use pathmeter::datagram::{self, SourceChoice, StampNames};
+use pathmeter::echo::DatagramEcho;
 use pathmeter::http::client::Secure;
+use pathmeter::loops::{EVENTS_PENDING_MAX, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::metrics::stream::StreamSeries;
-use pathmeter::stream::{self, Dial, Expected, NewStream, Place};
+use pathmeter::paths::PathId;
+use pathmeter::stream::{self, Dial, Expected, HttpTarget, StreamEcho};
 use pathmeter::tls::{Connector, Trust};
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Quirks, Report, Spec, StreamSpec, Verdict, Wire};
@@ -76,7 +79,7 @@ impl RoundTrips {
 pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTrips> {
     let secure = if village.is_secure() { Some(secure(village)?) } else { None };
     let ports = village.ports;
-    let place = |path: &str| Place {
+    let place = |path: &str| HttpTarget {
         authority: format!("{NAME}:{}", ports.http),
         path: path.to_owned(),
         signer: None,
@@ -107,22 +110,21 @@ fn secure(village: &Village<'_>) -> io::Result<Secure> {
 }
 
 fn datagrams(load: &Load, port: u16, wire: &Wire) -> io::Result<RoundTrips> {
-    let (events, _unread) = tokio::sync::mpsc::channel(EVENTS);
-    let prober = datagram::Handle::spawn("bench", Duties::default(), StampNames::detect(), events)?;
+    let (events, _unread) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+    let prober = datagram::spawn("bench", Vec::new(), StampNames::detect(), events)?;
     let (tap, reports) = mpsc::channel();
     for n in 0..load.paths {
-        prober.add(datagram_path(load, n, port, wire.clone(), tap.clone()));
+        let task = echo(load, n, port, wire.clone(), tap.clone()).into_task();
+        prober.start(NewPath { id: PathId(n.into()), task, peer_left_at: None });
     }
     let found = RoundTrips::collect(&reports);
     prober.stop(Duration::ZERO);
     found
 }
 
-fn datagram_path(load: &Load, n: u32, port: u16, wire: Wire, tap: Sender<Report>) -> NewPath {
-    NewPath {
+fn echo(load: &Load, n: u32, port: u16, wire: Wire, tap: Sender<Report>) -> DatagramEcho {
+    DatagramEcho {
         path_mtu: None,
-        absent_since: None,
-        id: PathId(n.into()),
         spec: Spec {
             to: SocketAddr::from((target(n), port)),
             wire,
@@ -136,20 +138,19 @@ fn datagram_path(load: &Load, n: u32, port: u16, wire: Wire, tap: Sender<Report>
             count: None,
             seed: n.into(),
         },
-        from: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
+        source: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("bench", &n.to_string(), "ipv4", 1)),
         tap: Some(tap),
     }
 }
 
 fn streams(load: &Load, port: u16, over: &stream::Over) -> io::Result<RoundTrips> {
-    let (events, _unread) = tokio::sync::mpsc::channel(EVENTS);
-    let streams = stream::Handle::spawn(events)?;
+    let (events, _unread) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+    let streams = stream::spawn(events)?;
     let (tap, reports) = mpsc::channel();
     for n in 0..load.paths {
         let peer = n.to_string();
-        streams.add(NewStream {
-            id: PathId(n.into()),
+        let echo = StreamEcho {
             spec: StreamSpec {
                 interval: load.interval,
                 late_after: Duration::from_secs(1),
@@ -169,9 +170,9 @@ fn streams(load: &Load, port: u16, over: &stream::Over) -> io::Result<RoundTrips
             fresh: None,
             series: Arc::new(EchoSeries::new("bench", &peer, "ipv4", 1)),
             stream: Arc::new(StreamSeries::new("bench", &peer, "ipv4")),
-            absent_since: None,
             tap: Some(tap.clone()),
-        });
+        };
+        streams.start(NewPath { id: PathId(n.into()), task: echo, peer_left_at: None });
     }
     let found = RoundTrips::collect(&reports);
     streams.stop(Duration::ZERO);

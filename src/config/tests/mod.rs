@@ -1,4 +1,5 @@
-use super::transport::Udp;
+use super::echo::Echo;
+use super::echo::transport::{PathMtu, Transport, Udp};
 use super::*;
 
 mod limits;
@@ -33,8 +34,9 @@ fn check(cases: &[(&str, &[&str])]) {
     }
 }
 
-fn echoes(config: &Config) -> impl Iterator<Item = &EchoProbe> {
-    config.probes.iter().map(|Probe::Echo(echo)| echo)
+fn echo(probe: &Probe) -> &Echo {
+    let Kind::Echo(echo) = &probe.kind;
+    echo
 }
 
 /// The example with the keys that differ by host. It asks for TLS.
@@ -110,25 +112,27 @@ probes: [{name: p}]
     let peer = &config.peers[0];
     assert_eq!((peer.http_port, peer.stamp_port, peer.agent_port), (8001, 8002, 8003));
     assert_eq!(config.targets[0].port, 862);
-    let echo = EchoProbe {
+    let probe = Probe {
         name: "p".into(),
         peers: Choice::All,
         targets: Choice::Named(Vec::new()),
-        transport: Transport::Udp(Udp {
-            flows: 1,
-            size: None,
-            dont_fragment: false,
-            source_port: None,
-            path_mtu: None,
-        }),
+        family: FamilyChoice::Auto,
+        source: None,
         interval: Duration::from_secs(1),
         dscp: Dscp::DEFAULT,
-        source: None,
-        family: FamilyChoice::Auto,
-        late_after: Duration::from_secs(1),
-        lost_after: Duration::from_secs(3),
+        kind: Kind::Echo(Echo {
+            transport: Transport::Udp(Udp {
+                flows: 1,
+                size: None,
+                dont_fragment: false,
+                source_port: None,
+                path_mtu: None,
+            }),
+            late_after: Duration::from_secs(1),
+            lost_after: Duration::from_secs(3),
+        }),
     };
-    assert_eq!(config.probes, [Probe::Echo(echo)]);
+    assert_eq!(config.probes, [probe]);
 }
 
 #[test]
@@ -148,7 +152,8 @@ probes:
         assert!(config.peers.iter().all(|peer| peer.name != host));
         assert!(config.peers.is_sorted_by_key(|peer| &peer.name));
         let named = |names: &[&str]| Choice::Named(names.iter().map(|name| (*name).to_owned()).collect());
-        let chosen: Vec<_> = echoes(&config).map(|echo| (echo.peers.clone(), echo.targets.clone())).collect();
+        let chosen: Vec<_> =
+            config.probes.iter().map(|probe| (probe.peers.clone(), probe.targets.clone())).collect();
         let expected = [
             (Choice::All, named(&[])),
             (Choice::All, Choice::All),
@@ -199,7 +204,7 @@ metrics: {level: group, worst: 5}
         choice: selection::Zones { within, across },
         label: label.to_owned(),
     };
-    let peers: Vec<Choice> = echoes(&config).map(|echo| echo.peers.clone()).collect();
+    let peers: Vec<Choice> = config.probes.iter().map(|probe| probe.peers.clone()).collect();
     assert_eq!(peers[..3], [Choice::Ring { k: 10 }, zones(5, 1, "zone"), zones(2, 0, "rack")]);
     assert_eq!(config.metrics.level, Level::Group { label: "zone".into(), worst: 5 });
 }
@@ -261,8 +266,8 @@ probes:
     );
 }
 
-fn udp(echo: &EchoProbe) -> Udp {
-    let Transport::Udp(udp) = &echo.transport else { panic!("{} is not over UDP", echo.name) };
+fn udp(probe: &Probe) -> Udp {
+    let Transport::Udp(udp) = &echo(probe).transport else { panic!("{} is not over UDP", probe.name) };
     udp.clone()
 }
 
@@ -288,7 +293,7 @@ log: {level: 'warn,pathmeter::http=debug', format: json}
     assert_eq!(config.websocket.origins, Origins::These(origins.into()));
     assert_eq!((config.websocket.enabled, config.websocket.message_bytes_max), (false, 1 << 20));
     assert_eq!(load_on("a", "websocket: {origins: any}").config.websocket.origins, Origins::Any);
-    let [p, q] = echoes(&config).collect::<Vec<_>>()[..] else { panic!("two probes") };
+    let [p, q] = &config.probes[..] else { panic!("two probes") };
     assert_eq!((p.dscp.value(), p.family), (46, FamilyChoice::Both));
     let (of_p, of_q) = (udp(p), udp(q));
     assert_eq!((of_p.size, of_p.source_port), (Some(1024), Some(65_520)));
@@ -320,12 +325,14 @@ fn the_defaults_in_the_example_are_the_defaults() {
 
     let text = "targets: [{name: gateway, address: a}]\nprobes: [{name: gateway, targets: [gateway]}]";
     let default = load_on("fra-1", text).config;
-    let gateway = |config: &Config| echoes(config).find(|echo| echo.name == "gateway").unwrap().clone();
+    let gateway =
+        |config: &Config| config.probes.iter().find(|probe| probe.name == "gateway").unwrap().clone();
     let ours = gateway(&example);
     let default = gateway(&default);
     let (of_ours, of_default) = (udp(&ours), udp(&default));
     let same = Udp { size: of_ours.size, source_port: of_ours.source_port, ..of_default };
-    assert_eq!(ours, EchoProbe { transport: Transport::Udp(same), ..default });
+    let kind = Kind::Echo(Echo { transport: Transport::Udp(same), ..echo(&default).clone() });
+    assert_eq!(ours, Probe { kind, ..default });
 }
 
 /// Adds an unknown key to every mapping of the example: the problems list all keys that are known there, and each
@@ -357,18 +364,18 @@ fn the_example_has_every_key() {
     let mut in_example = BTreeMap::new();
     mark(&mut tree, "", &mut in_example);
     let host = host("fra-1");
-    let mut notes = section::Notes::default();
-    check::check(&tree, &host, &notes);
+    let mut diagnostics = section::Diagnostics::default();
+    schema::read(&tree, &host, &diagnostics);
 
-    let (problems, _) = notes.problems();
+    let (problems, _) = diagnostics.problems();
     assert!(problems.len() > in_example.len(), "{in_example:?}");
-    for note in problems {
-        let place = note.place.to_string();
+    for diagnostic in problems {
+        let place = diagnostic.place.to_string();
         let section = place.strip_suffix(UNKNOWN).unwrap().trim_end_matches('.');
         let digits = |c: char| c.is_ascii_digit();
         let kind: String = format!(".{section}").replace(digits, "");
         let kind = if section.is_empty() { "" } else { &kind };
-        for key in note.remedy.strip_prefix("allowed: ").unwrap().split(", ") {
+        for key in diagnostic.remedy.strip_prefix("allowed: ").unwrap().split(", ") {
             assert!(in_example[kind].contains(key), "{kind}.{key} is not in config.example.yaml");
         }
     }

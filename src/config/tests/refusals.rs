@@ -52,7 +52,7 @@ config.yaml: 15 problems
   line 16, column 12: probes[1].name: another probe is already called fast
     give it another name
   line 16, column 34: probes[1].intervall: unknown key
-    did you mean interval? allowed: kind, name, protocol, interval, dscp, source, family, late_after, lost_after, flows, size, dont_fragment, peers, targets
+    did you mean interval? allowed: name, kind, protocol, interval, dscp, source, family, late_after, lost_after, flows, size, dont_fragment, peers, targets
   line 17, column 1: key-file: unknown key
     did you mean key_file? allowed: agent, listen, key_file, tls, responder, websocket, peers, targets, probes, metrics, log";
     assert_eq!(refused(text).display("config.yaml").to_string(), expected);

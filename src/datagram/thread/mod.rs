@@ -3,34 +3,33 @@
 //! With kernel stamps a wake-up is not a measurement, so sends that are due within a tick leave together, and replies are
 //! read when it suits us. The tick grows with the load and is exported.
 
+mod groups;
 mod receive;
-mod seats;
 mod send;
+mod slots;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
-use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
-use pathmeter_proto::admission::Policy;
-use pathmeter_proto::key::Keys;
-use pathmeter_proto::machine::HostDrops;
 use pathmeter_proto::time::{Timestamp, nanos};
-use pathmeter_proto::wire::Goodbye;
 
-use super::actor::{Actor, Traffic};
+use self::groups::{Group, GroupKey};
+use self::slots::{PathTasks, Slot};
 use super::outbox::{OUTBOX, Outbox};
-use super::overruns::Overruns;
-use super::socket::{ReceiveBatch, SendBatch, Socket, StampNames};
-use super::stamps::Awaited;
-use super::watch::{Watch, sleep_precisely};
-use super::{Command, Duties, Event, PathId, SourceChoice};
+use super::poller::{Watch, sleep_precisely};
+use super::socket::{ReceiveBatch, SendBatch, StampNames};
+use super::socket_drops::Overruns;
+use super::task::Traffic;
+use super::tx_timestamps::Awaited;
+use super::{Control, NewTask, Service};
 use crate::clock::{Clock, Upset};
+use crate::loops::{Command, Commands, Event};
 use crate::metrics::agent::LoopSeries;
+use crate::paths::PathId;
 
 /// The longest tick: replies and sends are at most this much later than they could be.
 pub const RECEIVE_TICK_MAX: Duration = Duration::from_millis(5);
@@ -55,18 +54,13 @@ pub(super) struct Thread {
     stamps: StampNames,
     groups: Vec<Group>,
     /// Which group a choice of source has.
-    choices: BTreeMap<(SourceChoice, Protocol, bool), usize>,
-    actors: Vec<Option<Seat>>,
+    group_of: BTreeMap<GroupKey, usize>,
+    slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     lives: u32,
-    places: HashMap<PathId, usize>,
-    /// Who looks for the MTU of a path.
-    searches: HashMap<PathId, usize>,
-    routes: HashMap<(SocketAddr, u16), usize>,
-    /// For replies that carry no session identifier.
-    by_source: HashMap<SocketAddr, Vec<usize>>,
-    alarms: BinaryHeap<Reverse<(Timestamp, usize)>>,
-    /// Whose alarm rings; kept for its allocation.
+    paths: HashMap<PathId, PathTasks>,
+    timers: BinaryHeap<Reverse<(Timestamp, usize)>>,
+    /// Slots whose timer has fired; kept for its allocation.
     due: Vec<usize>,
     /// Whether more was due than one turn steps.
     is_behind: bool,
@@ -74,55 +68,26 @@ pub(super) struct Thread {
     batch: SendBatch,
     awaited: Awaited,
     traffic: Traffic,
-    pace: Pace,
-    check_next: usize,
-    answers_at_once: bool,
+    wakeups: Wakeups,
+    /// The slot whose balance was checked last.
+    checked: usize,
+    /// Whether it serves, and so answers at once instead of in ticks.
+    is_serving: bool,
     bell: Arc<EventFd>,
     /// `None` when sockets were added since it was made.
     watch: Option<Watch>,
     /// Whether the watch has just been waited on, and knows which sockets are ready.
     has_looked: bool,
-    drops_looked: Timestamp,
+    drops_read: Timestamp,
     overruns: Overruns,
     settled: Timestamp,
     events: tokio::sync::mpsc::Sender<Event>,
     series: Arc<LoopSeries>,
-    stopping: Option<Timestamp>,
-}
-
-/// What the sockets of a group carry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Protocol {
-    Udp,
-    /// Echoes. An address stands for a whole host: its port is 0.
-    Icmp,
-}
-
-/// Sockets that share an address and options, one for each flow; or those on which somebody listens.
-struct Group {
-    protocol: Protocol,
-    sockets: Vec<Socket>,
-    drops: HostDrops,
-    looked: Timestamp,
-    /// Gets everything that arrives here; `None`: by session.
-    owner: Option<usize>,
-    /// When it was last seen in use.
-    used: Timestamp,
-}
-
-/// An actor in its place.
-struct Seat {
-    actor: Actor,
-    group: usize,
-    life: u32,
-    /// The alarm that counts; others of this seat are stale.
-    alarm: Timestamp,
-    routes: Vec<(SocketAddr, u16)>,
-    interval: Duration,
+    stop_deadline: Option<Timestamp>,
 }
 
 /// How often the loop wakes.
-struct Pace {
+struct Wakeups {
     tick: Duration,
     woke: Timestamp,
     /// How long after a turn sockets are read again while replies are outstanding: soon after a send, then less often.
@@ -135,7 +100,7 @@ struct Pace {
 
 impl Thread {
     pub(super) fn new(
-        duties: Duties,
+        services: Vec<Service>,
         stamps: StampNames,
         bell: Arc<EventFd>,
         events: tokio::sync::mpsc::Sender<Event>,
@@ -147,22 +112,19 @@ impl Thread {
             drained: now,
             stamps,
             groups: Vec::new(),
-            choices: BTreeMap::new(),
-            actors: Vec::new(),
+            group_of: BTreeMap::new(),
+            slots: Vec::new(),
             free: Vec::new(),
             lives: 0,
-            places: HashMap::new(),
-            searches: HashMap::new(),
-            routes: HashMap::new(),
-            by_source: HashMap::new(),
-            alarms: BinaryHeap::new(),
+            paths: HashMap::new(),
+            timers: BinaryHeap::new(),
             due: Vec::new(),
             is_behind: false,
             outbox: Outbox::default(),
             batch: SendBatch::new(OUTBOX),
             awaited: Awaited::new(stamps),
             traffic: Traffic::default(),
-            pace: Pace {
+            wakeups: Wakeups {
                 tick: Duration::ZERO,
                 woke: now,
                 drain_after: RECEIVE_TICK_MAX,
@@ -170,30 +132,32 @@ impl Thread {
                 counted_at: now,
                 counted: 0,
             },
-            check_next: 0,
-            answers_at_once: duties.answer.is_some(),
+            checked: 0,
+            is_serving: !services.is_empty(),
             bell,
             watch: None,
             has_looked: false,
-            drops_looked: now,
+            drops_read: now,
             overruns: Overruns::new(),
             settled: now,
             events,
             series,
-            stopping: None,
+            stop_deadline: None,
         };
-        thread.take_up(duties, now);
+        for service in services {
+            thread.add_service(service, now);
+        }
         thread
     }
 
-    /// Runs until it is told to stop.
-    pub(super) fn run(mut self, commands: &mpsc::Receiver<Command>) {
+    /// Runs until it is stopped.
+    pub(super) fn run(mut self, mut commands: Commands<NewTask, Control>) {
         // Without it sends are up to 50 µs later, which the lag shows.
         let _ = sleep_precisely();
         let mut inbox = ReceiveBatch::new();
         loop {
             while let Ok(command) = commands.try_recv() {
-                self.obey(command);
+                self.handle_command(command);
             }
             self.wake(&mut inbox);
             if self.is_over() {
@@ -205,7 +169,7 @@ impl Thread {
 
     fn wake(&mut self, inbox: &mut ReceiveBatch) {
         let (now, upset) = self.clock.look();
-        self.pace.woke = now;
+        self.wakeups.woke = now;
         self.series.progress.inc();
         if let Some(upset) = upset {
             self.note(upset);
@@ -214,60 +178,55 @@ impl Thread {
             self.drained = now;
         }
         self.flush();
-        self.ring(now);
+        self.fire_timers(now);
         self.flush();
-        self.keep_pace(now);
+        self.measure_load(now);
     }
 
     fn note(&mut self, upset: Upset) {
         match upset {
             Upset::Step(nanos) => {
                 self.series.clock_steps.inc();
-                self.tell(Event::ClockStepped(nanos));
+                self.emit(Event::ClockStepped(nanos));
             }
             Upset::Suspend(span) => {
                 self.series.suspends.inc();
-                self.tell(Event::Suspended(span));
-                for index in 0..self.actors.len() {
-                    if let Some(Seat { actor: Actor::Echo(echo), .. }) = &mut self.actors[index] {
-                        echo.prober.withdraw();
-                        self.step(index);
-                    }
-                }
+                self.emit(Event::Suspended(span));
+                self.for_each_task(|slot| slot.task.withdraw());
             }
         }
     }
 
-    fn keep_pace(&mut self, now: Timestamp) {
-        let span = now.since(self.pace.counted_at);
+    fn measure_load(&mut self, now: Timestamp) {
+        let span = now.since(self.wakeups.counted_at);
         if span < HEARTBEAT {
             return;
         }
-        let sent = self.traffic.sent - self.pace.counted;
-        (self.pace.counted_at, self.pace.counted) = (now, self.traffic.sent);
+        let sent = self.traffic.sent - self.wakeups.counted;
+        (self.wakeups.counted_at, self.wakeups.counted) = (now, self.traffic.sent);
         let rate = sent * 1_000_000_000 / nanos(span).max(1);
-        let shortest = self.actors.iter().flatten().map(|seat| seat.interval).min().unwrap_or(Duration::MAX);
+        let shortest = self.slots.iter().flatten().map(|slot| slot.interval).min().unwrap_or(Duration::MAX);
         // 5 µs of tick for each send a second: 1,000/s and more leave in 200 batches a second, a handful singly.
-        self.pace.tick = Duration::from_micros(5 * rate).min(RECEIVE_TICK_MAX).min(shortest / 4);
-        self.series.tick.set(nanos(self.pace.tick));
+        self.wakeups.tick = Duration::from_micros(5 * rate).min(RECEIVE_TICK_MAX).min(shortest / 4);
+        self.series.tick.set(nanos(self.wakeups.tick));
         self.series.outstanding.set(self.traffic.outstanding);
         self.close_idle_groups(now);
         if now.since(self.settled) >= SETTLE_EVERY {
             self.settled = now;
             // What is ours is taken first: it would be forgotten with the rest.
-            self.look_for_all_drops(now);
+            self.read_all_drops(now);
             self.overruns.settle();
         }
         self.check_accounts();
     }
 
-    /// Looks at a quarter of the paths, so that each is looked at about once a second.
+    /// Checks a quarter of the tasks, so that each is checked about once a second.
     fn check_accounts(&mut self) {
-        let count = self.actors.len().div_ceil(4);
+        let count = self.slots.len().div_ceil(4);
         for _ in 0..count {
-            self.check_next = (self.check_next + 1) % self.actors.len().max(1);
-            if let Some(Some(Seat { actor: Actor::Echo(echo), .. })) = self.actors.get(self.check_next)
-                && !echo.is_conserved(self.pace.woke)
+            self.checked = (self.checked + 1) % self.slots.len().max(1);
+            if let Some(Some(slot)) = self.slots.get(self.checked)
+                && !slot.task.is_balanced(self.wakeups.woke)
             {
                 self.series.accounting_errors.inc();
             }
@@ -276,26 +235,26 @@ impl Thread {
 
     fn sleep(&mut self) {
         let now = Clock::now();
-        let due = self.alarms.peek().map_or(Timestamp::NEVER, |Reverse((at, _))| *at);
+        let due = self.timers.peek().map_or(Timestamp::NEVER, |Reverse((at, _))| *at);
         if self.is_behind {
-            self.series.lag.observe(now.since(due + self.pace.tick));
+            self.series.lag.observe(now.since(due + self.wakeups.tick));
             return;
         }
-        let mut until = due.max(self.pace.woke + self.pace.tick).min(now + HEARTBEAT);
-        if self.pace.sent != self.traffic.sent || self.traffic.outstanding == 0 {
-            self.pace.sent = self.traffic.sent;
-            self.pace.drain_after = RECEIVE_TICK_MAX;
+        let mut until = due.max(self.wakeups.woke + self.wakeups.tick).min(now + HEARTBEAT);
+        if self.wakeups.sent != self.traffic.sent || self.traffic.outstanding == 0 {
+            self.wakeups.sent = self.traffic.sent;
+            self.wakeups.drain_after = RECEIVE_TICK_MAX;
         }
-        if self.traffic.outstanding > 0 && now + self.pace.drain_after < until {
-            until = now + self.pace.drain_after;
-            self.pace.drain_after = (self.pace.drain_after * 2).min(DRAIN_MAX);
+        if self.traffic.outstanding > 0 && now + self.wakeups.drain_after < until {
+            until = now + self.wakeups.drain_after;
+            self.wakeups.drain_after = (self.wakeups.drain_after * 2).min(DRAIN_MAX);
         }
         if !self.outbox.is_empty() || until <= now {
             self.series.lag.observe(now.since(until));
             return;
         }
         let span = until.since(now);
-        let at_once = self.answers_at_once;
+        let at_once = self.is_serving;
         let watch = self.watch();
         let happened = if at_once { watch.wait(span) } else { watch.wait_for_bell(span) };
         if watch.bell_rang() {
@@ -314,67 +273,62 @@ impl Thread {
         self.watch.get_or_insert_with(|| Watch::new(self.bell.as_fd(), sockets))
     }
 
-    fn obey(&mut self, command: Command) {
+    fn handle_command(&mut self, command: Command<NewTask, Control>) {
         match command {
-            Command::Add(path) => {
+            Command::Start(path) => {
                 let id = path.id;
-                if let Err(error) = self.add(*path) {
-                    self.tell(Event::Failed { id, error });
+                if let Err(error) = self.start(*path) {
+                    self.emit(Event::NotStarted { id, reason: error.to_string() });
                 }
             }
             Command::Remove(id) => self.remove(id),
-            Command::Search(id, search) => self.search(id, search.map(|search| *search)),
-            Command::Goodbye { ids, at } => {
-                for id in ids {
-                    let Some(index) = self.places.get(&id).copied() else { continue };
-                    if let Some(Seat { actor: Actor::Echo(echo), .. }) = &mut self.actors[index] {
-                        echo.prober.goodbye(at);
-                        self.step(index);
+            Command::PeerLeaving { ids, at } => {
+                for tasks in ids.iter().filter_map(|id| self.paths.get(id)).copied().collect::<Vec<_>>() {
+                    for index in [Some(tasks.main), tasks.companion].into_iter().flatten() {
+                        if let Some(Some(slot)) = self.slots.get_mut(index) {
+                            slot.task.peer_leaving(at);
+                            self.step(index);
+                        }
                     }
                 }
             }
-            Command::Answer { policy, keys } => self.answer(&policy, keys.as_ref()),
-            Command::FallSilent => self.fall_silent(),
             Command::Stop { grace } => {
-                self.stopping = Some(Clock::now() + grace);
-                for index in 0..self.actors.len() {
-                    if let Some(Seat { actor: Actor::Echo(echo), .. }) = &mut self.actors[index] {
-                        echo.prober.stop();
-                        self.step(index);
-                    } else if let Some(Seat { actor: Actor::PathMtu(mtu), .. }) = &mut self.actors[index] {
-                        mtu.search.stop();
-                        self.step(index);
+                self.stop_deadline = Some(Clock::now() + grace);
+                self.for_each_task(|slot| {
+                    // A service goes on until the end: peers that stop at the same time still ask.
+                    if slot.path.is_some() {
+                        slot.task.stop();
                     }
-                }
+                });
             }
+            Command::Control(Control::SetCompanion(id, companion)) => self.set_companion(id, companion),
+            Command::Control(Control::SetAccess(access)) => {
+                self.for_each_task(|slot| slot.task.set_access(&access));
+            }
+            Command::Control(Control::StopAnswering) => self.stop_answering(),
         }
     }
 
-    fn answer(&mut self, policy: &Policy, keys: Option<&Arc<Keys>>) {
-        for seat in self.actors.iter_mut().flatten() {
-            match &mut seat.actor {
-                Actor::Responder(answerer) => answerer.responder.change(policy.clone(), keys.cloned()),
-                Actor::Listener(listener) => listener.keys = keys.map(|keys| keys.derive(Goodbye::PURPOSE)),
-                Actor::Echo(_) | Actor::PathMtu(_) => {}
+    /// Does something to every task, and steps each.
+    fn for_each_task(&mut self, mut act: impl FnMut(&mut Slot)) {
+        for index in 0..self.slots.len() {
+            if let Some(slot) = &mut self.slots[index] {
+                act(slot);
+                self.step(index);
             }
         }
     }
 
     fn is_over(&mut self) -> bool {
-        let Some(deadline) = self.stopping else { return false };
-        let is_measuring = |seat: &Seat| matches!(seat.actor, Actor::Echo(_));
-        if Clock::now() >= deadline {
-            for index in 0..self.actors.len() {
-                if let Some(Seat { actor: Actor::Echo(echo), .. }) = &mut self.actors[index] {
-                    echo.prober.withdraw();
-                    self.step(index);
-                }
-            }
+        let Some(deadline) = self.stop_deadline else { return false };
+        let is_late = Clock::now() >= deadline;
+        if is_late {
+            self.for_each_task(|slot| slot.task.withdraw());
         }
-        Clock::now() >= deadline || (!self.answers_at_once && !self.actors.iter().flatten().any(is_measuring))
+        is_late || (!self.is_serving && !self.slots.iter().flatten().any(|slot| slot.task.delays_stop()))
     }
 
-    fn tell(&self, event: Event) {
+    fn emit(&self, event: Event) {
         if self.events.try_send(event).is_err() {
             self.series.events_dropped.inc();
         }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use pathmeter_proto::machine::{Arrival, StampedBy};
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::wire::{icmp, stamp};
 
-use super::super::actor::Actor;
 use super::super::cmsg::About;
+use super::super::demux::Owner;
 use super::super::socket::{Kind, RECEIVE_BATCH, ReceiveBatch};
-use super::{Group, Protocol, Seat, Thread};
+use super::Thread;
+use super::groups::Group;
 use crate::clock::Clock;
 
 /// Batches that are read from a socket before anything else gets its turn.
@@ -46,33 +46,33 @@ impl Thread {
                 index += 1;
             }
         }
-        if now.since(self.drops_looked) >= DROPS_EVERY {
-            self.look_for_all_drops(now);
+        if now.since(self.drops_read) >= DROPS_EVERY {
+            self.read_all_drops(now);
         }
         is_drained
     }
 
     /// Asks all sockets what they dropped.
-    pub(super) fn look_for_all_drops(&mut self, now: Timestamp) {
-        self.drops_looked = now;
+    pub(super) fn read_all_drops(&mut self, now: Timestamp) {
+        self.drops_read = now;
         for group in 0..self.groups.len() {
-            self.look_for_drops(group, now);
+            self.read_drops(group, now);
         }
     }
 
     /// Asks the sockets of a group what they dropped since they were last asked.
-    fn look_for_drops(&mut self, group: usize, now: Timestamp) {
-        let Group { sockets, drops, looked, .. } = &mut self.groups[group];
-        drops.forget(*looked - DROPS_KEPT);
+    fn read_drops(&mut self, group: usize, now: Timestamp) {
+        let Group { sockets, drops, drops_read, .. } = &mut self.groups[group];
+        drops.forget(*drops_read - DROPS_KEPT);
         for (flow, socket) in sockets.iter_mut().enumerate() {
             let dropped = match socket.kind() {
                 Kind::Udp => self.overruns.among(socket.new_drops()),
                 Kind::Ping | Kind::Raw => socket.new_drops(),
             };
-            drops.add(u8::try_from(flow).unwrap_or(u8::MAX), *looked, now, dropped);
+            drops.add(u8::try_from(flow).unwrap_or(u8::MAX), *drops_read, now, dropped);
             self.series.rx_dropped.add(dropped.into());
         }
-        *looked = now;
+        *drops_read = now;
     }
 
     fn read_errors(&mut self, inbox: &mut ReceiveBatch, group: usize, socket: usize, now: Timestamp) {
@@ -85,10 +85,10 @@ impl Thread {
                     (Some(About::Stamp { name }), Some(stamp)) => {
                         let Some(entry) = self.awaited.find(name, found.bytes) else { continue };
                         let at = self.clock.place(stamp, entry.handed, Clock::now());
-                        let seat = self.actors.get_mut(entry.actor).and_then(Option::as_mut);
-                        if let Some(seat) = seat.filter(|seat| seat.life == entry.life) {
-                            seat.actor.sent(entry.id, at, StampedBy::Kernel);
-                            self.step(entry.actor);
+                        let slot = self.slots.get_mut(entry.slot).and_then(Option::as_mut);
+                        if let Some(slot) = slot.filter(|slot| slot.life == entry.life) {
+                            slot.task.sent(entry.id, at, StampedBy::Kernel);
+                            self.step(entry.slot);
                         }
                     }
                     (Some(About::Icmp(icmp)), _) => {
@@ -162,11 +162,11 @@ impl Thread {
                     icmp: None,
                 };
                 self.deliver(group, bytes, &arrival);
-                if self.answers_at_once && self.outbox.waiting.len() >= ANSWERS {
+                if self.is_serving && self.outbox.waiting.len() >= ANSWERS {
                     self.flush();
                 }
             }
-            if self.answers_at_once {
+            if self.is_serving {
                 self.flush();
             }
             if count < RECEIVE_BATCH {
@@ -177,45 +177,19 @@ impl Thread {
     }
 
     fn deliver(&mut self, group: usize, datagram: &[u8], arrival: &Arrival) {
-        let to = self.groups[group].owner.or_else(|| match self.groups[group].protocol {
-            Protocol::Udp => self.route(arrival, datagram),
-            Protocol::Icmp => self.route_echo(arrival, datagram),
-        });
-        let Some(index) = to else {
-            self.series.unrouted.inc();
-            return;
+        let claims = |index: usize| {
+            let slot = self.slots.get(index).and_then(Option::as_ref);
+            slot.is_some_and(|slot| slot.task.claims(datagram, arrival.flow))
         };
-        if let Some(Some(seat)) = self.actors.get_mut(index) {
-            seat.actor.received(datagram, arrival);
-            self.step(index);
-        }
-    }
-
-    /// Whose datagram it is: by its session, or, from responders that know no sessions, by whoever asked.
-    fn route(&self, arrival: &Arrival, datagram: &[u8]) -> Option<usize> {
-        let from = arrival.from;
-        let by_session = stamp::ssids(datagram).into_iter().find_map(|ssid| self.routes.get(&(from, ssid)));
-        if let Some(index) = by_session {
-            return Some(*index);
-        }
-        let candidates = self.by_source.get(&from)?;
-        let has_asked = |index: &&usize| match &self.actors[**index] {
-            Some(Seat { actor: Actor::Echo(echo), .. }) => echo.prober.has_asked(datagram, arrival.flow),
-            Some(Seat { actor: Actor::PathMtu(mtu), .. }) => mtu.search.has_asked(datagram),
-            Some(_) | None => false,
-        };
-        let is_echo =
-            |index: &&usize| matches!(&self.actors[**index], Some(Seat { actor: Actor::Echo(_), .. }));
-        let mut candidates = candidates.iter();
-        candidates.clone().find(has_asked).or_else(|| candidates.find(is_echo)).copied()
-    }
-
-    /// Whose echo it is: by its session. Routers may quote no more than its header; then it is anyone's who asks that host.
-    fn route_echo(&self, arrival: &Arrival, echo: &[u8]) -> Option<usize> {
-        match (icmp::ssid(echo), arrival.icmp) {
-            (Some(ssid), _) => self.routes.get(&(arrival.from, ssid)).copied(),
-            (None, Some(_)) => self.by_source.get(&arrival.from)?.first().copied(),
-            (None, None) => None,
+        match self.groups[group].demux.owner(datagram, arrival, claims) {
+            Owner::Task(index) => {
+                if let Some(Some(slot)) = self.slots.get_mut(index) {
+                    slot.task.received(datagram, arrival);
+                    self.step(index);
+                }
+            }
+            Owner::Rejected => {}
+            Owner::None => self.series.unrouted.inc(),
         }
     }
 }

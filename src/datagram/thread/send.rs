@@ -38,17 +38,16 @@ impl Thread {
         let (group, socket) = (run[0].group, usize::from(run[0].send.flow));
         let from = &self.groups[group].sockets[socket];
         for outgoing in run {
-            let Outgoing { actor, life, send, at, length, .. } = *outgoing;
+            let Outgoing { slot: index, life, send, at, length, .. } = *outgoing;
             let datagram = &mut arena[at..at + length];
-            if let Some(seat) =
-                self.actors.get_mut(actor).and_then(Option::as_mut).filter(|seat| seat.life == life)
-            {
+            let slot = self.slots.get_mut(index).and_then(Option::as_mut);
+            if let Some(slot) = slot.filter(|slot| slot.life == life) {
                 let leaves = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
-                seat.actor.leaving(send.id, datagram, leaves);
+                slot.task.leaving(send.id, datagram, leaves);
             }
             from.complete(datagram);
             let payload = from.payload(datagram);
-            let name = send.stamp.then(|| self.awaited.expect(actor, life, send.id, now, payload));
+            let name = send.stamp.then(|| self.awaited.expect(index, life, send.id, now, payload));
             let told = Told {
                 to: send.to,
                 from: send.from,
@@ -76,10 +75,10 @@ impl Thread {
                 Err(error) if tries < TRIES && !is_lasting(&error) => tries += 1,
                 Err(error) => {
                     let outgoing = &run[first];
-                    let seat = self.actors.get_mut(outgoing.actor).and_then(Option::as_mut);
-                    if let Some(seat) = seat.filter(|seat| seat.life == outgoing.life) {
-                        seat.actor.not_sent(outgoing.send.id, refusal(&error));
-                        self.step(outgoing.actor);
+                    let slot = self.slots.get_mut(outgoing.slot).and_then(Option::as_mut);
+                    if let Some(slot) = slot.filter(|slot| slot.life == outgoing.life) {
+                        slot.task.not_sent(outgoing.send.id, refusal(&error));
+                        self.step(outgoing.slot);
                     }
                     (first, tries) = (first + 1, 0);
                 }
@@ -89,10 +88,10 @@ impl Thread {
     }
 
     fn sent(&mut self, outgoing: &Outgoing, at: Timestamp) {
-        let seat = self.actors.get_mut(outgoing.actor).and_then(Option::as_mut);
-        if let Some(seat) = seat.filter(|seat| seat.life == outgoing.life) {
-            seat.actor.sent(outgoing.send.id, at, StampedBy::User);
-            self.step(outgoing.actor);
+        let slot = self.slots.get_mut(outgoing.slot).and_then(Option::as_mut);
+        if let Some(slot) = slot.filter(|slot| slot.life == outgoing.life) {
+            slot.task.sent(outgoing.send.id, at, StampedBy::User);
+            self.step(outgoing.slot);
         }
     }
 }

@@ -1,12 +1,14 @@
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Quirks, Spec, Wire};
 
-use super::super::NewPath;
-use super::super::socket::Binding;
+use super::super::SourceChoice;
+use super::super::socket::{Binding, Socket};
 use super::*;
+use crate::echo::DatagramEcho;
+use crate::loops::NewPath;
 use crate::metrics::echo::EchoSeries;
 
 const PATHS: u32 = 1_000;
@@ -17,7 +19,7 @@ fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
     let (sender, _) = tokio::sync::mpsc::channel(1);
     let bell = Arc::new(EventFd::new().unwrap());
     let stamps = StampNames::detect();
-    let mut thread = Thread::new(Duties::default(), stamps, bell, sender, Arc::default());
+    let mut thread = Thread::new(Vec::new(), stamps, bell, sender, Arc::default());
     for n in 0..PATHS {
         let spec = Spec {
             to,
@@ -32,11 +34,10 @@ fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
             count: None,
             seed: n.into(),
         };
-        let from = SourceChoice { address: Ipv4Addr::LOCALHOST.into(), port: 0, dont_fragment: false };
-        let (id, series) = (PathId(n.into()), Arc::clone(series));
-        thread
-            .add(NewPath { id, spec, from, series, path_mtu: None, absent_since: None, tap: None })
-            .unwrap();
+        let source = SourceChoice { address: Ipv4Addr::LOCALHOST.into(), port: 0, dont_fragment: false };
+        let echo = DatagramEcho { spec, source, series: Arc::clone(series), path_mtu: None, tap: None };
+        let task = echo.into_task();
+        thread.start(NewPath { id: PathId(n.into()), task, peer_left_at: None }).unwrap();
     }
     thread
 }

@@ -1,22 +1,18 @@
 //! Listening: one address, or both families at once.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
 use tracing::warn;
 
-/// The listening sockets of an address: one, or for `[::]` one of each family with the same port.
+/// The listening sockets of an address, not blocking: one, or for `[::]` one of each family with the same port.
 ///
 /// The IPv6 socket never takes IPv4 connections, so that an address in a log is what it looks like. A host without IPv6
 /// gets the IPv4 socket of `[::]`, and a warning.
 ///
 /// # Errors
 /// [`BindError`].
-///
-/// # Panics
-/// Outside of a Tokio runtime.
 pub fn bind(address: SocketAddr) -> Result<Vec<TcpListener>, BindError> {
     if address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
         return Ok(vec![listen(address)?]);
@@ -99,7 +95,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, BindError> {
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
-        TcpListener::from_std(socket.into())
+        Ok(TcpListener::from(socket))
     };
     socket().map_err(|source| BindError::new(address, source))
 }
@@ -115,10 +111,10 @@ fn family(address: &SocketAddr) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpStream;
+    use std::net::TcpStream;
 
-    #[tokio::test]
-    async fn the_unspecified_ipv6_address_takes_ipv4_connections_by_a_socket_of_their_own() {
+    #[test]
+    fn the_unspecified_ipv6_address_takes_ipv4_connections_by_a_socket_of_their_own() {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         // The IPv6 port that the kernel chose may be taken in IPv4.
         let listeners = (0..100).find_map(|_| bind(any).ok()).expect("one port of a hundred is free");
@@ -127,21 +123,22 @@ mod tests {
         let port = four.local_addr().unwrap().port();
         assert!(listeners.iter().all(|listener| listener.local_addr().unwrap().port() == port));
 
-        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-        let (_, peer) = four.accept().await.unwrap();
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        // Connected, it can be accepted at once.
+        let (_, peer) = four.accept().unwrap();
         assert_eq!(peer, client.local_addr().unwrap());
     }
 
-    #[tokio::test]
-    async fn an_address_in_use_is_said_with_a_likely_cause() {
+    #[test]
+    fn an_address_in_use_is_said_with_a_likely_cause() {
         let first = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let address = first[0].local_addr().unwrap();
         let problem = format!("binding {address}: address already in use (is another pathmeter running?)");
         assert_eq!(bind(address).unwrap_err().to_string(), problem);
     }
 
-    #[tokio::test]
-    async fn an_address_of_nobody_is_not_ours() {
+    #[test]
+    fn an_address_of_nobody_is_not_ours() {
         let problem = "binding 192.0.2.1:9862: no interface has this address";
         assert_eq!(bind("192.0.2.1:9862".parse().unwrap()).unwrap_err().to_string(), problem);
     }

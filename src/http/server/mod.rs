@@ -1,9 +1,9 @@
 //! A small HTTP/1.1 server: connections, their limits, a graceful stop. What is answered is the [`Handler`]'s.
 
-mod entrance;
 mod listen;
 #[cfg(test)]
 mod tests;
+mod tls_accept;
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -32,9 +32,9 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use super::front::Front;
-use entrance::{Entered, enter};
+use super::web_config::LoadedWebConfig;
 pub use listen::{BindError, bind};
+use tls_accept::{Accepted, accept};
 
 /// Answers requests. Implemented by `Fn(Request<Bytes>, SocketAddr) -> impl Future<Output = Response<Body>>`.
 pub trait Handler: Send + Sync + 'static {
@@ -154,59 +154,63 @@ impl Counters {
 
 /// Serves until `stop` holds true or its sender is gone, and returns when all connections have ended.
 ///
-/// Each connection is taken as `front` says at that moment, and stays so. Survives every error of accepting. At the stop the listeners are closed, idle connections too, and running requests
+/// Each connection is taken as `web_config` says at that moment, and stays so. Survives every error of accepting. At the stop the listeners are closed, idle connections too, and running requests
 /// get [`Limits::grace`] to finish; what still runs then is dropped.
 pub async fn serve<H: Handler>(
     listeners: Vec<TcpListener>,
     limits: Limits,
     handler: Arc<H>,
     counters: Arc<Counters>,
-    front: Arc<ArcSwap<Front>>,
+    web_config: Arc<ArcSwap<LoadedWebConfig>>,
     stop: watch::Receiver<bool>,
 ) {
-    serve_from(listeners, Site { limits, handler, counters, front }, stop).await;
+    serve_from(listeners, Server { limits, handler, counters, web_config }, stop).await;
 }
 
-async fn serve_from<A: Accept, H: Handler>(sources: Vec<A>, site: Site<H>, mut stop: watch::Receiver<bool>) {
-    let site = Arc::new(site);
+async fn serve_from<A: Accept, H: Handler>(
+    sources: Vec<A>,
+    server: Server<H>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let server = Arc::new(server);
     let mut door = Door { sources, turn: 0, trouble: None };
     let mut connections = JoinSet::new();
     loop {
-        site.counters.connections.store(connections.len() as u64, Relaxed);
-        let has_room = connections.len() < site.limits.connections;
+        server.counters.connections.store(connections.len() as u64, Relaxed);
+        let has_room = connections.len() < server.limits.connections;
         tokio::select! {
             () = stopped(&mut stop) => break,
             Some(ended) = connections.join_next() => report(ended),
-            (stream, peer) = door.next(&site.counters), if has_room => {
-                connections.spawn(connection(Arc::clone(&site), stream, peer, stop.clone()));
+            (stream, peer) = door.next(&server.counters), if has_room => {
+                connections.spawn(connection(Arc::clone(&server), stream, peer, stop.clone()));
             }
         }
     }
 
     drop(door);
-    let drained = timeout(site.limits.grace, async {
+    let drained = timeout(server.limits.grace, async {
         while let Some(ended) = connections.join_next().await {
             report(ended);
-            site.counters.connections.store(connections.len() as u64, Relaxed);
+            server.counters.connections.store(connections.len() as u64, Relaxed);
         }
     });
     if drained.await.is_err() {
-        warn!(requests = connections.len(), grace = ?site.limits.grace, "dropping requests that still run");
+        warn!(requests = connections.len(), grace = ?server.limits.grace, "dropping requests that still run");
         connections.shutdown().await;
-        site.counters.connections.store(0, Relaxed);
+        server.counters.connections.store(0, Relaxed);
     }
 }
 
 /// What all connections share.
-struct Site<H> {
+struct Server<H> {
     limits: Limits,
     handler: Arc<H>,
     counters: Arc<Counters>,
-    front: Arc<ArcSwap<Front>>,
+    web_config: Arc<ArcSwap<LoadedWebConfig>>,
 }
 
 async fn connection<H: Handler>(
-    site: Arc<Site<H>>,
+    server: Arc<Server<H>>,
     stream: TcpStream,
     peer: SocketAddr,
     mut stop: watch::Receiver<bool>,
@@ -214,32 +218,32 @@ async fn connection<H: Handler>(
     let options = SockRef::from(&stream);
     let set = options
         .set_tcp_nodelay(true)
-        .and_then(|()| options.set_tcp_user_timeout(Some(site.limits.stall_timeout)));
+        .and_then(|()| options.set_tcp_user_timeout(Some(server.limits.stall_timeout)));
     if let Err(error) = set {
         debug!(%peer, %error, "setting the options of a connection");
     }
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let front = site.front.load_full();
-    let entered = tokio::select! {
-        entered = enter(&front, &site.limits, &site.counters, stream, peer) => entered,
+    let web_config = server.web_config.load_full();
+    let accepted = tokio::select! {
+        accepted = accept(&web_config, &server.limits, &server.counters, stream, peer) => accepted,
         () = stopped(&mut stop) => return,
     };
-    let Some(Entered { stream, is_astray }) = entered else { return };
+    let Some(Accepted { stream, is_plaintext }) = accepted else { return };
 
     let service = service_fn(|request| {
-        let site = Arc::clone(&site);
+        let server = Arc::clone(&server);
         async move {
-            Ok::<_, Infallible>(if is_astray {
-                site.refuse_plain()
+            Ok::<_, Infallible>(if is_plaintext {
+                server.refuse_plain()
             } else {
-                site.answer(request, peer).await
+                server.answer(request, peer).await
             })
         }
     });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(site.limits.head_timeout)
+            .header_read_timeout(server.limits.head_timeout)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
@@ -256,7 +260,7 @@ async fn connection<H: Handler>(
     }
 }
 
-impl<H: Handler> Site<H> {
+impl<H: Handler> Server<H> {
     /// The answer to plain HTTP where TLS is spoken.
     fn refuse_plain(&self) -> Response<Body> {
         let text = "this port speaks HTTPS: ask for https://…\n".to_owned();

@@ -80,7 +80,7 @@ fn a_peer_that_is_leaving_is_left_alone() {
     });
     let mut path = timed(Speech::Tcp.dial(server.address));
     eventually("connections are timed", || (path.scrape().count(CONNECTED, &[]) >= 3).then_some(()));
-    path.handle.goodbye(vec![ID], Clock::now());
+    path.handle.peer_leaving(vec![ID], Clock::now());
     eventually("it is known", || path.series.is_draining().then_some(()));
     let before = server.accepted();
     // One may be under way.

@@ -176,8 +176,8 @@ fn a_body_that_comes_slowly_does_not_make_the_round_trip_longer() {
     let mut path = expecting(&server, &[], Some("ok."));
     path.until("a first request", |told| told.sent() == 1);
     // The next ones wait for the whole answer.
-    let beats = path.handle.stats().progress.get();
-    eventually("a second goes by", || (path.handle.stats().progress.get() >= beats + 4).then_some(()));
+    let beats = path.handle.series().progress.get();
+    eventually("a second goes by", || (path.handle.series().progress.get() >= beats + 4).then_some(()));
     assert_eq!(path.listen().decisions().count(), 0);
     release.store(true, Ordering::SeqCst);
     path.until("answers", |told| told.answered() >= 10);
@@ -232,7 +232,7 @@ fn what_is_asked_for_is_what_was_configured() {
             }
         }
     });
-    let place = Place {
+    let place = HttpTarget {
         authority: "shop.example.net:8443".to_owned(),
         path: "/health?deep=1".to_owned(),
         signer: None,
@@ -246,6 +246,9 @@ fn what_is_asked_for_is_what_was_configured() {
     for head in heads.iter() {
         assert!(head.starts_with("GET /health?deep=1 HTTP/1.1\r\n"), "{head}");
         assert!(head.contains("\r\nhost: shop.example.net:8443\r\n"), "{head}");
-        assert!(head.contains(&format!("\r\nuser-agent: {}\r\n", super::super::dial::AGENT)), "{head}");
+        assert!(
+            head.contains(&format!("\r\nuser-agent: {}\r\n", super::super::http_target::AGENT)),
+            "{head}"
+        );
     }
 }

@@ -30,12 +30,13 @@ use pathmeter_proto::wire::websocket::Format;
 use socket2::SockRef;
 use tokio_tungstenite::tungstenite;
 
-use super::{Dial, Expected, Handle, NewStream, Over, Place};
+use super::{Dial, Expected, Handle, HttpTarget, Over, StreamEcho};
 use crate::clock::Clock;
-use crate::datagram::{Event, PathId};
+use crate::loops::{Event, NewPath};
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::StreamSeries;
-use crate::metrics::{Directory, Exporter, Format as PageFormat, HttpCounts};
+use crate::metrics::{Blocks, Exporter, Format as PageFormat, HttpCounts};
+use crate::paths::PathId;
 
 /// Deadlines that no delay of this machine reaches.
 const PATIENT: Duration = Duration::from_secs(60);
@@ -281,8 +282,8 @@ fn dial(to: SocketAddr, over: Over) -> Dial {
     Dial { to, host: None, source: None, dscp: Dscp::DEFAULT, over }
 }
 
-fn place(to: SocketAddr) -> Place {
-    Place { authority: to.to_string(), path: "/".to_owned(), signer: None, secure: None }
+fn place(to: SocketAddr) -> HttpTarget {
+    HttpTarget { authority: to.to_string(), path: "/".to_owned(), signer: None, secure: None }
 }
 
 /// Any answer with a status of success.
@@ -429,23 +430,14 @@ impl Path {
         let stream = Arc::new(StreamSeries::new("p", "b", "ipv4"));
         let (reports, tap) = channel();
         let (sender, events) = tokio::sync::mpsc::channel(100_000);
-        let handle = Handle::spawn(sender).unwrap();
-        let exporter = Arc::new(Exporter::new(vec![Arc::clone(handle.stats())], Default::default()));
-        exporter.publish(Directory {
-            paths: vec![Arc::clone(&series)],
-            streams: vec![Arc::clone(&stream)],
-            ..Directory::default()
-        });
-        handle.add(NewStream {
-            id: ID,
-            spec,
-            dial,
-            fresh,
-            series: Arc::clone(&series),
-            stream,
-            absent_since: None,
-            tap: Some(reports),
-        });
+        let handle = super::spawn(sender).unwrap();
+        let exporter = Arc::new(Exporter::new(vec![Arc::clone(handle.series())], Default::default()));
+        let mut blocks = Blocks::default();
+        blocks.add(Arc::clone(&series));
+        blocks.add(Arc::clone(&stream));
+        exporter.publish(blocks);
+        let echo = StreamEcho { spec, dial, fresh, series: Arc::clone(&series), stream, tap: Some(reports) };
+        handle.start(NewPath { id: ID, task: echo, peer_left_at: None });
         Self { handle, events, tap, exporter, series, told: Told::default() }
     }
 
@@ -454,11 +446,11 @@ impl Path {
         while let Ok(event) = self.events.try_recv() {
             match event {
                 Event::Started { .. } => self.told.connections += 1,
-                Event::Broken { reason, .. } => self.told.troubles.push(reason),
+                Event::Disconnected { reason, .. } => self.told.troubles.push(reason),
                 Event::Finished(_) => self.told.is_finished = true,
-                Event::Failed { .. }
-                | Event::PathMtu { .. }
-                | Event::Goodbye(_)
+                Event::NotStarted { .. }
+                | Event::OfPath { .. }
+                | Event::PeerLeaving(_)
                 | Event::ClockStepped(_)
                 | Event::Suspended(_) => panic!("a path has no business with {event:?}"),
             }

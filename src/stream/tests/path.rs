@@ -74,7 +74,7 @@ fn a_peer_that_said_goodbye_withdraws_what_it_does_not_answer() {
         fall_silent.store(true, Ordering::SeqCst);
         eventually("it is silent", || silent.load(Ordering::SeqCst).then_some(()));
         path.until("one that is not answered", |told| told.sent() > told.answered());
-        path.handle.goodbye(vec![ID, PathId(2)], Clock::now());
+        path.handle.peer_leaving(vec![ID, PathId(2)], Clock::now());
         eventually("it is known", || path.series.is_draining().then_some(()));
         leave.store(true, Ordering::SeqCst);
         path.until("a withdrawal and another connection", |told| {
@@ -159,7 +159,7 @@ fn who_stops_us_twice_is_not_kept_waiting() {
     path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 5);
     path.handle.stop(PATIENT);
     // Neither is a goodbye that comes meanwhile unheard.
-    path.handle.goodbye(vec![ID], Clock::now());
+    path.handle.peer_leaving(vec![ID], Clock::now());
     eventually("it is known", || path.series.is_draining().then_some(()));
     path.handle.stop(Duration::ZERO);
     let told = path.end();

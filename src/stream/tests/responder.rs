@@ -294,30 +294,30 @@ fn connections_are_limited_in_all_and_by_source() {
     let other = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
     let third = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
     let ask = |from| Asker::greet(answering.address, from, HELLO, None);
-    let mut guests = vec![ask(NEAR), ask(NEAR)];
+    let mut open = vec![ask(NEAR), ask(NEAR)];
     assert_eq!(ask(NEAR).admittance(), Some(Admittance::Full), "a third of one source");
     eventually("it has left", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
-    guests.push(ask(other));
+    open.push(ask(other));
     assert_eq!(ask(third).admittance(), Some(Admittance::Full), "a fourth in all");
     eventually("it has left", || (answering.scrape().count(OPEN, &[]) == 3).then_some(()));
-    for guest in &mut guests {
-        assert_eq!(guest.admittance(), Some(Admittance::Granted));
-        guest.echo(7);
+    for asker in &mut open {
+        assert_eq!(asker.admittance(), Some(Admittance::Granted));
+        asker.echo(7);
     }
-    drop(guests.remove(0));
+    drop(open.remove(0));
     eventually("there is room", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
     let mut back = ask(NEAR);
     assert_eq!(back.admittance(), Some(Admittance::Granted));
     back.echo(8);
-    drop((guests, back));
+    drop((open, back));
     answering.refused("full", 2);
 }
 
 #[test]
-fn strangers_of_one_address_leave_room_for_those_of_others() {
+fn unverified_connections_of_one_address_leave_room_for_other_addresses() {
     let keys = Keys::parse(SECRET).unwrap();
     let nobody = Policy { prefixes: Vec::new(), ..policy(1_000_000) };
-    let limits = Limits { strangers: 4, strangers_per_source: 2, ..Limits::default() };
+    let limits = Limits { unverified: 4, unverified_per_source: 2, ..Limits::default() };
     let answering = Answering::on(Terms::new(nobody, Some(&keys)), limits);
     let silent = [(); 2].map(|()| Asker::connect(answering.address, FAR));
     eventually("they are there", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));

@@ -230,7 +230,7 @@ fn who_stops_reading_makes_messages_wait_and_they_count_from_when_they_were_due(
     path.until("a message left", |told| told.sent() >= 1);
     // Nothing leaves any more while the thread is awake: what is due waits for room.
     let (mut sent, mut beats) = (0, 0);
-    let progress = |path: &Path| path.handle.stats().progress.get();
+    let progress = |path: &Path| path.handle.series().progress.get();
     eventually("the stream is full", || {
         if path.listen().sent() > sent {
             (sent, beats) = (path.told.sent(), progress(&path));

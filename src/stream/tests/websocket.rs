@@ -245,7 +245,7 @@ fn who_stops_reading_a_websocket_makes_messages_wait_and_loses_none() {
     let mut path = Path::start(dial(server.address, over));
     path.until("a message left", |told| told.sent() >= 1);
     let (mut sent, mut beats) = (0, 0);
-    let progress = |path: &Path| path.handle.stats().progress.get();
+    let progress = |path: &Path| path.handle.series().progress.get();
     eventually("the stream is full", || {
         if path.listen().sent() > sent {
             (sent, beats) = (path.told.sent(), progress(&path));

@@ -144,7 +144,8 @@ fn a_reload_takes_a_web_config_file_or_nothing() {
         let page = Page::parse(std::str::from_utf8(&get("/metrics").body).unwrap());
         page.count("pathmeter_config_last_reload_successful", &[])
     };
-    assert_eq!(successful(), 1);
+    // Pages are shared for a second.
+    eventually("a page with the outcome", || (successful() == 1).then_some(()));
 
     fs::write(&web, "tls_server_config: {}\nbasic_auth_users: [").unwrap();
     agent.signal(Signal::SIGHUP);
@@ -206,5 +207,5 @@ fn agents_learn_who_the_others_are_with_certificates_both_ways() {
     // The CA is corrected: taken without a reload.
     fs::copy(&ca, &others).unwrap();
     in_time("the CA is taken", || doubtful.page().has("pathmeter_peer_info", &["agent=\"a\""]).then_some(()));
-    assert!(doubtful.log().contains("files for asking with TLS have changed and are in force"));
+    assert!(doubtful.log().contains("TLS files for outgoing connections have changed and are in force"));
 }

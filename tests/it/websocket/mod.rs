@@ -12,12 +12,11 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use nix::sys::signal::Signal;
+use pathmeter::api::routes::{AppState, metrics_renderer};
+use pathmeter::api::status::Status;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
-use pathmeter::http::routes::Site;
-use pathmeter::http::scrape::Packers;
 use pathmeter::metrics::{Exporter, Responders};
-use pathmeter::status::Status;
 use pathmeter::websocket::Responder;
 use pathmeter_proto::key::{Key, Keys};
 use serde_json::json;
@@ -247,16 +246,15 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
     let series = Arc::clone(&exporter.websocket);
     let mut status = Status { name: "fra-1".to_owned(), has_key: true, ..Status::default() };
     status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
-    let site = Arc::new(Site {
-        exporter,
-        counters: Arc::default(),
+    let site = Arc::new(AppState {
         websocket: Responder::new(rules, Arc::clone(&series)),
-        journal: Arc::default(),
-        front: Arc::default(),
+        events: Arc::default(),
+        web_config: Arc::default(),
         status: ArcSwap::from_pointee(status),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: mpsc::channel(1).0,
-        packers: Packers::default(),
+        control: tokio::runtime::Handle::current(),
+        renderer: metrics_renderer(exporter, Arc::default(), Arc::default()),
     });
     let plain = || {
         let request = Request::get("/ws").header("host", "fra-1").header("upgrade", "websocket");

@@ -9,8 +9,11 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
-use pathmeter::datagram::{Duties, EVENTS, Event, Handle, NewPath, PathId, SourceChoice, StampNames};
+use pathmeter::datagram::{self, Handle, SourceChoice, StampNames};
+use pathmeter::echo::DatagramEcho;
+use pathmeter::loops::{EVENTS_PENDING_MAX, Event, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
+use pathmeter::paths::PathId;
 use pathmeter_lab::truth::{Counts, Echoes, Format, Rules};
 use pathmeter_lab::{Namespace, Plan, Way, eventually, give_up_raw_sockets};
 use pathmeter_proto::dscp::Dscp;
@@ -68,8 +71,8 @@ struct Prober {
 
 impl Prober {
     fn start(stamps: StampNames) -> Self {
-        let (sender, events) = tokio::sync::mpsc::channel(EVENTS);
-        let handle = Handle::spawn("prober", Duties::default(), stamps, sender).unwrap();
+        let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+        let handle = datagram::spawn("prober", Vec::new(), stamps, sender).unwrap();
         let (tap, reports) = channel();
         Self { handle, events, reports, tap }
     }
@@ -79,15 +82,14 @@ impl Prober {
             if spec.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let flows = spec.ssids.len() as u64;
         let series = Arc::new(EchoSeries::new("icmp", "host", "either", flows));
-        self.handle.add(NewPath {
-            id: PathId(id),
+        let echo = DatagramEcho {
             spec,
-            from: SourceChoice { address: any, port: 0, dont_fragment: false },
+            source: SourceChoice { address: any, port: 0, dont_fragment: false },
             series: Arc::clone(&series),
             path_mtu: None,
-            absent_since: None,
             tap: Some(self.tap.clone()),
-        });
+        };
+        self.handle.start(NewPath { id: PathId(id), task: echo.into_task(), peer_left_at: None });
         series
     }
 
@@ -106,7 +108,7 @@ impl Prober {
     fn end(self, grace: Duration) -> Vec<Report> {
         self.handle.stop(grace);
         eventually("the loop has ended", || self.handle.is_finished().then_some(()));
-        assert_eq!(self.handle.stats().accounting_errors.get(), 0);
+        assert_eq!(self.handle.series().accounting_errors.get(), 0);
         drop(self.tap);
         self.reports.iter().collect()
     }
@@ -190,9 +192,9 @@ pub(crate) fn closed() {
         let (error, groups) = Allowed::Nothing.within(&namespace, || {
             let mut prober = Prober::start(StampNames::Looped);
             prober.add(1, spec(to, 1, Duration::from_millis(5), Some(1)));
-            let Event::Failed { error, .. } = prober.event() else { panic!("it may open no socket") };
+            let Event::NotStarted { reason, .. } = prober.event() else { panic!("it may open no socket") };
             prober.end(Duration::ZERO);
-            (error.to_string(), fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap())
+            (reason, fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap())
         });
         let groups = groups.split_whitespace().collect::<Vec<_>>().join(" ");
         let group = nix::unistd::getegid();
@@ -228,7 +230,7 @@ pub(crate) fn thousand_hosts() {
                     finished += 1;
                 }
             }
-            let dropped = prober.handle.stats().rx_dropped.get();
+            let dropped = prober.handle.series().rx_dropped.get();
             (sources, dropped, prober.end(Duration::ZERO))
         });
         assert_eq!(sources.len(), 1, "{allowed:?}");
@@ -344,7 +346,7 @@ pub(crate) fn flooded() {
                         });
                     }
                 });
-                (prober.handle.stats().rx_dropped.get() > 0).then_some(())
+                (prober.handle.series().rx_dropped.get() > 0).then_some(())
             });
             let sent = series.sent.get();
             eventually("some more", || (series.sent.get() > sent + 20).then_some(()));

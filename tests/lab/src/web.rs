@@ -32,11 +32,15 @@ pub fn get(to: SocketAddr, path: &str) -> io::Result<Response> {
     request("GET", to, path)
 }
 
-/// The answer to a request without a body. In HTTP/1.0, where an answer ends with its connection.
+/// The answer to a request without a body. In HTTP/1.0, where an answer ends with its connection. A page of metrics is
+/// what they are after the request, and not up to a second older.
 pub fn request(method: &str, to: SocketAddr, path: &str) -> io::Result<Response> {
     let mut stream = TcpStream::connect_timeout(&to, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {to}\r\nContent-Length: 0\r\n\r\n")?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: {to}\r\nCache-Control: no-cache\r\nContent-Length: 0\r\n\r\n"
+    )?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let parts = text.split_once("\r\n\r\n");

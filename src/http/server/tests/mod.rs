@@ -31,7 +31,7 @@ impl Served {
     }
 
     fn at(address: &str, limits: Limits) -> Self {
-        let listener = bind(address.parse().unwrap()).unwrap().remove(0);
+        let listener = listen(address);
         let address = listener.local_addr().unwrap();
         Self::from(listener, address, limits)
     }
@@ -41,7 +41,7 @@ impl Served {
     }
 
     fn behind<A: Accept + 'static>(
-        front: Arc<ArcSwap<Front>>,
+        web_config: Arc<ArcSwap<LoadedWebConfig>>,
         source: A,
         address: SocketAddr,
         limits: Limits,
@@ -73,8 +73,9 @@ impl Served {
             }
         };
         let (stop, stopped) = watch::channel(false);
-        let site = Site { limits, handler: Arc::new(handler), counters: Arc::clone(&counters), front };
-        let task = tokio::spawn(serve_from(vec![source], site, stopped));
+        let server =
+            Server { limits, handler: Arc::new(handler), counters: Arc::clone(&counters), web_config };
+        let task = tokio::spawn(serve_from(vec![source], server, stopped));
         Self { address, counters, begun, release, stop, task }
     }
 
@@ -88,6 +89,10 @@ impl Served {
         client.send(request).await;
         client.response().await
     }
+}
+
+fn listen(address: &str) -> TcpListener {
+    TcpListener::from_std(bind(address.parse().unwrap()).unwrap().remove(0)).unwrap()
 }
 
 struct Client {
@@ -182,7 +187,7 @@ async fn a_mapped_peer_is_an_ipv4_peer() {
                 .map_ok(|(stream, _)| (stream, "[::ffff:192.0.2.1]:7".parse().unwrap()))
         }
     }
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap().remove(0);
+    let listener = listen("127.0.0.1:0");
     let address = listener.local_addr().unwrap();
     let served = Served::from(Mapped(listener), address, Limits::default());
     assert!(served.ask("GET /peer HTTP/1.1\r\nhost: x\r\n\r\n").await.ends_with("\r\n\r\n192.0.2.1:7"));
@@ -372,7 +377,7 @@ async fn errors_of_accepting_are_survived_and_counted() {
             }
         }
     }
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap().remove(0);
+    let listener = listen("127.0.0.1:0");
     let address = listener.local_addr().unwrap();
     let errors = [libc::EMFILE, libc::EMFILE, libc::ECONNABORTED, libc::ENOMEM];
     let source = Failing { listener, errors: Mutex::new(errors.into()) };
@@ -412,7 +417,7 @@ async fn count_up<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
 
 #[tokio::test]
 async fn a_connection_can_be_upgraded() {
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = vec![listen("127.0.0.1:0")];
     let address = listener[0].local_addr().unwrap();
     let (_stop, stopped) = watch::channel(false);
     let counters = Arc::new(Counters::default());

@@ -6,18 +6,21 @@ use crate::tls::{Connector, TlsStream};
 use pathmeter_lab::pki::{Authority, FOR_EVER, Valid};
 
 /// A server with a certificate for `name`, and a client that believes it.
-fn serving(limits: Limits) -> (Served, Arc<ArcSwap<Front>>, Authority, Connector) {
+fn serving(limits: Limits) -> (Served, Arc<ArcSwap<LoadedWebConfig>>, Authority, Connector) {
     let ca = Authority::new("ours");
-    let front = Arc::new(ArcSwap::from_pointee(front(&ca, "first")));
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap().remove(0);
+    let web_config = Arc::new(ArcSwap::from_pointee(web_config(&ca, "first")));
+    let listener = listen("127.0.0.1:0");
     let address = listener.local_addr().unwrap();
-    let served = Served::behind(Arc::clone(&front), listener, address, limits);
+    let served = Served::behind(Arc::clone(&web_config), listener, address, limits);
     let connector = connector(&ca, None);
-    (served, front, ca, connector)
+    (served, web_config, ca, connector)
 }
 
-fn front(ca: &Authority, name: &str) -> Front {
-    Front { acceptor: Some(acceptor(&web(&ca.issue(&[name], Valid::Always)))), ..Front::default() }
+fn web_config(ca: &Authority, name: &str) -> LoadedWebConfig {
+    LoadedWebConfig {
+        acceptor: Some(acceptor(&web(&ca.issue(&[name], Valid::Always)))),
+        ..LoadedWebConfig::default()
+    }
 }
 
 async fn connect(served: &Served, connector: &Connector, name: &str) -> TlsStream<TcpStream> {
@@ -46,7 +49,7 @@ async fn a_new_certificate_is_for_new_connections_and_open_ones_go_on() {
     hello(&mut first).await;
     assert_eq!(first.certificate_expiry(), Some(FOR_EVER));
 
-    served_as.store(Arc::new(front(&ca, "second")));
+    served_as.store(Arc::new(web_config(&ca, "second")));
     let mut second = connect(&served, &connector, "second").await;
     hello(&mut second).await;
     hello(&mut first).await;
@@ -104,11 +107,11 @@ async fn a_stop_does_not_wait_for_a_handshake() {
 #[tokio::test]
 async fn a_connection_can_be_upgraded_behind_tls() {
     let ca = Authority::new("ours");
-    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = vec![listen("127.0.0.1:0")];
     let address = listener[0].local_addr().unwrap();
     let (_stop, stopped) = watch::channel(false);
     let counters = Arc::new(Counters::default());
-    let behind = Arc::new(ArcSwap::from_pointee(front(&ca, "first")));
+    let behind = Arc::new(ArcSwap::from_pointee(web_config(&ca, "first")));
     tokio::spawn(serve(
         listener,
         Limits::default(),

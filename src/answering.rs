@@ -1,0 +1,146 @@
+//! The thread on which other hosts are answered over connections: HTTP with `/ws` and pings, and the agent port over TCP.
+//!
+//! Peers measure how fast these answers come, so nothing else runs here: pages, JSON and reloads belong to other threads.
+
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::pin::pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::metrics::agent::LoopSeries;
+
+/// The daemon's end of the thread. If it is dropped, the thread stops as after [`Handle::stop`].
+#[derive(Debug)]
+pub struct Handle {
+    stop: watch::Sender<bool>,
+    ended: oneshot::Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+/// How often the thread shows that it is not stuck. The watchdog looks once a second at most.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+
+/// The name of the loop, as metrics show it.
+pub const LOOP: &str = "answering";
+
+impl Handle {
+    /// Starts the thread. `serve` is called at once, with the thread's runtime entered so that sockets belong to it; what it
+    /// returns runs there until the stop that it is given, and the thread ends with it.
+    ///
+    /// # Errors
+    /// Those of `serve`, and when the operating system gives no thread or no event descriptors.
+    pub fn spawn<F>(
+        stats: Arc<LoopSeries>,
+        serve: impl FnOnce(watch::Receiver<bool>) -> io::Result<F>,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = watch::channel(false);
+        let serving = {
+            let _runtime = runtime.enter();
+            serve(stopped)?
+        };
+        let (sender, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("pm-answering".to_owned()).spawn(move || {
+            runtime.block_on(run(serving, &stats));
+            // A password that is still being checked does not delay the stop.
+            runtime.shutdown_background();
+            // Nobody waits if the daemon is gone.
+            let _ = sender.send(());
+        })?;
+        Ok(Self { stop, ended, thread })
+    }
+
+    /// Stops serving, and returns when the thread has ended.
+    pub async fn stop(self) {
+        // Its receivers are gone if the thread has ended by itself.
+        let _ = self.stop.send(true);
+        let _ = self.ended.await;
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that answers over connections panicked");
+        }
+    }
+}
+
+async fn run(serving: impl Future<Output = ()>, stats: &LoopSeries) {
+    let mut serving = pin!(serving);
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = &mut serving => return,
+            _ = heartbeat.tick() => stats.progress.inc(),
+        }
+    }
+}
+
+/// Hands listeners to the runtime that is entered.
+///
+/// # Errors
+/// When the runtime has no room for one.
+pub fn register(listeners: Vec<StdListener>) -> io::Result<Vec<TcpListener>> {
+    listeners.into_iter().map(TcpListener::from_std).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+    use std::thread::current;
+
+    fn stats() -> Arc<LoopSeries> {
+        Arc::new(LoopSeries::new(LOOP))
+    }
+
+    #[tokio::test]
+    async fn serves_on_its_own_thread_until_the_stop() {
+        let (name, named) = oneshot::channel();
+        let serve = |mut stopped: watch::Receiver<bool>| {
+            Ok(async move {
+                name.send(current().name().map(str::to_owned)).unwrap();
+                stopped.wait_for(|stopped| *stopped).await.unwrap();
+            })
+        };
+        let handle = Handle::spawn(stats(), serve).unwrap();
+        assert_eq!(named.await.unwrap().as_deref(), Some("pm-answering"));
+        handle.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_heartbeat_shows_whether_the_thread_is_stuck() {
+        let (stats, (release, blocked)) = (stats(), std::sync::mpsc::channel::<()>());
+        let (stuck, is_stuck) = oneshot::channel();
+        let serve = |_| {
+            Ok(async move {
+                tokio::time::sleep(2 * HEARTBEAT).await;
+                stuck.send(()).unwrap();
+                blocked.recv().unwrap();
+                pending().await
+            })
+        };
+        let _handle = Handle::spawn(Arc::clone(&stats), serve).unwrap();
+        is_stuck.await.unwrap();
+        let beats = stats.progress.get();
+        assert!(beats >= 1);
+        tokio::time::sleep(2 * HEARTBEAT).await;
+        assert_eq!(stats.progress.get(), beats);
+        release.send(()).unwrap();
+        while stats.progress.get() == beats {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_served_starts_no_thread() {
+        let serve = |_| Err::<std::future::Ready<()>, _>(io::ErrorKind::OutOfMemory.into());
+        assert_eq!(Handle::spawn(stats(), serve).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    }
+}

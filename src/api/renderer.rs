@@ -1,0 +1,682 @@
+//! Renders metrics pages on threads of its own, a few at once, and shares them among scrapers.
+//!
+//! A page of 10,000 paths is 60 MB of text and takes a good part of a second to compress. The threads that measure, answer
+//! peers or control the agent never wait for that.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io::Write as _;
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http_body_util::BodyExt as _;
+use hyper::body::{Frame, SizeHint};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::scrape::Negotiated;
+use crate::http::server::Body;
+use crate::metrics::{Format, Page};
+
+/// Pages, or pieces of pages, that are rendered at once; further ones wait. Chosen: two scrapers of one agent are common,
+/// and rendering leaves the host most of its cores.
+pub const RENDERED_AT_ONCE: usize = 2;
+
+/// How long a page is given to further scrapers after it was rendered. Chosen: no scrape interval is shorter.
+pub const SHARED_FOR: Duration = Duration::from_secs(1);
+
+/// Bytes of a page without compression that is held; a longer one is rendered for each scraper, piece by piece as it takes
+/// them. Chosen: a page of 1,200 paths.
+const PLAIN_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of all pages that are held, also for those who read slowly; beyond, a page is rendered piece by piece and comes
+/// without compression. Chosen: twenty compressed pages of 10,000 paths.
+const HELD_BYTES_MAX: usize = 64 << 20;
+
+/// The fastest: a page repeats itself so much that the best level saves little more.
+const LEVEL: Compression = Compression::fast();
+
+/// A page that is being rendered. Implemented for `FnMut(&mut Vec<u8>) -> bool`, too.
+pub trait RenderPieces: Send {
+    /// Appends the next piece of about [`Page::PIECE`] bytes; false at the end.
+    fn next(&mut self, piece: &mut Vec<u8>) -> bool;
+}
+
+impl RenderPieces for Page {
+    fn next(&mut self, piece: &mut Vec<u8>) -> bool {
+        Self::next(self, piece)
+    }
+}
+
+impl<F: FnMut(&mut Vec<u8>) -> bool + Send> RenderPieces for F {
+    fn next(&mut self, piece: &mut Vec<u8>) -> bool {
+        self(piece)
+    }
+}
+
+/// Begins a page as the metrics are now.
+type Begin = dyn Fn(Format) -> Box<dyn RenderPieces> + Send + Sync;
+
+/// Renders pages. Clones share threads and pages.
+#[derive(Debug, Clone)]
+pub struct Renderer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    begin: Box<Begin>,
+    pool: Pool,
+    limits: HoldLimits,
+    /// Bytes of all [`Held`] pages.
+    held_bytes: AtomicUsize,
+    /// Pages that are being rendered, and those rendered within [`SHARED_FOR`]: one at most for each format and encoding.
+    pages: Mutex<Vec<Rendering>>,
+    /// Whether the last page without compression was longer than is held.
+    is_plain_long: AtomicBool,
+}
+
+/// The limits by which pages are held; others than the constants are for tests.
+#[derive(Debug, Clone, Copy)]
+struct HoldLimits {
+    plain_bytes_max: usize,
+    held_bytes_max: usize,
+}
+
+/// A page that is rendered to be held.
+#[derive(Clone)]
+struct Rendering {
+    wanted: Negotiated,
+    has_begun: Arc<AtomicBool>,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+/// What came of rendering a page to be held.
+#[derive(Clone)]
+enum Outcome {
+    Held(Arc<Held>),
+    /// A limit was reached.
+    TooLong,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("held_bytes", &self.held_bytes).finish_non_exhaustive()
+    }
+}
+
+impl Renderer {
+    /// Renders what `begin` begins. Its threads start with the first page.
+    ///
+    /// # Panics
+    /// When the operating system refuses what a runtime needs, which is memory.
+    #[must_use]
+    pub fn new(begin: impl Fn(Format) -> Box<dyn RenderPieces> + Send + Sync + 'static) -> Self {
+        Self::within(HoldLimits { plain_bytes_max: PLAIN_BYTES_MAX, held_bytes_max: HELD_BYTES_MAX }, begin)
+    }
+
+    fn within(
+        limits: HoldLimits,
+        begin: impl Fn(Format) -> Box<dyn RenderPieces> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                begin: Box::new(begin),
+                pool: Pool::new(),
+                limits,
+                held_bytes: AtomicUsize::new(0),
+                pages: Mutex::default(),
+                is_plain_long: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// A page, and whether it is compressed: it may not be although that was wanted. `is_fresh`: only one whose rendering
+    /// has not begun. To be called in a tokio runtime, in which a task forgets the page in time.
+    ///
+    /// # Panics
+    /// When rendering panicked.
+    pub(super) async fn page(&self, wanted: Negotiated, is_fresh: bool) -> (Body, bool) {
+        if wanted.is_gzip || !self.inner.is_plain_long.load(Relaxed) {
+            let mut outcome = self.join(wanted, is_fresh).outcome;
+            let outcome = outcome.wait_for(Option::is_some).await.expect("rendering does not panic").clone();
+            if let Some(Outcome::Held(held)) = outcome {
+                return (HeldBody { held, next: 0, has_yielded: true }.boxed_unsync(), wanted.is_gzip);
+            }
+        }
+        let plain = Negotiated { is_gzip: false, ..wanted };
+        (StreamedBody::new(Arc::clone(&self.inner), plain).boxed_unsync(), false)
+    }
+
+    /// The page that is wanted: one that is shared, or one that is going to be rendered.
+    fn join(&self, wanted: Negotiated, is_fresh: bool) -> Rendering {
+        let mut pages = self.inner.pages();
+        let shared = pages.iter().find(|page| page.wanted == wanted);
+        if let Some(page) = shared.filter(|page| !(is_fresh && page.has_begun.load(Relaxed))) {
+            return page.clone();
+        }
+        let (sender, outcome) = watch::channel(None);
+        let page = Rendering { wanted, has_begun: Arc::default(), outcome };
+        pages.retain(|page| page.wanted != wanted);
+        pages.push(page.clone());
+        let (inner, rendering) = (Arc::clone(&self.inner), page.clone());
+        // Ends by itself. Whoever asked first may go, and others wait for the page.
+        tokio::spawn(async move {
+            let (job, has_begun) = (Arc::clone(&inner), rendering.has_begun);
+            let rendered = inner.pool.run(move || {
+                has_begun.store(true, Relaxed);
+                job.hold(wanted)
+            });
+            if let Ok(outcome) = rendered.await {
+                sender.send_replace(Some(outcome));
+                sleep(SHARED_FOR).await;
+            }
+            inner.pages().retain(|page| !page.outcome.same_channel(&rendering.outcome));
+        });
+        page
+    }
+}
+
+impl Inner {
+    fn pages(&self) -> MutexGuard<'_, Vec<Rendering>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renders a whole page.
+    fn hold(self: Arc<Self>, wanted: Negotiated) -> Outcome {
+        let mut page = Encoded::new((self.begin)(wanted.format), wanted.is_gzip);
+        let bytes_max = if wanted.is_gzip { usize::MAX } else { self.limits.plain_bytes_max };
+        let mut held = Held { pieces: Vec::new(), length: 0, allocated: 0, inner: self };
+        loop {
+            let piece = page.next();
+            if piece.is_empty() {
+                return Outcome::Held(Arc::new(held));
+            }
+            if held.length + piece.len() > bytes_max {
+                held.inner.is_plain_long.store(true, Relaxed);
+                return Outcome::TooLong;
+            }
+            if !held.push(piece) {
+                return Outcome::TooLong;
+            }
+        }
+    }
+}
+
+/// The threads that render, which start when there is something to render and end when there was nothing for a while.
+struct Pool(Option<Runtime>);
+
+impl Pool {
+    fn new() -> Self {
+        let mut builder = Builder::new_current_thread();
+        builder.max_blocking_threads(RENDERED_AT_ONCE).thread_name("pm-renderer");
+        Self(Some(builder.build().expect("without I/O and timers nothing can be refused but memory")))
+    }
+
+    /// Runs `work` when a thread is free.
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        self.0.as_ref().expect("there until it is dropped").spawn_blocking(work)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // The last owner may be a task, which must not wait for threads.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A page in its encoding.
+struct Encoded {
+    page: Box<dyn RenderPieces>,
+    gzip: Option<GzEncoder<Vec<u8>>>,
+    is_over: bool,
+}
+
+impl Encoded {
+    fn new(page: Box<dyn RenderPieces>, is_gzip: bool) -> Self {
+        Self { page, gzip: is_gzip.then(|| GzEncoder::new(empty_piece(), LEVEL)), is_over: false }
+    }
+
+    /// The next piece, empty at the end.
+    fn next(&mut self) -> Vec<u8> {
+        let mut piece = empty_piece();
+        let Some(gzip) = &mut self.gzip else {
+            self.page.next(&mut piece);
+            return piece;
+        };
+        while !self.is_over && gzip.get_ref().len() < Page::PIECE {
+            piece.clear();
+            let written = match self.page.next(&mut piece) {
+                true => gzip.write_all(&piece),
+                false => {
+                    self.is_over = true;
+                    gzip.try_finish()
+                }
+            };
+            written.expect("memory takes everything");
+        }
+        piece.clear();
+        std::mem::replace(gzip.get_mut(), piece)
+    }
+}
+
+fn empty_piece() -> Vec<u8> {
+    // A piece may be some lines longer.
+    Vec::with_capacity(Page::PIECE + Page::PIECE / 4)
+}
+
+/// A whole page in memory, as long as it is shared or read.
+struct Held {
+    pieces: Vec<Bytes>,
+    length: usize,
+    /// What it counts for in [`Inner::held_bytes`].
+    allocated: usize,
+    inner: Arc<Inner>,
+}
+
+impl Held {
+    /// False if there is no room for the piece.
+    fn push(&mut self, piece: Vec<u8>) -> bool {
+        let allocated = piece.capacity();
+        let before = self.inner.held_bytes.fetch_add(allocated, Relaxed);
+        self.allocated += allocated;
+        if before + allocated > self.inner.limits.held_bytes_max {
+            return false;
+        }
+        self.length += piece.len();
+        self.pieces.push(piece.into());
+        true
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.inner.held_bytes.fetch_sub(self.allocated, Relaxed);
+    }
+}
+
+/// A held page as one scraper reads it.
+struct HeldBody {
+    held: Arc<Held>,
+    next: usize,
+    has_yielded: bool,
+}
+
+impl hyper::body::Body for HeldBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        // Between two pieces whatever else waits for the thread has its turn: the next ping is not behind a whole page.
+        if !std::mem::replace(&mut self.has_yielded, true) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let piece = self.held.pieces.get(self.next).cloned();
+        self.next += 1;
+        self.has_yielded = false;
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = self.held.pieces.iter().skip(self.next).map(|piece| piece.len() as u64).sum();
+        SizeHint::with_exact(left)
+    }
+}
+
+/// A page that is rendered piece by piece as one scraper reads it. No thread waits for the scraper.
+struct StreamedBody {
+    inner: Arc<Inner>,
+    /// Bytes so far.
+    length: usize,
+    state: Streamed,
+}
+
+enum Streamed {
+    NotBegun(Negotiated),
+    Waiting(Encoded),
+    Rendering(JoinHandle<(Encoded, Vec<u8>)>),
+    Ended,
+}
+
+impl StreamedBody {
+    fn new(inner: Arc<Inner>, wanted: Negotiated) -> Self {
+        Self { inner, length: 0, state: Streamed::NotBegun(wanted) }
+    }
+
+    fn ended(&mut self, length: usize) {
+        if length <= self.inner.limits.plain_bytes_max {
+            self.inner.is_plain_long.store(false, Relaxed);
+        }
+    }
+}
+
+impl hyper::body::Body for StreamedBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let mut rendering = match std::mem::replace(&mut self.state, Streamed::Ended) {
+            Streamed::NotBegun(wanted) => {
+                let inner = Arc::clone(&self.inner);
+                self.inner.pool.run(move || {
+                    let mut page = Encoded::new((inner.begin)(wanted.format), wanted.is_gzip);
+                    let piece = page.next();
+                    (page, piece)
+                })
+            }
+            Streamed::Waiting(mut page) => self.inner.pool.run(move || {
+                let piece = page.next();
+                (page, piece)
+            }),
+            Streamed::Rendering(rendering) => rendering,
+            Streamed::Ended => return Poll::Ready(None),
+        };
+        let Poll::Ready(rendered) = Pin::new(&mut rendering).poll(context) else {
+            self.state = Streamed::Rendering(rendering);
+            return Poll::Pending;
+        };
+        let (page, piece) = rendered.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+        if piece.is_empty() {
+            let length = self.length;
+            self.ended(length);
+            return Poll::Ready(None);
+        }
+        self.length += piece.len();
+        self.state = Streamed::Waiting(page);
+        Poll::Ready(Some(Ok(Frame::data(piece.into()))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::sync::{Condvar, mpsc};
+    use std::thread::yield_now;
+
+    use flate2::read::GzDecoder;
+    use tokio::time::timeout;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+    const GZIP: Negotiated = Negotiated { format: Format::Classic, is_gzip: true };
+    const PLAIN: Negotiated = Negotiated { format: Format::Classic, is_gzip: false };
+    const OPEN_METRICS: Negotiated = Negotiated { format: Format::OpenMetrics, is_gzip: true };
+    const PIECES: usize = 5;
+
+    /// How often pages were begun, how many are between their begin and their end, and the most of these.
+    #[derive(Debug, Default)]
+    struct Counts {
+        begun: usize,
+        running: usize,
+        running_max: usize,
+    }
+
+    /// Pages of [`PIECES`] lines, that end only when they may.
+    #[derive(Clone, Default)]
+    struct Pages {
+        counts: Arc<Mutex<Counts>>,
+        /// Whether pages wait before their first line.
+        gate: Arc<(Mutex<bool>, Condvar)>,
+    }
+
+    impl Pages {
+        fn closed() -> Self {
+            let pages = Self::default();
+            *pages.gate.0.lock().unwrap() = true;
+            pages
+        }
+
+        fn open(&self) {
+            *self.gate.0.lock().unwrap() = false;
+            self.gate.1.notify_all();
+        }
+
+        fn begin(&self) -> Box<dyn RenderPieces> {
+            let (pages, mut left) = (self.clone(), PIECES);
+            self.counts.lock().unwrap().begun += 1;
+            Box::new(move |piece: &mut Vec<u8>| {
+                {
+                    let mut counts = pages.counts.lock().unwrap();
+                    counts.running += 1;
+                    counts.running_max = counts.running_max.max(counts.running);
+                }
+                let (is_closed, opened) = &*pages.gate;
+                drop(opened.wait_while(is_closed.lock().unwrap(), |is_closed| *is_closed).unwrap());
+                pages.counts.lock().unwrap().running -= 1;
+                if left == 0 {
+                    return false;
+                }
+                piece.extend_from_slice(format!("line {left}\n").as_bytes());
+                left -= 1;
+                true
+            })
+        }
+
+        fn renderer(&self, limits: HoldLimits) -> Renderer {
+            let pages = self.clone();
+            Renderer::within(limits, move |_| pages.begin())
+        }
+
+        fn begun(&self) -> usize {
+            self.counts.lock().unwrap().begun
+        }
+
+        /// Waits until so many pages are being rendered.
+        async fn running(&self, count: usize) {
+            within(async {
+                while self.counts.lock().unwrap().running < count {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+        }
+    }
+
+    const UNLIMITED: HoldLimits = HoldLimits { plain_bytes_max: 1 << 20, held_bytes_max: 1 << 30 };
+    const TEXT: &str = "line 5\nline 4\nline 3\nline 2\nline 1\n";
+
+    async fn within<F: Future>(future: F) -> F::Output {
+        timeout(DEADLINE, future).await.expect("happens within the deadline")
+    }
+
+    async fn text(body: Body, is_gzip: bool) -> String {
+        let bytes = within(body.collect()).await.unwrap().to_bytes();
+        let mut text = String::new();
+        match is_gzip {
+            true => GzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap(),
+            false => (&bytes[..]).read_to_string(&mut text).unwrap(),
+        };
+        text
+    }
+
+    #[tokio::test]
+    async fn requests_within_a_second_share_a_page_and_later_ones_get_another() {
+        let pages = Pages::closed();
+        let renderer = pages.renderer(UNLIMITED);
+        let ask = |wanted| {
+            let renderer = renderer.clone();
+            tokio::spawn(async move { renderer.page(wanted, false).await })
+        };
+        // Some come before the page is begun, others while it is rendered, and others after that.
+        let mut asked: Vec<_> = (0..3).map(|_| ask(GZIP)).collect();
+        pages.running(1).await;
+        asked.extend((0..3).map(|_| ask(GZIP)));
+        pages.open();
+        for asked in asked {
+            let (body, is_gzip) = within(asked).await.unwrap();
+            assert_eq!((text(body, is_gzip).await.as_str(), is_gzip), (TEXT, true));
+        }
+        let (body, _) = within(ask(GZIP)).await.unwrap();
+        assert_eq!((text(body, true).await.as_str(), pages.begun()), (TEXT, 1));
+        // Another format or encoding is another page.
+        let (body, is_gzip) = within(ask(PLAIN)).await.unwrap();
+        assert_eq!((text(body, false).await.as_str(), is_gzip), (TEXT, false));
+        within(ask(OPEN_METRICS)).await.unwrap();
+        assert_eq!(pages.begun(), 3);
+        within(async {
+            while pages.begun() == 3 {
+                sleep(Duration::from_millis(10)).await;
+                within(ask(GZIP)).await.unwrap();
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_fresh_page_is_shared_only_until_it_is_begun() {
+        let pages = Pages::closed();
+        let renderer = pages.renderer(UNLIMITED);
+        let ask = || {
+            let renderer = renderer.clone();
+            tokio::spawn(async move { renderer.page(GZIP, true).await })
+        };
+        let mut asked = Vec::new();
+        for running in 1..=RENDERED_AT_ONCE {
+            asked.push(ask());
+            pages.running(running).await;
+        }
+        // These wait for a thread, all for the same page.
+        asked.extend((0..3).map(|_| ask()));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        pages.open();
+        for asked in asked {
+            let (body, is_gzip) = within(asked).await.unwrap();
+            assert_eq!(text(body, is_gzip).await, TEXT);
+        }
+        assert_eq!(pages.begun(), RENDERED_AT_ONCE + 1);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_held_a_second_later_but_what_is_read() {
+        let pages = Pages::default();
+        let renderer = pages.renderer(UNLIMITED);
+        let held = || renderer.inner.held_bytes.load(Relaxed);
+        let (body, _) = within(renderer.page(GZIP, false)).await;
+        let of_one = held();
+        assert!(of_one > 0);
+        within(async {
+            while !renderer.inner.pages().is_empty() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        assert_eq!(held(), of_one, "it is being read");
+        assert_eq!(text(body, true).await, TEXT);
+        within(async {
+            while held() > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn no_more_are_rendered_at_once_than_the_limit() {
+        let pages = Pages::closed();
+        // All pages without compression are streamed.
+        let renderer = pages.renderer(HoldLimits { plain_bytes_max: 0, ..UNLIMITED });
+        renderer.inner.is_plain_long.store(true, Relaxed);
+        let read = |wanted| {
+            let renderer = renderer.clone();
+            tokio::spawn(async move {
+                let (body, is_gzip) = renderer.page(wanted, false).await;
+                text(body, is_gzip).await
+            })
+        };
+        let reading: Vec<_> = [GZIP, OPEN_METRICS, PLAIN, PLAIN, PLAIN].into_iter().map(read).collect();
+        pages.running(RENDERED_AT_ONCE).await;
+        // A third would have begun by now, if it could: there is nothing else to do.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+            yield_now();
+        }
+        pages.open();
+        for reading in reading {
+            assert_eq!(within(reading).await.unwrap(), TEXT);
+        }
+        assert_eq!(pages.counts.lock().unwrap().running_max, RENDERED_AT_ONCE);
+    }
+
+    #[tokio::test]
+    async fn a_long_page_is_rendered_for_each_reader_and_holds_no_thread_while_it_waits() {
+        let pages = Pages::default();
+        let renderer = pages.renderer(HoldLimits { plain_bytes_max: TEXT.len() - 1, ..UNLIMITED });
+        let mut waiting = Vec::new();
+        for _ in 0..2 * RENDERED_AT_ONCE {
+            let (mut body, _) = within(renderer.page(PLAIN, false)).await;
+            let first = within(body.frame()).await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(first, "line 5\n");
+            waiting.push(body);
+        }
+        assert_eq!(renderer.inner.held_bytes.load(Relaxed), 0);
+        // The first was tried to be held.
+        assert_eq!(pages.begun(), 1 + waiting.len());
+        let (body, is_gzip) = within(renderer.page(GZIP, false)).await;
+        assert_eq!((text(body, is_gzip).await.as_str(), is_gzip), (TEXT, true));
+        for body in waiting {
+            assert!(TEXT.ends_with(&text(body, false).await));
+        }
+        assert!(renderer.inner.is_plain_long.load(Relaxed));
+    }
+
+    #[tokio::test]
+    async fn a_page_that_has_become_short_is_shared_again() {
+        let pages = Pages::default();
+        let renderer = pages.renderer(UNLIMITED);
+        renderer.inner.is_plain_long.store(true, Relaxed);
+        let (body, _) = within(renderer.page(PLAIN, false)).await;
+        assert_eq!(text(body, false).await, TEXT);
+        assert!(!renderer.inner.is_plain_long.load(Relaxed));
+    }
+
+    #[tokio::test]
+    async fn without_room_to_hold_a_page_it_comes_without_compression() {
+        let pages = Pages::default();
+        let renderer = pages.renderer(HoldLimits { held_bytes_max: 10, ..UNLIMITED });
+        let (body, is_gzip) = within(renderer.page(GZIP, false)).await;
+        assert_eq!((text(body, is_gzip).await.as_str(), is_gzip), (TEXT, false));
+        assert_eq!(renderer.inner.held_bytes.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_rendering_is_one_of_the_requests_and_of_no_later_one() {
+        let (sender, panics) = mpsc::channel();
+        sender.send(()).unwrap();
+        let panics = Mutex::new(panics);
+        let renderer = Renderer::new(move |_| {
+            assert!(panics.lock().unwrap().try_recv().is_err(), "a page with a bug");
+            Pages::default().begin()
+        });
+        let asking = renderer.clone();
+        let asked = tokio::spawn(async move { asking.page(GZIP, false).await.1 });
+        assert!(within(asked).await.unwrap_err().is_panic());
+        within(async {
+            while !renderer.inner.pages().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let (body, is_gzip) = within(renderer.page(GZIP, false)).await;
+        assert_eq!(text(body, is_gzip).await, TEXT);
+    }
+}

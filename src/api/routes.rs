@@ -1,0 +1,375 @@
+//! What is served where.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::{Method, Request, Response, StatusCode};
+use pathmeter_proto::time::nanos;
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::renderer::Renderer;
+use super::scrape::{Negotiated, wants_fresh};
+use super::status::{PathView, Proof, ProviderStatus, Status};
+use crate::event_log::{Entry, EventLog};
+use crate::http::auth::{Refusal, Verifier};
+use crate::http::basic::{self, is_basic};
+use crate::http::server::{Body, Counters};
+use crate::http::web_config::LoadedWebConfig;
+use crate::identity::{self, CAPABILITIES, Identity, Ports, You};
+use crate::metrics::{Exporter, HttpCounts, TlsCounts};
+use crate::websocket::Responder;
+
+/// Everything that requests are answered from.
+#[derive(Debug)]
+pub struct AppState {
+    /// The daemon's last snapshot.
+    pub status: ArcSwap<Status>,
+    /// What answers at `/ws`.
+    pub websocket: Responder,
+    /// What happened lately.
+    pub events: Arc<EventLog>,
+    /// Who may change something; `None` without a key.
+    pub verifier: ArcSwap<Option<Verifier>>,
+    /// Where reloads are asked for.
+    pub reloads: mpsc::Sender<Reload>,
+    /// How the port is served.
+    pub web_config: Arc<ArcSwap<LoadedWebConfig>>,
+    /// The control plane's runtime, on which requests are answered whose answers may take a while to make.
+    pub control: Handle,
+    /// Renders the metrics page.
+    pub renderer: Renderer,
+}
+
+/// Renders the page of `exporter`, with what the HTTP server counts.
+#[must_use]
+pub fn metrics_renderer(
+    exporter: Arc<Exporter>,
+    counters: Arc<Counters>,
+    web_config: Arc<ArcSwap<LoadedWebConfig>>,
+) -> Renderer {
+    Renderer::new(move |format| {
+        let http = HttpCounts {
+            connections: counters.connections(),
+            accept_errors: counters.accept_errors(),
+            responses: counters.responses(),
+            tls: web_config.load().acceptor.as_ref().map(|acceptor| TlsCounts {
+                handshake_errors: counters.handshake_errors(),
+                certificate_expiry: acceptor.certificate_expiry(),
+            }),
+        };
+        Box::new(exporter.page(&http, format))
+    })
+}
+
+/// A request to read the configuration again; answered with what came of it.
+pub type Reload = oneshot::Sender<Result<(), String>>;
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+
+/// What agents ask each other all the time.
+const PING: &str = "/api/v1/ping";
+
+/// No page, but a connection.
+const WEBSOCKET: &str = "/ws";
+
+/// Paths, the method each takes, and a word about it.
+const ROUTES: [(&str, Method, &str); 11] = [
+    ("/", Method::GET, "this page"),
+    ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if asked for"),
+    ("/api/v1/agent", Method::GET, "who this agent is, and whether it would answer you"),
+    ("/api/v1/paths", Method::GET, "every path, and why it is not measured if it is not"),
+    ("/api/v1/discovery", Method::GET, "who is asked for peers and targets, and who of them has no name yet"),
+    ("/api/v1/events", Method::GET, "what happened lately; ?after=N leaves out the first N"),
+    (PING, Method::GET, "when this request came and when its answer left"),
+    (WEBSOCKET, Method::GET, "WebSocket: every message comes back as it was"),
+    ("/-/healthy", Method::GET, "200 while the process works"),
+    ("/-/ready", Method::GET, "200 from the start of measuring until the stop"),
+    ("/-/reload", Method::POST, "read the configuration again (from loopback, or signed with the mesh key)"),
+];
+
+impl AppState {
+    /// Answers a request. What peers measure is answered by the caller's thread, everything else by the control plane's.
+    ///
+    /// Dropping the future also ends what it does there; a panic there is one here.
+    pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
+        let received = Received { at: Instant::now(), wall: SystemTime::now() };
+        if [PING, WEBSOCKET].contains(&request.uri().path()) {
+            return self.authorized(request, peer, &received).await;
+        }
+        let control = self.control.clone();
+        let mut task = JoinSet::new();
+        task.spawn_on(async move { self.authorized(request, peer, &received).await }, &control);
+        match task.join_next().await {
+            Some(Ok(response)) => response,
+            Some(Err(error)) if error.is_panic() => resume_unwind(error.into_panic()),
+            // The control plane has ended.
+            Some(Err(_)) | None => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        }
+    }
+
+    /// Answers if the client may ask: agents prove the mesh key, others have a password where there are users.
+    async fn authorized(
+        &self,
+        request: Request<Bytes>,
+        peer: SocketAddr,
+        received: &Received,
+    ) -> Response<Body> {
+        let web_config = self.web_config.load_full();
+        // Once: a request is believed once.
+        let proof = self.proof(&request);
+        let is_admitted = match &web_config.users {
+            Some(users) => proof == Proof::Given || users.admits(request.headers()).await,
+            None => true,
+        };
+        let mut response = if is_admitted {
+            self.routed(request, peer, proof, received).await
+        } else {
+            let mut response =
+                text(StatusCode::UNAUTHORIZED, "needs a user and a password, or the mesh key\n");
+            response.headers_mut().insert(WWW_AUTHENTICATE, basic::CHALLENGE);
+            response
+        };
+        response.headers_mut().extend(web_config.headers.clone());
+        response
+    }
+
+    async fn routed(
+        &self,
+        request: Request<Bytes>,
+        peer: SocketAddr,
+        proof: Proof,
+        received: &Received,
+    ) -> Response<Body> {
+        let Some((path, method, _)) = ROUTES.iter().find(|(path, _, _)| *path == request.uri().path()) else {
+            return text(StatusCode::NOT_FOUND, "not found; / lists what there is\n");
+        };
+        let is_head = request.method() == Method::HEAD && *method == Method::GET;
+        if request.method() != method && !is_head {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} takes {method}\n"));
+            if let Ok(allowed) = HeaderValue::from_str(method.as_str()) {
+                response.headers_mut().insert(ALLOW, allowed);
+            }
+            return response;
+        }
+        match *path {
+            "/metrics" => self.metrics(request.headers()).await,
+            "/api/v1/agent" => self.agent(peer, &proof),
+            "/api/v1/paths" => self.paths(),
+            "/api/v1/discovery" => self.discovery(),
+            "/api/v1/events" => self.events(request.uri().query()),
+            PING => self.ping(received).await,
+            WEBSOCKET => {
+                let (status, rules) = (self.status.load(), self.websocket.rules());
+                self.websocket.answer(request, peer, |_| status.answers_websocket(&rules, peer.ip(), &proof))
+            }
+            "/-/healthy" => text(StatusCode::OK, "healthy\n"),
+            "/-/ready" => self.ready(),
+            "/-/reload" => self.reload(peer, &proof).await,
+            _ => with(HTML, Full::from(self.index())),
+        }
+    }
+
+    async fn metrics(&self, headers: &HeaderMap) -> Response<Body> {
+        let negotiated = Negotiated::of(headers);
+        negotiated.response(self.renderer.page(negotiated, wants_fresh(headers)).await)
+    }
+
+    fn agent(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {
+        let status = self.status.load();
+        json(&Identity {
+            name: status.name.clone(),
+            labels: status.labels.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: identity::shown(status.boot_id),
+            ports: status.ports.unwrap_or(Ports { http: 0, stamp: 0, agent: 0 }),
+            capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            you: You {
+                address: peer.ip().to_string(),
+                stamp: status.answers(peer.ip(), proof),
+                websocket: Some(status.answers_websocket(&self.websocket.rules(), peer.ip(), proof)),
+            },
+        })
+    }
+
+    fn paths(&self) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Paths {
+            paths: Vec<PathView>,
+        }
+        let status = self.status.load();
+        json(&Paths { paths: status.paths.iter().map(PathView::from).collect() })
+    }
+
+    fn discovery(&self) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Discovery<'a> {
+            providers: &'a [ProviderStatus],
+        }
+        json(&Discovery { providers: &self.status.load().providers })
+    }
+
+    fn events(&self, query: Option<&str>) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Events {
+            /// Numbers begin anew with each life of the agent.
+            boot_id: String,
+            events: Vec<Entry>,
+        }
+        let after = query.map_or(Ok(0), |query| {
+            let number = query.strip_prefix("after=").and_then(|number| number.parse().ok());
+            number.ok_or_else(|| {
+                format!("the query is {query}; allowed is after=N, with the number of an event\n")
+            })
+        });
+        match after {
+            Ok(after) => {
+                let boot_id = identity::shown(self.status.load().boot_id);
+                json(&Events { boot_id, events: self.events.after(after) })
+            }
+            Err(problem) => text(StatusCode::BAD_REQUEST, &problem),
+        }
+    }
+
+    async fn ping(&self, received: &Received) -> Response<Body> {
+        if self.status.load().is_stopping {
+            tokio::time::sleep(SILENCE).await;
+            return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        }
+        pong(received)
+    }
+
+    fn ready(&self) -> Response<Body> {
+        let status = self.status.load();
+        match (status.ports.is_some(), status.is_stopping) {
+            (true, false) => text(StatusCode::OK, "ready\n"),
+            (_, true) => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+            (false, false) => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        }
+    }
+
+    async fn reload(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {
+        if !peer.ip().is_loopback() && *proof != Proof::Given {
+            let why = "a reload is taken from loopback, or signed with the mesh key\n";
+            return text(StatusCode::FORBIDDEN, why);
+        }
+        let (done, outcome) = oneshot::channel();
+        if self.reloads.send(done).await.is_err() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        }
+        match outcome.await {
+            Ok(Ok(())) => text(StatusCode::OK, "reloaded\n"),
+            Ok(Err(problem)) => {
+                text(StatusCode::BAD_REQUEST, &format!("{problem}\nthe old configuration stays in force\n"))
+            }
+            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        }
+    }
+
+    fn proof(&self, request: &Request<Bytes>) -> Proof {
+        // A person's proof is not an agent's.
+        if is_basic(request.headers()) {
+            return Proof::None;
+        }
+        let verifier = self.verifier.load();
+        let Some(verifier) = verifier.as_ref() else {
+            return if request.headers().contains_key(AUTHORIZATION) {
+                Proof::NoKeyHere
+            } else {
+                Proof::None
+            };
+        };
+        // A ping changes nothing, whoever repeats it.
+        let verified = match request.uri().path() {
+            PING => verifier.recognise(request, SystemTime::now()),
+            _ => verifier.verify(request, SystemTime::now()),
+        };
+        match verified {
+            Ok(()) => Proof::Given,
+            Err(Refusal::Missing) => Proof::None,
+            Err(Refusal::WrongKey) => Proof::WrongKey,
+            // The key may be right, and STAMP asks for no time.
+            Err(refusal) => Proof::Doubtful(refusal.to_string()),
+        }
+    }
+
+    fn index(&self) -> String {
+        let name = escaped(&self.status.load().name);
+        let mut page = format!(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>pathmeter {name}</title>\n\
+             <h1>pathmeter {name}</h1><p>version {}</p><ul>\n",
+            env!("CARGO_PKG_VERSION")
+        );
+        for (path, method, about) in ROUTES.iter().skip(1) {
+            let shown = match *method == Method::GET && *path != WEBSOCKET {
+                true => format!("<a href=\"{path}\">{path}</a>"),
+                false => format!("{method} {path}"),
+            };
+            let _ = writeln!(page, "<li>{shown}: {about}");
+        }
+        page.push_str("</ul></html>\n");
+        page
+    }
+}
+
+fn with(kind: HeaderValue, body: Full<Bytes>) -> Response<Body> {
+    let mut response = Response::new(body.boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn text(status: StatusCode, words: &str) -> Response<Body> {
+    let mut response = with(TEXT, Full::from(words.to_owned()));
+    *response.status_mut() = status;
+    response
+}
+
+/// When a request was there, as far as this program can know.
+struct Received {
+    at: Instant,
+    wall: SystemTime,
+}
+
+/// The answer to a ping. Fields are added, never changed: agents of two versions understand each other.
+#[derive(Serialize)]
+struct Pong {
+    received_timestamp_seconds: f64,
+    sent_timestamp_seconds: f64,
+    /// By the monotonic clock, to be subtracted from the round trip.
+    turnaround_nanoseconds: u64,
+}
+
+/// A ping at the stop is refused after this long: the goodbye shall be heard before. Chosen: the goodbye takes 60 ms.
+const SILENCE: Duration = Duration::from_millis(500);
+
+fn pong(received: &Received) -> Response<Body> {
+    let seconds =
+        |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    json(&Pong {
+        received_timestamp_seconds: seconds(received.wall),
+        sent_timestamp_seconds: seconds(SystemTime::now()),
+        turnaround_nanoseconds: nanos(received.at.elapsed()),
+    })
+}
+
+fn json(value: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(body) => with(JSON, Full::from(body)),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+    }
+}
+
+fn escaped(words: &str) -> String {
+    words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

@@ -1,0 +1,282 @@
+//! `pathmeter probe echo`.
+
+mod summary;
+mod target;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::Args;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
+use pathmeter_proto::echo::Report;
+
+use self::summary::{Decided, Findings};
+use self::target::Target;
+use super::tls::TlsArguments;
+use super::{Failure, runtime, say};
+use crate::config::once::{Argument, probe_from_options};
+use crate::config::units::display;
+use crate::config::{Kind, Probe};
+use crate::datagram::{self, StampNames};
+use crate::echo::{EchoPath, Once};
+use crate::loops::{EVENTS_PENDING_MAX, Event};
+use crate::paths::{PathId, PathKey};
+use crate::probe::{Loops, Start};
+use crate::stream;
+
+#[derive(Debug, Args)]
+pub(super) struct EchoArguments {
+    /// What to measure.
+    #[arg(value_name = "TARGET", help = TARGET_HELP)]
+    target: String,
+    /// Protocol that carries the echoes
+    #[arg(long, short = 'p', default_value = "udp", value_parser = PossibleValuesParser::new(PROTOCOLS))]
+    protocol: String,
+    /// Datagrams, messages or requests to send
+    #[arg(long, short = 'c', default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    count: u64,
+    /// Time between them
+    #[arg(long, short = 'i', default_value = "1s", value_name = "DURATION")]
+    interval: String,
+    /// Bytes of each: UDP payload, ICMP message with its header, or message
+    #[arg(long, short = 's', value_name = "SIZE")]
+    size: Option<String>,
+    /// Class of service: a number or a name such as ef
+    #[arg(long, default_value = "default")]
+    dscp: String,
+    /// Flows (source ports) to spread the datagrams over, 1 to 16
+    #[arg(long, value_name = "N")]
+    flows: Option<u16>,
+    /// Address family
+    #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "ipv4", "ipv6"]))]
+    family: String,
+    /// Forbid fragmentation
+    #[arg(long)]
+    dont_fragment: bool,
+    /// Address to send from
+    #[arg(long, value_name = "ADDRESS")]
+    source: Option<IpAddr>,
+    /// UDP port of the reflector, for hosts without an agent; with --protocol tcp, the agent port
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Format of messages over a WebSocket (default: text)
+    #[arg(long, value_parser = PossibleValuesParser::new(["text", "binary"]))]
+    format: Option<String>,
+    /// An expected HTTP status, instead of 200 to 299; may be repeated
+    #[arg(long, value_name = "STATUS")]
+    expect_status: Vec<u16>,
+    /// Text that the body of HTTP answers must contain
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    expect_body: Option<String>,
+    /// Configuration file in which TARGET is the name of a peer or target
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Key that is shared with the responder
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArguments,
+    /// Print one JSON object at the end
+    #[arg(long)]
+    json: bool,
+    /// Also print a JSON object for each datagram, as soon as it is decided
+    #[arg(long, requires = "json")]
+    json_each: bool,
+}
+
+const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; with \
+                           --port any STAMP reflector; with --protocol icmp any HOST; with --protocol websocket or \
+                           http any URL";
+
+const PROTOCOLS: [&str; 5] = ["udp", "icmp", "tcp", "websocket", "http"];
+
+impl EchoArguments {
+    /// What is sent.
+    fn units(&self) -> &'static str {
+        match self.protocol.as_str() {
+            "udp" | "icmp" => "datagrams",
+            "http" => "requests",
+            _ => "messages",
+        }
+    }
+
+    /// The probe that they describe, by the rules of a configuration file.
+    fn probe(&self) -> Result<Probe, Failure> {
+        let text = |text: &str| Argument::Text(text.to_owned());
+        let mut options = vec![
+            ("protocol", text(&self.protocol)),
+            ("interval", text(&self.interval)),
+            ("dscp", text(&self.dscp)),
+            ("family", text(&self.family)),
+        ];
+        options.extend(self.size.as_deref().map(|size| ("size", text(size))));
+        options.extend(self.flows.map(|flows| ("flows", Argument::Number(flows))));
+        options.extend(self.dont_fragment.then_some(("dont_fragment", Argument::On)));
+        options.extend(self.source.map(|source| ("source", text(&source.to_string()))));
+        options.extend(self.format.as_deref().map(|format| ("format", text(format))));
+        if !self.expect_status.is_empty() {
+            options.push(("expect_status", Argument::Numbers(self.expect_status.clone())));
+        }
+        options.extend(self.expect_body.as_deref().map(|body| ("expect_body", text(body))));
+        if self.port.is_some() && !["udp", "tcp"].contains(&self.protocol.as_str()) {
+            let problem = format!("--port: only with protocol: udp, tcp; it is {}", self.protocol);
+            return Err(Failure::Usage(problem));
+        }
+        probe_from_options(options).map_err(Failure::Usage)
+    }
+}
+
+/// How often the live line is written.
+const LINE_EVERY: Duration = Duration::from_millis(100);
+
+/// Measures once.
+pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
+    let probe = arguments.probe()?;
+    let target = Target::new(arguments)?;
+    runtime()?.block_on(measure(arguments, &probe, target))
+}
+
+async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: Target) -> Result<(), Failure> {
+    let Kind::Echo(echo) = &probe.kind;
+    let plan = target.plan(arguments, probe, echo).await?;
+    let address = match plan.to().port() {
+        // ICMP has no ports.
+        0 => plan.to().ip().to_string(),
+        _ => plan.to().to_string(),
+    };
+    if !arguments.json {
+        let mode = if plan.is_authenticated() { ", authenticated" } else { "" };
+        say(&format!(
+            "{} ({address}): {} {} every {}{mode}\n",
+            arguments.target,
+            arguments.count,
+            arguments.units(),
+            display(probe.interval)
+        ))?;
+    }
+    let (tap, reports) = channel();
+    let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+    let loops = Loops {
+        prober: datagram::spawn("prober", Vec::new(), StampNames::detect(), sender.clone())?,
+        streams: stream::spawn(sender)?,
+    };
+    let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
+    let key = PathKey { probe: "once".into(), peer: target.name().into(), family };
+    let start = Start {
+        id: PathId(1),
+        key: &key,
+        settings: target.settings(),
+        loops: &loops,
+        peer_left_at: None,
+        seed: seed()?,
+    };
+    let path = EchoPath::start(plan, &start, None, Some(Once { count: arguments.count, tap }));
+    let run = Run { arguments, address, reports, loops, path, grace: echo.lost_after };
+    run.watch(events).await
+}
+
+/// A measurement that is under way.
+struct Run<'a> {
+    arguments: &'a EchoArguments,
+    address: String,
+    reports: Receiver<Report>,
+    loops: Loops,
+    path: EchoPath,
+    /// How long the last datagrams are waited for.
+    grace: Duration,
+}
+
+impl Run<'_> {
+    async fn watch(self, mut events: tokio::sync::mpsc::Receiver<Event>) -> Result<(), Failure> {
+        let mut findings = Findings::default();
+        let is_live = !self.arguments.json && io::stdout().is_terminal();
+        let mut ticker = tokio::time::interval(LINE_EVERY);
+        let mut is_interrupted = false;
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(Event::NotStarted { reason, .. }) => return Err(anyhow!(reason).into()),
+                    Some(Event::Finished(_)) | None => break,
+                    Some(Event::Disconnected { reason, .. }) => {
+                        self.take(&mut findings)?;
+                        if is_live {
+                            say("\r\x1b[K")?;
+                        }
+                        let is_hopeless = !findings.has_answer();
+                        // Standard error may be closed.
+                        let _ = writeln!(io::stderr(), "{}{reason}", if is_hopeless { "error: " } else { "" });
+                        if is_hopeless {
+                            break;
+                        }
+                    }
+                    Some(
+                        Event::Started { .. }
+                        | Event::OfPath { .. }
+                        | Event::PeerLeaving(_)
+                        | Event::ClockStepped(_)
+                        | Event::Suspended(_),
+                    ) => {}
+                },
+                _ = ticker.tick() => {
+                    self.take(&mut findings)?;
+                    if is_live {
+                        say(&format!("\r\x1b[K{}", findings.line(self.arguments.count)))?;
+                    }
+                }
+                _ = tokio::signal::ctrl_c() => {
+                    let grace = if is_interrupted { Duration::ZERO } else { self.grace };
+                    is_interrupted = true;
+                    self.loops.stop(grace);
+                }
+            }
+            if self.loops.are_finished() {
+                break;
+            }
+        }
+        self.loops.stop(Duration::ZERO);
+        while !self.loops.are_finished() {
+            ticker.tick().await;
+        }
+        self.take(&mut findings)?;
+        findings.unexpected = self.path.unexpected_answers();
+        if is_live {
+            say("\r\x1b[K")?;
+        }
+        self.conclude(findings)
+    }
+
+    fn take(&self, findings: &mut Findings) -> Result<(), Failure> {
+        let mut lines = String::new();
+        for report in self.reports.try_iter() {
+            findings.add(&report);
+            if self.arguments.json_each
+                && let Some(datagram) = Decided::of(&report)
+            {
+                lines += &(serde_json::to_string(&datagram).map_err(anyhow::Error::from)? + "\n");
+            }
+        }
+        if lines.is_empty() { Ok(()) } else { say(&lines) }
+    }
+
+    fn conclude(&self, mut findings: Findings) -> Result<(), Failure> {
+        let (target, address) = (&self.arguments.target, &self.address);
+        let summary = match self.arguments.json {
+            true => findings.json(target, address).map_err(anyhow::Error::from)? + "\n",
+            false => findings.text(target, address),
+        };
+        if self.arguments.json || findings.has_sent() {
+            say(&summary)?;
+        }
+        if findings.has_answer() && findings.unexpected == 0 { Ok(()) } else { Err(Failure::Quiet) }
+    }
+}
+
+fn seed() -> anyhow::Result<u64> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|error| anyhow!("drawing a random number: {error}"))?;
+    Ok(u64::from_ne_bytes(seed))
+}

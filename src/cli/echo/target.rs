@@ -1,0 +1,347 @@
+//! What `probe echo` measures: a peer, a target, or any host.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{anyhow, bail};
+use pathmeter_proto::echo::Quirks;
+use pathmeter_proto::wire::stamp;
+
+use super::super::tls::scheme;
+use super::super::{Failure, IdentityArguments, host};
+use super::EchoArguments;
+use crate::config::defaults::{AGENT_PORT, HTTP_PORT, REFLECTOR_PORT, STAMP_PORT};
+use crate::config::echo::Echo;
+use crate::config::echo::transport::Transport;
+use crate::config::{self, Config, FamilyChoice, Https, Peer, Probe, Scheme, Tls, Trust, Url};
+use crate::echo::EchoPlan;
+use crate::http::auth::Signer;
+use crate::http::client::{Client, authority};
+use crate::identity::{Answers, Identity};
+use crate::identity_poller::fetch_identity;
+use crate::probe::Remote;
+use crate::resolver;
+use crate::settings::Settings;
+
+/// What is measured, with the settings that this takes.
+pub(super) struct Target {
+    remote: Declared,
+    settings: Settings,
+    /// Where the peer's ports are known from.
+    ports: Ports,
+}
+
+/// A peer or target, as a configuration declares it.
+enum Declared {
+    Peer(Peer),
+    Target(config::Target),
+}
+
+/// Where the ports of a peer are known from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ports {
+    /// The configuration names them; the peer is still asked whether it answers.
+    Configured,
+    /// The command line names the one that is used; the peer is not asked.
+    Given,
+    /// The peer is asked.
+    Asked,
+}
+
+impl Target {
+    /// Reads what the command line says of the target.
+    pub(super) fn new(arguments: &EchoArguments) -> Result<Self, Failure> {
+        match &arguments.config {
+            Some(path) => {
+                let settings = Settings::read(path, &host(&IdentityArguments::default()))?;
+                Self::by_name(arguments, settings.config)
+            }
+            None => Self::by_host(arguments),
+        }
+    }
+
+    fn by_name(arguments: &EchoArguments, config: Config) -> Result<Self, Failure> {
+        let name = &arguments.target;
+        if let Some(peer) = config.peers.iter().find(|peer| peer.name == *name) {
+            let mut peer = Peer { https: arguments.https(peer.https.clone(), name)?, ..peer.clone() };
+            let ports = match arguments.port {
+                Some(port) => {
+                    (peer.stamp_port, peer.agent_port) = (port, port);
+                    Ports::Given
+                }
+                None => Ports::Configured,
+            };
+            return Self::with(Declared::Peer(peer), ports, config, arguments);
+        }
+        if let Some(target) = config.targets.iter().find(|target| target.name == *name) {
+            let target = config::Target {
+                https: arguments.https(target.https.clone(), name)?,
+                port: arguments.port.unwrap_or(target.port),
+                ..target.clone()
+            };
+            return Self::with(Declared::Target(target), Ports::Configured, config, arguments);
+        }
+        Err(anyhow!("the configuration has no peer or target named {name}").into())
+    }
+
+    fn by_host(arguments: &EchoArguments) -> Result<Self, Failure> {
+        let config = config::load(b"", &host(&IdentityArguments::default()))
+            .map_err(|problems| anyhow!("an empty configuration: {problems}"))?
+            .config;
+        let name = arguments.target.clone();
+        let trusting = |host: &str| Https { trust: Trust::default(), server_name: host.to_owned() };
+        if let Some(url) = arguments.url()? {
+            let https = url.scheme.is_secure().then(|| trusting(&url.host));
+            let https = arguments.https(https, &name)?;
+            let target = config::Target {
+                name,
+                address: url.host.clone(),
+                port: REFLECTOR_PORT,
+                quirks: Quirks::default(),
+                https,
+                url: Some(url),
+                key_file: None,
+                labels: config.agent.labels.clone(),
+            };
+            return Self::with(Declared::Target(target), Ports::Configured, config, arguments);
+        }
+        let (is_https, authority) = scheme(&name);
+        let (address, http_port) = split(authority)?;
+        let https = arguments.https(is_https.then(|| trusting(&address)), &name)?;
+        let labels = config.agent.labels.clone();
+        let is_reflector = match arguments.protocol.as_str() {
+            "udp" => arguments.port.is_some(),
+            protocol => protocol == "icmp",
+        };
+        if is_reflector {
+            let target = config::Target {
+                name,
+                address,
+                port: arguments.port.unwrap_or(REFLECTOR_PORT),
+                quirks: Quirks::default(),
+                url: None,
+                https: None,
+                key_file: None,
+                labels,
+            };
+            return Self::with(Declared::Target(target), Ports::Given, config, arguments);
+        }
+        let (stamp_port, agent_port) = (STAMP_PORT, arguments.port.unwrap_or(AGENT_PORT));
+        let peer = Peer { name, address, http_port, stamp_port, agent_port, https, labels };
+        let ports = if arguments.port.is_some() { Ports::Given } else { Ports::Asked };
+        Self::with(Declared::Peer(peer), ports, config, arguments)
+    }
+
+    /// Completes the settings: nothing but this one peer or target, and the keys and certificates that it takes.
+    fn with(
+        mut remote: Declared,
+        ports: Ports,
+        config: Config,
+        arguments: &EchoArguments,
+    ) -> Result<Self, Failure> {
+        let mut config = Config {
+            tls: Tls::default(),
+            peers: Vec::new(),
+            targets: Vec::new(),
+            providers: Vec::new(),
+            ..config
+        };
+        match &mut remote {
+            Declared::Peer(peer) => {
+                config.key_file = arguments.key_file.clone().or(config.key_file);
+                config.peers.push(peer.clone());
+            }
+            Declared::Target(target) => {
+                config.key_file = None;
+                target.key_file = arguments.key_file.clone().or_else(|| target.key_file.take());
+                config.targets.push(target.clone());
+            }
+        }
+        Ok(Self { remote, settings: Settings::complete(config, b"")?, ports })
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        match &self.remote {
+            Declared::Peer(peer) => &peer.name,
+            Declared::Target(target) => &target.name,
+        }
+    }
+
+    /// The settings that measuring it takes.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// How it is measured, as the daemon would; an agent is asked for its ports, and whether it answers.
+    pub(super) async fn plan(
+        &mut self,
+        arguments: &EchoArguments,
+        probe: &Probe,
+        echo: &Echo,
+    ) -> anyhow::Result<EchoPlan> {
+        self.remote().is_reached_by(&probe.kind).map_err(|reason| anyhow!(reason))?;
+        let address = self.address(probe, echo).await?;
+        match (&echo.transport, self.ports) {
+            (Transport::Udp(_), ports) => self.ask_for_stamp(address, arguments, ports).await?,
+            (Transport::Tcp(_), Ports::Asked) => {
+                let identity = self.identity(address, arguments).await?;
+                self.set_ports(&identity);
+            }
+            (Transport::WebSocket(_), _) => {
+                if let Declared::Peer(peer) = &self.remote {
+                    let you = self.identity(address, arguments).await?.you;
+                    you.websocket.as_ref().map_or(Ok(()), |answers| answered(answers, &peer.address))?;
+                }
+            }
+            (Transport::Tcp(_), Ports::Configured | Ports::Given)
+            | (Transport::Icmp(_) | Transport::Http(_), _) => {}
+        }
+        Ok(EchoPlan::new(probe, echo, &self.remote(), address, &self.settings))
+    }
+
+    fn remote(&self) -> Remote<'_> {
+        match &self.remote {
+            Declared::Peer(peer) => Remote::Peer(peer),
+            Declared::Target(target) => Remote::Target(target),
+        }
+    }
+
+    async fn address(&self, probe: &Probe, echo: &Echo) -> anyhow::Result<IpAddr> {
+        let host = match (&self.remote, &echo.transport) {
+            (Declared::Peer(peer), _) => &peer.address,
+            (Declared::Target(target), Transport::WebSocket(_) | Transport::Http(_)) => {
+                target.url.as_ref().map_or(&target.address, |url| &url.host)
+            }
+            (Declared::Target(target), Transport::Udp(_) | Transport::Icmp(_) | Transport::Tcp(_)) => {
+                &target.address
+            }
+        };
+        let addresses = resolver::once(host).await.map_err(|reason| anyhow!(reason))?;
+        let fits = |address: &&IpAddr| match probe.family {
+            FamilyChoice::Auto | FamilyChoice::Both => {
+                probe.source.is_none_or(|source| source.is_ipv4() == address.is_ipv4())
+            }
+            FamilyChoice::Ipv4 => address.is_ipv4(),
+            FamilyChoice::Ipv6 => address.is_ipv6(),
+        };
+        let address = addresses.iter().find(fits).copied();
+        address.ok_or_else(|| anyhow!("{host} has no address of the requested family"))
+    }
+
+    /// Asks an agent for its STAMP port, and whether it answers there.
+    async fn ask_for_stamp(
+        &mut self,
+        address: IpAddr,
+        arguments: &EchoArguments,
+        ports: Ports,
+    ) -> anyhow::Result<()> {
+        if ports == Ports::Given || matches!(self.remote, Declared::Target(_)) {
+            return Ok(());
+        }
+        match self.identity(address, arguments).await {
+            Ok(identity) => {
+                if ports == Ports::Asked {
+                    self.set_ports(&identity);
+                }
+                answered(&identity.you.stamp, &identity.name)
+            }
+            // The configuration knows the port, and HTTP may be closed between the hosts where STAMP is not.
+            Err(_) if ports == Ports::Configured => Ok(()),
+            Err(reason) => bail!(
+                "{reason}\nis an agent running there? for a reflector without an agent give its port, for example \
+                 --port {}; for any other host --protocol icmp",
+                stamp::PORT
+            ),
+        }
+    }
+
+    fn set_ports(&mut self, identity: &Identity) {
+        if let Declared::Peer(peer) = &mut self.remote {
+            (peer.stamp_port, peer.agent_port) = (identity.ports.stamp, identity.ports.agent);
+        }
+    }
+
+    async fn identity(&self, address: IpAddr, arguments: &EchoArguments) -> anyhow::Result<Identity> {
+        let Declared::Peer(peer) = &self.remote else { bail!("{} is not an agent", self.name()) };
+        let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
+        let secure = peer.https.as_ref().map(|https| self.settings.secure(https));
+        let client = Client { signer, source: arguments.source, secure, ..Client::default() };
+        let host = authority(&peer.address, peer.http_port);
+        let identity = fetch_identity(&client, SocketAddr::new(address, peer.http_port), &host).await;
+        identity.map_err(|reason| anyhow!("{reason}"))
+    }
+}
+
+fn answered(answers: &Answers, name: &str) -> anyhow::Result<()> {
+    if answers.answers {
+        return Ok(());
+    }
+    let reason = answers.reason.clone();
+    bail!("{}", reason.unwrap_or_else(|| format!("{name} does not answer this host, and gives no reason")))
+}
+
+impl EchoArguments {
+    /// How the target's server is asked with TLS, with what the command line says about that.
+    fn https(&self, declared: Option<Https>, target: &str) -> Result<Option<Https>, Failure> {
+        match declared {
+            Some(https) => Ok(Some(self.tls.replace(https))),
+            None => Ok(self.tls.refuse(target).map(|()| None)?),
+        }
+    }
+
+    /// The URL that a target is, if it is one: of an agent only the host is written, with `https://` before it at most.
+    fn url(&self) -> anyhow::Result<Option<Url>> {
+        let (target, wanted) = match self.protocol.as_str() {
+            "websocket" => (&self.target, [Scheme::Ws, Scheme::Wss]),
+            "http" => (&self.target, [Scheme::Http, Scheme::Https]),
+            _ => return Ok(None),
+        };
+        if !target.contains("://") {
+            return Ok(None);
+        }
+        let url: Url = target.parse().map_err(|problem: String| anyhow!(problem))?;
+        match wanted.contains(&url.scheme) {
+            true => Ok(Some(url)),
+            false if self.protocol == "http" => bail!("{target} is for --protocol websocket"),
+            // https:// of an agent.
+            false => Ok(None),
+        }
+    }
+}
+
+/// `HOST`, `HOST:PORT`, an IPv6 address, or `[IPv6]:PORT`.
+fn split(target: &str) -> anyhow::Result<(String, u16)> {
+    if let Ok(address) = target.parse::<IpAddr>() {
+        return Ok((address.to_string(), HTTP_PORT));
+    }
+    if let Ok(address) = target.parse::<SocketAddr>() {
+        return Ok((address.ip().to_string(), address.port()));
+    }
+    let (host, port) = match target.rsplit_once(':') {
+        Some((host, port)) => match port.parse() {
+            Ok(port) if port > 0 => (host, port),
+            _ => bail!("{target:?}: {port:?} is not a port; write HOST or HOST:HTTP_PORT"),
+        },
+        None => (target, HTTP_PORT),
+    };
+    if host.is_empty() {
+        bail!("{target:?} has no host; write HOST or HOST:HTTP_PORT");
+    }
+    Ok((host.to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_host_with_or_without_the_http_port() {
+        let ok = |target: &str| split(target).unwrap();
+        assert_eq!(ok("ams-1"), ("ams-1".to_owned(), HTTP_PORT));
+        assert_eq!(ok("ams-1:80"), ("ams-1".to_owned(), 80));
+        assert_eq!(ok("2001:db8::1"), ("2001:db8::1".to_owned(), HTTP_PORT));
+        assert_eq!(ok("[2001:db8::1]:80"), ("2001:db8::1".to_owned(), 80));
+        assert!(split("ams-1:http").is_err());
+        assert!(split(":80").is_err());
+    }
+}

@@ -1,0 +1,384 @@
+//! Over what echo is measured, and what the keys mean that only some protocols have.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use pathmeter_proto::mtu::CEILING_MIN;
+use pathmeter_proto::wire::icmp::Echo;
+use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN};
+use pathmeter_proto::wire::websocket::Format;
+
+use super::super::defaults::REFLECTOR_PORT;
+use super::super::file::Node;
+use super::super::hosts::DeclaredHost;
+use super::super::problem::quoted;
+use super::super::section::{Section, Value};
+use super::super::url::Scheme;
+use super::super::values::{duration, port, size};
+use super::super::{Listen, Target};
+
+/// Over what an echo probe measures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// STAMP over UDP.
+    Udp(Udp),
+    /// ICMP echo.
+    Icmp(Icmp),
+    /// Our echo over TCP.
+    Tcp(Tcp),
+    /// Messages over a WebSocket.
+    WebSocket(WebSocket),
+    /// HTTP requests.
+    Http(Http),
+}
+
+impl Transport {
+    /// What it is called: the `protocol` of a probe.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Udp(_) => "udp",
+            Self::Icmp(_) => "icmp",
+            Self::Tcp(_) => "tcp",
+            Self::WebSocket(_) => "websocket",
+            Self::Http(_) => "http",
+        }
+    }
+
+    /// Whether it can measure a host without an agent.
+    ///
+    /// # Errors
+    /// A sentence that says what the host lacks.
+    pub fn reaches(&self, target: &Target) -> Result<(), String> {
+        let protocol = match self {
+            Self::Udp(_) => Protocol::Udp,
+            Self::Icmp(_) => Protocol::Icmp,
+            Self::Tcp(_) => Protocol::Tcp,
+            Self::WebSocket(_) => Protocol::WebSocket,
+            Self::Http(_) => Protocol::Http,
+        };
+        let declared =
+            DeclaredHost { name: target.name.clone(), scheme: target.url.as_ref().map(|url| url.scheme) };
+        protocol.reaches(&declared).map_err(|(what, remedy)| format!("{what}: {remedy}"))
+    }
+}
+
+/// How UDP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Udp {
+    /// Flows a path is spread over, 1..=16.
+    pub flows: u8,
+    /// Bytes of UDP payload; `None`: no padding.
+    pub size: Option<u16>,
+    /// Whether routers may not fragment.
+    pub dont_fragment: bool,
+    /// Source port of flow 0, the next flow has the next port; `None`: the kernel's choice, kept while we run.
+    pub source_port: Option<u16>,
+    /// How the path MTU is looked for; `None`: not at all.
+    pub path_mtu: Option<PathMtu>,
+}
+
+/// How ICMP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Icmp {
+    /// Flows (identifiers) a path is spread over, 1..=16.
+    pub flows: u8,
+    /// Bytes of an ICMP message, its header included; `None`: no padding.
+    pub size: Option<u16>,
+    /// Whether routers may not fragment.
+    pub dont_fragment: bool,
+}
+
+/// How TCP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tcp {
+    /// Bytes of a message.
+    pub size: u32,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
+}
+
+/// How a WebSocket is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebSocket {
+    /// Bytes of a message.
+    pub size: u32,
+    /// What messages look like.
+    pub format: Format,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
+}
+
+/// How HTTP is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Statuses that are expected; empty: 200 to 299.
+    pub status: Vec<u16>,
+    /// Text that is expected in the body; `None`: any.
+    pub body: Option<String>,
+    /// How often a fresh connection is timed; `None`: never.
+    pub connect_interval: Option<Duration>,
+}
+
+/// How the path MTU is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathMtu {
+    /// Time between two confirmations of what was found.
+    pub interval: Duration,
+    /// The longest IP packet that is tried, in bytes.
+    pub ceiling: u16,
+}
+
+/// What a probe is measured over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) enum Protocol {
+    Udp,
+    Icmp,
+    Tcp,
+    WebSocket,
+    Http,
+}
+
+pub(in crate::config) const PROTOCOLS: [(&str, Protocol); 5] = [
+    ("udp", Protocol::Udp),
+    ("icmp", Protocol::Icmp),
+    ("tcp", Protocol::Tcp),
+    ("websocket", Protocol::WebSocket),
+    ("http", Protocol::Http),
+];
+
+const FLOWS_ALLOWED: RangeInclusive<i128> = 1..=16;
+
+/// UDP payload: from the smallest STAMP packet (RFC 8762 section 4.2.1) to a jumbo frame.
+const UDP_SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
+
+/// An ICMP message: from what we write into it to a jumbo frame.
+const ICMP_SIZE_ALLOWED: RangeInclusive<u64> = Echo::BYTES as u64..=9000;
+
+const TCP_SIZE_ALLOWED: RangeInclusive<u64> = MESSAGE_BYTES_MIN as u64..=MESSAGE_BYTES_MAX as u64;
+
+/// Bytes of a WebSocket message that responders take.
+const WEBSOCKET_SIZE_MAX: u64 = 65_536;
+
+const CONNECT_INTERVAL: Duration = Duration::from_secs(30);
+const CONNECT_INTERVAL_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+const PATH_MTU_INTERVAL: Duration = Duration::from_secs(60);
+const PATH_MTU_INTERVAL_ALLOWED: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// A whole IP packet: up to a jumbo frame, which an older agent's full-length reply still brings into our buffer.
+const CEILING_ALLOWED: RangeInclusive<u16> = CEILING_MIN..=9000;
+
+/// Characters of the text that a body is searched for.
+const BODY_CHARS_MAX: usize = 1_024;
+
+impl Protocol {
+    /// Whether it runs over a connection.
+    pub(super) const fn is_stream(self) -> bool {
+        match self {
+            Self::Udp | Self::Icmp => false,
+            Self::Tcp | Self::WebSocket | Self::Http => true,
+        }
+    }
+
+    /// Whether a target can be measured over it; if not, what is wrong and the remedy.
+    pub(super) fn reaches(self, target: &DeclaredHost) -> Result<(), (String, String)> {
+        let name = &target.name;
+        let (wanted, example): (&[Scheme], _) = match self {
+            Self::Udp | Self::Icmp => return Ok(()),
+            Self::Tcp => {
+                let remedy = "name peers, or measure it over udp, icmp, websocket or http";
+                return Err((format!("{name} has no agent, which echo over tcp needs"), remedy.to_owned()));
+            }
+            Self::WebSocket => (&[Scheme::Ws, Scheme::Wss], "ws://… or wss://…"),
+            Self::Http => (&[Scheme::Http, Scheme::Https], "http://… or https://…"),
+        };
+        match target.scheme {
+            Some(scheme) if wanted.contains(&scheme) => Ok(()),
+            Some(_) => Err((
+                format!("the url of {name} is for another protocol"),
+                format!("its url must be {example}"),
+            )),
+            None => Err((format!("{name} has no url"), format!("give the target url: {example}"))),
+        }
+    }
+}
+
+/// Keys that only some protocols have.
+const OF_SOME: [(&str, &[Protocol]); 9] = [
+    ("flows", &[Protocol::Udp, Protocol::Icmp]),
+    ("size", &[Protocol::Udp, Protocol::Icmp, Protocol::Tcp, Protocol::WebSocket]),
+    ("dont_fragment", &[Protocol::Udp, Protocol::Icmp]),
+    ("source_port", &[Protocol::Udp]),
+    ("path_mtu", &[Protocol::Udp]),
+    ("connect_interval", &[Protocol::Tcp, Protocol::WebSocket, Protocol::Http]),
+    ("format", &[Protocol::WebSocket]),
+    ("expect_status", &[Protocol::Http]),
+    ("expect_body", &[Protocol::Http]),
+];
+
+/// Refuses the keys of other protocols.
+fn refuse_others(section: &mut Section<'_, '_>, protocol: Protocol) {
+    for (key, whose) in OF_SOME.iter().filter(|(_, whose)| !whose.contains(&protocol)) {
+        if section.has(key) {
+            let name =
+                |protocol| PROTOCOLS.iter().find(|(_, known)| *known == protocol).map(|(name, _)| *name);
+            let names: Vec<&str> = whose.iter().filter_map(|protocol| name(*protocol)).collect();
+            let remedy = "remove it, or choose another protocol";
+            section.key::<()>(key, |value| {
+                value.wrong_key(format!("only with protocol: {}", names.join(", ")), remedy)
+            });
+        }
+    }
+}
+
+/// Reads the keys that only this protocol has.
+pub(super) fn transport(
+    section: &mut Section<'_, '_>,
+    protocol: Protocol,
+    listen: Option<&Listen>,
+) -> Option<Transport> {
+    refuse_others(section, protocol);
+    match protocol {
+        Protocol::Udp => udp(section, listen).map(Transport::Udp),
+        Protocol::Icmp => icmp(section).map(Transport::Icmp),
+        Protocol::Tcp => {
+            let size =
+                section.key("size", |value| size(value, &TCP_SIZE_ALLOWED)).or(*TCP_SIZE_ALLOWED.start());
+            let connect_interval = connect_interval(section);
+            Some(Transport::Tcp(Tcp { size: size?.try_into().ok()?, connect_interval: connect_interval? }))
+        }
+        Protocol::WebSocket => websocket(section).map(Transport::WebSocket),
+        Protocol::Http => http(section).map(Transport::Http),
+    }
+}
+
+fn udp(section: &mut Section<'_, '_>, listen: Option<&Listen>) -> Option<Udp> {
+    let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
+    let size = section.key("size", |value| size(value, &UDP_SIZE_ALLOWED)).optional();
+    let dont_fragment = section.key("dont_fragment", Value::flag).or(false);
+    let source_port = section.key("source_port", port).optional();
+    let path_mtu = section.key("path_mtu", path_mtu).or(None);
+    check_source_ports(section, source_port.flatten(), flows, listen);
+    Some(Udp {
+        flows: flows?,
+        size: size?.and_then(|bytes| bytes.try_into().ok()),
+        dont_fragment: dont_fragment?,
+        source_port: source_port?,
+        path_mtu: path_mtu?,
+    })
+}
+
+fn icmp(section: &mut Section<'_, '_>) -> Option<Icmp> {
+    let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
+    let size = section.key("size", |value| size(value, &ICMP_SIZE_ALLOWED)).optional();
+    let dont_fragment = section.key("dont_fragment", Value::flag).or(false);
+    Some(Icmp {
+        flows: flows?,
+        size: size?.and_then(|bytes| bytes.try_into().ok()),
+        dont_fragment: dont_fragment?,
+    })
+}
+
+fn websocket(section: &mut Section<'_, '_>) -> Option<WebSocket> {
+    let formats = [("text", Format::Text), ("binary", Format::Binary)];
+    let format = section.key("format", |value| value.one_of(&formats)).or(Format::Text);
+    let allowed = format?.bytes_min() as u64..=WEBSOCKET_SIZE_MAX;
+    let size = section.key("size", |value| size(value, &allowed)).or(*allowed.start());
+    let connect_interval = connect_interval(section);
+    Some(WebSocket { size: size?.try_into().ok()?, format: format?, connect_interval: connect_interval? })
+}
+
+fn http(section: &mut Section<'_, '_>) -> Option<Http> {
+    let status = section.key("expect_status", |value| match value.node() {
+        Node::List(_) => value.list("a list of statuses such as [200, 204]", status),
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Mapping(_) => {
+            status(value).map(|status| vec![status])
+        }
+    });
+    let body = section.key("expect_body", |value| {
+        let text = value.text("a text that the body contains")?;
+        if (1..=BODY_CHARS_MAX).contains(&text.chars().count()) {
+            Some(text.to_owned())
+        } else {
+            value.wrong("the text is empty or too long", format!("write 1 to {BODY_CHARS_MAX} characters"))
+        }
+    });
+    let connect_interval = connect_interval(section);
+    Some(Http { status: status.or(Vec::new())?, body: body.optional()?, connect_interval: connect_interval? })
+}
+
+fn status(value: Value<'_, '_>) -> Option<u16> {
+    value.number(&(100..=599))
+}
+
+/// How often fresh connections are timed, or `off`.
+fn connect_interval(section: &mut Section<'_, '_>) -> Option<Option<Duration>> {
+    section
+        .key("connect_interval", |value| match value.node() {
+            Node::Text(text) if text == "off" => Some(None),
+            Node::Null
+            | Node::Bool(_)
+            | Node::Int(_)
+            | Node::Float(_)
+            | Node::Text(_)
+            | Node::List(_)
+            | Node::Mapping(_) => duration(value, &CONNECT_INTERVAL_ALLOWED).map(Some),
+        })
+        .or(Some(CONNECT_INTERVAL))
+}
+
+/// `off`, `on`, or what differs from the defaults.
+fn path_mtu(value: Value<'_, '_>) -> Option<Option<PathMtu>> {
+    match value.node() {
+        Node::Mapping(_) => value.section(path_mtu_keys).map(Some),
+        Node::Text(text) if text == "on" => {
+            Some(Some(PathMtu { interval: PATH_MTU_INTERVAL, ceiling: *CEILING_ALLOWED.end() }))
+        }
+        Node::Text(text) if text == "off" => Some(None),
+        Node::Text(text) => {
+            value.wrong(format!("{} is not supported", quoted(text)), format!("write {PATH_MTU_WANTED}"))
+        }
+        Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) => {
+            value.mismatch(PATH_MTU_WANTED)
+        }
+    }
+}
+
+const PATH_MTU_WANTED: &str = "on, off, or a mapping such as {interval: 60s, ceiling: 9000B}";
+
+fn path_mtu_keys(section: &mut Section<'_, '_>) -> Option<PathMtu> {
+    let interval =
+        section.key("interval", |value| duration(value, &PATH_MTU_INTERVAL_ALLOWED)).or(PATH_MTU_INTERVAL);
+    let allowed = u64::from(*CEILING_ALLOWED.start())..=u64::from(*CEILING_ALLOWED.end());
+    let ceiling = section.key("ceiling", |value| size(value, &allowed)).or(*allowed.end());
+    Some(PathMtu { interval: interval?, ceiling: ceiling?.try_into().ok()? })
+}
+
+fn check_source_ports(
+    section: &Section<'_, '_>,
+    first: Option<u16>,
+    flows: Option<u8>,
+    listen: Option<&Listen>,
+) {
+    let (Some(first), Some(flows)) = (first, flows) else {
+        return;
+    };
+    let ports = u32::from(first)..u32::from(first) + u32::from(flows);
+    let last_allowed = 65_536 - u32::from(flows);
+    if u32::from(first) > last_allowed {
+        let what = format!("{flows} flows from port {first} on do not fit below 65536");
+        section.wrong::<()>("source_port", what, format!("write at most {last_allowed}"));
+    }
+    let ours =
+        listen.map(|listen| [(listen.stamp.port(), "listen.stamp"), (listen.agent.port(), "listen.agent")]);
+    let reflector = (REFLECTOR_PORT, "the port of reflectors, which no responder answers");
+    for (port, owner) in ours.into_iter().flatten().chain([reflector]) {
+        if ports.contains(&port.into()) {
+            let what = format!("the flows would send from port {port}: {owner}");
+            section.wrong::<()>("source_port", what, "choose ports that nobody listens on");
+            return;
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The peers and targets that a file declares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use pathmeter_proto::echo::{Profile, Quirks, ReflectorTimes};
+
+use super::defaults::REFLECTOR_PORT;
+use super::section::{Section, Setting, Value};
+use super::tls::{asked, https};
+use super::url::{Scheme, url};
+use super::values::{host, labels, name, path, port};
+use super::{Listen, Peer, Target, Trust};
+
+/// The names of a file, those of entries with other problems too: a probe that uses them is not to blame.
+#[derive(Debug, Default)]
+pub(super) struct DeclaredHosts<'a> {
+    /// Where each name was first given.
+    places: BTreeMap<&'a str, String>,
+    pub(super) peers: BTreeSet<&'a str>,
+    pub(super) targets: BTreeMap<&'a str, DeclaredHost>,
+    /// Whether there are providers: then names may be unknown.
+    pub(super) finds_peers: bool,
+    pub(super) finds_targets: bool,
+}
+
+/// What probes must know of a target.
+#[derive(Debug)]
+pub(super) struct DeclaredHost {
+    pub(super) name: String,
+    /// Of its URL; `None`: it has none.
+    pub(super) scheme: Option<Scheme>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    Peer,
+    Target,
+}
+
+impl<'a> DeclaredHosts<'a> {
+    fn enter(&mut self, value: Value<'a, '_>, entry: Entry) -> Option<&'a str> {
+        let name = name(value.clone())?;
+        if let Some(first) = self.places.get(name) {
+            let remedy = "peers and targets need different names, the label `peer` tells them apart";
+            return value.wrong(format!("{name} is already {first}"), remedy);
+        }
+        self.places.insert(name, value.place().to_string());
+        match entry {
+            Entry::Peer => drop(self.peers.insert(name)),
+            Entry::Target => {
+                drop(self.targets.insert(name, DeclaredHost { name: name.to_owned(), scheme: None }));
+            }
+        }
+        Some(name)
+    }
+}
+
+pub(super) fn peer<'a>(
+    section: &mut Section<'a, '_>,
+    listen: Option<&Listen>,
+    trust: &Trust,
+    declared_hosts: &mut DeclaredHosts<'a>,
+) -> Option<Peer> {
+    let name = section.required("name", |value| declared_hosts.enter(value, Entry::Peer));
+    let address = section.required("address", host);
+    let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
+    let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
+    let agent_port = peer_port(section, "agent_port", listen.map(|listen| listen.agent));
+    let https = https(section, address.as_deref(), trust);
+    let labels = section.key("labels", labels).or(BTreeMap::new());
+    Some(Peer {
+        name: name?.to_owned(),
+        address: address?,
+        https: https?,
+        http_port: http_port?,
+        stamp_port: stamp_port?,
+        agent_port: agent_port?,
+        labels: labels?,
+    })
+}
+
+/// A peer's port, by default our own.
+pub(super) fn peer_port(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    ours: Option<SocketAddr>,
+) -> Option<u16> {
+    match (section.key(key, port), ours?.port()) {
+        (Setting::Given(port), _) => Some(port),
+        (Setting::Wrong, _) => None,
+        (Setting::Absent, 0) => {
+            section.wrong(key, "missing", "our own port is 0, which is no default: write the peer's")
+        }
+        (Setting::Absent, ours) => Some(ours),
+    }
+}
+
+pub(super) fn target<'a>(
+    section: &mut Section<'a, '_>,
+    trust: &Trust,
+    declared_hosts: &mut DeclaredHosts<'a>,
+) -> Option<Target> {
+    let name = section.required("name", |value| declared_hosts.enter(value, Entry::Target));
+    let url = section.key("url", url).optional();
+    let secure = url.iter().flatten().find(|url| url.scheme.is_secure());
+    let https = asked("url", section, secure.is_some(), secure.map(|url| url.host.as_str()), trust);
+    let address = match &url {
+        Some(Some(url)) => section.key("address", host).or(url.host.clone()),
+        Some(None) => section.required("address", host),
+        None => section.key("address", host).or(String::new()),
+    };
+    let reflector = reflector(section);
+    let key_file = section.key("key_file", path).optional();
+    let labels = section.key("labels", labels).or(BTreeMap::new());
+    if let (Some(name), Some(Some(url))) = (name, &url)
+        && let Some(declared) = declared_hosts.targets.get_mut(name)
+    {
+        declared.scheme = Some(url.scheme);
+    }
+    let (port, quirks) = reflector?;
+    Some(Target {
+        name: name?.to_owned(),
+        address: address?,
+        port,
+        quirks,
+        url: url?,
+        https: https?,
+        key_file: key_file?,
+        labels: labels?,
+    })
+}
+
+/// The port of a reflector, and what it does otherwise than it should.
+pub(super) fn reflector(section: &mut Section<'_, '_>) -> Option<(u16, Quirks)> {
+    let port = section.key("port", port).or(REFLECTOR_PORT);
+    let profile = section.key("profile", |value| value.one_of(&PROFILES)).or(Profile::Detect);
+    let times = section.key("timestamps", |value| value.one_of(&TIMES)).or(ReflectorTimes::Marked);
+    Some((port?, Quirks { profile: profile?, times: times? }))
+}
+
+/// See [`Profile`].
+const PROFILES: [(&str, Profile); 4] = [
+    ("auto", Profile::Detect),
+    ("stamp", Profile::Stamp),
+    ("plain", Profile::Plain),
+    ("twamp-light", Profile::TwampLight),
+];
+
+/// See [`ReflectorTimes`].
+const TIMES: [(&str, ReflectorTimes); 4] = [
+    ("auto", ReflectorTimes::Marked),
+    ("ntp", ReflectorTimes::Ntp),
+    ("ptp", ReflectorTimes::Ptp),
+    ("ignore", ReflectorTimes::Ignored),
+];

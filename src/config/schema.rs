@@ -1,0 +1,289 @@
+//! What the keys of a file mean, which values they allow, and their defaults.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::defaults::{AGENT_PORT, HTTP_PORT, STAMP_PORT, ZONE_LABEL};
+use super::discovery::{self, is_provider};
+use super::file::Node;
+use super::hosts::{DeclaredHosts, peer, target};
+use super::probes::{ProbeContext, probe};
+use super::problem::{nearest, quoted};
+use super::section::{Diagnostics, Section, Value};
+use super::tls::tls;
+use super::values::{
+    NAME_RULE, duration, is_name, label_name, labels, listen_address, name, packet_rate, path, prefix,
+};
+use super::websocket::websocket;
+use super::{Agent, Config, Host, Level, Listen, Log, LogFormat, Metrics, Provider, Responder};
+
+/// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
+const GRACE: Duration = Duration::from_secs(5);
+const GRACE_ALLOWED: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+
+/// Datagrams that are answered per second. Chosen: what one core does beside other work,
+/// and that ten sources at their limit share it.
+const RATE: u64 = 100_000;
+const RATE_PER_SOURCE: u64 = 10_000;
+const RATE_ALLOWED: RangeInclusive<u64> = 1..=100_000_000;
+
+/// Sessions that are remembered. Chosen: more than the flows of a thousand peers.
+const SESSIONS: usize = 65_536;
+const SESSIONS_ALLOWED: RangeInclusive<i128> = 1..=16_777_216;
+
+/// Networks in `responder.allow`: each datagram from a stranger is compared with all of them.
+const ALLOW_MAX: usize = 1000;
+
+/// Peers and targets together. Chosen: twice the 10,000 paths that one agent is built for.
+const HOSTS_MAX: usize = 20_000;
+
+/// Providers of peers and targets together; each is a task.
+const PROVIDERS_MAX: usize = 64;
+
+/// Probes of a file.
+const PROBES_MAX: usize = 256;
+
+/// Series of paths. Chosen: 70 for each of 10,000 paths, and some.
+const SERIES: usize = 1_000_000;
+const SERIES_ALLOWED: RangeInclusive<i128> = 1..=10_000_000;
+
+const LEVELS: [(&str, bool); 2] = [("pair", false), ("group", true)];
+
+/// Worst paths that have series of their own. Chosen: what fits a screen.
+const WORST: usize = 20;
+const WORST_ALLOWED: RangeInclusive<i128> = 0..=1000;
+
+/// Reads everything; `None` when a problem was noted.
+pub(super) fn read<'a>(tree: &'a Node, host: &'a Host, diagnostics: &Diagnostics<'a>) -> Option<Config> {
+    Value::top(tree, diagnostics).section(|file| {
+        let agent = file.section("agent", |section| agent(section, host));
+        let listen = file.section("listen", listen);
+        let key_file = file.key("key_file", path).optional();
+        let tls = file.section("tls", tls);
+        let responder = file.section("responder", responder);
+        let websocket = file.section("websocket", websocket);
+
+        let mut declared = DeclaredHosts::default();
+        let mut providers_known = BTreeSet::new();
+        let trust = tls.as_ref().map(|tls| tls.client.clone()).unwrap_or_default();
+        let peers = file.sections("peers", |section| match is_provider(section) {
+            true => {
+                declared.finds_peers = true;
+                let found = discovery::peers(section, listen.as_ref(), &trust);
+                provider(section, &mut providers_known, found)
+            }
+            false if discovery::is_neither(section) => None,
+            false => peer(section, listen.as_ref(), &trust, &mut declared).map(Listed::Host),
+        });
+        let targets = file.sections("targets", |section| match is_provider(section) {
+            true => {
+                declared.finds_targets = true;
+                let found = discovery::targets(section, &trust);
+                provider(section, &mut providers_known, found)
+            }
+            false if discovery::is_neither(section) => None,
+            false => target(section, &trust, &mut declared).map(Listed::Host),
+        });
+        let hosts = declared.peers.len() + declared.targets.len();
+        if hosts > HOSTS_MAX {
+            let remedy = format!("peers and targets are at most {HOSTS_MAX} together");
+            file.wrong::<()>("peers", format!("{hosts} peers and targets"), remedy);
+        }
+
+        let own_name = agent.as_ref().map(|agent| agent.name.as_str());
+        let mut context = ProbeContext::new(own_name, listen.as_ref(), &declared);
+        let probes = file.sections("probes", |section| probe(section, &mut context));
+        if probes.as_ref().is_some_and(|probes| probes.len() > PROBES_MAX) {
+            file.wrong::<()>("probes", "too many probes", format!("at most {PROBES_MAX} are allowed"));
+        }
+
+        let metrics = file.section("metrics", metrics);
+        let log = file.section("log", log);
+        if matches!(key_file, Some(None)) {
+            let remedy = "give every agent the same key file, for example /etc/pathmeter/mesh.key";
+            file.warn("key_file", "nothing is authenticated: addresses alone decide who is answered", remedy);
+        }
+
+        let agent = agent?;
+        let (mut peers, mut providers) = apart(peers?);
+        let (mut targets, of_targets) = apart(targets?);
+        providers.extend(of_targets);
+        if providers.len() > PROVIDERS_MAX {
+            let what = format!("{} providers", providers.len());
+            file.wrong::<()>("peers", what, format!("at most {PROVIDERS_MAX} are allowed"));
+        }
+        peers.retain(|peer| peer.name != agent.name);
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        targets.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(Config {
+            agent,
+            listen: listen?,
+            key_file: key_file?,
+            tls: tls?,
+            responder: responder?,
+            websocket: websocket?,
+            peers,
+            targets,
+            providers,
+            probes: probes?,
+            metrics: metrics?,
+            log: log?,
+        })
+    })
+}
+
+/// An entry of `peers` or `targets`.
+enum Listed<T> {
+    Host(T),
+    Provider(Box<Provider>),
+}
+
+fn apart<T>(listed: Vec<Listed<T>>) -> (Vec<T>, Vec<Provider>) {
+    let (mut hosts, mut providers) = (Vec::new(), Vec::new());
+    for entry in listed {
+        match entry {
+            Listed::Host(host) => hosts.push(host),
+            Listed::Provider(provider) => providers.push(*provider),
+        }
+    }
+    (hosts, providers)
+}
+
+/// An entry that stands for a provider, unless an earlier one is the same.
+fn provider<T>(
+    section: &Section<'_, '_>,
+    known: &mut BTreeSet<String>,
+    provider: Option<Provider>,
+) -> Option<Listed<T>> {
+    let provider = provider?;
+    if !known.insert(provider.name.clone()) {
+        let what = format!("{} is asked already", provider.name);
+        return section.wrong(provider.key(), what, "remove one of the two");
+    }
+    Some(Listed::Provider(Box::new(provider)))
+}
+
+fn agent(section: &mut Section<'_, '_>, host: &Host) -> Option<Agent> {
+    let given = section.key("name", name).optional();
+    let labels = section.key("labels", labels).or(BTreeMap::new());
+    let grace = section.key("grace", |value| duration(value, &GRACE_ALLOWED)).or(GRACE);
+
+    let (name, origin) = match (&host.name_override, given?) {
+        (Some(name), _) => (name.as_str(), "--name or $PATHMETER_NAME"),
+        (None, Some(name)) => (name, "the file"),
+        (None, None) => (host.hostname.as_str(), "the host's name"),
+    };
+    if !is_name(name) {
+        let what = format!("{} ({origin}) is not a name", quoted(name));
+        return section.wrong("name", what, format!("{NAME_RULE}; give another"));
+    }
+    let mut labels = labels?;
+    labels.extend(host.labels.clone());
+    Some(Agent { name: name.to_owned(), labels, grace: grace? })
+}
+
+fn listen(section: &mut Section<'_, '_>) -> Option<Listen> {
+    let everywhere = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    let http = section.key("http", listen_address).or(everywhere(HTTP_PORT));
+    let stamp = section.key("stamp", listen_address).or(everywhere(STAMP_PORT));
+    let agent = section.key("agent", listen_address).or(everywhere(AGENT_PORT));
+
+    let listen = Listen { http: http?, stamp: stamp?, agent: agent? };
+    // The agent port is open over UDP as stamp is, and over TCP as http is.
+    for (other, address) in [("http", listen.http), ("stamp", listen.stamp)] {
+        if overlap(listen.agent, address) {
+            let what = format!("{} is also where {other} listens", listen.agent);
+            return section.wrong("agent", what, format!("give agent and {other} different ports"));
+        }
+    }
+    Some(listen)
+}
+
+/// Whether one socket would take the other's place.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    // Port 0 is a different one each time; `[::]` is both families, `0.0.0.0` only its own.
+    let covers = |a: IpAddr, b: IpAddr| a == b || a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+    a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
+}
+
+fn responder(section: &mut Section<'_, '_>) -> Option<Responder> {
+    let allow = section.key("allow", allow).or(Vec::new());
+    let open = section.key("open", Value::flag).or(false);
+    let rate = section.key("rate", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE);
+    let rate_per_source =
+        section.key("rate_per_source", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE_PER_SOURCE);
+    let sessions = section.key("sessions", |value| value.number(&SESSIONS_ALLOWED)).or(SESSIONS);
+
+    if open == Some(true) {
+        let remedy = "list the networks that may ask in responder.allow instead";
+        section.warn("open", "anyone is answered, within the rates", remedy);
+    }
+    Some(Responder {
+        allow: allow?,
+        open: open?,
+        rate: rate?,
+        rate_per_source: rate_per_source?,
+        sessions: sessions?,
+    })
+}
+
+fn allow(value: Value<'_, '_>) -> Option<Vec<super::Prefix>> {
+    let whole = value.clone();
+    let networks = value.list("a list of networks", prefix)?;
+    if networks.len() > ALLOW_MAX {
+        return whole
+            .wrong(format!("{} networks", networks.len()), format!("at most {ALLOW_MAX} are allowed"));
+    }
+    Some(networks)
+}
+
+fn metrics(section: &mut Section<'_, '_>) -> Option<Metrics> {
+    let max_series = section.key("max_series", |value| value.number(&SERIES_ALLOWED)).or(SERIES);
+    let is_by_group = section.key("level", |value| value.one_of(&LEVELS)).or(false);
+    let label = section.key("group_by", label_name).optional();
+    let worst = section.key("worst", |value| value.number(&WORST_ALLOWED)).optional();
+    let (is_by_group, label, worst) = (is_by_group?, label?, worst?);
+    for (key, is_given) in [("group_by", label.is_some()), ("worst", worst.is_some())] {
+        if is_given && !is_by_group {
+            section.warn(key, "not used: the level is pair", "write level: group beside it, or remove it");
+        }
+    }
+    let level = match is_by_group {
+        true => Level::Group {
+            label: label.unwrap_or_else(|| ZONE_LABEL.to_owned()),
+            worst: worst.unwrap_or(WORST),
+        },
+        false => Level::Pair,
+    };
+    Some(Metrics { max_series: max_series?, level })
+}
+
+fn log(section: &mut Section<'_, '_>) -> Option<Log> {
+    let level = section.key("level", log_level).or("info".to_owned());
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let format = section.key("format", |value| value.one_of(&formats)).or(LogFormat::Text);
+    Some(Log { level: level?, format: format? })
+}
+
+/// A level, or a filter: the filter's own grammar takes a misspelt level for a module, so words that stand alone
+/// are compared here.
+fn log_level(value: Value<'_, '_>) -> Option<String> {
+    let text = value.text("a level such as info")?;
+    let remedy =
+        || format!("write {}, or a filter such as warn,pathmeter::http=debug", LOG_LEVELS.join(", "));
+    for word in text.split(',').map(str::trim).filter(|part| !part.contains(['=', '[', ']', '{', '}'])) {
+        if !LOG_LEVELS.contains(&word) {
+            let guess = nearest(word, LOG_LEVELS).map(|level| format!("did you mean {level}? "));
+            return value
+                .wrong(format!("{} is not a level", quoted(word)), guess.unwrap_or_default() + &remedy());
+        }
+    }
+    match tracing_subscriber::EnvFilter::builder().parse(text) {
+        Ok(_) => Some(text.to_owned()),
+        Err(_) => value.wrong(format!("{} is not a filter", quoted(text)), remedy()),
+    }
+}
+
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];

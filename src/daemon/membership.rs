@@ -1,0 +1,249 @@
+//! The peers and targets: which there are, where they are, and what they say of themselves.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pathmeter_proto::time::nanos;
+use pathmeter_proto::wire::Goodbye;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::pending::PendingWork;
+use crate::discovery::{AgentIdentifier, IdentifyResult, ProviderPoller, ProviderUpdate, UnidentifiedAgent};
+use crate::fleet::{Addresses, Fleet, PlanInputs};
+use crate::http::auth::Signer;
+use crate::http::client::{Client, authority};
+use crate::identity::{self, Identity};
+use crate::identity_poller::{Endpoint, IdentityError, IdentityPoller, IdentityResult};
+use crate::metrics::Exporter;
+use crate::resolver::{Resolution, Resolver};
+use crate::roster::{KnownAgent, Roster, RosterInputs};
+use crate::settings::Settings;
+
+/// Maintains the roster and what is known of its members, from provider updates, resolutions and identities.
+#[derive(Debug)]
+pub(super) struct Membership {
+    pub(super) roster: Roster,
+    /// What the roster is computed from, besides the settings.
+    pub(super) inputs: RosterInputs,
+    pub(super) provider_health: BTreeMap<String, ProviderHealth>,
+    /// Why the names of agents are not known.
+    pub(super) identify_errors: BTreeMap<UnidentifiedAgent, String>,
+    pub(super) addresses: Addresses,
+    pub(super) identities: BTreeMap<String, Identity>,
+    /// When each peer last said who it is, in nanoseconds since 1970.
+    pub(super) identified: BTreeMap<String, u64>,
+    /// Why peers that do not trust us, or that we do not trust, have no identity.
+    refusals: BTreeMap<String, String>,
+    /// The last goodbye of each peer.
+    pub(super) goodbyes: BTreeMap<String, Goodbye>,
+    resolver: Resolver,
+    identity_poller: IdentityPoller,
+    pub(super) provider_poller: ProviderPoller,
+    pub(super) agent_identifier: AgentIdentifier,
+}
+
+/// The outcomes of polling a provider.
+#[derive(Debug, Default)]
+pub(super) struct ProviderHealth {
+    /// Nanoseconds since 1970; 0: it has never answered.
+    pub(super) last_success: u64,
+    pub(super) failures: u64,
+    /// Why the last poll failed.
+    pub(super) error: Option<String>,
+}
+
+/// Where the results of the pollers come out.
+#[derive(Debug)]
+pub(super) struct PollResults {
+    /// Addresses of peers and targets, by name.
+    pub(super) resolved: mpsc::Receiver<(String, Resolution)>,
+    /// Identities of peers, by name.
+    pub(super) identities: mpsc::Receiver<(String, IdentityResult)>,
+    /// Members that providers list, by provider.
+    pub(super) provider_updates: mpsc::Receiver<(String, ProviderUpdate)>,
+    /// Identities of agents that were found without a name.
+    pub(super) identified: mpsc::Receiver<(UnidentifiedAgent, IdentifyResult)>,
+}
+
+impl Membership {
+    /// No members yet, and nothing is polled; `boot_id` is that of this agent.
+    pub(super) fn new(boot_id: u64) -> (Self, PollResults) {
+        let (resolver, resolved) = Resolver::new();
+        let (identity_poller, identities) = IdentityPoller::new();
+        let (provider_poller, provider_updates) = ProviderPoller::new();
+        let (agent_identifier, identified) = AgentIdentifier::new();
+        let membership = Self {
+            roster: Roster::default(),
+            inputs: RosterInputs { own_boot_id: identity::shown(boot_id), ..RosterInputs::default() },
+            provider_health: BTreeMap::new(),
+            identify_errors: BTreeMap::new(),
+            addresses: Addresses::new(),
+            identities: BTreeMap::new(),
+            identified: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            goodbyes: BTreeMap::new(),
+            resolver,
+            identity_poller,
+            provider_poller,
+            agent_identifier,
+        };
+        (membership, PollResults { resolved, identities, provider_updates, identified })
+    }
+
+    /// The inputs from which the paths are computed.
+    pub(super) fn plan_inputs<'a>(&'a self, settings: &'a Settings) -> PlanInputs<'a> {
+        let Self { roster, addresses, identities, .. } = self;
+        PlanInputs { settings, roster, addresses, identities }
+    }
+
+    /// Computes the roster from its inputs, and resolves the addresses of its members.
+    pub(super) fn rebuild_roster(&mut self, settings: &Settings) {
+        let roster = Roster::new(&settings.config, &self.inputs);
+        for sentence in roster.skipped.iter().filter(|sentence| !self.roster.skipped.contains(sentence)) {
+            warn!("{sentence}");
+        }
+        let by_name = roster.hosts().filter(|(name, _)| !roster.addresses.contains_key(*name));
+        let literal = self.resolver.follow(by_name);
+        self.addresses.retain(|name, _| roster.knows(name));
+        self.identities.retain(|name, _| roster.knows(name));
+        self.identified.retain(|name, _| roster.knows(name));
+        self.refusals.retain(|name, _| roster.knows(name));
+        self.goodbyes.retain(|name, _| roster.knows(name));
+        self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
+        let found = roster.addresses.iter().map(|(name, known)| (name.clone(), Ok(known.clone())));
+        self.addresses.extend(found);
+        self.identify_errors.retain(|agent, _| roster.unidentified.contains_key(agent));
+        self.roster = roster;
+    }
+
+    /// Polls the identities of the peers that have an address, and of the agents that have no name. With
+    /// other keys than before, `renew` all polls.
+    pub(super) fn poll_identities(&mut self, settings: &Settings, renew: bool) {
+        let address_of = |name: &str| self.addresses.get(name)?.as_ref().ok()?.first().copied();
+        let peers = self.roster.peers.values();
+        let known = peers.filter_map(|peer| {
+            let address = SocketAddr::new(address_of(&peer.name)?, peer.http_port);
+            let secure = peer.https.as_ref().map(|https| settings.secure(https));
+            Some((
+                peer.name.clone(),
+                Endpoint { address, host: authority(&peer.address, peer.http_port), secure },
+            ))
+        });
+        let client = client(settings);
+        self.identity_poller.follow(known.collect(), &client, renew);
+        self.identify_agents(settings, &client, renew);
+    }
+
+    /// Takes the addresses of a peer or target; an address that worked is kept if there is none any more.
+    pub(super) fn on_resolved(
+        &mut self,
+        name: String,
+        addresses: Resolution,
+        exporter: &Exporter,
+        pending: &mut PendingWork,
+    ) {
+        let known = self.addresses.get(&name);
+        if let Err(reason) = &addresses {
+            exporter.process.resolve_failed();
+            match known {
+                // An address that worked is better than none.
+                Some(Ok(_)) => {
+                    warn!(name, reason, "name cannot be resolved; keeping the last address");
+                    return;
+                }
+                Some(Err(old)) if old == reason => return,
+                Some(Err(_)) | None => {
+                    warn!(name, reason, "name cannot be resolved; not measured until it can be")
+                }
+            }
+        }
+        if known == Some(&addresses) {
+            return;
+        }
+        self.addresses.insert(name, addresses);
+        pending.note(|pending| pending.measure = true);
+    }
+
+    /// Takes what a peer says of itself.
+    pub(super) fn on_identity(
+        &mut self,
+        name: String,
+        result: IdentityResult,
+        own_name: &str,
+        fleet: &Fleet,
+        pending: &mut PendingWork,
+    ) {
+        let identity = match result {
+            Ok(identity) => identity,
+            Err(error) => return self.on_identity_error(name, &error),
+        };
+        self.refusals.remove(&name);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.identified.insert(name.clone(), nanos(now));
+        if identity.boot_id == self.inputs.own_boot_id {
+            warn!("peer {name} is this host, which calls itself {own_name}; start with `--name {name}`");
+            if let Some(peer) = self.roster.peers.get(&name) {
+                self.inputs.own_names.insert(name, peer.address.clone());
+            }
+            return pending.note(|pending| pending.rebuild_roster = true);
+        }
+        if identity.name != name && self.roster.addresses.contains_key(&name) {
+            // Its address is now that of another agent.
+            self.inputs.known_agents.retain(|_, known| known.name != name);
+            return pending.note(|pending| pending.rebuild_roster = true);
+        }
+        let known = self.identities.get(&name);
+        if known == Some(&identity) {
+            return;
+        }
+        if let Some(known) = known.filter(|known| known.boot_id != identity.boot_id) {
+            // It was restarted: all its addresses belong to the new run.
+            let its = |other: &&mut KnownAgent| other.name == name && other.boot_id == known.boot_id;
+            for known_agent in self.inputs.known_agents.values_mut().filter(its) {
+                known_agent.boot_id.clone_from(&identity.boot_id);
+            }
+            // An address that already reported this boot id was skipped as that of another agent.
+            pending.note(|pending| pending.rebuild_roster = true);
+        }
+        if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
+            warn!(
+                peer = name,
+                calls_itself = ?identity.name,
+                "peer has another name than in the configuration"
+            );
+        }
+        let reason = &identity.you.stamp.reason;
+        let is_news = known.is_none_or(|known| known.you.stamp.answers) && !fleet.has_answered(&name);
+        if let Some(reason) = reason.as_ref().filter(|_| is_news) {
+            warn!(peer = name, %reason, "peer does not answer this agent");
+        }
+        // Zones are chosen by labels.
+        let is_elsewhere = known.is_none_or(|known| known.labels != identity.labels);
+        self.identities.insert(name, identity);
+        pending.note(|pending| {
+            pending.publish = true;
+            pending.measure |= is_elsewhere;
+        });
+    }
+
+    /// A peer without an identity may still be measured, so nothing is changed. That it cannot be reached is
+    /// shown by its paths; only what an operator has to correct is logged.
+    fn on_identity_error(&mut self, name: String, why: &IdentityError) {
+        if !why.is_refusal() {
+            return;
+        }
+        let reason = why.to_string();
+        if self.refusals.get(&name) != Some(&reason) {
+            warn!(peer = name, reason, "identity of peer is not available");
+            self.refusals.insert(name, reason);
+        }
+    }
+}
+
+/// How agents are asked.
+fn client(settings: &Settings) -> Client {
+    let signer = settings.keys.mesh.as_deref().map(Signer::new);
+    Client { signer, ..Client::default() }
+}

@@ -1,0 +1,197 @@
+//! Which task a datagram belongs to.
+//!
+//! Each group of sockets has one demultiplexer, which knows the one format that its sockets carry.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pathmeter_proto::machine::Arrival;
+use pathmeter_proto::wire::{AgentKind, icmp, stamp};
+
+use super::Protocol;
+use crate::metrics::text::Cell;
+
+/// The demultiplexer of a group of sockets. Tasks are named by their slots.
+#[derive(Debug)]
+pub(super) enum Demux {
+    /// One task receives everything.
+    Single(usize),
+    /// By the kind in the header of the agent port.
+    AgentPort {
+        tasks: BTreeMap<AgentKind, usize>,
+        /// Counts datagrams that no task receives.
+        rejected: Arc<Cell>,
+    },
+    /// Replies, by the session that they carry.
+    Sessions(Sessions),
+}
+
+/// The sessions of probes that share sockets.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    protocol: Protocol,
+    by_session: HashMap<(SocketAddr, u16), usize>,
+    /// In the order in which they were added, for replies that carry no session identifier.
+    by_source: HashMap<SocketAddr, Vec<usize>>,
+}
+
+/// What a demultiplexer says of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// It belongs to this task.
+    Task(usize),
+    /// It belongs to none, and was counted.
+    Rejected,
+    /// It belongs to none.
+    None,
+}
+
+impl Demux {
+    /// The owner of a datagram. `claims` asks a task whether a reply without a session is its own.
+    pub(super) fn owner(&self, datagram: &[u8], arrival: &Arrival, claims: impl Fn(usize) -> bool) -> Owner {
+        match self {
+            Self::Single(task) => Owner::Task(*task),
+            Self::AgentPort { tasks, rejected } => {
+                let kind = AgentKind::read(datagram).ok();
+                match kind.and_then(|kind| tasks.get(&kind)) {
+                    Some(task) => Owner::Task(*task),
+                    None => {
+                        rejected.inc();
+                        Owner::Rejected
+                    }
+                }
+            }
+            Self::Sessions(sessions) => {
+                sessions.owner(datagram, arrival, claims).map_or(Owner::None, Owner::Task)
+            }
+        }
+    }
+
+    /// The sessions, where there are any.
+    pub(super) fn sessions(&self) -> Option<&Sessions> {
+        match self {
+            Self::Sessions(sessions) => Some(sessions),
+            Self::Single(_) | Self::AgentPort { .. } => None,
+        }
+    }
+
+    /// The same, to change them.
+    pub(super) fn sessions_mut(&mut self) -> Option<&mut Sessions> {
+        match self {
+            Self::Sessions(sessions) => Some(sessions),
+            Self::Single(_) | Self::AgentPort { .. } => None,
+        }
+    }
+}
+
+impl Sessions {
+    pub(super) fn new(protocol: Protocol) -> Self {
+        Self { protocol, by_session: HashMap::new(), by_source: HashMap::new() }
+    }
+
+    /// Whether a session of that responder is taken.
+    pub(super) fn has(&self, to: SocketAddr, ssid: u16) -> bool {
+        self.by_session.contains_key(&(to, ssid))
+    }
+
+    pub(super) fn add(&mut self, task: usize, to: SocketAddr, ssids: &[u16]) {
+        self.by_session.extend(ssids.iter().map(|ssid| ((to, *ssid), task)));
+        self.by_source.entry(to).or_default().push(task);
+    }
+
+    pub(super) fn remove(&mut self, task: usize, to: SocketAddr, ssids: &[u16]) {
+        for ssid in ssids {
+            if self.by_session.get(&(to, *ssid)) == Some(&task) {
+                self.by_session.remove(&(to, *ssid));
+            }
+        }
+        if let Some(tasks) = self.by_source.get_mut(&to) {
+            tasks.retain(|known| *known != task);
+            if tasks.is_empty() {
+                self.by_source.remove(&to);
+            }
+        }
+    }
+
+    fn owner(&self, datagram: &[u8], arrival: &Arrival, claims: impl Fn(usize) -> bool) -> Option<usize> {
+        let from = arrival.from;
+        match self.protocol {
+            Protocol::Udp => {
+                let ssids = stamp::ssids(datagram).into_iter();
+                let by_session = ssids.filter_map(|ssid| self.by_session.get(&(from, ssid))).next();
+                by_session.copied().or_else(|| {
+                    let tasks = self.by_source.get(&from)?;
+                    // Unclaimed replies go to the first task, which counts them as mismatched.
+                    tasks.iter().copied().find(|task| claims(*task)).or_else(|| tasks.first().copied())
+                })
+            }
+            Protocol::Icmp => match (icmp::ssid(datagram), arrival.icmp) {
+                (Some(ssid), _) => self.by_session.get(&(from, ssid)).copied(),
+                // Routers may quote no more than the header: any task that asks this host counts the error.
+                (None, Some(_)) => self.by_source.get(&from)?.first().copied(),
+                (None, None) => None,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pathmeter_proto::key::Keys;
+    use pathmeter_proto::machine::StampedBy;
+    use pathmeter_proto::time::{Timestamp, WallTime};
+    use pathmeter_proto::wire::Goodbye;
+
+    use super::*;
+
+    fn arrival(from: SocketAddr) -> Arrival {
+        Arrival {
+            at: Timestamp::from_nanos(1),
+            by: StampedBy::User,
+            from,
+            to: None,
+            flow: 0,
+            ttl: None,
+            tos: None,
+            icmp: None,
+        }
+    }
+
+    #[test]
+    fn the_agent_port_is_shared_by_kind_and_counts_what_nothing_receives() {
+        let rejected = Arc::new(Cell::default());
+        let tasks = BTreeMap::from([(AgentKind::Goodbye, 7)]);
+        let demux = Demux::AgentPort { tasks, rejected: Arc::clone(&rejected) };
+        let from = arrival("192.0.2.1:9".parse().unwrap());
+        let keys = Keys::parse("0123456789abcdef").unwrap().derive(Goodbye::PURPOSE);
+        let goodbye = Goodbye { name: "ams-1".into(), boot_id: 1, at: WallTime::from_nanos(1) };
+        let datagram = goodbye.encode(&keys);
+        assert_eq!(demux.owner(&datagram, &from, |_| false), Owner::Task(7));
+        for foreign in [&datagram[..3], b"pmag\x02\x01", b"pmag\x01\xff", b"anything"] {
+            assert_eq!(demux.owner(foreign, &from, |_| true), Owner::Rejected);
+        }
+        assert_eq!(rejected.get(), 4);
+    }
+
+    #[test]
+    fn a_reply_without_a_session_goes_to_the_task_that_claims_it_and_else_to_the_first() {
+        let to: SocketAddr = "192.0.2.1:862".parse().unwrap();
+        let mut sessions = Sessions::new(Protocol::Udp);
+        sessions.add(1, to, &[10, 11]);
+        sessions.add(2, to, &[12]);
+        let (from, elsewhere) = (arrival(to), arrival("192.0.2.2:862".parse().unwrap()));
+        let with_ssid = |ssid: u16| {
+            let mut reply = vec![0; 44];
+            reply[14..16].copy_from_slice(&ssid.to_be_bytes());
+            reply
+        };
+        assert_eq!(sessions.owner(&with_ssid(12), &from, |_| false), Some(2));
+        assert_eq!(sessions.owner(&with_ssid(12), &elsewhere, |_| true), None);
+        assert_eq!(sessions.owner(&with_ssid(0), &from, |task| task == 2), Some(2));
+        assert_eq!(sessions.owner(&with_ssid(0), &from, |_| false), Some(1));
+        sessions.remove(1, to, &[10, 11]);
+        assert!(!sessions.has(to, 10) && sessions.has(to, 12));
+        assert_eq!(sessions.owner(&with_ssid(0), &from, |_| false), Some(2));
+    }
+}

@@ -1,0 +1,150 @@
+//! Groups of sockets, and the sessions on them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pathmeter_proto::grid::mix;
+use pathmeter_proto::machine::HostDrops;
+use pathmeter_proto::time::Timestamp;
+
+use super::super::demux::{Demux, Sessions};
+use super::super::socket::{Binding, Socket, SocketError};
+use super::super::{Protocol, Service, ServiceTasks, SourceChoice};
+use super::{IDLE_GROUP_KEPT, Thread};
+use crate::clock::Clock;
+
+/// Sockets that share an address, options and a demultiplexer: one for each flow, or those of a service.
+pub(super) struct Group {
+    pub(super) demux: Demux,
+    pub(super) sockets: Vec<Socket>,
+    pub(super) drops: HostDrops,
+    /// When the sockets were last asked what they dropped.
+    pub(super) drops_read: Timestamp,
+    /// When it was last seen in use.
+    used: Timestamp,
+    answers_probes: bool,
+}
+
+/// What paths have in common that share sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct GroupKey {
+    pub(super) source: SourceChoice,
+    pub(super) protocol: Protocol,
+    pub(super) is_v4: bool,
+}
+
+/// Identifiers that are drawn before one that is taken is taken again. Chosen: 65,535 there are, drawn evenly.
+const DRAWS_MAX: u32 = 100_000;
+
+impl Thread {
+    pub(super) fn add_service(&mut self, service: Service, now: Timestamp) {
+        let Service { sockets, tasks, answers_probes } = service;
+        let group = self.groups.len();
+        let mut add = |task| self.insert(task, None, group, None, Duration::MAX);
+        let demux = match tasks {
+            ServiceTasks::One(task) => Demux::Single(add(task)),
+            ServiceTasks::AgentPort { tasks, rejected } => {
+                let tasks: BTreeMap<_, _> = tasks.into_iter().map(|(kind, task)| (kind, add(task))).collect();
+                Demux::AgentPort { tasks, rejected }
+            }
+        };
+        self.groups.push(Group {
+            demux,
+            sockets,
+            drops: HostDrops::default(),
+            drops_read: now,
+            used: now,
+            answers_probes,
+        });
+    }
+
+    /// The group of a choice of source, with at least `flows` sockets.
+    pub(super) fn group(&mut self, key: GroupKey, flows: u8) -> Result<usize, SocketError> {
+        let GroupKey { source, protocol, .. } = key;
+        let now = Clock::now();
+        let index = *self.group_of.entry(key).or_insert_with(|| {
+            self.groups.push(Group {
+                demux: Demux::Sessions(Sessions::new(protocol)),
+                sockets: Vec::new(),
+                drops: HostDrops::default(),
+                drops_read: now,
+                used: now,
+                answers_probes: false,
+            });
+            self.groups.len() - 1
+        });
+        while self.groups[index].sockets.len() < usize::from(flows) {
+            let flow = u16::try_from(self.groups[index].sockets.len()).unwrap_or(u16::MAX);
+            let port = if source.port == 0 { 0 } else { source.port.saturating_add(flow) };
+            let address = SocketAddr::new(source.address, port);
+            let binding = Binding { address, dont_fragment: source.dont_fragment, errors: true };
+            let is_taken = |identifier: u16| {
+                let sockets = self.groups.iter().flat_map(|group| &group.sockets);
+                sockets.into_iter().any(|socket| socket.address().port() == identifier)
+            };
+            let socket = match protocol {
+                Protocol::Udp => Socket::bind(&binding, self.stamps)?,
+                Protocol::Icmp => Socket::echo(&binding, self.stamps, is_taken)?,
+            };
+            self.groups[index].sockets.push(socket);
+            self.watch = None;
+        }
+        Ok(index)
+    }
+
+    /// Session identifiers that no other path to the same responder has.
+    pub(super) fn session_ids(&self, to: SocketAddr, count: usize, seed: u64) -> Vec<u16> {
+        let is_known = |ssid| {
+            let sessions = self.groups.iter().filter_map(|group| group.demux.sessions());
+            sessions.into_iter().any(|sessions| sessions.has(to, ssid))
+        };
+        let mut found = Vec::with_capacity(count);
+        let mut draw = seed;
+        for tries in 0_u32.. {
+            if found.len() == count {
+                break;
+            }
+            draw = mix(draw);
+            #[expect(clippy::cast_possible_truncation, reason = "16 well-mixed bits are wanted")]
+            let ssid = draw as u16;
+            // When nearly all are taken one is shared: its replies find their datagrams by sequence number and time.
+            let is_taken = tries < DRAWS_MAX && is_known(ssid);
+            if ssid != 0 && !found.contains(&ssid) && !is_taken {
+                found.push(ssid);
+            }
+        }
+        found
+    }
+
+    /// Ends the services that answer probes, and closes their sockets.
+    pub(super) fn stop_answering(&mut self) {
+        for group in 0..self.groups.len() {
+            if !self.groups[group].answers_probes {
+                continue;
+            }
+            let is_its = |slot: &Option<super::Slot>| slot.as_ref().is_some_and(|slot| slot.group == group);
+            let tasks: Vec<usize> =
+                (0..self.slots.len()).filter(|index| is_its(&self.slots[*index])).collect();
+            for index in tasks {
+                self.release(index);
+            }
+            self.groups[group].sockets.clear();
+            self.watch = None;
+        }
+    }
+
+    /// Closes the sockets of paths that are gone.
+    pub(super) fn close_idle_groups(&mut self, now: Timestamp) {
+        for slot in self.slots.iter().flatten() {
+            self.groups[slot.group].used = now;
+        }
+        for group in &mut self.groups {
+            let is_idle = group.demux.sessions().is_some() && now.since(group.used) > IDLE_GROUP_KEPT;
+            if is_idle && !group.sockets.is_empty() {
+                group.sockets.clear();
+                self.watch = None;
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The tasks of the loop: where each is kept, and when it is stepped.
+
+use std::cmp::Reverse;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pathmeter_proto::machine::Now;
+use pathmeter_proto::time::Timestamp;
+
+use super::super::outbox::Outgoing;
+use super::super::socket::{Socket, SocketError};
+use super::super::task::{Action, Notice, Task};
+use super::super::{Companion, NewTask};
+use super::Thread;
+use super::groups::GroupKey;
+use crate::clock::Clock;
+use crate::loops::{Event, NewPath};
+use crate::paths::PathId;
+
+/// Timers that fire before sockets are read again. What leaves at once comes back at once, each with its transmit
+/// timestamp: a loop that was held up and then sends everything fills its own receive buffer, and one that sends more in a
+/// turn than it reads never catches up. Chosen: 256 timestamps and replies fit a receive buffer as Linux grants it by default
+/// (512 of them, measured 2026-11-21), and in turns this long another one costs nothing.
+const TIMERS_AT_ONCE: usize = 256;
+
+/// A task in its slot.
+pub(super) struct Slot {
+    pub(super) task: Box<dyn Task>,
+    /// The path that it belongs to; `None`: a service.
+    pub(super) path: Option<PathId>,
+    pub(super) group: usize,
+    /// Tells this task from earlier ones in the same slot.
+    pub(super) life: u32,
+    /// The timer that counts; others of this slot are stale.
+    timer: Timestamp,
+    /// Where its sessions go, and their identifiers.
+    sessions: Option<(SocketAddr, Vec<u16>)>,
+    pub(super) interval: Duration,
+}
+
+/// The slots of a path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PathTasks {
+    pub(super) main: usize,
+    pub(super) companion: Option<usize>,
+}
+
+impl Thread {
+    /// Puts a task into a free slot.
+    pub(super) fn insert(
+        &mut self,
+        task: Box<dyn Task>,
+        path: Option<PathId>,
+        group: usize,
+        sessions: Option<(SocketAddr, Vec<u16>)>,
+        interval: Duration,
+    ) -> usize {
+        self.lives = self.lives.wrapping_add(1);
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        if let Some((to, ssids)) = &sessions
+            && let Some(known) = self.groups[group].demux.sessions_mut()
+        {
+            known.add(index, *to, ssids);
+        }
+        let (life, timer) = (self.lives, Timestamp::NEVER);
+        self.slots[index] = Some(Slot { task, path, group, life, timer, sessions, interval });
+        index
+    }
+
+    pub(super) fn start(&mut self, path: NewPath<NewTask>) -> Result<(), SocketError> {
+        let NewPath { id, task, peer_left_at } = path;
+        let NewTask { protocol, to, source, flows, interval, seed, build, companion } = task;
+        let key = GroupKey { source, protocol, is_v4: to.is_ipv4() };
+        let group = self.group(key, flows)?;
+        let ssids = self.session_ids(to, flows.into(), seed);
+        let addresses = self.groups[group].sockets.iter().map(Socket::address);
+        let sources = addresses.take(flows.into()).collect();
+        let mut task = build(ssids.clone(), Clock::now());
+        if let Some(at) = peer_left_at {
+            task.peer_leaving(at);
+        }
+        let main = self.insert(task, Some(id), group, Some((to, ssids)), interval);
+        self.paths.insert(id, PathTasks { main, companion: None });
+        self.emit(Event::Started { id, sources });
+        self.step(main);
+        self.set_companion(id, companion);
+        Ok(())
+    }
+
+    /// Replaces the companion of a path, or removes it.
+    pub(super) fn set_companion(&mut self, id: PathId, companion: Option<Companion>) {
+        let Some(PathTasks { main, companion: known }) = self.paths.get(&id).copied() else { return };
+        if let Some(known) = known {
+            self.release(known);
+        }
+        let (Some(Companion { seed, build }), Some(Some(slot))) = (companion, self.slots.get(main)) else {
+            return;
+        };
+        let (group, Some((to, _))) = (slot.group, &slot.sessions) else { return };
+        let to = *to;
+        let ssids = self.session_ids(to, 1, seed);
+        let task = build(ssids[0], Clock::now());
+        let index = self.insert(task, Some(id), group, Some((to, ssids)), Duration::MAX);
+        if let Some(tasks) = self.paths.get_mut(&id) {
+            tasks.companion = Some(index);
+        }
+        self.step(index);
+    }
+
+    pub(super) fn remove(&mut self, id: PathId) {
+        let Some(PathTasks { main, .. }) = self.paths.get(&id).copied() else { return };
+        if let Some(slot) = &mut self.slots[main] {
+            slot.task.stop();
+            slot.task.withdraw();
+        }
+        self.step(main);
+        self.release(main);
+    }
+
+    pub(super) fn step(&mut self, index: usize) {
+        loop {
+            if self.outbox.is_full() {
+                self.flush();
+            }
+            let Some(Some(slot)) = self.slots.get_mut(index) else { return };
+            let now = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
+            let at = self.outbox.arena.len();
+            let drops = &mut self.groups[slot.group].drops;
+            match slot.task.step(now, drops, &mut self.outbox.arena, &mut self.traffic) {
+                Action::Send(send) => {
+                    let length = self.outbox.arena.len() - at;
+                    let (life, group) = (slot.life, slot.group);
+                    self.outbox.waiting.push(Outgoing { slot: index, life, group, send, at, length });
+                }
+                Action::Wait(until) => {
+                    if until < slot.timer {
+                        slot.timer = until;
+                        self.timers.push(Reverse((until, index)));
+                    }
+                    return;
+                }
+                Action::Notify(Notice::PeerLeaving(goodbye)) => self.emit(Event::PeerLeaving(goodbye)),
+                Action::Notify(Notice::Path(event)) => {
+                    if let Some(id) = slot.path {
+                        self.emit(Event::OfPath { id, event });
+                    }
+                }
+                Action::Finished => {
+                    self.release(index);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Frees a slot. A path ends with its main task, and its companion with it.
+    pub(super) fn release(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else { return };
+        if !slot.task.is_balanced(Clock::now()) {
+            self.series.accounting_errors.inc();
+        }
+        if let Some((to, ssids)) = &slot.sessions
+            && let Some(known) = self.groups[slot.group].demux.sessions_mut()
+        {
+            known.remove(index, *to, ssids);
+        }
+        self.free.push(index);
+        let Some(id) = slot.path else { return };
+        match self.paths.get_mut(&id) {
+            Some(tasks) if tasks.main == index => {
+                let companion = tasks.companion;
+                self.paths.remove(&id);
+                if let Some(companion) = companion {
+                    self.release(companion);
+                }
+                self.emit(Event::Finished(id));
+            }
+            Some(tasks) => tasks.companion = None,
+            None => {}
+        }
+    }
+
+    /// Steps what is due, once, at most [`TIMERS_AT_ONCE`] of it: what is left, and what asks for the past again, gets its
+    /// turn after the next read.
+    pub(super) fn fire_timers(&mut self, now: Timestamp) {
+        let mut due = std::mem::take(&mut self.due);
+        self.is_behind = false;
+        while let Some(Reverse((at, index))) = self.timers.peek().copied() {
+            if at > now {
+                break;
+            }
+            if due.len() == TIMERS_AT_ONCE {
+                self.is_behind = true;
+                break;
+            }
+            self.timers.pop();
+            let Some(Some(slot)) = self.slots.get_mut(index) else { continue };
+            if slot.timer == at {
+                slot.timer = Timestamp::NEVER;
+                due.push(index);
+            }
+        }
+        for index in due.drain(..) {
+            self.step(index);
+        }
+        self.due = due;
+    }
+}

@@ -1,0 +1,80 @@
+//! Asks agents that were found without a name what they are called.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::config::Https;
+use crate::http::client::{Client, Secure, authority};
+use crate::identity::Identity;
+use crate::identity_poller::fetch_identity;
+use crate::poller::{Backoff, KeyedPoller, Next};
+use crate::resolver;
+
+/// Chosen: agents of a fleet start together and answer within seconds; those that do not answer then are
+/// likely to be gone.
+const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(15), retry: Duration::from_secs(1) };
+
+/// Chosen: short, because an agent is not measured before its name is known.
+const SPREAD: Duration = Duration::from_secs(1);
+
+/// An agent that a provider listed without a name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UnidentifiedAgent {
+    /// An IP address or a host name.
+    pub host: String,
+    /// Its HTTP port.
+    pub http_port: u16,
+    /// With TLS; `None`: without.
+    pub https: Option<Https>,
+}
+
+/// What an agent says of itself; or why that is not known.
+pub type IdentifyResult = Result<Identity, String>;
+
+/// Asks unidentified agents in the background, each until it has answered once.
+#[derive(Debug)]
+pub struct AgentIdentifier {
+    poller: KeyedPoller<UnidentifiedAgent, Option<Secure>, IdentifyResult>,
+}
+
+impl AgentIdentifier {
+    /// Asks no agent yet; results come out of the channel.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<(UnidentifiedAgent, IdentifyResult)>) {
+        let (poller, results) = KeyedPoller::new(|_| BACKOFF);
+        (Self { poller: poller.spread_over(SPREAD) }, results)
+    }
+
+    /// Asks exactly these agents from now on, each with TLS or without. Where `client` is another than
+    /// before, `renew` all.
+    pub fn follow(
+        &mut self,
+        agents: BTreeMap<UnidentifiedAgent, Option<Secure>>,
+        client: &Client,
+        renew: bool,
+    ) {
+        if renew {
+            self.poller.renew();
+        }
+        let client = client.clone();
+        self.poller.follow(agents, move |agent, secure| {
+            let client = Client { secure: secure.clone(), ..client.clone() };
+            let (host, port) = (agent.host.clone(), agent.http_port);
+            async move {
+                let result = identify(&host, port, &client).await;
+                let next = if result.is_ok() { Next::Never } else { Next::Retry };
+                (result, next)
+            }
+        });
+    }
+}
+
+async fn identify(host: &str, port: u16, client: &Client) -> IdentifyResult {
+    let addresses = resolver::once(host).await?;
+    let address = addresses.first().ok_or_else(|| format!("{host} has no address"))?;
+    let result = fetch_identity(client, SocketAddr::new(*address, port), &authority(host, port)).await;
+    result.map_err(|error| error.to_string())
+}

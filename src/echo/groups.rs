@@ -1,0 +1,151 @@
+//! Echo paths that are exported together, and the worst of them, which are exported one by one as well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::path::EchoPath;
+use crate::metrics;
+use crate::metrics::echo::EchoSeries;
+use crate::metrics::group::{GroupSeries, Member};
+use crate::paths::PathKey;
+use crate::probe::{Groups, Path};
+
+/// The groups of all echo paths.
+#[derive(Debug, Default)]
+pub(super) struct EchoGroups {
+    groups: BTreeMap<GroupKey, GroupSeries>,
+    places: BTreeMap<PathKey, Place>,
+}
+
+/// What a group is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct GroupKey {
+    probe: Arc<str>,
+    group: String,
+    family: &'static str,
+}
+
+/// Where a path is counted, and how it has fared.
+#[derive(Debug)]
+struct Place {
+    group: GroupKey,
+    member: Arc<Member>,
+    series: Arc<EchoSeries>,
+    /// What [`Totals::judged`](crate::metrics::group::Totals::judged) said the last time.
+    judged: [u64; 4],
+    /// Share of losses, and mean round trip in nanoseconds, both smoothed.
+    loss: f64,
+    rtt: f64,
+}
+
+/// How much the latest look at a path weighs. Chosen: at one look every half minute, what was five minutes ago weighs a tenth.
+const WEIGHT: f64 = 0.2;
+
+impl EchoGroups {
+    fn enter(&mut self, key: PathKey, group: GroupKey, series: &Arc<EchoSeries>) {
+        let member = Arc::new(Member::new(series));
+        let new = || GroupSeries::new(&group.probe, &group.group, group.family);
+        self.groups.entry(group.clone()).or_insert_with(new).enter(Arc::clone(&member));
+        let judged = series.totals().judged();
+        let series = Arc::clone(series);
+        self.places.insert(key, Place { group, member, series, judged, loss: 0.0, rtt: 0.0 });
+    }
+}
+
+impl Groups for EchoGroups {
+    /// A path that is gone leaves its group, which keeps what it counted there.
+    fn arrange(&mut self, group_of: &dyn Fn(&str) -> String, paths: &[(&PathKey, &dyn Path)]) {
+        let mut wanted: BTreeMap<&PathKey, (GroupKey, &Arc<EchoSeries>)> = paths
+            .iter()
+            .filter_map(|(key, path)| Some((*key, &path.as_any().downcast_ref::<EchoPath>()?.series)))
+            .map(|(key, series)| {
+                let group = group_of(&key.peer);
+                (key, (GroupKey { probe: Arc::clone(&key.probe), group, family: key.family }, series))
+            })
+            .collect();
+        self.places.retain(|key, place| {
+            let stays = wanted
+                .get(key)
+                .is_some_and(|(group, series)| *group == place.group && Arc::ptr_eq(series, &place.series));
+            if stays {
+                wanted.remove(key);
+            } else if let Some(group) = self.groups.get_mut(&place.group) {
+                group.leave(&place.member);
+            }
+            stays
+        });
+        for (key, (group, series)) in wanted {
+            self.enter(key.clone(), group, series);
+        }
+        self.groups.retain(|_, group| !group.is_empty());
+    }
+
+    fn refresh(&mut self) {
+        for place in self.places.values_mut() {
+            let judged = place.series.totals().judged();
+            let [decided, lost, answered, rtt] =
+                std::array::from_fn(|at| judged[at].saturating_sub(place.judged[at]));
+            place.judged = judged;
+            #[expect(clippy::cast_precision_loss, reason = "a rank")]
+            let smooth = |old: f64, sum: u64, count: u64| match count {
+                0 => old,
+                count => old + WEIGHT * (sum as f64 / count as f64 - old),
+            };
+            place.loss = smooth(place.loss, lost, decided);
+            place.rtt = smooth(place.rtt, rtt, answered);
+        }
+    }
+
+    /// The worst lose most; of those that lose alike, those with the longest round trips.
+    fn worst(&self, count: usize) -> (BTreeSet<PathKey>, BTreeSet<PathKey>) {
+        let mut ranked: Vec<(&PathKey, &Place)> = self.places.iter().collect();
+        ranked.sort_by(|(_, a), (_, b)| b.loss.total_cmp(&a.loss).then(b.rtt.total_cmp(&a.rtt)));
+        let worst = ranked.into_iter().take(count).map(|(key, _)| key.clone()).collect();
+        (self.places.keys().cloned().collect(), worst)
+    }
+
+    fn series(&self) -> Vec<Arc<dyn metrics::Member>> {
+        self.groups.values().cloned().map(|group| Arc::new(group) as _).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pathmeter_proto::echo::{Direction, Report, Verdict};
+
+    /// Of so many datagrams so many are lost, and the others withdrawn.
+    fn fare(series: &EchoSeries, lost: u32, withdrawn: u32) {
+        let lost = (0..lost).map(|_| Verdict::Lost(Direction::Unknown));
+        for verdict in lost.chain((0..withdrawn).map(|_| Verdict::Withdrawn)) {
+            series.record(&Report::Decided { flow: 0, sequence: 0, verdict, sample: None });
+        }
+    }
+
+    #[test]
+    fn the_worst_are_those_that_lose_lately_and_what_is_withdrawn_is_held_against_nobody() {
+        let mut groups = EchoGroups::default();
+        let paths = ["calm", "leaving", "lossy"].map(|peer| {
+            let series = Arc::new(EchoSeries::new("p", peer, "ipv4", 1));
+            let key = PathKey { probe: "p".into(), peer: peer.into(), family: "ipv4" };
+            groups.enter(key, GroupKey { probe: "p".into(), group: "g".into(), family: "ipv4" }, &series);
+            series
+        });
+        let worst = |groups: &EchoGroups, count| -> Vec<String> {
+            groups.worst(count).1.into_iter().map(|key| key.peer.to_string()).collect()
+        };
+        fare(&paths[1], 0, 100);
+        fare(&paths[2], 10, 0);
+        groups.refresh();
+        assert_eq!(worst(&groups, 1), ["lossy"]);
+        assert_eq!(worst(&groups, 5).len(), 3);
+        assert_eq!(worst(&groups, 0), [""; 0]);
+        // A path that is worse takes its place when it has been so for longer than the other was.
+        for _ in 0..10 {
+            fare(&paths[0], 10, 0);
+            fare(&paths[2], 0, 1);
+            groups.refresh();
+        }
+        assert_eq!(worst(&groups, 1), ["calm"]);
+    }
+}

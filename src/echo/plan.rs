@@ -1,0 +1,282 @@
+//! How an echo path is measured.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::{Quirks, Report, Spec, StreamSpec, Wire};
+use pathmeter_proto::grid::mix;
+use pathmeter_proto::key::Keys;
+use pathmeter_proto::mtu;
+use pathmeter_proto::wire;
+
+use crate::config::Probe;
+use crate::config::defaults::{PING_PATH, WEBSOCKET_PATH};
+use crate::config::echo::Echo;
+use crate::config::echo::transport::{PathMtu, Transport};
+use crate::datagram::SourceChoice;
+use crate::http::auth::Signer;
+use crate::keys::KeyChoice;
+use crate::metrics::echo::EchoSeries;
+use crate::metrics::path_mtu::PathMtuSeries;
+use crate::metrics::stream::StreamSeries;
+use crate::paths::PathKey;
+use crate::probe::{Remote, Site, Start};
+use crate::settings::Settings;
+use crate::stream::{self, Dial, Expected, Over, StreamEcho};
+
+/// How an echo path is measured: what of the configuration decides whether it can go on as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EchoPlan {
+    to: SocketAddr,
+    interval: Duration,
+    dscp: Dscp,
+    late_after: Duration,
+    lost_after: Duration,
+    source: Option<IpAddr>,
+    /// What carries the echoes; without its `path_mtu`.
+    transport: Transport,
+    /// How the MTU is searched for; can be changed while the path runs.
+    path_mtu: Option<PathMtu>,
+    quirks: Quirks,
+    /// Which keys authenticate it.
+    pub(super) keys: KeyChoice,
+    /// The name that fresh TCP connections look up.
+    host: Option<String>,
+    /// What is requested over WebSocket and HTTP.
+    site: Option<Site>,
+    is_agent: bool,
+}
+
+impl EchoPlan {
+    /// The plan for a path of `probe` towards an address of `remote`.
+    #[must_use]
+    pub fn new(
+        probe: &Probe,
+        echo: &Echo,
+        remote: &Remote<'_>,
+        address: IpAddr,
+        settings: &Settings,
+    ) -> Self {
+        let mut transport = echo.transport.clone();
+        let (mut path_mtu, mut site) = (None, None);
+        let quirks = match remote {
+            Remote::Peer(_) => Quirks::default(),
+            Remote::Target(target) => target.quirks,
+        };
+        let port = match (&mut transport, remote) {
+            (Transport::Udp(udp), _) => {
+                path_mtu = udp.path_mtu.take();
+                match remote {
+                    Remote::Peer(peer) => peer.stamp_port,
+                    Remote::Target(target) => target.port,
+                }
+            }
+            (Transport::Icmp(_), _) => 0,
+            (Transport::Tcp(_), Remote::Peer(peer)) => peer.agent_port,
+            (Transport::Tcp(_), Remote::Target(target)) => target.port,
+            (Transport::WebSocket(_), _) => site.insert(remote.site(WEBSOCKET_PATH)).port,
+            (Transport::Http(_), _) => site.insert(remote.site(PING_PATH)).port,
+        };
+        let keys = match (remote, &transport) {
+            (_, Transport::Icmp(_)) => KeyChoice::None,
+            (Remote::Peer(_), _) => settings.keys.of_mesh(),
+            (Remote::Target(target), Transport::Udp(_)) => settings.keys.of_target(&target.name),
+            // The key shared with a reflector is not shown to a web server.
+            (Remote::Target(_), Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_)) => {
+                KeyChoice::None
+            }
+        };
+        Self {
+            to: SocketAddr::new(address, port),
+            interval: probe.interval,
+            dscp: probe.dscp,
+            late_after: echo.late_after,
+            lost_after: echo.lost_after,
+            source: probe.source,
+            transport,
+            path_mtu,
+            quirks,
+            keys,
+            host: site.as_ref().map_or_else(|| remote.host(), |site| site.host.clone()),
+            site,
+            is_agent: matches!(remote, Remote::Peer(_)),
+        }
+    }
+
+    /// Where to.
+    #[must_use]
+    pub fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    /// Whether the echoes or the request for them are authenticated.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        self.keys != KeyChoice::None
+    }
+
+    pub(super) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    pub(super) fn lost_after(&self) -> Duration {
+        self.lost_after
+    }
+
+    pub(super) fn path_mtu(&self) -> Option<PathMtu> {
+        self.path_mtu
+    }
+
+    /// Whether a path that runs by the other plan need not be started again.
+    pub(super) fn differs_in_path_mtu_at_most(&self, other: &Self) -> bool {
+        Self { path_mtu: self.path_mtu, ..other.clone() } == *self
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        match self.transport {
+            Transport::Udp(_) | Transport::Icmp(_) => false,
+            Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => true,
+        }
+    }
+
+    /// Flows that its series tell of.
+    pub(super) fn flows(&self) -> u8 {
+        match &self.transport {
+            Transport::Udp(udp) => udp.flows,
+            Transport::Icmp(icmp) => icmp.flows,
+            Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => 1,
+        }
+    }
+
+    /// The series of the search for the path MTU, if there is one: that of an earlier search.
+    pub(super) fn mtu_series(
+        &self,
+        start: &Start<'_>,
+        earlier: Option<Arc<PathMtuSeries>>,
+    ) -> Option<Arc<PathMtuSeries>> {
+        let PathKey { probe, peer, family } = start.key;
+        let ceiling = self.path_mtu?.ceiling;
+        let series = earlier.unwrap_or_else(|| Arc::new(PathMtuSeries::new(probe, peer, family)));
+        series.begin_again(ceiling);
+        Some(series)
+    }
+
+    /// How the path MTU is searched for; `None`: not at all.
+    pub(super) fn mtu_spec(&self, start: &Start<'_>, known: Option<u16>) -> Option<mtu::Spec> {
+        let PathMtu { interval, ceiling } = self.path_mtu?;
+        Some(mtu::Spec {
+            to: self.to,
+            ssid: 0,
+            interval,
+            ceiling,
+            dscp: self.dscp,
+            lost_after: self.lost_after,
+            keys: start.settings.keys.get(self.keys, &start.key.peer),
+            known,
+            seed: mix(start.seed),
+        })
+    }
+
+    /// What is sent over datagrams, and from where; `None`: it is measured over connections.
+    pub(super) fn datagrams(
+        &self,
+        keys: Option<Arc<Keys>>,
+        count: Option<u64>,
+        seed: u64,
+    ) -> Option<(Spec, SourceChoice)> {
+        let (wire, size, port, dont_fragment) = match &self.transport {
+            Transport::Udp(udp) => {
+                let wire = Wire::Stamp { keys, quirks: self.quirks };
+                (wire, udp.size, udp.source_port.unwrap_or(0), udp.dont_fragment)
+            }
+            Transport::Icmp(icmp) => (Wire::Icmp, icmp.size, 0, icmp.dont_fragment),
+            Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => return None,
+        };
+        let any: IpAddr = match self.to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let spec = Spec {
+            to: self.to,
+            wire,
+            interval: self.interval,
+            ssids: vec![0; usize::from(self.flows())],
+            size,
+            dscp: self.dscp,
+            late_after: self.late_after,
+            lost_after: self.lost_after,
+            transmit_stamps: true,
+            count,
+            seed,
+        };
+        Some((spec, SourceChoice { address: self.source.unwrap_or(any), port, dont_fragment }))
+    }
+
+    /// What is spoken over connections; `None`: it is measured over datagrams.
+    pub(super) fn over(&self, keys: Option<&Keys>, settings: &Settings) -> Option<Over> {
+        let place = || {
+            let site = self.site.as_ref()?;
+            Some(stream::HttpTarget {
+                authority: site.authority.clone(),
+                path: site.path.clone(),
+                signer: keys.map(Signer::new),
+                secure: site.https.as_ref().map(|https| settings.secure(https)),
+            })
+        };
+        match &self.transport {
+            Transport::Udp(_) | Transport::Icmp(_) => None,
+            Transport::Tcp(tcp) => {
+                let keys = keys.map(|keys| Arc::new(keys.derive(wire::stream::PURPOSE)));
+                Some(Over::Tcp { bytes: tcp.size, keys })
+            }
+            Transport::WebSocket(websocket) => Some(Over::WebSocket {
+                place: place()?,
+                format: websocket.format,
+                bytes: websocket.size as usize,
+            }),
+            Transport::Http(http) => {
+                let (status, body) = (http.status.clone(), http.body.clone());
+                let expected = Expected { status, body, is_agent: self.is_agent };
+                Some(Over::Http { place: place()?, expected })
+            }
+        }
+    }
+
+    /// The task for the thread of connections.
+    pub(super) fn stream(
+        &self,
+        over: Over,
+        count: Option<u64>,
+        seed: u64,
+        series: Arc<EchoSeries>,
+        stream: Arc<StreamSeries>,
+        tap: Option<mpsc::Sender<Report>>,
+    ) -> StreamEcho {
+        let fresh = match &self.transport {
+            Transport::Udp(_) | Transport::Icmp(_) => None,
+            Transport::Tcp(tcp) => tcp.connect_interval,
+            Transport::WebSocket(websocket) => websocket.connect_interval,
+            Transport::Http(http) => http.connect_interval,
+        };
+        StreamEcho {
+            spec: StreamSpec {
+                interval: self.interval,
+                late_after: self.late_after,
+                lost_after: self.lost_after,
+                at_once: over.at_once(),
+                on_demand: over.is_on_demand(),
+                count,
+                seed,
+            },
+            dial: Dial { to: self.to, host: self.host.clone(), source: self.source, dscp: self.dscp, over },
+            // A watched measurement makes no connections beside its own.
+            fresh: fresh.filter(|_| count.is_none()),
+            series,
+            stream,
+            tap,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The answering side of echo over UDP: a STAMP responder on a datagram loop.
+
+use std::sync::Arc;
+
+use pathmeter_proto::echo::{Responder, ResponderReport};
+use pathmeter_proto::time::Timestamp;
+
+use crate::datagram::{Access, MachineTask, Notice, Recorder, Service, ServiceTasks, Socket, Traffic};
+use crate::metrics::agent::ResponderSeries;
+
+/// A service that answers STAMP requests on `sockets` and remembers at most `sessions` sessions.
+#[must_use]
+pub fn responder(
+    sockets: Vec<Socket>,
+    access: Access,
+    sessions: usize,
+    series: Arc<ResponderSeries>,
+) -> Service {
+    let machine = Responder::new(access.policy, access.keys, sessions);
+    let task = MachineTask { machine, recorder: ResponderRecorder { series } };
+    Service { sockets, tasks: ServiceTasks::One(Box::new(task)), answers_probes: true }
+}
+
+#[derive(Debug)]
+struct ResponderRecorder {
+    series: Arc<ResponderSeries>,
+}
+
+impl Recorder<Responder> for ResponderRecorder {
+    fn record(&mut self, report: ResponderReport, _: &mut Traffic) -> Option<Notice> {
+        match report {
+            ResponderReport::Answered => self.series.replies.inc(),
+            ResponderReport::Refused(refusal) => self.series.refused(refusal),
+            ResponderReport::Sources(count) => {
+                self.series.peers_seen.set(u64::try_from(count).unwrap_or(u64::MAX));
+            }
+        }
+        None
+    }
+
+    fn waiting(&mut self, _: &Responder, _: Timestamp) {}
+
+    fn received(&mut self) {
+        self.series.requests.inc();
+    }
+
+    fn not_sent(&mut self) {
+        self.series.reply_errors.inc();
+    }
+
+    fn set_access(&mut self, machine: &mut Responder, access: &Access) {
+        machine.change(access.policy.clone(), access.keys.clone());
+    }
+
+    fn delays_stop(&self) -> bool {
+        false
+    }
+
+    fn is_balanced(&self, _: &Responder, _: Timestamp) -> bool {
+        true
+    }
+
+    fn claims(&self, _: &Responder, _: &[u8], _: u8) -> bool {
+        false
+    }
+}

@@ -1,0 +1,180 @@
+//! The tasks of an echo path on a datagram loop: its prober, and the search for its MTU.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use pathmeter_proto::echo::{Prober, Report, Spec, Wire};
+use pathmeter_proto::machine::Machine as _;
+use pathmeter_proto::mtu::{self, Search};
+use pathmeter_proto::time::Timestamp;
+
+use super::events::MtuChanged;
+use crate::datagram::{
+    Access, Companion, MachineTask, NewTask, Notice, Protocol, Recorder, SourceChoice, Traffic,
+};
+use crate::metrics::echo::EchoSeries;
+use crate::metrics::path_mtu::PathMtuSeries;
+
+/// An echo path over datagrams.
+#[derive(Debug)]
+pub struct DatagramEcho {
+    /// What to measure. Of the session identifiers only their number counts: the loop chooses them.
+    pub spec: Spec,
+    /// Where to send from.
+    pub source: SourceChoice,
+    /// Where to count.
+    pub series: Arc<EchoSeries>,
+    /// How to search for the path MTU, and where to count that; `None`: not at all. Only STAMP can.
+    pub path_mtu: Option<(mtu::Spec, Arc<PathMtuSeries>)>,
+    /// Receives a copy of every report, for a measurement that somebody watches.
+    pub tap: Option<mpsc::Sender<Report>>,
+}
+
+impl DatagramEcho {
+    /// The task for a datagram loop.
+    ///
+    /// # Panics
+    /// With more than 255 flows; the configuration allows 16.
+    #[must_use]
+    pub fn into_task(self) -> NewTask {
+        let Self { mut spec, source, series, path_mtu, tap } = self;
+        let protocol = match spec.wire {
+            Wire::Stamp { .. } => Protocol::Udp,
+            Wire::Icmp => Protocol::Icmp,
+        };
+        if protocol == Protocol::Icmp {
+            spec.to.set_port(0);
+        }
+        let path_mtu = path_mtu.filter(|_| protocol == Protocol::Udp);
+        NewTask {
+            protocol,
+            to: spec.to,
+            source,
+            flows: u8::try_from(spec.ssids.len()).expect("few flows"),
+            interval: spec.interval,
+            seed: spec.seed,
+            companion: path_mtu.map(|(spec, series)| mtu_search(spec, series)),
+            build: Box::new(move |ssids, at| {
+                spec.ssids = ssids;
+                let recorder = EchoRecorder { series, tap, since: at };
+                Box::new(MachineTask { machine: Prober::new(spec, at), recorder })
+            }),
+        }
+    }
+}
+
+/// The search for the MTU of an echo path, beside its prober.
+pub(super) fn mtu_search(mut spec: mtu::Spec, series: Arc<PathMtuSeries>) -> Companion {
+    Companion {
+        seed: spec.seed,
+        build: Box::new(move |ssid, at| {
+            spec.ssid = ssid;
+            Box::new(MachineTask { machine: Search::new(spec, at), recorder: MtuRecorder { series } })
+        }),
+    }
+}
+
+#[derive(Debug)]
+struct EchoRecorder {
+    series: Arc<EchoSeries>,
+    tap: Option<mpsc::Sender<Report>>,
+    /// Since when this prober counts here. Another one may have counted before, on another thread.
+    since: Timestamp,
+}
+
+/// An earlier prober of the same path has ended by then.
+const SETTLES: Duration = Duration::from_secs(1);
+
+impl Recorder<Prober> for EchoRecorder {
+    fn record(&mut self, report: Report, traffic: &mut Traffic) -> Option<Notice> {
+        match report {
+            Report::Sent { .. } => {
+                traffic.outstanding += 1;
+                traffic.sent += 1;
+            }
+            Report::Decided { .. } => traffic.outstanding = traffic.outstanding.saturating_sub(1),
+            Report::Unsent(_)
+            | Report::SendError(_)
+            | Report::Ipdv(_)
+            | Report::Duplicate
+            | Report::Reordered
+            | Report::VeryLate
+            | Report::Mismatched(_)
+            | Report::BurstBegan
+            | Report::BurstEnded(_)
+            | Report::TransmitLag(_)
+            | Report::TurnaroundInvalid
+            | Report::Icmp(_)
+            | Report::LossyFlows(_) => {}
+        }
+        self.series.record(&report);
+        if let Some(tap) = &self.tap {
+            // The watcher may have gone.
+            let _ = tap.send(report);
+        }
+        None
+    }
+
+    fn waiting(&mut self, prober: &Prober, now: Timestamp) {
+        self.series.set_draining(prober.is_draining(now));
+    }
+
+    fn received(&mut self) {}
+
+    fn not_sent(&mut self) {}
+
+    fn set_access(&mut self, _: &mut Prober, _: &Access) {}
+
+    fn delays_stop(&self) -> bool {
+        true
+    }
+
+    fn is_balanced(&self, prober: &Prober, now: Timestamp) -> bool {
+        if now.since(self.since) < SETTLES {
+            return true;
+        }
+        let in_flight = u64::try_from(prober.in_flight()).unwrap_or(u64::MAX);
+        self.series.sent.get().checked_sub(self.series.decided()) == Some(in_flight)
+    }
+
+    fn claims(&self, prober: &Prober, reply: &[u8], flow: u8) -> bool {
+        prober.has_asked(reply, flow)
+    }
+}
+
+#[derive(Debug)]
+struct MtuRecorder {
+    series: Arc<PathMtuSeries>,
+}
+
+impl Recorder<Search> for MtuRecorder {
+    fn record(&mut self, report: mtu::Report, _: &mut Traffic) -> Option<Notice> {
+        self.series.record(&report);
+        match report {
+            mtu::Report::Changed { from, to } => Some(Notice::Path(Box::new(MtuChanged { from, to }))),
+            mtu::Report::Sent | mtu::Report::Acknowledged | mtu::Report::Lost | mtu::Report::TooBig => None,
+        }
+    }
+
+    fn waiting(&mut self, _: &Search, _: Timestamp) {}
+
+    fn received(&mut self) {}
+
+    fn not_sent(&mut self) {}
+
+    fn set_access(&mut self, _: &mut Search, _: &Access) {}
+
+    fn delays_stop(&self) -> bool {
+        false
+    }
+
+    /// A probe is answered or lost; nothing is summed over them.
+    fn is_balanced(&self, _: &Search, _: Timestamp) -> bool {
+        true
+    }
+
+    fn claims(&self, search: &Search, reply: &[u8], _: u8) -> bool {
+        search.has_asked(reply)
+    }
+}

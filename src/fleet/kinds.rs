@@ -1,0 +1,11 @@
+//! The kinds of probe that there are.
+
+use crate::config;
+use crate::probe::Kind;
+
+/// What a configured kind can do. The one place outside the configuration where kinds are listed.
+pub(super) fn kind(kind: &config::Kind) -> &dyn Kind {
+    match kind {
+        config::Kind::Echo(echo) => echo,
+    }
+}

@@ -1,0 +1,127 @@
+//! What a page is made of: blocks of families, each with its members.
+//!
+//! A page does not know what it exports. Whoever measures something brings a [`Series`]: the families it is shown in, and
+//! how many lines one of it takes, which is what the limit on series counts.
+
+use std::any::{Any, TypeId};
+use std::fmt;
+use std::sync::Arc;
+
+use super::text::{Family, Format};
+
+/// The metrics of one path, loop or whatever is counted together.
+pub trait Series: fmt::Debug + Send + Sync + Sized + 'static {
+    /// Its families. No other type has families of these names.
+    const FAMILIES: &'static [Family<Self>];
+
+    /// Lines that one member adds to a page, at most.
+    const LINES: usize;
+}
+
+/// A [`Series`] of a type that need not be known.
+pub trait Member: fmt::Debug + Send + Sync {
+    /// Lines that it adds to a page, at most.
+    fn lines(&self) -> usize;
+
+    /// Adds it to what is exported.
+    fn add_to(self: Arc<Self>, blocks: &mut Blocks);
+}
+
+impl<S: Series> Member for S {
+    fn lines(&self) -> usize {
+        S::LINES
+    }
+
+    fn add_to(self: Arc<Self>, blocks: &mut Blocks) {
+        blocks.add(self);
+    }
+}
+
+/// All members of one type.
+trait Block: fmt::Debug + Send + Sync {
+    fn families(&self) -> Vec<&'static str>;
+
+    fn begin(&self, family: usize, page: &mut Vec<u8>, format: Format);
+
+    /// Writes the lines of some members behind the first `written`; how many are written then, or `None` for all.
+    fn write(&self, family: usize, written: usize, page: &mut Vec<u8>) -> Option<usize>;
+
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// The block of one type.
+#[derive(Debug)]
+struct BlockOf<S> {
+    members: Vec<Arc<S>>,
+}
+
+/// Members that are written before a page looks whether a piece is long enough.
+const MEMBERS_AT_ONCE: usize = 64;
+
+impl<S: Series> Block for BlockOf<S> {
+    fn families(&self) -> Vec<&'static str> {
+        S::FAMILIES.iter().map(|family| family.name).collect()
+    }
+
+    fn begin(&self, family: usize, page: &mut Vec<u8>, format: Format) {
+        S::FAMILIES[family].begin(page, format);
+    }
+
+    fn write(&self, family: usize, written: usize, page: &mut Vec<u8>) -> Option<usize> {
+        let end = self.members.len().min(written + MEMBERS_AT_ONCE);
+        S::FAMILIES[family].write(page, self.members[written..end].iter().map(Arc::as_ref));
+        (end < self.members.len()).then_some(end)
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+/// Blocks of any types, each type once.
+#[derive(Debug, Default)]
+pub struct Blocks {
+    blocks: Vec<(TypeId, Box<dyn Block>)>,
+}
+
+/// A family of a block.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    block: usize,
+    family: usize,
+}
+
+impl Blocks {
+    /// Adds a member behind those of its type.
+    pub fn add<S: Series>(&mut self, member: Arc<S>) {
+        let id = TypeId::of::<S>();
+        let index = self.blocks.iter().position(|(known, _)| *known == id).unwrap_or_else(|| {
+            self.blocks.push((id, Box::new(BlockOf::<S> { members: Vec::new() })));
+            self.blocks.len() - 1
+        });
+        let block = self.blocks[index].1.as_any_mut().downcast_mut::<BlockOf<S>>();
+        block.expect("a block is kept under the type of its members").members.push(member);
+    }
+
+    /// All families with their names.
+    pub(super) fn families(&self) -> impl Iterator<Item = (&'static str, Place)> + '_ {
+        self.blocks.iter().enumerate().flat_map(|(block, (_, all))| {
+            all.families().into_iter().enumerate().map(move |(family, name)| (name, Place { block, family }))
+        })
+    }
+
+    /// Writes a family, or some of its members behind the first `written`; how many are written then, or `None` for all.
+    pub(super) fn write(
+        &self,
+        Place { block, family }: Place,
+        written: usize,
+        format: Format,
+        page: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let (_, block) = &self.blocks[block];
+        if written == 0 {
+            block.begin(family, page, format);
+        }
+        block.write(family, written, page)
+    }
+}

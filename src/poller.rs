@@ -1,0 +1,401 @@
+//! Polls many things in the background, each again and again.
+//!
+//! Everything that the agent polls over the network is polled by a [`KeyedPoller`]: names in the resolver,
+//! providers, identities of peers, and agents whose names are not known. They share one policy:
+//!
+//! - **After a success** the next poll is one [interval](Backoff::interval) later, or earlier where the
+//!   answer says how long it is valid, such as the TTL of a DNS record.
+//! - **After a failure** it is [`retry`](Backoff::retry) later, and twice as much after each further failure
+//!   in a row, up to the interval. So the end of a short failure is noticed soon, and a long outage causes
+//!   no more polls than normal operation: a server that fails under load does not get more of it.
+//! - **Jitter**: every pause is up to 10 % shorter or longer, so that agents that were started together do
+//!   not poll together.
+//! - **Spread**: where many hosts poll each other, the first polls are spread over a time.
+//! - **Concurrency**: where each poll costs something on this host, only some run at once; the others wait
+//!   for their turn.
+//!
+//! Polling never delays a measurement. Results wait in a bounded channel; a poll whose result finds it full
+//! waits, and its next poll with it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+
+/// Results that wait for the daemon. Chosen: it takes them within milliseconds. When as many wait, polls that
+/// have a further one wait until it fits.
+const RESULTS_MAX: usize = 64;
+
+/// The part of a pause by which it is shorter or longer at most: a tenth.
+const JITTER_PARTS: u32 = 10;
+
+/// When something is polled again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// From a success to the next poll, and the longest from a failure.
+    pub interval: Duration,
+    /// From the first failure to the next poll.
+    pub retry: Duration,
+}
+
+/// What follows a poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It succeeded: poll after the interval.
+    Interval,
+    /// It succeeded, and the answer is valid for this long: poll then.
+    After(Duration),
+    /// It failed: poll earlier, as [`Backoff`] says.
+    Retry,
+    /// It succeeded, and there is nothing more to learn: never poll again.
+    Never,
+}
+
+impl Next {
+    /// [`Interval`](Self::Interval) after a success, [`Retry`](Self::Retry) after a failure.
+    pub fn of<V, E>(result: &Result<V, E>) -> Self {
+        match result {
+            Ok(_) => Self::Interval,
+            Err(_) => Self::Retry,
+        }
+    }
+}
+
+impl Backoff {
+    /// The pause after a poll, before jitter; `None`: there is no further poll. `failures` are those in a row
+    /// before it.
+    fn pause(self, next: Next, failures: u32) -> Option<Duration> {
+        match next {
+            Next::Interval => Some(self.interval),
+            Next::After(pause) => Some(pause),
+            Next::Retry => {
+                let factor = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);
+                Some(self.retry.saturating_mul(factor).min(self.interval))
+            }
+            Next::Never => None,
+        }
+    }
+}
+
+/// Polls one thing for each key `K`, which `T` describes, and reports `(K, R)`.
+///
+/// All tasks end when it is dropped.
+#[derive(Debug)]
+pub struct KeyedPoller<K, T, R> {
+    backoff: fn(&T) -> Backoff,
+    spread: Duration,
+    turns: Arc<Semaphore>,
+    results: mpsc::Sender<(K, R)>,
+    polled: BTreeMap<K, (T, AbortHandle)>,
+    tasks: JoinSet<()>,
+}
+
+impl<K, T, R> KeyedPoller<K, T, R>
+where
+    K: Ord + Clone + Send + Sync + 'static,
+    T: PartialEq + Clone + Send + Sync + 'static,
+    R: Send + 'static,
+{
+    /// A poller of nothing yet, and where its results come out.
+    #[must_use]
+    pub fn new(backoff: fn(&T) -> Backoff) -> (Self, mpsc::Receiver<(K, R)>) {
+        let (results, receiver) = mpsc::channel(RESULTS_MAX);
+        let poller = Self {
+            backoff,
+            spread: Duration::ZERO,
+            turns: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            results,
+            polled: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        };
+        (poller, receiver)
+    }
+
+    /// Spreads the first polls over a time.
+    #[must_use]
+    pub fn spread_over(self, spread: Duration) -> Self {
+        Self { spread, ..self }
+    }
+
+    /// Lets only some polls run at once.
+    #[must_use]
+    pub fn at_most(self, polls: usize) -> Self {
+        Self { turns: Arc::new(Semaphore::new(polls)), ..self }
+    }
+
+    /// Polls exactly `wanted` from now on, each by `poll`. Whatever is described as before is left alone and
+    /// keeps the `poll` that it was started with; to replace that, [`renew`](Self::renew) first.
+    pub fn follow<P, F>(&mut self, wanted: BTreeMap<K, T>, poll: P)
+    where
+        P: Fn(&K, &T) -> F + Clone + Send + 'static,
+        F: Future<Output = (R, Next)> + Send + 'static,
+    {
+        while self.tasks.try_join_next().is_some() {}
+        self.polled.retain(|key, (what, task)| {
+            let stays = wanted.get(key) == Some(what);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (key, what) in wanted {
+            if !self.polled.contains_key(&key) {
+                let task = Task {
+                    key: key.clone(),
+                    what: what.clone(),
+                    backoff: (self.backoff)(&what),
+                    start_after: random_part(self.spread),
+                    turns: Arc::clone(&self.turns),
+                    results: self.results.clone(),
+                };
+                let task = self.tasks.spawn(task.run(poll.clone()));
+                self.polled.insert(key, (what, task));
+            }
+        }
+    }
+
+    /// Ends all tasks: the next [`follow`](Self::follow) starts each anew.
+    pub fn renew(&mut self) {
+        self.tasks.abort_all();
+        self.polled.clear();
+    }
+}
+
+/// What one task knows.
+struct Task<K, T, R> {
+    key: K,
+    what: T,
+    backoff: Backoff,
+    start_after: Duration,
+    turns: Arc<Semaphore>,
+    results: mpsc::Sender<(K, R)>,
+}
+
+impl<K: Clone, T, R> Task<K, T, R> {
+    async fn run<F: Future<Output = (R, Next)>>(self, poll: impl Fn(&K, &T) -> F) {
+        if !self.start_after.is_zero() {
+            tokio::time::sleep(self.start_after).await;
+        }
+        let mut failures = 0;
+        loop {
+            let (result, next) = {
+                let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+                poll(&self.key, &self.what).await
+            };
+            if self.results.send((self.key.clone(), result)).await.is_err() {
+                return;
+            }
+            let Some(pause) = self.backoff.pause(next, failures) else { return };
+            failures = if next == Next::Retry { failures.saturating_add(1) } else { 0 };
+            tokio::time::sleep(with_jitter(pause)).await;
+        }
+    }
+}
+
+/// A pause that is up to 10 % shorter or longer.
+fn with_jitter(pause: Duration) -> Duration {
+    let part = pause / JITTER_PARTS;
+    pause - part + random_part(2 * part)
+}
+
+/// A random part of a time. Without randomness it is zero, and agents may poll together, which does no more
+/// harm than that.
+fn random_part(time: Duration) -> Duration {
+    let mut draw = [0; 2];
+    let _ = getrandom::fill(&mut draw);
+    time * u32::from(u16::from_be_bytes(draw)) / 65_536
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ops::RangeInclusive;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::time::Instant;
+
+    const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(60), retry: Duration::from_secs(10) };
+
+    type Poller = KeyedPoller<&'static str, u32, u32>;
+    type Results = mpsc::Receiver<(&'static str, u32)>;
+
+    fn poller() -> (Poller, Results) {
+        KeyedPoller::new(|_| BACKOFF)
+    }
+
+    fn all(wanted: &[(&'static str, u32)]) -> BTreeMap<&'static str, u32> {
+        wanted.iter().copied().collect()
+    }
+
+    /// Answers with the description, and goes on as `next` says.
+    fn answer(next: Next) -> impl Fn(&&'static str, &u32) -> std::future::Ready<(u32, Next)> + Clone {
+        move |_, what| std::future::ready((*what, next))
+    }
+
+    /// Whether as much time passed as is planned, give or take the jitter and a millisecond of the timer.
+    #[track_caller]
+    fn assert_about(passed: Duration, seconds: f64) {
+        let (passed, range) = (passed.as_secs_f64(), seconds * 0.9 - 0.002..=seconds * 1.1 + 0.002);
+        assert!(range.contains(&passed), "{passed} s is not within {range:?}");
+    }
+
+    async fn seconds_to_next(results: &mut Results) -> Duration {
+        let before = Instant::now();
+        results.recv().await.expect("the poller lives");
+        before.elapsed()
+    }
+
+    /// Whether nothing is reported for a long time.
+    async fn is_silent(results: &mut Results) -> bool {
+        tokio::time::timeout(100 * BACKOFF.interval, results.recv()).await.is_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn success_is_polled_again_after_the_interval() {
+        let (mut poller, mut results) = poller();
+        poller.follow(all(&[("a", 1)]), answer(Next::Interval));
+        assert_eq!(seconds_to_next(&mut results).await, Duration::ZERO);
+        for _ in 0..20 {
+            assert_about(seconds_to_next(&mut results).await, 60.0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_say_how_long_it_is_valid() {
+        let (mut poller, mut results) = poller();
+        poller.follow(all(&[("a", 1)]), answer(Next::After(Duration::from_secs(5))));
+        seconds_to_next(&mut results).await;
+        assert_about(seconds_to_next(&mut results).await, 5.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_become_rarer_until_the_interval_and_a_success_starts_over() {
+        let (mut poller, mut results) = poller();
+        let polls = Arc::new(AtomicUsize::new(0));
+        poller.follow(all(&[("a", 1)]), move |_, _| {
+            let poll = polls.fetch_add(1, Ordering::Relaxed);
+            std::future::ready((0, if poll == 5 { Next::Interval } else { Next::Retry }))
+        });
+        seconds_to_next(&mut results).await;
+        for pause in [10.0, 20.0, 40.0, 60.0, 60.0, 60.0, 10.0, 20.0] {
+            assert_about(seconds_to_next(&mut results).await, pause);
+        }
+    }
+
+    #[test]
+    fn pauses_do_not_overflow() {
+        for failures in [0, 31, 32, 33, u32::MAX] {
+            let pause = BACKOFF.pause(Next::Retry, failures).unwrap();
+            assert!((BACKOFF.retry..=BACKOFF.interval).contains(&pause), "{failures}: {pause:?}");
+        }
+        let endless = Backoff { interval: Duration::MAX, retry: Duration::MAX };
+        assert_eq!(endless.pause(Next::Retry, 40), Some(Duration::MAX));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_nothing_more_to_learn_is_polled_again_only_when_renewed() {
+        let (mut poller, mut results) = poller();
+        poller.follow(all(&[("a", 1)]), answer(Next::Never));
+        assert_eq!(results.recv().await, Some(("a", 1)));
+        poller.follow(all(&[("a", 1)]), answer(Next::Never));
+        assert!(is_silent(&mut results).await);
+        poller.renew();
+        poller.follow(all(&[("a", 1)]), answer(Next::Never));
+        assert_eq!(results.recv().await, Some(("a", 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_described_as_before_is_not_disturbed_and_what_is_gone_ends() {
+        let (mut poller, mut results) = poller();
+        poller.follow(all(&[("changed", 1), ("gone", 2), ("same", 3)]), answer(Next::Interval));
+        for _ in 0..3 {
+            results.recv().await;
+        }
+        tokio::time::advance(BACKOFF.interval / 2).await;
+        poller.follow(all(&[("changed", 4), ("new", 5), ("same", 3)]), answer(Next::Interval));
+        assert_eq!(results.recv().await, Some(("changed", 4)));
+        assert_eq!(results.recv().await, Some(("new", 5)));
+        let before = Instant::now();
+        assert_eq!(results.recv().await, Some(("same", 3)), "it is polled on time");
+        let passed = before.elapsed();
+        assert!((Duration::from_secs(24)..=Duration::from_secs(37)).contains(&passed), "{passed:?}");
+        poller.follow(all(&[]), answer(Next::Interval));
+        assert!(is_silent(&mut results).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewed_tasks_poll_in_the_new_way_at_once() {
+        let (mut poller, mut results) = poller();
+        poller.follow(all(&[("a", 1)]), answer(Next::Interval));
+        results.recv().await;
+        let new_way = |_: &&'static str, what: &u32| std::future::ready((what + 100, Next::Interval));
+        poller.follow(all(&[("a", 1)]), new_way);
+        assert_eq!(results.recv().await, Some(("a", 1)), "it was not renewed");
+        poller.renew();
+        poller.follow(all(&[("a", 1)]), new_way);
+        assert_eq!(seconds_to_next(&mut results).await, Duration::ZERO);
+        assert_eq!(results.recv().await, Some(("a", 101)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polls_of_many_keys_do_not_stay_together() {
+        const KEYS: usize = 200;
+        let (poller, mut results) = KeyedPoller::<usize, (), ()>::new(|()| BACKOFF);
+        let mut poller = poller.spread_over(Duration::from_secs(2));
+        let begin = Instant::now();
+        poller.follow((0..KEYS).map(|key| (key, ())).collect(), |_, ()| {
+            std::future::ready(((), Next::Interval))
+        });
+        let mut times = Vec::new();
+        for _ in 0..2 * KEYS {
+            results.recv().await;
+            times.push(begin.elapsed().as_secs_f64());
+        }
+        let spread = |times: &[f64], range: RangeInclusive<f64>, least: f64| {
+            let (first, last) = (times[0], times[times.len() - 1]);
+            assert!(range.contains(&first) && range.contains(&last), "{first} to {last}");
+            assert!(last - first >= least, "{first} to {last}");
+        };
+        // 200 draws from a range leave out half of it once in 2^200 runs.
+        spread(&times[..KEYS], 0.0..=2.002, 1.0);
+        spread(&times[KEYS..], 54.0..=68.004, 6.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_some_polls_run_at_once_and_all_get_their_turn() {
+        const KEYS: usize = 50;
+        let (poller, mut results) = KeyedPoller::<usize, (), usize>::new(|()| BACKOFF);
+        let mut poller = poller.at_most(8);
+        let running = Arc::new(AtomicUsize::new(0));
+        poller.follow((0..KEYS).map(|key| (key, ())).collect(), move |_, ()| {
+            let running = Arc::clone(&running);
+            async move {
+                let now = running.fetch_add(1, Ordering::Relaxed) + 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                running.fetch_sub(1, Ordering::Relaxed);
+                (now, Next::Never)
+            }
+        });
+        let mut most = 0;
+        for _ in 0..KEYS {
+            let (_, running) = results.recv().await.unwrap();
+            most = most.max(running);
+        }
+        assert_eq!(most, 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_ends_when_nobody_takes_results_and_when_the_poller_is_dropped() {
+        let (mut poller, results) = poller();
+        drop(results);
+        poller.follow(all(&[("a", 1)]), answer(Next::Interval));
+        assert!(poller.tasks.join_next().await.is_some_and(|ended| ended.is_ok()));
+
+        let (mut poller, mut results) = self::poller();
+        poller.follow(all(&[("a", 1)]), answer(Next::Interval));
+        results.recv().await;
+        drop(poller);
+        assert_eq!(results.recv().await, None);
+    }
+}

@@ -1,0 +1,133 @@
+//! What peers measure is answered whatever else the agent is busy with.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use hyper::Request;
+use pathmeter::api::renderer::{RENDERED_AT_ONCE, Renderer};
+use pathmeter::api::routes::AppState;
+use pathmeter::api::status::Status;
+use pathmeter::http::server::{Counters, Limits, serve};
+use pathmeter::identity::Ports;
+use pathmeter::metrics::agent::LoopSeries;
+use pathmeter::websocket::Responder;
+use pathmeter::{answering, config};
+use tokio::sync::mpsc;
+
+use crate::fixture::{DEADLINE, eventually, get};
+
+/// The HTTP port of an agent whose pages are these, on a thread of its own.
+struct Served {
+    address: SocketAddr,
+    counters: Arc<Counters>,
+    handle: answering::Handle,
+}
+
+/// To be called in a runtime, which becomes the control plane's.
+fn serve_pages(renderer: Renderer) -> Served {
+    let host = config::Host { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
+    let rules = config::load(b"", &host).unwrap().config.websocket;
+    let ports = Some(Ports { http: 1, stamp: 2, agent: 3 });
+    let app = Arc::new(AppState {
+        websocket: Responder::new(rules, Arc::default()),
+        events: Arc::default(),
+        status: ArcSwap::from_pointee(Status { ports, ..Status::default() }),
+        verifier: ArcSwap::default(),
+        reloads: mpsc::channel(1).0,
+        web_config: Arc::default(),
+        control: tokio::runtime::Handle::current(),
+        renderer,
+    });
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let counters = Arc::new(Counters::default());
+    let counted = Arc::clone(&counters);
+    let handler = Arc::new(move |request: Request<Bytes>, peer| Arc::clone(&app).answer(request, peer));
+    let handle = answering::Handle::spawn(Arc::new(LoopSeries::new(answering::LOOP)), |stopped| {
+        let listeners = answering::register(vec![listener])?;
+        Ok(serve(listeners, Limits::default(), handler, counted, Arc::default(), stopped))
+    });
+    Served { address, counters, handle: handle.unwrap() }
+}
+
+/// Pages that end when the sender is used or dropped; the receiver is told when one is begun.
+fn slow_pages() -> (Renderer, Sender<()>, Receiver<()>) {
+    let ((release, released), (begun, is_begun)) = (channel::<()>(), channel());
+    let released = Arc::new(Mutex::new(released));
+    let renderer = Renderer::new(move |_| {
+        let released = Arc::clone(&released);
+        begun.send(()).unwrap();
+        Box::new(move |_: &mut Vec<u8>| {
+            // An error is a release, too.
+            let _ = released.lock().unwrap().recv();
+            false
+        })
+    });
+    (renderer, release, is_begun)
+}
+
+/// Asks for a page, of the format that `accept` names, and does not wait for it.
+fn ask_for_page(to: SocketAddr, accept: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(to).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nhost: a\r\naccept: {accept}\r\n\r\n").unwrap();
+    stream
+}
+
+const FORMATS: [&str; RENDERED_AT_ONCE] = ["text/plain", "application/openmetrics-text"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pings_and_everything_but_pages_are_answered_while_all_renderers_are_busy() {
+    let (renderer, release, begun) = slow_pages();
+    let served = serve_pages(renderer);
+    let asked = FORMATS.map(|format| ask_for_page(served.address, format));
+    for _ in FORMATS {
+        begun.recv_timeout(DEADLINE).unwrap();
+    }
+    for path in ["/api/v1/ping", "/api/v1/ping", "/api/v1/paths", "/-/ready"] {
+        assert_eq!(get(served.address, path).unwrap().status, 200, "{path}");
+    }
+    assert_eq!(served.counters.responses()[1], ("2xx", 4), "no page was answered");
+    drop((release, asked));
+    served.handle.stop().await;
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_while_the_control_plane_is_stuck() {
+    let (renderer, _release, _begun) = slow_pages();
+    let served = serve_pages(renderer);
+    // This thread is the control plane, and waits.
+    assert_eq!(get(served.address, "/api/v1/ping").unwrap().status, 200);
+    served.handle.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_panics_costs_its_connection_and_nothing_else() {
+    let served = serve_pages(Renderer::new(|_| panic!("a page with a bug")));
+    assert!(get(served.address, "/metrics").is_err());
+    for path in ["/api/v1/ping", "/-/healthy"] {
+        assert_eq!(get(served.address, path).unwrap().status, 200, "{path}");
+    }
+    served.handle.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stop_waits_for_a_page_that_is_rendered() {
+    let (renderer, release, begun) = slow_pages();
+    let served = serve_pages(renderer);
+    let address = served.address;
+    let asked = std::thread::spawn(move || get(address, "/metrics"));
+    begun.recv_timeout(DEADLINE).unwrap();
+    let stopping = tokio::spawn(served.handle.stop());
+    eventually("the listener is closed", || TcpStream::connect(address).is_err().then_some(()));
+    assert!(!stopping.is_finished());
+    release.send(()).unwrap();
+    assert_eq!(asked.join().unwrap().unwrap().status, 200);
+    stopping.await.unwrap();
+    assert_eq!(served.counters.connections(), 0);
+}
