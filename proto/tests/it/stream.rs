@@ -11,7 +11,7 @@ use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
 use pathmeter_proto::wire::NtpTime;
 
-use crate::conservation::{LATE_AFTER, LOST_AFTER, MS, seeds};
+use crate::conservation::{LATE_AFTER, LOST_AFTER, MS, scaled, seeds};
 
 const START: u64 = 1_000 * MS;
 const TURNAROUND: u64 = 30_000;
@@ -290,7 +290,7 @@ fn every_verdict_is_the_truth_and_latency_counts_from_when_a_message_was_meant_t
     }
     let is_replay = std::env::var_os("SIM_SEED").is_some();
     assert!(
-        is_replay || late > 1_000 && lost > 1_000 && broken > 1_000,
+        is_replay || late > scaled(1_000) && lost > scaled(1_000) && broken > scaled(1_000),
         "{late} late, {lost} lost, {broken} broken"
     );
 }
