@@ -1,4 +1,5 @@
 //! Searches over links whose MTU is known to the test.
+#![expect(clippy::disallowed_methods, reason = "SIM_SEED and SIM_TIMES choose the worlds")]
 
 use std::collections::BTreeMap;
 
@@ -292,6 +293,17 @@ impl World {
     }
 }
 
+/// Seeds to try: `SIM_SEED=n` replays one, `SIM_TIMES=x` tries that many times as many.
+fn seeds(count: u32) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<f64>().ok());
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+    let whole = |number: f64| number.ceil() as u64;
+    match number("SIM_SEED").map(whole) {
+        Some(seed) => seed..seed + 1,
+        None => 0..whole(f64::from(count) * number("SIM_TIMES").unwrap_or(1.0)),
+    }
+}
+
 /// An MTU for a seed: a common one or any, at least `least`.
 fn some_mtu(seed: u64, least: u16) -> u16 {
     let any = least + u16::try_from(mix(seed) % u64::from(9001 - least)).unwrap();
@@ -304,7 +316,7 @@ fn some_mtu(seed: u64, least: u16) -> u16 {
 
 #[test]
 fn the_mtu_is_found_to_the_byte_with_and_without_routers_that_speak() {
-    for seed in 0..600 {
+    for seed in seeds(600) {
         let mtu = some_mtu(seed, 300);
         let wrong = u32::try_from(mix(seed ^ 3) % 10_000).unwrap();
         let complaints = [
@@ -328,7 +340,7 @@ fn the_mtu_is_found_to_the_byte_with_and_without_routers_that_speak() {
 
 #[test]
 fn random_loss_of_a_fifth_changes_nothing() {
-    for seed in 0..300 {
+    for seed in seeds(300) {
         let mtu = some_mtu(seed, 300);
         let complaints = if seed % 2 == 0 { Complaints::None } else { Complaints::True };
         // 10.6 % each way.
@@ -361,7 +373,7 @@ fn phase(world: &World) -> Timestamp {
 
 #[test]
 fn complaints_that_quote_nothing_of_ours_are_ignored() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let sizes = |complaints| {
             let mut world = World::new(seed, Link { complaints, ..Link::of(some_mtu(seed, 300)) });
             world.run(300);
@@ -373,7 +385,7 @@ fn complaints_that_quote_nothing_of_ours_are_ignored() {
 
 #[test]
 fn what_our_own_interface_refuses_costs_no_probe() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let host = some_mtu(seed, 300);
         let mut world = World::new(seed, Link { host, ..Link::of(u16::MAX) });
         world.run(61);
@@ -385,7 +397,7 @@ fn what_our_own_interface_refuses_costs_no_probe() {
 
 #[test]
 fn nothing_is_concluded_from_a_dead_path() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let mtu = some_mtu(seed, 300);
         let mut late = World::new(seed, Link { dead: 0..3_600, ..Link::of(mtu) });
         late.run(3_600);
@@ -402,7 +414,7 @@ fn nothing_is_concluded_from_a_dead_path() {
 
 #[test]
 fn outages_of_seconds_do_not_shrink_it() {
-    for seed in 0..300 {
+    for seed in seeds(300) {
         let from = 300 + mix(seed ^ 5) % 120;
         let dead = from..from + 1 + mix(seed ^ 6) % 12;
         let mut world = World::new(seed, Link { dead, ..Link::of(1500) });
@@ -413,7 +425,7 @@ fn outages_of_seconds_do_not_shrink_it() {
 
 #[test]
 fn a_change_is_found_downwards_within_two_intervals_and_upwards_when_larger_sizes_are_tried() {
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let complaints = if seed % 2 == 0 { Complaints::None } else { Complaints::True };
         let (wide, narrow) = (some_mtu(seed, 2_000).max(1_400), 300 + (mix(seed ^ 8) % 1_000) as u16);
         let mtu = vec![(0, wide), (1_000, narrow), (3_000, wide)];
@@ -429,7 +441,7 @@ fn a_change_is_found_downwards_within_two_intervals_and_upwards_when_larger_size
 
 #[test]
 fn a_brief_reply_tests_the_way_there_and_an_older_agents_both_ways() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let (there, back) = (some_mtu(seed, 300), some_mtu(seed ^ 77, 300));
         let mut new = World::with(seed, Link { back, ..Link::of(there) }, seed % 2 == 0, seed % 3 == 0);
         new.run(600);
@@ -458,7 +470,7 @@ fn a_replaced_search_confirms_what_the_last_one_found() {
 
 #[test]
 fn an_answer_that_comes_late_is_still_proof() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         // Longer than a probe is waited for: nothing is answered in time.
         let delay = Duration::from_millis(1_600);
         let mut world = World::new(seed, Link { delay, ..Link::of(u16::MAX) });
