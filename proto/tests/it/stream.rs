@@ -299,7 +299,8 @@ fn every_verdict_is_the_truth_and_latency_counts_from_when_a_message_was_meant_t
 fn a_stall_is_latency_and_never_a_hole() {
     for seed in seeds(300) {
         let mut world = World::perfect(seed);
-        let from = START + world.random.below(3_000 * MS);
+        // When the connection stands.
+        let from = START + world.random.between(100 * MS, 3_000 * MS);
         world.stalls = vec![(from, from + 2_500 * MS)];
         world.room = world.random.pick(&[2, usize::MAX]);
         let (tally, truth) = world.run(spec(seed, 200));
