@@ -383,6 +383,20 @@ fn verdict_comes_when_it_is_due_though_the_prober_is_woken_only_when_it_asked() 
 }
 
 #[test]
+fn report_counts_against_what_was_sent_half_its_reach_before_where_datagrams_come_fast() {
+    let mut lost = 0;
+    for seed in seeds(200) {
+        let (world, spec) = bad_world(seed);
+        let spec = Spec { interval: Duration::from_millis(1), count: Some(400), ..spec };
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        lost += tally.lost();
+    }
+    assert!(is_replay() || lost > scaled(5_000), "{lost} datagrams were lost");
+}
+
+#[test]
 fn what_a_router_refused_is_lost_on_the_way_there_even_if_nothing_else_is_heard() {
     for kind in [IcmpKind::Unreachable, IcmpKind::Prohibited, IcmpKind::TooBig, IcmpKind::TtlExceeded] {
         let mut lost = 0;
