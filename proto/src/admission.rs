@@ -206,4 +206,71 @@ mod tests {
         assert_eq!(paced_as(a), paced_as(b));
         assert_eq!(paced_as("::ffff:192.0.2.1".parse().unwrap()), host(1));
     }
+
+    #[test]
+    fn source_is_listed_if_anyone_is_or_if_it_is_a_peer_or_in_an_allowed_network() {
+        let none = Policy::default();
+        assert!(!none.lists(host(1)));
+        assert!(Policy { open: true, ..none.clone() }.lists(host(1)));
+        let peers = Policy { peers: [host(1)].into(), ..none.clone() };
+        assert!(peers.lists(host(1)) && !peers.lists(host(2)));
+        assert!(peers.lists("::ffff:192.0.2.1".parse().unwrap()), "an IPv4 address on an IPv6 socket");
+        let prefixes = vec!["192.0.2.0/31".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        let networks = Policy { prefixes, ..none };
+        let listed = [0, 1, 2].map(|last| networks.lists(host(last)));
+        assert_eq!((listed, networks.lists("2001:db8::1".parse().unwrap())), ([true, true, false], true));
+    }
+
+    #[test]
+    fn networks_of_ipv6_have_buckets_of_their_own() {
+        let networks = ["2001:db8:1:2::1", "2001:db8:1:3::1", "2001:db9:1:2::1", "::1"];
+        let paced: HashSet<IpAddr> = networks.map(|text| paced_as(text.parse().unwrap())).into();
+        assert_eq!(paced.len(), 4);
+        let network: IpAddr = "2001:db8:1:2::".parse().unwrap();
+        assert_eq!(paced_as("2001:db8:1:2:3:4:5:6".parse().unwrap()), network);
+    }
+
+    #[test]
+    fn bucket_holds_a_quarter_of_a_seconds_tokens_but_at_least_sixteen() {
+        let full = |rate| {
+            let mut bucket = Bucket::default();
+            let now = Timestamp::from_nanos(5_000_000_000);
+            (0..10_000).take_while(|_| bucket.take(rate, now)).count()
+        };
+        assert_eq!([0, 1, 63, 64, 68, 400, 4_000].map(full), [0, 16, 16, 16, 17, 100, 1_000]);
+    }
+
+    #[test]
+    fn empty_bucket_has_its_next_token_after_one_interval_of_the_rate() {
+        let mut bucket = Bucket::default();
+        let now = Timestamp::from_nanos(5_000_000_000);
+        while bucket.take(3, now) {}
+        let interval = std::time::Duration::from_nanos(333_333_334);
+        let early = now + (interval - std::time::Duration::from_nanos(1));
+        assert!(!bucket.take(3, early));
+        assert!(bucket.take(3, now + interval));
+        assert!(!bucket.take(3, now + interval));
+    }
+
+    #[test]
+    fn source_keeps_its_pace_when_the_younger_generation_is_full() {
+        let policy = policy(u64::MAX, 16);
+        let (mut rates, now) = (Rates::new(), Timestamp::from_nanos(1));
+        let source = |index: u32| IpAddr::from((0x0a00_0000 + index).to_be_bytes());
+        let fill = |rates: &mut Rates, from: u32, count: usize| {
+            for index in (from..).take(count) {
+                assert_eq!(rates.take(&policy, source(index), now), Ok(()));
+            }
+        };
+        for _ in 0..16 {
+            assert_eq!(rates.take(&policy, host(1), now), Ok(()));
+        }
+        fill(&mut rates, 0, Rates::SOURCES - 1);
+        assert_eq!((rates.young.len(), rates.old.len()), (Rates::SOURCES, 0));
+        fill(&mut rates, 100_000, 1);
+        assert_eq!((rates.young.len(), rates.old.len()), (1, Rates::SOURCES));
+        assert_eq!(rates.take(&policy, host(1), now), Err(Refusal::SourceRate), "it is still remembered");
+        fill(&mut rates, 200_000, 2 * Rates::SOURCES);
+        assert_eq!(rates.take(&policy, host(1), now), Ok(()), "it is forgotten");
+    }
 }

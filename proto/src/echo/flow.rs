@@ -566,3 +566,469 @@ fn credible_turnaround(stated: i64, elapsed: u64) -> Option<u64> {
     }
     Some(turnaround)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::NtpTime;
+
+    const MS: u64 = 1_000_000;
+    const RULES: Rules = Rules {
+        late_after: Duration::from_millis(1_000),
+        lost_after: Duration::from_millis(3_000),
+        horizon: Duration::from_millis(250),
+        transmit_stamps: false,
+        absence: None,
+    };
+    const WAITING: Rules = Rules { transmit_stamps: true, ..RULES };
+
+    fn at(milliseconds: u64) -> Timestamp {
+        Timestamp::from_nanos(milliseconds * MS)
+    }
+
+    fn nanosecond() -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn wire(sequence: u64) -> NtpTime {
+        NtpTime(1_000 + sequence)
+    }
+
+    fn reply(at: Timestamp) -> Reply {
+        Reply { at, turnaround: 0, sample: Sample::bare(StampedBy::Kernel) }
+    }
+
+    /// A flow and what it reported.
+    struct Hand {
+        flow: Flow,
+        rules: Rules,
+        reports: VecDeque<Report>,
+        here: HostDrops,
+        there: HostDrops,
+    }
+
+    impl Hand {
+        /// A flow that has sent a datagram at each of these milliseconds.
+        fn sent(rules: Rules, times: &[u64]) -> Self {
+            let (here, there) = (HostDrops::default(), HostDrops::default());
+            let flow = Flow::new(3, 1, 9, at(0));
+            let mut hand = Self { flow, rules, reports: VecDeque::new(), here, there };
+            for time in times {
+                hand.send(at(*time));
+            }
+            hand
+        }
+
+        fn queue(&mut self, at: Timestamp) -> u64 {
+            let (next, _) = self.flow.upcoming();
+            self.flow.push(at, wire(next), Carries::Session, Purpose::Measure)
+        }
+
+        fn send(&mut self, at: Timestamp) -> u64 {
+            let sequence = self.queue(at);
+            self.flow.sent(sequence, at, StampedBy::User, &mut self.reports);
+            sequence
+        }
+
+        fn answer(&mut self, sequence: u64, at: Timestamp) {
+            let fit = self.flow.fit(sequence, wire(sequence), at, &self.rules);
+            assert!(matches!(fit, Fit::Answer { .. }), "{fit:?}");
+            self.flow.answer(sequence, reply(at), &self.rules, &mut self.reports);
+        }
+
+        /// The kernel says when a datagram left.
+        fn timestamp(&mut self, sequence: u64, at: Timestamp) {
+            self.flow.sent(sequence, at, StampedBy::Kernel, &mut self.reports);
+            self.flow.release(sequence, &self.rules, &mut self.reports);
+        }
+
+        fn expire(&mut self, drained: Timestamp) {
+            let mut drops = Drops { here: &mut self.here, there: &mut self.there };
+            self.flow.expire(drained, &self.rules, &mut drops, &mut self.reports);
+        }
+
+        fn learn(&mut self, sequence: u64, asked: Timestamp, has_arrived: bool) {
+            let span = sequence..=sequence;
+            self.flow.learn(span, Carries::Session, asked, &self.rules, |_, _| Some(has_arrived));
+        }
+
+        fn fit(&mut self, sequence: u64, at: Timestamp) -> Fit {
+            self.flow.fit(sequence, wire(sequence), at, &self.rules)
+        }
+
+        /// The verdicts since the last call.
+        fn verdicts(&mut self) -> Vec<(u64, Verdict)> {
+            let decided = self.reports.drain(..).filter_map(|report| {
+                let Report::Decided { sequence, verdict, .. } = report else { return None };
+                Some((sequence, verdict))
+            });
+            decided.collect()
+        }
+
+        /// The sample of the only verdict since the last call.
+        fn sample(&mut self) -> Sample {
+            let decided = self.reports.drain(..).filter_map(|report| {
+                let Report::Decided { sample, .. } = report else { return None };
+                sample
+            });
+            let [sample] = decided.collect::<Vec<Sample>>()[..] else { panic!("one datagram is answered") };
+            sample
+        }
+    }
+
+    const UNKNOWN: Verdict = Verdict::Lost(Direction::Unknown);
+    const FORWARD: Verdict = Verdict::Lost(Direction::Forward);
+    const REVERSE: Verdict = Verdict::Lost(Direction::Reverse);
+
+    #[test]
+    fn reply_at_the_deadline_is_an_answer_and_one_that_comes_later_is_very_late() {
+        let mut hand = Hand::sent(RULES, &[10]);
+        assert_eq!(hand.fit(0, at(3_010)), Fit::Answer { sent: at(10) });
+        assert_eq!(hand.fit(0, at(3_010) + nanosecond()), Fit::VeryLate);
+        assert_eq!(hand.fit(1, at(20)), Fit::Unasked);
+        assert_eq!(hand.flow.fit(0, wire(1), at(20), &RULES), Fit::Unasked, "another T1");
+        hand.expire(at(3_010) - nanosecond());
+        assert_eq!(hand.verdicts(), []);
+        hand.expire(at(3_010));
+        assert_eq!(hand.verdicts(), [(0, UNKNOWN)]);
+        assert_eq!(hand.fit(0, at(3_010)), Fit::VeryLate, "it is forgotten");
+    }
+
+    #[test]
+    fn what_did_not_leave_has_no_answer_and_what_is_decided_has_no_second_one() {
+        let mut hand = Hand::sent(WAITING, &[]);
+        let queued = hand.queue(at(1));
+        assert_eq!(hand.fit(queued, at(2)), Fit::Unasked);
+        hand.flow.not_sent(queued, NotSent::Buffer, &mut hand.reports);
+        assert_eq!(hand.fit(queued, at(2)), Fit::Unasked);
+        let held = hand.send(at(3));
+        hand.answer(held, at(4));
+        assert_eq!(hand.fit(held, at(5)), Fit::Duplicate);
+        hand.timestamp(held, at(3));
+        assert_eq!(hand.fit(held, at(5)), Fit::Duplicate);
+        let withdrawn = hand.send(at(6));
+        hand.flow.withdraw_one(withdrawn, &mut hand.reports);
+        assert_eq!(hand.fit(withdrawn, at(7)), Fit::VeryLate);
+        assert_eq!(hand.verdicts(), [(held, Verdict::Ok), (withdrawn, Verdict::Withdrawn)]);
+    }
+
+    #[test]
+    fn round_trip_as_long_as_the_limit_is_ok_and_a_longer_one_is_late() {
+        let mut hand = Hand::sent(RULES, &[10, 20]);
+        hand.answer(0, at(1_010));
+        hand.answer(1, at(1_020) + nanosecond());
+        assert_eq!(hand.verdicts(), [(0, Verdict::Ok), (1, Verdict::Late)]);
+    }
+
+    #[test]
+    fn reply_before_transmit_timestamp_is_decided_when_that_comes() {
+        let mut hand = Hand::sent(WAITING, &[10]);
+        hand.answer(0, at(30));
+        assert_eq!((hand.verdicts(), hand.flow.in_flight()), (vec![], 1));
+        assert!(!hand.flow.is_settled());
+        hand.timestamp(0, at(11));
+        let sample = hand.sample();
+        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(19), StampedBy::Kernel));
+        assert_eq!(hand.flow.in_flight(), 0);
+        assert!(hand.flow.is_settled());
+        // A second one changes nothing, and one that comes first makes no reply wait.
+        hand.timestamp(0, at(12));
+        hand.send(at(40));
+        hand.timestamp(1, at(42));
+        hand.answer(1, at(50));
+        let sample = hand.sample();
+        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(8), StampedBy::Kernel));
+        assert_eq!(hand.flow.deadline(&WAITING), Timestamp::NEVER, "no reply waits");
+    }
+
+    #[test]
+    fn reply_whose_transmit_timestamp_never_comes_is_decided_after_a_tenth_of_a_second() {
+        let mut hand = Hand::sent(WAITING, &[10, 20, 30]);
+        hand.answer(1, at(50));
+        hand.answer(2, at(60));
+        hand.answer(0, at(55));
+        assert_eq!(hand.flow.deadline(&WAITING), at(150));
+        hand.expire(at(150) - nanosecond());
+        assert_eq!(hand.verdicts(), []);
+        hand.expire(at(150));
+        let sample = hand.sample();
+        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(30), StampedBy::User));
+        assert_eq!(hand.flow.deadline(&WAITING), at(155), "of those that still wait the first");
+        hand.timestamp(0, at(12));
+        assert_eq!(hand.sample().rtt, Duration::from_millis(43));
+        hand.expire(at(159));
+        assert_eq!(hand.verdicts(), []);
+        hand.expire(at(160));
+        assert_eq!(hand.verdicts(), [(2, Verdict::Ok)]);
+        assert_eq!(hand.flow.deadline(&WAITING), Timestamp::NEVER);
+    }
+
+    #[test]
+    fn reply_that_waits_is_decided_at_the_latest_when_its_datagram_would_be_lost() {
+        let mut hand = Hand::sent(Rules { late_after: RULES.lost_after, ..WAITING }, &[10]);
+        hand.answer(0, at(2_950));
+        hand.expire(at(3_009));
+        assert_eq!(hand.verdicts(), []);
+        hand.expire(at(3_010));
+        assert_eq!(hand.verdicts(), [(0, Verdict::Ok)]);
+        assert_eq!(hand.flow.deadline(&hand.rules), Timestamp::NEVER);
+        let mut hand = Hand::sent(WAITING, &[10]);
+        hand.answer(0, at(20));
+        hand.flow.withdraw(&WAITING, &mut hand.reports);
+        assert_eq!(hand.verdicts(), [(0, Verdict::Ok)], "nor is it withdrawn");
+    }
+
+    #[test]
+    fn report_counts_against_a_datagram_only_if_it_was_asked_for_a_horizon_later() {
+        for (asked, verdict) in [(at(260) - nanosecond(), UNKNOWN), (at(260), FORWARD)] {
+            let mut hand = Hand::sent(RULES, &[10]);
+            hand.learn(0, asked, false);
+            hand.expire(at(3_010));
+            assert_eq!(hand.verdicts(), [(0, verdict)]);
+        }
+        let mut hand = Hand::sent(RULES, &[10]);
+        hand.learn(0, at(11), true);
+        hand.expire(at(3_010));
+        assert_eq!(hand.verdicts(), [(0, REVERSE)], "what has arrived has arrived");
+    }
+
+    #[test]
+    fn datagram_that_has_arrived_is_not_missing_whatever_is_said_before_or_after() {
+        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40]);
+        hand.learn(0, at(500), false);
+        hand.learn(0, at(600), true);
+        hand.learn(1, at(500), true);
+        hand.learn(1, at(600), false);
+        hand.flow.refused_on_the_way(1, wire(1));
+        hand.flow.refused_on_the_way(2, wire(2));
+        hand.flow.refused_on_the_way(3, wire(2));
+        hand.flow.refused_on_the_way(4, wire(4));
+        hand.expire(at(5_000));
+        assert_eq!(hand.verdicts(), [(0, REVERSE), (1, REVERSE), (2, FORWARD), (3, UNKNOWN)]);
+    }
+
+    #[test]
+    fn report_is_about_the_datagrams_between_its_ends_that_are_undecided_and_of_its_kind() {
+        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40, 50]);
+        hand.flow.push(at(60), wire(5), Carries::Less, Purpose::Measure);
+        hand.flow.sent(5, at(60), StampedBy::User, &mut hand.reports);
+        hand.answer(1, at(70));
+        let seen = std::cell::RefCell::new(Vec::new());
+        hand.flow.learn(1..=9, Carries::Session, at(900), &RULES, |sequence, sent| {
+            seen.borrow_mut().push((sequence, sent));
+            [None, None, Some(false), Some(true), None][usize::try_from(sequence).unwrap()]
+        });
+        let expected = [(1, at(20)), (2, at(30)), (3, at(40)), (4, at(50))];
+        assert_eq!(seen.into_inner(), expected);
+        hand.expire(at(5_000));
+        let lost = [(0, UNKNOWN), (2, FORWARD), (3, REVERSE), (4, UNKNOWN), (5, UNKNOWN)];
+        assert_eq!(hand.verdicts()[1..], lost);
+    }
+
+    #[test]
+    fn turnaround_is_credible_up_to_two_clocks_skew_beyond_the_whole() {
+        for (stated, elapsed, credible) in [
+            (0, 0, Some(0)),
+            (-1, 5_000_000, None),
+            (5_000_000, 5_000_000, Some(5_000_000)),
+            (5_006_000, 5_000_000, Some(5_006_000)),
+            (5_006_001, 5_000_000, None),
+            (1_000, 0, Some(1_000)),
+            (1_001, 0, None),
+        ] {
+            assert_eq!(credible_turnaround(stated, elapsed), credible, "{stated} ns of {elapsed} ns");
+        }
+        let mut hand = Hand::sent(RULES, &[10]);
+        let stated = Reply { turnaround: 5 * 1_000_000, ..reply(at(30)) };
+        hand.flow.answer(0, stated, &RULES, &mut hand.reports);
+        let sample = hand.sample();
+        assert_eq!(sample.turnaround, Duration::from_millis(5));
+        assert_eq!(sample.rtt, Duration::from_millis(15));
+    }
+
+    #[test]
+    fn flow_takes_as_many_undecided_datagrams_as_its_limit() {
+        let mut hand = Hand::sent(RULES, &[]);
+        for index in 0..Flow::PENDING as u64 {
+            assert!(hand.flow.has_room(), "{index} are sent");
+            hand.send(at(1) + Duration::from_micros(index));
+        }
+        assert!(!hand.flow.has_room());
+        assert_eq!(hand.flow.in_flight(), Flow::PENDING);
+        hand.expire(at(3_001));
+        assert!(hand.flow.has_room());
+    }
+
+    #[test]
+    fn deadline_is_that_of_the_first_undecided_datagram_and_never_before_the_oldest_ones() {
+        let mut hand = Hand::sent(RULES, &[]);
+        assert_eq!(hand.flow.deadline(&RULES), Timestamp::NEVER);
+        for time in [10, 20, 30] {
+            hand.send(at(time));
+        }
+        assert_eq!(hand.flow.deadline(&RULES), at(3_010));
+        hand.answer(0, at(15));
+        assert_eq!((hand.flow.deadline(&RULES), hand.flow.in_flight()), (at(3_020), 2));
+        // By the kernel's timestamp the oldest, which is decided, left last.
+        hand.timestamp(0, at(500));
+        assert_eq!(hand.flow.deadline(&RULES), at(3_500));
+        hand.expire(at(3_499));
+        assert_eq!(hand.verdicts(), [(0, Verdict::Ok)]);
+        hand.expire(at(3_500));
+        assert_eq!(hand.verdicts(), [(1, UNKNOWN), (2, UNKNOWN)]);
+    }
+
+    #[test]
+    fn wire_number_stands_for_the_latest_datagram_that_it_may_belong_to() {
+        let mut flow = Flow::new(0, 1, 9, at(0));
+        assert_eq!((flow.extend(0), flow.extend(1), flow.extend(u32::MAX)), (Some(0), None, None));
+        flow.next = (5 << 32) + 7;
+        assert_eq!(flow.extend(7), Some((5 << 32) + 7));
+        assert_eq!(flow.extend(6), Some((5 << 32) + 6));
+        assert_eq!(flow.extend(8), Some((4 << 32) + 8));
+    }
+
+    #[test]
+    fn count_of_sent_datagrams_leaves_out_those_that_did_not_leave() {
+        let mut hand = Hand::sent(RULES, &[10, 20]);
+        assert_eq!(hand.flow.upcoming(), (2, 3));
+        let queued = hand.queue(at(30));
+        assert_eq!(hand.flow.upcoming(), (3, 4));
+        hand.flow.not_sent(queued, NotSent::Permission, &mut hand.reports);
+        hand.flow.not_sent(queued, NotSent::Permission, &mut hand.reports);
+        hand.flow.not_sent(0, NotSent::Permission, &mut hand.reports);
+        assert_eq!(hand.flow.upcoming(), (3, 3));
+        let errors = |report: &&Report| matches!(report, Report::SendError(NotSent::Permission));
+        assert_eq!(hand.reports.iter().filter(errors).count(), 1);
+    }
+
+    #[test]
+    fn burst_is_a_run_of_losses_that_ends_with_an_answer_and_no_other_fate_interrupts_it() {
+        let mut hand = Hand::sent(RULES, &[10, 20]);
+        let void = hand.queue(at(30));
+        hand.flow.not_sent(void, NotSent::Buffer, &mut hand.reports);
+        for time in [40, 50, 60] {
+            hand.send(at(time));
+        }
+        // Too late to have been one of the first two.
+        hand.here.add(3, at(3_030), at(3_031), 1);
+        hand.answer(5, at(70));
+        hand.expire(at(5_000));
+        let bursts: Vec<Report> = hand
+            .reports
+            .drain(..)
+            .filter(|report| matches!(report, Report::BurstBegan | Report::BurstEnded(_)))
+            .collect();
+        assert_eq!(bursts, [Report::BurstBegan, Report::BurstEnded(3)]);
+    }
+
+    #[test]
+    fn drop_of_a_host_excuses_what_it_may_have_been() {
+        let cases = [
+            // Where drops were, whether the datagram is known to have arrived, and what follows.
+            ((1, 0), None, Verdict::HostDropped),
+            ((0, 1), None, Verdict::HostDropped),
+            ((1, 0), Some(true), Verdict::HostDropped),
+            ((0, 1), Some(true), REVERSE),
+            ((1, 0), Some(false), FORWARD),
+            ((0, 1), Some(false), Verdict::HostDropped),
+            ((0, 0), None, UNKNOWN),
+        ];
+        for ((here, there), has_arrived, verdict) in cases {
+            let mut hand = Hand::sent(RULES, &[10]);
+            hand.here.add(3, at(20), at(30), here);
+            hand.there.add(0, at(20), at(30), there);
+            if let Some(has_arrived) = has_arrived {
+                hand.learn(0, at(900), has_arrived);
+            }
+            hand.expire(at(3_010));
+            assert_eq!(hand.verdicts(), [(0, verdict)], "{here} here, {there} there, {has_arrived:?}");
+        }
+    }
+
+    #[test]
+    fn neighbour_that_is_forgotten_still_has_its_round_trip() {
+        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40]);
+        let differences = |hand: &mut Hand| -> Vec<u128> {
+            let reports = hand.reports.drain(..).filter_map(|report| {
+                let Report::Ipdv(difference) = report else { return None };
+                Some(difference.as_millis())
+            });
+            reports.collect()
+        };
+        hand.answer(0, at(15));
+        hand.expire(at(3_010));
+        // The network's part is short: the responder took the rest.
+        let slow = Reply { turnaround: 2_983 * 1_000_000, ..reply(at(3_010)) };
+        hand.flow.answer(1, slow, &RULES, &mut hand.reports);
+        assert_eq!(differences(&mut hand), [2]);
+        hand.answer(3, at(52));
+        assert_eq!(differences(&mut hand), [0; 0], "its neighbour has no answer yet");
+        hand.answer(2, at(51));
+        assert_eq!(differences(&mut hand), [14, 9]);
+        let mut hand = Hand::sent(RULES, &[10, 20]);
+        hand.answer(0, at(1_500));
+        hand.answer(1, at(30));
+        assert_eq!(differences(&mut hand), [0; 0], "a late one is no neighbour");
+    }
+
+    #[test]
+    fn end_of_a_connection_decides_the_undecided_among_some_datagrams() {
+        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40]);
+        hand.answer(1, at(45));
+        hand.flow.give_up(0..3, at(50), &RULES, &mut hand.reports);
+        assert_eq!(hand.verdicts(), [(1, Verdict::Ok), (0, UNKNOWN), (2, UNKNOWN)]);
+        assert_eq!((hand.flow.in_flight(), hand.flow.is_settled()), (1, false));
+        hand.flow.give_up(0..9, at(60), &RULES, &mut hand.reports);
+        assert_eq!(hand.verdicts(), [(3, UNKNOWN)]);
+        assert_eq!((hand.flow.in_flight(), hand.flow.is_settled()), (0, true));
+        assert_eq!(hand.flow.deadline(&RULES), Timestamp::NEVER);
+    }
+
+    #[test]
+    fn withdrawal_decides_what_left_and_nothing_else() {
+        let mut hand = Hand::sent(RULES, &[10, 20]);
+        hand.answer(0, at(15));
+        let queued = hand.queue(at(30));
+        hand.flow.withdraw(&RULES, &mut hand.reports);
+        assert_eq!(hand.verdicts(), [(0, Verdict::Ok), (1, Verdict::Withdrawn)]);
+        assert!(!hand.flow.is_settled(), "one has not left yet");
+        hand.flow.withdraw_one(queued, &mut hand.reports);
+        hand.flow.sent(queued, at(31), StampedBy::User, &mut hand.reports);
+        assert_eq!(hand.flow.in_flight_since(queued), Some(at(31)));
+        assert_eq!(hand.flow.in_flight_since(1), None);
+        assert_eq!(hand.flow.sent_at(1), Some(at(20)));
+        hand.flow.withdraw_one(queued, &mut hand.reports);
+        assert_eq!(hand.verdicts(), [(queued, Verdict::Withdrawn)]);
+        assert!(hand.flow.is_settled());
+    }
+
+    #[test]
+    fn reply_behind_a_later_ones_is_reordered() {
+        let mut hand = Hand::sent(RULES, &[10, 20, 30]);
+        for (sequence, is_reordered) in [(1, false), (0, true), (2, false)] {
+            hand.reports.clear();
+            hand.answer(sequence, at(40));
+            assert_eq!(hand.reports.contains(&Report::Reordered), is_reordered, "{sequence}");
+        }
+    }
+
+    #[test]
+    fn datagram_is_remembered_with_the_time_that_it_carries_until_it_is_decided() {
+        let mut hand = Hand::sent(RULES, &[10, 20]);
+        assert!(hand.flow.has_sent(0, wire(0)) && hand.flow.has_sent(1, wire(1)));
+        assert!(!hand.flow.has_sent(0, wire(1)) && !hand.flow.has_sent(2, wire(2)));
+        hand.expire(at(3_010));
+        assert!(!hand.flow.has_sent(0, wire(0)) && hand.flow.has_sent(1, wire(1)));
+    }
+
+    #[test]
+    fn two_losses_make_a_flow_lossy() {
+        let mut hand = Hand::sent(RULES, &[10, 20, 30]);
+        hand.answer(2, at(40));
+        hand.expire(at(3_010));
+        assert!(!hand.flow.loss.is_lossy());
+        hand.expire(at(3_020));
+        assert!(hand.flow.loss.is_lossy());
+    }
+}

@@ -119,3 +119,126 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// Datagrams that ask at a time: one of them may be lost. A foreign responder may drop them for their length, so one that
 /// goes unanswered is withdrawn, not lost.
 const QUESTIONS: u8 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::tlv::{ClassOfService, Session};
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_nanos(seconds * 1_000_000_000)
+    }
+
+    const PLAIN: Told =
+        Told { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
+
+    fn told(kind: Kind) -> Told {
+        let asked = Told { asked_session: true, ..PLAIN };
+        match kind {
+            Kind::Unknown => PLAIN,
+            Kind::Agent => Told { session: Some(Session::default()), ..asked },
+            Kind::Stamp => Told { class: Some(ClassOfService::default()), ..asked },
+            Kind::Plain => asked,
+        }
+    }
+
+    /// What is known after a reply of a responder of that kind to a datagram with our extension, at 1 s.
+    fn of(kind: Kind) -> Knowledge {
+        let mut knowledge = Knowledge::none();
+        if kind != Kind::Unknown {
+            assert_eq!(knowledge.recognise(&told(kind), at(1)), kind == Kind::Agent);
+        }
+        knowledge
+    }
+
+    /// What the datagrams with these numbers carry.
+    fn carried(knowledge: &mut Knowledge, now: Timestamp) -> [(Extensions, Purpose); 2] {
+        [0, 1].map(|sequence| knowledge.address(sequence, now))
+    }
+
+    const ALL: (Extensions, Purpose) = (Extensions::All, Purpose::Measure);
+    const CLASS: (Extensions, Purpose) = (Extensions::ClassOfService, Purpose::Measure);
+    const NONE: (Extensions, Purpose) = (Extensions::None, Purpose::Measure);
+    const ASK: (Extensions, Purpose) = (Extensions::All, Purpose::Ask);
+
+    #[test]
+    fn responder_is_sent_what_it_understands() {
+        for (kind, carries, word) in [
+            (Kind::Unknown, ALL, None),
+            (Kind::Agent, ALL, Some("pathmeter")),
+            (Kind::Stamp, CLASS, Some("stamp")),
+            (Kind::Plain, NONE, Some("twamp-light")),
+        ] {
+            let mut knowledge = of(kind);
+            assert_eq!(carried(&mut knowledge, at(2)), [carries; 2], "{kind:?}");
+            assert_eq!(knowledge.word(), word);
+        }
+    }
+
+    #[test]
+    fn after_a_silence_every_second_datagram_is_plain() {
+        for (kind, limit, carries) in [
+            (Kind::Unknown, 4, [ALL, NONE]),
+            (Kind::Agent, 256, [ALL, NONE]),
+            (Kind::Stamp, 256, [CLASS, NONE]),
+            (Kind::Plain, 256, [NONE, NONE]),
+        ] {
+            let mut knowledge = of(kind);
+            let before = carried(&mut knowledge, at(2));
+            for _ in 1..limit {
+                knowledge.gave_up();
+            }
+            assert_eq!(carried(&mut knowledge, at(2)), before, "{kind:?}");
+            knowledge.gave_up();
+            assert_eq!(carried(&mut knowledge, at(2)), carries, "{kind:?}");
+            knowledge.recognise(&told(kind), at(3));
+            assert!(!knowledge.is_doubted(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn foreign_responder_is_asked_with_three_datagrams_every_ten_minutes() {
+        for (kind, usual) in [(Kind::Stamp, CLASS), (Kind::Plain, NONE)] {
+            let mut knowledge = of(kind);
+            for time in [601, 1_201] {
+                let before = Timestamp::from_nanos(at(time).as_nanos() - 1);
+                assert_eq!(knowledge.address(0, before), usual, "{kind:?}");
+                let asked = [(); 4].map(|()| knowledge.address(0, at(time)));
+                assert_eq!(asked, [ASK, ASK, ASK, usual], "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn responder_that_was_first_heard_without_our_extension_is_asked_at_once() {
+        let mut knowledge = Knowledge::none();
+        knowledge.recognise(&PLAIN, at(1));
+        assert_eq!(carried(&mut knowledge, at(1)), [ASK; 2]);
+        knowledge.recognise(&told(Kind::Agent), at(2));
+        assert_eq!((carried(&mut knowledge, at(2)), knowledge.word()), ([ALL; 2], Some("pathmeter")));
+    }
+
+    #[test]
+    fn reply_without_our_extension_changes_the_kind_only_of_one_that_is_doubted() {
+        for kind in [Kind::Agent, Kind::Stamp] {
+            let mut knowledge = of(kind);
+            assert_eq!(knowledge.recognise(&PLAIN, at(2)), kind == Kind::Agent);
+            assert_eq!(knowledge.kind, kind);
+            for _ in 0..REPLACED_AFTER {
+                knowledge.gave_up();
+            }
+            knowledge.recognise(&PLAIN, at(3));
+            assert_eq!(knowledge.kind, Kind::Plain);
+        }
+    }
+
+    #[test]
+    fn reply_that_was_damaged_on_the_way_says_nothing_about_the_responder() {
+        for kind in [Kind::Unknown, Kind::Agent, Kind::Stamp, Kind::Plain] {
+            let mut knowledge = of(kind);
+            let damaged = Told { is_damaged: true, ..told(Kind::Plain) };
+            assert_eq!(knowledge.recognise(&damaged, at(2)), kind == Kind::Agent);
+            assert_eq!(knowledge.kind, kind);
+        }
+    }
+}

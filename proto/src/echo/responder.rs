@@ -468,3 +468,304 @@ impl Sources {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::WallTime;
+
+    const SECOND: u64 = 1_000_000_000;
+    const ASKER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
+
+    fn at(nanos: u64) -> Timestamp {
+        Timestamp::from_nanos(1_000 * SECOND + nanos)
+    }
+
+    fn now(at: Timestamp) -> Now {
+        let epoch = WallTime::from_nanos(1_767_225_600 * SECOND);
+        Now { at, drained: at, wall: WallOffset::between(Timestamp::from_nanos(0), epoch) }
+    }
+
+    fn arrival(at: Timestamp) -> Arrival {
+        Arrival {
+            at,
+            by: StampedBy::Kernel,
+            from: ASKER.into(),
+            to: None,
+            flow: 0,
+            ttl: Some(250),
+            tos: Some(0),
+            icmp: None,
+        }
+    }
+
+    fn responder() -> Responder {
+        let policy = Policy { open: true, rate: 1 << 40, rate_per_source: 1 << 40, ..Policy::default() };
+        Responder::new(policy, None, 1_024)
+    }
+
+    /// A request with our extension for one session, or without.
+    fn request(sequence: u32, session: Option<u32>) -> Vec<u8> {
+        let mut out = Vec::new();
+        let timestamp = NtpTime(0xeeaa_bfe0_0000_0000 + u64::from(sequence));
+        Request { sequence, timestamp, error: ERROR_ESTIMATE, ssid: 7 }.encode(Mode::Open, &mut out);
+        if let Some(session) = session {
+            let asked = tlv::Session { session, ..tlv::Session::default() };
+            asked.write(tlv::append(&mut out, tlv::SESSION, tlv::Session::BYTES).value_mut(&mut out));
+        }
+        tlv::append(&mut out, tlv::FOLLOW_UP, FollowUp::BYTES);
+        out
+    }
+
+    type Sent = (Send, Vec<u8>);
+
+    /// Steps until there is nothing to do: the reply, the counts of sources, and until when that is.
+    fn drive(
+        responder: &mut Responder,
+        time: Timestamp,
+        drops: &mut HostDrops,
+    ) -> (Option<Sent>, Vec<usize>, Timestamp) {
+        let (mut sent, mut sources) = (None, Vec::new());
+        loop {
+            let mut arena = Vec::new();
+            match responder.step(now(time), drops, &mut arena) {
+                Step::Send(send) => sent = Some((send, arena)),
+                Step::Report(ResponderReport::Sources(count)) => sources.push(count),
+                Step::Report(ResponderReport::Answered) => {}
+                Step::Report(report @ ResponderReport::Refused(_)) => panic!("{report:?}"),
+                Step::Wait(until) => return (sent, sources, until),
+                Step::Finished => panic!("a responder goes on"),
+            }
+        }
+    }
+
+    fn ask(responder: &mut Responder, request: &[u8], time: Timestamp) -> Sent {
+        responder.received(request, &arrival(time));
+        drive(responder, time, &mut HostDrops::default()).0.expect("it is answered")
+    }
+
+    fn read(reply: &[u8]) -> Reply {
+        Reply::decode(reply, Mode::Open).unwrap()
+    }
+
+    fn followed(reply: &[u8]) -> Option<FollowUp> {
+        let found = tlv::walk(reply, 44).find(|found| found.kind == tlv::FOLLOW_UP).unwrap();
+        FollowUp::read(found.value(reply))
+    }
+
+    #[test]
+    fn sources_of_the_last_half_to_whole_minute_are_counted() {
+        let mut sources = Sources::default();
+        let host = |last: u8| IpAddr::from([192, 0, 2, last]);
+        assert_eq!((sources.next_rotation(), sources.rotate(at(0))), (Timestamp::NEVER, None));
+        assert_eq!(sources.add(host(1), at(0)), Some(1));
+        assert_eq!(sources.add("::ffff:192.0.2.1".parse().unwrap(), at(1)), None, "the same host");
+        assert_eq!(sources.add(host(2), at(2)), Some(2));
+        let half = at(30 * SECOND);
+        assert_eq!(sources.next_rotation(), half);
+        assert_eq!(sources.rotate(half - Duration::from_nanos(1)), None);
+        assert_eq!(sources.rotate(half), Some(2));
+        assert_eq!(sources.add(host(2), half), None, "it is known from the half before");
+        assert_eq!(sources.add(host(3), half), Some(3));
+        assert_eq!(sources.rotate(at(60 * SECOND)), Some(2), "the first was silent for a half");
+        assert_eq!(sources.add(host(1), at(60 * SECOND)), Some(3));
+        assert_eq!(sources.rotate(at(90 * SECOND)), Some(1));
+        assert_eq!(sources.next_rotation(), at(120 * SECOND));
+        assert_eq!(sources.rotate(at(120 * SECOND)), Some(0));
+        assert_eq!(sources.next_rotation(), Timestamp::NEVER);
+    }
+
+    #[test]
+    fn sources_are_told_apart_up_to_a_limit() {
+        let mut sources = Sources::default();
+        let add = |sources: &mut Sources, index: u32| {
+            sources.add(IpAddr::from((0x0a00_0000 + index).to_be_bytes()), at(0))
+        };
+        for index in 0..65_536 {
+            assert_eq!(add(&mut sources, index), Some(index as usize + 1));
+        }
+        assert_eq!((add(&mut sources, 65_536), sources.count), (None, 65_536));
+        sources.rotate(at(30 * SECOND));
+        assert_eq!(add(&mut sources, 65_536), Some(65_537), "each half has room for as many");
+    }
+
+    #[test]
+    fn count_of_sources_is_reported_when_it_changes_and_when_it_is_time() {
+        let mut responder = responder();
+        assert_eq!(drive(&mut responder, at(0), &mut HostDrops::default()).2, Timestamp::NEVER);
+        responder.received(&request(0, Some(1)), &arrival(at(0)));
+        let (sent, sources, until) = drive(&mut responder, at(0), &mut HostDrops::default());
+        assert!(sent.is_some());
+        assert_eq!((sources, until), (vec![1], at(30 * SECOND)));
+        let (_, sources, until) = drive(&mut responder, until, &mut HostDrops::default());
+        assert_eq!((sources, until), (vec![1], at(60 * SECOND)));
+        let (_, sources, until) = drive(&mut responder, until, &mut HostDrops::default());
+        assert_eq!((sources, until), (vec![0], Timestamp::NEVER));
+    }
+
+    #[test]
+    fn second_reply_and_every_sixteenth_after_it_ask_for_a_timestamp_which_a_later_one_tells() {
+        let mut responder = responder();
+        let mut last: Option<(SendId, Timestamp)> = None;
+        for number in 0..40_u32 {
+            let time = at(u64::from(number) * SECOND);
+            let (send, reply) = ask(&mut responder, &request(number, Some(1)), time);
+            assert_eq!(send.stamp, number % 16 == 1, "reply {number}");
+            assert_eq!(read(&reply).sequence, number);
+            let expected = last.map(|(id, left)| FollowUp {
+                sequence: u32::try_from(id.0 & 0xffff_ffff).unwrap(),
+                timestamp: NtpTime::from(now(left).wall.wall(left)),
+            });
+            assert_eq!(followed(&reply), expected, "reply {number}");
+            responder.sent(send.id, time, StampedBy::User);
+            if send.stamp {
+                let left = time + Duration::from_micros(20);
+                responder.sent(send.id, left, StampedBy::Kernel);
+                last = Some((send.id, left));
+            }
+        }
+    }
+
+    #[test]
+    fn timestamp_that_comes_after_sixteen_more_replies_is_not_told() {
+        for (later, is_told) in [(15, true), (16, false)] {
+            let mut responder = responder();
+            ask(&mut responder, &request(0, Some(1)), at(0));
+            let (second, _) = ask(&mut responder, &request(1, Some(1)), at(1));
+            for number in 0..later {
+                ask(&mut responder, &request(2 + number, Some(1)), at(2));
+            }
+            responder.sent(second.id, at(3), StampedBy::Kernel);
+            let (_, reply) = ask(&mut responder, &request(100, Some(1)), at(4));
+            assert_eq!(followed(&reply).is_some(), is_told, "{later} later");
+        }
+    }
+
+    #[test]
+    fn timestamp_of_one_session_is_told_to_no_other() {
+        let mut responder = responder();
+        for session in [1, 2] {
+            ask(&mut responder, &request(0, Some(session)), at(0));
+        }
+        let (first, _) = ask(&mut responder, &request(1, Some(1)), at(1));
+        responder.sent(first.id, at(2), StampedBy::Kernel);
+        let (_, other) = ask(&mut responder, &request(1, Some(2)), at(3));
+        assert_eq!(followed(&other), None);
+        let (_, own) = ask(&mut responder, &request(2, Some(1)), at(3));
+        assert_eq!(followed(&own).map(|told| told.sequence), Some(1));
+    }
+
+    #[test]
+    fn foreign_session_begins_again_after_fifteen_minutes_or_far_behind() {
+        let replies = |sequence: u32, silence: Duration| {
+            let mut responder = responder();
+            ask(&mut responder, &request(1_000, None), at(0));
+            ask(&mut responder, &request(1_001, None), at(0));
+            let (_, reply) = ask(&mut responder, &request(sequence, None), at(0) + silence);
+            read(&reply).sequence
+        };
+        let quarter = Duration::from_secs(900);
+        assert_eq!(replies(1_002, quarter), 2);
+        assert_eq!(replies(1_002, quarter + Duration::from_nanos(1)), 0);
+        assert_eq!(replies(1_001 - 127, Duration::ZERO), 2);
+        assert_eq!(replies(1_001 - 128, Duration::ZERO), 0);
+        let mut responder = responder();
+        ask(&mut responder, &request(1_000, Some(1)), at(0));
+        let (_, reply) = ask(&mut responder, &request(5, Some(1)), at(0) + 2 * quarter);
+        assert_eq!(read(&reply).sequence, 1, "one of ours is told apart by its number");
+    }
+
+    #[test]
+    fn time_is_written_anew_when_a_reply_leaves_a_microsecond_after_it_was_made() {
+        for (waited, is_anew) in [(0, false), (999, false), (1_000, true), (5_000_000, true)] {
+            let mut responder = responder();
+            let (send, mut reply) = ask(&mut responder, &request(0, Some(1)), at(0));
+            let made = read(&reply);
+            assert_eq!(made.turnaround(), 0);
+            responder.leaving(SendId(99), &mut reply, now(at(waited)));
+            assert_eq!(read(&reply), made, "another's");
+            responder.leaving(send.id, &mut reply, now(at(waited)));
+            let expected = if is_anew { i64::try_from(waited).unwrap() } else { 0 };
+            assert_eq!(read(&reply).turnaround(), expected);
+            responder.leaving(send.id, &mut reply, now(at(waited + SECOND)));
+            assert_eq!(read(&reply).turnaround(), expected, "it leaves once");
+        }
+    }
+
+    #[test]
+    fn the_latest_sixty_four_replies_can_have_their_time_written_anew() {
+        let mut responder = responder();
+        let sent: Vec<Sent> =
+            (0..65).map(|number| ask(&mut responder, &request(number, Some(1)), at(0))).collect();
+        for (index, (send, mut reply)) in sent.into_iter().enumerate() {
+            responder.leaving(send.id, &mut reply, now(at(5_000)));
+            assert_eq!(read(&reply).turnaround(), if index == 0 { 0 } else { 5_000 }, "reply {index}");
+        }
+    }
+
+    #[test]
+    fn reply_says_what_arrived_and_what_the_host_dropped() {
+        let mut responder = responder();
+        let mut drops = HostDrops::default();
+        drops.add(0, at(0), at(1), 5);
+        for sequence in [10, 12, 11, 11] {
+            ask(&mut responder, &request(sequence, Some(3)), at(0));
+        }
+        responder.received(&request(13, Some(3)), &arrival(at(7)));
+        let (_, reply) = drive(&mut responder, at(7), &mut drops).0.unwrap();
+        let found = tlv::walk(&reply, 44).find(|found| found.kind == tlv::SESSION).unwrap();
+        let expected = tlv::Session {
+            flow: 0,
+            session: 3,
+            is_reply: true,
+            is_brief: false,
+            count_or_first: 10,
+            unique: 4,
+            duplicates: 1,
+            reordered: 1,
+            highest: 13,
+            bitmap: 0b1111,
+            host_drops: 5,
+        };
+        assert_eq!(tlv::Session::read(found.value(&reply)), Ok(expected));
+        let read = read(&reply);
+        let wall = |time: Timestamp| NtpTime::from(now(time).wall.wall(time));
+        assert_eq!((read.received, read.timestamp), (wall(at(7)), wall(at(7))));
+        assert_eq!((read.ssid, read.error, read.sender_ttl), (7, ERROR_ESTIMATE, 250));
+        let asked = Request::decode(&request(13, None), Mode::Open).unwrap();
+        let answered = (read.sender_sequence, read.sender_timestamp, read.sender_error);
+        assert_eq!(answered, (13, asked.timestamp, ERROR_ESTIMATE));
+    }
+
+    #[test]
+    fn extensions_of_a_reply_say_whether_they_were_understood() {
+        let mut asked = request(0, Some(1));
+        tlv::append(&mut asked, tlv::PADDING, 3);
+        tlv::append(&mut asked, tlv::CLASS_OF_SERVICE, 3);
+        tlv::append(&mut asked, tlv::FOLLOW_UP, 15);
+        tlv::append(&mut asked, tlv::SESSION, 52);
+        tlv::append(&mut asked, 77, 1);
+        let last = tlv::append(&mut asked, tlv::PADDING, 9);
+        asked.pop();
+        let unknown = tlv::UNRECOGNIZED;
+        // The flag of what cannot be read is added to what the asker set.
+        for set in [unknown, unknown | tlv::MALFORMED] {
+            asked[last.at] = set;
+            let (_, reply) = ask(&mut responder(), &asked, at(0));
+            let flags: Vec<u8> = tlv::walk(&reply, 44).map(|found| found.flags).collect();
+            assert_eq!(flags, [0, 0, 0, unknown, unknown, unknown, unknown]);
+            assert_eq!(reply[last.at], unknown | tlv::MALFORMED);
+        }
+    }
+
+    #[test]
+    fn policy_that_is_changed_decides_the_next_request_and_sessions_stay() {
+        let mut responder = responder();
+        ask(&mut responder, &request(0, Some(1)), at(0));
+        responder.change(Policy::default(), None);
+        responder.received(&request(1, Some(1)), &arrival(at(1)));
+        let mut step = || responder.step(now(at(1)), &mut HostDrops::default(), &mut Vec::new());
+        assert_eq!(step(), Step::Report(ResponderReport::Refused(Refusal::Unlisted)));
+        assert_eq!(responder.sessions(), 1);
+    }
+}

@@ -1,4 +1,5 @@
 //! Searches over links whose MTU is known to the test.
+#![expect(clippy::disallowed_methods, reason = "SIM_SEED and SIM_TIMES choose the worlds")]
 
 use std::collections::BTreeMap;
 
@@ -292,6 +293,17 @@ impl World {
     }
 }
 
+/// Seeds to try: `SIM_SEED=n` replays one, `SIM_TIMES=x` tries that many times as many.
+fn seeds(count: u32) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<f64>().ok());
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+    let whole = |number: f64| number.ceil() as u64;
+    match number("SIM_SEED").map(whole) {
+        Some(seed) => seed..seed + 1,
+        None => 0..whole(f64::from(count) * number("SIM_TIMES").unwrap_or(1.0)),
+    }
+}
+
 /// An MTU for a seed: a common one or any, at least `least`.
 fn some_mtu(seed: u64, least: u16) -> u16 {
     let any = least + u16::try_from(mix(seed) % u64::from(9001 - least)).unwrap();
@@ -309,7 +321,7 @@ fn is_complete(search: &Search) -> bool {
 
 #[test]
 fn the_mtu_is_found_to_the_byte_with_and_without_routers_that_speak() {
-    for seed in 0..600 {
+    for seed in seeds(600) {
         let mtu = some_mtu(seed, 300);
         let wrong = u32::try_from(mix(seed ^ 3) % 10_000).unwrap();
         let complaints = [
@@ -333,7 +345,7 @@ fn the_mtu_is_found_to_the_byte_with_and_without_routers_that_speak() {
 
 #[test]
 fn random_loss_of_a_fifth_changes_nothing() {
-    for seed in 0..300 {
+    for seed in seeds(300) {
         let mtu = some_mtu(seed, 300);
         let complaints = if seed % 2 == 0 { Complaints::None } else { Complaints::True };
         // 10.6 % each way.
@@ -366,7 +378,7 @@ fn phase(world: &World) -> Timestamp {
 
 #[test]
 fn complaints_that_quote_nothing_of_ours_are_ignored() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let sizes = |complaints| {
             let mut world = World::new(seed, Link { complaints, ..Link::of(some_mtu(seed, 300)) });
             world.run(300);
@@ -378,7 +390,7 @@ fn complaints_that_quote_nothing_of_ours_are_ignored() {
 
 #[test]
 fn what_our_own_interface_refuses_costs_no_probe() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let host = some_mtu(seed, 300);
         let mut world = World::new(seed, Link { host, ..Link::of(u16::MAX) });
         world.run(61);
@@ -390,7 +402,7 @@ fn what_our_own_interface_refuses_costs_no_probe() {
 
 #[test]
 fn nothing_is_concluded_from_a_dead_path() {
-    for seed in 0..100 {
+    for seed in seeds(100) {
         let mtu = some_mtu(seed, 300);
         let mut late = World::new(seed, Link { dead: 0..3_600, ..Link::of(mtu) });
         late.run(3_600);
@@ -407,7 +419,7 @@ fn nothing_is_concluded_from_a_dead_path() {
 
 #[test]
 fn outages_of_seconds_do_not_shrink_it() {
-    for seed in 0..300 {
+    for seed in seeds(300) {
         let from = 300 + mix(seed ^ 5) % 120;
         let dead = from..from + 1 + mix(seed ^ 6) % 12;
         let mut world = World::new(seed, Link { dead, ..Link::of(1500) });
@@ -418,7 +430,7 @@ fn outages_of_seconds_do_not_shrink_it() {
 
 #[test]
 fn a_change_is_found_downwards_within_two_intervals_and_upwards_when_larger_sizes_are_tried() {
-    for seed in 0..200 {
+    for seed in seeds(200) {
         let complaints = if seed % 2 == 0 { Complaints::None } else { Complaints::True };
         let (wide, narrow) = (some_mtu(seed, 2_000).max(1_400), 300 + (mix(seed ^ 8) % 1_000) as u16);
         let mtu = vec![(0, wide), (1_000, narrow), (3_000, wide)];
@@ -434,7 +446,7 @@ fn a_change_is_found_downwards_within_two_intervals_and_upwards_when_larger_size
 
 #[test]
 fn a_brief_reply_tests_the_way_there_and_an_older_agents_both_ways() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let (there, back) = (some_mtu(seed, 300), some_mtu(seed ^ 77, 300));
         let mut new = World::with(seed, Link { back, ..Link::of(there) }, seed % 2 == 0, seed % 3 == 0);
         new.run(600);
@@ -464,7 +476,7 @@ fn a_replaced_search_confirms_what_the_last_one_found() {
 
 #[test]
 fn an_answer_that_comes_late_is_still_proof() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         // Longer than a probe is waited for: nothing is answered in time.
         let delay = Duration::from_millis(1_600);
         let mut world = World::new(seed, Link { delay, ..Link::of(u16::MAX) });
@@ -488,4 +500,375 @@ fn searches_do_not_begin_together() {
     let begins = |seed| phase(&World::new(seed, Link::of(1500))).as_nanos() / (6_000 * MS);
     let tenths: std::collections::BTreeSet<u64> = (0..100).map(begins).collect();
     assert!(tenths.len() >= 9, "{tenths:?}");
+}
+
+/// A search on a path of IPv4, by hand. It has 1500 bytes to confirm first.
+struct Hand {
+    search: Search,
+    at: Timestamp,
+    reports: Vec<Report>,
+}
+
+/// What a search does next.
+#[derive(Debug, PartialEq)]
+enum Next {
+    Probe(SendId, u16, Vec<u8>),
+    Wait(Timestamp),
+}
+
+impl Next {
+    fn probe(self) -> (SendId, u16, Vec<u8>) {
+        let Self::Probe(id, size, bytes) = self else { panic!("{self:?}") };
+        (id, size, bytes)
+    }
+}
+
+/// The shortest probe on that path: headers, base packet, session record, class of service, follow-up.
+const SMALL: u16 = 28 + 44 + 56 + 8 + 20;
+
+impl Hand {
+    fn new(change: impl FnOnce(&mut Spec)) -> Self {
+        let mut spec = Spec { known: Some(1500), ..World::with(3, Link::of(1500), true, false).search.spec };
+        change(&mut spec);
+        let at = Timestamp::from_nanos(1_000_000 * MS);
+        Self { search: Search::new(spec, at), at, reports: Vec::new() }
+    }
+
+    /// Steps, and waits where it waits for its turn, until a probe is sent or an answer is waited for.
+    fn next(&mut self) -> Next {
+        loop {
+            let epoch = WallTime::from_nanos(1_767_225_600_000_000_000);
+            let wall = WallOffset::between(Timestamp::from_nanos(0), epoch);
+            let now = Now { at: self.at, drained: self.at, wall };
+            let mut arena = Vec::new();
+            match self.search.step(now, &mut HostDrops::default(), &mut arena) {
+                Step::Send(send) => {
+                    let size = u16::try_from(arena.len()).unwrap() + 28;
+                    self.search.sent(send.id, self.at, StampedBy::User);
+                    return Next::Probe(send.id, size, arena);
+                }
+                Step::Report(report) => self.reports.push(report),
+                Step::Wait(until) if self.search.flight.is_some() => return Next::Wait(until),
+                Step::Wait(until) => self.at = until,
+                Step::Finished => panic!("it is not stopped"),
+            }
+        }
+    }
+
+    fn arrival(&self) -> Arrival {
+        let (from, to) = (self.search.spec.to, None);
+        let (at, by) = (self.at, StampedBy::Kernel);
+        Arrival { at, by, from, to, flow: 0, ttl: None, tos: None, icmp: None }
+    }
+
+    /// A reply as the responder would write it, with what `change` makes of it.
+    fn reply(&mut self, request: &[u8], change: impl FnOnce(&mut stamp::Reply)) {
+        let asked = Request::decode(request, Mode::Open).unwrap();
+        let mut reply = stamp::Reply {
+            sequence: 0,
+            timestamp: NtpTime(1 << 40),
+            error: 1,
+            ssid: asked.ssid,
+            received: NtpTime(1 << 40),
+            sender_sequence: asked.sequence,
+            sender_timestamp: asked.timestamp,
+            sender_error: asked.error,
+            sender_ttl: 250,
+        };
+        change(&mut reply);
+        let mut bytes = vec![0; 44];
+        reply.write(Mode::Open, &mut bytes);
+        self.search.received(&bytes, &self.arrival());
+    }
+
+    fn complaint(&mut self, quoted: &[u8], kind: IcmpKind, mtu: Option<u32>) {
+        let icmp = Some(Icmp { router: [192, 0, 2, 9].into(), kind, mtu });
+        self.search.received(quoted, &Arrival { icmp, ..self.arrival() });
+    }
+
+    fn wait(&mut self, span: Duration) -> &mut Self {
+        self.at = self.at + span;
+        self
+    }
+
+    /// Loses so many probes, and returns their sizes.
+    fn lose(&mut self, count: usize) -> Vec<u16> {
+        let mut sizes = Vec::new();
+        for _ in 0..count {
+            sizes.push(self.next().probe().1);
+            let Next::Wait(until) = self.next() else { panic!("one probe at a time") };
+            self.at = until;
+        }
+        sizes
+    }
+
+    fn reported(&mut self, report: Report) -> usize {
+        self.reports.iter().filter(|found| **found == report).count()
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn probe_is_lost_when_its_time_is_over_and_not_before() {
+    let mut hand = Hand::new(|_| ());
+    let sent = hand.at;
+    assert!(matches!(hand.next(), Next::Probe(_, 1500, _)));
+    let begun = hand.at;
+    assert!(begun > sent);
+    assert_eq!(
+        hand.next(),
+        Next::Wait(begun + 3 * SECOND),
+        "as long as an echo while no round trip is known"
+    );
+    hand.at = begun + (3 * SECOND - Duration::from_nanos(1));
+    assert!(matches!(hand.next(), Next::Wait(_)));
+    assert_eq!(hand.reported(Report::Lost), 0);
+    hand.at = begun + 3 * SECOND;
+    assert!(matches!(hand.next(), Next::Probe(_, 1500, _)));
+    assert_eq!(hand.reported(Report::Lost), 1);
+}
+
+#[test]
+fn answer_is_waited_for_four_round_trips_at_least_a_second_and_no_longer_than_an_echo() {
+    for (rtt, patience) in [(10, 1_000), (250, 1_000), (300, 1_200), (749, 2_996), (800, 3_000)] {
+        let mut hand = Hand::new(|_| ());
+        let (_, _, request) = hand.next().probe();
+        hand.wait(Duration::from_millis(rtt)).reply(&request, |_| ());
+        // The next one, of 1501 bytes: larger sizes have their turn at once.
+        let (_, size, _) = hand.next().probe();
+        assert_eq!((size, hand.reported(Report::Acknowledged)), (1501, 1));
+        let until = hand.at + Duration::from_millis(patience);
+        assert_eq!(hand.next(), Next::Wait(until), "after {rtt} ms");
+    }
+}
+
+#[test]
+fn long_round_trip_is_forgotten_by_an_eighth_with_each_answer() {
+    let mut hand = Hand::new(|spec| spec.known = None);
+    let mut rtts = Vec::new();
+    for rtt in [800, 100, 100, 640] {
+        let (_, _, request) = hand.next().probe();
+        hand.wait(Duration::from_millis(rtt)).reply(&request, |_| ());
+        rtts.push(hand.search.rtt.unwrap().as_micros());
+    }
+    assert_eq!(rtts, [800_000, 700_000, 612_500, 640_000]);
+}
+
+#[test]
+fn probe_counts_from_when_the_kernel_says_that_it_left() {
+    let mut hand = Hand::new(|_| ());
+    let (id, _, request) = hand.next().probe();
+    let left = hand.at + Duration::from_millis(5);
+    hand.search.sent(SendId(99), left + SECOND, StampedBy::Kernel);
+    hand.search.sent(id, left, StampedBy::Kernel);
+    assert_eq!(hand.next(), Next::Wait(left + 3 * SECOND));
+    assert_eq!((hand.reported(Report::Sent), hand.search.left), (1, 1), "it left once");
+    hand.wait(Duration::from_millis(400)).reply(&request, |_| ());
+    assert_eq!(hand.search.rtt, Some(Duration::from_millis(395)));
+}
+
+#[test]
+fn reply_that_fits_no_probe_proves_nothing() {
+    let mut hand = Hand::new(|_| ());
+    let (_, _, request) = hand.next().probe();
+    hand.reply(&request, |reply| reply.ssid = 8);
+    hand.reply(&request, |reply| reply.sender_sequence += 1);
+    hand.reply(&request, |reply| reply.sender_timestamp.0 ^= 1);
+    assert!(matches!(hand.next(), Next::Wait(_)));
+    assert!(!hand.search.has_asked(&request[..20]));
+    assert_eq!(hand.reported(Report::Acknowledged), 0);
+    assert_eq!(hand.search.rtt, None);
+    // A reflector that knows no session identifiers.
+    hand.reply(&request, |reply| reply.ssid = 0);
+    assert!(matches!(hand.next(), Next::Probe(_, 1501, _)));
+    assert_eq!(hand.reported(Report::Acknowledged), 1);
+}
+
+#[test]
+fn reply_to_an_earlier_probe_proves_its_size_and_the_later_one_is_still_waited_for() {
+    let mut hand = Hand::new(|_| ());
+    let (_, size, first) = hand.next().probe();
+    let Next::Wait(until) = hand.next() else { panic!("one at a time") };
+    hand.at = until;
+    let (_, again, second) = hand.next().probe();
+    assert_eq!((size, again), (1500, 1500));
+    hand.reply(&first, |_| ());
+    assert_eq!(hand.reported(Report::Acknowledged), 0);
+    assert!(matches!(hand.next(), Next::Wait(_)));
+    hand.reply(&second, |_| ());
+    assert!(matches!(hand.next(), Next::Probe(_, 1501, _)), "it passes");
+    assert_eq!((hand.reported(Report::Acknowledged), hand.reported(Report::Lost)), (1, 1));
+}
+
+#[test]
+fn only_too_big_is_evidence_and_only_about_the_probe_that_is_waited_for() {
+    let others =
+        [IcmpKind::Unreachable, IcmpKind::Prohibited, IcmpKind::PortUnreachable, IcmpKind::TtlExceeded];
+    for kind in others {
+        let mut hand = Hand::new(|_| ());
+        let (_, _, request) = hand.next().probe();
+        hand.complaint(&request, kind, Some(1400));
+        assert!(matches!(hand.next(), Next::Wait(_)), "{kind:?}");
+        assert_eq!(hand.reported(Report::TooBig), 0, "{kind:?}");
+    }
+    let mut hand = Hand::new(|_| ());
+    let (_, _, request) = hand.next().probe();
+    let mut other = request.clone();
+    other[15] ^= 1;
+    hand.complaint(&other, IcmpKind::TooBig, Some(1400));
+    assert!(matches!(hand.next(), Next::Wait(_)), "of another session");
+    hand.complaint(&request, IcmpKind::TooBig, None);
+    let (_, size, _) = hand.next().probe();
+    assert_eq!((size, hand.reported(Report::TooBig)), (1500, 1), "one of the three probes of that size");
+    hand.complaint(&request, IcmpKind::TooBig, None);
+    assert!(matches!(hand.next(), Next::Wait(_)), "that one is decided");
+    assert_eq!(hand.reported(Report::TooBig), 1);
+    hand.complaint(&request, IcmpKind::TooBig, Some(1400));
+    assert_eq!(hand.reported(Report::TooBig), 1);
+    assert!(hand.search.trial.is_none(), "the hint is taken all the same");
+}
+
+#[test]
+fn complaint_about_the_shortest_probe_is_not_believed() {
+    let mut hand = Hand::new(|_| ());
+    assert_eq!(hand.lose(3), [1500; 3]);
+    let (_, size, request) = hand.next().probe();
+    assert_eq!(size, SMALL);
+    hand.complaint(&request, IcmpKind::TooBig, Some(100));
+    assert!(matches!(hand.next(), Next::Wait(_)));
+    assert_eq!(hand.reported(Report::TooBig), 0);
+}
+
+#[test]
+fn size_is_refused_after_three_rounds_of_three_probes_and_an_answer_to_a_short_one() {
+    let mut hand = Hand::new(|_| ());
+    for round in 1..=3 {
+        assert_eq!(hand.lose(3), [1500; 3], "round {round}");
+        // Two of the short ones may be lost as well.
+        assert_eq!(hand.lose(2), [SMALL; 2]);
+        let (_, size, request) = hand.next().probe();
+        assert_eq!(size, SMALL);
+        hand.wait(Duration::from_millis(10)).reply(&request, |_| ());
+    }
+    let (_, size, _) = hand.next().probe();
+    assert_eq!(size, 1450, "it looks for a smaller one");
+    let passes = |size| hand.search.bracket.has_passed(size);
+    let Limits { small, base, .. } = hand.search.limits;
+    assert!(passes(small) && !passes(base), "something passes, the base is not known to");
+    assert_eq!(hand.search.known(), Some(1500), "until another one is found");
+}
+
+#[test]
+fn path_on_which_no_short_probe_is_answered_is_tried_again_and_nothing_is_concluded() {
+    let mut hand = Hand::new(|_| ());
+    hand.lose(3);
+    assert_eq!(hand.lose(2), [SMALL; 2]);
+    let (_, size, _) = hand.next().probe();
+    let Next::Wait(until) = hand.next() else { panic!("one at a time") };
+    hand.at = until;
+    let given_up = hand.at;
+    assert_eq!((size, hand.next().probe().1), (SMALL, 1500));
+    let paused = hand.at.since(given_up).as_millis();
+    assert!((7_500..=12_500).contains(&paused), "{paused} ms");
+    assert!(hand.search.known() == Some(1500) && is_complete(&hand.search));
+}
+
+#[test]
+fn answer_to_the_size_ends_its_trial_at_any_turn() {
+    let mut hand = Hand::new(|_| ());
+    let (_, _, first) = hand.next().probe();
+    let Next::Wait(until) = hand.next() else { panic!("one at a time") };
+    hand.at = until;
+    hand.lose(2);
+    assert_eq!(hand.next().probe().1, SMALL);
+    hand.reply(&first, |_| ());
+    let Next::Wait(until) = hand.next() else { panic!("the short one is waited for") };
+    hand.at = until;
+    assert_eq!(hand.next().probe().1, 1501, "the size has passed");
+}
+
+#[test]
+fn send_that_fails_for_another_reason_than_length_concludes_nothing() {
+    for why in [NotSent::Unreachable, NotSent::Buffer, NotSent::Permission, NotSent::Other] {
+        let mut hand = Hand::new(|_| ());
+        let (id, ..) = hand.next().probe();
+        let at = hand.at;
+        hand.search.not_sent(SendId(99), why);
+        assert!(hand.search.flight.is_some(), "another's");
+        hand.search.not_sent(id, why);
+        assert_eq!(hand.next().probe().1, 1500, "{why:?}");
+        let paused = hand.at.since(at).as_millis();
+        assert!((7_500..=12_500).contains(&paused), "{why:?}: {paused} ms");
+        assert_eq!(hand.reported(Report::TooBig), 0);
+    }
+}
+
+#[test]
+fn host_that_refuses_even_the_shortest_probe_concludes_nothing() {
+    let mut hand = Hand::new(|spec| spec.known = Some(SMALL));
+    let (id, size, _) = hand.next().probe();
+    assert_eq!(size, SMALL);
+    let at = hand.at;
+    hand.search.not_sent(id, NotSent::TooBig);
+    assert_eq!(hand.next().probe().1, SMALL);
+    assert!(hand.at.since(at) > 7 * SECOND);
+    assert_eq!((hand.reported(Report::TooBig), hand.search.known()), (1, Some(SMALL)));
+    assert_eq!(Hand::new(|spec| spec.known = Some(SMALL - 1)).search.known(), None);
+}
+
+#[test]
+fn mtu_is_confirmed_every_interval_and_larger_sizes_are_tried_every_ten_minutes_or_ten_intervals() {
+    for (interval, raise) in [(60, 600), (120, 600), (10, 100)] {
+        let mut hand = Hand::new(|spec| {
+            spec.interval = Duration::from_secs(interval);
+            (spec.known, spec.ceiling) = (None, 2000);
+        });
+        let (mut confirmed, mut raised): (Vec<Timestamp>, Vec<Timestamp>) = (Vec::new(), Vec::new());
+        while hand.at < Timestamp::from_nanos(1_000_000 * MS) + Duration::from_secs(4_000) {
+            let (id, size, request) = hand.next().probe();
+            if size > 1500 {
+                hand.search.not_sent(id, NotSent::TooBig);
+                hand.search.left -= 1;
+                raised.push(hand.at);
+            } else {
+                hand.reply(&request, |_| ());
+                confirmed.push(hand.at);
+            }
+        }
+        let pauses: Vec<u64> = confirmed.windows(2).map(|w| w[1].since(w[0]).as_secs()).collect();
+        let rests: Vec<u64> = pauses.into_iter().filter(|pause| *pause > 0).collect();
+        assert!(rests.iter().all(|rest| (interval * 3 / 4..=interval * 5 / 4).contains(rest)), "{rests:?}");
+        assert!(rests.iter().any(|rest| *rest > interval) && rests.iter().any(|rest| *rest < interval));
+        raised.dedup();
+        let raises: Vec<u64> = raised.windows(2).map(|w| w[1].since(w[0]).as_secs()).collect();
+        assert!(raises.len() > 2, "{raises:?}");
+        assert!(raises.iter().all(|r| (raise..=raise + interval * 5 / 4).contains(r)), "{raises:?}");
+    }
+}
+
+#[test]
+fn late_answer_to_a_larger_size_than_what_was_concluded_begins_a_new_search() {
+    let mut hand = Hand::new(|spec| (spec.known, spec.ceiling) = (None, 1500));
+    let mut unanswered = None;
+    while hand.search.known().is_none() {
+        let (id, size, request) = hand.next().probe();
+        if size == 1500 {
+            unanswered = Some(request);
+            let Next::Wait(until) = hand.next() else { panic!("one at a time") };
+            hand.at = until;
+        } else if size > 1400 {
+            hand.search.not_sent(id, NotSent::TooBig);
+        } else {
+            hand.reply(&request, |_| ());
+        }
+        if hand.search.flight.is_none() {
+            let _ = hand.search.plan(hand.at);
+        }
+    }
+    assert_eq!(hand.search.known(), Some(1400));
+    let at = hand.at;
+    hand.reply(&unanswered.unwrap(), |_| ());
+    hand.next().probe();
+    assert_eq!(hand.at, at, "at once");
 }

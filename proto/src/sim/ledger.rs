@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::echo::{Direction, Mismatch, Report, Sample, Verdict};
-use crate::machine::StampedBy;
+use crate::machine::{STAMP_WAIT, StampedBy};
 use crate::time::{Timestamp, nanos};
 
 /// The truth about every datagram of a run, by flow and sequence number.
@@ -17,12 +17,16 @@ pub struct Ledger {
     pub dropped_at_prober: u64,
     /// Requests that the responder's host dropped.
     pub dropped_at_responder: u64,
-    /// Whether there is a reason to withdraw anything: a goodbye, a question to a foreign responder, or an early end.
+    /// Whether there is a reason to withdraw anything: a goodbye, a foreign responder, or an early end.
     pub may_withdraw: bool,
     /// Replies with a bit changed that were handed to the prober.
     pub corrupted_replies: u64,
     /// Requests that the responder answered.
     pub answered: u64,
+    /// A report says nothing about what was sent less than this before the datagram that asked for it.
+    pub horizon: Duration,
+    /// Whether the responder reports what it received, and forgets nothing of it.
+    pub is_reported: bool,
 }
 
 /// The truth about one datagram. Times are the prober's and the responder's own monotonic clocks without stamps' errors.
@@ -31,6 +35,14 @@ struct Truth {
     left: Option<Timestamp>,
     /// When it left, in true nanoseconds.
     left_truly: u64,
+    /// Whether it asks for a report of what was received.
+    asks_for_report: bool,
+    /// When the kernel's transmit timestamp was handed to the prober.
+    stamped: Option<Timestamp>,
+    /// When the first undamaged reply was handed to the prober.
+    handed: Option<Timestamp>,
+    /// When the prober was told by a router that it was not passed on.
+    refused: Option<Timestamp>,
     /// When the first copy of the request was answered, in true nanoseconds.
     reached_responder: Option<u64>,
     replies: Vec<TrueReply>,
@@ -77,13 +89,17 @@ pub struct Tally {
     pub turnaround_invalid: u64,
     /// Lags of the responder's transmissions.
     pub transmit_lags: Vec<Duration>,
+    /// ICMP errors.
+    pub complaints: u64,
+    /// When each datagram was decided, on the prober's clock.
+    pub decided_at: BTreeMap<(u8, u64), Timestamp>,
     /// Datagrams that got a second verdict: always a bug.
     pub decided_twice: u64,
 }
 
 impl Tally {
-    /// Takes one report.
-    pub fn add(&mut self, report: &Report) {
+    /// Takes one report, which was made at `at`.
+    pub fn add(&mut self, report: &Report, at: Timestamp) {
         match *report {
             Report::Sent { .. } => self.sent += 1,
             Report::Unsent(slots) => self.unsent += slots,
@@ -91,6 +107,7 @@ impl Tally {
             Report::Decided { flow, sequence, verdict, sample } => {
                 let before = self.verdicts.insert((flow, sequence), (verdict, sample));
                 self.decided_twice += u64::from(before.is_some());
+                self.decided_at.insert((flow, sequence), at);
             }
             Report::Ipdv(difference) => self.ipdv.push(difference),
             Report::Duplicate => self.duplicates += 1,
@@ -103,7 +120,8 @@ impl Tally {
             Report::BurstEnded(length) => self.burst_lengths.push(length),
             Report::TransmitLag(lag) => self.transmit_lags.push(lag),
             Report::TurnaroundInvalid => self.turnaround_invalid += 1,
-            Report::Icmp(_) | Report::LossyFlows(_) => {}
+            Report::Icmp(_) => self.complaints += 1,
+            Report::LossyFlows(_) => {}
         }
     }
 
@@ -119,12 +137,31 @@ impl Tally {
     }
 }
 
+/// A datagram reaches the wire at most this long after it was handed over.
+pub(super) const HANDOVER_MAX: u64 = 20_000;
+
 impl Ledger {
     /// A datagram left the prober, at `truly` in true nanoseconds.
-    pub fn left(&mut self, id: (u8, u64), at: Timestamp, truly: u64) {
+    pub fn left(&mut self, id: (u8, u64), at: Timestamp, truly: u64, asks_for_report: bool) {
         let truth = self.datagrams.entry(id).or_default();
         truth.left = Some(at);
         truth.left_truly = truly;
+        truth.asks_for_report = asks_for_report;
+    }
+
+    /// The kernel's transmit timestamp of a datagram was handed to the prober.
+    pub fn stamped(&mut self, id: (u8, u64), at: Timestamp) {
+        self.datagrams.entry(id).or_default().stamped.get_or_insert(at);
+    }
+
+    /// An undamaged reply was handed to the prober.
+    pub fn handed(&mut self, id: (u8, u64), at: Timestamp) {
+        self.datagrams.entry(id).or_default().handed.get_or_insert(at);
+    }
+
+    /// A router told the prober that it had not passed on a datagram; the error arrived at `at`.
+    pub fn refused(&mut self, id: (u8, u64), at: Timestamp) {
+        self.datagrams.entry(id).or_default().refused.get_or_insert(at);
     }
 
     /// A copy of a request was answered by the responder, at `truly` in true nanoseconds.
@@ -180,6 +217,7 @@ impl Ledger {
             match (verdict, answer) {
                 (Verdict::Ok | Verdict::Late, Some(answer)) => {
                     let sample = sample.ok_or_else(|| format!("{id:?} is {verdict:?} without a sample"))?;
+                    check_timestamp(*id, truth, answer, &sample, lost_after)?;
                     let elapsed = answer.at.since(t1);
                     let allowed = tolerance(elapsed, answer.turnaround);
                     check_round_trip(*id, &sample, elapsed, answer.turnaround, allowed)?;
@@ -195,6 +233,16 @@ impl Ledger {
                 (Verdict::Lost(Direction::Reverse), None) if truth.reached_responder.is_none() => {
                     return Err(format!("{id:?} is lost in reverse and never reached the responder"));
                 }
+                (Verdict::Lost(direction @ (Direction::Reverse | Direction::Unknown)), None)
+                    if truth.refused.is_some_and(|at| at + MARGIN < t1 + lost_after) =>
+                {
+                    return Err(format!("{id:?} is lost, {direction:?}, and a router refused it"));
+                }
+                (Verdict::Lost(Direction::Unknown), None) => {
+                    if let Some(known) = self.reported_direction(*id, truth, t1, lost_after) {
+                        return Err(format!("{id:?} is lost, Unknown, and was reported lost, {known:?}"));
+                    }
+                }
                 (Verdict::Lost(_) | Verdict::HostDropped | Verdict::Withdrawn, None) => {}
                 (verdict, answer) => return Err(format!("{id:?} is {verdict:?}; its answer: {answer:?}")),
             }
@@ -205,12 +253,23 @@ impl Ledger {
             return Err(format!("{blamed} datagrams are said to be dropped by a host, truly {dropped}"));
         }
         if !self.may_withdraw {
-            same("withdrawn", tally.count(|verdict| verdict == Verdict::Withdrawn), 0)?;
+            // A responder that was first heard in reply to plain STAMP is asked what it is.
+            let is_plain = |truth: &Truth| !truth.asks_for_report && !truth.replies.is_empty();
+            let is_asked = self.datagrams.values().any(is_plain);
+            let is_wrong = |id: &(u8, u64)| !is_asked || !self.datagrams[id].asks_for_report;
+            let mut withdrawn = tally.verdicts.iter().filter(|(_, found)| found.0 == Verdict::Withdrawn);
+            if let Some((id, _)) = withdrawn.find(|(id, _)| is_wrong(id)) {
+                return Err(format!("{id:?} is withdrawn without a reason"));
+            }
         }
         same("duplicates", tally.duplicates, duplicates)?;
         same("very late replies", tally.very_late, very_late)?;
         same("reordered replies", tally.reordered, self.reordered(lost_after))?;
-        same("differences between neighbours", tally.ipdv.len() as u64, neighbours(tally))?;
+        let (found, differences) = (&tally.ipdv, neighbours(tally));
+        same("differences between neighbours", found.len() as u64, differences.len() as u64)?;
+        if *found != differences {
+            return Err(format!("differences between neighbours: {found:?}, truly {differences:?}"));
+        }
         let (bursts, ended) = bursts(tally);
         same("bursts that began", tally.bursts, bursts)?;
         let mut found = tally.burst_lengths.clone();
@@ -250,13 +309,87 @@ impl Ledger {
         Ok(compared)
     }
 
-    /// Whether it had reached the responder before every reply to something later that the prober heard: then no report can
-    /// have said that it was missing.
+    /// Whether it had reached the responder before every reply to something that was sent later by
+    /// [`Ledger::horizon`] and that the prober heard: then no report can have said that it was missing.
     fn was_always_there(&self, (flow, sequence): (u8, u64), truth: &Truth) -> bool {
         let Some(reached) = truth.reached_responder else { return false };
         let later = self.datagrams.range((flow, sequence + 1)..=(flow, u64::MAX)).map(|(_, truth)| truth);
+        let earliest = truth.left.map(|left| left + self.horizon - MARGIN);
+        let later = later.filter(|later| later.left >= earliest);
         let mut reports = later.flat_map(|truth| &truth.replies).map(|reply| reply.left_truly);
         reports.all(|left| reached < left)
+    }
+
+    /// Compares when verdicts were reached with when they could be, by a prober that is woken at most `latency`
+    /// after it asked to be, and is never stopped.
+    ///
+    /// # Errors
+    /// The first that was too early or too late, in a sentence.
+    pub fn compare_times(
+        &self,
+        tally: &Tally,
+        lost_after: Duration,
+        latency: Duration,
+    ) -> Result<(), String> {
+        // Datagrams of a flow are given up in order.
+        let mut given_up: BTreeMap<u8, Timestamp> = BTreeMap::new();
+        for ((flow, sequence), truth) in &self.datagrams {
+            let id = (*flow, *sequence);
+            let (Some(left), Some(decided)) = (truth.left, tally.decided_at.get(&id)) else { continue };
+            let (verdict, _) = tally.verdicts[&id];
+            let deadline = given_up.entry(*flow).or_default();
+            *deadline = (*deadline).max(left + lost_after);
+            let (least, most) = match (verdict, truth.replies.first(), truth.handed) {
+                (Verdict::Withdrawn, ..) => continue,
+                (Verdict::Ok | Verdict::Late, Some(reply), Some(handed)) => {
+                    (handed, handed.max((reply.at + STAMP_WAIT).min(*deadline)))
+                }
+                _ => (left + lost_after, *deadline),
+            };
+            if *decided + MARGIN < least || *decided > most + latency + MARGIN {
+                return Err(format!("{id:?} was {verdict:?} at {decided:?}, not from {least:?} to {most:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// On which half of the way a datagram was lost, as the prober was told in time: by a reply to another
+    /// datagram of its flow, whose report reached back so far. `None` where no report did.
+    fn reported_direction(
+        &self,
+        (flow, sequence): (u8, u64),
+        truth: &Truth,
+        left: Timestamp,
+        lost_after: Duration,
+    ) -> Option<Direction> {
+        if !self.is_reported || !truth.asks_for_report {
+            return None;
+        }
+        let asking = || {
+            let flow = self.datagrams.range((flow, 0)..=(flow, u64::MAX));
+            flow.filter(|(_, other)| other.asks_for_report).map(|((_, sequence), other)| (*sequence, other))
+        };
+        // What the responder received first begins its record; the prober must have been told soon.
+        let arrived =
+            asking().filter_map(|(number, other)| Some((other.reached_responder?, number, other.left?)));
+        let (_, first, began) = arrived.min()?;
+        let replies = asking().filter_map(|(_, other)| Some((other.left?, other.replies.first()?)));
+        let in_time = |(asked, reply): &(Timestamp, &TrueReply)| reply.at + MARGIN < *asked + lost_after;
+        let heard = replies.clone().map(|(_, reply)| reply.at).min()?;
+        let is_begun = heard + MARGIN < began + lost_after && began + self.horizon + MARGIN <= left;
+        replies.filter(in_time).filter(|(_, reply)| reply.at + MARGIN < left + lost_after).find_map(
+            |(asked, reply)| {
+                let had = |other: &Truth| other.reached_responder.is_some_and(|at| at <= reply.left_truly);
+                let highest = asking().filter(|(_, other)| had(other)).map(|(number, _)| number).max()?;
+                let is_covered = (highest.saturating_sub(127)..=highest).contains(&sequence);
+                let is_old = left + self.horizon + MARGIN <= asked && sequence > first && is_begun;
+                match (is_covered, had(truth)) {
+                    (true, true) => Some(Direction::Reverse),
+                    (true, false) if is_old => Some(Direction::Forward),
+                    (true, false) | (false, _) => None,
+                }
+            },
+        )
     }
 
     /// RFC 4737, from the order in which first copies arrived in time.
@@ -280,6 +413,26 @@ impl Ledger {
     }
 }
 
+/// Nothing is asked of what is closer to a limit than this. Chosen: 1 ms, more than a datagram's hand-over takes.
+const MARGIN: Duration = Duration::from_millis(1);
+
+/// The kernel's transmit timestamp counts if it came while the prober may wait for it.
+fn check_timestamp(
+    id: (u8, u64),
+    truth: &Truth,
+    answer: &TrueReply,
+    sample: &Sample,
+    lost_after: Duration,
+) -> Result<(), String> {
+    let limit = truth.left.map(|left| (answer.at + STAMP_WAIT).min(left + lost_after));
+    let is_in_time = truth.stamped.is_some_and(|at| Some(at + MARGIN) < limit);
+    match sample.transmit {
+        StampedBy::User if is_in_time => Err(format!("{id:?} was measured without its timestamp")),
+        StampedBy::Kernel if truth.stamped.is_none() => Err(format!("{id:?} had no timestamp")),
+        StampedBy::Kernel | StampedBy::User => Ok(()),
+    }
+}
+
 fn check_round_trip(
     id: (u8, u64),
     sample: &Sample,
@@ -289,11 +442,7 @@ fn check_round_trip(
 ) -> Result<(), String> {
     // A datagram whose kernel stamp was lost is measured from the hand-over, at most this much earlier, by a clock that
     // may be 1 ‰ wrong.
-    let fallback = if sample.transmit == StampedBy::User {
-        super::world::HANDOVER_MAX + super::world::HANDOVER_MAX / 1_000
-    } else {
-        0
-    };
+    let fallback = if sample.transmit == StampedBy::User { HANDOVER_MAX + HANDOVER_MAX / 1_000 } else { 0 };
     let truth = nanos(elapsed.saturating_sub(turnaround));
     let error = nanos(sample.rtt).abs_diff(truth);
     if error > tolerance + fallback {
@@ -309,10 +458,16 @@ fn same(what: &str, found: u64, truth: u64) -> Result<(), String> {
     if found == truth { Ok(()) } else { Err(format!("{what}: reported {found}, truly {truth}")) }
 }
 
-fn neighbours(tally: &Tally) -> u64 {
-    let is_ok = |id: &(u8, u64)| tally.verdicts.get(id).is_some_and(|(verdict, _)| *verdict == Verdict::Ok);
-    let ok = tally.verdicts.keys().filter(|id| is_ok(id));
-    ok.filter(|(flow, sequence)| is_ok(&(*flow, sequence + 1))).count() as u64
+/// The differences between the round trips of neighbours that are both ok, sorted.
+fn neighbours(tally: &Tally) -> Vec<Duration> {
+    let rtt = |id: &(u8, u64)| match tally.verdicts.get(id) {
+        Some((Verdict::Ok, Some(sample))) => Some(sample.rtt),
+        _ => None,
+    };
+    let pairs = tally.verdicts.keys().map(|id| (rtt(id), rtt(&(id.0, id.1 + 1))));
+    let mut differences: Vec<Duration> = pairs.filter_map(|(one, next)| Some(one?.abs_diff(next?))).collect();
+    differences.sort_unstable();
+    differences
 }
 
 /// Runs of losses in the order of sequence numbers: how many, and the sorted lengths of those that ended.

@@ -6,19 +6,22 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::clock::HostClock;
-use super::ledger::{Ledger, Tally};
+use super::ledger::{HANDOVER_MAX, Ledger, Tally};
 use super::link::{Corruption, Delivery, Link, Parcel};
 use super::random::Random;
 use crate::echo::{Prober, ResponderReport};
-use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use crate::machine::{
+    Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
+};
 use crate::time::{Timeline, Timestamp, WallTime};
+use crate::wire::{stamp, tlv};
 
 /// How a simulated process is scheduled. Times in nanoseconds.
 #[derive(Debug, Clone)]
 pub struct Pace {
     /// It wakes up to this much later than it asked.
     pub latency: u64,
-    /// It reads its sockets at least this often while replies are outstanding.
+    /// It reads its sockets at least this often while replies or transmit timestamps are outstanding.
     pub tick: u64,
     /// It does not run between these true times: SIGSTOP, or a busy host.
     pub stalls: Vec<(u64, u64)>,
@@ -41,6 +44,8 @@ pub struct Host {
     pub queue: usize,
     /// Share of transmit stamps that the kernel never delivers.
     pub stamps_lost: f64,
+    /// The others can be read up to this many nanoseconds after the datagram left, in the order of the datagrams.
+    pub stamps_late: u64,
     /// Share of sends that the kernel refuses.
     pub refuses: f64,
     /// Whether its kernel answers, at once, and no process: then what it takes is the network's, and it drops nothing.
@@ -64,6 +69,8 @@ pub struct World {
     pub forward: Link,
     /// From responder to prober.
     pub reverse: Link,
+    /// The share of what the forward link drops of which a router tells the prober, and what it says.
+    pub complaints: (f64, IcmpKind),
     random: Random,
     ledger: Ledger,
     tally: Tally,
@@ -72,11 +79,10 @@ pub struct World {
     next_event: u64,
 }
 
-/// A datagram reaches the wire at most this long after it was handed over.
-pub(super) const HANDOVER_MAX: u64 = 20_000;
-
 /// The prober's address; the port does not matter.
 const HERE: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
+/// A router between them.
+const ROUTER: [u8; 4] = [192, 0, 2, 9];
 /// The responder's address.
 const THERE: ([u8; 4], u16) = ([192, 0, 2, 2], 862);
 
@@ -102,6 +108,10 @@ enum Event {
         /// When it left the responder, in true nanoseconds.
         left: u64,
     },
+    Complaint {
+        quoted: Vec<u8>,
+        id: (u8, u64),
+    },
 }
 
 #[derive(Debug)]
@@ -114,12 +124,23 @@ struct Waiting {
     flow: u8,
     tos: u8,
     ttl: u8,
+    is_damaged: bool,
+    /// What a router says of it, if it is the quotation of a datagram.
+    icmp: Option<IcmpKind>,
+}
+
+impl Waiting {
+    fn new(bytes: Vec<u8>, id: (u8, u64), arrived: u64, clock: &HostClock) -> Self {
+        let stamp = clock.wall(arrived);
+        Self { bytes, arrived, stamp, id, flow: id.0, tos: 0, ttl: 64, is_damaged: false, icmp: None }
+    }
 }
 
 /// A transmit stamp on its way to the error queue.
 #[derive(Debug)]
 struct Stamp {
     id: SendId,
+    datagram: (u8, u64),
     /// When the datagram was handed over.
     handed: Timestamp,
     stamp: WallTime,
@@ -177,6 +198,7 @@ impl World {
         Self {
             here: Host {
                 clock: HostClock { origin: 5_000_000_000, ..HostClock::default() },
+                stamps_late: 3_000_000,
                 ..Host::default()
             },
             there: Host {
@@ -185,6 +207,7 @@ impl World {
             },
             forward: Link::perfect(10_000_000),
             reverse: Link::perfect(10_000_000),
+            complaints: (0.0, IcmpKind::Unreachable),
             random: Random::new(seed),
             ledger: Ledger::default(),
             tally: Tally::default(),
@@ -228,8 +251,8 @@ impl World {
                 Event::ProberWakes => {}
                 Event::ResponderWakes => self.responder_runs(responder, &mut there, truth),
                 Event::Request { bytes, id, flow, tos, ttl } if self.there.answers_at_once => {
-                    let stamp = self.there.clock.wall(truth);
-                    let request = Waiting { bytes, arrived: truth, stamp, id, flow, tos, ttl };
+                    let request =
+                        Waiting { flow, tos, ttl, ..Waiting::new(bytes, id, truth, &self.there.clock) };
                     let at = self.there.clock.monotonic(truth);
                     self.respond(responder, &mut there, truth, &request, at);
                 }
@@ -239,8 +262,8 @@ impl World {
                         self.ledger.dropped_at_responder += 1;
                         continue;
                     }
-                    let stamp = self.there.clock.wall(truth);
-                    there.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos, ttl });
+                    let request = Waiting::new(bytes, id, truth, &self.there.clock);
+                    there.waiting.push_back(Waiting { flow, tos, ttl, ..request });
                     let wakes = self.wakes(&self.there.pace.clone(), truth);
                     self.schedule(wakes, Event::ResponderWakes);
                 }
@@ -256,8 +279,12 @@ impl World {
                         let at = (self.here.clock.monotonic(truth), truth);
                         self.ledger.reached_prober(id, at, turnaround, left);
                     }
-                    let stamp = self.here.clock.wall(truth);
-                    here.waiting.push_back(Waiting { bytes, arrived: truth, stamp, id, flow, tos, ttl });
+                    let reply = Waiting::new(bytes, id, truth, &self.here.clock);
+                    here.waiting.push_back(Waiting { flow, tos, ttl, is_damaged, ..reply });
+                }
+                Event::Complaint { quoted, id } => {
+                    let error = Waiting::new(quoted, id, truth, &self.here.clock);
+                    here.waiting.push_back(Waiting { icmp: Some(self.complaints.1), ..error });
                 }
             }
         }
@@ -287,9 +314,20 @@ impl World {
             let Some(stamp) = here.stamps.pop_front() else { break };
             let left = here.timeline.place(stamp.stamp, stamp.handed, now);
             prober.sent(stamp.id, left, StampedBy::Kernel);
+            self.ledger.stamped(stamp.datagram, now);
             self.drive(prober, here, truth);
         }
         while let Some(waiting) = here.waiting.pop_front() {
+            let icmp = waiting.icmp.map(|kind| Icmp { router: ROUTER.into(), kind, mtu: None });
+            let arrived = self.here.clock.monotonic(waiting.arrived);
+            match waiting.icmp {
+                Some(IcmpKind::PortUnreachable | IcmpKind::Other) => {}
+                Some(
+                    IcmpKind::Unreachable | IcmpKind::Prohibited | IcmpKind::TooBig | IcmpKind::TtlExceeded,
+                ) => self.ledger.refused(waiting.id, arrived),
+                None if waiting.is_damaged => {}
+                None => self.ledger.handed(waiting.id, now),
+            }
             let arrival = Arrival {
                 at: here.timeline.place(waiting.stamp, from, now),
                 by: StampedBy::Kernel,
@@ -298,7 +336,7 @@ impl World {
                 flow: waiting.flow,
                 ttl: Some(waiting.ttl),
                 tos: Some(waiting.tos),
-                icmp: None,
+                icmp,
             };
             prober.received(&waiting.bytes, &arrival);
             self.drive(prober, here, truth);
@@ -307,7 +345,8 @@ impl World {
         here.drained = now;
         let Some(next) = self.drive(prober, here, truth) else { return true };
         let asked = clock.truth(next).max(truth + 1);
-        let tick = if prober.in_flight() > 0 { truth + self.here.pace.tick } else { u64::MAX };
+        let is_awaited = prober.in_flight() > 0 || !here.stamps.is_empty();
+        let tick = if is_awaited { truth + self.here.pace.tick } else { u64::MAX };
         let wakes = self.wakes(&self.here.pace.clone(), asked.min(tick));
         here.wakes_at = wakes;
         self.schedule(wakes, Event::ProberWakes);
@@ -322,8 +361,11 @@ impl World {
             let mut arena = Vec::new();
             match prober.step(now, &mut here.drops, &mut arena) {
                 Step::Send(send) => sends.push((send, arena)),
-                Step::Report(report) => self.tally.add(&report),
-                Step::Wait(next) => break Some(next),
+                Step::Report(report) => self.tally.add(&report, now.at),
+                Step::Wait(next) => {
+                    assert!(next > now.drained, "it waits for what is past");
+                    break Some(next);
+                }
                 Step::Finished => break None,
             }
         };
@@ -342,19 +384,28 @@ impl World {
         }
         prober.sent(send.id, at, StampedBy::User);
         let left = truth + self.random.between(1, HANDOVER_MAX);
+        let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
         if !self.random.chance(self.here.stamps_lost) {
-            let visible = left + self.random.below(3_000_000);
+            let visible = left + self.random.below(self.here.stamps_late);
             here.stamps.push_back(Stamp {
                 id: send.id,
+                datagram: id,
                 handed: at,
                 stamp: self.here.clock.wall(left),
                 visible,
             });
         }
-        let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
-        self.ledger.left(id, self.here.clock.monotonic(left), left);
-        let parcel = parcel(&bytes, send);
-        for delivery in received(self.forward.pass(&mut self.random, left, parcel)) {
+        let mut extensions = tlv::walk(&bytes, stamp::guess_mode(&bytes).base_bytes());
+        let asks_for_report = extensions.any(|found| found.kind == tlv::SESSION);
+        self.ledger.left(id, self.here.clock.monotonic(left), left, asks_for_report);
+        let passed = self.forward.pass(&mut self.random, left, parcel(&bytes, send));
+        if passed.is_err() && self.complaints.0 > 0.0 && self.random.chance(self.complaints.0) {
+            // As much as a router quotes.
+            let quoted = bytes[..bytes.len().min(548)].to_vec();
+            let at = left + self.random.between(1, 2 * self.forward.delay + 1);
+            self.schedule(at, Event::Complaint { quoted, id });
+        }
+        for delivery in received(passed) {
             let bytes = damaged(&bytes, &delivery);
             let Delivery { at, tos, ttl, .. } = delivery;
             self.schedule(at, Event::Request { bytes, id, flow: send.flow, tos, ttl });

@@ -65,4 +65,34 @@ mod tests {
         loss.add(at(62), false);
         assert!(!loss.is_lossy());
     }
+
+    #[test]
+    fn one_percent_is_lossy_and_less_is_not() {
+        let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
+        for (decided, is_lossy) in [(200, true), (201, false)] {
+            let mut loss = RecentLoss::new(at(0));
+            // Half of them are decided in the window before.
+            for number in 0..decided {
+                let time = if number < decided / 2 { 1 } else { 31 };
+                loss.add(at(time), number == 0 || number == decided - 1);
+            }
+            assert_eq!(loss.is_lossy(), is_lossy, "2 of {decided}");
+        }
+    }
+
+    #[test]
+    fn window_ends_after_thirty_seconds() {
+        let at = Timestamp::from_nanos;
+        const SECOND: u64 = 1_000_000_000;
+        for (second, third, is_lossy) in
+            [(30 * SECOND - 1, 60 * SECOND - 2, true), (30 * SECOND, 60 * SECOND, false)]
+        {
+            let mut loss = RecentLoss::new(at(0));
+            loss.add(at(1), true);
+            loss.add(at(1), true);
+            loss.add(at(second), false);
+            loss.add(at(third), false);
+            assert_eq!(loss.is_lossy(), is_lossy);
+        }
+    }
 }

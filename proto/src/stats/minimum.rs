@@ -51,4 +51,21 @@ mod tests {
         assert_eq!(minimum.add(at(122), ms(25)), ms(20));
         assert_eq!(minimum.add(at(500), ms(30)), ms(30));
     }
+
+    #[test]
+    fn window_ends_after_a_minute_and_the_one_before_is_forgotten_after_two() {
+        let ms = Duration::from_millis;
+        let minute = 60_000_000_000;
+        let least = |second: u64, third: u64| {
+            let mut minimum = WindowedMinimum::new(Timestamp::from_nanos(0));
+            minimum.add(Timestamp::from_nanos(1), ms(10));
+            minimum.add(Timestamp::from_nanos(second), ms(20));
+            minimum.add(Timestamp::from_nanos(third), ms(30))
+        };
+        assert_eq!(least(minute, 2 * minute - 1), ms(10));
+        assert_eq!(least(minute, 2 * minute), ms(20));
+        assert_eq!(least(minute - 1, minute), ms(10), "the first two share a window");
+        assert_eq!(least(2 * minute - 1, 2 * minute), ms(10));
+        assert_eq!(least(2 * minute, 2 * minute), ms(20));
+    }
 }

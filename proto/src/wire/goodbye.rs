@@ -99,4 +99,53 @@ mod tests {
             assert!(Goodbye::decode(&bytes[..len], &keys).is_err(), "{len} bytes");
         }
     }
+
+    #[test]
+    fn the_fields_stand_where_the_table_puts_them() {
+        let keys = Keys::parse("0123456789abcdef").unwrap().derive(Goodbye::PURPOSE);
+        let goodbye = Goodbye { name: "ams-1".into(), boot_id: 7, at: WallTime::from_nanos(9) };
+        let bytes = goodbye.encode(&keys);
+        let found: String = bytes[..29].iter().map(|byte| format!("{byte:02x}")).collect();
+        let expected = "706d6167 01 01 0005 0000000000000007 0000000000000009 616d732d31";
+        assert_eq!(found, expected.replace(' ', ""));
+        assert_eq!(bytes.len(), 24 + 5 + 16);
+    }
+
+    #[test]
+    fn goodbye_that_is_not_one_or_of_another_version_is_told_apart_from_a_wrong_name() {
+        let keys = Keys::parse("0123456789abcdef").unwrap().derive(Goodbye::PURPOSE);
+        let encoded =
+            |name: &str| Goodbye { name: name.into(), boot_id: 7, at: WallTime::from_nanos(9) }.encode(&keys);
+        let decode = |bytes: &[u8]| Goodbye::decode(bytes, &keys);
+        let longest = "a".repeat(64);
+        assert_eq!(decode(&encoded(&longest)).unwrap().name, longest);
+        assert_eq!(decode(&encoded(&"a".repeat(65))).unwrap().name, longest, "a longer one is cut");
+        assert_eq!(decode(&encoded("")).unwrap().name, "");
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = encoded("ams-1");
+            bytes[at] = byte;
+            decode(&bytes).unwrap_err()
+        };
+        let foreign = GoodbyeError::Decode(DecodeError::Foreign { field: "datagram of the agent port" });
+        assert_eq!([changed(0, 9), changed(5, 2)], [foreign; 2]);
+        assert_eq!(changed(4, 2), GoodbyeError::Decode(DecodeError::Version { found: 2, ours: 1 }));
+        assert_eq!(changed(7, 4), GoodbyeError::Name, "bytes are left over");
+        let truncated = DecodeError::Truncated { field: "goodbye", len: 45, needs: 46 };
+        assert_eq!(changed(7, 6), GoodbyeError::Decode(truncated));
+        let unauthentic = GoodbyeError::Decode(DecodeError::Unauthentic { field: "goodbye" });
+        assert_eq!([changed(8, 1), changed(24, 1), changed(44, 1)][..2], [unauthentic; 2]);
+        let mut bytes = vec![0; 24];
+        bytes[..8].copy_from_slice(b"pmag\x01\x01\x00\x01");
+        bytes.push(0xff);
+        let tag = keys.current().mac_128(&[&bytes]);
+        bytes.extend_from_slice(&tag);
+        assert_eq!(decode(&bytes), Err(GoodbyeError::Name), "not UTF-8");
+        // A name that is longer than any, signed by whoever knows the key.
+        let mut bytes = vec![0; 24];
+        bytes[..8].copy_from_slice(b"pmag\x01\x01\x00\x41");
+        bytes.extend_from_slice(&[b'a'; 65]);
+        let tag = keys.current().mac_128(&[&bytes]);
+        bytes.extend_from_slice(&tag);
+        assert_eq!(decode(&bytes), Err(GoodbyeError::Name));
+    }
 }

@@ -77,4 +77,25 @@ mod tests {
         let ptp = PeerTimestamp::from_ptp((7 << 32) | 500_000_000);
         assert_eq!(ntp, ptp);
     }
+
+    #[test]
+    fn second_has_two_to_the_32nd_parts_and_counts_from_1900() {
+        assert_eq!(NtpTime::from(WallTime::from_nanos(0)), NtpTime(2_208_988_800 << 32));
+        let half = WallTime::from_nanos(7 * SECOND + SECOND / 2);
+        assert_eq!(NtpTime::from(half), NtpTime((2_208_988_807 << 32) + (1 << 31)));
+        assert_eq!(NtpTime::from(WallTime::from_nanos(1)).0, (2_208_988_800 << 32) + 5, "rounded up");
+        let span = |bits| PeerTimestamp::from_ntp(bits).signed_since(PeerTimestamp::from_ntp(0));
+        assert_eq!([1 << 32, 1 << 31, 4, 5].map(span), [1_000_000_000, 500_000_000, 0, 1]);
+        let span = |bits| PeerTimestamp::from_ptp(bits).signed_since(PeerTimestamp::from_ptp(0));
+        assert_eq!([1 << 32, 5, (1 << 32) + 5].map(span), [1_000_000_000, 5, 1_000_000_005]);
+    }
+
+    #[test]
+    fn differences_are_signed_up_to_half_an_era() {
+        let at = |seconds: u64| PeerTimestamp::from_ntp(seconds << 32);
+        let half = 1 << 31;
+        assert_eq!(at(half - 1).signed_since(at(0)), (half as i64 - 1) * SECOND as i64);
+        assert_eq!(at(half).signed_since(at(0)), -(half as i64) * SECOND as i64);
+        assert_eq!(at(0).signed_since(at(5)), -5 * SECOND as i64);
+    }
 }

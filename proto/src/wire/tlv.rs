@@ -400,4 +400,115 @@ mod tests {
             assert!(!verify(&changed, 112, hmac, &keys), "byte {at}");
         }
     }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn values_stand_where_the_tables_put_them() {
+        let session = Session {
+            flow: 0x0102,
+            session: 0x0304_0506,
+            is_reply: true,
+            is_brief: false,
+            count_or_first: 7,
+            unique: 8,
+            duplicates: 9,
+            reordered: 10,
+            highest: 11,
+            bitmap: 12,
+            host_drops: 13,
+        };
+        let mut value = vec![0; 52];
+        session.write(&mut value);
+        let expected = "706d7472 0101 0102 03040506 00000007 00000008 00000009 0000000a 0000000b \
+             0000000000000000000000000000000c 0000000d";
+        assert_eq!(hex(&value), expected.replace(' ', ""));
+        Session { is_reply: false, is_brief: true, ..session }.write(&mut value);
+        assert_eq!(value[5], 2);
+        let mut value = [0xff; 4];
+        ClassOfService { wanted: 0b10_1101, received: 0b01_1011, ecn: 0b10 }.write(&mut value);
+        assert_eq!(value, [0b1011_0101, 0b1011_1000, 0, 0]);
+        ClassOfService { wanted: 64, received: 64, ecn: 4 }.write(&mut value);
+        assert_eq!(value, [0; 4], "six, six and two bits");
+        let mut value = [0xff; 16];
+        FollowUp { sequence: 3, timestamp: NtpTime(5) }.write(&mut value);
+        assert_eq!(hex(&value), "00000003000000000000000502000000");
+        FollowUp { sequence: 3, timestamp: NtpTime(0) }.write(&mut value);
+        assert_eq!(hex(&value), "00000003000000000000000000000000");
+    }
+
+    #[test]
+    fn value_that_is_too_short_or_tells_nothing_is_none() {
+        assert_eq!(ClassOfService::read(&[0; 3]), None);
+        assert_eq!(ClassOfService::read(&[0; 4]), Some(ClassOfService::default()));
+        assert_eq!(ClassOfService::read(&[0; 5]), Some(ClassOfService::default()));
+        let mut value = [0; 17];
+        assert_eq!(FollowUp::read(&value[..16]), None);
+        value[11] = 1;
+        let told = Some(FollowUp { sequence: 0, timestamp: NtpTime(1) });
+        assert_eq!((FollowUp::read(&value[..15]), FollowUp::read(&value[..16])), (None, told));
+        assert_eq!(FollowUp::read(&value), told);
+        let mut value = [0; 60];
+        Session::default().write(&mut value);
+        assert_eq!(Session::read(&value), Ok(Session::default()), "later versions may be longer");
+    }
+
+    #[test]
+    fn extension_is_understood_without_any_of_three_flags() {
+        let flagged = |flags| Tlv { at: 0, flags, kind: PADDING, len: 0 }.is_understood();
+        assert_eq!([UNRECOGNIZED, MALFORMED, INTEGRITY, 0xe0].map(flagged), [false; 4]);
+        assert_eq!([0, 0x1f, 1].map(flagged), [true; 3]);
+    }
+
+    #[test]
+    fn extension_that_ends_with_the_datagram_is_whole() {
+        let mut datagram = vec![0; 44];
+        let appended = append(&mut datagram, FOLLOW_UP, 16);
+        assert_eq!((appended.at, appended.end(), datagram.len()), (44, 64, 64));
+        assert_eq!(next(&datagram, 44), Some(Ok(appended)));
+        assert_eq!(next(&datagram[..63], 44), Some(Err(Malformed { at: 44 })));
+        assert_eq!(next(&datagram, 61), None, "three bytes are no extension");
+        assert_eq!(next(&datagram[..47], 44), None);
+        assert_eq!(hex(&datagram[44..48]), "80070010");
+        appended.value_mut(&mut datagram).fill(9);
+        assert_eq!(appended.value(&datagram), [9; 16]);
+        assert_eq!((datagram[43], datagram[47]), (0, 16));
+    }
+
+    #[test]
+    fn extensions_are_proven_by_an_hmac_or_because_there_are_none_but_one_padding() {
+        let keys = Keys::parse("0123456789abcdef").unwrap();
+        let proven = |datagram: &[u8]| are_proven(datagram, 112, &keys);
+        let with = |kinds: &[(u8, u16)]| {
+            let mut datagram = vec![7; 112];
+            for (kind, len) in kinds {
+                let appended = append(&mut datagram, *kind, *len);
+                if *kind == HMAC && *len == HMAC_VALUE_BYTES {
+                    seal(&mut datagram, 112, appended, keys.current());
+                }
+            }
+            datagram
+        };
+        for (kinds, expected) in [
+            (&[][..], true),
+            (&[(PADDING, 5)], true),
+            (&[(PADDING, 5), (PADDING, 5)], false),
+            (&[(FOLLOW_UP, 16)], false),
+            (&[(PADDING, 5), (FOLLOW_UP, 16)], false),
+            (&[(HMAC, 16)], true),
+            (&[(HMAC, 15)], false),
+            (&[(HMAC, 17)], false),
+            (&[(FOLLOW_UP, 16), (HMAC, 16)], true),
+            (&[(FOLLOW_UP, 16), (HMAC, 16), (PADDING, 5)], true),
+            (&[(HMAC, 16), (FOLLOW_UP, 16)], false),
+            (&[(HMAC, 16), (HMAC, 16)], false),
+        ] {
+            assert_eq!(proven(&with(kinds)), expected, "{kinds:?}");
+        }
+        let mut cut = with(&[(PADDING, 5)]);
+        cut.pop();
+        assert!(!proven(&cut), "what cannot be read");
+    }
 }

@@ -7,7 +7,7 @@ use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Direction, Prober, Quirks, Responder, Spec, Verdict, Wire};
 use pathmeter_proto::key::Keys;
-use pathmeter_proto::machine::Machine as _;
+use pathmeter_proto::machine::{IcmpKind, Machine as _, StampedBy};
 use pathmeter_proto::sim::{Corruption, Jitter, Ledger, Link, Loss, Queue, Random, Tally, World};
 use pathmeter_proto::time::nanos;
 
@@ -43,10 +43,18 @@ fn measure(world: World, spec: Spec) -> (Tally, Ledger) {
         Wire::Icmp => None,
     };
     let mut responder = responder(keys);
+    let horizon = horizon(&spec);
     let mut prober = Prober::new(spec, world.start());
-    let result = world.run(&mut prober, &mut responder, 600_000 * MS);
+    let (tally, mut ledger) = world.run(&mut prober, &mut responder, 600_000 * MS);
     assert_eq!(prober.in_flight(), 0);
-    result
+    (ledger.horizon, ledger.is_reported) = (horizon, true);
+    (tally, ledger)
+}
+
+/// How much earlier a datagram must have been sent for a report to count against it: a quarter of the time after
+/// which a reply is late, or half of what a report covers.
+pub(super) fn horizon(spec: &Spec) -> Duration {
+    (spec.late_after / 4).min(spec.interval * 64 * spec.ssids.len() as u32)
 }
 
 /// A link of random badness.
@@ -81,6 +89,7 @@ pub(super) fn bad_world(seed: u64) -> (World, Spec) {
     world.forward = bad_link(&mut random);
     world.reverse = bad_link(&mut random);
     world.here.stamps_lost = random.pick(&[0.0, 0.1]);
+    world.here.stamps_late = random.pick(&[3 * MS, 3 * MS, 150 * MS]);
     world.here.refuses = random.pick(&[0.0, 0.05]);
     world.here.pace.latency = random.pick(&[0, 200_000, 20 * MS]);
     let interval = random.pick(&[5 * MS, 20 * MS, 100 * MS, 1_000 * MS]);
@@ -94,12 +103,25 @@ pub(super) fn is_replay() -> bool {
     std::env::var_os("SIM_SEED").is_some()
 }
 
-/// Seeds to try: `SIM_SEED=n` replays one, `SIM_TIMES=n` tries that many times as many.
+/// How many times as many worlds as usual are tried: `SIM_TIMES`, 1 unless it is set.
+fn times() -> f64 {
+    let times = std::env::var("SIM_TIMES").ok().and_then(|text| text.parse::<f64>().ok());
+    times.unwrap_or(1.0).max(0.0)
+}
+
+/// `count`, or as much more or less as `SIM_TIMES` says.
+pub(super) fn scaled(count: u64) -> u64 {
+    #[expect(clippy::cast_sign_loss, reason = "neither factor is negative")]
+    let scaled = (count as f64 * times()).ceil() as u64;
+    scaled
+}
+
+/// Seeds to try: `SIM_SEED=n` replays one, `SIM_TIMES=x` tries that many times as many.
 pub(super) fn seeds(count: u64) -> impl Iterator<Item = u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match number("SIM_SEED") {
+    let seed = std::env::var("SIM_SEED").ok().and_then(|text| text.parse::<u64>().ok());
+    match seed {
         Some(seed) => seed..seed + 1,
-        None => 0..count * number("SIM_TIMES").unwrap_or(1),
+        None => 0..scaled(count),
     }
 }
 
@@ -116,7 +138,7 @@ fn every_count_is_the_truth_and_every_round_trip_is_exact_on_steady_clocks() {
         lost += tally.lost();
         unknown += tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown));
     }
-    assert!(is_replay() || lost > 10_000, "the worlds are bad: {lost} datagrams were lost");
+    assert!(is_replay() || lost > scaled(10_000), "the worlds are bad: {lost} datagrams were lost");
     assert!(is_replay() || unknown * 2 < lost, "most losses have a direction: {unknown} of {lost} have none");
 }
 
@@ -135,7 +157,7 @@ fn authentication_turns_corruption_into_loss_in_its_direction() {
         assert_eq!(tally.mismatched, ledger.corrupted_replies, "SIM_SEED={seed}");
         corrupted += tally.mismatched;
     }
-    assert!(is_replay() || corrupted > 500, "{corrupted} replies were corrupted");
+    assert!(is_replay() || corrupted > scaled(500), "{corrupted} replies were corrupted");
 }
 
 #[test]
@@ -195,7 +217,7 @@ fn clocks_that_run_wrong_err_by_their_skew_and_no_more() {
         });
         decided += outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
     }
-    assert!(is_replay() || decided > 10_000, "{decided} round trips were compared");
+    assert!(is_replay() || decided > scaled(10_000), "{decided} round trips were compared");
 }
 
 #[test]
@@ -229,7 +251,7 @@ fn a_stalled_responder_shows_as_its_turnaround_and_not_as_the_networks() {
             slow += u64::from(nanos(sample.turnaround) > 500 * MS);
         }
     }
-    assert!(is_replay() || slow > 1_000, "{slow} replies waited in the stalled responder");
+    assert!(is_replay() || slow > scaled(1_000), "{slow} replies waited in the stalled responder");
 }
 
 #[test]
@@ -248,7 +270,7 @@ fn what_our_own_host_drops_is_not_the_networks_loss() {
         assert_eq!(tally.lost(), 0, "SIM_SEED={seed}");
         dropped += blamed;
     }
-    assert!(is_replay() || dropped > 1_000, "{dropped} replies were dropped");
+    assert!(is_replay() || dropped > scaled(1_000), "{dropped} replies were dropped");
 }
 
 #[test]
@@ -264,7 +286,7 @@ fn what_the_responders_host_drops_is_not_the_networks_loss() {
         dropped += tally.count(|verdict| verdict == Verdict::HostDropped);
         assert_eq!(tally.lost(), 0, "SIM_SEED={seed}");
     }
-    assert!(is_replay() || dropped > 1_000, "{dropped} requests were dropped");
+    assert!(is_replay() || dropped > scaled(1_000), "{dropped} requests were dropped");
 }
 
 #[test]
@@ -284,8 +306,11 @@ fn drops_of_a_host_excuse_no_more_losses_than_there_were_drops_however_many_flow
         blamed += tally.count(|verdict| verdict == Verdict::HostDropped);
         lost += tally.lost();
     }
-    assert!(is_replay() || dropped > 1_000 && blamed > 1_000, "{dropped} dropped, {blamed} blamed");
-    assert!(is_replay() || lost > 5_000, "{lost} lost in the network");
+    assert!(
+        is_replay() || dropped > scaled(1_000) && blamed > scaled(1_000),
+        "{dropped} dropped, {blamed} blamed"
+    );
+    assert!(is_replay() || lost > scaled(5_000), "{lost} lost in the network");
 }
 
 #[test]
@@ -302,8 +327,160 @@ fn on_a_path_that_loses_one_percent_each_way_nearly_every_loss_has_its_direction
         reverse += tally.count(|verdict| verdict == Verdict::Lost(Direction::Reverse));
         unknown += tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown));
     }
-    assert!(is_replay() || forward > 900 && reverse > 900, "{forward} forward, {reverse} in reverse");
+    assert!(
+        is_replay() || forward > scaled(900) && reverse > scaled(900),
+        "{forward} forward, {reverse} in reverse"
+    );
     assert!(is_replay() || unknown * 100 < forward + reverse, "{unknown} without a direction");
+}
+
+#[test]
+fn reply_before_transmit_timestamp_waits_for_it_a_tenth_of_a_second() {
+    let (mut kernel, mut user) = (0, 0);
+    for seed in seeds(300) {
+        let (mut world, mut spec) = bad_world(seed);
+        world.here.stamps_late = 200 * MS;
+        world.here.pace.latency = 200_000;
+        let mut lost_after = LOST_AFTER;
+        if seed % 3 == 0 {
+            // Replies come up to 80 ms before their datagram would be given up.
+            lost_after = Duration::from_millis(120);
+            let delay = Random::new(!seed).between(20 * MS, 55 * MS);
+            (world.forward, world.reverse) = (Link::perfect(delay), Link::perfect(delay));
+            (spec.late_after, spec.lost_after) = (lost_after, lost_after);
+        }
+        let late_after = spec.late_after;
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, late_after, lost_after, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        for sample in tally.verdicts.values().filter_map(|(_, sample)| *sample) {
+            match sample.transmit {
+                StampedBy::Kernel => kernel += 1,
+                StampedBy::User => user += 1,
+            }
+        }
+    }
+    assert!(is_replay() || kernel > scaled(3_000), "{kernel} by the kernel's timestamp");
+    assert!(is_replay() || user > scaled(1_000), "{user} without");
+}
+
+#[test]
+fn verdict_comes_when_it_is_due_though_the_prober_is_woken_only_when_it_asked() {
+    let latency = Duration::from_micros(200);
+    let mut decided = 0;
+    for seed in seeds(500) {
+        let (mut world, spec) = bad_world(seed);
+        world.here.stamps_late = Random::new(!seed).pick(&[3 * MS, 200 * MS]);
+        // It reads replies when a datagram is due or a verdict is.
+        (world.here.pace.latency, world.here.pace.tick) = (nanos(latency), u64::MAX / 2);
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        let outcome = outcome.and_then(|()| ledger.compare_times(&tally, LOST_AFTER, latency));
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        decided += tally.verdicts.len() as u64;
+    }
+    assert!(is_replay() || decided > scaled(10_000), "{decided} were decided");
+}
+
+#[test]
+fn report_counts_against_what_was_sent_half_its_reach_before_where_datagrams_come_fast() {
+    let mut lost = 0;
+    for seed in seeds(200) {
+        let (world, spec) = bad_world(seed);
+        let spec = Spec { interval: Duration::from_millis(1), count: Some(400), ..spec };
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        lost += tally.lost();
+    }
+    assert!(is_replay() || lost > scaled(5_000), "{lost} datagrams were lost");
+}
+
+#[test]
+fn what_a_router_refused_is_lost_on_the_way_there_even_if_nothing_else_is_heard() {
+    for kind in [IcmpKind::Unreachable, IcmpKind::Prohibited, IcmpKind::TooBig, IcmpKind::TtlExceeded] {
+        let mut lost = 0;
+        for seed in seeds(50) {
+            let (mut world, mut spec) = bad_world(seed);
+            (world.here.stamps_lost, world.here.stamps_late) = (0.0, 3 * MS);
+            world.forward.loss = Loss::Random(Random::new(!seed).pick(&[0.2, 1.0]));
+            world.complaints = (1.0, kind);
+            if seed % 2 == 0 {
+                spec.wire = Wire::Stamp {
+                    keys: Some(Arc::new(Keys::parse("0123456789abcdef").unwrap())),
+                    quirks: Quirks::default(),
+                };
+            }
+            let is_silent = world.forward.loss == Loss::Random(1.0);
+            let (tally, ledger) = measure(world, spec);
+            let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+            outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}, {kind:?}: {difference}"));
+            let forward = tally.count(|verdict| verdict == Verdict::Lost(Direction::Forward));
+            if is_silent {
+                assert_eq!(
+                    (forward, tally.complaints),
+                    (tally.sent, tally.sent),
+                    "SIM_SEED={seed}, {kind:?}"
+                );
+            }
+            lost += forward;
+        }
+        assert!(is_replay() || lost > scaled(1_000), "{kind:?}: {lost} were lost");
+    }
+}
+
+#[test]
+fn a_host_where_nothing_listens_is_no_loss_on_the_way_there() {
+    for kind in [IcmpKind::PortUnreachable, IcmpKind::Other] {
+        for seed in seeds(50) {
+            let (mut world, spec) = bad_world(seed);
+            world.forward.loss = Loss::Random(1.0);
+            world.complaints = (1.0, kind);
+            let (tally, _) = measure(world, spec);
+            let unknown = tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown));
+            assert_eq!((unknown, tally.complaints), (tally.sent, tally.sent), "SIM_SEED={seed}, {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn neighbours_differ_by_their_round_trips_however_far_apart_they_are_decided() {
+    let mut late = 0;
+    for seed in seeds(100) {
+        let mut random = Random::new(!seed);
+        let (mut world, spec) = bad_world(seed);
+        // The responder holds the requests of its pause until the first of them are about to be given up.
+        let from = random.below(1_000 * MS);
+        world.there.pace.stalls = vec![(from, from + random.between(2_000 * MS, 2_990 * MS))];
+        world.forward = Link::perfect(random.between(0, 10 * MS));
+        world.reverse = Link::perfect(MS);
+        world.reverse.jitter = Jitter::Uniform(random.below(50 * MS));
+        let (tally, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
+        late +=
+            tally.verdicts.values().filter_map(|v| v.1).filter(|s| nanos(s.turnaround) > 2_000 * MS).count();
+    }
+    assert!(is_replay() || late as u64 > scaled(300), "{late} waited for two seconds");
+}
+
+#[test]
+fn lag_of_each_stamped_reply_is_told_once_by_the_next_reply() {
+    for seed in seeds(100) {
+        let mut random = Random::new(!seed);
+        let world = World::new(seed);
+        let (flows, count) = (random.between(1, 4), random.between(100, 200));
+        // Each reply is heard before the next datagram of its flow.
+        let (tally, ledger) = measure(world, spec(seed, 100 * MS, flows as u16, count));
+        ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0).unwrap();
+        let replies = |flow: u64| (count - flow).div_ceil(flows);
+        // The second reply and every sixteenth after that, where another follows.
+        let told: usize = (0..flows).map(|flow| (1..replies(flow) - 1).step_by(16).count()).sum();
+        let lags = &tally.transmit_lags;
+        assert_eq!(lags.len(), told, "SIM_SEED={seed}: {flows} flows, {count} datagrams");
+        assert!(lags.iter().all(|lag| (0..=20_001).contains(&nanos(*lag))), "SIM_SEED={seed}: {lags:?}");
+        assert!(lags.iter().any(|lag| nanos(*lag) > 100), "SIM_SEED={seed}: {lags:?}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use pathmeter_proto::wire::websocket::Format;
 use pathmeter_proto::wire::{Goodbye, NtpTime};
 
 use super::byhand::{ASKER, arrival, ask, at, base, keys, request, responder};
+use super::conservation::scaled;
 use super::fuzzed::{HELLO, SECRET, TARGETS, WELCOME, run};
 
 /// Seeds of each target that are committed.
@@ -45,7 +46,7 @@ fn every_corpus_holds_what_must_hold_for_any_bytes() {
 fn mutations_of_every_corpus_hold_it_too() {
     for (target, _) in TARGETS {
         let seeds = seeds(target);
-        for number in 0..20_000 {
+        for number in 0..scaled(20_000) {
             let mut random = Random::new(number);
             let (_, seed) = &seeds[random.below(seeds.len() as u64) as usize];
             let mut input = seed.clone();

@@ -15,7 +15,7 @@ use pathmeter_proto::wire::NtpTime;
 use pathmeter_proto::wire::stamp::{Mode, Reply, Request};
 use pathmeter_proto::wire::tlv::{self, ClassOfService};
 
-use super::conservation::{LATE_AFTER, LOST_AFTER, MS, responder, seeds, spec};
+use super::conservation::{LATE_AFTER, LOST_AFTER, MS, responder, scaled, seeds, spec};
 
 /// What a reflector does with a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -289,7 +289,7 @@ fn a_foreign_reflector_is_never_a_reason_to_claim_a_wrong_direction() {
     }
     for (name, manner, _) in ALL {
         let (directed, lost) = claimed[name];
-        assert!(lost > 1_000, "{name}: {lost} lost");
+        assert!(lost > scaled(1_000), "{name}: {lost} lost");
         if manner.counts {
             assert!(directed * 5 > lost, "{name}: {directed} of {lost} have a direction");
         } else {
@@ -311,7 +311,7 @@ fn a_request_that_arrives_twice_does_not_hide_one_that_was_lost() {
         lost += tally.lost();
         wrong += tally.count(|verdict| verdict == Verdict::Lost(Direction::Reverse));
     }
-    assert!(lost > 5_000, "{lost} lost");
+    assert!(lost > scaled(5_000), "{lost} lost");
     // Until a first copy is seen it can mislead; without the doubt afterwards it would be hundreds.
     assert!(
         wrong * 1_500 <= lost,

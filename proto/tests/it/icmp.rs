@@ -10,7 +10,7 @@ use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::icmp::{self, Echo, Version};
 
 use super::byhand::{self, now};
-use super::conservation::{LATE_AFTER, LOST_AFTER, MS, bad_world, is_replay, seeds, spec};
+use super::conservation::{LATE_AFTER, LOST_AFTER, MS, bad_world, is_replay, scaled, seeds, spec};
 
 /// The same world with a host at its far end that answers ICMP; of either family.
 fn to_a_host(seed: u64, (mut world, spec): (World, Spec)) -> (World, Spec) {
@@ -52,9 +52,12 @@ fn every_count_is_the_truth_and_every_round_trip_is_exact_on_steady_clocks() {
         reordered += tally.reordered;
         late += tally.count(|verdict| verdict == Verdict::Late);
     }
-    assert!(is_replay() || lost > 10_000, "the worlds are bad: {lost} datagrams were lost");
+    assert!(is_replay() || lost > scaled(10_000), "the worlds are bad: {lost} datagrams were lost");
     let seen = [duplicates, reordered, late];
-    assert!(is_replay() || seen.iter().all(|count| *count > 50), "duplicates, reordered, late: {seen:?}");
+    assert!(
+        is_replay() || seen.iter().all(|count| *count > scaled(50)),
+        "duplicates, reordered, late: {seen:?}"
+    );
 }
 
 #[test]
@@ -69,7 +72,7 @@ fn what_a_checksum_notices_is_lost() {
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
         lost += tally.lost();
     }
-    assert!(is_replay() || lost > 1_000, "{lost} datagrams were lost");
+    assert!(is_replay() || lost > scaled(1_000), "{lost} datagrams were lost");
 }
 
 #[test]
@@ -121,7 +124,7 @@ fn what_our_own_host_drops_is_not_the_networks_loss() {
         assert_eq!((blamed, tally.lost()), (ledger.dropped_at_prober, 0), "SIM_SEED={seed}");
         dropped += blamed;
     }
-    assert!(is_replay() || dropped > 1_000, "{dropped} replies were dropped");
+    assert!(is_replay() || dropped > scaled(1_000), "{dropped} replies were dropped");
 }
 
 #[test]
@@ -137,7 +140,7 @@ fn a_run_that_is_ended_withdraws_what_is_in_flight() {
         assert_eq!((tally.lost(), tally.decided_twice), (0, 0), "SIM_SEED={seed}");
         withdrawn += tally.count(|verdict| verdict == Verdict::Withdrawn);
     }
-    assert!(is_replay() || withdrawn > 1_000, "{withdrawn} were withdrawn");
+    assert!(is_replay() || withdrawn > scaled(1_000), "{withdrawn} were withdrawn");
 }
 
 /// A prober that has sent its first datagram, and that datagram.

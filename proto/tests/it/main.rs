@@ -15,5 +15,6 @@ mod forged;
 mod fuzzed;
 mod hostile;
 mod icmp;
+mod prober;
 mod stamp_suite;
 mod stream;
