@@ -1,25 +1,27 @@
-# make demo, make test and make bench need nothing before them but Debian or Ubuntu with Rust: what is missing is
-# installed, or named.
+# `make help` lists the targets. On Debian or Ubuntu with Rust nothing has to be installed before: what is missing is installed,
+# or the message names it. Times are those of 2 cores and an empty target folder, with what a target builds first included.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# To build; promtool, which Debian has in its package prometheus, to check what is exported; ip, for the lab; curl and
-# openssl, to ask over HTTPS as others do.
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+PROGRAM := $(TARGET_DIR)/release/pathmeter
+
+# Packages of Debian. Prometheus is for its promtool.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
 TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml iproute2 curl openssl dnsmasq-base systemd
-# To try the package, in a root of its own.
 PACKAGE_PACKAGES := dpkg-dev binutils lintian mmdebstrap systemd-container
-# To make the image's Debian, and to look into the binary.
-IMAGE_PACKAGES := mmdebstrap binutils
-# Made of the program that the tests build anyway; make deb packs the release.
-TRIED := target/debian/tried
-# Whom make compare measures beside us, and what makes networks.
-RIVAL_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
+CONTAINER_PACKAGES := docker.io docker-compose iptables mmdebstrap busybox-static binutils python3-yaml iproute2 dnsmasq-base
+COMPARE_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
+
+# What a self-test depends on besides the checker itself.
+KUBERNETES_FILES := scripts/check-kubernetes.py scripts/trial.py scripts/install-test-peers.sh deploy/kubernetes deploy/docker/Dockerfile \
+	deploy/prometheus/rules grafana/kustomization.yaml grafana/dashboards
+DASHBOARD_FILES := scripts/check-dashboards.py scripts/test_check_dashboards.py scripts/install-test-peers.sh
 
 .PHONY: help
 help: ## Show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: deps
 deps: ## Install the Debian packages that building needs
@@ -29,22 +31,69 @@ deps: ## Install the Debian packages that building needs
 test-deps: deps
 	@./scripts/install-packages.sh $(TEST_PACKAGES)
 
+# --- Building
+
 .PHONY: build
-build: deps ## Build the release binary: target/release/pathmeter
-	cargo build --release --locked
+build: deps ## Build the release binary, target/release/pathmeter: 2½ min
+	cargo build --release --locked --package pathmeter --bin pathmeter
 
 .PHONY: demo
-demo: build ## Three agents on loopback that measure each other, for 20 seconds
-	./target/release/pathmeter demo --seconds $${SECONDS_TO_RUN:-20}
+demo: build ## Three agents on loopback that measure each other for 20 seconds: 3 min
+	$(PROGRAM) demo --seconds $${SECONDS_TO_RUN:-20}
 
 .PHONY: deb
-deb: build ## A Debian package: target/debian/pathmeter_VERSION_ARCHITECTURE.deb
-	./scripts/build-deb.sh
+deb: build ## Make a Debian package, target/debian/pathmeter_VERSION_ARCHITECTURE.deb: 2½ min
+	./scripts/build-deb.sh $(PROGRAM)
 
-.PHONY: boot
-boot: deb ## Boot a Debian in a container, and try unit, socket, watchdog and package there, in two minutes
-	@./scripts/install-packages.sh $(PACKAGE_PACKAGES)
-	./scripts/boot-under-systemd.sh
+# --- What must pass before every change: make test, and its parts
+
+.PHONY: test
+test: test-deps peers lint release rules dashboards compose packaging kubernetes tests ## Everything that CI runs: 15 min
+
+.PHONY: lint
+lint: deps ## Format, lints, documentation, Rust versions: 3 min
+	cargo fmt --all --check
+	./scripts/check-rust-version.py
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --locked --package pathmeter --lib --bins --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps --document-private-items
+
+.PHONY: release
+release: build ## The release binary as users get it: demo, version and the example configuration: 3 min
+	$(PROGRAM) --version
+	$(PROGRAM) check config.example.yaml
+	$(PROGRAM) demo --seconds 3s
+
+.PHONY: tests
+tests: test-deps peers ## All Rust tests, with the lab: 8 min
+	cargo test --locked --workspace --all-features --doc
+	./scripts/run-tests.sh
+
+.PHONY: lab
+lab: test-deps ## Only the lab, the real program on networks whose loss and delay are known: 6 min
+	./scripts/run-tests.sh lab
+
+.PHONY: rules
+rules: test-deps ## Prometheus rules and configuration, Alertmanager's inhibitions: 1 min
+	promtool check config deploy/prometheus/prometheus.yml
+	promtool check config --syntax-only deploy/prometheus/remote_write.example.yaml deploy/prometheus/federation.example.yaml \
+	  deploy/docker/prometheus.yml
+	amtool check-config deploy/prometheus/alertmanager.yml
+	./scripts/check-inhibitions.py
+	./scripts/check-rules.py
+	./scripts/check-rules.py --test
+
+.PHONY: dashboards
+dashboards: test-deps ## Dashboards, against the metrics and against Grafana's schema: 10 s
+	./scripts/install-test-peers.sh --only grafana
+	./scripts/check-dashboards.py
+	target/peers/grafana/bin/python3 scripts/check-dashboards.py --schema
+	./scripts/run-if-changed.sh $(DASHBOARD_FILES) -- target/peers/grafana/bin/python3 scripts/test_check_dashboards.py
+
+.PHONY: compose
+compose: ## Whether docker-compose can read deploy/docker/compose.yaml: 1 s
+	@./scripts/install-packages.sh docker-compose python3-yaml
+	./scripts/check-containers.py --config
 
 .PHONY: units
 units: test-deps
@@ -52,85 +101,58 @@ units: test-deps
 	./scripts/check-units.sh
 
 .PHONY: packaging
-packaging: units ## The units and the package: rated, verified, linted, installed and purged in a root of its own
+packaging: units deb ## Check the units, and install, run and purge the Debian package in a root of its own: 3 min
 	@./scripts/install-packages.sh $(PACKAGE_PACKAGES)
-	cargo test --locked --workspace --all-features --no-run --test it
-	OUT=$(TRIED) ./scripts/build-deb.sh $(or $(CARGO_TARGET_DIR),target)/debug/pathmeter
-	lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs $(TRIED)/*.deb
-	./scripts/check-deb.sh $(TRIED)/*.deb
+	lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs target/debian/*.deb
+	./scripts/check-deb.sh target/debian/*.deb
 
 .PHONY: kubernetes
-kubernetes: test-deps ## deploy/kubernetes: what kustomize makes of it, and its pods without a cluster, with planted mistakes
+kubernetes: test-deps build ## deploy/kubernetes against the schemas, and four of its pods without a cluster: 3 min
 	./scripts/install-test-peers.sh --only kubernetes kubectl
-	cargo test --locked --workspace --all-features --no-run --test it
-	./scripts/check-kubernetes.py
-	./scripts/check-kubernetes.py --self-test
-	./scripts/check-kubernetes.py --run
-
-.PHONY: compose
-compose: test-deps ## deploy/docker/compose.yaml: what it says, and its services without Docker, with planted mistakes
-	./scripts/install-test-peers.sh --only kubernetes
-	cargo test --locked --workspace --all-features --no-run --test it
-	./scripts/check-compose.py
-	./scripts/check-compose.py --self-test
-	./scripts/check-compose.py --run
-
-.PHONY: image
-image: test-deps ## Build deploy/docker/Dockerfile without Docker and try what comes out, in seven minutes
-	@./scripts/install-packages.sh $(IMAGE_PACKAGES)
-	./scripts/check-image.py
-
-.PHONY: test
-test: test-deps peers lint rules packaging dashboards kubernetes compose ## Everything that must hold but make image and make boot: format, lints, tests, docs, rules, package, dashboards, manifests
-	cargo test --locked --workspace --all-features --doc
-	./scripts/run-tests.sh
-
-.PHONY: lab
-lab: test-deps ## The real program on networks whose truth is known; a part of make test
-	./scripts/run-tests.sh lab
-
-.PHONY: lab-long
-lab-long: test-deps ## The same for hours
-	./scripts/run-tests.sh lab-long
-
-.PHONY: lint
-lint: deps
-	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
-	cargo clippy --locked --no-default-features --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps --document-private-items
-
-.PHONY: rules
-rules: test-deps
-	promtool check config deploy/prometheus/prometheus.yml
-	promtool check config --syntax-only deploy/prometheus/remote_write.example.yaml deploy/prometheus/federation.example.yaml
-	amtool check-config deploy/prometheus/alertmanager.yml
-	./scripts/check-inhibitions.py
-	./scripts/check-rules.py
-	./scripts/check-rules.py --test
-
-.PHONY: dashboards
-dashboards: test-deps
-	./scripts/install-test-peers.sh --only grafana
-	./scripts/check-dashboards.py
-	target/peers/grafana/bin/python3 scripts/check-dashboards.py --schema
-	target/peers/grafana/bin/python3 scripts/test_check_dashboards.py
+	PATHMETER=$(PROGRAM) ./scripts/check-kubernetes.py
+	PATHMETER=$(PROGRAM) ./scripts/run-if-changed.sh $(KUBERNETES_FILES) -- ./scripts/check-kubernetes.py --self-test
+	PATHMETER=$(PROGRAM) ./scripts/check-kubernetes.py --run
 
 .PHONY: peers
-peers: deps
+peers: deps ## The programs that the tests measure against, in ~/.cache/pathmeter: 2 min once
 	./scripts/install-test-peers.sh
 
+# --- What is run before a larger change is finished
+
+.PHONY: long
+long: containers boot seeds lab-long ## All of the four below: 3 h
+
+.PHONY: containers
+containers: ## Build the image and run the compose file with Docker, until an alert fires: 12 min, then 7
+	@./scripts/install-packages.sh $(CONTAINER_PACKAGES)
+	./scripts/check-containers.py
+
+.PHONY: boot
+boot: deb ## Boot a Debian in a container; try unit, socket, watchdog and package there: 5 min
+	@./scripts/install-packages.sh $(PACKAGE_PACKAGES)
+	./scripts/boot-under-systemd.sh
+
+.PHONY: seeds
+seeds: deps ## Simulations with ten times the seeds: 30 min
+	SIM_TIMES=$(or $(SIM_TIMES),10) cargo test --locked --package pathmeter-proto --all-features
+
+.PHONY: lab-long
+lab-long: test-deps ## The lab's trials that take an hour each: 2 h
+	./scripts/run-tests.sh lab-long
+
+# --- Numbers
+
 .PHONY: bench
-bench: deps ## Measure against the bare loops and the budgets; prints tables, in a quarter of an hour
+bench: deps ## Measure against the bare loops and the budgets; prints tables: 15 min
 	cargo bench --locked --bench budgets
 
 .PHONY: scale
-scale: deps ## How many paths and how many requests a second one agent stands; prints tables, in a quarter of an hour
+scale: deps ## How many paths and requests a second one agent can serve; prints tables: 15 min
 	cargo bench --locked --bench budgets -- scale
 
 .PHONY: compare
-compare: deps ## Measure us and others on links whose truth is known; prints tables
-	@./scripts/install-packages.sh $(RIVAL_PACKAGES)
+compare: deps ## Measure this program and others on links whose loss and delay are known; prints tables: 15 min
+	@./scripts/install-packages.sh $(COMPARE_PACKAGES)
 	@./scripts/install-test-peers.sh >/dev/null
 	@cargo bench --locked --bench compare -- $(SECTIONS)
 

@@ -28,7 +28,7 @@ import trial
 HERE = trial.ROOT
 PEERS = HERE / "target/peers"
 PYTHON = PEERS / "kubernetes/bin/python3"
-KUBECTL = PEERS / "bin/kubectl"
+KUBECTL = PEERS / "kubectl/kubectl"
 
 try:
     import jsonschema

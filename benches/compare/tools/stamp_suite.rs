@@ -16,7 +16,7 @@ pub(crate) const PORT: u16 = 862;
 
 /// Where `scripts/install-test-peers.sh` puts it, or what `$PATHMETER_STAMP_SUITE` says.
 pub(crate) fn program() -> String {
-    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/bin/stamp-suite");
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/stamp-suite/bin/stamp-suite");
     std::env::var("PATHMETER_STAMP_SUITE").unwrap_or_else(|_| ours.display().to_string())
 }
 
