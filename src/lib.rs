@@ -23,6 +23,8 @@ pub mod poller;
 pub mod probe;
 pub mod resolver;
 pub mod roster;
+#[cfg(test)]
+mod sample;
 pub mod settings;
 pub mod stream;
 pub mod systemd;

@@ -1,5 +1,6 @@
 //! What the configuration must know of a kind of probe.
 
+use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ pub trait ProbeKind {
     /// # Errors
     /// What the host lacks, and the remedy.
     fn reaches(&self, target: &Target) -> Result<(), String>;
+
+    /// Itself, for its own kind.
+    fn as_any(&self) -> &dyn Any;
 }
 
 /// Reads the keys that only one kind of probe has.

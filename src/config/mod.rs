@@ -16,6 +16,8 @@ mod origin;
 mod place;
 mod probes;
 mod problem;
+#[cfg(test)]
+pub mod sample;
 mod schema;
 mod section;
 mod tls;
@@ -305,6 +307,9 @@ pub struct Probe {
 pub enum Kind {
     /// Loss, RTT and jitter.
     Echo(echo::Echo),
+    /// Counts replies; in tests only.
+    #[cfg(test)]
+    Sample(sample::Sample),
 }
 
 impl Kind {
@@ -313,7 +318,15 @@ impl Kind {
     pub fn as_probe_kind(&self) -> &dyn ProbeKind {
         match self {
             Self::Echo(echo) => echo,
+            #[cfg(test)]
+            Self::Sample(sample) => sample,
         }
+    }
+
+    /// The configuration of one kind, if this is it.
+    #[must_use]
+    pub fn downcast<K: ProbeKind + 'static>(&self) -> Option<&K> {
+        self.as_probe_kind().as_any().downcast_ref()
     }
 }
 

@@ -58,7 +58,7 @@ fn line(diagnostic: &Diagnostic<'_>) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::super::Kind;
+    use super::super::echo::Echo;
     use super::super::echo::transport::Transport;
     use super::*;
 
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn options_have_the_defaults_of_the_file() {
         let probe = probe_from_options(vec![text("protocol", "tcp")]).unwrap();
-        let Kind::Echo(echo) = &probe.kind;
+        let echo = probe.kind.downcast::<Echo>().unwrap();
         assert_eq!((probe.interval, echo.lost_after), (Duration::from_secs(1), Duration::from_secs(15)));
         assert!(matches!(&echo.transport, Transport::Tcp(tcp) if tcp.size == 56));
     }

@@ -50,10 +50,18 @@ fn reader(section: &mut Section<'_, '_>) -> Option<Box<dyn KindReader>> {
     #[derive(Clone, Copy)]
     enum Name {
         Echo,
+        #[cfg(test)]
+        Sample,
     }
-    const KINDS: &[(&str, Name)] = &[("echo", Name::Echo)];
+    const KINDS: &[(&str, Name)] = &[
+        ("echo", Name::Echo),
+        #[cfg(test)]
+        ("sample", Name::Sample),
+    ];
     match section.key("kind", |value| value.one_of(KINDS)).or(Name::Echo)? {
         Name::Echo => echo::reader(section),
+        #[cfg(test)]
+        Name::Sample => Some(Box::new(super::sample::SampleReader)),
     }
 }
 

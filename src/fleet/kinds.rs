@@ -7,5 +7,7 @@ use crate::probe::Kind;
 pub(super) fn kind(kind: &config::Kind) -> &dyn Kind {
     match kind {
         config::Kind::Echo(echo) => echo,
+        #[cfg(test)]
+        config::Kind::Sample(sample) => sample,
     }
 }

@@ -15,6 +15,8 @@ mod page;
 pub mod path_mtu;
 mod process;
 mod registry;
+#[cfg(test)]
+pub mod sample;
 pub mod stream;
 pub mod text;
 pub mod websocket;

@@ -228,7 +228,7 @@ fn modules_import_from_lower_layers_only() {
         let level = |module: &str| layers.iter().position(|layer| layer.contains(&module));
         for file in sources(root) {
             let module = module_of(root, &file);
-            if ["lib", "main"].contains(&module.as_str()) {
+            if ["lib", "main", "sample"].contains(&module.as_str()) {
                 continue;
             }
             let Some(own) = level(&module) else {
@@ -267,6 +267,24 @@ fn files_of_a_module_import_each_other_in_one_direction() {
     let cycles: Vec<&String> =
         imports.keys().filter(|file| reachable(&imports, file).contains(file.as_str())).collect();
     assert!(cycles.is_empty(), "these import each other: {cycles:#?}");
+}
+
+/// The sample kind is a whole kind of probe: what it touches besides its own files is what every new kind touches.
+#[test]
+fn a_new_kind_touches_what_the_documentation_lists() {
+    const PAGE: &str = "docs/new-kind.md";
+    let touches = |file: &&PathBuf| {
+        let text = fs::read_to_string(in_project(file)).unwrap().to_lowercase();
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        lines.windows(2).any(|pair| pair[0] == "#[cfg(test)]" && pair[1].contains("sample"))
+    };
+    let all = sources("src");
+    let touched: BTreeSet<&str> = all.iter().filter(touches).map(|file| file.to_str().unwrap()).collect();
+    let page = fs::read_to_string(in_project(Path::new(PAGE))).unwrap();
+    let shared = page.split("## Lines in shared files").nth(1).unwrap();
+    let listed: BTreeSet<&str> =
+        shared.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    assert_eq!(touched, listed, "{PAGE} lists other files than the sample kind touches");
 }
 
 #[test]

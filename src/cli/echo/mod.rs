@@ -18,9 +18,10 @@ use self::summary::{Decided, Findings};
 use self::target::Target;
 use super::tls::TlsArguments;
 use super::{Failure, runtime, say};
+use crate::config::Probe;
+use crate::config::echo::Echo;
 use crate::config::once::{Argument, probe_from_options};
 use crate::config::units::display;
-use crate::config::{Kind, Probe};
 use crate::datagram::{self, StampNames};
 use crate::echo::{EchoPath, Once};
 use crate::loops::{EVENTS_PENDING_MAX, Event};
@@ -141,7 +142,7 @@ pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
 }
 
 async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: Target) -> Result<(), Failure> {
-    let Kind::Echo(echo) = &probe.kind;
+    let echo = probe.kind.downcast::<Echo>().expect("the options are those of echo");
     let plan = target.plan(arguments, probe, echo).await?;
     let address = match plan.to().port() {
         // ICMP has no ports.

@@ -2,6 +2,7 @@
 
 pub mod transport;
 
+use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -54,6 +55,10 @@ impl ProbeKind for Echo {
 
     fn reaches(&self, target: &Target) -> Result<(), String> {
         self.transport.reaches(target)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
 

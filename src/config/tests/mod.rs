@@ -35,8 +35,7 @@ fn check(cases: &[(&str, &[&str])]) {
 }
 
 fn echo(probe: &Probe) -> &Echo {
-    let Kind::Echo(echo) = &probe.kind;
-    echo
+    probe.kind.downcast().unwrap()
 }
 
 /// The example with the keys that differ by host. It asks for TLS.

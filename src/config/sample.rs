@@ -1,0 +1,59 @@
+//! The keys of the sample kind, which exists in tests only: what a new kind adds to the configuration.
+
+use std::any::Any;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::hosts::DeclaredHost;
+use super::kind::{KindReader, ProbeKind};
+use super::section::Section;
+use super::values::size;
+use super::{Kind, Listen, Target};
+
+/// Counts datagrams that come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Bytes of UDP payload.
+    pub size: u64,
+}
+
+const SIZE_ALLOWED: RangeInclusive<u64> = 44..=1000;
+
+impl ProbeKind for Sample {
+    fn name(&self) -> &'static str {
+        "sample"
+    }
+
+    fn protocol(&self) -> &'static str {
+        "udp"
+    }
+
+    fn reaches(&self, _: &Target) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+pub(super) struct SampleReader;
+
+impl KindReader for SampleReader {
+    fn intervals(&self) -> RangeInclusive<Duration> {
+        Duration::from_millis(1)..=Duration::from_secs(1)
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(10)
+    }
+
+    fn reaches(&self, _: &DeclaredHost) -> Result<(), (String, String)> {
+        Ok(())
+    }
+
+    fn read(&self, section: &mut Section<'_, '_>, _: Option<&Listen>) -> Option<Kind> {
+        let size = section.key("size", |value| size(value, &SIZE_ALLOWED)).or(*SIZE_ALLOWED.start());
+        Some(Kind::Sample(Sample { size: size? }))
+    }
+}
