@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod peers;
 pub mod resolver;
 pub mod roster;
+pub mod runtime;
 pub mod settings;
 pub mod stream;
 pub mod systemd;
