@@ -23,6 +23,7 @@ pub mod poller;
 pub mod probe;
 pub mod resolver;
 pub mod roster;
+pub mod runtime;
 #[cfg(test)]
 mod sample;
 pub mod settings;

@@ -1,7 +1,7 @@
 //! Renders metrics pages on threads of its own, a few at once, and shares them among scrapers.
 //!
-//! A page of 10,000 paths is 60 MB of text and takes a good part of a second to compress. The threads that measure, answer
-//! peers or control the agent never wait for that.
+//! A page of 10,000 paths is tens of megabytes of text and takes about 70 ms to render and compress. The threads that measure,
+//! answer peers or control the agent never wait for that.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,7 +18,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -26,6 +26,7 @@ use tokio::time::sleep;
 use super::scrape::Negotiated;
 use crate::http::server::Body;
 use crate::metrics::{Format, Page};
+use crate::runtime::DetachedRuntime;
 
 /// Pages, or pieces of pages, that are rendered at once; further ones wait. Chosen: two scrapers of one agent are common,
 /// and rendering leaves the host most of its cores.
@@ -115,9 +116,6 @@ impl fmt::Debug for Inner {
 
 impl Renderer {
     /// Renders what `begin` begins. Its threads start with the first page.
-    ///
-    /// # Panics
-    /// When the operating system refuses what a runtime needs, which is memory.
     #[must_use]
     pub fn new(begin: impl Fn(Format) -> Box<dyn RenderPieces> + Send + Sync + 'static) -> Self {
         Self::within(HoldLimits { plain_bytes_max: PLAIN_BYTES_MAX, held_bytes_max: HELD_BYTES_MAX }, begin)
@@ -212,27 +210,19 @@ impl Inner {
 }
 
 /// The threads that render, which start when there is something to render and end when there was nothing for a while.
-struct Pool(Option<Runtime>);
+struct Pool(DetachedRuntime);
 
 impl Pool {
     fn new() -> Self {
         let mut builder = Builder::new_current_thread();
         builder.max_blocking_threads(RENDERED_AT_ONCE).thread_name("pm-renderer");
-        Self(Some(builder.build().expect("without I/O and timers nothing can be refused but memory")))
+        let runtime = DetachedRuntime::build(&mut builder);
+        Self(runtime.expect("without I/O and timers nothing can be refused"))
     }
 
     /// Runs `work` when a thread is free.
     fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        self.0.as_ref().expect("there until it is dropped").spawn_blocking(work)
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // The last owner may be a task, which must not wait for threads.
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
+        self.0.spawn_blocking(work)
     }
 }
 

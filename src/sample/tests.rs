@@ -80,7 +80,11 @@ impl Agent {
     fn take_events(&mut self) {
         while let Ok(event) = self.events.try_recv() {
             match event {
-                Event::OfPath { id, event } => event.report(self.fleet.key(id).unwrap(), &self.log),
+                Event::OfPath { id, event } => {
+                    if let Some(key) = self.fleet.key(id) {
+                        event.report(key, &self.log);
+                    }
+                }
                 Event::Finished(_) => self.finished += 1,
                 Event::Started { .. } => {}
                 event @ (Event::NotStarted { .. }

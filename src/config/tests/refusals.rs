@@ -335,7 +335,8 @@ fn a_probe_that_cannot_run_is_refused() {
         ("probes: [{}]", &["line 1, column 10: probes[0].name: missing; it has no default"]),
         (
             "probes: [{name: p, kind: trace, hops: 3}]",
-            &["line 1, column 26: probes[0].kind: `trace` is not supported; allowed: echo"],
+            // `sample` is a kind for tests.
+            &["line 1, column 26: probes[0].kind: `trace` is not supported; allowed: echo, sample"],
         ),
         (
             "probes: [{name: p, protocol: sctp, size: 1B}]",
