@@ -142,4 +142,47 @@ mod tests {
             .collect();
         assert!(phases.len() > 8, "{phases:?}");
     }
+
+    #[test]
+    fn slot_that_is_late_by_half_an_interval_is_fired_and_one_that_is_later_is_skipped() {
+        for seed in 0..100 {
+            let grid = Grid::new(at(0), Duration::from_millis(20), seed);
+            let due = grid.next();
+            let half = due + Duration::from_millis(10);
+            assert_eq!(grid.clone().take(half), Due { skipped: 0, slot: Some(due) }, "seed {seed}");
+            let mut late = grid;
+            let taken = late.take(half + Duration::from_nanos(1));
+            assert_eq!(taken.skipped, 1, "seed {seed}");
+            assert!(taken.slot.is_none_or(|slot| slot > due), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn jitter_is_spread_over_the_whole_of_half_an_interval_whatever_the_seed() {
+        for seed in [0, 1, 77, u64::MAX - 1, u64::MAX] {
+            let mut grid = Grid::new(at(0), Duration::from_micros(1), seed);
+            let start = grid.origin.as_nanos();
+            let places = (0..10_000_u64).map(|slot| {
+                let due = grid.next();
+                grid.take(due);
+                i64::try_from(due.as_nanos()).unwrap() - i64::try_from(start + slot * 1_000).unwrap()
+            });
+            let mut jitter: Vec<i64> = places.collect();
+            let mean = jitter.iter().sum::<i64>() / 10_000;
+            jitter.sort_unstable();
+            jitter.dedup();
+            assert_eq!((jitter[0], jitter[jitter.len() - 1]), (-250, 250), "seed {seed}");
+            assert!(jitter.len() > 490 && mean.abs() < 10, "seed {seed}: {} of 501, {mean} ns", jitter.len());
+        }
+    }
+
+    #[test]
+    fn phase_is_spread_over_one_interval_after_the_start() {
+        let interval = Duration::from_micros(1);
+        let origins = (0..20_000).map(|seed| Grid::new(at(5), interval, seed).origin.as_nanos() - 5);
+        let (least, most) =
+            origins.fold((u64::MAX, 0), |(least, most), found| (least.min(found), most.max(found)));
+        assert_eq!((least, most), (250, 1_249), "a quarter more, for the jitter");
+        assert_eq!(Grid::new(at(5), Duration::ZERO, 1).interval, 1_000);
+    }
 }
