@@ -11,6 +11,7 @@
 //! broken test, so functions panic with a sentence instead of returning errors.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod agent;
 pub mod connection;
 pub mod exchange;
 pub mod frame;
@@ -27,6 +28,7 @@ mod wait;
 mod web;
 mod wire;
 
+pub use agent::{Agent, Ask, CONFIG, LOG, forget_environment};
 pub use namespace::Namespace;
 pub use net::{Cable, Net, Plan};
 pub use page::Page;

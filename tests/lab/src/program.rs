@@ -34,6 +34,12 @@ impl Program {
         Self { child, path: output.to_owned() }
     }
 
+    /// One that was started in another way, and logs to the file `output`.
+    #[must_use]
+    pub fn started(child: Child, output: &Path) -> Self {
+        Self { child, path: output.to_owned() }
+    }
+
     /// Its process number.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -1,0 +1,164 @@
+//! A running agent.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{DEADLINE, Page, Program, Response, eventually};
+
+/// How an agent is asked over HTTP: a method and a path.
+pub type Ask<'a> = Box<dyn Fn(&str, &str) -> io::Result<Response> + Send + Sync + 'a>;
+
+/// The program, running with a configuration and a log in a folder of its own. Killed when it is dropped.
+pub struct Agent<'a> {
+    program: Program,
+    folder: TempDir,
+    ask: Ask<'a>,
+}
+
+impl<'a> Agent<'a> {
+    /// Starts `command run --config FILE`, with the file [`CONFIG`] of a folder, and without the environment variables of
+    /// [`forget_environment`]. Does not wait.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(mut command: Command, environment: &[(&str, &str)], folder: TempDir, ask: Ask<'a>) -> Self {
+        forget_environment(&mut command);
+        command.arg("run").arg("--config").arg(folder.path().join(CONFIG)).envs(environment.iter().copied());
+        let program = Program::start(&mut command, &folder.path().join(LOG));
+        Self { program, folder, ask }
+    }
+
+    /// One that was started in another way; it logs to the file [`LOG`] of its folder.
+    #[must_use]
+    pub fn started(child: Child, folder: TempDir, ask: Ask<'a>) -> Self {
+        Self { program: Program::started(child, &folder.path().join(LOG)), folder, ask }
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// The log of an agent that ended instead.
+    pub fn when_ready(mut self) -> Result<Self, String> {
+        let is_ready = eventually("the agent is ready", || match self.program.has_ended() {
+            Some(_) => Some(false),
+            None => (self.ask)("GET", "/-/ready").ok().filter(|answer| answer.status == 200).map(|_| true),
+        });
+        if is_ready { Ok(self) } else { Err(self.log()) }
+    }
+
+    /// The answer to a request.
+    ///
+    /// # Panics
+    /// When there is none, with the log.
+    pub fn request(&self, method: &str, path: &str) -> Response {
+        (self.ask)(method, path).unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
+    }
+
+    /// The answer to a GET request.
+    pub fn get(&self, path: &str) -> Response {
+        self.request("GET", path)
+    }
+
+    /// A page of JSON.
+    pub fn json(&self, path: &str) -> Value {
+        serde_json::from_str(&self.get(path).body).unwrap()
+    }
+
+    /// Its metrics.
+    pub fn page(&self) -> Page {
+        Page::parse(&self.get("/metrics").body)
+    }
+
+    /// Its metrics, once they say that something is so.
+    ///
+    /// # Panics
+    /// After [`DEADLINE`], with what the metrics and the log say instead.
+    pub fn page_when(&self, what: &str, is_so: impl Fn(&Page) -> bool) -> Page {
+        self.page_within(DEADLINE, what, is_so)
+    }
+
+    /// The same with another deadline.
+    pub fn page_within(&self, deadline: Duration, what: &str, is_so: impl Fn(&Page) -> bool) -> Page {
+        let start = Instant::now();
+        loop {
+            let page = self.page();
+            if is_so(&page) {
+                return page;
+            }
+            assert!(start.elapsed() < deadline, "waited in vain: {what}\n{page}\n{}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A file beside its configuration.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Its configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.file(CONFIG)
+    }
+
+    /// Changes the configuration file; used after a reload.
+    pub fn rewrite(&self, config: &str) {
+        fs::write(self.config_file(), config).unwrap();
+    }
+
+    /// Asks for a reload over HTTP.
+    pub fn reload(&self) -> Response {
+        self.request("POST", "/-/reload")
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.program.signal(signal);
+    }
+
+    /// Waits for its end.
+    pub fn ended(&mut self) -> ExitStatus {
+        self.program.ended()
+    }
+
+    /// Everything that it logged so far.
+    pub fn log(&self) -> String {
+        self.program.output()
+    }
+}
+
+impl fmt::Debug for Agent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agent").field("program", &self.program).field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+/// Removes the environment variables that would change what the program does.
+pub fn forget_environment(command: &mut Command) {
+    for variable in [
+        "PATHMETER_NAME",
+        "PATHMETER_LABELS",
+        "PATHMETER_WATCH",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+    ] {
+        command.env_remove(variable);
+    }
+}
+
+/// The configuration, in an agent's folder.
+pub const CONFIG: &str = "config.yaml";
+/// What it logs, in the same folder.
+pub const LOG: &str = "log";
