@@ -50,6 +50,10 @@ deb: build ## Make a Debian package, target/debian/pathmeter_VERSION_ARCHITECTUR
 .PHONY: test
 test: test-deps peers lint release rules dashboards compose packaging kubernetes tests ## Everything that CI runs: 15 min
 
+.PHONY: mutants
+mutants: deps ## Change the code that decides verdicts, place by place: tests must notice; FILE=proto/src/echo/flow.rs or SHARD=0/20 for a part
+	./scripts/mutants.py $(FILE) $(if $(SHARD),--shard $(SHARD))
+
 .PHONY: lint
 lint: deps ## Format, lints, documentation, Rust versions: 3 min
 	cargo fmt --all --check

@@ -207,7 +207,17 @@ const LAYERS: [Layers; 2] = [
     Layers {
         root: "src",
         layers: &[
-            &["config", "event_log", "identity", "logging", "metrics", "paths", "poller", "runtime", "systemd"],
+            &[
+                "config",
+                "event_log",
+                "identity",
+                "logging",
+                "metrics",
+                "paths",
+                "poller",
+                "runtime",
+                "systemd",
+            ],
             &["answering", "clock", "keys", "loops", "resolver", "tls"],
             &["datagram", "http"],
             &["identity_poller", "settings", "stream", "websocket"],

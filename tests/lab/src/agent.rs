@@ -138,7 +138,10 @@ impl<'a> Agent<'a> {
 
 impl fmt::Debug for Agent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Agent").field("program", &self.program).field("folder", &self.folder).finish_non_exhaustive()
+        f.debug_struct("Agent")
+            .field("program", &self.program)
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
     }
 }
 
