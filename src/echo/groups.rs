@@ -31,7 +31,7 @@ struct Place {
     group: GroupKey,
     member: Arc<Member>,
     series: Arc<EchoSeries>,
-    /// What [`Totals::judged`](crate::metrics::group::Totals::judged) said the last time.
+    /// What [`Totals::judged`](crate::metrics::echo::Totals::judged) said the last time.
     judged: [u64; 4],
     /// Share of losses, and mean round trip in nanoseconds, both smoothed.
     loss: f64,
