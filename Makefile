@@ -66,7 +66,7 @@ lint: deps ## Format, lints, documentation, Rust versions: 3 min
 release: build ## The release binary as users get it: demo, version and the example configuration: 3 min
 	$(PROGRAM) --version
 	$(PROGRAM) check config.example.yaml
-	$(PROGRAM) demo --seconds 3s
+	$(PROGRAM) demo --seconds 3
 
 .PHONY: tests
 tests: test-deps peers ## All Rust tests, with the lab: 8 min
