@@ -244,7 +244,7 @@ mod tests {
     fn empty_bucket_has_its_next_token_after_one_interval_of_the_rate() {
         let mut bucket = Bucket::default();
         let now = Timestamp::from_nanos(5_000_000_000);
-        while bucket.take(3, now) {}
+        assert!((0..100).any(|_| !bucket.take(3, now)));
         let interval = std::time::Duration::from_nanos(333_333_334);
         let early = now + (interval - std::time::Duration::from_nanos(1));
         assert!(!bucket.take(3, early));

@@ -185,4 +185,9 @@ mod tests {
         assert_eq!((least, most), (250, 1_249), "a quarter more, for the jitter");
         assert_eq!(Grid::new(at(5), Duration::ZERO, 1).interval, 1_000);
     }
+
+    #[test]
+    fn numbers_are_mixed_as_the_reference_mixes_them() {
+        assert_eq!([0, 1_234_567].map(mix), [0xe220_a839_7b1d_cdaf, 6_457_827_717_110_365_317]);
+    }
 }

@@ -70,4 +70,25 @@ mod tests {
         let again = Absence::begin(at(130), Some(endless));
         assert!(again.excuses(at(101), lost_after), "it never came back in between");
     }
+
+    #[test]
+    fn absence_lasts_a_minute_and_begins_with_what_was_in_flight() {
+        let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
+        let (lost_after, nanosecond) = (Duration::from_secs(3), Duration::from_nanos(1));
+        let mut absence = Absence::begin(at(100), None);
+        assert!(!absence.began_before(at(100)) && absence.began_before(at(100) + nanosecond));
+        assert!(absence.lasts(at(160) - nanosecond) && !absence.lasts(at(160)));
+        assert!(!absence.excuses(at(97), lost_after), "it would have been lost before the goodbye");
+        assert!(absence.excuses(at(97) + nanosecond, lost_after));
+        absence.answered(at(100));
+        assert!(absence.lasts(at(101)), "what was sent in the moment of the goodbye");
+        absence.answered(at(100) + nanosecond);
+        assert!(!absence.lasts(at(101)));
+        assert!(absence.excuses(at(100), lost_after) && !absence.excuses(at(100) + nanosecond, lost_after));
+        // Another goodbye after the peer was back, or a minute later, is an absence of its own.
+        for before in [absence, Absence::begin(at(10), None)] {
+            let again = Absence::begin(at(105), Some(before));
+            assert!(!again.excuses(at(102), lost_after) && again.excuses(at(164), lost_after));
+        }
+    }
 }

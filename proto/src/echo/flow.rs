@@ -393,7 +393,7 @@ impl Flow {
         drops: &mut Drops<'_>,
         reports: &mut VecDeque<Report>,
     ) {
-        if self.held > 0 && self.held_until <= drained {
+        if self.held_until <= drained {
             self.release_overdue(drained, rules, reports);
         }
         while let Some(front) = self.slots.front() {
@@ -1020,6 +1020,50 @@ mod tests {
         assert!(!hand.flow.has_sent(0, wire(1)) && !hand.flow.has_sent(2, wire(2)));
         hand.expire(at(3_010));
         assert!(!hand.flow.has_sent(0, wire(0)) && hand.flow.has_sent(1, wire(1)));
+    }
+
+    #[test]
+    fn time_of_a_datagram_is_the_first_that_the_kernel_says() {
+        let mut hand = Hand::sent(WAITING, &[10]);
+        let mut sent = |milliseconds, by| {
+            hand.flow.sent(0, at(milliseconds), by, &mut hand.reports);
+            hand.flow.sent_at(0)
+        };
+        assert_eq!(sent(15, StampedBy::User), Some(at(10)));
+        assert_eq!(sent(11, StampedBy::Kernel), Some(at(11)));
+        assert_eq!(sent(12, StampedBy::Kernel), Some(at(11)));
+        assert_eq!(sent(13, StampedBy::User), Some(at(11)));
+        assert_eq!(hand.reports, [Report::Sent { flow: 3, sequence: 0 }]);
+    }
+
+    #[test]
+    fn question_or_a_datagram_of_an_absent_peer_is_withdrawn_and_not_lost() {
+        let mut hand = Hand::sent(RULES, &[10]);
+        hand.flow.push(at(20), wire(1), Carries::Session, Purpose::Ask);
+        hand.flow.sent(1, at(20), StampedBy::User, &mut hand.reports);
+        hand.expire(at(4_000));
+        assert_eq!(hand.verdicts(), [(0, UNKNOWN), (1, Verdict::Withdrawn)]);
+        let mut hand = Hand::sent(RULES, &[10, 20, 70_000]);
+        hand.rules.absence = Some(Absence::begin(at(3_015), None));
+        hand.expire(at(80_000));
+        assert_eq!(hand.verdicts(), [(0, UNKNOWN), (1, Verdict::Withdrawn), (2, UNKNOWN)]);
+    }
+
+    #[test]
+    fn what_is_forgotten_counts_neither_for_the_deadline_nor_as_undecided() {
+        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40, 50]);
+        hand.expire(at(3_020));
+        assert_eq!((hand.flow.deadline(&RULES), hand.flow.in_flight()), (at(3_030), 3));
+        hand.answer(2, at(3_025));
+        assert_eq!((hand.flow.deadline(&RULES), hand.flow.in_flight()), (at(3_040), 2));
+    }
+
+    #[test]
+    fn answer_without_a_loss_before_it_ends_no_burst() {
+        let mut hand = Hand::sent(RULES, &[10]);
+        hand.answer(0, at(20));
+        hand.expire(at(4_000));
+        assert!(!hand.reports.iter().any(|report| matches!(report, Report::BurstEnded(_))));
     }
 
     #[test]

@@ -198,4 +198,88 @@ mod tests {
             assert_eq!(kinds, expected.collect::<Vec<u8>>());
         }
     }
+
+    /// The type of an extension and the length of its value.
+    type Extension = (u8, usize);
+
+    fn kinds(contents: &Contents, key: &Key) -> (Vec<Extension>, bool) {
+        let mut out = Vec::new();
+        let encoded = encode(contents, Some(key), &mut out);
+        let base = contents.mode.base_bytes();
+        assert_eq!(encoded.timestamp, NtpTime::from(contents.at));
+        (tlv::walk(&out, base).map(|found| (found.kind, found.len)).collect(), encoded.carries_session)
+    }
+
+    #[test]
+    fn extensions_that_do_not_fit_are_left_out_the_session_record_last() {
+        let key = Key::new(b"0123456789abcdef");
+        const SESSION: Extension = (tlv::SESSION, 52);
+        const CLASS: Extension = (tlv::CLASS_OF_SERVICE, 4);
+        const FOLLOW_UP: Extension = (tlv::FOLLOW_UP, 16);
+        const HMAC: Extension = (tlv::HMAC, 16);
+        let padding = |bytes| (tlv::PADDING, bytes);
+        let open: [(Option<u16>, &[Extension]); 14] = [
+            (None, &[SESSION, CLASS, FOLLOW_UP]),
+            (Some(133), &[SESSION, CLASS, FOLLOW_UP, padding(1)]),
+            (Some(132), &[SESSION, CLASS, FOLLOW_UP, padding(0)]),
+            // Padding has a header of four bytes.
+            (Some(131), &[SESSION, CLASS, padding(19)]),
+            (Some(128), &[SESSION, CLASS, FOLLOW_UP]),
+            (Some(127), &[SESSION, CLASS, padding(15)]),
+            (Some(108), &[SESSION, CLASS]),
+            (Some(107), &[SESSION, padding(3)]),
+            (Some(104), &[SESSION, padding(0)]),
+            (Some(100), &[SESSION]),
+            (Some(99), &[padding(51)]),
+            (Some(48), &[padding(0)]),
+            (Some(44), &[]),
+            (Some(43), &[]),
+        ];
+        for (size, expected) in open {
+            let found = kinds(&contents(Mode::Open, size, Extensions::All), &key);
+            assert_eq!(found, (expected.to_vec(), expected.contains(&SESSION)), "{size:?} bytes");
+        }
+        let authenticated: [(Option<u16>, &[Extension]); 6] = [
+            (None, &[SESSION, CLASS, FOLLOW_UP, HMAC]),
+            (Some(220), &[SESSION, CLASS, FOLLOW_UP, HMAC, padding(0)]),
+            (Some(216), &[SESSION, CLASS, FOLLOW_UP, HMAC]),
+            (Some(196), &[SESSION, CLASS, HMAC]),
+            (Some(188), &[SESSION, HMAC]),
+            // Padding alone needs no HMAC.
+            (Some(187), &[padding(71)]),
+        ];
+        for (size, expected) in authenticated {
+            let found = kinds(&contents(Mode::Authenticated, size, Extensions::All), &key);
+            assert_eq!(found, (expected.to_vec(), expected.contains(&SESSION)), "{size:?} bytes");
+        }
+        let class = kinds(&contents(Mode::Authenticated, None, Extensions::ClassOfService), &key);
+        assert_eq!(class, (vec![CLASS, HMAC], false));
+        assert_eq!(kinds(&contents(Mode::Authenticated, None, Extensions::None), &key), (vec![], false));
+        assert_eq!([Mode::Open, Mode::Authenticated].map(bytes_at_least), [128, 216]);
+    }
+
+    #[test]
+    fn datagram_says_what_it_was_told_to_and_is_proven() {
+        let keys = Keys::parse("0123456789abcdef").unwrap();
+        for mode in [Mode::Open, Mode::Authenticated] {
+            let asked = Contents { is_brief: true, ..contents(mode, None, Extensions::All) };
+            let mut out = vec![9; 5];
+            encode(&asked, Some(keys.current()), &mut out);
+            let out = &out[5..];
+            let request = Request::decode(out, mode).unwrap();
+            let timestamp = NtpTime::from(asked.at);
+            assert_eq!(request, Request { sequence: 1, timestamp, error: ERROR_ESTIMATE, ssid: 2 });
+            let base = mode.base_bytes();
+            let values: Vec<&[u8]> = tlv::walk(out, base).map(|found| found.value(out)).collect();
+            let session =
+                Session { flow: 3, session: 4, is_brief: true, count_or_first: 5, ..Session::default() };
+            assert_eq!(Session::read(values[0]), Ok(session));
+            let class = ClassOfService { wanted: 46, ..ClassOfService::default() };
+            assert_eq!(ClassOfService::read(values[1]), Some(class));
+            assert_eq!(values[2], [0; 16]);
+            if mode == Mode::Authenticated {
+                assert!(stamp::verify(out, &keys).is_ok() && tlv::are_proven(out, base, &keys));
+            }
+        }
+    }
 }

@@ -466,3 +466,513 @@ impl StreamProber {
         (was != is_lossy).then(|| Report::LossyFlows(is_lossy.into()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::{WallOffset, WallTime};
+
+    const LOST_AFTER: Duration = Duration::from_millis(3_000);
+
+    fn spec() -> StreamSpec {
+        StreamSpec {
+            interval: Duration::from_millis(100),
+            late_after: Duration::from_millis(1_000),
+            lost_after: LOST_AFTER,
+            at_once: 1_000,
+            on_demand: false,
+            count: None,
+            seed: 1,
+        }
+    }
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    const NANOSECOND: Duration = Duration::from_nanos(1);
+
+    /// A prober whose stream a test is.
+    struct Hand {
+        prober: StreamProber,
+        at: Timestamp,
+        reports: Vec<Report>,
+    }
+
+    impl Hand {
+        fn new(spec: StreamSpec) -> Self {
+            let at = Timestamp::from_nanos(1_000_000_000_000);
+            Self { prober: StreamProber::new(spec, at), at, reports: Vec::new() }
+        }
+
+        /// One with a connection that stands.
+        fn connected(spec: StreamSpec) -> Self {
+            let mut hand = Self::new(spec);
+            assert_eq!(hand.step(), StreamStep::Connect);
+            hand.prober.connected(hand.at);
+            hand
+        }
+
+        fn now(at: Timestamp) -> Now {
+            let wall = WallOffset::between(Timestamp::from_nanos(0), WallTime::from_nanos(0));
+            Now { at, drained: at, wall }
+        }
+
+        /// What it asks for at this time, besides taking reports.
+        fn step(&mut self) -> StreamStep {
+            loop {
+                match self.prober.step(Self::now(self.at)) {
+                    StreamStep::Report(report) => self.reports.push(report),
+                    StreamStep::Wait(until) => {
+                        assert!(until > self.at, "it waits for what is past");
+                        return StreamStep::Wait(until);
+                    }
+                    step @ (StreamStep::Connect
+                    | StreamStep::Disconnect
+                    | StreamStep::Send(_)
+                    | StreamStep::Finished) => return step,
+                }
+            }
+        }
+
+        fn wait(&mut self) -> Timestamp {
+            let step = self.step();
+            let StreamStep::Wait(until) = step else { panic!("{step:?}") };
+            until
+        }
+
+        /// Lets time pass until a message is due, and returns it without handing it over.
+        fn due(&mut self) -> Message {
+            loop {
+                match self.step() {
+                    StreamStep::Wait(until) => self.at = until,
+                    StreamStep::Send(message) => return message,
+                    step @ (StreamStep::Connect
+                    | StreamStep::Disconnect
+                    | StreamStep::Report(_)
+                    | StreamStep::Finished) => panic!("{step:?}"),
+                }
+            }
+        }
+
+        /// Lets time pass until a message is due, and hands it over.
+        fn send(&mut self) -> Message {
+            let message = self.due();
+            self.prober.handed(message, self.at, None);
+            message
+        }
+
+        fn answer(&mut self, message: Message, at: Timestamp) -> bool {
+            self.prober.answered(&Answer { message, at, by: StampedBy::Kernel, turnaround: 0 })
+        }
+
+        /// All reports that are waiting, without letting anything become due.
+        fn flush(&mut self) -> Vec<Report> {
+            self.reports.extend(self.prober.reports.drain(..));
+            std::mem::take(&mut self.reports)
+        }
+
+        fn verdicts(&mut self) -> Vec<(u64, Verdict)> {
+            let decided = self.flush().into_iter().filter_map(|report| {
+                let Report::Decided { sequence, verdict, .. } = report else { return None };
+                Some((sequence, verdict))
+            });
+            decided.collect()
+        }
+
+        /// What happens up to that time, while messages are taken and none is answered. Connecting takes no time.
+        fn pass(&mut self, until: Timestamp) {
+            loop {
+                match self.step() {
+                    StreamStep::Wait(next) if next > until => {
+                        self.at = until;
+                        return;
+                    }
+                    StreamStep::Wait(next) => self.at = next,
+                    StreamStep::Send(message) => self.prober.handed(message, self.at, None),
+                    StreamStep::Connect => self.prober.connected(self.at),
+                    StreamStep::Disconnect => drop(self.prober.disconnected(self.at, None)),
+                    StreamStep::Finished => return,
+                    StreamStep::Report(report) => panic!("{report:?}"),
+                }
+            }
+        }
+    }
+
+    const LOST: Verdict = Verdict::Lost(super::super::outcome::Direction::Unknown);
+
+    #[test]
+    fn first_message_is_due_when_the_first_attempt_to_connect_has_ended() {
+        for is_connected in [true, false] {
+            let mut hand = Hand::new(spec());
+            assert_eq!(hand.step(), StreamStep::Connect);
+            let attempt_ends = hand.at + LOST_AFTER;
+            assert_eq!(hand.wait(), attempt_ends, "nothing else is due");
+            hand.at = hand.at + ms(2_000);
+            match is_connected {
+                true => hand.prober.connected(hand.at),
+                false => assert!(hand.prober.disconnected(hand.at, None)),
+            }
+            let slot = hand.prober.grid.as_ref().unwrap().next();
+            assert!(slot > hand.at && slot <= hand.at + ms(150));
+            assert!(hand.wait() <= slot);
+        }
+    }
+
+    #[test]
+    fn attempt_to_connect_that_takes_as_long_as_a_loss_is_given_up() {
+        let mut hand = Hand::new(spec());
+        assert_eq!(hand.step(), StreamStep::Connect);
+        let began = hand.at;
+        hand.at = began + LOST_AFTER - NANOSECOND;
+        assert_eq!(hand.wait(), began + LOST_AFTER);
+        hand.at = began + LOST_AFTER;
+        assert_eq!(hand.step(), StreamStep::Disconnect);
+        assert_eq!(hand.wait(), Timestamp::NEVER, "it is asked for once");
+        assert!(hand.prober.disconnected(hand.at, None));
+    }
+
+    #[test]
+    fn pause_between_attempts_doubles_up_to_five_seconds_and_is_never_less_than_half() {
+        for seed in 0..200 {
+            let mut hand = Hand::new(StreamSpec { seed, interval: Duration::from_secs(3_600), ..spec() });
+            for whole in [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
+                assert_eq!(hand.step(), StreamStep::Connect);
+                let failed = hand.at;
+                assert!(hand.prober.disconnected(failed, None));
+                hand.at = hand.wait();
+                let pause = hand.at.since(failed);
+                assert!(ms(whole) / 2 <= pause && pause < ms(whole), "seed {seed}: {pause:?} of {whole} ms");
+            }
+            assert_eq!(hand.step(), StreamStep::Connect);
+        }
+        let pauses = (0..200).map(|seed| {
+            let mut hand = Hand::new(StreamSpec { seed, interval: Duration::from_secs(3_600), ..spec() });
+            hand.prober.failures = 1;
+            hand.prober.pause().as_micros()
+        });
+        let (least, most) = pauses.fold((u128::MAX, 0), |(least, most), p| (least.min(p), most.max(p)));
+        assert!(least < 52_000 && most > 98_000, "{least} µs to {most} µs");
+    }
+
+    #[test]
+    fn answer_makes_the_next_pause_short_again() {
+        let mut hand = Hand::new(spec());
+        hand.prober.failures = 9;
+        assert_eq!(hand.step(), StreamStep::Connect);
+        hand.prober.connected(hand.at);
+        let message = hand.send();
+        assert!(hand.answer(message, hand.at + ms(1)));
+        hand.prober.disconnected(hand.at, None);
+        assert_eq!(hand.prober.failures, 1);
+        let again = hand.prober.deadline().since(hand.at);
+        assert!(again <= ms(100), "{again:?}");
+    }
+
+    #[test]
+    fn connection_on_which_nothing_comes_back_is_given_up_when_a_message_would_be_lost() {
+        let mut hand = Hand::connected(StreamSpec { at_once: 1, ..spec() });
+        let first = hand.send();
+        let sent = hand.at;
+        hand.answer(first, sent + ms(20));
+        hand.at = sent + ms(20);
+        // A silence in which nothing was asked is none.
+        hand.at = sent + ms(50);
+        let _ = hand.send();
+        let asked = hand.at;
+        hand.at = asked + LOST_AFTER - NANOSECOND;
+        assert!(hand.wait() <= asked + LOST_AFTER);
+        hand.at = asked + LOST_AFTER;
+        assert_eq!(hand.step(), StreamStep::Disconnect);
+        assert!(hand.prober.disconnected(hand.at, None));
+        let known = hand.verdicts();
+        assert_eq!(known[..2], [(0, Verdict::Ok), (1, LOST)]);
+    }
+
+    #[test]
+    fn each_answer_shows_that_the_connection_stands() {
+        let mut hand = Hand::connected(spec());
+        let [first, second, third] = [(); 3].map(|()| hand.send());
+        let sent = hand.at;
+        hand.answer(second, sent + ms(900));
+        assert_eq!(hand.prober.unanswered, 2..3, "what was asked before never will be answered");
+        assert!(hand.answer(first, sent + ms(950)), "it is all the same if it comes");
+        hand.at = sent + ms(1_000);
+        hand.pass(sent + ms(3_899));
+        assert!(matches!(hand.prober.connection, Connection::Up { .. }));
+        let is_late = hand.answer(third, sent + ms(3_899));
+        assert!(is_late && hand.flush().contains(&Report::VeryLate));
+        assert!(!hand.answer(third, sent + ms(3_899)) || hand.flush().contains(&Report::VeryLate));
+        hand.pass(sent + ms(5_000));
+        assert!(matches!(hand.prober.connection, Connection::Up { .. }), "a late answer is one");
+    }
+
+    #[test]
+    fn message_that_was_answered_is_not_answered_again_and_a_stranger_answers_nothing() {
+        let mut hand = Hand::connected(spec());
+        let message = hand.send();
+        let heard = hand.at + ms(5);
+        assert!(hand.answer(message, heard));
+        hand.flush();
+        assert!(!hand.answer(message, heard));
+        let stranger = Message { stamp: NtpTime(message.stamp.0 ^ 1), ..message };
+        assert!(!hand.answer(stranger, heard));
+        assert!(!hand.answer(Message { sequence: 7, ..message }, heard));
+        let unasked = Report::Mismatched(Mismatch::Unasked);
+        assert_eq!(hand.flush(), [Report::Duplicate, unasked, unasked]);
+        hand.prober.mismatched(Mismatch::Malformed);
+        assert_eq!(hand.flush(), [Report::Mismatched(Mismatch::Malformed)]);
+    }
+
+    #[test]
+    fn message_counts_from_the_kernels_time_only_if_nothing_kept_it_before() {
+        for (kept, rtt) in [(Duration::ZERO, ms(9)), (ms(2), ms(12))] {
+            let mut hand = Hand::connected(spec());
+            let message = hand.due();
+            let due = hand.at;
+            hand.prober.handed(message, due + kept, Some(due + kept + ms(1)));
+            assert_eq!(hand.prober.in_flight(), 1);
+            hand.answer(message, due + kept + ms(10));
+            let reports = hand.flush();
+            let sample = reports.iter().find_map(|report| {
+                let Report::Decided { sample, .. } = report else { return None };
+                *sample
+            });
+            assert_eq!(sample.map(|sample| sample.rtt), Some(rtt));
+            assert_eq!(reports[0], Report::Sent { flow: 0, sequence: 0 });
+            assert_eq!(hand.prober.in_flight(), 0);
+        }
+    }
+
+    #[test]
+    fn variation_is_what_a_round_trip_has_above_the_smallest() {
+        let mut hand = Hand::connected(spec());
+        for (rtt, minimum) in [(9, 9), (5, 5), (8, 5)] {
+            let message = hand.send();
+            hand.answer(message, hand.at + ms(rtt));
+            hand.step();
+            let samples = std::mem::take(&mut hand.reports).into_iter().filter_map(|report| {
+                let Report::Decided { sample, .. } = report else { return None };
+                sample
+            });
+            let [sample] = samples.collect::<Vec<Sample>>()[..] else { panic!("one is answered") };
+            assert_eq!((sample.minimum, sample.variation), (ms(minimum), ms(rtt) - ms(minimum)));
+        }
+    }
+
+    #[test]
+    fn only_so_many_messages_are_unanswered_at_once_and_none_is_sent_into_a_full_stream() {
+        let mut hand = Hand::connected(StreamSpec { at_once: 2, ..spec() });
+        let first = hand.send();
+        hand.send();
+        hand.at = hand.wait();
+        assert!(matches!(hand.step(), StreamStep::Wait(_)), "two are unanswered");
+        assert_eq!((hand.prober.waiting.len(), hand.prober.in_flight()), (1, 2));
+        hand.answer(first, hand.at);
+        hand.prober.blocked();
+        assert!(matches!(hand.step(), StreamStep::Wait(_)), "the stream is full");
+        hand.prober.writable();
+        assert!(matches!(hand.step(), StreamStep::Send(message) if message.sequence == 2));
+    }
+
+    #[test]
+    fn message_that_waits_is_lost_when_its_time_is_over() {
+        let mut hand = Hand::connected(StreamSpec { count: Some(1), ..spec() });
+        hand.prober.blocked();
+        hand.at = hand.wait();
+        let due = hand.at;
+        assert_eq!(hand.wait(), due + LOST_AFTER);
+        hand.at = due + LOST_AFTER - NANOSECOND;
+        hand.step();
+        assert_eq!(hand.verdicts(), []);
+        hand.at = due + LOST_AFTER;
+        assert_eq!(hand.step(), StreamStep::Finished);
+        assert_eq!(hand.verdicts(), [(0, LOST)]);
+    }
+
+    #[test]
+    fn server_may_end_an_idle_connection_where_it_serves_on_demand() {
+        let idle = |change: &dyn Fn(&mut Hand)| {
+            let mut hand = Hand::connected(StreamSpec { on_demand: true, ..spec() });
+            let message = hand.send();
+            hand.answer(message, hand.at + ms(1));
+            change(&mut hand);
+            hand
+        };
+        let mut hand = idle(&|_| ());
+        assert!(!hand.prober.disconnected(hand.at, None));
+        assert_eq!(hand.prober.failures, 0);
+        // Another one is made when a message is due, and not before.
+        let slot = hand.wait();
+        assert_eq!(slot, hand.prober.grid.as_ref().unwrap().next());
+        hand.at = slot;
+        assert_eq!(hand.step(), StreamStep::Connect);
+        // One that waits is sent over another one at once, if this one served.
+        let mut hand = idle(&|hand| {
+            hand.due();
+        });
+        assert!(!hand.prober.disconnected(hand.at, None));
+        assert_eq!(hand.step(), StreamStep::Connect);
+        let mut hand = Hand::connected(StreamSpec { on_demand: true, ..spec() });
+        hand.due();
+        assert!(hand.prober.disconnected(hand.at, None), "it served nothing");
+        // Anything else is a failure.
+        let mut hand = idle(&|hand| {
+            hand.send();
+        });
+        assert!(hand.prober.disconnected(hand.at, None), "a message was on it");
+        let mut hand = idle(&|_| ());
+        assert!(hand.prober.disconnected(hand.at, Some(NotSent::Unreachable)), "it was our host");
+        let mut hand = idle(&|hand| hand.prober.spec.on_demand = false);
+        assert!(hand.prober.disconnected(hand.at, None));
+        let mut hand = Hand::new(StreamSpec { on_demand: true, ..spec() });
+        hand.step();
+        assert!(hand.prober.disconnected(hand.at, None), "an attempt to connect");
+    }
+
+    #[test]
+    fn message_that_came_back_makes_room_and_is_sent_first() {
+        let mut hand = Hand::connected(StreamSpec { at_once: 2, ..spec() });
+        let first = hand.send();
+        let second = hand.send();
+        assert_eq!(hand.prober.unanswered, 0..2);
+        hand.prober.returned(second);
+        assert_eq!(hand.prober.unanswered, 0..1);
+        assert_eq!(hand.step(), StreamStep::Send(second));
+        hand.prober.handed(second, hand.at, None);
+        assert_eq!(hand.prober.unanswered, 0..2);
+        hand.answer(first, hand.at);
+        hand.prober.returned(first);
+        assert_eq!(hand.prober.unanswered, 1..2, "what is answered does not come back");
+        hand.answer(second, hand.at);
+        let third = hand.send();
+        hand.prober.withdraw();
+        hand.prober.returned(third);
+        assert!(hand.prober.waiting.is_empty(), "nor does what is withdrawn");
+    }
+
+    #[test]
+    fn what_waits_is_withdrawn_when_a_peer_that_left_is_back() {
+        let mut hand = Hand::connected(spec());
+        hand.prober.blocked();
+        hand.at = hand.wait();
+        hand.step();
+        assert_eq!(hand.prober.waiting.len(), 1);
+        hand.prober.peer_leaving(hand.at);
+        hand.prober.disconnected(hand.at, None);
+        assert!(hand.prober.is_draining(hand.at));
+        hand.prober.connected(hand.at + ms(1));
+        assert_eq!(hand.verdicts(), [(0, Verdict::Withdrawn)]);
+        // It is back with the first answer to what was sent over a connection that is younger than the goodbye.
+        hand.at = hand.at + ms(1);
+        let message = hand.send();
+        assert!(hand.prober.is_draining(hand.at));
+        hand.answer(message, hand.at);
+        assert!(!hand.prober.is_draining(hand.at));
+        hand.prober.disconnected(hand.at, None);
+        hand.due_without_connection();
+        hand.prober.connected(hand.at);
+        assert_eq!(hand.prober.waiting.len(), 1, "a peer that did not leave keeps what waits");
+    }
+
+    impl Hand {
+        /// Lets time pass until a message waits.
+        fn due_without_connection(&mut self) {
+            self.prober.connection = Connection::Ending;
+            while self.prober.waiting.is_empty() {
+                self.at = self.wait();
+                self.step();
+            }
+        }
+    }
+
+    #[test]
+    fn withdrawal_decides_what_was_sent_and_what_waits_and_leaves_the_connection() {
+        let mut hand = Hand::connected(StreamSpec { at_once: 1, ..spec() });
+        let first = hand.send();
+        hand.at = hand.wait();
+        hand.step();
+        hand.prober.withdraw();
+        assert_eq!(hand.verdicts(), [(0, Verdict::Withdrawn), (1, Verdict::Withdrawn)]);
+        assert_eq!((hand.prober.in_flight(), hand.prober.waiting.len()), (0, 0));
+        assert!(hand.prober.unanswered.is_empty(), "that nothing comes back shows nothing");
+        assert!(hand.answer(first, hand.at), "what does, shows that it stands");
+        assert_eq!(hand.flush(), [Report::VeryLate]);
+    }
+
+    #[test]
+    fn prober_without_a_connection_by_its_hosts_fault_sends_nothing() {
+        let mut hand = Hand::connected(StreamSpec { count: Some(3), ..spec() });
+        hand.prober.blocked();
+        hand.at = hand.wait();
+        hand.step();
+        assert!(hand.prober.disconnected(hand.at, Some(NotSent::Buffer)));
+        assert_eq!(hand.flush(), [Report::SendError(NotSent::Buffer)], "what waits");
+        hand.prober.connection =
+            Connection::None { again: Timestamp::NEVER, ours: Some(NotSent::Unreachable) };
+        let slot = hand.prober.grid.as_ref().unwrap().next();
+        assert_eq!(hand.wait(), slot);
+        hand.at = slot;
+        let next = hand.wait();
+        assert_eq!(hand.flush(), [Report::SendError(NotSent::Unreachable)], "what becomes due");
+        hand.at = next;
+        assert_eq!(hand.step(), StreamStep::Finished);
+    }
+
+    #[test]
+    fn prober_that_is_stopped_finishes_when_everything_is_decided() {
+        let mut hand = Hand::connected(spec());
+        hand.send();
+        let sent = hand.at;
+        hand.prober.stop();
+        assert_eq!(hand.wait(), sent + LOST_AFTER);
+        hand.at = sent + LOST_AFTER;
+        assert_eq!(hand.step(), StreamStep::Finished);
+        assert_eq!(hand.verdicts(), [(0, LOST)]);
+        let mut hand = Hand::connected(StreamSpec { count: Some(1), ..spec() });
+        let message = hand.send();
+        assert!(matches!(hand.step(), StreamStep::Wait(_)), "its only slot is over and nothing is decided");
+        hand.answer(message, hand.at);
+        assert_eq!(hand.step(), StreamStep::Finished);
+    }
+
+    #[test]
+    fn slots_that_pass_while_the_prober_does_not_run_are_not_sent_and_count() {
+        for (count, unsent, waiting) in [(100, 99, 1), (50, 50, 0), (101, 99, 1)] {
+            let mut slots = Grid::new(Timestamp::from_nanos(1_000_000_000_000), ms(100), 1);
+            let hundredth = (0..100).map(|_| slots.take(slots.next()).slot.unwrap()).last().unwrap();
+            let mut hand = Hand::connected(StreamSpec { count: Some(count), ..spec() });
+            hand.prober.blocked();
+            hand.at = hundredth;
+            hand.step();
+            assert_eq!(hand.prober.waiting.len(), waiting, "of {count}");
+            assert_eq!(hand.flush(), [Report::Unsent(unsent)], "of {count}");
+        }
+    }
+
+    #[test]
+    fn stream_is_lossy_from_its_second_loss_on_and_that_is_reported_once() {
+        let mut hand = Hand::connected(StreamSpec { count: Some(3), ..spec() });
+        hand.pass(hand.at + Duration::from_secs(30));
+        let changes = |report: &&Report| matches!(report, Report::LossyFlows(_));
+        let changes: Vec<Report> = hand.reports.iter().filter(changes).copied().collect();
+        assert_eq!(changes, [Report::LossyFlows(1)]);
+        assert_eq!(hand.verdicts(), [(0, LOST), (1, LOST), (2, LOST)]);
+    }
+
+    #[test]
+    fn stream_with_as_many_undecided_messages_as_a_flow_takes_skips_its_slots() {
+        let mut hand = Hand::connected(StreamSpec { interval: Duration::from_micros(10), ..spec() });
+        hand.prober.blocked();
+        while hand.prober.waiting.len() < Flow::PENDING {
+            hand.at = hand.wait();
+            hand.step();
+        }
+        hand.flush();
+        let (slot, unsent) = (hand.wait(), hand.flush());
+        assert_eq!(unsent, []);
+        hand.at = slot;
+        hand.step();
+        assert_eq!((hand.flush(), hand.prober.waiting.len()), (vec![Report::Unsent(1)], Flow::PENDING));
+    }
+}

@@ -872,3 +872,15 @@ fn late_answer_to_a_larger_size_than_what_was_concluded_begins_a_new_search() {
     hand.next().probe();
     assert_eq!(hand.at, at, "at once");
 }
+
+#[test]
+fn size_of_a_probe_counts_the_headers_of_its_family() {
+    for (to, bytes, base) in
+        [(address(true, 2, 862), 1500 - 28, 1200), (address(false, 2, 862), 1500 - 48, 1280)]
+    {
+        let mut hand = Hand::new(|spec| spec.to = to);
+        assert_eq!(hand.next().probe().2.len(), bytes);
+        let mut hand = Hand::new(|spec| (spec.to, spec.known) = (to, None));
+        assert_eq!(hand.next().probe().2.len(), base - (1500 - bytes), "where a search begins");
+    }
+}

@@ -263,4 +263,30 @@ mod tests {
             assert_eq!(ssid(&bytes[..length]), None);
         }
     }
+
+    #[test]
+    fn sum_of_words_carries_around_and_ends_with_half_a_word() {
+        assert_eq!(sum(&[0xff, 0xff, 0, 1]), 1);
+        assert_eq!(sum(&[0xff, 0xff]), 0xffff);
+        assert_eq!(sum(&[0x12, 0x34, 0x56]), 0x6834);
+        assert_eq!((sum(&[]), is_intact(&[0xff, 0xff]), is_intact(&[0xff, 0xfe])), (0, true, false));
+        assert_eq!((identifier(&[0; 5]), identifier(&[0, 0, 0, 0, 1, 2])), (None, Some(0x0102)));
+    }
+
+    #[test]
+    fn families_number_their_types_as_their_rfcs_do() {
+        let versions = ["192.0.2.1", "2001:db8::1"].map(|text| Version::of(text.parse().unwrap()));
+        assert_eq!(versions, [Version::V4, Version::V6]);
+        assert_eq!(versions.map(|version| (version.request(), version.reply())), [(8, 0), (128, 129)]);
+    }
+
+    #[test]
+    fn session_identifier_of_another_programs_echo_is_none() {
+        let mut bytes = Vec::new();
+        echo(1).encode(Version::V4, 32, &mut bytes);
+        assert_eq!(ssid(&bytes), Some(echo(1).ssid));
+        assert_eq!(ssid(&bytes[..31]), None);
+        bytes[8] ^= 1;
+        assert_eq!(ssid(&bytes), None);
+    }
 }

@@ -83,3 +83,25 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_big_endian_and_zero_where_the_bytes_end() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+        assert_eq!((u16_at(&bytes, 1), u32_at(&bytes, 1)), (0x0203, 0x0203_0405));
+        assert_eq!((u64_at(&bytes, 1), array(&bytes, 7)), (0x0203_0405_0607_0809, [8, 9]));
+        assert_eq!((u64_at(&bytes, 2), array::<2>(&bytes, 8)), (0, [0, 0]));
+        let mut bytes = [0; 4];
+        put(&mut bytes, 1, &[7, 8]);
+        assert_eq!(bytes, [0, 7, 8, 0]);
+    }
+
+    #[test]
+    fn what_is_as_long_as_needed_is_not_truncated() {
+        assert_eq!(require(&[0; 4], 4, "x"), Ok(()));
+        assert_eq!(require(&[0; 3], 4, "x"), Err(DecodeError::Truncated { field: "x", len: 3, needs: 4 }));
+    }
+}

@@ -338,4 +338,103 @@ mod tests {
         seal(&mut sealed, Mode::Authenticated, Some(&Key::new(b"0123456789abcdef")));
         assert_eq!(guess_mode(&sealed), Mode::Authenticated);
     }
+
+    #[test]
+    fn turnaround_is_read_in_the_format_that_the_error_estimate_names() {
+        let second = 1 << 32;
+        let of = |error| Reply {
+            error,
+            timestamp: NtpTime(second + (1 << 31)),
+            received: NtpTime(second),
+            ..reply()
+        };
+        assert_eq!(of(1).turnaround(), 500_000_000);
+        assert_eq!(of(PTP_FORMAT).turnaround(), 1 << 31);
+        assert_eq!(of(0xffff ^ PTP_FORMAT).turnaround(), 500_000_000);
+        let backwards = Reply { timestamp: NtpTime(second), received: NtpTime(2 * second), ..reply() };
+        assert_eq!(backwards.turnaround(), -1_000_000_000);
+        let ptp = of(PTP_FORMAT).sent().signed_since(PeerTimestamp::from_ptp(0));
+        let ntp = of(0).sent().signed_since(PeerTimestamp::from_ntp(0));
+        assert_eq!((ptp, ntp), (1_000_000_000 + (1 << 31), 1_500_000_000));
+    }
+
+    #[test]
+    fn packet_that_is_as_long_as_its_base_is_whole() {
+        let bytes = [0; 112];
+        for (mode, request, reply) in [(Mode::Open, 44, 41), (Mode::Authenticated, 112, 112)] {
+            assert!(Request::decode(&bytes[..request], mode).is_ok(), "{mode:?}");
+            assert!(Request::decode(&bytes[..request - 1], mode).is_err(), "{mode:?}");
+            assert!(Reply::decode(&bytes[..reply], mode).is_ok(), "{mode:?}");
+            assert!(Reply::decode(&bytes[..reply - 1], mode).is_err(), "{mode:?}");
+        }
+        assert_eq!([1, 1 << 14].map(|bit| ERROR_ESTIMATE & bit), [1, 0], "multiplier 1, NTP format");
+        assert_eq!(ERROR_ESTIMATE, 0x2001);
+    }
+
+    #[test]
+    fn time_of_a_reply_can_be_written_anew() {
+        for mode in [Mode::Open, Mode::Authenticated] {
+            let mut bytes = vec![0; 112];
+            reply().write(mode, &mut bytes);
+            Reply::write_sent(mode, &mut bytes, NtpTime(99));
+            assert_eq!(Reply::decode(&bytes, mode), Ok(Reply { timestamp: NtpTime(99), ..reply() }));
+        }
+    }
+
+    #[test]
+    fn base_packet_that_is_proven_names_its_key() {
+        let keys = Keys::parse("new-key-0123456789\nold-key-0123456789").unwrap();
+        for id in [KeyId::Current, KeyId::Previous] {
+            let mut bytes = vec![0; 113];
+            reply().write(Mode::Authenticated, &mut bytes);
+            seal(&mut bytes, Mode::Authenticated, Some(keys.key(id)));
+            assert_eq!(verify(&bytes, &keys), Ok(id));
+            assert_eq!(verify(&bytes[..112], &keys), Ok(id));
+            assert!(matches!(verify(&bytes[..111], &keys), Err(DecodeError::Truncated { .. })));
+        }
+        let mut bytes = vec![0; 112];
+        seal(&mut bytes, Mode::Open, Some(keys.current()));
+        seal(&mut bytes, Mode::Authenticated, None);
+        assert_eq!(bytes, [0; 112], "in open mode and without a key nothing is written");
+    }
+
+    #[test]
+    fn authenticated_request_has_zeros_before_its_hmac_and_something_in_it() {
+        let mut bytes = [0; 120];
+        bytes[111] = 1;
+        assert_eq!(guess_mode(&bytes), Mode::Authenticated);
+        assert_eq!(guess_mode(&bytes[..112]), Mode::Authenticated);
+        assert_eq!(guess_mode(&bytes[..111]), Mode::Open, "too short");
+        for at in 0..120 {
+            let mut changed = bytes;
+            changed[at] ^= 1;
+            let expected = if (44..96).contains(&at) || at == 111 { Mode::Open } else { Mode::Authenticated };
+            assert_eq!(guess_mode(&changed), expected, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn authenticated_reply_is_told_apart_from_requests_and_from_what_nobody_proved() {
+        let keys = Keys::parse("0123456789abcdef").unwrap();
+        let sealed = |bytes: &mut [u8]| {
+            seal(bytes, Mode::Authenticated, Some(keys.current()));
+            is_authenticated_reply(bytes, &keys)
+        };
+        let mut bytes = vec![0; 112];
+        reply().write(Mode::Authenticated, &mut bytes);
+        assert!(!is_authenticated_reply(&bytes, &keys), "it is not signed");
+        assert!(sealed(&mut bytes));
+        assert!(!is_authenticated_reply(&bytes[..15], &keys));
+        for at in 4..16 {
+            bytes[at] = 1;
+            assert!(!sealed(&mut bytes), "byte {at}");
+            bytes[at] = 0;
+        }
+        let mut request = Vec::new();
+        Request { sequence: 3, timestamp: NtpTime(5), error: 1, ssid: 9 }
+            .encode(Mode::Authenticated, &mut request);
+        assert!(!sealed(&mut request));
+        assert_eq!(ssids(&bytes), [0, 7]);
+        assert_eq!(ssids(&bytes[..27]), [0, 0]);
+    }
 }

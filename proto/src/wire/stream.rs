@@ -337,4 +337,59 @@ mod tests {
         seal.request(Message { sequence: 0, stamp: NtpTime(0) }, 0, &mut frame);
         assert!((0..frame.len()).all(|length| seal.check_request(&frame[..length]).is_err()));
     }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn the_fields_stand_where_the_table_puts_them() {
+        let welcome = Welcome { admittance: Admittance::Full, nonce: [9; 16] };
+        let greetings =
+            [(HELLO.encode(None), "01 0000", "07"), (welcome.encode(&HELLO, None), "02 0003", "09")];
+        for (bytes, kind, nonce) in greetings {
+            let (nonce, tag) = (nonce.repeat(16), "00".repeat(16));
+            let expected = format!("706d7374 01 {kind} 00000064 00000000 {nonce} {tag}");
+            assert_eq!(hex(&bytes), expected.replace(' ', ""));
+        }
+        let seal = Seal::of(None, &HELLO, &GRANTED);
+        let mut frame = vec![1];
+        seal.request(Message { sequence: 5, stamp: NtpTime(77) }, 58, &mut frame);
+        seal.reply(&mut frame[1..], WallTime::from_nanos(0), WallTime::from_nanos(0));
+        let time = format!("{:016x}", 2_208_988_800_u64 << 32);
+        let expected = format!(
+            "01 706d7374 01 04 0000 0000000000000005 000000000000004d {time} {time} {} 0000",
+            "00".repeat(16)
+        );
+        assert_eq!(hex(&frame), expected.replace(' ', ""));
+    }
+
+    #[test]
+    fn welcome_of_another_kind_of_answer_is_foreign() {
+        let welcome = GRANTED.encode(&HELLO, None);
+        for (at, byte) in [(6, 1), (7, 5), (5, 1), (0, 9)] {
+            let mut changed = welcome;
+            changed[at] = byte;
+            let found = Welcome::decode(&changed, &HELLO, None);
+            assert_eq!(found, Err(DecodeError::Foreign { field: "welcome" }), "byte {at}");
+        }
+        assert_eq!(Welcome::decode(&welcome, &HELLO, None), Ok(GRANTED));
+        for (code, admittance) in (0..).zip(Admittance::ALL) {
+            assert_eq!(Welcome { admittance, ..GRANTED }.encode(&HELLO, None)[7], code);
+        }
+    }
+
+    #[test]
+    fn messages_of_a_connection_with_a_key_are_signed_and_those_of_one_without_are_not() {
+        let keys = keys("0123456789abcdef");
+        let message = Message { sequence: 5, stamp: NtpTime(77) };
+        let [signed, plain] = [Some(keys.current()), None].map(|key| Seal::of(key, &HELLO, &GRANTED));
+        for (seal, other) in [(&signed, &plain), (&plain, &signed)] {
+            let mut frame = Vec::new();
+            seal.request(message, 56, &mut frame);
+            assert_eq!(frame[40..56] == [0; 16], seal.0.is_none());
+            assert!(seal.check_request(&frame).is_ok());
+            assert_eq!(other.check_request(&frame).is_ok(), other.0.is_none());
+        }
+    }
 }

@@ -134,4 +134,30 @@ mod tests {
             assert!(Format::Text.decode(text.as_bytes(), 96).is_err(), "{text}");
         }
     }
+
+    #[test]
+    fn message_is_as_long_as_wished_or_as_it_must_be() {
+        let message = Message { sequence: 5, stamp: NtpTime(7) };
+        let lengths =
+            |format: Format| [0, 15, 16, 17, 95, 96, 97].map(|bytes| format.encode(message, bytes).len());
+        assert_eq!(lengths(Format::Binary), [16, 16, 16, 17, 95, 96, 97]);
+        let least = Format::Text.encode(message, 0).len();
+        assert_eq!(lengths(Format::Text), [least, least, least, least, 95, 96, 97]);
+        assert_eq!([Format::Text, Format::Binary].map(Format::bytes_min), [96, 16]);
+        let text = String::from_utf8(Format::Text.encode(message, 64)).unwrap();
+        let expected = "{\"seq\":5,\"ts\":2085978496000,\"stamp\":\"0000000000000007\",\"pad\":\"\"}";
+        assert_eq!(text, expected);
+        let expected = "{\"seq\":5,\"ts\":2085978496000,\"stamp\":\"0000000000000007\",\"pad\":\"..\"}";
+        assert_eq!(String::from_utf8(Format::Text.encode(message, expected.len())).unwrap(), expected);
+        let binary = Format::Binary.encode(message, 18);
+        assert_eq!(binary, [0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0]);
+    }
+
+    #[test]
+    fn milliseconds_are_those_since_1970() {
+        assert_eq!(milliseconds(NtpTime(2_208_988_800 << 32)), 0);
+        assert_eq!(milliseconds(NtpTime((2_208_988_801 << 32) + (1 << 31))), 1_500);
+        assert_eq!(milliseconds(NtpTime(0)), 2_085_978_496_000, "in the era that began in 1970");
+        assert_eq!(milliseconds(NtpTime((2_208_988_800 << 32) + 0xffff_ffff)), 999);
+    }
 }
