@@ -6,6 +6,7 @@ use std::io;
 use std::net::TcpListener as StdListener;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use tokio::runtime::Builder;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::metrics::agent::LoopSeries;
 use crate::runtime::DetachedRuntime;
 
 /// The daemon's end of the thread. If it is dropped, the thread stops as after [`Handle::stop`].
@@ -22,6 +22,7 @@ use crate::runtime::DetachedRuntime;
 pub struct Handle {
     stop: watch::Sender<bool>,
     ended: oneshot::Receiver<()>,
+    heartbeats: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
 
@@ -32,19 +33,13 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 /// come is behind all of them. Chosen: a look takes 1 µs.
 const TASKS_BETWEEN_POLLS: u32 = 8;
 
-/// The name of the loop, as metrics show it.
-pub const LOOP: &str = "answering";
-
 impl Handle {
     /// Starts the thread. `serve` is called at once, with the thread's runtime entered so that sockets belong to it; what it
     /// returns runs there until the stop that it is given, and the thread ends with it.
     ///
     /// # Errors
     /// Those of `serve`, and when the operating system gives no thread or no event descriptors.
-    pub fn spawn<F>(
-        stats: Arc<LoopSeries>,
-        serve: impl FnOnce(watch::Receiver<bool>) -> io::Result<F>,
-    ) -> io::Result<Self>
+    pub fn spawn<F>(serve: impl FnOnce(watch::Receiver<bool>) -> io::Result<F>) -> io::Result<Self>
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -57,14 +52,22 @@ impl Handle {
             serve(stopped)?
         };
         let (sender, ended) = oneshot::channel();
+        let heartbeats = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&heartbeats);
         let thread = std::thread::Builder::new().name("pm-answering".to_owned()).spawn(move || {
-            runtime.block_on(run(serving, &stats));
+            runtime.block_on(run(serving, &counted));
             // A password that is still being checked does not delay the stop.
             drop(runtime);
             // Nobody waits if the daemon is gone.
             let _ = sender.send(());
         })?;
-        Ok(Self { stop, ended, thread })
+        Ok(Self { stop, ended, heartbeats, thread })
+    }
+
+    /// How often the thread has shown that it is not stuck.
+    #[must_use]
+    pub fn heartbeats(&self) -> u64 {
+        self.heartbeats.load(Ordering::Relaxed)
     }
 
     /// Stops serving, and returns when the thread has ended.
@@ -78,14 +81,16 @@ impl Handle {
     }
 }
 
-async fn run(serving: impl Future<Output = ()>, stats: &LoopSeries) {
+async fn run(serving: impl Future<Output = ()>, heartbeats: &AtomicU64) {
     let mut serving = pin!(serving);
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = &mut serving => return,
-            _ = heartbeat.tick() => stats.progress.inc(),
+            _ = heartbeat.tick() => {
+                heartbeats.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -104,10 +109,6 @@ mod tests {
     use std::future::pending;
     use std::thread::current;
 
-    fn stats() -> Arc<LoopSeries> {
-        Arc::new(LoopSeries::new(LOOP))
-    }
-
     #[tokio::test]
     async fn serves_on_its_own_thread_until_the_stop() {
         let (name, named) = oneshot::channel();
@@ -117,14 +118,14 @@ mod tests {
                 stopped.wait_for(|stopped| *stopped).await.unwrap();
             })
         };
-        let handle = Handle::spawn(stats(), serve).unwrap();
+        let handle = Handle::spawn(serve).unwrap();
         assert_eq!(named.await.unwrap().as_deref(), Some("pm-answering"));
         handle.stop().await;
     }
 
     #[tokio::test]
     async fn the_heartbeat_shows_whether_the_thread_is_stuck() {
-        let (stats, (release, blocked)) = (stats(), std::sync::mpsc::channel::<()>());
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
         let (stuck, is_stuck) = oneshot::channel();
         let serve = |_| {
             Ok(async move {
@@ -134,14 +135,14 @@ mod tests {
                 pending().await
             })
         };
-        let _handle = Handle::spawn(Arc::clone(&stats), serve).unwrap();
+        let handle = Handle::spawn(serve).unwrap();
         is_stuck.await.unwrap();
-        let beats = stats.progress.get();
+        let beats = handle.heartbeats();
         assert!(beats >= 1);
         tokio::time::sleep(2 * HEARTBEAT).await;
-        assert_eq!(stats.progress.get(), beats);
+        assert_eq!(handle.heartbeats(), beats);
         release.send(()).unwrap();
-        while stats.progress.get() == beats {
+        while handle.heartbeats() == beats {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -149,6 +150,6 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_served_starts_no_thread() {
         let serve = |_| Err::<std::future::Ready<()>, _>(io::ErrorKind::OutOfMemory.into());
-        assert_eq!(Handle::spawn(stats(), serve).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        assert_eq!(Handle::spawn(serve).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
     }
 }

@@ -48,7 +48,6 @@ use crate::http::server::{self, Counters, Limits};
 use crate::identity::{Identity, Ports};
 use crate::logging;
 use crate::loops::{EVENTS_PENDING_MAX, Event};
-use crate::metrics::agent::LoopSeries;
 use crate::metrics::{Exporter, Responders};
 use crate::probe::Loops;
 use crate::settings::{Settings, SettingsError};
@@ -158,8 +157,7 @@ impl Daemon {
         let prober = datagram::spawn("prober", Vec::new(), stamps, event_sender.clone())
             .context("starting the prober's thread")?;
         let streams = stream::spawn(event_sender).context("starting the thread of connections")?;
-        let answering_series = Arc::new(LoopSeries::new(answering::LOOP));
-        let loops = [prober.series(), responder.series(), streams.series(), &answering_series];
+        let loops = [prober.series(), responder.series(), streams.series()];
         let exporter = Arc::new(Exporter::new(loops.map(Arc::clone).into(), responders));
         let counters = Arc::new(Counters::default());
         let event_log = Arc::new(EventLog::default());
@@ -182,7 +180,7 @@ impl Daemon {
             Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
         };
         let stream_answers = Arc::clone(&stream_responder);
-        let answering = answering::Handle::spawn(answering_series, |stopped| {
+        let answering = answering::Handle::spawn(|stopped| {
             let agent = stream_answers.serve(answering::register(agent_listeners)?, stopped.clone());
             let listeners = answering::register(listeners)?;
             let http = server::serve(listeners, Limits::default(), handler, counters, web_config, stopped);
@@ -392,7 +390,7 @@ impl Daemon {
             let status = format!("measuring {all} peers and targets, {up} of them up");
             self.supervision.notifier.status(&status);
         }
-        self.supervision.trigger_watchdog(&self.observability.exporter);
+        self.supervision.trigger_watchdog(&self.observability.exporter, self.servers.answering.heartbeats());
         if ticks.is_multiple_of(TRY_AGAIN) && self.measuring.fleet.has_failures() {
             self.measure();
         }

@@ -12,7 +12,7 @@ use crate::systemd::Notifier;
 pub(super) struct Supervision {
     pub(super) notifier: Notifier,
     log: Option<logging::Handle>,
-    /// How far each loop had got at the last tick.
+    /// How far each loop that measures, and the answering thread at the end, had got at the last tick.
     progress: Vec<u64>,
 }
 
@@ -21,10 +21,11 @@ impl Supervision {
         Self { notifier, log, progress: Vec::new() }
     }
 
-    /// Triggers the watchdog, as long as all loops run.
-    pub(super) fn trigger_watchdog(&mut self, exporter: &Exporter) {
-        let progress: Vec<u64> = exporter.loops().iter().map(|series| series.progress.get()).collect();
-        // A loop that stands still measures nothing: let the supervisor restart us.
+    /// Triggers the watchdog, as long as all loops run, and the thread that answers over connections has had these heartbeats.
+    pub(super) fn trigger_watchdog(&mut self, exporter: &Exporter, heartbeats: u64) {
+        let loops = exporter.loops().iter().map(|series| series.progress.get());
+        let progress: Vec<u64> = loops.chain([heartbeats]).collect();
+        // A loop that stands still measures or answers nothing: let the supervisor restart us.
         let is_alive = progress.iter().zip(&self.progress).all(|(now, before)| now != before);
         if is_alive && self.notifier.watchdog_interval().is_some() {
             self.notifier.watchdog();

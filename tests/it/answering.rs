@@ -14,7 +14,6 @@ use pathmeter::api::routes::AppState;
 use pathmeter::api::status::Status;
 use pathmeter::http::server::{Counters, Limits, serve};
 use pathmeter::identity::Ports;
-use pathmeter::metrics::agent::LoopSeries;
 use pathmeter::websocket::Responder;
 use pathmeter::{answering, config};
 use tokio::sync::mpsc;
@@ -49,7 +48,7 @@ fn serve_pages(renderer: Renderer) -> Served {
     let counters = Arc::new(Counters::default());
     let counted = Arc::clone(&counters);
     let handler = Arc::new(move |request: Request<Bytes>, peer| Arc::clone(&app).answer(request, peer));
-    let handle = answering::Handle::spawn(Arc::new(LoopSeries::new(answering::LOOP)), |stopped| {
+    let handle = answering::Handle::spawn(|stopped| {
         let listeners = answering::register(vec![listener])?;
         Ok(serve(listeners, Limits::default(), handler, counted, Arc::default(), stopped))
     });
