@@ -31,7 +31,7 @@ use crate::play::Inconclusive;
 const AGENTS: [(&str, &str); 4] = [("a", "west"), ("b", "west"), ("c", "east"), ("d", "east")];
 
 /// How much faster time runs than for a fleet that is scraped every 15 s and sends a datagram a second.
-const FAST: u32 = 20;
+const FAST: u32 = 15;
 
 /// A round trip takes four wires, so 4 ms.
 const DELAY: u64 = 1_000_000;
