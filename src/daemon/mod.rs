@@ -127,7 +127,9 @@ impl Daemon {
         };
         let boot_id = random()?;
         let (event_sender, events) = mpsc::channel(EVENTS_PENDING_MAX);
-        let (membership, polls) = Membership::new(boot_id);
+        let (mut membership, polls) = Membership::new(boot_id);
+        // Peers with literal addresses are answered from the first datagram on.
+        membership.rebuild_roster(&settings);
         let (reload_sender, reloads) = mpsc::channel(4);
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);

@@ -69,6 +69,19 @@ fn two_agents_measure_each_other() {
 }
 
 #[test]
+fn peers_are_answered_from_the_first_datagram_that_an_agent_reads() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let probes = format!(
+        "peers: [{{name: b, address: {b}}}]\nprobes: [{{name: fast, interval: 1ms, source: {a}, {PATIENT}}}]"
+    );
+    let _asking = Agent::start(&a, &a.config("a", &probes));
+    let answering = Agent::start(&b, &b.config("b", &format!("peers: [{{name: a, address: {a}}}]")));
+    let page =
+        answering.page_when("replies", |page| page.count("pathmeter_responder_replies_total", &[]) > 0);
+    assert_eq!(page.count("pathmeter_responder_rejected_total", &[]), 0, "{page}");
+}
+
+#[test]
 fn a_path_over_ipv6_is_measured() {
     if UdpSocket::bind("[::1]:0").is_err() {
         return skipped("this host has no IPv6");
