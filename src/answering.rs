@@ -17,9 +17,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::runtime::DetachedRuntime;
 
-/// The daemon's end of the thread. If it is dropped, the thread stops as after [`Handle::stop`].
+/// The daemon's end of the thread. If it is dropped, the thread stops as after [`AnsweringHandle::stop`].
 #[derive(Debug)]
-pub struct Handle {
+pub struct AnsweringHandle {
     stop: watch::Sender<bool>,
     ended: oneshot::Receiver<()>,
     heartbeats: Arc<AtomicU64>,
@@ -33,7 +33,7 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 /// come is behind all of them. Chosen: a look takes 1 µs.
 const TASKS_BETWEEN_POLLS: u32 = 8;
 
-impl Handle {
+impl AnsweringHandle {
     /// Starts the thread. `serve` is called at once, with the thread's runtime entered so that sockets belong to it; what it
     /// returns runs there until the stop that it is given, and the thread ends with it.
     ///
@@ -118,7 +118,7 @@ mod tests {
                 stopped.wait_for(|stopped| *stopped).await.unwrap();
             })
         };
-        let handle = Handle::spawn(serve).unwrap();
+        let handle = AnsweringHandle::spawn(serve).unwrap();
         assert_eq!(named.await.unwrap().as_deref(), Some("pm-answering"));
         handle.stop().await;
     }
@@ -135,7 +135,7 @@ mod tests {
                 pending().await
             })
         };
-        let handle = Handle::spawn(serve).unwrap();
+        let handle = AnsweringHandle::spawn(serve).unwrap();
         is_stuck.await.unwrap();
         let beats = handle.heartbeats();
         assert!(beats >= 1);
@@ -150,6 +150,6 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_served_starts_no_thread() {
         let serve = |_| Err::<std::future::Ready<()>, _>(io::ErrorKind::OutOfMemory.into());
-        assert_eq!(Handle::spawn(serve).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        assert_eq!(AnsweringHandle::spawn(serve).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
     }
 }

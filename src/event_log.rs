@@ -18,19 +18,19 @@ pub trait EventType: Serialize {
 /// The latest events, oldest first. A slow reader delays nothing.
 #[derive(Debug, Default)]
 pub struct EventLog {
-    entries: Mutex<Entries>,
+    entries: Mutex<StoredEvents>,
 }
 
 #[derive(Debug, Default)]
-struct Entries {
-    latest: VecDeque<Entry>,
+struct StoredEvents {
+    latest: VecDeque<StoredEvent>,
     /// Events since the start of the agent.
     count: u64,
 }
 
 /// An event as `/api/v1/events` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Entry {
+pub struct StoredEvent {
     /// Counts from 1 since the start of the agent.
     pub number: u64,
     /// When it was noticed, in seconds since 1970.
@@ -55,8 +55,12 @@ impl EventLog {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.count += 1;
-        let entry =
-            Entry { number: entries.count, timestamp_seconds: now.as_secs_f64(), event: E::NAME, fields };
+        let entry = StoredEvent {
+            number: entries.count,
+            timestamp_seconds: now.as_secs_f64(),
+            event: E::NAME,
+            fields,
+        };
         if entries.latest.len() == EVENTS_MAX {
             entries.latest.pop_front();
         }
@@ -65,7 +69,7 @@ impl EventLog {
 
     /// The events with a higher number than `number`, of those that are kept.
     #[must_use]
-    pub fn after(&self, number: u64) -> Vec<Entry> {
+    pub fn after(&self, number: u64) -> Vec<StoredEvent> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.latest.iter().filter(|entry| entry.number > number).cloned().collect()
     }

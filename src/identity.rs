@@ -22,7 +22,7 @@ pub struct Identity {
     #[serde(default)]
     pub capabilities: Vec<String>,
     /// Whether it would answer the caller.
-    pub you: You,
+    pub you: CallerAccess,
 }
 
 impl Identity {
@@ -75,19 +75,19 @@ pub struct Ports {
 
 /// Whether an agent would answer the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct You {
+pub struct CallerAccess {
     /// The address that the caller has to the agent.
     pub address: String,
     /// Whether its STAMP requests would be answered.
-    pub stamp: Answers,
+    pub stamp: WouldAnswer,
     /// Whether its WebSocket messages would be; `None` from an agent that is too old to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub websocket: Option<Answers>,
+    pub websocket: Option<WouldAnswer>,
 }
 
 /// Whether requests would be answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answers {
+pub struct WouldAnswer {
     /// Whether they would.
     pub answers: bool,
     /// Why not, and what to do about it.
@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn identity_without_websocket_is_read() {
-        let you: You = serde_json::from_str(r#"{"address": "::1", "stamp": {"answers": true}}"#).unwrap();
+        let you: CallerAccess =
+            serde_json::from_str(r#"{"address": "::1", "stamp": {"answers": true}}"#).unwrap();
         assert_eq!(you.websocket, None);
         assert_eq!(serde_json::to_string(&you).unwrap(), r#"{"address":"::1","stamp":{"answers":true}}"#);
     }
@@ -121,9 +122,9 @@ mod tests {
             boot_id: "00".into(),
             ports: Ports { http: 1, stamp: 2, agent: 3 },
             capabilities: Vec::new(),
-            you: You {
+            you: CallerAccess {
                 address: "192.0.2.1".into(),
-                stamp: Answers { answers: true, reason: None },
+                stamp: WouldAnswer { answers: true, reason: None },
                 websocket: None,
             },
         };

@@ -7,9 +7,9 @@ use std::time::Duration;
 use hyper::StatusCode;
 use tokio::sync::mpsc;
 
-use crate::http::client::{Client, ClientError, Secure};
+use crate::http::client::{Client, ClientError, TlsClient};
 use crate::identity::Identity;
-use crate::poller::{Backoff, KeyedPoller, Next};
+use crate::poller::{Backoff, KeyedPoller, NextPoll};
 use crate::tls::Cause;
 
 /// Chosen: labels and versions change rarely, and a peer that has just restarted answers within seconds.
@@ -30,7 +30,7 @@ pub struct Endpoint {
     /// Host and port as they are configured.
     pub host: String,
     /// With TLS; `None`: without.
-    pub secure: Option<Secure>,
+    pub secure: Option<TlsClient>,
 }
 
 /// Why an agent's description is not known.
@@ -123,7 +123,7 @@ impl IdentityPoller {
             let (address, host) = (endpoint.address, endpoint.host.clone());
             async move {
                 let result = fetch_identity(&client, address, &host).await;
-                let next = Next::of(&result);
+                let next = NextPoll::of(&result);
                 (result, next)
             }
         });

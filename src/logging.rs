@@ -36,7 +36,7 @@ pub enum Format {
 ///
 /// # Errors
 /// [`LogError`].
-pub fn init(level: &str, format: Format) -> Result<Handle, LogError> {
+pub fn init(level: &str, format: Format) -> Result<LogHandle, LogError> {
     let (subscriber, handle) = subscriber(level, Style::of_stderr(format), io::stderr)?;
     subscriber.try_init().map_err(|_| LogError::Started)?;
     Ok(handle)
@@ -44,11 +44,11 @@ pub fn init(level: &str, format: Format) -> Result<Handle, LogError> {
 
 /// Changes the log while it runs.
 #[derive(Debug, Clone)]
-pub struct Handle {
+pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
-impl Handle {
+impl LogHandle {
     /// Logs from now on what `level` says, in the words of [`init`].
     ///
     /// # Errors
@@ -125,7 +125,7 @@ fn subscriber<W>(
     level: &str,
     style: Style,
     writer: W,
-) -> Result<(impl Subscriber + Send + Sync + 'static, Handle), LogError>
+) -> Result<(impl Subscriber + Send + Sync + 'static, LogHandle), LogError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -136,7 +136,7 @@ where
         Style::Journal => lines.event_format(Prioritised(format::format().without_time())).boxed(),
         Style::Json => lines.json().with_current_span(false).with_span_list(false).boxed(),
     };
-    Ok((tracing_subscriber::registry().with(filter).with(lines), Handle { filter: handle }))
+    Ok((tracing_subscriber::registry().with(filter).with(lines), LogHandle { filter: handle }))
 }
 
 /// Words alone must be levels: to the filter a misspelt level would be a module to be traced.
@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    fn logged(level: &str, style: Style, act: impl FnOnce(&Handle)) -> String {
+    fn logged(level: &str, style: Style, act: impl FnOnce(&LogHandle)) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
         let (subscriber, handle) = subscriber(level, style, move || writer.clone()).unwrap();

@@ -42,7 +42,7 @@ pub struct Backoff {
 
 /// What follows a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub enum NextPoll {
     /// It succeeded: poll after the interval.
     Interval,
     /// It succeeded, and the answer is valid for this long: poll then.
@@ -53,7 +53,7 @@ pub enum Next {
     Never,
 }
 
-impl Next {
+impl NextPoll {
     /// [`Interval`](Self::Interval) after a success, [`Retry`](Self::Retry) after a failure.
     pub fn of<V, E>(result: &Result<V, E>) -> Self {
         match result {
@@ -66,15 +66,15 @@ impl Next {
 impl Backoff {
     /// The pause after a poll, before jitter; `None`: there is no further poll. `failures` are those in a row
     /// before it.
-    fn pause(self, next: Next, failures: u32) -> Option<Duration> {
+    fn pause(self, next: NextPoll, failures: u32) -> Option<Duration> {
         match next {
-            Next::Interval => Some(self.interval),
-            Next::After(pause) => Some(pause),
-            Next::Retry => {
+            NextPoll::Interval => Some(self.interval),
+            NextPoll::After(pause) => Some(pause),
+            NextPoll::Retry => {
                 let factor = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);
                 Some(self.retry.saturating_mul(factor).min(self.interval))
             }
-            Next::Never => None,
+            NextPoll::Never => None,
         }
     }
 }
@@ -86,7 +86,7 @@ impl Backoff {
 pub struct KeyedPoller<K, T, R> {
     backoff: fn(&T) -> Backoff,
     spread: Duration,
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     results: mpsc::Sender<(K, R)>,
     polled: BTreeMap<K, (T, AbortHandle)>,
     tasks: JoinSet<()>,
@@ -105,7 +105,7 @@ where
         let poller = Self {
             backoff,
             spread: Duration::ZERO,
-            turns: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            permits: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             results,
             polled: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -122,7 +122,7 @@ where
     /// Lets only some polls run at once.
     #[must_use]
     pub fn at_most(self, polls: usize) -> Self {
-        Self { turns: Arc::new(Semaphore::new(polls)), ..self }
+        Self { permits: Arc::new(Semaphore::new(polls)), ..self }
     }
 
     /// Polls exactly `wanted` from now on, each by `poll`. Whatever is described as before is left alone and
@@ -130,7 +130,7 @@ where
     pub fn follow<P, F>(&mut self, wanted: BTreeMap<K, T>, poll: P)
     where
         P: Fn(&K, &T) -> F + Clone + Send + 'static,
-        F: Future<Output = (R, Next)> + Send + 'static,
+        F: Future<Output = (R, NextPoll)> + Send + 'static,
     {
         while self.tasks.try_join_next().is_some() {}
         self.polled.retain(|key, (what, task)| {
@@ -142,12 +142,12 @@ where
         });
         for (key, what) in wanted {
             if !self.polled.contains_key(&key) {
-                let task = Task {
+                let task = PollLoop {
                     key: key.clone(),
                     what: what.clone(),
                     backoff: (self.backoff)(&what),
                     start_after: random_part(self.spread),
-                    turns: Arc::clone(&self.turns),
+                    permits: Arc::clone(&self.permits),
                     results: self.results.clone(),
                 };
                 let task = self.tasks.spawn(task.run(poll.clone()));
@@ -164,31 +164,31 @@ where
 }
 
 /// What one task knows.
-struct Task<K, T, R> {
+struct PollLoop<K, T, R> {
     key: K,
     what: T,
     backoff: Backoff,
     start_after: Duration,
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     results: mpsc::Sender<(K, R)>,
 }
 
-impl<K: Clone, T, R> Task<K, T, R> {
-    async fn run<F: Future<Output = (R, Next)>>(self, poll: impl Fn(&K, &T) -> F) {
+impl<K: Clone, T, R> PollLoop<K, T, R> {
+    async fn run<F: Future<Output = (R, NextPoll)>>(self, poll: impl Fn(&K, &T) -> F) {
         if !self.start_after.is_zero() {
             tokio::time::sleep(self.start_after).await;
         }
         let mut failures = 0;
         loop {
             let (result, next) = {
-                let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+                let _turn = self.permits.acquire().await.expect("the semaphore is never closed");
                 poll(&self.key, &self.what).await
             };
             if self.results.send((self.key.clone(), result)).await.is_err() {
                 return;
             }
             let Some(pause) = self.backoff.pause(next, failures) else { return };
-            failures = if next == Next::Retry { failures.saturating_add(1) } else { 0 };
+            failures = if next == NextPoll::Retry { failures.saturating_add(1) } else { 0 };
             tokio::time::sleep(with_jitter(pause)).await;
         }
     }
@@ -229,7 +229,7 @@ mod tests {
     }
 
     /// Answers with the description, and goes on as `next` says.
-    fn answer(next: Next) -> impl Fn(&&'static str, &u32) -> std::future::Ready<(u32, Next)> + Clone {
+    fn answer(next: NextPoll) -> impl Fn(&&'static str, &u32) -> std::future::Ready<(u32, NextPoll)> + Clone {
         move |_, what| std::future::ready((*what, next))
     }
 
@@ -254,7 +254,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn success_is_polled_again_after_the_interval() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("a", 1)]), answer(Next::Interval));
+        poller.follow(all(&[("a", 1)]), answer(NextPoll::Interval));
         assert_eq!(seconds_to_next(&mut results).await, Duration::ZERO);
         for _ in 0..20 {
             assert_about(seconds_to_next(&mut results).await, 60.0);
@@ -264,7 +264,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_say_how_long_it_is_valid() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("a", 1)]), answer(Next::After(Duration::from_secs(5))));
+        poller.follow(all(&[("a", 1)]), answer(NextPoll::After(Duration::from_secs(5))));
         seconds_to_next(&mut results).await;
         assert_about(seconds_to_next(&mut results).await, 5.0);
     }
@@ -275,7 +275,7 @@ mod tests {
         let polls = Arc::new(AtomicUsize::new(0));
         poller.follow(all(&[("a", 1)]), move |_, _| {
             let poll = polls.fetch_add(1, Ordering::Relaxed);
-            std::future::ready((0, if poll == 5 { Next::Interval } else { Next::Retry }))
+            std::future::ready((0, if poll == 5 { NextPoll::Interval } else { NextPoll::Retry }))
         });
         seconds_to_next(&mut results).await;
         for pause in [10.0, 20.0, 40.0, 60.0, 60.0, 60.0, 10.0, 20.0] {
@@ -286,50 +286,50 @@ mod tests {
     #[test]
     fn pauses_do_not_overflow() {
         for failures in [0, 31, 32, 33, u32::MAX] {
-            let pause = BACKOFF.pause(Next::Retry, failures).unwrap();
+            let pause = BACKOFF.pause(NextPoll::Retry, failures).unwrap();
             assert!((BACKOFF.retry..=BACKOFF.interval).contains(&pause), "{failures}: {pause:?}");
         }
         let endless = Backoff { interval: Duration::MAX, retry: Duration::MAX };
-        assert_eq!(endless.pause(Next::Retry, 40), Some(Duration::MAX));
+        assert_eq!(endless.pause(NextPoll::Retry, 40), Some(Duration::MAX));
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_has_nothing_more_to_learn_is_polled_again_only_when_renewed() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("a", 1)]), answer(Next::Never));
+        poller.follow(all(&[("a", 1)]), answer(NextPoll::Never));
         assert_eq!(results.recv().await, Some(("a", 1)));
-        poller.follow(all(&[("a", 1)]), answer(Next::Never));
+        poller.follow(all(&[("a", 1)]), answer(NextPoll::Never));
         assert!(is_silent(&mut results).await);
         poller.renew();
-        poller.follow(all(&[("a", 1)]), answer(Next::Never));
+        poller.follow(all(&[("a", 1)]), answer(NextPoll::Never));
         assert_eq!(results.recv().await, Some(("a", 1)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_described_as_before_is_not_disturbed_and_what_is_gone_ends() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("changed", 1), ("gone", 2), ("same", 3)]), answer(Next::Interval));
+        poller.follow(all(&[("changed", 1), ("gone", 2), ("same", 3)]), answer(NextPoll::Interval));
         for _ in 0..3 {
             results.recv().await;
         }
         tokio::time::advance(BACKOFF.interval / 2).await;
-        poller.follow(all(&[("changed", 4), ("new", 5), ("same", 3)]), answer(Next::Interval));
+        poller.follow(all(&[("changed", 4), ("new", 5), ("same", 3)]), answer(NextPoll::Interval));
         assert_eq!(results.recv().await, Some(("changed", 4)));
         assert_eq!(results.recv().await, Some(("new", 5)));
         let before = Instant::now();
         assert_eq!(results.recv().await, Some(("same", 3)), "it is polled on time");
         let passed = before.elapsed();
         assert!((Duration::from_secs(24)..=Duration::from_secs(37)).contains(&passed), "{passed:?}");
-        poller.follow(all(&[]), answer(Next::Interval));
+        poller.follow(all(&[]), answer(NextPoll::Interval));
         assert!(is_silent(&mut results).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn renewed_tasks_poll_in_the_new_way_at_once() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("a", 1)]), answer(Next::Interval));
+        poller.follow(all(&[("a", 1)]), answer(NextPoll::Interval));
         results.recv().await;
-        let new_way = |_: &&'static str, what: &u32| std::future::ready((what + 100, Next::Interval));
+        let new_way = |_: &&'static str, what: &u32| std::future::ready((what + 100, NextPoll::Interval));
         poller.follow(all(&[("a", 1)]), new_way);
         assert_eq!(results.recv().await, Some(("a", 1)), "it was not renewed");
         poller.renew();
@@ -345,7 +345,7 @@ mod tests {
         let mut poller = poller.spread_over(Duration::from_secs(2));
         let begin = Instant::now();
         poller.follow((0..KEYS).map(|key| (key, ())).collect(), |_, ()| {
-            std::future::ready(((), Next::Interval))
+            std::future::ready(((), NextPoll::Interval))
         });
         let mut times = Vec::new();
         for _ in 0..2 * KEYS {
@@ -374,7 +374,7 @@ mod tests {
                 let now = running.fetch_add(1, Ordering::Relaxed) + 1;
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 running.fetch_sub(1, Ordering::Relaxed);
-                (now, Next::Never)
+                (now, NextPoll::Never)
             }
         });
         let mut most = 0;
@@ -389,11 +389,11 @@ mod tests {
     async fn a_task_ends_when_nobody_takes_results_and_when_the_poller_is_dropped() {
         let (mut poller, results) = poller();
         drop(results);
-        poller.follow(all(&[("a", 1)]), answer(Next::Interval));
+        poller.follow(all(&[("a", 1)]), answer(NextPoll::Interval));
         assert!(poller.tasks.join_next().await.is_some_and(|ended| ended.is_ok()));
 
         let (mut poller, mut results) = self::poller();
-        poller.follow(all(&[("a", 1)]), answer(Next::Interval));
+        poller.follow(all(&[("a", 1)]), answer(NextPoll::Interval));
         results.recv().await;
         drop(poller);
         assert_eq!(results.recv().await, None);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::poller::{Backoff, KeyedPoller, Next};
+use crate::poller::{Backoff, KeyedPoller, NextPoll};
 
 /// Chosen: DNS entries of peers live for minutes, and a wrong one is used for this long at most. A name that
 /// cannot be resolved waits as long: the resolver of the host has repeated its queries already.
@@ -53,7 +53,7 @@ impl Resolver {
             let host = host.clone();
             async move {
                 let resolution = look_up(&host).await;
-                let next = Next::of(&resolution);
+                let next = NextPoll::of(&resolution);
                 (resolution, next)
             }
         });

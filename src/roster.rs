@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::config::discovery::{Finds, PeerPattern, TargetPattern};
-use crate::config::inventory::Member;
+use crate::config::discovery::{PeerPattern, ProviderRole, TargetPattern};
+use crate::config::file_sd::Member;
 use crate::config::{Config, Peer, Provider, Target};
 use crate::discovery::UnidentifiedAgent;
 
@@ -74,7 +74,7 @@ impl RosterInputs {
 
 /// The agent to ask for its name; `None`: the member has one, or is no agent.
 fn unidentified(provider: &Provider, member: &Member) -> Option<UnidentifiedAgent> {
-    let Finds::Peers(pattern) = &provider.finds else { return None };
+    let ProviderRole::Peers(pattern) = &provider.finds else { return None };
     member.name.is_none().then(|| UnidentifiedAgent {
         host: member.host.clone(),
         http_port: member.port.unwrap_or(pattern.http_port),
@@ -147,14 +147,16 @@ impl Roster {
             return self.skip(provider, member, &format!("there are more than {HOSTS_MAX} members"));
         }
         match &provider.finds {
-            Finds::Peers(pattern) => {
+            ProviderRole::Peers(pattern) => {
                 if let (Some(introduced), Ok(address)) = (introduced, member.host.parse::<IpAddr>()) {
                     self.addresses.insert(name.clone(), vec![address.to_canonical()]);
                     self.boot_ids.insert(name.clone(), introduced.boot_id.clone());
                 }
                 self.peers.insert(name.clone(), peer(name, pattern, member));
             }
-            Finds::Targets(pattern) => drop(self.targets.insert(name.clone(), target(name, pattern, member))),
+            ProviderRole::Targets(pattern) => {
+                drop(self.targets.insert(name.clone(), target(name, pattern, member)))
+            }
         }
     }
 
@@ -214,7 +216,7 @@ fn merged(all: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> BTr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Host};
+    use crate::config::{self, LoadContext};
 
     const CONFIG: &str = "
 agent: {name: a}
@@ -231,7 +233,7 @@ targets:
     const HTTP: &str = "http:192.0.2.9/targets";
 
     fn config() -> Config {
-        let host = Host { name_override: None, hostname: "a".into(), labels: BTreeMap::new() };
+        let host = LoadContext { name_override: None, hostname: "a".into(), labels: BTreeMap::new() };
         config::load(CONFIG.as_bytes(), &host).unwrap_or_else(|problems| panic!("{problems}")).config
     }
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Config, Host, Problems, Provider, Trust};
-use crate::http::client::Secure;
+use crate::config::{self, Config, LoadContext, Problems, Provider, Trust};
+use crate::http::client::TlsClient;
 use crate::http::web_config::LoadedWebConfig;
 use crate::keys::{KeyError, KeyRing};
-use crate::tls::{Connector, FileError, Made};
+use crate::tls::{Connector, FileError, Reloadable};
 use sha2::{Digest, Sha256};
 
 /// A configuration, and the keys and certificates it names.
@@ -19,9 +19,9 @@ pub struct Settings {
     /// The keys.
     pub keys: KeyRing,
     /// How the HTTP port is served: TLS, passwords, headers.
-    pub web_config: Made<LoadedWebConfig>,
+    pub web_config: Reloadable<LoadedWebConfig>,
     /// TLS for outgoing connections, by the CA and the client certificate that are used.
-    pub connectors: BTreeMap<Trust, Made<Connector>>,
+    pub connectors: BTreeMap<Trust, Reloadable<Connector>>,
     /// The first 16 hexadecimal digits of the SHA-256 of the file.
     pub hash: String,
     /// Settings that are valid and probably a mistake.
@@ -70,7 +70,7 @@ impl Settings {
     ///
     /// # Errors
     /// [`SettingsError`] with all problems of the configuration at once.
-    pub fn read(path: &Path, host: &Host) -> Result<Self, SettingsError> {
+    pub fn read(path: &Path, host: &LoadContext) -> Result<Self, SettingsError> {
         let text = fs::read(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
         let file = path.display().to_string();
         let loaded = config::load(&text, host)
@@ -88,7 +88,7 @@ impl Settings {
     pub fn complete(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
         let keys = KeyRing::read(&config)?;
         let hash = Self::hash_of(text);
-        let web_config = Made::new(|shelf| match &config.tls.web_config_file {
+        let web_config = Reloadable::new(|shelf| match &config.tls.web_config_file {
             Some(path) => LoadedWebConfig::read(path, shelf),
             None => Ok(LoadedWebConfig::default()),
         })?;
@@ -105,16 +105,16 @@ impl Settings {
 
     /// What [`Config`] says of asking with TLS, as the client needs it.
     #[must_use]
-    pub fn secure(&self, https: &config::Https) -> Secure {
+    pub fn secure(&self, https: &config::Https) -> TlsClient {
         let made = self.connectors.get(&https.trust).expect("there is a connector for every way to ask");
-        Secure { connector: made.value.clone(), server_name: https.server_name.clone() }
+        TlsClient { connector: made.value.clone(), server_name: https.server_name.clone() }
     }
 
     /// Whether every certificate and key in use is the one in its file; `None`: there are none.
     #[must_use]
     pub fn has_latest_files(&self) -> Option<bool> {
         let is_used = self.config.tls.web_config_file.is_some() || !self.connectors.is_empty();
-        let all = || self.web_config.is_latest() && self.connectors.values().all(Made::is_latest);
+        let all = || self.web_config.is_latest() && self.connectors.values().all(Reloadable::is_latest);
         is_used.then(all)
     }
 
@@ -151,7 +151,7 @@ impl Settings {
 }
 
 /// A connector for each [`Trust`] of the configuration.
-fn connectors(config: &Config) -> Result<BTreeMap<Trust, Made<Connector>>, FileError> {
+fn connectors(config: &Config) -> Result<BTreeMap<Trust, Reloadable<Connector>>, FileError> {
     let peers = config.peers.iter().map(|peer| &peer.https);
     let targets = config.targets.iter().map(|target| &target.https);
     let found = config.providers.iter().flat_map(Provider::trusts);
@@ -161,7 +161,7 @@ fn connectors(config: &Config) -> Result<BTreeMap<Trust, Made<Connector>>, FileE
     let mut connectors = BTreeMap::new();
     for trust in of_some.chain(client) {
         if !connectors.contains_key(trust) {
-            connectors.insert(trust.clone(), Made::new(|shelf| Connector::read(trust, shelf))?);
+            connectors.insert(trust.clone(), Reloadable::new(|shelf| Connector::read(trust, shelf))?);
         }
     }
     Ok(connectors)

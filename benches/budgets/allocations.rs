@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pathmeter::metrics::echo::EchoSeries;
-use pathmeter::metrics::{Blocks, Exporter, Format, HttpCounts, Responders};
+use pathmeter::metrics::{Blocks, Exporter, ExpositionFormat, HttpCounts, Responders};
 
 use super::report::Row;
 
@@ -62,7 +62,7 @@ fn of_a_page(paths: u32) -> f64 {
     };
     let mut piece = Vec::with_capacity(1 << 20);
     let mut write = || {
-        let mut page = exporter.page(&http, Format::Classic);
+        let mut page = exporter.page(&http, ExpositionFormat::Classic);
         while page.next(&mut piece) {
             piece.clear();
         }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::agent::target;
-use super::batch::{Batch, Stamps, address, socket, socket_at, wait};
+use super::batch::{Batch, Timestamps, address, socket, socket_at, wait};
 use super::load;
 use super::process::cpu_of_this_thread;
 
@@ -29,7 +29,7 @@ pub(crate) fn probe(paths: u32, port: u16, span: Duration) -> io::Result<f64> {
     let requests = (first..first + paths).map(|session| load::request(session, 0)).collect();
     // Where the reply brings the number of its datagram back: T1, which the bare loop has no use for.
     probe_with(
-        &socket(Stamps::Both)?,
+        &socket(Timestamps::Both)?,
         requests,
         Places { sequence: 0, number: 4, number_back: 28 },
         port,
@@ -57,7 +57,7 @@ pub(crate) fn probe_with(
     let Places { sequence, number, number_back } = places;
     let (mut outbox, mut inbox) = (Batch::new(BATCH), Batch::new(BATCH));
     // T1 by the number of the datagram, and the sum of all T4 − T1.
-    let (mut left, mut spent, mut stamped, mut answered) = (Vec::<u64>::new(), 0_u64, 0_u32, 0_u32);
+    let (mut left, mut spent, mut timestamped, mut answered) = (Vec::<u64>::new(), 0_u64, 0_u32, 0_u32);
     let (before, begin) = (cpu_of_this_thread(), Instant::now());
     let mut sent = 0_u32;
     while begin.elapsed() < span {
@@ -78,19 +78,19 @@ pub(crate) fn probe_with(
         std::thread::sleep(TICK);
         drain(&mut inbox, socket, libc::MSG_ERRQUEUE, |inbox, index| {
             let said = inbox.said(index);
-            if let (Some(stamp), Some(number)) = (said.stamp, said.number) {
-                left[number as usize] = stamp;
-                stamped += 1;
+            if let (Some(timestamp), Some(number)) = (said.timestamp, said.number) {
+                left[number as usize] = timestamp;
+                timestamped += 1;
             }
         });
         drain(&mut inbox, socket, 0, |inbox, index| {
             let number = inbox.bytes(index)[number_back..number_back + 4].try_into().expect("four bytes");
             let t1 = left.get(u32::from_be_bytes(number) as usize).copied().unwrap_or(0);
-            spent += inbox.said(index).stamp.unwrap_or(0).saturating_sub(t1);
+            spent += inbox.said(index).timestamp.unwrap_or(0).saturating_sub(t1);
             answered += 1;
         });
     }
-    std::hint::black_box((spent, stamped));
+    std::hint::black_box((spent, timestamped));
     Ok(per_echo(cpu_of_this_thread() - before, f64::from(answered)))
 }
 
@@ -118,7 +118,7 @@ impl Echo {
     }
 
     pub(crate) fn start_at(at: Ipv4Addr) -> io::Result<Self> {
-        let socket = socket_at(at, Stamps::Received)?;
+        let socket = socket_at(at, Timestamps::Received)?;
         let address = address(&socket)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -143,7 +143,7 @@ fn echo(socket: &UdpSocket, stopped: &AtomicBool) -> f64 {
             continue;
         }
         for index in 0..count {
-            std::hint::black_box(batch.said(index).stamp);
+            std::hint::black_box(batch.said(index).timestamp);
         }
         echoes += u32::try_from(batch.send(socket, count)).expect("at most a batch");
     }

@@ -30,7 +30,7 @@ struct Slot {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Said {
     /// When it arrived, or left; in nanoseconds since 1970.
-    pub(crate) stamp: Option<u64>,
+    pub(crate) timestamp: Option<u64>,
     /// On the error queue: how many left before it.
     pub(crate) number: Option<u32>,
 }
@@ -130,7 +130,8 @@ impl Batch {
                     (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) => {
                         let time = data.cast::<libc::timespec>().read_unaligned();
                         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-                        said.stamp = Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0));
+                        said.timestamp =
+                            Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0));
                     }
                     (libc::IPPROTO_IP, libc::IP_RECVERR) => {
                         let error = data.cast::<libc::sock_extended_err>().read_unaligned();
@@ -153,29 +154,29 @@ enum Direction {
 
 /// Which datagrams of a socket the kernel stamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stamps {
+pub(crate) enum Timestamps {
     None,
     Received,
     Both,
 }
 
 /// A socket on loopback.
-pub(crate) fn socket(stamps: Stamps) -> io::Result<UdpSocket> {
-    socket_at(Ipv4Addr::LOCALHOST, stamps)
+pub(crate) fn socket(timestamps: Timestamps) -> io::Result<UdpSocket> {
+    socket_at(Ipv4Addr::LOCALHOST, timestamps)
 }
 
 /// A socket at an address, on a port of the kernel's choice.
-pub(crate) fn socket_at(address: Ipv4Addr, stamps: Stamps) -> io::Result<UdpSocket> {
-    prepared(UdpSocket::bind((address, 0))?, stamps)
+pub(crate) fn socket_at(address: Ipv4Addr, timestamps: Timestamps) -> io::Result<UdpSocket> {
+    prepared(UdpSocket::bind((address, 0))?, timestamps)
 }
 
 /// The same for a socket that is already open.
-pub(crate) fn prepared(socket: UdpSocket, stamps: Stamps) -> io::Result<UdpSocket> {
+pub(crate) fn prepared(socket: UdpSocket, timestamps: Timestamps) -> io::Result<UdpSocket> {
     let either = libc::SOF_TIMESTAMPING_SOFTWARE | libc::SOF_TIMESTAMPING_RX_SOFTWARE;
-    let flags = match stamps {
-        Stamps::None => 0,
-        Stamps::Received => either,
-        Stamps::Both => {
+    let flags = match timestamps {
+        Timestamps::None => 0,
+        Timestamps::Received => either,
+        Timestamps::Both => {
             either
                 | libc::SOF_TIMESTAMPING_TX_SOFTWARE
                 | libc::SOF_TIMESTAMPING_OPT_ID

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::NtpTime;
 use pathmeter_proto::wire::stamp::{ERROR_ESTIMATE, Mode, Request};
-use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, Session};
+use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 
-use super::batch::{Batch, Stamps, socket};
+use super::batch::{Batch, Timestamps, socket};
 use super::process::wall;
 
 /// Source ports from which requests come.
@@ -46,8 +46,8 @@ pub(crate) fn request(session: u32, sequence: u32) -> Vec<u8> {
     let mut out = Vec::new();
     let timestamp = NtpTime::from(WallTime::from_nanos(wall()));
     Request { sequence, timestamp, error: ERROR_ESTIMATE, ssid: 1 }.encode(Mode::Open, &mut out);
-    let record = Session { session, count_or_first: sequence + 1, ..Session::default() };
-    record.write(tlv::append(&mut out, tlv::SESSION, Session::BYTES).value_mut(&mut out));
+    let record = SessionRecord { session, count_or_first: sequence + 1, ..SessionRecord::default() };
+    record.write(tlv::append(&mut out, tlv::SESSION, SessionRecord::BYTES).value_mut(&mut out));
     tlv::append(&mut out, tlv::CLASS_OF_SERVICE, ClassOfService::BYTES);
     tlv::append(&mut out, tlv::FOLLOW_UP, FollowUp::BYTES);
     out
@@ -98,7 +98,7 @@ impl Source {
         for index in 0..WINDOW {
             outbox.put(index, to, &request(session, 0));
         }
-        let socket = socket(Stamps::None)?;
+        let socket = socket(Timestamps::None)?;
         Ok(Self { socket, outbox, sequence: 0, outstanding: 0, replies: 0, heard: Instant::now() })
     }
 

@@ -9,17 +9,17 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pathmeter::datagram::{self, SourceChoice, StampNames};
+use pathmeter::datagram::{self, SourceChoice, TimestampMatching};
 use pathmeter::echo::DatagramEcho;
 use pathmeter::loops::{EVENTS_PENDING_MAX, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::paths::PathId;
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Quirks, Report, Spec, Wire};
+use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, WireFormat};
 use pathmeter_proto::stats::quantile;
 
 use super::agent::{Agent, NO_PATHS};
-use super::batch::{Batch, Stamps, address, socket, wait};
+use super::batch::{Batch, Timestamps, address, socket, wait};
 use super::process::wall;
 use super::report::{Row, cores};
 
@@ -69,20 +69,20 @@ struct Ours {
 
 fn ours(port: u16) -> io::Result<Ours> {
     let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
-    let prober = datagram::spawn("bench", Vec::new(), StampNames::detect(), sender)?;
+    let prober = datagram::spawn("bench", Vec::new(), TimestampMatching::detect(), sender)?;
     let (tap, reports) = mpsc::channel();
     let echo = DatagramEcho {
         path_mtu: None,
-        spec: Spec {
+        spec: EchoSpec {
             to: (Ipv4Addr::LOCALHOST, port).into(),
-            wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
+            wire: WireFormat::Stamp { keys: None, quirks: Quirks::default() },
             interval: INTERVAL,
             ssids: vec![0],
             size: None,
             dscp: Dscp::default(),
             late_after: Duration::from_secs(1),
             lost_after: Duration::from_secs(3),
-            transmit_stamps: true,
+            tx_timestamps: true,
             count: None,
             seed: 1,
         },
@@ -94,8 +94,8 @@ fn ours(port: u16) -> io::Result<Ours> {
     let mut found = Ours { round_trips: Vec::new(), unsent: 0 };
     while found.round_trips.len() < PROBES as usize {
         match reports.recv_timeout(PATIENCE) {
-            Ok(Report::Decided { sample: Some(sample), .. }) => found.round_trips.push(sample.rtt),
-            Ok(Report::Unsent(slots)) => found.unsent += slots,
+            Ok(EchoReport::Decided { sample: Some(sample), .. }) => found.round_trips.push(sample.rtt),
+            Ok(EchoReport::Unsent(slots)) => found.unsent += slots,
             Ok(_) => {}
             Err(_) => return Err(io::Error::other(format!("nothing is measured: {:?}", events.try_recv()))),
         }
@@ -122,7 +122,7 @@ const NOTE_BYTES: usize = 32;
 
 fn bare() -> io::Result<Bare> {
     let responder = Noting::start()?;
-    let socket = socket(Stamps::Both)?;
+    let socket = socket(Timestamps::Both)?;
     let (mut outbox, mut inbox) = (Batch::new(1), Batch::new(16));
     let (mut t1, mut t1_user) = (Vec::new(), Vec::new());
     let mut notes: Vec<([u64; 4], u64, u64)> = Vec::new();
@@ -131,10 +131,14 @@ fn bare() -> io::Result<Bare> {
         let due = INTERVAL * number;
         while let Some(left) = due.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
             wait(&socket, left);
-            take_stamps(&mut inbox, &socket, &mut t1);
+            take_timestamps(&mut inbox, &socket, &mut t1);
             for index in 0..inbox.receive(&socket, 0) {
                 let arrived = wall();
-                notes.push((read_note(inbox.bytes(index)), inbox.said(index).stamp.unwrap_or(0), arrived));
+                notes.push((
+                    read_note(inbox.bytes(index)),
+                    inbox.said(index).timestamp.unwrap_or(0),
+                    arrived,
+                ));
             }
         }
         let mut note = [0; NOTE_BYTES];
@@ -145,7 +149,7 @@ fn bare() -> io::Result<Bare> {
         outbox.send(&socket, 1);
     }
     std::thread::sleep(SETTLED);
-    take_stamps(&mut inbox, &socket, &mut t1);
+    take_timestamps(&mut inbox, &socket, &mut t1);
     let mut found = Bare::default();
     for ([number, t2, t2_user, t3_user], t4, t4_user) in notes {
         let at = usize::try_from(number).map_err(io::Error::other)?;
@@ -159,11 +163,11 @@ fn bare() -> io::Result<Bare> {
     Ok(found)
 }
 
-fn take_stamps(inbox: &mut Batch, socket: &UdpSocket, t1: &mut [u64]) {
+fn take_timestamps(inbox: &mut Batch, socket: &UdpSocket, t1: &mut [u64]) {
     for index in 0..inbox.receive(socket, libc::MSG_ERRQUEUE) {
         let said = inbox.said(index);
-        if let (Some(stamp), Some(number)) = (said.stamp, said.number) {
-            t1[number as usize] = stamp;
+        if let (Some(timestamp), Some(number)) = (said.timestamp, said.number) {
+            t1[number as usize] = timestamp;
         }
     }
 }
@@ -181,7 +185,7 @@ struct Noting {
 
 impl Noting {
     fn start() -> io::Result<Self> {
-        let socket = socket(Stamps::Received)?;
+        let socket = socket(Timestamps::Received)?;
         let address = address(&socket)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -190,7 +194,7 @@ impl Noting {
             while !stopped.load(Ordering::Relaxed) {
                 wait(&socket, Duration::from_millis(50));
                 while batch.receive(&socket, 0) > 0 {
-                    let (t2, t2_user) = (batch.said(0).stamp.unwrap_or(0), wall());
+                    let (t2, t2_user) = (batch.said(0).timestamp.unwrap_or(0), wall());
                     for (at, time) in [(8, t2), (16, t2_user), (24, wall())] {
                         batch.bytes_mut(0)[at..at + 8].copy_from_slice(&time.to_be_bytes());
                     }

@@ -283,7 +283,7 @@ def user_stamps():
         SHARE,
         "By probe; such round trips contain the scheduler's delays. Normal: 0 for udp and icmp, a few for tcp where segments are lost or reordered, 100 % for websocket and http.",
         query(
-            f"{total('pathmeter_echo_user_stamps_total', HOST, 'probe')}"
+            f"{total('pathmeter_echo_user_timestamps_total', HOST, 'probe')}"
             f" / (2 * {total('pathmeter_echo_responder_turnaround_seconds_count', HOST, 'probe')} > 0)",
             "{{probe}}",
         ),
@@ -333,7 +333,7 @@ def members():
         NUMBER,
         "Members in the provider's last good result, and addresses whose agent has not yet told its name: those are not probed.",
         query(f"sum by (provider) (pathmeter_discovery_members{{{HOST}}})", "{{provider}}", expects=DISCOVERY),
-        query(f"sum by (provider) (pathmeter_discovery_unnamed{{{HOST}}})", "{{provider}}, unnamed", expects=DISCOVERY),
+        query(f"sum by (provider) (pathmeter_discovery_unidentified{{{HOST}}})", "{{provider}}, unnamed", expects=DISCOVERY),
     )
 
 

@@ -88,7 +88,7 @@ def _user_stamps(by="", window=RECORDED):
     def stamped(metric):
         return f"{keep} (rate({metric}{{{HOST}}}[{window}]) * {STAMPED})"
 
-    return f"{stamped('pathmeter_echo_user_stamps_total')} / (2 * {stamped('pathmeter_echo_responder_turnaround_seconds_count')} > 0)"
+    return f"{stamped('pathmeter_echo_user_timestamps_total')} / (2 * {stamped('pathmeter_echo_responder_turnaround_seconds_count')} > 0)"
 
 
 def _drops(by="", window=RECORDED):

@@ -24,9 +24,9 @@ def board():
             JOB,
             ZONE,
             INSTANCE,
-            variable("peer", "Peer", "pathmeter_echo_requests_total", 'job="$job",instance="$instance"'),
-            variable("probe", "Probe", "pathmeter_echo_requests_total", 'job="$job",instance="$instance",peer="$peer"'),
-            variable("family", "Family", "pathmeter_echo_requests_total", 'job="$job",instance="$instance",peer="$peer",probe=~"$probe"'),
+            variable("peer", "Peer", "pathmeter_echo_verdicts_total", 'job="$job",instance="$instance"'),
+            variable("probe", "Probe", "pathmeter_echo_verdicts_total", 'job="$job",instance="$instance",peer="$peer"'),
+            variable("family", "Family", "pathmeter_echo_verdicts_total", 'job="$job",instance="$instance",peer="$peer",probe=~"$probe"'),
         ],
         annotations=events(BOTH_AGENTS, PATH),
         links=[
@@ -341,7 +341,7 @@ def user_stamps():
         "By probe: share of the time stamps, of sending and of arrival, that are not the kernel's; such round trips contain this host's scheduling delays. "
         "Normal: 0 for udp and icmp, a few for tcp where segments are lost or reordered, 100 % for websocket and http.",
         query(
-            f"{total('pathmeter_echo_user_stamps_total', PATH, 'probe')}"
+            f"{total('pathmeter_echo_user_timestamps_total', PATH, 'probe')}"
             f" / (2 * {total('pathmeter_echo_responder_turnaround_seconds_count', PATH, 'probe')} > 0)",
             "{{probe}}",
         ),

@@ -19,7 +19,7 @@ def total(metric, where, by="", window=GRAPH):
 def judged(where, by="", window=GRAPH):
     """Datagrams per second that the network is answerable for: neither withdrawn nor dropped by a host."""
     return (
-        f"({total('pathmeter_echo_requests_total', where, by, window)}"
+        f"({total('pathmeter_echo_verdicts_total', where, by, window)}"
         f" - {total('pathmeter_echo_withdrawn_total', where, by, window)}"
         f" - {total('pathmeter_echo_host_dropped_total', where, by, window)})"
     )

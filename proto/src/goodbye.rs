@@ -1,7 +1,7 @@
 //! Listens for peers that announce their stop.
 
 use crate::key::Keys;
-use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, SendId, StampedBy, Step};
+use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, SendId, Step, TimestampSource};
 use crate::time::Timestamp;
 use crate::wire::Goodbye;
 
@@ -45,7 +45,7 @@ impl Machine for GoodbyeListener {
         self.report = Some(goodbye.map_or(GoodbyeReport::Rejected, GoodbyeReport::Received));
     }
 
-    fn sent(&mut self, _: SendId, _: Timestamp, _: StampedBy) {}
+    fn sent(&mut self, _: SendId, _: Timestamp, _: TimestampSource) {}
 
     fn not_sent(&mut self, _: SendId, _: NotSent) {}
 
@@ -83,7 +83,7 @@ mod tests {
         let at = Timestamp::from_nanos(1);
         let arrival = Arrival {
             at,
-            by: StampedBy::User,
+            by: TimestampSource::User,
             from: "192.0.2.1:9863".parse().unwrap(),
             to: None,
             flow: 0,

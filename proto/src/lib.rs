@@ -16,11 +16,11 @@ pub mod admission;
 pub mod dscp;
 pub mod echo;
 pub mod goodbye;
-pub mod grid;
 pub mod key;
 pub mod machine;
 pub mod mtu;
 pub mod prefix;
+pub mod schedule;
 pub mod selection;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -23,7 +23,7 @@ pub trait Machine {
 
     /// A datagram left the host. Called at once with the time at which it was handed to the kernel, and again, better,
     /// when the kernel's own stamp arrives.
-    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy);
+    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource);
 
     /// A datagram did not leave the host: our fault, never the network's.
     fn not_sent(&mut self, id: SendId, why: NotSent);
@@ -92,7 +92,7 @@ pub struct Send {
     /// With `Some(n)`, the bytes are many datagrams of `n` bytes each, the last one possibly shorter.
     pub segment: Option<u16>,
     /// Whether the kernel's transmit stamp is worth its cost.
-    pub stamp: bool,
+    pub timestamp: bool,
 }
 
 /// A machine's own name for a datagram.
@@ -101,7 +101,7 @@ pub struct SendId(pub u64);
 
 /// Who read the clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum StampedBy {
+pub enum TimestampSource {
     /// The kernel, where the datagram passed.
     Kernel,
     /// We, when we got round to it.
@@ -114,7 +114,7 @@ pub struct Arrival {
     /// When.
     pub at: Timestamp,
     /// By whose clock reading.
-    pub by: StampedBy,
+    pub by: TimestampSource,
     /// The sender. For an ICMP error, the destination of the quoted datagram.
     pub from: SocketAddr,
     /// The local address it was sent to; `None` where the kernel did not say.
@@ -126,12 +126,12 @@ pub struct Arrival {
     /// Type of service or traffic class as received; `None` where the kernel did not say.
     pub tos: Option<u8>,
     /// Present when this is the quotation of a datagram of ours in an ICMP error.
-    pub icmp: Option<Icmp>,
+    pub icmp: Option<IcmpError>,
 }
 
 /// An ICMP error about a datagram of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Icmp {
+pub struct IcmpError {
     /// The router or host that complains.
     pub router: IpAddr,
     /// What about.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::grid::mix;
+use crate::schedule::mix;
 
 /// The `k` peers that `me` measures in a ring: all agents, itself among them, stand in the order of a hash of their names, and
 /// each measures the `k` behind it. So each is measured by exactly `k`, the `k` in front of it; by all where there are not

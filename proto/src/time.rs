@@ -153,29 +153,29 @@ impl Timeline {
 
     /// When a stamp was made, known to lie between `from` and `to`.
     #[must_use]
-    pub fn place(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
-        let placed = self.offset.monotonic(stamp);
+    pub fn place(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
+        let placed = self.offset.monotonic(timestamp);
         if self.earlier(to).is_none() {
             return placed;
         }
-        self.explain(stamp, from, to).unwrap_or_else(|| placed.clamp(from, to.max(from)))
+        self.explain(timestamp, from, to).unwrap_or_else(|| placed.clamp(from, to.max(from)))
     }
 
     /// Whether a stamp that was made between `from` and `to` can be: if not, the wall clock may have been stepped since the
     /// last reading.
     #[must_use]
-    pub fn explains(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> bool {
-        self.explain(stamp, from, to).is_some()
+    pub fn explains(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> bool {
+        self.explain(timestamp, from, to).is_some()
     }
 
-    /// The time between `from` and `to` at which the wall clock read `stamp`.
-    fn explain(&self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Option<Timestamp> {
+    /// The time between `from` and `to` at which the wall clock read `timestamp`.
+    fn explain(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Option<Timestamp> {
         let fits = |at: &Timestamp| *at + Self::GRAIN >= from && *at <= to + Self::GRAIN;
-        let placed = Some(self.offset.monotonic(stamp)).filter(fits);
+        let placed = Some(self.offset.monotonic(timestamp)).filter(fits);
         placed.or_else(|| {
             let (before, stepped) = self.earlier(to)?;
             // What was stamped under the earlier offset was stamped before the step was noticed.
-            Some(before.monotonic(stamp)).filter(|at| fits(at) && *at <= stepped)
+            Some(before.monotonic(timestamp)).filter(|at| fits(at) && *at <= stepped)
         })
     }
 

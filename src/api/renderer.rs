@@ -25,7 +25,7 @@ use tokio::time::sleep;
 
 use super::scrape::Negotiated;
 use crate::http::server::Body;
-use crate::metrics::{Format, Page};
+use crate::metrics::{ExpositionFormat, Page};
 use crate::runtime::DetachedRuntime;
 
 /// Pages, or pieces of pages, that are rendered at once; further ones wait. Chosen: two scrapers of one agent are common,
@@ -65,19 +65,19 @@ impl<F: FnMut(&mut Vec<u8>) -> bool + Send> RenderPieces for F {
 }
 
 /// Begins a page as the metrics are now.
-type Begin = dyn Fn(Format) -> Box<dyn RenderPieces> + Send + Sync;
+type Begin = dyn Fn(ExpositionFormat) -> Box<dyn RenderPieces> + Send + Sync;
 
 /// Renders pages. Clones share threads and pages.
 #[derive(Debug, Clone)]
 pub struct Renderer {
-    inner: Arc<Inner>,
+    inner: Arc<RendererState>,
 }
 
-struct Inner {
+struct RendererState {
     begin: Box<Begin>,
     pool: Pool,
     limits: HoldLimits,
-    /// Bytes of all [`Held`] pages.
+    /// Bytes of all [`HeldPage`] pages.
     held_bytes: AtomicUsize,
     /// Pages that are being rendered, and those rendered within [`SHARED_FOR`]: one at most for each format and encoding.
     pages: Mutex<Vec<Rendering>>,
@@ -97,18 +97,18 @@ struct HoldLimits {
 struct Rendering {
     wanted: Negotiated,
     has_begun: Arc<AtomicBool>,
-    outcome: watch::Receiver<Option<Outcome>>,
+    outcome: watch::Receiver<Option<RenderOutcome>>,
 }
 
 /// What came of rendering a page to be held.
 #[derive(Clone)]
-enum Outcome {
-    Held(Arc<Held>),
+enum RenderOutcome {
+    Held(Arc<HeldPage>),
     /// A limit was reached.
     TooLong,
 }
 
-impl fmt::Debug for Inner {
+impl fmt::Debug for RendererState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inner").field("held_bytes", &self.held_bytes).finish_non_exhaustive()
     }
@@ -117,16 +117,16 @@ impl fmt::Debug for Inner {
 impl Renderer {
     /// Renders what `begin` begins. Its threads start with the first page.
     #[must_use]
-    pub fn new(begin: impl Fn(Format) -> Box<dyn RenderPieces> + Send + Sync + 'static) -> Self {
+    pub fn new(begin: impl Fn(ExpositionFormat) -> Box<dyn RenderPieces> + Send + Sync + 'static) -> Self {
         Self::within(HoldLimits { plain_bytes_max: PLAIN_BYTES_MAX, held_bytes_max: HELD_BYTES_MAX }, begin)
     }
 
     fn within(
         limits: HoldLimits,
-        begin: impl Fn(Format) -> Box<dyn RenderPieces> + Send + Sync + 'static,
+        begin: impl Fn(ExpositionFormat) -> Box<dyn RenderPieces> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(RendererState {
                 begin: Box::new(begin),
                 pool: Pool::new(),
                 limits,
@@ -146,7 +146,7 @@ impl Renderer {
         if wanted.is_gzip || !self.inner.is_plain_long.load(Relaxed) {
             let mut outcome = self.join(wanted, is_fresh).outcome;
             let outcome = outcome.wait_for(Option::is_some).await.expect("rendering does not panic").clone();
-            if let Some(Outcome::Held(held)) = outcome {
+            if let Some(RenderOutcome::Held(held)) = outcome {
                 return (HeldBody { held, next: 0, has_yielded: true }.boxed_unsync(), wanted.is_gzip);
             }
         }
@@ -183,27 +183,27 @@ impl Renderer {
     }
 }
 
-impl Inner {
+impl RendererState {
     fn pages(&self) -> MutexGuard<'_, Vec<Rendering>> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Renders a whole page.
-    fn hold(self: Arc<Self>, wanted: Negotiated) -> Outcome {
+    fn hold(self: Arc<Self>, wanted: Negotiated) -> RenderOutcome {
         let mut page = Encoded::new((self.begin)(wanted.format), wanted.is_gzip);
         let bytes_max = if wanted.is_gzip { usize::MAX } else { self.limits.plain_bytes_max };
-        let mut held = Held { pieces: Vec::new(), length: 0, allocated: 0, inner: self };
+        let mut held = HeldPage { pieces: Vec::new(), length: 0, allocated: 0, inner: self };
         loop {
             let piece = page.next();
             if piece.is_empty() {
-                return Outcome::Held(Arc::new(held));
+                return RenderOutcome::Held(Arc::new(held));
             }
             if held.length + piece.len() > bytes_max {
                 held.inner.is_plain_long.store(true, Relaxed);
-                return Outcome::TooLong;
+                return RenderOutcome::TooLong;
             }
             if !held.push(piece) {
-                return Outcome::TooLong;
+                return RenderOutcome::TooLong;
             }
         }
     }
@@ -267,15 +267,15 @@ fn empty_piece() -> Vec<u8> {
 }
 
 /// A whole page in memory, as long as it is shared or read.
-struct Held {
+struct HeldPage {
     pieces: Vec<Bytes>,
     length: usize,
-    /// What it counts for in [`Inner::held_bytes`].
+    /// What it counts for in [`RendererState::held_bytes`].
     allocated: usize,
-    inner: Arc<Inner>,
+    inner: Arc<RendererState>,
 }
 
-impl Held {
+impl HeldPage {
     /// False if there is no room for the piece.
     fn push(&mut self, piece: Vec<u8>) -> bool {
         let allocated = piece.capacity();
@@ -290,7 +290,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldPage {
     fn drop(&mut self) {
         self.inner.held_bytes.fetch_sub(self.allocated, Relaxed);
     }
@@ -298,7 +298,7 @@ impl Drop for Held {
 
 /// A held page as one scraper reads it.
 struct HeldBody {
-    held: Arc<Held>,
+    held: Arc<HeldPage>,
     next: usize,
     has_yielded: bool,
 }
@@ -330,7 +330,7 @@ impl hyper::body::Body for HeldBody {
 
 /// A page that is rendered piece by piece as one scraper reads it. No thread waits for the scraper.
 struct StreamedBody {
-    inner: Arc<Inner>,
+    inner: Arc<RendererState>,
     /// Bytes so far.
     length: usize,
     state: Streamed,
@@ -344,7 +344,7 @@ enum Streamed {
 }
 
 impl StreamedBody {
-    fn new(inner: Arc<Inner>, wanted: Negotiated) -> Self {
+    fn new(inner: Arc<RendererState>, wanted: Negotiated) -> Self {
         Self { inner, length: 0, state: Streamed::NotBegun(wanted) }
     }
 
@@ -406,9 +406,9 @@ mod tests {
     use tokio::time::timeout;
 
     const DEADLINE: Duration = Duration::from_secs(20);
-    const GZIP: Negotiated = Negotiated { format: Format::Classic, is_gzip: true };
-    const PLAIN: Negotiated = Negotiated { format: Format::Classic, is_gzip: false };
-    const OPEN_METRICS: Negotiated = Negotiated { format: Format::OpenMetrics, is_gzip: true };
+    const GZIP: Negotiated = Negotiated { format: ExpositionFormat::Classic, is_gzip: true };
+    const PLAIN: Negotiated = Negotiated { format: ExpositionFormat::Classic, is_gzip: false };
+    const OPEN_METRICS: Negotiated = Negotiated { format: ExpositionFormat::OpenMetrics, is_gzip: true };
     const PIECES: usize = 5;
 
     /// How often pages were begun, how many are between their begin and their end, and the most of these.

@@ -19,15 +19,15 @@ use tokio::task::JoinSet;
 
 use super::renderer::Renderer;
 use super::scrape::{Negotiated, wants_fresh};
-use super::status::{PathView, Proof, ProviderStatus, Status};
-use crate::event_log::{Entry, EventLog};
-use crate::http::auth::{Refusal, Verifier};
+use super::status::{PathView, ProviderStatus, SignatureStatus, Status};
+use crate::event_log::{EventLog, StoredEvent};
+use crate::http::auth::{AuthError, Verifier};
 use crate::http::basic::{self, is_basic};
 use crate::http::server::{Body, Counters};
 use crate::http::web_config::LoadedWebConfig;
-use crate::identity::{self, CAPABILITIES, Identity, Ports, You};
+use crate::identity::{self, CAPABILITIES, CallerAccess, Identity, Ports};
 use crate::metrics::{Exporter, HttpCounts, TlsCounts};
-use crate::websocket::Responder;
+use crate::websocket::WebSocketResponder;
 
 /// Everything that requests are answered from.
 #[derive(Debug)]
@@ -35,13 +35,13 @@ pub struct AppState {
     /// The daemon's last snapshot.
     pub status: ArcSwap<Status>,
     /// What answers at `/ws`.
-    pub websocket: Responder,
+    pub websocket: WebSocketResponder,
     /// What happened lately.
     pub events: Arc<EventLog>,
     /// Who may change something; `None` without a key.
     pub verifier: ArcSwap<Option<Verifier>>,
     /// Where reloads are asked for.
-    pub reloads: mpsc::Sender<Reload>,
+    pub reloads: mpsc::Sender<ReloadRequest>,
     /// How the port is served.
     pub web_config: Arc<ArcSwap<LoadedWebConfig>>,
     /// The control plane's runtime, on which requests are answered whose answers may take a while to make.
@@ -72,7 +72,7 @@ pub fn metrics_renderer(
 }
 
 /// A request to read the configuration again; answered with what came of it.
-pub type Reload = oneshot::Sender<Result<(), String>>;
+pub type ReloadRequest = oneshot::Sender<Result<(), String>>;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -104,7 +104,7 @@ impl AppState {
     ///
     /// Dropping the future also ends what it does there; a panic there is one here.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
-        let received = Received { at: Instant::now(), wall: SystemTime::now() };
+        let received = ReceivedAt { at: Instant::now(), wall: SystemTime::now() };
         if [PING, WEBSOCKET].contains(&request.uri().path()) {
             return self.authorized(request, peer, &received).await;
         }
@@ -124,13 +124,13 @@ impl AppState {
         &self,
         request: Request<Bytes>,
         peer: SocketAddr,
-        received: &Received,
+        received: &ReceivedAt,
     ) -> Response<Body> {
         let web_config = self.web_config.load_full();
         // Once: a request is believed once.
         let proof = self.proof(&request);
         let is_admitted = match &web_config.users {
-            Some(users) => proof == Proof::Given || users.admits(request.headers()).await,
+            Some(users) => proof == SignatureStatus::Given || users.admits(request.headers()).await,
             None => true,
         };
         let mut response = if is_admitted {
@@ -149,8 +149,8 @@ impl AppState {
         &self,
         request: Request<Bytes>,
         peer: SocketAddr,
-        proof: Proof,
-        received: &Received,
+        proof: SignatureStatus,
+        received: &ReceivedAt,
     ) -> Response<Body> {
         let Some((path, method, _)) = ROUTES.iter().find(|(path, _, _)| *path == request.uri().path()) else {
             return text(StatusCode::NOT_FOUND, "not found; / lists what there is\n");
@@ -186,7 +186,7 @@ impl AppState {
         negotiated.response(self.renderer.page(negotiated, wants_fresh(headers)).await)
     }
 
-    fn agent(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {
+    fn agent(&self, peer: SocketAddr, proof: &SignatureStatus) -> Response<Body> {
         let status = self.status.load();
         json(&Identity {
             name: status.name.clone(),
@@ -195,7 +195,7 @@ impl AppState {
             boot_id: identity::shown(status.boot_id),
             ports: status.ports.unwrap_or(Ports { http: 0, stamp: 0, agent: 0 }),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
-            you: You {
+            you: CallerAccess {
                 address: peer.ip().to_string(),
                 stamp: status.answers(peer.ip(), proof),
                 websocket: Some(status.answers_websocket(&self.websocket.rules(), peer.ip(), proof)),
@@ -225,7 +225,7 @@ impl AppState {
         struct Events {
             /// Numbers begin anew with each life of the agent.
             boot_id: String,
-            events: Vec<Entry>,
+            events: Vec<StoredEvent>,
         }
         let after = query.map_or(Ok(0), |query| {
             let number = query.strip_prefix("after=").and_then(|number| number.parse().ok());
@@ -242,7 +242,7 @@ impl AppState {
         }
     }
 
-    async fn ping(&self, received: &Received) -> Response<Body> {
+    async fn ping(&self, received: &ReceivedAt) -> Response<Body> {
         if self.status.load().is_stopping {
             tokio::time::sleep(SILENCE).await;
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
@@ -259,8 +259,8 @@ impl AppState {
         }
     }
 
-    async fn reload(&self, peer: SocketAddr, proof: &Proof) -> Response<Body> {
-        if !peer.ip().is_loopback() && *proof != Proof::Given {
+    async fn reload(&self, peer: SocketAddr, proof: &SignatureStatus) -> Response<Body> {
+        if !peer.ip().is_loopback() && *proof != SignatureStatus::Given {
             let why = "a reload is taken from loopback, or signed with the mesh key\n";
             return text(StatusCode::FORBIDDEN, why);
         }
@@ -277,17 +277,17 @@ impl AppState {
         }
     }
 
-    fn proof(&self, request: &Request<Bytes>) -> Proof {
+    fn proof(&self, request: &Request<Bytes>) -> SignatureStatus {
         // A person's proof is not an agent's.
         if is_basic(request.headers()) {
-            return Proof::None;
+            return SignatureStatus::None;
         }
         let verifier = self.verifier.load();
         let Some(verifier) = verifier.as_ref() else {
             return if request.headers().contains_key(AUTHORIZATION) {
-                Proof::NoKeyHere
+                SignatureStatus::NoKeyHere
             } else {
-                Proof::None
+                SignatureStatus::None
             };
         };
         // A ping changes nothing, whoever repeats it.
@@ -296,11 +296,11 @@ impl AppState {
             _ => verifier.verify(request, SystemTime::now()),
         };
         match verified {
-            Ok(()) => Proof::Given,
-            Err(Refusal::Missing) => Proof::None,
-            Err(Refusal::WrongKey) => Proof::WrongKey,
+            Ok(()) => SignatureStatus::Given,
+            Err(AuthError::Missing) => SignatureStatus::None,
+            Err(AuthError::WrongKey) => SignatureStatus::WrongKey,
             // The key may be right, and STAMP asks for no time.
-            Err(refusal) => Proof::Doubtful(refusal.to_string()),
+            Err(refusal) => SignatureStatus::Doubtful(refusal.to_string()),
         }
     }
 
@@ -336,14 +336,14 @@ fn text(status: StatusCode, words: &str) -> Response<Body> {
 }
 
 /// When a request was there, as far as this program can know.
-struct Received {
+struct ReceivedAt {
     at: Instant,
     wall: SystemTime,
 }
 
 /// The answer to a ping. Fields are added, never changed: agents of two versions understand each other.
 #[derive(Serialize)]
-struct Pong {
+struct PingResponse {
     received_timestamp_seconds: f64,
     sent_timestamp_seconds: f64,
     /// By the monotonic clock, to be subtracted from the round trip.
@@ -353,10 +353,10 @@ struct Pong {
 /// A ping at the stop is refused after this long: the goodbye shall be heard before. Chosen: the goodbye takes 60 ms.
 const SILENCE: Duration = Duration::from_millis(500);
 
-fn pong(received: &Received) -> Response<Body> {
+fn pong(received: &ReceivedAt) -> Response<Body> {
     let seconds =
         |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    json(&Pong {
+    json(&PingResponse {
         received_timestamp_seconds: seconds(received.wall),
         sent_timestamp_seconds: seconds(SystemTime::now()),
         turnaround_nanoseconds: nanos(received.at.elapsed()),

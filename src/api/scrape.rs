@@ -6,12 +6,12 @@ use hyper::header::{
 };
 
 use crate::http::server::Body;
-use crate::metrics::Format;
+use crate::metrics::ExpositionFormat;
 
 /// The format and the encoding that a scraper accepts, of those that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Negotiated {
-    pub(super) format: Format,
+    pub(super) format: ExpositionFormat,
     pub(super) is_gzip: bool,
 }
 
@@ -24,9 +24,9 @@ impl Negotiated {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let format = match weight(headers, ACCEPT, is_open_metrics) {
             Some(open) if open > 0 && open >= weight(headers, ACCEPT, is_classic).unwrap_or(0) => {
-                Format::OpenMetrics
+                ExpositionFormat::OpenMetrics
             }
-            Some(_) | None => Format::Classic,
+            Some(_) | None => ExpositionFormat::Classic,
         };
         let named = weight(headers, ACCEPT_ENCODING, |name, _| name.eq_ignore_ascii_case("gzip"));
         let gzip = named.or_else(|| weight(headers, ACCEPT_ENCODING, |name, _| name == "*"));
@@ -38,8 +38,8 @@ impl Negotiated {
         let mut response = Response::new(page);
         let headers = response.headers_mut();
         let kind = match self.format {
-            Format::Classic => CLASSIC,
-            Format::OpenMetrics => OPEN_METRICS,
+            ExpositionFormat::Classic => CLASSIC,
+            ExpositionFormat::OpenMetrics => OPEN_METRICS,
         };
         headers.insert(CONTENT_TYPE, kind);
         headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
@@ -106,7 +106,7 @@ fn thousandths(text: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn negotiated(accept: &str, encoding: &str) -> (Format, bool) {
+    fn negotiated(accept: &str, encoding: &str) -> (ExpositionFormat, bool) {
         let mut headers = HeaderMap::new();
         for (name, value) in [(ACCEPT, accept), (ACCEPT_ENCODING, encoding)] {
             if !value.is_empty() {
@@ -120,26 +120,26 @@ mod tests {
     #[test]
     fn open_metrics_is_chosen_if_preferred_at_least_as_much_as_text() {
         for (accept, format) in [
-            ("", Format::Classic),
-            ("*/*", Format::Classic),
-            ("text/plain", Format::Classic),
-            ("application/openmetrics-text", Format::OpenMetrics),
-            ("Application/OpenMetrics-Text; version=1.0.0", Format::OpenMetrics),
-            ("application/openmetrics-text;version=2.0.0", Format::Classic),
-            ("application/openmetrics-text;version=0.0.1", Format::Classic),
-            ("application/openmetrics-text;q=0", Format::Classic),
-            ("application/openmetrics-text;q=0.5, text/plain;q=0.6", Format::Classic),
-            ("application/openmetrics-text;q=0.500, text/plain;q=0.5", Format::OpenMetrics),
-            ("application/openmetrics-text;q=many, text/plain", Format::Classic),
-            ("text/html;q=0.9, garbage;;;=, \"", Format::Classic),
+            ("", ExpositionFormat::Classic),
+            ("*/*", ExpositionFormat::Classic),
+            ("text/plain", ExpositionFormat::Classic),
+            ("application/openmetrics-text", ExpositionFormat::OpenMetrics),
+            ("Application/OpenMetrics-Text; version=1.0.0", ExpositionFormat::OpenMetrics),
+            ("application/openmetrics-text;version=2.0.0", ExpositionFormat::Classic),
+            ("application/openmetrics-text;version=0.0.1", ExpositionFormat::Classic),
+            ("application/openmetrics-text;q=0", ExpositionFormat::Classic),
+            ("application/openmetrics-text;q=0.5, text/plain;q=0.6", ExpositionFormat::Classic),
+            ("application/openmetrics-text;q=0.500, text/plain;q=0.5", ExpositionFormat::OpenMetrics),
+            ("application/openmetrics-text;q=many, text/plain", ExpositionFormat::Classic),
+            ("text/html;q=0.9, garbage;;;=, \"", ExpositionFormat::Classic),
             // Prometheus 2.42 and 3.
             (
                 "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
-                Format::OpenMetrics,
+                ExpositionFormat::OpenMetrics,
             ),
             (
                 "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
-                Format::OpenMetrics,
+                ExpositionFormat::OpenMetrics,
             ),
         ] {
             assert_eq!(negotiated(accept, "").0, format, "{accept}");

@@ -7,9 +7,9 @@ use pathmeter_proto::admission::Policy;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::WebSocket;
+use crate::config::WebSocketRules;
 use crate::fleet::PathStatus;
-use crate::identity::{Answers, Ports};
+use crate::identity::{Ports, WouldAnswer};
 use crate::probe::Measured;
 
 /// The daemon at one moment.
@@ -51,7 +51,7 @@ pub struct ProviderStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Members whose names are not known, and why.
-    pub unnamed: BTreeMap<String, String>,
+    pub unidentified: BTreeMap<String, String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it")]
@@ -62,7 +62,7 @@ fn as_seconds<S: serde::Serializer>(nanos: &u64, serializer: S) -> Result<S::Ok,
 
 /// What a request's signature proves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Proof {
+pub enum SignatureStatus {
     /// There is none.
     None,
     /// The caller knows the mesh key.
@@ -123,25 +123,25 @@ impl From<&PathStatus> for PathView {
 impl Status {
     /// Whether STAMP requests from `caller` would be answered, as it asks now.
     #[must_use]
-    pub fn answers(&self, caller: IpAddr, proof: &Proof) -> Answers {
-        let refused = |why: String| Answers { answers: false, reason: Some(why) };
+    pub fn answers(&self, caller: IpAddr, proof: &SignatureStatus) -> WouldAnswer {
+        let refused = |why: String| WouldAnswer { answers: false, reason: Some(why) };
         let name = &self.name;
         match proof {
-            Proof::Given => Answers { answers: true, reason: None },
-            Proof::WrongKey => {
+            SignatureStatus::Given => WouldAnswer { answers: true, reason: None },
+            SignatureStatus::WrongKey => {
                 refused(format!("{name} does not know the key of {caller}: give both the same key file"))
             }
-            Proof::NoKeyHere => refused(format!(
+            SignatureStatus::NoKeyHere => refused(format!(
                 "{name} has no key and cannot answer authenticated requests of {caller}: give it the key file, or ask without one"
             )),
-            Proof::Doubtful(refusal) => {
+            SignatureStatus::Doubtful(refusal) => {
                 refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
             }
-            Proof::None if self.policy.lists(caller) => Answers { answers: true, reason: None },
-            Proof::None if self.has_key => refused(format!(
+            SignatureStatus::None if self.policy.lists(caller) => WouldAnswer { answers: true, reason: None },
+            SignatureStatus::None if self.has_key => refused(format!(
                 "{name} does not answer {caller}: add it to responder.allow there, or pass --key-file"
             )),
-            Proof::None => {
+            SignatureStatus::None => {
                 refused(format!("{name} does not answer {caller}: add it to responder.allow there"))
             }
         }
@@ -149,30 +149,35 @@ impl Status {
 
     /// Whether messages of `caller` at `/ws` would be sent back, as it asks now.
     #[must_use]
-    pub fn answers_websocket(&self, rules: &WebSocket, caller: IpAddr, proof: &Proof) -> Answers {
-        let refused = |why: String| Answers { answers: false, reason: Some(why) };
+    pub fn answers_websocket(
+        &self,
+        rules: &WebSocketRules,
+        caller: IpAddr,
+        proof: &SignatureStatus,
+    ) -> WouldAnswer {
+        let refused = |why: String| WouldAnswer { answers: false, reason: Some(why) };
         let name = &self.name;
         if !rules.enabled {
             return refused(format!("{name} has websocket.enabled: false"));
         }
         // A signature that proves nothing takes nothing away from what an address may.
         if rules.open || caller.to_canonical().is_loopback() || self.policy.lists(caller) {
-            return Answers { answers: true, reason: None };
+            return WouldAnswer { answers: true, reason: None };
         }
         let remedy = "add it to responder.allow there, or set websocket.open";
         match proof {
-            Proof::Given => Answers { answers: true, reason: None },
-            Proof::None if self.has_key => refused(format!(
+            SignatureStatus::Given => WouldAnswer { answers: true, reason: None },
+            SignatureStatus::None if self.has_key => refused(format!(
                 "{name} does not answer {caller} at /ws: {remedy}, or sign the request with the mesh key"
             )),
-            Proof::None => refused(format!("{name} does not answer {caller} at /ws: {remedy}")),
-            Proof::WrongKey => {
+            SignatureStatus::None => refused(format!("{name} does not answer {caller} at /ws: {remedy}")),
+            SignatureStatus::WrongKey => {
                 refused(format!("{name} does not know the key of {caller}: give both the same key file"))
             }
-            Proof::NoKeyHere => {
+            SignatureStatus::NoKeyHere => {
                 refused(format!("{name} has no key and does not answer {caller} at /ws: {remedy}"))
             }
-            Proof::Doubtful(refusal) => {
+            SignatureStatus::Doubtful(refusal) => {
                 refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
             }
         }
@@ -182,12 +187,13 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Host};
+    use crate::config::{self, LoadContext};
 
     #[test]
     fn loopback_listed_addresses_and_keys_are_admitted_to_websockets() {
         let rules = |yaml: &str| {
-            let host = Host { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
+            let host =
+                LoadContext { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
             config::load(format!("websocket: {{{yaml}}}").as_bytes(), &host).unwrap().config.websocket
         };
         let near: IpAddr = "::1".parse().unwrap();
@@ -195,8 +201,13 @@ mod tests {
             ("198.51.100.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
         let mut status = Status { name: "fra-1".into(), has_key: true, ..Status::default() };
         status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
-        let proofs =
-            [Proof::None, Proof::Given, Proof::WrongKey, Proof::NoKeyHere, Proof::Doubtful("x".into())];
+        let proofs = [
+            SignatureStatus::None,
+            SignatureStatus::Given,
+            SignatureStatus::WrongKey,
+            SignatureStatus::NoKeyHere,
+            SignatureStatus::Doubtful("x".into()),
+        ];
         for (yaml, caller, expected) in [
             ("", near, [true; 5]),
             ("", listed, [true; 5]),
@@ -211,7 +222,7 @@ mod tests {
             }
         }
         assert_eq!(
-            status.answers_websocket(&rules(""), unlisted, &Proof::None).reason.unwrap(),
+            status.answers_websocket(&rules(""), unlisted, &SignatureStatus::None).reason.unwrap(),
             "fra-1 does not answer 192.0.2.1 at /ws: add it to responder.allow there, or set websocket.open, \
              or sign the request with the mesh key"
         );

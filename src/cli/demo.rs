@@ -13,10 +13,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{DemoArguments, Failure, runtime, say};
-use crate::api::routes::AppState as Site;
-use crate::config::{self, Host};
-use crate::daemon::{Daemon, Source};
-use crate::probe::Row;
+use crate::api::routes::AppState as HttpResource;
+use crate::config::{self, LoadContext};
+use crate::daemon::{ConfigSource, Daemon};
+use crate::probe::TableRow;
 use crate::settings::Settings;
 use crate::systemd::Notifier;
 
@@ -35,7 +35,7 @@ pub(super) fn demo(arguments: &DemoArguments) -> Result<(), Failure> {
         let mut sites = Vec::new();
         for (name, _) in AGENTS {
             let daemon = start(name, port, &keys)?;
-            sites.push((name, daemon.site()));
+            sites.push((name, daemon.app_state()));
             agents.spawn(daemon.run(stopped.clone()));
         }
         let urls: Vec<String> =
@@ -48,7 +48,7 @@ pub(super) fn demo(arguments: &DemoArguments) -> Result<(), Failure> {
     })
 }
 
-async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<Site>)]) -> Result<(), Failure> {
+async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<HttpResource>)]) -> Result<(), Failure> {
     let is_live = io::stdout().is_terminal();
     let end = tokio::time::sleep(Duration::from_secs(arguments.seconds.unwrap_or(u64::MAX / 4)));
     tokio::pin!(end);
@@ -74,7 +74,7 @@ async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<Site>)]) -> R
 }
 
 /// A table for each kind of probe.
-fn table(sites: &[(&str, Arc<Site>)]) -> String {
+fn table(sites: &[(&str, Arc<HttpResource>)]) -> String {
     let mut tables: BTreeMap<&'static str, String> = BTreeMap::new();
     let mut unmeasured = String::new();
     for (from, site) in sites {
@@ -82,7 +82,7 @@ fn table(sites: &[(&str, Arc<Site>)]) -> String {
             let names = format!("{from:<8} {:<8} {:<10}", path.key.peer, path.key.probe);
             match &path.measured {
                 Some(measured) => {
-                    let Row { head, cells } = measured.row();
+                    let TableRow { head, cells } = measured.row();
                     let new = || format!("{:<8} {:<8} {:<10} {head}\n", "from", "to", "probe");
                     let _ = writeln!(tables.entry(head).or_insert_with(new), "{names} {cells}");
                 }
@@ -98,12 +98,12 @@ fn table(sites: &[(&str, Arc<Site>)]) -> String {
 
 fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
     let text = configuration(name, port);
-    let host = Host { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() };
+    let host = LoadContext { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() };
     let loaded =
         config::load(text.as_bytes(), &host).map_err(|problems| anyhow!("the demo's own: {problems}"))?;
     let mut settings = Settings::complete(loaded.config, text.as_bytes())?;
     settings.keys.mesh = Some(Arc::clone(keys));
-    Daemon::start(settings, Source::Fixed, None, Notifier::silent()).context("starting an agent")
+    Daemon::start(settings, ConfigSource::Fixed, None, Notifier::silent()).context("starting an agent")
 }
 
 /// What a person would write for this agent.

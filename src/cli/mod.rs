@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::config::{Host, Https, Trust, label_argument};
+use crate::config::{Https, LoadContext, Trust, label_argument};
 use crate::http::auth::Signer;
 use crate::http::client::Client;
 use crate::keys;
@@ -22,7 +22,7 @@ use tls::TlsArguments;
 /// Measures the network between hosts: loss by direction, RTT and jitter, on /metrics.
 #[derive(Debug, Parser)]
 #[command(name = "pathmeter", version, about, after_help = EXIT_CODES)]
-struct Command {
+struct Cli {
     #[command(subcommand)]
     action: Action,
 }
@@ -40,7 +40,7 @@ enum Action {
     /// Measure once, now
     Probe {
         #[command(subcommand)]
-        kind: ProbeKind,
+        kind: ProbeCommand,
     },
     /// Run three agents on loopback that measure each other
     Demo(DemoArguments),
@@ -60,7 +60,7 @@ enum Action {
 }
 
 #[derive(Debug, Subcommand)]
-enum ProbeKind {
+enum ProbeCommand {
     /// Loss by direction, RTT and jitter to one host
     Echo(Box<echo::EchoArguments>),
 }
@@ -158,7 +158,7 @@ impl From<SettingsError> for Failure {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let outcome = act(Command::parse().action);
+    let outcome = act(Cli::parse().action);
     let (code, message) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Quiet) => return ExitCode::from(1),
@@ -172,21 +172,21 @@ pub fn main() -> ExitCode {
 }
 
 fn act(action: Action) -> Result<(), Failure> {
-    #[cfg(feature = "clock-drill")]
-    if crate::clock::drill::begin().map_err(anyhow::Error::from)? {
+    #[cfg(feature = "clock-faults")]
+    if crate::clock::fault_injection::begin().map_err(anyhow::Error::from)? {
         let _ = writeln!(io::stderr(), "warning: a clock drill is on: times are wrong on purpose");
     }
     match action {
         Action::Run(arguments) => run::run(&arguments),
         Action::Check(arguments) => run::check(&arguments),
-        Action::Probe { kind: ProbeKind::Echo(arguments) } => echo::run(&arguments),
+        Action::Probe { kind: ProbeCommand::Echo(arguments) } => echo::run(&arguments),
         Action::Demo(arguments) => demo::demo(&arguments),
         Action::Healthcheck(arguments) => healthcheck(&arguments),
         Action::Completions { shell } => {
-            clap_complete::generate(shell, &mut Command::command(), "pathmeter", &mut io::stdout());
+            clap_complete::generate(shell, &mut Cli::command(), "pathmeter", &mut io::stdout());
             Ok(())
         }
-        Action::Man { folder } => Ok(clap_mangen::generate_to(Command::command(), folder)?),
+        Action::Man { folder } => Ok(clap_mangen::generate_to(Cli::command(), folder)?),
     }
 }
 
@@ -230,9 +230,9 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 /// What a configuration is read for on this host.
-fn host(identity: &IdentityArguments) -> Host {
+fn host(identity: &IdentityArguments) -> LoadContext {
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    Host {
+    LoadContext {
         name_override: identity.name.clone(),
         hostname: hostname.unwrap_or_else(|| "localhost".to_owned()),
         labels: identity.labels.iter().flatten().cloned().collect(),

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use super::{CheckArguments, Failure, RunArguments, host, runtime, say};
-use crate::api::routes::Reload;
+use crate::api::routes::ReloadRequest;
 use crate::config;
 use crate::daemon::{self, Daemon};
 use crate::logging;
@@ -29,7 +29,8 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     if let Err(error) = open_files_as_allowed() {
         warn!(%error, "raising the limit of open files");
     }
-    let source = daemon::Source::File { path: arguments.config.clone(), host, is_watched: arguments.watch };
+    let source =
+        daemon::ConfigSource::File { path: arguments.config.clone(), host, is_watched: arguments.watch };
     runtime()?.block_on(async {
         // Before anything else: a signal that nobody handles ends the process.
         let signals = Signals::take()?;
@@ -65,7 +66,7 @@ impl Signals {
         })
     }
 
-    async fn obey(mut self, stop: watch::Sender<bool>, reloads: mpsc::Sender<Reload>) {
+    async fn obey(mut self, stop: watch::Sender<bool>, reloads: mpsc::Sender<ReloadRequest>) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => {

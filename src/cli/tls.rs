@@ -7,7 +7,7 @@ use anyhow::bail;
 use clap::Args;
 
 use crate::config::{Https, KeyPair, Trust};
-use crate::http::client::Secure;
+use crate::http::client::TlsClient;
 use crate::settings::SettingsError;
 use crate::tls::Connector;
 
@@ -44,9 +44,9 @@ impl TlsArguments {
     ///
     /// # Errors
     /// A file cannot be used.
-    pub(super) fn secure(&self, https: Https) -> Result<Secure, SettingsError> {
+    pub(super) fn secure(&self, https: Https) -> Result<TlsClient, SettingsError> {
         let Https { trust, server_name } = self.replace(https);
-        Ok(Secure { connector: Connector::new(&trust)?, server_name })
+        Ok(TlsClient { connector: Connector::new(&trust)?, server_name })
     }
 
     /// Refuses the options where `target` is asked without TLS.

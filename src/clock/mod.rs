@@ -1,7 +1,7 @@
 //! The clocks that measurements go by. (What is shown to people, and signatures, take the standard library's.)
 
-#[cfg(feature = "clock-drill")]
-pub mod drill;
+#[cfg(feature = "clock-faults")]
+pub mod fault_injection;
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use pathmeter_proto::time::{Timeline, Timestamp, WallOffset, WallTime};
 /// The clocks of this host as one thread sees them: a monotonic one for schedules and deadlines, and where the wall
 /// clock, with which the kernel stamps datagrams, stands on it.
 #[derive(Debug)]
-pub struct Clock<S = Host> {
+pub struct Clock<S = HostClockSource> {
     source: S,
     timeline: Timeline,
     asleep: Duration,
     /// Noticed while a stamp was placed, and not yet told.
-    untold: Option<Upset>,
+    unreported: Option<ClockEvent>,
 }
 
 /// Something happened to the clocks since the last look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Upset {
+pub enum ClockEvent {
     /// The wall clock was stepped, by this many nanoseconds.
     Step(i64),
     /// The host was suspended for this long.
     Suspend(Duration),
 }
 
-impl Upset {
+impl ClockEvent {
     /// What happened between two looks is told as one.
     fn and(self, later: Self) -> Self {
         match (self, later) {
@@ -48,29 +48,29 @@ impl Clock {
     /// Looks at the clocks for the first time.
     #[must_use]
     pub fn new() -> Self {
-        Self::over(Host::default())
+        Self::over(HostClockSource::default())
     }
 
     /// The monotonic clock.
     #[must_use]
     pub fn now() -> Timestamp {
-        Host::default().monotonic()
+        HostClockSource::default().monotonic()
     }
 }
 
-impl<S: Source> Clock<S> {
+impl<S: ClockSource> Clock<S> {
     /// Looks at other clocks than this host's for the first time.
     #[must_use]
     pub fn over(source: S) -> Self {
         let reading = Reading::take(&source);
         let asleep = std::iter::repeat_with(|| asleep(&source)).find_map(|asleep| asleep).unwrap_or_default();
-        Self { source, timeline: Timeline::new(reading.at, reading.wall), asleep, untold: None }
+        Self { source, timeline: Timeline::new(reading.at, reading.wall), asleep, unreported: None }
     }
 
     /// Looks at the clocks again. Called before stamps are read, so that those from both sides of a step can be placed.
-    pub fn look(&mut self) -> (Timestamp, Option<Upset>) {
+    pub fn look(&mut self) -> (Timestamp, Option<ClockEvent>) {
         let at = self.notice();
-        (at, self.untold.take())
+        (at, self.unreported.take())
     }
 
     fn notice(&mut self) -> Timestamp {
@@ -79,23 +79,26 @@ impl<S: Source> Clock<S> {
         let suspended = asleep.saturating_sub(self.asleep);
         self.asleep = asleep;
         let stepped = self.timeline.observe(reading.at, reading.wall, reading.window);
-        let upset =
-            if suspended >= SUSPEND_MIN { Some(Upset::Suspend(suspended)) } else { stepped.map(Upset::Step) };
+        let upset = if suspended >= SUSPEND_MIN {
+            Some(ClockEvent::Suspend(suspended))
+        } else {
+            stepped.map(ClockEvent::Step)
+        };
         if let Some(upset) = upset {
-            self.untold = Some(self.untold.map_or(upset, |earlier| earlier.and(upset)));
+            self.unreported = Some(self.unreported.map_or(upset, |earlier| earlier.and(upset)));
         }
         reading.at
     }
 
     /// When a kernel stamp was made; see [`Timeline::place`].
     #[must_use]
-    pub fn place(&mut self, stamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
-        let stamp = self.source.stamped(stamp);
-        if !self.timeline.explains(stamp, from, to) {
+    pub fn place(&mut self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
+        let timestamp = self.source.timestamped(timestamp);
+        if !self.timeline.explains(timestamp, from, to) {
             // Perhaps it is from after a step that came after the last look.
             self.notice();
         }
-        self.timeline.place(stamp, from, to)
+        self.timeline.place(timestamp, from, to)
     }
 
     /// How far the wall clock is ahead of the monotonic one.
@@ -112,7 +115,7 @@ impl Default for Clock {
 }
 
 /// Where readings come from.
-pub trait Source {
+pub trait ClockSource {
     /// CLOCK_MONOTONIC.
     fn monotonic(&self) -> Timestamp;
 
@@ -123,21 +126,21 @@ pub trait Source {
     fn boot(&self) -> Timestamp;
 
     /// What this wall clock read when the kernel made a stamp.
-    fn stamped(&self, stamp: WallTime) -> WallTime;
+    fn timestamped(&self, timestamp: WallTime) -> WallTime;
 }
 
 /// The source of what this process measures by.
-#[cfg(not(feature = "clock-drill"))]
-pub type Host = Kernel;
+#[cfg(not(feature = "clock-faults"))]
+pub type HostClockSource = Kernel;
 /// The source of what this process measures by.
-#[cfg(feature = "clock-drill")]
-pub type Host = drill::Drilled<'static, Kernel>;
+#[cfg(feature = "clock-faults")]
+pub type HostClockSource = fault_injection::FaultyClock<'static, Kernel>;
 
 /// The clocks as the kernel has them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Kernel;
 
-impl Source for Kernel {
+impl ClockSource for Kernel {
     fn monotonic(&self) -> Timestamp {
         Timestamp::from_nanos(nanos(ClockId::CLOCK_MONOTONIC))
     }
@@ -150,8 +153,8 @@ impl Source for Kernel {
         Timestamp::from_nanos(nanos(ClockId::CLOCK_BOOTTIME))
     }
 
-    fn stamped(&self, stamp: WallTime) -> WallTime {
-        stamp
+    fn timestamped(&self, timestamp: WallTime) -> WallTime {
+        timestamp
     }
 }
 
@@ -168,7 +171,7 @@ impl Reading {
     /// Good enough to stop trying: what two vDSO calls take on a slow machine.
     const CLOSE: Duration = Duration::from_micros(2);
 
-    fn take(source: &impl Source) -> Self {
+    fn take(source: &impl ClockSource) -> Self {
         let mut best = Self::once(source);
         for _ in 1..Self::TRIES {
             if best.window <= Self::CLOSE {
@@ -182,7 +185,7 @@ impl Reading {
         best
     }
 
-    fn once(source: &impl Source) -> Self {
+    fn once(source: &impl ClockSource) -> Self {
         let before = source.monotonic();
         let wall = source.wall();
         let after = source.monotonic();
@@ -193,7 +196,7 @@ impl Reading {
 
 /// How long the host has been suspended since it started; `None` when we were interrupted between the readings, which would
 /// look like a suspend.
-fn asleep(source: &impl Source) -> Option<Duration> {
+fn asleep(source: &impl ClockSource) -> Option<Duration> {
     let before = source.monotonic();
     let boot = source.boot();
     let is_close = source.monotonic().since(before) < SUSPEND_MIN / 10;
@@ -230,7 +233,7 @@ mod tests {
         }
     }
 
-    impl Source for Fake {
+    impl ClockSource for Fake {
         fn monotonic(&self) -> Timestamp {
             Timestamp::from_nanos(self.now.get())
         }
@@ -244,12 +247,12 @@ mod tests {
             Timestamp::from_nanos(self.now.get() + self.asleep.get())
         }
 
-        fn stamped(&self, stamp: WallTime) -> WallTime {
-            stamp
+        fn timestamped(&self, timestamp: WallTime) -> WallTime {
+            timestamp
         }
     }
 
-    impl<S: Source> Source for &S {
+    impl<S: ClockSource> ClockSource for &S {
         fn monotonic(&self) -> Timestamp {
             (**self).monotonic()
         }
@@ -262,8 +265,8 @@ mod tests {
             (**self).boot()
         }
 
-        fn stamped(&self, stamp: WallTime) -> WallTime {
-            (**self).stamped(stamp)
+        fn timestamped(&self, timestamp: WallTime) -> WallTime {
+            (**self).timestamped(timestamp)
         }
     }
 
@@ -272,7 +275,7 @@ mod tests {
         let mut clock = Clock::new();
         clock.look();
         let before = Clock::now();
-        let wall = Host::default().wall();
+        let wall = HostClockSource::default().wall();
         let after = Clock::now();
         let placed = clock.place(wall, before, after);
         let slack = Timeline::GRAIN * 2;
@@ -289,10 +292,10 @@ mod tests {
         host.pass(Duration::from_millis(5));
         assert_eq!(clock.look().1, None);
         host.stepped.set(-1_000_000_000);
-        assert_eq!(clock.look().1, Some(Upset::Step(-1_000_000_000)));
+        assert_eq!(clock.look().1, Some(ClockEvent::Step(-1_000_000_000)));
         assert_eq!(clock.look().1, None);
         host.asleep.set(4 * SECOND);
-        assert_eq!(clock.look().1, Some(Upset::Suspend(Duration::from_secs(4))));
+        assert_eq!(clock.look().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
         assert_eq!(clock.look().1, None);
     }
     #[test]
@@ -306,10 +309,10 @@ mod tests {
             host.stepped.set(step);
             let after = (host.pass(Duration::from_millis(1)), host.monotonic());
             host.pass(Duration::from_millis(1));
-            for (stamp, truth) in [before, after, before] {
-                assert_eq!(clock.place(stamp, drained, host.monotonic()), truth, "{step}");
+            for (timestamp, truth) in [before, after, before] {
+                assert_eq!(clock.place(timestamp, drained, host.monotonic()), truth, "{step}");
             }
-            assert_eq!(clock.look().1, Some(Upset::Step(step)));
+            assert_eq!(clock.look().1, Some(ClockEvent::Step(step)));
             assert_eq!(clock.look().1, None);
         }
     }
@@ -323,10 +326,10 @@ mod tests {
             host.stepped.set(step);
             let _ = clock.place(host.wall(), at, at);
         }
-        assert_eq!(clock.look().1, Some(Upset::Step(3_000_000_000)));
+        assert_eq!(clock.look().1, Some(ClockEvent::Step(3_000_000_000)));
         host.asleep.set(4 * SECOND);
         let _ = clock.place(host.wall(), at, at);
         host.stepped.set(0);
-        assert_eq!(clock.look().1, Some(Upset::Suspend(Duration::from_secs(4))));
+        assert_eq!(clock.look().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
     }
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use pathmeter_proto::echo::Quirks;
 use sha2::{Digest as _, Sha256};
 
+use super::diagnostic::quoted;
 use super::file::Node;
 use super::hosts::{peer_port, reflector};
-use super::problem::quoted;
-use super::section::{Section, Setting, Value};
-use super::tls::{NO_TLS, NO_TLS_REMEDY, Secured, secured};
+use super::reader::{MappingReader, Setting, ValueReader};
+use super::tls::{NO_TLS, NO_TLS_REMEDY, TlsTemplate, secured};
 use super::url::{Url, url};
 use super::values::{duration, host, labels, path};
 use super::{Https, Listen, Trust};
@@ -27,7 +27,7 @@ pub struct Provider {
     /// How often; for DNS at most so long after the answer, whose time to live may be shorter.
     pub refresh: Duration,
     /// What is found.
-    pub finds: Finds,
+    pub finds: ProviderRole,
 }
 
 /// Who knows.
@@ -85,7 +85,7 @@ pub enum Records {
 
 /// What the hosts that are found are, as far as they do not say otherwise themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finds {
+pub enum ProviderRole {
     /// Agents.
     Peers(PeerPattern),
     /// Hosts without an agent.
@@ -102,7 +102,7 @@ pub struct PeerPattern {
     /// Their agent port.
     pub agent_port: u16,
     /// How their HTTP port is asked with TLS; `None`: it speaks plain HTTP.
-    pub https: Option<Secured>,
+    pub https: Option<TlsTemplate>,
     /// Their labels, below those that the provider gives.
     pub labels: BTreeMap<String, String>,
 }
@@ -115,7 +115,7 @@ pub struct TargetPattern {
     /// What their reflectors do otherwise than they should.
     pub quirks: Quirks,
     /// How those with an `https://` or `wss://` URL are asked.
-    pub https: Secured,
+    pub https: TlsTemplate,
     /// Their labels, below those that the provider gives.
     pub labels: BTreeMap<String, String>,
 }
@@ -134,9 +134,9 @@ impl Provider {
             Source::Files(_) | Source::Dns { .. } => None,
         };
         let found = match &self.finds {
-            Finds::Peers(pattern) => pattern.https.as_ref().map(|secured| &secured.trust),
+            ProviderRole::Peers(pattern) => pattern.https.as_ref().map(|secured| &secured.trust),
             // Only those with such a URL need it, and which those are is not known yet.
-            Finds::Targets(pattern) => cfg!(feature = "tls").then_some(&pattern.https.trust),
+            ProviderRole::Targets(pattern) => cfg!(feature = "tls").then_some(&pattern.https.trust),
         };
         asked.into_iter().chain(found)
     }
@@ -155,12 +155,12 @@ const REFRESH_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 const PATTERNS_MAX: usize = 32;
 
 /// Whether an entry of a list is a provider and no host.
-pub(super) fn is_provider(section: &Section<'_, '_>) -> bool {
+pub(super) fn is_provider(section: &MappingReader<'_, '_>) -> bool {
     KINDS.iter().any(|kind| section.has(kind))
 }
 
 /// Whether an entry of a list is neither a host nor a provider, and says so: a key is misspelt, as a rule.
-pub(super) fn is_neither(section: &mut Section<'_, '_>) -> bool {
+pub(super) fn is_neither(section: &mut MappingReader<'_, '_>) -> bool {
     if ["name", "address", "url"].iter().any(|key| section.has(key)) {
         return false;
     }
@@ -171,7 +171,11 @@ pub(super) fn is_neither(section: &mut Section<'_, '_>) -> bool {
 }
 
 /// Reads a provider of peers. `all` is how TLS is spoken where nothing else is said.
-pub(super) fn peers(section: &mut Section<'_, '_>, listen: Option<&Listen>, all: &Trust) -> Option<Provider> {
+pub(super) fn peers(
+    section: &mut MappingReader<'_, '_>,
+    listen: Option<&Listen>,
+    all: &Trust,
+) -> Option<Provider> {
     let source = source(section, all, true);
     let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
     let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
@@ -183,7 +187,7 @@ pub(super) fn peers(section: &mut Section<'_, '_>, listen: Option<&Listen>, all:
     };
     let labels = section.key("labels", labels).or(BTreeMap::new());
     let (name, source, refresh) = source?;
-    let finds = Finds::Peers(PeerPattern {
+    let finds = ProviderRole::Peers(PeerPattern {
         http_port: http_port?,
         stamp_port: stamp_port?,
         agent_port: agent_port?,
@@ -194,21 +198,25 @@ pub(super) fn peers(section: &mut Section<'_, '_>, listen: Option<&Listen>, all:
 }
 
 /// Reads a provider of targets.
-pub(super) fn targets(section: &mut Section<'_, '_>, all: &Trust) -> Option<Provider> {
+pub(super) fn targets(section: &mut MappingReader<'_, '_>, all: &Trust) -> Option<Provider> {
     let source = source(section, all, false);
     let reflector = reflector(section);
     let https = secured("tls", section, cfg!(feature = "tls"), all);
     let labels = section.key("labels", labels).or(BTreeMap::new());
     let (name, source, refresh) = source?;
     let (port, quirks) = reflector?;
-    let finds =
-        Finds::Targets(TargetPattern { port, quirks, https: https?.unwrap_or_default(), labels: labels? });
+    let finds = ProviderRole::Targets(TargetPattern {
+        port,
+        quirks,
+        https: https?.unwrap_or_default(),
+        labels: labels?,
+    });
     Some(Provider { name, source, refresh, finds })
 }
 
 /// The name, the source, and how often it is asked.
 fn source(
-    section: &mut Section<'_, '_>,
+    section: &mut MappingReader<'_, '_>,
     all: &Trust,
     finds_agents: bool,
 ) -> Option<(String, Source, Duration)> {
@@ -219,7 +227,7 @@ fn source(
         return section.give_up();
     }
     let files = section.key("files", patterns);
-    let http = section.key("http", |value| inventory(value, all));
+    let http = section.key("http", |value| file_sd(value, all));
     let dns = section.key("dns", |value| query(value, finds_agents));
     let kubernetes = match (finds_agents, section.has("kubernetes")) {
         (true, _) => section.key("kubernetes", |value| value.section(service)),
@@ -263,7 +271,7 @@ fn shown(url: &Url) -> String {
 }
 
 /// One path or several.
-fn patterns(value: Value<'_, '_>) -> Option<Vec<PathBuf>> {
+fn patterns(value: ValueReader<'_, '_>) -> Option<Vec<PathBuf>> {
     let whole = value.clone();
     let patterns = match value.node() {
         Node::Text(_) => vec![pattern(value)?],
@@ -279,7 +287,7 @@ fn patterns(value: Value<'_, '_>) -> Option<Vec<PathBuf>> {
 }
 
 /// As `file_sd` has it: a path that ends in .json, .yml or .yaml, with one `*` at most, in its last part.
-fn pattern(value: Value<'_, '_>) -> Option<PathBuf> {
+fn pattern(value: ValueReader<'_, '_>) -> Option<PathBuf> {
     let text = value.text("the path of a file")?;
     let found = |what: &str| format!("{} {what}", quoted(text));
     let (folder, last) = text.rsplit_once('/').unwrap_or(("", text));
@@ -296,8 +304,8 @@ fn pattern(value: Value<'_, '_>) -> Option<PathBuf> {
 }
 
 /// A server: its URL, or that and more.
-fn inventory(value: Value<'_, '_>, all: &Trust) -> Option<Source> {
-    let http_url = |value: Value<'_, '_>| {
+fn file_sd(value: ValueReader<'_, '_>, all: &Trust) -> Option<Source> {
+    let http_url = |value: ValueReader<'_, '_>| {
         let whole = value.clone();
         let url = url(value)?;
         match url.scheme {
@@ -329,7 +337,7 @@ fn inventory(value: Value<'_, '_>, all: &Trust) -> Option<Source> {
 }
 
 /// The keys that Prometheus has for it, as far as they name files.
-fn credentials(section: &mut Section<'_, '_>, is_secure: bool) -> Option<Option<Credentials>> {
+fn credentials(section: &mut MappingReader<'_, '_>, is_secure: bool) -> Option<Option<Credentials>> {
     let bearer = section.key("authorization", |value| value.section(bearer)).optional();
     let basic = section.key("basic_auth", |value| value.section(basic)).optional();
     let (key, given) = match (bearer?, basic?) {
@@ -346,21 +354,21 @@ fn credentials(section: &mut Section<'_, '_>, is_secure: bool) -> Option<Option<
     Some(Some(given))
 }
 
-fn bearer(section: &mut Section<'_, '_>) -> Option<Credentials> {
+fn bearer(section: &mut MappingReader<'_, '_>) -> Option<Credentials> {
     let scheme = section.key("type", |value| value.one_of(&[("Bearer", ())])).or(());
     let file = section.required("credentials_file", path);
     scheme?;
     Some(Credentials::Bearer { file: file? })
 }
 
-fn basic(section: &mut Section<'_, '_>) -> Option<Credentials> {
+fn basic(section: &mut MappingReader<'_, '_>) -> Option<Credentials> {
     let username = section.required("username", user);
     let password_file = section.required("password_file", path);
     Some(Credentials::Basic { username: username?, password_file: password_file? })
 }
 
 /// A name before a password: RFC 7617 forbids colons and control characters in it.
-fn user(value: Value<'_, '_>) -> Option<String> {
+fn user(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a name")?;
     match text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
         true => value.wrong(format!("{} is not a name", quoted(text)), "write one without colons"),
@@ -369,7 +377,7 @@ fn user(value: Value<'_, '_>) -> Option<String> {
 }
 
 /// A name, or that and what to ask for.
-fn query(value: Value<'_, '_>, finds_agents: bool) -> Option<(String, Records)> {
+fn query(value: ValueReader<'_, '_>, finds_agents: bool) -> Option<(String, Records)> {
     const RECORDS: [(&str, Records); 4] =
         [("both", Records::Both), ("a", Records::A), ("aaaa", Records::Aaaa), ("srv", Records::Srv)];
     let whole = value.clone();
@@ -391,7 +399,7 @@ fn query(value: Value<'_, '_>, finds_agents: bool) -> Option<(String, Records)> 
     Some((name, records))
 }
 
-fn name(value: Value<'_, '_>) -> Option<String> {
+fn name(value: ValueReader<'_, '_>) -> Option<String> {
     let whole = value.clone();
     let name = host(value)?;
     match name.parse::<std::net::IpAddr>() {
@@ -401,7 +409,7 @@ fn name(value: Value<'_, '_>) -> Option<String> {
 }
 
 /// The name of a headless service.
-fn service(section: &mut Section<'_, '_>) -> Option<String> {
+fn service(section: &mut MappingReader<'_, '_>) -> Option<String> {
     let service = section.required("service", dns_label);
     let namespace = section.key("namespace", dns_label).optional();
     let domain = section.key("cluster_domain", host).optional();
@@ -422,7 +430,7 @@ fn service(section: &mut Section<'_, '_>) -> Option<String> {
 }
 
 /// RFC 1035 section 2.3.1, as Kubernetes wants it of names.
-fn dns_label(value: Value<'_, '_>) -> Option<String> {
+fn dns_label(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a name such as pathmeter")?;
     let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_label = (1..=63).contains(&text.len())

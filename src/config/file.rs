@@ -11,8 +11,8 @@ use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-use super::place::{End, Place};
-use super::problem::{Location, Problem};
+use super::diagnostic::{Location, Problem};
+use super::value_path::{PathEnd, ValuePath};
 
 /// Bytes of a file. Chosen: 20,000 peers with labels take a quarter of it.
 pub(super) const FILE_BYTES_MAX: usize = 16 << 20;
@@ -45,11 +45,12 @@ pub(super) fn read(text: &[u8]) -> Result<Node, Problem> {
     let Some(document) = documents.next() else {
         return Ok(Node::Null);
     };
-    let node = Grower { depth: 0, budget: &budget }.deserialize(document).map_err(|error| refusal(&error))?;
+    let node =
+        NodeBuilder { depth: 0, budget: &budget }.deserialize(document).map_err(|error| refusal(&error))?;
     match documents.next() {
         None => Ok(node),
         Some(second) => {
-            let location = location_in(second, &[], End::Value);
+            let location = location_in(second, &[], PathEnd::Value);
             let remedy = "a configuration is one document: remove the line `---` in the middle".to_owned();
             Err(whole(location, "a second document begins".to_owned(), remedy))
         }
@@ -80,26 +81,26 @@ fn refuse_binary(text: &[u8]) -> Result<(), Problem> {
 /// The library tells a location only with an error, so each search reads the text again up to the place and fails
 /// there on purpose.
 #[derive(Debug)]
-pub(super) struct Finder<'a> {
+pub(super) struct Locator<'a> {
     text: &'a [u8],
     budget: usize,
 }
 
-impl<'a> Finder<'a> {
+impl<'a> Locator<'a> {
     pub(super) fn new(text: &'a [u8]) -> Self {
         Self { text, budget: REREAD_BYTES_MAX }
     }
 
     /// Where the place is, or the innermost value around it that is in the file. `None` for the file as a whole,
     /// and when [`REREAD_BYTES_MAX`] is used up.
-    pub(super) fn find(&mut self, place: &Place<'_>) -> Option<Location> {
+    pub(super) fn find(&mut self, place: &ValuePath<'_>) -> Option<Location> {
         let (indices, end) = place.indices()?;
         self.budget = self.budget.checked_sub(self.text.len())?;
         location_in(serde_yaml::Deserializer::from_slice(self.text), &indices, end)
     }
 }
 
-fn location_in(document: serde_yaml::Deserializer<'_>, indices: &[usize], end: End) -> Option<Location> {
+fn location_in(document: serde_yaml::Deserializer<'_>, indices: &[usize], end: PathEnd) -> Option<Location> {
     let error = Walker { indices, end }.deserialize(document).err()?;
     error.location().map(|at| Location { line: at.line(), column: at.column() })
 }
@@ -178,12 +179,12 @@ const REREAD_BYTES_MAX: usize = 64 << 20;
 
 /// Grows a tree, in bounds.
 #[derive(Clone, Copy)]
-struct Grower<'b> {
+struct NodeBuilder<'b> {
     depth: usize,
     budget: &'b Cell<usize>,
 }
 
-impl Grower<'_> {
+impl NodeBuilder<'_> {
     fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
         if self.depth == DEPTH_MAX {
             return Err(E::custom(TOO_DEEP));
@@ -198,7 +199,7 @@ impl Grower<'_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Grower<'_> {
+impl<'de> DeserializeSeed<'de> for NodeBuilder<'_> {
     type Value = Node;
 
     fn deserialize<D: Deserializer<'de>>(self, document: D) -> Result<Node, D::Error> {
@@ -207,7 +208,7 @@ impl<'de> DeserializeSeed<'de> for Grower<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Grower<'_> {
+impl<'de> Visitor<'de> for NodeBuilder<'_> {
     type Value = Node;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -301,7 +302,7 @@ impl<'de> Deserialize<'de> for KeyText {
 #[derive(Clone, Copy)]
 struct Walker<'p> {
     indices: &'p [usize],
-    end: End,
+    end: PathEnd,
 }
 
 impl Walker<'_> {
@@ -343,7 +344,7 @@ impl<'de> Visitor<'de> for Walker<'_> {
         for _ in 0..index {
             entries.next_entry::<IgnoredAny, IgnoredAny>()?;
         }
-        if inner.indices.is_empty() && self.end == End::Key {
+        if inner.indices.is_empty() && self.end == PathEnd::Key {
             return entries.next_key_seed(inner)?.ok_or_else(|| A::Error::custom("beyond the end"));
         }
         entries.next_key::<IgnoredAny>()?;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use pathmeter_proto::echo::{Profile, Quirks, ReflectorTimes};
 
 use super::defaults::REFLECTOR_PORT;
-use super::section::{Section, Setting, Value};
+use super::reader::{MappingReader, Setting, ValueReader};
 use super::tls::{asked, https};
 use super::url::{Scheme, url};
 use super::values::{host, labels, name, path, port};
@@ -33,13 +33,13 @@ pub(super) struct DeclaredHost {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Entry {
+enum EntryKind {
     Peer,
     Target,
 }
 
 impl<'a> DeclaredHosts<'a> {
-    fn enter(&mut self, value: Value<'a, '_>, entry: Entry) -> Option<&'a str> {
+    fn enter(&mut self, value: ValueReader<'a, '_>, entry: EntryKind) -> Option<&'a str> {
         let name = name(value.clone())?;
         if let Some(first) = self.places.get(name) {
             let remedy = "peers and targets need different names, the label `peer` tells them apart";
@@ -47,8 +47,8 @@ impl<'a> DeclaredHosts<'a> {
         }
         self.places.insert(name, value.place().to_string());
         match entry {
-            Entry::Peer => drop(self.peers.insert(name)),
-            Entry::Target => {
+            EntryKind::Peer => drop(self.peers.insert(name)),
+            EntryKind::Target => {
                 drop(self.targets.insert(name, DeclaredHost { name: name.to_owned(), scheme: None }));
             }
         }
@@ -57,12 +57,12 @@ impl<'a> DeclaredHosts<'a> {
 }
 
 pub(super) fn peer<'a>(
-    section: &mut Section<'a, '_>,
+    section: &mut MappingReader<'a, '_>,
     listen: Option<&Listen>,
     trust: &Trust,
     declared_hosts: &mut DeclaredHosts<'a>,
 ) -> Option<Peer> {
-    let name = section.required("name", |value| declared_hosts.enter(value, Entry::Peer));
+    let name = section.required("name", |value| declared_hosts.enter(value, EntryKind::Peer));
     let address = section.required("address", host);
     let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
     let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
@@ -82,7 +82,7 @@ pub(super) fn peer<'a>(
 
 /// A peer's port, by default our own.
 pub(super) fn peer_port(
-    section: &mut Section<'_, '_>,
+    section: &mut MappingReader<'_, '_>,
     key: &'static str,
     ours: Option<SocketAddr>,
 ) -> Option<u16> {
@@ -97,11 +97,11 @@ pub(super) fn peer_port(
 }
 
 pub(super) fn target<'a>(
-    section: &mut Section<'a, '_>,
+    section: &mut MappingReader<'a, '_>,
     trust: &Trust,
     declared_hosts: &mut DeclaredHosts<'a>,
 ) -> Option<Target> {
-    let name = section.required("name", |value| declared_hosts.enter(value, Entry::Target));
+    let name = section.required("name", |value| declared_hosts.enter(value, EntryKind::Target));
     let url = section.key("url", url).optional();
     let secure = url.iter().flatten().find(|url| url.scheme.is_secure());
     let https = asked("url", section, secure.is_some(), secure.map(|url| url.host.as_str()), trust);
@@ -132,7 +132,7 @@ pub(super) fn target<'a>(
 }
 
 /// The port of a reflector, and what it does otherwise than it should.
-pub(super) fn reflector(section: &mut Section<'_, '_>) -> Option<(u16, Quirks)> {
+pub(super) fn reflector(section: &mut MappingReader<'_, '_>) -> Option<(u16, Quirks)> {
     let port = section.key("port", port).or(REFLECTOR_PORT);
     let profile = section.key("profile", |value| value.one_of(&PROFILES)).or(Profile::Detect);
     let times = section.key("timestamps", |value| value.one_of(&TIMES)).or(ReflectorTimes::Marked);

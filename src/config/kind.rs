@@ -5,11 +5,11 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::hosts::DeclaredHost;
-use super::section::Section;
+use super::reader::MappingReader;
 use super::{Kind, Listen, Target};
 
 /// The configuration of one kind of probe.
-pub trait ProbeKind {
+pub trait KindConfig {
     /// The value of `kind` in the file, and of the label `kind`.
     fn name(&self) -> &'static str;
 
@@ -38,5 +38,5 @@ pub(super) trait KindReader {
     fn reaches(&self, target: &DeclaredHost) -> Result<(), (String, String)>;
 
     /// Reads the keys; `None` when a problem was noted.
-    fn read(&self, section: &mut Section<'_, '_>, listen: Option<&Listen>) -> Option<Kind>;
+    fn read(&self, section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Kind>;
 }

@@ -5,24 +5,24 @@
 //! another machine than the one it is for.
 
 pub mod defaults;
+mod diagnostic;
 pub mod discovery;
 pub mod echo;
 mod file;
+pub mod file_sd;
 mod hosts;
-pub mod inventory;
 mod kind;
-pub mod once;
 mod origin;
-mod place;
+pub mod probe_options;
 mod probes;
-mod problem;
+mod reader;
 #[cfg(test)]
 pub mod sample;
 mod schema;
-mod section;
 mod tls;
 pub mod units;
 mod url;
+mod value_path;
 mod values;
 pub mod web;
 mod websocket;
@@ -40,12 +40,12 @@ use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::prefix::Prefix;
 use pathmeter_proto::selection;
 
+pub use diagnostic::{Display, Location, Problem, Problems};
 pub use discovery::Provider;
-pub use kind::ProbeKind;
+pub use kind::KindConfig;
 pub use origin::{NotAnOrigin, Origin};
 pub use probes::PATHS_MAX;
-pub use problem::{Display, Location, Problem, Problems};
-pub use tls::Secured;
+pub use tls::TlsTemplate;
 pub use url::{Scheme, Url};
 pub use values::label_argument;
 
@@ -53,9 +53,9 @@ pub use values::label_argument;
 ///
 /// # Errors
 /// Everything that is wrong with the text at once; only what makes it no YAML hides the rest.
-pub fn load(text: &[u8], host: &Host) -> Result<Loaded, Problems> {
+pub fn load(text: &[u8], host: &LoadContext) -> Result<Loaded, Problems> {
     let tree = file::read(text)?;
-    let diagnostics = section::Diagnostics::default();
+    let diagnostics = reader::Diagnostics::default();
     let config = schema::read(&tree, host, &diagnostics);
     judge(text, config, diagnostics)
 }
@@ -64,10 +64,10 @@ pub fn load(text: &[u8], host: &Host) -> Result<Loaded, Problems> {
 fn judge<T>(
     text: &[u8],
     config: Option<T>,
-    mut diagnostics: section::Diagnostics<'_>,
+    mut diagnostics: reader::Diagnostics<'_>,
 ) -> Result<Loaded<T>, Problems> {
-    let mut finder = file::Finder::new(text);
-    let mut problem = |diagnostic: section::Diagnostic<'_>| Problem {
+    let mut finder = file::Locator::new(text);
+    let mut problem = |diagnostic: reader::Diagnostic<'_>| Problem {
         location: finder.find(&diagnostic.place),
         path: diagnostic.place.to_string(),
         what: diagnostic.what,
@@ -88,7 +88,7 @@ fn judge<T>(
 
 /// What a configuration is read for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
+pub struct LoadContext {
     /// `--name` or `$PATHMETER_NAME`: it wins over the file's `agent.name`.
     pub name_override: Option<String>,
     /// What the host calls itself: our name when nobody gives another.
@@ -118,9 +118,9 @@ pub struct Config {
     /// How HTTP is kept from others.
     pub tls: Tls,
     /// Whom we answer.
-    pub responder: Responder,
+    pub responder: ResponderRules,
     /// Whose WebSocket messages we send back.
-    pub websocket: WebSocket,
+    pub websocket: WebSocketRules,
     /// The other agents, ourselves left out, sorted by name.
     pub peers: Vec<Peer>,
     /// Hosts without an agent, sorted by name.
@@ -186,7 +186,7 @@ pub struct KeyPair {
 
 /// Whom we answer, and how fast.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Responder {
+pub struct ResponderRules {
     /// Sources that are answered without a key, besides the configured peers.
     pub allow: Vec<Prefix>,
     /// Whether anyone at all is answered.
@@ -201,7 +201,7 @@ pub struct Responder {
 
 /// Whose WebSocket messages we send back, and how many.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WebSocket {
+pub struct WebSocketRules {
     /// Whether there is a `/ws` at all.
     pub enabled: bool,
     /// Which pages may connect; programs that are no browsers name none.
@@ -287,9 +287,9 @@ pub struct Probe {
     /// Its name, unique: the `probe` label.
     pub name: String,
     /// The peers that it measures.
-    pub peers: Choice,
+    pub peers: Selection,
     /// The hosts without an agent that it measures.
-    pub targets: Choice,
+    pub targets: Selection,
     /// Address families.
     pub family: FamilyChoice,
     /// Address to send from; `None`: the kernel's choice.
@@ -315,7 +315,7 @@ pub enum Kind {
 impl Kind {
     /// What can be asked of every kind.
     #[must_use]
-    pub fn as_probe_kind(&self) -> &dyn ProbeKind {
+    pub fn as_probe_kind(&self) -> &dyn KindConfig {
         match self {
             Self::Echo(echo) => echo,
             #[cfg(test)]
@@ -325,14 +325,14 @@ impl Kind {
 
     /// The configuration of one kind, if this is it.
     #[must_use]
-    pub fn downcast<K: ProbeKind + 'static>(&self) -> Option<&K> {
+    pub fn downcast<K: KindConfig + 'static>(&self) -> Option<&K> {
         self.as_probe_kind().as_any().downcast_ref()
     }
 }
 
 /// Which peers, or targets, are measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Choice {
+pub enum Selection {
     /// All.
     All,
     /// These, sorted, without repeats. One that is not there is not measured.
@@ -370,12 +370,12 @@ pub struct Metrics {
     /// Series of paths; a path that would exceed it is measured but not exported, and counted.
     pub max_series: usize,
     /// What has series.
-    pub level: Level,
+    pub level: SeriesLevel,
 }
 
 /// What has series.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Level {
+pub enum SeriesLevel {
     /// Each path.
     Pair,
     /// The paths of a probe towards all peers of a group, summed; and the worst paths.

@@ -7,19 +7,19 @@ use std::str::FromStr;
 /// The origin of a web page (RFC 6454): scheme, host and port, as browsers send it in `Origin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    scheme: Scheme,
+    scheme: OriginScheme,
     /// Lower case; an IPv6 address stands in brackets.
     host: String,
     port: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scheme {
+enum OriginScheme {
     Http,
     Https,
 }
 
-impl Scheme {
+impl OriginScheme {
     const fn name(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -63,7 +63,7 @@ impl FromStr for Origin {
     /// Reads `https://page.example.net` or `http://[2001:db8::1]:8080`, nothing behind it.
     fn from_str(text: &str) -> Result<Self, NotAnOrigin> {
         let (scheme, rest) = text.split_once("://").ok_or(NotAnOrigin)?;
-        let known = [Scheme::Http, Scheme::Https];
+        let known = [OriginScheme::Http, OriginScheme::Https];
         let scheme = known.into_iter().find(|known| scheme.eq_ignore_ascii_case(known.name()));
         let scheme = scheme.ok_or(NotAnOrigin)?;
         let (host, port) = host_and_port(rest).ok_or(NotAnOrigin)?;

@@ -8,14 +8,14 @@ use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::selection::Zones;
 
 use super::defaults::ZONE_LABEL;
+use super::diagnostic::{nearest, quoted};
 use super::echo;
 use super::file::Node;
 use super::hosts::DeclaredHosts;
 use super::kind::KindReader;
-use super::problem::{nearest, quoted};
-use super::section::{Section, Value};
+use super::reader::{MappingReader, ValueReader};
 use super::values::{dscp, duration, is_name, label_name, name, source};
-use super::{Choice, FamilyChoice, Listen, Probe};
+use super::{FamilyChoice, Listen, Probe, Selection};
 
 /// Paths of all probes. Chosen: ten times what the budgets are measured with.
 pub const PATHS_MAX: usize = 100_000;
@@ -46,7 +46,7 @@ impl<'a, 'r> ProbeContext<'a, 'r> {
 }
 
 /// The kinds of probe, by the key `kind`: what reads the keys that only this kind has.
-fn reader(section: &mut Section<'_, '_>) -> Option<Box<dyn KindReader>> {
+fn reader(section: &mut MappingReader<'_, '_>) -> Option<Box<dyn KindReader>> {
     #[derive(Clone, Copy)]
     enum Name {
         Echo,
@@ -65,7 +65,10 @@ fn reader(section: &mut Section<'_, '_>) -> Option<Box<dyn KindReader>> {
     }
 }
 
-pub(super) fn probe<'a>(section: &mut Section<'a, '_>, context: &mut ProbeContext<'a, '_>) -> Option<Probe> {
+pub(super) fn probe<'a>(
+    section: &mut MappingReader<'a, '_>,
+    context: &mut ProbeContext<'a, '_>,
+) -> Option<Probe> {
     let name = section.required("name", |value| unique_name(value, &mut context.names));
     let Some(reader) = reader(section) else {
         return section.give_up();
@@ -100,7 +103,7 @@ const FAMILIES: [(&str, FamilyChoice); 4] = [
     ("both", FamilyChoice::Both),
 ];
 
-fn unique_name<'a>(value: Value<'a, '_>, names: &mut BTreeSet<&'a str>) -> Option<&'a str> {
+fn unique_name<'a>(value: ValueReader<'a, '_>, names: &mut BTreeSet<&'a str>) -> Option<&'a str> {
     let name = name(value.clone())?;
     if names.insert(name) {
         Some(name)
@@ -109,7 +112,7 @@ fn unique_name<'a>(value: Value<'a, '_>, names: &mut BTreeSet<&'a str>) -> Optio
     }
 }
 
-fn check_source(section: &Section<'_, '_>, source: Option<IpAddr>, family: Option<FamilyChoice>) {
+fn check_source(section: &MappingReader<'_, '_>, source: Option<IpAddr>, family: Option<FamilyChoice>) {
     let (Some(source), Some(family)) = (source, family) else {
         return;
     };
@@ -128,20 +131,20 @@ fn check_source(section: &Section<'_, '_>, source: Option<IpAddr>, family: Optio
 
 /// The peers and the targets that a probe measures; all peers when it names none.
 fn towards<'a>(
-    section: &mut Section<'a, '_>,
+    section: &mut MappingReader<'a, '_>,
     reader: &dyn KindReader,
     family: Option<FamilyChoice>,
     context: &mut ProbeContext<'a, '_>,
-) -> Option<(Choice, Choice)> {
+) -> Option<(Selection, Selection)> {
     let declared = context.declared;
     let targets: BTreeSet<&str> = declared.targets.keys().copied().collect();
-    let of_peers = Names { what: "peer", known: &declared.peers, are_found: declared.finds_peers };
-    let of_targets = Names { what: "target", known: &targets, are_found: declared.finds_targets };
+    let of_peers = KnownNames { what: "peer", known: &declared.peers, are_found: declared.finds_peers };
+    let of_targets = KnownNames { what: "target", known: &targets, are_found: declared.finds_targets };
     let chosen_peers = section.key("peers", |value| selection(value, &of_peers, &of_targets)).optional();
     let chosen_targets = section.key("targets", |value| selection(value, &of_targets, &of_peers)).optional();
-    let none = || Choice::Named(Vec::new());
+    let none = || Selection::Named(Vec::new());
     let (peers, targets) = match (chosen_peers?, chosen_targets?) {
-        (None, None) => (Choice::All, none()),
+        (None, None) => (Selection::All, none()),
         (peers, targets) => (peers.unwrap_or_else(none), targets.unwrap_or_else(none)),
     };
 
@@ -169,25 +172,25 @@ fn towards<'a>(
 }
 
 /// The names of peers, or those of targets.
-struct Names<'a, 'r> {
+struct KnownNames<'a, 'r> {
     what: &'static str,
     known: &'r BTreeSet<&'a str>,
     /// Whether there are providers that find more.
     are_found: bool,
 }
 
-impl<'a> Names<'a, '_> {
+impl<'a> KnownNames<'a, '_> {
     /// Those of a choice that the file has.
-    fn chosen(&self, choice: &Choice, own_name: &str) -> BTreeSet<&'a str> {
+    fn chosen(&self, choice: &Selection, own_name: &str) -> BTreeSet<&'a str> {
         let is_chosen = |name: &str| match choice {
-            Choice::All | Choice::Ring { .. } | Choice::Zones { .. } => true,
-            Choice::Named(names) => names.binary_search_by(|chosen| chosen.as_str().cmp(name)).is_ok(),
+            Selection::All | Selection::Ring { .. } | Selection::Zones { .. } => true,
+            Selection::Named(names) => names.binary_search_by(|chosen| chosen.as_str().cmp(name)).is_ok(),
         };
         self.known.iter().copied().filter(|name| *name != own_name && is_chosen(name)).collect()
     }
 }
 
-impl Choice {
+impl Selection {
     /// How many it can choose at most; by zones it depends on how many there are.
     fn most(&self) -> usize {
         match self {
@@ -198,11 +201,15 @@ impl Choice {
 }
 
 /// `all`, a list of names, or a rule; `others` is what belongs under the other key.
-fn selection(value: Value<'_, '_>, names: &Names<'_, '_>, others: &Names<'_, '_>) -> Option<Choice> {
+fn selection(
+    value: ValueReader<'_, '_>,
+    names: &KnownNames<'_, '_>,
+    others: &KnownNames<'_, '_>,
+) -> Option<Selection> {
     let what = names.what;
     let wanted = format!("all, or a list of {what} names such as [a-1, a-2]");
     match value.node() {
-        Node::Text(text) if text == "all" => return Some(Choice::All),
+        Node::Text(text) if text == "all" => return Some(Selection::All),
         Node::Text(text) => {
             return value.wrong(format!("{} is not a list", quoted(text)), format!("write {wanted}"));
         }
@@ -224,11 +231,11 @@ fn selection(value: Value<'_, '_>, names: &Names<'_, '_>, others: &Names<'_, '_>
     })?;
     chosen.sort_unstable();
     chosen.dedup();
-    Some(Choice::Named(chosen))
+    Some(Selection::Named(chosen))
 }
 
 /// How each agent chooses its own peers.
-fn rule(section: &mut Section<'_, '_>) -> Option<Choice> {
+fn rule(section: &mut MappingReader<'_, '_>) -> Option<Selection> {
     #[derive(Clone, Copy)]
     enum Rule {
         All,
@@ -239,18 +246,18 @@ fn rule(section: &mut Section<'_, '_>) -> Option<Choice> {
     let Some(rule) = section.required("select", |value| value.one_of(&RULES)) else {
         return section.give_up();
     };
-    let count = |value: Value<'_, '_>| value.number(&CHOSEN_ALLOWED);
+    let count = |value: ValueReader<'_, '_>| value.number(&CHOSEN_ALLOWED);
     match rule {
-        Rule::All => Some(Choice::All),
+        Rule::All => Some(Selection::All),
         Rule::Ring => {
-            section.required("k", |value| value.number(&NEIGHBOURS_ALLOWED)).map(|k| Choice::Ring { k })
+            section.required("k", |value| value.number(&NEIGHBOURS_ALLOWED)).map(|k| Selection::Ring { k })
         }
         Rule::Zones => {
             let within = section.required("within", count);
             let across = section.required("across", count);
             let label = section.key("label", label_name).or(ZONE_LABEL.to_owned());
             let choice = Zones { within: within?, across: across? };
-            Some(Choice::Zones { choice, label: label? })
+            Some(Selection::Zones { choice, label: label? })
         }
     }
 }

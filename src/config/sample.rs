@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::hosts::DeclaredHost;
-use super::kind::{KindReader, ProbeKind};
-use super::section::Section;
+use super::kind::{KindConfig, KindReader};
+use super::reader::MappingReader;
 use super::values::size;
 use super::{Kind, Listen, Target};
 
@@ -19,7 +19,7 @@ pub struct Sample {
 
 const SIZE_ALLOWED: RangeInclusive<u64> = 44..=1000;
 
-impl ProbeKind for Sample {
+impl KindConfig for Sample {
     fn name(&self) -> &'static str {
         "sample"
     }
@@ -52,7 +52,7 @@ impl KindReader for SampleReader {
         Ok(())
     }
 
-    fn read(&self, section: &mut Section<'_, '_>, _: Option<&Listen>) -> Option<Kind> {
+    fn read(&self, section: &mut MappingReader<'_, '_>, _: Option<&Listen>) -> Option<Kind> {
         let size = section.key("size", |value| size(value, &SIZE_ALLOWED)).or(*SIZE_ALLOWED.start());
         Some(Kind::Sample(Sample { size: size? }))
     }

@@ -6,18 +6,20 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::defaults::{AGENT_PORT, HTTP_PORT, STAMP_PORT, ZONE_LABEL};
+use super::diagnostic::{nearest, quoted};
 use super::discovery::{self, is_provider};
 use super::file::Node;
 use super::hosts::{DeclaredHosts, peer, target};
 use super::probes::{ProbeContext, probe};
-use super::problem::{nearest, quoted};
-use super::section::{Diagnostics, Section, Value};
+use super::reader::{Diagnostics, MappingReader, ValueReader};
 use super::tls::tls;
 use super::values::{
     NAME_RULE, duration, is_name, label_name, labels, listen_address, name, packet_rate, path, prefix,
 };
 use super::websocket::websocket;
-use super::{Agent, Config, Host, Level, Listen, Log, LogFormat, Metrics, Provider, Responder};
+use super::{
+    Agent, Config, Listen, LoadContext, Log, LogFormat, Metrics, Provider, ResponderRules, SeriesLevel,
+};
 
 /// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
 const GRACE: Duration = Duration::from_secs(5);
@@ -56,8 +58,12 @@ const WORST: usize = 20;
 const WORST_ALLOWED: RangeInclusive<i128> = 0..=1000;
 
 /// Reads everything; `None` when a problem was noted.
-pub(super) fn read<'a>(tree: &'a Node, host: &'a Host, diagnostics: &Diagnostics<'a>) -> Option<Config> {
-    Value::top(tree, diagnostics).section(|file| {
+pub(super) fn read<'a>(
+    tree: &'a Node,
+    host: &'a LoadContext,
+    diagnostics: &Diagnostics<'a>,
+) -> Option<Config> {
+    ValueReader::top(tree, diagnostics).section(|file| {
         let agent = file.section("agent", |section| agent(section, host));
         let listen = file.section("listen", listen);
         let key_file = file.key("key_file", path).optional();
@@ -75,7 +81,7 @@ pub(super) fn read<'a>(tree: &'a Node, host: &'a Host, diagnostics: &Diagnostics
                 provider(section, &mut providers_known, found)
             }
             false if discovery::is_neither(section) => None,
-            false => peer(section, listen.as_ref(), &trust, &mut declared).map(Listed::Host),
+            false => peer(section, listen.as_ref(), &trust, &mut declared).map(ListEntry::Host),
         });
         let targets = file.sections("targets", |section| match is_provider(section) {
             true => {
@@ -84,7 +90,7 @@ pub(super) fn read<'a>(tree: &'a Node, host: &'a Host, diagnostics: &Diagnostics
                 provider(section, &mut providers_known, found)
             }
             false if discovery::is_neither(section) => None,
-            false => target(section, &trust, &mut declared).map(Listed::Host),
+            false => target(section, &trust, &mut declared).map(ListEntry::Host),
         });
         let hosts = declared.peers.len() + declared.targets.len();
         if hosts > HOSTS_MAX {
@@ -135,17 +141,17 @@ pub(super) fn read<'a>(tree: &'a Node, host: &'a Host, diagnostics: &Diagnostics
 }
 
 /// An entry of `peers` or `targets`.
-enum Listed<T> {
+enum ListEntry<T> {
     Host(T),
     Provider(Box<Provider>),
 }
 
-fn apart<T>(listed: Vec<Listed<T>>) -> (Vec<T>, Vec<Provider>) {
+fn apart<T>(listed: Vec<ListEntry<T>>) -> (Vec<T>, Vec<Provider>) {
     let (mut hosts, mut providers) = (Vec::new(), Vec::new());
     for entry in listed {
         match entry {
-            Listed::Host(host) => hosts.push(host),
-            Listed::Provider(provider) => providers.push(*provider),
+            ListEntry::Host(host) => hosts.push(host),
+            ListEntry::Provider(provider) => providers.push(*provider),
         }
     }
     (hosts, providers)
@@ -153,19 +159,19 @@ fn apart<T>(listed: Vec<Listed<T>>) -> (Vec<T>, Vec<Provider>) {
 
 /// An entry that stands for a provider, unless an earlier one is the same.
 fn provider<T>(
-    section: &Section<'_, '_>,
+    section: &MappingReader<'_, '_>,
     known: &mut BTreeSet<String>,
     provider: Option<Provider>,
-) -> Option<Listed<T>> {
+) -> Option<ListEntry<T>> {
     let provider = provider?;
     if !known.insert(provider.name.clone()) {
         let what = format!("{} is asked already", provider.name);
         return section.wrong(provider.key(), what, "remove one of the two");
     }
-    Some(Listed::Provider(Box::new(provider)))
+    Some(ListEntry::Provider(Box::new(provider)))
 }
 
-fn agent(section: &mut Section<'_, '_>, host: &Host) -> Option<Agent> {
+fn agent(section: &mut MappingReader<'_, '_>, host: &LoadContext) -> Option<Agent> {
     let given = section.key("name", name).optional();
     let labels = section.key("labels", labels).or(BTreeMap::new());
     let grace = section.key("grace", |value| duration(value, &GRACE_ALLOWED)).or(GRACE);
@@ -184,7 +190,7 @@ fn agent(section: &mut Section<'_, '_>, host: &Host) -> Option<Agent> {
     Some(Agent { name: name.to_owned(), labels, grace: grace? })
 }
 
-fn listen(section: &mut Section<'_, '_>) -> Option<Listen> {
+fn listen(section: &mut MappingReader<'_, '_>) -> Option<Listen> {
     let everywhere = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
     let http = section.key("http", listen_address).or(everywhere(HTTP_PORT));
     let stamp = section.key("stamp", listen_address).or(everywhere(STAMP_PORT));
@@ -208,9 +214,9 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
 }
 
-fn responder(section: &mut Section<'_, '_>) -> Option<Responder> {
+fn responder(section: &mut MappingReader<'_, '_>) -> Option<ResponderRules> {
     let allow = section.key("allow", allow).or(Vec::new());
-    let open = section.key("open", Value::flag).or(false);
+    let open = section.key("open", ValueReader::flag).or(false);
     let rate = section.key("rate", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE);
     let rate_per_source =
         section.key("rate_per_source", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE_PER_SOURCE);
@@ -220,7 +226,7 @@ fn responder(section: &mut Section<'_, '_>) -> Option<Responder> {
         let remedy = "list the networks that may ask in responder.allow instead";
         section.warn("open", "anyone is answered, within the rates", remedy);
     }
-    Some(Responder {
+    Some(ResponderRules {
         allow: allow?,
         open: open?,
         rate: rate?,
@@ -229,7 +235,7 @@ fn responder(section: &mut Section<'_, '_>) -> Option<Responder> {
     })
 }
 
-fn allow(value: Value<'_, '_>) -> Option<Vec<super::Prefix>> {
+fn allow(value: ValueReader<'_, '_>) -> Option<Vec<super::Prefix>> {
     let whole = value.clone();
     let networks = value.list("a list of networks", prefix)?;
     if networks.len() > ALLOW_MAX {
@@ -239,7 +245,7 @@ fn allow(value: Value<'_, '_>) -> Option<Vec<super::Prefix>> {
     Some(networks)
 }
 
-fn metrics(section: &mut Section<'_, '_>) -> Option<Metrics> {
+fn metrics(section: &mut MappingReader<'_, '_>) -> Option<Metrics> {
     let max_series = section.key("max_series", |value| value.number(&SERIES_ALLOWED)).or(SERIES);
     let is_by_group = section.key("level", |value| value.one_of(&LEVELS)).or(false);
     let label = section.key("group_by", label_name).optional();
@@ -251,16 +257,16 @@ fn metrics(section: &mut Section<'_, '_>) -> Option<Metrics> {
         }
     }
     let level = match is_by_group {
-        true => Level::Group {
+        true => SeriesLevel::Group {
             label: label.unwrap_or_else(|| ZONE_LABEL.to_owned()),
             worst: worst.unwrap_or(WORST),
         },
-        false => Level::Pair,
+        false => SeriesLevel::Pair,
     };
     Some(Metrics { max_series: max_series?, level })
 }
 
-fn log(section: &mut Section<'_, '_>) -> Option<Log> {
+fn log(section: &mut MappingReader<'_, '_>) -> Option<Log> {
     let level = section.key("level", log_level).or("info".to_owned());
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = section.key("format", |value| value.one_of(&formats)).or(LogFormat::Text);
@@ -269,7 +275,7 @@ fn log(section: &mut Section<'_, '_>) -> Option<Log> {
 
 /// A level, or a filter: the filter's own grammar takes a misspelt level for a module, so words that stand alone
 /// are compared here.
-fn log_level(value: Value<'_, '_>) -> Option<String> {
+fn log_level(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a level such as info")?;
     let remedy =
         || format!("write {}, or a filter such as warn,pathmeter::http=debug", LOG_LEVELS.join(", "));

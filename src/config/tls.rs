@@ -1,19 +1,19 @@
 //! The keys that are about TLS.
 
-use super::section::{Section, Setting};
+use super::reader::{MappingReader, Setting};
 use super::values::{host, path};
 use super::{Https, KeyPair, Tls, Trust};
 
 /// How hosts are asked with TLS whose names are not known yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Secured {
+pub struct TlsTemplate {
     /// Whom we believe, and who we are.
     pub trust: Trust,
     /// The name that all their certificates have; `None`: each has its own.
     pub server_name: Option<String>,
 }
 
-impl Secured {
+impl TlsTemplate {
     /// The same for a host.
     #[must_use]
     pub fn of(&self, host: &str) -> Https {
@@ -25,7 +25,7 @@ impl Secured {
 pub(super) const NO_TLS: &str = "this build has no TLS";
 pub(super) const NO_TLS_REMEDY: &str = "build it with the feature `tls`, a default one, or remove the key";
 
-pub(super) fn tls(section: &mut Section<'_, '_>) -> Option<Tls> {
+pub(super) fn tls(section: &mut MappingReader<'_, '_>) -> Option<Tls> {
     let web_config_file = section.key("web_config_file", path).optional();
     let client = trust(section);
     Some(Tls { web_config_file: web_config_file?, client: client? })
@@ -33,7 +33,7 @@ pub(super) fn tls(section: &mut Section<'_, '_>) -> Option<Tls> {
 
 /// How a peer is asked, `Some(None)` for plain HTTP. What its own section leaves open is as for all peers.
 pub(super) fn https(
-    section: &mut Section<'_, '_>,
+    section: &mut MappingReader<'_, '_>,
     address: Option<&str>,
     all: &Trust,
 ) -> Option<Option<Https>> {
@@ -44,7 +44,7 @@ pub(super) fn https(
 /// How something is asked: with TLS if `is_secure`, which is what `key` says.
 pub(super) fn asked(
     key: &'static str,
-    section: &mut Section<'_, '_>,
+    section: &mut MappingReader<'_, '_>,
     is_secure: bool,
     address: Option<&str>,
     all: &Trust,
@@ -61,10 +61,10 @@ pub(super) fn asked(
 /// The same where the address is not known yet.
 pub(super) fn secured(
     key: &'static str,
-    section: &mut Section<'_, '_>,
+    section: &mut MappingReader<'_, '_>,
     is_secure: bool,
     all: &Trust,
-) -> Option<Option<Secured>> {
+) -> Option<Option<TlsTemplate>> {
     let given = section.key("tls", |value| value.section(own));
     if is_secure && !cfg!(feature = "tls") {
         return section.wrong(key, NO_TLS, NO_TLS_REMEDY);
@@ -97,16 +97,16 @@ pub(super) fn secured(
         ca_file: own.ca_file.or_else(|| all.ca_file.clone()),
         identity: own.identity.or_else(|| all.identity.clone()),
     };
-    Some(Some(Secured { trust, server_name }))
+    Some(Some(TlsTemplate { trust, server_name }))
 }
 
-fn own(section: &mut Section<'_, '_>) -> Option<(Trust, Option<String>)> {
+fn own(section: &mut MappingReader<'_, '_>) -> Option<(Trust, Option<String>)> {
     let trust = trust(section);
     let server_name = section.key("server_name", host).optional();
     Some((trust?, server_name?))
 }
 
-fn trust(section: &mut Section<'_, '_>) -> Option<Trust> {
+fn trust(section: &mut MappingReader<'_, '_>) -> Option<Trust> {
     let ca_file = section.key("ca_file", path).optional();
     let cert_file = section.key("cert_file", path).optional();
     let key_file = section.key("key_file", path).optional();

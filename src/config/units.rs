@@ -128,7 +128,7 @@ impl Quantity {
 
     fn error(&self, cause: UnitErrorCause, text: &str) -> UnitError {
         let Self { name, grain, .. } = self;
-        let found = super::problem::quoted(text);
+        let found = super::diagnostic::quoted(text);
         let what = match cause {
             UnitErrorCause::NoNumber => format!("{found} is not {name}"),
             UnitErrorCause::NoUnit => format!("{found} has no unit"),

@@ -2,7 +2,7 @@
 
 use hyper::Uri;
 
-use super::section::Value;
+use super::reader::ValueReader;
 
 /// A URL that can be measured.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,7 +101,7 @@ impl Url {
     }
 }
 
-pub(super) fn url(value: Value<'_, '_>) -> Option<Url> {
+pub(super) fn url(value: ValueReader<'_, '_>) -> Option<Url> {
     let text = value.text("a URL such as https://shop.example.net/health")?;
     match text.parse() {
         Ok(url) => Some(url),

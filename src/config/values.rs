@@ -10,9 +10,9 @@ use std::time::Duration;
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::prefix::Prefix;
 
+use super::diagnostic::quoted;
 use super::file::Node;
-use super::problem::quoted;
-use super::section::Value;
+use super::reader::ValueReader;
 use super::units::{self, UnitError};
 
 /// Characters of a name. It is a label's value on every series.
@@ -37,12 +37,12 @@ pub(super) fn is_name(text: &str) -> bool {
 /// What [`is_name`] allows.
 pub(super) const NAME_RULE: &str = "a name has 1 to 64 letters, digits, `_`, `.` and `-`";
 
-pub(super) fn name<'a>(value: Value<'a, '_>) -> Option<&'a str> {
+pub(super) fn name<'a>(value: ValueReader<'a, '_>) -> Option<&'a str> {
     let text = value.text("a name")?;
     if is_name(text) { Some(text) } else { value.wrong(format!("{} is not a name", quoted(text)), NAME_RULE) }
 }
 
-pub(super) fn labels(value: Value<'_, '_>) -> Option<BTreeMap<String, String>> {
+pub(super) fn labels(value: ValueReader<'_, '_>) -> Option<BTreeMap<String, String>> {
     if matches!(value.node(), Node::Null) {
         return Some(BTreeMap::new());
     }
@@ -55,13 +55,13 @@ pub(super) fn labels(value: Value<'_, '_>) -> Option<BTreeMap<String, String>> {
 }
 
 /// A label of an agent or target.
-pub(super) fn label(name: &str, value: Value<'_, '_>) -> Option<(String, String)> {
+pub(super) fn label(name: &str, value: ValueReader<'_, '_>) -> Option<(String, String)> {
     let text = value.text("a label's text")?;
     label_of(name, text, &value)
 }
 
 /// The same with a text that was read already.
-pub(super) fn label_of(name: &str, text: &str, value: &Value<'_, '_>) -> Option<(String, String)> {
+pub(super) fn label_of(name: &str, text: &str, value: &ValueReader<'_, '_>) -> Option<(String, String)> {
     if !is_label_name(name) {
         return value.wrong_key(format!("{} is not a label's name", quoted(name)), LABEL_NAME_RULE);
     }
@@ -72,7 +72,7 @@ pub(super) fn label_of(name: &str, text: &str, value: &Value<'_, '_>) -> Option<
 }
 
 /// The name of a label of peers.
-pub(super) fn label_name(value: Value<'_, '_>) -> Option<String> {
+pub(super) fn label_name(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a label's name")?;
     match is_label_name(text) {
         true => Some(text.to_owned()),
@@ -120,7 +120,7 @@ pub fn label_argument(text: &str) -> Result<Option<(String, String)>, String> {
 }
 
 /// An IP address or a host name.
-pub(super) fn host(value: Value<'_, '_>) -> Option<String> {
+pub(super) fn host(value: ValueReader<'_, '_>) -> Option<String> {
     let wanted = "an IP address or a host name";
     let text = value.text(wanted)?;
     if let Ok(address) = text.parse::<IpAddr>() {
@@ -174,7 +174,7 @@ pub(super) fn is_one_host(address: IpAddr) -> bool {
 }
 
 /// An address of ours to send from.
-pub(super) fn source(value: Value<'_, '_>) -> Option<IpAddr> {
+pub(super) fn source(value: ValueReader<'_, '_>) -> Option<IpAddr> {
     let text = value.text("an IP address")?;
     match text.parse::<IpAddr>() {
         Ok(address) if is_one_host(address) => Some(address.to_canonical()),
@@ -184,7 +184,7 @@ pub(super) fn source(value: Value<'_, '_>) -> Option<IpAddr> {
 }
 
 /// Where to listen. Port 0 is the kernel's choice.
-pub(super) fn listen_address(value: Value<'_, '_>) -> Option<SocketAddr> {
+pub(super) fn listen_address(value: ValueReader<'_, '_>) -> Option<SocketAddr> {
     let text = value.text("an address and a port such as [::]:9862")?;
     match text.parse() {
         Ok(address) => Some(address),
@@ -195,11 +195,11 @@ pub(super) fn listen_address(value: Value<'_, '_>) -> Option<SocketAddr> {
     }
 }
 
-pub(super) fn port(value: Value<'_, '_>) -> Option<u16> {
+pub(super) fn port(value: ValueReader<'_, '_>) -> Option<u16> {
     value.number(&(1..=65_535))
 }
 
-pub(super) fn path(value: Value<'_, '_>) -> Option<PathBuf> {
+pub(super) fn path(value: ValueReader<'_, '_>) -> Option<PathBuf> {
     let text = value.text("the path of a file")?;
     if text.is_empty() || text.contains('\0') {
         return value.wrong("not the path of a file", "for example /etc/pathmeter/mesh.key");
@@ -207,7 +207,7 @@ pub(super) fn path(value: Value<'_, '_>) -> Option<PathBuf> {
     Some(PathBuf::from(text))
 }
 
-pub(super) fn prefix(value: Value<'_, '_>) -> Option<Prefix> {
+pub(super) fn prefix(value: ValueReader<'_, '_>) -> Option<Prefix> {
     let text = value.text("a network")?;
     text.parse().map_or_else(
         |error| {
@@ -220,7 +220,7 @@ pub(super) fn prefix(value: Value<'_, '_>) -> Option<Prefix> {
     )
 }
 
-pub(super) fn dscp(value: Value<'_, '_>) -> Option<Dscp> {
+pub(super) fn dscp(value: ValueReader<'_, '_>) -> Option<Dscp> {
     let text = match value.node() {
         Node::Int(number) => number.to_string(),
         Node::Null | Node::Bool(_) | Node::Float(_) | Node::Text(_) | Node::List(_) | Node::Mapping(_) => {
@@ -238,21 +238,21 @@ pub(super) fn dscp(value: Value<'_, '_>) -> Option<Dscp> {
     )
 }
 
-pub(super) fn duration(value: Value<'_, '_>, allowed: &RangeInclusive<Duration>) -> Option<Duration> {
+pub(super) fn duration(value: ValueReader<'_, '_>, allowed: &RangeInclusive<Duration>) -> Option<Duration> {
     quantity(value, "a duration such as 20ms", units::duration, allowed, |duration| units::display(*duration))
 }
 
-pub(super) fn size(value: Value<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
+pub(super) fn size(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
     quantity(value, "a size such as 128B", units::size, allowed, |bytes| format!("{bytes}B"))
 }
 
-pub(super) fn packet_rate(value: Value<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
+pub(super) fn packet_rate(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
     let wanted = "a packet rate such as 100kpps";
     quantity(value, wanted, units::packet_rate, allowed, |rate| format!("{rate}pps"))
 }
 
 fn quantity<T: PartialOrd, D: fmt::Display>(
-    value: Value<'_, '_>,
+    value: ValueReader<'_, '_>,
     wanted: &str,
     read: impl Fn(&str) -> Result<T, UnitError>,
     allowed: &RangeInclusive<T>,

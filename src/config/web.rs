@@ -8,9 +8,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 
+use super::diagnostic::quoted;
 use super::file::{self, Node};
-use super::problem::quoted;
-use super::section::{Diagnostics, Section, Setting, Value};
+use super::reader::{Diagnostics, MappingReader, Setting, ValueReader};
 use super::tls::{NO_TLS, NO_TLS_REMEDY};
 use super::values::path;
 use super::{Loaded, Problems, judge};
@@ -22,7 +22,7 @@ use super::{Loaded, Problems, judge};
 pub fn load(text: &[u8], folder: &Path) -> Result<Loaded<WebConfig>, Problems> {
     let tree = file::read(text)?;
     let diagnostics = Diagnostics::default();
-    let config = Value::top(&tree, &diagnostics).section(|file| {
+    let config = ValueReader::top(&tree, &diagnostics).section(|file| {
         let tls = server(file, folder);
         let headers = file.section("http_server_config", http);
         let users = file.key("basic_auth_users", users).or(BTreeMap::new());
@@ -59,11 +59,11 @@ pub struct WebTls {
     /// Its private key.
     pub key: Pem,
     /// Who may connect.
-    pub clients: Clients,
+    pub clients: ClientVerification,
     /// The lowest version.
-    pub min_version: Version,
+    pub min_version: TlsVersion,
     /// The highest one.
-    pub max_version: Version,
+    pub max_version: TlsVersion,
     /// Cipher suites of TLS 1.2 in the order of preference; `None`: all that there are. Those of TLS 1.3 are always on.
     pub suites: Option<Vec<Suite>>,
     /// Whether our preference of suites goes before the client's.
@@ -93,7 +93,7 @@ impl fmt::Debug for Pem {
 
 /// Who may connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Clients {
+pub enum ClientVerification {
     /// Everyone; no certificate is asked for.
     Everyone,
     /// Everyone without a certificate, and who has one that this CA signed.
@@ -110,7 +110,7 @@ pub enum Clients {
 /// A version of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "their names say it")]
-pub enum Version {
+pub enum TlsVersion {
     Tls12,
     Tls13,
 }
@@ -168,7 +168,7 @@ const USERS_MAX: usize = 1000;
 /// The highest cost of a hash: the work doubles with each. Chosen: 16 takes seconds of a core for one password.
 const COST_MAX: u32 = 16;
 
-fn server(file: &mut Section<'_, '_>, folder: &Path) -> Option<Option<WebTls>> {
+fn server(file: &mut MappingReader<'_, '_>, folder: &Path) -> Option<Option<WebTls>> {
     let is_empty = |node: &Node| match node {
         Node::Null => true,
         Node::Mapping(entries) => entries.is_empty(),
@@ -182,19 +182,19 @@ fn server(file: &mut Section<'_, '_>, folder: &Path) -> Option<Option<WebTls>> {
     tls.or(None)
 }
 
-fn web_tls(section: &mut Section<'_, '_>, folder: &Path) -> Option<WebTls> {
-    let needed = |section: &mut Section<'_, '_>, text, file| match pem(section, folder, text, file)? {
+fn web_tls(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<WebTls> {
+    let needed = |section: &mut MappingReader<'_, '_>, text, file| match pem(section, folder, text, file)? {
         Some(pem) => Some(pem),
         None => section.wrong(file, "missing", "TLS is served with a certificate and its key"),
     };
     let certificate = needed(section, "cert", "cert_file");
     let key = needed(section, "key", "key_file");
     let clients = clients(section, folder);
-    let min_version = section.key("min_version", version).or(Version::Tls12);
-    let max_version = section.key("max_version", version).or(Version::Tls13);
+    let min_version = section.key("min_version", version).or(TlsVersion::Tls12);
+    let max_version = section.key("max_version", version).or(TlsVersion::Tls13);
     let suites = section
         .key("cipher_suites", |value| value.list("a list of cipher suites", |suite| suite.one_of(&SUITES)));
-    let prefer_ours = section.key("prefer_server_cipher_suites", Value::flag).or(true);
+    let prefer_ours = section.key("prefer_server_cipher_suites", ValueReader::flag).or(true);
     let curves = section
         .key("curve_preferences", |value| value.list("a list of curves", |curve| curve.one_of(&CURVES)))
         .or(Vec::new());
@@ -221,7 +221,7 @@ fn web_tls(section: &mut Section<'_, '_>, folder: &Path) -> Option<WebTls> {
 
 /// A text that is given by one of two keys.
 fn pem(
-    section: &mut Section<'_, '_>,
+    section: &mut MappingReader<'_, '_>,
     folder: &Path,
     text: &'static str,
     file: &'static str,
@@ -236,7 +236,7 @@ fn pem(
     }
 }
 
-/// How the file calls [`Clients`].
+/// How the file calls [`ClientVerification`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClientAuth {
     No,
@@ -254,7 +254,7 @@ const CLIENT_AUTHS: [(&str, ClientAuth); 5] = [
     ("RequireAndVerifyClientCert", ClientAuth::RequireAndVerify),
 ];
 
-fn clients(section: &mut Section<'_, '_>, folder: &Path) -> Option<Clients> {
+fn clients(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<ClientVerification> {
     const TYPE: &str = "client_auth_type";
     const CA: &str = "client_ca_file";
     const NAMES: &str = "client_allowed_sans";
@@ -272,14 +272,14 @@ fn clients(section: &mut Section<'_, '_>, folder: &Path) -> Option<Clients> {
         );
     }
     match (auth, ca) {
-        (ClientAuth::No, None) => Some(Clients::Everyone),
+        (ClientAuth::No, None) => Some(ClientVerification::Everyone),
         (ClientAuth::Request, None) => {
             section.warn(
                 TYPE,
                 "no certificate is asked for",
                 "nothing would be done with one: write NoClientCert",
             );
-            Some(Clients::Everyone)
+            Some(ClientVerification::Everyone)
         }
         (ClientAuth::No | ClientAuth::Request, Some(_)) => {
             let remedy = "write VerifyClientCertIfGiven or RequireAndVerifyClientCert, or remove the CA";
@@ -292,15 +292,15 @@ fn clients(section: &mut Section<'_, '_>, folder: &Path) -> Option<Clients> {
         (ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify, None) => {
             section.wrong(CA, "missing", "give the CA that signs the certificates of clients")
         }
-        (ClientAuth::VerifyIfGiven, Some(ca)) => Some(Clients::VerifiedIfGiven(ca)),
-        (ClientAuth::RequireAndVerify, Some(ca)) => Some(Clients::Verified { ca, names }),
+        (ClientAuth::VerifyIfGiven, Some(ca)) => Some(ClientVerification::VerifiedIfGiven(ca)),
+        (ClientAuth::RequireAndVerify, Some(ca)) => Some(ClientVerification::Verified { ca, names }),
     }
 }
 
-fn version(value: Value<'_, '_>) -> Option<Version> {
+fn version(value: ValueReader<'_, '_>) -> Option<TlsVersion> {
     match value.text("TLS12 or TLS13")? {
-        "TLS12" => Some(Version::Tls12),
-        "TLS13" => Some(Version::Tls13),
+        "TLS12" => Some(TlsVersion::Tls12),
+        "TLS13" => Some(TlsVersion::Tls13),
         old @ ("TLS10" | "TLS11") => {
             value.wrong(format!("{old} is not supported"), "it is broken (RFC 8996): write TLS12 or TLS13")
         }
@@ -308,8 +308,8 @@ fn version(value: Value<'_, '_>) -> Option<Version> {
     }
 }
 
-fn http(section: &mut Section<'_, '_>) -> Option<Vec<(&'static str, String)>> {
-    let http2 = section.key("http2", Value::flag).or(false);
+fn http(section: &mut MappingReader<'_, '_>) -> Option<Vec<(&'static str, String)>> {
+    let http2 = section.key("http2", ValueReader::flag).or(false);
     let headers = section.key("headers", |value| value.section(headers)).or(Vec::new());
     if http2? {
         section.warn("http2", "has no effect", "HTTP/1.1 is spoken: write false, or remove it");
@@ -317,7 +317,7 @@ fn http(section: &mut Section<'_, '_>) -> Option<Vec<(&'static str, String)>> {
     headers
 }
 
-fn headers(section: &mut Section<'_, '_>) -> Option<Vec<(&'static str, String)>> {
+fn headers(section: &mut MappingReader<'_, '_>) -> Option<Vec<(&'static str, String)>> {
     let read =
         HEADERS.map(|(name, allowed)| (name, section.key(name, |value| header(&value, allowed)).optional()));
     let given = read.into_iter().map(|(name, value)| Some((name, value?)));
@@ -325,7 +325,7 @@ fn headers(section: &mut Section<'_, '_>) -> Option<Vec<(&'static str, String)>>
     Some(given?.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
 }
 
-fn header(value: &Value<'_, '_>, allowed: &[&str]) -> Option<String> {
+fn header(value: &ValueReader<'_, '_>, allowed: &[&str]) -> Option<String> {
     let text = value.text("the value of a header")?;
     if !allowed.is_empty() && !allowed.contains(&text) {
         return value
@@ -337,7 +337,7 @@ fn header(value: &Value<'_, '_>, allowed: &[&str]) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn users(value: Value<'_, '_>) -> Option<BTreeMap<String, String>> {
+fn users(value: ValueReader<'_, '_>) -> Option<BTreeMap<String, String>> {
     if matches!(value.node(), Node::Null) {
         return Some(BTreeMap::new());
     }
@@ -349,7 +349,7 @@ fn users(value: Value<'_, '_>) -> Option<BTreeMap<String, String>> {
     Some(users.into_iter().collect())
 }
 
-fn user(name: &str, value: Value<'_, '_>) -> Option<(String, String)> {
+fn user(name: &str, value: ValueReader<'_, '_>) -> Option<(String, String)> {
     if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
         return value.wrong_key(format!("{} is not a user", quoted(name)), "a user's name has no colon");
     }

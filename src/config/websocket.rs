@@ -3,11 +3,11 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::diagnostic::quoted;
 use super::file::Node;
-use super::problem::quoted;
-use super::section::{Section, Value};
+use super::reader::{MappingReader, ValueReader};
 use super::values::{duration, size};
-use super::{Origin, Origins, WebSocket};
+use super::{Origin, Origins, WebSocketRules};
 
 /// Clients at once. Chosen: what fits 200 MiB when they are idle.
 const CLIENTS: usize = 10_000;
@@ -29,10 +29,10 @@ const IDLE_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration
 /// Origins in `websocket.origins`.
 const ORIGINS_MAX: usize = 100;
 
-pub(super) fn websocket(section: &mut Section<'_, '_>) -> Option<WebSocket> {
-    let enabled = section.key("enabled", Value::flag).or(true);
+pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocketRules> {
+    let enabled = section.key("enabled", ValueReader::flag).or(true);
     let origins = section.key("origins", origins).or(Origins::Same);
-    let open = section.key("open", Value::flag).or(false);
+    let open = section.key("open", ValueReader::flag).or(false);
     let clients_max = section.key("clients_max", |value| value.number(&CLIENTS_ALLOWED)).or(CLIENTS);
     let clients_per_source =
         section.key("clients_per_source", |value| value.number(&CLIENTS_ALLOWED)).or(CLIENTS_PER_SOURCE);
@@ -46,7 +46,7 @@ pub(super) fn websocket(section: &mut Section<'_, '_>) -> Option<WebSocket> {
         let remedy = "list the networks that may ask in responder.allow instead";
         section.warn("open", "anyone's messages are sent back, within the limits", remedy);
     }
-    Some(WebSocket {
+    Some(WebSocketRules {
         enabled: enabled?,
         origins: origins?,
         open: open?,
@@ -58,7 +58,7 @@ pub(super) fn websocket(section: &mut Section<'_, '_>) -> Option<WebSocket> {
     })
 }
 
-fn origins(value: Value<'_, '_>) -> Option<Origins> {
+fn origins(value: ValueReader<'_, '_>) -> Option<Origins> {
     match value.node() {
         Node::List(_) => {}
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Mapping(_) => {
@@ -81,7 +81,7 @@ fn origins(value: Value<'_, '_>) -> Option<Origins> {
     Some(Origins::These(origins))
 }
 
-fn origin(value: Value<'_, '_>) -> Option<Origin> {
+fn origin(value: ValueReader<'_, '_>) -> Option<Origin> {
     let text = value.text("an origin")?;
     text.parse().map_or_else(
         |error| {

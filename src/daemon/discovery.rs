@@ -112,7 +112,7 @@ impl Membership {
         pending.note_within(GATHER, |pending| pending.rebuild_roster = true);
     }
 
-    fn unnamed(&self, provider: &Provider) -> impl Iterator<Item = &UnidentifiedAgent> {
+    fn unidentified(&self, provider: &Provider) -> impl Iterator<Item = &UnidentifiedAgent> {
         self.roster.unidentified.iter().filter(|(_, of)| **of == provider.name).map(|(agent, _)| agent)
     }
 
@@ -127,7 +127,7 @@ impl Membership {
             Some(ProviderCounts {
                 name: &provider.name,
                 members: self.members(provider),
-                unnamed: self.unnamed(provider).count(),
+                unidentified: self.unidentified(provider).count(),
                 last_success: Duration::from_nanos(health.last_success),
                 failures: health.failures,
                 interval: provider.refresh,
@@ -140,8 +140,8 @@ impl Membership {
     pub(super) fn providers(&self, config: &Config) -> Vec<ProviderStatus> {
         let shown = config.providers.iter().map(|provider| {
             let health = self.provider_health.get(&provider.name);
-            let unnamed: BTreeMap<String, String> = self
-                .unnamed(provider)
+            let unidentified: BTreeMap<String, String> = self
+                .unidentified(provider)
                 .map(|agent| {
                     let why = self.identify_errors.get(agent).cloned();
                     let place = authority(&agent.host, agent.http_port);
@@ -154,7 +154,7 @@ impl Membership {
                 last_success: health.map_or(0, |health| health.last_success),
                 failures: health.map_or(0, |health| health.failures),
                 reason: health.and_then(|health| health.error.clone()),
-                unnamed,
+                unidentified,
             }
         });
         shown.collect()

@@ -6,19 +6,19 @@ use tracing::{error, info, warn};
 
 use super::Daemon;
 use crate::event_log::EventType;
-use crate::loops::Event;
+use crate::loops::LoopEvent;
 use crate::paths::PathKey;
 
 impl Daemon {
-    pub(super) fn on_event(&mut self, event: Event) {
+    pub(super) fn on_event(&mut self, event: LoopEvent) {
         match event {
-            Event::Started { id, sources } => {
+            LoopEvent::Started { id, sources } => {
                 if let Some(key) = self.measuring.fleet.started(id, sources) {
                     info!(probe = %key.probe, peer = %key.peer, family = key.family, "connected");
                 }
                 self.pending.note(|pending| pending.publish = true);
             }
-            Event::Disconnected { id, reason } => {
+            LoopEvent::Disconnected { id, reason } => {
                 if let Some(key) = self.measuring.fleet.disconnected(id, reason.clone()) {
                     let PathKey { probe, peer, family } = &key;
                     warn!(%probe, %peer, family, reason, "no connection");
@@ -26,7 +26,7 @@ impl Daemon {
                 }
                 self.pending.note(|pending| pending.publish = true);
             }
-            Event::NotStarted { id, reason } => {
+            LoopEvent::NotStarted { id, reason } => {
                 if let Some(key) = self.measuring.fleet.not_started(id, reason.clone()) {
                     let PathKey { probe, peer, family } = &key;
                     error!(%probe, %peer, family, reason, "a path is not measured");
@@ -34,20 +34,20 @@ impl Daemon {
                 }
                 self.pending.note(|pending| pending.publish = true);
             }
-            Event::Finished(_) => {}
-            Event::OfPath { id, event } => {
+            LoopEvent::Finished(_) => {}
+            LoopEvent::OfPath { id, event } => {
                 if let Some(key) = self.measuring.fleet.key(id) {
                     event.report(key, &self.observability.events);
                 }
             }
-            Event::PeerLeaving(goodbye) => self.on_goodbye(goodbye),
-            Event::ClockStepped(nanos) => {
+            LoopEvent::PeerLeaving(goodbye) => self.on_goodbye(goodbye),
+            LoopEvent::ClockStepped(nanos) => {
                 #[expect(clippy::cast_precision_loss, reason = "precise enough for a log")]
                 let seconds = nanos as f64 / 1e9;
                 warn!(seconds, "the wall clock was stepped; round trips are not affected");
                 self.observability.events.add(&ClockStepped { seconds });
             }
-            Event::Suspended(span) => {
+            LoopEvent::Suspended(span) => {
                 warn!(?span, "the host was suspended; what was in flight is withdrawn");
                 self.observability.events.add(&HostSuspended { seconds: span.as_secs_f64() });
             }

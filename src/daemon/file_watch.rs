@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Daemon, Source};
+use super::{ConfigSource, Daemon};
 use crate::http::web_config::LoadedWebConfig;
 use crate::keys::KeyRing;
 use crate::settings::Settings;
@@ -35,7 +35,7 @@ impl Contents {
 /// The configuration file and the key files, and whether they have changed.
 #[derive(Debug)]
 pub(super) struct ConfigWatch {
-    pub(super) source: Source,
+    pub(super) source: ConfigSource,
     /// What the files contained when they were last checked.
     seen: Contents,
     /// Whether all of them could be read then.
@@ -43,7 +43,7 @@ pub(super) struct ConfigWatch {
 }
 
 impl ConfigWatch {
-    pub(super) fn new(source: Source, settings: &Settings) -> Self {
+    pub(super) fn new(source: ConfigSource, settings: &Settings) -> Self {
         Self { source, seen: Contents::of(settings), was_whole: true }
     }
 
@@ -56,7 +56,7 @@ impl ConfigWatch {
     /// check. A file that cannot be read may be in the middle of being replaced; if it still cannot at the
     /// next check, that is a change.
     fn changed(&mut self, settings: &Settings) -> Option<&Path> {
-        let Source::File { path, is_watched: true, .. } = &self.source else { return None };
+        let ConfigSource::File { path, is_watched: true, .. } = &self.source else { return None };
         let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
         let found = Contents { configuration, keys: KeyRing::generation_on_disk(&settings.config) };
         let was_whole = std::mem::replace(&mut self.was_whole, found.is_whole());

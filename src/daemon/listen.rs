@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use anyhow::Context as _;
 use tracing::{info, warn};
 
-use crate::datagram::{Binding, Socket, SocketError, StampNames, both_families};
+use crate::datagram::{Binding, Socket, SocketError, TimestampMatching, both_families};
 use crate::http::server;
 use crate::systemd::passed_listeners;
 
@@ -42,14 +42,17 @@ fn is_within(socket: SocketAddr, address: SocketAddr) -> bool {
 }
 
 /// Binds an address; one that stands for both families is bound for each that this host has.
-pub(super) fn bind_all(address: SocketAddr, stamps: StampNames) -> Result<Vec<Socket>, SocketError> {
+pub(super) fn bind_all(
+    address: SocketAddr,
+    timestamps: TimestampMatching,
+) -> Result<Vec<Socket>, SocketError> {
     let mut sockets: Vec<Socket> = Vec::new();
     for mut address in both_families(address) {
         if let (0, Some(first)) = (address.port(), sockets.first()) {
             address.set_port(first.address().port());
         }
         let binding = Binding { address, dont_fragment: false, errors: false };
-        match Socket::bind(&binding, stamps) {
+        match Socket::bind(&binding, timestamps) {
             Ok(socket) => sockets.push(socket),
             Err(error) if error.is_no_family() && !sockets.is_empty() => {
                 warn!(%error, "this host has no IPv6: listening on IPv4 only");
@@ -63,11 +66,11 @@ pub(super) fn bind_all(address: SocketAddr, stamps: StampNames) -> Result<Vec<So
 /// The agent port, over UDP and over TCP. Where the kernel chooses, it may choose one that is taken over TCP.
 pub(super) fn bind_agent(
     address: SocketAddr,
-    stamps: StampNames,
+    timestamps: TimestampMatching,
 ) -> anyhow::Result<(Vec<Socket>, Vec<TcpListener>)> {
     let mut tries = if address.port() == 0 { AGENT_PORT_TRIES } else { 1 };
     loop {
-        let sockets = bind_all(address, stamps)?;
+        let sockets = bind_all(address, timestamps)?;
         tries -= 1;
         match server::bind(SocketAddr::new(address.ip(), port_of(&sockets))) {
             Ok(listeners) => return Ok((sockets, listeners)),

@@ -35,35 +35,35 @@ use self::pending::PendingWork;
 use self::servers::{Servers, policy};
 use self::supervision::Supervision;
 use crate::answering;
-use crate::api::routes::{AppState, Reload, metrics_renderer};
+use crate::api::routes::{AppState, ReloadRequest, metrics_renderer};
 use crate::api::status::Status;
 use crate::clock::Clock;
-use crate::config::{Host, Level, LogFormat};
-use crate::datagram::{self, Access, Service, ServiceTasks, StampNames};
+use crate::config::{LoadContext, LogFormat, SeriesLevel};
+use crate::datagram::{self, Access, Service, ServiceTasks, TimestampMatching};
 use crate::echo;
 use crate::event_log::EventLog;
 use crate::fleet::Fleet;
 use crate::http::auth::Verifier;
-use crate::http::server::{self, Counters, Limits};
+use crate::http::server::{self, Counters, ServerLimits};
 use crate::identity::{Identity, Ports};
 use crate::logging;
-use crate::loops::{EVENTS_PENDING_MAX, Event};
+use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::metrics::{Exporter, Responders};
 use crate::probe::Loops;
 use crate::settings::{Settings, SettingsError};
-use crate::stream::{self, responder::Terms};
+use crate::stream::{self, responder::StreamAccess};
 use crate::systemd::Notifier;
 use crate::websocket;
 
 /// Where a running agent finds its configuration again.
 #[derive(Debug, Clone)]
-pub enum Source {
+pub enum ConfigSource {
     /// In a file, read for this host.
     File {
         /// Which file.
         path: PathBuf,
         /// What it is read for.
-        host: Host,
+        host: LoadContext,
         /// Whether it is read again whenever it has changed.
         is_watched: bool,
     },
@@ -90,9 +90,9 @@ pub struct Daemon {
 /// Where the daemon receives from.
 #[derive(Debug)]
 struct Channels {
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<LoopEvent>,
     polls: PollResults,
-    reloads: mpsc::Receiver<Reload>,
+    reloads: mpsc::Receiver<ReloadRequest>,
 }
 
 /// Watchdog and retries are checked this often.
@@ -111,15 +111,15 @@ impl Daemon {
     /// What could not be bound or started, with its address.
     pub fn start(
         settings: Settings,
-        source: Source,
-        log: Option<logging::Handle>,
+        source: ConfigSource,
+        log: Option<logging::LogHandle>,
         notifier: Notifier,
     ) -> anyhow::Result<Self> {
         let listen = &settings.config.listen;
-        let stamps = StampNames::detect();
+        let timestamps = TimestampMatching::detect();
         let listeners = front(listen.http)?;
-        let stamp_sockets = bind_all(listen.stamp, stamps)?;
-        let (agent_sockets, agent_listeners) = bind_agent(listen.agent, stamps)?;
+        let stamp_sockets = bind_all(listen.stamp, timestamps)?;
+        let (agent_sockets, agent_listeners) = bind_agent(listen.agent, timestamps)?;
         let ports = Ports {
             http: listeners.first().and_then(|l| l.local_addr().ok()).unwrap_or(listen.http).port(),
             stamp: port_of(&stamp_sockets),
@@ -133,10 +133,10 @@ impl Daemon {
         let (reload_sender, reloads) = mpsc::channel(4);
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
-        let terms = Terms::new(policy.clone(), settings.keys.mesh.as_deref());
-        let stream_responder = Arc::new(stream::responder::Responder::new(
+        let terms = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
+        let stream_responder = Arc::new(stream::responder::StreamResponder::new(
             terms,
-            stream::responder::Limits::default(),
+            stream::responder::ResponderLimits::default(),
             Arc::clone(&responders.stream),
         ));
         let access = Access { policy, keys: settings.keys.mesh.clone() };
@@ -154,9 +154,9 @@ impl Daemon {
         let sessions = settings.config.responder.sessions;
         let stamp = echo::responder(stamp_sockets, access, sessions, Arc::clone(&responders.stamp));
         let services = vec![stamp, agent_port];
-        let responder = datagram::spawn("responder", services, stamps, event_sender.clone())
+        let responder = datagram::spawn("responder", services, timestamps, event_sender.clone())
             .context("starting the responder's thread")?;
-        let prober = datagram::spawn("prober", Vec::new(), stamps, event_sender.clone())
+        let prober = datagram::spawn("prober", Vec::new(), timestamps, event_sender.clone())
             .context("starting the prober's thread")?;
         let streams = stream::spawn(event_sender).context("starting the thread of connections")?;
         let loops = [prober.series(), responder.series(), streams.series()];
@@ -164,9 +164,9 @@ impl Daemon {
         let counters = Arc::new(Counters::default());
         let event_log = Arc::new(EventLog::default());
         let web_config = Arc::new(ArcSwap::from_pointee(settings.web_config.value.clone()));
-        let site = Arc::new(AppState {
+        let app_state = Arc::new(AppState {
             status: ArcSwap::default(),
-            websocket: websocket::Responder::new(
+            websocket: websocket::WebSocketResponder::new(
                 settings.config.websocket.clone(),
                 Arc::clone(&exporter.websocket),
             ),
@@ -178,14 +178,17 @@ impl Daemon {
             renderer: metrics_renderer(Arc::clone(&exporter), Arc::clone(&counters), Arc::clone(&web_config)),
         });
         let handler = {
-            let site = Arc::clone(&site);
-            Arc::new(move |request: Request<Bytes>, peer: SocketAddr| Arc::clone(&site).answer(request, peer))
+            let app_state = Arc::clone(&app_state);
+            Arc::new(move |request: Request<Bytes>, peer: SocketAddr| {
+                Arc::clone(&app_state).answer(request, peer)
+            })
         };
         let stream_answers = Arc::clone(&stream_responder);
-        let answering = answering::Handle::spawn(|stopped| {
+        let answering = answering::AnsweringHandle::spawn(|stopped| {
             let agent = stream_answers.serve(answering::register(agent_listeners)?, stopped.clone());
             let listeners = answering::register(listeners)?;
-            let http = server::serve(listeners, Limits::default(), handler, counters, web_config, stopped);
+            let http =
+                server::serve(listeners, ServerLimits::default(), handler, counters, web_config, stopped);
             Ok(async {
                 tokio::join!(http, agent);
             })
@@ -197,7 +200,7 @@ impl Daemon {
             ports,
             membership,
             measuring: Measuring { fleet: Fleet::new(boot_id), loops: Loops { prober, streams } },
-            servers: Servers { responder, stream_responder, site, answering },
+            servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
             supervision: Supervision::new(notifier, log),
             pending: PendingWork::default(),
@@ -272,8 +275,8 @@ impl Daemon {
 
     /// Where reloads are asked for.
     #[must_use]
-    pub fn reloads(&self) -> mpsc::Sender<Reload> {
-        self.servers.site.reloads.clone()
+    pub fn reloads(&self) -> mpsc::Sender<ReloadRequest> {
+        self.servers.app_state.reloads.clone()
     }
 
     /// The ports that it really listens on.
@@ -290,13 +293,13 @@ impl Daemon {
 
     /// What it shows of itself.
     #[must_use]
-    pub fn site(&self) -> Arc<AppState> {
-        Arc::clone(&self.servers.site)
+    pub fn app_state(&self) -> Arc<AppState> {
+        Arc::clone(&self.servers.app_state)
     }
 
     /// Reads the configuration again and applies it; on any problem nothing changes.
     fn reload(&mut self) -> Result<(), SettingsError> {
-        let Source::File { path, host, .. } = &self.config_watch.source else { return Ok(()) };
+        let ConfigSource::File { path, host, .. } = &self.config_watch.source else { return Ok(()) };
         let micros = Clock::now().as_nanos() / 1_000;
         self.supervision.notifier.reloading(micros);
         let read = Settings::read(path, host).and_then(|new| new.can_replace(&self.settings).map(|()| new));
@@ -371,7 +374,7 @@ impl Daemon {
             identity.you.stamp.reason.clone().map(|reason| (name.clone(), reason))
         };
         let refusals = self.membership.identities.iter().filter_map(refusal).collect();
-        self.servers.site.status.store(Arc::new(Status {
+        self.servers.app_state.status.store(Arc::new(Status {
             name: config.agent.name.clone(),
             labels: config.agent.labels.clone(),
             boot_id: self.boot_id,
@@ -396,7 +399,7 @@ impl Daemon {
         if ticks.is_multiple_of(TRY_AGAIN) && self.measuring.fleet.has_failures() {
             self.measure();
         }
-        if ticks.is_multiple_of(RANK_EVERY) && self.settings.config.metrics.level != Level::Pair {
+        if ticks.is_multiple_of(RANK_EVERY) && self.settings.config.metrics.level != SeriesLevel::Pair {
             self.measuring.fleet.rank();
             self.publish();
         }
@@ -418,9 +421,9 @@ impl Daemon {
             self.send_goodbyes().await;
         }
         self.measuring.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
-        let (longest, site) = (grace + Duration::from_secs(1), self.site());
+        let (longest, app_state) = (grace + Duration::from_secs(1), self.app_state());
         let drained = tokio::time::timeout(longest, self.drain());
-        let (drained, ()) = tokio::join!(drained, site.websocket.leave(longest));
+        let (drained, ()) = tokio::join!(drained, app_state.websocket.leave(longest));
         if drained.is_err() {
             error!("the prober did not stop in time");
         }

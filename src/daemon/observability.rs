@@ -9,7 +9,7 @@ use pathmeter_proto::time::nanos;
 use super::membership::Membership;
 use crate::config::Probe;
 use crate::event_log::EventLog;
-use crate::fleet::{Exported, Fleet};
+use crate::fleet::{ExportedSeries, Fleet};
 use crate::identity::Identity;
 use crate::metrics::{Exporter, PeerInfo, PeerState, ProbeInfo};
 use crate::settings::Settings;
@@ -25,7 +25,7 @@ impl Observability {
     /// Exports the series of all paths, and what is known of peers and targets.
     pub(super) fn publish(&self, membership: &Membership, settings: &Settings, fleet: &Fleet) {
         let config = &settings.config;
-        let Exported { mut blocks, dropped } = fleet.exported(&config.metrics);
+        let ExportedSeries { mut blocks, dropped } = fleet.exported(&config.metrics);
         self.exporter.process.set_series_dropped(dropped);
         self.exporter.process.set_providers(membership.provider_counts(config).into_iter());
         let inputs = membership.plan_inputs(settings);

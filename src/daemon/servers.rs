@@ -11,36 +11,36 @@ use tracing::warn;
 use crate::answering;
 use crate::api::routes::AppState;
 use crate::config::Config;
-use crate::datagram::{Access, Control, Handle};
+use crate::datagram::{Access, Control, DatagramHandle};
 use crate::fleet::Addresses;
 use crate::http::auth::Verifier;
 use crate::identity::Ports;
 use crate::roster::Roster;
 use crate::settings::Settings;
-use crate::stream::responder::{Responder, Terms};
+use crate::stream::responder::{StreamAccess, StreamResponder};
 
 /// The servers of a running agent.
 #[derive(Debug)]
 pub(super) struct Servers {
     /// Answers datagrams.
-    pub(super) responder: Handle,
+    pub(super) responder: DatagramHandle,
     /// Answers messages over TCP.
-    pub(super) stream_responder: Arc<Responder>,
+    pub(super) stream_responder: Arc<StreamResponder>,
     /// What HTTP requests are answered with.
-    pub(super) site: Arc<AppState>,
-    pub(super) answering: answering::Handle,
+    pub(super) app_state: Arc<AppState>,
+    pub(super) answering: answering::AnsweringHandle,
 }
 
 impl Servers {
     /// Makes the HTTP port agree with the settings.
     pub(super) fn apply_settings(&self, settings: &Settings) {
         // A verifier goes on remembering which requests it has seen.
-        match (settings.keys.mesh.as_deref(), self.site.verifier.load().as_ref()) {
+        match (settings.keys.mesh.as_deref(), self.app_state.verifier.load().as_ref()) {
             (Some(keys), Some(verifier)) => verifier.set_keys(keys),
-            (keys, _) => self.site.verifier.store(Arc::new(keys.map(Verifier::new))),
+            (keys, _) => self.app_state.verifier.store(Arc::new(keys.map(Verifier::new))),
         }
-        self.site.websocket.set_rules(settings.config.websocket.clone());
-        if let Some(clients) = self.site.websocket.shortage() {
+        self.app_state.websocket.set_rules(settings.config.websocket.clone());
+        if let Some(clients) = self.app_state.websocket.shortage() {
             warn!(
                 clients,
                 "the limit of open files allows fewer WebSocket clients than websocket.clients_max"
@@ -51,13 +51,13 @@ impl Servers {
 
     /// Serves new connections of the HTTP port as the web config file says; open ones stay as they are.
     pub(super) fn serve(&self, settings: &Settings) {
-        self.site.web_config.store(Arc::new(settings.web_config.value.clone()));
+        self.app_state.web_config.store(Arc::new(settings.web_config.value.clone()));
     }
 
     /// Answers whom `policy` lists.
     pub(super) fn set_policy(&self, policy: Policy, settings: &Settings) {
         let keys = &settings.keys;
-        self.stream_responder.change(Terms::new(policy.clone(), keys.mesh.as_deref()));
+        self.stream_responder.change(StreamAccess::new(policy.clone(), keys.mesh.as_deref()));
         let access = Access { policy, keys: keys.mesh.clone() };
         self.responder.control(Control::SetAccess(Box::new(access)));
     }
@@ -66,7 +66,7 @@ impl Servers {
     pub(super) fn fall_silent(&self) {
         self.responder.control(Control::StopAnswering);
         self.stream_responder.fall_silent();
-        self.site.websocket.fall_silent();
+        self.app_state.websocket.fall_silent();
     }
 
     /// Closes everything.

@@ -11,13 +11,13 @@ use crate::systemd::Notifier;
 #[derive(Debug)]
 pub(super) struct Supervision {
     pub(super) notifier: Notifier,
-    log: Option<logging::Handle>,
+    log: Option<logging::LogHandle>,
     /// How far each loop that measures, and the answering thread at the end, had got at the last tick.
     progress: Vec<u64>,
 }
 
 impl Supervision {
-    pub(super) fn new(notifier: Notifier, log: Option<logging::Handle>) -> Self {
+    pub(super) fn new(notifier: Notifier, log: Option<logging::LogHandle>) -> Self {
         Self { notifier, log, progress: Vec::new() }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use pathmeter_proto::machine::{Icmp, IcmpKind};
+use pathmeter_proto::machine::{IcmpError, IcmpKind};
 use pathmeter_proto::time::WallTime;
 
 /// Room for everything we ask the kernel to say: a stamp (48 bytes of payload), packet information, TTL, TOS and an
@@ -15,26 +15,26 @@ const SCM_TS_OPT_ID: libc::c_int = 81;
 /// A buffer for control messages, aligned as the kernel wants it.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-pub(super) struct Control(pub(super) [u8; CONTROL_BYTES]);
+pub(super) struct ControlBuffer(pub(super) [u8; CONTROL_BYTES]);
 
 /// What the kernel says about a datagram.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Said {
+pub(super) struct DatagramMetadata {
     /// When it arrived; on the error queue, when it left.
-    pub(super) stamp: Option<WallTime>,
+    pub(super) timestamp: Option<WallTime>,
     pub(super) ttl: Option<u8>,
     pub(super) tos: Option<u8>,
     /// The local address it was sent to.
     pub(super) to: Option<IpAddr>,
     /// On the error queue: whether it is a stamp (with the datagram's name) or an ICMP error.
-    pub(super) about: Option<About>,
+    pub(super) about: Option<ErrorQueueEntry>,
 }
 
 /// Why something is on the error queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum About {
+pub(super) enum ErrorQueueEntry {
     Stamp { name: u32 },
-    Icmp(Icmp),
+    Icmp(IcmpError),
     Local { errno: i32 },
 }
 
@@ -46,8 +46,8 @@ pub(super) enum About {
     unsafe_code,
     reason = "the kernel's own layout; every read is of the length that the message states"
 )]
-pub(super) unsafe fn read(header: &libc::msghdr) -> Said {
-    let mut said = Said::default();
+pub(super) unsafe fn read(header: &libc::msghdr) -> DatagramMetadata {
+    let mut said = DatagramMetadata::default();
     // SAFETY: the header was filled by recvmmsg and its control buffer is alive and `msg_controllen` bytes long;
     // CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and no arm reads more than the message's length.
     unsafe {
@@ -64,7 +64,7 @@ pub(super) unsafe fn read(header: &libc::msghdr) -> Said {
             match (level, kind) {
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) if length >= size_of::<libc::timespec>() => {
                     let time = data.cast::<libc::timespec>().read_unaligned();
-                    said.stamp = wall_time(&time);
+                    said.timestamp = wall_time(&time);
                 }
                 (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
                     said.ttl = u8::try_from(int()).ok();
@@ -100,19 +100,19 @@ fn wall_time(time: &libc::timespec) -> Option<WallTime> {
     Some(WallTime::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).ok()?))
 }
 
-fn about(error: &libc::sock_extended_err, offender: Option<SocketAddr>) -> About {
+fn about(error: &libc::sock_extended_err, offender: Option<SocketAddr>) -> ErrorQueueEntry {
     let router = offender.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
     let mtu = Some(error.ee_info).filter(|mtu| *mtu > 0);
     match error.ee_origin {
-        libc::SO_EE_ORIGIN_TIMESTAMPING => About::Stamp { name: error.ee_data },
-        libc::SO_EE_ORIGIN_ICMP => About::Icmp(icmp_v4(error, router, mtu)),
-        libc::SO_EE_ORIGIN_ICMP6 => About::Icmp(icmp_v6(error, router, mtu)),
-        _ => About::Local { errno: i32::try_from(error.ee_errno).unwrap_or(i32::MAX) },
+        libc::SO_EE_ORIGIN_TIMESTAMPING => ErrorQueueEntry::Stamp { name: error.ee_data },
+        libc::SO_EE_ORIGIN_ICMP => ErrorQueueEntry::Icmp(icmp_v4(error, router, mtu)),
+        libc::SO_EE_ORIGIN_ICMP6 => ErrorQueueEntry::Icmp(icmp_v6(error, router, mtu)),
+        _ => ErrorQueueEntry::Local { errno: i32::try_from(error.ee_errno).unwrap_or(i32::MAX) },
     }
 }
 
 /// RFC 792 and RFC 1812 section 5.2.7.1.
-fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> Icmp {
+fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> IcmpError {
     let kind = match (error.ee_type, error.ee_code) {
         (3, 3) => IcmpKind::PortUnreachable,
         (3, 4) => IcmpKind::TooBig,
@@ -121,11 +121,11 @@ fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
         (11, 0) => IcmpKind::TtlExceeded,
         _ => IcmpKind::Other,
     };
-    Icmp { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
+    IcmpError { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
 }
 
 /// RFC 4443 section 3.
-fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> Icmp {
+fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> IcmpError {
     let kind = match (error.ee_type, error.ee_code) {
         (1, 4) => IcmpKind::PortUnreachable,
         (1, 1 | 5 | 6) => IcmpKind::Prohibited,
@@ -134,7 +134,7 @@ fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
         (3, 0) => IcmpKind::TtlExceeded,
         _ => IcmpKind::Other,
     };
-    Icmp { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
+    IcmpError { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
 }
 
 /// Reads a socket address of `length` bytes; `None` for other families and for what is too short.
@@ -164,14 +164,14 @@ pub(super) unsafe fn address(at: *const u8, length: usize) -> Option<SocketAddr>
 
 /// What the kernel is told about a datagram.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Told {
+pub(super) struct SendOptions {
     pub(super) to: SocketAddr,
     pub(super) from: Option<IpAddr>,
     pub(super) tos: u8,
     /// `None`: the socket's own.
     pub(super) ttl: Option<u8>,
     /// Whether a transmit stamp is wanted.
-    pub(super) stamp: bool,
+    pub(super) timestamp: bool,
     /// The name that the stamp shall carry, where the kernel can.
     pub(super) name: Option<u32>,
     /// Bytes of each datagram when there are many.
@@ -179,7 +179,7 @@ pub(super) struct Told {
 }
 
 /// Writes control messages and returns how many bytes they take.
-pub(super) fn write(told: &Told, control: &mut Control) -> usize {
+pub(super) fn write(told: &SendOptions, control: &mut ControlBuffer) -> usize {
     let mut writer = Writer { control, length: 0 };
     let is_v4 = told.to.is_ipv4();
     let tos = i32::from(told.tos).to_ne_bytes();
@@ -211,7 +211,7 @@ pub(super) fn write(told: &Told, control: &mut Control) -> usize {
         }
         Some(_) | None => {}
     }
-    if told.stamp {
+    if told.timestamp {
         writer.push(
             libc::SOL_SOCKET,
             libc::SO_TIMESTAMPING,
@@ -228,7 +228,7 @@ pub(super) fn write(told: &Told, control: &mut Control) -> usize {
 }
 
 struct Writer<'a> {
-    control: &'a mut Control,
+    control: &'a mut ControlBuffer,
     length: usize,
 }
 
@@ -253,13 +253,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_laid_out_as_the_c_macros_lay_it_out() {
-        let mut control = Control([0; CONTROL_BYTES]);
-        let told = Told {
+        let mut control = ControlBuffer([0; CONTROL_BYTES]);
+        let told = SendOptions {
             to: ([192, 0, 2, 1], 862).into(),
             from: Some([192, 0, 2, 2].into()),
             tos: 0xb8,
             ttl: Some(250),
-            stamp: true,
+            timestamp: true,
             name: Some(7),
             segment: Some(1_200),
         };
@@ -293,8 +293,8 @@ mod tests {
         };
         let router: SocketAddr = ([192, 0, 2, 9], 0).into();
         let kind = |ee_type, code| match about(&error(ee_type, code), Some(router)) {
-            About::Icmp(icmp) => (icmp.kind, icmp.mtu),
-            other @ (About::Stamp { .. } | About::Local { .. }) => panic!("{other:?}"),
+            ErrorQueueEntry::Icmp(icmp) => (icmp.kind, icmp.mtu),
+            other @ (ErrorQueueEntry::Stamp { .. } | ErrorQueueEntry::Local { .. }) => panic!("{other:?}"),
         };
         assert_eq!(kind(3, 3), (IcmpKind::PortUnreachable, None));
         assert_eq!(kind(3, 1), (IcmpKind::Unreachable, None));

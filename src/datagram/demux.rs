@@ -9,7 +9,7 @@ use std::sync::Arc;
 use pathmeter_proto::machine::Arrival;
 use pathmeter_proto::wire::{AgentKind, icmp, stamp};
 
-use super::Protocol;
+use super::DatagramProtocol;
 use crate::metrics::text::Cell;
 
 /// The demultiplexer of a group of sockets. Tasks are named by their slots.
@@ -30,7 +30,7 @@ pub(super) enum Demux {
 /// The sessions of probes that share sockets.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    protocol: Protocol,
+    protocol: DatagramProtocol,
     by_session: HashMap<(SocketAddr, u16), usize>,
     /// In the order in which they were added, for replies that carry no session identifier.
     by_source: HashMap<SocketAddr, Vec<usize>>,
@@ -86,7 +86,7 @@ impl Demux {
 }
 
 impl Sessions {
-    pub(super) fn new(protocol: Protocol) -> Self {
+    pub(super) fn new(protocol: DatagramProtocol) -> Self {
         Self { protocol, by_session: HashMap::new(), by_source: HashMap::new() }
     }
 
@@ -117,7 +117,7 @@ impl Sessions {
     fn owner(&self, datagram: &[u8], arrival: &Arrival, claims: impl Fn(usize) -> bool) -> Option<usize> {
         let from = arrival.from;
         match self.protocol {
-            Protocol::Udp => {
+            DatagramProtocol::Udp => {
                 let ssids = stamp::ssids(datagram).into_iter();
                 let by_session = ssids.filter_map(|ssid| self.by_session.get(&(from, ssid))).next();
                 by_session.copied().or_else(|| {
@@ -126,7 +126,7 @@ impl Sessions {
                     tasks.iter().copied().find(|task| claims(*task)).or_else(|| tasks.first().copied())
                 })
             }
-            Protocol::Icmp => match (icmp::ssid(datagram), arrival.icmp) {
+            DatagramProtocol::Icmp => match (icmp::ssid(datagram), arrival.icmp) {
                 (Some(ssid), _) => self.by_session.get(&(from, ssid)).copied(),
                 // Routers may quote no more than the header: any task that asks this host counts the error.
                 (None, Some(_)) => self.by_source.get(&from)?.first().copied(),
@@ -139,7 +139,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use pathmeter_proto::key::Keys;
-    use pathmeter_proto::machine::StampedBy;
+    use pathmeter_proto::machine::TimestampSource;
     use pathmeter_proto::time::{Timestamp, WallTime};
     use pathmeter_proto::wire::Goodbye;
 
@@ -148,7 +148,7 @@ mod tests {
     fn arrival(from: SocketAddr) -> Arrival {
         Arrival {
             at: Timestamp::from_nanos(1),
-            by: StampedBy::User,
+            by: TimestampSource::User,
             from,
             to: None,
             flow: 0,
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_reply_without_a_session_goes_to_the_task_that_claims_it_and_else_to_the_first() {
         let to: SocketAddr = "192.0.2.1:862".parse().unwrap();
-        let mut sessions = Sessions::new(Protocol::Udp);
+        let mut sessions = Sessions::new(DatagramProtocol::Udp);
         sessions.add(1, to, &[10, 11]);
         sessions.add(2, to, &[12]);
         let (from, elsewhere) = (arrival(to), arrival("192.0.2.2:862".parse().unwrap()));

@@ -24,22 +24,22 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::AgentKind;
 
-use crate::loops::{self, Event};
+use crate::loops::{self, LoopEvent};
 use crate::metrics::text::Cell;
 use crate::paths::PathId;
 
 pub(crate) use outbox::refusal;
-pub use socket::{Binding, Socket, SocketError, StampNames, both_families};
-pub use task::{Access, Action, MachineTask, Notice, Recorder, Task, Traffic};
+pub use socket::{Binding, Socket, SocketError, TimestampMatching, both_families};
+pub use task::{Access, MachineTask, Notice, Recorder, Task, TaskStep, Traffic};
 pub use thread::RECEIVE_TICK_MAX;
 
 /// The daemon's end of a datagram loop.
-pub type Handle = loops::Handle<NewTask, Control>;
+pub type DatagramHandle = loops::LoopHandle<NewTask, Control>;
 
 /// A task to start, and the sockets that it needs.
 pub struct NewTask {
     /// What its sockets carry.
-    pub protocol: Protocol,
+    pub protocol: DatagramProtocol,
     /// The responder. Hosts that answer ICMP have no port.
     pub to: SocketAddr,
     /// Where to send from.
@@ -67,7 +67,7 @@ pub struct Companion {
 
 /// What sockets carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
+pub enum DatagramProtocol {
     /// UDP.
     Udp,
     /// ICMP echoes.
@@ -126,9 +126,9 @@ pub enum ServiceTasks {
 pub fn spawn(
     name: &'static str,
     services: Vec<Service>,
-    stamps: StampNames,
-    events: tokio::sync::mpsc::Sender<Event>,
-) -> io::Result<Handle> {
+    timestamps: TimestampMatching,
+    events: tokio::sync::mpsc::Sender<LoopEvent>,
+) -> io::Result<DatagramHandle> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let bell = Arc::new(EventFd::from_value_and_flags(0, flags)?);
     let own = Arc::clone(&bell);
@@ -136,8 +136,8 @@ pub fn spawn(
         // It can only fail when the counter is full, and then the loop is awake.
         let _ = bell.write(1);
     };
-    Handle::spawn(name, wake, move |commands, series| {
-        thread::Thread::new(services, stamps, own, events, series).run(commands);
+    DatagramHandle::spawn(name, wake, move |commands, series| {
+        thread::Thread::new(services, timestamps, own, events, series).run(commands);
     })
 }
 

@@ -10,10 +10,10 @@ use std::io;
 use std::net::IpAddr;
 
 use nix::unistd::getegid;
-use pathmeter_proto::wire::icmp::{self, Version};
+use pathmeter_proto::wire::icmp::{self, IcmpVersion};
 use socket2::{Domain, Protocol, SockFilter, Socket as Socket2, Type};
 
-use super::socket::{Binding, Kind, Socket, SocketError, StampNames, set};
+use super::socket::{Binding, Socket, SocketError, SocketKind, TimestampMatching, set};
 use super::tx_timestamps::HEADER;
 
 /// What groups may open ping sockets: two numbers.
@@ -36,7 +36,7 @@ impl Socket {
     /// [`SocketError::Closed`] where neither may be had.
     pub(super) fn echo(
         binding: &Binding,
-        stamps: StampNames,
+        timestamps: TimestampMatching,
         is_taken: impl Fn(u16) -> bool,
     ) -> Result<Self, SocketError> {
         let address = binding.address;
@@ -48,7 +48,7 @@ impl Socket {
         let open = |kind: Type| Socket2::new(domain, kind.nonblocking().cloexec(), Some(protocol));
         let operation = "opening an ICMP socket for";
         match open(Type::DGRAM) {
-            Ok(socket) => return Self::prepare(socket, Kind::Ping, binding, stamps),
+            Ok(socket) => return Self::prepare(socket, SocketKind::Ping, binding, timestamps),
             Err(error) if is_refused(&error) => {}
             Err(error) => return Err(opened(operation)(error)),
         }
@@ -61,9 +61,9 @@ impl Socket {
             0 => draw(is_taken).map_err(opened("drawing an identifier for"))?,
             port => port,
         };
-        listen_for(&socket, Version::of(address.ip()), identifier)
+        listen_for(&socket, IcmpVersion::of(address.ip()), identifier)
             .map_err(opened("filtering what comes to"))?;
-        let mut socket = Self::prepare(socket, Kind::Raw, binding, stamps)?;
+        let mut socket = Self::prepare(socket, SocketKind::Raw, binding, timestamps)?;
         socket.identify(identifier);
         Ok(socket)
     }
@@ -72,20 +72,20 @@ impl Socket {
     /// program's.
     pub(super) fn carried<'a>(&self, received: &'a [u8]) -> Option<&'a [u8]> {
         match (self.kind(), self.address().is_ipv4()) {
-            (Kind::Udp | Kind::Ping, _) => Some(received),
+            (SocketKind::Udp | SocketKind::Ping, _) => Some(received),
             // A kernel looks at the checksum of ICMPv6, and not at that of ICMP.
-            (Kind::Raw, true) => {
+            (SocketKind::Raw, true) => {
                 behind_header(received).filter(|echo| self.is_its(echo) && icmp::is_intact(echo))
             }
-            (Kind::Raw, false) => Some(received).filter(|echo| self.is_its(echo)),
+            (SocketKind::Raw, false) => Some(received).filter(|echo| self.is_its(echo)),
         }
     }
 
     /// Whether an ICMP error quotes a datagram of this socket: raw sockets are told of all.
     pub(super) fn has_sent(&self, quoted: &[u8]) -> bool {
         match self.kind() {
-            Kind::Udp | Kind::Ping => true,
-            Kind::Raw => self.is_its(quoted),
+            SocketKind::Udp | SocketKind::Ping => true,
+            SocketKind::Raw => self.is_its(quoted),
         }
     }
 
@@ -96,16 +96,16 @@ impl Socket {
     /// What a datagram to be sent carries behind the header that is part of it.
     pub(super) fn payload<'a>(&self, datagram: &'a [u8]) -> &'a [u8] {
         match self.kind() {
-            Kind::Udp => datagram,
-            Kind::Ping | Kind::Raw => datagram.get(HEADER..).unwrap_or_default(),
+            SocketKind::Udp => datagram,
+            SocketKind::Ping | SocketKind::Raw => datagram.get(HEADER..).unwrap_or_default(),
         }
     }
 
     /// Writes into a datagram what the kernel does not.
     pub(super) fn complete(&self, datagram: &mut [u8]) {
         match self.kind() {
-            Kind::Udp | Kind::Ping => {}
-            Kind::Raw => icmp::identify(datagram, self.address().port()),
+            SocketKind::Udp | SocketKind::Ping => {}
+            SocketKind::Raw => icmp::identify(datagram, self.address().port()),
         }
     }
 }
@@ -135,7 +135,7 @@ fn draw(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
 }
 
 /// Lets nothing come up but replies with this identifier.
-fn listen_for(socket: &Socket2, version: Version, identifier: u16) -> io::Result<()> {
+fn listen_for(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Result<()> {
     // linux/bpf_common.h: BPF_LDX|BPF_B|BPF_MSH, BPF_LD|BPF_B|BPF_IND, BPF_LD|BPF_H|BPF_IND, BPF_LDX|BPF_IMM, BPF_JMP|BPF_JEQ,
     // BPF_RET.
     const LOAD_HEADER_LENGTH: u16 = 0xb1;
@@ -146,8 +146,8 @@ fn listen_for(socket: &Socket2, version: Version, identifier: u16) -> io::Result
     const RETURN: u16 = 0x06;
     // Where ICMP begins: behind the IPv4 header, whose length is in its first byte; with IPv6 at the start.
     let begin = match version {
-        Version::V4 => SockFilter::new(LOAD_HEADER_LENGTH, 0, 0, 0),
-        Version::V6 => SockFilter::new(LOAD_INDEX, 0, 0, 0),
+        IcmpVersion::V4 => SockFilter::new(LOAD_HEADER_LENGTH, 0, 0, 0),
+        IcmpVersion::V6 => SockFilter::new(LOAD_INDEX, 0, 0, 0),
     };
     let program = [
         begin,
@@ -159,7 +159,7 @@ fn listen_for(socket: &Socket2, version: Version, identifier: u16) -> io::Result
         SockFilter::new(RETURN, 0, 0, 0),
     ];
     socket.attach_filter(&program)?;
-    if version == Version::V4 {
+    if version == IcmpVersion::V4 {
         // Spares the kernel copies of everything else; not needed.
         let _ = set(socket, libc::SOL_RAW, ICMP_FILTER, !1);
     }

@@ -8,7 +8,7 @@ use super::socket::Socket;
 
 /// What a socket has to be read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ready {
+pub(super) struct Readiness {
     /// Datagrams, stamps or complaints.
     pub(super) anything: bool,
     /// Stamps or complaints.
@@ -17,12 +17,12 @@ pub(super) struct Ready {
 
 /// The bell of a loop and its sockets, as `ppoll` takes them. To be made anew when the sockets change.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct PollSet {
     /// The bell first, then the sockets in the order in which they were given.
     polled: Vec<libc::pollfd>,
 }
 
-impl Watch {
+impl PollSet {
     pub(super) fn new<'a>(bell: BorrowedFd<'_>, sockets: impl Iterator<Item = &'a Socket>) -> Self {
         let fds = std::iter::once(bell.as_raw_fd()).chain(sockets.map(|socket| socket.as_fd().as_raw_fd()));
         let polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
@@ -50,9 +50,9 @@ impl Watch {
     }
 
     /// What the `index`-th socket has, as of the last wait or look.
-    pub(super) fn ready(&self, index: usize) -> Ready {
+    pub(super) fn ready(&self, index: usize) -> Readiness {
         let revents = self.polled.get(index + 1).map_or(0, |polled| polled.revents);
-        Ready { anything: revents != 0, errors: revents & libc::POLLERR != 0 }
+        Readiness { anything: revents != 0, errors: revents & libc::POLLERR != 0 }
     }
 }
 

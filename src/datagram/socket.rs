@@ -6,24 +6,24 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
-use super::cmsg::{self, CONTROL_BYTES, Control, Said, Told};
-use super::socket_drops::Damaged;
+use super::cmsg::{self, CONTROL_BYTES, ControlBuffer, DatagramMetadata, SendOptions};
+use super::socket_drops::ChecksumErrors;
 
 /// A socket of one address family, not connected.
 #[derive(Debug)]
 pub struct Socket {
     socket: Socket2,
-    kind: Kind,
+    kind: SocketKind,
     address: SocketAddr,
-    fragments: Fragments,
+    fragments: FragmentPolicy,
     drops: u32,
     /// Where damaged datagrams are among the drops of a socket, how many there were.
-    damaged: Option<Damaged>,
+    damaged: Option<ChecksumErrors>,
 }
 
 /// What a socket carries, and how the kernel lets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum SocketKind {
     /// UDP.
     Udp,
     /// ICMP echoes, of which the kernel knows.
@@ -107,7 +107,7 @@ impl Socket {
     ///
     /// # Errors
     /// [`SocketError`] names the operation and the address.
-    pub fn bind(binding: &Binding, stamps: StampNames) -> Result<Self, SocketError> {
+    pub fn bind(binding: &Binding, timestamps: TimestampMatching) -> Result<Self, SocketError> {
         let address = binding.address;
         let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
         let domain = Domain::for_address(address);
@@ -116,36 +116,36 @@ impl Socket {
         if address.is_ipv6() {
             socket.set_only_v6(true).map_err(failed("restricting to IPv6"))?;
         }
-        Self::prepare(socket, Kind::Udp, binding, stamps)
+        Self::prepare(socket, SocketKind::Udp, binding, timestamps)
     }
 
     /// Sets the options of a socket that was opened, and binds it.
     pub(super) fn prepare(
         socket: Socket2,
-        kind: Kind,
+        kind: SocketKind,
         binding: &Binding,
-        stamps: StampNames,
+        timestamps: TimestampMatching,
     ) -> Result<Self, SocketError> {
         let address = binding.address;
         let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
         // Refused where the administrator set a lower limit; the kernel then grants what it may.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
-        enable(&socket, binding, stamps).map_err(failed("setting options of"))?;
+        enable(&socket, binding, timestamps).map_err(failed("setting options of"))?;
         socket.bind(&address.into()).map_err(failed("binding"))?;
         let bound = socket.local_addr().map_err(failed("asking for the address of"))?;
         let address = bound.as_socket().unwrap_or(address);
-        Ok(Self { socket, kind, address, fragments: Fragments::of(binding), drops: 0, damaged: None })
+        Ok(Self { socket, kind, address, fragments: FragmentPolicy::of(binding), drops: 0, damaged: None })
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> SocketKind {
         self.kind
     }
 
     /// Gives a raw socket the identifier of its echoes.
     pub(super) fn identify(&mut self, identifier: u16) {
         self.address.set_port(identifier);
-        self.damaged = self.address.is_ipv6().then(Damaged::new);
+        self.damaged = self.address.is_ipv6().then(ChecksumErrors::new);
     }
 
     /// The address it is bound to. The port of one for ICMP is its identifier.
@@ -166,11 +166,11 @@ impl Socket {
     /// # Errors
     /// Those of `send`, and of changing the setting: then nothing was sent.
     pub(super) fn in_one_piece<T>(&self, send: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if self.fragments == Fragments::Never {
+        if self.fragments == FragmentPolicy::Never {
             return send();
         }
         let is_v4 = self.address.is_ipv4();
-        Fragments::Never.choose(&self.socket, is_v4)?;
+        FragmentPolicy::Never.choose(&self.socket, is_v4)?;
         let sent = send();
         // What the kernel granted when the socket was bound it grants again.
         let _ = self.fragments.choose(&self.socket, is_v4);
@@ -186,7 +186,7 @@ impl Socket {
 
 /// What a socket lets happen to datagrams that are longer than a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fragments {
+enum FragmentPolicy {
     /// They are cut up, by us and by routers.
     Allowed,
     /// The same, and complaints about what left in one piece nevertheless are told.
@@ -195,7 +195,7 @@ enum Fragments {
     Never,
 }
 
-impl Fragments {
+impl FragmentPolicy {
     fn of(binding: &Binding) -> Self {
         match (binding.dont_fragment, binding.errors) {
             (true, _) => Self::Never,
@@ -224,27 +224,27 @@ impl Fragments {
 
 /// How the stamps of two datagrams are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StampNames {
+pub enum TimestampMatching {
     /// Each datagram is given a name that its stamp carries (Linux 6.13).
-    Named,
+    ById,
     /// The stamp comes with the datagram itself.
-    Looped,
+    ByPayload,
 }
 
-impl StampNames {
+impl TimestampMatching {
     /// What this kernel can, found out with a datagram from a loopback socket to itself.
     #[must_use]
     pub fn detect() -> Self {
         let try_it = || -> Option<()> {
             let binding =
                 Binding { address: ([127, 0, 0, 1], 0).into(), dont_fragment: false, errors: false };
-            let socket = Socket::bind(&binding, Self::Named).ok()?;
-            let told = Told {
+            let socket = Socket::bind(&binding, Self::ById).ok()?;
+            let told = SendOptions {
                 to: socket.address(),
                 from: None,
                 tos: 0,
                 ttl: None,
-                stamp: true,
+                timestamp: true,
                 name: Some(1),
                 segment: None,
             };
@@ -252,18 +252,18 @@ impl StampNames {
             batch.push(&told, 0, 4);
             batch.send(&socket, &[0; 4], 0).ok().map(|_| ())
         };
-        if try_it().is_some() { Self::Named } else { Self::Looped }
+        if try_it().is_some() { Self::ById } else { Self::ByPayload }
     }
 }
 
-fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result<()> {
+fn enable(socket: &Socket2, binding: &Binding, timestamps: TimestampMatching) -> io::Result<()> {
     use libc::{IPPROTO_IP, IPPROTO_IPV6, SOL_SOCKET};
     let reporting = libc::SOF_TIMESTAMPING_RX_SOFTWARE
         | libc::SOF_TIMESTAMPING_SOFTWARE
         | libc::SOF_TIMESTAMPING_OPT_ID
-        | match stamps {
-            StampNames::Named => libc::SOF_TIMESTAMPING_OPT_TSONLY,
-            StampNames::Looped => 0,
+        | match timestamps {
+            TimestampMatching::ById => libc::SOF_TIMESTAMPING_OPT_TSONLY,
+            TimestampMatching::ByPayload => 0,
         };
     let flags = libc::c_int::try_from(reporting).expect("the flags are below 2¹⁶");
     // A kernel without it falls back to our own clock readings, which is counted.
@@ -284,7 +284,7 @@ fn enable(socket: &Socket2, binding: &Binding, stamps: StampNames) -> io::Result
         set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, TTL.into())?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVERR, errors)?;
     }
-    Fragments::of(binding).choose(socket, binding.address.is_ipv4())
+    FragmentPolicy::of(binding).choose(socket, binding.address.is_ipv4())
 }
 
 #[expect(unsafe_code, reason = "socket2 lacks these options")]
@@ -330,18 +330,18 @@ pub(super) struct ReceiveBatch {
     headers: Vec<libc::mmsghdr>,
     parts: Vec<libc::iovec>,
     names: Vec<libc::sockaddr_storage>,
-    controls: Vec<Control>,
+    controls: Vec<ControlBuffer>,
     bytes: Vec<u8>,
 }
 
 /// One datagram of a batch.
 #[derive(Debug)]
-pub(super) struct Received<'a> {
+pub(super) struct ReceivedDatagram<'a> {
     pub(super) bytes: &'a [u8],
     /// `None` where the kernel did not say, as for stamps.
     pub(super) from: Option<SocketAddr>,
     pub(super) is_cut: bool,
-    pub(super) said: Said,
+    pub(super) said: DatagramMetadata,
 }
 
 impl ReceiveBatch {
@@ -359,7 +359,7 @@ impl ReceiveBatch {
             headers: vec![header; RECEIVE_BATCH],
             parts: vec![part; RECEIVE_BATCH],
             names: vec![name; RECEIVE_BATCH],
-            controls: vec![Control([0; CONTROL_BYTES]); RECEIVE_BATCH],
+            controls: vec![ControlBuffer([0; CONTROL_BYTES]); RECEIVE_BATCH],
             bytes: vec![0; RECEIVE_BATCH * DATAGRAM_BYTES],
         }
     }
@@ -398,7 +398,7 @@ impl ReceiveBatch {
 
     /// The datagram at `index` of what was last read.
     #[expect(unsafe_code, reason = "reads the address that the kernel wrote")]
-    pub(super) fn at(&self, index: usize) -> Received<'_> {
+    pub(super) fn at(&self, index: usize) -> ReceivedDatagram<'_> {
         let header = &self.headers[index];
         let length = (header.msg_len as usize).min(DATAGRAM_BYTES);
         let name_length = (header.msg_hdr.msg_namelen as usize).min(size_of::<libc::sockaddr_storage>());
@@ -407,7 +407,7 @@ impl ReceiveBatch {
         let (from, said) = unsafe {
             (cmsg::address((&raw const self.names[index]).cast(), name_length), cmsg::read(&header.msg_hdr))
         };
-        Received {
+        ReceivedDatagram {
             bytes: &self.bytes[index * DATAGRAM_BYTES..][..length],
             from,
             is_cut: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
@@ -421,7 +421,7 @@ pub(super) struct SendBatch {
     headers: Vec<libc::mmsghdr>,
     parts: Vec<libc::iovec>,
     names: Vec<libc::sockaddr_storage>,
-    controls: Vec<Control>,
+    controls: Vec<ControlBuffer>,
     /// Where in the arena each begins, and its length; and the length of its control messages.
     spans: Vec<(usize, usize, usize)>,
 }
@@ -449,8 +449,8 @@ impl SendBatch {
     }
 
     /// Adds the datagram at `at..at + length` of the arena.
-    pub(super) fn push(&mut self, told: &Told, at: usize, length: usize) {
-        let mut control = Control([0; CONTROL_BYTES]);
+    pub(super) fn push(&mut self, told: &SendOptions, at: usize, length: usize) {
+        let mut control = ControlBuffer([0; CONTROL_BYTES]);
         let control_length = cmsg::write(told, &mut control);
         self.controls.push(control);
         self.names.push(name_of(told.to));
@@ -553,9 +553,16 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let address: SocketAddr = address.parse().unwrap();
             let binding = Binding { address, dont_fragment: false, errors: true };
-            let Ok(socket) = Socket::bind(&binding, StampNames::Looped) else { continue };
-            let told =
-                |to| Told { to, from: None, tos: 0, ttl: None, stamp: false, name: None, segment: None };
+            let Ok(socket) = Socket::bind(&binding, TimestampMatching::ByPayload) else { continue };
+            let told = |to| SendOptions {
+                to,
+                from: None,
+                tos: 0,
+                ttl: None,
+                timestamp: false,
+                name: None,
+                segment: None,
+            };
             let is_too_big = |sent: io::Result<usize>| {
                 sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
             };

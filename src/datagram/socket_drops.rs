@@ -8,14 +8,14 @@ use std::fs;
 /// The two are told apart by the namespace's counters, which do not say which socket it was; so a socket is never blamed
 /// for more than either counter shows.
 #[derive(Debug)]
-pub(super) struct Overruns {
+pub(super) struct BufferOverflows {
     /// What `/proc/net` showed last; `None` where it cannot be read, and every drop is ours.
     known: Option<u64>,
     /// Datagrams that were dropped for want of room and that no socket of ours has been blamed for yet.
     credit: u64,
 }
 
-impl Overruns {
+impl BufferOverflows {
     pub(super) fn new() -> Self {
         Self { known: read(), credit: 0 }
     }
@@ -47,9 +47,9 @@ impl Overruns {
 /// network damaged among its drops, and each such socket counts each of them; so none is blamed for as many as there were since
 /// it dropped anything last.
 #[derive(Debug)]
-pub(super) struct Damaged(u64);
+pub(super) struct ChecksumErrors(u64);
 
-impl Damaged {
+impl ChecksumErrors {
     pub(super) fn new() -> Self {
         Self(damaged_v6())
     }
@@ -106,9 +106,9 @@ mod tests {
 
     #[test]
     fn a_socket_is_blamed_for_no_more_than_either_counter_shows() {
-        let mut overruns = Overruns { known: None, credit: 0 };
+        let mut overruns = BufferOverflows { known: None, credit: 0 };
         assert_eq!(overruns.among(3), 3, "where nothing can be read every drop is ours");
-        let mut overruns = Overruns::new();
+        let mut overruns = BufferOverflows::new();
         assert_eq!(overruns.among(0), 0);
     }
 }

@@ -7,7 +7,9 @@ use std::fmt;
 
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::key::Keys;
-use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use pathmeter_proto::machine::{
+    Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::Goodbye;
 use std::sync::Arc;
@@ -21,12 +23,17 @@ pub trait Task: fmt::Debug + std::marker::Send {
     /// See [`Machine::leaving`].
     fn leaving(&mut self, id: SendId, datagram: &mut [u8], now: Now);
     /// See [`Machine::sent`].
-    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy);
+    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource);
     /// See [`Machine::not_sent`].
     fn not_sent(&mut self, id: SendId, why: NotSent);
     /// Steps until something other than a counted report comes out. A datagram to send is appended to `arena`.
-    fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>, traffic: &mut Traffic)
-    -> Action;
+    fn step(
+        &mut self,
+        now: Now,
+        drops: &mut HostDrops,
+        arena: &mut Vec<u8>,
+        traffic: &mut Traffic,
+    ) -> TaskStep;
     /// See [`Machine::stop`].
     fn stop(&mut self);
     /// See [`Machine::withdraw`].
@@ -45,7 +52,7 @@ pub trait Task: fmt::Debug + std::marker::Send {
 
 /// What a task asks of its loop.
 #[derive(Debug)]
-pub enum Action {
+pub enum TaskStep {
     /// Send what was appended to the arena.
     Send(Send),
     /// Do nothing until then, or until something happens.
@@ -126,7 +133,7 @@ where
         self.machine.leaving(id, datagram, now);
     }
 
-    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
+    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
         self.machine.sent(id, at, by);
     }
 
@@ -141,20 +148,20 @@ where
         drops: &mut HostDrops,
         arena: &mut Vec<u8>,
         traffic: &mut Traffic,
-    ) -> Action {
+    ) -> TaskStep {
         loop {
             match self.machine.step(now, drops, arena) {
-                Step::Send(send) => return Action::Send(send),
+                Step::Send(send) => return TaskStep::Send(send),
                 Step::Report(report) => {
                     if let Some(notice) = self.recorder.record(report, traffic) {
-                        return Action::Notify(notice);
+                        return TaskStep::Notify(notice);
                     }
                 }
                 Step::Wait(until) => {
                     self.recorder.waiting(&self.machine, now.at);
-                    return Action::Wait(until);
+                    return TaskStep::Wait(until);
                 }
-                Step::Finished => return Action::Finished,
+                Step::Finished => return TaskStep::Finished,
             }
         }
     }

@@ -6,20 +6,20 @@ use std::time::Duration;
 use pathmeter_proto::machine::SendId;
 use pathmeter_proto::time::Timestamp;
 
-use super::socket::StampNames;
+use super::socket::TimestampMatching;
 
 /// The datagrams whose stamps have not come yet, in the order in which they were handed over.
 #[derive(Debug)]
-pub(super) struct Awaited {
-    by: StampNames,
-    queue: VecDeque<Entry>,
+pub(super) struct PendingTimestamps {
+    by: TimestampMatching,
+    queue: VecDeque<PendingTimestamp>,
     /// Name of the first in the queue.
     first: u32,
 }
 
 /// A datagram whose stamp has not come yet.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry {
+pub(super) struct PendingTimestamp {
     pub(super) slot: usize,
     pub(super) life: u32,
     pub(super) id: SendId,
@@ -31,19 +31,19 @@ pub(super) struct Entry {
 /// Bytes by which looped datagrams are told apart: sequence number, timestamp and session of both STAMP modes, and of echoes.
 const HEAD: usize = 28;
 
-impl Awaited {
+impl PendingTimestamps {
     /// Stamps that are awaited; at the limit the oldest is given up.
     const LIMIT: usize = 65_536;
     /// A stamp that has not come by then never will.
     const PATIENCE: Duration = Duration::from_millis(500);
 
-    pub(super) fn new(by: StampNames) -> Self {
+    pub(super) fn new(by: TimestampMatching) -> Self {
         Self { by, queue: VecDeque::new(), first: 0 }
     }
 
     /// Whether datagrams are to be given their names.
     pub(super) fn by_name(&self) -> bool {
-        self.by == StampNames::Named
+        self.by == TimestampMatching::ById
     }
 
     /// Expects a stamp for a datagram that is about to be handed over, of which `payload` is what UDP carries, or what stands
@@ -63,15 +63,15 @@ impl Awaited {
             self.first = self.first.wrapping_add(1);
         }
         let offset = u32::try_from(self.queue.len()).expect("below the limit");
-        self.queue.push_back(Entry { slot, life, id, handed: at, head: head(payload) });
+        self.queue.push_back(PendingTimestamp { slot, life, id, handed: at, head: head(payload) });
         self.first.wrapping_add(offset)
     }
 
     /// The datagram of a stamp, by its name or by the looped frame.
-    pub(super) fn find(&mut self, name: u32, frame: &[u8]) -> Option<Entry> {
+    pub(super) fn find(&mut self, name: u32, frame: &[u8]) -> Option<PendingTimestamp> {
         match self.by {
-            StampNames::Named => self.queue.get(name.wrapping_sub(self.first) as usize).copied(),
-            StampNames::Looped => {
+            TimestampMatching::ById => self.queue.get(name.wrapping_sub(self.first) as usize).copied(),
+            TimestampMatching::ByPayload => {
                 // They come in order but for those that were lost: the first is nearly always it, and is then done with.
                 let head = head(payload_of(frame)?);
                 let place = self.queue.iter().position(|entry| entry.head == head)?;
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_stamp_finds_its_datagram_by_name() {
-        let mut awaited = Awaited::new(StampNames::Named);
+        let mut awaited = PendingTimestamps::new(TimestampMatching::ById);
         let names: Vec<u32> = (0..5).map(|i| awaited.expect(7, 1, SendId(i), at(i), &[])).collect();
         assert_eq!(awaited.find(names[3], &[]).map(|entry| entry.id), Some(SendId(3)));
         awaited.expect(7, 1, SendId(9), at(503), &[]);
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_stamp_finds_its_datagram_in_the_looped_frame() {
-        let mut awaited = Awaited::new(StampNames::Looped);
+        let mut awaited = PendingTimestamps::new(TimestampMatching::ByPayload);
         for id in 0..3_u8 {
             awaited.expect(7, 1, SendId(id.into()), at(0), &[id; 60]);
         }

@@ -10,7 +10,7 @@ use hickory_resolver::proto::rr::{RData, RecordType};
 
 use super::MemberList;
 use crate::config::discovery::Records;
-use crate::config::inventory::{self, Member};
+use crate::config::file_sd::{self, Member};
 
 /// A shorter TTL counts as this. Chosen: the shortest that clusters give their services.
 const TTL_MIN: Duration = Duration::from_secs(5);
@@ -90,7 +90,7 @@ fn members(lookup: &Lookup) -> impl Iterator<Item = Result<Member, String>> {
             RData::SRV(service) if service.target.is_root() => None,
             RData::SRV(service) => {
                 let target = service.target.to_ascii();
-                Some(inventory::service(target.trim_end_matches('.'), service.port))
+                Some(file_sd::service(target.trim_end_matches('.'), service.port))
             }
             _ => None,
         }

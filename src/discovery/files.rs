@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::MemberList;
-use crate::config::inventory::{self, Member};
+use crate::config::file_sd::{self, Member};
 
 /// Bytes of one file. Chosen: as many as of a configuration.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -33,7 +33,7 @@ fn read_one(path: &Path) -> Result<Vec<Member>, String> {
     let mut text = Vec::new();
     let read = regular(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text));
     read.map_err(|error| format!("reading {shown}: {error}"))?;
-    inventory::read(&text).map_err(|problems| problems.display(&shown.to_string()).to_string())
+    file_sd::read(&text).map_err(|problems| problems.display(&shown.to_string()).to_string())
 }
 
 /// Opens a regular file. Opening a pipe could block for as long as nothing is written to it.

@@ -12,8 +12,8 @@ use hyper::header::HeaderValue;
 use super::MemberList;
 use super::files::regular;
 use crate::config::discovery::Credentials;
-use crate::config::{Url, inventory};
-use crate::http::client::{Client, Secure};
+use crate::config::{Url, file_sd};
+use crate::http::client::{Client, TlsClient};
 use crate::resolver;
 
 /// The longest that a list may take from one address.
@@ -28,7 +28,7 @@ const SECRET_BYTES_MAX: u64 = 16 << 10;
 /// Asks the server; its addresses are tried one after the other until one answers.
 pub(super) async fn ask(
     url: &Url,
-    secure: Option<Secure>,
+    secure: Option<TlsClient>,
     credentials: Option<Credentials>,
     refresh: Duration,
 ) -> Result<MemberList, String> {
@@ -52,7 +52,7 @@ pub(super) async fn ask(
             Ok(answer) if answer.status == hyper::StatusCode::OK => {
                 let shown = format!("the answer of {}", url.authority());
                 let members =
-                    inventory::read(&answer.body).map_err(|problems| problems.display(&shown).to_string())?;
+                    file_sd::read(&answer.body).map_err(|problems| problems.display(&shown).to_string())?;
                 return Ok(MemberList { members, valid: refresh });
             }
             Ok(answer) => {

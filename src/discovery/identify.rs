@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::config::Https;
-use crate::http::client::{Client, Secure, authority};
+use crate::http::client::{Client, TlsClient, authority};
 use crate::identity::Identity;
 use crate::identity_poller::fetch_identity;
-use crate::poller::{Backoff, KeyedPoller, Next};
+use crate::poller::{Backoff, KeyedPoller, NextPoll};
 use crate::resolver;
 
 /// Chosen: agents of a fleet start together and answer within seconds; those that do not answer then are
@@ -37,7 +37,7 @@ pub type IdentifyResult = Result<Identity, String>;
 /// Asks unidentified agents in the background, each until it has answered once.
 #[derive(Debug)]
 pub struct AgentIdentifier {
-    poller: KeyedPoller<UnidentifiedAgent, Option<Secure>, IdentifyResult>,
+    poller: KeyedPoller<UnidentifiedAgent, Option<TlsClient>, IdentifyResult>,
 }
 
 impl AgentIdentifier {
@@ -52,7 +52,7 @@ impl AgentIdentifier {
     /// before, `renew` all.
     pub fn follow(
         &mut self,
-        agents: BTreeMap<UnidentifiedAgent, Option<Secure>>,
+        agents: BTreeMap<UnidentifiedAgent, Option<TlsClient>>,
         client: &Client,
         renew: bool,
     ) {
@@ -65,7 +65,7 @@ impl AgentIdentifier {
             let (host, port) = (agent.host.clone(), agent.http_port);
             async move {
                 let result = identify(&host, port, &client).await;
-                let next = if result.is_ok() { Next::Never } else { Next::Retry };
+                let next = if result.is_ok() { NextPoll::Never } else { NextPoll::Retry };
                 (result, next)
             }
         });

@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 
 use crate::config::Provider;
 use crate::config::discovery::Source;
-use crate::config::inventory::Member;
-use crate::http::client::Secure;
-use crate::poller::{Backoff, KeyedPoller, Next};
+use crate::config::file_sd::Member;
+use crate::http::client::TlsClient;
+use crate::poller::{Backoff, KeyedPoller, NextPoll};
 
 pub use identify::{AgentIdentifier, IdentifyResult, UnidentifiedAgent};
 
@@ -32,7 +32,7 @@ pub struct PollTask {
     /// The provider.
     pub provider: Provider,
     /// With TLS; `None`: without, or not over HTTP.
-    pub secure: Option<Secure>,
+    pub secure: Option<TlsClient>,
 }
 
 /// The answer of a provider.
@@ -64,7 +64,7 @@ impl ProviderPoller {
     }
 }
 
-async fn poll(PollTask { provider, secure }: PollTask) -> (ProviderUpdate, Next) {
+async fn poll(PollTask { provider, secure }: PollTask) -> (ProviderUpdate, NextPoll) {
     let Provider { source, refresh, .. } = provider;
     let answer = match source {
         Source::Files(patterns) => files::read(patterns, refresh).await,
@@ -75,8 +75,8 @@ async fn poll(PollTask { provider, secure }: PollTask) -> (ProviderUpdate, Next)
         Ok(MemberList { mut members, valid }) => {
             members.sort_unstable();
             members.dedup();
-            (Ok(members), Next::After(valid))
+            (Ok(members), NextPoll::After(valid))
         }
-        Err(error) => (Err(error), Next::Retry),
+        Err(error) => (Err(error), NextPoll::Retry),
     }
 }

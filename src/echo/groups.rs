@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::path::EchoPath;
 use crate::metrics;
 use crate::metrics::echo::EchoSeries;
-use crate::metrics::group::{GroupSeries, Member};
+use crate::metrics::group::{GroupMember, GroupSeries};
 use crate::paths::PathKey;
 use crate::probe::{Groups, Path};
 
@@ -29,7 +29,7 @@ struct GroupKey {
 #[derive(Debug)]
 struct Place {
     group: GroupKey,
-    member: Arc<Member>,
+    member: Arc<GroupMember>,
     series: Arc<EchoSeries>,
     /// What [`Totals::judged`](crate::metrics::echo::Totals::judged) said the last time.
     judged: [u64; 4],
@@ -43,7 +43,7 @@ const WEIGHT: f64 = 0.2;
 
 impl EchoGroups {
     fn enter(&mut self, key: PathKey, group: GroupKey, series: &Arc<EchoSeries>) {
-        let member = Arc::new(Member::new(series));
+        let member = Arc::new(GroupMember::new(series));
         let new = || GroupSeries::new(&group.probe, &group.group, group.family);
         self.groups.entry(group.clone()).or_insert_with(new).enter(Arc::clone(&member));
         let judged = series.totals().judged();
@@ -104,7 +104,7 @@ impl Groups for EchoGroups {
         (self.places.keys().cloned().collect(), worst)
     }
 
-    fn series(&self) -> Vec<Arc<dyn metrics::Member>> {
+    fn series(&self) -> Vec<Arc<dyn metrics::AnySeries>> {
         self.groups.values().cloned().map(|group| Arc::new(group) as _).collect()
     }
 }
@@ -112,13 +112,13 @@ impl Groups for EchoGroups {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pathmeter_proto::echo::{Direction, Report, Verdict};
+    use pathmeter_proto::echo::{Direction, EchoReport, Verdict};
 
     /// Of so many datagrams so many are lost, and the others withdrawn.
     fn fare(series: &EchoSeries, lost: u32, withdrawn: u32) {
         let lost = (0..lost).map(|_| Verdict::Lost(Direction::Unknown));
         for verdict in lost.chain((0..withdrawn).map(|_| Verdict::Withdrawn)) {
-            series.record(&Report::Decided { flow: 0, sequence: 0, verdict, sample: None });
+            series.record(&EchoReport::Decided { flow: 0, sequence: 0, verdict, sample: None });
         }
     }
 

@@ -14,17 +14,17 @@ use std::sync::Arc;
 
 use crate::config::Probe;
 use crate::config::echo::Echo;
-use crate::metrics::Member;
+use crate::metrics::AnySeries;
 use crate::metrics::echo::EchoLimits;
-use crate::probe::{Groups, Kind, Plan, Remote};
+use crate::probe::{Groups, Plan, ProbeKind, Remote};
 use crate::settings::Settings;
 
-pub use path::{EchoPath, Once};
+pub use path::{EchoPath, FiniteRun};
 pub use plan::EchoPlan;
 pub use responder::responder;
 pub use task::DatagramEcho;
 
-impl Kind for Echo {
+impl ProbeKind for Echo {
     fn plan(
         &self,
         probe: &Probe,
@@ -35,7 +35,7 @@ impl Kind for Echo {
         Box::new(EchoPlan::new(probe, self, remote, address, settings))
     }
 
-    fn probe_series(&self, probe: &Probe) -> Vec<Arc<dyn Member>> {
+    fn probe_series(&self, probe: &Probe) -> Vec<Arc<dyn AnySeries>> {
         vec![Arc::new(EchoLimits::new(&probe.name, self.late_after, self.lost_after))]
     }
 

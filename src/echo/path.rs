@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use pathmeter_proto::echo::Report;
+use pathmeter_proto::echo::EchoReport;
 use pathmeter_proto::mtu;
 use serde_json::{Map, Value, json};
 
@@ -14,20 +14,20 @@ use super::plan::EchoPlan;
 use super::task::{DatagramEcho, mtu_search};
 use crate::datagram::Control;
 use crate::loops::NewPath;
-use crate::metrics::Member;
+use crate::metrics::AnySeries;
 use crate::metrics::echo::{EchoSeries, Quantile};
 use crate::metrics::path_mtu::PathMtuSeries;
 use crate::metrics::stream::StreamSeries;
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, Measured, Path, Plan, Row, Start};
+use crate::probe::{Loops, Measured, Path, Plan, Start, TableRow};
 
 /// A measurement that ends by itself and is watched.
 #[derive(Debug)]
-pub struct Once {
+pub struct FiniteRun {
     /// Datagrams, messages or requests to send.
     pub count: u64,
     /// Receives a copy of every report.
-    pub tap: mpsc::Sender<Report>,
+    pub tap: mpsc::Sender<EchoReport>,
 }
 
 /// An echo path that runs.
@@ -45,7 +45,7 @@ pub struct EchoPath {
 impl EchoPath {
     /// Starts a path, going on with the counters of an earlier one. `once`: it ends by itself.
     #[must_use]
-    pub fn start(plan: EchoPlan, start: &Start<'_>, earlier: Option<Self>, once: Option<Once>) -> Self {
+    pub fn start(plan: EchoPlan, start: &Start<'_>, earlier: Option<Self>, once: Option<FiniteRun>) -> Self {
         let PathKey { probe, peer, family } = start.key;
         let (series, stream, mtu_series) = match earlier {
             Some(earlier) => {
@@ -55,7 +55,7 @@ impl EchoPath {
             None => (Arc::new(EchoSeries::new(probe, peer, family, plan.flows().into())), None, None),
         };
         let (count, tap) = match once {
-            Some(Once { count, tap }) => (Some(count), Some(tap)),
+            Some(FiniteRun { count, tap }) => (Some(count), Some(tap)),
             None => (None, None),
         };
         let (id, peer_left_at) = (start.id, start.peer_left_at);
@@ -88,7 +88,7 @@ impl EchoPath {
     }
 
     /// The search for its MTU, with where it counts.
-    pub(super) fn mtu_search(&self, start: &Start<'_>) -> Option<(mtu::Spec, Arc<PathMtuSeries>)> {
+    pub(super) fn mtu_search(&self, start: &Start<'_>) -> Option<(mtu::MtuSpec, Arc<PathMtuSeries>)> {
         let series = self.path_mtu.as_ref()?;
         Some((self.plan.mtu_spec(start, series.bytes())?, Arc::clone(series)))
     }
@@ -137,8 +137,8 @@ impl Path for EchoPath {
         }
     }
 
-    fn series(&self) -> Vec<Arc<dyn Member>> {
-        let mut series: Vec<Arc<dyn Member>> = vec![Arc::clone(&self.series) as _];
+    fn series(&self) -> Vec<Arc<dyn AnySeries>> {
+        let mut series: Vec<Arc<dyn AnySeries>> = vec![Arc::clone(&self.series) as _];
         series.extend(self.path_mtu.iter().map(|series| Arc::clone(series) as _));
         series.extend(self.stream.iter().map(|series| Arc::clone(series) as _));
         series
@@ -204,7 +204,7 @@ impl Measured for EchoMeasured {
         fields.into_iter().collect()
     }
 
-    fn row(&self) -> Row {
+    fn row(&self) -> TableRow {
         #[expect(clippy::cast_precision_loss, reason = "for people")]
         let milliseconds = |nanos: u64| format!("{:.3}", nanos as f64 / 1e6);
         let quantile = |q| match self.series.rtt_quantile(q) {
@@ -221,7 +221,7 @@ impl Measured for EchoMeasured {
             quantile(0.99),
             sum.checked_div(count).map_or_else(|| "-".to_owned(), milliseconds)
         );
-        Row { head: HEAD, cells }
+        TableRow { head: HEAD, cells }
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Quirks, Report, Spec, StreamSpec, Wire};
-use pathmeter_proto::grid::mix;
+use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, StreamSpec, WireFormat};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::mtu;
+use pathmeter_proto::schedule::mix;
 use pathmeter_proto::wire;
 
 use crate::config::Probe;
@@ -23,9 +23,9 @@ use crate::metrics::echo::EchoSeries;
 use crate::metrics::path_mtu::PathMtuSeries;
 use crate::metrics::stream::StreamSeries;
 use crate::paths::PathKey;
-use crate::probe::{Remote, Site, Start};
+use crate::probe::{HttpResource, Remote, Start};
 use crate::settings::Settings;
-use crate::stream::{self, Dial, Expected, Over, StreamEcho};
+use crate::stream::{self, Dial, ExpectedResponse, StreamEcho, StreamProtocol};
 
 /// How an echo path is measured: what of the configuration decides whether it can go on as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct EchoPlan {
     /// The name that fresh TCP connections look up.
     host: Option<String>,
     /// What is requested over WebSocket and HTTP.
-    site: Option<Site>,
+    site: Option<HttpResource>,
     is_agent: bool,
 }
 
@@ -165,9 +165,9 @@ impl EchoPlan {
     }
 
     /// How the path MTU is searched for; `None`: not at all.
-    pub(super) fn mtu_spec(&self, start: &Start<'_>, known: Option<u16>) -> Option<mtu::Spec> {
+    pub(super) fn mtu_spec(&self, start: &Start<'_>, known: Option<u16>) -> Option<mtu::MtuSpec> {
         let PathMtu { interval, ceiling } = self.path_mtu?;
-        Some(mtu::Spec {
+        Some(mtu::MtuSpec {
             to: self.to,
             ssid: 0,
             interval,
@@ -186,20 +186,20 @@ impl EchoPlan {
         keys: Option<Arc<Keys>>,
         count: Option<u64>,
         seed: u64,
-    ) -> Option<(Spec, SourceChoice)> {
+    ) -> Option<(EchoSpec, SourceChoice)> {
         let (wire, size, port, dont_fragment) = match &self.transport {
             Transport::Udp(udp) => {
-                let wire = Wire::Stamp { keys, quirks: self.quirks };
+                let wire = WireFormat::Stamp { keys, quirks: self.quirks };
                 (wire, udp.size, udp.source_port.unwrap_or(0), udp.dont_fragment)
             }
-            Transport::Icmp(icmp) => (Wire::Icmp, icmp.size, 0, icmp.dont_fragment),
+            Transport::Icmp(icmp) => (WireFormat::Icmp, icmp.size, 0, icmp.dont_fragment),
             Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => return None,
         };
         let any: IpAddr = match self.to {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let spec = Spec {
+        let spec = EchoSpec {
             to: self.to,
             wire,
             interval: self.interval,
@@ -208,7 +208,7 @@ impl EchoPlan {
             dscp: self.dscp,
             late_after: self.late_after,
             lost_after: self.lost_after,
-            transmit_stamps: true,
+            tx_timestamps: true,
             count,
             seed,
         };
@@ -216,7 +216,7 @@ impl EchoPlan {
     }
 
     /// What is spoken over connections; `None`: it is measured over datagrams.
-    pub(super) fn over(&self, keys: Option<&Keys>, settings: &Settings) -> Option<Over> {
+    pub(super) fn over(&self, keys: Option<&Keys>, settings: &Settings) -> Option<StreamProtocol> {
         let place = || {
             let site = self.site.as_ref()?;
             Some(stream::HttpTarget {
@@ -230,17 +230,17 @@ impl EchoPlan {
             Transport::Udp(_) | Transport::Icmp(_) => None,
             Transport::Tcp(tcp) => {
                 let keys = keys.map(|keys| Arc::new(keys.derive(wire::stream::PURPOSE)));
-                Some(Over::Tcp { bytes: tcp.size, keys })
+                Some(StreamProtocol::Tcp { bytes: tcp.size, keys })
             }
-            Transport::WebSocket(websocket) => Some(Over::WebSocket {
+            Transport::WebSocket(websocket) => Some(StreamProtocol::WebSocket {
                 place: place()?,
                 format: websocket.format,
                 bytes: websocket.size as usize,
             }),
             Transport::Http(http) => {
                 let (status, body) = (http.status.clone(), http.body.clone());
-                let expected = Expected { status, body, is_agent: self.is_agent };
-                Some(Over::Http { place: place()?, expected })
+                let expected = ExpectedResponse { status, body, is_agent: self.is_agent };
+                Some(StreamProtocol::Http { place: place()?, expected })
             }
         }
     }
@@ -248,12 +248,12 @@ impl EchoPlan {
     /// The task for the thread of connections.
     pub(super) fn stream(
         &self,
-        over: Over,
+        over: StreamProtocol,
         count: Option<u64>,
         seed: u64,
         series: Arc<EchoSeries>,
         stream: Arc<StreamSeries>,
-        tap: Option<mpsc::Sender<Report>>,
+        tap: Option<mpsc::Sender<EchoReport>>,
     ) -> StreamEcho {
         let fresh = match &self.transport {
             Transport::Udp(_) | Transport::Icmp(_) => None,

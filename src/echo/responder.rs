@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pathmeter_proto::echo::{Responder, ResponderReport};
+use pathmeter_proto::echo::{ResponderReport, StampResponder};
 use pathmeter_proto::time::Timestamp;
 
 use crate::datagram::{Access, MachineTask, Notice, Recorder, Service, ServiceTasks, Socket, Traffic};
@@ -16,7 +16,7 @@ pub fn responder(
     sessions: usize,
     series: Arc<ResponderSeries>,
 ) -> Service {
-    let machine = Responder::new(access.policy, access.keys, sessions);
+    let machine = StampResponder::new(access.policy, access.keys, sessions);
     let task = MachineTask { machine, recorder: ResponderRecorder { series } };
     Service { sockets, tasks: ServiceTasks::One(Box::new(task)), answers_probes: true }
 }
@@ -26,7 +26,7 @@ struct ResponderRecorder {
     series: Arc<ResponderSeries>,
 }
 
-impl Recorder<Responder> for ResponderRecorder {
+impl Recorder<StampResponder> for ResponderRecorder {
     fn record(&mut self, report: ResponderReport, _: &mut Traffic) -> Option<Notice> {
         match report {
             ResponderReport::Answered => self.series.replies.inc(),
@@ -38,7 +38,7 @@ impl Recorder<Responder> for ResponderRecorder {
         None
     }
 
-    fn waiting(&mut self, _: &Responder, _: Timestamp) {}
+    fn waiting(&mut self, _: &StampResponder, _: Timestamp) {}
 
     fn received(&mut self) {
         self.series.requests.inc();
@@ -48,7 +48,7 @@ impl Recorder<Responder> for ResponderRecorder {
         self.series.reply_errors.inc();
     }
 
-    fn set_access(&mut self, machine: &mut Responder, access: &Access) {
+    fn set_access(&mut self, machine: &mut StampResponder, access: &Access) {
         machine.change(access.policy.clone(), access.keys.clone());
     }
 
@@ -56,11 +56,11 @@ impl Recorder<Responder> for ResponderRecorder {
         false
     }
 
-    fn is_balanced(&self, _: &Responder, _: Timestamp) -> bool {
+    fn is_balanced(&self, _: &StampResponder, _: Timestamp) -> bool {
         true
     }
 
-    fn claims(&self, _: &Responder, _: &[u8], _: u8) -> bool {
+    fn claims(&self, _: &StampResponder, _: &[u8], _: u8) -> bool {
         false
     }
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Prober, Report, Spec, Wire};
+use pathmeter_proto::echo::{EchoReport, EchoSpec, Prober, WireFormat};
 use pathmeter_proto::machine::Machine as _;
-use pathmeter_proto::mtu::{self, Search};
+use pathmeter_proto::mtu::{self, MtuSearch};
 use pathmeter_proto::time::Timestamp;
 
 use super::events::MtuChanged;
 use crate::datagram::{
-    Access, Companion, MachineTask, NewTask, Notice, Protocol, Recorder, SourceChoice, Traffic,
+    Access, Companion, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, SourceChoice, Traffic,
 };
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::path_mtu::PathMtuSeries;
@@ -20,15 +20,15 @@ use crate::metrics::path_mtu::PathMtuSeries;
 #[derive(Debug)]
 pub struct DatagramEcho {
     /// What to measure. Of the session identifiers only their number counts: the loop chooses them.
-    pub spec: Spec,
+    pub spec: EchoSpec,
     /// Where to send from.
     pub source: SourceChoice,
     /// Where to count.
     pub series: Arc<EchoSeries>,
     /// How to search for the path MTU, and where to count that; `None`: not at all. Only STAMP can.
-    pub path_mtu: Option<(mtu::Spec, Arc<PathMtuSeries>)>,
+    pub path_mtu: Option<(mtu::MtuSpec, Arc<PathMtuSeries>)>,
     /// Receives a copy of every report, for a measurement that somebody watches.
-    pub tap: Option<mpsc::Sender<Report>>,
+    pub tap: Option<mpsc::Sender<EchoReport>>,
 }
 
 impl DatagramEcho {
@@ -40,13 +40,13 @@ impl DatagramEcho {
     pub fn into_task(self) -> NewTask {
         let Self { mut spec, source, series, path_mtu, tap } = self;
         let protocol = match spec.wire {
-            Wire::Stamp { .. } => Protocol::Udp,
-            Wire::Icmp => Protocol::Icmp,
+            WireFormat::Stamp { .. } => DatagramProtocol::Udp,
+            WireFormat::Icmp => DatagramProtocol::Icmp,
         };
-        if protocol == Protocol::Icmp {
+        if protocol == DatagramProtocol::Icmp {
             spec.to.set_port(0);
         }
-        let path_mtu = path_mtu.filter(|_| protocol == Protocol::Udp);
+        let path_mtu = path_mtu.filter(|_| protocol == DatagramProtocol::Udp);
         NewTask {
             protocol,
             to: spec.to,
@@ -65,12 +65,12 @@ impl DatagramEcho {
 }
 
 /// The search for the MTU of an echo path, beside its prober.
-pub(super) fn mtu_search(mut spec: mtu::Spec, series: Arc<PathMtuSeries>) -> Companion {
+pub(super) fn mtu_search(mut spec: mtu::MtuSpec, series: Arc<PathMtuSeries>) -> Companion {
     Companion {
         seed: spec.seed,
         build: Box::new(move |ssid, at| {
             spec.ssid = ssid;
-            Box::new(MachineTask { machine: Search::new(spec, at), recorder: MtuRecorder { series } })
+            Box::new(MachineTask { machine: MtuSearch::new(spec, at), recorder: MtuRecorder { series } })
         }),
     }
 }
@@ -78,7 +78,7 @@ pub(super) fn mtu_search(mut spec: mtu::Spec, series: Arc<PathMtuSeries>) -> Com
 #[derive(Debug)]
 struct EchoRecorder {
     series: Arc<EchoSeries>,
-    tap: Option<mpsc::Sender<Report>>,
+    tap: Option<mpsc::Sender<EchoReport>>,
     /// Since when this prober counts here. Another one may have counted before, on another thread.
     since: Timestamp,
 }
@@ -87,26 +87,26 @@ struct EchoRecorder {
 const SETTLES: Duration = Duration::from_secs(1);
 
 impl Recorder<Prober> for EchoRecorder {
-    fn record(&mut self, report: Report, traffic: &mut Traffic) -> Option<Notice> {
+    fn record(&mut self, report: EchoReport, traffic: &mut Traffic) -> Option<Notice> {
         match report {
-            Report::Sent { .. } => {
+            EchoReport::Sent { .. } => {
                 traffic.outstanding += 1;
                 traffic.sent += 1;
             }
-            Report::Decided { .. } => traffic.outstanding = traffic.outstanding.saturating_sub(1),
-            Report::Unsent(_)
-            | Report::SendError(_)
-            | Report::Ipdv(_)
-            | Report::Duplicate
-            | Report::Reordered
-            | Report::VeryLate
-            | Report::Mismatched(_)
-            | Report::BurstBegan
-            | Report::BurstEnded(_)
-            | Report::TransmitLag(_)
-            | Report::TurnaroundInvalid
-            | Report::Icmp(_)
-            | Report::LossyFlows(_) => {}
+            EchoReport::Decided { .. } => traffic.outstanding = traffic.outstanding.saturating_sub(1),
+            EchoReport::Unsent(_)
+            | EchoReport::SendError(_)
+            | EchoReport::Ipdv(_)
+            | EchoReport::Duplicate
+            | EchoReport::Reordered
+            | EchoReport::VeryLate
+            | EchoReport::Mismatched(_)
+            | EchoReport::BurstBegan
+            | EchoReport::BurstEnded(_)
+            | EchoReport::TransmitLag(_)
+            | EchoReport::TurnaroundInvalid
+            | EchoReport::Icmp(_)
+            | EchoReport::LossyFlows(_) => {}
         }
         self.series.record(&report);
         if let Some(tap) = &self.tap {
@@ -148,33 +148,36 @@ struct MtuRecorder {
     series: Arc<PathMtuSeries>,
 }
 
-impl Recorder<Search> for MtuRecorder {
-    fn record(&mut self, report: mtu::Report, _: &mut Traffic) -> Option<Notice> {
+impl Recorder<MtuSearch> for MtuRecorder {
+    fn record(&mut self, report: mtu::MtuReport, _: &mut Traffic) -> Option<Notice> {
         self.series.record(&report);
         match report {
-            mtu::Report::Changed { from, to } => Some(Notice::Path(Box::new(MtuChanged { from, to }))),
-            mtu::Report::Sent | mtu::Report::Acknowledged | mtu::Report::Lost | mtu::Report::TooBig => None,
+            mtu::MtuReport::Changed { from, to } => Some(Notice::Path(Box::new(MtuChanged { from, to }))),
+            mtu::MtuReport::Sent
+            | mtu::MtuReport::Acknowledged
+            | mtu::MtuReport::Lost
+            | mtu::MtuReport::TooBig => None,
         }
     }
 
-    fn waiting(&mut self, _: &Search, _: Timestamp) {}
+    fn waiting(&mut self, _: &MtuSearch, _: Timestamp) {}
 
     fn received(&mut self) {}
 
     fn not_sent(&mut self) {}
 
-    fn set_access(&mut self, _: &mut Search, _: &Access) {}
+    fn set_access(&mut self, _: &mut MtuSearch, _: &Access) {}
 
     fn delays_stop(&self) -> bool {
         false
     }
 
     /// A probe is answered or lost; nothing is summed over them.
-    fn is_balanced(&self, _: &Search, _: Timestamp) -> bool {
+    fn is_balanced(&self, _: &MtuSearch, _: Timestamp) -> bool {
         true
     }
 
-    fn claims(&self, search: &Search, reply: &[u8], _: u8) -> bool {
+    fn claims(&self, search: &MtuSearch, reply: &[u8], _: u8) -> bool {
         search.has_asked(reply)
     }
 }

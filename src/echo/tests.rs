@@ -6,38 +6,38 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use pathmeter_proto::admission::Policy;
-use pathmeter_proto::echo::{Quirks, Report, Spec, Verdict, Wire};
-use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, Verdict, WireFormat};
+use pathmeter_proto::machine::TimestampSource;
 
 use super::{DatagramEcho, responder};
-use crate::datagram::{self, Access, Binding, Socket, SourceChoice, StampNames};
+use crate::datagram::{self, Access, Binding, Socket, SourceChoice, TimestampMatching};
 use crate::loops::{EVENTS_PENDING_MAX, NewPath};
 use crate::metrics::echo::EchoSeries;
 use crate::paths::PathId;
 
 /// What a prober learns of a responder in this process, on loopback.
-fn measure(stamps: StampNames) -> Vec<Report> {
+fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
     let loopback = IpAddr::from([127, 0, 0, 1]);
     let (sender, _events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let binding = Binding { address: (loopback, 0).into(), dont_fragment: false, errors: false };
-    let socket = Socket::bind(&binding, stamps).unwrap();
+    let socket = Socket::bind(&binding, timestamps).unwrap();
     let to = socket.address();
     let policy = Policy { open: true, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
     let service = responder(vec![socket], Access { policy, keys: None }, 8, Arc::default());
-    let responder = datagram::spawn("responder", vec![service], stamps, sender.clone()).unwrap();
-    let prober = datagram::spawn("prober", Vec::new(), stamps, sender).unwrap();
+    let responder = datagram::spawn("responder", vec![service], timestamps, sender.clone()).unwrap();
+    let prober = datagram::spawn("prober", Vec::new(), timestamps, sender).unwrap();
     let (tap, reports) = channel();
     let echo = DatagramEcho {
-        spec: Spec {
+        spec: EchoSpec {
             to,
-            wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
+            wire: WireFormat::Stamp { keys: None, quirks: Quirks::default() },
             interval: Duration::from_millis(5),
             ssids: vec![0; 4],
             size: None,
             dscp: pathmeter_proto::dscp::Dscp::DEFAULT,
             late_after: Duration::from_secs(10),
             lost_after: Duration::from_secs(10),
-            transmit_stamps: true,
+            tx_timestamps: true,
             count: Some(40),
             seed: 1,
         },
@@ -56,20 +56,24 @@ fn measure(stamps: StampNames) -> Vec<Report> {
 
 #[test]
 fn transmit_stamps_find_their_datagrams_by_name_and_in_looped_frames() {
-    let mut ways = vec![StampNames::Looped];
-    ways.extend(Some(StampNames::detect()).filter(|found| *found == StampNames::Named));
-    for stamps in ways {
-        let learnt = measure(stamps);
+    let mut ways = vec![TimestampMatching::ByPayload];
+    ways.extend(Some(TimestampMatching::detect()).filter(|found| *found == TimestampMatching::ById));
+    for timestamps in ways {
+        let learnt = measure(timestamps);
         let mut answered = 0;
         for report in &learnt {
-            if let Report::Decided { verdict, sample, .. } = report {
-                assert_eq!(*verdict, Verdict::Ok, "{stamps:?}");
+            if let EchoReport::Decided { verdict, sample, .. } = report {
+                assert_eq!(*verdict, Verdict::Ok, "{timestamps:?}");
                 let by = sample.unwrap();
-                assert_eq!((by.transmit, by.receive), (StampedBy::Kernel, StampedBy::Kernel), "{stamps:?}");
+                assert_eq!(
+                    (by.transmit, by.receive),
+                    (TimestampSource::Kernel, TimestampSource::Kernel),
+                    "{timestamps:?}"
+                );
                 answered += 1;
             }
         }
-        let sent = learnt.iter().filter(|report| matches!(report, Report::Sent { .. })).count();
-        assert!(answered > 0 && answered == sent, "{stamps:?}: {answered} of {sent} were answered");
+        let sent = learnt.iter().filter(|report| matches!(report, EchoReport::Sent { .. })).count();
+        assert!(answered > 0 && answered == sent, "{timestamps:?}: {answered} of {sent} were answered");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pathmeter_proto::selection::{ring, zones};
 
 use super::Addresses;
-use crate::config::{Choice, Probe};
+use crate::config::{Probe, Selection};
 use crate::identity::Identity;
 use crate::probe::Remote;
 use crate::roster::Roster;
@@ -41,19 +41,19 @@ impl<'a> PlanInputs<'a> {
         let (roster, agent) = (self.roster, &self.settings.config.agent);
         let all_peers = || roster.peers.keys().map(String::as_str);
         let peers: Vec<&str> = match &probe.peers {
-            Choice::All => all_peers().collect(),
-            Choice::Named(names) => names.iter().map(String::as_str).collect(),
-            Choice::Ring { k } => ring(&agent.name, all_peers(), *k),
-            Choice::Zones { choice, label } => {
+            Selection::All => all_peers().collect(),
+            Selection::Named(names) => names.iter().map(String::as_str).collect(),
+            Selection::Ring { k } => ring(&agent.name, all_peers(), *k),
+            Selection::Zones { choice, label } => {
                 let own = agent.labels.get(label).map_or("", String::as_str);
                 zones(&agent.name, own, all_peers().map(|name| (name, self.label(name, label))), *choice)
             }
         };
         let targets: Vec<&str> = match &probe.targets {
-            Choice::All => roster.targets.keys().map(String::as_str).collect(),
-            Choice::Named(names) => names.iter().map(String::as_str).collect(),
+            Selection::All => roster.targets.keys().map(String::as_str).collect(),
+            Selection::Named(names) => names.iter().map(String::as_str).collect(),
             // Which of two agents measures a host that answers neither of them is no question of a ring.
-            Choice::Ring { .. } | Choice::Zones { .. } => Vec::new(),
+            Selection::Ring { .. } | Selection::Zones { .. } => Vec::new(),
         };
         let of_peers = peers.into_iter().map(|name| (name, roster.peers.get(name).map(Remote::Peer)));
         let of_targets = targets.into_iter().map(|name| (name, roster.targets.get(name).map(Remote::Target)));
@@ -70,8 +70,8 @@ impl<'a> PlanInputs<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Host};
-    use crate::identity::{Answers, Ports, You};
+    use crate::config::{self, LoadContext};
+    use crate::identity::{CallerAccess, Ports, WouldAnswer};
     use crate::roster::RosterInputs;
 
     const TEXT: &str = "
@@ -91,7 +91,7 @@ probes:
 
     fn settings(host: &str, text: &str) -> Settings {
         let labels = BTreeMap::from([("zone".to_owned(), "x".to_owned())]);
-        let host = Host { name_override: None, hostname: host.into(), labels };
+        let host = LoadContext { name_override: None, hostname: host.into(), labels };
         let config =
             config::load(text.as_bytes(), &host).unwrap_or_else(|problems| panic!("{problems}")).config;
         Settings::complete(config, text.as_bytes()).unwrap()
@@ -123,7 +123,7 @@ probes:
     #[test]
     fn a_zone_that_a_peer_tells_goes_above_the_configured_one() {
         let settings = settings("a", TEXT);
-        let none = || Answers { answers: true, reason: None };
+        let none = || WouldAnswer { answers: true, reason: None };
         let moved = Identity {
             name: "b".into(),
             labels: BTreeMap::from([("zone".to_owned(), "z".to_owned())]),
@@ -131,7 +131,7 @@ probes:
             boot_id: String::new(),
             ports: Ports { http: 1, stamp: 2, agent: 3 },
             capabilities: Vec::new(),
-            you: You { address: String::new(), stamp: none(), websocket: None },
+            you: CallerAccess { address: String::new(), stamp: none(), websocket: None },
         };
         assert_eq!(chosen(&settings, &BTreeMap::new())[5], "b c");
         let told = BTreeMap::from([("b".to_owned(), moved)]);

@@ -11,7 +11,7 @@ use crate::metrics::PeerState;
 const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(150);
 
 /// One way in which a peer shows that it is up.
-struct Evidence {
+struct LivenessEvidence {
     /// Since the last answer; `None`: there was none.
     age: Option<Duration>,
     /// An answer comes at least this often.
@@ -33,10 +33,10 @@ impl Fleet {
             states.insert(&key.peer, PeerState::Unresolved);
         }
         let age = |at: u64| (at > 0).then(|| Duration::from_nanos(now.saturating_sub(at)));
-        let mut evidence: BTreeMap<&str, Vec<Evidence>> = BTreeMap::new();
+        let mut evidence: BTreeMap<&str, Vec<LivenessEvidence>> = BTreeMap::new();
         for (key, running) in &self.running {
             let measured = running.path.measured();
-            evidence.entry(&key.peer).or_default().push(Evidence {
+            evidence.entry(&key.peer).or_default().push(LivenessEvidence {
                 age: age(measured.last_reply()),
                 patience: running.path.patience(),
                 is_draining: measured.is_draining(),
@@ -53,7 +53,7 @@ impl Fleet {
 }
 
 /// The state of one peer. `identified`: how long ago it answered who it is.
-fn state(paths: &[Evidence], identified: Option<Duration>) -> PeerState {
+fn state(paths: &[LivenessEvidence], identified: Option<Duration>) -> PeerState {
     let quickest = paths.iter().map(|path| path.patience).min().unwrap_or_default();
     let all_are_rare = quickest > SIGN_OF_LIFE_MAX;
     let longest = if all_are_rare && identified.is_none() { quickest } else { SIGN_OF_LIFE_MAX };
@@ -82,8 +82,8 @@ mod tests {
         Duration::from_secs(count)
     }
 
-    fn answered(age: u64, patience: u64) -> Evidence {
-        Evidence { age: Some(seconds(age)), patience: seconds(patience), is_draining: false }
+    fn answered(age: u64, patience: u64) -> LivenessEvidence {
+        LivenessEvidence { age: Some(seconds(age)), patience: seconds(patience), is_draining: false }
     }
 
     /// The patience of a probe an hour.
@@ -107,14 +107,14 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_leaving_is_neither_up_nor_down() {
-        let leaving = |patience| Evidence { is_draining: true, ..answered(1, patience) };
+        let leaving = |patience| LivenessEvidence { is_draining: true, ..answered(1, patience) };
         assert_eq!(state(&[leaving(5)], None), PeerState::Draining);
         assert_eq!(state(&[leaving(HOURLY)], Some(seconds(1))), PeerState::Draining);
     }
 
     #[test]
     fn a_peer_that_never_answered_is_down() {
-        let never = Evidence { age: None, ..answered(0, 5) };
+        let never = LivenessEvidence { age: None, ..answered(0, 5) };
         assert_eq!(state(&[never], Some(seconds(1))), PeerState::Down);
     }
 }

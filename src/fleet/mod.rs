@@ -9,20 +9,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use pathmeter_proto::grid::mix;
+use pathmeter_proto::schedule::mix;
 use pathmeter_proto::time::Timestamp;
 
 pub use self::inputs::PlanInputs;
 use self::kinds::kind;
 pub use self::status::PathStatus;
-use crate::config::{FamilyChoice, Level, Metrics, PATHS_MAX, Probe};
-use crate::metrics::{Blocks, Member};
+use crate::config::{FamilyChoice, Metrics, PATHS_MAX, Probe, SeriesLevel};
+use crate::metrics::{AnySeries, Blocks};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Groups, Loops, Path, Plan, Start};
 
 /// A path that runs, or could not be started.
 #[derive(Debug)]
-struct Running {
+struct RunningPath {
     id: PathId,
     path: Box<dyn Path>,
     sources: Vec<SocketAddr>,
@@ -37,7 +37,7 @@ struct Running {
 /// All paths.
 #[derive(Debug)]
 pub struct Fleet {
-    running: BTreeMap<PathKey, Running>,
+    running: BTreeMap<PathKey, RunningPath>,
     keys: BTreeMap<PathId, PathKey>,
     unmeasured: Vec<(PathKey, String)>,
     /// By kind of probe; empty unless metrics are exported by group.
@@ -49,11 +49,11 @@ pub struct Fleet {
 }
 
 /// The paths that there should be.
-type Wanted = BTreeMap<PathKey, Box<dyn Plan>>;
+type DesiredPaths = BTreeMap<PathKey, Box<dyn Plan>>;
 
 /// The series that are exported.
 #[derive(Debug, Default)]
-pub struct Exported {
+pub struct ExportedSeries {
     /// Of groups and paths.
     pub blocks: Blocks,
     /// Paths that are over the limit.
@@ -117,7 +117,7 @@ impl Fleet {
             let path = plan.start(&start, earlier);
             self.next_id += 1;
             let sources = Vec::new();
-            let running = Running { id, path, sources, disconnected: None, failure: None, last_failure };
+            let running = RunningPath { id, path, sources, disconnected: None, failure: None, last_failure };
             self.keys.insert(id, key.clone());
             self.running.insert(key, running);
         }
@@ -126,7 +126,7 @@ impl Fleet {
 
     fn arrange_groups(&mut self, inputs: &PlanInputs<'_>) {
         let config = &inputs.settings.config;
-        let Level::Group { label, .. } = &config.metrics.level else {
+        let SeriesLevel::Group { label, .. } = &config.metrics.level else {
             return self.groups.clear();
         };
         for probe in &config.probes {
@@ -151,8 +151,8 @@ impl Fleet {
         }
     }
 
-    fn wanted(&self, inputs: &PlanInputs<'_>) -> (Wanted, Vec<(PathKey, String)>) {
-        let (mut wanted, mut unmeasured) = (Wanted::new(), Vec::new());
+    fn wanted(&self, inputs: &PlanInputs<'_>) -> (DesiredPaths, Vec<(PathKey, String)>) {
+        let (mut wanted, mut unmeasured) = (DesiredPaths::new(), Vec::new());
         for probe in &inputs.settings.config.probes {
             let probe_name: Arc<str> = probe.name.as_str().into();
             for (name, remote) in inputs.selected(probe) {
@@ -276,10 +276,10 @@ impl Fleet {
 
     /// The metrics that are exported: groups if there are any, and paths in their order, until one exceeds the limit.
     #[must_use]
-    pub fn exported(&self, metrics: &Metrics) -> Exported {
+    pub fn exported(&self, metrics: &Metrics) -> ExportedSeries {
         let mut blocks = Blocks::default();
         let mut room = metrics.max_series;
-        let mut export = |members: Vec<Arc<dyn Member>>, room: &mut usize| {
+        let mut export = |members: Vec<Arc<dyn AnySeries>>, room: &mut usize| {
             let needs = members.iter().map(|member| member.lines()).sum();
             let Some(left) = room.checked_sub(needs) else {
                 *room = 0;
@@ -299,19 +299,19 @@ impl Fleet {
         for (_, running) in self.running.iter().filter(|(key, _)| !hidden.contains(*key)) {
             dropped += usize::from(!export(running.path.series(), &mut room));
         }
-        Exported { blocks, dropped }
+        ExportedSeries { blocks, dropped }
     }
 
     /// Paths that are exported in their group only.
     fn hidden(&self, metrics: &Metrics) -> BTreeSet<PathKey> {
-        let Level::Group { worst, .. } = metrics.level else { return BTreeSet::new() };
+        let SeriesLevel::Group { worst, .. } = metrics.level else { return BTreeSet::new() };
         let ranked = self.groups.values().map(|groups| groups.worst(worst));
         ranked.flat_map(|(all, worst)| all.difference(&worst).cloned().collect::<Vec<_>>()).collect()
     }
 
     /// Metrics of the configured probes themselves.
     #[must_use]
-    pub fn probe_series(probes: &[Probe]) -> Vec<Arc<dyn Member>> {
+    pub fn probe_series(probes: &[Probe]) -> Vec<Arc<dyn AnySeries>> {
         probes.iter().flat_map(|probe| kind(&probe.kind).probe_series(probe)).collect()
     }
 

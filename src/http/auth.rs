@@ -69,11 +69,11 @@ impl Signer {
 /// memory is by wall clock: a clock that is set back lets requests from before be repeated once.
 #[derive(Debug)]
 pub struct Verifier {
-    state: Mutex<State>,
+    state: Mutex<VerifierState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct VerifierState {
     keys: Keys,
     /// Accepted requests by their time, so that the oldest are forgotten first.
     seen: BTreeSet<(u64, Nonce)>,
@@ -83,7 +83,7 @@ impl Verifier {
     /// Accepts what any of the mesh keys signed.
     #[must_use]
     pub fn new(mesh: &Keys) -> Self {
-        Self { state: Mutex::new(State { keys: mesh.derive(PURPOSE), seen: BTreeSet::new() }) }
+        Self { state: Mutex::new(VerifierState { keys: mesh.derive(PURPOSE), seen: BTreeSet::new() }) }
     }
 
     /// Changes the mesh keys and still remembers what was accepted.
@@ -95,18 +95,22 @@ impl Verifier {
     /// requests that may be repeated, and that come by the thousand.
     ///
     /// # Errors
-    /// [`Refusal`], neither [`Refusal::Replayed`] nor [`Refusal::Full`].
-    pub fn recognise(&self, request: &Request<Bytes>, now: SystemTime) -> Result<(), Refusal> {
+    /// [`AuthError`], neither [`AuthError::Replayed`] nor [`AuthError::Full`].
+    pub fn recognise(&self, request: &Request<Bytes>, now: SystemTime) -> Result<(), AuthError> {
         Self::check(&self.state(), request, now).map(drop)
     }
 
-    fn check(state: &State, request: &Request<Bytes>, now: SystemTime) -> Result<Proof, Refusal> {
-        let proof = Proof::read(request.headers())?;
+    fn check(
+        state: &VerifierState,
+        request: &Request<Bytes>,
+        now: SystemTime,
+    ) -> Result<ProofHeader, AuthError> {
+        let proof = ProofHeader::read(request.headers())?;
         let text = signed_text(request, proof.time_ms, proof.nonce);
-        state.keys.verifying(&[text.as_bytes()], &proof.mac).ok_or(Refusal::WrongKey)?;
+        state.keys.verifying(&[text.as_bytes()], &proof.mac).ok_or(AuthError::WrongKey)?;
         let difference = Duration::from_millis(unix_ms(now).abs_diff(proof.time_ms));
         if difference > CLOCK_DIFFERENCE_MAX {
-            return Err(Refusal::Skewed { difference });
+            return Err(AuthError::Skewed { difference });
         }
         Ok(proof)
     }
@@ -117,30 +121,30 @@ impl Verifier {
     /// The key is tried first: who does not have it learns nothing else and takes no memory.
     ///
     /// # Errors
-    /// [`Refusal`], in the order of its variants.
-    pub fn verify(&self, request: &Request<Bytes>, now: SystemTime) -> Result<(), Refusal> {
+    /// [`AuthError`], in the order of its variants.
+    pub fn verify(&self, request: &Request<Bytes>, now: SystemTime) -> Result<(), AuthError> {
         let mut state = self.state();
         let proof = Self::check(&state, request, now)?;
         let oldest_ms = unix_ms(now).saturating_sub(millis(CLOCK_DIFFERENCE_MAX));
         state.seen = state.seen.split_off(&(oldest_ms, [0; 16]));
         if state.seen.contains(&(proof.time_ms, proof.nonce)) {
-            return Err(Refusal::Replayed);
+            return Err(AuthError::Replayed);
         }
         if state.seen.len() >= NONCES_MAX {
-            return Err(Refusal::Full);
+            return Err(AuthError::Full);
         }
         state.seen.insert((proof.time_ms, proof.nonce));
         Ok(())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, VerifierState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Why a request is not believed. The text may be shown to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum AuthError {
     /// No `Authorization` header.
     #[error("is not signed (needs a header `Authorization: Pathmeter-HMAC …`)")]
     Missing,
@@ -185,32 +189,32 @@ const SCHEME: &str = "Pathmeter-HMAC";
 
 type Nonce = [u8; 16];
 
-struct Proof {
+struct ProofHeader {
     time_ms: u64,
     nonce: Nonce,
     mac: [u8; 32],
 }
 
-impl Proof {
-    fn read(headers: &HeaderMap) -> Result<Self, Refusal> {
+impl ProofHeader {
+    fn read(headers: &HeaderMap) -> Result<Self, AuthError> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
-        let value = values.next().ok_or(Refusal::Missing)?;
+        let value = values.next().ok_or(AuthError::Missing)?;
         if values.next().is_some() {
-            return Err(Refusal::Malformed { part: "two Authorization headers" });
+            return Err(AuthError::Malformed { part: "two Authorization headers" });
         }
-        let value = value.to_str().map_err(|_| Refusal::Malformed { part: "not ASCII" })?;
+        let value = value.to_str().map_err(|_| AuthError::Malformed { part: "not ASCII" })?;
         let fields = value.strip_prefix(SCHEME).and_then(|rest| rest.strip_prefix(' '));
-        let mut fields = fields.ok_or(Refusal::Malformed { part: "not Pathmeter-HMAC" })?.split(',');
+        let mut fields = fields.ok_or(AuthError::Malformed { part: "not Pathmeter-HMAC" })?.split(',');
         let mut field = |part: &'static str| {
             let value = fields.next().and_then(|field| field.strip_prefix(part)?.strip_prefix('='));
-            value.ok_or(Refusal::Malformed { part })
+            value.ok_or(AuthError::Malformed { part })
         };
-        let time_ms = field("time")?.parse().map_err(|_| Refusal::Malformed { part: "time" })?;
-        let nonce = unhex(field("nonce")?).ok_or(Refusal::Malformed { part: "nonce" })?;
-        let mac = unhex(field("mac")?).ok_or(Refusal::Malformed { part: "mac" })?;
+        let time_ms = field("time")?.parse().map_err(|_| AuthError::Malformed { part: "time" })?;
+        let nonce = unhex(field("nonce")?).ok_or(AuthError::Malformed { part: "nonce" })?;
+        let mac = unhex(field("mac")?).ok_or(AuthError::Malformed { part: "mac" })?;
         match fields.next() {
             None => Ok(Self { time_ms, nonce, mac }),
-            Some(_) => Err(Refusal::Malformed { part: "a fourth field" }),
+            Some(_) => Err(AuthError::Malformed { part: "a fourth field" }),
         }
     }
 }
@@ -306,9 +310,9 @@ mod tests {
             assert!(verifier.recognise(&request, at(NOON)).is_ok());
         }
         assert!(verifier.state().seen.is_empty());
-        assert_eq!(verifier.recognise(&signed(OLD, NOON), at(NOON)), Err(Refusal::WrongKey));
+        assert_eq!(verifier.recognise(&signed(OLD, NOON), at(NOON)), Err(AuthError::WrongKey));
         let late = at(NOON + 61_000);
-        assert!(matches!(verifier.recognise(&request, late), Err(Refusal::Skewed { .. })));
+        assert!(matches!(verifier.recognise(&request, late), Err(AuthError::Skewed { .. })));
         assert_eq!(verifier.verify(&request, at(NOON)), Ok(()));
     }
 
@@ -316,7 +320,7 @@ mod tests {
     fn keys_that_left_are_refused_at_once() {
         let verifier = Verifier::new(&mesh(BOTH));
         verifier.set_keys(&mesh(NEW));
-        assert_eq!(verifier.verify(&signed(OLD, NOON), at(NOON)), Err(Refusal::WrongKey));
+        assert_eq!(verifier.verify(&signed(OLD, NOON), at(NOON)), Err(AuthError::WrongKey));
         assert_eq!(verifier.verify(&signed(NEW, NOON), at(NOON)), Ok(()));
     }
 
@@ -329,27 +333,27 @@ mod tests {
             change(&mut request);
             verifier.verify(&request, at(NOON))
         };
-        assert_eq!(change(|request| *request.method_mut() = hyper::Method::PUT), Err(Refusal::WrongKey));
+        assert_eq!(change(|request| *request.method_mut() = hyper::Method::PUT), Err(AuthError::WrongKey));
         assert_eq!(
             change(|request| *request.uri_mut() = "/-/reload".parse().unwrap()),
-            Err(Refusal::WrongKey)
+            Err(AuthError::WrongKey)
         );
         assert_eq!(
             change(|request| *request.body_mut() = Bytes::from_static(b"later")),
-            Err(Refusal::WrongKey)
+            Err(AuthError::WrongKey)
         );
         let later = |request: &mut Request<Bytes>| {
             let header = request.headers()[AUTHORIZATION].to_str().unwrap();
             let header = header.replace("time=1763640000000", "time=1763640000001");
             request.headers_mut().insert(AUTHORIZATION, header.parse().unwrap());
         };
-        assert_eq!(change(later), Err(Refusal::WrongKey));
+        assert_eq!(change(later), Err(AuthError::WrongKey));
         assert_eq!(verifier.verify(&original, at(NOON)), Ok(()));
     }
 
     #[test]
     fn a_request_without_a_proof_is_missing_it() {
-        assert_eq!(Verifier::new(&mesh(NEW)).verify(&reload(""), at(NOON)), Err(Refusal::Missing));
+        assert_eq!(Verifier::new(&mesh(NEW)).verify(&reload(""), at(NOON)), Err(AuthError::Missing));
     }
 
     #[test]
@@ -371,11 +375,11 @@ mod tests {
         ] {
             let mut request = reload("");
             request.headers_mut().insert(AUTHORIZATION, header.parse().unwrap());
-            assert_eq!(verifier.verify(&request, at(NOON)), Err(Refusal::Malformed { part }), "{header}");
+            assert_eq!(verifier.verify(&request, at(NOON)), Err(AuthError::Malformed { part }), "{header}");
         }
         let mut request = signed(NEW, NOON);
         request.headers_mut().append(AUTHORIZATION, HeaderValue::from_static("x"));
-        let refusal = Refusal::Malformed { part: "two Authorization headers" };
+        let refusal = AuthError::Malformed { part: "two Authorization headers" };
         assert_eq!(verifier.verify(&request, at(NOON)), Err(refusal));
     }
 
@@ -387,7 +391,10 @@ mod tests {
         }
         let difference = Duration::from_millis(60_001);
         for time_ms in [NOON - 60_001, NOON + 60_001] {
-            assert_eq!(verifier.verify(&signed(NEW, time_ms), at(NOON)), Err(Refusal::Skewed { difference }));
+            assert_eq!(
+                verifier.verify(&signed(NEW, time_ms), at(NOON)),
+                Err(AuthError::Skewed { difference })
+            );
         }
     }
 
@@ -397,9 +404,9 @@ mod tests {
         let request = signed(NEW, NOON);
         assert_eq!(verifier.verify(&request, at(NOON - 60_000)), Ok(()));
         for now_ms in [NOON - 60_000, NOON, NOON + 60_000] {
-            assert_eq!(verifier.verify(&request, at(now_ms)), Err(Refusal::Replayed));
+            assert_eq!(verifier.verify(&request, at(now_ms)), Err(AuthError::Replayed));
         }
-        assert!(matches!(verifier.verify(&request, at(NOON + 60_001)), Err(Refusal::Skewed { .. })));
+        assert!(matches!(verifier.verify(&request, at(NOON + 60_001)), Err(AuthError::Skewed { .. })));
     }
 
     #[test]
@@ -414,8 +421,8 @@ mod tests {
         for index in 0..NONCES_MAX as u128 {
             assert_eq!(verifier.verify(&request(index), at(NOON)), Ok(()));
         }
-        assert_eq!(verifier.verify(&request(u128::MAX), at(NOON)), Err(Refusal::Full));
-        assert_eq!(verifier.verify(&request(0), at(NOON)), Err(Refusal::Replayed));
+        assert_eq!(verifier.verify(&request(u128::MAX), at(NOON)), Err(AuthError::Full));
+        assert_eq!(verifier.verify(&request(0), at(NOON)), Err(AuthError::Replayed));
 
         assert_eq!(verifier.verify(&signed(NEW, NOON + 60_001), at(NOON + 60_001)), Ok(()));
         assert_eq!(verifier.state().seen.len(), 1);

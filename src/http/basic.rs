@@ -18,16 +18,16 @@ use tokio::task::spawn_blocking;
 /// Who may ask. Clones share what they remember.
 #[derive(Clone)]
 pub struct Users {
-    shared: Arc<Shared>,
+    shared: Arc<SharedUsers>,
 }
 
-struct Shared {
+struct SharedUsers {
     /// Never empty.
     hashes: BTreeMap<String, String>,
     salt: [u8; 32],
     /// What was right lately, the oldest first.
     right: Mutex<VecDeque<[u8; 32]>>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// What a client is told that must say who it is.
@@ -58,21 +58,21 @@ impl Users {
         assert!(!hashes.is_empty(), "without users there is nothing to ask for");
         let mut salt = [0; 32];
         getrandom::fill(&mut salt).expect("the kernel has random bytes");
-        let places = Arc::new(Semaphore::new(AT_ONCE));
-        Self { shared: Arc::new(Shared { hashes, salt, right: Mutex::default(), places }) }
+        let permits = Arc::new(Semaphore::new(AT_ONCE));
+        Self { shared: Arc::new(SharedUsers { hashes, salt, right: Mutex::default(), permits }) }
     }
 
     /// Whether a request says a user and the right password.
     pub async fn admits(&self, headers: &HeaderMap) -> bool {
         let Some((user, password)) = said(headers) else { return false };
-        let Shared { hashes, right, places, .. } = &*self.shared;
+        let SharedUsers { hashes, right, permits, .. } = &*self.shared;
         let known = hashes.get(&user);
         let mark = self.mark(&user, &password, known.map_or("", String::as_str));
         let is_remembered = || right.lock().unwrap_or_else(PoisonError::into_inner).contains(&mark);
         if known.is_some() && is_remembered() {
             return true;
         }
-        let Ok(place) = Arc::clone(places).acquire_owned().await else { return false };
+        let Ok(place) = Arc::clone(permits).acquire_owned().await else { return false };
         // Whoever had the place before may have asked the same.
         if known.is_some() && is_remembered() {
             return true;
@@ -194,7 +194,7 @@ mod tests {
         }
         assert_eq!(remembered(&users), 1);
         // No hash is computed: there is no place for one.
-        users.shared.places.close();
+        users.shared.permits.close();
         assert!(users.admits(&saying("bob:secret")).await);
         assert!(!users.admits(&saying("bob:wrong")).await);
     }
@@ -212,7 +212,7 @@ mod tests {
     #[tokio::test]
     async fn an_unknown_user_costs_a_hash() {
         let users = users(&[("bob", "secret")]);
-        let all = Arc::clone(&users.shared.places).acquire_many_owned(2).await.unwrap();
+        let all = Arc::clone(&users.shared.permits).acquire_many_owned(2).await.unwrap();
         let asking = tokio::spawn(async move { users.admits(&saying("eve:secret")).await });
         for _ in 0..10 {
             tokio::task::yield_now().await;

@@ -32,12 +32,12 @@ pub struct Client {
     /// The address to ask from; `None`: the kernel's choice.
     pub source: Option<IpAddr>,
     /// Asks with TLS; `None`: plain.
-    pub secure: Option<Secure>,
+    pub secure: Option<TlsClient>,
 }
 
 /// How a server is asked with TLS.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Secure {
+pub struct TlsClient {
     /// Whom we believe, and who we are.
     pub connector: Connector,
     /// The DNS name or IP address that the server's certificate must have.
@@ -68,7 +68,7 @@ impl Client {
     }
 
     async fn protect(&self, stream: TcpStream, host: &str) -> Result<MaybeTls<TcpStream>, ClientError> {
-        let Some(Secure { connector, server_name }) = &self.secure else {
+        let Some(TlsClient { connector, server_name }) = &self.secure else {
             return Ok(MaybeTls::Plain(stream));
         };
         let stream = connector.connect(stream, server_name).await;
@@ -86,7 +86,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; an answer of any status is not one.
-    pub async fn get(&self, to: SocketAddr, host: &str, path: &str) -> Result<Answer, ClientError> {
+    pub async fn get(&self, to: SocketAddr, host: &str, path: &str) -> Result<HttpResponse, ClientError> {
         self.ask(to, host, Method::GET, path, Bytes::new()).await
     }
 
@@ -100,7 +100,7 @@ impl Client {
         host: &str,
         path: &str,
         body: impl Into<Bytes>,
-    ) -> Result<Answer, ClientError> {
+    ) -> Result<HttpResponse, ClientError> {
         self.ask(to, host, Method::POST, path, body.into()).await
     }
 
@@ -111,7 +111,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<Answer, ClientError> {
+    ) -> Result<HttpResponse, ClientError> {
         let request = self.request(to, host, method, path, body)?;
         let end = Instant::now() + self.deadline;
         let late = |operation| move |_| ClientError::Timeout { to, operation, after: self.deadline };
@@ -177,7 +177,7 @@ impl Client {
         Ok(request.map(Full::new))
     }
 
-    async fn read(&self, to: SocketAddr, response: Response<Incoming>) -> Result<Answer, ClientError> {
+    async fn read(&self, to: SocketAddr, response: Response<Incoming>) -> Result<HttpResponse, ClientError> {
         let limit = self.answer_bytes_max;
         let too_large = ClientError::TooLarge { to, limit };
         let (head, body) = response.into_parts();
@@ -185,7 +185,7 @@ impl Client {
             return Err(too_large);
         }
         match Limited::new(body, limit).collect().await {
-            Ok(body) => Ok(Answer { status: head.status, body: body.to_bytes() }),
+            Ok(body) => Ok(HttpResponse { status: head.status, body: body.to_bytes() }),
             Err(error) if error.is::<LengthLimitError>() => Err(too_large),
             Err(error) => {
                 let source = *error.downcast().expect("a limited body fails by its limit or as hyper's does");
@@ -203,7 +203,7 @@ pub fn authority(host: &str, port: u16) -> String {
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct HttpResponse {
     /// The status.
     pub status: StatusCode,
     /// The body.
@@ -326,7 +326,7 @@ mod tests {
         let (to, server) =
             server(b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope", 0, Then::Close).await;
         let answer = client(LONG).get(to, "ams-1:9862", "/api/v1/agent?as=fra-1").await.unwrap();
-        assert_eq!(answer, Answer { status: StatusCode::NOT_FOUND, body: Bytes::from_static(b"nope") });
+        assert_eq!(answer, HttpResponse { status: StatusCode::NOT_FOUND, body: Bytes::from_static(b"nope") });
         let request = String::from_utf8(server.await.unwrap()).unwrap();
         assert_eq!(
             request,

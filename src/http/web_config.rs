@@ -7,7 +7,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::basic::Users;
 use crate::config::web;
-use crate::tls::{Acceptor, FileError, Shelf};
+use crate::tls::{Acceptor, FileError, WatchedFiles};
 
 /// How the port is served. The default is plain, and for everyone.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,7 @@ impl LoadedWebConfig {
     ///
     /// # Errors
     /// [`FileError`] with all problems of the file at once, or with the first file that cannot be used.
-    pub fn read(path: &Path, shelf: &mut Shelf) -> Result<Self, FileError> {
+    pub fn read(path: &Path, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
         let text = shelf.read(path)?;
         let file = path.display().to_string();
         let folder = path.parent().unwrap_or_else(|| Path::new(""));

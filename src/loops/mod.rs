@@ -1,6 +1,6 @@
 //! The threads that measure, as the daemon sees them.
 //!
-//! Every such thread takes the same commands through a [`Handle`] and reports the same [`Event`]s. What it needs to run a
+//! Every such thread takes the same commands through a [`LoopHandle`] and reports the same [`LoopEvent`]s. What it needs to run a
 //! path is its own: `T` of [`NewPath`].
 
 use std::fmt;
@@ -30,7 +30,7 @@ pub struct NewPath<T> {
 
 /// What a loop is asked to do. `C` is what only this kind of loop can do.
 #[derive(Debug)]
-pub enum Command<T, C> {
+pub enum LoopCommand<T, C> {
     /// Start a path.
     Start(Box<NewPath<T>>),
     /// Stop a path at once; what is in flight is withdrawn.
@@ -53,7 +53,7 @@ pub enum Command<T, C> {
 
 /// What a loop reports to the daemon.
 #[derive(Debug)]
-pub enum Event {
+pub enum LoopEvent {
     /// A path sends from these addresses: it was started, or has a connection again.
     Started {
         /// Which path.
@@ -103,17 +103,17 @@ pub trait PathEvent: fmt::Debug + Send {
 pub const EVENTS_PENDING_MAX: usize = 131_072;
 
 /// The daemon's end of a loop.
-pub struct Handle<T, C> {
-    commands: UnboundedSender<Command<T, C>>,
+pub struct LoopHandle<T, C> {
+    commands: UnboundedSender<LoopCommand<T, C>>,
     wake: Box<dyn Fn() + Send + Sync>,
     series: Arc<LoopSeries>,
     thread: JoinHandle<()>,
 }
 
 /// A loop's end: where its commands arrive.
-pub type Commands<T, C> = mpsc::UnboundedReceiver<Command<T, C>>;
+pub type CommandReceiver<T, C> = mpsc::UnboundedReceiver<LoopCommand<T, C>>;
 
-impl<T, C> Handle<T, C> {
+impl<T, C> LoopHandle<T, C> {
     /// Starts a thread called `pm-NAME` that runs `body`. `wake` makes a loop that sleeps look at its commands.
     ///
     /// # Errors
@@ -121,7 +121,7 @@ impl<T, C> Handle<T, C> {
     pub fn spawn(
         name: &'static str,
         wake: impl Fn() + Send + Sync + 'static,
-        body: impl FnOnce(Commands<T, C>, Arc<LoopSeries>) + Send + 'static,
+        body: impl FnOnce(CommandReceiver<T, C>, Arc<LoopSeries>) + Send + 'static,
     ) -> std::io::Result<Self>
     where
         T: Send + 'static,
@@ -137,27 +137,27 @@ impl<T, C> Handle<T, C> {
 
     /// Starts a path.
     pub fn start(&self, path: NewPath<T>) {
-        self.send(Command::Start(Box::new(path)));
+        self.send(LoopCommand::Start(Box::new(path)));
     }
 
     /// Stops a path at once; what is in flight is withdrawn.
     pub fn remove(&self, id: PathId) {
-        self.send(Command::Remove(id));
+        self.send(LoopCommand::Remove(id));
     }
 
     /// The peer of these paths announced at `at` that it is leaving. Paths of other loops are ignored.
     pub fn peer_leaving(&self, ids: Vec<PathId>, at: Timestamp) {
-        self.send(Command::PeerLeaving { ids, at });
+        self.send(LoopCommand::PeerLeaving { ids, at });
     }
 
     /// Sends nothing more, waits at most `grace` for undecided datagrams, and ends the thread.
     pub fn stop(&self, grace: Duration) {
-        self.send(Command::Stop { grace });
+        self.send(LoopCommand::Stop { grace });
     }
 
     /// Asks for something that only this kind of loop can do.
     pub fn control(&self, control: C) {
-        self.send(Command::Control(control));
+        self.send(LoopCommand::Control(control));
     }
 
     /// Whether the thread has ended.
@@ -172,14 +172,14 @@ impl<T, C> Handle<T, C> {
         &self.series
     }
 
-    fn send(&self, command: Command<T, C>) {
+    fn send(&self, command: LoopCommand<T, C>) {
         // A loop that has ended has nothing left to do.
         let _ = self.commands.send(command);
         (self.wake)();
     }
 }
 
-impl<T, C> fmt::Debug for Handle<T, C> {
+impl<T, C> fmt::Debug for LoopHandle<T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle").field("thread", &self.thread.thread().name()).finish_non_exhaustive()
     }

@@ -19,7 +19,7 @@ pub struct LoopSeries {
     /// Sleeps that ended.
     pub wakeups: Cell,
     /// How much later than asked the loop woke.
-    pub lag: Lag,
+    pub lag: WakeupLag,
     /// Within which sends leave together, in nanoseconds.
     pub tick: Cell,
     /// Datagrams that left and have no verdict.
@@ -42,7 +42,7 @@ pub struct LoopSeries {
 
 /// How late the loop woke, as a histogram.
 #[derive(Debug, Default)]
-pub struct Lag {
+pub struct WakeupLag {
     counts: [Cell; LAG_BOUNDS.len() + 1],
     sum: Cell,
 }
@@ -60,7 +60,7 @@ const LAG_BOUNDS: [(u64, &str); 9] = [
     (1_000_000_000, r#",le="1.0"} "#),
 ];
 
-impl Lag {
+impl WakeupLag {
     /// Takes one wake-up.
     pub fn observe(&self, late: Duration) {
         let late = nanos(late);
@@ -113,7 +113,7 @@ labels!(Refusal, "reason", {
 
 /// Why a connection to the agent port was refused, or ended otherwise than by the other side's wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unanswered {
+pub enum RefusalOrEnd {
     /// The source is not listed and did not prove a key.
     Unlisted,
     /// By a key that is not valid here.
@@ -127,17 +127,17 @@ pub enum Unanswered {
     /// It did not take its replies.
     Stalled,
     /// The connection broke.
-    Broken,
+    ConnectErrorKind,
 }
 
-labels!(Unanswered, "reason", {
+labels!(RefusalOrEnd, "reason", {
     Unlisted => "unlisted",
     Unauthentic => "auth",
     Full => "full",
     Silent => "silent",
     Malformed => "malformed",
     Stalled => "stalled",
-    Broken => "broken",
+    ConnectErrorKind => "broken",
 });
 
 /// What the responder on the agent port counts.
@@ -149,12 +149,12 @@ pub struct StreamResponderSeries {
     pub messages: Cell,
     /// Times that accepting a connection failed.
     pub accept_errors: Cell,
-    unanswered: Labelled<Unanswered, 7>,
+    unanswered: Labelled<RefusalOrEnd, 7>,
 }
 
 impl StreamResponderSeries {
     /// A connection was refused, or ended badly.
-    pub fn unanswered(&self, why: Unanswered) {
+    pub fn unanswered(&self, why: RefusalOrEnd) {
         self.unanswered.of(why).inc();
     }
 }

@@ -7,7 +7,7 @@ use std::any::{Any, TypeId};
 use std::fmt;
 use std::sync::Arc;
 
-use super::text::{Family, Format};
+use super::text::{ExpositionFormat, Family};
 
 /// The metrics of one path, loop or whatever is counted together.
 pub trait Series: fmt::Debug + Send + Sync + Sized + 'static {
@@ -19,7 +19,7 @@ pub trait Series: fmt::Debug + Send + Sync + Sized + 'static {
 }
 
 /// A [`Series`] of a type that need not be known.
-pub trait Member: fmt::Debug + Send + Sync {
+pub trait AnySeries: fmt::Debug + Send + Sync {
     /// Lines that it adds to a page, at most.
     fn lines(&self) -> usize;
 
@@ -27,7 +27,7 @@ pub trait Member: fmt::Debug + Send + Sync {
     fn add_to(self: Arc<Self>, blocks: &mut Blocks);
 }
 
-impl<S: Series> Member for S {
+impl<S: Series> AnySeries for S {
     fn lines(&self) -> usize {
         S::LINES
     }
@@ -41,7 +41,7 @@ impl<S: Series> Member for S {
 trait Block: fmt::Debug + Send + Sync {
     fn families(&self) -> Vec<&'static str>;
 
-    fn begin(&self, family: usize, page: &mut Vec<u8>, format: Format);
+    fn begin(&self, family: usize, page: &mut Vec<u8>, format: ExpositionFormat);
 
     /// Writes the lines of some members behind the first `written`; how many are written then, or `None` for all.
     fn write(&self, family: usize, written: usize, page: &mut Vec<u8>) -> Option<usize>;
@@ -63,7 +63,7 @@ impl<S: Series> Block for BlockOf<S> {
         S::FAMILIES.iter().map(|family| family.name).collect()
     }
 
-    fn begin(&self, family: usize, page: &mut Vec<u8>, format: Format) {
+    fn begin(&self, family: usize, page: &mut Vec<u8>, format: ExpositionFormat) {
         S::FAMILIES[family].begin(page, format);
     }
 
@@ -86,7 +86,7 @@ pub struct Blocks {
 
 /// A family of a block.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct FamilyIndex {
     block: usize,
     family: usize,
 }
@@ -104,18 +104,21 @@ impl Blocks {
     }
 
     /// All families with their names.
-    pub(super) fn families(&self) -> impl Iterator<Item = (&'static str, Place)> + '_ {
+    pub(super) fn families(&self) -> impl Iterator<Item = (&'static str, FamilyIndex)> + '_ {
         self.blocks.iter().enumerate().flat_map(|(block, (_, all))| {
-            all.families().into_iter().enumerate().map(move |(family, name)| (name, Place { block, family }))
+            all.families()
+                .into_iter()
+                .enumerate()
+                .map(move |(family, name)| (name, FamilyIndex { block, family }))
         })
     }
 
     /// Writes a family, or some of its members behind the first `written`; how many are written then, or `None` for all.
     pub(super) fn write(
         &self,
-        Place { block, family }: Place,
+        FamilyIndex { block, family }: FamilyIndex,
         written: usize,
-        format: Format,
+        format: ExpositionFormat,
         page: &mut Vec<u8>,
     ) -> Option<usize> {
         let (_, block) = &self.blocks[block];

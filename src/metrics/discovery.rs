@@ -14,7 +14,7 @@ pub struct ProviderCounts<'a> {
     /// Of its last answer.
     pub members: usize,
     /// Of those, agents that have not told their names.
-    pub unnamed: usize,
+    pub unidentified: usize,
     /// When that was, since 1970; zero: there was none.
     pub last_success: Duration,
     /// How often it did not answer.
@@ -25,15 +25,15 @@ pub struct ProviderCounts<'a> {
 
 /// The metrics of all providers.
 #[derive(Debug)]
-pub(super) struct Discovery {
+pub(super) struct ProviderMetrics {
     members: GaugeVec,
-    unnamed: GaugeVec,
+    unidentified: GaugeVec,
     last_success: GaugeVec,
     interval: GaugeVec,
     failures: CounterVec,
 }
 
-impl Discovery {
+impl ProviderMetrics {
     pub(super) fn new(registry: &Registry) -> Self {
         let gauges = |name, help| gauges(registry, name, help, &["provider"]);
         Self {
@@ -41,8 +41,8 @@ impl Discovery {
                 "pathmeter_discovery_members",
                 "Peers or targets in the last answer of a provider.",
             ),
-            unnamed: gauges(
-                "pathmeter_discovery_unnamed",
+            unidentified: gauges(
+                "pathmeter_discovery_unidentified",
                 "Of those, agents that have not told their names and are not measured.",
             ),
             last_success: gauges(
@@ -61,15 +61,15 @@ impl Discovery {
 
     /// Replaces everything: providers that are no more have no series.
     pub(super) fn set<'a>(&self, providers: impl Iterator<Item = ProviderCounts<'a>>) {
-        for gauges in [&self.members, &self.unnamed, &self.last_success, &self.interval] {
+        for gauges in [&self.members, &self.unidentified, &self.last_success, &self.interval] {
             gauges.reset();
         }
         self.failures.reset();
         #[expect(clippy::cast_precision_loss, reason = "counts below 2⁵²")]
-        for ProviderCounts { name, members, unnamed, last_success, failures, interval } in providers {
+        for ProviderCounts { name, members, unidentified, last_success, failures, interval } in providers {
             let labels = &[name];
             self.members.with_label_values(labels).set(members as f64);
-            self.unnamed.with_label_values(labels).set(unnamed as f64);
+            self.unidentified.with_label_values(labels).set(unidentified as f64);
             self.last_success.with_label_values(labels).set(last_success.as_secs_f64());
             self.interval.with_label_values(labels).set(interval.as_secs_f64());
             self.failures.with_label_values(labels).inc_by(failures as f64);

@@ -41,7 +41,7 @@ impl<const N: usize> Default for Buckets<N> {
 }
 
 /// How a number is written: as it is, or as seconds.
-type Put<'w> = fn(&mut Writer<'w>, &str, Suffix, &str, &str, u64);
+type WriteValue<'w> = fn(&mut Writer<'w>, &str, Suffix, &str, &str, u64);
 
 impl<const N: usize> Buckets<N> {
     /// Takes a value.
@@ -63,7 +63,7 @@ impl<const N: usize> Buckets<N> {
         name: &str,
         labels: &str,
         bounds: &[(u64, &str)],
-        put: Put<'w>,
+        put: WriteValue<'w>,
     ) {
         write_buckets(writer, name, labels, bounds, self.counts(), |writer| {
             put(writer, name, Suffix::Sum, labels, CLOSE, self.sum.get());
@@ -97,12 +97,12 @@ pub(super) fn write_buckets<'w>(
 
 /// A sum of time spans and their number.
 #[derive(Debug, Default)]
-pub(super) struct Mean {
+pub(super) struct SumAndCount {
     sum: Cell,
     count: Cell,
 }
 
-impl Mean {
+impl SumAndCount {
     /// Takes a span.
     pub(super) fn add(&self, span: Duration) {
         self.sum.add(nanos(span));

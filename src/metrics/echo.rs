@@ -2,12 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pathmeter_proto::echo::{Class, Direction, Mismatch, Report, Sample, Verdict};
-use pathmeter_proto::machine::{IcmpKind, NotSent, StampedBy};
+use pathmeter_proto::echo::{Class, Direction, EchoReport, Mismatch, RoundTrip, Verdict};
+use pathmeter_proto::machine::{IcmpKind, NotSent, TimestampSource};
 use pathmeter_proto::time::nanos;
 
 use super::block::Series;
-use super::distribution::{Buckets, Mean, RTT_BOUNDS};
+use super::distribution::{Buckets, RTT_BOUNDS, SumAndCount};
 use super::labels::{Labelled, Labels as _, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
@@ -38,12 +38,12 @@ pub struct EchoSeries {
     burst_lengths: Buckets<{ BURST_BOUNDS.len() + 1 }>,
     rtt: Buckets<{ RTT_BOUNDS.len() + 1 }>,
     rtt_minimum: Cell,
-    ipdv: Mean,
-    pdv: Mean,
-    turnaround: Mean,
+    ipdv: SumAndCount,
+    pdv: SumAndCount,
+    turnaround: SumAndCount,
     turnaround_invalid: Cell,
-    transmit_lag: Mean,
-    user_stamps: Labelled<Side, 2>,
+    transmit_lag: SumAndCount,
+    user_timestamps: Labelled<TimestampSide, 2>,
     last_reply: Cell,
     hops: [Cell; 2],
     remarked: [Cell; 2],
@@ -61,7 +61,7 @@ labels!(NotSent, "error", {
     Other => "other",
 });
 
-labels!(Mismatch, "reason", { Malformed => "malformed", Unauthentic => "auth", Unasked => "unasked" });
+labels!(Mismatch, "reason", { Malformed => "malformed", Unauthentic => "auth", Unsolicited => "unsolicited" });
 
 labels!(IcmpKind, "type", {
     PortUnreachable => "port_unreachable",
@@ -79,12 +79,12 @@ const BOTH_WAYS: [Direction; 2] = [Direction::Forward, Direction::Reverse];
 
 /// Which timestamp of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum TimestampSide {
     Transmit,
     Receive,
 }
 
-labels!(Side, "stamp", { Transmit => "transmit", Receive => "receive" });
+labels!(TimestampSide, "timestamp", { Transmit => "transmit", Receive => "receive" });
 
 const FORWARD: usize = 0;
 const REVERSE: usize = 1;
@@ -272,27 +272,27 @@ impl EchoSeries {
     }
 
     /// Takes note of a report.
-    pub fn record(&self, report: &Report) {
+    pub fn record(&self, report: &EchoReport) {
         match report {
-            Report::Sent { .. } => self.sent.inc(),
-            Report::Unsent(slots) => self.unsent.add(*slots),
-            Report::SendError(error) => self.send_errors.of(*error).inc(),
-            Report::Decided { verdict, sample, .. } => self.decide(*verdict, sample.as_ref()),
-            Report::Ipdv(difference) => self.ipdv.add(*difference),
-            Report::Duplicate => self.duplicates.inc(),
-            Report::Reordered => self.reordered.inc(),
-            Report::VeryLate => self.very_late.inc(),
-            Report::Mismatched(reason) => self.mismatched.of(*reason).inc(),
-            Report::BurstBegan => self.bursts.inc(),
-            Report::BurstEnded(length) => self.burst_lengths.add(&BURST_BOUNDS, u64::from(*length)),
-            Report::TransmitLag(lag) => self.transmit_lag.add(*lag),
-            Report::TurnaroundInvalid => self.turnaround_invalid.inc(),
-            Report::Icmp(kind) => self.icmp.of(*kind).inc(),
-            Report::LossyFlows(flows) => self.flows_lossy.set(u64::from(*flows)),
+            EchoReport::Sent { .. } => self.sent.inc(),
+            EchoReport::Unsent(slots) => self.unsent.add(*slots),
+            EchoReport::SendError(error) => self.send_errors.of(*error).inc(),
+            EchoReport::Decided { verdict, sample, .. } => self.decide(*verdict, sample.as_ref()),
+            EchoReport::Ipdv(difference) => self.ipdv.add(*difference),
+            EchoReport::Duplicate => self.duplicates.inc(),
+            EchoReport::Reordered => self.reordered.inc(),
+            EchoReport::VeryLate => self.very_late.inc(),
+            EchoReport::Mismatched(reason) => self.mismatched.of(*reason).inc(),
+            EchoReport::BurstBegan => self.bursts.inc(),
+            EchoReport::BurstEnded(length) => self.burst_lengths.add(&BURST_BOUNDS, u64::from(*length)),
+            EchoReport::TransmitLag(lag) => self.transmit_lag.add(*lag),
+            EchoReport::TurnaroundInvalid => self.turnaround_invalid.inc(),
+            EchoReport::Icmp(kind) => self.icmp.of(*kind).inc(),
+            EchoReport::LossyFlows(flows) => self.flows_lossy.set(u64::from(*flows)),
         }
     }
 
-    fn decide(&self, verdict: Verdict, sample: Option<&Sample>) {
+    fn decide(&self, verdict: Verdict, sample: Option<&RoundTrip>) {
         match verdict {
             Verdict::Ok => self.ok.inc(),
             Verdict::Late => self.late.inc(),
@@ -307,8 +307,10 @@ impl EchoSeries {
             self.pdv.add(sample.variation);
         }
         self.turnaround.add(sample.turnaround);
-        for (side, by) in [(Side::Transmit, sample.transmit), (Side::Receive, sample.receive)] {
-            self.user_stamps.of(side).add(u64::from(by == StampedBy::User));
+        for (side, by) in
+            [(TimestampSide::Transmit, sample.transmit), (TimestampSide::Receive, sample.receive)]
+        {
+            self.user_timestamps.of(side).add(u64::from(by == TimestampSource::User));
         }
         for (direction, hops) in [(FORWARD, sample.hops_forward), (REVERSE, sample.hops_reverse)] {
             if let Some(hops) = hops {
@@ -336,7 +338,7 @@ fn both_ways(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, values: &
     }
 }
 
-fn mean(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, mean: &Mean) {
+fn mean(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, mean: &SumAndCount) {
     mean.write(writer, name, &series.labels, CLOSE);
 }
 
@@ -441,7 +443,7 @@ const FAMILIES: [Family<EchoSeries>; 31] = [
         |w, name, s| one(w, name, s, s.reordered.get()),
     ),
     counter(
-        "pathmeter_echo_requests_total",
+        "pathmeter_echo_verdicts_total",
         "Datagrams with a verdict: ok, late, lost, host_dropped or withdrawn. Counted when it is decided.",
         |w, name, s| one(w, name, s, s.decided()),
     ),
@@ -484,9 +486,9 @@ const FAMILIES: [Family<EchoSeries>; 31] = [
         |w, name, s| one(w, name, s, s.unsent.get()),
     ),
     counter(
-        "pathmeter_echo_user_stamps_total",
+        "pathmeter_echo_user_timestamps_total",
         "Replies measured with our own clock reading because the kernel's stamp did not come.",
-        |w, name, s| s.user_stamps.write(w, name, &s.labels),
+        |w, name, s| s.user_timestamps.write(w, name, &s.labels),
     ),
     counter(
         "pathmeter_echo_very_late_total",

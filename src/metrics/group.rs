@@ -12,12 +12,12 @@ use super::text::{CLOSE, Family, Suffix, Writer, counter, gauge, histogram, labe
 
 /// A path in a group: what it counted before it came is not the group's.
 #[derive(Debug)]
-pub struct Member {
+pub struct GroupMember {
     series: Arc<EchoSeries>,
     since: Totals,
 }
 
-impl Member {
+impl GroupMember {
     /// A path that comes at this moment.
     #[must_use]
     pub fn new(series: &Arc<EchoSeries>) -> Self {
@@ -29,7 +29,7 @@ impl Member {
 #[derive(Debug, Clone, Default)]
 pub struct GroupSeries {
     labels: String,
-    members: Vec<Arc<Member>>,
+    members: Vec<Arc<GroupMember>>,
     left: Totals,
 }
 
@@ -42,12 +42,12 @@ impl GroupSeries {
     }
 
     /// A path comes.
-    pub fn enter(&mut self, member: Arc<Member>) {
+    pub fn enter(&mut self, member: Arc<GroupMember>) {
         self.members.push(member);
     }
 
     /// A path goes.
-    pub fn leave(&mut self, member: &Arc<Member>) {
+    pub fn leave(&mut self, member: &Arc<GroupMember>) {
         self.members.retain(|known| !Arc::ptr_eq(known, member));
         self.left.add(&member.series.totals(), &member.since);
     }
@@ -103,8 +103,8 @@ const FAMILIES: [Family<GroupSeries>; 7] = [
         one(w, name, g, g.members.len() as u64)
     }),
     counter(
-        "pathmeter_echo_group_requests_total",
-        "As pathmeter_echo_requests_total, of all paths of a group.",
+        "pathmeter_echo_group_verdicts_total",
+        "As pathmeter_echo_verdicts_total, of all paths of a group.",
         |w, name, g| one(w, name, g, g.totals().requests),
     ),
     histogram(
@@ -127,7 +127,7 @@ const FAMILIES: [Family<GroupSeries>; 7] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pathmeter_proto::echo::{Report, Verdict};
+    use pathmeter_proto::echo::{EchoReport, Verdict};
 
     fn series(lost: u32) -> Arc<EchoSeries> {
         let series = Arc::new(EchoSeries::new("p", "peer", "ipv4", 1));
@@ -139,7 +139,7 @@ mod tests {
         for sequence in 0..times {
             let verdict = Verdict::Lost(Direction::Forward);
             let (flow, sequence) = (0, sequence.into());
-            series.record(&Report::Decided { flow, sequence, verdict, sample: None });
+            series.record(&EchoReport::Decided { flow, sequence, verdict, sample: None });
         }
     }
 
@@ -147,7 +147,7 @@ mod tests {
     fn what_a_path_counted_elsewhere_is_not_the_groups_and_what_it_counted_here_stays() {
         let (old, new) = (series(7), series(100));
         let mut group = GroupSeries::new("p", "zone", "ipv4");
-        let [first, second] = [&old, &new].map(|series| Arc::new(Member::new(series)));
+        let [first, second] = [&old, &new].map(|series| Arc::new(GroupMember::new(series)));
         group.enter(Arc::clone(&first));
         group.enter(Arc::clone(&second));
         assert_eq!(group.totals(), Totals::default());
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn a_group_takes_as_many_lines_as_are_planned_for_it() {
         let mut group = GroupSeries::new("p", "zone", "ipv4");
-        group.enter(Arc::new(Member::new(&series(1))));
+        group.enter(Arc::new(GroupMember::new(&series(1))));
         let mut page = Vec::new();
         for family in GroupSeries::FAMILIES {
             family.write(&mut page, std::iter::once(&group));

@@ -21,9 +21,9 @@ pub mod stream;
 pub mod text;
 pub mod websocket;
 
-pub use block::{Blocks, Member, Series};
+pub use block::{AnySeries, Blocks, Series};
 pub use directory::{PeerInfo, ProbeInfo};
 pub use discovery::ProviderCounts;
 pub use page::{Exporter, Page, Responders};
 pub use process::{HttpCounts, PeerState, ProcessMetrics, TlsCounts};
-pub use text::Format;
+pub use text::ExpositionFormat;

@@ -8,9 +8,9 @@ use prometheus::proto::{MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
 use super::agent::{LoopSeries, ResponderSeries, StreamResponderSeries};
-use super::block::{Blocks, Place};
+use super::block::{Blocks, FamilyIndex};
 use super::process::{HttpCounts, ProcessMetrics};
-use super::text::{Format, Kind, Writer};
+use super::text::{ExpositionFormat, FamilyType, Writer};
 use super::websocket::WebSocketSeries;
 
 /// Everything that is exported.
@@ -42,9 +42,9 @@ pub struct Page {
     exporter: Arc<Exporter>,
     published: Arc<Blocks>,
     registered: Vec<MetricFamily>,
-    format: Format,
+    format: ExpositionFormat,
     /// Families in alphabetical order, the next one last.
-    left: Vec<Section>,
+    left: Vec<FamilySource>,
     /// Members of the current family that are written.
     written: usize,
     has_ended: bool,
@@ -52,10 +52,10 @@ pub struct Page {
 
 /// Where a family's lines come from.
 #[derive(Debug, Clone, Copy)]
-enum Section {
+enum FamilySource {
     Registered(usize),
-    Fixed(Place),
-    Published(Place),
+    Fixed(FamilyIndex),
+    Published(FamilyIndex),
 }
 
 impl Exporter {
@@ -86,15 +86,15 @@ impl Exporter {
 
     /// The page, families in alphabetical order, each once.
     #[must_use]
-    pub fn page(self: &Arc<Self>, http: &HttpCounts, format: Format) -> Page {
+    pub fn page(self: &Arc<Self>, http: &HttpCounts, format: ExpositionFormat) -> Page {
         let published = self.published.load_full();
         let registered = self.process.gather(http);
-        let mut families: BTreeMap<&str, Section> = BTreeMap::new();
+        let mut families: BTreeMap<&str, FamilySource> = BTreeMap::new();
         families.extend(
-            registered.iter().enumerate().map(|(at, family)| (family.name(), Section::Registered(at))),
+            registered.iter().enumerate().map(|(at, family)| (family.name(), FamilySource::Registered(at))),
         );
-        families.extend(self.fixed.families().map(|(name, place)| (name, Section::Fixed(place))));
-        families.extend(published.families().map(|(name, place)| (name, Section::Published(place))));
+        families.extend(self.fixed.families().map(|(name, place)| (name, FamilySource::Fixed(place))));
+        families.extend(published.families().map(|(name, place)| (name, FamilySource::Published(place))));
         let left = families.into_values().rev().collect();
         let exporter = Arc::clone(self);
         Page { exporter, published, registered, format, left, written: 0, has_ended: false }
@@ -127,20 +127,20 @@ impl Page {
     }
 
     /// Writes a family, or some of its members; how many are written then, or `None` for all.
-    fn write(&self, section: Section, piece: &mut Vec<u8>) -> Option<usize> {
+    fn write(&self, section: FamilySource, piece: &mut Vec<u8>) -> Option<usize> {
         match section {
-            Section::Registered(at) => {
+            FamilySource::Registered(at) => {
                 write_registered(&self.registered[at], self.format, piece);
                 None
             }
-            Section::Fixed(place) => self.exporter.fixed.write(place, self.written, self.format, piece),
-            Section::Published(place) => self.published.write(place, self.written, self.format, piece),
+            FamilySource::Fixed(place) => self.exporter.fixed.write(place, self.written, self.format, piece),
+            FamilySource::Published(place) => self.published.write(place, self.written, self.format, piece),
         }
     }
 }
 
 /// Writes a family of the process.
-fn write_registered(family: &MetricFamily, format: Format, piece: &mut Vec<u8>) {
+fn write_registered(family: &MetricFamily, format: ExpositionFormat, piece: &mut Vec<u8>) {
     let start = piece.len();
     // Writing text into memory cannot fail; a family without samples is refused, and left out.
     let _ = TextEncoder::new().encode(std::slice::from_ref(family), piece);
@@ -156,11 +156,11 @@ fn write_registered(family: &MetricFamily, format: Format, piece: &mut Vec<u8>) 
     }
 }
 
-fn kind_of(family: &MetricFamily) -> Kind {
+fn kind_of(family: &MetricFamily) -> FamilyType {
     match family.get_field_type() {
-        MetricType::COUNTER => Kind::Counter,
-        MetricType::GAUGE | MetricType::UNTYPED => Kind::Gauge,
-        MetricType::HISTOGRAM => Kind::Histogram,
-        MetricType::SUMMARY => Kind::Summary,
+        MetricType::COUNTER => FamilyType::Counter,
+        MetricType::GAUGE | MetricType::UNTYPED => FamilyType::Gauge,
+        MetricType::HISTOGRAM => FamilyType::Histogram,
+        MetricType::SUMMARY => FamilyType::Summary,
     }
 }

@@ -1,6 +1,6 @@
 //! The series of paths whose MTU is looked for.
 
-use pathmeter_proto::mtu::Report;
+use pathmeter_proto::mtu::MtuReport;
 
 use super::block::Series;
 use super::labels::{Labelled, labels};
@@ -13,18 +13,18 @@ pub struct PathMtuSeries {
     /// 0: not known.
     bytes: Cell,
     changes: Cell,
-    probes: Labelled<Outcome, 3>,
+    probes: Labelled<MtuProbeOutcome, 3>,
 }
 
 /// What became of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum MtuProbeOutcome {
     Acknowledged,
     Lost,
     TooBig,
 }
 
-labels!(Outcome, "outcome", { Acknowledged => "acknowledged", Lost => "lost", TooBig => "too_big" });
+labels!(MtuProbeOutcome, "outcome", { Acknowledged => "acknowledged", Lost => "lost", TooBig => "too_big" });
 
 impl PathMtuSeries {
     /// The series of one path, all zero.
@@ -46,16 +46,16 @@ impl PathMtuSeries {
     }
 
     /// Takes note of a report.
-    pub fn record(&self, report: &Report) {
+    pub fn record(&self, report: &MtuReport) {
         match report {
-            Report::Changed { from, to } => {
+            MtuReport::Changed { from, to } => {
                 self.bytes.set(u64::from(*to));
                 self.changes.add(u64::from(from.is_some()));
             }
-            Report::Sent => {}
-            Report::Acknowledged => self.probes.of(Outcome::Acknowledged).inc(),
-            Report::Lost => self.probes.of(Outcome::Lost).inc(),
-            Report::TooBig => self.probes.of(Outcome::TooBig).inc(),
+            MtuReport::Sent => {}
+            MtuReport::Acknowledged => self.probes.of(MtuProbeOutcome::Acknowledged).inc(),
+            MtuReport::Lost => self.probes.of(MtuProbeOutcome::Lost).inc(),
+            MtuReport::TooBig => self.probes.of(MtuProbeOutcome::TooBig).inc(),
         }
     }
 }

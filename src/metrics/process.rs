@@ -10,7 +10,7 @@ use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Registry};
 
-use super::discovery::{Discovery, ProviderCounts};
+use super::discovery::{ProviderCounts, ProviderMetrics};
 use super::registry::{VALID, counter, counters, gauge, gauges, integer};
 
 /// Metrics of the process and of what the daemon does.
@@ -26,8 +26,8 @@ pub struct ProcessMetrics {
     http_connections: Gauge,
     http_accept_errors: Counter,
     http_responses: CounterVec,
-    tls: Tls,
-    discovery: Discovery,
+    tls: TlsMetrics,
+    discovery: ProviderMetrics,
     proc: Proc,
     hash: Mutex<Option<String>>,
 }
@@ -85,7 +85,7 @@ pub struct TlsCounts {
 
 /// Metrics of TLS: in no registry, because they are there only where it is.
 #[derive(Debug)]
-struct Tls {
+struct TlsMetrics {
     handshake_errors: Counter,
     certificate_expiry: Gauge,
     reload_successful: Gauge,
@@ -153,7 +153,7 @@ impl ProcessMetrics {
                 "HTTP responses by class of status code.",
                 &["code"],
             ),
-            tls: Tls {
+            tls: TlsMetrics {
                 handshake_errors: Counter::new(
                     "pathmeter_http_tls_handshake_errors_total",
                     "HTTP connections that did not get through the TLS handshake.",
@@ -171,7 +171,7 @@ impl ProcessMetrics {
                 .expect(VALID),
                 has_files: AtomicBool::new(false),
             },
-            discovery: Discovery::new(&registry),
+            discovery: ProviderMetrics::new(&registry),
             proc: Proc {
                 cpu: counter(&registry, "process_cpu_seconds_total", "User and system CPU time."),
                 open_fds: gauge(&registry, "process_open_fds", "Open file descriptors."),

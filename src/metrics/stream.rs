@@ -5,13 +5,13 @@ use std::time::Duration;
 use pathmeter_proto::time::nanos;
 
 use super::block::Series;
-use super::distribution::{Buckets, Mean, RTT_BOUNDS};
+use super::distribution::{Buckets, RTT_BOUNDS, SumAndCount};
 use super::labels::{Labelled, Labels as _, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
 /// Why there is no connection, or no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Broken {
+pub enum ConnectErrorKind {
     /// Nobody listens there.
     Refused,
     /// The network said that there is no way.
@@ -34,7 +34,7 @@ pub enum Broken {
     Local,
 }
 
-labels!(Broken, "reason", {
+labels!(ConnectErrorKind, "reason", {
     Refused => "refused",
     Unreachable => "unreachable",
     Timeout => "timeout",
@@ -49,7 +49,7 @@ labels!(Broken, "reason", {
 
 /// What making a connection consists of besides TCP's own handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum ConnectStage {
     /// Looking up the name.
     Resolve,
     /// Agreeing on TLS.
@@ -62,7 +62,7 @@ pub enum Stage {
     FirstByte,
 }
 
-labels!(Stage, "stage", {
+labels!(ConnectStage, "stage", {
     Resolve => "resolve",
     Tls => "tls",
     Greeting => "greeting",
@@ -72,14 +72,14 @@ labels!(Stage, "stage", {
 
 /// How an answer that came can still be the wrong one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unexpected {
+pub enum UnexpectedResponse {
     /// Another status than was expected.
     Status,
     /// A body without what was expected in it.
     Body,
 }
 
-labels!(Unexpected, "reason", {
+labels!(UnexpectedResponse, "reason", {
     Status => "status",
     Body => "body",
 });
@@ -113,10 +113,10 @@ pub struct StreamSeries {
     labels: String,
     connected: Cell,
     connects: Buckets<{ RTT_BOUNDS.len() + 1 }>,
-    connect_failures: Labelled<Broken, 10>,
-    stages: [Mean; Stage::ALL.len()],
-    reconnects: Labelled<Broken, 10>,
-    unexpected: Labelled<Unexpected, 2>,
+    connect_failures: Labelled<ConnectErrorKind, 10>,
+    stages: [SumAndCount; ConnectStage::ALL.len()],
+    reconnects: Labelled<ConnectErrorKind, 10>,
+    unexpected: Labelled<UnexpectedResponse, 2>,
     certificate_expiry: Cell,
     retransmits: Cell,
     bytes_retransmitted: Cell,
@@ -143,7 +143,7 @@ impl StreamSeries {
     }
 
     /// The connection that carries the messages, or an attempt to make it, has ended.
-    pub fn disconnected(&self, why: Broken) {
+    pub fn disconnected(&self, why: ConnectErrorKind) {
         self.connected.set(0);
         self.forget_tcp();
         self.reconnects.of(why).inc();
@@ -179,17 +179,17 @@ impl StreamSeries {
     }
 
     /// A stage of a fresh connection took this long.
-    pub fn stage_took(&self, stage: Stage, span: Duration) {
+    pub fn stage_took(&self, stage: ConnectStage, span: Duration) {
         self.stages[stage.index()].add(span);
     }
 
     /// A fresh connection could not be made.
-    pub fn connect_failed(&self, why: Broken) {
+    pub fn connect_failed(&self, why: ConnectErrorKind) {
         self.connect_failures.of(why).inc();
     }
 
     /// An answer was not the expected one.
-    pub fn unexpected(&self, what: Unexpected) {
+    pub fn unexpected(&self, what: UnexpectedResponse) {
         self.unexpected.of(what).inc();
     }
 
@@ -256,7 +256,7 @@ const FAMILIES: [Family<StreamSeries>; 16] = [
         "pathmeter_echo_handshake_duration_seconds",
         "What fresh connections took besides TCP's handshake, by stage.",
         |w, name, s| {
-            for (mean, stage) in s.stages.iter().zip(Stage::ALL) {
+            for (mean, stage) in s.stages.iter().zip(ConnectStage::ALL) {
                 mean.write(w, name, &s.labels, stage.rest());
             }
         },

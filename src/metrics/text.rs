@@ -34,7 +34,7 @@ impl Cell {
 
 /// What a family is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FamilyType {
     /// Only goes up.
     Counter,
     /// Goes up and down.
@@ -45,7 +45,7 @@ pub enum Kind {
     Summary,
 }
 
-impl Kind {
+impl FamilyType {
     const fn name(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -58,19 +58,20 @@ impl Kind {
 
 /// How a page is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum ExpositionFormat {
     /// The text format 0.0.4.
     Classic,
     /// OpenMetrics 1.0.0: families of counters are called without `_total`, and the page says where it ends.
     OpenMetrics,
 }
 
-impl Format {
+impl ExpositionFormat {
     /// What a family is called that has these samples.
-    pub(super) fn family(self, kind: Kind, name: &str) -> &str {
+    pub(super) fn family(self, kind: FamilyType, name: &str) -> &str {
         match (self, kind) {
-            (Self::OpenMetrics, Kind::Counter) => name.strip_suffix("_total").unwrap_or(name),
-            (Self::Classic, _) | (Self::OpenMetrics, Kind::Gauge | Kind::Histogram | Kind::Summary) => name,
+            (Self::OpenMetrics, FamilyType::Counter) => name.strip_suffix("_total").unwrap_or(name),
+            (Self::Classic, _)
+            | (Self::OpenMetrics, FamilyType::Gauge | FamilyType::Histogram | FamilyType::Summary) => name,
         }
     }
 
@@ -86,7 +87,7 @@ impl Format {
 /// One family of lines, written for each `S` there is.
 pub struct Family<S> {
     pub(super) name: &'static str,
-    kind: Kind,
+    kind: FamilyType,
     help: &'static str,
     lines: Lines<S>,
 }
@@ -95,19 +96,19 @@ pub struct Family<S> {
 pub(super) type Lines<S> = fn(&mut Writer<'_>, &'static str, &S);
 
 pub(super) const fn counter<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
-    Family { name, kind: Kind::Counter, help, lines }
+    Family { name, kind: FamilyType::Counter, help, lines }
 }
 
 pub(super) const fn gauge<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
-    Family { name, kind: Kind::Gauge, help, lines }
+    Family { name, kind: FamilyType::Gauge, help, lines }
 }
 
 pub(super) const fn histogram<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
-    Family { name, kind: Kind::Histogram, help, lines }
+    Family { name, kind: FamilyType::Histogram, help, lines }
 }
 
 pub(super) const fn summary<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
-    Family { name, kind: Kind::Summary, help, lines }
+    Family { name, kind: FamilyType::Summary, help, lines }
 }
 
 impl<S> std::fmt::Debug for Family<S> {
@@ -118,7 +119,7 @@ impl<S> std::fmt::Debug for Family<S> {
 
 impl<S> Family<S> {
     /// Begins the family.
-    pub(super) fn begin(&self, page: &mut Vec<u8>, format: Format) {
+    pub(super) fn begin(&self, page: &mut Vec<u8>, format: ExpositionFormat) {
         Writer::new(page).family(self.name, self.kind, self.help, format);
     }
 
@@ -147,7 +148,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Begins a family.
-    pub fn family(&mut self, name: &str, kind: Kind, help: &str, format: Format) {
+    pub fn family(&mut self, name: &str, kind: FamilyType, help: &str, format: ExpositionFormat) {
         let name = format.family(kind, name);
         for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind.name(), "\n"] {
             self.text(part);

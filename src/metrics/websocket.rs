@@ -11,29 +11,29 @@ pub struct WebSocketSeries {
     pub clients: Cell,
     /// Clients that were let in.
     pub accepted: Cell,
-    refused: Labelled<Refused, 4>,
+    refused: Labelled<ClientRefusal, 4>,
     /// Messages that were sent back.
     pub messages: Cell,
     /// Their payload.
     pub bytes: Cell,
-    closed: Labelled<Ending, 7>,
+    closed: Labelled<CloseReason, 7>,
 }
 
 impl WebSocketSeries {
     /// A client was not let in.
-    pub fn refused(&self, why: Refused) {
+    pub fn refused(&self, why: ClientRefusal) {
         self.refused.of(why).inc();
     }
 
     /// A client that was let in has ended.
-    pub fn closed(&self, why: Ending) {
+    pub fn closed(&self, why: CloseReason) {
         self.closed.of(why).inc();
     }
 }
 
 /// Why a client is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum ClientRefusal {
     /// Its page is of an origin that may not.
     Origin,
     /// Neither its address nor a key admits it.
@@ -44,7 +44,7 @@ pub enum Refused {
     BadRequest,
 }
 
-labels!(Refused, "reason", {
+labels!(ClientRefusal, "reason", {
     Origin => "origin",
     Admission => "admission",
     Limit => "limit",
@@ -53,7 +53,7 @@ labels!(Refused, "reason", {
 
 /// How a client ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum CloseReason {
     /// It said so.
     Client,
     /// Nothing came from it any more.
@@ -70,7 +70,7 @@ pub enum Ending {
     Error,
 }
 
-labels!(Ending, "reason", {
+labels!(CloseReason, "reason", {
     Client => "client",
     Idle => "idle",
     TooLarge => "too_large",

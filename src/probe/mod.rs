@@ -15,22 +15,22 @@ use std::time::Duration;
 use pathmeter_proto::time::Timestamp;
 use serde_json::{Map, Value};
 
-pub use self::remote::{Remote, Site};
+pub use self::remote::{HttpResource, Remote};
 use crate::config::Probe;
 use crate::datagram;
-use crate::metrics::Member;
+use crate::metrics::AnySeries;
 use crate::paths::{PathId, PathKey};
 use crate::settings::Settings;
 use crate::stream;
 
 /// A kind of probe, as it is configured.
-pub trait Kind {
+pub trait ProbeKind {
     /// How one path of `probe` is to be measured, towards an address of `remote`.
     fn plan(&self, probe: &Probe, remote: &Remote<'_>, address: IpAddr, settings: &Settings)
     -> Box<dyn Plan>;
 
     /// Metrics of the configured probe itself.
-    fn probe_series(&self, probe: &Probe) -> Vec<Arc<dyn Member>>;
+    fn probe_series(&self, probe: &Probe) -> Vec<Arc<dyn AnySeries>>;
 
     /// Sums over the paths of a group, for `metrics.level: group`; `None`: its paths are always exported one by one.
     fn groups(&self) -> Option<Box<dyn Groups>>;
@@ -80,7 +80,7 @@ pub trait Path: fmt::Debug + Send + Sync {
     fn stop(&self, loops: &Loops);
 
     /// Its metrics.
-    fn series(&self) -> Vec<Arc<dyn Member>>;
+    fn series(&self) -> Vec<Arc<dyn AnySeries>>;
 
     /// What it has measured.
     fn measured(&self) -> Arc<dyn Measured>;
@@ -110,12 +110,12 @@ pub trait Measured: fmt::Debug + Send + Sync {
     fn json(&self) -> Map<String, Value>;
 
     /// A row of the demo's table.
-    fn row(&self) -> Row;
+    fn row(&self) -> TableRow;
 }
 
 /// A row of a table of paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
+pub struct TableRow {
     /// The head of its columns; rows of the same head stand in one table.
     pub head: &'static str,
     /// Its columns.
@@ -134,16 +134,16 @@ pub trait Groups: fmt::Debug + Send + Sync {
     fn worst(&self, count: usize) -> (BTreeSet<PathKey>, BTreeSet<PathKey>);
 
     /// The metrics of the groups.
-    fn series(&self) -> Vec<Arc<dyn Member>>;
+    fn series(&self) -> Vec<Arc<dyn AnySeries>>;
 }
 
 /// The threads that measure.
 #[derive(Debug)]
 pub struct Loops {
     /// By datagrams.
-    pub prober: datagram::Handle,
+    pub prober: datagram::DatagramHandle,
     /// Over connections.
-    pub streams: stream::Handle,
+    pub streams: stream::StreamHandle,
 }
 
 impl Loops {

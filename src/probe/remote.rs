@@ -16,7 +16,7 @@ pub enum Remote<'a> {
 
 /// What is requested of an HTTP server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Site {
+pub struct HttpResource {
     /// Its TCP port.
     pub port: u16,
     /// The name that is looked up; `None`: an address is given.
@@ -55,9 +55,9 @@ impl Remote<'_> {
     /// # Panics
     /// For a target without a URL, which the configuration refuses for probes that need one.
     #[must_use]
-    pub fn site(&self, path: &str) -> Site {
+    pub fn site(&self, path: &str) -> HttpResource {
         match self {
-            Self::Peer(peer) => Site {
+            Self::Peer(peer) => HttpResource {
                 port: peer.http_port,
                 host: host_name(&peer.address),
                 authority: authority(&peer.address, peer.http_port),
@@ -66,7 +66,7 @@ impl Remote<'_> {
             },
             Self::Target(target) => {
                 let url = target.url.as_ref().expect("the configuration was checked for a URL");
-                Site {
+                HttpResource {
                     port: url.port,
                     host: host_name(&url.host),
                     authority: url.authority(),

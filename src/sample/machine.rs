@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use pathmeter_proto::machine::{
+    Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+};
 use pathmeter_proto::time::Timestamp;
 
 /// Sends a datagram each interval.
@@ -51,8 +53,8 @@ impl Machine for SampleMachine {
         }
     }
 
-    fn sent(&mut self, id: SendId, _: Timestamp, by: StampedBy) {
-        if by == StampedBy::User {
+    fn sent(&mut self, id: SendId, _: Timestamp, by: TimestampSource) {
+        if by == TimestampSource::User {
             self.in_flight.push(id.0);
             self.reports.push_back(SampleReport::Sent);
         }
@@ -101,7 +103,7 @@ impl Machine for SampleMachine {
             ttl: 64,
             dont_fragment: false,
             segment: None,
-            stamp: false,
+            timestamp: false,
         })
     }
 }

@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use crate::config::Probe;
 use crate::config::sample::Sample;
-use crate::metrics::Member;
-use crate::probe::{Groups, Kind, Plan, Remote};
+use crate::metrics::AnySeries;
+use crate::probe::{Groups, Plan, ProbeKind, Remote};
 use crate::settings::Settings;
 
 use path::SamplePlan;
 
-impl Kind for Sample {
+impl ProbeKind for Sample {
     fn plan(&self, probe: &Probe, remote: &Remote<'_>, address: IpAddr, _: &Settings) -> Box<dyn Plan> {
         let port = match remote {
             Remote::Peer(peer) => peer.stamp_port,
@@ -28,7 +28,7 @@ impl Kind for Sample {
         Box::new(SamplePlan { to, interval: probe.interval, size: self.size })
     }
 
-    fn probe_series(&self, _: &Probe) -> Vec<Arc<dyn Member>> {
+    fn probe_series(&self, _: &Probe) -> Vec<Arc<dyn AnySeries>> {
         Vec::new()
     }
 

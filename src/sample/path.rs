@@ -9,12 +9,12 @@ use serde_json::{Map, Value};
 
 use super::machine::SampleMachine;
 use super::task::SampleRecorder;
-use crate::datagram::{MachineTask, NewTask, Protocol, SourceChoice};
+use crate::datagram::{DatagramProtocol, MachineTask, NewTask, SourceChoice};
 use crate::loops::NewPath;
-use crate::metrics::Member;
+use crate::metrics::AnySeries;
 use crate::metrics::sample::SampleSeries;
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, Measured, Path, Plan, Row, Start};
+use crate::probe::{Loops, Measured, Path, Plan, Start, TableRow};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SamplePlan {
@@ -40,7 +40,7 @@ impl Plan for SamplePlan {
         let (plan, recorder) = (*self, SampleRecorder { series: Arc::clone(&series) });
         let Self { to, interval, size } = plan.clone();
         let task = NewTask {
-            protocol: Protocol::Udp,
+            protocol: DatagramProtocol::Udp,
             to,
             source: SourceChoice {
                 address: IpAddr::from(Ipv4Addr::UNSPECIFIED),
@@ -84,7 +84,7 @@ impl Path for SamplePath {
         loops.prober.remove(self.id);
     }
 
-    fn series(&self) -> Vec<Arc<dyn Member>> {
+    fn series(&self) -> Vec<Arc<dyn AnySeries>> {
         vec![Arc::clone(&self.series) as _]
     }
 
@@ -127,7 +127,7 @@ impl Measured for SampleMeasured {
         [("answered".to_owned(), self.series.answered.get().into())].into_iter().collect()
     }
 
-    fn row(&self) -> Row {
-        Row { head: "answered", cells: self.series.answered.get().to_string() }
+    fn row(&self) -> TableRow {
+        TableRow { head: "answered", cells: self.series.answered.get().to_string() }
     }
 }

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Receiver;
 
 use crate::clock::Clock;
-use crate::config::{self, Host};
-use crate::datagram::{self, StampNames};
+use crate::config::{self, LoadContext};
+use crate::datagram::{self, TimestampMatching};
 use crate::event_log::EventLog;
 use crate::fleet::{Addresses, Fleet, PlanInputs};
-use crate::loops::{EVENTS_PENDING_MAX, Event};
-use crate::metrics::{Exporter, Format, HttpCounts, Responders};
+use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
+use crate::metrics::{Exporter, ExpositionFormat, HttpCounts, Responders};
 use crate::probe::Loops;
 use crate::roster::{Roster, RosterInputs};
 use crate::settings::Settings;
@@ -55,7 +55,7 @@ impl Drop for Echoing {
 struct Agent {
     fleet: Fleet,
     loops: Loops,
-    events: Receiver<Event>,
+    events: Receiver<LoopEvent>,
     log: EventLog,
     finished: usize,
 }
@@ -63,7 +63,8 @@ struct Agent {
 impl Agent {
     fn start() -> Self {
         let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
-        let prober = datagram::spawn("prober", Vec::new(), StampNames::detect(), sender.clone()).unwrap();
+        let prober =
+            datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone()).unwrap();
         let loops = Loops { prober, streams: stream::spawn(sender).unwrap() };
         Self { fleet: Fleet::new(7), loops, events, log: EventLog::default(), finished: 0 }
     }
@@ -80,18 +81,18 @@ impl Agent {
     fn take_events(&mut self) {
         while let Ok(event) = self.events.try_recv() {
             match event {
-                Event::OfPath { id, event } => {
+                LoopEvent::OfPath { id, event } => {
                     if let Some(key) = self.fleet.key(id) {
                         event.report(key, &self.log);
                     }
                 }
-                Event::Finished(_) => self.finished += 1,
-                Event::Started { .. } => {}
-                event @ (Event::NotStarted { .. }
-                | Event::Disconnected { .. }
-                | Event::PeerLeaving(_)
-                | Event::ClockStepped(_)
-                | Event::Suspended(_)) => panic!("{event:?}"),
+                LoopEvent::Finished(_) => self.finished += 1,
+                LoopEvent::Started { .. } => {}
+                event @ (LoopEvent::NotStarted { .. }
+                | LoopEvent::Disconnected { .. }
+                | LoopEvent::PeerLeaving(_)
+                | LoopEvent::ClockStepped(_)
+                | LoopEvent::Suspended(_)) => panic!("{event:?}"),
             }
         }
     }
@@ -109,7 +110,7 @@ impl Agent {
         let exporter = Arc::new(Exporter::new(Vec::new(), Responders::default()));
         exporter.publish(self.fleet.exported(&settings.config.metrics).blocks);
         let http = HttpCounts { connections: 0, accept_errors: 0, responses: Default::default(), tls: None };
-        let (mut page, mut text) = (exporter.page(&http, Format::Classic), Vec::new());
+        let (mut page, mut text) = (exporter.page(&http, ExpositionFormat::Classic), Vec::new());
         while page.next(&mut text) {}
         String::from_utf8(text).unwrap()
     }
@@ -120,7 +121,7 @@ impl Agent {
 }
 
 fn settings(port: u16, probes: &str) -> Settings {
-    let host = Host { name_override: None, hostname: "here".into(), labels: BTreeMap::new() };
+    let host = LoadContext { name_override: None, hostname: "here".into(), labels: BTreeMap::new() };
     let text = format!("targets: [{{name: host, address: host, port: {port}}}]\nprobes: {probes}\n");
     let config = config::load(text.as_bytes(), &host).unwrap_or_else(|problems| panic!("{problems}")).config;
     Settings::complete(config, text.as_bytes()).unwrap()

@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::machine::TimestampSource;
 use pathmeter_proto::time::{Timestamp, WallTime};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -59,14 +59,14 @@ impl Arrivals {
     pub(super) fn arrived(
         &mut self,
         stream: &TcpStream,
-        stamp: Option<WallTime>,
+        timestamp: Option<WallTime>,
         clock: &mut Clock,
-    ) -> (Timestamp, StampedBy) {
+    ) -> (Timestamp, TimestampSource) {
         let (now, _) = clock.look();
-        let stamped = stamp.map(|stamp| clock.place(stamp, self.emptied, now));
-        let (at, by) = match stamped {
-            Some(at) if !self.misleads(stream, at.max(self.latest), now) => (at, StampedBy::Kernel),
-            Some(_) | None => (now, StampedBy::User),
+        let timestamped = timestamp.map(|timestamp| clock.place(timestamp, self.emptied, now));
+        let (at, by) = match timestamped {
+            Some(at) if !self.misleads(stream, at.max(self.latest), now) => (at, TimestampSource::Kernel),
+            Some(_) | None => (now, TimestampSource::User),
         };
         // In order: nothing arrives before what is in front of it.
         self.latest = at.max(self.latest).min(now);

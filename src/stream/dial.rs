@@ -7,21 +7,21 @@ use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::key::Keys;
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use super::gauge::Gauge;
-use super::http::{self, Expected};
-use super::http_target::{HttpTarget, Raw};
+use super::connect_error::ConnectError;
+use super::http::{self, ExpectedResponse};
+use super::http_target::{HttpTarget, RawConnection};
 use super::link::Link;
 use super::tcp;
-use super::trouble::Trouble;
+use super::tcp_info::TcpInfoReader;
 use super::websocket;
 use crate::clock::Clock;
-use crate::http::client::Secure;
-use crate::metrics::stream::{Broken, Stage};
+use crate::http::client::TlsClient;
+use crate::metrics::stream::{ConnectErrorKind, ConnectStage};
 use crate::tls::Cause;
 
 /// How a path connects.
@@ -36,12 +36,12 @@ pub struct Dial {
     /// Class of service.
     pub dscp: Dscp,
     /// What is spoken.
-    pub over: Over,
+    pub over: StreamProtocol,
 }
 
 /// What is spoken over a connection.
 #[derive(Debug, Clone)]
-pub enum Over {
+pub enum StreamProtocol {
     /// Our echo, to the agent port.
     Tcp {
         /// Bytes of a message.
@@ -54,7 +54,7 @@ pub enum Over {
         /// Where.
         place: HttpTarget,
         /// What they look like.
-        format: Format,
+        format: MessageFormat,
         /// Bytes of a message.
         bytes: usize,
     },
@@ -63,7 +63,7 @@ pub enum Over {
         /// Where.
         place: HttpTarget,
         /// What the answers must be.
-        expected: Expected,
+        expected: ExpectedResponse,
     },
 }
 
@@ -74,7 +74,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Look-ups at once; each occupies a thread until the system has answered.
 static LOOK_UPS: Semaphore = Semaphore::const_new(8);
 
-impl Over {
+impl StreamProtocol {
     /// Messages that may be unanswered at once.
     #[must_use]
     pub fn at_once(&self) -> usize {
@@ -96,37 +96,37 @@ impl Over {
 
 /// What making a connection took.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Took {
+pub(super) struct ConnectTimings {
     /// TCP's handshake.
     pub(super) connect: Option<Duration>,
     /// The other stages that there were, in their order.
-    pub(super) stages: Vec<(Stage, Duration)>,
+    pub(super) stages: Vec<(ConnectStage, Duration)>,
     /// When the server's certificate expires, in seconds since 1970.
     pub(super) certificate_expiry: Option<u64>,
 }
 
 impl Dial {
     /// Makes a connection, as far as to the point where messages can be sent.
-    pub(super) async fn connect(&self, took: &mut Took) -> Result<Link, Trouble> {
+    pub(super) async fn connect(&self, took: &mut ConnectTimings) -> Result<Link, ConnectError> {
         let began = Clock::now();
         let stream = self.tcp(self.to).await?;
         took.connect = Some(Clock::now().since(began));
         match &self.over {
-            Over::Tcp { bytes, keys } => {
+            StreamProtocol::Tcp { bytes, keys } => {
                 let began = Clock::now();
                 let link = tcp::begin(stream, self.to, *bytes, keys.as_deref()).await?;
-                took.stages.push((Stage::Greeting, Clock::now().since(began)));
+                took.stages.push((ConnectStage::Greeting, Clock::now().since(began)));
                 Ok(Link::Tcp(link))
             }
-            Over::WebSocket { place, format, bytes } => {
+            StreamProtocol::WebSocket { place, format, bytes } => {
                 let gauge = self.gauge(&stream)?;
                 let stream = self.secure(stream, place, took).await?;
                 let began = Clock::now();
                 let link = websocket::begin(stream, gauge, self.to, place, *format, *bytes).await?;
-                took.stages.push((Stage::WebSocket, Clock::now().since(began)));
+                took.stages.push((ConnectStage::WebSocket, Clock::now().since(began)));
                 Ok(Link::WebSocket(link))
             }
-            Over::Http { place, expected } => {
+            StreamProtocol::Http { place, expected } => {
                 let gauge = self.gauge(&stream)?;
                 let stream = self.secure(stream, place, took).await?;
                 Ok(Link::Http(http::begin(stream, gauge, self.to, place.clone(), expected.clone()).await?))
@@ -134,24 +134,32 @@ impl Dial {
         }
     }
 
-    fn gauge(&self, stream: &TcpStream) -> Result<Gauge, Trouble> {
-        Gauge::of(stream).map_err(|error| Trouble::at_once(&format!("connecting to {}", self.to), &error))
+    fn gauge(&self, stream: &TcpStream) -> Result<TcpInfoReader, ConnectError> {
+        TcpInfoReader::of(stream)
+            .map_err(|error| ConnectError::at_once(&format!("connecting to {}", self.to), &error))
     }
 
-    async fn secure(&self, stream: TcpStream, place: &HttpTarget, took: &mut Took) -> Result<Raw, Trouble> {
-        let Some(Secure { connector, server_name }) = &place.secure else { return Ok(Raw::Plain(stream)) };
+    async fn secure(
+        &self,
+        stream: TcpStream,
+        place: &HttpTarget,
+        took: &mut ConnectTimings,
+    ) -> Result<RawConnection, ConnectError> {
+        let Some(TlsClient { connector, server_name }) = &place.secure else {
+            return Ok(RawConnection::Plain(stream));
+        };
         let began = Clock::now();
         let stream = connector.connect(stream, server_name).await.map_err(|error| {
-            let why = if error.cause == Cause::Io { Broken::Reset } else { Broken::Tls };
-            Trouble::new(why, format!("tls with {}: {error}", self.to))
+            let why = if error.cause == Cause::Io { ConnectErrorKind::Reset } else { ConnectErrorKind::Tls };
+            ConnectError::new(why, format!("tls with {}: {error}", self.to))
         })?;
-        took.stages.push((Stage::Tls, Clock::now().since(began)));
+        took.stages.push((ConnectStage::Tls, Clock::now().since(began)));
         took.certificate_expiry = stream.certificate_expiry();
-        Ok(Raw::Tls(Box::new(stream)))
+        Ok(RawConnection::Tls(Box::new(stream)))
     }
 
     /// Looks the name up as a fresh visitor would.
-    pub(super) async fn resolve(&self, took: &mut Took) -> Result<(), Trouble> {
+    pub(super) async fn resolve(&self, took: &mut ConnectTimings) -> Result<(), ConnectError> {
         let Some(host) = &self.host else { return Ok(()) };
         // Given back when the system has answered, even if nobody waits for that any more.
         let turn = LOOK_UPS.acquire().await.expect("nobody closes it");
@@ -163,24 +171,28 @@ impl Dial {
             found
         });
         let found = looked_up.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        took.stages.push((Stage::Resolve, Clock::now().since(began)));
+        took.stages.push((ConnectStage::Resolve, Clock::now().since(began)));
         match found.map(|mut addresses| addresses.next()) {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(Trouble::new(Broken::Unresolved, format!("{host} has no address"))),
-            Err(error) => Err(Trouble::new(Broken::Unresolved, format!("looking up {host}: {error}"))),
+            Ok(None) => {
+                Err(ConnectError::new(ConnectErrorKind::Unresolved, format!("{host} has no address")))
+            }
+            Err(error) => {
+                Err(ConnectError::new(ConnectErrorKind::Unresolved, format!("looking up {host}: {error}")))
+            }
         }
     }
 
-    async fn tcp(&self, to: SocketAddr) -> Result<TcpStream, Trouble> {
+    async fn tcp(&self, to: SocketAddr) -> Result<TcpStream, ConnectError> {
         let doing = format!("connecting to {to}");
-        let stream = self.begin(to).map_err(|error| Trouble::at_once(&doing, &error))?;
+        let stream = self.begin(to).map_err(|error| ConnectError::at_once(&doing, &error))?;
         let ended = match stream.writable().await {
             Ok(()) => stream.take_error().unwrap_or_else(Some),
             Err(error) => Some(error),
         };
         match ended {
             None => Ok(stream),
-            Some(error) => Err(Trouble::on_the_way(&doing, &error)),
+            Some(error) => Err(ConnectError::on_the_way(&doing, &error)),
         }
     }
 

@@ -3,7 +3,7 @@
 use tokio::net::TcpStream;
 
 use crate::http::auth::Signer;
-use crate::http::client::Secure;
+use crate::http::client::TlsClient;
 use crate::tls::MaybeTls;
 
 /// What is asked for at a server.
@@ -16,11 +16,11 @@ pub struct HttpTarget {
     /// Signs requests; `None`: they are not signed.
     pub signer: Option<Signer>,
     /// How TLS is spoken; `None`: it is not.
-    pub secure: Option<Secure>,
+    pub secure: Option<TlsClient>,
 }
 
 /// A connection before anything is spoken over it, TLS apart.
-pub(super) type Raw = MaybeTls<TcpStream>;
+pub(super) type RawConnection = MaybeTls<TcpStream>;
 
 /// What we call ourselves to servers.
 pub(super) const AGENT: &str = concat!("pathmeter/", env!("CARGO_PKG_VERSION"));

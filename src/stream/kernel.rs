@@ -27,7 +27,7 @@ fn arrivals() -> TimestampingFlag {
 }
 
 /// Asks for the stamps of what leaves and arrives from now on.
-pub(super) fn ask_for_stamps(socket: &impl AsFd) -> io::Result<()> {
+pub(super) fn request_timestamps(socket: &impl AsFd) -> io::Result<()> {
     let wanted = arrivals()
         | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
         | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID
@@ -48,8 +48,8 @@ pub(super) fn receive(socket: &impl AsRawFd, room: &mut [u8]) -> io::Result<(usi
         Some(&mut control),
         MsgFlags::MSG_DONTWAIT,
     )?;
-    let stamp = received.cmsgs().into_iter().flatten().find_map(|message| stamp_of(&message));
-    Ok((received.bytes, stamp))
+    let timestamp = received.cmsgs().into_iter().flatten().find_map(|message| timestamp_of(&message));
+    Ok((received.bytes, timestamp))
 }
 
 /// When the byte number `last` since the stamps were asked for left the host, if the kernel has said so by now. Older stamps
@@ -61,9 +61,9 @@ pub(super) fn departure(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
         let mut nothing = [IoSliceMut::new(&mut [])];
         let said =
             recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut nothing, Some(&mut control), flags).ok()?;
-        let (mut stamp, mut name) = (None, None);
+        let (mut timestamp, mut name) = (None, None);
         for message in said.cmsgs().into_iter().flatten() {
-            stamp = stamp.or_else(|| stamp_of(&message));
+            timestamp = timestamp.or_else(|| timestamp_of(&message));
             if let ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) =
                 message
             {
@@ -71,14 +71,14 @@ pub(super) fn departure(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
             }
         }
         if name == Some(last) {
-            return stamp;
+            return timestamp;
         }
     }
 }
 
-fn stamp_of(message: &ControlMessageOwned) -> Option<WallTime> {
-    let ControlMessageOwned::ScmTimestampsns(stamps) = message else { return None };
-    wall_time(stamps.system)
+fn timestamp_of(message: &ControlMessageOwned) -> Option<WallTime> {
+    let ControlMessageOwned::ScmTimestampsns(timestamps) = message else { return None };
+    wall_time(timestamps.system)
 }
 
 fn wall_time(time: TimeSpec) -> Option<WallTime> {

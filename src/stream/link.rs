@@ -5,10 +5,10 @@ use std::task::{Context, Poll};
 
 use pathmeter_proto::wire::Message;
 
+use super::connect_error::ConnectError;
 use super::http::HttpLink;
-use super::link_event::{Handed, Heard};
+use super::link_event::{LinkEvent, SendOutcome};
 use super::tcp::TcpLink;
-use super::trouble::Trouble;
 use super::websocket::WebSocketLink;
 use crate::metrics::stream::TcpInfo;
 
@@ -22,7 +22,7 @@ pub(super) enum Link {
 
 impl Link {
     /// Hands over a message; there is room for it.
-    pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
+    pub(super) fn send(&mut self, message: Message) -> Result<SendOutcome, ConnectError> {
         match self {
             Self::Tcp(link) => link.send(message),
             Self::WebSocket(link) => link.send(message),
@@ -31,7 +31,7 @@ impl Link {
     }
 
     /// What came next.
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         match self {
             Self::Tcp(link) => link.poll_hear(context),
             Self::WebSocket(link) => link.poll_hear(context),
@@ -40,7 +40,7 @@ impl Link {
     }
 
     /// Whether the kernel says when things arrive.
-    pub(super) fn has_stamps(&self) -> bool {
+    pub(super) fn has_kernel_timestamps(&self) -> bool {
         match self {
             Self::Tcp(_) => true,
             Self::WebSocket(_) | Self::Http(_) => false,

@@ -1,19 +1,19 @@
 //! What comes of a connection.
 
-use pathmeter_proto::echo::{Answer, Mismatch};
+use pathmeter_proto::echo::{Mismatch, StreamReply};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::Message;
 
-use super::trouble::Trouble;
-use crate::metrics::stream::Unexpected;
+use super::connect_error::ConnectError;
+use crate::metrics::stream::UnexpectedResponse;
 
 /// What came of a connection.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum LinkEvent {
     /// An answer.
-    Answer(Answer),
+    Reply(StreamReply),
     /// An answer, which may be another one than was expected.
-    Page(Answer, Option<Unexpected>),
+    Page(StreamReply, Option<UnexpectedResponse>),
     /// Something that is no answer.
     Mismatch(Mismatch),
     /// There is room for messages again.
@@ -21,14 +21,14 @@ pub(super) enum Heard {
     /// Something that is between the libraries.
     Nothing,
     /// Its end.
-    End(Trouble),
+    End(ConnectError),
     /// Its end, which the other side had decided on before it could see this message.
-    Stale(Message, Trouble),
+    Stale(Message, ConnectError),
 }
 
 /// What became of a message that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Handed {
+pub(super) struct SendOutcome {
     /// When the kernel let it go, if it did so while it was handed over and says so.
     pub(super) left: Option<Timestamp>,
     /// Whether there is room for another one.

@@ -5,9 +5,9 @@
 //! by [`responder`], in the daemon's runtime.
 
 mod arrivals;
+mod connect_error;
+mod connect_probe;
 mod dial;
-mod fresh;
-mod gauge;
 mod http;
 mod http_target;
 mod kernel;
@@ -16,9 +16,9 @@ mod link_event;
 mod path;
 pub mod responder;
 mod tcp;
+mod tcp_info;
 #[cfg(test)]
 mod tests;
-mod trouble;
 mod websocket;
 
 use std::collections::BTreeMap;
@@ -29,21 +29,21 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Report, StreamSpec};
+use pathmeter_proto::echo::{EchoReport, StreamSpec};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-pub use dial::{Dial, Over};
-pub use http::Expected;
+pub use dial::{Dial, StreamProtocol};
+pub use http::ExpectedResponse;
 pub use http_target::HttpTarget;
 
-use crate::loops::{self, Command, Commands, Event, NewPath};
+use crate::loops::{self, CommandReceiver, LoopCommand, LoopEvent, NewPath};
 use crate::metrics::agent::LoopSeries;
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::StreamSeries;
 use crate::paths::PathId;
-use path::{Path, PathCommand};
+use path::{PathCommand, StreamPath};
 
 /// An echo path over connections.
 #[derive(Debug)]
@@ -59,11 +59,11 @@ pub struct StreamEcho {
     /// Where to count connections.
     pub stream: Arc<StreamSeries>,
     /// Receives a copy of every report, for a measurement that somebody watches.
-    pub tap: Option<mpsc::Sender<Report>>,
+    pub tap: Option<mpsc::Sender<EchoReport>>,
 }
 
 /// The daemon's end of the thread.
-pub type Handle = loops::Handle<StreamEcho, Infallible>;
+pub type StreamHandle = loops::LoopHandle<StreamEcho, Infallible>;
 
 /// How often the thread shows that it lives.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -72,11 +72,11 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// When the operating system gives no thread or no event descriptors.
-pub fn spawn(events: tokio::sync::mpsc::Sender<Event>) -> io::Result<Handle> {
+pub fn spawn(events: tokio::sync::mpsc::Sender<LoopEvent>) -> io::Result<StreamHandle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // The channel itself wakes the runtime.
     let wake = || {};
-    Handle::spawn("streams", wake, move |commands, series| {
+    StreamHandle::spawn("streams", wake, move |commands, series| {
         let stream_loop = StreamLoop { series, events, paths: BTreeMap::new(), tasks: JoinSet::new() };
         runtime.block_on(stream_loop.run(commands));
         // A name that is still being looked up delays no stop.
@@ -87,7 +87,7 @@ pub fn spawn(events: tokio::sync::mpsc::Sender<Event>) -> io::Result<Handle> {
 /// All paths, and their tasks.
 struct StreamLoop {
     series: Arc<LoopSeries>,
-    events: tokio::sync::mpsc::Sender<Event>,
+    events: tokio::sync::mpsc::Sender<LoopEvent>,
     paths: BTreeMap<PathId, PathHandle>,
     tasks: JoinSet<()>,
 }
@@ -107,19 +107,19 @@ impl Drop for PathHandle {
 }
 
 impl StreamLoop {
-    async fn run(mut self, mut commands: Commands<StreamEcho, Infallible>) {
+    async fn run(mut self, mut commands: CommandReceiver<StreamEcho, Infallible>) {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let grace = loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::Start(path)) => self.start(*path),
-                    Some(Command::Remove(id)) => drop(self.paths.remove(&id)),
-                    Some(Command::PeerLeaving { ids, at }) => {
+                    Some(LoopCommand::Start(path)) => self.start(*path),
+                    Some(LoopCommand::Remove(id)) => drop(self.paths.remove(&id)),
+                    Some(LoopCommand::PeerLeaving { ids, at }) => {
                         self.send(ids.iter(), PathCommand::PeerLeaving(at));
                     }
-                    Some(Command::Stop { grace }) => break grace,
-                    Some(Command::Control(never)) => match never {},
+                    Some(LoopCommand::Stop { grace }) => break grace,
+                    Some(LoopCommand::Control(never)) => match never {},
                     None => break Duration::ZERO,
                 },
                 _ = heartbeat.tick() => self.series.progress.inc(),
@@ -136,9 +136,10 @@ impl StreamLoop {
             let dial = Arc::new(task.dial.clone());
             let (patience, seed) = (task.spec.lost_after, !task.spec.seed);
             let (echo, series) = (Arc::clone(&task.series), Arc::clone(&task.stream));
-            self.tasks.spawn(fresh::measure(dial, every, patience, seed, echo, series))
+            self.tasks.spawn(connect_probe::measure(dial, every, patience, seed, echo, series))
         });
-        let path = Path::new(id, task, peer_left_at, receiver, Arc::clone(&self.series), self.events.clone());
+        let path =
+            StreamPath::new(id, task, peer_left_at, receiver, Arc::clone(&self.series), self.events.clone());
         self.tasks.spawn(path.run());
         self.paths.insert(id, PathHandle { commands, fresh });
     }
@@ -154,7 +155,7 @@ impl StreamLoop {
         mut self,
         grace: Duration,
         mut heartbeat: tokio::time::Interval,
-        mut commands: Commands<StreamEcho, Infallible>,
+        mut commands: CommandReceiver<StreamEcho, Infallible>,
     ) {
         let mut deadline = pin!(sleep(grace));
         for path in self.paths.values_mut() {
@@ -172,17 +173,17 @@ impl StreamLoop {
                 }
                 Some(command) = commands.recv() => match command {
                     // Peers may stop at the same time.
-                    Command::PeerLeaving { ids, at } => self.send(ids.iter(), PathCommand::PeerLeaving(at)),
+                    LoopCommand::PeerLeaving { ids, at } => self.send(ids.iter(), PathCommand::PeerLeaving(at)),
                     // A second stop may shorten the first.
-                    Command::Stop { grace } => {
+                    LoopCommand::Stop { grace } => {
                         let sooner = Instant::now() + grace;
                         if sooner < deadline.deadline() {
                             deadline.as_mut().reset(sooner);
                         }
                     }
-                    Command::Remove(id) => drop(self.paths.remove(&id)),
-                    Command::Start(_) => {}
-                    Command::Control(never) => match never {},
+                    LoopCommand::Remove(id) => drop(self.paths.remove(&id)),
+                    LoopCommand::Start(_) => {}
+                    LoopCommand::Control(never) => match never {},
                 },
                 _ = heartbeat.tick() => self.series.progress.inc(),
                 () = &mut deadline => break,

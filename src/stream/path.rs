@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Report, StreamProber, StreamStep};
+use pathmeter_proto::echo::{EchoReport, StreamProber, StreamStep};
 use pathmeter_proto::machine::Now;
 use pathmeter_proto::time::Timestamp;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -16,15 +16,15 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::StreamEcho;
-use super::dial::{Dial, Took};
+use super::connect_error::ConnectError;
+use super::dial::{ConnectTimings, Dial};
 use super::link::Link;
-use super::link_event::Heard;
-use super::trouble::Trouble;
-use crate::clock::{Clock, Upset};
-use crate::loops::Event;
+use super::link_event::LinkEvent;
+use crate::clock::{Clock, ClockEvent};
+use crate::loops::LoopEvent;
 use crate::metrics::agent::LoopSeries;
 use crate::metrics::echo::EchoSeries;
-use crate::metrics::stream::{Broken, StreamSeries, TcpInfo};
+use crate::metrics::stream::{ConnectErrorKind, StreamSeries, TcpInfo};
 use crate::paths::PathId;
 
 /// What a path is asked to do. When the sender is gone it ends, and what is undecided is withdrawn.
@@ -54,7 +54,7 @@ const MISMATCHES_MAX: u32 = 1_000;
 const CHATTER_MAX: u32 = 10_000;
 
 /// A path that is measured.
-pub(super) struct Path {
+pub(super) struct StreamPath {
     id: PathId,
     prober: StreamProber,
     dial: Arc<Dial>,
@@ -75,28 +75,28 @@ pub(super) struct Path {
     series: Arc<EchoSeries>,
     stream: Arc<StreamSeries>,
     agent: Arc<LoopSeries>,
-    tap: Option<mpsc::Sender<Report>>,
-    events: tokio::sync::mpsc::Sender<Event>,
+    tap: Option<mpsc::Sender<EchoReport>>,
+    events: tokio::sync::mpsc::Sender<LoopEvent>,
 }
 
 /// A connection that is being made.
-type Attempt = Pin<Box<dyn Future<Output = Result<(Link, Took), Trouble>> + Send>>;
+type Attempt = Pin<Box<dyn Future<Output = Result<(Link, ConnectTimings), ConnectError>> + Send>>;
 
 /// What a path can wake up for.
-enum Happened {
+enum Wakeup {
     Ordered(Option<PathCommand>),
-    Attempted(Result<(Link, Took), Trouble>),
-    Heard(Heard),
+    Attempted(Result<(Link, ConnectTimings), ConnectError>),
+    Heard(LinkEvent),
 }
 
-impl Path {
+impl StreamPath {
     pub(super) fn new(
         id: PathId,
         new: StreamEcho,
         peer_left_at: Option<Timestamp>,
         commands: UnboundedReceiver<PathCommand>,
         agent: Arc<LoopSeries>,
-        events: tokio::sync::mpsc::Sender<Event>,
+        events: tokio::sync::mpsc::Sender<LoopEvent>,
     ) -> Self {
         let now = Clock::now();
         let mut prober = StreamProber::new(new.spec, now);
@@ -134,7 +134,7 @@ impl Path {
                 break;
             }
             let Some(until) = self.act() else {
-                self.tell(Event::Finished(self.id));
+                self.tell(LoopEvent::Finished(self.id));
                 break;
             };
             let span = until.since(Clock::now());
@@ -164,7 +164,7 @@ impl Path {
         if is_by_timer {
             self.agent.lag.observe(late);
         }
-        if late >= OWN_PAUSE && self.link.as_ref().is_some_and(|link| !link.has_stamps()) {
+        if late >= OWN_PAUSE && self.link.as_ref().is_some_and(|link| !link.has_kernel_timestamps()) {
             self.prober.withdraw();
         }
     }
@@ -184,7 +184,7 @@ impl Path {
             yield_now().await;
         }
         let (_, upset) = self.clock.look();
-        if let Some(Upset::Suspend(_)) = upset {
+        if let Some(ClockEvent::Suspend(_)) = upset {
             self.prober.withdraw();
         }
         for _ in 0..TURN {
@@ -213,61 +213,61 @@ impl Path {
         true
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Happened> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Wakeup> {
         if let Poll::Ready(order) = self.commands.poll_recv(context) {
-            return Poll::Ready(Happened::Ordered(order));
+            return Poll::Ready(Wakeup::Ordered(order));
         }
         if let Some(attempt) = &mut self.attempt
             && let Poll::Ready(outcome) = attempt.as_mut().poll(context)
         {
             self.attempt = None;
-            return Poll::Ready(Happened::Attempted(outcome));
+            return Poll::Ready(Wakeup::Attempted(outcome));
         }
         match &mut self.link {
-            Some(link) => link.poll_hear(context).map(Happened::Heard),
+            Some(link) => link.poll_hear(context).map(Wakeup::Heard),
             None => Poll::Pending,
         }
     }
 
     /// Takes note of what happened; false when it is told to end.
-    fn take(&mut self, happened: Happened) -> bool {
+    fn take(&mut self, happened: Wakeup) -> bool {
         match happened {
-            Happened::Ordered(Some(PathCommand::PeerLeaving(at))) => self.prober.peer_leaving(at),
-            Happened::Ordered(Some(PathCommand::Stop)) => self.prober.stop(),
-            Happened::Ordered(None) => return false,
-            Happened::Attempted(Ok((link, took))) => {
+            Wakeup::Ordered(Some(PathCommand::PeerLeaving(at))) => self.prober.peer_leaving(at),
+            Wakeup::Ordered(Some(PathCommand::Stop)) => self.prober.stop(),
+            Wakeup::Ordered(None) => return false,
+            Wakeup::Attempted(Ok((link, took))) => {
                 self.stream.connected();
                 if let Some(at) = took.certificate_expiry {
                     self.stream.certificate_expires(at);
                 }
                 let sources = link.source().into_iter().collect();
-                self.tell(Event::Started { id: self.id, sources });
+                self.tell(LoopEvent::Started { id: self.id, sources });
                 self.link = Some(link);
                 self.prober.connected(Clock::now());
             }
-            Happened::Attempted(Err(trouble)) => self.broken(&trouble),
-            Happened::Heard(Heard::Answer(answer)) => {
+            Wakeup::Attempted(Err(trouble)) => self.broken(&trouble),
+            Wakeup::Heard(LinkEvent::Reply(answer)) => {
                 if self.prober.answered(&answer) {
                     (self.mismatches, self.chatter) = (0, 0);
                 } else {
                     self.chatters();
                 }
             }
-            Happened::Heard(Heard::Page(answer, unexpected)) => {
+            Wakeup::Heard(LinkEvent::Page(answer, unexpected)) => {
                 let _ = self.prober.answered(&answer);
                 if let Some(unexpected) = unexpected {
                     self.stream.unexpected(unexpected);
                 }
             }
-            Happened::Heard(Heard::Mismatch(mismatch)) => {
+            Wakeup::Heard(LinkEvent::Mismatch(mismatch)) => {
                 self.prober.mismatched(mismatch);
                 self.mismatches += 1;
                 self.chatters();
             }
-            Happened::Heard(Heard::Room) => self.prober.writable(),
-            Happened::Heard(Heard::Nothing) => self.chatters(),
-            Happened::Heard(Heard::End(trouble)) => self.broken(&trouble),
-            Happened::Heard(Heard::Stale(message, trouble)) => {
+            Wakeup::Heard(LinkEvent::Room) => self.prober.writable(),
+            Wakeup::Heard(LinkEvent::Nothing) => self.chatters(),
+            Wakeup::Heard(LinkEvent::End(trouble)) => self.broken(&trouble),
+            Wakeup::Heard(LinkEvent::Stale(message, trouble)) => {
                 self.put_down();
                 self.prober.returned(message);
                 self.prober.disconnected(Clock::now(), None);
@@ -283,16 +283,16 @@ impl Path {
         self.chatter += 1;
         if self.mismatches >= MISMATCHES_MAX || self.chatter >= CHATTER_MAX {
             let text = format!("{} talks without end and answers nothing", self.dial.to);
-            self.broken(&Trouble::new(Broken::Protocol, text));
+            self.broken(&ConnectError::new(ConnectErrorKind::Protocol, text));
         }
     }
 
-    fn broken(&mut self, trouble: &Trouble) {
+    fn broken(&mut self, trouble: &ConnectError) {
         self.put_down();
         self.attempt = None;
         if self.prober.disconnected(Clock::now(), trouble.ours) {
             self.stream.disconnected(trouble.why);
-            self.tell(Event::Disconnected { id: self.id, reason: trouble.text.clone() });
+            self.tell(LoopEvent::Disconnected { id: self.id, reason: trouble.text.clone() });
         }
     }
 
@@ -315,7 +315,7 @@ impl Path {
                 StreamStep::Connect => {
                     let dial = Arc::clone(&self.dial);
                     self.attempt = Some(Box::pin(async move {
-                        let mut took = Took::default();
+                        let mut took = ConnectTimings::default();
                         let link = dial.connect(&mut took).await?;
                         Ok((link, took))
                     }));
@@ -326,7 +326,7 @@ impl Path {
                     let what =
                         if self.link.is_some() { "nothing came back from" } else { "no connection to" };
                     let text = format!("{what} {} for too long", self.dial.to);
-                    self.broken(&Trouble::new(Broken::Timeout, text));
+                    self.broken(&ConnectError::new(ConnectErrorKind::Timeout, text));
                 }
                 StreamStep::Send(message) => {
                     let link = self.link.as_mut().expect("the prober was told that it stands");
@@ -355,7 +355,7 @@ impl Path {
         }
     }
 
-    fn record(&self, report: &Report) {
+    fn record(&self, report: &EchoReport) {
         self.series.record(report);
         if let Some(tap) = &self.tap {
             // Whoever watched may have gone.
@@ -378,7 +378,7 @@ impl Path {
         }
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: LoopEvent) {
         if self.events.try_send(event).is_err() {
             self.agent.events_dropped.inc();
         }

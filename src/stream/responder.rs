@@ -13,7 +13,8 @@ use pathmeter_proto::admission::{Policy, Rates, paced_as};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::stream::{
-    Admittance, GREETING_BYTES, Hello, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, PURPOSE, Proof, Seal, Welcome,
+    Admittance, GREETING_BYTES, GreetingProof, Hello, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, PURPOSE, Seal,
+    Welcome,
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,11 +27,11 @@ use tracing::{debug, warn};
 use super::arrivals::Arrivals;
 use super::kernel;
 use crate::clock::Clock;
-use crate::metrics::agent::{StreamResponderSeries, Unanswered};
+use crate::metrics::agent::{RefusalOrEnd, StreamResponderSeries};
 
 /// How much a responder puts up with.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ResponderLimits {
     /// Connections at once; further ones are told that there is no room.
     pub connections: usize,
     /// Connections of one source address; further ones are told that there is no room.
@@ -45,7 +46,7 @@ pub struct Limits {
     pub stall: Duration,
 }
 
-impl Default for Limits {
+impl Default for ResponderLimits {
     /// Chosen: each connection may hold a message of 64 KiB; behind one address there may be a host that is measured by every
     /// probe of every agent.
     fn default() -> Self {
@@ -71,12 +72,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whom we answer, and with which keys. Changed as a whole.
 #[derive(Debug, Clone, Default)]
-pub struct Terms {
+pub struct StreamAccess {
     policy: Policy,
     keys: Option<Keys>,
 }
 
-impl Terms {
+impl StreamAccess {
     /// These. `keys`: the mesh's.
     #[must_use]
     pub fn new(policy: Policy, keys: Option<&Keys>) -> Self {
@@ -86,9 +87,9 @@ impl Terms {
 
 /// What all connections share.
 #[derive(Debug)]
-pub struct Responder {
-    terms: ArcSwap<Terms>,
-    limits: Limits,
+pub struct StreamResponder {
+    terms: ArcSwap<StreamAccess>,
+    limits: ResponderLimits,
     rates: Mutex<Rates>,
     open: Mutex<ConnectionLimits>,
     /// Whether nobody is answered any more.
@@ -96,10 +97,10 @@ pub struct Responder {
     series: Arc<StreamResponderSeries>,
 }
 
-impl Responder {
+impl StreamResponder {
     /// One that answers on these terms.
     #[must_use]
-    pub fn new(terms: Terms, limits: Limits, series: Arc<StreamResponderSeries>) -> Self {
+    pub fn new(terms: StreamAccess, limits: ResponderLimits, series: Arc<StreamResponderSeries>) -> Self {
         Self {
             terms: ArcSwap::from_pointee(terms),
             limits,
@@ -117,7 +118,7 @@ impl Responder {
     }
 
     /// Changes the terms. Connections that would not be granted any more end with their next message.
-    pub fn change(&self, terms: Terms) {
+    pub fn change(&self, terms: StreamAccess) {
         self.terms.store(Arc::new(terms));
     }
 
@@ -158,9 +159,9 @@ impl Responder {
 
     async fn host(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let outcome = match Connection::open(&self, source.ip()) {
+        let outcome = match OpenConnection::open(&self, source.ip()) {
             Some(mut connection) => self.converse(stream, source, &mut connection).await,
-            None => Err(Unanswered::Full),
+            None => Err(RefusalOrEnd::Full),
         };
         if let Err(why) = outcome {
             self.series.unanswered(why);
@@ -172,37 +173,39 @@ impl Responder {
         &self,
         mut stream: TcpStream,
         source: SocketAddr,
-        connection: &mut Connection<'_>,
-    ) -> Result<(), Unanswered> {
-        let lost = |_: io::Error| Unanswered::Broken;
+        connection: &mut OpenConnection<'_>,
+    ) -> Result<(), RefusalOrEnd> {
+        let lost = |_: io::Error| RefusalOrEnd::ConnectErrorKind;
         set_options(&stream, self.limits.stall).map_err(lost)?;
         let mut greeting = [0; GREETING_BYTES];
         match timeout(self.limits.greeting, stream.read_exact(&mut greeting)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(Unanswered::Malformed),
-            Err(_) => return Err(Unanswered::Silent),
+            Ok(Err(_)) => return Err(RefusalOrEnd::Malformed),
+            Err(_) => return Err(RefusalOrEnd::Silent),
         }
         let mut terms = self.terms.load_full();
         let (hello, proof) =
-            Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| Unanswered::Malformed)?;
+            Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
         let key = match (proof, &terms.keys) {
-            (Proof::By(id), Some(keys)) => Some(keys.key(id).clone()),
-            (Proof::By(_) | Proof::None | Proof::Wrong, _) => None,
+            (GreetingProof::By(id), Some(keys)) => Some(keys.key(id).clone()),
+            (GreetingProof::By(_) | GreetingProof::None | GreetingProof::Wrong, _) => None,
         };
         let lengths = MESSAGE_BYTES_MIN..=MESSAGE_BYTES_MAX;
         let (admittance, refusal) = match proof {
-            Proof::Wrong => (Admittance::Unauthentic, Some(Unanswered::Unauthentic)),
-            Proof::None if !terms.policy.lists(source.ip()) => {
-                (Admittance::Unlisted, Some(Unanswered::Unlisted))
+            GreetingProof::Wrong => (Admittance::Unauthentic, Some(RefusalOrEnd::Unauthentic)),
+            GreetingProof::None if !terms.policy.lists(source.ip()) => {
+                (Admittance::Unlisted, Some(RefusalOrEnd::Unlisted))
             }
-            Proof::None | Proof::By(_) if !connection.has_room => (Admittance::Full, Some(Unanswered::Full)),
-            Proof::None | Proof::By(_) if !lengths.contains(&hello.message_bytes) => {
-                (Admittance::Length, Some(Unanswered::Malformed))
+            GreetingProof::None | GreetingProof::By(_) if !connection.has_room => {
+                (Admittance::Full, Some(RefusalOrEnd::Full))
             }
-            Proof::None | Proof::By(_) => (Admittance::Granted, None),
+            GreetingProof::None | GreetingProof::By(_) if !lengths.contains(&hello.message_bytes) => {
+                (Admittance::Length, Some(RefusalOrEnd::Malformed))
+            }
+            GreetingProof::None | GreetingProof::By(_) => (Admittance::Granted, None),
         };
         let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(|_| Unanswered::Broken)?;
+        getrandom::fill(&mut nonce).map_err(|_| RefusalOrEnd::ConnectErrorKind)?;
         let welcome = Welcome { admittance, nonce };
         stream.write_all(&welcome.encode(&hello, key.as_ref())).await.map_err(lost)?;
         if let Some(why) = refusal {
@@ -214,10 +217,10 @@ impl Responder {
         let mut clock = Clock::new();
         let mut arrivals = Arrivals::new(Clock::now());
         let mut frame = vec![0; hello.message_bytes as usize];
-        while let Some(stamp) = read(&stream, &mut frame, &mut arrivals).await? {
-            let (at, _) = arrivals.arrived(&stream, stamp, &mut clock);
+        while let Some(timestamp) = read(&stream, &mut frame, &mut arrivals).await? {
+            let (at, _) = arrivals.arrived(&stream, timestamp, &mut clock);
             let received = clock.offset().wall(at);
-            seal.check_request(&frame).map_err(|_| Unanswered::Malformed)?;
+            seal.check_request(&frame).map_err(|_| RefusalOrEnd::Malformed)?;
             if key.is_some() {
                 connection.proved();
             }
@@ -225,12 +228,12 @@ impl Responder {
             if !Arc::ptr_eq(&terms, &latest) {
                 terms = Arc::clone(&latest);
                 let (_, proof) =
-                    Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| Unanswered::Malformed)?;
+                    Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
                 match proof {
-                    Proof::By(_) => {}
-                    Proof::Wrong => return Err(Unanswered::Unauthentic),
-                    Proof::None if terms.policy.lists(source.ip()) => {}
-                    Proof::None => return Err(Unanswered::Unlisted),
+                    GreetingProof::By(_) => {}
+                    GreetingProof::Wrong => return Err(RefusalOrEnd::Unauthentic),
+                    GreetingProof::None if terms.policy.lists(source.ip()) => {}
+                    GreetingProof::None => return Err(RefusalOrEnd::Unlisted),
                 }
             }
             self.wait_for_turn(&terms.policy, source.ip()).await;
@@ -241,7 +244,7 @@ impl Responder {
             seal.reply(&mut frame, received, clock.offset().wall(now));
             match timeout(self.limits.stall, stream.write_all(&frame)).await {
                 Ok(written) => written.map_err(lost)?,
-                Err(_) => return Err(Unanswered::Stalled),
+                Err(_) => return Err(RefusalOrEnd::Stalled),
             }
             self.series.messages.inc();
         }
@@ -268,23 +271,23 @@ async fn read(
     stream: &TcpStream,
     frame: &mut [u8],
     arrivals: &mut Arrivals,
-) -> Result<Option<Option<WallTime>>, Unanswered> {
+) -> Result<Option<Option<WallTime>>, RefusalOrEnd> {
     let mut filled = 0;
     loop {
         match arrivals.receive(stream, &mut frame[filled..]) {
             Ok((0, _)) if filled == 0 => return Ok(None),
-            Ok((0, _)) => return Err(Unanswered::Malformed),
-            Ok((count, stamp)) => {
+            Ok((0, _)) => return Err(RefusalOrEnd::Malformed),
+            Ok((count, timestamp)) => {
                 filled += count;
                 if filled == frame.len() {
-                    return Ok(Some(stamp));
+                    return Ok(Some(timestamp));
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                stream.readable().await.map_err(|_| Unanswered::Broken)?;
+                stream.readable().await.map_err(|_| RefusalOrEnd::ConnectErrorKind)?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return Err(Unanswered::Broken),
+            Err(_) => return Err(RefusalOrEnd::ConnectErrorKind),
         }
     }
 }
@@ -303,28 +306,28 @@ struct ConnectionLimits {
     all: usize,
     /// Those whose source is not listed, and that have not proven a key with a message.
     unverified: usize,
-    by_source: HashMap<IpAddr, OfSource>,
+    by_source: HashMap<IpAddr, SourceConnections>,
 }
 
 /// The connections of one source address.
 #[derive(Debug, Clone, Copy, Default)]
-struct OfSource {
+struct SourceConnections {
     all: usize,
     unverified: usize,
 }
 
 /// An open connection; dropping it makes room for another.
-struct Connection<'a> {
-    responder: &'a Responder,
+struct OpenConnection<'a> {
+    responder: &'a StreamResponder,
     source: IpAddr,
     is_unverified: bool,
     /// Whether it is within the limits; one that is not is refused with [`Admittance::Full`].
     has_room: bool,
 }
 
-impl<'a> Connection<'a> {
+impl<'a> OpenConnection<'a> {
     /// `None` over the hard limit, where a connection is dropped without a refusal.
-    fn open(responder: &'a Responder, source: IpAddr) -> Option<Self> {
+    fn open(responder: &'a StreamResponder, source: IpAddr) -> Option<Self> {
         let is_unverified = !responder.terms.load().policy.lists(source);
         let limits = responder.limits;
         let source = paced_as(source);
@@ -361,7 +364,7 @@ impl<'a> Connection<'a> {
     }
 }
 
-impl Drop for Connection<'_> {
+impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
         let mut open = self.responder.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.all -= 1;

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Answer, Mismatch};
+use pathmeter_proto::echo::{Mismatch, StreamReply};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::{Timestamp, WallTime};
 use pathmeter_proto::wire::DecodeError;
@@ -17,11 +17,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::arrivals::Arrivals;
+use super::connect_error::ConnectError;
 use super::kernel;
-use super::link_event::{Handed, Heard};
-use super::trouble::Trouble;
+use super::link_event::{LinkEvent, SendOutcome};
 use crate::clock::Clock;
-use crate::metrics::stream::{Broken, TcpInfo};
+use crate::metrics::stream::{ConnectErrorKind, TcpInfo};
 
 /// A full stream is tried again this often. (Stamps on the error queue look like a writable socket to the runtime for ever,
 /// so its word cannot be taken.) What waits on a full stream is late by more than this already.
@@ -52,27 +52,29 @@ pub(super) async fn begin(
     to: SocketAddr,
     bytes: u32,
     keys: Option<&Keys>,
-) -> Result<Box<TcpLink>, Trouble> {
+) -> Result<Box<TcpLink>, ConnectError> {
     let doing = format!("greeting {to}");
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce)
-        .map_err(|error| Trouble::at_once(&doing, &io::Error::other(error.to_string())))?;
+        .map_err(|error| ConnectError::at_once(&doing, &io::Error::other(error.to_string())))?;
     let hello = Hello { message_bytes: bytes, nonce };
     let mut greeting = [0; GREETING_BYTES];
-    let broken = |error: io::Error| Trouble::on_the_way(&doing, &error);
+    let broken = |error: io::Error| ConnectError::on_the_way(&doing, &error);
     stream.write_all(&hello.encode(keys)).await.map_err(broken)?;
     stream.read_exact(&mut greeting).await.map_err(broken)?;
     let key = keys.map(Keys::current);
     let welcome = Welcome::decode(&greeting, &hello, key).map_err(|error| match error {
-        DecodeError::Unauthentic { .. } => Trouble::new(
-            Broken::Denied,
+        DecodeError::Unauthentic { .. } => ConnectError::new(
+            ConnectErrorKind::Denied,
             format!("{doing}: it does not know our key: give both the same key file"),
         ),
         DecodeError::Truncated { .. } | DecodeError::Foreign { .. } | DecodeError::Version { .. } => {
-            Trouble::new(Broken::Protocol, format!("{doing}: {error}"))
+            ConnectError::new(ConnectErrorKind::Protocol, format!("{doing}: {error}"))
         }
     })?;
-    let denied = |why: &str| Err(Trouble::new(Broken::Denied, format!("{to} does not answer us: {why}")));
+    let denied = |why: &str| {
+        Err(ConnectError::new(ConnectErrorKind::Denied, format!("{to} does not answer us: {why}")))
+    };
     match welcome.admittance {
         Admittance::Granted => {}
         Admittance::Unlisted => {
@@ -83,7 +85,7 @@ pub(super) async fn begin(
         Admittance::Length => return denied("it takes no messages of that size"),
     }
     // Without stamps the messages are timed when we get round to it, and counted as such.
-    let _ = kernel::ask_for_stamps(&stream);
+    let _ = kernel::request_timestamps(&stream);
     Ok(Box::new(TcpLink {
         stream,
         to,
@@ -100,24 +102,24 @@ pub(super) async fn begin(
 }
 
 impl TcpLink {
-    pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
+    pub(super) fn send(&mut self, message: Message) -> Result<SendOutcome, ConnectError> {
         let from = Clock::now();
         self.seal.request(message, self.bytes, &mut self.outgoing);
         let has_room = self.flush()?;
         let left = if has_room { self.left(from) } else { None };
-        Ok(Handed { left, has_room })
+        Ok(SendOutcome { left, has_room })
     }
 
     /// When the last byte written left, if that was between `from` and now.
     fn left(&mut self, from: Timestamp) -> Option<Timestamp> {
         let (now, _) = self.clock.look();
-        let stamp = kernel::departure(&self.stream, self.written.wrapping_sub(1))?;
-        let left = self.clock.place(stamp, from, now);
+        let timestamp = kernel::departure(&self.stream, self.written.wrapping_sub(1))?;
+        let left = self.clock.place(timestamp, from, now);
         (from <= left && left <= now).then_some(left)
     }
 
     /// Gives the kernel what it takes; true if that was everything.
-    fn flush(&mut self) -> Result<bool, Trouble> {
+    fn flush(&mut self) -> Result<bool, ConnectError> {
         let mut gone = 0;
         while gone < self.outgoing.len() {
             // Not through the runtime, which may not know yet that there is room.
@@ -139,15 +141,15 @@ impl TcpLink {
         Ok(self.outgoing.is_empty())
     }
 
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         if !self.outgoing.is_empty() {
             match self.flush() {
                 Ok(true) => {
                     self.retry = None;
-                    return Poll::Ready(Heard::Room);
+                    return Poll::Ready(LinkEvent::Room);
                 }
                 Ok(false) => self.retry_later(context),
-                Err(trouble) => return Poll::Ready(Heard::End(trouble)),
+                Err(trouble) => return Poll::Ready(LinkEvent::End(trouble)),
             }
         }
         loop {
@@ -156,22 +158,22 @@ impl TcpLink {
             match self.arrivals.receive(&self.stream, room) {
                 Ok((0, _)) => {
                     let text = format!("{} closed the connection", self.to);
-                    return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
+                    return Poll::Ready(LinkEvent::End(ConnectError::new(ConnectErrorKind::Closed, text)));
                 }
-                Ok((count, stamp)) => {
+                Ok((count, timestamp)) => {
                     self.filled += count;
                     if self.filled == self.incoming.len() {
                         self.filled = 0;
-                        return Poll::Ready(self.answer(stamp));
+                        return Poll::Ready(self.answer(timestamp));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(error) = ready!(self.stream.poll_read_ready(context)) {
-                        return Poll::Ready(Heard::End(self.trouble("reading from", &error)));
+                        return Poll::Ready(LinkEvent::End(self.trouble("reading from", &error)));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(Heard::End(self.trouble("reading from", &error))),
+                Err(error) => return Poll::Ready(LinkEvent::End(self.trouble("reading from", &error))),
             }
         }
     }
@@ -185,19 +187,25 @@ impl TcpLink {
         }
     }
 
-    fn answer(&mut self, stamp: Option<WallTime>) -> Heard {
-        let (at, by) = self.arrivals.arrived(&self.stream, stamp, &mut self.clock);
+    fn answer(&mut self, timestamp: Option<WallTime>) -> LinkEvent {
+        let (at, by) = self.arrivals.arrived(&self.stream, timestamp, &mut self.clock);
         match self.seal.read_reply(&self.incoming) {
-            Ok(echoed) => {
-                Heard::Answer(Answer { message: echoed.message, at, by, turnaround: echoed.turnaround })
-            }
-            Err(DecodeError::Unauthentic { .. }) => Heard::Mismatch(Mismatch::Unauthentic),
+            Ok(echoed) => LinkEvent::Reply(StreamReply {
+                message: echoed.message,
+                at,
+                by,
+                turnaround: echoed.turnaround,
+            }),
+            Err(DecodeError::Unauthentic { .. }) => LinkEvent::Mismatch(Mismatch::Unauthentic),
             // Where the next reply begins is not known any more.
             Err(
                 error @ (DecodeError::Truncated { .. }
                 | DecodeError::Foreign { .. }
                 | DecodeError::Version { .. }),
-            ) => Heard::End(Trouble::new(Broken::Protocol, format!("reading from {}: {error}", self.to))),
+            ) => LinkEvent::End(ConnectError::new(
+                ConnectErrorKind::Protocol,
+                format!("reading from {}: {error}", self.to),
+            )),
         }
     }
 
@@ -209,7 +217,7 @@ impl TcpLink {
         self.stream.local_addr().ok()
     }
 
-    fn trouble(&self, doing: &str, error: &io::Error) -> Trouble {
-        Trouble::on_the_way(&format!("{doing} {}", self.to), error)
+    fn trouble(&self, doing: &str, error: &io::Error) -> ConnectError {
+        ConnectError::on_the_way(&format!("{doing} {}", self.to), error)
     }
 }

@@ -9,23 +9,23 @@ use std::time::SystemTime;
 use futures_util::{Sink as _, Stream as _};
 use hyper::Request;
 use hyper::header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT};
-use pathmeter_proto::echo::{Answer, Mismatch};
-use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::echo::{Mismatch, StreamReply};
+use pathmeter_proto::machine::TimestampSource;
 use pathmeter_proto::wire::Message;
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::gauge::Gauge;
-use super::http_target::{AGENT, HttpTarget, Raw};
-use super::link_event::{Handed, Heard};
-use super::trouble::Trouble;
+use super::connect_error::ConnectError;
+use super::http_target::{AGENT, HttpTarget, RawConnection};
+use super::link_event::{LinkEvent, SendOutcome};
+use super::tcp_info::TcpInfoReader;
 use crate::clock::Clock;
-use crate::http::client::Secure;
-use crate::metrics::stream::Broken;
+use crate::http::client::TlsClient;
+use crate::metrics::stream::ConnectErrorKind;
 
 /// The largest message that is taken: what we send comes back, and some servers greet first.
 const MESSAGE_BYTES_MAX: usize = 128 * 1024;
@@ -36,25 +36,25 @@ const READ_BYTES: usize = 8 * 1024;
 /// One WebSocket.
 #[derive(Debug)]
 pub(super) struct WebSocketLink {
-    socket: WebSocketStream<Raw>,
+    socket: WebSocketStream<RawConnection>,
     to: SocketAddr,
-    format: Format,
+    format: MessageFormat,
     bytes: usize,
-    secure: Option<Secure>,
+    secure: Option<TlsClient>,
     /// Whether something waits to leave.
     is_flushing: bool,
-    pub(super) gauge: Gauge,
+    pub(super) gauge: TcpInfoReader,
 }
 
 /// Upgrades a connection.
 pub(super) async fn begin(
-    stream: Raw,
-    gauge: Gauge,
+    stream: RawConnection,
+    gauge: TcpInfoReader,
     to: SocketAddr,
     place: &HttpTarget,
-    format: Format,
+    format: MessageFormat,
     bytes: usize,
-) -> Result<Box<WebSocketLink>, Trouble> {
+) -> Result<Box<WebSocketLink>, ConnectError> {
     let doing = format!("asking {to} for a WebSocket");
     let mut request = Request::get(place.path.as_str())
         .header(HOST, place.authority.as_str())
@@ -64,16 +64,16 @@ pub(super) async fn begin(
         .header(SEC_WEBSOCKET_KEY, generate_key())
         .header(USER_AGENT, AGENT)
         .body(bytes::Bytes::new())
-        .map_err(|error| Trouble::new(Broken::Protocol, format!("{doing}: {error}")))?;
+        .map_err(|error| ConnectError::new(ConnectErrorKind::Protocol, format!("{doing}: {error}")))?;
     if let Some(signer) = &place.signer {
         signer
             .sign(&mut request, SystemTime::now())
-            .map_err(|error| Trouble::at_once(&doing, &io::Error::other(error.to_string())))?;
+            .map_err(|error| ConnectError::at_once(&doing, &io::Error::other(error.to_string())))?;
     }
     // The library makes the request's head from its whole URL.
     *request.uri_mut() = format!("ws://{}{}", place.authority, place.path)
         .parse()
-        .map_err(|error| Trouble::new(Broken::Protocol, format!("{doing}: {error}")))?;
+        .map_err(|error| ConnectError::new(ConnectErrorKind::Protocol, format!("{doing}: {error}")))?;
     let limits = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
         .write_buffer_size(0)
@@ -87,11 +87,11 @@ pub(super) async fn begin(
 }
 
 impl WebSocketLink {
-    pub(super) fn send(&mut self, message: Message) -> Result<Handed, Trouble> {
+    pub(super) fn send(&mut self, message: Message) -> Result<SendOutcome, ConnectError> {
         let body = self.format.encode(message, self.bytes);
         let frame = match self.format {
-            Format::Binary => tungstenite::Message::Binary(body.into()),
-            Format::Text => {
+            MessageFormat::Binary => tungstenite::Message::Binary(body.into()),
+            MessageFormat::Text => {
                 let text = Utf8Bytes::try_from(bytes::Bytes::from(body)).expect("we write ASCII");
                 tungstenite::Message::Text(text)
             }
@@ -107,7 +107,7 @@ impl WebSocketLink {
             Poll::Ready(Err(trouble)) => return Err(trouble),
             Poll::Pending => false,
         };
-        Ok(Handed { left: None, has_room })
+        Ok(SendOutcome { left: None, has_room })
     }
 
     /// Says goodbye, as far as there is room for it. Nobody waits for the answer.
@@ -118,7 +118,7 @@ impl WebSocketLink {
         }
     }
 
-    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         let doing = || format!("writing to {}", self.to);
         match Pin::new(&mut self.socket).poll_flush(context) {
             Poll::Ready(Ok(())) => {
@@ -130,63 +130,66 @@ impl WebSocketLink {
         }
     }
 
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         if self.is_flushing
             && let Poll::Ready(flushed) = self.poll_flush(context)
         {
-            return Poll::Ready(flushed.map_or_else(Heard::End, |()| Heard::Room));
+            return Poll::Ready(flushed.map_or_else(LinkEvent::End, |()| LinkEvent::Room));
         }
         let doing = || format!("reading from {}", self.to);
         let (body, format) = match Pin::new(&mut self.socket).poll_next(context) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => (text.into(), Format::Text),
-            Poll::Ready(Some(Ok(tungstenite::Message::Binary(bytes)))) => (bytes, Format::Binary),
+            Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => (text.into(), MessageFormat::Text),
+            Poll::Ready(Some(Ok(tungstenite::Message::Binary(bytes)))) => (bytes, MessageFormat::Binary),
             // The library answers pings itself.
             Poll::Ready(Some(Ok(
                 tungstenite::Message::Ping(_)
                 | tungstenite::Message::Pong(_)
                 | tungstenite::Message::Frame(_),
-            ))) => return Poll::Ready(Heard::Nothing),
+            ))) => return Poll::Ready(LinkEvent::Nothing),
             Poll::Ready(Some(Ok(tungstenite::Message::Close(frame)))) => {
                 let why = frame.map(|frame| format!(": {frame}")).unwrap_or_default();
                 let text = format!("{} closed the WebSocket{why}", self.to);
-                return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
+                return Poll::Ready(LinkEvent::End(ConnectError::new(ConnectErrorKind::Closed, text)));
             }
             Poll::Ready(Some(Err(error))) => {
-                return Poll::Ready(Heard::End(trouble(&doing(), self.secure.as_ref(), error)));
+                return Poll::Ready(LinkEvent::End(trouble(&doing(), self.secure.as_ref(), error)));
             }
             Poll::Ready(None) => {
                 let text = format!("{} closed the connection", self.to);
-                return Poll::Ready(Heard::End(Trouble::new(Broken::Closed, text)));
+                return Poll::Ready(LinkEvent::End(ConnectError::new(ConnectErrorKind::Closed, text)));
             }
         };
         Poll::Ready(match self.format.decode(&body, self.bytes) {
-            Ok(message) if format == self.format => {
-                Heard::Answer(Answer { message, at: Clock::now(), by: StampedBy::User, turnaround: 0 })
-            }
-            Ok(_) | Err(_) => Heard::Mismatch(Mismatch::Malformed),
+            Ok(message) if format == self.format => LinkEvent::Reply(StreamReply {
+                message,
+                at: Clock::now(),
+                by: TimestampSource::User,
+                turnaround: 0,
+            }),
+            Ok(_) | Err(_) => LinkEvent::Mismatch(Mismatch::Malformed),
         })
     }
 }
 
 /// What an error of the library means.
-fn trouble(doing: &str, secure: Option<&Secure>, error: tungstenite::Error) -> Trouble {
+fn trouble(doing: &str, secure: Option<&TlsClient>, error: tungstenite::Error) -> ConnectError {
     let (why, text) = match error {
         tungstenite::Error::Io(error) => {
-            return Trouble::of_tls(doing, secure, &error)
-                .unwrap_or_else(|| Trouble::on_the_way(doing, &error));
+            return ConnectError::of_tls(doing, secure, &error)
+                .unwrap_or_else(|| ConnectError::on_the_way(doing, &error));
         }
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
-            (Broken::Closed, "closed".to_owned())
+            (ConnectErrorKind::Closed, "closed".to_owned())
         }
         tungstenite::Error::Protocol(
             tungstenite::error::ProtocolError::ResetWithoutClosingHandshake
             | tungstenite::error::ProtocolError::HandshakeIncomplete,
-        ) => (Broken::Closed, "closed without a word".to_owned()),
+        ) => (ConnectErrorKind::Closed, "closed without a word".to_owned()),
         tungstenite::Error::Http(answer) => {
             let said = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
             let said: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
-            (Broken::Denied, format!("answered {} {said:?}", answer.status()))
+            (ConnectErrorKind::Denied, format!("answered {} {said:?}", answer.status()))
         }
         error @ (tungstenite::Error::Tls(_)
         | tungstenite::Error::Capacity(_)
@@ -195,7 +198,7 @@ fn trouble(doing: &str, secure: Option<&Secure>, error: tungstenite::Error) -> T
         | tungstenite::Error::Utf8(_)
         | tungstenite::Error::AttackAttempt
         | tungstenite::Error::Url(_)
-        | tungstenite::Error::HttpFormat(_)) => (Broken::Protocol, error.to_string()),
+        | tungstenite::Error::HttpFormat(_)) => (ConnectErrorKind::Protocol, error.to_string()),
     };
-    Trouble::new(why, format!("{doing}: {text}"))
+    ConnectError::new(why, format!("{doing}: {text}"))
 }

@@ -19,8 +19,8 @@ use tokio_rustls::rustls::{
 
 use super::pem::{self, Text};
 use super::stream::TlsStream;
-use super::{ALPN, FileError, Shelf, certificate};
-use crate::config::web::{Clients, Curve, Suite, Version, WebTls};
+use super::{ALPN, FileError, WatchedFiles, certificate};
+use crate::config::web::{ClientVerification, Curve, Suite, TlsVersion, WebTls};
 
 /// Takes connections with one certificate. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// [`FileError`] names the file.
-    pub fn read(web: &WebTls, shelf: &mut Shelf) -> Result<Self, FileError> {
+    pub fn read(web: &WebTls, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
         let certificate = Text::read(&web.certificate, "certificate", shelf)?;
         let key = Text::read(&web.key, "key", shelf)?;
         let pair = pem::pair(&certificate, &key)?;
@@ -119,20 +119,20 @@ fn group_of(curve: Curve) -> &'static dyn SupportedKxGroup {
 }
 
 fn versions(web: &WebTls) -> Vec<&'static SupportedProtocolVersion> {
-    let all = [(Version::Tls13, &version::TLS13), (Version::Tls12, &version::TLS12)];
+    let all = [(TlsVersion::Tls13, &version::TLS13), (TlsVersion::Tls12, &version::TLS12)];
     let allowed = web.min_version..=web.max_version;
     all.into_iter().filter(|(name, _)| allowed.contains(name)).map(|(_, version)| version).collect()
 }
 
 fn verifier(
-    clients: &Clients,
+    clients: &ClientVerification,
     provider: &Arc<CryptoProvider>,
-    shelf: &mut Shelf,
+    shelf: &mut WatchedFiles,
 ) -> Result<Arc<dyn ClientCertVerifier>, FileError> {
     let (ca, names) = match clients {
-        Clients::Everyone => return Ok(Arc::new(NoClientAuth)),
-        Clients::VerifiedIfGiven(ca) => (ca, None),
-        Clients::Verified { ca, names } => (ca, Some(names)),
+        ClientVerification::Everyone => return Ok(Arc::new(NoClientAuth)),
+        ClientVerification::VerifiedIfGiven(ca) => (ca, None),
+        ClientVerification::Verified { ca, names } => (ca, Some(names)),
     };
     let roots: Arc<RootCertStore> = Text::read(ca, "client CA", shelf)?.roots()?;
     let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));

@@ -18,16 +18,16 @@ use tokio_rustls::rustls::{
 
 use super::pem::{self, Text};
 use super::stream::TlsStream;
-use super::{ALPN, Cause, FileError, Shelf, TlsError, Trust};
+use super::{ALPN, Cause, FileError, TlsError, Trust, WatchedFiles};
 
 /// Makes connections to servers that can be believed. Clones share what is in force.
 #[derive(Clone)]
 pub struct Connector {
-    shared: Arc<ArcSwap<Terms>>,
+    shared: Arc<ArcSwap<ConnectorConfig>>,
 }
 
 /// How connections are made.
-struct Terms {
+struct ConnectorConfig {
     config: Arc<ClientConfig>,
     has_identity: bool,
 }
@@ -51,14 +51,14 @@ impl Connector {
     /// # Errors
     /// [`FileError`] names the file.
     pub fn new(trust: &Trust) -> Result<Self, FileError> {
-        Self::read(trust, &mut Shelf::default())
+        Self::read(trust, &mut WatchedFiles::default())
     }
 
     /// The same through a shelf. The system's certificates do not stand in it.
     ///
     /// # Errors
     /// [`FileError`] names the file.
-    pub fn read(trust: &Trust, shelf: &mut Shelf) -> Result<Self, FileError> {
+    pub fn read(trust: &Trust, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
         let roots = match &trust.ca_file {
             Some(path) => Text::of_file(path, "CA", shelf)?.roots()?,
             None => system_roots()?,
@@ -87,7 +87,7 @@ impl Connector {
         };
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![ALPN.to_vec()];
-        let terms = Terms { config: Arc::new(config), has_identity };
+        let terms = ConnectorConfig { config: Arc::new(config), has_identity };
         Ok(Self { shared: Arc::new(ArcSwap::from_pointee(terms)) })
     }
 

@@ -1,7 +1,7 @@
 //! TLS, both ways: [`Acceptor`] for connections that come, [`Connector`] for those that we make.
 //!
-//! Both are made of files, read through a [`Shelf`] that remembers what was in them, so that a change can be noticed and
-//! they can be [`Made`] again. What stands in a configuration is [`Trust`]; what a server does is said by
+//! Both are made of files, read through a [`WatchedFiles`] that remembers what was in them, so that a change can be noticed and
+//! they can be [`Reloadable`] again. What stands in a configuration is [`Trust`]; what a server does is said by
 //! [`WebTls`](crate::config::web::WebTls).
 //!
 //! A [`Connector`] is cheap to clone, and all clones connect by what is in force:
@@ -20,17 +20,17 @@
 //! names; nothing can be made of them there.
 
 mod error;
-mod shelf;
 mod stream;
+mod watched_files;
 
-#[cfg(not(feature = "tls"))]
-mod absent;
 #[cfg(feature = "tls")]
 mod acceptor;
 #[cfg(feature = "tls")]
 mod certificate;
 #[cfg(feature = "tls")]
 mod connector;
+#[cfg(not(feature = "tls"))]
+mod disabled;
 #[cfg(feature = "tls")]
 mod pem;
 #[cfg(test)]
@@ -39,15 +39,15 @@ pub(crate) mod tests;
 
 pub use crate::config::{KeyPair, Trust};
 pub use error::{Cause, FileError, TlsError};
-pub use shelf::{Made, Shelf};
 pub use stream::MaybeTls;
+pub use watched_files::{Reloadable, WatchedFiles};
 
-#[cfg(not(feature = "tls"))]
-pub use absent::{Acceptor, Connector, TlsStream};
 #[cfg(feature = "tls")]
 pub use acceptor::Acceptor;
 #[cfg(feature = "tls")]
 pub use connector::Connector;
+#[cfg(not(feature = "tls"))]
+pub use disabled::{Acceptor, Connector, TlsStream};
 #[cfg(feature = "tls")]
 pub use stream::TlsStream;
 

@@ -9,7 +9,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, RootCertStore};
 
-use super::{FileError, Shelf};
+use super::{FileError, WatchedFiles};
 use crate::config::web::Pem;
 
 pub(super) fn provider() -> CryptoProvider {
@@ -24,11 +24,11 @@ pub(super) struct Text {
 
 impl Text {
     /// What a file holds; `what` says what it should be.
-    pub(super) fn of_file(path: &Path, what: &str, shelf: &mut Shelf) -> Result<Self, FileError> {
+    pub(super) fn of_file(path: &Path, what: &str, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
         Ok(Self { bytes: shelf.read(path)?, what: format!("the {what} file {}", path.display()) })
     }
 
-    pub(super) fn read(pem: &Pem, what: &str, shelf: &mut Shelf) -> Result<Self, FileError> {
+    pub(super) fn read(pem: &Pem, what: &str, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
         match pem {
             Pem::File(path) => Self::of_file(path, what, shelf),
             Pem::Text(text) => Ok(Self {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 #[cfg(not(feature = "tls"))]
-use super::absent::TlsStream;
+use super::disabled::TlsStream;
 
 /// A stream in which everything is encrypted and the server is verified.
 #[cfg(feature = "tls")]

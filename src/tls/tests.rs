@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::web::{Clients, Pem, Version, WebTls};
+use crate::config::web::{ClientVerification, Pem, TlsVersion, WebTls};
 
 /// Bounds every wait, so that a bug is a failure and not a hang.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -25,9 +25,9 @@ pub(crate) fn web(issued: &Issued) -> WebTls {
     WebTls {
         certificate: Pem::Text(issued.certificate.clone()),
         key: Pem::Text(issued.key.clone()),
-        clients: Clients::Everyone,
-        min_version: Version::Tls12,
-        max_version: Version::Tls13,
+        clients: ClientVerification::Everyone,
+        min_version: TlsVersion::Tls12,
+        max_version: TlsVersion::Tls13,
         suites: None,
         prefer_ours: true,
         curves: Vec::new(),
@@ -35,7 +35,7 @@ pub(crate) fn web(issued: &Issued) -> WebTls {
 }
 
 pub(crate) fn acceptor(web: &WebTls) -> Acceptor {
-    Acceptor::read(web, &mut Shelf::default()).unwrap()
+    Acceptor::read(web, &mut WatchedFiles::default()).unwrap()
 }
 
 /// A client that believes a CA, and shows a certificate of its own or none.
@@ -102,7 +102,7 @@ async fn a_server_that_our_ca_signed_is_believed_by_name_and_by_address() {
         let told = try_it(acceptor(&web(&issued)), &connector, name).await.unwrap();
         assert_eq!(told, (Some(FOR_EVER), Some("TLSv1_3")), "{name}");
     }
-    let old = WebTls { max_version: Version::Tls12, ..web(&issued) };
+    let old = WebTls { max_version: TlsVersion::Tls12, ..web(&issued) };
     assert_eq!(try_it(acceptor(&old), &connector, "ams-1").await.unwrap().1, Some("TLSv1_2"));
     assert_eq!(acceptor(&web(&issued)).certificate_expiry(), Some(FOR_EVER));
 }
@@ -150,8 +150,8 @@ async fn a_server_that_wants_a_certificate_says_so_in_both_versions() {
     let (ca, other) = (Authority::new("ours"), Authority::new("others"));
     let server = ca.issue(&["ams-1"], Valid::Always);
     let [ours, theirs] = [&ca, &other].map(|ca| ca.issue(&["client-1"], Valid::Always));
-    for max_version in [Version::Tls12, Version::Tls13] {
-        let verified = |names: &[&str]| Clients::Verified {
+    for max_version in [TlsVersion::Tls12, TlsVersion::Tls13] {
+        let verified = |names: &[&str]| ClientVerification::Verified {
             ca: Pem::Text(ca.pem()),
             names: names.iter().map(|name| (*name).to_owned()).collect(),
         };
@@ -174,7 +174,7 @@ async fn a_server_that_wants_a_certificate_says_so_in_both_versions() {
         assert_eq!(cause(verified(&["x", "client-1"]), Some(&ours)).await, None, "{max_version:?}");
         assert_eq!(cause(verified(&["x"]), Some(&ours)).await, Some(Cause::ClientCertificateRefused));
 
-        let if_given = || Clients::VerifiedIfGiven(Pem::Text(ca.pem()));
+        let if_given = || ClientVerification::VerifiedIfGiven(Pem::Text(ca.pem()));
         assert_eq!(cause(if_given(), None).await, None);
         assert_eq!(cause(if_given(), Some(&ours)).await, None);
         assert_eq!(cause(if_given(), Some(&theirs)).await, Some(Cause::ClientCertificateRefused));

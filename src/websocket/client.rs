@@ -17,8 +17,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use super::rate_limit::RateLimit;
-use crate::config::WebSocket;
-use crate::metrics::websocket::{Ending, WebSocketSeries};
+use crate::config::WebSocketRules;
+use crate::metrics::websocket::{CloseReason, WebSocketSeries};
 
 /// How long a client may leave unread what was sent to it; then it is dropped. The same as HTTP's.
 pub(super) const STALL: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ const CONTROL_BYTES: usize = 1 << 10;
 
 /// What a client may do; fixed when it connects.
 #[derive(Debug, Clone)]
-pub(super) struct Terms {
+pub(super) struct ClientRules {
     messages_per_second: u32,
     message_bytes_max: usize,
     idle_timeout: Duration,
@@ -43,8 +43,8 @@ pub(super) struct Terms {
     silent: Arc<AtomicBool>,
 }
 
-impl Terms {
-    pub(super) fn of(rules: &WebSocket, silent: &Arc<AtomicBool>) -> Self {
+impl ClientRules {
+    pub(super) fn of(rules: &WebSocketRules, silent: &Arc<AtomicBool>) -> Self {
         Self {
             messages_per_second: rules.messages_per_second,
             message_bytes_max: rules.message_bytes_max,
@@ -57,10 +57,10 @@ impl Terms {
 /// Sends everything back that comes from `stream`, until it ends or is `dismissed`.
 pub(super) async fn serve<S>(
     stream: S,
-    terms: Terms,
+    terms: ClientRules,
     series: &WebSocketSeries,
     dismissed: impl Future<Output = ()>,
-) -> Ending
+) -> CloseReason
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -75,7 +75,7 @@ where
     let mut client = Client { socket, terms, series };
     let end = tokio::select! {
         end = client.echo() => end,
-        () = dismissed => End { ending: Ending::GoingAway, said: Some((CloseCode::Away, "going away")) },
+        () = dismissed => Closing { ending: CloseReason::GoingAway, said: Some((CloseCode::Away, "going away")) },
     };
     let ending = end.ending;
     // Most of the time a client is not about to end: what that takes is kept elsewhere.
@@ -85,24 +85,24 @@ where
 
 struct Client<'a, S> {
     socket: WebSocketStream<S>,
-    terms: Terms,
+    terms: ClientRules,
     series: &'a WebSocketSeries,
 }
 
 /// How it ends, and what the client is to be told.
-struct End {
-    ending: Ending,
+struct Closing {
+    ending: CloseReason,
     said: Option<(CloseCode, &'static str)>,
 }
 
-impl End {
-    const fn silent(ending: Ending) -> Self {
+impl Closing {
+    const fn silent(ending: CloseReason) -> Self {
         Self { ending, said: None }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
-    async fn echo(&mut self) -> End {
+    async fn echo(&mut self) -> Closing {
         let idle = self.terms.idle_timeout;
         let mut rate_limit = RateLimit::new(self.terms.messages_per_second, Instant::now());
         let (mut heard, mut is_asked) = (Instant::now(), false);
@@ -114,7 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 message = self.socket.next() => message,
                 () = alarm.as_mut() => {
                     if is_asked {
-                        return End { ending: Ending::Idle, said: Some((CloseCode::Away, "idle")) };
+                        return Closing { ending: CloseReason::Idle, said: Some((CloseCode::Away, "idle")) };
                     }
                     if heard.elapsed() < idle / 2 {
                         alarm.as_mut().reset(heard + idle / 2);
@@ -147,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 // The answer is made by the protocol's own code, and written before more is read.
                 Some(Ok(Message::Ping(_))) => self.flush().await,
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(()),
-                Some(Ok(Message::Close(_))) | None => Err(End::silent(Ending::Client)),
+                Some(Ok(Message::Close(_))) | None => Err(Closing::silent(CloseReason::Client)),
                 Some(Err(error)) => Err(end_by(&error)),
             };
             if let Err(end) = outcome {
@@ -160,16 +160,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         }
     }
 
-    async fn write(&mut self, message: Message) -> Result<(), End> {
+    async fn write(&mut self, message: Message) -> Result<(), Closing> {
         written(timeout(STALL, self.socket.send(message)).await)
     }
 
-    async fn flush(&mut self) -> Result<(), End> {
+    async fn flush(&mut self) -> Result<(), Closing> {
         written(timeout(STALL, self.socket.flush()).await)
     }
 
     /// The closing handshake.
-    async fn finish(mut self, end: End) {
+    async fn finish(mut self, end: Closing) {
         if let Some((code, reason)) = end.said {
             let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
             if self.socket.close(Some(frame)).await.is_err() {
@@ -178,12 +178,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
         }
         match end.ending {
             // What still comes is not sent back.
-            Ending::Client | Ending::Idle | Ending::GoingAway => {
+            CloseReason::Client | CloseReason::Idle | CloseReason::GoingAway => {
                 while let Some(Ok(_)) = self.socket.next().await {}
             }
             // It can no longer be understood. It is read all the same: closing a connection on what was not read resets it,
             // and our last words are lost.
-            Ending::TooLarge | Ending::Protocol => {
+            CloseReason::TooLarge | CloseReason::Protocol => {
                 let stream = self.socket.get_mut();
                 let mut unread = vec![0; READ_BYTES];
                 if stream.shutdown().await.is_ok() {
@@ -191,28 +191,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                 }
             }
             // Nobody would take it.
-            Ending::Stalled | Ending::Error => return,
+            CloseReason::Stalled | CloseReason::Error => return,
         }
         let _ = self.socket.get_mut().shutdown().await;
     }
 }
 
-fn written(outcome: Result<Result<(), Error>, tokio::time::error::Elapsed>) -> Result<(), End> {
+fn written(outcome: Result<Result<(), Error>, tokio::time::error::Elapsed>) -> Result<(), Closing> {
     match outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(end_by(&error)),
-        Err(_) => Err(End::silent(Ending::Stalled)),
+        Err(_) => Err(Closing::silent(CloseReason::Stalled)),
     }
 }
 
-fn end_by(error: &Error) -> End {
+fn end_by(error: &Error) -> Closing {
     let (ending, code, reason) = match error {
-        Error::Capacity(_) => (Ending::TooLarge, CloseCode::Size, "the message is too large"),
-        Error::Utf8(_) => (Ending::Protocol, CloseCode::Invalid, "the text is not UTF-8"),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return End::silent(Ending::Error),
-        Error::Protocol(_) => (Ending::Protocol, CloseCode::Protocol, "not WebSocket as in RFC 6455"),
+        Error::Capacity(_) => (CloseReason::TooLarge, CloseCode::Size, "the message is too large"),
+        Error::Utf8(_) => (CloseReason::Protocol, CloseCode::Invalid, "the text is not UTF-8"),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+            return Closing::silent(CloseReason::Error);
+        }
+        Error::Protocol(_) => (CloseReason::Protocol, CloseCode::Protocol, "not WebSocket as in RFC 6455"),
         // The kernel knows of a stall as well (TCP_USER_TIMEOUT).
-        Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => return End::silent(Ending::Stalled),
+        Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
+            return Closing::silent(CloseReason::Stalled);
+        }
         Error::Io(_)
         | Error::ConnectionClosed
         | Error::AlreadyClosed
@@ -221,7 +225,7 @@ fn end_by(error: &Error) -> End {
         | Error::AttackAttempt
         | Error::Url(_)
         | Error::Http(_)
-        | Error::HttpFormat(_) => return End::silent(Ending::Error),
+        | Error::HttpFormat(_) => return Closing::silent(CloseReason::Error),
     };
-    End { ending, said: Some((code, reason)) }
+    Closing { ending, said: Some((code, reason)) }
 }

@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use pathmeter_proto::admission::paced_as;
 use tokio::sync::Notify;
 
-use crate::config::WebSocket;
+use crate::config::WebSocketRules;
 use crate::metrics::websocket::WebSocketSeries;
 
 /// The clients that are connected. An IPv6 /64 is one source.
@@ -49,7 +49,7 @@ impl ConnectionLimit {
     pub(super) fn take(
         self: &Arc<Self>,
         source: IpAddr,
-        rules: &WebSocket,
+        rules: &WebSocketRules,
     ) -> Result<ConnectionPermit, LimitReached> {
         let source = paced_as(source);
         let mut open = self.open();

@@ -14,18 +14,18 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::connection_limit::LimitReached;
 use crate::config::{Origin, Origins};
 use crate::http::server::Body;
-use crate::metrics::websocket::Refused;
+use crate::metrics::websocket::ClientRefusal;
 
 /// Why a client is not let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum HandshakeRefusal {
     /// It is switched off.
     Off,
     /// An ordinary request: somebody looks what is here.
     NoUpgrade,
     /// Another version of the protocol than 13.
     Version,
-    /// No proper `Sec-WebSocket-Key`.
+    /// No proper `Sec-WebSocketRules-Key`.
     Key,
     /// The page that connects may not.
     Origin {
@@ -47,15 +47,15 @@ const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 const UPGRADES: HeaderValue = HeaderValue::from_static("Upgrade");
 const VERSION: HeaderValue = HeaderValue::from_static("13");
 
-impl Refusal {
+impl HandshakeRefusal {
     /// As it is counted; `None`: not at all.
-    pub(super) fn counted(&self) -> Option<Refused> {
+    pub(super) fn counted(&self) -> Option<ClientRefusal> {
         match self {
             Self::Off | Self::Leaving => None,
-            Self::NoUpgrade | Self::Version | Self::Key => Some(Refused::BadRequest),
-            Self::Origin { .. } => Some(Refused::Origin),
-            Self::Unlisted(_) => Some(Refused::Admission),
-            Self::LimitReached(_) => Some(Refused::Limit),
+            Self::NoUpgrade | Self::Version | Self::Key => Some(ClientRefusal::BadRequest),
+            Self::Origin { .. } => Some(ClientRefusal::Origin),
+            Self::Unlisted(_) => Some(ClientRefusal::Admission),
+            Self::LimitReached(_) => Some(ClientRefusal::Limit),
         }
     }
 
@@ -116,20 +116,20 @@ impl Refusal {
 /// The answer that begins the connection.
 ///
 /// # Errors
-/// [`Refusal::NoUpgrade`], [`Refusal::Version`] and [`Refusal::Key`].
-pub(super) fn accept(request: &Request<Bytes>) -> Result<Response<Body>, Refusal> {
+/// [`HandshakeRefusal::NoUpgrade`], [`HandshakeRefusal::Version`] and [`HandshakeRefusal::Key`].
+pub(super) fn accept(request: &Request<Bytes>) -> Result<Response<Body>, HandshakeRefusal> {
     let is_upgrade = request.method() == Method::GET
         && request.version() == Version::HTTP_11
         && lists(request, &CONNECTION, "upgrade")
         && lists(request, &UPGRADE, "websocket");
     if !is_upgrade {
-        return Err(Refusal::NoUpgrade);
+        return Err(HandshakeRefusal::NoUpgrade);
     }
     if only(request, &SEC_WEBSOCKET_VERSION) != Some(&VERSION) {
-        return Err(Refusal::Version);
+        return Err(HandshakeRefusal::Version);
     }
     let key = only(request, &SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).filter(|key| is_key(key));
-    let accepted = derive_accept_key(key.ok_or(Refusal::Key)?);
+    let accepted = derive_accept_key(key.ok_or(HandshakeRefusal::Key)?);
     let mut response = Response::new(Full::default().boxed_unsync());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -143,8 +143,12 @@ pub(super) fn accept(request: &Request<Bytes>) -> Result<Response<Body>, Refusal
 /// Whether the page that connects may; what is no browser names no page, and may.
 ///
 /// # Errors
-/// [`Refusal::Origin`].
-pub(super) fn page(request: &Request<Bytes>, allowed: &Origins, peer: IpAddr) -> Result<(), Refusal> {
+/// [`HandshakeRefusal::Origin`].
+pub(super) fn page(
+    request: &Request<Bytes>,
+    allowed: &Origins,
+    peer: IpAddr,
+) -> Result<(), HandshakeRefusal> {
     let listed: &[Origin] = match allowed {
         Origins::Any => return Ok(()),
         Origins::Same => &[],
@@ -161,7 +165,7 @@ pub(super) fn page(request: &Request<Bytes>, allowed: &Origins, peer: IpAddr) ->
             || origin.is_loopback() && peer.to_canonical().is_loopback()
     });
     let shown = || text.chars().take(SHOWN_CHARS_MAX).collect();
-    if may { Ok(()) } else { Err(Refusal::Origin { origin: shown() }) }
+    if may { Ok(()) } else { Err(HandshakeRefusal::Origin { origin: shown() }) }
 }
 
 /// Characters of an origin that are shown.

@@ -20,18 +20,18 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::config::WebSocket;
+use crate::config::WebSocketRules;
 use crate::http::server::Body;
-use crate::identity::Answers;
-use crate::metrics::websocket::{Ending, WebSocketSeries};
-use client::Terms;
+use crate::identity::WouldAnswer;
+use crate::metrics::websocket::{CloseReason, WebSocketSeries};
+use client::ClientRules;
 use connection_limit::{ConnectionLimit, ConnectionPermit};
-use handshake::Refusal;
+use handshake::HandshakeRefusal;
 
 /// Sends messages back. Every client is a task, which ends by itself soon after it is dismissed.
 #[derive(Debug)]
-pub struct Responder {
-    rules: ArcSwap<WebSocket>,
+pub struct WebSocketResponder {
+    rules: ArcSwap<WebSocketRules>,
     connections: Arc<ConnectionLimit>,
     series: Arc<WebSocketSeries>,
     /// Counts up: whoever was connected before is to go.
@@ -41,10 +41,10 @@ pub struct Responder {
     silent: Arc<AtomicBool>,
 }
 
-impl Responder {
+impl WebSocketResponder {
     /// A responder without clients.
     #[must_use]
-    pub fn new(rules: WebSocket, series: Arc<WebSocketSeries>) -> Self {
+    pub fn new(rules: WebSocketRules, series: Arc<WebSocketSeries>) -> Self {
         Self {
             rules: ArcSwap::from_pointee(rules),
             connections: Arc::new(ConnectionLimit::new(Arc::clone(&series))),
@@ -57,7 +57,7 @@ impl Responder {
 
     /// Changes the rules. Clients that are connected keep theirs, and stay even beyond a limit; only if nobody is to be
     /// connected they go.
-    pub fn set_rules(&self, rules: WebSocket) {
+    pub fn set_rules(&self, rules: WebSocketRules) {
         let is_enabled = rules.enabled;
         self.rules.store(Arc::new(rules));
         if !is_enabled {
@@ -74,7 +74,7 @@ impl Responder {
 
     /// The rules for new clients.
     #[must_use]
-    pub fn rules(&self) -> Arc<WebSocket> {
+    pub fn rules(&self) -> Arc<WebSocketRules> {
         self.rules.load_full()
     }
 
@@ -83,7 +83,7 @@ impl Responder {
         &self,
         mut request: Request<Bytes>,
         peer: SocketAddr,
-        admission: impl FnOnce(&Request<Bytes>) -> Answers,
+        admission: impl FnOnce(&Request<Bytes>) -> WouldAnswer,
     ) -> Response<Body> {
         // Before it is let in, so that whoever we leave hears of it.
         let dismissals = self.dismissals.subscribe();
@@ -106,22 +106,22 @@ impl Responder {
         &self,
         request: &Request<Bytes>,
         peer: SocketAddr,
-        admission: impl FnOnce(&Request<Bytes>) -> Answers,
-    ) -> Result<(Response<Body>, ConnectionPermit), Refusal> {
+        admission: impl FnOnce(&Request<Bytes>) -> WouldAnswer,
+    ) -> Result<(Response<Body>, ConnectionPermit), HandshakeRefusal> {
         let rules = self.rules.load();
         if !rules.enabled {
-            return Err(Refusal::Off);
+            return Err(HandshakeRefusal::Off);
         }
         let response = handshake::accept(request)?;
         handshake::page(request, &rules.origins, peer.ip())?;
         let admitted = admission(request);
         if !admitted.answers {
-            return Err(Refusal::Unlisted(admitted.reason.unwrap_or_default()));
+            return Err(HandshakeRefusal::Unlisted(admitted.reason.unwrap_or_default()));
         }
         if self.is_leaving.load(Ordering::Acquire) {
-            return Err(Refusal::Leaving);
+            return Err(HandshakeRefusal::Leaving);
         }
-        let permit = self.connections.take(peer.ip(), &rules).map_err(Refusal::LimitReached)?;
+        let permit = self.connections.take(peer.ip(), &rules).map_err(HandshakeRefusal::LimitReached)?;
         Ok((response, permit))
     }
 
@@ -133,7 +133,7 @@ impl Responder {
         mut dismissals: watch::Receiver<u64>,
     ) {
         let upgrade = hyper::upgrade::on(request);
-        let terms = Terms::of(&self.rules.load(), &self.silent);
+        let terms = ClientRules::of(&self.rules.load(), &self.silent);
         let series = Arc::clone(&self.series);
         series.accepted.inc();
         tokio::spawn(async move {
@@ -143,7 +143,7 @@ impl Responder {
                     let dismissed = async { drop(dismissals.changed().await) };
                     client::serve(TokioIo::new(upgraded), terms, &series, dismissed).await
                 }
-                Ok(Err(_)) | Err(_) => Ending::Error,
+                Ok(Err(_)) | Err(_) => CloseReason::Error,
             };
             debug!(%peer, ?ending, "a WebSocket client ended");
             series.closed(ending);

@@ -12,11 +12,14 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
-use crate::config::{self, Host, Origins};
+use crate::config::{self, LoadContext, Origins};
 
-fn rules(yaml: &str) -> WebSocket {
-    let host =
-        Host { name_override: None, hostname: "fra-1".to_owned(), labels: std::collections::BTreeMap::new() };
+fn rules(yaml: &str) -> WebSocketRules {
+    let host = LoadContext {
+        name_override: None,
+        hostname: "fra-1".to_owned(),
+        labels: std::collections::BTreeMap::new(),
+    };
     config::load(format!("websocket: {{{yaml}}}").as_bytes(), &host).unwrap().config.websocket
 }
 
@@ -24,14 +27,14 @@ fn rules(yaml: &str) -> WebSocket {
 struct Served {
     stream: DuplexStream,
     series: Arc<WebSocketSeries>,
-    ended: JoinHandle<Ending>,
+    ended: JoinHandle<CloseReason>,
     dismiss: oneshot::Sender<()>,
 }
 
 /// Serves a client over a pipe that holds `capacity` bytes in each direction.
-fn serve(rules: &WebSocket, capacity: usize) -> Served {
+fn serve(rules: &WebSocketRules, capacity: usize) -> Served {
     let (stream, theirs) = duplex(capacity);
-    let (terms, series) = (Terms::of(rules, &Arc::default()), Arc::new(WebSocketSeries::default()));
+    let (terms, series) = (ClientRules::of(rules, &Arc::default()), Arc::new(WebSocketSeries::default()));
     let (dismiss, dismissed) = oneshot::channel();
     let counted = Arc::clone(&series);
     let ended = tokio::spawn(async move {
@@ -97,7 +100,7 @@ async fn text_and_binary_come_back_as_they_were() {
     }
     client.close(None).await.unwrap();
     assert!(matches!(client.next().await, Some(Ok(Message::Close(None)))));
-    assert_eq!(served.ended.await.unwrap(), Ending::Client);
+    assert_eq!(served.ended.await.unwrap(), CloseReason::Client);
     assert_eq!((served.series.messages.get(), served.series.bytes.get()), (16, bytes));
 }
 
@@ -117,19 +120,19 @@ async fn fragments_come_back_as_one_message_with_the_ping_between_them_answered_
 async fn what_is_not_the_protocol_is_told_by_its_code() {
     let limited = rules("message_bytes_max: 200B");
     for (sent, code, ending) in [
-        (frame(LAST | BINARY, &[0; 201]), 1009, Ending::TooLarge),
-        ([frame(BINARY, &[0; 150]), frame(LAST, &[0; 51])].concat(), 1009, Ending::TooLarge),
-        (frame(LAST | TEXT, b"\xff"), 1007, Ending::Protocol),
-        (frame(LAST | TEXT, b"\xe2\x82"), 1007, Ending::Protocol),
-        (frame(LAST, b"continues nothing"), 1002, Ending::Protocol),
-        (frame(LAST | 0x40 | TEXT, b"compressed"), 1002, Ending::Protocol),
-        (frame(LAST | 3, b"of no kind"), 1002, Ending::Protocol),
-        (frame(PING, b"in parts"), 1002, Ending::Protocol),
-        (frame(LAST | PING, &[0; 126]), 1002, Ending::Protocol),
-        (b"\x81\x01x".to_vec(), 1002, Ending::Protocol),
-        (frame(LAST | 8, &[3]), 1002, Ending::Protocol),
-        (frame(LAST | 8, &999_u16.to_be_bytes()), 1002, Ending::Client),
-        (frame(LAST | 8, &1000_u16.to_be_bytes()), 1000, Ending::Client),
+        (frame(LAST | BINARY, &[0; 201]), 1009, CloseReason::TooLarge),
+        ([frame(BINARY, &[0; 150]), frame(LAST, &[0; 51])].concat(), 1009, CloseReason::TooLarge),
+        (frame(LAST | TEXT, b"\xff"), 1007, CloseReason::Protocol),
+        (frame(LAST | TEXT, b"\xe2\x82"), 1007, CloseReason::Protocol),
+        (frame(LAST, b"continues nothing"), 1002, CloseReason::Protocol),
+        (frame(LAST | 0x40 | TEXT, b"compressed"), 1002, CloseReason::Protocol),
+        (frame(LAST | 3, b"of no kind"), 1002, CloseReason::Protocol),
+        (frame(PING, b"in parts"), 1002, CloseReason::Protocol),
+        (frame(LAST | PING, &[0; 126]), 1002, CloseReason::Protocol),
+        (b"\x81\x01x".to_vec(), 1002, CloseReason::Protocol),
+        (frame(LAST | 8, &[3]), 1002, CloseReason::Protocol),
+        (frame(LAST | 8, &999_u16.to_be_bytes()), 1002, CloseReason::Client),
+        (frame(LAST | 8, &1000_u16.to_be_bytes()), 1000, CloseReason::Client),
     ] {
         // More than a pipe holds comes behind it, as from one that does not look at what we say.
         let served = serve(&limited, 128);
@@ -154,7 +157,7 @@ async fn a_connection_that_ends_without_a_word_is_an_error() {
         let mut served = serve(&rules(""), 1 << 10);
         served.stream.write_all(&sent).await.unwrap();
         drop(served.stream);
-        assert_eq!(served.ended.await.unwrap(), Ending::Error);
+        assert_eq!(served.ended.await.unwrap(), CloseReason::Error);
         assert_eq!(served.series.messages.get(), 0);
     }
 }
@@ -166,7 +169,7 @@ async fn a_silent_client_is_asked_once_and_then_closed() {
     let told = rest(served.stream).await;
     assert_eq!(&told[..2], b"\x89\x00", "a ping without payload");
     assert_eq!(close_code(&told[2..]), 1001);
-    assert_eq!(served.ended.await.unwrap(), Ending::Idle);
+    assert_eq!(served.ended.await.unwrap(), CloseReason::Idle);
     let took = begin.elapsed();
     let expected = Duration::from_secs(10) + client::LINGER;
     assert!(took >= expected && took < expected + Duration::from_millis(10), "{took:?}");
@@ -210,7 +213,7 @@ async fn a_client_that_takes_nothing_makes_us_read_no_further_and_is_dropped() {
         }
         // Both directions of the pipe, what was read at once, and the message that is being written.
         assert!(taken <= 2 * PIPE + (4 << 10) + 3 * message.len(), "{taken} bytes were taken");
-        assert_eq!(served.ended.await.unwrap(), Ending::Stalled);
+        assert_eq!(served.ended.await.unwrap(), CloseReason::Stalled);
         assert!(begin.elapsed() >= client::STALL);
     }
 }
@@ -243,14 +246,14 @@ async fn whoever_is_dismissed_is_told_so_even_if_it_takes_nothing() {
         panic!("no close frame")
     };
     assert_eq!(code, CloseCode::Away);
-    assert_eq!(served.ended.await.unwrap(), Ending::GoingAway);
+    assert_eq!(served.ended.await.unwrap(), CloseReason::GoingAway);
 
     let mut served = serve(&rules("idle_timeout: 1h"), 64);
     let writing = async { while served.stream.write_all(&frame(LAST | BINARY, &[0; 100])).await.is_ok() {} };
     assert!(timeout(Duration::from_secs(1), writing).await.is_err(), "the pipe is full");
     let begin = Instant::now();
     served.dismiss.send(()).unwrap();
-    assert_eq!(served.ended.await.unwrap(), Ending::GoingAway);
+    assert_eq!(served.ended.await.unwrap(), CloseReason::GoingAway);
     assert!(begin.elapsed() <= client::LINGER + Duration::from_millis(10));
 }
 
@@ -276,18 +279,22 @@ fn request(changed: &[(&'static str, &str)]) -> Request<Bytes> {
     request
 }
 
-fn responder(yaml: &str) -> Responder {
-    Responder::new(rules(yaml), Arc::default())
+fn responder(yaml: &str) -> WebSocketResponder {
+    WebSocketResponder::new(rules(yaml), Arc::default())
 }
 
 const STRANGER: &str = "192.0.2.1:40000";
 
-fn everybody(_: &Request<Bytes>) -> Answers {
-    Answers { answers: true, reason: None }
+fn everybody(_: &Request<Bytes>) -> WouldAnswer {
+    WouldAnswer { answers: true, reason: None }
 }
 
 /// A permit for a client from `peer`, or what it is told.
-fn let_in(responder: &Responder, request: &Request<Bytes>, peer: &str) -> Result<ConnectionPermit, Refusal> {
+fn let_in(
+    responder: &WebSocketResponder,
+    request: &Request<Bytes>,
+    peer: &str,
+) -> Result<ConnectionPermit, HandshakeRefusal> {
     responder.let_in(request, peer.parse().unwrap(), everybody).map(|(_, permit)| permit)
 }
 
@@ -309,17 +316,17 @@ fn a_request_that_begins_no_connection_is_told_what_would() {
     let mut twice = request(&[]);
     twice.headers_mut().append("sec-websocket-key", HeaderValue::from_static(KEY));
     for (request, refusal, status) in [
-        (request(&[("upgrade", "")]), Refusal::NoUpgrade, 426),
-        (request(&[("upgrade", "h2c")]), Refusal::NoUpgrade, 426),
-        (request(&[("connection", "keep-alive")]), Refusal::NoUpgrade, 426),
-        (old, Refusal::NoUpgrade, 426),
-        (request(&[("sec-websocket-version", "8")]), Refusal::Version, 426),
-        (request(&[("sec-websocket-version", "")]), Refusal::Version, 426),
-        (request(&[("sec-websocket-key", "")]), Refusal::Key, 400),
-        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=")]), Refusal::Key, 400),
-        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZTE=")]), Refusal::Key, 400),
-        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSB!b25jZQ==")]), Refusal::Key, 400),
-        (twice, Refusal::Key, 400),
+        (request(&[("upgrade", "")]), HandshakeRefusal::NoUpgrade, 426),
+        (request(&[("upgrade", "h2c")]), HandshakeRefusal::NoUpgrade, 426),
+        (request(&[("connection", "keep-alive")]), HandshakeRefusal::NoUpgrade, 426),
+        (old, HandshakeRefusal::NoUpgrade, 426),
+        (request(&[("sec-websocket-version", "8")]), HandshakeRefusal::Version, 426),
+        (request(&[("sec-websocket-version", "")]), HandshakeRefusal::Version, 426),
+        (request(&[("sec-websocket-key", "")]), HandshakeRefusal::Key, 400),
+        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=")]), HandshakeRefusal::Key, 400),
+        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZTE=")]), HandshakeRefusal::Key, 400),
+        (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSB!b25jZQ==")]), HandshakeRefusal::Key, 400),
+        (twice, HandshakeRefusal::Key, 400),
     ] {
         let found = let_in(&responder, &request, STRANGER).unwrap_err();
         assert_eq!(found, refusal);
@@ -366,10 +373,10 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
     let from = |peer: &str| let_in(&responder, &request(&[]), peer);
     let (a, b) = (from("[2001:db8::1]:1").unwrap(), from("[2001:db8::2]:1").unwrap());
     let of_source = from("[2001:db8::3]:1").unwrap_err();
-    assert_eq!(of_source, Refusal::LimitReached(connection_limit::LimitReached::Source(2)));
+    assert_eq!(of_source, HandshakeRefusal::LimitReached(connection_limit::LimitReached::Source(2)));
     let c = from("192.0.2.1:1").unwrap();
     let of_all = from("192.0.2.2:1").unwrap_err();
-    assert_eq!(of_all, Refusal::LimitReached(connection_limit::LimitReached::Total(3)));
+    assert_eq!(of_all, HandshakeRefusal::LimitReached(connection_limit::LimitReached::Total(3)));
     for (refusal, status) in [(of_source, 429), (of_all, 503)] {
         let response = refusal.response();
         assert_eq!(
@@ -384,7 +391,7 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
     responder.set_rules(rules("clients_max: 2"));
     assert_eq!(
         from("192.0.2.2:1").unwrap_err(),
-        Refusal::LimitReached(connection_limit::LimitReached::Total(2))
+        HandshakeRefusal::LimitReached(connection_limit::LimitReached::Total(2))
     );
     drop(b);
     from("192.0.2.2:1").unwrap();
@@ -398,7 +405,7 @@ async fn leaving_waits_for_clients_no_longer_than_it_may() {
     let begin = Instant::now();
     responder.leave(Duration::from_secs(3)).await;
     assert_eq!(begin.elapsed(), Duration::from_secs(3));
-    assert_eq!(let_in(&responder, &request(&[]), STRANGER).unwrap_err(), Refusal::Leaving);
+    assert_eq!(let_in(&responder, &request(&[]), STRANGER).unwrap_err(), HandshakeRefusal::Leaving);
     let waiting = responder.leave(Duration::from_secs(3600));
     let freeing = async {
         sleep(Duration::from_secs(1)).await;

@@ -12,9 +12,9 @@ use hyper::Request;
 use pathmeter::api::renderer::{RENDERED_AT_ONCE, Renderer};
 use pathmeter::api::routes::AppState;
 use pathmeter::api::status::Status;
-use pathmeter::http::server::{Counters, Limits, serve};
+use pathmeter::http::server::{Counters, ServerLimits, serve};
 use pathmeter::identity::Ports;
-use pathmeter::websocket::Responder;
+use pathmeter::websocket::WebSocketResponder;
 use pathmeter::{answering, config};
 use tokio::sync::mpsc;
 
@@ -24,16 +24,17 @@ use crate::fixture::{DEADLINE, eventually, get};
 struct Served {
     address: SocketAddr,
     counters: Arc<Counters>,
-    handle: answering::Handle,
+    handle: answering::AnsweringHandle,
 }
 
 /// To be called in a runtime, which becomes the control plane's.
 fn serve_pages(renderer: Renderer) -> Served {
-    let host = config::Host { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
+    let host =
+        config::LoadContext { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
     let rules = config::load(b"", &host).unwrap().config.websocket;
     let ports = Some(Ports { http: 1, stamp: 2, agent: 3 });
     let app = Arc::new(AppState {
-        websocket: Responder::new(rules, Arc::default()),
+        websocket: WebSocketResponder::new(rules, Arc::default()),
         events: Arc::default(),
         status: ArcSwap::from_pointee(Status { ports, ..Status::default() }),
         verifier: ArcSwap::default(),
@@ -48,9 +49,9 @@ fn serve_pages(renderer: Renderer) -> Served {
     let counters = Arc::new(Counters::default());
     let counted = Arc::clone(&counters);
     let handler = Arc::new(move |request: Request<Bytes>, peer| Arc::clone(&app).answer(request, peer));
-    let handle = answering::Handle::spawn(|stopped| {
+    let handle = answering::AnsweringHandle::spawn(|stopped| {
         let listeners = answering::register(vec![listener])?;
-        Ok(serve(listeners, Limits::default(), handler, counted, Arc::default(), stopped))
+        Ok(serve(listeners, ServerLimits::default(), handler, counted, Arc::default(), stopped))
     });
     Served { address, counters, handle: handle.unwrap() }
 }

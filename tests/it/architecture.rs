@@ -199,7 +199,7 @@ const LAYERS: [Layers; 2] = [
         root: "proto/src",
         layers: &[
             &["dscp", "key", "prefix", "time"],
-            &["admission", "grid", "machine", "stats", "wire"],
+            &["admission", "machine", "schedule", "stats", "wire"],
             &["echo", "goodbye", "selection"],
             &["mtu", "sim"],
         ],

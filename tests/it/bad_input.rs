@@ -150,7 +150,7 @@ fn a_false_reply_is_never_ok() {
             changed(honest, 14),
         ]
     };
-    let page = answered_falsely(lies, false, &["malformed", "unasked"]);
+    let page = answered_falsely(lies, false, &["malformed", "unsolicited"]);
     assert_eq!(page.count("pathmeter_echo_rtt_seconds_count", &[]), 0, "{page}");
     assert_eq!(page.count("pathmeter_echo_late_total", &[]), 0, "{page}");
     assert_eq!(page.count("pathmeter_echo_last_reply_timestamp_seconds", &[]), 0, "{page}");

@@ -7,7 +7,7 @@ use crate::fixture::{Agent, Ended, Host, Page, pathmeter};
 const DRILL: &str =
     "700ms step +1000s, 1200ms slew +500ppm, 1700ms suspend 2000s, 2200ms slew 0ppm, 2700ms step -1000s";
 
-const VARIABLE: &str = "PATHMETER_CLOCK_DRILL";
+const VARIABLE: &str = "PATHMETER_CLOCK_FAULTS";
 
 /// Round trips, none of which a step has entered: the shortest that one would do is 1000 s.
 fn assert_round_trips_are_right(page: &Page) {
@@ -16,7 +16,9 @@ fn assert_round_trips_are_right(page: &Page) {
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
     let bound = count as f64 * 0.1;
     assert!(count > 0 && sum < bound, "{count} round trips take {sum} s\n{page}");
-    for name in ["late_total", "lost_total", "host_dropped_total", "mismatched_total", "user_stamps_total"] {
+    for name in
+        ["late_total", "lost_total", "host_dropped_total", "mismatched_total", "user_timestamps_total"]
+    {
         assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
     }
     let lag = page.seconds("pathmeter_echo_responder_transmit_lag_seconds_sum", &[]);
@@ -40,7 +42,7 @@ fn has_been_drilled(page: &Page) -> bool {
 }
 
 fn requests(page: &Page) -> u64 {
-    page.count("pathmeter_echo_requests_total", &[])
+    page.count("pathmeter_echo_verdicts_total", &[])
 }
 
 /// Whether everything that was sent has its verdict.
@@ -125,7 +127,7 @@ fn a_drill_that_cannot_be_read_ends_the_program_and_says_why() {
     let mut command = pathmeter(&["completions", "bash"]);
     let ended = Ended::of(command.env(VARIABLE, "1s step +1s, 2s slew fast"));
     assert_eq!(ended.code, Some(1), "{ended}");
-    let expected = "error: PATHMETER_CLOCK_DRILL: event 2, `2s slew fast`: `fast` is no rate \
+    let expected = "error: PATHMETER_CLOCK_FAULTS: event 2, `2s slew fast`: `fast` is no rate \
                     (write -100000ppm to +100000ppm)\n";
     assert_eq!(ended.stderr, expected);
 }

@@ -301,7 +301,7 @@ fn paths_are_exported_by_groups_and_the_worst_by_themselves() {
     };
     let agent = Agent::start(&a, &a.config("a", &peers("site: y")));
     let requests = |page: &Page, group: &str| {
-        page.count("pathmeter_echo_group_requests_total", &[&format!("group=\"{group}\"")])
+        page.count("pathmeter_echo_group_verdicts_total", &[&format!("group=\"{group}\"")])
     };
     let page = agent.page_when("verdicts", |page| requests(page, "x") >= 20 && requests(page, "y") >= 20);
     assert_eq!(page.count("pathmeter_echo_group_paths", &[]), 2, "{page}");

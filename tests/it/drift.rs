@@ -23,7 +23,7 @@ fn full_page() -> Page {
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     agent.page_when("answers and losses", |page| {
-        page.count("pathmeter_echo_requests_total", &[r#"peer="b""#]) >= 5
+        page.count("pathmeter_echo_verdicts_total", &[r#"peer="b""#]) >= 5
             && page.count("pathmeter_echo_lost_total", &[r#"peer="nobody""#]) >= 5
             && page.has("pathmeter_peers", &[])
             && page.has("pathmeter_path_mtu_bytes", &[r#"peer="b""#])

@@ -21,7 +21,7 @@ fn measuring() -> (Agent, Agent, [Host; 2]) {
 }
 
 fn measured(page: &Page) -> bool {
-    page.count("pathmeter_echo_requests_total", &[]) >= 5 && page.has("pathmeter_peers", &[])
+    page.count("pathmeter_echo_verdicts_total", &[]) >= 5 && page.has("pathmeter_peers", &[])
 }
 
 #[test]

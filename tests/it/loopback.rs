@@ -44,14 +44,14 @@ fn two_agents_measure_each_other() {
     let agents = [Agent::start(&a, &config(&a, "a", &b, "b")), Agent::start(&b, &config(&b, "b", &a, "a"))];
     for (agent, peer) in agents.iter().zip([r#"peer="b""#, r#"peer="a""#]) {
         let page = agent.page_when("fifty requests", |page| {
-            page.count("pathmeter_echo_requests_total", &[peer, r#"probe="fast""#]) >= 50
+            page.count("pathmeter_echo_verdicts_total", &[peer, r#"probe="fast""#]) >= 50
         });
         for way in [r#"direction="forward""#, r#"direction="reverse""#] {
             assert_eq!(page.count("pathmeter_echo_hops", &[way]), 0);
             assert_eq!(page.count("pathmeter_echo_dscp_remarked_total", &[way]), 0);
         }
         assert_eq!(page.count("pathmeter_echo_flows", &[]), 2);
-        assert_eq!(page.count("pathmeter_echo_user_stamps_total", &[]), 0, "{page}");
+        assert_eq!(page.count("pathmeter_echo_user_timestamps_total", &[]), 0, "{page}");
         assert_eq!(page.count("pathmeter_echo_responder_turnaround_invalid_total", &[]), 0, "{page}");
         assert!(page.count("pathmeter_responder_replies_total", &[]) > 0);
         assert_eq!(page.count("pathmeter_responder_rejected_total", &[]), 0, "{page}");
@@ -102,11 +102,11 @@ fn a_path_over_ipv6_is_measured() {
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     let page = agent.page_when("ten requests over IPv6", |page| {
-        page.count("pathmeter_echo_requests_total", &[r#"family="ipv6""#]) >= 10
+        page.count("pathmeter_echo_verdicts_total", &[r#"family="ipv6""#]) >= 10
     });
     assert_nothing_missed(&page);
     assert_eq!(page.count("pathmeter_echo_hops", &[]), 0);
-    assert_eq!(page.count("pathmeter_echo_user_stamps_total", &[]), 0, "{page}");
+    assert_eq!(page.count("pathmeter_echo_user_timestamps_total", &[]), 0, "{page}");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn both_families_are_two_paths_and_one_without_an_address_says_so() {
         let label = format!("family=\"{family}\"");
         if known.iter().any(is_of) {
             let page = agent.page_when("ten requests", |page| {
-                let name = "pathmeter_echo_requests_total";
+                let name = "pathmeter_echo_verdicts_total";
                 page.has(name, &[&label]) && page.count(name, &[&label]) >= 10
             });
             assert_nothing_missed(&page);

@@ -10,7 +10,7 @@ mod answering;
 mod architecture;
 mod bad_input;
 mod cli;
-#[cfg(feature = "clock-drill")]
+#[cfg(feature = "clock-faults")]
 mod clock;
 mod discovery;
 mod drift;

@@ -13,7 +13,7 @@ use pathmeter::api::routes::{AppState, metrics_renderer};
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::metrics::{Exporter, Responders};
-use pathmeter::websocket::Responder;
+use pathmeter::websocket::WebSocketResponder;
 use pathmeter_proto::key::{Key, Keys};
 use tokio::sync::mpsc;
 
@@ -62,7 +62,7 @@ fn paths_that_stay_keep_their_ports_and_counters() {
         assert!(sent(&now, probe) >= sent(&page, probe), "{now}");
     }
     assert_eq!(now.series(|series| series.contains(&of("gone"))), 0, "{}", now.text());
-    assert_eq!(now.count("pathmeter_echo_requests_total", &[&of("new")]), 0);
+    assert_eq!(now.count("pathmeter_echo_verdicts_total", &[&of("new")]), 0);
     assert_eq!(now.count(OK, &[&of("new")]), 0);
     assert_eq!(ports, ["same", "slower"].map(|probe| agent.sources(probe, "b")));
     agent.page_when("the paths go on", |page| {
@@ -244,13 +244,13 @@ fn keys_are_rotated_by_reloads() {
 
 /// Where a request that was let through ends.
 async fn status(
-    site: &Arc<AppState>,
-    reloads: &mut mpsc::Receiver<pathmeter::api::routes::Reload>,
+    app_state: &Arc<AppState>,
+    reloads: &mut mpsc::Receiver<pathmeter::api::routes::ReloadRequest>,
     request: Request<Bytes>,
     from: &str,
 ) -> StatusCode {
     let from: SocketAddr = from.parse().unwrap();
-    let answer = tokio::spawn(Arc::clone(site).answer(request, from));
+    let answer = tokio::spawn(Arc::clone(app_state).answer(request, from));
     tokio::select! {
         Some(reload) = reloads.recv() => reload.send(Ok(())).unwrap(),
         () = async { while !answer.is_finished() { tokio::task::yield_now().await } } => {}
@@ -262,14 +262,14 @@ async fn status(
 async fn a_reload_is_taken_from_loopback_or_with_the_key() {
     let keys = Keys::only(Key::new(b"the key of this year"));
     let (sender, mut reloads) = mpsc::channel(1);
-    let nobody = config::Host {
+    let nobody = config::LoadContext {
         name_override: None,
         hostname: "a".to_owned(),
         labels: std::collections::BTreeMap::new(),
     };
     let rules = config::load(b"", &nobody).unwrap().config.websocket;
     let site = Arc::new(AppState {
-        websocket: Responder::new(rules, Arc::default()),
+        websocket: WebSocketResponder::new(rules, Arc::default()),
         events: Arc::default(),
         status: ArcSwap::default(),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),

@@ -139,7 +139,7 @@ fn two_agents_measure_each_other_over_ipv6() {
 #[cfg(feature = "tls")]
 #[test]
 fn agents_with_https_measure_each_other_over_all_protocols() {
-    use pathmeter::http::client::{Client, Secure};
+    use pathmeter::http::client::{Client, TlsClient};
     use pathmeter::tls::{Connector, Trust};
     use pathmeter_lab::pki::{Authority, Valid};
 
@@ -152,7 +152,7 @@ fn agents_with_https_measure_each_other_over_all_protocols() {
         fs::write(&web, "tls_server_config: {cert_file: server.pem, key_file: server.key}\n").unwrap();
         let key = if is_keyed { key_file(folder.path()) } else { String::new() };
         let connector = Connector::new(&Trust { ca_file: Some(ca_file.clone()), identity: None }).unwrap();
-        let secure = Some(Secure { connector, server_name: b.to_string() });
+        let secure = Some(TlsClient { connector, server_name: b.to_string() });
         let more =
             format!("{key}tls: {{web_config_file: {}}}\nresponder: {{allow: [127.0.0.0/8]}}", web.display());
         let _asked = Agent::start_for(&b, &b.config("b", &more), Client { secure, ..Client::default() });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pathmeter_proto::wire::stamp::{Mode, Reply};
 
-use super::super::batch::{Batch, Stamps, socket_at};
+use super::super::batch::{Batch, Timestamps, socket_at};
 use super::super::load;
 
 /// Sockets from which requests come.
@@ -81,7 +81,7 @@ impl Offer {
             let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + n % askers.addresses);
             let mut outbox = Batch::new(BATCH);
             (0..BATCH).for_each(|index| outbox.put(index, to, &load::request(0, 0)));
-            let socket = socket_at(address, Stamps::None)?;
+            let socket = socket_at(address, Timestamps::None)?;
             Ok(Source { socket, outbox, first: load::sessions(sessions), sessions, asked: 0 })
         });
         let sources = sources.collect::<io::Result<_>>()?;

@@ -165,7 +165,7 @@ impl Run {
         column.add_all("dropped at the sockets: prober / responder, as they say", &told);
         column.add_all("… prober / responder / whole namespace, as the kernel says", &self.drops);
         let own = ["transmit", "receive"].map(|stamp| {
-            let series = format!("pathmeter_echo_user_stamps_total{{stamp=\"{stamp}\"}}");
+            let series = format!("pathmeter_echo_user_timestamps_total{{timestamp=\"{stamp}\"}}");
             self.after.0.one_since(&self.before.0, &series)
         });
         column.add_all("without a kernel stamp: transmit / receive", &own);

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
 
@@ -92,10 +92,10 @@ impl<'a> Village<'a> {
             Over::Udp => "udp, peers: all",
             Over::Icmp(_) => "icmp, targets: all",
             Over::Tcp => "tcp, connect_interval: \"off\", peers: all",
-            Over::WebSocket { format: Format::Text, .. } => {
+            Over::WebSocket { format: MessageFormat::Text, .. } => {
                 "websocket, format: text, connect_interval: \"off\", peers: all"
             }
-            Over::WebSocket { format: Format::Binary, .. } => {
+            Over::WebSocket { format: MessageFormat::Binary, .. } => {
                 "websocket, format: binary, connect_interval: \"off\", peers: all"
             }
             Over::Http { .. } => "http, connect_interval: \"off\", peers: all",

@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::agent::{Home, within};
 use super::super::bare::{Echo, Places, per_echo, probe, probe_with};
-use super::super::batch::{Stamps, prepared};
+use super::super::batch::{Timestamps, prepared};
 use super::super::process::cpu_of_this_thread;
 use super::{Cost, Load, Over};
 
@@ -55,7 +55,7 @@ fn pings(rate: f64, span: Duration) -> io::Result<Cost> {
     let mut request = vec![0; ICMP_BYTES];
     request[0] = ECHO_REQUEST;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
-    let socket = prepared(UdpSocket::from(OwnedFd::from(socket)), Stamps::Both)?;
+    let socket = prepared(UdpSocket::from(OwnedFd::from(socket)), Timestamps::Both)?;
     let requests = vec![request; addresses(rate) as usize];
     // Where the upper half of the sequence number would be the kernel writes the identifier.
     let places = Places { sequence: 4, number: 8, number_back: 8 };

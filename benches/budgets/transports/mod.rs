@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use pathmeter_lab::Namespace;
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 
 use super::agent::{Agent, Home};
 use super::bare::per_echo;
@@ -25,7 +25,7 @@ enum Over {
     Udp,
     Icmp(Sockets),
     Tcp,
-    WebSocket { format: Format, is_secure: bool },
+    WebSocket { format: MessageFormat, is_secure: bool },
     Http { is_secure: bool },
 }
 
@@ -62,9 +62,9 @@ const ALL: [Load; 10] = [
         interval: Duration::from_secs(1),
     },
     hundred("TCP", Over::Tcp),
-    hundred("WebSocket, text", Over::WebSocket { format: Format::Text, is_secure: false }),
-    hundred("WebSocket, binary", Over::WebSocket { format: Format::Binary, is_secure: false }),
-    hundred("WebSocket with TLS, text", Over::WebSocket { format: Format::Text, is_secure: true }),
+    hundred("WebSocket, text", Over::WebSocket { format: MessageFormat::Text, is_secure: false }),
+    hundred("WebSocket, binary", Over::WebSocket { format: MessageFormat::Binary, is_secure: false }),
+    hundred("WebSocket with TLS, text", Over::WebSocket { format: MessageFormat::Text, is_secure: true }),
     hundred("HTTP", Over::Http { is_secure: false }),
     hundred("HTTPS", Over::Http { is_secure: true }),
 ];

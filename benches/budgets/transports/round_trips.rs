@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use pathmeter::datagram::{self, SourceChoice, StampNames};
+use pathmeter::datagram::{self, SourceChoice, TimestampMatching};
 use pathmeter::echo::DatagramEcho;
-use pathmeter::http::client::Secure;
+use pathmeter::http::client::TlsClient;
 use pathmeter::loops::{EVENTS_PENDING_MAX, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::metrics::stream::StreamSeries;
 use pathmeter::paths::PathId;
-use pathmeter::stream::{self, Dial, Expected, HttpTarget, StreamEcho};
+use pathmeter::stream::{self, Dial, ExpectedResponse, HttpTarget, StreamEcho};
 use pathmeter::tls::{Connector, Trust};
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Quirks, Report, Spec, StreamSpec, Verdict, Wire};
-use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, StreamSpec, Verdict, WireFormat};
+use pathmeter_proto::machine::TimestampSource;
 use pathmeter_proto::stats::quantile;
 use pathmeter_proto::wire::stream::MESSAGE_BYTES_MIN;
 
@@ -52,19 +52,21 @@ impl RoundTrips {
     }
 
     /// From what all paths report.
-    fn collect(reports: &Receiver<Report>) -> io::Result<Self> {
+    fn collect(reports: &Receiver<EchoReport>) -> io::Result<Self> {
         let mut found = Self::default();
         let (mut sent, mut received, mut first) = (0_u32, 0_u32, FIRST);
         while found.all.len() < PROBES {
             match reports.recv_timeout(PATIENCE) {
-                Ok(Report::Decided { sample: Some(_), .. } | Report::Unsent(_)) if first > 0 => first -= 1,
-                Ok(Report::Decided { sample: Some(sample), .. }) => {
-                    found.all.push(sample.rtt);
-                    sent += u32::from(sample.transmit == StampedBy::User);
-                    received += u32::from(sample.receive == StampedBy::User);
+                Ok(EchoReport::Decided { sample: Some(_), .. } | EchoReport::Unsent(_)) if first > 0 => {
+                    first -= 1
                 }
-                Ok(Report::Decided { verdict: Verdict::Lost { .. }, .. }) => found.lost += 1,
-                Ok(Report::Unsent(slots)) => found.unsent += slots,
+                Ok(EchoReport::Decided { sample: Some(sample), .. }) => {
+                    found.all.push(sample.rtt);
+                    sent += u32::from(sample.transmit == TimestampSource::User);
+                    received += u32::from(sample.receive == TimestampSource::User);
+                }
+                Ok(EchoReport::Decided { verdict: Verdict::Lost { .. }, .. }) => found.lost += 1,
+                Ok(EchoReport::Unsent(slots)) => found.unsent += slots,
                 Ok(_) => {}
                 Err(error) => return Err(io::Error::other(format!("nothing is measured: {error}"))),
             }
@@ -87,31 +89,35 @@ pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTri
     };
     // Threads that are started there have their sockets there.
     within(&village.home, || match load.over {
-        Over::Udp => datagrams(load, ports.stamp, &Wire::Stamp { keys: None, quirks: Quirks::default() }),
-        Over::Icmp(_) => datagrams(load, 0, &Wire::Icmp),
-        Over::Tcp => streams(load, ports.agent, &stream::Over::Tcp { bytes: MESSAGE_BYTES_MIN, keys: None }),
+        Over::Udp => {
+            datagrams(load, ports.stamp, &WireFormat::Stamp { keys: None, quirks: Quirks::default() })
+        }
+        Over::Icmp(_) => datagrams(load, 0, &WireFormat::Icmp),
+        Over::Tcp => {
+            streams(load, ports.agent, &stream::StreamProtocol::Tcp { bytes: MESSAGE_BYTES_MIN, keys: None })
+        }
         Over::WebSocket { format, .. } => {
             let place = place("/ws");
-            let over = stream::Over::WebSocket { place, format, bytes: format.bytes_min() };
+            let over = stream::StreamProtocol::WebSocket { place, format, bytes: format.bytes_min() };
             streams(load, ports.http, &over)
         }
         Over::Http { .. } => {
-            let expected = Expected { status: Vec::new(), body: None, is_agent: true };
+            let expected = ExpectedResponse { status: Vec::new(), body: None, is_agent: true };
             let place = place("/api/v1/ping");
-            streams(load, ports.http, &stream::Over::Http { place, expected })
+            streams(load, ports.http, &stream::StreamProtocol::Http { place, expected })
         }
     })
 }
 
-fn secure(village: &Village<'_>) -> io::Result<Secure> {
+fn secure(village: &Village<'_>) -> io::Result<TlsClient> {
     let trust = Trust { ca_file: Some(village.certificate()), ..Trust::default() };
     let connector = Connector::new(&trust).map_err(io::Error::other)?;
-    Ok(Secure { connector, server_name: NAME.to_owned() })
+    Ok(TlsClient { connector, server_name: NAME.to_owned() })
 }
 
-fn datagrams(load: &Load, port: u16, wire: &Wire) -> io::Result<RoundTrips> {
+fn datagrams(load: &Load, port: u16, wire: &WireFormat) -> io::Result<RoundTrips> {
     let (events, _unread) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
-    let prober = datagram::spawn("bench", Vec::new(), StampNames::detect(), events)?;
+    let prober = datagram::spawn("bench", Vec::new(), TimestampMatching::detect(), events)?;
     let (tap, reports) = mpsc::channel();
     for n in 0..load.paths {
         let task = echo(load, n, port, wire.clone(), tap.clone()).into_task();
@@ -122,10 +128,10 @@ fn datagrams(load: &Load, port: u16, wire: &Wire) -> io::Result<RoundTrips> {
     found
 }
 
-fn echo(load: &Load, n: u32, port: u16, wire: Wire, tap: Sender<Report>) -> DatagramEcho {
+fn echo(load: &Load, n: u32, port: u16, wire: WireFormat, tap: Sender<EchoReport>) -> DatagramEcho {
     DatagramEcho {
         path_mtu: None,
-        spec: Spec {
+        spec: EchoSpec {
             to: SocketAddr::from((target(n), port)),
             wire,
             interval: load.interval,
@@ -134,7 +140,7 @@ fn echo(load: &Load, n: u32, port: u16, wire: Wire, tap: Sender<Report>) -> Data
             dscp: Dscp::default(),
             late_after: Duration::from_secs(1),
             lost_after: Duration::from_secs(3),
-            transmit_stamps: true,
+            tx_timestamps: true,
             count: None,
             seed: n.into(),
         },
@@ -144,7 +150,7 @@ fn echo(load: &Load, n: u32, port: u16, wire: Wire, tap: Sender<Report>) -> Data
     }
 }
 
-fn streams(load: &Load, port: u16, over: &stream::Over) -> io::Result<RoundTrips> {
+fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<RoundTrips> {
     let (events, _unread) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let streams = stream::spawn(events)?;
     let (tap, reports) = mpsc::channel();

@@ -5,15 +5,15 @@ use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use super::absence::Absence;
-use super::outcome::{Direction, Report, Sample, Verdict};
-use crate::machine::{HostDrops, NotSent, STAMP_WAIT, StampedBy};
+use super::outcome::{Direction, EchoReport, RoundTrip, Verdict};
+use crate::machine::{HostDrops, NotSent, STAMP_WAIT, TimestampSource};
 use crate::stats::RecentLoss;
 use crate::time::{Timestamp, nanos};
 use crate::wire::NtpTime;
 
 /// When a datagram's fate is decided.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
+pub(super) struct VerdictRules {
     /// A longer round trip is late.
     pub(super) late_after: Duration,
     /// Without a reply by then it is lost.
@@ -22,7 +22,7 @@ pub(super) struct Rules {
     /// under way is not missing.
     pub(super) horizon: Duration,
     /// Whether the driver will deliver the kernel's transmit stamps.
-    pub(super) transmit_stamps: bool,
+    pub(super) tx_timestamps: bool,
     /// When the peer was away, by its own word.
     pub(super) absence: Option<Absence>,
 }
@@ -53,20 +53,20 @@ pub(super) struct Flow {
 struct Slot {
     t1: Timestamp,
     wire: NtpTime,
-    kind: Carries,
+    kind: RequestForm,
     purpose: Purpose,
-    transmit: StampedBy,
-    evidence: Evidence,
-    state: State,
+    transmit: TimestampSource,
+    evidence: ArrivalEvidence,
+    state: SlotState,
 }
 
 /// What a datagram carries: the responder keeps a record of its own for those with and for those without our extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Carries {
+pub(super) enum RequestForm {
     /// Our session extension.
-    Session,
+    WithSession,
     /// Not that.
-    Less,
+    WithoutSession,
 }
 
 /// What the hosts at both ends dropped.
@@ -84,25 +84,25 @@ pub(super) enum Purpose {
     /// To measure.
     Measure,
     /// To find out what a foreign responder understands, which it may refuse to answer.
-    Ask,
+    Detect,
 }
 
 /// What is known of a datagram's arrival at the responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Evidence {
+enum ArrivalEvidence {
     None,
     Arrived,
     Missing,
 }
 
 #[derive(Debug)]
-enum State {
+enum SlotState {
     /// Handed to the driver.
     Queued,
     /// Left the host; no reply yet.
     InFlight,
     /// Answered; the kernel's transmit stamp is still to come.
-    Held(Box<Reply>),
+    Held(Box<ReplyTimes>),
     /// Answered; the round trip when the verdict was ok.
     Answered(Option<Duration>),
     /// Decided without an answer: lost, or withdrawn.
@@ -113,18 +113,18 @@ enum State {
 
 /// What a reply tells about its own round trip, before T1 is known for good.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reply {
+pub(super) struct ReplyTimes {
     /// T4.
     pub(super) at: Timestamp,
     /// T3 − T2 in nanoseconds, as the responder says.
     pub(super) turnaround: i64,
     /// Everything that does not depend on T1; `rtt`, `turnaround` and `transmit` are filled in.
-    pub(super) sample: Sample,
+    pub(super) sample: RoundTrip,
 }
 
 /// How a reply fits what was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fit {
+pub(super) enum ReplyMatch {
     /// The first answer to a datagram that is undecided; when that was sent.
     Answer { sent: Timestamp },
     /// The datagram is answered already.
@@ -132,7 +132,7 @@ pub(super) enum Fit {
     /// The datagram was given up.
     VeryLate,
     /// Nothing like it was sent.
-    Unasked,
+    Unsolicited,
 }
 
 impl Flow {
@@ -167,7 +167,7 @@ impl Flow {
     }
 
     /// Takes note of a datagram that was handed to the driver.
-    pub(super) fn push(&mut self, at: Timestamp, wire: NtpTime, kind: Carries, purpose: Purpose) -> u64 {
+    pub(super) fn push(&mut self, at: Timestamp, wire: NtpTime, kind: RequestForm, purpose: Purpose) -> u64 {
         let sequence = self.next;
         self.next += 1;
         self.sent = self.sent.wrapping_add(1);
@@ -176,9 +176,9 @@ impl Flow {
             wire,
             kind,
             purpose,
-            transmit: StampedBy::User,
-            evidence: Evidence::None,
-            state: State::Queued,
+            transmit: TimestampSource::User,
+            evidence: ArrivalEvidence::None,
+            state: SlotState::Queued,
         });
         sequence
     }
@@ -199,7 +199,7 @@ impl Flow {
 
     /// When a datagram left that is still under way; `None` for any other.
     pub(super) fn in_flight_since(&mut self, sequence: u64) -> Option<Timestamp> {
-        self.slot(sequence).filter(|slot| matches!(slot.state, State::InFlight)).map(|slot| slot.t1)
+        self.slot(sequence).filter(|slot| matches!(slot.state, SlotState::InFlight)).map(|slot| slot.t1)
     }
 
     /// The 64-bit sequence number that ends in `wire`, at most `next`.
@@ -213,29 +213,29 @@ impl Flow {
         &mut self,
         sequence: u64,
         at: Timestamp,
-        by: StampedBy,
-        reports: &mut VecDeque<Report>,
+        by: TimestampSource,
+        reports: &mut VecDeque<EchoReport>,
     ) {
         let flow = self.index;
         let Some(slot) = self.slot(sequence) else { return };
-        if let State::Queued = slot.state {
-            slot.state = State::InFlight;
+        if let SlotState::Queued = slot.state {
+            slot.state = SlotState::InFlight;
             slot.t1 = at;
             slot.transmit = by;
-            reports.push_back(Report::Sent { flow, sequence });
-        } else if by == StampedBy::Kernel && slot.transmit == StampedBy::User {
+            reports.push_back(EchoReport::Sent { flow, sequence });
+        } else if by == TimestampSource::Kernel && slot.transmit == TimestampSource::User {
             slot.t1 = at;
             slot.transmit = by;
         }
     }
 
-    pub(super) fn not_sent(&mut self, sequence: u64, why: NotSent, reports: &mut VecDeque<Report>) {
+    pub(super) fn not_sent(&mut self, sequence: u64, why: NotSent, reports: &mut VecDeque<EchoReport>) {
         let Some(slot) = self.slot(sequence) else { return };
         // What has left is decided by what comes back, whatever is said of it later.
-        let State::Queued = slot.state else { return };
-        slot.state = State::Void;
+        let SlotState::Queued = slot.state else { return };
+        slot.state = SlotState::Void;
         self.sent = self.sent.wrapping_sub(1);
-        reports.push_back(Report::SendError(why));
+        reports.push_back(EchoReport::SendError(why));
         self.advance();
     }
 
@@ -246,21 +246,27 @@ impl Flow {
     }
 
     /// How a reply to `sequence` that carries T1 as `wire` and arrived at `at` fits.
-    pub(super) fn fit(&mut self, sequence: u64, wire: NtpTime, at: Timestamp, rules: &Rules) -> Fit {
+    pub(super) fn fit(
+        &mut self,
+        sequence: u64,
+        wire: NtpTime,
+        at: Timestamp,
+        rules: &VerdictRules,
+    ) -> ReplyMatch {
         if sequence < self.base() {
-            return Fit::VeryLate;
+            return ReplyMatch::VeryLate;
         }
-        let Some(slot) = self.slot(sequence) else { return Fit::Unasked };
+        let Some(slot) = self.slot(sequence) else { return ReplyMatch::Unsolicited };
         if slot.wire != wire {
-            return Fit::Unasked;
+            return ReplyMatch::Unsolicited;
         }
         let is_late = at.since(slot.t1) > rules.lost_after;
         match slot.state {
-            State::Queued | State::Void => Fit::Unasked,
-            State::GivenUp => Fit::VeryLate,
-            _ if is_late => Fit::VeryLate,
-            State::InFlight => Fit::Answer { sent: slot.t1 },
-            State::Held(_) | State::Answered(_) => Fit::Duplicate,
+            SlotState::Queued | SlotState::Void => ReplyMatch::Unsolicited,
+            SlotState::GivenUp => ReplyMatch::VeryLate,
+            _ if is_late => ReplyMatch::VeryLate,
+            SlotState::InFlight => ReplyMatch::Answer { sent: slot.t1 },
+            SlotState::Held(_) | SlotState::Answered(_) => ReplyMatch::Duplicate,
         }
     }
 
@@ -268,19 +274,19 @@ impl Flow {
     pub(super) fn answer(
         &mut self,
         sequence: u64,
-        reply: Reply,
-        rules: &Rules,
-        reports: &mut VecDeque<Report>,
+        reply: ReplyTimes,
+        rules: &VerdictRules,
+        reports: &mut VecDeque<EchoReport>,
     ) {
         if sequence < self.expected {
-            reports.push_back(Report::Reordered);
+            reports.push_back(EchoReport::Reordered);
         } else {
             self.expected = sequence + 1;
         }
         let slot = self.slot(sequence).expect("it fitted");
-        if rules.transmit_stamps && slot.transmit == StampedBy::User {
+        if rules.tx_timestamps && slot.transmit == TimestampSource::User {
             // Rare: the stamp is normally there before the reply, and a slot is kept small for the others.
-            slot.state = State::Held(Box::new(reply));
+            slot.state = SlotState::Held(Box::new(reply));
             self.held += 1;
             self.held_until = self.held_until.min(reply.at + STAMP_WAIT);
         } else {
@@ -289,21 +295,32 @@ impl Flow {
     }
 
     /// Decides a datagram whose reply was held, if its kernel stamp has come.
-    pub(super) fn release(&mut self, sequence: u64, rules: &Rules, reports: &mut VecDeque<Report>) {
-        if self.slot(sequence).is_some_and(|slot| matches!(slot.state, State::Held(_))) {
+    pub(super) fn release(
+        &mut self,
+        sequence: u64,
+        rules: &VerdictRules,
+        reports: &mut VecDeque<EchoReport>,
+    ) {
+        if self.slot(sequence).is_some_and(|slot| matches!(slot.state, SlotState::Held(_))) {
             self.finish(sequence, rules, reports);
         }
     }
 
-    fn finish(&mut self, sequence: u64, rules: &Rules, reports: &mut VecDeque<Report>) {
+    fn finish(&mut self, sequence: u64, rules: &VerdictRules, reports: &mut VecDeque<EchoReport>) {
         let slot = self.slot(sequence).expect("it is held");
-        if let State::Held(reply) = std::mem::replace(&mut slot.state, State::InFlight) {
+        if let SlotState::Held(reply) = std::mem::replace(&mut slot.state, SlotState::InFlight) {
             self.held -= 1;
             self.decide(sequence, &reply, rules, reports);
         }
     }
 
-    fn decide(&mut self, sequence: u64, reply: &Reply, rules: &Rules, reports: &mut VecDeque<Report>) {
+    fn decide(
+        &mut self,
+        sequence: u64,
+        reply: &ReplyTimes,
+        rules: &VerdictRules,
+        reports: &mut VecDeque<EchoReport>,
+    ) {
         let flow = self.index;
         let slot = self.slot(sequence).expect("it was answered");
         let (mut sample, t1) = (reply.sample, slot.t1);
@@ -315,16 +332,16 @@ impl Flow {
         let verdict = if sample.rtt > rules.late_after { Verdict::Late } else { Verdict::Ok };
         let rtt = Some(sample.rtt).filter(|_| verdict == Verdict::Ok);
         let at = reply.at;
-        slot.state = State::Answered(rtt);
+        slot.state = SlotState::Answered(rtt);
         if turnaround.is_none() {
-            reports.push_back(Report::TurnaroundInvalid);
+            reports.push_back(EchoReport::TurnaroundInvalid);
         }
-        reports.push_back(Report::Decided { flow, sequence, verdict, sample: Some(sample) });
+        reports.push_back(EchoReport::Decided { flow, sequence, verdict, sample: Some(sample) });
         self.loss.add(at, false);
         if let Some(rtt) = rtt {
             for neighbour in [sequence.checked_sub(1), Some(sequence + 1)].into_iter().flatten() {
                 if let Some(other) = self.round_trip(neighbour) {
-                    reports.push_back(Report::Ipdv(rtt.abs_diff(other)));
+                    reports.push_back(EchoReport::Ipdv(rtt.abs_diff(other)));
                 }
             }
         }
@@ -338,16 +355,20 @@ impl Flow {
             return self.before;
         }
         match self.slot(sequence)?.state {
-            State::Answered(rtt) => rtt,
-            State::Queued | State::InFlight | State::Held(_) | State::GivenUp | State::Void => None,
+            SlotState::Answered(rtt) => rtt,
+            SlotState::Queued
+            | SlotState::InFlight
+            | SlotState::Held(_)
+            | SlotState::GivenUp
+            | SlotState::Void => None,
         }
     }
 
     /// A run of losses ends when the next datagram that has a fate at all is found answered.
-    fn end_burst(&mut self, reports: &mut VecDeque<Report>) {
-        let next = self.slots.iter().find(|slot| !matches!(slot.state, State::GivenUp | State::Void));
-        if self.burst > 0 && next.is_some_and(|slot| matches!(slot.state, State::Answered(_))) {
-            reports.push_back(Report::BurstEnded(std::mem::take(&mut self.burst)));
+    fn end_burst(&mut self, reports: &mut VecDeque<EchoReport>) {
+        let next = self.slots.iter().find(|slot| !matches!(slot.state, SlotState::GivenUp | SlotState::Void));
+        if self.burst > 0 && next.is_some_and(|slot| matches!(slot.state, SlotState::Answered(_))) {
+            reports.push_back(EchoReport::BurstEnded(std::mem::take(&mut self.burst)));
         }
     }
 
@@ -357,18 +378,18 @@ impl Flow {
     pub(super) fn learn(
         &mut self,
         span: RangeInclusive<u64>,
-        kind: Carries,
+        kind: RequestForm,
         asked: Timestamp,
-        rules: &Rules,
+        rules: &VerdictRules,
         arrived: impl Fn(u64, Timestamp) -> Option<bool>,
     ) {
         let from = (*span.start()).max(self.cursor);
         for sequence in from..=(*span.end()).min(self.next.saturating_sub(1)) {
             let Some(slot) = self.slot(sequence).filter(|slot| slot.kind == kind) else { continue };
             match arrived(sequence, slot.t1) {
-                Some(true) => slot.evidence = Evidence::Arrived,
-                Some(false) if slot.evidence == Evidence::None && asked >= slot.t1 + rules.horizon => {
-                    slot.evidence = Evidence::Missing;
+                Some(true) => slot.evidence = ArrivalEvidence::Arrived,
+                Some(false) if slot.evidence == ArrivalEvidence::None && asked >= slot.t1 + rules.horizon => {
+                    slot.evidence = ArrivalEvidence::Missing;
                 }
                 Some(false) | None => {}
             }
@@ -379,9 +400,9 @@ impl Flow {
     pub(super) fn refused_on_the_way(&mut self, sequence: u64, wire: NtpTime) {
         if let Some(slot) = self.slot(sequence)
             && slot.wire == wire
-            && slot.evidence == Evidence::None
+            && slot.evidence == ArrivalEvidence::None
         {
-            slot.evidence = Evidence::Missing;
+            slot.evidence = ArrivalEvidence::Missing;
         }
     }
 
@@ -389,9 +410,9 @@ impl Flow {
     pub(super) fn expire(
         &mut self,
         drained: Timestamp,
-        rules: &Rules,
+        rules: &VerdictRules,
         drops: &mut Drops<'_>,
-        reports: &mut VecDeque<Report>,
+        reports: &mut VecDeque<EchoReport>,
     ) {
         if self.held_until <= drained {
             self.release_overdue(drained, rules, reports);
@@ -400,21 +421,26 @@ impl Flow {
             let deadline = front.t1 + rules.lost_after;
             let sequence = self.base();
             match front.state {
-                State::Queued => break,
-                State::GivenUp | State::Void => {}
+                SlotState::Queued => break,
+                SlotState::GivenUp | SlotState::Void => {}
                 _ if deadline > drained => break,
-                State::Held(_) => self.finish(sequence, rules, reports),
-                State::Answered(_) => {}
-                State::InFlight => self.lose(sequence, deadline, rules, drops, reports),
+                SlotState::Held(_) => self.finish(sequence, rules, reports),
+                SlotState::Answered(_) => {}
+                SlotState::InFlight => self.lose(sequence, deadline, rules, drops, reports),
             }
             self.pop(reports);
         }
     }
 
-    fn release_overdue(&mut self, drained: Timestamp, rules: &Rules, reports: &mut VecDeque<Report>) {
+    fn release_overdue(
+        &mut self,
+        drained: Timestamp,
+        rules: &VerdictRules,
+        reports: &mut VecDeque<EchoReport>,
+    ) {
         self.held_until = Timestamp::NEVER;
         for sequence in self.cursor..self.next {
-            let Some(Slot { state: State::Held(reply), .. }) = self.slot(sequence) else { continue };
+            let Some(Slot { state: SlotState::Held(reply), .. }) = self.slot(sequence) else { continue };
             let until = reply.at + STAMP_WAIT;
             if until <= drained {
                 self.finish(sequence, rules, reports);
@@ -428,45 +454,49 @@ impl Flow {
         &mut self,
         sequence: u64,
         deadline: Timestamp,
-        rules: &Rules,
+        rules: &VerdictRules,
         drops: &mut Drops<'_>,
-        reports: &mut VecDeque<Report>,
+        reports: &mut VecDeque<EchoReport>,
     ) {
         let flow = self.index;
         let slot = self.slot(sequence).expect("it is in flight");
         let (evidence, t1, purpose) = (slot.evidence, slot.t1, slot.purpose);
-        slot.state = State::GivenUp;
+        slot.state = SlotState::GivenUp;
         let Drops { here, there } = drops;
         let ours = &mut || here.claim(flow, t1, deadline);
         let theirs = &mut || there.claim(0, t1, deadline);
         let (host_dropped, direction) = match evidence {
-            Evidence::Arrived => (ours(), Direction::Reverse),
-            Evidence::Missing => (theirs(), Direction::Forward),
-            Evidence::None => (ours() || theirs(), Direction::Unknown),
+            ArrivalEvidence::Arrived => (ours(), Direction::Reverse),
+            ArrivalEvidence::Missing => (theirs(), Direction::Forward),
+            ArrivalEvidence::None => (ours() || theirs(), Direction::Unknown),
         };
         let is_excused = rules.absence.is_some_and(|absence| absence.excuses(t1, rules.lost_after));
-        let is_excused = is_excused || purpose == Purpose::Ask;
+        let is_excused = is_excused || purpose == Purpose::Detect;
         let verdict = match (is_excused, host_dropped) {
             (true, _) => Verdict::Withdrawn,
             (false, true) => Verdict::HostDropped,
             (false, false) => Verdict::Lost(direction),
         };
-        reports.push_back(Report::Decided { flow, sequence, verdict, sample: None });
+        reports.push_back(EchoReport::Decided { flow, sequence, verdict, sample: None });
         let is_lost = matches!(verdict, Verdict::Lost(_));
         self.loss.add(deadline, is_lost);
         if is_lost {
             if self.burst == 0 {
-                reports.push_back(Report::BurstBegan);
+                reports.push_back(EchoReport::BurstBegan);
             }
             self.burst += 1;
         }
     }
 
-    fn pop(&mut self, reports: &mut VecDeque<Report>) {
+    fn pop(&mut self, reports: &mut VecDeque<EchoReport>) {
         let Some(slot) = self.slots.pop_front() else { return };
         self.before = match slot.state {
-            State::Answered(rtt) => rtt,
-            State::Queued | State::InFlight | State::Held(_) | State::GivenUp | State::Void => None,
+            SlotState::Answered(rtt) => rtt,
+            SlotState::Queued
+            | SlotState::InFlight
+            | SlotState::Held(_)
+            | SlotState::GivenUp
+            | SlotState::Void => None,
         };
         self.advance();
         self.end_burst(reports);
@@ -476,8 +506,8 @@ impl Flow {
         self.cursor = self.cursor.max(self.base());
         while let Some(slot) = self.slot(self.cursor) {
             match slot.state {
-                State::Queued | State::InFlight | State::Held(_) => break,
-                State::Answered(_) | State::GivenUp | State::Void => self.cursor += 1,
+                SlotState::Queued | SlotState::InFlight | SlotState::Held(_) => break,
+                SlotState::Answered(_) | SlotState::GivenUp | SlotState::Void => self.cursor += 1,
             }
         }
     }
@@ -487,12 +517,12 @@ impl Flow {
         &mut self,
         which: Range<u64>,
         at: Timestamp,
-        rules: &Rules,
-        reports: &mut VecDeque<Report>,
+        rules: &VerdictRules,
+        reports: &mut VecDeque<EchoReport>,
     ) {
         let mut drops = Drops { here: &mut HostDrops::default(), there: &mut HostDrops::default() };
         for sequence in which.start.max(self.cursor)..which.end.min(self.next) {
-            if self.slot(sequence).is_some_and(|slot| matches!(slot.state, State::InFlight)) {
+            if self.slot(sequence).is_some_and(|slot| matches!(slot.state, SlotState::InFlight)) {
                 self.lose(sequence, at, rules, &mut drops, reports);
             }
         }
@@ -500,42 +530,42 @@ impl Flow {
     }
 
     /// Decides everything that left the host and has no verdict: withdrawn, or answered if a reply is held.
-    pub(super) fn withdraw(&mut self, rules: &Rules, reports: &mut VecDeque<Report>) {
+    pub(super) fn withdraw(&mut self, rules: &VerdictRules, reports: &mut VecDeque<EchoReport>) {
         for sequence in self.cursor..self.next {
             let flow = self.index;
             let Some(slot) = self.slot(sequence) else { continue };
             match slot.state {
-                State::Held(_) => self.finish(sequence, rules, reports),
-                State::InFlight => {
-                    slot.state = State::GivenUp;
-                    reports.push_back(Report::Decided {
+                SlotState::Held(_) => self.finish(sequence, rules, reports),
+                SlotState::InFlight => {
+                    slot.state = SlotState::GivenUp;
+                    reports.push_back(EchoReport::Decided {
                         flow,
                         sequence,
                         verdict: Verdict::Withdrawn,
                         sample: None,
                     });
                 }
-                State::Queued | State::Answered(_) | State::GivenUp | State::Void => {}
+                SlotState::Queued | SlotState::Answered(_) | SlotState::GivenUp | SlotState::Void => {}
             }
         }
         self.advance();
     }
 
     /// Decides one datagram that is under way: withdrawn.
-    pub(super) fn withdraw_one(&mut self, sequence: u64, reports: &mut VecDeque<Report>) {
+    pub(super) fn withdraw_one(&mut self, sequence: u64, reports: &mut VecDeque<EchoReport>) {
         let flow = self.index;
         if let Some(slot) = self.slot(sequence)
-            && matches!(slot.state, State::InFlight)
+            && matches!(slot.state, SlotState::InFlight)
         {
-            slot.state = State::GivenUp;
+            slot.state = SlotState::GivenUp;
             let verdict = Verdict::Withdrawn;
-            reports.push_back(Report::Decided { flow, sequence, verdict, sample: None });
+            reports.push_back(EchoReport::Decided { flow, sequence, verdict, sample: None });
             self.advance();
         }
     }
 
     /// When something must be decided if nothing arrives.
-    pub(super) fn deadline(&self, rules: &Rules) -> Timestamp {
+    pub(super) fn deadline(&self, rules: &VerdictRules) -> Timestamp {
         let index = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
         let at = |index| self.slots.get(index).map(|slot: &Slot| slot.t1 + rules.lost_after);
         // Datagrams are decided in order, and by the kernel's stamps one may have left after a later one.
@@ -546,7 +576,7 @@ impl Flow {
     /// Datagrams that left the host and have no verdict, counted one by one.
     pub(super) fn in_flight(&self) -> usize {
         let skip = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
-        let is_undecided = |slot: &&Slot| matches!(slot.state, State::InFlight | State::Held(_));
+        let is_undecided = |slot: &&Slot| matches!(slot.state, SlotState::InFlight | SlotState::Held(_));
         self.slots.iter().skip(skip).filter(is_undecided).count()
     }
 
@@ -573,14 +603,14 @@ mod tests {
     use crate::wire::NtpTime;
 
     const MS: u64 = 1_000_000;
-    const RULES: Rules = Rules {
+    const RULES: VerdictRules = VerdictRules {
         late_after: Duration::from_millis(1_000),
         lost_after: Duration::from_millis(3_000),
         horizon: Duration::from_millis(250),
-        transmit_stamps: false,
+        tx_timestamps: false,
         absence: None,
     };
-    const WAITING: Rules = Rules { transmit_stamps: true, ..RULES };
+    const WAITING: VerdictRules = VerdictRules { tx_timestamps: true, ..RULES };
 
     fn at(milliseconds: u64) -> Timestamp {
         Timestamp::from_nanos(milliseconds * MS)
@@ -594,22 +624,22 @@ mod tests {
         NtpTime(1_000 + sequence)
     }
 
-    fn reply(at: Timestamp) -> Reply {
-        Reply { at, turnaround: 0, sample: Sample::bare(StampedBy::Kernel) }
+    fn reply(at: Timestamp) -> ReplyTimes {
+        ReplyTimes { at, turnaround: 0, sample: RoundTrip::bare(TimestampSource::Kernel) }
     }
 
     /// A flow and what it reported.
     struct Hand {
         flow: Flow,
-        rules: Rules,
-        reports: VecDeque<Report>,
+        rules: VerdictRules,
+        reports: VecDeque<EchoReport>,
         here: HostDrops,
         there: HostDrops,
     }
 
     impl Hand {
         /// A flow that has sent a datagram at each of these milliseconds.
-        fn sent(rules: Rules, times: &[u64]) -> Self {
+        fn sent(rules: VerdictRules, times: &[u64]) -> Self {
             let (here, there) = (HostDrops::default(), HostDrops::default());
             let flow = Flow::new(3, 1, 9, at(0));
             let mut hand = Self { flow, rules, reports: VecDeque::new(), here, there };
@@ -621,24 +651,24 @@ mod tests {
 
         fn queue(&mut self, at: Timestamp) -> u64 {
             let (next, _) = self.flow.upcoming();
-            self.flow.push(at, wire(next), Carries::Session, Purpose::Measure)
+            self.flow.push(at, wire(next), RequestForm::WithSession, Purpose::Measure)
         }
 
         fn send(&mut self, at: Timestamp) -> u64 {
             let sequence = self.queue(at);
-            self.flow.sent(sequence, at, StampedBy::User, &mut self.reports);
+            self.flow.sent(sequence, at, TimestampSource::User, &mut self.reports);
             sequence
         }
 
         fn answer(&mut self, sequence: u64, at: Timestamp) {
             let fit = self.flow.fit(sequence, wire(sequence), at, &self.rules);
-            assert!(matches!(fit, Fit::Answer { .. }), "{fit:?}");
+            assert!(matches!(fit, ReplyMatch::Answer { .. }), "{fit:?}");
             self.flow.answer(sequence, reply(at), &self.rules, &mut self.reports);
         }
 
         /// The kernel says when a datagram left.
         fn timestamp(&mut self, sequence: u64, at: Timestamp) {
-            self.flow.sent(sequence, at, StampedBy::Kernel, &mut self.reports);
+            self.flow.sent(sequence, at, TimestampSource::Kernel, &mut self.reports);
             self.flow.release(sequence, &self.rules, &mut self.reports);
         }
 
@@ -649,29 +679,31 @@ mod tests {
 
         fn learn(&mut self, sequence: u64, asked: Timestamp, has_arrived: bool) {
             let span = sequence..=sequence;
-            self.flow.learn(span, Carries::Session, asked, &self.rules, |_, _| Some(has_arrived));
+            self.flow.learn(span, RequestForm::WithSession, asked, &self.rules, |_, _| Some(has_arrived));
         }
 
-        fn fit(&mut self, sequence: u64, at: Timestamp) -> Fit {
+        fn fit(&mut self, sequence: u64, at: Timestamp) -> ReplyMatch {
             self.flow.fit(sequence, wire(sequence), at, &self.rules)
         }
 
         /// The verdicts since the last call.
         fn verdicts(&mut self) -> Vec<(u64, Verdict)> {
             let decided = self.reports.drain(..).filter_map(|report| {
-                let Report::Decided { sequence, verdict, .. } = report else { return None };
+                let EchoReport::Decided { sequence, verdict, .. } = report else { return None };
                 Some((sequence, verdict))
             });
             decided.collect()
         }
 
         /// The sample of the only verdict since the last call.
-        fn sample(&mut self) -> Sample {
+        fn sample(&mut self) -> RoundTrip {
             let decided = self.reports.drain(..).filter_map(|report| {
-                let Report::Decided { sample, .. } = report else { return None };
+                let EchoReport::Decided { sample, .. } = report else { return None };
                 sample
             });
-            let [sample] = decided.collect::<Vec<Sample>>()[..] else { panic!("one datagram is answered") };
+            let [sample] = decided.collect::<Vec<RoundTrip>>()[..] else {
+                panic!("one datagram is answered")
+            };
             sample
         }
     }
@@ -683,32 +715,32 @@ mod tests {
     #[test]
     fn reply_at_the_deadline_is_an_answer_and_one_that_comes_later_is_very_late() {
         let mut hand = Hand::sent(RULES, &[10]);
-        assert_eq!(hand.fit(0, at(3_010)), Fit::Answer { sent: at(10) });
-        assert_eq!(hand.fit(0, at(3_010) + nanosecond()), Fit::VeryLate);
-        assert_eq!(hand.fit(1, at(20)), Fit::Unasked);
-        assert_eq!(hand.flow.fit(0, wire(1), at(20), &RULES), Fit::Unasked, "another T1");
+        assert_eq!(hand.fit(0, at(3_010)), ReplyMatch::Answer { sent: at(10) });
+        assert_eq!(hand.fit(0, at(3_010) + nanosecond()), ReplyMatch::VeryLate);
+        assert_eq!(hand.fit(1, at(20)), ReplyMatch::Unsolicited);
+        assert_eq!(hand.flow.fit(0, wire(1), at(20), &RULES), ReplyMatch::Unsolicited, "another T1");
         hand.expire(at(3_010) - nanosecond());
         assert_eq!(hand.verdicts(), []);
         hand.expire(at(3_010));
         assert_eq!(hand.verdicts(), [(0, UNKNOWN)]);
-        assert_eq!(hand.fit(0, at(3_010)), Fit::VeryLate, "it is forgotten");
+        assert_eq!(hand.fit(0, at(3_010)), ReplyMatch::VeryLate, "it is forgotten");
     }
 
     #[test]
     fn what_did_not_leave_has_no_answer_and_what_is_decided_has_no_second_one() {
         let mut hand = Hand::sent(WAITING, &[]);
         let queued = hand.queue(at(1));
-        assert_eq!(hand.fit(queued, at(2)), Fit::Unasked);
+        assert_eq!(hand.fit(queued, at(2)), ReplyMatch::Unsolicited);
         hand.flow.not_sent(queued, NotSent::Buffer, &mut hand.reports);
-        assert_eq!(hand.fit(queued, at(2)), Fit::Unasked);
+        assert_eq!(hand.fit(queued, at(2)), ReplyMatch::Unsolicited);
         let held = hand.send(at(3));
         hand.answer(held, at(4));
-        assert_eq!(hand.fit(held, at(5)), Fit::Duplicate);
+        assert_eq!(hand.fit(held, at(5)), ReplyMatch::Duplicate);
         hand.timestamp(held, at(3));
-        assert_eq!(hand.fit(held, at(5)), Fit::Duplicate);
+        assert_eq!(hand.fit(held, at(5)), ReplyMatch::Duplicate);
         let withdrawn = hand.send(at(6));
         hand.flow.withdraw_one(withdrawn, &mut hand.reports);
-        assert_eq!(hand.fit(withdrawn, at(7)), Fit::VeryLate);
+        assert_eq!(hand.fit(withdrawn, at(7)), ReplyMatch::VeryLate);
         assert_eq!(hand.verdicts(), [(held, Verdict::Ok), (withdrawn, Verdict::Withdrawn)]);
     }
 
@@ -728,7 +760,7 @@ mod tests {
         assert!(!hand.flow.is_settled());
         hand.timestamp(0, at(11));
         let sample = hand.sample();
-        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(19), StampedBy::Kernel));
+        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(19), TimestampSource::Kernel));
         assert_eq!(hand.flow.in_flight(), 0);
         assert!(hand.flow.is_settled());
         // A second one changes nothing, and one that comes first makes no reply wait.
@@ -737,7 +769,7 @@ mod tests {
         hand.timestamp(1, at(42));
         hand.answer(1, at(50));
         let sample = hand.sample();
-        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(8), StampedBy::Kernel));
+        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(8), TimestampSource::Kernel));
         assert_eq!(hand.flow.deadline(&WAITING), Timestamp::NEVER, "no reply waits");
     }
 
@@ -752,7 +784,7 @@ mod tests {
         assert_eq!(hand.verdicts(), []);
         hand.expire(at(150));
         let sample = hand.sample();
-        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(30), StampedBy::User));
+        assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(30), TimestampSource::User));
         assert_eq!(hand.flow.deadline(&WAITING), at(155), "of those that still wait the first");
         hand.timestamp(0, at(12));
         assert_eq!(hand.sample().rtt, Duration::from_millis(43));
@@ -765,7 +797,7 @@ mod tests {
 
     #[test]
     fn reply_that_waits_is_decided_at_the_latest_when_its_datagram_would_be_lost() {
-        let mut hand = Hand::sent(Rules { late_after: RULES.lost_after, ..WAITING }, &[10]);
+        let mut hand = Hand::sent(VerdictRules { late_after: RULES.lost_after, ..WAITING }, &[10]);
         hand.answer(0, at(2_950));
         hand.expire(at(3_009));
         assert_eq!(hand.verdicts(), []);
@@ -810,11 +842,11 @@ mod tests {
     #[test]
     fn report_is_about_the_datagrams_between_its_ends_that_are_undecided_and_of_its_kind() {
         let mut hand = Hand::sent(RULES, &[10, 20, 30, 40, 50]);
-        hand.flow.push(at(60), wire(5), Carries::Less, Purpose::Measure);
-        hand.flow.sent(5, at(60), StampedBy::User, &mut hand.reports);
+        hand.flow.push(at(60), wire(5), RequestForm::WithoutSession, Purpose::Measure);
+        hand.flow.sent(5, at(60), TimestampSource::User, &mut hand.reports);
         hand.answer(1, at(70));
         let seen = std::cell::RefCell::new(Vec::new());
-        hand.flow.learn(1..=9, Carries::Session, at(900), &RULES, |sequence, sent| {
+        hand.flow.learn(1..=9, RequestForm::WithSession, at(900), &RULES, |sequence, sent| {
             seen.borrow_mut().push((sequence, sent));
             [None, None, Some(false), Some(true), None][usize::try_from(sequence).unwrap()]
         });
@@ -839,7 +871,7 @@ mod tests {
             assert_eq!(credible_turnaround(stated, elapsed), credible, "{stated} ns of {elapsed} ns");
         }
         let mut hand = Hand::sent(RULES, &[10]);
-        let stated = Reply { turnaround: 5 * 1_000_000, ..reply(at(30)) };
+        let stated = ReplyTimes { turnaround: 5 * 1_000_000, ..reply(at(30)) };
         hand.flow.answer(0, stated, &RULES, &mut hand.reports);
         let sample = hand.sample();
         assert_eq!(sample.turnaround, Duration::from_millis(5));
@@ -898,7 +930,7 @@ mod tests {
         hand.flow.not_sent(queued, NotSent::Permission, &mut hand.reports);
         hand.flow.not_sent(0, NotSent::Permission, &mut hand.reports);
         assert_eq!(hand.flow.upcoming(), (3, 3));
-        let errors = |report: &&Report| matches!(report, Report::SendError(NotSent::Permission));
+        let errors = |report: &&EchoReport| matches!(report, EchoReport::SendError(NotSent::Permission));
         assert_eq!(hand.reports.iter().filter(errors).count(), 1);
     }
 
@@ -914,12 +946,12 @@ mod tests {
         hand.here.add(3, at(3_030), at(3_031), 1);
         hand.answer(5, at(70));
         hand.expire(at(5_000));
-        let bursts: Vec<Report> = hand
+        let bursts: Vec<EchoReport> = hand
             .reports
             .drain(..)
-            .filter(|report| matches!(report, Report::BurstBegan | Report::BurstEnded(_)))
+            .filter(|report| matches!(report, EchoReport::BurstBegan | EchoReport::BurstEnded(_)))
             .collect();
-        assert_eq!(bursts, [Report::BurstBegan, Report::BurstEnded(3)]);
+        assert_eq!(bursts, [EchoReport::BurstBegan, EchoReport::BurstEnded(3)]);
     }
 
     #[test]
@@ -951,7 +983,7 @@ mod tests {
         let mut hand = Hand::sent(RULES, &[10, 20, 30, 40]);
         let differences = |hand: &mut Hand| -> Vec<u128> {
             let reports = hand.reports.drain(..).filter_map(|report| {
-                let Report::Ipdv(difference) = report else { return None };
+                let EchoReport::Ipdv(difference) = report else { return None };
                 Some(difference.as_millis())
             });
             reports.collect()
@@ -959,7 +991,7 @@ mod tests {
         hand.answer(0, at(15));
         hand.expire(at(3_010));
         // The network's part is short: the responder took the rest.
-        let slow = Reply { turnaround: 2_983 * 1_000_000, ..reply(at(3_010)) };
+        let slow = ReplyTimes { turnaround: 2_983 * 1_000_000, ..reply(at(3_010)) };
         hand.flow.answer(1, slow, &RULES, &mut hand.reports);
         assert_eq!(differences(&mut hand), [2]);
         hand.answer(3, at(52));
@@ -994,7 +1026,7 @@ mod tests {
         assert_eq!(hand.verdicts(), [(0, Verdict::Ok), (1, Verdict::Withdrawn)]);
         assert!(!hand.flow.is_settled(), "one has not left yet");
         hand.flow.withdraw_one(queued, &mut hand.reports);
-        hand.flow.sent(queued, at(31), StampedBy::User, &mut hand.reports);
+        hand.flow.sent(queued, at(31), TimestampSource::User, &mut hand.reports);
         assert_eq!(hand.flow.in_flight_since(queued), Some(at(31)));
         assert_eq!(hand.flow.in_flight_since(1), None);
         assert_eq!(hand.flow.sent_at(1), Some(at(20)));
@@ -1009,7 +1041,7 @@ mod tests {
         for (sequence, is_reordered) in [(1, false), (0, true), (2, false)] {
             hand.reports.clear();
             hand.answer(sequence, at(40));
-            assert_eq!(hand.reports.contains(&Report::Reordered), is_reordered, "{sequence}");
+            assert_eq!(hand.reports.contains(&EchoReport::Reordered), is_reordered, "{sequence}");
         }
     }
 
@@ -1029,18 +1061,18 @@ mod tests {
             hand.flow.sent(0, at(milliseconds), by, &mut hand.reports);
             hand.flow.sent_at(0)
         };
-        assert_eq!(sent(15, StampedBy::User), Some(at(10)));
-        assert_eq!(sent(11, StampedBy::Kernel), Some(at(11)));
-        assert_eq!(sent(12, StampedBy::Kernel), Some(at(11)));
-        assert_eq!(sent(13, StampedBy::User), Some(at(11)));
-        assert_eq!(hand.reports, [Report::Sent { flow: 3, sequence: 0 }]);
+        assert_eq!(sent(15, TimestampSource::User), Some(at(10)));
+        assert_eq!(sent(11, TimestampSource::Kernel), Some(at(11)));
+        assert_eq!(sent(12, TimestampSource::Kernel), Some(at(11)));
+        assert_eq!(sent(13, TimestampSource::User), Some(at(11)));
+        assert_eq!(hand.reports, [EchoReport::Sent { flow: 3, sequence: 0 }]);
     }
 
     #[test]
     fn question_or_a_datagram_of_an_absent_peer_is_withdrawn_and_not_lost() {
         let mut hand = Hand::sent(RULES, &[10]);
-        hand.flow.push(at(20), wire(1), Carries::Session, Purpose::Ask);
-        hand.flow.sent(1, at(20), StampedBy::User, &mut hand.reports);
+        hand.flow.push(at(20), wire(1), RequestForm::WithSession, Purpose::Detect);
+        hand.flow.sent(1, at(20), TimestampSource::User, &mut hand.reports);
         hand.expire(at(4_000));
         assert_eq!(hand.verdicts(), [(0, UNKNOWN), (1, Verdict::Withdrawn)]);
         let mut hand = Hand::sent(RULES, &[10, 20, 70_000]);
@@ -1063,7 +1095,7 @@ mod tests {
         let mut hand = Hand::sent(RULES, &[10]);
         hand.answer(0, at(20));
         hand.expire(at(4_000));
-        assert!(!hand.reports.iter().any(|report| matches!(report, Report::BurstEnded(_))));
+        assert!(!hand.reports.iter().any(|report| matches!(report, EchoReport::BurstEnded(_))));
     }
 
     #[test]

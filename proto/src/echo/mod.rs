@@ -6,25 +6,25 @@
 
 mod absence;
 mod flow;
-mod heard;
-mod knowledge;
+mod loss_evidence;
 mod outcome;
 mod prober;
 mod profile;
+mod reply;
+mod reply_extensions;
 mod request;
 mod responder;
+mod responder_kind;
 mod sessions;
 mod spec;
 mod stream;
-mod told;
-mod view;
 
-pub use outcome::{Class, Direction, Mismatch, Report, Sample, Verdict};
+pub use outcome::{Class, Direction, EchoReport, Mismatch, RoundTrip, Verdict};
 pub use prober::Prober;
 pub use profile::{Profile, Quirks, ReflectorTimes};
+pub(crate) use reply_extensions::ReplyExtensions;
 pub use request::bytes_at_least;
-pub(crate) use request::{Contents, Extensions, encode};
-pub use responder::{Responder, ResponderReport};
-pub use spec::{Spec, Wire};
-pub use stream::{Answer, StreamProber, StreamSpec, StreamStep};
-pub(crate) use told::Told;
+pub(crate) use request::{RequestContents, RequestExtensions, encode};
+pub use responder::{ResponderReport, StampResponder};
+pub use spec::{EchoSpec, WireFormat};
+pub use stream::{StreamProber, StreamReply, StreamSpec, StreamStep};

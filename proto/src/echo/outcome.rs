@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::machine::{IcmpKind, NotSent, StampedBy};
+use crate::machine::{IcmpKind, NotSent, TimestampSource};
 
 /// The one final outcome of one datagram that left the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +32,7 @@ pub enum Direction {
 
 /// What a prober learns, as it learns it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Report {
+pub enum EchoReport {
     /// A datagram left the host.
     Sent {
         /// Which flow.
@@ -53,7 +53,7 @@ pub enum Report {
         /// The verdict.
         verdict: Verdict,
         /// Present with [`Verdict::Ok`] and [`Verdict::Late`].
-        sample: Option<Sample>,
+        sample: Option<RoundTrip>,
     },
     /// The difference between the round trips of two neighbours, both ok (RFC 3393, unsigned).
     Ipdv(Duration),
@@ -87,12 +87,12 @@ pub enum Mismatch {
     /// Its HMAC is wrong.
     Unauthentic,
     /// It answers something that was not sent.
-    Unasked,
+    Unsolicited,
 }
 
 /// What one answered datagram tells.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample {
+pub struct RoundTrip {
     /// (T4 − T1) − (T3 − T2): the network's part. With ICMP T4 − T1.
     pub rtt: Duration,
     /// T3 − T2: the responder's part; with ICMP zero.
@@ -102,9 +102,9 @@ pub struct Sample {
     /// The smallest `rtt` of the last minute or two.
     pub minimum: Duration,
     /// Who stamped T1.
-    pub transmit: StampedBy,
+    pub transmit: TimestampSource,
     /// Who stamped T4.
-    pub receive: StampedBy,
+    pub receive: TimestampSource,
     /// Routers on the way there; `None` where the responder does not say or did not start at 255.
     pub hops_forward: Option<u8>,
     /// Routers on the way back.
@@ -115,15 +115,15 @@ pub struct Sample {
     pub class_reverse: Option<Class>,
 }
 
-impl Sample {
+impl RoundTrip {
     /// Of a reply that says nothing but that it is one, before its times are known.
-    pub(super) const fn bare(receive: StampedBy) -> Self {
+    pub(super) const fn bare(receive: TimestampSource) -> Self {
         Self {
             rtt: Duration::ZERO,
             turnaround: Duration::ZERO,
             variation: Duration::ZERO,
             minimum: Duration::ZERO,
-            transmit: StampedBy::User,
+            transmit: TimestampSource::User,
             receive,
             hops_forward: None,
             hops_reverse: None,

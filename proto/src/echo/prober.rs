@@ -3,19 +3,19 @@
 use std::collections::VecDeque;
 
 use super::absence::Absence;
-use super::flow::{Carries, Drops, Fit, Flow, Purpose, Reply, Rules};
-use super::heard::{Answered, Heard};
-use super::knowledge::Knowledge;
-use super::outcome::{Class, Mismatch, Report, Sample, Verdict};
+use super::flow::{Drops, Flow, Purpose, ReplyMatch, ReplyTimes, RequestForm, VerdictRules};
+use super::loss_evidence::{AnsweredRequest, LossEvidence, ResponderDrops};
+use super::outcome::{Class, EchoReport, Mismatch, RoundTrip, Verdict};
 use super::profile::Profile;
-use super::request::{self, Contents, Extensions, mode};
-use super::spec::{Spec, Wire};
-use super::told::Told;
-use super::view::{Asked, ResponderDrops, View};
-use crate::grid::{Grid, mix};
+use super::reply::{ClaimedRequest, ReceivedReply};
+use super::reply_extensions::ReplyExtensions;
+use super::request::{self, RequestContents, RequestExtensions, mode};
+use super::responder_kind::ResponderDetection;
+use super::spec::{EchoSpec, WireFormat};
 use crate::machine::{
-    Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
+    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
 };
+use crate::schedule::{Schedule, mix};
 use crate::stats::WindowedMinimum;
 use crate::time::Timestamp;
 use crate::wire::NtpTime;
@@ -25,19 +25,19 @@ use crate::wire::stamp::{self, Request};
 /// Measures one path: sends on a grid, round-robin over its flows, and gives every datagram one verdict.
 #[derive(Debug)]
 pub struct Prober {
-    spec: Spec,
-    grid: Grid,
+    spec: EchoSpec,
+    schedule: Schedule,
     slots_left: u64,
     flows: Vec<Flow>,
-    views: Vec<View>,
+    views: Vec<LossEvidence>,
     responder_drops: ResponderDrops,
     turn: usize,
-    responder: Knowledge,
+    responder: ResponderDetection,
     minimum: WindowedMinimum,
     absence: Option<Absence>,
     stopping: bool,
     lossy_flows: u8,
-    reports: VecDeque<Report>,
+    reports: VecDeque<EchoReport>,
 }
 
 /// What our packets start with, so that hops = 255 − received.
@@ -46,7 +46,7 @@ const TTL: u8 = 255;
 impl Prober {
     /// A prober whose first slot lies within one interval after `at`.
     #[must_use]
-    pub fn new(spec: Spec, at: Timestamp) -> Self {
+    pub fn new(spec: EchoSpec, at: Timestamp) -> Self {
         let session = |index: u64| {
             #[expect(clippy::cast_possible_truncation, reason = "32 well-mixed bits are wanted")]
             let session = mix(spec.seed ^ mix(index + 1)) as u32;
@@ -56,13 +56,13 @@ impl Prober {
         let flows: Vec<Flow> =
             numbered.map(|(ssid, index)| Flow::new(index, *ssid, session(index.into()), at)).collect();
         Self {
-            grid: Grid::new(at, spec.interval, spec.seed),
+            schedule: Schedule::new(at, spec.interval, spec.seed),
             slots_left: spec.count.unwrap_or(u64::MAX),
-            views: vec![View::default(); flows.len()],
+            views: vec![LossEvidence::default(); flows.len()],
             responder_drops: ResponderDrops::default(),
             flows,
             turn: 0,
-            responder: Knowledge::none(),
+            responder: ResponderDetection::none(),
             minimum: WindowedMinimum::new(at),
             absence: None,
             stopping: false,
@@ -88,22 +88,22 @@ impl Prober {
     /// Whether a reply on `flow` answers a datagram of ours: for drivers that cannot tell by its session whose it is.
     #[must_use]
     pub fn has_asked(&self, reply: &[u8], flow: u8) -> bool {
-        let (Some(Answered { sequence, timestamp }), Some(flow)) =
-            (Answered::claimed(reply, &self.spec), self.flows.get(usize::from(flow)))
+        let (Some(ClaimedRequest { sequence, timestamp }), Some(flow)) =
+            (ClaimedRequest::claimed(reply, &self.spec), self.flows.get(usize::from(flow)))
         else {
             return false;
         };
         flow.extend(sequence).is_some_and(|sequence| flow.has_sent(sequence, timestamp))
     }
 
-    fn rules(&self) -> Rules {
+    fn rules(&self) -> VerdictRules {
         // Half the bitmap's reach, so that the report that counts still covers the datagram.
         let reach = self.spec.interval.saturating_mul(64 * u32::try_from(self.flows.len()).unwrap_or(16));
-        Rules {
+        VerdictRules {
             late_after: self.spec.late_after,
             lost_after: self.spec.lost_after,
             horizon: (self.spec.late_after / 4).min(reach),
-            transmit_stamps: self.spec.transmit_stamps,
+            tx_timestamps: self.spec.tx_timestamps,
             absence: self.absence,
         }
     }
@@ -112,7 +112,7 @@ impl Prober {
         let index = self.turn;
         self.turn = (self.turn + 1) % self.flows.len();
         if !self.flows[index].has_room() {
-            self.reports.push_back(Report::Unsent(1));
+            self.reports.push_back(EchoReport::Unsent(1));
             return None;
         }
         let flow = &mut self.flows[index];
@@ -121,13 +121,13 @@ impl Prober {
         let on_the_wire = sequence as u32;
         let at = now.wall.wall(now.at);
         let (timestamp, carries, purpose) = match &self.spec.wire {
-            Wire::Stamp { keys, quirks } => {
+            WireFormat::Stamp { keys, quirks } => {
                 let (extensions, purpose) = match quirks.profile {
                     Profile::Detect => self.responder.address(sequence, now.at),
-                    Profile::Stamp => (Extensions::ClassOfService, Purpose::Measure),
-                    Profile::Plain | Profile::TwampLight => (Extensions::None, Purpose::Measure),
+                    Profile::Stamp => (RequestExtensions::ClassOfService, Purpose::Measure),
+                    Profile::Plain | Profile::TwampLight => (RequestExtensions::None, Purpose::Measure),
                 };
-                let contents = Contents {
+                let contents = RequestContents {
                     mode: mode(keys.as_ref()),
                     sequence: on_the_wire,
                     at,
@@ -141,15 +141,16 @@ impl Prober {
                     extensions,
                 };
                 let wire = request::encode(&contents, keys.as_ref().map(|keys| keys.current()), arena);
-                let carries = if wire.carries_session { Carries::Session } else { Carries::Less };
+                let carries =
+                    if wire.carries_session { RequestForm::WithSession } else { RequestForm::WithoutSession };
                 (wire.timestamp, carries, purpose)
             }
-            Wire::Icmp => {
+            WireFormat::Icmp => {
                 let (session, timestamp, ssid) = (flow.session, NtpTime::from(at), flow.ssid);
-                let echo = icmp::Echo { session, timestamp, sequence: on_the_wire, ssid };
-                let size = self.spec.size.unwrap_or(icmp::Echo::BYTES);
-                echo.encode(icmp::Version::of(self.spec.to.ip()), size, arena);
-                (timestamp, Carries::Less, Purpose::Measure)
+                let echo = icmp::IcmpEcho { session, timestamp, sequence: on_the_wire, ssid };
+                let size = self.spec.size.unwrap_or(icmp::IcmpEcho::BYTES);
+                echo.encode(icmp::IcmpVersion::of(self.spec.to.ip()), size, arena);
+                (timestamp, RequestForm::WithoutSession, Purpose::Measure)
             }
         };
         let sequence = flow.push(now.at, timestamp, carries, purpose);
@@ -162,43 +163,43 @@ impl Prober {
             ttl: TTL,
             dont_fragment: false,
             segment: None,
-            stamp: self.spec.transmit_stamps,
+            timestamp: self.spec.tx_timestamps,
         })
     }
 
     fn reply(&mut self, datagram: &[u8], arrival: &Arrival) -> Result<(), Mismatch> {
-        let heard = Heard::read(datagram, &self.spec)?;
+        let heard = ReceivedReply::read(datagram, &self.spec)?;
         let rules = self.rules();
         let index = usize::from(arrival.flow);
-        let flow = self.flows.get_mut(index).ok_or(Mismatch::Unasked)?;
+        let flow = self.flows.get_mut(index).ok_or(Mismatch::Unsolicited)?;
         if !heard.is_of(flow) {
-            return Err(Mismatch::Unasked);
+            return Err(Mismatch::Unsolicited);
         }
-        let Answered { sequence, timestamp } = heard.answered();
-        let sequence = flow.extend(sequence).ok_or(Mismatch::Unasked)?;
+        let ClaimedRequest { sequence, timestamp } = heard.answered();
+        let sequence = flow.extend(sequence).ok_or(Mismatch::Unsolicited)?;
         let sent = match flow.fit(sequence, timestamp, arrival.at, &rules) {
-            Fit::Answer { sent } => sent,
-            Fit::Duplicate => {
-                if let Heard::Stamp(base, _) = &heard {
+            ReplyMatch::Answer { sent } => sent,
+            ReplyMatch::Duplicate => {
+                if let ReceivedReply::Stamp(base, _) = &heard {
                     self.views[index].heard_again(base.sequence, arrival.at);
                 }
-                self.reports.push_back(Report::Duplicate);
+                self.reports.push_back(EchoReport::Duplicate);
                 return Ok(());
             }
-            Fit::VeryLate => {
-                self.reports.push_back(Report::VeryLate);
+            ReplyMatch::VeryLate => {
+                self.reports.push_back(EchoReport::VeryLate);
                 return Ok(());
             }
-            Fit::Unasked => return Err(Mismatch::Unasked),
+            ReplyMatch::Unsolicited => return Err(Mismatch::Unsolicited),
         };
         if let Some(absence) = &mut self.absence {
             absence.answered(sent);
         }
-        let asked = Asked { sequence, sent, heard: arrival.at };
+        let asked = AnsweredRequest { sequence, sent, heard: arrival.at };
         match &heard {
-            Heard::Stamp(base, told) => self.reflected(&asked, base, told, arrival),
-            Heard::Icmp(_) => {
-                let reply = Reply { at: arrival.at, turnaround: 0, sample: Sample::bare(arrival.by) };
+            ReceivedReply::Stamp(base, told) => self.reflected(&asked, base, told, arrival),
+            ReceivedReply::Icmp(_) => {
+                let reply = ReplyTimes { at: arrival.at, turnaround: 0, sample: RoundTrip::bare(arrival.by) };
                 let rules = self.rules();
                 self.flows[index].answer(sequence, reply, &rules, &mut self.reports);
             }
@@ -207,11 +208,17 @@ impl Prober {
     }
 
     /// Takes the answer of a reflector, and what it tells of others.
-    fn reflected(&mut self, asked: &Asked, base: &stamp::Reply, told: &Told, arrival: &Arrival) {
+    fn reflected(
+        &mut self,
+        asked: &AnsweredRequest,
+        base: &stamp::Reply,
+        told: &ReplyExtensions,
+        arrival: &Arrival,
+    ) {
         let index = usize::from(arrival.flow);
         let is_ours = self.responder.recognise(told, arrival.at);
         let sample = self.sample(base, told, arrival, is_ours);
-        let reply = Reply { at: arrival.at, turnaround: base.turnaround(), sample };
+        let reply = ReplyTimes { at: arrival.at, turnaround: base.turnaround(), sample };
         let rules = self.rules();
         self.flows[index].answer(asked.sequence, reply, &rules, &mut self.reports);
         let (view, flow) = (&mut self.views[index], &mut self.flows[index]);
@@ -224,14 +231,20 @@ impl Prober {
             None => view.learn_from_foreign(flow, asked, base.sequence, &rules),
         }
         if let Some(lag) = view.follow_up(base.sequence, base.sent(), told.follow_up) {
-            self.reports.push_back(Report::TransmitLag(lag));
+            self.reports.push_back(EchoReport::TransmitLag(lag));
         }
     }
 
-    fn sample(&self, base: &stamp::Reply, told: &Told, arrival: &Arrival, is_ours: bool) -> Sample {
+    fn sample(
+        &self,
+        base: &stamp::Reply,
+        told: &ReplyExtensions,
+        arrival: &Arrival,
+        is_ours: bool,
+    ) -> RoundTrip {
         let hops = |ttl: u8| TTL.checked_sub(ttl).filter(|_| ttl > 0 && is_ours);
         let dscp = self.spec.dscp.value();
-        Sample {
+        RoundTrip {
             hops_forward: hops(base.sender_ttl),
             hops_reverse: arrival.ttl.and_then(hops),
             class_forward: told
@@ -241,19 +254,19 @@ impl Prober {
                 .tos
                 .filter(|_| told.class.is_some())
                 .map(|tos| Class { is_remarked: tos >> 2 != dscp, is_congested: tos & 3 == 3 }),
-            ..Sample::bare(arrival.by)
+            ..RoundTrip::bare(arrival.by)
         }
     }
 
-    fn complaint(&mut self, quoted: &[u8], arrival: &Arrival, icmp: &Icmp) {
-        self.reports.push_back(Report::Icmp(icmp.kind));
+    fn complaint(&mut self, quoted: &[u8], arrival: &Arrival, icmp: &IcmpError) {
+        self.reports.push_back(EchoReport::Icmp(icmp.kind));
         let is_on_the_way = match icmp.kind {
             IcmpKind::Unreachable | IcmpKind::Prohibited | IcmpKind::TooBig | IcmpKind::TtlExceeded => true,
             // The host answered: the network carried the datagram, and nobody listened.
             IcmpKind::PortUnreachable | IcmpKind::Other => false,
         };
         // Routers' words would be all the evidence there is of hosts that answer ICMP, and all of it forward.
-        let Wire::Stamp { keys, .. } = &self.spec.wire else { return };
+        let WireFormat::Stamp { keys, .. } = &self.spec.wire else { return };
         let request = Request::decode(quoted, mode(keys.as_ref()));
         if let (true, Ok(request), Some(flow)) =
             (is_on_the_way, request, self.flows.get_mut(usize::from(arrival.flow)))
@@ -264,8 +277,8 @@ impl Prober {
     }
 
     /// Completes what a report says with what only the path as a whole knows.
-    fn complete(&mut self, mut report: Report, now: Timestamp) -> Report {
-        if let Report::Decided { verdict, sample, .. } = &mut report {
+    fn complete(&mut self, mut report: EchoReport, now: Timestamp) -> EchoReport {
+        if let EchoReport::Decided { verdict, sample, .. } = &mut report {
             match (*verdict, sample) {
                 (Verdict::Ok, Some(sample)) => {
                     sample.minimum = self.minimum.add(now, sample.rtt);
@@ -278,33 +291,33 @@ impl Prober {
         report
     }
 
-    fn lossy_flows_changed(&mut self) -> Option<Report> {
+    fn lossy_flows_changed(&mut self) -> Option<EchoReport> {
         let lossy = self.flows.iter().filter(|flow| flow.loss.is_lossy()).count();
         let lossy = u8::try_from(lossy).unwrap_or(u8::MAX);
         if std::mem::replace(&mut self.lossy_flows, lossy) == lossy {
             return None;
         }
-        Some(Report::LossyFlows(lossy))
+        Some(EchoReport::LossyFlows(lossy))
     }
 }
 
 impl Machine for Prober {
-    type Report = Report;
+    type Report = EchoReport;
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         if let Some(icmp) = &arrival.icmp {
             self.complaint(datagram, arrival, icmp);
         } else if let Err(mismatch) = self.reply(datagram, arrival) {
-            self.reports.push_back(Report::Mismatched(mismatch));
+            self.reports.push_back(EchoReport::Mismatched(mismatch));
         }
     }
 
-    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
+    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
         let rules = self.rules();
         let (index, sequence) = split(id);
         let Some(flow) = self.flows.get_mut(index) else { return };
         flow.sent(sequence, at, by, &mut self.reports);
-        if by == StampedBy::Kernel {
+        if by == TimestampSource::Kernel {
             flow.release(sequence, &rules, &mut self.reports);
         }
     }
@@ -337,7 +350,7 @@ impl Machine for Prober {
         self.flows.iter().map(Flow::in_flight).sum()
     }
 
-    fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Report> {
+    fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<EchoReport> {
         if let Some(report) = self.reports.pop_front() {
             return Step::Report(self.complete(report, now.at));
         }
@@ -349,12 +362,12 @@ impl Machine for Prober {
         if let Some(report) = self.reports.pop_front().or_else(|| self.lossy_flows_changed()) {
             return Step::Report(self.complete(report, now.at));
         }
-        while !self.stopping && self.slots_left > 0 && self.grid.next() <= now.at {
-            let due = self.grid.take(now.at);
+        while !self.stopping && self.slots_left > 0 && self.schedule.next() <= now.at {
+            let due = self.schedule.take(now.at);
             let skipped = due.skipped.min(self.slots_left);
             self.slots_left -= skipped;
             if skipped > 0 {
-                self.reports.push_back(Report::Unsent(skipped));
+                self.reports.push_back(EchoReport::Unsent(skipped));
             }
             if due.slot.is_none() || self.slots_left == 0 {
                 break;
@@ -371,7 +384,7 @@ impl Machine for Prober {
         if is_over && self.flows.iter().all(Flow::is_settled) {
             return Step::Finished;
         }
-        let next = if is_over { Timestamp::NEVER } else { self.grid.next() };
+        let next = if is_over { Timestamp::NEVER } else { self.schedule.next() };
         let deadline = self.flows.iter().map(|flow| flow.deadline(&rules)).min();
         Step::Wait(next.min(deadline.unwrap_or(Timestamp::NEVER)))
     }

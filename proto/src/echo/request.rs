@@ -6,11 +6,11 @@ use crate::key::{Key, Keys};
 use crate::time::WallTime;
 use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Request};
-use crate::wire::tlv::{self, ClassOfService, FollowUp, HEADER_BYTES, HMAC_VALUE_BYTES, Session, Tlv};
+use crate::wire::tlv::{self, ClassOfService, FollowUp, HEADER_BYTES, HMAC_VALUE_BYTES, SessionRecord, Tlv};
 
 /// What a responder is believed to understand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Extensions {
+pub(crate) enum RequestExtensions {
     /// Ours: the session record, the class of service, follow-up telemetry.
     All,
     /// A STAMP reflector's: the class of service.
@@ -30,7 +30,7 @@ pub const fn bytes_at_least(mode: Mode) -> usize {
     mode.base_bytes() + SESSION_BYTES + CLASS_BYTES + FOLLOW_UP_BYTES + hmac
 }
 
-const SESSION_BYTES: usize = HEADER_BYTES + Session::BYTES as usize;
+const SESSION_BYTES: usize = HEADER_BYTES + SessionRecord::BYTES as usize;
 const CLASS_BYTES: usize = HEADER_BYTES + ClassOfService::BYTES as usize;
 const FOLLOW_UP_BYTES: usize = HEADER_BYTES + FollowUp::BYTES as usize;
 
@@ -41,7 +41,7 @@ pub(super) fn mode(keys: Option<&Arc<Keys>>) -> Mode {
 
 /// Everything that goes into a datagram.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Contents {
+pub(crate) struct RequestContents {
     pub(crate) mode: Mode,
     pub(crate) sequence: u32,
     pub(crate) at: WallTime,
@@ -54,12 +54,12 @@ pub(crate) struct Contents {
     pub(crate) dscp: u8,
     /// The wished length in bytes; extensions that do not fit are left out, the session record last.
     pub(crate) size: Option<u16>,
-    pub(crate) extensions: Extensions,
+    pub(crate) extensions: RequestExtensions,
 }
 
 /// What a datagram turned out to carry.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Encoded {
+pub(crate) struct EncodedRequest {
     /// T1.
     pub(crate) timestamp: NtpTime,
     /// Whether the session record fitted in.
@@ -67,22 +67,22 @@ pub(crate) struct Encoded {
 }
 
 /// Appends a datagram to `out`.
-pub(crate) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) -> Encoded {
-    let Contents { mode, sequence, ssid, .. } = *contents;
+pub(crate) fn encode(contents: &RequestContents, key: Option<&Key>, out: &mut Vec<u8>) -> EncodedRequest {
+    let RequestContents { mode, sequence, ssid, .. } = *contents;
     let (start, base) = (out.len(), mode.base_bytes());
     let timestamp = NtpTime::from(contents.at);
     Request { sequence, timestamp, error: ERROR_ESTIMATE, ssid }.encode(mode, out);
     stamp::seal(&mut out[start..], mode, key);
-    let plan = Plan::of(contents);
+    let plan = ExtensionPlan::of(contents);
     if plan.session {
-        let session = Session {
+        let session = SessionRecord {
             flow: contents.flow.into(),
             session: contents.session,
             is_brief: contents.is_brief,
             count_or_first: contents.sent,
-            ..Session::default()
+            ..SessionRecord::default()
         };
-        session.write(tlv::append(out, tlv::SESSION, Session::BYTES).value_mut(out));
+        session.write(tlv::append(out, tlv::SESSION, SessionRecord::BYTES).value_mut(out));
     }
     if plan.class {
         let class = ClassOfService { wanted: contents.dscp, ..ClassOfService::default() };
@@ -98,12 +98,12 @@ pub(crate) fn encode(contents: &Contents, key: Option<&Key>, out: &mut Vec<u8>) 
     if let Some(padding) = plan.padding {
         tlv::append(out, tlv::PADDING, padding);
     }
-    Encoded { timestamp, carries_session: plan.session }
+    EncodedRequest { timestamp, carries_session: plan.session }
 }
 
 /// Which extensions a datagram gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Plan {
+struct ExtensionPlan {
     session: bool,
     class: bool,
     follow_up: bool,
@@ -112,12 +112,12 @@ struct Plan {
     padding: Option<u16>,
 }
 
-impl Plan {
-    fn of(contents: &Contents) -> Self {
+impl ExtensionPlan {
+    fn of(contents: &RequestContents) -> Self {
         let (session, class) = match contents.extensions {
-            Extensions::All => (true, true),
-            Extensions::ClassOfService => (false, true),
-            Extensions::None => (false, false),
+            RequestExtensions::All => (true, true),
+            RequestExtensions::ClassOfService => (false, true),
+            RequestExtensions::None => (false, false),
         };
         let full = Self { session, class, follow_up: session, hmac: false, padding: None };
         let candidates = [
@@ -131,7 +131,7 @@ impl Plan {
     }
 
     /// This plan at the wished length; `None` when it cannot be had.
-    fn fit(mut self, contents: &Contents) -> Option<Self> {
+    fn fit(mut self, contents: &RequestContents) -> Option<Self> {
         let extended = self.session || self.class || self.follow_up;
         self.hmac = extended && contents.mode == Mode::Authenticated;
         let bytes = contents.mode.base_bytes()
@@ -152,8 +152,8 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn contents(mode: Mode, size: Option<u16>, extensions: Extensions) -> Contents {
-        Contents {
+    fn contents(mode: Mode, size: Option<u16>, extensions: RequestExtensions) -> RequestContents {
+        RequestContents {
             mode,
             sequence: 1,
             at: WallTime::from_nanos(1_800_000_000_000_000_000),
@@ -172,7 +172,9 @@ mod tests {
     fn a_datagram_is_as_long_as_wished() {
         let key = Key::new(b"0123456789abcdef");
         for mode in [Mode::Open, Mode::Authenticated] {
-            for extensions in [Extensions::All, Extensions::ClassOfService, Extensions::None] {
+            for extensions in
+                [RequestExtensions::All, RequestExtensions::ClassOfService, RequestExtensions::None]
+            {
                 for size in 116..1_500 {
                     let mut out = vec![9; 3];
                     encode(&contents(mode, Some(size), extensions), Some(&key), &mut out);
@@ -181,7 +183,7 @@ mod tests {
             }
         }
         let mut smallest = Vec::new();
-        encode(&contents(Mode::Open, Some(44), Extensions::All), None, &mut smallest);
+        encode(&contents(Mode::Open, Some(44), RequestExtensions::All), None, &mut smallest);
         assert_eq!(smallest.len(), 44);
     }
 
@@ -190,7 +192,7 @@ mod tests {
         let key = Key::new(b"0123456789abcdef");
         for mode in [Mode::Open, Mode::Authenticated] {
             let mut out = Vec::new();
-            encode(&contents(mode, None, Extensions::All), Some(&key), &mut out);
+            encode(&contents(mode, None, RequestExtensions::All), Some(&key), &mut out);
             assert_eq!(out.len(), bytes_at_least(mode));
             let kinds: Vec<u8> = tlv::walk(&out, mode.base_bytes()).map(|t| t.kind).collect();
             let hmac = [tlv::HMAC].into_iter().filter(|_| mode == Mode::Authenticated);
@@ -202,7 +204,7 @@ mod tests {
     /// The type of an extension and the length of its value.
     type Extension = (u8, usize);
 
-    fn kinds(contents: &Contents, key: &Key) -> (Vec<Extension>, bool) {
+    fn kinds(contents: &RequestContents, key: &Key) -> (Vec<Extension>, bool) {
         let mut out = Vec::new();
         let encoded = encode(contents, Some(key), &mut out);
         let base = contents.mode.base_bytes();
@@ -236,7 +238,7 @@ mod tests {
             (Some(43), &[]),
         ];
         for (size, expected) in open {
-            let found = kinds(&contents(Mode::Open, size, Extensions::All), &key);
+            let found = kinds(&contents(Mode::Open, size, RequestExtensions::All), &key);
             assert_eq!(found, (expected.to_vec(), expected.contains(&SESSION)), "{size:?} bytes");
         }
         let authenticated: [(Option<u16>, &[Extension]); 6] = [
@@ -249,12 +251,15 @@ mod tests {
             (Some(187), &[padding(71)]),
         ];
         for (size, expected) in authenticated {
-            let found = kinds(&contents(Mode::Authenticated, size, Extensions::All), &key);
+            let found = kinds(&contents(Mode::Authenticated, size, RequestExtensions::All), &key);
             assert_eq!(found, (expected.to_vec(), expected.contains(&SESSION)), "{size:?} bytes");
         }
-        let class = kinds(&contents(Mode::Authenticated, None, Extensions::ClassOfService), &key);
+        let class = kinds(&contents(Mode::Authenticated, None, RequestExtensions::ClassOfService), &key);
         assert_eq!(class, (vec![CLASS, HMAC], false));
-        assert_eq!(kinds(&contents(Mode::Authenticated, None, Extensions::None), &key), (vec![], false));
+        assert_eq!(
+            kinds(&contents(Mode::Authenticated, None, RequestExtensions::None), &key),
+            (vec![], false)
+        );
         assert_eq!([Mode::Open, Mode::Authenticated].map(bytes_at_least), [128, 216]);
     }
 
@@ -262,7 +267,7 @@ mod tests {
     fn datagram_says_what_it_was_told_to_and_is_proven() {
         let keys = Keys::parse("0123456789abcdef").unwrap();
         for mode in [Mode::Open, Mode::Authenticated] {
-            let asked = Contents { is_brief: true, ..contents(mode, None, Extensions::All) };
+            let asked = RequestContents { is_brief: true, ..contents(mode, None, RequestExtensions::All) };
             let mut out = vec![9; 5];
             encode(&asked, Some(keys.current()), &mut out);
             let out = &out[5..];
@@ -271,9 +276,14 @@ mod tests {
             assert_eq!(request, Request { sequence: 1, timestamp, error: ERROR_ESTIMATE, ssid: 2 });
             let base = mode.base_bytes();
             let values: Vec<&[u8]> = tlv::walk(out, base).map(|found| found.value(out)).collect();
-            let session =
-                Session { flow: 3, session: 4, is_brief: true, count_or_first: 5, ..Session::default() };
-            assert_eq!(Session::read(values[0]), Ok(session));
+            let session = SessionRecord {
+                flow: 3,
+                session: 4,
+                is_brief: true,
+                count_or_first: 5,
+                ..SessionRecord::default()
+            };
+            assert_eq!(SessionRecord::read(values[0]), Ok(session));
             let class = ClassOfService { wanted: 46, ..ClassOfService::default() };
             assert_eq!(ClassOfService::read(values[1]), Some(class));
             assert_eq!(values[2], [0; 16]);

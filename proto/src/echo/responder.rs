@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::sessions::{Session, SessionKey, Sessions};
 use crate::admission::{Policy, Rates, Refusal};
 use crate::key::{Key, KeyId, Keys};
-use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
-use crate::stats::{Order, Received};
+use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, Step, TimestampSource};
+use crate::stats::{ArrivalOrder, ReceivedSequences};
 use crate::time::{Timestamp, WallOffset};
 use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Reply, Request};
@@ -21,16 +21,16 @@ use crate::wire::tlv::{self, ClassOfService, FollowUp};
 /// exactly as long as its request, or without the padding at its end if the request asks for that in our own extension. It is
 /// never longer, and goes where the request came from, whatever the request's extensions ask for.
 #[derive(Debug)]
-pub struct Responder {
+pub struct StampResponder {
     policy: Policy,
     keys: Option<Arc<Keys>>,
     rates: Rates,
     sessions: Sessions,
-    sources: Sources,
-    pending: Option<Pending>,
+    sources: SourceCount,
+    pending: Option<PendingReply>,
     request: Vec<u8>,
     /// Replies that have not been handed over, the oldest first.
-    written: VecDeque<Written>,
+    written: VecDeque<WrittenReply>,
     reports: [Option<ResponderReport>; 2],
     is_stopping: bool,
 }
@@ -48,7 +48,7 @@ pub enum ResponderReport {
 
 /// A request that is about to be answered.
 #[derive(Debug, Clone, Copy)]
-struct Pending {
+struct PendingReply {
     arrival: Arrival,
     mode: Mode,
     request: Request,
@@ -60,7 +60,7 @@ struct Pending {
 
 /// A reply that was written and not yet handed over.
 #[derive(Debug, Clone, Copy)]
-struct Written {
+struct WrittenReply {
     id: SendId,
     /// T3 as it stands in the reply.
     at: Timestamp,
@@ -79,12 +79,12 @@ const STALE: Duration = Duration::from_micros(1);
 
 /// One reply in this many asks for the kernel's transmit stamp.
 /// Chosen: a transmit stamp costs the responder nearly half an echo again; a sixteenth of that is 3 %.
-const STAMPED_REPLIES: u32 = 16;
+const TIMESTAMPED_REPLIES: u32 = 16;
 
 /// What our packets start with, so that hops = 255 − received.
 const TTL: u8 = 255;
 
-impl Responder {
+impl StampResponder {
     /// A responder that remembers at most `sessions` sessions.
     #[must_use]
     pub fn new(policy: Policy, keys: Option<Arc<Keys>>, sessions: usize) -> Self {
@@ -93,7 +93,7 @@ impl Responder {
             keys,
             rates: Rates::new(),
             sessions: Sessions::new(sessions),
-            sources: Sources::default(),
+            sources: SourceCount::default(),
             pending: None,
             request: Vec::new(),
             written: VecDeque::new(),
@@ -114,7 +114,7 @@ impl Responder {
         self.sessions.len()
     }
 
-    fn admit(&mut self, datagram: &[u8], arrival: &Arrival) -> Result<Pending, Refusal> {
+    fn admit(&mut self, datagram: &[u8], arrival: &Arrival) -> Result<PendingReply, Refusal> {
         let source = arrival.from.ip().to_canonical();
         if self.policy.reflector_ports.contains(&arrival.from.port()) || source.is_multicast() {
             return Err(Refusal::Reflection);
@@ -144,19 +144,19 @@ impl Responder {
         };
         let place = self.record(key, request.sequence, arrival)?;
         let is_brief = session.is_some_and(|session| session.is_brief);
-        Ok(Pending { arrival: *arrival, mode, request, place, signed_with, is_brief })
+        Ok(PendingReply { arrival: *arrival, mode, request, place, signed_with, is_brief })
     }
 
     /// Our own extension, if it is there. Extensions that should be authentic and are not are refused, where RFC 8972
     /// (section 4.8) would reflect them with the flag I: what was changed on the way did not arrive.
-    fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<Option<tlv::Session>, Refusal> {
+    fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<Option<tlv::SessionRecord>, Refusal> {
         let base = mode.base_bytes();
         let is_proven = |keys: &Arc<Keys>| mode == Mode::Open || tlv::are_proven(datagram, base, keys);
         if !self.keys.as_ref().is_none_or(is_proven) {
             return Err(Refusal::Unauthentic);
         }
         let ours = tlv::walk(datagram, base).filter(|found| found.kind == tlv::SESSION).last();
-        let session = ours.and_then(|found| tlv::Session::read(found.value(datagram)).ok());
+        let session = ours.and_then(|found| tlv::SessionRecord::read(found.value(datagram)).ok());
         if session.is_some_and(|session| session.is_reply) {
             return Err(Refusal::Reflection);
         }
@@ -166,7 +166,7 @@ impl Responder {
     fn record(&mut self, key: SessionKey, sequence: u32, arrival: &Arrival) -> Result<u32, Refusal> {
         let fresh = || Session {
             from: arrival.from,
-            received: Received::new(sequence),
+            received: ReceivedSequences::new(sequence),
             replies: 0,
             wall: None,
             follow_up: None,
@@ -187,7 +187,7 @@ impl Responder {
         session.seen = arrival.at;
         let order = session.received.add(sequence);
         let began_again = match key {
-            SessionKey::Foreign { .. } => order == Order::Ancient || silence > FOREIGN_SESSION_IDLE,
+            SessionKey::Foreign { .. } => order == ArrivalOrder::Ancient || silence > FOREIGN_SESSION_IDLE,
             SessionKey::Ours { .. } => false,
         };
         if began_again {
@@ -198,7 +198,7 @@ impl Responder {
 
     fn answer(
         &mut self,
-        pending: &Pending,
+        pending: &PendingReply,
         now: Now,
         drops: &HostDrops,
         arena: &mut Vec<u8>,
@@ -206,8 +206,8 @@ impl Responder {
         let session = self.sessions.at(pending.place)?;
         let number = session.replies;
         session.replies = number.wrapping_add(1);
-        let stamp = number % STAMPED_REPLIES == 1;
-        if stamp {
+        let timestamp = number % TIMESTAMPED_REPLIES == 1;
+        if timestamp {
             session.wall = Some(now.wall);
         }
         let start = arena.len();
@@ -231,8 +231,13 @@ impl Responder {
         }
         .write(pending.mode, reply);
         let id = SendId(u64::from(pending.place) << 32 | u64::from(number));
-        let written =
-            Written { id, at: now.at, wall: now.wall, mode: pending.mode, signed_with: pending.signed_with };
+        let written = WrittenReply {
+            id,
+            at: now.at,
+            wall: now.wall,
+            mode: pending.mode,
+            signed_with: pending.signed_with,
+        };
         written.seal(reply, self.keys.as_deref());
         if self.written.len() == WRITTEN {
             self.written.pop_front();
@@ -247,7 +252,7 @@ impl Responder {
             ttl: TTL,
             dont_fragment: false,
             segment: None,
-            stamp,
+            timestamp,
         })
     }
 
@@ -261,7 +266,7 @@ impl Responder {
 const FOREIGN_SESSION_IDLE: Duration = Duration::from_secs(900);
 
 /// Fills in the extensions of a reply, in place, and returns the DSCP that it shall carry.
-fn extend(reply: &mut [u8], pending: &Pending, session: &Session, drops: &HostDrops) -> u8 {
+fn extend(reply: &mut [u8], pending: &PendingReply, session: &Session, drops: &HostDrops) -> u8 {
     let arrived = pending.arrival.tos.unwrap_or(0);
     let mut dscp = arrived >> 2;
     let mut at = pending.mode.base_bytes();
@@ -288,7 +293,7 @@ fn extend(reply: &mut [u8], pending: &Pending, session: &Session, drops: &HostDr
                 FollowUp { sequence, timestamp }.write(found.value_mut(reply));
                 true
             }
-            tlv::SESSION => match tlv::Session::read(found.value(reply)) {
+            tlv::SESSION => match tlv::SessionRecord::read(found.value(reply)) {
                 Ok(asked) => {
                     record_of(session, drops, asked).write(found.value_mut(reply));
                     true
@@ -302,9 +307,9 @@ fn extend(reply: &mut [u8], pending: &Pending, session: &Session, drops: &HostDr
     dscp
 }
 
-fn record_of(session: &Session, drops: &HostDrops, asked: tlv::Session) -> tlv::Session {
+fn record_of(session: &Session, drops: &HostDrops, asked: tlv::SessionRecord) -> tlv::SessionRecord {
     let received = &session.received;
-    tlv::Session {
+    tlv::SessionRecord {
         is_reply: true,
         count_or_first: received.first,
         unique: received.unique,
@@ -317,7 +322,7 @@ fn record_of(session: &Session, drops: &HostDrops, asked: tlv::Session) -> tlv::
     }
 }
 
-impl Written {
+impl WrittenReply {
     /// Proves a reply with the asker's own key: during a rotation it may not know the other one yet.
     fn seal(&self, reply: &mut [u8], keys: Option<&Keys>) {
         if let (Some(keys), Some(signed_with)) = (keys, self.signed_with) {
@@ -336,7 +341,7 @@ fn seal_extensions(reply: &mut [u8], mode: Mode, key: &Key) {
     }
 }
 
-impl Machine for Responder {
+impl Machine for StampResponder {
     type Report = ResponderReport;
 
     /// What passed since T3 was written is ours and not the network's: others of the batch, or a processor that was taken
@@ -368,13 +373,13 @@ impl Machine for Responder {
         }
     }
 
-    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
-        let StampedBy::Kernel = by else { return };
+    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
+        let TimestampSource::Kernel = by else { return };
         let place = u32::try_from(id.0 >> 32).expect("32 bits are left");
         let number = u32::try_from(id.0 & u64::from(u32::MAX)).expect("32 bits are left");
         // The place may have passed to another session since; its own numbers are then elsewhere.
         if let Some(session) = self.sessions.at(place)
-            && session.replies.wrapping_sub(number) <= STAMPED_REPLIES
+            && session.replies.wrapping_sub(number) <= TIMESTAMPED_REPLIES
             // Not the one in force now: of the two times only the difference counts, and a step is none.
             && let Some(wall) = session.wall
         {
@@ -420,7 +425,7 @@ impl Machine for Responder {
 
 /// Counts different sources, over the last half to whole minute.
 #[derive(Debug, Default)]
-struct Sources {
+struct SourceCount {
     current: HashSet<IpAddr>,
     previous: HashSet<IpAddr>,
     /// How many are in either.
@@ -428,7 +433,7 @@ struct Sources {
     since: Timestamp,
 }
 
-impl Sources {
+impl SourceCount {
     const HALF: Duration = Duration::from_secs(30);
     /// Sources that are told apart in each half; more are not counted.
     const MAX: usize = 65_536;
@@ -489,7 +494,7 @@ mod tests {
     fn arrival(at: Timestamp) -> Arrival {
         Arrival {
             at,
-            by: StampedBy::Kernel,
+            by: TimestampSource::Kernel,
             from: ASKER.into(),
             to: None,
             flow: 0,
@@ -499,9 +504,9 @@ mod tests {
         }
     }
 
-    fn responder() -> Responder {
+    fn responder() -> StampResponder {
         let policy = Policy { open: true, rate: 1 << 40, rate_per_source: 1 << 40, ..Policy::default() };
-        Responder::new(policy, None, 1_024)
+        StampResponder::new(policy, None, 1_024)
     }
 
     /// A request with our extension for one session, or without.
@@ -510,8 +515,8 @@ mod tests {
         let timestamp = NtpTime(0xeeaa_bfe0_0000_0000 + u64::from(sequence));
         Request { sequence, timestamp, error: ERROR_ESTIMATE, ssid: 7 }.encode(Mode::Open, &mut out);
         if let Some(session) = session {
-            let asked = tlv::Session { session, ..tlv::Session::default() };
-            asked.write(tlv::append(&mut out, tlv::SESSION, tlv::Session::BYTES).value_mut(&mut out));
+            let asked = tlv::SessionRecord { session, ..tlv::SessionRecord::default() };
+            asked.write(tlv::append(&mut out, tlv::SESSION, tlv::SessionRecord::BYTES).value_mut(&mut out));
         }
         tlv::append(&mut out, tlv::FOLLOW_UP, FollowUp::BYTES);
         out
@@ -521,7 +526,7 @@ mod tests {
 
     /// Steps until there is nothing to do: the reply, the counts of sources, and until when that is.
     fn drive(
-        responder: &mut Responder,
+        responder: &mut StampResponder,
         time: Timestamp,
         drops: &mut HostDrops,
     ) -> (Option<Sent>, Vec<usize>, Timestamp) {
@@ -539,7 +544,7 @@ mod tests {
         }
     }
 
-    fn ask(responder: &mut Responder, request: &[u8], time: Timestamp) -> Sent {
+    fn ask(responder: &mut StampResponder, request: &[u8], time: Timestamp) -> Sent {
         responder.received(request, &arrival(time));
         drive(responder, time, &mut HostDrops::default()).0.expect("it is answered")
     }
@@ -555,7 +560,7 @@ mod tests {
 
     #[test]
     fn sources_of_the_last_half_to_whole_minute_are_counted() {
-        let mut sources = Sources::default();
+        let mut sources = SourceCount::default();
         let host = |last: u8| IpAddr::from([192, 0, 2, last]);
         assert_eq!((sources.next_rotation(), sources.rotate(at(0))), (Timestamp::NEVER, None));
         assert_eq!(sources.add(host(1), at(0)), Some(1));
@@ -577,8 +582,8 @@ mod tests {
 
     #[test]
     fn sources_are_told_apart_up_to_a_limit() {
-        let mut sources = Sources::default();
-        let add = |sources: &mut Sources, index: u32| {
+        let mut sources = SourceCount::default();
+        let add = |sources: &mut SourceCount, index: u32| {
             sources.add(IpAddr::from((0x0a00_0000 + index).to_be_bytes()), at(0))
         };
         for index in 0..65_536 {
@@ -610,17 +615,17 @@ mod tests {
         for number in 0..40_u32 {
             let time = at(u64::from(number) * SECOND);
             let (send, reply) = ask(&mut responder, &request(number, Some(1)), time);
-            assert_eq!(send.stamp, number % 16 == 1, "reply {number}");
+            assert_eq!(send.timestamp, number % 16 == 1, "reply {number}");
             assert_eq!(read(&reply).sequence, number);
             let expected = last.map(|(id, left)| FollowUp {
                 sequence: u32::try_from(id.0 & 0xffff_ffff).unwrap(),
                 timestamp: NtpTime::from(now(left).wall.wall(left)),
             });
             assert_eq!(followed(&reply), expected, "reply {number}");
-            responder.sent(send.id, time, StampedBy::User);
-            if send.stamp {
+            responder.sent(send.id, time, TimestampSource::User);
+            if send.timestamp {
                 let left = time + Duration::from_micros(20);
-                responder.sent(send.id, left, StampedBy::Kernel);
+                responder.sent(send.id, left, TimestampSource::Kernel);
                 last = Some((send.id, left));
             }
         }
@@ -635,7 +640,7 @@ mod tests {
             for number in 0..later {
                 ask(&mut responder, &request(2 + number, Some(1)), at(2));
             }
-            responder.sent(second.id, at(3), StampedBy::Kernel);
+            responder.sent(second.id, at(3), TimestampSource::Kernel);
             let (_, reply) = ask(&mut responder, &request(100, Some(1)), at(4));
             assert_eq!(followed(&reply).is_some(), is_told, "{later} later");
         }
@@ -648,7 +653,7 @@ mod tests {
             ask(&mut responder, &request(0, Some(session)), at(0));
         }
         let (first, _) = ask(&mut responder, &request(1, Some(1)), at(1));
-        responder.sent(first.id, at(2), StampedBy::Kernel);
+        responder.sent(first.id, at(2), TimestampSource::Kernel);
         let (_, other) = ask(&mut responder, &request(1, Some(2)), at(3));
         assert_eq!(followed(&other), None);
         let (_, own) = ask(&mut responder, &request(2, Some(1)), at(3));
@@ -714,7 +719,7 @@ mod tests {
         responder.received(&request(13, Some(3)), &arrival(at(7)));
         let (_, reply) = drive(&mut responder, at(7), &mut drops).0.unwrap();
         let found = tlv::walk(&reply, 44).find(|found| found.kind == tlv::SESSION).unwrap();
-        let expected = tlv::Session {
+        let expected = tlv::SessionRecord {
             flow: 0,
             session: 3,
             is_reply: true,
@@ -727,7 +732,7 @@ mod tests {
             bitmap: 0b1111,
             host_drops: 5,
         };
-        assert_eq!(tlv::Session::read(found.value(&reply)), Ok(expected));
+        assert_eq!(tlv::SessionRecord::read(found.value(&reply)), Ok(expected));
         let read = read(&reply);
         let wall = |time: Timestamp| NtpTime::from(now(time).wall.wall(time));
         assert_eq!((read.received, read.timestamp), (wall(at(7)), wall(at(7))));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use crate::stats::Received;
+use crate::stats::ReceivedSequences;
 use crate::time::{Timestamp, WallOffset};
 use crate::wire::NtpTime;
 
@@ -22,7 +22,7 @@ pub(super) struct Session {
     /// Where it sends from.
     pub(super) from: SocketAddr,
     /// What arrived.
-    pub(super) received: Received,
+    pub(super) received: ReceivedSequences,
     /// Replies so far: the next reply's own sequence number.
     pub(super) replies: u32,
     /// The wall clock's offset under which the last reply that asked for a transmit stamp told its time.
@@ -39,14 +39,14 @@ pub(super) struct Session {
 pub(super) struct Sessions {
     limit: usize,
     places: HashMap<SessionKey, u32>,
-    entries: Vec<Entry>,
+    entries: Vec<SessionEntry>,
     /// The entry used last, and the one that was not used longest; [`NONE`] when empty.
     newest: u32,
     oldest: u32,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct SessionEntry {
     key: SessionKey,
     session: Session,
     newer: u32,
@@ -72,7 +72,7 @@ impl Sessions {
 
     /// Remembers a session and returns its place.
     pub(super) fn insert(&mut self, key: SessionKey, session: Session) -> u32 {
-        let entry = Entry { key, session, newer: NONE, older: NONE };
+        let entry = SessionEntry { key, session, newer: NONE, older: NONE };
         let place = if self.entries.len() < self.limit {
             self.entries.push(entry);
             u32::try_from(self.entries.len() - 1).expect("the limit is below 2³²")
@@ -109,7 +109,7 @@ impl Sessions {
     }
 
     fn unlink(&mut self, place: u32) {
-        let Entry { newer, older, .. } = self.entries[place as usize];
+        let SessionEntry { newer, older, .. } = self.entries[place as usize];
         match newer {
             NONE => self.newest = older,
             newer => self.entries[newer as usize].older = older,
@@ -132,7 +132,7 @@ mod tests {
     fn session(seconds: u64) -> Session {
         Session {
             from: ([192, 0, 2, 1], 5).into(),
-            received: Received::new(0),
+            received: ReceivedSequences::new(0),
             replies: 0,
             wall: None,
             follow_up: None,
@@ -160,7 +160,7 @@ mod tests {
         let mut sessions = Sessions::new(5);
         let mut model: Vec<u32> = Vec::new();
         for i in 0..5_000_u64 {
-            let id = u32::try_from(crate::grid::mix(i) % 9).unwrap();
+            let id = u32::try_from(crate::schedule::mix(i) % 9).unwrap();
             let found = sessions.find(&key(id)).is_some();
             assert_eq!(found, model.contains(&id), "step {i}");
             model.retain(|known| *known != id);

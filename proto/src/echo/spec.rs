@@ -10,11 +10,11 @@ use crate::key::Keys;
 
 /// What to measure.
 #[derive(Debug, Clone)]
-pub struct Spec {
+pub struct EchoSpec {
     /// The responder; hosts that answer ICMP have no port.
     pub to: SocketAddr,
     /// How its datagrams are written.
-    pub wire: Wire,
+    pub wire: WireFormat,
     /// Time between datagrams, over all flows.
     pub interval: Duration,
     /// The session identifier of each flow, 1..=16 of them.
@@ -28,7 +28,7 @@ pub struct Spec {
     /// Without a reply by then a datagram is lost.
     pub lost_after: Duration,
     /// Whether the driver will deliver the kernel's transmit stamps.
-    pub transmit_stamps: bool,
+    pub tx_timestamps: bool,
     /// Slots after which to stop; `None`: never.
     pub count: Option<u64>,
     /// Decides phase, jitter and session numbers.
@@ -37,7 +37,7 @@ pub struct Spec {
 
 /// A format of datagrams, and what only that one has.
 #[derive(Debug, Clone)]
-pub enum Wire {
+pub enum WireFormat {
     /// STAMP over UDP, with our extensions: agents and reflectors answer.
     Stamp {
         /// Authenticated mode with these keys; `None`: open mode.

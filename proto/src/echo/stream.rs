@@ -9,10 +9,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::absence::Absence;
-use super::flow::{Carries, Drops, Fit, Flow, Purpose, Reply, Rules};
-use super::outcome::{Mismatch, Report, Sample, Verdict};
-use crate::grid::{Grid, mix};
-use crate::machine::{HostDrops, NotSent, Now, StampedBy};
+use super::flow::{Drops, Flow, Purpose, ReplyMatch, ReplyTimes, RequestForm, VerdictRules};
+use super::outcome::{EchoReport, Mismatch, RoundTrip, Verdict};
+use crate::machine::{HostDrops, NotSent, Now, TimestampSource};
+use crate::schedule::{Schedule, mix};
 use crate::stats::WindowedMinimum;
 use crate::time::Timestamp;
 use crate::wire::{Message, NtpTime};
@@ -48,7 +48,7 @@ pub enum StreamStep {
     /// Hand a message to the stream, then call [`StreamProber::handed`].
     Send(Message),
     /// Something was learnt.
-    Report(Report),
+    Report(EchoReport),
     /// Nothing to do until then, or until something happens.
     Wait(Timestamp),
     /// Nothing to do ever again.
@@ -57,13 +57,13 @@ pub enum StreamStep {
 
 /// An answer as it came off the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+pub struct StreamReply {
     /// To what.
     pub message: Message,
     /// When its last byte arrived.
     pub at: Timestamp,
     /// By whose clock reading.
-    pub by: StampedBy,
+    pub by: TimestampSource,
     /// The responder's part of the round trip in nanoseconds, as it says; 0 where it says nothing.
     pub turnaround: i64,
 }
@@ -73,14 +73,14 @@ pub struct Answer {
 pub struct StreamProber {
     spec: StreamSpec,
     /// `None` until the first attempt to connect has ended: a round trip does not include that one.
-    grid: Option<Grid>,
+    schedule: Option<Schedule>,
     slots_left: u64,
     flow: Flow,
     /// Messages that wait to be handed over, the oldest first.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<QueuedMessage>,
     /// The first message of this connection that is not answered, and the one after the last that was handed over.
     unanswered: Range<u64>,
-    connection: Connection,
+    connection: ConnectionState,
     /// Attempts in a row after which nothing was answered.
     failures: u32,
     /// Whether anything was answered on this connection.
@@ -89,18 +89,18 @@ pub struct StreamProber {
     absence: Option<Absence>,
     is_stopping: bool,
     is_lossy: bool,
-    reports: VecDeque<Report>,
+    reports: VecDeque<EchoReport>,
 }
 
 /// A message that has not been handed over.
 #[derive(Debug, Clone, Copy)]
-struct Waiting {
+struct QueuedMessage {
     message: Message,
     due: Timestamp,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Connection {
+enum ConnectionState {
     /// There is none, and none is needed before a message is due.
     Unneeded,
     /// There is none; when to try again, and whether it is our host that keeps us from having one.
@@ -124,12 +124,12 @@ impl StreamProber {
     #[must_use]
     pub fn new(spec: StreamSpec, at: Timestamp) -> Self {
         Self {
-            grid: None,
+            schedule: None,
             slots_left: spec.count.unwrap_or(u64::MAX),
             flow: Flow::new(0, 0, 0, at),
             waiting: VecDeque::new(),
             unanswered: 0..0,
-            connection: Connection::None { again: at, ours: None },
+            connection: ConnectionState::None { again: at, ours: None },
             failures: 0,
             has_answered: false,
             minimum: WindowedMinimum::new(at),
@@ -147,20 +147,20 @@ impl StreamProber {
             self.withdraw();
         }
         self.has_answered = false;
-        self.connection = Connection::Up { since: at, heard: at, is_blocked: false };
+        self.connection = ConnectionState::Up { since: at, heard: at, is_blocked: false };
         self.begin(at);
     }
 
     /// The connection, or the attempt to make one, has ended. What was on it is lost. `ours`: our own host is to blame, and
     /// what waits is not sent. True if something is wrong; false if it may end like that ([`StreamSpec::on_demand`]).
     pub fn disconnected(&mut self, at: Timestamp, ours: Option<NotSent>) -> bool {
-        let was_up = matches!(self.connection, Connection::Up { .. });
+        let was_up = matches!(self.connection, ConnectionState::Up { .. });
         if self.spec.on_demand && was_up && self.unanswered.is_empty() && ours.is_none() {
             if self.waiting.is_empty() {
-                self.connection = Connection::Unneeded;
+                self.connection = ConnectionState::Unneeded;
                 return false;
             } else if self.has_answered {
-                self.connection = Connection::None { again: at, ours: None };
+                self.connection = ConnectionState::None { again: at, ours: None };
                 return false;
             }
         }
@@ -168,7 +168,7 @@ impl StreamProber {
         let unanswered = std::mem::take(&mut self.unanswered);
         self.flow.give_up(unanswered, at, &rules, &mut self.reports);
         if let Some(why) = ours {
-            for Waiting { message, .. } in self.waiting.drain(..) {
+            for QueuedMessage { message, .. } in self.waiting.drain(..) {
                 self.flow.not_sent(message.sequence, why, &mut self.reports);
                 // One that was handed over before, and came back: it is our host that does not ask again.
                 self.flow.withdraw_one(message.sequence, &mut self.reports);
@@ -176,7 +176,7 @@ impl StreamProber {
         }
         self.failures = self.failures.saturating_add(1);
         let again = at + self.pause();
-        self.connection = Connection::None { again, ours };
+        self.connection = ConnectionState::None { again, ours };
         self.begin(at);
         true
     }
@@ -184,18 +184,18 @@ impl StreamProber {
     /// The stream took the message that [`StreamStep::Send`] asked for at `at`. `left`: when the kernel let it go on its way,
     /// if it did so while it was handed over. One that had to wait before counts from when it was meant to leave.
     pub fn handed(&mut self, message: Message, at: Timestamp, left: Option<Timestamp>) {
-        let Some(Waiting { due, .. }) = self.waiting.pop_front() else { return };
+        let Some(QueuedMessage { due, .. }) = self.waiting.pop_front() else { return };
         let sequence = message.sequence;
         if self.unanswered.is_empty() {
             self.unanswered.start = sequence;
-            if let Connection::Up { heard, .. } = &mut self.connection {
+            if let ConnectionState::Up { heard, .. } = &mut self.connection {
                 *heard = at;
             }
         }
         self.unanswered.end = sequence + 1;
-        self.flow.sent(sequence, due, StampedBy::User, &mut self.reports);
+        self.flow.sent(sequence, due, TimestampSource::User, &mut self.reports);
         if let Some(left) = left.filter(|_| due == at) {
-            self.flow.sent(sequence, left, StampedBy::Kernel, &mut self.reports);
+            self.flow.sent(sequence, left, TimestampSource::Kernel, &mut self.reports);
         }
     }
 
@@ -204,70 +204,70 @@ impl StreamProber {
     pub fn returned(&mut self, message: Message) {
         if let Some(due) = self.flow.in_flight_since(message.sequence) {
             self.unanswered.end = self.unanswered.end.min(message.sequence).max(self.unanswered.start);
-            self.waiting.push_front(Waiting { message, due });
+            self.waiting.push_front(QueuedMessage { message, due });
         }
     }
 
     /// The stream takes no further message until [`StreamProber::writable`] is called.
     pub fn blocked(&mut self) {
-        if let Connection::Up { is_blocked, .. } = &mut self.connection {
+        if let ConnectionState::Up { is_blocked, .. } = &mut self.connection {
             *is_blocked = true;
         }
     }
 
     /// The stream takes messages again.
     pub fn writable(&mut self) {
-        if let Connection::Up { is_blocked, .. } = &mut self.connection {
+        if let ConnectionState::Up { is_blocked, .. } = &mut self.connection {
             *is_blocked = false;
         }
     }
 
     /// Something came back; whether it answers a message, in time or not.
-    pub fn answered(&mut self, answer: &Answer) -> bool {
+    pub fn answered(&mut self, answer: &StreamReply) -> bool {
         let rules = self.rules();
-        let Answer { message: Message { sequence, stamp }, at, by, turnaround } = *answer;
-        let sent = match self.flow.fit(sequence, stamp, at, &rules) {
-            Fit::Answer { sent } => sent,
-            Fit::Duplicate => {
-                self.reports.push_back(Report::Duplicate);
+        let StreamReply { message: Message { sequence, timestamp }, at, by, turnaround } = *answer;
+        let sent = match self.flow.fit(sequence, timestamp, at, &rules) {
+            ReplyMatch::Answer { sent } => sent,
+            ReplyMatch::Duplicate => {
+                self.reports.push_back(EchoReport::Duplicate);
                 return false;
             }
-            Fit::VeryLate => {
+            ReplyMatch::VeryLate => {
                 self.heard(at, sequence);
-                self.reports.push_back(Report::VeryLate);
+                self.reports.push_back(EchoReport::VeryLate);
                 return true;
             }
-            Fit::Unasked => {
-                self.mismatched(Mismatch::Unasked);
+            ReplyMatch::Unsolicited => {
+                self.mismatched(Mismatch::Unsolicited);
                 return false;
             }
         };
         self.heard(at, sequence);
         // What stood at the goodbye is answered until it ends: who is back answers over another connection.
-        if let (Some(absence), Connection::Up { since, .. }) = (&mut self.absence, self.connection)
+        if let (Some(absence), ConnectionState::Up { since, .. }) = (&mut self.absence, self.connection)
             && absence.began_before(since)
         {
             absence.answered(sent);
         }
-        let sample = Sample {
+        let sample = RoundTrip {
             rtt: Duration::ZERO,
             turnaround: Duration::ZERO,
             variation: Duration::ZERO,
             minimum: Duration::ZERO,
-            transmit: StampedBy::User,
+            transmit: TimestampSource::User,
             receive: by,
             hops_forward: None,
             hops_reverse: None,
             class_forward: None,
             class_reverse: None,
         };
-        self.flow.answer(sequence, Reply { at, turnaround, sample }, &rules, &mut self.reports);
+        self.flow.answer(sequence, ReplyTimes { at, turnaround, sample }, &rules, &mut self.reports);
         true
     }
 
     /// Something came back that answers nothing.
     pub fn mismatched(&mut self, why: Mismatch) {
-        self.reports.push_back(Report::Mismatched(why));
+        self.reports.push_back(EchoReport::Mismatched(why));
     }
 
     /// Sends nothing more; `Finished` follows when everything is decided.
@@ -277,8 +277,8 @@ impl StreamProber {
 
     /// Decides everything that is undecided: withdrawn. For a stop that cannot wait, and after a suspend.
     pub fn withdraw(&mut self) {
-        for Waiting { message, due } in self.waiting.drain(..) {
-            self.flow.sent(message.sequence, due, StampedBy::User, &mut self.reports);
+        for QueuedMessage { message, due } in self.waiting.drain(..) {
+            self.flow.sent(message.sequence, due, TimestampSource::User, &mut self.reports);
         }
         let rules = self.rules();
         self.flow.withdraw(&rules, &mut self.reports);
@@ -322,33 +322,35 @@ impl StreamProber {
 
     fn connection_step(&mut self, now: Now) -> Option<StreamStep> {
         match self.connection {
-            Connection::Unneeded if self.waiting.is_empty() => None,
-            Connection::Unneeded => {
-                self.connection = Connection::Coming { since: now.at };
+            ConnectionState::Unneeded if self.waiting.is_empty() => None,
+            ConnectionState::Unneeded => {
+                self.connection = ConnectionState::Coming { since: now.at };
                 Some(StreamStep::Connect)
             }
-            Connection::None { again, .. } if again <= now.at => {
-                self.connection = Connection::Coming { since: now.at };
+            ConnectionState::None { again, .. } if again <= now.at => {
+                self.connection = ConnectionState::Coming { since: now.at };
                 Some(StreamStep::Connect)
             }
-            Connection::Coming { since } if since + self.spec.lost_after <= now.drained => Some(self.end()),
-            Connection::Up { heard, .. }
+            ConnectionState::Coming { since } if since + self.spec.lost_after <= now.drained => {
+                Some(self.end())
+            }
+            ConnectionState::Up { heard, .. }
                 if !self.unanswered.is_empty() && heard + self.spec.lost_after <= now.drained =>
             {
                 Some(self.end())
             }
-            Connection::Up { is_blocked: false, .. } if self.has_room() => {
+            ConnectionState::Up { is_blocked: false, .. } if self.has_room() => {
                 self.waiting.front().map(|first| StreamStep::Send(first.message))
             }
-            Connection::None { .. }
-            | Connection::Coming { .. }
-            | Connection::Up { .. }
-            | Connection::Ending => None,
+            ConnectionState::None { .. }
+            | ConnectionState::Coming { .. }
+            | ConnectionState::Up { .. }
+            | ConnectionState::Ending => None,
         }
     }
 
     fn end(&mut self) -> StreamStep {
-        self.connection = Connection::Ending;
+        self.connection = ConnectionState::Ending;
         StreamStep::Disconnect
     }
 
@@ -359,13 +361,13 @@ impl StreamProber {
 
     fn take_what_is_due(&mut self, now: Now) {
         while !self.is_over()
-            && let Some(grid) = self.grid.as_mut().filter(|grid| grid.next() <= now.at)
+            && let Some(schedule) = self.schedule.as_mut().filter(|schedule| schedule.next() <= now.at)
         {
-            let due = grid.take(now.at);
+            let due = schedule.take(now.at);
             let skipped = due.skipped.min(self.slots_left);
             self.slots_left -= skipped;
             if skipped > 0 {
-                self.reports.push_back(Report::Unsent(skipped));
+                self.reports.push_back(EchoReport::Unsent(skipped));
             }
             if due.slot.is_none() || self.slots_left == 0 {
                 break;
@@ -378,24 +380,24 @@ impl StreamProber {
     /// A message is due. What our own wake-up was late by is not the stream's fault: it counts from `now`.
     fn take(&mut self, now: Now) {
         if !self.flow.has_room() {
-            return self.reports.push_back(Report::Unsent(1));
+            return self.reports.push_back(EchoReport::Unsent(1));
         }
-        let stamp = NtpTime::from(now.wall.wall(now.at));
-        let sequence = self.flow.push(now.at, stamp, Carries::Less, Purpose::Measure);
-        if let Connection::None { ours: Some(why), .. } = self.connection {
+        let timestamp = NtpTime::from(now.wall.wall(now.at));
+        let sequence = self.flow.push(now.at, timestamp, RequestForm::WithoutSession, Purpose::Measure);
+        if let ConnectionState::None { ours: Some(why), .. } = self.connection {
             self.flow.not_sent(sequence, why, &mut self.reports);
         } else {
-            self.waiting.push_back(Waiting { message: Message { sequence, stamp }, due: now.at });
+            self.waiting.push_back(QueuedMessage { message: Message { sequence, timestamp }, due: now.at });
         }
     }
 
     fn expire(&mut self, drained: Timestamp) {
         // What waits is no less late for that.
-        while let Some(Waiting { message, due }) = self.waiting.front().copied()
+        while let Some(QueuedMessage { message, due }) = self.waiting.front().copied()
             && due + self.spec.lost_after <= drained
         {
             self.waiting.pop_front();
-            self.flow.sent(message.sequence, due, StampedBy::User, &mut self.reports);
+            self.flow.sent(message.sequence, due, TimestampSource::User, &mut self.reports);
         }
         let rules = self.rules();
         let mut drops = Drops { here: &mut HostDrops::default(), there: &mut HostDrops::default() };
@@ -408,14 +410,14 @@ impl StreamProber {
             self.unanswered.start = sequence + 1;
             self.failures = 0;
             self.has_answered = true;
-            if let Connection::Up { heard, .. } = &mut self.connection {
+            if let ConnectionState::Up { heard, .. } = &mut self.connection {
                 *heard = (*heard).max(at);
             }
         }
     }
 
     fn begin(&mut self, at: Timestamp) {
-        self.grid.get_or_insert_with(|| Grid::new(at, self.spec.interval, self.spec.seed));
+        self.schedule.get_or_insert_with(|| Schedule::new(at, self.spec.interval, self.spec.seed));
     }
 
     /// Between half of a doubling pause and the whole of it: agents that lost the same responder do not return as one.
@@ -429,12 +431,15 @@ impl StreamProber {
 
     fn deadline(&self) -> Timestamp {
         let connection = match self.connection {
-            Connection::None { again, .. } => again,
-            Connection::Coming { since } => since + self.spec.lost_after,
-            Connection::Up { heard, .. } if !self.unanswered.is_empty() => heard + self.spec.lost_after,
-            Connection::Up { .. } | Connection::Ending | Connection::Unneeded => Timestamp::NEVER,
+            ConnectionState::None { again, .. } => again,
+            ConnectionState::Coming { since } => since + self.spec.lost_after,
+            ConnectionState::Up { heard, .. } if !self.unanswered.is_empty() => heard + self.spec.lost_after,
+            ConnectionState::Up { .. } | ConnectionState::Ending | ConnectionState::Unneeded => {
+                Timestamp::NEVER
+            }
         };
-        let next = self.grid.as_ref().filter(|_| !self.is_over()).map_or(Timestamp::NEVER, Grid::next);
+        let next =
+            self.schedule.as_ref().filter(|_| !self.is_over()).map_or(Timestamp::NEVER, Schedule::next);
         connection.min(next).min(self.flow.deadline(&self.rules()))
     }
 
@@ -442,28 +447,28 @@ impl StreamProber {
         self.is_stopping || self.slots_left == 0
     }
 
-    fn rules(&self) -> Rules {
-        Rules {
+    fn rules(&self) -> VerdictRules {
+        VerdictRules {
             late_after: self.spec.late_after,
             lost_after: self.spec.lost_after,
             horizon: Duration::ZERO,
-            transmit_stamps: false,
+            tx_timestamps: false,
             absence: self.absence,
         }
     }
 
-    fn complete(&mut self, mut report: Report, now: Timestamp) -> Report {
-        if let Report::Decided { verdict: Verdict::Ok, sample: Some(sample), .. } = &mut report {
+    fn complete(&mut self, mut report: EchoReport, now: Timestamp) -> EchoReport {
+        if let EchoReport::Decided { verdict: Verdict::Ok, sample: Some(sample), .. } = &mut report {
             sample.minimum = self.minimum.add(now, sample.rtt);
             sample.variation = sample.rtt - sample.minimum;
         }
         report
     }
 
-    fn lossy_changed(&mut self) -> Option<Report> {
+    fn lossy_changed(&mut self) -> Option<EchoReport> {
         let is_lossy = self.flow.loss.is_lossy();
         let was = std::mem::replace(&mut self.is_lossy, is_lossy);
-        (was != is_lossy).then(|| Report::LossyFlows(is_lossy.into()))
+        (was != is_lossy).then(|| EchoReport::LossyFlows(is_lossy.into()))
     }
 }
 
@@ -496,7 +501,7 @@ mod tests {
     struct Hand {
         prober: StreamProber,
         at: Timestamp,
-        reports: Vec<Report>,
+        reports: Vec<EchoReport>,
     }
 
     impl Hand {
@@ -563,18 +568,18 @@ mod tests {
         }
 
         fn answer(&mut self, message: Message, at: Timestamp) -> bool {
-            self.prober.answered(&Answer { message, at, by: StampedBy::Kernel, turnaround: 0 })
+            self.prober.answered(&StreamReply { message, at, by: TimestampSource::Kernel, turnaround: 0 })
         }
 
         /// All reports that are waiting, without letting anything become due.
-        fn flush(&mut self) -> Vec<Report> {
+        fn flush(&mut self) -> Vec<EchoReport> {
             self.reports.extend(self.prober.reports.drain(..));
             std::mem::take(&mut self.reports)
         }
 
         fn verdicts(&mut self) -> Vec<(u64, Verdict)> {
             let decided = self.flush().into_iter().filter_map(|report| {
-                let Report::Decided { sequence, verdict, .. } = report else { return None };
+                let EchoReport::Decided { sequence, verdict, .. } = report else { return None };
                 Some((sequence, verdict))
             });
             decided.collect()
@@ -613,7 +618,7 @@ mod tests {
                 true => hand.prober.connected(hand.at),
                 false => assert!(hand.prober.disconnected(hand.at, None)),
             }
-            let slot = hand.prober.grid.as_ref().unwrap().next();
+            let slot = hand.prober.schedule.as_ref().unwrap().next();
             assert!(slot > hand.at && slot <= hand.at + ms(150));
             assert!(hand.wait() <= slot);
         }
@@ -699,12 +704,12 @@ mod tests {
         assert!(hand.answer(first, sent + ms(950)), "it is all the same if it comes");
         hand.at = sent + ms(1_000);
         hand.pass(sent + ms(3_899));
-        assert!(matches!(hand.prober.connection, Connection::Up { .. }));
+        assert!(matches!(hand.prober.connection, ConnectionState::Up { .. }));
         let is_late = hand.answer(third, sent + ms(3_899));
-        assert!(is_late && hand.flush().contains(&Report::VeryLate));
-        assert!(!hand.answer(third, sent + ms(3_899)) || hand.flush().contains(&Report::VeryLate));
+        assert!(is_late && hand.flush().contains(&EchoReport::VeryLate));
+        assert!(!hand.answer(third, sent + ms(3_899)) || hand.flush().contains(&EchoReport::VeryLate));
         hand.pass(sent + ms(5_000));
-        assert!(matches!(hand.prober.connection, Connection::Up { .. }), "a late answer is one");
+        assert!(matches!(hand.prober.connection, ConnectionState::Up { .. }), "a late answer is one");
     }
 
     #[test]
@@ -715,13 +720,13 @@ mod tests {
         assert!(hand.answer(message, heard));
         hand.flush();
         assert!(!hand.answer(message, heard));
-        let stranger = Message { stamp: NtpTime(message.stamp.0 ^ 1), ..message };
+        let stranger = Message { timestamp: NtpTime(message.timestamp.0 ^ 1), ..message };
         assert!(!hand.answer(stranger, heard));
         assert!(!hand.answer(Message { sequence: 7, ..message }, heard));
-        let unasked = Report::Mismatched(Mismatch::Unasked);
-        assert_eq!(hand.flush(), [Report::Duplicate, unasked, unasked]);
+        let unasked = EchoReport::Mismatched(Mismatch::Unsolicited);
+        assert_eq!(hand.flush(), [EchoReport::Duplicate, unasked, unasked]);
         hand.prober.mismatched(Mismatch::Malformed);
-        assert_eq!(hand.flush(), [Report::Mismatched(Mismatch::Malformed)]);
+        assert_eq!(hand.flush(), [EchoReport::Mismatched(Mismatch::Malformed)]);
     }
 
     #[test]
@@ -735,11 +740,11 @@ mod tests {
             hand.answer(message, due + kept + ms(10));
             let reports = hand.flush();
             let sample = reports.iter().find_map(|report| {
-                let Report::Decided { sample, .. } = report else { return None };
+                let EchoReport::Decided { sample, .. } = report else { return None };
                 *sample
             });
             assert_eq!(sample.map(|sample| sample.rtt), Some(rtt));
-            assert_eq!(reports[0], Report::Sent { flow: 0, sequence: 0 });
+            assert_eq!(reports[0], EchoReport::Sent { flow: 0, sequence: 0 });
             assert_eq!(hand.prober.in_flight(), 0);
         }
     }
@@ -752,10 +757,10 @@ mod tests {
             hand.answer(message, hand.at + ms(rtt));
             hand.step();
             let samples = std::mem::take(&mut hand.reports).into_iter().filter_map(|report| {
-                let Report::Decided { sample, .. } = report else { return None };
+                let EchoReport::Decided { sample, .. } = report else { return None };
                 sample
             });
-            let [sample] = samples.collect::<Vec<Sample>>()[..] else { panic!("one is answered") };
+            let [sample] = samples.collect::<Vec<RoundTrip>>()[..] else { panic!("one is answered") };
             assert_eq!((sample.minimum, sample.variation), (ms(minimum), ms(rtt) - ms(minimum)));
         }
     }
@@ -804,7 +809,7 @@ mod tests {
         assert_eq!(hand.prober.failures, 0);
         // Another one is made when a message is due, and not before.
         let slot = hand.wait();
-        assert_eq!(slot, hand.prober.grid.as_ref().unwrap().next());
+        assert_eq!(slot, hand.prober.schedule.as_ref().unwrap().next());
         hand.at = slot;
         assert_eq!(hand.step(), StreamStep::Connect);
         // One that waits is sent over another one at once, if this one served.
@@ -878,7 +883,7 @@ mod tests {
     impl Hand {
         /// Lets time pass until a message waits.
         fn due_without_connection(&mut self) {
-            self.prober.connection = Connection::Ending;
+            self.prober.connection = ConnectionState::Ending;
             while self.prober.waiting.is_empty() {
                 self.at = self.wait();
                 self.step();
@@ -897,7 +902,7 @@ mod tests {
         assert_eq!((hand.prober.in_flight(), hand.prober.waiting.len()), (0, 0));
         assert!(hand.prober.unanswered.is_empty(), "that nothing comes back shows nothing");
         assert!(hand.answer(first, hand.at), "what does, shows that it stands");
-        assert_eq!(hand.flush(), [Report::VeryLate]);
+        assert_eq!(hand.flush(), [EchoReport::VeryLate]);
     }
 
     #[test]
@@ -907,14 +912,14 @@ mod tests {
         hand.at = hand.wait();
         hand.step();
         assert!(hand.prober.disconnected(hand.at, Some(NotSent::Buffer)));
-        assert_eq!(hand.flush(), [Report::SendError(NotSent::Buffer)], "what waits");
+        assert_eq!(hand.flush(), [EchoReport::SendError(NotSent::Buffer)], "what waits");
         hand.prober.connection =
-            Connection::None { again: Timestamp::NEVER, ours: Some(NotSent::Unreachable) };
-        let slot = hand.prober.grid.as_ref().unwrap().next();
+            ConnectionState::None { again: Timestamp::NEVER, ours: Some(NotSent::Unreachable) };
+        let slot = hand.prober.schedule.as_ref().unwrap().next();
         assert_eq!(hand.wait(), slot);
         hand.at = slot;
         let next = hand.wait();
-        assert_eq!(hand.flush(), [Report::SendError(NotSent::Unreachable)], "what becomes due");
+        assert_eq!(hand.flush(), [EchoReport::SendError(NotSent::Unreachable)], "what becomes due");
         hand.at = next;
         assert_eq!(hand.step(), StreamStep::Finished);
     }
@@ -939,14 +944,14 @@ mod tests {
     #[test]
     fn slots_that_pass_while_the_prober_does_not_run_are_not_sent_and_count() {
         for (count, unsent, waiting) in [(100, 99, 1), (50, 50, 0), (101, 99, 1)] {
-            let mut slots = Grid::new(Timestamp::from_nanos(1_000_000_000_000), ms(100), 1);
+            let mut slots = Schedule::new(Timestamp::from_nanos(1_000_000_000_000), ms(100), 1);
             let hundredth = (0..100).map(|_| slots.take(slots.next()).slot.unwrap()).last().unwrap();
             let mut hand = Hand::connected(StreamSpec { count: Some(count), ..spec() });
             hand.prober.blocked();
             hand.at = hundredth;
             hand.step();
             assert_eq!(hand.prober.waiting.len(), waiting, "of {count}");
-            assert_eq!(hand.flush(), [Report::Unsent(unsent)], "of {count}");
+            assert_eq!(hand.flush(), [EchoReport::Unsent(unsent)], "of {count}");
         }
     }
 
@@ -954,9 +959,9 @@ mod tests {
     fn stream_is_lossy_from_its_second_loss_on_and_that_is_reported_once() {
         let mut hand = Hand::connected(StreamSpec { count: Some(3), ..spec() });
         hand.pass(hand.at + Duration::from_secs(30));
-        let changes = |report: &&Report| matches!(report, Report::LossyFlows(_));
-        let changes: Vec<Report> = hand.reports.iter().filter(changes).copied().collect();
-        assert_eq!(changes, [Report::LossyFlows(1)]);
+        let changes = |report: &&EchoReport| matches!(report, EchoReport::LossyFlows(_));
+        let changes: Vec<EchoReport> = hand.reports.iter().filter(changes).copied().collect();
+        assert_eq!(changes, [EchoReport::LossyFlows(1)]);
         assert_eq!(hand.verdicts(), [(0, LOST), (1, LOST), (2, LOST)]);
     }
 
@@ -973,6 +978,6 @@ mod tests {
         assert_eq!(unsent, []);
         hand.at = slot;
         hand.step();
-        assert_eq!((hand.flush(), hand.prober.waiting.len()), (vec![Report::Unsent(1)], Flow::PENDING));
+        assert_eq!((hand.flush(), hand.prober.waiting.len()), (vec![EchoReport::Unsent(1)], Flow::PENDING));
     }
 }

@@ -3,7 +3,7 @@
 /// What is known in one search. Sizes are whole IP packets in bytes.
 #[derive(Debug, Clone)]
 pub(super) struct Bracket {
-    limits: Limits,
+    limits: SizeLimits,
     /// The largest that is known to pass.
     low: Option<u16>,
     /// The smallest that is known not to; one above the ceiling: none yet.
@@ -15,7 +15,7 @@ pub(super) struct Bracket {
 
 /// What a search keeps to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct SizeLimits {
     /// The shortest probe there is.
     pub(super) small: u16,
     /// Where to begin (RFC 8899 section 5.1.2, BASE_PLPMTU).
@@ -33,12 +33,12 @@ const COMMON: [u16; 9] = [1500, 1492, 1480, 1476, 1460, 1450, 1420, 1400, 1280];
 const HINTS: u8 = 4;
 
 impl Bracket {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: SizeLimits) -> Self {
         Self { limits, low: None, high: limits.ceiling + 1, hint: None, hints_left: HINTS }
     }
 
     /// A search upwards, from a size that passes: first of all the next byte, because mostly nothing has changed.
-    pub(super) fn above(limits: Limits, size: u16) -> Self {
+    pub(super) fn above(limits: SizeLimits, size: u16) -> Self {
         Self { low: Some(size), hint: Some(size), ..Self::new(limits) }
     }
 
@@ -74,7 +74,7 @@ impl Bracket {
 
     /// The size to try next, or what was found: the largest that passes, to the byte.
     pub(super) fn next(&self) -> Result<u16, u16> {
-        let Limits { small, base, ceiling } = self.limits;
+        let SizeLimits { small, base, ceiling } = self.limits;
         let is_open = |size: &u16| *size < self.high && *size > self.low.unwrap_or(small);
         if let Some(hint) = self.hint.filter(is_open) {
             return Ok(hint);
@@ -109,7 +109,7 @@ impl Bracket {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { small: 156, base: 1200, ceiling: 9000 };
+    const LIMITS: SizeLimits = SizeLimits { small: 156, base: 1200, ceiling: 9000 };
 
     /// Which sizes are tried where `mtu` is the truth.
     fn tried(mut bracket: Bracket, mtu: u16) -> Vec<u16> {

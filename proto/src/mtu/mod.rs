@@ -1,6 +1,6 @@
 //! Path MTU discovery by probes (RFC 8899, DPLPMTUD): the longest packet that a path carries in one piece.
 //!
-//! [`Search`] sends STAMP requests that are padded and may not be fragmented, and looks which of them are answered. It needs no
+//! [`MtuSearch`] sends STAMP requests that are padded and may not be fragmented, and looks which of them are answered. It needs no
 //! ICMP; what routers say is a hint for the next size. It sends on the path's first flow, so on the same 5-tuple and route as the
 //! echoes, with a session of its own, so that it touches neither their records nor their counts. Its requests ask for
 //! [brief](crate::wire::tlv::Session::is_brief) replies: then only the way there is tested.
@@ -14,20 +14,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bracket::{Bracket, Limits};
+use bracket::{Bracket, SizeLimits};
 
 use crate::dscp::Dscp;
-use crate::echo::{Contents, Extensions, Told, bytes_at_least, encode};
-use crate::grid::mix;
+use crate::echo::{ReplyExtensions, RequestContents, RequestExtensions, bytes_at_least, encode};
 use crate::key::Keys;
-use crate::machine::{Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use crate::machine::{
+    Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+};
+use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
 use crate::wire::NtpTime;
 use crate::wire::stamp::{self, Mode, Request};
 
 /// What to look for. Sizes are whole IP packets in bytes.
 #[derive(Debug, Clone)]
-pub struct Spec {
+pub struct MtuSpec {
     /// The responder.
     pub to: SocketAddr,
     /// The session identifier, not one of the echoes'.
@@ -53,7 +55,7 @@ pub const CEILING_MIN: u16 = 1280;
 
 /// What was learnt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Report {
+pub enum MtuReport {
     /// A probe left the host.
     Sent,
     /// A probe was answered in time.
@@ -81,18 +83,18 @@ pub enum Report {
 /// minute, such a path shrinks wrongly once in four years, and grows back when larger sizes are next tried. RFC 8899 is
 /// content with one round.
 #[derive(Debug)]
-pub struct Search {
-    spec: Spec,
-    limits: Limits,
+pub struct MtuSearch {
+    spec: MtuSpec,
+    limits: SizeLimits,
     session: u32,
-    occasion: Occasion,
+    occasion: SearchPhase,
     bracket: Bracket,
     known: Option<u16>,
-    trial: Option<Trial>,
+    trial: Option<SizeTrial>,
     /// The probe that is waited for, by its sequence number, and how long.
     flight: Option<(u32, Timestamp)>,
     /// The latest probes: a late answer proves as much as one in time.
-    recent: VecDeque<Probe>,
+    recent: VecDeque<SizeProbe>,
     next_sequence: u32,
     left: u32,
     /// The longest round trip of late.
@@ -102,12 +104,12 @@ pub struct Search {
     /// The time as it was last told.
     at: Timestamp,
     is_stopping: bool,
-    reports: VecDeque<Report>,
+    reports: VecDeque<MtuReport>,
 }
 
 /// What the probes are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Occasion {
+enum SearchPhase {
     /// For nothing until then.
     Rest(Timestamp),
     /// Whether what is known still passes.
@@ -118,9 +120,9 @@ enum Occasion {
 
 /// One size that is being tried.
 #[derive(Debug, Clone, Copy)]
-struct Trial {
+struct SizeTrial {
     size: u16,
-    turn: Turn,
+    turn: TrialTurn,
     /// Probes of this turn that were lost.
     lost: u8,
     /// Rounds that ended with an answer to a short probe.
@@ -129,7 +131,7 @@ struct Trial {
 
 /// What a trial sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
+enum TrialTurn {
     /// The size itself.
     Size,
     /// A short one: is the path alive?
@@ -138,7 +140,7 @@ enum Turn {
 
 /// A probe that was sent.
 #[derive(Debug, Clone, Copy)]
-struct Probe {
+struct SizeProbe {
     sequence: u32,
     timestamp: NtpTime,
     size: u16,
@@ -148,7 +150,7 @@ struct Probe {
 /// RFC 8899 section 5.1.2.
 pub const MAX_PROBES: u8 = 3;
 
-/// How often the probes of a size are all lost before it is refused; see [`Search`]. Chosen: 3, so that 20 % of random loss does
+/// How often the probes of a size are all lost before it is refused; see [`MtuSearch`]. Chosen: 3, so that 20 % of random loss does
 /// not shrink a path's MTU.
 pub const ROUNDS: u8 = 3;
 
@@ -176,22 +178,22 @@ const HEADERS_V6: u16 = 40 + 8;
 /// As the echoes.
 const TTL: u8 = 255;
 
-impl Search {
+impl MtuSearch {
     /// A search that begins within one interval after `at`.
     #[must_use]
-    pub fn new(spec: Spec, at: Timestamp) -> Self {
+    pub fn new(spec: MtuSpec, at: Timestamp) -> Self {
         let mode = mode(&spec);
         let payload = u16::try_from(bytes_at_least(mode)).expect("a few hundred bytes");
         let base = if spec.to.is_ipv4() { BASE_V4 } else { BASE_V6 };
         let limits =
-            Limits { small: headers(spec.to) + payload, base, ceiling: spec.ceiling.max(CEILING_MIN) };
+            SizeLimits { small: headers(spec.to) + payload, base, ceiling: spec.ceiling.max(CEILING_MIN) };
         #[expect(clippy::cast_possible_truncation, reason = "32 well-mixed bits are wanted")]
         let session = mix(spec.seed ^ mix(0x6d74_7500)) as u32;
         let phase = Duration::from_nanos(mix(spec.seed) % nanos(spec.interval).max(1));
         Self {
             // What carries a long packet carries the ceiling.
             known: spec.known.filter(|known| *known >= limits.small).map(|known| known.min(limits.ceiling)),
-            occasion: Occasion::Rest(at + phase),
+            occasion: SearchPhase::Rest(at + phase),
             bracket: Bracket::new(limits),
             limits,
             session,
@@ -223,8 +225,8 @@ impl Search {
         reply.is_ok_and(|reply| self.probe(reply.sender_sequence, reply.sender_timestamp).is_some())
     }
 
-    fn probe(&self, sequence: u32, timestamp: NtpTime) -> Option<Probe> {
-        let is_it = |probe: &&Probe| probe.sequence == sequence && probe.timestamp == timestamp;
+    fn probe(&self, sequence: u32, timestamp: NtpTime) -> Option<SizeProbe> {
+        let is_it = |probe: &&SizeProbe| probe.sequence == sequence && probe.timestamp == timestamp;
         self.recent.iter().rev().find(is_it).copied()
     }
 
@@ -235,29 +237,29 @@ impl Search {
     }
 
     /// What is tried next; `Err`: nothing until then.
-    fn plan(&mut self, now: Timestamp) -> Result<Trial, Timestamp> {
+    fn plan(&mut self, now: Timestamp) -> Result<SizeTrial, Timestamp> {
         loop {
             if let Some(trial) = self.trial {
                 return Ok(trial);
             }
             match (self.occasion, self.known) {
-                (Occasion::Rest(until), _) if now < until => return Err(until),
-                (Occasion::Rest(_), None) => self.begin(Bracket::new(self.limits)),
-                (Occasion::Rest(_), Some(known)) => {
+                (SearchPhase::Rest(until), _) if now < until => return Err(until),
+                (SearchPhase::Rest(_), None) => self.begin(Bracket::new(self.limits)),
+                (SearchPhase::Rest(_), Some(known)) => {
                     self.bracket = Bracket::new(self.limits);
-                    self.occasion = Occasion::Confirm;
-                    self.trial = Some(Trial::of(known));
+                    self.occasion = SearchPhase::Confirm;
+                    self.trial = Some(SizeTrial::of(known));
                 }
-                (Occasion::Confirm, Some(known)) if self.bracket.has_passed(known) => {
+                (SearchPhase::Confirm, Some(known)) if self.bracket.has_passed(known) => {
                     if now >= self.raise_at {
                         self.begin(Bracket::above(self.limits, known));
                     } else {
                         self.rest(now, self.spec.interval);
                     }
                 }
-                (Occasion::Confirm, _) => self.occasion = Occasion::Search,
-                (Occasion::Search, _) => match self.bracket.next() {
-                    Ok(size) => self.trial = Some(Trial::of(size)),
+                (SearchPhase::Confirm, _) => self.occasion = SearchPhase::Search,
+                (SearchPhase::Search, _) => match self.bracket.next() {
+                    Ok(size) => self.trial = Some(SizeTrial::of(size)),
                     Err(found) => self.conclude(found, now),
                 },
             }
@@ -266,13 +268,13 @@ impl Search {
 
     fn begin(&mut self, bracket: Bracket) {
         self.bracket = bracket;
-        self.occasion = Occasion::Search;
+        self.occasion = SearchPhase::Search;
     }
 
     fn conclude(&mut self, found: u16, now: Timestamp) {
         let from = self.known.replace(found);
         if from != Some(found) {
-            self.reports.push_back(Report::Changed { from, to: found });
+            self.reports.push_back(MtuReport::Changed { from, to: found });
         }
         self.raise_at = now + RAISE_AFTER.min(10 * self.spec.interval);
         self.rest(now, self.spec.interval);
@@ -282,7 +284,7 @@ impl Search {
     fn rest(&mut self, now: Timestamp, span: Duration) {
         self.pauses += 1;
         let jitter = mix(self.spec.seed ^ mix(self.pauses)) % (nanos(span) / 2).max(1);
-        self.occasion = Occasion::Rest(now + span * 3 / 4 + Duration::from_nanos(jitter));
+        self.occasion = SearchPhase::Rest(now + span * 3 / 4 + Duration::from_nanos(jitter));
         self.trial = None;
     }
 
@@ -298,9 +300,9 @@ impl Search {
             self.trial = None;
         }
         let is_larger = self.known.is_some_and(|known| size > known);
-        if let (Occasion::Rest(_), true) = (self.occasion, is_larger) {
+        if let (SearchPhase::Rest(_), true) = (self.occasion, is_larger) {
             // What was concluded is wrong.
-            (self.occasion, self.raise_at) = (Occasion::Rest(self.at), self.at);
+            (self.occasion, self.raise_at) = (SearchPhase::Rest(self.at), self.at);
         }
     }
 
@@ -310,23 +312,23 @@ impl Search {
         let Some(trial) = &mut self.trial else { return };
         match (trial.turn, is_answered) {
             // That ended the trial.
-            (Turn::Size, true) => {}
-            (Turn::Size, false) => {
+            (TrialTurn::Size, true) => {}
+            (TrialTurn::Size, false) => {
                 trial.lost += 1;
                 if trial.lost == MAX_PROBES {
-                    (trial.turn, trial.lost) = (Turn::Control, 0);
+                    (trial.turn, trial.lost) = (TrialTurn::Control, 0);
                 }
             }
-            (Turn::Control, true) => {
+            (TrialTurn::Control, true) => {
                 trial.rounds += 1;
-                (trial.turn, trial.lost) = (Turn::Size, 0);
+                (trial.turn, trial.lost) = (TrialTurn::Size, 0);
                 if trial.rounds == ROUNDS {
                     let size = trial.size;
                     self.refused(size);
                     self.bracket.passed(self.limits.small);
                 }
             }
-            (Turn::Control, false) => {
+            (TrialTurn::Control, false) => {
                 trial.lost += 1;
                 if trial.lost == MAX_PROBES {
                     self.give_up();
@@ -346,7 +348,7 @@ impl Search {
         if let Some(keys) = &self.spec.keys {
             stamp::verify(datagram, keys).ok()?;
         }
-        Told::read(datagram, mode, self.spec.keys.as_deref()).ok()?;
+        ReplyExtensions::read(datagram, mode, self.spec.keys.as_deref()).ok()?;
         let is_ours = reply.ssid == self.spec.ssid || reply.ssid == 0;
         let probe = self.probe(reply.sender_sequence, reply.sender_timestamp).filter(|_| is_ours)?;
         let rtt = arrival.at.since(probe.at);
@@ -354,7 +356,7 @@ impl Search {
         self.rtt = Some(self.rtt.map_or(rtt, |known| rtt.max(known * 7 / 8)));
         self.passed(probe.size);
         if self.flight.is_some_and(|(sequence, _)| sequence == probe.sequence) {
-            self.reports.push_back(Report::Acknowledged);
+            self.reports.push_back(MtuReport::Acknowledged);
             self.decided(true);
         }
         Some(())
@@ -368,7 +370,7 @@ impl Search {
         let is_flight = self.flight.is_some_and(|(sequence, _)| sequence == probe.sequence);
         // Nothing on the way has reason to refuse the shortest: whoever says so is not believed.
         if is_flight && probe.size > self.limits.small {
-            self.reports.push_back(Report::TooBig);
+            self.reports.push_back(MtuReport::TooBig);
             self.decided(false);
         }
         if mtu.is_some_and(|mtu| self.bracket.hinted(mtu, probe.size)) {
@@ -378,14 +380,14 @@ impl Search {
         Some(())
     }
 
-    fn send(&mut self, trial: Trial, now: Now, arena: &mut Vec<u8>) -> Send {
+    fn send(&mut self, trial: SizeTrial, now: Now, arena: &mut Vec<u8>) -> Send {
         let size = match trial.turn {
-            Turn::Size => trial.size,
-            Turn::Control => self.limits.small,
+            TrialTurn::Size => trial.size,
+            TrialTurn::Control => self.limits.small,
         };
         let sequence = self.next_sequence;
         self.next_sequence = sequence.wrapping_add(1);
-        let contents = Contents {
+        let contents = RequestContents {
             mode: mode(&self.spec),
             sequence,
             at: now.wall.wall(now.at),
@@ -396,14 +398,14 @@ impl Search {
             is_brief: true,
             dscp: self.spec.dscp.value(),
             size: Some(size - headers(self.spec.to)),
-            extensions: Extensions::All,
+            extensions: RequestExtensions::All,
         };
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
         let timestamp = encode(&contents, key, arena).timestamp;
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
-        self.recent.push_back(Probe { sequence, timestamp, size, at: now.at });
+        self.recent.push_back(SizeProbe { sequence, timestamp, size, at: now.at });
         self.flight = Some((sequence, now.at + self.patience()));
         Send {
             id: SendId(sequence.into()),
@@ -414,19 +416,19 @@ impl Search {
             ttl: TTL,
             dont_fragment: true,
             segment: None,
-            stamp: false,
+            timestamp: false,
         }
     }
 }
 
-impl Trial {
+impl SizeTrial {
     fn of(size: u16) -> Self {
-        Self { size, turn: Turn::Size, lost: 0, rounds: 0 }
+        Self { size, turn: TrialTurn::Size, lost: 0, rounds: 0 }
     }
 }
 
-impl Machine for Search {
-    type Report = Report;
+impl Machine for MtuSearch {
+    type Report = MtuReport;
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         self.at = self.at.max(arrival.at);
@@ -439,14 +441,14 @@ impl Machine for Search {
         };
     }
 
-    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
+    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
         let Some(probe) = self.recent.iter_mut().find(|probe| SendId(probe.sequence.into()) == id) else {
             return;
         };
         probe.at = at;
-        if by == StampedBy::User {
+        if by == TimestampSource::User {
             self.left = self.left.wrapping_add(1);
-            self.reports.push_back(Report::Sent);
+            self.reports.push_back(MtuReport::Sent);
         }
         let patience = self.patience();
         if let Some((sequence, deadline)) = &mut self.flight
@@ -464,7 +466,7 @@ impl Machine for Search {
         self.flight = None;
         match why {
             NotSent::TooBig => {
-                self.reports.push_back(Report::TooBig);
+                self.reports.push_back(MtuReport::TooBig);
                 match size > self.limits.small {
                     true => self.refused(size),
                     false => self.give_up(),
@@ -490,13 +492,13 @@ impl Machine for Search {
         usize::from(self.flight.is_some())
     }
 
-    fn step(&mut self, now: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Report> {
+    fn step(&mut self, now: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<MtuReport> {
         self.at = now.at;
         if self.is_stopping {
             return Step::Finished;
         }
         if self.flight.is_some_and(|(_, deadline)| deadline <= now.drained) {
-            self.reports.push_back(Report::Lost);
+            self.reports.push_back(MtuReport::Lost);
             self.decided(false);
         }
         if let Some(report) = self.reports.pop_front() {
@@ -516,7 +518,7 @@ impl Machine for Search {
     }
 }
 
-fn mode(spec: &Spec) -> Mode {
+fn mode(spec: &MtuSpec) -> Mode {
     if spec.keys.is_some() { Mode::Authenticated } else { Mode::Open }
 }
 

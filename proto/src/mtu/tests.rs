@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::admission::Policy;
-use crate::echo::Responder;
-use crate::machine::Icmp;
+use crate::echo::StampResponder;
+use crate::machine::IcmpError;
 use crate::time::{WallOffset, WallTime};
 use crate::wire::tlv;
 
@@ -79,8 +79,8 @@ struct Seen {
 
 struct World {
     link: Link,
-    search: Search,
-    responder: Responder,
+    search: MtuSearch,
+    responder: StampResponder,
     events: BTreeMap<(Timestamp, u64), Event>,
     count: u64,
     seed: u64,
@@ -110,7 +110,7 @@ impl World {
 
     fn with(seed: u64, link: Link, is_v4: bool, has_keys: bool) -> Self {
         let keys = has_keys.then(|| Arc::new(Keys::parse("0123456789abcdef").unwrap()));
-        let spec = Spec {
+        let spec = MtuSpec {
             to: address(is_v4, 2, 862),
             ssid: 7,
             interval: Duration::from_secs(60),
@@ -125,8 +125,8 @@ impl World {
         let at = Timestamp::from_nanos(1_000_000_000_000);
         Self {
             link,
-            search: Search::new(spec, at),
-            responder: Responder::new(policy, keys, 8),
+            search: MtuSearch::new(spec, at),
+            responder: StampResponder::new(policy, keys, 8),
             events: BTreeMap::new(),
             count: 0,
             seed,
@@ -191,11 +191,11 @@ impl World {
                     assert!(send.dont_fragment && send.flow == 0 && send.to == self.search.spec.to);
                     self.leaves(send.id, arena);
                 }
-                Step::Report(Report::Sent) => self.seen.sent += 1,
-                Step::Report(Report::Acknowledged) => self.seen.acknowledged += 1,
-                Step::Report(Report::Lost) => self.seen.lost += 1,
-                Step::Report(Report::TooBig) => self.seen.too_big += 1,
-                Step::Report(Report::Changed { from, to }) => self.seen.changes.push((self.at, from, to)),
+                Step::Report(MtuReport::Sent) => self.seen.sent += 1,
+                Step::Report(MtuReport::Acknowledged) => self.seen.acknowledged += 1,
+                Step::Report(MtuReport::Lost) => self.seen.lost += 1,
+                Step::Report(MtuReport::TooBig) => self.seen.too_big += 1,
+                Step::Report(MtuReport::Changed { from, to }) => self.seen.changes.push((self.at, from, to)),
                 Step::Wait(until) => {
                     assert!(until > self.at, "it waits for what is past");
                     let decided = self.seen.acknowledged + self.seen.lost + self.seen.too_big;
@@ -217,7 +217,7 @@ impl World {
             self.search.not_sent(id, NotSent::TooBig);
             return;
         }
-        self.search.sent(id, self.at, StampedBy::User);
+        self.search.sent(id, self.at, TimestampSource::User);
         if self.link.dead.contains(&second(self.at)) || self.chance(self.link.loss) {
             return;
         }
@@ -246,7 +246,7 @@ impl World {
         let (here, there) = (address(self.is_v4(), 1, 40_000), self.search.spec.to);
         let arrival = |from, icmp| Arrival {
             at: self.at,
-            by: StampedBy::Kernel,
+            by: TimestampSource::Kernel,
             from,
             to: None,
             flow: 0,
@@ -279,7 +279,7 @@ impl World {
             }
             Event::Complaint(quoted, mtu) => {
                 let router = [192, 0, 2, 9].into();
-                let icmp = Icmp { router, kind: IcmpKind::TooBig, mtu: Some(mtu) };
+                let icmp = IcmpError { router, kind: IcmpKind::TooBig, mtu: Some(mtu) };
                 let about = arrival(there, Some(icmp));
                 // As much as a router quotes: 576 bytes in all.
                 self.search.received(&quoted[..quoted.len().min(548)], &about);
@@ -315,8 +315,8 @@ fn some_mtu(seed: u64, least: u16) -> u16 {
 }
 
 /// Whether the path MTU is known and nothing larger is being looked for.
-fn is_complete(search: &Search) -> bool {
-    search.known.is_some() && search.occasion != Occasion::Search
+fn is_complete(search: &MtuSearch) -> bool {
+    search.known.is_some() && search.occasion != SearchPhase::Search
 }
 
 #[test]
@@ -461,8 +461,8 @@ fn a_brief_reply_tests_the_way_there_and_an_older_agents_both_ways() {
 fn a_replaced_search_confirms_what_the_last_one_found() {
     for (known, mtu, values) in [(1437, 1437, vec![]), (1437, 1300, vec![1300]), (1437, 1500, vec![1500])] {
         let mut world = World::with(1, Link::of(mtu), true, true);
-        let spec = Spec { known: Some(known), ..world.search.spec.clone() };
-        world.search = Search::new(spec, world.at);
+        let spec = MtuSpec { known: Some(known), ..world.search.spec.clone() };
+        world.search = MtuSearch::new(spec, world.at);
         assert_eq!(world.search.known(), Some(known));
         assert!(is_complete(&world.search));
         world.run(600);
@@ -470,8 +470,8 @@ fn a_replaced_search_confirms_what_the_last_one_found() {
         assert!(world.seen.changes.iter().all(|(_, from, _)| *from == Some(known)));
     }
     let world = World::with(1, Link::of(1500), true, true);
-    let spec = Spec { known: Some(9000), ceiling: 1500, ..world.search.spec.clone() };
-    assert_eq!(Search::new(spec, world.at).known(), Some(1500), "a lower ceiling passes too");
+    let spec = MtuSpec { known: Some(9000), ceiling: 1500, ..world.search.spec.clone() };
+    assert_eq!(MtuSearch::new(spec, world.at).known(), Some(1500), "a lower ceiling passes too");
 }
 
 #[test]
@@ -504,9 +504,9 @@ fn searches_do_not_begin_together() {
 
 /// A search on a path of IPv4, by hand. It has 1500 bytes to confirm first.
 struct Hand {
-    search: Search,
+    search: MtuSearch,
     at: Timestamp,
-    reports: Vec<Report>,
+    reports: Vec<MtuReport>,
 }
 
 /// What a search does next.
@@ -527,11 +527,12 @@ impl Next {
 const SMALL: u16 = 28 + 44 + 56 + 8 + 20;
 
 impl Hand {
-    fn new(change: impl FnOnce(&mut Spec)) -> Self {
-        let mut spec = Spec { known: Some(1500), ..World::with(3, Link::of(1500), true, false).search.spec };
+    fn new(change: impl FnOnce(&mut MtuSpec)) -> Self {
+        let mut spec =
+            MtuSpec { known: Some(1500), ..World::with(3, Link::of(1500), true, false).search.spec };
         change(&mut spec);
         let at = Timestamp::from_nanos(1_000_000 * MS);
-        Self { search: Search::new(spec, at), at, reports: Vec::new() }
+        Self { search: MtuSearch::new(spec, at), at, reports: Vec::new() }
     }
 
     /// Steps, and waits where it waits for its turn, until a probe is sent or an answer is waited for.
@@ -544,7 +545,7 @@ impl Hand {
             match self.search.step(now, &mut HostDrops::default(), &mut arena) {
                 Step::Send(send) => {
                     let size = u16::try_from(arena.len()).unwrap() + 28;
-                    self.search.sent(send.id, self.at, StampedBy::User);
+                    self.search.sent(send.id, self.at, TimestampSource::User);
                     return Next::Probe(send.id, size, arena);
                 }
                 Step::Report(report) => self.reports.push(report),
@@ -557,7 +558,7 @@ impl Hand {
 
     fn arrival(&self) -> Arrival {
         let (from, to) = (self.search.spec.to, None);
-        let (at, by) = (self.at, StampedBy::Kernel);
+        let (at, by) = (self.at, TimestampSource::Kernel);
         Arrival { at, by, from, to, flow: 0, ttl: None, tos: None, icmp: None }
     }
 
@@ -582,7 +583,7 @@ impl Hand {
     }
 
     fn complaint(&mut self, quoted: &[u8], kind: IcmpKind, mtu: Option<u32>) {
-        let icmp = Some(Icmp { router: [192, 0, 2, 9].into(), kind, mtu });
+        let icmp = Some(IcmpError { router: [192, 0, 2, 9].into(), kind, mtu });
         self.search.received(quoted, &Arrival { icmp, ..self.arrival() });
     }
 
@@ -602,7 +603,7 @@ impl Hand {
         sizes
     }
 
-    fn reported(&mut self, report: Report) -> usize {
+    fn reported(&mut self, report: MtuReport) -> usize {
         self.reports.iter().filter(|found| **found == report).count()
     }
 }
@@ -623,10 +624,10 @@ fn probe_is_lost_when_its_time_is_over_and_not_before() {
     );
     hand.at = begun + (3 * SECOND - Duration::from_nanos(1));
     assert!(matches!(hand.next(), Next::Wait(_)));
-    assert_eq!(hand.reported(Report::Lost), 0);
+    assert_eq!(hand.reported(MtuReport::Lost), 0);
     hand.at = begun + 3 * SECOND;
     assert!(matches!(hand.next(), Next::Probe(_, 1500, _)));
-    assert_eq!(hand.reported(Report::Lost), 1);
+    assert_eq!(hand.reported(MtuReport::Lost), 1);
 }
 
 #[test]
@@ -637,7 +638,7 @@ fn answer_is_waited_for_four_round_trips_at_least_a_second_and_no_longer_than_an
         hand.wait(Duration::from_millis(rtt)).reply(&request, |_| ());
         // The next one, of 1501 bytes: larger sizes have their turn at once.
         let (_, size, _) = hand.next().probe();
-        assert_eq!((size, hand.reported(Report::Acknowledged)), (1501, 1));
+        assert_eq!((size, hand.reported(MtuReport::Acknowledged)), (1501, 1));
         let until = hand.at + Duration::from_millis(patience);
         assert_eq!(hand.next(), Next::Wait(until), "after {rtt} ms");
     }
@@ -660,10 +661,10 @@ fn probe_counts_from_when_the_kernel_says_that_it_left() {
     let mut hand = Hand::new(|_| ());
     let (id, _, request) = hand.next().probe();
     let left = hand.at + Duration::from_millis(5);
-    hand.search.sent(SendId(99), left + SECOND, StampedBy::Kernel);
-    hand.search.sent(id, left, StampedBy::Kernel);
+    hand.search.sent(SendId(99), left + SECOND, TimestampSource::Kernel);
+    hand.search.sent(id, left, TimestampSource::Kernel);
     assert_eq!(hand.next(), Next::Wait(left + 3 * SECOND));
-    assert_eq!((hand.reported(Report::Sent), hand.search.left), (1, 1), "it left once");
+    assert_eq!((hand.reported(MtuReport::Sent), hand.search.left), (1, 1), "it left once");
     hand.wait(Duration::from_millis(400)).reply(&request, |_| ());
     assert_eq!(hand.search.rtt, Some(Duration::from_millis(395)));
 }
@@ -677,12 +678,12 @@ fn reply_that_fits_no_probe_proves_nothing() {
     hand.reply(&request, |reply| reply.sender_timestamp.0 ^= 1);
     assert!(matches!(hand.next(), Next::Wait(_)));
     assert!(!hand.search.has_asked(&request[..20]));
-    assert_eq!(hand.reported(Report::Acknowledged), 0);
+    assert_eq!(hand.reported(MtuReport::Acknowledged), 0);
     assert_eq!(hand.search.rtt, None);
     // A reflector that knows no session identifiers.
     hand.reply(&request, |reply| reply.ssid = 0);
     assert!(matches!(hand.next(), Next::Probe(_, 1501, _)));
-    assert_eq!(hand.reported(Report::Acknowledged), 1);
+    assert_eq!(hand.reported(MtuReport::Acknowledged), 1);
 }
 
 #[test]
@@ -694,11 +695,11 @@ fn reply_to_an_earlier_probe_proves_its_size_and_the_later_one_is_still_waited_f
     let (_, again, second) = hand.next().probe();
     assert_eq!((size, again), (1500, 1500));
     hand.reply(&first, |_| ());
-    assert_eq!(hand.reported(Report::Acknowledged), 0);
+    assert_eq!(hand.reported(MtuReport::Acknowledged), 0);
     assert!(matches!(hand.next(), Next::Wait(_)));
     hand.reply(&second, |_| ());
     assert!(matches!(hand.next(), Next::Probe(_, 1501, _)), "it passes");
-    assert_eq!((hand.reported(Report::Acknowledged), hand.reported(Report::Lost)), (1, 1));
+    assert_eq!((hand.reported(MtuReport::Acknowledged), hand.reported(MtuReport::Lost)), (1, 1));
 }
 
 #[test]
@@ -710,7 +711,7 @@ fn only_too_big_is_evidence_and_only_about_the_probe_that_is_waited_for() {
         let (_, _, request) = hand.next().probe();
         hand.complaint(&request, kind, Some(1400));
         assert!(matches!(hand.next(), Next::Wait(_)), "{kind:?}");
-        assert_eq!(hand.reported(Report::TooBig), 0, "{kind:?}");
+        assert_eq!(hand.reported(MtuReport::TooBig), 0, "{kind:?}");
     }
     let mut hand = Hand::new(|_| ());
     let (_, _, request) = hand.next().probe();
@@ -720,12 +721,12 @@ fn only_too_big_is_evidence_and_only_about_the_probe_that_is_waited_for() {
     assert!(matches!(hand.next(), Next::Wait(_)), "of another session");
     hand.complaint(&request, IcmpKind::TooBig, None);
     let (_, size, _) = hand.next().probe();
-    assert_eq!((size, hand.reported(Report::TooBig)), (1500, 1), "one of the three probes of that size");
+    assert_eq!((size, hand.reported(MtuReport::TooBig)), (1500, 1), "one of the three probes of that size");
     hand.complaint(&request, IcmpKind::TooBig, None);
     assert!(matches!(hand.next(), Next::Wait(_)), "that one is decided");
-    assert_eq!(hand.reported(Report::TooBig), 1);
+    assert_eq!(hand.reported(MtuReport::TooBig), 1);
     hand.complaint(&request, IcmpKind::TooBig, Some(1400));
-    assert_eq!(hand.reported(Report::TooBig), 1);
+    assert_eq!(hand.reported(MtuReport::TooBig), 1);
     assert!(hand.search.trial.is_none(), "the hint is taken all the same");
 }
 
@@ -737,7 +738,7 @@ fn complaint_about_the_shortest_probe_is_not_believed() {
     assert_eq!(size, SMALL);
     hand.complaint(&request, IcmpKind::TooBig, Some(100));
     assert!(matches!(hand.next(), Next::Wait(_)));
-    assert_eq!(hand.reported(Report::TooBig), 0);
+    assert_eq!(hand.reported(MtuReport::TooBig), 0);
 }
 
 #[test]
@@ -754,7 +755,7 @@ fn size_is_refused_after_three_rounds_of_three_probes_and_an_answer_to_a_short_o
     let (_, size, _) = hand.next().probe();
     assert_eq!(size, 1450, "it looks for a smaller one");
     let passes = |size| hand.search.bracket.has_passed(size);
-    let Limits { small, base, .. } = hand.search.limits;
+    let SizeLimits { small, base, .. } = hand.search.limits;
     assert!(passes(small) && !passes(base), "something passes, the base is not known to");
     assert_eq!(hand.search.known(), Some(1500), "until another one is found");
 }
@@ -800,7 +801,7 @@ fn send_that_fails_for_another_reason_than_length_concludes_nothing() {
         assert_eq!(hand.next().probe().1, 1500, "{why:?}");
         let paused = hand.at.since(at).as_millis();
         assert!((7_500..=12_500).contains(&paused), "{why:?}: {paused} ms");
-        assert_eq!(hand.reported(Report::TooBig), 0);
+        assert_eq!(hand.reported(MtuReport::TooBig), 0);
     }
 }
 
@@ -813,7 +814,7 @@ fn host_that_refuses_even_the_shortest_probe_concludes_nothing() {
     hand.search.not_sent(id, NotSent::TooBig);
     assert_eq!(hand.next().probe().1, SMALL);
     assert!(hand.at.since(at) > 7 * SECOND);
-    assert_eq!((hand.reported(Report::TooBig), hand.search.known()), (1, Some(SMALL)));
+    assert_eq!((hand.reported(MtuReport::TooBig), hand.search.known()), (1, Some(SMALL)));
     assert_eq!(Hand::new(|spec| spec.known = Some(SMALL - 1)).search.known(), None);
 }
 

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::echo::ResponderReport;
-use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
+use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, Step, TimestampSource};
 use crate::time::Timestamp;
-use crate::wire::icmp::{self, Version};
+use crate::wire::icmp::{self, IcmpVersion};
 
 /// Answers every echo request, ours or not, with its own bytes, as kernels do (RFC 1122 section 3.2.2.6). To be put into a
 /// [`World`](super::World) whose far host [answers at once](super::Host::answers_at_once).
@@ -21,10 +21,10 @@ impl Machine for EchoHost {
     type Report = ResponderReport;
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
-        let version = [Version::V4, Version::V6].into_iter();
+        let version = [IcmpVersion::V4, IcmpVersion::V6].into_iter();
         let mut asked = version.filter(|version| datagram.starts_with(&[version.request(), 0]));
         let Some(version) = asked.next() else { return };
-        if version == Version::V4 && !icmp::is_intact(datagram) {
+        if version == IcmpVersion::V4 && !icmp::is_intact(datagram) {
             return;
         }
         let mut reply = datagram.to_vec();
@@ -37,7 +37,7 @@ impl Machine for EchoHost {
         self.replies.push_back((arrival.from, reply));
     }
 
-    fn sent(&mut self, _: SendId, _: Timestamp, _: StampedBy) {}
+    fn sent(&mut self, _: SendId, _: Timestamp, _: TimestampSource) {}
 
     fn not_sent(&mut self, _: SendId, _: NotSent) {}
 
@@ -65,7 +65,7 @@ impl Machine for EchoHost {
                 ttl: 64,
                 dont_fragment: false,
                 segment: None,
-                stamp: false,
+                timestamp: false,
             });
         }
         if self.answered < self.sent {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::echo::{Direction, Mismatch, Report, Sample, Verdict};
-use crate::machine::{STAMP_WAIT, StampedBy};
+use crate::echo::{Direction, EchoReport, Mismatch, RoundTrip, Verdict};
+use crate::machine::{STAMP_WAIT, TimestampSource};
 use crate::time::{Timestamp, nanos};
 
 /// The truth about every datagram of a run, by flow and sequence number.
@@ -38,7 +38,7 @@ struct Truth {
     /// Whether it asks for a report of what was received.
     asks_for_report: bool,
     /// When the kernel's transmit timestamp was handed to the prober.
-    stamped: Option<Timestamp>,
+    timestamped: Option<Timestamp>,
     /// When the first undamaged reply was handed to the prober.
     handed: Option<Timestamp>,
     /// When the prober was told by a router that it was not passed on.
@@ -62,9 +62,9 @@ struct TrueReply {
 
 /// What a prober reported, counted.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Tally {
+pub struct Counts {
     /// Verdicts, by datagram.
-    pub verdicts: BTreeMap<(u8, u64), (Verdict, Option<Sample>)>,
+    pub verdicts: BTreeMap<(u8, u64), (Verdict, Option<RoundTrip>)>,
     /// Datagrams that left.
     pub sent: u64,
     /// Slots that passed.
@@ -97,31 +97,31 @@ pub struct Tally {
     pub decided_twice: u64,
 }
 
-impl Tally {
+impl Counts {
     /// Takes one report, which was made at `at`.
-    pub fn add(&mut self, report: &Report, at: Timestamp) {
+    pub fn add(&mut self, report: &EchoReport, at: Timestamp) {
         match *report {
-            Report::Sent { .. } => self.sent += 1,
-            Report::Unsent(slots) => self.unsent += slots,
-            Report::SendError(_) => self.send_errors += 1,
-            Report::Decided { flow, sequence, verdict, sample } => {
+            EchoReport::Sent { .. } => self.sent += 1,
+            EchoReport::Unsent(slots) => self.unsent += slots,
+            EchoReport::SendError(_) => self.send_errors += 1,
+            EchoReport::Decided { flow, sequence, verdict, sample } => {
                 let before = self.verdicts.insert((flow, sequence), (verdict, sample));
                 self.decided_twice += u64::from(before.is_some());
                 self.decided_at.insert((flow, sequence), at);
             }
-            Report::Ipdv(difference) => self.ipdv.push(difference),
-            Report::Duplicate => self.duplicates += 1,
-            Report::Reordered => self.reordered += 1,
-            Report::VeryLate => self.very_late += 1,
-            Report::Mismatched(Mismatch::Malformed | Mismatch::Unauthentic | Mismatch::Unasked) => {
+            EchoReport::Ipdv(difference) => self.ipdv.push(difference),
+            EchoReport::Duplicate => self.duplicates += 1,
+            EchoReport::Reordered => self.reordered += 1,
+            EchoReport::VeryLate => self.very_late += 1,
+            EchoReport::Mismatched(Mismatch::Malformed | Mismatch::Unauthentic | Mismatch::Unsolicited) => {
                 self.mismatched += 1;
             }
-            Report::BurstBegan => self.bursts += 1,
-            Report::BurstEnded(length) => self.burst_lengths.push(length),
-            Report::TransmitLag(lag) => self.transmit_lags.push(lag),
-            Report::TurnaroundInvalid => self.turnaround_invalid += 1,
-            Report::Icmp(_) => self.complaints += 1,
-            Report::LossyFlows(_) => {}
+            EchoReport::BurstBegan => self.bursts += 1,
+            EchoReport::BurstEnded(length) => self.burst_lengths.push(length),
+            EchoReport::TransmitLag(lag) => self.transmit_lags.push(lag),
+            EchoReport::TurnaroundInvalid => self.turnaround_invalid += 1,
+            EchoReport::Icmp(_) => self.complaints += 1,
+            EchoReport::LossyFlows(_) => {}
         }
     }
 
@@ -150,8 +150,8 @@ impl Ledger {
     }
 
     /// The kernel's transmit timestamp of a datagram was handed to the prober.
-    pub fn stamped(&mut self, id: (u8, u64), at: Timestamp) {
-        self.datagrams.entry(id).or_default().stamped.get_or_insert(at);
+    pub fn timestamped(&mut self, id: (u8, u64), at: Timestamp) {
+        self.datagrams.entry(id).or_default().timestamped.get_or_insert(at);
     }
 
     /// An undamaged reply was handed to the prober.
@@ -196,7 +196,7 @@ impl Ledger {
     /// The first difference, in a sentence.
     pub fn compare(
         &self,
-        tally: &Tally,
+        tally: &Counts,
         late_after: Duration,
         lost_after: Duration,
         tolerance: impl Fn(Duration, Duration) -> u64,
@@ -287,14 +287,14 @@ impl Ledger {
     /// The first that is further off, in a sentence.
     pub fn compare_with_true_time(
         &self,
-        tally: &Tally,
+        tally: &Counts,
         bound: impl Fn(Duration, Duration) -> u64,
     ) -> Result<u64, String> {
         let mut compared = 0;
         for (id, (_, sample)) in &tally.verdicts {
             let truth = self.datagrams.get(id).ok_or_else(|| format!("{id:?} never left"))?;
             let (Some(sample), Some(answer)) = (sample, truth.replies.first()) else { continue };
-            if sample.transmit == StampedBy::User {
+            if sample.transmit == TimestampSource::User {
                 continue;
             }
             let elapsed = answer.at_truly - truth.left_truly;
@@ -327,7 +327,7 @@ impl Ledger {
     /// The first that was too early or too late, in a sentence.
     pub fn compare_times(
         &self,
-        tally: &Tally,
+        tally: &Counts,
         lost_after: Duration,
         latency: Duration,
     ) -> Result<(), String> {
@@ -421,28 +421,29 @@ fn check_timestamp(
     id: (u8, u64),
     truth: &Truth,
     answer: &TrueReply,
-    sample: &Sample,
+    sample: &RoundTrip,
     lost_after: Duration,
 ) -> Result<(), String> {
     let limit = truth.left.map(|left| (answer.at + STAMP_WAIT).min(left + lost_after));
-    let is_in_time = truth.stamped.is_some_and(|at| Some(at + MARGIN) < limit);
+    let is_in_time = truth.timestamped.is_some_and(|at| Some(at + MARGIN) < limit);
     match sample.transmit {
-        StampedBy::User if is_in_time => Err(format!("{id:?} was measured without its timestamp")),
-        StampedBy::Kernel if truth.stamped.is_none() => Err(format!("{id:?} had no timestamp")),
-        StampedBy::Kernel | StampedBy::User => Ok(()),
+        TimestampSource::User if is_in_time => Err(format!("{id:?} was measured without its timestamp")),
+        TimestampSource::Kernel if truth.timestamped.is_none() => Err(format!("{id:?} had no timestamp")),
+        TimestampSource::Kernel | TimestampSource::User => Ok(()),
     }
 }
 
 fn check_round_trip(
     id: (u8, u64),
-    sample: &Sample,
+    sample: &RoundTrip,
     elapsed: Duration,
     turnaround: Duration,
     tolerance: u64,
 ) -> Result<(), String> {
     // A datagram whose kernel stamp was lost is measured from the hand-over, at most this much earlier, by a clock that
     // may be 1 ‰ wrong.
-    let fallback = if sample.transmit == StampedBy::User { HANDOVER_MAX + HANDOVER_MAX / 1_000 } else { 0 };
+    let fallback =
+        if sample.transmit == TimestampSource::User { HANDOVER_MAX + HANDOVER_MAX / 1_000 } else { 0 };
     let truth = nanos(elapsed.saturating_sub(turnaround));
     let error = nanos(sample.rtt).abs_diff(truth);
     if error > tolerance + fallback {
@@ -459,7 +460,7 @@ fn same(what: &str, found: u64, truth: u64) -> Result<(), String> {
 }
 
 /// The differences between the round trips of neighbours that are both ok, sorted.
-fn neighbours(tally: &Tally) -> Vec<Duration> {
+fn neighbours(tally: &Counts) -> Vec<Duration> {
     let rtt = |id: &(u8, u64)| match tally.verdicts.get(id) {
         Some((Verdict::Ok, Some(sample))) => Some(sample.rtt),
         _ => None,
@@ -471,7 +472,7 @@ fn neighbours(tally: &Tally) -> Vec<Duration> {
 }
 
 /// Runs of losses in the order of sequence numbers: how many, and the sorted lengths of those that ended.
-fn bursts(tally: &Tally) -> (u64, Vec<u32>) {
+fn bursts(tally: &Counts) -> (u64, Vec<u32>) {
     let (mut began, mut ended) = (0, Vec::new());
     let mut run: BTreeMap<u8, u32> = BTreeMap::new();
     for ((flow, _), (verdict, _)) in &tally.verdicts {

@@ -32,7 +32,7 @@ pub struct Link {
     pub mtu: Option<usize>,
     /// What is written over in the header.
     pub rewrite: Rewrite,
-    memory: Memory,
+    memory: LinkState,
 }
 
 /// Random delay.
@@ -119,7 +119,7 @@ pub struct Rewrite {
 
 /// A datagram as a link sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parcel {
+pub struct Packet {
     /// Its length with the IP header, in bytes.
     pub bytes: usize,
     /// Type of service or traffic class.
@@ -154,7 +154,7 @@ pub enum Dropped {
 
 /// What a link remembers from one datagram to the next. Stays when everything else is changed while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-struct Memory {
+struct LinkState {
     /// Whether the bad state of [`Loss::Bursts`] holds.
     is_bad: bool,
     /// For [`Loss::Every`].
@@ -232,7 +232,7 @@ impl Link {
             queue: None,
             mtu: None,
             rewrite: Rewrite { dscp: None, ecn: None, ttl: None },
-            memory: Memory { is_bad: false, passed: 0, busy_until: 0, last: 0 },
+            memory: LinkState { is_bad: false, passed: 0, busy_until: 0, last: 0 },
         }
     }
 
@@ -249,7 +249,7 @@ impl Link {
         &mut self,
         random: &mut Random,
         now: u64,
-        parcel: Parcel,
+        parcel: Packet,
     ) -> Result<[Option<Delivery>; 2], Dropped> {
         if self.mtu.is_some_and(|mtu| parcel.bytes > mtu) {
             return Err(Dropped::TooLong);
@@ -294,7 +294,7 @@ impl Link {
         Some(waits)
     }
 
-    fn deliver(&mut self, random: &mut Random, now: u64, parcel: Parcel) -> Delivery {
+    fn deliver(&mut self, random: &mut Random, now: u64, parcel: Packet) -> Delivery {
         let (share, by) = self.held;
         let held = if random.chance(share) { by } else { 0 };
         let mut at = now + held + self.jitter.add_to(self.delay, random);
@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
-    const SMALL: Parcel = Parcel { bytes: 125, tos: 0, ttl: 64 };
+    const SMALL: Packet = Packet { bytes: 125, tos: 0, ttl: 64 };
 
     /// What becomes of `count` datagrams, one each millisecond.
     fn stream(link: &mut Link, count: u64) -> Vec<Result<[Option<Delivery>; 2], Dropped>> {
@@ -444,9 +444,9 @@ mod tests {
         let rewrite = Rewrite { dscp: Some(10), ecn: None, ttl: Some(7) };
         let mut link = Link { mtu: Some(1_400), rewrite, ..Link::perfect(0) };
         let mut random = Random::new(1);
-        let long = Parcel { bytes: 1_401, ..SMALL };
+        let long = Packet { bytes: 1_401, ..SMALL };
         assert_eq!(link.pass(&mut random, 0, long), Err(Dropped::TooLong));
-        let fits = Parcel { bytes: 1_400, tos: 46 << 2 | 1, ttl: 255 };
+        let fits = Packet { bytes: 1_400, tos: 46 << 2 | 1, ttl: 255 };
         let [delivery, _] = link.pass(&mut random, 0, fits).unwrap();
         assert_eq!(delivery, Some(Delivery { at: 0, damage: None, tos: 10 << 2 | 1, ttl: 7 }));
     }

@@ -12,7 +12,7 @@ mod world;
 
 pub use clock::HostClock;
 pub use echo_host::EchoHost;
-pub use ledger::{Ledger, Tally};
-pub use link::{Corruption, Delivery, Dropped, Jitter, Link, Loss, Parcel, Queue, Rewrite};
+pub use ledger::{Counts, Ledger};
+pub use link::{Corruption, Delivery, Dropped, Jitter, Link, Loss, Packet, Queue, Rewrite};
 pub use random::Random;
-pub use world::{Answers, Host, Pace, World};
+pub use world::{Host, Scheduling, SimResponder, World};

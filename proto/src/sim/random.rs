@@ -1,6 +1,6 @@
 //! Reproducible randomness.
 
-use crate::grid::mix;
+use crate::schedule::mix;
 
 /// A stream of numbers that follows from its seed (SplitMix64).
 #[derive(Debug, Clone)]

@@ -6,19 +6,19 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::clock::HostClock;
-use super::ledger::{HANDOVER_MAX, Ledger, Tally};
-use super::link::{Corruption, Delivery, Link, Parcel};
+use super::ledger::{Counts, HANDOVER_MAX, Ledger};
+use super::link::{Corruption, Delivery, Link, Packet};
 use super::random::Random;
 use crate::echo::{Prober, ResponderReport};
 use crate::machine::{
-    Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
+    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
 };
 use crate::time::{Timeline, Timestamp, WallTime};
 use crate::wire::{stamp, tlv};
 
 /// How a simulated process is scheduled. Times in nanoseconds.
 #[derive(Debug, Clone)]
-pub struct Pace {
+pub struct Scheduling {
     /// It wakes up to this much later than it asked.
     pub latency: u64,
     /// It reads its sockets at least this often while replies or transmit timestamps are outstanding.
@@ -27,7 +27,7 @@ pub struct Pace {
     pub stalls: Vec<(u64, u64)>,
 }
 
-impl Default for Pace {
+impl Default for Scheduling {
     fn default() -> Self {
         Self { latency: 200_000, tick: 5_000_000, stalls: Vec::new() }
     }
@@ -39,13 +39,13 @@ pub struct Host {
     /// Its clocks.
     pub clock: HostClock,
     /// How its process runs.
-    pub pace: Pace,
+    pub pace: Scheduling,
     /// Datagrams that its socket holds; more are dropped and counted. 0: any number.
     pub queue: usize,
     /// Share of transmit stamps that the kernel never delivers.
-    pub stamps_lost: f64,
+    pub timestamps_lost: f64,
     /// The others can be read up to this many nanoseconds after the datagram left, in the order of the datagrams.
-    pub stamps_late: u64,
+    pub timestamps_late: u64,
     /// Share of sends that the kernel refuses.
     pub refuses: f64,
     /// Whether its kernel answers, at once, and no process: then what it takes is the network's, and it drops nothing.
@@ -54,9 +54,9 @@ pub struct Host {
 
 /// What can stand at the far end of a link: a machine that reports [`ResponderReport::Answered`] for each request that
 /// it answered.
-pub trait Answers: Machine<Report = ResponderReport> {}
+pub trait SimResponder: Machine<Report = ResponderReport> {}
 
-impl<M: Machine<Report = ResponderReport>> Answers for M {}
+impl<M: Machine<Report = ResponderReport>> SimResponder for M {}
 
 /// A prober on one host, a responder on the other, and a link each way.
 #[derive(Debug)]
@@ -73,9 +73,9 @@ pub struct World {
     pub complaints: (f64, IcmpKind),
     random: Random,
     ledger: Ledger,
-    tally: Tally,
+    tally: Counts,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
-    events: BTreeMap<u64, Event>,
+    events: BTreeMap<u64, WorldEvent>,
     next_event: u64,
 }
 
@@ -87,7 +87,7 @@ const ROUTER: [u8; 4] = [192, 0, 2, 9];
 const THERE: ([u8; 4], u16) = ([192, 0, 2, 2], 862);
 
 #[derive(Debug)]
-enum Event {
+enum WorldEvent {
     ProberWakes,
     ResponderWakes,
     Request {
@@ -115,11 +115,11 @@ enum Event {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct QueuedDatagram {
     bytes: Vec<u8>,
     /// When it arrived, in true nanoseconds.
     arrived: u64,
-    stamp: WallTime,
+    timestamp: WallTime,
     id: (u8, u64),
     flow: u8,
     tos: u8,
@@ -129,21 +129,21 @@ struct Waiting {
     icmp: Option<IcmpKind>,
 }
 
-impl Waiting {
+impl QueuedDatagram {
     fn new(bytes: Vec<u8>, id: (u8, u64), arrived: u64, clock: &HostClock) -> Self {
-        let stamp = clock.wall(arrived);
-        Self { bytes, arrived, stamp, id, flow: id.0, tos: 0, ttl: 64, is_damaged: false, icmp: None }
+        let timestamp = clock.wall(arrived);
+        Self { bytes, arrived, timestamp, id, flow: id.0, tos: 0, ttl: 64, is_damaged: false, icmp: None }
     }
 }
 
 /// A transmit stamp on its way to the error queue.
 #[derive(Debug)]
-struct Stamp {
+struct PendingTimestamp {
     id: SendId,
     datagram: (u8, u64),
     /// When the datagram was handed over.
     handed: Timestamp,
-    stamp: WallTime,
+    timestamp: WallTime,
     /// When it can be read, in true nanoseconds.
     visible: u64,
 }
@@ -156,8 +156,8 @@ struct Process {
     drops: HostDrops,
     dropped: u32,
     checked: Timestamp,
-    waiting: VecDeque<Waiting>,
-    stamps: VecDeque<Stamp>,
+    waiting: VecDeque<QueuedDatagram>,
+    timestamps: VecDeque<PendingTimestamp>,
     wakes_at: u64,
 }
 
@@ -171,7 +171,7 @@ impl Process {
             dropped: 0,
             checked: at,
             waiting: VecDeque::new(),
-            stamps: VecDeque::new(),
+            timestamps: VecDeque::new(),
             wakes_at: u64::MAX,
         }
     }
@@ -198,7 +198,7 @@ impl World {
         Self {
             here: Host {
                 clock: HostClock { origin: 5_000_000_000, ..HostClock::default() },
-                stamps_late: 3_000_000,
+                timestamps_late: 3_000_000,
                 ..Host::default()
             },
             there: Host {
@@ -210,14 +210,14 @@ impl World {
             complaints: (0.0, IcmpKind::Unreachable),
             random: Random::new(seed),
             ledger: Ledger::default(),
-            tally: Tally::default(),
+            tally: Counts::default(),
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             next_event: 0,
         }
     }
 
-    /// The responder's address, for the prober's [`crate::echo::Spec`].
+    /// The responder's address, for the prober's [`crate::echo::EchoSpec`].
     #[must_use]
     pub fn responder_address() -> SocketAddr {
         THERE.into()
@@ -232,42 +232,51 @@ impl World {
     /// Runs until the prober has finished or `until`, in true nanoseconds; whatever is then in flight is withdrawn.
     /// Returns what was reported and what was true.
     ///
-    /// Anything can answer that says so: one of ours ([`crate::echo::Responder`]), or somebody else's.
-    pub fn run(mut self, prober: &mut Prober, responder: &mut impl Answers, until: u64) -> (Tally, Ledger) {
+    /// Anything can answer that says so: one of ours ([`crate::echo::StampResponder`]), or somebody else's.
+    pub fn run(
+        mut self,
+        prober: &mut Prober,
+        responder: &mut impl SimResponder,
+        until: u64,
+    ) -> (Counts, Ledger) {
         let mut here = Process::new(&self.here.clock);
         let mut there = Process::new(&self.there.clock);
-        self.schedule(0, Event::ProberWakes);
+        self.schedule(0, WorldEvent::ProberWakes);
         while let Some(Reverse((truth, number))) = self.queue.pop() {
             let event = self.events.remove(&number).expect("every entry has its event");
             if truth > until {
                 break;
             }
             match event {
-                Event::ProberWakes if truth == here.wakes_at || here.wakes_at == u64::MAX => {
+                WorldEvent::ProberWakes if truth == here.wakes_at || here.wakes_at == u64::MAX => {
                     if self.prober_runs(prober, &mut here, truth) {
                         break;
                     }
                 }
-                Event::ProberWakes => {}
-                Event::ResponderWakes => self.responder_runs(responder, &mut there, truth),
-                Event::Request { bytes, id, flow, tos, ttl } if self.there.answers_at_once => {
-                    let request =
-                        Waiting { flow, tos, ttl, ..Waiting::new(bytes, id, truth, &self.there.clock) };
+                WorldEvent::ProberWakes => {}
+                WorldEvent::ResponderWakes => self.responder_runs(responder, &mut there, truth),
+                WorldEvent::Request { bytes, id, flow, tos, ttl } if self.there.answers_at_once => {
+                    let request = QueuedDatagram {
+                        flow,
+                        tos,
+                        ttl,
+                        ..QueuedDatagram::new(bytes, id, truth, &self.there.clock)
+                    };
                     let at = self.there.clock.monotonic(truth);
                     self.respond(responder, &mut there, truth, &request, at);
                 }
-                Event::Request { bytes, id, flow, tos, ttl } => {
+                WorldEvent::Request { bytes, id, flow, tos, ttl } => {
                     if self.there.queue > 0 && there.waiting.len() >= self.there.queue {
                         there.dropped += 1;
                         self.ledger.dropped_at_responder += 1;
                         continue;
                     }
-                    let request = Waiting::new(bytes, id, truth, &self.there.clock);
-                    there.waiting.push_back(Waiting { flow, tos, ttl, ..request });
+                    let request = QueuedDatagram::new(bytes, id, truth, &self.there.clock);
+                    there.waiting.push_back(QueuedDatagram { flow, tos, ttl, ..request });
                     let wakes = self.wakes(&self.there.pace.clone(), truth);
-                    self.schedule(wakes, Event::ResponderWakes);
+                    self.schedule(wakes, WorldEvent::ResponderWakes);
                 }
-                Event::Reply { bytes, id, turnaround, flow, is_damaged, tos, ttl, left } => {
+                WorldEvent::Reply { bytes, id, turnaround, flow, is_damaged, tos, ttl, left } => {
                     if self.here.queue > 0 && here.waiting.len() >= self.here.queue {
                         here.dropped += 1;
                         self.ledger.dropped_at_prober += 1;
@@ -279,12 +288,12 @@ impl World {
                         let at = (self.here.clock.monotonic(truth), truth);
                         self.ledger.reached_prober(id, at, turnaround, left);
                     }
-                    let reply = Waiting::new(bytes, id, truth, &self.here.clock);
-                    here.waiting.push_back(Waiting { flow, tos, ttl, is_damaged, ..reply });
+                    let reply = QueuedDatagram::new(bytes, id, truth, &self.here.clock);
+                    here.waiting.push_back(QueuedDatagram { flow, tos, ttl, is_damaged, ..reply });
                 }
-                Event::Complaint { quoted, id } => {
-                    let error = Waiting::new(quoted, id, truth, &self.here.clock);
-                    here.waiting.push_back(Waiting { icmp: Some(self.complaints.1), ..error });
+                WorldEvent::Complaint { quoted, id } => {
+                    let error = QueuedDatagram::new(quoted, id, truth, &self.here.clock);
+                    here.waiting.push_back(QueuedDatagram { icmp: Some(self.complaints.1), ..error });
                 }
             }
         }
@@ -294,13 +303,13 @@ impl World {
         (self.tally, self.ledger)
     }
 
-    fn schedule(&mut self, at: u64, event: Event) {
+    fn schedule(&mut self, at: u64, event: WorldEvent) {
         self.queue.push(Reverse((at, self.next_event)));
         self.events.insert(self.next_event, event);
         self.next_event += 1;
     }
 
-    fn wakes(&mut self, pace: &Pace, asked: u64) -> u64 {
+    fn wakes(&mut self, pace: &Scheduling, asked: u64) -> u64 {
         let at = asked + self.random.below(pace.latency + 1);
         pace.stalls.iter().find(|(from, to)| (*from..*to).contains(&at)).map_or(at, |(_, to)| *to)
     }
@@ -310,15 +319,15 @@ impl World {
         here.look_at_the_clocks(&clock, truth);
         let now = clock.monotonic(truth);
         let (from, address) = (here.drained, SocketAddr::from(THERE));
-        while here.stamps.front().is_some_and(|stamp| stamp.visible <= truth) {
-            let Some(stamp) = here.stamps.pop_front() else { break };
-            let left = here.timeline.place(stamp.stamp, stamp.handed, now);
-            prober.sent(stamp.id, left, StampedBy::Kernel);
-            self.ledger.stamped(stamp.datagram, now);
+        while here.timestamps.front().is_some_and(|timestamp| timestamp.visible <= truth) {
+            let Some(timestamp) = here.timestamps.pop_front() else { break };
+            let left = here.timeline.place(timestamp.timestamp, timestamp.handed, now);
+            prober.sent(timestamp.id, left, TimestampSource::Kernel);
+            self.ledger.timestamped(timestamp.datagram, now);
             self.drive(prober, here, truth);
         }
         while let Some(waiting) = here.waiting.pop_front() {
-            let icmp = waiting.icmp.map(|kind| Icmp { router: ROUTER.into(), kind, mtu: None });
+            let icmp = waiting.icmp.map(|kind| IcmpError { router: ROUTER.into(), kind, mtu: None });
             let arrived = self.here.clock.monotonic(waiting.arrived);
             match waiting.icmp {
                 Some(IcmpKind::PortUnreachable | IcmpKind::Other) => {}
@@ -329,8 +338,8 @@ impl World {
                 None => self.ledger.handed(waiting.id, now),
             }
             let arrival = Arrival {
-                at: here.timeline.place(waiting.stamp, from, now),
-                by: StampedBy::Kernel,
+                at: here.timeline.place(waiting.timestamp, from, now),
+                by: TimestampSource::Kernel,
                 from: address,
                 to: None,
                 flow: waiting.flow,
@@ -345,11 +354,11 @@ impl World {
         here.drained = now;
         let Some(next) = self.drive(prober, here, truth) else { return true };
         let asked = clock.truth(next).max(truth + 1);
-        let is_awaited = prober.in_flight() > 0 || !here.stamps.is_empty();
+        let is_awaited = prober.in_flight() > 0 || !here.timestamps.is_empty();
         let tick = if is_awaited { truth + self.here.pace.tick } else { u64::MAX };
         let wakes = self.wakes(&self.here.pace.clone(), asked.min(tick));
         here.wakes_at = wakes;
-        self.schedule(wakes, Event::ProberWakes);
+        self.schedule(wakes, WorldEvent::ProberWakes);
         false
     }
 
@@ -382,16 +391,16 @@ impl World {
             prober.not_sent(send.id, NotSent::Permission);
             return;
         }
-        prober.sent(send.id, at, StampedBy::User);
+        prober.sent(send.id, at, TimestampSource::User);
         let left = truth + self.random.between(1, HANDOVER_MAX);
         let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
-        if !self.random.chance(self.here.stamps_lost) {
-            let visible = left + self.random.below(self.here.stamps_late);
-            here.stamps.push_back(Stamp {
+        if !self.random.chance(self.here.timestamps_lost) {
+            let visible = left + self.random.below(self.here.timestamps_late);
+            here.timestamps.push_back(PendingTimestamp {
                 id: send.id,
                 datagram: id,
                 handed: at,
-                stamp: self.here.clock.wall(left),
+                timestamp: self.here.clock.wall(left),
                 visible,
             });
         }
@@ -403,16 +412,16 @@ impl World {
             // As much as a router quotes.
             let quoted = bytes[..bytes.len().min(548)].to_vec();
             let at = left + self.random.between(1, 2 * self.forward.delay + 1);
-            self.schedule(at, Event::Complaint { quoted, id });
+            self.schedule(at, WorldEvent::Complaint { quoted, id });
         }
         for delivery in received(passed) {
             let bytes = damaged(&bytes, &delivery);
             let Delivery { at, tos, ttl, .. } = delivery;
-            self.schedule(at, Event::Request { bytes, id, flow: send.flow, tos, ttl });
+            self.schedule(at, WorldEvent::Request { bytes, id, flow: send.flow, tos, ttl });
         }
     }
 
-    fn responder_runs(&mut self, responder: &mut impl Answers, there: &mut Process, truth: u64) {
+    fn responder_runs(&mut self, responder: &mut impl SimResponder, there: &mut Process, truth: u64) {
         let clock = self.there.clock.clone();
         there.look_at_the_clocks(&clock, truth);
         let now = clock.monotonic(truth);
@@ -422,7 +431,7 @@ impl World {
         there.note_drops(now);
         while let Some(waiting) = there.waiting.pop_front() {
             busy += self.random.between(500, 5_000);
-            let received_at = there.timeline.place(waiting.stamp, from, now);
+            let received_at = there.timeline.place(waiting.timestamp, from, now);
             self.respond(responder, there, busy, &waiting, received_at);
         }
         there.drained = clock.monotonic(truth);
@@ -431,16 +440,16 @@ impl World {
     /// Hands a request to the responder, which received it at `received_at` and answers at `truth`.
     fn respond(
         &mut self,
-        responder: &mut impl Answers,
+        responder: &mut impl SimResponder,
         there: &mut Process,
         truth: u64,
-        request: &Waiting,
+        request: &QueuedDatagram,
         received_at: Timestamp,
     ) {
         let clock = self.there.clock.clone();
         let arrival = Arrival {
             at: received_at,
-            by: StampedBy::Kernel,
+            by: TimestampSource::Kernel,
             from: (HERE.0, HERE.1 + u16::from(request.flow)).into(),
             to: None,
             flow: 0,
@@ -469,23 +478,23 @@ impl World {
     #[expect(clippy::too_many_arguments, reason = "one caller, and a struct would have one use")]
     fn answer(
         &mut self,
-        responder: &mut impl Answers,
+        responder: &mut impl SimResponder,
         clock: &HostClock,
         truth: u64,
         send: &Send,
         bytes: &[u8],
-        waiting: &Waiting,
+        waiting: &QueuedDatagram,
         turnaround: (Duration, u64),
     ) {
-        responder.sent(send.id, clock.monotonic(truth), StampedBy::User);
+        responder.sent(send.id, clock.monotonic(truth), TimestampSource::User);
         let left = truth + self.random.between(1, HANDOVER_MAX);
-        if send.stamp {
-            responder.sent(send.id, clock.monotonic(left), StampedBy::Kernel);
+        if send.timestamp {
+            responder.sent(send.id, clock.monotonic(left), TimestampSource::Kernel);
         }
         // T3 is written before the reply reaches the wire; that much is the network's in what is reported.
         let parcel = parcel(bytes, send);
         for delivery in received(self.reverse.pass(&mut self.random, left, parcel)) {
-            let event = Event::Reply {
+            let event = WorldEvent::Reply {
                 bytes: damaged(bytes, &delivery),
                 id: waiting.id,
                 turnaround,
@@ -503,8 +512,8 @@ impl World {
 /// How long the headers of a datagram are: IPv4 and UDP.
 const HEADER_BYTES: usize = 28;
 
-fn parcel(bytes: &[u8], send: &Send) -> Parcel {
-    Parcel { bytes: bytes.len() + HEADER_BYTES, tos: send.tos, ttl: send.ttl }
+fn parcel(bytes: &[u8], send: &Send) -> Packet {
+    Packet { bytes: bytes.len() + HEADER_BYTES, tos: send.tos, ttl: send.ttl }
 }
 
 /// Copies that a socket gets: the kernel drops those whose checksum shows the damage.

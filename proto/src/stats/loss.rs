@@ -8,12 +8,12 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, Copy)]
 pub struct RecentLoss {
     since: Timestamp,
-    current: Tally,
-    previous: Tally,
+    current: LossCounts,
+    previous: LossCounts,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Tally {
+struct LossCounts {
     decided: u32,
     lost: u32,
 }
@@ -26,7 +26,7 @@ impl RecentLoss {
     /// Nothing decided yet.
     #[must_use]
     pub fn new(at: Timestamp) -> Self {
-        Self { since: at, current: Tally::default(), previous: Tally::default() }
+        Self { since: at, current: LossCounts::default(), previous: LossCounts::default() }
     }
 
     /// Takes one decided datagram.

@@ -8,4 +8,4 @@ mod sequence;
 pub use loss::RecentLoss;
 pub use minimum::WindowedMinimum;
 pub use quantile::quantile;
-pub use sequence::{Order, Received};
+pub use sequence::{ArrivalOrder, ReceivedSequences};

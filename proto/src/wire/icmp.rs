@@ -22,14 +22,14 @@ use super::{DecodeError, NtpTime, array, put, require, u16_at, u32_at, u64_at};
 
 /// Which of the two: they differ in the numbers of their types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Version {
+pub enum IcmpVersion {
     /// ICMP, over IPv4.
     V4,
     /// ICMPv6.
     V6,
 }
 
-impl Version {
+impl IcmpVersion {
     /// That of an address.
     #[must_use]
     pub const fn of(address: IpAddr) -> Self {
@@ -60,7 +60,7 @@ impl Version {
 
 /// What an echo of ours carries, there and back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Echo {
+pub struct IcmpEcho {
     /// Random: tells the flow's life apart from others behind the same identifier.
     pub session: u32,
     /// T1.
@@ -77,13 +77,13 @@ const SSID_AT: usize = 28;
 const BALANCE_AT: usize = 30;
 const MAGIC: [u8; 4] = *b"pmic";
 
-impl Echo {
+impl IcmpEcho {
     /// Bytes of the shortest, with the header of 8.
     pub const BYTES: u16 = 32;
 
-    /// Appends a request of `size` bytes, header included, or of [`Echo::BYTES`] if that is more. Its identifier is 0, see
+    /// Appends a request of `size` bytes, header included, or of [`IcmpEcho::BYTES`] if that is more. Its identifier is 0, see
     /// [`identify`]; its checksum is right for ICMP, where the addresses do not count.
-    pub fn encode(&self, version: Version, size: u16, out: &mut Vec<u8>) {
+    pub fn encode(&self, version: IcmpVersion, size: u16, out: &mut Vec<u8>) {
         let start = out.len();
         out.resize(start + usize::from(size.max(Self::BYTES)), 0);
         let echo = &mut out[start..];
@@ -104,7 +104,7 @@ impl Echo {
     ///
     /// # Errors
     /// [`DecodeError::Truncated`], and [`DecodeError::Foreign`] for what is no reply to an echo of ours.
-    pub fn decode_reply(bytes: &[u8], version: Version) -> Result<Self, DecodeError> {
+    pub fn decode_reply(bytes: &[u8], version: IcmpVersion) -> Result<Self, DecodeError> {
         Self::decode(bytes, version.reply())
     }
 
@@ -140,7 +140,7 @@ pub fn identifier(echo: &[u8]) -> Option<u16> {
 /// The session identifier that an echo of ours carries; `None` where it is another's, or is too short.
 #[must_use]
 pub fn ssid(echo: &[u8]) -> Option<u16> {
-    let is_ours = echo.len() >= usize::from(Echo::BYTES) && array(echo, MAGIC_AT) == MAGIC;
+    let is_ours = echo.len() >= usize::from(IcmpEcho::BYTES) && array(echo, MAGIC_AT) == MAGIC;
     is_ours.then(|| u16_at(echo, SSID_AT))
 }
 
@@ -163,13 +163,18 @@ fn add(a: u16, b: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grid::mix;
+    use crate::schedule::mix;
 
-    fn echo(draw: u64) -> Echo {
+    fn echo(draw: u64) -> IcmpEcho {
         let [a, b, c, d, e, f, ..] = mix(draw).to_be_bytes();
         let (session, ssid) = (u32::from_be_bytes([a, b, c, d]), u16::from_be_bytes([e, f]));
         let [a, b, c, d, ..] = mix(!draw).to_be_bytes();
-        Echo { session, timestamp: NtpTime(mix(draw + 7)), sequence: u32::from_be_bytes([a, b, c, d]), ssid }
+        IcmpEcho {
+            session,
+            timestamp: NtpTime(mix(draw + 7)),
+            sequence: u32::from_be_bytes([a, b, c, d]),
+            ssid,
+        }
     }
 
     /// The sum over everything that ICMPv6's checksum covers.
@@ -185,16 +190,16 @@ mod tests {
     #[test]
     fn the_checksum_is_the_same_for_all_datagrams_of_a_flow() {
         for (version, size, identifier) in [
-            (Version::V4, 32, 0),
-            (Version::V4, 33, 1),
-            (Version::V6, 1_200, 0xf7ff),
-            (Version::V6, 64, 0xffff),
+            (IcmpVersion::V4, 32, 0),
+            (IcmpVersion::V4, 33, 1),
+            (IcmpVersion::V6, 1_200, 0xf7ff),
+            (IcmpVersion::V6, 64, 0xffff),
         ] {
             let mut seen: Option<([u8; 4], u16)> = None;
             let mut bytes = Vec::new();
             for draw in 0..4_000 {
                 bytes.clear();
-                let of_flow = Echo { session: 9, ssid: 7, ..echo(draw) };
+                let of_flow = IcmpEcho { session: 9, ssid: 7, ..echo(draw) };
                 of_flow.encode(version, size, &mut bytes);
                 identify(&mut bytes, identifier);
                 assert!(is_intact(&bytes), "{of_flow:?}");
@@ -209,7 +214,7 @@ mod tests {
         let mut checksums: Vec<[u8; 2]> = (40_000..40_016)
             .map(|identifier| {
                 let mut bytes = Vec::new();
-                echo(1).encode(Version::V4, 32, &mut bytes);
+                echo(1).encode(IcmpVersion::V4, 32, &mut bytes);
                 identify(&mut bytes, identifier);
                 array(&bytes, 2)
             })
@@ -221,26 +226,30 @@ mod tests {
 
     #[test]
     fn an_echo_survives_the_way_there_and_back() {
-        for (draw, version) in (0..1_000).zip([Version::V4, Version::V6].into_iter().cycle()) {
+        for (draw, version) in (0..1_000).zip([IcmpVersion::V4, IcmpVersion::V6].into_iter().cycle()) {
             let sent = echo(draw);
             let mut bytes = vec![9; 3];
             sent.encode(version, u16::try_from(draw).unwrap(), &mut bytes);
             let bytes = &mut bytes[3..];
             assert_eq!(bytes.len(), usize::try_from(draw.max(32)).unwrap());
             identify(bytes, 5);
-            assert!(Echo::decode_reply(bytes, version).is_err(), "a request is not a reply");
+            assert!(IcmpEcho::decode_reply(bytes, version).is_err(), "a request is not a reply");
             bytes[0] = version.reply();
-            assert_eq!(Echo::decode_reply(bytes, version), Ok(sent));
+            assert_eq!(IcmpEcho::decode_reply(bytes, version), Ok(sent));
             assert_eq!((identifier(bytes), ssid(bytes)), (Some(5), Some(sent.ssid)));
         }
     }
 
     #[test]
     fn the_fields_stand_where_the_table_puts_them() {
-        let sent =
-            Echo { session: 0x0506_0708, timestamp: NtpTime(0x0a0b), sequence: 0x0001_0002, ssid: 0x0c0d };
+        let sent = IcmpEcho {
+            session: 0x0506_0708,
+            timestamp: NtpTime(0x0a0b),
+            sequence: 0x0001_0002,
+            ssid: 0x0c0d,
+        };
         let mut bytes = Vec::new();
-        sent.encode(Version::V4, 33, &mut bytes);
+        sent.encode(IcmpVersion::V4, 33, &mut bytes);
         identify(&mut bytes, 0x1234);
         let expected = "08 00 e5cb 1234 0002 706d6963 05060708 0000000000000a0b 00010002 0c0d 0404 00";
         let found: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
@@ -250,16 +259,16 @@ mod tests {
     #[test]
     fn other_programs_echoes_are_none_of_ours() {
         let mut bytes = Vec::new();
-        echo(1).encode(Version::V4, 64, &mut bytes);
+        echo(1).encode(IcmpVersion::V4, 64, &mut bytes);
         bytes[0] = 0;
         for at in [0, 1, 6, 7, 8, 11, 26, 27] {
             bytes[at] ^= 1;
             let foreign = Err(DecodeError::Foreign { field: "ICMP echo of ours" });
-            assert_eq!(Echo::decode_reply(&bytes, Version::V4), foreign, "byte {at}");
+            assert_eq!(IcmpEcho::decode_reply(&bytes, IcmpVersion::V4), foreign, "byte {at}");
             bytes[at] ^= 1;
         }
         for length in 0..32 {
-            assert!(Echo::decode_reply(&bytes[..length], Version::V4).is_err());
+            assert!(IcmpEcho::decode_reply(&bytes[..length], IcmpVersion::V4).is_err());
             assert_eq!(ssid(&bytes[..length]), None);
         }
     }
@@ -275,15 +284,15 @@ mod tests {
 
     #[test]
     fn families_number_their_types_as_their_rfcs_do() {
-        let versions = ["192.0.2.1", "2001:db8::1"].map(|text| Version::of(text.parse().unwrap()));
-        assert_eq!(versions, [Version::V4, Version::V6]);
+        let versions = ["192.0.2.1", "2001:db8::1"].map(|text| IcmpVersion::of(text.parse().unwrap()));
+        assert_eq!(versions, [IcmpVersion::V4, IcmpVersion::V6]);
         assert_eq!(versions.map(|version| (version.request(), version.reply())), [(8, 0), (128, 129)]);
     }
 
     #[test]
     fn session_identifier_of_another_programs_echo_is_none() {
         let mut bytes = Vec::new();
-        echo(1).encode(Version::V4, 32, &mut bytes);
+        echo(1).encode(IcmpVersion::V4, 32, &mut bytes);
         assert_eq!(ssid(&bytes), Some(echo(1).ssid));
         assert_eq!(ssid(&bytes[..31]), None);
         bytes[8] ^= 1;

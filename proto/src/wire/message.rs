@@ -8,5 +8,5 @@ pub struct Message {
     /// Counts from 0, over all connections.
     pub sequence: u64,
     /// When it was meant to leave, by the wall clock.
-    pub stamp: NtpTime,
+    pub timestamp: NtpTime,
 }

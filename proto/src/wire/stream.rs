@@ -54,7 +54,7 @@ pub struct Hello {
 
 /// What a greeting proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
+pub enum GreetingProof {
     /// Nothing: it is not signed.
     None,
     /// Whoever signed knows this key.
@@ -125,13 +125,13 @@ impl Hello {
     ///
     /// # Errors
     /// [`DecodeError`] for what is none.
-    pub fn decode(bytes: &[u8], keys: Option<&Keys>) -> Result<(Self, Proof), DecodeError> {
+    pub fn decode(bytes: &[u8], keys: Option<&Keys>) -> Result<(Self, GreetingProof), DecodeError> {
         expect(bytes, GREETING_BYTES, HELLO, "hello")?;
         let tag: [u8; TAG_BYTES] = array(bytes, TAG_AT);
         let proof = match keys.and_then(|keys| keys.verifying(&[&bytes[..TAG_AT]], &tag)) {
-            Some(id) => Proof::By(id),
-            None if tag == [0; TAG_BYTES] => Proof::None,
-            None => Proof::Wrong,
+            Some(id) => GreetingProof::By(id),
+            None if tag == [0; TAG_BYTES] => GreetingProof::None,
+            None => GreetingProof::Wrong,
         };
         Ok((Self { message_bytes: u32_at(bytes, 8), nonce: array(bytes, 16) }, proof))
     }
@@ -183,7 +183,7 @@ pub struct Seal(Option<Key>);
 
 /// What a reply says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Echoed {
+pub struct DecodedReply {
     /// What it answers.
     pub message: Message,
     /// T3 − T2 in nanoseconds.
@@ -205,7 +205,7 @@ impl Seal {
         put(frame, 0, &MAGIC.to_be_bytes());
         put(frame, 4, &[VERSION, REQUEST]);
         put(frame, 8, &message.sequence.to_be_bytes());
-        put(frame, 16, &message.stamp.0.to_be_bytes());
+        put(frame, 16, &message.timestamp.0.to_be_bytes());
         self.sign(frame);
     }
 
@@ -230,12 +230,12 @@ impl Seal {
     ///
     /// # Errors
     /// [`DecodeError`].
-    pub fn read_reply(&self, frame: &[u8]) -> Result<Echoed, DecodeError> {
+    pub fn read_reply(&self, frame: &[u8]) -> Result<DecodedReply, DecodeError> {
         expect(frame, MESSAGE_BYTES_MIN as usize, REPLY, "reply")?;
         self.verify(frame, "reply")?;
         let [received, sent] = [24, 32].map(|at| PeerTimestamp::from_ntp(u64_at(frame, at)));
-        let message = Message { sequence: u64_at(frame, 8), stamp: NtpTime(u64_at(frame, 16)) };
-        Ok(Echoed { message, turnaround: sent.signed_since(received) })
+        let message = Message { sequence: u64_at(frame, 8), timestamp: NtpTime(u64_at(frame, 16)) };
+        Ok(DecodedReply { message, turnaround: sent.signed_since(received) })
     }
 
     fn sign(&self, frame: &mut [u8]) {
@@ -272,7 +272,7 @@ mod tests {
     fn both_ends_prove_that_they_know_the_key_and_either_of_two_will_do() {
         let (old, both) = (keys("0123456789abcdef"), keys("fedcba9876543210\n0123456789abcdef"));
         let (hello, proof) = Hello::decode(&HELLO.encode(Some(&old)), Some(&both)).unwrap();
-        assert_eq!((hello, proof), (HELLO, Proof::By(KeyId::Previous)));
+        assert_eq!((hello, proof), (HELLO, GreetingProof::By(KeyId::Previous)));
         let key = both.key(KeyId::Previous);
         let welcome = GRANTED.encode(&hello, Some(key));
         assert_eq!(Welcome::decode(&welcome, &HELLO, Some(old.current())), Ok(GRANTED));
@@ -287,9 +287,9 @@ mod tests {
         let proof = |signer: Option<&Keys>, knower: Option<&Keys>| {
             Hello::decode(&HELLO.encode(signer), knower).unwrap().1
         };
-        assert_eq!(proof(None, Some(&known)), Proof::None);
-        assert_eq!(proof(Some(&keys("another key of ours")), Some(&known)), Proof::Wrong);
-        assert_eq!(proof(Some(&known), None), Proof::Wrong);
+        assert_eq!(proof(None, Some(&known)), GreetingProof::None);
+        assert_eq!(proof(Some(&keys("another key of ours")), Some(&known)), GreetingProof::Wrong);
+        assert_eq!(proof(Some(&known), None), GreetingProof::Wrong);
     }
 
     #[test]
@@ -306,14 +306,14 @@ mod tests {
     fn a_reply_is_its_request_with_two_times_and_no_byte_of_it_can_be_changed() {
         let key = keys("0123456789abcdef");
         let seal = Seal::of(Some(key.current()), &HELLO, &GRANTED);
-        let message = Message { sequence: 5, stamp: NtpTime(77) };
+        let message = Message { sequence: 5, timestamp: NtpTime(77) };
         let mut frame = Vec::new();
         seal.request(message, 100, &mut frame);
         assert_eq!(frame.len(), 100);
         seal.check_request(&frame).unwrap();
         assert!(seal.read_reply(&frame).is_err(), "a request that comes back is no reply");
         seal.reply(&mut frame, WallTime::from_nanos(1_000), WallTime::from_nanos(3_500));
-        assert_eq!(seal.read_reply(&frame), Ok(Echoed { message, turnaround: 2_500 }));
+        assert_eq!(seal.read_reply(&frame), Ok(DecodedReply { message, turnaround: 2_500 }));
         for at in 0..frame.len() {
             let mut changed = frame.clone();
             changed[at] ^= 1;
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(Hello::decode(&newer, None), Err(DecodeError::Version { found: 2, ours: 1 }));
         let seal = Seal::of(None, &HELLO, &GRANTED);
         let mut frame = Vec::new();
-        seal.request(Message { sequence: 0, stamp: NtpTime(0) }, 0, &mut frame);
+        seal.request(Message { sequence: 0, timestamp: NtpTime(0) }, 0, &mut frame);
         assert!((0..frame.len()).all(|length| seal.check_request(&frame[..length]).is_err()));
     }
 
@@ -354,7 +354,7 @@ mod tests {
         }
         let seal = Seal::of(None, &HELLO, &GRANTED);
         let mut frame = vec![1];
-        seal.request(Message { sequence: 5, stamp: NtpTime(77) }, 58, &mut frame);
+        seal.request(Message { sequence: 5, timestamp: NtpTime(77) }, 58, &mut frame);
         seal.reply(&mut frame[1..], WallTime::from_nanos(0), WallTime::from_nanos(0));
         let time = format!("{:016x}", 2_208_988_800_u64 << 32);
         let expected = format!(
@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn messages_of_a_connection_with_a_key_are_signed_and_those_of_one_without_are_not() {
         let keys = keys("0123456789abcdef");
-        let message = Message { sequence: 5, stamp: NtpTime(77) };
+        let message = Message { sequence: 5, timestamp: NtpTime(77) };
         let [signed, plain] = [Some(keys.current()), None].map(|key| Seal::of(key, &HELLO, &GRANTED));
         for (seal, other) in [(&signed, &plain), (&plain, &signed)] {
             let mut frame = Vec::new();

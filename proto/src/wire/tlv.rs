@@ -130,7 +130,7 @@ pub fn append(out: &mut Vec<u8>, kind: u8, len: u16) -> Tlv {
 /// ```
 /// The sender leaves bytes 16..52 zero, so that request and reply are equally long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Session {
+pub struct SessionRecord {
     /// Which flow of the path.
     pub flow: u16,
     /// Random, chosen by the prober: tells sessions apart that reuse port and identifier.
@@ -156,7 +156,7 @@ pub struct Session {
     pub host_drops: u32,
 }
 
-impl Session {
+impl SessionRecord {
     /// Length of the value in bytes.
     pub const BYTES: u16 = 52;
     const MAGIC: u32 = u32::from_be_bytes(*b"pmtr");
@@ -164,7 +164,7 @@ impl Session {
     const REPLY: u8 = 0x01;
     const BRIEF: u8 = 0x02;
 
-    /// Writes the value; `value` is at least [`Session::BYTES`] long.
+    /// Writes the value; `value` is at least [`SessionRecord::BYTES`] long.
     pub fn write(&self, value: &mut [u8]) {
         put(value, 0, &Self::MAGIC.to_be_bytes());
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn values_survive_the_wire() {
-        let session = Session {
+        let session = SessionRecord {
             flow: 3,
             session: 0xdead_beef,
             is_reply: true,
@@ -339,7 +339,7 @@ mod tests {
         };
         let mut value = vec![0; 52];
         session.write(&mut value);
-        assert_eq!(Session::read(&value), Ok(session));
+        assert_eq!(SessionRecord::read(&value), Ok(session));
         for wanted in 0..64 {
             let class = ClassOfService { wanted, received: 63 - wanted, ecn: wanted & 3 };
             class.write(&mut value);
@@ -379,11 +379,11 @@ mod tests {
     #[test]
     fn somebody_elses_type_252_is_not_ours() {
         let mut value = vec![0; 52];
-        assert!(matches!(Session::read(&value), Err(DecodeError::Foreign { .. })));
-        Session::default().write(&mut value);
+        assert!(matches!(SessionRecord::read(&value), Err(DecodeError::Foreign { .. })));
+        SessionRecord::default().write(&mut value);
         value[4] = 2;
-        assert_eq!(Session::read(&value), Err(DecodeError::Version { found: 2, ours: 1 }));
-        assert!(matches!(Session::read(&value[..51]), Err(DecodeError::Truncated { .. })));
+        assert_eq!(SessionRecord::read(&value), Err(DecodeError::Version { found: 2, ours: 1 }));
+        assert!(matches!(SessionRecord::read(&value[..51]), Err(DecodeError::Truncated { .. })));
     }
 
     #[test]
@@ -407,7 +407,7 @@ mod tests {
 
     #[test]
     fn values_stand_where_the_tables_put_them() {
-        let session = Session {
+        let session = SessionRecord {
             flow: 0x0102,
             session: 0x0304_0506,
             is_reply: true,
@@ -425,7 +425,7 @@ mod tests {
         let expected = "706d7472 0101 0102 03040506 00000007 00000008 00000009 0000000a 0000000b \
              0000000000000000000000000000000c 0000000d";
         assert_eq!(hex(&value), expected.replace(' ', ""));
-        Session { is_reply: false, is_brief: true, ..session }.write(&mut value);
+        SessionRecord { is_reply: false, is_brief: true, ..session }.write(&mut value);
         assert_eq!(value[5], 2);
         let mut value = [0xff; 4];
         ClassOfService { wanted: 0b10_1101, received: 0b01_1011, ecn: 0b10 }.write(&mut value);
@@ -451,8 +451,8 @@ mod tests {
         assert_eq!((FollowUp::read(&value[..15]), FollowUp::read(&value[..16])), (None, told));
         assert_eq!(FollowUp::read(&value), told);
         let mut value = [0; 60];
-        Session::default().write(&mut value);
-        assert_eq!(Session::read(&value), Ok(Session::default()), "later versions may be longer");
+        SessionRecord::default().write(&mut value);
+        assert_eq!(SessionRecord::read(&value), Ok(SessionRecord::default()), "later versions may be longer");
     }
 
     #[test]

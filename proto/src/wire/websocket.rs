@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! binary: 0 u64 sequence number   8 u64 when it was meant to leave, NTP format   16 zeros
-//! text:   {"seq":5,"ts":1678886400100,"stamp":"e7bd5f00199999ab","pad":"…"}
+//! text:   {"seq":5,"ts":1678886400100,"ntp":"e7bd5f00199999ab","pad":"…"}
 //!         ts: milliseconds since 1970, for people and scripts; stamp: NTP format, in hexadecimal digits
 //! ```
 
@@ -11,14 +11,14 @@ use crate::wire::Message;
 
 /// What messages look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum MessageFormat {
     /// JSON, in text messages.
     Text,
     /// Numbers, in binary messages.
     Binary,
 }
 
-impl Format {
+impl MessageFormat {
     /// Bytes of the shortest message that has room for everything.
     #[must_use]
     pub const fn bytes_min(self) -> usize {
@@ -31,19 +31,19 @@ impl Format {
     /// The message, `bytes` long, or as long as it must be.
     #[must_use]
     pub fn encode(self, message: Message, bytes: usize) -> Vec<u8> {
-        let Message { sequence, stamp } = message;
+        let Message { sequence, timestamp } = message;
         let mut out = Vec::with_capacity(bytes.max(self.bytes_min()));
         match self {
             Self::Binary => {
                 out.extend_from_slice(&sequence.to_be_bytes());
-                out.extend_from_slice(&stamp.0.to_be_bytes());
+                out.extend_from_slice(&timestamp.0.to_be_bytes());
                 out.resize(bytes.max(16), 0);
             }
             Self::Text => {
                 let start = format!(
-                    "{{\"seq\":{sequence},\"ts\":{},\"stamp\":\"{:016x}\",\"pad\":\"",
-                    milliseconds(stamp),
-                    stamp.0
+                    "{{\"seq\":{sequence},\"ts\":{},\"ntp\":\"{:016x}\",\"pad\":\"",
+                    milliseconds(timestamp),
+                    timestamp.0
                 );
                 out.extend_from_slice(start.as_bytes());
                 out.resize(bytes.saturating_sub(END.len()).max(out.len()), b'.');
@@ -53,7 +53,7 @@ impl Format {
         out
     }
 
-    /// Reads a message that came back. It must be what was sent, to the byte: `length` is what [`Format::encode`] was asked
+    /// Reads a message that came back. It must be what was sent, to the byte: `length` is what [`MessageFormat::encode`] was asked
     /// for.
     ///
     /// # Errors
@@ -63,17 +63,17 @@ impl Format {
         let message = match self {
             Self::Binary => {
                 require(bytes, 16, "message")?;
-                Message { sequence: u64_at(bytes, 0), stamp: NtpTime(u64_at(bytes, 8)) }
+                Message { sequence: u64_at(bytes, 0), timestamp: NtpTime(u64_at(bytes, 8)) }
             }
             Self::Text => {
                 let text = std::str::from_utf8(bytes).map_err(|_| foreign)?;
                 let after = |key: &str| text.find(key).and_then(|at| text.get(at + key.len()..));
                 let digits = |text: &str| text.split([',', '"']).next().unwrap_or_default().to_owned();
                 let sequence = after("\"seq\":").and_then(|rest| digits(rest).parse().ok());
-                let stamp =
-                    after("\"stamp\":\"").and_then(|rest| u64::from_str_radix(&digits(rest), 16).ok());
-                let (Some(sequence), Some(stamp)) = (sequence, stamp) else { return Err(foreign) };
-                Message { sequence, stamp: NtpTime(stamp) }
+                let timestamp =
+                    after("\"ntp\":\"").and_then(|rest| u64::from_str_radix(&digits(rest), 16).ok());
+                let (Some(sequence), Some(timestamp)) = (sequence, timestamp) else { return Err(foreign) };
+                Message { sequence, timestamp: NtpTime(timestamp) }
             }
         };
         if self.encode(message, length) == bytes { Ok(message) } else { Err(foreign) }
@@ -83,9 +83,9 @@ impl Format {
 const END: &[u8] = b"\"}";
 
 /// Milliseconds since 1970 (RFC 868: 2,208,988,800 s after 1900), in the era that began then.
-fn milliseconds(stamp: NtpTime) -> u64 {
-    let seconds = (stamp.0 >> 32).wrapping_sub(2_208_988_800) & 0xffff_ffff;
-    seconds * 1_000 + (((stamp.0 & 0xffff_ffff) * 1_000) >> 32)
+fn milliseconds(timestamp: NtpTime) -> u64 {
+    let seconds = (timestamp.0 >> 32).wrapping_sub(2_208_988_800) & 0xffff_ffff;
+    seconds * 1_000 + (((timestamp.0 & 0xffff_ffff) * 1_000) >> 32)
 }
 
 #[cfg(test)]
@@ -95,10 +95,10 @@ mod tests {
 
     #[test]
     fn a_message_comes_back_as_it_was_sent_or_not_at_all() {
-        let stamp = NtpTime::from(WallTime::from_nanos(1_678_886_400_100_000_000));
-        for format in [Format::Text, Format::Binary] {
+        let timestamp = NtpTime::from(WallTime::from_nanos(1_678_886_400_100_000_000));
+        for format in [MessageFormat::Text, MessageFormat::Binary] {
             for bytes in [16, 96, 97, 1_000] {
-                let message = Message { sequence: 123, stamp };
+                let message = Message { sequence: 123, timestamp };
                 let sent = format.encode(message, bytes);
                 assert_eq!(format.decode(&sent, bytes), Ok(message));
                 if bytes >= format.bytes_min() {
@@ -112,7 +112,7 @@ mod tests {
                 assert!((0..sent.len()).all(|end| format.decode(&sent[..end], bytes).is_err()));
             }
         }
-        let text = Format::Text.encode(Message { sequence: 123, stamp }, 96);
+        let text = MessageFormat::Text.encode(Message { sequence: 123, timestamp }, 96);
         assert!(
             text.starts_with(b"{\"seq\":123,\"ts\":1678886400100,"),
             "{}",
@@ -122,34 +122,34 @@ mod tests {
 
     #[test]
     fn the_longest_numbers_fit_the_shortest_text() {
-        let longest = Message { sequence: u64::MAX, stamp: NtpTime(u64::MAX) };
-        assert_eq!(Format::Text.encode(longest, 96).len(), 96);
+        let longest = Message { sequence: u64::MAX, timestamp: NtpTime(u64::MAX) };
+        assert_eq!(MessageFormat::Text.encode(longest, 96).len(), 96);
     }
 
     #[test]
     fn what_others_say_is_no_message() {
-        for text in
-            ["", "hello", "{\"seq\":1}", "{\"seq\":\u{e9},\"stamp\":\"0\"}", "\"seq\":1,\"stamp\":\"zz\""]
+        for text in ["", "hello", "{\"seq\":1}", "{\"seq\":\u{e9},\"ntp\":\"0\"}", "\"seq\":1,\"ntp\":\"zz\""]
         {
-            assert!(Format::Text.decode(text.as_bytes(), 96).is_err(), "{text}");
+            assert!(MessageFormat::Text.decode(text.as_bytes(), 96).is_err(), "{text}");
         }
     }
 
     #[test]
     fn message_is_as_long_as_wished_or_as_it_must_be() {
-        let message = Message { sequence: 5, stamp: NtpTime(7) };
-        let lengths =
-            |format: Format| [0, 15, 16, 17, 95, 96, 97].map(|bytes| format.encode(message, bytes).len());
-        assert_eq!(lengths(Format::Binary), [16, 16, 16, 17, 95, 96, 97]);
-        let least = Format::Text.encode(message, 0).len();
-        assert_eq!(lengths(Format::Text), [least, least, least, least, 95, 96, 97]);
-        assert_eq!([Format::Text, Format::Binary].map(Format::bytes_min), [96, 16]);
-        let text = String::from_utf8(Format::Text.encode(message, 64)).unwrap();
-        let expected = "{\"seq\":5,\"ts\":2085978496000,\"stamp\":\"0000000000000007\",\"pad\":\"\"}";
+        let message = Message { sequence: 5, timestamp: NtpTime(7) };
+        let lengths = |format: MessageFormat| {
+            [0, 15, 16, 17, 95, 96, 97].map(|bytes| format.encode(message, bytes).len())
+        };
+        assert_eq!(lengths(MessageFormat::Binary), [16, 16, 16, 17, 95, 96, 97]);
+        let least = MessageFormat::Text.encode(message, 0).len();
+        assert_eq!(lengths(MessageFormat::Text), [least, least, least, least, 95, 96, 97]);
+        assert_eq!([MessageFormat::Text, MessageFormat::Binary].map(MessageFormat::bytes_min), [96, 16]);
+        let text = String::from_utf8(MessageFormat::Text.encode(message, 62)).unwrap();
+        let expected = "{\"seq\":5,\"ts\":2085978496000,\"ntp\":\"0000000000000007\",\"pad\":\"\"}";
         assert_eq!(text, expected);
-        let expected = "{\"seq\":5,\"ts\":2085978496000,\"stamp\":\"0000000000000007\",\"pad\":\"..\"}";
-        assert_eq!(String::from_utf8(Format::Text.encode(message, expected.len())).unwrap(), expected);
-        let binary = Format::Binary.encode(message, 18);
+        let expected = "{\"seq\":5,\"ts\":2085978496000,\"ntp\":\"0000000000000007\",\"pad\":\"..\"}";
+        assert_eq!(String::from_utf8(MessageFormat::Text.encode(message, expected.len())).unwrap(), expected);
+        let binary = MessageFormat::Binary.encode(message, 18);
         assert_eq!(binary, [0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0]);
     }
 

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Prober, Quirks, Report, Responder, ResponderReport, Spec, Wire};
+use pathmeter_proto::echo::{
+    EchoReport, EchoSpec, Prober, Quirks, ResponderReport, StampResponder, WireFormat,
+};
 use pathmeter_proto::key::Key;
 use pathmeter_proto::machine::{
-    Arrival, HostDrops, Icmp, IcmpKind, Machine, NotSent, Now, Send, SendId, StampedBy, Step,
+    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
 };
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
-use pathmeter_proto::wire::icmp::Version;
+use pathmeter_proto::wire::icmp::IcmpVersion;
 use pathmeter_proto::wire::stamp::{self, Mode};
 use pathmeter_proto::wire::tlv;
 
@@ -37,7 +39,7 @@ pub(crate) fn responder(bytes: &[u8]) {
         ..Policy::default()
     };
     let limit = usize::from(flags >> 4) + 1;
-    let mut responder = Responder::new(policy, keys, limit);
+    let mut responder = StampResponder::new(policy, keys, limit);
     let (mut at, mut last) = (start(), Vec::new());
     while !input.is_over() {
         let from = source(input.byte());
@@ -64,7 +66,7 @@ pub(crate) fn responder(bytes: &[u8]) {
 
 fn has_record(reply: &[u8]) -> bool {
     let ours = tlv::walk(reply, Mode::Open.base_bytes()).filter(|found| found.kind == tlv::SESSION).last();
-    let record = ours.and_then(|found| tlv::Session::read(found.value(reply)).ok());
+    let record = ours.and_then(|found| tlv::SessionRecord::read(found.value(reply)).ok());
     record.is_some_and(|record| record.is_reply)
 }
 
@@ -73,7 +75,7 @@ fn is_brief(reply: &[u8]) -> bool {
     [Mode::Open, Mode::Authenticated].iter().any(|mode| {
         let ours = reply.get(mode.base_bytes()..).is_some().then(|| tlv::walk(reply, mode.base_bytes()));
         let mut records = ours.into_iter().flatten().filter(|found| found.kind == tlv::SESSION);
-        records.any(|found| tlv::Session::read(found.value(reply)).is_ok_and(|record| record.is_brief))
+        records.any(|found| tlv::SessionRecord::read(found.value(reply)).is_ok_and(|record| record.is_brief))
     })
 }
 
@@ -89,10 +91,10 @@ fn seal(datagram: &mut Vec<u8>, flags: u8, key: Option<&Key>) {
 }
 
 fn answer(
-    responder: &mut Responder,
+    responder: &mut StampResponder,
     datagram: &[u8],
     arrival: &Arrival,
-    is_stamped: bool,
+    has_timestamp: bool,
 ) -> Option<(Send, Vec<u8>)> {
     let (mut reply, mut answered, mut refused) = (None, 0, 0);
     responder.received(datagram, arrival);
@@ -104,7 +106,7 @@ fn answer(
                 responder.sent(
                     send.id,
                     arrival.at,
-                    if is_stamped { StampedBy::Kernel } else { StampedBy::User },
+                    if has_timestamp { TimestampSource::Kernel } else { TimestampSource::User },
                 );
                 reply = Some((send, arena));
             }
@@ -138,12 +140,12 @@ fn probe(bytes: &[u8], is_icmp: bool) {
     let flags = input.byte();
     let keys = (flags & 1 != 0).then(|| Arc::new(keys()));
     let policy = Policy { open: true, rate: u64::MAX, rate_per_source: u64::MAX, ..Policy::default() };
-    let spec = Spec {
+    let spec = EchoSpec {
         to: source(0),
         wire: if is_icmp {
-            Wire::Icmp
+            WireFormat::Icmp
         } else {
-            Wire::Stamp { keys: keys.clone(), quirks: Quirks::default() }
+            WireFormat::Stamp { keys: keys.clone(), quirks: Quirks::default() }
         },
         interval: Duration::from_millis([1, 20, 100, 1_000][usize::from(flags >> 1 & 3)]),
         ssids: (1..=1 + u16::from(flags >> 3 & 3)).collect(),
@@ -151,13 +153,13 @@ fn probe(bytes: &[u8], is_icmp: bool) {
         dscp: Dscp::DEFAULT,
         late_after: Duration::from_secs(1),
         lost_after: Duration::from_secs(3),
-        transmit_stamps: flags & 0x80 != 0,
+        tx_timestamps: flags & 0x80 != 0,
         count: None,
         seed: u64::from(flags),
     };
     let mut run = Run {
         prober: Prober::new(spec, start()),
-        responder: Responder::new(policy, keys.clone(), 8),
+        responder: StampResponder::new(policy, keys.clone(), 8),
         key: keys.map(|keys| keys.current().clone()),
         at: start(),
         drops: HostDrops::default(),
@@ -184,7 +186,7 @@ fn probe(bytes: &[u8], is_icmp: bool) {
 
 struct Run {
     prober: Prober,
-    responder: Responder,
+    responder: StampResponder,
     key: Option<Key>,
     at: Timestamp,
     drops: HostDrops,
@@ -211,7 +213,7 @@ impl Run {
             5 => {
                 let early = Duration::from_micros(u64::from(input.byte()) * 100);
                 if let Some((id, ..)) = self.chosen(input) {
-                    self.prober.sent(id, self.at - early, StampedBy::Kernel);
+                    self.prober.sent(id, self.at - early, TimestampSource::Kernel);
                 }
             }
             6 => self.refuses = !self.refuses,
@@ -228,7 +230,7 @@ impl Run {
                     let mut arrival = arrival(source(0), self.at);
                     let quoted = &bytes[..bytes.len().min(usize::from(input.byte()))];
                     arrival.flow = flow;
-                    arrival.icmp = Some(Icmp { router, kind: IcmpKind::TtlExceeded, mtu: None });
+                    arrival.icmp = Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None });
                     self.prober.received(quoted, &arrival);
                 }
             }
@@ -269,7 +271,7 @@ impl Run {
     fn reply_to(&mut self, request: &[u8], flow: u8) -> Option<Vec<u8>> {
         if self.is_icmp {
             let mut reply = request.to_vec();
-            reply[0] = Version::V4.reply();
+            reply[0] = IcmpVersion::V4.reply();
             return Some(reply);
         }
         let arrival = arrival(source(flow + 1), self.at);
@@ -291,15 +293,15 @@ impl Run {
                     if self.refuses {
                         self.prober.not_sent(send.id, NotSent::Permission);
                     } else {
-                        self.prober.sent(send.id, self.at, StampedBy::User);
+                        self.prober.sent(send.id, self.at, TimestampSource::User);
                     }
                     self.left.push((send.id, send.flow, arena));
                 }
-                Step::Report(Report::Sent { flow, sequence }) => {
+                Step::Report(EchoReport::Sent { flow, sequence }) => {
                     let before = self.verdicts.insert((flow, sequence), 0);
                     assert_eq!(before, None, "it left twice");
                 }
-                Step::Report(Report::Decided { flow, sequence, .. }) => {
+                Step::Report(EchoReport::Decided { flow, sequence, .. }) => {
                     *self.verdicts.get_mut(&(flow, sequence)).expect("it left") += 1;
                 }
                 Step::Report(_) => {}
@@ -332,6 +334,6 @@ fn source(choice: u8) -> SocketAddr {
 }
 
 fn arrival(from: SocketAddr, at: Timestamp) -> Arrival {
-    let by = StampedBy::Kernel;
+    let by = TimestampSource::Kernel;
     Arrival { at, by, from, to: None, flow: 0, ttl: Some(250), tos: Some(0xb8), icmp: None }
 }

@@ -7,11 +7,11 @@ use machines::{icmp_prober, prober, responder};
 
 use pathmeter_proto::key::{KeyId, Keys};
 use pathmeter_proto::time::WallTime;
-use pathmeter_proto::wire::icmp::{self, Echo, Version};
+use pathmeter_proto::wire::icmp::{self, IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
-use pathmeter_proto::wire::stream::{self, Admittance, Echoed, Hello, Proof, Seal, Welcome};
-use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, Session};
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::stream::{self, Admittance, DecodedReply, GreetingProof, Hello, Seal, Welcome};
+use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
+use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{Goodbye, NtpTime};
 
 /// The key of every corpus.
@@ -85,9 +85,9 @@ pub(crate) fn decode_tlv(bytes: &[u8]) {
             let value = found.value(bytes);
             assert_eq!(value.len(), found.len);
             let mut written = vec![0; value.len().max(52)];
-            if let Ok(session) = Session::read(value) {
+            if let Ok(session) = SessionRecord::read(value) {
                 session.write(&mut written);
-                assert_eq!(Session::read(&written), Ok(session));
+                assert_eq!(SessionRecord::read(&written), Ok(session));
             }
             if let Some(class) = ClassOfService::read(value) {
                 class.write(&mut written);
@@ -131,16 +131,16 @@ pub(crate) fn decode_icmp(bytes: &[u8]) {
     let _ = icmp::is_intact(bytes);
     assert_eq!(icmp::identifier(bytes).is_some(), bytes.len() >= 6);
     let size = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
-    for version in [Version::V4, Version::V6] {
-        let Ok(echo) = Echo::decode_reply(bytes, version) else { continue };
+    for version in [IcmpVersion::V4, IcmpVersion::V6] {
+        let Ok(echo) = IcmpEcho::decode_reply(bytes, version) else { continue };
         assert_eq!(icmp::ssid(bytes), Some(echo.ssid));
         let mut written = Vec::new();
         echo.encode(version, size, &mut written);
         icmp::identify(&mut written, icmp::identifier(bytes).expect("it is long enough"));
         assert!(icmp::is_intact(&written));
-        assert!(Echo::decode_reply(&written, version).is_err(), "a request is not a reply");
+        assert!(IcmpEcho::decode_reply(&written, version).is_err(), "a request is not a reply");
         written[0] = version.reply();
-        assert_eq!(Echo::decode_reply(&written, version), Ok(echo));
+        assert_eq!(IcmpEcho::decode_reply(&written, version), Ok(echo));
     }
 }
 
@@ -161,12 +161,13 @@ pub(crate) fn decode_greeting(bytes: &[u8]) {
     let keys = keys().derive(stream::PURPOSE);
     if let Ok((hello, proof)) = Hello::decode(bytes, Some(&keys)) {
         assert!(Welcome::decode(bytes, &HELLO, None).is_err(), "it is the one or the other");
-        assert_eq!(proof == Proof::None, bytes[32..48] == [0; 16]);
-        for (signer, proof) in [(None, Proof::None), (Some(&keys), Proof::By(KeyId::Current))] {
+        assert_eq!(proof == GreetingProof::None, bytes[32..48] == [0; 16]);
+        for (signer, proof) in [(None, GreetingProof::None), (Some(&keys), GreetingProof::By(KeyId::Current))]
+        {
             assert_eq!(Hello::decode(&hello.encode(signer), Some(&keys)), Ok((hello, proof)));
         }
         let changed = Hello::decode(&changed(&hello.encode(Some(&keys))), Some(&keys));
-        assert!(!matches!(changed, Ok((_, Proof::By(_)))), "{changed:?}");
+        assert!(!matches!(changed, Ok((_, GreetingProof::By(_)))), "{changed:?}");
     }
     for key in [None, Some(keys.current())] {
         let Ok(welcome) = Welcome::decode(bytes, &HELLO, key) else { continue };
@@ -203,19 +204,19 @@ pub(crate) fn decode_stream(bytes: &[u8]) {
         seal.request(message, length, &mut frame);
         assert_eq!((seal.check_request(&frame), frame.len()), (Ok(()), bytes.len()));
         seal.reply(&mut frame, WallTime::from_nanos(1_000), WallTime::from_nanos(3_500));
-        assert_eq!(seal.read_reply(&frame), Ok(Echoed { message, turnaround: 2_500 }));
+        assert_eq!(seal.read_reply(&frame), Ok(DecodedReply { message, turnaround: 2_500 }));
         let changed = sealed.read_reply(&changed(&frame));
         assert!(changed.is_err(), "{changed:?}");
     }
     // Whatever it is padded with.
     sealed.reply(&mut reply, WallTime::from_nanos(1_000), WallTime::from_nanos(3_500));
-    assert_eq!(sealed.read_reply(&reply), Ok(Echoed { message, turnaround: 2_500 }));
+    assert_eq!(sealed.read_reply(&reply), Ok(DecodedReply { message, turnaround: 2_500 }));
     assert!(sealed.read_reply(&changed(&reply)).is_err());
 }
 
 /// A message that came back over a WebSocket: what is read is what was sent, to the byte.
 pub(crate) fn decode_websocket(bytes: &[u8]) {
-    for format in [Format::Text, Format::Binary] {
+    for format in [MessageFormat::Text, MessageFormat::Binary] {
         for length in [bytes.len(), format.bytes_min(), 0] {
             let Ok(message) = format.decode(bytes, length) else { continue };
             assert_eq!(format.encode(message, length), bytes);

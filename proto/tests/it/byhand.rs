@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::admission::{Policy, Refusal};
-use pathmeter_proto::echo::{Prober, Report, Responder, ResponderReport, Spec};
+use pathmeter_proto::echo::{EchoReport, EchoSpec, Prober, ResponderReport, StampResponder};
 use pathmeter_proto::key::{Key, Keys};
-use pathmeter_proto::machine::{Arrival, HostDrops, Machine, Now, Send, StampedBy, Step};
+use pathmeter_proto::machine::{Arrival, HostDrops, Machine, Now, Send, Step, TimestampSource};
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
 use pathmeter_proto::wire::NtpTime;
 use pathmeter_proto::wire::stamp::{self, ERROR_ESTIMATE, Mode, Request};
-use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, HMAC_VALUE_BYTES, Session};
+use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, HMAC_VALUE_BYTES, SessionRecord};
 
 /// Where the asker sends from, unless a test says otherwise.
 pub(super) const ASKER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
@@ -27,7 +27,7 @@ pub(super) fn now(at: Timestamp) -> Now {
 }
 
 pub(super) fn arrival(from: impl Into<SocketAddr>, at: Timestamp) -> Arrival {
-    let (from, by) = (from.into(), StampedBy::Kernel);
+    let (from, by) = (from.into(), TimestampSource::Kernel);
     Arrival { at, by, from, to: None, flow: 0, ttl: Some(250), tos: Some(0), icmp: None }
 }
 
@@ -41,8 +41,8 @@ pub(super) fn policy(open: bool) -> Policy {
 }
 
 /// A responder that answers anyone; with keys, only who proves one.
-pub(super) fn responder(keys: Option<Arc<Keys>>) -> Responder {
-    Responder::new(policy(keys.is_none()), keys, 1_024)
+pub(super) fn responder(keys: Option<Arc<Keys>>) -> StampResponder {
+    StampResponder::new(policy(keys.is_none()), keys, 1_024)
 }
 
 /// What a responder did with a datagram.
@@ -98,8 +98,9 @@ pub(super) fn ask_at(
 /// A request as our own probers send it, with every extension.
 pub(super) fn request(sequence: u32, session: u32, key: Option<&Key>) -> Vec<u8> {
     let mut out = base(sequence, 7, key);
-    let record = Session { session, count_or_first: sequence.wrapping_add(1), ..Session::default() };
-    record.write(tlv::append(&mut out, tlv::SESSION, Session::BYTES).value_mut(&mut out));
+    let record =
+        SessionRecord { session, count_or_first: sequence.wrapping_add(1), ..SessionRecord::default() };
+    record.write(tlv::append(&mut out, tlv::SESSION, SessionRecord::BYTES).value_mut(&mut out));
     let class = ClassOfService { wanted: 46, ..ClassOfService::default() };
     class.write(tlv::append(&mut out, tlv::CLASS_OF_SERVICE, ClassOfService::BYTES).value_mut(&mut out));
     tlv::append(&mut out, tlv::FOLLOW_UP, FollowUp::BYTES);
@@ -130,10 +131,10 @@ pub(super) fn mode(key: Option<&Key>) -> Mode {
 }
 
 /// The record in a reply.
-pub(super) fn record(reply: &[u8], mode: Mode) -> Session {
+pub(super) fn record(reply: &[u8], mode: Mode) -> SessionRecord {
     let mut all = tlv::walk(reply, mode.base_bytes());
     let found = all.find(|found| found.kind == tlv::SESSION && found.is_understood());
-    Session::read(found.expect("a record came back").value(reply)).unwrap()
+    SessionRecord::read(found.expect("a record came back").value(reply)).unwrap()
 }
 
 /// A prober whose datagrams and replies a test carries itself.
@@ -141,14 +142,14 @@ pub(super) fn record(reply: &[u8], mode: Mode) -> Session {
 pub(super) struct Asker {
     pub(super) prober: Prober,
     /// What was reported and not yet looked at.
-    pub(super) reports: Vec<Report>,
+    pub(super) reports: Vec<EchoReport>,
     drops: HostDrops,
     /// The clock.
     pub(super) at: Timestamp,
 }
 
 impl Asker {
-    pub(super) fn new(spec: Spec) -> Self {
+    pub(super) fn new(spec: EchoSpec) -> Self {
         let at = at(0);
         Self { prober: Prober::new(spec, at), reports: Vec::new(), drops: HostDrops::default(), at }
     }
@@ -159,7 +160,7 @@ impl Asker {
             let mut arena = Vec::new();
             match self.prober.step(now(self.at), &mut self.drops, &mut arena) {
                 Step::Send(send) => {
-                    self.prober.sent(send.id, self.at, StampedBy::Kernel);
+                    self.prober.sent(send.id, self.at, TimestampSource::Kernel);
                     return arena;
                 }
                 Step::Report(report) => self.reports.push(report),
@@ -170,7 +171,7 @@ impl Asker {
     }
 
     /// Hands over what claims to be a reply, a microsecond later, and returns what that led to.
-    pub(super) fn hears(&mut self, datagram: &[u8]) -> Vec<Report> {
+    pub(super) fn hears(&mut self, datagram: &[u8]) -> Vec<EchoReport> {
         self.at = self.at + Duration::from_micros(1);
         let mut arrival = arrival(([192, 0, 2, 2], 862), self.at);
         arrival.to = Some([192, 0, 2, 1].into());

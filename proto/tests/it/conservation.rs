@@ -5,42 +5,42 @@ use std::time::Duration;
 
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Direction, Prober, Quirks, Responder, Spec, Verdict, Wire};
+use pathmeter_proto::echo::{Direction, EchoSpec, Prober, Quirks, StampResponder, Verdict, WireFormat};
 use pathmeter_proto::key::Keys;
-use pathmeter_proto::machine::{IcmpKind, Machine as _, StampedBy};
-use pathmeter_proto::sim::{Corruption, Jitter, Ledger, Link, Loss, Queue, Random, Tally, World};
+use pathmeter_proto::machine::{IcmpKind, Machine as _, TimestampSource};
+use pathmeter_proto::sim::{Corruption, Counts, Jitter, Ledger, Link, Loss, Queue, Random, World};
 use pathmeter_proto::time::nanos;
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const LATE_AFTER: Duration = Duration::from_millis(1_000);
 pub(super) const LOST_AFTER: Duration = Duration::from_millis(3_000);
 
-pub(super) fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> Spec {
-    Spec {
+pub(super) fn spec(seed: u64, interval: u64, flows: u16, count: u64) -> EchoSpec {
+    EchoSpec {
         to: World::responder_address(),
-        wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
+        wire: WireFormat::Stamp { keys: None, quirks: Quirks::default() },
         interval: Duration::from_nanos(interval),
         ssids: (1..=flows).collect(),
         size: None,
         dscp: Dscp::DEFAULT,
         late_after: LATE_AFTER,
         lost_after: LOST_AFTER,
-        transmit_stamps: true,
+        tx_timestamps: true,
         count: Some(count),
         seed,
     }
 }
 
-pub(super) fn responder(keys: Option<Arc<Keys>>) -> Responder {
+pub(super) fn responder(keys: Option<Arc<Keys>>) -> StampResponder {
     let policy =
         Policy { open: keys.is_none(), rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
-    Responder::new(policy, keys, 64)
+    StampResponder::new(policy, keys, 64)
 }
 
-fn measure(world: World, spec: Spec) -> (Tally, Ledger) {
+fn measure(world: World, spec: EchoSpec) -> (Counts, Ledger) {
     let keys = match &spec.wire {
-        Wire::Stamp { keys, .. } => keys.clone(),
-        Wire::Icmp => None,
+        WireFormat::Stamp { keys, .. } => keys.clone(),
+        WireFormat::Icmp => None,
     };
     let mut responder = responder(keys);
     let horizon = horizon(&spec);
@@ -53,7 +53,7 @@ fn measure(world: World, spec: Spec) -> (Tally, Ledger) {
 
 /// How much earlier a datagram must have been sent for a report to count against it: a quarter of the time after
 /// which a reply is late, or half of what a report covers.
-pub(super) fn horizon(spec: &Spec) -> Duration {
+pub(super) fn horizon(spec: &EchoSpec) -> Duration {
     (spec.late_after / 4).min(spec.interval * 64 * spec.ssids.len() as u32)
 }
 
@@ -83,13 +83,13 @@ fn bad_link(random: &mut Random) -> Link {
 }
 
 /// A world of random badness, and how it is measured.
-pub(super) fn bad_world(seed: u64) -> (World, Spec) {
+pub(super) fn bad_world(seed: u64) -> (World, EchoSpec) {
     let mut random = Random::new(seed);
     let mut world = World::new(seed);
     world.forward = bad_link(&mut random);
     world.reverse = bad_link(&mut random);
-    world.here.stamps_lost = random.pick(&[0.0, 0.1]);
-    world.here.stamps_late = random.pick(&[3 * MS, 3 * MS, 150 * MS]);
+    world.here.timestamps_lost = random.pick(&[0.0, 0.1]);
+    world.here.timestamps_late = random.pick(&[3 * MS, 3 * MS, 150 * MS]);
     world.here.refuses = random.pick(&[0.0, 0.05]);
     world.here.pace.latency = random.pick(&[0, 200_000, 20 * MS]);
     let interval = random.pick(&[5 * MS, 20 * MS, 100 * MS, 1_000 * MS]);
@@ -150,7 +150,10 @@ fn authentication_turns_corruption_into_loss_in_its_direction() {
         let (mut world, spec) = bad_world(seed);
         world.forward.corruption = (0.05, Corruption::Unnoticed);
         world.reverse.corruption = (0.05, Corruption::Unnoticed);
-        let spec = Spec { wire: Wire::Stamp { keys: Some(keys.clone()), quirks: Quirks::default() }, ..spec };
+        let spec = EchoSpec {
+            wire: WireFormat::Stamp { keys: Some(keys.clone()), quirks: Quirks::default() },
+            ..spec
+        };
         let (tally, ledger) = measure(world, spec);
         let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
@@ -339,7 +342,7 @@ fn reply_before_transmit_timestamp_waits_for_it_a_tenth_of_a_second() {
     let (mut kernel, mut user) = (0, 0);
     for seed in seeds(300) {
         let (mut world, mut spec) = bad_world(seed);
-        world.here.stamps_late = 200 * MS;
+        world.here.timestamps_late = 200 * MS;
         world.here.pace.latency = 200_000;
         let mut lost_after = LOST_AFTER;
         if seed % 3 == 0 {
@@ -355,8 +358,8 @@ fn reply_before_transmit_timestamp_waits_for_it_a_tenth_of_a_second() {
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
         for sample in tally.verdicts.values().filter_map(|(_, sample)| *sample) {
             match sample.transmit {
-                StampedBy::Kernel => kernel += 1,
-                StampedBy::User => user += 1,
+                TimestampSource::Kernel => kernel += 1,
+                TimestampSource::User => user += 1,
             }
         }
     }
@@ -370,7 +373,7 @@ fn verdict_comes_when_it_is_due_though_the_prober_is_woken_only_when_it_asked() 
     let mut decided = 0;
     for seed in seeds(500) {
         let (mut world, spec) = bad_world(seed);
-        world.here.stamps_late = Random::new(!seed).pick(&[3 * MS, 200 * MS]);
+        world.here.timestamps_late = Random::new(!seed).pick(&[3 * MS, 200 * MS]);
         // It reads replies when a datagram is due or a verdict is.
         (world.here.pace.latency, world.here.pace.tick) = (nanos(latency), u64::MAX / 2);
         let (tally, ledger) = measure(world, spec);
@@ -387,7 +390,7 @@ fn report_counts_against_what_was_sent_half_its_reach_before_where_datagrams_com
     let mut lost = 0;
     for seed in seeds(200) {
         let (world, spec) = bad_world(seed);
-        let spec = Spec { interval: Duration::from_millis(1), count: Some(400), ..spec };
+        let spec = EchoSpec { interval: Duration::from_millis(1), count: Some(400), ..spec };
         let (tally, ledger) = measure(world, spec);
         let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
@@ -402,11 +405,11 @@ fn what_a_router_refused_is_lost_on_the_way_there_even_if_nothing_else_is_heard(
         let mut lost = 0;
         for seed in seeds(50) {
             let (mut world, mut spec) = bad_world(seed);
-            (world.here.stamps_lost, world.here.stamps_late) = (0.0, 3 * MS);
+            (world.here.timestamps_lost, world.here.timestamps_late) = (0.0, 3 * MS);
             world.forward.loss = Loss::Random(Random::new(!seed).pick(&[0.2, 1.0]));
             world.complaints = (1.0, kind);
             if seed % 2 == 0 {
-                spec.wire = Wire::Stamp {
+                spec.wire = WireFormat::Stamp {
                     keys: Some(Arc::new(Keys::parse("0123456789abcdef").unwrap())),
                     quirks: Quirks::default(),
                 };

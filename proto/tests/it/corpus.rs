@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::Message;
-use pathmeter_proto::wire::icmp::{Echo, Version};
+use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::stream::{self, Admittance, Seal, Welcome};
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{Goodbye, NtpTime};
 
 use super::byhand::{ASKER, arrival, ask, at, base, keys, request, responder};
@@ -81,7 +81,7 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
 }
 
 /// A message of the targets that read streams.
-const MESSAGE: Message = Message { sequence: 70_000, stamp: NtpTime(0xe7bd_5f00_1999_99ab) };
+const MESSAGE: Message = Message { sequence: 70_000, timestamp: NtpTime(0xe7bd_5f00_1999_99ab) };
 
 /// Valid inputs of a target, to begin with.
 fn valid(target: &str) -> Vec<Vec<u8>> {
@@ -109,10 +109,10 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
             bytes
         })
         .into(),
-        "decode_icmp" => [(Version::V4, 32), (Version::V6, 64), (Version::V4, 33)]
+        "decode_icmp" => [(IcmpVersion::V4, 32), (IcmpVersion::V6, 64), (IcmpVersion::V4, 33)]
             .into_iter()
             .flat_map(|(version, size)| {
-                let echo = Echo { session: 7, timestamp: NtpTime(1 << 40), sequence: 70_000, ssid: 9 };
+                let echo = IcmpEcho { session: 7, timestamp: NtpTime(1 << 40), sequence: 70_000, ssid: 9 };
                 let mut request = Vec::new();
                 echo.encode(version, size, &mut request);
                 let mut reply = request.clone();
@@ -149,11 +149,14 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
             });
             messages.collect()
         }
-        "decode_websocket" => {
-            [(Format::Text, 96), (Format::Text, 130), (Format::Binary, 16), (Format::Binary, 40)]
-                .map(|(format, bytes)| format.encode(MESSAGE, bytes))
-                .into()
-        }
+        "decode_websocket" => [
+            (MessageFormat::Text, 96),
+            (MessageFormat::Text, 130),
+            (MessageFormat::Binary, 16),
+            (MessageFormat::Binary, 40),
+        ]
+        .map(|(format, bytes)| format.encode(MESSAGE, bytes))
+        .into(),
         "key_file" => {
             let hex = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
             let files = [

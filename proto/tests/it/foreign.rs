@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{
-    Direction, Prober, Profile, Quirks, ReflectorTimes, Responder, ResponderReport, Spec, Verdict, Wire,
+    Direction, EchoSpec, Prober, Profile, Quirks, ReflectorTimes, ResponderReport, StampResponder, Verdict,
+    WireFormat,
 };
-use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, StampedBy, Step};
-use pathmeter_proto::sim::{Jitter, Ledger, Loss, Random, Tally, World};
+use pathmeter_proto::machine::{
+    Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+};
+use pathmeter_proto::sim::{Counts, Jitter, Ledger, Loss, Random, World};
 use pathmeter_proto::time::{Timestamp, WallTime};
 use pathmeter_proto::wire::NtpTime;
 use pathmeter_proto::wire::stamp::{Mode, Reply, Request};
@@ -138,7 +141,7 @@ impl Machine for Reflector {
         }
     }
 
-    fn sent(&mut self, _: SendId, _: Timestamp, _: StampedBy) {}
+    fn sent(&mut self, _: SendId, _: Timestamp, _: TimestampSource) {}
 
     fn not_sent(&mut self, _: SendId, _: NotSent) {}
 
@@ -166,7 +169,7 @@ impl Machine for Reflector {
                 ttl: 255,
                 dont_fragment: false,
                 segment: None,
-                stamp: false,
+                timestamp: false,
             });
         }
         if std::mem::take(&mut self.has_answered) {
@@ -177,7 +180,7 @@ impl Machine for Reflector {
 }
 
 /// Measures a reflector and compares with the truth: every verdict, every round trip to the nanosecond, every direction.
-fn measure(seed: u64, world: World, spec: Spec, manner: Manner) -> (Tally, Ledger, Prober, Reflector) {
+fn measure(seed: u64, world: World, spec: EchoSpec, manner: Manner) -> (Counts, Ledger, Prober, Reflector) {
     let mut reflector = Reflector::new(manner);
     let mut prober = Prober::new(spec, world.start());
     let (tally, mut ledger) = world.run(&mut prober, &mut reflector, 3_600_000 * MS);
@@ -188,14 +191,14 @@ fn measure(seed: u64, world: World, spec: Spec, manner: Manner) -> (Tally, Ledge
     (tally, ledger, prober, reflector)
 }
 
-fn directed(tally: &Tally) -> u64 {
+fn directed(tally: &Counts) -> u64 {
     tally.lost() - tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown))
 }
 
 #[test]
 fn every_kind_of_reflector_is_recognised_and_its_round_trips_are_exact() {
     for (name, manner, word) in ALL {
-        let spec = Spec { dscp: Dscp::new(46).unwrap(), ..spec(5, 50 * MS, 2, 400) };
+        let spec = EchoSpec { dscp: Dscp::new(46).unwrap(), ..spec(5, 50 * MS, 2, 400) };
         let (tally, _, prober, reflector) = measure(5, World::new(5), spec, manner);
         assert_eq!(prober.responder(), Some(word), "{name}");
         assert_eq!((tally.mismatched, tally.turnaround_invalid), (0, 0), "{name}");
@@ -221,7 +224,10 @@ fn what_is_known_of_a_reflector_beforehand_is_not_tried_out() {
     for (manner, profile, longest) in
         [(SHORT, Profile::Plain, 44), (TWAMP, Profile::TwampLight, 44), (EXTENDED, Profile::Stamp, 52)]
     {
-        let spec = Spec { wire: Wire::Stamp { keys: None, quirks: of(profile) }, ..spec(7, 50 * MS, 2, 400) };
+        let spec = EchoSpec {
+            wire: WireFormat::Stamp { keys: None, quirks: of(profile) },
+            ..spec(7, 50 * MS, 2, 400)
+        };
         let (tally, _, _, reflector) = measure(7, World::new(7), spec, manner);
         assert_eq!(
             tally.count(|verdict| verdict == Verdict::Ok),
@@ -237,7 +243,7 @@ fn times_that_are_marked_wrongly_can_be_read_as_they_are() {
     const LIAR: Manner = Manner { copies_mark: true, ..PTP };
     let tally = |times| {
         let quirks = Quirks { times, ..Quirks::default() };
-        let spec = Spec { wire: Wire::Stamp { keys: None, quirks }, ..spec(8, 50 * MS, 1, 200) };
+        let spec = EchoSpec { wire: WireFormat::Stamp { keys: None, quirks }, ..spec(8, 50 * MS, 1, 200) };
         let mut reflector = Reflector::new(LIAR);
         let mut world = World::new(8);
         world.there.pace.latency = 3 * MS;
@@ -323,7 +329,7 @@ fn a_request_that_arrives_twice_does_not_hide_one_that_was_lost() {
 #[derive(Debug)]
 struct Upgraded {
     before: Reflector,
-    after: Responder,
+    after: StampResponder,
     at: Timestamp,
     is_upgraded: bool,
 }
@@ -340,7 +346,7 @@ impl Machine for Upgraded {
         }
     }
 
-    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
+    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
         if self.is_upgraded {
             self.after.sent(id, at, by);
         }

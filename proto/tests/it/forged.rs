@@ -4,29 +4,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::echo::{
-    Direction, Mismatch, Prober, Quirks, Report, Responder, ResponderReport, Spec, Verdict, Wire,
+    Direction, EchoReport, EchoSpec, Mismatch, Prober, Quirks, ResponderReport, StampResponder, Verdict,
+    WireFormat,
 };
 use pathmeter_proto::key::{Key, Keys};
-use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, SendId, StampedBy, Step};
+use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, SendId, Step, TimestampSource};
 use pathmeter_proto::sim::{Loss, Random, World};
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime, nanos};
 use pathmeter_proto::wire::PeerTimestamp;
 use pathmeter_proto::wire::stamp::{self, Mode};
-use pathmeter_proto::wire::tlv::{self, FollowUp, Session};
+use pathmeter_proto::wire::tlv::{self, FollowUp, SessionRecord};
 
 use super::byhand::{ASKER, Asker, arrival, ask, ask_at, at, keys, now, request, responder};
 use super::conservation::{LATE_AFTER, LOST_AFTER, MS, bad_world, scaled, seeds, spec};
 
 const SECRET: &str = "0123456789abcdef";
-const UNASKED: Report = Report::Mismatched(Mismatch::Unasked);
-const UNAUTHENTIC: Report = Report::Mismatched(Mismatch::Unauthentic);
-const MALFORMED: Report = Report::Mismatched(Mismatch::Malformed);
+const UNASKED: EchoReport = EchoReport::Mismatched(Mismatch::Unsolicited);
+const UNAUTHENTIC: EchoReport = EchoReport::Mismatched(Mismatch::Unauthentic);
+const MALFORMED: EchoReport = EchoReport::Mismatched(Mismatch::Malformed);
 
 /// An asker, one of its requests, and the true reply to it.
 fn exchange(keys: Option<&Arc<Keys>>) -> (Asker, Vec<u8>) {
-    let mut asker = Asker::new(Spec {
-        wire: Wire::Stamp { keys: keys.cloned(), quirks: Quirks::default() },
-        transmit_stamps: false,
+    let mut asker = Asker::new(EchoSpec {
+        wire: WireFormat::Stamp { keys: keys.cloned(), quirks: Quirks::default() },
+        tx_timestamps: false,
         ..spec(1, 20 * MS, 1, 100)
     });
     for _ in 0..3 {
@@ -45,8 +46,8 @@ fn forged(reply: &[u8], mode: Mode, key: Option<&Key>, at: usize, bytes: &[u8]) 
     forged
 }
 
-fn is_ok(reports: &[Report]) -> bool {
-    matches!(reports, [Report::Decided { sequence: 3, verdict: Verdict::Ok, sample: Some(_), .. }])
+fn is_ok(reports: &[EchoReport]) -> bool {
+    matches!(reports, [EchoReport::Decided { sequence: 3, verdict: Verdict::Ok, sample: Some(_), .. }])
 }
 
 #[test]
@@ -84,7 +85,7 @@ fn a_reply_that_arrives_again_is_a_duplicate_however_often() {
     let (mut asker, reply) = exchange(None);
     assert!(is_ok(&asker.hears(&reply)));
     for _ in 0..10 {
-        assert_eq!(asker.hears(&reply), [Report::Duplicate]);
+        assert_eq!(asker.hears(&reply), [EchoReport::Duplicate]);
     }
 }
 
@@ -93,11 +94,11 @@ fn after_its_deadline_a_reply_is_very_late_and_the_verdict_stays() {
     let (mut asker, reply) = exchange(None);
     asker.at = asker.at + LOST_AFTER;
     let found = asker.hears(&reply);
-    assert!(found.contains(&Report::VeryLate), "{found:?}");
-    let is_kept = |report: &&Report| matches!(report, Report::Decided { sequence: 3, .. });
-    let decided: Vec<Report> = asker.reports.iter().chain(&found).filter(is_kept).copied().collect();
+    assert!(found.contains(&EchoReport::VeryLate), "{found:?}");
+    let is_kept = |report: &&EchoReport| matches!(report, EchoReport::Decided { sequence: 3, .. });
+    let decided: Vec<EchoReport> = asker.reports.iter().chain(&found).filter(is_kept).copied().collect();
     let lost = Verdict::Lost(Direction::Unknown);
-    assert_eq!(decided, [Report::Decided { flow: 0, sequence: 3, verdict: lost, sample: None }]);
+    assert_eq!(decided, [EchoReport::Decided { flow: 0, sequence: 3, verdict: lost, sample: None }]);
 }
 
 #[test]
@@ -124,9 +125,9 @@ fn a_reply_made_with_another_key_or_with_none_is_not_believed() {
     );
     assert_eq!(asker.hears(&exchange(None).1), [UNAUTHENTIC]);
     let mut appended = reply.clone();
-    let value = tlv::append(&mut appended, tlv::SESSION, Session::BYTES);
+    let value = tlv::append(&mut appended, tlv::SESSION, SessionRecord::BYTES);
     appended[value.at] = 0;
-    Session { is_reply: true, ..Session::default() }.write(value.value_mut(&mut appended));
+    SessionRecord { is_reply: true, ..SessionRecord::default() }.write(value.value_mut(&mut appended));
     assert_eq!(asker.hears(&appended), [UNAUTHENTIC], "behind the HMAC");
     assert!(is_ok(&asker.hears(&reply)));
 }
@@ -140,7 +141,7 @@ fn garbage_and_truncations_are_counted_and_nothing_else() {
         for len in 0..2_000 {
             let garbage: Vec<u8> = (0..len).map(|_| random.draw().to_be_bytes()[0]).collect();
             let found = asker.hears(&garbage);
-            assert!(matches!(found[..], [Report::Mismatched(_)]), "{len} bytes: {found:?}");
+            assert!(matches!(found[..], [EchoReport::Mismatched(_)]), "{len} bytes: {found:?}");
         }
         for len in 0..base {
             assert_eq!(asker.hears(&reply[..len]), [MALFORMED], "{len} bytes");
@@ -157,8 +158,10 @@ fn times_that_make_no_sense_are_not_subtracted() {
     let received = u32::from_be_bytes(reply[16..20].try_into().unwrap());
     let hour = forged(&reply, Mode::Open, None, 16, &(received - 3_600).to_be_bytes());
     let found = asker.hears(&hour);
-    let [Report::TurnaroundInvalid, Report::Decided { verdict: Verdict::Ok, sample: Some(sample), .. }] =
-        found[..]
+    let [
+        EchoReport::TurnaroundInvalid,
+        EchoReport::Decided { verdict: Verdict::Ok, sample: Some(sample), .. },
+    ] = found[..]
     else {
         panic!("{found:?}");
     };
@@ -167,15 +170,15 @@ fn times_that_make_no_sense_are_not_subtracted() {
 
 #[test]
 fn a_reply_to_what_was_withdrawn_is_very_late() {
-    let mut asker = Asker::new(Spec { transmit_stamps: false, ..spec(1, 20 * MS, 1, 100) });
+    let mut asker = Asker::new(EchoSpec { tx_timestamps: false, ..spec(1, 20 * MS, 1, 100) });
     let requests = [(); 3].map(|()| asker.datagram());
     let arrival = arrival(ASKER, asker.at);
     let mut responder = responder(None);
     let [first, second, third] = requests.map(|request| ask(&mut responder, &request, &arrival).bytes());
     asker.hears(&first);
     asker.prober.withdraw();
-    assert_eq!(asker.hears(&third), [Report::VeryLate]);
-    assert_eq!(asker.hears(&second), [Report::VeryLate]);
+    assert_eq!(asker.hears(&third), [EchoReport::VeryLate]);
+    assert_eq!(asker.hears(&second), [EchoReport::VeryLate]);
 }
 
 #[test]
@@ -188,17 +191,17 @@ fn a_step_of_the_responders_clock_is_no_lag_of_its_replies() {
         let clocks = Now { wall, ..now(arrival.at) };
         let (send, reply) =
             ask_at(&mut responder, &request(sequence, session, None), &arrival, clocks).reply.unwrap();
-        if send.stamp {
+        if send.timestamp {
             // Somebody else is answered under the new offset before the stamp is there.
             let clocks = Now { wall: stepped, ..clocks };
             ask_at(&mut responder, &request(0, session + 1, None), &arrival, clocks);
-            responder.sent(send.id, arrival.at + Duration::from_micros(30), StampedBy::Kernel);
+            responder.sent(send.id, arrival.at + Duration::from_micros(30), TimestampSource::Kernel);
         }
-        (send.stamp, reply)
+        (send.timestamp, reply)
     };
     asked(0, 7, now(at(0)).wall);
-    let (is_stamped, written) = asked(1, 7, now(at(0)).wall);
-    assert!(is_stamped);
+    let (has_timestamp, written) = asked(1, 7, now(at(0)).wall);
+    assert!(has_timestamp);
     let (_, reply) = asked(2, 7, stepped);
     let told = tlv::walk(&reply, Mode::Open.base_bytes()).find(|found| found.kind == tlv::FOLLOW_UP);
     let told = FollowUp::read(told.unwrap().value(&reply)).unwrap();
@@ -214,7 +217,7 @@ fn leave(prober: &mut Prober, at: &mut Timestamp) -> (SendId, Vec<u8>) {
         let mut arena = Vec::new();
         match prober.step(now(*at), &mut HostDrops::default(), &mut arena) {
             Step::Send(send) => {
-                prober.sent(send.id, *at, StampedBy::User);
+                prober.sent(send.id, *at, TimestampSource::User);
                 return (send.id, arena);
             }
             Step::Report(_) => {}
@@ -225,7 +228,7 @@ fn leave(prober: &mut Prober, at: &mut Timestamp) -> (SendId, Vec<u8>) {
 }
 
 /// What is reported until there is nothing to do, and until when that is.
-fn settle(prober: &mut Prober, at: Timestamp) -> (Vec<Report>, Timestamp) {
+fn settle(prober: &mut Prober, at: Timestamp) -> (Vec<EchoReport>, Timestamp) {
     let mut reports = Vec::new();
     loop {
         match prober.step(now(at), &mut HostDrops::default(), &mut Vec::new()) {
@@ -244,21 +247,21 @@ fn a_refusal_that_is_told_after_the_send_undoes_nothing() {
     prober.not_sent(id, NotSent::Buffer);
     prober.withdraw();
     let (reports, _) = settle(&mut prober, at);
-    let withdrawn = Report::Decided { flow: 0, sequence: 0, verdict: Verdict::Withdrawn, sample: None };
-    assert_eq!(reports, [Report::Sent { flow: 0, sequence: 0 }, withdrawn]);
+    let withdrawn = EchoReport::Decided { flow: 0, sequence: 0, verdict: Verdict::Withdrawn, sample: None };
+    assert_eq!(reports, [EchoReport::Sent { flow: 0, sequence: 0 }, withdrawn]);
 }
 
 #[test]
 fn a_stamp_that_comes_late_never_makes_the_prober_wait_for_what_is_past() {
     let mut at = at(0);
-    let mut prober = Prober::new(Spec { transmit_stamps: false, ..spec(1, 1_000 * MS, 1, 2) }, at);
+    let mut prober = Prober::new(EchoSpec { tx_timestamps: false, ..spec(1, 1_000 * MS, 1, 2) }, at);
     let (first, request) = leave(&mut prober, &mut at);
     let reply = ask(&mut responder(None), &request, &arrival(ASKER, at)).bytes();
     prober.received(&reply, &arrival(ASKER, at));
     let mut second = at;
     leave(&mut prober, &mut second);
     // By the kernel's stamp the first left after the second.
-    prober.sent(first, second + Duration::from_millis(500), StampedBy::Kernel);
+    prober.sent(first, second + Duration::from_millis(500), TimestampSource::Kernel);
     let due = second + LOST_AFTER + Duration::from_millis(1);
     let (_, until) = settle(&mut prober, due);
     assert!(until > due, "{until:?}");
@@ -268,7 +271,7 @@ fn a_stamp_that_comes_late_never_makes_the_prober_wait_for_what_is_past() {
 /// A responder that loses its memory now and then.
 #[derive(Debug)]
 struct Forgetful {
-    responder: Responder,
+    responder: StampResponder,
     keys: Option<Arc<Keys>>,
     /// When, on its own clock; sorted.
     restarts: Vec<Timestamp>,
@@ -286,7 +289,7 @@ impl Machine for Forgetful {
         self.responder.received(datagram, arrival);
     }
 
-    fn sent(&mut self, id: SendId, at: Timestamp, by: StampedBy) {
+    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
         self.responder.sent(id, at, by);
     }
 
@@ -346,8 +349,8 @@ fn during_a_rotation_old_and_new_key_understand_each_other() {
         };
         let mut world = World::new(seed);
         world.forward.loss = Loss::Random(0.1);
-        let spec = Spec {
-            wire: Wire::Stamp { keys: Some(file(asks)), quirks: Quirks::default() },
+        let spec = EchoSpec {
+            wire: WireFormat::Stamp { keys: Some(file(asks)), quirks: Quirks::default() },
             ..spec(seed, 20 * MS, 2, 300)
         };
         let mut prober = Prober::new(spec, world.start());
@@ -361,8 +364,8 @@ fn during_a_rotation_old_and_new_key_understand_each_other() {
 #[test]
 fn a_prober_with_a_key_that_is_no_longer_valid_loses_everything_and_says_nothing_of_direction() {
     let mut prober = Prober::new(
-        Spec {
-            wire: Wire::Stamp { keys: Some(keys(SECRET)), quirks: Quirks::default() },
+        EchoSpec {
+            wire: WireFormat::Stamp { keys: Some(keys(SECRET)), quirks: Quirks::default() },
             ..spec(1, 20 * MS, 1, 50)
         },
         World::new(1).start(),

@@ -1,12 +1,12 @@
 //! What a responder does with datagrams that wish it ill.
 
 use pathmeter_proto::admission::{Policy, Refusal};
-use pathmeter_proto::echo::Responder;
+use pathmeter_proto::echo::StampResponder;
 use pathmeter_proto::key::Key;
 use pathmeter_proto::machine::Machine;
 use pathmeter_proto::sim::Random;
 use pathmeter_proto::wire::stamp::{self, Mode};
-use pathmeter_proto::wire::tlv::{self, ClassOfService, Session};
+use pathmeter_proto::wire::tlv::{self, ClassOfService, SessionRecord};
 
 use super::byhand::{
     ASKER, Outcome, arrival, ask, at, base, keys, mode, policy, record, request, responder, seal_extensions,
@@ -86,8 +86,8 @@ fn a_brief_reply_is_whole_but_for_the_padding_at_the_end() {
     for keys in [None, Some(keys(SECRET))] {
         let key = keys.as_ref().map(|keys| keys.current().clone());
         let (mode, mut padded) = (mode(key.as_ref()), base(3, 7, key.as_ref()));
-        let asked = Session { session: 5, is_brief: true, ..Session::default() };
-        asked.write(tlv::append(&mut padded, tlv::SESSION, Session::BYTES).value_mut(&mut padded));
+        let asked = SessionRecord { session: 5, is_brief: true, ..SessionRecord::default() };
+        asked.write(tlv::append(&mut padded, tlv::SESSION, SessionRecord::BYTES).value_mut(&mut padded));
         seal_extensions(&mut padded, key.as_ref());
         let kept = padded.len();
         tlv::append(&mut padded, tlv::PADDING, 8_000);
@@ -125,7 +125,7 @@ fn a_changed_bit_cannot_turn_a_listed_peers_request_into_one_that_is_believed() 
     for bit in (0..whole.len() * 8).filter(|bit| bit / 8 != whole.len() - 20) {
         let mut changed = whole.clone();
         changed[bit / 8] ^= 1 << (bit % 8);
-        let mut responder = Responder::new(policy(true), Some(keys.clone()), 8);
+        let mut responder = StampResponder::new(policy(true), Some(keys.clone()), 8);
         let outcome = ask(&mut responder, &changed, &arrival(ASKER, at(0)));
         if let Some((_, reply)) = outcome.reply {
             // It looks like an open request, which a listed source may send; the asker can tell.
@@ -141,7 +141,7 @@ trait FirstAndUnique {
     fn first_and_unique(&self) -> (u32, u32);
 }
 
-impl FirstAndUnique for Session {
+impl FirstAndUnique for SessionRecord {
     fn first_and_unique(&self) -> (u32, u32) {
         (self.count_or_first, self.unique)
     }
@@ -156,8 +156,8 @@ fn nothing_but_padding_may_stand_behind_the_hmac() {
     assert!(ask(&mut responder(Some(keys.clone())), &padded, &arrival(ASKER, at(0))).reply.is_some());
     for kind in [tlv::SESSION, tlv::CLASS_OF_SERVICE, tlv::HMAC, 200] {
         let mut appended = whole.clone();
-        let value = tlv::append(&mut appended, kind, Session::BYTES);
-        Session { session: 6, ..Session::default() }.write(value.value_mut(&mut appended));
+        let value = tlv::append(&mut appended, kind, SessionRecord::BYTES);
+        SessionRecord { session: 6, ..SessionRecord::default() }.write(value.value_mut(&mut appended));
         let outcome = ask(&mut responder(Some(keys.clone())), &appended, &arrival(ASKER, at(0)));
         assert_eq!(outcome, refused(Refusal::Unauthentic), "type {kind}");
     }
@@ -196,7 +196,7 @@ fn who_proves_no_key_and_is_not_listed_gets_nothing_and_is_told_apart() {
     let mut listing = policy(false);
     listing.prefixes = vec!["192.0.2.0/24".parse().unwrap()];
     listing.peers = [[203, 0, 113, 7].into()].into();
-    let mut listed = Responder::new(listing, None, 8);
+    let mut listed = StampResponder::new(listing, None, 8);
     let sources = [(ASKER.0, true), ([203, 0, 113, 7], true), (OTHER.0, false)];
     for (session, (source, is_listed)) in (0..).zip(sources) {
         let outcome = ask(&mut listed, &request(0, session, None), &arrival((source, 40_000), at(0)));
@@ -220,7 +220,8 @@ fn wild_request(random: &mut Random, key: Option<&Key>) -> Vec<u8> {
         if kind == tlv::SESSION && len == 52 {
             let session = u32::try_from(random.below(3)).unwrap();
             let (is_reply, is_brief) = (random.chance(0.1), random.chance(0.3));
-            Session { session, is_reply, is_brief, ..Session::default() }.write(found.value_mut(&mut out));
+            SessionRecord { session, is_reply, is_brief, ..SessionRecord::default() }
+                .write(found.value_mut(&mut out));
         }
         out[found.at] = random.draw().to_be_bytes()[0];
         if random.chance(0.1) {
@@ -240,7 +241,7 @@ fn wild_request(random: &mut Random, key: Option<&Key>) -> Vec<u8> {
 fn length_of_reply(request: &[u8], mode: Mode) -> usize {
     let base = mode.base_bytes();
     let ours = tlv::walk(request, base).filter(|found| found.kind == tlv::SESSION).last();
-    let record = ours.and_then(|found| Session::read(found.value(request)).ok());
+    let record = ours.and_then(|found| SessionRecord::read(found.value(request)).ok());
     match record.is_some_and(|record| record.is_brief) {
         true => tlv::bytes_before_padding(request, base),
         false => request.len(),
@@ -254,7 +255,7 @@ fn a_reply_is_as_long_as_its_request_or_briefer_on_request_and_goes_where_that_c
     for seed in 0..20_000 {
         let mut random = Random::new(seed);
         let key = random.chance(0.5).then(|| keys.current());
-        let mut responder = Responder::new(policy(true), key.map(|_| keys.clone()), 4);
+        let mut responder = StampResponder::new(policy(true), key.map(|_| keys.clone()), 4);
         for _ in 0..random.between(1, 4) {
             let datagram = wild_request(&mut random, key);
             let from = ([192, 0, 2, 1 + random.draw().to_be_bytes()[0] % 3], 40_000);
@@ -284,7 +285,7 @@ fn a_reply_is_as_long_as_its_request_or_briefer_on_request_and_goes_where_that_c
 fn ping_pong(ports: [u16; 2], known: &[u16], forged: &[u8]) -> usize {
     let knowing = |own: u16| {
         let reflector_ports = known.iter().copied().chain([own, stamp::PORT]).collect();
-        Responder::new(Policy { reflector_ports, ..policy(true) }, None, 8)
+        StampResponder::new(Policy { reflector_ports, ..policy(true) }, None, 8)
     };
     let mut responders = [knowing(ports[0]), knowing(ports[1])];
     let mut datagram = forged.to_vec();
@@ -319,7 +320,7 @@ fn two_responders_set_on_each_other_fall_silent_at_once() {
 fn a_reply_that_comes_back_is_refused() {
     for keys in [None, Some(keys(SECRET))] {
         let key = keys.as_ref().map(|keys| keys.current().clone());
-        let mut responder = Responder::new(policy(true), keys, 8);
+        let mut responder = StampResponder::new(policy(true), keys, 8);
         for asked in [request(0, 5, key.as_ref()), base(0, 7, key.as_ref())] {
             let is_known = key.is_some() || asked.len() > 44;
             let reply = ask(&mut responder, &asked, &arrival(ASKER, at(0))).bytes();
@@ -339,7 +340,7 @@ fn an_hmac_that_nobody_made_is_not_said_to_be_understood() {
     tlv::append(&mut datagram, tlv::HMAC, 16);
     for keys in [None, Some(keys(SECRET))] {
         let reply =
-            ask(&mut Responder::new(policy(true), keys, 8), &datagram, &arrival(ASKER, at(0))).bytes();
+            ask(&mut StampResponder::new(policy(true), keys, 8), &datagram, &arrival(ASKER, at(0))).bytes();
         let flags: Vec<(u8, u8)> = tlv::walk(&reply, 44).map(|found| (found.kind, found.flags)).collect();
         assert_eq!(
             flags,
@@ -358,7 +359,7 @@ fn a_multicast_source_is_never_answered() {
 #[test]
 fn one_source_that_asks_too_fast_is_slowed_and_others_are_not() {
     let rates = Policy { rate: 10_000, rate_per_source: 100, ..policy(true) };
-    let mut responder = Responder::new(rates, None, 8);
+    let mut responder = StampResponder::new(rates, None, 8);
     let (mut fast, mut calm) = (0, 0);
     for millisecond in 0..10_000_u64 {
         let sequence = u32::try_from(millisecond).unwrap();
@@ -377,7 +378,7 @@ fn one_source_that_asks_too_fast_is_slowed_and_others_are_not() {
 #[test]
 fn a_flood_from_many_sources_is_answered_at_the_total_rate() {
     let rates = Policy { rate: 1_000, rate_per_source: 1_000, ..policy(true) };
-    let mut responder = Responder::new(rates, None, 64);
+    let mut responder = StampResponder::new(rates, None, 64);
     let (mut answered, mut refusals) = (0, 0);
     for i in 0..20_000_u32 {
         let [_, a, b, c] = i.to_be_bytes();
@@ -398,7 +399,7 @@ fn a_flood_from_many_sources_is_answered_at_the_total_rate() {
 fn a_refused_datagram_costs_no_session_and_no_token() {
     let keys = keys(SECRET);
     let rates = Policy { rate: 64, rate_per_source: 64, ..policy(false) };
-    let mut responder = Responder::new(rates, Some(keys.clone()), 8);
+    let mut responder = StampResponder::new(rates, Some(keys.clone()), 8);
     for i in 0..1_000 {
         ask(&mut responder, &request(i, i, None), &arrival(ASKER, at(0)));
     }
@@ -411,7 +412,7 @@ fn a_refused_datagram_costs_no_session_and_no_token() {
 
 #[test]
 fn the_table_of_sessions_is_bounded_and_forgets_the_one_that_was_silent_longest() {
-    let mut responder = Responder::new(policy(true), None, 100);
+    let mut responder = StampResponder::new(policy(true), None, 100);
     for session in 0..5_000 {
         assert!(ask(&mut responder, &request(0, session, None), &arrival(ASKER, at(0))).reply.is_some());
         // One of them keeps talking.
@@ -458,9 +459,9 @@ fn a_reply_carries_no_class_but_the_one_that_was_asked_for() {
 
 #[test]
 fn an_icmp_error_is_no_request() {
-    use pathmeter_proto::machine::{HostDrops, Icmp, IcmpKind, Step};
+    use pathmeter_proto::machine::{HostDrops, IcmpError, IcmpKind, Step};
     let mut responder = responder(None);
-    let complaint = Icmp { router: [192, 0, 2, 3].into(), kind: IcmpKind::Other, mtu: None };
+    let complaint = IcmpError { router: [192, 0, 2, 3].into(), kind: IcmpKind::Other, mtu: None };
     let mut quoted = arrival(ASKER, at(0));
     quoted.icmp = Some(complaint);
     responder.received(&request(0, 5, None), &quoted);

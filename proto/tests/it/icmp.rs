@@ -3,31 +3,31 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Direction, Mismatch, Prober, Report, Spec, Verdict, Wire};
-use pathmeter_proto::machine::{Arrival, HostDrops, Icmp, IcmpKind, Machine, StampedBy, Step};
-use pathmeter_proto::sim::{Corruption, EchoHost, Ledger, Link, Loss, Random, Tally, World};
+use pathmeter_proto::echo::{Direction, EchoReport, EchoSpec, Mismatch, Prober, Verdict, WireFormat};
+use pathmeter_proto::machine::{Arrival, HostDrops, IcmpError, IcmpKind, Machine, Step, TimestampSource};
+use pathmeter_proto::sim::{Corruption, Counts, EchoHost, Ledger, Link, Loss, Random, World};
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::wire::icmp::{self, Echo, Version};
+use pathmeter_proto::wire::icmp::{self, IcmpEcho, IcmpVersion};
 
 use super::byhand::{self, now};
 use super::conservation::{LATE_AFTER, LOST_AFTER, MS, bad_world, is_replay, scaled, seeds, spec};
 
 /// The same world with a host at its far end that answers ICMP; of either family.
-fn to_a_host(seed: u64, (mut world, spec): (World, Spec)) -> (World, Spec) {
+fn to_a_host(seed: u64, (mut world, spec): (World, EchoSpec)) -> (World, EchoSpec) {
     world.there.answers_at_once = true;
     let to = if seed.is_multiple_of(2) { spec.to } else { (Ipv6Addr::LOCALHOST, 0).into() };
     let size = Random::new(!seed).pick(&[None, Some(32), Some(33), Some(64), Some(1_400)]);
-    (world, Spec { to, size, wire: Wire::Icmp, ..spec })
+    (world, EchoSpec { to, size, wire: WireFormat::Icmp, ..spec })
 }
 
-fn measure(world: World, spec: Spec) -> (Tally, Ledger) {
+fn measure(world: World, spec: EchoSpec) -> (Counts, Ledger) {
     let mut prober = Prober::new(spec, world.start());
     let result = world.run(&mut prober, &mut EchoHost::default(), 600_000 * MS);
     assert_eq!(prober.in_flight(), 0);
     result
 }
 
-fn unknown(tally: &Tally) -> u64 {
+fn unknown(tally: &Counts) -> u64 {
     tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown))
 }
 
@@ -132,7 +132,7 @@ fn a_run_that_is_ended_withdraws_what_is_in_flight() {
     let mut withdrawn = 0;
     for seed in seeds(300) {
         let (world, spec) = to_a_host(seed, bad_world(seed));
-        let mut prober = Prober::new(Spec { count: None, ..spec }, world.start());
+        let mut prober = Prober::new(EchoSpec { count: None, ..spec }, world.start());
         let (tally, _) = world.run(&mut prober, &mut EchoHost::default(), 1_500 * MS);
         // A slot that came in the very moment.
         let undecided = prober.in_flight() as u64;
@@ -146,12 +146,12 @@ fn a_run_that_is_ended_withdraws_what_is_in_flight() {
 /// A prober that has sent its first datagram, and that datagram.
 fn asked(to: SocketAddr) -> (Prober, Vec<u8>, Timestamp) {
     let mut at = Timestamp::from_nanos(1_000 * MS);
-    let spec = Spec { to, wire: Wire::Icmp, transmit_stamps: false, ..spec(1, 100 * MS, 1, 1) };
+    let spec = EchoSpec { to, wire: WireFormat::Icmp, tx_timestamps: false, ..spec(1, 100 * MS, 1, 1) };
     let (mut prober, mut arena) = (Prober::new(spec, at), Vec::new());
     loop {
         match prober.step(now(at), &mut HostDrops::default(), &mut arena) {
             Step::Send(send) => {
-                prober.sent(send.id, at, StampedBy::User);
+                prober.sent(send.id, at, TimestampSource::User);
                 return (prober, arena, at);
             }
             Step::Wait(until) => at = until,
@@ -160,7 +160,7 @@ fn asked(to: SocketAddr) -> (Prober, Vec<u8>, Timestamp) {
     }
 }
 
-fn reports(prober: &mut Prober, at: Timestamp) -> Vec<Report> {
+fn reports(prober: &mut Prober, at: Timestamp) -> Vec<EchoReport> {
     let mut found = Vec::new();
     while let Step::Report(report) = prober.step(now(at), &mut HostDrops::default(), &mut Vec::new()) {
         found.push(report);
@@ -176,13 +176,12 @@ fn an_error_of_a_router_is_counted_and_gives_no_direction() {
         for quoted in [8, 32] {
             let (mut prober, request, at) = asked(to);
             let router = [192, 0, 2, 9].into();
-            let icmp = Some(Icmp { router, kind, mtu: None });
+            let icmp = Some(IcmpError { router, kind, mtu: None });
             prober.received(&request[..quoted], &Arrival { icmp, ..byhand::arrival(to, at) });
             let found = reports(&mut prober, at + LOST_AFTER + LOST_AFTER);
-            assert!(found.contains(&Report::Icmp(kind)), "{found:?}");
+            assert!(found.contains(&EchoReport::Icmp(kind)), "{found:?}");
             let lost = Verdict::Lost(Direction::Unknown);
-            let is_lost =
-                |report: &Report| matches!(report, Report::Decided { verdict, .. } if *verdict == lost);
+            let is_lost = |report: &EchoReport| matches!(report, EchoReport::Decided { verdict, .. } if *verdict == lost);
             assert!(found.iter().any(is_lost), "{found:?}");
         }
     }
@@ -190,9 +189,10 @@ fn an_error_of_a_router_is_counted_and_gives_no_direction() {
 
 #[test]
 fn only_the_answer_to_what_was_sent_is_believed() {
-    for (to, version) in
-        [(SocketAddr::from(([192, 0, 2, 2], 0)), Version::V4), ((Ipv6Addr::LOCALHOST, 0).into(), Version::V6)]
-    {
+    for (to, version) in [
+        (SocketAddr::from(([192, 0, 2, 2], 0)), IcmpVersion::V4),
+        ((Ipv6Addr::LOCALHOST, 0).into(), IcmpVersion::V6),
+    ] {
         let (mut prober, request, at) = asked(to);
         let arrival = byhand::arrival(to, at + Duration::from_millis(5));
         let mut reply = request.clone();
@@ -206,19 +206,23 @@ fn only_the_answer_to_what_was_sent_is_believed() {
         }
         prober.received(&reply[..31], &arrival);
         let found = reports(&mut prober, arrival.at);
-        let disbelieved = |why| found.iter().filter(|report| **report == Report::Mismatched(why)).count();
-        assert_eq!((disbelieved(Mismatch::Unasked), disbelieved(Mismatch::Malformed)), (27, 1), "{found:?}");
-        assert!(!found.iter().any(|report| matches!(report, Report::Decided { .. })), "{found:?}");
+        let disbelieved = |why| found.iter().filter(|report| **report == EchoReport::Mismatched(why)).count();
+        assert_eq!(
+            (disbelieved(Mismatch::Unsolicited), disbelieved(Mismatch::Malformed)),
+            (27, 1),
+            "{found:?}"
+        );
+        assert!(!found.iter().any(|report| matches!(report, EchoReport::Decided { .. })), "{found:?}");
         // What translators of addresses change.
         icmp::identify(&mut reply, 4_711);
         prober.received(&reply, &arrival);
         prober.received(&reply, &arrival);
         let found = reports(&mut prober, arrival.at);
-        let ok = |report: &Report| matches!(report, Report::Decided { verdict: Verdict::Ok, .. });
-        assert!(found.iter().any(ok) && found.contains(&Report::Duplicate), "{found:?}");
+        let ok = |report: &EchoReport| matches!(report, EchoReport::Decided { verdict: Verdict::Ok, .. });
+        assert!(found.iter().any(ok) && found.contains(&EchoReport::Duplicate), "{found:?}");
         let mut echoed = request.clone();
         echoed[0] = version.reply();
-        let sent = Echo::decode_reply(&echoed, version).unwrap();
+        let sent = IcmpEcho::decode_reply(&echoed, version).unwrap();
         assert_eq!((sent.sequence, sent.ssid), (0, 1));
     }
 }

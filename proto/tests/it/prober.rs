@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Class, Direction, Prober, Report, Sample, Spec, Verdict};
-use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, StampedBy, Step};
+use pathmeter_proto::echo::{Class, Direction, EchoReport, EchoSpec, Prober, RoundTrip, Verdict};
+use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, Step, TimestampSource};
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::stamp::Mode;
-use pathmeter_proto::wire::tlv::{self, Session};
+use pathmeter_proto::wire::tlv::{self, SessionRecord};
 
 use super::byhand::{ASKER, arrival, ask, at, now, responder};
 use super::conservation::{LATE_AFTER, LOST_AFTER, MS, spec};
@@ -19,12 +19,12 @@ struct Hand {
     prober: Prober,
     drops: HostDrops,
     sent: Vec<(Send, Vec<u8>, Timestamp)>,
-    reports: Vec<Report>,
+    reports: Vec<EchoReport>,
 }
 
 impl Hand {
-    fn new(spec: Spec) -> Self {
-        let spec = Spec { transmit_stamps: false, ..spec };
+    fn new(spec: EchoSpec) -> Self {
+        let spec = EchoSpec { tx_timestamps: false, ..spec };
         Self {
             prober: Prober::new(spec, at(0)),
             drops: HostDrops::default(),
@@ -39,7 +39,7 @@ impl Hand {
             let mut arena = Vec::new();
             match self.prober.step(now(time), &mut self.drops, &mut arena) {
                 Step::Send(send) => {
-                    self.prober.sent(send.id, time, StampedBy::User);
+                    self.prober.sent(send.id, time, TimestampSource::User);
                     self.sent.push((send, arena, time));
                 }
                 Step::Report(report) => self.reports.push(report),
@@ -61,7 +61,7 @@ impl Hand {
     }
 
     /// The last datagram is answered `after` it was sent, with what `change` makes of its reply's arrival.
-    fn answer(&mut self, after: Duration, change: impl FnOnce(&mut Arrival)) -> Sample {
+    fn answer(&mut self, after: Duration, change: impl FnOnce(&mut Arrival)) -> RoundTrip {
         let (send, request, time) = self.sent.last().unwrap();
         let reply = ask(&mut responder(None), request, &arrival(ASKER, *time)).bytes();
         let mut heard = Arrival { flow: send.flow, ..arrival(REFLECTOR, *time + after) };
@@ -74,22 +74,22 @@ impl Hand {
             self.reports.push(report);
         }
         let samples = self.reports.iter().filter_map(|report| {
-            let Report::Decided { sample, .. } = report else { return None };
+            let EchoReport::Decided { sample, .. } = report else { return None };
             *sample
         });
-        let [sample] = samples.collect::<Vec<Sample>>()[..] else { panic!("{:?}", self.reports) };
+        let [sample] = samples.collect::<Vec<RoundTrip>>()[..] else { panic!("{:?}", self.reports) };
         sample
     }
 
     fn verdicts(&self) -> Vec<Verdict> {
         let decided = self.reports.iter().filter_map(|report| {
-            let Report::Decided { verdict, .. } = report else { return None };
+            let EchoReport::Decided { verdict, .. } = report else { return None };
             Some(*verdict)
         });
         decided.collect()
     }
 
-    fn count(&self, is: impl Fn(&Report) -> bool) -> usize {
+    fn count(&self, is: impl Fn(&EchoReport) -> bool) -> usize {
         self.reports.iter().filter(|report| is(report)).count()
     }
 }
@@ -109,7 +109,7 @@ fn hops_are_what_is_missing_from_255_where_the_responder_is_ours() {
 
 #[test]
 fn class_of_service_is_compared_with_what_was_sent() {
-    let mut hand = Hand::new(Spec { dscp: Dscp::new(46).unwrap(), ..spec(1, 20 * MS, 1, 100) });
+    let mut hand = Hand::new(EchoSpec { dscp: Dscp::new(46).unwrap(), ..spec(1, 20 * MS, 1, 100) });
     for (tos, class) in [
         (Some(46 << 2), Some((false, false))),
         (Some(46 << 2 | 1), Some((false, false))),
@@ -181,7 +181,8 @@ fn slots_that_pass_while_the_prober_does_not_run_are_not_sent_and_count() {
         let hundredth = all.sent[99].2;
         hand.drive(hundredth);
         let skipped = |hand: &Hand| -> u64 {
-            let slots = hand.reports.iter().map(|r| if let Report::Unsent(slots) = r { *slots } else { 0 });
+            let slots =
+                hand.reports.iter().map(|r| if let EchoReport::Unsent(slots) = r { *slots } else { 0 });
             slots.sum()
         };
         assert_eq!((skipped(&hand), hand.sent.len()), (unsent, sent), "of {count}");
@@ -192,17 +193,21 @@ fn slots_that_pass_while_the_prober_does_not_run_are_not_sent_and_count() {
 
 #[test]
 fn flow_that_is_full_skips_its_slots_until_there_is_room() {
-    let mut hand = Hand::new(Spec { interval: Duration::from_micros(10), ..spec(1, MS, 1, 65_600) });
+    let mut hand = Hand::new(EchoSpec { interval: Duration::from_micros(10), ..spec(1, MS, 1, 65_600) });
     let mut time = at(0);
     while hand.sent.len() < 65_536 {
         time = hand.drive(time).unwrap();
     }
-    assert_eq!(hand.count(|report| matches!(report, Report::Unsent(_))), 0);
+    assert_eq!(hand.count(|report| matches!(report, EchoReport::Unsent(_))), 0);
     while let Some(until) = hand.drive(time) {
         time = until;
     }
     assert_eq!(hand.sent.len(), 65_536);
-    assert_eq!(hand.count(|report| *report == Report::Unsent(1)), 64, "one for each slot that found no room");
+    assert_eq!(
+        hand.count(|report| *report == EchoReport::Unsent(1)),
+        64,
+        "one for each slot that found no room"
+    );
     assert_eq!(hand.verdicts().len(), 65_536);
 }
 
@@ -214,9 +219,9 @@ fn flows_are_lossy_from_their_second_loss_on_and_each_change_is_reported_once() 
     while let Some(until) = hand.drive(time) {
         time = until;
     }
-    let changes: Vec<Report> =
-        hand.reports.iter().filter(|report| matches!(report, Report::LossyFlows(_))).copied().collect();
-    assert_eq!(changes, [Report::LossyFlows(1), Report::LossyFlows(2)]);
+    let changes: Vec<EchoReport> =
+        hand.reports.iter().filter(|report| matches!(report, EchoReport::LossyFlows(_))).copied().collect();
+    assert_eq!(changes, [EchoReport::LossyFlows(1), EchoReport::LossyFlows(2)]);
 }
 
 #[test]
@@ -228,7 +233,7 @@ fn datagrams_go_round_the_flows_and_each_flow_counts_its_own() {
     let mut sessions = Vec::new();
     for (index, (send, datagram, _)) in hand.sent.iter().enumerate() {
         let record = tlv::walk(datagram, Mode::Open.base_bytes()).find(|found| found.kind == tlv::SESSION);
-        let asked = Session::read(record.unwrap().value(datagram)).unwrap();
+        let asked = SessionRecord::read(record.unwrap().value(datagram)).unwrap();
         assert_eq!(u64::from(asked.count_or_first), index as u64 / 3 + 1, "this one included");
         assert_eq!(asked.flow, u16::from(send.flow));
         assert_eq!(datagram[3], u8::try_from(index / 3).unwrap(), "sequence number");
@@ -274,7 +279,7 @@ fn datagram_that_the_host_refuses_is_an_error_and_never_lost() {
             Step::Finished => break,
         }
     }
-    assert_eq!((refused, hand.reports), (2, vec![Report::SendError(NotSent::Permission); 2]));
+    assert_eq!((refused, hand.reports), (2, vec![EchoReport::SendError(NotSent::Permission); 2]));
 }
 
 #[test]

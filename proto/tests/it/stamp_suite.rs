@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use pathmeter_proto::echo::{Quirks, Report, Spec, Verdict, Wire};
+use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, Verdict, WireFormat};
 use pathmeter_proto::key::{Key, Keys};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
 use pathmeter_proto::wire::tlv::{self, ClassOfService};
@@ -171,10 +171,10 @@ fn what_it_asks_is_answered_in_the_layout_that_it_expects() {
 fn what_it_answers_is_believed() {
     for capture in CAPTURES {
         let keys = capture.keys();
-        let mut asker = Asker::new(Spec {
+        let mut asker = Asker::new(EchoSpec {
             ssids: vec![0x1234],
-            wire: Wire::Stamp { keys: keys.clone(), quirks: Quirks::default() },
-            transmit_stamps: false,
+            wire: WireFormat::Stamp { keys: keys.clone(), quirks: Quirks::default() },
+            tx_timestamps: false,
             ..spec(1, 20 * MS, 1, 10)
         });
         let request = Request::decode(&asker.datagram(), capture.mode).unwrap();
@@ -184,7 +184,8 @@ fn what_it_answers_is_believed() {
         let key = keys.as_ref().map(|keys| keys.current());
         stamp::seal(&mut reply, mode(key), key);
         let found = asker.hears(&reply);
-        let is_answer = |report: &Report| matches!(report, Report::Decided { verdict: Verdict::Ok, .. });
+        let is_answer =
+            |report: &EchoReport| matches!(report, EchoReport::Decided { verdict: Verdict::Ok, .. });
         assert!(found.iter().any(is_answer), "{}: {found:?}", capture.what);
         let word = if capture.extensions.is_empty() { "twamp-light" } else { "stamp" };
         assert_eq!(asker.prober.responder(), Some(word), "{}", capture.what);

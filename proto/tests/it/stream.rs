@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Answer, Direction, Report, StreamProber, StreamSpec, StreamStep, Verdict};
-use pathmeter_proto::machine::{NotSent, Now, StampedBy};
+use pathmeter_proto::echo::{
+    Direction, EchoReport, StreamProber, StreamReply, StreamSpec, StreamStep, Verdict,
+};
+use pathmeter_proto::machine::{NotSent, Now, TimestampSource};
 use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
 use pathmeter_proto::wire::Message;
@@ -188,10 +190,10 @@ impl World {
                 && arrives <= now
             {
                 answers.pop_front();
-                truth.answered.insert(message.sequence, (nanos_of(message.stamp), arrives));
+                truth.answered.insert(message.sequence, (nanos_of(message.timestamp), arrives));
                 let turnaround = i64::try_from(TURNAROUND).unwrap();
-                let by = StampedBy::Kernel;
-                prober.answered(&Answer { message, at: at(arrives), by, turnaround });
+                let by = TimestampSource::Kernel;
+                prober.answered(&StreamReply { message, at: at(arrives), by, turnaround });
                 if is_blocked && answers.len() < self.room {
                     is_blocked = false;
                     prober.writable();
@@ -211,31 +213,31 @@ impl World {
 }
 
 /// What a stamp says in nanoseconds of the simulated wall clock.
-fn nanos_of(stamp: NtpTime) -> u64 {
+fn nanos_of(timestamp: NtpTime) -> u64 {
     let epoch = NtpTime::from(WallTime::from_nanos(0)).0;
-    let ticks = u128::from(stamp.0 - epoch);
+    let ticks = u128::from(timestamp.0 - epoch);
     u64::try_from((ticks * 1_000_000_000) >> 32).unwrap()
 }
 
 impl Tally {
-    fn take(&mut self, report: &Report) {
+    fn take(&mut self, report: &EchoReport) {
         match report {
-            Report::Sent { .. } => self.sent += 1,
-            Report::Unsent(count) => self.unsent += count,
-            Report::SendError(_) => self.send_errors += 1,
-            Report::VeryLate => self.very_late += 1,
-            Report::Decided { sequence, verdict, sample, .. } => {
+            EchoReport::Sent { .. } => self.sent += 1,
+            EchoReport::Unsent(count) => self.unsent += count,
+            EchoReport::SendError(_) => self.send_errors += 1,
+            EchoReport::VeryLate => self.very_late += 1,
+            EchoReport::Decided { sequence, verdict, sample, .. } => {
                 let before = self.decided.insert(*sequence, (*verdict, sample.map(|sample| sample.rtt)));
                 assert_eq!(before, None, "a message has one verdict");
             }
-            Report::Duplicate | Report::Reordered | Report::Mismatched(_) => panic!("{report:?}"),
-            Report::Ipdv(_)
-            | Report::BurstBegan
-            | Report::BurstEnded(_)
-            | Report::TransmitLag(_)
-            | Report::TurnaroundInvalid
-            | Report::Icmp(_)
-            | Report::LossyFlows(_) => {}
+            EchoReport::Duplicate | EchoReport::Reordered | EchoReport::Mismatched(_) => panic!("{report:?}"),
+            EchoReport::Ipdv(_)
+            | EchoReport::BurstBegan
+            | EchoReport::BurstEnded(_)
+            | EchoReport::TransmitLag(_)
+            | EchoReport::TurnaroundInvalid
+            | EchoReport::Icmp(_)
+            | EchoReport::LossyFlows(_) => {}
         }
     }
 
@@ -388,15 +390,15 @@ fn a_message_that_the_other_side_could_not_have_seen_is_asked_again_and_counts_f
     drive(&mut prober, at(0));
     prober.connected(at(0));
     let due = (0..200).find(|millis| drive(&mut prober, at(*millis)).is_some()).unwrap();
-    let message = Message { sequence: 0, stamp: NtpTime::from(wall.wall(at(due))) };
+    let message = Message { sequence: 0, timestamp: NtpTime::from(wall.wall(at(due))) };
     prober.returned(message);
     prober.disconnected(at(due + 10), None);
     assert_eq!(drive(&mut prober, at(due + 11)), None, "there is no connection");
     drive(&mut prober, at(due + 200));
     prober.connected(at(due + 200));
     assert_eq!(drive(&mut prober, at(due + 200)), Some(message));
-    let by = StampedBy::User;
-    prober.answered(&Answer { message, at: at(due + 230), by, turnaround: 0 });
+    let by = TimestampSource::User;
+    prober.answered(&StreamReply { message, at: at(due + 230), by, turnaround: 0 });
     drive(&mut prober, at(due + 230));
     assert_eq!(tally.decided[&0], (Verdict::Ok, Some(Duration::from_millis(230))));
     assert_eq!((tally.sent, prober.in_flight()), (1, 0));
@@ -505,7 +507,12 @@ fn a_leaving_peer_that_still_answers_over_the_old_connection_is_not_back() {
             StreamStep::Send(message) => {
                 prober.handed(message, now, None);
                 if is_answered {
-                    prober.answered(&Answer { message, at: now, by: StampedBy::User, turnaround: 0 });
+                    prober.answered(&StreamReply {
+                        message,
+                        at: now,
+                        by: TimestampSource::User,
+                        turnaround: 0,
+                    });
                 }
             }
             StreamStep::Connect | StreamStep::Disconnect => {}

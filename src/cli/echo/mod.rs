@@ -12,19 +12,19 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
-use pathmeter_proto::echo::Report;
+use pathmeter_proto::echo::EchoReport;
 
-use self::summary::{Decided, Findings};
-use self::target::Target;
+use self::summary::{DecidedJson, EchoSummary};
+use self::target::ProbeTarget;
 use super::tls::TlsArguments;
 use super::{Failure, runtime, say};
 use crate::config::Probe;
 use crate::config::echo::Echo;
-use crate::config::once::{Argument, probe_from_options};
+use crate::config::probe_options::{Argument, probe_from_options};
 use crate::config::units::display;
-use crate::datagram::{self, StampNames};
-use crate::echo::{EchoPath, Once};
-use crate::loops::{EVENTS_PENDING_MAX, Event};
+use crate::datagram::{self, TimestampMatching};
+use crate::echo::{EchoPath, FiniteRun};
+use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, Start};
 use crate::stream;
@@ -137,11 +137,11 @@ const LINE_EVERY: Duration = Duration::from_millis(100);
 /// Measures once.
 pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
     let probe = arguments.probe()?;
-    let target = Target::new(arguments)?;
+    let target = ProbeTarget::new(arguments)?;
     runtime()?.block_on(measure(arguments, &probe, target))
 }
 
-async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: Target) -> Result<(), Failure> {
+async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
     let echo = probe.kind.downcast::<Echo>().expect("the options are those of echo");
     let plan = target.plan(arguments, probe, echo).await?;
     let address = match plan.to().port() {
@@ -162,7 +162,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: Target) -
     let (tap, reports) = channel();
     let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let loops = Loops {
-        prober: datagram::spawn("prober", Vec::new(), StampNames::detect(), sender.clone())?,
+        prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone())?,
         streams: stream::spawn(sender)?,
     };
     let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
@@ -175,34 +175,34 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: Target) -
         peer_left_at: None,
         seed: seed()?,
     };
-    let path = EchoPath::start(plan, &start, None, Some(Once { count: arguments.count, tap }));
-    let run = Run { arguments, address, reports, loops, path, grace: echo.lost_after };
+    let path = EchoPath::start(plan, &start, None, Some(FiniteRun { count: arguments.count, tap }));
+    let run = Measurement { arguments, address, reports, loops, path, grace: echo.lost_after };
     run.watch(events).await
 }
 
 /// A measurement that is under way.
-struct Run<'a> {
+struct Measurement<'a> {
     arguments: &'a EchoArguments,
     address: String,
-    reports: Receiver<Report>,
+    reports: Receiver<EchoReport>,
     loops: Loops,
     path: EchoPath,
     /// How long the last datagrams are waited for.
     grace: Duration,
 }
 
-impl Run<'_> {
-    async fn watch(self, mut events: tokio::sync::mpsc::Receiver<Event>) -> Result<(), Failure> {
-        let mut findings = Findings::default();
+impl Measurement<'_> {
+    async fn watch(self, mut events: tokio::sync::mpsc::Receiver<LoopEvent>) -> Result<(), Failure> {
+        let mut findings = EchoSummary::default();
         let is_live = !self.arguments.json && io::stdout().is_terminal();
         let mut ticker = tokio::time::interval(LINE_EVERY);
         let mut is_interrupted = false;
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(Event::NotStarted { reason, .. }) => return Err(anyhow!(reason).into()),
-                    Some(Event::Finished(_)) | None => break,
-                    Some(Event::Disconnected { reason, .. }) => {
+                    Some(LoopEvent::NotStarted { reason, .. }) => return Err(anyhow!(reason).into()),
+                    Some(LoopEvent::Finished(_)) | None => break,
+                    Some(LoopEvent::Disconnected { reason, .. }) => {
                         self.take(&mut findings)?;
                         if is_live {
                             say("\r\x1b[K")?;
@@ -215,11 +215,11 @@ impl Run<'_> {
                         }
                     }
                     Some(
-                        Event::Started { .. }
-                        | Event::OfPath { .. }
-                        | Event::PeerLeaving(_)
-                        | Event::ClockStepped(_)
-                        | Event::Suspended(_),
+                        LoopEvent::Started { .. }
+                        | LoopEvent::OfPath { .. }
+                        | LoopEvent::PeerLeaving(_)
+                        | LoopEvent::ClockStepped(_)
+                        | LoopEvent::Suspended(_),
                     ) => {}
                 },
                 _ = ticker.tick() => {
@@ -250,12 +250,12 @@ impl Run<'_> {
         self.conclude(findings)
     }
 
-    fn take(&self, findings: &mut Findings) -> Result<(), Failure> {
+    fn take(&self, findings: &mut EchoSummary) -> Result<(), Failure> {
         let mut lines = String::new();
         for report in self.reports.try_iter() {
             findings.add(&report);
             if self.arguments.json_each
-                && let Some(datagram) = Decided::of(&report)
+                && let Some(datagram) = DecidedJson::of(&report)
             {
                 lines += &(serde_json::to_string(&datagram).map_err(anyhow::Error::from)? + "\n");
             }
@@ -263,7 +263,7 @@ impl Run<'_> {
         if lines.is_empty() { Ok(()) } else { say(&lines) }
     }
 
-    fn conclude(&self, mut findings: Findings) -> Result<(), Failure> {
+    fn conclude(&self, mut findings: EchoSummary) -> Result<(), Failure> {
         let (target, address) = (&self.arguments.target, &self.address);
         let summary = match self.arguments.json {
             true => findings.json(target, address).map_err(anyhow::Error::from)? + "\n",

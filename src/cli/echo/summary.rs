@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use pathmeter_proto::echo::{Direction, Report, Verdict};
-use pathmeter_proto::machine::StampedBy;
+use pathmeter_proto::echo::{Direction, EchoReport, Verdict};
+use pathmeter_proto::machine::TimestampSource;
 use pathmeter_proto::stats::quantile;
 use serde::Serialize;
 
 /// Everything that was reported of one path.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(super) struct EchoSummary {
     sent: u64,
     received: u64,
     late: u64,
@@ -29,7 +29,7 @@ pub(super) struct Findings {
     variations: Vec<Duration>,
     turnaround: Duration,
     hops: Hops,
-    stamps: [Option<Stamps>; 2],
+    timestamps: [Option<TimestampOrigin>; 2],
     last: Option<Duration>,
 }
 
@@ -49,17 +49,17 @@ struct Hops {
 /// Who made the stamps of all datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Stamps {
+enum TimestampOrigin {
     Kernel,
     User,
     Mixed,
 }
 
-impl Stamps {
-    fn add(known: Option<Self>, by: StampedBy) -> Option<Self> {
+impl TimestampOrigin {
+    fn add(known: Option<Self>, by: TimestampSource) -> Option<Self> {
         let new = match by {
-            StampedBy::Kernel => Self::Kernel,
-            StampedBy::User => Self::User,
+            TimestampSource::Kernel => Self::Kernel,
+            TimestampSource::User => Self::User,
         };
         match known {
             Some(known) if known != new => Some(Self::Mixed),
@@ -67,8 +67,8 @@ impl Stamps {
         }
     }
 
-    fn name(stamps: Option<Self>) -> &'static str {
-        match stamps {
+    fn name(timestamps: Option<Self>) -> &'static str {
+        match timestamps {
             None => "none",
             Some(Self::Kernel) => "kernel",
             Some(Self::User) => "user",
@@ -78,7 +78,7 @@ impl Stamps {
 }
 
 #[derive(Debug, Serialize)]
-struct Json {
+struct SummaryJson {
     target: String,
     address: String,
     sent: u64,
@@ -92,14 +92,14 @@ struct Json {
     withdrawn: u64,
     unexpected: u64,
     lost: Lost,
-    rtt_seconds: RoundTrips,
-    ipdv_seconds: Variations,
+    rtt_seconds: RttSummary,
+    ipdv_seconds: IpdvSummary,
     hops: Hops,
     timestamps: Timestamps,
 }
 
 #[derive(Debug, Serialize)]
-struct RoundTrips {
+struct RttSummary {
     min: Option<f64>,
     mean: Option<f64>,
     p50: Option<f64>,
@@ -109,20 +109,20 @@ struct RoundTrips {
 }
 
 #[derive(Debug, Serialize)]
-struct Variations {
+struct IpdvSummary {
     mean: Option<f64>,
     p99: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
 struct Timestamps {
-    transmit: Option<Stamps>,
-    receive: Option<Stamps>,
+    transmit: Option<TimestampOrigin>,
+    receive: Option<TimestampOrigin>,
 }
 
 /// What became of one datagram.
 #[derive(Debug, Serialize)]
-pub(super) struct Decided {
+pub(super) struct DecidedJson {
     flow: u8,
     sequence: u64,
     verdict: &'static str,
@@ -132,10 +132,10 @@ pub(super) struct Decided {
     rtt_seconds: Option<f64>,
 }
 
-impl Decided {
+impl DecidedJson {
     /// `None` for a report that decides nothing.
-    pub(super) fn of(report: &Report) -> Option<Self> {
-        let Report::Decided { flow, sequence, verdict, sample } = report else { return None };
+    pub(super) fn of(report: &EchoReport) -> Option<Self> {
+        let EchoReport::Decided { flow, sequence, verdict, sample } = report else { return None };
         let (verdict, direction) = match verdict {
             Verdict::Ok => ("ok", None),
             Verdict::Late => ("late", None),
@@ -150,14 +150,14 @@ impl Decided {
     }
 }
 
-impl Findings {
+impl EchoSummary {
     /// Takes note of a report.
-    pub(super) fn add(&mut self, report: &Report) {
+    pub(super) fn add(&mut self, report: &EchoReport) {
         match report {
-            Report::Sent { .. } => self.sent += 1,
-            Report::Unsent(slots) => self.unsent += slots,
-            Report::SendError(_) => self.send_errors += 1,
-            Report::Decided { verdict, sample, .. } => {
+            EchoReport::Sent { .. } => self.sent += 1,
+            EchoReport::Unsent(slots) => self.unsent += slots,
+            EchoReport::SendError(_) => self.send_errors += 1,
+            EchoReport::Decided { verdict, sample, .. } => {
                 match verdict {
                     Verdict::Ok => self.received += 1,
                     Verdict::Late => {
@@ -176,20 +176,20 @@ impl Findings {
                 self.turnaround += sample.turnaround;
                 self.hops.forward = sample.hops_forward.or(self.hops.forward);
                 self.hops.reverse = sample.hops_reverse.or(self.hops.reverse);
-                self.stamps[0] = Stamps::add(self.stamps[0], sample.transmit);
-                self.stamps[1] = Stamps::add(self.stamps[1], sample.receive);
+                self.timestamps[0] = TimestampOrigin::add(self.timestamps[0], sample.transmit);
+                self.timestamps[1] = TimestampOrigin::add(self.timestamps[1], sample.receive);
             }
-            Report::Ipdv(difference) => self.variations.push(*difference),
-            Report::Duplicate => self.duplicates += 1,
-            Report::Reordered => self.reordered += 1,
-            Report::Mismatched(_) => self.mismatched += 1,
-            Report::Icmp(kind) => self.icmp = Some(format!("{kind:?}")),
-            Report::VeryLate
-            | Report::BurstBegan
-            | Report::BurstEnded(_)
-            | Report::TransmitLag(_)
-            | Report::TurnaroundInvalid
-            | Report::LossyFlows(_) => {}
+            EchoReport::Ipdv(difference) => self.variations.push(*difference),
+            EchoReport::Duplicate => self.duplicates += 1,
+            EchoReport::Reordered => self.reordered += 1,
+            EchoReport::Mismatched(_) => self.mismatched += 1,
+            EchoReport::Icmp(kind) => self.icmp = Some(format!("{kind:?}")),
+            EchoReport::VeryLate
+            | EchoReport::BurstBegan
+            | EchoReport::BurstEnded(_)
+            | EchoReport::TransmitLag(_)
+            | EchoReport::TurnaroundInvalid
+            | EchoReport::LossyFlows(_) => {}
         }
     }
 
@@ -215,7 +215,7 @@ impl Findings {
         self.round_trips.sort_unstable();
         self.variations.sort_unstable();
         let rtt = |q| quantile(&self.round_trips, q).map(|rtt| rtt.as_secs_f64());
-        let json = Json {
+        let json = SummaryJson {
             target: target.to_owned(),
             address: address.to_owned(),
             sent: self.sent,
@@ -229,7 +229,7 @@ impl Findings {
             withdrawn: self.withdrawn,
             unexpected: self.unexpected,
             lost: self.lost,
-            rtt_seconds: RoundTrips {
+            rtt_seconds: RttSummary {
                 min: self.round_trips.first().map(Duration::as_secs_f64),
                 mean: mean(&self.round_trips).map(|mean| mean.as_secs_f64()),
                 p50: rtt(0.5),
@@ -237,12 +237,12 @@ impl Findings {
                 p99: rtt(0.99),
                 max: self.round_trips.last().map(Duration::as_secs_f64),
             },
-            ipdv_seconds: Variations {
+            ipdv_seconds: IpdvSummary {
                 mean: mean(&self.variations).map(|mean| mean.as_secs_f64()),
                 p99: quantile(&self.variations, 0.99).map(|p99| p99.as_secs_f64()),
             },
             hops: self.hops,
-            timestamps: Timestamps { transmit: self.stamps[0], receive: self.stamps[1] },
+            timestamps: Timestamps { transmit: self.timestamps[0], receive: self.timestamps[1] },
         };
         serde_json::to_string(&json)
     }
@@ -319,8 +319,8 @@ impl Findings {
                 "hops {} forward, {} reverse; timestamps {} transmit, {} receive; responder turnaround {turnaround}",
                 hops(self.hops.forward),
                 hops(self.hops.reverse),
-                Stamps::name(self.stamps[0]),
-                Stamps::name(self.stamps[1]),
+                TimestampOrigin::name(self.timestamps[0]),
+                TimestampOrigin::name(self.timestamps[1]),
             );
         }
         out

@@ -16,29 +16,29 @@ use crate::config::{self, Config, FamilyChoice, Https, Peer, Probe, Scheme, Tls,
 use crate::echo::EchoPlan;
 use crate::http::auth::Signer;
 use crate::http::client::{Client, authority};
-use crate::identity::{Answers, Identity};
+use crate::identity::{Identity, WouldAnswer};
 use crate::identity_poller::fetch_identity;
 use crate::probe::Remote;
 use crate::resolver;
 use crate::settings::Settings;
 
 /// What is measured, with the settings that this takes.
-pub(super) struct Target {
-    remote: Declared,
+pub(super) struct ProbeTarget {
+    remote: DeclaredTarget,
     settings: Settings,
     /// Where the peer's ports are known from.
-    ports: Ports,
+    ports: PortSource,
 }
 
 /// A peer or target, as a configuration declares it.
-enum Declared {
+enum DeclaredTarget {
     Peer(Peer),
     Target(config::Target),
 }
 
 /// Where the ports of a peer are known from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ports {
+enum PortSource {
     /// The configuration names them; the peer is still asked whether it answers.
     Configured,
     /// The command line names the one that is used; the peer is not asked.
@@ -47,7 +47,7 @@ enum Ports {
     Asked,
 }
 
-impl Target {
+impl ProbeTarget {
     /// Reads what the command line says of the target.
     pub(super) fn new(arguments: &EchoArguments) -> Result<Self, Failure> {
         match &arguments.config {
@@ -66,11 +66,11 @@ impl Target {
             let ports = match arguments.port {
                 Some(port) => {
                     (peer.stamp_port, peer.agent_port) = (port, port);
-                    Ports::Given
+                    PortSource::Given
                 }
-                None => Ports::Configured,
+                None => PortSource::Configured,
             };
-            return Self::with(Declared::Peer(peer), ports, config, arguments);
+            return Self::with(DeclaredTarget::Peer(peer), ports, config, arguments);
         }
         if let Some(target) = config.targets.iter().find(|target| target.name == *name) {
             let target = config::Target {
@@ -78,7 +78,7 @@ impl Target {
                 port: arguments.port.unwrap_or(target.port),
                 ..target.clone()
             };
-            return Self::with(Declared::Target(target), Ports::Configured, config, arguments);
+            return Self::with(DeclaredTarget::Target(target), PortSource::Configured, config, arguments);
         }
         Err(anyhow!("the configuration has no peer or target named {name}").into())
     }
@@ -102,7 +102,7 @@ impl Target {
                 key_file: None,
                 labels: config.agent.labels.clone(),
             };
-            return Self::with(Declared::Target(target), Ports::Configured, config, arguments);
+            return Self::with(DeclaredTarget::Target(target), PortSource::Configured, config, arguments);
         }
         let (is_https, authority) = scheme(&name);
         let (address, http_port) = split(authority)?;
@@ -123,18 +123,18 @@ impl Target {
                 key_file: None,
                 labels,
             };
-            return Self::with(Declared::Target(target), Ports::Given, config, arguments);
+            return Self::with(DeclaredTarget::Target(target), PortSource::Given, config, arguments);
         }
         let (stamp_port, agent_port) = (STAMP_PORT, arguments.port.unwrap_or(AGENT_PORT));
         let peer = Peer { name, address, http_port, stamp_port, agent_port, https, labels };
-        let ports = if arguments.port.is_some() { Ports::Given } else { Ports::Asked };
-        Self::with(Declared::Peer(peer), ports, config, arguments)
+        let ports = if arguments.port.is_some() { PortSource::Given } else { PortSource::Asked };
+        Self::with(DeclaredTarget::Peer(peer), ports, config, arguments)
     }
 
     /// Completes the settings: nothing but this one peer or target, and the keys and certificates that it takes.
     fn with(
-        mut remote: Declared,
-        ports: Ports,
+        mut remote: DeclaredTarget,
+        ports: PortSource,
         config: Config,
         arguments: &EchoArguments,
     ) -> Result<Self, Failure> {
@@ -146,11 +146,11 @@ impl Target {
             ..config
         };
         match &mut remote {
-            Declared::Peer(peer) => {
+            DeclaredTarget::Peer(peer) => {
                 config.key_file = arguments.key_file.clone().or(config.key_file);
                 config.peers.push(peer.clone());
             }
-            Declared::Target(target) => {
+            DeclaredTarget::Target(target) => {
                 config.key_file = None;
                 target.key_file = arguments.key_file.clone().or_else(|| target.key_file.take());
                 config.targets.push(target.clone());
@@ -162,8 +162,8 @@ impl Target {
     /// Its name.
     pub(super) fn name(&self) -> &str {
         match &self.remote {
-            Declared::Peer(peer) => &peer.name,
-            Declared::Target(target) => &target.name,
+            DeclaredTarget::Peer(peer) => &peer.name,
+            DeclaredTarget::Target(target) => &target.name,
         }
     }
 
@@ -182,18 +182,18 @@ impl Target {
         self.remote().is_reached_by(&probe.kind).map_err(|reason| anyhow!(reason))?;
         let address = self.address(probe, echo).await?;
         match (&echo.transport, self.ports) {
-            (Transport::Udp(_), ports) => self.ask_for_stamp(address, arguments, ports).await?,
-            (Transport::Tcp(_), Ports::Asked) => {
+            (Transport::Udp(_), ports) => self.request_timestamp(address, arguments, ports).await?,
+            (Transport::Tcp(_), PortSource::Asked) => {
                 let identity = self.identity(address, arguments).await?;
                 self.set_ports(&identity);
             }
             (Transport::WebSocket(_), _) => {
-                if let Declared::Peer(peer) = &self.remote {
+                if let DeclaredTarget::Peer(peer) = &self.remote {
                     let you = self.identity(address, arguments).await?.you;
                     you.websocket.as_ref().map_or(Ok(()), |answers| answered(answers, &peer.address))?;
                 }
             }
-            (Transport::Tcp(_), Ports::Configured | Ports::Given)
+            (Transport::Tcp(_), PortSource::Configured | PortSource::Given)
             | (Transport::Icmp(_) | Transport::Http(_), _) => {}
         }
         Ok(EchoPlan::new(probe, echo, &self.remote(), address, &self.settings))
@@ -201,18 +201,18 @@ impl Target {
 
     fn remote(&self) -> Remote<'_> {
         match &self.remote {
-            Declared::Peer(peer) => Remote::Peer(peer),
-            Declared::Target(target) => Remote::Target(target),
+            DeclaredTarget::Peer(peer) => Remote::Peer(peer),
+            DeclaredTarget::Target(target) => Remote::Target(target),
         }
     }
 
     async fn address(&self, probe: &Probe, echo: &Echo) -> anyhow::Result<IpAddr> {
         let host = match (&self.remote, &echo.transport) {
-            (Declared::Peer(peer), _) => &peer.address,
-            (Declared::Target(target), Transport::WebSocket(_) | Transport::Http(_)) => {
+            (DeclaredTarget::Peer(peer), _) => &peer.address,
+            (DeclaredTarget::Target(target), Transport::WebSocket(_) | Transport::Http(_)) => {
                 target.url.as_ref().map_or(&target.address, |url| &url.host)
             }
-            (Declared::Target(target), Transport::Udp(_) | Transport::Icmp(_) | Transport::Tcp(_)) => {
+            (DeclaredTarget::Target(target), Transport::Udp(_) | Transport::Icmp(_) | Transport::Tcp(_)) => {
                 &target.address
             }
         };
@@ -229,24 +229,24 @@ impl Target {
     }
 
     /// Asks an agent for its STAMP port, and whether it answers there.
-    async fn ask_for_stamp(
+    async fn request_timestamp(
         &mut self,
         address: IpAddr,
         arguments: &EchoArguments,
-        ports: Ports,
+        ports: PortSource,
     ) -> anyhow::Result<()> {
-        if ports == Ports::Given || matches!(self.remote, Declared::Target(_)) {
+        if ports == PortSource::Given || matches!(self.remote, DeclaredTarget::Target(_)) {
             return Ok(());
         }
         match self.identity(address, arguments).await {
             Ok(identity) => {
-                if ports == Ports::Asked {
+                if ports == PortSource::Asked {
                     self.set_ports(&identity);
                 }
                 answered(&identity.you.stamp, &identity.name)
             }
             // The configuration knows the port, and HTTP may be closed between the hosts where STAMP is not.
-            Err(_) if ports == Ports::Configured => Ok(()),
+            Err(_) if ports == PortSource::Configured => Ok(()),
             Err(reason) => bail!(
                 "{reason}\nis an agent running there? for a reflector without an agent give its port, for example \
                  --port {}; for any other host --protocol icmp",
@@ -256,13 +256,13 @@ impl Target {
     }
 
     fn set_ports(&mut self, identity: &Identity) {
-        if let Declared::Peer(peer) = &mut self.remote {
+        if let DeclaredTarget::Peer(peer) = &mut self.remote {
             (peer.stamp_port, peer.agent_port) = (identity.ports.stamp, identity.ports.agent);
         }
     }
 
     async fn identity(&self, address: IpAddr, arguments: &EchoArguments) -> anyhow::Result<Identity> {
-        let Declared::Peer(peer) = &self.remote else { bail!("{} is not an agent", self.name()) };
+        let DeclaredTarget::Peer(peer) = &self.remote else { bail!("{} is not an agent", self.name()) };
         let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
         let secure = peer.https.as_ref().map(|https| self.settings.secure(https));
         let client = Client { signer, source: arguments.source, secure, ..Client::default() };
@@ -272,7 +272,7 @@ impl Target {
     }
 }
 
-fn answered(answers: &Answers, name: &str) -> anyhow::Result<()> {
+fn answered(answers: &WouldAnswer, name: &str) -> anyhow::Result<()> {
     if answers.answers {
         return Ok(());
     }

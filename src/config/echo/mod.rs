@@ -9,8 +9,8 @@ use std::time::Duration;
 use self::transport::{PROTOCOLS, Protocol, Transport, transport};
 use super::defaults::INTERVAL;
 use super::hosts::DeclaredHost;
-use super::kind::{KindReader, ProbeKind};
-use super::section::Section;
+use super::kind::{KindConfig, KindReader};
+use super::reader::MappingReader;
 use super::units::display;
 use super::values::duration;
 use super::{Kind, Listen, Target};
@@ -44,7 +44,7 @@ const DEADLINE_ALLOWED: RangeInclusive<Duration> = Duration::from_millis(1)..=LO
 const PENDING_MAX: u128 = 65_536;
 const _: () = assert!(LOST_AFTER_MAX.as_nanos() / INTERVAL_MIN.as_nanos() <= PENDING_MAX);
 
-impl ProbeKind for Echo {
+impl KindConfig for Echo {
     fn name(&self) -> &'static str {
         "echo"
     }
@@ -63,7 +63,7 @@ impl ProbeKind for Echo {
 }
 
 /// Reads the keys of an echo probe, given its protocol.
-pub(super) fn reader(section: &mut Section<'_, '_>) -> Option<Box<dyn KindReader>> {
+pub(super) fn reader(section: &mut MappingReader<'_, '_>) -> Option<Box<dyn KindReader>> {
     let protocol = section.key("protocol", |value| value.one_of(&PROTOCOLS)).or(Protocol::Udp)?;
     Some(Box::new(protocol))
 }
@@ -82,7 +82,7 @@ impl KindReader for Protocol {
         Self::reaches(*self, target)
     }
 
-    fn read(&self, section: &mut Section<'_, '_>, listen: Option<&Listen>) -> Option<Kind> {
+    fn read(&self, section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Kind> {
         let lost_after = if self.is_stream() { LOST_AFTER_STREAM } else { LOST_AFTER };
         let late_after = section.key("late_after", |value| duration(value, &DEADLINE_ALLOWED)).or(LATE_AFTER);
         let lost_after = section.key("lost_after", |value| duration(value, &DEADLINE_ALLOWED)).or(lost_after);
@@ -92,7 +92,11 @@ impl KindReader for Protocol {
     }
 }
 
-fn check_deadlines(section: &Section<'_, '_>, late_after: Option<Duration>, lost_after: Option<Duration>) {
+fn check_deadlines(
+    section: &MappingReader<'_, '_>,
+    late_after: Option<Duration>,
+    lost_after: Option<Duration>,
+) {
     if let (Some(late), Some(lost)) = (late_after, lost_after)
         && lost < late
     {

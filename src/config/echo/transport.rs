@@ -4,15 +4,15 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use pathmeter_proto::mtu::CEILING_MIN;
-use pathmeter_proto::wire::icmp::Echo;
+use pathmeter_proto::wire::icmp::IcmpEcho;
 use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN};
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 
 use super::super::defaults::REFLECTOR_PORT;
+use super::super::diagnostic::quoted;
 use super::super::file::Node;
 use super::super::hosts::DeclaredHost;
-use super::super::problem::quoted;
-use super::super::section::{Section, Value};
+use super::super::reader::{MappingReader, ValueReader};
 use super::super::url::Scheme;
 use super::super::values::{duration, port, size};
 use super::super::{Listen, Target};
@@ -104,7 +104,7 @@ pub struct WebSocket {
     /// Bytes of a message.
     pub size: u32,
     /// What messages look like.
-    pub format: Format,
+    pub format: MessageFormat,
     /// How often a fresh connection is timed; `None`: never.
     pub connect_interval: Option<Duration>,
 }
@@ -153,7 +153,7 @@ const FLOWS_ALLOWED: RangeInclusive<i128> = 1..=16;
 const UDP_SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
 
 /// An ICMP message: from what we write into it to a jumbo frame.
-const ICMP_SIZE_ALLOWED: RangeInclusive<u64> = Echo::BYTES as u64..=9000;
+const ICMP_SIZE_ALLOWED: RangeInclusive<u64> = IcmpEcho::BYTES as u64..=9000;
 
 const TCP_SIZE_ALLOWED: RangeInclusive<u64> = MESSAGE_BYTES_MIN as u64..=MESSAGE_BYTES_MAX as u64;
 
@@ -219,7 +219,7 @@ const OF_SOME: [(&str, &[Protocol]); 9] = [
 ];
 
 /// Refuses the keys of other protocols.
-fn refuse_others(section: &mut Section<'_, '_>, protocol: Protocol) {
+fn refuse_others(section: &mut MappingReader<'_, '_>, protocol: Protocol) {
     for (key, whose) in OF_SOME.iter().filter(|(_, whose)| !whose.contains(&protocol)) {
         if section.has(key) {
             let name =
@@ -235,7 +235,7 @@ fn refuse_others(section: &mut Section<'_, '_>, protocol: Protocol) {
 
 /// Reads the keys that only this protocol has.
 pub(super) fn transport(
-    section: &mut Section<'_, '_>,
+    section: &mut MappingReader<'_, '_>,
     protocol: Protocol,
     listen: Option<&Listen>,
 ) -> Option<Transport> {
@@ -254,10 +254,10 @@ pub(super) fn transport(
     }
 }
 
-fn udp(section: &mut Section<'_, '_>, listen: Option<&Listen>) -> Option<Udp> {
+fn udp(section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Udp> {
     let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
     let size = section.key("size", |value| size(value, &UDP_SIZE_ALLOWED)).optional();
-    let dont_fragment = section.key("dont_fragment", Value::flag).or(false);
+    let dont_fragment = section.key("dont_fragment", ValueReader::flag).or(false);
     let source_port = section.key("source_port", port).optional();
     let path_mtu = section.key("path_mtu", path_mtu).or(None);
     check_source_ports(section, source_port.flatten(), flows, listen);
@@ -270,10 +270,10 @@ fn udp(section: &mut Section<'_, '_>, listen: Option<&Listen>) -> Option<Udp> {
     })
 }
 
-fn icmp(section: &mut Section<'_, '_>) -> Option<Icmp> {
+fn icmp(section: &mut MappingReader<'_, '_>) -> Option<Icmp> {
     let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
     let size = section.key("size", |value| size(value, &ICMP_SIZE_ALLOWED)).optional();
-    let dont_fragment = section.key("dont_fragment", Value::flag).or(false);
+    let dont_fragment = section.key("dont_fragment", ValueReader::flag).or(false);
     Some(Icmp {
         flows: flows?,
         size: size?.and_then(|bytes| bytes.try_into().ok()),
@@ -281,16 +281,16 @@ fn icmp(section: &mut Section<'_, '_>) -> Option<Icmp> {
     })
 }
 
-fn websocket(section: &mut Section<'_, '_>) -> Option<WebSocket> {
-    let formats = [("text", Format::Text), ("binary", Format::Binary)];
-    let format = section.key("format", |value| value.one_of(&formats)).or(Format::Text);
+fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocket> {
+    let formats = [("text", MessageFormat::Text), ("binary", MessageFormat::Binary)];
+    let format = section.key("format", |value| value.one_of(&formats)).or(MessageFormat::Text);
     let allowed = format?.bytes_min() as u64..=WEBSOCKET_SIZE_MAX;
     let size = section.key("size", |value| size(value, &allowed)).or(*allowed.start());
     let connect_interval = connect_interval(section);
     Some(WebSocket { size: size?.try_into().ok()?, format: format?, connect_interval: connect_interval? })
 }
 
-fn http(section: &mut Section<'_, '_>) -> Option<Http> {
+fn http(section: &mut MappingReader<'_, '_>) -> Option<Http> {
     let status = section.key("expect_status", |value| match value.node() {
         Node::List(_) => value.list("a list of statuses such as [200, 204]", status),
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Mapping(_) => {
@@ -309,12 +309,12 @@ fn http(section: &mut Section<'_, '_>) -> Option<Http> {
     Some(Http { status: status.or(Vec::new())?, body: body.optional()?, connect_interval: connect_interval? })
 }
 
-fn status(value: Value<'_, '_>) -> Option<u16> {
+fn status(value: ValueReader<'_, '_>) -> Option<u16> {
     value.number(&(100..=599))
 }
 
 /// How often fresh connections are timed, or `off`.
-fn connect_interval(section: &mut Section<'_, '_>) -> Option<Option<Duration>> {
+fn connect_interval(section: &mut MappingReader<'_, '_>) -> Option<Option<Duration>> {
     section
         .key("connect_interval", |value| match value.node() {
             Node::Text(text) if text == "off" => Some(None),
@@ -330,7 +330,7 @@ fn connect_interval(section: &mut Section<'_, '_>) -> Option<Option<Duration>> {
 }
 
 /// `off`, `on`, or what differs from the defaults.
-fn path_mtu(value: Value<'_, '_>) -> Option<Option<PathMtu>> {
+fn path_mtu(value: ValueReader<'_, '_>) -> Option<Option<PathMtu>> {
     match value.node() {
         Node::Mapping(_) => value.section(path_mtu_keys).map(Some),
         Node::Text(text) if text == "on" => {
@@ -348,7 +348,7 @@ fn path_mtu(value: Value<'_, '_>) -> Option<Option<PathMtu>> {
 
 const PATH_MTU_WANTED: &str = "on, off, or a mapping such as {interval: 60s, ceiling: 9000B}";
 
-fn path_mtu_keys(section: &mut Section<'_, '_>) -> Option<PathMtu> {
+fn path_mtu_keys(section: &mut MappingReader<'_, '_>) -> Option<PathMtu> {
     let interval =
         section.key("interval", |value| duration(value, &PATH_MTU_INTERVAL_ALLOWED)).or(PATH_MTU_INTERVAL);
     let allowed = u64::from(*CEILING_ALLOWED.start())..=u64::from(*CEILING_ALLOWED.end());
@@ -357,7 +357,7 @@ fn path_mtu_keys(section: &mut Section<'_, '_>) -> Option<PathMtu> {
 }
 
 fn check_source_ports(
-    section: &Section<'_, '_>,
+    section: &MappingReader<'_, '_>,
     first: Option<u16>,
     flows: Option<u8>,
     listen: Option<&Listen>,

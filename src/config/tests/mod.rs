@@ -8,8 +8,8 @@ mod web;
 
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
 
-fn host(name: &str) -> Host {
-    Host { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() }
+fn host(name: &str) -> LoadContext {
+    LoadContext { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() }
 }
 
 fn load_on(hostname: &str, text: &str) -> Loaded {
@@ -61,14 +61,14 @@ fn an_empty_file_is_an_agent_that_only_answers() {
         },
         key_file: None,
         tls: Tls::default(),
-        responder: Responder {
+        responder: ResponderRules {
             allow: Vec::new(),
             open: false,
             rate: 100_000,
             rate_per_source: 10_000,
             sessions: 65_536,
         },
-        websocket: WebSocket {
+        websocket: WebSocketRules {
             enabled: true,
             origins: Origins::Same,
             open: false,
@@ -82,7 +82,7 @@ fn an_empty_file_is_an_agent_that_only_answers() {
         targets: Vec::new(),
         providers: Vec::new(),
         probes: Vec::new(),
-        metrics: Metrics { max_series: 1_000_000, level: Level::Pair },
+        metrics: Metrics { max_series: 1_000_000, level: SeriesLevel::Pair },
         log: Log { level: "info".into(), format: LogFormat::Text },
     };
     for text in
@@ -113,8 +113,8 @@ probes: [{name: p}]
     assert_eq!(config.targets[0].port, 862);
     let probe = Probe {
         name: "p".into(),
-        peers: Choice::All,
-        targets: Choice::Named(Vec::new()),
+        peers: Selection::All,
+        targets: Selection::Named(Vec::new()),
         family: FamilyChoice::Auto,
         source: None,
         interval: Duration::from_secs(1),
@@ -150,12 +150,12 @@ probes:
         assert_eq!(config.agent.name, host);
         assert!(config.peers.iter().all(|peer| peer.name != host));
         assert!(config.peers.is_sorted_by_key(|peer| &peer.name));
-        let named = |names: &[&str]| Choice::Named(names.iter().map(|name| (*name).to_owned()).collect());
+        let named = |names: &[&str]| Selection::Named(names.iter().map(|name| (*name).to_owned()).collect());
         let chosen: Vec<_> =
             config.probes.iter().map(|probe| (probe.peers.clone(), probe.targets.clone())).collect();
         let expected = [
-            (Choice::All, named(&[])),
-            (Choice::All, Choice::All),
+            (Selection::All, named(&[])),
+            (Selection::All, Selection::All),
             (named(&["a", "b"]), named(&[])),
             (named(&[]), named(&["gw"])),
         ];
@@ -199,19 +199,19 @@ metrics: {level: group, worst: 5}
     assert_eq!(names, expected);
     let every: Vec<u64> = config.providers.iter().map(|provider| provider.refresh.as_secs()).collect();
     assert_eq!(every, [30, 60, 30, 30, 30, 30, 30, 30]);
-    let zones = |within, across, label: &str| Choice::Zones {
+    let zones = |within, across, label: &str| Selection::Zones {
         choice: selection::Zones { within, across },
         label: label.to_owned(),
     };
-    let peers: Vec<Choice> = config.probes.iter().map(|probe| probe.peers.clone()).collect();
-    assert_eq!(peers[..3], [Choice::Ring { k: 10 }, zones(5, 1, "zone"), zones(2, 0, "rack")]);
-    assert_eq!(config.metrics.level, Level::Group { label: "zone".into(), worst: 5 });
+    let peers: Vec<Selection> = config.probes.iter().map(|probe| probe.peers.clone()).collect();
+    assert_eq!(peers[..3], [Selection::Ring { k: 10 }, zones(5, 1, "zone"), zones(2, 0, "rack")]);
+    assert_eq!(config.metrics.level, SeriesLevel::Group { label: "zone".into(), worst: 5 });
 }
 
 #[test]
 fn labels_of_the_command_line_win_over_those_of_the_file() {
     let labels = BTreeMap::from([("zone".to_owned(), "b".to_owned()), ("rack".to_owned(), "7".to_owned())]);
-    let host = Host { labels: labels.clone(), ..host("a") };
+    let host = LoadContext { labels: labels.clone(), ..host("a") };
     let loaded = load(b"agent: {labels: {zone: a}}", &host).unwrap();
     assert_eq!(loaded.config.agent.labels, labels);
 }
@@ -219,7 +219,7 @@ fn labels_of_the_command_line_win_over_those_of_the_file() {
 #[test]
 fn a_name_from_outside_wins_over_the_file_and_the_file_over_the_host() {
     let name = |text: &str, name_override: Option<&str>| {
-        let host = Host {
+        let host = LoadContext {
             name_override: name_override.map(str::to_owned),
             hostname: "host".into(),
             labels: BTreeMap::new(),
@@ -318,7 +318,10 @@ fn the_defaults_in_the_example_are_the_defaults() {
     let default = load_on("fra-1", "").config;
     assert_eq!(example.agent.grace, default.agent.grace);
     assert_eq!(example.listen, default.listen);
-    assert_eq!(example.responder, Responder { allow: example.responder.allow.clone(), ..default.responder });
+    assert_eq!(
+        example.responder,
+        ResponderRules { allow: example.responder.allow.clone(), ..default.responder }
+    );
     assert_eq!(example.websocket, default.websocket);
     assert_eq!((&example.metrics, &example.log), (&default.metrics, &default.log));
 
@@ -363,7 +366,7 @@ fn the_example_has_every_key() {
     let mut in_example = BTreeMap::new();
     mark(&mut tree, "", &mut in_example);
     let host = host("fra-1");
-    let mut diagnostics = section::Diagnostics::default();
+    let mut diagnostics = reader::Diagnostics::default();
     schema::read(&tree, &host, &diagnostics);
 
     let (problems, _) = diagnostics.problems();

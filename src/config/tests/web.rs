@@ -76,15 +76,15 @@ basic_auth_users:
   alice: {HASH}
 "
     );
-    use crate::config::web::{Clients, Curve, Pem, Suite, Version};
+    use crate::config::web::{ClientVerification, Curve, Pem, Suite, TlsVersion};
     let loaded = web_on(&text);
     let tls = loaded.config.tls.unwrap();
     assert_eq!(tls.certificate, Pem::File("/etc/web/server.crt".into()));
     assert_eq!(tls.key, Pem::File("/keys/server.key".into()));
-    let Clients::Verified { ca, names } = &tls.clients else { panic!("{tls:?}") };
+    let ClientVerification::Verified { ca, names } = &tls.clients else { panic!("{tls:?}") };
     assert_eq!(*ca, Pem::File("/etc/web/ca/clients.pem".into()));
     assert_eq!(*names, ["prometheus.example.net", "192.0.2.9"]);
-    assert_eq!((tls.min_version, tls.max_version), (Version::Tls12, Version::Tls13));
+    assert_eq!((tls.min_version, tls.max_version), (TlsVersion::Tls12, TlsVersion::Tls13));
     assert_eq!(tls.suites, Some(vec![Suite::RsaAes256, Suite::EcdsaChacha20]));
     assert_eq!(tls.curves, [Curve::P384, Curve::X25519]);
     assert!(!tls.prefer_ours);

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pathmeter_proto::grid::mix;
 use pathmeter_proto::machine::HostDrops;
+use pathmeter_proto::schedule::mix;
 use pathmeter_proto::time::Timestamp;
 
 use super::super::demux::{Demux, Sessions};
 use super::super::socket::{Binding, Socket, SocketError};
-use super::super::{Protocol, Service, ServiceTasks, SourceChoice};
+use super::super::{DatagramProtocol, Service, ServiceTasks, SourceChoice};
 use super::{IDLE_GROUP_KEPT, Thread};
 use crate::clock::Clock;
 
 /// Sockets that share an address, options and a demultiplexer: one for each flow, or those of a service.
-pub(super) struct Group {
+pub(super) struct SocketGroup {
     pub(super) demux: Demux,
     pub(super) sockets: Vec<Socket>,
     pub(super) drops: HostDrops,
@@ -28,9 +28,9 @@ pub(super) struct Group {
 
 /// What paths have in common that share sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct GroupKey {
+pub(super) struct SocketGroupKey {
     pub(super) source: SourceChoice,
-    pub(super) protocol: Protocol,
+    pub(super) protocol: DatagramProtocol,
     pub(super) is_v4: bool,
 }
 
@@ -49,7 +49,7 @@ impl Thread {
                 Demux::AgentPort { tasks, rejected }
             }
         };
-        self.groups.push(Group {
+        self.groups.push(SocketGroup {
             demux,
             sockets,
             drops: HostDrops::default(),
@@ -60,11 +60,11 @@ impl Thread {
     }
 
     /// The group of a choice of source, with at least `flows` sockets.
-    pub(super) fn group(&mut self, key: GroupKey, flows: u8) -> Result<usize, SocketError> {
-        let GroupKey { source, protocol, .. } = key;
+    pub(super) fn group(&mut self, key: SocketGroupKey, flows: u8) -> Result<usize, SocketError> {
+        let SocketGroupKey { source, protocol, .. } = key;
         let now = Clock::now();
         let index = *self.group_of.entry(key).or_insert_with(|| {
-            self.groups.push(Group {
+            self.groups.push(SocketGroup {
                 demux: Demux::Sessions(Sessions::new(protocol)),
                 sockets: Vec::new(),
                 drops: HostDrops::default(),
@@ -84,8 +84,8 @@ impl Thread {
                 sockets.into_iter().any(|socket| socket.address().port() == identifier)
             };
             let socket = match protocol {
-                Protocol::Udp => Socket::bind(&binding, self.stamps)?,
-                Protocol::Icmp => Socket::echo(&binding, self.stamps, is_taken)?,
+                DatagramProtocol::Udp => Socket::bind(&binding, self.timestamps)?,
+                DatagramProtocol::Icmp => Socket::echo(&binding, self.timestamps, is_taken)?,
             };
             self.groups[index].sockets.push(socket);
             self.watch = None;

@@ -17,17 +17,17 @@ use std::time::Duration;
 use nix::sys::eventfd::EventFd;
 use pathmeter_proto::time::{Timestamp, nanos};
 
-use self::groups::{Group, GroupKey};
+use self::groups::{SocketGroup, SocketGroupKey};
 use self::slots::{PathTasks, Slot};
 use super::outbox::{OUTBOX, Outbox};
-use super::poller::{Watch, sleep_precisely};
-use super::socket::{ReceiveBatch, SendBatch, StampNames};
-use super::socket_drops::Overruns;
+use super::poller::{PollSet, sleep_precisely};
+use super::socket::{ReceiveBatch, SendBatch, TimestampMatching};
+use super::socket_drops::BufferOverflows;
 use super::task::Traffic;
-use super::tx_timestamps::Awaited;
+use super::tx_timestamps::PendingTimestamps;
 use super::{Control, NewTask, Service};
-use crate::clock::{Clock, Upset};
-use crate::loops::{Command, Commands, Event};
+use crate::clock::{Clock, ClockEvent};
+use crate::loops::{CommandReceiver, LoopCommand, LoopEvent};
 use crate::metrics::agent::LoopSeries;
 use crate::paths::PathId;
 
@@ -51,10 +51,10 @@ pub(super) struct Thread {
     clock: Clock,
     /// Everything that had arrived by then has been read.
     drained: Timestamp,
-    stamps: StampNames,
-    groups: Vec<Group>,
+    timestamps: TimestampMatching,
+    groups: Vec<SocketGroup>,
     /// Which group a choice of source has.
-    group_of: BTreeMap<GroupKey, usize>,
+    group_of: BTreeMap<SocketGroupKey, usize>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     lives: u32,
@@ -66,7 +66,7 @@ pub(super) struct Thread {
     is_behind: bool,
     outbox: Outbox,
     batch: SendBatch,
-    awaited: Awaited,
+    awaited: PendingTimestamps,
     traffic: Traffic,
     wakeups: Wakeups,
     /// The slot whose balance was checked last.
@@ -75,13 +75,13 @@ pub(super) struct Thread {
     is_serving: bool,
     bell: Arc<EventFd>,
     /// `None` when sockets were added since it was made.
-    watch: Option<Watch>,
+    watch: Option<PollSet>,
     /// Whether the watch has just been waited on, and knows which sockets are ready.
     has_looked: bool,
     drops_read: Timestamp,
-    overruns: Overruns,
+    overruns: BufferOverflows,
     settled: Timestamp,
-    events: tokio::sync::mpsc::Sender<Event>,
+    events: tokio::sync::mpsc::Sender<LoopEvent>,
     series: Arc<LoopSeries>,
     stop_deadline: Option<Timestamp>,
 }
@@ -101,16 +101,16 @@ struct Wakeups {
 impl Thread {
     pub(super) fn new(
         services: Vec<Service>,
-        stamps: StampNames,
+        timestamps: TimestampMatching,
         bell: Arc<EventFd>,
-        events: tokio::sync::mpsc::Sender<Event>,
+        events: tokio::sync::mpsc::Sender<LoopEvent>,
         series: Arc<LoopSeries>,
     ) -> Self {
         let now = Clock::now();
         let mut thread = Self {
             clock: Clock::new(),
             drained: now,
-            stamps,
+            timestamps,
             groups: Vec::new(),
             group_of: BTreeMap::new(),
             slots: Vec::new(),
@@ -122,7 +122,7 @@ impl Thread {
             is_behind: false,
             outbox: Outbox::default(),
             batch: SendBatch::new(OUTBOX),
-            awaited: Awaited::new(stamps),
+            awaited: PendingTimestamps::new(timestamps),
             traffic: Traffic::default(),
             wakeups: Wakeups {
                 tick: Duration::ZERO,
@@ -138,7 +138,7 @@ impl Thread {
             watch: None,
             has_looked: false,
             drops_read: now,
-            overruns: Overruns::new(),
+            overruns: BufferOverflows::new(),
             settled: now,
             events,
             series,
@@ -151,7 +151,7 @@ impl Thread {
     }
 
     /// Runs until it is stopped.
-    pub(super) fn run(mut self, mut commands: Commands<NewTask, Control>) {
+    pub(super) fn run(mut self, mut commands: CommandReceiver<NewTask, Control>) {
         // Without it sends are up to 50 µs later, which the lag shows.
         let _ = sleep_precisely();
         let mut inbox = ReceiveBatch::new();
@@ -183,15 +183,15 @@ impl Thread {
         self.measure_load(now);
     }
 
-    fn note(&mut self, upset: Upset) {
+    fn note(&mut self, upset: ClockEvent) {
         match upset {
-            Upset::Step(nanos) => {
+            ClockEvent::Step(nanos) => {
                 self.series.clock_steps.inc();
-                self.emit(Event::ClockStepped(nanos));
+                self.emit(LoopEvent::ClockStepped(nanos));
             }
-            Upset::Suspend(span) => {
+            ClockEvent::Suspend(span) => {
                 self.series.suspends.inc();
-                self.emit(Event::Suspended(span));
+                self.emit(LoopEvent::Suspended(span));
                 self.for_each_task(|slot| slot.task.withdraw());
             }
         }
@@ -268,21 +268,21 @@ impl Thread {
         }
     }
 
-    fn watch(&mut self) -> &mut Watch {
+    fn watch(&mut self) -> &mut PollSet {
         let sockets = self.groups.iter().flat_map(|group| &group.sockets);
-        self.watch.get_or_insert_with(|| Watch::new(self.bell.as_fd(), sockets))
+        self.watch.get_or_insert_with(|| PollSet::new(self.bell.as_fd(), sockets))
     }
 
-    fn handle_command(&mut self, command: Command<NewTask, Control>) {
+    fn handle_command(&mut self, command: LoopCommand<NewTask, Control>) {
         match command {
-            Command::Start(path) => {
+            LoopCommand::Start(path) => {
                 let id = path.id;
                 if let Err(error) = self.start(*path) {
-                    self.emit(Event::NotStarted { id, reason: error.to_string() });
+                    self.emit(LoopEvent::NotStarted { id, reason: error.to_string() });
                 }
             }
-            Command::Remove(id) => self.remove(id),
-            Command::PeerLeaving { ids, at } => {
+            LoopCommand::Remove(id) => self.remove(id),
+            LoopCommand::PeerLeaving { ids, at } => {
                 for tasks in ids.iter().filter_map(|id| self.paths.get(id)).copied().collect::<Vec<_>>() {
                     for index in [Some(tasks.main), tasks.companion].into_iter().flatten() {
                         if let Some(Some(slot)) = self.slots.get_mut(index) {
@@ -292,7 +292,7 @@ impl Thread {
                     }
                 }
             }
-            Command::Stop { grace } => {
+            LoopCommand::Stop { grace } => {
                 self.stop_deadline = Some(Clock::now() + grace);
                 self.for_each_task(|slot| {
                     // A service goes on until the end: peers that stop at the same time still ask.
@@ -301,11 +301,11 @@ impl Thread {
                     }
                 });
             }
-            Command::Control(Control::SetCompanion(id, companion)) => self.set_companion(id, companion),
-            Command::Control(Control::SetAccess(access)) => {
+            LoopCommand::Control(Control::SetCompanion(id, companion)) => self.set_companion(id, companion),
+            LoopCommand::Control(Control::SetAccess(access)) => {
                 self.for_each_task(|slot| slot.task.set_access(&access));
             }
-            Command::Control(Control::StopAnswering) => self.stop_answering(),
+            LoopCommand::Control(Control::StopAnswering) => self.stop_answering(),
         }
     }
 
@@ -328,7 +328,7 @@ impl Thread {
         is_late || (!self.is_serving && !self.slots.iter().flatten().any(|slot| slot.task.delays_stop()))
     }
 
-    fn emit(&self, event: Event) {
+    fn emit(&self, event: LoopEvent) {
         if self.events.try_send(event).is_err() {
             self.series.events_dropped.inc();
         }

@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use pathmeter_proto::machine::{Arrival, StampedBy};
+use pathmeter_proto::machine::{Arrival, TimestampSource};
 use pathmeter_proto::time::Timestamp;
 
-use super::super::cmsg::About;
+use super::super::cmsg::ErrorQueueEntry;
 use super::super::demux::Owner;
-use super::super::socket::{Kind, RECEIVE_BATCH, ReceiveBatch};
+use super::super::socket::{RECEIVE_BATCH, ReceiveBatch, SocketKind};
 use super::Thread;
-use super::groups::Group;
+use super::groups::SocketGroup;
 use crate::clock::Clock;
 
 /// Batches that are read from a socket before anything else gets its turn.
@@ -62,12 +62,12 @@ impl Thread {
 
     /// Asks the sockets of a group what they dropped since they were last asked.
     fn read_drops(&mut self, group: usize, now: Timestamp) {
-        let Group { sockets, drops, drops_read, .. } = &mut self.groups[group];
+        let SocketGroup { sockets, drops, drops_read, .. } = &mut self.groups[group];
         drops.forget(*drops_read - DROPS_KEPT);
         for (flow, socket) in sockets.iter_mut().enumerate() {
             let dropped = match socket.kind() {
-                Kind::Udp => self.overruns.among(socket.new_drops()),
-                Kind::Ping | Kind::Raw => socket.new_drops(),
+                SocketKind::Udp => self.overruns.among(socket.new_drops()),
+                SocketKind::Ping | SocketKind::Raw => socket.new_drops(),
             };
             drops.add(u8::try_from(flow).unwrap_or(u8::MAX), *drops_read, now, dropped);
             self.series.rx_dropped.add(dropped.into());
@@ -81,24 +81,24 @@ impl Thread {
             let Ok(count) = inbox.receive(&self.groups[group].sockets[socket], true) else { return };
             for index in 0..count {
                 let found = inbox.at(index);
-                match (found.said.about, found.said.stamp) {
-                    (Some(About::Stamp { name }), Some(stamp)) => {
+                match (found.said.about, found.said.timestamp) {
+                    (Some(ErrorQueueEntry::Stamp { name }), Some(timestamp)) => {
                         let Some(entry) = self.awaited.find(name, found.bytes) else { continue };
-                        let at = self.clock.place(stamp, entry.handed, Clock::now());
+                        let at = self.clock.place(timestamp, entry.handed, Clock::now());
                         let slot = self.slots.get_mut(entry.slot).and_then(Option::as_mut);
                         if let Some(slot) = slot.filter(|slot| slot.life == entry.life) {
-                            slot.task.sent(entry.id, at, StampedBy::Kernel);
+                            slot.task.sent(entry.id, at, TimestampSource::Kernel);
                             self.step(entry.slot);
                         }
                     }
-                    (Some(About::Icmp(icmp)), _) => {
+                    (Some(ErrorQueueEntry::Icmp(icmp)), _) => {
                         let Some(to) = found.from else { continue };
                         if !self.groups[group].sockets[socket].has_sent(found.bytes) {
                             continue;
                         }
                         let arrival = Arrival {
                             at: now,
-                            by: StampedBy::User,
+                            by: TimestampSource::User,
                             from: to,
                             to: None,
                             flow,
@@ -108,7 +108,7 @@ impl Thread {
                         };
                         self.deliver(group, found.bytes, &arrival);
                     }
-                    (Some(About::Stamp { .. } | About::Local { .. }) | None, _) => {}
+                    (Some(ErrorQueueEntry::Stamp { .. } | ErrorQueueEntry::Local { .. }) | None, _) => {}
                 }
             }
             if count < RECEIVE_BATCH {
@@ -145,11 +145,12 @@ impl Thread {
                     continue;
                 }
                 let Some(bytes) = self.groups[group].sockets[socket].carried(found.bytes) else { continue };
-                let (at, by) = match found.said.stamp {
-                    Some(stamp) => {
-                        (self.clock.place(stamp, self.drained, now.max(Clock::now())), StampedBy::Kernel)
-                    }
-                    None => (Clock::now(), StampedBy::User),
+                let (at, by) = match found.said.timestamp {
+                    Some(timestamp) => (
+                        self.clock.place(timestamp, self.drained, now.max(Clock::now())),
+                        TimestampSource::Kernel,
+                    ),
+                    None => (Clock::now(), TimestampSource::User),
                 };
                 let arrival = Arrival {
                     at,

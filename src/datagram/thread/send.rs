@@ -1,9 +1,9 @@
 //! Everything that goes out.
 
-use pathmeter_proto::machine::{Now, Send, StampedBy};
+use pathmeter_proto::machine::{Now, Send, TimestampSource};
 use pathmeter_proto::time::Timestamp;
 
-use super::super::cmsg::Told;
+use super::super::cmsg::SendOptions;
 use super::super::outbox::{Outgoing, refusal};
 use super::super::socket::{SendBatch, TTL};
 use super::Thread;
@@ -47,13 +47,13 @@ impl Thread {
             }
             from.complete(datagram);
             let payload = from.payload(datagram);
-            let name = send.stamp.then(|| self.awaited.expect(index, life, send.id, now, payload));
-            let told = Told {
+            let name = send.timestamp.then(|| self.awaited.expect(index, life, send.id, now, payload));
+            let told = SendOptions {
                 to: send.to,
                 from: send.from,
                 tos: send.tos,
                 ttl: (send.ttl != TTL).then_some(send.ttl),
-                stamp: send.stamp,
+                timestamp: send.timestamp,
                 name: name.filter(|_| self.awaited.by_name()),
                 segment: send.segment,
             };
@@ -90,7 +90,7 @@ impl Thread {
     fn sent(&mut self, outgoing: &Outgoing, at: Timestamp) {
         let slot = self.slots.get_mut(outgoing.slot).and_then(Option::as_mut);
         if let Some(slot) = slot.filter(|slot| slot.life == outgoing.life) {
-            slot.task.sent(outgoing.send.id, at, StampedBy::User);
+            slot.task.sent(outgoing.send.id, at, TimestampSource::User);
             self.step(outgoing.slot);
         }
     }

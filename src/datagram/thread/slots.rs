@@ -9,12 +9,12 @@ use pathmeter_proto::time::Timestamp;
 
 use super::super::outbox::Outgoing;
 use super::super::socket::{Socket, SocketError};
-use super::super::task::{Action, Notice, Task};
+use super::super::task::{Notice, Task, TaskStep};
 use super::super::{Companion, NewTask};
 use super::Thread;
-use super::groups::GroupKey;
+use super::groups::SocketGroupKey;
 use crate::clock::Clock;
-use crate::loops::{Event, NewPath};
+use crate::loops::{LoopEvent, NewPath};
 use crate::paths::PathId;
 
 /// Timers that fire before sockets are read again. What leaves at once comes back at once, each with its transmit
@@ -73,7 +73,7 @@ impl Thread {
     pub(super) fn start(&mut self, path: NewPath<NewTask>) -> Result<(), SocketError> {
         let NewPath { id, task, peer_left_at } = path;
         let NewTask { protocol, to, source, flows, interval, seed, build, companion } = task;
-        let key = GroupKey { source, protocol, is_v4: to.is_ipv4() };
+        let key = SocketGroupKey { source, protocol, is_v4: to.is_ipv4() };
         let group = self.group(key, flows)?;
         let ssids = self.session_ids(to, flows.into(), seed);
         let addresses = self.groups[group].sockets.iter().map(Socket::address);
@@ -84,7 +84,7 @@ impl Thread {
         }
         let main = self.insert(task, Some(id), group, Some((to, ssids)), interval);
         self.paths.insert(id, PathTasks { main, companion: None });
-        self.emit(Event::Started { id, sources });
+        self.emit(LoopEvent::Started { id, sources });
         self.step(main);
         self.set_companion(id, companion);
         Ok(())
@@ -130,25 +130,25 @@ impl Thread {
             let at = self.outbox.arena.len();
             let drops = &mut self.groups[slot.group].drops;
             match slot.task.step(now, drops, &mut self.outbox.arena, &mut self.traffic) {
-                Action::Send(send) => {
+                TaskStep::Send(send) => {
                     let length = self.outbox.arena.len() - at;
                     let (life, group) = (slot.life, slot.group);
                     self.outbox.waiting.push(Outgoing { slot: index, life, group, send, at, length });
                 }
-                Action::Wait(until) => {
+                TaskStep::Wait(until) => {
                     if until < slot.timer {
                         slot.timer = until;
                         self.timers.push(Reverse((until, index)));
                     }
                     return;
                 }
-                Action::Notify(Notice::PeerLeaving(goodbye)) => self.emit(Event::PeerLeaving(goodbye)),
-                Action::Notify(Notice::Path(event)) => {
+                TaskStep::Notify(Notice::PeerLeaving(goodbye)) => self.emit(LoopEvent::PeerLeaving(goodbye)),
+                TaskStep::Notify(Notice::Path(event)) => {
                     if let Some(id) = slot.path {
-                        self.emit(Event::OfPath { id, event });
+                        self.emit(LoopEvent::OfPath { id, event });
                     }
                 }
-                Action::Finished => {
+                TaskStep::Finished => {
                     self.release(index);
                     return;
                 }
@@ -176,7 +176,7 @@ impl Thread {
                 if let Some(companion) = companion {
                     self.release(companion);
                 }
-                self.emit(Event::Finished(id));
+                self.emit(LoopEvent::Finished(id));
             }
             Some(tasks) => tasks.companion = None,
             None => {}

@@ -2,7 +2,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Quirks, Spec, Wire};
+use pathmeter_proto::echo::{EchoSpec, Quirks, WireFormat};
 
 use super::super::SourceChoice;
 use super::super::socket::{Binding, Socket};
@@ -18,19 +18,19 @@ const INTERVAL: Duration = Duration::from_millis(200);
 fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
     let (sender, _) = tokio::sync::mpsc::channel(1);
     let bell = Arc::new(EventFd::new().unwrap());
-    let stamps = StampNames::detect();
-    let mut thread = Thread::new(Vec::new(), stamps, bell, sender, Arc::default());
+    let timestamps = TimestampMatching::detect();
+    let mut thread = Thread::new(Vec::new(), timestamps, bell, sender, Arc::default());
     for n in 0..PATHS {
-        let spec = Spec {
+        let spec = EchoSpec {
             to,
-            wire: Wire::Stamp { keys: None, quirks: Quirks::default() },
+            wire: WireFormat::Stamp { keys: None, quirks: Quirks::default() },
             interval: INTERVAL,
             ssids: vec![0],
             size: None,
             dscp: Dscp::DEFAULT,
             late_after: Duration::from_secs(10),
             lost_after: Duration::from_secs(10),
-            transmit_stamps: true,
+            tx_timestamps: true,
             count: None,
             seed: n.into(),
         };
@@ -45,7 +45,7 @@ fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
 #[test]
 fn a_loop_that_was_held_up_reads_between_its_sends() {
     let binding = Binding { address: (Ipv4Addr::LOCALHOST, 0).into(), dont_fragment: false, errors: false };
-    let deaf = Socket::bind(&binding, StampNames::detect()).unwrap();
+    let deaf = Socket::bind(&binding, TimestampMatching::detect()).unwrap();
     let series = Arc::new(EchoSeries::new("held", "up", "ipv4", 1));
     let mut thread = crowded(deaf.address(), &series);
     let mut inbox = ReceiveBatch::new();

@@ -41,7 +41,7 @@ pub trait Handler: Send + Sync + 'static {
     /// The answer to a request whose body was read whole, from the address `peer`.
     ///
     /// An IPv4 client is an IPv4 address, whatever socket it came by. A handler that panics costs its connection; one
-    /// that takes longer than [`Limits::handler_timeout`] is dropped. To upgrade a connection, answer 101 and let a task of
+    /// that takes longer than [`ServerLimits::handler_timeout`] is dropped. To upgrade a connection, answer 101 and let a task of
     /// your own wait for [`hyper::upgrade::on`] the request: from then on the connection counts for no limit here
     /// and is not part of the stop.
     fn handle(
@@ -70,7 +70,7 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What a client may take from us, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Connections at once, over all listeners. Further ones wait in the kernel until one has ended.
     pub connections: usize,
     /// From the connection to the end of TLS's handshake; then it is closed.
@@ -90,7 +90,7 @@ pub struct Limits {
     pub grace: Duration,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     /// 512 connections, 10 s for a handshake, 20 s for a head (a scraper that comes every 15 s keeps its connection), 10 s and 64 KiB for a body,
     /// 30 s to answer, 30 s of stall, 5 s of grace.
     fn default() -> Self {
@@ -155,10 +155,10 @@ impl Counters {
 /// Serves until `stop` holds true or its sender is gone, and returns when all connections have ended.
 ///
 /// Each connection is taken as `web_config` says at that moment, and stays so. Survives every error of accepting. At the stop the listeners are closed, idle connections too, and running requests
-/// get [`Limits::grace`] to finish; what still runs then is dropped.
+/// get [`ServerLimits::grace`] to finish; what still runs then is dropped.
 pub async fn serve<H: Handler>(
     listeners: Vec<TcpListener>,
-    limits: Limits,
+    limits: ServerLimits,
     handler: Arc<H>,
     counters: Arc<Counters>,
     web_config: Arc<ArcSwap<LoadedWebConfig>>,
@@ -173,7 +173,7 @@ async fn serve_from<A: Accept, H: Handler>(
     mut stop: watch::Receiver<bool>,
 ) {
     let server = Arc::new(server);
-    let mut door = Door { sources, turn: 0, trouble: None };
+    let mut door = Listeners { sources, turn: 0, trouble: None };
     let mut connections = JoinSet::new();
     loop {
         server.counters.connections.store(connections.len() as u64, Relaxed);
@@ -203,7 +203,7 @@ async fn serve_from<A: Accept, H: Handler>(
 
 /// What all connections share.
 struct Server<H> {
-    limits: Limits,
+    limits: ServerLimits,
     handler: Arc<H>,
     counters: Arc<Counters>,
     web_config: Arc<ArcSwap<LoadedWebConfig>>,
@@ -340,19 +340,19 @@ impl Accept for TcpListener {
 }
 
 /// All listeners, with the patience to go on when the kernel has no room for a connection.
-struct Door<A> {
+struct Listeners<A> {
     sources: Vec<A>,
     /// The source that is asked first: a busy one must not starve the others.
     turn: usize,
-    trouble: Option<Trouble>,
+    trouble: Option<AcceptFailure>,
 }
 
-struct Trouble {
+struct AcceptFailure {
     errno: Option<i32>,
     last: Instant,
 }
 
-impl<A: Accept> Door<A> {
+impl<A: Accept> Listeners<A> {
     /// The next connection. May be dropped and called again at any time.
     async fn next(&mut self, counters: &Counters) -> (TcpStream, SocketAddr) {
         loop {
@@ -392,7 +392,7 @@ impl<A: Accept> Door<A> {
         if self.trouble.as_ref().is_none_or(|trouble| trouble.errno != errno) {
             warn!(%error, "accepting connections");
         }
-        self.trouble = Some(Trouble { errno, last: Instant::now() });
+        self.trouble = Some(AcceptFailure { errno, last: Instant::now() });
     }
 }
 

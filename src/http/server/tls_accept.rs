@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{Counters, Limits, LoadedWebConfig};
+use super::{Counters, LoadedWebConfig, ServerLimits};
 use crate::tls::MaybeTls;
 
 /// A connection on which HTTP is spoken from here on.
@@ -21,7 +21,7 @@ pub(super) struct Accepted {
 /// Takes a connection as the port is served; `None`: it did not get that far, and was counted if it said anything.
 pub(super) async fn accept(
     web_config: &LoadedWebConfig,
-    limits: &Limits,
+    limits: &ServerLimits,
     counters: &Counters,
     stream: TcpStream,
     peer: SocketAddr,

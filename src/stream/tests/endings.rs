@@ -6,7 +6,7 @@ use super::*;
 fn a_port_where_nobody_listens_is_refused_and_tried_again() {
     let (_socket, address) = closed_port();
     for speech in Speech::ALL {
-        let mut path = Path::brief(speech.dial(address));
+        let mut path = StreamPath::brief(speech.dial(address));
         let told = path.until("messages that waited in vain, and attempts", |told| {
             told.lost() >= 5 && told.troubles.len() >= 3
         });
@@ -30,7 +30,7 @@ fn a_reset_loses_what_was_under_way_or_has_it_asked_again_and_another_connection
                 reset(host.into_stream());
             }
         });
-        let mut path = Path::start(speech.dial(server.address));
+        let mut path = StreamPath::start(speech.dial(server.address));
         let told = path.until("answers over another connection", |told| told.answered() >= 20);
         assert_eq!(told.connections, 2, "{speech:?}: {told:?}");
         // An HTTP server may not have seen the request: it is asked again.
@@ -55,7 +55,7 @@ fn what_is_closed_under_way_is_lost_or_asked_again_and_everything_else_is_answer
                 close(host.into_stream());
             }
         });
-        let mut path = Path::start(speech.dial(server.address));
+        let mut path = StreamPath::start(speech.dial(server.address));
         path.until("answers over the fourth connection", |told| told.answered() >= 20);
         let told = path.stop();
         let is_news = speech != Speech::Http;
@@ -81,7 +81,7 @@ fn what_is_closed_between_two_messages_loses_none_of_those_that_were_answered() 
                 counted.fetch_add(host.close(), Ordering::SeqCst);
             }
         });
-        let mut path = Path::start(speech.dial(server.address));
+        let mut path = StreamPath::start(speech.dial(server.address));
         path.until("answers over the fourth connection", |told| told.answered() >= 20);
         path.stop();
         assert_eq!(path.ended_otherwise(&["closed"]), 0, "{speech:?}");
@@ -99,7 +99,7 @@ fn what_is_never_answered_is_lost_and_the_connection_is_given_up() {
                 hold(host.into_stream());
             }
         });
-        let mut path = Path::brief(speech.dial(server.address));
+        let mut path = StreamPath::brief(speech.dial(server.address));
         path.until("a second connection", |told| told.connections >= 2 && told.lost() >= 5);
         path.handle.stop(PATIENT);
         let told = path.end();
@@ -114,7 +114,7 @@ fn what_is_never_answered_is_lost_and_the_connection_is_given_up() {
 fn who_accepts_and_says_nothing_is_given_up_too() {
     for speech in [Speech::Tcp, Speech::WebSocket] {
         let server = Server::start(|_, stream| hold(stream));
-        let mut path = Path::brief(speech.dial(server.address));
+        let mut path = StreamPath::brief(speech.dial(server.address));
         path.until("a second attempt", |told| told.troubles.len() >= 2);
         eventually("another connection", || (server.accepted() >= 2).then_some(()));
         let told = path.stop();
@@ -143,7 +143,7 @@ fn a_connection_that_ends_while_it_is_begun_is_tried_again() {
                 }
             }
         });
-        let mut path = Path::start(speech.dial(server.address));
+        let mut path = StreamPath::start(speech.dial(server.address));
         path.until("answers", |told| told.answered() >= 5);
         let told = path.stop();
         assert_eq!((told.connections, told.lost()), (1, 0), "{speech:?}: {told:?}");

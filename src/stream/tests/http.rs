@@ -23,13 +23,14 @@ fn answering(bytes: impl Into<Vec<u8>>) -> Server {
     serving(move |_, stream| stream.write_all(&bytes).is_ok())
 }
 
-fn expecting(server: &Server, status: &[u16], body: Option<&str>) -> Path {
-    let expected = Expected { status: status.to_vec(), body: body.map(str::to_owned), is_agent: false };
-    Path::start(dial(server.address, Over::Http { place: place(server.address), expected }))
+fn expecting(server: &Server, status: &[u16], body: Option<&str>) -> StreamPath {
+    let expected =
+        ExpectedResponse { status: status.to_vec(), body: body.map(str::to_owned), is_agent: false };
+    StreamPath::start(dial(server.address, StreamProtocol::Http { place: place(server.address), expected }))
 }
 
 /// How many answers had another status, and how many another body.
-fn unexpected(path: &Path) -> [u64; 2] {
+fn unexpected(path: &StreamPath) -> [u64; 2] {
     let page = path.scrape();
     let count = |reason| page.count("pathmeter_echo_unexpected_total", &[&format!("reason=\"{reason}\"")]);
     [count("status"), count("body")]
@@ -91,7 +92,7 @@ fn a_server_that_closes_after_each_answer_is_asked_over_another_connection_each_
             stream.write_all(words.as_bytes()).unwrap();
             false
         });
-        let mut path = Path::with(Speech::Http.dial(server.address), |spec| {
+        let mut path = StreamPath::with(Speech::Http.dial(server.address), |spec| {
             // Another connection is not made at once.
             spec.interval = Duration::from_millis(150);
         });
@@ -195,7 +196,7 @@ fn a_body_that_never_ends_is_given_up() {
         hold(stream.try_clone().unwrap());
         false
     });
-    let mut path = Path::brief(Speech::Http.dial(server.address));
+    let mut path = StreamPath::brief(Speech::Http.dial(server.address));
     path.until("a second connection", |told| told.connections >= 2);
     let told = path.stop();
     assert_eq!(told.lost(), told.sent(), "{told:?}");
@@ -212,8 +213,9 @@ fn an_answer_before_the_question_is_none() {
             Host::Http(stream).answer_all();
         }
     });
-    let mut path =
-        Path::with(Speech::Http.dial(server.address), |spec| spec.interval = Duration::from_millis(100));
+    let mut path = StreamPath::with(Speech::Http.dial(server.address), |spec| {
+        spec.interval = Duration::from_millis(100)
+    });
     path.until("answers over another connection", |told| told.connections == 2 && told.answered() >= 3);
     let told = path.stop();
     assert!(told.lost() <= 1, "{told:?}");
@@ -238,7 +240,8 @@ fn what_is_asked_for_is_what_was_configured() {
         signer: None,
         secure: None,
     };
-    let mut path = Path::start(dial(server.address, Over::Http { place, expected: whatever() }));
+    let mut path =
+        StreamPath::start(dial(server.address, StreamProtocol::Http { place, expected: whatever() }));
     path.until("answers", |told| told.answered() >= 3);
     let told = path.stop();
     let heads = heads.lock().unwrap();

@@ -1,7 +1,7 @@
 //! Paths over connections, towards servers that do right and then wrong.
 
+mod connect_probe;
 mod endings;
-mod fresh;
 mod http;
 mod path;
 mod responder;
@@ -22,20 +22,20 @@ use std::time::Duration;
 
 use pathmeter_lab::{DEADLINE, Page as Scrape, eventually};
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Mismatch, Report, StreamSpec, Verdict};
+use pathmeter_proto::echo::{EchoReport, Mismatch, StreamSpec, Verdict};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::stream::{Admittance, GREETING_BYTES, Hello, PURPOSE, Seal, Welcome};
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 use socket2::SockRef;
 use tokio_tungstenite::tungstenite;
 
-use super::{Dial, Expected, Handle, HttpTarget, Over, StreamEcho};
+use super::{Dial, ExpectedResponse, HttpTarget, StreamEcho, StreamHandle, StreamProtocol};
 use crate::clock::Clock;
-use crate::loops::{Event, NewPath};
+use crate::loops::{LoopEvent, NewPath};
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::StreamSeries;
-use crate::metrics::{Blocks, Exporter, Format as PageFormat, HttpCounts};
+use crate::metrics::{Blocks, Exporter, ExpositionFormat as PageFormat, HttpCounts};
 use crate::paths::PathId;
 
 /// Deadlines that no delay of this machine reaches.
@@ -269,16 +269,21 @@ impl Speech {
     /// Speaks it to a server.
     fn dial(self, to: SocketAddr) -> Dial {
         match self {
-            Self::Tcp => dial(to, Over::Tcp { bytes: BYTES, keys: None }),
-            Self::WebSocket => {
-                dial(to, Over::WebSocket { place: place(to), format: Format::Text, bytes: BYTES as usize })
-            }
-            Self::Http => dial(to, Over::Http { place: place(to), expected: whatever() }),
+            Self::Tcp => dial(to, StreamProtocol::Tcp { bytes: BYTES, keys: None }),
+            Self::WebSocket => dial(
+                to,
+                StreamProtocol::WebSocket {
+                    place: place(to),
+                    format: MessageFormat::Text,
+                    bytes: BYTES as usize,
+                },
+            ),
+            Self::Http => dial(to, StreamProtocol::Http { place: place(to), expected: whatever() }),
         }
     }
 }
 
-fn dial(to: SocketAddr, over: Over) -> Dial {
+fn dial(to: SocketAddr, over: StreamProtocol) -> Dial {
     Dial { to, host: None, source: None, dscp: Dscp::DEFAULT, over }
 }
 
@@ -287,8 +292,8 @@ fn place(to: SocketAddr) -> HttpTarget {
 }
 
 /// Any answer with a status of success.
-fn whatever() -> Expected {
-    Expected { status: Vec::new(), body: None, is_agent: false }
+fn whatever() -> ExpectedResponse {
+    ExpectedResponse { status: Vec::new(), body: None, is_agent: false }
 }
 
 /// What a scrape says.
@@ -300,10 +305,10 @@ fn scrape(exporter: &Arc<Exporter>) -> Scrape {
 }
 
 /// A path that is measured, and all that is said of it.
-struct Path {
-    handle: Handle,
-    events: tokio::sync::mpsc::Receiver<Event>,
-    tap: Receiver<Report>,
+struct StreamPath {
+    handle: StreamHandle,
+    events: tokio::sync::mpsc::Receiver<LoopEvent>,
+    tap: Receiver<EchoReport>,
     exporter: Arc<Exporter>,
     series: Arc<EchoSeries>,
     told: Told,
@@ -312,7 +317,7 @@ struct Path {
 /// What was said of a path so far.
 #[derive(Default)]
 struct Told {
-    reports: Vec<Report>,
+    reports: Vec<EchoReport>,
     /// Why there was no connection, each time.
     troubles: Vec<String>,
     connections: usize,
@@ -332,32 +337,32 @@ type Decision = (u64, Verdict, Option<Duration>);
 
 impl Told {
     fn sent(&self) -> usize {
-        self.count(|report| matches!(report, Report::Sent { .. }))
+        self.count(|report| matches!(report, EchoReport::Sent { .. }))
     }
 
-    fn count(&self, is_meant: impl Fn(&Report) -> bool) -> usize {
+    fn count(&self, is_meant: impl Fn(&EchoReport) -> bool) -> usize {
         self.reports.iter().filter(|report| is_meant(report)).count()
     }
 
     fn decisions(&self) -> impl Iterator<Item = Decision> + '_ {
         self.reports.iter().filter_map(|report| match report {
-            Report::Decided { sequence, verdict, sample, .. } => {
+            EchoReport::Decided { sequence, verdict, sample, .. } => {
                 Some((*sequence, *verdict, sample.map(|sample| sample.rtt)))
             }
-            Report::Sent { .. }
-            | Report::Unsent(_)
-            | Report::SendError(_)
-            | Report::Ipdv(_)
-            | Report::Duplicate
-            | Report::Reordered
-            | Report::VeryLate
-            | Report::Mismatched(_)
-            | Report::BurstBegan
-            | Report::BurstEnded(_)
-            | Report::TransmitLag(_)
-            | Report::TurnaroundInvalid
-            | Report::Icmp(_)
-            | Report::LossyFlows(_) => None,
+            EchoReport::Sent { .. }
+            | EchoReport::Unsent(_)
+            | EchoReport::SendError(_)
+            | EchoReport::Ipdv(_)
+            | EchoReport::Duplicate
+            | EchoReport::Reordered
+            | EchoReport::VeryLate
+            | EchoReport::Mismatched(_)
+            | EchoReport::BurstBegan
+            | EchoReport::BurstEnded(_)
+            | EchoReport::TransmitLag(_)
+            | EchoReport::TurnaroundInvalid
+            | EchoReport::Icmp(_)
+            | EchoReport::LossyFlows(_) => None,
         })
     }
 
@@ -390,7 +395,7 @@ impl Told {
     }
 
     fn mismatched(&self, why: Mismatch) -> usize {
-        self.count(|report| *report == Report::Mismatched(why))
+        self.count(|report| *report == EchoReport::Mismatched(why))
     }
 
     /// Whether a trouble has these words in it.
@@ -399,7 +404,7 @@ impl Told {
     }
 }
 
-impl Path {
+impl StreamPath {
     /// Measures with deadlines that nothing reaches.
     fn start(dial: Dial) -> Self {
         Self::with(dial, |_| {})
@@ -445,14 +450,14 @@ impl Path {
         self.told.reports.extend(self.tap.try_iter());
         while let Ok(event) = self.events.try_recv() {
             match event {
-                Event::Started { .. } => self.told.connections += 1,
-                Event::Disconnected { reason, .. } => self.told.troubles.push(reason),
-                Event::Finished(_) => self.told.is_finished = true,
-                Event::NotStarted { .. }
-                | Event::OfPath { .. }
-                | Event::PeerLeaving(_)
-                | Event::ClockStepped(_)
-                | Event::Suspended(_) => panic!("a path has no business with {event:?}"),
+                LoopEvent::Started { .. } => self.told.connections += 1,
+                LoopEvent::Disconnected { reason, .. } => self.told.troubles.push(reason),
+                LoopEvent::Finished(_) => self.told.is_finished = true,
+                LoopEvent::NotStarted { .. }
+                | LoopEvent::OfPath { .. }
+                | LoopEvent::PeerLeaving(_)
+                | LoopEvent::ClockStepped(_)
+                | LoopEvent::Suspended(_) => panic!("a path has no business with {event:?}"),
             }
         }
         &self.told

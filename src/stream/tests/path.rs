@@ -20,9 +20,9 @@ fn an_address_that_is_not_ours_is_our_own_fault_and_loses_nothing() {
     for speech in Speech::ALL {
         let server = well(speech);
         let foreign: IpAddr = "192.0.2.1".parse().unwrap();
-        let mut path = Path::start(Dial { source: Some(foreign), ..speech.dial(server.address) });
+        let mut path = StreamPath::start(Dial { source: Some(foreign), ..speech.dial(server.address) });
         path.until("messages that are not sent", |told| {
-            told.count(|report| *report == Report::SendError(NotSent::Unreachable)) >= 5
+            told.count(|report| *report == EchoReport::SendError(NotSent::Unreachable)) >= 5
         });
         let told = path.stop();
         assert_eq!((told.sent(), told.lost(), told.connections), (0, 0, 0), "{speech:?}: {told:?}");
@@ -37,12 +37,12 @@ fn an_address_that_is_not_ours_is_our_own_fault_and_loses_nothing() {
 fn a_path_ends_when_it_has_sent_all_it_should() {
     for speech in Speech::ALL {
         let server = well(speech);
-        let mut path = Path::with(speech.dial(server.address), |spec| spec.count = Some(10));
+        let mut path = StreamPath::with(speech.dial(server.address), |spec| spec.count = Some(10));
         path.until("its end", |told| told.is_finished);
         let told = path.stop();
         assert_eq!(told.answered(), told.sent(), "{speech:?}: {told:?}");
         let unsent: u64 =
-            told.reports.iter().map(|report| if let Report::Unsent(n) = report { *n } else { 0 }).sum();
+            told.reports.iter().map(|report| if let EchoReport::Unsent(n) = report { *n } else { 0 }).sum();
         assert_eq!(told.sent() as u64 + unsent, 10, "{speech:?}");
         assert_eq!((told.connections, told.troubles.len()), (1, 0), "{speech:?}: {told:?}");
     }
@@ -69,7 +69,7 @@ fn a_peer_that_said_goodbye_withdraws_what_it_does_not_answer() {
                 close(host.into_stream());
             }
         });
-        let mut path = Path::start(speech.dial(server.address));
+        let mut path = StreamPath::start(speech.dial(server.address));
         path.until("answers", |told| told.answered() >= 5);
         fall_silent.store(true, Ordering::SeqCst);
         eventually("it is silent", || silent.load(Ordering::SeqCst).then_some(()));
@@ -99,7 +99,7 @@ fn what_is_under_way_when_a_path_is_removed_is_withdrawn() {
                 hold(host.into_stream());
             }
         });
-        let mut path = Path::start(speech.dial(server.address));
+        let mut path = StreamPath::start(speech.dial(server.address));
         path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 5);
         path.handle.remove(ID);
         path.until("a withdrawal", |told| told.withdrawn() >= 1);
@@ -128,7 +128,7 @@ fn a_stop_waits_for_what_is_under_way_and_no_longer_than_it_may() {
             }
             host.answer_all();
         });
-        let mut path = Path::start(speech.dial(server.address));
+        let mut path = StreamPath::start(speech.dial(server.address));
         path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 3);
         path.handle.stop(PATIENT);
         release.store(true, Ordering::SeqCst);
@@ -136,7 +136,7 @@ fn a_stop_waits_for_what_is_under_way_and_no_longer_than_it_may() {
         assert_eq!((told.answered(), told.withdrawn()), (told.sent(), 0), "{speech:?}: {told:?}");
 
         release.store(false, Ordering::SeqCst);
-        let mut path = Path::start(speech.dial(server.address));
+        let mut path = StreamPath::start(speech.dial(server.address));
         path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 3);
         path.handle.stop(Duration::from_millis(50));
         let told = path.end();
@@ -155,7 +155,7 @@ fn who_stops_us_twice_is_not_kept_waiting() {
             hold(host.into_stream());
         }
     });
-    let mut path = Path::start(Speech::Tcp.dial(server.address));
+    let mut path = StreamPath::start(Speech::Tcp.dial(server.address));
     path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 5);
     path.handle.stop(PATIENT);
     // Neither is a goodbye that comes meanwhile unheard.

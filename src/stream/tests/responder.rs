@@ -5,12 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use pathmeter_proto::admission::Policy;
 use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::NtpTime;
-use pathmeter_proto::wire::stream::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, Proof};
+use pathmeter_proto::wire::stream::{GreetingProof, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN};
 use tokio::sync::watch;
 
 use super::*;
 use crate::metrics::Responders;
-use crate::stream::responder::{Limits, Responder, Terms};
+use crate::stream::responder::{ResponderLimits, StreamAccess, StreamResponder};
 
 const REFUSED: &str = "pathmeter_responder_connections_refused_total";
 const OPEN: &str = "pathmeter_responder_connections";
@@ -25,13 +25,13 @@ fn policy(rate: u64) -> Policy {
     }
 }
 
-fn terms(secret: Option<&str>) -> Terms {
-    Terms::new(policy(1_000_000), secret.map(|secret| Keys::parse(secret).unwrap()).as_ref())
+fn terms(secret: Option<&str>) -> StreamAccess {
+    StreamAccess::new(policy(1_000_000), secret.map(|secret| Keys::parse(secret).unwrap()).as_ref())
 }
 
 /// A responder, answering in a thread of its own.
 struct Answering {
-    responder: Arc<Responder>,
+    responder: Arc<StreamResponder>,
     address: SocketAddr,
     exporter: Arc<Exporter>,
     stop: watch::Sender<bool>,
@@ -39,9 +39,9 @@ struct Answering {
 }
 
 impl Answering {
-    fn on(terms: Terms, limits: Limits) -> Self {
+    fn on(terms: StreamAccess, limits: ResponderLimits) -> Self {
         let responders = Responders::default();
-        let responder = Arc::new(Responder::new(terms, limits, Arc::clone(&responders.stream)));
+        let responder = Arc::new(StreamResponder::new(terms, limits, Arc::clone(&responders.stream)));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -59,7 +59,7 @@ impl Answering {
     }
 
     fn start(secret: Option<&str>) -> Self {
-        Self::on(terms(secret), Limits::default())
+        Self::on(terms(secret), ResponderLimits::default())
     }
 
     fn scrape(&self) -> Scrape {
@@ -132,7 +132,7 @@ impl Asker {
 
     fn request(&self, sequence: u64) -> Vec<u8> {
         let mut frame = Vec::new();
-        self.seal.request(Message { sequence, stamp: NtpTime(sequence) }, BYTES, &mut frame);
+        self.seal.request(Message { sequence, timestamp: NtpTime(sequence) }, BYTES, &mut frame);
         frame
     }
 
@@ -177,7 +177,7 @@ fn whoever_is_listed_or_knows_a_key_is_answered_and_nobody_else() {
         assert_eq!(asker.admittance(), Some(expected), "{secret:?} {from} {proof:?}");
         match reason {
             None => {
-                assert!(proof == Proof::None || signer.is_some());
+                assert!(proof == GreetingProof::None || signer.is_some());
                 (0..3).for_each(|sequence| asker.echo(sequence));
                 drop(asker);
                 answering.refused("unlisted", 0);
@@ -208,7 +208,7 @@ fn messages_of_every_length_that_there_may_be_are_answered_and_of_no_other() {
         assert_eq!(asker.admittance(), Some(expected), "{message_bytes}");
         if expected == Admittance::Granted {
             let mut frame = Vec::new();
-            asker.seal.request(Message { sequence: 1, stamp: NtpTime(1) }, message_bytes, &mut frame);
+            asker.seal.request(Message { sequence: 1, timestamp: NtpTime(1) }, message_bytes, &mut frame);
             asker.stream.write_all(&frame).unwrap();
             asker.stream.read_exact(&mut frame).unwrap();
             assert_eq!(asker.seal.read_reply(&frame).unwrap().message.sequence, 1);
@@ -219,7 +219,7 @@ fn messages_of_every_length_that_there_may_be_are_answered_and_of_no_other() {
 
 #[test]
 fn who_says_nothing_or_half_of_a_greeting_is_put_out() {
-    let limits = Limits { greeting: Duration::from_millis(50), ..Limits::default() };
+    let limits = ResponderLimits { greeting: Duration::from_millis(50), ..ResponderLimits::default() };
     let answering = Answering::on(terms(None), limits);
     for words in [&b""[..], &HELLO.encode(None)[..20]] {
         let mut stream = Asker::connect(answering.address, NEAR);
@@ -268,12 +268,12 @@ fn what_is_no_greeting_and_what_is_no_message_ends_the_connection() {
 
 #[test]
 fn who_does_not_read_is_put_out_and_costs_one_message() {
-    let limits = Limits { stall: Duration::from_millis(200), ..Limits::default() };
+    let limits = ResponderLimits { stall: Duration::from_millis(200), ..ResponderLimits::default() };
     let answering = Answering::on(terms(None), limits);
     let hello = Hello { message_bytes: MESSAGE_BYTES_MAX, ..HELLO };
     let asker = Asker::greet(answering.address, NEAR, hello, None);
     let mut frame = Vec::new();
-    asker.seal.request(Message { sequence: 1, stamp: NtpTime(1) }, MESSAGE_BYTES_MAX, &mut frame);
+    asker.seal.request(Message { sequence: 1, timestamp: NtpTime(1) }, MESSAGE_BYTES_MAX, &mut frame);
     let mut stream = asker.stream;
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     let ended = std::iter::repeat_with(|| stream.write_all(&frame)).find_map(Result::err).unwrap();
@@ -289,7 +289,7 @@ fn who_does_not_read_is_put_out_and_costs_one_message() {
 
 #[test]
 fn connections_are_limited_in_all_and_by_source() {
-    let limits = Limits { connections: 3, connections_per_source: 2, ..Limits::default() };
+    let limits = ResponderLimits { connections: 3, connections_per_source: 2, ..ResponderLimits::default() };
     let answering = Answering::on(terms(None), limits);
     let other = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
     let third = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
@@ -317,8 +317,8 @@ fn connections_are_limited_in_all_and_by_source() {
 fn unverified_connections_of_one_address_leave_room_for_other_addresses() {
     let keys = Keys::parse(SECRET).unwrap();
     let nobody = Policy { prefixes: Vec::new(), ..policy(1_000_000) };
-    let limits = Limits { unverified: 4, unverified_per_source: 2, ..Limits::default() };
-    let answering = Answering::on(Terms::new(nobody, Some(&keys)), limits);
+    let limits = ResponderLimits { unverified: 4, unverified_per_source: 2, ..ResponderLimits::default() };
+    let answering = Answering::on(StreamAccess::new(nobody, Some(&keys)), limits);
     let silent = [(); 2].map(|()| Asker::connect(answering.address, FAR));
     eventually("they are there", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
     assert_eq!(close(Asker::connect(answering.address, FAR)), b"", "a third of one address");
@@ -334,7 +334,7 @@ fn unverified_connections_of_one_address_leave_room_for_other_addresses() {
 
 #[test]
 fn over_its_rate_a_source_waits_and_loses_nothing() {
-    let answering = Answering::on(Terms::new(policy(200), None), Limits::default());
+    let answering = Answering::on(StreamAccess::new(policy(200), None), ResponderLimits::default());
     let mut asker = Asker::near(answering.address, None);
     let all: Vec<u8> = (0..60).flat_map(|sequence| asker.request(sequence)).collect();
     asker.stream.write_all(&all).unwrap();
@@ -349,7 +349,7 @@ fn a_reload_ends_connections_that_it_would_not_grant_with_their_next_message() {
     let mut before = Asker::near(answering.address, None);
     before.echo(0);
     let nobody = || Policy { prefixes: Vec::new(), ..policy(1_000_000) };
-    let keyed = || Terms::new(nobody(), Some(&Keys::parse(SECRET).unwrap()));
+    let keyed = || StreamAccess::new(nobody(), Some(&Keys::parse(SECRET).unwrap()));
     answering.responder.change(keyed());
     before.stream.write_all(&before.request(1)).unwrap();
     assert_eq!(before.reply(), None);
@@ -358,7 +358,9 @@ fn a_reload_ends_connections_that_it_would_not_grant_with_their_next_message() {
     after.echo(2);
     answering.responder.change(keyed());
     after.echo(3);
-    answering.responder.change(Terms::new(nobody(), Some(&Keys::parse("another key of theirs").unwrap())));
+    answering
+        .responder
+        .change(StreamAccess::new(nobody(), Some(&Keys::parse("another key of theirs").unwrap())));
     after.stream.write_all(&after.request(4)).unwrap();
     assert_eq!(after.reply(), None);
 }

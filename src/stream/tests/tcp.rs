@@ -9,7 +9,7 @@ use pathmeter_proto::wire::NtpTime;
 
 /// A dial with a key.
 fn keyed(to: SocketAddr, bytes: u32, secret: &str) -> Dial {
-    dial(to, Over::Tcp { bytes, keys: Some(Arc::new(keys(secret))) })
+    dial(to, StreamProtocol::Tcp { bytes, keys: Some(Arc::new(keys(secret))) })
 }
 
 /// What becomes of a path whose server says this instead of its welcome: the first trouble, and the reason that is counted.
@@ -29,7 +29,7 @@ fn greeted_with(
         Some(secret) => keyed(server.address, BYTES, secret),
         None => Speech::Tcp.dial(server.address),
     };
-    let mut path = Path::start(dial);
+    let mut path = StreamPath::start(dial);
     let told = path.until("a trouble", |told| !told.troubles.is_empty());
     let trouble = told.troubles[0].replace(&server.address.to_string(), "b");
     path.handle.remove(ID);
@@ -78,7 +78,7 @@ fn each_welcome_that_is_none_has_its_sentence() {
 }
 
 /// Measures a server that changes the fourth of its replies, and answers well over further connections.
-fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (Path, Server) {
+fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (StreamPath, Server) {
     let server = Server::start(move |number, stream| {
         let keys = secret.map(keys);
         let Some(mut host) = TcpHost::begin(stream, keys.as_ref()) else { return };
@@ -97,7 +97,7 @@ fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (Path, Ser
         Some(secret) => keyed(server.address, BYTES, secret),
         None => Speech::Tcp.dial(server.address),
     };
-    let mut path = Path::start(dial);
+    let mut path = StreamPath::start(dial);
     path.until("answers before and after", |told| told.answered() >= 20);
     (path, server)
 }
@@ -122,13 +122,13 @@ fn a_reply_that_cannot_be_read_ends_the_connection() {
 #[test]
 fn a_reply_that_is_not_believed_is_counted_and_its_message_has_no_answer() {
     let sequence: fn(&mut Vec<u8>) = |frame| frame[12] ^= 1;
-    let stamp: fn(&mut Vec<u8>) = |frame| frame[20] ^= 1;
+    let timestamp: fn(&mut Vec<u8>) = |frame| frame[20] ^= 1;
     let padding: fn(&mut Vec<u8>) = |frame| frame[90] ^= 1;
     for (secret, change, why) in [
-        (None, sequence, Mismatch::Unasked),
-        (None, stamp, Mismatch::Unasked),
+        (None, sequence, Mismatch::Unsolicited),
+        (None, timestamp, Mismatch::Unsolicited),
         (Some(SECRET), sequence, Mismatch::Unauthentic),
-        (Some(SECRET), stamp, Mismatch::Unauthentic),
+        (Some(SECRET), timestamp, Mismatch::Unauthentic),
         (Some(SECRET), padding, Mismatch::Unauthentic),
     ] {
         let (mut path, _server) = changed(secret, change);
@@ -143,7 +143,7 @@ fn a_reply_that_is_not_believed_is_counted_and_its_message_has_no_answer() {
 fn a_reply_that_comes_twice_is_a_duplicate() {
     let (mut path, _server) = changed(Some(SECRET), |frame| frame.extend_from_within(..));
     let told = path.stop();
-    assert_eq!((told.answered(), told.count(|report| *report == Report::Duplicate)), (told.sent(), 1));
+    assert_eq!((told.answered(), told.count(|report| *report == EchoReport::Duplicate)), (told.sent(), 1));
     assert_eq!((told.connections, told.troubles.len()), (1, 0), "{told:?}");
 }
 
@@ -160,7 +160,7 @@ fn a_connection_that_ends_in_the_middle_of_a_reply_was_closed() {
             Host::Tcp(host).answer_all();
         }
     });
-    let mut path = Path::start(Speech::Tcp.dial(server.address));
+    let mut path = StreamPath::start(Speech::Tcp.dial(server.address));
     path.until("answers", |told| told.answered() >= 5);
     let told = path.stop();
     assert_eq!(told.troubles, [format!("{} closed the connection", server.address)]);
@@ -186,7 +186,7 @@ fn a_reply_in_single_bytes_is_an_answer_and_many_at_once_are_many() {
         host.stream.write_all(&all).unwrap();
         Host::Tcp(host).answer_all();
     });
-    let mut path = Path::start(Speech::Tcp.dial(server.address));
+    let mut path = StreamPath::start(Speech::Tcp.dial(server.address));
     path.until("answers", |told| told.answered() >= 10);
     let told = path.stop();
     assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
@@ -208,8 +208,8 @@ fn nanos(from: u64, to: u64) -> u64 {
 fn who_stops_reading_makes_messages_wait_and_they_count_from_when_they_were_due() {
     const BIG: u32 = 65_536;
     let release = Arc::new(AtomicBool::new(false));
-    let stamps = Arc::new(Mutex::new(BTreeMap::new()));
-    let (released, written) = (Arc::clone(&release), Arc::clone(&stamps));
+    let timestamps = Arc::new(Mutex::new(BTreeMap::new()));
+    let (released, written) = (Arc::clone(&release), Arc::clone(&timestamps));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     SockRef::from(&listener).set_recv_buffer_size(BIG as usize).unwrap();
     let server = Server::on(listener, move |_, stream| {
@@ -218,19 +218,19 @@ fn who_stops_reading_makes_messages_wait_and_they_count_from_when_they_were_due(
             thread::sleep(Duration::from_millis(1));
         }
         while let Some(frame) = host.read() {
-            let [sequence, stamp] =
+            let [sequence, timestamp] =
                 [8, 16].map(|at| u64::from_be_bytes(frame[at..at + 8].try_into().unwrap()));
-            written.lock().unwrap().insert(sequence, stamp);
+            written.lock().unwrap().insert(sequence, timestamp);
             if host.write().is_none() {
                 break;
             }
         }
     });
-    let mut path = Path::start(dial(server.address, Over::Tcp { bytes: BIG, keys: None }));
+    let mut path = StreamPath::start(dial(server.address, StreamProtocol::Tcp { bytes: BIG, keys: None }));
     path.until("a message left", |told| told.sent() >= 1);
     // Nothing leaves any more while the thread is awake: what is due waits for room.
     let (mut sent, mut beats) = (0, 0);
-    let progress = |path: &Path| path.handle.series().progress.get();
+    let progress = |path: &StreamPath| path.handle.series().progress.get();
     eventually("the stream is full", || {
         if path.listen().sent() > sent {
             (sent, beats) = (path.told.sent(), progress(&path));
@@ -245,10 +245,10 @@ fn who_stops_reading_makes_messages_wait_and_they_count_from_when_they_were_due(
     let told = path.stop();
     assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
     assert!(told.troubles.is_empty(), "{told:?}");
-    let stamps = stamps.lock().unwrap();
+    let timestamps = timestamps.lock().unwrap();
     let mut waited = 0;
     for (sequence, _, rtt) in told.decisions() {
-        let at_least = nanos(stamps[&sequence], turned);
+        let at_least = nanos(timestamps[&sequence], turned);
         // The stamps are of the wall clock, which may be slewed.
         let rtt = u64::try_from(rtt.unwrap().as_nanos()).unwrap() + 1_000_000;
         assert!(

@@ -4,8 +4,8 @@ use pathmeter_lab::pki::{Authority, Valid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::config::web::{Clients, Pem};
-use crate::http::client::Secure;
+use crate::config::web::{ClientVerification, Pem};
+use crate::http::client::TlsClient;
 use crate::tls::Acceptor;
 use crate::tls::tests::{acceptor, connector, web};
 
@@ -32,11 +32,13 @@ fn serving(acceptor: Acceptor) -> Server {
 }
 
 fn secure(speech: Speech, to: SocketAddr, ca: &Authority) -> Dial {
-    let secure = Secure { connector: connector(ca, None), server_name: "ams-1".to_owned() };
+    let secure = TlsClient { connector: connector(ca, None), server_name: "ams-1".to_owned() };
     let mut dial = speech.dial(to);
     match &mut dial.over {
-        Over::WebSocket { place, .. } | Over::Http { place, .. } => place.secure = Some(secure),
-        Over::Tcp { .. } => panic!("our echo over TCP has no TLS"),
+        StreamProtocol::WebSocket { place, .. } | StreamProtocol::Http { place, .. } => {
+            place.secure = Some(secure)
+        }
+        StreamProtocol::Tcp { .. } => panic!("our echo over TCP has no TLS"),
     }
     dial
 }
@@ -44,7 +46,7 @@ fn secure(speech: Speech, to: SocketAddr, ca: &Authority) -> Dial {
 /// The first trouble of a path towards a server, which is about TLS.
 fn trouble(speech: Speech, acceptor: Acceptor, ca: &Authority) -> String {
     let server = serving(acceptor);
-    let mut path = Path::start(secure(speech, server.address, ca));
+    let mut path = StreamPath::start(secure(speech, server.address, ca));
     let told = path.until("a trouble", |told| !told.troubles.is_empty());
     let trouble = told.troubles[0].replace(&server.address.to_string(), "b");
     path.handle.remove(ID);
@@ -78,8 +80,8 @@ fn a_certificate_that_cannot_be_believed_is_tls_trouble_with_a_sentence() {
 fn a_server_that_wants_a_certificate_of_ours_is_tls_trouble_in_both_versions() {
     let ca = Authority::new("ours");
     let issued = ca.issue(&["ams-1"], Valid::Always);
-    for max_version in [crate::config::web::Version::Tls12, crate::config::web::Version::Tls13] {
-        let clients = Clients::Verified { ca: Pem::Text(ca.pem()), names: Vec::new() };
+    for max_version in [crate::config::web::TlsVersion::Tls12, crate::config::web::TlsVersion::Tls13] {
+        let clients = ClientVerification::Verified { ca: Pem::Text(ca.pem()), names: Vec::new() };
         let web = crate::config::web::WebTls { clients, max_version, ..web(&issued) };
         for speech in [Speech::WebSocket, Speech::Http] {
             let trouble = trouble(speech, acceptor(&web), &ca);
@@ -103,7 +105,7 @@ fn a_port_that_speaks_no_tls_is_tls_trouble_and_one_that_ends_is_not() {
             2 => reset(stream),
             _ => hold(stream),
         });
-        let mut path = Path::start(secure(speech, server.address, &ca));
+        let mut path = StreamPath::start(secure(speech, server.address, &ca));
         path.until("three troubles", |told| told.troubles.len() >= 3);
         path.handle.remove(ID);
         let told = path.stop();
@@ -117,7 +119,7 @@ fn a_port_that_speaks_no_tls_is_tls_trouble_and_one_that_ends_is_not() {
 fn a_server_that_can_be_believed_is_measured_and_its_certificate_is_known() {
     let ca = Authority::new("ours");
     let server = serving(acceptor(&web(&ca.issue(&["ams-1"], Valid::Always))));
-    let mut path = Path::start(secure(Speech::Http, server.address, &ca));
+    let mut path = StreamPath::start(secure(Speech::Http, server.address, &ca));
     path.until("answers", |told| told.answered() >= 5);
     let told = path.stop();
     assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");

@@ -41,11 +41,11 @@ fn another_message_than_was_sent_is_no_answer_and_the_connection_stays() {
         let server = upgraded(move |_, socket| {
             echo(socket, |number, message| if number == 3 { change(message) } else { vec![message] });
         });
-        let mut path = Path::start(Speech::WebSocket.dial(server.address));
+        let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
         path.until("answers before and after", |told| told.answered() >= 20);
         path.handle.remove(ID);
         let told = path.stop();
-        let mismatches = told.mismatched(Mismatch::Malformed) + told.mismatched(Mismatch::Unasked);
+        let mismatches = told.mismatched(Mismatch::Malformed) + told.mismatched(Mismatch::Unsolicited);
         assert_eq!((told.passed_over(), mismatches), (vec![3], 1), "change {which}: {told:?}");
         assert_eq!((told.connections, told.troubles.len()), (1, 0), "change {which}: {told:?}");
     }
@@ -62,14 +62,14 @@ fn what_nobody_asked_for_is_counted_and_does_no_harm() {
             _ => vec![message],
         });
     });
-    for format in [Format::Text, Format::Binary] {
-        let over = Over::WebSocket { place: place(server.address), format, bytes: BYTES as usize };
-        let mut path = Path::start(dial(server.address, over));
+    for format in [MessageFormat::Text, MessageFormat::Binary] {
+        let over = StreamProtocol::WebSocket { place: place(server.address), format, bytes: BYTES as usize };
+        let mut path = StreamPath::start(dial(server.address, over));
         path.until("answers", |told| told.answered() >= 10);
         let told = path.stop();
         assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{format:?}: {told:?}");
         let counts =
-            (told.mismatched(Mismatch::Malformed), told.count(|report| *report == Report::Duplicate));
+            (told.mismatched(Mismatch::Malformed), told.count(|report| *report == EchoReport::Duplicate));
         assert_eq!(counts, (3, 1), "{format:?}: {told:?}");
     }
 }
@@ -83,7 +83,7 @@ fn refused(words: &str) -> (String, u64, u64) {
             drop(close(stream));
         }
     });
-    let mut path = Path::start(Speech::WebSocket.dial(server.address));
+    let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
     let told = path.until("a trouble", |told| !told.troubles.is_empty());
     let trouble = told.troubles[0].replace(&server.address.to_string(), "b");
     path.handle.remove(ID);
@@ -141,7 +141,7 @@ fn pings_of_the_server_are_answered_between_answers() {
             }
         }
     });
-    let mut path = Path::start(Speech::WebSocket.dial(server.address));
+    let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
     path.until("answers", |told| told.answered() >= 10);
     eventually("pongs", || (pongs.load(Ordering::SeqCst) >= 5).then_some(()));
     let told = path.stop();
@@ -159,7 +159,7 @@ fn who_talks_without_end_is_left() {
             }
             while socket.send(talk()).is_ok() {}
         });
-        let mut path = Path::start(Speech::WebSocket.dial(server.address));
+        let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
         path.until("answers over another connection", |told| told.answered() >= 5 && told.connections >= 2);
         let told = path.stop();
         assert!(told.mentions("talks without end and answers nothing"), "{told:?}");
@@ -178,7 +178,7 @@ fn a_ping_is_answered_though_nothing_is_sent() {
         }
         hold(socket.get_ref().try_clone().unwrap());
     });
-    let mut path = Path::with(Speech::WebSocket.dial(server.address), |spec| spec.at_once = 1);
+    let mut path = StreamPath::with(Speech::WebSocket.dial(server.address), |spec| spec.at_once = 1);
     path.until("an answer, after the pong", |told| told.answered() >= 1);
     path.handle.remove(ID);
     assert_eq!(path.stop().lost(), 0);
@@ -198,7 +198,7 @@ fn a_server_that_closes_with_a_code_is_quoted() {
         socket.close(Some(frame)).unwrap();
         while socket.read().is_ok() {}
     });
-    let mut path = Path::start(Speech::WebSocket.dial(server.address));
+    let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
     path.until("answers over another connection", |told| told.connections >= 2 && told.answered() >= 10);
     let told = path.stop();
     let trouble = &told.troubles[0];
@@ -219,7 +219,7 @@ fn frames_that_break_the_rules_end_the_connection() {
             stream.write_all(bytes).unwrap();
             hold(stream);
         });
-        let mut path = Path::start(Speech::WebSocket.dial(server.address));
+        let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
         path.until("answers over another connection", |told| told.answered() >= 5);
         let told = path.stop();
         assert!(told.troubles[0].starts_with(&format!("reading from {}: ", server.address)), "{told:?}");
@@ -241,11 +241,12 @@ fn who_stops_reading_a_websocket_makes_messages_wait_and_loses_none() {
         }
         echo(socket, |_, message| vec![message]);
     });
-    let over = Over::WebSocket { place: place(server.address), format: Format::Binary, bytes: BIG };
-    let mut path = Path::start(dial(server.address, over));
+    let over =
+        StreamProtocol::WebSocket { place: place(server.address), format: MessageFormat::Binary, bytes: BIG };
+    let mut path = StreamPath::start(dial(server.address, over));
     path.until("a message left", |told| told.sent() >= 1);
     let (mut sent, mut beats) = (0, 0);
-    let progress = |path: &Path| path.handle.series().progress.get();
+    let progress = |path: &StreamPath| path.handle.series().progress.get();
     eventually("the stream is full", || {
         if path.listen().sent() > sent {
             (sent, beats) = (path.told.sent(), progress(&path));

@@ -11,7 +11,7 @@ use pathmeter_lab::pki::{Authority, Valid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{EXPIRY, SUCCESSFUL, Site};
+use super::{Certified, EXPIRY, SUCCESSFUL};
 use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, request};
 
 /// Files are looked at every 10 s: waits for longer than other tests do.
@@ -34,7 +34,7 @@ struct Kept {
 
 impl Kept {
     /// `None`: what answers is not `name`.
-    fn connect(site: &Site, host: &Host, name: &str) -> Option<Self> {
+    fn connect(site: &Certified, host: &Host, name: &str) -> Option<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let stream = runtime.block_on(async {
             let stream = TcpStream::connect(host.front()).await.unwrap();
@@ -57,7 +57,7 @@ impl Kept {
 
 #[test]
 fn certificates_are_rotated_under_open_connections() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     // As Kubernetes lays out a secret: files are symlinks into a folder that is a symlink, which is swapped.
     for name in ["first", "second", "broken"] {
         fs::create_dir(site.at(name)).unwrap();
@@ -113,7 +113,7 @@ fn certificates_are_rotated_under_open_connections() {
 
 #[test]
 fn a_reload_takes_a_web_config_file_or_nothing() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     let agent = Agent::start(&host, &host.config("fra-1", ""));
     let page = agent.page();
     assert!(!page.has(EXPIRY, &[]) && !page.has(SUCCESSFUL, &[]), "{page}");
@@ -160,7 +160,7 @@ fn a_reload_takes_a_web_config_file_or_nothing() {
 
 #[test]
 fn agents_learn_who_the_others_are_with_certificates_both_ways() {
-    let (hosts, site) = ([Host::claim(), Host::claim()], Site::new());
+    let (hosts, site) = ([Host::claim(), Host::claim()], Certified::new());
     let key = site.write("mesh.key", "the key of this year\n");
     let auth = "client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem";
     let [a, b] = &hosts;

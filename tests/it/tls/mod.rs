@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use pathmeter::http::auth::Signer;
-use pathmeter::http::client::{Client, Secure};
+use pathmeter::http::client::{Client, TlsClient};
 use pathmeter::tls::{Connector, KeyPair, Trust};
 use pathmeter_lab::pki::{Authority, FOR_EVER, Issued, Valid};
 use pathmeter_proto::key::{Key, Keys};
@@ -23,12 +23,12 @@ const EXPIRY: &str = "pathmeter_http_tls_certificate_expiry_timestamp_seconds";
 const SUCCESSFUL: &str = "pathmeter_tls_files_last_reload_successful";
 
 /// A folder with a CA, and what it signed.
-struct Site {
+struct Certified {
     folder: TempDir,
     ca: Authority,
 }
 
-impl Site {
+impl Certified {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
         let ca = Authority::new("ours");
@@ -70,7 +70,7 @@ impl Site {
     }
 
     fn client(&self, server_name: &str, identity: Option<&str>) -> Client {
-        let secure = Secure { connector: self.connector(identity), server_name: server_name.to_owned() };
+        let secure = TlsClient { connector: self.connector(identity), server_name: server_name.to_owned() };
         Client { deadline: DEADLINE, answer_bytes_max: 1 << 24, secure: Some(secure), ..Client::default() }
     }
 
@@ -106,7 +106,7 @@ fn tool(command: &mut Command) -> Option<Ended> {
 
 #[test]
 fn metrics_are_served_over_https_and_tell_of_it() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     site.web(&host, "http_server_config: {headers: {Strict-Transport-Security: max-age=60}}");
     let agent = site.agent(&host, "");
     let page = agent.page();
@@ -130,7 +130,7 @@ fn metrics_are_served_over_https_and_tell_of_it() {
 
 #[test]
 fn openssl_sees_the_chain_and_the_versions() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     site.web(&host, "");
     let _agent = site.agent(&host, "");
     let openssl = |version: &str| {
@@ -153,7 +153,7 @@ fn openssl_sees_the_chain_and_the_versions() {
 
 #[test]
 fn plain_http_is_told_where_it_is() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     site.web(&host, "");
     let agent = site.agent(&host, "");
     let answer = request("GET", host.front(), "/metrics").unwrap();
@@ -163,7 +163,7 @@ fn plain_http_is_told_where_it_is() {
 
 #[test]
 fn a_client_without_the_right_certificate_is_refused_and_told() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     site.web(&host, "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n");
     site.issue("client", &["prometheus"]);
     let (ca, other) = (site.at("ca.pem"), Authority::new("others"));
@@ -195,7 +195,7 @@ fn a_client_without_the_right_certificate_is_refused_and_told() {
 
 #[test]
 fn a_server_that_is_not_believed_is_named_with_a_reason() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     site.web(&host, "");
     let agent = site.agent(&host, "");
     let front = host.front();
@@ -241,7 +241,7 @@ fn a_server_that_is_not_believed_is_named_with_a_reason() {
 
 #[test]
 fn a_probe_asks_an_agent_over_https() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     site.web(&host, "");
     let _agent = site.agent(&host, "responder: {allow: [127.0.0.0/8]}");
     let ca = site.at("ca.pem").display().to_string();
@@ -281,7 +281,7 @@ fn asking_as(host: &Host, authorization: &str) -> (u16, String) {
 
 #[test]
 fn with_users_everybody_needs_a_password_but_agents() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     // Of the lowest cost.
     let hash = bcrypt::hash("test", 4).unwrap();
     site.write(
@@ -326,7 +326,7 @@ fn with_users_everybody_needs_a_password_but_agents() {
 
 #[test]
 fn check_leaves_other_files_alone_unless_it_is_given_one() {
-    let site = Site::new();
+    let site = Certified::new();
     let config = site.write(
         "config.yaml",
         "key_file: k\ntls: {web_config_file: /nowhere/web.yml, ca_file: /nowhere/ca}\n",
@@ -358,7 +358,7 @@ fn check_leaves_other_files_alone_unless_it_is_given_one() {
 
 #[test]
 fn the_commands_of_the_documentation_make_what_they_say() {
-    let (host, site) = (Host::claim(), Site::new());
+    let (host, site) = (Host::claim(), Certified::new());
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md")).unwrap();
     let section = text.split("\n## TLS\n").nth(1).unwrap();
     let commands = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();

@@ -17,7 +17,7 @@ use pathmeter::api::status::Status;
 use pathmeter::config;
 use pathmeter::http::auth::{Signer, Verifier};
 use pathmeter::metrics::{Exporter, Responders};
-use pathmeter::websocket::Responder;
+use pathmeter::websocket::WebSocketResponder;
 use pathmeter_proto::key::{Key, Keys};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -236,7 +236,7 @@ fn at_a_stop_all_are_told_and_one_that_does_not_answer_does_not_hold_it_up() {
 #[tokio::test]
 async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
     let keys = Keys::only(Key::new(b"the key of this year"));
-    let nobody = config::Host {
+    let nobody = config::LoadContext {
         name_override: None,
         hostname: "fra-1".to_owned(),
         labels: std::collections::BTreeMap::new(),
@@ -247,7 +247,7 @@ async fn a_stranger_is_let_in_by_its_address_or_by_the_key() {
     let mut status = Status { name: "fra-1".to_owned(), has_key: true, ..Status::default() };
     status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
     let site = Arc::new(AppState {
-        websocket: Responder::new(rules, Arc::clone(&series)),
+        websocket: WebSocketResponder::new(rules, Arc::clone(&series)),
         events: Arc::default(),
         web_config: Arc::default(),
         status: ArcSwap::from_pointee(status),

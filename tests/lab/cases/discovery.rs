@@ -108,7 +108,7 @@ pub(crate) fn dns() {
     let page =
         a.page_when("b has told its name and is answered over both families", |page| answered(page, "b"));
     assert_eq!(page.count(MEMBERS, &[]), 4, "{page}");
-    assert_eq!(page.count("pathmeter_discovery_unnamed", &[]), 0, "{page}");
+    assert_eq!(page.count("pathmeter_discovery_unidentified", &[]), 0, "{page}");
     assert_eq!(page.count("pathmeter_probe_targets", &[]), 1, "we are not our own peer\n{page}");
     assert!(page.has("pathmeter_peer_info", &["peer=\"b\"", "label_zone=\"zone-b\""]), "{page}");
     let before = sources(&a, "b");

@@ -125,7 +125,7 @@ fn stop(agent: &Agent<'_>, span: Duration) {
     agent.signal(Signal::SIGCONT);
 }
 
-const CLOCK: &str = "PATHMETER_CLOCK_DRILL";
+const CLOCK: &str = "PATHMETER_CLOCK_FAULTS";
 const STEPS: &str = "pathmeter_clock_steps_total";
 const SUSPENDS: &str = "pathmeter_host_suspends_total";
 

@@ -9,20 +9,20 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
-use pathmeter::datagram::{self, Handle, SourceChoice, StampNames};
+use pathmeter::datagram::{self, DatagramHandle, SourceChoice, TimestampMatching};
 use pathmeter::echo::DatagramEcho;
-use pathmeter::loops::{EVENTS_PENDING_MAX, Event, NewPath};
+use pathmeter::loops::{EVENTS_PENDING_MAX, LoopEvent, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::paths::PathId;
 use pathmeter_lab::truth::{Counts, Echoes, Format, Rules};
 use pathmeter_lab::{Namespace, Plan, Way, eventually, give_up_raw_sockets};
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Direction, Report, Sample, Spec, Verdict, Wire};
-use pathmeter_proto::machine::{IcmpKind, StampedBy};
+use pathmeter_proto::echo::{Direction, EchoReport, EchoSpec, RoundTrip, Verdict, WireFormat};
+use pathmeter_proto::machine::{IcmpKind, TimestampSource};
 use pathmeter_proto::sim::{Corruption, Jitter, Link, Loss};
 use pathmeter_proto::time::nanos;
 use pathmeter_proto::wire::NtpTime;
-use pathmeter_proto::wire::icmp::{self, Echo, Version};
+use pathmeter_proto::wire::icmp::{self, IcmpEcho, IcmpVersion};
 use socket2::{Domain, Protocol, Socket, Type};
 
 const MS: u64 = 1_000_000;
@@ -63,21 +63,21 @@ impl Allowed {
 
 /// A running loop.
 struct Prober {
-    handle: Handle,
-    events: tokio::sync::mpsc::Receiver<Event>,
-    reports: Receiver<Report>,
-    tap: Sender<Report>,
+    handle: DatagramHandle,
+    events: tokio::sync::mpsc::Receiver<LoopEvent>,
+    reports: Receiver<EchoReport>,
+    tap: Sender<EchoReport>,
 }
 
 impl Prober {
-    fn start(stamps: StampNames) -> Self {
+    fn start(timestamps: TimestampMatching) -> Self {
         let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
-        let handle = datagram::spawn("prober", Vec::new(), stamps, sender).unwrap();
+        let handle = datagram::spawn("prober", Vec::new(), timestamps, sender).unwrap();
         let (tap, reports) = channel();
         Self { handle, events, reports, tap }
     }
 
-    fn add(&self, id: u64, spec: Spec) -> Arc<EchoSeries> {
+    fn add(&self, id: u64, spec: EchoSpec) -> Arc<EchoSeries> {
         let any: IpAddr =
             if spec.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let flows = spec.ssids.len() as u64;
@@ -93,19 +93,19 @@ impl Prober {
         series
     }
 
-    fn event(&mut self) -> Event {
+    fn event(&mut self) -> LoopEvent {
         eventually("an event", || self.events.try_recv().ok())
     }
 
     /// The addresses of a path's sockets: each with its identifier.
     fn started(&mut self) -> Vec<SocketAddr> {
         let event = self.event();
-        let Event::Started { sources, .. } = event else { panic!("{event:?}") };
+        let LoopEvent::Started { sources, .. } = event else { panic!("{event:?}") };
         sources
     }
 
     /// Ends it, and returns everything that it reported.
-    fn end(self, grace: Duration) -> Vec<Report> {
+    fn end(self, grace: Duration) -> Vec<EchoReport> {
         self.handle.stop(grace);
         eventually("the loop has ended", || self.handle.is_finished().then_some(()));
         assert_eq!(self.handle.series().accounting_errors.get(), 0);
@@ -114,72 +114,72 @@ impl Prober {
     }
 }
 
-fn spec(to: IpAddr, flows: usize, interval: Duration, count: Option<u64>) -> Spec {
-    Spec {
+fn spec(to: IpAddr, flows: usize, interval: Duration, count: Option<u64>) -> EchoSpec {
+    EchoSpec {
         to: (to, 0).into(),
-        wire: Wire::Icmp,
+        wire: WireFormat::Icmp,
         interval,
         ssids: vec![0; flows],
         size: None,
         dscp: Dscp::new(46).unwrap(),
         late_after: PATIENCE,
         lost_after: PATIENCE,
-        transmit_stamps: true,
+        tx_timestamps: true,
         count,
         seed: 7,
     }
 }
 
-fn count(reports: &[Report], is: impl Fn(&Report) -> bool) -> u64 {
+fn count(reports: &[EchoReport], is: impl Fn(&EchoReport) -> bool) -> u64 {
     reports.iter().filter(|report| is(report)).count() as u64
 }
 
-fn verdicts(reports: &[Report]) -> impl Iterator<Item = (Verdict, Option<Sample>)> + '_ {
+fn verdicts(reports: &[EchoReport]) -> impl Iterator<Item = (Verdict, Option<RoundTrip>)> + '_ {
     reports.iter().filter_map(|report| {
-        let Report::Decided { verdict, sample, .. } = report else { return None };
+        let EchoReport::Decided { verdict, sample, .. } = report else { return None };
         Some((*verdict, *sample))
     })
 }
 
-fn assert_all_ok(reports: &[Report], what: &str) {
-    let is_good = |report: &Report| {
+fn assert_all_ok(reports: &[EchoReport], what: &str) {
+    let is_good = |report: &EchoReport| {
         matches!(
             report,
-            Report::Decided { verdict: Verdict::Ok, .. }
-                | Report::Sent { .. }
-                | Report::Ipdv(_)
-                | Report::Unsent(_)
-                | Report::LossyFlows(_)
+            EchoReport::Decided { verdict: Verdict::Ok, .. }
+                | EchoReport::Sent { .. }
+                | EchoReport::Ipdv(_)
+                | EchoReport::Unsent(_)
+                | EchoReport::LossyFlows(_)
         )
     };
     let other = reports.iter().find(|report| !is_good(report));
     assert_eq!(other, None, "{what}");
-    let sent = count(reports, |report| matches!(report, Report::Sent { .. }));
+    let sent = count(reports, |report| matches!(report, EchoReport::Sent { .. }));
     assert!(sent > 0 && verdicts(reports).count() as u64 == sent, "{what}: {sent} were sent");
 }
 
 /// Everything is answered, and both stamps are the kernel's, whatever sockets there are and however stamps find their datagrams.
-pub(crate) fn stamps() {
-    let ways = [StampNames::detect(), StampNames::Looped];
+pub(crate) fn timestamps() {
+    let ways = [TimestampMatching::detect(), TimestampMatching::ByPayload];
     for allowed in EITHER {
         let namespace = Namespace::new("stamps");
-        for (to, stamps) in LOOPBACK.into_iter().flat_map(|to| ways.map(|stamps| (to, stamps))) {
-            let what = format!("{allowed:?} {to} {stamps:?}");
+        for (to, timestamps) in LOOPBACK.into_iter().flat_map(|to| ways.map(|timestamps| (to, timestamps))) {
+            let what = format!("{allowed:?} {to} {timestamps:?}");
             // The kernel begins to stamp a moment after it is asked for the first time.
             eventually(&format!("kernel stamps: {what}"), || {
                 let (sources, reports) = allowed.within(&namespace, || {
-                    let mut prober = Prober::start(stamps);
+                    let mut prober = Prober::start(timestamps);
                     prober.add(1, spec(to, 4, Duration::from_millis(5), Some(40)));
                     let sources = prober.started();
-                    assert!(matches!(prober.event(), Event::Finished(_)), "{what}");
+                    assert!(matches!(prober.event(), LoopEvent::Finished(_)), "{what}");
                     (sources, prober.end(Duration::ZERO))
                 });
                 let identifiers: BTreeSet<u16> = sources.iter().map(SocketAddr::port).collect();
                 assert!(identifiers.len() == 4 && !identifiers.contains(&0), "{what}: {sources:?}");
                 assert_all_ok(&reports, &what);
-                let by_kernel = (StampedBy::Kernel, StampedBy::Kernel);
-                let stamped = |sample: Sample| (sample.transmit, sample.receive) == by_kernel;
-                verdicts(&reports).all(|(_, sample)| sample.is_some_and(stamped)).then_some(())
+                let by_kernel = (TimestampSource::Kernel, TimestampSource::Kernel);
+                let timestamped = |sample: RoundTrip| (sample.transmit, sample.receive) == by_kernel;
+                verdicts(&reports).all(|(_, sample)| sample.is_some_and(timestamped)).then_some(())
             });
         }
     }
@@ -190,9 +190,11 @@ pub(crate) fn closed() {
     let namespace = Namespace::new("closed");
     for to in LOOPBACK {
         let (error, groups) = Allowed::Nothing.within(&namespace, || {
-            let mut prober = Prober::start(StampNames::Looped);
+            let mut prober = Prober::start(TimestampMatching::ByPayload);
             prober.add(1, spec(to, 1, Duration::from_millis(5), Some(1)));
-            let Event::NotStarted { reason, .. } = prober.event() else { panic!("it may open no socket") };
+            let LoopEvent::NotStarted { reason, .. } = prober.event() else {
+                panic!("it may open no socket")
+            };
             prober.end(Duration::ZERO);
             (reason, fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap())
         });
@@ -213,20 +215,20 @@ pub(crate) fn thousand_hosts() {
     for allowed in EITHER {
         let namespace = Namespace::new("thousand");
         let (sources, dropped, reports) = allowed.within(&namespace, || {
-            let mut prober = Prober::start(StampNames::detect());
+            let mut prober = Prober::start(TimestampMatching::detect());
             for number in 0..HOSTS {
                 let [high, low] = u16::try_from(number + 256).unwrap().to_be_bytes();
                 let to = IpAddr::from([127, 77, high, low]);
                 let spec = spec(to, 1, Duration::from_secs(1), Some(SLOTS));
-                prober.add(number, Spec { seed: number, ..spec });
+                prober.add(number, EchoSpec { seed: number, ..spec });
             }
             let (mut sources, mut finished) = (BTreeSet::new(), 0);
             while finished < HOSTS {
                 let event = prober.event();
-                if let Event::Started { sources: found, .. } = event {
+                if let LoopEvent::Started { sources: found, .. } = event {
                     sources.extend(found);
                 } else {
-                    assert!(matches!(event, Event::Finished(_)), "{event:?}");
+                    assert!(matches!(event, LoopEvent::Finished(_)), "{event:?}");
                     finished += 1;
                 }
             }
@@ -234,12 +236,13 @@ pub(crate) fn thousand_hosts() {
             (sources, dropped, prober.end(Duration::ZERO))
         });
         assert_eq!(sources.len(), 1, "{allowed:?}");
-        let is_mismatched = |report: &Report| matches!(report, Report::Mismatched(_) | Report::Duplicate);
+        let is_mismatched =
+            |report: &EchoReport| matches!(report, EchoReport::Mismatched(_) | EchoReport::Duplicate);
         assert_eq!(count(&reports, is_mismatched), 0, "{allowed:?}");
         let ok = verdicts(&reports).filter(|(verdict, _)| *verdict == Verdict::Ok).count() as u64;
         let blamed =
             verdicts(&reports).filter(|(verdict, _)| *verdict == Verdict::HostDropped).count() as u64;
-        let sent = count(&reports, |report| matches!(report, Report::Sent { .. }));
+        let sent = count(&reports, |report| matches!(report, EchoReport::Sent { .. }));
         // A machine that stands still may drop, and skip slots: that is no loss.
         assert!(
             ok + blamed == sent && blamed <= dropped,
@@ -259,12 +262,12 @@ fn other_program(to: IpAddr) -> Socket {
 }
 
 /// An echo with an identifier: one that another program could send.
-fn foreign(version: Version, kind: u8, identifier: u16, payload: u8) -> Vec<u8> {
+fn foreign(version: IcmpVersion, kind: u8, identifier: u16, payload: u8) -> Vec<u8> {
     let mut echo = vec![payload; 64];
     echo[..8].fill(0);
     echo[0] = kind;
     echo[4..6].copy_from_slice(&identifier.to_be_bytes());
-    if version == Version::V4 {
+    if version == IcmpVersion::V4 {
         let words = echo.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
         let sum: u32 = words.sum();
         let folded = (sum & 0xffff) + (sum >> 16);
@@ -278,7 +281,7 @@ fn foreign(version: Version, kind: u8, identifier: u16, payload: u8) -> Vec<u8> 
 pub(crate) fn others() {
     for (allowed, to) in EITHER.into_iter().flat_map(|allowed| LOOPBACK.map(|to| (allowed, to))) {
         let namespace = Namespace::new("others");
-        let version = Version::of(to);
+        let version = IcmpVersion::of(to);
         let noise = namespace.within(|| other_program(to));
         let (told, identifiers) = channel::<Vec<SocketAddr>>();
         let reports = thread::scope(|scope| {
@@ -299,10 +302,10 @@ pub(crate) fn others() {
                 }
             });
             allowed.within(&namespace, move || {
-                let mut prober = Prober::start(StampNames::detect());
+                let mut prober = Prober::start(TimestampMatching::detect());
                 prober.add(1, spec(to, 2, Duration::from_millis(5), Some(100)));
                 told.send(prober.started()).unwrap();
-                assert!(matches!(prober.event(), Event::Finished(_)));
+                assert!(matches!(prober.event(), LoopEvent::Finished(_)));
                 prober.end(Duration::ZERO)
             })
         });
@@ -318,18 +321,19 @@ pub(crate) fn flooded() {
         let what = format!("{allowed:?} {to}");
         let noise = namespace.within(|| other_program(to));
         let reports = allowed.within(&namespace, || {
-            let mut prober = Prober::start(StampNames::detect());
+            let mut prober = Prober::start(TimestampMatching::detect());
             let spec = spec(to, 1, Duration::from_millis(5), None);
-            let series = prober.add(1, Spec { lost_after: Duration::from_millis(500), ..spec });
+            let series = prober.add(1, EchoSpec { lost_after: Duration::from_millis(500), ..spec });
             let source = prober.started()[0];
-            let version = Version::of(to);
+            let version = IcmpVersion::of(to);
             let mut echo = Vec::new();
-            Echo { session: 1, timestamp: NtpTime(2), sequence: 3, ssid: 0 }.encode(version, 64, &mut echo);
+            IcmpEcho { session: 1, timestamp: NtpTime(2), sequence: 3, ssid: 0 }
+                .encode(version, 64, &mut echo);
             icmp::identify(&mut echo, source.port());
             let mut echo_reply = foreign(version, version.reply(), source.port(), 0);
             echo_reply[8..].copy_from_slice(&echo[8..]);
             echo_reply[6..8].copy_from_slice(&echo[6..8]);
-            if version == Version::V4 {
+            if version == IcmpVersion::V4 {
                 // The balance leaves type and identifier.
                 echo_reply[2..4].copy_from_slice(&(!source.port()).to_be_bytes());
             }
@@ -353,7 +357,7 @@ pub(crate) fn flooded() {
             prober.end(Duration::from_secs(2))
         });
         let lost =
-            count(&reports, |report| matches!(report, Report::Decided { verdict: Verdict::Lost(_), .. }));
+            count(&reports, |report| matches!(report, EchoReport::Decided { verdict: Verdict::Lost(_), .. }));
         assert_eq!(lost, 0, "{what}");
     }
 }
@@ -393,10 +397,10 @@ pub(crate) fn lossy() {
         let wire = net.wire("a", "b");
         wire.become_like(&bad_link(), &bad_link());
         let reports = allowed.within(net.node("a"), || {
-            let mut prober = Prober::start(StampNames::detect());
+            let mut prober = Prober::start(TimestampMatching::detect());
             let spec = spec(to, FLOWS, Duration::from_millis(5), None);
             let series = prober
-                .add(1, Spec { late_after: LATE_AFTER, lost_after: LOST_AFTER, size: Some(100), ..spec });
+                .add(1, EchoSpec { late_after: LATE_AFTER, lost_after: LOST_AFTER, size: Some(100), ..spec });
             assert_eq!(prober.started().len(), FLOWS);
             eventually("enough on a bad link", || (series.sent.get() > BAD).then_some(()));
             wire.become_like(&Link::perfect(0), &Link::perfect(0));
@@ -429,20 +433,20 @@ pub(crate) fn lossy() {
     }
 }
 
-fn compare(reports: &[Report], truth: &Counts, what: &str) {
+fn compare(reports: &[EchoReport], truth: &Counts, what: &str) {
     let decided = |verdict| verdicts(reports).filter(|(found, _)| *found == verdict).count() as u64;
-    let reported = |is: fn(&Report) -> bool| count(reports, is);
+    let reported = |is: fn(&EchoReport) -> bool| count(reports, is);
     let counts = [
-        reported(|report| matches!(report, Report::Sent { .. })),
+        reported(|report| matches!(report, EchoReport::Sent { .. })),
         decided(Verdict::Ok),
         decided(Verdict::Late),
         decided(Verdict::Lost(Direction::Unknown)),
-        reported(|report| matches!(report, Report::Duplicate)),
-        reported(|report| matches!(report, Report::Reordered)),
-        reported(|report| matches!(report, Report::VeryLate)),
-        reported(|report| matches!(report, Report::BurstBegan)),
-        reported(|report| matches!(report, Report::Ipdv(_))),
-        reported(|report| matches!(report, Report::Mismatched(_))),
+        reported(|report| matches!(report, EchoReport::Duplicate)),
+        reported(|report| matches!(report, EchoReport::Reordered)),
+        reported(|report| matches!(report, EchoReport::VeryLate)),
+        reported(|report| matches!(report, EchoReport::BurstBegan)),
+        reported(|report| matches!(report, EchoReport::Ipdv(_))),
+        reported(|report| matches!(report, EchoReport::Mismatched(_))),
     ];
     let lost = truth.lost_forward + truth.lost_reverse;
     let Counts { sent, ok, late, duplicates, reordered, very_late, bursts, neighbours, .. } = *truth;
@@ -470,9 +474,9 @@ pub(crate) fn refused() {
             IpAddr::V6(to) => format!("route add prohibit {to}/128\n"),
         });
         let reports = allowed.within(net.node("a"), || {
-            let mut prober = Prober::start(StampNames::detect());
+            let mut prober = Prober::start(TimestampMatching::detect());
             let spec = spec(to, 2, Duration::from_millis(10), None);
-            let series = prober.add(1, Spec { lost_after: Duration::from_millis(300), ..spec });
+            let series = prober.add(1, EchoSpec { lost_after: Duration::from_millis(300), ..spec });
             // Of IPv4 a router says five in a row, and then one a second.
             eventually("errors and losses", || {
                 let errors: u64 = series.icmp_errors().map(|(_, count)| count).sum();
@@ -484,7 +488,7 @@ pub(crate) fn refused() {
         });
         let other = reports
             .iter()
-            .find(|report| matches!(report, Report::Icmp(kind) if *kind != IcmpKind::Prohibited));
+            .find(|report| matches!(report, EchoReport::Icmp(kind) if *kind != IcmpKind::Prohibited));
         assert_eq!(other, None, "{allowed:?} {to}");
     }
 }

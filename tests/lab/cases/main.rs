@@ -74,7 +74,7 @@ fn scenario(file: &Path) -> Trial {
     let takes_too_long = script.long && !is_set(LONG);
     // Without the feature the program's clocks cannot be disturbed.
     let lacks_the_drill =
-        matches!(script.act, Act::WrongClocks | Act::Suspend) && !cfg!(feature = "clock-drill");
+        matches!(script.act, Act::WrongClocks | Act::Suspend) && !cfg!(feature = "clock-faults");
     let act = act(script.act);
     played(&name, move || act(&script)).with_ignored_flag(takes_too_long || lacks_the_drill)
 }
@@ -120,7 +120,7 @@ fn trial(name: &str, try_it: fn()) -> Trial {
 /// Hosts that answer ICMP, measured by the loop itself.
 fn hosts() -> Vec<Trial> {
     vec![
-        trial("icmp_stamps", icmp::stamps),
+        trial("icmp_timestamps", icmp::timestamps),
         trial("icmp_closed", icmp::closed),
         trial("icmp_thousand_hosts", icmp::thousand_hosts),
         trial("icmp_others", icmp::others),

@@ -339,7 +339,7 @@ impl Ended {
         let lost = truth.lost_forward + truth.lost_reverse;
         let counts: [(&'static str, &[&'static str], u64); 22] = [
             ("pathmeter_echo_sent_total", &[], truth.sent),
-            ("pathmeter_echo_requests_total", &[], truth.sent),
+            ("pathmeter_echo_verdicts_total", &[], truth.sent),
             ("pathmeter_echo_rtt_seconds_count", &[], truth.ok + truth.late),
             ("pathmeter_echo_late_total", &[], truth.late),
             ("pathmeter_echo_lost_total", &[], lost),
@@ -358,7 +358,7 @@ impl Ended {
             ("pathmeter_echo_hops", &[FORWARD], truth.hops[0]),
             ("pathmeter_echo_hops", &[REVERSE], truth.hops[1]),
             ("pathmeter_echo_ipdv_seconds_count", &[], truth.neighbours),
-            ("pathmeter_echo_user_stamps_total", &[], 0),
+            ("pathmeter_echo_user_timestamps_total", &[], 0),
             ("pathmeter_echo_responder_turnaround_invalid_total", &[], 0),
         ];
         let with_label = |(name, labels, truth): (&'static str, &[&'static str], u64)| {

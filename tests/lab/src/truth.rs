@@ -483,8 +483,8 @@ fn whole<'a>(passage: &'a Passage, rules: &'a Rules) -> impl Iterator<Item = (&'
 fn lag(reply: &Passage, rules: &Rules) -> u64 {
     const LAG_MAX: u64 = 500_000_000;
     let Some(at) = rules.format.layout(Role::Reply).written else { return 0 };
-    let stamp = reply.head.payload[at..at + 8].try_into().expect("eight");
-    let written = PeerTimestamp::from_ntp(u64::from_be_bytes(stamp));
+    let timestamp = reply.head.payload[at..at + 8].try_into().expect("eight");
+    let written = PeerTimestamp::from_ntp(u64::from_be_bytes(timestamp));
     let left = PeerTimestamp::from_ntp(NtpTime::from(WallTime::from_nanos(reply.at)).0);
     u64::try_from(left.signed_since(written)).ok().filter(|lag| *lag <= LAG_MAX).unwrap_or_default()
 }

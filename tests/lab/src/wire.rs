@@ -21,7 +21,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeSpec, TimeValLike as _};
 use nix::time::{ClockId, clock_gettime};
-use pathmeter_proto::sim::{Corruption, Delivery, Dropped, Link, Parcel, Random};
+use pathmeter_proto::sim::{Corruption, Delivery, Dropped, Link, Packet, Random};
 
 use crate::frame::{Datagram, UDP};
 use crate::namespace::Namespace;
@@ -232,7 +232,7 @@ impl Carrier {
         for (to, from) in head.payload.iter_mut().zip(datagram.payload(frame)) {
             *to = *from;
         }
-        let parcel = Parcel { bytes: datagram.bytes, tos: datagram.tos, ttl: datagram.ttl };
+        let parcel = Packet { bytes: datagram.bytes, tos: datagram.tos, ttl: datagram.ttl };
         let mut state = self.shared.state.lock().unwrap();
         let State { links, random, log, entered, .. } = &mut *state;
         entered[way as usize] += usize::from(datagram.protocol == UDP || datagram.echo.is_some());
@@ -320,11 +320,11 @@ impl Side {
             Err(Errno::EAGAIN | Errno::EINTR) => return None,
             Err(error) => panic!("reading a frame: {error}"),
         };
-        let stamp = message.cmsgs().unwrap().find_map(|said| {
+        let timestamp = message.cmsgs().unwrap().find_map(|said| {
             let ControlMessageOwned::ScmTimestampns(at) = said else { return None };
             Some(nanos(at))
         });
-        Some((message.bytes, stamp.expect("the kernel stamps what a packet socket gets")))
+        Some((message.bytes, timestamp.expect("the kernel stamps what a packet socket gets")))
     }
 
     fn put(&self, frame: &[u8]) -> bool {

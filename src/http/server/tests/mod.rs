@@ -26,17 +26,17 @@ struct Served {
 }
 
 impl Served {
-    fn with(limits: Limits) -> Self {
+    fn with(limits: ServerLimits) -> Self {
         Self::at("127.0.0.1:0", limits)
     }
 
-    fn at(address: &str, limits: Limits) -> Self {
+    fn at(address: &str, limits: ServerLimits) -> Self {
         let listener = listen(address);
         let address = listener.local_addr().unwrap();
         Self::from(listener, address, limits)
     }
 
-    fn from<A: Accept + 'static>(source: A, address: SocketAddr, limits: Limits) -> Self {
+    fn from<A: Accept + 'static>(source: A, address: SocketAddr, limits: ServerLimits) -> Self {
         Self::behind(Arc::default(), source, address, limits)
     }
 
@@ -44,7 +44,7 @@ impl Served {
         web_config: Arc<ArcSwap<LoadedWebConfig>>,
         source: A,
         address: SocketAddr,
-        limits: Limits,
+        limits: ServerLimits,
     ) -> Self {
         let counters = Arc::new(Counters::default());
         let begun = Arc::new(Notify::new());
@@ -154,7 +154,7 @@ const SLOW: &str = "GET /slow HTTP/1.1\r\nhost: x\r\n\r\n";
 
 #[tokio::test]
 async fn a_connection_is_kept_for_the_next_request() {
-    let served = Served::with(Limits::default());
+    let served = Served::with(ServerLimits::default());
     let mut client = served.connect().await;
     for _ in 0..3 {
         client.send(HELLO).await;
@@ -167,7 +167,7 @@ async fn a_connection_is_kept_for_the_next_request() {
 
 #[tokio::test]
 async fn a_handler_sees_the_clients_address_and_the_whole_body() {
-    let served = Served::with(Limits::default());
+    let served = Served::with(ServerLimits::default());
     let mut client = served.connect().await;
     client.send("GET /peer HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(client.response().await.ends_with(&client.stream.local_addr().unwrap().to_string()));
@@ -189,13 +189,13 @@ async fn a_mapped_peer_is_an_ipv4_peer() {
     }
     let listener = listen("127.0.0.1:0");
     let address = listener.local_addr().unwrap();
-    let served = Served::from(Mapped(listener), address, Limits::default());
+    let served = Served::from(Mapped(listener), address, ServerLimits::default());
     assert!(served.ask("GET /peer HTTP/1.1\r\nhost: x\r\n\r\n").await.ends_with("\r\n\r\n192.0.2.1:7"));
 }
 
 #[tokio::test]
 async fn a_body_beyond_the_limit_is_refused_announced_or_not() {
-    let served = Served::with(Limits { body_bytes_max: 10, ..Limits::default() });
+    let served = Served::with(ServerLimits { body_bytes_max: 10, ..ServerLimits::default() });
     for request in [
         "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\n",
         "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nb\r\n12345678901\r\n",
@@ -213,14 +213,14 @@ async fn a_body_beyond_the_limit_is_refused_announced_or_not() {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_a_408() {
-    let served = Served::with(Limits { body_timeout: SHORT, ..Limits::default() });
+    let served = Served::with(ServerLimits { body_timeout: SHORT, ..ServerLimits::default() });
     let response = served.ask("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n12345").await;
     assert!(is(&response, 408), "{response}");
 }
 
 #[tokio::test]
 async fn a_handler_that_does_not_answer_is_a_503() {
-    let served = Served::with(Limits { handler_timeout: SHORT, ..Limits::default() });
+    let served = Served::with(ServerLimits { handler_timeout: SHORT, ..ServerLimits::default() });
     let response = served.ask(SLOW).await;
     assert!(is(&response, 503), "{response}");
     assert_eq!(served.counters.responses()[4], ("5xx", 1));
@@ -228,7 +228,7 @@ async fn a_handler_that_does_not_answer_is_a_503() {
 
 #[tokio::test]
 async fn a_head_that_does_not_end_is_closed() {
-    let served = Served::with(Limits { head_timeout: SHORT, ..Limits::default() });
+    let served = Served::with(ServerLimits { head_timeout: SHORT, ..ServerLimits::default() });
     let mut client = served.connect().await;
     client.send("GET /hello HTTP/1.1\r\nhost:").await;
     assert!(!client.closed().await.contains("hello"));
@@ -237,7 +237,7 @@ async fn a_head_that_does_not_end_is_closed() {
 
 #[tokio::test]
 async fn idle_connections_cannot_hold_all_places() {
-    let limits = Limits { connections: 2, head_timeout: SHORT, ..Limits::default() };
+    let limits = ServerLimits { connections: 2, head_timeout: SHORT, ..ServerLimits::default() };
     let served = Served::with(limits);
     let mut silent = Vec::new();
     for _ in 0..4 {
@@ -261,7 +261,7 @@ async fn idle_connections_cannot_hold_all_places() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_disconnected() {
-    let served = Served::with(Limits { stall_timeout: SHORT, ..Limits::default() });
+    let served = Served::with(ServerLimits { stall_timeout: SHORT, ..ServerLimits::default() });
     let mut client = served.connect().await;
     client.send("GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await;
     until(|| served.counters.responses()[1] == ("2xx", 1)).await;
@@ -270,7 +270,7 @@ async fn a_client_that_does_not_read_is_disconnected() {
 
 #[tokio::test]
 async fn a_head_beyond_the_limit_is_refused() {
-    let served = Served::with(Limits::default());
+    let served = Served::with(ServerLimits::default());
     let mut client = served.connect().await;
     // Not a byte more: what the server leaves unread would reset the connection, and with it the answer.
     client.send(&format!("GET /{}", "x".repeat(HEAD_BYTES_MAX - 5))).await;
@@ -279,7 +279,7 @@ async fn a_head_beyond_the_limit_is_refused() {
 
 #[tokio::test]
 async fn no_more_connections_are_open_than_the_limit() {
-    let served = Arc::new(Served::with(Limits { connections: 2, ..Limits::default() }));
+    let served = Arc::new(Served::with(ServerLimits { connections: 2, ..ServerLimits::default() }));
     let mut clients = JoinSet::new();
     for _ in 0..16 {
         let served = Arc::clone(&served);
@@ -293,7 +293,7 @@ async fn no_more_connections_are_open_than_the_limit() {
 
 #[tokio::test]
 async fn a_place_is_given_to_the_next_when_a_connection_ends() {
-    let served = Served::with(Limits { connections: 1, ..Limits::default() });
+    let served = Served::with(ServerLimits { connections: 1, ..ServerLimits::default() });
     let mut first = served.connect().await;
     first.send(SLOW).await;
     within(served.begun.notified()).await;
@@ -310,7 +310,7 @@ async fn a_place_is_given_to_the_next_when_a_connection_ends() {
 
 #[tokio::test]
 async fn a_handler_that_panics_costs_one_connection() {
-    let served = Served::with(Limits::default());
+    let served = Served::with(ServerLimits::default());
     let mut client = served.connect().await;
     client.send("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(client.closed().await, "");
@@ -320,7 +320,7 @@ async fn a_handler_that_panics_costs_one_connection() {
 #[tokio::test]
 async fn a_stop_lets_running_requests_finish_and_closes_idle_connections() {
     // An address of its own, so that no other test can take the port when it is free.
-    let served = Served::at("127.77.0.1:0", Limits { grace: DEADLINE, ..Limits::default() });
+    let served = Served::at("127.77.0.1:0", ServerLimits { grace: DEADLINE, ..ServerLimits::default() });
     let mut idle = served.connect().await;
     idle.send(HELLO).await;
     idle.response().await;
@@ -346,7 +346,7 @@ async fn a_stop_lets_running_requests_finish_and_closes_idle_connections() {
 
 #[tokio::test]
 async fn a_stop_drops_what_outlasts_the_grace() {
-    let served = Served::with(Limits { grace: SHORT, ..Limits::default() });
+    let served = Served::with(ServerLimits { grace: SHORT, ..ServerLimits::default() });
     let mut running = served.connect().await;
     running.send(SLOW).await;
     within(served.begun.notified()).await;
@@ -358,7 +358,7 @@ async fn a_stop_drops_what_outlasts_the_grace() {
 
 #[tokio::test]
 async fn a_server_whose_owner_is_gone_stops() {
-    let Served { stop, task, .. } = Served::with(Limits::default());
+    let Served { stop, task, .. } = Served::with(ServerLimits::default());
     drop(stop);
     within(task).await.unwrap();
 }
@@ -381,7 +381,7 @@ async fn errors_of_accepting_are_survived_and_counted() {
     let address = listener.local_addr().unwrap();
     let errors = [libc::EMFILE, libc::EMFILE, libc::ECONNABORTED, libc::ENOMEM];
     let source = Failing { listener, errors: Mutex::new(errors.into()) };
-    let served = Served::from(source, address, Limits::default());
+    let served = Served::from(source, address, ServerLimits::default());
     assert!(is(&served.ask(HELLO).await, 200));
     assert_eq!(served.counters.accept_errors(), 4);
 }
@@ -422,7 +422,8 @@ async fn a_connection_can_be_upgraded() {
     let (_stop, stopped) = watch::channel(false);
     let counters = Arc::new(Counters::default());
     let counted = Arc::clone(&counters);
-    let served = serve(listener, Limits::default(), Arc::new(counter), counted, Arc::default(), stopped);
+    let served =
+        serve(listener, ServerLimits::default(), Arc::new(counter), counted, Arc::default(), stopped);
     tokio::spawn(served);
 
     count_up(within(TcpStream::connect(address)).await.unwrap()).await;

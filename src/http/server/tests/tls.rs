@@ -6,7 +6,7 @@ use crate::tls::{Connector, TlsStream};
 use pathmeter_lab::pki::{Authority, FOR_EVER, Valid};
 
 /// A server with a certificate for `name`, and a client that believes it.
-fn serving(limits: Limits) -> (Served, Arc<ArcSwap<LoadedWebConfig>>, Authority, Connector) {
+fn serving(limits: ServerLimits) -> (Served, Arc<ArcSwap<LoadedWebConfig>>, Authority, Connector) {
     let ca = Authority::new("ours");
     let web_config = Arc::new(ArcSwap::from_pointee(web_config(&ca, "first")));
     let listener = listen("127.0.0.1:0");
@@ -44,7 +44,7 @@ async fn hello(stream: &mut TlsStream<TcpStream>) {
 
 #[tokio::test]
 async fn a_new_certificate_is_for_new_connections_and_open_ones_go_on() {
-    let (served, served_as, ca, connector) = serving(Limits::default());
+    let (served, served_as, ca, connector) = serving(ServerLimits::default());
     let mut first = connect(&served, &connector, "first").await;
     hello(&mut first).await;
     assert_eq!(first.certificate_expiry(), Some(FOR_EVER));
@@ -63,7 +63,7 @@ async fn a_new_certificate_is_for_new_connections_and_open_ones_go_on() {
 
 #[tokio::test]
 async fn plain_http_is_told_to_use_https() {
-    let (served, _, _, _) = serving(Limits::default());
+    let (served, _, _, _) = serving(ServerLimits::default());
     let mut client = served.connect().await;
     client.send(HELLO).await;
     let response = client.closed().await;
@@ -75,7 +75,7 @@ async fn plain_http_is_told_to_use_https() {
 
 #[tokio::test]
 async fn a_client_that_does_not_shake_hands_is_dropped() {
-    let (served, _, _, _) = serving(Limits { handshake_timeout: SHORT, ..Limits::default() });
+    let (served, _, _, _) = serving(ServerLimits { handshake_timeout: SHORT, ..ServerLimits::default() });
     let silent = served.connect().await;
     assert_eq!(silent.closed().await, "");
     let mut slow = served.connect().await;
@@ -88,7 +88,7 @@ async fn a_client_that_does_not_shake_hands_is_dropped() {
 
 #[tokio::test]
 async fn who_only_looks_whether_the_port_is_open_makes_no_mistake() {
-    let (served, _, _, connector) = serving(Limits::default());
+    let (served, _, _, connector) = serving(ServerLimits::default());
     drop(served.connect().await);
     hello(&mut connect(&served, &connector, "first").await).await;
     assert_eq!(served.counters.handshake_errors(), 0);
@@ -96,7 +96,8 @@ async fn who_only_looks_whether_the_port_is_open_makes_no_mistake() {
 
 #[tokio::test]
 async fn a_stop_does_not_wait_for_a_handshake() {
-    let (served, _, _, _) = serving(Limits { handshake_timeout: 2 * DEADLINE, ..Limits::default() });
+    let (served, _, _, _) =
+        serving(ServerLimits { handshake_timeout: 2 * DEADLINE, ..ServerLimits::default() });
     let silent = served.connect().await;
     until(|| served.counters.connections() == 1).await;
     served.stop.send(true).unwrap();
@@ -114,7 +115,7 @@ async fn a_connection_can_be_upgraded_behind_tls() {
     let behind = Arc::new(ArcSwap::from_pointee(web_config(&ca, "first")));
     tokio::spawn(serve(
         listener,
-        Limits::default(),
+        ServerLimits::default(),
         Arc::new(counter),
         Arc::clone(&counters),
         behind,

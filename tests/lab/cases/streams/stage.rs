@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pathmeter_lab::connection::{Connection, Spoken};
 use pathmeter_lab::{DEADLINE, Net, Page, Plan, Way, Wire};
 use pathmeter_proto::sim::Link;
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 use serde_json::{Value, json};
 
 use super::ended::{Ended, UNSENT_ONE_OF};
@@ -35,8 +35,10 @@ pub(super) enum Speaks {
 }
 
 pub(super) const TCP: Speaks = Speaks::Messages(Spoken::Tcp { bytes: 56 });
-pub(super) const TEXT: Speaks = Speaks::Messages(Spoken::WebSocket { format: Format::Text, bytes: 96 });
-pub(super) const BINARY: Speaks = Speaks::Messages(Spoken::WebSocket { format: Format::Binary, bytes: 200 });
+pub(super) const TEXT: Speaks =
+    Speaks::Messages(Spoken::WebSocket { format: MessageFormat::Text, bytes: 96 });
+pub(super) const BINARY: Speaks =
+    Speaks::Messages(Spoken::WebSocket { format: MessageFormat::Binary, bytes: 200 });
 
 /// A round trip above this is late.
 pub(super) const LATE_AFTER: Duration = Duration::from_secs(1);
@@ -50,8 +52,8 @@ impl Speaks {
             }
             Self::Messages(Spoken::WebSocket { format, bytes }) => {
                 let format = match format {
-                    Format::Text => "text",
-                    Format::Binary => "binary",
+                    MessageFormat::Text => "text",
+                    MessageFormat::Binary => "binary",
                 };
                 json!({"protocol": "websocket", "format": format, "size": format!("{bytes}B")})
             }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use pathmeter_proto::time::WallTime;
-use pathmeter_proto::wire::websocket::Format;
+use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{NtpTime, PeerTimestamp};
 
 use crate::wire::{Passage, Way, Wire};
@@ -81,7 +81,7 @@ pub enum Spoken {
     /// Messages over a WebSocket.
     WebSocket {
         /// What they look like.
-        format: Format,
+        format: MessageFormat,
         /// Bytes of a message.
         bytes: usize,
     },
@@ -174,14 +174,14 @@ impl Connection {
                 let reply = back + index * step_back..back + (index + 1) * step_back;
                 let way_there = self.there.leg(request.end);
                 let near = way_there.entered.expect("all that was carried entered");
-                let (sequence, stamp) = spoken.read(&self.there.bytes[request]);
+                let (sequence, timestamp) = spoken.read(&self.there.bytes[request]);
                 let written = self.back.bytes.get(reply.clone()).and_then(|bytes| spoken.written(bytes));
                 Exchange {
                     sequence,
-                    meant: wall(stamp, near),
+                    meant: wall(timestamp, near),
                     there: way_there,
                     back: self.back.leg(reply.end),
-                    written: written.map(|stamp| wall(stamp, near)),
+                    written: written.map(|timestamp| wall(timestamp, near)),
                 }
             })
             .collect()
@@ -280,7 +280,7 @@ impl Spoken {
                 let mask = &head[head.len() - 4..];
                 let body: Vec<u8> = body.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b).collect();
                 let message = format.decode(&body, bytes).expect("it carries messages of ours");
-                (message.sequence, message.stamp.0)
+                (message.sequence, message.timestamp.0)
             }
         }
     }
@@ -299,9 +299,9 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// A time as it was written, in nanoseconds since 1970; `near`: one that is not far from it.
-fn wall(stamp: u64, near: u64) -> u64 {
+fn wall(timestamp: u64, near: u64) -> u64 {
     let other = PeerTimestamp::from_ntp(NtpTime::from(WallTime::from_nanos(near)).0);
-    near.saturating_add_signed(PeerTimestamp::from_ntp(stamp).signed_since(other))
+    near.saturating_add_signed(PeerTimestamp::from_ntp(timestamp).signed_since(other))
 }
 
 impl Stream {

@@ -36,11 +36,11 @@ fn passage(way: Way, at: u64, from: usize, carried: &[u8], is_lost: bool) -> Pas
 
 /// A message that was meant to leave, or an answer that was written, at a millisecond.
 fn message(sequence: u64, at: u64) -> Vec<u8> {
-    let stamp = NtpTime::from(WallTime::from_nanos(START + at * MS)).0.to_be_bytes();
+    let timestamp = NtpTime::from(WallTime::from_nanos(START + at * MS)).0.to_be_bytes();
     let mut bytes = vec![0; 56];
     bytes[8..16].copy_from_slice(&sequence.to_be_bytes());
-    bytes[16..24].copy_from_slice(&stamp);
-    bytes[32..40].copy_from_slice(&stamp);
+    bytes[16..24].copy_from_slice(&timestamp);
+    bytes[32..40].copy_from_slice(&timestamp);
     bytes
 }
 
@@ -134,9 +134,9 @@ fn a_message_that_had_to_wait_counts_from_when_it_was_meant_to_leave() {
 
 #[test]
 fn messages_of_a_websocket_are_found_behind_the_upgrade_and_unmasked() {
-    let format = Format::Binary;
-    let stamp = NtpTime::from(WallTime::from_nanos(START + 100 * MS));
-    let body = format.encode(Message { sequence: 7, stamp }, 200);
+    let format = MessageFormat::Binary;
+    let timestamp = NtpTime::from(WallTime::from_nanos(START + 100 * MS));
+    let body = format.encode(Message { sequence: 7, timestamp }, 200);
     let mask = [9, 8, 7, 6];
     let masked = body.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b);
     let there: Vec<u8> = [0x82, 0xfe, 0, 200].into_iter().chain(mask).chain(masked).collect();

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use super::diagnostic::{nearest, quoted};
 use super::file::Node;
-use super::place::Place;
-use super::problem::{nearest, quoted};
+use super::value_path::ValuePath;
 
 /// What was noted about a file.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ const PROBLEMS_KEPT: usize = 1000;
 /// Something wrong or odd, at a place.
 #[derive(Debug)]
 pub(super) struct Diagnostic<'a> {
-    pub(super) place: Place<'a>,
+    pub(super) place: ValuePath<'a>,
     pub(super) what: String,
     pub(super) remedy: String,
 }
@@ -53,23 +53,23 @@ fn sorted<'a>(diagnostics: &mut RefCell<Vec<Diagnostic<'a>>>) -> Vec<Diagnostic<
 
 /// A value and its place.
 #[derive(Debug, Clone)]
-pub(super) struct Value<'a, 'n> {
+pub(super) struct ValueReader<'a, 'n> {
     node: &'a Node,
-    place: Place<'a>,
+    place: ValuePath<'a>,
     diagnostics: &'n Diagnostics<'a>,
 }
 
-impl<'a, 'n> Value<'a, 'n> {
+impl<'a, 'n> ValueReader<'a, 'n> {
     /// The file as a whole.
     pub(super) fn top(node: &'a Node, diagnostics: &'n Diagnostics<'a>) -> Self {
-        Self { node, place: Place::top(), diagnostics }
+        Self { node, place: ValuePath::top(), diagnostics }
     }
 
     pub(super) fn node(&self) -> &'a Node {
         self.node
     }
 
-    pub(super) fn place(&self) -> &Place<'a> {
+    pub(super) fn place(&self) -> &ValuePath<'a> {
         &self.place
     }
 
@@ -154,7 +154,9 @@ impl<'a, 'n> Value<'a, 'n> {
         let read: Vec<Option<T>> = items
             .iter()
             .enumerate()
-            .map(|(index, node)| read(Value { node, place: place(index), diagnostics: self.diagnostics }))
+            .map(|(index, node)| {
+                read(ValueReader { node, place: place(index), diagnostics: self.diagnostics })
+            })
             .collect();
         read.into_iter().collect()
     }
@@ -176,14 +178,17 @@ impl<'a, 'n> Value<'a, 'n> {
                 if !seen.insert(key) {
                     return twice(self.diagnostics, self.place.entry(index, key).at_key());
                 }
-                read(key, Value { node, place: self.place.entry(index, key), diagnostics: self.diagnostics })
+                read(
+                    key,
+                    ValueReader { node, place: self.place.entry(index, key), diagnostics: self.diagnostics },
+                )
             })
             .collect();
         read.into_iter().collect()
     }
 
     /// A mapping with keys of our choice. What `read` did not ask for is unknown.
-    pub(super) fn section<T>(self, read: impl FnOnce(&mut Section<'a, 'n>) -> Option<T>) -> Option<T> {
+    pub(super) fn section<T>(self, read: impl FnOnce(&mut MappingReader<'a, 'n>) -> Option<T>) -> Option<T> {
         let entries: &[_] = match self.node {
             Node::Mapping(entries) => entries,
             Node::Null => &[],
@@ -192,7 +197,7 @@ impl<'a, 'n> Value<'a, 'n> {
             }
         };
         let mut section =
-            Section { entries, place: self.place, diagnostics: self.diagnostics, known: Vec::new() };
+            MappingReader { entries, place: self.place, diagnostics: self.diagnostics, known: Vec::new() };
         let read = read(&mut section);
         section.refuse_the_rest();
         read
@@ -201,25 +206,25 @@ impl<'a, 'n> Value<'a, 'n> {
 
 /// A mapping that is being read.
 #[derive(Debug)]
-pub(super) struct Section<'a, 'n> {
+pub(super) struct MappingReader<'a, 'n> {
     entries: &'a [(String, Node)],
-    place: Place<'a>,
+    place: ValuePath<'a>,
     diagnostics: &'n Diagnostics<'a>,
     known: Vec<&'static str>,
 }
 
-impl<'a, 'n> Section<'a, 'n> {
+impl<'a, 'n> MappingReader<'a, 'n> {
     /// Reads the value of a key that need not be there.
     pub(super) fn key<T>(
         &mut self,
         key: &'static str,
-        read: impl FnOnce(Value<'a, 'n>) -> Option<T>,
+        read: impl FnOnce(ValueReader<'a, 'n>) -> Option<T>,
     ) -> Setting<T> {
         self.known.push(key);
         let Some((index, node)) = self.find(key) else {
             return Setting::Absent;
         };
-        let value = Value { node, place: self.place.entry(index, key), diagnostics: self.diagnostics };
+        let value = ValueReader { node, place: self.place.entry(index, key), diagnostics: self.diagnostics };
         read(value).map_or(Setting::Wrong, Setting::Given)
     }
 
@@ -232,7 +237,7 @@ impl<'a, 'n> Section<'a, 'n> {
     pub(super) fn required<T>(
         &mut self,
         key: &'static str,
-        read: impl FnOnce(Value<'a, 'n>) -> Option<T>,
+        read: impl FnOnce(ValueReader<'a, 'n>) -> Option<T>,
     ) -> Option<T> {
         match self.key(key, read) {
             Setting::Given(value) => Some(value),
@@ -252,7 +257,7 @@ impl<'a, 'n> Section<'a, 'n> {
             Some((index, node)) => (node, self.place.entry(index, key)),
             None => (&Node::Null, self.place.missing(key)),
         };
-        Value { node, place, diagnostics: self.diagnostics }.section(read)
+        ValueReader { node, place, diagnostics: self.diagnostics }.section(read)
     }
 
     /// Reads a list of sections; one that is not there, or has no value, is empty.
@@ -301,7 +306,7 @@ impl<'a, 'n> Section<'a, 'n> {
         self.entries.iter().enumerate().find(|(_, (k, _))| k == key).map(|(index, (_, node))| (index, node))
     }
 
-    fn place_of(&self, key: &'static str) -> Place<'a> {
+    fn place_of(&self, key: &'static str) -> ValuePath<'a> {
         match self.find(key) {
             Some((index, _)) => self.place.entry(index, key),
             None => self.place.missing(key),
@@ -371,7 +376,7 @@ impl fmt::Display for Shown<'_> {
 
 fn wrong<'a, T>(
     diagnostics: &Diagnostics<'a>,
-    place: Place<'a>,
+    place: ValuePath<'a>,
     what: impl Into<String>,
     remedy: impl Into<String>,
 ) -> Option<T> {
@@ -384,7 +389,7 @@ fn wrong<'a, T>(
     None
 }
 
-fn twice<'a, T>(diagnostics: &Diagnostics<'a>, place: Place<'a>) -> Option<T> {
+fn twice<'a, T>(diagnostics: &Diagnostics<'a>, place: ValuePath<'a>) -> Option<T> {
     wrong(diagnostics, place, "this key is given twice", "remove one of the two")
 }
 

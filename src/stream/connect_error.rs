@@ -6,37 +6,37 @@ use std::io;
 use pathmeter_proto::machine::NotSent;
 
 use crate::datagram::refusal;
-use crate::http::client::Secure;
-use crate::metrics::stream::Broken;
+use crate::http::client::TlsClient;
+use crate::metrics::stream::ConnectErrorKind;
 
 /// Why there is no connection, or no longer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub(super) struct Trouble {
-    pub(super) why: Broken,
+pub(super) struct ConnectError {
+    pub(super) why: ConnectErrorKind,
     /// What our own host could not do, where it is to blame: then nothing is sent, and nothing lost.
     pub(super) ours: Option<NotSent>,
     /// A sentence for people.
     pub(super) text: String,
 }
 
-impl Trouble {
-    pub(super) fn new(why: Broken, text: impl Into<String>) -> Self {
+impl ConnectError {
+    pub(super) fn new(why: ConnectErrorKind, text: impl Into<String>) -> Self {
         Self { why, ours: None, text: text.into() }
     }
 
     /// What an error on a connection means; `doing`: what, and with whom.
     pub(super) fn on_the_way(doing: &str, error: &io::Error) -> Self {
         let why = match error.raw_os_error() {
-            Some(libc::ECONNREFUSED) => Broken::Refused,
-            Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => Broken::Unreachable,
-            Some(libc::ETIMEDOUT) => Broken::Timeout,
-            None if error.kind() == io::ErrorKind::UnexpectedEof => Broken::Closed,
+            Some(libc::ECONNREFUSED) => ConnectErrorKind::Refused,
+            Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => ConnectErrorKind::Unreachable,
+            Some(libc::ETIMEDOUT) => ConnectErrorKind::Timeout,
+            None if error.kind() == io::ErrorKind::UnexpectedEof => ConnectErrorKind::Closed,
             // The kernel has no opinion on what was said: a library has.
             None if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
-                Broken::Protocol
+                ConnectErrorKind::Protocol
             }
-            Some(_) | None => Broken::Reset,
+            Some(_) | None => ConnectErrorKind::Reset,
         };
         Self::new(why, format!("{doing}: {error}"))
     }
@@ -45,11 +45,11 @@ impl Trouble {
     /// only then; `None`: nothing. `error` is what came of reading or writing.
     pub(super) fn of_tls(
         doing: &str,
-        secure: Option<&Secure>,
+        secure: Option<&TlsClient>,
         error: &(dyn Error + 'static),
     ) -> Option<Self> {
         let explained = secure?.connector.explain(error)?;
-        Some(Self::new(Broken::Tls, format!("{doing}: {explained}")))
+        Some(Self::new(ConnectErrorKind::Tls, format!("{doing}: {explained}")))
     }
 
     /// What it means that the kernel refused at once.
@@ -57,6 +57,6 @@ impl Trouble {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             return Self::on_the_way(doing, error);
         }
-        Self { why: Broken::Local, ours: Some(refusal(error)), text: format!("{doing}: {error}") }
+        Self { why: ConnectErrorKind::Local, ours: Some(refusal(error)), text: format!("{doing}: {error}") }
     }
 }

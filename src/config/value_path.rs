@@ -4,14 +4,14 @@ use std::fmt;
 
 /// The way from the top of the file to a value, or to the key of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place<'a> {
-    steps: Vec<Step<'a>>,
-    end: End,
+pub(super) struct ValuePath<'a> {
+    steps: Vec<PathStep<'a>>,
+    end: PathEnd,
 }
 
 /// What lies at the end of the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum PathEnd {
     /// The last step's key.
     Key,
     /// The last step's value.
@@ -19,68 +19,68 @@ pub(super) enum End {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step<'a> {
+enum PathStep<'a> {
     /// Into a mapping, to the entry of that index; `None`: the key is not in it.
     Entry(Option<usize>, &'a str),
     /// Into a list.
     Item(usize),
 }
 
-impl<'a> Place<'a> {
+impl<'a> ValuePath<'a> {
     /// The file as a whole.
     pub(super) fn top() -> Self {
-        Self { steps: Vec::new(), end: End::Value }
+        Self { steps: Vec::new(), end: PathEnd::Value }
     }
 
     /// The value of an entry; the index counts entries, because two of them may have the same key.
     pub(super) fn entry(&self, index: usize, key: &'a str) -> Self {
-        self.step(Step::Entry(Some(index), key))
+        self.step(PathStep::Entry(Some(index), key))
     }
 
     /// The key of the entry whose value this is.
     pub(super) fn at_key(self) -> Self {
-        Self { end: End::Key, ..self }
+        Self { end: PathEnd::Key, ..self }
     }
 
     /// The value that would be there if the key were.
     pub(super) fn missing(&self, key: &'a str) -> Self {
-        self.step(Step::Entry(None, key))
+        self.step(PathStep::Entry(None, key))
     }
 
     /// An item of a list.
     pub(super) fn item(&self, index: usize) -> Self {
-        self.step(Step::Item(index))
+        self.step(PathStep::Item(index))
     }
 
-    fn step(&self, step: Step<'a>) -> Self {
-        Self { steps: self.steps.iter().copied().chain([step]).collect(), end: End::Value }
+    fn step(&self, step: PathStep<'a>) -> Self {
+        Self { steps: self.steps.iter().copied().chain([step]).collect(), end: PathEnd::Value }
     }
 
     /// The indices to follow to what of the place is in the file, and what to look at there; `None` when that is
     /// only the file as a whole. Places sort by it in the order of the file.
-    pub(super) fn indices(&self) -> Option<(Vec<usize>, End)> {
-        let index = |step: &Step<'_>| match *step {
-            Step::Entry(index, _) => index,
-            Step::Item(index) => Some(index),
+    pub(super) fn indices(&self) -> Option<(Vec<usize>, PathEnd)> {
+        let index = |step: &PathStep<'_>| match *step {
+            PathStep::Entry(index, _) => index,
+            PathStep::Item(index) => Some(index),
         };
         let indices: Vec<usize> = self.steps.iter().map_while(index).collect();
-        let end = if indices.len() == self.steps.len() { self.end } else { End::Value };
+        let end = if indices.len() == self.steps.len() { self.end } else { PathEnd::Value };
         (!indices.is_empty()).then_some((indices, end))
     }
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for ValuePath<'_> {
     /// Such as `probes[3].lost_after`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (depth, step) in self.steps.iter().enumerate() {
             match *step {
-                Step::Item(index) => write!(f, "[{index}]")?,
-                Step::Entry(_, key) => {
+                PathStep::Item(index) => write!(f, "[{index}]")?,
+                PathStep::Entry(_, key) => {
                     f.write_str(if depth == 0 { "" } else { "." })?;
                     if !key.is_empty() && key.len() <= PLAIN_LEN_MAX && key.bytes().all(is_plain) {
                         f.write_str(key)?;
                     } else {
-                        f.write_str(&super::problem::quoted(key))?;
+                        f.write_str(&super::diagnostic::quoted(key))?;
                     }
                 }
             }

@@ -11,12 +11,12 @@ use crate::metrics::stream::TcpInfo;
 
 /// A second handle of a connection, dropped with it.
 #[derive(Debug)]
-pub(super) struct Gauge {
+pub(super) struct TcpInfoReader {
     socket: OwnedFd,
     source: Option<SocketAddr>,
 }
 
-impl Gauge {
+impl TcpInfoReader {
     pub(super) fn of(stream: &TcpStream) -> io::Result<Self> {
         Ok(Self { socket: stream.as_fd().try_clone_to_owned()?, source: stream.local_addr().ok() })
     }

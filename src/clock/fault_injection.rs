@@ -1,6 +1,6 @@
 //! Clocks that are disturbed by a schedule: what a test can do to the clocks of one process while the machine's are right.
 //!
-//! The schedule is in the environment variable `PATHMETER_CLOCK_DRILL`, its times count from the process's first look at a
+//! The schedule is in the environment variable `PATHMETER_CLOCK_FAULTS`, its times count from the process's first look at a
 //! clock:
 //!
 //! ```text
@@ -16,27 +16,27 @@ use std::time::Duration;
 
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime, nanos};
 
-use super::{Reading, Source};
+use super::{ClockSource, Reading};
 use crate::config::units;
 
 /// Clocks, disturbed.
 #[derive(Debug, Clone, Copy)]
-pub struct Drilled<'a, C> {
+pub struct FaultyClock<'a, C> {
     truth: C,
-    drill: &'a Drill,
+    fault_schedule: &'a FaultSchedule,
 }
 
 /// A schedule and when it began; one for all threads of a process.
 #[derive(Debug, Default)]
-pub struct Drill {
+pub struct FaultSchedule {
     /// By time.
-    events: Vec<Event>,
+    events: Vec<Fault>,
     /// The first look at a clock.
     start: OnceLock<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Event {
+struct Fault {
     /// Since the start, on the true monotonic clock.
     at: Duration,
     what: Disturbance,
@@ -54,7 +54,7 @@ enum Disturbance {
 
 /// How far the clocks are from the truth, in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Shift {
+struct ClockOffset {
     /// All clocks.
     slewed: i64,
     /// The wall clock, by steps.
@@ -64,22 +64,22 @@ struct Shift {
 }
 
 /// The variable that holds the schedule.
-pub const VARIABLE: &str = "PATHMETER_CLOCK_DRILL";
+pub const VARIABLE: &str = "PATHMETER_CLOCK_FAULTS";
 
-static DRILL: OnceLock<Drill> = OnceLock::new();
+static DRILL: OnceLock<FaultSchedule> = OnceLock::new();
 
 /// Takes the schedule from the environment, and says whether there is one; without it the clocks are true.
 ///
 /// # Errors
-/// [`DrillError`] shows which event cannot be read, and why.
+/// [`FaultScheduleError`] shows which event cannot be read, and why.
 ///
 /// # Panics
 /// When somebody has looked at a clock already.
-pub fn begin() -> Result<bool, DrillError> {
+pub fn begin() -> Result<bool, FaultScheduleError> {
     let schedule = env::var_os(VARIABLE);
     if let Some(schedule) = &schedule {
-        let drill = Drill::read(&schedule.to_string_lossy())?;
-        DRILL.set(drill).expect("nobody looks at a clock before the program has begun");
+        let fault_schedule = FaultSchedule::read(&schedule.to_string_lossy())?;
+        DRILL.set(fault_schedule).expect("nobody looks at a clock before the program has begun");
     }
     Ok(schedule.is_some())
 }
@@ -87,18 +87,18 @@ pub fn begin() -> Result<bool, DrillError> {
 /// Why a schedule cannot be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{VARIABLE}: event {number}, `{event}`: {cause}")]
-pub struct DrillError {
+pub struct FaultScheduleError {
     /// Which one, from 1.
     pub number: usize,
     /// The event as it was found.
     pub event: String,
     /// What is wrong with it.
-    pub cause: Cause,
+    pub cause: FaultScheduleErrorCause,
 }
 
 /// What is wrong with an event of a schedule.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Cause {
+pub enum FaultScheduleErrorCause {
     /// It has more or fewer than three words.
     #[error("has {0} words (write a time, what happens, and how much of it, for example 3s step +1s)")]
     Words(usize),
@@ -128,14 +128,14 @@ const LONGEST: Duration = Duration::from_secs(86_400);
 /// What the kernel's tick can be set to, ±10 %: chronyd goes nearly as far, the frequency alone only to 500 ppm.
 const RATE_MAX: i64 = 100_000;
 
-impl Drill {
-    fn read(schedule: &str) -> Result<Self, DrillError> {
-        let mut events: Vec<Event> = Vec::new();
+impl FaultSchedule {
+    fn read(schedule: &str) -> Result<Self, FaultScheduleError> {
+        let mut events: Vec<Fault> = Vec::new();
         for (number, text) in (1..).zip(schedule.split(',')) {
-            let failed = |cause| DrillError { number, event: text.trim().to_owned(), cause };
-            let event = Event::read(text).map_err(failed)?;
+            let failed = |cause| FaultScheduleError { number, event: text.trim().to_owned(), cause };
+            let event = Fault::read(text).map_err(failed)?;
             if events.last().is_some_and(|previous| event.at < previous.at) {
-                return Err(failed(Cause::Order));
+                return Err(failed(FaultScheduleErrorCause::Order));
             }
             events.push(event);
         }
@@ -143,8 +143,8 @@ impl Drill {
     }
 
     /// How far the clocks are from the truth this long after the start.
-    fn shift(&self, elapsed: Duration) -> Shift {
-        let (mut shift, mut rate, mut since) = (Shift::default(), 0, Duration::ZERO);
+    fn shift(&self, elapsed: Duration) -> ClockOffset {
+        let (mut shift, mut rate, mut since) = (ClockOffset::default(), 0, Duration::ZERO);
         for event in self.events.iter().take_while(|event| event.at <= elapsed) {
             match event.what {
                 Disturbance::Step(by) => shift.stepped += by,
@@ -170,57 +170,57 @@ fn signed(span: Duration) -> i64 {
     i64::try_from(nanos(span)).unwrap_or(i64::MAX)
 }
 
-impl Event {
-    fn read(text: &str) -> Result<Self, Cause> {
+impl Fault {
+    fn read(text: &str) -> Result<Self, FaultScheduleErrorCause> {
         let words: Vec<&str> = text.split_whitespace().collect();
-        let &[at, kind, amount] = &words[..] else { return Err(Cause::Words(words.len())) };
+        let &[at, kind, amount] = &words[..] else { return Err(FaultScheduleErrorCause::Words(words.len())) };
         let at = duration(at)?;
         let what = match kind {
             "step" => {
                 let sign = match amount.chars().next() {
                     Some('+') => 1,
                     Some('-') => -1,
-                    Some(_) | None => return Err(Cause::Unsigned(amount.to_owned())),
+                    Some(_) | None => return Err(FaultScheduleErrorCause::Unsigned(amount.to_owned())),
                 };
                 Disturbance::Step(sign * signed(duration(&amount[1..])?))
             }
             "slew" => {
                 let rate = amount.strip_suffix("ppm").and_then(|rate| rate.parse().ok());
                 let rate = rate.filter(|rate| (-RATE_MAX..=RATE_MAX).contains(rate));
-                Disturbance::Slew(rate.ok_or_else(|| Cause::Rate(amount.to_owned()))?)
+                Disturbance::Slew(rate.ok_or_else(|| FaultScheduleErrorCause::Rate(amount.to_owned()))?)
             }
             "suspend" => Disturbance::Suspend(duration(amount)?),
-            _ => return Err(Cause::Kind(kind.to_owned())),
+            _ => return Err(FaultScheduleErrorCause::Kind(kind.to_owned())),
         };
         Ok(Self { at, what })
     }
 }
 
-fn duration(text: &str) -> Result<Duration, Cause> {
+fn duration(text: &str) -> Result<Duration, FaultScheduleErrorCause> {
     let duration = units::duration(text)?;
-    if duration <= LONGEST { Ok(duration) } else { Err(Cause::TooLong(text.to_owned())) }
+    if duration <= LONGEST { Ok(duration) } else { Err(FaultScheduleErrorCause::TooLong(text.to_owned())) }
 }
 
-impl<C: Default> Default for Drilled<'static, C> {
+impl<C: Default> Default for FaultyClock<'static, C> {
     /// Under the schedule of this process.
     fn default() -> Self {
-        Self { truth: C::default(), drill: DRILL.get_or_init(Drill::default) }
+        Self { truth: C::default(), fault_schedule: DRILL.get_or_init(FaultSchedule::default) }
     }
 }
 
-impl<C: Source> Drilled<'_, C> {
+impl<C: ClockSource> FaultyClock<'_, C> {
     /// The true monotonic clock, and the shift that holds.
-    fn look(&self) -> (Timestamp, Shift) {
+    fn look(&self) -> (Timestamp, ClockOffset) {
         let at = self.truth.monotonic();
         (at, self.shift(at))
     }
 
-    fn shift(&self, at: Timestamp) -> Shift {
-        self.drill.shift(at.since(*self.drill.start.get_or_init(|| at)))
+    fn shift(&self, at: Timestamp) -> ClockOffset {
+        self.fault_schedule.shift(at.since(*self.fault_schedule.start.get_or_init(|| at)))
     }
 }
 
-impl<C: Source> Source for Drilled<'_, C> {
+impl<C: ClockSource> ClockSource for FaultyClock<'_, C> {
     fn monotonic(&self) -> Timestamp {
         let (at, shift) = self.look();
         Timestamp::from_nanos(at.as_nanos().saturating_add_signed(shift.slewed))
@@ -238,14 +238,14 @@ impl<C: Source> Source for Drilled<'_, C> {
     }
 
     /// Under the shift that held when the stamp was made.
-    fn stamped(&self, stamp: WallTime) -> WallTime {
+    fn timestamped(&self, timestamp: WallTime) -> WallTime {
         let truth = Reading::take(&self.truth);
-        let made = WallOffset::between(truth.at, truth.wall).monotonic(stamp);
-        self.shift(made).wall(self.truth.stamped(stamp))
+        let made = WallOffset::between(truth.at, truth.wall).monotonic(timestamp);
+        self.shift(made).wall(self.truth.timestamped(timestamp))
     }
 }
 
-impl Shift {
+impl ClockOffset {
     fn wall(self, truth: WallTime) -> WallTime {
         let shift = self.slewed + self.stepped + self.asleep;
         WallTime::from_nanos(truth.as_nanos().saturating_add_signed(shift))
@@ -255,18 +255,19 @@ impl Shift {
 #[cfg(test)]
 mod tests {
     use super::super::tests::Fake;
-    use super::super::{Clock, Upset};
+    use super::super::{Clock, ClockEvent};
     use super::*;
 
     const SECOND: i64 = 1_000_000_000;
 
-    fn shift(schedule: &str, millis: u64) -> Shift {
-        Drill::read(schedule).unwrap().shift(Duration::from_millis(millis))
+    fn shift(schedule: &str, millis: u64) -> ClockOffset {
+        FaultSchedule::read(schedule).unwrap().shift(Duration::from_millis(millis))
     }
 
     #[test]
     fn a_schedule_is_read_as_it_is_written() {
-        let drill = Drill::read("3s step +1s, 5s slew +500ppm,9s slew 0ppm , 12s suspend 4s, 15s step -1ms");
+        let fault_schedule =
+            FaultSchedule::read("3s step +1s, 5s slew +500ppm,9s slew 0ppm , 12s suspend 4s, 15s step -1ms");
         let events = [
             (3, Disturbance::Step(SECOND)),
             (5, Disturbance::Slew(500)),
@@ -274,8 +275,8 @@ mod tests {
             (12, Disturbance::Suspend(Duration::from_secs(4))),
             (15, Disturbance::Step(-1_000_000)),
         ];
-        let events = events.map(|(at, what)| Event { at: Duration::from_secs(at), what });
-        assert_eq!(drill.unwrap().events, events);
+        let events = events.map(|(at, what)| Fault { at: Duration::from_secs(at), what });
+        assert_eq!(fault_schedule.unwrap().events, events);
     }
 
     #[test]
@@ -295,9 +296,9 @@ mod tests {
             ("2s suspend 4s, 1s step +1s", "event 2, `1s step +1s`: happens before the previous one"),
         ];
         for (schedule, expected) in cases {
-            let message = Drill::read(schedule).unwrap_err().to_string();
+            let message = FaultSchedule::read(schedule).unwrap_err().to_string();
             assert!(
-                message.starts_with("PATHMETER_CLOCK_DRILL: ") && message.contains(expected),
+                message.starts_with("PATHMETER_CLOCK_FAULTS: ") && message.contains(expected),
                 "{message}"
             );
         }
@@ -308,7 +309,7 @@ mod tests {
         let schedule = "1s step +1s, 2s step -3s";
         let stepped = |millis| shift(schedule, millis).stepped;
         assert_eq!([999, 1_000, 1_999, 2_000].map(stepped), [0, SECOND, SECOND, -2 * SECOND]);
-        assert_eq!(shift(schedule, 5_000), Shift { stepped: -2 * SECOND, ..Shift::default() });
+        assert_eq!(shift(schedule, 5_000), ClockOffset { stepped: -2 * SECOND, ..ClockOffset::default() });
     }
 
     #[test]
@@ -327,7 +328,7 @@ mod tests {
     #[test]
     fn steps_slews_and_suspends_add_up() {
         let schedule = "1s step +1s, 2s slew 100ppm, 3s suspend 4s, 3s step -2s";
-        let expected = Shift { slewed: 200_000, stepped: -SECOND, asleep: 4 * SECOND };
+        let expected = ClockOffset { slewed: 200_000, stepped: -SECOND, asleep: 4 * SECOND };
         assert_eq!(shift(schedule, 4_000), expected);
         assert_eq!(expected.wall(WallTime::from_nanos(10)).as_nanos(), 3_000_200_010);
     }
@@ -335,30 +336,34 @@ mod tests {
     #[test]
     fn a_stamp_is_disturbed_by_what_held_when_it_was_made() {
         let host = Fake::default();
-        let drill = Drill::read("1s step +1s, 2s suspend 4s").unwrap();
-        let clocks = Drilled { truth: &host, drill: &drill };
+        let fault_schedule = FaultSchedule::read("1s step +1s, 2s suspend 4s").unwrap();
+        let clocks = FaultyClock { truth: &host, fault_schedule: &fault_schedule };
         clocks.monotonic();
-        let shift = |stamp: WallTime| clocks.stamped(stamp).as_nanos() - stamp.as_nanos();
-        let stamps = [999, 2, 998, 2].map(|span| host.pass(Duration::from_millis(span)));
-        assert_eq!(stamps.map(shift), [0, 1_000_000_000, 1_000_000_000, 5_000_000_000]);
+        let shift = |timestamp: WallTime| clocks.timestamped(timestamp).as_nanos() - timestamp.as_nanos();
+        let timestamps = [999, 2, 998, 2].map(|span| host.pass(Duration::from_millis(span)));
+        assert_eq!(timestamps.map(shift), [0, 1_000_000_000, 1_000_000_000, 5_000_000_000]);
     }
 
     #[test]
     fn a_clock_tells_each_upset_once_and_places_stamps_from_both_sides_of_it() {
         let host = Fake::default();
-        let drill = Drill::read("1s step +1s, 3s step -1s, 5s suspend 4s").unwrap();
-        let mut clock = Clock::over(Drilled { truth: &host, drill: &drill });
-        let upsets = [Upset::Step(SECOND), Upset::Step(-SECOND), Upset::Suspend(Duration::from_secs(4))];
+        let fault_schedule = FaultSchedule::read("1s step +1s, 3s step -1s, 5s suspend 4s").unwrap();
+        let mut clock = Clock::over(FaultyClock { truth: &host, fault_schedule: &fault_schedule });
+        let upsets = [
+            ClockEvent::Step(SECOND),
+            ClockEvent::Step(-SECOND),
+            ClockEvent::Suspend(Duration::from_secs(4)),
+        ];
         for upset in upsets {
             host.pass(Duration::from_millis(990));
             let (drained, before) = clock.look();
             assert_eq!(before, None);
-            let stamps = [9, 2].map(|span| (host.pass(Duration::from_millis(span)), host.monotonic()));
+            let timestamps = [9, 2].map(|span| (host.pass(Duration::from_millis(span)), host.monotonic()));
             host.pass(Duration::from_millis(4));
             let (now, noticed) = clock.look();
             assert_eq!(noticed, Some(upset));
-            for (stamp, truth) in stamps {
-                assert_eq!(clock.place(stamp, drained, now), truth, "{upset:?}");
+            for (timestamp, truth) in timestamps {
+                assert_eq!(clock.place(timestamp, drained, now), truth, "{upset:?}");
             }
             assert_eq!(clock.look().1, None);
             host.pass(Duration::from_millis(995));
@@ -368,8 +373,8 @@ mod tests {
     #[test]
     fn a_slew_is_no_upset_and_changes_the_monotonic_clock_as_it_does_the_wall_clock() {
         let host = Fake::default();
-        let drill = Drill::read("1s slew +500ppm").unwrap();
-        let mut clock = Clock::over(Drilled { truth: &host, drill: &drill });
+        let fault_schedule = FaultSchedule::read("1s slew +500ppm").unwrap();
+        let mut clock = Clock::over(FaultyClock { truth: &host, fault_schedule: &fault_schedule });
         let offset = clock.offset();
         for _ in 0..1_000 {
             host.pass(Duration::from_millis(5));

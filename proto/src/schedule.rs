@@ -11,7 +11,7 @@ use crate::time::{Timestamp, nanos};
 /// measure unless they are jittered (Baccelli, Machiraju, Veitch, Bolot 2006). The jitter belongs to the slot, not to
 /// the previous send, so lateness never accumulates.
 #[derive(Debug, Clone)]
-pub struct Grid {
+pub struct Schedule {
     origin: Timestamp,
     interval: u64,
     seed: u64,
@@ -27,7 +27,7 @@ pub struct Due {
     pub slot: Option<Timestamp>,
 }
 
-impl Grid {
+impl Schedule {
     /// A grid that begins within one interval after `start`. `interval` is at least 1 µs; `seed` decides phase and jitter.
     #[must_use]
     pub fn new(start: Timestamp, interval: Duration, seed: u64) -> Self {
@@ -91,12 +91,12 @@ mod tests {
     #[test]
     fn every_slot_is_within_a_quarter_interval_of_its_place() {
         for seed in 0..100 {
-            let mut grid = Grid::new(at(7), Duration::from_millis(20), seed);
+            let mut schedule = Schedule::new(at(7), Duration::from_millis(20), seed);
             let mut last = at(0);
             for i in 0..1_000_u64 {
-                let due = grid.next();
-                assert_eq!(grid.take(due), Due { skipped: 0, slot: Some(due) }, "seed {seed} slot {i}");
-                let place = grid.origin.as_nanos() + i * 20 * MS;
+                let due = schedule.next();
+                assert_eq!(schedule.take(due), Due { skipped: 0, slot: Some(due) }, "seed {seed} slot {i}");
+                let place = schedule.origin.as_nanos() + i * 20 * MS;
                 assert!(due.as_nanos().abs_diff(place) <= 5 * MS, "seed {seed} slot {i}");
                 assert!(due > last, "slots come in order");
                 last = due;
@@ -107,12 +107,12 @@ mod tests {
     #[test]
     fn fired_plus_skipped_is_everything_that_was_due() {
         for seed in 0..1_000 {
-            let mut grid = Grid::new(at(0), Duration::from_millis(10), seed);
+            let mut schedule = Schedule::new(at(0), Duration::from_millis(10), seed);
             let (mut now, mut fired, mut skipped) = (0, 0, 0);
             for i in 0..200_u64 {
                 now += mix(seed * 1_000 + i) % (25 * MS);
                 loop {
-                    let due = grid.take(at(now));
+                    let due = schedule.take(at(now));
                     skipped += due.skipped;
                     let Some(slot) = due.slot else { break };
                     assert!(
@@ -122,23 +122,23 @@ mod tests {
                     fired += 1;
                 }
             }
-            assert_eq!(fired + skipped, grid.next, "seed {seed}");
-            let due = (0..).take_while(|i| grid.due(*i) <= at(now)).count() as u64;
-            assert!(grid.next == due, "seed {seed}: {} slots taken, {due} due", grid.next);
+            assert_eq!(fired + skipped, schedule.next, "seed {seed}");
+            let due = (0..).take_while(|i| schedule.due(*i) <= at(now)).count() as u64;
+            assert!(schedule.next == due, "seed {seed}: {} slots taken, {due} due", schedule.next);
         }
     }
 
     #[test]
     fn a_night_asleep_is_skipped_at_once() {
-        let mut grid = Grid::new(at(0), Duration::from_millis(1), 3);
-        let due = grid.take(at(8 * 3_600_000 * MS));
+        let mut schedule = Schedule::new(at(0), Duration::from_millis(1), 3);
+        let due = schedule.take(at(8 * 3_600_000 * MS));
         assert!(due.skipped >= 8 * 3_600_000 - 3);
     }
 
     #[test]
     fn the_phase_differs_between_seeds() {
         let phases: std::collections::BTreeSet<u64> = (0..100)
-            .map(|seed| Grid::new(at(0), Duration::from_secs(1), seed).next().as_nanos() / (100 * MS))
+            .map(|seed| Schedule::new(at(0), Duration::from_secs(1), seed).next().as_nanos() / (100 * MS))
             .collect();
         assert!(phases.len() > 8, "{phases:?}");
     }
@@ -146,11 +146,11 @@ mod tests {
     #[test]
     fn slot_that_is_late_by_half_an_interval_is_fired_and_one_that_is_later_is_skipped() {
         for seed in 0..100 {
-            let grid = Grid::new(at(0), Duration::from_millis(20), seed);
-            let due = grid.next();
+            let schedule = Schedule::new(at(0), Duration::from_millis(20), seed);
+            let due = schedule.next();
             let half = due + Duration::from_millis(10);
-            assert_eq!(grid.clone().take(half), Due { skipped: 0, slot: Some(due) }, "seed {seed}");
-            let mut late = grid;
+            assert_eq!(schedule.clone().take(half), Due { skipped: 0, slot: Some(due) }, "seed {seed}");
+            let mut late = schedule;
             let taken = late.take(half + Duration::from_nanos(1));
             assert_eq!(taken.skipped, 1, "seed {seed}");
             assert!(taken.slot.is_none_or(|slot| slot > due), "seed {seed}");
@@ -160,11 +160,11 @@ mod tests {
     #[test]
     fn jitter_is_spread_over_the_whole_of_half_an_interval_whatever_the_seed() {
         for seed in [0, 1, 77, u64::MAX - 1, u64::MAX] {
-            let mut grid = Grid::new(at(0), Duration::from_micros(1), seed);
-            let start = grid.origin.as_nanos();
+            let mut schedule = Schedule::new(at(0), Duration::from_micros(1), seed);
+            let start = schedule.origin.as_nanos();
             let places = (0..10_000_u64).map(|slot| {
-                let due = grid.next();
-                grid.take(due);
+                let due = schedule.next();
+                schedule.take(due);
                 i64::try_from(due.as_nanos()).unwrap() - i64::try_from(start + slot * 1_000).unwrap()
             });
             let mut jitter: Vec<i64> = places.collect();
@@ -179,11 +179,11 @@ mod tests {
     #[test]
     fn phase_is_spread_over_one_interval_after_the_start() {
         let interval = Duration::from_micros(1);
-        let origins = (0..20_000).map(|seed| Grid::new(at(5), interval, seed).origin.as_nanos() - 5);
+        let origins = (0..20_000).map(|seed| Schedule::new(at(5), interval, seed).origin.as_nanos() - 5);
         let (least, most) =
             origins.fold((u64::MAX, 0), |(least, most), found| (least.min(found), most.max(found)));
         assert_eq!((least, most), (250, 1_249), "a quarter more, for the jitter");
-        assert_eq!(Grid::new(at(5), Duration::ZERO, 1).interval, 1_000);
+        assert_eq!(Schedule::new(at(5), Duration::ZERO, 1).interval, 1_000);
     }
 
     #[test]

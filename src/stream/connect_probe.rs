@@ -4,18 +4,18 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pathmeter_proto::grid::Grid;
+use pathmeter_proto::schedule::Schedule;
 use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::NtpTime;
 use tokio::time::{sleep, timeout};
 
-use super::dial::{Dial, Took};
+use super::connect_error::ConnectError;
+use super::dial::{ConnectTimings, Dial};
 use super::link::Link;
-use super::link_event::Heard;
-use super::trouble::Trouble;
+use super::link_event::LinkEvent;
 use crate::clock::Clock;
 use crate::metrics::echo::EchoSeries;
-use crate::metrics::stream::{Broken, Stage, StreamSeries};
+use crate::metrics::stream::{ConnectErrorKind, ConnectStage, StreamSeries};
 
 /// Makes a connection every `every`, times it, and closes it. One that takes longer than `patience` has failed. A peer that is
 /// leaving is left alone.
@@ -27,16 +27,16 @@ pub(super) async fn measure(
     echo: Arc<EchoSeries>,
     series: Arc<StreamSeries>,
 ) {
-    let mut grid = Grid::new(Clock::now(), every, seed);
+    let mut schedule = Schedule::new(Clock::now(), every, seed);
     loop {
-        sleep(grid.next().since(Clock::now())).await;
-        if grid.take(Clock::now()).slot.is_none() || echo.is_draining() {
+        sleep(schedule.next().since(Clock::now())).await;
+        if schedule.take(Clock::now()).slot.is_none() || echo.is_draining() {
             continue;
         }
-        let mut took = Took::default();
+        let mut took = ConnectTimings::default();
         let outcome = match timeout(patience, once(&dial, &mut took)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Trouble::new(Broken::Timeout, String::new())),
+            Err(_) => Err(ConnectError::new(ConnectErrorKind::Timeout, String::new())),
         };
         if let Some(span) = took.connect {
             series.connects_took(span);
@@ -55,7 +55,7 @@ pub(super) async fn measure(
     }
 }
 
-async fn once(dial: &Dial, took: &mut Took) -> Result<(), Trouble> {
+async fn once(dial: &Dial, took: &mut ConnectTimings) -> Result<(), ConnectError> {
     dial.resolve(took).await?;
     let mut link = dial.connect(took).await?;
     let outcome = match link {
@@ -67,17 +67,17 @@ async fn once(dial: &Dial, took: &mut Took) -> Result<(), Trouble> {
 }
 
 /// What the server takes to begin its first answer.
-async fn first_byte(link: &mut Link, took: &mut Took) -> Result<(), Trouble> {
+async fn first_byte(link: &mut Link, took: &mut ConnectTimings) -> Result<(), ConnectError> {
     let began = Clock::now();
-    link.send(Message { sequence: 0, stamp: NtpTime(0) })?;
+    link.send(Message { sequence: 0, timestamp: NtpTime(0) })?;
     loop {
         match poll_fn(|context| link.poll_hear(context)).await {
-            Heard::Answer(answer) | Heard::Page(answer, _) => {
-                took.stages.push((Stage::FirstByte, answer.at.since(began)));
+            LinkEvent::Reply(answer) | LinkEvent::Page(answer, _) => {
+                took.stages.push((ConnectStage::FirstByte, answer.at.since(began)));
                 return Ok(());
             }
-            Heard::End(trouble) | Heard::Stale(_, trouble) => return Err(trouble),
-            Heard::Mismatch(_) | Heard::Room | Heard::Nothing => {}
+            LinkEvent::End(trouble) | LinkEvent::Stale(_, trouble) => return Err(trouble),
+            LinkEvent::Mismatch(_) | LinkEvent::Room | LinkEvent::Nothing => {}
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Probe;
 use super::file::Node;
 use super::hosts::DeclaredHosts;
 use super::probes::{ProbeContext, probe};
-use super::section::{Diagnostic, Diagnostics, Value};
+use super::reader::{Diagnostic, Diagnostics, ValueReader};
 
 /// The value of an option.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub fn probe_from_options(options: Vec<(&'static str, Argument)>) -> Result<Prob
     let mut diagnostics = Diagnostics::default();
     let declared = DeclaredHosts::default();
     let mut context = ProbeContext::new(Some(""), None, &declared);
-    let read = Value::top(&tree, &diagnostics).section(|section| probe(section, &mut context));
+    let read = ValueReader::top(&tree, &diagnostics).section(|section| probe(section, &mut context));
     let (problems, _) = diagnostics.problems();
     match read {
         Some(probe) if problems.is_empty() => Ok(probe),

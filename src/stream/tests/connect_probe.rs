@@ -7,8 +7,8 @@ const FAILED: &str = "pathmeter_echo_connect_failures_total";
 const STAGES: &str = "pathmeter_echo_handshake_duration_seconds_count";
 
 /// Times connections often, and sends messages hardly ever.
-fn timed(dial: Dial) -> Path {
-    Path::timing(dial, Some(Duration::from_millis(20)), |spec| spec.interval = PATIENT)
+fn timed(dial: Dial) -> StreamPath {
+    StreamPath::timing(dial, Some(Duration::from_millis(20)), |spec| spec.interval = PATIENT)
 }
 
 fn stage(page: &Scrape, stage: &str) -> u64 {
@@ -53,7 +53,7 @@ fn what_cannot_be_made_is_counted_by_reason_and_times_nothing() {
         (Speech::Tcp.dial(silent.address), "timeout"),
         (unnamed, "unresolved"),
     ] {
-        let mut path = Path::timing(dial, Some(Duration::from_millis(20)), |spec| {
+        let mut path = StreamPath::timing(dial, Some(Duration::from_millis(20)), |spec| {
             spec.interval = PATIENT;
             // What is looked up in vain may take its time.
             spec.lost_after = if reason == "unresolved" { PATIENT } else { BRIEF };

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::diagnostic::{Problems, quoted};
 use super::file::{self, Node};
-use super::problem::{Problems, quoted};
-use super::section::{Diagnostics, Section, Value};
+use super::reader::{Diagnostics, MappingReader, ValueReader};
 use super::url::Url;
 use super::values::{LABELS_MAX, NAME_RULE, is_host_name, is_name, is_one_host, label, label_of};
 use super::{Loaded, judge};
@@ -47,9 +47,10 @@ pub fn read(text: &[u8]) -> Result<Vec<Member>, Problems> {
     let tree = file::read(text)?;
     let diagnostics = Diagnostics::default();
     let mut room = MEMBERS_MAX;
-    let members = Value::top(&tree, &diagnostics).list("a list of {targets: […], labels: {…}}", |group| {
-        group.section(|group| read_group(group, &mut room))
-    });
+    let members = ValueReader::top(&tree, &diagnostics)
+        .list("a list of {targets: […], labels: {…}}", |group| {
+            group.section(|group| read_group(group, &mut room))
+        });
     let Loaded { config, .. } = judge(text, members, diagnostics)?;
     let members: Vec<Member> = config.into_iter().flatten().collect();
     Ok(members)
@@ -68,10 +69,10 @@ pub fn service(host: &str, port: u16) -> Result<Member, String> {
 }
 
 /// Reads a group, for whose hosts there is so much `room`.
-fn read_group(section: &mut Section<'_, '_>, room: &mut usize) -> Option<Vec<Member>> {
-    let shared = section.key("labels", shared).or(Shared::default());
+fn read_group(section: &mut MappingReader<'_, '_>, room: &mut usize) -> Option<Vec<Member>> {
+    let shared = section.key("labels", shared).or(GroupLabels::default());
     let found = section.key("targets", |value| value.list("a list of host:port", member)).or(Vec::new());
-    let (Shared { name, stamp_port, agent_port, labels }, found) = (shared?, found?);
+    let (GroupLabels { name, stamp_port, agent_port, labels }, found) = (shared?, found?);
     let Some(left) = room.checked_sub(found.len()) else {
         let what = format!("with these the list has more than {MEMBERS_MAX} hosts");
         return section.wrong("targets", what, format!("at most {MEMBERS_MAX} are allowed"));
@@ -93,16 +94,16 @@ fn read_group(section: &mut Section<'_, '_>, room: &mut usize) -> Option<Vec<Mem
 
 /// What the labels of a group say of each of its hosts.
 #[derive(Debug, Default)]
-struct Shared {
+struct GroupLabels {
     name: Option<String>,
     stamp_port: Option<u16>,
     agent_port: Option<u16>,
     labels: BTreeMap<String, String>,
 }
 
-fn shared(value: Value<'_, '_>) -> Option<Shared> {
+fn shared(value: ValueReader<'_, '_>) -> Option<GroupLabels> {
     let whole = value.clone();
-    let mut shared = Shared::default();
+    let mut shared = GroupLabels::default();
     value.entries("a mapping of label names to texts", |key, value| {
         match key {
             // What Prometheus has no label of.
@@ -133,7 +134,7 @@ fn shared(value: Value<'_, '_>) -> Option<Shared> {
     Some(shared)
 }
 
-fn is_nothing(value: &Value<'_, '_>) -> bool {
+fn is_nothing(value: &ValueReader<'_, '_>) -> bool {
     match value.node() {
         Node::Null => true,
         Node::Text(text) => text.is_empty(),
@@ -141,7 +142,7 @@ fn is_nothing(value: &Value<'_, '_>) -> bool {
     }
 }
 
-fn own_name(value: Value<'_, '_>) -> Option<String> {
+fn own_name(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a name")?;
     match is_name(text) {
         true => Some(text.to_owned()),
@@ -153,7 +154,7 @@ fn own_name(value: Value<'_, '_>) -> Option<String> {
 }
 
 /// Labels are texts, ports too.
-fn port(value: Value<'_, '_>) -> Option<u16> {
+fn port(value: ValueReader<'_, '_>) -> Option<u16> {
     let text = value.text("a port")?;
     match text.parse() {
         Ok(port) if port > 0 => Some(port),
@@ -161,7 +162,7 @@ fn port(value: Value<'_, '_>) -> Option<u16> {
     }
 }
 
-fn member(value: Value<'_, '_>) -> Option<Member> {
+fn member(value: ValueReader<'_, '_>) -> Option<Member> {
     let text = value.text("a host and a port such as fra-1.example.net:9862")?;
     if text.contains("://") {
         return match text.parse::<Url>() {

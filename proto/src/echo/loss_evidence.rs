@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::flow::{Carries, Flow, Rules};
+use super::flow::{Flow, RequestForm, VerdictRules};
 use crate::machine::HostDrops;
 use crate::time::Timestamp;
 use crate::wire::PeerTimestamp;
-use crate::wire::tlv::{FollowUp, Session};
+use crate::wire::tlv::{FollowUp, SessionRecord};
 
 /// What was heard from the responder about one flow.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct View {
+pub(super) struct LossEvidence {
     /// Ours: the first sequence number of its record, and when that was sent, or later.
     record: Option<(u32, Timestamp)>,
     /// Foreign: the last reply in order, as sequence number and the reflector's own.
@@ -30,7 +30,7 @@ const LEFT: usize = 2;
 
 /// The datagram whose reply is looked at.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
+pub(super) struct AnsweredRequest {
     pub(super) sequence: u64,
     pub(super) sent: Timestamp,
     /// When its reply came.
@@ -51,7 +51,7 @@ pub(super) struct ResponderDrops {
 
 impl ResponderDrops {
     /// Takes the count from a reply that came at `heard` to a datagram that was sent at `asked`.
-    pub(super) fn learn(&mut self, asked: Timestamp, heard: Timestamp, count: u32, rules: &Rules) {
+    pub(super) fn learn(&mut self, asked: Timestamp, heard: Timestamp, count: u32, rules: &VerdictRules) {
         if self.last.is_some_and(|(last, _)| asked <= last) {
             return;
         }
@@ -66,16 +66,16 @@ impl ResponderDrops {
     }
 }
 
-impl View {
+impl LossEvidence {
     /// One of ours tells what it has received.
     pub(super) fn learn_from_ours(
         &mut self,
         flow: &mut Flow,
-        asked: &Asked,
-        session: &Session,
-        rules: &Rules,
+        asked: &AnsweredRequest,
+        session: &SessionRecord,
+        rules: &VerdictRules,
     ) {
-        let Asked { sent: asked, .. } = *asked;
+        let AnsweredRequest { sent: asked, .. } = *asked;
         if session.session != flow.session {
             return;
         }
@@ -93,7 +93,7 @@ impl View {
         let bitmap = session.bitmap;
         flow.learn(
             highest.saturating_sub(127)..=highest,
-            Carries::Session,
+            RequestForm::WithSession,
             asked,
             rules,
             |sequence, sent| {
@@ -109,8 +109,14 @@ impl View {
     /// advanced. All or none of those between gives each a direction; some of them does not. That it was all of them
     /// holds only while no request arrives twice, or behind a later one, for its number is then counted in the wrong
     /// place: where that was seen, it is not believed. The first time, if its reply is lost as well, is not seen.
-    pub(super) fn learn_from_foreign(&mut self, flow: &mut Flow, asked: &Asked, number: u32, rules: &Rules) {
-        let Asked { sequence, sent: asked, heard } = *asked;
+    pub(super) fn learn_from_foreign(
+        &mut self,
+        flow: &mut Flow,
+        asked: &AnsweredRequest,
+        number: u32,
+        rules: &VerdictRules,
+    ) {
+        let AnsweredRequest { sequence, sent: asked, heard } = *asked;
         #[expect(clippy::cast_possible_truncation, reason = "the wire carried the low half")]
         let is_copy = number == sequence as u32;
         self.is_stateful |= !is_copy;
@@ -132,7 +138,13 @@ impl View {
                 answered if answered == asked_since && !is_doubted => Some(true),
                 _ => None,
             };
-            flow.learn(last + 1..=sequence.saturating_sub(1), Carries::Less, asked, rules, |_, _| arrived);
+            flow.learn(
+                last + 1..=sequence.saturating_sub(1),
+                RequestForm::WithoutSession,
+                asked,
+                rules,
+                |_, _| arrived,
+            );
         }
         self.last = Some((sequence, number));
     }
@@ -169,16 +181,16 @@ mod tests {
 
     use super::*;
     use crate::echo::flow::{Drops, Purpose};
-    use crate::echo::outcome::{Direction, Report, Verdict};
-    use crate::machine::StampedBy;
+    use crate::echo::outcome::{Direction, EchoReport, Verdict};
+    use crate::machine::TimestampSource;
     use crate::wire::NtpTime;
 
     const MS: u64 = 1_000_000;
-    const RULES: Rules = Rules {
+    const RULES: VerdictRules = VerdictRules {
         late_after: Duration::from_millis(1_000),
         lost_after: Duration::from_millis(3_000),
         horizon: Duration::from_millis(250),
-        transmit_stamps: false,
+        tx_timestamps: false,
         absence: None,
     };
 
@@ -187,11 +199,11 @@ mod tests {
     }
 
     /// A flow that has sent a datagram every ten milliseconds, the first at 0.
-    fn sending(count: u64, kind: Carries) -> Flow {
+    fn sending(count: u64, kind: RequestForm) -> Flow {
         let mut flow = Flow::new(0, 1, 9, at(0));
         for sequence in 0..count {
             flow.push(at(sequence * 10), NtpTime(sequence), kind, Purpose::Measure);
-            flow.sent(sequence, at(sequence * 10), StampedBy::User, &mut VecDeque::new());
+            flow.sent(sequence, at(sequence * 10), TimestampSource::User, &mut VecDeque::new());
         }
         flow
     }
@@ -202,7 +214,7 @@ mod tests {
         let (here, there) = (&mut HostDrops::default(), &mut HostDrops::default());
         flow.expire(at(1_000_000), &RULES, &mut Drops { here, there }, &mut reports);
         let direction = |report| {
-            let Report::Decided { verdict: Verdict::Lost(direction), .. } = report else { return None };
+            let EchoReport::Decided { verdict: Verdict::Lost(direction), .. } = report else { return None };
             Some(match direction {
                 Direction::Forward => 'f',
                 Direction::Reverse => 'r',
@@ -212,44 +224,56 @@ mod tests {
         reports.into_iter().filter_map(direction).collect()
     }
 
-    fn asked(sequence: u64) -> Asked {
-        Asked { sequence, sent: at(sequence * 10), heard: at(sequence * 10 + 5) }
+    fn asked(sequence: u64) -> AnsweredRequest {
+        AnsweredRequest { sequence, sent: at(sequence * 10), heard: at(sequence * 10 + 5) }
     }
 
-    fn record(first: u32, highest: u32, bitmap: u128) -> Session {
-        Session { session: 9, is_reply: true, count_or_first: first, highest, bitmap, ..Session::default() }
+    fn record(first: u32, highest: u32, bitmap: u128) -> SessionRecord {
+        SessionRecord {
+            session: 9,
+            is_reply: true,
+            count_or_first: first,
+            highest,
+            bitmap,
+            ..SessionRecord::default()
+        }
     }
 
     #[test]
     fn report_of_another_session_says_nothing() {
         for (session, expected) in [(9, "r"), (8, "-")] {
-            let mut flow = sending(41, Carries::Session);
-            let told = Session { session, ..record(0, 40, 1 << 20) };
-            View::default().learn_from_ours(&mut flow, &asked(40), &told, &RULES);
+            let mut flow = sending(41, RequestForm::WithSession);
+            let told = SessionRecord { session, ..record(0, 40, 1 << 20) };
+            LossEvidence::default().learn_from_ours(&mut flow, &asked(40), &told, &RULES);
             assert_eq!(&known(flow)[20..21], expected);
         }
     }
 
     #[test]
     fn report_reaches_back_over_128_datagrams() {
-        let mut flow = sending(200, Carries::Session);
-        View::default().learn_from_ours(&mut flow, &asked(199), &record(0, 199, 1 << 127 | 1), &RULES);
+        let mut flow = sending(200, RequestForm::WithSession);
+        LossEvidence::default().learn_from_ours(
+            &mut flow,
+            &asked(199),
+            &record(0, 199, 1 << 127 | 1),
+            &RULES,
+        );
         let expected = "-".repeat(72) + "r" + &"f".repeat(102) + &"-".repeat(24) + "r";
         assert_eq!(known(flow), expected, "what was sent less than 250 ms before it was asked for is open");
     }
 
     #[test]
     fn record_says_nothing_of_what_may_have_arrived_before_it_began() {
-        let mut flow = sending(200, Carries::Session);
-        let mut view = View::default();
+        let mut flow = sending(200, RequestForm::WithSession);
+        let mut view = LossEvidence::default();
         // It begins with number 100. What was sent up to 250 ms later may have overtaken that one.
         view.learn_from_ours(&mut flow, &asked(110), &record(100, 110, 1), &RULES);
         view.learn_from_ours(&mut flow, &asked(199), &record(100, 199, 1), &RULES);
         let expected = "-".repeat(110) + "r" + &"-".repeat(14) + &"f".repeat(50) + &"-".repeat(24) + "r";
         assert_eq!(known(flow), expected);
         // A record that begins with what was never sent began no earlier than it was asked for.
-        let mut flow = sending(200, Carries::Session);
-        let mut view = View::default();
+        let mut flow = sending(200, RequestForm::WithSession);
+        let mut view = LossEvidence::default();
         let (here, there) = (&mut HostDrops::default(), &mut HostDrops::default());
         flow.expire(at(3_500), &RULES, &mut Drops { here, there }, &mut VecDeque::new());
         view.learn_from_ours(&mut flow, &asked(120), &record(40, 120, 1), &RULES);
@@ -261,8 +285,8 @@ mod tests {
 
     #[test]
     fn first_datagram_of_a_record_that_has_begun_anew_is_not_missing() {
-        let mut flow = sending(200, Carries::Session);
-        let mut view = View::default();
+        let mut flow = sending(200, RequestForm::WithSession);
+        let mut view = LossEvidence::default();
         view.learn_from_ours(&mut flow, &asked(120), &record(0, 120, 1), &RULES);
         view.learn_from_ours(&mut flow, &asked(199), &record(150, 199, 1), &RULES);
         // The first report came too early for 96 to 119, and the second record begins later.
@@ -271,9 +295,9 @@ mod tests {
     }
 
     /// What a foreign reflector's numbers prove about the datagrams between two replies.
-    fn between(first: (u64, u32), second: (u64, u32), doubt: impl FnOnce(&mut View)) -> String {
-        let mut flow = sending(60, Carries::Less);
-        let mut view = View::default();
+    fn between(first: (u64, u32), second: (u64, u32), doubt: impl FnOnce(&mut LossEvidence)) -> String {
+        let mut flow = sending(60, RequestForm::WithoutSession);
+        let mut view = LossEvidence::default();
         view.learn_from_foreign(&mut flow, &asked(first.0), first.1, &RULES);
         doubt(&mut view);
         view.learn_from_foreign(&mut flow, &asked(second.0), second.1, &RULES);
@@ -300,10 +324,10 @@ mod tests {
     fn count_is_doubted_for_ten_minutes_after_a_request_arrived_twice_or_behind_a_later_one() {
         let heard = asked(50).heard;
         for (until, expected) in [(heard, "r"), (heard + Duration::from_nanos(1), "-")] {
-            let doubt = |view: &mut View| view.doubted = Some(until);
+            let doubt = |view: &mut LossEvidence| view.doubted = Some(until);
             assert_eq!(between((1, 0), (50, 49), doubt), expected.repeat(48));
         }
-        let mut view = View::default();
+        let mut view = LossEvidence::default();
         view.follow_up(7, PeerTimestamp::from_ntp(1), None);
         view.follow_up(8, PeerTimestamp::from_ntp(1), None);
         view.heard_again(7, at(5));
@@ -320,8 +344,8 @@ mod tests {
     #[test]
     fn reply_to_an_earlier_request_with_a_later_number_shows_that_requests_were_reordered() {
         for (number, is_doubted) in [(7, false), (9, true), (7 + (1 << 31), true), (8 + (1 << 31), false)] {
-            let mut flow = sending(60, Carries::Less);
-            let mut view = View::default();
+            let mut flow = sending(60, RequestForm::WithoutSession);
+            let mut view = LossEvidence::default();
             view.learn_from_foreign(&mut flow, &asked(20), 8, &RULES);
             view.learn_from_foreign(&mut flow, &asked(10), number, &RULES);
             let expected = is_doubted.then(|| asked(10).heard + DOUBT_LASTS);
@@ -334,7 +358,7 @@ mod tests {
         let second = PeerTimestamp::from_ntp(1 << 32);
         let told = |sequence, timestamp| Some(FollowUp { sequence, timestamp: NtpTime(timestamp) });
         let half = (1 << 32) + (1 << 31);
-        let mut view = View::default();
+        let mut view = LossEvidence::default();
         assert_eq!(view.follow_up(0, second, None), None);
         assert_eq!(view.follow_up(1, second, told(5, half)), None, "nobody knows that reply");
         assert_eq!(view.follow_up(2, second, told(1, half)), Some(Duration::from_millis(500)));

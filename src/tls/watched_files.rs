@@ -13,7 +13,7 @@ use super::error::FileError;
 ///
 /// Contents are compared, not times: a symlink that is swapped, as Kubernetes does, may lead to an older file.
 #[derive(Debug, Clone, Default)]
-pub struct Shelf {
+pub struct WatchedFiles {
     /// The SHA-256 of each; `None`: could not be read.
     seen: BTreeMap<PathBuf, Option<[u8; 32]>>,
 }
@@ -21,7 +21,7 @@ pub struct Shelf {
 /// Bytes of a file. Chosen: a hundred times what all CAs of a system take.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-impl Shelf {
+impl WatchedFiles {
     /// Reads a file, and remembers it, whatever comes of it.
     ///
     /// # Errors
@@ -41,20 +41,20 @@ impl Shelf {
 
 /// Something that was made of files, and those files.
 #[derive(Debug, Clone)]
-pub struct Made<T> {
+pub struct Reloadable<T> {
     /// What was made when all files could last be used.
     pub value: T,
-    shelf: Shelf,
+    shelf: WatchedFiles,
     is_latest: bool,
 }
 
-impl<T> Made<T> {
+impl<T> Reloadable<T> {
     /// Makes it for the first time.
     ///
     /// # Errors
     /// Whatever `make` fails with.
-    pub fn new(make: impl FnOnce(&mut Shelf) -> Result<T, FileError>) -> Result<Self, FileError> {
-        let mut shelf = Shelf::default();
+    pub fn new(make: impl FnOnce(&mut WatchedFiles) -> Result<T, FileError>) -> Result<Self, FileError> {
+        let mut shelf = WatchedFiles::default();
         Ok(Self { value: make(&mut shelf)?, shelf, is_latest: true })
     }
 
@@ -62,12 +62,12 @@ impl<T> Made<T> {
     /// be used are told of once.
     pub fn renewed(
         &mut self,
-        make: impl FnOnce(&mut Shelf) -> Result<T, FileError>,
+        make: impl FnOnce(&mut WatchedFiles) -> Result<T, FileError>,
     ) -> Option<Result<T, FileError>> {
         if self.shelf.is_current() {
             return None;
         }
-        let mut shelf = Shelf::default();
+        let mut shelf = WatchedFiles::default();
         let made = make(&mut shelf);
         self.is_latest = made.is_ok();
         self.shelf = shelf;
@@ -114,7 +114,7 @@ mod tests {
             fs::rename(at("next"), at("link")).unwrap();
         };
         point("old");
-        let mut shelf = Shelf::default();
+        let mut shelf = WatchedFiles::default();
         assert_eq!(shelf.read(&at("link")).unwrap(), b"one");
         assert!(shelf.is_current());
         point("same");
@@ -129,7 +129,7 @@ mod tests {
     fn a_file_that_is_missing_is_noticed_when_it_comes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("later");
-        let mut shelf = Shelf::default();
+        let mut shelf = WatchedFiles::default();
         let error = shelf.read(&path).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -144,14 +144,14 @@ mod tests {
     fn a_change_that_cannot_be_used_is_told_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("number");
-        let number = |shelf: &mut Shelf| {
+        let number = |shelf: &mut WatchedFiles| {
             let text = String::from_utf8(shelf.read(&path)?).unwrap();
             let unusable =
                 |_| FileError::Unusable { what: "it".to_owned(), problem: "is no number".to_owned() };
             text.parse::<u32>().map_err(unusable)
         };
         fs::write(&path, "1").unwrap();
-        let mut made = Made::new(number).unwrap();
+        let mut made = Reloadable::new(number).unwrap();
         assert!(made.renewed(number).is_none());
         fs::write(&path, "one").unwrap();
         assert_eq!(made.renewed(number).unwrap().unwrap_err().to_string(), "it is no number");

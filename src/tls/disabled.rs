@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::{FileError, Shelf, TlsError, Trust};
+use super::{FileError, TlsError, Trust, WatchedFiles};
 use crate::config::web::WebTls;
 
 /// Makes connections; not in this build.
@@ -30,7 +30,7 @@ impl Connector {
     ///
     /// # Errors
     /// Always [`FileError::NoTls`].
-    pub fn read(_: &Trust, _: &mut Shelf) -> Result<Self, FileError> {
+    pub fn read(_: &Trust, _: &mut WatchedFiles) -> Result<Self, FileError> {
         Err(FileError::NoTls)
     }
 
@@ -64,7 +64,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// Always [`FileError::NoTls`].
-    pub fn read(_: &WebTls, _: &mut Shelf) -> Result<Self, FileError> {
+    pub fn read(_: &WebTls, _: &mut WatchedFiles) -> Result<Self, FileError> {
         Err(FileError::NoTls)
     }
 

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::flow::Purpose;
-use super::request::Extensions;
-use super::told::Told;
+use super::reply_extensions::ReplyExtensions;
+use super::request::RequestExtensions;
 use crate::time::Timestamp;
 
 /// What the responder is found to be.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Knowledge {
-    kind: Kind,
+pub(super) struct ResponderDetection {
+    kind: ResponderKind,
     /// Datagrams that were given up since the last reply.
     unanswered: u32,
     /// When a foreign responder is next asked whether it became one of ours.
@@ -21,7 +21,7 @@ pub(super) struct Knowledge {
 
 /// The kinds of responder, by what their replies show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ResponderKind {
     /// Nothing came back yet.
     Unknown,
     /// One of ours.
@@ -32,29 +32,31 @@ enum Kind {
     Plain,
 }
 
-impl Knowledge {
+impl ResponderDetection {
     /// Nothing came back yet.
     pub(super) const fn none() -> Self {
-        Self { kind: Kind::Unknown, unanswered: 0, ask_again: Timestamp::NEVER, questions: 0 }
+        Self { kind: ResponderKind::Unknown, unanswered: 0, ask_again: Timestamp::NEVER, questions: 0 }
     }
 
     /// What the next datagram carries, and why it is sent.
-    pub(super) fn address(&mut self, sequence: u64, now: Timestamp) -> (Extensions, Purpose) {
+    pub(super) fn address(&mut self, sequence: u64, now: Timestamp) -> (RequestExtensions, Purpose) {
         if self.ask_again <= now {
             self.ask_again = now + ASK_AGAIN_AFTER;
             self.questions = QUESTIONS;
         }
         let is_doubtful = self.is_doubted() && sequence % 2 == 1;
         match self.kind {
-            Kind::Unknown | Kind::Agent | Kind::Stamp if is_doubtful => (Extensions::None, Purpose::Measure),
-            Kind::Agent => (Extensions::All, Purpose::Measure),
-            Kind::Unknown => (Extensions::All, Purpose::Measure),
-            Kind::Stamp | Kind::Plain if self.questions > 0 => {
-                self.questions -= 1;
-                (Extensions::All, Purpose::Ask)
+            ResponderKind::Unknown | ResponderKind::Agent | ResponderKind::Stamp if is_doubtful => {
+                (RequestExtensions::None, Purpose::Measure)
             }
-            Kind::Stamp => (Extensions::ClassOfService, Purpose::Measure),
-            Kind::Plain => (Extensions::None, Purpose::Measure),
+            ResponderKind::Agent => (RequestExtensions::All, Purpose::Measure),
+            ResponderKind::Unknown => (RequestExtensions::All, Purpose::Measure),
+            ResponderKind::Stamp | ResponderKind::Plain if self.questions > 0 => {
+                self.questions -= 1;
+                (RequestExtensions::All, Purpose::Detect)
+            }
+            ResponderKind::Stamp => (RequestExtensions::ClassOfService, Purpose::Measure),
+            ResponderKind::Plain => (RequestExtensions::None, Purpose::Measure),
         }
     }
 
@@ -66,23 +68,27 @@ impl Knowledge {
     /// Whether it has been silent for so long that it may be another one than was thought.
     fn is_doubted(&self) -> bool {
         match self.kind {
-            Kind::Unknown => self.unanswered >= UNANSWERED_MAX,
-            Kind::Agent | Kind::Stamp | Kind::Plain => self.unanswered >= REPLACED_AFTER,
+            ResponderKind::Unknown => self.unanswered >= UNANSWERED_MAX,
+            ResponderKind::Agent | ResponderKind::Stamp | ResponderKind::Plain => {
+                self.unanswered >= REPLACED_AFTER
+            }
         }
     }
 
     /// Takes note of what the responder is; true if it is one of ours.
-    pub(super) fn recognise(&mut self, told: &Told, at: Timestamp) -> bool {
+    pub(super) fn recognise(&mut self, told: &ReplyExtensions, at: Timestamp) -> bool {
         let kind = match told {
-            Told { session: Some(_), .. } => Kind::Agent,
+            ReplyExtensions { session: Some(_), .. } => ResponderKind::Agent,
             // What was changed on the way says nothing about who answered it.
-            Told { is_damaged: true, .. } => return self.kind == Kind::Agent,
+            ReplyExtensions { is_damaged: true, .. } => return self.kind == ResponderKind::Agent,
             // Our extension was not sent, or did not fit: the kind stays, a first reply says as much as it shows.
-            Told { asked_session: false, .. } if self.kind != Kind::Unknown && !self.is_doubted() => {
+            ReplyExtensions { asked_session: false, .. }
+                if self.kind != ResponderKind::Unknown && !self.is_doubted() =>
+            {
                 self.kind
             }
-            Told { class: Some(_), .. } => Kind::Stamp,
-            Told { .. } => Kind::Plain,
+            ReplyExtensions { class: Some(_), .. } => ResponderKind::Stamp,
+            ReplyExtensions { .. } => ResponderKind::Plain,
         };
         if kind != self.kind {
             self.kind = kind;
@@ -91,16 +97,16 @@ impl Knowledge {
             self.ask_again = if told.asked_session { at + ASK_AGAIN_AFTER } else { at };
         }
         self.unanswered = 0;
-        kind == Kind::Agent
+        kind == ResponderKind::Agent
     }
 
     /// A word for people; `None` while nothing came back.
     pub(super) const fn word(&self) -> Option<&'static str> {
         match self.kind {
-            Kind::Unknown => None,
-            Kind::Agent => Some("pathmeter"),
-            Kind::Stamp => Some("stamp"),
-            Kind::Plain => Some("twamp-light"),
+            ResponderKind::Unknown => None,
+            ResponderKind::Agent => Some("pathmeter"),
+            ResponderKind::Stamp => Some("stamp"),
+            ResponderKind::Plain => Some("twamp-light"),
         }
     }
 }
@@ -123,51 +129,56 @@ const QUESTIONS: u8 = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::tlv::{ClassOfService, Session};
+    use crate::wire::tlv::{ClassOfService, SessionRecord};
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_nanos(seconds * 1_000_000_000)
     }
 
-    const PLAIN: Told =
-        Told { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
+    const PLAIN: ReplyExtensions = ReplyExtensions {
+        asked_session: false,
+        is_damaged: false,
+        session: None,
+        class: None,
+        follow_up: None,
+    };
 
-    fn told(kind: Kind) -> Told {
-        let asked = Told { asked_session: true, ..PLAIN };
+    fn told(kind: ResponderKind) -> ReplyExtensions {
+        let asked = ReplyExtensions { asked_session: true, ..PLAIN };
         match kind {
-            Kind::Unknown => PLAIN,
-            Kind::Agent => Told { session: Some(Session::default()), ..asked },
-            Kind::Stamp => Told { class: Some(ClassOfService::default()), ..asked },
-            Kind::Plain => asked,
+            ResponderKind::Unknown => PLAIN,
+            ResponderKind::Agent => ReplyExtensions { session: Some(SessionRecord::default()), ..asked },
+            ResponderKind::Stamp => ReplyExtensions { class: Some(ClassOfService::default()), ..asked },
+            ResponderKind::Plain => asked,
         }
     }
 
     /// What is known after a reply of a responder of that kind to a datagram with our extension, at 1 s.
-    fn of(kind: Kind) -> Knowledge {
-        let mut knowledge = Knowledge::none();
-        if kind != Kind::Unknown {
-            assert_eq!(knowledge.recognise(&told(kind), at(1)), kind == Kind::Agent);
+    fn of(kind: ResponderKind) -> ResponderDetection {
+        let mut knowledge = ResponderDetection::none();
+        if kind != ResponderKind::Unknown {
+            assert_eq!(knowledge.recognise(&told(kind), at(1)), kind == ResponderKind::Agent);
         }
         knowledge
     }
 
     /// What the datagrams with these numbers carry.
-    fn carried(knowledge: &mut Knowledge, now: Timestamp) -> [(Extensions, Purpose); 2] {
+    fn carried(knowledge: &mut ResponderDetection, now: Timestamp) -> [(RequestExtensions, Purpose); 2] {
         [0, 1].map(|sequence| knowledge.address(sequence, now))
     }
 
-    const ALL: (Extensions, Purpose) = (Extensions::All, Purpose::Measure);
-    const CLASS: (Extensions, Purpose) = (Extensions::ClassOfService, Purpose::Measure);
-    const NONE: (Extensions, Purpose) = (Extensions::None, Purpose::Measure);
-    const ASK: (Extensions, Purpose) = (Extensions::All, Purpose::Ask);
+    const ALL: (RequestExtensions, Purpose) = (RequestExtensions::All, Purpose::Measure);
+    const CLASS: (RequestExtensions, Purpose) = (RequestExtensions::ClassOfService, Purpose::Measure);
+    const NONE: (RequestExtensions, Purpose) = (RequestExtensions::None, Purpose::Measure);
+    const ASK: (RequestExtensions, Purpose) = (RequestExtensions::All, Purpose::Detect);
 
     #[test]
     fn responder_is_sent_what_it_understands() {
         for (kind, carries, word) in [
-            (Kind::Unknown, ALL, None),
-            (Kind::Agent, ALL, Some("pathmeter")),
-            (Kind::Stamp, CLASS, Some("stamp")),
-            (Kind::Plain, NONE, Some("twamp-light")),
+            (ResponderKind::Unknown, ALL, None),
+            (ResponderKind::Agent, ALL, Some("pathmeter")),
+            (ResponderKind::Stamp, CLASS, Some("stamp")),
+            (ResponderKind::Plain, NONE, Some("twamp-light")),
         ] {
             let mut knowledge = of(kind);
             assert_eq!(carried(&mut knowledge, at(2)), [carries; 2], "{kind:?}");
@@ -178,10 +189,10 @@ mod tests {
     #[test]
     fn after_a_silence_every_second_datagram_is_plain() {
         for (kind, limit, carries) in [
-            (Kind::Unknown, 4, [ALL, NONE]),
-            (Kind::Agent, 256, [ALL, NONE]),
-            (Kind::Stamp, 256, [CLASS, NONE]),
-            (Kind::Plain, 256, [NONE, NONE]),
+            (ResponderKind::Unknown, 4, [ALL, NONE]),
+            (ResponderKind::Agent, 256, [ALL, NONE]),
+            (ResponderKind::Stamp, 256, [CLASS, NONE]),
+            (ResponderKind::Plain, 256, [NONE, NONE]),
         ] {
             let mut knowledge = of(kind);
             let before = carried(&mut knowledge, at(2));
@@ -198,7 +209,7 @@ mod tests {
 
     #[test]
     fn foreign_responder_is_asked_with_three_datagrams_every_ten_minutes() {
-        for (kind, usual) in [(Kind::Stamp, CLASS), (Kind::Plain, NONE)] {
+        for (kind, usual) in [(ResponderKind::Stamp, CLASS), (ResponderKind::Plain, NONE)] {
             let mut knowledge = of(kind);
             for time in [601, 1_201] {
                 let before = Timestamp::from_nanos(at(time).as_nanos() - 1);
@@ -211,33 +222,34 @@ mod tests {
 
     #[test]
     fn responder_that_was_first_heard_without_our_extension_is_asked_at_once() {
-        let mut knowledge = Knowledge::none();
+        let mut knowledge = ResponderDetection::none();
         knowledge.recognise(&PLAIN, at(1));
         assert_eq!(carried(&mut knowledge, at(1)), [ASK; 2]);
-        knowledge.recognise(&told(Kind::Agent), at(2));
+        knowledge.recognise(&told(ResponderKind::Agent), at(2));
         assert_eq!((carried(&mut knowledge, at(2)), knowledge.word()), ([ALL; 2], Some("pathmeter")));
     }
 
     #[test]
     fn reply_without_our_extension_changes_the_kind_only_of_one_that_is_doubted() {
-        for kind in [Kind::Agent, Kind::Stamp] {
+        for kind in [ResponderKind::Agent, ResponderKind::Stamp] {
             let mut knowledge = of(kind);
-            assert_eq!(knowledge.recognise(&PLAIN, at(2)), kind == Kind::Agent);
+            assert_eq!(knowledge.recognise(&PLAIN, at(2)), kind == ResponderKind::Agent);
             assert_eq!(knowledge.kind, kind);
             for _ in 0..REPLACED_AFTER {
                 knowledge.gave_up();
             }
             knowledge.recognise(&PLAIN, at(3));
-            assert_eq!(knowledge.kind, Kind::Plain);
+            assert_eq!(knowledge.kind, ResponderKind::Plain);
         }
     }
 
     #[test]
     fn reply_that_was_damaged_on_the_way_says_nothing_about_the_responder() {
-        for kind in [Kind::Unknown, Kind::Agent, Kind::Stamp, Kind::Plain] {
+        for kind in [ResponderKind::Unknown, ResponderKind::Agent, ResponderKind::Stamp, ResponderKind::Plain]
+        {
             let mut knowledge = of(kind);
-            let damaged = Told { is_damaged: true, ..told(Kind::Plain) };
-            assert_eq!(knowledge.recognise(&damaged, at(2)), kind == Kind::Agent);
+            let damaged = ReplyExtensions { is_damaged: true, ..told(ResponderKind::Plain) };
+            assert_eq!(knowledge.recognise(&damaged, at(2)), kind == ResponderKind::Agent);
             assert_eq!(knowledge.kind, kind);
         }
     }

@@ -3,21 +3,21 @@
 use super::outcome::Mismatch;
 use crate::key::Keys;
 use crate::wire::stamp::Mode;
-use crate::wire::tlv::{self, ClassOfService, FollowUp, Session};
+use crate::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 
 /// What a reply's extensions say.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Told {
+pub(crate) struct ReplyExtensions {
     /// Whether our extension came back at all, understood or not.
     pub(crate) asked_session: bool,
     /// Whether the responder found that the extensions had been changed on the way.
     pub(crate) is_damaged: bool,
-    pub(crate) session: Option<Session>,
+    pub(crate) session: Option<SessionRecord>,
     pub(crate) class: Option<ClassOfService>,
     pub(crate) follow_up: Option<FollowUp>,
 }
 
-impl Told {
+impl ReplyExtensions {
     /// Reads them; with `keys`, only if they are proven.
     pub(crate) fn read(datagram: &[u8], mode: Mode, keys: Option<&Keys>) -> Result<Self, Mismatch> {
         let base = mode.base_bytes();
@@ -35,7 +35,7 @@ impl Told {
             let value = found.value(datagram);
             match found.kind {
                 tlv::SESSION => {
-                    told.session = Session::read(value).ok().filter(|session| session.is_reply);
+                    told.session = SessionRecord::read(value).ok().filter(|session| session.is_reply);
                 }
                 tlv::CLASS_OF_SERVICE => told.class = ClassOfService::read(value),
                 tlv::FOLLOW_UP => told.follow_up = FollowUp::read(value),
