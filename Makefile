@@ -50,10 +50,6 @@ deb: build ## Make a Debian package, target/debian/pathmeter_VERSION_ARCHITECTUR
 .PHONY: test
 test: test-deps peers lint release rules dashboards compose packaging kubernetes tests ## Everything that CI runs: 15 min
 
-.PHONY: mutants
-mutants: deps ## Change the code that decides verdicts, place by place: tests must notice; FILE=proto/src/echo/flow.rs or SHARD=0/20 for a part
-	./scripts/mutants.py $(FILE) $(if $(SHARD),--shard $(SHARD))
-
 .PHONY: lint
 lint: deps ## Format, lints, documentation, Rust versions: 3 min
 	cargo fmt --all --check
@@ -124,7 +120,7 @@ peers: deps ## The programs that the tests measure against, in ~/.cache/pathmete
 # --- What is run before a larger change is finished
 
 .PHONY: long
-long: containers boot seeds lab-long ## All of the four below: 3 h
+long: containers boot seeds mutants lab-long ## All of the five below: 6 h
 
 .PHONY: containers
 containers: ## Build the image and run the compose file with Docker, until an alert fires: 12 min, then 7
@@ -139,6 +135,10 @@ boot: deb ## Boot a Debian in a container; try unit, socket, watchdog and packag
 .PHONY: seeds
 seeds: deps ## Simulations with ten times the seeds: 30 min
 	SIM_TIMES=$(or $(SIM_TIMES),10) cargo test --locked --package pathmeter-proto --all-features
+
+.PHONY: mutants
+mutants: deps ## Change the code that decides verdicts, place by place: tests must notice; FILE=proto/src/echo/flow.rs or SHARD=0/20 for a part
+	./scripts/mutants.py $(FILE) $(if $(SHARD),--shard $(SHARD))
 
 .PHONY: lab-long
 lab-long: test-deps ## The lab's trials that take an hour each: 2 h

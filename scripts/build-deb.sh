@@ -32,7 +32,7 @@ put 0644 deploy/systemd/pathmeter.default etc/default/pathmeter
 put 0644 deploy/debian/config.yaml etc/pathmeter/config.yaml
 doc=usr/share/doc/pathmeter
 put 0644 config.example.yaml $doc/config.example.yaml
-for page in docs/*.md; do put 0644 "$page" "$doc/$(basename "$page")"; done
+find docs -name "*.md" -printf "%P\n" | while read -r page; do put 0644 "docs/$page" "$doc/$page"; done
 drop_ins=deploy/systemd/pathmeter.service.d
 put 0644 $drop_ins/icmp.conf.example $doc/examples/pathmeter.service.d/icmp.conf.example
 # systemd knows Type=notify-reload from 253 on, and would not know how to reload before.

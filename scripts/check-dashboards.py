@@ -51,9 +51,9 @@ BUILT_IN = {
 
 
 def documented():
-    """The tables of docs/metrics.md."""
+    """The tables of docs/reference/metrics.md."""
     metrics = {}
-    for line in (ROOT / "docs/metrics.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8").splitlines():
         row = re.match(r"\| `(\w+)` \| (counter|gauge|histogram|summary) \|([^|]*)\|", line)
         if not row:
             continue
@@ -192,7 +192,7 @@ def query_problems(expr, legend, metrics, scrape):
             base = re.fullmatch(r"(\w+)_(bucket|sum|count)", name)
             metric = metrics.get(base[1]) if base else None
             if metric is None or metric.kind not in ("histogram", "summary") or (base[2] == "bucket" and metric.kind == "summary"):
-                yield f"uses {name}, which neither docs/metrics.md nor a recording rule has"
+                yield f"uses {name}, which neither docs/reference/metrics.md nor a recording rule has"
                 continue
             part = base[2]
         elif metric.kind in ("histogram", "summary"):

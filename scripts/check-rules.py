@@ -7,7 +7,7 @@
 
 Each alert needs its annotations, a section in docs/runbooks.md, a comment that begins with PAGE, TICKET or INFO, and tests
 in which it fires, does not fire, stops, and has data missing. Each recording rule needs a test with a value and one
-without. A query may name what docs/metrics.md or a recording rule defines, takes rates of counters and of nothing else, and divides
+without. A query may name what docs/reference/metrics.md or a recording rule defines, takes rates of counters and of nothing else, and divides
 by nothing that may be zero.
 """
 
@@ -91,9 +91,9 @@ def load_tests():
 
 
 def documented():
-    """Type and labels of each family that docs/metrics.md has a row for."""
+    """Type and labels of each family that docs/reference/metrics.md has a row for."""
     families = {}
-    for line in (ROOT / "docs/metrics.md").read_text().splitlines():
+    for line in (ROOT / "docs/reference/metrics.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if not line.startswith("| `") or len(cells) < 4 or cells[1] not in ("counter", "gauge", "histogram", "summary"):
             continue
@@ -204,7 +204,7 @@ def use_problems(name, inside, is_range, matchers, known, recorded):
             return [f"{inside[-1]}() of {name}, which is recorded and no counter"]
         return []
     if name not in known:
-        return [f"{name} is in neither docs/metrics.md nor a recording rule"]
+        return [f"{name} is in neither docs/reference/metrics.md nor a recording rule"]
     kind, labels = known[name]
     strange = set(matchers) - TARGET_LABELS - (labels if labels is not None else set(matchers))
     problems = [f"{name} has no label {label}" for label in sorted(strange)]

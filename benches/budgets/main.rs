@@ -1,4 +1,4 @@
-//! Measures what the budgets of `docs/benchmarks.md` are about, and prints a table.
+//! Measures what the budgets of `docs/explanation/benchmarks.md` are about, and prints a table.
 //!
 //! `cargo bench --bench budgets` runs the real agent as its users do and, in the same run, bare loops that make the same
 //! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to

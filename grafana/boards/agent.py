@@ -404,7 +404,7 @@ def rejected():
     return timeseries(
         "Refused, by reason",
         DATAGRAMS,
-        "Datagrams that got no answer; docs/protocol.md explains the reasons. Normal: none within a mesh; on an open network there are always some unlisted ones.",
+        "Datagrams that got no answer; docs/reference/protocol.md explains the reasons. Normal: none within a mesh; on an open network there are always some unlisted ones.",
         query(total("pathmeter_responder_rejected_total", HOST, "reason"), "{{reason}}"),
         stack=True,
         bars=True,

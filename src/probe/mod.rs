@@ -1,7 +1,7 @@
 //! What a kind of probe is to the rest of the daemon.
 //!
 //! The daemon plans, starts, shows and stops paths without knowing what they measure. A kind implements these traits, and is
-//! named once where kinds are listed (`fleet::kinds`); `docs/explanation/new-kind.md` has the way from there.
+//! named once where kinds are listed (`fleet::kinds`); `docs/how-to/add-a-kind.md` has the way from there.
 
 mod remote;
 

@@ -57,10 +57,10 @@ fn a_path_adds_as_many_series_as_the_limit_counts() {
     assert_eq!(of_mtu, PathMtuSeries::LINES, "src/metrics/path_mtu.rs\n{}", page.text());
 }
 
-/// The families of a page that docs/metrics.md has no row for.
+/// The families of a page that docs/reference/metrics.md has no row for.
 pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
-    let Ok(text) = fs::read_to_string(in_project("docs/metrics.md")) else {
-        skipped("there is no docs/metrics.md");
+    let Ok(text) = fs::read_to_string(in_project("docs/reference/metrics.md")) else {
+        skipped("there is no docs/reference/metrics.md");
         return Vec::new();
     };
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
@@ -72,7 +72,7 @@ pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
 fn every_family_is_documented() {
     let page = full_page();
     let missing = undocumented(&page);
-    assert!(missing.is_empty(), "docs/metrics.md has no row that begins with | `name` for {missing:#?}");
+    assert!(missing.is_empty(), "docs/reference/metrics.md has no row that begins with | `name` for {missing:#?}");
 }
 
 #[test]
