@@ -359,9 +359,8 @@ fn check_leaves_other_files_alone_unless_it_is_given_one() {
 #[test]
 fn the_commands_of_the_documentation_make_what_they_say() {
     let (host, site) = (Host::claim(), Certified::new());
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/index.md")).unwrap();
-    let section = text.split("\n## TLS\n").nth(1).unwrap();
-    let commands = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/how-to/tls.md")).unwrap();
+    let commands = text.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
     assert!(commands.starts_with("openssl req -x509 "), "{commands}");
     let mut shell = Command::new("sh");
     shell.args(["-euc", commands]).current_dir(site.folder.path());
