@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
+use pathmeter_proto::machine::SENT_TTL;
+
 use super::cmsg::{self, CONTROL_BYTES, ControlBuffer, DatagramMetadata, SendOptions};
 use super::socket_drops::ChecksumErrors;
 
@@ -94,9 +96,6 @@ fn remedy(source: &io::Error, address: SocketAddr) -> &'static str {
 
 /// Bytes of receive buffer that are asked for; the kernel grants at most net.core.rmem_max.
 const RECEIVE_BUFFER: usize = 4 << 20;
-
-/// What all our datagrams start with, so that hops = 255 − received.
-pub(super) const TTL: u8 = 255;
 
 /// `SO_MEMINFO` and the index of its drop counter (linux/sock_diag.h).
 const SO_MEMINFO: libc::c_int = 55;
@@ -275,13 +274,13 @@ fn enable(socket: &Socket2, binding: &Binding, timestamps: TimestampMatching) ->
         set(socket, IPPROTO_IP, libc::IP_PKTINFO, addressed)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTTL, 1)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-        set(socket, IPPROTO_IP, libc::IP_TTL, TTL.into())?;
+        set(socket, IPPROTO_IP, libc::IP_TTL, SENT_TTL.into())?;
         set(socket, IPPROTO_IP, libc::IP_RECVERR, errors)?;
     } else {
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, addressed)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
-        set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, TTL.into())?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, SENT_TTL.into())?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVERR, errors)?;
     }
     FragmentPolicy::of(binding).choose(socket, binding.address.is_ipv4())

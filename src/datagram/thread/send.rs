@@ -1,11 +1,11 @@
 //! Everything that goes out.
 
-use pathmeter_proto::machine::{Now, Send, TimestampSource};
+use pathmeter_proto::machine::{Now, SENT_TTL, Send, TimestampSource};
 use pathmeter_proto::time::Timestamp;
 
 use super::super::cmsg::SendOptions;
 use super::super::outbox::{Outgoing, refusal};
-use super::super::socket::{SendBatch, TTL};
+use super::super::socket::SendBatch;
 use super::Thread;
 use crate::clock::Clock;
 
@@ -52,7 +52,7 @@ impl Thread {
                 to: send.to,
                 from: send.from,
                 tos: send.tos,
-                ttl: (send.ttl != TTL).then_some(send.ttl),
+                ttl: (send.ttl != SENT_TTL).then_some(send.ttl),
                 timestamp: send.timestamp,
                 name: name.filter(|_| self.awaited.by_name()),
                 segment: send.segment,
