@@ -339,7 +339,8 @@ fn keys(mapping: &Mapping) -> Vec<String> {
     let problems = load(&with(mapping, "zzzzzzzz: 1")).expect_err("an unknown key is refused");
     let remedies = problems.iter().filter_map(|problem| problem.remedy.as_deref());
     let listed = remedies.filter_map(|remedy| remedy.split_once("allowed: ")).map(|(_, keys)| keys);
-    let listed = listed.last().unwrap_or_else(|| panic!("{}: no list of keys", mapping.title));
+    let mut listed = listed;
+    let listed = listed.next_back().unwrap_or_else(|| panic!("{}: no list of keys", mapping.title));
     listed.split(", ").map(str::to_owned).collect()
 }
 
