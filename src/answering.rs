@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_heartbeat_shows_whether_the_thread_is_stuck() {
+    async fn heartbeats_stop_while_the_thread_is_stuck() {
         let (release, blocked) = std::sync::mpsc::channel::<()>();
         let (stuck, is_stuck) = oneshot::channel();
         let serve = |_| {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_served_starts_no_thread() {
+    async fn serve_error_starts_no_thread() {
         let serve = |_| Err::<std::future::Ready<()>, _>(io::ErrorKind::OutOfMemory.into());
         assert_eq!(AnsweringHandle::spawn(serve).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
     }

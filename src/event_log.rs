@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_event_is_dropped_and_numbers_continue() {
+    fn oldest_event_is_dropped_and_numbers_continue() {
         let log = EventLog::default();
         let limit = u64::try_from(EVENTS_MAX).unwrap();
         for bytes in 0..EVENTS_MAX + 5 {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_flat_object() {
+    fn event_is_one_flat_object() {
         let log = EventLog::default();
         log.add(&Sampled { peer: "ams-1", bytes: 1420 });
         let mut shown = serde_json::to_value(&log.after(0)[0]).unwrap();

@@ -100,7 +100,7 @@ impl Style {
         match format {
             Format::Json => Self::Json,
             Format::Text if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) => Self::Journal,
-            Format::Text if io::stderr().is_terminal() && !is_colour_unwanted() => Self::Terminal,
+            Format::Text if io::stderr().is_terminal() && !is_no_color_set() => Self::Terminal,
             Format::Text => Self::Plain,
         }
     }
@@ -109,15 +109,15 @@ impl Style {
 /// Whether stderr is the stream that `JOURNAL_STREAM` names by device and inode. The variable alone says nothing: children
 /// inherit it, whatever their stderr is (systemd.exec(5)).
 fn is_journal(stream: Option<&str>) -> bool {
-    let ours = || {
+    let stderr_stream = || {
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?).metadata().ok()?;
         Some(format!("{}:{}", stderr.dev(), stderr.ino()))
     };
-    stream.is_some_and(|stream| ours().is_some_and(|ours| ours == stream))
+    stream.is_some_and(|stream| stderr_stream().is_some_and(|stderr_stream| stderr_stream == stream))
 }
 
 /// <https://no-color.org>: present and not empty.
-fn is_colour_unwanted() -> bool {
+fn is_no_color_set() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
@@ -208,18 +208,18 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_line_has_a_time_and_no_colour() {
+    fn plain_line_has_a_time_and_no_colour() {
         let text = logged("info", Style::Plain, |_| info!(peer = "ams-1", "loss began"));
         assert!(text.ends_with("Z  INFO pathmeter::logging::tests: loss began peer=\"ams-1\"\n"), "{text:?}");
     }
 
     #[test]
-    fn a_terminal_line_has_colour() {
+    fn terminal_line_has_colour() {
         assert!(logged("info", Style::Terminal, |_| info!("loss began")).contains("\u{1b}["));
     }
 
     #[test]
-    fn a_journal_line_has_a_priority_and_no_time() {
+    fn journal_line_has_a_priority_and_no_time() {
         let text = logged("debug", Style::Journal, |_| {
             warn!("odd");
             debug!("detail");
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_line_is_an_object_whatever_is_in_it() {
+    fn json_line_is_one_object_for_any_field_value() {
         let text = logged("info", Style::Json, |_| info!(peer = "a\"\n\u{1b}[31m", "loss began"));
         assert_eq!(text.lines().count(), 1, "{text}");
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_level_holds_at_once_and_a_wrong_one_changes_nothing() {
+    fn valid_level_applies_at_once_and_an_invalid_one_changes_nothing() {
         let text = logged("warn", Style::Journal, |handle| {
             info!("one");
             handle.set_level("warn,pathmeter::logging=info").unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_level_is_not_taken_for_a_module() {
+    fn misspelt_level_is_not_a_module_filter() {
         for level in ["", "infoo", "info,", "warn,pathmeter"] {
             assert!(matches!(filter(level), Err(LogError::Level { .. })), "{level}");
         }
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_is_recognised_by_the_stream_and_not_by_the_variable() {
+    fn journal_is_detected_by_the_stream_and_not_by_the_variable_alone() {
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned().unwrap()).metadata().unwrap();
         assert!(is_journal(Some(&format!("{}:{}", stderr.dev(), stderr.ino()))));
         assert!(!is_journal(Some("0:0")));

@@ -14,7 +14,7 @@ use pathmeter_proto::time::{Timeline, Timestamp, WallOffset, WallTime};
 pub struct Clock<S = HostClockSource> {
     source: S,
     timeline: Timeline,
-    asleep: Duration,
+    suspended_total: Duration,
     /// Noticed while a stamp was placed, and not yet told.
     unreported: Option<ClockEvent>,
 }
@@ -30,7 +30,7 @@ pub enum ClockEvent {
 
 impl ClockEvent {
     /// What happened between two looks is told as one.
-    fn and(self, later: Self) -> Self {
+    fn merge(self, later: Self) -> Self {
         match (self, later) {
             (Self::Step(by), Self::Step(further)) => Self::Step(by.saturating_add(further)),
             (Self::Suspend(span), Self::Suspend(more)) => Self::Suspend(span + more),
@@ -48,7 +48,7 @@ impl Clock {
     /// Looks at the clocks for the first time.
     #[must_use]
     pub fn new() -> Self {
-        Self::over(HostClockSource::default())
+        Self::with_source(HostClockSource::default())
     }
 
     /// The monotonic clock.
@@ -61,42 +61,44 @@ impl Clock {
 impl<S: ClockSource> Clock<S> {
     /// Looks at other clocks than this host's for the first time.
     #[must_use]
-    pub fn over(source: S) -> Self {
+    pub fn with_source(source: S) -> Self {
         let reading = Reading::take(&source);
-        let asleep = std::iter::repeat_with(|| asleep(&source)).find_map(|asleep| asleep).unwrap_or_default();
-        Self { source, timeline: Timeline::new(reading.at, reading.wall), asleep, unreported: None }
+        let suspended_total = std::iter::repeat_with(|| suspended_total(&source))
+            .find_map(|suspended_total| suspended_total)
+            .unwrap_or_default();
+        Self { source, timeline: Timeline::new(reading.at, reading.wall), suspended_total, unreported: None }
     }
 
     /// Looks at the clocks again. Called before stamps are read, so that those from both sides of a step can be placed.
-    pub fn look(&mut self) -> (Timestamp, Option<ClockEvent>) {
-        let at = self.notice();
+    pub fn read(&mut self) -> (Timestamp, Option<ClockEvent>) {
+        let at = self.update();
         (at, self.unreported.take())
     }
 
-    fn notice(&mut self) -> Timestamp {
+    fn update(&mut self) -> Timestamp {
         let reading = Reading::take(&self.source);
-        let asleep = asleep(&self.source).unwrap_or(self.asleep);
-        let suspended = asleep.saturating_sub(self.asleep);
-        self.asleep = asleep;
+        let suspended_total = suspended_total(&self.source).unwrap_or(self.suspended_total);
+        let suspended = suspended_total.saturating_sub(self.suspended_total);
+        self.suspended_total = suspended_total;
         let stepped = self.timeline.observe(reading.at, reading.wall, reading.window);
-        let upset = if suspended >= SUSPEND_MIN {
+        let event = if suspended >= SUSPEND_MIN {
             Some(ClockEvent::Suspend(suspended))
         } else {
             stepped.map(ClockEvent::Step)
         };
-        if let Some(upset) = upset {
-            self.unreported = Some(self.unreported.map_or(upset, |earlier| earlier.and(upset)));
+        if let Some(event) = event {
+            self.unreported = Some(self.unreported.map_or(event, |earlier| earlier.merge(event)));
         }
         reading.at
     }
 
     /// When a kernel stamp was made; see [`Timeline::place`].
     #[must_use]
-    pub fn place(&mut self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
+    pub fn monotonic_of(&mut self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let timestamp = self.source.timestamped(timestamp);
         if !self.timeline.explains(timestamp, from, to) {
             // Perhaps it is from after a step that came after the last look.
-            self.notice();
+            self.update();
         }
         self.timeline.place(timestamp, from, to)
     }
@@ -131,16 +133,16 @@ pub trait ClockSource {
 
 /// The source of what this process measures by.
 #[cfg(not(feature = "clock-faults"))]
-pub type HostClockSource = Kernel;
+pub type HostClockSource = KernelClock;
 /// The source of what this process measures by.
 #[cfg(feature = "clock-faults")]
-pub type HostClockSource = fault_injection::FaultyClock<'static, Kernel>;
+pub type HostClockSource = fault_injection::FaultyClock<'static, KernelClock>;
 
 /// The clocks as the kernel has them.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Kernel;
+pub struct KernelClock;
 
-impl ClockSource for Kernel {
+impl ClockSource for KernelClock {
     fn monotonic(&self) -> Timestamp {
         Timestamp::from_nanos(nanos(ClockId::CLOCK_MONOTONIC))
     }
@@ -196,7 +198,7 @@ impl Reading {
 
 /// How long the host has been suspended since it started; `None` when we were interrupted between the readings, which would
 /// look like a suspend.
-fn asleep(source: &impl ClockSource) -> Option<Duration> {
+fn suspended_total(source: &impl ClockSource) -> Option<Duration> {
     let before = source.monotonic();
     let boot = source.boot();
     let is_close = source.monotonic().since(before) < SUSPEND_MIN / 10;
@@ -219,32 +221,32 @@ mod tests {
 
     /// Clocks that stand still until they are moved.
     #[derive(Debug, Default)]
-    pub(super) struct Fake {
+    pub(super) struct FakeClock {
         pub(super) now: Cell<u64>,
         pub(super) stepped: Cell<i64>,
-        pub(super) asleep: Cell<u64>,
+        pub(super) suspended_total: Cell<u64>,
     }
 
-    impl Fake {
+    impl FakeClock {
         /// Lets time pass, and returns what the wall clock read afterwards.
-        pub(super) fn pass(&self, span: Duration) -> WallTime {
+        pub(super) fn advance(&self, span: Duration) -> WallTime {
             self.now.set(self.now.get() + pathmeter_proto::time::nanos(span));
             self.wall()
         }
     }
 
-    impl ClockSource for Fake {
+    impl ClockSource for FakeClock {
         fn monotonic(&self) -> Timestamp {
             Timestamp::from_nanos(self.now.get())
         }
 
         fn wall(&self) -> WallTime {
-            let wall = 1_700_000_000 * SECOND + self.now.get() + self.asleep.get();
+            let wall = 1_700_000_000 * SECOND + self.now.get() + self.suspended_total.get();
             WallTime::from_nanos(wall.saturating_add_signed(self.stepped.get()))
         }
 
         fn boot(&self) -> Timestamp {
-            Timestamp::from_nanos(self.now.get() + self.asleep.get())
+            Timestamp::from_nanos(self.now.get() + self.suspended_total.get())
         }
 
         fn timestamped(&self, timestamp: WallTime) -> WallTime {
@@ -271,13 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn the_offset_places_a_reading_of_the_wall_clock_between_two_of_the_monotonic_one() {
+    fn wall_reading_maps_between_two_monotonic_readings() {
         let mut clock = Clock::new();
-        clock.look();
+        clock.read();
         let before = Clock::now();
         let wall = HostClockSource::default().wall();
         let after = Clock::now();
-        let placed = clock.place(wall, before, after);
+        let placed = clock.monotonic_of(wall, before, after);
         let slack = Timeline::GRAIN * 2;
         assert!(
             placed + slack >= before && placed <= after + slack,
@@ -286,50 +288,50 @@ mod tests {
     }
 
     #[test]
-    fn a_step_and_a_suspend_are_each_told_once() {
-        let host = Fake::default();
-        let mut clock = Clock::over(&host);
-        host.pass(Duration::from_millis(5));
-        assert_eq!(clock.look().1, None);
+    fn step_and_suspend_are_each_reported_once() {
+        let host = FakeClock::default();
+        let mut clock = Clock::with_source(&host);
+        host.advance(Duration::from_millis(5));
+        assert_eq!(clock.read().1, None);
         host.stepped.set(-1_000_000_000);
-        assert_eq!(clock.look().1, Some(ClockEvent::Step(-1_000_000_000)));
-        assert_eq!(clock.look().1, None);
-        host.asleep.set(4 * SECOND);
-        assert_eq!(clock.look().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
-        assert_eq!(clock.look().1, None);
+        assert_eq!(clock.read().1, Some(ClockEvent::Step(-1_000_000_000)));
+        assert_eq!(clock.read().1, None);
+        host.suspended_total.set(4 * SECOND);
+        assert_eq!(clock.read().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
+        assert_eq!(clock.read().1, None);
     }
     #[test]
-    fn a_stamp_from_after_a_step_that_nobody_has_noticed_is_placed_and_the_step_told_once() {
+    fn timestamp_after_an_unobserved_step_is_converted_and_the_step_reported_once() {
         for step in [-1_000_000_000, 1_000_000_000] {
-            let host = Fake::default();
-            host.pass(Duration::from_secs(10));
-            let mut clock = Clock::over(&host);
-            let (drained, _) = clock.look();
-            let before = (host.pass(Duration::from_millis(1)), host.monotonic());
+            let host = FakeClock::default();
+            host.advance(Duration::from_secs(10));
+            let mut clock = Clock::with_source(&host);
+            let (drained, _) = clock.read();
+            let before = (host.advance(Duration::from_millis(1)), host.monotonic());
             host.stepped.set(step);
-            let after = (host.pass(Duration::from_millis(1)), host.monotonic());
-            host.pass(Duration::from_millis(1));
+            let after = (host.advance(Duration::from_millis(1)), host.monotonic());
+            host.advance(Duration::from_millis(1));
             for (timestamp, truth) in [before, after, before] {
-                assert_eq!(clock.place(timestamp, drained, host.monotonic()), truth, "{step}");
+                assert_eq!(clock.monotonic_of(timestamp, drained, host.monotonic()), truth, "{step}");
             }
-            assert_eq!(clock.look().1, Some(ClockEvent::Step(step)));
-            assert_eq!(clock.look().1, None);
+            assert_eq!(clock.read().1, Some(ClockEvent::Step(step)));
+            assert_eq!(clock.read().1, None);
         }
     }
 
     #[test]
-    fn upsets_between_two_looks_are_told_as_one() {
-        let host = Fake::default();
-        let mut clock = Clock::over(&host);
+    fn events_between_two_readings_are_merged() {
+        let host = FakeClock::default();
+        let mut clock = Clock::with_source(&host);
         let at = host.monotonic();
         for step in [1_000_000_000, 3_000_000_000] {
             host.stepped.set(step);
-            let _ = clock.place(host.wall(), at, at);
+            let _ = clock.monotonic_of(host.wall(), at, at);
         }
-        assert_eq!(clock.look().1, Some(ClockEvent::Step(3_000_000_000)));
-        host.asleep.set(4 * SECOND);
-        let _ = clock.place(host.wall(), at, at);
+        assert_eq!(clock.read().1, Some(ClockEvent::Step(3_000_000_000)));
+        host.suspended_total.set(4 * SECOND);
+        let _ = clock.monotonic_of(host.wall(), at, at);
         host.stepped.set(0);
-        assert_eq!(clock.look().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
+        assert_eq!(clock.read().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
     }
 }

@@ -27,13 +27,13 @@ pub(super) struct DatagramMetadata {
     /// The local address it was sent to.
     pub(super) to: Option<IpAddr>,
     /// On the error queue: whether it is a stamp (with the datagram's name) or an ICMP error.
-    pub(super) about: Option<ErrorQueueEntry>,
+    pub(super) error_queue_entry: Option<ErrorQueueEntry>,
 }
 
 /// Why something is on the error queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorQueueEntry {
-    Stamp { name: u32 },
+    TxTimestamp { id: u32 },
     Icmp(IcmpError),
     Local { errno: i32 },
 }
@@ -47,7 +47,7 @@ pub(super) enum ErrorQueueEntry {
     reason = "the kernel's own layout; every read is of the length that the message states"
 )]
 pub(super) unsafe fn read(header: &libc::msghdr) -> DatagramMetadata {
-    let mut said = DatagramMetadata::default();
+    let mut metadata = DatagramMetadata::default();
     // SAFETY: the header was filled by recvmmsg and its control buffer is alive and `msg_controllen` bytes long;
     // CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and no arm reads more than the message's length.
     unsafe {
@@ -64,35 +64,36 @@ pub(super) unsafe fn read(header: &libc::msghdr) -> DatagramMetadata {
             match (level, kind) {
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) if length >= size_of::<libc::timespec>() => {
                     let time = data.cast::<libc::timespec>().read_unaligned();
-                    said.timestamp = wall_time(&time);
+                    metadata.timestamp = wall_time(&time);
                 }
                 (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                    said.ttl = u8::try_from(int()).ok();
+                    metadata.ttl = u8::try_from(int()).ok();
                 }
-                (libc::IPPROTO_IP, libc::IP_TOS) if length >= 1 => said.tos = Some(*data),
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => said.tos = u8::try_from(int()).ok(),
+                (libc::IPPROTO_IP, libc::IP_TOS) if length >= 1 => metadata.tos = Some(*data),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => metadata.tos = u8::try_from(int()).ok(),
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) if length >= size_of::<libc::in_pktinfo>() => {
                     let info = data.cast::<libc::in_pktinfo>().read_unaligned();
-                    said.to = Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into());
+                    metadata.to = Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into());
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if length >= size_of::<libc::in6_pktinfo>() => {
                     let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
-                    said.to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                    metadata.to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
                 }
                 (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
                     if length >= size_of::<libc::sock_extended_err>() =>
                 {
                     let error = data.cast::<libc::sock_extended_err>().read_unaligned();
                     let offender = data.add(size_of::<libc::sock_extended_err>());
-                    let left = length - size_of::<libc::sock_extended_err>();
-                    said.about = Some(about(&error, address(offender, left)));
+                    let remaining = length - size_of::<libc::sock_extended_err>();
+                    metadata.error_queue_entry =
+                        Some(error_queue_entry(&error, address(offender, remaining)));
                 }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    said
+    metadata
 }
 
 fn wall_time(time: &libc::timespec) -> Option<WallTime> {
@@ -100,11 +101,11 @@ fn wall_time(time: &libc::timespec) -> Option<WallTime> {
     Some(WallTime::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).ok()?))
 }
 
-fn about(error: &libc::sock_extended_err, offender: Option<SocketAddr>) -> ErrorQueueEntry {
+fn error_queue_entry(error: &libc::sock_extended_err, offender: Option<SocketAddr>) -> ErrorQueueEntry {
     let router = offender.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
     let mtu = Some(error.ee_info).filter(|mtu| *mtu > 0);
     match error.ee_origin {
-        libc::SO_EE_ORIGIN_TIMESTAMPING => ErrorQueueEntry::Stamp { name: error.ee_data },
+        libc::SO_EE_ORIGIN_TIMESTAMPING => ErrorQueueEntry::TxTimestamp { id: error.ee_data },
         libc::SO_EE_ORIGIN_ICMP => ErrorQueueEntry::Icmp(icmp_v4(error, router, mtu)),
         libc::SO_EE_ORIGIN_ICMP6 => ErrorQueueEntry::Icmp(icmp_v6(error, router, mtu)),
         _ => ErrorQueueEntry::Local { errno: i32::try_from(error.ee_errno).unwrap_or(i32::MAX) },
@@ -173,30 +174,30 @@ pub(super) struct SendOptions {
     /// Whether a transmit stamp is wanted.
     pub(super) timestamp: bool,
     /// The name that the stamp shall carry, where the kernel can.
-    pub(super) name: Option<u32>,
+    pub(super) timestamp_id: Option<u32>,
     /// Bytes of each datagram when there are many.
     pub(super) segment: Option<u16>,
 }
 
 /// Writes control messages and returns how many bytes they take.
-pub(super) fn write(told: &SendOptions, control: &mut ControlBuffer) -> usize {
+pub(super) fn write(options: &SendOptions, control: &mut ControlBuffer) -> usize {
     let mut writer = Writer { control, length: 0 };
-    let is_v4 = told.to.is_ipv4();
-    let tos = i32::from(told.tos).to_ne_bytes();
-    if told.tos != 0 {
+    let is_v4 = options.to.is_ipv4();
+    let tos = i32::from(options.tos).to_ne_bytes();
+    if options.tos != 0 {
         match is_v4 {
             true => writer.push(libc::IPPROTO_IP, libc::IP_TOS, &tos),
             false => writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos),
         }
     }
-    if let Some(ttl) = told.ttl {
+    if let Some(ttl) = options.ttl {
         let ttl = i32::from(ttl).to_ne_bytes();
         match is_v4 {
             true => writer.push(libc::IPPROTO_IP, libc::IP_TTL, &ttl),
             false => writer.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &ttl),
         }
     }
-    match told.from {
+    match options.from {
         Some(IpAddr::V4(from)) if is_v4 => {
             // struct in_pktinfo: interface (0: by route), the source address, and a field that is not read.
             let mut info = [0_u8; 12];
@@ -211,17 +212,17 @@ pub(super) fn write(told: &SendOptions, control: &mut ControlBuffer) -> usize {
         }
         Some(_) | None => {}
     }
-    if told.timestamp {
+    if options.timestamp {
         writer.push(
             libc::SOL_SOCKET,
             libc::SO_TIMESTAMPING,
             &libc::SOF_TIMESTAMPING_TX_SOFTWARE.to_ne_bytes(),
         );
-        if let Some(name) = told.name {
-            writer.push(libc::SOL_SOCKET, SCM_TS_OPT_ID, &name.to_ne_bytes());
+        if let Some(id) = options.timestamp_id {
+            writer.push(libc::SOL_SOCKET, SCM_TS_OPT_ID, &id.to_ne_bytes());
         }
     }
-    if let Some(segment) = told.segment {
+    if let Some(segment) = options.segment {
         writer.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
     }
     writer.length
@@ -252,18 +253,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_laid_out_as_the_c_macros_lay_it_out() {
+    fn written_control_messages_have_the_layout_of_the_c_macros() {
         let mut control = ControlBuffer([0; CONTROL_BYTES]);
-        let told = SendOptions {
+        let options = SendOptions {
             to: ([192, 0, 2, 1], 862).into(),
             from: Some([192, 0, 2, 2].into()),
             tos: 0xb8,
             ttl: Some(250),
             timestamp: true,
-            name: Some(7),
+            timestamp_id: Some(7),
             segment: Some(1_200),
         };
-        let length = write(&told, &mut control);
+        let length = write(&options, &mut control);
         let header = libc::msghdr {
             msg_name: std::ptr::null_mut(),
             msg_namelen: 0,
@@ -275,13 +276,13 @@ mod tests {
         };
         // SAFETY: the header points at `control`, of which `length` bytes were written.
         #[expect(unsafe_code, reason = "reads what was just written")]
-        let said = unsafe { read(&header) };
-        assert_eq!((said.tos, said.ttl), (Some(0xb8), Some(250)));
+        let metadata = unsafe { read(&header) };
+        assert_eq!((metadata.tos, metadata.ttl), (Some(0xb8), Some(250)));
         assert!(length <= CONTROL_BYTES);
     }
 
     #[test]
-    fn an_icmp_error_is_named_by_its_type_and_code() {
+    fn icmp_type_and_code_decide_the_kind_of_error() {
         let error = |ee_type, ee_code| libc::sock_extended_err {
             ee_errno: 0,
             ee_origin: libc::SO_EE_ORIGIN_ICMP,
@@ -292,9 +293,11 @@ mod tests {
             ee_data: 0,
         };
         let router: SocketAddr = ([192, 0, 2, 9], 0).into();
-        let kind = |ee_type, code| match about(&error(ee_type, code), Some(router)) {
+        let kind = |ee_type, code| match error_queue_entry(&error(ee_type, code), Some(router)) {
             ErrorQueueEntry::Icmp(icmp) => (icmp.kind, icmp.mtu),
-            other @ (ErrorQueueEntry::Stamp { .. } | ErrorQueueEntry::Local { .. }) => panic!("{other:?}"),
+            other @ (ErrorQueueEntry::TxTimestamp { .. } | ErrorQueueEntry::Local { .. }) => {
+                panic!("{other:?}")
+            }
         };
         assert_eq!(kind(3, 3), (IcmpKind::PortUnreachable, None));
         assert_eq!(kind(3, 1), (IcmpKind::Unreachable, None));

@@ -91,7 +91,7 @@ impl Sessions {
     }
 
     /// Whether a session of that responder is taken.
-    pub(super) fn has(&self, to: SocketAddr, ssid: u16) -> bool {
+    pub(super) fn contains(&self, to: SocketAddr, ssid: u16) -> bool {
         self.by_session.contains_key(&(to, ssid))
     }
 
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_port_is_shared_by_kind_and_counts_what_nothing_receives() {
+    fn agent_port_routes_by_kind_and_counts_other_datagrams() {
         let rejected = Arc::new(Cell::default());
         let tasks = BTreeMap::from([(AgentKind::Goodbye, 7)]);
         let demux = Demux::AgentPort { tasks, rejected: Arc::clone(&rejected) };
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_without_a_session_goes_to_the_task_that_claims_it_and_else_to_the_first() {
+    fn reply_without_a_session_goes_to_the_claiming_task_or_the_first() {
         let to: SocketAddr = "192.0.2.1:862".parse().unwrap();
         let mut sessions = Sessions::new(DatagramProtocol::Udp);
         sessions.add(1, to, &[10, 11]);
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(sessions.owner(&with_ssid(0), &from, |task| task == 2), Some(2));
         assert_eq!(sessions.owner(&with_ssid(0), &from, |_| false), Some(1));
         sessions.remove(1, to, &[10, 11]);
-        assert!(!sessions.has(to, 10) && sessions.has(to, 12));
+        assert!(!sessions.contains(to, 10) && sessions.contains(to, 12));
         assert_eq!(sessions.owner(&with_ssid(0), &from, |_| false), Some(2));
     }
 }

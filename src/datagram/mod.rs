@@ -28,7 +28,7 @@ use crate::loops::{self, LoopEvent};
 use crate::metrics::text::Cell;
 use crate::paths::PathId;
 
-pub(crate) use outbox::refusal;
+pub(crate) use outbox::not_sent_reason;
 pub use socket::{Binding, Socket, SocketError, TimestampMatching, both_families};
 pub use task::{Access, MachineTask, Notice, Recorder, Task, TaskStep, Traffic};
 pub use thread::RECEIVE_TICK_MAX;
@@ -130,14 +130,14 @@ pub fn spawn(
     events: tokio::sync::mpsc::Sender<LoopEvent>,
 ) -> io::Result<DatagramHandle> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-    let bell = Arc::new(EventFd::from_value_and_flags(0, flags)?);
-    let own = Arc::clone(&bell);
+    let wakeup = Arc::new(EventFd::from_value_and_flags(0, flags)?);
+    let loop_wakeup = Arc::clone(&wakeup);
     let wake = move || {
         // It can only fail when the counter is full, and then the loop is awake.
-        let _ = bell.write(1);
+        let _ = wakeup.write(1);
     };
     DatagramHandle::spawn(name, wake, move |commands, series| {
-        thread::Thread::new(services, timestamps, own, events, series).run(commands);
+        thread::DatagramLoop::new(services, timestamps, loop_wakeup, events, series).run(commands);
     })
 }
 

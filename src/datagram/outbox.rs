@@ -6,14 +6,14 @@ use pathmeter_proto::machine::{NotSent, Send};
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pub(super) arena: Vec<u8>,
-    pub(super) waiting: Vec<Outgoing>,
+    pub(super) queued: Vec<Outgoing>,
 }
 
 /// One of them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outgoing {
     pub(super) slot: usize,
-    pub(super) life: u32,
+    pub(super) generation: u32,
     pub(super) group: usize,
     pub(super) send: Send,
     /// Where it stands in the arena.
@@ -22,25 +22,25 @@ pub(super) struct Outgoing {
 }
 
 /// Datagrams that are handed to the kernel at once; at the limit they are sent before more are made.
-pub(super) const OUTBOX: usize = 64;
+pub(super) const OUTBOX_MAX: usize = 64;
 
 impl Outbox {
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.len() >= OUTBOX
+        self.queued.len() >= OUTBOX_MAX
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.queued.is_empty()
     }
 
     pub(super) fn clear(&mut self) {
         self.arena.clear();
-        self.waiting.clear();
+        self.queued.clear();
     }
 }
 
 /// What the kernel's refusal means.
-pub(crate) fn refusal(error: &std::io::Error) -> NotSent {
+pub(crate) fn not_sent_reason(error: &std::io::Error) -> NotSent {
     match error.raw_os_error() {
         Some(
             libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EADDRNOTAVAIL,

@@ -14,13 +14,13 @@ use pathmeter_proto::wire::icmp::{self, IcmpVersion};
 use socket2::{Domain, Protocol, SockFilter, Socket as Socket2, Type};
 
 use super::socket::{Binding, Socket, SocketError, SocketKind, TimestampMatching, set};
-use super::tx_timestamps::HEADER;
+use super::tx_timestamps::HEADER_BYTES;
 
 /// What groups may open ping sockets: two numbers.
-const GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
+const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
 
 /// Identifiers that are drawn before one that is taken is taken again. Chosen: there are 65,535, and a handful of sockets.
-const DRAWS: u32 = 1_000;
+const IDENTIFIER_DRAWS_MAX: u32 = 1_000;
 
 /// `ICMP_FILTER` (linux/icmp.h): the types whose bit is set do not come up.
 const ICMP_FILTER: libc::c_int = 1;
@@ -34,13 +34,13 @@ impl Socket {
     ///
     /// # Errors
     /// [`SocketError::Closed`] where neither may be had.
-    pub(super) fn echo(
+    pub(super) fn open_echo(
         binding: &Binding,
         timestamps: TimestampMatching,
         is_taken: impl Fn(u16) -> bool,
     ) -> Result<Self, SocketError> {
         let address = binding.address;
-        let opened = |operation| move |cause| SocketError::Refused { operation, address, cause };
+        let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
         let (domain, protocol) = match address.ip() {
             IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
@@ -49,47 +49,46 @@ impl Socket {
         let operation = "opening an ICMP socket for";
         match open(Type::DGRAM) {
             Ok(socket) => return Self::prepare(socket, SocketKind::Ping, binding, timestamps),
-            Err(error) if is_refused(&error) => {}
-            Err(error) => return Err(opened(operation)(error)),
+            Err(error) if is_unavailable(&error) => {}
+            Err(error) => return Err(failed(operation)(error)),
         }
         let socket = match open(Type::RAW) {
             Ok(socket) => socket,
-            Err(error) if is_refused(&error) => return Err(closed()),
-            Err(error) => return Err(opened(operation)(error)),
+            Err(error) if is_unavailable(&error) => return Err(icmp_not_permitted()),
+            Err(error) => return Err(failed(operation)(error)),
         };
         let identifier = match address.port() {
-            0 => draw(is_taken).map_err(opened("drawing an identifier for"))?,
+            0 => draw_identifier(is_taken).map_err(failed("drawing an identifier for"))?,
             port => port,
         };
-        listen_for(&socket, IcmpVersion::of(address.ip()), identifier)
-            .map_err(opened("filtering what comes to"))?;
+        attach_reply_filter(&socket, IcmpVersion::of(address.ip()), identifier)
+            .map_err(failed("filtering what comes to"))?;
         let mut socket = Self::prepare(socket, SocketKind::Raw, binding, timestamps)?;
-        socket.identify(identifier);
+        socket.set_identifier(identifier);
         Ok(socket)
     }
 
     /// What it received, without the header that a raw IPv4 socket gets as well; `None` for what is damaged or another
     /// program's.
-    pub(super) fn carried<'a>(&self, received: &'a [u8]) -> Option<&'a [u8]> {
+    pub(super) fn strip_header<'a>(&self, received: &'a [u8]) -> Option<&'a [u8]> {
         match (self.kind(), self.address().is_ipv4()) {
             (SocketKind::Udp | SocketKind::Ping, _) => Some(received),
             // A kernel looks at the checksum of ICMPv6, and not at that of ICMP.
-            (SocketKind::Raw, true) => {
-                behind_header(received).filter(|echo| self.is_its(echo) && icmp::is_intact(echo))
-            }
-            (SocketKind::Raw, false) => Some(received).filter(|echo| self.is_its(echo)),
+            (SocketKind::Raw, true) => after_ipv4_header(received)
+                .filter(|echo| self.has_own_identifier(echo) && icmp::is_intact(echo)),
+            (SocketKind::Raw, false) => Some(received).filter(|echo| self.has_own_identifier(echo)),
         }
     }
 
     /// Whether an ICMP error quotes a datagram of this socket: raw sockets are told of all.
-    pub(super) fn has_sent(&self, quoted: &[u8]) -> bool {
+    pub(super) fn is_own(&self, quoted: &[u8]) -> bool {
         match self.kind() {
             SocketKind::Udp | SocketKind::Ping => true,
-            SocketKind::Raw => self.is_its(quoted),
+            SocketKind::Raw => self.has_own_identifier(quoted),
         }
     }
 
-    fn is_its(&self, echo: &[u8]) -> bool {
+    fn has_own_identifier(&self, echo: &[u8]) -> bool {
         icmp::identifier(echo) == Some(self.address().port())
     }
 
@@ -97,7 +96,7 @@ impl Socket {
     pub(super) fn payload<'a>(&self, datagram: &'a [u8]) -> &'a [u8] {
         match self.kind() {
             SocketKind::Udp => datagram,
-            SocketKind::Ping | SocketKind::Raw => datagram.get(HEADER..).unwrap_or_default(),
+            SocketKind::Ping | SocketKind::Raw => datagram.get(HEADER_BYTES..).unwrap_or_default(),
         }
     }
 
@@ -111,23 +110,23 @@ impl Socket {
 }
 
 /// Whether that kind of socket is not for us, or not in this kernel.
-fn is_refused(error: &io::Error) -> bool {
+fn is_unavailable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EPROTONOSUPPORT))
 }
 
-fn closed() -> SocketError {
-    let text = fs::read_to_string(GROUPS).unwrap_or_default();
+fn icmp_not_permitted() -> SocketError {
+    let text = fs::read_to_string(PING_GROUP_RANGE).unwrap_or_default();
     let range = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    SocketError::Closed { group: getegid().as_raw(), range }
+    SocketError::IcmpNotPermitted { group: getegid().as_raw(), range }
 }
 
 /// An identifier that is not 0 and not taken.
-fn draw(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
+fn draw_identifier(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
     for tries in 1.. {
         let mut bytes = [0; 2];
         getrandom::fill(&mut bytes).map_err(io::Error::other)?;
         let identifier = u16::from_ne_bytes(bytes);
-        if identifier != 0 && (tries > DRAWS || !is_taken(identifier)) {
+        if identifier != 0 && (tries > IDENTIFIER_DRAWS_MAX || !is_taken(identifier)) {
             return Ok(identifier);
         }
     }
@@ -135,12 +134,12 @@ fn draw(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
 }
 
 /// Lets nothing come up but replies with this identifier.
-fn listen_for(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Result<()> {
+fn attach_reply_filter(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Result<()> {
     // linux/bpf_common.h: BPF_LDX|BPF_B|BPF_MSH, BPF_LD|BPF_B|BPF_IND, BPF_LD|BPF_H|BPF_IND, BPF_LDX|BPF_IMM, BPF_JMP|BPF_JEQ,
     // BPF_RET.
     const LOAD_HEADER_LENGTH: u16 = 0xb1;
-    const LOAD_BYTE_BEHIND: u16 = 0x50;
-    const LOAD_HALF_BEHIND: u16 = 0x48;
+    const LOAD_BYTE_AT_INDEX: u16 = 0x50;
+    const LOAD_HALF_AT_INDEX: u16 = 0x48;
     const LOAD_INDEX: u16 = 0x01;
     const IS_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
@@ -151,9 +150,9 @@ fn listen_for(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Re
     };
     let program = [
         begin,
-        SockFilter::new(LOAD_BYTE_BEHIND, 0, 0, 0),
+        SockFilter::new(LOAD_BYTE_AT_INDEX, 0, 0, 0),
         SockFilter::new(IS_EQUAL, 0, 3, version.reply().into()),
-        SockFilter::new(LOAD_HALF_BEHIND, 0, 0, 4),
+        SockFilter::new(LOAD_HALF_AT_INDEX, 0, 0, 4),
         SockFilter::new(IS_EQUAL, 0, 1, identifier.into()),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
         SockFilter::new(RETURN, 0, 0, 0),
@@ -167,7 +166,7 @@ fn listen_for(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Re
 }
 
 /// What stands behind an IPv4 header.
-fn behind_header(packet: &[u8]) -> Option<&[u8]> {
+fn after_ipv4_header(packet: &[u8]) -> Option<&[u8]> {
     let length = usize::from(packet.first()? & 15) * 4;
     packet.get(length.max(HEADER_V4_BYTES)..)
 }
@@ -177,25 +176,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_with_options_is_stripped_whole() {
+    fn ipv4_options_are_stripped_with_the_header() {
         let mut packet = vec![0x46; 24];
         packet.extend([0, 0, 1, 2]);
-        assert_eq!(behind_header(&packet), Some(&[0, 0, 1, 2][..]));
-        assert_eq!(behind_header(&[]), None);
-        assert_eq!(behind_header(&[0x4f; 20]), None);
+        assert_eq!(after_ipv4_header(&packet), Some(&[0, 0, 1, 2][..]));
+        assert_eq!(after_ipv4_header(&[]), None);
+        assert_eq!(after_ipv4_header(&[0x4f; 20]), None);
     }
 
     #[test]
-    fn an_identifier_is_not_one_that_is_taken() {
+    fn drawn_identifier_is_not_taken() {
         for _ in 0..100 {
-            let drawn = draw(|identifier| identifier % 16 != 0).unwrap();
+            let drawn = draw_identifier(|identifier| identifier % 16 != 0).unwrap();
             assert!(drawn % 16 == 0 && drawn != 0, "{drawn}");
         }
     }
 
     #[test]
-    fn who_may_open_no_socket_is_told_what_to_do() {
-        let error = SocketError::Closed { group: 1_000, range: "1 0".into() };
+    fn missing_permission_error_names_the_remedy() {
+        let error = SocketError::IcmpNotPermitted { group: 1_000, range: "1 0".into() };
         let expected = "ICMP sockets are closed to group 1000 (net.ipv4.ping_group_range is \"1 0\"): run sysctl -w \
                         net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW";
         assert_eq!(error.to_string(), expected);

@@ -18,7 +18,7 @@ pub struct Socket {
     fragments: FragmentPolicy,
     drops: u32,
     /// Where damaged datagrams are among the drops of a socket, how many there were.
-    damaged: Option<ChecksumErrors>,
+    checksum_errors: Option<ChecksumErrors>,
 }
 
 /// What a socket carries, and how the kernel lets it.
@@ -61,7 +61,7 @@ pub enum SocketError {
         "ICMP sockets are closed to group {group} (net.ipv4.ping_group_range is \"{range}\"): run sysctl -w \
          net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW"
     )]
-    Closed {
+    IcmpNotPermitted {
         /// Our group.
         group: u32,
         /// The groups that may open ping sockets: none where the first is above the second.
@@ -78,7 +78,7 @@ impl SocketError {
                 cause.raw_os_error() == Some(libc::EAFNOSUPPORT)
                     || (address.is_ipv6() && cause.raw_os_error() == Some(libc::EADDRNOTAVAIL))
             }
-            Self::Closed { .. } => false,
+            Self::IcmpNotPermitted { .. } => false,
         }
     }
 }
@@ -93,7 +93,7 @@ fn remedy(source: &io::Error, address: SocketAddr) -> &'static str {
 }
 
 /// Bytes of receive buffer that are asked for; the kernel grants at most net.core.rmem_max.
-const RECEIVE_BUFFER: usize = 4 << 20;
+const BUFFER_BYTES: usize = 4 << 20;
 
 /// What all our datagrams start with, so that hops = 255 − received.
 pub(super) const TTL: u8 = 255;
@@ -129,13 +129,20 @@ impl Socket {
         let address = binding.address;
         let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
         // Refused where the administrator set a lower limit; the kernel then grants what it may.
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-        let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
+        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+        let _ = socket.set_send_buffer_size(BUFFER_BYTES);
         enable(&socket, binding, timestamps).map_err(failed("setting options of"))?;
         socket.bind(&address.into()).map_err(failed("binding"))?;
         let bound = socket.local_addr().map_err(failed("asking for the address of"))?;
         let address = bound.as_socket().unwrap_or(address);
-        Ok(Self { socket, kind, address, fragments: FragmentPolicy::of(binding), drops: 0, damaged: None })
+        Ok(Self {
+            socket,
+            kind,
+            address,
+            fragments: FragmentPolicy::of(binding),
+            drops: 0,
+            checksum_errors: None,
+        })
     }
 
     pub(super) fn kind(&self) -> SocketKind {
@@ -143,9 +150,9 @@ impl Socket {
     }
 
     /// Gives a raw socket the identifier of its echoes.
-    pub(super) fn identify(&mut self, identifier: u16) {
+    pub(super) fn set_identifier(&mut self, identifier: u16) {
         self.address.set_port(identifier);
-        self.damaged = self.address.is_ipv6().then(ChecksumErrors::new);
+        self.checksum_errors = self.address.is_ipv6().then(ChecksumErrors::new);
     }
 
     /// The address it is bound to. The port of one for ICMP is its identifier.
@@ -158,22 +165,22 @@ impl Socket {
     pub fn new_drops(&mut self) -> u32 {
         let Some(drops) = drop_counter(&self.socket) else { return 0 };
         let dropped = drops.wrapping_sub(std::mem::replace(&mut self.drops, drops));
-        self.damaged.as_mut().map_or(dropped, |damaged| damaged.whole_among(dropped))
+        self.checksum_errors.as_mut().map_or(dropped, |checksum_errors| checksum_errors.undamaged(dropped))
     }
 
     /// Sends what may not be fragmented on the way, whatever the socket's own setting is; it has that again afterwards.
     ///
     /// # Errors
     /// Those of `send`, and of changing the setting: then nothing was sent.
-    pub(super) fn in_one_piece<T>(&self, send: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn send_unfragmented<T>(&self, send: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.fragments == FragmentPolicy::Never {
             return send();
         }
         let is_v4 = self.address.is_ipv4();
-        FragmentPolicy::Never.choose(&self.socket, is_v4)?;
+        FragmentPolicy::Never.apply(&self.socket, is_v4)?;
         let sent = send();
         // What the kernel granted when the socket was bound it grants again.
-        let _ = self.fragments.choose(&self.socket, is_v4);
+        let _ = self.fragments.apply(&self.socket, is_v4);
         sent
     }
 
@@ -190,7 +197,7 @@ enum FragmentPolicy {
     /// They are cut up, by us and by routers.
     Allowed,
     /// The same, and complaints about what left in one piece nevertheless are told.
-    AllowedAndTold,
+    AllowedWithErrors,
     /// They are not sent, or a router throws them away.
     Never,
 }
@@ -199,24 +206,24 @@ impl FragmentPolicy {
     fn of(binding: &Binding) -> Self {
         match (binding.dont_fragment, binding.errors) {
             (true, _) => Self::Never,
-            (false, true) => Self::AllowedAndTold,
+            (false, true) => Self::AllowedWithErrors,
             (false, false) => Self::Allowed,
         }
     }
 
-    fn choose(self, socket: &Socket2, is_v4: bool) -> io::Result<()> {
+    fn apply(self, socket: &Socket2, is_v4: bool) -> io::Result<()> {
         let set_v4 = |value| set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value);
         let set_v6 = |value| set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value);
         match (self, is_v4) {
             (Self::Allowed, true) => set_v4(libc::IP_PMTUDISC_DONT),
             // An IPv4 socket that has DONT when "fragmentation needed" comes in does not hear of it (Linux 6.18,
             // __udp4_lib_err), and by then it has its own setting again. OMIT fragments as well, by the interface's MTU alone.
-            (Self::AllowedAndTold, true) => {
+            (Self::AllowedWithErrors, true) => {
                 set_v4(libc::IP_PMTUDISC_OMIT).or_else(|_| set_v4(libc::IP_PMTUDISC_DONT))
             }
             (Self::Never, true) => set_v4(libc::IP_PMTUDISC_PROBE),
             // In IPv6 it is the other way round: DONT hears of it, OMIT does not.
-            (Self::Allowed | Self::AllowedAndTold, false) => set_v6(libc::IPV6_PMTUDISC_DONT),
+            (Self::Allowed | Self::AllowedWithErrors, false) => set_v6(libc::IPV6_PMTUDISC_DONT),
             (Self::Never, false) => set_v6(libc::IPV6_PMTUDISC_PROBE),
         }
     }
@@ -235,24 +242,24 @@ impl TimestampMatching {
     /// What this kernel can, found out with a datagram from a loopback socket to itself.
     #[must_use]
     pub fn detect() -> Self {
-        let try_it = || -> Option<()> {
+        let sends_with_id = || -> Option<()> {
             let binding =
                 Binding { address: ([127, 0, 0, 1], 0).into(), dont_fragment: false, errors: false };
             let socket = Socket::bind(&binding, Self::ById).ok()?;
-            let told = SendOptions {
+            let options = SendOptions {
                 to: socket.address(),
                 from: None,
                 tos: 0,
                 ttl: None,
                 timestamp: true,
-                name: Some(1),
+                timestamp_id: Some(1),
                 segment: None,
             };
             let mut batch = SendBatch::new(1);
-            batch.push(&told, 0, 4);
+            batch.push(&options, 0, 4);
             batch.send(&socket, &[0; 4], 0).ok().map(|_| ())
         };
-        if try_it().is_some() { Self::ById } else { Self::ByPayload }
+        if sends_with_id().is_some() { Self::ById } else { Self::ByPayload }
     }
 }
 
@@ -270,21 +277,21 @@ fn enable(socket: &Socket2, binding: &Binding, timestamps: TimestampMatching) ->
     let _ = set(socket, SOL_SOCKET, libc::SO_TIMESTAMPING, flags);
     let errors = i32::from(binding.errors);
     // Only who answers must know at which address it was asked; saying so costs the kernel at every datagram.
-    let addressed = i32::from(!binding.errors);
+    let pktinfo = i32::from(!binding.errors);
     if binding.address.is_ipv4() {
-        set(socket, IPPROTO_IP, libc::IP_PKTINFO, addressed)?;
+        set(socket, IPPROTO_IP, libc::IP_PKTINFO, pktinfo)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTTL, 1)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         set(socket, IPPROTO_IP, libc::IP_TTL, TTL.into())?;
         set(socket, IPPROTO_IP, libc::IP_RECVERR, errors)?;
     } else {
-        set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, addressed)?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, pktinfo)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, TTL.into())?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVERR, errors)?;
     }
-    FragmentPolicy::of(binding).choose(socket, binding.address.is_ipv4())
+    FragmentPolicy::of(binding).apply(socket, binding.address.is_ipv4())
 }
 
 #[expect(unsafe_code, reason = "socket2 lacks these options")]
@@ -340,8 +347,8 @@ pub(super) struct ReceivedDatagram<'a> {
     pub(super) bytes: &'a [u8],
     /// `None` where the kernel did not say, as for stamps.
     pub(super) from: Option<SocketAddr>,
-    pub(super) is_cut: bool,
-    pub(super) said: DatagramMetadata,
+    pub(super) is_truncated: bool,
+    pub(super) metadata: DatagramMetadata,
 }
 
 impl ReceiveBatch {
@@ -404,14 +411,14 @@ impl ReceiveBatch {
         let name_length = (header.msg_hdr.msg_namelen as usize).min(size_of::<libc::sockaddr_storage>());
         // SAFETY: the name is a sockaddr_storage of this batch, of which the kernel wrote `name_length` bytes; the header was
         // filled by recvmmsg and points at a control buffer of this batch.
-        let (from, said) = unsafe {
+        let (from, metadata) = unsafe {
             (cmsg::address((&raw const self.names[index]).cast(), name_length), cmsg::read(&header.msg_hdr))
         };
         ReceivedDatagram {
             bytes: &self.bytes[index * DATAGRAM_BYTES..][..length],
             from,
-            is_cut: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            said,
+            is_truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            metadata,
         }
     }
 }
@@ -449,11 +456,11 @@ impl SendBatch {
     }
 
     /// Adds the datagram at `at..at + length` of the arena.
-    pub(super) fn push(&mut self, told: &SendOptions, at: usize, length: usize) {
+    pub(super) fn push(&mut self, options: &SendOptions, at: usize, length: usize) {
         let mut control = ControlBuffer([0; CONTROL_BYTES]);
-        let control_length = cmsg::write(told, &mut control);
+        let control_length = cmsg::write(options, &mut control);
         self.controls.push(control);
-        self.names.push(name_of(told.to));
+        self.names.push(sockaddr(options.to));
         self.spans.push((at, length, control_length));
     }
 
@@ -502,7 +509,7 @@ const INET: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
 const INET6: libc::sa_family_t = libc::AF_INET6 as libc::sa_family_t;
 
 #[expect(unsafe_code, reason = "an address in the kernel's layout")]
-fn name_of(address: SocketAddr) -> libc::sockaddr_storage {
+fn sockaddr(address: SocketAddr) -> libc::sockaddr_storage {
     // SAFETY: all zeros is a valid sockaddr_storage.
     let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
     let at = &raw mut storage;
@@ -546,34 +553,38 @@ mod tests {
     use super::*;
 
     /// What fits the loopback interface's MTU of 65,536 bytes over IPv6; over IPv4 nothing is longer than that.
-    const FITS: usize = 65_536 - 48;
+    const FITTING_BYTES: usize = 65_536 - 48;
 
     #[test]
-    fn what_may_not_be_fragmented_is_refused_where_it_would_be_and_the_socket_is_as_before() {
+    fn oversized_datagram_is_refused_unfragmented_and_the_socket_keeps_its_policy() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let address: SocketAddr = address.parse().unwrap();
             let binding = Binding { address, dont_fragment: false, errors: true };
             let Ok(socket) = Socket::bind(&binding, TimestampMatching::ByPayload) else { continue };
-            let told = |to| SendOptions {
+            let options = |to| SendOptions {
                 to,
                 from: None,
                 tos: 0,
                 ttl: None,
                 timestamp: false,
-                name: None,
+                timestamp_id: None,
                 segment: None,
             };
             let is_too_big = |sent: io::Result<usize>| {
                 sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
             };
-            let arena = vec![0; FITS + 1];
+            let arena = vec![0; FITTING_BYTES + 1];
             let mut batch = SendBatch::new(2);
-            batch.push(&told(socket.address()), 0, FITS);
-            assert_eq!(socket.in_one_piece(|| batch.send(&socket, &arena, 0)).ok(), Some(1), "{address}");
+            batch.push(&options(socket.address()), 0, FITTING_BYTES);
+            assert_eq!(
+                socket.send_unfragmented(|| batch.send(&socket, &arena, 0)).ok(),
+                Some(1),
+                "{address}"
+            );
             if address.is_ipv6() {
                 batch.clear();
-                batch.push(&told(socket.address()), 0, arena.len());
-                assert!(is_too_big(socket.in_one_piece(|| batch.send(&socket, &arena, 0))));
+                batch.push(&options(socket.address()), 0, arena.len());
+                assert!(is_too_big(socket.send_unfragmented(|| batch.send(&socket, &arena, 0))));
                 assert_eq!(batch.send(&socket, &arena, 0).ok(), Some(1), "as fragments it leaves");
             }
         }

@@ -27,7 +27,7 @@ pub struct FiniteRun {
     /// Datagrams, messages or requests to send.
     pub count: u64,
     /// Receives a copy of every report.
-    pub tap: mpsc::Sender<EchoReport>,
+    pub reports: mpsc::Sender<EchoReport>,
 }
 
 /// An echo path that runs.
@@ -45,7 +45,12 @@ pub struct EchoPath {
 impl EchoPath {
     /// Starts a path, going on with the counters of an earlier one. `once`: it ends by itself.
     #[must_use]
-    pub fn start(plan: EchoPlan, start: &Start<'_>, earlier: Option<Self>, once: Option<FiniteRun>) -> Self {
+    pub fn start(
+        plan: EchoPlan,
+        start: &Start<'_>,
+        earlier: Option<Self>,
+        finite_run: Option<FiniteRun>,
+    ) -> Self {
         let PathKey { probe, peer, family } = start.key;
         let (series, stream, mtu_series) = match earlier {
             Some(earlier) => {
@@ -54,8 +59,8 @@ impl EchoPath {
             }
             None => (Arc::new(EchoSeries::new(probe, peer, family, plan.flows().into())), None, None),
         };
-        let (count, tap) = match once {
-            Some(FiniteRun { count, tap }) => (Some(count), Some(tap)),
+        let (count, reports) = match finite_run {
+            Some(FiniteRun { count, reports }) => (Some(count), Some(reports)),
             None => (None, None),
         };
         let (id, peer_left_at) = (start.id, start.peer_left_at);
@@ -68,14 +73,15 @@ impl EchoPath {
                 source,
                 series: Arc::clone(&path.series),
                 path_mtu: path.mtu_search(start),
-                tap,
+                reports,
             };
             start.loops.prober.start(NewPath { id, task: echo.into_task(), peer_left_at });
-        } else if let Some(over) = path.plan.over(keys.as_deref(), start.settings) {
+        } else if let Some(protocol) = path.plan.stream_protocol(keys.as_deref(), start.settings) {
             let new = || Arc::new(StreamSeries::new(probe, peer, family));
             let stream = stream.unwrap_or_else(new);
             path.stream = Some(Arc::clone(&stream));
-            let task = path.plan.stream(over, count, start.seed, Arc::clone(&path.series), stream, tap);
+            let task =
+                path.plan.stream(protocol, count, start.seed, Arc::clone(&path.series), stream, reports);
             start.loops.streams.start(NewPath { id, task, peer_left_at });
         }
         path
@@ -101,7 +107,7 @@ impl Plan for EchoPlan {
 
     fn can_continue(&self, other: &dyn Plan) -> bool {
         let other = other.as_any().downcast_ref::<Self>();
-        other.is_some_and(|other| self.differs_in_path_mtu_at_most(other))
+        other.is_some_and(|other| self.differs_only_in_path_mtu(other))
     }
 
     fn start(self: Box<Self>, start: &Start<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
@@ -179,8 +185,8 @@ impl Measured for EchoMeasured {
 
     fn local_failure(&self) -> Option<String> {
         let (error, count) = self.series.send_errors().max_by_key(|(_, count)| *count)?;
-        let nothing_left = self.series.sent.get() == 0;
-        nothing_left.then(|| format!("our host sends none of its datagrams: {error:?}, {count} times"))
+        let nothing_sent = self.series.sent.get() == 0;
+        nothing_sent.then(|| format!("our host sends none of its datagrams: {error:?}, {count} times"))
     }
 
     fn json(&self) -> Map<String, Value> {
@@ -221,9 +227,9 @@ impl Measured for EchoMeasured {
             quantile(0.99),
             sum.checked_div(count).map_or_else(|| "-".to_owned(), milliseconds)
         );
-        TableRow { head: HEAD, cells }
+        TableRow { head: TABLE_HEAD, cells }
     }
 }
 
 /// The head of [`EchoMeasured::row`].
-const HEAD: &str = "   sent  lost fwd  lost rev    lost ?     p50 ms     p99 ms  jitter ms";
+const TABLE_HEAD: &str = "   sent  lost fwd  lost rev    lost ?     p50 ms     p99 ms  jitter ms";

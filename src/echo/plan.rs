@@ -46,7 +46,7 @@ pub struct EchoPlan {
     /// The name that fresh TCP connections look up.
     host: Option<String>,
     /// What is requested over WebSocket and HTTP.
-    site: Option<HttpResource>,
+    resource: Option<HttpResource>,
     is_agent: bool,
 }
 
@@ -61,7 +61,7 @@ impl EchoPlan {
         settings: &Settings,
     ) -> Self {
         let mut transport = echo.transport.clone();
-        let (mut path_mtu, mut site) = (None, None);
+        let (mut path_mtu, mut resource) = (None, None);
         let quirks = match remote {
             Remote::Peer(_) => Quirks::default(),
             Remote::Target(target) => target.quirks,
@@ -77,8 +77,8 @@ impl EchoPlan {
             (Transport::Icmp(_), _) => 0,
             (Transport::Tcp(_), Remote::Peer(peer)) => peer.agent_port,
             (Transport::Tcp(_), Remote::Target(target)) => target.port,
-            (Transport::WebSocket(_), _) => site.insert(remote.site(WEBSOCKET_PATH)).port,
-            (Transport::Http(_), _) => site.insert(remote.site(PING_PATH)).port,
+            (Transport::WebSocket(_), _) => resource.insert(remote.site(WEBSOCKET_PATH)).port,
+            (Transport::Http(_), _) => resource.insert(remote.site(PING_PATH)).port,
         };
         let keys = match (remote, &transport) {
             (_, Transport::Icmp(_)) => KeyChoice::None,
@@ -100,8 +100,8 @@ impl EchoPlan {
             path_mtu,
             quirks,
             keys,
-            host: site.as_ref().map_or_else(|| remote.host(), |site| site.host.clone()),
-            site,
+            host: resource.as_ref().map_or_else(|| remote.host(), |resource| resource.host.clone()),
+            resource,
             is_agent: matches!(remote, Remote::Peer(_)),
         }
     }
@@ -131,7 +131,7 @@ impl EchoPlan {
     }
 
     /// Whether a path that runs by the other plan need not be started again.
-    pub(super) fn differs_in_path_mtu_at_most(&self, other: &Self) -> bool {
+    pub(super) fn differs_only_in_path_mtu(&self, other: &Self) -> bool {
         Self { path_mtu: self.path_mtu, ..other.clone() } == *self
     }
 
@@ -216,14 +216,14 @@ impl EchoPlan {
     }
 
     /// What is spoken over connections; `None`: it is measured over datagrams.
-    pub(super) fn over(&self, keys: Option<&Keys>, settings: &Settings) -> Option<StreamProtocol> {
-        let place = || {
-            let site = self.site.as_ref()?;
+    pub(super) fn stream_protocol(&self, keys: Option<&Keys>, settings: &Settings) -> Option<StreamProtocol> {
+        let target = || {
+            let resource = self.resource.as_ref()?;
             Some(stream::HttpTarget {
-                authority: site.authority.clone(),
-                path: site.path.clone(),
+                authority: resource.authority.clone(),
+                path: resource.path.clone(),
                 signer: keys.map(Signer::new),
-                secure: site.https.as_ref().map(|https| settings.secure(https)),
+                secure: resource.https.as_ref().map(|https| settings.secure(https)),
             })
         };
         match &self.transport {
@@ -233,14 +233,14 @@ impl EchoPlan {
                 Some(StreamProtocol::Tcp { bytes: tcp.size, keys })
             }
             Transport::WebSocket(websocket) => Some(StreamProtocol::WebSocket {
-                place: place()?,
+                target: target()?,
                 format: websocket.format,
                 bytes: websocket.size as usize,
             }),
             Transport::Http(http) => {
                 let (status, body) = (http.status.clone(), http.body.clone());
                 let expected = ExpectedResponse { status, body, is_agent: self.is_agent };
-                Some(StreamProtocol::Http { place: place()?, expected })
+                Some(StreamProtocol::Http { target: target()?, expected })
             }
         }
     }
@@ -248,14 +248,14 @@ impl EchoPlan {
     /// The task for the thread of connections.
     pub(super) fn stream(
         &self,
-        over: StreamProtocol,
+        protocol: StreamProtocol,
         count: Option<u64>,
         seed: u64,
         series: Arc<EchoSeries>,
         stream: Arc<StreamSeries>,
-        tap: Option<mpsc::Sender<EchoReport>>,
+        reports: Option<mpsc::Sender<EchoReport>>,
     ) -> StreamEcho {
-        let fresh = match &self.transport {
+        let connect_interval = match &self.transport {
             Transport::Udp(_) | Transport::Icmp(_) => None,
             Transport::Tcp(tcp) => tcp.connect_interval,
             Transport::WebSocket(websocket) => websocket.connect_interval,
@@ -266,17 +266,23 @@ impl EchoPlan {
                 interval: self.interval,
                 late_after: self.late_after,
                 lost_after: self.lost_after,
-                at_once: over.at_once(),
-                on_demand: over.is_on_demand(),
+                at_once: protocol.at_once(),
+                on_demand: protocol.is_on_demand(),
                 count,
                 seed,
             },
-            dial: Dial { to: self.to, host: self.host.clone(), source: self.source, dscp: self.dscp, over },
+            dial: Dial {
+                to: self.to,
+                host: self.host.clone(),
+                source: self.source,
+                dscp: self.dscp,
+                protocol,
+            },
             // A watched measurement makes no connections beside its own.
-            fresh: fresh.filter(|_| count.is_none()),
+            connect_interval: connect_interval.filter(|_| count.is_none()),
             series,
             stream,
-            tap,
+            reports,
         }
     }
 }

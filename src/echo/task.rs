@@ -28,7 +28,7 @@ pub struct DatagramEcho {
     /// How to search for the path MTU, and where to count that; `None`: not at all. Only STAMP can.
     pub path_mtu: Option<(mtu::MtuSpec, Arc<PathMtuSeries>)>,
     /// Receives a copy of every report, for a measurement that somebody watches.
-    pub tap: Option<mpsc::Sender<EchoReport>>,
+    pub reports: Option<mpsc::Sender<EchoReport>>,
 }
 
 impl DatagramEcho {
@@ -38,7 +38,7 @@ impl DatagramEcho {
     /// With more than 255 flows; the configuration allows 16.
     #[must_use]
     pub fn into_task(self) -> NewTask {
-        let Self { mut spec, source, series, path_mtu, tap } = self;
+        let Self { mut spec, source, series, path_mtu, reports } = self;
         let protocol = match spec.wire {
             WireFormat::Stamp { .. } => DatagramProtocol::Udp,
             WireFormat::Icmp => DatagramProtocol::Icmp,
@@ -57,7 +57,7 @@ impl DatagramEcho {
             companion: path_mtu.map(|(spec, series)| mtu_search(spec, series)),
             build: Box::new(move |ssids, at| {
                 spec.ssids = ssids;
-                let recorder = EchoRecorder { series, tap, since: at };
+                let recorder = EchoRecorder { series, reports, since: at };
                 Box::new(MachineTask { machine: Prober::new(spec, at), recorder })
             }),
         }
@@ -78,13 +78,13 @@ pub(super) fn mtu_search(mut spec: mtu::MtuSpec, series: Arc<PathMtuSeries>) -> 
 #[derive(Debug)]
 struct EchoRecorder {
     series: Arc<EchoSeries>,
-    tap: Option<mpsc::Sender<EchoReport>>,
+    reports: Option<mpsc::Sender<EchoReport>>,
     /// Since when this prober counts here. Another one may have counted before, on another thread.
     since: Timestamp,
 }
 
 /// An earlier prober of the same path has ended by then.
-const SETTLES: Duration = Duration::from_secs(1);
+const SETTLING_TIME: Duration = Duration::from_secs(1);
 
 impl Recorder<Prober> for EchoRecorder {
     fn record(&mut self, report: EchoReport, traffic: &mut Traffic) -> Option<Notice> {
@@ -109,9 +109,9 @@ impl Recorder<Prober> for EchoRecorder {
             | EchoReport::LossyFlows(_) => {}
         }
         self.series.record(&report);
-        if let Some(tap) = &self.tap {
+        if let Some(reports) = &self.reports {
             // The watcher may have gone.
-            let _ = tap.send(report);
+            let _ = reports.send(report);
         }
         None
     }
@@ -131,7 +131,7 @@ impl Recorder<Prober> for EchoRecorder {
     }
 
     fn is_balanced(&self, prober: &Prober, now: Timestamp) -> bool {
-        if now.since(self.since) < SETTLES {
+        if now.since(self.since) < SETTLING_TIME {
             return true;
         }
         let in_flight = u64::try_from(prober.in_flight()).unwrap_or(u64::MAX);

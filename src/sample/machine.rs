@@ -46,9 +46,9 @@ impl Machine for SampleMachine {
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         let sequence = datagram.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
-        let place = self.in_flight.iter().position(|known| Some(*known) == sequence);
-        if let (None, Some(place)) = (arrival.icmp, place) {
-            let is_first = self.in_flight.remove(place) == 0;
+        let index = self.in_flight.iter().position(|known| Some(*known) == sequence);
+        if let (None, Some(index)) = (arrival.icmp, index) {
+            let is_first = self.in_flight.remove(index) == 0;
             self.reports.push_back(SampleReport::Answered { is_first });
         }
     }

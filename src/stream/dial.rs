@@ -36,7 +36,7 @@ pub struct Dial {
     /// Class of service.
     pub dscp: Dscp,
     /// What is spoken.
-    pub over: StreamProtocol,
+    pub protocol: StreamProtocol,
 }
 
 /// What is spoken over a connection.
@@ -52,7 +52,7 @@ pub enum StreamProtocol {
     /// Messages that are echoed over a WebSocket.
     WebSocket {
         /// Where.
-        place: HttpTarget,
+        target: HttpTarget,
         /// What they look like.
         format: MessageFormat,
         /// Bytes of a message.
@@ -61,7 +61,7 @@ pub enum StreamProtocol {
     /// Requests over HTTP.
     Http {
         /// Where.
-        place: HttpTarget,
+        target: HttpTarget,
         /// What the answers must be.
         expected: ExpectedResponse,
     },
@@ -72,7 +72,7 @@ pub enum StreamProtocol {
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Look-ups at once; each occupies a thread until the system has answered.
-static LOOK_UPS: Semaphore = Semaphore::const_new(8);
+static LOOKUPS: Semaphore = Semaphore::const_new(8);
 
 impl StreamProtocol {
     /// Messages that may be unanswered at once.
@@ -107,71 +107,73 @@ pub(super) struct ConnectTimings {
 
 impl Dial {
     /// Makes a connection, as far as to the point where messages can be sent.
-    pub(super) async fn connect(&self, took: &mut ConnectTimings) -> Result<Link, ConnectError> {
-        let began = Clock::now();
-        let stream = self.tcp(self.to).await?;
-        took.connect = Some(Clock::now().since(began));
-        match &self.over {
+    pub(super) async fn connect(&self, timings: &mut ConnectTimings) -> Result<Link, ConnectError> {
+        let start = Clock::now();
+        let stream = self.connect_tcp(self.to).await?;
+        timings.connect = Some(Clock::now().since(start));
+        match &self.protocol {
             StreamProtocol::Tcp { bytes, keys } => {
-                let began = Clock::now();
+                let start = Clock::now();
                 let link = tcp::begin(stream, self.to, *bytes, keys.as_deref()).await?;
-                took.stages.push((ConnectStage::Greeting, Clock::now().since(began)));
+                timings.stages.push((ConnectStage::Greeting, Clock::now().since(start)));
                 Ok(Link::Tcp(link))
             }
-            StreamProtocol::WebSocket { place, format, bytes } => {
-                let gauge = self.gauge(&stream)?;
-                let stream = self.secure(stream, place, took).await?;
-                let began = Clock::now();
-                let link = websocket::begin(stream, gauge, self.to, place, *format, *bytes).await?;
-                took.stages.push((ConnectStage::WebSocket, Clock::now().since(began)));
+            StreamProtocol::WebSocket { target, format, bytes } => {
+                let tcp_info = self.tcp_info(&stream)?;
+                let stream = self.secure(stream, target, timings).await?;
+                let start = Clock::now();
+                let link = websocket::begin(stream, tcp_info, self.to, target, *format, *bytes).await?;
+                timings.stages.push((ConnectStage::WebSocket, Clock::now().since(start)));
                 Ok(Link::WebSocket(link))
             }
-            StreamProtocol::Http { place, expected } => {
-                let gauge = self.gauge(&stream)?;
-                let stream = self.secure(stream, place, took).await?;
-                Ok(Link::Http(http::begin(stream, gauge, self.to, place.clone(), expected.clone()).await?))
+            StreamProtocol::Http { target, expected } => {
+                let tcp_info = self.tcp_info(&stream)?;
+                let stream = self.secure(stream, target, timings).await?;
+                Ok(Link::Http(
+                    http::begin(stream, tcp_info, self.to, target.clone(), expected.clone()).await?,
+                ))
             }
         }
     }
 
-    fn gauge(&self, stream: &TcpStream) -> Result<TcpInfoReader, ConnectError> {
+    fn tcp_info(&self, stream: &TcpStream) -> Result<TcpInfoReader, ConnectError> {
         TcpInfoReader::of(stream)
-            .map_err(|error| ConnectError::at_once(&format!("connecting to {}", self.to), &error))
+            .map_err(|error| ConnectError::local(&format!("connecting to {}", self.to), &error))
     }
 
     async fn secure(
         &self,
         stream: TcpStream,
-        place: &HttpTarget,
-        took: &mut ConnectTimings,
+        target: &HttpTarget,
+        timings: &mut ConnectTimings,
     ) -> Result<RawConnection, ConnectError> {
-        let Some(TlsClient { connector, server_name }) = &place.secure else {
+        let Some(TlsClient { connector, server_name }) = &target.secure else {
             return Ok(RawConnection::Plain(stream));
         };
-        let began = Clock::now();
+        let start = Clock::now();
         let stream = connector.connect(stream, server_name).await.map_err(|error| {
-            let why = if error.cause == Cause::Io { ConnectErrorKind::Reset } else { ConnectErrorKind::Tls };
-            ConnectError::new(why, format!("tls with {}: {error}", self.to))
+            let kind = if error.cause == Cause::Io { ConnectErrorKind::Reset } else { ConnectErrorKind::Tls };
+            ConnectError::new(kind, format!("tls with {}: {error}", self.to))
         })?;
-        took.stages.push((ConnectStage::Tls, Clock::now().since(began)));
-        took.certificate_expiry = stream.certificate_expiry();
+        timings.stages.push((ConnectStage::Tls, Clock::now().since(start)));
+        timings.certificate_expiry = stream.certificate_expiry();
         Ok(RawConnection::Tls(Box::new(stream)))
     }
 
     /// Looks the name up as a fresh visitor would.
-    pub(super) async fn resolve(&self, took: &mut ConnectTimings) -> Result<(), ConnectError> {
+    pub(super) async fn resolve(&self, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
         let Some(host) = &self.host else { return Ok(()) };
         // Given back when the system has answered, even if nobody waits for that any more.
-        let turn = LOOK_UPS.acquire().await.expect("nobody closes it");
-        let began = Clock::now();
+        let permit = LOOKUPS.acquire().await.expect("nobody closes it");
+        let start = Clock::now();
         let name = host.clone();
-        let looked_up = tokio::task::spawn_blocking(move || {
+        let lookup = tokio::task::spawn_blocking(move || {
             let found = (name.as_str(), 0).to_socket_addrs();
-            drop(turn);
+            drop(permit);
             found
         });
-        let found = looked_up.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        took.stages.push((ConnectStage::Resolve, Clock::now().since(began)));
+        let found = lookup.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        timings.stages.push((ConnectStage::Resolve, Clock::now().since(start)));
         match found.map(|mut addresses| addresses.next()) {
             Ok(Some(_)) => Ok(()),
             Ok(None) => {
@@ -183,20 +185,20 @@ impl Dial {
         }
     }
 
-    async fn tcp(&self, to: SocketAddr) -> Result<TcpStream, ConnectError> {
-        let doing = format!("connecting to {to}");
-        let stream = self.begin(to).map_err(|error| ConnectError::at_once(&doing, &error))?;
+    async fn connect_tcp(&self, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+        let operation = format!("connecting to {to}");
+        let stream = self.start_connect(to).map_err(|error| ConnectError::local(&operation, &error))?;
         let ended = match stream.writable().await {
             Ok(()) => stream.take_error().unwrap_or_else(Some),
             Err(error) => Some(error),
         };
         match ended {
             None => Ok(stream),
-            Some(error) => Err(ConnectError::on_the_way(&doing, &error)),
+            Some(error) => Err(ConnectError::from_io(&operation, &error)),
         }
     }
 
-    fn begin(&self, to: SocketAddr) -> io::Result<TcpStream> {
+    fn start_connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let socket =
             Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;

@@ -23,4 +23,4 @@ pub struct HttpTarget {
 pub(super) type RawConnection = MaybeTls<TcpStream>;
 
 /// What we call ourselves to servers.
-pub(super) const AGENT: &str = concat!("pathmeter/", env!("CARGO_PKG_VERSION"));
+pub(super) const USER_AGENT_VALUE: &str = concat!("pathmeter/", env!("CARGO_PKG_VERSION"));

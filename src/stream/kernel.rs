@@ -18,17 +18,17 @@ const OPT_ID_TCP: u32 = 1 << 16;
 const CONTROL_BYTES: usize = 256;
 
 /// Asks for the stamps of what arrives from now on.
-pub(super) fn ask_for_arrivals(socket: &impl AsFd) -> io::Result<()> {
-    Ok(setsockopt(socket, sockopt::Timestamping, &arrivals())?)
+pub(super) fn request_rx_timestamps(socket: &impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::Timestamping, &rx_flags())?)
 }
 
-fn arrivals() -> TimestampingFlag {
+fn rx_flags() -> TimestampingFlag {
     TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
 }
 
 /// Asks for the stamps of what leaves and arrives from now on.
 pub(super) fn request_timestamps(socket: &impl AsFd) -> io::Result<()> {
-    let wanted = arrivals()
+    let wanted = rx_flags()
         | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
         | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID
         | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY;
@@ -39,9 +39,9 @@ pub(super) fn request_timestamps(socket: &impl AsFd) -> io::Result<()> {
 }
 
 /// Reads what is there into `room`: how many bytes, and when the last of them arrived. `Ok(0)` is the end of the stream.
-pub(super) fn receive(socket: &impl AsRawFd, room: &mut [u8]) -> io::Result<(usize, Option<WallTime>)> {
+pub(super) fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<(usize, Option<WallTime>)> {
     let mut control = [0; CONTROL_BYTES];
-    let mut parts = [IoSliceMut::new(room)];
+    let mut parts = [IoSliceMut::new(buffer)];
     let received = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
         &mut parts,
@@ -54,23 +54,23 @@ pub(super) fn receive(socket: &impl AsRawFd, room: &mut [u8]) -> io::Result<(usi
 
 /// When the byte number `last` since the stamps were asked for left the host, if the kernel has said so by now. Older stamps
 /// are thrown away.
-pub(super) fn departure(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
+pub(super) fn tx_timestamp(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
     loop {
         let mut control = [0; CONTROL_BYTES];
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
         let mut nothing = [IoSliceMut::new(&mut [])];
-        let said =
+        let received =
             recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut nothing, Some(&mut control), flags).ok()?;
-        let (mut timestamp, mut name) = (None, None);
-        for message in said.cmsgs().into_iter().flatten() {
+        let (mut timestamp, mut id) = (None, None);
+        for message in received.cmsgs().into_iter().flatten() {
             timestamp = timestamp.or_else(|| timestamp_of(&message));
             if let ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) =
                 message
             {
-                name = Some(error.ee_data);
+                id = Some(error.ee_data);
             }
         }
-        if name == Some(last) {
+        if id == Some(last) {
             return timestamp;
         }
     }
@@ -88,14 +88,14 @@ fn wall_time(time: TimeSpec) -> Option<WallTime> {
 
 /// How the connection fares; `None` where the kernel does not say.
 pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
-    let info = ask(socket)?;
+    let info = read_tcp_info(socket)?;
     let four = |at: usize| u64::from(u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes")));
     let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
-    let smallest = four(MIN_RTT);
+    let min_rtt = four(MIN_RTT);
     Some(TcpInfo {
         rtt: four(RTT),
         rtt_variation: four(RTTVAR),
-        rtt_minimum: if smallest == u64::from(u32::MAX) { 0 } else { smallest },
+        rtt_minimum: if min_rtt == u64::from(u32::MAX) { 0 } else { min_rtt },
         retransmits: four(TOTAL_RETRANS),
         bytes_retransmitted: eight(BYTES_RETRANS),
         delivery_rate: eight(DELIVERY_RATE),
@@ -107,12 +107,12 @@ pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
 
 /// Segments that came before one in front of them did; `None` where the kernel does not say.
 pub(super) fn out_of_order(socket: &impl AsRawFd) -> Option<u64> {
-    let info = ask(socket)?;
+    let info = read_tcp_info(socket)?;
     Some(u32::from_ne_bytes(info[RCV_OOOPACK..RCV_OOOPACK + 4].try_into().expect("four bytes")).into())
 }
 
 #[expect(unsafe_code, reason = "nothing wraps the whole of TCP_INFO")]
-fn ask(socket: &impl AsRawFd) -> Option<[u8; TCP_INFO_BYTES]> {
+fn read_tcp_info(socket: &impl AsRawFd) -> Option<[u8; TCP_INFO_BYTES]> {
     let mut info = [0_u8; TCP_INFO_BYTES];
     let mut length = libc::socklen_t::try_from(info.len()).expect("a few hundred");
     // SAFETY: `info` is `length` bytes long, and the kernel writes no more than that.

@@ -31,11 +31,11 @@ impl Link {
     }
 
     /// What came next.
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
+    pub(super) fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         match self {
-            Self::Tcp(link) => link.poll_hear(context),
-            Self::WebSocket(link) => link.poll_hear(context),
-            Self::Http(link) => link.poll_hear(context),
+            Self::Tcp(link) => link.poll_event(context),
+            Self::WebSocket(link) => link.poll_event(context),
+            Self::Http(link) => link.poll_event(context),
         }
     }
 
@@ -59,8 +59,8 @@ impl Link {
     pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
         match self {
             Self::Tcp(link) => link.tcp_info(),
-            Self::WebSocket(link) => link.gauge.tcp_info(),
-            Self::Http(link) => link.gauge.tcp_info(),
+            Self::WebSocket(link) => link.tcp_info.read(),
+            Self::Http(link) => link.tcp_info.read(),
         }
     }
 
@@ -68,8 +68,8 @@ impl Link {
     pub(super) fn source(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(link) => link.source(),
-            Self::WebSocket(link) => link.gauge.source(),
-            Self::Http(link) => link.gauge.source(),
+            Self::WebSocket(link) => link.tcp_info.source(),
+            Self::Http(link) => link.tcp_info.source(),
         }
     }
 }

@@ -13,24 +13,24 @@ pub(super) enum LinkEvent {
     /// An answer.
     Reply(StreamReply),
     /// An answer, which may be another one than was expected.
-    Page(StreamReply, Option<UnexpectedResponse>),
+    Response(StreamReply, Option<UnexpectedResponse>),
     /// Something that is no answer.
     Mismatch(Mismatch),
     /// There is room for messages again.
-    Room,
+    Writable,
     /// Something that is between the libraries.
-    Nothing,
+    Ignored,
     /// Its end.
-    End(ConnectError),
+    Closed(ConnectError),
     /// Its end, which the other side had decided on before it could see this message.
-    Stale(Message, ConnectError),
+    ClosedUnsent(Message, ConnectError),
 }
 
 /// What became of a message that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SendOutcome {
     /// When the kernel let it go, if it did so while it was handed over and says so.
-    pub(super) left: Option<Timestamp>,
+    pub(super) sent_at: Option<Timestamp>,
     /// Whether there is room for another one.
     pub(super) has_room: bool,
 }

@@ -53,13 +53,13 @@ pub struct StreamEcho {
     /// How to connect.
     pub dial: Dial,
     /// How often a fresh connection is made to measure that; `None`: never.
-    pub fresh: Option<Duration>,
+    pub connect_interval: Option<Duration>,
     /// Where to count messages.
     pub series: Arc<EchoSeries>,
     /// Where to count connections.
     pub stream: Arc<StreamSeries>,
     /// Receives a copy of every report, for a measurement that somebody watches.
-    pub tap: Option<mpsc::Sender<EchoReport>>,
+    pub reports: Option<mpsc::Sender<EchoReport>>,
 }
 
 /// The daemon's end of the thread.
@@ -95,13 +95,13 @@ struct StreamLoop {
 /// A path's tasks, as the loop knows them.
 struct PathHandle {
     commands: UnboundedSender<PathCommand>,
-    fresh: Option<AbortHandle>,
+    connect_probe: Option<AbortHandle>,
 }
 
 impl Drop for PathHandle {
     fn drop(&mut self) {
-        if let Some(fresh) = &self.fresh {
-            fresh.abort();
+        if let Some(connect_probe) = &self.connect_probe {
+            connect_probe.abort();
         }
     }
 }
@@ -132,16 +132,23 @@ impl StreamLoop {
     fn start(&mut self, path: NewPath<StreamEcho>) {
         let NewPath { id, task, peer_left_at } = path;
         let (commands, receiver) = unbounded_channel();
-        let fresh = task.fresh.map(|every| {
+        let connect_probe = task.connect_interval.map(|connect_interval| {
             let dial = Arc::new(task.dial.clone());
-            let (patience, seed) = (task.spec.lost_after, !task.spec.seed);
+            let (connect_timeout, seed) = (task.spec.lost_after, !task.spec.seed);
             let (echo, series) = (Arc::clone(&task.series), Arc::clone(&task.stream));
-            self.tasks.spawn(connect_probe::measure(dial, every, patience, seed, echo, series))
+            self.tasks.spawn(connect_probe::measure(
+                dial,
+                connect_interval,
+                connect_timeout,
+                seed,
+                echo,
+                series,
+            ))
         });
         let path =
             StreamPath::new(id, task, peer_left_at, receiver, Arc::clone(&self.series), self.events.clone());
         self.tasks.spawn(path.run());
-        self.paths.insert(id, PathHandle { commands, fresh });
+        self.paths.insert(id, PathHandle { commands, connect_probe });
     }
 
     fn send<'a>(&self, ids: impl Iterator<Item = &'a PathId>, command: PathCommand) {
@@ -159,8 +166,8 @@ impl StreamLoop {
     ) {
         let mut deadline = pin!(sleep(grace));
         for path in self.paths.values_mut() {
-            if let Some(fresh) = path.fresh.take() {
-                fresh.abort();
+            if let Some(connect_probe) = path.connect_probe.take() {
+                connect_probe.abort();
             }
             let _ = path.commands.send(PathCommand::Stop);
         }

@@ -65,7 +65,7 @@ impl Default for ResponderLimits {
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A source that asks faster than it may is read again after this long.
-const PACE: Duration = Duration::from_millis(5);
+const RATE_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// After an error of accepting that is about us: the queue stays readable, so without a pause we would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -88,38 +88,38 @@ impl StreamAccess {
 /// What all connections share.
 #[derive(Debug)]
 pub struct StreamResponder {
-    terms: ArcSwap<StreamAccess>,
+    access: ArcSwap<StreamAccess>,
     limits: ResponderLimits,
     rates: Mutex<Rates>,
     open: Mutex<ConnectionLimits>,
     /// Whether nobody is answered any more.
-    is_silent: AtomicBool,
+    has_stopped_replying: AtomicBool,
     series: Arc<StreamResponderSeries>,
 }
 
 impl StreamResponder {
     /// One that answers on these terms.
     #[must_use]
-    pub fn new(terms: StreamAccess, limits: ResponderLimits, series: Arc<StreamResponderSeries>) -> Self {
+    pub fn new(access: StreamAccess, limits: ResponderLimits, series: Arc<StreamResponderSeries>) -> Self {
         Self {
-            terms: ArcSwap::from_pointee(terms),
+            access: ArcSwap::from_pointee(access),
             limits,
             rates: Mutex::new(Rates::new()),
             open: Mutex::default(),
-            is_silent: AtomicBool::new(false),
+            has_stopped_replying: AtomicBool::new(false),
             series,
         }
     }
 
     /// Answers nobody any more: an answer after the goodbye would take it back. Connections stay until the stop, for one that
     /// ends before the goodbye is heard loses what is on it.
-    pub fn fall_silent(&self) {
-        self.is_silent.store(true, Relaxed);
+    pub fn stop_replying(&self) {
+        self.has_stopped_replying.store(true, Relaxed);
     }
 
     /// Changes the terms. Connections that would not be granted any more end with their next message.
-    pub fn change(&self, terms: StreamAccess) {
-        self.terms.store(Arc::new(terms));
+    pub fn change(&self, access: StreamAccess) {
+        self.access.store(Arc::new(access));
     }
 
     /// Answers until `stop` holds true or its sender is gone; connections end with it.
@@ -135,18 +135,18 @@ impl StreamResponder {
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         let mut connections = JoinSet::new();
-        let mut is_troubled = false;
+        let mut is_failing = false;
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, source)) => {
-                        is_troubled = false;
-                        connections.spawn(Arc::clone(&self).host(stream, source));
+                        is_failing = false;
+                        connections.spawn(Arc::clone(&self).handle_connection(stream, source));
                     }
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
                         self.series.accept_errors.inc();
-                        if !std::mem::replace(&mut is_troubled, true) {
+                        if !std::mem::replace(&mut is_failing, true) {
                             warn!(%error, "accepting connections on the agent port");
                         }
                         sleep(ACCEPT_PAUSE).await;
@@ -157,10 +157,10 @@ impl StreamResponder {
         }
     }
 
-    async fn host(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
+    async fn handle_connection(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
         let outcome = match OpenConnection::open(&self, source.ip()) {
-            Some(mut connection) => self.converse(stream, source, &mut connection).await,
+            Some(mut connection) => self.serve_connection(stream, source, &mut connection).await,
             None => Err(RefusalOrEnd::Full),
         };
         if let Err(why) = outcome {
@@ -169,31 +169,31 @@ impl StreamResponder {
         }
     }
 
-    async fn converse(
+    async fn serve_connection(
         &self,
         mut stream: TcpStream,
         source: SocketAddr,
         connection: &mut OpenConnection<'_>,
     ) -> Result<(), RefusalOrEnd> {
-        let lost = |_: io::Error| RefusalOrEnd::ConnectErrorKind;
-        set_options(&stream, self.limits.stall).map_err(lost)?;
+        let broken = |_: io::Error| RefusalOrEnd::ConnectErrorKind;
+        set_options(&stream, self.limits.stall).map_err(broken)?;
         let mut greeting = [0; GREETING_BYTES];
         match timeout(self.limits.greeting, stream.read_exact(&mut greeting)).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return Err(RefusalOrEnd::Malformed),
             Err(_) => return Err(RefusalOrEnd::Silent),
         }
-        let mut terms = self.terms.load_full();
+        let mut access = self.access.load_full();
         let (hello, proof) =
-            Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
-        let key = match (proof, &terms.keys) {
+            Hello::decode(&greeting, access.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
+        let key = match (proof, &access.keys) {
             (GreetingProof::By(id), Some(keys)) => Some(keys.key(id).clone()),
             (GreetingProof::By(_) | GreetingProof::None | GreetingProof::Wrong, _) => None,
         };
         let lengths = MESSAGE_BYTES_MIN..=MESSAGE_BYTES_MAX;
         let (admittance, refusal) = match proof {
             GreetingProof::Wrong => (Admittance::Unauthentic, Some(RefusalOrEnd::Unauthentic)),
-            GreetingProof::None if !terms.policy.lists(source.ip()) => {
+            GreetingProof::None if !access.policy.lists(source.ip()) => {
                 (Admittance::Unlisted, Some(RefusalOrEnd::Unlisted))
             }
             GreetingProof::None | GreetingProof::By(_) if !connection.has_room => {
@@ -207,43 +207,43 @@ impl StreamResponder {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|_| RefusalOrEnd::ConnectErrorKind)?;
         let welcome = Welcome { admittance, nonce };
-        stream.write_all(&welcome.encode(&hello, key.as_ref())).await.map_err(lost)?;
+        stream.write_all(&welcome.encode(&hello, key.as_ref())).await.map_err(broken)?;
         if let Some(why) = refusal {
             return Err(why);
         }
         // Without stamps the times in the replies are ours.
-        let _ = kernel::ask_for_arrivals(&stream);
+        let _ = kernel::request_rx_timestamps(&stream);
         let seal = Seal::of(key.as_ref(), &hello, &welcome);
         let mut clock = Clock::new();
         let mut arrivals = Arrivals::new(Clock::now());
         let mut frame = vec![0; hello.message_bytes as usize];
         while let Some(timestamp) = read(&stream, &mut frame, &mut arrivals).await? {
-            let (at, _) = arrivals.arrived(&stream, timestamp, &mut clock);
+            let (at, _) = arrivals.arrival(&stream, timestamp, &mut clock);
             let received = clock.offset().wall(at);
             seal.check_request(&frame).map_err(|_| RefusalOrEnd::Malformed)?;
             if key.is_some() {
-                connection.proved();
+                connection.mark_verified();
             }
-            let latest = self.terms.load();
-            if !Arc::ptr_eq(&terms, &latest) {
-                terms = Arc::clone(&latest);
+            let latest = self.access.load();
+            if !Arc::ptr_eq(&access, &latest) {
+                access = Arc::clone(&latest);
                 let (_, proof) =
-                    Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
+                    Hello::decode(&greeting, access.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
                 match proof {
                     GreetingProof::By(_) => {}
                     GreetingProof::Wrong => return Err(RefusalOrEnd::Unauthentic),
-                    GreetingProof::None if terms.policy.lists(source.ip()) => {}
+                    GreetingProof::None if access.policy.lists(source.ip()) => {}
                     GreetingProof::None => return Err(RefusalOrEnd::Unlisted),
                 }
             }
-            self.wait_for_turn(&terms.policy, source.ip()).await;
-            if self.is_silent.load(Relaxed) {
+            self.wait_for_turn(&access.policy, source.ip()).await;
+            if self.has_stopped_replying.load(Relaxed) {
                 pending::<()>().await;
             }
-            let (now, _) = clock.look();
+            let (now, _) = clock.read();
             seal.reply(&mut frame, received, clock.offset().wall(now));
             match timeout(self.limits.stall, stream.write_all(&frame)).await {
-                Ok(written) => written.map_err(lost)?,
+                Ok(written) => written.map_err(broken)?,
                 Err(_) => return Err(RefusalOrEnd::Stalled),
             }
             self.series.messages.inc();
@@ -261,7 +261,7 @@ impl StreamResponder {
             if taken.is_ok() {
                 return;
             }
-            sleep(PACE).await;
+            sleep(RATE_RETRY_INTERVAL).await;
         }
     }
 }
@@ -328,7 +328,7 @@ struct OpenConnection<'a> {
 impl<'a> OpenConnection<'a> {
     /// `None` over the hard limit, where a connection is dropped without a refusal.
     fn open(responder: &'a StreamResponder, source: IpAddr) -> Option<Self> {
-        let is_unverified = !responder.terms.load().policy.lists(source);
+        let is_unverified = !responder.access.load().policy.lists(source);
         let limits = responder.limits;
         let source = paced_as(source);
         let mut open = responder.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -336,8 +336,8 @@ impl<'a> OpenConnection<'a> {
         let over_limit = of_source.all >= limits.connections_per_source || open.all >= limits.connections;
         let too_many_unverified =
             open.unverified >= limits.unverified || of_source.unverified >= limits.unverified_per_source;
-        let over_hard_limit = of_source.all >= limits.connections_per_source + SPARE
-            || open.all >= limits.connections + SPARE
+        let over_hard_limit = of_source.all >= limits.connections_per_source + REFUSALS_ABOVE_LIMIT
+            || open.all >= limits.connections + REFUSALS_ABOVE_LIMIT
             || is_unverified && too_many_unverified;
         if over_hard_limit {
             return None;
@@ -353,7 +353,7 @@ impl<'a> OpenConnection<'a> {
     }
 
     /// It proved that it knows the key.
-    fn proved(&mut self) {
+    fn mark_verified(&mut self) {
         if std::mem::take(&mut self.is_unverified) {
             let mut open = self.responder.open.lock().unwrap_or_else(PoisonError::into_inner);
             open.unverified -= 1;
@@ -381,4 +381,4 @@ impl Drop for OpenConnection<'_> {
 }
 
 /// Connections beyond a limit that are still refused with a reason; further ones are dropped unread.
-const SPARE: usize = 16;
+const REFUSALS_ABOVE_LIMIT: usize = 16;

@@ -25,7 +25,7 @@ use crate::metrics::stream::{ConnectErrorKind, TcpInfo};
 
 /// A full stream is tried again this often. (Stamps on the error queue look like a writable socket to the runtime for ever,
 /// so its word cannot be taken.) What waits on a full stream is late by more than this already.
-const FULL_RETRY: Duration = Duration::from_millis(5);
+const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// One connection to a responder.
 #[derive(Debug)]
@@ -53,23 +53,23 @@ pub(super) async fn begin(
     bytes: u32,
     keys: Option<&Keys>,
 ) -> Result<Box<TcpLink>, ConnectError> {
-    let doing = format!("greeting {to}");
+    let operation = format!("greeting {to}");
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce)
-        .map_err(|error| ConnectError::at_once(&doing, &io::Error::other(error.to_string())))?;
+        .map_err(|error| ConnectError::local(&operation, &io::Error::other(error.to_string())))?;
     let hello = Hello { message_bytes: bytes, nonce };
     let mut greeting = [0; GREETING_BYTES];
-    let broken = |error: io::Error| ConnectError::on_the_way(&doing, &error);
-    stream.write_all(&hello.encode(keys)).await.map_err(broken)?;
-    stream.read_exact(&mut greeting).await.map_err(broken)?;
+    let io_error = |error: io::Error| ConnectError::from_io(&operation, &error);
+    stream.write_all(&hello.encode(keys)).await.map_err(io_error)?;
+    stream.read_exact(&mut greeting).await.map_err(io_error)?;
     let key = keys.map(Keys::current);
     let welcome = Welcome::decode(&greeting, &hello, key).map_err(|error| match error {
         DecodeError::Unauthentic { .. } => ConnectError::new(
             ConnectErrorKind::Denied,
-            format!("{doing}: it does not know our key: give both the same key file"),
+            format!("{operation}: it does not know our key: give both the same key file"),
         ),
         DecodeError::Truncated { .. } | DecodeError::Foreign { .. } | DecodeError::Version { .. } => {
-            ConnectError::new(ConnectErrorKind::Protocol, format!("{doing}: {error}"))
+            ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}"))
         }
     })?;
     let denied = |why: &str| {
@@ -106,50 +106,50 @@ impl TcpLink {
         let from = Clock::now();
         self.seal.request(message, self.bytes, &mut self.outgoing);
         let has_room = self.flush()?;
-        let left = if has_room { self.left(from) } else { None };
-        Ok(SendOutcome { left, has_room })
+        let sent_at = if has_room { self.sent_at(from) } else { None };
+        Ok(SendOutcome { sent_at, has_room })
     }
 
     /// When the last byte written left, if that was between `from` and now.
-    fn left(&mut self, from: Timestamp) -> Option<Timestamp> {
-        let (now, _) = self.clock.look();
-        let timestamp = kernel::departure(&self.stream, self.written.wrapping_sub(1))?;
-        let left = self.clock.place(timestamp, from, now);
-        (from <= left && left <= now).then_some(left)
+    fn sent_at(&mut self, from: Timestamp) -> Option<Timestamp> {
+        let (now, _) = self.clock.read();
+        let timestamp = kernel::tx_timestamp(&self.stream, self.written.wrapping_sub(1))?;
+        let sent_at = self.clock.monotonic_of(timestamp, from, now);
+        (from <= sent_at && sent_at <= now).then_some(sent_at)
     }
 
     /// Gives the kernel what it takes; true if that was everything.
     fn flush(&mut self) -> Result<bool, ConnectError> {
-        let mut gone = 0;
-        while gone < self.outgoing.len() {
+        let mut written_bytes = 0;
+        while written_bytes < self.outgoing.len() {
             // Not through the runtime, which may not know yet that there is room.
             match nix::sys::socket::send(
                 std::os::fd::AsRawFd::as_raw_fd(&self.stream),
-                &self.outgoing[gone..],
+                &self.outgoing[written_bytes..],
                 nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
             ) {
-                Ok(taken) => gone += taken,
+                Ok(taken) => written_bytes += taken,
                 Err(nix::errno::Errno::EAGAIN) => break,
                 Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(self.trouble("writing to", &error.into())),
+                Err(error) => return Err(self.to_connect_error("writing to", &error.into())),
             }
         }
         #[expect(clippy::cast_possible_truncation, reason = "the kernel counts modulo 2³², too")]
-        let taken = gone as u32;
+        let taken = written_bytes as u32;
         self.written = self.written.wrapping_add(taken);
-        self.outgoing.drain(..gone);
+        self.outgoing.drain(..written_bytes);
         Ok(self.outgoing.is_empty())
     }
 
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
+    pub(super) fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         if !self.outgoing.is_empty() {
             match self.flush() {
                 Ok(true) => {
                     self.retry = None;
-                    return Poll::Ready(LinkEvent::Room);
+                    return Poll::Ready(LinkEvent::Writable);
                 }
                 Ok(false) => self.retry_later(context),
-                Err(trouble) => return Poll::Ready(LinkEvent::End(trouble)),
+                Err(error) => return Poll::Ready(LinkEvent::Closed(error)),
             }
         }
         loop {
@@ -158,37 +158,39 @@ impl TcpLink {
             match self.arrivals.receive(&self.stream, room) {
                 Ok((0, _)) => {
                     let text = format!("{} closed the connection", self.to);
-                    return Poll::Ready(LinkEvent::End(ConnectError::new(ConnectErrorKind::Closed, text)));
+                    return Poll::Ready(LinkEvent::Closed(ConnectError::new(ConnectErrorKind::Closed, text)));
                 }
                 Ok((count, timestamp)) => {
                     self.filled += count;
                     if self.filled == self.incoming.len() {
                         self.filled = 0;
-                        return Poll::Ready(self.answer(timestamp));
+                        return Poll::Ready(self.read_reply(timestamp));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(error) = ready!(self.stream.poll_read_ready(context)) {
-                        return Poll::Ready(LinkEvent::End(self.trouble("reading from", &error)));
+                        return Poll::Ready(LinkEvent::Closed(self.to_connect_error("reading from", &error)));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(LinkEvent::End(self.trouble("reading from", &error))),
+                Err(error) => {
+                    return Poll::Ready(LinkEvent::Closed(self.to_connect_error("reading from", &error)));
+                }
             }
         }
     }
 
     fn retry_later(&mut self, context: &mut Context<'_>) {
-        let retry = self.retry.get_or_insert_with(|| Box::pin(sleep(FULL_RETRY)));
+        let retry = self.retry.get_or_insert_with(|| Box::pin(sleep(FULL_RETRY_INTERVAL)));
         if retry.as_mut().poll(context).is_ready() {
-            let mut again = Box::pin(sleep(FULL_RETRY));
+            let mut again = Box::pin(sleep(FULL_RETRY_INTERVAL));
             let _ = again.as_mut().poll(context);
             self.retry = Some(again);
         }
     }
 
-    fn answer(&mut self, timestamp: Option<WallTime>) -> LinkEvent {
-        let (at, by) = self.arrivals.arrived(&self.stream, timestamp, &mut self.clock);
+    fn read_reply(&mut self, timestamp: Option<WallTime>) -> LinkEvent {
+        let (at, by) = self.arrivals.arrival(&self.stream, timestamp, &mut self.clock);
         match self.seal.read_reply(&self.incoming) {
             Ok(echoed) => LinkEvent::Reply(StreamReply {
                 message: echoed.message,
@@ -202,7 +204,7 @@ impl TcpLink {
                 error @ (DecodeError::Truncated { .. }
                 | DecodeError::Foreign { .. }
                 | DecodeError::Version { .. }),
-            ) => LinkEvent::End(ConnectError::new(
+            ) => LinkEvent::Closed(ConnectError::new(
                 ConnectErrorKind::Protocol,
                 format!("reading from {}: {error}", self.to),
             )),
@@ -217,7 +219,7 @@ impl TcpLink {
         self.stream.local_addr().ok()
     }
 
-    fn trouble(&self, doing: &str, error: &io::Error) -> ConnectError {
-        ConnectError::on_the_way(&format!("{doing} {}", self.to), error)
+    fn to_connect_error(&self, operation: &str, error: &io::Error) -> ConnectError {
+        ConnectError::from_io(&format!("{operation} {}", self.to), error)
     }
 }

@@ -21,7 +21,7 @@ impl TcpInfoReader {
         Ok(Self { socket: stream.as_fd().try_clone_to_owned()?, source: stream.local_addr().ok() })
     }
 
-    pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
+    pub(super) fn read(&self) -> Option<TcpInfo> {
         kernel::tcp_info(&self.socket)
     }
 

@@ -58,31 +58,31 @@ impl Notifier {
 
     /// Started, or done with a reload.
     pub fn ready(&self) {
-        self.say(&[("READY", "1")]);
+        self.send_fields(&[("READY", "1")]);
     }
 
     /// A reload begins; [`Notifier::ready`] ends it. `monotonic_usec` is CLOCK_MONOTONIC in µs, by which
     /// `Type=notify-reload` tells this reload from an earlier one.
     pub fn reloading(&self, monotonic_usec: u64) {
-        self.say(&[("RELOADING", "1"), ("MONOTONIC_USEC", &monotonic_usec.to_string())]);
+        self.send_fields(&[("RELOADING", "1"), ("MONOTONIC_USEC", &monotonic_usec.to_string())]);
     }
 
     /// A stop begins.
     pub fn stopping(&self) {
-        self.say(&[("STOPPING", "1")]);
+        self.send_fields(&[("STOPPING", "1")]);
     }
 
     /// One line for `systemctl status`, without its control characters and cut at [`STATUS_BYTES_MAX`].
     pub fn status(&self, line: &str) {
-        self.say(&[("STATUS", &one_line(line))]);
+        self.send_fields(&[("STATUS", &one_line(line))]);
     }
 
     /// Alive. To be called by who knows that measuring goes on, every [`Notifier::watchdog_interval`].
     pub fn watchdog(&self) {
-        self.say(&[("WATCHDOG", "1")]);
+        self.send_fields(&[("WATCHDOG", "1")]);
     }
 
-    fn say(&self, fields: &[(&str, &str)]) {
+    fn send_fields(&self, fields: &[(&str, &str)]) {
         let Some(channel) = &self.channel else { return };
         match channel.send(fields) {
             Ok(()) => {

@@ -12,7 +12,7 @@ pub enum PassedError {
     #[error(
         "the service manager passed something else than a listening TCP socket, as number {number} of LISTEN_FDS: give the unit ListenStream=9862 only"
     )]
-    NoListener {
+    NotAListener {
         /// Which one, counted from 1.
         number: usize,
     },
@@ -36,10 +36,10 @@ pub fn passed_listeners() -> Result<Vec<(TcpListener, SocketAddr)>, PassedError>
     let mut passed = ListenFd::from_env();
     let mut listeners: Vec<(TcpListener, SocketAddr)> = Vec::new();
     for index in 0..passed.len() {
-        let unfit = PassedError::NoListener { number: index + 1 };
-        let Ok(Some(listener)) = passed.take_tcp_listener(index) else { return Err(unfit) };
+        let not_a_listener = PassedError::NotAListener { number: index + 1 };
+        let Ok(Some(listener)) = passed.take_tcp_listener(index) else { return Err(not_a_listener) };
         let is_listening = SockRef::from(&listener).is_listener().unwrap_or(false);
-        let (true, Ok(address)) = (is_listening, listener.local_addr()) else { return Err(unfit) };
+        let (true, Ok(address)) = (is_listening, listener.local_addr()) else { return Err(not_a_listener) };
         if let Some((_, first)) = listeners.first()
             && first.port() != address.port()
         {

@@ -11,7 +11,7 @@ use pathmeter_proto::time::Timestamp;
 use super::super::demux::{Demux, Sessions};
 use super::super::socket::{Binding, Socket, SocketError};
 use super::super::{DatagramProtocol, Service, ServiceTasks, SourceChoice};
-use super::{IDLE_GROUP_KEPT, Thread};
+use super::{DatagramLoop, IDLE_GROUP_TIMEOUT};
 use crate::clock::Clock;
 
 /// Sockets that share an address, options and a demultiplexer: one for each flow, or those of a service.
@@ -22,7 +22,7 @@ pub(super) struct SocketGroup {
     /// When the sockets were last asked what they dropped.
     pub(super) drops_read: Timestamp,
     /// When it was last seen in use.
-    used: Timestamp,
+    last_used: Timestamp,
     answers_probes: bool,
 }
 
@@ -35,9 +35,9 @@ pub(super) struct SocketGroupKey {
 }
 
 /// Identifiers that are drawn before one that is taken is taken again. Chosen: 65,535 there are, drawn evenly.
-const DRAWS_MAX: u32 = 100_000;
+const SESSION_ID_DRAWS_MAX: u32 = 100_000;
 
-impl Thread {
+impl DatagramLoop {
     pub(super) fn add_service(&mut self, service: Service, now: Timestamp) {
         let Service { sockets, tasks, answers_probes } = service;
         let group = self.groups.len();
@@ -54,7 +54,7 @@ impl Thread {
             sockets,
             drops: HostDrops::default(),
             drops_read: now,
-            used: now,
+            last_used: now,
             answers_probes,
         });
     }
@@ -69,7 +69,7 @@ impl Thread {
                 sockets: Vec::new(),
                 drops: HostDrops::default(),
                 drops_read: now,
-                used: now,
+                last_used: now,
                 answers_probes: false,
             });
             self.groups.len() - 1
@@ -85,10 +85,10 @@ impl Thread {
             };
             let socket = match protocol {
                 DatagramProtocol::Udp => Socket::bind(&binding, self.timestamps)?,
-                DatagramProtocol::Icmp => Socket::echo(&binding, self.timestamps, is_taken)?,
+                DatagramProtocol::Icmp => Socket::open_echo(&binding, self.timestamps, is_taken)?,
             };
             self.groups[index].sockets.push(socket);
-            self.watch = None;
+            self.poll_set = None;
         }
         Ok(index)
     }
@@ -97,7 +97,7 @@ impl Thread {
     pub(super) fn session_ids(&self, to: SocketAddr, count: usize, seed: u64) -> Vec<u16> {
         let is_known = |ssid| {
             let sessions = self.groups.iter().filter_map(|group| group.demux.sessions());
-            sessions.into_iter().any(|sessions| sessions.has(to, ssid))
+            sessions.into_iter().any(|sessions| sessions.contains(to, ssid))
         };
         let mut found = Vec::with_capacity(count);
         let mut draw = seed;
@@ -109,7 +109,7 @@ impl Thread {
             #[expect(clippy::cast_possible_truncation, reason = "16 well-mixed bits are wanted")]
             let ssid = draw as u16;
             // When nearly all are taken one is shared: its replies find their datagrams by sequence number and time.
-            let is_taken = tries < DRAWS_MAX && is_known(ssid);
+            let is_taken = tries < SESSION_ID_DRAWS_MAX && is_known(ssid);
             if ssid != 0 && !found.contains(&ssid) && !is_taken {
                 found.push(ssid);
             }
@@ -123,27 +123,28 @@ impl Thread {
             if !self.groups[group].answers_probes {
                 continue;
             }
-            let is_its = |slot: &Option<super::Slot>| slot.as_ref().is_some_and(|slot| slot.group == group);
+            let is_in_group =
+                |slot: &Option<super::Slot>| slot.as_ref().is_some_and(|slot| slot.group == group);
             let tasks: Vec<usize> =
-                (0..self.slots.len()).filter(|index| is_its(&self.slots[*index])).collect();
+                (0..self.slots.len()).filter(|index| is_in_group(&self.slots[*index])).collect();
             for index in tasks {
                 self.release(index);
             }
             self.groups[group].sockets.clear();
-            self.watch = None;
+            self.poll_set = None;
         }
     }
 
     /// Closes the sockets of paths that are gone.
     pub(super) fn close_idle_groups(&mut self, now: Timestamp) {
         for slot in self.slots.iter().flatten() {
-            self.groups[slot.group].used = now;
+            self.groups[slot.group].last_used = now;
         }
         for group in &mut self.groups {
-            let is_idle = group.demux.sessions().is_some() && now.since(group.used) > IDLE_GROUP_KEPT;
+            let is_idle = group.demux.sessions().is_some() && now.since(group.last_used) > IDLE_GROUP_TIMEOUT;
             if is_idle && !group.sockets.is_empty() {
                 group.sockets.clear();
-                self.watch = None;
+                self.poll_set = None;
             }
         }
     }

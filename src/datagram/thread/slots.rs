@@ -11,7 +11,7 @@ use super::super::outbox::Outgoing;
 use super::super::socket::{Socket, SocketError};
 use super::super::task::{Notice, Task, TaskStep};
 use super::super::{Companion, NewTask};
-use super::Thread;
+use super::DatagramLoop;
 use super::groups::SocketGroupKey;
 use crate::clock::Clock;
 use crate::loops::{LoopEvent, NewPath};
@@ -21,7 +21,7 @@ use crate::paths::PathId;
 /// timestamp: a loop that was held up and then sends everything fills its own receive buffer, and one that sends more in a
 /// turn than it reads never catches up. Chosen: 256 timestamps and replies fit a receive buffer as Linux grants it by default
 /// (512 of them, measured 2026-11-21), and in turns this long another one costs nothing.
-const TIMERS_AT_ONCE: usize = 256;
+const TIMERS_PER_TURN_MAX: usize = 256;
 
 /// A task in its slot.
 pub(super) struct Slot {
@@ -30,7 +30,7 @@ pub(super) struct Slot {
     pub(super) path: Option<PathId>,
     pub(super) group: usize,
     /// Tells this task from earlier ones in the same slot.
-    pub(super) life: u32,
+    pub(super) generation: u32,
     /// The timer that counts; others of this slot are stale.
     timer: Timestamp,
     /// Where its sessions go, and their identifiers.
@@ -45,7 +45,7 @@ pub(super) struct PathTasks {
     pub(super) companion: Option<usize>,
 }
 
-impl Thread {
+impl DatagramLoop {
     /// Puts a task into a free slot.
     pub(super) fn insert(
         &mut self,
@@ -55,18 +55,18 @@ impl Thread {
         sessions: Option<(SocketAddr, Vec<u16>)>,
         interval: Duration,
     ) -> usize {
-        self.lives = self.lives.wrapping_add(1);
+        self.last_generation = self.last_generation.wrapping_add(1);
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
         if let Some((to, ssids)) = &sessions
-            && let Some(known) = self.groups[group].demux.sessions_mut()
+            && let Some(current) = self.groups[group].demux.sessions_mut()
         {
-            known.add(index, *to, ssids);
+            current.add(index, *to, ssids);
         }
-        let (life, timer) = (self.lives, Timestamp::NEVER);
-        self.slots[index] = Some(Slot { task, path, group, life, timer, sessions, interval });
+        let (generation, timer) = (self.last_generation, Timestamp::NEVER);
+        self.slots[index] = Some(Slot { task, path, group, generation, timer, sessions, interval });
         index
     }
 
@@ -92,9 +92,9 @@ impl Thread {
 
     /// Replaces the companion of a path, or removes it.
     pub(super) fn set_companion(&mut self, id: PathId, companion: Option<Companion>) {
-        let Some(PathTasks { main, companion: known }) = self.paths.get(&id).copied() else { return };
-        if let Some(known) = known {
-            self.release(known);
+        let Some(PathTasks { main, companion: current }) = self.paths.get(&id).copied() else { return };
+        if let Some(current) = current {
+            self.release(current);
         }
         let (Some(Companion { seed, build }), Some(Some(slot))) = (companion, self.slots.get(main)) else {
             return;
@@ -132,8 +132,8 @@ impl Thread {
             match slot.task.step(now, drops, &mut self.outbox.arena, &mut self.traffic) {
                 TaskStep::Send(send) => {
                     let length = self.outbox.arena.len() - at;
-                    let (life, group) = (slot.life, slot.group);
-                    self.outbox.waiting.push(Outgoing { slot: index, life, group, send, at, length });
+                    let (generation, group) = (slot.generation, slot.group);
+                    self.outbox.queued.push(Outgoing { slot: index, generation, group, send, at, length });
                 }
                 TaskStep::Wait(until) => {
                     if until < slot.timer {
@@ -163,9 +163,9 @@ impl Thread {
             self.series.accounting_errors.inc();
         }
         if let Some((to, ssids)) = &slot.sessions
-            && let Some(known) = self.groups[slot.group].demux.sessions_mut()
+            && let Some(current) = self.groups[slot.group].demux.sessions_mut()
         {
-            known.remove(index, *to, ssids);
+            current.remove(index, *to, ssids);
         }
         self.free.push(index);
         let Some(id) = slot.path else { return };
@@ -192,7 +192,7 @@ impl Thread {
             if at > now {
                 break;
             }
-            if due.len() == TIMERS_AT_ONCE {
+            if due.len() == TIMERS_PER_TURN_MAX {
                 self.is_behind = true;
                 break;
             }

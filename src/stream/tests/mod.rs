@@ -75,16 +75,16 @@ impl Server {
         let (accepted, is_closed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (counted, is_over, serve) = (Arc::clone(&accepted), Arc::clone(&is_closed), Arc::new(serve));
         let accepting = thread::spawn(move || {
-            let mut guests = Vec::new();
+            let mut connections = Vec::new();
             while let Ok((stream, _)) = listener.accept() {
                 if is_over.load(Ordering::SeqCst) {
                     break;
                 }
                 let (number, serve) = (counted.fetch_add(1, Ordering::SeqCst), Arc::clone(&serve));
-                guests.push(thread::spawn(move || serve(number, stream)));
+                connections.push(thread::spawn(move || serve(number, stream)));
             }
-            for guest in guests {
-                guest.join().unwrap();
+            for connection in connections {
+                connection.join().unwrap();
             }
         });
         Self { address, accepted, is_closed, accepting: Some(accepting) }
@@ -137,7 +137,7 @@ fn hold(mut stream: TcpStream) {
 
 /// What a server speaks, well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Speech {
+enum TestProtocol {
     Tcp,
     WebSocket,
     Http,
@@ -204,13 +204,13 @@ fn answer(head: &str, body: &str) -> String {
 }
 
 impl Host {
-    fn begin(speech: Speech, stream: TcpStream) -> Option<Self> {
-        match speech {
-            Speech::Tcp => TcpHost::begin(stream, None).map(Self::Tcp),
-            Speech::WebSocket => {
+    fn begin(test_protocol: TestProtocol, stream: TcpStream) -> Option<Self> {
+        match test_protocol {
+            TestProtocol::Tcp => TcpHost::begin(stream, None).map(Self::Tcp),
+            TestProtocol::WebSocket => {
                 tungstenite::accept(stream).ok().map(|socket| Self::WebSocket(Box::new(socket)))
             }
-            Speech::Http => Some(Self::Http(stream)),
+            TestProtocol::Http => Some(Self::Http(stream)),
         }
     }
 
@@ -263,7 +263,7 @@ impl Host {
     }
 }
 
-impl Speech {
+impl TestProtocol {
     const ALL: [Self; 3] = [Self::Tcp, Self::WebSocket, Self::Http];
 
     /// Speaks it to a server.
@@ -273,26 +273,26 @@ impl Speech {
             Self::WebSocket => dial(
                 to,
                 StreamProtocol::WebSocket {
-                    place: place(to),
+                    target: target(to),
                     format: MessageFormat::Text,
                     bytes: BYTES as usize,
                 },
             ),
-            Self::Http => dial(to, StreamProtocol::Http { place: place(to), expected: whatever() }),
+            Self::Http => dial(to, StreamProtocol::Http { target: target(to), expected: any_success() }),
         }
     }
 }
 
-fn dial(to: SocketAddr, over: StreamProtocol) -> Dial {
-    Dial { to, host: None, source: None, dscp: Dscp::DEFAULT, over }
+fn dial(to: SocketAddr, protocol: StreamProtocol) -> Dial {
+    Dial { to, host: None, source: None, dscp: Dscp::DEFAULT, protocol }
 }
 
-fn place(to: SocketAddr) -> HttpTarget {
+fn target(to: SocketAddr) -> HttpTarget {
     HttpTarget { authority: to.to_string(), path: "/".to_owned(), signer: None, secure: None }
 }
 
 /// Any answer with a status of success.
-fn whatever() -> ExpectedResponse {
+fn any_success() -> ExpectedResponse {
     ExpectedResponse { status: Vec::new(), body: None, is_agent: false }
 }
 
@@ -308,34 +308,34 @@ fn scrape(exporter: &Arc<Exporter>) -> Scrape {
 struct StreamPath {
     handle: StreamHandle,
     events: tokio::sync::mpsc::Receiver<LoopEvent>,
-    tap: Receiver<EchoReport>,
+    reports: Receiver<EchoReport>,
     exporter: Arc<Exporter>,
     series: Arc<EchoSeries>,
-    told: Told,
+    observed: Observed,
 }
 
 /// What was said of a path so far.
 #[derive(Default)]
-struct Told {
+struct Observed {
     reports: Vec<EchoReport>,
     /// Why there was no connection, each time.
-    troubles: Vec<String>,
+    errors: Vec<String>,
     connections: usize,
     is_finished: bool,
 }
 
-impl fmt::Debug for Told {
+impl fmt::Debug for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [self.sent(), self.answered(), self.lost(), self.withdrawn()];
         write!(f, "{counts:?} sent, answered, lost, withdrawn over {} connections", self.connections)?;
-        write!(f, "; troubles: {:#?}", self.troubles)
+        write!(f, "; errors: {:#?}", self.errors)
     }
 }
 
 /// A message's verdict, and its round trip if it has one.
 type Decision = (u64, Verdict, Option<Duration>);
 
-impl Told {
+impl Observed {
     fn sent(&self) -> usize {
         self.count(|report| matches!(report, EchoReport::Sent { .. }))
     }
@@ -366,8 +366,8 @@ impl Told {
         })
     }
 
-    fn decided(&self, is_so: impl Fn(Verdict) -> bool) -> usize {
-        self.decisions().filter(|(_, verdict, _)| is_so(*verdict)).count()
+    fn decided(&self, condition: impl Fn(Verdict) -> bool) -> usize {
+        self.decisions().filter(|(_, verdict, _)| condition(*verdict)).count()
     }
 
     fn lost(&self) -> usize {
@@ -383,7 +383,7 @@ impl Told {
     }
 
     /// Messages without an answer that were sent before the last one that has one.
-    fn passed_over(&self) -> Vec<u64> {
+    fn unanswered(&self) -> Vec<u64> {
         let is_answer = |verdict| matches!(verdict, Verdict::Ok | Verdict::Late);
         let answered: BTreeSet<u64> = self
             .decisions()
@@ -399,8 +399,8 @@ impl Told {
     }
 
     /// Whether a trouble has these words in it.
-    fn mentions(&self, words: &str) -> bool {
-        self.troubles.iter().any(|trouble| trouble.contains(words))
+    fn mentions(&self, bytes: &str) -> bool {
+        self.errors.iter().any(|error| error.contains(bytes))
     }
 }
 
@@ -420,20 +420,20 @@ impl StreamPath {
     }
 
     /// The same, and fresh connections are timed.
-    fn timing(dial: Dial, fresh: Option<Duration>, change: impl FnOnce(&mut StreamSpec)) -> Self {
+    fn timing(dial: Dial, connect_interval: Option<Duration>, change: impl FnOnce(&mut StreamSpec)) -> Self {
         let mut spec = StreamSpec {
             interval: INTERVAL,
             late_after: PATIENT,
             lost_after: PATIENT,
-            at_once: dial.over.at_once(),
-            on_demand: dial.over.is_on_demand(),
+            at_once: dial.protocol.at_once(),
+            on_demand: dial.protocol.is_on_demand(),
             count: None,
             seed: 7,
         };
         change(&mut spec);
         let series = Arc::new(EchoSeries::new("p", "b", "ipv4", 1));
         let stream = Arc::new(StreamSeries::new("p", "b", "ipv4"));
-        let (reports, tap) = channel();
+        let (report_sender, reports) = channel();
         let (sender, events) = tokio::sync::mpsc::channel(100_000);
         let handle = super::spawn(sender).unwrap();
         let exporter = Arc::new(Exporter::new(vec![Arc::clone(handle.series())], Default::default()));
@@ -441,18 +441,25 @@ impl StreamPath {
         blocks.add(Arc::clone(&series));
         blocks.add(Arc::clone(&stream));
         exporter.publish(blocks);
-        let echo = StreamEcho { spec, dial, fresh, series: Arc::clone(&series), stream, tap: Some(reports) };
+        let echo = StreamEcho {
+            spec,
+            dial,
+            connect_interval,
+            series: Arc::clone(&series),
+            stream,
+            reports: Some(report_sender),
+        };
         handle.start(NewPath { id: ID, task: echo, peer_left_at: None });
-        Self { handle, events, tap, exporter, series, told: Told::default() }
+        Self { handle, events, reports, exporter, series, observed: Observed::default() }
     }
 
-    fn listen(&mut self) -> &Told {
-        self.told.reports.extend(self.tap.try_iter());
+    fn collect(&mut self) -> &Observed {
+        self.observed.reports.extend(self.reports.try_iter());
         while let Ok(event) = self.events.try_recv() {
             match event {
-                LoopEvent::Started { .. } => self.told.connections += 1,
-                LoopEvent::Disconnected { reason, .. } => self.told.troubles.push(reason),
-                LoopEvent::Finished(_) => self.told.is_finished = true,
+                LoopEvent::Started { .. } => self.observed.connections += 1,
+                LoopEvent::Disconnected { reason, .. } => self.observed.errors.push(reason),
+                LoopEvent::Finished(_) => self.observed.is_finished = true,
                 LoopEvent::NotStarted { .. }
                 | LoopEvent::OfPath { .. }
                 | LoopEvent::PeerLeaving(_)
@@ -460,21 +467,21 @@ impl StreamPath {
                 | LoopEvent::Suspended(_) => panic!("a path has no business with {event:?}"),
             }
         }
-        &self.told
+        &self.observed
     }
 
     /// Waits until something was said.
-    fn until(&mut self, what: &str, is_so: impl Fn(&Told) -> bool) -> &Told {
+    fn until(&mut self, what: &str, condition: impl Fn(&Observed) -> bool) -> &Observed {
         let mut so_far = String::new();
         let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             eventually(what, || {
-                let told = self.listen();
-                so_far = format!("{told:?}");
-                is_so(told).then_some(())
+                let observed = self.collect();
+                so_far = format!("{observed:?}");
+                condition(observed).then_some(())
             });
         }));
         assert!(seen.is_ok(), "waited in vain: {what}; {so_far}");
-        &self.told
+        &self.observed
     }
 
     fn scrape(&self) -> Scrape {
@@ -493,26 +500,26 @@ impl StreamPath {
     }
 
     /// Stops when everything is decided, and checks that each message has its one verdict.
-    fn stop(&mut self) -> &Told {
+    fn stop(&mut self) -> &Observed {
         self.handle.stop(DEADLINE);
         self.end()
     }
 
     /// Waits for the end of the thread, and checks that each message has its one verdict.
-    fn end(&mut self) -> &Told {
+    fn end(&mut self) -> &Observed {
         eventually("the thread ends", || self.handle.is_finished().then_some(()));
-        self.listen();
+        self.collect();
         let page = self.scrape();
-        assert_eq!(self.told.decisions().count(), self.told.sent(), "{page}");
+        assert_eq!(self.observed.decisions().count(), self.observed.sent(), "{page}");
         assert_eq!(self.series.decided(), self.series.sent.get(), "{page}");
-        assert_eq!(self.series.decided(), self.told.sent() as u64, "{page}");
+        assert_eq!(self.series.decided(), self.observed.sent() as u64, "{page}");
         assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
         assert_eq!(page.count("pathmeter_echo_connected", &[]), 0, "{page}");
-        let mut sequences: Vec<u64> = self.told.decisions().map(|(sequence, ..)| sequence).collect();
+        let mut sequences: Vec<u64> = self.observed.decisions().map(|(sequence, ..)| sequence).collect();
         sequences.sort_unstable();
         sequences.dedup();
-        assert_eq!(sequences.len(), self.told.sent(), "one verdict each");
-        &self.told
+        assert_eq!(sequences.len(), self.observed.sent(), "one verdict each");
+        &self.observed
     }
 }
 

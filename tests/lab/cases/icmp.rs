@@ -87,7 +87,7 @@ impl Prober {
             source: SourceChoice { address: any, port: 0, dont_fragment: false },
             series: Arc::clone(&series),
             path_mtu: None,
-            tap: Some(self.tap.clone()),
+            reports: Some(self.tap.clone()),
         };
         self.handle.start(NewPath { id: PathId(id), task: echo.into_task(), peer_left_at: None });
         series
