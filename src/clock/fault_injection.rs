@@ -1,14 +1,15 @@
-//! Clocks that are disturbed by a schedule: what a test can do to the clocks of one process while the machine's are right.
+//! Clock fault injection: tests disturb the clocks of one process by a schedule, while the clocks of the
+//! machine stay correct.
 //!
-//! The schedule is in the environment variable `PATHMETER_CLOCK_FAULTS`, its times count from the process's first look at a
-//! clock:
+//! The environment variable `PATHMETER_CLOCK_FAULTS` holds the schedule. Its times count from the first clock
+//! reading of the process:
 //!
 //! ```text
 //! 3s step +1s, 5s slew +500ppm, 9s slew 0ppm, 12s suspend 4s, 15s step -1s
 //! ```
 //!
-//! Everything is disturbed as Linux does it: a step moves the wall clock alone, a slew changes the rate of all clocks
-//! alike, a suspend moves the wall clock and CLOCK_BOOTTIME ahead. It does not freeze the process.
+//! The faults act as on Linux: a step moves only the wall clock, a slew changes the rate of all clocks alike,
+//! and a suspend moves the wall clock and CLOCK_BOOTTIME ahead. A suspend does not freeze the process.
 
 use std::env;
 use std::sync::OnceLock;
@@ -19,113 +20,115 @@ use pathmeter_proto::time::{Timestamp, WallOffset, WallTime, nanos};
 use super::{ClockSource, Reading};
 use crate::config::units;
 
-/// Clocks, disturbed.
+/// A clock source with injected faults.
 #[derive(Debug, Clone, Copy)]
 pub struct FaultyClock<'a, C> {
     truth: C,
     fault_schedule: &'a FaultSchedule,
 }
 
-/// A schedule and when it began; one for all threads of a process.
+/// A schedule and its start; shared by all threads of a process.
 #[derive(Debug, Default)]
 pub struct FaultSchedule {
-    /// By time.
+    /// In chronological order.
     events: Vec<Fault>,
-    /// The first look at a clock.
+    /// The first clock reading.
     start: OnceLock<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Fault {
-    /// Since the start, on the true monotonic clock.
+    /// Time since the start, on the true monotonic clock.
     at: Duration,
     kind: FaultKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FaultKind {
-    /// The wall clock jumps by this many nanoseconds.
+    /// The wall clock steps by this many nanoseconds.
     Step(i64),
-    /// From here on the clocks run fast by this many parts per million.
+    /// From this time on the clocks run fast by this many parts per million.
     Slew(i64),
-    /// The host sleeps for this long.
+    /// The host is suspended for this long.
     Suspend(Duration),
 }
 
-/// How far the clocks are from the truth, in nanoseconds.
+/// Offsets of the clocks from the true clocks, in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct ClockOffset {
-    /// All clocks.
+    /// Offset of all clocks, from slews.
     slewed: i64,
-    /// The wall clock, by steps.
+    /// Offset of the wall clock, from steps.
     stepped: i64,
-    /// The wall clock and the one that counts suspends.
+    /// Offset of the wall clock and of CLOCK_BOOTTIME, from suspends.
     suspended: i64,
 }
 
-/// The variable that holds the schedule.
+/// The environment variable that holds the schedule.
 pub const VARIABLE: &str = "PATHMETER_CLOCK_FAULTS";
 
 static PROCESS_SCHEDULE: OnceLock<FaultSchedule> = OnceLock::new();
 
-/// Takes the schedule from the environment, and says whether there is one; without it the clocks are true.
+/// Reads the schedule from the environment. Returns whether there is one; without a schedule there are no
+/// faults.
 ///
 /// # Errors
-/// [`FaultScheduleError`] shows which event cannot be read, and why.
+/// [`FaultScheduleError`] names the event that cannot be parsed, and the cause.
 ///
 /// # Panics
-/// When somebody has looked at a clock already.
+/// If a clock has already been read.
 pub fn begin() -> Result<bool, FaultScheduleError> {
     let schedule = env::var_os(VARIABLE);
     if let Some(schedule) = &schedule {
         let fault_schedule = FaultSchedule::read(&schedule.to_string_lossy())?;
-        PROCESS_SCHEDULE.set(fault_schedule).expect("nobody looks at a clock before the program has begun");
+        PROCESS_SCHEDULE.set(fault_schedule).expect("the schedule is set before the first clock reading");
     }
     Ok(schedule.is_some())
 }
 
-/// Why a schedule cannot be read.
+/// A schedule that cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{VARIABLE}: event {number}, `{event}`: {cause}")]
 pub struct FaultScheduleError {
-    /// Which one, from 1.
+    /// Number of the event, from 1.
     pub number: usize,
-    /// The event as it was found.
+    /// The event as written.
     pub event: String,
-    /// What is wrong with it.
+    /// The cause.
     pub cause: FaultScheduleErrorCause,
 }
 
-/// What is wrong with an event of a schedule.
+/// Why an event of a schedule cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultScheduleErrorCause {
-    /// It has more or fewer than three words.
-    #[error("has {0} words (write a time, what happens, and how much of it, for example 3s step +1s)")]
+    /// The event does not have three words.
+    #[error("has {0} words (expected a time, an event and an amount, for example 3s step +1s)")]
     Words(usize),
-    /// Nothing of that kind can happen.
-    #[error("`{0}` is nothing that happens to clocks (write step, slew or suspend)")]
+    /// The kind of event is unknown.
+    #[error("unknown event `{0}` (use step, slew or suspend)")]
     Kind(String),
-    /// A duration cannot be read.
+    /// A duration cannot be parsed.
     #[error("{0}")]
     Duration(#[from] units::UnitError),
-    /// A duration is longer than anything of a test lasts.
+    /// A duration is longer than [`DURATION_MAX`].
     #[error("`{0}` is too long (at most 1d)")]
     TooLong(String),
-    /// A step does not say in which direction.
-    #[error("`{0}` has no sign (write + or - and a duration, for example -1s)")]
+    /// The duration of a step has no sign.
+    #[error("`{0}` has no sign (expected + or - and a duration, for example -1s)")]
     Unsigned(String),
-    /// A rate cannot be read.
-    #[error("`{0}` is no rate (write -100000ppm to +100000ppm)")]
+    /// A rate cannot be parsed or is out of range.
+    #[error("`{0}` is not a rate (allowed: -100000ppm to +100000ppm)")]
     Rate(String),
-    /// It comes before the event that is written before it.
-    #[error("happens before the previous one (write them in the order of time)")]
+    /// The event is earlier than the one before it.
+    #[error("is earlier than the previous event (list events in chronological order)")]
     Order,
 }
 
-/// Chosen: nothing that is tested lasts as long, and a century of them fits into 64 bits.
+/// Chosen: no test lasts this long, and the sum of many such durations fits into 64 bits.
 const DURATION_MAX: Duration = Duration::from_secs(86_400);
 
-/// What the kernel's tick can be set to, ±10 %: chronyd goes nearly as far, the frequency alone only to 500 ppm.
+/// The range of the kernel's tick, ±10 %: chronyd uses nearly all of it; the frequency alone reaches only 500
+/// ppm.
 const RATE_MAX: i64 = 100_000;
 
 impl FaultSchedule {
@@ -142,7 +145,7 @@ impl FaultSchedule {
         Ok(Self { events, start: OnceLock::new() })
     }
 
-    /// How far the clocks are from the truth this long after the start.
+    /// The offsets of the clocks at this time after the start.
     fn offset(&self, elapsed: Duration) -> ClockOffset {
         let (mut offset, mut rate, mut since) = (ClockOffset::default(), 0, Duration::ZERO);
         for event in self.events.iter().take_while(|event| event.at <= elapsed) {
@@ -160,7 +163,7 @@ impl FaultSchedule {
     }
 }
 
-/// What a clock that is `rate` parts per million fast gains in `span`, in nanoseconds.
+/// Nanoseconds that a clock gains in `span` if it is `rate` parts per million fast.
 fn drift(span: Duration, rate: i64) -> i64 {
     let drift = i128::from(nanos(span)) * i128::from(rate) / 1_000_000;
     i64::try_from(drift).unwrap_or(i64::MAX)
@@ -206,14 +209,14 @@ fn duration(text: &str) -> Result<Duration, FaultScheduleErrorCause> {
 }
 
 impl<C: Default> Default for FaultyClock<'static, C> {
-    /// Under the schedule of this process.
+    /// Uses the schedule of this process.
     fn default() -> Self {
         Self { truth: C::default(), fault_schedule: PROCESS_SCHEDULE.get_or_init(FaultSchedule::default) }
     }
 }
 
 impl<C: ClockSource> FaultyClock<'_, C> {
-    /// The true monotonic clock, and the shift that holds.
+    /// The true monotonic time, and the offsets at this time.
     fn read(&self) -> (Timestamp, ClockOffset) {
         let at = self.truth.monotonic();
         (at, self.offset(at))
@@ -241,7 +244,7 @@ impl<C: ClockSource> ClockSource for FaultyClock<'_, C> {
         Timestamp::from_nanos(boot.saturating_add_signed(offset.slewed + offset.suspended))
     }
 
-    /// Under the shift that held when the stamp was made.
+    /// Applies the offsets at the time of the timestamp.
     fn timestamped(&self, timestamp: WallTime) -> WallTime {
         let truth = Reading::take(&self.truth);
         let made = WallOffset::between(truth.at, truth.wall).monotonic(timestamp);
@@ -289,15 +292,15 @@ mod tests {
             ("", "event 1, ``: has 0 words"),
             ("1s step +1s,", "event 2, ``: has 0 words"),
             ("1s step", "event 1, `1s step`: has 2 words"),
-            ("1s leap +1s", "`leap` is nothing that happens to clocks (write step, slew or suspend)"),
+            ("1s leap +1s", "unknown event `leap` (use step, slew or suspend)"),
             ("1 step +1s", "event 1, `1 step +1s`: `1` has no unit"),
             ("1s step 1s", "`1s` has no sign"),
             ("1s step +é", "`é` is not a duration"),
             ("1s step -2d", "too long (at most 1d)"),
-            ("1s slew +500", "`+500` is no rate (write -100000ppm to +100000ppm)"),
-            ("1s slew 100001ppm", "`100001ppm` is no rate"),
+            ("1s slew +500", "`+500` is not a rate (allowed: -100000ppm to +100000ppm)"),
+            ("1s slew 100001ppm", "`100001ppm` is not a rate"),
             ("1s suspend -4s", "`-4s` is not a duration"),
-            ("2s suspend 4s, 1s step +1s", "event 2, `1s step +1s`: happens before the previous one"),
+            ("2s suspend 4s, 1s step +1s", "event 2, `1s step +1s`: is earlier than the previous event"),
         ];
         for (schedule, expected) in cases {
             let message = FaultSchedule::read(schedule).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The clocks that measurements go by. (What is shown to people, and signatures, take the standard library's.)
+//! The clocks that measurements use. (Displayed times and signatures use the clocks of the standard library.)
 
 #[cfg(feature = "clock-faults")]
 pub mod fault_injection;
@@ -8,28 +8,28 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use pathmeter_proto::time::{Timeline, Timestamp, WallOffset, WallTime};
 
-/// The clocks of this host as one thread sees them: a monotonic one for schedules and deadlines, and where the wall
-/// clock, with which the kernel stamps datagrams, stands on it.
+/// The clocks of this host as seen by one thread: the monotonic clock, for schedules and deadlines, and its
+/// offset from the wall clock, which the kernel uses for the timestamps of datagrams.
 #[derive(Debug)]
 pub struct Clock<S = HostClockSource> {
     source: S,
     timeline: Timeline,
     suspended_total: Duration,
-    /// Noticed while a stamp was placed, and not yet told.
+    /// An event that was noticed while a timestamp was converted, and is not yet reported.
     unreported: Option<ClockEvent>,
 }
 
-/// Something happened to the clocks since the last look.
+/// A discontinuity of the clocks since the last reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockEvent {
-    /// The wall clock was stepped, by this many nanoseconds.
+    /// The wall clock was stepped by this many nanoseconds.
     Step(i64),
     /// The host was suspended for this long.
     Suspend(Duration),
 }
 
 impl ClockEvent {
-    /// What happened between two looks is told as one.
+    /// Merges two events between two readings into one.
     fn merge(self, later: Self) -> Self {
         match (self, later) {
             (Self::Step(by), Self::Step(further)) => Self::Step(by.saturating_add(further)),
@@ -41,17 +41,17 @@ impl ClockEvent {
     }
 }
 
-/// A suspend below this is the noise of reading two clocks. Chosen: 10 ms; real ones last seconds.
+/// Shorter suspends are noise of reading two clocks. Chosen: 10 ms; real suspends last seconds.
 const SUSPEND_MIN: Duration = Duration::from_millis(10);
 
 impl Clock {
-    /// Looks at the clocks for the first time.
+    /// Creates a clock from the first reading of the host's clocks.
     #[must_use]
     pub fn new() -> Self {
         Self::with_source(HostClockSource::default())
     }
 
-    /// The monotonic clock.
+    /// The current monotonic time.
     #[must_use]
     pub fn now() -> Timestamp {
         HostClockSource::default().monotonic()
@@ -59,7 +59,7 @@ impl Clock {
 }
 
 impl<S: ClockSource> Clock<S> {
-    /// Looks at other clocks than this host's for the first time.
+    /// Creates a clock from the first reading of `source`.
     #[must_use]
     pub fn with_source(source: S) -> Self {
         let reading = Reading::take(&source);
@@ -69,7 +69,8 @@ impl<S: ClockSource> Clock<S> {
         Self { source, timeline: Timeline::new(reading.at, reading.wall), suspended_total, unreported: None }
     }
 
-    /// Looks at the clocks again. Called before stamps are read, so that those from both sides of a step can be placed.
+    /// Reads the clocks. Returns the monotonic time and the event since the last reading, if any. Call this
+    /// before reading timestamps, so that timestamps from both sides of a step can be converted.
     pub fn read(&mut self) -> (Timestamp, Option<ClockEvent>) {
         let at = self.update();
         (at, self.unreported.take())
@@ -92,18 +93,19 @@ impl<S: ClockSource> Clock<S> {
         reading.at
     }
 
-    /// When a kernel stamp was made; see [`Timeline::place`].
+    /// Converts a kernel timestamp, which was made between `from` and `to`, to the monotonic clock; see
+    /// [`Timeline::place`].
     #[must_use]
     pub fn monotonic_of(&mut self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let timestamp = self.source.timestamped(timestamp);
         if !self.timeline.explains(timestamp, from, to) {
-            // Perhaps it is from after a step that came after the last look.
+            // The timestamp may be later than a step that came after the last reading.
             self.update();
         }
         self.timeline.place(timestamp, from, to)
     }
 
-    /// How far the wall clock is ahead of the monotonic one.
+    /// The offset of the wall clock from the monotonic clock.
     #[must_use]
     pub fn offset(&self) -> WallOffset {
         self.timeline.offset()
@@ -116,29 +118,29 @@ impl Default for Clock {
     }
 }
 
-/// Where readings come from.
+/// A source of clock readings.
 pub trait ClockSource {
-    /// CLOCK_MONOTONIC.
+    /// Reads CLOCK_MONOTONIC.
     fn monotonic(&self) -> Timestamp;
 
-    /// CLOCK_REALTIME.
+    /// Reads CLOCK_REALTIME.
     fn wall(&self) -> WallTime;
 
-    /// CLOCK_BOOTTIME: the monotonic clock, and the time for which the host was suspended.
+    /// Reads CLOCK_BOOTTIME: the monotonic clock plus the time for which the host was suspended.
     fn boot(&self) -> Timestamp;
 
-    /// What this wall clock read when the kernel made a stamp.
+    /// The reading of this source's wall clock when the kernel made a timestamp.
     fn timestamped(&self, timestamp: WallTime) -> WallTime;
 }
 
-/// The source of what this process measures by.
+/// The clock source of this process.
 #[cfg(not(feature = "clock-faults"))]
 pub type HostClockSource = KernelClock;
-/// The source of what this process measures by.
+/// The clock source of this process.
 #[cfg(feature = "clock-faults")]
 pub type HostClockSource = fault_injection::FaultyClock<'static, KernelClock>;
 
-/// The clocks as the kernel has them.
+/// The clocks of the kernel.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KernelClock;
 
@@ -160,7 +162,7 @@ impl ClockSource for KernelClock {
     }
 }
 
-/// Both clocks, read within `window` of each other.
+/// A reading of both clocks, taken within `window`.
 struct Reading {
     at: Timestamp,
     wall: WallTime,
@@ -168,9 +170,9 @@ struct Reading {
 }
 
 impl Reading {
-    /// A second try nearly always does when the first was interrupted.
+    /// Chosen: if the first reading was interrupted, the second is nearly always good.
     const TRIES: usize = 3;
-    /// Good enough to stop trying: what two vDSO calls take on a slow machine.
+    /// A window that is good enough: the duration of two vDSO calls on a slow machine.
     const CLOSE: Duration = Duration::from_micros(2);
 
     fn take(source: &impl ClockSource) -> Self {
@@ -196,8 +198,8 @@ impl Reading {
     }
 }
 
-/// How long the host has been suspended since it started; `None` when we were interrupted between the readings, which would
-/// look like a suspend.
+/// How long the host has been suspended since it booted. `None` if this thread was interrupted between the
+/// readings, which would look like a suspend.
 fn suspended_total(source: &impl ClockSource) -> Option<Duration> {
     let before = source.monotonic();
     let boot = source.boot();
@@ -219,7 +221,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// Clocks that stand still until they are moved.
+    /// Clocks that advance only when the test advances them.
     #[derive(Debug, Default)]
     pub(super) struct FakeClock {
         pub(super) now: Cell<u64>,
@@ -228,7 +230,7 @@ mod tests {
     }
 
     impl FakeClock {
-        /// Lets time pass, and returns what the wall clock read afterwards.
+        /// Advances the clocks, and returns the new reading of the wall clock.
         pub(super) fn advance(&self, span: Duration) -> WallTime {
             self.now.set(self.now.get() + pathmeter_proto::time::nanos(span));
             self.wall()

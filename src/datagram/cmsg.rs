@@ -1,36 +1,36 @@
-//! Control messages: what the kernel says about a datagram, and what it is told about one.
+//! Control messages (cmsg(3)): metadata of received datagrams, and options of sent ones.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use pathmeter_proto::machine::{IcmpError, IcmpKind};
 use pathmeter_proto::time::WallTime;
 
-/// Room for everything we ask the kernel to say: a stamp (48 bytes of payload), packet information, TTL, TOS and an
-/// extended error with an address, each with its header.
+/// Size of the control buffer. It holds everything that the sockets request: a timestamp (48 bytes of
+/// payload), packet information, TTL, TOS and an extended error with an address, each with its header.
 pub(super) const CONTROL_BYTES: usize = 320;
 
-/// Lets a sender name a datagram, for its stamp to carry (Linux 6.13; not yet in `libc`).
+/// Sets the identifier that the transmit timestamp of a datagram carries (Linux 6.13; not yet in `libc`).
 const SCM_TS_OPT_ID: libc::c_int = 81;
 
-/// A buffer for control messages, aligned as the kernel wants it.
+/// A buffer for control messages, with the alignment that the kernel requires.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub(super) struct ControlBuffer(pub(super) [u8; CONTROL_BYTES]);
 
-/// What the kernel says about a datagram.
+/// Metadata of a received datagram, from its control messages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct DatagramMetadata {
-    /// When it arrived; on the error queue, when it left.
+    /// When it arrived; on the error queue, when it was sent.
     pub(super) timestamp: Option<WallTime>,
     pub(super) ttl: Option<u8>,
     pub(super) tos: Option<u8>,
-    /// The local address it was sent to.
+    /// Destination address, which is a local address.
     pub(super) to: Option<IpAddr>,
-    /// On the error queue: whether it is a stamp (with the datagram's name) or an ICMP error.
+    /// On the error queue: the kind of entry.
     pub(super) error_queue_entry: Option<ErrorQueueEntry>,
 }
 
-/// Why something is on the error queue.
+/// The kind of an entry on the error queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorQueueEntry {
     TxTimestamp { id: u32 },
@@ -38,18 +38,18 @@ pub(super) enum ErrorQueueEntry {
     Local { errno: i32 },
 }
 
-/// Reads the control messages of a received header.
+/// Parses the control messages of a received header.
 ///
 /// # Safety
-/// The header's control buffer is alive and `msg_controllen` bytes long.
+/// The header's control buffer must be valid for reads of `msg_controllen` bytes.
 #[expect(
     unsafe_code,
     reason = "the kernel's own layout; every read is of the length that the message states"
 )]
 pub(super) unsafe fn read(header: &libc::msghdr) -> DatagramMetadata {
     let mut metadata = DatagramMetadata::default();
-    // SAFETY: the header was filled by recvmmsg and its control buffer is alive and `msg_controllen` bytes long;
-    // CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and no arm reads more than the message's length.
+    // SAFETY: the header was filled by recvmmsg and its control buffer is valid and `msg_controllen` bytes
+    // long; CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and no arm reads more than the message's length.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {
@@ -112,7 +112,7 @@ fn error_queue_entry(error: &libc::sock_extended_err, offender: Option<SocketAdd
     }
 }
 
-/// RFC 792 and RFC 1812 section 5.2.7.1.
+/// ICMP types and codes of RFC 792 and RFC 1812 section 5.2.7.1.
 fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> IcmpError {
     let kind = match (error.ee_type, error.ee_code) {
         (3, 3) => IcmpKind::PortUnreachable,
@@ -125,7 +125,7 @@ fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
     IcmpError { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
 }
 
-/// RFC 4443 section 3.
+/// ICMPv6 types and codes of RFC 4443 section 3.
 fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> IcmpError {
     let kind = match (error.ee_type, error.ee_code) {
         (1, 4) => IcmpKind::PortUnreachable,
@@ -138,13 +138,13 @@ fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
     IcmpError { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
 }
 
-/// Reads a socket address of `length` bytes; `None` for other families and for what is too short.
+/// Parses a socket address of `length` bytes; `None` for other address families and if it is too short.
 #[expect(unsafe_code, reason = "reads no more than `length` bytes")]
 pub(super) unsafe fn address(at: *const u8, length: usize) -> Option<SocketAddr> {
     if length < size_of::<libc::sa_family_t>() {
         return None;
     }
-    // SAFETY: the caller says that `length` bytes are readable, and each arm checks that they suffice.
+    // SAFETY: the caller guarantees that `length` bytes are readable, and each arm checks that they suffice.
     unsafe {
         match i32::from(at.cast::<libc::sa_family_t>().read_unaligned()) {
             libc::AF_INET if length >= size_of::<libc::sockaddr_in>() => {
@@ -163,23 +163,23 @@ pub(super) unsafe fn address(at: *const u8, length: usize) -> Option<SocketAddr>
     }
 }
 
-/// What the kernel is told about a datagram.
+/// Options of a datagram to send.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SendOptions {
     pub(super) to: SocketAddr,
     pub(super) from: Option<IpAddr>,
     pub(super) tos: u8,
-    /// `None`: the socket's own.
+    /// `None`: the socket's default.
     pub(super) ttl: Option<u8>,
-    /// Whether a transmit stamp is wanted.
+    /// Whether to request a transmit timestamp.
     pub(super) timestamp: bool,
-    /// The name that the stamp shall carry, where the kernel can.
+    /// The identifier that the transmit timestamp carries, where the kernel supports it.
     pub(super) timestamp_id: Option<u32>,
-    /// Bytes of each datagram when there are many.
+    /// Size of each datagram in bytes if the payload holds several (UDP_SEGMENT).
     pub(super) segment: Option<u16>,
 }
 
-/// Writes control messages and returns how many bytes they take.
+/// Writes the control messages and returns their length in bytes.
 pub(super) fn write(options: &SendOptions, control: &mut ControlBuffer) -> usize {
     let mut writer = Writer { control, length: 0 };
     let is_v4 = options.to.is_ipv4();
@@ -234,7 +234,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Appends one message; `CONTROL_BYTES` has room for one of every kind.
+    /// Appends one message; [`CONTROL_BYTES`] has room for one of every kind.
     fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
         let start = self.length;
         let header = size_of::<libc::cmsghdr>();

@@ -1,27 +1,28 @@
-//! Datagrams on their way to the kernel.
+//! Datagrams that are queued for sending.
 
 use pathmeter_proto::machine::{NotSent, Send};
 
-/// Datagrams that machines have asked to send, back to back in one arena.
+/// Datagrams that tasks want to send, stored back to back in one arena.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pub(super) arena: Vec<u8>,
     pub(super) queued: Vec<Outgoing>,
 }
 
-/// One of them.
+/// A queued datagram.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outgoing {
     pub(super) slot: usize,
     pub(super) generation: u32,
     pub(super) group: usize,
     pub(super) send: Send,
-    /// Where it stands in the arena.
+    /// Its offset in the arena.
     pub(super) at: usize,
     pub(super) length: usize,
 }
 
-/// Datagrams that are handed to the kernel at once; at the limit they are sent before more are made.
+/// Capacity of the outbox, which is sent as one batch; a full outbox is sent before further datagrams are
+/// queued.
 pub(super) const OUTBOX_MAX: usize = 64;
 
 impl Outbox {
@@ -39,7 +40,7 @@ impl Outbox {
     }
 }
 
-/// What the kernel's refusal means.
+/// Maps a send error of the kernel to a reason for [`NotSent`].
 pub(crate) fn not_sent_reason(error: &std::io::Error) -> NotSent {
     match error.raw_os_error() {
         Some(

@@ -1,9 +1,10 @@
-//! Sockets for ICMP echoes.
+//! Sockets for ICMP echo.
 //!
-//! A *ping socket* (`SOCK_DGRAM`) needs no privilege where `net.ipv4.ping_group_range` names a group of ours. The kernel
-//! chooses its identifier as it chooses a port, writes that and the checksum into what is sent, and hands over the replies
-//! with that identifier only. A *raw socket* needs CAP_NET_RAW, and gets everything: a filter in the kernel picks the replies
-//! with the identifier that we drew. Either has one identifier for life, so its datagrams are one flow to routers.
+//! A *ping socket* (`SOCK_DGRAM`) needs no privilege if `net.ipv4.ping_group_range` includes a group of the
+//! process. The kernel chooses its identifier as it chooses a port, writes the identifier and the checksum
+//! into sent packets, and delivers only replies with that identifier. A *raw socket* needs CAP_NET_RAW and
+//! receives every ICMP packet: a filter in the kernel selects the replies with the identifier that this
+//! module chose. Either socket keeps one identifier, so its packets are one flow to routers.
 
 use std::fs;
 use std::io;
@@ -16,24 +17,26 @@ use socket2::{Domain, Protocol, SockFilter, Socket as Socket2, Type};
 use super::socket::{Binding, Socket, SocketError, SocketKind, TimestampMatching, set};
 use super::tx_timestamps::HEADER_BYTES;
 
-/// What groups may open ping sockets: two numbers.
+/// The range of groups that may open ping sockets: two numbers.
 const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
 
-/// Identifiers that are drawn before one that is taken is taken again. Chosen: there are 65,535, and a handful of sockets.
+/// Random identifiers to try before one that is in use is accepted. Chosen: there are 65,535 identifiers and
+/// few sockets.
 const IDENTIFIER_DRAWS_MAX: u32 = 1_000;
 
-/// `ICMP_FILTER` (linux/icmp.h): the types whose bit is set do not come up.
+/// `ICMP_FILTER` (linux/icmp.h): a bit mask of the ICMP types that the socket does not receive.
 const ICMP_FILTER: libc::c_int = 1;
 
-/// The shortest IPv4 header (RFC 791).
+/// Length of an IPv4 header without options (RFC 791).
 const HEADER_V4_BYTES: usize = 20;
 
 impl Socket {
-    /// Opens a socket for echoes: a ping socket, or a raw one where there may be none. The port of its address is its
-    /// identifier; a port of 0 in the binding is one of the kernel's choice, or one for which `is_taken` is false.
+    /// Opens a socket for ICMP echo: a ping socket, or a raw socket where ping sockets are not permitted. The
+    /// port of its address is its identifier. If the port in the binding is 0, the kernel chooses the
+    /// identifier, or for a raw socket a random one for which `is_taken` returns false.
     ///
     /// # Errors
-    /// [`SocketError::Closed`] where neither may be had.
+    /// [`SocketError::IcmpNotPermitted`] if neither kind of socket is permitted.
     pub(super) fn open_echo(
         binding: &Binding,
         timestamps: TimestampMatching,
@@ -58,29 +61,30 @@ impl Socket {
             Err(error) => return Err(failed(operation)(error)),
         };
         let identifier = match address.port() {
-            0 => draw_identifier(is_taken).map_err(failed("drawing an identifier for"))?,
+            0 => draw_identifier(is_taken).map_err(failed("choosing an ICMP identifier for"))?,
             port => port,
         };
         attach_reply_filter(&socket, IcmpVersion::of(address.ip()), identifier)
-            .map_err(failed("filtering what comes to"))?;
+            .map_err(failed("attaching a reply filter to"))?;
         let mut socket = Self::prepare(socket, SocketKind::Raw, binding, timestamps)?;
         socket.set_identifier(identifier);
         Ok(socket)
     }
 
-    /// What it received, without the header that a raw IPv4 socket gets as well; `None` for what is damaged or another
-    /// program's.
+    /// Removes the IPv4 header, which only raw IPv4 sockets receive. `None` if a raw socket received a
+    /// damaged packet or one with another identifier.
     pub(super) fn strip_header<'a>(&self, received: &'a [u8]) -> Option<&'a [u8]> {
         match (self.kind(), self.address().is_ipv4()) {
             (SocketKind::Udp | SocketKind::Ping, _) => Some(received),
-            // A kernel looks at the checksum of ICMPv6, and not at that of ICMP.
+            // The kernel verifies the checksum of ICMPv6 but not that of ICMP.
             (SocketKind::Raw, true) => after_ipv4_header(received)
                 .filter(|echo| self.has_own_identifier(echo) && icmp::is_intact(echo)),
             (SocketKind::Raw, false) => Some(received).filter(|echo| self.has_own_identifier(echo)),
         }
     }
 
-    /// Whether an ICMP error quotes a datagram of this socket: raw sockets are told of all.
+    /// Whether the datagram that an ICMP error quotes was sent from this socket; raw sockets receive errors
+    /// of all sockets.
     pub(super) fn is_own(&self, quoted: &[u8]) -> bool {
         match self.kind() {
             SocketKind::Udp | SocketKind::Ping => true,
@@ -92,7 +96,7 @@ impl Socket {
         icmp::identifier(echo) == Some(self.address().port())
     }
 
-    /// What a datagram to be sent carries behind the header that is part of it.
+    /// The payload of a datagram to send: for ICMP without the ICMP header.
     pub(super) fn payload<'a>(&self, datagram: &'a [u8]) -> &'a [u8] {
         match self.kind() {
             SocketKind::Udp => datagram,
@@ -100,7 +104,7 @@ impl Socket {
         }
     }
 
-    /// Writes into a datagram what the kernel does not.
+    /// Writes the fields that the kernel does not fill in: identifier and checksum on raw sockets.
     pub(super) fn complete(&self, datagram: &mut [u8]) {
         match self.kind() {
             SocketKind::Udp | SocketKind::Ping => {}
@@ -109,7 +113,7 @@ impl Socket {
     }
 }
 
-/// Whether that kind of socket is not for us, or not in this kernel.
+/// Whether this kind of socket is not permitted or not supported by the kernel.
 fn is_unavailable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EPROTONOSUPPORT))
 }
@@ -120,7 +124,7 @@ fn icmp_not_permitted() -> SocketError {
     SocketError::IcmpNotPermitted { group: getegid().as_raw(), range }
 }
 
-/// An identifier that is not 0 and not taken.
+/// Draws a random identifier that is not 0 and not in use.
 fn draw_identifier(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
     for tries in 1.. {
         let mut bytes = [0; 2];
@@ -130,20 +134,20 @@ fn draw_identifier(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
             return Ok(identifier);
         }
     }
-    unreachable!("the tries have no end")
+    unreachable!("the range of tries is unbounded")
 }
 
-/// Lets nothing come up but replies with this identifier.
+/// Makes the socket receive only replies with this identifier.
 fn attach_reply_filter(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Result<()> {
-    // linux/bpf_common.h: BPF_LDX|BPF_B|BPF_MSH, BPF_LD|BPF_B|BPF_IND, BPF_LD|BPF_H|BPF_IND, BPF_LDX|BPF_IMM, BPF_JMP|BPF_JEQ,
-    // BPF_RET.
+    // linux/bpf_common.h: BPF_LDX|BPF_B|BPF_MSH, BPF_LD|BPF_B|BPF_IND, BPF_LD|BPF_H|BPF_IND, BPF_LDX|BPF_IMM,
+    // BPF_JMP|BPF_JEQ, BPF_RET.
     const LOAD_HEADER_LENGTH: u16 = 0xb1;
     const LOAD_BYTE_AT_INDEX: u16 = 0x50;
     const LOAD_HALF_AT_INDEX: u16 = 0x48;
     const LOAD_INDEX: u16 = 0x01;
     const IS_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
-    // Where ICMP begins: behind the IPv4 header, whose length is in its first byte; with IPv6 at the start.
+    // Offset of the ICMP header: after the IPv4 header, whose length is in its first byte; 0 for IPv6.
     let begin = match version {
         IcmpVersion::V4 => SockFilter::new(LOAD_HEADER_LENGTH, 0, 0, 0),
         IcmpVersion::V6 => SockFilter::new(LOAD_INDEX, 0, 0, 0),
@@ -159,13 +163,13 @@ fn attach_reply_filter(socket: &Socket2, version: IcmpVersion, identifier: u16) 
     ];
     socket.attach_filter(&program)?;
     if version == IcmpVersion::V4 {
-        // Spares the kernel copies of everything else; not needed.
+        // Only an optimization: spares the kernel copies of other packets.
         let _ = set(socket, libc::SOL_RAW, ICMP_FILTER, !1);
     }
     Ok(())
 }
 
-/// What stands behind an IPv4 header.
+/// The bytes after an IPv4 header.
 fn after_ipv4_header(packet: &[u8]) -> Option<&[u8]> {
     let length = usize::from(packet.first()? & 15) * 4;
     packet.get(length.max(HEADER_V4_BYTES)..)
@@ -195,8 +199,8 @@ mod tests {
     #[test]
     fn missing_permission_error_names_the_remedy() {
         let error = SocketError::IcmpNotPermitted { group: 1_000, range: "1 0".into() };
-        let expected = "ICMP sockets are closed to group 1000 (net.ipv4.ping_group_range is \"1 0\"): run sysctl -w \
-                        net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW";
+        let expected = "group 1000 may not open ICMP sockets (net.ipv4.ping_group_range is \"1 0\"): run sysctl -w \
+                        net.ipv4.ping_group_range='0 2147483647' or grant CAP_NET_RAW";
         assert_eq!(error.to_string(), expected);
     }
 }

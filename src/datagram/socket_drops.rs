@@ -1,17 +1,17 @@
-//! Which of a socket's drops are our host's fault.
+//! Separates drops caused by this host from drops caused by damaged datagrams.
 
 use std::fs;
 
 /// Datagrams that this network namespace dropped because a receive buffer was full.
 ///
-/// A socket's own drop counter also counts datagrams with a wrong checksum, which the network damaged: those are its loss.
-/// The two are told apart by the namespace's counters, which do not say which socket it was; so a socket is never blamed
-/// for more than either counter shows.
+/// A socket's own drop counter also counts datagrams with a wrong checksum: the network damaged those, so
+/// they are network loss. The counters of the namespace separate the two but do not name the socket, so no
+/// more drops are attributed to a socket than either counter shows.
 #[derive(Debug)]
 pub(super) struct BufferOverflows {
-    /// What `/proc/net` showed last; `None` where it cannot be read, and every drop is ours.
+    /// The last total of `/proc/net`; `None` if it cannot be read, and then every drop counts as an overflow.
     last_total: Option<u64>,
-    /// Datagrams that were dropped for want of room and that no socket of ours has been blamed for yet.
+    /// Overflows that have not been attributed to a socket yet.
     unattributed: u64,
 }
 
@@ -20,7 +20,8 @@ impl BufferOverflows {
         Self { last_total: read_overflows(), unattributed: 0 }
     }
 
-    /// How many of `dropped` datagrams, dropped since the last look, were dropped for want of room.
+    /// Returns how many of the `dropped` datagrams, counted since the last call, were dropped because of a
+    /// full buffer.
     pub(super) fn attribute(&mut self, dropped: u32) -> u32 {
         if dropped == 0 {
             return 0;
@@ -35,17 +36,17 @@ impl BufferOverflows {
         attributed
     }
 
-    /// Forgets what nobody was blamed for: other programs' sockets overrun too. Called when all sockets of ours have been
-    /// looked at, now and then.
+    /// Discards unattributed overflows, which belong to sockets of other programs. Called periodically, after
+    /// all sockets have been read.
     pub(super) fn reset(&mut self) {
         self.last_total = read_overflows();
         self.unattributed = 0;
     }
 }
 
-/// ICMPv6 messages with a wrong checksum. A raw socket for ICMPv6 is the only kind of ICMP socket that counts what the
-/// network damaged among its drops, and each such socket counts each of them; so none is blamed for as many as there were since
-/// it dropped anything last.
+/// ICMPv6 messages with a wrong checksum. Of all ICMP sockets, only a raw ICMPv6 socket includes damaged
+/// messages in its drop counter, and each such socket counts every damaged message. Their number since the
+/// socket's last drop is therefore subtracted from its drops.
 #[derive(Debug)]
 pub(super) struct ChecksumErrors(u64);
 
@@ -54,7 +55,7 @@ impl ChecksumErrors {
         Self(icmp6_checksum_errors())
     }
 
-    /// How many of `dropped` messages, dropped since the last look, were whole.
+    /// Returns how many of the `dropped` messages, counted since the last call, were not damaged.
     pub(super) fn undamaged(&mut self, dropped: u32) -> u32 {
         if dropped == 0 {
             return 0;
@@ -67,7 +68,7 @@ impl ChecksumErrors {
 
 fn read_overflows() -> Option<u64> {
     let v4 = udp_receive_buffer_errors(&fs::read_to_string("/proc/net/snmp").ok()?)?;
-    // A host without IPv6 has no such file.
+    // The file does not exist on hosts without IPv6.
     let v6 = fs::read_to_string("/proc/net/snmp6").ok().and_then(|text| counter(&text, "Udp6RcvbufErrors"));
     Some(v4 + v6.unwrap_or(0))
 }
@@ -77,7 +78,7 @@ fn icmp6_checksum_errors() -> u64 {
     counter(&text, "Icmp6InCsumErrors").unwrap_or(0)
 }
 
-/// From `/proc/net/snmp`: a line of names and a line of values, both beginning with `Udp:`.
+/// Parses `/proc/net/snmp`: a line of names and a line of values, both starting with `Udp:`.
 fn udp_receive_buffer_errors(text: &str) -> Option<u64> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp:"));
     let (names, values) = (lines.next()?, lines.next()?);
@@ -85,7 +86,7 @@ fn udp_receive_buffer_errors(text: &str) -> Option<u64> {
     values.split_whitespace().nth(index)?.parse().ok()
 }
 
-/// From `/proc/net/snmp6`: a name and a value in each line.
+/// Parses `/proc/net/snmp6`: a name and a value per line.
 fn counter(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     value.trim().parse().ok()

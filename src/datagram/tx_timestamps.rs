@@ -1,4 +1,4 @@
-//! Which datagram a transmit stamp belongs to.
+//! Matches transmit timestamps to datagrams.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,46 +8,47 @@ use pathmeter_proto::time::Timestamp;
 
 use super::socket::TimestampMatching;
 
-/// The datagrams whose stamps have not come yet, in the order in which they were handed over.
+/// The datagrams whose transmit timestamps are pending, in sending order.
 #[derive(Debug)]
 pub(super) struct PendingTimestamps {
     matching: TimestampMatching,
     queue: VecDeque<PendingTimestamp>,
-    /// Name of the first in the queue.
+    /// Identifier of the first entry in the queue.
     first_id: u32,
 }
 
-/// A datagram whose stamp has not come yet.
+/// A datagram whose transmit timestamp is pending.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PendingTimestamp {
     pub(super) slot: usize,
     pub(super) generation: u32,
     pub(super) id: SendId,
-    /// When it was handed over.
+    /// When it was passed to the kernel.
     pub(super) handed_over_at: Timestamp,
     prefix: [u8; PREFIX_BYTES],
 }
 
-/// Bytes by which looped datagrams are told apart: sequence number, timestamp and session of both STAMP modes, and of echoes.
+/// Bytes that identify a looped datagram: they include sequence number, timestamp and session of both STAMP
+/// modes and of ICMP echo.
 const PREFIX_BYTES: usize = 28;
 
 impl PendingTimestamps {
-    /// Stamps that are awaited; at the limit the oldest is given up.
+    /// Maximum number of pending timestamps; at the limit the oldest is discarded.
     const PENDING_MAX: usize = 65_536;
-    /// A stamp that has not come by then never will.
+    /// A timestamp that is later than this is not expected any more.
     const TIMEOUT: Duration = Duration::from_millis(500);
 
     pub(super) fn new(matching: TimestampMatching) -> Self {
         Self { matching, queue: VecDeque::new(), first_id: 0 }
     }
 
-    /// Whether datagrams are to be given their names.
+    /// Whether datagrams are sent with their identifiers.
     pub(super) fn uses_ids(&self) -> bool {
         self.matching == TimestampMatching::ById
     }
 
-    /// Expects a stamp for a datagram that is about to be handed over, of which `payload` is what UDP carries, or what stands
-    /// behind the header of ICMP; returns its name.
+    /// Adds a datagram that is about to be sent, and returns its identifier. `payload` is the UDP payload, or
+    /// the ICMP message without its header.
     pub(super) fn add(
         &mut self,
         slot: usize,
@@ -73,12 +74,12 @@ impl PendingTimestamps {
         self.first_id.wrapping_add(offset)
     }
 
-    /// The datagram of a stamp, by its name or by the looped frame.
+    /// Returns the datagram of a timestamp, by its identifier or by the looped frame.
     pub(super) fn find(&mut self, id: u32, frame: &[u8]) -> Option<PendingTimestamp> {
         match self.matching {
             TimestampMatching::ById => self.queue.get(id.wrapping_sub(self.first_id) as usize).copied(),
             TimestampMatching::ByPayload => {
-                // They come in order but for those that were lost: the first is nearly always it, and is then done with.
+                // Timestamps arrive in order, except for lost ones: nearly always the first entry matches.
                 let prefix = prefix(payload_of(frame)?);
                 let index = self.queue.iter().position(|entry| entry.prefix == prefix)?;
                 self.queue.remove(index)
@@ -94,10 +95,10 @@ fn prefix(payload: &[u8]) -> [u8; PREFIX_BYTES] {
     prefix
 }
 
-/// Bytes of a header of UDP, and of ICMP's echoes.
+/// Length of a UDP header, and of an ICMP echo header.
 pub(super) const HEADER_BYTES: usize = 8;
 
-/// The payload of a frame as the kernel loops it: with or without a link header, then IPv4 or IPv6, then UDP or ICMP.
+/// The payload of a looped frame: with or without a link header, then IPv4 or IPv6, then UDP or ICMP.
 fn payload_of(frame: &[u8]) -> Option<&[u8]> {
     const V4: [u8; 2] = [17, 1];
     const V6: [u8; 2] = [17, 58];
@@ -127,7 +128,7 @@ mod tests {
         let ids: Vec<u32> = (0..5).map(|i| pending.add(7, 1, SendId(i), at(i), &[])).collect();
         assert_eq!(pending.find(ids[3], &[]).map(|entry| entry.id), Some(SendId(3)));
         pending.add(7, 1, SendId(9), at(503), &[]);
-        assert!(pending.find(ids[1], &[]).is_none(), "given up");
+        assert!(pending.find(ids[1], &[]).is_none(), "discarded");
         assert_eq!(pending.find(ids[4], &[]).map(|entry| entry.id), Some(SendId(4)));
     }
 
@@ -147,7 +148,7 @@ mod tests {
         v6.extend_from_slice(&[1; 60]);
         assert_eq!(pending.find(0, &v6).map(|entry| entry.id), Some(SendId(1)));
         assert!(pending.find(0, &[]).is_none());
-        // An echo: the kernel has written over its header.
+        // An ICMP echo: the kernel has overwritten its header.
         let mut icmp = vec![0x60, 0, 0, 0, 0, 0, 58, 64];
         icmp.resize(40 + 8, 7);
         icmp.extend_from_slice(&[0; 60]);

@@ -1,4 +1,4 @@
-//! Echo paths that are exported together, and the worst of them, which are exported one by one as well.
+//! Groups of echo paths that are exported as aggregates. The worst paths are also exported individually.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(super) struct EchoGroups {
     paths: BTreeMap<PathKey, GroupedPath>,
 }
 
-/// What a group is.
+/// The key of a group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct GroupKey {
     probe: Arc<str>,
@@ -25,20 +25,21 @@ struct GroupKey {
     family: &'static str,
 }
 
-/// Where a path is counted, and how it has fared.
+/// A path, its group, and its recent loss and RTT.
 #[derive(Debug)]
 struct GroupedPath {
     group: GroupKey,
     member: Arc<GroupMember>,
     series: Arc<EchoSeries>,
-    /// What [`Totals::judged`](crate::metrics::echo::Totals::judged) said the last time.
+    /// The last value of [`Totals::judged`](crate::metrics::echo::Totals::judged).
     judged: [u64; 4],
-    /// Share of losses, and mean round trip in nanoseconds, both smoothed.
+    /// Smoothed loss ratio, and smoothed mean RTT in nanoseconds.
     loss: f64,
     rtt: f64,
 }
 
-/// How much the latest look at a path weighs. Chosen: at one look every half minute, what was five minutes ago weighs a tenth.
+/// Weight of the latest values of a path. Chosen: with one update every 30 s, values from five minutes ago
+/// weigh a tenth.
 const SMOOTHING_WEIGHT: f64 = 0.2;
 
 impl EchoGroups {
@@ -53,7 +54,7 @@ impl EchoGroups {
 }
 
 impl Groups for EchoGroups {
-    /// A path that is gone leaves its group, which keeps what it counted there.
+    /// A removed path leaves its group; the group keeps its counts.
     fn arrange(&mut self, group_of: &dyn Fn(&str) -> String, paths: &[(&PathKey, &dyn Path)]) {
         let mut wanted: BTreeMap<&PathKey, (GroupKey, &Arc<EchoSeries>)> = paths
             .iter()
@@ -86,7 +87,7 @@ impl Groups for EchoGroups {
             let [decided, lost, answered, rtt] =
                 std::array::from_fn(|at| judged[at].saturating_sub(path.judged[at]));
             path.judged = judged;
-            #[expect(clippy::cast_precision_loss, reason = "a rank")]
+            #[expect(clippy::cast_precision_loss, reason = "used only for ranking")]
             let smooth = |old: f64, sum: u64, count: u64| match count {
                 0 => old,
                 count => old + SMOOTHING_WEIGHT * (sum as f64 / count as f64 - old),
@@ -96,7 +97,7 @@ impl Groups for EchoGroups {
         }
     }
 
-    /// The worst lose most; of those that lose alike, those with the longest round trips.
+    /// Ranks paths by loss, then by RTT.
     fn worst(&self, count: usize) -> (BTreeSet<PathKey>, BTreeSet<PathKey>) {
         let mut ranked: Vec<(&PathKey, &GroupedPath)> = self.paths.iter().collect();
         ranked.sort_by(|(_, a), (_, b)| b.loss.total_cmp(&a.loss).then(b.rtt.total_cmp(&a.rtt)));
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
     use pathmeter_proto::echo::{Direction, EchoReport, Verdict};
 
-    /// Of so many datagrams so many are lost, and the others withdrawn.
+    /// Records `lost` lost and `withdrawn` withdrawn datagrams.
     fn record_verdicts(series: &EchoSeries, lost: u32, withdrawn: u32) {
         let lost = (0..lost).map(|_| Verdict::Lost(Direction::Unknown));
         for verdict in lost.chain((0..withdrawn).map(|_| Verdict::Withdrawn)) {
@@ -140,7 +141,7 @@ mod tests {
         assert_eq!(worst(&groups, 1), ["lossy"]);
         assert_eq!(worst(&groups, 5).len(), 3);
         assert_eq!(worst(&groups, 0), [""; 0]);
-        // A path that is worse takes its place when it has been so for longer than the other was.
+        // A path with worse loss takes first place after some updates.
         for _ in 0..10 {
             record_verdicts(&paths[0], 10, 0);
             record_verdicts(&paths[2], 0, 1);

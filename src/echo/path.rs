@@ -1,4 +1,4 @@
-//! An echo path that runs.
+//! A running echo path.
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -21,29 +21,30 @@ use crate::metrics::stream::StreamSeries;
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, Measured, Path, Plan, Start, TableRow};
 
-/// A measurement that ends by itself and is watched.
+/// A measurement with a fixed count whose reports are received by the caller.
 #[derive(Debug)]
 pub struct FiniteRun {
-    /// Datagrams, messages or requests to send.
+    /// Number of datagrams, messages or requests to send.
     pub count: u64,
     /// Receives a copy of every report.
     pub reports: mpsc::Sender<EchoReport>,
 }
 
-/// An echo path that runs.
+/// A running echo path.
 #[derive(Debug)]
 pub struct EchoPath {
     pub(super) id: PathId,
     pub(super) plan: EchoPlan,
     pub(super) series: Arc<EchoSeries>,
-    /// Of its connections, if it has any.
+    /// Series of its connections; `None` over datagrams.
     pub(super) stream: Option<Arc<StreamSeries>>,
-    /// Of its MTU, if that is searched for.
+    /// Series of its path MTU; `None` if there is no MTU search.
     pub(super) path_mtu: Option<Arc<PathMtuSeries>>,
 }
 
 impl EchoPath {
-    /// Starts a path, going on with the counters of an earlier one. `once`: it ends by itself.
+    /// Starts a path. It continues the counters of `earlier`, and with `finite_run` it ends after a fixed
+    /// count.
     #[must_use]
     pub fn start(
         plan: EchoPlan,
@@ -87,13 +88,13 @@ impl EchoPath {
         path
     }
 
-    /// HTTP answers that were not the expected ones.
+    /// Number of HTTP responses with an unexpected status or body.
     #[must_use]
     pub fn unexpected_answers(&self) -> u64 {
         self.stream.as_ref().map_or(0, |stream| stream.unexpected_answers())
     }
 
-    /// The search for its MTU, with where it counts.
+    /// The specification and the series of the MTU search.
     pub(super) fn mtu_search(&self, start: &Start<'_>) -> Option<(mtu::MtuSpec, Arc<PathMtuSeries>)> {
         let series = self.path_mtu.as_ref()?;
         Some((self.plan.mtu_spec(start, series.bytes())?, Arc::clone(series)))
@@ -167,7 +168,7 @@ impl Path for EchoPath {
     }
 }
 
-/// What an echo path has measured.
+/// The results of an echo path.
 #[derive(Debug)]
 struct EchoMeasured {
     series: Arc<EchoSeries>,
@@ -186,7 +187,8 @@ impl Measured for EchoMeasured {
     fn local_failure(&self) -> Option<String> {
         let (error, count) = self.series.send_errors().max_by_key(|(_, count)| *count)?;
         let nothing_sent = self.series.sent.get() == 0;
-        nothing_sent.then(|| format!("our host sends none of its datagrams: {error:?}, {count} times"))
+        nothing_sent
+            .then(|| format!("this host could not send any datagram of the path: {error:?}, {count} times"))
     }
 
     fn json(&self) -> Map<String, Value> {
@@ -211,7 +213,7 @@ impl Measured for EchoMeasured {
     }
 
     fn row(&self) -> TableRow {
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        #[expect(clippy::cast_precision_loss, reason = "display only")]
         let milliseconds = |nanos: u64| format!("{:.3}", nanos as f64 / 1e6);
         let quantile = |q| match self.series.rtt_quantile(q) {
             None => "-".to_owned(),
@@ -231,5 +233,5 @@ impl Measured for EchoMeasured {
     }
 }
 
-/// The head of [`EchoMeasured::row`].
+/// The table head of [`EchoMeasured::row`].
 const TABLE_HEAD: &str = "   sent  lost fwd  lost rev    lost ?     p50 ms     p99 ms  jitter ms";

@@ -1,4 +1,4 @@
-//! How an echo path is measured.
+//! The plan of an echo path.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -27,7 +27,8 @@ use crate::probe::{HttpResource, Remote, Start};
 use crate::settings::Settings;
 use crate::stream::{self, Dial, ExpectedResponse, StreamEcho, StreamProtocol};
 
-/// How an echo path is measured: what of the configuration decides whether it can go on as it is.
+/// The plan of an echo path: the part of the configuration that decides whether a running path can continue
+/// unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EchoPlan {
     to: SocketAddr,
@@ -36,22 +37,22 @@ pub struct EchoPlan {
     late_after: Duration,
     lost_after: Duration,
     source: Option<IpAddr>,
-    /// What carries the echoes; without its `path_mtu`.
+    /// The transport, without its `path_mtu`.
     transport: Transport,
-    /// How the MTU is searched for; can be changed while the path runs.
+    /// The MTU search; it can change while the path runs.
     path_mtu: Option<PathMtu>,
     quirks: Quirks,
-    /// Which keys authenticate it.
+    /// The keys that authenticate the path.
     pub(super) keys: KeyChoice,
-    /// The name that fresh TCP connections look up.
+    /// The host name that connection probes resolve.
     host: Option<String>,
-    /// What is requested over WebSocket and HTTP.
+    /// The resource to request over WebSocket and HTTP.
     resource: Option<HttpResource>,
     is_agent: bool,
 }
 
 impl EchoPlan {
-    /// The plan for a path of `probe` towards an address of `remote`.
+    /// The plan of a path of `probe` to an address of `remote`.
     #[must_use]
     pub fn new(
         probe: &Probe,
@@ -84,7 +85,7 @@ impl EchoPlan {
             (_, Transport::Icmp(_)) => KeyChoice::None,
             (Remote::Peer(_), _) => settings.keys.of_mesh(),
             (Remote::Target(target), Transport::Udp(_)) => settings.keys.of_target(&target.name),
-            // The key shared with a reflector is not shown to a web server.
+            // A key that is shared with a reflector is not used towards a web server.
             (Remote::Target(_), Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_)) => {
                 KeyChoice::None
             }
@@ -106,13 +107,13 @@ impl EchoPlan {
         }
     }
 
-    /// Where to.
+    /// The destination address and port.
     #[must_use]
     pub fn to(&self) -> SocketAddr {
         self.to
     }
 
-    /// Whether the echoes or the request for them are authenticated.
+    /// Whether the echoes, or the requests that start them, are authenticated.
     #[must_use]
     pub fn is_authenticated(&self) -> bool {
         self.keys != KeyChoice::None
@@ -130,7 +131,7 @@ impl EchoPlan {
         self.path_mtu
     }
 
-    /// Whether a path that runs by the other plan need not be started again.
+    /// Whether a path with the other plan can continue without a restart.
     pub(super) fn differs_only_in_path_mtu(&self, other: &Self) -> bool {
         Self { path_mtu: self.path_mtu, ..other.clone() } == *self
     }
@@ -142,7 +143,7 @@ impl EchoPlan {
         }
     }
 
-    /// Flows that its series tell of.
+    /// Number of flows in its series.
     pub(super) fn flows(&self) -> u8 {
         match &self.transport {
             Transport::Udp(udp) => udp.flows,
@@ -151,7 +152,8 @@ impl EchoPlan {
         }
     }
 
-    /// The series of the search for the path MTU, if there is one: that of an earlier search.
+    /// The series of the MTU search, which continues those of an earlier search; `None` if there is no
+    /// search.
     pub(super) fn mtu_series(
         &self,
         start: &Start<'_>,
@@ -164,7 +166,7 @@ impl EchoPlan {
         Some(series)
     }
 
-    /// How the path MTU is searched for; `None`: not at all.
+    /// The specification of the MTU search; `None` if there is no search.
     pub(super) fn mtu_spec(&self, start: &Start<'_>, known: Option<u16>) -> Option<mtu::MtuSpec> {
         let PathMtu { interval, ceiling } = self.path_mtu?;
         Some(mtu::MtuSpec {
@@ -180,7 +182,7 @@ impl EchoPlan {
         })
     }
 
-    /// What is sent over datagrams, and from where; `None`: it is measured over connections.
+    /// The datagrams to send, and their source; `None` if the path is measured over connections.
     pub(super) fn datagrams(
         &self,
         keys: Option<Arc<Keys>>,
@@ -215,7 +217,7 @@ impl EchoPlan {
         Some((spec, SourceChoice { address: self.source.unwrap_or(any), port, dont_fragment }))
     }
 
-    /// What is spoken over connections; `None`: it is measured over datagrams.
+    /// The protocol over connections; `None` if the path is measured over datagrams.
     pub(super) fn stream_protocol(&self, keys: Option<&Keys>, settings: &Settings) -> Option<StreamProtocol> {
         let target = || {
             let resource = self.resource.as_ref()?;
@@ -245,7 +247,7 @@ impl EchoPlan {
         }
     }
 
-    /// The task for the thread of connections.
+    /// The task for the stream loop.
     pub(super) fn stream(
         &self,
         protocol: StreamProtocol,
@@ -278,7 +280,7 @@ impl EchoPlan {
                 dscp: self.dscp,
                 protocol,
             },
-            // A watched measurement makes no connections beside its own.
+            // A run with a fixed count makes no connection probes.
             connect_interval: connect_interval.filter(|_| count.is_none()),
             series,
             stream,

@@ -15,7 +15,7 @@ use crate::loops::{EVENTS_PENDING_MAX, NewPath};
 use crate::metrics::echo::EchoSeries;
 use crate::paths::PathId;
 
-/// What a prober learns of a responder in this process, on loopback.
+/// Measures a responder in this process over loopback, and returns the reports.
 fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
     let loopback = IpAddr::from([127, 0, 0, 1]);
     let (sender, _events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
@@ -47,7 +47,7 @@ fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
         reports: Some(report_sender),
     };
     prober.start(NewPath { id: PathId(1), task: echo.into_task(), peer_left_at: None });
-    // The loop drops its end when the path has finished.
+    // The loop drops its sender when the path has finished.
     let reports = report_receiver.iter().collect();
     prober.stop(Duration::ZERO);
     responder.stop(Duration::ZERO);

@@ -1,4 +1,4 @@
-//! Decides when to send, and what came back.
+//! The machine of the sample probe.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ pub(super) struct SampleMachine {
     reports: VecDeque<SampleReport>,
 }
 
-/// What it learns.
+/// A report of [`SampleMachine`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SampleReport {
     Sent,
@@ -31,7 +31,8 @@ pub(super) enum SampleReport {
     Withdrawn,
 }
 
-/// Where the session identifier of a STAMP packet is (RFC 8972 section 3), by which replies find their task.
+/// Offset of the session identifier in a STAMP packet (RFC 8972 section 3), which assigns replies to their
+/// task.
 const SSID_AT: usize = 14;
 
 impl SampleMachine {

@@ -51,7 +51,7 @@ impl Drop for EchoServer {
     }
 }
 
-/// What a daemon would have of it.
+/// The parts of a daemon that the tests need.
 struct Agent {
     fleet: Fleet,
     loops: Loops,
@@ -136,7 +136,7 @@ fn new_probe_kind_is_configured_measured_exported_and_stopped_like_any_other() {
     agent.apply(&configured);
     agent.until("answers", |agent| agent.answered() >= 10);
 
-    // Its metrics: as many lines as it says, and counted by the limit on series.
+    // Metrics: the declared number of lines, which counts towards the limit on series.
     let page = agent.page(&configured);
     let lines = page.lines().filter(|line| line.starts_with("pathmeter_sample_")).count();
     assert_eq!(lines, 3, "{page}");
@@ -144,14 +144,14 @@ fn new_probe_kind_is_configured_measured_exported_and_stopped_like_any_other() {
     limited.max_series = 2;
     assert_eq!(agent.fleet.exported(&limited).dropped, 1);
 
-    // Its event, its JSON and its row.
+    // Event, JSON and table row.
     agent.until("an event", |agent| !agent.log.after(0).is_empty());
     assert_eq!(agent.log.after(0)[0].event, "sample_answered");
     let measured = agent.fleet.status(&BTreeMap::new())[0].measured.clone().unwrap();
     assert!(measured.json()["answered"].as_u64().unwrap() >= 10);
     assert_eq!(measured.row().head, "answered");
 
-    // A path that is not changed is not touched; a changed one goes on with its counters.
+    // An unchanged path continues; a changed one restarts with its counters kept.
     let (before, finished) = (agent.answered(), agent.finished);
     agent.apply(&configured);
     agent.until("more answers", |agent| agent.answered() > before + 5);
@@ -160,12 +160,12 @@ fn new_probe_kind_is_configured_measured_exported_and_stopped_like_any_other() {
     assert!(agent.answered() > before);
     agent.until("the path is replaced", |agent| agent.finished == finished + 1);
 
-    // A goodbye of the peer reaches it, and a stop waits for it and ends it.
+    // The path receives the goodbye of its peer, and a stop waits for the path to end.
     agent.fleet.peer_leaving("host", Clock::now(), &agent.loops);
     agent.loops.stop(Duration::from_secs(30));
     agent.until("the end", |agent| agent.loops.are_finished());
     agent.take_events();
-    assert_eq!(agent.finished, finished + 2, "a path that ends says so");
+    assert_eq!(agent.finished, finished + 2, "a path that ends is reported");
     assert_eq!(agent.loops.prober.series().accounting_errors.get(), 0);
 }
 

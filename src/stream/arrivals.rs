@@ -1,8 +1,8 @@
-//! When messages of a stream arrived, from what the kernel stamps: segments.
+//! Arrival times of the messages of a stream, from the kernel's timestamps of TCP segments.
 //!
-//! A segment that comes while one in front of it is missing waits in the kernel, and keeps the stamp of when it came; once
-//! the missing one is there, the kernel may even put both together under that earlier stamp. For whoever reads the stream
-//! neither had arrived before the missing one.
+//! A segment that arrives while an earlier one is missing waits in the kernel and keeps its own timestamp.
+//! When the missing segment arrives, the kernel may even merge both under the earlier timestamp. For the
+//! reader of the stream, neither had arrived before the missing one.
 
 use std::io;
 use std::time::Duration;
@@ -15,30 +15,31 @@ use tokio::net::TcpStream;
 use super::kernel;
 use crate::clock::Clock;
 
-/// A stamp that is this much older than our look at it is doubted. Chosen: what waits for a missing segment waits for a
-/// round trip at least, and a shorter one is not worth a system call.
+/// A timestamp that is this much older than the read is checked for reordering. Chosen: a segment that waits
+/// for a missing one waits for at least one RTT, and shorter RTTs are not worth a system call.
 const SUSPECT_AGE: Duration = Duration::from_millis(1);
 
-/// Arrivals on one connection.
+/// Computes arrival times on one connection.
 #[derive(Debug)]
 pub(super) struct Arrivals {
-    /// The socket was empty then, or later: what comes arrived after that.
+    /// The socket was last seen empty at or after this time: data that is read now arrived later.
     empty_at: Timestamp,
-    /// When the message in front of the next one arrived.
+    /// Arrival time of the previous message.
     latest: Timestamp,
-    /// Segments that had come out of order when a stamp was last doubted.
+    /// Out-of-order segments as of the last check.
     out_of_order: u64,
-    /// Whether there have been more since, and the socket has not been empty.
+    /// Whether more segments arrived out of order since the socket was last empty.
     is_out_of_order: bool,
 }
 
 impl Arrivals {
-    /// None until now.
+    /// Starts with an empty socket at `at`.
     pub(super) fn new(at: Timestamp) -> Self {
         Self { empty_at: at, latest: at, out_of_order: 0, is_out_of_order: false }
     }
 
-    /// Reads what is there into `room`, as [`kernel::receive`] does, where the runtime knows of something to read.
+    /// Reads available data into `buffer`, as [`kernel::receive`] does, if the runtime reports the socket as
+    /// readable.
     pub(super) fn receive(
         &mut self,
         stream: &TcpStream,
@@ -55,7 +56,8 @@ impl Arrivals {
         })
     }
 
-    /// When a message arrived that has just been read, by the stamp of its last byte or else by our own clock, and by which.
+    /// Returns when the message that was just read arrived, and the source of this time: the kernel timestamp
+    /// of its last byte, or else this process's clock.
     pub(super) fn arrival(
         &mut self,
         stream: &TcpStream,
@@ -70,12 +72,12 @@ impl Arrivals {
             }
             Some(_) | None => (now, TimestampSource::User),
         };
-        // In order: nothing arrives before what is in front of it.
+        // Messages are in order: none arrives before its predecessor.
         self.latest = at.max(self.latest).min(now);
         (self.latest, by)
     }
 
-    /// Whether a stamp may be from before something that was missing in front of it had come.
+    /// Whether a timestamp may be earlier than the arrival of preceding data that was missing.
     fn is_misleading(&mut self, stream: &TcpStream, at: Timestamp, now: Timestamp) -> bool {
         if now.since(at) < SUSPECT_AGE {
             return false;

@@ -1,4 +1,4 @@
-//! Why there is no connection.
+//! Connection errors.
 
 use std::error::Error;
 use std::io;
@@ -9,14 +9,14 @@ use crate::datagram::not_sent_reason;
 use crate::http::client::TlsClient;
 use crate::metrics::stream::ConnectErrorKind;
 
-/// Why there is no connection, or no longer.
+/// Why a connection could not be made or has ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub(super) struct ConnectError {
     pub(super) kind: ConnectErrorKind,
-    /// What our own host could not do, where it is to blame: then nothing is sent, and nothing lost.
+    /// The local cause, if this host is the cause: messages then count as not sent instead of lost.
     pub(super) not_sent: Option<NotSent>,
-    /// A sentence for people.
+    /// The error text for logs.
     pub(super) text: String,
 }
 
@@ -25,14 +25,14 @@ impl ConnectError {
         Self { kind, not_sent: None, text: text.into() }
     }
 
-    /// What an error on a connection means; `doing`: what, and with whom.
+    /// Converts an I/O error on a connection. `operation` names the operation and the address.
     pub(super) fn from_io(operation: &str, error: &io::Error) -> Self {
         let kind = match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => ConnectErrorKind::Refused,
             Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => ConnectErrorKind::Unreachable,
             Some(libc::ETIMEDOUT) => ConnectErrorKind::Timeout,
             None if error.kind() == io::ErrorKind::UnexpectedEof => ConnectErrorKind::Closed,
-            // The kernel has no opinion on what was said: a library has.
+            // These kinds come from protocol libraries, not from the kernel.
             None if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
                 ConnectErrorKind::Protocol
             }
@@ -41,8 +41,8 @@ impl ConnectError {
         Self::new(kind, format!("{operation}: {error}"))
     }
 
-    /// What TLS has against a connection that was agreed on, as in version 1.3 a server that wants another certificate says
-    /// only then; `None`: nothing. `error` is what came of reading or writing.
+    /// The TLS cause of an error on an established connection; `None` if there is none. In TLS 1.3 a server
+    /// rejects a client certificate only after the handshake. `error` is the error of a read or write.
     pub(super) fn of_tls(
         operation: &str,
         secure: Option<&TlsClient>,
@@ -52,7 +52,8 @@ impl ConnectError {
         Some(Self::new(ConnectErrorKind::Tls, format!("{operation}: {explained}")))
     }
 
-    /// What it means that the kernel refused at once.
+    /// Converts an error that the kernel returned immediately, which is a local cause except for
+    /// ECONNREFUSED.
     pub(super) fn local(operation: &str, error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             return Self::from_io(operation, error);

@@ -1,4 +1,4 @@
-//! Fresh connections, made on a schedule of their own to measure what making one takes.
+//! The connection probe: opens connections on its own schedule to measure the time to connect.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::clock::Clock;
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::{ConnectErrorKind, ConnectStage, StreamSeries};
 
-/// Makes a connection every `every`, times it, and closes it. One that takes longer than `patience` has failed. A peer that is
-/// leaving is left alone.
+/// Opens a connection every `connect_interval`, measures it, and closes it. An attempt that exceeds
+/// `connect_timeout` has failed. There are no attempts while the peer is leaving.
 pub(super) async fn measure(
     dial: Arc<Dial>,
     connect_interval: Duration,
@@ -66,7 +66,7 @@ async fn connect_once(dial: &Dial, timings: &mut ConnectTimings) -> Result<(), C
     outcome
 }
 
-/// What the server takes to begin its first answer.
+/// Measures the time to the head of the first response.
 async fn first_byte(link: &mut Link, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
     let start = Clock::now();
     link.send(Message { sequence: 0, timestamp: NtpTime(0) })?;

@@ -1,4 +1,4 @@
-//! Making connections: what a path needs to know for it, and TCP's part of it.
+//! Opens connections: the parameters of a path, and the TCP part.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
@@ -27,55 +27,55 @@ use crate::tls::Cause;
 /// How a path connects.
 #[derive(Debug, Clone)]
 pub struct Dial {
-    /// Where to.
+    /// Destination address and port.
     pub to: SocketAddr,
-    /// The name that fresh connections look up, to measure that; `None`: an address was given.
+    /// The host name that connection probes resolve and measure; `None` if the target is an address.
     pub host: Option<String>,
-    /// Address to connect from; `None`: the kernel's choice.
+    /// Source address; `None`: the kernel chooses.
     pub source: Option<IpAddr>,
-    /// Class of service.
+    /// DSCP of the connection.
     pub dscp: Dscp,
-    /// What is spoken.
+    /// The protocol over the connection.
     pub protocol: StreamProtocol,
 }
 
-/// What is spoken over a connection.
+/// The protocol over a connection.
 #[derive(Debug, Clone)]
 pub enum StreamProtocol {
-    /// Our echo, to the agent port.
+    /// The pathmeter echo protocol on the agent port.
     Tcp {
-        /// Bytes of a message.
+        /// Message size in bytes.
         bytes: u32,
         /// Keys derived for [`pathmeter_proto::wire::stream::PURPOSE`]; `None`: open mode.
         keys: Option<Arc<Keys>>,
     },
-    /// Messages that are echoed over a WebSocket.
+    /// Messages that the server echoes over a WebSocket.
     WebSocket {
-        /// Where.
+        /// The resource to request.
         target: HttpTarget,
-        /// What they look like.
+        /// Format of the messages.
         format: MessageFormat,
-        /// Bytes of a message.
+        /// Message size in bytes.
         bytes: usize,
     },
-    /// Requests over HTTP.
+    /// HTTP requests.
     Http {
-        /// Where.
+        /// The resource to request.
         target: HttpTarget,
-        /// What the answers must be.
+        /// Conditions that responses must meet.
         expected: ExpectedResponse,
     },
 }
 
-/// An idle connection is asked this often whether it still stands, so that no NAT forgets it and its end is noticed before the
-/// next message. Chosen: 30 s; the shortest-lived entries of common NATs last a minute.
+/// TCP keepalive interval of idle connections, so that NAT entries do not expire and a dead connection is
+/// noticed before the next message. Chosen: 30 s; the shortest lifetime of common NAT entries is one minute.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Look-ups at once; each occupies a thread until the system has answered.
+/// Limits concurrent lookups; each occupies a thread until the resolver returns.
 static LOOKUPS: Semaphore = Semaphore::const_new(8);
 
 impl StreamProtocol {
-    /// Messages that may be unanswered at once.
+    /// Maximum number of unanswered messages.
     #[must_use]
     pub fn at_once(&self) -> usize {
         match self {
@@ -84,7 +84,7 @@ impl StreamProtocol {
         }
     }
 
-    /// Whether the other side may end a connection that serves nothing.
+    /// Whether the server may close an idle connection.
     #[must_use]
     pub fn is_on_demand(&self) -> bool {
         match self {
@@ -94,19 +94,19 @@ impl StreamProtocol {
     }
 }
 
-/// What making a connection took.
+/// Durations of the stages of connecting.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ConnectTimings {
-    /// TCP's handshake.
+    /// The TCP handshake.
     pub(super) connect: Option<Duration>,
-    /// The other stages that there were, in their order.
+    /// The other stages, in order.
     pub(super) stages: Vec<(ConnectStage, Duration)>,
     /// When the server's certificate expires, in seconds since 1970.
     pub(super) certificate_expiry: Option<u64>,
 }
 
 impl Dial {
-    /// Makes a connection, as far as to the point where messages can be sent.
+    /// Opens a connection, up to the point where messages can be sent.
     pub(super) async fn connect(&self, timings: &mut ConnectTimings) -> Result<Link, ConnectError> {
         let start = Clock::now();
         let stream = self.connect_tcp(self.to).await?;
@@ -160,11 +160,11 @@ impl Dial {
         Ok(RawConnection::Tls(Box::new(stream)))
     }
 
-    /// Looks the name up as a fresh visitor would.
+    /// Resolves the host name through the system resolver, and measures it.
     pub(super) async fn resolve(&self, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
         let Some(host) = &self.host else { return Ok(()) };
-        // Given back when the system has answered, even if nobody waits for that any more.
-        let permit = LOOKUPS.acquire().await.expect("nobody closes it");
+        // The permit is released when the resolver returns, even if this future was dropped.
+        let permit = LOOKUPS.acquire().await.expect("the semaphore is never closed");
         let start = Clock::now();
         let name = host.clone();
         let lookup = tokio::task::spawn_blocking(move || {

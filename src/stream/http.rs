@@ -1,4 +1,5 @@
-//! Echo over HTTP: one request at a time over a connection that is kept, or made again where the server does not keep it.
+//! Echo over HTTP: one request at a time over a persistent connection, which is reopened if the server closes
+//! it.
 
 use std::fmt;
 use std::io;
@@ -28,34 +29,34 @@ use crate::clock::Clock;
 use crate::http::client::TlsClient;
 use crate::metrics::stream::{ConnectErrorKind, UnexpectedResponse};
 
-/// What an answer must be.
+/// Conditions that a response must meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpectedResponse {
-    /// Any of these; empty: 200 to 299.
+    /// Accepted status codes; empty: 200 to 299.
     pub status: Vec<u16>,
-    /// Text that the body contains; `None`: any body.
+    /// Text that the body must contain; `None`: any body.
     pub body: Option<String>,
-    /// Whether it is an agent that answers, which says what its own part of the round trip was.
+    /// Whether the server is a pathmeter agent, whose responses contain its turnaround time.
     pub is_agent: bool,
 }
 
-/// Bytes of a body that are looked at. Chosen: a health page is shorter.
+/// Bytes of a body that are searched for the expected text. Chosen: health pages are shorter.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes of a body that are read at all; then the connection is ended. Chosen: a page that is nobody's health.
+/// Bytes of a body that are read; a longer body ends the connection. Chosen: no health page is this long.
 const BODY_BYTES_READ: usize = 1024 * 1024;
 
-/// One connection.
+/// An HTTP connection.
 pub(super) struct HttpLink {
     sender: SendRequest<Full<bytes::Bytes>>,
     connection: Connection<TokioIo<RawConnection>, Full<bytes::Bytes>>,
-    /// How the connection ended, if it has.
+    /// How the connection ended; `None` while it is open.
     ended: Option<hyper::Result<()>>,
     to: SocketAddr,
     target: HttpTarget,
     expected: ExpectedResponse,
     state: ExchangeState,
-    /// Answers that came over it.
+    /// Responses received over this connection.
     responses: u64,
     pub(super) tcp_info: TcpInfoReader,
 }
@@ -66,15 +67,15 @@ impl fmt::Debug for HttpLink {
     }
 }
 
-/// How far the exchange has come.
+/// The state of the current exchange.
 enum ExchangeState {
-    /// Nothing was asked.
+    /// No request is pending.
     Idle,
-    /// This is to be asked as soon as the connection takes it.
+    /// The request is sent as soon as the connection accepts it.
     Queued(Message, Box<Request<Full<bytes::Bytes>>>),
-    /// The answer's head is awaited.
+    /// The request was sent; the head of the response is pending.
     AwaitingResponse(Message, PendingResponse),
-    /// The rest of its body is awaited.
+    /// The head was received; the body is being read.
     ReadingBody(BodyReader),
 }
 
@@ -93,17 +94,17 @@ type PendingResponse = Pin<Box<dyn Future<Output = hyper::Result<Response<Incomi
 
 struct BodyReader {
     message: Message,
-    /// When the head was there.
+    /// When the head was received.
     at: Timestamp,
     status: StatusCode,
     body: Incoming,
-    /// The beginning of the body.
+    /// The first [`BODY_BYTES_MAX`] bytes of the body.
     read: Vec<u8>,
-    /// Bytes of it that came.
+    /// Bytes of the body received so far.
     length: usize,
 }
 
-/// What an agent says of a ping.
+/// The response of an agent to a ping.
 #[derive(Debug, Deserialize)]
 struct AgentTurnaround {
     turnaround_nanoseconds: i64,
@@ -117,15 +118,16 @@ pub(super) async fn begin(
     expected: ExpectedResponse,
 ) -> Result<Box<HttpLink>, ConnectError> {
     let handshake = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = handshake
-        .map_err(|error| to_connect_error(&format!("asking {to}"), target.secure.as_ref(), &error))?;
+    let (sender, connection) = handshake.map_err(|error| {
+        to_connect_error(&format!("HTTP request to {to}"), target.secure.as_ref(), &error)
+    })?;
     let (state, ended) = (ExchangeState::Idle, None);
     Ok(Box::new(HttpLink { sender, connection, ended, to, target, expected, state, responses: 0, tcp_info }))
 }
 
 impl HttpLink {
     pub(super) fn send(&mut self, message: Message) -> Result<SendOutcome, ConnectError> {
-        let operation = || format!("asking {}", self.to);
+        let operation = || format!("HTTP request to {}", self.to);
         let mut request = Request::get(self.target.path.as_str())
             .header(HOST, self.target.authority.as_str())
             .header(USER_AGENT, USER_AGENT_VALUE)
@@ -154,7 +156,7 @@ impl HttpLink {
                 Ok(()) => self.send_request(),
                 Err(error) => return Poll::Ready(self.closed_before_response(&error)),
             }
-            // It sets out with the next look at the connection.
+            // The connection sends the request when it is polled next.
             context.waker().wake_by_ref();
         }
         if let ExchangeState::AwaitingResponse(message, pending) = &mut self.state {
@@ -195,7 +197,7 @@ impl HttpLink {
                 let text = format!("{} closed the connection", self.to);
                 Poll::Ready(LinkEvent::Closed(ConnectError::new(ConnectErrorKind::Closed, text)))
             }
-            Some(Err(error)) => Poll::Ready(self.closed("waiting for", &error)),
+            Some(Err(error)) => Poll::Ready(self.closed("waiting for a response from", &error)),
         }
     }
 
@@ -206,10 +208,12 @@ impl HttpLink {
         }
     }
 
-    /// The connection ended before anything came back. Servers close connections that were idle, and one that does so while
-    /// we ask has not seen the request: it may be asked again (RFC 9110 section 9.2.2), over another connection.
+    /// The connection ended before a response. Servers close idle connections, and one that does so while a
+    /// request is on its way has not processed it: the request may be sent again over another connection (RFC
+    /// 9110 section 9.2.2).
     fn closed_before_response(&self, error: &hyper::Error) -> LinkEvent {
-        let error = to_connect_error(&format!("asking {}", self.to), self.target.secure.as_ref(), error);
+        let error =
+            to_connect_error(&format!("HTTP request to {}", self.to), self.target.secure.as_ref(), error);
         match &self.state {
             ExchangeState::Queued(message, _) | ExchangeState::AwaitingResponse(message, _)
                 if self.responses > 0
@@ -232,9 +236,9 @@ impl HttpLink {
         ))
     }
 
-    /// What a whole answer is worth.
+    /// Evaluates a complete response.
     fn evaluate(&self) -> LinkEvent {
-        let ExchangeState::ReadingBody(reading) = &self.state else { unreachable!("it was just read") };
+        let ExchangeState::ReadingBody(reading) = &self.state else { unreachable!("the body was just read") };
         let ExpectedResponse { status, body, is_agent } = &self.expected;
         let code = reading.status.as_u16();
         let is_status = if status.is_empty() { reading.status.is_success() } else { status.contains(&code) };
@@ -247,7 +251,7 @@ impl HttpLink {
         let turnaround =
             is_agent.then(|| serde_json::from_slice::<AgentTurnaround>(&reading.read).ok()).flatten();
         if *is_agent && turnaround.is_none() {
-            let text = format!("{} answered {} to a ping", self.to, reading.status);
+            let text = format!("{} answered a ping with status {}", self.to, reading.status);
             return LinkEvent::Closed(ConnectError::new(ConnectErrorKind::Denied, text));
         }
         let turnaround = turnaround.map_or(0, |agent| agent.turnaround_nanoseconds);
@@ -285,7 +289,10 @@ fn to_connect_error(operation: &str, secure: Option<&TlsClient>, error: &hyper::
     match io {
         Some(error) => ConnectError::from_io(operation, error),
         None if error.is_incomplete_message() || error.is_closed() || error.is_canceled() => {
-            ConnectError::new(ConnectErrorKind::Closed, format!("{operation}: closed before the answer"))
+            ConnectError::new(
+                ConnectErrorKind::Closed,
+                format!("{operation}: connection closed before the response"),
+            )
         }
         None => ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}")),
     }

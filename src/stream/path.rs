@@ -1,4 +1,4 @@
-//! One path: its prober, its connection, and what comes of them.
+//! A path: its prober and its connection.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -27,33 +27,34 @@ use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::{ConnectErrorKind, StreamSeries, TcpInfo};
 use crate::paths::PathId;
 
-/// What a path is asked to do. When the sender is gone it ends, and what is undecided is withdrawn.
+/// A command to a path. When the sender is dropped, the path ends and messages in flight are withdrawn.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum PathCommand {
-    /// The peer announced at that time that it is leaving.
+    /// The peer sent a goodbye at this time.
     PeerLeaving(Timestamp),
-    /// Send nothing more, and end when everything is decided.
+    /// Stop sending, and end when every message has a verdict.
     Stop,
 }
 
-/// TCP is asked how a connection fares this often at most. Chosen: scrapes are rarer.
+/// Minimum interval of reading TCP_INFO. Chosen: scrapes are less frequent.
 const TCP_INFO_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whoever wakes this much later than it wanted to has been stopped. Chosen: ten times what a busy host does to a thread.
+/// A wakeup that is this late means that the process was paused. Chosen: ten times the scheduling delay of a
+/// thread on a busy host.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
-/// What is taken before anything is decided and other paths get their turn. Chosen: more than is under way on a healthy path.
+/// Maximum number of events per turn; then other paths run. Chosen: more than is in flight on a healthy path.
 const EVENTS_PER_TURN_MAX: usize = 256;
 
-/// A connection on which so much came that answers nothing, and not one answer in between, is given up. Chosen: a server that
-/// greets or pings now and then is borne, one that talks without end is not.
+/// A connection is closed after this many mismatches without a valid reply. Chosen: tolerates servers that
+/// send greetings or occasional pings, but not a flood.
 const MISMATCHES_MAX: u32 = 1_000;
 
-/// One on which so much came in one go that answers nothing, pings and duplicates too, is given up as well. Chosen: more than
-/// waits for us after the longest pause, from who is in his right mind.
+/// A connection is closed after this many messages in a row that answer no request, including pings and
+/// duplicates. Chosen: more than a correct server sends during the longest pause of this process.
 const UNMATCHED_MAX: u32 = 10_000;
 
-/// A path that is measured.
+/// A path that is being measured.
 pub(super) struct StreamPath {
     id: PathId,
     prober: StreamProber,
@@ -62,15 +63,15 @@ pub(super) struct StreamPath {
     attempt: Option<Attempt>,
     commands: UnboundedReceiver<PathCommand>,
     clock: Clock,
-    /// Everything that had arrived by then was taken.
+    /// All events that arrived before this time have been handled.
     drained: Timestamp,
     tcp_info_read_at: Timestamp,
     tcp: TcpInfo,
-    /// Whether the last turn began because it was time for something.
+    /// Whether the last wakeup was by timer.
     is_awake_by_timer: bool,
-    /// What came on this connection since the last answer and was none.
+    /// Mismatches on this connection since the last valid reply.
     mismatches: u32,
-    /// What came since everything was heard that had come, and answers nothing.
+    /// Messages that answer no request, since the connection was last drained.
     unmatched: u32,
     series: Arc<EchoSeries>,
     stream: Arc<StreamSeries>,
@@ -79,10 +80,10 @@ pub(super) struct StreamPath {
     events: tokio::sync::mpsc::Sender<LoopEvent>,
 }
 
-/// A connection that is being made.
+/// A connection attempt.
 type Attempt = Pin<Box<dyn Future<Output = Result<(Link, ConnectTimings), ConnectError>> + Send>>;
 
-/// What a path can wake up for.
+/// What wakes a path.
 enum Wakeup {
     Command(Option<PathCommand>),
     Connected(Result<(Link, ConnectTimings), ConnectError>),
@@ -126,7 +127,8 @@ impl StreamPath {
         }
     }
 
-    /// Measures until it is told to end, or has sent everything it should and decided that.
+    /// Runs until a command ends the path, or until it has sent its last message and every message has a
+    /// verdict.
     pub(super) async fn run(mut self) {
         loop {
             if !self.handle_pending().await {
@@ -156,8 +158,8 @@ impl StreamPath {
         self.stream.put_away();
     }
 
-    /// After a pause of our own, what came meanwhile over a link that we time ourselves is withdrawn: how long it took cannot be
-    /// told any more.
+    /// Handles a wakeup. After a pause of this process, messages on links without kernel timestamps are
+    /// withdrawn: their RTT is unknown.
     fn on_wakeup(&mut self, until: Timestamp, is_by_timer: bool) {
         self.is_awake_by_timer = is_by_timer;
         let late = Clock::now().since(until);
@@ -169,18 +171,19 @@ impl StreamPath {
         }
     }
 
-    /// Decides everything, and sends nothing more: what is due at this moment would have no verdict.
+    /// Stops sending and withdraws all messages in flight. Without the stop, a message that is due now would
+    /// be sent and never get a verdict.
     fn withdraw_all(&mut self) {
         self.prober.stop();
         self.prober.withdraw();
         self.drive();
     }
 
-    /// Takes what is there without waiting; false when it is told to end.
+    /// Handles pending events without waiting. Returns false if the path must end.
     async fn handle_pending(&mut self) -> bool {
         let read_at = Clock::now();
         if self.is_awake_by_timer {
-            // The runtime looks at the sockets once more: after a pause of ours its word on them is old.
+            // Lets the runtime poll the sockets again: after a pause its readiness data is stale.
             yield_now().await;
         }
         let (_, event) = self.clock.read();
@@ -208,7 +211,7 @@ impl StreamPath {
                 None => break,
             }
         }
-        // There may be more; the other paths come first.
+        // More events may be pending; other paths run first.
         yield_now().await;
         true
     }
@@ -229,7 +232,7 @@ impl StreamPath {
         }
     }
 
-    /// Takes note of what happened; false when it is told to end.
+    /// Handles a wakeup event. Returns false if the path must end.
     fn handle(&mut self, wakeup: Wakeup) -> bool {
         match wakeup {
             Wakeup::Command(Some(PathCommand::PeerLeaving(at))) => self.prober.peer_leaving(at),
@@ -271,18 +274,19 @@ impl StreamPath {
                 self.close_link();
                 self.prober.returned(message);
                 self.prober.disconnected(Clock::now(), None);
-                // Counted, and no news: nothing is lost by it.
+                // Counted but not reported: no message is lost.
                 self.stream.disconnected(error.kind);
             }
         }
         true
     }
 
-    /// Something came that answers nothing. Who never stops would keep us from ever having heard everything.
+    /// Counts a message that answers no request. A server that sends them without pause would prevent this
+    /// path from ever draining the connection.
     fn on_unmatched(&mut self) {
         self.unmatched += 1;
         if self.mismatches >= MISMATCHES_MAX || self.unmatched >= UNMATCHED_MAX {
-            let text = format!("{} talks without end and answers nothing", self.dial.to);
+            let text = format!("{} sends too many messages that answer no request", self.dial.to);
             self.disconnect(&ConnectError::new(ConnectErrorKind::Protocol, text));
         }
     }
@@ -296,7 +300,7 @@ impl StreamPath {
         }
     }
 
-    /// Drops the connection, with a last look at it.
+    /// Reads TCP_INFO once more and closes the connection.
     fn close_link(&mut self) {
         self.read_tcp_info();
         if let Some(mut link) = self.link.take() {
@@ -306,7 +310,8 @@ impl StreamPath {
         self.tcp = TcpInfo::default();
     }
 
-    /// Does what the prober asks for; until when there is nothing more to do, or `None` at its end.
+    /// Executes the prober's steps. Returns the time of the next step, or `None` when the prober has
+    /// finished.
     fn drive(&mut self) -> Option<Timestamp> {
         let at = Clock::now();
         let now = Now { at, drained: self.drained, wall: self.clock.offset() };
@@ -319,17 +324,19 @@ impl StreamPath {
                         let link = dial.connect(&mut timings).await?;
                         Ok((link, timings))
                     }));
-                    // It has not been polled yet: a look at once makes it begin.
+                    // The attempt starts when it is polled, so wake at once.
                     return Some(at);
                 }
                 StreamStep::Disconnect => {
-                    let what =
-                        if self.link.is_some() { "nothing came back from" } else { "no connection to" };
-                    let text = format!("{what} {} for too long", self.dial.to);
+                    let to = self.dial.to;
+                    let text = match self.link {
+                        Some(_) => format!("no reply from {to} before the timeout"),
+                        None => format!("connecting to {to}: timed out"),
+                    };
                     self.disconnect(&ConnectError::new(ConnectErrorKind::Timeout, text));
                 }
                 StreamStep::Send(message) => {
-                    let link = self.link.as_mut().expect("the prober was told that it stands");
+                    let link = self.link.as_mut().expect("the prober sends only while connected");
                     match link.send(message) {
                         Ok(outcome) => {
                             self.prober.handed(message, at, outcome.sent_at);
@@ -358,19 +365,19 @@ impl StreamPath {
     fn record(&self, report: &EchoReport) {
         self.series.record(report);
         if let Some(reports) = &self.reports {
-            // Whoever watched may have gone.
+            // The receiver may be gone.
             let _ = reports.send(*report);
         }
     }
 
-    /// Asks TCP how the connection fares.
+    /// Reads TCP_INFO into the series.
     fn read_tcp_info(&mut self) {
         let Some(info) = self.link.as_ref().and_then(Link::tcp_info) else { return };
         self.stream.tcp(&self.tcp, &info);
         self.tcp = info;
     }
 
-    /// Whether what was counted agrees with what the prober still holds.
+    /// Checks that the counters agree with the prober: sent = decided + in flight.
     fn check_balance(&self) {
         let in_flight = u64::try_from(self.prober.in_flight()).unwrap_or(u64::MAX);
         if self.series.sent.get().checked_sub(self.series.decided()) != Some(in_flight) {

@@ -1,4 +1,4 @@
-//! The answering side of echo over TCP, on the agent port.
+//! The responder of echo over TCP, on the agent port.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -29,26 +29,27 @@ use super::kernel;
 use crate::clock::Clock;
 use crate::metrics::agent::{RefusalOrEnd, StreamResponderSeries};
 
-/// How much a responder puts up with.
+/// Limits of a TCP responder.
 #[derive(Debug, Clone, Copy)]
 pub struct ResponderLimits {
-    /// Connections at once; further ones are told that there is no room.
+    /// Maximum number of connections; further ones are refused as full.
     pub connections: usize,
-    /// Connections of one source address; further ones are told that there is no room.
+    /// Maximum number of connections per source address; further ones are refused as full.
     pub connections_per_source: usize,
-    /// Connections at once whose source is not listed and has not proven a key; further ones are dropped unread.
+    /// Maximum number of connections whose source is not listed and has not proven a key; further ones are
+    /// closed without a reply.
     pub unverified: usize,
-    /// The same of one source address.
+    /// The same per source address.
     pub unverified_per_source: usize,
-    /// The greeting has this long.
+    /// Time limit of the greeting.
     pub greeting: Duration,
-    /// Who does not take its replies for this long is disconnected.
+    /// A client that does not read its replies for this long is disconnected.
     pub stall: Duration,
 }
 
 impl Default for ResponderLimits {
-    /// Chosen: each connection may hold a message of 64 KiB; behind one address there may be a host that is measured by every
-    /// probe of every agent.
+    /// Chosen: each connection may hold a message of 64 KiB, and many probes and agents may share one source
+    /// address.
     fn default() -> Self {
         Self {
             connections: 4_096,
@@ -61,16 +62,18 @@ impl Default for ResponderLimits {
     }
 }
 
-/// After an idle minute the kernel asks whether the other side still lives, and gives up after another one.
+/// TCP keepalive: the kernel probes a connection after one idle minute, and closes it after another minute
+/// without an answer.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// A source that asks faster than it may is read again after this long.
+/// Pause before a source that exceeds its rate is checked again.
 const RATE_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// After an error of accepting that is about us: the queue stays readable, so without a pause we would spin.
+/// Pause after a local accept error: the listener stays readable, so accepting at once again would be a busy
+/// loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Whom we answer, and with which keys. Changed as a whole.
+/// The allowed sources and the keys. Replaced as a whole on a change.
 #[derive(Debug, Clone, Default)]
 pub struct StreamAccess {
     policy: Policy,
@@ -78,27 +81,27 @@ pub struct StreamAccess {
 }
 
 impl StreamAccess {
-    /// These. `keys`: the mesh's.
+    /// Access rules with a policy and the keys of the mesh.
     #[must_use]
     pub fn new(policy: Policy, keys: Option<&Keys>) -> Self {
         Self { policy, keys: keys.map(|keys| keys.derive(PURPOSE)) }
     }
 }
 
-/// What all connections share.
+/// A TCP responder: the state that its connections share.
 #[derive(Debug)]
 pub struct StreamResponder {
     access: ArcSwap<StreamAccess>,
     limits: ResponderLimits,
     rates: Mutex<Rates>,
     open: Mutex<ConnectionLimits>,
-    /// Whether nobody is answered any more.
+    /// Whether replies have stopped.
     has_stopped_replying: AtomicBool,
     series: Arc<StreamResponderSeries>,
 }
 
 impl StreamResponder {
-    /// One that answers on these terms.
+    /// A responder with these access rules and limits.
     #[must_use]
     pub fn new(access: StreamAccess, limits: ResponderLimits, series: Arc<StreamResponderSeries>) -> Self {
         Self {
@@ -111,24 +114,24 @@ impl StreamResponder {
         }
     }
 
-    /// Answers nobody any more: an answer after the goodbye would take it back. Connections stay until the stop, for one that
-    /// ends before the goodbye is heard loses what is on it.
+    /// Stops sending replies, because a reply after the goodbye would revoke it. Connections stay open until
+    /// the stop: closing one before the peer receives the goodbye would lose the messages in flight.
     pub fn stop_replying(&self) {
         self.has_stopped_replying.store(true, Relaxed);
     }
 
-    /// Changes the terms. Connections that would not be granted any more end with their next message.
+    /// Replaces the access rules. A connection that the new rules refuse ends with its next message.
     pub fn change(&self, access: StreamAccess) {
         self.access.store(Arc::new(access));
     }
 
-    /// Answers until `stop` holds true or its sender is gone; connections end with it.
+    /// Serves until `stop` is true or its sender is dropped, and then closes all connections.
     pub async fn serve(self: Arc<Self>, listeners: Vec<TcpListener>, mut stop: watch::Receiver<bool>) {
         let mut tasks = JoinSet::new();
         for listener in listeners {
             tasks.spawn(Arc::clone(&self).accept(listener));
         }
-        // A sender that is gone cannot stop us later: the same as a stop.
+        // A dropped sender is the same as a stop.
         let _ = stop.wait_for(|is_stopped| *is_stopped).await;
         tasks.shutdown().await;
     }
@@ -147,7 +150,7 @@ impl StreamResponder {
                     Err(error) => {
                         self.series.accept_errors.inc();
                         if !std::mem::replace(&mut is_failing, true) {
-                            warn!(%error, "accepting connections on the agent port");
+                            warn!(%error, "cannot accept connections on the agent port");
                         }
                         sleep(ACCEPT_PAUSE).await;
                     }
@@ -165,7 +168,7 @@ impl StreamResponder {
         };
         if let Err(why) = outcome {
             self.series.unanswered(why);
-            debug!(%source, ?why, "a connection to the agent port ended");
+            debug!(%source, ?why, "connection to the agent port ended");
         }
     }
 
@@ -211,7 +214,7 @@ impl StreamResponder {
         if let Some(why) = refusal {
             return Err(why);
         }
-        // Without stamps the times in the replies are ours.
+        // Without kernel timestamps the replies contain times of this process's clock.
         let _ = kernel::request_rx_timestamps(&stream);
         let seal = Seal::of(key.as_ref(), &hello, &welcome);
         let mut clock = Clock::new();
@@ -251,7 +254,7 @@ impl StreamResponder {
         Ok(())
     }
 
-    /// Over its rate a source waits: nothing of a stream is thrown away.
+    /// Waits until the source is within its rate: messages of a stream are delayed, not dropped.
     async fn wait_for_turn(&self, policy: &Policy, source: IpAddr) {
         loop {
             let taken = {
@@ -266,7 +269,8 @@ impl StreamResponder {
     }
 }
 
-/// Reads one message and returns the kernel's stamp of its last byte, if there is one; `None` at the end between two messages.
+/// Reads one message. Returns the kernel timestamp of its last byte, if there is one, or `None` if the stream
+/// ended before a message.
 async fn read(
     stream: &TcpStream,
     frame: &mut [u8],
@@ -300,33 +304,33 @@ fn set_options(stream: &TcpStream, stall: Duration) -> io::Result<()> {
     options.set_tcp_keepalive(&keepalive)
 }
 
-/// The connections that are open, as the limits count them.
+/// Counts of open connections, for the limits.
 #[derive(Debug, Default)]
 struct ConnectionLimits {
     all: usize,
-    /// Those whose source is not listed, and that have not proven a key with a message.
+    /// Connections whose source is not listed, and that have not proven a key with a message.
     unverified: usize,
     by_source: HashMap<IpAddr, SourceConnections>,
 }
 
-/// The connections of one source address.
+/// Counts of one source address.
 #[derive(Debug, Clone, Copy, Default)]
 struct SourceConnections {
     all: usize,
     unverified: usize,
 }
 
-/// An open connection; dropping it makes room for another.
+/// An open connection. Dropping it releases its count.
 struct OpenConnection<'a> {
     responder: &'a StreamResponder,
     source: IpAddr,
     is_unverified: bool,
-    /// Whether it is within the limits; one that is not is refused with [`Admittance::Full`].
+    /// Whether it is within the limits; otherwise it is refused with [`Admittance::Full`].
     has_room: bool,
 }
 
 impl<'a> OpenConnection<'a> {
-    /// `None` over the hard limit, where a connection is dropped without a refusal.
+    /// Counts a connection. `None` above the hard limit, where connections are closed without a refusal.
     fn open(responder: &'a StreamResponder, source: IpAddr) -> Option<Self> {
         let is_unverified = !responder.access.load().policy.lists(source);
         let limits = responder.limits;
@@ -352,7 +356,7 @@ impl<'a> OpenConnection<'a> {
         Some(Self { responder, source, is_unverified, has_room: !over_limit })
     }
 
-    /// It proved that it knows the key.
+    /// Marks the connection as verified after a message with a valid key.
     fn mark_verified(&mut self) {
         if std::mem::take(&mut self.is_unverified) {
             let mut open = self.responder.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -380,5 +384,5 @@ impl Drop for OpenConnection<'_> {
     }
 }
 
-/// Connections beyond a limit that are still refused with a reason; further ones are dropped unread.
+/// Connections above a limit that still get a refusal with a reason; further ones are closed without a reply.
 const REFUSALS_ABOVE_LIMIT: usize = 16;

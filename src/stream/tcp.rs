@@ -1,4 +1,4 @@
-//! Our echo over TCP, with the kernel's stamps: the asking side of one connection.
+//! The client side of echo over TCP, with kernel timestamps.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,11 +23,12 @@ use super::link_event::{LinkEvent, SendOutcome};
 use crate::clock::Clock;
 use crate::metrics::stream::{ConnectErrorKind, TcpInfo};
 
-/// A full stream is tried again this often. (Stamps on the error queue look like a writable socket to the runtime for ever,
-/// so its word cannot be taken.) What waits on a full stream is late by more than this already.
+/// Interval of retries while the send buffer is full. (The runtime cannot be used for this: timestamps on the
+/// error queue make the socket appear writable.) A message that waits for a full buffer is already late by
+/// more than this.
 const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// One connection to a responder.
+/// A connection to a responder.
 #[derive(Debug)]
 pub(super) struct TcpLink {
     stream: TcpStream,
@@ -35,18 +36,18 @@ pub(super) struct TcpLink {
     clock: Clock,
     seal: Seal,
     bytes: u32,
-    /// What the kernel has not taken yet.
+    /// Bytes that the kernel has not accepted yet.
     outgoing: Vec<u8>,
-    /// Bytes that it has taken since stamps were asked for, modulo 2³².
+    /// Bytes that the kernel has accepted since timestamps were enabled, modulo 2³².
     written: u32,
     incoming: Vec<u8>,
-    /// Bytes of the reply that have come.
+    /// Bytes of the current reply received so far.
     filled: usize,
     arrivals: Arrivals,
     retry: Option<Pin<Box<Sleep>>>,
 }
 
-/// Greets the responder, and is welcome.
+/// Exchanges greetings with the responder.
 pub(super) async fn begin(
     mut stream: TcpStream,
     to: SocketAddr,
@@ -66,25 +67,27 @@ pub(super) async fn begin(
     let welcome = Welcome::decode(&greeting, &hello, key).map_err(|error| match error {
         DecodeError::Unauthentic { .. } => ConnectError::new(
             ConnectErrorKind::Denied,
-            format!("{operation}: it does not know our key: give both the same key file"),
+            format!("{operation}: the peer does not know this host's key: configure the same key file on both hosts"),
         ),
         DecodeError::Truncated { .. } | DecodeError::Foreign { .. } | DecodeError::Version { .. } => {
             ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}"))
         }
     })?;
     let denied = |why: &str| {
-        Err(ConnectError::new(ConnectErrorKind::Denied, format!("{to} does not answer us: {why}")))
+        Err(ConnectError::new(ConnectErrorKind::Denied, format!("{to} rejects this host: {why}")))
     };
     match welcome.admittance {
         Admittance::Granted => {}
         Admittance::Unlisted => {
-            return denied("add our address to responder.allow there, or give both a key file");
+            return denied(
+                "add this host's address to responder.allow there, or configure the same key file on both hosts",
+            );
         }
-        Admittance::Unauthentic => return denied("it does not know our key: give both the same key file"),
-        Admittance::Full => return denied("it has no room for another connection"),
-        Admittance::Length => return denied("it takes no messages of that size"),
+        Admittance::Unauthentic => return denied("unknown key: configure the same key file on both hosts"),
+        Admittance::Full => return denied("its connection limit is reached"),
+        Admittance::Length => return denied("it does not accept messages of this size"),
     }
-    // Without stamps the messages are timed when we get round to it, and counted as such.
+    // Without kernel timestamps messages are timed by this process, and counted as such.
     let _ = kernel::request_timestamps(&stream);
     Ok(Box::new(TcpLink {
         stream,
@@ -110,7 +113,7 @@ impl TcpLink {
         Ok(SendOutcome { sent_at, has_room })
     }
 
-    /// When the last byte written left, if that was between `from` and now.
+    /// The transmit timestamp of the last byte, if it is between `from` and now.
     fn sent_at(&mut self, from: Timestamp) -> Option<Timestamp> {
         let (now, _) = self.clock.read();
         let timestamp = kernel::tx_timestamp(&self.stream, self.written.wrapping_sub(1))?;
@@ -118,11 +121,11 @@ impl TcpLink {
         (from <= sent_at && sent_at <= now).then_some(sent_at)
     }
 
-    /// Gives the kernel what it takes; true if that was everything.
+    /// Writes as much as the kernel accepts. Returns whether everything was written.
     fn flush(&mut self) -> Result<bool, ConnectError> {
         let mut written_bytes = 0;
         while written_bytes < self.outgoing.len() {
-            // Not through the runtime, which may not know yet that there is room.
+            // Not through the runtime, which may not have seen yet that the socket is writable.
             match nix::sys::socket::send(
                 std::os::fd::AsRawFd::as_raw_fd(&self.stream),
                 &self.outgoing[written_bytes..],
@@ -153,7 +156,7 @@ impl TcpLink {
             }
         }
         loop {
-            // One reply at a time, so that the stamp is that of its last byte.
+            // Reads one reply at a time, so that the timestamp is that of its last byte.
             let room = &mut self.incoming[self.filled..];
             match self.arrivals.receive(&self.stream, room) {
                 Ok((0, _)) => {
@@ -199,7 +202,7 @@ impl TcpLink {
                 turnaround: echoed.turnaround,
             }),
             Err(DecodeError::Unauthentic { .. }) => LinkEvent::Mismatch(Mismatch::Unauthentic),
-            // Where the next reply begins is not known any more.
+            // The start of the next reply is unknown.
             Err(
                 error @ (DecodeError::Truncated { .. }
                 | DecodeError::Foreign { .. }

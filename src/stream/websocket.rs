@@ -1,4 +1,4 @@
-//! Echo over a WebSocket: the asking side.
+//! The client side of echo over WebSocket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,13 +27,14 @@ use crate::clock::Clock;
 use crate::http::client::TlsClient;
 use crate::metrics::stream::ConnectErrorKind;
 
-/// The largest message that is taken: what we send comes back, and some servers greet first.
+/// Largest accepted message in bytes: above the largest message sent, because some servers send a greeting
+/// first.
 const MESSAGE_BYTES_MAX: usize = 128 * 1024;
 
-/// Bytes that are read at once.
+/// Size of the read buffer in bytes.
 const READ_BYTES: usize = 8 * 1024;
 
-/// One WebSocket.
+/// A WebSocket connection.
 #[derive(Debug)]
 pub(super) struct WebSocketLink {
     socket: WebSocketStream<RawConnection>,
@@ -41,12 +42,12 @@ pub(super) struct WebSocketLink {
     format: MessageFormat,
     bytes: usize,
     secure: Option<TlsClient>,
-    /// Whether something waits to leave.
+    /// Whether unsent data is buffered.
     is_flushing: bool,
     pub(super) tcp_info: TcpInfoReader,
 }
 
-/// Upgrades a connection.
+/// Performs the WebSocket handshake on a connection.
 pub(super) async fn begin(
     stream: RawConnection,
     tcp_info: TcpInfoReader,
@@ -55,7 +56,7 @@ pub(super) async fn begin(
     format: MessageFormat,
     bytes: usize,
 ) -> Result<Box<WebSocketLink>, ConnectError> {
-    let operation = format!("asking {to} for a WebSocket");
+    let operation = format!("WebSocket handshake with {to}");
     let mut request = Request::get(target.path.as_str())
         .header(HOST, target.authority.as_str())
         .header(CONNECTION, "Upgrade")
@@ -70,7 +71,7 @@ pub(super) async fn begin(
             .sign(&mut request, SystemTime::now())
             .map_err(|error| ConnectError::local(&operation, &io::Error::other(error.to_string())))?;
     }
-    // The library makes the request's head from its whole URL.
+    // The library builds the request head from the full URL.
     *request.uri_mut() = format!("ws://{}{}", target.authority, target.path)
         .parse()
         .map_err(|error| ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}")))?;
@@ -93,7 +94,7 @@ impl WebSocketLink {
         let frame = match self.format {
             MessageFormat::Binary => tungstenite::Message::Binary(body.into()),
             MessageFormat::Text => {
-                let text = Utf8Bytes::try_from(bytes::Bytes::from(body)).expect("we write ASCII");
+                let text = Utf8Bytes::try_from(bytes::Bytes::from(body)).expect("the encoding is ASCII");
                 tungstenite::Message::Text(text)
             }
         };
@@ -101,7 +102,7 @@ impl WebSocketLink {
         let sent = Pin::new(&mut self.socket).start_send(frame);
         sent.map_err(|error| to_connect_error(&format!("writing to {to}"), self.secure.as_ref(), error))?;
         self.is_flushing = true;
-        // Whoever listens next is woken when the rest can leave.
+        // The next call of `poll_event` registers the waker for the rest.
         let mut context = Context::from_waker(Waker::noop());
         let has_room = match self.poll_flush(&mut context) {
             Poll::Ready(Ok(())) => true,
@@ -111,7 +112,7 @@ impl WebSocketLink {
         Ok(SendOutcome { sent_at: None, has_room })
     }
 
-    /// Says goodbye, as far as there is room for it. Nobody waits for the answer.
+    /// Sends a close frame if the buffer has room, and does not wait for the answer.
     pub(super) fn close(&mut self) {
         let goodbye = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
         if Pin::new(&mut self.socket).start_send(tungstenite::Message::Close(Some(goodbye))).is_ok() {
@@ -179,7 +180,7 @@ impl WebSocketLink {
     }
 }
 
-/// What an error of the library means.
+/// Converts an error of the library.
 fn to_connect_error(operation: &str, secure: Option<&TlsClient>, error: tungstenite::Error) -> ConnectError {
     let (kind, text) = match error {
         tungstenite::Error::Io(error) => {
@@ -187,16 +188,16 @@ fn to_connect_error(operation: &str, secure: Option<&TlsClient>, error: tungsten
                 .unwrap_or_else(|| ConnectError::from_io(operation, &error));
         }
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
-            (ConnectErrorKind::Closed, "closed".to_owned())
+            (ConnectErrorKind::Closed, "connection closed".to_owned())
         }
         tungstenite::Error::Protocol(
             tungstenite::error::ProtocolError::ResetWithoutClosingHandshake
             | tungstenite::error::ProtocolError::HandshakeIncomplete,
-        ) => (ConnectErrorKind::Closed, "closed without a word".to_owned()),
+        ) => (ConnectErrorKind::Closed, "connection closed without a close frame".to_owned()),
         tungstenite::Error::Http(answer) => {
             let reason = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
             let reason: String = reason.lines().next().unwrap_or_default().chars().take(200).collect();
-            (ConnectErrorKind::Denied, format!("answered {} {reason:?}", answer.status()))
+            (ConnectErrorKind::Denied, format!("server answered {} {reason:?}", answer.status()))
         }
         error @ (tungstenite::Error::Tls(_)
         | tungstenite::Error::Capacity(_)

@@ -29,8 +29,9 @@ impl Manager {
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 
-    /// What our child says. It is this test binary again, running only `the_daemons_part`: the environment belongs
-    /// to the whole process, so a test cannot change its own.
+    /// Returns the messages of a child process. The child is this test binary, running only
+    /// `child_process_sends_all_notifications`: the environment belongs to the whole process, so a test
+    /// cannot change its own.
     fn messages_of_child(&self, environment: &[(&str, &str)]) -> Vec<String> {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "systemd::tests::child_process_sends_all_notifications", "--nocapture"])
@@ -47,10 +48,12 @@ impl Manager {
 }
 
 const CHILD_VARIABLE: &str = "PATHMETER_TEST_NOTIFIES";
-/// Fewer than the 10 that a datagram socket holds by default: they are read when the child has ended.
+/// Number of messages of the child. Below the default queue length of a datagram socket, 10: they are read
+/// after the child has ended.
 const MESSAGE_COUNT: usize = 7;
 
-/// Runs in the child of the tests below and says everything there is to say; by itself it does nothing.
+/// Runs in the child process of the tests below and sends every kind of notification; otherwise it does
+/// nothing.
 #[test]
 fn child_process_sends_all_notifications() {
     if std::env::var_os(CHILD_VARIABLE).is_none() {

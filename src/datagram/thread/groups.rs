@@ -1,4 +1,4 @@
-//! Groups of sockets, and the sessions on them.
+//! Groups of sockets and their sessions.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,19 +14,19 @@ use super::super::{DatagramProtocol, Service, ServiceTasks, SourceChoice};
 use super::{DatagramLoop, IDLE_GROUP_TIMEOUT};
 use crate::clock::Clock;
 
-/// Sockets that share an address, options and a demultiplexer: one for each flow, or those of a service.
+/// Sockets that share a source address, options and a demultiplexer: one per flow, or those of a service.
 pub(super) struct SocketGroup {
     pub(super) demux: Demux,
     pub(super) sockets: Vec<Socket>,
     pub(super) drops: HostDrops,
-    /// When the sockets were last asked what they dropped.
+    /// When the drop counters of the sockets were last read.
     pub(super) drops_read: Timestamp,
-    /// When it was last seen in use.
+    /// When a task last used the group.
     last_used: Timestamp,
     answers_probes: bool,
 }
 
-/// What paths have in common that share sockets.
+/// The properties that paths must share to share sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SocketGroupKey {
     pub(super) source: SourceChoice,
@@ -34,7 +34,8 @@ pub(super) struct SocketGroupKey {
     pub(super) is_v4: bool,
 }
 
-/// Identifiers that are drawn before one that is taken is taken again. Chosen: 65,535 there are, drawn evenly.
+/// Identifiers to draw before one that is in use is accepted. Chosen: above the number of identifiers,
+/// 65,535, which are drawn uniformly.
 const SESSION_ID_DRAWS_MAX: u32 = 100_000;
 
 impl DatagramLoop {
@@ -59,7 +60,7 @@ impl DatagramLoop {
         });
     }
 
-    /// The group of a choice of source, with at least `flows` sockets.
+    /// Returns the group of `key`, after opening sockets until it has at least `flows`.
     pub(super) fn group(&mut self, key: SocketGroupKey, flows: u8) -> Result<usize, SocketError> {
         let SocketGroupKey { source, protocol, .. } = key;
         let now = Clock::now();
@@ -93,7 +94,7 @@ impl DatagramLoop {
         Ok(index)
     }
 
-    /// Session identifiers that no other path to the same responder has.
+    /// Returns session identifiers that no other path to the same responder uses.
     pub(super) fn session_ids(&self, to: SocketAddr, count: usize, seed: u64) -> Vec<u16> {
         let is_known = |ssid| {
             let sessions = self.groups.iter().filter_map(|group| group.demux.sessions());
@@ -108,7 +109,8 @@ impl DatagramLoop {
             draw = mix(draw);
             #[expect(clippy::cast_possible_truncation, reason = "16 well-mixed bits are wanted")]
             let ssid = draw as u16;
-            // When nearly all are taken one is shared: its replies find their datagrams by sequence number and time.
+            // If nearly all identifiers are in use, one is shared: its replies are matched by sequence number
+            // and timestamp.
             let is_taken = tries < SESSION_ID_DRAWS_MAX && is_known(ssid);
             if ssid != 0 && !found.contains(&ssid) && !is_taken {
                 found.push(ssid);
@@ -117,7 +119,7 @@ impl DatagramLoop {
         found
     }
 
-    /// Ends the services that answer probes, and closes their sockets.
+    /// Stops the services that answer probes, and closes their sockets.
     pub(super) fn stop_answering(&mut self) {
         for group in 0..self.groups.len() {
             if !self.groups[group].answers_probes {
@@ -135,7 +137,7 @@ impl DatagramLoop {
         }
     }
 
-    /// Closes the sockets of paths that are gone.
+    /// Closes sockets that no path has used for [`IDLE_GROUP_TIMEOUT`].
     pub(super) fn close_idle_groups(&mut self, now: Timestamp) {
         for slot in self.slots.iter().flatten() {
             self.groups[slot.group].last_used = now;

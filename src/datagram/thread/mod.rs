@@ -1,7 +1,8 @@
-//! The loop: wake, read everything, step what is due, send, sleep.
+//! The event loop: wake, read all sockets, fire due timers, send, sleep.
 //!
-//! With kernel stamps a wake-up is not a measurement, so sends that are due within a tick leave together, and replies are
-//! read when it suits us. The tick grows with the load and is exported.
+//! With kernel timestamps the time of a wakeup does not affect measurements, so sends that are due within one
+//! tick are sent together, and replies are read in batches. The tick grows with the load and is exported as a
+//! metric.
 
 mod groups;
 mod receive;
@@ -31,52 +32,52 @@ use crate::loops::{CommandReceiver, LoopCommand, LoopEvent};
 use crate::metrics::agent::LoopSeries;
 use crate::paths::PathId;
 
-/// The longest tick: replies and sends are at most this much later than they could be.
+/// The longest tick. It is the maximum delay that batching adds to sends and to reading replies.
 pub const RECEIVE_TICK_MAX: Duration = Duration::from_millis(5);
 
-/// The loop wakes at least this often, to look at the clocks and at its own accounts.
+/// The loop wakes at least this often, to read the clocks and to check its balances.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
-/// The namespace's overruns are looked at this often, to forget those that were not ours: reading them is not cheap.
+/// How often unattributed overflows of the namespace are discarded. Reading the counters is expensive.
 const OVERFLOWS_RESET_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Sockets that no path uses are kept this long: a path that is changed comes back at once, and keeps its ports.
+/// How long unused sockets stay open: a path that is changed restarts at once and keeps its ports.
 const IDLE_GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest pause between two reads while replies are outstanding.
+/// The longest interval between two reads while replies are outstanding.
 const DRAIN_INTERVAL_MAX: Duration = Duration::from_millis(80);
 
-/// A loop with everything it owns.
+/// A datagram loop and all its state.
 pub(super) struct DatagramLoop {
     clock: Clock,
-    /// Everything that had arrived by then has been read.
+    /// All datagrams that arrived before this time have been read.
     drained: Timestamp,
     timestamps: TimestampMatching,
     groups: Vec<SocketGroup>,
-    /// Which group a choice of source has.
+    /// The group of each key.
     group_of: BTreeMap<SocketGroupKey, usize>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     last_generation: u32,
     paths: HashMap<PathId, PathTasks>,
     timers: BinaryHeap<Reverse<(Timestamp, usize)>>,
-    /// Slots whose timer has fired; kept for its allocation.
+    /// Slots whose timer has fired; empty between turns, kept for its allocation.
     due: Vec<usize>,
-    /// Whether more was due than one turn steps.
+    /// Whether more timers are due than one turn fires.
     is_behind: bool,
     outbox: Outbox,
     batch: SendBatch,
     pending_timestamps: PendingTimestamps,
     traffic: Traffic,
     wakeups: Wakeups,
-    /// The slot whose balance was checked last.
+    /// The slot that was checked last.
     checked: usize,
-    /// Whether it serves, and so answers at once instead of in ticks.
+    /// Whether the loop has services. It then replies at once instead of once per tick.
     is_serving: bool,
     wakeup: Arc<EventFd>,
-    /// `None` when sockets were added since it was made.
+    /// `None` after sockets were added or closed; it is then rebuilt.
     poll_set: Option<PollSet>,
-    /// Whether the watch has just been waited on, and knows which sockets are ready.
+    /// Whether the last wait already polled the sockets.
     has_polled: bool,
     drops_read: Timestamp,
     overflows: BufferOverflows,
@@ -86,13 +87,14 @@ pub(super) struct DatagramLoop {
     stop_deadline: Option<Timestamp>,
 }
 
-/// How often the loop wakes.
+/// State that determines when the loop wakes.
 struct Wakeups {
     tick: Duration,
     last_wakeup: Timestamp,
-    /// How long after a turn sockets are read again while replies are outstanding: soon after a send, then less often.
+    /// Time from a turn to the next read while replies are outstanding: short after a send, then doubled each
+    /// time.
     drain_after: Duration,
-    /// Datagrams that had left when `drain_after` was last reset.
+    /// [`Traffic::sent`] when `drain_after` was last reset.
     sent: u64,
     counted_at: Timestamp,
     counted: u64,
@@ -150,9 +152,9 @@ impl DatagramLoop {
         thread
     }
 
-    /// Runs until it is stopped.
+    /// Runs the loop until it is stopped.
     pub(super) fn run(mut self, mut commands: CommandReceiver<NewTask, Control>) {
-        // Without it sends are up to 50 µs later, which the lag shows.
+        // If this fails, sends are up to 50 µs later, which the lag metric shows.
         let _ = sleep_precisely();
         let mut receive_batch = ReceiveBatch::new();
         loop {
@@ -206,21 +208,22 @@ impl DatagramLoop {
         (self.wakeups.counted_at, self.wakeups.counted) = (now, self.traffic.sent);
         let rate = sent * 1_000_000_000 / nanos(span).max(1);
         let shortest = self.slots.iter().flatten().map(|slot| slot.interval).min().unwrap_or(Duration::MAX);
-        // 5 µs of tick for each send a second: 1,000/s and more leave in 200 batches a second, a handful singly.
+        // 5 µs of tick per send per second: from 1,000 sends/s on there are 200 batches per second, at low
+        // rates datagrams are sent singly.
         self.wakeups.tick = Duration::from_micros(5 * rate).min(RECEIVE_TICK_MAX).min(shortest / 4);
         self.series.tick.set(nanos(self.wakeups.tick));
         self.series.outstanding.set(self.traffic.outstanding);
         self.close_idle_groups(now);
         if now.since(self.overflows_reset) >= OVERFLOWS_RESET_INTERVAL {
             self.overflows_reset = now;
-            // What is ours is taken first: it would be forgotten with the rest.
+            // Drops of this loop's sockets are attributed first; otherwise they would be discarded.
             self.read_all_drops(now);
             self.overflows.reset();
         }
         self.check_balances();
     }
 
-    /// Checks a quarter of the tasks, so that each is checked about once a second.
+    /// Checks the balance of a quarter of the tasks, so that each is checked about once a second.
     fn check_balances(&mut self) {
         let count = self.slots.len().div_ceil(4);
         for _ in 0..count {
@@ -258,7 +261,7 @@ impl DatagramLoop {
         let poll_set = self.poll_set();
         let has_event = if polls_sockets { poll_set.wait(span) } else { poll_set.wait_for_wakeup(span) };
         if poll_set.is_woken() {
-            // It only wakes; what it is about waits in the channel.
+            // Resets the eventfd; the commands are in the channel.
             let _ = self.wakeup.read();
         }
         self.has_polled = polls_sockets;
@@ -295,7 +298,7 @@ impl DatagramLoop {
             LoopCommand::Stop { grace } => {
                 self.stop_deadline = Some(Clock::now() + grace);
                 self.for_each_task(|slot| {
-                    // A service goes on until the end: peers that stop at the same time still ask.
+                    // Services run until the end: peers that stop at the same time still send requests.
                     if slot.path.is_some() {
                         slot.task.stop();
                     }
@@ -309,7 +312,7 @@ impl DatagramLoop {
         }
     }
 
-    /// Does something to every task, and steps each.
+    /// Applies `act` to every task, and steps each.
     fn for_each_task(&mut self, mut act: impl FnMut(&mut Slot)) {
         for index in 0..self.slots.len() {
             if let Some(slot) = &mut self.slots[index] {

@@ -1,4 +1,4 @@
-//! Everything that goes out.
+//! Sending.
 
 use pathmeter_proto::machine::{Now, Send, TimestampSource};
 use pathmeter_proto::time::Timestamp;
@@ -10,11 +10,11 @@ use super::DatagramLoop;
 use crate::clock::Clock;
 
 impl DatagramLoop {
-    /// Hands everything in the outbox to the kernel.
+    /// Sends all datagrams in the outbox.
     pub(super) fn flush(&mut self) {
         while !self.outbox.is_empty() {
             let mut outbox = std::mem::take(&mut self.outbox);
-            // What may not be fragmented goes last: the others are measured.
+            // Datagrams that must not be fragmented are sent last: the timing of the others is measured.
             let together = |outgoing: &Outgoing| {
                 let Send { flow, dont_fragment, .. } = outgoing.send;
                 (dont_fragment, outgoing.group, flow)
@@ -30,7 +30,7 @@ impl DatagramLoop {
         }
     }
 
-    /// Sends datagrams of one socket, all of which may be fragmented, or none.
+    /// Sends datagrams of one socket with the same fragmentation policy.
     fn send_run(&mut self, run: &[Outgoing], arena: &mut [u8]) {
         let now = Clock::now();
         let mut batch = std::mem::replace(&mut self.batch, SendBatch::new(0));
@@ -72,7 +72,7 @@ impl DatagramLoop {
                     }
                     (first, retries) = (first + sent, 0);
                 }
-                // An earlier datagram's refusal is told to the next send; that clears it.
+                // The kernel reports the error of an earlier datagram on the next send, which clears it.
                 Err(error) if retries < RETRIES_MAX && !concerns_this_datagram(&error) => retries += 1,
                 Err(error) => {
                     let outgoing = &run[first];
@@ -97,11 +97,11 @@ impl DatagramLoop {
     }
 }
 
-/// How often a send that is refused is repeated. Chosen: 2; each repetition takes the refusal of one earlier datagram, and
-/// further ones would have to arrive between two system calls.
+/// Retries of a refused send. Chosen: 2; each retry clears the error of one earlier datagram, and more errors
+/// would have to arrive between two system calls.
 const RETRIES_MAX: u32 = 2;
 
-/// Whether a refusal is about this datagram and not about an earlier one.
+/// Whether an error concerns this datagram and not an earlier one.
 fn concerns_this_datagram(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EAGAIN | libc::ENOBUFS))
 }

@@ -1,4 +1,4 @@
-//! The tasks of the loop: where each is kept, and when it is stepped.
+//! The slots of tasks, and the timers that step them.
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
@@ -17,23 +17,24 @@ use crate::clock::Clock;
 use crate::loops::{LoopEvent, NewPath};
 use crate::paths::PathId;
 
-/// Timers that fire before sockets are read again. What leaves at once comes back at once, each with its transmit
-/// timestamp: a loop that was held up and then sends everything fills its own receive buffer, and one that sends more in a
-/// turn than it reads never catches up. Chosen: 256 timestamps and replies fit a receive buffer as Linux grants it by default
-/// (512 of them, measured 2026-11-21), and in turns this long another one costs nothing.
+/// Maximum number of timers fired before sockets are read again. Requests that are sent together return
+/// replies and transmit timestamps together: a delayed loop that sends everything at once overflows its own
+/// receive buffer, and one that sends more per turn than it reads never catches up. Chosen: 256 timestamps
+/// and replies fit the default receive buffer of Linux (512 of them, measured 2026-11-21), and at this length
+/// the overhead of a further turn is negligible.
 const TIMERS_PER_TURN_MAX: usize = 256;
 
-/// A task in its slot.
+/// A slot with its task.
 pub(super) struct Slot {
     pub(super) task: Box<dyn Task>,
-    /// The path that it belongs to; `None`: a service.
+    /// The path of the task; `None`: a service.
     pub(super) path: Option<PathId>,
     pub(super) group: usize,
-    /// Tells this task from earlier ones in the same slot.
+    /// Distinguishes this task from earlier ones in the same slot.
     pub(super) generation: u32,
-    /// The timer that counts; others of this slot are stale.
+    /// The valid timer; other timers of this slot are stale.
     timer: Timestamp,
-    /// Where its sessions go, and their identifiers.
+    /// The responder and the session identifiers.
     sessions: Option<(SocketAddr, Vec<u16>)>,
     pub(super) interval: Duration,
 }
@@ -46,7 +47,7 @@ pub(super) struct PathTasks {
 }
 
 impl DatagramLoop {
-    /// Puts a task into a free slot.
+    /// Puts a task into a free slot and returns the slot's index.
     pub(super) fn insert(
         &mut self,
         task: Box<dyn Task>,
@@ -90,7 +91,7 @@ impl DatagramLoop {
         Ok(())
     }
 
-    /// Replaces the companion of a path, or removes it.
+    /// Replaces or removes the companion of a path.
     pub(super) fn set_companion(&mut self, id: PathId, companion: Option<Companion>) {
         let Some(PathTasks { main, companion: current }) = self.paths.get(&id).copied() else { return };
         if let Some(current) = current {
@@ -156,7 +157,7 @@ impl DatagramLoop {
         }
     }
 
-    /// Frees a slot. A path ends with its main task, and its companion with it.
+    /// Frees a slot. When the main task of a path ends, its companion and the path end too.
     pub(super) fn release(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else { return };
         if !slot.task.is_balanced(Clock::now()) {
@@ -183,8 +184,8 @@ impl DatagramLoop {
         }
     }
 
-    /// Steps what is due, once, at most [`TIMERS_AT_ONCE`] of it: what is left, and what asks for the past again, gets its
-    /// turn after the next read.
+    /// Fires due timers, each once and at most [`TIMERS_PER_TURN_MAX`]. The remaining ones, and timers that
+    /// are set in the past meanwhile, fire after the next read.
     pub(super) fn fire_timers(&mut self, now: Timestamp) {
         let mut due = std::mem::take(&mut self.due);
         self.is_behind = false;

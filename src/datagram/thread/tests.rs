@@ -14,7 +14,7 @@ use crate::metrics::echo::EchoSeries;
 const PATHS: u32 = 1_000;
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// A loop of `PATHS` paths towards a socket that nobody reads.
+/// A loop with `PATHS` paths to a socket that is not read.
 fn loop_with_paths(to: SocketAddr, series: &Arc<EchoSeries>) -> DatagramLoop {
     let (sender, _) = tokio::sync::mpsc::channel(1);
     let wakeup = Arc::new(EventFd::new().unwrap());
@@ -49,7 +49,8 @@ fn delayed_loop_reads_between_its_sends() {
     let series = Arc::new(EchoSeries::new("held", "up", "ipv4", 1));
     let mut thread = loop_with_paths(unread.address(), &series);
     let mut receive_batch = ReceiveBatch::new();
-    // The first slot of each, within an interval and half of one, is due: as many alarms ring.
+    // The first send of each path, at most 1.5 intervals after its start, is due by then: as many timers
+    // fire.
     sleep(INTERVAL * 2);
     let mut turns = 0;
     while turns == 0 || thread.is_behind {

@@ -1,4 +1,4 @@
-//! Connections that are made only to be timed.
+//! Connection probes.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const CONNECTED: &str = "pathmeter_echo_connect_duration_seconds_count";
 const FAILED: &str = "pathmeter_echo_connect_failures_total";
 const STAGES: &str = "pathmeter_echo_handshake_duration_seconds_count";
 
-/// Times connections often, and sends messages hardly ever.
+/// A path with frequent connection probes and almost no messages.
 fn timed(dial: Dial) -> StreamPath {
     StreamPath::timing(dial, Some(Duration::from_millis(20)), |spec| spec.interval = PATIENT)
 }
@@ -30,7 +30,7 @@ fn each_protocol_reports_exactly_its_own_stages() {
         for host in [None, Some("localhost".to_owned())] {
             let is_named = host.is_some();
             let mut path = timed(Dial { host, ..test_protocol.dial(server.address) });
-            let page = eventually("connections are timed", || {
+            let page = eventually("timed connections", || {
                 let page = path.scrape();
                 (page.count(CONNECTED, &[]) >= 3 && stage(&page, own) >= 3).then_some(page)
             });
@@ -58,7 +58,7 @@ fn failed_connection_is_counted_by_reason_and_not_timed() {
     ] {
         let mut path = StreamPath::timing(dial, Some(Duration::from_millis(20)), |spec| {
             spec.interval = PATIENT;
-            // What is looked up in vain may take its time.
+            // A lookup that fails may take long.
             spec.lost_after = if reason == "unresolved" { PATIENT } else { BRIEF };
             spec.late_after = spec.lost_after;
         });
@@ -82,11 +82,11 @@ fn leaving_peer_is_not_probed() {
         }
     });
     let mut path = timed(TestProtocol::Tcp.dial(server.address));
-    eventually("connections are timed", || (path.scrape().count(CONNECTED, &[]) >= 3).then_some(()));
+    eventually("timed connections", || (path.scrape().count(CONNECTED, &[]) >= 3).then_some(()));
     path.handle.peer_leaving(vec![ID], Clock::now());
-    eventually("it is known", || path.series.is_draining().then_some(()));
+    eventually("the goodbye is received", || path.series.is_draining().then_some(()));
     let before = server.accepted();
-    // One may be under way.
+    // One attempt may be in progress.
     let patience = std::time::Instant::now() + Duration::from_millis(500);
     eventually("time passes", || (std::time::Instant::now() > patience).then_some(()));
     assert!(server.accepted() <= before + 1, "{} after {before}", server.accepted());

@@ -1,4 +1,4 @@
-//! How connections end, whatever is spoken over them.
+//! Ends of connections, for all protocols.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn closed_port_is_refused_and_retried() {
     let (_socket, address) = closed_port();
     for test_protocol in TestProtocol::ALL {
         let mut path = StreamPath::brief(test_protocol.dial(address));
-        let observed = path.until("messages that waited in vain, and attempts", |observed| {
+        let observed = path.until("lost messages and connection attempts", |observed| {
             observed.lost() >= 5 && observed.errors.len() >= 3
         });
         assert!(observed.errors[0].starts_with(&format!("connecting to {address}: ")), "{observed:?}");
@@ -33,7 +33,7 @@ fn reset_loses_or_resends_messages_in_flight_and_reconnects() {
         let mut path = StreamPath::start(test_protocol.dial(server.address));
         let observed = path.until("answers over another connection", |observed| observed.answered() >= 20);
         assert_eq!(observed.connections, 2, "{test_protocol:?}: {observed:?}");
-        // An HTTP server may not have seen the request: it is asked again.
+        // An HTTP server may not have seen the request: it is sent again.
         assert_eq!(
             observed.lost() >= 1,
             test_protocol != TestProtocol::Http,
@@ -77,15 +77,15 @@ fn close_loses_or_resends_messages_in_flight_and_no_others() {
 #[test]
 fn close_between_messages_loses_no_answered_message() {
     for test_protocol in [TestProtocol::Tcp, TestProtocol::WebSocket] {
-        let orphans = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&orphans);
+        let too_late = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&too_late);
         let server = Server::start(move |number, stream| {
             let Some(mut host) = Host::begin(test_protocol, stream) else { return };
             if number > 2 {
                 return host.answer_all();
             }
             if host.answer(3).is_some() {
-                // What left before the end was seen comes too late.
+                // Messages that were sent before the client saw the close arrive too late.
                 counted.fetch_add(host.close(), Ordering::SeqCst);
             }
         });
@@ -102,7 +102,7 @@ fn close_between_messages_loses_no_answered_message() {
         drop(server);
         assert_eq!(
             path.observed.lost(),
-            orphans.load(Ordering::SeqCst),
+            too_late.load(Ordering::SeqCst),
             "{test_protocol:?}: {:?}",
             path.observed
         );
@@ -122,7 +122,7 @@ fn unanswered_messages_are_lost_and_the_connection_times_out() {
         path.handle.stop(PATIENT);
         let observed = path.end();
         assert_eq!(observed.lost(), observed.sent(), "{test_protocol:?}: {observed:?}");
-        let silent = format!("nothing came back from {} for too long", server.address);
+        let silent = format!("no reply from {} before the timeout", server.address);
         assert!(observed.errors.iter().all(|error| *error == silent), "{test_protocol:?}: {observed:?}");
         assert!(path.ended("timeout") >= 1 && path.ended_otherwise(&["timeout"]) == 0, "{test_protocol:?}");
     }
@@ -141,7 +141,7 @@ fn silent_server_times_out() {
             (0, observed.sent()),
             "{test_protocol:?}: {observed:?}"
         );
-        let silent = format!("no connection to {} for too long", server.address);
+        let silent = format!("connecting to {}: timed out", server.address);
         assert!(observed.errors.iter().all(|error| *error == silent), "{test_protocol:?}: {observed:?}");
         assert_eq!(path.ended_otherwise(&["timeout"]), 0, "{test_protocol:?}");
     }
@@ -154,7 +154,7 @@ fn connection_that_ends_during_its_handshake_is_retried() {
             0 => reset(stream),
             1 => drop(close(stream)),
             2 => {
-                // In the middle of the first words.
+                // In the middle of the handshake.
                 let bytes: &[u8] =
                     if test_protocol == TestProtocol::Tcp { b"pmst\x01\x02" } else { b"HTTP/1.1 101 Sw" };
                 stream.write_all(bytes).unwrap();

@@ -1,8 +1,8 @@
-//! Echo over HTTP, with servers of every kind.
+//! Echo over HTTP, with correct and faulty servers.
 
 use super::*;
 
-/// Serves each request of each connection with what `serve` writes; false: it says no more, and closes.
+/// A server that calls `serve` for each request and closes the connection when `serve` returns false.
 fn serving(serve: impl Fn(usize, &mut TcpStream) -> bool + Send + Sync + 'static) -> Server {
     Server::start(move |_, mut stream| {
         stream.set_nodelay(true).unwrap();
@@ -17,7 +17,7 @@ fn serving(serve: impl Fn(usize, &mut TcpStream) -> bool + Send + Sync + 'static
     })
 }
 
-/// Answers each request with these bytes, over connections that are kept.
+/// A server that answers each request with these bytes over persistent connections.
 fn server_replying(bytes: impl Into<Vec<u8>>) -> Server {
     let bytes = bytes.into();
     serving(move |_, stream| stream.write_all(&bytes).is_ok())
@@ -29,7 +29,7 @@ fn expecting(server: &Server, status: &[u16], body: Option<&str>) -> StreamPath 
     StreamPath::start(dial(server.address, StreamProtocol::Http { target: target(server.address), expected }))
 }
 
-/// How many answers had another status, and how many another body.
+/// The numbers of responses with an unexpected status and with an unexpected body.
 fn unexpected(path: &StreamPath) -> [u64; 2] {
     let page = path.scrape();
     let count = |reason| page.count("pathmeter_echo_unexpected_total", &[&format!("reason=\"{reason}\"")]);
@@ -72,7 +72,7 @@ fn long_and_chunked_bodies_are_read_to_their_end() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nall\r\n8\r\n is well\r\n0\r\n\r\n";
     for (answered, is_found) in [
         (answer("200 OK", &format!("all is well{long}")), true),
-        // Nobody looks that far.
+        // The expected text is beyond the searched part.
         (answer("200 OK", &format!("{long}all is well")), false),
         (chunked.to_owned(), true),
     ] {
@@ -97,7 +97,7 @@ fn server_without_keep_alive_gets_a_connection_per_request() {
             false
         });
         let mut path = StreamPath::with(TestProtocol::Http.dial(server.address), |spec| {
-            // Another connection is not made at once.
+            // Reconnecting takes some time.
             spec.interval = Duration::from_millis(150);
         });
         path.until("answers", |observed| observed.answered() >= 5);
@@ -113,7 +113,7 @@ fn truncated_response_is_lost_and_a_missing_one_is_requested_again() {
     for (half, lost) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly a part", 1),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n64\r\nonly a part", 1),
-        // It may not have been seen.
+        // The server may not have seen the request.
         ("", 0),
     ] {
         let server = Server::start(move |number, mut stream| {
@@ -180,16 +180,21 @@ fn slow_body_does_not_lengthen_the_round_trip() {
     });
     let mut path = expecting(&server, &[], Some("ok."));
     path.until("a first request", |observed| observed.sent() == 1);
-    // The next ones wait for the whole answer.
+    // Further requests wait for the complete response.
     let heartbeats = path.handle.series().progress.get();
-    eventually("a second goes by", || (path.handle.series().progress.get() >= heartbeats + 4).then_some(()));
+    eventually("one second of heartbeats", || {
+        (path.handle.series().progress.get() >= heartbeats + 4).then_some(())
+    });
     assert_eq!(path.collect().decisions().count(), 0);
     release.store(true, Ordering::SeqCst);
     path.until("answers", |observed| observed.answered() >= 10);
     let observed = path.stop();
     assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
     let trips: Vec<Duration> = observed.decisions().filter_map(|(.., rtt)| rtt).collect();
-    assert!(trips[0] < trips[1], "the first one had its head at once, the second one waited: {trips:?}");
+    assert!(
+        trips[0] < trips[1],
+        "the first response head came at once, the second request waited: {trips:?}"
+    );
     assert_eq!(unexpected(&path), [0, 0]);
 }
 

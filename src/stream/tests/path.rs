@@ -1,4 +1,4 @@
-//! A path's own life, whatever happens to its connections.
+//! The lifecycle of a path, independent of its connections.
 
 use std::net::IpAddr;
 
@@ -80,18 +80,18 @@ fn goodbye_withdraws_unanswered_messages() {
         let mut path = StreamPath::start(test_protocol.dial(server.address));
         path.until("answers", |observed| observed.answered() >= 5);
         stall.store(true, Ordering::SeqCst);
-        eventually("it is silent", || silent.load(Ordering::SeqCst).then_some(()));
-        path.until("one that is not answered", |observed| observed.sent() > observed.answered());
+        eventually("the server stalls", || silent.load(Ordering::SeqCst).then_some(()));
+        path.until("an unanswered message", |observed| observed.sent() > observed.answered());
         path.handle.peer_leaving(vec![ID, PathId(2)], Clock::now());
-        eventually("it is known", || path.series.is_draining().then_some(()));
+        eventually("the goodbye is received", || path.series.is_draining().then_some(()));
         leave.store(true, Ordering::SeqCst);
         path.until("a withdrawal and another connection", |observed| {
-            // An HTTP server is asked again.
+            // HTTP requests are sent again.
             (observed.withdrawn() >= 1 || test_protocol == TestProtocol::Http) && observed.connections >= 2
         });
         let answered = path.collect().answered();
         path.until("answers again", |observed| observed.answered() >= answered + 5);
-        eventually("it is back", || (!path.series.is_draining()).then_some(()));
+        eventually("the peer is back", || (!path.series.is_draining()).then_some(()));
         let observed = path.stop();
         assert_eq!(observed.lost(), 0, "{test_protocol:?}: {observed:?}");
         assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (1, 0), "{test_protocol:?}");
@@ -108,7 +108,7 @@ fn removed_path_withdraws_messages_in_flight() {
             }
         });
         let mut path = StreamPath::start(test_protocol.dial(server.address));
-        path.until("one that is not answered", |observed| {
+        path.until("an unanswered message", |observed| {
             observed.sent() > observed.answered() && observed.answered() >= 5
         });
         path.handle.remove(ID);
@@ -118,7 +118,7 @@ fn removed_path_withdraws_messages_in_flight() {
         });
         let observed = path.stop();
         assert_eq!((observed.answered(), observed.lost()), (5, 0), "{test_protocol:?}: {observed:?}");
-        assert!(!observed.is_finished, "it did not end by itself");
+        assert!(!observed.is_finished, "the path did not finish by itself");
     }
 }
 
@@ -139,7 +139,7 @@ fn stop_waits_for_messages_in_flight_within_its_grace_period() {
             host.answer_all();
         });
         let mut path = StreamPath::start(test_protocol.dial(server.address));
-        path.until("one that is not answered", |observed| {
+        path.until("an unanswered message", |observed| {
             observed.sent() > observed.answered() && observed.answered() >= 3
         });
         path.handle.stop(PATIENT);
@@ -153,7 +153,7 @@ fn stop_waits_for_messages_in_flight_within_its_grace_period() {
 
         release.store(false, Ordering::SeqCst);
         let mut path = StreamPath::start(test_protocol.dial(server.address));
-        path.until("one that is not answered", |observed| {
+        path.until("an unanswered message", |observed| {
             observed.sent() > observed.answered() && observed.answered() >= 3
         });
         path.handle.stop(Duration::from_millis(50));
@@ -174,13 +174,13 @@ fn second_stop_shortens_the_grace_period() {
         }
     });
     let mut path = StreamPath::start(TestProtocol::Tcp.dial(server.address));
-    path.until("one that is not answered", |observed| {
+    path.until("an unanswered message", |observed| {
         observed.sent() > observed.answered() && observed.answered() >= 5
     });
     path.handle.stop(PATIENT);
-    // Neither is a goodbye that comes meanwhile unheard.
+    // A goodbye during the stop is still handled.
     path.handle.peer_leaving(vec![ID], Clock::now());
-    eventually("it is known", || path.series.is_draining().then_some(()));
+    eventually("the goodbye is received", || path.series.is_draining().then_some(()));
     path.handle.stop(Duration::ZERO);
     let observed = path.end();
     assert!(observed.withdrawn() >= 1 && observed.lost() == 0, "{observed:?}");

@@ -1,4 +1,4 @@
-//! The answering side, and those who ask it badly.
+//! The responder, with correct and faulty clients.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -29,7 +29,7 @@ fn access(secret: Option<&str>) -> StreamAccess {
     StreamAccess::new(policy(1_000_000), secret.map(|secret| Keys::parse(secret).unwrap()).as_ref())
 }
 
-/// A responder, answering in a thread of its own.
+/// A responder in its own thread.
 struct TestResponder {
     responder: Arc<StreamResponder>,
     address: SocketAddr,
@@ -66,7 +66,7 @@ impl TestResponder {
         scrape(&self.exporter)
     }
 
-    /// Connections that ended badly for that reason, once there are so many and nobody is left.
+    /// Waits until `count` connections were refused for this reason and none is open.
     fn refused(&self, reason: &str, count: u64) {
         let label = format!("reason=\"{reason}\"");
         eventually(&format!("{count} refused as {reason}"), || {
@@ -77,7 +77,7 @@ impl TestResponder {
     }
 
     fn stop(&mut self) {
-        // It may have ended.
+        // The receiver may be gone.
         let _ = self.stop.send(true);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -93,7 +93,7 @@ impl Drop for TestResponder {
 
 const HELLO: Hello = Hello { message_bytes: BYTES, nonce: [3; 16] };
 
-/// Somebody who asks.
+/// The client side of a connection.
 struct Client {
     stream: TcpStream,
     seal: Seal,
@@ -110,7 +110,7 @@ impl Client {
         stream
     }
 
-    /// Greets, and reads what comes; `welcome` is `None` where that is the end.
+    /// Sends a greeting and reads the answer; `welcome` is `None` if the connection ended.
     fn greet(to: SocketAddr, from: IpAddr, hello: Hello, keys: Option<&Keys>) -> Self {
         let mut stream = Self::connect(to, from);
         stream.write_all(&hello.encode(keys)).unwrap();
@@ -136,7 +136,7 @@ impl Client {
         frame
     }
 
-    /// Reads a reply; `None` at the end.
+    /// Reads a reply; `None` at the end of the stream.
     fn reply(&mut self) -> Option<u64> {
         let mut frame = vec![0; BYTES as usize];
         self.stream.read_exact(&mut frame).ok()?;
@@ -158,7 +158,7 @@ const UNLISTED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 7, 0, 1));
 fn only_listed_or_authenticated_clients_are_answered() {
     let other = "the key of last year";
     let rotating = format!("{SECRET}\n{other}");
-    let (ours, old, wrong) = (keys(SECRET), keys(other), keys("another key of theirs"));
+    let (ours, old, wrong) = (keys(SECRET), keys(other), keys("an unknown key"));
     for (secret, from, signer, expected, reason) in [
         (None, LISTED, None, Admittance::Granted, None),
         (None, UNLISTED, None, Admittance::Unlisted, Some("unlisted")),
@@ -184,7 +184,7 @@ fn only_listed_or_authenticated_clients_are_answered() {
                 assert_eq!(responder.scrape().count(MESSAGES, &[]), 3);
             }
             Some(reason) => {
-                assert_eq!(client.reply(), None, "the refusal is the last that is said");
+                assert_eq!(client.reply(), None, "the connection ends after the refusal");
                 responder.refused(reason, 1);
                 assert_eq!(responder.scrape().count(MESSAGES, &[]), 0);
             }
@@ -225,7 +225,7 @@ fn missing_or_partial_greeting_times_out() {
         let mut stream = Client::connect(responder.address, LISTED);
         stream.write_all(bytes).unwrap();
         let mut said = Vec::new();
-        // It may be reset: what was said is not read.
+        // The connection may be reset because of unread data.
         let _ = stream.read_to_end(&mut said);
         assert_eq!(said, b"");
     }
@@ -277,11 +277,11 @@ fn client_that_does_not_read_is_disconnected() {
     let mut stream = client.stream;
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     let ended = std::iter::repeat_with(|| stream.write_all(&frame)).find_map(Result::err).unwrap();
-    assert_ne!(ended.kind(), io::ErrorKind::WouldBlock, "it was put out");
-    eventually("it is counted", || {
+    assert_ne!(ended.kind(), io::ErrorKind::WouldBlock, "the connection was closed");
+    eventually("the end is counted", || {
         let page = responder.scrape();
         let count = |reason| page.count(REFUSED, &[reason]);
-        // The kernel gives up at the same time.
+        // The kernel's own timeout expires at the same time.
         let is_counted = count(r#"reason="stalled""#) + count(r#"reason="broken""#) == 1;
         (is_counted && page.count(OPEN, &[]) == 0).then_some(())
     });
@@ -295,11 +295,15 @@ fn connections_are_limited_in_total_and_per_source() {
     let third = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
     let ask = |from| Client::greet(responder.address, from, HELLO, None);
     let mut open = vec![ask(LISTED), ask(LISTED)];
-    assert_eq!(ask(LISTED).admittance(), Some(Admittance::Full), "a third of one source");
-    eventually("it has left", || (responder.scrape().count(OPEN, &[]) == 2).then_some(()));
+    assert_eq!(ask(LISTED).admittance(), Some(Admittance::Full), "a third connection of one source");
+    eventually("the refused connection is closed", || {
+        (responder.scrape().count(OPEN, &[]) == 2).then_some(())
+    });
     open.push(ask(other));
-    assert_eq!(ask(third).admittance(), Some(Admittance::Full), "a fourth in all");
-    eventually("it has left", || (responder.scrape().count(OPEN, &[]) == 3).then_some(()));
+    assert_eq!(ask(third).admittance(), Some(Admittance::Full), "a fourth connection in total");
+    eventually("the refused connection is closed", || {
+        (responder.scrape().count(OPEN, &[]) == 3).then_some(())
+    });
     for client in &mut open {
         assert_eq!(client.admittance(), Some(Admittance::Granted));
         client.echo(7);
@@ -320,8 +324,8 @@ fn unverified_connections_of_one_address_do_not_block_others() {
     let limits = ResponderLimits { unverified: 4, unverified_per_source: 2, ..ResponderLimits::default() };
     let responder = TestResponder::on(StreamAccess::new(empty_policy, Some(&keys)), limits);
     let silent = [(); 2].map(|()| Client::connect(responder.address, UNLISTED));
-    eventually("they are there", || (responder.scrape().count(OPEN, &[]) == 2).then_some(()));
-    assert_eq!(close(Client::connect(responder.address, UNLISTED)), b"", "a third of one address");
+    eventually("both connections are open", || (responder.scrape().count(OPEN, &[]) == 2).then_some(()));
+    assert_eq!(close(Client::connect(responder.address, UNLISTED)), b"", "a third connection of one address");
     let keys = super::keys(SECRET);
     let mut proven = [(); 3].map(|()| {
         let mut client = Client::listed(responder.address, Some(&keys));
@@ -360,7 +364,7 @@ fn connection_refused_by_a_reload_ends_with_its_next_message() {
     after.echo(3);
     responder
         .responder
-        .change(StreamAccess::new(empty_policy(), Some(&Keys::parse("another key of theirs").unwrap())));
+        .change(StreamAccess::new(empty_policy(), Some(&Keys::parse("an unknown key").unwrap())));
     after.stream.write_all(&after.request(4)).unwrap();
     assert_eq!(after.reply(), None);
 }

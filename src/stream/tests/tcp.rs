@@ -1,4 +1,4 @@
-//! Our echo over TCP, with a responder that is none or a bad one.
+//! Echo over TCP, with faulty responders.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -12,7 +12,8 @@ fn keyed(to: SocketAddr, bytes: u32, secret: &str) -> Dial {
     dial(to, StreamProtocol::Tcp { bytes, keys: Some(Arc::new(keys(secret))) })
 }
 
-/// What becomes of a path whose server says this instead of its welcome: the first trouble, and the reason that is counted.
+/// The first error of a path whose server answers the greeting with these bytes, and the reason that is
+/// counted.
 fn connect_error_for_welcome(
     secret: Option<&str>,
     bytes: impl Fn(Hello) -> Vec<u8> + Send + Sync + 'static,
@@ -43,7 +44,7 @@ fn connect_error_for_welcome(
 fn each_refused_welcome_has_its_error_text() {
     let welcome =
         |admittance| move |hello: Hello| Welcome { admittance, nonce: [5; 16] }.encode(&hello, None).to_vec();
-    let key = "it does not know our key: give both the same key file";
+    let key = "unknown key: configure the same key file on both hosts";
     let others = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     assert_eq!(
         connect_error_for_welcome(None, |_| others.to_vec()),
@@ -59,16 +60,23 @@ fn each_refused_welcome_has_its_error_text() {
         ("greeting b: version 2 (this build speaks 1)".to_owned(), "protocol")
     );
     for (admittance, text) in [
-        (Admittance::Unlisted, "add our address to responder.allow there, or give both a key file"),
+        (
+            Admittance::Unlisted,
+            "add this host's address to responder.allow there, or configure the same key file on both hosts",
+        ),
         (Admittance::Unauthentic, key),
-        (Admittance::Full, "it has no room for another connection"),
-        (Admittance::Length, "it takes no messages of that size"),
+        (Admittance::Full, "its connection limit is reached"),
+        (Admittance::Length, "it does not accept messages of this size"),
     ] {
-        let expected = (format!("b does not answer us: {text}"), "denied");
+        let expected = (format!("b rejects this host: {text}"), "denied");
         assert_eq!(connect_error_for_welcome(None, welcome(admittance)), expected);
         assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(admittance)), expected);
     }
-    let unproven = (format!("greeting b: {key}"), "denied");
+    let unproven = (
+        "greeting b: the peer does not know this host's key: configure the same key file on both hosts"
+            .to_owned(),
+        "denied",
+    );
     assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(Admittance::Granted)), unproven);
     let other = |hello: Hello| {
         let welcome = Welcome { admittance: Admittance::Granted, nonce: [5; 16] };
@@ -77,7 +85,7 @@ fn each_refused_welcome_has_its_error_text() {
     assert_eq!(connect_error_for_welcome(Some(SECRET), other), unproven);
 }
 
-/// Measures a server that changes the fourth of its replies, and answers well over further connections.
+/// Measures a server that changes its fourth reply and answers correctly over later connections.
 fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (StreamPath, Server) {
     let server = Server::start(move |number, stream| {
         let keys = secret.map(keys);
@@ -196,13 +204,13 @@ fn replies_are_reassembled_and_split() {
     assert!(observed.errors.is_empty());
 }
 
-/// The wall clock, as messages have it.
+/// The wall clock in the format of messages.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     NtpTime::from(WallTime::from_nanos(u64::try_from(since.as_nanos()).unwrap())).0
 }
 
-/// The span between two times in NTP format, in nanoseconds.
+/// The difference of two NTP timestamps, in nanoseconds.
 fn nanos(from: u64, to: u64) -> u64 {
     u64::try_from((u128::from(to.saturating_sub(from)) * 1_000_000_000) >> 32).unwrap()
 }
@@ -231,7 +239,7 @@ fn messages_delayed_by_a_full_stream_count_from_their_due_time() {
     });
     let mut path = StreamPath::start(dial(server.address, StreamProtocol::Tcp { bytes: BIG, keys: None }));
     path.until("a message left", |observed| observed.sent() >= 1);
-    // Nothing leaves any more while the thread is awake: what is due waits for room.
+    // No further message is sent while the thread runs: due messages wait for the buffer.
     let (mut sent, mut heartbeats) = (0, 0);
     let progress = |path: &StreamPath| path.handle.series().progress.get();
     eventually("the stream is full", || {
@@ -252,12 +260,9 @@ fn messages_delayed_by_a_full_stream_count_from_their_due_time() {
     let mut waited = 0;
     for (sequence, _, rtt) in observed.decisions() {
         let at_least = nanos(timestamps[&sequence], released_at);
-        // The stamps are of the wall clock, which may be slewed.
+        // The timestamps are of the wall clock, which may be slewed.
         let rtt = u64::try_from(rtt.unwrap().as_nanos()).unwrap() + 1_000_000;
-        assert!(
-            rtt >= at_least,
-            "{sequence}: a round trip of {rtt} ns, after {at_least} ns of standing still"
-        );
+        assert!(rtt >= at_least, "{sequence}: an RTT of {rtt} ns, less than the delay of {at_least} ns");
         waited += u64::from(sequence >= first && at_least > 0);
     }
     assert!(waited >= 10, "{waited} waited for room");

@@ -1,4 +1,4 @@
-//! Servers that cannot be believed, over `wss` and `https`.
+//! Echo over `wss` and `https`, with untrusted and faulty servers.
 
 use pathmeter_lab::pki::{Authority, Valid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,7 +9,7 @@ use crate::http::client::TlsClient;
 use crate::tls::Acceptor;
 use crate::tls::tests::{acceptor, connector, web};
 
-/// Shakes hands, or not, and answers every request with the same words.
+/// A TLS server that answers every request with the same response.
 fn serving(acceptor: Acceptor) -> Server {
     Server::start(move |_, stream| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -43,7 +43,7 @@ fn secure(test_protocol: TestProtocol, to: SocketAddr, ca: &Authority) -> Dial {
     dial
 }
 
-/// The first trouble of a path towards a server, which is about TLS.
+/// The first error of a path to a server, which is a TLS error.
 fn first_error(test_protocol: TestProtocol, acceptor: Acceptor, ca: &Authority) -> String {
     let server = serving(acceptor);
     let mut path = StreamPath::start(secure(test_protocol, server.address, ca));

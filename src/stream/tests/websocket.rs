@@ -1,4 +1,4 @@
-//! Echo over a WebSocket, with a server that echoes something else or nothing.
+//! Echo over WebSocket, with faulty servers.
 
 use super::*;
 use tungstenite::protocol::CloseFrame;
@@ -7,7 +7,7 @@ use tungstenite::{Message, WebSocket};
 
 type Socket = WebSocket<TcpStream>;
 
-/// Serves each connection after its upgrade.
+/// A server that calls `serve` for each connection after its upgrade.
 fn upgraded(serve: impl Fn(usize, Socket) + Send + Sync + 'static) -> Server {
     Server::start(move |number, stream| {
         if let Ok(socket) = tungstenite::accept(stream) {
@@ -16,7 +16,7 @@ fn upgraded(serve: impl Fn(usize, Socket) + Send + Sync + 'static) -> Server {
     })
 }
 
-/// Sends back what comes, as `change` makes it.
+/// Echoes each message after `change`.
 fn echo(mut socket: Socket, mut change: impl FnMut(usize, Message) -> Vec<Message>) {
     for number in 0.. {
         let Ok(message) = socket.read() else { return };
@@ -82,7 +82,8 @@ fn unsolicited_messages_are_counted_and_ignored() {
     }
 }
 
-/// The trouble and the reason of a path whose server answers the upgrade with these words.
+/// The first error of a path whose server answers the upgrade with these bytes, and the counts of `denied`
+/// and `protocol`.
 fn refused(bytes: &str) -> (String, u64, u64) {
     let bytes = bytes.to_owned();
     let server = Server::start(move |_, mut stream| {
@@ -110,7 +111,7 @@ fn refused_upgrade_is_denied_with_the_text_of_the_server() {
         ("302 Found", ""),
     ] {
         let (error, denied, protocol) = refused(&answer(status, &format!("{text}\nand more\n")));
-        assert_eq!(error, format!("asking b for a WebSocket: answered {status} {text:?}"));
+        assert_eq!(error, format!("WebSocket handshake with b: server answered {status} {text:?}"));
         assert!(denied >= 1 && protocol == 0, "{status}");
     }
 }
@@ -125,7 +126,7 @@ fn invalid_handshake_is_a_protocol_error() {
         "HTTP/1.1 101 Switching Protocols\r\n\r\n".to_owned(),
     ] {
         let (error, denied, protocol) = refused(&bytes);
-        assert!(error.starts_with("asking b for a WebSocket: "), "{error}");
+        assert!(error.starts_with("WebSocket handshake with b: "), "{error}");
         assert!(protocol >= 1 && denied == 0, "{bytes:?}: {error}");
     }
 }
@@ -172,7 +173,7 @@ fn server_that_floods_unmatched_messages_is_disconnected() {
             observed.answered() >= 5 && observed.connections >= 2
         });
         let observed = path.stop();
-        assert!(observed.mentions("talks without end and answers nothing"), "{observed:?}");
+        assert!(observed.mentions("sends too many messages that answer no request"), "{observed:?}");
         assert_eq!(path.ended("protocol"), 1);
     }
 }
@@ -221,7 +222,7 @@ fn close_code_and_reason_are_reported() {
 
 #[test]
 fn invalid_frames_end_the_connection() {
-    // A masked frame, an unknown opcode, text that is none, and a length beyond everything that is taken.
+    // A masked frame, an unknown opcode, invalid UTF-8, and a length above the limit.
     for bytes in [&b"\x81\x80aaaa"[..], b"\x83\0", b"\x81\x01\xff", b"\x82\x7f\0\0\0\0\xff\0\0\0"] {
         let server = upgraded(move |number, socket| {
             if number > 0 {
