@@ -64,7 +64,8 @@ impl LogHandle {
 pub enum LogError {
     /// An unknown level.
     #[error(
-        "unknown log level `{found}` (use off, error, warn, info, debug or trace, or a filter such as `warn,pathmeter::http=debug`)"
+        "unknown log level `{found}` (use off, error, warn, info, debug or trace, or a filter such as \
+         `warn,pathmeter::http=debug`)"
     )]
     Level {
         /// The level as it was given.

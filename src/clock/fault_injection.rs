@@ -110,7 +110,7 @@ pub enum FaultScheduleErrorCause {
     /// A duration cannot be parsed.
     #[error("{0}")]
     Duration(#[from] units::UnitError),
-    /// A duration is longer than [`DURATION_MAX`].
+    /// A duration is longer than one day.
     #[error("`{0}` is too long (at most 1d)")]
     TooLong(String),
     /// The duration of a step has no sign.

@@ -17,7 +17,7 @@ pub(super) struct Outgoing {
     pub(super) group: usize,
     pub(super) send: Send,
     /// Its offset in the arena.
-    pub(super) at: usize,
+    pub(super) offset: usize,
     pub(super) length: usize,
 }
 

@@ -199,8 +199,8 @@ mod tests {
     #[test]
     fn missing_permission_error_names_the_remedy() {
         let error = SocketError::IcmpNotPermitted { group: 1_000, range: "1 0".into() };
-        let expected = "group 1000 may not open ICMP sockets (net.ipv4.ping_group_range is \"1 0\"): run sysctl -w \
-                        net.ipv4.ping_group_range='0 2147483647' or grant CAP_NET_RAW";
+        let expected = "group 1000 may not open ICMP sockets (net.ipv4.ping_group_range is \"1 0\"): run \
+                        sysctl -w net.ipv4.ping_group_range='0 2147483647' or grant CAP_NET_RAW";
         assert_eq!(error.to_string(), expected);
     }
 }

@@ -57,7 +57,7 @@ impl PollSet {
     }
 }
 
-#[expect(unsafe_code, reason = "nix wants each descriptor borrowed anew for every call")]
+#[expect(unsafe_code, reason = "nix requires borrowing each descriptor for every call")]
 fn poll(pollfds: &mut [libc::pollfd], span: Duration) -> bool {
     let count = libc::nfds_t::try_from(pollfds.len()).expect("fewer descriptors than memory");
     let time = libc::timespec {

@@ -257,11 +257,11 @@ impl StreamResponder {
     /// Waits until the source is within its rate: messages of a stream are delayed, not dropped.
     async fn wait_for_turn(&self, policy: &Policy, source: IpAddr) {
         loop {
-            let taken = {
+            let outcome = {
                 let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
                 rates.take(policy, source, Clock::now())
             };
-            if taken.is_ok() {
+            if outcome.is_ok() {
                 return;
             }
             sleep(RATE_RETRY_INTERVAL).await;

@@ -67,20 +67,21 @@ pub(super) async fn begin(
     let welcome = Welcome::decode(&greeting, &hello, key).map_err(|error| match error {
         DecodeError::Unauthentic { .. } => ConnectError::new(
             ConnectErrorKind::Denied,
-            format!("{operation}: the peer does not know this host's key: configure the same key file on both hosts"),
+            format!("{operation}: unknown key: configure the same key file on both hosts"),
         ),
         DecodeError::Truncated { .. } | DecodeError::Foreign { .. } | DecodeError::Version { .. } => {
             ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}"))
         }
     })?;
-    let denied = |why: &str| {
-        Err(ConnectError::new(ConnectErrorKind::Denied, format!("{to} rejects this host: {why}")))
+    let denied = |reason: &str| {
+        Err(ConnectError::new(ConnectErrorKind::Denied, format!("{to} rejects this host: {reason}")))
     };
     match welcome.admittance {
         Admittance::Granted => {}
         Admittance::Unlisted => {
             return denied(
-                "add this host's address to responder.allow there, or configure the same key file on both hosts",
+                "add this host's address to responder.allow there, or configure the same key file on both \
+                 hosts",
             );
         }
         Admittance::Unauthentic => return denied("unknown key: configure the same key file on both hosts"),
@@ -131,15 +132,15 @@ impl TcpLink {
                 &self.outgoing[written_bytes..],
                 nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
             ) {
-                Ok(taken) => written_bytes += taken,
+                Ok(accepted) => written_bytes += accepted,
                 Err(nix::errno::Errno::EAGAIN) => break,
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(self.to_connect_error("writing to", &error.into())),
             }
         }
         #[expect(clippy::cast_possible_truncation, reason = "the kernel counts modulo 2³², too")]
-        let taken = written_bytes as u32;
-        self.written = self.written.wrapping_add(taken);
+        let accepted = written_bytes as u32;
+        self.written = self.written.wrapping_add(accepted);
         self.outgoing.drain(..written_bytes);
         Ok(self.outgoing.is_empty())
     }

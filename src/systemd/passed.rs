@@ -10,7 +10,8 @@ use socket2::SockRef;
 pub enum PassedError {
     /// A socket is not a listening TCP socket.
     #[error(
-        "socket {number} of LISTEN_FDS is not a listening TCP socket: use only ListenStream=9862 in the socket unit"
+        "socket {number} of LISTEN_FDS is not a listening TCP socket: use only ListenStream=9862 in the \
+         socket unit"
     )]
     NotAListener {
         /// Its number in `LISTEN_FDS`, from 1.

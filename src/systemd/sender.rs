@@ -54,10 +54,10 @@ fn socket_address(address: &OsStr) -> io::Result<SocketAddr> {
 }
 
 /// The watchdog timeout if it applies to this process, as in sd_watchdog_enabled(3).
-pub(super) fn watchdog_timeout(usec: Option<String>, pid: Option<String>, ours: u32) -> Option<Duration> {
+pub(super) fn watchdog_timeout(usec: Option<String>, pid: Option<String>, own_pid: u32) -> Option<Duration> {
     let usec: u64 = usec?.parse().ok().filter(|&usec| usec > 0)?;
     match pid {
-        Some(pid) if pid.parse() != Ok(ours) => None,
+        Some(pid) if pid.parse() != Ok(own_pid) => None,
         Some(_) | None => Some(Duration::from_micros(usec)),
     }
 }

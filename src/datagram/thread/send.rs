@@ -38,8 +38,8 @@ impl DatagramLoop {
         let (group, socket) = (run[0].group, usize::from(run[0].send.flow));
         let from = &self.groups[group].sockets[socket];
         for outgoing in run {
-            let Outgoing { slot: index, generation, send, at, length, .. } = *outgoing;
-            let datagram = &mut arena[at..at + length];
+            let Outgoing { slot: index, generation, send, offset, length, .. } = *outgoing;
+            let datagram = &mut arena[offset..offset + length];
             let slot = self.slots.get_mut(index).and_then(Option::as_mut);
             if let Some(slot) = slot.filter(|slot| slot.generation == generation) {
                 let departure = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
@@ -58,7 +58,7 @@ impl DatagramLoop {
                 timestamp_id: timestamp_id.filter(|_| self.pending_timestamps.uses_ids()),
                 segment: send.segment,
             };
-            batch.push(&options, at, length);
+            batch.push(&options, offset, length);
         }
         let is_whole = run[0].send.dont_fragment;
         let (mut first, mut retries) = (0, 0);

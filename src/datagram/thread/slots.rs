@@ -128,13 +128,20 @@ impl DatagramLoop {
             }
             let Some(Some(slot)) = self.slots.get_mut(index) else { return };
             let now = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
-            let at = self.outbox.arena.len();
+            let offset = self.outbox.arena.len();
             let drops = &mut self.groups[slot.group].drops;
             match slot.task.step(now, drops, &mut self.outbox.arena, &mut self.traffic) {
                 TaskStep::Send(send) => {
-                    let length = self.outbox.arena.len() - at;
+                    let length = self.outbox.arena.len() - offset;
                     let (generation, group) = (slot.generation, slot.group);
-                    self.outbox.queued.push(Outgoing { slot: index, generation, group, send, at, length });
+                    self.outbox.queued.push(Outgoing {
+                        slot: index,
+                        generation,
+                        group,
+                        send,
+                        offset,
+                        length,
+                    });
                 }
                 TaskStep::Wait(until) => {
                     if until < slot.timer {

@@ -38,7 +38,7 @@ fn unexpected(path: &StreamPath) -> [u64; 2] {
 
 #[test]
 fn unexpected_response_is_an_answer_and_is_counted() {
-    let all = |count: usize| u64::try_from(count).unwrap();
+    let to_u64 = |count: usize| u64::try_from(count).unwrap();
     for (answered, status, body, is_status, is_body) in [
         (answer("200 OK", "all is well"), &[][..], None, true, true),
         (answer("200 OK", "all is well"), &[], Some("is w"), true, true),
@@ -59,7 +59,7 @@ fn unexpected_response_is_an_answer_and_is_counted() {
             (observed.sent(), 1),
             "{answered}: {observed:?}"
         );
-        let sent = all(observed.sent());
+        let sent = to_u64(observed.sent());
         let expected = [if is_status { 0 } else { sent }, if is_body { 0 } else { sent }];
         assert_eq!(unexpected(&path), expected, "{answered}");
     }
@@ -117,11 +117,11 @@ fn truncated_response_is_lost_and_a_missing_one_is_requested_again() {
         ("", 0),
     ] {
         let server = Server::start(move |number, mut stream| {
-            for asked in 0.. {
+            for exchange in 0.. {
                 if request(&mut stream).is_none() {
                     return;
                 }
-                if number == 0 && asked == 2 {
+                if number == 0 && exchange == 2 {
                     stream.write_all(half.as_bytes()).unwrap();
                     return drop(close(stream));
                 }

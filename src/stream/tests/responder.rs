@@ -158,16 +158,16 @@ const UNLISTED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 7, 0, 1));
 fn only_listed_or_authenticated_clients_are_answered() {
     let other = "the key of last year";
     let rotating = format!("{SECRET}\n{other}");
-    let (ours, old, wrong) = (keys(SECRET), keys(other), keys("an unknown key"));
+    let (current, old, wrong) = (keys(SECRET), keys(other), keys("an unknown secret key"));
     for (secret, from, signer, expected, reason) in [
         (None, LISTED, None, Admittance::Granted, None),
         (None, UNLISTED, None, Admittance::Unlisted, Some("unlisted")),
-        (None, LISTED, Some(&ours), Admittance::Unauthentic, Some("auth")),
+        (None, LISTED, Some(&current), Admittance::Unauthentic, Some("auth")),
         (Some(SECRET), LISTED, None, Admittance::Granted, None),
         (Some(SECRET), UNLISTED, None, Admittance::Unlisted, Some("unlisted")),
-        (Some(SECRET), UNLISTED, Some(&ours), Admittance::Granted, None),
+        (Some(SECRET), UNLISTED, Some(&current), Admittance::Granted, None),
         (Some(SECRET), LISTED, Some(&wrong), Admittance::Unauthentic, Some("auth")),
-        (Some(&rotating), UNLISTED, Some(&ours), Admittance::Granted, None),
+        (Some(&rotating), UNLISTED, Some(&current), Admittance::Granted, None),
         (Some(&rotating), UNLISTED, Some(&old), Admittance::Granted, None),
         (Some(&rotating), UNLISTED, Some(&wrong), Admittance::Unauthentic, Some("auth")),
     ] {
@@ -224,10 +224,10 @@ fn missing_or_partial_greeting_times_out() {
     for bytes in [&b""[..], &HELLO.encode(None)[..20]] {
         let mut stream = Client::connect(responder.address, LISTED);
         stream.write_all(bytes).unwrap();
-        let mut said = Vec::new();
+        let mut received = Vec::new();
         // The connection may be reset because of unread data.
-        let _ = stream.read_to_end(&mut said);
-        assert_eq!(said, b"");
+        let _ = stream.read_to_end(&mut received);
+        assert_eq!(received, b"");
     }
     responder.refused("silent", 2);
 }
@@ -293,14 +293,14 @@ fn connections_are_limited_in_total_and_per_source() {
     let responder = TestResponder::on(access(None), limits);
     let other = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
     let third = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
-    let ask = |from| Client::greet(responder.address, from, HELLO, None);
-    let mut open = vec![ask(LISTED), ask(LISTED)];
-    assert_eq!(ask(LISTED).admittance(), Some(Admittance::Full), "a third connection of one source");
+    let connect = |from| Client::greet(responder.address, from, HELLO, None);
+    let mut open = vec![connect(LISTED), connect(LISTED)];
+    assert_eq!(connect(LISTED).admittance(), Some(Admittance::Full), "a third connection of one source");
     eventually("the refused connection is closed", || {
         (responder.scrape().count(OPEN, &[]) == 2).then_some(())
     });
-    open.push(ask(other));
-    assert_eq!(ask(third).admittance(), Some(Admittance::Full), "a fourth connection in total");
+    open.push(connect(other));
+    assert_eq!(connect(third).admittance(), Some(Admittance::Full), "a fourth connection in total");
     eventually("the refused connection is closed", || {
         (responder.scrape().count(OPEN, &[]) == 3).then_some(())
     });
@@ -310,10 +310,10 @@ fn connections_are_limited_in_total_and_per_source() {
     }
     drop(open.remove(0));
     eventually("there is room", || (responder.scrape().count(OPEN, &[]) == 2).then_some(()));
-    let mut back = ask(LISTED);
-    assert_eq!(back.admittance(), Some(Admittance::Granted));
-    back.echo(8);
-    drop((open, back));
+    let mut reconnected = connect(LISTED);
+    assert_eq!(reconnected.admittance(), Some(Admittance::Granted));
+    reconnected.echo(8);
+    drop((open, reconnected));
     responder.refused("full", 2);
 }
 
@@ -364,7 +364,7 @@ fn connection_refused_by_a_reload_ends_with_its_next_message() {
     after.echo(3);
     responder
         .responder
-        .change(StreamAccess::new(empty_policy(), Some(&Keys::parse("an unknown key").unwrap())));
+        .change(StreamAccess::new(empty_policy(), Some(&Keys::parse("an unknown secret key").unwrap())));
     after.stream.write_all(&after.request(4)).unwrap();
     assert_eq!(after.reply(), None);
 }

@@ -72,15 +72,11 @@ fn each_refused_welcome_has_its_error_text() {
         assert_eq!(connect_error_for_welcome(None, welcome(admittance)), expected);
         assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(admittance)), expected);
     }
-    let unproven = (
-        "greeting b: the peer does not know this host's key: configure the same key file on both hosts"
-            .to_owned(),
-        "denied",
-    );
+    let unproven = (format!("greeting b: {key}"), "denied");
     assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(Admittance::Granted)), unproven);
     let other = |hello: Hello| {
         let welcome = Welcome { admittance: Admittance::Granted, nonce: [5; 16] };
-        welcome.encode(&hello, Some(keys("another key of ours").current())).to_vec()
+        welcome.encode(&hello, Some(keys("another secret key").current())).to_vec()
     };
     assert_eq!(connect_error_for_welcome(Some(SECRET), other), unproven);
 }

@@ -62,7 +62,7 @@ fn first_error(test_protocol: TestProtocol, acceptor: Acceptor, ca: &Authority) 
 
 #[test]
 fn invalid_certificate_is_a_tls_error_with_its_cause() {
-    let (ca, other) = (Authority::new("ours"), Authority::new("others"));
+    let (ca, other) = (Authority::new("trusted"), Authority::new("unknown"));
     let serving = |ca: &Authority, name: &str, valid| acceptor(&web(&ca.issue(&[name], valid)));
     for test_protocol in [TestProtocol::WebSocket, TestProtocol::Http] {
         let unknown = first_error(test_protocol, serving(&other, "ams-1", Valid::Always), &ca);
@@ -82,7 +82,7 @@ fn invalid_certificate_is_a_tls_error_with_its_cause() {
 
 #[test]
 fn missing_client_certificate_is_a_tls_error_in_both_versions() {
-    let ca = Authority::new("ours");
+    let ca = Authority::new("trusted");
     let issued = ca.issue(&["ams-1"], Valid::Always);
     for max_version in [crate::config::web::TlsVersion::Tls12, crate::config::web::TlsVersion::Tls13] {
         let clients = ClientVerification::Verified { ca: Pem::Text(ca.pem()), names: Vec::new() };
@@ -97,7 +97,7 @@ fn missing_client_certificate_is_a_tls_error_in_both_versions() {
 
 #[test]
 fn plain_text_server_is_a_tls_error_and_a_closed_one_is_not() {
-    let ca = Authority::new("ours");
+    let ca = Authority::new("trusted");
     for test_protocol in [TestProtocol::WebSocket, TestProtocol::Http] {
         let server = Server::start(|number, mut stream| match number {
             0 => {
@@ -120,7 +120,7 @@ fn plain_text_server_is_a_tls_error_and_a_closed_one_is_not() {
 
 #[test]
 fn trusted_server_is_measured_and_its_certificate_expiry_reported() {
-    let ca = Authority::new("ours");
+    let ca = Authority::new("trusted");
     let server = serving(acceptor(&web(&ca.issue(&["ams-1"], Valid::Always))));
     let mut path = StreamPath::start(secure(TestProtocol::Http, server.address, &ca));
     path.until("answers", |observed| observed.answered() >= 5);
