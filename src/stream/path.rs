@@ -68,7 +68,7 @@ pub(super) struct StreamPath {
     tcp_info_read_at: Timestamp,
     tcp: TcpInfo,
     /// Whether the last wakeup was by timer.
-    is_awake_by_timer: bool,
+    was_woken_by_timer: bool,
     /// Mismatches on this connection since the last valid reply.
     mismatches: u32,
     /// Messages that answer no request, since the connection was last drained.
@@ -86,7 +86,7 @@ type Attempt = Pin<Box<dyn Future<Output = Result<(Link, ConnectTimings), Connec
 /// What wakes a path.
 enum Wakeup {
     Command(Option<PathCommand>),
-    Connected(Result<(Link, ConnectTimings), ConnectError>),
+    Attempt(Result<(Link, ConnectTimings), ConnectError>),
     Link(LinkEvent),
 }
 
@@ -116,7 +116,7 @@ impl StreamPath {
             drained: now,
             tcp_info_read_at: now,
             tcp: TcpInfo::default(),
-            is_awake_by_timer: false,
+            was_woken_by_timer: false,
             mismatches: 0,
             unmatched: 0,
             series: new.series,
@@ -161,7 +161,7 @@ impl StreamPath {
     /// Handles a wakeup. After a pause of this process, messages on links without kernel timestamps are
     /// withdrawn: their RTT is unknown.
     fn on_wakeup(&mut self, until: Timestamp, is_by_timer: bool) {
-        self.is_awake_by_timer = is_by_timer;
+        self.was_woken_by_timer = is_by_timer;
         let late = Clock::now().since(until);
         if is_by_timer {
             self.agent.lag.observe(late);
@@ -181,8 +181,8 @@ impl StreamPath {
 
     /// Handles pending events without waiting. Returns false if the path must end.
     async fn handle_pending(&mut self) -> bool {
-        let read_at = Clock::now();
-        if self.is_awake_by_timer {
+        let start = Clock::now();
+        if self.was_woken_by_timer {
             // Lets the runtime poll the sockets again: after a pause its readiness data is stale.
             yield_now().await;
         }
@@ -203,8 +203,8 @@ impl StreamPath {
                 }
                 None if has_budget_remaining() => {
                     self.unmatched = 0;
-                    if self.is_awake_by_timer {
-                        self.drained = read_at;
+                    if self.was_woken_by_timer {
+                        self.drained = start;
                     }
                     return true;
                 }
@@ -224,7 +224,7 @@ impl StreamPath {
             && let Poll::Ready(outcome) = attempt.as_mut().poll(context)
         {
             self.attempt = None;
-            return Poll::Ready(Wakeup::Connected(outcome));
+            return Poll::Ready(Wakeup::Attempt(outcome));
         }
         match &mut self.link {
             Some(link) => link.poll_event(context).map(Wakeup::Link),
@@ -238,7 +238,7 @@ impl StreamPath {
             Wakeup::Command(Some(PathCommand::PeerLeaving(at))) => self.prober.peer_leaving(at),
             Wakeup::Command(Some(PathCommand::Stop)) => self.prober.stop(),
             Wakeup::Command(None) => return false,
-            Wakeup::Connected(Ok((link, timings))) => {
+            Wakeup::Attempt(Ok((link, timings))) => {
                 self.stream.connected();
                 if let Some(at) = timings.certificate_expiry {
                     self.stream.certificate_expires(at);
@@ -248,7 +248,7 @@ impl StreamPath {
                 self.link = Some(link);
                 self.prober.connected(Clock::now());
             }
-            Wakeup::Connected(Err(error)) => self.disconnect(&error),
+            Wakeup::Attempt(Err(error)) => self.disconnect(&error),
             Wakeup::Link(LinkEvent::Reply(answer)) => {
                 if self.prober.answered(&answer) {
                     (self.mismatches, self.unmatched) = (0, 0);

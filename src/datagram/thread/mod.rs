@@ -71,7 +71,7 @@ pub(super) struct DatagramLoop {
     traffic: Traffic,
     wakeups: Wakeups,
     /// The slot that was checked last.
-    checked: usize,
+    last_checked: usize,
     /// Whether the loop has services. It then replies at once instead of once per tick.
     is_serving: bool,
     wakeup: Arc<EventFd>,
@@ -109,7 +109,7 @@ impl DatagramLoop {
         series: Arc<LoopSeries>,
     ) -> Self {
         let now = Clock::now();
-        let mut thread = Self {
+        let mut datagram_loop = Self {
             clock: Clock::new(),
             drained: now,
             timestamps,
@@ -134,7 +134,7 @@ impl DatagramLoop {
                 counted_at: now,
                 counted: 0,
             },
-            checked: 0,
+            last_checked: 0,
             is_serving: !services.is_empty(),
             wakeup,
             poll_set: None,
@@ -147,9 +147,9 @@ impl DatagramLoop {
             stop_deadline: None,
         };
         for service in services {
-            thread.add_service(service, now);
+            datagram_loop.add_service(service, now);
         }
-        thread
+        datagram_loop
     }
 
     /// Runs the loop until it is stopped.
@@ -227,8 +227,8 @@ impl DatagramLoop {
     fn check_balances(&mut self) {
         let count = self.slots.len().div_ceil(4);
         for _ in 0..count {
-            self.checked = (self.checked + 1) % self.slots.len().max(1);
-            if let Some(Some(slot)) = self.slots.get(self.checked)
+            self.last_checked = (self.last_checked + 1) % self.slots.len().max(1);
+            if let Some(Some(slot)) = self.slots.get(self.last_checked)
                 && !slot.task.is_balanced(self.wakeups.last_wakeup)
             {
                 self.series.accounting_errors.inc();

@@ -19,7 +19,7 @@ fn loop_with_paths(to: SocketAddr, series: &Arc<EchoSeries>) -> DatagramLoop {
     let (sender, _) = tokio::sync::mpsc::channel(1);
     let wakeup = Arc::new(EventFd::new().unwrap());
     let timestamps = TimestampMatching::detect();
-    let mut thread = DatagramLoop::new(Vec::new(), timestamps, wakeup, sender, Arc::default());
+    let mut datagram_loop = DatagramLoop::new(Vec::new(), timestamps, wakeup, sender, Arc::default());
     for n in 0..PATHS {
         let spec = EchoSpec {
             to,
@@ -37,9 +37,9 @@ fn loop_with_paths(to: SocketAddr, series: &Arc<EchoSeries>) -> DatagramLoop {
         let source = SourceChoice { address: Ipv4Addr::LOCALHOST.into(), port: 0, dont_fragment: false };
         let echo = DatagramEcho { spec, source, series: Arc::clone(series), path_mtu: None, reports: None };
         let task = echo.into_task();
-        thread.start(NewPath { id: PathId(n.into()), task, peer_left_at: None }).unwrap();
+        datagram_loop.start(NewPath { id: PathId(n.into()), task, peer_left_at: None }).unwrap();
     }
-    thread
+    datagram_loop
 }
 
 #[test]
@@ -47,16 +47,16 @@ fn delayed_loop_reads_between_its_sends() {
     let binding = Binding { address: (Ipv4Addr::LOCALHOST, 0).into(), dont_fragment: false, errors: false };
     let unread = Socket::bind(&binding, TimestampMatching::detect()).unwrap();
     let series = Arc::new(EchoSeries::new("held", "up", "ipv4", 1));
-    let mut thread = loop_with_paths(unread.address(), &series);
+    let mut datagram_loop = loop_with_paths(unread.address(), &series);
     let mut receive_batch = ReceiveBatch::new();
     // The first send of each path, at most 1.5 intervals after its start, is due by then: as many timers
     // fire.
     sleep(INTERVAL * 2);
     let mut turns = 0;
-    while turns == 0 || thread.is_behind {
-        let before = thread.traffic.sent;
-        thread.run_turn(&mut receive_batch);
-        let sent = thread.traffic.sent - before;
+    while turns == 0 || datagram_loop.is_behind {
+        let before = datagram_loop.traffic.sent;
+        datagram_loop.run_turn(&mut receive_batch);
+        let sent = datagram_loop.traffic.sent - before;
         assert!(sent <= 256, "{sent} sent in one turn");
         turns += 1;
     }

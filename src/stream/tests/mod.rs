@@ -340,8 +340,8 @@ impl Observed {
         self.count(|report| matches!(report, EchoReport::Sent { .. }))
     }
 
-    fn count(&self, is_meant: impl Fn(&EchoReport) -> bool) -> usize {
-        self.reports.iter().filter(|report| is_meant(report)).count()
+    fn count(&self, matches: impl Fn(&EchoReport) -> bool) -> usize {
+        self.reports.iter().filter(|report| matches(report)).count()
     }
 
     fn decisions(&self) -> impl Iterator<Item = Decision> + '_ {
@@ -399,8 +399,8 @@ impl Observed {
     }
 
     /// Whether an error contains this text.
-    fn mentions(&self, bytes: &str) -> bool {
-        self.errors.iter().any(|error| error.contains(bytes))
+    fn mentions(&self, text: &str) -> bool {
+        self.errors.iter().any(|error| error.contains(text))
     }
 }
 

@@ -43,7 +43,7 @@ fn path_finishes_after_its_last_message() {
     for test_protocol in TestProtocol::ALL {
         let server = answering_server(test_protocol);
         let mut path = StreamPath::with(test_protocol.dial(server.address), |spec| spec.count = Some(10));
-        path.until("its end", |observed| observed.is_finished);
+        path.until("the end of the path", |observed| observed.is_finished);
         let observed = path.stop();
         assert_eq!(observed.answered(), observed.sent(), "{test_protocol:?}: {observed:?}");
         let unsent: u64 = observed

@@ -234,7 +234,7 @@ fn messages_delayed_by_a_full_stream_count_from_their_due_time() {
         }
     });
     let mut path = StreamPath::start(dial(server.address, StreamProtocol::Tcp { bytes: BIG, keys: None }));
-    path.until("a message left", |observed| observed.sent() >= 1);
+    path.until("a message is sent", |observed| observed.sent() >= 1);
     // No further message is sent while the thread runs: due messages wait for the buffer.
     let (mut sent, mut heartbeats) = (0, 0);
     let progress = |path: &StreamPath| path.handle.series().progress.get();
@@ -248,7 +248,7 @@ fn messages_delayed_by_a_full_stream_count_from_their_due_time() {
     let released_at = now();
     release.store(true, Ordering::SeqCst);
     let first = sent as u64;
-    path.until("those that waited are answered", |observed| observed.answered() as u64 > first + 30);
+    path.until("replies to delayed messages", |observed| observed.answered() as u64 > first + 30);
     let observed = path.stop();
     assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
     assert!(observed.errors.is_empty(), "{observed:?}");

@@ -263,7 +263,7 @@ fn full_websocket_delays_messages_and_loses_none() {
         bytes: BIG,
     };
     let mut path = StreamPath::start(dial(server.address, protocol));
-    path.until("a message left", |observed| observed.sent() >= 1);
+    path.until("a message is sent", |observed| observed.sent() >= 1);
     let (mut sent, mut heartbeats) = (0, 0);
     let progress = |path: &StreamPath| path.handle.series().progress.get();
     eventually("the stream is full", || {
@@ -274,7 +274,7 @@ fn full_websocket_delays_messages_and_loses_none() {
     });
     assert_eq!(path.observed.decisions().count(), 0);
     release.store(true, Ordering::SeqCst);
-    path.until("those that waited are answered", |observed| observed.answered() > sent + 30);
+    path.until("replies to delayed messages", |observed| observed.answered() > sent + 30);
     let observed = path.stop();
     assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
 }
