@@ -152,7 +152,7 @@ impl WebSocketResponder {
     }
 
     /// Sends nothing back any more: an answer after the agent's goodbye would take it back. Connections stay.
-    pub fn fall_silent(&self) {
+    pub fn stop_replying(&self) {
         self.silent.store(true, Ordering::Relaxed);
     }
 
