@@ -62,17 +62,17 @@ fn a_certificate_that_cannot_be_believed_is_tls_trouble_with_a_sentence() {
     let serving = |ca: &Authority, name: &str, valid| acceptor(&web(&ca.issue(&[name], valid)));
     for speech in [Speech::WebSocket, Speech::Http] {
         let unknown = trouble(speech, serving(&other, "ams-1", Valid::Always), &ca);
-        let sentence = "nobody whom we trust signed the certificate; give the CA that did as tls.ca_file";
+        let sentence = "certificate is signed by an unknown CA; set tls.ca_file to its CA";
         assert_eq!(unknown, format!("tls with b: {sentence}"));
         let wrong = trouble(speech, serving(&ca, "fra-1", Valid::Always), &ca);
         assert!(
-            wrong.starts_with("tls with b: the certificate is not valid for ams-1 (it is for fra-1); "),
+            wrong.starts_with("tls with b: certificate is not valid for ams-1 (valid for fra-1); "),
             "{wrong}"
         );
         let expired = trouble(speech, serving(&ca, "ams-1", Valid::Past), &ca);
-        assert!(expired.starts_with("tls with b: the certificate expired "), "{expired}");
+        assert!(expired.starts_with("tls with b: certificate expired "), "{expired}");
         let early = trouble(speech, serving(&ca, "ams-1", Valid::Future), &ca);
-        assert!(early.starts_with("tls with b: the certificate is not valid before "), "{early}");
+        assert!(early.starts_with("tls with b: certificate is not valid until "), "{early}");
     }
 }
 
@@ -85,8 +85,7 @@ fn a_server_that_wants_a_certificate_of_ours_is_tls_trouble_in_both_versions() {
         let web = crate::config::web::WebTls { clients, max_version, ..web(&issued) };
         for speech in [Speech::WebSocket, Speech::Http] {
             let trouble = trouble(speech, acceptor(&web), &ca);
-            let sentence =
-                "the server wants a client certificate; give one as tls.cert_file and tls.key_file";
+            let sentence = "the server requires a client certificate; set tls.cert_file and tls.key_file";
             assert!(trouble.ends_with(&format!(": {sentence}")), "{max_version:?} {speech:?}: {trouble}");
         }
     }
@@ -109,7 +108,7 @@ fn a_port_that_speaks_no_tls_is_tls_trouble_and_one_that_ends_is_not() {
         path.until("three troubles", |told| told.troubles.len() >= 3);
         path.handle.remove(ID);
         let told = path.stop();
-        assert!(told.troubles[0].contains("what came back is not TLS"), "{told:?}");
+        assert!(told.troubles[0].contains("the response is not TLS"), "{told:?}");
         let ended = (path.ended("tls"), path.ended_otherwise(&["tls", "closed", "reset"]));
         assert_eq!(ended, (1, 0), "{speech:?}: {:?}", path.told);
     }

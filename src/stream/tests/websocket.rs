@@ -96,7 +96,7 @@ fn refused(words: &str) -> (String, u64, u64) {
 fn a_refused_upgrade_is_denied_with_what_the_server_says() {
     for (status, sentence) in [
         ("403 Forbidden", "add your address to responder.allow here"),
-        ("426 Upgrade Required", "/ws speaks WebSocket"),
+        ("426 Upgrade Required", "/ws is a WebSocket echo endpoint"),
         ("500 Internal Server Error", "something broke"),
         ("200 OK", "hello"),
         ("302 Found", ""),
