@@ -66,17 +66,17 @@ fn invalid_certificate_is_a_tls_error_with_its_cause() {
     let serving = |ca: &Authority, name: &str, valid| acceptor(&web(&ca.issue(&[name], valid)));
     for test_protocol in [TestProtocol::WebSocket, TestProtocol::Http] {
         let unknown = first_error(test_protocol, serving(&other, "ams-1", Valid::Always), &ca);
-        let text = "nobody whom we trust signed the certificate; give the CA that did as tls.ca_file";
+        let text = "certificate is signed by an unknown CA; set tls.ca_file to its CA";
         assert_eq!(unknown, format!("tls with b: {text}"));
         let wrong = first_error(test_protocol, serving(&ca, "fra-1", Valid::Always), &ca);
         assert!(
-            wrong.starts_with("tls with b: the certificate is not valid for ams-1 (it is for fra-1); "),
+            wrong.starts_with("tls with b: certificate is not valid for ams-1 (valid for fra-1); "),
             "{wrong}"
         );
         let expired = first_error(test_protocol, serving(&ca, "ams-1", Valid::Past), &ca);
-        assert!(expired.starts_with("tls with b: the certificate expired "), "{expired}");
+        assert!(expired.starts_with("tls with b: certificate expired "), "{expired}");
         let early = first_error(test_protocol, serving(&ca, "ams-1", Valid::Future), &ca);
-        assert!(early.starts_with("tls with b: the certificate is not valid before "), "{early}");
+        assert!(early.starts_with("tls with b: certificate is not valid until "), "{early}");
     }
 }
 
@@ -89,7 +89,7 @@ fn missing_client_certificate_is_a_tls_error_in_both_versions() {
         let web = crate::config::web::WebTls { clients, max_version, ..web(&issued) };
         for test_protocol in [TestProtocol::WebSocket, TestProtocol::Http] {
             let error = first_error(test_protocol, acceptor(&web), &ca);
-            let text = "the server wants a client certificate; give one as tls.cert_file and tls.key_file";
+            let text = "the server requires a client certificate; set tls.cert_file and tls.key_file";
             assert!(error.ends_with(&format!(": {text}")), "{max_version:?} {test_protocol:?}: {error}");
         }
     }
@@ -112,7 +112,7 @@ fn plain_text_server_is_a_tls_error_and_a_closed_one_is_not() {
         path.until("three errors", |observed| observed.errors.len() >= 3);
         path.handle.remove(ID);
         let observed = path.stop();
-        assert!(observed.errors[0].contains("what came back is not TLS"), "{observed:?}");
+        assert!(observed.errors[0].contains("the response is not TLS"), "{observed:?}");
         let ended = (path.ended("tls"), path.ended_otherwise(&["tls", "closed", "reset"]));
         assert_eq!(ended, (1, 0), "{test_protocol:?}: {:?}", path.observed);
     }
