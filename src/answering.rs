@@ -1,6 +1,8 @@
-//! The thread on which other hosts are answered over connections: HTTP with `/ws` and pings, and the agent port over TCP.
+//! The thread that answers other hosts over connections: HTTP (including `/ws` and pings) and TCP on the
+//! agent port.
 //!
-//! Peers measure how fast these answers come, so nothing else runs here: pages, JSON and reloads belong to other threads.
+//! Peers measure the latency of these replies, so nothing else runs on this thread: metrics pages, JSON and
+//! reloads run on other threads.
 
 use std::io;
 use std::net::TcpListener as StdListener;
@@ -17,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::runtime::DetachedRuntime;
 
-/// The daemon's end of the thread. If it is dropped, the thread stops as after [`AnsweringHandle::stop`].
+/// A handle to the answering thread. Dropping it stops the thread as [`AnsweringHandle::stop`] does.
 #[derive(Debug)]
 pub struct AnsweringHandle {
     stop: watch::Sender<bool>,
@@ -26,19 +28,22 @@ pub struct AnsweringHandle {
     thread: JoinHandle<()>,
 }
 
-/// How often the thread shows that it is not stuck. The watchdog looks once a second at most.
+/// Interval of the heartbeats that show that the thread is not stuck. The watchdog checks them at most once a
+/// second.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
-/// Tasks that run before sockets are looked at again. Each may write a piece of a page, which takes 50 µs, and a ping that has
-/// come is behind all of them. Chosen: a look takes 1 µs.
+/// Tasks that run before the sockets are polled again. Each may write a part of a page, which takes 50 µs,
+/// while a received ping waits for all of them. Chosen: 8, because a poll takes 1 µs.
 const TASKS_BETWEEN_POLLS: u32 = 8;
 
 impl AnsweringHandle {
-    /// Starts the thread. `serve` is called at once, with the thread's runtime entered so that sockets belong to it; what it
-    /// returns runs there until the stop that it is given, and the thread ends with it.
+    /// Starts the thread. Calls `serve` at once, inside the thread's runtime so that its sockets are
+    /// registered there. The future that `serve` returns runs on the thread until the stop signal that
+    /// `serve` receives; the thread ends when the future does.
     ///
     /// # Errors
-    /// Those of `serve`, and when the operating system gives no thread or no event descriptors.
+    /// The error of `serve`, or an error of the operating system when it creates the thread or the event
+    /// descriptors.
     pub fn spawn<F>(serve: impl FnOnce(watch::Receiver<bool>) -> io::Result<F>) -> io::Result<Self>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -56,27 +61,27 @@ impl AnsweringHandle {
         let counted = Arc::clone(&heartbeats);
         let thread = std::thread::Builder::new().name("pm-answering".to_owned()).spawn(move || {
             runtime.block_on(run(serving, &counted));
-            // A password that is still being checked does not delay the stop.
+            // A password check in progress does not delay the stop.
             drop(runtime);
-            // Nobody waits if the daemon is gone.
+            // The receiver is gone if the daemon has ended.
             let _ = sender.send(());
         })?;
         Ok(Self { stop, ended, heartbeats, thread })
     }
 
-    /// How often the thread has shown that it is not stuck.
+    /// Number of heartbeats since the start. It does not increase while the thread is stuck.
     #[must_use]
     pub fn heartbeats(&self) -> u64 {
         self.heartbeats.load(Ordering::Relaxed)
     }
 
-    /// Stops serving, and returns when the thread has ended.
+    /// Stops serving and waits for the end of the thread.
     pub async fn stop(self) {
-        // Its receivers are gone if the thread has ended by itself.
+        // The receivers are gone if the thread has already ended.
         let _ = self.stop.send(true);
         let _ = self.ended.await;
         if self.thread.join().is_err() {
-            tracing::error!("the thread that answers over connections panicked");
+            tracing::error!("the answering thread panicked");
         }
     }
 }
@@ -95,10 +100,10 @@ async fn run(serving: impl Future<Output = ()>, heartbeats: &AtomicU64) {
     }
 }
 
-/// Hands listeners to the runtime that is entered.
+/// Registers listeners with the current runtime.
 ///
 /// # Errors
-/// When the runtime has no room for one.
+/// When the runtime cannot register a listener.
 pub fn register(listeners: Vec<StdListener>) -> io::Result<Vec<TcpListener>> {
     listeners.into_iter().map(TcpListener::from_std).collect()
 }
@@ -124,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_heartbeat_shows_whether_the_thread_is_stuck() {
+    async fn heartbeats_stop_while_the_thread_is_stuck() {
         let (release, blocked) = std::sync::mpsc::channel::<()>();
         let (stuck, is_stuck) = oneshot::channel();
         let serve = |_| {
@@ -148,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_served_starts_no_thread() {
+    async fn serve_error_starts_no_thread() {
         let serve = |_| Err::<std::future::Ready<()>, _>(io::ErrorKind::OutOfMemory.into());
         assert_eq!(AnsweringHandle::spawn(serve).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
     }

@@ -1,6 +1,6 @@
 //! The latest events, for `/api/v1/events`.
 //!
-//! Whoever has something to report brings its own type of event; the log knows none of them.
+//! Each module defines its own event types with [`EventType`]; the log does not depend on them.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -9,13 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// A type of event. Its fields are the fields of the JSON object.
+/// A type of event. Its fields become the fields of the JSON object.
 pub trait EventType: Serialize {
     /// The value of `event` in the JSON object.
     const NAME: &'static str;
 }
 
-/// The latest events, oldest first. A slow reader delays nothing.
+/// The latest events, oldest first. Readers get a copy, so a slow reader does not delay writers.
 #[derive(Debug, Default)]
 pub struct EventLog {
     entries: Mutex<StoredEvents>,
@@ -24,30 +24,30 @@ pub struct EventLog {
 #[derive(Debug, Default)]
 struct StoredEvents {
     latest: VecDeque<StoredEvent>,
-    /// Events since the start of the agent.
+    /// Number of events since the start of the agent.
     count: u64,
 }
 
 /// An event as `/api/v1/events` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StoredEvent {
-    /// Counts from 1 since the start of the agent.
+    /// Sequence number, from 1 at the start of the agent.
     pub number: u64,
-    /// When it was noticed, in seconds since 1970.
+    /// When the event was recorded, in seconds since 1970 (UTC).
     pub timestamp_seconds: f64,
-    /// Its type.
+    /// Its type, [`EventType::NAME`].
     pub event: &'static str,
-    /// What its type has to say.
+    /// The fields of its type.
     #[serde(flatten)]
     pub fields: Map<String, Value>,
 }
 
-/// Events that are kept; at the limit the oldest is dropped. Chosen: a bad hour of a hundred paths, in a few hundred
-/// kilobytes.
+/// Number of events that are kept; at the limit the oldest is dropped. Chosen: covers an hour of frequent
+/// events on a hundred paths, in a few hundred kilobytes.
 pub const EVENTS_MAX: usize = 1_024;
 
 impl EventLog {
-    /// Adds an event that happened just now.
+    /// Adds an event with the current time.
     pub fn add<E: EventType>(&self, event: &E) {
         let Ok(Value::Object(fields)) = serde_json::to_value(event) else {
             unreachable!("an event type is a struct with named fields: {}", E::NAME);
@@ -67,7 +67,7 @@ impl EventLog {
         entries.latest.push_back(entry);
     }
 
-    /// The events with a higher number than `number`, of those that are kept.
+    /// The kept events with a sequence number above `number`, oldest first.
     #[must_use]
     pub fn after(&self, number: u64) -> Vec<StoredEvent> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_event_is_dropped_and_numbers_continue() {
+    fn oldest_event_is_dropped_and_numbers_continue() {
         let log = EventLog::default();
         let limit = u64::try_from(EVENTS_MAX).unwrap();
         for bytes in 0..EVENTS_MAX + 5 {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_flat_object() {
+    fn event_is_one_flat_object() {
         let log = EventLog::default();
         log.add(&Sampled { peer: "ams-1", bytes: 1420 });
         let mut shown = serde_json::to_value(&log.after(0)[0]).unwrap();

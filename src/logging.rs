@@ -1,7 +1,7 @@
-//! The log: lines on stderr, for people, the journal or a collector.
+//! The log: lines on stderr, for a terminal, the journal or a log collector.
 //!
-//! Written where it is logged, so a stderr that blocks blocks the caller: the threads that measure never log, they
-//! report, and the tokio thread logs for them.
+//! Lines are written synchronously, so a blocked stderr blocks the caller. The measuring threads therefore
+//! never log: they report events, and a tokio thread logs them.
 
 use std::fmt;
 use std::fs::File;
@@ -19,13 +19,13 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, reload};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// For people: coloured on a terminal. In the journal without a time, which the journal has, and with the
-    /// priority that `journalctl -p` selects by.
+    /// Text: with colours on a terminal. In the journal without a time, because the journal adds its own, and
+    /// with the priority that `journalctl -p` selects by.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -42,51 +42,52 @@ pub fn init(level: &str, format: Format) -> Result<LogHandle, LogError> {
     Ok(handle)
 }
 
-/// Changes the log while it runs.
+/// A handle that changes the log level at run time.
 #[derive(Debug, Clone)]
 pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
 impl LogHandle {
-    /// Logs from now on what `level` says, in the words of [`init`].
+    /// Sets the level or filter; `level` has the syntax of [`init`].
     ///
     /// # Errors
-    /// [`LogError::Level`] or [`LogError::Filter`]; the log is then as before.
+    /// [`LogError::Level`] or [`LogError::Filter`]; the log level is then unchanged.
     pub fn set_level(&self, level: &str) -> Result<(), LogError> {
         let filter = filter(level)?;
         self.filter.reload(filter).map_err(|_| LogError::Gone)
     }
 }
 
-/// Why the log is not as it was asked to be.
+/// An error in starting or changing the log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// A word that is no level.
+    /// An unknown level.
     #[error(
-        "log level `{found}` (one of off, error, warn, info, debug, trace, or a filter as in `warn,pathmeter::http=debug`)"
+        "unknown log level `{found}` (use off, error, warn, info, debug or trace, or a filter such as \
+         `warn,pathmeter::http=debug`)"
     )]
     Level {
-        /// The word.
+        /// The level as it was given.
         found: String,
     },
-    /// A filter that cannot be read.
+    /// A filter that cannot be parsed.
     #[error("log filter `{found}`: {source}")]
     Filter {
-        /// The whole filter.
+        /// The filter as it was given.
         found: String,
-        /// What is wrong with it.
+        /// The cause.
         source: ParseError,
     },
-    /// The process has a log already.
-    #[error("the log was started before")]
+    /// The process already has a log.
+    #[error("the log is already started")]
     Started,
-    /// The log that the handle belongs to has ended.
-    #[error("the log has ended")]
+    /// The log of this handle is closed.
+    #[error("the log is closed")]
     Gone,
 }
 
-/// How lines are decorated: the format, and where they go.
+/// The style of lines: the format, and the kind of destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
     Terminal,
@@ -100,24 +101,24 @@ impl Style {
         match format {
             Format::Json => Self::Json,
             Format::Text if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) => Self::Journal,
-            Format::Text if io::stderr().is_terminal() && !is_colour_unwanted() => Self::Terminal,
+            Format::Text if io::stderr().is_terminal() && !is_no_color_set() => Self::Terminal,
             Format::Text => Self::Plain,
         }
     }
 }
 
-/// Whether stderr is the stream that `JOURNAL_STREAM` names by device and inode. The variable alone says nothing: children
-/// inherit it, whatever their stderr is (systemd.exec(5)).
+/// Whether stderr is the stream that `JOURNAL_STREAM` names by device and inode. The variable alone proves
+/// nothing: child processes inherit it, whatever their stderr is (systemd.exec(5)).
 fn is_journal(stream: Option<&str>) -> bool {
-    let ours = || {
+    let stderr_stream = || {
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned().ok()?).metadata().ok()?;
         Some(format!("{}:{}", stderr.dev(), stderr.ino()))
     };
-    stream.is_some_and(|stream| ours().is_some_and(|ours| ours == stream))
+    stream.is_some_and(|stream| stderr_stream().is_some_and(|stderr_stream| stderr_stream == stream))
 }
 
-/// <https://no-color.org>: present and not empty.
-fn is_colour_unwanted() -> bool {
+/// Whether `NO_COLOR` is present and not empty (<https://no-color.org>).
+fn is_no_color_set() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
@@ -139,7 +140,8 @@ where
     Ok((tracing_subscriber::registry().with(filter).with(lines), LogHandle { filter: handle }))
 }
 
-/// Words alone must be levels: to the filter a misspelt level would be a module to be traced.
+/// Directives without `=`, `[` or `{` must be levels: the filter would take a misspelt level for the name of
+/// a module.
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
     for word in level.split(',').map(str::trim) {
         if !word.contains(['=', '[', ']', '{', '}'])
@@ -152,7 +154,7 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
     filter.map_err(|source| LogError::Filter { found: level.to_owned(), source })
 }
 
-/// Lines that begin with their priority as sd-daemon(3) writes it.
+/// Prefixes lines with their priority (sd-daemon(3)).
 struct Prioritised<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
@@ -208,18 +210,18 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_line_has_a_time_and_no_colour() {
+    fn plain_line_has_a_time_and_no_colour() {
         let text = logged("info", Style::Plain, |_| info!(peer = "ams-1", "loss began"));
         assert!(text.ends_with("Z  INFO pathmeter::logging::tests: loss began peer=\"ams-1\"\n"), "{text:?}");
     }
 
     #[test]
-    fn a_terminal_line_has_colour() {
+    fn terminal_line_has_colour() {
         assert!(logged("info", Style::Terminal, |_| info!("loss began")).contains("\u{1b}["));
     }
 
     #[test]
-    fn a_journal_line_has_a_priority_and_no_time() {
+    fn journal_line_has_a_priority_and_no_time() {
         let text = logged("debug", Style::Journal, |_| {
             warn!("odd");
             debug!("detail");
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_line_is_an_object_whatever_is_in_it() {
+    fn json_line_is_one_object_for_any_field_value() {
         let text = logged("info", Style::Json, |_| info!(peer = "a\"\n\u{1b}[31m", "loss began"));
         assert_eq!(text.lines().count(), 1, "{text}");
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_level_holds_at_once_and_a_wrong_one_changes_nothing() {
+    fn valid_level_applies_at_once_and_an_invalid_one_changes_nothing() {
         let text = logged("warn", Style::Journal, |handle| {
             info!("one");
             handle.set_level("warn,pathmeter::logging=info").unwrap();
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_level_is_not_taken_for_a_module() {
+    fn misspelt_level_is_not_a_module_filter() {
         for level in ["", "infoo", "info,", "warn,pathmeter"] {
             assert!(matches!(filter(level), Err(LogError::Level { .. })), "{level}");
         }
@@ -269,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn the_journal_is_recognised_by_the_stream_and_not_by_the_variable() {
+    fn journal_is_detected_by_the_stream_and_not_by_the_variable_alone() {
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned().unwrap()).metadata().unwrap();
         assert!(is_journal(Some(&format!("{}:{}", stderr.dev(), stderr.ino()))));
         assert!(!is_journal(Some("0:0")));

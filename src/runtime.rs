@@ -1,19 +1,20 @@
-//! A tokio runtime that may be dropped anywhere.
+//! A tokio runtime that can be dropped from asynchronous code.
 
 use std::io;
 use std::ops::Deref;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// A runtime whose drop waits for nothing: tokio's own panics when it is dropped by a task, as the last owner often is.
+/// A runtime whose drop does not block. [`Runtime`] panics when a task drops it, and the last owner often is
+/// a task.
 #[derive(Debug)]
 pub struct DetachedRuntime(Option<Runtime>);
 
 impl DetachedRuntime {
-    /// Builds it.
+    /// Builds the runtime.
     ///
     /// # Errors
-    /// When the operating system gives no event descriptors.
+    /// When the operating system refuses the event descriptors.
     pub fn build(builder: &mut Builder) -> io::Result<Self> {
         builder.build().map(|runtime| Self(Some(runtime)))
     }
@@ -23,7 +24,7 @@ impl Deref for DetachedRuntime {
     type Target = Runtime;
 
     fn deref(&self) -> &Runtime {
-        self.0.as_ref().expect("it is there until the drop")
+        self.0.as_ref().expect("the runtime is present until the drop")
     }
 }
 

@@ -88,7 +88,7 @@ fn ours(port: u16) -> io::Result<Ours> {
         },
         source: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("bench", "loopback", "ipv4", 1)),
-        tap: Some(tap),
+        reports: Some(tap),
     };
     prober.start(NewPath { id: PathId(1), task: echo.into_task(), peer_left_at: None });
     let mut found = Ours { round_trips: Vec::new(), unsent: 0 };

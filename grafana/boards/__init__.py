@@ -1,1 +1,1 @@
-"""The dashboards: one file each, of what kit.py and promql.py offer."""
+"""The dashboards, one file each, built from kit.py and promql.py."""

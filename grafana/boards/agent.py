@@ -1,4 +1,4 @@
-"""Does $instance measure well?"""
+"""Whether $instance measures reliably."""
 
 from .kit import *
 from .promql import *
@@ -11,7 +11,7 @@ def board():
     return dashboard(
         AGENT,
         "Pathmeter / Agent",
-        "Does this agent measure well, and does it run as it was told to?",
+        "Whether this agent measures reliably, and runs with its current configuration.",
         variables=[JOB, ZONE, INSTANCE],
         annotations=events(HOST, HOST),
         screen=[
@@ -35,7 +35,7 @@ def board():
                 line(9, (12, lag_heatmap()), (12, wakeups())),
                 line(8, (8, tick()), (8, outstanding()), (8, unrouted())),
             ),
-            details("Clocks and stamps", line(8, (8, clock()), (8, user_stamps()), (8, turnaround_invalid()))),
+            details("Clocks and timestamps", line(8, (8, clock()), (8, user_stamps()), (8, turnaround_invalid()))),
             details(
                 "Configuration and discovery",
                 line(6, (12, reload_state()), (12, reloaded())),
@@ -51,7 +51,7 @@ def board():
             details("WebSocket clients", line(8, (8, clients()), (8, clients_refused()), (8, clients_closed()))),
             details("Process", line(8, (8, threads()), (8, virtual_memory()), (8, events_dropped()))),
             details(
-                "All agents of the zone: the worst",
+                "Worst agents of the zone",
                 line(9, (8, most_late()), (8, most_not_sent()), (8, most_left_out())),
                 line(9, (8, old_configurations()), (8, stale_discoveries()), (8, wrong_accounts())),
             ),
@@ -66,7 +66,7 @@ def state():
     return stat(
         "Scraped",
         NUMBER,
-        "Whether Prometheus gets an answer from it. No: everything below is old.",
+        "Whether Prometheus can scrape this agent. If not, everything below is old.",
         query(f"min(up{{{HOST}}})"),
         thresholds=ONE_IS_WELL,
         mappings=[value(1, "yes", GREEN), value(0, "no", RED)],
@@ -77,16 +77,16 @@ def state():
 def version():
     return names_of(
         "Version",
-        "Which build runs. Two for a moment after an upgrade.",
+        "Version of this agent. Two versions are shown for a moment after an upgrade.",
         query(f"max by (version) (pathmeter_build_info{{{HOST}}})", "{{version}}"),
     )
 
 
 def uptime():
     return stat(
-        "Runs since",
+        "Uptime",
         SECONDS,
-        "How long ago the agent began. Counters began at 0 then.",
+        "Time since the agent was started. Its counters started at 0 then.",
         query(f"time() - max(process_start_time_seconds{{{HOST}}})"),
         decimals=0,
     )
@@ -96,19 +96,20 @@ def configuration():
     return stat(
         "Configuration",
         NUMBER,
-        "Whether what was last read is in force. Refused: the agent runs the one before, and would not start with the new one; its log has every mistake with line and column.",
+        "Whether the last configuration read is in use. Rejected: the agent runs the previous one, and would not start with the new one; its log lists every "
+        "problem with line and column.",
         query(f"min(pathmeter_config_last_reload_successful{{{HOST}}})"),
         thresholds=ONE_IS_WELL,
-        mappings=[value(1, "in force", GREEN), value(0, "refused", RED)],
+        mappings=[value(1, "in use", GREEN), value(0, "rejected", RED)],
         background=True,
     )
 
 
 def accounting():
     return stat(
-        "Accounts that do not add up",
+        "Accounting errors",
         NUMBER,
-        "In a day: paths whose sent datagrams were not their verdicts plus those in flight. Anything but 0 is a bug: report it.",
+        "In one day: paths whose sent datagrams differed from verdicts plus datagrams in flight. Anything but 0 is a bug: report it.",
         query(f"sum(increase(pathmeter_accounting_errors_total{{{HOST}}}[1d]))"),
         thresholds=NONE_IS_WELL,
         decimals=0,
@@ -117,9 +118,9 @@ def accounting():
 
 def left_out():
     return stat(
-        "Paths left out",
+        "Paths not exported",
         NUMBER,
-        "Measured and not exported because of metrics.max_series. Normal: 0. Raise the limit, select fewer peers, or sum them by group.",
+        "Paths that are measured but not exported because of metrics.max_series. Normal: 0. Raise the limit, select fewer peers, or sum paths by group.",
         query(f"sum(pathmeter_series_limit_dropped{{{HOST}}})"),
         thresholds=NONE_IS_WELL,
     )
@@ -129,7 +130,7 @@ def clock_now():
     return stat(
         "Clock steps, suspends",
         NUMBER,
-        "In a day. Each loop counts for itself; the largest is shown. Round trips survive a step; what was in flight at a suspend is withdrawn.",
+        "In one day. Each loop counts by itself; the largest count is shown. RTTs are not affected by clock steps; datagrams in flight at a suspend are withdrawn.",
         query(f"max(increase(pathmeter_clock_steps_total{{{HOST}}}[1d]))", "steps"),
         query(f"max(increase(pathmeter_host_suspends_total{{{HOST}}}[1d]))", "suspends"),
         thresholds=FEW_ARE_ODD,
@@ -139,9 +140,9 @@ def clock_now():
 
 def discovery_failing():
     return stat(
-        "Discovery is old",
+        "Stale discovery",
         NUMBER,
-        "Providers of peers that had no good result for three of their intervals. The last result stays in use. Nothing: the configuration names all peers itself.",
+        "Discovery providers without a successful result for three intervals. The last result stays in use. No data: all peers are listed in the configuration.",
         query(
             f"count(pathmeter_discovery_last_success_timestamp_seconds{{{HOST}}}) - (count("
             f"time() - pathmeter_discovery_last_success_timestamp_seconds{{{HOST}}} < 3 * pathmeter_discovery_interval_seconds{{{HOST}}}) or vector(0))",
@@ -155,7 +156,7 @@ def lag():
     return timeseries(
         "Late wake-ups",
         SHARE,
-        "Sleeps that ended 10 ms too late or more, by thread that owns sockets, in ten minutes. The delay is not in a round trip where the kernel stamps. "
+        "Share of wake-ups that were 10 ms or more late, by thread with sockets, over ten minutes. With kernel timestamps the delay is not part of any RTT. "
         "Normal: below 0.1 %; from 1 % on the host is short of CPU.",
         query(late_wakeups(HOST, "loop"), "{{loop}}"),
         thresholds=LATE_WAKEUPS,
@@ -166,8 +167,8 @@ def not_sent():
     return timeseries(
         "Not sent",
         DATAGRAMS,
-        "Slots of the schedule that the process missed, and datagrams that the kernel refused, by the reason. They are no loss. Normal: none.",
-        query(total("pathmeter_echo_unsent_total", HOST), "missed slot"),
+        "Scheduled sends that the process missed, and datagrams that the kernel refused, by reason. Not counted as loss. Normal: none.",
+        query(total("pathmeter_echo_unsent_total", HOST), "missed send"),
         query(total("pathmeter_echo_send_errors_total", HOST, "error"), "{{error}}"),
         stack=True,
         bars=True,
@@ -178,7 +179,8 @@ def drops():
     return timeseries(
         "Dropped at the sockets",
         DATAGRAMS,
-        "By the kernel, because they were not read in time. Counted as host-dropped, not as lost. Normal: none; else more net.core.rmem_max, or more CPU.",
+        "Datagrams that the kernel dropped because they were not read in time. Counted as host-dropped, not as lost. Normal: none. Remedy: raise "
+        "net.core.rmem_max, or add CPU.",
         query(total("pathmeter_socket_rx_dropped_total", HOST, "loop"), "{{loop}}"),
         stack=True,
         bars=True,
@@ -189,7 +191,7 @@ def cpu():
     return timeseries(
         "CPU",
         SHARE,
-        "Of one core. It grows with the datagrams a second, sent and answered.",
+        "In cores. Grows with the number of datagrams sent and answered per second.",
         query(total("process_cpu_seconds_total", HOST), "cores"),
     )
 
@@ -198,7 +200,7 @@ def memory():
     return timeseries(
         "Memory",
         BYTES,
-        "Resident. It grows with the number of paths, not with time.",
+        "Resident memory. Grows with the number of paths, not with time.",
         query(f"sum(process_resident_memory_bytes{{{HOST}}})", "resident"),
     )
 
@@ -207,7 +209,7 @@ def descriptors():
     return timeseries(
         "File descriptors",
         SHARE,
-        "Open, of those that are allowed. Connections take one each. At 100 % no connection can be accepted or made.",
+        "Open file descriptors as a share of the limit. Each connection takes one. At 100 % no connection can be accepted or opened.",
         query(f"max(process_open_fds{{{HOST}}} / process_max_fds{{{HOST}}})", "open"),
         thresholds=FULL,
         high=1,
@@ -219,9 +221,9 @@ def descriptors():
 
 def lag_heatmap():
     return heatmap(
-        "How late the loops wake",
+        "Wake-up delay of the loops",
         SECONDS,
-        "How many sleeps ended how much too late, all loops together. A second band high up is a host that takes the CPU away.",
+        "Distribution of the wake-up delay, all loops together. A second band at high values means that another process takes the CPU.",
         buckets("pathmeter_loop_lag_seconds", HOST),
     )
 
@@ -230,7 +232,7 @@ def wakeups():
     return timeseries(
         "Wake-ups",
         EVENTS,
-        "Sleeps that ended, by loop. Under load many sends share one.",
+        "Wake-ups per second, by loop. Under load many sends share one wake-up.",
         query(total("pathmeter_loop_wakeups_total", HOST, "loop"), "{{loop}}"),
     )
 
@@ -239,7 +241,7 @@ def tick():
     return timeseries(
         "Tick",
         SECONDS,
-        "Sends that are due within it leave together. It grows with the load, to 5 ms at most.",
+        "Sends that are due within this time are sent together. Grows with the load, up to 5 ms.",
         query(f"max by (loop) (pathmeter_loop_tick_seconds{{{HOST}}})", "{{loop}}"),
     )
 
@@ -255,22 +257,22 @@ def outstanding():
 
 def unrouted():
     return timeseries(
-        "Datagrams that belong to nothing",
+        "Unmatched datagrams",
         DATAGRAMS,
-        "Unrouted: for no path of ours; a few after a reload are normal. Oversized: longer than 9,216 bytes, thrown away.",
+        "Unrouted: received datagrams that match no path; a few after a reload are normal. Oversized: longer than 9,216 bytes, discarded.",
         query(total("pathmeter_socket_unrouted_total", HOST), "unrouted"),
         query(total("pathmeter_socket_oversized_total", HOST), "oversized"),
     )
 
 
-# --- Clocks and stamps
+# --- Clocks and timestamps
 
 
 def clock():
     return timeseries(
         "Clock steps and suspends",
         NUMBER,
-        "In each interval of the graph, by loop. A host whose clock is stepped often has a broken NTP.",
+        "In each interval of the graph, by loop. Frequent steps mean that time synchronisation is broken.",
         query(f"sum by (loop) (increase(pathmeter_clock_steps_total{{{HOST}}}[$__rate_interval]))", "step, {{loop}}"),
         query(f"sum by (loop) (increase(pathmeter_host_suspends_total{{{HOST}}}[$__rate_interval]))", "suspend, {{loop}}"),
         bars=True,
@@ -279,9 +281,10 @@ def clock():
 
 def user_stamps():
     return timeseries(
-        "Stamps by the process, not the kernel",
+        "Timestamps not from the kernel",
         SHARE,
-        "By probe; such round trips contain the scheduler's delays. Normal: 0 for udp and icmp, a few for tcp where segments are lost or reordered, 100 % for websocket and http.",
+        "Share of timestamps taken by the process, by probe; such RTTs include scheduling delays. Normal: 0 for udp and icmp, a few for tcp where segments are "
+        "lost or reordered, 100 % for websocket and http.",
         query(
             f"{total('pathmeter_echo_user_timestamps_total', HOST, 'probe')}"
             f" / (2 * {total('pathmeter_echo_responder_turnaround_seconds_count', HOST, 'probe')} > 0)",
@@ -293,9 +296,10 @@ def user_stamps():
 
 def turnaround_invalid():
     return timeseries(
-        "Impossible turnarounds",
+        "Invalid turnaround times",
         DATAGRAMS,
-        "Replies whose time at the responder was negative or longer than the whole exchange, so that nothing was subtracted. A reflector with a bad clock: see timestamps in the configuration.",
+        "Replies whose time at the responder was negative or longer than the whole exchange, so that nothing was subtracted. The reflector has a bad clock: "
+        "see timestamps in the configuration.",
         query(total("pathmeter_echo_responder_turnaround_invalid_total", HOST, "peer") + " > 0", "{{peer}}", expects=TROUBLE),
     )
 
@@ -306,18 +310,18 @@ def turnaround_invalid():
 def reload_state():
     return state_timeline(
         "Last reload",
-        "Whether the configuration that was last read is in force, and the web config file, certificates and keys as they were last found.",
+        "Whether the last version of the configuration, and of the web config file, certificates and keys, is in use.",
         query(f"min(pathmeter_config_last_reload_successful{{{HOST}}})", "configuration"),
         query(f"min(pathmeter_tls_files_last_reload_successful{{{HOST}}})", "TLS files", expects=TLS),
-        mappings=[value(1, "in force", GREEN), value(0, "refused", RED)],
+        mappings=[value(1, "in use", GREEN), value(0, "rejected", RED)],
     )
 
 
 def reloaded():
     return stat(
-        "Configuration in force",
+        "Age of the configuration",
         SECONDS,
-        "How long ago it was read, by the hash of its file. The same hash everywhere: the fleet agrees.",
+        "Time since the configuration in use was read, by the hash of its file. In a consistent fleet all hashes are equal.",
         query(
             f"(time() - max by (instance) (pathmeter_config_last_reload_success_timestamp_seconds{{{HOST}}}))"
             f" * on (instance) group_right () max by (instance, hash) (pathmeter_config_info{{{HOST}}})",
@@ -329,9 +333,9 @@ def reloaded():
 
 def members():
     return timeseries(
-        "Found, by provider",
+        "Discovered members, by provider",
         NUMBER,
-        "Members in the provider's last good result, and addresses whose agent has not yet told its name: those are not probed.",
+        "Members in the provider's last successful result, and members whose agent name is not known yet, which are not probed.",
         query(f"sum by (provider) (pathmeter_discovery_members{{{HOST}}})", "{{provider}}", expects=DISCOVERY),
         query(f"sum by (provider) (pathmeter_discovery_unidentified{{{HOST}}})", "{{provider}}, unnamed", expects=DISCOVERY),
     )
@@ -339,18 +343,18 @@ def members():
 
 def discovery_age():
     return timeseries(
-        "Age of what was found",
+        "Age of discovery results",
         SECONDS,
-        "Since the provider's last good result. Normal: a saw below its interval. A straight climb: it fails, and the last result stays in use.",
+        "Time since the provider's last successful result. Normal: a sawtooth below its interval. A steady rise means that the provider fails; the last result stays in use.",
         query(f"time() - max by (provider) (pathmeter_discovery_last_success_timestamp_seconds{{{HOST}}} > 0)", "{{provider}}", expects=DISCOVERY),
     )
 
 
 def discovery_failures():
     return timeseries(
-        "Failed looks, by provider",
+        "Failed polls, by provider",
         EVENTS,
-        "Looks that brought no result. The log says why.",
+        "Polls without a result. The log has the reason.",
         query(total("pathmeter_discovery_failures_total", HOST, "provider"), "{{provider}}", expects=DISCOVERY),
         bars=True,
     )
@@ -360,7 +364,7 @@ def targets():
     return timeseries(
         "Selected, by probe",
         NUMBER,
-        "Peers and targets that each probe's selection names. With a ring of k: k.",
+        "Peers and targets that each probe selects. With a ring of k: k.",
         query(f"sum by (probe) (pathmeter_probe_targets{{{HOST}}})", "{{probe}}"),
     )
 
@@ -369,7 +373,7 @@ def peers():
     return timeseries(
         "Peers by state",
         NUMBER,
-        "By the best of their paths. Normal: all up.",
+        "Each peer has the best state of its paths. Normal: all up.",
         query(f"sum by (state) (pathmeter_peers{{{HOST}}})", "{{state}}"),
         stack=True,
     )
@@ -377,9 +381,9 @@ def peers():
 
 def resolve_failures():
     return timeseries(
-        "Names that could not be looked up",
+        "Failed DNS lookups",
         EVENTS,
-        "An address that worked stays in use. Normal: none.",
+        "The last address that was resolved stays in use. Normal: none.",
         query(total("pathmeter_resolve_failures_total", HOST), "failures"),
         bars=True,
     )
@@ -390,21 +394,21 @@ def resolve_failures():
 
 def responder():
     return timeseries(
-        "Asked and answered",
+        "Requests and replies",
         DATAGRAMS,
-        "At the STAMP port, and over connections. Unbelievable goodbyes are forged, or from an agent with another key.",
+        "At the STAMP port, and over connections. Rejected goodbyes are forged, or from an agent with another key.",
         query(total("pathmeter_responder_requests_total", HOST), "requests"),
         query(total("pathmeter_responder_replies_total", HOST), "replies"),
         query(total("pathmeter_responder_messages_total", HOST), "messages over tcp"),
-        query(total("pathmeter_goodbyes_refused_total", HOST), "unbelievable goodbyes"),
+        query(total("pathmeter_goodbyes_refused_total", HOST), "rejected goodbyes"),
     )
 
 
 def rejected():
     return timeseries(
-        "Refused, by reason",
+        "Requests refused, by reason",
         DATAGRAMS,
-        "Datagrams that got no answer; docs/reference/protocol.md explains the reasons. Normal: none within a mesh; on an open network there are always some unlisted ones.",
+        "Requests that were not answered; docs/reference/protocol.md explains the reasons. Normal: none within a mesh; on an open network there are always some unlisted ones.",
         query(total("pathmeter_responder_rejected_total", HOST, "reason"), "{{reason}}"),
         stack=True,
         bars=True,
@@ -415,7 +419,7 @@ def refused():
     return timeseries(
         "Connections refused, by reason",
         EVENTS,
-        "At the agent port: not let in, or ended otherwise than by the other side's wish; and errors of accepting. Normal: none.",
+        "At the agent port: refused, or closed other than by the client; and errors while accepting. Normal: none.",
         query(total("pathmeter_responder_connections_refused_total", HOST, "reason"), "{{reason}}"),
         query(total("pathmeter_responder_accept_errors_total", HOST), "accept error"),
         stack=True,
@@ -430,7 +434,7 @@ def responses():
     return timeseries(
         "HTTP responses by class",
         REQUESTS,
-        "Scrapes, probes over http, and whoever asks. 4xx: wrong address or no permission. 5xx: a bug.",
+        "Responses to scrapes, probes over http, and other clients. 4xx: wrong URL or not authorised. 5xx: a bug.",
         query(total("pathmeter_http_responses_total", HOST, "code"), "{{code}}"),
         stack=True,
     )
@@ -440,7 +444,7 @@ def connections():
     return timeseries(
         "HTTP connections",
         NUMBER,
-        "Open ones, and errors of accepting further ones (for example no file descriptor left).",
+        "Open connections, and errors while accepting (for example, no free file descriptor).",
         query(f"sum(pathmeter_http_connections{{{HOST}}})", "open"),
         query(f"sum(increase(pathmeter_http_accept_errors_total{{{HOST}}}[$__rate_interval]))", "accept errors"),
     )
@@ -448,9 +452,9 @@ def connections():
 
 def handshake_errors():
     return timeseries(
-        "TLS handshakes that failed",
+        "Failed TLS handshakes",
         EVENTS,
-        "Plain HTTP, no client certificate, no version in common, or too slow. Only where HTTPS is served.",
+        "Plain HTTP, no client certificate, no common version, or timeout. Only where HTTPS is served.",
         query(total("pathmeter_http_tls_handshake_errors_total", HOST), "failed", expects=TLS),
         bars=True,
     )
@@ -458,9 +462,9 @@ def handshake_errors():
 
 def certificate():
     return stat(
-        "Own certificate",
+        "Certificate of this agent",
         SECONDS,
-        "How long the certificate of the HTTP port is still valid. Nothing without HTTPS. Replace the file; it is read again by itself.",
+        "Remaining validity of the certificate of the HTTP port. No data without HTTPS. After its file is replaced, the agent loads it automatically.",
         query(f"min(pathmeter_http_tls_certificate_expiry_timestamp_seconds{{{HOST}}}) - time()", expects=TLS),
         thresholds=CERTIFICATE,
         decimals=0,
@@ -471,18 +475,18 @@ def tls_files():
     return stat(
         "TLS files",
         NUMBER,
-        "Whether every web config file, certificate, key and CA is in force as it was last found.",
+        "Whether the latest version of every web config file, certificate, key and CA file is in use.",
         query(f"min(pathmeter_tls_files_last_reload_successful{{{HOST}}})", expects=TLS),
         thresholds=ONE_IS_WELL,
-        mappings=[value(1, "in force", GREEN), value(0, "an older one is", RED)],
+        mappings=[value(1, "in use", GREEN), value(0, "outdated", RED)],
     )
 
 
 def probed_certificates():
     return stat(
-        "First certificate of a peer to end",
+        "First peer certificate to expire",
         SECONDS,
-        "Of those that this agent's probes see. Which one: /api/v1/paths, or the pair.",
+        "Of the certificates that this agent's probes receive. See /api/v1/paths, or the pair, for which one it is.",
         query(f"min(pathmeter_tls_certificate_expiry_timestamp_seconds{{{HOST}}}) - time()", expects=TLS),
         thresholds=CERTIFICATE,
         decimals=0,
@@ -496,16 +500,16 @@ def clients():
     return timeseries(
         "Clients",
         NUMBER,
-        "That have messages echoed at /ws: other agents, browsers, scripts.",
+        "Clients whose messages are echoed at /ws: other agents, browsers, scripts.",
         query(f"sum(pathmeter_websocket_clients{{{HOST}}})", "connected"),
     )
 
 
 def clients_refused():
     return timeseries(
-        "Clients that were not let in",
+        "Clients refused, by reason",
         EVENTS,
-        "By reason; an origin is a page that websocket.origins does not list.",
+        "origin: the origin of the page is not listed in websocket.origins.",
         query(total("pathmeter_websocket_refused_total", HOST, "reason"), "{{reason}}"),
         stack=True,
         bars=True,
@@ -514,9 +518,9 @@ def clients_refused():
 
 def clients_closed():
     return timeseries(
-        "Clients that left, by reason",
+        "Clients disconnected, by reason",
         EVENTS,
-        "client is a Close of theirs, the usual end. error: their connection ended without one.",
+        "client: the client sent a close frame, the usual case. error: the connection ended without one.",
         query(total("pathmeter_websocket_closed_total", HOST, "reason"), "{{reason}}"),
         stack=True,
         bars=True,
@@ -530,7 +534,7 @@ def threads():
     return timeseries(
         "Threads",
         NUMBER,
-        "A fixed number, and some for look-ups of names.",
+        "A fixed number, plus some for DNS lookups.",
         query(f"sum(process_threads{{{HOST}}})", "threads"),
     )
 
@@ -539,7 +543,7 @@ def virtual_memory():
     return timeseries(
         "Virtual memory",
         BYTES,
-        "Address space. Much larger than the resident memory, and of no concern while it does not climb for days.",
+        "Address space. Much larger than the resident memory; harmless unless it grows for days.",
         query(f"sum(process_virtual_memory_bytes{{{HOST}}})", "virtual"),
     )
 
@@ -548,7 +552,7 @@ def events_dropped():
     return timeseries(
         "Events dropped",
         EVENTS,
-        "Events that the daemon was too slow to take: lines that are missing in the log. No count of a path is affected. Normal: none.",
+        "Events that the daemon did not read in time, which are missing in the log. Counters of paths are not affected. Normal: none.",
         query(total("pathmeter_events_dropped_total", HOST, "loop"), "{{loop}}"),
         bars=True,
     )
@@ -574,7 +578,7 @@ def most_late():
     return _worst(
         "Agents: late wake-ups",
         SHARE,
-        "The twenty agents whose worst loop wakes 10 ms late or more most often. From 1 % on their measurement is in doubt.",
+        "The twenty agents whose worst loop most often wakes 10 ms or more late. From 1 % on their measurements are unreliable.",
         f"max by (instance) ({late_wakeups(ALL, 'instance, loop')})",
         LATE_WAKEUPS,
     )
@@ -587,7 +591,7 @@ def most_not_sent():
     return _worst(
         "Agents: not sent",
         DATAGRAMS,
-        "The twenty agents that missed or were refused most datagrams in five minutes.",
+        "The twenty agents with the most unsent datagrams in five minutes.",
         f"{unsent} + {errors}",
         NONE_IS_WELL,
     )
@@ -595,9 +599,9 @@ def most_not_sent():
 
 def most_left_out():
     return _worst(
-        "Agents: paths left out",
+        "Agents: paths not exported",
         NUMBER,
-        "Agents that measure more paths than metrics.max_series lets them export. Empty: none.",
+        "Agents that measure more paths than metrics.max_series allows to export. Empty: none.",
         f"max by (instance) (pathmeter_series_limit_dropped{{{ALL}}}) > 0",
         NONE_IS_WELL,
         TROUBLE,
@@ -606,9 +610,9 @@ def most_left_out():
 
 def old_configurations():
     return _worst(
-        "Agents: configurations refused",
+        "Agents: configurations rejected",
         SECONDS,
-        "Agents that run an older configuration than their file, and how old it is. Empty: none.",
+        "Agents that rejected their configuration file, and the age of the configuration that they run. Empty: none.",
         f"max by (instance) (time() - pathmeter_config_last_reload_success_timestamp_seconds{{{ALL}}}"
         f" and on (instance) pathmeter_config_last_reload_successful{{{ALL}}} == 0)",
         NONE_IS_WELL,
@@ -618,9 +622,9 @@ def old_configurations():
 
 def stale_discoveries():
     return _worst(
-        "Agents: discovery is old",
+        "Agents: stale discovery",
         SECONDS,
-        "Agents with a provider that had no good result for three of its intervals, and for how long. Empty: none.",
+        "Agents with a provider without a successful result for three intervals, and for how long. Empty: none.",
         f"max by (instance) (time() - pathmeter_discovery_last_success_timestamp_seconds{{{ALL}}} >= 3 * pathmeter_discovery_interval_seconds{{{ALL}}})",
         NONE_IS_WELL,
         TROUBLE,
@@ -629,9 +633,9 @@ def stale_discoveries():
 
 def wrong_accounts():
     return _worst(
-        "Agents: accounts that do not add up, drops at sockets",
+        "Agents: accounting errors, drops at sockets",
         NUMBER,
-        "Agents of which one or the other happened within an hour, and how often. Their numbers are in doubt. Empty: none.",
+        "Agents with either of these within one hour, and how often. Their measurements are unreliable. Empty: none.",
         f"sum by (instance) (increase(pathmeter_accounting_errors_total{{{ALL}}}[1h])"
         f" + on (instance, loop) increase(pathmeter_socket_rx_dropped_total{{{ALL}}}[1h])) > 0",
         NONE_IS_WELL,

@@ -1,4 +1,4 @@
-"""Is the network all right, and where is it not?"""
+"""The network between all agents, and where it has problems."""
 
 from .kit import *
 from .promql import *
@@ -24,14 +24,14 @@ def _of_groups(*names):
 
 
 ALL_LOST = everything(f"pathmeter_pair:echo_lost_direction:rate5m{{{PATHS}}}", _of_groups("lost"))
-ALL_JUDGED = everything(f"pathmeter_pair:echo_judged:rate5m{{{PATHS}}}", _of_groups("requests", "withdrawn", "host_dropped"))
+ALL_JUDGED = everything(f"pathmeter_pair:echo_judged:rate5m{{{PATHS}}}", _of_groups("verdicts", "withdrawn", "host_dropped"))
 
 
 def board():
     return dashboard(
         FLEET,
         "Pathmeter / Fleet",
-        "Is the network all right, and where is it not?",
+        "The network between all agents, and where it has problems.",
         variables=[
             JOB,
             ZONE,
@@ -54,7 +54,7 @@ def board():
                 line(9, (8, zone_p99_matrix()), (8, zone_loss_hour_matrix()), (8, zone_table())),
                 line(8, (12, zone_loss_over_time()), (12, zone_p99_over_time())),
             ),
-            details("Who is to blame", line(9, (12, peers_lost_by_many()), (12, sources_with_loss()))),
+            details("Location of faults", line(9, (12, peers_lost_by_many()), (12, sources_with_loss()))),
             details("Agents", line(9, (6, versions()), (6, configurations()), (6, not_scraped()), (6, restarts()))),
             details("Connections", line(8, (12, reconnects()), (12, not_connected()))),
             details("Path MTU", line(8, (12, smallest_mtu()), (12, mtu_changes()))),
@@ -101,8 +101,7 @@ def agents():
     return stat(
         "Agents",
         NUMBER,
-        "How many agents Prometheus reads, and how many it does not. Who is not scraped says nothing about its paths, "
-        "good or bad. Normal: none. Which ones: row Agents.",
+        "Agents that Prometheus scrapes, and agents that it cannot scrape. The paths of agents that are not scraped are unknown. Normal: none. Which ones: row Agents.",
         query(f"sum(up{{{AGENTS}}})", "scraped"),
         query(or_zero(f"count(up{{{AGENTS}}} == 0)"), "not scraped"),
         thresholds=NONE_IS_WELL,
@@ -113,8 +112,8 @@ def peers_by_state():
     return stat(
         "Peers, as the agents see them",
         NUMBER,
-        "Each agent counts its peers and targets by the best of their paths; a peer that ten agents probe is counted ten times. "
-        "Draining: it said goodbye and restarts. Unresolved: its name has no address. Normal: all up.",
+        "Each agent counts its peers and targets by the best state of their paths; a peer that ten agents probe is counted ten times. Draining: the peer "
+        "announced its shutdown. Unresolved: its name has no address. Normal: all up.",
         query(f"sum by (state) (pathmeter_peers{{{AGENTS}}})", "{{state}}"),
         thresholds=NONE_IS_WELL,
     )
@@ -124,7 +123,7 @@ def unreachable():
     return stat(
         "Peers unreachable",
         NUMBER,
-        "Peers from which more than half of the agents that probe them get nothing back. It is then the peer, not the way to it. Normal: 0.",
+        "Peers from which more than half of the agents that probe them receive no replies. The fault is then at the peer, not on the path. Normal: 0.",
         query(or_zero('count(pathmeter_peer:sources_lost:count{job="$job"} / pathmeter_peer:sources:count{job="$job"} > 0.5)')),
         thresholds=NONE_IS_WELL,
     )
@@ -134,8 +133,8 @@ def loss_now():
     return stat(
         "Loss now",
         SHARE,
-        "Lost datagrams of all paths together, of those that the network was answerable for, in the last five minutes. "
-        "A dead host is in it, too: look at the next number before you blame the network.",
+        "Lost datagrams of all paths together, as a share of those that the network is responsible for, over five minutes. It includes unreachable hosts: "
+        "check the next number before you blame the network.",
         query(f"sum({ALL_LOST}) / (sum({ALL_JUDGED}) > 0)"),
         thresholds=LOSS,
         graph=True,
@@ -144,9 +143,9 @@ def loss_now():
 
 def pairs_losing():
     return stat(
-        "Pairs that lose 1 % or more",
+        "Pairs with 1 % loss or more",
         NUMBER,
-        "Pairs of agent and peer, by the worst of the selected probes in the last five minutes. Normal: 0.",
+        "Pairs of agent and peer, by the worst of the selected probes, over five minutes. Normal: 0.",
         query(or_zero(f"count({LOSS_OF_PAIRS} >= {LOSS_HIGH})")),
         thresholds=NONE_IS_WELL,
         graph=True,
@@ -157,7 +156,7 @@ def alerts_firing():
     return stat(
         "Alerts",
         NUMBER,
-        "Alerts of Pathmeter's rules that fire, whatever the variables above say. Silenced and inhibited ones are counted: Prometheus does not know of that.",
+        "Firing alerts of Pathmeter's rules, independent of the variables above. Silenced and inhibited alerts are included, because Prometheus does not know about them.",
         query(or_zero('count(ALERTS{alertname=~"Pathmeter.*",alertstate="firing"})')),
         thresholds=NONE_IS_WELL,
     )
@@ -175,8 +174,8 @@ def worst_pairs():
     names = (cell("instance"), cell("peer"))
     return table(
         "Worst paths",
-        f"The {WORST} that lose most and the {WORST} with the longest p99 of the round trip, over five minutes. A path with fewer than 30 datagrams "
-        "in that time is not ranked by its loss; a p99 is there from 300 replies on. A row leads to its pair.",
+        "The 20 paths with the highest loss and the 20 with the longest p99 of the RTT, over five minutes. A path with fewer than 30 datagrams in that time is "
+        "not ranked by loss; a p99 needs 300 replies. Each row links to its pair.",
         of_the_worst(loss),
         of_the_worst(p99),
         of_the_worst(f"pathmeter_pair:echo_rtt_seconds:mean5m{{{PATHS}}}"),
@@ -199,9 +198,9 @@ def alerts():
     by = "alertname, severity, instance, peer, zone, peer_zone"
     firing = 'ALERTS{alertname=~"Pathmeter.*",alertstate="firing"}'
     return table(
-        "Alerts that fire",
-        "From Pathmeter's rules, with the time since their condition began to hold. What to do about each: docs/runbooks.md. "
-        "An agent whose measurement is unreliable makes others: look for that first. Empty: nothing fires.",
+        "Firing alerts",
+        "Of Pathmeter's rules, with the time since their condition began to hold. docs/runbooks.md explains each. An agent that measures unreliably causes "
+        "other alerts: check for that first. Empty: none.",
         query(f'max by ({by}) ((time() - ALERTS_FOR_STATE{{alertname=~"Pathmeter.*"}}) and ignoring (alertstate) {firing})', expects=TROUBLE),
         columns=[
             Column("alertname", "alert"),
@@ -222,8 +221,8 @@ def loss_matrix():
     return matrix(
         "Loss: agent × peer",
         SHARE,
-        f"Of the worst selected probe, over five minutes. A row is the agent that measures. The {WIDEST} agents and {WIDEST} peers that lose most; "
-        "a smaller fleet is here as a whole. A red row: that agent or its uplink. A red column: that peer. One red cell: the way between.",
+        f"Of the worst selected probe, over five minutes. A row is the agent that measures. The {WIDEST} agents and {WIDEST} peers with the highest loss; "
+        "a smaller fleet is shown completely. A red row: that agent or its uplink. A red column: that peer. A single red cell: the path between.",
         f"{LOSS_OF_PAIRS} {most}",
         "instance",
         "peer",
@@ -237,10 +236,10 @@ def p99_matrix():
     p99 = f"max by ({{}}) (pathmeter_pair:echo_rtt_seconds:p99_5m{{{{{PATHS}}}}})"
     most = " ".join(f"and on ({side}) topk({WIDEST}, {p99.format(side)})" for side in ("instance", "peer"))
     return matrix(
-        "Round trip p99: agent × peer",
+        "RTT p99: agent × peer",
         SECONDS,
-        f"Of the slowest selected probe, over five minutes; from 300 replies on. The {WIDEST} slowest agents and peers. "
-        "Darker is longer: whether that is too long, the distance says. Select one probe to compare like with like.",
+        f"Of the slowest selected probe, over five minutes, from 300 replies on. The {WIDEST} slowest agents and peers. "
+        "Darker is longer; whether that is too long depends on the distance. Select a single probe to compare like with like.",
         f"{p99.format('instance, peer')} {most}",
         "instance",
         "peer",
@@ -253,8 +252,8 @@ def zone_loss_matrix():
     return matrix(
         "Loss: zone × zone",
         SHARE,
-        "Over five minutes: from agents in the zone of the row to peers in the zone of the column, of the worst selected probe. "
-        "Empty while agents have no zone (label zone of the scrape target, agent.labels.zone of the peers).",
+        "Over five minutes, from agents in the zone of the row to peers in the zone of the column, of the worst selected probe. Empty if agents have no zone "
+        "(label zone of the scrape target, agent.labels.zone of the peers).",
         zone_loss("5m"),
         "zone",
         "peer_zone",
@@ -275,7 +274,7 @@ def loss_by_direction_over_time():
     return timeseries(
         "Loss by direction",
         SHARE,
-        "Of all paths together. Forward: from the agent to its peer. Unknown: nothing came back that could tell, as when a host is dead.",
+        "Of all paths together. Forward: from the agent to its peer. Unknown: no later reply that could tell, for example because the host is unreachable.",
         query(f"sum by (direction) ({ALL_LOST}) / on () group_left () (sum({ALL_JUDGED}) > 0)", "{{direction}}"),
         stack=True,
     )
@@ -285,7 +284,7 @@ def states_over_time():
     return timeseries(
         "Peers by state",
         NUMBER,
-        "As in the first line, over time. Steps of draining are restarts; steps of down are outages or restarts without a mesh key.",
+        "As in the first line, over time. Steps of draining are restarts; steps of down are outages, or restarts without a mesh key.",
         query(f"sum by (state) (pathmeter_peers{{{AGENTS}}})", "{{state}}"),
         stack=True,
     )
@@ -293,7 +292,7 @@ def states_over_time():
 
 def zone_p99_matrix():
     return matrix(
-        "Round trip p99: zone × zone",
+        "RTT p99: zone × zone",
         SECONDS,
         "Of the slowest selected probe, over five minutes. Darker is longer.",
         f"max by (zone, peer_zone) (pathmeter_zone_pair:echo_rtt_seconds:p99_5m{{{ZONE_PAIRS}}})",
@@ -308,7 +307,7 @@ def zone_loss_hour_matrix():
     return matrix(
         "Loss in an hour: zone × zone",
         SHARE,
-        "The same as on the first screen over a longer time: what is red there and green here has just begun, the other way round has just ended.",
+        "As on the first screen, over one hour: what is red there and green here has just begun; the reverse has just ended.",
         zone_loss("1h"),
         "zone",
         "peer_zone",
@@ -325,8 +324,8 @@ def zone_table():
         return query(f"max by ({by}) ({name}{{{ZONE_PAIRS}}})", expects=ZONES)
 
     return table(
-        "Loss between zones, with bounds",
-        "Five minutes, by probe. The true ratio lies between the bounds with 95 % confidence (Wilson): wide bounds mean few datagrams.",
+        "Loss between zones, with confidence interval",
+        "Over five minutes, by probe. The true ratio lies between low and high with 95 % confidence (Wilson): a wide interval means few datagrams.",
         recorded("pathmeter_zone_pair:echo_loss:ratio_rate5m"),
         recorded("pathmeter_zone_pair:echo_loss:wilson_low_5m"),
         recorded("pathmeter_zone_pair:echo_loss:wilson_high_5m"),
@@ -347,16 +346,16 @@ def zone_loss_over_time():
     return timeseries(
         "Loss between zones: the ten worst",
         SHARE,
-        "Of five minutes each. At every moment the ten pairs of zones that lose most.",
+        "Over five minutes. At each moment the ten pairs of zones with the highest loss.",
         query(f"topk(10, {zone_loss('5m')})", "{{zone}} → {{peer_zone}}", expects=ZONES),
     )
 
 
 def zone_p99_over_time():
     return timeseries(
-        "Round trip p99 between zones: the ten longest",
+        "RTT p99 between zones: the ten longest",
         SECONDS,
-        "Of the slowest selected probe. A step is another route; a swelling is a queue.",
+        "Of the slowest selected probe. A step is a route change; a gradual rise is queueing.",
         query(
             f"topk(10, max by (zone, peer_zone) (pathmeter_zone_pair:echo_rtt_seconds:p99_5m{{{ZONE_PAIRS}}}))",
             "{{zone}} → {{peer_zone}}",
@@ -371,8 +370,8 @@ def peers_lost_by_many():
     probed = 'pathmeter_peer:sources:count{job="$job"}'
     worst = f"and on (peer) topk({WORST}, sum by (peer) ({lost} > 0))"
     return table(
-        "Peers that agents get nothing back from",
-        "By how many of the agents that probe them. Most of them: the peer is down, or its uplink. One of many: the way between the two. Empty: none.",
+        "Peers without replies",
+        "By the number of agents that probe them without receiving replies. Most of them: the peer or its uplink is down. One of many: the path between the two. Empty: none.",
         query(f"sum by (peer) ({lost}) {worst}", expects=TROUBLE),
         query(f"sum by (peer) ({probed}) {worst}", expects=TROUBLE),
         query(f"sum by (peer) ({lost}) / sum by (peer) ({probed}) {worst}", expects=TROUBLE),
@@ -390,7 +389,7 @@ def sources_with_loss():
     return bargauge(
         "Agents by their share of peers with loss",
         SHARE,
-        "Share of an agent's peers to which it loses 1 % or more: the fifteen highest. Near 100 %: it is that host or its uplink, not its peers.",
+        "Share of an agent's peers with 1 % loss or more: the fifteen highest. Near 100 %: the fault is at that host or its uplink, not at its peers.",
         query(
             f"topk(15, (count by (instance) ({LOSS_OF_PAIRS} >= {LOSS_HIGH}) or count by (instance) ({LOSS_OF_PAIRS}) * 0)"
             f" / count by (instance) ({LOSS_OF_PAIRS}))",
@@ -406,7 +405,7 @@ def versions():
     return bargauge(
         "Agents by version",
         NUMBER,
-        "Two versions understand each other; for longer than an upgrade there should be one.",
+        "Different versions are compatible, but should be present only during an upgrade.",
         query(f"count by (version) (pathmeter_build_info{{{AGENTS}}})", "{{version}}"),
     )
 
@@ -415,7 +414,7 @@ def configurations():
     return bargauge(
         "Agents by configuration",
         NUMBER,
-        "By the hash of the configuration file in force. The file is meant to be the same everywhere: more than one bar is a rollout, or an agent that refused it.",
+        "By the hash of the configuration file in use. The file should be the same on all agents: more than one bar means a rollout, or an agent that rejected it.",
         query(f"count by (hash) (pathmeter_config_info{{{AGENTS}}})", "{{hash}}"),
     )
 
@@ -423,7 +422,7 @@ def configurations():
 def not_scraped():
     return table(
         "Agents that are not scraped",
-        "Targets of the job from which Prometheus gets no answer. Empty: all are read. An agent that vanished from discovery is not here at all.",
+        "Targets of the job that Prometheus cannot scrape. Empty: none. An agent that disappeared from service discovery is not listed.",
         query(f"max by (instance, zone) (up{{{AGENTS}}} == 0)", expects=TROUBLE),
         columns=[
             Column("instance", "agent", links=(to_node(cell("instance")), to_agent(cell("instance")))),
@@ -437,7 +436,7 @@ def not_scraped():
 def restarts():
     return table(
         "Agents that restarted",
-        "In the time that the dashboard shows. More than one restart of an agent wants a look at its log.",
+        "In the time range of the dashboard. If an agent restarted more than once, check its log.",
         query(f"max by (instance, zone) (changes(process_start_time_seconds{{{AGENTS}}}[$__range])) > 0", expects=TROUBLE),
         columns=[
             Column("instance", "agent", links=(to_agent(cell("instance")),)),
@@ -452,7 +451,7 @@ def reconnects():
     return timeseries(
         "Connections lost, by reason",
         EVENTS,
-        "Ends of connections that carry messages, and failed attempts to make them, of the probes over tcp, websocket and http. Normal: none.",
+        "Closed connections that carried messages, and failed attempts to establish them, of probes over tcp, websocket and http. Normal: none.",
         query(f"sum by (reason) (rate(pathmeter_echo_reconnects_total{{{PATHS}}}[$__rate_interval]))", "{{reason}}", expects=STREAMS),
         stack=True,
     )
@@ -461,7 +460,7 @@ def reconnects():
 def not_connected():
     return table(
         "Paths without a connection",
-        "Paths over tcp, websocket and http that have none at this moment. Why: the row Connections of the pair. Empty: all stand.",
+        "Paths over tcp, websocket and http without an established connection. For the reason see the row Connections of the pair. Empty: none.",
         query(f"max by ({PATH}) (pathmeter_echo_connected{{{PATHS}}} == 0)", expects=TROUBLE),
         columns=[
             Column("instance", "from", links=(to_pair(cell("instance"), cell("peer"), cell("probe")),)),
@@ -477,7 +476,7 @@ def smallest_mtu():
     by = "instance, peer, probe, family"
     return table(
         f"Smallest path MTUs ({WORST})",
-        "The longest packet that gets there in one piece. Below 1500 there is a tunnel on the way; below 1280 IPv6 does not work.",
+        "The longest packet that reaches the peer unfragmented. Below 1500 there is a tunnel on the path; below 1280 IPv6 does not work.",
         query(f"bottomk({WORST}, max by ({by}) (pathmeter_path_mtu_bytes{{{PATHS}}}))", expects=PATH_MTU),
         columns=[
             Column("instance", "from", links=(to_pair(cell("instance"), cell("peer"), cell("probe")),)),
@@ -494,7 +493,7 @@ def mtu_changes():
     by = "instance, peer, probe, family"
     return table(
         "Path MTUs that changed",
-        "In the time that the dashboard shows. A change together with loss of long packets is a black hole; alone it is another route. Empty: none.",
+        "In the time range of the dashboard. A change together with loss of long packets is an MTU black hole; alone it is a route change. Empty: none.",
         query(f"max by ({by}) (increase(pathmeter_path_mtu_changes_total{{{PATHS}}}[$__range])) > 0", expects=TROUBLE),
         columns=[
             Column("instance", "from", links=(to_pair(cell("instance"), cell("peer"), cell("probe")),)),
@@ -512,8 +511,8 @@ def group_loss_matrix():
     return matrix(
         "Loss: agent × group of peers",
         SHARE,
-        "Of agents that sum their paths by the zone of the peer, over five minutes.",
-        f"{by} ({_of_groups('lost')}) / ({by} ({_of_groups('requests', 'withdrawn', 'host_dropped')}) > 0)",
+        "Of agents that sum their paths by the peer's zone, over five minutes.",
+        f"{by} ({_of_groups('lost')}) / ({by} ({_of_groups('verdicts', 'withdrawn', 'host_dropped')}) > 0)",
         "instance",
         "group",
         thresholds=LOSS,
@@ -524,9 +523,9 @@ def group_loss_matrix():
 
 def group_p99():
     return timeseries(
-        "Round trip p99 by group",
+        "RTT p99 by group",
         SECONDS,
-        "All agents' paths of a probe to the peers of a group together, where there are 300 replies.",
+        "Of all agents' paths of a probe to the peers of a group, from 300 replies on.",
         query(quantile(0.99, "pathmeter_echo_group_rtt_seconds", PATHS, "probe, group", LONG), "{{probe}} → {{group}}", expects=GROUPS),
         log=True,
     )
@@ -536,7 +535,7 @@ def group_paths():
     return timeseries(
         "Paths by group",
         NUMBER,
-        "How many paths are summed in each group. The worst of them are still exported one by one.",
+        "Number of paths summed in each group. The worst of them are also exported individually.",
         query(f"sum by (group) (pathmeter_echo_group_paths{{{PATHS}}})", "{{group}}", expects=GROUPS),
         stack=True,
     )

@@ -1,21 +1,21 @@
-"""What the dashboards are made of: panels, units, colours, thresholds, links and the grid."""
+"""Building blocks of the dashboards: panels, units, colours, thresholds, links and the grid."""
 
 from dataclasses import dataclass, field
 
 # Grafana 10.4 and later read this as it is, or bring it up to date by themselves.
 SCHEMA_VERSION = 39
 PLUGIN_VERSION = "10.4.0"
-# How often Prometheus asks. No graph has points closer together. Also in provisioning/datasources.
+# Scrape interval. No graph has points closer together. Also in provisioning/datasources.
 SCRAPE_INTERVAL = "15s"
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
-# --- When a query has a result. A test that runs them all asks only for what its mesh can have.
+# --- When a query has a result. The test that runs all queries expects only results that its mesh can have.
 
 ALWAYS = "always"
 STREAMS = "streams"  # probes over tcp, websocket or http
 PATH_MTU = "path_mtu"  # probes with path_mtu
-TROUBLE = "trouble"  # only while, or after, something happened
+TROUBLE = "trouble"  # only during or after an incident
 ZONES = "zones"  # agents that have a zone
 GROUPS = "groups"  # metrics.level: group
 DISCOVERY = "discovery"  # providers other than the list in the configuration
@@ -34,13 +34,13 @@ PACKET = "suffix: B"  # a length of 1500 is read as 1500, not as 1.46 KiB
 NUMBER = "short"
 TEXT = "string"
 
-# --- Thresholds: a colour from a value on
+# --- Thresholds: each colour applies from its value on
 
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#8e8e8e"
 
 PLAIN = [(None, "text")]
 LOSS = [(None, GREEN), (0.001, YELLOW), (0.01, ORANGE), (0.05, RED)]
-LOSS_HIGH = 0.01  # from here on a pair counts as losing, as for the alerts
+LOSS_HIGH = 0.01  # from this ratio on a pair counts as having loss, as in the alerts
 NONE_IS_WELL = [(None, GREEN), (1e-9, RED)]
 FEW_ARE_ODD = [(None, GREEN), (1e-9, YELLOW)]
 ONE_IS_WELL = [(None, RED), (1, GREEN)]
@@ -52,19 +52,19 @@ STAMPS = [(None, GREEN), (0.01, YELLOW), (0.05, RED)]
 FULL = [(None, GREEN), (0.7, YELLOW), (0.9, RED)]
 CERTIFICATE = [(None, RED), (7 * 86400, YELLOW), (21 * 86400, GREEN)]
 
-# Round trips have no good and bad without a distance: darker is longer, no more.
+# Whether an RTT is good depends on the distance: darker is longer, without judgement.
 SHADES = "continuous-blues"
 
-# --- Colours of what has the same name everywhere
+# --- Colours of series with the same name on all dashboards
 
 COLOURS = {
     "forward": ORANGE, "reverse": PURPLE, "unknown": GREY,
     "up": GREEN, "down": RED, "draining": BLUE, "unresolved": YELLOW,
     "ok": GREEN, "late": YELLOW, "lost": RED, "host-dropped": PURPLE, "withdrawn": GREY,
     "p50": "light-blue", "p90": BLUE, "p99": "dark-blue",
-    "I see": BLUE, "others see of me": ORANGE,
+    "to peers": BLUE, "from peers": ORANGE,
 }  # fmt: skip
-# Of single numbers the colour says whether they are well; of these it depends on which number it is.
+# Thresholds of single numbers by their name.
 SINGLE = {
     "up": [(None, GREEN)], "scraped": [(None, GREEN)],
     "draining": [(None, GREEN), (1, BLUE)], "unresolved": [(None, GREEN), (1, YELLOW)],
@@ -101,7 +101,7 @@ def to_zone(zone):
 
 
 def to_node(instance):
-    return {"title": f"{instance}: is it me?", "url": f"/d/{NODE}?{_KEEP}&var-instance={instance}&${{__url_time_range}}"}
+    return {"title": f"{instance}: node", "url": f"/d/{NODE}?{_KEEP}&var-instance={instance}&${{__url_time_range}}"}
 
 
 def to_agent(instance):
@@ -557,10 +557,10 @@ def dashboard(uid, title, question, *, variables, annotations, screen, rows, lin
 
 
 _OTHERS = [
-    ("Fleet", FLEET, "Is the network all right, and where is it not?"),
-    ("Pair", PAIR, "What is wrong on the way from here to there?"),
-    ("Is it me?", NODE, "Is it this host, its uplink, one path or a peer?"),
-    ("Agent", AGENT, "Does this agent measure well?"),
+    ("Fleet", FLEET, "The network between all agents, and where it has problems"),
+    ("Pair", PAIR, "The path from one agent to one peer"),
+    ("Node", NODE, "Is it this host, its uplink, one path or a peer?"),
+    ("Agent", AGENT, "Whether this agent measures reliably"),
 ]
 
 

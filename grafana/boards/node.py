@@ -22,14 +22,14 @@ OTHERS_LOSE = (
 )
 LOSING = f">= {LOSS_HIGH}"
 
-# Over tcp stamps are not the kernel's after losses and reordering, over websocket and http never: that says nothing about the host.
+# Over tcp, timestamps are not the kernel's after loss and reordering; over websocket and http never. That is no fault of the host.
 STAMPED = 'on (job, instance, probe) group_left () pathmeter_probe_info{job="$job",instance="$instance",protocol!~"tcp|websocket|http"}'
 
 
 def board():
     return dashboard(
         NODE,
-        "Pathmeter / Is it me?",
+        "Pathmeter / Node",
         "Is it this host, its uplink, one path or a peer? The verdicts read from left to right: the first that is not green is where to look.",
         variables=[
             JOB,
@@ -61,12 +61,12 @@ def board():
                 line(8, (12, shares()), (12, states())),
             ),
             details(
-                "My responder",
+                "Responder",
                 line(8, (8, requests()), (8, rejected()), (8, peers_seen())),
                 line(8, (8, messages()), (8, connections_refused()), (8, turnaround_of_mine())),
             ),
             details(
-                "My process and kernel",
+                "Process and kernel",
                 line(8, (8, lag()), (8, not_sent()), (8, drops())),
                 line(8, (8, user_stamps()), (8, in_flight()), (8, host_dropped())),
             ),
@@ -112,8 +112,8 @@ def this_host():
     return stat(
         "1. This host?",
         "suffix: signs",
-        "How many of five signs of trouble this host shows in the last five minutes: more than one datagram in a thousand not sent, drops at its sockets, "
-        "a loop that wakes 10 ms late more than once in a hundred times, more than 5 % of stamps not the kernel's, accounts that do not add up. Any sign: do not believe its other numbers yet.",
+        "How many of five problems this host had in the last five minutes: more than one datagram in a thousand not sent, drops at its sockets, more than one "
+        "wake-up in a hundred 10 ms late, more than 5 % of timestamps not from the kernel, accounting errors. If there is any, its other numbers are unreliable.",
         query(" + ".join(signs)),
         thresholds=NONE_IS_WELL,
         background=True,
@@ -128,8 +128,8 @@ def uplink():
     return stat(
         "2. Its uplink?",
         SHARE,
-        "Share of the pairs with this host at one end that lose 1 % or more, whoever measures. From one half on it is what all these pairs have in common: "
-        "this host's cable, switch or address.",
+        "Share of the pairs of this host, in either role, with 1 % loss or more. From one half on the fault is what all these pairs have in common: this "
+        "host's cable, switch or address.",
         query(f"({losing}) / ({measured} > 0)"),
         thresholds=MOST,
         background=True,
@@ -139,9 +139,10 @@ def uplink():
 
 def single_paths():
     return stat(
-        "3. The way to some peers?",
+        "3. The path to some peers?",
         NUMBER,
-        "Peers to which this host loses 1 % or more while most of the other agents do not: it is between the two. If the second verdict is red, these are its victims.",
+        "Peers to which this host has 1 % loss or more while most of the other agents do not: the fault is on the path between. If the second verdict is red, "
+        "it is the cause of these.",
         query(or_zero(f"count(({MY_LOSS} {LOSING}) unless on (peer) ({OTHERS_LOSE} >= 0.5))")),
         thresholds=[(None, GREEN), (1, ORANGE)],
         background=True,
@@ -151,9 +152,9 @@ def single_paths():
 
 def peers_themselves():
     return stat(
-        "4. Peers themselves?",
+        "4. The peers?",
         NUMBER,
-        "Peers to which this host loses 1 % or more and half of the other agents do, too: it is there, not here.",
+        "Peers to which this host and at least half of the other agents have 1 % loss or more: the fault is at the peer.",
         query(or_zero(f"count(({MY_LOSS} {LOSING}) and on (peer) ({OTHERS_LOSE} >= 0.5))")),
         thresholds=[(None, GREEN), (1, BLUE)],
         background=True,
@@ -168,7 +169,7 @@ def not_sent_now():
     return stat(
         "Not sent",
         DATAGRAMS,
-        "Slots that the process missed and datagrams that the kernel refused, a second. They are no loss. Normal: 0.",
+        "Scheduled sends that the process missed, and datagrams that the kernel refused, per second. Not counted as loss. Normal: 0.",
         query(_not_sent(HOST)),
         thresholds=FEW_ARE_ODD,
     )
@@ -178,7 +179,7 @@ def dropped_now():
     return stat(
         "Dropped at sockets",
         DATAGRAMS,
-        "Datagrams that the kernel threw away because the process did not read them in time. Normal: 0.",
+        "Datagrams that the kernel dropped because the process did not read them in time. Normal: 0.",
         query(_drops()),
         thresholds=NONE_IS_WELL,
     )
@@ -188,8 +189,8 @@ def lag_now():
     return stat(
         "Late wake-ups",
         SHARE,
-        "Sleeps of the worst loop that ended 10 ms too late or more, in ten minutes. The delay is not in a round trip where the kernel stamps. "
-        "Normal: below 0.1 %; from 1 % on the host is short of CPU.",
+        "Share of wake-ups of the worst loop that were 10 ms or more late, over ten minutes. With kernel timestamps the delay is not part of any RTT. Normal: "
+        "below 0.1 %; from 1 % on the host is short of CPU.",
         query(_late_wakeups()),
         thresholds=LATE_WAKEUPS,
     )
@@ -197,9 +198,9 @@ def lag_now():
 
 def user_stamps_now():
     return stat(
-        "Stamps not the kernel's",
+        "Timestamps not from the kernel",
         SHARE,
-        "Of udp and icmp. Such round trips contain this host's scheduling delays. Normal: 0.",
+        "Of udp and icmp. Such RTTs include this host's scheduling delays. Normal: 0.",
         query(_user_stamps()),
         thresholds=STAMPS,
     )
@@ -207,9 +208,9 @@ def user_stamps_now():
 
 def loss_i_see():
     return stat(
-        "Loss I see",
+        "Loss to peers",
         SHARE,
-        "From this host to all its peers together, five minutes, by the worst of the selected probes.",
+        "From this host to all its peers together, over five minutes, by the worst of the selected probes.",
         query(worst_loss(I_SEE)),
         thresholds=LOSS,
     )
@@ -217,9 +218,10 @@ def loss_i_see():
 
 def loss_others_see():
     return stat(
-        "Loss others see of me",
+        "Loss from peers",
         SHARE,
-        "From all agents that probe this host, five minutes, by the worst of the selected probes. Nothing: nobody probes it, or its name is not its label instance.",
+        "From all agents that probe this host, over five minutes, by the worst of the selected probes. No data: no agent probes it, or its name differs from "
+        "its label instance.",
         query(worst_loss(THEY_SEE)),
         thresholds=LOSS,
     )
@@ -229,7 +231,7 @@ def silent_peers():
     return stat(
         "Peers that are down",
         NUMBER,
-        "Peers of this host from which nothing comes back on any path. Normal: 0.",
+        "Peers of this host that do not reply on any path. Normal: 0.",
         query(f'sum(pathmeter_peers{{{HOST},state="down"}})'),
         thresholds=NONE_IS_WELL,
     )
@@ -239,7 +241,7 @@ def slowest_responder():
     return stat(
         "Slowest responder",
         SECONDS,
-        "Mean time that the slowest of this host's peers takes to answer. Not in the round trip. Milliseconds: that peer is busy.",
+        "Mean turnaround time of the slowest of this host's peers. Not part of the RTT. Milliseconds: that peer is busy.",
         query(f"max({mean('pathmeter_echo_responder_turnaround_seconds', I_SEE, 'peer', RECORDED)})"),
         thresholds=TURNAROUND,
     )
@@ -255,10 +257,10 @@ def both_sides():
 
     mine = f"and on (peer) sum by (peer) (pathmeter_pair:echo_judged:rate5m{{{I_SEE}}})"
     return table(
-        "What I see of others, what others see of me",
-        "Five minutes, of the worst selected probe; round trips of the fastest. There and back are directions of the wire, seen from this host: a loss on the way there is forward for this host and reverse for the peer, so "
-        "columns of the same direction should agree. Others that lose to it: the share of the other agents that lose 1 % or more to that peer; "
-        "high, and it is the peer. A row leads to the pair.",
+        "Peers, measured in both roles",
+        "Over five minutes, of the worst selected probe; RTTs of the fastest. Directions are those of the wire, seen from this host: loss on the way to the "
+        "peer is forward for this host and reverse for the peer, so columns of the same direction should agree. Others with loss: share of the other agents "
+        "with 1 % loss or more to that peer; if high, the fault is at the peer. Each row links to the pair.",
         query(MY_LOSS),
         query(worst_loss(I_SEE, "peer", "forward")),
         query(worst_loss(I_SEE, "peer", "reverse")),
@@ -270,17 +272,17 @@ def both_sides():
         query(f"min by (peer) ({of_me(f'pathmeter_pair:echo_rtt_seconds:mean5m{{{THEY_SEE}}}')})"),
         columns=[
             Column("peer", "peer", links=(to_pair("${instance}", cell("peer")), to_node(cell("peer")))),
-            Column("A", "I lose", SHARE, LOSS),
-            Column("B", "there (mine)", SHARE, LOSS),
-            Column("C", "back (mine)", SHARE, LOSS),
-            Column("D", "it loses", SHARE, LOSS),
-            Column("E", "there (its)", SHARE, LOSS),
-            Column("F", "back (its)", SHARE, LOSS),
-            Column("G", "others that lose to it", SHARE, MOST),
-            Column("H", "my round trip", SECONDS),
-            Column("I", "its round trip", SECONDS),
+            Column("A", "loss", SHARE, LOSS),
+            Column("B", "to peer", SHARE, LOSS),
+            Column("C", "from peer", SHARE, LOSS),
+            Column("D", "loss (peer)", SHARE, LOSS),
+            Column("E", "to peer (peer)", SHARE, LOSS),
+            Column("F", "from peer (peer)", SHARE, LOSS),
+            Column("G", "others with loss", SHARE, MOST),
+            Column("H", "RTT", SECONDS),
+            Column("I", "RTT (peer)", SECONDS),
         ],
-        sort=["I lose", "it loses", "my round trip"],
+        sort=["loss", "loss (peer)", "RTT"],
     )
 
 
@@ -294,18 +296,19 @@ def _loss_by_direction(where):
 
 def my_loss():
     return timeseries(
-        "Loss I see, by direction",
+        "Loss to peers, by direction",
         SHARE,
-        "From this host to all its peers together, of the worst selected probe. Forward is what leaves here.",
+        "From this host to all its peers together, of the worst selected probe. Forward is what leaves this host.",
         query(_loss_by_direction(I_SEE), "{{direction}}"),
     )
 
 
 def loss_to_me():
     return timeseries(
-        "Loss others see of me, by direction",
+        "Loss from peers, by direction",
         SHARE,
-        "From all agents that probe this host, of the worst selected probe. Reverse is what leaves here: if it is as high as forward on the left, it is this host's uplink.",
+        "From all agents that probe this host, of the worst selected probe. Reverse is what leaves this host: if it is as high as forward on the left, the "
+        "fault is this host's uplink.",
         query(_loss_by_direction(THEY_SEE), "{{direction}}"),
     )
 
@@ -315,20 +318,20 @@ def shares():
         return f"(count({loss} {LOSING}) or vector(0)) / count({loss})"
 
     return timeseries(
-        "Share of pairs that lose 1 % or more",
+        "Share of pairs with 1 % loss or more",
         SHARE,
-        "Of those that this host measures, and of those that measure it. Both near 100 % at the same time: this host's uplink.",
-        query(share(MY_LOSS), "I see"),
-        query(share(LOSS_TO_ME), "others see of me"),
+        "Of the pairs that this host measures, and of the pairs that measure this host. Both near 100 % at the same time: this host's uplink.",
+        query(share(MY_LOSS), "to peers"),
+        query(share(LOSS_TO_ME), "from peers"),
         high=1,
     )
 
 
 def states():
     return timeseries(
-        "My peers by state",
+        "Peers by state",
         NUMBER,
-        "Peers and targets that this host probes, by the best of their paths. Normal: all up.",
+        "Peers and targets that this host probes, by the best state of their paths. Normal: all up.",
         query(f"sum by (state) (pathmeter_peers{{{HOST}}})", "{{state}}"),
         stack=True,
     )
@@ -339,9 +342,9 @@ def states():
 
 def requests():
     return timeseries(
-        "Asked and answered",
+        "Requests and replies",
         DATAGRAMS,
-        "Datagrams that came to this host's STAMP port, and its replies. A gap between the two is what it refused, or could not send.",
+        "Requests received at this host's STAMP port, and its replies. The difference was refused, or could not be sent.",
         query(total("pathmeter_responder_requests_total", HOST), "requests"),
         query(total("pathmeter_responder_replies_total", HOST), "replies"),
         query(total("pathmeter_responder_reply_errors_total", HOST), "could not be sent"),
@@ -350,10 +353,10 @@ def requests():
 
 def rejected():
     return timeseries(
-        "Refused, by reason",
+        "Requests refused, by reason",
         DATAGRAMS,
-        "Datagrams that got no answer. unlisted: who asks is no peer of ours; auth: another key; source_rate and total_rate: too many. "
-        "What we refuse is a loss for who asked. Normal: none.",
+        "Requests that were not answered. unlisted: the source is not a configured peer; auth: another key; source_rate and total_rate: too many. The senders "
+        "count them as lost. Normal: none.",
         query(total("pathmeter_responder_rejected_total", HOST, "reason"), "{{reason}}"),
         stack=True,
         bars=True,
@@ -362,9 +365,9 @@ def rejected():
 
 def peers_seen():
     return timeseries(
-        "Who probes me",
+        "Agents that probe this host",
         NUMBER,
-        "Different addresses that were answered within the last minute. Fewer than usual while I lose nothing: the others cannot reach me.",
+        "Distinct source addresses answered within the last minute. Fewer than usual without loss to peers: the others cannot reach this host.",
         query(f"sum(pathmeter_responder_peers_seen{{{HOST}}})", "addresses"),
     )
 
@@ -373,7 +376,7 @@ def messages():
     return timeseries(
         "Messages over connections",
         REQUESTS,
-        "Answered at the agent port (tcp) and at /ws (websocket).",
+        "Messages answered at the agent port (tcp) and at /ws (websocket).",
         query(total("pathmeter_responder_messages_total", HOST), "tcp"),
         query(total("pathmeter_websocket_messages_total", HOST), "websocket"),
         query(f"sum(pathmeter_responder_connections{{{HOST}}})", "tcp connections, number"),
@@ -384,7 +387,7 @@ def connections_refused():
     return timeseries(
         "Connections refused, by reason",
         EVENTS,
-        "At the agent port: not let in (unlisted, auth, full), or ended otherwise than by the other side's wish. Normal: none.",
+        "At the agent port: refused (unlisted, auth, full), or closed other than by the client. Normal: none.",
         query(total("pathmeter_responder_connections_refused_total", HOST, "reason"), "{{reason}}"),
         stack=True,
         bars=True,
@@ -393,9 +396,9 @@ def connections_refused():
 
 def turnaround_of_mine():
     return timeseries(
-        "How long I take to answer",
+        "Turnaround time",
         SECONDS,
-        "Mean time between arrival and reply here, by what those who asked were told. Milliseconds: this host is busy. Not in anybody's round trip.",
+        "Mean time between receiving a request and replying on this host, as reported to its clients. Milliseconds: this host is busy. Not part of any RTT.",
         query(mean("pathmeter_echo_responder_turnaround_seconds", THEY_SEE, "probe"), "{{probe}}"),
     )
 
@@ -407,7 +410,7 @@ def lag():
     return timeseries(
         "Late wake-ups, by loop",
         SHARE,
-        "Sleeps that ended 10 ms too late or more, by thread that owns sockets. From 1 % on the host is short of CPU.",
+        "Share of wake-ups that were 10 ms or more late, by thread with sockets. From 1 % on the host is short of CPU.",
         query(late_wakeups(HOST, "loop"), "{{loop}}"),
         thresholds=LATE_WAKEUPS,
     )
@@ -417,9 +420,9 @@ def not_sent():
     return timeseries(
         "Not sent, by reason",
         DATAGRAMS,
-        "Slots that the process missed, and datagrams that the kernel refused by the reason: unreachable is a missing route, permission a local firewall, "
-        "buffer a full queue. Normal: none.",
-        query(total("pathmeter_echo_unsent_total", HOST), "missed slot"),
+        "Scheduled sends that the process missed, and datagrams that the kernel refused, by reason: unreachable is a missing route, permission a local "
+        "firewall, buffer a full queue. Normal: none.",
+        query(total("pathmeter_echo_unsent_total", HOST), "missed send"),
         query(total("pathmeter_echo_send_errors_total", HOST, "error"), "{{error}}"),
         stack=True,
         bars=True,
@@ -428,9 +431,9 @@ def not_sent():
 
 def drops():
     return timeseries(
-        "Dropped at my sockets",
+        "Dropped at the sockets, by loop",
         DATAGRAMS,
-        "By the kernel, because the process did not read in time. As many datagrams are counted as host-dropped, not as lost. Normal: none.",
+        "Datagrams that the kernel dropped because the process did not read them in time. As many datagrams are counted as host-dropped, not as lost. Normal: none.",
         query(_drops("loop", GRAPH), "{{loop}}"),
         stack=True,
         bars=True,
@@ -439,9 +442,9 @@ def drops():
 
 def user_stamps():
     return timeseries(
-        "Stamps that are not the kernel's",
+        "Timestamps not from the kernel, by probe",
         SHARE,
-        "By probe, of udp and icmp: others have them not at all, or not always. Normal: 0.",
+        "Of udp and icmp only: other protocols have kernel timestamps never, or not always. Normal: 0.",
         query(_user_stamps("probe", GRAPH), "{{probe}}"),
         high=1,
     )
@@ -451,7 +454,7 @@ def in_flight():
     return timeseries(
         "In flight",
         NUMBER,
-        "Datagrams that left and have no verdict yet. It grows with the rate, with the round trip, and with every peer that does not answer.",
+        "Datagrams sent that have no verdict yet. Grows with the rate, the RTT, and each peer that does not reply.",
         query(f"sum by (loop) (pathmeter_loop_outstanding{{{HOST}}})", "{{loop}}"),
     )
 
@@ -460,7 +463,8 @@ def host_dropped():
     return timeseries(
         "Dropped by a host, and withdrawn",
         DATAGRAMS,
-        "Verdicts that are not held against the network: dropped by a host at one end after they had reached it, or nobody waited any more. Normal: none but at restarts.",
+        "Verdicts for which the network is not responsible: received but dropped by one of the hosts, or withdrawn because the wait was abandoned. Normal: "
+        "none except at restarts.",
         query(total("pathmeter_echo_host_dropped_total", I_SEE), "host-dropped"),
         query(total("pathmeter_echo_withdrawn_total", I_SEE), "withdrawn"),
     )

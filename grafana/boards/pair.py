@@ -19,7 +19,7 @@ def board():
     return dashboard(
         PAIR,
         "Pathmeter / Pair",
-        "What is wrong on the way from one agent to one peer, and what does the peer see?",
+        "The path from one agent to one peer, measured from both sides.",
         variables=[
             JOB,
             ZONE,
@@ -62,7 +62,7 @@ def board():
                 line(7, (8, delivery_rate()), (8, unexpected()), (8, certificate())),
             ),
             details(
-                "Seen from the other side",
+                "Measured by the peer",
                 line(8, (12, twins_round_trip()), (12, both_jitters())),
                 line(8, (8, twins_verdicts()), (8, both_hops()), (8, twins_turnaround())),
             ),
@@ -77,7 +77,7 @@ def last_reply():
     return stat(
         "Last reply",
         SECONDS,
-        "How long ago the last reply came at the time of the last scrape and up to one scrape more. Normal: below a scrape interval and a probe interval.",
+        "Age of the last reply at the time of the last scrape, plus up to one scrape interval. Normal: below the sum of the scrape interval and the probe interval.",
         query(f"time() - max(pathmeter_echo_last_reply_timestamp_seconds{{{PATH}}} > 0)"),
         thresholds=SILENCE,
         decimals=0,
@@ -88,7 +88,7 @@ def loss_now():
     return stat(
         "Loss now",
         SHARE,
-        "Of five minutes, without what a host dropped or nobody waited for.",
+        "Over five minutes, without datagrams that a host dropped or that were withdrawn.",
         query(recorded_loss(PATH)),
         thresholds=LOSS,
     )
@@ -98,8 +98,8 @@ def loss_now_by_direction():
     return stat(
         "Loss now, by direction",
         SHARE,
-        "Forward: the request did not reach the peer. Reverse: its reply did not come back. Unknown: no evidence, because nothing came back "
-        "afterwards or the other side keeps no record. They add up to the loss.",
+        "Forward: the request did not reach the peer. Reverse: its reply was lost. Unknown: no evidence, because no later reply arrived or the other side "
+        "keeps no record. The directions add up to the loss.",
         query(recorded_loss_by_direction(PATH), "{{direction}}"),
         thresholds=LOSS,
     )
@@ -107,10 +107,9 @@ def loss_now_by_direction():
 
 def round_trip_now():
     return stat(
-        "Round trip now",
+        "RTT now",
         SECONDS,
-        "Of ten minutes, without the time that the responder took. A quantile lies between two bounds of a 1-2-5 scale. "
-        "Shown where there are replies enough: 6, 30 and 300.",
+        "Over ten minutes, without the responder's turnaround time. Quantiles are interpolated between bounds of a 1-2-5 scale, and are shown from 6, 30 and 300 replies on.",
         *(query(quantile(q, "pathmeter_echo_rtt_seconds", PATH, window=LONG), f"p{q * 100:.0f}") for q in (0.5, 0.9, 0.99)),
     )
 
@@ -119,8 +118,7 @@ def jitter_now():
     return stat(
         "Jitter now",
         SECONDS,
-        "Mean difference between two consecutive round trips (RFC 3393), of five minutes. "
-        "For calls a tenth of the round trip is much.",
+        "Mean difference between the RTTs of consecutive datagrams (RFC 3393), over five minutes. For calls, a tenth of the RTT is much.",
         query(mean("pathmeter_echo_ipdv_seconds", PATH, window=RECORDED)),
     )
 
@@ -129,8 +127,7 @@ def hops_now():
     return stat(
         "Routers",
         NUMBER,
-        "On the way there and on the way back, from the TTL of what arrived. Known between agents only. "
-        "Two numbers that differ are an asymmetric route: common, and no fault.",
+        "On the path in each direction, from the received TTL. Known only between agents. Different numbers are an asymmetric route, which is common and not a fault.",
         query(f"max by (direction) (pathmeter_echo_hops{{{PATH}}})", "{{direction}}"),
     )
 
@@ -139,8 +136,8 @@ def loss():
     return timeseries(
         "Loss: $instance → $peer, by direction",
         SHARE,
-        "Lost datagrams, of those that the network was answerable for. A loss is counted when lost_after has passed, some seconds after it happened. "
-        "Normal: none. One in a thousand is felt by TCP.",
+        "Lost datagrams, as a share of those that the network is responsible for. A loss is counted after lost_after, some seconds after it happened. Normal: "
+        "none. TCP suffers from one in a thousand.",
         query(loss_by_direction(PATH), "{{direction}}"),
         stack=True,
         bars=True,
@@ -149,10 +146,10 @@ def loss():
 
 def twins_loss():
     return timeseries(
-        "Loss: $peer → $instance, as the peer sees it",
+        "Loss: $peer → $instance, measured by the peer",
         SHARE,
-        "The same pair measured by the other side: its forward is this side's reverse. Loss that both see in the same direction of the wire is in the network. "
-        "Empty: the peer has no agent, does not probe back by this probe, or its name is not its label instance.",
+        "The same pair measured by the other side: its forward is this side's reverse. Loss that both measure in the same direction of the wire is in the "
+        "network. Empty: the peer has no agent, does not probe back with this probe, or its name differs from its label instance.",
         query(loss_by_direction(TWIN), "{{direction}}"),
         stack=True,
         bars=True,
@@ -168,8 +165,8 @@ def probes():
     link_to_it = (to_pair("${instance}", "${peer}", cell("probe"), cell("family")),)
     return table(
         "Probes of this pair",
-        "Every path between the two over five minutes, whichever is selected above; a click selects it. "
-        "Loss by one protocol only is a firewall, a shaper or a busy server, not the wire.",
+        "All paths between the two over five minutes, independent of the selection above; a click selects one. Loss of one protocol only is a firewall, a "
+        "shaper or a busy server, not the network.",
         recorded("pathmeter_pair:echo_loss:ratio_rate5m"),
         recorded("pathmeter_pair:echo_rtt_seconds:mean5m"),
         recorded("pathmeter_pair:echo_rtt_seconds:p99_5m"),
@@ -190,20 +187,18 @@ def probes():
 
 def round_trip_heatmap():
     return heatmap(
-        "Round trips",
+        "RTT distribution",
         SECONDS,
-        "How many replies came into each bucket between two points of the graph. Two bands are two routes. "
-        "A cloud above the band is a queue.",
+        "Replies in each bucket between two points of the graph. Two bands are two routes. A cloud above the band is queueing.",
         buckets("pathmeter_echo_rtt_seconds", PATH),
     )
 
 
 def round_trip():
     return timeseries(
-        "Round trip",
+        "RTT",
         SECONDS,
-        "Without the time that the responder took; p99 over ten minutes. "
-        "Shown where there are replies enough: 6, 30 and 300.",
+        "Without the responder's turnaround time; p99 over ten minutes. Shown from 6, 30 and 300 replies on.",
         *_quantiles(PATH),
         log=True,
     )
@@ -236,8 +231,8 @@ def verdicts():
     return timeseries(
         "Verdicts",
         DATAGRAMS,
-        "Every datagram gets one. Late: answered, after late_after. Host-dropped: a host at one end threw away what had reached it. "
-        "Withdrawn: nobody waited any more, as at a restart. Normal: all ok.",
+        "Each datagram gets one verdict. Late: answered after late_after. Host-dropped: received but dropped by one of the hosts. Withdrawn: the wait was "
+        "abandoned, as at a restart. Normal: all ok.",
         *_verdicts(PATH),
         stack=True,
     )
@@ -247,8 +242,8 @@ def out_of_order():
     return timeseries(
         "Late, duplicate and reordered",
         DATAGRAMS,
-        "Late: slower than late_after. Very late: given up before. Duplicates: further copies of a reply. Reordered: behind one that was sent later. "
-        "Normal: none; a little reordering is a route of several lanes.",
+        "Late: RTT above late_after. Very late: after the datagram counted as lost. Duplicates: further copies of a reply. Reordered: after one that was sent "
+        "later. Normal: none; a little reordering comes from parallel links.",
         query(total("pathmeter_echo_late_total", PATH), "late"),
         query(total("pathmeter_echo_very_late_total", PATH), "very late"),
         query(total("pathmeter_echo_duplicates_total", PATH), "duplicate"),
@@ -258,9 +253,9 @@ def out_of_order():
 
 def bursts():
     return timeseries(
-        "Mean length of a run of losses",
+        "Mean length of loss bursts",
         NUMBER,
-        "Near 1: losses come singly, as from a full queue or a bad optic. Long: interruptions. Empty while nothing is lost.",
+        "Near 1: single losses, as from a full queue or a bad optic. Long: interruptions. Empty without loss.",
         query(mean("pathmeter_echo_loss_burst_length", PATH), "length", expects=TROUBLE),
     )
 
@@ -269,18 +264,18 @@ def not_sent():
     return timeseries(
         "Not sent",
         DATAGRAMS,
-        "What this host owes, and no loss: slots that its process missed, and datagrams that its kernel refused, by the reason. Normal: none.",
-        query(total("pathmeter_echo_unsent_total", PATH), "missed slot"),
+        "Scheduled sends that the process missed, and datagrams that the kernel refused, by reason. A problem of this host, not counted as loss. Normal: none.",
+        query(total("pathmeter_echo_unsent_total", PATH), "missed send"),
         query(total("pathmeter_echo_send_errors_total", PATH, "error"), "{{error}}"),
     )
 
 
 def mismatched():
     return timeseries(
-        "What came instead of replies",
+        "Invalid replies",
         EVENTS,
-        "Datagrams that answer nothing, by reason, and ICMP errors. auth: the two sides have different keys. ICMP errors: a router or the peer refuses; "
-        "/api/v1/paths has them by kind. Normal: none.",
+        "Received datagrams that are not valid replies, by reason, and ICMP errors. auth: the two sides have different keys. ICMP errors: a router or the peer "
+        "refuses; /api/v1/paths lists them by type. Normal: none.",
         query(total("pathmeter_echo_mismatched_total", PATH, "reason"), "{{reason}}"),
         query(total("pathmeter_echo_icmp_errors_total", PATH), "ICMP error"),
     )
@@ -290,8 +285,7 @@ def lossy_flows():
     return timeseries(
         "Flows with loss",
         NUMBER,
-        "Of the source ports over which the path is spread, those that lost 1 % or more. Between none and all: one of several equal-cost routes is bad, "
-        "a fault that a single flow meets by luck only.",
+        "Source ports of the path with 1 % loss or more. More than none and fewer than all: one of several equal-cost routes is bad, a fault that a single flow often misses.",
         query(f"sum(pathmeter_echo_flows_lossy{{{PATH}}})", "with loss"),
         query(f"sum(pathmeter_echo_flows{{{PATH}}})", "all"),
     )
@@ -304,8 +298,8 @@ def jitter():
     return timeseries(
         "Jitter and queues",
         SECONDS,
-        "Jitter: mean difference between two consecutive round trips of a flow (IPDV, RFC 3393). Queues: mean round trip above the smallest one "
-        "of the last minutes (PDV, RFC 5481), what the path adds when it is busy.",
+        "Jitter: mean difference between the RTTs of consecutive datagrams of a flow (IPDV, RFC 3393). Queues: mean RTT above the smallest of the last minutes "
+        "(PDV, RFC 5481), which is the delay that load adds.",
         query(mean("pathmeter_echo_ipdv_seconds", PATH), "jitter"),
         query(mean("pathmeter_echo_pdv_seconds", PATH), "queues"),
     )
@@ -313,10 +307,10 @@ def jitter():
 
 def minimum():
     return timeseries(
-        "Smallest and mean round trip",
+        "Smallest and mean RTT",
         SECONDS,
-        "The smallest of the last one to two minutes moves with the route and not with the load: a step is a new route. "
-        "Both have the full resolution of the clock, where quantiles have bounds.",
+        "The smallest RTT of the last one to two minutes depends on the route and not on the load: a step is a route change. Both have the full resolution of "
+        "the clock, unlike the quantiles.",
         query(f"min(pathmeter_echo_rtt_minimum_seconds{{{PATH}}} > 0)", "smallest"),
         query(mean("pathmeter_echo_rtt_seconds", PATH), "mean"),
         log=True,
@@ -327,8 +321,8 @@ def turnaround():
     return timeseries(
         "Time at the responder",
         SECONDS,
-        "Mean time between arrival and reply at the peer, as it says; not in the round trip. Milliseconds: the peer is busy, not the path. "
-        "Sending (udp): how much later than its own timestamp a reply left, by the peer's kernel.",
+        "Mean time between receiving a request and replying at the peer, as reported by the peer; not part of the RTT. Milliseconds: the peer is busy. Sending "
+        "(udp): delay between the timestamp in a reply and its transmission by the peer's kernel.",
         query(mean("pathmeter_echo_responder_turnaround_seconds", PATH), "turnaround"),
         query(mean("pathmeter_echo_responder_transmit_lag_seconds", PATH), "sending"),
     )
@@ -336,10 +330,10 @@ def turnaround():
 
 def user_stamps():
     return timeseries(
-        "Replies stamped by the process",
+        "Timestamps not from the kernel",
         SHARE,
-        "By probe: share of the time stamps, of sending and of arrival, that are not the kernel's; such round trips contain this host's scheduling delays. "
-        "Normal: 0 for udp and icmp, a few for tcp where segments are lost or reordered, 100 % for websocket and http.",
+        "Share of transmit and receive timestamps taken by the process, by probe; such RTTs include scheduling delays of this host. Normal: 0 for udp and "
+        "icmp, a few for tcp where segments are lost or reordered, 100 % for websocket and http.",
         query(
             f"{total('pathmeter_echo_user_timestamps_total', PATH, 'probe')}"
             f" / (2 * {total('pathmeter_echo_responder_turnaround_seconds_count', PATH, 'probe')} > 0)",
@@ -351,9 +345,9 @@ def user_stamps():
 
 def round_trip_by_probe():
     return timeseries(
-        "Mean round trip of all probes",
+        "Mean RTT of all probes",
         SECONDS,
-        "Of this pair, whichever is selected above. Between protocols: what TCP, TLS or a web server add to the wire.",
+        "Of this pair, independent of the selection above. Differences between protocols are what TCP, TLS or a web server add.",
         query(mean("pathmeter_echo_rtt_seconds", 'job="$job",instance="$instance",peer="$peer"', "probe, family"), "{{probe}} {{family}}"),
         log=True,
     )
@@ -364,18 +358,18 @@ def round_trip_by_probe():
 
 def hops():
     return timeseries(
-        "Routers on the way",
+        "Routers on the path",
         NUMBER,
-        "By direction, from the TTL of what arrived. A step is another route. Known between agents, over udp, only.",
+        "By direction, from the received TTL. A step is a route change. Known only between agents, over udp.",
         query(f"max by (direction) (pathmeter_echo_hops{{{PATH}}})", "{{direction}}"),
     )
 
 
 def dscp():
     return timeseries(
-        "Remarked class of service",
+        "Changed DSCP",
         DATAGRAMS,
-        "Answered datagrams that arrived with another DSCP than they were sent with. Some network on the way does not honour it. Normal: none, or all.",
+        "Answered datagrams that arrived with a DSCP different from the one they were sent with. A network on the path does not honour it. Normal: none, or all.",
         query(total("pathmeter_echo_dscp_remarked_total", PATH, "direction"), "{{direction}}"),
     )
 
@@ -384,7 +378,7 @@ def ecn():
     return timeseries(
         "Congestion marks",
         DATAGRAMS,
-        "Answered datagrams on which a router had marked congestion (ECN CE). A queue that marks does not have to drop. Normal: none.",
+        "Answered datagrams that a router marked as having met congestion (ECN CE), instead of dropping them. Normal: none.",
         query(total("pathmeter_echo_ecn_ce_total", PATH, "direction"), "{{direction}}"),
     )
 
@@ -396,8 +390,7 @@ def mtu():
     return timeseries(
         "Path MTU",
         PACKET,
-        "The longest IP packet that gets to the peer in one piece. 1500 is usual, 9000 within some data centres. Smaller: a tunnel. "
-        "A path that is down keeps its value.",
+        "The longest IP packet that reaches the peer unfragmented. 1500 is usual, 9000 within some data centres. Smaller: a tunnel. A path that is down keeps its last value.",
         query(f"min(pathmeter_path_mtu_bytes{{{PATH}}})", "MTU", expects=PATH_MTU),
         low=None,
     )
@@ -405,9 +398,9 @@ def mtu():
 
 def mtu_probes():
     return timeseries(
-        "Packets that looked for it",
+        "Path MTU probes",
         DATAGRAMS,
-        "By what became of them. Lost ones are the search: after it only acknowledged ones are left.",
+        "By outcome. Lost probes are part of the search; afterwards there are only acknowledged ones.",
         query(total("pathmeter_path_mtu_probes_total", PATH, "outcome"), "{{outcome}}", expects=PATH_MTU),
         stack=True,
     )
@@ -419,7 +412,7 @@ def mtu_probes():
 def connected():
     return state_timeline(
         "Connected",
-        "Whether the connection that carries the messages stands; over http also while none is needed. Normal: all the time.",
+        "Whether the connection that carries the messages is established; with http also while none is needed. Normal: always.",
         query(f"min by (probe, family) (pathmeter_echo_connected{{{PATH}}})", "{{probe}} {{family}}", expects=STREAMS),
         mappings=[value(1, "connected", GREEN), value(0, "not connected", RED)],
     )
@@ -429,8 +422,8 @@ def reconnects():
     return timeseries(
         "Connections lost, by reason",
         EVENTS,
-        "Ends of that connection, and failed attempts to make it. refused: nobody listens; timeout: silence; reset: somebody on the way; "
-        "denied: the peer will not answer us. Normal: none.",
+        "Closed connections, and failed attempts to establish one. refused: the port is not listening; timeout: no reply; reset: reset by the peer or a "
+        "middlebox; denied: the peer refuses to answer this agent. Normal: none.",
         query(total("pathmeter_echo_reconnects_total", PATH, "reason"), "{{reason}}", expects=STREAMS),
         stack=True,
         bars=True,
@@ -441,8 +434,8 @@ def connect_time():
     return timeseries(
         "Time to connect",
         SECONDS,
-        "TCP handshakes of fresh connections, which are made every connect_interval only to be timed; an hour's worth, because they are few. "
-        "About one round trip; a second more is a lost SYN.",
+        "TCP handshakes of new connections that are opened every connect_interval only to be timed; over one hour, because they are few. About one RTT; an "
+        "additional second is a lost SYN.",
         *(
             query(quantile(q, "pathmeter_echo_connect_duration_seconds", PATH, window="1h"), f"p{q * 100:.0f}", expects=STREAMS)
             for q in (0.5, 0.9)
@@ -454,10 +447,10 @@ def connect_time():
 
 def handshake():
     return timeseries(
-        "Stages after it",
+        "Stages after the TCP handshake",
         SECONDS,
-        "Mean time that fresh connections took besides: looking up the name, TLS, our greeting, the upgrade to WebSocket, the first byte of an answer. "
-        "Slow resolve: DNS. Slow first_byte: the server.",
+        "Mean duration of the other stages of a new connection: DNS lookup, TLS, greeting, upgrade to WebSocket, first byte of a response. Slow resolve: DNS. "
+        "Slow first_byte: the server.",
         query(mean("pathmeter_echo_handshake_duration_seconds", PATH, "stage", LONG), "{{stage}}", expects=STREAMS),
         stack=True,
     )
@@ -465,9 +458,9 @@ def handshake():
 
 def connect_failures():
     return timeseries(
-        "Fresh connections that failed",
+        "Failed new connections",
         EVENTS,
-        "By reason. Established connections may live on while new ones fail: a full table of a firewall, a listener that is gone. Normal: none.",
+        "By reason. Established connections may keep working while new ones fail: a full connection table of a firewall, a stopped server. Normal: none.",
         query(total("pathmeter_echo_connect_failures_total", PATH, "reason"), "{{reason}}", expects=STREAMS),
         stack=True,
         bars=True,
@@ -476,9 +469,9 @@ def connect_failures():
 
 def retransmits():
     return timeseries(
-        "Segments sent again",
+        "Retransmitted segments",
         DATAGRAMS,
-        "By this host's kernel, on the connections that carry messages. TCP hides loss and shows it here: with a reply that came late. Normal: next to none.",
+        "By this host's kernel, on the connections that carry messages. TCP turns loss into retransmissions and late replies. Normal: almost none.",
         query(total("pathmeter_echo_tcp_retransmits_total", PATH), "segments", expects=STREAMS),
     )
 
@@ -490,10 +483,10 @@ def what_limits():
     return timeseries(
         "What TCP waits for",
         SHARE,
-        "Of the time in which there was something to send: for the receiver's window (the peer does not read), for our own buffer, "
-        "or for the network. Small messages wait for the network's round trip: that is normal.",
+        "Share of the time with data to send: waiting for the receive window (the peer does not read), for the local send buffer, or for the network. Small "
+        "messages wait for the RTT of the network, which is normal.",
         query(f"{window} / ({busy} > 0)", "receiver's window", expects=STREAMS),
-        query(f"{buffer} / ({busy} > 0)", "our buffer", expects=STREAMS),
+        query(f"{buffer} / ({busy} > 0)", "send buffer", expects=STREAMS),
         query(f"({busy} - {window} - {buffer}) / ({busy} > 0)", "network", expects=STREAMS),
         stack=True,
         high=1,
@@ -502,10 +495,10 @@ def what_limits():
 
 def kernel_round_trip():
     return timeseries(
-        "Round trip as the kernel sees it",
+        "RTT measured by the kernel",
         SECONDS,
-        "Smoothed, smallest and mean deviation, of the connections that carry messages. Far below the message's own round trip: the time is spent in the "
-        "peer's process, not on the wire.",
+        "Smoothed RTT, smallest RTT and mean deviation, of the connections that carry messages. Far below the message's own RTT: the time is spent in the "
+        "peer's process, not in the network.",
         query(f"max(pathmeter_echo_tcp_srtt_seconds{{{PATH}}} > 0)", "smoothed", expects=STREAMS),
         query(f"min(pathmeter_echo_tcp_rtt_minimum_seconds{{{PATH}}} > 0)", "smallest", expects=STREAMS),
         query(f"max(pathmeter_echo_tcp_rtt_variation_seconds{{{PATH}}} > 0)", "deviation", expects=STREAMS),
@@ -515,18 +508,18 @@ def kernel_round_trip():
 
 def delivery_rate():
     return timeseries(
-        "Rate of delivery",
+        "Delivery rate",
         BYTES_PER_SECOND,
-        "The kernel's last measurement of how fast data was delivered. Small messages never fill the pipe: it is no bandwidth.",
+        "Last delivery rate measured by the kernel. Small messages never fill the path, so it is not its bandwidth.",
         query(f"max(pathmeter_echo_tcp_delivery_rate_bytes_per_second{{{PATH}}})", "rate", expects=STREAMS),
     )
 
 
 def unexpected():
     return timeseries(
-        "Unexpected answers",
+        "Unexpected HTTP responses",
         REQUESTS,
-        "HTTP answers with another status or body than configured. The network carried them, so they are no loss. Normal: none.",
+        "HTTP responses with a status or body other than configured. They count as answered, not as lost. Normal: none.",
         query(total("pathmeter_echo_unexpected_total", PATH, "reason"), "{{reason}}", expects=STREAMS),
         stack=True,
         bars=True,
@@ -537,7 +530,7 @@ def certificate():
     return stat(
         "Certificate of the other side",
         SECONDS,
-        "How long it is still valid: the first one to end. Nothing without TLS. Renew it before 7 days are left.",
+        "Remaining validity of the first certificate to expire. No data without TLS. Renew it before 7 days are left.",
         query(f"min(pathmeter_tls_certificate_expiry_timestamp_seconds{{{PATH}}}) - time()", expects=TLS),
         thresholds=CERTIFICATE,
         decimals=0,
@@ -549,9 +542,9 @@ def certificate():
 
 def twins_round_trip():
     return timeseries(
-        "Round trip: $peer → $instance",
+        "RTT: $peer → $instance",
         SECONDS,
-        "Measured by the peer, over the same wires. It should look as this side's does; if not, one of the two hosts is in its own way.",
+        "Measured by the peer over the same route. It should look like this side's RTT; if not, one of the two hosts is the cause.",
         *_quantiles(TWIN),
         log=True,
     )
@@ -561,7 +554,7 @@ def both_jitters():
     return timeseries(
         "Jitter, both sides",
         SECONDS,
-        "Mean. Both alike: the network's.",
+        "Mean. If both are alike, the network is the cause.",
         query(mean("pathmeter_echo_ipdv_seconds", PATH), "$instance → $peer"),
         query(mean("pathmeter_echo_ipdv_seconds", TWIN), "$peer → $instance"),
     )
@@ -571,7 +564,7 @@ def twins_verdicts():
     return timeseries(
         "Verdicts: $peer → $instance",
         DATAGRAMS,
-        "As in the row Datagrams, by the other side.",
+        "As in the row Datagrams, measured by the other side.",
         *_verdicts(TWIN),
         stack=True,
     )
@@ -579,9 +572,9 @@ def twins_verdicts():
 
 def both_hops():
     return timeseries(
-        "Routers on the way from $peer",
+        "Routers on the path from $peer",
         NUMBER,
-        "As the peer counts them: its forward is this side's reverse, and should have the same number.",
+        "As counted by the peer: its forward direction is this side's reverse, and should have the same number.",
         query(f"max by (direction) (pathmeter_echo_hops{{{TWIN}}})", "{{direction}}"),
     )
 
@@ -590,6 +583,6 @@ def twins_turnaround():
     return timeseries(
         "Time at this side's responder",
         SECONDS,
-        "Mean time that $instance took to answer $peer. Milliseconds: $instance is busy.",
+        "Mean turnaround time of $instance for requests of $peer. Milliseconds: $instance is busy.",
         query(mean("pathmeter_echo_responder_turnaround_seconds", TWIN), "turnaround"),
     )

@@ -1,4 +1,4 @@
-"""The queries' building blocks. What a ratio is made of is written once, here.
+"""Building blocks of the queries. Each ratio is defined once, here.
 
 `where` is the inside of a selector's braces, `by` the labels that the result keeps.
 """
@@ -17,7 +17,7 @@ def total(metric, where, by="", window=GRAPH):
 
 
 def judged(where, by="", window=GRAPH):
-    """Datagrams per second that the network is answerable for: neither withdrawn nor dropped by a host."""
+    """Datagrams per second for which the network is responsible: neither withdrawn nor dropped by a host."""
     return (
         f"({total('pathmeter_echo_verdicts_total', where, by, window)}"
         f" - {total('pathmeter_echo_withdrawn_total', where, by, window)}"
@@ -42,10 +42,10 @@ def recorded_loss_by_direction(where):
 
 
 def worst_loss(where, by="", direction=""):
-    """Loss ratio of the last five minutes of the worst probe: five protocols together would hide the one that loses.
+    """Loss ratio of the last five minutes of the worst probe: the sum of all protocols would hide the one with loss.
 
-    Of probes with thirty datagrams or more in that time, so that one slow probe's bad luck does not stand for the rest; if there are
-    only slow ones, of those.
+    Of probes with thirty datagrams or more in that time, so that chance in one slow probe does not dominate; if there are only slow
+    ones, of those.
     """
     paths = ", ".join(filter(None, [by, "probe, family"]))
     if direction:
@@ -91,7 +91,7 @@ def buckets(metric, where):
 
 
 def or_zero(query):
-    """A count of what is wrong has no value where nothing is."""
+    """Replaces the missing value of a count of problems by 0."""
     return f"({query}) or vector(0)"
 
 

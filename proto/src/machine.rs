@@ -95,6 +95,9 @@ pub struct Send {
     pub timestamp: bool,
 }
 
+/// Time to live or hop limit of everything that is sent, so that a receiver knows the hops from what is left.
+pub const SENT_TTL: u8 = 255;
+
 /// A machine's own name for a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SendId(pub u64);

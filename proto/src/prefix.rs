@@ -1,18 +1,17 @@
 //! IP networks: who may ask.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::str::FromStr;
+
+use ipnet::IpNet;
 
 /// An IP network: an address whose bits beyond the length are zero.
 ///
 /// IPv4 in its IPv6-mapped form (`::ffff:10.0.0.0/104`) is the IPv4 network it stands for, here and in
 /// [`Prefix::contains`], because a dual-stack socket shows IPv4 sources in that form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Prefix {
-    network: IpAddr,
-    len: u8,
-}
+pub struct Prefix(IpNet);
 
 impl Prefix {
     /// The network of `len` bits that begins at `network`.
@@ -20,36 +19,29 @@ impl Prefix {
     /// # Errors
     /// [`PrefixError::TooLong`] and [`PrefixError::HostBits`].
     pub fn new(network: IpAddr, len: u8) -> Result<Self, PrefixError> {
-        let bits_max = bits(network);
-        if len > bits_max {
-            return Err(PrefixError::TooLong { len, bits_max });
+        let bits_max = if network.is_ipv4() { 32 } else { 128 };
+        let found = IpNet::new(network, len).map_err(|_| PrefixError::TooLong { len, bits_max })?;
+        if found.trunc() != found {
+            return Err(PrefixError::HostBits { right: Self(found.trunc()) });
         }
-        let right = Self { network: masked(network, len), len };
-        if right.network != network {
-            return Err(PrefixError::HostBits { right });
+        // An IPv6 network that is shorter than the mapped addresses' own holds more than IPv4.
+        let mapped = len.checked_sub(MAPPED_BITS).filter(|_| network.is_ipv6());
+        match (network.to_canonical(), mapped) {
+            (network @ IpAddr::V4(_), Some(len)) => Self::new(network, len),
+            (IpAddr::V4(_) | IpAddr::V6(_), _) => Ok(Self(found)),
         }
-        Ok(right.canonical())
     }
 
     /// The network of one address.
     #[must_use]
     pub fn host(address: IpAddr) -> Self {
-        let network = address.to_canonical();
-        Self { network, len: bits(network) }
+        Self(address.to_canonical().into())
     }
 
     /// Whether the address lies in the network. `::/0` holds no IPv4 address, mapped or not.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        address.is_ipv4() == self.network.is_ipv4() && masked(address, self.len) == self.network
-    }
-
-    fn canonical(self) -> Self {
-        match (self.network.to_canonical(), self.len.checked_sub(MAPPED_BITS)) {
-            (network @ IpAddr::V4(_), Some(len)) if self.network.is_ipv6() => Self { network, len },
-            (IpAddr::V4(_) | IpAddr::V6(_), _) => self,
-        }
+        self.0.contains(&address.to_canonical())
     }
 }
 
@@ -73,7 +65,7 @@ impl FromStr for Prefix {
 
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.network, self.len)
+        self.0.fmt(f)
     }
 }
 
@@ -104,27 +96,6 @@ pub enum PrefixError {
 
 /// Bits of `::ffff:0:0/96`, the IPv4-mapped addresses (RFC 4291 section 2.5.5.2).
 const MAPPED_BITS: u8 = 96;
-
-fn bits(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    }
-}
-
-/// The address with the bits beyond `len` cleared.
-fn masked(address: IpAddr, len: u8) -> IpAddr {
-    match address {
-        IpAddr::V4(address) => {
-            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(len.into())).unwrap_or(0);
-            Ipv4Addr::from_bits(address.to_bits() & mask).into()
-        }
-        IpAddr::V6(address) => {
-            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(len.into())).unwrap_or(0);
-            Ipv6Addr::from_bits(address.to_bits() & mask).into()
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

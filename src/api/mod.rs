@@ -1,9 +1,9 @@
-//! What the HTTP port serves: routes, the agent's status, the metrics page.
+//! HTTP API: routes, the agent's status, the metrics page.
 //!
-//! * [`routes`] — which path is answered with what, and who may ask;
-//! * [`scrape`] — in which format and encoding a scraper gets the metrics page;
-//! * [`renderer`] — renders that page on threads of its own, and shares it;
-//! * [`status`] — the daemon's snapshot of itself, from which requests are answered.
+//! * [`routes`] — routes requests and checks authorisation;
+//! * [`scrape`] — negotiates the format and encoding of the metrics page;
+//! * [`renderer`] — renders that page on dedicated threads, and shares it among scrapers;
+//! * [`status`] — the snapshot of the daemon from which requests are answered.
 
 pub mod renderer;
 pub mod routes;

@@ -1,7 +1,7 @@
-//! Renders metrics pages on threads of its own, a few at once, and shares them among scrapers.
+//! Renders metrics pages on a few dedicated threads, and shares them among scrapers.
 //!
-//! A page of 10,000 paths is tens of megabytes of text and takes about 70 ms to render and compress. The threads that measure,
-//! answer peers or control the agent never wait for that.
+//! A page of 10,000 paths is tens of megabytes of text and takes about 70 ms to render and compress. The
+//! threads that measure, answer peers or control the agent never wait for that.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -28,27 +28,27 @@ use crate::http::server::Body;
 use crate::metrics::{ExpositionFormat, Page};
 use crate::runtime::DetachedRuntime;
 
-/// Pages, or pieces of pages, that are rendered at once; further ones wait. Chosen: two scrapers of one agent are common,
-/// and rendering leaves the host most of its cores.
+/// Maximum number of pages, or pieces of pages, rendered at once; further ones wait. Chosen: two scrapers per
+/// agent are common, and rendering leaves the host most of its cores.
 pub const RENDERED_AT_ONCE: usize = 2;
 
-/// How long a page is given to further scrapers after it was rendered. Chosen: no scrape interval is shorter.
+/// Time for which a rendered page is shared with further scrapers. Chosen: scrape intervals are longer.
 pub const SHARED_FOR: Duration = Duration::from_secs(1);
 
-/// Bytes of a page without compression that is held; a longer one is rendered for each scraper, piece by piece as it takes
-/// them. Chosen: a page of 1,200 paths.
+/// Maximum size of an uncompressed page that is held in memory. A longer one is rendered for each scraper,
+/// piece by piece as the scraper reads it. Chosen: a page of 1,200 paths.
 const PLAIN_BYTES_MAX: usize = 8 << 20;
 
-/// Bytes of all pages that are held, also for those who read slowly; beyond, a page is rendered piece by piece and comes
-/// without compression. Chosen: twenty compressed pages of 10,000 paths.
+/// Maximum size of all pages held in memory, including those that slow scrapers still read. Above it, a page
+/// is rendered piece by piece and sent uncompressed. Chosen: twenty compressed pages of 10,000 paths.
 const HELD_BYTES_MAX: usize = 64 << 20;
 
-/// The fastest: a page repeats itself so much that the best level saves little more.
+/// The fastest level: pages are so repetitive that the best level saves little more.
 const LEVEL: Compression = Compression::fast();
 
-/// A page that is being rendered. Implemented for `FnMut(&mut Vec<u8>) -> bool`, too.
+/// A page that is rendered in pieces. Also implemented for `FnMut(&mut Vec<u8>) -> bool`.
 pub trait RenderPieces: Send {
-    /// Appends the next piece of about [`Page::PIECE`] bytes; false at the end.
+    /// Appends the next piece of about [`Page::PIECE`] bytes. Returns false at the end.
     fn next(&mut self, piece: &mut Vec<u8>) -> bool;
 }
 
@@ -64,35 +64,36 @@ impl<F: FnMut(&mut Vec<u8>) -> bool + Send> RenderPieces for F {
     }
 }
 
-/// Begins a page as the metrics are now.
-type Begin = dyn Fn(ExpositionFormat) -> Box<dyn RenderPieces> + Send + Sync;
+/// Begins a page with the current values of the metrics.
+type BeginPage = dyn Fn(ExpositionFormat) -> Box<dyn RenderPieces> + Send + Sync;
 
-/// Renders pages. Clones share threads and pages.
+/// Renders metrics pages. Clones share threads and pages.
 #[derive(Debug, Clone)]
 pub struct Renderer {
     inner: Arc<RendererState>,
 }
 
 struct RendererState {
-    begin: Box<Begin>,
+    begin: Box<BeginPage>,
     pool: Pool,
     limits: HoldLimits,
-    /// Bytes of all [`HeldPage`] pages.
+    /// Bytes of all [`HeldPage`]s.
     held_bytes: AtomicUsize,
-    /// Pages that are being rendered, and those rendered within [`SHARED_FOR`]: one at most for each format and encoding.
+    /// Pages being rendered, and pages rendered within [`SHARED_FOR`]: at most one for each format and
+    /// encoding.
     pages: Mutex<Vec<Rendering>>,
-    /// Whether the last page without compression was longer than is held.
-    is_plain_long: AtomicBool,
+    /// Whether the last uncompressed page was longer than `plain_bytes_max`.
+    is_plain_too_long: AtomicBool,
 }
 
-/// The limits by which pages are held; others than the constants are for tests.
+/// Memory limits of held pages. Tests use values other than the constants.
 #[derive(Debug, Clone, Copy)]
 struct HoldLimits {
     plain_bytes_max: usize,
     held_bytes_max: usize,
 }
 
-/// A page that is rendered to be held.
+/// A page that is rendered as a whole and held in memory.
 #[derive(Clone)]
 struct Rendering {
     wanted: Negotiated,
@@ -100,11 +101,11 @@ struct Rendering {
     outcome: watch::Receiver<Option<RenderOutcome>>,
 }
 
-/// What came of rendering a page to be held.
+/// Result of rendering a page to be held.
 #[derive(Clone)]
 enum RenderOutcome {
     Held(Arc<HeldPage>),
-    /// A limit was reached.
+    /// A limit of [`HoldLimits`] was exceeded.
     TooLong,
 }
 
@@ -115,7 +116,7 @@ impl fmt::Debug for RendererState {
 }
 
 impl Renderer {
-    /// Renders what `begin` begins. Its threads start with the first page.
+    /// Returns a renderer of the pages that `begin` creates. Its threads start with the first page.
     #[must_use]
     pub fn new(begin: impl Fn(ExpositionFormat) -> Box<dyn RenderPieces> + Send + Sync + 'static) -> Self {
         Self::within(HoldLimits { plain_bytes_max: PLAIN_BYTES_MAX, held_bytes_max: HELD_BYTES_MAX }, begin)
@@ -132,18 +133,19 @@ impl Renderer {
                 limits,
                 held_bytes: AtomicUsize::new(0),
                 pages: Mutex::default(),
-                is_plain_long: AtomicBool::new(false),
+                is_plain_too_long: AtomicBool::new(false),
             }),
         }
     }
 
-    /// A page, and whether it is compressed: it may not be although that was wanted. `is_fresh`: only one whose rendering
-    /// has not begun. To be called in a tokio runtime, in which a task forgets the page in time.
+    /// Returns a page, and whether it is compressed, which it may not be even if requested. With `is_fresh` a
+    /// page is shared only if its rendering has not begun. Must be called within a tokio runtime, where a
+    /// task removes the page after [`SHARED_FOR`].
     ///
     /// # Panics
-    /// When rendering panicked.
+    /// Panics if rendering panicked.
     pub(super) async fn page(&self, wanted: Negotiated, is_fresh: bool) -> (Body, bool) {
-        if wanted.is_gzip || !self.inner.is_plain_long.load(Relaxed) {
+        if wanted.is_gzip || !self.inner.is_plain_too_long.load(Relaxed) {
             let mut outcome = self.join(wanted, is_fresh).outcome;
             let outcome = outcome.wait_for(Option::is_some).await.expect("rendering does not panic").clone();
             if let Some(RenderOutcome::Held(held)) = outcome {
@@ -154,7 +156,7 @@ impl Renderer {
         (StreamedBody::new(Arc::clone(&self.inner), plain).boxed_unsync(), false)
     }
 
-    /// The page that is wanted: one that is shared, or one that is going to be rendered.
+    /// Returns a shared page that matches, or starts rendering a new one.
     fn join(&self, wanted: Negotiated, is_fresh: bool) -> Rendering {
         let mut pages = self.inner.pages();
         let shared = pages.iter().find(|page| page.wanted == wanted);
@@ -166,7 +168,7 @@ impl Renderer {
         pages.retain(|page| page.wanted != wanted);
         pages.push(page.clone());
         let (inner, rendering) = (Arc::clone(&self.inner), page.clone());
-        // Ends by itself. Whoever asked first may go, and others wait for the page.
+        // A task of its own: the first scraper can disconnect while others wait for the page.
         tokio::spawn(async move {
             let (job, has_begun) = (Arc::clone(&inner), rendering.has_begun);
             let rendered = inner.pool.run(move || {
@@ -188,7 +190,7 @@ impl RendererState {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renders a whole page.
+    /// Renders a whole page into memory.
     fn hold(self: Arc<Self>, wanted: Negotiated) -> RenderOutcome {
         let mut page = Encoded::new((self.begin)(wanted.format), wanted.is_gzip);
         let bytes_max = if wanted.is_gzip { usize::MAX } else { self.limits.plain_bytes_max };
@@ -199,7 +201,7 @@ impl RendererState {
                 return RenderOutcome::Held(Arc::new(held));
             }
             if held.length + piece.len() > bytes_max {
-                held.inner.is_plain_long.store(true, Relaxed);
+                held.inner.is_plain_too_long.store(true, Relaxed);
                 return RenderOutcome::TooLong;
             }
             if !held.push(piece) {
@@ -209,7 +211,7 @@ impl RendererState {
     }
 }
 
-/// The threads that render, which start when there is something to render and end when there was nothing for a while.
+/// Rendering threads. They start on demand and end when idle.
 struct Pool(DetachedRuntime);
 
 impl Pool {
@@ -217,16 +219,16 @@ impl Pool {
         let mut builder = Builder::new_current_thread();
         builder.max_blocking_threads(RENDERED_AT_ONCE).thread_name("pm-renderer");
         let runtime = DetachedRuntime::build(&mut builder);
-        Self(runtime.expect("without I/O and timers nothing can be refused"))
+        Self(runtime.expect("building a runtime without I/O and timers cannot fail"))
     }
 
-    /// Runs `work` when a thread is free.
+    /// Runs `work` as soon as a thread is free.
     fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         self.0.spawn_blocking(work)
     }
 }
 
-/// A page in its encoding.
+/// A page in its content encoding.
 struct Encoded {
     page: Box<dyn RenderPieces>,
     gzip: Option<GzEncoder<Vec<u8>>>,
@@ -238,7 +240,7 @@ impl Encoded {
         Self { page, gzip: is_gzip.then(|| GzEncoder::new(empty_piece(), LEVEL)), is_over: false }
     }
 
-    /// The next piece, empty at the end.
+    /// Returns the next piece; it is empty at the end.
     fn next(&mut self) -> Vec<u8> {
         let mut piece = empty_piece();
         let Some(gzip) = &mut self.gzip else {
@@ -254,7 +256,7 @@ impl Encoded {
                     gzip.try_finish()
                 }
             };
-            written.expect("memory takes everything");
+            written.expect("writing to memory cannot fail");
         }
         piece.clear();
         std::mem::replace(gzip.get_mut(), piece)
@@ -262,21 +264,21 @@ impl Encoded {
 }
 
 fn empty_piece() -> Vec<u8> {
-    // A piece may be some lines longer.
+    // A piece can be some lines longer than `Page::PIECE`.
     Vec::with_capacity(Page::PIECE + Page::PIECE / 4)
 }
 
-/// A whole page in memory, as long as it is shared or read.
+/// A whole page in memory, kept while it is shared or read.
 struct HeldPage {
     pieces: Vec<Bytes>,
     length: usize,
-    /// What it counts for in [`RendererState::held_bytes`].
+    /// Its part of [`RendererState::held_bytes`].
     allocated: usize,
     inner: Arc<RendererState>,
 }
 
 impl HeldPage {
-    /// False if there is no room for the piece.
+    /// Appends a piece. Returns false if it exceeds the memory limit.
     fn push(&mut self, piece: Vec<u8>) -> bool {
         let allocated = piece.capacity();
         let before = self.inner.held_bytes.fetch_add(allocated, Relaxed);
@@ -296,7 +298,7 @@ impl Drop for HeldPage {
     }
 }
 
-/// A held page as one scraper reads it.
+/// Response body that reads a held page for one scraper.
 struct HeldBody {
     held: Arc<HeldPage>,
     next: usize,
@@ -311,7 +313,7 @@ impl hyper::body::Body for HeldBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        // Between two pieces whatever else waits for the thread has its turn: the next ping is not behind a whole page.
+        // Yields between two pieces, so that a ping on the same thread does not wait for a whole page.
         if !std::mem::replace(&mut self.has_yielded, true) {
             context.waker().wake_by_ref();
             return Poll::Pending;
@@ -323,15 +325,15 @@ impl hyper::body::Body for HeldBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let left = self.held.pieces.iter().skip(self.next).map(|piece| piece.len() as u64).sum();
-        SizeHint::with_exact(left)
+        let remaining = self.held.pieces.iter().skip(self.next).map(|piece| piece.len() as u64).sum();
+        SizeHint::with_exact(remaining)
     }
 }
 
-/// A page that is rendered piece by piece as one scraper reads it. No thread waits for the scraper.
+/// Response body that renders a page piece by piece as one scraper reads it. No thread waits for the scraper.
 struct StreamedBody {
     inner: Arc<RendererState>,
-    /// Bytes so far.
+    /// Bytes rendered so far.
     length: usize,
     state: Streamed,
 }
@@ -350,7 +352,7 @@ impl StreamedBody {
 
     fn ended(&mut self, length: usize) {
         if length <= self.inner.limits.plain_bytes_max {
-            self.inner.is_plain_long.store(false, Relaxed);
+            self.inner.is_plain_too_long.store(false, Relaxed);
         }
     }
 }
@@ -411,7 +413,7 @@ mod tests {
     const OPEN_METRICS: Negotiated = Negotiated { format: ExpositionFormat::OpenMetrics, is_gzip: true };
     const PIECES: usize = 5;
 
-    /// How often pages were begun, how many are between their begin and their end, and the most of these.
+    /// Number of pages begun, number of pieces being rendered, and the maximum of the latter.
     #[derive(Debug, Default)]
     struct Counts {
         begun: usize,
@@ -419,11 +421,11 @@ mod tests {
         running_max: usize,
     }
 
-    /// Pages of [`PIECES`] lines, that end only when they may.
+    /// Source of pages of [`PIECES`] lines, whose rendering can be blocked.
     #[derive(Clone, Default)]
     struct Pages {
         counts: Arc<Mutex<Counts>>,
-        /// Whether pages wait before their first line.
+        /// Whether rendering waits before each line.
         gate: Arc<(Mutex<bool>, Condvar)>,
     }
 
@@ -440,7 +442,7 @@ mod tests {
         }
 
         fn begin(&self) -> Box<dyn RenderPieces> {
-            let (pages, mut left) = (self.clone(), PIECES);
+            let (pages, mut remaining) = (self.clone(), PIECES);
             self.counts.lock().unwrap().begun += 1;
             Box::new(move |piece: &mut Vec<u8>| {
                 {
@@ -451,11 +453,11 @@ mod tests {
                 let (is_closed, opened) = &*pages.gate;
                 drop(opened.wait_while(is_closed.lock().unwrap(), |is_closed| *is_closed).unwrap());
                 pages.counts.lock().unwrap().running -= 1;
-                if left == 0 {
+                if remaining == 0 {
                     return false;
                 }
-                piece.extend_from_slice(format!("line {left}\n").as_bytes());
-                left -= 1;
+                piece.extend_from_slice(format!("line {remaining}\n").as_bytes());
+                remaining -= 1;
                 true
             })
         }
@@ -469,7 +471,7 @@ mod tests {
             self.counts.lock().unwrap().begun
         }
 
-        /// Waits until so many pages are being rendered.
+        /// Waits until `count` pages are being rendered.
         async fn running(&self, count: usize) {
             within(async {
                 while self.counts.lock().unwrap().running < count {
@@ -484,7 +486,7 @@ mod tests {
     const TEXT: &str = "line 5\nline 4\nline 3\nline 2\nline 1\n";
 
     async fn within<F: Future>(future: F) -> F::Output {
-        timeout(DEADLINE, future).await.expect("happens within the deadline")
+        timeout(DEADLINE, future).await.expect("completes within the deadline")
     }
 
     async fn text(body: Body, is_gzip: bool) -> String {
@@ -498,79 +500,79 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_within_a_second_share_a_page_and_later_ones_get_another() {
+    async fn requests_within_a_second_share_a_page() {
         let pages = Pages::closed();
         let renderer = pages.renderer(UNLIMITED);
-        let ask = |wanted| {
+        let request = |wanted| {
             let renderer = renderer.clone();
             tokio::spawn(async move { renderer.page(wanted, false).await })
         };
-        // Some come before the page is begun, others while it is rendered, and others after that.
-        let mut asked: Vec<_> = (0..3).map(|_| ask(GZIP)).collect();
+        // Some requests arrive before the page is begun, others while it is rendered, and others after that.
+        let mut requested: Vec<_> = (0..3).map(|_| request(GZIP)).collect();
         pages.running(1).await;
-        asked.extend((0..3).map(|_| ask(GZIP)));
+        requested.extend((0..3).map(|_| request(GZIP)));
         pages.open();
-        for asked in asked {
-            let (body, is_gzip) = within(asked).await.unwrap();
+        for requested in requested {
+            let (body, is_gzip) = within(requested).await.unwrap();
             assert_eq!((text(body, is_gzip).await.as_str(), is_gzip), (TEXT, true));
         }
-        let (body, _) = within(ask(GZIP)).await.unwrap();
+        let (body, _) = within(request(GZIP)).await.unwrap();
         assert_eq!((text(body, true).await.as_str(), pages.begun()), (TEXT, 1));
         // Another format or encoding is another page.
-        let (body, is_gzip) = within(ask(PLAIN)).await.unwrap();
+        let (body, is_gzip) = within(request(PLAIN)).await.unwrap();
         assert_eq!((text(body, false).await.as_str(), is_gzip), (TEXT, false));
-        within(ask(OPEN_METRICS)).await.unwrap();
+        within(request(OPEN_METRICS)).await.unwrap();
         assert_eq!(pages.begun(), 3);
         within(async {
             while pages.begun() == 3 {
                 sleep(Duration::from_millis(10)).await;
-                within(ask(GZIP)).await.unwrap();
+                within(request(GZIP)).await.unwrap();
             }
         })
         .await;
     }
 
     #[tokio::test]
-    async fn a_fresh_page_is_shared_only_until_it_is_begun() {
+    async fn fresh_page_is_shared_only_until_rendering_begins() {
         let pages = Pages::closed();
         let renderer = pages.renderer(UNLIMITED);
-        let ask = || {
+        let request = || {
             let renderer = renderer.clone();
             tokio::spawn(async move { renderer.page(GZIP, true).await })
         };
-        let mut asked = Vec::new();
+        let mut requested = Vec::new();
         for running in 1..=RENDERED_AT_ONCE {
-            asked.push(ask());
+            requested.push(request());
             pages.running(running).await;
         }
         // These wait for a thread, all for the same page.
-        asked.extend((0..3).map(|_| ask()));
+        requested.extend((0..3).map(|_| request()));
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
         pages.open();
-        for asked in asked {
-            let (body, is_gzip) = within(asked).await.unwrap();
+        for requested in requested {
+            let (body, is_gzip) = within(requested).await.unwrap();
             assert_eq!(text(body, is_gzip).await, TEXT);
         }
         assert_eq!(pages.begun(), RENDERED_AT_ONCE + 1);
     }
 
     #[tokio::test]
-    async fn nothing_is_held_a_second_later_but_what_is_read() {
+    async fn page_is_freed_after_a_second_unless_it_is_being_read() {
         let pages = Pages::default();
         let renderer = pages.renderer(UNLIMITED);
         let held = || renderer.inner.held_bytes.load(Relaxed);
         let (body, _) = within(renderer.page(GZIP, false)).await;
-        let of_one = held();
-        assert!(of_one > 0);
+        let one_page = held();
+        assert!(one_page > 0);
         within(async {
             while !renderer.inner.pages().is_empty() {
                 sleep(Duration::from_millis(10)).await;
             }
         })
         .await;
-        assert_eq!(held(), of_one, "it is being read");
+        assert_eq!(held(), one_page, "it is being read");
         assert_eq!(text(body, true).await, TEXT);
         within(async {
             while held() > 0 {
@@ -581,11 +583,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_are_rendered_at_once_than_the_limit() {
+    async fn number_of_pages_rendered_at_once_is_limited() {
         let pages = Pages::closed();
         // All pages without compression are streamed.
         let renderer = pages.renderer(HoldLimits { plain_bytes_max: 0, ..UNLIMITED });
-        renderer.inner.is_plain_long.store(true, Relaxed);
+        renderer.inner.is_plain_too_long.store(true, Relaxed);
         let read = |wanted| {
             let renderer = renderer.clone();
             tokio::spawn(async move {
@@ -595,7 +597,7 @@ mod tests {
         };
         let reading: Vec<_> = [GZIP, OPEN_METRICS, PLAIN, PLAIN, PLAIN].into_iter().map(read).collect();
         pages.running(RENDERED_AT_ONCE).await;
-        // A third would have begun by now, if it could: there is nothing else to do.
+        // A third page would have begun by now if it could: the runtime has nothing else to do.
         for _ in 0..1_000 {
             tokio::task::yield_now().await;
             yield_now();
@@ -608,7 +610,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_page_is_rendered_for_each_reader_and_holds_no_thread_while_it_waits() {
+    async fn long_page_is_rendered_for_each_reader_and_blocks_no_thread() {
         let pages = Pages::default();
         let renderer = pages.renderer(HoldLimits { plain_bytes_max: TEXT.len() - 1, ..UNLIMITED });
         let mut waiting = Vec::new();
@@ -619,28 +621,28 @@ mod tests {
             waiting.push(body);
         }
         assert_eq!(renderer.inner.held_bytes.load(Relaxed), 0);
-        // The first was tried to be held.
+        // The renderer first tried to hold the page.
         assert_eq!(pages.begun(), 1 + waiting.len());
         let (body, is_gzip) = within(renderer.page(GZIP, false)).await;
         assert_eq!((text(body, is_gzip).await.as_str(), is_gzip), (TEXT, true));
         for body in waiting {
             assert!(TEXT.ends_with(&text(body, false).await));
         }
-        assert!(renderer.inner.is_plain_long.load(Relaxed));
+        assert!(renderer.inner.is_plain_too_long.load(Relaxed));
     }
 
     #[tokio::test]
-    async fn a_page_that_has_become_short_is_shared_again() {
+    async fn page_that_became_short_is_shared_again() {
         let pages = Pages::default();
         let renderer = pages.renderer(UNLIMITED);
-        renderer.inner.is_plain_long.store(true, Relaxed);
+        renderer.inner.is_plain_too_long.store(true, Relaxed);
         let (body, _) = within(renderer.page(PLAIN, false)).await;
         assert_eq!(text(body, false).await, TEXT);
-        assert!(!renderer.inner.is_plain_long.load(Relaxed));
+        assert!(!renderer.inner.is_plain_too_long.load(Relaxed));
     }
 
     #[tokio::test]
-    async fn without_room_to_hold_a_page_it_comes_without_compression() {
+    async fn page_is_sent_uncompressed_when_memory_limit_is_reached() {
         let pages = Pages::default();
         let renderer = pages.renderer(HoldLimits { held_bytes_max: 10, ..UNLIMITED });
         let (body, is_gzip) = within(renderer.page(GZIP, false)).await;
@@ -649,7 +651,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_while_rendering_is_one_of_the_requests_and_of_no_later_one() {
+    async fn panic_while_rendering_does_not_affect_later_requests() {
         let (sender, panics) = mpsc::channel();
         sender.send(()).unwrap();
         let panics = Mutex::new(panics);
@@ -657,9 +659,9 @@ mod tests {
             assert!(panics.lock().unwrap().try_recv().is_err(), "a page with a bug");
             Pages::default().begin()
         });
-        let asking = renderer.clone();
-        let asked = tokio::spawn(async move { asking.page(GZIP, false).await.1 });
-        assert!(within(asked).await.unwrap_err().is_panic());
+        let requesting = renderer.clone();
+        let requested = tokio::spawn(async move { requesting.page(GZIP, false).await.1 });
+        assert!(within(requested).await.unwrap_err().is_panic());
         within(async {
             while !renderer.inner.pages().is_empty() {
                 tokio::task::yield_now().await;

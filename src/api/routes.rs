@@ -1,4 +1,4 @@
-//! What is served where.
+//! Routing and authorisation of HTTP requests.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -29,28 +29,28 @@ use crate::identity::{self, CAPABILITIES, CallerAccess, Identity, Ports};
 use crate::metrics::{Exporter, HttpCounts, TlsCounts};
 use crate::websocket::WebSocketResponder;
 
-/// Everything that requests are answered from.
+/// State shared by all request handlers.
 #[derive(Debug)]
 pub struct AppState {
-    /// The daemon's last snapshot.
+    /// Latest snapshot of the daemon.
     pub status: ArcSwap<Status>,
-    /// What answers at `/ws`.
+    /// WebSocket responder at `/ws`.
     pub websocket: WebSocketResponder,
-    /// What happened lately.
+    /// Recent events.
     pub events: Arc<EventLog>,
-    /// Who may change something; `None` without a key.
+    /// Verifies requests signed with the mesh key; `None` without a key.
     pub verifier: ArcSwap<Option<Verifier>>,
-    /// Where reloads are asked for.
+    /// Sends reload requests to the daemon.
     pub reloads: mpsc::Sender<ReloadRequest>,
-    /// How the port is served.
+    /// TLS, users and headers of the HTTP port.
     pub web_config: Arc<ArcSwap<LoadedWebConfig>>,
-    /// The control plane's runtime, on which requests are answered whose answers may take a while to make.
+    /// Runtime of the control plane. It answers requests that may take a while.
     pub control: Handle,
     /// Renders the metrics page.
     pub renderer: Renderer,
 }
 
-/// Renders the page of `exporter`, with what the HTTP server counts.
+/// Returns a renderer of the metrics page of `exporter`, including the HTTP server's counters.
 #[must_use]
 pub fn metrics_renderer(
     exporter: Arc<Exporter>,
@@ -71,38 +71,42 @@ pub fn metrics_renderer(
     })
 }
 
-/// A request to read the configuration again; answered with what came of it.
+/// A request to reload the configuration, answered with the result.
 pub type ReloadRequest = oneshot::Sender<Result<(), String>>;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
-/// What agents ask each other all the time.
+/// Polled by other agents; answered without leaving the connection's thread.
 const PING: &str = "/api/v1/ping";
 
-/// No page, but a connection.
 const WEBSOCKET: &str = "/ws";
 
-/// Paths, the method each takes, and a word about it.
+/// Paths with their method and description.
 const ROUTES: [(&str, Method, &str); 11] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if asked for"),
-    ("/api/v1/agent", Method::GET, "who this agent is, and whether it would answer you"),
-    ("/api/v1/paths", Method::GET, "every path, and why it is not measured if it is not"),
-    ("/api/v1/discovery", Method::GET, "who is asked for peers and targets, and who of them has no name yet"),
-    ("/api/v1/events", Method::GET, "what happened lately; ?after=N leaves out the first N"),
-    (PING, Method::GET, "when this request came and when its answer left"),
-    (WEBSOCKET, Method::GET, "WebSocket: every message comes back as it was"),
-    ("/-/healthy", Method::GET, "200 while the process works"),
-    ("/-/ready", Method::GET, "200 from the start of measuring until the stop"),
-    ("/-/reload", Method::POST, "read the configuration again (from loopback, or signed with the mesh key)"),
+    (
+        "/api/v1/agent",
+        Method::GET,
+        "name, labels and version of this agent, and whether it answers your address",
+    ),
+    ("/api/v1/paths", Method::GET, "all paths, and the reason for each that is not measured"),
+    ("/api/v1/discovery", Method::GET, "discovery providers, and members whose agent name is not known yet"),
+    ("/api/v1/events", Method::GET, "recent events; ?after=N omits events up to number N"),
+    (PING, Method::GET, "times at which the request was received and the response was sent"),
+    (WEBSOCKET, Method::GET, "WebSocket echo: every message is sent back unchanged"),
+    ("/-/healthy", Method::GET, "200 while the process is running"),
+    ("/-/ready", Method::GET, "200 while the agent measures: after startup, until shutdown"),
+    ("/-/reload", Method::POST, "reload the configuration (from loopback, or signed with the mesh key)"),
 ];
 
 impl AppState {
-    /// Answers a request. What peers measure is answered by the caller's thread, everything else by the control plane's.
+    /// Answers a request. Requests that peers time run on the caller's thread, all others on the control
+    /// plane.
     ///
-    /// Dropping the future also ends what it does there; a panic there is one here.
+    /// Dropping the future also aborts the work there. A panic there is propagated.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
         let received = ReceivedAt { at: Instant::now(), wall: SystemTime::now() };
         if [PING, WEBSOCKET].contains(&request.uri().path()) {
@@ -114,12 +118,13 @@ impl AppState {
         match task.join_next().await {
             Some(Ok(response)) => response,
             Some(Err(error)) if error.is_panic() => resume_unwind(error.into_panic()),
-            // The control plane has ended.
+            // The control plane has shut down.
             Some(Err(_)) | None => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         }
     }
 
-    /// Answers if the client may ask: agents prove the mesh key, others have a password where there are users.
+    /// Answers if the client is authorised: agents sign with the mesh key, others need a password if users
+    /// are configured.
     async fn authorized(
         &self,
         request: Request<Bytes>,
@@ -127,17 +132,19 @@ impl AppState {
         received: &ReceivedAt,
     ) -> Response<Body> {
         let web_config = self.web_config.load_full();
-        // Once: a request is believed once.
+        // Verify only once: a second verification would fail as a replay.
         let proof = self.proof(&request);
         let is_admitted = match &web_config.users {
-            Some(users) => proof == SignatureStatus::Given || users.admits(request.headers()).await,
+            Some(users) => proof == SignatureStatus::Valid || users.admits(request.headers()).await,
             None => true,
         };
         let mut response = if is_admitted {
             self.routed(request, peer, proof, received).await
         } else {
-            let mut response =
-                text(StatusCode::UNAUTHORIZED, "needs a user and a password, or the mesh key\n");
+            let mut response = text(
+                StatusCode::UNAUTHORIZED,
+                "user and password, or a signature with the mesh key, required\n",
+            );
             response.headers_mut().insert(WWW_AUTHENTICATE, basic::CHALLENGE);
             response
         };
@@ -153,7 +160,7 @@ impl AppState {
         received: &ReceivedAt,
     ) -> Response<Body> {
         let Some((path, method, _)) = ROUTES.iter().find(|(path, _, _)| *path == request.uri().path()) else {
-            return text(StatusCode::NOT_FOUND, "not found; / lists what there is\n");
+            return text(StatusCode::NOT_FOUND, "not found; see / for a list of paths\n");
         };
         let is_head = request.method() == Method::HEAD && *method == Method::GET;
         if request.method() != method && !is_head {
@@ -177,7 +184,7 @@ impl AppState {
             "/-/healthy" => text(StatusCode::OK, "healthy\n"),
             "/-/ready" => self.ready(),
             "/-/reload" => self.reload(peer, &proof).await,
-            _ => with(HTML, Full::from(self.index())),
+            _ => with_type(HTML, Full::from(self.index())),
         }
     }
 
@@ -223,14 +230,14 @@ impl AppState {
     fn events(&self, query: Option<&str>) -> Response<Body> {
         #[derive(Serialize)]
         struct Events {
-            /// Numbers begin anew with each life of the agent.
+            /// Event numbers restart from 1 when this changes.
             boot_id: String,
             events: Vec<StoredEvent>,
         }
         let after = query.map_or(Ok(0), |query| {
             let number = query.strip_prefix("after=").and_then(|number| number.parse().ok());
             number.ok_or_else(|| {
-                format!("the query is {query}; allowed is after=N, with the number of an event\n")
+                format!("query {query} is invalid; allowed: after=N, where N is the number of an event\n")
             })
         });
         match after {
@@ -244,10 +251,10 @@ impl AppState {
 
     async fn ping(&self, received: &ReceivedAt) -> Response<Body> {
         if self.status.load().is_stopping {
-            tokio::time::sleep(SILENCE).await;
+            tokio::time::sleep(PING_REFUSAL_DELAY).await;
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
         }
-        pong(received)
+        ping_response(received)
     }
 
     fn ready(&self) -> Response<Body> {
@@ -260,9 +267,9 @@ impl AppState {
     }
 
     async fn reload(&self, peer: SocketAddr, proof: &SignatureStatus) -> Response<Body> {
-        if !peer.ip().is_loopback() && *proof != SignatureStatus::Given {
-            let why = "a reload is taken from loopback, or signed with the mesh key\n";
-            return text(StatusCode::FORBIDDEN, why);
+        if !peer.ip().is_loopback() && *proof != SignatureStatus::Valid {
+            let reason = "reload is allowed only from loopback, or signed with the mesh key\n";
+            return text(StatusCode::FORBIDDEN, reason);
         }
         let (done, outcome) = oneshot::channel();
         if self.reloads.send(done).await.is_err() {
@@ -271,36 +278,36 @@ impl AppState {
         match outcome.await {
             Ok(Ok(())) => text(StatusCode::OK, "reloaded\n"),
             Ok(Err(problem)) => {
-                text(StatusCode::BAD_REQUEST, &format!("{problem}\nthe old configuration stays in force\n"))
+                text(StatusCode::BAD_REQUEST, &format!("{problem}\nthe old configuration stays in use\n"))
             }
             Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         }
     }
 
     fn proof(&self, request: &Request<Bytes>) -> SignatureStatus {
-        // A person's proof is not an agent's.
+        // Basic authentication is for users, not for agents.
         if is_basic(request.headers()) {
             return SignatureStatus::None;
         }
         let verifier = self.verifier.load();
         let Some(verifier) = verifier.as_ref() else {
             return if request.headers().contains_key(AUTHORIZATION) {
-                SignatureStatus::NoKeyHere
+                SignatureStatus::NoLocalKey
             } else {
                 SignatureStatus::None
             };
         };
-        // A ping changes nothing, whoever repeats it.
+        // A replayed ping is harmless: it changes nothing.
         let verified = match request.uri().path() {
             PING => verifier.recognise(request, SystemTime::now()),
             _ => verifier.verify(request, SystemTime::now()),
         };
         match verified {
-            Ok(()) => SignatureStatus::Given,
+            Ok(()) => SignatureStatus::Valid,
             Err(AuthError::Missing) => SignatureStatus::None,
             Err(AuthError::WrongKey) => SignatureStatus::WrongKey,
-            // The key may be right, and STAMP asks for no time.
-            Err(refusal) => SignatureStatus::Doubtful(refusal.to_string()),
+            // The key may still be right, and STAMP needs no synchronised clock.
+            Err(refusal) => SignatureStatus::Unverifiable(refusal.to_string()),
         }
     }
 
@@ -323,37 +330,38 @@ impl AppState {
     }
 }
 
-fn with(kind: HeaderValue, body: Full<Bytes>) -> Response<Body> {
+fn with_type(content_type: HeaderValue, body: Full<Bytes>) -> Response<Body> {
     let mut response = Response::new(body.boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
 
-fn text(status: StatusCode, words: &str) -> Response<Body> {
-    let mut response = with(TEXT, Full::from(words.to_owned()));
+fn text(status: StatusCode, text_body: &str) -> Response<Body> {
+    let mut response = with_type(TEXT, Full::from(text_body.to_owned()));
     *response.status_mut() = status;
     response
 }
 
-/// When a request was there, as far as this program can know.
+/// When a request was received, as seen by this process.
 struct ReceivedAt {
     at: Instant,
     wall: SystemTime,
 }
 
-/// The answer to a ping. Fields are added, never changed: agents of two versions understand each other.
+/// Response to a ping. Fields may be added but not changed, for compatibility between versions.
 #[derive(Serialize)]
 struct PingResponse {
     received_timestamp_seconds: f64,
     sent_timestamp_seconds: f64,
-    /// By the monotonic clock, to be subtracted from the round trip.
+    /// Measured with the monotonic clock; the client subtracts it from the RTT.
     turnaround_nanoseconds: u64,
 }
 
-/// A ping at the stop is refused after this long: the goodbye shall be heard before. Chosen: the goodbye takes 60 ms.
-const SILENCE: Duration = Duration::from_millis(500);
+/// Delay before a ping is refused during shutdown, so that peers receive the goodbye first. Chosen: the
+/// goodbye takes 60 ms.
+const PING_REFUSAL_DELAY: Duration = Duration::from_millis(500);
 
-fn pong(received: &ReceivedAt) -> Response<Body> {
+fn ping_response(received: &ReceivedAt) -> Response<Body> {
     let seconds =
         |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     json(&PingResponse {
@@ -365,11 +373,11 @@ fn pong(received: &ReceivedAt) -> Response<Body> {
 
 fn json(value: &impl Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
-        Ok(body) => with(JSON, Full::from(body)),
+        Ok(body) => with_type(JSON, Full::from(body)),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
     }
 }
 
-fn escaped(words: &str) -> String {
-    words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+fn escaped(text_body: &str) -> String {
+    text_body.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

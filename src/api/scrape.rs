@@ -1,4 +1,4 @@
-//! What a scraper accepts, and the head of the response that it gets.
+//! Content negotiation with scrapers, and the headers of the response.
 
 use hyper::Response;
 use hyper::header::{
@@ -8,7 +8,7 @@ use hyper::header::{
 use crate::http::server::Body;
 use crate::metrics::ExpositionFormat;
 
-/// The format and the encoding that a scraper accepts, of those that there are.
+/// Format and encoding of the page, negotiated with a scraper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Negotiated {
     pub(super) format: ExpositionFormat,
@@ -20,7 +20,8 @@ const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 impl Negotiated {
-    /// From the headers (RFC 9110 section 12.5). Without any, or with none that we have: the classic text, not compressed.
+    /// Negotiates from the request headers (RFC 9110 section 12.5). The default is the classic text format,
+    /// uncompressed.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let format = match weight(headers, ACCEPT, is_open_metrics) {
             Some(open) if open > 0 && open >= weight(headers, ACCEPT, is_classic).unwrap_or(0) => {
@@ -33,7 +34,7 @@ impl Negotiated {
         Self { format, is_gzip: gzip.is_some_and(|gzip| gzip > 0) }
     }
 
-    /// The response with this page. `is_gzip`: how it really is encoded.
+    /// Returns the response with this page. `is_gzip` tells its actual encoding.
     pub(super) fn response(self, (page, is_gzip): (Body, bool)) -> Response<Body> {
         let mut response = Response::new(page);
         let headers = response.headers_mut();
@@ -50,12 +51,14 @@ impl Negotiated {
     }
 }
 
-/// Whether the client takes no page that was rendered for another one (RFC 9111 section 5.2.1.4).
+/// Returns whether the client requests a page that was not rendered for another one (`no-cache`, RFC 9111
+/// section 5.2.1.4).
 pub(super) fn wants_fresh(headers: &HeaderMap) -> bool {
     weight(headers, CACHE_CONTROL, |name, _| name.eq_ignore_ascii_case("no-cache")).is_some()
 }
 
-/// OpenMetrics 1.0.0; further parameters, such as Prometheus' `escaping`, change nothing for names like ours.
+/// Matches OpenMetrics 1.0.0. Other parameters, such as `escaping` of Prometheus, are irrelevant for ASCII
+/// names.
 fn is_open_metrics(name: &str, parameters: &[(&str, &str)]) -> bool {
     let version = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case("version"));
     name.eq_ignore_ascii_case("application/openmetrics-text")
@@ -67,18 +70,19 @@ fn is_classic(name: &str, parameters: &[(&str, &str)]) -> bool {
     name.eq_ignore_ascii_case("text/plain") && version.is_none_or(|(_, version)| *version == "0.0.4")
 }
 
-/// The weight, in thousandths, of the first item of a list that fits. What cannot be read fits nothing.
+/// Returns the weight, in thousandths, of the first list item that `matches_item`. Malformed items are
+/// ignored.
 fn weight(
     headers: &HeaderMap,
     header: hyper::header::HeaderName,
-    fits: impl Fn(&str, &[(&str, &str)]) -> bool,
+    matches_item: impl Fn(&str, &[(&str, &str)]) -> bool,
 ) -> Option<u32> {
     let lists = headers.get_all(header).into_iter().filter_map(|value| value.to_str().ok());
     lists.flat_map(|list| list.split(',')).find_map(|item| {
         let mut parts = item.split(';').map(str::trim);
         let name = parts.next()?;
         let parameters: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).collect();
-        if !fits(name, &parameters) {
+        if !matches_item(name, &parameters) {
             return None;
         }
         match parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case("q")) {
@@ -88,7 +92,7 @@ fn weight(
     })
 }
 
-/// A weight as RFC 9110 section 12.4.2 writes it: 0 to 1 with three digits at most.
+/// Parses a weight (RFC 9110 section 12.4.2), from 0 to 1 with at most three digits, into thousandths.
 fn thousandths(text: &str) -> Option<u32> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if fraction.len() > 3 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -118,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_is_chosen_if_preferred_at_least_as_much_as_text() {
+    fn open_metrics_is_chosen_if_its_weight_is_at_least_that_of_text() {
         for (accept, format) in [
             ("", ExpositionFormat::Classic),
             ("*/*", ExpositionFormat::Classic),
@@ -166,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn only_no_cache_asks_for_a_fresh_page() {
+    fn only_no_cache_requests_a_fresh_page() {
         for (value, is_fresh) in
             [("no-cache", true), ("max-age=0, No-Cache", true), ("max-age=0", false), ("no-cached", false)]
         {

@@ -1,4 +1,4 @@
-//! What the daemon shows of itself: a snapshot that the HTTP server reads.
+//! Snapshot of the daemon's status, from which the HTTP server answers requests.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,70 +12,70 @@ use crate::fleet::PathStatus;
 use crate::identity::{Ports, WouldAnswer};
 use crate::probe::Measured;
 
-/// The daemon at one moment.
+/// State of the daemon at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
-    /// Our name.
+    /// Name of this agent.
     pub name: String,
-    /// Our labels.
+    /// Labels of this agent.
     pub labels: BTreeMap<String, String>,
-    /// Which of our lives this is.
+    /// Random number of this run of the agent; it changes with each restart.
     pub boot_id: u64,
-    /// Where we listen.
+    /// Ports on which the agent listens; `None` while it starts.
     pub ports: Option<Ports>,
-    /// Whom we answer.
+    /// Addresses that the responder answers.
     pub policy: Policy,
-    /// Whether requests must, or can, be authenticated.
+    /// Whether a mesh key is configured, so that requests can be authenticated.
     pub has_key: bool,
-    /// Everything that should be measured.
+    /// All desired paths, measured or not.
     pub paths: Vec<PathStatus>,
-    /// Who is asked for peers and targets.
+    /// Discovery providers of peers and targets.
     pub providers: Vec<ProviderStatus>,
-    /// Whether we are on our way out.
+    /// Whether the agent is shutting down.
     pub is_stopping: bool,
 }
 
-/// A provider of peers or targets, as `/api/v1/discovery` shows it.
+/// A discovery provider, as shown by `/api/v1/discovery`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ProviderStatus {
-    /// What it is called.
+    /// Name of the provider.
     pub name: String,
-    /// Of its last answer.
+    /// Members in its last successful result.
     pub members: usize,
-    /// When that was, in nanoseconds since 1970; 0: there was none.
+    /// Time of the last successful poll in nanoseconds since the Unix epoch; 0 if there was none.
     #[serde(rename = "last_success_timestamp_seconds", serialize_with = "as_seconds")]
     pub last_success: u64,
-    /// How often it did not answer.
+    /// Failed polls.
     pub failures: u64,
-    /// Why it did not answer the last time.
+    /// Why the last poll failed; `None` if it succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Members whose names are not known, and why.
+    /// Members whose agent names are not known, with the reason.
     pub unidentified: BTreeMap<String, String>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "signature required by serde")]
 fn as_seconds<S: serde::Serializer>(nanos: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    #[expect(clippy::cast_precision_loss, reason = "a time for people, to the microsecond")]
+    #[expect(clippy::cast_precision_loss, reason = "displayed only; exact to a microsecond")]
     serializer.serialize_f64(*nanos as f64 / 1e9)
 }
 
-/// What a request's signature proves.
+/// Result of verifying a request's signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SignatureStatus {
-    /// There is none.
+    /// The request is not signed.
     None,
-    /// The caller knows the mesh key.
-    Given,
-    /// It knows another key.
+    /// Signed with the mesh key.
+    Valid,
+    /// Signed with a different key.
     WrongKey,
-    /// It signed, and we have no key.
-    NoKeyHere,
-    /// It signed in a way that proves nothing; why.
-    Doubtful(String),
+    /// Signed, but this agent has no key.
+    NoLocalKey,
+    /// The signature could not be verified, for this reason.
+    Unverifiable(String),
 }
 
-/// A path as `/api/v1/paths` shows it.
+/// A path, as shown by `/api/v1/paths`.
 #[derive(Debug, Serialize)]
 pub struct PathView {
     probe: String,
@@ -90,9 +90,9 @@ pub struct PathView {
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_reply_timestamp_seconds: Option<f64>,
-    /// What only its kind of probe has.
+    /// Fields specific to its probe kind.
     #[serde(flatten)]
-    of_kind: Map<String, Value>,
+    kind_fields: Map<String, Value>,
 }
 
 impl From<&PathStatus> for PathView {
@@ -103,7 +103,7 @@ impl From<&PathStatus> for PathView {
             Some(measured) if measured.is_draining() => "draining",
             Some(_) => "measured",
         };
-        #[expect(clippy::cast_precision_loss, reason = "a time for people, to the microsecond")]
+        #[expect(clippy::cast_precision_loss, reason = "displayed only; exact to a microsecond")]
         let seconds = |nanos: u64| nanos as f64 / 1e9;
         let last = measured.map(Measured::last_reply).filter(|at| *at > 0);
         Self {
@@ -115,27 +115,27 @@ impl From<&PathStatus> for PathView {
             state,
             reason: path.reason.clone().or_else(|| measured.and_then(Measured::local_failure)),
             last_reply_timestamp_seconds: last.map(seconds),
-            of_kind: measured.map(Measured::json).unwrap_or_default(),
+            kind_fields: measured.map(Measured::json).unwrap_or_default(),
         }
     }
 }
 
 impl Status {
-    /// Whether STAMP requests from `caller` would be answered, as it asks now.
+    /// Returns whether STAMP requests from `caller`, authenticated like this request, would be answered.
     #[must_use]
     pub fn answers(&self, caller: IpAddr, proof: &SignatureStatus) -> WouldAnswer {
-        let refused = |why: String| WouldAnswer { answers: false, reason: Some(why) };
+        let refused = |reason: String| WouldAnswer { answers: false, reason: Some(reason) };
         let name = &self.name;
         match proof {
-            SignatureStatus::Given => WouldAnswer { answers: true, reason: None },
+            SignatureStatus::Valid => WouldAnswer { answers: true, reason: None },
             SignatureStatus::WrongKey => {
                 refused(format!("{name} does not know the key of {caller}: give both the same key file"))
             }
-            SignatureStatus::NoKeyHere => refused(format!(
-                "{name} has no key and cannot answer authenticated requests of {caller}: give it the key file, or ask without one"
+            SignatureStatus::NoLocalKey => refused(format!(
+                "{name} has no key and cannot answer authenticated requests of {caller}: configure the key file there, or send requests without a key"
             )),
-            SignatureStatus::Doubtful(refusal) => {
-                refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
+            SignatureStatus::Unverifiable(refusal) => {
+                refused(format!("{name} cannot verify the signature of {caller}: the request {refusal}"))
             }
             SignatureStatus::None if self.policy.lists(caller) => WouldAnswer { answers: true, reason: None },
             SignatureStatus::None if self.has_key => refused(format!(
@@ -147,7 +147,8 @@ impl Status {
         }
     }
 
-    /// Whether messages of `caller` at `/ws` would be sent back, as it asks now.
+    /// Returns whether a WebSocket at `/ws` from `caller`, authenticated like this request, would be
+    /// accepted.
     #[must_use]
     pub fn answers_websocket(
         &self,
@@ -155,18 +156,18 @@ impl Status {
         caller: IpAddr,
         proof: &SignatureStatus,
     ) -> WouldAnswer {
-        let refused = |why: String| WouldAnswer { answers: false, reason: Some(why) };
+        let refused = |reason: String| WouldAnswer { answers: false, reason: Some(reason) };
         let name = &self.name;
         if !rules.enabled {
             return refused(format!("{name} has websocket.enabled: false"));
         }
-        // A signature that proves nothing takes nothing away from what an address may.
+        // An unverifiable signature does not revoke what the address is allowed.
         if rules.open || caller.to_canonical().is_loopback() || self.policy.lists(caller) {
             return WouldAnswer { answers: true, reason: None };
         }
         let remedy = "add it to responder.allow there, or set websocket.open";
         match proof {
-            SignatureStatus::Given => WouldAnswer { answers: true, reason: None },
+            SignatureStatus::Valid => WouldAnswer { answers: true, reason: None },
             SignatureStatus::None if self.has_key => refused(format!(
                 "{name} does not answer {caller} at /ws: {remedy}, or sign the request with the mesh key"
             )),
@@ -174,11 +175,11 @@ impl Status {
             SignatureStatus::WrongKey => {
                 refused(format!("{name} does not know the key of {caller}: give both the same key file"))
             }
-            SignatureStatus::NoKeyHere => {
+            SignatureStatus::NoLocalKey => {
                 refused(format!("{name} has no key and does not answer {caller} at /ws: {remedy}"))
             }
-            SignatureStatus::Doubtful(refusal) => {
-                refused(format!("{name} cannot tell whether {caller} knows the key: the signature {refusal}"))
+            SignatureStatus::Unverifiable(refusal) => {
+                refused(format!("{name} cannot verify the signature of {caller}: the request {refusal}"))
             }
         }
     }
@@ -190,7 +191,7 @@ mod tests {
     use crate::config::{self, LoadContext};
 
     #[test]
-    fn loopback_listed_addresses_and_keys_are_admitted_to_websockets() {
+    fn loopback_listed_addresses_and_keys_may_open_websockets() {
         let rules = |yaml: &str| {
             let host =
                 LoadContext { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
@@ -203,10 +204,10 @@ mod tests {
         status.policy.prefixes = vec!["198.51.100.0/24".parse().unwrap()];
         let proofs = [
             SignatureStatus::None,
-            SignatureStatus::Given,
+            SignatureStatus::Valid,
             SignatureStatus::WrongKey,
-            SignatureStatus::NoKeyHere,
-            SignatureStatus::Doubtful("x".into()),
+            SignatureStatus::NoLocalKey,
+            SignatureStatus::Unverifiable("x".into()),
         ];
         for (yaml, caller, expected) in [
             ("", near, [true; 5]),

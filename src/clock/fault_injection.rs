@@ -1,14 +1,15 @@
-//! Clocks that are disturbed by a schedule: what a test can do to the clocks of one process while the machine's are right.
+//! Clock fault injection: tests disturb the clocks of one process by a schedule, while the clocks of the
+//! machine stay correct.
 //!
-//! The schedule is in the environment variable `PATHMETER_CLOCK_FAULTS`, its times count from the process's first look at a
-//! clock:
+//! The environment variable `PATHMETER_CLOCK_FAULTS` holds the schedule. Its times count from the first clock
+//! reading of the process:
 //!
 //! ```text
 //! 3s step +1s, 5s slew +500ppm, 9s slew 0ppm, 12s suspend 4s, 15s step -1s
 //! ```
 //!
-//! Everything is disturbed as Linux does it: a step moves the wall clock alone, a slew changes the rate of all clocks
-//! alike, a suspend moves the wall clock and CLOCK_BOOTTIME ahead. It does not freeze the process.
+//! The faults act as on Linux: a step moves only the wall clock, a slew changes the rate of all clocks alike,
+//! and a suspend moves the wall clock and CLOCK_BOOTTIME ahead. A suspend does not freeze the process.
 
 use std::env;
 use std::sync::OnceLock;
@@ -19,113 +20,115 @@ use pathmeter_proto::time::{Timestamp, WallOffset, WallTime, nanos};
 use super::{ClockSource, Reading};
 use crate::config::units;
 
-/// Clocks, disturbed.
+/// A clock source with injected faults.
 #[derive(Debug, Clone, Copy)]
 pub struct FaultyClock<'a, C> {
     truth: C,
     fault_schedule: &'a FaultSchedule,
 }
 
-/// A schedule and when it began; one for all threads of a process.
+/// A schedule and its start; shared by all threads of a process.
 #[derive(Debug, Default)]
 pub struct FaultSchedule {
-    /// By time.
+    /// In chronological order.
     events: Vec<Fault>,
-    /// The first look at a clock.
+    /// The first clock reading.
     start: OnceLock<Timestamp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Fault {
-    /// Since the start, on the true monotonic clock.
+    /// Time since the start, on the true monotonic clock.
     at: Duration,
-    what: Disturbance,
+    kind: FaultKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Disturbance {
-    /// The wall clock jumps by this many nanoseconds.
+enum FaultKind {
+    /// The wall clock steps by this many nanoseconds.
     Step(i64),
-    /// From here on the clocks run fast by this many parts per million.
+    /// From this time on the clocks run fast by this many parts per million.
     Slew(i64),
-    /// The host sleeps for this long.
+    /// The host is suspended for this long.
     Suspend(Duration),
 }
 
-/// How far the clocks are from the truth, in nanoseconds.
+/// Offsets of the clocks from the true clocks, in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct ClockOffset {
-    /// All clocks.
+    /// Offset of all clocks, from slews.
     slewed: i64,
-    /// The wall clock, by steps.
+    /// Offset of the wall clock, from steps.
     stepped: i64,
-    /// The wall clock and the one that counts suspends.
-    asleep: i64,
+    /// Offset of the wall clock and of CLOCK_BOOTTIME, from suspends.
+    suspended: i64,
 }
 
-/// The variable that holds the schedule.
+/// The environment variable that holds the schedule.
 pub const VARIABLE: &str = "PATHMETER_CLOCK_FAULTS";
 
-static DRILL: OnceLock<FaultSchedule> = OnceLock::new();
+static PROCESS_SCHEDULE: OnceLock<FaultSchedule> = OnceLock::new();
 
-/// Takes the schedule from the environment, and says whether there is one; without it the clocks are true.
+/// Reads the schedule from the environment. Returns whether there is one; without a schedule there are no
+/// faults.
 ///
 /// # Errors
-/// [`FaultScheduleError`] shows which event cannot be read, and why.
+/// [`FaultScheduleError`] names the event that cannot be parsed, and the cause.
 ///
 /// # Panics
-/// When somebody has looked at a clock already.
+/// If a clock has already been read.
 pub fn begin() -> Result<bool, FaultScheduleError> {
     let schedule = env::var_os(VARIABLE);
     if let Some(schedule) = &schedule {
         let fault_schedule = FaultSchedule::read(&schedule.to_string_lossy())?;
-        DRILL.set(fault_schedule).expect("nobody looks at a clock before the program has begun");
+        PROCESS_SCHEDULE.set(fault_schedule).expect("the schedule is set before the first clock reading");
     }
     Ok(schedule.is_some())
 }
 
-/// Why a schedule cannot be read.
+/// A schedule that cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{VARIABLE}: event {number}, `{event}`: {cause}")]
 pub struct FaultScheduleError {
-    /// Which one, from 1.
+    /// Number of the event, from 1.
     pub number: usize,
-    /// The event as it was found.
+    /// The event as written.
     pub event: String,
-    /// What is wrong with it.
+    /// The cause.
     pub cause: FaultScheduleErrorCause,
 }
 
-/// What is wrong with an event of a schedule.
+/// Why an event of a schedule cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultScheduleErrorCause {
-    /// It has more or fewer than three words.
-    #[error("has {0} words (write a time, what happens, and how much of it, for example 3s step +1s)")]
+    /// The event does not have three words.
+    #[error("has {0} words (expected a time, an event and an amount, for example 3s step +1s)")]
     Words(usize),
-    /// Nothing of that kind can happen.
-    #[error("`{0}` is nothing that happens to clocks (write step, slew or suspend)")]
+    /// The kind of event is unknown.
+    #[error("unknown event `{0}` (use step, slew or suspend)")]
     Kind(String),
-    /// A duration cannot be read.
+    /// A duration cannot be parsed.
     #[error("{0}")]
     Duration(#[from] units::UnitError),
-    /// A duration is longer than anything of a test lasts.
+    /// A duration is longer than one day.
     #[error("`{0}` is too long (at most 1d)")]
     TooLong(String),
-    /// A step does not say in which direction.
-    #[error("`{0}` has no sign (write + or - and a duration, for example -1s)")]
+    /// The duration of a step has no sign.
+    #[error("`{0}` has no sign (expected + or - and a duration, for example -1s)")]
     Unsigned(String),
-    /// A rate cannot be read.
-    #[error("`{0}` is no rate (write -100000ppm to +100000ppm)")]
+    /// A rate cannot be parsed or is out of range.
+    #[error("`{0}` is not a rate (allowed: -100000ppm to +100000ppm)")]
     Rate(String),
-    /// It comes before the event that is written before it.
-    #[error("happens before the previous one (write them in the order of time)")]
+    /// The event is earlier than the one before it.
+    #[error("is earlier than the previous event (list events in chronological order)")]
     Order,
 }
 
-/// Chosen: nothing that is tested lasts as long, and a century of them fits into 64 bits.
-const LONGEST: Duration = Duration::from_secs(86_400);
+/// Chosen: no test lasts this long, and the sum of many such durations fits into 64 bits.
+const DURATION_MAX: Duration = Duration::from_secs(86_400);
 
-/// What the kernel's tick can be set to, ±10 %: chronyd goes nearly as far, the frequency alone only to 500 ppm.
+/// The range of the kernel's tick, ±10 %: chronyd uses nearly all of it; the frequency alone reaches only 500
+/// ppm.
 const RATE_MAX: i64 = 100_000;
 
 impl FaultSchedule {
@@ -142,28 +145,28 @@ impl FaultSchedule {
         Ok(Self { events, start: OnceLock::new() })
     }
 
-    /// How far the clocks are from the truth this long after the start.
-    fn shift(&self, elapsed: Duration) -> ClockOffset {
-        let (mut shift, mut rate, mut since) = (ClockOffset::default(), 0, Duration::ZERO);
+    /// The offsets of the clocks at this time after the start.
+    fn offset(&self, elapsed: Duration) -> ClockOffset {
+        let (mut offset, mut rate, mut since) = (ClockOffset::default(), 0, Duration::ZERO);
         for event in self.events.iter().take_while(|event| event.at <= elapsed) {
-            match event.what {
-                Disturbance::Step(by) => shift.stepped += by,
-                Disturbance::Slew(ppm) => {
-                    shift.slewed += gained(event.at - since, rate);
+            match event.kind {
+                FaultKind::Step(by) => offset.stepped += by,
+                FaultKind::Slew(ppm) => {
+                    offset.slewed += drift(event.at - since, rate);
                     (rate, since) = (ppm, event.at);
                 }
-                Disturbance::Suspend(span) => shift.asleep += signed(span),
+                FaultKind::Suspend(span) => offset.suspended += signed(span),
             }
         }
-        shift.slewed += gained(elapsed - since, rate);
-        shift
+        offset.slewed += drift(elapsed - since, rate);
+        offset
     }
 }
 
-/// What a clock that is `rate` parts per million fast gains in `span`, in nanoseconds.
-fn gained(span: Duration, rate: i64) -> i64 {
-    let gained = i128::from(nanos(span)) * i128::from(rate) / 1_000_000;
-    i64::try_from(gained).unwrap_or(i64::MAX)
+/// Nanoseconds that a clock gains in `span` if it is `rate` parts per million fast.
+fn drift(span: Duration, rate: i64) -> i64 {
+    let drift = i128::from(nanos(span)) * i128::from(rate) / 1_000_000;
+    i64::try_from(drift).unwrap_or(i64::MAX)
 }
 
 fn signed(span: Duration) -> i64 {
@@ -175,125 +178,129 @@ impl Fault {
         let words: Vec<&str> = text.split_whitespace().collect();
         let &[at, kind, amount] = &words[..] else { return Err(FaultScheduleErrorCause::Words(words.len())) };
         let at = duration(at)?;
-        let what = match kind {
+        let kind = match kind {
             "step" => {
                 let sign = match amount.chars().next() {
                     Some('+') => 1,
                     Some('-') => -1,
                     Some(_) | None => return Err(FaultScheduleErrorCause::Unsigned(amount.to_owned())),
                 };
-                Disturbance::Step(sign * signed(duration(&amount[1..])?))
+                FaultKind::Step(sign * signed(duration(&amount[1..])?))
             }
             "slew" => {
                 let rate = amount.strip_suffix("ppm").and_then(|rate| rate.parse().ok());
                 let rate = rate.filter(|rate| (-RATE_MAX..=RATE_MAX).contains(rate));
-                Disturbance::Slew(rate.ok_or_else(|| FaultScheduleErrorCause::Rate(amount.to_owned()))?)
+                FaultKind::Slew(rate.ok_or_else(|| FaultScheduleErrorCause::Rate(amount.to_owned()))?)
             }
-            "suspend" => Disturbance::Suspend(duration(amount)?),
+            "suspend" => FaultKind::Suspend(duration(amount)?),
             _ => return Err(FaultScheduleErrorCause::Kind(kind.to_owned())),
         };
-        Ok(Self { at, what })
+        Ok(Self { at, kind })
     }
 }
 
 fn duration(text: &str) -> Result<Duration, FaultScheduleErrorCause> {
     let duration = units::duration(text)?;
-    if duration <= LONGEST { Ok(duration) } else { Err(FaultScheduleErrorCause::TooLong(text.to_owned())) }
+    if duration <= DURATION_MAX {
+        Ok(duration)
+    } else {
+        Err(FaultScheduleErrorCause::TooLong(text.to_owned()))
+    }
 }
 
 impl<C: Default> Default for FaultyClock<'static, C> {
-    /// Under the schedule of this process.
+    /// Uses the schedule of this process.
     fn default() -> Self {
-        Self { truth: C::default(), fault_schedule: DRILL.get_or_init(FaultSchedule::default) }
+        Self { truth: C::default(), fault_schedule: PROCESS_SCHEDULE.get_or_init(FaultSchedule::default) }
     }
 }
 
 impl<C: ClockSource> FaultyClock<'_, C> {
-    /// The true monotonic clock, and the shift that holds.
-    fn look(&self) -> (Timestamp, ClockOffset) {
+    /// The true monotonic time, and the offsets at this time.
+    fn read(&self) -> (Timestamp, ClockOffset) {
         let at = self.truth.monotonic();
-        (at, self.shift(at))
+        (at, self.offset(at))
     }
 
-    fn shift(&self, at: Timestamp) -> ClockOffset {
-        self.fault_schedule.shift(at.since(*self.fault_schedule.start.get_or_init(|| at)))
+    fn offset(&self, at: Timestamp) -> ClockOffset {
+        self.fault_schedule.offset(at.since(*self.fault_schedule.start.get_or_init(|| at)))
     }
 }
 
 impl<C: ClockSource> ClockSource for FaultyClock<'_, C> {
     fn monotonic(&self) -> Timestamp {
-        let (at, shift) = self.look();
-        Timestamp::from_nanos(at.as_nanos().saturating_add_signed(shift.slewed))
+        let (at, offset) = self.read();
+        Timestamp::from_nanos(at.as_nanos().saturating_add_signed(offset.slewed))
     }
 
     fn wall(&self) -> WallTime {
-        let (_, shift) = self.look();
-        shift.wall(self.truth.wall())
+        let (_, offset) = self.read();
+        offset.wall(self.truth.wall())
     }
 
     fn boot(&self) -> Timestamp {
-        let (_, shift) = self.look();
+        let (_, offset) = self.read();
         let boot = self.truth.boot().as_nanos();
-        Timestamp::from_nanos(boot.saturating_add_signed(shift.slewed + shift.asleep))
+        Timestamp::from_nanos(boot.saturating_add_signed(offset.slewed + offset.suspended))
     }
 
-    /// Under the shift that held when the stamp was made.
+    /// Applies the offsets at the time of the timestamp.
     fn timestamped(&self, timestamp: WallTime) -> WallTime {
         let truth = Reading::take(&self.truth);
         let made = WallOffset::between(truth.at, truth.wall).monotonic(timestamp);
-        self.shift(made).wall(self.truth.timestamped(timestamp))
+        self.offset(made).wall(self.truth.timestamped(timestamp))
     }
 }
 
 impl ClockOffset {
     fn wall(self, truth: WallTime) -> WallTime {
-        let shift = self.slewed + self.stepped + self.asleep;
-        WallTime::from_nanos(truth.as_nanos().saturating_add_signed(shift))
+        let offset = self.slewed + self.stepped + self.suspended;
+        WallTime::from_nanos(truth.as_nanos().saturating_add_signed(offset))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::Fake;
+    use super::super::tests::FakeClock;
     use super::super::{Clock, ClockEvent};
     use super::*;
 
     const SECOND: i64 = 1_000_000_000;
 
-    fn shift(schedule: &str, millis: u64) -> ClockOffset {
-        FaultSchedule::read(schedule).unwrap().shift(Duration::from_millis(millis))
+    fn offset(schedule: &str, millis: u64) -> ClockOffset {
+        FaultSchedule::read(schedule).unwrap().offset(Duration::from_millis(millis))
     }
 
     #[test]
-    fn a_schedule_is_read_as_it_is_written() {
+    fn schedule_is_parsed() {
         let fault_schedule =
             FaultSchedule::read("3s step +1s, 5s slew +500ppm,9s slew 0ppm , 12s suspend 4s, 15s step -1ms");
         let events = [
-            (3, Disturbance::Step(SECOND)),
-            (5, Disturbance::Slew(500)),
-            (9, Disturbance::Slew(0)),
-            (12, Disturbance::Suspend(Duration::from_secs(4))),
-            (15, Disturbance::Step(-1_000_000)),
+            (3, FaultKind::Step(SECOND)),
+            (5, FaultKind::Slew(500)),
+            (9, FaultKind::Slew(0)),
+            (12, FaultKind::Suspend(Duration::from_secs(4))),
+            (15, FaultKind::Step(-1_000_000)),
         ];
-        let events = events.map(|(at, what)| Fault { at: Duration::from_secs(at), what });
+        let events = events.map(|(at, kind)| Fault { at: Duration::from_secs(at), kind });
         assert_eq!(fault_schedule.unwrap().events, events);
     }
 
     #[test]
-    fn a_schedule_that_cannot_be_read_says_where_and_why() {
+    fn schedule_errors_name_the_event_and_the_cause() {
         let cases = [
             ("", "event 1, ``: has 0 words"),
             ("1s step +1s,", "event 2, ``: has 0 words"),
             ("1s step", "event 1, `1s step`: has 2 words"),
-            ("1s leap +1s", "`leap` is nothing that happens to clocks (write step, slew or suspend)"),
+            ("1s leap +1s", "unknown event `leap` (use step, slew or suspend)"),
             ("1 step +1s", "event 1, `1 step +1s`: `1` has no unit"),
             ("1s step 1s", "`1s` has no sign"),
             ("1s step +é", "`é` is not a duration"),
             ("1s step -2d", "too long (at most 1d)"),
-            ("1s slew +500", "`+500` is no rate (write -100000ppm to +100000ppm)"),
-            ("1s slew 100001ppm", "`100001ppm` is no rate"),
+            ("1s slew +500", "`+500` is not a rate (allowed: -100000ppm to +100000ppm)"),
+            ("1s slew 100001ppm", "`100001ppm` is not a rate"),
             ("1s suspend -4s", "`-4s` is not a duration"),
-            ("2s suspend 4s, 1s step +1s", "event 2, `1s step +1s`: happens before the previous one"),
+            ("2s suspend 4s, 1s step +1s", "event 2, `1s step +1s`: is earlier than the previous event"),
         ];
         for (schedule, expected) in cases {
             let message = FaultSchedule::read(schedule).unwrap_err().to_string();
@@ -305,17 +312,17 @@ mod tests {
     }
 
     #[test]
-    fn a_step_moves_the_wall_clock_from_its_moment_on() {
+    fn step_moves_only_the_wall_clock() {
         let schedule = "1s step +1s, 2s step -3s";
-        let stepped = |millis| shift(schedule, millis).stepped;
+        let stepped = |millis| offset(schedule, millis).stepped;
         assert_eq!([999, 1_000, 1_999, 2_000].map(stepped), [0, SECOND, SECOND, -2 * SECOND]);
-        assert_eq!(shift(schedule, 5_000), ClockOffset { stepped: -2 * SECOND, ..ClockOffset::default() });
+        assert_eq!(offset(schedule, 5_000), ClockOffset { stepped: -2 * SECOND, ..ClockOffset::default() });
     }
 
     #[test]
-    fn a_slew_goes_on_from_where_an_earlier_one_led() {
+    fn slews_are_continuous() {
         let schedule = "1s slew +500ppm, 3s slew -200ppm, 4s slew 0ppm";
-        let slewed = |millis| shift(schedule, millis).slewed;
+        let slewed = |millis| offset(schedule, millis).slewed;
         assert_eq!(
             [1_000, 2_000, 3_000, 3_500, 4_000, 9_000].map(slewed),
             [0, 500_000, 1_000_000, 900_000, 800_000, 800_000]
@@ -328,59 +335,59 @@ mod tests {
     #[test]
     fn steps_slews_and_suspends_add_up() {
         let schedule = "1s step +1s, 2s slew 100ppm, 3s suspend 4s, 3s step -2s";
-        let expected = ClockOffset { slewed: 200_000, stepped: -SECOND, asleep: 4 * SECOND };
-        assert_eq!(shift(schedule, 4_000), expected);
+        let expected = ClockOffset { slewed: 200_000, stepped: -SECOND, suspended: 4 * SECOND };
+        assert_eq!(offset(schedule, 4_000), expected);
         assert_eq!(expected.wall(WallTime::from_nanos(10)).as_nanos(), 3_000_200_010);
     }
 
     #[test]
-    fn a_stamp_is_disturbed_by_what_held_when_it_was_made() {
-        let host = Fake::default();
+    fn timestamp_has_the_offset_of_its_own_time() {
+        let host = FakeClock::default();
         let fault_schedule = FaultSchedule::read("1s step +1s, 2s suspend 4s").unwrap();
         let clocks = FaultyClock { truth: &host, fault_schedule: &fault_schedule };
         clocks.monotonic();
-        let shift = |timestamp: WallTime| clocks.timestamped(timestamp).as_nanos() - timestamp.as_nanos();
-        let timestamps = [999, 2, 998, 2].map(|span| host.pass(Duration::from_millis(span)));
-        assert_eq!(timestamps.map(shift), [0, 1_000_000_000, 1_000_000_000, 5_000_000_000]);
+        let offset = |timestamp: WallTime| clocks.timestamped(timestamp).as_nanos() - timestamp.as_nanos();
+        let timestamps = [999, 2, 998, 2].map(|span| host.advance(Duration::from_millis(span)));
+        assert_eq!(timestamps.map(offset), [0, 1_000_000_000, 1_000_000_000, 5_000_000_000]);
     }
 
     #[test]
-    fn a_clock_tells_each_upset_once_and_places_stamps_from_both_sides_of_it() {
-        let host = Fake::default();
+    fn clock_reports_each_event_once_and_converts_timestamps_around_it() {
+        let host = FakeClock::default();
         let fault_schedule = FaultSchedule::read("1s step +1s, 3s step -1s, 5s suspend 4s").unwrap();
-        let mut clock = Clock::over(FaultyClock { truth: &host, fault_schedule: &fault_schedule });
-        let upsets = [
+        let mut clock = Clock::with_source(FaultyClock { truth: &host, fault_schedule: &fault_schedule });
+        let events = [
             ClockEvent::Step(SECOND),
             ClockEvent::Step(-SECOND),
             ClockEvent::Suspend(Duration::from_secs(4)),
         ];
-        for upset in upsets {
-            host.pass(Duration::from_millis(990));
-            let (drained, before) = clock.look();
+        for event in events {
+            host.advance(Duration::from_millis(990));
+            let (drained, before) = clock.read();
             assert_eq!(before, None);
-            let timestamps = [9, 2].map(|span| (host.pass(Duration::from_millis(span)), host.monotonic()));
-            host.pass(Duration::from_millis(4));
-            let (now, noticed) = clock.look();
-            assert_eq!(noticed, Some(upset));
+            let timestamps = [9, 2].map(|span| (host.advance(Duration::from_millis(span)), host.monotonic()));
+            host.advance(Duration::from_millis(4));
+            let (now, noticed) = clock.read();
+            assert_eq!(noticed, Some(event));
             for (timestamp, truth) in timestamps {
-                assert_eq!(clock.place(timestamp, drained, now), truth, "{upset:?}");
+                assert_eq!(clock.monotonic_of(timestamp, drained, now), truth, "{event:?}");
             }
-            assert_eq!(clock.look().1, None);
-            host.pass(Duration::from_millis(995));
+            assert_eq!(clock.read().1, None);
+            host.advance(Duration::from_millis(995));
         }
     }
 
     #[test]
-    fn a_slew_is_no_upset_and_changes_the_monotonic_clock_as_it_does_the_wall_clock() {
-        let host = Fake::default();
+    fn slew_is_not_an_event_and_changes_monotonic_and_wall_clock_alike() {
+        let host = FakeClock::default();
         let fault_schedule = FaultSchedule::read("1s slew +500ppm").unwrap();
-        let mut clock = Clock::over(FaultyClock { truth: &host, fault_schedule: &fault_schedule });
+        let mut clock = Clock::with_source(FaultyClock { truth: &host, fault_schedule: &fault_schedule });
         let offset = clock.offset();
         for _ in 0..1_000 {
-            host.pass(Duration::from_millis(5));
-            assert_eq!(clock.look().1, None);
+            host.advance(Duration::from_millis(5));
+            assert_eq!(clock.read().1, None);
         }
         assert_eq!(clock.offset(), offset);
-        assert_eq!(clock.look().0.as_nanos(), 5_002_000_000);
+        assert_eq!(clock.read().0.as_nanos(), 5_002_000_000);
     }
 }

@@ -1,4 +1,4 @@
-//! The clocks that measurements go by. (What is shown to people, and signatures, take the standard library's.)
+//! The clocks that measurements use. (Displayed times and signatures use the clocks of the standard library.)
 
 #[cfg(feature = "clock-faults")]
 pub mod fault_injection;
@@ -8,29 +8,29 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use pathmeter_proto::time::{Timeline, Timestamp, WallOffset, WallTime};
 
-/// The clocks of this host as one thread sees them: a monotonic one for schedules and deadlines, and where the wall
-/// clock, with which the kernel stamps datagrams, stands on it.
+/// The clocks of this host as seen by one thread: the monotonic clock, for schedules and deadlines, and its
+/// offset from the wall clock, which the kernel uses for the timestamps of datagrams.
 #[derive(Debug)]
 pub struct Clock<S = HostClockSource> {
     source: S,
     timeline: Timeline,
-    asleep: Duration,
-    /// Noticed while a stamp was placed, and not yet told.
+    suspended_total: Duration,
+    /// An event that was noticed while a timestamp was converted, and is not yet reported.
     unreported: Option<ClockEvent>,
 }
 
-/// Something happened to the clocks since the last look.
+/// A discontinuity of the clocks since the last reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockEvent {
-    /// The wall clock was stepped, by this many nanoseconds.
+    /// The wall clock was stepped by this many nanoseconds.
     Step(i64),
     /// The host was suspended for this long.
     Suspend(Duration),
 }
 
 impl ClockEvent {
-    /// What happened between two looks is told as one.
-    fn and(self, later: Self) -> Self {
+    /// Merges two events between two readings into one.
+    fn merge(self, later: Self) -> Self {
         match (self, later) {
             (Self::Step(by), Self::Step(further)) => Self::Step(by.saturating_add(further)),
             (Self::Suspend(span), Self::Suspend(more)) => Self::Suspend(span + more),
@@ -41,17 +41,17 @@ impl ClockEvent {
     }
 }
 
-/// A suspend below this is the noise of reading two clocks. Chosen: 10 ms; real ones last seconds.
+/// Shorter suspends are noise of reading two clocks. Chosen: 10 ms; real suspends last seconds.
 const SUSPEND_MIN: Duration = Duration::from_millis(10);
 
 impl Clock {
-    /// Looks at the clocks for the first time.
+    /// Creates a clock from the first reading of the host's clocks.
     #[must_use]
     pub fn new() -> Self {
-        Self::over(HostClockSource::default())
+        Self::with_source(HostClockSource::default())
     }
 
-    /// The monotonic clock.
+    /// The current monotonic time.
     #[must_use]
     pub fn now() -> Timestamp {
         HostClockSource::default().monotonic()
@@ -59,49 +59,53 @@ impl Clock {
 }
 
 impl<S: ClockSource> Clock<S> {
-    /// Looks at other clocks than this host's for the first time.
+    /// Creates a clock from the first reading of `source`.
     #[must_use]
-    pub fn over(source: S) -> Self {
+    pub fn with_source(source: S) -> Self {
         let reading = Reading::take(&source);
-        let asleep = std::iter::repeat_with(|| asleep(&source)).find_map(|asleep| asleep).unwrap_or_default();
-        Self { source, timeline: Timeline::new(reading.at, reading.wall), asleep, unreported: None }
+        let suspended_total = std::iter::repeat_with(|| suspended_total(&source))
+            .find_map(|suspended_total| suspended_total)
+            .unwrap_or_default();
+        Self { source, timeline: Timeline::new(reading.at, reading.wall), suspended_total, unreported: None }
     }
 
-    /// Looks at the clocks again. Called before stamps are read, so that those from both sides of a step can be placed.
-    pub fn look(&mut self) -> (Timestamp, Option<ClockEvent>) {
-        let at = self.notice();
+    /// Reads the clocks. Returns the monotonic time and the event since the last reading, if any. Call this
+    /// before reading timestamps, so that timestamps from both sides of a step can be converted.
+    pub fn read(&mut self) -> (Timestamp, Option<ClockEvent>) {
+        let at = self.update();
         (at, self.unreported.take())
     }
 
-    fn notice(&mut self) -> Timestamp {
+    fn update(&mut self) -> Timestamp {
         let reading = Reading::take(&self.source);
-        let asleep = asleep(&self.source).unwrap_or(self.asleep);
-        let suspended = asleep.saturating_sub(self.asleep);
-        self.asleep = asleep;
+        let suspended_total = suspended_total(&self.source).unwrap_or(self.suspended_total);
+        let suspended = suspended_total.saturating_sub(self.suspended_total);
+        self.suspended_total = suspended_total;
         let stepped = self.timeline.observe(reading.at, reading.wall, reading.window);
-        let upset = if suspended >= SUSPEND_MIN {
+        let event = if suspended >= SUSPEND_MIN {
             Some(ClockEvent::Suspend(suspended))
         } else {
             stepped.map(ClockEvent::Step)
         };
-        if let Some(upset) = upset {
-            self.unreported = Some(self.unreported.map_or(upset, |earlier| earlier.and(upset)));
+        if let Some(event) = event {
+            self.unreported = Some(self.unreported.map_or(event, |earlier| earlier.merge(event)));
         }
         reading.at
     }
 
-    /// When a kernel stamp was made; see [`Timeline::place`].
+    /// Converts a kernel timestamp, which was made between `from` and `to`, to the monotonic clock; see
+    /// [`Timeline::place`].
     #[must_use]
-    pub fn place(&mut self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
+    pub fn monotonic_of(&mut self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let timestamp = self.source.timestamped(timestamp);
         if !self.timeline.explains(timestamp, from, to) {
-            // Perhaps it is from after a step that came after the last look.
-            self.notice();
+            // The timestamp may be later than a step that came after the last reading.
+            self.update();
         }
         self.timeline.place(timestamp, from, to)
     }
 
-    /// How far the wall clock is ahead of the monotonic one.
+    /// The offset of the wall clock from the monotonic clock.
     #[must_use]
     pub fn offset(&self) -> WallOffset {
         self.timeline.offset()
@@ -114,33 +118,33 @@ impl Default for Clock {
     }
 }
 
-/// Where readings come from.
+/// A source of clock readings.
 pub trait ClockSource {
-    /// CLOCK_MONOTONIC.
+    /// Reads CLOCK_MONOTONIC.
     fn monotonic(&self) -> Timestamp;
 
-    /// CLOCK_REALTIME.
+    /// Reads CLOCK_REALTIME.
     fn wall(&self) -> WallTime;
 
-    /// CLOCK_BOOTTIME: the monotonic clock, and the time for which the host was suspended.
+    /// Reads CLOCK_BOOTTIME: the monotonic clock plus the time for which the host was suspended.
     fn boot(&self) -> Timestamp;
 
-    /// What this wall clock read when the kernel made a stamp.
+    /// The reading of this source's wall clock when the kernel made a timestamp.
     fn timestamped(&self, timestamp: WallTime) -> WallTime;
 }
 
-/// The source of what this process measures by.
+/// The clock source of this process.
 #[cfg(not(feature = "clock-faults"))]
-pub type HostClockSource = Kernel;
-/// The source of what this process measures by.
+pub type HostClockSource = KernelClock;
+/// The clock source of this process.
 #[cfg(feature = "clock-faults")]
-pub type HostClockSource = fault_injection::FaultyClock<'static, Kernel>;
+pub type HostClockSource = fault_injection::FaultyClock<'static, KernelClock>;
 
-/// The clocks as the kernel has them.
+/// The clocks of the kernel.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Kernel;
+pub struct KernelClock;
 
-impl ClockSource for Kernel {
+impl ClockSource for KernelClock {
     fn monotonic(&self) -> Timestamp {
         Timestamp::from_nanos(nanos(ClockId::CLOCK_MONOTONIC))
     }
@@ -158,7 +162,7 @@ impl ClockSource for Kernel {
     }
 }
 
-/// Both clocks, read within `window` of each other.
+/// A reading of both clocks, taken within `window`.
 struct Reading {
     at: Timestamp,
     wall: WallTime,
@@ -166,9 +170,9 @@ struct Reading {
 }
 
 impl Reading {
-    /// A second try nearly always does when the first was interrupted.
+    /// Chosen: if the first reading was interrupted, the second is nearly always good.
     const TRIES: usize = 3;
-    /// Good enough to stop trying: what two vDSO calls take on a slow machine.
+    /// A window that is good enough: the duration of two vDSO calls on a slow machine.
     const CLOSE: Duration = Duration::from_micros(2);
 
     fn take(source: &impl ClockSource) -> Self {
@@ -194,9 +198,9 @@ impl Reading {
     }
 }
 
-/// How long the host has been suspended since it started; `None` when we were interrupted between the readings, which would
-/// look like a suspend.
-fn asleep(source: &impl ClockSource) -> Option<Duration> {
+/// How long the host has been suspended since it booted. `None` if this thread was interrupted between the
+/// readings, which would look like a suspend.
+fn suspended_total(source: &impl ClockSource) -> Option<Duration> {
     let before = source.monotonic();
     let boot = source.boot();
     let is_close = source.monotonic().since(before) < SUSPEND_MIN / 10;
@@ -217,34 +221,34 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// Clocks that stand still until they are moved.
+    /// Clocks that advance only when the test advances them.
     #[derive(Debug, Default)]
-    pub(super) struct Fake {
+    pub(super) struct FakeClock {
         pub(super) now: Cell<u64>,
         pub(super) stepped: Cell<i64>,
-        pub(super) asleep: Cell<u64>,
+        pub(super) suspended_total: Cell<u64>,
     }
 
-    impl Fake {
-        /// Lets time pass, and returns what the wall clock read afterwards.
-        pub(super) fn pass(&self, span: Duration) -> WallTime {
+    impl FakeClock {
+        /// Advances the clocks, and returns the new reading of the wall clock.
+        pub(super) fn advance(&self, span: Duration) -> WallTime {
             self.now.set(self.now.get() + pathmeter_proto::time::nanos(span));
             self.wall()
         }
     }
 
-    impl ClockSource for Fake {
+    impl ClockSource for FakeClock {
         fn monotonic(&self) -> Timestamp {
             Timestamp::from_nanos(self.now.get())
         }
 
         fn wall(&self) -> WallTime {
-            let wall = 1_700_000_000 * SECOND + self.now.get() + self.asleep.get();
+            let wall = 1_700_000_000 * SECOND + self.now.get() + self.suspended_total.get();
             WallTime::from_nanos(wall.saturating_add_signed(self.stepped.get()))
         }
 
         fn boot(&self) -> Timestamp {
-            Timestamp::from_nanos(self.now.get() + self.asleep.get())
+            Timestamp::from_nanos(self.now.get() + self.suspended_total.get())
         }
 
         fn timestamped(&self, timestamp: WallTime) -> WallTime {
@@ -271,13 +275,13 @@ mod tests {
     }
 
     #[test]
-    fn the_offset_places_a_reading_of_the_wall_clock_between_two_of_the_monotonic_one() {
+    fn wall_reading_maps_between_two_monotonic_readings() {
         let mut clock = Clock::new();
-        clock.look();
+        clock.read();
         let before = Clock::now();
         let wall = HostClockSource::default().wall();
         let after = Clock::now();
-        let placed = clock.place(wall, before, after);
+        let placed = clock.monotonic_of(wall, before, after);
         let slack = Timeline::GRAIN * 2;
         assert!(
             placed + slack >= before && placed <= after + slack,
@@ -286,50 +290,50 @@ mod tests {
     }
 
     #[test]
-    fn a_step_and_a_suspend_are_each_told_once() {
-        let host = Fake::default();
-        let mut clock = Clock::over(&host);
-        host.pass(Duration::from_millis(5));
-        assert_eq!(clock.look().1, None);
+    fn step_and_suspend_are_each_reported_once() {
+        let host = FakeClock::default();
+        let mut clock = Clock::with_source(&host);
+        host.advance(Duration::from_millis(5));
+        assert_eq!(clock.read().1, None);
         host.stepped.set(-1_000_000_000);
-        assert_eq!(clock.look().1, Some(ClockEvent::Step(-1_000_000_000)));
-        assert_eq!(clock.look().1, None);
-        host.asleep.set(4 * SECOND);
-        assert_eq!(clock.look().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
-        assert_eq!(clock.look().1, None);
+        assert_eq!(clock.read().1, Some(ClockEvent::Step(-1_000_000_000)));
+        assert_eq!(clock.read().1, None);
+        host.suspended_total.set(4 * SECOND);
+        assert_eq!(clock.read().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
+        assert_eq!(clock.read().1, None);
     }
     #[test]
-    fn a_stamp_from_after_a_step_that_nobody_has_noticed_is_placed_and_the_step_told_once() {
+    fn timestamp_after_an_unobserved_step_is_converted_and_the_step_reported_once() {
         for step in [-1_000_000_000, 1_000_000_000] {
-            let host = Fake::default();
-            host.pass(Duration::from_secs(10));
-            let mut clock = Clock::over(&host);
-            let (drained, _) = clock.look();
-            let before = (host.pass(Duration::from_millis(1)), host.monotonic());
+            let host = FakeClock::default();
+            host.advance(Duration::from_secs(10));
+            let mut clock = Clock::with_source(&host);
+            let (drained, _) = clock.read();
+            let before = (host.advance(Duration::from_millis(1)), host.monotonic());
             host.stepped.set(step);
-            let after = (host.pass(Duration::from_millis(1)), host.monotonic());
-            host.pass(Duration::from_millis(1));
+            let after = (host.advance(Duration::from_millis(1)), host.monotonic());
+            host.advance(Duration::from_millis(1));
             for (timestamp, truth) in [before, after, before] {
-                assert_eq!(clock.place(timestamp, drained, host.monotonic()), truth, "{step}");
+                assert_eq!(clock.monotonic_of(timestamp, drained, host.monotonic()), truth, "{step}");
             }
-            assert_eq!(clock.look().1, Some(ClockEvent::Step(step)));
-            assert_eq!(clock.look().1, None);
+            assert_eq!(clock.read().1, Some(ClockEvent::Step(step)));
+            assert_eq!(clock.read().1, None);
         }
     }
 
     #[test]
-    fn upsets_between_two_looks_are_told_as_one() {
-        let host = Fake::default();
-        let mut clock = Clock::over(&host);
+    fn events_between_two_readings_are_merged() {
+        let host = FakeClock::default();
+        let mut clock = Clock::with_source(&host);
         let at = host.monotonic();
         for step in [1_000_000_000, 3_000_000_000] {
             host.stepped.set(step);
-            let _ = clock.place(host.wall(), at, at);
+            let _ = clock.monotonic_of(host.wall(), at, at);
         }
-        assert_eq!(clock.look().1, Some(ClockEvent::Step(3_000_000_000)));
-        host.asleep.set(4 * SECOND);
-        let _ = clock.place(host.wall(), at, at);
+        assert_eq!(clock.read().1, Some(ClockEvent::Step(3_000_000_000)));
+        host.suspended_total.set(4 * SECOND);
+        let _ = clock.monotonic_of(host.wall(), at, at);
         host.stepped.set(0);
-        assert_eq!(clock.look().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
+        assert_eq!(clock.read().1, Some(ClockEvent::Suspend(Duration::from_secs(4))));
     }
 }

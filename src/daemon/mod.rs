@@ -417,7 +417,7 @@ impl Daemon {
         let deadline = tokio::time::Instant::now() + grace;
         if self.settings.keys.mesh.is_some() {
             // First of all: an answer after the goodbye would end the absence that it announces.
-            self.servers.fall_silent();
+            self.servers.stop_replying();
             self.send_goodbyes().await;
         }
         self.measuring.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));

@@ -63,10 +63,10 @@ impl Servers {
     }
 
     /// Stops answering measurements. HTTP requests are still answered.
-    pub(super) fn fall_silent(&self) {
+    pub(super) fn stop_replying(&self) {
         self.responder.control(Control::StopAnswering);
-        self.stream_responder.fall_silent();
-        self.app_state.websocket.fall_silent();
+        self.stream_responder.stop_replying();
+        self.app_state.websocket.stop_replying();
     }
 
     /// Closes everything.

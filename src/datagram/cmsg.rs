@@ -1,55 +1,55 @@
-//! Control messages: what the kernel says about a datagram, and what it is told about one.
+//! Control messages (cmsg(3)): metadata of received datagrams, and options of sent ones.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use pathmeter_proto::machine::{IcmpError, IcmpKind};
 use pathmeter_proto::time::WallTime;
 
-/// Room for everything we ask the kernel to say: a stamp (48 bytes of payload), packet information, TTL, TOS and an
-/// extended error with an address, each with its header.
+/// Size of the control buffer. It holds everything that the sockets request: a timestamp (48 bytes of
+/// payload), packet information, TTL, TOS and an extended error with an address, each with its header.
 pub(super) const CONTROL_BYTES: usize = 320;
 
-/// Lets a sender name a datagram, for its stamp to carry (Linux 6.13; not yet in `libc`).
+/// Sets the identifier that the transmit timestamp of a datagram carries (Linux 6.13; not yet in `libc`).
 const SCM_TS_OPT_ID: libc::c_int = 81;
 
-/// A buffer for control messages, aligned as the kernel wants it.
+/// A buffer for control messages, with the alignment that the kernel requires.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub(super) struct ControlBuffer(pub(super) [u8; CONTROL_BYTES]);
 
-/// What the kernel says about a datagram.
+/// Metadata of a received datagram, from its control messages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct DatagramMetadata {
-    /// When it arrived; on the error queue, when it left.
+    /// When it arrived; on the error queue, when it was sent.
     pub(super) timestamp: Option<WallTime>,
     pub(super) ttl: Option<u8>,
     pub(super) tos: Option<u8>,
-    /// The local address it was sent to.
+    /// Destination address, which is a local address.
     pub(super) to: Option<IpAddr>,
-    /// On the error queue: whether it is a stamp (with the datagram's name) or an ICMP error.
-    pub(super) about: Option<ErrorQueueEntry>,
+    /// On the error queue: the kind of entry.
+    pub(super) error_queue_entry: Option<ErrorQueueEntry>,
 }
 
-/// Why something is on the error queue.
+/// The kind of an entry on the error queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorQueueEntry {
-    Stamp { name: u32 },
+    TxTimestamp { id: u32 },
     Icmp(IcmpError),
     Local { errno: i32 },
 }
 
-/// Reads the control messages of a received header.
+/// Parses the control messages of a received header.
 ///
 /// # Safety
-/// The header's control buffer is alive and `msg_controllen` bytes long.
+/// The header's control buffer must be valid for reads of `msg_controllen` bytes.
 #[expect(
     unsafe_code,
     reason = "the kernel's own layout; every read is of the length that the message states"
 )]
 pub(super) unsafe fn read(header: &libc::msghdr) -> DatagramMetadata {
-    let mut said = DatagramMetadata::default();
-    // SAFETY: the header was filled by recvmmsg and its control buffer is alive and `msg_controllen` bytes long;
-    // CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and no arm reads more than the message's length.
+    let mut metadata = DatagramMetadata::default();
+    // SAFETY: the header was filled by recvmmsg and its control buffer is valid and `msg_controllen` bytes
+    // long; CMSG_FIRSTHDR and CMSG_NXTHDR stay within it, and no arm reads more than the message's length.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {
@@ -64,35 +64,36 @@ pub(super) unsafe fn read(header: &libc::msghdr) -> DatagramMetadata {
             match (level, kind) {
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) if length >= size_of::<libc::timespec>() => {
                     let time = data.cast::<libc::timespec>().read_unaligned();
-                    said.timestamp = wall_time(&time);
+                    metadata.timestamp = wall_time(&time);
                 }
                 (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                    said.ttl = u8::try_from(int()).ok();
+                    metadata.ttl = u8::try_from(int()).ok();
                 }
-                (libc::IPPROTO_IP, libc::IP_TOS) if length >= 1 => said.tos = Some(*data),
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => said.tos = u8::try_from(int()).ok(),
+                (libc::IPPROTO_IP, libc::IP_TOS) if length >= 1 => metadata.tos = Some(*data),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => metadata.tos = u8::try_from(int()).ok(),
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) if length >= size_of::<libc::in_pktinfo>() => {
                     let info = data.cast::<libc::in_pktinfo>().read_unaligned();
-                    said.to = Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into());
+                    metadata.to = Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into());
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if length >= size_of::<libc::in6_pktinfo>() => {
                     let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
-                    said.to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                    metadata.to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
                 }
                 (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
                     if length >= size_of::<libc::sock_extended_err>() =>
                 {
                     let error = data.cast::<libc::sock_extended_err>().read_unaligned();
                     let offender = data.add(size_of::<libc::sock_extended_err>());
-                    let left = length - size_of::<libc::sock_extended_err>();
-                    said.about = Some(about(&error, address(offender, left)));
+                    let remaining = length - size_of::<libc::sock_extended_err>();
+                    metadata.error_queue_entry =
+                        Some(error_queue_entry(&error, address(offender, remaining)));
                 }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    said
+    metadata
 }
 
 fn wall_time(time: &libc::timespec) -> Option<WallTime> {
@@ -100,18 +101,18 @@ fn wall_time(time: &libc::timespec) -> Option<WallTime> {
     Some(WallTime::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).ok()?))
 }
 
-fn about(error: &libc::sock_extended_err, offender: Option<SocketAddr>) -> ErrorQueueEntry {
+fn error_queue_entry(error: &libc::sock_extended_err, offender: Option<SocketAddr>) -> ErrorQueueEntry {
     let router = offender.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
     let mtu = Some(error.ee_info).filter(|mtu| *mtu > 0);
     match error.ee_origin {
-        libc::SO_EE_ORIGIN_TIMESTAMPING => ErrorQueueEntry::Stamp { name: error.ee_data },
+        libc::SO_EE_ORIGIN_TIMESTAMPING => ErrorQueueEntry::TxTimestamp { id: error.ee_data },
         libc::SO_EE_ORIGIN_ICMP => ErrorQueueEntry::Icmp(icmp_v4(error, router, mtu)),
         libc::SO_EE_ORIGIN_ICMP6 => ErrorQueueEntry::Icmp(icmp_v6(error, router, mtu)),
         _ => ErrorQueueEntry::Local { errno: i32::try_from(error.ee_errno).unwrap_or(i32::MAX) },
     }
 }
 
-/// RFC 792 and RFC 1812 section 5.2.7.1.
+/// ICMP types and codes of RFC 792 and RFC 1812 section 5.2.7.1.
 fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> IcmpError {
     let kind = match (error.ee_type, error.ee_code) {
         (3, 3) => IcmpKind::PortUnreachable,
@@ -124,7 +125,7 @@ fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
     IcmpError { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
 }
 
-/// RFC 4443 section 3.
+/// ICMPv6 types and codes of RFC 4443 section 3.
 fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) -> IcmpError {
     let kind = match (error.ee_type, error.ee_code) {
         (1, 4) => IcmpKind::PortUnreachable,
@@ -137,13 +138,13 @@ fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
     IcmpError { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
 }
 
-/// Reads a socket address of `length` bytes; `None` for other families and for what is too short.
+/// Parses a socket address of `length` bytes; `None` for other address families and if it is too short.
 #[expect(unsafe_code, reason = "reads no more than `length` bytes")]
 pub(super) unsafe fn address(at: *const u8, length: usize) -> Option<SocketAddr> {
     if length < size_of::<libc::sa_family_t>() {
         return None;
     }
-    // SAFETY: the caller says that `length` bytes are readable, and each arm checks that they suffice.
+    // SAFETY: the caller guarantees that `length` bytes are readable, and each arm checks that they suffice.
     unsafe {
         match i32::from(at.cast::<libc::sa_family_t>().read_unaligned()) {
             libc::AF_INET if length >= size_of::<libc::sockaddr_in>() => {
@@ -162,41 +163,41 @@ pub(super) unsafe fn address(at: *const u8, length: usize) -> Option<SocketAddr>
     }
 }
 
-/// What the kernel is told about a datagram.
+/// Options of a datagram to send.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SendOptions {
     pub(super) to: SocketAddr,
     pub(super) from: Option<IpAddr>,
     pub(super) tos: u8,
-    /// `None`: the socket's own.
+    /// `None`: the socket's default.
     pub(super) ttl: Option<u8>,
-    /// Whether a transmit stamp is wanted.
+    /// Whether to request a transmit timestamp.
     pub(super) timestamp: bool,
-    /// The name that the stamp shall carry, where the kernel can.
-    pub(super) name: Option<u32>,
-    /// Bytes of each datagram when there are many.
+    /// The identifier that the transmit timestamp carries, where the kernel supports it.
+    pub(super) timestamp_id: Option<u32>,
+    /// Size of each datagram in bytes if the payload holds several (UDP_SEGMENT).
     pub(super) segment: Option<u16>,
 }
 
-/// Writes control messages and returns how many bytes they take.
-pub(super) fn write(told: &SendOptions, control: &mut ControlBuffer) -> usize {
+/// Writes the control messages and returns their length in bytes.
+pub(super) fn write(options: &SendOptions, control: &mut ControlBuffer) -> usize {
     let mut writer = Writer { control, length: 0 };
-    let is_v4 = told.to.is_ipv4();
-    let tos = i32::from(told.tos).to_ne_bytes();
-    if told.tos != 0 {
+    let is_v4 = options.to.is_ipv4();
+    let tos = i32::from(options.tos).to_ne_bytes();
+    if options.tos != 0 {
         match is_v4 {
             true => writer.push(libc::IPPROTO_IP, libc::IP_TOS, &tos),
             false => writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos),
         }
     }
-    if let Some(ttl) = told.ttl {
+    if let Some(ttl) = options.ttl {
         let ttl = i32::from(ttl).to_ne_bytes();
         match is_v4 {
             true => writer.push(libc::IPPROTO_IP, libc::IP_TTL, &ttl),
             false => writer.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &ttl),
         }
     }
-    match told.from {
+    match options.from {
         Some(IpAddr::V4(from)) if is_v4 => {
             // struct in_pktinfo: interface (0: by route), the source address, and a field that is not read.
             let mut info = [0_u8; 12];
@@ -211,17 +212,17 @@ pub(super) fn write(told: &SendOptions, control: &mut ControlBuffer) -> usize {
         }
         Some(_) | None => {}
     }
-    if told.timestamp {
+    if options.timestamp {
         writer.push(
             libc::SOL_SOCKET,
             libc::SO_TIMESTAMPING,
             &libc::SOF_TIMESTAMPING_TX_SOFTWARE.to_ne_bytes(),
         );
-        if let Some(name) = told.name {
-            writer.push(libc::SOL_SOCKET, SCM_TS_OPT_ID, &name.to_ne_bytes());
+        if let Some(id) = options.timestamp_id {
+            writer.push(libc::SOL_SOCKET, SCM_TS_OPT_ID, &id.to_ne_bytes());
         }
     }
-    if let Some(segment) = told.segment {
+    if let Some(segment) = options.segment {
         writer.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
     }
     writer.length
@@ -233,7 +234,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Appends one message; `CONTROL_BYTES` has room for one of every kind.
+    /// Appends one message; [`CONTROL_BYTES`] has room for one of every kind.
     fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
         let start = self.length;
         let header = size_of::<libc::cmsghdr>();
@@ -252,18 +253,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_laid_out_as_the_c_macros_lay_it_out() {
+    fn written_control_messages_have_the_layout_of_the_c_macros() {
         let mut control = ControlBuffer([0; CONTROL_BYTES]);
-        let told = SendOptions {
+        let options = SendOptions {
             to: ([192, 0, 2, 1], 862).into(),
             from: Some([192, 0, 2, 2].into()),
             tos: 0xb8,
             ttl: Some(250),
             timestamp: true,
-            name: Some(7),
+            timestamp_id: Some(7),
             segment: Some(1_200),
         };
-        let length = write(&told, &mut control);
+        let length = write(&options, &mut control);
         let header = libc::msghdr {
             msg_name: std::ptr::null_mut(),
             msg_namelen: 0,
@@ -275,13 +276,13 @@ mod tests {
         };
         // SAFETY: the header points at `control`, of which `length` bytes were written.
         #[expect(unsafe_code, reason = "reads what was just written")]
-        let said = unsafe { read(&header) };
-        assert_eq!((said.tos, said.ttl), (Some(0xb8), Some(250)));
+        let metadata = unsafe { read(&header) };
+        assert_eq!((metadata.tos, metadata.ttl), (Some(0xb8), Some(250)));
         assert!(length <= CONTROL_BYTES);
     }
 
     #[test]
-    fn an_icmp_error_is_named_by_its_type_and_code() {
+    fn icmp_type_and_code_decide_the_kind_of_error() {
         let error = |ee_type, ee_code| libc::sock_extended_err {
             ee_errno: 0,
             ee_origin: libc::SO_EE_ORIGIN_ICMP,
@@ -292,9 +293,11 @@ mod tests {
             ee_data: 0,
         };
         let router: SocketAddr = ([192, 0, 2, 9], 0).into();
-        let kind = |ee_type, code| match about(&error(ee_type, code), Some(router)) {
+        let kind = |ee_type, code| match error_queue_entry(&error(ee_type, code), Some(router)) {
             ErrorQueueEntry::Icmp(icmp) => (icmp.kind, icmp.mtu),
-            other @ (ErrorQueueEntry::Stamp { .. } | ErrorQueueEntry::Local { .. }) => panic!("{other:?}"),
+            other @ (ErrorQueueEntry::TxTimestamp { .. } | ErrorQueueEntry::Local { .. }) => {
+                panic!("{other:?}")
+            }
         };
         assert_eq!(kind(3, 3), (IcmpKind::PortUnreachable, None));
         assert_eq!(kind(3, 1), (IcmpKind::Unreachable, None));

@@ -1,6 +1,6 @@
-//! Which task a datagram belongs to.
+//! Assigns received datagrams to tasks.
 //!
-//! Each group of sockets has one demultiplexer, which knows the one format that its sockets carry.
+//! Each group of sockets has one demultiplexer for the one packet format that its sockets carry.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use pathmeter_proto::wire::{AgentKind, icmp, stamp};
 use super::DatagramProtocol;
 use crate::metrics::text::Cell;
 
-/// The demultiplexer of a group of sockets. Tasks are named by their slots.
+/// The demultiplexer of a group of sockets. Tasks are identified by their slots.
 #[derive(Debug)]
 pub(super) enum Demux {
     /// One task receives everything.
@@ -20,10 +20,10 @@ pub(super) enum Demux {
     /// By the kind in the header of the agent port.
     AgentPort {
         tasks: BTreeMap<AgentKind, usize>,
-        /// Counts datagrams that no task receives.
+        /// Counts datagrams that match no task.
         rejected: Arc<Cell>,
     },
-    /// Replies, by the session that they carry.
+    /// Replies, by their session identifier.
     Sessions(Sessions),
 }
 
@@ -36,19 +36,20 @@ pub(super) struct Sessions {
     by_source: HashMap<SocketAddr, Vec<usize>>,
 }
 
-/// What a demultiplexer says of a datagram.
+/// The result of demultiplexing a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// It belongs to this task.
+    /// The datagram belongs to this task.
     Task(usize),
-    /// It belongs to none, and was counted.
+    /// It belongs to no task and has been counted.
     Rejected,
-    /// It belongs to none.
+    /// It belongs to no task.
     None,
 }
 
 impl Demux {
-    /// The owner of a datagram. `claims` asks a task whether a reply without a session is its own.
+    /// Returns the owner of a datagram. `claims` returns whether a reply without a session identifier answers
+    /// a request of the given task.
     pub(super) fn owner(&self, datagram: &[u8], arrival: &Arrival, claims: impl Fn(usize) -> bool) -> Owner {
         match self {
             Self::Single(task) => Owner::Task(*task),
@@ -68,7 +69,7 @@ impl Demux {
         }
     }
 
-    /// The sessions, where there are any.
+    /// The sessions; `None` if the group has no sessions.
     pub(super) fn sessions(&self) -> Option<&Sessions> {
         match self {
             Self::Sessions(sessions) => Some(sessions),
@@ -76,7 +77,7 @@ impl Demux {
         }
     }
 
-    /// The same, to change them.
+    /// [`Self::sessions`], mutable.
     pub(super) fn sessions_mut(&mut self) -> Option<&mut Sessions> {
         match self {
             Self::Sessions(sessions) => Some(sessions),
@@ -90,8 +91,8 @@ impl Sessions {
         Self { protocol, by_session: HashMap::new(), by_source: HashMap::new() }
     }
 
-    /// Whether a session of that responder is taken.
-    pub(super) fn has(&self, to: SocketAddr, ssid: u16) -> bool {
+    /// Whether the session identifier is in use with this responder.
+    pub(super) fn contains(&self, to: SocketAddr, ssid: u16) -> bool {
         self.by_session.contains_key(&(to, ssid))
     }
 
@@ -128,7 +129,7 @@ impl Sessions {
             }
             DatagramProtocol::Icmp => match (icmp::ssid(datagram), arrival.icmp) {
                 (Some(ssid), _) => self.by_session.get(&(from, ssid)).copied(),
-                // Routers may quote no more than the header: any task that asks this host counts the error.
+                // Routers may quote only the header: the first task of this destination counts the error.
                 (None, Some(_)) => self.by_source.get(&from)?.first().copied(),
                 (None, None) => None,
             },
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_port_is_shared_by_kind_and_counts_what_nothing_receives() {
+    fn agent_port_routes_by_kind_and_counts_other_datagrams() {
         let rejected = Arc::new(Cell::default());
         let tasks = BTreeMap::from([(AgentKind::Goodbye, 7)]);
         let demux = Demux::AgentPort { tasks, rejected: Arc::clone(&rejected) };
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_without_a_session_goes_to_the_task_that_claims_it_and_else_to_the_first() {
+    fn reply_without_a_session_goes_to_the_claiming_task_or_the_first() {
         let to: SocketAddr = "192.0.2.1:862".parse().unwrap();
         let mut sessions = Sessions::new(DatagramProtocol::Udp);
         sessions.add(1, to, &[10, 11]);
@@ -191,7 +192,7 @@ mod tests {
         assert_eq!(sessions.owner(&with_ssid(0), &from, |task| task == 2), Some(2));
         assert_eq!(sessions.owner(&with_ssid(0), &from, |_| false), Some(1));
         sessions.remove(1, to, &[10, 11]);
-        assert!(!sessions.has(to, 10) && sessions.has(to, 12));
+        assert!(!sessions.contains(to, 10) && sessions.contains(to, 12));
         assert_eq!(sessions.owner(&with_ssid(0), &from, |_| false), Some(2));
     }
 }

@@ -1,7 +1,8 @@
-//! The threads that own the sockets of probes and responders: UDP and ICMP.
+//! The threads that own the UDP and ICMP sockets of probes and responders.
 //!
-//! Each is the same loop (`thread`) with its own sockets and tasks. A task stays on the loop it was started on. Tasks write
-//! the metrics of their paths themselves, so what a full queue drops are events, never counts.
+//! All run the same loop (`thread`) with their own sockets and tasks. A task stays on the loop that started
+//! it. Tasks update the metrics of their paths themselves, so a full event queue drops events but never
+//! counts.
 
 mod cmsg;
 mod demux;
@@ -28,81 +29,81 @@ use crate::loops::{self, LoopEvent};
 use crate::metrics::text::Cell;
 use crate::paths::PathId;
 
-pub(crate) use outbox::refusal;
+pub(crate) use outbox::not_sent_reason;
 pub use socket::{Binding, Socket, SocketError, TimestampMatching, both_families};
 pub use task::{Access, MachineTask, Notice, Recorder, Task, TaskStep, Traffic};
 pub use thread::RECEIVE_TICK_MAX;
 
-/// The daemon's end of a datagram loop.
+/// A handle to a datagram loop.
 pub type DatagramHandle = loops::LoopHandle<NewTask, Control>;
 
-/// A task to start, and the sockets that it needs.
+/// A task to start, and its sockets.
 pub struct NewTask {
-    /// What its sockets carry.
+    /// The protocol of its sockets.
     pub protocol: DatagramProtocol,
-    /// The responder. Hosts that answer ICMP have no port.
+    /// Address of the responder. The port is 0 for ICMP.
     pub to: SocketAddr,
-    /// Where to send from.
+    /// The source address and port.
     pub source: SourceChoice,
-    /// Sockets, each with a session of its own; at least 1.
+    /// Number of sockets, each with its own session; at least 1.
     pub flows: u8,
-    /// The shortest time between two datagrams; [`Duration::MAX`] for a task that sends rarely.
+    /// Shortest time between two datagrams; [`Duration::MAX`] for a task that sends rarely.
     pub interval: Duration,
-    /// Decides the session identifiers, with those that are taken.
+    /// Seed of the session identifiers. Identifiers that are in use are skipped.
     pub seed: u64,
-    /// Makes the task, given a session identifier for each flow and the time.
+    /// Creates the task from one session identifier per flow and the current time.
     pub build: Box<dyn FnOnce(Vec<u16>, Timestamp) -> Box<dyn Task> + Send>,
     /// A second task on the first flow's socket.
     pub companion: Option<Companion>,
 }
 
-/// A task that shares the first socket of a path, and so its 5-tuple and route, under a session of its own. It ends with
-/// the path.
+/// A task that shares the first socket of a path, and therefore its 5-tuple and route, with its own session.
+/// It ends with the path.
 pub struct Companion {
-    /// Decides the session identifier, with those that are taken.
+    /// Seed of the session identifier. Identifiers that are in use are skipped.
     pub seed: u64,
-    /// Makes the task, given the session identifier and the time.
+    /// Creates the task from the session identifier and the current time.
     pub build: Box<dyn FnOnce(u16, Timestamp) -> Box<dyn Task> + Send>,
 }
 
-/// What sockets carry.
+/// The protocol of sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DatagramProtocol {
     /// UDP.
     Udp,
-    /// ICMP echoes.
+    /// ICMP echo.
     Icmp,
 }
 
-/// Where a path sends from. Paths with the same choice and protocol share sockets.
+/// The source of a path. Paths with the same choice and protocol share sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceChoice {
-    /// Local address; unspecified is the kernel's choice.
+    /// Local address; the kernel chooses it if it is unspecified.
     pub address: IpAddr,
-    /// Port, with ICMP the identifier, of the first flow, the next flow has the next; 0 is the kernel's choice, kept while
-    /// the agent runs.
+    /// Port (for ICMP the identifier) of the first flow; each further flow has the next one. 0: the kernel
+    /// chooses, and the choice is kept while the agent runs.
     pub port: u16,
-    /// Whether routers may not fragment.
+    /// Whether to set the don't-fragment bit.
     pub dont_fragment: bool,
 }
 
-/// What only a datagram loop can do.
+/// The commands of a datagram loop.
 pub enum Control {
-    /// Replace the companion of a path, or remove it. The path itself is not touched.
+    /// Replace or remove the companion of a path. The path itself does not change.
     SetCompanion(PathId, Option<Companion>),
-    /// Change whom the services answer.
+    /// Change which sources the services answer.
     SetAccess(Box<Access>),
-    /// End the services that answer probes and close their sockets; the others stay.
+    /// Stop the services that answer probes and close their sockets; other services continue.
     StopAnswering,
 }
 
-/// A task that serves whoever sends to its sockets, from the start of a loop to its end.
+/// A task that serves all datagrams to its sockets, from the start of a loop to its end.
 pub struct Service {
     /// Its sockets.
     pub sockets: Vec<Socket>,
-    /// Which of its tasks receives a datagram.
+    /// Its tasks, and how datagrams are assigned to them.
     pub tasks: ServiceTasks,
-    /// Whether it answers probes: [`Control::StopAnswering`] ends it.
+    /// Whether it answers probes, so that [`Control::StopAnswering`] ends it.
     pub answers_probes: bool,
 }
 
@@ -110,19 +111,19 @@ pub struct Service {
 pub enum ServiceTasks {
     /// One task receives everything.
     One(Box<dyn Task>),
-    /// The agent port: by the kind of a datagram.
+    /// The agent port: one task per kind of datagram.
     AgentPort {
-        /// One task for each kind.
+        /// The kinds and their tasks.
         tasks: Vec<(AgentKind, Box<dyn Task>)>,
-        /// Counts datagrams of another magic number, version or kind.
+        /// Counts datagrams with an unknown magic number, version or kind.
         rejected: Arc<Cell>,
     },
 }
 
-/// Starts a loop. `name` is the loop's label and, behind `pm-`, the thread's name.
+/// Starts a loop. `name` is the loop's label; the thread is called `pm-NAME`.
 ///
 /// # Errors
-/// When the operating system gives no thread or no event descriptor.
+/// When the operating system cannot create the thread or the event descriptor.
 pub fn spawn(
     name: &'static str,
     services: Vec<Service>,
@@ -130,14 +131,14 @@ pub fn spawn(
     events: tokio::sync::mpsc::Sender<LoopEvent>,
 ) -> io::Result<DatagramHandle> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-    let bell = Arc::new(EventFd::from_value_and_flags(0, flags)?);
-    let own = Arc::clone(&bell);
+    let wakeup = Arc::new(EventFd::from_value_and_flags(0, flags)?);
+    let loop_wakeup = Arc::clone(&wakeup);
     let wake = move || {
-        // It can only fail when the counter is full, and then the loop is awake.
-        let _ = bell.write(1);
+        // A write fails only if the counter is full, and then the wakeup is already pending.
+        let _ = wakeup.write(1);
     };
     DatagramHandle::spawn(name, wake, move |commands, series| {
-        thread::Thread::new(services, timestamps, own, events, series).run(commands);
+        thread::DatagramLoop::new(services, timestamps, loop_wakeup, events, series).run(commands);
     })
 }
 

@@ -1,46 +1,47 @@
-//! Datagrams on their way to the kernel.
+//! Datagrams that are queued for sending.
 
 use pathmeter_proto::machine::{NotSent, Send};
 
-/// Datagrams that machines have asked to send, back to back in one arena.
+/// Datagrams that tasks want to send, stored back to back in one arena.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pub(super) arena: Vec<u8>,
-    pub(super) waiting: Vec<Outgoing>,
+    pub(super) queued: Vec<Outgoing>,
 }
 
-/// One of them.
+/// A queued datagram.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outgoing {
     pub(super) slot: usize,
-    pub(super) life: u32,
+    pub(super) generation: u32,
     pub(super) group: usize,
     pub(super) send: Send,
-    /// Where it stands in the arena.
-    pub(super) at: usize,
+    /// Its offset in the arena.
+    pub(super) offset: usize,
     pub(super) length: usize,
 }
 
-/// Datagrams that are handed to the kernel at once; at the limit they are sent before more are made.
-pub(super) const OUTBOX: usize = 64;
+/// Capacity of the outbox, which is sent as one batch; a full outbox is sent before further datagrams are
+/// queued.
+pub(super) const OUTBOX_MAX: usize = 64;
 
 impl Outbox {
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.len() >= OUTBOX
+        self.queued.len() >= OUTBOX_MAX
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.queued.is_empty()
     }
 
     pub(super) fn clear(&mut self) {
         self.arena.clear();
-        self.waiting.clear();
+        self.queued.clear();
     }
 }
 
-/// What the kernel's refusal means.
-pub(crate) fn refusal(error: &std::io::Error) -> NotSent {
+/// Maps a send error of the kernel to a reason for [`NotSent`].
+pub(crate) fn not_sent_reason(error: &std::io::Error) -> NotSent {
     match error.raw_os_error() {
         Some(
             libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EADDRNOTAVAIL,

@@ -1,9 +1,10 @@
-//! Sockets for ICMP echoes.
+//! Sockets for ICMP echo.
 //!
-//! A *ping socket* (`SOCK_DGRAM`) needs no privilege where `net.ipv4.ping_group_range` names a group of ours. The kernel
-//! chooses its identifier as it chooses a port, writes that and the checksum into what is sent, and hands over the replies
-//! with that identifier only. A *raw socket* needs CAP_NET_RAW, and gets everything: a filter in the kernel picks the replies
-//! with the identifier that we drew. Either has one identifier for life, so its datagrams are one flow to routers.
+//! A *ping socket* (`SOCK_DGRAM`) needs no privilege if `net.ipv4.ping_group_range` includes a group of the
+//! process. The kernel chooses its identifier as it chooses a port, writes the identifier and the checksum
+//! into sent packets, and delivers only replies with that identifier. A *raw socket* needs CAP_NET_RAW and
+//! receives every ICMP packet: a filter in the kernel selects the replies with the identifier that this
+//! module chose. Either socket keeps one identifier, so its packets are one flow to routers.
 
 use std::fs;
 use std::io;
@@ -14,33 +15,35 @@ use pathmeter_proto::wire::icmp::{self, IcmpVersion};
 use socket2::{Domain, Protocol, SockFilter, Socket as Socket2, Type};
 
 use super::socket::{Binding, Socket, SocketError, SocketKind, TimestampMatching, set};
-use super::tx_timestamps::HEADER;
+use super::tx_timestamps::HEADER_BYTES;
 
-/// What groups may open ping sockets: two numbers.
-const GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
+/// The range of groups that may open ping sockets: two numbers.
+const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
 
-/// Identifiers that are drawn before one that is taken is taken again. Chosen: there are 65,535, and a handful of sockets.
-const DRAWS: u32 = 1_000;
+/// Random identifiers to try before one that is in use is accepted. Chosen: there are 65,535 identifiers and
+/// few sockets.
+const IDENTIFIER_DRAWS_MAX: u32 = 1_000;
 
-/// `ICMP_FILTER` (linux/icmp.h): the types whose bit is set do not come up.
+/// `ICMP_FILTER` (linux/icmp.h): a bit mask of the ICMP types that the socket does not receive.
 const ICMP_FILTER: libc::c_int = 1;
 
-/// The shortest IPv4 header (RFC 791).
+/// Length of an IPv4 header without options (RFC 791).
 const HEADER_V4_BYTES: usize = 20;
 
 impl Socket {
-    /// Opens a socket for echoes: a ping socket, or a raw one where there may be none. The port of its address is its
-    /// identifier; a port of 0 in the binding is one of the kernel's choice, or one for which `is_taken` is false.
+    /// Opens a socket for ICMP echo: a ping socket, or a raw socket where ping sockets are not permitted. The
+    /// port of its address is its identifier. If the port in the binding is 0, the kernel chooses the
+    /// identifier, or for a raw socket a random one for which `is_taken` returns false.
     ///
     /// # Errors
-    /// [`SocketError::Closed`] where neither may be had.
-    pub(super) fn echo(
+    /// [`SocketError::IcmpNotPermitted`] if neither kind of socket is permitted.
+    pub(super) fn open_echo(
         binding: &Binding,
         timestamps: TimestampMatching,
         is_taken: impl Fn(u16) -> bool,
     ) -> Result<Self, SocketError> {
         let address = binding.address;
-        let opened = |operation| move |cause| SocketError::Refused { operation, address, cause };
+        let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
         let (domain, protocol) = match address.ip() {
             IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
@@ -49,59 +52,59 @@ impl Socket {
         let operation = "opening an ICMP socket for";
         match open(Type::DGRAM) {
             Ok(socket) => return Self::prepare(socket, SocketKind::Ping, binding, timestamps),
-            Err(error) if is_refused(&error) => {}
-            Err(error) => return Err(opened(operation)(error)),
+            Err(error) if is_unavailable(&error) => {}
+            Err(error) => return Err(failed(operation)(error)),
         }
         let socket = match open(Type::RAW) {
             Ok(socket) => socket,
-            Err(error) if is_refused(&error) => return Err(closed()),
-            Err(error) => return Err(opened(operation)(error)),
+            Err(error) if is_unavailable(&error) => return Err(icmp_not_permitted()),
+            Err(error) => return Err(failed(operation)(error)),
         };
         let identifier = match address.port() {
-            0 => draw(is_taken).map_err(opened("drawing an identifier for"))?,
+            0 => draw_identifier(is_taken).map_err(failed("choosing an ICMP identifier for"))?,
             port => port,
         };
-        listen_for(&socket, IcmpVersion::of(address.ip()), identifier)
-            .map_err(opened("filtering what comes to"))?;
+        attach_reply_filter(&socket, IcmpVersion::of(address.ip()), identifier)
+            .map_err(failed("attaching a reply filter to"))?;
         let mut socket = Self::prepare(socket, SocketKind::Raw, binding, timestamps)?;
-        socket.identify(identifier);
+        socket.set_identifier(identifier);
         Ok(socket)
     }
 
-    /// What it received, without the header that a raw IPv4 socket gets as well; `None` for what is damaged or another
-    /// program's.
-    pub(super) fn carried<'a>(&self, received: &'a [u8]) -> Option<&'a [u8]> {
+    /// Removes the IPv4 header, which only raw IPv4 sockets receive. `None` if a raw socket received a
+    /// damaged packet or one with another identifier.
+    pub(super) fn strip_header<'a>(&self, received: &'a [u8]) -> Option<&'a [u8]> {
         match (self.kind(), self.address().is_ipv4()) {
             (SocketKind::Udp | SocketKind::Ping, _) => Some(received),
-            // A kernel looks at the checksum of ICMPv6, and not at that of ICMP.
-            (SocketKind::Raw, true) => {
-                behind_header(received).filter(|echo| self.is_its(echo) && icmp::is_intact(echo))
-            }
-            (SocketKind::Raw, false) => Some(received).filter(|echo| self.is_its(echo)),
+            // The kernel verifies the checksum of ICMPv6 but not that of ICMP.
+            (SocketKind::Raw, true) => after_ipv4_header(received)
+                .filter(|echo| self.has_own_identifier(echo) && icmp::is_intact(echo)),
+            (SocketKind::Raw, false) => Some(received).filter(|echo| self.has_own_identifier(echo)),
         }
     }
 
-    /// Whether an ICMP error quotes a datagram of this socket: raw sockets are told of all.
-    pub(super) fn has_sent(&self, quoted: &[u8]) -> bool {
+    /// Whether the datagram that an ICMP error quotes was sent from this socket; raw sockets receive errors
+    /// of all sockets.
+    pub(super) fn is_own(&self, quoted: &[u8]) -> bool {
         match self.kind() {
             SocketKind::Udp | SocketKind::Ping => true,
-            SocketKind::Raw => self.is_its(quoted),
+            SocketKind::Raw => self.has_own_identifier(quoted),
         }
     }
 
-    fn is_its(&self, echo: &[u8]) -> bool {
+    fn has_own_identifier(&self, echo: &[u8]) -> bool {
         icmp::identifier(echo) == Some(self.address().port())
     }
 
-    /// What a datagram to be sent carries behind the header that is part of it.
+    /// The payload of a datagram to send: for ICMP without the ICMP header.
     pub(super) fn payload<'a>(&self, datagram: &'a [u8]) -> &'a [u8] {
         match self.kind() {
             SocketKind::Udp => datagram,
-            SocketKind::Ping | SocketKind::Raw => datagram.get(HEADER..).unwrap_or_default(),
+            SocketKind::Ping | SocketKind::Raw => datagram.get(HEADER_BYTES..).unwrap_or_default(),
         }
     }
 
-    /// Writes into a datagram what the kernel does not.
+    /// Writes the fields that the kernel does not fill in: identifier and checksum on raw sockets.
     pub(super) fn complete(&self, datagram: &mut [u8]) {
         match self.kind() {
             SocketKind::Udp | SocketKind::Ping => {}
@@ -110,64 +113,64 @@ impl Socket {
     }
 }
 
-/// Whether that kind of socket is not for us, or not in this kernel.
-fn is_refused(error: &io::Error) -> bool {
+/// Whether this kind of socket is not permitted or not supported by the kernel.
+fn is_unavailable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EPROTONOSUPPORT))
 }
 
-fn closed() -> SocketError {
-    let text = fs::read_to_string(GROUPS).unwrap_or_default();
+fn icmp_not_permitted() -> SocketError {
+    let text = fs::read_to_string(PING_GROUP_RANGE).unwrap_or_default();
     let range = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    SocketError::Closed { group: getegid().as_raw(), range }
+    SocketError::IcmpNotPermitted { group: getegid().as_raw(), range }
 }
 
-/// An identifier that is not 0 and not taken.
-fn draw(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
+/// Draws a random identifier that is not 0 and not in use.
+fn draw_identifier(is_taken: impl Fn(u16) -> bool) -> io::Result<u16> {
     for tries in 1.. {
         let mut bytes = [0; 2];
         getrandom::fill(&mut bytes).map_err(io::Error::other)?;
         let identifier = u16::from_ne_bytes(bytes);
-        if identifier != 0 && (tries > DRAWS || !is_taken(identifier)) {
+        if identifier != 0 && (tries > IDENTIFIER_DRAWS_MAX || !is_taken(identifier)) {
             return Ok(identifier);
         }
     }
-    unreachable!("the tries have no end")
+    unreachable!("the range of tries is unbounded")
 }
 
-/// Lets nothing come up but replies with this identifier.
-fn listen_for(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Result<()> {
-    // linux/bpf_common.h: BPF_LDX|BPF_B|BPF_MSH, BPF_LD|BPF_B|BPF_IND, BPF_LD|BPF_H|BPF_IND, BPF_LDX|BPF_IMM, BPF_JMP|BPF_JEQ,
-    // BPF_RET.
+/// Makes the socket receive only replies with this identifier.
+fn attach_reply_filter(socket: &Socket2, version: IcmpVersion, identifier: u16) -> io::Result<()> {
+    // linux/bpf_common.h: BPF_LDX|BPF_B|BPF_MSH, BPF_LD|BPF_B|BPF_IND, BPF_LD|BPF_H|BPF_IND, BPF_LDX|BPF_IMM,
+    // BPF_JMP|BPF_JEQ, BPF_RET.
     const LOAD_HEADER_LENGTH: u16 = 0xb1;
-    const LOAD_BYTE_BEHIND: u16 = 0x50;
-    const LOAD_HALF_BEHIND: u16 = 0x48;
+    const LOAD_BYTE_AT_INDEX: u16 = 0x50;
+    const LOAD_HALF_AT_INDEX: u16 = 0x48;
     const LOAD_INDEX: u16 = 0x01;
     const IS_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
-    // Where ICMP begins: behind the IPv4 header, whose length is in its first byte; with IPv6 at the start.
+    // Offset of the ICMP header: after the IPv4 header, whose length is in its first byte; 0 for IPv6.
     let begin = match version {
         IcmpVersion::V4 => SockFilter::new(LOAD_HEADER_LENGTH, 0, 0, 0),
         IcmpVersion::V6 => SockFilter::new(LOAD_INDEX, 0, 0, 0),
     };
     let program = [
         begin,
-        SockFilter::new(LOAD_BYTE_BEHIND, 0, 0, 0),
+        SockFilter::new(LOAD_BYTE_AT_INDEX, 0, 0, 0),
         SockFilter::new(IS_EQUAL, 0, 3, version.reply().into()),
-        SockFilter::new(LOAD_HALF_BEHIND, 0, 0, 4),
+        SockFilter::new(LOAD_HALF_AT_INDEX, 0, 0, 4),
         SockFilter::new(IS_EQUAL, 0, 1, identifier.into()),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
         SockFilter::new(RETURN, 0, 0, 0),
     ];
     socket.attach_filter(&program)?;
     if version == IcmpVersion::V4 {
-        // Spares the kernel copies of everything else; not needed.
+        // Only an optimization: spares the kernel copies of other packets.
         let _ = set(socket, libc::SOL_RAW, ICMP_FILTER, !1);
     }
     Ok(())
 }
 
-/// What stands behind an IPv4 header.
-fn behind_header(packet: &[u8]) -> Option<&[u8]> {
+/// The bytes after an IPv4 header.
+fn after_ipv4_header(packet: &[u8]) -> Option<&[u8]> {
     let length = usize::from(packet.first()? & 15) * 4;
     packet.get(length.max(HEADER_V4_BYTES)..)
 }
@@ -177,27 +180,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_with_options_is_stripped_whole() {
+    fn ipv4_options_are_stripped_with_the_header() {
         let mut packet = vec![0x46; 24];
         packet.extend([0, 0, 1, 2]);
-        assert_eq!(behind_header(&packet), Some(&[0, 0, 1, 2][..]));
-        assert_eq!(behind_header(&[]), None);
-        assert_eq!(behind_header(&[0x4f; 20]), None);
+        assert_eq!(after_ipv4_header(&packet), Some(&[0, 0, 1, 2][..]));
+        assert_eq!(after_ipv4_header(&[]), None);
+        assert_eq!(after_ipv4_header(&[0x4f; 20]), None);
     }
 
     #[test]
-    fn an_identifier_is_not_one_that_is_taken() {
+    fn drawn_identifier_is_not_taken() {
         for _ in 0..100 {
-            let drawn = draw(|identifier| identifier % 16 != 0).unwrap();
+            let drawn = draw_identifier(|identifier| identifier % 16 != 0).unwrap();
             assert!(drawn % 16 == 0 && drawn != 0, "{drawn}");
         }
     }
 
     #[test]
-    fn who_may_open_no_socket_is_told_what_to_do() {
-        let error = SocketError::Closed { group: 1_000, range: "1 0".into() };
-        let expected = "ICMP sockets are closed to group 1000 (net.ipv4.ping_group_range is \"1 0\"): run sysctl -w \
-                        net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW";
+    fn missing_permission_error_names_the_remedy() {
+        let error = SocketError::IcmpNotPermitted { group: 1_000, range: "1 0".into() };
+        let expected = "group 1000 may not open ICMP sockets (net.ipv4.ping_group_range is \"1 0\"): run \
+                        sysctl -w net.ipv4.ping_group_range='0 2147483647' or grant CAP_NET_RAW";
         assert_eq!(error.to_string(), expected);
     }
 }

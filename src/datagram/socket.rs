@@ -1,4 +1,4 @@
-//! Sockets with everything switched on that the kernel can tell about a datagram, read and written in batches.
+//! Sockets with timestamps and all other per-datagram metadata enabled, read and written in batches.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket as Socket2, Type};
 
+use pathmeter_proto::machine::SENT_TTL;
+
 use super::cmsg::{self, CONTROL_BYTES, ControlBuffer, DatagramMetadata, SendOptions};
 use super::socket_drops::ChecksumErrors;
 
-/// A socket of one address family, not connected.
+/// An unconnected socket of one address family.
 #[derive(Debug)]
 pub struct Socket {
     socket: Socket2,
@@ -17,60 +19,60 @@ pub struct Socket {
     address: SocketAddr,
     fragments: FragmentPolicy,
     drops: u32,
-    /// Where damaged datagrams are among the drops of a socket, how many there were.
-    damaged: Option<ChecksumErrors>,
+    /// Counts checksum errors; `Some` if the socket's drop counter includes damaged datagrams.
+    checksum_errors: Option<ChecksumErrors>,
 }
 
-/// What a socket carries, and how the kernel lets it.
+/// The protocol of a socket and its socket type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SocketKind {
     /// UDP.
     Udp,
-    /// ICMP echoes, of which the kernel knows.
+    /// ICMP echo over a ping socket.
     Ping,
-    /// ICMP echoes, of which it does not.
+    /// ICMP echo over a raw socket.
     Raw,
 }
 
-/// Where and how a socket is bound.
+/// The address and options of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Binding {
-    /// Local address; a port of 0 is the kernel's choice.
+    /// Local address; the kernel chooses the port if it is 0.
     pub address: SocketAddr,
-    /// Whether datagrams may not be fragmented on the way.
+    /// Whether to forbid fragmentation.
     pub dont_fragment: bool,
-    /// Whether ICMP errors are wanted: on sockets that ask, not on those that answer.
+    /// Whether to receive ICMP errors: yes on sockets that send requests, no on sockets that reply.
     pub errors: bool,
 }
 
-/// Why a socket could not be had.
+/// An error in opening a socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The kernel refused.
+    /// The kernel refused an operation.
     #[error("{operation} {address}: {cause}{remedy}", remedy = remedy(cause, *address))]
     Refused {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// The address it was for.
+        /// The address of the socket.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The error of the kernel.
         cause: io::Error,
     },
-    /// Neither ping sockets nor raw ones are for us.
+    /// Neither ping sockets nor raw sockets are permitted.
     #[error(
-        "ICMP sockets are closed to group {group} (net.ipv4.ping_group_range is \"{range}\"): run sysctl -w \
-         net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW"
+        "group {group} may not open ICMP sockets (net.ipv4.ping_group_range is \"{range}\"): run sysctl -w \
+         net.ipv4.ping_group_range='0 2147483647' or grant CAP_NET_RAW"
     )]
-    Closed {
-        /// Our group.
+    IcmpNotPermitted {
+        /// The effective group of the process.
         group: u32,
-        /// The groups that may open ping sockets: none where the first is above the second.
+        /// The range of groups that may open ping sockets; empty if the first is above the second.
         range: String,
     },
 }
 
 impl SocketError {
-    /// Whether this host has no such address family.
+    /// Whether this host does not support the address family.
     #[must_use]
     pub fn is_no_family(&self) -> bool {
         match self {
@@ -78,7 +80,7 @@ impl SocketError {
                 cause.raw_os_error() == Some(libc::EAFNOSUPPORT)
                     || (address.is_ipv6() && cause.raw_os_error() == Some(libc::EADDRNOTAVAIL))
             }
-            Self::Closed { .. } => false,
+            Self::IcmpNotPermitted { .. } => false,
         }
     }
 }
@@ -92,11 +94,8 @@ fn remedy(source: &io::Error, address: SocketAddr) -> &'static str {
     }
 }
 
-/// Bytes of receive buffer that are asked for; the kernel grants at most net.core.rmem_max.
-const RECEIVE_BUFFER: usize = 4 << 20;
-
-/// What all our datagrams start with, so that hops = 255 − received.
-pub(super) const TTL: u8 = 255;
+/// Requested size of socket buffers in bytes; the kernel grants at most net.core.rmem_max and wmem_max.
+const BUFFER_BYTES: usize = 4 << 20;
 
 /// `SO_MEMINFO` and the index of its drop counter (linux/sock_diag.h).
 const SO_MEMINFO: libc::c_int = 55;
@@ -106,7 +105,7 @@ impl Socket {
     /// Binds a UDP socket.
     ///
     /// # Errors
-    /// [`SocketError`] names the operation and the address.
+    /// [`SocketError`] with the operation and the address.
     pub fn bind(binding: &Binding, timestamps: TimestampMatching) -> Result<Self, SocketError> {
         let address = binding.address;
         let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
@@ -114,12 +113,12 @@ impl Socket {
         let socket = Socket2::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))
             .map_err(failed("opening a socket for"))?;
         if address.is_ipv6() {
-            socket.set_only_v6(true).map_err(failed("restricting to IPv6"))?;
+            socket.set_only_v6(true).map_err(failed("setting IPV6_V6ONLY for"))?;
         }
         Self::prepare(socket, SocketKind::Udp, binding, timestamps)
     }
 
-    /// Sets the options of a socket that was opened, and binds it.
+    /// Sets the options of an open socket, and binds it.
     pub(super) fn prepare(
         socket: Socket2,
         kind: SocketKind,
@@ -128,70 +127,78 @@ impl Socket {
     ) -> Result<Self, SocketError> {
         let address = binding.address;
         let failed = |operation| move |cause| SocketError::Refused { operation, address, cause };
-        // Refused where the administrator set a lower limit; the kernel then grants what it may.
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-        let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
+        // Best effort: the kernel grants at most its configured limit.
+        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+        let _ = socket.set_send_buffer_size(BUFFER_BYTES);
         enable(&socket, binding, timestamps).map_err(failed("setting options of"))?;
         socket.bind(&address.into()).map_err(failed("binding"))?;
-        let bound = socket.local_addr().map_err(failed("asking for the address of"))?;
+        let bound = socket.local_addr().map_err(failed("reading the local address of"))?;
         let address = bound.as_socket().unwrap_or(address);
-        Ok(Self { socket, kind, address, fragments: FragmentPolicy::of(binding), drops: 0, damaged: None })
+        Ok(Self {
+            socket,
+            kind,
+            address,
+            fragments: FragmentPolicy::of(binding),
+            drops: 0,
+            checksum_errors: None,
+        })
     }
 
     pub(super) fn kind(&self) -> SocketKind {
         self.kind
     }
 
-    /// Gives a raw socket the identifier of its echoes.
-    pub(super) fn identify(&mut self, identifier: u16) {
+    /// Sets the identifier of a raw socket's echo requests.
+    pub(super) fn set_identifier(&mut self, identifier: u16) {
         self.address.set_port(identifier);
-        self.damaged = self.address.is_ipv6().then(ChecksumErrors::new);
+        self.checksum_errors = self.address.is_ipv6().then(ChecksumErrors::new);
     }
 
-    /// The address it is bound to. The port of one for ICMP is its identifier.
+    /// The bound address. The port of an ICMP socket is its identifier.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Datagrams that the kernel dropped at this socket since the last call; at a UDP socket damaged ones, too.
+    /// Datagrams that the kernel dropped at this socket since the last call; for UDP this includes damaged
+    /// datagrams.
     pub fn new_drops(&mut self) -> u32 {
         let Some(drops) = drop_counter(&self.socket) else { return 0 };
         let dropped = drops.wrapping_sub(std::mem::replace(&mut self.drops, drops));
-        self.damaged.as_mut().map_or(dropped, |damaged| damaged.whole_among(dropped))
+        self.checksum_errors.as_mut().map_or(dropped, |checksum_errors| checksum_errors.undamaged(dropped))
     }
 
-    /// Sends what may not be fragmented on the way, whatever the socket's own setting is; it has that again afterwards.
+    /// Sends with fragmentation forbidden, and restores the socket's own policy afterwards.
     ///
     /// # Errors
-    /// Those of `send`, and of changing the setting: then nothing was sent.
-    pub(super) fn in_one_piece<T>(&self, send: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    /// The errors of `send`, and of changing the policy; in the latter case nothing was sent.
+    pub(super) fn send_unfragmented<T>(&self, send: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.fragments == FragmentPolicy::Never {
             return send();
         }
         let is_v4 = self.address.is_ipv4();
-        FragmentPolicy::Never.choose(&self.socket, is_v4)?;
+        FragmentPolicy::Never.apply(&self.socket, is_v4)?;
         let sent = send();
-        // What the kernel granted when the socket was bound it grants again.
-        let _ = self.fragments.choose(&self.socket, is_v4);
+        // Cannot fail: the kernel accepted this setting when the socket was bound.
+        let _ = self.fragments.apply(&self.socket, is_v4);
         sent
     }
 
-    /// For `poll`.
+    /// The descriptor, for `poll`.
     #[must_use]
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// What a socket lets happen to datagrams that are longer than a link.
+/// How a socket treats datagrams that are larger than the MTU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FragmentPolicy {
-    /// They are cut up, by us and by routers.
+    /// They are fragmented, by this host and by routers.
     Allowed,
-    /// The same, and complaints about what left in one piece nevertheless are told.
-    AllowedAndTold,
-    /// They are not sent, or a router throws them away.
+    /// They are fragmented, and ICMP errors about datagrams that were sent unfragmented are still received.
+    AllowedWithErrors,
+    /// They are not sent, or a router drops them.
     Never,
 }
 
@@ -199,60 +206,61 @@ impl FragmentPolicy {
     fn of(binding: &Binding) -> Self {
         match (binding.dont_fragment, binding.errors) {
             (true, _) => Self::Never,
-            (false, true) => Self::AllowedAndTold,
+            (false, true) => Self::AllowedWithErrors,
             (false, false) => Self::Allowed,
         }
     }
 
-    fn choose(self, socket: &Socket2, is_v4: bool) -> io::Result<()> {
+    fn apply(self, socket: &Socket2, is_v4: bool) -> io::Result<()> {
         let set_v4 = |value| set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value);
         let set_v6 = |value| set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value);
         match (self, is_v4) {
             (Self::Allowed, true) => set_v4(libc::IP_PMTUDISC_DONT),
-            // An IPv4 socket that has DONT when "fragmentation needed" comes in does not hear of it (Linux 6.18,
-            // __udp4_lib_err), and by then it has its own setting again. OMIT fragments as well, by the interface's MTU alone.
-            (Self::AllowedAndTold, true) => {
+            // An IPv4 socket with DONT does not receive "fragmentation needed" errors (Linux 6.18,
+            // __udp4_lib_err), and when the error arrives the socket has its own policy again. OMIT fragments
+            // too, and considers only the interface's MTU.
+            (Self::AllowedWithErrors, true) => {
                 set_v4(libc::IP_PMTUDISC_OMIT).or_else(|_| set_v4(libc::IP_PMTUDISC_DONT))
             }
             (Self::Never, true) => set_v4(libc::IP_PMTUDISC_PROBE),
-            // In IPv6 it is the other way round: DONT hears of it, OMIT does not.
-            (Self::Allowed | Self::AllowedAndTold, false) => set_v6(libc::IPV6_PMTUDISC_DONT),
+            // In IPv6 it is the reverse: sockets with DONT receive the error, those with OMIT do not.
+            (Self::Allowed | Self::AllowedWithErrors, false) => set_v6(libc::IPV6_PMTUDISC_DONT),
             (Self::Never, false) => set_v6(libc::IPV6_PMTUDISC_PROBE),
         }
     }
 }
 
-/// How the stamps of two datagrams are told apart.
+/// How a transmit timestamp is matched to its datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimestampMatching {
-    /// Each datagram is given a name that its stamp carries (Linux 6.13).
+    /// By an identifier that each datagram gets and its timestamp carries (Linux 6.13).
     ById,
-    /// The stamp comes with the datagram itself.
+    /// By the datagram's bytes, which the kernel returns with the timestamp.
     ByPayload,
 }
 
 impl TimestampMatching {
-    /// What this kernel can, found out with a datagram from a loopback socket to itself.
+    /// Detects what this kernel supports, by sending a datagram from a loopback socket to itself.
     #[must_use]
     pub fn detect() -> Self {
-        let try_it = || -> Option<()> {
+        let sends_with_id = || -> Option<()> {
             let binding =
                 Binding { address: ([127, 0, 0, 1], 0).into(), dont_fragment: false, errors: false };
             let socket = Socket::bind(&binding, Self::ById).ok()?;
-            let told = SendOptions {
+            let options = SendOptions {
                 to: socket.address(),
                 from: None,
                 tos: 0,
                 ttl: None,
                 timestamp: true,
-                name: Some(1),
+                timestamp_id: Some(1),
                 segment: None,
             };
             let mut batch = SendBatch::new(1);
-            batch.push(&told, 0, 4);
+            batch.push(&options, 0, 4);
             batch.send(&socket, &[0; 4], 0).ok().map(|_| ())
         };
-        if try_it().is_some() { Self::ById } else { Self::ByPayload }
+        if sends_with_id().is_some() { Self::ById } else { Self::ByPayload }
     }
 }
 
@@ -266,25 +274,25 @@ fn enable(socket: &Socket2, binding: &Binding, timestamps: TimestampMatching) ->
             TimestampMatching::ByPayload => 0,
         };
     let flags = libc::c_int::try_from(reporting).expect("the flags are below 2¹⁶");
-    // A kernel without it falls back to our own clock readings, which is counted.
+    // Without kernel timestamps this process reads the clock itself; metrics count such datagrams.
     let _ = set(socket, SOL_SOCKET, libc::SO_TIMESTAMPING, flags);
     let errors = i32::from(binding.errors);
-    // Only who answers must know at which address it was asked; saying so costs the kernel at every datagram.
-    let addressed = i32::from(!binding.errors);
+    // Only responders need the destination address of a datagram; requesting it costs time per datagram.
+    let pktinfo = i32::from(!binding.errors);
     if binding.address.is_ipv4() {
-        set(socket, IPPROTO_IP, libc::IP_PKTINFO, addressed)?;
+        set(socket, IPPROTO_IP, libc::IP_PKTINFO, pktinfo)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTTL, 1)?;
         set(socket, IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-        set(socket, IPPROTO_IP, libc::IP_TTL, TTL.into())?;
+        set(socket, IPPROTO_IP, libc::IP_TTL, SENT_TTL.into())?;
         set(socket, IPPROTO_IP, libc::IP_RECVERR, errors)?;
     } else {
-        set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, addressed)?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, pktinfo)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
-        set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, TTL.into())?;
+        set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, SENT_TTL.into())?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVERR, errors)?;
     }
-    FragmentPolicy::of(binding).choose(socket, binding.address.is_ipv4())
+    FragmentPolicy::of(binding).apply(socket, binding.address.is_ipv4())
 }
 
 #[expect(unsafe_code, reason = "socket2 lacks these options")]
@@ -319,13 +327,13 @@ fn drop_counter(socket: &Socket2) -> Option<u32> {
     is_whole.then_some(values[SK_MEMINFO_DROPS])
 }
 
-/// Datagrams that are read at once.
+/// Datagrams per system call when reading.
 pub(super) const RECEIVE_BATCH: usize = 32;
 
-/// The longest datagram that is read whole; a longer one is cut and marked.
+/// Largest datagram that is read whole; longer ones are truncated and marked.
 const DATAGRAM_BYTES: usize = 9_216;
 
-/// Room for a batch of datagrams and what the kernel says about each.
+/// Buffers for a batch of datagrams and their metadata.
 pub(super) struct ReceiveBatch {
     headers: Vec<libc::mmsghdr>,
     parts: Vec<libc::iovec>,
@@ -334,14 +342,14 @@ pub(super) struct ReceiveBatch {
     bytes: Vec<u8>,
 }
 
-/// One datagram of a batch.
+/// A received datagram of a batch.
 #[derive(Debug)]
 pub(super) struct ReceivedDatagram<'a> {
     pub(super) bytes: &'a [u8],
-    /// `None` where the kernel did not say, as for stamps.
+    /// Source address; `None` if the kernel does not report it, as for timestamps.
     pub(super) from: Option<SocketAddr>,
-    pub(super) is_cut: bool,
-    pub(super) said: DatagramMetadata,
+    pub(super) is_truncated: bool,
+    pub(super) metadata: DatagramMetadata,
 }
 
 impl ReceiveBatch {
@@ -364,8 +372,8 @@ impl ReceiveBatch {
         }
     }
 
-    /// Reads what there is, without waiting; `errors` reads the error queue. Returns how many; fewer than
-    /// [`RECEIVE_BATCH`] means that the queue is empty.
+    /// Reads the available datagrams without waiting; `errors` reads the error queue instead. Returns their
+    /// number; fewer than [`RECEIVE_BATCH`] means that the queue is empty.
     #[expect(unsafe_code, reason = "recvmmsg")]
     pub(super) fn receive(&mut self, socket: &Socket, errors: bool) -> io::Result<usize> {
         let name_length = libc::socklen_t::try_from(size_of::<libc::sockaddr_storage>()).expect("128");
@@ -383,7 +391,7 @@ impl ReceiveBatch {
         }
         let flags = libc::MSG_DONTWAIT | if errors { libc::MSG_ERRQUEUE } else { 0 };
         let room = libc::c_uint::try_from(RECEIVE_BATCH).expect("32");
-        // SAFETY: every header points at buffers of this batch, which are alive and as long as stated.
+        // SAFETY: every header points at buffers of this batch, which are valid and have the stated lengths.
         let read = unsafe {
             libc::recvmmsg(
                 socket.socket.as_raw_fd(),
@@ -396,38 +404,38 @@ impl ReceiveBatch {
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
-    /// The datagram at `index` of what was last read.
+    /// The datagram at `index` of the last read.
     #[expect(unsafe_code, reason = "reads the address that the kernel wrote")]
     pub(super) fn at(&self, index: usize) -> ReceivedDatagram<'_> {
         let header = &self.headers[index];
         let length = (header.msg_len as usize).min(DATAGRAM_BYTES);
         let name_length = (header.msg_hdr.msg_namelen as usize).min(size_of::<libc::sockaddr_storage>());
-        // SAFETY: the name is a sockaddr_storage of this batch, of which the kernel wrote `name_length` bytes; the header was
-        // filled by recvmmsg and points at a control buffer of this batch.
-        let (from, said) = unsafe {
+        // SAFETY: the name is a sockaddr_storage of this batch, of which the kernel wrote `name_length`
+        // bytes; the header was filled by recvmmsg and points at a control buffer of this batch.
+        let (from, metadata) = unsafe {
             (cmsg::address((&raw const self.names[index]).cast(), name_length), cmsg::read(&header.msg_hdr))
         };
         ReceivedDatagram {
             bytes: &self.bytes[index * DATAGRAM_BYTES..][..length],
             from,
-            is_cut: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            said,
+            is_truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            metadata,
         }
     }
 }
 
-/// Datagrams to be sent together from one socket.
+/// Buffers for a batch of datagrams to send from one socket.
 pub(super) struct SendBatch {
     headers: Vec<libc::mmsghdr>,
     parts: Vec<libc::iovec>,
     names: Vec<libc::sockaddr_storage>,
     controls: Vec<ControlBuffer>,
-    /// Where in the arena each begins, and its length; and the length of its control messages.
+    /// Offset in the arena, length, and length of the control messages, for each datagram.
     spans: Vec<(usize, usize, usize)>,
 }
 
 impl SendBatch {
-    /// Room for `limit` datagrams.
+    /// Allocates room for `limit` datagrams.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             headers: Vec::with_capacity(limit),
@@ -449,18 +457,18 @@ impl SendBatch {
     }
 
     /// Adds the datagram at `at..at + length` of the arena.
-    pub(super) fn push(&mut self, told: &SendOptions, at: usize, length: usize) {
+    pub(super) fn push(&mut self, options: &SendOptions, at: usize, length: usize) {
         let mut control = ControlBuffer([0; CONTROL_BYTES]);
-        let control_length = cmsg::write(told, &mut control);
+        let control_length = cmsg::write(options, &mut control);
         self.controls.push(control);
-        self.names.push(name_of(told.to));
+        self.names.push(sockaddr(options.to));
         self.spans.push((at, length, control_length));
     }
 
-    /// Sends from the `first`-th on; returns how many were sent, at least one.
+    /// Sends the datagrams from index `first` on. Returns the number that was sent, which is at least one.
     ///
     /// # Errors
-    /// Why the first of them was not sent; those behind it were not tried.
+    /// The error of the first datagram; later ones were not tried.
     #[expect(unsafe_code, reason = "sendmmsg")]
     pub(super) fn send(&mut self, socket: &Socket, arena: &[u8], first: usize) -> io::Result<usize> {
         self.headers.clear();
@@ -487,8 +495,9 @@ impl SendBatch {
             self.headers.push(libc::mmsghdr { msg_hdr, msg_len: 0 });
         }
         let count = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
-        // SAFETY: every header points at buffers of this batch and at bytes of the arena, all alive and of the stated
-        // lengths; `parts` and `names` were filled before and do not move while the headers point at them.
+        // SAFETY: every header points at buffers of this batch and at bytes of the arena, all valid and of
+        // the stated lengths; `parts` and `names` were filled before and do not move while the headers point
+        // at them.
         let sent = unsafe {
             libc::sendmmsg(socket.socket.as_raw_fd(), self.headers.as_mut_ptr(), count, libc::MSG_DONTWAIT)
         };
@@ -502,7 +511,7 @@ const INET: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
 const INET6: libc::sa_family_t = libc::AF_INET6 as libc::sa_family_t;
 
 #[expect(unsafe_code, reason = "an address in the kernel's layout")]
-fn name_of(address: SocketAddr) -> libc::sockaddr_storage {
+fn sockaddr(address: SocketAddr) -> libc::sockaddr_storage {
     // SAFETY: all zeros is a valid sockaddr_storage.
     let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
     let at = &raw mut storage;
@@ -532,7 +541,8 @@ fn name_of(address: SocketAddr) -> libc::sockaddr_storage {
     storage
 }
 
-/// The wildcard addresses behind one that stands for both families.
+/// The addresses to listen on: for `[::]` the IPv4 and the IPv6 wildcard address, otherwise the address
+/// itself.
 #[must_use]
 pub fn both_families(address: SocketAddr) -> Vec<SocketAddr> {
     match address.ip() {
@@ -545,36 +555,40 @@ pub fn both_families(address: SocketAddr) -> Vec<SocketAddr> {
 mod tests {
     use super::*;
 
-    /// What fits the loopback interface's MTU of 65,536 bytes over IPv6; over IPv4 nothing is longer than that.
-    const FITS: usize = 65_536 - 48;
+    /// Largest payload that fits the loopback MTU of 65,536 bytes over IPv6; over IPv4 no datagram is larger.
+    const FITTING_BYTES: usize = 65_536 - 48;
 
     #[test]
-    fn what_may_not_be_fragmented_is_refused_where_it_would_be_and_the_socket_is_as_before() {
+    fn oversized_datagram_is_refused_unfragmented_and_the_socket_keeps_its_policy() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let address: SocketAddr = address.parse().unwrap();
             let binding = Binding { address, dont_fragment: false, errors: true };
             let Ok(socket) = Socket::bind(&binding, TimestampMatching::ByPayload) else { continue };
-            let told = |to| SendOptions {
+            let options = |to| SendOptions {
                 to,
                 from: None,
                 tos: 0,
                 ttl: None,
                 timestamp: false,
-                name: None,
+                timestamp_id: None,
                 segment: None,
             };
             let is_too_big = |sent: io::Result<usize>| {
                 sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
             };
-            let arena = vec![0; FITS + 1];
+            let arena = vec![0; FITTING_BYTES + 1];
             let mut batch = SendBatch::new(2);
-            batch.push(&told(socket.address()), 0, FITS);
-            assert_eq!(socket.in_one_piece(|| batch.send(&socket, &arena, 0)).ok(), Some(1), "{address}");
+            batch.push(&options(socket.address()), 0, FITTING_BYTES);
+            assert_eq!(
+                socket.send_unfragmented(|| batch.send(&socket, &arena, 0)).ok(),
+                Some(1),
+                "{address}"
+            );
             if address.is_ipv6() {
                 batch.clear();
-                batch.push(&told(socket.address()), 0, arena.len());
-                assert!(is_too_big(socket.in_one_piece(|| batch.send(&socket, &arena, 0))));
-                assert_eq!(batch.send(&socket, &arena, 0).ok(), Some(1), "as fragments it leaves");
+                batch.push(&options(socket.address()), 0, arena.len());
+                assert!(is_too_big(socket.send_unfragmented(|| batch.send(&socket, &arena, 0))));
+                assert_eq!(batch.send(&socket, &arena, 0).ok(), Some(1), "it is sent as fragments");
             }
         }
     }

@@ -1,7 +1,7 @@
-//! What a datagram loop runs: machines, each with a recorder that counts what it reports.
+//! The tasks of a datagram loop: machines, each with a recorder that counts its reports.
 //!
-//! The loop knows tasks and no kinds of probe. A kind brings a [`Machine`] and a [`Recorder`]; [`MachineTask`] makes a
-//! [`Task`] of both.
+//! The loop does not depend on kinds of probe. Each kind provides a [`Machine`] and a [`Recorder`], which
+//! [`MachineTask`] combines into a [`Task`].
 
 use std::fmt;
 
@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use crate::loops::PathEvent;
 
-/// Something that a loop runs. No method has a default: each is a question that every kind of probe must answer.
+/// A unit of work that a loop runs. No method has a default, so that every kind of probe decides each of
+/// them.
 pub trait Task: fmt::Debug + std::marker::Send {
     /// See [`Machine::received`].
     fn received(&mut self, datagram: &[u8], arrival: &Arrival);
@@ -26,7 +27,8 @@ pub trait Task: fmt::Debug + std::marker::Send {
     fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource);
     /// See [`Machine::not_sent`].
     fn not_sent(&mut self, id: SendId, why: NotSent);
-    /// Steps until something other than a counted report comes out. A datagram to send is appended to `arena`.
+    /// Steps the machine and counts its reports until another kind of step results. Appends a datagram to
+    /// send to `arena`.
     fn step(
         &mut self,
         now: Now,
@@ -40,65 +42,65 @@ pub trait Task: fmt::Debug + std::marker::Send {
     fn withdraw(&mut self);
     /// See [`Machine::peer_leaving`].
     fn peer_leaving(&mut self, at: Timestamp);
-    /// Whom to answer has changed.
+    /// Applies a change of access rules.
     fn set_access(&mut self, access: &Access);
-    /// Whether a loop that stops waits for it, within its grace period.
+    /// Whether a stopping loop waits for this task, within its grace period.
     fn delays_stop(&self) -> bool;
-    /// Whether what was counted agrees with what the machine still holds.
+    /// Whether the counters agree with the machine: sent = decided + in flight.
     fn is_balanced(&self, now: Timestamp) -> bool;
-    /// Whether a reply without a session identifier, received on `flow`, answers a datagram of this task.
+    /// Whether a reply without a session identifier, received on `flow`, answers a request of this task.
     fn claims(&self, reply: &[u8], flow: u8) -> bool;
 }
 
-/// What a task asks of its loop.
+/// The next action that a task requests from its loop.
 #[derive(Debug)]
 pub enum TaskStep {
-    /// Send what was appended to the arena.
+    /// Send the datagram that was appended to the arena.
     Send(Send),
-    /// Do nothing until then, or until something happens.
+    /// Wait until this time or until the next input.
     Wait(Timestamp),
-    /// Tell the daemon.
+    /// Send a notice to the daemon.
     Notify(Notice),
-    /// Remove the task.
+    /// The task has finished and must be removed.
     Finished,
 }
 
-/// What a task has to tell the daemon.
+/// A notice from a task to the daemon.
 #[derive(Debug)]
 pub enum Notice {
-    /// A peer announced that it is leaving.
+    /// A peer sent a goodbye.
     PeerLeaving(Goodbye),
     /// An event of the task's path.
     Path(Box<dyn PathEvent>),
 }
 
-/// Who is answered, and with which keys.
+/// The sources that responders answer, and the keys.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    /// Who is answered, and how fast.
+    /// Allowed sources and their rate limits.
     pub policy: Policy,
-    /// The mesh's keys; `None`: nothing is authenticated.
+    /// Keys of the mesh; `None`: no authentication.
     pub keys: Option<Arc<Keys>>,
 }
 
-/// What a loop counts across its tasks, to choose how often it wakes.
+/// Totals of a loop across its tasks, which determine how often it wakes.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    /// Datagrams that left and have no verdict.
+    /// Datagrams that were sent and have no verdict yet.
     pub outstanding: u64,
-    /// Datagrams that left since the start.
+    /// Datagrams sent since the start.
     pub sent: u64,
 }
 
-/// Counts what a machine reports.
+/// Counts the reports of a machine.
 pub trait Recorder<M: Machine>: fmt::Debug + std::marker::Send {
-    /// Counts a report. Returns what the daemon should know of it.
+    /// Counts a report. Returns a notice if the daemon must be informed.
     fn record(&mut self, report: M::Report, traffic: &mut Traffic) -> Option<Notice>;
-    /// Everything is recorded, and the machine waits.
+    /// Called when all reports are recorded and the machine waits.
     fn waiting(&mut self, machine: &M, now: Timestamp);
-    /// A datagram is about to be handed to the machine.
+    /// Called before the machine receives a datagram.
     fn received(&mut self);
-    /// A datagram of the machine did not leave this host.
+    /// Called when a datagram of the machine could not be sent.
     fn not_sent(&mut self);
     /// See [`Task::set_access`].
     fn set_access(&mut self, machine: &mut M, access: &Access);
@@ -113,9 +115,9 @@ pub trait Recorder<M: Machine>: fmt::Debug + std::marker::Send {
 /// A machine and its recorder.
 #[derive(Debug)]
 pub struct MachineTask<M, R> {
-    /// Decides.
+    /// The machine, which decides.
     pub machine: M,
-    /// Counts.
+    /// The recorder, which counts.
     pub recorder: R,
 }
 

@@ -7,16 +7,16 @@ use crate::event_log::{EventLog, EventType};
 use crate::loops::PathEvent;
 use crate::paths::PathKey;
 
-/// The path MTU was found, or changed. Whole IP packets, in bytes.
+/// The path MTU was found, or changed. Values are sizes of whole IP packets, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MtuChanged {
-    /// What it was; `None`: not known.
+    /// The previous value; `None`: unknown.
     pub(super) from: Option<u16>,
-    /// What it is.
+    /// The new value.
     pub(super) to: u16,
 }
 
-/// The same as it is shown.
+/// The event as serialized.
 #[derive(Serialize)]
 struct PathMtuChanged<'a> {
     probe: &'a str,
@@ -35,9 +35,9 @@ impl PathEvent for MtuChanged {
         let Self { from, to } = *self;
         let PathKey { probe, peer, family } = path;
         match from {
-            None => info!(%probe, %peer, family, to, "the path MTU was found"),
-            Some(from) if to < from => warn!(%probe, %peer, family, from, to, "the path MTU shrank"),
-            Some(from) => info!(%probe, %peer, family, from, to, "the path MTU grew"),
+            None => info!(%probe, %peer, family, to, "path MTU found"),
+            Some(from) if to < from => warn!(%probe, %peer, family, from, to, "path MTU decreased"),
+            Some(from) => info!(%probe, %peer, family, from, to, "path MTU increased"),
         }
         log.add(&PathMtuChanged { probe, peer, family, from, to });
     }

@@ -1,4 +1,4 @@
-//! Echo paths that are exported together, and the worst of them, which are exported one by one as well.
+//! Groups of echo paths that are exported as aggregates. The worst paths are also exported individually.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::probe::{Groups, Path};
 #[derive(Debug, Default)]
 pub(super) struct EchoGroups {
     groups: BTreeMap<GroupKey, GroupSeries>,
-    places: BTreeMap<PathKey, Place>,
+    paths: BTreeMap<PathKey, GroupedPath>,
 }
 
-/// What a group is.
+/// The key of a group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct GroupKey {
     probe: Arc<str>,
@@ -25,35 +25,36 @@ struct GroupKey {
     family: &'static str,
 }
 
-/// Where a path is counted, and how it has fared.
+/// A path, its group, and its recent loss and RTT.
 #[derive(Debug)]
-struct Place {
+struct GroupedPath {
     group: GroupKey,
     member: Arc<GroupMember>,
     series: Arc<EchoSeries>,
-    /// What [`Totals::judged`](crate::metrics::echo::Totals::judged) said the last time.
+    /// The last value of [`Totals::judged`](crate::metrics::echo::Totals::judged).
     judged: [u64; 4],
-    /// Share of losses, and mean round trip in nanoseconds, both smoothed.
+    /// Smoothed loss ratio, and smoothed mean RTT in nanoseconds.
     loss: f64,
     rtt: f64,
 }
 
-/// How much the latest look at a path weighs. Chosen: at one look every half minute, what was five minutes ago weighs a tenth.
-const WEIGHT: f64 = 0.2;
+/// Weight of the latest values of a path. Chosen: with one update every 30 s, values from five minutes ago
+/// weigh a tenth.
+const SMOOTHING_WEIGHT: f64 = 0.2;
 
 impl EchoGroups {
-    fn enter(&mut self, key: PathKey, group: GroupKey, series: &Arc<EchoSeries>) {
+    fn add(&mut self, key: PathKey, group: GroupKey, series: &Arc<EchoSeries>) {
         let member = Arc::new(GroupMember::new(series));
         let new = || GroupSeries::new(&group.probe, &group.group, group.family);
         self.groups.entry(group.clone()).or_insert_with(new).enter(Arc::clone(&member));
         let judged = series.totals().judged();
         let series = Arc::clone(series);
-        self.places.insert(key, Place { group, member, series, judged, loss: 0.0, rtt: 0.0 });
+        self.paths.insert(key, GroupedPath { group, member, series, judged, loss: 0.0, rtt: 0.0 });
     }
 }
 
 impl Groups for EchoGroups {
-    /// A path that is gone leaves its group, which keeps what it counted there.
+    /// A removed path leaves its group; the group keeps its counts.
     fn arrange(&mut self, group_of: &dyn Fn(&str) -> String, paths: &[(&PathKey, &dyn Path)]) {
         let mut wanted: BTreeMap<&PathKey, (GroupKey, &Arc<EchoSeries>)> = paths
             .iter()
@@ -63,45 +64,45 @@ impl Groups for EchoGroups {
                 (key, (GroupKey { probe: Arc::clone(&key.probe), group, family: key.family }, series))
             })
             .collect();
-        self.places.retain(|key, place| {
-            let stays = wanted
+        self.paths.retain(|key, path| {
+            let is_unchanged = wanted
                 .get(key)
-                .is_some_and(|(group, series)| *group == place.group && Arc::ptr_eq(series, &place.series));
-            if stays {
+                .is_some_and(|(group, series)| *group == path.group && Arc::ptr_eq(series, &path.series));
+            if is_unchanged {
                 wanted.remove(key);
-            } else if let Some(group) = self.groups.get_mut(&place.group) {
-                group.leave(&place.member);
+            } else if let Some(group) = self.groups.get_mut(&path.group) {
+                group.leave(&path.member);
             }
-            stays
+            is_unchanged
         });
         for (key, (group, series)) in wanted {
-            self.enter(key.clone(), group, series);
+            self.add(key.clone(), group, series);
         }
         self.groups.retain(|_, group| !group.is_empty());
     }
 
     fn refresh(&mut self) {
-        for place in self.places.values_mut() {
-            let judged = place.series.totals().judged();
+        for path in self.paths.values_mut() {
+            let judged = path.series.totals().judged();
             let [decided, lost, answered, rtt] =
-                std::array::from_fn(|at| judged[at].saturating_sub(place.judged[at]));
-            place.judged = judged;
-            #[expect(clippy::cast_precision_loss, reason = "a rank")]
+                std::array::from_fn(|at| judged[at].saturating_sub(path.judged[at]));
+            path.judged = judged;
+            #[expect(clippy::cast_precision_loss, reason = "used only for ranking")]
             let smooth = |old: f64, sum: u64, count: u64| match count {
                 0 => old,
-                count => old + WEIGHT * (sum as f64 / count as f64 - old),
+                count => old + SMOOTHING_WEIGHT * (sum as f64 / count as f64 - old),
             };
-            place.loss = smooth(place.loss, lost, decided);
-            place.rtt = smooth(place.rtt, rtt, answered);
+            path.loss = smooth(path.loss, lost, decided);
+            path.rtt = smooth(path.rtt, rtt, answered);
         }
     }
 
-    /// The worst lose most; of those that lose alike, those with the longest round trips.
+    /// Ranks paths by loss, then by RTT.
     fn worst(&self, count: usize) -> (BTreeSet<PathKey>, BTreeSet<PathKey>) {
-        let mut ranked: Vec<(&PathKey, &Place)> = self.places.iter().collect();
+        let mut ranked: Vec<(&PathKey, &GroupedPath)> = self.paths.iter().collect();
         ranked.sort_by(|(_, a), (_, b)| b.loss.total_cmp(&a.loss).then(b.rtt.total_cmp(&a.rtt)));
         let worst = ranked.into_iter().take(count).map(|(key, _)| key.clone()).collect();
-        (self.places.keys().cloned().collect(), worst)
+        (self.paths.keys().cloned().collect(), worst)
     }
 
     fn series(&self) -> Vec<Arc<dyn metrics::AnySeries>> {
@@ -114,8 +115,8 @@ mod tests {
     use super::*;
     use pathmeter_proto::echo::{Direction, EchoReport, Verdict};
 
-    /// Of so many datagrams so many are lost, and the others withdrawn.
-    fn fare(series: &EchoSeries, lost: u32, withdrawn: u32) {
+    /// Records `lost` lost and `withdrawn` withdrawn datagrams.
+    fn record_verdicts(series: &EchoSeries, lost: u32, withdrawn: u32) {
         let lost = (0..lost).map(|_| Verdict::Lost(Direction::Unknown));
         for verdict in lost.chain((0..withdrawn).map(|_| Verdict::Withdrawn)) {
             series.record(&EchoReport::Decided { flow: 0, sequence: 0, verdict, sample: None });
@@ -123,27 +124,27 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_are_those_that_lose_lately_and_what_is_withdrawn_is_held_against_nobody() {
+    fn worst_paths_have_the_highest_recent_loss_and_withdrawals_do_not_count() {
         let mut groups = EchoGroups::default();
         let paths = ["calm", "leaving", "lossy"].map(|peer| {
             let series = Arc::new(EchoSeries::new("p", peer, "ipv4", 1));
             let key = PathKey { probe: "p".into(), peer: peer.into(), family: "ipv4" };
-            groups.enter(key, GroupKey { probe: "p".into(), group: "g".into(), family: "ipv4" }, &series);
+            groups.add(key, GroupKey { probe: "p".into(), group: "g".into(), family: "ipv4" }, &series);
             series
         });
         let worst = |groups: &EchoGroups, count| -> Vec<String> {
             groups.worst(count).1.into_iter().map(|key| key.peer.to_string()).collect()
         };
-        fare(&paths[1], 0, 100);
-        fare(&paths[2], 10, 0);
+        record_verdicts(&paths[1], 0, 100);
+        record_verdicts(&paths[2], 10, 0);
         groups.refresh();
         assert_eq!(worst(&groups, 1), ["lossy"]);
         assert_eq!(worst(&groups, 5).len(), 3);
         assert_eq!(worst(&groups, 0), [""; 0]);
-        // A path that is worse takes its place when it has been so for longer than the other was.
+        // A path with worse loss takes first place after some updates.
         for _ in 0..10 {
-            fare(&paths[0], 10, 0);
-            fare(&paths[2], 0, 1);
+            record_verdicts(&paths[0], 10, 0);
+            record_verdicts(&paths[2], 0, 1);
             groups.refresh();
         }
         assert_eq!(worst(&groups, 1), ["calm"]);

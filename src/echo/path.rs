@@ -1,4 +1,4 @@
-//! An echo path that runs.
+//! A running echo path.
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -21,31 +21,37 @@ use crate::metrics::stream::StreamSeries;
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, Measured, Path, Plan, Start, TableRow};
 
-/// A measurement that ends by itself and is watched.
+/// A measurement with a fixed count whose reports are received by the caller.
 #[derive(Debug)]
 pub struct FiniteRun {
-    /// Datagrams, messages or requests to send.
+    /// Number of datagrams, messages or requests to send.
     pub count: u64,
     /// Receives a copy of every report.
-    pub tap: mpsc::Sender<EchoReport>,
+    pub reports: mpsc::Sender<EchoReport>,
 }
 
-/// An echo path that runs.
+/// A running echo path.
 #[derive(Debug)]
 pub struct EchoPath {
     pub(super) id: PathId,
     pub(super) plan: EchoPlan,
     pub(super) series: Arc<EchoSeries>,
-    /// Of its connections, if it has any.
+    /// Series of its connections; `None` over datagrams.
     pub(super) stream: Option<Arc<StreamSeries>>,
-    /// Of its MTU, if that is searched for.
+    /// Series of its path MTU; `None` if there is no MTU search.
     pub(super) path_mtu: Option<Arc<PathMtuSeries>>,
 }
 
 impl EchoPath {
-    /// Starts a path, going on with the counters of an earlier one. `once`: it ends by itself.
+    /// Starts a path. It continues the counters of `earlier`, and with `finite_run` it ends after a fixed
+    /// count.
     #[must_use]
-    pub fn start(plan: EchoPlan, start: &Start<'_>, earlier: Option<Self>, once: Option<FiniteRun>) -> Self {
+    pub fn start(
+        plan: EchoPlan,
+        start: &Start<'_>,
+        earlier: Option<Self>,
+        finite_run: Option<FiniteRun>,
+    ) -> Self {
         let PathKey { probe, peer, family } = start.key;
         let (series, stream, mtu_series) = match earlier {
             Some(earlier) => {
@@ -54,8 +60,8 @@ impl EchoPath {
             }
             None => (Arc::new(EchoSeries::new(probe, peer, family, plan.flows().into())), None, None),
         };
-        let (count, tap) = match once {
-            Some(FiniteRun { count, tap }) => (Some(count), Some(tap)),
+        let (count, reports) = match finite_run {
+            Some(FiniteRun { count, reports }) => (Some(count), Some(reports)),
             None => (None, None),
         };
         let (id, peer_left_at) = (start.id, start.peer_left_at);
@@ -68,26 +74,27 @@ impl EchoPath {
                 source,
                 series: Arc::clone(&path.series),
                 path_mtu: path.mtu_search(start),
-                tap,
+                reports,
             };
             start.loops.prober.start(NewPath { id, task: echo.into_task(), peer_left_at });
-        } else if let Some(over) = path.plan.over(keys.as_deref(), start.settings) {
+        } else if let Some(protocol) = path.plan.stream_protocol(keys.as_deref(), start.settings) {
             let new = || Arc::new(StreamSeries::new(probe, peer, family));
             let stream = stream.unwrap_or_else(new);
             path.stream = Some(Arc::clone(&stream));
-            let task = path.plan.stream(over, count, start.seed, Arc::clone(&path.series), stream, tap);
+            let task =
+                path.plan.stream(protocol, count, start.seed, Arc::clone(&path.series), stream, reports);
             start.loops.streams.start(NewPath { id, task, peer_left_at });
         }
         path
     }
 
-    /// HTTP answers that were not the expected ones.
+    /// Number of HTTP responses with an unexpected status or body.
     #[must_use]
     pub fn unexpected_answers(&self) -> u64 {
         self.stream.as_ref().map_or(0, |stream| stream.unexpected_answers())
     }
 
-    /// The search for its MTU, with where it counts.
+    /// The specification and the series of the MTU search.
     pub(super) fn mtu_search(&self, start: &Start<'_>) -> Option<(mtu::MtuSpec, Arc<PathMtuSeries>)> {
         let series = self.path_mtu.as_ref()?;
         Some((self.plan.mtu_spec(start, series.bytes())?, Arc::clone(series)))
@@ -101,7 +108,7 @@ impl Plan for EchoPlan {
 
     fn can_continue(&self, other: &dyn Plan) -> bool {
         let other = other.as_any().downcast_ref::<Self>();
-        other.is_some_and(|other| self.differs_in_path_mtu_at_most(other))
+        other.is_some_and(|other| self.differs_only_in_path_mtu(other))
     }
 
     fn start(self: Box<Self>, start: &Start<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
@@ -161,7 +168,7 @@ impl Path for EchoPath {
     }
 }
 
-/// What an echo path has measured.
+/// The results of an echo path.
 #[derive(Debug)]
 struct EchoMeasured {
     series: Arc<EchoSeries>,
@@ -179,8 +186,9 @@ impl Measured for EchoMeasured {
 
     fn local_failure(&self) -> Option<String> {
         let (error, count) = self.series.send_errors().max_by_key(|(_, count)| *count)?;
-        let nothing_left = self.series.sent.get() == 0;
-        nothing_left.then(|| format!("our host sends none of its datagrams: {error:?}, {count} times"))
+        let nothing_sent = self.series.sent.get() == 0;
+        nothing_sent
+            .then(|| format!("this host could not send any datagram of the path: {error:?}, {count} times"))
     }
 
     fn json(&self) -> Map<String, Value> {
@@ -205,7 +213,7 @@ impl Measured for EchoMeasured {
     }
 
     fn row(&self) -> TableRow {
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        #[expect(clippy::cast_precision_loss, reason = "display only")]
         let milliseconds = |nanos: u64| format!("{:.3}", nanos as f64 / 1e6);
         let quantile = |q| match self.series.rtt_quantile(q) {
             None => "-".to_owned(),
@@ -221,9 +229,9 @@ impl Measured for EchoMeasured {
             quantile(0.99),
             sum.checked_div(count).map_or_else(|| "-".to_owned(), milliseconds)
         );
-        TableRow { head: HEAD, cells }
+        TableRow { head: TABLE_HEAD, cells }
     }
 }
 
-/// The head of [`EchoMeasured::row`].
-const HEAD: &str = "   sent  lost fwd  lost rev    lost ?     p50 ms     p99 ms  jitter ms";
+/// The table head of [`EchoMeasured::row`].
+const TABLE_HEAD: &str = "   sent  lost fwd  lost rev    lost ?     p50 ms     p99 ms  jitter ms";

@@ -1,4 +1,4 @@
-//! How an echo path is measured.
+//! The plan of an echo path.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -27,7 +27,8 @@ use crate::probe::{HttpResource, Remote, Start};
 use crate::settings::Settings;
 use crate::stream::{self, Dial, ExpectedResponse, StreamEcho, StreamProtocol};
 
-/// How an echo path is measured: what of the configuration decides whether it can go on as it is.
+/// The plan of an echo path: the part of the configuration that decides whether a running path can continue
+/// unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EchoPlan {
     to: SocketAddr,
@@ -36,22 +37,22 @@ pub struct EchoPlan {
     late_after: Duration,
     lost_after: Duration,
     source: Option<IpAddr>,
-    /// What carries the echoes; without its `path_mtu`.
+    /// The transport, without its `path_mtu`.
     transport: Transport,
-    /// How the MTU is searched for; can be changed while the path runs.
+    /// The MTU search; it can change while the path runs.
     path_mtu: Option<PathMtu>,
     quirks: Quirks,
-    /// Which keys authenticate it.
+    /// The keys that authenticate the path.
     pub(super) keys: KeyChoice,
-    /// The name that fresh TCP connections look up.
+    /// The host name that connection probes resolve.
     host: Option<String>,
-    /// What is requested over WebSocket and HTTP.
-    site: Option<HttpResource>,
+    /// The resource to request over WebSocket and HTTP.
+    resource: Option<HttpResource>,
     is_agent: bool,
 }
 
 impl EchoPlan {
-    /// The plan for a path of `probe` towards an address of `remote`.
+    /// The plan of a path of `probe` to an address of `remote`.
     #[must_use]
     pub fn new(
         probe: &Probe,
@@ -61,7 +62,7 @@ impl EchoPlan {
         settings: &Settings,
     ) -> Self {
         let mut transport = echo.transport.clone();
-        let (mut path_mtu, mut site) = (None, None);
+        let (mut path_mtu, mut resource) = (None, None);
         let quirks = match remote {
             Remote::Peer(_) => Quirks::default(),
             Remote::Target(target) => target.quirks,
@@ -77,14 +78,14 @@ impl EchoPlan {
             (Transport::Icmp(_), _) => 0,
             (Transport::Tcp(_), Remote::Peer(peer)) => peer.agent_port,
             (Transport::Tcp(_), Remote::Target(target)) => target.port,
-            (Transport::WebSocket(_), _) => site.insert(remote.site(WEBSOCKET_PATH)).port,
-            (Transport::Http(_), _) => site.insert(remote.site(PING_PATH)).port,
+            (Transport::WebSocket(_), _) => resource.insert(remote.site(WEBSOCKET_PATH)).port,
+            (Transport::Http(_), _) => resource.insert(remote.site(PING_PATH)).port,
         };
         let keys = match (remote, &transport) {
             (_, Transport::Icmp(_)) => KeyChoice::None,
             (Remote::Peer(_), _) => settings.keys.of_mesh(),
             (Remote::Target(target), Transport::Udp(_)) => settings.keys.of_target(&target.name),
-            // The key shared with a reflector is not shown to a web server.
+            // A key that is shared with a reflector is not used towards a web server.
             (Remote::Target(_), Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_)) => {
                 KeyChoice::None
             }
@@ -100,19 +101,19 @@ impl EchoPlan {
             path_mtu,
             quirks,
             keys,
-            host: site.as_ref().map_or_else(|| remote.host(), |site| site.host.clone()),
-            site,
+            host: resource.as_ref().map_or_else(|| remote.host(), |resource| resource.host.clone()),
+            resource,
             is_agent: matches!(remote, Remote::Peer(_)),
         }
     }
 
-    /// Where to.
+    /// The destination address and port.
     #[must_use]
     pub fn to(&self) -> SocketAddr {
         self.to
     }
 
-    /// Whether the echoes or the request for them are authenticated.
+    /// Whether the echoes, or the requests that start them, are authenticated.
     #[must_use]
     pub fn is_authenticated(&self) -> bool {
         self.keys != KeyChoice::None
@@ -130,8 +131,8 @@ impl EchoPlan {
         self.path_mtu
     }
 
-    /// Whether a path that runs by the other plan need not be started again.
-    pub(super) fn differs_in_path_mtu_at_most(&self, other: &Self) -> bool {
+    /// Whether a path with the other plan can continue without a restart.
+    pub(super) fn differs_only_in_path_mtu(&self, other: &Self) -> bool {
         Self { path_mtu: self.path_mtu, ..other.clone() } == *self
     }
 
@@ -142,7 +143,7 @@ impl EchoPlan {
         }
     }
 
-    /// Flows that its series tell of.
+    /// Number of flows in its series.
     pub(super) fn flows(&self) -> u8 {
         match &self.transport {
             Transport::Udp(udp) => udp.flows,
@@ -151,7 +152,8 @@ impl EchoPlan {
         }
     }
 
-    /// The series of the search for the path MTU, if there is one: that of an earlier search.
+    /// The series of the MTU search, which continues those of an earlier search; `None` if there is no
+    /// search.
     pub(super) fn mtu_series(
         &self,
         start: &Start<'_>,
@@ -164,7 +166,7 @@ impl EchoPlan {
         Some(series)
     }
 
-    /// How the path MTU is searched for; `None`: not at all.
+    /// The specification of the MTU search; `None` if there is no search.
     pub(super) fn mtu_spec(&self, start: &Start<'_>, known: Option<u16>) -> Option<mtu::MtuSpec> {
         let PathMtu { interval, ceiling } = self.path_mtu?;
         Some(mtu::MtuSpec {
@@ -180,7 +182,7 @@ impl EchoPlan {
         })
     }
 
-    /// What is sent over datagrams, and from where; `None`: it is measured over connections.
+    /// The datagrams to send, and their source; `None` if the path is measured over connections.
     pub(super) fn datagrams(
         &self,
         keys: Option<Arc<Keys>>,
@@ -215,15 +217,15 @@ impl EchoPlan {
         Some((spec, SourceChoice { address: self.source.unwrap_or(any), port, dont_fragment }))
     }
 
-    /// What is spoken over connections; `None`: it is measured over datagrams.
-    pub(super) fn over(&self, keys: Option<&Keys>, settings: &Settings) -> Option<StreamProtocol> {
-        let place = || {
-            let site = self.site.as_ref()?;
+    /// The protocol over connections; `None` if the path is measured over datagrams.
+    pub(super) fn stream_protocol(&self, keys: Option<&Keys>, settings: &Settings) -> Option<StreamProtocol> {
+        let target = || {
+            let resource = self.resource.as_ref()?;
             Some(stream::HttpTarget {
-                authority: site.authority.clone(),
-                path: site.path.clone(),
+                authority: resource.authority.clone(),
+                path: resource.path.clone(),
                 signer: keys.map(Signer::new),
-                secure: site.https.as_ref().map(|https| settings.secure(https)),
+                secure: resource.https.as_ref().map(|https| settings.secure(https)),
             })
         };
         match &self.transport {
@@ -233,29 +235,29 @@ impl EchoPlan {
                 Some(StreamProtocol::Tcp { bytes: tcp.size, keys })
             }
             Transport::WebSocket(websocket) => Some(StreamProtocol::WebSocket {
-                place: place()?,
+                target: target()?,
                 format: websocket.format,
                 bytes: websocket.size as usize,
             }),
             Transport::Http(http) => {
                 let (status, body) = (http.status.clone(), http.body.clone());
                 let expected = ExpectedResponse { status, body, is_agent: self.is_agent };
-                Some(StreamProtocol::Http { place: place()?, expected })
+                Some(StreamProtocol::Http { target: target()?, expected })
             }
         }
     }
 
-    /// The task for the thread of connections.
+    /// The task for the stream loop.
     pub(super) fn stream(
         &self,
-        over: StreamProtocol,
+        protocol: StreamProtocol,
         count: Option<u64>,
         seed: u64,
         series: Arc<EchoSeries>,
         stream: Arc<StreamSeries>,
-        tap: Option<mpsc::Sender<EchoReport>>,
+        reports: Option<mpsc::Sender<EchoReport>>,
     ) -> StreamEcho {
-        let fresh = match &self.transport {
+        let connect_interval = match &self.transport {
             Transport::Udp(_) | Transport::Icmp(_) => None,
             Transport::Tcp(tcp) => tcp.connect_interval,
             Transport::WebSocket(websocket) => websocket.connect_interval,
@@ -266,17 +268,23 @@ impl EchoPlan {
                 interval: self.interval,
                 late_after: self.late_after,
                 lost_after: self.lost_after,
-                at_once: over.at_once(),
-                on_demand: over.is_on_demand(),
+                at_once: protocol.at_once(),
+                on_demand: protocol.is_on_demand(),
                 count,
                 seed,
             },
-            dial: Dial { to: self.to, host: self.host.clone(), source: self.source, dscp: self.dscp, over },
-            // A watched measurement makes no connections beside its own.
-            fresh: fresh.filter(|_| count.is_none()),
+            dial: Dial {
+                to: self.to,
+                host: self.host.clone(),
+                source: self.source,
+                dscp: self.dscp,
+                protocol,
+            },
+            // A run with a fixed count makes no connection probes.
+            connect_interval: connect_interval.filter(|_| count.is_none()),
             series,
             stream,
-            tap,
+            reports,
         }
     }
 }

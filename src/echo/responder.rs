@@ -1,4 +1,4 @@
-//! The answering side of echo over UDP: a STAMP responder on a datagram loop.
+//! The UDP responder: a STAMP responder on a datagram loop.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use pathmeter_proto::time::Timestamp;
 use crate::datagram::{Access, MachineTask, Notice, Recorder, Service, ServiceTasks, Socket, Traffic};
 use crate::metrics::agent::ResponderSeries;
 
-/// A service that answers STAMP requests on `sockets` and remembers at most `sessions` sessions.
+/// A service that answers STAMP requests on `sockets` and keeps state of at most `sessions` sessions.
 #[must_use]
 pub fn responder(
     sockets: Vec<Socket>,

@@ -1,4 +1,4 @@
-//! The tasks of an echo path on a datagram loop: its prober, and the search for its MTU.
+//! The tasks of an echo path on a datagram loop: the prober and the MTU search.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -19,26 +19,26 @@ use crate::metrics::path_mtu::PathMtuSeries;
 /// An echo path over datagrams.
 #[derive(Debug)]
 pub struct DatagramEcho {
-    /// What to measure. Of the session identifiers only their number counts: the loop chooses them.
+    /// What to measure. Only the number of session identifiers matters: the loop chooses their values.
     pub spec: EchoSpec,
-    /// Where to send from.
+    /// The source address and port.
     pub source: SourceChoice,
-    /// Where to count.
+    /// The series that count the reports.
     pub series: Arc<EchoSeries>,
-    /// How to search for the path MTU, and where to count that; `None`: not at all. Only STAMP can.
+    /// The MTU search and its series; `None`: no search. Supported only with STAMP.
     pub path_mtu: Option<(mtu::MtuSpec, Arc<PathMtuSeries>)>,
-    /// Receives a copy of every report, for a measurement that somebody watches.
-    pub tap: Option<mpsc::Sender<EchoReport>>,
+    /// Receives a copy of every report; `None` if not needed.
+    pub reports: Option<mpsc::Sender<EchoReport>>,
 }
 
 impl DatagramEcho {
     /// The task for a datagram loop.
     ///
     /// # Panics
-    /// With more than 255 flows; the configuration allows 16.
+    /// If there are more than 255 flows; the configuration allows 16.
     #[must_use]
     pub fn into_task(self) -> NewTask {
-        let Self { mut spec, source, series, path_mtu, tap } = self;
+        let Self { mut spec, source, series, path_mtu, reports } = self;
         let protocol = match spec.wire {
             WireFormat::Stamp { .. } => DatagramProtocol::Udp,
             WireFormat::Icmp => DatagramProtocol::Icmp,
@@ -57,14 +57,14 @@ impl DatagramEcho {
             companion: path_mtu.map(|(spec, series)| mtu_search(spec, series)),
             build: Box::new(move |ssids, at| {
                 spec.ssids = ssids;
-                let recorder = EchoRecorder { series, tap, since: at };
+                let recorder = EchoRecorder { series, reports, since: at };
                 Box::new(MachineTask { machine: Prober::new(spec, at), recorder })
             }),
         }
     }
 }
 
-/// The search for the MTU of an echo path, beside its prober.
+/// The MTU search of an echo path, as a companion of its prober.
 pub(super) fn mtu_search(mut spec: mtu::MtuSpec, series: Arc<PathMtuSeries>) -> Companion {
     Companion {
         seed: spec.seed,
@@ -78,13 +78,13 @@ pub(super) fn mtu_search(mut spec: mtu::MtuSpec, series: Arc<PathMtuSeries>) -> 
 #[derive(Debug)]
 struct EchoRecorder {
     series: Arc<EchoSeries>,
-    tap: Option<mpsc::Sender<EchoReport>>,
-    /// Since when this prober counts here. Another one may have counted before, on another thread.
+    reports: Option<mpsc::Sender<EchoReport>>,
+    /// When this prober started. Another prober, on another thread, may have used the series before.
     since: Timestamp,
 }
 
-/// An earlier prober of the same path has ended by then.
-const SETTLES: Duration = Duration::from_secs(1);
+/// Time after which an earlier prober of the same path has ended.
+const SETTLING_TIME: Duration = Duration::from_secs(1);
 
 impl Recorder<Prober> for EchoRecorder {
     fn record(&mut self, report: EchoReport, traffic: &mut Traffic) -> Option<Notice> {
@@ -109,9 +109,9 @@ impl Recorder<Prober> for EchoRecorder {
             | EchoReport::LossyFlows(_) => {}
         }
         self.series.record(&report);
-        if let Some(tap) = &self.tap {
-            // The watcher may have gone.
-            let _ = tap.send(report);
+        if let Some(reports) = &self.reports {
+            // The receiver may be gone.
+            let _ = reports.send(report);
         }
         None
     }
@@ -131,7 +131,7 @@ impl Recorder<Prober> for EchoRecorder {
     }
 
     fn is_balanced(&self, prober: &Prober, now: Timestamp) -> bool {
-        if now.since(self.since) < SETTLES {
+        if now.since(self.since) < SETTLING_TIME {
             return true;
         }
         let in_flight = u64::try_from(prober.in_flight()).unwrap_or(u64::MAX);
@@ -172,7 +172,7 @@ impl Recorder<MtuSearch> for MtuRecorder {
         false
     }
 
-    /// A probe is answered or lost; nothing is summed over them.
+    /// There is nothing to balance: each probe packet is either answered or lost.
     fn is_balanced(&self, _: &MtuSearch, _: Timestamp) -> bool {
         true
     }

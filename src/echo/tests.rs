@@ -15,7 +15,7 @@ use crate::loops::{EVENTS_PENDING_MAX, NewPath};
 use crate::metrics::echo::EchoSeries;
 use crate::paths::PathId;
 
-/// What a prober learns of a responder in this process, on loopback.
+/// Measures a responder in this process over loopback, and returns the reports.
 fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
     let loopback = IpAddr::from([127, 0, 0, 1]);
     let (sender, _events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
@@ -26,7 +26,7 @@ fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
     let service = responder(vec![socket], Access { policy, keys: None }, 8, Arc::default());
     let responder = datagram::spawn("responder", vec![service], timestamps, sender.clone()).unwrap();
     let prober = datagram::spawn("prober", Vec::new(), timestamps, sender).unwrap();
-    let (tap, reports) = channel();
+    let (report_sender, report_receiver) = channel();
     let echo = DatagramEcho {
         spec: EchoSpec {
             to,
@@ -44,24 +44,24 @@ fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
         source: SourceChoice { address: loopback, port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("once", "here", "ipv4", 4)),
         path_mtu: None,
-        tap: Some(tap),
+        reports: Some(report_sender),
     };
     prober.start(NewPath { id: PathId(1), task: echo.into_task(), peer_left_at: None });
-    // The loop drops its end when the path has finished.
-    let learnt = reports.iter().collect();
+    // The loop drops its sender when the path has finished.
+    let reports = report_receiver.iter().collect();
     prober.stop(Duration::ZERO);
     responder.stop(Duration::ZERO);
-    learnt
+    reports
 }
 
 #[test]
-fn transmit_stamps_find_their_datagrams_by_name_and_in_looped_frames() {
-    let mut ways = vec![TimestampMatching::ByPayload];
-    ways.extend(Some(TimestampMatching::detect()).filter(|found| *found == TimestampMatching::ById));
-    for timestamps in ways {
-        let learnt = measure(timestamps);
+fn transmit_timestamps_are_matched_by_id_and_by_looped_frame() {
+    let mut matchings = vec![TimestampMatching::ByPayload];
+    matchings.extend(Some(TimestampMatching::detect()).filter(|found| *found == TimestampMatching::ById));
+    for timestamps in matchings {
+        let reports = measure(timestamps);
         let mut answered = 0;
-        for report in &learnt {
+        for report in &reports {
             if let EchoReport::Decided { verdict, sample, .. } = report {
                 assert_eq!(*verdict, Verdict::Ok, "{timestamps:?}");
                 let by = sample.unwrap();
@@ -73,7 +73,7 @@ fn transmit_stamps_find_their_datagrams_by_name_and_in_looped_frames() {
                 answered += 1;
             }
         }
-        let sent = learnt.iter().filter(|report| matches!(report, EchoReport::Sent { .. })).count();
+        let sent = reports.iter().filter(|report| matches!(report, EchoReport::Sent { .. })).count();
         assert!(answered > 0 && answered == sent, "{timestamps:?}: {answered} of {sent} were answered");
     }
 }

@@ -1,11 +1,12 @@
-//! Proof that a request comes from an agent of the mesh. The key itself is never sent.
+//! Request signatures, which prove that a request comes from an agent of the mesh. The key itself is never
+//! sent.
 //!
 //! ```text
 //! Authorization: Pathmeter-HMAC time=<unix ms>,nonce=<32 hex>,mac=<64 hex>
 //! ```
 //!
-//! `mac` is HMAC-SHA-256, with the mesh key derived for [`PURPOSE`], over five lines joined by single line feeds,
-//! none at the end:
+//! `mac` is HMAC-SHA-256, with the key derived from the mesh key for [`PURPOSE`], over five lines joined by
+//! single line feeds, without one at the end:
 //!
 //! ```text
 //! POST                        the method
@@ -15,9 +16,10 @@
 //! e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855      SHA-256 of the body
 //! ```
 //!
-//! No field can hold a line feed, so two different requests never have the same text. The host is not part of it:
-//! within [`CLOCK_DIFFERENCE_MAX`] a request that was overheard can be repeated towards another agent, and after a
-//! restart towards the same one; what is served behind this proof must bear being asked twice.
+//! No field can contain a line feed, so two different requests never have the same signed text. The host is
+//! not signed: within [`CLOCK_DIFFERENCE_MAX`], an attacker who captures a request can replay it to another
+//! agent, or to the same one after a restart. Therefore all requests protected by a signature must be
+//! idempotent.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -37,7 +39,7 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Signs with the first of the mesh keys.
+    /// Returns a signer that uses the first of the mesh keys.
     #[must_use]
     pub fn new(mesh: &Keys) -> Self {
         Self { key: mesh.current().derive(PURPOSE) }
@@ -46,7 +48,7 @@ impl Signer {
     /// Sets the request's `Authorization` header, with a new nonce.
     ///
     /// # Errors
-    /// The kernel gave no random bytes.
+    /// Fails if the kernel provides no random bytes.
     pub fn sign(&self, request: &mut Request<Bytes>, now: SystemTime) -> Result<(), getrandom::Error> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce)?;
@@ -58,15 +60,15 @@ impl Signer {
         let mac = self.key.mac(&[signed_text(request, time_ms, nonce).as_bytes()]);
         let header = format!("{SCHEME} time={time_ms},nonce={},mac={}", hex(&nonce), hex(&mac));
         let header =
-            HeaderValue::try_from(header).expect("digits, letters and punctuation are a header's value");
+            HeaderValue::try_from(header).expect("digits, letters and punctuation are a valid header value");
         request.headers_mut().insert(AUTHORIZATION, header);
     }
 }
 
-/// Verifies requests, each at most once.
+/// Verifies request signatures and rejects replays.
 ///
-/// Remembers what it accepted for as long as that could be accepted again, [`NONCES_MAX`] requests at most. The
-/// memory is by wall clock: a clock that is set back lets requests from before be repeated once.
+/// Stores the nonces of accepted requests for as long as the requests would be valid, at most [`NONCES_MAX`].
+/// Nonces expire by the wall clock: if the clock is set back, earlier requests can be replayed once.
 #[derive(Debug)]
 pub struct Verifier {
     state: Mutex<VerifierState>,
@@ -75,24 +77,24 @@ pub struct Verifier {
 #[derive(Debug)]
 struct VerifierState {
     keys: Keys,
-    /// Accepted requests by their time, so that the oldest are forgotten first.
-    seen: BTreeSet<(u64, Nonce)>,
+    /// Accepted requests, ordered by time so that the oldest are removed first.
+    nonces: BTreeSet<(u64, Nonce)>,
 }
 
 impl Verifier {
-    /// Accepts what any of the mesh keys signed.
+    /// Returns a verifier that accepts signatures made with any of the mesh keys.
     #[must_use]
     pub fn new(mesh: &Keys) -> Self {
-        Self { state: Mutex::new(VerifierState { keys: mesh.derive(PURPOSE), seen: BTreeSet::new() }) }
+        Self { state: Mutex::new(VerifierState { keys: mesh.derive(PURPOSE), nonces: BTreeSet::new() }) }
     }
 
-    /// Changes the mesh keys and still remembers what was accepted.
+    /// Replaces the mesh keys. Stored nonces are kept.
     pub fn set_keys(&self, mesh: &Keys) {
         self.state().keys = mesh.derive(PURPOSE);
     }
 
-    /// Whether a valid key signed a request within [`CLOCK_DIFFERENCE_MAX`] of `now`. Takes no memory and no note of it: for
-    /// requests that may be repeated, and that come by the thousand.
+    /// Verifies that a request was signed with a valid key within [`CLOCK_DIFFERENCE_MAX`] of `now`, without
+    /// storing its nonce. For frequent requests whose replay is harmless.
     ///
     /// # Errors
     /// [`AuthError`], neither [`AuthError::Replayed`] nor [`AuthError::Full`].
@@ -104,8 +106,8 @@ impl Verifier {
         state: &VerifierState,
         request: &Request<Bytes>,
         now: SystemTime,
-    ) -> Result<ProofHeader, AuthError> {
-        let proof = ProofHeader::read(request.headers())?;
+    ) -> Result<SignatureHeader, AuthError> {
+        let proof = SignatureHeader::read(request.headers())?;
         let text = signed_text(request, proof.time_ms, proof.nonce);
         state.keys.verifying(&[text.as_bytes()], &proof.mac).ok_or(AuthError::WrongKey)?;
         let difference = Duration::from_millis(unix_ms(now).abs_diff(proof.time_ms));
@@ -115,10 +117,10 @@ impl Verifier {
         Ok(proof)
     }
 
-    /// Accepts a request that a valid key signed within [`CLOCK_DIFFERENCE_MAX`] of `now` and that was not accepted
-    /// before.
+    /// Verifies that a request was signed with a valid key within [`CLOCK_DIFFERENCE_MAX`] of `now` and was
+    /// not accepted before.
     ///
-    /// The key is tried first: who does not have it learns nothing else and takes no memory.
+    /// The signature is checked first: a client without the key learns nothing else and consumes no memory.
     ///
     /// # Errors
     /// [`AuthError`], in the order of its variants.
@@ -126,14 +128,14 @@ impl Verifier {
         let mut state = self.state();
         let proof = Self::check(&state, request, now)?;
         let oldest_ms = unix_ms(now).saturating_sub(millis(CLOCK_DIFFERENCE_MAX));
-        state.seen = state.seen.split_off(&(oldest_ms, [0; 16]));
-        if state.seen.contains(&(proof.time_ms, proof.nonce)) {
+        state.nonces = state.nonces.split_off(&(oldest_ms, [0; 16]));
+        if state.nonces.contains(&(proof.time_ms, proof.nonce)) {
             return Err(AuthError::Replayed);
         }
-        if state.seen.len() >= NONCES_MAX {
+        if state.nonces.len() >= NONCES_MAX {
             return Err(AuthError::Full);
         }
-        state.seen.insert((proof.time_ms, proof.nonce));
+        state.nonces.insert((proof.time_ms, proof.nonce));
         Ok(())
     }
 
@@ -142,60 +144,60 @@ impl Verifier {
     }
 }
 
-/// Why a request is not believed. The text may be shown to the caller.
+/// Why a request is rejected. The text may be shown to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// No `Authorization` header.
     #[error("is not signed (needs a header `Authorization: Pathmeter-HMAC …`)")]
     Missing,
-    /// The header is not ours, or there are two.
-    #[error("has no well-formed signature ({part})")]
+    /// The header has another scheme, is malformed, or occurs twice.
+    #[error("has a malformed signature ({part})")]
     Malformed {
-        /// What is wrong with it.
+        /// The invalid part.
         part: &'static str,
     },
-    /// No valid key signed this method, path, time, nonce and body.
-    #[error("is not signed with the mesh key (or was changed on its way)")]
+    /// The signature of method, path, time, nonce and body does not match any valid key.
+    #[error("is not signed with the mesh key, or was modified in transit")]
     WrongKey,
-    /// Signed too long ago, or in our future.
+    /// Signed too long ago, or in the future.
     #[error(
-        "is signed at a time {difference:?} from ours (at most {max:?}: is a clock wrong?)",
+        "has a timestamp that differs by {difference:?} from this host's clock (allowed: {max:?}); check both clocks",
         max = CLOCK_DIFFERENCE_MAX
     )]
     Skewed {
-        /// Between the signer's clock, at signing, and ours.
+        /// Difference between the signer's clock at signing and the local clock.
         difference: Duration,
     },
-    /// Accepted before.
-    #[error("was received before")]
+    /// The request was accepted before.
+    #[error("was already received (replay)")]
     Replayed,
-    /// Too many others were accepted within the window to remember one more.
-    #[error("comes after {NONCES_MAX} others within {window:?}", window = 2 * CLOCK_DIFFERENCE_MAX)]
+    /// [`NONCES_MAX`] requests were accepted within the window.
+    #[error("exceeds the limit of {NONCES_MAX} signed requests within {window:?}", window = 2 * CLOCK_DIFFERENCE_MAX)]
     Full,
 }
 
-/// What the mesh key is derived for, see [`Key::derive`].
+/// Purpose for which the key is derived from the mesh key, see [`Key::derive`].
 pub const PURPOSE: &str = "pathmeter http v1";
 
-/// The most the clocks of two agents may differ, the time on the way included. Chosen: hosts without a disciplined
-/// clock are within it, and it bounds how long nonces are remembered.
+/// Maximum difference between the clocks of two agents, transit time included. Chosen: hosts without time
+/// synchronisation are usually within it, and it bounds how long nonces are stored.
 pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
 
-/// Requests that are remembered; one more is refused until the oldest leaves the window. Chosen: 546 requests a second
-/// over two minutes, in about 2 MB.
+/// Maximum number of stored nonces. Further requests are refused until the oldest nonce expires. Chosen: 546
+/// requests per second over two minutes, in about 2 MB.
 pub const NONCES_MAX: usize = 65_536;
 
 const SCHEME: &str = "Pathmeter-HMAC";
 
 type Nonce = [u8; 16];
 
-struct ProofHeader {
+struct SignatureHeader {
     time_ms: u64,
     nonce: Nonce,
     mac: [u8; 32],
 }
 
-impl ProofHeader {
+impl SignatureHeader {
     fn read(headers: &HeaderMap) -> Result<Self, AuthError> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let value = values.next().ok_or(AuthError::Missing)?;
@@ -225,7 +227,7 @@ fn signed_text(request: &Request<Bytes>, time_ms: u64, nonce: Nonce) -> String {
     format!("{}\n{path}\n{time_ms}\n{}\n{}", request.method(), hex(&nonce), hex(&body))
 }
 
-/// Milliseconds since 1970; a clock before that counts as 1970.
+/// Returns milliseconds since the Unix epoch; 0 for earlier times.
 fn unix_ms(time: SystemTime) -> u64 {
     millis(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
@@ -281,7 +283,7 @@ mod tests {
     const BOTH: &str = "new-key-0123456789\nold-key-0123456789";
 
     #[test]
-    fn the_signed_text_is_the_documented_one() {
+    fn signed_text_matches_the_documentation() {
         let nonce = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes();
         let text = "POST\n/-/reload?wait=1\n1763640000000\n00112233445566778899aabbccddeeff\n\
                     e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -296,20 +298,20 @@ mod tests {
     }
 
     #[test]
-    fn a_request_signed_with_either_valid_key_is_accepted() {
+    fn request_signed_with_any_valid_key_is_accepted() {
         let verifier = Verifier::new(&mesh(BOTH));
         assert_eq!(verifier.verify(&signed(NEW, NOON), at(NOON)), Ok(()));
         assert_eq!(verifier.verify(&signed(OLD, NOON), at(NOON)), Ok(()));
     }
 
     #[test]
-    fn what_is_only_recognised_may_come_again_and_takes_no_memory() {
+    fn recognised_request_may_be_repeated_and_stores_no_nonce() {
         let verifier = Verifier::new(&mesh(NEW));
         let request = signed(NEW, NOON);
         for _ in 0..3 {
             assert!(verifier.recognise(&request, at(NOON)).is_ok());
         }
-        assert!(verifier.state().seen.is_empty());
+        assert!(verifier.state().nonces.is_empty());
         assert_eq!(verifier.recognise(&signed(OLD, NOON), at(NOON)), Err(AuthError::WrongKey));
         let late = at(NOON + 61_000);
         assert!(matches!(verifier.recognise(&request, late), Err(AuthError::Skewed { .. })));
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_left_are_refused_at_once() {
+    fn removed_keys_are_rejected_immediately() {
         let verifier = Verifier::new(&mesh(BOTH));
         verifier.set_keys(&mesh(NEW));
         assert_eq!(verifier.verify(&signed(OLD, NOON), at(NOON)), Err(AuthError::WrongKey));
@@ -325,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_was_signed_cannot_be_changed() {
+    fn modified_request_is_rejected() {
         let verifier = Verifier::new(&mesh(NEW));
         let original = signed(NEW, NOON);
         let change = |change: fn(&mut Request<Bytes>)| {
@@ -352,12 +354,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_proof_is_missing_it() {
+    fn request_without_signature_is_reported_as_missing() {
         assert_eq!(Verifier::new(&mesh(NEW)).verify(&reload(""), at(NOON)), Err(AuthError::Missing));
     }
 
     #[test]
-    fn a_proof_in_another_shape_is_malformed() {
+    fn signature_in_another_format_is_malformed() {
         let verifier = Verifier::new(&mesh(NEW));
         let nonce = "0".repeat(32);
         let mac = "0".repeat(64);
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_may_differ_by_a_minute_and_no_more() {
+    fn clocks_may_differ_by_at_most_one_minute() {
         let verifier = Verifier::new(&mesh(NEW));
         for time_ms in [NOON - 60_000, NOON + 60_000] {
             assert_eq!(verifier.verify(&signed(NEW, time_ms), at(NOON)), Ok(()));
@@ -399,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_accepted_once_at_any_time() {
+    fn request_is_accepted_only_once() {
         let verifier = Verifier::new(&mesh(NEW));
         let request = signed(NEW, NOON);
         assert_eq!(verifier.verify(&request, at(NOON - 60_000)), Ok(()));
@@ -410,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_memory_refuses_new_requests_until_the_window_has_moved() {
+    fn full_nonce_store_refuses_requests_until_the_oldest_nonce_expires() {
         let mesh = mesh(NEW);
         let (signer, verifier) = (Signer::new(&mesh), Verifier::new(&mesh));
         let request = |index: u128| {
@@ -425,6 +427,6 @@ mod tests {
         assert_eq!(verifier.verify(&request(0), at(NOON)), Err(AuthError::Replayed));
 
         assert_eq!(verifier.verify(&signed(NEW, NOON + 60_001), at(NOON + 60_001)), Ok(()));
-        assert_eq!(verifier.state().seen.len(), 1);
+        assert_eq!(verifier.state().nonces.len(), 1);
     }
 }

@@ -1,8 +1,8 @@
-//! Basic authentication (RFC 7617) against bcrypt hashes, as Prometheus' exporters have it.
+//! Basic authentication (RFC 7617) against bcrypt hashes, as in the Prometheus exporter toolkit.
 //!
-//! A hash takes tens of milliseconds, on purpose. So it is computed on a thread for such things, a few at once; what was
-//! right is remembered, so that a scrape every second costs nothing; and a user who does not exist costs as much as one
-//! who does.
+//! Computing a bcrypt hash takes tens of milliseconds, by design. Therefore hashes are computed on blocking
+//! threads, a few at once; verified credentials are cached, so that frequent scrapes are cheap; and an
+//! unknown user costs as much time as a known one, so that the response time does not reveal user names.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-/// Who may ask. Clones share what they remember.
+/// Users allowed to access the HTTP port. Clones share the cache of verified credentials.
 #[derive(Clone)]
 pub struct Users {
     shared: Arc<SharedUsers>,
@@ -25,21 +25,22 @@ struct SharedUsers {
     /// Never empty.
     hashes: BTreeMap<String, String>,
     salt: [u8; 32],
-    /// What was right lately, the oldest first.
-    right: Mutex<VecDeque<[u8; 32]>>,
+    /// Digests of recently verified credentials, oldest first.
+    verified_digests: Mutex<VecDeque<[u8; 32]>>,
     permits: Arc<Semaphore>,
 }
 
-/// What a client is told that must say who it is.
+/// `WWW-Authenticate` header of a 401 response.
 pub const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"pathmeter\", charset=\"UTF-8\"");
 
-/// Hashes that are computed at once; further ones wait. Chosen: guessing leaves the host most of its cores.
-const AT_ONCE: usize = 2;
+/// Maximum number of hashes computed at once; further ones wait. Chosen: password guessing leaves the host
+/// most of its cores.
+const CONCURRENT_HASHES_MAX: usize = 2;
 
-/// Users and passwords that are remembered as right; the oldest is forgotten. Chosen: more than anyone has scrapers.
-const REMEMBERED: usize = 256;
+/// Maximum number of cached credentials; the oldest is evicted. Chosen: more than the scrapers of any setup.
+const CACHE_ENTRIES_MAX: usize = 256;
 
-/// Bytes of a password that are looked at; bcrypt itself knows 72.
+/// Maximum length of a password in bytes; longer ones are rejected. bcrypt itself uses the first 72.
 const PASSWORD_BYTES_MAX: usize = 4096;
 
 impl fmt::Debug for Users {
@@ -49,70 +50,71 @@ impl fmt::Debug for Users {
 }
 
 impl Users {
-    /// Users by the bcrypt hashes of their passwords; one at least.
+    /// Returns the users with the bcrypt hashes of their passwords; there must be at least one.
     ///
     /// # Panics
-    /// Without a user, or without a random number from the kernel.
+    /// Panics without a user, or if the kernel provides no random bytes.
     #[must_use]
     pub fn new(hashes: BTreeMap<String, String>) -> Self {
-        assert!(!hashes.is_empty(), "without users there is nothing to ask for");
+        assert!(!hashes.is_empty(), "at least one user is configured");
         let mut salt = [0; 32];
         getrandom::fill(&mut salt).expect("the kernel has random bytes");
-        let permits = Arc::new(Semaphore::new(AT_ONCE));
-        Self { shared: Arc::new(SharedUsers { hashes, salt, right: Mutex::default(), permits }) }
+        let permits = Arc::new(Semaphore::new(CONCURRENT_HASHES_MAX));
+        Self { shared: Arc::new(SharedUsers { hashes, salt, verified_digests: Mutex::default(), permits }) }
     }
 
-    /// Whether a request says a user and the right password.
+    /// Returns whether the request has the name and the correct password of a user.
     pub async fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some((user, password)) = said(headers) else { return false };
-        let SharedUsers { hashes, right, permits, .. } = &*self.shared;
+        let Some((user, password)) = user_and_password(headers) else { return false };
+        let SharedUsers { hashes, verified_digests, permits, .. } = &*self.shared;
         let known = hashes.get(&user);
-        let mark = self.mark(&user, &password, known.map_or("", String::as_str));
-        let is_remembered = || right.lock().unwrap_or_else(PoisonError::into_inner).contains(&mark);
-        if known.is_some() && is_remembered() {
+        let digest = self.digest(&user, &password, known.map_or("", String::as_str));
+        let is_cached = || verified_digests.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest);
+        if known.is_some() && is_cached() {
             return true;
         }
-        let Ok(place) = Arc::clone(permits).acquire_owned().await else { return false };
-        // Whoever had the place before may have asked the same.
-        if known.is_some() && is_remembered() {
+        let Ok(permit) = Arc::clone(permits).acquire_owned().await else { return false };
+        // Another request with the same credentials may have been verified while this one waited.
+        if known.is_some() && is_cached() {
             return true;
         }
         let hash = known.unwrap_or_else(|| self.decoy(&user)).clone();
         let verified = spawn_blocking(move || {
-            let _place = place;
+            let _permit = permit;
             bcrypt::verify(password, &hash).unwrap_or(false)
         });
         if !verified.await.unwrap_or(false) || known.is_none() {
             return false;
         }
-        let mut right = right.lock().unwrap_or_else(PoisonError::into_inner);
-        if right.len() >= REMEMBERED {
-            right.pop_front();
+        let mut verified_digests = verified_digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified_digests.len() >= CACHE_ENTRIES_MAX {
+            verified_digests.pop_front();
         }
-        right.push_back(mark);
+        verified_digests.push_back(digest);
         true
     }
 
-    /// The hash that stands in for an unknown user's: always the same one for the same name, so that the cost tells nothing.
+    /// Returns the hash against which an unknown user's password is checked. It is always the same for the
+    /// same name, so that the response time does not reveal that the user is unknown.
     fn decoy(&self, user: &str) -> &String {
-        let draw = usize::from(self.mark(user, b"", "")[0]);
+        let draw = usize::from(self.digest(user, b"", "")[0]);
         let hashes = &self.shared.hashes;
         hashes.values().nth(draw % hashes.len()).expect("there is a user")
     }
 
-    /// What is remembered of a user and a password. Nothing can be learned from it without the salt.
-    fn mark(&self, user: &str, password: &[u8], hash: &str) -> [u8; 32] {
-        let mut mark = Sha256::new();
-        mark.update(self.shared.salt);
+    /// Returns the digest under which credentials are cached. It reveals nothing without the salt.
+    fn digest(&self, user: &str, password: &[u8], hash: &str) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        digest.update(self.shared.salt);
         for part in [user.as_bytes(), password, hash.as_bytes()] {
-            mark.update((part.len() as u64).to_be_bytes());
-            mark.update(part);
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
         }
-        mark.finalize().into()
+        digest.finalize().into()
     }
 }
 
-/// Whether a request says who it is in this way.
+/// Returns whether the request uses Basic authentication.
 #[must_use]
 pub fn is_basic(headers: &HeaderMap) -> bool {
     headers.get(AUTHORIZATION).is_some_and(|value| credentials(value).is_some())
@@ -123,7 +125,7 @@ fn credentials(value: &HeaderValue) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"basic ").then_some(rest)
 }
 
-fn said(headers: &HeaderMap) -> Option<(String, Vec<u8>)> {
+fn user_and_password(headers: &HeaderMap) -> Option<(String, Vec<u8>)> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
     let text = STANDARD.decode(credentials(value)?.trim_ascii()).ok()?;
@@ -137,26 +139,26 @@ fn said(headers: &HeaderMap) -> Option<(String, Vec<u8>)> {
 mod tests {
     use super::*;
 
-    /// Cost 4, the lowest: made for tests.
+    /// Uses cost 4, the lowest, to keep tests fast.
     fn users(entries: &[(&str, &str)]) -> Users {
         let hash = |(user, password): &(&str, &str)| ((*user).to_owned(), bcrypt::hash(password, 4).unwrap());
         Users::new(entries.iter().map(hash).collect())
     }
 
-    fn saying(text: &str) -> HeaderMap {
+    fn basic_header(text: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, format!("Basic {}", STANDARD.encode(text)).parse().unwrap());
         headers
     }
 
-    fn remembered(users: &Users) -> usize {
-        users.shared.right.lock().unwrap().len()
+    fn cached(users: &Users) -> usize {
+        users.shared.verified_digests.lock().unwrap().len()
     }
 
     #[tokio::test]
-    async fn a_user_with_the_right_password_is_admitted() {
+    async fn user_with_the_correct_password_is_admitted() {
         let users = users(&[("alice", "a:b"), ("bob", "secret")]);
-        for (said, is_right) in [
+        for (user_and_password, is_admitted) in [
             ("alice:a:b", true),
             ("bob:secret", true),
             ("bob:a:b", false),
@@ -165,12 +167,16 @@ mod tests {
             ("eve:secret", false),
             (":", false),
         ] {
-            assert_eq!(users.admits(&saying(said)).await, is_right, "{said}");
+            assert_eq!(
+                users.admits(&basic_header(user_and_password)).await,
+                is_admitted,
+                "{user_and_password}"
+            );
         }
     }
 
     #[tokio::test]
-    async fn a_header_of_another_kind_admits_nobody() {
+    async fn other_authorization_headers_are_rejected() {
         let users = users(&[("bob", "secret")]);
         assert!(!users.admits(&HeaderMap::new()).await);
         for value in ["Basic", "Basic !", "Bearer Ym9iOnNlY3JldA==", "Pathmeter-HMAC time=1"] {
@@ -178,7 +184,7 @@ mod tests {
             headers.insert(AUTHORIZATION, HeaderValue::from_static(value));
             assert!(!users.admits(&headers).await, "{value}");
         }
-        let mut twice = saying("bob:secret");
+        let mut twice = basic_header("bob:secret");
         twice.append(AUTHORIZATION, twice[AUTHORIZATION].clone());
         assert!(!users.admits(&twice).await);
         let mut lower = HeaderMap::new();
@@ -187,44 +193,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_right_is_remembered_and_what_was_wrong_is_not() {
+    async fn only_correct_credentials_are_cached() {
         let users = users(&[("bob", "secret")]);
-        for said in ["bob:wrong", "eve:secret", "bob:secret", "bob:secret"] {
-            users.admits(&saying(said)).await;
+        for user_and_password in ["bob:wrong", "eve:secret", "bob:secret", "bob:secret"] {
+            users.admits(&basic_header(user_and_password)).await;
         }
-        assert_eq!(remembered(&users), 1);
-        // No hash is computed: there is no place for one.
+        assert_eq!(cached(&users), 1);
+        // No hash can be computed without permits, so these answers come from the cache.
         users.shared.permits.close();
-        assert!(users.admits(&saying("bob:secret")).await);
-        assert!(!users.admits(&saying("bob:wrong")).await);
+        assert!(users.admits(&basic_header("bob:secret")).await);
+        assert!(!users.admits(&basic_header("bob:wrong")).await);
     }
 
     #[tokio::test]
-    async fn what_is_remembered_has_a_limit() {
+    async fn cache_size_is_limited() {
         let users = users(&[("bob", "secret")]);
         let oldest = [1; 32];
-        users.shared.right.lock().unwrap().extend([oldest].into_iter().chain([[2; 32]; REMEMBERED - 1]));
-        assert!(users.admits(&saying("bob:secret")).await);
-        assert_eq!(remembered(&users), REMEMBERED);
-        assert!(!users.shared.right.lock().unwrap().contains(&oldest));
+        users
+            .shared
+            .verified_digests
+            .lock()
+            .unwrap()
+            .extend([oldest].into_iter().chain([[2; 32]; CACHE_ENTRIES_MAX - 1]));
+        assert!(users.admits(&basic_header("bob:secret")).await);
+        assert_eq!(cached(&users), CACHE_ENTRIES_MAX);
+        assert!(!users.shared.verified_digests.lock().unwrap().contains(&oldest));
     }
 
     #[tokio::test]
-    async fn an_unknown_user_costs_a_hash() {
+    async fn unknown_user_costs_a_hash() {
         let users = users(&[("bob", "secret")]);
         let all = Arc::clone(&users.shared.permits).acquire_many_owned(2).await.unwrap();
-        let asking = tokio::spawn(async move { users.admits(&saying("eve:secret")).await });
+        let request = tokio::spawn(async move { users.admits(&basic_header("eve:secret")).await });
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        assert!(!asking.is_finished(), "it waits for a place, as bob would");
+        assert!(!request.is_finished(), "it waits for a permit, as bob would");
         drop(all);
-        assert!(!asking.await.unwrap());
+        assert!(!request.await.unwrap());
     }
 
     #[test]
-    fn hashes_of_other_programs_are_read() {
-        // The example of Prometheus' documentation, made by htpasswd.
+    fn hashes_of_htpasswd_are_accepted() {
+        // Example from the Prometheus documentation, created with htpasswd.
         let hash = "$2b$12$hNf2lSsxfm0.i4a.1kVpSOVyBCfIB51VRjgBUyv6kdnyTlgWj81Ay";
         assert!(bcrypt::verify("test", hash).unwrap());
         assert!(bcrypt::verify("test", &hash.replacen("2b", "2y", 1)).unwrap());

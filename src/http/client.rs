@@ -1,4 +1,4 @@
-//! One request to one agent, within a deadline.
+//! HTTP client for a single request to an agent, within a deadline.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,34 +18,34 @@ use tokio::time::{Instant, timeout_at};
 use super::auth::Signer;
 use crate::tls::{Connector, MaybeTls, TlsError};
 
-/// How requests are made. Every request has a connection of its own.
+/// HTTP client. Each request uses a new connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// The longest a request may take: connecting, asking and reading the whole answer.
+    /// Maximum duration of a request, from connecting to reading the whole response.
     pub deadline: Duration,
-    /// The most bytes an answer's body may have.
+    /// Maximum size of a response body in bytes.
     pub answer_bytes_max: usize,
-    /// Proves requests with the mesh key; `None`: they are sent without a proof.
+    /// Signs requests with the mesh key; `None` sends them unsigned.
     pub signer: Option<Signer>,
-    /// The `Authorization` header, for servers that are no agents; `None`: none.
+    /// `Authorization` header, for servers that are not agents; `None` sends none.
     pub authorization: Option<HeaderValue>,
-    /// The address to ask from; `None`: the kernel's choice.
+    /// Source address; `None` lets the kernel choose.
     pub source: Option<IpAddr>,
-    /// Asks with TLS; `None`: plain.
+    /// TLS settings; `None` uses plain HTTP.
     pub secure: Option<TlsClient>,
 }
 
-/// How a server is asked with TLS.
+/// TLS settings of a client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TlsClient {
-    /// Whom we believe, and who we are.
+    /// Trusted CAs and the client certificate.
     pub connector: Connector,
-    /// The DNS name or IP address that the server's certificate must have.
+    /// DNS name or IP address for which the server's certificate must be valid.
     pub server_name: String,
 }
 
 impl Default for Client {
-    /// 3 s, 64 KiB, unsigned, plain.
+    /// 3 s, 64 KiB, unsigned, without TLS.
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(3),
@@ -76,24 +76,25 @@ impl Client {
         Ok(MaybeTls::Tls(Box::new(stream)))
     }
 
-    /// The error of a request, or what was wrong with TLS below it.
-    fn why(&self, host: &str, error: ClientError) -> ClientError {
+    /// Returns the TLS error that caused `error`, if any, else `error`.
+    fn cause_of(&self, host: &str, error: ClientError) -> ClientError {
         let explained = self.secure.as_ref().and_then(|secure| secure.connector.explain(&error));
         explained.map_or(error, |source| ClientError::Tls { host: host.to_owned(), source })
     }
 
-    /// The answer to `GET path`, where `path` may carry a query and `host` is what the `Host` header says.
+    /// Sends `GET path` and returns the response. `path` may contain a query; `host` is the value of the
+    /// `Host` header.
     ///
     /// # Errors
-    /// [`ClientError`]; an answer of any status is not one.
+    /// [`ClientError`]; a response with an error status is not an error.
     pub async fn get(&self, to: SocketAddr, host: &str, path: &str) -> Result<HttpResponse, ClientError> {
-        self.ask(to, host, Method::GET, path, Bytes::new()).await
+        self.send(to, host, Method::GET, path, Bytes::new()).await
     }
 
-    /// The answer to `POST path`; see [`Client::get`].
+    /// Sends `POST path` and returns the response; see [`Client::get`].
     ///
     /// # Errors
-    /// [`ClientError`]; an answer of any status is not one.
+    /// [`ClientError`]; a response with an error status is not an error.
     pub async fn post(
         &self,
         to: SocketAddr,
@@ -101,10 +102,10 @@ impl Client {
         path: &str,
         body: impl Into<Bytes>,
     ) -> Result<HttpResponse, ClientError> {
-        self.ask(to, host, Method::POST, path, body.into()).await
+        self.send(to, host, Method::POST, path, body.into()).await
     }
 
-    async fn ask(
+    async fn send(
         &self,
         to: SocketAddr,
         host: &str,
@@ -112,7 +113,7 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<HttpResponse, ClientError> {
-        let request = self.request(to, host, method, path, body)?;
+        let request = self.build(to, host, method, path, body)?;
         let end = Instant::now() + self.deadline;
         let late = |operation| move |_| ClientError::Timeout { to, operation, after: self.deadline };
         let broken = |operation| move |source| ClientError::Protocol { to, operation, source };
@@ -122,32 +123,32 @@ impl Client {
             .map_err(late("connecting to"))?
             .map_err(|source| ClientError::Connect { to, source })?;
         let stream =
-            timeout_at(end, self.protect(stream, host)).await.map_err(late("shaking hands with"))??;
+            timeout_at(end, self.protect(stream, host)).await.map_err(late("TLS handshake with"))??;
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(broken("asking"))?;
-        // Dropped, and with it the connection, however this function ends.
+            http1::handshake(TokioIo::new(stream)).await.map_err(broken("sending request to"))?;
+        // Dropping the set when this function returns also closes the connection.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
 
         let response =
-            timeout_at(end, sender.send_request(request)).await.map_err(late("waiting for an answer of"))?;
+            timeout_at(end, sender.send_request(request)).await.map_err(late("waiting for response from"))?;
         let response = match response {
             Ok(response) => response,
             Err(error) => {
-                // What broke the connection says more than that it broke.
+                // The error of the connection is more specific than that of the request.
                 let ended = timeout_at(end, driver.join_next()).await;
                 let error = match ended {
                     Ok(Some(Ok(Err(error)))) => error,
                     Ok(_) | Err(_) => error,
                 };
-                return Err(self.why(host, broken("asking")(error)));
+                return Err(self.cause_of(host, broken("sending request to")(error)));
             }
         };
-        let answer = timeout_at(end, self.read(to, response)).await.map_err(late("reading the answer of"))?;
-        answer.map_err(|error| self.why(host, error))
+        let answer = timeout_at(end, self.read(to, response)).await.map_err(late("reading response from"))?;
+        answer.map_err(|error| self.cause_of(host, error))
     }
 
-    fn request(
+    fn build(
         &self,
         to: SocketAddr,
         host: &str,
@@ -156,7 +157,7 @@ impl Client {
         body: Bytes,
     ) -> Result<Request<Full<Bytes>>, ClientError> {
         let invalid = |source| ClientError::Invalid { to, source };
-        // Without a slash the text would be read as a host.
+        // A path without a leading slash would be parsed as a host.
         let path: http::uri::PathAndQuery =
             path.parse().map_err(|error: http::uri::InvalidUri| invalid(error.into()))?;
         let mut request = Request::builder()
@@ -188,89 +189,90 @@ impl Client {
             Ok(body) => Ok(HttpResponse { status: head.status, body: body.to_bytes() }),
             Err(error) if error.is::<LengthLimitError>() => Err(too_large),
             Err(error) => {
-                let source = *error.downcast().expect("a limited body fails by its limit or as hyper's does");
-                Err(ClientError::Protocol { to, operation: "reading the answer of", source })
+                let source =
+                    *error.downcast().expect("a limited body fails with its limit or with hyper's error");
+                Err(ClientError::Protocol { to, operation: "reading response from", source })
             }
         }
     }
 }
 
-/// A host and a port as a URL has them: `fra-1:9862`, `[::1]:9862`.
+/// Returns a host and a port as in a URL: `fra-1:9862`, `[::1]:9862`.
 #[must_use]
 pub fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// What came back.
+/// A response of any status, with its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpResponse {
-    /// The status.
+    /// Status code.
     pub status: StatusCode,
-    /// The body.
+    /// Whole body.
     pub body: Bytes,
 }
 
-/// Why there is no answer.
+/// Why a request got no complete response.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The path or the host cannot be sent.
-    #[error("asking {to}: not a request: {source}")]
+    /// The path or the host is not valid in a request.
+    #[error("request to {to}: invalid: {source}")]
     Invalid {
-        /// Whom we would have asked.
+        /// Address of the server.
         to: SocketAddr,
-        /// What is wrong with it.
+        /// What is invalid.
         source: http::Error,
     },
-    /// The kernel gave no random bytes for the proof.
+    /// The request could not be signed, because the kernel provided no random bytes.
     #[error("signing a request to {to}: {source}")]
     Unsigned {
-        /// Whom we would have asked.
+        /// Address of the server.
         to: SocketAddr,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: getrandom::Error,
     },
-    /// No connection.
+    /// The connection could not be established.
     #[error("connecting to {to}: {source}")]
     Connect {
-        /// Whom we asked.
+        /// Address of the server.
         to: SocketAddr,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// Somebody answers whom we cannot believe, or who does not believe us.
+    /// The TLS handshake failed, or the other side rejected the client certificate later.
     #[error("tls with {host}: {source}")]
     Tls {
-        /// Whom we asked, as the configuration or the command line has it.
+        /// The server, as written in the configuration or on the command line.
         host: String,
-        /// Why.
+        /// Reason.
         source: TlsError,
     },
-    /// The deadline passed.
+    /// The deadline expired.
     #[error("{operation} {to}: timed out after {after:?}")]
     Timeout {
-        /// Whom we asked.
+        /// Address of the server.
         to: SocketAddr,
-        /// What was going on.
+        /// Operation in progress.
         operation: &'static str,
-        /// The deadline, counted from the beginning of the request.
+        /// The deadline, from the start of the request.
         after: Duration,
     },
-    /// The answer's body is too large to be one of ours.
-    #[error("reading the answer of {to}: larger than {limit} bytes")]
+    /// The response body exceeds the size limit.
+    #[error("reading response from {to}: larger than {limit} bytes")]
     TooLarge {
-        /// Whom we asked.
+        /// Address of the server.
         to: SocketAddr,
-        /// The most we take.
+        /// Size limit in bytes.
         limit: usize,
     },
-    /// The other side does not speak HTTP, or stopped in the middle.
+    /// The response is not HTTP, or ended early.
     #[error("{operation} {to}: {source}")]
     Protocol {
-        /// Whom we asked.
+        /// Address of the server.
         to: SocketAddr,
-        /// What was going on.
+        /// Operation in progress.
         operation: &'static str,
-        /// What is wrong.
+        /// Underlying error.
         source: hyper::Error,
     },
 }
@@ -284,8 +286,8 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio::task::JoinHandle;
 
-    /// A server for one connection: says `answer` when it has read the request's head and `body` bytes, and returns
-    /// what it read. Closes when told by `then`.
+    /// Server for one connection: sends `answer` after reading the request's head and `body` bytes, and
+    /// returns what it read. `then` tells when it closes the connection.
     async fn server(answer: &'static [u8], body: usize, then: Then) -> (SocketAddr, JoinHandle<Vec<u8>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -310,7 +312,7 @@ mod tests {
 
     enum Then {
         Close,
-        /// Wait for the client to close.
+        /// Waits for the client to close the connection.
         Wait,
     }
 
@@ -322,7 +324,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(50);
 
     #[tokio::test]
-    async fn an_answer_is_its_status_and_body() {
+    async fn response_has_status_and_body() {
         let (to, server) =
             server(b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope", 0, Then::Close).await;
         let answer = client(LONG).get(to, "ams-1:9862", "/api/v1/agent?as=fra-1").await.unwrap();
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_posted_body_arrives() {
+    async fn posted_body_is_sent() {
         let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 5, Then::Close).await;
         client(LONG).post(to, "ams-1", "/-/reload", "hello").await.unwrap();
         let request = String::from_utf8(server.await.unwrap()).unwrap();
@@ -343,54 +345,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_server_is_a_timeout_that_names_it() {
+    async fn silent_server_is_a_timeout_that_names_the_server() {
         let (to, _) = server(b"", 0, Then::Wait).await;
         let error = client(SHORT).get(to, "x", "/").await.unwrap_err();
-        assert_eq!(error.to_string(), format!("waiting for an answer of {to}: timed out after 50ms"));
+        assert_eq!(error.to_string(), format!("waiting for response from {to}: timed out after 50ms"));
     }
 
     #[tokio::test]
-    async fn an_answer_that_does_not_end_is_a_timeout() {
+    async fn response_that_does_not_end_is_a_timeout() {
         let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nno", 0, Then::Wait).await;
-        // Longer than a scheduling delay: the head must have been read.
+        // Longer than a scheduling delay, so that the head has been read.
         let error = client(Duration::from_secs(2)).get(to, "x", "/").await.unwrap_err();
-        assert_eq!(error.to_string(), format!("reading the answer of {to}: timed out after 2s"));
+        assert_eq!(error.to_string(), format!("reading response from {to}: timed out after 2s"));
         server.await.unwrap();
     }
 
     #[tokio::test]
-    async fn an_answer_that_stops_in_the_middle_is_no_answer() {
+    async fn truncated_response_is_a_protocol_error() {
         let (to, _) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nno", 0, Then::Close).await;
         let error = client(LONG).get(to, "x", "/").await.unwrap_err();
         assert!(
-            matches!(error, ClientError::Protocol { operation: "reading the answer of", .. }),
+            matches!(error, ClientError::Protocol { operation: "reading response from", .. }),
             "{error:?}"
         );
     }
 
     #[tokio::test]
-    async fn an_answer_beyond_the_limit_is_refused_announced_or_not() {
+    async fn response_above_the_size_limit_is_rejected_with_and_without_content_length() {
         for answer in [
             &b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n"[..],
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nb\r\n12345678901\r\n",
         ] {
             let (to, server) = server(answer, 0, Then::Wait).await;
             let error = client(LONG).get(to, "x", "/").await.unwrap_err();
-            assert_eq!(error.to_string(), format!("reading the answer of {to}: larger than 10 bytes"));
+            assert_eq!(error.to_string(), format!("reading response from {to}: larger than 10 bytes"));
             server.await.unwrap();
         }
     }
 
     #[tokio::test]
-    async fn something_that_is_not_http_is_a_protocol_error() {
+    async fn response_that_is_not_http_is_a_protocol_error() {
         let (to, _) = server(b"220 mail.example.net ESMTP\r\n", 0, Then::Wait).await;
         let error = client(LONG).get(to, "x", "/").await.unwrap_err();
-        assert!(matches!(error, ClientError::Protocol { operation: "asking", .. }), "{error:?}");
+        assert!(matches!(error, ClientError::Protocol { operation: "sending request to", .. }), "{error:?}");
     }
 
     #[tokio::test]
-    async fn a_refused_connection_names_the_address() {
-        // Bound and not listening: nobody else can take the port, and it refuses.
+    async fn refused_connection_names_the_address() {
+        // Bound but not listening: the port stays reserved, and connections are refused.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let to = socket.local_addr().unwrap();
@@ -400,7 +402,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_sent_is_said_before_connecting() {
+    async fn invalid_request_is_reported_before_connecting() {
         let to = "127.0.0.1:1".parse().unwrap();
         for (host, path) in [("x", "/a b"), ("two\nlines", "/")] {
             let error = client(LONG).get(to, host, path).await.unwrap_err();
@@ -409,7 +411,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signed_request_is_believed_by_a_verifier() {
+    async fn signed_request_is_accepted_by_a_verifier() {
         let mesh = Keys::parse("mesh-key-0123456789").unwrap();
         let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 5, Then::Close).await;
         let client = Client { signer: Some(Signer::new(&mesh)), ..client(LONG) };

@@ -1,9 +1,9 @@
-//! HTTP/1.1, and nothing about what is served: our routes use this, and this does not know them.
+//! HTTP/1.1 server and client, independent of the routes that are served.
 //!
-//! * [`server`] — connections, their limits, a graceful stop;
-//! * [`client`] — one request to one agent, within a deadline;
-//! * [`auth`] — how such a request proves that it comes from the mesh;
-//! * [`web_config`] — how the port is served: TLS, headers, and the users of [`basic`].
+//! * [`server`] — connections, their limits, graceful shutdown;
+//! * [`client`] — a single request to an agent, within a deadline;
+//! * [`auth`] — signatures that prove that a request comes from an agent of the mesh;
+//! * [`web_config`] — the web config file: TLS, headers, and users (see [`basic`]).
 
 pub mod auth;
 pub mod basic;

@@ -1,4 +1,4 @@
-//! How the HTTP port is served, by the web config file: with TLS or without, to whom, and under which headers.
+//! The loaded web config file: TLS, users and response headers of the HTTP port.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,41 +9,42 @@ use super::basic::Users;
 use crate::config::web;
 use crate::tls::{Acceptor, FileError, WatchedFiles};
 
-/// How the port is served. The default is plain, and for everyone.
+/// Settings of the HTTP port. The default is plain HTTP without authentication.
 #[derive(Debug, Clone, Default)]
 pub struct LoadedWebConfig {
-    /// Takes connections with TLS; `None`: without.
+    /// Accepts TLS connections; `None` uses plain HTTP.
     pub acceptor: Option<Acceptor>,
-    /// Who may ask; `None`: everyone.
+    /// Users allowed to access the port; `None` allows everyone.
     pub users: Option<Users>,
-    /// Headers of every answer.
+    /// Headers added to every response.
     pub headers: HeaderMap,
-    /// What in the file is probably not meant.
+    /// Warnings about likely mistakes in the file.
     pub warnings: Vec<String>,
 }
 
 impl LoadedWebConfig {
-    /// Reads a web config file and the files that it names.
+    /// Reads a web config file and the files to which it refers.
     ///
     /// # Errors
-    /// [`FileError`] with all problems of the file at once, or with the first file that cannot be used.
-    pub fn read(path: &Path, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
-        let text = shelf.read(path)?;
+    /// [`FileError`] with all problems of the file, or with the first referenced file that cannot be used.
+    pub fn read(path: &Path, files: &mut WatchedFiles) -> Result<Self, FileError> {
+        let text = files.read(path)?;
         let file = path.display().to_string();
         let folder = path.parent().unwrap_or_else(|| Path::new(""));
         let loaded =
             web::load(&text, folder).map_err(|problems| FileError::Web { file: file.clone(), problems })?;
         let config = loaded.config;
         let header = |(name, value): &(&'static str, String)| {
-            let value = HeaderValue::from_str(value).expect("the file's reader takes ASCII only");
-            (HeaderName::from_bytes(name.as_bytes()).expect("the names are constants"), value)
+            let value = HeaderValue::from_str(value).expect("the configuration allows only ASCII");
+            (HeaderName::from_bytes(name.as_bytes()).expect("the names are valid constants"), value)
         };
-        let acceptor = config.tls.as_ref().map(|tls| Acceptor::read(tls, shelf)).transpose()?;
+        let acceptor = config.tls.as_ref().map(|tls| Acceptor::read(tls, files)).transpose()?;
         let mut warnings: Vec<String> =
             loaded.warnings.iter().map(|warning| format!("{file}: {warning}")).collect();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if acceptor.as_ref().and_then(Acceptor::certificate_expiry).is_some_and(|expiry| expiry < now) {
-            warnings.push(format!("{file}: the certificate has expired: nobody will believe it; renew it"));
+            warnings
+                .push(format!("{file}: certificate has expired and will be rejected by clients; renew it"));
         }
         Ok(Self {
             acceptor,

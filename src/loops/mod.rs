@@ -1,7 +1,7 @@
-//! The threads that measure, as the daemon sees them.
+//! The interface between the daemon and the measuring threads ("loops").
 //!
-//! Every such thread takes the same commands through a [`LoopHandle`] and reports the same [`LoopEvent`]s. What it needs to run a
-//! path is its own: `T` of [`NewPath`].
+//! Every loop takes the same commands through a [`LoopHandle`] and reports the same [`LoopEvent`]s. The
+//! description of a path depends on the kind of loop: `T` of [`NewPath`].
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,89 +20,90 @@ use crate::paths::{PathId, PathKey};
 /// A path to start on a loop.
 #[derive(Debug)]
 pub struct NewPath<T> {
-    /// Its name between the daemon and the loop.
+    /// Identifies the path in commands and events.
     pub id: PathId,
-    /// What the loop runs.
+    /// What the loop runs for the path.
     pub task: T,
-    /// When the peer announced that it is leaving, if it may still be away.
+    /// When the peer sent its goodbye, if it may still be away.
     pub peer_left_at: Option<Timestamp>,
 }
 
-/// What a loop is asked to do. `C` is what only this kind of loop can do.
+/// A command to a loop. `C` is the commands of one kind of loop.
 #[derive(Debug)]
 pub enum LoopCommand<T, C> {
     /// Start a path.
     Start(Box<NewPath<T>>),
-    /// Stop a path at once; what is in flight is withdrawn.
+    /// Stop a path at once; datagrams in flight are withdrawn.
     Remove(PathId),
-    /// The peer of these paths announced that it is leaving.
+    /// The peer of these paths sent a goodbye.
     PeerLeaving {
-        /// Paths towards it; a loop ignores those of others.
+        /// The paths to this peer; a loop ignores paths of other loops.
         ids: Vec<PathId>,
-        /// When it did.
+        /// When the peer sent it.
         at: Timestamp,
     },
-    /// Send nothing more, and end within this time.
+    /// Stop sending, and end within the grace period.
     Stop {
-        /// How long undecided datagrams are waited for.
+        /// How long to wait for datagrams in flight.
         grace: Duration,
     },
-    /// Something that only this kind of loop can do.
+    /// A command of this kind of loop.
     Control(C),
 }
 
-/// What a loop reports to the daemon.
+/// An event that a loop reports to the daemon.
 #[derive(Debug)]
 pub enum LoopEvent {
-    /// A path sends from these addresses: it was started, or has a connection again.
+    /// A path was started or has connected again, and sends from these addresses.
     Started {
-        /// Which path.
+        /// The path.
         id: PathId,
-        /// One for each flow.
+        /// Local addresses, one per flow.
         sources: Vec<SocketAddr>,
     },
     /// A path could not be started.
     NotStarted {
-        /// Which path.
+        /// The path.
         id: PathId,
-        /// Why, and what to do.
+        /// The cause and the remedy.
         reason: String,
     },
-    /// A path has no connection any more, or could not make one. It keeps trying.
+    /// A path lost its connection or could not connect. It keeps trying.
     Disconnected {
-        /// Which path.
+        /// The path.
         id: PathId,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// A path has sent all it was asked for, and every datagram is decided; or it was removed.
+    /// A path was removed, or has sent its last datagram and every datagram has a verdict.
     Finished(PathId),
-    /// Something that only this kind of probe can report.
+    /// An event of this kind of probe.
     OfPath {
-        /// Which path.
+        /// The path.
         id: PathId,
-        /// What.
+        /// The event.
         event: Box<dyn PathEvent>,
     },
-    /// A peer announced that it is leaving.
+    /// A peer sent a goodbye.
     PeerLeaving(Goodbye),
     /// The wall clock was stepped by this many nanoseconds.
     ClockStepped(i64),
-    /// The host was suspended.
+    /// The host was suspended for this long.
     Suspended(Duration),
 }
 
-/// An event that a kind of probe brings with it.
+/// An event that a kind of probe defines.
 pub trait PathEvent: fmt::Debug + Send {
-    /// Logs it, and adds it to the event log.
+    /// Logs the event and adds it to the event log.
     fn report(&self, path: &PathKey, log: &EventLog);
 }
 
-/// Events that may wait for the daemon; at the limit further ones are dropped and counted. Chosen: more than there can be
-/// paths, each of which reports its start; memory is taken only while they wait.
+/// Capacity of the event channel to the daemon; when it is full, further events are dropped and counted.
+/// Chosen: above the maximum number of paths, each of which reports its start; memory is allocated only for
+/// waiting events.
 pub const EVENTS_PENDING_MAX: usize = 131_072;
 
-/// The daemon's end of a loop.
+/// A handle to a loop, which sends it commands.
 pub struct LoopHandle<T, C> {
     commands: UnboundedSender<LoopCommand<T, C>>,
     wake: Box<dyn Fn() + Send + Sync>,
@@ -110,14 +111,15 @@ pub struct LoopHandle<T, C> {
     thread: JoinHandle<()>,
 }
 
-/// A loop's end: where its commands arrive.
+/// The receiver of a loop's commands.
 pub type CommandReceiver<T, C> = mpsc::UnboundedReceiver<LoopCommand<T, C>>;
 
 impl<T, C> LoopHandle<T, C> {
-    /// Starts a thread called `pm-NAME` that runs `body`. `wake` makes a loop that sleeps look at its commands.
+    /// Starts a thread called `pm-NAME` that runs `body`. `wake` wakes the loop so that it reads its
+    /// commands.
     ///
     /// # Errors
-    /// When the operating system gives no thread.
+    /// When the operating system cannot create the thread.
     pub fn spawn(
         name: &'static str,
         wake: impl Fn() + Send + Sync + 'static,
@@ -129,9 +131,9 @@ impl<T, C> LoopHandle<T, C> {
     {
         let (commands, receiver) = mpsc::unbounded_channel();
         let series = Arc::new(LoopSeries::new(name));
-        let own = Arc::clone(&series);
+        let loop_series = Arc::clone(&series);
         let builder = std::thread::Builder::new().name(format!("pm-{name}"));
-        let thread = builder.spawn(move || body(receiver, own))?;
+        let thread = builder.spawn(move || body(receiver, loop_series))?;
         Ok(Self { commands, wake: Box::new(wake), series, thread })
     }
 
@@ -140,22 +142,22 @@ impl<T, C> LoopHandle<T, C> {
         self.send(LoopCommand::Start(Box::new(path)));
     }
 
-    /// Stops a path at once; what is in flight is withdrawn.
+    /// Stops a path at once; datagrams in flight are withdrawn.
     pub fn remove(&self, id: PathId) {
         self.send(LoopCommand::Remove(id));
     }
 
-    /// The peer of these paths announced at `at` that it is leaving. Paths of other loops are ignored.
+    /// Reports that the peer of these paths sent a goodbye at `at`. Paths of other loops are ignored.
     pub fn peer_leaving(&self, ids: Vec<PathId>, at: Timestamp) {
         self.send(LoopCommand::PeerLeaving { ids, at });
     }
 
-    /// Sends nothing more, waits at most `grace` for undecided datagrams, and ends the thread.
+    /// Stops sending, waits at most `grace` for datagrams in flight, and ends the thread.
     pub fn stop(&self, grace: Duration) {
         self.send(LoopCommand::Stop { grace });
     }
 
-    /// Asks for something that only this kind of loop can do.
+    /// Sends a command of this kind of loop.
     pub fn control(&self, control: C) {
         self.send(LoopCommand::Control(control));
     }
@@ -173,7 +175,7 @@ impl<T, C> LoopHandle<T, C> {
     }
 
     fn send(&self, command: LoopCommand<T, C>) {
-        // A loop that has ended has nothing left to do.
+        // The receiver is gone if the loop has ended; the command is then obsolete.
         let _ = self.commands.send(command);
         (self.wake)();
     }
@@ -181,6 +183,6 @@ impl<T, C> LoopHandle<T, C> {
 
 impl<T, C> fmt::Debug for LoopHandle<T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("thread", &self.thread.thread().name()).finish_non_exhaustive()
+        f.debug_struct("LoopHandle").field("thread", &self.thread.thread().name()).finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! The series of the agent itself: its loops and its responder.
+//! Series of the agent itself: its datagram loops and its responders.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,44 +10,44 @@ use super::block::Series;
 use super::labels::{Labelled, labels};
 use super::text::{CLOSE, Cell, Family, INFINITY, Suffix, Writer, counter, gauge, histogram, label};
 
-/// What a datagram loop says about itself.
+/// Metrics of one datagram loop. Written by the loop's thread, read by scrapes.
 #[derive(Debug, Default)]
 pub struct LoopSeries {
     labels: String,
-    /// Turns of the loop; the watchdog looks whether it moves.
+    /// Iterations of the loop. The watchdog checks that it increases.
     pub progress: Cell,
-    /// Sleeps that ended.
+    /// Number of times the loop woke up.
     pub wakeups: Cell,
-    /// How much later than asked the loop woke.
+    /// Delay between the requested and the actual wake-up time.
     pub lag: WakeupLag,
-    /// Within which sends leave together, in nanoseconds.
+    /// Sends that are due within this time are sent together, in nanoseconds.
     pub tick: Cell,
-    /// Datagrams that left and have no verdict.
+    /// Datagrams sent that have no verdict yet.
     pub outstanding: Cell,
-    /// Datagrams that the kernel dropped at our sockets.
+    /// Datagrams that the kernel dropped at this loop's sockets.
     pub rx_dropped: Cell,
-    /// Steps of the wall clock that were noticed.
+    /// Detected steps of the wall clock.
     pub clock_steps: Cell,
-    /// Suspends of the host that were noticed.
+    /// Detected suspends of the host.
     pub suspends: Cell,
-    /// Paths whose counts did not add up when they were looked at.
+    /// Paths whose counters were inconsistent when checked.
     pub accounting_errors: Cell,
-    /// Datagrams longer than we read.
+    /// Datagrams longer than the receive buffer.
     pub oversized: Cell,
-    /// Datagrams that belong to no path.
+    /// Received datagrams that match no path.
     pub unrouted: Cell,
-    /// Events that the daemon was too slow for.
+    /// Events dropped because the daemon did not read them in time.
     pub events_dropped: Cell,
 }
 
-/// How late the loop woke, as a histogram.
+/// Histogram of wake-up delays.
 #[derive(Debug, Default)]
 pub struct WakeupLag {
     counts: [Cell; LAG_BOUNDS.len() + 1],
     sum: Cell,
 }
 
-/// Upper bounds in nanoseconds: from a good timer to a host that is out of processors.
+/// Upper bounds in nanoseconds: from an accurate timer to a host whose CPUs are exhausted.
 const LAG_BOUNDS: [(u64, &str); 9] = [
     (20_000, r#",le="2e-05"} "#),
     (50_000, r#",le="5e-05"} "#),
@@ -61,7 +61,7 @@ const LAG_BOUNDS: [(u64, &str); 9] = [
 ];
 
 impl WakeupLag {
-    /// Takes one wake-up.
+    /// Records one wake-up that was `late` by this much.
     pub fn observe(&self, late: Duration) {
         let late = nanos(late);
         let bucket = LAG_BOUNDS.partition_point(|(bound, _)| *bound < late);
@@ -71,31 +71,31 @@ impl WakeupLag {
 }
 
 impl LoopSeries {
-    /// The series of the loop called `name`.
+    /// Returns the series of the loop `name`, all zero.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self { labels: label("loop", name), ..Self::default() }
     }
 }
 
-/// What the responder counts.
+/// Metrics of the STAMP responder.
 #[derive(Debug, Default)]
 pub struct ResponderSeries {
-    /// Datagrams that came.
+    /// Datagrams received.
     pub requests: Cell,
-    /// Datagrams that were answered.
+    /// Replies sent.
     pub replies: Cell,
-    /// Answers that the kernel did not take.
+    /// Replies that the kernel did not send.
     pub reply_errors: Cell,
     refused: Labelled<Refusal, 7>,
-    /// Different sources that were answered in the last half to whole minute.
+    /// Number of distinct sources answered in the last 30 to 60 s.
     pub peers_seen: Cell,
-    /// Datagrams on the agent port that were no believable goodbye.
+    /// Datagrams on the agent port that were rejected as goodbyes: malformed or not authentic.
     pub goodbyes_refused: Arc<Cell>,
 }
 
 impl ResponderSeries {
-    /// A datagram got no answer.
+    /// Counts a request that was not answered.
     pub fn refused(&self, why: Refusal) {
         self.refused.of(why).inc();
     }
@@ -111,20 +111,20 @@ labels!(Refusal, "reason", {
     Replay => "replay",
 });
 
-/// Why a connection to the agent port was refused, or ended otherwise than by the other side's wish.
+/// Why a connection to the agent port was refused, or was closed other than by the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalOrEnd {
-    /// The source is not listed and did not prove a key.
+    /// The source is not listed and did not prove that it has a key.
     Unlisted,
-    /// By a key that is not valid here.
+    /// The client used a key that is not valid here.
     Unauthentic,
-    /// There was no room.
+    /// The connection limit was reached.
     Full,
-    /// It did not greet in time.
+    /// The client sent no greeting in time.
     Silent,
-    /// It does not speak our protocol, or stopped in the middle of a message.
+    /// The client does not speak the protocol, or stopped in the middle of a message.
     Malformed,
-    /// It did not take its replies.
+    /// The client did not read its replies.
     Stalled,
     /// The connection broke.
     ConnectErrorKind,
@@ -140,20 +140,20 @@ labels!(RefusalOrEnd, "reason", {
     ConnectErrorKind => "broken",
 });
 
-/// What the responder on the agent port counts.
+/// Metrics of the responder on the agent's TCP port.
 #[derive(Debug, Default)]
 pub struct StreamResponderSeries {
-    /// Connections that are open.
+    /// Open connections.
     pub connections: Cell,
-    /// Messages that were answered.
+    /// Messages answered.
     pub messages: Cell,
-    /// Times that accepting a connection failed.
+    /// Errors while accepting connections.
     pub accept_errors: Cell,
     unanswered: Labelled<RefusalOrEnd, 7>,
 }
 
 impl StreamResponderSeries {
-    /// A connection was refused, or ended badly.
+    /// Counts a connection that was refused or closed abnormally.
     pub fn unanswered(&self, why: RefusalOrEnd) {
         self.unanswered.of(why).inc();
     }
@@ -172,27 +172,27 @@ impl Series for LoopSeries {
 const LOOP_FAMILIES: [Family<LoopSeries>; 11] = [
     counter(
         "pathmeter_accounting_errors_total",
-        "Paths found, about once a second, whose sent datagrams are not their verdicts plus those in flight. Must stay 0.",
+        "Inconsistent paths found by checks once a second: sent is not verdicts plus in flight. Must stay 0.",
         |w, name, s| one(w, name, s, &s.accounting_errors),
     ),
     counter(
         "pathmeter_clock_steps_total",
-        "Steps of the wall clock that were noticed and corrected for.",
+        "Detected steps of the wall clock. Measurements are corrected for them.",
         |w, name, s| one(w, name, s, &s.clock_steps),
     ),
     counter(
         "pathmeter_events_dropped_total",
-        "Events that the daemon was too slow to take. Counts are not affected.",
+        "Events dropped because the daemon did not read them in time. Counters are not affected.",
         |w, name, s| one(w, name, s, &s.events_dropped),
     ),
     counter(
         "pathmeter_host_suspends_total",
-        "Suspends of the host that were noticed; what was in flight was withdrawn.",
+        "Detected suspends of the host. Datagrams in flight were withdrawn.",
         |w, name, s| one(w, name, s, &s.suspends),
     ),
     histogram(
         "pathmeter_loop_lag_seconds",
-        "How much later than asked the loop woke. With kernel stamps it is not part of any round trip.",
+        "Delay of the loop's wake-ups. With kernel timestamps it is not part of any RTT.",
         |w, name, s| {
             let mut total = 0;
             for (cell, (_, bound)) in s.lag.counts.iter().zip(&LAG_BOUNDS) {
@@ -207,28 +207,28 @@ const LOOP_FAMILIES: [Family<LoopSeries>; 11] = [
     ),
     gauge(
         "pathmeter_loop_outstanding",
-        "Datagrams of all paths that left and have no verdict.",
+        "Datagrams sent on all paths that have no verdict yet.",
         |w, name, s| one(w, name, s, &s.outstanding),
     ),
     gauge(
         "pathmeter_loop_tick_seconds",
-        "Sends that are due within this leave together. Grows with the load, at most 0.005.",
+        "Sends that are due within this time are sent together. Grows with the load, up to 0.005.",
         |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, s.tick.get()),
     ),
-    counter("pathmeter_loop_wakeups_total", "Sleeps of the loop that ended.", |w, name, s| {
+    counter("pathmeter_loop_wakeups_total", "Wake-ups of the loop.", |w, name, s| {
         one(w, name, s, &s.wakeups)
     }),
     counter(
         "pathmeter_socket_oversized_total",
-        "Datagrams that were longer than we read, and thrown away.",
+        "Received datagrams discarded because they were longer than the receive buffer.",
         |w, name, s| one(w, name, s, &s.oversized),
     ),
     counter(
         "pathmeter_socket_rx_dropped_total",
-        "Datagrams that the kernel dropped at our sockets because we did not read in time.",
+        "Received datagrams that the kernel dropped because the agent did not read its socket in time.",
         |w, name, s| one(w, name, s, &s.rx_dropped),
     ),
-    counter("pathmeter_socket_unrouted_total", "Datagrams that belong to no path.", |w, name, s| {
+    counter("pathmeter_socket_unrouted_total", "Received datagrams that match no path.", |w, name, s| {
         one(w, name, s, &s.unrouted)
     }),
 ];
@@ -244,24 +244,26 @@ impl Series for ResponderSeries {
 const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
     counter(
         "pathmeter_goodbyes_refused_total",
-        "Datagrams on the agent port that were no believable goodbye.",
+        "Datagrams on the agent port rejected as goodbyes: malformed or not authentic.",
         |w, name, s| w.plain(name, s.goodbyes_refused.get()),
     ),
     gauge(
         "pathmeter_responder_peers_seen",
-        "Different sources that were answered in the last half to whole minute: who probes us.",
+        "Distinct sources answered in the last 30 to 60 s: the hosts that probe this agent.",
         |w, name, s| w.plain(name, s.peers_seen.get()),
     ),
-    counter("pathmeter_responder_rejected_total", "Datagrams that got no answer.", |w, name, s| {
+    counter("pathmeter_responder_rejected_total", "Requests not answered, by reason.", |w, name, s| {
         s.refused.write(w, name, STAMP);
     }),
-    counter("pathmeter_responder_replies_total", "Datagrams that were answered.", |w, name, s| {
+    counter("pathmeter_responder_replies_total", "Requests answered.", |w, name, s| {
         w.count(name, Suffix::None, STAMP, CLOSE, s.replies.get())
     }),
-    counter("pathmeter_responder_reply_errors_total", "Answers that our host did not send.", |w, name, s| {
-        w.count(name, Suffix::None, STAMP, CLOSE, s.reply_errors.get())
-    }),
-    counter("pathmeter_responder_requests_total", "Datagrams that came to be answered.", |w, name, s| {
+    counter(
+        "pathmeter_responder_reply_errors_total",
+        "Replies that this host could not send.",
+        |w, name, s| w.count(name, Suffix::None, STAMP, CLOSE, s.reply_errors.get()),
+    ),
+    counter("pathmeter_responder_requests_total", "Requests received.", |w, name, s| {
         w.count(name, Suffix::None, STAMP, CLOSE, s.requests.get())
     }),
 ];
@@ -277,18 +279,18 @@ impl Series for StreamResponderSeries {
 const STREAM_RESPONDER_FAMILIES: [Family<StreamResponderSeries>; 4] = [
     counter(
         "pathmeter_responder_accept_errors_total",
-        "Times that accepting a connection failed.",
+        "Errors while accepting connections.",
         |w, name, s| w.count(name, Suffix::None, TCP, CLOSE, s.accept_errors.get()),
     ),
-    gauge("pathmeter_responder_connections", "Connections that are open.", |w, name, s| {
+    gauge("pathmeter_responder_connections", "Open connections.", |w, name, s| {
         w.count(name, Suffix::None, TCP, CLOSE, s.connections.get());
     }),
     counter(
         "pathmeter_responder_connections_refused_total",
-        "Connections that were refused, or ended otherwise than by the other side's wish.",
+        "Connections refused, or closed other than by the client, by reason.",
         |w, name, s| s.unanswered.write(w, name, TCP),
     ),
-    counter("pathmeter_responder_messages_total", "Messages that were answered.", |w, name, s| {
+    counter("pathmeter_responder_messages_total", "Messages answered.", |w, name, s| {
         w.count(name, Suffix::None, TCP, CLOSE, s.messages.get());
     }),
 ];

@@ -1,7 +1,7 @@
-//! What a page is made of: blocks of families, each with its members.
+//! Blocks of a metrics page: metric families, each with its members.
 //!
-//! A page does not know what it exports. Whoever measures something brings a [`Series`]: the families it is shown in, and
-//! how many lines one of it takes, which is what the limit on series counts.
+//! A page is generic over what it exports. Each measuring component implements [`Series`]: its metric
+//! families, and the number of lines that one member adds, which counts towards `metrics.max_series`.
 
 use std::any::{Any, TypeId};
 use std::fmt;
@@ -9,21 +9,21 @@ use std::sync::Arc;
 
 use super::text::{ExpositionFormat, Family};
 
-/// The metrics of one path, loop or whatever is counted together.
+/// The metrics of one path, loop or other unit that is counted together.
 pub trait Series: fmt::Debug + Send + Sync + Sized + 'static {
-    /// Its families. No other type has families of these names.
+    /// The metric families, in alphabetical order. No other type has families of these names.
     const FAMILIES: &'static [Family<Self>];
 
-    /// Lines that one member adds to a page, at most.
+    /// Maximum number of lines that one member adds to a page.
     const LINES: usize;
 }
 
-/// A [`Series`] of a type that need not be known.
+/// A [`Series`] with its type erased.
 pub trait AnySeries: fmt::Debug + Send + Sync {
-    /// Lines that it adds to a page, at most.
+    /// Maximum number of lines that it adds to a page.
     fn lines(&self) -> usize;
 
-    /// Adds it to what is exported.
+    /// Adds itself to `blocks`.
     fn add_to(self: Arc<Self>, blocks: &mut Blocks);
 }
 
@@ -43,19 +43,19 @@ trait Block: fmt::Debug + Send + Sync {
 
     fn begin(&self, family: usize, page: &mut Vec<u8>, format: ExpositionFormat);
 
-    /// Writes the lines of some members behind the first `written`; how many are written then, or `None` for all.
+    /// Writes the lines of some members after the first `written`. Returns how many members are written so
+    /// far, or `None` when all are.
     fn write(&self, family: usize, written: usize, page: &mut Vec<u8>) -> Option<usize>;
 
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
-/// The block of one type.
 #[derive(Debug)]
 struct BlockOf<S> {
     members: Vec<Arc<S>>,
 }
 
-/// Members that are written before a page looks whether a piece is long enough.
+/// Members written before the page checks whether the piece is long enough.
 const MEMBERS_AT_ONCE: usize = 64;
 
 impl<S: Series> Block for BlockOf<S> {
@@ -78,13 +78,13 @@ impl<S: Series> Block for BlockOf<S> {
     }
 }
 
-/// Blocks of any types, each type once.
+/// Blocks of different types, each type once.
 #[derive(Debug, Default)]
 pub struct Blocks {
     blocks: Vec<(TypeId, Box<dyn Block>)>,
 }
 
-/// A family of a block.
+/// Position of a family in [`Blocks`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FamilyIndex {
     block: usize,
@@ -92,7 +92,7 @@ pub(super) struct FamilyIndex {
 }
 
 impl Blocks {
-    /// Adds a member behind those of its type.
+    /// Adds a member after those of the same type.
     pub fn add<S: Series>(&mut self, member: Arc<S>) {
         let id = TypeId::of::<S>();
         let index = self.blocks.iter().position(|(known, _)| *known == id).unwrap_or_else(|| {
@@ -103,7 +103,7 @@ impl Blocks {
         block.expect("a block is kept under the type of its members").members.push(member);
     }
 
-    /// All families with their names.
+    /// Returns all families with their names.
     pub(super) fn families(&self) -> impl Iterator<Item = (&'static str, FamilyIndex)> + '_ {
         self.blocks.iter().enumerate().flat_map(|(block, (_, all))| {
             all.families()
@@ -113,7 +113,8 @@ impl Blocks {
         })
     }
 
-    /// Writes a family, or some of its members behind the first `written`; how many are written then, or `None` for all.
+    /// Writes a family, or some of its members after the first `written`. Returns how many members are
+    /// written so far, or `None` when all are.
     pub(super) fn write(
         &self,
         FamilyIndex { block, family }: FamilyIndex,

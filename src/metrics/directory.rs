@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::block::Series;
 use super::text::{CLOSE, Family, Suffix, gauge, label};
 
-/// Attributes of a configured probe.
+/// Attributes of one configured probe.
 #[derive(Debug)]
 pub struct ProbeInfo {
     probe: String,
@@ -14,7 +14,7 @@ pub struct ProbeInfo {
 }
 
 impl ProbeInfo {
-    /// Those of the probe called `probe`. `targets`: peers and targets that it selects.
+    /// Returns the attributes of `probe`. `targets` is the number of peers and targets that it selects.
     #[must_use]
     pub fn new(
         probe: &str,
@@ -41,21 +41,21 @@ impl Series for ProbeInfo {
         gauge("pathmeter_probe_info", "Attributes of configured probes.", |w, name, s| {
             w.count(name, Suffix::None, &s.attributes, CLOSE, 1);
         }),
-        gauge("pathmeter_probe_targets", "Peers and targets that a probe chooses.", |w, name, s| {
+        gauge("pathmeter_probe_targets", "Peers and targets that a probe selects.", |w, name, s| {
             w.count(name, Suffix::None, &s.probe, CLOSE, s.targets);
         }),
     ];
     const LINES: usize = 2;
 }
 
-/// Attributes of a peer or target.
+/// Attributes of one peer or target.
 #[derive(Debug)]
 pub struct PeerInfo {
     labels: String,
 }
 
 impl PeerInfo {
-    /// Those of the peer or target called `peer`, as label names and values.
+    /// Returns the attributes of `peer`, given as label names and values.
     #[must_use]
     pub fn new<'a>(peer: &str, attributes: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
         let mut labels = label("peer", peer);
@@ -70,7 +70,7 @@ impl PeerInfo {
 impl Series for PeerInfo {
     const FAMILIES: &'static [Family<Self>] = &[gauge(
         "pathmeter_peer_info",
-        "Attributes of peers and targets; labels of theirs begin with label_.",
+        "Attributes of peers and targets. Their own labels have the prefix label_.",
         |w, name, s| w.count(name, Suffix::None, &s.labels, CLOSE, 1),
     )];
     const LINES: usize = 1;

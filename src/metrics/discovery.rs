@@ -1,4 +1,4 @@
-//! How asking for peers and targets goes.
+//! Metrics of service discovery, by provider.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use prometheus::{CounterVec, GaugeVec, Registry};
 
 use super::registry::{counters, gauges};
 
-/// What is exported of one provider.
+/// Exported values of one provider.
 #[derive(Debug, Clone, Copy)]
 pub struct ProviderCounts<'a> {
-    /// What it is called.
+    /// Name of the provider.
     pub name: &'a str,
-    /// Of its last answer.
+    /// Members in its last successful result.
     pub members: usize,
-    /// Of those, agents that have not told their names.
+    /// Of those, agents whose name is not known yet.
     pub unidentified: usize,
-    /// When that was, since 1970; zero: there was none.
+    /// Time of the last successful poll since the Unix epoch; zero if there was none.
     pub last_success: Duration,
-    /// How often it did not answer.
+    /// Failed polls.
     pub failures: u64,
-    /// How often it is asked.
+    /// Time between polls.
     pub interval: Duration,
 }
 
@@ -39,27 +39,27 @@ impl ProviderMetrics {
         Self {
             members: gauges(
                 "pathmeter_discovery_members",
-                "Peers or targets in the last answer of a provider.",
+                "Peers or targets in the last successful result of a provider.",
             ),
             unidentified: gauges(
                 "pathmeter_discovery_unidentified",
-                "Of those, agents that have not told their names and are not measured.",
+                "Discovered agents whose name is not known yet and which are not measured.",
             ),
             last_success: gauges(
                 "pathmeter_discovery_last_success_timestamp_seconds",
-                "When a provider last answered, in seconds since 1970; 0: never.",
+                "Unix time of the last successful poll of a provider; 0 if there was none.",
             ),
-            interval: gauges("pathmeter_discovery_interval_seconds", "How often a provider is asked."),
+            interval: gauges("pathmeter_discovery_interval_seconds", "Time between polls of a provider."),
             failures: counters(
                 registry,
                 "pathmeter_discovery_failures_total",
-                "How often a provider did not answer. Its last members stay.",
+                "Failed polls of a provider. Its last known members stay in use.",
                 &["provider"],
             ),
         }
     }
 
-    /// Replaces everything: providers that are no more have no series.
+    /// Replaces the values of all providers. Removed providers lose their series.
     pub(super) fn set<'a>(&self, providers: impl Iterator<Item = ProviderCounts<'a>>) {
         for gauges in [&self.members, &self.unidentified, &self.last_success, &self.interval] {
             gauges.reset();

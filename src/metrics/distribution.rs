@@ -1,4 +1,4 @@
-//! Values as a histogram, or as a sum and a count.
+//! Histograms, and summaries without quantiles (a sum and a count).
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use pathmeter_proto::time::nanos;
 
 use super::text::{CLOSE, Cell, INFINITY, Suffix, Writer};
 
-/// Upper bounds of the round-trip histogram in nanoseconds: 1-2-5 from 50 µs to 5 s, from inside a rack to the far side
-/// of the world behind a full queue.
+/// Upper bounds of RTT histograms in nanoseconds: 1-2-5 steps from 50 µs (inside a rack) to 5 s
+/// (intercontinental, behind a full queue).
 pub(super) const RTT_BOUNDS: [(u64, &str); 16] = [
     (50_000, r#",le="5e-05"} "#),
     (100_000, r#",le="0.0001"} "#),
@@ -27,7 +27,7 @@ pub(super) const RTT_BOUNDS: [(u64, &str); 16] = [
     (5_000_000_000, r#",le="5.0"} "#),
 ];
 
-/// Counts of values by upper bound; `N` is the number of bounds and one.
+/// Counts of values by upper bound. `N` is the number of bounds plus one.
 #[derive(Debug)]
 pub(super) struct Buckets<const N: usize> {
     counts: [Cell; N],
@@ -40,23 +40,23 @@ impl<const N: usize> Default for Buckets<N> {
     }
 }
 
-/// How a number is written: as it is, or as seconds.
+/// Writes a line whose value is a plain number or nanoseconds shown as seconds.
 type WriteValue<'w> = fn(&mut Writer<'w>, &str, Suffix, &str, &str, u64);
 
 impl<const N: usize> Buckets<N> {
-    /// Takes a value.
+    /// Counts a value.
     pub(super) fn add(&self, bounds: &[(u64, &str)], value: u64) {
         let bucket = bounds.partition_point(|(bound, _)| *bound < value);
         self.counts[bucket].inc();
         self.sum.add(value);
     }
 
-    /// Values by bucket, the last one those above all bounds.
+    /// Returns the count of each bucket, not cumulated. The last bucket has the values above all bounds.
     pub(super) fn counts(&self) -> impl Iterator<Item = u64> + '_ {
         self.counts.iter().map(Cell::get)
     }
 
-    /// The lines of a histogram; `put` writes its sum.
+    /// Writes the lines of a histogram; `put` writes its sum.
     pub(super) fn write<'w>(
         &self,
         writer: &mut Writer<'w>,
@@ -70,13 +70,13 @@ impl<const N: usize> Buckets<N> {
         });
     }
 
-    /// The sum of all values.
+    /// Returns the sum of all values.
     pub(super) fn sum(&self) -> u64 {
         self.sum.get()
     }
 }
 
-/// The lines of a histogram with these counts by bucket; `write_sum` writes that of its sum.
+/// Writes the lines of a histogram with these counts by bucket; `write_sum` writes the line of its sum.
 pub(super) fn write_buckets<'w>(
     writer: &mut Writer<'w>,
     name: &str,
@@ -95,7 +95,7 @@ pub(super) fn write_buckets<'w>(
     writer.count(name, Suffix::Count, labels, CLOSE, total);
 }
 
-/// A sum of time spans and their number.
+/// Sum and number of durations.
 #[derive(Debug, Default)]
 pub(super) struct SumAndCount {
     sum: Cell,
@@ -103,18 +103,18 @@ pub(super) struct SumAndCount {
 }
 
 impl SumAndCount {
-    /// Takes a span.
+    /// Counts a duration.
     pub(super) fn add(&self, span: Duration) {
         self.sum.add(nanos(span));
         self.count.inc();
     }
 
-    /// The sum in nanoseconds, and the count.
+    /// Returns the sum in nanoseconds, and the count.
     pub(super) fn totals(&self) -> (u64, u64) {
         (self.sum.get(), self.count.get())
     }
 
-    /// The lines of a summary; `rest` as in [`Writer::count`].
+    /// Writes the lines of a summary; `rest` as in [`Writer::count`].
     pub(super) fn write(&self, writer: &mut Writer<'_>, name: &str, labels: &str, rest: &str) {
         writer.seconds(name, Suffix::Sum, labels, rest, self.sum.get());
         writer.count(name, Suffix::Count, labels, rest, self.count.get());

@@ -1,4 +1,4 @@
-//! The series of echo paths.
+//! Series of echo paths.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,13 +15,13 @@ use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram
 const BURST_BOUNDS: [(u64, &str); 3] =
     [(1, r#",le="1.0"} "#), (3, r#",le="3.0"} "#), (10, r#",le="10.0"} "#)];
 
-/// What one path has measured. Written by the loop that owns the path, read by scrapes.
+/// Measurements of one path. Written by the loop that owns the path, read by scrapes.
 #[derive(Debug, Default)]
 pub struct EchoSeries {
     labels: String,
-    /// Datagrams that left the host.
+    /// Datagrams sent.
     pub sent: Cell,
-    /// By verdict.
+    /// Datagrams with the verdict ok.
     pub ok: Cell,
     late: Cell,
     lost: Labelled<Direction, 3>,
@@ -74,10 +74,10 @@ labels!(IcmpKind, "type", {
 
 labels!(Direction, "direction", { Forward => "forward", Reverse => "reverse", Unknown => "unknown" });
 
-/// The two directions of a path that both have a value.
+/// The two directions of a path, without [`Direction::Unknown`].
 const BOTH_WAYS: [Direction; 2] = [Direction::Forward, Direction::Reverse];
 
-/// Which timestamp of a reply.
+/// One of the two local timestamps of a round trip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TimestampSide {
     Transmit,
@@ -89,10 +89,10 @@ labels!(TimestampSide, "timestamp", { Transmit => "transmit", Receive => "receiv
 const FORWARD: usize = 0;
 const REVERSE: usize = 1;
 
-/// Buckets of the round-trip histogram, the last one what lies above all bounds.
+/// Buckets of the RTT histogram. The last one has the values above all bounds.
 const BUCKETS: usize = RTT_BOUNDS.len() + 1;
 
-/// What was counted of some paths.
+/// Counters summed over some paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
     pub(super) requests: u64,
@@ -119,9 +119,9 @@ impl Default for Totals {
 }
 
 impl Totals {
-    /// Adds what was counted between `since` and `until`.
+    /// Adds the difference between two readings, `since` and `until`, of the same path.
     pub(super) fn add(&mut self, until: &Self, since: &Self) {
-        // Both are read while the path counts on, field by field.
+        // Each field is read separately while the path continues to count, so a difference can be negative.
         let more = |until: u64, since: u64| until.saturating_sub(since);
         self.requests += more(until.requests, since.requests);
         self.late += more(until.late, since.late);
@@ -136,8 +136,8 @@ impl Totals {
         }
     }
 
-    /// Datagrams that the network is judged by, how many of them it lost, how many were answered, and their round trips in
-    /// nanoseconds.
+    /// Returns `[judged, lost, answered, rtt_sum]`: verdicts without host drops and withdrawals, losses,
+    /// answered datagrams, and the sum of their RTTs in nanoseconds.
     #[must_use]
     pub fn judged(&self) -> [u64; 4] {
         let lost = self.lost.iter().sum();
@@ -150,17 +150,17 @@ impl Totals {
     }
 }
 
-/// A quantile as a histogram knows it, in nanoseconds.
+/// A quantile estimated from a histogram, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantile {
-    /// Somewhere below the first bound: to put a figure on it would be a guess.
+    /// Below the first bound, which it carries; the histogram has no finer resolution there.
     Below(u64),
-    /// Between two bounds, interpolated.
+    /// Interpolated between two bounds.
     About(u64),
 }
 
 impl EchoSeries {
-    /// The series of one path, all zero.
+    /// Returns the series of one path, all zero.
     #[must_use]
     pub fn new(probe: &str, peer: &str, family: &str, flows: u64) -> Self {
         let labels = [label("probe", probe), label("peer", peer), label("family", family)].join(",");
@@ -169,31 +169,32 @@ impl EchoSeries {
         series
     }
 
-    /// Another machine goes on with these counters, over so many flows: what the last one had found of its own begins anew.
+    /// Prepares the series for another echo machine with `flows` flows: counters continue, gauges that
+    /// belonged to the previous machine are reset.
     pub fn begin_again(&self, flows: u64) {
         self.flows.set(flows);
         self.flows_lossy.set(0);
         self.draining.set(0);
     }
 
-    /// Whether the peer said goodbye.
+    /// Sets whether the peer announced its shutdown (goodbye).
     pub fn set_draining(&self, is_draining: bool) {
         self.draining.set(u64::from(is_draining));
     }
 
-    /// Whether the peer said goodbye.
+    /// Returns whether the peer announced its shutdown and has not returned.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.get() != 0
     }
 
-    /// Datagrams with a verdict.
+    /// Returns the number of datagrams with a verdict.
     #[must_use]
     pub fn decided(&self) -> u64 {
         self.ok.get() + self.late.get() + self.lost.total() + self.host_dropped.get() + self.withdrawn.get()
     }
 
-    /// Everything that is counted of a path in a group.
+    /// Returns the counters that a group sums.
     #[must_use]
     pub fn totals(&self) -> Totals {
         let mut rtt = self.rtt.counts();
@@ -208,48 +209,49 @@ impl EchoSeries {
         }
     }
 
-    /// Datagrams lost, in any direction.
+    /// Returns the lost datagrams by direction, in the order of [`Direction::ALL`].
     #[must_use]
     pub fn lost(&self) -> [u64; 3] {
         [Direction::Forward, Direction::Reverse, Direction::Unknown].map(|way| self.lost.of(way).get())
     }
 
-    /// ICMP errors by type, those that came.
+    /// Returns the ICMP errors by type, without types that have none.
     pub fn icmp_errors(&self) -> impl Iterator<Item = (IcmpKind, u64)> + '_ {
         self.icmp.iter().filter(|(_, count)| *count > 0)
     }
 
-    /// Datagrams that our host did not send, by reason, those that there are.
+    /// Returns the datagrams that this host could not send by reason, without reasons that have none.
     pub fn send_errors(&self) -> impl Iterator<Item = (NotSent, u64)> + '_ {
         self.send_errors.iter().filter(|(_, count)| *count > 0)
     }
 
-    /// When the last reply came, in nanoseconds since 1970; 0: none yet.
+    /// Returns the time of the last reply in nanoseconds since the Unix epoch; 0 if there was none.
     #[must_use]
     pub fn last_reply(&self) -> u64 {
         self.last_reply.get()
     }
 
-    /// Sum and count of the differences between neighbouring round trips, in nanoseconds.
+    /// Returns the sum, in nanoseconds, and the count of the RTT differences between consecutive datagrams.
     #[must_use]
     pub fn ipdv(&self) -> (u64, u64) {
         self.ipdv.totals()
     }
 
-    /// Below what a share `q` of the round trips lie; `None` when fewer than ten lie beyond it.
+    /// Estimates the `q`-quantile of the RTT in nanoseconds by linear interpolation within a bucket. `None`
+    /// if fewer than ten RTTs are above it.
     #[must_use]
     pub fn rtt_quantile(&self, q: f64) -> Option<Quantile> {
         let counts: Vec<u64> = self.rtt.counts().collect();
         let total: u64 = counts.iter().sum();
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        #[expect(clippy::cast_precision_loss, reason = "displayed only")]
         let wanted = total as f64 * q;
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        #[expect(clippy::cast_precision_loss, reason = "displayed only")]
         if (total as f64) - wanted < 10.0 - 1e-6 {
             return None;
         }
         let mut below = 0.0;
         for (index, count) in counts.iter().enumerate() {
-            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            #[expect(clippy::cast_precision_loss, reason = "displayed only")]
             let count = *count as f64;
             if below + count >= wanted && count > 0.0 {
                 let Some(below_it) = index.checked_sub(1) else {
@@ -271,7 +273,7 @@ impl EchoSeries {
         None
     }
 
-    /// Takes note of a report.
+    /// Counts what a report says.
     pub fn record(&self, report: &EchoReport) {
         match report {
             EchoReport::Sent { .. } => self.sent.inc(),
@@ -349,33 +351,37 @@ impl Series for EchoSeries {
 
 /// In alphabetical order.
 const FAMILIES: [Family<EchoSeries>; 31] = [
-    gauge("pathmeter_echo_draining", "Whether the peer said goodbye and has not come back.", |w, name, s| {
-        one(w, name, s, s.draining.get())
-    }),
+    gauge(
+        "pathmeter_echo_draining",
+        "1 if the peer announced its shutdown and has not returned, else 0.",
+        |w, name, s| one(w, name, s, s.draining.get()),
+    ),
     counter(
         "pathmeter_echo_dscp_remarked_total",
-        "Datagrams that arrived with another DSCP than they were sent with.",
+        "Datagrams that arrived with a DSCP different from the one they were sent with.",
         |w, name, s| both_ways(w, name, s, &s.remarked),
     ),
     counter(
         "pathmeter_echo_duplicates_total",
-        "Further copies of replies (RFC 5560). They never change loss.",
+        "Duplicate replies (RFC 5560). They do not change any verdict.",
         |w, name, s| one(w, name, s, s.duplicates.get()),
     ),
-    counter("pathmeter_echo_ecn_ce_total", "Datagrams on which a router marked congestion.", |w, name, s| {
-        both_ways(w, name, s, &s.congested)
-    }),
-    gauge("pathmeter_echo_flows", "Flows (source ports) over which the path is spread.", |w, name, s| {
+    counter(
+        "pathmeter_echo_ecn_ce_total",
+        "Datagrams that a router marked as having met congestion (ECN CE).",
+        |w, name, s| both_ways(w, name, s, &s.congested),
+    ),
+    gauge("pathmeter_echo_flows", "Flows (source ports) that the path uses.", |w, name, s| {
         one(w, name, s, s.flows.get())
     }),
     gauge(
         "pathmeter_echo_flows_lossy",
-        "Flows that lost two datagrams or more, and 1 % or more, in the last half to whole minute.",
+        "Flows that lost at least two datagrams, and at least 1 %, in the last 30 to 60 s.",
         |w, name, s| one(w, name, s, s.flows_lossy.get()),
     ),
     gauge(
         "pathmeter_echo_hops",
-        "Routers on the way, from the received TTL. Absent where it is not known.",
+        "Number of routers on the path, from the received TTL. Absent if not known.",
         |w, name, s| {
             for (cell, way) in s.hops.iter().zip(BOTH_WAYS) {
                 if let Some(hops) = cell.get().checked_sub(1) {
@@ -386,123 +392,121 @@ const FAMILIES: [Family<EchoSeries>; 31] = [
     ),
     counter(
         "pathmeter_echo_host_dropped_total",
-        "Datagrams without a reply while a host at either end dropped datagrams that had arrived: not the network's loss.",
+        "Datagrams without a reply while one of the hosts dropped received datagrams. Not network loss.",
         |w, name, s| one(w, name, s, s.host_dropped.get()),
     ),
     counter(
         "pathmeter_echo_icmp_errors_total",
-        "ICMP errors about datagrams of this path; /api/v1/paths tells them apart.",
+        "ICMP errors received for datagrams of this path; /api/v1/paths lists them by type.",
         |w, name, s| one(w, name, s, s.icmp.total()),
     ),
-    gauge(
-        "pathmeter_echo_in_flight",
-        "Datagrams that left the host and have no verdict yet.",
-        |w, name, s| one(w, name, s, s.sent.get().saturating_sub(s.decided())),
-    ),
+    gauge("pathmeter_echo_in_flight", "Datagrams sent that have no verdict yet.", |w, name, s| {
+        one(w, name, s, s.sent.get().saturating_sub(s.decided()))
+    }),
     summary(
         "pathmeter_echo_ipdv_seconds",
-        "Difference between the round trips of two neighbouring datagrams (RFC 3393, unsigned).",
+        "Absolute difference between the RTTs of two consecutive datagrams (IPDV, RFC 3393).",
         |w, name, s| mean(w, name, s, &s.ipdv),
     ),
     gauge(
         "pathmeter_echo_last_reply_timestamp_seconds",
-        "When the last reply came, in seconds since 1970; 0: none yet.",
+        "Unix time of the last reply; 0 if there was none.",
         |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, s.last_reply.get()),
     ),
     counter(
         "pathmeter_echo_late_total",
-        "Datagrams answered after a longer round trip than pathmeter_echo_late_after_seconds, before they were given up.",
+        "Datagrams answered in time, but with an RTT above pathmeter_echo_late_after_seconds.",
         |w, name, s| one(w, name, s, s.late.get()),
     ),
     histogram(
         "pathmeter_echo_loss_burst_length",
-        "Lengths, in datagrams, of runs of losses that have ended.",
+        "Lengths of completed loss bursts, in datagrams.",
         |w, name, s| s.burst_lengths.write(w, name, &s.labels, &BURST_BOUNDS, Writer::count),
     ),
-    counter("pathmeter_echo_loss_bursts_total", "Runs of losses that have begun.", |w, name, s| {
-        one(w, name, s, s.bursts.get())
-    }),
+    counter(
+        "pathmeter_echo_loss_bursts_total",
+        "Loss bursts (runs of consecutive losses) that have begun.",
+        |w, name, s| one(w, name, s, s.bursts.get()),
+    ),
     counter(
         "pathmeter_echo_lost_total",
-        "Datagrams lost in the network, by the direction in which there is evidence that they were.",
+        "Datagrams lost in the network, by direction; unknown where there is no evidence for either.",
         |w, name, s| s.lost.write(w, name, &s.labels),
     ),
     counter(
         "pathmeter_echo_mismatched_total",
-        "Datagrams that came instead of a reply: unreadable, not authentic, or an answer to nothing that was sent.",
+        "Received datagrams that are not valid replies: malformed, not authentic, or matching no request.",
         |w, name, s| s.mismatched.write(w, name, &s.labels),
     ),
     summary(
         "pathmeter_echo_pdv_seconds",
-        "Round trip above the smallest of the last one to two minutes (RFC 5481).",
+        "RTT minus the smallest RTT of the last one to two minutes (PDV, RFC 5481).",
         |w, name, s| mean(w, name, s, &s.pdv),
     ),
     counter(
         "pathmeter_echo_reordered_total",
-        "Replies that came behind one with a higher sequence number (RFC 4737).",
+        "Replies received after one with a higher sequence number (RFC 4737).",
         |w, name, s| one(w, name, s, s.reordered.get()),
     ),
     counter(
         "pathmeter_echo_verdicts_total",
-        "Datagrams with a verdict: ok, late, lost, host_dropped or withdrawn. Counted when it is decided.",
+        "Datagrams with a verdict: ok, late, lost, host_dropped or withdrawn. Counted when decided.",
         |w, name, s| one(w, name, s, s.decided()),
     ),
     summary(
         "pathmeter_echo_responder_transmit_lag_seconds",
-        "How much later than its own timestamp a reply left the responder, from the responder's kernel, sampled.",
+        "Delay from the timestamp in a reply to its transmission by the responder's kernel. Sampled.",
         |w, name, s| mean(w, name, s, &s.transmit_lag),
     ),
     counter(
         "pathmeter_echo_responder_turnaround_invalid_total",
-        "Replies whose times made no sense; their turnaround was not subtracted.",
+        "Replies with impossible responder timestamps. Their turnaround time was not subtracted.",
         |w, name, s| one(w, name, s, s.turnaround_invalid.get()),
     ),
     summary(
         "pathmeter_echo_responder_turnaround_seconds",
-        "Time between arrival and reply at the responder. Not part of the round trip.",
+        "Time between receiving a request and replying to it at the responder. Not part of the RTT.",
         |w, name, s| mean(w, name, s, &s.turnaround),
     ),
     gauge(
         "pathmeter_echo_rtt_minimum_seconds",
-        "Smallest round trip of the last one to two minutes; 0: none yet.",
+        "Smallest RTT of the last one to two minutes; 0 if there was no reply.",
         |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, s.rtt_minimum.get()),
     ),
     histogram(
         "pathmeter_echo_rtt_seconds",
-        "Round trip without the responder's turnaround, of answered datagrams: ok and late.",
+        "RTT without the responder's turnaround time, of answered datagrams (ok and late).",
         |w, name, s| s.rtt.write(w, name, &s.labels, &RTT_BOUNDS, Writer::seconds),
     ),
     counter(
         "pathmeter_echo_send_errors_total",
-        "Datagrams that our host did not send. Neither requests nor lost.",
+        "Datagrams that this host could not send. Counted neither as sent nor as lost.",
         |w, name, s| s.send_errors.write(w, name, &s.labels),
     ),
-    counter("pathmeter_echo_sent_total", "Datagrams that left the host.", |w, name, s| {
-        one(w, name, s, s.sent.get())
-    }),
+    counter("pathmeter_echo_sent_total", "Datagrams sent.", |w, name, s| one(w, name, s, s.sent.get())),
     counter(
         "pathmeter_echo_unsent_total",
-        "Slots of the schedule that passed without a send because our process did not run in time. Never lost.",
+        "Scheduled sends missed because the process was not running in time. Not counted as lost.",
         |w, name, s| one(w, name, s, s.unsent.get()),
     ),
     counter(
         "pathmeter_echo_user_timestamps_total",
-        "Replies measured with our own clock reading because the kernel's stamp did not come.",
+        "Timestamps taken by the process because the kernel provided none.",
         |w, name, s| s.user_timestamps.write(w, name, &s.labels),
     ),
     counter(
         "pathmeter_echo_very_late_total",
-        "Replies that came after their datagram had been given up. Its verdict stays.",
+        "Replies received after their datagram counted as lost. The verdict does not change.",
         |w, name, s| one(w, name, s, s.very_late.get()),
     ),
     counter(
         "pathmeter_echo_withdrawn_total",
-        "Datagrams without a verdict when we or the peer stopped, or the configuration changed: undecided, not lost.",
+        "Datagrams undecided when the agent or peer stopped or the configuration changed. Not lost.",
         |w, name, s| one(w, name, s, s.withdrawn.get()),
     ),
 ];
 
-/// The limits of a configured echo probe.
+/// Time limits of one configured echo probe.
 #[derive(Debug)]
 pub struct EchoLimits {
     labels: String,
@@ -511,7 +515,7 @@ pub struct EchoLimits {
 }
 
 impl EchoLimits {
-    /// Those of the probe called `probe`.
+    /// Returns the limits of `probe`.
     #[must_use]
     pub fn new(probe: &str, late_after: Duration, lost_after: Duration) -> Self {
         Self { labels: label("probe", probe), late_after, lost_after }
@@ -522,12 +526,12 @@ impl Series for EchoLimits {
     const FAMILIES: &'static [Family<Self>] = &[
         gauge(
             "pathmeter_echo_late_after_seconds",
-            "A reply after a longer round trip is late.",
+            "A reply with a longer RTT counts as late.",
             |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, nanos(s.late_after)),
         ),
         gauge(
             "pathmeter_echo_lost_after_seconds",
-            "A datagram without a reply by then is lost.",
+            "A datagram without a reply within this time counts as lost.",
             |w, name, s| w.seconds(name, Suffix::None, &s.labels, CLOSE, nanos(s.lost_after)),
         ),
     ];

@@ -1,4 +1,4 @@
-//! The paths of a probe towards all peers of a group, as one.
+//! Series of groups: the paths of a probe to all peers of a group, summed.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::echo::{EchoSeries, Totals};
 use super::labels::Labels as _;
 use super::text::{CLOSE, Family, Suffix, Writer, counter, gauge, histogram, label};
 
-/// A path in a group: what it counted before it came is not the group's.
+/// A path in a group. What it counted before it joined does not count for the group.
 #[derive(Debug)]
 pub struct GroupMember {
     series: Arc<EchoSeries>,
@@ -18,50 +18,50 @@ pub struct GroupMember {
 }
 
 impl GroupMember {
-    /// A path that comes at this moment.
+    /// Returns a member that joins now.
     #[must_use]
     pub fn new(series: &Arc<EchoSeries>) -> Self {
         Self { series: Arc::clone(series), since: series.totals() }
     }
 }
 
-/// What a group has measured. A counter never falls: what paths counted that left stays.
+/// Measurements of a group. Counters never decrease: the counts of paths that former are kept.
 #[derive(Debug, Clone, Default)]
 pub struct GroupSeries {
     labels: String,
     members: Vec<Arc<GroupMember>>,
-    left: Totals,
+    former: Totals,
 }
 
 impl GroupSeries {
-    /// A group without paths, all zero.
+    /// Returns a group without paths, all zero.
     #[must_use]
     pub fn new(probe: &str, group: &str, family: &str) -> Self {
         let labels = [label("probe", probe), label("group", group), label("family", family)].join(",");
         Self { labels, ..Self::default() }
     }
 
-    /// A path comes.
+    /// Adds a path.
     pub fn enter(&mut self, member: Arc<GroupMember>) {
         self.members.push(member);
     }
 
-    /// A path goes.
+    /// Removes a path and keeps its counts.
     pub fn leave(&mut self, member: &Arc<GroupMember>) {
         self.members.retain(|known| !Arc::ptr_eq(known, member));
-        self.left.add(&member.series.totals(), &member.since);
+        self.former.add(&member.series.totals(), &member.since);
     }
 
-    /// Whether no path is left.
+    /// Returns whether the group has no paths.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// What all have counted together.
+    /// Returns the counters summed over present and former paths.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let mut totals = self.left;
+        let mut totals = self.former;
         for member in &self.members {
             totals.add(&member.series.totals(), &member.since);
         }
@@ -82,34 +82,34 @@ impl Series for GroupSeries {
 const FAMILIES: [Family<GroupSeries>; 7] = [
     counter(
         "pathmeter_echo_group_host_dropped_total",
-        "As pathmeter_echo_host_dropped_total, of all paths of a group.",
+        "Sum of pathmeter_echo_host_dropped_total over the paths of a group.",
         |w, name, g| one(w, name, g, g.totals().host_dropped),
     ),
     counter(
         "pathmeter_echo_group_late_total",
-        "As pathmeter_echo_late_total, of all paths of a group.",
+        "Sum of pathmeter_echo_late_total over the paths of a group.",
         |w, name, g| one(w, name, g, g.totals().late),
     ),
     counter(
         "pathmeter_echo_group_lost_total",
-        "As pathmeter_echo_lost_total, of all paths of a group.",
+        "Sum of pathmeter_echo_lost_total over the paths of a group.",
         |w, name, g| {
             for (lost, way) in g.totals().lost.into_iter().zip(Direction::ALL) {
                 w.count(name, Suffix::None, &g.labels, way.rest(), lost);
             }
         },
     ),
-    gauge("pathmeter_echo_group_paths", "Paths of a group.", |w, name, g| {
+    gauge("pathmeter_echo_group_paths", "Number of paths in a group.", |w, name, g| {
         one(w, name, g, g.members.len() as u64)
     }),
     counter(
         "pathmeter_echo_group_verdicts_total",
-        "As pathmeter_echo_verdicts_total, of all paths of a group.",
+        "Sum of pathmeter_echo_verdicts_total over the paths of a group.",
         |w, name, g| one(w, name, g, g.totals().requests),
     ),
     histogram(
         "pathmeter_echo_group_rtt_seconds",
-        "As pathmeter_echo_rtt_seconds, of all paths of a group.",
+        "Sum of pathmeter_echo_rtt_seconds over the paths of a group.",
         |w, name, g| {
             let totals = g.totals();
             write_buckets(w, name, &g.labels, &RTT_BOUNDS, totals.rtt, |w| {
@@ -119,7 +119,7 @@ const FAMILIES: [Family<GroupSeries>; 7] = [
     ),
     counter(
         "pathmeter_echo_group_withdrawn_total",
-        "As pathmeter_echo_withdrawn_total, of all paths of a group.",
+        "Sum of pathmeter_echo_withdrawn_total over the paths of a group.",
         |w, name, g| one(w, name, g, g.totals().withdrawn),
     ),
 ];
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_path_counted_elsewhere_is_not_the_groups_and_what_it_counted_here_stays() {
+    fn group_counts_a_path_only_while_it_is_a_member() {
         let (old, new) = (series(7), series(100));
         let mut group = GroupSeries::new("p", "zone", "ipv4");
         let [first, second] = [&old, &new].map(|series| Arc::new(GroupMember::new(series)));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_takes_as_many_lines_as_are_planned_for_it() {
+    fn group_has_exactly_as_many_lines_as_declared() {
         let mut group = GroupSeries::new("p", "zone", "ipv4");
         group.enter(Arc::new(GroupMember::new(&series(1))));
         let mut page = Vec::new();

@@ -1,23 +1,24 @@
-//! Labels whose values are the variants of an enum.
+//! Metric labels whose values are the variants of an enum.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use super::text::{Cell, Suffix, Writer};
 
-/// An enum that labels the lines of a family. Implemented by [`labels!`], whose matches are exhaustive.
+/// An enum whose variants are the values of a metric label. Implemented by [`labels!`], whose matches are
+/// exhaustive.
 pub(super) trait Labels: Copy + fmt::Debug + Send + Sync + 'static {
     /// All variants, in the order of the lines.
     const ALL: &'static [Self];
 
-    /// Its place in [`ALL`](Self::ALL).
+    /// Index in [`ALL`](Self::ALL).
     fn index(self) -> usize;
 
-    /// The label as it ends a line: `,error="buffer"} `.
+    /// The label as the end of a line's label set: `,error="buffer"} `.
     fn rest(self) -> &'static str;
 }
 
-/// Says what the variants of an enum are called in a label.
+/// Implements [`Labels`] for an enum: the label's name, and its value for each variant.
 macro_rules! labels {
     ($type:ty, $label:literal, { $($variant:ident => $value:literal),+ $(,)? }) => {
         impl $crate::metrics::labels::Labels for $type {
@@ -38,7 +39,7 @@ macro_rules! labels {
 }
 pub(super) use labels;
 
-/// A counter for each value of a label; `N` is their number.
+/// One counter for each value of a label. `N` is the number of values.
 #[derive(Debug)]
 pub(super) struct Labelled<L, const N: usize> {
     cells: [Cell; N],
@@ -48,29 +49,29 @@ pub(super) struct Labelled<L, const N: usize> {
 impl<L: Labels, const N: usize> Labelled<L, N> {
     const IS_COMPLETE: () = assert!(N == L::ALL.len(), "one cell for each variant");
 
-    /// The counter of one value.
+    /// Returns the counter of one value.
     pub(super) fn of(&self, value: L) -> &Cell {
         &self.cells[value.index()]
     }
 
-    /// All values with their counts.
+    /// Returns all values with their counts.
     pub(super) fn iter(&self) -> impl Iterator<Item = (L, u64)> + '_ {
         L::ALL.iter().zip(&self.cells).map(|(value, cell)| (*value, cell.get()))
     }
 
-    /// The sum of all counts.
+    /// Returns the sum of all counts.
     pub(super) fn total(&self) -> u64 {
         self.cells.iter().map(Cell::get).sum()
     }
 
-    /// One line for each value.
+    /// Writes one line for each value.
     pub(super) fn write(&self, writer: &mut Writer<'_>, name: &str, labels: &str) {
         for (value, count) in self.iter() {
             writer.count(name, Suffix::None, labels, value.rest(), count);
         }
     }
 
-    /// The same where the lines have no other label.
+    /// Writes one line for each value, for a family without other labels.
     pub(super) fn write_alone(&self, writer: &mut Writer<'_>, name: &str) {
         for (value, count) in self.iter() {
             writer.count(name, Suffix::None, "", &value.rest()[1..], count);
@@ -98,7 +99,7 @@ mod tests {
     labels!(Outcome, "outcome", { Good => "good", Bad => "bad" });
 
     #[test]
-    fn every_value_has_its_own_counter_and_line() {
+    fn each_label_value_has_its_own_counter_and_line() {
         let counts = Labelled::<Outcome, 2>::default();
         counts.of(Outcome::Bad).add(3);
         let mut page = Vec::new();

@@ -1,7 +1,7 @@
-//! Everything that has a metric name. Nothing outside this folder has one.
+//! All exported metrics. Metric names are defined only in this module.
 //!
-//! Paths, loops and responders keep their own atomics, which [`text`] writes; the few metrics of the process are in a
-//! `prometheus` registry. Both come out as one sorted page, each family once.
+//! Paths, loops and responders keep their own atomics, which [`text`] writes; the few metrics of the process
+//! are in a `prometheus` registry. Both are rendered as one page, sorted by name, with each family once.
 
 pub mod agent;
 mod block;

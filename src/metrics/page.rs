@@ -1,4 +1,4 @@
-//! The page that a scrape gets.
+//! The metrics page that a scrape receives.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,21 +13,21 @@ use super::process::{HttpCounts, ProcessMetrics};
 use super::text::{ExpositionFormat, FamilyType, Writer};
 use super::websocket::WebSocketSeries;
 
-/// Everything that is exported.
+/// All exported metrics.
 #[derive(Debug)]
 pub struct Exporter {
     /// Metrics of the process.
     pub process: ProcessMetrics,
-    /// What `/ws` counts.
+    /// Metrics of the WebSocket responder at `/ws`.
     pub websocket: Arc<WebSocketSeries>,
     loops: Vec<Arc<LoopSeries>>,
-    /// What exists as long as the agent runs.
+    /// Series that exist as long as the agent runs.
     fixed: Blocks,
-    /// What is measured at the moment.
+    /// Series of current paths, probes and peers.
     published: ArcSwap<Blocks>,
 }
 
-/// What those who answer count.
+/// Metrics of the responders.
 #[derive(Debug, Default, Clone)]
 pub struct Responders {
     /// Over UDP.
@@ -36,21 +36,22 @@ pub struct Responders {
     pub stream: Arc<StreamResponderSeries>,
 }
 
-/// One scrape's page, made in pieces as the client takes them: its memory does not grow with the paths.
+/// The page of one scrape, rendered in pieces as the client reads them, so that its memory does not grow with
+/// the number of paths.
 #[derive(Debug)]
 pub struct Page {
     exporter: Arc<Exporter>,
     published: Arc<Blocks>,
     registered: Vec<MetricFamily>,
     format: ExpositionFormat,
-    /// Families in alphabetical order, the next one last.
-    left: Vec<FamilySource>,
-    /// Members of the current family that are written.
+    /// Families to be written, in reverse alphabetical order: the next one is last.
+    pending: Vec<FamilySource>,
+    /// Members of the current family already written.
     written: usize,
     has_ended: bool,
 }
 
-/// Where a family's lines come from.
+/// Source of a family's lines.
 #[derive(Debug, Clone, Copy)]
 enum FamilySource {
     Registered(usize),
@@ -59,7 +60,7 @@ enum FamilySource {
 }
 
 impl Exporter {
-    /// Exports these loops and these responders.
+    /// Returns an exporter of these loops and responders, with no paths.
     #[must_use]
     pub fn new(loops: Vec<Arc<LoopSeries>>, responders: Responders) -> Self {
         let websocket = Arc::<WebSocketSeries>::default();
@@ -73,18 +74,18 @@ impl Exporter {
         Self { process: ProcessMetrics::new(), websocket, loops, fixed, published: ArcSwap::default() }
     }
 
-    /// Replaces what is measured at the moment: whatever is not in it leaves the page.
+    /// Replaces the series of paths, probes and peers. Series not in `blocks` disappear from the page.
     pub fn publish(&self, blocks: Blocks) {
         self.published.store(Arc::new(blocks));
     }
 
-    /// The loops.
+    /// Returns the series of the datagram loops.
     #[must_use]
     pub fn loops(&self) -> &[Arc<LoopSeries>] {
         &self.loops
     }
 
-    /// The page, families in alphabetical order, each once.
+    /// Begins a page with all families in alphabetical order, each once.
     #[must_use]
     pub fn page(self: &Arc<Self>, http: &HttpCounts, format: ExpositionFormat) -> Page {
         let published = self.published.load_full();
@@ -93,26 +94,27 @@ impl Exporter {
         families.extend(
             registered.iter().enumerate().map(|(at, family)| (family.name(), FamilySource::Registered(at))),
         );
-        families.extend(self.fixed.families().map(|(name, place)| (name, FamilySource::Fixed(place))));
-        families.extend(published.families().map(|(name, place)| (name, FamilySource::Published(place))));
-        let left = families.into_values().rev().collect();
+        families.extend(self.fixed.families().map(|(name, index)| (name, FamilySource::Fixed(index))));
+        families.extend(published.families().map(|(name, index)| (name, FamilySource::Published(index))));
+        let pending = families.into_values().rev().collect();
         let exporter = Arc::clone(self);
-        Page { exporter, published, registered, format, left, written: 0, has_ended: false }
+        Page { exporter, published, registered, format, pending, written: 0, has_ended: false }
     }
 }
 
 impl Page {
-    /// Bytes after which a piece ends. Chosen: 64 KiB, what a socket takes at once.
+    /// Bytes after which a piece ends. Chosen: 64 KiB, what a socket accepts at once.
     pub const PIECE: usize = 64 << 10;
 
-    /// Appends the next piece, at most a family's few lines longer than [`Page::PIECE`]; false at the end.
+    /// Appends the next piece, which is at most a few lines of a family longer than [`Page::PIECE`]. Returns
+    /// false at the end.
     pub fn next(&mut self, piece: &mut Vec<u8>) -> bool {
         let start = piece.len();
-        while let Some(section) = self.left.last().copied() {
-            match self.write(section, piece) {
+        while let Some(source) = self.pending.last().copied() {
+            match self.write(source, piece) {
                 Some(written) => self.written = written,
                 None => {
-                    self.left.pop();
+                    self.pending.pop();
                     self.written = 0;
                 }
             }
@@ -126,27 +128,28 @@ impl Page {
         piece.len() > start
     }
 
-    /// Writes a family, or some of its members; how many are written then, or `None` for all.
-    fn write(&self, section: FamilySource, piece: &mut Vec<u8>) -> Option<usize> {
-        match section {
+    /// Writes a family, or some of its members. Returns how many members are written so far, or `None` when
+    /// all are.
+    fn write(&self, source: FamilySource, piece: &mut Vec<u8>) -> Option<usize> {
+        match source {
             FamilySource::Registered(at) => {
                 write_registered(&self.registered[at], self.format, piece);
                 None
             }
-            FamilySource::Fixed(place) => self.exporter.fixed.write(place, self.written, self.format, piece),
-            FamilySource::Published(place) => self.published.write(place, self.written, self.format, piece),
+            FamilySource::Fixed(index) => self.exporter.fixed.write(index, self.written, self.format, piece),
+            FamilySource::Published(index) => self.published.write(index, self.written, self.format, piece),
         }
     }
 }
 
-/// Writes a family of the process.
+/// Writes a family of the `prometheus` registry.
 fn write_registered(family: &MetricFamily, format: ExpositionFormat, piece: &mut Vec<u8>) {
     let start = piece.len();
-    // Writing text into memory cannot fail; a family without samples is refused, and left out.
+    // Writing to memory cannot fail. The encoder rejects a family without samples, which is then omitted.
     let _ = TextEncoder::new().encode(std::slice::from_ref(family), piece);
     let (classic, name) = (family.name(), format.family(kind_of(family), family.name()));
     if piece.len() > start && name != classic {
-        // The library writes one format: the two lines in front of the samples are written anew.
+        // The library writes only the classic format: replace the two header lines.
         let lines = piece[start..].split_inclusive(|byte| *byte == b'\n');
         let head: usize = lines.take(2).map(<[u8]>::len).sum();
         let samples = piece.split_off(start + head);

@@ -1,4 +1,4 @@
-//! The series of paths whose MTU is looked for.
+//! Series of paths with path MTU discovery.
 
 use pathmeter_proto::mtu::MtuReport;
 
@@ -6,17 +6,17 @@ use super::block::Series;
 use super::labels::{Labelled, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, counter, gauge, label};
 
-/// What was found on one path. Written by the loop that owns the path, read by scrapes.
+/// Path MTU of one path. Written by the loop that owns the path, read by scrapes.
 #[derive(Debug, Default)]
 pub struct PathMtuSeries {
     labels: String,
-    /// 0: not known.
+    /// 0 if not known.
     bytes: Cell,
     changes: Cell,
     probes: Labelled<MtuProbeOutcome, 3>,
 }
 
-/// What became of a probe.
+/// Outcome of an MTU probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MtuProbeOutcome {
     Acknowledged,
@@ -27,25 +27,25 @@ enum MtuProbeOutcome {
 labels!(MtuProbeOutcome, "outcome", { Acknowledged => "acknowledged", Lost => "lost", TooBig => "too_big" });
 
 impl PathMtuSeries {
-    /// The series of one path, all zero.
+    /// Returns the series of one path, all zero.
     #[must_use]
     pub fn new(probe: &str, peer: &str, family: &str) -> Self {
         let labels = [label("probe", probe), label("peer", peer), label("family", family)].join(",");
         Self { labels, ..Self::default() }
     }
 
-    /// The longest IP packet that gets there in one piece; `None` until it is known.
+    /// Returns the path MTU in bytes, IP header included; `None` until it is known.
     #[must_use]
     pub fn bytes(&self) -> Option<u16> {
         u16::try_from(self.bytes.get()).ok().filter(|bytes| *bytes > 0)
     }
 
-    /// Another search goes on with this, which looks no further than `ceiling`.
+    /// Prepares the series for another search with the upper limit `ceiling`: counters continue.
     pub fn begin_again(&self, ceiling: u16) {
         self.bytes.set(self.bytes.get().min(ceiling.into()));
     }
 
-    /// Takes note of a report.
+    /// Counts what a report says.
     pub fn record(&self, report: &MtuReport) {
         match report {
             MtuReport::Changed { from, to } => {
@@ -69,19 +69,19 @@ impl Series for PathMtuSeries {
 const FAMILIES: [Family<PathMtuSeries>; 3] = [
     gauge(
         "pathmeter_path_mtu_bytes",
-        "Longest IP packet that gets to the peer in one piece, or the ceiling of the search. Absent until it is known.",
+        "Longest IP packet that reaches the peer unfragmented, up to the ceiling. Absent until known.",
         |w, name, s| {
             if let Some(bytes) = s.bytes() {
                 w.count(name, Suffix::None, &s.labels, CLOSE, bytes.into());
             }
         },
     ),
-    counter("pathmeter_path_mtu_changes_total", "Changes of a path MTU that was known.", |w, name, s| {
+    counter("pathmeter_path_mtu_changes_total", "Changes of a known path MTU.", |w, name, s| {
         w.count(name, Suffix::None, &s.labels, CLOSE, s.changes.get());
     }),
     counter(
         "pathmeter_path_mtu_probes_total",
-        "Packets that were sent to find a path MTU, or that our own host refused as too long.",
+        "Path MTU probes by outcome, including those that this host refused to send as too long.",
         |w, name, s| s.probes.write(w, name, &s.labels),
     ),
 ];

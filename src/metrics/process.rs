@@ -1,4 +1,4 @@
-//! The metrics of the process: a `prometheus` registry, filled when somebody looks.
+//! Metrics of the process, in a `prometheus` registry that is updated on each scrape.
 
 use std::fs;
 use std::sync::Mutex;
@@ -13,7 +13,7 @@ use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Registry};
 use super::discovery::{ProviderCounts, ProviderMetrics};
 use super::registry::{VALID, counter, counters, gauge, gauges, integer};
 
-/// Metrics of the process and of what the daemon does.
+/// Metrics of the process and of the daemon's tasks.
 #[derive(Debug)]
 pub struct ProcessMetrics {
     registry: Registry,
@@ -35,21 +35,21 @@ pub struct ProcessMetrics {
 /// The state of a peer or target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PeerState {
-    /// Something came back within the time after which datagrams are given up.
+    /// A reply was received within the last `lost_after`.
     Up,
-    /// Nothing comes back.
+    /// No replies are received.
     Down,
-    /// It said goodbye.
+    /// It announced its shutdown.
     Draining,
     /// Its name has no address.
     Unresolved,
 }
 
 impl PeerState {
-    /// All of them.
+    /// All states, in the order of the exported lines.
     pub const ALL: [Self; 4] = [Self::Up, Self::Down, Self::Draining, Self::Unresolved];
 
-    /// As it is shown.
+    /// Returns the value of the label `state`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -61,39 +61,39 @@ impl PeerState {
     }
 }
 
-/// What the HTTP server has counted.
+/// Counters of the HTTP server.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpCounts {
-    /// Connections that are open.
+    /// Open connections.
     pub connections: u64,
-    /// Connections that could not be accepted.
+    /// Errors while accepting connections.
     pub accept_errors: u64,
     /// Responses by class of status code.
     pub responses: [(&'static str, u64); 5],
-    /// What is counted of TLS; `None`: it is not served.
+    /// Counters of TLS; `None` if the port does not use TLS.
     pub tls: Option<TlsCounts>,
 }
 
-/// What the HTTP server has counted of TLS.
+/// TLS counters of the HTTP server.
 #[derive(Debug, Clone, Copy)]
 pub struct TlsCounts {
-    /// Handshakes that failed.
+    /// Failed handshakes.
     pub handshake_errors: u64,
-    /// When our certificate ends, in seconds since 1970; `None`: not known.
+    /// Expiry of the server certificate, in seconds since the Unix epoch; `None` if not known.
     pub certificate_expiry: Option<u64>,
 }
 
-/// Metrics of TLS: in no registry, because they are there only where it is.
+/// Metrics of TLS. Not in the registry, because they are exported only where TLS is used.
 #[derive(Debug)]
 struct TlsMetrics {
     handshake_errors: Counter,
     certificate_expiry: Gauge,
     reload_successful: Gauge,
-    /// Whether there are files whose change is looked for.
+    /// Whether any TLS file is watched for changes.
     has_files: AtomicBool,
 }
 
-/// Values of `/proc/self`, by the names that Prometheus' client libraries agree on.
+/// Values from `/proc/self`, under the standard names of the Prometheus client libraries.
 #[derive(Debug)]
 struct Proc {
     cpu: Counter,
@@ -106,35 +106,40 @@ struct Proc {
 }
 
 impl ProcessMetrics {
-    /// All metrics, at zero.
+    /// Returns all metrics, at zero.
     #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
-        let build = gauges(&registry, "pathmeter_build_info", "Which build this is.", &["version", "target"]);
+        let build = gauges(
+            &registry,
+            "pathmeter_build_info",
+            "Version and target of this build.",
+            &["version", "target"],
+        );
         let target = concat!(env!("PATHMETER_TARGET"));
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), target]).set(1.0);
         let metrics = Self {
             reload_successful: gauge(
                 &registry,
                 "pathmeter_config_last_reload_successful",
-                "Whether the configuration that was last read is in force.",
+                "1 if the last configuration read is in use, 0 if it was rejected.",
             ),
             reload_at: gauge(
                 &registry,
                 "pathmeter_config_last_reload_success_timestamp_seconds",
-                "When the configuration in force was read, in seconds since 1970.",
+                "Unix time at which the configuration in use was read.",
             ),
             config_info: gauges(
                 &registry,
                 "pathmeter_config_info",
-                "The first 16 hexadecimal digits of the SHA-256 of the configuration in force.",
+                "First 16 hexadecimal digits of the SHA-256 of the configuration in use.",
                 &["hash"],
             ),
             peers: gauges(&registry, "pathmeter_peers", "Peers and targets by state.", &["state"]),
             resolve_failures: integer(
                 &registry,
                 "pathmeter_resolve_failures_total",
-                "Look-ups of peers' names that failed.",
+                "Failed DNS lookups of peer and target names.",
             ),
             series_dropped: gauge(
                 &registry,
@@ -145,7 +150,7 @@ impl ProcessMetrics {
             http_accept_errors: counter(
                 &registry,
                 "pathmeter_http_accept_errors_total",
-                "HTTP connections that could not be accepted.",
+                "Errors while accepting HTTP connections.",
             ),
             http_responses: counters(
                 &registry,
@@ -156,30 +161,46 @@ impl ProcessMetrics {
             tls: TlsMetrics {
                 handshake_errors: Counter::new(
                     "pathmeter_http_tls_handshake_errors_total",
-                    "HTTP connections that did not get through the TLS handshake.",
+                    "HTTP connections whose TLS handshake failed.",
                 )
                 .expect(VALID),
                 certificate_expiry: Gauge::new(
                     "pathmeter_http_tls_certificate_expiry_timestamp_seconds",
-                    "When the certificate of the HTTP port ends, in seconds since 1970.",
+                    "Unix time at which the certificate of the HTTP port expires.",
                 )
                 .expect(VALID),
                 reload_successful: Gauge::new(
                     "pathmeter_tls_files_last_reload_successful",
-                    "Whether every certificate, key and web config file is in force as it was last found.",
+                    "1 if the latest version of every certificate, key and web config file is in use, else 0.",
                 )
                 .expect(VALID),
                 has_files: AtomicBool::new(false),
             },
             discovery: ProviderMetrics::new(&registry),
             proc: Proc {
-                cpu: counter(&registry, "process_cpu_seconds_total", "User and system CPU time."),
-                open_fds: gauge(&registry, "process_open_fds", "Open file descriptors."),
-                max_fds: gauge(&registry, "process_max_fds", "The most file descriptors that may be open."),
-                virtual_memory: gauge(&registry, "process_virtual_memory_bytes", "Virtual memory."),
-                resident_memory: gauge(&registry, "process_resident_memory_bytes", "Resident memory."),
-                start: gauge(&registry, "process_start_time_seconds", "When the process began, since 1970."),
-                threads: gauge(&registry, "process_threads", "Threads."),
+                cpu: counter(
+                    &registry,
+                    "process_cpu_seconds_total",
+                    "Total user and system CPU time spent in seconds.",
+                ),
+                open_fds: gauge(&registry, "process_open_fds", "Number of open file descriptors."),
+                max_fds: gauge(&registry, "process_max_fds", "Maximum number of open file descriptors."),
+                virtual_memory: gauge(
+                    &registry,
+                    "process_virtual_memory_bytes",
+                    "Virtual memory size in bytes.",
+                ),
+                resident_memory: gauge(
+                    &registry,
+                    "process_resident_memory_bytes",
+                    "Resident memory size in bytes.",
+                ),
+                start: gauge(
+                    &registry,
+                    "process_start_time_seconds",
+                    "Start time of the process since unix epoch in seconds.",
+                ),
+                threads: gauge(&registry, "process_threads", "Number of OS threads in the process."),
             },
             hash: Mutex::new(None),
             registry,
@@ -188,26 +209,26 @@ impl ProcessMetrics {
         metrics
     }
 
-    /// A configuration was put in force, or was refused (`None`).
+    /// Records that the configuration with this hash was applied, or that one was rejected (`None`).
     pub fn reloaded(&self, hash: Option<&str>) {
         self.reload_successful.set(if hash.is_some() { 1.0 } else { 0.0 });
         let Some(hash) = hash else { return };
         self.reload_at.set(seconds_since_1970().floor());
-        let mut known = self.hash.lock().expect("nobody panics while holding it");
+        let mut known = self.hash.lock().expect("no holder of the lock panics");
         if let Some(old) = known.replace(hash.to_owned()) {
-            // Absent when the same configuration is read again twice.
+            // The label is already gone if the same configuration was read twice.
             let _ = self.config_info.remove_label_values(&[&old]);
         }
         self.config_info.with_label_values(&[hash]).set(1.0);
     }
 
-    /// Whether the files for TLS are in force as they are; `None`: there are none.
+    /// Sets whether the latest TLS files are in use; `None` if there are none.
     pub fn set_tls_files(&self, are_latest: Option<bool>) {
         self.tls.has_files.store(are_latest.is_some(), Relaxed);
         self.tls.reload_successful.set(if are_latest == Some(true) { 1.0 } else { 0.0 });
     }
 
-    /// How many peers and targets are in each state.
+    /// Sets the number of peers and targets in each state.
     pub fn set_peers(&self, count: impl Fn(PeerState) -> usize) {
         for state in PeerState::ALL {
             #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² peers")]
@@ -215,23 +236,23 @@ impl ProcessMetrics {
         }
     }
 
-    /// How asking the providers goes; those that are not among them are no more.
+    /// Replaces the metrics of all discovery providers. Providers that are not listed lose their series.
     pub fn set_providers<'a>(&self, providers: impl Iterator<Item = ProviderCounts<'a>>) {
         self.discovery.set(providers);
     }
 
-    /// A peer's name could not be looked up.
+    /// Counts a failed DNS lookup of a peer's name.
     pub fn resolve_failed(&self) {
         self.resolve_failures.inc();
     }
 
-    /// How many paths are not exported.
+    /// Sets the number of paths that are not exported.
     pub fn set_series_dropped(&self, paths: usize) {
         #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² paths")]
         self.series_dropped.set(paths as f64);
     }
 
-    /// Reads what is read on demand, and gives all families.
+    /// Updates the metrics that are read on demand, and returns all families.
     #[must_use]
     pub fn gather(&self, http: &HttpCounts) -> Vec<MetricFamily> {
         #[expect(clippy::cast_precision_loss, reason = "counts below 2⁵²")]
@@ -268,23 +289,24 @@ impl Default for ProcessMetrics {
 }
 
 impl Proc {
-    /// Leaves what cannot be read as it was: `/proc` may not be mounted.
+    /// Reads the current values. Values that cannot be read stay unchanged: `/proc` may not be mounted.
     fn read(&self) {
         if let Ok(stat) = fs::read_to_string("/proc/self/stat") {
             self.stat(&stat);
         }
         if let Ok(open) = fs::read_dir("/proc/self/fd") {
-            // The directory that is being read is open itself.
+            // The descriptor of the directory being read does not count.
             #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2⁵² descriptors")]
             self.open_fds.set(open.count().saturating_sub(1) as f64);
         }
         if let Ok((soft, _)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
-            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            #[expect(clippy::cast_precision_loss, reason = "displayed only")]
             self.max_fds.set(soft as f64);
         }
     }
 
-    /// Fields by proc(5), counted from 1; those behind the name are found from its closing parenthesis.
+    /// Reads the fields of `/proc/self/stat`, numbered from 1 as in proc(5). Fields are counted from the
+    /// closing parenthesis of the process name, which can contain spaces.
     fn stat(&self, stat: &str) {
         let ticks = system(SysconfVar::CLK_TCK, 100);
         let page = system(SysconfVar::PAGE_SIZE, 4_096);

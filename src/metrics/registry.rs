@@ -1,8 +1,8 @@
-//! Metrics of the `prometheus` crate, made and registered.
+//! Constructors that create and register metrics of the `prometheus` crate.
 
 use prometheus::{Counter, CounterVec, Gauge, GaugeVec, IntCounter, Opts, Registry};
 
-/// Why making or registering a metric cannot fail.
+/// Why creating or registering a metric cannot fail.
 pub(super) const VALID: &str = "names and help texts are constants, and each is registered once";
 
 pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> Gauge {

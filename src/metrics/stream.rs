@@ -1,4 +1,4 @@
-//! The series of paths over connections: how they are made, why they end, what TCP says about them.
+//! Series of paths over connections: connection setup, the reasons why connections end, and TCP statistics.
 
 use std::time::Duration;
 
@@ -9,28 +9,28 @@ use super::distribution::{Buckets, RTT_BOUNDS, SumAndCount};
 use super::labels::{Labelled, Labels as _, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label, summary};
 
-/// Why there is no connection, or no longer.
+/// Why a connection could not be established, or ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConnectErrorKind {
-    /// Nobody listens there.
+    /// The connection was refused: the port is not listening.
     Refused,
-    /// The network said that there is no way.
+    /// The network or this host reported that there is no route.
     Unreachable,
-    /// It took too long: to connect, or until something came back.
+    /// Connecting, or waiting for a reply, took too long.
     Timeout,
-    /// It was reset.
+    /// The connection was reset.
     Reset,
-    /// The other side closed it.
+    /// The other side closed the connection.
     Closed,
-    /// The other side will not answer us.
+    /// The other side refuses to answer this agent.
     Denied,
-    /// TLS could not be agreed on.
+    /// The TLS handshake failed.
     Tls,
-    /// The other side does not speak as it should.
+    /// The other side violated the protocol.
     Protocol,
-    /// Its name has no address any more.
+    /// The name could not be resolved.
     Unresolved,
-    /// Our own host could not.
+    /// A local error of this host.
     Local,
 }
 
@@ -47,18 +47,18 @@ labels!(ConnectErrorKind, "reason", {
     Local => "local",
 });
 
-/// What making a connection consists of besides TCP's own handshake.
+/// Stage of establishing a connection other than the TCP handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectStage {
-    /// Looking up the name.
+    /// DNS lookup.
     Resolve,
-    /// Agreeing on TLS.
+    /// TLS handshake.
     Tls,
-    /// Our own greeting over TCP.
+    /// The pathmeter greeting over TCP.
     Greeting,
-    /// The upgrade to a WebSocket.
+    /// Upgrade to WebSocket.
     WebSocket,
-    /// From a first HTTP request to the head of its answer.
+    /// From the first HTTP request to the header of its response.
     FirstByte,
 }
 
@@ -70,12 +70,12 @@ labels!(ConnectStage, "stage", {
     FirstByte => "first_byte",
 });
 
-/// How an answer that came can still be the wrong one.
+/// Why an HTTP response is not the expected one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnexpectedResponse {
-    /// Another status than was expected.
+    /// Unexpected status code.
     Status,
-    /// A body without what was expected in it.
+    /// The body does not contain the expected text.
     Body,
 }
 
@@ -84,30 +84,30 @@ labels!(UnexpectedResponse, "reason", {
     Body => "body",
 });
 
-/// What the kernel says about a TCP connection (TCP_INFO). Times in microseconds, as the kernel has them.
+/// Kernel statistics of a TCP connection (`TCP_INFO`). Times are in microseconds, as in the kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TcpInfo {
-    /// Smoothed round trip.
+    /// Smoothed RTT (SRTT).
     pub rtt: u64,
-    /// Its mean deviation.
+    /// Mean deviation of the RTT (RTTVAR).
     pub rtt_variation: u64,
-    /// Smallest round trip of the last minutes; 0: none yet.
+    /// Smallest RTT of the last minutes; 0 if there is none yet.
     pub rtt_minimum: u64,
-    /// Segments sent again.
+    /// Retransmitted segments.
     pub retransmits: u64,
-    /// Bytes sent again.
+    /// Retransmitted bytes.
     pub bytes_retransmitted: u64,
-    /// The last measured rate in bytes per second; 0: none yet.
+    /// Last measured delivery rate in bytes per second; 0 if there is none yet.
     pub delivery_rate: u64,
-    /// Time with data to send or unacknowledged.
+    /// Time with unsent or unacknowledged data.
     pub busy: u64,
-    /// Of that, limited by the receiver's window.
+    /// Part of `busy` that was limited by the receive window of the other side.
     pub window_limited: u64,
-    /// Of that, limited by our send buffer.
+    /// Part of `busy` that was limited by the local send buffer.
     pub buffer_limited: u64,
 }
 
-/// What one path over connections has seen.
+/// Measurements of one path over connections.
 #[derive(Debug, Default)]
 pub struct StreamSeries {
     labels: String,
@@ -130,75 +130,75 @@ pub struct StreamSeries {
 }
 
 impl StreamSeries {
-    /// The series of one path, all zero.
+    /// Returns the series of one path, all zero.
     #[must_use]
     pub fn new(probe: &str, peer: &str, family: &str) -> Self {
         let labels = [label("probe", probe), label("peer", peer), label("family", family)].join(",");
         Self { labels, ..Self::default() }
     }
 
-    /// The connection that carries the messages stands.
+    /// Records that the connection that carries the messages is established.
     pub fn connected(&self) {
         self.connected.set(1);
     }
 
-    /// The connection that carries the messages, or an attempt to make it, has ended.
+    /// Records that the connection that carries the messages, or an attempt to establish it, ended.
     pub fn disconnected(&self, why: ConnectErrorKind) {
         self.connected.set(0);
         self.forget_tcp();
         self.reconnects.of(why).inc();
     }
 
-    /// Another path goes on with these, maybe without TLS.
+    /// Prepares the series for another path, which may not use TLS: counters continue.
     pub fn begin_again(&self) {
         self.certificate_expiry.set(0);
     }
 
-    /// There is no connection because none is wanted any more.
+    /// Records that the connection was closed because it is not needed.
     pub fn put_away(&self) {
         self.connected.set(0);
         self.forget_tcp();
     }
 
-    /// What TCP said of a connection that is gone says nothing of the next one.
+    /// Resets the TCP gauges: those of a closed connection do not describe the next one.
     fn forget_tcp(&self) {
         for cell in [&self.rtt, &self.rtt_variation, &self.rtt_minimum, &self.delivery_rate] {
             cell.set(0);
         }
     }
 
-    /// HTTP answers that were not the expected ones.
+    /// Returns the number of unexpected HTTP responses.
     #[must_use]
     pub fn unexpected_answers(&self) -> u64 {
         self.unexpected.total()
     }
 
-    /// TCP's handshake of a fresh connection took this long.
+    /// Records the duration of the TCP handshake of a new connection.
     pub fn connects_took(&self, span: Duration) {
         self.connects.add(&RTT_BOUNDS, nanos(span));
     }
 
-    /// A stage of a fresh connection took this long.
+    /// Records the duration of a stage of establishing a new connection.
     pub fn stage_took(&self, stage: ConnectStage, span: Duration) {
         self.stages[stage.index()].add(span);
     }
 
-    /// A fresh connection could not be made.
+    /// Counts a new connection that could not be established.
     pub fn connect_failed(&self, why: ConnectErrorKind) {
         self.connect_failures.of(why).inc();
     }
 
-    /// An answer was not the expected one.
+    /// Counts an unexpected HTTP response.
     pub fn unexpected(&self, what: UnexpectedResponse) {
         self.unexpected.of(what).inc();
     }
 
-    /// When the certificate that the other side showed expires, in seconds since 1970.
+    /// Sets the expiry of the other side's certificate, in seconds since the Unix epoch.
     pub fn certificate_expires(&self, at: u64) {
         self.certificate_expiry.set(at);
     }
 
-    /// TCP says `now` of the connection of which it said `before` earlier.
+    /// Records the statistics of a connection: `now`, and `before` as of the previous call.
     pub fn tcp(&self, before: &TcpInfo, now: &TcpInfo) {
         for (cell, before, now) in [
             (&self.retransmits, before.retransmits, now.retransmits),
@@ -237,24 +237,24 @@ impl Series for StreamSeries {
 const FAMILIES: [Family<StreamSeries>; 16] = [
     histogram(
         "pathmeter_echo_connect_duration_seconds",
-        "TCP handshakes of fresh connections, made only to measure them.",
+        "Duration of the TCP handshake of new connections that are opened only to be timed.",
         |w, name, s| s.connects.write(w, name, &s.labels, &RTT_BOUNDS, Writer::seconds),
     ),
     counter(
         "pathmeter_echo_connect_failures_total",
-        "Fresh connections that could not be made, or not as far as to the first answer.",
+        "New connections that failed before their first response, by reason.",
         |w, name, s| s.connect_failures.write(w, name, &s.labels),
     ),
     gauge(
         "pathmeter_echo_connected",
-        "Whether the connection that carries the messages stands.",
+        "1 if the connection that carries the messages is established, else 0.",
         |w, name, s| {
             one(w, name, s, &s.connected);
         },
     ),
     summary(
         "pathmeter_echo_handshake_duration_seconds",
-        "What fresh connections took besides TCP's handshake, by stage.",
+        "Duration of the stages of a new connection other than the TCP handshake.",
         |w, name, s| {
             for (mean, stage) in s.stages.iter().zip(ConnectStage::ALL) {
                 mean.write(w, name, &s.labels, stage.rest());
@@ -263,60 +263,60 @@ const FAMILIES: [Family<StreamSeries>; 16] = [
     ),
     counter(
         "pathmeter_echo_reconnects_total",
-        "Ends of the connection that carries the messages, and failed attempts to make it.",
+        "Closed connections that carried messages, and failed attempts to establish one, by reason.",
         |w, name, s| s.reconnects.write(w, name, &s.labels),
     ),
     counter(
         "pathmeter_echo_tcp_busy_seconds_total",
-        "Time with data to send or unacknowledged.",
+        "Time with unsent or unacknowledged data.",
         |w, name, s| micros(w, name, s, &s.busy),
     ),
     gauge(
         "pathmeter_echo_tcp_delivery_rate_bytes_per_second",
-        "The kernel's last measurement of how fast data was delivered; 0: none yet.",
+        "Last delivery rate measured by the kernel; 0 if there is none yet.",
         |w, name, s| one(w, name, s, &s.delivery_rate),
     ),
     counter(
         "pathmeter_echo_tcp_receive_window_limited_seconds_total",
-        "Of the busy time, how long the receiver's window kept us from sending.",
+        "Part of the busy time in which the receive window of the other side limited sending.",
         |w, name, s| micros(w, name, s, &s.window_limited),
     ),
     counter(
         "pathmeter_echo_tcp_retransmitted_bytes_total",
-        "Bytes that the kernel sent again.",
+        "Bytes retransmitted by the kernel.",
         |w, name, s| one(w, name, s, &s.bytes_retransmitted),
     ),
-    counter("pathmeter_echo_tcp_retransmits_total", "Segments that the kernel sent again.", |w, name, s| {
+    counter("pathmeter_echo_tcp_retransmits_total", "Segments retransmitted by the kernel.", |w, name, s| {
         one(w, name, s, &s.retransmits);
     }),
     gauge(
         "pathmeter_echo_tcp_rtt_minimum_seconds",
-        "Smallest round trip that the kernel saw in the last minutes; 0: none yet.",
+        "Smallest RTT measured by the kernel in the last minutes; 0 if there is none yet.",
         |w, name, s| micros(w, name, s, &s.rtt_minimum),
     ),
     gauge(
         "pathmeter_echo_tcp_rtt_variation_seconds",
-        "Mean deviation of the kernel's round trips (RTTVAR, RFC 6298).",
+        "Mean deviation of the RTT measured by the kernel (RTTVAR, RFC 6298).",
         |w, name, s| micros(w, name, s, &s.rtt_variation),
     ),
     counter(
         "pathmeter_echo_tcp_send_buffer_limited_seconds_total",
-        "Of the busy time, how long our send buffer kept us from sending.",
+        "Part of the busy time in which the local send buffer limited sending.",
         |w, name, s| micros(w, name, s, &s.buffer_limited),
     ),
     gauge(
         "pathmeter_echo_tcp_srtt_seconds",
-        "The kernel's smoothed round trip (SRTT, RFC 6298); 0: none yet.",
+        "Smoothed RTT measured by the kernel (SRTT, RFC 6298); 0 if there is none yet.",
         |w, name, s| micros(w, name, s, &s.rtt),
     ),
     counter(
         "pathmeter_echo_unexpected_total",
-        "HTTP answers with another status or body than was expected; they count as answered.",
+        "HTTP responses with an unexpected status or body. They count as answered.",
         |w, name, s| s.unexpected.write(w, name, &s.labels),
     ),
     gauge(
         "pathmeter_tls_certificate_expiry_timestamp_seconds",
-        "When the certificate of the other side expires. Absent without TLS.",
+        "Unix time at which the certificate of the other side expires. Absent without TLS.",
         |w, name, s| {
             if s.certificate_expiry.get() > 0 {
                 one(w, name, s, &s.certificate_expiry);

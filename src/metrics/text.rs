@@ -1,11 +1,11 @@
-//! The text formats of Prometheus, written without allocating.
+//! Writers for the Prometheus text formats. They write lines without allocating.
 //!
-//! Lines are the same in both; bounds of buckets are written as floats, as OpenMetrics wants them and Prometheus 3 makes them, so that
-//! which format is scraped changes no series.
+//! Samples are the same in both formats. Bucket bounds are written as floats, as OpenMetrics requires and
+//! Prometheus 3 normalises them, so that the negotiated format does not change any series.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A counter or gauge that one thread writes and a scrape reads.
+/// Value of a counter or gauge, written by one thread and read by scrapes.
 #[derive(Debug, Default)]
 pub struct Cell(AtomicU64);
 
@@ -20,28 +20,28 @@ impl Cell {
         self.add(1);
     }
 
-    /// Replaces the value.
+    /// Sets the value.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// The value.
+    /// Returns the value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What a family is.
+/// Type of a metric family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FamilyType {
-    /// Only goes up.
+    /// A value that only increases.
     Counter,
-    /// Goes up and down.
+    /// A value that increases and decreases.
     Gauge,
     /// Buckets, a sum and a count.
     Histogram,
-    /// A sum and a count.
+    /// A sum and a count, without quantiles.
     Summary,
 }
 
@@ -56,17 +56,17 @@ impl FamilyType {
     }
 }
 
-/// How a page is written.
+/// Text format of a metrics page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpositionFormat {
-    /// The text format 0.0.4.
+    /// Prometheus text format 0.0.4.
     Classic,
-    /// OpenMetrics 1.0.0: families of counters are called without `_total`, and the page says where it ends.
+    /// OpenMetrics 1.0.0: names of counter families lack `_total`, and the page ends with `# EOF`.
     OpenMetrics,
 }
 
 impl ExpositionFormat {
-    /// What a family is called that has these samples.
+    /// Returns the name of the family whose samples are called `name`.
     pub(super) fn family(self, kind: FamilyType, name: &str) -> &str {
         match (self, kind) {
             (Self::OpenMetrics, FamilyType::Counter) => name.strip_suffix("_total").unwrap_or(name),
@@ -75,7 +75,7 @@ impl ExpositionFormat {
         }
     }
 
-    /// The end of a page.
+    /// Returns the end of a page.
     pub(super) const fn end(self) -> &'static [u8] {
         match self {
             Self::Classic => b"",
@@ -84,7 +84,7 @@ impl ExpositionFormat {
     }
 }
 
-/// One family of lines, written for each `S` there is.
+/// A metric family, whose lines are written for each `S`.
 pub struct Family<S> {
     pub(super) name: &'static str,
     kind: FamilyType,
@@ -92,7 +92,7 @@ pub struct Family<S> {
     lines: Lines<S>,
 }
 
-/// Writes the lines of one `S` under a name.
+/// Writes the lines of one `S` under the family's name.
 pub(super) type Lines<S> = fn(&mut Writer<'_>, &'static str, &S);
 
 pub(super) const fn counter<S>(name: &'static str, help: &'static str, lines: Lines<S>) -> Family<S> {
@@ -118,12 +118,12 @@ impl<S> std::fmt::Debug for Family<S> {
 }
 
 impl<S> Family<S> {
-    /// Begins the family.
+    /// Writes the header lines of the family.
     pub(super) fn begin(&self, page: &mut Vec<u8>, format: ExpositionFormat) {
         Writer::new(page).family(self.name, self.kind, self.help, format);
     }
 
-    /// Writes the lines of some.
+    /// Writes the lines of some members.
     pub(super) fn write<'a>(&self, page: &mut Vec<u8>, all: impl Iterator<Item = &'a S>)
     where
         S: 'a,
@@ -135,19 +135,19 @@ impl<S> Family<S> {
     }
 }
 
-/// Appends to a page.
+/// Appends lines to a page.
 #[derive(Debug)]
 pub struct Writer<'a> {
     page: &'a mut Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
-    /// Appends to `page`.
+    /// Returns a writer that appends to `page`.
     pub fn new(page: &'a mut Vec<u8>) -> Self {
         Self { page }
     }
 
-    /// Begins a family.
+    /// Writes the `HELP` and `TYPE` lines of a family.
     pub fn family(&mut self, name: &str, kind: FamilyType, help: &str, format: ExpositionFormat) {
         let name = format.family(kind, name);
         for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind.name(), "\n"] {
@@ -155,15 +155,15 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// One line: `name` with a suffix, the rendered `labels`, and `rest`: rendered further labels, each with a leading
-    /// comma, up to and with the closing brace and space.
+    /// Writes one line: `name` with a suffix, the rendered `labels`, and `rest`: further rendered labels,
+    /// each with a leading comma, up to and including the closing brace and space.
     pub fn count(&mut self, name: &str, suffix: Suffix, labels: &str, rest: &str, value: u64) {
         self.begin(name, suffix, labels, rest);
         self.integer(value);
         self.page.push(b'\n');
     }
 
-    /// One line without labels.
+    /// Writes one line without labels.
     pub fn plain(&mut self, name: &str, value: u64) {
         self.text(name);
         self.text(" ");
@@ -171,7 +171,7 @@ impl<'a> Writer<'a> {
         self.text("\n");
     }
 
-    /// As [`Writer::count`], with nanoseconds shown as seconds.
+    /// Like [`Writer::count`], but shows nanoseconds as seconds.
     pub fn seconds(&mut self, name: &str, suffix: Suffix, labels: &str, rest: &str, nanos: u64) {
         self.begin(name, suffix, labels, rest);
         self.nanos_as_seconds(nanos);
@@ -180,7 +180,7 @@ impl<'a> Writer<'a> {
 
     fn begin(&mut self, name: &str, suffix: Suffix, labels: &str, rest: &str) {
         let opening = suffix.opening();
-        // One look at the room for the whole line, a number and a line's end included.
+        // Reserves space once for the whole line, including the number and the line feed.
         self.page.reserve(name.len() + opening.len() + labels.len() + rest.len() + 32);
         self.text(name);
         self.text(opening);
@@ -213,7 +213,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// What stands between a family's name and its labels.
+/// What follows a family's name in a sample's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suffix {
     /// Nothing.
@@ -237,13 +237,13 @@ impl Suffix {
     }
 }
 
-/// The rest of a line without further labels.
+/// End of the label set of a line without further labels.
 pub const CLOSE: &str = "} ";
 
-/// The last bucket of every histogram.
+/// End of the label set of a histogram's last bucket.
 pub const INFINITY: &str = ",le=\"+Inf\"} ";
 
-/// A label as it stands in a line: `name="value"`, with the value escaped.
+/// Returns a rendered label, `name="value"`, with the value escaped.
 #[must_use]
 pub fn label(name: &str, value: &str) -> String {
     let mut out = String::with_capacity(name.len() + value.len() + 3);
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nanoseconds_are_shown_as_seconds_without_rounding() {
+    fn nanoseconds_are_written_as_seconds_without_rounding() {
         let shown = |nanos| {
             let mut page = Vec::new();
             Writer::new(&mut page).nanos_as_seconds(nanos);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_labels_value_is_escaped() {
+    fn label_values_are_escaped() {
         assert_eq!(label("peer", "a\"b\\c\nd"), r#"peer="a\"b\\c\nd""#);
     }
 }

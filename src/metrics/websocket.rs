@@ -1,46 +1,46 @@
-//! The series of `/ws`.
+//! Series of the WebSocket responder at `/ws`.
 
 use super::block::Series;
 use super::labels::{Labelled, labels};
 use super::text::{Cell, Family, counter, gauge};
 
-/// What the WebSocket responder counts. Accepted clients are those that are connected and those that have ended.
+/// Metrics of the WebSocket responder. Accepted clients are those connected plus those closed.
 #[derive(Debug, Default)]
 pub struct WebSocketSeries {
-    /// Clients that are connected.
+    /// Connected clients.
     pub clients: Cell,
-    /// Clients that were let in.
+    /// Accepted clients.
     pub accepted: Cell,
     refused: Labelled<ClientRefusal, 4>,
-    /// Messages that were sent back.
+    /// Messages echoed.
     pub messages: Cell,
-    /// Their payload.
+    /// Payload bytes of the echoed messages.
     pub bytes: Cell,
     closed: Labelled<CloseReason, 7>,
 }
 
 impl WebSocketSeries {
-    /// A client was not let in.
+    /// Counts a refused client.
     pub fn refused(&self, why: ClientRefusal) {
         self.refused.of(why).inc();
     }
 
-    /// A client that was let in has ended.
+    /// Counts an accepted client whose connection was closed.
     pub fn closed(&self, why: CloseReason) {
         self.closed.of(why).inc();
     }
 }
 
-/// Why a client is not let in.
+/// Why a client is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientRefusal {
-    /// Its page is of an origin that may not.
+    /// The `Origin` of its page is not allowed.
     Origin,
-    /// Neither its address nor a key admits it.
+    /// Neither its address nor a key authorises it.
     Admission,
-    /// There are as many as there may be.
+    /// A connection limit was reached.
     Limit,
-    /// It is no WebSocket client, or of another version.
+    /// Not a valid WebSocket handshake, or an unsupported version.
     BadRequest,
 }
 
@@ -51,22 +51,22 @@ labels!(ClientRefusal, "reason", {
     BadRequest => "bad_request",
 });
 
-/// How a client ended.
+/// Why the connection of an accepted client was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
-    /// It said so.
+    /// The client sent a close frame.
     Client,
-    /// Nothing came from it any more.
+    /// Nothing was received from the client within the idle timeout.
     Idle,
-    /// It sent a message that is too large.
+    /// The client sent a message above the size limit.
     TooLarge,
-    /// It broke the protocol, or sent text that is none.
+    /// The client violated the protocol, or sent invalid UTF-8 as text.
     Protocol,
-    /// It did not take what was sent to it.
+    /// The client did not read what was sent to it.
     Stalled,
-    /// We leave, or do not answer any more.
+    /// The agent is stopping, or the client is not authorised any more.
     GoingAway,
-    /// Its connection ended without a word.
+    /// The connection ended without a close frame.
     Error,
 }
 
@@ -87,32 +87,24 @@ impl Series for WebSocketSeries {
 
 /// In alphabetical order.
 const FAMILIES: [Family<WebSocketSeries>; 6] = [
-    counter(
-        "pathmeter_websocket_bytes_total",
-        "Payload of the messages that were sent back.",
-        |w, name, s| w.plain(name, s.bytes.get()),
-    ),
-    gauge("pathmeter_websocket_clients", "WebSocket clients that are connected.", |w, name, s| {
+    counter("pathmeter_websocket_bytes_total", "Payload bytes of echoed messages.", |w, name, s| {
+        w.plain(name, s.bytes.get())
+    }),
+    gauge("pathmeter_websocket_clients", "Connected WebSocket clients.", |w, name, s| {
         w.plain(name, s.clients.get())
     }),
-    counter(
-        "pathmeter_websocket_clients_accepted_total",
-        "WebSocket clients that were let in.",
-        |w, name, s| w.plain(name, s.accepted.get()),
-    ),
+    counter("pathmeter_websocket_clients_accepted_total", "Accepted WebSocket clients.", |w, name, s| {
+        w.plain(name, s.accepted.get())
+    }),
     counter(
         "pathmeter_websocket_closed_total",
-        "WebSocket clients that were let in and have ended, by how.",
+        "Closed connections of accepted WebSocket clients, by reason.",
         |w, name, s| s.closed.write_alone(w, name),
     ),
-    counter(
-        "pathmeter_websocket_messages_total",
-        "Messages of WebSocket clients that were sent back.",
-        |w, name, s| w.plain(name, s.messages.get()),
-    ),
-    counter(
-        "pathmeter_websocket_refused_total",
-        "WebSocket clients that were not let in, by reason.",
-        |w, name, s| s.refused.write_alone(w, name),
-    ),
+    counter("pathmeter_websocket_messages_total", "Messages of WebSocket clients echoed.", |w, name, s| {
+        w.plain(name, s.messages.get())
+    }),
+    counter("pathmeter_websocket_refused_total", "Refused WebSocket clients, by reason.", |w, name, s| {
+        s.refused.write_alone(w, name)
+    }),
 ];

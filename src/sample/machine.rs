@@ -1,4 +1,4 @@
-//! Decides when to send, and what came back.
+//! The machine of the sample probe.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ pub(super) struct SampleMachine {
     reports: VecDeque<SampleReport>,
 }
 
-/// What it learns.
+/// A report of [`SampleMachine`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SampleReport {
     Sent,
@@ -31,7 +31,8 @@ pub(super) enum SampleReport {
     Withdrawn,
 }
 
-/// Where the session identifier of a STAMP packet is (RFC 8972 section 3), by which replies find their task.
+/// Offset of the session identifier in a STAMP packet (RFC 8972 section 3), which assigns replies to their
+/// task.
 const SSID_AT: usize = 14;
 
 impl SampleMachine {
@@ -46,9 +47,9 @@ impl Machine for SampleMachine {
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         let sequence = datagram.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
-        let place = self.in_flight.iter().position(|known| Some(*known) == sequence);
-        if let (None, Some(place)) = (arrival.icmp, place) {
-            let is_first = self.in_flight.remove(place) == 0;
+        let index = self.in_flight.iter().position(|known| Some(*known) == sequence);
+        if let (None, Some(index)) = (arrival.icmp, index) {
+            let is_first = self.in_flight.remove(index) == 0;
             self.reports.push_back(SampleReport::Answered { is_first });
         }
     }

@@ -1,6 +1,7 @@
-//! A kind of probe that exists in tests only: it shows what a new kind brings, and that nothing else has to change.
+//! A kind of probe that exists only in tests. It shows what a new kind must provide, and that no other code
+//! has to change.
 //!
-//! It sends datagrams and counts those that come back as they were sent.
+//! It sends datagrams and counts those that are returned unchanged.
 
 mod machine;
 mod path;

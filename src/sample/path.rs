@@ -1,4 +1,4 @@
-//! How a path is measured, and a path that runs.
+//! The plan of a sample path, and a running sample path.
 
 use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! Its task on a datagram loop, and its event.
+//! The recorder of the sample probe, and its event.
 
 use std::sync::Arc;
 

@@ -20,13 +20,13 @@ use crate::settings::Settings;
 use crate::stream;
 
 /// A host that sends every datagram back.
-struct Echoing {
+struct EchoServer {
     port: u16,
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Echoing {
+impl EchoServer {
     fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -44,14 +44,14 @@ impl Echoing {
     }
 }
 
-impl Drop for Echoing {
+impl Drop for EchoServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap();
     }
 }
 
-/// What a daemon would have of it.
+/// The parts of a daemon that the tests need.
 struct Agent {
     fleet: Fleet,
     loops: Loops,
@@ -97,10 +97,10 @@ impl Agent {
         }
     }
 
-    fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+    fn until(&mut self, description: &str, condition: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !is_so(self) {
-            assert!(Instant::now() < deadline, "in vain: {what}");
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "timed out waiting for: {description}");
             self.take_events();
             thread::sleep(Duration::from_millis(2));
         }
@@ -128,55 +128,55 @@ fn settings(port: u16, probes: &str) -> Settings {
 }
 
 #[test]
-fn a_new_kind_is_configured_measured_exported_and_ended_like_every_other() {
-    let echoing = Echoing::start();
+fn new_probe_kind_is_configured_measured_exported_and_stopped_like_any_other() {
+    let echo_server = EchoServer::start();
     let probe = "[{name: s, kind: sample, targets: [host], interval: 2ms, size: 64B}]";
-    let with = settings(echoing.port, probe);
+    let configured = settings(echo_server.port, probe);
     let mut agent = Agent::start();
-    agent.apply(&with);
+    agent.apply(&configured);
     agent.until("answers", |agent| agent.answered() >= 10);
 
-    // Its metrics: as many lines as it says, and counted by the limit on series.
-    let page = agent.page(&with);
+    // Metrics: the declared number of lines, which counts towards the limit on series.
+    let page = agent.page(&configured);
     let lines = page.lines().filter(|line| line.starts_with("pathmeter_sample_")).count();
     assert_eq!(lines, 3, "{page}");
-    let mut limited = with.config.metrics.clone();
+    let mut limited = configured.config.metrics.clone();
     limited.max_series = 2;
     assert_eq!(agent.fleet.exported(&limited).dropped, 1);
 
-    // Its event, its JSON and its row.
+    // Event, JSON and table row.
     agent.until("an event", |agent| !agent.log.after(0).is_empty());
     assert_eq!(agent.log.after(0)[0].event, "sample_answered");
     let measured = agent.fleet.status(&BTreeMap::new())[0].measured.clone().unwrap();
     assert!(measured.json()["answered"].as_u64().unwrap() >= 10);
     assert_eq!(measured.row().head, "answered");
 
-    // A path that is not changed is not touched; a changed one goes on with its counters.
+    // An unchanged path continues; a changed one restarts with its counters kept.
     let (before, finished) = (agent.answered(), agent.finished);
-    agent.apply(&with);
+    agent.apply(&configured);
     agent.until("more answers", |agent| agent.answered() > before + 5);
     assert_eq!(agent.finished, finished);
-    agent.apply(&settings(echoing.port, &probe.replace("64B", "65B")));
+    agent.apply(&settings(echo_server.port, &probe.replace("64B", "65B")));
     assert!(agent.answered() > before);
     agent.until("the path is replaced", |agent| agent.finished == finished + 1);
 
-    // A goodbye of the peer reaches it, and a stop waits for it and ends it.
+    // The path receives the goodbye of its peer, and a stop waits for the path to end.
     agent.fleet.peer_leaving("host", Clock::now(), &agent.loops);
     agent.loops.stop(Duration::from_secs(30));
     agent.until("the end", |agent| agent.loops.are_finished());
     agent.take_events();
-    assert_eq!(agent.finished, finished + 2, "a path that ends says so");
+    assert_eq!(agent.finished, finished + 2, "a path that ends is reported");
     assert_eq!(agent.loops.prober.series().accounting_errors.get(), 0);
 }
 
 #[test]
-fn a_path_that_is_removed_says_so_and_balances() {
-    let echoing = Echoing::start();
-    let with = settings(echoing.port, "[{name: s, kind: sample, targets: [host], interval: 2ms}]");
+fn removed_path_reports_its_end_and_balances() {
+    let echo_server = EchoServer::start();
+    let configured = settings(echo_server.port, "[{name: s, kind: sample, targets: [host], interval: 2ms}]");
     let mut agent = Agent::start();
-    agent.apply(&with);
+    agent.apply(&configured);
     agent.until("an answer", |agent| agent.answered() >= 1);
-    agent.apply(&settings(echoing.port, "[]"));
+    agent.apply(&settings(echo_server.port, "[]"));
     agent.until("the path is gone", |agent| agent.finished == 1);
     agent.loops.stop(Duration::ZERO);
     agent.until("the end", |agent| agent.loops.are_finished());

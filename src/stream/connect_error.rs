@@ -1,62 +1,67 @@
-//! Why there is no connection.
+//! Connection errors.
 
 use std::error::Error;
 use std::io;
 
 use pathmeter_proto::machine::NotSent;
 
-use crate::datagram::refusal;
+use crate::datagram::not_sent_reason;
 use crate::http::client::TlsClient;
 use crate::metrics::stream::ConnectErrorKind;
 
-/// Why there is no connection, or no longer.
+/// Why a connection could not be made or has ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub(super) struct ConnectError {
-    pub(super) why: ConnectErrorKind,
-    /// What our own host could not do, where it is to blame: then nothing is sent, and nothing lost.
-    pub(super) ours: Option<NotSent>,
-    /// A sentence for people.
+    pub(super) kind: ConnectErrorKind,
+    /// The local cause, if this host is the cause: messages then count as not sent instead of lost.
+    pub(super) not_sent: Option<NotSent>,
+    /// The error text for logs.
     pub(super) text: String,
 }
 
 impl ConnectError {
-    pub(super) fn new(why: ConnectErrorKind, text: impl Into<String>) -> Self {
-        Self { why, ours: None, text: text.into() }
+    pub(super) fn new(kind: ConnectErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, not_sent: None, text: text.into() }
     }
 
-    /// What an error on a connection means; `doing`: what, and with whom.
-    pub(super) fn on_the_way(doing: &str, error: &io::Error) -> Self {
-        let why = match error.raw_os_error() {
+    /// Converts an I/O error on a connection. `operation` names the operation and the address.
+    pub(super) fn from_io(operation: &str, error: &io::Error) -> Self {
+        let kind = match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => ConnectErrorKind::Refused,
             Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => ConnectErrorKind::Unreachable,
             Some(libc::ETIMEDOUT) => ConnectErrorKind::Timeout,
             None if error.kind() == io::ErrorKind::UnexpectedEof => ConnectErrorKind::Closed,
-            // The kernel has no opinion on what was said: a library has.
+            // These kinds come from protocol libraries, not from the kernel.
             None if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
                 ConnectErrorKind::Protocol
             }
             Some(_) | None => ConnectErrorKind::Reset,
         };
-        Self::new(why, format!("{doing}: {error}"))
+        Self::new(kind, format!("{operation}: {error}"))
     }
 
-    /// What TLS has against a connection that was agreed on, as in version 1.3 a server that wants another certificate says
-    /// only then; `None`: nothing. `error` is what came of reading or writing.
+    /// The TLS cause of an error on an established connection; `None` if there is none. In TLS 1.3 a server
+    /// rejects a client certificate only after the handshake. `error` is the error of a read or write.
     pub(super) fn of_tls(
-        doing: &str,
+        operation: &str,
         secure: Option<&TlsClient>,
         error: &(dyn Error + 'static),
     ) -> Option<Self> {
         let explained = secure?.connector.explain(error)?;
-        Some(Self::new(ConnectErrorKind::Tls, format!("{doing}: {explained}")))
+        Some(Self::new(ConnectErrorKind::Tls, format!("{operation}: {explained}")))
     }
 
-    /// What it means that the kernel refused at once.
-    pub(super) fn at_once(doing: &str, error: &io::Error) -> Self {
+    /// Converts an error that the kernel returned immediately, which is a local cause except for
+    /// ECONNREFUSED.
+    pub(super) fn local(operation: &str, error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::ConnectionRefused {
-            return Self::on_the_way(doing, error);
+            return Self::from_io(operation, error);
         }
-        Self { why: ConnectErrorKind::Local, ours: Some(refusal(error)), text: format!("{doing}: {error}") }
+        Self {
+            kind: ConnectErrorKind::Local,
+            not_sent: Some(not_sent_reason(error)),
+            text: format!("{operation}: {error}"),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Fresh connections, made on a schedule of their own to measure what making one takes.
+//! The connection probe: opens connections on its own schedule to measure the time to connect.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -17,67 +17,67 @@ use crate::clock::Clock;
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::{ConnectErrorKind, ConnectStage, StreamSeries};
 
-/// Makes a connection every `every`, times it, and closes it. One that takes longer than `patience` has failed. A peer that is
-/// leaving is left alone.
+/// Opens a connection every `connect_interval`, measures it, and closes it. An attempt that exceeds
+/// `connect_timeout` has failed. There are no attempts while the peer is leaving.
 pub(super) async fn measure(
     dial: Arc<Dial>,
-    every: Duration,
-    patience: Duration,
+    connect_interval: Duration,
+    connect_timeout: Duration,
     seed: u64,
     echo: Arc<EchoSeries>,
     series: Arc<StreamSeries>,
 ) {
-    let mut schedule = Schedule::new(Clock::now(), every, seed);
+    let mut schedule = Schedule::new(Clock::now(), connect_interval, seed);
     loop {
         sleep(schedule.next().since(Clock::now())).await;
         if schedule.take(Clock::now()).slot.is_none() || echo.is_draining() {
             continue;
         }
-        let mut took = ConnectTimings::default();
-        let outcome = match timeout(patience, once(&dial, &mut took)).await {
+        let mut timings = ConnectTimings::default();
+        let outcome = match timeout(connect_timeout, connect_once(&dial, &mut timings)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(ConnectError::new(ConnectErrorKind::Timeout, String::new())),
         };
-        if let Some(span) = took.connect {
+        if let Some(span) = timings.connect {
             series.connects_took(span);
         }
-        for (stage, span) in took.stages {
+        for (stage, span) in timings.stages {
             series.stage_took(stage, span);
         }
-        if let Some(at) = took.certificate_expiry {
+        if let Some(at) = timings.certificate_expiry {
             series.certificate_expires(at);
         }
-        if let Err(trouble) = outcome
+        if let Err(error) = outcome
             && !echo.is_draining()
         {
-            series.connect_failed(trouble.why);
+            series.connect_failed(error.kind);
         }
     }
 }
 
-async fn once(dial: &Dial, took: &mut ConnectTimings) -> Result<(), ConnectError> {
-    dial.resolve(took).await?;
-    let mut link = dial.connect(took).await?;
+async fn connect_once(dial: &Dial, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
+    dial.resolve(timings).await?;
+    let mut link = dial.connect(timings).await?;
     let outcome = match link {
         Link::Tcp(_) | Link::WebSocket(_) => Ok(()),
-        Link::Http(_) => first_byte(&mut link, took).await,
+        Link::Http(_) => first_byte(&mut link, timings).await,
     };
     link.close();
     outcome
 }
 
-/// What the server takes to begin its first answer.
-async fn first_byte(link: &mut Link, took: &mut ConnectTimings) -> Result<(), ConnectError> {
-    let began = Clock::now();
+/// Measures the time to the head of the first response.
+async fn first_byte(link: &mut Link, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
+    let start = Clock::now();
     link.send(Message { sequence: 0, timestamp: NtpTime(0) })?;
     loop {
-        match poll_fn(|context| link.poll_hear(context)).await {
-            LinkEvent::Reply(answer) | LinkEvent::Page(answer, _) => {
-                took.stages.push((ConnectStage::FirstByte, answer.at.since(began)));
+        match poll_fn(|context| link.poll_event(context)).await {
+            LinkEvent::Reply(answer) | LinkEvent::Response(answer, _) => {
+                timings.stages.push((ConnectStage::FirstByte, answer.at.since(start)));
                 return Ok(());
             }
-            LinkEvent::End(trouble) | LinkEvent::Stale(_, trouble) => return Err(trouble),
-            LinkEvent::Mismatch(_) | LinkEvent::Room | LinkEvent::Nothing => {}
+            LinkEvent::Closed(error) | LinkEvent::ClosedUnsent(_, error) => return Err(error),
+            LinkEvent::Mismatch(_) | LinkEvent::Writable | LinkEvent::Ignored => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Making connections: what a path needs to know for it, and TCP's part of it.
+//! Opens connections: the parameters of a path, and the TCP part.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
@@ -27,55 +27,55 @@ use crate::tls::Cause;
 /// How a path connects.
 #[derive(Debug, Clone)]
 pub struct Dial {
-    /// Where to.
+    /// Destination address and port.
     pub to: SocketAddr,
-    /// The name that fresh connections look up, to measure that; `None`: an address was given.
+    /// The host name that connection probes resolve and measure; `None` if the target is an address.
     pub host: Option<String>,
-    /// Address to connect from; `None`: the kernel's choice.
+    /// Source address; `None`: the kernel chooses.
     pub source: Option<IpAddr>,
-    /// Class of service.
+    /// DSCP of the connection.
     pub dscp: Dscp,
-    /// What is spoken.
-    pub over: StreamProtocol,
+    /// The protocol over the connection.
+    pub protocol: StreamProtocol,
 }
 
-/// What is spoken over a connection.
+/// The protocol over a connection.
 #[derive(Debug, Clone)]
 pub enum StreamProtocol {
-    /// Our echo, to the agent port.
+    /// The pathmeter echo protocol on the agent port.
     Tcp {
-        /// Bytes of a message.
+        /// Message size in bytes.
         bytes: u32,
         /// Keys derived for [`pathmeter_proto::wire::stream::PURPOSE`]; `None`: open mode.
         keys: Option<Arc<Keys>>,
     },
-    /// Messages that are echoed over a WebSocket.
+    /// Messages that the server echoes over a WebSocket.
     WebSocket {
-        /// Where.
-        place: HttpTarget,
-        /// What they look like.
+        /// The resource to request.
+        target: HttpTarget,
+        /// Format of the messages.
         format: MessageFormat,
-        /// Bytes of a message.
+        /// Message size in bytes.
         bytes: usize,
     },
-    /// Requests over HTTP.
+    /// HTTP requests.
     Http {
-        /// Where.
-        place: HttpTarget,
-        /// What the answers must be.
+        /// The resource to request.
+        target: HttpTarget,
+        /// Conditions that responses must meet.
         expected: ExpectedResponse,
     },
 }
 
-/// An idle connection is asked this often whether it still stands, so that no NAT forgets it and its end is noticed before the
-/// next message. Chosen: 30 s; the shortest-lived entries of common NATs last a minute.
+/// TCP keepalive interval of idle connections, so that NAT entries do not expire and a dead connection is
+/// noticed before the next message. Chosen: 30 s; the shortest lifetime of common NAT entries is one minute.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Look-ups at once; each occupies a thread until the system has answered.
-static LOOK_UPS: Semaphore = Semaphore::const_new(8);
+/// Limits concurrent lookups; each occupies a thread until the resolver returns.
+static LOOKUPS: Semaphore = Semaphore::const_new(8);
 
 impl StreamProtocol {
-    /// Messages that may be unanswered at once.
+    /// Maximum number of unanswered messages.
     #[must_use]
     pub fn at_once(&self) -> usize {
         match self {
@@ -84,7 +84,7 @@ impl StreamProtocol {
         }
     }
 
-    /// Whether the other side may end a connection that serves nothing.
+    /// Whether the server may close an idle connection.
     #[must_use]
     pub fn is_on_demand(&self) -> bool {
         match self {
@@ -94,84 +94,86 @@ impl StreamProtocol {
     }
 }
 
-/// What making a connection took.
+/// Durations of the stages of connecting.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ConnectTimings {
-    /// TCP's handshake.
+    /// The TCP handshake.
     pub(super) connect: Option<Duration>,
-    /// The other stages that there were, in their order.
+    /// The other stages, in order.
     pub(super) stages: Vec<(ConnectStage, Duration)>,
     /// When the server's certificate expires, in seconds since 1970.
     pub(super) certificate_expiry: Option<u64>,
 }
 
 impl Dial {
-    /// Makes a connection, as far as to the point where messages can be sent.
-    pub(super) async fn connect(&self, took: &mut ConnectTimings) -> Result<Link, ConnectError> {
-        let began = Clock::now();
-        let stream = self.tcp(self.to).await?;
-        took.connect = Some(Clock::now().since(began));
-        match &self.over {
+    /// Opens a connection, up to the point where messages can be sent.
+    pub(super) async fn connect(&self, timings: &mut ConnectTimings) -> Result<Link, ConnectError> {
+        let start = Clock::now();
+        let stream = self.connect_tcp(self.to).await?;
+        timings.connect = Some(Clock::now().since(start));
+        match &self.protocol {
             StreamProtocol::Tcp { bytes, keys } => {
-                let began = Clock::now();
+                let start = Clock::now();
                 let link = tcp::begin(stream, self.to, *bytes, keys.as_deref()).await?;
-                took.stages.push((ConnectStage::Greeting, Clock::now().since(began)));
+                timings.stages.push((ConnectStage::Greeting, Clock::now().since(start)));
                 Ok(Link::Tcp(link))
             }
-            StreamProtocol::WebSocket { place, format, bytes } => {
-                let gauge = self.gauge(&stream)?;
-                let stream = self.secure(stream, place, took).await?;
-                let began = Clock::now();
-                let link = websocket::begin(stream, gauge, self.to, place, *format, *bytes).await?;
-                took.stages.push((ConnectStage::WebSocket, Clock::now().since(began)));
+            StreamProtocol::WebSocket { target, format, bytes } => {
+                let tcp_info = self.tcp_info(&stream)?;
+                let stream = self.secure(stream, target, timings).await?;
+                let start = Clock::now();
+                let link = websocket::begin(stream, tcp_info, self.to, target, *format, *bytes).await?;
+                timings.stages.push((ConnectStage::WebSocket, Clock::now().since(start)));
                 Ok(Link::WebSocket(link))
             }
-            StreamProtocol::Http { place, expected } => {
-                let gauge = self.gauge(&stream)?;
-                let stream = self.secure(stream, place, took).await?;
-                Ok(Link::Http(http::begin(stream, gauge, self.to, place.clone(), expected.clone()).await?))
+            StreamProtocol::Http { target, expected } => {
+                let tcp_info = self.tcp_info(&stream)?;
+                let stream = self.secure(stream, target, timings).await?;
+                Ok(Link::Http(
+                    http::begin(stream, tcp_info, self.to, target.clone(), expected.clone()).await?,
+                ))
             }
         }
     }
 
-    fn gauge(&self, stream: &TcpStream) -> Result<TcpInfoReader, ConnectError> {
+    fn tcp_info(&self, stream: &TcpStream) -> Result<TcpInfoReader, ConnectError> {
         TcpInfoReader::of(stream)
-            .map_err(|error| ConnectError::at_once(&format!("connecting to {}", self.to), &error))
+            .map_err(|error| ConnectError::local(&format!("connecting to {}", self.to), &error))
     }
 
     async fn secure(
         &self,
         stream: TcpStream,
-        place: &HttpTarget,
-        took: &mut ConnectTimings,
+        target: &HttpTarget,
+        timings: &mut ConnectTimings,
     ) -> Result<RawConnection, ConnectError> {
-        let Some(TlsClient { connector, server_name }) = &place.secure else {
+        let Some(TlsClient { connector, server_name }) = &target.secure else {
             return Ok(RawConnection::Plain(stream));
         };
-        let began = Clock::now();
+        let start = Clock::now();
         let stream = connector.connect(stream, server_name).await.map_err(|error| {
-            let why = if error.cause == Cause::Io { ConnectErrorKind::Reset } else { ConnectErrorKind::Tls };
-            ConnectError::new(why, format!("tls with {}: {error}", self.to))
+            let kind = if error.cause == Cause::Io { ConnectErrorKind::Reset } else { ConnectErrorKind::Tls };
+            ConnectError::new(kind, format!("tls with {}: {error}", self.to))
         })?;
-        took.stages.push((ConnectStage::Tls, Clock::now().since(began)));
-        took.certificate_expiry = stream.certificate_expiry();
+        timings.stages.push((ConnectStage::Tls, Clock::now().since(start)));
+        timings.certificate_expiry = stream.certificate_expiry();
         Ok(RawConnection::Tls(Box::new(stream)))
     }
 
-    /// Looks the name up as a fresh visitor would.
-    pub(super) async fn resolve(&self, took: &mut ConnectTimings) -> Result<(), ConnectError> {
+    /// Resolves the host name through the system resolver, and measures it.
+    pub(super) async fn resolve(&self, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
         let Some(host) = &self.host else { return Ok(()) };
-        // Given back when the system has answered, even if nobody waits for that any more.
-        let turn = LOOK_UPS.acquire().await.expect("nobody closes it");
-        let began = Clock::now();
+        // The permit is released when the resolver returns, even if this future was dropped.
+        let permit = LOOKUPS.acquire().await.expect("the semaphore is never closed");
+        let start = Clock::now();
         let name = host.clone();
-        let looked_up = tokio::task::spawn_blocking(move || {
+        let lookup = tokio::task::spawn_blocking(move || {
             let found = (name.as_str(), 0).to_socket_addrs();
-            drop(turn);
+            drop(permit);
             found
         });
-        let found = looked_up.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        took.stages.push((ConnectStage::Resolve, Clock::now().since(began)));
+        let found = lookup.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        timings.stages.push((ConnectStage::Resolve, Clock::now().since(start)));
         match found.map(|mut addresses| addresses.next()) {
             Ok(Some(_)) => Ok(()),
             Ok(None) => {
@@ -183,20 +185,20 @@ impl Dial {
         }
     }
 
-    async fn tcp(&self, to: SocketAddr) -> Result<TcpStream, ConnectError> {
-        let doing = format!("connecting to {to}");
-        let stream = self.begin(to).map_err(|error| ConnectError::at_once(&doing, &error))?;
+    async fn connect_tcp(&self, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+        let operation = format!("connecting to {to}");
+        let stream = self.start_connect(to).map_err(|error| ConnectError::local(&operation, &error))?;
         let ended = match stream.writable().await {
             Ok(()) => stream.take_error().unwrap_or_else(Some),
             Err(error) => Some(error),
         };
         match ended {
             None => Ok(stream),
-            Some(error) => Err(ConnectError::on_the_way(&doing, &error)),
+            Some(error) => Err(ConnectError::from_io(&operation, &error)),
         }
     }
 
-    fn begin(&self, to: SocketAddr) -> io::Result<TcpStream> {
+    fn start_connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let socket =
             Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;

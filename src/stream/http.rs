@@ -1,4 +1,5 @@
-//! Echo over HTTP: one request at a time over a connection that is kept, or made again where the server does not keep it.
+//! Echo over HTTP: one request at a time over a persistent connection, which is reopened if the server closes
+//! it.
 
 use std::fmt;
 use std::io;
@@ -21,43 +22,43 @@ use pathmeter_proto::wire::Message;
 use serde::Deserialize;
 
 use super::connect_error::ConnectError;
-use super::http_target::{AGENT, HttpTarget, RawConnection};
+use super::http_target::{HttpTarget, RawConnection, USER_AGENT_VALUE};
 use super::link_event::{LinkEvent, SendOutcome};
 use super::tcp_info::TcpInfoReader;
 use crate::clock::Clock;
 use crate::http::client::TlsClient;
 use crate::metrics::stream::{ConnectErrorKind, UnexpectedResponse};
 
-/// What an answer must be.
+/// Conditions that a response must meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpectedResponse {
-    /// Any of these; empty: 200 to 299.
+    /// Accepted status codes; empty: 200 to 299.
     pub status: Vec<u16>,
-    /// Text that the body contains; `None`: any body.
+    /// Text that the body must contain; `None`: any body.
     pub body: Option<String>,
-    /// Whether it is an agent that answers, which says what its own part of the round trip was.
+    /// Whether the server is a pathmeter agent, whose responses contain its turnaround time.
     pub is_agent: bool,
 }
 
-/// Bytes of a body that are looked at. Chosen: a health page is shorter.
+/// Bytes of a body that are searched for the expected text. Chosen: health pages are shorter.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes of a body that are read at all; then the connection is ended. Chosen: a page that is nobody's health.
+/// Bytes of a body that are read; a longer body ends the connection. Chosen: no health page is this long.
 const BODY_BYTES_READ: usize = 1024 * 1024;
 
-/// One connection.
+/// An HTTP connection.
 pub(super) struct HttpLink {
     sender: SendRequest<Full<bytes::Bytes>>,
     connection: Connection<TokioIo<RawConnection>, Full<bytes::Bytes>>,
-    /// How the connection ended, if it has.
+    /// How the connection ended; `None` while it is open.
     ended: Option<hyper::Result<()>>,
     to: SocketAddr,
-    place: HttpTarget,
+    target: HttpTarget,
     expected: ExpectedResponse,
     state: ExchangeState,
-    /// Answers that came over it.
-    answers: u64,
-    pub(super) gauge: TcpInfoReader,
+    /// Responses received over this connection.
+    responses: u64,
+    pub(super) tcp_info: TcpInfoReader,
 }
 
 impl fmt::Debug for HttpLink {
@@ -66,44 +67,44 @@ impl fmt::Debug for HttpLink {
     }
 }
 
-/// How far the exchange has come.
+/// The state of the current exchange.
 enum ExchangeState {
-    /// Nothing was asked.
+    /// No request is pending.
     Idle,
-    /// This is to be asked as soon as the connection takes it.
-    Asking(Message, Box<Request<Full<bytes::Bytes>>>),
-    /// The answer's head is awaited.
-    Asked(Message, PendingResponse),
-    /// The rest of its body is awaited.
-    Answered(ReadingBody),
+    /// The request is sent as soon as the connection accepts it.
+    Queued(Message, Box<Request<Full<bytes::Bytes>>>),
+    /// The request was sent; the head of the response is pending.
+    AwaitingResponse(Message, PendingResponse),
+    /// The head was received; the body is being read.
+    ReadingBody(BodyReader),
 }
 
 impl fmt::Debug for ExchangeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Idle => "Idle",
-            Self::Asking(..) => "Asking",
-            Self::Asked(..) => "Asked",
-            Self::Answered(_) => "Answered",
+            Self::Queued(..) => "Queued",
+            Self::AwaitingResponse(..) => "AwaitingResponse",
+            Self::ReadingBody(_) => "ReadingBody",
         })
     }
 }
 
 type PendingResponse = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
 
-struct ReadingBody {
+struct BodyReader {
     message: Message,
-    /// When the head was there.
+    /// When the head was received.
     at: Timestamp,
     status: StatusCode,
     body: Incoming,
-    /// The beginning of the body.
+    /// The first [`BODY_BYTES_MAX`] bytes of the body.
     read: Vec<u8>,
-    /// Bytes of it that came.
+    /// Bytes of the body received so far.
     length: usize,
 }
 
-/// What an agent says of a ping.
+/// The response of an agent to a ping.
 #[derive(Debug, Deserialize)]
 struct AgentTurnaround {
     turnaround_nanoseconds: i64,
@@ -111,60 +112,61 @@ struct AgentTurnaround {
 
 pub(super) async fn begin(
     stream: RawConnection,
-    gauge: TcpInfoReader,
+    tcp_info: TcpInfoReader,
     to: SocketAddr,
-    place: HttpTarget,
+    target: HttpTarget,
     expected: ExpectedResponse,
 ) -> Result<Box<HttpLink>, ConnectError> {
-    let begun = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) =
-        begun.map_err(|error| trouble(&format!("asking {to}"), place.secure.as_ref(), &error))?;
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.map_err(|error| {
+        to_connect_error(&format!("HTTP request to {to}"), target.secure.as_ref(), &error)
+    })?;
     let (state, ended) = (ExchangeState::Idle, None);
-    Ok(Box::new(HttpLink { sender, connection, ended, to, place, expected, state, answers: 0, gauge }))
+    Ok(Box::new(HttpLink { sender, connection, ended, to, target, expected, state, responses: 0, tcp_info }))
 }
 
 impl HttpLink {
     pub(super) fn send(&mut self, message: Message) -> Result<SendOutcome, ConnectError> {
-        let doing = || format!("asking {}", self.to);
-        let mut request = Request::get(self.place.path.as_str())
-            .header(HOST, self.place.authority.as_str())
-            .header(USER_AGENT, AGENT)
+        let operation = || format!("HTTP request to {}", self.to);
+        let mut request = Request::get(self.target.path.as_str())
+            .header(HOST, self.target.authority.as_str())
+            .header(USER_AGENT, USER_AGENT_VALUE)
             .header(ACCEPT, "*/*")
             .body(bytes::Bytes::new())
             .map_err(|error| {
-                ConnectError::new(ConnectErrorKind::Protocol, format!("{}: {error}", doing()))
+                ConnectError::new(ConnectErrorKind::Protocol, format!("{}: {error}", operation()))
             })?;
-        if let Some(signer) = &self.place.signer {
+        if let Some(signer) = &self.target.signer {
             signer
                 .sign(&mut request, SystemTime::now())
-                .map_err(|error| ConnectError::at_once(&doing(), &io::Error::other(error.to_string())))?;
+                .map_err(|error| ConnectError::local(&operation(), &io::Error::other(error.to_string())))?;
         }
-        self.state = ExchangeState::Asking(message, Box::new(request.map(Full::new)));
-        Ok(SendOutcome { left: None, has_room: true })
+        self.state = ExchangeState::Queued(message, Box::new(request.map(Full::new)));
+        Ok(SendOutcome { sent_at: None, has_room: true })
     }
 
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
+    pub(super) fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         if self.ended.is_none()
             && let Poll::Ready(ended) = Pin::new(&mut self.connection).poll(context)
         {
             self.ended = Some(ended);
         }
-        if let ExchangeState::Asking(..) = self.state {
+        if let ExchangeState::Queued(..) = self.state {
             match ready!(self.sender.poll_ready(context)) {
-                Ok(()) => self.ask(),
-                Err(error) => return Poll::Ready(self.unanswered(&error)),
+                Ok(()) => self.send_request(),
+                Err(error) => return Poll::Ready(self.closed_before_response(&error)),
             }
-            // It sets out with the next look at the connection.
+            // The connection sends the request when it is polled next.
             context.waker().wake_by_ref();
         }
-        if let ExchangeState::Asked(message, pending) = &mut self.state {
+        if let ExchangeState::AwaitingResponse(message, pending) = &mut self.state {
             let message = *message;
             match ready!(pending.as_mut().poll(context)) {
                 Ok(response) => {
                     let status = response.status();
                     let body = response.into_body();
                     let at = Clock::now();
-                    self.state = ExchangeState::Answered(ReadingBody {
+                    self.state = ExchangeState::ReadingBody(BodyReader {
                         message,
                         at,
                         status,
@@ -173,86 +175,92 @@ impl HttpLink {
                         length: 0,
                     });
                 }
-                Err(error) => return Poll::Ready(self.unanswered(&error)),
+                Err(error) => return Poll::Ready(self.closed_before_response(&error)),
             }
         }
-        if let ExchangeState::Answered(answering) = &mut self.state {
-            let read = ready!(answering.poll_read(context));
-            self.answers += 1;
-            if answering.length > BODY_BYTES_READ {
+        if let ExchangeState::ReadingBody(reading) = &mut self.state {
+            let read = ready!(reading.poll_read(context));
+            self.responses += 1;
+            if reading.length > BODY_BYTES_READ {
                 self.ended = Some(Ok(()));
             }
-            let heard = match read {
-                Ok(()) => self.judge(),
-                Err(error) => self.broken("reading from", &error),
+            let event = match read {
+                Ok(()) => self.evaluate(),
+                Err(error) => self.closed("reading from", &error),
             };
             self.state = ExchangeState::Idle;
-            return Poll::Ready(heard);
+            return Poll::Ready(event);
         }
         match self.ended.take() {
             None => Poll::Pending,
             Some(Ok(())) => {
                 let text = format!("{} closed the connection", self.to);
-                Poll::Ready(LinkEvent::End(ConnectError::new(ConnectErrorKind::Closed, text)))
+                Poll::Ready(LinkEvent::Closed(ConnectError::new(ConnectErrorKind::Closed, text)))
             }
-            Some(Err(error)) => Poll::Ready(self.broken("waiting for", &error)),
+            Some(Err(error)) => Poll::Ready(self.closed("waiting for a response from", &error)),
         }
     }
 
-    fn ask(&mut self) {
-        if let ExchangeState::Asking(message, request) = mem::replace(&mut self.state, ExchangeState::Idle) {
-            self.state = ExchangeState::Asked(message, Box::pin(self.sender.send_request(*request)));
+    fn send_request(&mut self) {
+        if let ExchangeState::Queued(message, request) = mem::replace(&mut self.state, ExchangeState::Idle) {
+            self.state =
+                ExchangeState::AwaitingResponse(message, Box::pin(self.sender.send_request(*request)));
         }
     }
 
-    /// The connection ended before anything came back. Servers close connections that were idle, and one that does so while
-    /// we ask has not seen the request: it may be asked again (RFC 9110 section 9.2.2), over another connection.
-    fn unanswered(&self, error: &hyper::Error) -> LinkEvent {
-        let trouble = trouble(&format!("asking {}", self.to), self.place.secure.as_ref(), error);
+    /// The connection ended before a response. Servers close idle connections, and one that does so while a
+    /// request is on its way has not processed it: the request may be sent again over another connection (RFC
+    /// 9110 section 9.2.2).
+    fn closed_before_response(&self, error: &hyper::Error) -> LinkEvent {
+        let error =
+            to_connect_error(&format!("HTTP request to {}", self.to), self.target.secure.as_ref(), error);
         match &self.state {
-            ExchangeState::Asking(message, _) | ExchangeState::Asked(message, _)
-                if self.answers > 0
-                    && matches!(trouble.why, ConnectErrorKind::Closed | ConnectErrorKind::Reset) =>
+            ExchangeState::Queued(message, _) | ExchangeState::AwaitingResponse(message, _)
+                if self.responses > 0
+                    && matches!(error.kind, ConnectErrorKind::Closed | ConnectErrorKind::Reset) =>
             {
-                LinkEvent::Stale(*message, trouble)
+                LinkEvent::ClosedUnsent(*message, error)
             }
-            ExchangeState::Asking(..)
-            | ExchangeState::Asked(..)
+            ExchangeState::Queued(..)
+            | ExchangeState::AwaitingResponse(..)
             | ExchangeState::Idle
-            | ExchangeState::Answered(_) => LinkEvent::End(trouble),
+            | ExchangeState::ReadingBody(_) => LinkEvent::Closed(error),
         }
     }
 
-    fn broken(&self, doing: &str, error: &hyper::Error) -> LinkEvent {
-        LinkEvent::End(trouble(&format!("{doing} {}", self.to), self.place.secure.as_ref(), error))
+    fn closed(&self, operation: &str, error: &hyper::Error) -> LinkEvent {
+        LinkEvent::Closed(to_connect_error(
+            &format!("{operation} {}", self.to),
+            self.target.secure.as_ref(),
+            error,
+        ))
     }
 
-    /// What a whole answer is worth.
-    fn judge(&self) -> LinkEvent {
-        let ExchangeState::Answered(answering) = &self.state else { unreachable!("it was just read") };
+    /// Evaluates a complete response.
+    fn evaluate(&self) -> LinkEvent {
+        let ExchangeState::ReadingBody(reading) = &self.state else { unreachable!("the body was just read") };
         let ExpectedResponse { status, body, is_agent } = &self.expected;
-        let code = answering.status.as_u16();
-        let is_status =
-            if status.is_empty() { answering.status.is_success() } else { status.contains(&code) };
-        let has = |text: &String| answering.read.windows(text.len()).any(|part| part == text.as_bytes());
+        let code = reading.status.as_u16();
+        let is_status = if status.is_empty() { reading.status.is_success() } else { status.contains(&code) };
+        let has = |text: &String| reading.read.windows(text.len()).any(|part| part == text.as_bytes());
         let unexpected = match (is_status, body.as_ref().is_none_or(has)) {
             (false, _) => Some(UnexpectedResponse::Status),
             (true, false) => Some(UnexpectedResponse::Body),
             (true, true) => None,
         };
-        let pong =
-            is_agent.then(|| serde_json::from_slice::<AgentTurnaround>(&answering.read).ok()).flatten();
-        if *is_agent && pong.is_none() {
-            let text = format!("{} answered {} to a ping", self.to, answering.status);
-            return LinkEvent::End(ConnectError::new(ConnectErrorKind::Denied, text));
+        let turnaround =
+            is_agent.then(|| serde_json::from_slice::<AgentTurnaround>(&reading.read).ok()).flatten();
+        if *is_agent && turnaround.is_none() {
+            let text = format!("{} answered a ping with status {}", self.to, reading.status);
+            return LinkEvent::Closed(ConnectError::new(ConnectErrorKind::Denied, text));
         }
-        let turnaround = pong.map_or(0, |pong| pong.turnaround_nanoseconds);
-        let (message, at, by) = (answering.message, answering.at, TimestampSource::User);
-        LinkEvent::Page(StreamReply { message, at, by, turnaround }, unexpected)
+        let turnaround = turnaround.map_or(0, |agent| agent.turnaround_nanoseconds);
+        let (message, at, by) = (reading.message, reading.at, TimestampSource::User);
+        LinkEvent::Response(StreamReply { message, at, by, turnaround }, unexpected)
     }
 }
 
-impl ReadingBody {
+impl BodyReader {
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
         loop {
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
@@ -273,16 +281,19 @@ impl ReadingBody {
     }
 }
 
-fn trouble(doing: &str, secure: Option<&TlsClient>, error: &hyper::Error) -> ConnectError {
-    if let Some(trouble) = ConnectError::of_tls(doing, secure, error) {
-        return trouble;
+fn to_connect_error(operation: &str, secure: Option<&TlsClient>, error: &hyper::Error) -> ConnectError {
+    if let Some(error) = ConnectError::of_tls(operation, secure, error) {
+        return error;
     }
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     match io {
-        Some(error) => ConnectError::on_the_way(doing, error),
+        Some(error) => ConnectError::from_io(operation, error),
         None if error.is_incomplete_message() || error.is_closed() || error.is_canceled() => {
-            ConnectError::new(ConnectErrorKind::Closed, format!("{doing}: closed before the answer"))
+            ConnectError::new(
+                ConnectErrorKind::Closed,
+                format!("{operation}: connection closed before the response"),
+            )
         }
-        None => ConnectError::new(ConnectErrorKind::Protocol, format!("{doing}: {error}")),
+        None => ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}")),
     }
 }

@@ -1,4 +1,4 @@
-//! What is requested of a server, and over what.
+//! The resource to request from a server, and the connection.
 
 use tokio::net::TcpStream;
 
@@ -6,21 +6,21 @@ use crate::http::auth::Signer;
 use crate::http::client::TlsClient;
 use crate::tls::MaybeTls;
 
-/// What is asked for at a server.
+/// The resource to request from a server.
 #[derive(Debug, Clone)]
 pub struct HttpTarget {
-    /// What the `Host` header says.
+    /// Value of the `Host` header.
     pub authority: String,
-    /// The path and the query.
+    /// Path and query.
     pub path: String,
-    /// Signs requests; `None`: they are not signed.
+    /// Signs requests; `None`: requests are not signed.
     pub signer: Option<Signer>,
-    /// How TLS is spoken; `None`: it is not.
+    /// TLS parameters; `None`: no TLS.
     pub secure: Option<TlsClient>,
 }
 
-/// A connection before anything is spoken over it, TLS apart.
+/// A TCP connection, with or without TLS, before the application protocol starts.
 pub(super) type RawConnection = MaybeTls<TcpStream>;
 
-/// What we call ourselves to servers.
-pub(super) const AGENT: &str = concat!("pathmeter/", env!("CARGO_PKG_VERSION"));
+/// Value of the `User-Agent` header.
+pub(super) const USER_AGENT_VALUE: &str = concat!("pathmeter/", env!("CARGO_PKG_VERSION"));

@@ -1,4 +1,4 @@
-//! What the kernel says about a TCP connection of ours: when bytes left and arrived, and how the connection fares.
+//! Kernel data about a TCP connection: transmit and receive timestamps, and TCP_INFO.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,24 +11,25 @@ use pathmeter_proto::time::WallTime;
 
 use crate::metrics::stream::TcpInfo;
 
-/// `SOF_TIMESTAMPING_OPT_ID_TCP` of linux/net_tstamp.h: stamps are named by the bytes written since this was asked for.
+/// `SOF_TIMESTAMPING_OPT_ID_TCP` (linux/net_tstamp.h): timestamps are identified by the number of bytes
+/// written since the option was set.
 const OPT_ID_TCP: u32 = 1 << 16;
 
-/// Bytes of control messages: stamps and an extended error with its address.
+/// Size of the control buffer: timestamps, and an extended error with its address.
 const CONTROL_BYTES: usize = 256;
 
-/// Asks for the stamps of what arrives from now on.
-pub(super) fn ask_for_arrivals(socket: &impl AsFd) -> io::Result<()> {
-    Ok(setsockopt(socket, sockopt::Timestamping, &arrivals())?)
+/// Enables receive timestamps.
+pub(super) fn request_rx_timestamps(socket: &impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::Timestamping, &rx_flags())?)
 }
 
-fn arrivals() -> TimestampingFlag {
+fn rx_flags() -> TimestampingFlag {
     TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
 }
 
-/// Asks for the stamps of what leaves and arrives from now on.
+/// Enables transmit and receive timestamps.
 pub(super) fn request_timestamps(socket: &impl AsFd) -> io::Result<()> {
-    let wanted = arrivals()
+    let wanted = rx_flags()
         | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
         | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID
         | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY;
@@ -38,10 +39,11 @@ pub(super) fn request_timestamps(socket: &impl AsFd) -> io::Result<()> {
         .map_err(io::Error::from)
 }
 
-/// Reads what is there into `room`: how many bytes, and when the last of them arrived. `Ok(0)` is the end of the stream.
-pub(super) fn receive(socket: &impl AsRawFd, room: &mut [u8]) -> io::Result<(usize, Option<WallTime>)> {
+/// Reads available data into `buffer`. Returns the number of bytes, and the timestamp of the last byte. 0
+/// bytes is the end of the stream.
+pub(super) fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<(usize, Option<WallTime>)> {
     let mut control = [0; CONTROL_BYTES];
-    let mut parts = [IoSliceMut::new(room)];
+    let mut parts = [IoSliceMut::new(buffer)];
     let received = recvmsg::<SockaddrStorage>(
         socket.as_raw_fd(),
         &mut parts,
@@ -52,25 +54,25 @@ pub(super) fn receive(socket: &impl AsRawFd, room: &mut [u8]) -> io::Result<(usi
     Ok((received.bytes, timestamp))
 }
 
-/// When the byte number `last` since the stamps were asked for left the host, if the kernel has said so by now. Older stamps
-/// are thrown away.
-pub(super) fn departure(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
+/// The transmit timestamp of byte number `last`, counted since timestamps were enabled; `None` if it is not
+/// available yet. Discards older timestamps.
+pub(super) fn tx_timestamp(socket: &impl AsRawFd, last: u32) -> Option<WallTime> {
     loop {
         let mut control = [0; CONTROL_BYTES];
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
         let mut nothing = [IoSliceMut::new(&mut [])];
-        let said =
+        let received =
             recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut nothing, Some(&mut control), flags).ok()?;
-        let (mut timestamp, mut name) = (None, None);
-        for message in said.cmsgs().into_iter().flatten() {
+        let (mut timestamp, mut id) = (None, None);
+        for message in received.cmsgs().into_iter().flatten() {
             timestamp = timestamp.or_else(|| timestamp_of(&message));
             if let ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) =
                 message
             {
-                name = Some(error.ee_data);
+                id = Some(error.ee_data);
             }
         }
-        if name == Some(last) {
+        if id == Some(last) {
             return timestamp;
         }
     }
@@ -86,16 +88,16 @@ fn wall_time(time: TimeSpec) -> Option<WallTime> {
     Some(WallTime::from_nanos(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?))
 }
 
-/// How the connection fares; `None` where the kernel does not say.
+/// Reads TCP_INFO; `None` if the kernel does not provide it.
 pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
-    let info = ask(socket)?;
+    let info = read_tcp_info(socket)?;
     let four = |at: usize| u64::from(u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes")));
     let eight = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().expect("eight bytes"));
-    let smallest = four(MIN_RTT);
+    let min_rtt = four(MIN_RTT);
     Some(TcpInfo {
         rtt: four(RTT),
         rtt_variation: four(RTTVAR),
-        rtt_minimum: if smallest == u64::from(u32::MAX) { 0 } else { smallest },
+        rtt_minimum: if min_rtt == u64::from(u32::MAX) { 0 } else { min_rtt },
         retransmits: four(TOTAL_RETRANS),
         bytes_retransmitted: eight(BYTES_RETRANS),
         delivery_rate: eight(DELIVERY_RATE),
@@ -105,14 +107,14 @@ pub(super) fn tcp_info(socket: &impl AsRawFd) -> Option<TcpInfo> {
     })
 }
 
-/// Segments that came before one in front of them did; `None` where the kernel does not say.
+/// Number of segments received out of order; `None` if the kernel does not provide it.
 pub(super) fn out_of_order(socket: &impl AsRawFd) -> Option<u64> {
-    let info = ask(socket)?;
+    let info = read_tcp_info(socket)?;
     Some(u32::from_ne_bytes(info[RCV_OOOPACK..RCV_OOOPACK + 4].try_into().expect("four bytes")).into())
 }
 
 #[expect(unsafe_code, reason = "nothing wraps the whole of TCP_INFO")]
-fn ask(socket: &impl AsRawFd) -> Option<[u8; TCP_INFO_BYTES]> {
+fn read_tcp_info(socket: &impl AsRawFd) -> Option<[u8; TCP_INFO_BYTES]> {
     let mut info = [0_u8; TCP_INFO_BYTES];
     let mut length = libc::socklen_t::try_from(info.len()).expect("a few hundred");
     // SAFETY: `info` is `length` bytes long, and the kernel writes no more than that.
@@ -128,7 +130,7 @@ fn ask(socket: &impl AsRawFd) -> Option<[u8; TCP_INFO_BYTES]> {
     (outcome == 0).then_some(info)
 }
 
-/// Where the fields of `struct tcp_info` in linux/tcp.h are; what an older kernel does not have is zero.
+/// Offsets of the fields of `struct tcp_info` (linux/tcp.h). Fields that an older kernel lacks are zero.
 const RTT: usize = 68;
 const RTTVAR: usize = 72;
 const TOTAL_RETRANS: usize = 100;

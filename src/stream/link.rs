@@ -1,4 +1,4 @@
-//! A connection that carries the messages of a path, whatever is spoken over it.
+//! A connection that carries the messages of a path, for all protocols.
 
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
@@ -12,7 +12,7 @@ use super::tcp::TcpLink;
 use super::websocket::WebSocketLink;
 use crate::metrics::stream::TcpInfo;
 
-/// A connection that stands.
+/// An established connection.
 #[derive(Debug)]
 pub(super) enum Link {
     Tcp(Box<TcpLink>),
@@ -21,7 +21,7 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// Hands over a message; there is room for it.
+    /// Sends a message. The caller must have seen room for it.
     pub(super) fn send(&mut self, message: Message) -> Result<SendOutcome, ConnectError> {
         match self {
             Self::Tcp(link) => link.send(message),
@@ -30,16 +30,16 @@ impl Link {
         }
     }
 
-    /// What came next.
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
+    /// Polls for the next event.
+    pub(super) fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         match self {
-            Self::Tcp(link) => link.poll_hear(context),
-            Self::WebSocket(link) => link.poll_hear(context),
-            Self::Http(link) => link.poll_hear(context),
+            Self::Tcp(link) => link.poll_event(context),
+            Self::WebSocket(link) => link.poll_event(context),
+            Self::Http(link) => link.poll_event(context),
         }
     }
 
-    /// Whether the kernel says when things arrive.
+    /// Whether replies have kernel timestamps.
     pub(super) fn has_kernel_timestamps(&self) -> bool {
         match self {
             Self::Tcp(_) => true,
@@ -47,7 +47,7 @@ impl Link {
         }
     }
 
-    /// Says that it is the end, where there is a word for it: nothing is heard any more.
+    /// Sends a close message, if the protocol has one. No further events are read.
     pub(super) fn close(&mut self) {
         match self {
             Self::WebSocket(link) => link.close(),
@@ -55,21 +55,21 @@ impl Link {
         }
     }
 
-    /// What TCP says of it; `None` where the kernel does not.
+    /// TCP_INFO of the connection; `None` if the kernel does not provide it.
     pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
         match self {
             Self::Tcp(link) => link.tcp_info(),
-            Self::WebSocket(link) => link.gauge.tcp_info(),
-            Self::Http(link) => link.gauge.tcp_info(),
+            Self::WebSocket(link) => link.tcp_info.read(),
+            Self::Http(link) => link.tcp_info.read(),
         }
     }
 
-    /// From where it connects; `None` where the kernel does not say.
+    /// Local address; `None` if the kernel does not report it.
     pub(super) fn source(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(link) => link.source(),
-            Self::WebSocket(link) => link.gauge.source(),
-            Self::Http(link) => link.gauge.source(),
+            Self::WebSocket(link) => link.tcp_info.source(),
+            Self::Http(link) => link.tcp_info.source(),
         }
     }
 }

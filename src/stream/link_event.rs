@@ -1,4 +1,4 @@
-//! What comes of a connection.
+//! Events of a connection.
 
 use pathmeter_proto::echo::{Mismatch, StreamReply};
 use pathmeter_proto::time::Timestamp;
@@ -7,30 +7,30 @@ use pathmeter_proto::wire::Message;
 use super::connect_error::ConnectError;
 use crate::metrics::stream::UnexpectedResponse;
 
-/// What came of a connection.
+/// An event of a connection.
 #[derive(Debug)]
 pub(super) enum LinkEvent {
-    /// An answer.
+    /// A reply to a message.
     Reply(StreamReply),
-    /// An answer, which may be another one than was expected.
-    Page(StreamReply, Option<UnexpectedResponse>),
-    /// Something that is no answer.
+    /// An HTTP response; `Some` if it does not meet the expectations.
+    Response(StreamReply, Option<UnexpectedResponse>),
+    /// A message that is not a valid reply.
     Mismatch(Mismatch),
-    /// There is room for messages again.
-    Room,
-    /// Something that is between the libraries.
-    Nothing,
-    /// Its end.
-    End(ConnectError),
-    /// Its end, which the other side had decided on before it could see this message.
-    Stale(Message, ConnectError),
+    /// The connection accepts messages again.
+    Writable,
+    /// A control message that a library handles.
+    Ignored,
+    /// The connection ended.
+    Closed(ConnectError),
+    /// The connection ended, and the server closed it before it could process this message.
+    ClosedUnsent(Message, ConnectError),
 }
 
-/// What became of a message that was handed over.
+/// The result of sending a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SendOutcome {
-    /// When the kernel let it go, if it did so while it was handed over and says so.
-    pub(super) left: Option<Timestamp>,
-    /// Whether there is room for another one.
+    /// The transmit timestamp, if it was available immediately.
+    pub(super) sent_at: Option<Timestamp>,
+    /// Whether the connection accepts another message.
     pub(super) has_room: bool,
 }

@@ -1,8 +1,8 @@
 //! Echo over connections: TCP, WebSocket and HTTP.
 //!
-//! One thread with a runtime of its own holds all paths that this host measures, so that no scrape and no visitor of ours
-//! delays them. Each path is a task that drives a [`pathmeter_proto::echo::StreamProber`]. What others measure is answered
-//! by [`responder`], in the daemon's runtime.
+//! One thread with its own runtime runs all paths that this host measures, so that neither scrapes nor
+//! clients of this agent delay them. Each path is a task that drives a
+//! [`pathmeter_proto::echo::StreamProber`]. The [`responder`] answers other hosts on another thread.
 
 mod arrivals;
 mod connect_error;
@@ -52,26 +52,26 @@ pub struct StreamEcho {
     pub spec: StreamSpec,
     /// How to connect.
     pub dial: Dial,
-    /// How often a fresh connection is made to measure that; `None`: never.
-    pub fresh: Option<Duration>,
-    /// Where to count messages.
+    /// Interval of connection probes; `None`: none.
+    pub connect_interval: Option<Duration>,
+    /// The series that count messages.
     pub series: Arc<EchoSeries>,
-    /// Where to count connections.
+    /// The series that count connections.
     pub stream: Arc<StreamSeries>,
-    /// Receives a copy of every report, for a measurement that somebody watches.
-    pub tap: Option<mpsc::Sender<EchoReport>>,
+    /// Receives a copy of every report; `None` if not needed.
+    pub reports: Option<mpsc::Sender<EchoReport>>,
 }
 
-/// The daemon's end of the thread.
+/// A handle to the stream loop.
 pub type StreamHandle = loops::LoopHandle<StreamEcho, Infallible>;
 
-/// How often the thread shows that it lives.
+/// Interval of the heartbeats that show that the thread is not stuck.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
-/// Starts the thread, which is called `streams`.
+/// Starts the stream loop on the thread `pm-streams`.
 ///
 /// # Errors
-/// When the operating system gives no thread or no event descriptors.
+/// When the operating system cannot create the thread or the event descriptors.
 pub fn spawn(events: tokio::sync::mpsc::Sender<LoopEvent>) -> io::Result<StreamHandle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // The channel itself wakes the runtime.
@@ -79,12 +79,12 @@ pub fn spawn(events: tokio::sync::mpsc::Sender<LoopEvent>) -> io::Result<StreamH
     StreamHandle::spawn("streams", wake, move |commands, series| {
         let stream_loop = StreamLoop { series, events, paths: BTreeMap::new(), tasks: JoinSet::new() };
         runtime.block_on(stream_loop.run(commands));
-        // A name that is still being looked up delays no stop.
+        // A lookup in progress does not delay the stop.
         runtime.shutdown_background();
     })
 }
 
-/// All paths, and their tasks.
+/// The stream loop: all paths and their tasks.
 struct StreamLoop {
     series: Arc<LoopSeries>,
     events: tokio::sync::mpsc::Sender<LoopEvent>,
@@ -92,16 +92,16 @@ struct StreamLoop {
     tasks: JoinSet<()>,
 }
 
-/// A path's tasks, as the loop knows them.
+/// The loop's handle to the tasks of a path.
 struct PathHandle {
     commands: UnboundedSender<PathCommand>,
-    fresh: Option<AbortHandle>,
+    connect_probe: Option<AbortHandle>,
 }
 
 impl Drop for PathHandle {
     fn drop(&mut self) {
-        if let Some(fresh) = &self.fresh {
-            fresh.abort();
+        if let Some(connect_probe) = &self.connect_probe {
+            connect_probe.abort();
         }
     }
 }
@@ -132,21 +132,28 @@ impl StreamLoop {
     fn start(&mut self, path: NewPath<StreamEcho>) {
         let NewPath { id, task, peer_left_at } = path;
         let (commands, receiver) = unbounded_channel();
-        let fresh = task.fresh.map(|every| {
+        let connect_probe = task.connect_interval.map(|connect_interval| {
             let dial = Arc::new(task.dial.clone());
-            let (patience, seed) = (task.spec.lost_after, !task.spec.seed);
+            let (connect_timeout, seed) = (task.spec.lost_after, !task.spec.seed);
             let (echo, series) = (Arc::clone(&task.series), Arc::clone(&task.stream));
-            self.tasks.spawn(connect_probe::measure(dial, every, patience, seed, echo, series))
+            self.tasks.spawn(connect_probe::measure(
+                dial,
+                connect_interval,
+                connect_timeout,
+                seed,
+                echo,
+                series,
+            ))
         });
         let path =
             StreamPath::new(id, task, peer_left_at, receiver, Arc::clone(&self.series), self.events.clone());
         self.tasks.spawn(path.run());
-        self.paths.insert(id, PathHandle { commands, fresh });
+        self.paths.insert(id, PathHandle { commands, connect_probe });
     }
 
     fn send<'a>(&self, ids: impl Iterator<Item = &'a PathId>, command: PathCommand) {
         for path in ids.filter_map(|id| self.paths.get(id)) {
-            // A path that has ended by itself needs no commands.
+            // The receiver is gone if the path has finished.
             let _ = path.commands.send(command);
         }
     }
@@ -159,8 +166,8 @@ impl StreamLoop {
     ) {
         let mut deadline = pin!(sleep(grace));
         for path in self.paths.values_mut() {
-            if let Some(fresh) = path.fresh.take() {
-                fresh.abort();
+            if let Some(connect_probe) = path.connect_probe.take() {
+                connect_probe.abort();
             }
             let _ = path.commands.send(PathCommand::Stop);
         }
@@ -172,7 +179,7 @@ impl StreamLoop {
                     }
                 }
                 Some(command) = commands.recv() => match command {
-                    // Peers may stop at the same time.
+                    // Peers may stop at the same time, and send goodbyes.
                     LoopCommand::PeerLeaving { ids, at } => self.send(ids.iter(), PathCommand::PeerLeaving(at)),
                     // A second stop may shorten the first.
                     LoopCommand::Stop { grace } => {
@@ -189,7 +196,7 @@ impl StreamLoop {
                 () = &mut deadline => break,
             }
         }
-        // Their commands end, and so do they.
+        // The paths end when their command channels close.
         self.paths.clear();
         while self.tasks.join_next().await.is_some() {}
     }

@@ -1,4 +1,4 @@
-//! One path: its prober, its connection, and what comes of them.
+//! A path: its prober and its connection.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -27,33 +27,34 @@ use crate::metrics::echo::EchoSeries;
 use crate::metrics::stream::{ConnectErrorKind, StreamSeries, TcpInfo};
 use crate::paths::PathId;
 
-/// What a path is asked to do. When the sender is gone it ends, and what is undecided is withdrawn.
+/// A command to a path. When the sender is dropped, the path ends and messages in flight are withdrawn.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum PathCommand {
-    /// The peer announced at that time that it is leaving.
+    /// The peer sent a goodbye at this time.
     PeerLeaving(Timestamp),
-    /// Send nothing more, and end when everything is decided.
+    /// Stop sending, and end when every message has a verdict.
     Stop,
 }
 
-/// TCP is asked how a connection fares this often at most. Chosen: scrapes are rarer.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Minimum interval of reading TCP_INFO. Chosen: scrapes are less frequent.
+const TCP_INFO_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whoever wakes this much later than it wanted to has been stopped. Chosen: ten times what a busy host does to a thread.
-const OWN_PAUSE: Duration = Duration::from_millis(500);
+/// A wakeup that is this late means that the process was paused. Chosen: ten times the scheduling delay of a
+/// thread on a busy host.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
 
-/// What is taken before anything is decided and other paths get their turn. Chosen: more than is under way on a healthy path.
-const TURN: usize = 256;
+/// Maximum number of events per turn; then other paths run. Chosen: more than is in flight on a healthy path.
+const EVENTS_PER_TURN_MAX: usize = 256;
 
-/// A connection on which so much came that answers nothing, and not one answer in between, is given up. Chosen: a server that
-/// greets or pings now and then is borne, one that talks without end is not.
+/// A connection is closed after this many mismatches without a valid reply. Chosen: tolerates servers that
+/// send greetings or occasional pings, but not a flood.
 const MISMATCHES_MAX: u32 = 1_000;
 
-/// One on which so much came in one go that answers nothing, pings and duplicates too, is given up as well. Chosen: more than
-/// waits for us after the longest pause, from who is in his right mind.
-const CHATTER_MAX: u32 = 10_000;
+/// A connection is closed after this many messages in a row that answer no request, including pings and
+/// duplicates. Chosen: more than a correct server sends during the longest pause of this process.
+const UNMATCHED_MAX: u32 = 10_000;
 
-/// A path that is measured.
+/// A path that is being measured.
 pub(super) struct StreamPath {
     id: PathId,
     prober: StreamProber,
@@ -62,31 +63,31 @@ pub(super) struct StreamPath {
     attempt: Option<Attempt>,
     commands: UnboundedReceiver<PathCommand>,
     clock: Clock,
-    /// Everything that had arrived by then was taken.
+    /// All events that arrived before this time have been handled.
     drained: Timestamp,
-    looked: Timestamp,
+    tcp_info_read_at: Timestamp,
     tcp: TcpInfo,
-    /// Whether the last turn began because it was time for something.
-    is_awake_by_timer: bool,
-    /// What came on this connection since the last answer and was none.
+    /// Whether the last wakeup was by timer.
+    was_woken_by_timer: bool,
+    /// Mismatches on this connection since the last valid reply.
     mismatches: u32,
-    /// What came since everything was heard that had come, and answers nothing.
-    chatter: u32,
+    /// Messages that answer no request, since the connection was last drained.
+    unmatched: u32,
     series: Arc<EchoSeries>,
     stream: Arc<StreamSeries>,
     agent: Arc<LoopSeries>,
-    tap: Option<mpsc::Sender<EchoReport>>,
+    reports: Option<mpsc::Sender<EchoReport>>,
     events: tokio::sync::mpsc::Sender<LoopEvent>,
 }
 
-/// A connection that is being made.
+/// A connection attempt.
 type Attempt = Pin<Box<dyn Future<Output = Result<(Link, ConnectTimings), ConnectError>> + Send>>;
 
-/// What a path can wake up for.
+/// What wakes a path.
 enum Wakeup {
-    Ordered(Option<PathCommand>),
-    Attempted(Result<(Link, ConnectTimings), ConnectError>),
-    Heard(LinkEvent),
+    Command(Option<PathCommand>),
+    Attempt(Result<(Link, ConnectTimings), ConnectError>),
+    Link(LinkEvent),
 }
 
 impl StreamPath {
@@ -113,201 +114,205 @@ impl StreamPath {
             commands,
             clock: Clock::new(),
             drained: now,
-            looked: now,
+            tcp_info_read_at: now,
             tcp: TcpInfo::default(),
-            is_awake_by_timer: false,
+            was_woken_by_timer: false,
             mismatches: 0,
-            chatter: 0,
+            unmatched: 0,
             series: new.series,
             stream: new.stream,
             agent,
-            tap: new.tap,
+            reports: new.reports,
             events,
         }
     }
 
-    /// Measures until it is told to end, or has sent everything it should and decided that.
+    /// Runs until a command ends the path, or until it has sent its last message and every message has a
+    /// verdict.
     pub(super) async fn run(mut self) {
         loop {
-            if !self.take_what_is_there().await {
-                self.end();
+            if !self.handle_pending().await {
+                self.withdraw_all();
                 break;
             }
-            let Some(until) = self.act() else {
-                self.tell(LoopEvent::Finished(self.id));
+            let Some(until) = self.drive() else {
+                self.emit(LoopEvent::Finished(self.id));
                 break;
             };
             let span = until.since(Clock::now());
-            let happened = tokio::select! {
+            let wakeup = tokio::select! {
                 biased;
-                happened = poll_fn(|context| self.poll(context)) => Some(happened),
+                wakeup = poll_fn(|context| self.poll(context)) => Some(wakeup),
                 () = sleep(span) => None,
             };
-            self.woke(until, happened.is_none());
-            if let Some(happened) = happened
-                && !self.take(happened)
+            self.on_wakeup(until, wakeup.is_none());
+            if let Some(wakeup) = wakeup
+                && !self.handle(wakeup)
             {
-                self.end();
+                self.withdraw_all();
                 break;
             }
             self.agent.wakeups.inc();
         }
-        self.put_down();
+        self.close_link();
         self.stream.put_away();
     }
 
-    /// After a pause of our own, what came meanwhile over a link that we time ourselves is withdrawn: how long it took cannot be
-    /// told any more.
-    fn woke(&mut self, until: Timestamp, is_by_timer: bool) {
-        self.is_awake_by_timer = is_by_timer;
+    /// Handles a wakeup. After a pause of this process, messages on links without kernel timestamps are
+    /// withdrawn: their RTT is unknown.
+    fn on_wakeup(&mut self, until: Timestamp, is_by_timer: bool) {
+        self.was_woken_by_timer = is_by_timer;
         let late = Clock::now().since(until);
         if is_by_timer {
             self.agent.lag.observe(late);
         }
-        if late >= OWN_PAUSE && self.link.as_ref().is_some_and(|link| !link.has_kernel_timestamps()) {
+        if late >= PAUSE_MIN && self.link.as_ref().is_some_and(|link| !link.has_kernel_timestamps()) {
             self.prober.withdraw();
         }
     }
 
-    /// Decides everything, and sends nothing more: what is due at this moment would have no verdict.
-    fn end(&mut self) {
+    /// Stops sending and withdraws all messages in flight. Without the stop, a message that is due now would
+    /// be sent and never get a verdict.
+    fn withdraw_all(&mut self) {
         self.prober.stop();
         self.prober.withdraw();
-        self.act();
+        self.drive();
     }
 
-    /// Takes what is there without waiting; false when it is told to end.
-    async fn take_what_is_there(&mut self) -> bool {
-        let before = Clock::now();
-        if self.is_awake_by_timer {
-            // The runtime looks at the sockets once more: after a pause of ours its word on them is old.
+    /// Handles pending events without waiting. Returns false if the path must end.
+    async fn handle_pending(&mut self) -> bool {
+        let start = Clock::now();
+        if self.was_woken_by_timer {
+            // Lets the runtime poll the sockets again: after a pause its readiness data is stale.
             yield_now().await;
         }
-        let (_, upset) = self.clock.look();
-        if let Some(ClockEvent::Suspend(_)) = upset {
+        let (_, event) = self.clock.read();
+        if let Some(ClockEvent::Suspend(_)) = event {
             self.prober.withdraw();
         }
-        for _ in 0..TURN {
-            let happened = poll_fn(|context| match self.poll(context) {
-                Poll::Ready(happened) => Poll::Ready(Some(happened)),
+        for _ in 0..EVENTS_PER_TURN_MAX {
+            let wakeup = poll_fn(|context| match self.poll(context) {
+                Poll::Ready(wakeup) => Poll::Ready(Some(wakeup)),
                 Poll::Pending => Poll::Ready(None),
             });
-            match happened.await {
-                Some(happened) => {
-                    if !self.take(happened) {
+            match wakeup.await {
+                Some(wakeup) => {
+                    if !self.handle(wakeup) {
                         return false;
                     }
                 }
                 None if has_budget_remaining() => {
-                    self.chatter = 0;
-                    if self.is_awake_by_timer {
-                        self.drained = before;
+                    self.unmatched = 0;
+                    if self.was_woken_by_timer {
+                        self.drained = start;
                     }
                     return true;
                 }
                 None => break,
             }
         }
-        // There may be more; the other paths come first.
+        // More events may be pending; other paths run first.
         yield_now().await;
         true
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Wakeup> {
-        if let Poll::Ready(order) = self.commands.poll_recv(context) {
-            return Poll::Ready(Wakeup::Ordered(order));
+        if let Poll::Ready(command) = self.commands.poll_recv(context) {
+            return Poll::Ready(Wakeup::Command(command));
         }
         if let Some(attempt) = &mut self.attempt
             && let Poll::Ready(outcome) = attempt.as_mut().poll(context)
         {
             self.attempt = None;
-            return Poll::Ready(Wakeup::Attempted(outcome));
+            return Poll::Ready(Wakeup::Attempt(outcome));
         }
         match &mut self.link {
-            Some(link) => link.poll_hear(context).map(Wakeup::Heard),
+            Some(link) => link.poll_event(context).map(Wakeup::Link),
             None => Poll::Pending,
         }
     }
 
-    /// Takes note of what happened; false when it is told to end.
-    fn take(&mut self, happened: Wakeup) -> bool {
-        match happened {
-            Wakeup::Ordered(Some(PathCommand::PeerLeaving(at))) => self.prober.peer_leaving(at),
-            Wakeup::Ordered(Some(PathCommand::Stop)) => self.prober.stop(),
-            Wakeup::Ordered(None) => return false,
-            Wakeup::Attempted(Ok((link, took))) => {
+    /// Handles a wakeup event. Returns false if the path must end.
+    fn handle(&mut self, wakeup: Wakeup) -> bool {
+        match wakeup {
+            Wakeup::Command(Some(PathCommand::PeerLeaving(at))) => self.prober.peer_leaving(at),
+            Wakeup::Command(Some(PathCommand::Stop)) => self.prober.stop(),
+            Wakeup::Command(None) => return false,
+            Wakeup::Attempt(Ok((link, timings))) => {
                 self.stream.connected();
-                if let Some(at) = took.certificate_expiry {
+                if let Some(at) = timings.certificate_expiry {
                     self.stream.certificate_expires(at);
                 }
                 let sources = link.source().into_iter().collect();
-                self.tell(LoopEvent::Started { id: self.id, sources });
+                self.emit(LoopEvent::Started { id: self.id, sources });
                 self.link = Some(link);
                 self.prober.connected(Clock::now());
             }
-            Wakeup::Attempted(Err(trouble)) => self.broken(&trouble),
-            Wakeup::Heard(LinkEvent::Reply(answer)) => {
+            Wakeup::Attempt(Err(error)) => self.disconnect(&error),
+            Wakeup::Link(LinkEvent::Reply(answer)) => {
                 if self.prober.answered(&answer) {
-                    (self.mismatches, self.chatter) = (0, 0);
+                    (self.mismatches, self.unmatched) = (0, 0);
                 } else {
-                    self.chatters();
+                    self.on_unmatched();
                 }
             }
-            Wakeup::Heard(LinkEvent::Page(answer, unexpected)) => {
+            Wakeup::Link(LinkEvent::Response(answer, unexpected)) => {
                 let _ = self.prober.answered(&answer);
                 if let Some(unexpected) = unexpected {
                     self.stream.unexpected(unexpected);
                 }
             }
-            Wakeup::Heard(LinkEvent::Mismatch(mismatch)) => {
+            Wakeup::Link(LinkEvent::Mismatch(mismatch)) => {
                 self.prober.mismatched(mismatch);
                 self.mismatches += 1;
-                self.chatters();
+                self.on_unmatched();
             }
-            Wakeup::Heard(LinkEvent::Room) => self.prober.writable(),
-            Wakeup::Heard(LinkEvent::Nothing) => self.chatters(),
-            Wakeup::Heard(LinkEvent::End(trouble)) => self.broken(&trouble),
-            Wakeup::Heard(LinkEvent::Stale(message, trouble)) => {
-                self.put_down();
+            Wakeup::Link(LinkEvent::Writable) => self.prober.writable(),
+            Wakeup::Link(LinkEvent::Ignored) => self.on_unmatched(),
+            Wakeup::Link(LinkEvent::Closed(error)) => self.disconnect(&error),
+            Wakeup::Link(LinkEvent::ClosedUnsent(message, error)) => {
+                self.close_link();
                 self.prober.returned(message);
                 self.prober.disconnected(Clock::now(), None);
-                // Counted, and no news: nothing is lost by it.
-                self.stream.disconnected(trouble.why);
+                // Counted but not reported: no message is lost.
+                self.stream.disconnected(error.kind);
             }
         }
         true
     }
 
-    /// Something came that answers nothing. Who never stops would keep us from ever having heard everything.
-    fn chatters(&mut self) {
-        self.chatter += 1;
-        if self.mismatches >= MISMATCHES_MAX || self.chatter >= CHATTER_MAX {
-            let text = format!("{} talks without end and answers nothing", self.dial.to);
-            self.broken(&ConnectError::new(ConnectErrorKind::Protocol, text));
+    /// Counts a message that answers no request. A server that sends them without pause would prevent this
+    /// path from ever draining the connection.
+    fn on_unmatched(&mut self) {
+        self.unmatched += 1;
+        if self.mismatches >= MISMATCHES_MAX || self.unmatched >= UNMATCHED_MAX {
+            let text = format!("{} sends too many messages that answer no request", self.dial.to);
+            self.disconnect(&ConnectError::new(ConnectErrorKind::Protocol, text));
         }
     }
 
-    fn broken(&mut self, trouble: &ConnectError) {
-        self.put_down();
+    fn disconnect(&mut self, error: &ConnectError) {
+        self.close_link();
         self.attempt = None;
-        if self.prober.disconnected(Clock::now(), trouble.ours) {
-            self.stream.disconnected(trouble.why);
-            self.tell(LoopEvent::Disconnected { id: self.id, reason: trouble.text.clone() });
+        if self.prober.disconnected(Clock::now(), error.not_sent) {
+            self.stream.disconnected(error.kind);
+            self.emit(LoopEvent::Disconnected { id: self.id, reason: error.text.clone() });
         }
     }
 
-    /// Drops the connection, with a last look at it.
-    fn put_down(&mut self) {
-        self.look();
+    /// Reads TCP_INFO once more and closes the connection.
+    fn close_link(&mut self) {
+        self.read_tcp_info();
         if let Some(mut link) = self.link.take() {
             link.close();
         }
-        (self.mismatches, self.chatter) = (0, 0);
+        (self.mismatches, self.unmatched) = (0, 0);
         self.tcp = TcpInfo::default();
     }
 
-    /// Does what the prober asks for; until when there is nothing more to do, or `None` at its end.
-    fn act(&mut self) -> Option<Timestamp> {
+    /// Executes the prober's steps. Returns the time of the next step, or `None` when the prober has
+    /// finished.
+    fn drive(&mut self) -> Option<Timestamp> {
         let at = Clock::now();
         let now = Now { at, drained: self.drained, wall: self.clock.offset() };
         loop {
@@ -315,38 +320,40 @@ impl StreamPath {
                 StreamStep::Connect => {
                     let dial = Arc::clone(&self.dial);
                     self.attempt = Some(Box::pin(async move {
-                        let mut took = ConnectTimings::default();
-                        let link = dial.connect(&mut took).await?;
-                        Ok((link, took))
+                        let mut timings = ConnectTimings::default();
+                        let link = dial.connect(&mut timings).await?;
+                        Ok((link, timings))
                     }));
-                    // It has not been polled yet: a look at once makes it begin.
+                    // The attempt starts when it is polled, so wake at once.
                     return Some(at);
                 }
                 StreamStep::Disconnect => {
-                    let what =
-                        if self.link.is_some() { "nothing came back from" } else { "no connection to" };
-                    let text = format!("{what} {} for too long", self.dial.to);
-                    self.broken(&ConnectError::new(ConnectErrorKind::Timeout, text));
+                    let to = self.dial.to;
+                    let text = match self.link {
+                        Some(_) => format!("no reply from {to} before the timeout"),
+                        None => format!("connecting to {to}: timed out"),
+                    };
+                    self.disconnect(&ConnectError::new(ConnectErrorKind::Timeout, text));
                 }
                 StreamStep::Send(message) => {
-                    let link = self.link.as_mut().expect("the prober was told that it stands");
+                    let link = self.link.as_mut().expect("the prober sends only while connected");
                     match link.send(message) {
-                        Ok(handed) => {
-                            self.prober.handed(message, at, handed.left);
-                            if !handed.has_room {
+                        Ok(outcome) => {
+                            self.prober.handed(message, at, outcome.sent_at);
+                            if !outcome.has_room {
                                 self.prober.blocked();
                             }
                         }
-                        Err(trouble) => self.broken(&trouble),
+                        Err(error) => self.disconnect(&error),
                     }
                 }
                 StreamStep::Report(report) => self.record(&report),
                 StreamStep::Wait(until) => {
                     self.series.set_draining(self.prober.is_draining(at));
-                    if at.since(self.looked) >= LOOK_EVERY {
-                        self.looked = at;
-                        self.look();
-                        self.check();
+                    if at.since(self.tcp_info_read_at) >= TCP_INFO_INTERVAL {
+                        self.tcp_info_read_at = at;
+                        self.read_tcp_info();
+                        self.check_balance();
                     }
                     return Some(until);
                 }
@@ -357,28 +364,28 @@ impl StreamPath {
 
     fn record(&self, report: &EchoReport) {
         self.series.record(report);
-        if let Some(tap) = &self.tap {
-            // Whoever watched may have gone.
-            let _ = tap.send(*report);
+        if let Some(reports) = &self.reports {
+            // The receiver may be gone.
+            let _ = reports.send(*report);
         }
     }
 
-    /// Asks TCP how the connection fares.
-    fn look(&mut self) {
+    /// Reads TCP_INFO into the series.
+    fn read_tcp_info(&mut self) {
         let Some(info) = self.link.as_ref().and_then(Link::tcp_info) else { return };
         self.stream.tcp(&self.tcp, &info);
         self.tcp = info;
     }
 
-    /// Whether what was counted agrees with what the prober still holds.
-    fn check(&self) {
+    /// Checks that the counters agree with the prober: sent = decided + in flight.
+    fn check_balance(&self) {
         let in_flight = u64::try_from(self.prober.in_flight()).unwrap_or(u64::MAX);
         if self.series.sent.get().checked_sub(self.series.decided()) != Some(in_flight) {
             self.agent.accounting_errors.inc();
         }
     }
 
-    fn tell(&self, event: LoopEvent) {
+    fn emit(&self, event: LoopEvent) {
         if self.events.try_send(event).is_err() {
             self.agent.events_dropped.inc();
         }

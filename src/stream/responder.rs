@@ -1,4 +1,4 @@
-//! The answering side of echo over TCP, on the agent port.
+//! The responder of echo over TCP, on the agent port.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -29,26 +29,27 @@ use super::kernel;
 use crate::clock::Clock;
 use crate::metrics::agent::{RefusalOrEnd, StreamResponderSeries};
 
-/// How much a responder puts up with.
+/// Limits of a TCP responder.
 #[derive(Debug, Clone, Copy)]
 pub struct ResponderLimits {
-    /// Connections at once; further ones are told that there is no room.
+    /// Maximum number of connections; further ones are refused as full.
     pub connections: usize,
-    /// Connections of one source address; further ones are told that there is no room.
+    /// Maximum number of connections per source address; further ones are refused as full.
     pub connections_per_source: usize,
-    /// Connections at once whose source is not listed and has not proven a key; further ones are dropped unread.
+    /// Maximum number of connections whose source is not listed and has not proven a key; further ones are
+    /// closed without a reply.
     pub unverified: usize,
-    /// The same of one source address.
+    /// The same per source address.
     pub unverified_per_source: usize,
-    /// The greeting has this long.
+    /// Time limit of the greeting.
     pub greeting: Duration,
-    /// Who does not take its replies for this long is disconnected.
+    /// A client that does not read its replies for this long is disconnected.
     pub stall: Duration,
 }
 
 impl Default for ResponderLimits {
-    /// Chosen: each connection may hold a message of 64 KiB; behind one address there may be a host that is measured by every
-    /// probe of every agent.
+    /// Chosen: each connection may hold a message of 64 KiB, and many probes and agents may share one source
+    /// address.
     fn default() -> Self {
         Self {
             connections: 4_096,
@@ -61,16 +62,18 @@ impl Default for ResponderLimits {
     }
 }
 
-/// After an idle minute the kernel asks whether the other side still lives, and gives up after another one.
+/// TCP keepalive: the kernel probes a connection after one idle minute, and closes it after another minute
+/// without an answer.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// A source that asks faster than it may is read again after this long.
-const PACE: Duration = Duration::from_millis(5);
+/// Pause before a source that exceeds its rate is checked again.
+const RATE_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// After an error of accepting that is about us: the queue stays readable, so without a pause we would spin.
+/// Pause after a local accept error: the listener stays readable, so accepting at once again would be a busy
+/// loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Whom we answer, and with which keys. Changed as a whole.
+/// The allowed sources and the keys. Replaced as a whole on a change.
 #[derive(Debug, Clone, Default)]
 pub struct StreamAccess {
     policy: Policy,
@@ -78,76 +81,76 @@ pub struct StreamAccess {
 }
 
 impl StreamAccess {
-    /// These. `keys`: the mesh's.
+    /// Access rules with a policy and the keys of the mesh.
     #[must_use]
     pub fn new(policy: Policy, keys: Option<&Keys>) -> Self {
         Self { policy, keys: keys.map(|keys| keys.derive(PURPOSE)) }
     }
 }
 
-/// What all connections share.
+/// A TCP responder: the state that its connections share.
 #[derive(Debug)]
 pub struct StreamResponder {
-    terms: ArcSwap<StreamAccess>,
+    access: ArcSwap<StreamAccess>,
     limits: ResponderLimits,
     rates: Mutex<Rates>,
     open: Mutex<ConnectionLimits>,
-    /// Whether nobody is answered any more.
-    is_silent: AtomicBool,
+    /// Whether replies have stopped.
+    has_stopped_replying: AtomicBool,
     series: Arc<StreamResponderSeries>,
 }
 
 impl StreamResponder {
-    /// One that answers on these terms.
+    /// A responder with these access rules and limits.
     #[must_use]
-    pub fn new(terms: StreamAccess, limits: ResponderLimits, series: Arc<StreamResponderSeries>) -> Self {
+    pub fn new(access: StreamAccess, limits: ResponderLimits, series: Arc<StreamResponderSeries>) -> Self {
         Self {
-            terms: ArcSwap::from_pointee(terms),
+            access: ArcSwap::from_pointee(access),
             limits,
             rates: Mutex::new(Rates::new()),
             open: Mutex::default(),
-            is_silent: AtomicBool::new(false),
+            has_stopped_replying: AtomicBool::new(false),
             series,
         }
     }
 
-    /// Answers nobody any more: an answer after the goodbye would take it back. Connections stay until the stop, for one that
-    /// ends before the goodbye is heard loses what is on it.
-    pub fn fall_silent(&self) {
-        self.is_silent.store(true, Relaxed);
+    /// Stops sending replies, because a reply after the goodbye would revoke it. Connections stay open until
+    /// the stop: closing one before the peer receives the goodbye would lose the messages in flight.
+    pub fn stop_replying(&self) {
+        self.has_stopped_replying.store(true, Relaxed);
     }
 
-    /// Changes the terms. Connections that would not be granted any more end with their next message.
-    pub fn change(&self, terms: StreamAccess) {
-        self.terms.store(Arc::new(terms));
+    /// Replaces the access rules. A connection that the new rules refuse ends with its next message.
+    pub fn change(&self, access: StreamAccess) {
+        self.access.store(Arc::new(access));
     }
 
-    /// Answers until `stop` holds true or its sender is gone; connections end with it.
+    /// Serves until `stop` is true or its sender is dropped, and then closes all connections.
     pub async fn serve(self: Arc<Self>, listeners: Vec<TcpListener>, mut stop: watch::Receiver<bool>) {
         let mut tasks = JoinSet::new();
         for listener in listeners {
             tasks.spawn(Arc::clone(&self).accept(listener));
         }
-        // A sender that is gone cannot stop us later: the same as a stop.
+        // A dropped sender is the same as a stop.
         let _ = stop.wait_for(|is_stopped| *is_stopped).await;
         tasks.shutdown().await;
     }
 
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         let mut connections = JoinSet::new();
-        let mut is_troubled = false;
+        let mut is_failing = false;
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, source)) => {
-                        is_troubled = false;
-                        connections.spawn(Arc::clone(&self).host(stream, source));
+                        is_failing = false;
+                        connections.spawn(Arc::clone(&self).handle_connection(stream, source));
                     }
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
                         self.series.accept_errors.inc();
-                        if !std::mem::replace(&mut is_troubled, true) {
-                            warn!(%error, "accepting connections on the agent port");
+                        if !std::mem::replace(&mut is_failing, true) {
+                            warn!(%error, "cannot accept connections on the agent port");
                         }
                         sleep(ACCEPT_PAUSE).await;
                     }
@@ -157,43 +160,43 @@ impl StreamResponder {
         }
     }
 
-    async fn host(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
+    async fn handle_connection(self: Arc<Self>, stream: TcpStream, source: SocketAddr) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
         let outcome = match OpenConnection::open(&self, source.ip()) {
-            Some(mut connection) => self.converse(stream, source, &mut connection).await,
+            Some(mut connection) => self.serve_connection(stream, source, &mut connection).await,
             None => Err(RefusalOrEnd::Full),
         };
         if let Err(why) = outcome {
             self.series.unanswered(why);
-            debug!(%source, ?why, "a connection to the agent port ended");
+            debug!(%source, ?why, "connection to the agent port ended");
         }
     }
 
-    async fn converse(
+    async fn serve_connection(
         &self,
         mut stream: TcpStream,
         source: SocketAddr,
         connection: &mut OpenConnection<'_>,
     ) -> Result<(), RefusalOrEnd> {
-        let lost = |_: io::Error| RefusalOrEnd::ConnectErrorKind;
-        set_options(&stream, self.limits.stall).map_err(lost)?;
+        let broken = |_: io::Error| RefusalOrEnd::ConnectErrorKind;
+        set_options(&stream, self.limits.stall).map_err(broken)?;
         let mut greeting = [0; GREETING_BYTES];
         match timeout(self.limits.greeting, stream.read_exact(&mut greeting)).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return Err(RefusalOrEnd::Malformed),
             Err(_) => return Err(RefusalOrEnd::Silent),
         }
-        let mut terms = self.terms.load_full();
+        let mut access = self.access.load_full();
         let (hello, proof) =
-            Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
-        let key = match (proof, &terms.keys) {
+            Hello::decode(&greeting, access.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
+        let key = match (proof, &access.keys) {
             (GreetingProof::By(id), Some(keys)) => Some(keys.key(id).clone()),
             (GreetingProof::By(_) | GreetingProof::None | GreetingProof::Wrong, _) => None,
         };
         let lengths = MESSAGE_BYTES_MIN..=MESSAGE_BYTES_MAX;
         let (admittance, refusal) = match proof {
             GreetingProof::Wrong => (Admittance::Unauthentic, Some(RefusalOrEnd::Unauthentic)),
-            GreetingProof::None if !terms.policy.lists(source.ip()) => {
+            GreetingProof::None if !access.policy.lists(source.ip()) => {
                 (Admittance::Unlisted, Some(RefusalOrEnd::Unlisted))
             }
             GreetingProof::None | GreetingProof::By(_) if !connection.has_room => {
@@ -207,43 +210,43 @@ impl StreamResponder {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|_| RefusalOrEnd::ConnectErrorKind)?;
         let welcome = Welcome { admittance, nonce };
-        stream.write_all(&welcome.encode(&hello, key.as_ref())).await.map_err(lost)?;
+        stream.write_all(&welcome.encode(&hello, key.as_ref())).await.map_err(broken)?;
         if let Some(why) = refusal {
             return Err(why);
         }
-        // Without stamps the times in the replies are ours.
-        let _ = kernel::ask_for_arrivals(&stream);
+        // Without kernel timestamps the replies contain times of this process's clock.
+        let _ = kernel::request_rx_timestamps(&stream);
         let seal = Seal::of(key.as_ref(), &hello, &welcome);
         let mut clock = Clock::new();
         let mut arrivals = Arrivals::new(Clock::now());
         let mut frame = vec![0; hello.message_bytes as usize];
         while let Some(timestamp) = read(&stream, &mut frame, &mut arrivals).await? {
-            let (at, _) = arrivals.arrived(&stream, timestamp, &mut clock);
+            let (at, _) = arrivals.arrival(&stream, timestamp, &mut clock);
             let received = clock.offset().wall(at);
             seal.check_request(&frame).map_err(|_| RefusalOrEnd::Malformed)?;
             if key.is_some() {
-                connection.proved();
+                connection.mark_verified();
             }
-            let latest = self.terms.load();
-            if !Arc::ptr_eq(&terms, &latest) {
-                terms = Arc::clone(&latest);
+            let latest = self.access.load();
+            if !Arc::ptr_eq(&access, &latest) {
+                access = Arc::clone(&latest);
                 let (_, proof) =
-                    Hello::decode(&greeting, terms.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
+                    Hello::decode(&greeting, access.keys.as_ref()).map_err(|_| RefusalOrEnd::Malformed)?;
                 match proof {
                     GreetingProof::By(_) => {}
                     GreetingProof::Wrong => return Err(RefusalOrEnd::Unauthentic),
-                    GreetingProof::None if terms.policy.lists(source.ip()) => {}
+                    GreetingProof::None if access.policy.lists(source.ip()) => {}
                     GreetingProof::None => return Err(RefusalOrEnd::Unlisted),
                 }
             }
-            self.wait_for_turn(&terms.policy, source.ip()).await;
-            if self.is_silent.load(Relaxed) {
+            self.wait_for_turn(&access.policy, source.ip()).await;
+            if self.has_stopped_replying.load(Relaxed) {
                 pending::<()>().await;
             }
-            let (now, _) = clock.look();
+            let (now, _) = clock.read();
             seal.reply(&mut frame, received, clock.offset().wall(now));
             match timeout(self.limits.stall, stream.write_all(&frame)).await {
-                Ok(written) => written.map_err(lost)?,
+                Ok(written) => written.map_err(broken)?,
                 Err(_) => return Err(RefusalOrEnd::Stalled),
             }
             self.series.messages.inc();
@@ -251,22 +254,23 @@ impl StreamResponder {
         Ok(())
     }
 
-    /// Over its rate a source waits: nothing of a stream is thrown away.
+    /// Waits until the source is within its rate: messages of a stream are delayed, not dropped.
     async fn wait_for_turn(&self, policy: &Policy, source: IpAddr) {
         loop {
-            let taken = {
+            let outcome = {
                 let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
                 rates.take(policy, source, Clock::now())
             };
-            if taken.is_ok() {
+            if outcome.is_ok() {
                 return;
             }
-            sleep(PACE).await;
+            sleep(RATE_RETRY_INTERVAL).await;
         }
     }
 }
 
-/// Reads one message and returns the kernel's stamp of its last byte, if there is one; `None` at the end between two messages.
+/// Reads one message. Returns the kernel timestamp of its last byte, if there is one, or `None` if the stream
+/// ended before a message.
 async fn read(
     stream: &TcpStream,
     frame: &mut [u8],
@@ -300,35 +304,35 @@ fn set_options(stream: &TcpStream, stall: Duration) -> io::Result<()> {
     options.set_tcp_keepalive(&keepalive)
 }
 
-/// The connections that are open, as the limits count them.
+/// Counts of open connections, for the limits.
 #[derive(Debug, Default)]
 struct ConnectionLimits {
     all: usize,
-    /// Those whose source is not listed, and that have not proven a key with a message.
+    /// Connections whose source is not listed, and that have not proven a key with a message.
     unverified: usize,
     by_source: HashMap<IpAddr, SourceConnections>,
 }
 
-/// The connections of one source address.
+/// Counts of one source address.
 #[derive(Debug, Clone, Copy, Default)]
 struct SourceConnections {
     all: usize,
     unverified: usize,
 }
 
-/// An open connection; dropping it makes room for another.
+/// An open connection. Dropping it releases its count.
 struct OpenConnection<'a> {
     responder: &'a StreamResponder,
     source: IpAddr,
     is_unverified: bool,
-    /// Whether it is within the limits; one that is not is refused with [`Admittance::Full`].
+    /// Whether it is within the limits; otherwise it is refused with [`Admittance::Full`].
     has_room: bool,
 }
 
 impl<'a> OpenConnection<'a> {
-    /// `None` over the hard limit, where a connection is dropped without a refusal.
+    /// Counts a connection. `None` above the hard limit, where connections are closed without a refusal.
     fn open(responder: &'a StreamResponder, source: IpAddr) -> Option<Self> {
-        let is_unverified = !responder.terms.load().policy.lists(source);
+        let is_unverified = !responder.access.load().policy.lists(source);
         let limits = responder.limits;
         let source = paced_as(source);
         let mut open = responder.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -336,8 +340,8 @@ impl<'a> OpenConnection<'a> {
         let over_limit = of_source.all >= limits.connections_per_source || open.all >= limits.connections;
         let too_many_unverified =
             open.unverified >= limits.unverified || of_source.unverified >= limits.unverified_per_source;
-        let over_hard_limit = of_source.all >= limits.connections_per_source + SPARE
-            || open.all >= limits.connections + SPARE
+        let over_hard_limit = of_source.all >= limits.connections_per_source + REFUSALS_ABOVE_LIMIT
+            || open.all >= limits.connections + REFUSALS_ABOVE_LIMIT
             || is_unverified && too_many_unverified;
         if over_hard_limit {
             return None;
@@ -352,8 +356,8 @@ impl<'a> OpenConnection<'a> {
         Some(Self { responder, source, is_unverified, has_room: !over_limit })
     }
 
-    /// It proved that it knows the key.
-    fn proved(&mut self) {
+    /// Marks the connection as verified after a message with a valid key.
+    fn mark_verified(&mut self) {
         if std::mem::take(&mut self.is_unverified) {
             let mut open = self.responder.open.lock().unwrap_or_else(PoisonError::into_inner);
             open.unverified -= 1;
@@ -380,5 +384,5 @@ impl Drop for OpenConnection<'_> {
     }
 }
 
-/// Connections beyond a limit that are still refused with a reason; further ones are dropped unread.
-const SPARE: usize = 16;
+/// Connections above a limit that still get a refusal with a reason; further ones are closed without a reply.
+const REFUSALS_ABOVE_LIMIT: usize = 16;

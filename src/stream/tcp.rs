@@ -1,4 +1,4 @@
-//! Our echo over TCP, with the kernel's stamps: the asking side of one connection.
+//! The client side of echo over TCP, with kernel timestamps.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,11 +23,12 @@ use super::link_event::{LinkEvent, SendOutcome};
 use crate::clock::Clock;
 use crate::metrics::stream::{ConnectErrorKind, TcpInfo};
 
-/// A full stream is tried again this often. (Stamps on the error queue look like a writable socket to the runtime for ever,
-/// so its word cannot be taken.) What waits on a full stream is late by more than this already.
-const FULL_RETRY: Duration = Duration::from_millis(5);
+/// Interval of retries while the send buffer is full. (The runtime cannot be used for this: timestamps on the
+/// error queue make the socket appear writable.) A message that waits for a full buffer is already late by
+/// more than this.
+const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// One connection to a responder.
+/// A connection to a responder.
 #[derive(Debug)]
 pub(super) struct TcpLink {
     stream: TcpStream,
@@ -35,56 +36,59 @@ pub(super) struct TcpLink {
     clock: Clock,
     seal: Seal,
     bytes: u32,
-    /// What the kernel has not taken yet.
+    /// Bytes that the kernel has not accepted yet.
     outgoing: Vec<u8>,
-    /// Bytes that it has taken since stamps were asked for, modulo 2³².
+    /// Bytes that the kernel has accepted since timestamps were enabled, modulo 2³².
     written: u32,
     incoming: Vec<u8>,
-    /// Bytes of the reply that have come.
+    /// Bytes of the current reply received so far.
     filled: usize,
     arrivals: Arrivals,
     retry: Option<Pin<Box<Sleep>>>,
 }
 
-/// Greets the responder, and is welcome.
+/// Exchanges greetings with the responder.
 pub(super) async fn begin(
     mut stream: TcpStream,
     to: SocketAddr,
     bytes: u32,
     keys: Option<&Keys>,
 ) -> Result<Box<TcpLink>, ConnectError> {
-    let doing = format!("greeting {to}");
+    let operation = format!("greeting {to}");
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce)
-        .map_err(|error| ConnectError::at_once(&doing, &io::Error::other(error.to_string())))?;
+        .map_err(|error| ConnectError::local(&operation, &io::Error::other(error.to_string())))?;
     let hello = Hello { message_bytes: bytes, nonce };
     let mut greeting = [0; GREETING_BYTES];
-    let broken = |error: io::Error| ConnectError::on_the_way(&doing, &error);
-    stream.write_all(&hello.encode(keys)).await.map_err(broken)?;
-    stream.read_exact(&mut greeting).await.map_err(broken)?;
+    let io_error = |error: io::Error| ConnectError::from_io(&operation, &error);
+    stream.write_all(&hello.encode(keys)).await.map_err(io_error)?;
+    stream.read_exact(&mut greeting).await.map_err(io_error)?;
     let key = keys.map(Keys::current);
     let welcome = Welcome::decode(&greeting, &hello, key).map_err(|error| match error {
         DecodeError::Unauthentic { .. } => ConnectError::new(
             ConnectErrorKind::Denied,
-            format!("{doing}: it does not know our key: give both the same key file"),
+            format!("{operation}: unknown key: configure the same key file on both hosts"),
         ),
         DecodeError::Truncated { .. } | DecodeError::Foreign { .. } | DecodeError::Version { .. } => {
-            ConnectError::new(ConnectErrorKind::Protocol, format!("{doing}: {error}"))
+            ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}"))
         }
     })?;
-    let denied = |why: &str| {
-        Err(ConnectError::new(ConnectErrorKind::Denied, format!("{to} does not answer us: {why}")))
+    let denied = |reason: &str| {
+        Err(ConnectError::new(ConnectErrorKind::Denied, format!("{to} rejects this host: {reason}")))
     };
     match welcome.admittance {
         Admittance::Granted => {}
         Admittance::Unlisted => {
-            return denied("add our address to responder.allow there, or give both a key file");
+            return denied(
+                "add this host's address to responder.allow there, or configure the same key file on both \
+                 hosts",
+            );
         }
-        Admittance::Unauthentic => return denied("it does not know our key: give both the same key file"),
-        Admittance::Full => return denied("it has no room for another connection"),
-        Admittance::Length => return denied("it takes no messages of that size"),
+        Admittance::Unauthentic => return denied("unknown key: configure the same key file on both hosts"),
+        Admittance::Full => return denied("its connection limit is reached"),
+        Admittance::Length => return denied("it does not accept messages of this size"),
     }
-    // Without stamps the messages are timed when we get round to it, and counted as such.
+    // Without kernel timestamps messages are timed by this process, and counted as such.
     let _ = kernel::request_timestamps(&stream);
     Ok(Box::new(TcpLink {
         stream,
@@ -106,89 +110,91 @@ impl TcpLink {
         let from = Clock::now();
         self.seal.request(message, self.bytes, &mut self.outgoing);
         let has_room = self.flush()?;
-        let left = if has_room { self.left(from) } else { None };
-        Ok(SendOutcome { left, has_room })
+        let sent_at = if has_room { self.sent_at(from) } else { None };
+        Ok(SendOutcome { sent_at, has_room })
     }
 
-    /// When the last byte written left, if that was between `from` and now.
-    fn left(&mut self, from: Timestamp) -> Option<Timestamp> {
-        let (now, _) = self.clock.look();
-        let timestamp = kernel::departure(&self.stream, self.written.wrapping_sub(1))?;
-        let left = self.clock.place(timestamp, from, now);
-        (from <= left && left <= now).then_some(left)
+    /// The transmit timestamp of the last byte, if it is between `from` and now.
+    fn sent_at(&mut self, from: Timestamp) -> Option<Timestamp> {
+        let (now, _) = self.clock.read();
+        let timestamp = kernel::tx_timestamp(&self.stream, self.written.wrapping_sub(1))?;
+        let sent_at = self.clock.monotonic_of(timestamp, from, now);
+        (from <= sent_at && sent_at <= now).then_some(sent_at)
     }
 
-    /// Gives the kernel what it takes; true if that was everything.
+    /// Writes as much as the kernel accepts. Returns whether everything was written.
     fn flush(&mut self) -> Result<bool, ConnectError> {
-        let mut gone = 0;
-        while gone < self.outgoing.len() {
-            // Not through the runtime, which may not know yet that there is room.
+        let mut written_bytes = 0;
+        while written_bytes < self.outgoing.len() {
+            // Not through the runtime, which may not have seen yet that the socket is writable.
             match nix::sys::socket::send(
                 std::os::fd::AsRawFd::as_raw_fd(&self.stream),
-                &self.outgoing[gone..],
+                &self.outgoing[written_bytes..],
                 nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
             ) {
-                Ok(taken) => gone += taken,
+                Ok(accepted) => written_bytes += accepted,
                 Err(nix::errno::Errno::EAGAIN) => break,
                 Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(self.trouble("writing to", &error.into())),
+                Err(error) => return Err(self.to_connect_error("writing to", &error.into())),
             }
         }
         #[expect(clippy::cast_possible_truncation, reason = "the kernel counts modulo 2³², too")]
-        let taken = gone as u32;
-        self.written = self.written.wrapping_add(taken);
-        self.outgoing.drain(..gone);
+        let accepted = written_bytes as u32;
+        self.written = self.written.wrapping_add(accepted);
+        self.outgoing.drain(..written_bytes);
         Ok(self.outgoing.is_empty())
     }
 
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
+    pub(super) fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         if !self.outgoing.is_empty() {
             match self.flush() {
                 Ok(true) => {
                     self.retry = None;
-                    return Poll::Ready(LinkEvent::Room);
+                    return Poll::Ready(LinkEvent::Writable);
                 }
                 Ok(false) => self.retry_later(context),
-                Err(trouble) => return Poll::Ready(LinkEvent::End(trouble)),
+                Err(error) => return Poll::Ready(LinkEvent::Closed(error)),
             }
         }
         loop {
-            // One reply at a time, so that the stamp is that of its last byte.
+            // Reads one reply at a time, so that the timestamp is that of its last byte.
             let room = &mut self.incoming[self.filled..];
             match self.arrivals.receive(&self.stream, room) {
                 Ok((0, _)) => {
                     let text = format!("{} closed the connection", self.to);
-                    return Poll::Ready(LinkEvent::End(ConnectError::new(ConnectErrorKind::Closed, text)));
+                    return Poll::Ready(LinkEvent::Closed(ConnectError::new(ConnectErrorKind::Closed, text)));
                 }
                 Ok((count, timestamp)) => {
                     self.filled += count;
                     if self.filled == self.incoming.len() {
                         self.filled = 0;
-                        return Poll::Ready(self.answer(timestamp));
+                        return Poll::Ready(self.read_reply(timestamp));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(error) = ready!(self.stream.poll_read_ready(context)) {
-                        return Poll::Ready(LinkEvent::End(self.trouble("reading from", &error)));
+                        return Poll::Ready(LinkEvent::Closed(self.to_connect_error("reading from", &error)));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(LinkEvent::End(self.trouble("reading from", &error))),
+                Err(error) => {
+                    return Poll::Ready(LinkEvent::Closed(self.to_connect_error("reading from", &error)));
+                }
             }
         }
     }
 
     fn retry_later(&mut self, context: &mut Context<'_>) {
-        let retry = self.retry.get_or_insert_with(|| Box::pin(sleep(FULL_RETRY)));
+        let retry = self.retry.get_or_insert_with(|| Box::pin(sleep(FULL_RETRY_INTERVAL)));
         if retry.as_mut().poll(context).is_ready() {
-            let mut again = Box::pin(sleep(FULL_RETRY));
+            let mut again = Box::pin(sleep(FULL_RETRY_INTERVAL));
             let _ = again.as_mut().poll(context);
             self.retry = Some(again);
         }
     }
 
-    fn answer(&mut self, timestamp: Option<WallTime>) -> LinkEvent {
-        let (at, by) = self.arrivals.arrived(&self.stream, timestamp, &mut self.clock);
+    fn read_reply(&mut self, timestamp: Option<WallTime>) -> LinkEvent {
+        let (at, by) = self.arrivals.arrival(&self.stream, timestamp, &mut self.clock);
         match self.seal.read_reply(&self.incoming) {
             Ok(echoed) => LinkEvent::Reply(StreamReply {
                 message: echoed.message,
@@ -197,12 +203,12 @@ impl TcpLink {
                 turnaround: echoed.turnaround,
             }),
             Err(DecodeError::Unauthentic { .. }) => LinkEvent::Mismatch(Mismatch::Unauthentic),
-            // Where the next reply begins is not known any more.
+            // The start of the next reply is unknown.
             Err(
                 error @ (DecodeError::Truncated { .. }
                 | DecodeError::Foreign { .. }
                 | DecodeError::Version { .. }),
-            ) => LinkEvent::End(ConnectError::new(
+            ) => LinkEvent::Closed(ConnectError::new(
                 ConnectErrorKind::Protocol,
                 format!("reading from {}: {error}", self.to),
             )),
@@ -217,7 +223,7 @@ impl TcpLink {
         self.stream.local_addr().ok()
     }
 
-    fn trouble(&self, doing: &str, error: &io::Error) -> ConnectError {
-        ConnectError::on_the_way(&format!("{doing} {}", self.to), error)
+    fn to_connect_error(&self, operation: &str, error: &io::Error) -> ConnectError {
+        ConnectError::from_io(&format!("{operation} {}", self.to), error)
     }
 }

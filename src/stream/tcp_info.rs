@@ -1,4 +1,4 @@
-//! What TCP says about a connection that a library reads and writes.
+//! TCP_INFO of connections that a library reads and writes.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use super::kernel;
 use crate::metrics::stream::TcpInfo;
 
-/// A second handle of a connection, dropped with it.
+/// A duplicate descriptor of a connection, dropped with it.
 #[derive(Debug)]
 pub(super) struct TcpInfoReader {
     socket: OwnedFd,
@@ -21,7 +21,7 @@ impl TcpInfoReader {
         Ok(Self { socket: stream.as_fd().try_clone_to_owned()?, source: stream.local_addr().ok() })
     }
 
-    pub(super) fn tcp_info(&self) -> Option<TcpInfo> {
+    pub(super) fn read(&self) -> Option<TcpInfo> {
         kernel::tcp_info(&self.socket)
     }
 

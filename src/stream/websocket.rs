@@ -1,4 +1,4 @@
-//! Echo over a WebSocket: the asking side.
+//! The client side of echo over WebSocket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,20 +20,21 @@ use tokio_tungstenite::tungstenite::{self, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::connect_error::ConnectError;
-use super::http_target::{AGENT, HttpTarget, RawConnection};
+use super::http_target::{HttpTarget, RawConnection, USER_AGENT_VALUE};
 use super::link_event::{LinkEvent, SendOutcome};
 use super::tcp_info::TcpInfoReader;
 use crate::clock::Clock;
 use crate::http::client::TlsClient;
 use crate::metrics::stream::ConnectErrorKind;
 
-/// The largest message that is taken: what we send comes back, and some servers greet first.
+/// Largest accepted message in bytes: above the largest message sent, because some servers send a greeting
+/// first.
 const MESSAGE_BYTES_MAX: usize = 128 * 1024;
 
-/// Bytes that are read at once.
+/// Size of the read buffer in bytes.
 const READ_BYTES: usize = 8 * 1024;
 
-/// One WebSocket.
+/// A WebSocket connection.
 #[derive(Debug)]
 pub(super) struct WebSocketLink {
     socket: WebSocketStream<RawConnection>,
@@ -41,39 +42,39 @@ pub(super) struct WebSocketLink {
     format: MessageFormat,
     bytes: usize,
     secure: Option<TlsClient>,
-    /// Whether something waits to leave.
+    /// Whether unsent data is buffered.
     is_flushing: bool,
-    pub(super) gauge: TcpInfoReader,
+    pub(super) tcp_info: TcpInfoReader,
 }
 
-/// Upgrades a connection.
+/// Performs the WebSocket handshake on a connection.
 pub(super) async fn begin(
     stream: RawConnection,
-    gauge: TcpInfoReader,
+    tcp_info: TcpInfoReader,
     to: SocketAddr,
-    place: &HttpTarget,
+    target: &HttpTarget,
     format: MessageFormat,
     bytes: usize,
 ) -> Result<Box<WebSocketLink>, ConnectError> {
-    let doing = format!("asking {to} for a WebSocket");
-    let mut request = Request::get(place.path.as_str())
-        .header(HOST, place.authority.as_str())
+    let operation = format!("WebSocket handshake with {to}");
+    let mut request = Request::get(target.path.as_str())
+        .header(HOST, target.authority.as_str())
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_VERSION, "13")
         .header(SEC_WEBSOCKET_KEY, generate_key())
-        .header(USER_AGENT, AGENT)
+        .header(USER_AGENT, USER_AGENT_VALUE)
         .body(bytes::Bytes::new())
-        .map_err(|error| ConnectError::new(ConnectErrorKind::Protocol, format!("{doing}: {error}")))?;
-    if let Some(signer) = &place.signer {
+        .map_err(|error| ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}")))?;
+    if let Some(signer) = &target.signer {
         signer
             .sign(&mut request, SystemTime::now())
-            .map_err(|error| ConnectError::at_once(&doing, &io::Error::other(error.to_string())))?;
+            .map_err(|error| ConnectError::local(&operation, &io::Error::other(error.to_string())))?;
     }
-    // The library makes the request's head from its whole URL.
-    *request.uri_mut() = format!("ws://{}{}", place.authority, place.path)
+    // The library builds the request head from the full URL.
+    *request.uri_mut() = format!("ws://{}{}", target.authority, target.path)
         .parse()
-        .map_err(|error| ConnectError::new(ConnectErrorKind::Protocol, format!("{doing}: {error}")))?;
+        .map_err(|error| ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}")))?;
     let limits = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
         .write_buffer_size(0)
@@ -81,9 +82,10 @@ pub(super) async fn begin(
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX));
     let upgraded = client_async_with_config(request.map(|_| ()), stream, Some(limits)).await;
-    let (socket, _) = upgraded.map_err(|error| trouble(&doing, place.secure.as_ref(), error))?;
-    let secure = place.secure.clone();
-    Ok(Box::new(WebSocketLink { socket, to, format, bytes, secure, is_flushing: false, gauge }))
+    let (socket, _) =
+        upgraded.map_err(|error| to_connect_error(&operation, target.secure.as_ref(), error))?;
+    let secure = target.secure.clone();
+    Ok(Box::new(WebSocketLink { socket, to, format, bytes, secure, is_flushing: false, tcp_info }))
 }
 
 impl WebSocketLink {
@@ -92,25 +94,25 @@ impl WebSocketLink {
         let frame = match self.format {
             MessageFormat::Binary => tungstenite::Message::Binary(body.into()),
             MessageFormat::Text => {
-                let text = Utf8Bytes::try_from(bytes::Bytes::from(body)).expect("we write ASCII");
+                let text = Utf8Bytes::try_from(bytes::Bytes::from(body)).expect("the encoding is ASCII");
                 tungstenite::Message::Text(text)
             }
         };
         let to = self.to;
         let sent = Pin::new(&mut self.socket).start_send(frame);
-        sent.map_err(|error| trouble(&format!("writing to {to}"), self.secure.as_ref(), error))?;
+        sent.map_err(|error| to_connect_error(&format!("writing to {to}"), self.secure.as_ref(), error))?;
         self.is_flushing = true;
-        // Whoever listens next is woken when the rest can leave.
+        // The next call of `poll_event` registers the waker for the rest.
         let mut context = Context::from_waker(Waker::noop());
         let has_room = match self.poll_flush(&mut context) {
             Poll::Ready(Ok(())) => true,
-            Poll::Ready(Err(trouble)) => return Err(trouble),
+            Poll::Ready(Err(error)) => return Err(error),
             Poll::Pending => false,
         };
-        Ok(SendOutcome { left: None, has_room })
+        Ok(SendOutcome { sent_at: None, has_room })
     }
 
-    /// Says goodbye, as far as there is room for it. Nobody waits for the answer.
+    /// Sends a close frame if the buffer has room, and does not wait for the answer.
     pub(super) fn close(&mut self) {
         let goodbye = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
         if Pin::new(&mut self.socket).start_send(tungstenite::Message::Close(Some(goodbye))).is_ok() {
@@ -119,24 +121,26 @@ impl WebSocketLink {
     }
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        let doing = || format!("writing to {}", self.to);
+        let operation = || format!("writing to {}", self.to);
         match Pin::new(&mut self.socket).poll_flush(context) {
             Poll::Ready(Ok(())) => {
                 self.is_flushing = false;
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(trouble(&doing(), self.secure.as_ref(), error))),
+            Poll::Ready(Err(error)) => {
+                Poll::Ready(Err(to_connect_error(&operation(), self.secure.as_ref(), error)))
+            }
             Poll::Pending => Poll::Pending,
         }
     }
 
-    pub(super) fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
+    pub(super) fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
         if self.is_flushing
             && let Poll::Ready(flushed) = self.poll_flush(context)
         {
-            return Poll::Ready(flushed.map_or_else(LinkEvent::End, |()| LinkEvent::Room));
+            return Poll::Ready(flushed.map_or_else(LinkEvent::Closed, |()| LinkEvent::Writable));
         }
-        let doing = || format!("reading from {}", self.to);
+        let operation = || format!("reading from {}", self.to);
         let (body, format) = match Pin::new(&mut self.socket).poll_next(context) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(Ok(tungstenite::Message::Text(text)))) => (text.into(), MessageFormat::Text),
@@ -146,18 +150,22 @@ impl WebSocketLink {
                 tungstenite::Message::Ping(_)
                 | tungstenite::Message::Pong(_)
                 | tungstenite::Message::Frame(_),
-            ))) => return Poll::Ready(LinkEvent::Nothing),
+            ))) => return Poll::Ready(LinkEvent::Ignored),
             Poll::Ready(Some(Ok(tungstenite::Message::Close(frame)))) => {
-                let why = frame.map(|frame| format!(": {frame}")).unwrap_or_default();
-                let text = format!("{} closed the WebSocket{why}", self.to);
-                return Poll::Ready(LinkEvent::End(ConnectError::new(ConnectErrorKind::Closed, text)));
+                let kind = frame.map(|frame| format!(": {frame}")).unwrap_or_default();
+                let text = format!("{} closed the WebSocket{kind}", self.to);
+                return Poll::Ready(LinkEvent::Closed(ConnectError::new(ConnectErrorKind::Closed, text)));
             }
             Poll::Ready(Some(Err(error))) => {
-                return Poll::Ready(LinkEvent::End(trouble(&doing(), self.secure.as_ref(), error)));
+                return Poll::Ready(LinkEvent::Closed(to_connect_error(
+                    &operation(),
+                    self.secure.as_ref(),
+                    error,
+                )));
             }
             Poll::Ready(None) => {
                 let text = format!("{} closed the connection", self.to);
-                return Poll::Ready(LinkEvent::End(ConnectError::new(ConnectErrorKind::Closed, text)));
+                return Poll::Ready(LinkEvent::Closed(ConnectError::new(ConnectErrorKind::Closed, text)));
             }
         };
         Poll::Ready(match self.format.decode(&body, self.bytes) {
@@ -172,24 +180,24 @@ impl WebSocketLink {
     }
 }
 
-/// What an error of the library means.
-fn trouble(doing: &str, secure: Option<&TlsClient>, error: tungstenite::Error) -> ConnectError {
-    let (why, text) = match error {
+/// Converts an error of the library.
+fn to_connect_error(operation: &str, secure: Option<&TlsClient>, error: tungstenite::Error) -> ConnectError {
+    let (kind, text) = match error {
         tungstenite::Error::Io(error) => {
-            return ConnectError::of_tls(doing, secure, &error)
-                .unwrap_or_else(|| ConnectError::on_the_way(doing, &error));
+            return ConnectError::of_tls(operation, secure, &error)
+                .unwrap_or_else(|| ConnectError::from_io(operation, &error));
         }
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
-            (ConnectErrorKind::Closed, "closed".to_owned())
+            (ConnectErrorKind::Closed, "connection closed".to_owned())
         }
         tungstenite::Error::Protocol(
             tungstenite::error::ProtocolError::ResetWithoutClosingHandshake
             | tungstenite::error::ProtocolError::HandshakeIncomplete,
-        ) => (ConnectErrorKind::Closed, "closed without a word".to_owned()),
+        ) => (ConnectErrorKind::Closed, "connection closed without a close frame".to_owned()),
         tungstenite::Error::Http(answer) => {
-            let said = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-            let said: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
-            (ConnectErrorKind::Denied, format!("answered {} {said:?}", answer.status()))
+            let reason = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+            let reason: String = reason.lines().next().unwrap_or_default().chars().take(200).collect();
+            (ConnectErrorKind::Denied, format!("server answered {} {reason:?}", answer.status()))
         }
         error @ (tungstenite::Error::Tls(_)
         | tungstenite::Error::Capacity(_)
@@ -200,5 +208,5 @@ fn trouble(doing: &str, secure: Option<&TlsClient>, error: tungstenite::Error) -
         | tungstenite::Error::Url(_)
         | tungstenite::Error::HttpFormat(_)) => (ConnectErrorKind::Protocol, error.to_string()),
     };
-    ConnectError::new(why, format!("{doing}: {text}"))
+    ConnectError::new(kind, format!("{operation}: {text}"))
 }

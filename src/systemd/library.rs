@@ -1,11 +1,11 @@
-//! The notify protocol as libsystemd speaks it.
+//! The notify protocol of libsystemd.
 
 use std::io;
 use std::time::Duration;
 
 use systemd::daemon;
 
-/// libsystemd, which reads the environment itself whenever it sends.
+/// Sends through libsystemd, which reads the environment on every message.
 #[derive(Debug)]
 pub(super) struct Library;
 
@@ -14,7 +14,7 @@ impl Library {
         std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty()).map(|_| Self)
     }
 
-    /// Sends fields, none of which may hold a NUL or a line feed.
+    /// Sends fields. Values must not contain NUL or line feed.
     pub(super) fn send(&self, fields: &[(&str, &str)]) -> io::Result<()> {
         daemon::notify(fields.iter())?;
         Ok(())
@@ -25,7 +25,7 @@ impl Library {
             Ok(0) => None,
             Ok(timeout_us) => Some(Duration::from_micros(timeout_us)),
             Err(error) => {
-                tracing::warn!(%error, "the watchdog's environment variables are not usable: no watchdog");
+                tracing::warn!(%error, "invalid WATCHDOG_USEC or WATCHDOG_PID: watchdog disabled");
                 None
             }
         }

@@ -1,12 +1,14 @@
-//! What the service manager is told: ready, reloading, stopping, alive. See sd_notify(3). And the sockets that it passes.
+//! Notifications to the service manager (sd_notify(3)): ready, reloading, stopping, watchdog. And socket
+//! activation.
 //!
-//! With the feature `systemd` libsystemd says it; static builds have a sender of their own, which also serves other
-//! managers that speak the protocol (podman, s6). A manager that cannot be reached never stops a measurement.
+//! With the feature `systemd`, libsystemd sends them. Static builds have their own sender, which also works
+//! with other managers that support the protocol (podman, s6). An unreachable manager never stops a
+//! measurement.
 
 #[cfg(feature = "systemd")]
 mod library;
 mod passed;
-// Always tested, even where libsystemd is used instead.
+// Always compiled for tests, even if libsystemd is used instead.
 #[cfg(any(test, not(feature = "systemd")))]
 mod sender;
 #[cfg(test)]
@@ -24,9 +26,9 @@ use library::Library as Channel;
 #[cfg(not(feature = "systemd"))]
 use sender::Sender as Channel;
 
-/// Tells the service manager, if there is one, how we are.
+/// Notifies the service manager, if there is one, of the agent's state.
 ///
-/// Nothing here fails: what cannot be said is logged, once until it can be said again.
+/// Its methods do not fail: an error is logged once, until a notification succeeds again.
 #[derive(Debug)]
 pub struct Notifier {
     channel: Option<Channel>,
@@ -35,7 +37,7 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// The manager that started us, by `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
+    /// A notifier for the manager in `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
     #[must_use]
     pub fn from_environment() -> Self {
         let channel = Channel::from_environment();
@@ -44,65 +46,68 @@ impl Notifier {
         Self { channel, watchdog_interval, is_failing: AtomicBool::new(false) }
     }
 
-    /// Tells nobody: for an agent that runs inside another program.
+    /// A notifier that sends nothing, for an agent inside another program.
     #[must_use]
     pub fn silent() -> Self {
         Self { channel: None, watchdog_interval: None, is_failing: AtomicBool::new(false) }
     }
 
-    /// How often [`Notifier::watchdog`] is due: half of the time after which we would be killed. `None`: never.
+    /// How often to call [`Notifier::watchdog`]: half of the watchdog timeout. `None`: no watchdog.
     #[must_use]
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog_interval
     }
 
-    /// Started, or done with a reload.
+    /// Notifies that the start or a reload has finished (`READY=1`).
     pub fn ready(&self) {
-        self.say(&[("READY", "1")]);
+        self.send_fields(&[("READY", "1")]);
     }
 
-    /// A reload begins; [`Notifier::ready`] ends it. `monotonic_usec` is CLOCK_MONOTONIC in µs, by which
-    /// `Type=notify-reload` tells this reload from an earlier one.
+    /// Notifies that a reload begins; [`Notifier::ready`] ends it. `monotonic_usec` is CLOCK_MONOTONIC in µs,
+    /// by which `Type=notify-reload` distinguishes this reload from an earlier one.
     pub fn reloading(&self, monotonic_usec: u64) {
-        self.say(&[("RELOADING", "1"), ("MONOTONIC_USEC", &monotonic_usec.to_string())]);
+        self.send_fields(&[("RELOADING", "1"), ("MONOTONIC_USEC", &monotonic_usec.to_string())]);
     }
 
-    /// A stop begins.
+    /// Notifies that a stop begins (`STOPPING=1`).
     pub fn stopping(&self) {
-        self.say(&[("STOPPING", "1")]);
+        self.send_fields(&[("STOPPING", "1")]);
     }
 
-    /// One line for `systemctl status`, without its control characters and cut at [`STATUS_BYTES_MAX`].
+    /// Sends a line for `systemctl status`. Control characters are removed, and the line is cut at
+    /// [`STATUS_BYTES_MAX`].
     pub fn status(&self, line: &str) {
-        self.say(&[("STATUS", &one_line(line))]);
+        self.send_fields(&[("STATUS", &one_line(line))]);
     }
 
-    /// Alive. To be called by who knows that measuring goes on, every [`Notifier::watchdog_interval`].
+    /// Resets the watchdog (`WATCHDOG=1`). Call this every [`Notifier::watchdog_interval`] while measurements
+    /// make progress.
     pub fn watchdog(&self) {
-        self.say(&[("WATCHDOG", "1")]);
+        self.send_fields(&[("WATCHDOG", "1")]);
     }
 
-    fn say(&self, fields: &[(&str, &str)]) {
+    fn send_fields(&self, fields: &[(&str, &str)]) {
         let Some(channel) = &self.channel else { return };
         match channel.send(fields) {
             Ok(()) => {
                 if self.is_failing.swap(false, Relaxed) {
-                    debug!("the service manager can be told again");
+                    debug!("service manager notified again");
                 }
             }
             Err(error) => {
                 if !self.is_failing.swap(true, Relaxed) {
-                    warn!(%error, "telling the service manager");
+                    warn!(%error, "service manager not notified");
                 }
             }
         }
     }
 }
 
-/// The most bytes of a status line. Chosen: more than a terminal shows.
+/// Maximum length of a status line in bytes. Chosen: more than a terminal shows.
 pub const STATUS_BYTES_MAX: usize = 512;
 
-/// A line feed would begin a field of its own (`READY=1` for instance), and libsystemd's binding panics at a NUL.
+/// Removes control characters: a line feed would start another field (for example `READY=1`), and the
+/// libsystemd binding panics on NUL.
 fn one_line(text: &str) -> String {
     let mut line = String::new();
     for character in text.chars().filter(|character| !character.is_control()) {

@@ -1,45 +1,46 @@
-//! Sockets that the service manager opened for us, see sd_listen_fds(3).
+//! Socket activation: sockets that the service manager passes (sd_listen_fds(3)).
 
 use std::net::{SocketAddr, TcpListener};
 
 use listenfd::ListenFd;
 use socket2::SockRef;
 
-/// Why a socket that was passed cannot be served.
+/// Why passed sockets cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PassedError {
-    /// It is something else.
+    /// A socket is not a listening TCP socket.
     #[error(
-        "the service manager passed something else than a listening TCP socket, as number {number} of LISTEN_FDS: give the unit ListenStream=9862 only"
+        "socket {number} of LISTEN_FDS is not a listening TCP socket: use only ListenStream=9862 in the \
+         socket unit"
     )]
-    NoListener {
-        /// Which one, counted from 1.
+    NotAListener {
+        /// Its number in `LISTEN_FDS`, from 1.
         number: usize,
     },
-    /// They have different ports: which is ours, nobody can say.
+    /// The sockets have different ports, so the HTTP port is ambiguous.
     #[error(
-        "the service manager passed sockets of different ports, {first} and {other}: give the unit one port"
+        "sockets of LISTEN_FDS have different ports, {first} and {other}: use one port in the socket unit"
     )]
     Ports {
-        /// Of the first.
+        /// Address of the first socket.
         first: SocketAddr,
-        /// Of another one.
+        /// Address of a socket with another port.
         other: SocketAddr,
     },
 }
 
-/// The listening sockets that were passed, all of one port; empty without a manager that passes any.
+/// Returns the passed listening sockets, which all have the same port; empty if no sockets were passed.
 ///
 /// # Errors
-/// [`PassedError`]; none of them is then used.
+/// [`PassedError`]; no socket is used then.
 pub fn passed_listeners() -> Result<Vec<(TcpListener, SocketAddr)>, PassedError> {
     let mut passed = ListenFd::from_env();
     let mut listeners: Vec<(TcpListener, SocketAddr)> = Vec::new();
     for index in 0..passed.len() {
-        let unfit = PassedError::NoListener { number: index + 1 };
-        let Ok(Some(listener)) = passed.take_tcp_listener(index) else { return Err(unfit) };
+        let not_a_listener = PassedError::NotAListener { number: index + 1 };
+        let Ok(Some(listener)) = passed.take_tcp_listener(index) else { return Err(not_a_listener) };
         let is_listening = SockRef::from(&listener).is_listener().unwrap_or(false);
-        let (true, Ok(address)) = (is_listening, listener.local_addr()) else { return Err(unfit) };
+        let (true, Ok(address)) = (is_listening, listener.local_addr()) else { return Err(not_a_listener) };
         if let Some((_, first)) = listeners.first()
             && first.port() != address.port()
         {

@@ -1,4 +1,4 @@
-//! The notify protocol without libsystemd: one datagram a message, one `NAME=value` a line.
+//! The notify protocol without libsystemd: one datagram per message, one `NAME=value` per line.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// Sends to a manager's socket.
+/// Sends to the notify socket of a service manager.
 #[derive(Debug)]
 pub(super) struct Sender {
     address: OsString,
@@ -24,12 +24,12 @@ impl Sender {
         Some(Self::new(address, watchdog_timeout))
     }
 
-    /// `address` is a path, or `@` and an abstract name.
+    /// `address` is a path, or `@` followed by an abstract name.
     pub(super) fn new(address: OsString, watchdog_timeout: Option<Duration>) -> Self {
         Self { address, watchdog_timeout }
     }
 
-    /// Sends fields, none of which may hold a NUL or a line feed.
+    /// Sends fields. Values must not contain NUL or line feed.
     pub(super) fn send(&self, fields: &[(&str, &str)]) -> io::Result<()> {
         let lines: Vec<_> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let socket = UnixDatagram::unbound()?;
@@ -43,7 +43,7 @@ impl Sender {
     }
 }
 
-/// How long a manager that does not read may hold us up.
+/// How long a manager that does not read may block the caller.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
 fn socket_address(address: &OsStr) -> io::Result<SocketAddr> {
@@ -53,11 +53,11 @@ fn socket_address(address: &OsStr) -> io::Result<SocketAddr> {
     }
 }
 
-/// The time after which the manager kills us, if it means this process; as sd_watchdog_enabled(3) reads it.
-pub(super) fn watchdog_timeout(usec: Option<String>, pid: Option<String>, ours: u32) -> Option<Duration> {
+/// The watchdog timeout if it applies to this process, as in sd_watchdog_enabled(3).
+pub(super) fn watchdog_timeout(usec: Option<String>, pid: Option<String>, own_pid: u32) -> Option<Duration> {
     let usec: u64 = usec?.parse().ok().filter(|&usec| usec > 0)?;
     match pid {
-        Some(pid) if pid.parse() != Ok(ours) => None,
+        Some(pid) if pid.parse() != Ok(own_pid) => None,
         Some(_) | None => Some(Duration::from_micros(usec)),
     }
 }

@@ -29,31 +29,34 @@ impl Manager {
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 
-    /// What our child says. It is this test binary again, running only `the_daemons_part`: the environment belongs
-    /// to the whole process, so a test cannot change its own.
-    fn hears(&self, environment: &[(&str, &str)]) -> Vec<String> {
+    /// Returns the messages of a child process. The child is this test binary, running only
+    /// `child_process_sends_all_notifications`: the environment belongs to the whole process, so a test
+    /// cannot change its own.
+    fn messages_of_child(&self, environment: &[(&str, &str)]) -> Vec<String> {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "systemd::tests::the_daemons_part", "--nocapture"])
+            .args(["--exact", "systemd::tests::child_process_sends_all_notifications", "--nocapture"])
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID")
-            .env(IS_CHILD, "1")
+            .env(CHILD_VARIABLE, "1")
             .env("NOTIFY_SOCKET", &self.address)
             .envs(environment.iter().copied())
             .output()
             .unwrap();
         assert!(child.status.success(), "{child:?}");
-        (0..MESSAGES).map(|_| self.message()).collect()
+        (0..MESSAGE_COUNT).map(|_| self.message()).collect()
     }
 }
 
-const IS_CHILD: &str = "PATHMETER_TEST_NOTIFIES";
-/// Fewer than the 10 that a datagram socket holds by default: they are read when the child has ended.
-const MESSAGES: usize = 7;
+const CHILD_VARIABLE: &str = "PATHMETER_TEST_NOTIFIES";
+/// Number of messages of the child. Below the default queue length of a datagram socket, 10: they are read
+/// after the child has ended.
+const MESSAGE_COUNT: usize = 7;
 
-/// Runs in the child of the tests below and says everything there is to say; by itself it does nothing.
+/// Runs in the child process of the tests below and sends every kind of notification; otherwise it does
+/// nothing.
 #[test]
-fn the_daemons_part() {
-    if std::env::var_os(IS_CHILD).is_none() {
+fn child_process_sends_all_notifications() {
+    if std::env::var_os(CHILD_VARIABLE).is_none() {
         return;
     }
     let notifier = Notifier::from_environment();
@@ -67,11 +70,11 @@ fn the_daemons_part() {
 }
 
 #[test]
-fn a_manager_hears_every_message_and_no_line_of_another() {
-    let heard = Manager::new().hears(&[("WATCHDOG_USEC", "3000000")]);
+fn manager_receives_every_message_on_its_own_lines() {
+    let messages = Manager::new().messages_of_child(&[("WATCHDOG_USEC", "3000000")]);
     let long = format!("STATUS={}", "ä".repeat(STATUS_BYTES_MAX / 2));
     assert_eq!(
-        heard,
+        messages,
         [
             "READY=1",
             "RELOADING=1\nMONOTONIC_USEC=1234567",
@@ -85,14 +88,14 @@ fn a_manager_hears_every_message_and_no_line_of_another() {
 }
 
 #[test]
-fn a_watchdog_of_another_process_is_not_fed() {
-    let heard = Manager::new().hears(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "1")]);
-    assert_eq!(heard.last().unwrap(), "STATUS=None");
-    assert_eq!(Manager::new().hears(&[]).last().unwrap(), "STATUS=None");
+fn watchdog_of_another_process_is_ignored() {
+    let messages = Manager::new().messages_of_child(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "1")]);
+    assert_eq!(messages.last().unwrap(), "STATUS=None");
+    assert_eq!(Manager::new().messages_of_child(&[]).last().unwrap(), "STATUS=None");
 }
 
 #[test]
-fn the_watchdog_is_ours_by_pid_or_when_nobody_is_named() {
+fn watchdog_applies_to_our_pid_or_without_a_pid() {
     let timeout = |usec: &str, pid: Option<&str>| watchdog_timeout(Some(usec.into()), pid.map(Into::into), 7);
     assert_eq!(timeout("3000000", Some("7")), Some(Duration::from_secs(3)));
     assert_eq!(timeout("3000000", None), Some(Duration::from_secs(3)));
@@ -103,7 +106,7 @@ fn the_watchdog_is_ours_by_pid_or_when_nobody_is_named() {
 }
 
 #[test]
-fn our_own_sender_reaches_a_path() {
+fn own_sender_reaches_a_path() {
     let manager = Manager::new();
     let sender = Sender::new(manager.address.clone(), Some(Duration::from_secs(3)));
     sender.send(&[("RELOADING", "1"), ("MONOTONIC_USEC", "5")]).unwrap();
@@ -112,7 +115,7 @@ fn our_own_sender_reaches_a_path() {
 }
 
 #[test]
-fn our_own_sender_reaches_an_abstract_name() {
+fn own_sender_reaches_an_abstract_name() {
     let name = format!("pathmeter-test-{}", std::process::id());
     let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     Sender::new(format!("@{name}").into(), None).send(&[("READY", "1")]).unwrap();
@@ -122,7 +125,7 @@ fn our_own_sender_reaches_an_abstract_name() {
 }
 
 #[test]
-fn a_manager_that_is_gone_is_an_error_and_not_a_hang() {
+fn missing_manager_is_an_error_and_not_a_hang() {
     let manager = Manager::new();
     let sender = Sender::new(manager.address.clone(), None);
     drop(manager);

@@ -1,4 +1,4 @@
-//! Our side of connections that come.
+//! Server side: accepts TLS connections.
 
 use std::io;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::stream::TlsStream;
 use super::{ALPN, FileError, WatchedFiles, certificate};
 use crate::config::web::{ClientVerification, Curve, Suite, TlsVersion, WebTls};
 
-/// Takes connections with one certificate. Cheap to clone.
+/// Accepts TLS connections with one server certificate. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Acceptor {
     config: Arc<ServerConfig>,
@@ -30,20 +30,20 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Reads the files of a web config file.
+    /// Reads the certificate, key and CA files of a web config file.
     ///
     /// # Errors
     /// [`FileError`] names the file.
-    pub fn read(web: &WebTls, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
-        let certificate = Text::read(&web.certificate, "certificate", shelf)?;
-        let key = Text::read(&web.key, "key", shelf)?;
+    pub fn read(web: &WebTls, files: &mut WatchedFiles) -> Result<Self, FileError> {
+        let certificate = Text::read(&web.certificate, "certificate", files)?;
+        let key = Text::read(&web.key, "key", files)?;
         let pair = pem::pair(&certificate, &key)?;
         let expiry = pair.cert.first().and_then(certificate::expiry);
         let provider = Arc::new(provider(web));
-        let clients = verifier(&web.clients, &provider, shelf)?;
+        let clients = verifier(&web.clients, &provider, files)?;
         let unusable = |error: rustls::Error| FileError::Unusable {
             what: "tls_server_config".to_owned(),
-            problem: format!("cannot be served: {error}"),
+            problem: format!("cannot be used: {error}"),
         };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions(web))
@@ -55,10 +55,10 @@ impl Acceptor {
         Ok(Self { config: Arc::new(config), expiry })
     }
 
-    /// Shakes hands. A client that is refused is told why.
+    /// Performs the handshake. A rejected client receives a TLS alert with the reason.
     ///
     /// # Errors
-    /// What went wrong, as the library says it.
+    /// The error of the TLS library or of the connection. There is no deadline.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         match TlsAcceptor::from(Arc::clone(&self.config)).accept(stream).into_fallible().await {
             Ok(stream) => Ok(TlsStream(stream.into())),
@@ -69,17 +69,19 @@ impl Acceptor {
         }
     }
 
-    /// When our certificate ends, in seconds since 1970; `None`: that cannot be read.
+    /// Returns the expiry of the server certificate in seconds since the Unix epoch; `None` if it cannot be
+    /// parsed.
     #[must_use]
     pub fn certificate_expiry(&self) -> Option<u64> {
         self.expiry
     }
 }
 
-/// Bytes of a refused client that are read. Chosen: more than a request that it sent without waiting.
+/// Maximum number of bytes read from a rejected client. Chosen: more than a request that it sent without
+/// waiting.
 const LINGER_BYTES: u64 = 64 * 1024;
 
-/// Lets a client read our alert: what is left unread when we close would reset the connection, and the alert with it.
+/// Lets the client read the alert: closing with unread data would reset the connection and discard the alert.
 async fn linger(mut stream: TcpStream) {
     if stream.shutdown().await.is_ok() {
         let _ = tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await;
@@ -99,14 +101,14 @@ fn provider(web: &WebTls) -> CryptoProvider {
 }
 
 fn suite_of(suite: Suite) -> SupportedCipherSuite {
-    use ring::cipher_suite as theirs;
+    use ring::cipher_suite as rustls_suite;
     match suite {
-        Suite::EcdsaAes128 => theirs::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-        Suite::EcdsaAes256 => theirs::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-        Suite::EcdsaChacha20 => theirs::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-        Suite::RsaAes128 => theirs::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-        Suite::RsaAes256 => theirs::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-        Suite::RsaChacha20 => theirs::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        Suite::EcdsaAes128 => rustls_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        Suite::EcdsaAes256 => rustls_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        Suite::EcdsaChacha20 => rustls_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        Suite::RsaAes128 => rustls_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        Suite::RsaAes256 => rustls_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        Suite::RsaChacha20 => rustls_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
     }
 }
 
@@ -127,34 +129,36 @@ fn versions(web: &WebTls) -> Vec<&'static SupportedProtocolVersion> {
 fn verifier(
     clients: &ClientVerification,
     provider: &Arc<CryptoProvider>,
-    shelf: &mut WatchedFiles,
+    files: &mut WatchedFiles,
 ) -> Result<Arc<dyn ClientCertVerifier>, FileError> {
     let (ca, names) = match clients {
         ClientVerification::Everyone => return Ok(Arc::new(NoClientAuth)),
         ClientVerification::VerifiedIfGiven(ca) => (ca, None),
         ClientVerification::Verified { ca, names } => (ca, Some(names)),
     };
-    let roots: Arc<RootCertStore> = Text::read(ca, "client CA", shelf)?.roots()?;
+    let roots: Arc<RootCertStore> = Text::read(ca, "client CA", files)?.roots()?;
     let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
     let builder = if names.is_none() { builder.allow_unauthenticated() } else { builder };
     let verifier = builder.build().map_err(|error| FileError::Unusable {
-        what: "the client CA".to_owned(),
-        problem: format!("cannot verify anybody: {error}"),
+        what: "client CA".to_owned(),
+        problem: format!("cannot be used for verification: {error}"),
     })?;
     match names {
-        Some(names) if !names.is_empty() => Ok(Arc::new(Named { inner: verifier, names: names.clone() })),
+        Some(names) if !names.is_empty() => {
+            Ok(Arc::new(AllowedNamesVerifier { inner: verifier, names: names.clone() }))
+        }
         Some(_) | None => Ok(verifier),
     }
 }
 
-/// Verifies that a certificate is signed, and for one of some names.
+/// Verifies that a client certificate is signed by the CA and valid for one of the allowed names.
 #[derive(Debug)]
-struct Named {
+struct AllowedNamesVerifier {
     inner: Arc<dyn ClientCertVerifier>,
     names: Vec<String>,
 }
 
-impl ClientCertVerifier for Named {
+impl ClientCertVerifier for AllowedNamesVerifier {
     fn offer_client_auth(&self) -> bool {
         self.inner.offer_client_auth()
     }

@@ -1,4 +1,4 @@
-//! What a certificate says.
+//! Fields of X.509 certificates.
 
 use std::net::IpAddr;
 
@@ -8,13 +8,15 @@ use x509_cert::der::Decode as _;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-/// When it ends, in seconds since 1970; `None`: it cannot be read, or ended before 1970.
+/// Returns the end of the validity in seconds since the Unix epoch; `None` if the certificate cannot be
+/// parsed.
 pub(super) fn expiry(certificate: &CertificateDer<'_>) -> Option<u64> {
     let read = Certificate::from_der(certificate).ok()?;
     Some(read.tbs_certificate().validity().not_after.to_unix_duration().as_secs())
 }
 
-/// Whom it is for: DNS names, addresses, mail addresses and URIs. Empty when it cannot be read.
+/// Returns the subject alternative names: DNS names, IP addresses, mail addresses and URIs. Empty if the
+/// certificate cannot be parsed.
 pub(super) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok(read) = Certificate::from_der(certificate) else { return Vec::new() };
     match read.tbs_certificate().get_extension::<SubjectAltName>() {

@@ -1,4 +1,4 @@
-//! Our side of connections that we make.
+//! Client side: establishes TLS connections.
 
 use std::error::Error;
 use std::fmt;
@@ -20,13 +20,12 @@ use super::pem::{self, Text};
 use super::stream::TlsStream;
 use super::{ALPN, Cause, FileError, TlsError, Trust, WatchedFiles};
 
-/// Makes connections to servers that can be believed. Clones share what is in force.
+/// Establishes TLS connections to verified servers. Clones share the current configuration.
 #[derive(Clone)]
 pub struct Connector {
     shared: Arc<ArcSwap<ConnectorConfig>>,
 }
 
-/// How connections are made.
 struct ConnectorConfig {
     config: Arc<ClientConfig>,
     has_identity: bool,
@@ -39,14 +38,14 @@ impl fmt::Debug for Connector {
 }
 
 impl PartialEq for Connector {
-    /// Whether one is a clone of the other.
+    /// Returns whether one is a clone of the other.
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 }
 
 impl Connector {
-    /// Reads the files that are named, and the system's CA certificates where no CA is.
+    /// Reads the configured files, and the system's CA certificates if no CA file is configured.
     ///
     /// # Errors
     /// [`FileError`] names the file.
@@ -54,28 +53,29 @@ impl Connector {
         Self::read(trust, &mut WatchedFiles::default())
     }
 
-    /// The same through a shelf. The system's certificates do not stand in it.
+    /// Like [`Connector::new`], but registers the files in `files`. The system's CA certificates are not
+    /// watched.
     ///
     /// # Errors
     /// [`FileError`] names the file.
-    pub fn read(trust: &Trust, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
+    pub fn read(trust: &Trust, files: &mut WatchedFiles) -> Result<Self, FileError> {
         let roots = match &trust.ca_file {
-            Some(path) => Text::of_file(path, "CA", shelf)?.roots()?,
+            Some(path) => Text::of_file(path, "CA", files)?.roots()?,
             None => system_roots()?,
         };
         let identity = match &trust.identity {
             Some(pair) => {
-                let certificate = Text::of_file(&pair.cert_file, "certificate", shelf)?;
-                let key = Text::of_file(&pair.key_file, "key", shelf)?;
+                let certificate = Text::of_file(&pair.cert_file, "certificate", files)?;
+                let key = Text::of_file(&pair.key_file, "key", files)?;
                 Some(pem::pair(&certificate, &key)?)
             }
             None => None,
         };
-        let unusable = |problem: String| FileError::Unusable { what: "the CA".to_owned(), problem };
+        let unusable = |problem: String| FileError::Unusable { what: "CA".to_owned(), problem };
         let provider = Arc::new(pem::provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
             .build()
-            .map_err(|error| unusable(format!("cannot verify anybody: {error}")))?;
+            .map_err(|error| unusable(format!("cannot be used for verification: {error}")))?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| unusable(error.to_string()))?
@@ -87,45 +87,44 @@ impl Connector {
         };
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![ALPN.to_vec()];
-        let terms = ConnectorConfig { config: Arc::new(config), has_identity };
-        Ok(Self { shared: Arc::new(ArcSwap::from_pointee(terms)) })
+        let config = ConnectorConfig { config: Arc::new(config), has_identity };
+        Ok(Self { shared: Arc::new(ArcSwap::from_pointee(config)) })
     }
 
-    /// From now on this and all its clones connect as `other` does at this moment.
+    /// Makes this connector and all its clones use the current configuration of `other`.
     pub fn follow(&self, other: &Self) {
         self.shared.store(other.shared.load_full());
     }
 
-    /// Shakes hands with `server`, a DNS name or an IP address that its certificate must have.
+    /// Performs the handshake with `server`, a DNS name or an IP address for which its certificate must be
+    /// valid.
     ///
     /// # Errors
-    /// [`TlsError`] with a sentence. There is no deadline: that is the caller's.
+    /// [`TlsError`] with a message for users. There is no deadline; the caller sets one.
     pub async fn connect<S>(&self, stream: S, server: &str) -> Result<TlsStream<S>, TlsError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let name = ServerName::try_from(server.to_owned()).map_err(|_| TlsError {
             cause: Cause::WrongName,
-            what: format!(
-                "{server} is no name that a certificate can have; write a DNS name or an IP address"
-            ),
+            what: format!("{server} is not a valid server name; use a DNS name or an IP address"),
         })?;
-        let terms = self.shared.load_full();
-        match TlsConnector::from(Arc::clone(&terms.config)).connect(name, stream).await {
+        let config = self.shared.load_full();
+        match TlsConnector::from(Arc::clone(&config.config)).connect(name, stream).await {
             Ok(stream) => Ok(TlsStream(stream.into())),
             Err(error) => Err(match rustls_error(&error) {
-                Some(error) => explained(error, terms.has_identity),
-                None => TlsError { cause: Cause::Io, what: format!("shaking hands: {error}") },
+                Some(error) => explain_error(error, config.has_identity),
+                None => TlsError { cause: Cause::Io, what: format!("handshake: {error}") },
             }),
         }
     }
 
-    /// The reason of TLS in the causes of an error that came from a stream of ours; `None`: there is none.
+    /// Finds the TLS error among the sources of an error of a stream; `None` if there is none.
     #[must_use]
     pub fn explain(&self, error: &(dyn Error + 'static)) -> Option<TlsError> {
         let mut chain = std::iter::successors(Some(error), |error| (*error).source());
         let found = chain.find_map(|error| rustls_error(error.downcast_ref::<io::Error>()?))?;
-        Some(explained(found, self.shared.load().has_identity))
+        Some(explain_error(found, self.shared.load().has_identity))
     }
 }
 
@@ -144,51 +143,44 @@ fn rustls_error(error: &io::Error) -> Option<&RustlsError> {
     error.get_ref()?.downcast_ref()
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the library's errors; the others have no sentence of their own"
-)]
-fn explained(error: &RustlsError, has_identity: bool) -> TlsError {
+#[expect(clippy::wildcard_enum_match_arm, reason = "foreign enum; other errors use the library's text")]
+fn explain_error(error: &RustlsError, has_identity: bool) -> TlsError {
     let (cause, what) = match error {
-        RustlsError::InvalidCertificate(error) => judged(error),
-        RustlsError::AlertReceived(alert) => refused(*alert, has_identity),
-        RustlsError::InvalidMessage(_) => (
-            Cause::NotTls,
-            "what came back is not TLS; does the port speak plain HTTP? then write http".to_owned(),
-        ),
+        RustlsError::InvalidCertificate(error) => explain_certificate_error(error),
+        RustlsError::AlertReceived(alert) => explain_alert(*alert, has_identity),
+        RustlsError::InvalidMessage(_) => {
+            (Cause::NotTls, "the response is not TLS; if the port uses plain HTTP, use http".to_owned())
+        }
         RustlsError::PeerIncompatible(why) => {
-            (Cause::Protocol, format!("the server and we have nothing in common that is safe ({why:?})"))
+            (Cause::Protocol, format!("no TLS version or cipher suite in common with the server ({why:?})"))
         }
         other => (Cause::Protocol, other.to_string()),
     };
     TlsError { cause, what }
 }
 
-/// What is wrong with a server's certificate.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the library's errors; the others have no sentence of their own"
-)]
-fn judged(error: &CertificateError) -> (Cause, String) {
+/// Explains why a server's certificate was rejected.
+#[expect(clippy::wildcard_enum_match_arm, reason = "foreign enum; other errors use the library's text")]
+fn explain_certificate_error(error: &CertificateError) -> (Cause, String) {
     match error {
-        CertificateError::Expired => (Cause::Expired, format!("the certificate has expired; {RENEW}")),
+        CertificateError::Expired => (Cause::Expired, format!("certificate has expired; {RENEW}")),
         CertificateError::ExpiredContext { time, not_after } => {
-            let ago = between(*not_after, *time);
-            (Cause::Expired, format!("the certificate expired {ago} ago; {RENEW}"))
+            let ago = duration_text(*not_after, *time);
+            (Cause::Expired, format!("certificate expired {ago} ago; {RENEW}"))
         }
         CertificateError::NotValidYet => {
-            (Cause::NotYetValid, format!("the certificate is not valid yet; {CLOCK}"))
+            (Cause::NotYetValid, format!("certificate is not valid yet; {CLOCK}"))
         }
         CertificateError::NotValidYetContext { time, not_before } => {
-            let ahead = between(*time, *not_before);
-            (Cause::NotYetValid, format!("the certificate is not valid before {ahead} from now; {CLOCK}"))
+            let ahead = duration_text(*time, *not_before);
+            (Cause::NotYetValid, format!("certificate is not valid until {ahead} from now; {CLOCK}"))
         }
         CertificateError::UnknownIssuer => (
             Cause::UnknownIssuer,
-            "nobody whom we trust signed the certificate; give the CA that did as tls.ca_file".to_owned(),
+            "certificate is signed by an unknown CA; set tls.ca_file to its CA".to_owned(),
         ),
         CertificateError::NotValidForName => {
-            (Cause::WrongName, format!("the certificate is for other names; {RENAME}"))
+            (Cause::WrongName, format!("certificate is for other names; {RENAME}"))
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
             let expected = expected.to_str();
@@ -198,31 +190,32 @@ fn judged(error: &CertificateError) -> (Cause, String) {
                 None => name.clone(),
             };
             let names: Vec<String> = presented.iter().take(NAMES_SHOWN).map(plain).collect();
-            let is_for = match names.is_empty() {
-                true => "it is for no name".to_owned(),
-                false => format!("it is for {}", names.join(", ")),
+            let valid_for = match names.is_empty() {
+                true => "it has no names".to_owned(),
+                false => format!("valid for {}", names.join(", ")),
             };
-            (Cause::WrongName, format!("the certificate is not valid for {expected} ({is_for}); {RENAME}"))
+            (Cause::WrongName, format!("certificate is not valid for {expected} ({valid_for}); {RENAME}"))
         }
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => (
             Cause::BadCertificate,
-            "the certificate is a CA's; give the server one that a CA signed, with CA:FALSE".to_owned(),
+            "server uses a CA certificate; install a server certificate signed by a CA, with CA:FALSE"
+                .to_owned(),
         ),
-        other => (Cause::BadCertificate, format!("the certificate cannot be used: {other}")),
+        other => (Cause::BadCertificate, format!("certificate cannot be used: {other}")),
     }
 }
 
-/// Names of a certificate that are shown. Chosen: those of a wildcard farm would fill a page.
+/// Maximum number of certificate names shown. Chosen: certificates of large hosting setups have hundreds.
 const NAMES_SHOWN: usize = 8;
 
-const RENEW: &str = "renew it, or set our clock right";
-const CLOCK: &str = "is our clock right?";
-const RENAME: &str = "give it the name, or say with tls.server_name which one it has";
+const RENEW: &str = "renew it, or correct the clock of this host";
+const CLOCK: &str = "check the clock of this host";
+const RENAME: &str = "set tls.server_name to a name of the certificate, or issue one for this name";
 
-/// Why a server refused us.
-fn refused(alert: AlertDescription, has_identity: bool) -> (Cause, String) {
+/// Explains an alert with which the server aborted the connection.
+fn explain_alert(alert: AlertDescription, has_identity: bool) -> (Cause, String) {
     use AlertDescription as A;
-    let is_about_us = matches!(
+    let is_about_client_certificate = matches!(
         alert,
         A::CertificateRequired
             | A::NoCertificate
@@ -234,27 +227,25 @@ fn refused(alert: AlertDescription, has_identity: bool) -> (Cause, String) {
             | A::UnknownCA
             | A::AccessDenied
     );
-    match (is_about_us, has_identity) {
+    match (is_about_client_certificate, has_identity) {
         (true, false) => (
             Cause::ClientCertificateRequired,
-            "the server wants a client certificate; give one as tls.cert_file and tls.key_file".to_owned(),
+            "the server requires a client certificate; set tls.cert_file and tls.key_file".to_owned(),
         ),
         (true, true) => (
             Cause::ClientCertificateRefused,
-            format!(
-                "the server did not take our client certificate ({alert:?}); has its CA signed it, and is it valid?"
-            ),
+            format!("the server rejected the client certificate ({alert:?}); check its validity and its CA"),
         ),
         (false, _) if alert == A::ProtocolVersion => {
-            (Cause::Protocol, "the server speaks neither TLS 1.2 nor 1.3".to_owned())
+            (Cause::Protocol, "the server supports neither TLS 1.2 nor 1.3".to_owned())
         }
-        (false, _) => (Cause::Protocol, format!("the server refused the handshake ({alert:?})")),
+        (false, _) => (Cause::Protocol, format!("the server aborted the handshake ({alert:?})")),
     }
 }
 
-fn between(from: UnixTime, to: UnixTime) -> String {
+fn duration_text(from: UnixTime, to: UnixTime) -> String {
     let seconds = to.as_secs().saturating_sub(from.as_secs());
-    // To the largest unit that is there at all.
+    // Truncated to the largest unit that is not zero.
     let unit = [86_400, 3_600, 60].into_iter().find(|unit| seconds >= *unit).unwrap_or(1);
     match unit {
         86_400 => format!("{}d", seconds / unit),

@@ -1,4 +1,4 @@
-//! What stands in for TLS in a build without it: the same names, of which nothing can be made.
+//! Placeholder types for builds without the feature `tls`. They cannot be created.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -13,12 +13,12 @@ use tokio::net::TcpStream;
 use super::{FileError, TlsError, Trust, WatchedFiles};
 use crate::config::web::WebTls;
 
-/// Makes connections; not in this build.
+/// Establishes TLS connections; not available in this build.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Connector(Infallible);
 
 impl Connector {
-    /// Cannot be made.
+    /// Always fails.
     ///
     /// # Errors
     /// Always [`FileError::NoTls`].
@@ -26,7 +26,7 @@ impl Connector {
         Err(FileError::NoTls)
     }
 
-    /// Cannot be made.
+    /// Always fails.
     ///
     /// # Errors
     /// Always [`FileError::NoTls`].
@@ -55,12 +55,12 @@ impl Connector {
     }
 }
 
-/// Takes connections; not in this build.
+/// Accepts TLS connections; not available in this build.
 #[derive(Debug, Clone)]
 pub struct Acceptor(Infallible);
 
 impl Acceptor {
-    /// Cannot be made.
+    /// Always fails.
     ///
     /// # Errors
     /// Always [`FileError::NoTls`].
@@ -84,7 +84,7 @@ impl Acceptor {
     }
 }
 
-/// An encrypted stream; not in this build.
+/// TLS stream; not available in this build.
 #[derive(Debug)]
 pub struct TlsStream<S> {
     never: Infallible,

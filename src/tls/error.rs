@@ -1,87 +1,87 @@
-//! What can go wrong.
+//! Errors of TLS files and connections.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::config::Problems;
 
-/// Why files cannot be used.
+/// Why TLS could not be set up from files.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// One cannot be read.
+    /// A file cannot be read.
     #[error("reading {path}: {source}", path = path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// Underlying error.
         source: io::Error,
     },
-    /// One is no text that anybody wrote.
+    /// A file exceeds the size limit.
     #[error("reading {path}: larger than {limit} bytes", path = path.display())]
     TooLarge {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Bytes that are read.
+        /// Size limit in bytes.
         limit: u64,
     },
-    /// The web config file says something that it may not.
+    /// The web config file is invalid.
     #[error("{}", problems.display(file))]
     Web {
-        /// Which.
+        /// The file.
         file: String,
-        /// What.
+        /// All problems found in it.
         problems: Problems,
     },
-    /// What was read is not what it should be.
+    /// The contents of a file cannot be used.
     #[error("{what} {problem}")]
     Unusable {
-        /// What it should be, and where it was read.
+        /// Expected contents, and the file.
         what: String,
-        /// What is wrong with it, and what to do.
+        /// The problem, and the remedy.
         problem: String,
     },
-    /// There is nobody to believe.
-    #[error("the system has no CA certificates{why}: install ca-certificates, or give tls.ca_file")]
+    /// The system has no trusted CA certificates.
+    #[error("no CA certificates found on this system{why}; install ca-certificates, or set tls.ca_file")]
     NoSystemRoots {
-        /// What went wrong, in parentheses; empty: nothing.
+        /// The error, in parentheses; empty if there was none.
         why: String,
     },
     /// This program was built without the feature `tls`.
-    #[error("this build has no TLS: build it with the feature `tls`")]
+    #[error("this build has no TLS; build it with the feature `tls`")]
     NoTls,
 }
 
-/// Why a connection is not one that can be believed.
+/// Why a TLS connection failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct TlsError {
-    /// What a caller may treat differently.
+    /// Cause, for callers that treat causes differently.
     pub cause: Cause,
-    /// A sentence, with the remedy where there is one.
+    /// Message for users, with the remedy if there is one.
     pub what: String,
 }
 
-/// What went wrong with a connection.
+/// Cause of a failed TLS connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// The server's certificate, or one that it depends on, is no longer valid.
+    /// The server's certificate, or one in its chain, has expired.
     Expired,
-    /// It is not yet valid; or our clock is behind.
+    /// The certificate is not valid yet, or the local clock is behind.
     NotYetValid,
-    /// Nobody whom we trust signed it.
+    /// The certificate is signed by an unknown CA.
     UnknownIssuer,
-    /// It is another host's.
+    /// The certificate is not valid for the server's name.
     WrongName,
-    /// It cannot be used for some other reason.
+    /// The certificate cannot be used for another reason.
     BadCertificate,
-    /// The server wants one from us, and we have none.
+    /// The server requires a client certificate, and none is configured.
     ClientCertificateRequired,
-    /// The server did not take ours.
+    /// The server rejected the client certificate.
     ClientCertificateRefused,
-    /// What came back is not TLS.
+    /// The response is not TLS.
     NotTls,
-    /// The two sides do not agree, for example on a version.
+    /// The handshake failed, for example because no version is supported by both sides.
     Protocol,
-    /// The connection broke.
+    /// I/O error on the connection.
     Io,
 }

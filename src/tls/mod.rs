@@ -1,23 +1,23 @@
-//! TLS, both ways: [`Acceptor`] for connections that come, [`Connector`] for those that we make.
+//! TLS: [`Acceptor`] for incoming connections, [`Connector`] for outgoing ones.
 //!
-//! Both are made of files, read through a [`WatchedFiles`] that remembers what was in them, so that a change can be noticed and
-//! they can be [`Reloadable`] again. What stands in a configuration is [`Trust`]; what a server does is said by
+//! Both are created from files, read through [`WatchedFiles`], which stores their digests so that changes are
+//! detected and a [`Reloadable`] can be reloaded. A client is configured by [`Trust`], a server by
 //! [`WebTls`](crate::config::web::WebTls).
 //!
-//! A [`Connector`] is cheap to clone, and all clones connect by what is in force:
+//! A [`Connector`] is cheap to clone, and all clones share the current configuration:
 //!
 //! ```text
-//! let connector = Connector::new(&trust)?;                        // reads the files
-//! let stream = connector.connect(tcp, "ams-1.example.net").await?;    // verified, or a TlsError with its Cause
-//! stream.certificate_expiry();                                    // of the server's certificate
+//! let connector = Connector::new(&trust)?;                         // reads the files
+//! let stream = connector.connect(tcp, "ams-1.example.net").await?; // verified, or a TlsError with its Cause
+//! stream.certificate_expiry();                                     // of the server's certificate
 //! ```
 //!
-//! Errors may also come later: with TLS 1.3 a server refuses a client's certificate when the client has long begun to
-//! write. [`Connector::explain`] finds the reason in the error of whoever reads.
+//! Errors can also occur after the handshake: with TLS 1.3 a server may reject the client certificate when
+//! the client already sends data. [`Connector::explain`] finds the reason in the error of a later read.
 //!
-//! The provider is ring, versions are 1.2 and 1.3, HTTP/1.1 is what is negotiated (ALPN). Nothing here skips verification, and
-//! sessions are not resumed by our clients: each connection verifies. A build without the feature `tls` has the same
-//! names; nothing can be made of them there.
+//! The crypto provider is ring, versions are 1.2 and 1.3, and ALPN negotiates HTTP/1.1. Certificates are
+//! always verified, and clients do not resume sessions, so every connection is verified. A build without the
+//! feature `tls` has the same types, but none of them can be created.
 
 mod error;
 mod stream;
@@ -51,6 +51,6 @@ pub use disabled::{Acceptor, Connector, TlsStream};
 #[cfg(feature = "tls")]
 pub use stream::TlsStream;
 
-/// What both sides say that they speak inside.
+/// Application protocol announced by both sides (ALPN).
 #[cfg(feature = "tls")]
 const ALPN: &[u8] = b"http/1.1";

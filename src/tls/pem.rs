@@ -1,4 +1,4 @@
-//! Certificates and keys, from files.
+//! Certificates and keys in PEM files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,25 +16,24 @@ pub(super) fn provider() -> CryptoProvider {
     ring::default_provider()
 }
 
-/// A text in PEM, and what it is called in an error.
+/// Contents of a PEM source, and its name in errors.
 pub(super) struct Text {
     bytes: Vec<u8>,
     what: String,
 }
 
 impl Text {
-    /// What a file holds; `what` says what it should be.
-    pub(super) fn of_file(path: &Path, what: &str, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
-        Ok(Self { bytes: shelf.read(path)?, what: format!("the {what} file {}", path.display()) })
+    /// Reads a file; `what` is its expected contents, for errors.
+    pub(super) fn of_file(path: &Path, what: &str, files: &mut WatchedFiles) -> Result<Self, FileError> {
+        Ok(Self { bytes: files.read(path)?, what: format!("{what} file {}", path.display()) })
     }
 
-    pub(super) fn read(pem: &Pem, what: &str, shelf: &mut WatchedFiles) -> Result<Self, FileError> {
+    pub(super) fn read(pem: &Pem, what: &str, files: &mut WatchedFiles) -> Result<Self, FileError> {
         match pem {
-            Pem::File(path) => Self::of_file(path, what, shelf),
-            Pem::Text(text) => Ok(Self {
-                bytes: text.clone().into_bytes(),
-                what: format!("the {what} in the web config file"),
-            }),
+            Pem::File(path) => Self::of_file(path, what, files),
+            Pem::Text(text) => {
+                Ok(Self { bytes: text.clone().into_bytes(), what: format!("{what} in the web config file") })
+            }
         }
     }
 
@@ -42,25 +41,25 @@ impl Text {
         FileError::Unusable { what: self.what.clone(), problem: problem.into() }
     }
 
-    /// All its certificates, one at least.
+    /// Returns all certificates, at least one.
     pub(super) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, FileError> {
         let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.bytes).collect();
         match read {
             Ok(certificates) if certificates.is_empty() => {
-                Err(self.unusable("holds no certificate: it begins with -----BEGIN CERTIFICATE-----"))
+                Err(self.unusable("contains no certificate; expected -----BEGIN CERTIFICATE-----"))
             }
             Ok(certificates) => Ok(certificates),
-            Err(error) => Err(self.unusable(format!("is no PEM: {error}"))),
+            Err(error) => Err(self.unusable(format!("is not valid PEM: {error}"))),
         }
     }
 
-    /// Its certificates, as those that are believed.
+    /// Returns its certificates as trusted CAs.
     pub(super) fn roots(&self) -> Result<Arc<RootCertStore>, FileError> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates()? {
             roots
                 .add(certificate)
-                .map_err(|error| self.unusable(format!("holds no CA certificate: {error}")))?;
+                .map_err(|error| self.unusable(format!("contains an invalid CA certificate: {error}")))?;
         }
         Ok(Arc::new(roots))
     }
@@ -69,20 +68,20 @@ impl Text {
         PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|_| {
             let is_encrypted = self.bytes.windows(9).any(|word| word == b"ENCRYPTED");
             self.unusable(match is_encrypted {
-                true => "is encrypted: take the passphrase off, openssl pkey -in KEY -out PLAIN_KEY",
-                false => "holds no private key: it begins with -----BEGIN PRIVATE KEY-----",
+                true => "is encrypted; remove the passphrase with openssl pkey -in KEY -out PLAIN_KEY",
+                false => "contains no private key; expected -----BEGIN PRIVATE KEY-----",
             })
         })
     }
 }
 
-/// A certificate with its key, which belong together.
+/// Returns a certificate chain with its private key. Fails if they do not match.
 pub(super) fn pair(certificate: &Text, key: &Text) -> Result<CertifiedKey, FileError> {
     let chain = certificate.certificates()?;
     CertifiedKey::from_der(chain, key.key()?, &provider()).map_err(|error| {
-        let is_anothers = matches!(error, rustls::Error::InconsistentKeys(_));
-        key.unusable(match is_anothers {
-            true => format!("is not the key of {}", certificate.what),
+        let is_mismatch = matches!(error, rustls::Error::InconsistentKeys(_));
+        key.unusable(match is_mismatch {
+            true => format!("does not match {}", certificate.what),
             false => format!("cannot be used with {}: {error}", certificate.what),
         })
     })

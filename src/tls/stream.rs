@@ -1,4 +1,4 @@
-//! Streams of bytes, with TLS around them or without.
+//! Byte streams with or without TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -9,22 +9,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[cfg(not(feature = "tls"))]
 use super::disabled::TlsStream;
 
-/// A stream in which everything is encrypted and the server is verified.
+/// TLS stream with a verified server.
 #[cfg(feature = "tls")]
 #[derive(Debug)]
 pub struct TlsStream<S>(pub(super) tokio_rustls::TlsStream<S>);
 
 #[cfg(feature = "tls")]
 impl<S> TlsStream<S> {
-    /// When the other side's certificate ends, in seconds since 1970; `None`: it showed none, or one without a readable
-    /// time.
+    /// Returns the expiry of the other side's certificate in seconds since the Unix epoch; `None` if it sent
+    /// none, or one that cannot be parsed.
     #[must_use]
     pub fn certificate_expiry(&self) -> Option<u64> {
         let (_, session) = self.0.get_ref();
         super::certificate::expiry(session.peer_certificates()?.first()?)
     }
 
-    /// The version of TLS that is spoken, such as `TLSv1_3`.
+    /// Returns the negotiated TLS version, such as `TLSv1_3`.
     #[must_use]
     pub fn version(&self) -> Option<&'static str> {
         let (_, session) = self.0.get_ref();
@@ -35,9 +35,9 @@ impl<S> TlsStream<S> {
 /// A stream with or without TLS.
 #[derive(Debug)]
 pub enum MaybeTls<S> {
-    /// Without.
+    /// Without TLS.
     Plain(S),
-    /// With.
+    /// With TLS.
     Tls(Box<TlsStream<S>>),
 }
 

@@ -1,4 +1,4 @@
-//! Both sides with each other, on loopback.
+//! Tests of acceptor and connector against each other, on loopback.
 
 use std::fs;
 use std::path::Path;
@@ -13,14 +13,14 @@ use tokio::time::timeout;
 use super::*;
 use crate::config::web::{ClientVerification, Pem, TlsVersion, WebTls};
 
-/// Bounds every wait, so that a bug is a failure and not a hang.
+/// Limits every wait, so that a bug causes a failure and not a hang.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("happens within the deadline")
+    timeout(DEADLINE, future).await.expect("completes within the deadline")
 }
 
-/// What a server with this certificate is told to do.
+/// Returns the TLS settings of a server with this certificate.
 pub(crate) fn web(issued: &Issued) -> WebTls {
     WebTls {
         certificate: Pem::Text(issued.certificate.clone()),
@@ -38,7 +38,7 @@ pub(crate) fn acceptor(web: &WebTls) -> Acceptor {
     Acceptor::read(web, &mut WatchedFiles::default()).unwrap()
 }
 
-/// A client that believes a CA, and shows a certificate of its own or none.
+/// Returns a client that trusts a CA, with or without a client certificate.
 pub(crate) fn connector(ca: &Authority, identity: Option<&Issued>) -> Connector {
     let folder = tempfile::tempdir().unwrap();
     let identity = identity.map(|issued| {
@@ -48,9 +48,9 @@ pub(crate) fn connector(ca: &Authority, identity: Option<&Issued>) -> Connector 
     Connector::new(&Trust { ca_file: Some(ca.write(folder.path(), "ca")), identity }).unwrap()
 }
 
-/// One connection, on which a byte comes back one higher; the certificate's end and the version, or what went wrong, early
-/// or late.
-async fn try_it(
+/// Establishes a connection over which the server returns a byte plus one. Returns the certificate's expiry
+/// and the TLS version, or the error, which can occur during or after the handshake.
+async fn exchange_byte(
     acceptor: Acceptor,
     connector: &Connector,
     server: &str,
@@ -69,12 +69,12 @@ async fn try_it(
     let connected = within(connector.connect(stream, server)).await;
     let outcome = match connected {
         Ok(mut stream) => {
-            let asked = async {
+            let exchange = async {
                 stream.write_u8(41).await?;
                 stream.flush().await?;
                 stream.read_u8().await
             };
-            match within(asked).await {
+            match within(exchange).await {
                 Ok(byte) => {
                     assert_eq!(byte, 42);
                     Ok((stream.certificate_expiry(), stream.version()))
@@ -89,26 +89,26 @@ async fn try_it(
 }
 
 async fn refusal(acceptor: Acceptor, connector: &Connector, server: &str) -> (Cause, String) {
-    let error = try_it(acceptor, connector, server).await.unwrap_err();
+    let error = exchange_byte(acceptor, connector, server).await.unwrap_err();
     (error.cause, error.what)
 }
 
 #[tokio::test]
-async fn a_server_that_our_ca_signed_is_believed_by_name_and_by_address() {
+async fn server_signed_by_the_ca_is_accepted_by_name_and_by_address() {
     let ca = Authority::new("ours");
     let issued = ca.issue(&["ams-1", "127.0.0.1", "::1"], Valid::Always);
     let connector = connector(&ca, None);
     for name in ["ams-1", "127.0.0.1", "::1"] {
-        let told = try_it(acceptor(&web(&issued)), &connector, name).await.unwrap();
-        assert_eq!(told, (Some(FOR_EVER), Some("TLSv1_3")), "{name}");
+        let negotiated = exchange_byte(acceptor(&web(&issued)), &connector, name).await.unwrap();
+        assert_eq!(negotiated, (Some(FOR_EVER), Some("TLSv1_3")), "{name}");
     }
     let old = WebTls { max_version: TlsVersion::Tls12, ..web(&issued) };
-    assert_eq!(try_it(acceptor(&old), &connector, "ams-1").await.unwrap().1, Some("TLSv1_2"));
+    assert_eq!(exchange_byte(acceptor(&old), &connector, "ams-1").await.unwrap().1, Some("TLSv1_2"));
     assert_eq!(acceptor(&web(&issued)).certificate_expiry(), Some(FOR_EVER));
 }
 
 #[tokio::test]
-async fn each_reason_not_to_believe_a_server_has_its_sentence() {
+async fn each_reason_to_reject_a_server_has_its_own_message() {
     let (ca, other) = (Authority::new("ours"), Authority::new("others"));
     let connector = connector(&ca, None);
     let serving = |ca: &Authority, valid| acceptor(&web(&ca.issue(&["ams-1"], valid)));
@@ -117,36 +117,36 @@ async fn each_reason_not_to_believe_a_server_has_its_sentence() {
     assert_eq!(cause, Cause::WrongName);
     assert_eq!(
         what,
-        "the certificate is not valid for fra-1 (it is for ams-1); \
-         give it the name, or say with tls.server_name which one it has"
+        "certificate is not valid for fra-1 (valid for ams-1); \
+         set tls.server_name to a name of the certificate, or issue one for this name"
     );
     let (cause, what) = refusal(serving(&ca, Valid::Past), &connector, "ams-1").await;
     assert_eq!(cause, Cause::Expired);
     assert!(
-        what.starts_with("the certificate expired ")
-            && what.ends_with("d ago; renew it, or set our clock right")
+        what.starts_with("certificate expired ")
+            && what.ends_with("d ago; renew it, or correct the clock of this host")
     );
     let (cause, what) = refusal(serving(&ca, Valid::Future), &connector, "ams-1").await;
     assert_eq!(cause, Cause::NotYetValid);
     assert!(
-        what.starts_with("the certificate is not valid before ")
-            && what.ends_with("d from now; is our clock right?")
+        what.starts_with("certificate is not valid until ")
+            && what.ends_with("d from now; check the clock of this host")
     );
     assert_eq!(
         refusal(serving(&other, Valid::Always), &connector, "ams-1").await,
         (
             Cause::UnknownIssuer,
-            "nobody whom we trust signed the certificate; give the CA that did as tls.ca_file".to_owned()
+            "certificate is signed by an unknown CA; set tls.ca_file to its CA".to_owned()
         )
     );
     assert_eq!(
         refusal(serving(&ca, Valid::Always), &connector, "two words").await.1,
-        "two words is no name that a certificate can have; write a DNS name or an IP address"
+        "two words is not a valid server name; use a DNS name or an IP address"
     );
 }
 
 #[tokio::test]
-async fn a_server_that_wants_a_certificate_says_so_in_both_versions() {
+async fn missing_or_wrong_client_certificate_is_reported_in_both_tls_versions() {
     let (ca, other) = (Authority::new("ours"), Authority::new("others"));
     let server = ca.issue(&["ams-1"], Valid::Always);
     let [ours, theirs] = [&ca, &other].map(|ca| ca.issue(&["client-1"], Valid::Always));
@@ -157,7 +157,7 @@ async fn a_server_that_wants_a_certificate_says_so_in_both_versions() {
         };
         let serving = |clients| acceptor(&WebTls { clients, max_version, ..web(&server) });
         let cause = async |clients, identity| {
-            let error = try_it(serving(clients), &connector(&ca, identity), "ams-1").await.err();
+            let error = exchange_byte(serving(clients), &connector(&ca, identity), "ams-1").await.err();
             error.map(|error| error.cause)
         };
         assert_eq!(
@@ -182,17 +182,17 @@ async fn a_server_that_wants_a_certificate_says_so_in_both_versions() {
 }
 
 #[tokio::test]
-async fn a_port_that_speaks_something_else_is_told_from_one_that_closes() {
+async fn port_without_tls_is_distinguished_from_a_closed_connection() {
     let ca = Authority::new("ours");
     let connector = connector(&ca, None);
-    for (says, cause) in [(&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], Cause::NotTls), (b"", Cause::Io)] {
+    for (sent, cause) in [(&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], Cause::NotTls), (b"", Cause::Io)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            stream.write_all(says).await.unwrap();
+            stream.write_all(sent).await.unwrap();
             stream.shutdown().await.unwrap();
-            // What is left unread would reset the connection.
+            // Unread data would reset the connection.
             let _ = stream.read_to_end(&mut Vec::new()).await;
         });
         let stream = within(TcpStream::connect(address)).await.unwrap();
@@ -203,19 +203,19 @@ async fn a_port_that_speaks_something_else_is_told_from_one_that_closes() {
 }
 
 #[tokio::test]
-async fn clones_of_a_connector_follow_together() {
+async fn clones_of_a_connector_share_its_configuration() {
     let (ca, other) = (Authority::new("ours"), Authority::new("others"));
     let serving = || acceptor(&web(&other.issue(&["ams-1"], Valid::Always)));
     let first = connector(&ca, None);
     let clone = first.clone();
     assert_eq!(refusal(serving(), &clone, "ams-1").await.0, Cause::UnknownIssuer);
     first.follow(&connector(&other, None));
-    try_it(serving(), &clone, "ams-1").await.unwrap();
+    exchange_byte(serving(), &clone, "ams-1").await.unwrap();
     assert!(first == clone && first != connector(&other, None));
 }
 
-/// What is said of a pair of files.
-fn said(folder: &Path, certificate: &str, key: &str) -> String {
+/// Returns the error message for a certificate and a key file.
+fn error_message(folder: &Path, certificate: &str, key: &str) -> String {
     fs::write(folder.join("a.pem"), certificate).unwrap();
     fs::write(folder.join("a.key"), key).unwrap();
     let pair = KeyPair { cert_file: folder.join("a.pem"), key_file: folder.join("a.key") };
@@ -225,37 +225,40 @@ fn said(folder: &Path, certificate: &str, key: &str) -> String {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_named_with_a_remedy() {
+fn unusable_file_is_reported_by_name_with_a_remedy() {
     let folder = TempDir::new().unwrap();
     let ca = Authority::new("ours");
     ca.write(folder.path(), "ca");
     let [one, two] = [(); 2].map(|()| ca.issue(&["a"], Valid::Always));
-    let said = |certificate, key| said(folder.path(), certificate, key);
+    let error_message = |certificate, key| error_message(folder.path(), certificate, key);
     assert_eq!(
-        said(&one.certificate, &two.key),
-        "the key file a.key is not the key of the certificate file a.pem"
+        error_message(&one.certificate, &two.key),
+        "key file a.key does not match certificate file a.pem"
     );
     assert_eq!(
-        said(&one.key, &one.key),
-        "the certificate file a.pem holds no certificate: it begins with -----BEGIN CERTIFICATE-----"
+        error_message(&one.key, &one.key),
+        "certificate file a.pem contains no certificate; expected -----BEGIN CERTIFICATE-----"
     );
     assert_eq!(
-        said(&one.certificate, ""),
-        "the key file a.key holds no private key: it begins with -----BEGIN PRIVATE KEY-----"
+        error_message(&one.certificate, ""),
+        "key file a.key contains no private key; expected -----BEGIN PRIVATE KEY-----"
     );
     assert_eq!(
-        said(
+        error_message(
             &one.certificate,
             "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMAo=\n-----END ENCRYPTED PRIVATE KEY-----\n"
         ),
-        "the key file a.key is encrypted: take the passphrase off, openssl pkey -in KEY -out PLAIN_KEY"
+        "key file a.key is encrypted; remove the passphrase with openssl pkey -in KEY -out PLAIN_KEY"
     );
     let broken = one.certificate.replace("-----END", "----END");
     assert!(
-        said(&broken, &one.key).starts_with("the certificate file a.pem is no PEM: "),
+        error_message(&broken, &one.key).starts_with("certificate file a.pem is not valid PEM: "),
         "{}",
-        said(&broken, &one.key)
+        error_message(&broken, &one.key)
     );
     fs::remove_file(folder.path().join("ca.pem")).unwrap();
-    assert_eq!(said(&one.certificate, &one.key), "reading ca.pem: No such file or directory (os error 2)");
+    assert_eq!(
+        error_message(&one.certificate, &one.key),
+        "reading ca.pem: No such file or directory (os error 2)"
+    );
 }

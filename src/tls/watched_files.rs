@@ -1,4 +1,4 @@
-//! Files, and what was in them.
+//! Files that are watched for changes, and values that are reloaded from them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,20 +9,21 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::FileError;
 
-/// The files that something was made of, by what was in them when they were read.
+/// Files from which a value was loaded, with the digests of their contents.
 ///
-/// Contents are compared, not times: a symlink that is swapped, as Kubernetes does, may lead to an older file.
+/// Compares contents, not modification times: a replaced symlink, as in Kubernetes, can point to an older
+/// file.
 #[derive(Debug, Clone, Default)]
 pub struct WatchedFiles {
-    /// The SHA-256 of each; `None`: could not be read.
+    /// SHA-256 of each file; `None` if it could not be read.
     seen: BTreeMap<PathBuf, Option<[u8; 32]>>,
 }
 
-/// Bytes of a file. Chosen: a hundred times what all CAs of a system take.
+/// Maximum size of a file in bytes. Chosen: a hundred times the size of a system's CA bundle.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 impl WatchedFiles {
-    /// Reads a file, and remembers it, whatever comes of it.
+    /// Reads a file and records its digest, even if reading fails.
     ///
     /// # Errors
     /// [`FileError::Read`], or [`FileError::TooLarge`] beyond 16 MiB.
@@ -32,49 +33,49 @@ impl WatchedFiles {
         read
     }
 
-    /// Whether every file is as it was.
+    /// Returns whether no file has changed since it was read.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.seen.iter().all(|(path, seen)| read(path).ok().as_ref().map(digest) == *seen)
     }
 }
 
-/// Something that was made of files, and those files.
+/// A value loaded from files, and those files.
 #[derive(Debug, Clone)]
 pub struct Reloadable<T> {
-    /// What was made when all files could last be used.
+    /// The value from the last successful load.
     pub value: T,
-    shelf: WatchedFiles,
+    files: WatchedFiles,
     is_latest: bool,
 }
 
 impl<T> Reloadable<T> {
-    /// Makes it for the first time.
+    /// Loads the value for the first time.
     ///
     /// # Errors
-    /// Whatever `make` fails with.
-    pub fn new(make: impl FnOnce(&mut WatchedFiles) -> Result<T, FileError>) -> Result<Self, FileError> {
-        let mut shelf = WatchedFiles::default();
-        Ok(Self { value: make(&mut shelf)?, shelf, is_latest: true })
+    /// The error of `load`.
+    pub fn new(load: impl FnOnce(&mut WatchedFiles) -> Result<T, FileError>) -> Result<Self, FileError> {
+        let mut files = WatchedFiles::default();
+        Ok(Self { value: load(&mut files)?, files, is_latest: true })
     }
 
-    /// Makes another if a file has changed, and leaves it to the caller to take it; `None`: all is as it was. Files that cannot
-    /// be used are told of once.
+    /// Loads a new value if a file has changed; the caller stores it in `value`. Returns `None` if nothing
+    /// has changed. An error is returned once for each change.
     pub fn renewed(
         &mut self,
-        make: impl FnOnce(&mut WatchedFiles) -> Result<T, FileError>,
+        load: impl FnOnce(&mut WatchedFiles) -> Result<T, FileError>,
     ) -> Option<Result<T, FileError>> {
-        if self.shelf.is_current() {
+        if self.files.is_current() {
             return None;
         }
-        let mut shelf = WatchedFiles::default();
-        let made = make(&mut shelf);
-        self.is_latest = made.is_ok();
-        self.shelf = shelf;
-        Some(made)
+        let mut files = WatchedFiles::default();
+        let loaded = load(&mut files);
+        self.is_latest = loaded.is_ok();
+        self.files = files;
+        Some(loaded)
     }
 
-    /// Whether the files as they are now could be used.
+    /// Returns whether the current contents of the files were loaded successfully.
     #[must_use]
     pub fn is_latest(&self) -> bool {
         self.is_latest
@@ -103,7 +104,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn a_change_is_one_of_contents() {
+    fn change_is_detected_by_contents() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         for (name, text) in [("old", "one"), ("new", "two"), ("same", "one")] {
@@ -114,51 +115,51 @@ mod tests {
             fs::rename(at("next"), at("link")).unwrap();
         };
         point("old");
-        let mut shelf = WatchedFiles::default();
-        assert_eq!(shelf.read(&at("link")).unwrap(), b"one");
-        assert!(shelf.is_current());
+        let mut files = WatchedFiles::default();
+        assert_eq!(files.read(&at("link")).unwrap(), b"one");
+        assert!(files.is_current());
         point("same");
-        assert!(shelf.is_current());
+        assert!(files.is_current());
         point("new");
-        assert!(!shelf.is_current());
+        assert!(!files.is_current());
         fs::remove_file(at("new")).unwrap();
-        assert!(!shelf.is_current());
+        assert!(!files.is_current());
     }
 
     #[test]
-    fn a_file_that_is_missing_is_noticed_when_it_comes() {
+    fn missing_file_is_detected_when_it_appears() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("later");
-        let mut shelf = WatchedFiles::default();
-        let error = shelf.read(&path).unwrap_err();
+        let mut files = WatchedFiles::default();
+        let error = files.read(&path).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("reading {}: No such file or directory (os error 2)", path.display())
         );
-        assert!(shelf.is_current());
+        assert!(files.is_current());
         fs::write(&path, "").unwrap();
-        assert!(!shelf.is_current());
+        assert!(!files.is_current());
     }
 
     #[test]
-    fn a_change_that_cannot_be_used_is_told_once() {
+    fn invalid_change_is_reported_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("number");
-        let number = |shelf: &mut WatchedFiles| {
-            let text = String::from_utf8(shelf.read(&path)?).unwrap();
+        let number = |files: &mut WatchedFiles| {
+            let text = String::from_utf8(files.read(&path)?).unwrap();
             let unusable =
-                |_| FileError::Unusable { what: "it".to_owned(), problem: "is no number".to_owned() };
+                |_| FileError::Unusable { what: "it".to_owned(), problem: "is not a number".to_owned() };
             text.parse::<u32>().map_err(unusable)
         };
         fs::write(&path, "1").unwrap();
-        let mut made = Reloadable::new(number).unwrap();
-        assert!(made.renewed(number).is_none());
+        let mut loaded = Reloadable::new(number).unwrap();
+        assert!(loaded.renewed(number).is_none());
         fs::write(&path, "one").unwrap();
-        assert_eq!(made.renewed(number).unwrap().unwrap_err().to_string(), "it is no number");
-        assert!(made.renewed(number).is_none());
-        assert_eq!((made.value, made.is_latest()), (1, false));
+        assert_eq!(loaded.renewed(number).unwrap().unwrap_err().to_string(), "it is not a number");
+        assert!(loaded.renewed(number).is_none());
+        assert_eq!((loaded.value, loaded.is_latest()), (1, false));
         fs::write(&path, "2").unwrap();
-        assert_eq!(made.renewed(number).unwrap().unwrap(), 2);
-        assert!(made.is_latest());
+        assert_eq!(loaded.renewed(number).unwrap().unwrap(), 2);
+        assert!(loaded.is_latest());
     }
 }

@@ -1,4 +1,4 @@
-//! One client, from the upgrade to its end.
+//! Connection of one client, from the upgrade to its closing.
 
 use std::future::pending;
 use std::io;
@@ -20,120 +20,128 @@ use super::rate_limit::RateLimit;
 use crate::config::WebSocketRules;
 use crate::metrics::websocket::{CloseReason, WebSocketSeries};
 
-/// How long a client may leave unread what was sent to it; then it is dropped. The same as HTTP's.
-pub(super) const STALL: Duration = Duration::from_secs(30);
+/// Maximum time for which a client may leave sent data unread; then it is disconnected. The same as for HTTP.
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long we wait for a client's part of the closing handshake. Chosen: some round trips of any network, and less than the
-/// shortest grace that HTTP has.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
+/// Maximum duration of the closing handshake. Chosen: several round trips of any network, and less than the
+/// shortest grace period of the HTTP server.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is read at once. Every client has such a buffer; one that sends longer messages is given a longer one.
+/// Initial size of a client's read buffer. It grows for longer messages.
 const READ_BYTES: usize = 4 << 10;
 
-/// Room for our answers to pings beside a message.
+/// Space in the write buffer for pongs besides a message.
 const CONTROL_BYTES: usize = 1 << 10;
 
-/// What a client may do; fixed when it connects.
+/// Limits of a client, fixed when it connects.
 #[derive(Debug, Clone)]
 pub(super) struct ClientRules {
     messages_per_second: u32,
     message_bytes_max: usize,
     idle_timeout: Duration,
-    /// True from when nobody is answered any more.
-    silent: Arc<AtomicBool>,
+    /// Whether messages are no longer echoed.
+    is_muted: Arc<AtomicBool>,
 }
 
 impl ClientRules {
-    pub(super) fn of(rules: &WebSocketRules, silent: &Arc<AtomicBool>) -> Self {
+    pub(super) fn of(rules: &WebSocketRules, is_muted: &Arc<AtomicBool>) -> Self {
         Self {
             messages_per_second: rules.messages_per_second,
             message_bytes_max: rules.message_bytes_max,
             idle_timeout: rules.idle_timeout,
-            silent: Arc::clone(silent),
+            is_muted: Arc::clone(is_muted),
         }
     }
 }
 
-/// Sends everything back that comes from `stream`, until it ends or is `dismissed`.
+/// Echoes all messages from `stream` until it ends or `close_requested` completes. Returns why the connection
+/// ended.
 pub(super) async fn serve<S>(
     stream: S,
-    terms: ClientRules,
+    rules: ClientRules,
     series: &WebSocketSeries,
-    dismissed: impl Future<Output = ()>,
+    close_requested: impl Future<Output = ()>,
 ) -> CloseReason
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    // Nothing is left to be written when a message is read, so that a message and its header find room.
+    // The write buffer is empty when a message is read, so a message and its header always fit.
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
         .write_buffer_size(0)
-        .max_write_buffer_size(terms.message_bytes_max + CONTROL_BYTES)
-        .max_message_size(Some(terms.message_bytes_max))
-        .max_frame_size(Some(terms.message_bytes_max));
+        .max_write_buffer_size(rules.message_bytes_max + CONTROL_BYTES)
+        .max_message_size(Some(rules.message_bytes_max))
+        .max_frame_size(Some(rules.message_bytes_max));
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
-    let mut client = Client { socket, terms, series };
-    let end = tokio::select! {
-        end = client.echo() => end,
-        () = dismissed => Closing { ending: CloseReason::GoingAway, said: Some((CloseCode::Away, "going away")) },
+    let mut client = Client { socket, rules, series };
+    let closing = tokio::select! {
+        closing = client.echo() => closing,
+        () = close_requested => Closing {
+            close_reason: CloseReason::GoingAway,
+            frame: Some((CloseCode::Away, "going away")),
+        },
     };
-    let ending = end.ending;
-    // Most of the time a client is not about to end: what that takes is kept elsewhere.
-    let _ = Box::pin(timeout(LINGER, client.finish(end))).await;
-    ending
+    let close_reason = closing.close_reason;
+    // Boxed, so that the state of the closing handshake does not enlarge the task while the client is
+    // connected.
+    let _ = Box::pin(timeout(CLOSE_TIMEOUT, client.finish(closing))).await;
+    close_reason
 }
 
 struct Client<'a, S> {
     socket: WebSocketStream<S>,
-    terms: ClientRules,
+    rules: ClientRules,
     series: &'a WebSocketSeries,
 }
 
-/// How it ends, and what the client is to be told.
+/// Why a connection ends, and the close frame to send.
 struct Closing {
-    ending: CloseReason,
-    said: Option<(CloseCode, &'static str)>,
+    close_reason: CloseReason,
+    frame: Option<(CloseCode, &'static str)>,
 }
 
 impl Closing {
-    const fn silent(ending: CloseReason) -> Self {
-        Self { ending, said: None }
+    const fn without_frame(close_reason: CloseReason) -> Self {
+        Self { close_reason, frame: None }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
     async fn echo(&mut self) -> Closing {
-        let idle = self.terms.idle_timeout;
-        let mut rate_limit = RateLimit::new(self.terms.messages_per_second, Instant::now());
-        let (mut heard, mut is_asked) = (Instant::now(), false);
-        // Looks at `heard` when it rings, for setting it anew with each message would cost more than the message.
-        let mut alarm = pin!(sleep_until(heard + idle / 2));
+        let idle = self.rules.idle_timeout;
+        let mut rate_limit = RateLimit::new(self.rules.messages_per_second, Instant::now());
+        let (mut last_received, mut is_ping_pending) = (Instant::now(), false);
+        // Compared with `last_received` when it fires: resetting it for each message would cost more than the
+        // message.
+        let mut idle_timer = pin!(sleep_until(last_received + idle / 2));
         loop {
             let message = tokio::select! {
                 biased;
                 message = self.socket.next() => message,
-                () = alarm.as_mut() => {
-                    if is_asked {
-                        return Closing { ending: CloseReason::Idle, said: Some((CloseCode::Away, "idle")) };
+                () = idle_timer.as_mut() => {
+                    if is_ping_pending {
+                        let frame = Some((CloseCode::Away, "idle"));
+                        return Closing { close_reason: CloseReason::Idle, frame };
                     }
-                    if heard.elapsed() < idle / 2 {
-                        alarm.as_mut().reset(heard + idle / 2);
+                    if last_received.elapsed() < idle / 2 {
+                        idle_timer.as_mut().reset(last_received + idle / 2);
                         continue;
                     }
-                    if let Err(end) = self.write(Message::Ping(Bytes::new())).await {
-                        return end;
+                    if let Err(closing) = self.write(Message::Ping(Bytes::new())).await {
+                        return closing;
                     }
-                    // From now on: the silence may have been ours, and everybody has as long to answer.
-                    is_asked = true;
-                    alarm.as_mut().reset(Instant::now() + idle / 2);
+                    // Counts from now, because this process may itself have been paused, and every client has
+                    // the same time to reply.
+                    is_ping_pending = true;
+                    idle_timer.as_mut().reset(Instant::now() + idle / 2);
                     continue;
                 }
             };
-            (heard, is_asked) = (Instant::now(), false);
+            (last_received, is_ping_pending) = (Instant::now(), false);
             let outcome = match message {
                 Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
-                    if self.terms.silent.load(Relaxed) {
-                        // Until it is dismissed.
+                    if self.rules.is_muted.load(Relaxed) {
+                        // Wait for the close request.
                         pending::<()>().await;
                     }
                     let bytes = message.len() as u64;
@@ -144,16 +152,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                     }
                     written
                 }
-                // The answer is made by the protocol's own code, and written before more is read.
+                // The library has queued the pong; write it before reading more.
                 Some(Ok(Message::Ping(_))) => self.flush().await,
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(()),
-                Some(Ok(Message::Close(_))) | None => Err(Closing::silent(CloseReason::Client)),
-                Some(Err(error)) => Err(end_by(&error)),
+                Some(Ok(Message::Close(_))) | None => Err(Closing::without_frame(CloseReason::Client)),
+                Some(Err(error)) => Err(closing_for(&error)),
             };
-            if let Err(end) = outcome {
-                return end;
+            if let Err(closing) = outcome {
+                return closing;
             }
-            let pause = rate_limit.take(heard);
+            let pause = rate_limit.take(last_received);
             if !pause.is_zero() {
                 sleep(pause).await;
             }
@@ -161,28 +169,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
     }
 
     async fn write(&mut self, message: Message) -> Result<(), Closing> {
-        written(timeout(STALL, self.socket.send(message)).await)
+        written(timeout(STALL_TIMEOUT, self.socket.send(message)).await)
     }
 
     async fn flush(&mut self) -> Result<(), Closing> {
-        written(timeout(STALL, self.socket.flush()).await)
+        written(timeout(STALL_TIMEOUT, self.socket.flush()).await)
     }
 
-    /// The closing handshake.
-    async fn finish(mut self, end: Closing) {
-        if let Some((code, reason)) = end.said {
+    /// Performs the closing handshake.
+    async fn finish(mut self, closing: Closing) {
+        if let Some((code, reason)) = closing.frame {
             let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
             if self.socket.close(Some(frame)).await.is_err() {
                 return;
             }
         }
-        match end.ending {
-            // What still comes is not sent back.
+        match closing.close_reason {
+            // Further messages are not echoed.
             CloseReason::Client | CloseReason::Idle | CloseReason::GoingAway => {
                 while let Some(Ok(_)) = self.socket.next().await {}
             }
-            // It can no longer be understood. It is read all the same: closing a connection on what was not read resets it,
-            // and our last words are lost.
+            // The data can no longer be parsed, but must be read: closing with unread data resets the
+            // connection, and the close frame is lost.
             CloseReason::TooLarge | CloseReason::Protocol => {
                 let stream = self.socket.get_mut();
                 let mut unread = vec![0; READ_BYTES];
@@ -190,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
                     while stream.read(&mut unread).await.is_ok_and(|count| count > 0) {}
                 }
             }
-            // Nobody would take it.
+            // The client would not read a close frame.
             CloseReason::Stalled | CloseReason::Error => return,
         }
         let _ = self.socket.get_mut().shutdown().await;
@@ -200,22 +208,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<'_, S> {
 fn written(outcome: Result<Result<(), Error>, tokio::time::error::Elapsed>) -> Result<(), Closing> {
     match outcome {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(end_by(&error)),
-        Err(_) => Err(Closing::silent(CloseReason::Stalled)),
+        Ok(Err(error)) => Err(closing_for(&error)),
+        Err(_) => Err(Closing::without_frame(CloseReason::Stalled)),
     }
 }
 
-fn end_by(error: &Error) -> Closing {
-    let (ending, code, reason) = match error {
-        Error::Capacity(_) => (CloseReason::TooLarge, CloseCode::Size, "the message is too large"),
-        Error::Utf8(_) => (CloseReason::Protocol, CloseCode::Invalid, "the text is not UTF-8"),
+fn closing_for(error: &Error) -> Closing {
+    let (close_reason, code, reason) = match error {
+        Error::Capacity(_) => (CloseReason::TooLarge, CloseCode::Size, "message too large"),
+        Error::Utf8(_) => (CloseReason::Protocol, CloseCode::Invalid, "text is not UTF-8"),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
-            return Closing::silent(CloseReason::Error);
+            return Closing::without_frame(CloseReason::Error);
         }
-        Error::Protocol(_) => (CloseReason::Protocol, CloseCode::Protocol, "not WebSocket as in RFC 6455"),
-        // The kernel knows of a stall as well (TCP_USER_TIMEOUT).
+        Error::Protocol(_) => (CloseReason::Protocol, CloseCode::Protocol, "protocol error (RFC 6455)"),
+        // The kernel also detects stalls (TCP_USER_TIMEOUT).
         Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
-            return Closing::silent(CloseReason::Stalled);
+            return Closing::without_frame(CloseReason::Stalled);
         }
         Error::Io(_)
         | Error::ConnectionClosed
@@ -225,7 +233,7 @@ fn end_by(error: &Error) -> Closing {
         | Error::AttackAttempt
         | Error::Url(_)
         | Error::Http(_)
-        | Error::HttpFormat(_) => return Closing::silent(CloseReason::Error),
+        | Error::HttpFormat(_) => return Closing::without_frame(CloseReason::Error),
     };
-    Closing { ending, said: Some((code, reason)) }
+    Closing { close_reason, frame: Some((code, reason)) }
 }

@@ -1,4 +1,4 @@
-//! How many clients there are, and from where.
+//! Limits on the number of clients, in total and per source.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 use crate::config::WebSocketRules;
 use crate::metrics::websocket::WebSocketSeries;
 
-/// The clients that are connected. An IPv6 /64 is one source.
+/// Counts connected clients and enforces the limits. An IPv6 /64 is one source.
 #[derive(Debug)]
 pub(super) struct ConnectionLimit {
     open: Mutex<OpenConnections>,
-    emptied: Notify,
+    all_disconnected: Notify,
     series: Arc<WebSocketSeries>,
 }
 
@@ -25,24 +25,24 @@ struct OpenConnections {
     by_source: HashMap<IpAddr, usize>,
 }
 
-/// Which limit is reached, and how many clients it allows.
+/// The limit that was reached, with its number of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LimitReached {
-    /// There are as many clients as there may be.
+    /// `websocket.clients_max`.
     Total(usize),
-    /// There are as many as our file descriptors allow.
+    /// Limit of open files of this process.
     Descriptors(usize),
-    /// The source has as many as one may.
+    /// `websocket.clients_per_source`.
     Source(usize),
 }
 
 impl ConnectionLimit {
-    /// No clients; how many there are is counted in `series`.
+    /// Returns a limit without clients. The number of clients is exported in `series`.
     pub(super) fn new(series: Arc<WebSocketSeries>) -> Self {
-        Self { open: Mutex::default(), emptied: Notify::new(), series }
+        Self { open: Mutex::default(), all_disconnected: Notify::new(), series }
     }
 
-    /// A permit for a client from `source`.
+    /// Returns a permit for a client from `source`.
     ///
     /// # Errors
     /// [`LimitReached`].
@@ -56,28 +56,28 @@ impl ConnectionLimit {
         if open.total >= rules.clients_max {
             return Err(LimitReached::Total(rules.clients_max));
         }
-        let room = room();
-        if open.total >= room {
-            return Err(LimitReached::Descriptors(room));
+        let descriptor_limit = descriptor_limit();
+        if open.total >= descriptor_limit {
+            return Err(LimitReached::Descriptors(descriptor_limit));
         }
-        let of_source = open.by_source.get(&source).copied().unwrap_or(0);
-        if of_source >= rules.clients_per_source {
+        let source_clients = open.by_source.get(&source).copied().unwrap_or(0);
+        if source_clients >= rules.clients_per_source {
             return Err(LimitReached::Source(rules.clients_per_source));
         }
-        open.by_source.insert(source, of_source + 1);
+        open.by_source.insert(source, source_clients + 1);
         open.total += 1;
         self.series.clients.set(open.total as u64);
         Ok(ConnectionPermit { limit: Arc::clone(self), source })
     }
 
-    /// Waits until nobody is connected.
-    pub(super) async fn emptied(&self) {
+    /// Waits until no client is connected.
+    pub(super) async fn all_disconnected(&self) {
         loop {
-            let emptied = self.emptied.notified();
+            let all_disconnected = self.all_disconnected.notified();
             if self.open().total == 0 {
                 return;
             }
-            emptied.await;
+            all_disconnected.await;
         }
     }
 
@@ -86,7 +86,7 @@ impl ConnectionLimit {
     }
 }
 
-/// A client that counts; dropping this makes room for another.
+/// Permit of one connected client. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     limit: Arc<ConnectionLimit>,
@@ -97,19 +97,20 @@ impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut open = self.limit.open();
         open.total -= 1;
-        let left = open.by_source.remove(&self.source).unwrap_or(1) - 1;
-        if left > 0 {
-            open.by_source.insert(self.source, left);
+        let remaining = open.by_source.remove(&self.source).unwrap_or(1) - 1;
+        if remaining > 0 {
+            open.by_source.insert(self.source, remaining);
         }
         self.limit.series.clients.set(open.total as u64);
         if open.total == 0 {
-            self.limit.emptied.notify_waiters();
+            self.limit.all_disconnected.notify_waiters();
         }
     }
 }
 
-/// Clients for which there are descriptors: a quarter is left to sockets that measure, and to whoever asks for metrics.
-pub(super) fn room() -> usize {
+/// Returns the number of clients that the limit of open files allows: three quarters of it. The rest is
+/// reserved for probe sockets and HTTP connections.
+pub(super) fn descriptor_limit() -> usize {
     getrlimit(Resource::RLIMIT_NOFILE)
         .map_or(usize::MAX, |(soft, _)| usize::try_from(soft / 4 * 3).unwrap_or(usize::MAX))
 }

@@ -1,4 +1,4 @@
-//! Whether a request begins a WebSocket connection (RFC 6455 section 4.2), and whether its page may.
+//! Server side of the WebSocket handshake (RFC 6455 section 4.2), and the check of the `Origin`.
 
 use std::net::IpAddr;
 
@@ -16,31 +16,31 @@ use crate::config::{Origin, Origins};
 use crate::http::server::Body;
 use crate::metrics::websocket::ClientRefusal;
 
-/// Why a client is not let in.
+/// Why a handshake is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum HandshakeRefusal {
-    /// It is switched off.
-    Off,
-    /// An ordinary request: somebody looks what is here.
+    /// WebSockets are disabled.
+    Disabled,
+    /// The request is not a WebSocket upgrade.
     NoUpgrade,
-    /// Another version of the protocol than 13.
+    /// The protocol version is not 13.
     Version,
-    /// No proper `Sec-WebSocketRules-Key`.
+    /// `Sec-WebSocket-Key` is missing or invalid.
     Key,
-    /// The page that connects may not.
+    /// The origin of the page is not allowed.
     Origin {
-        /// As the header has it.
+        /// Value of the `Origin` header.
         origin: String,
     },
-    /// Nothing admits the client; why, and what to do.
+    /// The client is not authorised; the reason and remedy.
     Unlisted(String),
-    /// As many clients are connected as may be.
+    /// A limit on the number of clients was reached.
     LimitReached(LimitReached),
-    /// We stop.
-    Leaving,
+    /// The agent is shutting down.
+    ShuttingDown,
 }
 
-/// When to come again, in seconds, if a limit is reached.
+/// `Retry-After` in seconds when a limit is reached or the agent is shutting down.
 const RETRY: HeaderValue = HeaderValue::from_static("10");
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
@@ -48,10 +48,10 @@ const UPGRADES: HeaderValue = HeaderValue::from_static("Upgrade");
 const VERSION: HeaderValue = HeaderValue::from_static("13");
 
 impl HandshakeRefusal {
-    /// As it is counted; `None`: not at all.
+    /// Returns the reason under which the refusal is counted; `None` if it is not counted.
     pub(super) fn counted(&self) -> Option<ClientRefusal> {
         match self {
-            Self::Off | Self::Leaving => None,
+            Self::Disabled | Self::ShuttingDown => None,
             Self::NoUpgrade | Self::Version | Self::Key => Some(ClientRefusal::BadRequest),
             Self::Origin { .. } => Some(ClientRefusal::Origin),
             Self::Unlisted(_) => Some(ClientRefusal::Admission),
@@ -59,53 +59,55 @@ impl HandshakeRefusal {
         }
     }
 
-    /// What the client is told.
+    /// Returns the HTTP response to the client.
     pub(super) fn response(&self) -> Response<Body> {
-        let (status, headers, words): (_, &[(HeaderName, HeaderValue)], _) = match self {
-            Self::Off => (StatusCode::NOT_FOUND, &[], "websocket.enabled is false here".to_owned()),
+        let (status, headers, text): (_, &[(HeaderName, HeaderValue)], _) = match self {
+            Self::Disabled => {
+                (StatusCode::NOT_FOUND, &[], "websocket.enabled is false on this agent".to_owned())
+            }
             Self::NoUpgrade => (
                 StatusCode::UPGRADE_REQUIRED,
                 &[(CONNECTION, UPGRADES), (UPGRADE, WEBSOCKET), (SEC_WEBSOCKET_VERSION, VERSION)],
-                "/ws speaks WebSocket: what connects to it gets every message back as it was".to_owned(),
+                "/ws is a WebSocket echo endpoint; connect with a WebSocket client".to_owned(),
             ),
             Self::Version => (
                 StatusCode::UPGRADE_REQUIRED,
                 &[(CONNECTION, UPGRADES), (UPGRADE, WEBSOCKET), (SEC_WEBSOCKET_VERSION, VERSION)],
-                "/ws speaks version 13 of WebSocket, RFC 6455".to_owned(),
+                "/ws supports only version 13 of WebSocket (RFC 6455)".to_owned(),
             ),
             Self::Key => (
                 StatusCode::BAD_REQUEST,
                 &[],
-                "Sec-WebSocket-Key must be there once, with 16 bytes in base64".to_owned(),
+                "header Sec-WebSocket-Key must occur once, with 16 bytes in base64".to_owned(),
             ),
             Self::Origin { origin } => (
                 StatusCode::FORBIDDEN,
                 &[],
-                format!("pages of {origin} may not connect: add it to websocket.origins here"),
+                format!("origin {origin} is not allowed; add it to websocket.origins on this agent"),
             ),
-            Self::Unlisted(why) => (StatusCode::FORBIDDEN, &[], why.clone()),
-            Self::LimitReached(LimitReached::Total(most)) => (
+            Self::Unlisted(reason) => (StatusCode::FORBIDDEN, &[], reason.clone()),
+            Self::LimitReached(LimitReached::Total(limit)) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 &[(RETRY_AFTER, RETRY)],
-                format!("{most} clients are connected, as many as websocket.clients_max allows here"),
+                format!("limit of {limit} clients reached (websocket.clients_max of this agent)"),
             ),
-            Self::LimitReached(LimitReached::Descriptors(most)) => (
+            Self::LimitReached(LimitReached::Descriptors(limit)) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 &[(RETRY_AFTER, RETRY)],
-                format!("{most} clients are connected, as many as this host's limit of open files allows"),
+                format!("limit of {limit} clients reached (open files of this host)"),
             ),
-            Self::LimitReached(LimitReached::Source(most)) => (
+            Self::LimitReached(LimitReached::Source(limit)) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 &[(RETRY_AFTER, RETRY)],
                 format!(
-                    "{most} clients of your address are connected, as many as websocket.clients_per_source allows here"
+                    "limit of {limit} clients from your address reached (websocket.clients_per_source of this agent)"
                 ),
             ),
-            Self::Leaving => {
+            Self::ShuttingDown => {
                 (StatusCode::SERVICE_UNAVAILABLE, &[(RETRY_AFTER, RETRY)], "stopping".to_owned())
             }
         };
-        let mut response = Response::new(Full::from(words + "\n").boxed_unsync());
+        let mut response = Response::new(Full::from(text + "\n").boxed_unsync());
         *response.status_mut() = status;
         response.headers_mut().extend(headers.iter().cloned());
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -113,7 +115,7 @@ impl HandshakeRefusal {
     }
 }
 
-/// The answer that begins the connection.
+/// Returns the response that accepts the handshake.
 ///
 /// # Errors
 /// [`HandshakeRefusal::NoUpgrade`], [`HandshakeRefusal::Version`] and [`HandshakeRefusal::Key`].
@@ -135,16 +137,19 @@ pub(super) fn accept(request: &Request<Bytes>) -> Result<Response<Body>, Handsha
     let headers = response.headers_mut();
     headers.insert(CONNECTION, UPGRADES);
     headers.insert(UPGRADE, WEBSOCKET);
-    headers
-        .insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::try_from(accepted).expect("base64 is a header's value"));
+    headers.insert(
+        SEC_WEBSOCKET_ACCEPT,
+        HeaderValue::try_from(accepted).expect("base64 is a valid header value"),
+    );
     Ok(response)
 }
 
-/// Whether the page that connects may; what is no browser names no page, and may.
+/// Checks that the origin of the page is allowed. Clients other than browsers send no `Origin` and are
+/// allowed.
 ///
 /// # Errors
 /// [`HandshakeRefusal::Origin`].
-pub(super) fn page(
+pub(super) fn check_origin(
     request: &Request<Bytes>,
     allowed: &Origins,
     peer: IpAddr,
@@ -154,36 +159,36 @@ pub(super) fn page(
         Origins::Same => &[],
         Origins::These(listed) => listed,
     };
-    let mut named = request.headers().get_all(ORIGIN).iter();
-    let Some(named_first) = named.next() else { return Ok(()) };
-    let text = named_first.to_str().unwrap_or("unreadable");
+    let mut origins = request.headers().get_all(ORIGIN).iter();
+    let Some(first) = origins.next() else { return Ok(()) };
+    let text = first.to_str().unwrap_or("unreadable");
     let host = only(request, &HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-    let origin = text.parse::<Origin>().ok().filter(|_| named.next().is_none());
-    let may = origin.is_some_and(|origin| {
+    let origin = text.parse::<Origin>().ok().filter(|_| origins.next().is_none());
+    let is_allowed = origin.is_some_and(|origin| {
         listed.contains(&origin)
             || origin.is_served_by(host)
             || origin.is_loopback() && peer.to_canonical().is_loopback()
     });
     let shown = || text.chars().take(SHOWN_CHARS_MAX).collect();
-    if may { Ok(()) } else { Err(HandshakeRefusal::Origin { origin: shown() }) }
+    if is_allowed { Ok(()) } else { Err(HandshakeRefusal::Origin { origin: shown() }) }
 }
 
-/// Characters of an origin that are shown.
+/// Maximum number of characters of an origin in messages.
 const SHOWN_CHARS_MAX: usize = 128;
 
-/// Whether a header's list has this word.
+/// Returns whether a comma-separated header contains this word.
 fn lists(request: &Request<Bytes>, header: &HeaderName, word: &str) -> bool {
     let values = request.headers().get_all(header).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|found| found.trim().eq_ignore_ascii_case(word))
 }
 
-/// The value of a header that is there once.
+/// Returns the value of a header that occurs exactly once.
 fn only<'a>(request: &'a Request<Bytes>, header: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = request.headers().get_all(header).iter();
     values.next().filter(|_| values.next().is_none())
 }
 
-/// Whether these are 16 bytes in base64: 22 characters and the padding.
+/// Returns whether `key` is 16 bytes in base64: 22 characters and the padding.
 fn is_key(key: &[u8]) -> bool {
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     key.len() == 24 && key[..22].iter().all(is_digit) && key.ends_with(b"==")

@@ -1,4 +1,5 @@
-//! `/ws`: every WebSocket message (RFC 6455) comes back at once and as it was. For other agents, browsers and scripts.
+//! WebSocket echo responder at `/ws` (RFC 6455). Every message is sent back unchanged, for agents, browsers
+//! and scripts.
 
 mod client;
 mod connection_limit;
@@ -28,72 +29,75 @@ use client::ClientRules;
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::HandshakeRefusal;
 
-/// Sends messages back. Every client is a task, which ends by itself soon after it is dismissed.
+/// Accepts WebSocket clients and echoes their messages. Each client is a task, which ends soon after it is
+/// told to close.
 #[derive(Debug)]
 pub struct WebSocketResponder {
     rules: ArcSwap<WebSocketRules>,
     connections: Arc<ConnectionLimit>,
     series: Arc<WebSocketSeries>,
-    /// Counts up: whoever was connected before is to go.
-    dismissals: watch::Sender<u64>,
-    is_leaving: AtomicBool,
-    /// True from when nobody is answered any more.
-    silent: Arc<AtomicBool>,
+    /// Incremented to close all clients connected before.
+    close_requests: watch::Sender<u64>,
+    is_shutting_down: AtomicBool,
+    /// Whether messages are no longer echoed.
+    is_muted: Arc<AtomicBool>,
 }
 
 impl WebSocketResponder {
-    /// A responder without clients.
+    /// Returns a responder without clients.
     #[must_use]
     pub fn new(rules: WebSocketRules, series: Arc<WebSocketSeries>) -> Self {
         Self {
             rules: ArcSwap::from_pointee(rules),
             connections: Arc::new(ConnectionLimit::new(Arc::clone(&series))),
             series,
-            dismissals: watch::Sender::new(0),
-            is_leaving: AtomicBool::new(false),
-            silent: Arc::default(),
+            close_requests: watch::Sender::new(0),
+            is_shutting_down: AtomicBool::new(false),
+            is_muted: Arc::default(),
         }
     }
 
-    /// Changes the rules. Clients that are connected keep theirs, and stay even beyond a limit; only if nobody is to be
-    /// connected they go.
+    /// Replaces the rules for new clients. Connected clients keep their rules and stay connected even above a
+    /// lowered limit, unless WebSockets are disabled.
     pub fn set_rules(&self, rules: WebSocketRules) {
         let is_enabled = rules.enabled;
         self.rules.store(Arc::new(rules));
         if !is_enabled {
-            self.dismiss();
+            self.close_all();
         }
     }
 
-    /// Clients for which there is room, where that is fewer than the rules allow: the limit of open files is too low.
+    /// Returns the number of clients that the limit of open files allows, if that is fewer than
+    /// `clients_max`.
     #[must_use]
     pub fn shortage(&self) -> Option<usize> {
         let rules = self.rules.load();
-        Some(connection_limit::room()).filter(|room| rules.enabled && *room < rules.clients_max)
+        Some(connection_limit::descriptor_limit()).filter(|limit| rules.enabled && *limit < rules.clients_max)
     }
 
-    /// The rules for new clients.
+    /// Returns the rules for new clients.
     #[must_use]
     pub fn rules(&self) -> Arc<WebSocketRules> {
         self.rules.load_full()
     }
 
-    /// Answers a request for `/ws`; with 101 it begins a connection. `admission` is asked only where it decides.
+    /// Answers a request for `/ws`, with 101 if the client is accepted. `admission` is called only if the
+    /// handshake and the origin are valid.
     pub fn answer(
         &self,
         mut request: Request<Bytes>,
         peer: SocketAddr,
         admission: impl FnOnce(&Request<Bytes>) -> WouldAnswer,
     ) -> Response<Body> {
-        // Before it is let in, so that whoever we leave hears of it.
-        let dismissals = self.dismissals.subscribe();
-        match self.let_in(&request, peer, admission) {
+        // Subscribe before accepting, so that no close request is missed.
+        let close_requests = self.close_requests.subscribe();
+        match self.admit(&request, peer, admission) {
             Ok((response, permit)) => {
-                self.begin(&mut request, peer, permit, dismissals);
+                self.spawn_client(&mut request, peer, permit, close_requests);
                 response
             }
             Err(refusal) => {
-                debug!(%peer, ?refusal, "a WebSocket client is not let in");
+                debug!(%peer, ?refusal, "WebSocket client refused");
                 if let Some(reason) = refusal.counted() {
                     self.series.refused(reason);
                 }
@@ -102,7 +106,7 @@ impl WebSocketResponder {
         }
     }
 
-    fn let_in(
+    fn admit(
         &self,
         request: &Request<Bytes>,
         peer: SocketAddr,
@@ -110,62 +114,67 @@ impl WebSocketResponder {
     ) -> Result<(Response<Body>, ConnectionPermit), HandshakeRefusal> {
         let rules = self.rules.load();
         if !rules.enabled {
-            return Err(HandshakeRefusal::Off);
+            return Err(HandshakeRefusal::Disabled);
         }
         let response = handshake::accept(request)?;
-        handshake::page(request, &rules.origins, peer.ip())?;
+        handshake::check_origin(request, &rules.origins, peer.ip())?;
         let admitted = admission(request);
         if !admitted.answers {
             return Err(HandshakeRefusal::Unlisted(admitted.reason.unwrap_or_default()));
         }
-        if self.is_leaving.load(Ordering::Acquire) {
-            return Err(HandshakeRefusal::Leaving);
+        if self.is_shutting_down.load(Ordering::Acquire) {
+            return Err(HandshakeRefusal::ShuttingDown);
         }
         let permit = self.connections.take(peer.ip(), &rules).map_err(HandshakeRefusal::LimitReached)?;
         Ok((response, permit))
     }
 
-    fn begin(
+    fn spawn_client(
         &self,
         request: &mut Request<Bytes>,
         peer: SocketAddr,
         permit: ConnectionPermit,
-        mut dismissals: watch::Receiver<u64>,
+        mut close_requests: watch::Receiver<u64>,
     ) {
         let upgrade = hyper::upgrade::on(request);
-        let terms = ClientRules::of(&self.rules.load(), &self.silent);
+        let client_rules = ClientRules::of(&self.rules.load(), &self.is_muted);
         let series = Arc::clone(&self.series);
         series.accepted.inc();
         tokio::spawn(async move {
-            let ending = match timeout(client::STALL, upgrade).await {
+            let reason = match timeout(client::STALL_TIMEOUT, upgrade).await {
                 Ok(Ok(upgraded)) => {
-                    // A sender that is gone cannot dismiss us later: the same as a dismissal.
-                    let dismissed = async { drop(dismissals.changed().await) };
-                    client::serve(TokioIo::new(upgraded), terms, &series, dismissed).await
+                    // A dropped sender counts as a close request, since it cannot send one later.
+                    let close_requested = async { drop(close_requests.changed().await) };
+                    client::serve(TokioIo::new(upgraded), client_rules, &series, close_requested).await
                 }
                 Ok(Err(_)) | Err(_) => CloseReason::Error,
             };
-            debug!(%peer, ?ending, "a WebSocket client ended");
-            series.closed(ending);
+            debug!(%peer, ?reason, "WebSocket client disconnected");
+            series.closed(reason);
             drop(permit);
         });
     }
 
-    /// Sends nothing back any more: an answer after the agent's goodbye would take it back. Connections stay.
-    pub fn fall_silent(&self) {
-        self.silent.store(true, Ordering::Relaxed);
+    /// Stops echoing messages but keeps connections open: a reply after the agent's goodbye would revoke it.
+    pub fn stop_replying(&self) {
+        self.is_muted.store(true, Ordering::Relaxed);
     }
 
-    /// Says to all that we go, lets nobody in from now on, and returns when all have ended, or after `grace`.
+    /// Refuses new clients, closes all connections, and returns when all clients are disconnected, or after
+    /// `grace`.
     pub async fn leave(&self, grace: Duration) {
-        self.is_leaving.store(true, Ordering::Release);
-        self.dismiss();
-        if timeout(grace, self.connections.emptied()).await.is_err() {
-            debug!(clients = self.series.clients.get(), ?grace, "leaving WebSocket clients behind");
+        self.is_shutting_down.store(true, Ordering::Release);
+        self.close_all();
+        if timeout(grace, self.connections.all_disconnected()).await.is_err() {
+            debug!(
+                clients = self.series.clients.get(),
+                ?grace,
+                "WebSocket clients still connected after the grace period"
+            );
         }
     }
 
-    fn dismiss(&self) {
-        self.dismissals.send_modify(|count| *count += 1);
+    fn close_all(&self) {
+        self.close_requests.send_modify(|count| *count += 1);
     }
 }

@@ -1,11 +1,12 @@
-//! How fast one client's messages are read.
+//! Limits the rate at which one client's messages are read.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A token bucket that holds a quarter of a second's messages (at least [`BURST`]), kept as the one time at which it will
-/// be full again (the generic cell rate algorithm, ITU-T I.371). It lets wait, and refuses nothing.
+/// Token bucket with a burst of a quarter of a second's messages (at least [`BURST`]), stored as the time at
+/// which it is full again (generic cell rate algorithm, ITU-T I.371). It delays messages but never rejects
+/// them.
 #[derive(Debug)]
 pub(super) struct RateLimit {
     cost: Duration,
@@ -13,17 +14,17 @@ pub(super) struct RateLimit {
     full_at: Instant,
 }
 
-/// Messages that may come at once, however low the rate.
+/// Minimum burst, for low rates.
 const BURST: u32 = 16;
 
 impl RateLimit {
-    /// A full bucket; `rate` is in messages per second and not 0.
+    /// Returns a full bucket. `rate` is in messages per second and must not be 0.
     pub(super) fn new(rate: u32, now: Instant) -> Self {
         let cost = Duration::from_secs(1) / rate;
         Self { cost, depth: cost * (rate / 4).max(BURST), full_at: now }
     }
 
-    /// Takes the token of one message: how long to wait before the next one is read.
+    /// Takes a token for one message. Returns how long to wait before reading the next one.
     pub(super) fn take(&mut self, now: Instant) -> Duration {
         self.full_at = self.full_at.max(now) + self.cost;
         self.full_at.duration_since(now).saturating_sub(self.depth)
@@ -35,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_waits_as_told_keeps_the_rate_and_waits_for_nothing_below_it() {
+    fn rate_is_limited_and_slower_clients_are_not_delayed() {
         for rate in [1, 10, 1000, 1_000_000] {
             let begin = Instant::now();
             let (mut rate_limit, mut now) = (RateLimit::new(rate, begin), begin);

@@ -23,24 +23,26 @@ fn rules(yaml: &str) -> WebSocketRules {
     config::load(format!("websocket: {{{yaml}}}").as_bytes(), &host).unwrap().config.websocket
 }
 
-/// A client of ours in its own task, and our end of its connection.
+/// A client served in a separate task, and the client's end of the connection.
 struct Served {
     stream: DuplexStream,
     series: Arc<WebSocketSeries>,
     ended: JoinHandle<CloseReason>,
-    dismiss: oneshot::Sender<()>,
+    close: oneshot::Sender<()>,
 }
 
-/// Serves a client over a pipe that holds `capacity` bytes in each direction.
+/// Serves a client over a pipe with a capacity of `capacity` bytes in each direction.
 fn serve(rules: &WebSocketRules, capacity: usize) -> Served {
-    let (stream, theirs) = duplex(capacity);
-    let (terms, series) = (ClientRules::of(rules, &Arc::default()), Arc::new(WebSocketSeries::default()));
-    let (dismiss, dismissed) = oneshot::channel();
+    let (stream, server_stream) = duplex(capacity);
+    let (client_rules, series) =
+        (ClientRules::of(rules, &Arc::default()), Arc::new(WebSocketSeries::default()));
+    let (close, close_requested) = oneshot::channel();
     let counted = Arc::clone(&series);
     let ended = tokio::spawn(async move {
-        client::serve(theirs, terms, &counted, async { dismissed.await.unwrap_or(()) }).await
+        client::serve(server_stream, client_rules, &counted, async { close_requested.await.unwrap_or(()) })
+            .await
     });
-    Served { stream, series, ended, dismiss }
+    Served { stream, series, ended, close }
 }
 
 async fn open(served: DuplexStream) -> WebSocketStream<DuplexStream> {
@@ -71,21 +73,21 @@ const BINARY: u8 = 2;
 const PING: u8 = 9;
 const LAST: u8 = 0x80;
 
-/// All that comes until the end.
+/// Returns all bytes received until the connection ends.
 async fn rest(mut stream: DuplexStream) -> Vec<u8> {
     let mut all = Vec::new();
     stream.read_to_end(&mut all).await.unwrap();
     all
 }
 
-/// The code of a Close frame of ours without anything behind it.
+/// Returns the code of a close frame sent by the server, which must be the only frame.
 fn close_code(bytes: &[u8]) -> u16 {
     assert!(bytes.len() >= 4 && bytes[0] == 0x88 && bytes.len() == 2 + usize::from(bytes[1]), "{bytes:?}");
     u16::from_be_bytes([bytes[2], bytes[3]])
 }
 
 #[tokio::test]
-async fn text_and_binary_come_back_as_they_were() {
+async fn text_and_binary_messages_are_echoed_unchanged() {
     let served = serve(&rules(""), 256 << 10);
     let mut client = open(served.stream).await;
     let mut bytes = 0;
@@ -105,7 +107,7 @@ async fn text_and_binary_come_back_as_they_were() {
 }
 
 #[tokio::test]
-async fn fragments_come_back_as_one_message_with_the_ping_between_them_answered_first() {
+async fn fragments_are_echoed_as_one_message_after_the_pong() {
     let mut served = serve(&rules(""), 1 << 10);
     for part in [frame(TEXT, b"\xe2\x82"), frame(LAST | PING, b"now"), frame(LAST, b"\xac!")] {
         served.stream.write_all(&part).await.unwrap();
@@ -117,9 +119,9 @@ async fn fragments_come_back_as_one_message_with_the_ping_between_them_answered_
 }
 
 #[tokio::test]
-async fn what_is_not_the_protocol_is_told_by_its_code() {
+async fn protocol_violation_is_answered_with_its_close_code() {
     let limited = rules("message_bytes_max: 200B");
-    for (sent, code, ending) in [
+    for (sent, code, reason) in [
         (frame(LAST | BINARY, &[0; 201]), 1009, CloseReason::TooLarge),
         ([frame(BINARY, &[0; 150]), frame(LAST, &[0; 51])].concat(), 1009, CloseReason::TooLarge),
         (frame(LAST | TEXT, b"\xff"), 1007, CloseReason::Protocol),
@@ -134,7 +136,7 @@ async fn what_is_not_the_protocol_is_told_by_its_code() {
         (frame(LAST | 8, &999_u16.to_be_bytes()), 1002, CloseReason::Client),
         (frame(LAST | 8, &1000_u16.to_be_bytes()), 1000, CloseReason::Client),
     ] {
-        // More than a pipe holds comes behind it, as from one that does not look at what we say.
+        // More data than the pipe holds follows, as from a client that ignores the close frame.
         let served = serve(&limited, 128);
         let mut sender = sent.clone();
         sender.extend(frame(LAST | BINARY, &[0; 300]));
@@ -143,16 +145,16 @@ async fn what_is_not_the_protocol_is_told_by_its_code() {
             let _ = writing.write_all(&sender).await;
             let _ = writing.shutdown().await;
         });
-        let mut told = Vec::new();
-        reading.read_to_end(&mut told).await.unwrap();
-        assert_eq!(close_code(&told), code, "{sent:x?}");
-        assert_eq!(served.ended.await.unwrap(), ending, "{sent:x?}");
+        let mut received = Vec::new();
+        reading.read_to_end(&mut received).await.unwrap();
+        assert_eq!(close_code(&received), code, "{sent:x?}");
+        assert_eq!(served.ended.await.unwrap(), reason, "{sent:x?}");
         sending.await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_without_a_word_is_an_error() {
+async fn connection_that_ends_without_close_frame_is_an_error() {
     for sent in [Vec::new(), frame(LAST | TEXT, b"half")[..8].to_vec(), frame(TEXT, b"more to come")] {
         let mut served = serve(&rules(""), 1 << 10);
         served.stream.write_all(&sent).await.unwrap();
@@ -163,20 +165,20 @@ async fn a_connection_that_ends_without_a_word_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_client_is_asked_once_and_then_closed() {
+async fn silent_client_is_pinged_once_and_then_closed() {
     let served = serve(&rules("idle_timeout: 10s"), 1 << 10);
     let begin = Instant::now();
-    let told = rest(served.stream).await;
-    assert_eq!(&told[..2], b"\x89\x00", "a ping without payload");
-    assert_eq!(close_code(&told[2..]), 1001);
+    let received = rest(served.stream).await;
+    assert_eq!(&received[..2], b"\x89\x00", "a ping without payload");
+    assert_eq!(close_code(&received[2..]), 1001);
     assert_eq!(served.ended.await.unwrap(), CloseReason::Idle);
     let took = begin.elapsed();
-    let expected = Duration::from_secs(10) + client::LINGER;
+    let expected = Duration::from_secs(10) + client::CLOSE_TIMEOUT;
     assert!(took >= expected && took < expected + Duration::from_millis(10), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_of_our_own_is_no_silence_of_a_client() {
+async fn pause_of_this_process_does_not_count_as_idle_time() {
     let served = serve(&rules("idle_timeout: 10s"), 1 << 10);
     let mut client = open(served.stream).await;
     client.send(Message::text("before")).await.unwrap();
@@ -188,7 +190,7 @@ async fn a_pause_of_our_own_is_no_silence_of_a_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_only_answers_pings_stays() {
+async fn client_that_only_answers_pings_stays_connected() {
     let served = serve(&rules("idle_timeout: 10s"), 1 << 10);
     let mut client = open(served.stream).await;
     let end = Instant::now() + Duration::from_secs(100);
@@ -202,7 +204,7 @@ async fn a_client_that_only_answers_pings_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_takes_nothing_makes_us_read_no_further_and_is_dropped() {
+async fn client_that_reads_nothing_is_not_read_from_and_disconnected() {
     const PIPE: usize = 8 << 10;
     for message in [frame(LAST | BINARY, &[7; 1000]), frame(LAST | PING, &[7; 100])] {
         let mut served = serve(&rules("idle_timeout: 1h, messages_per_second: 1000000"), PIPE);
@@ -211,15 +213,15 @@ async fn a_client_that_takes_nothing_makes_us_read_no_further_and_is_dropped() {
         while served.stream.write_all(&message).await.is_ok() {
             taken += message.len();
         }
-        // Both directions of the pipe, what was read at once, and the message that is being written.
+        // Both directions of the pipe, the read buffer, and the message being written.
         assert!(taken <= 2 * PIPE + (4 << 10) + 3 * message.len(), "{taken} bytes were taken");
         assert_eq!(served.ended.await.unwrap(), CloseReason::Stalled);
-        assert!(begin.elapsed() >= client::STALL);
+        assert!(begin.elapsed() >= client::STALL_TIMEOUT);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn beyond_the_rate_messages_wait_and_none_is_lost() {
+async fn messages_above_the_rate_are_delayed_and_not_lost() {
     let served = serve(&rules("messages_per_second: 10"), 1 << 20);
     let mut client = open(served.stream).await;
     let begin = Instant::now();
@@ -230,18 +232,18 @@ async fn beyond_the_rate_messages_wait_and_none_is_lost() {
     for number in 0..66 {
         assert_eq!(client.next().await.unwrap().unwrap(), Message::text(number.to_string()));
     }
-    // 16 at once.
+    // The first 16 are a burst.
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(4800) && took <= Duration::from_millis(5100), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_is_dismissed_is_told_so_even_if_it_takes_nothing() {
+async fn close_request_sends_a_close_frame_unless_the_client_reads_nothing() {
     let served = serve(&rules(""), 1 << 10);
     let mut client = open(served.stream).await;
     client.send(Message::text("before")).await.unwrap();
     assert_eq!(client.next().await.unwrap().unwrap(), Message::text("before"));
-    served.dismiss.send(()).unwrap();
+    served.close.send(()).unwrap();
     let Some(Ok(Message::Close(Some(CloseFrame { code, .. })))) = client.next().await else {
         panic!("no close frame")
     };
@@ -252,14 +254,14 @@ async fn whoever_is_dismissed_is_told_so_even_if_it_takes_nothing() {
     let writing = async { while served.stream.write_all(&frame(LAST | BINARY, &[0; 100])).await.is_ok() {} };
     assert!(timeout(Duration::from_secs(1), writing).await.is_err(), "the pipe is full");
     let begin = Instant::now();
-    served.dismiss.send(()).unwrap();
+    served.close.send(()).unwrap();
     assert_eq!(served.ended.await.unwrap(), CloseReason::GoingAway);
-    assert!(begin.elapsed() <= client::LINGER + Duration::from_millis(10));
+    assert!(begin.elapsed() <= client::CLOSE_TIMEOUT + Duration::from_millis(10));
 }
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-/// The request of RFC 6455 section 1.3, with other headers in place of its own; an empty value leaves one out.
+/// The request of RFC 6455 section 1.3 with changed headers; an empty value removes a header.
 fn request(changed: &[(&'static str, &str)]) -> Request<Bytes> {
     let mut request = Request::get("/ws").body(Bytes::new()).unwrap();
     let usual = [
@@ -283,25 +285,25 @@ fn responder(yaml: &str) -> WebSocketResponder {
     WebSocketResponder::new(rules(yaml), Arc::default())
 }
 
-const STRANGER: &str = "192.0.2.1:40000";
+const OUTSIDE_PEER: &str = "192.0.2.1:40000";
 
-fn everybody(_: &Request<Bytes>) -> WouldAnswer {
+fn allow_all(_: &Request<Bytes>) -> WouldAnswer {
     WouldAnswer { answers: true, reason: None }
 }
 
-/// A permit for a client from `peer`, or what it is told.
-fn let_in(
+/// Returns a permit for a client from `peer`, or the refusal.
+fn admit(
     responder: &WebSocketResponder,
     request: &Request<Bytes>,
     peer: &str,
 ) -> Result<ConnectionPermit, HandshakeRefusal> {
-    responder.let_in(request, peer.parse().unwrap(), everybody).map(|(_, permit)| permit)
+    responder.admit(request, peer.parse().unwrap(), allow_all).map(|(_, permit)| permit)
 }
 
 #[test]
-fn the_answer_to_the_handshake_of_the_standard_is_that_of_the_standard() {
-    let (response, _place) =
-        responder("").let_in(&request(&[]), STRANGER.parse().unwrap(), everybody).unwrap();
+fn handshake_of_the_rfc_example_gets_the_response_of_the_rfc() {
+    let (response, _permit) =
+        responder("").admit(&request(&[]), OUTSIDE_PEER.parse().unwrap(), allow_all).unwrap();
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     assert_eq!(response.headers()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     assert_eq!(response.headers()["upgrade"], "websocket");
@@ -309,7 +311,7 @@ fn the_answer_to_the_handshake_of_the_standard_is_that_of_the_standard() {
 }
 
 #[test]
-fn a_request_that_begins_no_connection_is_told_what_would() {
+fn invalid_handshake_is_refused_with_a_remedy() {
     let responder = responder("");
     let mut old = request(&[]);
     *old.version_mut() = Version::HTTP_10;
@@ -328,7 +330,7 @@ fn a_request_that_begins_no_connection_is_told_what_would() {
         (request(&[("sec-websocket-key", "dGhlIHNhbXBsZSB!b25jZQ==")]), HandshakeRefusal::Key, 400),
         (twice, HandshakeRefusal::Key, 400),
     ] {
-        let found = let_in(&responder, &request, STRANGER).unwrap_err();
+        let found = admit(&responder, &request, OUTSIDE_PEER).unwrap_err();
         assert_eq!(found, refusal);
         let response = found.response();
         assert_eq!(response.status().as_u16(), status);
@@ -336,15 +338,15 @@ fn a_request_that_begins_no_connection_is_told_what_would() {
         assert_eq!(version, (status == 426).then_some(&b"13"[..]));
     }
     let listed = [("connection", "keep-alive, UPGRADE"), ("upgrade", "h2c, WebSocket")];
-    let_in(&responder, &request(&listed), STRANGER).unwrap();
+    admit(&responder, &request(&listed), OUTSIDE_PEER).unwrap();
 }
 
 #[test]
-fn a_page_may_connect_to_where_it_comes_from_or_where_it_is_listed() {
+fn page_may_connect_to_its_own_origin_or_where_its_origin_is_listed() {
     let same = rules("").origins;
     let these = rules("origins: ['https://page.example.net']").origins;
     let (near, far) = ("127.0.0.1", "192.0.2.1");
-    for (origin, origins, peer, may) in [
+    for (origin, origins, peer, is_allowed) in [
         ("", &same, far, true),
         ("http://fra-1:9862", &same, far, true),
         ("http://fra-1", &same, far, false),
@@ -359,25 +361,25 @@ fn a_page_may_connect_to_where_it_comes_from_or_where_it_is_listed() {
         ("null", &these, far, false),
         ("null", &Origins::Any, far, true),
     ] {
-        let found = handshake::page(&request(&[("origin", origin)]), origins, peer.parse().unwrap());
-        assert_eq!(found.is_ok(), may, "{origin} from {peer}: {found:?}");
+        let found = handshake::check_origin(&request(&[("origin", origin)]), origins, peer.parse().unwrap());
+        assert_eq!(found.is_ok(), is_allowed, "{origin} from {peer}: {found:?}");
     }
     let mut two = request(&[("origin", "http://fra-1:9862")]);
     two.headers_mut().append("origin", HeaderValue::from_static("http://fra-1:9862"));
-    assert!(handshake::page(&two, &same, far.parse().unwrap()).is_err());
+    assert!(handshake::check_origin(&two, &same, far.parse().unwrap()).is_err());
 }
 
 #[test]
-fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
+fn number_of_clients_is_limited_in_total_and_per_source() {
     let responder = responder("clients_max: 3, clients_per_source: 2");
-    let from = |peer: &str| let_in(&responder, &request(&[]), peer);
+    let from = |peer: &str| admit(&responder, &request(&[]), peer);
     let (a, b) = (from("[2001:db8::1]:1").unwrap(), from("[2001:db8::2]:1").unwrap());
-    let of_source = from("[2001:db8::3]:1").unwrap_err();
-    assert_eq!(of_source, HandshakeRefusal::LimitReached(connection_limit::LimitReached::Source(2)));
+    let source_limit = from("[2001:db8::3]:1").unwrap_err();
+    assert_eq!(source_limit, HandshakeRefusal::LimitReached(connection_limit::LimitReached::Source(2)));
     let c = from("192.0.2.1:1").unwrap();
-    let of_all = from("192.0.2.2:1").unwrap_err();
-    assert_eq!(of_all, HandshakeRefusal::LimitReached(connection_limit::LimitReached::Total(3)));
-    for (refusal, status) in [(of_source, 429), (of_all, 503)] {
+    let total_limit = from("192.0.2.2:1").unwrap_err();
+    assert_eq!(total_limit, HandshakeRefusal::LimitReached(connection_limit::LimitReached::Total(3)));
+    for (refusal, status) in [(source_limit, 429), (total_limit, 503)] {
         let response = refusal.response();
         assert_eq!(
             (response.status().as_u16(), &response.headers()["retry-after"]),
@@ -387,7 +389,7 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
     assert_eq!(responder.series.clients.get(), 3);
     drop((a, c));
     let _again = from("[2001:db8::3]:1").unwrap();
-    // At once, for those who come from now on.
+    // The new limit applies immediately to new clients.
     responder.set_rules(rules("clients_max: 2"));
     assert_eq!(
         from("192.0.2.2:1").unwrap_err(),
@@ -399,13 +401,13 @@ fn there_are_as_many_clients_as_may_be_in_all_and_from_one_source() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaving_waits_for_clients_no_longer_than_it_may() {
+async fn shutdown_waits_for_clients_up_to_the_grace_period() {
     let responder = responder("");
-    let permit = let_in(&responder, &request(&[]), STRANGER).unwrap();
+    let permit = admit(&responder, &request(&[]), OUTSIDE_PEER).unwrap();
     let begin = Instant::now();
     responder.leave(Duration::from_secs(3)).await;
     assert_eq!(begin.elapsed(), Duration::from_secs(3));
-    assert_eq!(let_in(&responder, &request(&[]), STRANGER).unwrap_err(), HandshakeRefusal::Leaving);
+    assert_eq!(admit(&responder, &request(&[]), OUTSIDE_PEER).unwrap_err(), HandshakeRefusal::ShuttingDown);
     let waiting = responder.leave(Duration::from_secs(3600));
     let freeing = async {
         sleep(Duration::from_secs(1)).await;

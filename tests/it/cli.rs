@@ -166,7 +166,7 @@ fn a_refusal_is_a_sentence_with_the_remedy() {
         ),
         (
             vec![open.to_string(), "--key-file".to_owned(), other],
-            "fra-1 has no key and cannot answer authenticated requests of 127.0.0.1: give it the key file, or ask without one",
+            "fra-1 has no key and cannot answer authenticated requests of 127.0.0.1: configure the key file there, or send requests without a key",
         ),
     ] {
         let ended = probe(&arguments.iter().map(String::as_str).collect::<Vec<_>>());

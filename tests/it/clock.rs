@@ -127,7 +127,7 @@ fn a_drill_that_cannot_be_read_ends_the_program_and_says_why() {
     let mut command = pathmeter(&["completions", "bash"]);
     let ended = Ended::of(command.env(VARIABLE, "1s step +1s, 2s slew fast"));
     assert_eq!(ended.code, Some(1), "{ended}");
-    let expected = "error: PATHMETER_CLOCK_FAULTS: event 2, `2s slew fast`: `fast` is no rate \
-                    (write -100000ppm to +100000ppm)\n";
+    let expected = "error: PATHMETER_CLOCK_FAULTS: event 2, `2s slew fast`: `fast` is not a rate \
+                    (allowed: -100000ppm to +100000ppm)\n";
     assert_eq!(ended.stderr, expected);
 }

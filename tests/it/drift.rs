@@ -72,7 +72,10 @@ pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
 fn every_family_is_documented() {
     let page = full_page();
     let missing = undocumented(&page);
-    assert!(missing.is_empty(), "docs/reference/metrics.md has no row that begins with | `name` for {missing:#?}");
+    assert!(
+        missing.is_empty(),
+        "docs/reference/metrics.md has no row that begins with | `name` for {missing:#?}"
+    );
 }
 
 #[test]

@@ -157,7 +157,7 @@ fn what_is_not_there_and_what_is_not_allowed_are_told_apart() {
         let answer = agent.get(path);
         assert_eq!(
             (answer.status, answer.body.as_str()),
-            (404, "not found; / lists what there is\n"),
+            (404, "not found; see / for a list of paths\n"),
             "{path}"
         );
     }
@@ -233,7 +233,7 @@ fn events_are_told_from_a_number_on_and_a_wrong_question_is_explained() {
         assert_eq!(answer.status, 400, "{query}");
         assert_eq!(
             answer.body,
-            format!("the query is {query}; allowed is after=N, with the number of an event\n")
+            format!("query {query} is invalid; allowed: after=N, where N is the number of an event\n")
         );
     }
 }

@@ -16,6 +16,8 @@ mod discovery;
 mod drift;
 mod http;
 mod loopback;
+#[cfg(feature = "tls")]
+mod reference;
 mod reload;
 mod scrape;
 mod shutdown;

@@ -160,7 +160,7 @@ fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
         for problem in problems {
             assert!(answer.body.contains(problem), "{problem:?} is not in {}", answer.body);
         }
-        assert!(answer.body.ends_with("\nthe old configuration stays in force\n"), "{}", answer.body);
+        assert!(answer.body.ends_with("\nthe old configuration stays in use\n"), "{}", answer.body);
         let now = agent.page();
         assert_eq!(now.count(SUCCESSFUL, &[]), 0);
         assert_eq!(hash(&now), hash(&page));

@@ -242,7 +242,7 @@ fn a_probe_of_a_url_asks_for_that() {
     }
     let ended = probe(&[&format!("ws://{front}/metrics"), "--protocol", "websocket"]);
     assert_eq!(ended.code, Some(1), "{ended}");
-    assert!(ended.stderr.contains("for a WebSocket: answered 200 OK"), "{ended}");
+    assert!(ended.stderr.contains("server answered 200 OK"), "{ended}");
 }
 
 #[test]

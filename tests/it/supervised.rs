@@ -216,9 +216,7 @@ fn what_is_no_listening_tcp_socket_is_refused() {
         (&[listener.as_fd(), udp.as_fd()], 2),
     ] {
         let log = refused(&host, sockets);
-        let sentence = format!(
-            "error: the service manager passed something else than a listening TCP socket, as number {number} of LISTEN_FDS"
-        );
+        let sentence = format!("error: socket {number} of LISTEN_FDS is not a listening TCP socket");
         assert!(log.contains(&sentence), "{log}");
     }
 }
@@ -229,8 +227,7 @@ fn sockets_of_different_ports_are_refused() {
     let sockets = [(); 2].map(|()| TcpListener::bind(host.at(0)).unwrap());
     let log = refused(&host, &sockets.each_ref().map(AsFd::as_fd));
     let [first, other] = sockets.each_ref().map(front);
-    let sentence =
-        format!("error: the service manager passed sockets of different ports, {first} and {other}");
+    let sentence = format!("error: sockets of LISTEN_FDS have different ports, {first} and {other}");
     assert!(log.contains(&sentence), "{log}");
 }
 

@@ -98,13 +98,13 @@ pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTri
         }
         Over::WebSocket { format, .. } => {
             let place = place("/ws");
-            let over = stream::StreamProtocol::WebSocket { place, format, bytes: format.bytes_min() };
+            let over = stream::StreamProtocol::WebSocket { target: place, format, bytes: format.bytes_min() };
             streams(load, ports.http, &over)
         }
         Over::Http { .. } => {
             let expected = ExpectedResponse { status: Vec::new(), body: None, is_agent: true };
             let place = place("/api/v1/ping");
-            streams(load, ports.http, &stream::StreamProtocol::Http { place, expected })
+            streams(load, ports.http, &stream::StreamProtocol::Http { target: place, expected })
         }
     })
 }
@@ -146,7 +146,7 @@ fn echo(load: &Load, n: u32, port: u16, wire: WireFormat, tap: Sender<EchoReport
         },
         source: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("bench", &n.to_string(), "ipv4", 1)),
-        tap: Some(tap),
+        reports: Some(tap),
     }
 }
 
@@ -171,12 +171,12 @@ fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<
                 host: None,
                 source: None,
                 dscp: Dscp::default(),
-                over: over.clone(),
+                protocol: over.clone(),
             },
-            fresh: None,
+            connect_interval: None,
             series: Arc::new(EchoSeries::new("bench", &peer, "ipv4", 1)),
             stream: Arc::new(StreamSeries::new("bench", &peer, "ipv4")),
-            tap: Some(tap.clone()),
+            reports: Some(tap.clone()),
         };
         streams.start(NewPath { id: PathId(n.into()), task: echo, peer_left_at: None });
     }

@@ -13,7 +13,8 @@ use super::request::{self, RequestContents, RequestExtensions, mode};
 use super::responder_kind::ResponderDetection;
 use super::spec::{EchoSpec, WireFormat};
 use crate::machine::{
-    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step,
+    TimestampSource,
 };
 use crate::schedule::{Schedule, mix};
 use crate::stats::WindowedMinimum;
@@ -39,9 +40,6 @@ pub struct Prober {
     lossy_flows: u8,
     reports: VecDeque<EchoReport>,
 }
-
-/// What our packets start with, so that hops = 255 − received.
-const TTL: u8 = 255;
 
 impl Prober {
     /// A prober whose first slot lies within one interval after `at`.
@@ -160,7 +158,7 @@ impl Prober {
             from: None,
             to: self.spec.to,
             tos: self.spec.dscp.tos(),
-            ttl: TTL,
+            ttl: SENT_TTL,
             dont_fragment: false,
             segment: None,
             timestamp: self.spec.tx_timestamps,
@@ -242,7 +240,7 @@ impl Prober {
         arrival: &Arrival,
         is_ours: bool,
     ) -> RoundTrip {
-        let hops = |ttl: u8| TTL.checked_sub(ttl).filter(|_| ttl > 0 && is_ours);
+        let hops = |ttl: u8| SENT_TTL.checked_sub(ttl).filter(|_| ttl > 0 && is_ours);
         let dscp = self.spec.dscp.value();
         RoundTrip {
             hops_forward: hops(base.sender_ttl),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::sessions::{Session, SessionKey, Sessions};
 use crate::admission::{Policy, Rates, Refusal};
 use crate::key::{Key, KeyId, Keys};
-use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, Step, TimestampSource};
+use crate::machine::{
+    Arrival, HostDrops, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step, TimestampSource,
+};
 use crate::stats::{ArrivalOrder, ReceivedSequences};
 use crate::time::{Timestamp, WallOffset};
 use crate::wire::NtpTime;
@@ -80,9 +82,6 @@ const STALE: Duration = Duration::from_micros(1);
 /// One reply in this many asks for the kernel's transmit stamp.
 /// Chosen: a transmit stamp costs the responder nearly half an echo again; a sixteenth of that is 3 %.
 const TIMESTAMPED_REPLIES: u32 = 16;
-
-/// What our packets start with, so that hops = 255 − received.
-const TTL: u8 = 255;
 
 impl StampResponder {
     /// A responder that remembers at most `sessions` sessions.
@@ -249,7 +248,7 @@ impl StampResponder {
             from: pending.arrival.to,
             to: pending.arrival.from,
             tos: dscp << 2,
-            ttl: TTL,
+            ttl: SENT_TTL,
             dont_fragment: false,
             segment: None,
             timestamp,

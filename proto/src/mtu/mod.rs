@@ -20,7 +20,7 @@ use crate::dscp::Dscp;
 use crate::echo::{ReplyExtensions, RequestContents, RequestExtensions, bytes_at_least, encode};
 use crate::key::Keys;
 use crate::machine::{
-    Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+    Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step, TimestampSource,
 };
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
@@ -174,9 +174,6 @@ const BASE_V6: u16 = 1280;
 /// IP and UDP headers.
 const HEADERS_V4: u16 = 20 + 8;
 const HEADERS_V6: u16 = 40 + 8;
-
-/// As the echoes.
-const TTL: u8 = 255;
 
 impl MtuSearch {
     /// A search that begins within one interval after `at`.
@@ -413,7 +410,7 @@ impl MtuSearch {
             from: None,
             to: self.spec.to,
             tos: self.spec.dscp.tos(),
-            ttl: TTL,
+            ttl: SENT_TTL,
             dont_fragment: true,
             segment: None,
             timestamp: false,

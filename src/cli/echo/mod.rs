@@ -175,7 +175,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
         peer_left_at: None,
         seed: seed()?,
     };
-    let path = EchoPath::start(plan, &start, None, Some(FiniteRun { count: arguments.count, tap }));
+    let path = EchoPath::start(plan, &start, None, Some(FiniteRun { count: arguments.count, reports: tap }));
     let run = Measurement { arguments, address, reports, loops, path, grace: echo.lost_after };
     run.watch(events).await
 }

@@ -1,4 +1,4 @@
-//! Groups of sockets, and the sessions on them.
+//! Groups of sockets and their sessions.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,22 +11,22 @@ use pathmeter_proto::time::Timestamp;
 use super::super::demux::{Demux, Sessions};
 use super::super::socket::{Binding, Socket, SocketError};
 use super::super::{DatagramProtocol, Service, ServiceTasks, SourceChoice};
-use super::{IDLE_GROUP_KEPT, Thread};
+use super::{DatagramLoop, IDLE_GROUP_TIMEOUT};
 use crate::clock::Clock;
 
-/// Sockets that share an address, options and a demultiplexer: one for each flow, or those of a service.
+/// Sockets that share a source address, options and a demultiplexer: one per flow, or those of a service.
 pub(super) struct SocketGroup {
     pub(super) demux: Demux,
     pub(super) sockets: Vec<Socket>,
     pub(super) drops: HostDrops,
-    /// When the sockets were last asked what they dropped.
+    /// When the drop counters of the sockets were last read.
     pub(super) drops_read: Timestamp,
-    /// When it was last seen in use.
-    used: Timestamp,
+    /// When a task last used the group.
+    last_used: Timestamp,
     answers_probes: bool,
 }
 
-/// What paths have in common that share sockets.
+/// The properties that paths must share to share sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SocketGroupKey {
     pub(super) source: SourceChoice,
@@ -34,10 +34,11 @@ pub(super) struct SocketGroupKey {
     pub(super) is_v4: bool,
 }
 
-/// Identifiers that are drawn before one that is taken is taken again. Chosen: 65,535 there are, drawn evenly.
-const DRAWS_MAX: u32 = 100_000;
+/// Identifiers to draw before one that is in use is accepted. Chosen: above the number of identifiers,
+/// 65,535, which are drawn uniformly.
+const SESSION_ID_DRAWS_MAX: u32 = 100_000;
 
-impl Thread {
+impl DatagramLoop {
     pub(super) fn add_service(&mut self, service: Service, now: Timestamp) {
         let Service { sockets, tasks, answers_probes } = service;
         let group = self.groups.len();
@@ -54,12 +55,12 @@ impl Thread {
             sockets,
             drops: HostDrops::default(),
             drops_read: now,
-            used: now,
+            last_used: now,
             answers_probes,
         });
     }
 
-    /// The group of a choice of source, with at least `flows` sockets.
+    /// Returns the group of `key`, after opening sockets until it has at least `flows`.
     pub(super) fn group(&mut self, key: SocketGroupKey, flows: u8) -> Result<usize, SocketError> {
         let SocketGroupKey { source, protocol, .. } = key;
         let now = Clock::now();
@@ -69,7 +70,7 @@ impl Thread {
                 sockets: Vec::new(),
                 drops: HostDrops::default(),
                 drops_read: now,
-                used: now,
+                last_used: now,
                 answers_probes: false,
             });
             self.groups.len() - 1
@@ -85,19 +86,19 @@ impl Thread {
             };
             let socket = match protocol {
                 DatagramProtocol::Udp => Socket::bind(&binding, self.timestamps)?,
-                DatagramProtocol::Icmp => Socket::echo(&binding, self.timestamps, is_taken)?,
+                DatagramProtocol::Icmp => Socket::open_echo(&binding, self.timestamps, is_taken)?,
             };
             self.groups[index].sockets.push(socket);
-            self.watch = None;
+            self.poll_set = None;
         }
         Ok(index)
     }
 
-    /// Session identifiers that no other path to the same responder has.
+    /// Returns session identifiers that no other path to the same responder uses.
     pub(super) fn session_ids(&self, to: SocketAddr, count: usize, seed: u64) -> Vec<u16> {
         let is_known = |ssid| {
             let sessions = self.groups.iter().filter_map(|group| group.demux.sessions());
-            sessions.into_iter().any(|sessions| sessions.has(to, ssid))
+            sessions.into_iter().any(|sessions| sessions.contains(to, ssid))
         };
         let mut found = Vec::with_capacity(count);
         let mut draw = seed;
@@ -108,8 +109,9 @@ impl Thread {
             draw = mix(draw);
             #[expect(clippy::cast_possible_truncation, reason = "16 well-mixed bits are wanted")]
             let ssid = draw as u16;
-            // When nearly all are taken one is shared: its replies find their datagrams by sequence number and time.
-            let is_taken = tries < DRAWS_MAX && is_known(ssid);
+            // If nearly all identifiers are in use, one is shared: its replies are matched by sequence number
+            // and timestamp.
+            let is_taken = tries < SESSION_ID_DRAWS_MAX && is_known(ssid);
             if ssid != 0 && !found.contains(&ssid) && !is_taken {
                 found.push(ssid);
             }
@@ -117,33 +119,34 @@ impl Thread {
         found
     }
 
-    /// Ends the services that answer probes, and closes their sockets.
+    /// Stops the services that answer probes, and closes their sockets.
     pub(super) fn stop_answering(&mut self) {
         for group in 0..self.groups.len() {
             if !self.groups[group].answers_probes {
                 continue;
             }
-            let is_its = |slot: &Option<super::Slot>| slot.as_ref().is_some_and(|slot| slot.group == group);
+            let is_in_group =
+                |slot: &Option<super::Slot>| slot.as_ref().is_some_and(|slot| slot.group == group);
             let tasks: Vec<usize> =
-                (0..self.slots.len()).filter(|index| is_its(&self.slots[*index])).collect();
+                (0..self.slots.len()).filter(|index| is_in_group(&self.slots[*index])).collect();
             for index in tasks {
                 self.release(index);
             }
             self.groups[group].sockets.clear();
-            self.watch = None;
+            self.poll_set = None;
         }
     }
 
-    /// Closes the sockets of paths that are gone.
+    /// Closes sockets that no path has used for [`IDLE_GROUP_TIMEOUT`].
     pub(super) fn close_idle_groups(&mut self, now: Timestamp) {
         for slot in self.slots.iter().flatten() {
-            self.groups[slot.group].used = now;
+            self.groups[slot.group].last_used = now;
         }
         for group in &mut self.groups {
-            let is_idle = group.demux.sessions().is_some() && now.since(group.used) > IDLE_GROUP_KEPT;
+            let is_idle = group.demux.sessions().is_some() && now.since(group.last_used) > IDLE_GROUP_TIMEOUT;
             if is_idle && !group.sockets.is_empty() {
                 group.sockets.clear();
-                self.watch = None;
+                self.poll_set = None;
             }
         }
     }

@@ -1,7 +1,8 @@
-//! The loop: wake, read everything, step what is due, send, sleep.
+//! The event loop: wake, read all sockets, fire due timers, send, sleep.
 //!
-//! With kernel stamps a wake-up is not a measurement, so sends that are due within a tick leave together, and replies are
-//! read when it suits us. The tick grows with the load and is exported.
+//! With kernel timestamps the time of a wakeup does not affect measurements, so sends that are due within one
+//! tick are sent together, and replies are read in batches. The tick grows with the load and is exported as a
+//! metric.
 
 mod groups;
 mod receive;
@@ -19,7 +20,7 @@ use pathmeter_proto::time::{Timestamp, nanos};
 
 use self::groups::{SocketGroup, SocketGroupKey};
 use self::slots::{PathTasks, Slot};
-use super::outbox::{OUTBOX, Outbox};
+use super::outbox::{OUTBOX_MAX, Outbox};
 use super::poller::{PollSet, sleep_precisely};
 use super::socket::{ReceiveBatch, SendBatch, TimestampMatching};
 use super::socket_drops::BufferOverflows;
@@ -31,83 +32,84 @@ use crate::loops::{CommandReceiver, LoopCommand, LoopEvent};
 use crate::metrics::agent::LoopSeries;
 use crate::paths::PathId;
 
-/// The longest tick: replies and sends are at most this much later than they could be.
+/// The longest tick. It is the maximum delay that batching adds to sends and to reading replies.
 pub const RECEIVE_TICK_MAX: Duration = Duration::from_millis(5);
 
-/// The loop wakes at least this often, to look at the clocks and at its own accounts.
+/// The loop wakes at least this often, to read the clocks and to check its balances.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
-/// The namespace's overruns are looked at this often, to forget those that were not ours: reading them is not cheap.
-const SETTLE_EVERY: Duration = Duration::from_secs(10);
+/// How often unattributed overflows of the namespace are discarded. Reading the counters is expensive.
+const OVERFLOWS_RESET_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Sockets that no path uses are kept this long: a path that is changed comes back at once, and keeps its ports.
-const IDLE_GROUP_KEPT: Duration = Duration::from_secs(5);
+/// How long unused sockets stay open: a path that is changed restarts at once and keeps its ports.
+const IDLE_GROUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest pause between two reads while replies are outstanding.
-const DRAIN_MAX: Duration = Duration::from_millis(80);
+/// The longest interval between two reads while replies are outstanding.
+const DRAIN_INTERVAL_MAX: Duration = Duration::from_millis(80);
 
-/// A loop with everything it owns.
-pub(super) struct Thread {
+/// A datagram loop and all its state.
+pub(super) struct DatagramLoop {
     clock: Clock,
-    /// Everything that had arrived by then has been read.
+    /// All datagrams that arrived before this time have been read.
     drained: Timestamp,
     timestamps: TimestampMatching,
     groups: Vec<SocketGroup>,
-    /// Which group a choice of source has.
+    /// The group of each key.
     group_of: BTreeMap<SocketGroupKey, usize>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
-    lives: u32,
+    last_generation: u32,
     paths: HashMap<PathId, PathTasks>,
     timers: BinaryHeap<Reverse<(Timestamp, usize)>>,
-    /// Slots whose timer has fired; kept for its allocation.
+    /// Slots whose timer has fired; empty between turns, kept for its allocation.
     due: Vec<usize>,
-    /// Whether more was due than one turn steps.
+    /// Whether more timers are due than one turn fires.
     is_behind: bool,
     outbox: Outbox,
     batch: SendBatch,
-    awaited: PendingTimestamps,
+    pending_timestamps: PendingTimestamps,
     traffic: Traffic,
     wakeups: Wakeups,
-    /// The slot whose balance was checked last.
-    checked: usize,
-    /// Whether it serves, and so answers at once instead of in ticks.
+    /// The slot that was checked last.
+    last_checked: usize,
+    /// Whether the loop has services. It then replies at once instead of once per tick.
     is_serving: bool,
-    bell: Arc<EventFd>,
-    /// `None` when sockets were added since it was made.
-    watch: Option<PollSet>,
-    /// Whether the watch has just been waited on, and knows which sockets are ready.
-    has_looked: bool,
+    wakeup: Arc<EventFd>,
+    /// `None` after sockets were added or closed; it is then rebuilt.
+    poll_set: Option<PollSet>,
+    /// Whether the last wait already polled the sockets.
+    has_polled: bool,
     drops_read: Timestamp,
-    overruns: BufferOverflows,
-    settled: Timestamp,
+    overflows: BufferOverflows,
+    overflows_reset: Timestamp,
     events: tokio::sync::mpsc::Sender<LoopEvent>,
     series: Arc<LoopSeries>,
     stop_deadline: Option<Timestamp>,
 }
 
-/// How often the loop wakes.
+/// State that determines when the loop wakes.
 struct Wakeups {
     tick: Duration,
-    woke: Timestamp,
-    /// How long after a turn sockets are read again while replies are outstanding: soon after a send, then less often.
+    last_wakeup: Timestamp,
+    /// Time from a turn to the next read while replies are outstanding: short after a send, then doubled each
+    /// time.
     drain_after: Duration,
-    /// Datagrams that had left when `drain_after` was last reset.
+    /// [`Traffic::sent`] when `drain_after` was last reset.
     sent: u64,
     counted_at: Timestamp,
     counted: u64,
 }
 
-impl Thread {
+impl DatagramLoop {
     pub(super) fn new(
         services: Vec<Service>,
         timestamps: TimestampMatching,
-        bell: Arc<EventFd>,
+        wakeup: Arc<EventFd>,
         events: tokio::sync::mpsc::Sender<LoopEvent>,
         series: Arc<LoopSeries>,
     ) -> Self {
         let now = Clock::now();
-        let mut thread = Self {
+        let mut datagram_loop = Self {
             clock: Clock::new(),
             drained: now,
             timestamps,
@@ -115,66 +117,66 @@ impl Thread {
             group_of: BTreeMap::new(),
             slots: Vec::new(),
             free: Vec::new(),
-            lives: 0,
+            last_generation: 0,
             paths: HashMap::new(),
             timers: BinaryHeap::new(),
             due: Vec::new(),
             is_behind: false,
             outbox: Outbox::default(),
-            batch: SendBatch::new(OUTBOX),
-            awaited: PendingTimestamps::new(timestamps),
+            batch: SendBatch::new(OUTBOX_MAX),
+            pending_timestamps: PendingTimestamps::new(timestamps),
             traffic: Traffic::default(),
             wakeups: Wakeups {
                 tick: Duration::ZERO,
-                woke: now,
+                last_wakeup: now,
                 drain_after: RECEIVE_TICK_MAX,
                 sent: 0,
                 counted_at: now,
                 counted: 0,
             },
-            checked: 0,
+            last_checked: 0,
             is_serving: !services.is_empty(),
-            bell,
-            watch: None,
-            has_looked: false,
+            wakeup,
+            poll_set: None,
+            has_polled: false,
             drops_read: now,
-            overruns: BufferOverflows::new(),
-            settled: now,
+            overflows: BufferOverflows::new(),
+            overflows_reset: now,
             events,
             series,
             stop_deadline: None,
         };
         for service in services {
-            thread.add_service(service, now);
+            datagram_loop.add_service(service, now);
         }
-        thread
+        datagram_loop
     }
 
-    /// Runs until it is stopped.
+    /// Runs the loop until it is stopped.
     pub(super) fn run(mut self, mut commands: CommandReceiver<NewTask, Control>) {
-        // Without it sends are up to 50 µs later, which the lag shows.
+        // If this fails, sends are up to 50 µs later, which the lag metric shows.
         let _ = sleep_precisely();
-        let mut inbox = ReceiveBatch::new();
+        let mut receive_batch = ReceiveBatch::new();
         loop {
             while let Ok(command) = commands.try_recv() {
                 self.handle_command(command);
             }
-            self.wake(&mut inbox);
-            if self.is_over() {
+            self.run_turn(&mut receive_batch);
+            if self.is_finished() {
                 return;
             }
             self.sleep();
         }
     }
 
-    fn wake(&mut self, inbox: &mut ReceiveBatch) {
-        let (now, upset) = self.clock.look();
-        self.wakeups.woke = now;
+    fn run_turn(&mut self, receive_batch: &mut ReceiveBatch) {
+        let (now, event) = self.clock.read();
+        self.wakeups.last_wakeup = now;
         self.series.progress.inc();
-        if let Some(upset) = upset {
-            self.note(upset);
+        if let Some(event) = event {
+            self.on_clock_event(event);
         }
-        if self.read(inbox, now) {
+        if self.read(receive_batch, now) {
             self.drained = now;
         }
         self.flush();
@@ -183,8 +185,8 @@ impl Thread {
         self.measure_load(now);
     }
 
-    fn note(&mut self, upset: ClockEvent) {
-        match upset {
+    fn on_clock_event(&mut self, event: ClockEvent) {
+        match event {
             ClockEvent::Step(nanos) => {
                 self.series.clock_steps.inc();
                 self.emit(LoopEvent::ClockStepped(nanos));
@@ -206,27 +208,28 @@ impl Thread {
         (self.wakeups.counted_at, self.wakeups.counted) = (now, self.traffic.sent);
         let rate = sent * 1_000_000_000 / nanos(span).max(1);
         let shortest = self.slots.iter().flatten().map(|slot| slot.interval).min().unwrap_or(Duration::MAX);
-        // 5 µs of tick for each send a second: 1,000/s and more leave in 200 batches a second, a handful singly.
+        // 5 µs of tick per send per second: from 1,000 sends/s on there are 200 batches per second, at low
+        // rates datagrams are sent singly.
         self.wakeups.tick = Duration::from_micros(5 * rate).min(RECEIVE_TICK_MAX).min(shortest / 4);
         self.series.tick.set(nanos(self.wakeups.tick));
         self.series.outstanding.set(self.traffic.outstanding);
         self.close_idle_groups(now);
-        if now.since(self.settled) >= SETTLE_EVERY {
-            self.settled = now;
-            // What is ours is taken first: it would be forgotten with the rest.
+        if now.since(self.overflows_reset) >= OVERFLOWS_RESET_INTERVAL {
+            self.overflows_reset = now;
+            // Drops of this loop's sockets are attributed first; otherwise they would be discarded.
             self.read_all_drops(now);
-            self.overruns.settle();
+            self.overflows.reset();
         }
-        self.check_accounts();
+        self.check_balances();
     }
 
-    /// Checks a quarter of the tasks, so that each is checked about once a second.
-    fn check_accounts(&mut self) {
+    /// Checks the balance of a quarter of the tasks, so that each is checked about once a second.
+    fn check_balances(&mut self) {
         let count = self.slots.len().div_ceil(4);
         for _ in 0..count {
-            self.checked = (self.checked + 1) % self.slots.len().max(1);
-            if let Some(Some(slot)) = self.slots.get(self.checked)
-                && !slot.task.is_balanced(self.wakeups.woke)
+            self.last_checked = (self.last_checked + 1) % self.slots.len().max(1);
+            if let Some(Some(slot)) = self.slots.get(self.last_checked)
+                && !slot.task.is_balanced(self.wakeups.last_wakeup)
             {
                 self.series.accounting_errors.inc();
             }
@@ -240,37 +243,37 @@ impl Thread {
             self.series.lag.observe(now.since(due + self.wakeups.tick));
             return;
         }
-        let mut until = due.max(self.wakeups.woke + self.wakeups.tick).min(now + HEARTBEAT);
+        let mut until = due.max(self.wakeups.last_wakeup + self.wakeups.tick).min(now + HEARTBEAT);
         if self.wakeups.sent != self.traffic.sent || self.traffic.outstanding == 0 {
             self.wakeups.sent = self.traffic.sent;
             self.wakeups.drain_after = RECEIVE_TICK_MAX;
         }
         if self.traffic.outstanding > 0 && now + self.wakeups.drain_after < until {
             until = now + self.wakeups.drain_after;
-            self.wakeups.drain_after = (self.wakeups.drain_after * 2).min(DRAIN_MAX);
+            self.wakeups.drain_after = (self.wakeups.drain_after * 2).min(DRAIN_INTERVAL_MAX);
         }
         if !self.outbox.is_empty() || until <= now {
             self.series.lag.observe(now.since(until));
             return;
         }
         let span = until.since(now);
-        let at_once = self.is_serving;
-        let watch = self.watch();
-        let happened = if at_once { watch.wait(span) } else { watch.wait_for_bell(span) };
-        if watch.bell_rang() {
-            // It only wakes; what it is about waits in the channel.
-            let _ = self.bell.read();
+        let polls_sockets = self.is_serving;
+        let poll_set = self.poll_set();
+        let has_event = if polls_sockets { poll_set.wait(span) } else { poll_set.wait_for_wakeup(span) };
+        if poll_set.is_woken() {
+            // Resets the eventfd; the commands are in the channel.
+            let _ = self.wakeup.read();
         }
-        self.has_looked = at_once;
+        self.has_polled = polls_sockets;
         self.series.wakeups.inc();
-        if !happened {
+        if !has_event {
             self.series.lag.observe(Clock::now().since(until));
         }
     }
 
-    fn watch(&mut self) -> &mut PollSet {
+    fn poll_set(&mut self) -> &mut PollSet {
         let sockets = self.groups.iter().flat_map(|group| &group.sockets);
-        self.watch.get_or_insert_with(|| PollSet::new(self.bell.as_fd(), sockets))
+        self.poll_set.get_or_insert_with(|| PollSet::new(self.wakeup.as_fd(), sockets))
     }
 
     fn handle_command(&mut self, command: LoopCommand<NewTask, Control>) {
@@ -295,7 +298,7 @@ impl Thread {
             LoopCommand::Stop { grace } => {
                 self.stop_deadline = Some(Clock::now() + grace);
                 self.for_each_task(|slot| {
-                    // A service goes on until the end: peers that stop at the same time still ask.
+                    // Services run until the end: peers that stop at the same time still send requests.
                     if slot.path.is_some() {
                         slot.task.stop();
                     }
@@ -309,7 +312,7 @@ impl Thread {
         }
     }
 
-    /// Does something to every task, and steps each.
+    /// Applies `act` to every task, and steps each.
     fn for_each_task(&mut self, mut act: impl FnMut(&mut Slot)) {
         for index in 0..self.slots.len() {
             if let Some(slot) = &mut self.slots[index] {
@@ -319,7 +322,7 @@ impl Thread {
         }
     }
 
-    fn is_over(&mut self) -> bool {
+    fn is_finished(&mut self) -> bool {
         let Some(deadline) = self.stop_deadline else { return false };
         let is_late = Clock::now() >= deadline;
         if is_late {

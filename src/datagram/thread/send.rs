@@ -1,27 +1,27 @@
-//! Everything that goes out.
+//! Sending.
 
-use pathmeter_proto::machine::{Now, Send, TimestampSource};
+use pathmeter_proto::machine::{Now, SENT_TTL, Send, TimestampSource};
 use pathmeter_proto::time::Timestamp;
 
 use super::super::cmsg::SendOptions;
-use super::super::outbox::{Outgoing, refusal};
-use super::super::socket::{SendBatch, TTL};
-use super::Thread;
+use super::super::outbox::{Outgoing, not_sent_reason};
+use super::super::socket::SendBatch;
+use super::DatagramLoop;
 use crate::clock::Clock;
 
-impl Thread {
-    /// Hands everything in the outbox to the kernel.
+impl DatagramLoop {
+    /// Sends all datagrams in the outbox.
     pub(super) fn flush(&mut self) {
         while !self.outbox.is_empty() {
             let mut outbox = std::mem::take(&mut self.outbox);
-            // What may not be fragmented goes last: the others are measured.
+            // Datagrams that must not be fragmented are sent last: the timing of the others is measured.
             let together = |outgoing: &Outgoing| {
                 let Send { flow, dont_fragment, .. } = outgoing.send;
                 (dont_fragment, outgoing.group, flow)
             };
-            outbox.waiting.sort_by_key(together);
-            for run in outbox.waiting.chunk_by(|a, b| together(a) == together(b)) {
-                self.hand_over(run, &mut outbox.arena);
+            outbox.queued.sort_by_key(together);
+            for run in outbox.queued.chunk_by(|a, b| together(a) == together(b)) {
+                self.send_run(run, &mut outbox.arena);
             }
             outbox.clear();
             if self.outbox.is_empty() {
@@ -30,57 +30,58 @@ impl Thread {
         }
     }
 
-    /// Sends datagrams of one socket, all of which may be fragmented, or none.
-    fn hand_over(&mut self, run: &[Outgoing], arena: &mut [u8]) {
+    /// Sends datagrams of one socket with the same fragmentation policy.
+    fn send_run(&mut self, run: &[Outgoing], arena: &mut [u8]) {
         let now = Clock::now();
         let mut batch = std::mem::replace(&mut self.batch, SendBatch::new(0));
         batch.clear();
         let (group, socket) = (run[0].group, usize::from(run[0].send.flow));
         let from = &self.groups[group].sockets[socket];
         for outgoing in run {
-            let Outgoing { slot: index, life, send, at, length, .. } = *outgoing;
-            let datagram = &mut arena[at..at + length];
+            let Outgoing { slot: index, generation, send, offset, length, .. } = *outgoing;
+            let datagram = &mut arena[offset..offset + length];
             let slot = self.slots.get_mut(index).and_then(Option::as_mut);
-            if let Some(slot) = slot.filter(|slot| slot.life == life) {
-                let leaves = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
-                slot.task.leaving(send.id, datagram, leaves);
+            if let Some(slot) = slot.filter(|slot| slot.generation == generation) {
+                let departure = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
+                slot.task.leaving(send.id, datagram, departure);
             }
             from.complete(datagram);
             let payload = from.payload(datagram);
-            let name = send.timestamp.then(|| self.awaited.expect(index, life, send.id, now, payload));
-            let told = SendOptions {
+            let timestamp_id =
+                send.timestamp.then(|| self.pending_timestamps.add(index, generation, send.id, now, payload));
+            let options = SendOptions {
                 to: send.to,
                 from: send.from,
                 tos: send.tos,
-                ttl: (send.ttl != TTL).then_some(send.ttl),
+                ttl: (send.ttl != SENT_TTL).then_some(send.ttl),
                 timestamp: send.timestamp,
-                name: name.filter(|_| self.awaited.by_name()),
+                timestamp_id: timestamp_id.filter(|_| self.pending_timestamps.uses_ids()),
                 segment: send.segment,
             };
-            batch.push(&told, at, length);
+            batch.push(&options, offset, length);
         }
         let is_whole = run[0].send.dont_fragment;
-        let (mut first, mut tries) = (0, 0);
+        let (mut first, mut retries) = (0, 0);
         while first < batch.len() {
             let socket = &self.groups[group].sockets[socket];
             let mut send = || batch.send(socket, arena, first);
-            match if is_whole { socket.in_one_piece(send) } else { send() } {
+            match if is_whole { socket.send_unfragmented(send) } else { send() } {
                 Ok(sent) => {
                     for outgoing in &run[first..first + sent] {
                         self.sent(outgoing, now);
                     }
-                    (first, tries) = (first + sent, 0);
+                    (first, retries) = (first + sent, 0);
                 }
-                // An earlier datagram's refusal is told to the next send; that clears it.
-                Err(error) if tries < TRIES && !is_lasting(&error) => tries += 1,
+                // The kernel reports the error of an earlier datagram on the next send, which clears it.
+                Err(error) if retries < RETRIES_MAX && !concerns_this_datagram(&error) => retries += 1,
                 Err(error) => {
                     let outgoing = &run[first];
                     let slot = self.slots.get_mut(outgoing.slot).and_then(Option::as_mut);
-                    if let Some(slot) = slot.filter(|slot| slot.life == outgoing.life) {
-                        slot.task.not_sent(outgoing.send.id, refusal(&error));
+                    if let Some(slot) = slot.filter(|slot| slot.generation == outgoing.generation) {
+                        slot.task.not_sent(outgoing.send.id, not_sent_reason(&error));
                         self.step(outgoing.slot);
                     }
-                    (first, tries) = (first + 1, 0);
+                    (first, retries) = (first + 1, 0);
                 }
             }
         }
@@ -89,18 +90,18 @@ impl Thread {
 
     fn sent(&mut self, outgoing: &Outgoing, at: Timestamp) {
         let slot = self.slots.get_mut(outgoing.slot).and_then(Option::as_mut);
-        if let Some(slot) = slot.filter(|slot| slot.life == outgoing.life) {
+        if let Some(slot) = slot.filter(|slot| slot.generation == outgoing.generation) {
             slot.task.sent(outgoing.send.id, at, TimestampSource::User);
             self.step(outgoing.slot);
         }
     }
 }
 
-/// How often a send that is refused is repeated. Chosen: 2; each repetition takes the refusal of one earlier datagram, and
-/// further ones would have to arrive between two system calls.
-const TRIES: u32 = 2;
+/// Retries of a refused send. Chosen: 2; each retry clears the error of one earlier datagram, and more errors
+/// would have to arrive between two system calls.
+const RETRIES_MAX: u32 = 2;
 
-/// Whether a refusal is about this datagram and not about an earlier one.
-fn is_lasting(error: &std::io::Error) -> bool {
+/// Whether an error concerns this datagram and not an earlier one.
+fn concerns_this_datagram(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EAGAIN | libc::ENOBUFS))
 }

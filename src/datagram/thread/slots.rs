@@ -1,4 +1,4 @@
-//! The tasks of the loop: where each is kept, and when it is stepped.
+//! The slots of tasks, and the timers that step them.
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
@@ -11,29 +11,30 @@ use super::super::outbox::Outgoing;
 use super::super::socket::{Socket, SocketError};
 use super::super::task::{Notice, Task, TaskStep};
 use super::super::{Companion, NewTask};
-use super::Thread;
+use super::DatagramLoop;
 use super::groups::SocketGroupKey;
 use crate::clock::Clock;
 use crate::loops::{LoopEvent, NewPath};
 use crate::paths::PathId;
 
-/// Timers that fire before sockets are read again. What leaves at once comes back at once, each with its transmit
-/// timestamp: a loop that was held up and then sends everything fills its own receive buffer, and one that sends more in a
-/// turn than it reads never catches up. Chosen: 256 timestamps and replies fit a receive buffer as Linux grants it by default
-/// (512 of them, measured 2026-11-21), and in turns this long another one costs nothing.
-const TIMERS_AT_ONCE: usize = 256;
+/// Maximum number of timers fired before sockets are read again. Requests that are sent together return
+/// replies and transmit timestamps together: a delayed loop that sends everything at once overflows its own
+/// receive buffer, and one that sends more per turn than it reads never catches up. Chosen: 256 timestamps
+/// and replies fit the default receive buffer of Linux (512 of them, measured 2026-11-21), and at this length
+/// the overhead of a further turn is negligible.
+const TIMERS_PER_TURN_MAX: usize = 256;
 
-/// A task in its slot.
+/// A slot with its task.
 pub(super) struct Slot {
     pub(super) task: Box<dyn Task>,
-    /// The path that it belongs to; `None`: a service.
+    /// The path of the task; `None`: a service.
     pub(super) path: Option<PathId>,
     pub(super) group: usize,
-    /// Tells this task from earlier ones in the same slot.
-    pub(super) life: u32,
-    /// The timer that counts; others of this slot are stale.
+    /// Distinguishes this task from earlier ones in the same slot.
+    pub(super) generation: u32,
+    /// The valid timer; other timers of this slot are stale.
     timer: Timestamp,
-    /// Where its sessions go, and their identifiers.
+    /// The responder and the session identifiers.
     sessions: Option<(SocketAddr, Vec<u16>)>,
     pub(super) interval: Duration,
 }
@@ -45,8 +46,8 @@ pub(super) struct PathTasks {
     pub(super) companion: Option<usize>,
 }
 
-impl Thread {
-    /// Puts a task into a free slot.
+impl DatagramLoop {
+    /// Puts a task into a free slot and returns the slot's index.
     pub(super) fn insert(
         &mut self,
         task: Box<dyn Task>,
@@ -55,18 +56,18 @@ impl Thread {
         sessions: Option<(SocketAddr, Vec<u16>)>,
         interval: Duration,
     ) -> usize {
-        self.lives = self.lives.wrapping_add(1);
+        self.last_generation = self.last_generation.wrapping_add(1);
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
         if let Some((to, ssids)) = &sessions
-            && let Some(known) = self.groups[group].demux.sessions_mut()
+            && let Some(current) = self.groups[group].demux.sessions_mut()
         {
-            known.add(index, *to, ssids);
+            current.add(index, *to, ssids);
         }
-        let (life, timer) = (self.lives, Timestamp::NEVER);
-        self.slots[index] = Some(Slot { task, path, group, life, timer, sessions, interval });
+        let (generation, timer) = (self.last_generation, Timestamp::NEVER);
+        self.slots[index] = Some(Slot { task, path, group, generation, timer, sessions, interval });
         index
     }
 
@@ -90,11 +91,11 @@ impl Thread {
         Ok(())
     }
 
-    /// Replaces the companion of a path, or removes it.
+    /// Replaces or removes the companion of a path.
     pub(super) fn set_companion(&mut self, id: PathId, companion: Option<Companion>) {
-        let Some(PathTasks { main, companion: known }) = self.paths.get(&id).copied() else { return };
-        if let Some(known) = known {
-            self.release(known);
+        let Some(PathTasks { main, companion: current }) = self.paths.get(&id).copied() else { return };
+        if let Some(current) = current {
+            self.release(current);
         }
         let (Some(Companion { seed, build }), Some(Some(slot))) = (companion, self.slots.get(main)) else {
             return;
@@ -127,13 +128,20 @@ impl Thread {
             }
             let Some(Some(slot)) = self.slots.get_mut(index) else { return };
             let now = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
-            let at = self.outbox.arena.len();
+            let offset = self.outbox.arena.len();
             let drops = &mut self.groups[slot.group].drops;
             match slot.task.step(now, drops, &mut self.outbox.arena, &mut self.traffic) {
                 TaskStep::Send(send) => {
-                    let length = self.outbox.arena.len() - at;
-                    let (life, group) = (slot.life, slot.group);
-                    self.outbox.waiting.push(Outgoing { slot: index, life, group, send, at, length });
+                    let length = self.outbox.arena.len() - offset;
+                    let (generation, group) = (slot.generation, slot.group);
+                    self.outbox.queued.push(Outgoing {
+                        slot: index,
+                        generation,
+                        group,
+                        send,
+                        offset,
+                        length,
+                    });
                 }
                 TaskStep::Wait(until) => {
                     if until < slot.timer {
@@ -156,16 +164,16 @@ impl Thread {
         }
     }
 
-    /// Frees a slot. A path ends with its main task, and its companion with it.
+    /// Frees a slot. When the main task of a path ends, its companion and the path end too.
     pub(super) fn release(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else { return };
         if !slot.task.is_balanced(Clock::now()) {
             self.series.accounting_errors.inc();
         }
         if let Some((to, ssids)) = &slot.sessions
-            && let Some(known) = self.groups[slot.group].demux.sessions_mut()
+            && let Some(current) = self.groups[slot.group].demux.sessions_mut()
         {
-            known.remove(index, *to, ssids);
+            current.remove(index, *to, ssids);
         }
         self.free.push(index);
         let Some(id) = slot.path else { return };
@@ -183,8 +191,8 @@ impl Thread {
         }
     }
 
-    /// Steps what is due, once, at most [`TIMERS_AT_ONCE`] of it: what is left, and what asks for the past again, gets its
-    /// turn after the next read.
+    /// Fires due timers, each once and at most [`TIMERS_PER_TURN_MAX`]. The remaining ones, and timers that
+    /// are set in the past meanwhile, fire after the next read.
     pub(super) fn fire_timers(&mut self, now: Timestamp) {
         let mut due = std::mem::take(&mut self.due);
         self.is_behind = false;
@@ -192,7 +200,7 @@ impl Thread {
             if at > now {
                 break;
             }
-            if due.len() == TIMERS_AT_ONCE {
+            if due.len() == TIMERS_PER_TURN_MAX {
                 self.is_behind = true;
                 break;
             }

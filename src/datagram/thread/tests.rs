@@ -14,12 +14,12 @@ use crate::metrics::echo::EchoSeries;
 const PATHS: u32 = 1_000;
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// A loop of `PATHS` paths towards a socket that nobody reads.
-fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
+/// A loop with `PATHS` paths to a socket that is not read.
+fn loop_with_paths(to: SocketAddr, series: &Arc<EchoSeries>) -> DatagramLoop {
     let (sender, _) = tokio::sync::mpsc::channel(1);
-    let bell = Arc::new(EventFd::new().unwrap());
+    let wakeup = Arc::new(EventFd::new().unwrap());
     let timestamps = TimestampMatching::detect();
-    let mut thread = Thread::new(Vec::new(), timestamps, bell, sender, Arc::default());
+    let mut datagram_loop = DatagramLoop::new(Vec::new(), timestamps, wakeup, sender, Arc::default());
     for n in 0..PATHS {
         let spec = EchoSpec {
             to,
@@ -35,28 +35,29 @@ fn crowded(to: SocketAddr, series: &Arc<EchoSeries>) -> Thread {
             seed: n.into(),
         };
         let source = SourceChoice { address: Ipv4Addr::LOCALHOST.into(), port: 0, dont_fragment: false };
-        let echo = DatagramEcho { spec, source, series: Arc::clone(series), path_mtu: None, tap: None };
+        let echo = DatagramEcho { spec, source, series: Arc::clone(series), path_mtu: None, reports: None };
         let task = echo.into_task();
-        thread.start(NewPath { id: PathId(n.into()), task, peer_left_at: None }).unwrap();
+        datagram_loop.start(NewPath { id: PathId(n.into()), task, peer_left_at: None }).unwrap();
     }
-    thread
+    datagram_loop
 }
 
 #[test]
-fn a_loop_that_was_held_up_reads_between_its_sends() {
+fn delayed_loop_reads_between_its_sends() {
     let binding = Binding { address: (Ipv4Addr::LOCALHOST, 0).into(), dont_fragment: false, errors: false };
-    let deaf = Socket::bind(&binding, TimestampMatching::detect()).unwrap();
+    let unread = Socket::bind(&binding, TimestampMatching::detect()).unwrap();
     let series = Arc::new(EchoSeries::new("held", "up", "ipv4", 1));
-    let mut thread = crowded(deaf.address(), &series);
-    let mut inbox = ReceiveBatch::new();
-    // The first slot of each, within an interval and half of one, is due: as many alarms ring.
+    let mut datagram_loop = loop_with_paths(unread.address(), &series);
+    let mut receive_batch = ReceiveBatch::new();
+    // The first send of each path, at most 1.5 intervals after its start, is due by then: as many timers
+    // fire.
     sleep(INTERVAL * 2);
     let mut turns = 0;
-    while turns == 0 || thread.is_behind {
-        let before = thread.traffic.sent;
-        thread.wake(&mut inbox);
-        let left = thread.traffic.sent - before;
-        assert!(left <= 256, "{left} left in one turn");
+    while turns == 0 || datagram_loop.is_behind {
+        let before = datagram_loop.traffic.sent;
+        datagram_loop.run_turn(&mut receive_batch);
+        let sent = datagram_loop.traffic.sent - before;
+        assert!(sent <= 256, "{sent} sent in one turn");
         turns += 1;
     }
     assert!(turns >= 4, "{turns} turns for {PATHS} paths");

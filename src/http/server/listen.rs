@@ -1,4 +1,4 @@
-//! Listening: one address, or both families at once.
+//! Listening sockets for one address, or for both address families.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
-/// The listening sockets of an address, not blocking: one, or for `[::]` one of each family with the same port.
+/// Returns non-blocking listening sockets for an address: one, or for `[::]` one of each family with the same
+/// port.
 ///
-/// The IPv6 socket never takes IPv4 connections, so that an address in a log is what it looks like. A host without IPv6
-/// gets the IPv4 socket of `[::]`, and a warning.
+/// The IPv6 socket does not accept IPv4 connections, so that logs do not show IPv4-mapped addresses. On a
+/// host without IPv6, `[::]` yields only the IPv4 socket, and a warning is logged.
 ///
 /// # Errors
 /// [`BindError`].
@@ -31,39 +32,39 @@ pub fn bind(address: SocketAddr) -> Result<Vec<TcpListener>, BindError> {
     }
 }
 
-/// Why an address cannot be listened on.
+/// Why listening on an address failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Another socket listens there.
+    /// Another socket is bound to the address.
     #[error("binding {address}: address already in use (is another pathmeter running?)")]
     InUse {
-        /// What was to be bound.
+        /// Requested address.
         address: SocketAddr,
     },
-    /// A port below 1024, as a rule.
+    /// Permission denied, usually because the port is below 1024.
     #[error("binding {address}: permission denied (needs CAP_NET_BIND_SERVICE)")]
     Denied {
-        /// What was to be bound.
+        /// Requested address.
         address: SocketAddr,
     },
     /// No interface of this host has the address.
     #[error("binding {address}: no interface has this address")]
-    NotOurs {
-        /// What was to be bound.
+    NotLocal {
+        /// Requested address.
         address: SocketAddr,
     },
-    /// The host does not speak the address' family.
+    /// The host does not support the address family.
     #[error("binding {address}: this host has no {family}", family = family(address))]
     NoFamily {
-        /// What was to be bound.
+        /// Requested address.
         address: SocketAddr,
     },
-    /// Anything else.
+    /// Any other error.
     #[error("binding {address}: {source}")]
     Io {
-        /// What was to be bound.
+        /// Requested address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
 }
@@ -73,15 +74,16 @@ impl BindError {
         match source.raw_os_error() {
             Some(libc::EADDRINUSE) => Self::InUse { address },
             Some(libc::EACCES | libc::EPERM) => Self::Denied { address },
-            // An unspecified address that is not available: the family is switched off by sysctl.
-            Some(libc::EADDRNOTAVAIL) if !address.ip().is_unspecified() => Self::NotOurs { address },
+            // If the unspecified address is not available, the family is disabled by sysctl.
+            Some(libc::EADDRNOTAVAIL) if !address.ip().is_unspecified() => Self::NotLocal { address },
             Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => Self::NoFamily { address },
             Some(_) | None => Self::Io { address, source },
         }
     }
 }
 
-/// Connections that wait to be accepted, the kernel's own limit (`net.core.somaxconn`) permitting.
+/// Maximum number of connections waiting to be accepted, subject to the kernel's limit
+/// (`net.core.somaxconn`).
 const BACKLOG: i32 = 1024;
 
 fn listen(address: SocketAddr) -> Result<TcpListener, BindError> {
@@ -90,7 +92,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, BindError> {
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        // A restart does not wait for the connections of its predecessor to leave TIME_WAIT.
+        // After a restart, connections of the previous process in TIME_WAIT do not block the port.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
@@ -114,9 +116,9 @@ mod tests {
     use std::net::TcpStream;
 
     #[test]
-    fn the_unspecified_ipv6_address_takes_ipv4_connections_by_a_socket_of_their_own() {
+    fn unspecified_ipv6_address_also_binds_a_separate_ipv4_socket() {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        // The IPv6 port that the kernel chose may be taken in IPv4.
+        // The port that the kernel chose for IPv6 may be in use for IPv4.
         let listeners = (0..100).find_map(|_| bind(any).ok()).expect("one port of a hundred is free");
         let four = listeners.last().unwrap();
         assert!(four.local_addr().unwrap().is_ipv4());
@@ -124,13 +126,13 @@ mod tests {
         assert!(listeners.iter().all(|listener| listener.local_addr().unwrap().port() == port));
 
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        // Connected, it can be accepted at once.
+        // The client is connected, so accepting does not block.
         let (_, peer) = four.accept().unwrap();
         assert_eq!(peer, client.local_addr().unwrap());
     }
 
     #[test]
-    fn an_address_in_use_is_said_with_a_likely_cause() {
+    fn address_in_use_is_reported_with_a_likely_cause() {
         let first = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let address = first[0].local_addr().unwrap();
         let problem = format!("binding {address}: address already in use (is another pathmeter running?)");
@@ -138,22 +140,22 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_nobody_is_not_ours() {
+    fn address_of_no_interface_is_reported() {
         let problem = "binding 192.0.2.1:9862: no interface has this address";
         assert_eq!(bind("192.0.2.1:9862".parse().unwrap()).unwrap_err().to_string(), problem);
     }
 
     #[test]
-    fn the_kernels_reasons_become_sentences() {
-        let why = |address: &str, errno| {
+    fn kernel_errors_are_reported_with_a_remedy() {
+        let message = |address: &str, errno| {
             BindError::new(address.parse().unwrap(), io::Error::from_raw_os_error(errno)).to_string()
         };
         assert_eq!(
-            why("0.0.0.0:862", libc::EACCES),
+            message("0.0.0.0:862", libc::EACCES),
             "binding 0.0.0.0:862: permission denied (needs CAP_NET_BIND_SERVICE)"
         );
-        assert_eq!(why("[::]:9862", libc::EAFNOSUPPORT), "binding [::]:9862: this host has no IPv6");
-        assert_eq!(why("[::]:9862", libc::EADDRNOTAVAIL), "binding [::]:9862: this host has no IPv6");
-        assert!(why("[::]:9862", libc::ENOBUFS).starts_with("binding [::]:9862: No buffer space"));
+        assert_eq!(message("[::]:9862", libc::EAFNOSUPPORT), "binding [::]:9862: this host has no IPv6");
+        assert_eq!(message("[::]:9862", libc::EADDRNOTAVAIL), "binding [::]:9862: this host has no IPv6");
+        assert!(message("[::]:9862", libc::ENOBUFS).starts_with("binding [::]:9862: No buffer space"));
     }
 }

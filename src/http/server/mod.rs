@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 server: connections, their limits, a graceful stop. What is answered is the [`Handler`]'s.
+//! A small HTTP/1.1 server: connections, their limits, graceful shutdown. A [`Handler`] answers the requests.
 
 mod listen;
 #[cfg(test)]
@@ -38,12 +38,12 @@ use tls_accept::{Accepted, accept};
 
 /// Answers requests. Implemented by `Fn(Request<Bytes>, SocketAddr) -> impl Future<Output = Response<Body>>`.
 pub trait Handler: Send + Sync + 'static {
-    /// The answer to a request whose body was read whole, from the address `peer`.
+    /// Returns the response to a request, whose body has been read completely, from the address `peer`.
     ///
-    /// An IPv4 client is an IPv4 address, whatever socket it came by. A handler that panics costs its connection; one
-    /// that takes longer than [`ServerLimits::handler_timeout`] is dropped. To upgrade a connection, answer 101 and let a task of
-    /// your own wait for [`hyper::upgrade::on`] the request: from then on the connection counts for no limit here
-    /// and is not part of the stop.
+    /// `peer` is never an IPv4-mapped IPv6 address. A handler that panics closes its connection; one that
+    /// takes longer than [`ServerLimits::handler_timeout`] is dropped. To upgrade a connection, respond with
+    /// 101 and spawn a task that awaits [`hyper::upgrade::on`] the request: from then on the connection is
+    /// subject neither to the limits nor to the shutdown of the server.
     fn handle(
         &self,
         request: Request<Bytes>,
@@ -65,34 +65,36 @@ where
     }
 }
 
-/// What is answered: bytes that are there, or that are made as the client takes them.
+/// Body of a response: complete, or generated while the client reads it.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// What a client may take from us, and for how long.
+/// Resource limits and timeouts for clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerLimits {
-    /// Connections at once, over all listeners. Further ones wait in the kernel until one has ended.
+    /// Maximum number of open connections, over all listeners. Further ones wait in the kernel until one is
+    /// closed.
     pub connections: usize,
-    /// From the connection to the end of TLS's handshake; then it is closed.
+    /// Maximum time from accepting a connection to the end of the TLS handshake; then it is closed.
     pub handshake_timeout: Duration,
-    /// From when a connection could send a request to the end of the request's head; then it is closed. So this is
-    /// how slow a head may be, and how long a connection may be kept alive without a request.
+    /// Maximum time from when a connection can send a request to the end of the request's head; then it is
+    /// closed. This limits both slow heads and idle keep-alive connections.
     pub head_timeout: Duration,
-    /// From the head to the end of the body; then 408.
+    /// Maximum time from the head to the end of the body; then the response is 408.
     pub body_timeout: Duration,
-    /// The most bytes a request's body may have; beyond, 413.
+    /// Maximum size of a request body in bytes; above it the response is 413.
     pub body_bytes_max: usize,
-    /// The longest a handler may think; then 503.
+    /// Maximum time for the handler to respond; then the response is 503.
     pub handler_timeout: Duration,
-    /// How long a client may leave what was sent to it unread or unacknowledged; then it is disconnected.
+    /// Maximum time for which sent data may stay unread or unacknowledged; then the client is disconnected.
     pub stall_timeout: Duration,
-    /// How long running requests may go on after the stop.
+    /// Maximum time for which running requests may continue after the shutdown began.
     pub grace: Duration,
 }
 
 impl Default for ServerLimits {
-    /// 512 connections, 10 s for a handshake, 20 s for a head (a scraper that comes every 15 s keeps its connection), 10 s and 64 KiB for a body,
-    /// 30 s to answer, 30 s of stall, 5 s of grace.
+    /// 512 connections, 10 s for a handshake, 20 s for a head (so that scrapers with an interval of 15 s keep
+    /// their connection), 10 s and 64 KiB for a body, 30 s for the handler, 30 s for stalled clients, 5 s of
+    /// grace.
     fn default() -> Self {
         Self {
             connections: 512,
@@ -107,7 +109,7 @@ impl Default for ServerLimits {
     }
 }
 
-/// What the server counts, for one call of [`serve`].
+/// Counters of the server, for one call of [`serve`].
 #[derive(Debug, Default)]
 pub struct Counters {
     connections: AtomicU64,
@@ -117,25 +119,26 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Connections that are open; those that were upgraded are not counted.
+    /// Returns the number of open connections, without upgraded ones.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
     }
 
-    /// Times that accepting a connection failed.
+    /// Returns the number of errors while accepting connections.
     #[must_use]
     pub fn accept_errors(&self) -> u64 {
         self.accept_errors.load(Relaxed)
     }
 
-    /// Connections that did not get through TLS's handshake, plain HTTP among them.
+    /// Returns the number of failed TLS handshakes, including plain HTTP requests to a TLS port.
     #[must_use]
     pub fn handshake_errors(&self) -> u64 {
         self.handshake_errors.load(Relaxed)
     }
 
-    /// Responses by class of status: 1xx to 5xx. A request that was never understood, or whose handler panicked, has none.
+    /// Returns the responses by class of status code, 1xx to 5xx. Requests that could not be parsed, or whose
+    /// handler panicked, have none.
     #[must_use]
     pub fn responses(&self) -> [(&'static str, u64); 5] {
         let mut classes = ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| (class, 0));
@@ -152,10 +155,11 @@ impl Counters {
     }
 }
 
-/// Serves until `stop` holds true or its sender is gone, and returns when all connections have ended.
+/// Serves until `stop` is true or its sender is dropped, and returns when all connections are closed.
 ///
-/// Each connection is taken as `web_config` says at that moment, and stays so. Survives every error of accepting. At the stop the listeners are closed, idle connections too, and running requests
-/// get [`ServerLimits::grace`] to finish; what still runs then is dropped.
+/// A connection uses the `web_config` of the moment at which it was accepted. Errors while accepting are
+/// logged and retried. On shutdown, listeners and idle connections are closed, and running requests have
+/// [`ServerLimits::grace`] to finish; then they are dropped.
 pub async fn serve<H: Handler>(
     listeners: Vec<TcpListener>,
     limits: ServerLimits,
@@ -173,7 +177,7 @@ async fn serve_from<A: Accept, H: Handler>(
     mut stop: watch::Receiver<bool>,
 ) {
     let server = Arc::new(server);
-    let mut door = Listeners { sources, turn: 0, trouble: None };
+    let mut listeners = Listeners { sources, next_source: 0, failure: None };
     let mut connections = JoinSet::new();
     loop {
         server.counters.connections.store(connections.len() as u64, Relaxed);
@@ -181,13 +185,13 @@ async fn serve_from<A: Accept, H: Handler>(
         tokio::select! {
             () = stopped(&mut stop) => break,
             Some(ended) = connections.join_next() => report(ended),
-            (stream, peer) = door.next(&server.counters), if has_room => {
+            (stream, peer) = listeners.next(&server.counters), if has_room => {
                 connections.spawn(connection(Arc::clone(&server), stream, peer, stop.clone()));
             }
         }
     }
 
-    drop(door);
+    drop(listeners);
     let drained = timeout(server.limits.grace, async {
         while let Some(ended) = connections.join_next().await {
             report(ended);
@@ -195,13 +199,13 @@ async fn serve_from<A: Accept, H: Handler>(
         }
     });
     if drained.await.is_err() {
-        warn!(requests = connections.len(), grace = ?server.limits.grace, "dropping requests that still run");
+        warn!(requests = connections.len(), grace = ?server.limits.grace, "dropping unfinished requests");
         connections.shutdown().await;
         server.counters.connections.store(0, Relaxed);
     }
 }
 
-/// What all connections share.
+/// State shared by all connections.
 struct Server<H> {
     limits: ServerLimits,
     handler: Arc<H>,
@@ -220,7 +224,7 @@ async fn connection<H: Handler>(
         .set_tcp_nodelay(true)
         .and_then(|()| options.set_tcp_user_timeout(Some(server.limits.stall_timeout)));
     if let Err(error) = set {
-        debug!(%peer, %error, "setting the options of a connection");
+        debug!(%peer, %error, "cannot set socket options");
     }
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let web_config = server.web_config.load_full();
@@ -256,14 +260,14 @@ async fn connection<H: Handler>(
         }
     };
     if let Err(error) = ended {
-        debug!(%peer, %error, "a connection ended early");
+        debug!(%peer, %error, "connection ended early");
     }
 }
 
 impl<H: Handler> Server<H> {
-    /// The answer to plain HTTP where TLS is spoken.
+    /// Returns the response to plain HTTP on a TLS port.
     fn refuse_plain(&self) -> Response<Body> {
-        let text = "this port speaks HTTPS: ask for https://…\n".to_owned();
+        let text = "this port requires HTTPS; use https://…\n".to_owned();
         let response = closing(plain(StatusCode::BAD_REQUEST, text));
         self.counters.answered(response.status());
         response
@@ -273,18 +277,18 @@ impl<H: Handler> Server<H> {
         let response = match self.read(request).await {
             Ok(request) => timeout(self.limits.handler_timeout, self.handler.handle(request, peer))
                 .await
-                .unwrap_or_else(|_| plain(StatusCode::SERVICE_UNAVAILABLE, "no answer in time\n".to_owned())),
+                .unwrap_or_else(|_| plain(StatusCode::SERVICE_UNAVAILABLE, "request timed out\n".to_owned())),
             Err(refusal) => refusal,
         };
         self.counters.answered(response.status());
         response
     }
 
-    /// The request with its whole body, or the answer to one that has no proper body.
+    /// Reads the whole body of a request. Returns an error response if that fails.
     async fn read(&self, request: Request<Incoming>) -> Result<Request<Bytes>, Response<Body>> {
         let limit = self.limits.body_bytes_max;
         let too_large = || {
-            let text = format!("the body is larger than {limit} bytes\n");
+            let text = format!("request body is larger than {limit} bytes\n");
             closing(plain(StatusCode::PAYLOAD_TOO_LARGE, text))
         };
         let (head, body) = request.into_parts();
@@ -295,10 +299,10 @@ impl<H: Handler> Server<H> {
             Ok(Ok(body)) => Ok(Request::from_parts(head, body.to_bytes())),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
             Ok(Err(error)) => {
-                Err(closing(plain(StatusCode::BAD_REQUEST, format!("reading the body: {error}\n"))))
+                Err(closing(plain(StatusCode::BAD_REQUEST, format!("reading request body: {error}\n"))))
             }
             Err(_) => {
-                let text = format!("the body took longer than {:?}\n", self.limits.body_timeout);
+                let text = format!("request body not received within {:?}\n", self.limits.body_timeout);
                 Err(closing(plain(StatusCode::REQUEST_TIMEOUT, text)))
             }
         }
@@ -311,24 +315,25 @@ fn plain(status: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-/// The rest of the body is not going to be read, so that no other request can follow.
+/// Closes the connection after the response: the rest of the body is not read, so no other request can
+/// follow.
 fn closing(mut response: Response<Body>) -> Response<Body> {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // A sender that is gone cannot stop us later: the same as a stop.
+    // A dropped sender counts as a stop, since it cannot request one later.
     let _ = stop.wait_for(|is_stopped| *is_stopped).await;
 }
 
 fn report(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
-        error!(%error, "a request was dropped: its handler panicked");
+        error!(%error, "request dropped: handler panicked");
     }
 }
 
-/// Where connections come from.
+/// Source of connections.
 trait Accept: Send + Sync {
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>>;
 }
@@ -339,12 +344,12 @@ impl Accept for TcpListener {
     }
 }
 
-/// All listeners, with the patience to go on when the kernel has no room for a connection.
+/// All listeners. Continues after errors such as an exhausted limit of open files.
 struct Listeners<A> {
     sources: Vec<A>,
-    /// The source that is asked first: a busy one must not starve the others.
-    turn: usize,
-    trouble: Option<AcceptFailure>,
+    /// Index of the source to poll first, so that a busy one does not starve the others.
+    next_source: usize,
+    failure: Option<AcceptFailure>,
 }
 
 struct AcceptFailure {
@@ -353,12 +358,12 @@ struct AcceptFailure {
 }
 
 impl<A: Accept> Listeners<A> {
-    /// The next connection. May be dropped and called again at any time.
+    /// Returns the next connection. Cancel safe.
     async fn next(&mut self, counters: &Counters) -> (TcpStream, SocketAddr) {
         loop {
             match poll_fn(|context| self.poll(context)).await {
                 Ok(connection) => {
-                    if self.trouble.take_if(|trouble| trouble.last.elapsed() > TROUBLE_MEMORY).is_some() {
+                    if self.failure.take_if(|failure| failure.last.elapsed() > RECOVERY_TIME).is_some() {
                         info!("accepting connections again");
                     }
                     return connection;
@@ -368,7 +373,7 @@ impl<A: Accept> Listeners<A> {
                     if error.kind() == io::ErrorKind::ConnectionAborted {
                         continue;
                     }
-                    self.troubled(&error);
+                    self.log_failure(&error);
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -377,32 +382,33 @@ impl<A: Accept> Listeners<A> {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
         let count = self.sources.len();
-        for source in (0..count).map(|offset| (self.turn + offset) % count) {
+        for source in (0..count).map(|offset| (self.next_source + offset) % count) {
             if let Poll::Ready(accepted) = self.sources[source].poll_accept(context) {
-                self.turn = source + 1;
+                self.next_source = source + 1;
                 return Poll::Ready(accepted);
             }
         }
         Poll::Pending
     }
 
-    /// Logs trouble when it begins or changes.
-    fn troubled(&mut self, error: &io::Error) {
+    /// Logs a failure when it begins or changes.
+    fn log_failure(&mut self, error: &io::Error) {
         let errno = error.raw_os_error();
-        if self.trouble.as_ref().is_none_or(|trouble| trouble.errno != errno) {
-            warn!(%error, "accepting connections");
+        if self.failure.as_ref().is_none_or(|failure| failure.errno != errno) {
+            warn!(%error, "cannot accept connections");
         }
-        self.trouble = Some(AcceptFailure { errno, last: Instant::now() });
+        self.failure = Some(AcceptFailure { errno, last: Instant::now() });
     }
 }
 
-/// After an error that is about us and not about one connection (EMFILE, ENFILE, ENOBUFS, ENOMEM): the queue stays readable,
-/// so without a pause we would spin.
+/// Pause after an error that does not concern a single connection (EMFILE, ENFILE, ENOBUFS, ENOMEM). The
+/// queue stays readable, so without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Trouble is over when connections were accepted this long without any: at the limit of open files successes and
-/// failures alternate, and each change would be two lines in the log.
-const TROUBLE_MEMORY: Duration = Duration::from_secs(10);
+/// A failure has ended when connections were accepted without errors for this long. At the limit of open
+/// files, successes and failures alternate, and each change would log two lines.
+const RECOVERY_TIME: Duration = Duration::from_secs(10);
 
-/// The most bytes of a request's head, and what a connection may buffer. Chosen: what most servers allow.
+/// Maximum size of a request's head in bytes, and of a connection's buffer. Chosen: the limit of most
+/// servers.
 const HEAD_BYTES_MAX: usize = 16 * 1024;

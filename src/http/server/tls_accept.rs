@@ -1,4 +1,4 @@
-//! What comes before HTTP: TLS, where it is spoken.
+//! TLS handshake of accepted connections, where TLS is configured.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,14 +11,15 @@ use tracing::debug;
 use super::{Counters, LoadedWebConfig, ServerLimits};
 use crate::tls::MaybeTls;
 
-/// A connection on which HTTP is spoken from here on.
+/// A connection that is ready for HTTP.
 pub(super) struct Accepted {
     pub(super) stream: MaybeTls<TcpStream>,
-    /// Whether it speaks plain HTTP where TLS is to be spoken.
+    /// Whether the client uses plain HTTP on a TLS port.
     pub(super) is_plaintext: bool,
 }
 
-/// Takes a connection as the port is served; `None`: it did not get that far, and was counted if it said anything.
+/// Prepares a connection for HTTP. Returns `None` if the handshake failed, which is counted, or if the client
+/// closed the connection without sending anything.
 pub(super) async fn accept(
     web_config: &LoadedWebConfig,
     limits: &ServerLimits,
@@ -29,12 +30,12 @@ pub(super) async fn accept(
     let Some(acceptor) = &web_config.acceptor else {
         return Some(Accepted { stream: MaybeTls::Plain(stream), is_plaintext: false });
     };
-    let shaking = async {
+    let handshake = async {
         let mut first = [0];
         match (stream.peek(&mut first).await?, first[0]) {
-            // Whoever only looks whether the port is open made no mistake.
+            // A client that only checks whether the port is open is not an error.
             (0, _) => Ok(None),
-            // A method in capital letters: a person, or a scraper, that forgot the s.
+            // An upper-case letter is an HTTP method: the client used http instead of https.
             (_, b'A'..=b'Z') => Ok(Some(Accepted { stream: MaybeTls::Plain(stream), is_plaintext: true })),
             _ => {
                 let stream = acceptor.accept(stream).await?;
@@ -42,7 +43,7 @@ pub(super) async fn accept(
             }
         }
     };
-    let failed: io::Error = match timeout(limits.handshake_timeout, shaking).await {
+    let failed: io::Error = match timeout(limits.handshake_timeout, handshake).await {
         Ok(Ok(accepted)) => {
             if accepted.as_ref().is_some_and(|accepted| accepted.is_plaintext) {
                 counters.handshake_errors.fetch_add(1, Relaxed);
@@ -53,6 +54,6 @@ pub(super) async fn accept(
         Err(late) => late.into(),
     };
     counters.handshake_errors.fetch_add(1, Relaxed);
-    debug!(%peer, error = %failed, "a handshake failed");
+    debug!(%peer, error = %failed, "TLS handshake failed");
     None
 }

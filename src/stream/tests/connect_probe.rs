@@ -1,4 +1,4 @@
-//! Connections that are made only to be timed.
+//! Connection probes.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const CONNECTED: &str = "pathmeter_echo_connect_duration_seconds_count";
 const FAILED: &str = "pathmeter_echo_connect_failures_total";
 const STAGES: &str = "pathmeter_echo_handshake_duration_seconds_count";
 
-/// Times connections often, and sends messages hardly ever.
+/// A path with frequent connection probes and almost no messages.
 fn timed(dial: Dial) -> StreamPath {
     StreamPath::timing(dial, Some(Duration::from_millis(20)), |spec| spec.interval = PATIENT)
 }
@@ -16,25 +16,27 @@ fn stage(page: &Scrape, stage: &str) -> u64 {
 }
 
 #[test]
-fn each_protocol_has_its_stages_and_no_others() {
-    for (speech, own) in
-        [(Speech::Tcp, "greeting"), (Speech::WebSocket, "websocket"), (Speech::Http, "first_byte")]
-    {
+fn each_protocol_reports_exactly_its_own_stages() {
+    for (test_protocol, own) in [
+        (TestProtocol::Tcp, "greeting"),
+        (TestProtocol::WebSocket, "websocket"),
+        (TestProtocol::Http, "first_byte"),
+    ] {
         let server = Server::start(move |_, stream| {
-            if let Some(host) = Host::begin(speech, stream) {
+            if let Some(host) = Host::begin(test_protocol, stream) {
                 host.answer_all();
             }
         });
         for host in [None, Some("localhost".to_owned())] {
             let is_named = host.is_some();
-            let mut path = timed(Dial { host, ..speech.dial(server.address) });
-            let page = eventually("connections are timed", || {
+            let mut path = timed(Dial { host, ..test_protocol.dial(server.address) });
+            let page = eventually("timed connections", || {
                 let page = path.scrape();
                 (page.count(CONNECTED, &[]) >= 3 && stage(&page, own) >= 3).then_some(page)
             });
             for other in ["resolve", "tls", "greeting", "websocket", "first_byte"] {
                 let is_there = other == own || (other == "resolve" && is_named);
-                assert_eq!(stage(&page, other) > 0, is_there, "{speech:?}, {other}\n{page}");
+                assert_eq!(stage(&page, other) > 0, is_there, "{test_protocol:?}, {other}\n{page}");
             }
             assert_eq!(page.count(FAILED, &[]), 0, "{page}");
             path.handle.remove(ID);
@@ -44,18 +46,19 @@ fn each_protocol_has_its_stages_and_no_others() {
 }
 
 #[test]
-fn what_cannot_be_made_is_counted_by_reason_and_times_nothing() {
+fn failed_connection_is_counted_by_reason_and_not_timed() {
     let (_socket, closed) = closed_port();
     let silent = Server::start(|_, stream| hold(stream));
-    let unnamed = Dial { host: Some("no-such-host.invalid".to_owned()), ..Speech::Tcp.dial(silent.address) };
+    let unnamed =
+        Dial { host: Some("no-such-host.invalid".to_owned()), ..TestProtocol::Tcp.dial(silent.address) };
     for (dial, reason) in [
-        (Speech::Tcp.dial(closed), "refused"),
-        (Speech::Tcp.dial(silent.address), "timeout"),
+        (TestProtocol::Tcp.dial(closed), "refused"),
+        (TestProtocol::Tcp.dial(silent.address), "timeout"),
         (unnamed, "unresolved"),
     ] {
         let mut path = StreamPath::timing(dial, Some(Duration::from_millis(20)), |spec| {
             spec.interval = PATIENT;
-            // What is looked up in vain may take its time.
+            // A lookup that fails may take long.
             spec.lost_after = if reason == "unresolved" { PATIENT } else { BRIEF };
             spec.late_after = spec.lost_after;
         });
@@ -72,20 +75,20 @@ fn what_cannot_be_made_is_counted_by_reason_and_times_nothing() {
 }
 
 #[test]
-fn a_peer_that_is_leaving_is_left_alone() {
+fn leaving_peer_is_not_probed() {
     let server = Server::start(|_, stream| {
-        if let Some(host) = Host::begin(Speech::Tcp, stream) {
+        if let Some(host) = Host::begin(TestProtocol::Tcp, stream) {
             host.answer_all();
         }
     });
-    let mut path = timed(Speech::Tcp.dial(server.address));
-    eventually("connections are timed", || (path.scrape().count(CONNECTED, &[]) >= 3).then_some(()));
+    let mut path = timed(TestProtocol::Tcp.dial(server.address));
+    eventually("timed connections", || (path.scrape().count(CONNECTED, &[]) >= 3).then_some(()));
     path.handle.peer_leaving(vec![ID], Clock::now());
-    eventually("it is known", || path.series.is_draining().then_some(()));
+    eventually("the goodbye is received", || path.series.is_draining().then_some(()));
     let before = server.accepted();
-    // One may be under way.
-    let patience = std::time::Instant::now() + Duration::from_millis(500);
-    eventually("time passes", || (std::time::Instant::now() > patience).then_some(()));
+    // One attempt may be in progress.
+    let deadline = std::time::Instant::now() + Duration::from_millis(500);
+    eventually("half a second passes", || (std::time::Instant::now() > deadline).then_some(()));
     assert!(server.accepted() <= before + 1, "{} after {before}", server.accepted());
     path.handle.remove(ID);
     path.stop();

@@ -1,28 +1,28 @@
-//! How connections end, whatever is spoken over them.
+//! Ends of connections, for all protocols.
 
 use super::*;
 
 #[test]
-fn a_port_where_nobody_listens_is_refused_and_tried_again() {
+fn closed_port_is_refused_and_retried() {
     let (_socket, address) = closed_port();
-    for speech in Speech::ALL {
-        let mut path = StreamPath::brief(speech.dial(address));
-        let told = path.until("messages that waited in vain, and attempts", |told| {
-            told.lost() >= 5 && told.troubles.len() >= 3
+    for test_protocol in TestProtocol::ALL {
+        let mut path = StreamPath::brief(test_protocol.dial(address));
+        let observed = path.until("lost messages and connection attempts", |observed| {
+            observed.lost() >= 5 && observed.errors.len() >= 3
         });
-        assert!(told.troubles[0].starts_with(&format!("connecting to {address}: ")), "{told:?}");
-        assert_eq!((told.answered(), told.connections), (0, 0));
+        assert!(observed.errors[0].starts_with(&format!("connecting to {address}: ")), "{observed:?}");
+        assert_eq!((observed.answered(), observed.connections), (0, 0));
         path.stop();
-        assert!(path.ended("refused") >= 3, "{speech:?}");
-        assert_eq!(path.ended_otherwise(&["refused"]), 0, "{speech:?}");
+        assert!(path.ended("refused") >= 3, "{test_protocol:?}");
+        assert_eq!(path.ended_otherwise(&["refused"]), 0, "{test_protocol:?}");
     }
 }
 
 #[test]
-fn a_reset_loses_what_was_under_way_or_has_it_asked_again_and_another_connection_is_made() {
-    for speech in Speech::ALL {
+fn reset_loses_or_resends_messages_in_flight_and_reconnects() {
+    for test_protocol in TestProtocol::ALL {
         let server = Server::start(move |number, stream| {
-            let Some(mut host) = Host::begin(speech, stream) else { return };
+            let Some(mut host) = Host::begin(test_protocol, stream) else { return };
             if number > 0 {
                 return host.answer_all();
             }
@@ -30,24 +30,32 @@ fn a_reset_loses_what_was_under_way_or_has_it_asked_again_and_another_connection
                 reset(host.into_stream());
             }
         });
-        let mut path = StreamPath::start(speech.dial(server.address));
-        let told = path.until("answers over another connection", |told| told.answered() >= 20);
-        assert_eq!(told.connections, 2, "{speech:?}: {told:?}");
-        // An HTTP server may not have seen the request: it is asked again.
-        assert_eq!(told.lost() >= 1, speech != Speech::Http, "{speech:?}: {told:?}");
-        let told = path.stop();
-        let is_news = speech != Speech::Http;
-        assert_eq!(told.troubles.len(), usize::from(is_news), "{speech:?}: {told:?}");
-        assert_eq!(told.mentions(&server.address.to_string()), is_news, "{speech:?}: {told:?}");
-        assert_eq!((path.ended("reset"), path.ended_otherwise(&["reset"])), (1, 0), "{speech:?}");
+        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let observed = path.until("answers over another connection", |observed| observed.answered() >= 20);
+        assert_eq!(observed.connections, 2, "{test_protocol:?}: {observed:?}");
+        // An HTTP server may not have seen the request: it is sent again.
+        assert_eq!(
+            observed.lost() >= 1,
+            test_protocol != TestProtocol::Http,
+            "{test_protocol:?}: {observed:?}"
+        );
+        let observed = path.stop();
+        let is_reported = test_protocol != TestProtocol::Http;
+        assert_eq!(observed.errors.len(), usize::from(is_reported), "{test_protocol:?}: {observed:?}");
+        assert_eq!(
+            observed.mentions(&server.address.to_string()),
+            is_reported,
+            "{test_protocol:?}: {observed:?}"
+        );
+        assert_eq!((path.ended("reset"), path.ended_otherwise(&["reset"])), (1, 0), "{test_protocol:?}");
     }
 }
 
 #[test]
-fn what_is_closed_under_way_is_lost_or_asked_again_and_everything_else_is_answered() {
-    for speech in Speech::ALL {
+fn close_loses_or_resends_messages_in_flight_and_no_others() {
+    for test_protocol in TestProtocol::ALL {
         let server = Server::start(move |number, stream| {
-            let Some(mut host) = Host::begin(speech, stream) else { return };
+            let Some(mut host) = Host::begin(test_protocol, stream) else { return };
             if number > 2 {
                 return host.answer_all();
             }
@@ -55,99 +63,114 @@ fn what_is_closed_under_way_is_lost_or_asked_again_and_everything_else_is_answer
                 close(host.into_stream());
             }
         });
-        let mut path = StreamPath::start(speech.dial(server.address));
-        path.until("answers over the fourth connection", |told| told.answered() >= 20);
-        let told = path.stop();
-        let is_news = speech != Speech::Http;
-        assert_eq!(told.connections, 4, "{speech:?}: {told:?}");
-        assert_eq!(told.troubles.len(), if is_news { 3 } else { 0 }, "{speech:?}: {told:?}");
-        assert_eq!(told.lost() >= 3, is_news, "{speech:?}: {told:?}");
-        assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (3, 0), "{speech:?}");
+        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        path.until("answers over the fourth connection", |observed| observed.answered() >= 20);
+        let observed = path.stop();
+        let is_reported = test_protocol != TestProtocol::Http;
+        assert_eq!(observed.connections, 4, "{test_protocol:?}: {observed:?}");
+        assert_eq!(observed.errors.len(), if is_reported { 3 } else { 0 }, "{test_protocol:?}: {observed:?}");
+        assert_eq!(observed.lost() >= 3, is_reported, "{test_protocol:?}: {observed:?}");
+        assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (3, 0), "{test_protocol:?}");
     }
 }
 
 #[test]
-fn what_is_closed_between_two_messages_loses_none_of_those_that_were_answered() {
-    for speech in [Speech::Tcp, Speech::WebSocket] {
-        let orphans = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&orphans);
+fn close_between_messages_loses_no_answered_message() {
+    for test_protocol in [TestProtocol::Tcp, TestProtocol::WebSocket] {
+        let too_late = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&too_late);
         let server = Server::start(move |number, stream| {
-            let Some(mut host) = Host::begin(speech, stream) else { return };
+            let Some(mut host) = Host::begin(test_protocol, stream) else { return };
             if number > 2 {
                 return host.answer_all();
             }
             if host.answer(3).is_some() {
-                // What left before the end was seen comes too late.
+                // Messages that were sent before the client saw the close arrive too late.
                 counted.fetch_add(host.close(), Ordering::SeqCst);
             }
         });
-        let mut path = StreamPath::start(speech.dial(server.address));
-        path.until("answers over the fourth connection", |told| told.answered() >= 20);
+        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        path.until("answers over the fourth connection", |observed| observed.answered() >= 20);
         path.stop();
-        assert_eq!(path.ended_otherwise(&["closed"]), 0, "{speech:?}");
-        assert_eq!((path.told.connections, path.ended("closed")), (4, 3), "{speech:?}: {:?}", path.told);
+        assert_eq!(path.ended_otherwise(&["closed"]), 0, "{test_protocol:?}");
+        assert_eq!(
+            (path.observed.connections, path.ended("closed")),
+            (4, 3),
+            "{test_protocol:?}: {:?}",
+            path.observed
+        );
         drop(server);
-        assert_eq!(path.told.lost(), orphans.load(Ordering::SeqCst), "{speech:?}: {:?}", path.told);
+        assert_eq!(
+            path.observed.lost(),
+            too_late.load(Ordering::SeqCst),
+            "{test_protocol:?}: {:?}",
+            path.observed
+        );
     }
 }
 
 #[test]
-fn what_is_never_answered_is_lost_and_the_connection_is_given_up() {
-    for speech in Speech::ALL {
+fn unanswered_messages_are_lost_and_the_connection_times_out() {
+    for test_protocol in TestProtocol::ALL {
         let server = Server::start(move |_, stream| {
-            if let Some(host) = Host::begin(speech, stream) {
+            if let Some(host) = Host::begin(test_protocol, stream) {
                 hold(host.into_stream());
             }
         });
-        let mut path = StreamPath::brief(speech.dial(server.address));
-        path.until("a second connection", |told| told.connections >= 2 && told.lost() >= 5);
+        let mut path = StreamPath::brief(test_protocol.dial(server.address));
+        path.until("a second connection", |observed| observed.connections >= 2 && observed.lost() >= 5);
         path.handle.stop(PATIENT);
-        let told = path.end();
-        assert_eq!(told.lost(), told.sent(), "{speech:?}: {told:?}");
-        let silent = format!("nothing came back from {} for too long", server.address);
-        assert!(told.troubles.iter().all(|trouble| *trouble == silent), "{speech:?}: {told:?}");
-        assert!(path.ended("timeout") >= 1 && path.ended_otherwise(&["timeout"]) == 0, "{speech:?}");
+        let observed = path.end();
+        assert_eq!(observed.lost(), observed.sent(), "{test_protocol:?}: {observed:?}");
+        let silent = format!("no reply from {} before the timeout", server.address);
+        assert!(observed.errors.iter().all(|error| *error == silent), "{test_protocol:?}: {observed:?}");
+        assert!(path.ended("timeout") >= 1 && path.ended_otherwise(&["timeout"]) == 0, "{test_protocol:?}");
     }
 }
 
 #[test]
-fn who_accepts_and_says_nothing_is_given_up_too() {
-    for speech in [Speech::Tcp, Speech::WebSocket] {
+fn silent_server_times_out() {
+    for test_protocol in [TestProtocol::Tcp, TestProtocol::WebSocket] {
         let server = Server::start(|_, stream| hold(stream));
-        let mut path = StreamPath::brief(speech.dial(server.address));
-        path.until("a second attempt", |told| told.troubles.len() >= 2);
+        let mut path = StreamPath::brief(test_protocol.dial(server.address));
+        path.until("a second attempt", |observed| observed.errors.len() >= 2);
         eventually("another connection", || (server.accepted() >= 2).then_some(()));
-        let told = path.stop();
-        assert_eq!((told.connections, told.lost()), (0, told.sent()), "{speech:?}: {told:?}");
-        let silent = format!("no connection to {} for too long", server.address);
-        assert!(told.troubles.iter().all(|trouble| *trouble == silent), "{speech:?}: {told:?}");
-        assert_eq!(path.ended_otherwise(&["timeout"]), 0, "{speech:?}");
+        let observed = path.stop();
+        assert_eq!(
+            (observed.connections, observed.lost()),
+            (0, observed.sent()),
+            "{test_protocol:?}: {observed:?}"
+        );
+        let silent = format!("connecting to {}: timed out", server.address);
+        assert!(observed.errors.iter().all(|error| *error == silent), "{test_protocol:?}: {observed:?}");
+        assert_eq!(path.ended_otherwise(&["timeout"]), 0, "{test_protocol:?}");
     }
 }
 
 #[test]
-fn a_connection_that_ends_while_it_is_begun_is_tried_again() {
-    for speech in [Speech::Tcp, Speech::WebSocket] {
+fn connection_that_ends_during_its_handshake_is_retried() {
+    for test_protocol in [TestProtocol::Tcp, TestProtocol::WebSocket] {
         let server = Server::start(move |number, mut stream| match number {
             0 => reset(stream),
             1 => drop(close(stream)),
             2 => {
-                // In the middle of the first words.
-                let words: &[u8] = if speech == Speech::Tcp { b"pmst\x01\x02" } else { b"HTTP/1.1 101 Sw" };
-                stream.write_all(words).unwrap();
+                // In the middle of the handshake.
+                let bytes: &[u8] =
+                    if test_protocol == TestProtocol::Tcp { b"pmst\x01\x02" } else { b"HTTP/1.1 101 Sw" };
+                stream.write_all(bytes).unwrap();
                 drop(close(stream));
             }
             _ => {
-                if let Some(host) = Host::begin(speech, stream) {
+                if let Some(host) = Host::begin(test_protocol, stream) {
                     host.answer_all();
                 }
             }
         });
-        let mut path = StreamPath::start(speech.dial(server.address));
-        path.until("answers", |told| told.answered() >= 5);
-        let told = path.stop();
-        assert_eq!((told.connections, told.lost()), (1, 0), "{speech:?}: {told:?}");
+        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        path.until("answers", |observed| observed.answered() >= 5);
+        let observed = path.stop();
+        assert_eq!((observed.connections, observed.lost()), (1, 0), "{test_protocol:?}: {observed:?}");
         let ended = (path.ended("reset"), path.ended("closed"), path.ended_otherwise(&["reset", "closed"]));
-        assert_eq!(ended, (1, 2, 0), "{speech:?}: {:?}", path.told.troubles);
+        assert_eq!(ended, (1, 2, 0), "{test_protocol:?}: {:?}", path.observed.errors);
     }
 }

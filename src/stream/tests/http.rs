@@ -1,8 +1,8 @@
-//! Echo over HTTP, with servers of every kind.
+//! Echo over HTTP, with correct and faulty servers.
 
 use super::*;
 
-/// Serves each request of each connection with what `serve` writes; false: it says no more, and closes.
+/// A server that calls `serve` for each request and closes the connection when `serve` returns false.
 fn serving(serve: impl Fn(usize, &mut TcpStream) -> bool + Send + Sync + 'static) -> Server {
     Server::start(move |_, mut stream| {
         stream.set_nodelay(true).unwrap();
@@ -17,8 +17,8 @@ fn serving(serve: impl Fn(usize, &mut TcpStream) -> bool + Send + Sync + 'static
     })
 }
 
-/// Answers each request with these bytes, over connections that are kept.
-fn answering(bytes: impl Into<Vec<u8>>) -> Server {
+/// A server that answers each request with these bytes over persistent connections.
+fn server_replying(bytes: impl Into<Vec<u8>>) -> Server {
     let bytes = bytes.into();
     serving(move |_, stream| stream.write_all(&bytes).is_ok())
 }
@@ -26,10 +26,10 @@ fn answering(bytes: impl Into<Vec<u8>>) -> Server {
 fn expecting(server: &Server, status: &[u16], body: Option<&str>) -> StreamPath {
     let expected =
         ExpectedResponse { status: status.to_vec(), body: body.map(str::to_owned), is_agent: false };
-    StreamPath::start(dial(server.address, StreamProtocol::Http { place: place(server.address), expected }))
+    StreamPath::start(dial(server.address, StreamProtocol::Http { target: target(server.address), expected }))
 }
 
-/// How many answers had another status, and how many another body.
+/// The numbers of responses with an unexpected status and with an unexpected body.
 fn unexpected(path: &StreamPath) -> [u64; 2] {
     let page = path.scrape();
     let count = |reason| page.count("pathmeter_echo_unexpected_total", &[&format!("reason=\"{reason}\"")]);
@@ -37,8 +37,8 @@ fn unexpected(path: &StreamPath) -> [u64; 2] {
 }
 
 #[test]
-fn an_answer_that_was_not_expected_is_one_and_is_counted() {
-    let all = |count: usize| u64::try_from(count).unwrap();
+fn unexpected_response_is_an_answer_and_is_counted() {
+    let to_u64 = |count: usize| u64::try_from(count).unwrap();
     for (answered, status, body, is_status, is_body) in [
         (answer("200 OK", "all is well"), &[][..], None, true, true),
         (answer("200 OK", "all is well"), &[], Some("is w"), true, true),
@@ -50,74 +50,78 @@ fn an_answer_that_was_not_expected_is_one_and_is_counted() {
         (answer("200 OK", "all is ill"), &[], Some("well"), true, false),
         (answer("200 OK", ""), &[], Some("well"), true, false),
     ] {
-        let server = answering(answered.as_bytes());
+        let server = server_replying(answered.as_bytes());
         let mut path = expecting(&server, status, body);
-        path.until("answers", |told| told.answered() >= 5);
-        let told = path.stop();
-        assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{answered}: {told:?}");
-        let sent = all(told.sent());
+        path.until("answers", |observed| observed.answered() >= 5);
+        let observed = path.stop();
+        assert_eq!(
+            (observed.answered(), observed.connections),
+            (observed.sent(), 1),
+            "{answered}: {observed:?}"
+        );
+        let sent = to_u64(observed.sent());
         let expected = [if is_status { 0 } else { sent }, if is_body { 0 } else { sent }];
         assert_eq!(unexpected(&path), expected, "{answered}");
     }
 }
 
 #[test]
-fn long_bodies_and_bodies_in_pieces_are_read_to_their_end() {
+fn long_and_chunked_bodies_are_read_to_their_end() {
     let long = "x".repeat(200_000);
     let chunked =
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nall\r\n8\r\n is well\r\n0\r\n\r\n";
     for (answered, is_found) in [
         (answer("200 OK", &format!("all is well{long}")), true),
-        // Nobody looks that far.
+        // The expected text is beyond the searched part.
         (answer("200 OK", &format!("{long}all is well")), false),
         (chunked.to_owned(), true),
     ] {
-        let server = answering(answered.as_bytes());
+        let server = server_replying(answered.as_bytes());
         let mut path = expecting(&server, &[], Some("all is well"));
-        path.until("answers", |told| told.answered() >= 10);
-        let told = path.stop();
-        assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
-        let wrong = if is_found { 0 } else { u64::try_from(told.sent()).unwrap() };
+        path.until("answers", |observed| observed.answered() >= 10);
+        let observed = path.stop();
+        assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
+        let wrong = if is_found { 0 } else { u64::try_from(observed.sent()).unwrap() };
         assert_eq!(unexpected(&path), [0, wrong]);
     }
 }
 
 #[test]
-fn a_server_that_closes_after_each_answer_is_asked_over_another_connection_each_time() {
+fn server_without_keep_alive_gets_a_connection_per_request() {
     let closing = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
     let until_the_end = "HTTP/1.1 200 OK\r\n\r\nok";
     let old = "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok";
-    for words in [closing, until_the_end, old] {
+    for bytes in [closing, until_the_end, old] {
         let server = serving(move |_, stream| {
-            stream.write_all(words.as_bytes()).unwrap();
+            stream.write_all(bytes.as_bytes()).unwrap();
             false
         });
-        let mut path = StreamPath::with(Speech::Http.dial(server.address), |spec| {
-            // Another connection is not made at once.
+        let mut path = StreamPath::with(TestProtocol::Http.dial(server.address), |spec| {
+            // Reconnecting takes some time.
             spec.interval = Duration::from_millis(150);
         });
-        path.until("answers", |told| told.answered() >= 5);
-        let told = path.stop();
-        assert_eq!((told.lost(), told.answered()), (0, told.sent()), "{words}: {told:?}");
-        assert!(told.connections >= told.answered(), "{words}: {told:?}");
-        assert_eq!(path.ended_otherwise(&["closed"]), 0, "{words}");
+        path.until("answers", |observed| observed.answered() >= 5);
+        let observed = path.stop();
+        assert_eq!((observed.lost(), observed.answered()), (0, observed.sent()), "{bytes}: {observed:?}");
+        assert!(observed.connections >= observed.answered(), "{bytes}: {observed:?}");
+        assert_eq!(path.ended_otherwise(&["closed"]), 0, "{bytes}");
     }
 }
 
 #[test]
-fn an_answer_that_stops_in_the_middle_is_a_loss_and_one_that_never_began_is_asked_for_again() {
+fn truncated_response_is_lost_and_a_missing_one_is_requested_again() {
     for (half, lost) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly a part", 1),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n64\r\nonly a part", 1),
-        // It may not have been seen.
+        // The server may not have seen the request.
         ("", 0),
     ] {
         let server = Server::start(move |number, mut stream| {
-            for asked in 0.. {
+            for exchange in 0.. {
                 if request(&mut stream).is_none() {
                     return;
                 }
-                if number == 0 && asked == 2 {
+                if number == 0 && exchange == 2 {
                     stream.write_all(half.as_bytes()).unwrap();
                     return drop(close(stream));
                 }
@@ -125,46 +129,46 @@ fn an_answer_that_stops_in_the_middle_is_a_loss_and_one_that_never_began_is_aske
             }
         });
         let mut path = expecting(&server, &[], None);
-        path.until("answers over another connection", |told| told.answered() >= 10);
-        let told = path.stop();
+        path.until("answers over another connection", |observed| observed.answered() >= 10);
+        let observed = path.stop();
         assert_eq!(
-            (told.lost(), told.connections, told.troubles.len()),
+            (observed.lost(), observed.connections, observed.errors.len()),
             (lost, 2, lost),
-            "{half:?}: {told:?}"
+            "{half:?}: {observed:?}"
         );
         assert_eq!(
             (path.ended("closed"), path.ended_otherwise(&["closed"])),
             (1, 0),
             "{half:?}: {:?}",
-            path.told
+            path.observed
         );
     }
 }
 
 #[test]
-fn what_is_not_http_ends_the_connection() {
-    for words in [
+fn invalid_http_ends_the_connection() {
+    for bytes in [
         "SSH-2.0-OpenSSH_9.6\r\n",
         "HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
     ] {
         let server = serving(move |number, stream| match number {
-            2 => stream.write_all(words.as_bytes()).is_err(),
+            2 => stream.write_all(bytes.as_bytes()).is_err(),
             _ => stream.write_all(answer("200 OK", "ok").as_bytes()).is_ok(),
         });
         let mut path = expecting(&server, &[], None);
-        path.until("a trouble", |told| !told.troubles.is_empty());
+        path.until("an error", |observed| !observed.errors.is_empty());
         path.handle.remove(ID);
-        let told = path.stop();
-        assert_eq!(told.lost(), told.troubles.len(), "{words:?}: {told:?}");
-        assert!(told.mentions(&server.address.to_string()), "{words:?}: {told:?}");
-        assert!(path.ended("protocol") >= 1, "{words:?}: {:?}", path.told);
-        assert_eq!(path.ended_otherwise(&["protocol"]), 0, "{words:?}: {:?}", path.told);
+        let observed = path.stop();
+        assert_eq!(observed.lost(), observed.errors.len(), "{bytes:?}: {observed:?}");
+        assert!(observed.mentions(&server.address.to_string()), "{bytes:?}: {observed:?}");
+        assert!(path.ended("protocol") >= 1, "{bytes:?}: {:?}", path.observed);
+        assert_eq!(path.ended_otherwise(&["protocol"]), 0, "{bytes:?}: {:?}", path.observed);
     }
 }
 
 #[test]
-fn a_body_that_comes_slowly_does_not_make_the_round_trip_longer() {
+fn slow_body_does_not_lengthen_the_round_trip() {
     let release = Arc::new(AtomicBool::new(false));
     let released = Arc::clone(&release);
     let server = serving(move |number, stream| {
@@ -175,36 +179,41 @@ fn a_body_that_comes_slowly_does_not_make_the_round_trip_longer() {
         stream.write_all(b".").is_ok()
     });
     let mut path = expecting(&server, &[], Some("ok."));
-    path.until("a first request", |told| told.sent() == 1);
-    // The next ones wait for the whole answer.
-    let beats = path.handle.series().progress.get();
-    eventually("a second goes by", || (path.handle.series().progress.get() >= beats + 4).then_some(()));
-    assert_eq!(path.listen().decisions().count(), 0);
+    path.until("a first request", |observed| observed.sent() == 1);
+    // Further requests wait for the complete response.
+    let heartbeats = path.handle.series().progress.get();
+    eventually("one second of heartbeats", || {
+        (path.handle.series().progress.get() >= heartbeats + 4).then_some(())
+    });
+    assert_eq!(path.collect().decisions().count(), 0);
     release.store(true, Ordering::SeqCst);
-    path.until("answers", |told| told.answered() >= 10);
-    let told = path.stop();
-    assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
-    let trips: Vec<Duration> = told.decisions().filter_map(|(.., rtt)| rtt).collect();
-    assert!(trips[0] < trips[1], "the first one had its head at once, the second one waited: {trips:?}");
+    path.until("answers", |observed| observed.answered() >= 10);
+    let observed = path.stop();
+    assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
+    let trips: Vec<Duration> = observed.decisions().filter_map(|(.., rtt)| rtt).collect();
+    assert!(
+        trips[0] < trips[1],
+        "the first response head came at once, the second request waited: {trips:?}"
+    );
     assert_eq!(unexpected(&path), [0, 0]);
 }
 
 #[test]
-fn a_body_that_never_ends_is_given_up() {
+fn endless_body_times_out() {
     let server = serving(|_, stream| {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok").unwrap();
         hold(stream.try_clone().unwrap());
         false
     });
-    let mut path = StreamPath::brief(Speech::Http.dial(server.address));
-    path.until("a second connection", |told| told.connections >= 2);
-    let told = path.stop();
-    assert_eq!(told.lost(), told.sent(), "{told:?}");
+    let mut path = StreamPath::brief(TestProtocol::Http.dial(server.address));
+    path.until("a second connection", |observed| observed.connections >= 2);
+    let observed = path.stop();
+    assert_eq!(observed.lost(), observed.sent(), "{observed:?}");
     assert_eq!(path.ended_otherwise(&["timeout"]), 0);
 }
 
 #[test]
-fn an_answer_before_the_question_is_none() {
+fn response_before_the_request_is_not_an_answer() {
     let server = Server::start(|number, mut stream| {
         if number == 0 {
             stream.write_all(answer("408 Request Timeout", "too slow").as_bytes()).unwrap();
@@ -213,17 +222,19 @@ fn an_answer_before_the_question_is_none() {
             Host::Http(stream).answer_all();
         }
     });
-    let mut path = StreamPath::with(Speech::Http.dial(server.address), |spec| {
+    let mut path = StreamPath::with(TestProtocol::Http.dial(server.address), |spec| {
         spec.interval = Duration::from_millis(100)
     });
-    path.until("answers over another connection", |told| told.connections == 2 && told.answered() >= 3);
-    let told = path.stop();
-    assert!(told.lost() <= 1, "{told:?}");
+    path.until("answers over another connection", |observed| {
+        observed.connections == 2 && observed.answered() >= 3
+    });
+    let observed = path.stop();
+    assert!(observed.lost() <= 1, "{observed:?}");
     assert_eq!(unexpected(&path), [0, 0]);
 }
 
 #[test]
-fn what_is_asked_for_is_what_was_configured() {
+fn request_matches_the_configuration() {
     let heads = Arc::new(std::sync::Mutex::new(Vec::new()));
     let seen = Arc::clone(&heads);
     let server = Server::start(move |_, mut stream| {
@@ -234,23 +245,23 @@ fn what_is_asked_for_is_what_was_configured() {
             }
         }
     });
-    let place = HttpTarget {
+    let target = HttpTarget {
         authority: "shop.example.net:8443".to_owned(),
         path: "/health?deep=1".to_owned(),
         signer: None,
         secure: None,
     };
     let mut path =
-        StreamPath::start(dial(server.address, StreamProtocol::Http { place, expected: whatever() }));
-    path.until("answers", |told| told.answered() >= 3);
-    let told = path.stop();
+        StreamPath::start(dial(server.address, StreamProtocol::Http { target, expected: any_success() }));
+    path.until("answers", |observed| observed.answered() >= 3);
+    let observed = path.stop();
     let heads = heads.lock().unwrap();
-    assert_eq!(heads.len(), told.sent());
+    assert_eq!(heads.len(), observed.sent());
     for head in heads.iter() {
         assert!(head.starts_with("GET /health?deep=1 HTTP/1.1\r\n"), "{head}");
         assert!(head.contains("\r\nhost: shop.example.net:8443\r\n"), "{head}");
         assert!(
-            head.contains(&format!("\r\nuser-agent: {}\r\n", super::super::http_target::AGENT)),
+            head.contains(&format!("\r\nuser-agent: {}\r\n", super::super::http_target::USER_AGENT_VALUE)),
             "{head}"
         );
     }

@@ -1,4 +1,4 @@
-//! Paths over connections, towards servers that do right and then wrong.
+//! Tests of paths over connections, with correct and faulty servers.
 
 mod connect_probe;
 mod endings;
@@ -38,16 +38,16 @@ use crate::metrics::stream::StreamSeries;
 use crate::metrics::{Blocks, Exporter, ExpositionFormat as PageFormat, HttpCounts};
 use crate::paths::PathId;
 
-/// Deadlines that no delay of this machine reaches.
+/// A timeout that never expires in a test.
 const PATIENT: Duration = Duration::from_secs(60);
 
-/// A deadline that is waited for.
+/// A timeout that the test waits for.
 const BRIEF: Duration = Duration::from_millis(300);
 
-/// Between two messages.
+/// Interval of messages.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Bytes of a message.
+/// Message size in bytes.
 const BYTES: u32 = 96;
 
 const SECRET: &str = "the key of this year";
@@ -65,7 +65,7 @@ struct Server {
 }
 
 impl Server {
-    /// Serves each connection in a thread of its own; `serve` is told its number, from 0 on.
+    /// Serves each connection in its own thread; `serve` receives the number of the connection, from 0.
     fn start(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> Self {
         Self::on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(), serve)
     }
@@ -75,22 +75,22 @@ impl Server {
         let (accepted, is_closed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (counted, is_over, serve) = (Arc::clone(&accepted), Arc::clone(&is_closed), Arc::new(serve));
         let accepting = thread::spawn(move || {
-            let mut guests = Vec::new();
+            let mut connections = Vec::new();
             while let Ok((stream, _)) = listener.accept() {
                 if is_over.load(Ordering::SeqCst) {
                     break;
                 }
                 let (number, serve) = (counted.fetch_add(1, Ordering::SeqCst), Arc::clone(&serve));
-                guests.push(thread::spawn(move || serve(number, stream)));
+                connections.push(thread::spawn(move || serve(number, stream)));
             }
-            for guest in guests {
-                guest.join().unwrap();
+            for connection in connections {
+                connection.join().unwrap();
             }
         });
         Self { address, accepted, is_closed, accepting: Some(accepting) }
     }
 
-    /// Connections so far.
+    /// Number of accepted connections.
     fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
@@ -99,16 +99,16 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.is_closed.store(true, Ordering::SeqCst);
-        // It is woken by one more connection.
+        // One more connection wakes the accepting thread.
         drop(TcpStream::connect(self.address));
-        // After a failure it may wait for something that does not come any more.
+        // After a failed test the thread may wait forever.
         if let Some(accepting) = self.accepting.take().filter(|_| !thread::panicking()) {
-            accepting.join().expect("a server does its part");
+            accepting.join().expect("the server thread does not panic");
         }
     }
 }
 
-/// An address where nobody listens, as long as the socket lives.
+/// An address without a listener, as long as the socket exists.
 fn closed_port() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
@@ -122,7 +122,7 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Says that nothing more comes, and reads until the other side ends.
+/// Shuts down writing, and reads until the other side closes.
 fn close(mut stream: TcpStream) -> Vec<u8> {
     let _ = stream.shutdown(Shutdown::Write);
     let mut rest = Vec::new();
@@ -130,27 +130,27 @@ fn close(mut stream: TcpStream) -> Vec<u8> {
     rest
 }
 
-/// Reads and says nothing, until the other side ends.
+/// Reads without replying, until the other side closes.
 fn hold(mut stream: TcpStream) {
     let _ = io::copy(&mut stream, &mut io::sink());
 }
 
-/// What a server speaks, well.
+/// The protocol of a test server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Speech {
+enum TestProtocol {
     Tcp,
     WebSocket,
     Http,
 }
 
-/// One well-spoken end of a connection.
+/// The server side of a connection.
 enum Host {
     Tcp(TcpHost),
     WebSocket(Box<tungstenite::WebSocket<TcpStream>>),
     Http(TcpStream),
 }
 
-/// A server's end of our echo over TCP.
+/// The server side of echo over TCP.
 struct TcpHost {
     stream: TcpStream,
     seal: Seal,
@@ -159,7 +159,7 @@ struct TcpHost {
 }
 
 impl TcpHost {
-    /// Welcomes; `None`: nobody greeted.
+    /// Answers the greeting; `None` if there was none.
     fn begin(mut stream: TcpStream, keys: Option<&Keys>) -> Option<Self> {
         stream.set_nodelay(true).unwrap();
         let mut greeting = [0; GREETING_BYTES];
@@ -172,7 +172,7 @@ impl TcpHost {
         Some(Self { stream, seal: Seal::of(key, &hello, &welcome), bytes, frame: Vec::new() })
     }
 
-    /// Reads a message and makes the reply of it; `None` at the end.
+    /// Reads a message and prepares its reply; `None` at the end of the stream.
     fn read(&mut self) -> Option<&mut Vec<u8>> {
         self.frame.resize(self.bytes, 0);
         self.stream.read_exact(&mut self.frame).ok()?;
@@ -187,7 +187,7 @@ impl TcpHost {
     }
 }
 
-/// Reads the head of a request; `None` at the end.
+/// Reads the head of a request; `None` at the end of the stream.
 fn request(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -198,23 +198,23 @@ fn request(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).unwrap())
 }
 
-/// An answer with a body.
+/// An HTTP response with a body.
 fn answer(head: &str, body: &str) -> String {
     format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
 impl Host {
-    fn begin(speech: Speech, stream: TcpStream) -> Option<Self> {
-        match speech {
-            Speech::Tcp => TcpHost::begin(stream, None).map(Self::Tcp),
-            Speech::WebSocket => {
+    fn begin(test_protocol: TestProtocol, stream: TcpStream) -> Option<Self> {
+        match test_protocol {
+            TestProtocol::Tcp => TcpHost::begin(stream, None).map(Self::Tcp),
+            TestProtocol::WebSocket => {
                 tungstenite::accept(stream).ok().map(|socket| Self::WebSocket(Box::new(socket)))
             }
-            Speech::Http => Some(Self::Http(stream)),
+            TestProtocol::Http => Some(Self::Http(stream)),
         }
     }
 
-    /// Reads a message, and answers it if that is wished; `None` at the end.
+    /// Reads a message, and replies if `is_answered`; `None` at the end of the stream.
     fn take(&mut self, is_answered: bool) -> Option<()> {
         match self {
             Self::Tcp(host) => {
@@ -232,24 +232,24 @@ impl Host {
         }
     }
 
-    /// Answers some messages.
+    /// Answers `count` messages.
     fn answer(&mut self, count: usize) -> Option<()> {
         (0..count).try_for_each(|_| self.take(true))
     }
 
-    /// Answers until the other side ends.
+    /// Answers until the other side closes.
     fn answer_all(mut self) {
         while self.take(true).is_some() {}
     }
 
-    /// Says that nothing more comes, and counts what still does.
+    /// Shuts down writing, and counts the messages that still arrive.
     fn close(mut self) -> usize {
         let stream = match &self {
             Self::Tcp(host) => &host.stream,
             Self::WebSocket(socket) => socket.get_ref(),
             Self::Http(stream) => stream,
         };
-        // It may have ended already.
+        // The connection may have ended already.
         let _ = stream.shutdown(Shutdown::Write);
         std::iter::from_fn(|| self.take(false)).count()
     }
@@ -263,40 +263,40 @@ impl Host {
     }
 }
 
-impl Speech {
+impl TestProtocol {
     const ALL: [Self; 3] = [Self::Tcp, Self::WebSocket, Self::Http];
 
-    /// Speaks it to a server.
+    /// Connects to a server with this protocol.
     fn dial(self, to: SocketAddr) -> Dial {
         match self {
             Self::Tcp => dial(to, StreamProtocol::Tcp { bytes: BYTES, keys: None }),
             Self::WebSocket => dial(
                 to,
                 StreamProtocol::WebSocket {
-                    place: place(to),
+                    target: target(to),
                     format: MessageFormat::Text,
                     bytes: BYTES as usize,
                 },
             ),
-            Self::Http => dial(to, StreamProtocol::Http { place: place(to), expected: whatever() }),
+            Self::Http => dial(to, StreamProtocol::Http { target: target(to), expected: any_success() }),
         }
     }
 }
 
-fn dial(to: SocketAddr, over: StreamProtocol) -> Dial {
-    Dial { to, host: None, source: None, dscp: Dscp::DEFAULT, over }
+fn dial(to: SocketAddr, protocol: StreamProtocol) -> Dial {
+    Dial { to, host: None, source: None, dscp: Dscp::DEFAULT, protocol }
 }
 
-fn place(to: SocketAddr) -> HttpTarget {
+fn target(to: SocketAddr) -> HttpTarget {
     HttpTarget { authority: to.to_string(), path: "/".to_owned(), signer: None, secure: None }
 }
 
-/// Any answer with a status of success.
-fn whatever() -> ExpectedResponse {
+/// Accepts any response with a success status.
+fn any_success() -> ExpectedResponse {
     ExpectedResponse { status: Vec::new(), body: None, is_agent: false }
 }
 
-/// What a scrape says.
+/// Scrapes the metrics.
 fn scrape(exporter: &Arc<Exporter>) -> Scrape {
     let nothing = HttpCounts { connections: 0, accept_errors: 0, responses: [("2xx", 0); 5], tls: None };
     let (mut page, mut text) = (exporter.page(&nothing, PageFormat::Classic), Vec::new());
@@ -304,44 +304,44 @@ fn scrape(exporter: &Arc<Exporter>) -> Scrape {
     Scrape::parse(std::str::from_utf8(&text).unwrap())
 }
 
-/// A path that is measured, and all that is said of it.
+/// A path under test, and everything that it reports.
 struct StreamPath {
     handle: StreamHandle,
     events: tokio::sync::mpsc::Receiver<LoopEvent>,
-    tap: Receiver<EchoReport>,
+    reports: Receiver<EchoReport>,
     exporter: Arc<Exporter>,
     series: Arc<EchoSeries>,
-    told: Told,
+    observed: Observed,
 }
 
-/// What was said of a path so far.
+/// What a path has reported so far.
 #[derive(Default)]
-struct Told {
+struct Observed {
     reports: Vec<EchoReport>,
-    /// Why there was no connection, each time.
-    troubles: Vec<String>,
+    /// The reasons of all connection failures.
+    errors: Vec<String>,
     connections: usize,
     is_finished: bool,
 }
 
-impl fmt::Debug for Told {
+impl fmt::Debug for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [self.sent(), self.answered(), self.lost(), self.withdrawn()];
         write!(f, "{counts:?} sent, answered, lost, withdrawn over {} connections", self.connections)?;
-        write!(f, "; troubles: {:#?}", self.troubles)
+        write!(f, "; errors: {:#?}", self.errors)
     }
 }
 
-/// A message's verdict, and its round trip if it has one.
+/// Sequence number, verdict, and RTT if there is one.
 type Decision = (u64, Verdict, Option<Duration>);
 
-impl Told {
+impl Observed {
     fn sent(&self) -> usize {
         self.count(|report| matches!(report, EchoReport::Sent { .. }))
     }
 
-    fn count(&self, is_meant: impl Fn(&EchoReport) -> bool) -> usize {
-        self.reports.iter().filter(|report| is_meant(report)).count()
+    fn count(&self, matches: impl Fn(&EchoReport) -> bool) -> usize {
+        self.reports.iter().filter(|report| matches(report)).count()
     }
 
     fn decisions(&self) -> impl Iterator<Item = Decision> + '_ {
@@ -366,8 +366,8 @@ impl Told {
         })
     }
 
-    fn decided(&self, is_so: impl Fn(Verdict) -> bool) -> usize {
-        self.decisions().filter(|(_, verdict, _)| is_so(*verdict)).count()
+    fn decided(&self, condition: impl Fn(Verdict) -> bool) -> usize {
+        self.decisions().filter(|(_, verdict, _)| condition(*verdict)).count()
     }
 
     fn lost(&self) -> usize {
@@ -382,8 +382,8 @@ impl Told {
         self.decided(|verdict| matches!(verdict, Verdict::Ok | Verdict::Late))
     }
 
-    /// Messages without an answer that were sent before the last one that has one.
-    fn passed_over(&self) -> Vec<u64> {
+    /// Unanswered messages that were sent before the last answered one.
+    fn unanswered(&self) -> Vec<u64> {
         let is_answer = |verdict| matches!(verdict, Verdict::Ok | Verdict::Late);
         let answered: BTreeSet<u64> = self
             .decisions()
@@ -398,19 +398,19 @@ impl Told {
         self.count(|report| *report == EchoReport::Mismatched(why))
     }
 
-    /// Whether a trouble has these words in it.
-    fn mentions(&self, words: &str) -> bool {
-        self.troubles.iter().any(|trouble| trouble.contains(words))
+    /// Whether an error contains this text.
+    fn mentions(&self, text: &str) -> bool {
+        self.errors.iter().any(|error| error.contains(text))
     }
 }
 
 impl StreamPath {
-    /// Measures with deadlines that nothing reaches.
+    /// Starts a path with timeouts that never expire.
     fn start(dial: Dial) -> Self {
         Self::with(dial, |_| {})
     }
 
-    /// Measures with a deadline that is reached soon.
+    /// Starts a path with short timeouts.
     fn brief(dial: Dial) -> Self {
         Self::with(dial, |spec| (spec.late_after, spec.lost_after) = (BRIEF, BRIEF))
     }
@@ -419,21 +419,21 @@ impl StreamPath {
         Self::timing(dial, None, change)
     }
 
-    /// The same, and fresh connections are timed.
-    fn timing(dial: Dial, fresh: Option<Duration>, change: impl FnOnce(&mut StreamSpec)) -> Self {
+    /// Starts a path with connection probes.
+    fn timing(dial: Dial, connect_interval: Option<Duration>, change: impl FnOnce(&mut StreamSpec)) -> Self {
         let mut spec = StreamSpec {
             interval: INTERVAL,
             late_after: PATIENT,
             lost_after: PATIENT,
-            at_once: dial.over.at_once(),
-            on_demand: dial.over.is_on_demand(),
+            at_once: dial.protocol.at_once(),
+            on_demand: dial.protocol.is_on_demand(),
             count: None,
             seed: 7,
         };
         change(&mut spec);
         let series = Arc::new(EchoSeries::new("p", "b", "ipv4", 1));
         let stream = Arc::new(StreamSeries::new("p", "b", "ipv4"));
-        let (reports, tap) = channel();
+        let (report_sender, reports) = channel();
         let (sender, events) = tokio::sync::mpsc::channel(100_000);
         let handle = super::spawn(sender).unwrap();
         let exporter = Arc::new(Exporter::new(vec![Arc::clone(handle.series())], Default::default()));
@@ -441,78 +441,85 @@ impl StreamPath {
         blocks.add(Arc::clone(&series));
         blocks.add(Arc::clone(&stream));
         exporter.publish(blocks);
-        let echo = StreamEcho { spec, dial, fresh, series: Arc::clone(&series), stream, tap: Some(reports) };
+        let echo = StreamEcho {
+            spec,
+            dial,
+            connect_interval,
+            series: Arc::clone(&series),
+            stream,
+            reports: Some(report_sender),
+        };
         handle.start(NewPath { id: ID, task: echo, peer_left_at: None });
-        Self { handle, events, tap, exporter, series, told: Told::default() }
+        Self { handle, events, reports, exporter, series, observed: Observed::default() }
     }
 
-    fn listen(&mut self) -> &Told {
-        self.told.reports.extend(self.tap.try_iter());
+    fn collect(&mut self) -> &Observed {
+        self.observed.reports.extend(self.reports.try_iter());
         while let Ok(event) = self.events.try_recv() {
             match event {
-                LoopEvent::Started { .. } => self.told.connections += 1,
-                LoopEvent::Disconnected { reason, .. } => self.told.troubles.push(reason),
-                LoopEvent::Finished(_) => self.told.is_finished = true,
+                LoopEvent::Started { .. } => self.observed.connections += 1,
+                LoopEvent::Disconnected { reason, .. } => self.observed.errors.push(reason),
+                LoopEvent::Finished(_) => self.observed.is_finished = true,
                 LoopEvent::NotStarted { .. }
                 | LoopEvent::OfPath { .. }
                 | LoopEvent::PeerLeaving(_)
                 | LoopEvent::ClockStepped(_)
-                | LoopEvent::Suspended(_) => panic!("a path has no business with {event:?}"),
+                | LoopEvent::Suspended(_) => panic!("unexpected event {event:?}"),
             }
         }
-        &self.told
+        &self.observed
     }
 
-    /// Waits until something was said.
-    fn until(&mut self, what: &str, is_so: impl Fn(&Told) -> bool) -> &Told {
+    /// Waits for a condition on the reports.
+    fn until(&mut self, what: &str, condition: impl Fn(&Observed) -> bool) -> &Observed {
         let mut so_far = String::new();
         let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             eventually(what, || {
-                let told = self.listen();
-                so_far = format!("{told:?}");
-                is_so(told).then_some(())
+                let observed = self.collect();
+                so_far = format!("{observed:?}");
+                condition(observed).then_some(())
             });
         }));
-        assert!(seen.is_ok(), "waited in vain: {what}; {so_far}");
-        &self.told
+        assert!(seen.is_ok(), "timed out waiting for: {what}; {so_far}");
+        &self.observed
     }
 
     fn scrape(&self) -> Scrape {
         scrape(&self.exporter)
     }
 
-    /// Connections, or attempts at one, that ended for that reason.
+    /// Number of connections and attempts that ended for this reason.
     fn ended(&self, reason: &str) -> u64 {
         self.scrape().count("pathmeter_echo_reconnects_total", &[&format!("reason=\"{reason}\"")])
     }
 
-    /// Those that ended for another one.
+    /// Number of those that ended for other reasons.
     fn ended_otherwise(&self, reasons: &[&str]) -> u64 {
         let all = self.scrape().count("pathmeter_echo_reconnects_total", &[]);
         all - reasons.iter().map(|reason| self.ended(reason)).sum::<u64>()
     }
 
-    /// Stops when everything is decided, and checks that each message has its one verdict.
-    fn stop(&mut self) -> &Told {
+    /// Stops the path, and checks that each message has exactly one verdict.
+    fn stop(&mut self) -> &Observed {
         self.handle.stop(DEADLINE);
         self.end()
     }
 
-    /// Waits for the end of the thread, and checks that each message has its one verdict.
-    fn end(&mut self) -> &Told {
+    /// Waits for the end of the thread, and checks that each message has exactly one verdict.
+    fn end(&mut self) -> &Observed {
         eventually("the thread ends", || self.handle.is_finished().then_some(()));
-        self.listen();
+        self.collect();
         let page = self.scrape();
-        assert_eq!(self.told.decisions().count(), self.told.sent(), "{page}");
+        assert_eq!(self.observed.decisions().count(), self.observed.sent(), "{page}");
         assert_eq!(self.series.decided(), self.series.sent.get(), "{page}");
-        assert_eq!(self.series.decided(), self.told.sent() as u64, "{page}");
+        assert_eq!(self.series.decided(), self.observed.sent() as u64, "{page}");
         assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
         assert_eq!(page.count("pathmeter_echo_connected", &[]), 0, "{page}");
-        let mut sequences: Vec<u64> = self.told.decisions().map(|(sequence, ..)| sequence).collect();
+        let mut sequences: Vec<u64> = self.observed.decisions().map(|(sequence, ..)| sequence).collect();
         sequences.sort_unstable();
         sequences.dedup();
-        assert_eq!(sequences.len(), self.told.sent(), "one verdict each");
-        &self.told
+        assert_eq!(sequences.len(), self.observed.sent(), "one verdict each");
+        &self.observed
     }
 }
 

@@ -1,4 +1,4 @@
-//! A path's own life, whatever happens to its connections.
+//! The lifecycle of a path, independent of its connections.
 
 use std::net::IpAddr;
 
@@ -7,26 +7,31 @@ use pathmeter_proto::machine::NotSent;
 use super::*;
 use crate::clock::Clock;
 
-fn well(speech: Speech) -> Server {
+fn answering_server(test_protocol: TestProtocol) -> Server {
     Server::start(move |_, stream| {
-        if let Some(host) = Host::begin(speech, stream) {
+        if let Some(host) = Host::begin(test_protocol, stream) {
             host.answer_all();
         }
     })
 }
 
 #[test]
-fn an_address_that_is_not_ours_is_our_own_fault_and_loses_nothing() {
-    for speech in Speech::ALL {
-        let server = well(speech);
+fn foreign_source_address_is_a_local_error_and_not_a_loss() {
+    for test_protocol in TestProtocol::ALL {
+        let server = answering_server(test_protocol);
         let foreign: IpAddr = "192.0.2.1".parse().unwrap();
-        let mut path = StreamPath::start(Dial { source: Some(foreign), ..speech.dial(server.address) });
-        path.until("messages that are not sent", |told| {
-            told.count(|report| *report == EchoReport::SendError(NotSent::Unreachable)) >= 5
+        let mut path =
+            StreamPath::start(Dial { source: Some(foreign), ..test_protocol.dial(server.address) });
+        path.until("messages that are not sent", |observed| {
+            observed.count(|report| *report == EchoReport::SendError(NotSent::Unreachable)) >= 5
         });
-        let told = path.stop();
-        assert_eq!((told.sent(), told.lost(), told.connections), (0, 0, 0), "{speech:?}: {told:?}");
-        assert!(path.ended("local") >= 1 && path.ended_otherwise(&["local"]) == 0, "{speech:?}");
+        let observed = path.stop();
+        assert_eq!(
+            (observed.sent(), observed.lost(), observed.connections),
+            (0, 0, 0),
+            "{test_protocol:?}: {observed:?}"
+        );
+        assert!(path.ended("local") >= 1 && path.ended_otherwise(&["local"]) == 0, "{test_protocol:?}");
         let page = path.scrape();
         assert!(page.count("pathmeter_echo_send_errors_total", &[r#"error="unreachable""#]) >= 5, "{page}");
         assert_eq!(server.accepted(), 0);
@@ -34,29 +39,32 @@ fn an_address_that_is_not_ours_is_our_own_fault_and_loses_nothing() {
 }
 
 #[test]
-fn a_path_ends_when_it_has_sent_all_it_should() {
-    for speech in Speech::ALL {
-        let server = well(speech);
-        let mut path = StreamPath::with(speech.dial(server.address), |spec| spec.count = Some(10));
-        path.until("its end", |told| told.is_finished);
-        let told = path.stop();
-        assert_eq!(told.answered(), told.sent(), "{speech:?}: {told:?}");
-        let unsent: u64 =
-            told.reports.iter().map(|report| if let EchoReport::Unsent(n) = report { *n } else { 0 }).sum();
-        assert_eq!(told.sent() as u64 + unsent, 10, "{speech:?}");
-        assert_eq!((told.connections, told.troubles.len()), (1, 0), "{speech:?}: {told:?}");
+fn path_finishes_after_its_last_message() {
+    for test_protocol in TestProtocol::ALL {
+        let server = answering_server(test_protocol);
+        let mut path = StreamPath::with(test_protocol.dial(server.address), |spec| spec.count = Some(10));
+        path.until("the end of the path", |observed| observed.is_finished);
+        let observed = path.stop();
+        assert_eq!(observed.answered(), observed.sent(), "{test_protocol:?}: {observed:?}");
+        let unsent: u64 = observed
+            .reports
+            .iter()
+            .map(|report| if let EchoReport::Unsent(n) = report { *n } else { 0 })
+            .sum();
+        assert_eq!(observed.sent() as u64 + unsent, 10, "{test_protocol:?}");
+        assert_eq!((observed.connections, observed.errors.len()), (1, 0), "{test_protocol:?}: {observed:?}");
     }
 }
 
 #[test]
-fn a_peer_that_said_goodbye_withdraws_what_it_does_not_answer() {
-    for speech in Speech::ALL {
-        let [fall_silent, silent, leave] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
-        let (falls_silent, is_silent) = (Arc::clone(&fall_silent), Arc::clone(&silent));
+fn goodbye_withdraws_unanswered_messages() {
+    for test_protocol in TestProtocol::ALL {
+        let [stall, silent, leave] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
+        let (should_stall, is_silent) = (Arc::clone(&stall), Arc::clone(&silent));
         let is_leaving = Arc::clone(&leave);
         let server = Server::start(move |number, stream| {
-            let Some(mut host) = Host::begin(speech, stream) else { return };
-            while number > 0 || !falls_silent.load(Ordering::SeqCst) {
+            let Some(mut host) = Host::begin(test_protocol, stream) else { return };
+            while number > 0 || !should_stall.load(Ordering::SeqCst) {
                 if host.take(true).is_none() {
                     return;
                 }
@@ -69,56 +77,58 @@ fn a_peer_that_said_goodbye_withdraws_what_it_does_not_answer() {
                 close(host.into_stream());
             }
         });
-        let mut path = StreamPath::start(speech.dial(server.address));
-        path.until("answers", |told| told.answered() >= 5);
-        fall_silent.store(true, Ordering::SeqCst);
-        eventually("it is silent", || silent.load(Ordering::SeqCst).then_some(()));
-        path.until("one that is not answered", |told| told.sent() > told.answered());
+        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        path.until("answers", |observed| observed.answered() >= 5);
+        stall.store(true, Ordering::SeqCst);
+        eventually("the server stalls", || silent.load(Ordering::SeqCst).then_some(()));
+        path.until("an unanswered message", |observed| observed.sent() > observed.answered());
         path.handle.peer_leaving(vec![ID, PathId(2)], Clock::now());
-        eventually("it is known", || path.series.is_draining().then_some(()));
+        eventually("the goodbye is received", || path.series.is_draining().then_some(()));
         leave.store(true, Ordering::SeqCst);
-        path.until("a withdrawal and another connection", |told| {
-            // An HTTP server is asked again.
-            (told.withdrawn() >= 1 || speech == Speech::Http) && told.connections >= 2
+        path.until("a withdrawal and another connection", |observed| {
+            // HTTP requests are sent again.
+            (observed.withdrawn() >= 1 || test_protocol == TestProtocol::Http) && observed.connections >= 2
         });
-        let answered = path.listen().answered();
-        path.until("answers again", |told| told.answered() >= answered + 5);
-        eventually("it is back", || (!path.series.is_draining()).then_some(()));
-        let told = path.stop();
-        assert_eq!(told.lost(), 0, "{speech:?}: {told:?}");
-        assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (1, 0), "{speech:?}");
+        let answered = path.collect().answered();
+        path.until("answers again", |observed| observed.answered() >= answered + 5);
+        eventually("the peer is back", || (!path.series.is_draining()).then_some(()));
+        let observed = path.stop();
+        assert_eq!(observed.lost(), 0, "{test_protocol:?}: {observed:?}");
+        assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (1, 0), "{test_protocol:?}");
     }
 }
 
 #[test]
-fn what_is_under_way_when_a_path_is_removed_is_withdrawn() {
-    for speech in Speech::ALL {
+fn removed_path_withdraws_messages_in_flight() {
+    for test_protocol in TestProtocol::ALL {
         let server = Server::start(move |_, stream| {
-            let Some(mut host) = Host::begin(speech, stream) else { return };
+            let Some(mut host) = Host::begin(test_protocol, stream) else { return };
             if host.answer(5).is_some() {
                 hold(host.into_stream());
             }
         });
-        let mut path = StreamPath::start(speech.dial(server.address));
-        path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 5);
+        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        path.until("an unanswered message", |observed| {
+            observed.sent() > observed.answered() && observed.answered() >= 5
+        });
         path.handle.remove(ID);
-        path.until("a withdrawal", |told| told.withdrawn() >= 1);
+        path.until("a withdrawal", |observed| observed.withdrawn() >= 1);
         eventually("the connection ends", || {
             (path.scrape().count("pathmeter_echo_connected", &[]) == 0).then_some(())
         });
-        let told = path.stop();
-        assert_eq!((told.answered(), told.lost()), (5, 0), "{speech:?}: {told:?}");
-        assert!(!told.is_finished, "it did not end by itself");
+        let observed = path.stop();
+        assert_eq!((observed.answered(), observed.lost()), (5, 0), "{test_protocol:?}: {observed:?}");
+        assert!(!observed.is_finished, "the path did not finish by itself");
     }
 }
 
 #[test]
-fn a_stop_waits_for_what_is_under_way_and_no_longer_than_it_may() {
-    for speech in Speech::ALL {
+fn stop_waits_for_messages_in_flight_within_its_grace_period() {
+    for test_protocol in TestProtocol::ALL {
         let (release, is_held) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (released, held) = (Arc::clone(&release), Arc::clone(&is_held));
         let server = Server::start(move |_, stream| {
-            let Some(mut host) = Host::begin(speech, stream) else { return };
+            let Some(mut host) = Host::begin(test_protocol, stream) else { return };
             if host.answer(3).is_none() {
                 return;
             }
@@ -128,40 +138,50 @@ fn a_stop_waits_for_what_is_under_way_and_no_longer_than_it_may() {
             }
             host.answer_all();
         });
-        let mut path = StreamPath::start(speech.dial(server.address));
-        path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 3);
+        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        path.until("an unanswered message", |observed| {
+            observed.sent() > observed.answered() && observed.answered() >= 3
+        });
         path.handle.stop(PATIENT);
         release.store(true, Ordering::SeqCst);
-        let told = path.end();
-        assert_eq!((told.answered(), told.withdrawn()), (told.sent(), 0), "{speech:?}: {told:?}");
+        let observed = path.end();
+        assert_eq!(
+            (observed.answered(), observed.withdrawn()),
+            (observed.sent(), 0),
+            "{test_protocol:?}: {observed:?}"
+        );
 
         release.store(false, Ordering::SeqCst);
-        let mut path = StreamPath::start(speech.dial(server.address));
-        path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 3);
+        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        path.until("an unanswered message", |observed| {
+            observed.sent() > observed.answered() && observed.answered() >= 3
+        });
         path.handle.stop(Duration::from_millis(50));
-        let told = path.end();
-        assert!(told.withdrawn() >= 1, "{speech:?}: {told:?}");
-        assert_eq!((told.answered(), told.lost()), (3, 0), "{speech:?}: {told:?}");
+        let observed = path.end();
+        assert!(observed.withdrawn() >= 1, "{test_protocol:?}: {observed:?}");
+        assert_eq!((observed.answered(), observed.lost()), (3, 0), "{test_protocol:?}: {observed:?}");
         release.store(true, Ordering::SeqCst);
         assert_eq!(is_held.load(Ordering::SeqCst), 2);
     }
 }
 
 #[test]
-fn who_stops_us_twice_is_not_kept_waiting() {
+fn second_stop_shortens_the_grace_period() {
     let server = Server::start(|_, stream| {
-        let Some(mut host) = Host::begin(Speech::Tcp, stream) else { return };
+        let Some(mut host) = Host::begin(TestProtocol::Tcp, stream) else { return };
         if host.answer(5).is_some() {
             hold(host.into_stream());
         }
     });
-    let mut path = StreamPath::start(Speech::Tcp.dial(server.address));
-    path.until("one that is not answered", |told| told.sent() > told.answered() && told.answered() >= 5);
+    let mut path = StreamPath::start(TestProtocol::Tcp.dial(server.address));
+    path.until("an unanswered message", |observed| {
+        observed.sent() > observed.answered() && observed.answered() >= 5
+    });
     path.handle.stop(PATIENT);
-    // Neither is a goodbye that comes meanwhile unheard.
+    // A goodbye during the stop is still handled.
     path.handle.peer_leaving(vec![ID], Clock::now());
-    eventually("it is known", || path.series.is_draining().then_some(()));
+    eventually("the goodbye is received", || path.series.is_draining().then_some(()));
     path.handle.stop(Duration::ZERO);
-    let told = path.end();
-    assert!(told.withdrawn() >= 1 && told.lost() == 0, "{told:?}");
+    let observed = path.end();
+    assert!(observed.withdrawn() >= 1 && observed.lost() == 0, "{observed:?}");
 }

@@ -1,4 +1,4 @@
-//! The answering side, and those who ask it badly.
+//! The responder, with correct and faulty clients.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -25,12 +25,12 @@ fn policy(rate: u64) -> Policy {
     }
 }
 
-fn terms(secret: Option<&str>) -> StreamAccess {
+fn access(secret: Option<&str>) -> StreamAccess {
     StreamAccess::new(policy(1_000_000), secret.map(|secret| Keys::parse(secret).unwrap()).as_ref())
 }
 
-/// A responder, answering in a thread of its own.
-struct Answering {
+/// A responder in its own thread.
+struct TestResponder {
     responder: Arc<StreamResponder>,
     address: SocketAddr,
     exporter: Arc<Exporter>,
@@ -38,10 +38,10 @@ struct Answering {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Answering {
-    fn on(terms: StreamAccess, limits: ResponderLimits) -> Self {
+impl TestResponder {
+    fn on(access: StreamAccess, limits: ResponderLimits) -> Self {
         let responders = Responders::default();
-        let responder = Arc::new(StreamResponder::new(terms, limits, Arc::clone(&responders.stream)));
+        let responder = Arc::new(StreamResponder::new(access, limits, Arc::clone(&responders.stream)));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -59,14 +59,14 @@ impl Answering {
     }
 
     fn start(secret: Option<&str>) -> Self {
-        Self::on(terms(secret), ResponderLimits::default())
+        Self::on(access(secret), ResponderLimits::default())
     }
 
     fn scrape(&self) -> Scrape {
         scrape(&self.exporter)
     }
 
-    /// Connections that ended badly for that reason, once there are so many and nobody is left.
+    /// Waits until `count` connections were refused for this reason and none is open.
     fn refused(&self, reason: &str, count: u64) {
         let label = format!("reason=\"{reason}\"");
         eventually(&format!("{count} refused as {reason}"), || {
@@ -77,7 +77,7 @@ impl Answering {
     }
 
     fn stop(&mut self) {
-        // It may have ended.
+        // The receiver may be gone.
         let _ = self.stop.send(true);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -85,7 +85,7 @@ impl Answering {
     }
 }
 
-impl Drop for Answering {
+impl Drop for TestResponder {
     fn drop(&mut self) {
         self.stop();
     }
@@ -93,14 +93,14 @@ impl Drop for Answering {
 
 const HELLO: Hello = Hello { message_bytes: BYTES, nonce: [3; 16] };
 
-/// Somebody who asks.
-struct Asker {
+/// The client side of a connection.
+struct Client {
     stream: TcpStream,
     seal: Seal,
     welcome: Option<Welcome>,
 }
 
-impl Asker {
+impl Client {
     fn connect(to: SocketAddr, from: IpAddr) -> TcpStream {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
@@ -110,20 +110,20 @@ impl Asker {
         stream
     }
 
-    /// Greets, and reads what comes; `welcome` is `None` where that is the end.
+    /// Sends a greeting and reads the answer; `welcome` is `None` if the connection ended.
     fn greet(to: SocketAddr, from: IpAddr, hello: Hello, keys: Option<&Keys>) -> Self {
         let mut stream = Self::connect(to, from);
         stream.write_all(&hello.encode(keys)).unwrap();
-        let mut words = [0; GREETING_BYTES];
+        let mut bytes = [0; GREETING_BYTES];
         let key = keys.map(Keys::current);
-        let read = stream.read_exact(&mut words).ok();
-        let welcome = read.map(|()| Welcome::decode(&words, &hello, key).unwrap());
+        let read = stream.read_exact(&mut bytes).ok();
+        let welcome = read.map(|()| Welcome::decode(&bytes, &hello, key).unwrap());
         let none = Welcome { admittance: Admittance::Full, nonce: [0; 16] };
         Self { stream, seal: Seal::of(key, &hello, &welcome.unwrap_or(none)), welcome }
     }
 
-    fn near(to: SocketAddr, keys: Option<&Keys>) -> Self {
-        Self::greet(to, NEAR, HELLO, keys)
+    fn listed(to: SocketAddr, keys: Option<&Keys>) -> Self {
+        Self::greet(to, LISTED, HELLO, keys)
     }
 
     fn admittance(&self) -> Option<Admittance> {
@@ -136,7 +136,7 @@ impl Asker {
         frame
     }
 
-    /// Reads a reply; `None` at the end.
+    /// Reads a reply; `None` at the end of the stream.
     fn reply(&mut self) -> Option<u64> {
         let mut frame = vec![0; BYTES as usize];
         self.stream.read_exact(&mut frame).ok()?;
@@ -151,50 +151,50 @@ impl Asker {
     }
 }
 
-const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
-const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 7, 0, 1));
+const LISTED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
+const UNLISTED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 7, 0, 1));
 
 #[test]
-fn whoever_is_listed_or_knows_a_key_is_answered_and_nobody_else() {
+fn only_listed_or_authenticated_clients_are_answered() {
     let other = "the key of last year";
     let rotating = format!("{SECRET}\n{other}");
-    let (ours, old, wrong) = (keys(SECRET), keys(other), keys("another key of theirs"));
+    let (current, old, wrong) = (keys(SECRET), keys(other), keys("an unknown secret key"));
     for (secret, from, signer, expected, reason) in [
-        (None, NEAR, None, Admittance::Granted, None),
-        (None, FAR, None, Admittance::Unlisted, Some("unlisted")),
-        (None, NEAR, Some(&ours), Admittance::Unauthentic, Some("auth")),
-        (Some(SECRET), NEAR, None, Admittance::Granted, None),
-        (Some(SECRET), FAR, None, Admittance::Unlisted, Some("unlisted")),
-        (Some(SECRET), FAR, Some(&ours), Admittance::Granted, None),
-        (Some(SECRET), NEAR, Some(&wrong), Admittance::Unauthentic, Some("auth")),
-        (Some(&rotating), FAR, Some(&ours), Admittance::Granted, None),
-        (Some(&rotating), FAR, Some(&old), Admittance::Granted, None),
-        (Some(&rotating), FAR, Some(&wrong), Admittance::Unauthentic, Some("auth")),
+        (None, LISTED, None, Admittance::Granted, None),
+        (None, UNLISTED, None, Admittance::Unlisted, Some("unlisted")),
+        (None, LISTED, Some(&current), Admittance::Unauthentic, Some("auth")),
+        (Some(SECRET), LISTED, None, Admittance::Granted, None),
+        (Some(SECRET), UNLISTED, None, Admittance::Unlisted, Some("unlisted")),
+        (Some(SECRET), UNLISTED, Some(&current), Admittance::Granted, None),
+        (Some(SECRET), LISTED, Some(&wrong), Admittance::Unauthentic, Some("auth")),
+        (Some(&rotating), UNLISTED, Some(&current), Admittance::Granted, None),
+        (Some(&rotating), UNLISTED, Some(&old), Admittance::Granted, None),
+        (Some(&rotating), UNLISTED, Some(&wrong), Admittance::Unauthentic, Some("auth")),
     ] {
-        let answering = Answering::start(secret);
-        let mut asker = Asker::greet(answering.address, from, HELLO, signer);
+        let responder = TestResponder::start(secret);
+        let mut client = Client::greet(responder.address, from, HELLO, signer);
         let proof = Hello::decode(&HELLO.encode(signer), signer).unwrap().1;
-        assert_eq!(asker.admittance(), Some(expected), "{secret:?} {from} {proof:?}");
+        assert_eq!(client.admittance(), Some(expected), "{secret:?} {from} {proof:?}");
         match reason {
             None => {
                 assert!(proof == GreetingProof::None || signer.is_some());
-                (0..3).for_each(|sequence| asker.echo(sequence));
-                drop(asker);
-                answering.refused("unlisted", 0);
-                assert_eq!(answering.scrape().count(MESSAGES, &[]), 3);
+                (0..3).for_each(|sequence| client.echo(sequence));
+                drop(client);
+                responder.refused("unlisted", 0);
+                assert_eq!(responder.scrape().count(MESSAGES, &[]), 3);
             }
             Some(reason) => {
-                assert_eq!(asker.reply(), None, "the refusal is the last that is said");
-                answering.refused(reason, 1);
-                assert_eq!(answering.scrape().count(MESSAGES, &[]), 0);
+                assert_eq!(client.reply(), None, "the connection ends after the refusal");
+                responder.refused(reason, 1);
+                assert_eq!(responder.scrape().count(MESSAGES, &[]), 0);
             }
         }
     }
 }
 
 #[test]
-fn messages_of_every_length_that_there_may_be_are_answered_and_of_no_other() {
-    let answering = Answering::start(None);
+fn only_valid_message_lengths_are_accepted() {
+    let responder = TestResponder::start(None);
     for (message_bytes, expected) in [
         (MESSAGE_BYTES_MIN, Admittance::Granted),
         (MESSAGE_BYTES_MAX, Admittance::Granted),
@@ -204,46 +204,46 @@ fn messages_of_every_length_that_there_may_be_are_answered_and_of_no_other() {
         (u32::MAX, Admittance::Length),
     ] {
         let hello = Hello { message_bytes, ..HELLO };
-        let mut asker = Asker::greet(answering.address, NEAR, hello, None);
-        assert_eq!(asker.admittance(), Some(expected), "{message_bytes}");
+        let mut client = Client::greet(responder.address, LISTED, hello, None);
+        assert_eq!(client.admittance(), Some(expected), "{message_bytes}");
         if expected == Admittance::Granted {
             let mut frame = Vec::new();
-            asker.seal.request(Message { sequence: 1, timestamp: NtpTime(1) }, message_bytes, &mut frame);
-            asker.stream.write_all(&frame).unwrap();
-            asker.stream.read_exact(&mut frame).unwrap();
-            assert_eq!(asker.seal.read_reply(&frame).unwrap().message.sequence, 1);
+            client.seal.request(Message { sequence: 1, timestamp: NtpTime(1) }, message_bytes, &mut frame);
+            client.stream.write_all(&frame).unwrap();
+            client.stream.read_exact(&mut frame).unwrap();
+            assert_eq!(client.seal.read_reply(&frame).unwrap().message.sequence, 1);
         }
     }
-    answering.refused("malformed", 4);
+    responder.refused("malformed", 4);
 }
 
 #[test]
-fn who_says_nothing_or_half_of_a_greeting_is_put_out() {
+fn missing_or_partial_greeting_times_out() {
     let limits = ResponderLimits { greeting: Duration::from_millis(50), ..ResponderLimits::default() };
-    let answering = Answering::on(terms(None), limits);
-    for words in [&b""[..], &HELLO.encode(None)[..20]] {
-        let mut stream = Asker::connect(answering.address, NEAR);
-        stream.write_all(words).unwrap();
-        let mut said = Vec::new();
-        // It may be reset: what was said is not read.
-        let _ = stream.read_to_end(&mut said);
-        assert_eq!(said, b"");
+    let responder = TestResponder::on(access(None), limits);
+    for bytes in [&b""[..], &HELLO.encode(None)[..20]] {
+        let mut stream = Client::connect(responder.address, LISTED);
+        stream.write_all(bytes).unwrap();
+        let mut received = Vec::new();
+        // The connection may be reset because of unread data.
+        let _ = stream.read_to_end(&mut received);
+        assert_eq!(received, b"");
     }
-    answering.refused("silent", 2);
+    responder.refused("silent", 2);
 }
 
 #[test]
-fn what_is_no_greeting_and_what_is_no_message_ends_the_connection() {
-    let answering = Answering::start(Some(SECRET));
+fn malformed_greeting_or_message_ends_the_connection() {
+    let responder = TestResponder::start(Some(SECRET));
     let mut newer = HELLO.encode(None);
     newer[4] = 2;
     let others = [b'x'; GREETING_BYTES];
-    for words in [&newer[..], &others, &HELLO.encode(None)[..20]] {
-        let mut stream = Asker::connect(answering.address, NEAR);
-        stream.write_all(words).unwrap();
+    for bytes in [&newer[..], &others, &HELLO.encode(None)[..20]] {
+        let mut stream = Client::connect(responder.address, LISTED);
+        stream.write_all(bytes).unwrap();
         assert_eq!(close(stream), b"");
     }
-    answering.refused("malformed", 3);
+    responder.refused("malformed", 3);
     let keys = keys(SECRET);
     let mut refused = 3;
     let change = |at: usize| move |frame: &mut Vec<u8>| frame[at] ^= 1;
@@ -254,128 +254,132 @@ fn what_is_no_greeting_and_what_is_no_message_ends_the_connection() {
         (Some(&keys), Box::new(change(90)), 1),
         (Some(&keys), Box::new(|frame| frame.fill(0)), 1),
     ] {
-        let mut asker = Asker::near(answering.address, signer);
-        asker.echo(0);
-        let mut frame = asker.request(1);
+        let mut client = Client::listed(responder.address, signer);
+        client.echo(0);
+        let mut frame = client.request(1);
         change(&mut frame);
-        asker.stream.write_all(&frame).unwrap();
-        assert_eq!(close(asker.stream), b"", "{messages} was answered before");
+        client.stream.write_all(&frame).unwrap();
+        assert_eq!(close(client.stream), b"", "{messages} was answered before");
         refused += 1;
-        answering.refused("malformed", refused);
+        responder.refused("malformed", refused);
     }
-    assert_eq!(answering.scrape().count(MESSAGES, &[]), 5);
+    assert_eq!(responder.scrape().count(MESSAGES, &[]), 5);
 }
 
 #[test]
-fn who_does_not_read_is_put_out_and_costs_one_message() {
+fn client_that_does_not_read_is_disconnected() {
     let limits = ResponderLimits { stall: Duration::from_millis(200), ..ResponderLimits::default() };
-    let answering = Answering::on(terms(None), limits);
+    let responder = TestResponder::on(access(None), limits);
     let hello = Hello { message_bytes: MESSAGE_BYTES_MAX, ..HELLO };
-    let asker = Asker::greet(answering.address, NEAR, hello, None);
+    let client = Client::greet(responder.address, LISTED, hello, None);
     let mut frame = Vec::new();
-    asker.seal.request(Message { sequence: 1, timestamp: NtpTime(1) }, MESSAGE_BYTES_MAX, &mut frame);
-    let mut stream = asker.stream;
+    client.seal.request(Message { sequence: 1, timestamp: NtpTime(1) }, MESSAGE_BYTES_MAX, &mut frame);
+    let mut stream = client.stream;
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     let ended = std::iter::repeat_with(|| stream.write_all(&frame)).find_map(Result::err).unwrap();
-    assert_ne!(ended.kind(), io::ErrorKind::WouldBlock, "it was put out");
-    eventually("it is counted", || {
-        let page = answering.scrape();
+    assert_ne!(ended.kind(), io::ErrorKind::WouldBlock, "the connection was closed");
+    eventually("the end is counted", || {
+        let page = responder.scrape();
         let count = |reason| page.count(REFUSED, &[reason]);
-        // The kernel gives up at the same time.
+        // The kernel's own timeout expires at the same time.
         let is_counted = count(r#"reason="stalled""#) + count(r#"reason="broken""#) == 1;
         (is_counted && page.count(OPEN, &[]) == 0).then_some(())
     });
 }
 
 #[test]
-fn connections_are_limited_in_all_and_by_source() {
+fn connections_are_limited_in_total_and_per_source() {
     let limits = ResponderLimits { connections: 3, connections_per_source: 2, ..ResponderLimits::default() };
-    let answering = Answering::on(terms(None), limits);
+    let responder = TestResponder::on(access(None), limits);
     let other = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
     let third = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
-    let ask = |from| Asker::greet(answering.address, from, HELLO, None);
-    let mut open = vec![ask(NEAR), ask(NEAR)];
-    assert_eq!(ask(NEAR).admittance(), Some(Admittance::Full), "a third of one source");
-    eventually("it has left", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
-    open.push(ask(other));
-    assert_eq!(ask(third).admittance(), Some(Admittance::Full), "a fourth in all");
-    eventually("it has left", || (answering.scrape().count(OPEN, &[]) == 3).then_some(()));
-    for asker in &mut open {
-        assert_eq!(asker.admittance(), Some(Admittance::Granted));
-        asker.echo(7);
+    let connect = |from| Client::greet(responder.address, from, HELLO, None);
+    let mut open = vec![connect(LISTED), connect(LISTED)];
+    assert_eq!(connect(LISTED).admittance(), Some(Admittance::Full), "a third connection of one source");
+    eventually("the refused connection is closed", || {
+        (responder.scrape().count(OPEN, &[]) == 2).then_some(())
+    });
+    open.push(connect(other));
+    assert_eq!(connect(third).admittance(), Some(Admittance::Full), "a fourth connection in total");
+    eventually("the refused connection is closed", || {
+        (responder.scrape().count(OPEN, &[]) == 3).then_some(())
+    });
+    for client in &mut open {
+        assert_eq!(client.admittance(), Some(Admittance::Granted));
+        client.echo(7);
     }
     drop(open.remove(0));
-    eventually("there is room", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
-    let mut back = ask(NEAR);
-    assert_eq!(back.admittance(), Some(Admittance::Granted));
-    back.echo(8);
-    drop((open, back));
-    answering.refused("full", 2);
+    eventually("there is room", || (responder.scrape().count(OPEN, &[]) == 2).then_some(()));
+    let mut reconnected = connect(LISTED);
+    assert_eq!(reconnected.admittance(), Some(Admittance::Granted));
+    reconnected.echo(8);
+    drop((open, reconnected));
+    responder.refused("full", 2);
 }
 
 #[test]
-fn unverified_connections_of_one_address_leave_room_for_other_addresses() {
+fn unverified_connections_of_one_address_do_not_block_others() {
     let keys = Keys::parse(SECRET).unwrap();
-    let nobody = Policy { prefixes: Vec::new(), ..policy(1_000_000) };
+    let empty_policy = Policy { prefixes: Vec::new(), ..policy(1_000_000) };
     let limits = ResponderLimits { unverified: 4, unverified_per_source: 2, ..ResponderLimits::default() };
-    let answering = Answering::on(StreamAccess::new(nobody, Some(&keys)), limits);
-    let silent = [(); 2].map(|()| Asker::connect(answering.address, FAR));
-    eventually("they are there", || (answering.scrape().count(OPEN, &[]) == 2).then_some(()));
-    assert_eq!(close(Asker::connect(answering.address, FAR)), b"", "a third of one address");
+    let responder = TestResponder::on(StreamAccess::new(empty_policy, Some(&keys)), limits);
+    let silent = [(); 2].map(|()| Client::connect(responder.address, UNLISTED));
+    eventually("both connections are open", || (responder.scrape().count(OPEN, &[]) == 2).then_some(()));
+    assert_eq!(close(Client::connect(responder.address, UNLISTED)), b"", "a third connection of one address");
     let keys = super::keys(SECRET);
     let mut proven = [(); 3].map(|()| {
-        let mut asker = Asker::near(answering.address, Some(&keys));
-        asker.echo(1);
-        asker
+        let mut client = Client::listed(responder.address, Some(&keys));
+        client.echo(1);
+        client
     });
-    proven.iter_mut().for_each(|asker| asker.echo(2));
+    proven.iter_mut().for_each(|client| client.echo(2));
     drop(silent);
 }
 
 #[test]
-fn over_its_rate_a_source_waits_and_loses_nothing() {
-    let answering = Answering::on(StreamAccess::new(policy(200), None), ResponderLimits::default());
-    let mut asker = Asker::near(answering.address, None);
-    let all: Vec<u8> = (0..60).flat_map(|sequence| asker.request(sequence)).collect();
-    asker.stream.write_all(&all).unwrap();
-    assert_eq!((0..60).map_while(|_| asker.reply()).collect::<Vec<u64>>(), (0..60).collect::<Vec<u64>>());
-    drop(asker);
-    answering.refused("broken", 0);
+fn source_over_its_rate_is_delayed_and_not_dropped() {
+    let responder = TestResponder::on(StreamAccess::new(policy(200), None), ResponderLimits::default());
+    let mut client = Client::listed(responder.address, None);
+    let all: Vec<u8> = (0..60).flat_map(|sequence| client.request(sequence)).collect();
+    client.stream.write_all(&all).unwrap();
+    assert_eq!((0..60).map_while(|_| client.reply()).collect::<Vec<u64>>(), (0..60).collect::<Vec<u64>>());
+    drop(client);
+    responder.refused("broken", 0);
 }
 
 #[test]
-fn a_reload_ends_connections_that_it_would_not_grant_with_their_next_message() {
-    let answering = Answering::start(None);
-    let mut before = Asker::near(answering.address, None);
+fn connection_refused_by_a_reload_ends_with_its_next_message() {
+    let responder = TestResponder::start(None);
+    let mut before = Client::listed(responder.address, None);
     before.echo(0);
-    let nobody = || Policy { prefixes: Vec::new(), ..policy(1_000_000) };
-    let keyed = || StreamAccess::new(nobody(), Some(&Keys::parse(SECRET).unwrap()));
-    answering.responder.change(keyed());
+    let empty_policy = || Policy { prefixes: Vec::new(), ..policy(1_000_000) };
+    let keyed = || StreamAccess::new(empty_policy(), Some(&Keys::parse(SECRET).unwrap()));
+    responder.responder.change(keyed());
     before.stream.write_all(&before.request(1)).unwrap();
     assert_eq!(before.reply(), None);
-    assert_eq!(Asker::near(answering.address, None).admittance(), Some(Admittance::Unlisted));
-    let mut after = Asker::near(answering.address, Some(&keys(SECRET)));
+    assert_eq!(Client::listed(responder.address, None).admittance(), Some(Admittance::Unlisted));
+    let mut after = Client::listed(responder.address, Some(&keys(SECRET)));
     after.echo(2);
-    answering.responder.change(keyed());
+    responder.responder.change(keyed());
     after.echo(3);
-    answering
+    responder
         .responder
-        .change(StreamAccess::new(nobody(), Some(&Keys::parse("another key of theirs").unwrap())));
+        .change(StreamAccess::new(empty_policy(), Some(&Keys::parse("an unknown secret key").unwrap())));
     after.stream.write_all(&after.request(4)).unwrap();
     assert_eq!(after.reply(), None);
 }
 
 #[test]
-fn a_stop_ends_all_connections() {
-    let mut answering = Answering::start(None);
-    let mut askers = [(); 3].map(|()| Asker::near(answering.address, None));
-    askers.iter_mut().for_each(|asker| asker.echo(1));
-    let silent = Asker::connect(answering.address, NEAR);
-    answering.stop();
-    for asker in &mut askers {
-        assert_eq!(asker.reply(), None);
+fn stop_ends_all_connections() {
+    let mut responder = TestResponder::start(None);
+    let mut clients = [(); 3].map(|()| Client::listed(responder.address, None));
+    clients.iter_mut().for_each(|client| client.echo(1));
+    let silent = Client::connect(responder.address, LISTED);
+    responder.stop();
+    for client in &mut clients {
+        assert_eq!(client.reply(), None);
     }
     assert_eq!(close(silent), b"");
-    assert_eq!(answering.scrape().count(OPEN, &[]), 0);
-    assert!(TcpStream::connect(answering.address).is_err(), "nobody listens any more");
+    assert_eq!(responder.scrape().count(OPEN, &[]), 0);
+    assert!(TcpStream::connect(responder.address).is_err(), "the port is closed");
 }

@@ -1,4 +1,4 @@
-//! Our echo over TCP, with a responder that is none or a bad one.
+//! Echo over TCP, with faulty responders.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -12,72 +12,76 @@ fn keyed(to: SocketAddr, bytes: u32, secret: &str) -> Dial {
     dial(to, StreamProtocol::Tcp { bytes, keys: Some(Arc::new(keys(secret))) })
 }
 
-/// What becomes of a path whose server says this instead of its welcome: the first trouble, and the reason that is counted.
-fn greeted_with(
+/// The first error of a path whose server answers the greeting with these bytes, and the reason that is
+/// counted.
+fn connect_error_for_welcome(
     secret: Option<&str>,
-    words: impl Fn(Hello) -> Vec<u8> + Send + Sync + 'static,
+    bytes: impl Fn(Hello) -> Vec<u8> + Send + Sync + 'static,
 ) -> (String, &'static str) {
     let server = Server::start(move |_, mut stream| {
         let mut greeting = [0; GREETING_BYTES];
         if stream.read_exact(&mut greeting).is_ok() {
             let (hello, _) = Hello::decode(&greeting, None).unwrap();
-            stream.write_all(&words(hello)).unwrap();
+            stream.write_all(&bytes(hello)).unwrap();
             hold(stream);
         }
     });
     let dial = match secret {
         Some(secret) => keyed(server.address, BYTES, secret),
-        None => Speech::Tcp.dial(server.address),
+        None => TestProtocol::Tcp.dial(server.address),
     };
     let mut path = StreamPath::start(dial);
-    let told = path.until("a trouble", |told| !told.troubles.is_empty());
-    let trouble = told.troubles[0].replace(&server.address.to_string(), "b");
+    let observed = path.until("an error", |observed| !observed.errors.is_empty());
+    let error = observed.errors[0].replace(&server.address.to_string(), "b");
     path.handle.remove(ID);
-    let told = path.stop();
-    assert_eq!((told.connections, told.lost()), (0, 0), "{told:?}");
+    let observed = path.stop();
+    assert_eq!((observed.connections, observed.lost()), (0, 0), "{observed:?}");
     let reason = ["denied", "protocol", "closed", "reset"].into_iter().find(|reason| path.ended(reason) > 0);
-    (trouble, reason.unwrap())
+    (error, reason.unwrap())
 }
 
 #[test]
-fn each_welcome_that_is_none_has_its_sentence() {
+fn each_refused_welcome_has_its_error_text() {
     let welcome =
         |admittance| move |hello: Hello| Welcome { admittance, nonce: [5; 16] }.encode(&hello, None).to_vec();
-    let key = "it does not know our key: give both the same key file";
+    let key = "unknown key: configure the same key file on both hosts";
     let others = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     assert_eq!(
-        greeted_with(None, |_| others.to_vec()),
+        connect_error_for_welcome(None, |_| others.to_vec()),
         ("greeting b: is not a welcome".to_owned(), "protocol")
     );
     let newer = move |hello| {
-        let mut words = welcome(Admittance::Granted)(hello);
-        words[4] = 2;
-        words
+        let mut bytes = welcome(Admittance::Granted)(hello);
+        bytes[4] = 2;
+        bytes
     };
     assert_eq!(
-        greeted_with(None, newer),
+        connect_error_for_welcome(None, newer),
         ("greeting b: version 2 (this build speaks 1)".to_owned(), "protocol")
     );
-    for (admittance, sentence) in [
-        (Admittance::Unlisted, "add our address to responder.allow there, or give both a key file"),
+    for (admittance, text) in [
+        (
+            Admittance::Unlisted,
+            "add this host's address to responder.allow there, or configure the same key file on both hosts",
+        ),
         (Admittance::Unauthentic, key),
-        (Admittance::Full, "it has no room for another connection"),
-        (Admittance::Length, "it takes no messages of that size"),
+        (Admittance::Full, "its connection limit is reached"),
+        (Admittance::Length, "it does not accept messages of this size"),
     ] {
-        let expected = (format!("b does not answer us: {sentence}"), "denied");
-        assert_eq!(greeted_with(None, welcome(admittance)), expected);
-        assert_eq!(greeted_with(Some(SECRET), welcome(admittance)), expected);
+        let expected = (format!("b rejects this host: {text}"), "denied");
+        assert_eq!(connect_error_for_welcome(None, welcome(admittance)), expected);
+        assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(admittance)), expected);
     }
     let unproven = (format!("greeting b: {key}"), "denied");
-    assert_eq!(greeted_with(Some(SECRET), welcome(Admittance::Granted)), unproven);
+    assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(Admittance::Granted)), unproven);
     let other = |hello: Hello| {
         let welcome = Welcome { admittance: Admittance::Granted, nonce: [5; 16] };
-        welcome.encode(&hello, Some(keys("another key of ours").current())).to_vec()
+        welcome.encode(&hello, Some(keys("another secret key").current())).to_vec()
     };
-    assert_eq!(greeted_with(Some(SECRET), other), unproven);
+    assert_eq!(connect_error_for_welcome(Some(SECRET), other), unproven);
 }
 
-/// Measures a server that changes the fourth of its replies, and answers well over further connections.
+/// Measures a server that changes its fourth reply and answers correctly over later connections.
 fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (StreamPath, Server) {
     let server = Server::start(move |number, stream| {
         let keys = secret.map(keys);
@@ -95,32 +99,32 @@ fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (StreamPat
     });
     let dial = match secret {
         Some(secret) => keyed(server.address, BYTES, secret),
-        None => Speech::Tcp.dial(server.address),
+        None => TestProtocol::Tcp.dial(server.address),
     };
     let mut path = StreamPath::start(dial);
-    path.until("answers before and after", |told| told.answered() >= 20);
+    path.until("answers before and after", |observed| observed.answered() >= 20);
     (path, server)
 }
 
 #[test]
-fn a_reply_that_cannot_be_read_ends_the_connection() {
-    for (change, sentence) in [
+fn unreadable_reply_ends_the_connection() {
+    for (change, text) in [
         ((|frame| frame.fill(b'x')) as fn(&mut Vec<u8>), "is not a reply"),
         (|frame| frame[4] = 9, "version 9 (this build speaks 1)"),
         (|frame| frame[5] = 3, "is not a reply"),
         (|frame| frame.rotate_left(1), "is not a reply"),
     ] {
         let (mut path, server) = changed(None, change);
-        let told = path.stop();
-        let trouble = format!("reading from {}: {sentence}", server.address);
-        assert_eq!((told.connections, &told.troubles), (2, &vec![trouble]));
-        assert!(told.lost() >= 1, "{told:?}");
+        let observed = path.stop();
+        let error = format!("reading from {}: {text}", server.address);
+        assert_eq!((observed.connections, &observed.errors), (2, &vec![error]));
+        assert!(observed.lost() >= 1, "{observed:?}");
         assert_eq!((path.ended("protocol"), path.ended_otherwise(&["protocol"])), (1, 0));
     }
 }
 
 #[test]
-fn a_reply_that_is_not_believed_is_counted_and_its_message_has_no_answer() {
+fn mismatched_reply_is_counted_and_its_message_stays_unanswered() {
     let sequence: fn(&mut Vec<u8>) = |frame| frame[12] ^= 1;
     let timestamp: fn(&mut Vec<u8>) = |frame| frame[20] ^= 1;
     let padding: fn(&mut Vec<u8>) = |frame| frame[90] ^= 1;
@@ -133,22 +137,25 @@ fn a_reply_that_is_not_believed_is_counted_and_its_message_has_no_answer() {
     ] {
         let (mut path, _server) = changed(secret, change);
         path.handle.remove(ID);
-        let told = path.stop();
-        assert_eq!((told.passed_over(), told.mismatched(why)), (vec![3], 1), "{why:?}: {told:?}");
-        assert_eq!((told.connections, told.troubles.len()), (1, 0), "{told:?}");
+        let observed = path.stop();
+        assert_eq!((observed.unanswered(), observed.mismatched(why)), (vec![3], 1), "{why:?}: {observed:?}");
+        assert_eq!((observed.connections, observed.errors.len()), (1, 0), "{observed:?}");
     }
 }
 
 #[test]
-fn a_reply_that_comes_twice_is_a_duplicate() {
+fn duplicate_reply_is_not_a_second_answer() {
     let (mut path, _server) = changed(Some(SECRET), |frame| frame.extend_from_within(..));
-    let told = path.stop();
-    assert_eq!((told.answered(), told.count(|report| *report == EchoReport::Duplicate)), (told.sent(), 1));
-    assert_eq!((told.connections, told.troubles.len()), (1, 0), "{told:?}");
+    let observed = path.stop();
+    assert_eq!(
+        (observed.answered(), observed.count(|report| *report == EchoReport::Duplicate)),
+        (observed.sent(), 1)
+    );
+    assert_eq!((observed.connections, observed.errors.len()), (1, 0), "{observed:?}");
 }
 
 #[test]
-fn a_connection_that_ends_in_the_middle_of_a_reply_was_closed() {
+fn end_within_a_reply_is_a_closed_connection() {
     let server = Server::start(|number, stream| {
         let Some(mut host) = TcpHost::begin(stream, None) else { return };
         if number == 0 {
@@ -160,16 +167,16 @@ fn a_connection_that_ends_in_the_middle_of_a_reply_was_closed() {
             Host::Tcp(host).answer_all();
         }
     });
-    let mut path = StreamPath::start(Speech::Tcp.dial(server.address));
-    path.until("answers", |told| told.answered() >= 5);
-    let told = path.stop();
-    assert_eq!(told.troubles, [format!("{} closed the connection", server.address)]);
-    assert!(told.lost() >= 1, "{told:?}");
+    let mut path = StreamPath::start(TestProtocol::Tcp.dial(server.address));
+    path.until("answers", |observed| observed.answered() >= 5);
+    let observed = path.stop();
+    assert_eq!(observed.errors, [format!("{} closed the connection", server.address)]);
+    assert!(observed.lost() >= 1, "{observed:?}");
     assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (1, 0));
 }
 
 #[test]
-fn a_reply_in_single_bytes_is_an_answer_and_many_at_once_are_many() {
+fn replies_are_reassembled_and_split() {
     let server = Server::start(|_, stream| {
         let Some(mut host) = TcpHost::begin(stream, None) else { return };
         for _ in 0..2 {
@@ -186,26 +193,26 @@ fn a_reply_in_single_bytes_is_an_answer_and_many_at_once_are_many() {
         host.stream.write_all(&all).unwrap();
         Host::Tcp(host).answer_all();
     });
-    let mut path = StreamPath::start(Speech::Tcp.dial(server.address));
-    path.until("answers", |told| told.answered() >= 10);
-    let told = path.stop();
-    assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
-    assert!(told.troubles.is_empty());
+    let mut path = StreamPath::start(TestProtocol::Tcp.dial(server.address));
+    path.until("answers", |observed| observed.answered() >= 10);
+    let observed = path.stop();
+    assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
+    assert!(observed.errors.is_empty());
 }
 
-/// The wall clock, as messages have it.
+/// The wall clock in the format of messages.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     NtpTime::from(WallTime::from_nanos(u64::try_from(since.as_nanos()).unwrap())).0
 }
 
-/// The span between two times in NTP format, in nanoseconds.
+/// The difference of two NTP timestamps, in nanoseconds.
 fn nanos(from: u64, to: u64) -> u64 {
     u64::try_from((u128::from(to.saturating_sub(from)) * 1_000_000_000) >> 32).unwrap()
 }
 
 #[test]
-fn who_stops_reading_makes_messages_wait_and_they_count_from_when_they_were_due() {
+fn messages_delayed_by_a_full_stream_count_from_their_due_time() {
     const BIG: u32 = 65_536;
     let release = Arc::new(AtomicBool::new(false));
     let timestamps = Arc::new(Mutex::new(BTreeMap::new()));
@@ -227,34 +234,31 @@ fn who_stops_reading_makes_messages_wait_and_they_count_from_when_they_were_due(
         }
     });
     let mut path = StreamPath::start(dial(server.address, StreamProtocol::Tcp { bytes: BIG, keys: None }));
-    path.until("a message left", |told| told.sent() >= 1);
-    // Nothing leaves any more while the thread is awake: what is due waits for room.
-    let (mut sent, mut beats) = (0, 0);
+    path.until("a message is sent", |observed| observed.sent() >= 1);
+    // No further message is sent while the thread runs: due messages wait for the buffer.
+    let (mut sent, mut heartbeats) = (0, 0);
     let progress = |path: &StreamPath| path.handle.series().progress.get();
     eventually("the stream is full", || {
-        if path.listen().sent() > sent {
-            (sent, beats) = (path.told.sent(), progress(&path));
+        if path.collect().sent() > sent {
+            (sent, heartbeats) = (path.observed.sent(), progress(&path));
         }
-        (progress(&path) >= beats + 4).then_some(())
+        (progress(&path) >= heartbeats + 4).then_some(())
     });
-    assert_eq!((path.told.answered(), path.told.lost()), (0, 0), "{:?}", path.told);
-    let turned = now();
+    assert_eq!((path.observed.answered(), path.observed.lost()), (0, 0), "{:?}", path.observed);
+    let released_at = now();
     release.store(true, Ordering::SeqCst);
     let first = sent as u64;
-    path.until("those that waited are answered", |told| told.answered() as u64 > first + 30);
-    let told = path.stop();
-    assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
-    assert!(told.troubles.is_empty(), "{told:?}");
+    path.until("replies to delayed messages", |observed| observed.answered() as u64 > first + 30);
+    let observed = path.stop();
+    assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
+    assert!(observed.errors.is_empty(), "{observed:?}");
     let timestamps = timestamps.lock().unwrap();
     let mut waited = 0;
-    for (sequence, _, rtt) in told.decisions() {
-        let at_least = nanos(timestamps[&sequence], turned);
-        // The stamps are of the wall clock, which may be slewed.
+    for (sequence, _, rtt) in observed.decisions() {
+        let at_least = nanos(timestamps[&sequence], released_at);
+        // The timestamps are of the wall clock, which may be slewed.
         let rtt = u64::try_from(rtt.unwrap().as_nanos()).unwrap() + 1_000_000;
-        assert!(
-            rtt >= at_least,
-            "{sequence}: a round trip of {rtt} ns, after {at_least} ns of standing still"
-        );
+        assert!(rtt >= at_least, "{sequence}: an RTT of {rtt} ns, less than the delay of {at_least} ns");
         waited += u64::from(sequence >= first && at_least > 0);
     }
     assert!(waited >= 10, "{waited} waited for room");

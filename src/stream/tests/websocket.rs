@@ -1,4 +1,4 @@
-//! Echo over a WebSocket, with a server that echoes something else or nothing.
+//! Echo over WebSocket, with faulty servers.
 
 use super::*;
 use tungstenite::protocol::CloseFrame;
@@ -7,7 +7,7 @@ use tungstenite::{Message, WebSocket};
 
 type Socket = WebSocket<TcpStream>;
 
-/// Serves each connection after its upgrade.
+/// A server that calls `serve` for each connection after its upgrade.
 fn upgraded(serve: impl Fn(usize, Socket) + Send + Sync + 'static) -> Server {
     Server::start(move |number, stream| {
         if let Ok(socket) = tungstenite::accept(stream) {
@@ -16,7 +16,7 @@ fn upgraded(serve: impl Fn(usize, Socket) + Send + Sync + 'static) -> Server {
     })
 }
 
-/// Sends back what comes, as `change` makes it.
+/// Echoes each message after `change`.
 fn echo(mut socket: Socket, mut change: impl FnMut(usize, Message) -> Vec<Message>) {
     for number in 0.. {
         let Ok(message) = socket.read() else { return };
@@ -29,7 +29,7 @@ fn echo(mut socket: Socket, mut change: impl FnMut(usize, Message) -> Vec<Messag
 }
 
 #[test]
-fn another_message_than_was_sent_is_no_answer_and_the_connection_stays() {
+fn changed_message_is_not_an_answer_and_the_connection_stays() {
     let changes: [fn(Message) -> Vec<Message>; 5] = [
         |_| vec![Message::text("hello")],
         |message| vec![Message::binary(message.into_data())],
@@ -41,18 +41,19 @@ fn another_message_than_was_sent_is_no_answer_and_the_connection_stays() {
         let server = upgraded(move |_, socket| {
             echo(socket, |number, message| if number == 3 { change(message) } else { vec![message] });
         });
-        let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
-        path.until("answers before and after", |told| told.answered() >= 20);
+        let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+        path.until("answers before and after", |observed| observed.answered() >= 20);
         path.handle.remove(ID);
-        let told = path.stop();
-        let mismatches = told.mismatched(Mismatch::Malformed) + told.mismatched(Mismatch::Unsolicited);
-        assert_eq!((told.passed_over(), mismatches), (vec![3], 1), "change {which}: {told:?}");
-        assert_eq!((told.connections, told.troubles.len()), (1, 0), "change {which}: {told:?}");
+        let observed = path.stop();
+        let mismatches =
+            observed.mismatched(Mismatch::Malformed) + observed.mismatched(Mismatch::Unsolicited);
+        assert_eq!((observed.unanswered(), mismatches), (vec![3], 1), "change {which}: {observed:?}");
+        assert_eq!((observed.connections, observed.errors.len()), (1, 0), "change {which}: {observed:?}");
     }
 }
 
 #[test]
-fn what_nobody_asked_for_is_counted_and_does_no_harm() {
+fn unsolicited_messages_are_counted_and_ignored() {
     let server = upgraded(|_, mut socket| {
         socket.send(Message::text("welcome to the echo service")).unwrap();
         echo(socket, |number, message| match number {
@@ -63,67 +64,75 @@ fn what_nobody_asked_for_is_counted_and_does_no_harm() {
         });
     });
     for format in [MessageFormat::Text, MessageFormat::Binary] {
-        let over = StreamProtocol::WebSocket { place: place(server.address), format, bytes: BYTES as usize };
-        let mut path = StreamPath::start(dial(server.address, over));
-        path.until("answers", |told| told.answered() >= 10);
-        let told = path.stop();
-        assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{format:?}: {told:?}");
-        let counts =
-            (told.mismatched(Mismatch::Malformed), told.count(|report| *report == EchoReport::Duplicate));
-        assert_eq!(counts, (3, 1), "{format:?}: {told:?}");
+        let protocol =
+            StreamProtocol::WebSocket { target: target(server.address), format, bytes: BYTES as usize };
+        let mut path = StreamPath::start(dial(server.address, protocol));
+        path.until("answers", |observed| observed.answered() >= 10);
+        let observed = path.stop();
+        assert_eq!(
+            (observed.answered(), observed.connections),
+            (observed.sent(), 1),
+            "{format:?}: {observed:?}"
+        );
+        let counts = (
+            observed.mismatched(Mismatch::Malformed),
+            observed.count(|report| *report == EchoReport::Duplicate),
+        );
+        assert_eq!(counts, (3, 1), "{format:?}: {observed:?}");
     }
 }
 
-/// The trouble and the reason of a path whose server answers the upgrade with these words.
-fn refused(words: &str) -> (String, u64, u64) {
-    let words = words.to_owned();
+/// The first error of a path whose server answers the upgrade with these bytes, and the counts of `denied`
+/// and `protocol`.
+fn refused(bytes: &str) -> (String, u64, u64) {
+    let bytes = bytes.to_owned();
     let server = Server::start(move |_, mut stream| {
         if request(&mut stream).is_some() {
-            stream.write_all(words.as_bytes()).unwrap();
+            stream.write_all(bytes.as_bytes()).unwrap();
             drop(close(stream));
         }
     });
-    let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
-    let told = path.until("a trouble", |told| !told.troubles.is_empty());
-    let trouble = told.troubles[0].replace(&server.address.to_string(), "b");
+    let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+    let observed = path.until("an error", |observed| !observed.errors.is_empty());
+    let error = observed.errors[0].replace(&server.address.to_string(), "b");
     path.handle.remove(ID);
-    let told = path.stop();
-    assert_eq!((told.connections, told.lost()), (0, 0), "{told:?}");
-    (trouble, path.ended("denied"), path.ended("protocol"))
+    let observed = path.stop();
+    assert_eq!((observed.connections, observed.lost()), (0, 0), "{observed:?}");
+    (error, path.ended("denied"), path.ended("protocol"))
 }
 
 #[test]
-fn a_refused_upgrade_is_denied_with_what_the_server_says() {
-    for (status, sentence) in [
+fn refused_upgrade_is_denied_with_the_text_of_the_server() {
+    for (status, text) in [
         ("403 Forbidden", "add your address to responder.allow here"),
-        ("426 Upgrade Required", "/ws speaks WebSocket"),
+        ("426 Upgrade Required", "/ws is a WebSocket echo endpoint"),
         ("500 Internal Server Error", "something broke"),
         ("200 OK", "hello"),
         ("302 Found", ""),
     ] {
-        let (trouble, denied, protocol) = refused(&answer(status, &format!("{sentence}\nand more\n")));
-        assert_eq!(trouble, format!("asking b for a WebSocket: answered {status} {sentence:?}"));
+        let (error, denied, protocol) = refused(&answer(status, &format!("{text}\nand more\n")));
+        assert_eq!(error, format!("WebSocket handshake with b: server answered {status} {text:?}"));
         assert!(denied >= 1 && protocol == 0, "{status}");
     }
 }
 
 #[test]
-fn a_server_that_cannot_shake_hands_does_not_speak_as_it_should() {
+fn invalid_handshake_is_a_protocol_error() {
     let upgrade = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n";
-    for words in [
+    for bytes in [
         format!("{upgrade}sec-websocket-accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n"),
         format!("{upgrade}\r\n"),
         "SSH-2.0-OpenSSH_9.6\r\n\r\n".to_owned(),
         "HTTP/1.1 101 Switching Protocols\r\n\r\n".to_owned(),
     ] {
-        let (trouble, denied, protocol) = refused(&words);
-        assert!(trouble.starts_with("asking b for a WebSocket: "), "{trouble}");
-        assert!(protocol >= 1 && denied == 0, "{words:?}: {trouble}");
+        let (error, denied, protocol) = refused(&bytes);
+        assert!(error.starts_with("WebSocket handshake with b: "), "{error}");
+        assert!(protocol >= 1 && denied == 0, "{bytes:?}: {error}");
     }
 }
 
 #[test]
-fn pings_of_the_server_are_answered_between_answers() {
+fn server_pings_are_answered_between_replies() {
     let pongs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&pongs);
     let server = upgraded(move |_, mut socket| {
@@ -141,16 +150,16 @@ fn pings_of_the_server_are_answered_between_answers() {
             }
         }
     });
-    let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
-    path.until("answers", |told| told.answered() >= 10);
+    let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+    path.until("answers", |observed| observed.answered() >= 10);
     eventually("pongs", || (pongs.load(Ordering::SeqCst) >= 5).then_some(()));
-    let told = path.stop();
-    assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
-    assert_eq!(told.mismatched(Mismatch::Malformed), 0);
+    let observed = path.stop();
+    assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
+    assert_eq!(observed.mismatched(Mismatch::Malformed), 0);
 }
 
 #[test]
-fn who_talks_without_end_is_left() {
+fn server_that_floods_unmatched_messages_is_disconnected() {
     let talks: [fn() -> Message; 2] = [|| Message::Pong("?".into()), || Message::text("hello")];
     for talk in talks {
         let server = upgraded(move |number, mut socket| {
@@ -159,16 +168,18 @@ fn who_talks_without_end_is_left() {
             }
             while socket.send(talk()).is_ok() {}
         });
-        let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
-        path.until("answers over another connection", |told| told.answered() >= 5 && told.connections >= 2);
-        let told = path.stop();
-        assert!(told.mentions("talks without end and answers nothing"), "{told:?}");
+        let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+        path.until("answers over another connection", |observed| {
+            observed.answered() >= 5 && observed.connections >= 2
+        });
+        let observed = path.stop();
+        assert!(observed.mentions("sends too many messages that answer no request"), "{observed:?}");
         assert_eq!(path.ended("protocol"), 1);
     }
 }
 
 #[test]
-fn a_ping_is_answered_though_nothing_is_sent() {
+fn ping_is_answered_while_nothing_is_sent() {
     let server = upgraded(|_, mut socket| {
         let Ok(message) = socket.read() else { return };
         socket.send(Message::Ping("there?".into())).unwrap();
@@ -178,14 +189,14 @@ fn a_ping_is_answered_though_nothing_is_sent() {
         }
         hold(socket.get_ref().try_clone().unwrap());
     });
-    let mut path = StreamPath::with(Speech::WebSocket.dial(server.address), |spec| spec.at_once = 1);
-    path.until("an answer, after the pong", |told| told.answered() >= 1);
+    let mut path = StreamPath::with(TestProtocol::WebSocket.dial(server.address), |spec| spec.at_once = 1);
+    path.until("an answer, after the pong", |observed| observed.answered() >= 1);
     path.handle.remove(ID);
     assert_eq!(path.stop().lost(), 0);
 }
 
 #[test]
-fn a_server_that_closes_with_a_code_is_quoted() {
+fn close_code_and_reason_are_reported() {
     let server = upgraded(|number, mut socket| {
         if number > 0 {
             return echo(socket, |_, message| vec![message]);
@@ -198,18 +209,20 @@ fn a_server_that_closes_with_a_code_is_quoted() {
         socket.close(Some(frame)).unwrap();
         while socket.read().is_ok() {}
     });
-    let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
-    path.until("answers over another connection", |told| told.connections >= 2 && told.answered() >= 10);
-    let told = path.stop();
-    let trouble = &told.troubles[0];
-    assert!(trouble.starts_with(&format!("{} closed the WebSocket: ", server.address)), "{trouble}");
-    assert!(trouble.contains("1001") && trouble.contains("this agent is stopping"), "{trouble}");
+    let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+    path.until("answers over another connection", |observed| {
+        observed.connections >= 2 && observed.answered() >= 10
+    });
+    let observed = path.stop();
+    let error = &observed.errors[0];
+    assert!(error.starts_with(&format!("{} closed the WebSocket: ", server.address)), "{error}");
+    assert!(error.contains("1001") && error.contains("this agent is stopping"), "{error}");
     assert_eq!((path.ended("closed"), path.ended_otherwise(&["closed"])), (1, 0));
 }
 
 #[test]
-fn frames_that_break_the_rules_end_the_connection() {
-    // A masked frame, an unknown opcode, text that is none, and a length beyond everything that is taken.
+fn invalid_frames_end_the_connection() {
+    // A masked frame, an unknown opcode, invalid UTF-8, and a length above the limit.
     for bytes in [&b"\x81\x80aaaa"[..], b"\x83\0", b"\x81\x01\xff", b"\x82\x7f\0\0\0\0\xff\0\0\0"] {
         let server = upgraded(move |number, socket| {
             if number > 0 {
@@ -219,16 +232,19 @@ fn frames_that_break_the_rules_end_the_connection() {
             stream.write_all(bytes).unwrap();
             hold(stream);
         });
-        let mut path = StreamPath::start(Speech::WebSocket.dial(server.address));
-        path.until("answers over another connection", |told| told.answered() >= 5);
-        let told = path.stop();
-        assert!(told.troubles[0].starts_with(&format!("reading from {}: ", server.address)), "{told:?}");
+        let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+        path.until("answers over another connection", |observed| observed.answered() >= 5);
+        let observed = path.stop();
+        assert!(
+            observed.errors[0].starts_with(&format!("reading from {}: ", server.address)),
+            "{observed:?}"
+        );
         assert_eq!((path.ended("protocol"), path.ended_otherwise(&["protocol"])), (1, 0), "{bytes:x?}");
     }
 }
 
 #[test]
-fn who_stops_reading_a_websocket_makes_messages_wait_and_loses_none() {
+fn full_websocket_delays_messages_and_loses_none() {
     const BIG: usize = 65_536;
     let release = Arc::new(AtomicBool::new(false));
     let released = Arc::clone(&release);
@@ -241,21 +257,24 @@ fn who_stops_reading_a_websocket_makes_messages_wait_and_loses_none() {
         }
         echo(socket, |_, message| vec![message]);
     });
-    let over =
-        StreamProtocol::WebSocket { place: place(server.address), format: MessageFormat::Binary, bytes: BIG };
-    let mut path = StreamPath::start(dial(server.address, over));
-    path.until("a message left", |told| told.sent() >= 1);
-    let (mut sent, mut beats) = (0, 0);
+    let protocol = StreamProtocol::WebSocket {
+        target: target(server.address),
+        format: MessageFormat::Binary,
+        bytes: BIG,
+    };
+    let mut path = StreamPath::start(dial(server.address, protocol));
+    path.until("a message is sent", |observed| observed.sent() >= 1);
+    let (mut sent, mut heartbeats) = (0, 0);
     let progress = |path: &StreamPath| path.handle.series().progress.get();
     eventually("the stream is full", || {
-        if path.listen().sent() > sent {
-            (sent, beats) = (path.told.sent(), progress(&path));
+        if path.collect().sent() > sent {
+            (sent, heartbeats) = (path.observed.sent(), progress(&path));
         }
-        (progress(&path) >= beats + 4).then_some(())
+        (progress(&path) >= heartbeats + 4).then_some(())
     });
-    assert_eq!(path.told.decisions().count(), 0);
+    assert_eq!(path.observed.decisions().count(), 0);
     release.store(true, Ordering::SeqCst);
-    path.until("those that waited are answered", |told| told.answered() > sent + 30);
-    let told = path.stop();
-    assert_eq!((told.answered(), told.connections), (told.sent(), 1), "{told:?}");
+    path.until("replies to delayed messages", |observed| observed.answered() > sent + 30);
+    let observed = path.stop();
+    assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
 }

@@ -104,7 +104,7 @@ fn certificates_are_rotated_under_open_connections() {
     kept_until("the first one again", &|| is_serving("first"));
     assert!(is_latest(&agent.page()));
     let log = agent.log();
-    let warning = "holds no private key";
+    let warning = "contains no private key";
     assert_eq!(log.matches(warning).count(), 1, "{log}");
     assert!(
         log.contains("files of the HTTP port have changed and cannot be used; the old ones stay in force")
@@ -124,14 +124,14 @@ fn a_reload_takes_a_web_config_file_or_nothing() {
     agent.rewrite(&config);
     for (text, problem) in [
         (good.replace("cert_file", "certfile"), "line 2, column 3: tls_server_config.certfile: unknown key"),
-        (good.replace("server.key", "ca.pem"), "ca.pem holds no private key"),
+        (good.replace("server.key", "ca.pem"), "ca.pem contains no private key"),
         (good.clone() + "  min_version: TLS11\n", "TLS11 is not supported"),
     ] {
         fs::write(&web, text).unwrap();
         let answer = agent.reload();
         assert_eq!(answer.status, 400, "{}", answer.body);
         assert!(answer.body.contains(problem), "{}", answer.body);
-        assert!(answer.body.ends_with("the old configuration stays in force\n"), "{}", answer.body);
+        assert!(answer.body.ends_with("the old configuration stays in use\n"), "{}", answer.body);
         assert_eq!(agent.page().count("pathmeter_config_last_reload_successful", &[]), 0);
     }
     fs::write(&web, &good).unwrap();
@@ -200,7 +200,7 @@ fn agents_learn_who_the_others_are_with_certificates_both_ways() {
 
     let others = Authority::new("others").write(site.folder.path(), "others");
     let doubtful = start(b, "b", a, "a", &others);
-    let sentence = format!("tls with {}: nobody whom we trust signed the certificate", a.front());
+    let sentence = format!("tls with {}: certificate is signed by an unknown CA", a.front());
     eventually("the other is not believed, and that is said", || {
         doubtful.log().contains(&sentence).then_some(())
     });

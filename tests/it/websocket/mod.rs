@@ -70,14 +70,14 @@ fn what_begins_no_connection_is_told_why() {
     let agent = agent(&host, "");
     let plain = get(host.front(), "/ws").unwrap();
     assert_eq!((plain.status, plain.header("upgrade")), (426, Some("websocket")));
-    assert_eq!(plain.body, "/ws speaks WebSocket: what connects to it gets every message back as it was\n");
+    assert_eq!(plain.body, "/ws is a WebSocket echo endpoint; connect with a WebSocket client\n");
     let near: IpAddr = "127.0.0.1".parse().unwrap();
     for (header, value, status, words) in [
         ("Sec-WebSocket-Version", "8", 426, "version 13"),
         ("Sec-WebSocket-Key", "tooshort", 400, "16 bytes in base64"),
-        ("Upgrade", "", 426, "/ws speaks WebSocket"),
-        ("Origin", "https://page.example.net", 403, "add it to websocket.origins here"),
-        ("Origin", "null", 403, "add it to websocket.origins here"),
+        ("Upgrade", "", 426, "/ws is a WebSocket echo endpoint"),
+        ("Origin", "https://page.example.net", 403, "add it to websocket.origins on this agent"),
+        ("Origin", "null", 403, "add it to websocket.origins on this agent"),
     ] {
         let (_, told) = Raw::ask(&host, near, &[(header, value)]);
         assert_eq!(told.status, status, "{told:?}");

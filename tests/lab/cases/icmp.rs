@@ -87,7 +87,7 @@ impl Prober {
             source: SourceChoice { address: any, port: 0, dont_fragment: false },
             series: Arc::clone(&series),
             path_mtu: None,
-            tap: Some(self.tap.clone()),
+            reports: Some(self.tap.clone()),
         };
         self.handle.start(NewPath { id: PathId(id), task: echo.into_task(), peer_left_at: None });
         series
@@ -201,8 +201,8 @@ pub(crate) fn closed() {
         let groups = groups.split_whitespace().collect::<Vec<_>>().join(" ");
         let group = nix::unistd::getegid();
         let expected = format!(
-            "ICMP sockets are closed to group {group} (net.ipv4.ping_group_range is \"{groups}\"): run sysctl -w \
-             net.ipv4.ping_group_range='0 2147483647' or give CAP_NET_RAW"
+            "group {group} may not open ICMP sockets (net.ipv4.ping_group_range is \"{groups}\"): run sysctl -w \
+             net.ipv4.ping_group_range='0 2147483647' or grant CAP_NET_RAW"
         );
         assert_eq!(error, expected);
     }

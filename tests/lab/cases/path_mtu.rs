@@ -38,7 +38,7 @@ pub(crate) fn black_hole(script: &Script) -> Result<(), Inconclusive> {
         let log = stage.prober.log();
         let is_news = |words: &str| assert!(log.contains(words), "{words}\n{log}");
         for pair in expected.windows(2) {
-            is_news(if pair[0].1 > pair[1].1 { "the path MTU shrank" } else { "the path MTU grew" });
+            is_news(if pair[0].1 > pair[1].1 { "path MTU decreased" } else { "path MTU increased" });
         }
         stage.settle_down();
         stage.finish().compare(script)

@@ -8,13 +8,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
-/// Bounds every wait, so that a bug is a failure and not a hang.
+/// Limits every wait, so that a bug causes a failure and not a hang.
 const DEADLINE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(50);
 
-/// A server on loopback with these paths: `/hello`, `/slow` (answers when `release` has a permit), `/panic`, `/peer`,
-/// `/open` (how many connections are), `/large` (more than the kernel buffers); anything else answers with the length of
-/// the body.
+/// A server on loopback with these paths: `/hello`, `/slow` (answers when `release` has a permit), `/panic`,
+/// `/peer`, `/open` (number of open connections), `/large` (more than the kernel buffers); any other path
+/// returns the length of the body.
 struct Served {
     address: SocketAddr,
     counters: Arc<Counters>,
@@ -83,8 +83,8 @@ impl Served {
         Client { stream: within(TcpStream::connect(self.address)).await.unwrap(), read: Vec::new() }
     }
 
-    /// The response to one request on a connection of its own.
-    async fn ask(&self, request: &str) -> String {
+    /// Returns the response to one request on a new connection.
+    async fn request(&self, request: &str) -> String {
         let mut client = self.connect().await;
         client.send(request).await;
         client.response().await
@@ -105,12 +105,13 @@ impl Client {
         within(self.stream.write_all(text.as_bytes())).await.unwrap();
     }
 
-    /// The next response, by its `content-length`.
+    /// Reads the next response, by its `content-length`.
     async fn response(&mut self) -> String {
         loop {
             let text = String::from_utf8_lossy(&self.read).into_owned();
             if let Some(head) = text.find("\r\n\r\n") {
-                let length = text.split("content-length: ").nth(1).expect("every response says its length");
+                let length =
+                    text.split("content-length: ").nth(1).expect("every response has a content-length");
                 let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
                 let end = head + 4 + length;
                 if text.len() >= end {
@@ -123,19 +124,19 @@ impl Client {
         }
     }
 
-    /// Waits until the server closes; what it had still to say.
+    /// Waits until the server closes the connection. Returns what it sent before.
     async fn closed(mut self) -> String {
-        // A reset is a close too.
+        // A reset also counts as closed.
         let _ = within(self.stream.read_to_end(&mut self.read)).await;
         String::from_utf8_lossy(&self.read).into_owned()
     }
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("happens within the deadline")
+    timeout(DEADLINE, future).await.expect("completes within the deadline")
 }
 
-/// Waits for a condition that another task makes true.
+/// Waits until another task makes the condition true.
 async fn until(condition: impl Fn() -> bool) {
     within(async {
         while !condition() {
@@ -153,7 +154,7 @@ const HELLO: &str = "GET /hello HTTP/1.1\r\nhost: x\r\n\r\n";
 const SLOW: &str = "GET /slow HTTP/1.1\r\nhost: x\r\n\r\n";
 
 #[tokio::test]
-async fn a_connection_is_kept_for_the_next_request() {
+async fn connection_is_kept_alive_for_the_next_request() {
     let served = Served::with(ServerLimits::default());
     let mut client = served.connect().await;
     for _ in 0..3 {
@@ -166,7 +167,7 @@ async fn a_connection_is_kept_for_the_next_request() {
 }
 
 #[tokio::test]
-async fn a_handler_sees_the_clients_address_and_the_whole_body() {
+async fn handler_receives_the_clients_address_and_the_whole_body() {
     let served = Served::with(ServerLimits::default());
     let mut client = served.connect().await;
     client.send("GET /peer HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -178,7 +179,7 @@ async fn a_handler_sees_the_clients_address_and_the_whole_body() {
 }
 
 #[tokio::test]
-async fn a_mapped_peer_is_an_ipv4_peer() {
+async fn ipv4_mapped_peer_is_an_ipv4_peer() {
     struct Mapped(TcpListener);
     impl Accept for Mapped {
         fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
@@ -190,11 +191,11 @@ async fn a_mapped_peer_is_an_ipv4_peer() {
     let listener = listen("127.0.0.1:0");
     let address = listener.local_addr().unwrap();
     let served = Served::from(Mapped(listener), address, ServerLimits::default());
-    assert!(served.ask("GET /peer HTTP/1.1\r\nhost: x\r\n\r\n").await.ends_with("\r\n\r\n192.0.2.1:7"));
+    assert!(served.request("GET /peer HTTP/1.1\r\nhost: x\r\n\r\n").await.ends_with("\r\n\r\n192.0.2.1:7"));
 }
 
 #[tokio::test]
-async fn a_body_beyond_the_limit_is_refused_announced_or_not() {
+async fn body_above_the_limit_is_rejected_with_and_without_content_length() {
     let served = Served::with(ServerLimits { body_bytes_max: 10, ..ServerLimits::default() });
     for request in [
         "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\n",
@@ -203,31 +204,34 @@ async fn a_body_beyond_the_limit_is_refused_announced_or_not() {
         let mut client = served.connect().await;
         client.send(request).await;
         let response = client.response().await;
-        assert!(is(&response, 413) && response.ends_with("the body is larger than 10 bytes\n"), "{response}");
+        assert!(
+            is(&response, 413) && response.ends_with("request body is larger than 10 bytes\n"),
+            "{response}"
+        );
         assert_eq!(client.closed().await, "");
     }
-    let exactly = served.ask("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n1234567890").await;
+    let exactly = served.request("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n1234567890").await;
     assert!(is(&exactly, 200), "{exactly}");
     assert_eq!(served.counters.responses()[3], ("4xx", 2));
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_a_408() {
+async fn missing_body_is_a_408() {
     let served = Served::with(ServerLimits { body_timeout: SHORT, ..ServerLimits::default() });
-    let response = served.ask("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n12345").await;
+    let response = served.request("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n12345").await;
     assert!(is(&response, 408), "{response}");
 }
 
 #[tokio::test]
-async fn a_handler_that_does_not_answer_is_a_503() {
+async fn handler_timeout_is_a_503() {
     let served = Served::with(ServerLimits { handler_timeout: SHORT, ..ServerLimits::default() });
-    let response = served.ask(SLOW).await;
+    let response = served.request(SLOW).await;
     assert!(is(&response, 503), "{response}");
     assert_eq!(served.counters.responses()[4], ("5xx", 1));
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_end_is_closed() {
+async fn incomplete_head_closes_the_connection() {
     let served = Served::with(ServerLimits { head_timeout: SHORT, ..ServerLimits::default() });
     let mut client = served.connect().await;
     client.send("GET /hello HTTP/1.1\r\nhost:").await;
@@ -236,14 +240,14 @@ async fn a_head_that_does_not_end_is_closed() {
 }
 
 #[tokio::test]
-async fn idle_connections_cannot_hold_all_places() {
+async fn idle_connections_cannot_exhaust_the_limit() {
     let limits = ServerLimits { connections: 2, head_timeout: SHORT, ..ServerLimits::default() };
     let served = Served::with(limits);
     let mut silent = Vec::new();
     for _ in 0..4 {
         silent.push(served.connect().await);
     }
-    // Our own connection is as short-lived: on a busy machine the request may come too late for it.
+    // This connection has the same short timeout: on a busy machine the request may arrive too late.
     within(async {
         loop {
             let mut client = served.connect().await;
@@ -260,7 +264,7 @@ async fn idle_connections_cannot_hold_all_places() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_disconnected() {
+async fn client_that_does_not_read_is_disconnected() {
     let served = Served::with(ServerLimits { stall_timeout: SHORT, ..ServerLimits::default() });
     let mut client = served.connect().await;
     client.send("GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -269,21 +273,21 @@ async fn a_client_that_does_not_read_is_disconnected() {
 }
 
 #[tokio::test]
-async fn a_head_beyond_the_limit_is_refused() {
+async fn head_above_the_limit_is_rejected() {
     let served = Served::with(ServerLimits::default());
     let mut client = served.connect().await;
-    // Not a byte more: what the server leaves unread would reset the connection, and with it the answer.
+    // Exactly at the limit: unread bytes would reset the connection and discard the response.
     client.send(&format!("GET /{}", "x".repeat(HEAD_BYTES_MAX - 5))).await;
     assert!(is(&client.closed().await, 431));
 }
 
 #[tokio::test]
-async fn no_more_connections_are_open_than_the_limit() {
+async fn number_of_open_connections_is_limited() {
     let served = Arc::new(Served::with(ServerLimits { connections: 2, ..ServerLimits::default() }));
     let mut clients = JoinSet::new();
     for _ in 0..16 {
         let served = Arc::clone(&served);
-        clients.spawn(async move { served.ask("GET /open HTTP/1.1\r\nhost: x\r\n\r\n").await });
+        clients.spawn(async move { served.request("GET /open HTTP/1.1\r\nhost: x\r\n\r\n").await });
     }
     while let Some(response) = clients.join_next().await {
         let response = response.unwrap();
@@ -292,13 +296,13 @@ async fn no_more_connections_are_open_than_the_limit() {
 }
 
 #[tokio::test]
-async fn a_place_is_given_to_the_next_when_a_connection_ends() {
+async fn next_connection_is_accepted_when_one_ends() {
     let served = Served::with(ServerLimits { connections: 1, ..ServerLimits::default() });
     let mut first = served.connect().await;
     first.send(SLOW).await;
     within(served.begun.notified()).await;
 
-    // Connected by the kernel, not by us: its request waits.
+    // The kernel completes the connection, but the server has not accepted it: its request waits.
     let mut second = served.connect().await;
     second.send(HELLO).await;
     served.release.add_permits(1);
@@ -309,17 +313,17 @@ async fn a_place_is_given_to_the_next_when_a_connection_ends() {
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_costs_one_connection() {
+async fn panicking_handler_closes_only_its_connection() {
     let served = Served::with(ServerLimits::default());
     let mut client = served.connect().await;
     client.send("GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(client.closed().await, "");
-    assert!(is(&served.ask(HELLO).await, 200));
+    assert!(is(&served.request(HELLO).await, 200));
 }
 
 #[tokio::test]
-async fn a_stop_lets_running_requests_finish_and_closes_idle_connections() {
-    // An address of its own, so that no other test can take the port when it is free.
+async fn shutdown_finishes_running_requests_and_closes_idle_connections() {
+    // A separate address, so that no other test can bind the port after the shutdown.
     let served = Served::at("127.77.0.1:0", ServerLimits { grace: DEADLINE, ..ServerLimits::default() });
     let mut idle = served.connect().await;
     idle.send(HELLO).await;
@@ -345,7 +349,7 @@ async fn a_stop_lets_running_requests_finish_and_closes_idle_connections() {
 }
 
 #[tokio::test]
-async fn a_stop_drops_what_outlasts_the_grace() {
+async fn shutdown_drops_requests_after_the_grace_period() {
     let served = Served::with(ServerLimits { grace: SHORT, ..ServerLimits::default() });
     let mut running = served.connect().await;
     running.send(SLOW).await;
@@ -357,14 +361,14 @@ async fn a_stop_drops_what_outlasts_the_grace() {
 }
 
 #[tokio::test]
-async fn a_server_whose_owner_is_gone_stops() {
+async fn server_stops_when_its_stop_sender_is_dropped() {
     let Served { stop, task, .. } = Served::with(ServerLimits::default());
     drop(stop);
     within(task).await.unwrap();
 }
 
 #[tokio::test]
-async fn errors_of_accepting_are_survived_and_counted() {
+async fn accept_errors_are_counted_and_retried() {
     struct Failing {
         listener: TcpListener,
         errors: Mutex<VecDeque<i32>>,
@@ -382,11 +386,11 @@ async fn errors_of_accepting_are_survived_and_counted() {
     let errors = [libc::EMFILE, libc::EMFILE, libc::ECONNABORTED, libc::ENOMEM];
     let source = Failing { listener, errors: Mutex::new(errors.into()) };
     let served = Served::from(source, address, ServerLimits::default());
-    assert!(is(&served.ask(HELLO).await, 200));
+    assert!(is(&served.request(HELLO).await, 200));
     assert_eq!(served.counters.accept_errors(), 4);
 }
 
-/// A handler that switches protocols: to one in which a byte comes back one higher.
+/// A handler that switches to a protocol that returns a received byte plus one.
 async fn counter(mut request: Request<Bytes>, _: SocketAddr) -> Response<Body> {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -401,7 +405,7 @@ async fn counter(mut request: Request<Bytes>, _: SocketAddr) -> Response<Body> {
     response
 }
 
-/// Asks for the upgrade, and tries what it leads to.
+/// Requests the upgrade and exchanges a byte over the new protocol.
 async fn count_up<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let request = "GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: counter\r\n\r\n";
     within(stream.write_all(request.as_bytes())).await.unwrap();
@@ -416,7 +420,7 @@ async fn count_up<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
 }
 
 #[tokio::test]
-async fn a_connection_can_be_upgraded() {
+async fn connection_can_be_upgraded() {
     let listener = vec![listen("127.0.0.1:0")];
     let address = listener[0].local_addr().unwrap();
     let (_stop, stopped) = watch::channel(false);

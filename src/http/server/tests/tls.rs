@@ -1,11 +1,11 @@
-//! The same behind TLS.
+//! Tests of the server with TLS.
 
 use super::*;
 use crate::tls::tests::{acceptor, connector, web};
 use crate::tls::{Connector, TlsStream};
 use pathmeter_lab::pki::{Authority, FOR_EVER, Valid};
 
-/// A server with a certificate for `name`, and a client that believes it.
+/// Returns a server with a certificate for `first`, and a client that trusts its CA.
 fn serving(limits: ServerLimits) -> (Served, Arc<ArcSwap<LoadedWebConfig>>, Authority, Connector) {
     let ca = Authority::new("ours");
     let web_config = Arc::new(ArcSwap::from_pointee(web_config(&ca, "first")));
@@ -43,7 +43,7 @@ async fn hello(stream: &mut TlsStream<TcpStream>) {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_for_new_connections_and_open_ones_go_on() {
+async fn new_certificate_applies_to_new_connections_only() {
     let (served, served_as, ca, connector) = serving(ServerLimits::default());
     let mut first = connect(&served, &connector, "first").await;
     hello(&mut first).await;
@@ -54,32 +54,32 @@ async fn a_new_certificate_is_for_new_connections_and_open_ones_go_on() {
     hello(&mut second).await;
     hello(&mut first).await;
 
-    // Even without TLS.
+    // The same when TLS is switched off.
     served_as.store(Arc::default());
-    assert!(is(&served.ask(HELLO).await, 200));
+    assert!(is(&served.request(HELLO).await, 200));
     hello(&mut first).await;
     assert_eq!(served.counters.handshake_errors(), 0);
 }
 
 #[tokio::test]
-async fn plain_http_is_told_to_use_https() {
+async fn plain_http_on_a_tls_port_is_answered_with_a_remedy() {
     let (served, _, _, _) = serving(ServerLimits::default());
     let mut client = served.connect().await;
     client.send(HELLO).await;
     let response = client.closed().await;
     assert!(is(&response, 400), "{response}");
-    assert!(response.ends_with("this port speaks HTTPS: ask for https://…\n"), "{response}");
+    assert!(response.ends_with("this port requires HTTPS; use https://…\n"), "{response}");
     assert_eq!(served.counters.handshake_errors(), 1);
     assert_eq!(served.counters.responses()[3], ("4xx", 1));
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_shake_hands_is_dropped() {
+async fn client_without_a_complete_handshake_is_dropped() {
     let (served, _, _, _) = serving(ServerLimits { handshake_timeout: SHORT, ..ServerLimits::default() });
     let silent = served.connect().await;
     assert_eq!(silent.closed().await, "");
     let mut slow = served.connect().await;
-    // The head of a record, and nothing in it.
+    // The header of a TLS record without its content.
     slow.send("\u{16}\u{3}\u{1}\u{2}\0").await;
     assert_eq!(slow.closed().await, "");
     until(|| served.counters.connections() == 0).await;
@@ -87,7 +87,7 @@ async fn a_client_that_does_not_shake_hands_is_dropped() {
 }
 
 #[tokio::test]
-async fn who_only_looks_whether_the_port_is_open_makes_no_mistake() {
+async fn port_check_without_data_is_not_a_handshake_error() {
     let (served, _, _, connector) = serving(ServerLimits::default());
     drop(served.connect().await);
     hello(&mut connect(&served, &connector, "first").await).await;
@@ -95,7 +95,7 @@ async fn who_only_looks_whether_the_port_is_open_makes_no_mistake() {
 }
 
 #[tokio::test]
-async fn a_stop_does_not_wait_for_a_handshake() {
+async fn shutdown_does_not_wait_for_a_handshake() {
     let (served, _, _, _) =
         serving(ServerLimits { handshake_timeout: 2 * DEADLINE, ..ServerLimits::default() });
     let silent = served.connect().await;
@@ -106,7 +106,7 @@ async fn a_stop_does_not_wait_for_a_handshake() {
 }
 
 #[tokio::test]
-async fn a_connection_can_be_upgraded_behind_tls() {
+async fn connection_can_be_upgraded_over_tls() {
     let ca = Authority::new("ours");
     let listener = vec![listen("127.0.0.1:0")];
     let address = listener[0].local_addr().unwrap();
