@@ -44,7 +44,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # The oldest that has everything we use is older than any that is maintained; the newest that the validator knows.
 KUBERNETES_VERSIONS = ["1.30", "1.33", "1.37"]
 OVERLAYS = ["host-network", "minimal", "prometheus-operator"]
-# What is made by hand, with the command that docs/how-to/kubernetes.md has.
+# What is made by hand, with the command that docs/index.md has.
 BY_HAND = {("Secret", "pathmeter-mesh-key")}
 # kubectl apply without --server-side puts the whole object into an annotation.
 ANNOTATION_BYTES_MAX = 262144
@@ -388,8 +388,8 @@ def example(tree, agent):
             if "mesh.key" not in done.stderr + done.stdout:
                 yield f"the example's key is refused for another reason: {done.stderr}"
     command = f"create secret generic {entry['metadata']['name']}"
-    if command not in (tree.root / "docs/how-to/kubernetes.md").read_text():
-        yield f"docs/how-to/kubernetes.md does not say how to make the Secret: {command}"
+    if command not in (tree.root / "docs/index.md").read_text():
+        yield f"docs/index.md does not say how to make the Secret: {command}"
 
 
 def versions(tree):
