@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::echo::{Direction, EchoReport, Mismatch, RoundTrip, Verdict};
-use crate::machine::{STAMP_WAIT, TimestampSource};
+use crate::machine::{TX_TIMESTAMP_WAIT, TimestampSource};
 use crate::time::{Timestamp, nanos};
 
 /// The truth about every datagram of a run, by flow and sequence number.
@@ -342,7 +342,7 @@ impl Ledger {
             let (least, most) = match (verdict, truth.replies.first(), truth.handed) {
                 (Verdict::Withdrawn, ..) => continue,
                 (Verdict::Ok | Verdict::Late, Some(reply), Some(handed)) => {
-                    (handed, handed.max((reply.at + STAMP_WAIT).min(*deadline)))
+                    (handed, handed.max((reply.at + TX_TIMESTAMP_WAIT).min(*deadline)))
                 }
                 _ => (left + lost_after, *deadline),
             };
@@ -424,7 +424,7 @@ fn check_timestamp(
     sample: &RoundTrip,
     lost_after: Duration,
 ) -> Result<(), String> {
-    let limit = truth.left.map(|left| (answer.at + STAMP_WAIT).min(left + lost_after));
+    let limit = truth.left.map(|left| (answer.at + TX_TIMESTAMP_WAIT).min(left + lost_after));
     let is_in_time = truth.timestamped.is_some_and(|at| Some(at + MARGIN) < limit);
     match sample.transmit {
         TimestampSource::User if is_in_time => Err(format!("{id:?} was measured without its timestamp")),
