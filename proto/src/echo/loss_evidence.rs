@@ -174,7 +174,7 @@ impl LossEvidence {
     }
 
     /// Records T3 of the reply numbered `number`. Returns how much later than its T3 an earlier reply really
-    /// left, if the follow-up tells it.
+    /// left, if the follow-up reports it.
     pub(super) fn follow_up(
         &mut self,
         number: u32,

@@ -291,7 +291,7 @@ mod tests {
             Hello::decode(&HELLO.encode(signer), knower).unwrap().1
         };
         assert_eq!(proof(None, Some(&known)), GreetingProof::None);
-        assert_eq!(proof(Some(&keys("another key of ours")), Some(&known)), GreetingProof::Wrong);
+        assert_eq!(proof(Some(&keys("another-key-of-16")), Some(&known)), GreetingProof::Wrong);
         assert_eq!(proof(Some(&known), None), GreetingProof::Wrong);
     }
 
