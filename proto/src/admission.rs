@@ -92,7 +92,7 @@ impl Rates {
     /// # Errors
     /// [`Refusal::SourceRate`] or [`Refusal::TotalRate`] if a bucket is empty.
     pub fn take(&mut self, policy: &Policy, source: IpAddr, now: Timestamp) -> Result<(), Refusal> {
-        let key = paced_as(source);
+        let key = rate_limit_key(source);
         if !self.young.contains_key(&key) {
             if self.young.len() >= Self::SOURCES {
                 self.old = std::mem::take(&mut self.young);
@@ -120,7 +120,7 @@ impl Default for Rates {
 /// The key of the bucket of `source`: an IPv6 host owns a /64 and can use any address in it, so the /64
 /// counts as one source.
 #[must_use]
-pub fn paced_as(source: IpAddr) -> IpAddr {
+pub fn rate_limit_key(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -206,8 +206,8 @@ mod tests {
     fn addresses_of_one_ipv6_network_share_a_bucket() {
         let a: IpAddr = "2001:db8:1:2::1".parse().unwrap();
         let b: IpAddr = "2001:db8:1:2:ffff::1".parse().unwrap();
-        assert_eq!(paced_as(a), paced_as(b));
-        assert_eq!(paced_as("::ffff:192.0.2.1".parse().unwrap()), host(1));
+        assert_eq!(rate_limit_key(a), rate_limit_key(b));
+        assert_eq!(rate_limit_key("::ffff:192.0.2.1".parse().unwrap()), host(1));
     }
 
     #[test]
@@ -227,10 +227,10 @@ mod tests {
     #[test]
     fn each_ipv6_network_has_its_own_bucket() {
         let networks = ["2001:db8:1:2::1", "2001:db8:1:3::1", "2001:db9:1:2::1", "::1"];
-        let paced: HashSet<IpAddr> = networks.map(|text| paced_as(text.parse().unwrap())).into();
+        let paced: HashSet<IpAddr> = networks.map(|text| rate_limit_key(text.parse().unwrap())).into();
         assert_eq!(paced.len(), 4);
         let network: IpAddr = "2001:db8:1:2::".parse().unwrap();
-        assert_eq!(paced_as("2001:db8:1:2:3:4:5:6".parse().unwrap()), network);
+        assert_eq!(rate_limit_key("2001:db8:1:2:3:4:5:6".parse().unwrap()), network);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub trait Machine {
 
     /// A datagram is about to be passed to the kernel. This is the last chance to write the send time into
     /// it. Its length must not change.
-    fn leaving(&mut self, _id: SendId, _datagram: &mut [u8], _now: Now) {}
+    fn before_send(&mut self, _id: SendId, _datagram: &mut [u8], _now: Now) {}
 
     /// A datagram left the host. The driver calls this at once with the time at which it passed the datagram
     /// to the kernel, and a second time, with a more exact time, when the kernel's transmit timestamp

@@ -266,7 +266,7 @@ impl EchoPlan {
                 interval: self.interval,
                 late_after: self.late_after,
                 lost_after: self.lost_after,
-                at_once: over.at_once(),
+                unanswered_max: over.at_once(),
                 on_demand: over.is_on_demand(),
                 count,
                 seed,

@@ -247,14 +247,14 @@ impl StreamPath {
             }
             Wakeup::Attempted(Err(trouble)) => self.broken(&trouble),
             Wakeup::Heard(LinkEvent::Reply(answer)) => {
-                if self.prober.answered(&answer) {
+                if self.prober.received(&answer) {
                     (self.mismatches, self.chatter) = (0, 0);
                 } else {
                     self.chatters();
                 }
             }
             Wakeup::Heard(LinkEvent::Page(answer, unexpected)) => {
-                let _ = self.prober.answered(&answer);
+                let _ = self.prober.received(&answer);
                 if let Some(unexpected) = unexpected {
                     self.stream.unexpected(unexpected);
                 }
@@ -269,7 +269,7 @@ impl StreamPath {
             Wakeup::Heard(LinkEvent::End(trouble)) => self.broken(&trouble),
             Wakeup::Heard(LinkEvent::Stale(message, trouble)) => {
                 self.put_down();
-                self.prober.returned(message);
+                self.prober.undelivered(message);
                 self.prober.disconnected(Clock::now(), None);
                 // Counted, and no news: nothing is lost by it.
                 self.stream.disconnected(trouble.why);
@@ -332,7 +332,7 @@ impl StreamPath {
                     let link = self.link.as_mut().expect("the prober was told that it stands");
                     match link.send(message) {
                         Ok(handed) => {
-                            self.prober.handed(message, at, handed.left);
+                            self.prober.sent(message, at, handed.left);
                             if !handed.has_room {
                                 self.prober.blocked();
                             }

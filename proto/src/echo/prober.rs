@@ -90,7 +90,7 @@ impl Prober {
     /// Whether `reply`, received on `flow`, answers a datagram of this prober: for drivers that cannot tell
     /// this from the session identifier. The reply is not authenticated.
     #[must_use]
-    pub fn has_asked(&self, reply: &[u8], flow: u8) -> bool {
+    pub fn owns_reply(&self, reply: &[u8], flow: u8) -> bool {
         let (Some(ClaimedRequest { sequence, timestamp }), Some(flow)) =
             (ClaimedRequest::read_unverified(reply, &self.spec), self.flows.get(usize::from(flow)))
         else {

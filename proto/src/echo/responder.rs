@@ -353,7 +353,7 @@ impl Machine for StampResponder {
 
     /// Updates T3: the time since it was written was spent in this host, on other replies of the batch or
     /// without a processor, and must not count for the network.
-    fn leaving(&mut self, id: SendId, datagram: &mut [u8], now: Now) {
+    fn before_send(&mut self, id: SendId, datagram: &mut [u8], now: Now) {
         let Some(index) = self.written.iter().position(|written| written.id == id) else { return };
         let Some(written) = self.written.remove(index) else { return };
         if now.at.since(written.at) >= T3_AGE_MAX {
@@ -695,12 +695,12 @@ mod tests {
             let (send, mut reply) = request_reply(&mut responder, &request(0, Some(1)), at(0));
             let made = read(&reply);
             assert_eq!(made.turnaround(), 0);
-            responder.leaving(SendId(99), &mut reply, now(at(waited)));
+            responder.before_send(SendId(99), &mut reply, now(at(waited)));
             assert_eq!(read(&reply), made, "the reply has another id");
-            responder.leaving(send.id, &mut reply, now(at(waited)));
+            responder.before_send(send.id, &mut reply, now(at(waited)));
             let expected = if is_updated { i64::try_from(waited).unwrap() } else { 0 };
             assert_eq!(read(&reply).turnaround(), expected);
-            responder.leaving(send.id, &mut reply, now(at(waited + SECOND)));
+            responder.before_send(send.id, &mut reply, now(at(waited + SECOND)));
             assert_eq!(read(&reply).turnaround(), expected, "each reply is updated once");
         }
     }
@@ -711,7 +711,7 @@ mod tests {
         let sent: Vec<Sent> =
             (0..65).map(|number| request_reply(&mut responder, &request(number, Some(1)), at(0))).collect();
         for (index, (send, mut reply)) in sent.into_iter().enumerate() {
-            responder.leaving(send.id, &mut reply, now(at(5_000)));
+            responder.before_send(send.id, &mut reply, now(at(5_000)));
             assert_eq!(read(&reply).turnaround(), if index == 0 { 0 } else { 5_000 }, "reply {index}");
         }
     }

@@ -30,7 +30,7 @@ pub struct StreamSpec {
     /// this long is given up, and so is an attempt to connect.
     pub lost_after: Duration,
     /// Maximum number of unanswered messages on a connection; further messages wait.
-    pub at_once: usize,
+    pub unanswered_max: usize,
     /// Whether the peer may close an idle connection, as HTTP servers do. This is then not a failure, and the
     /// next connection is opened when a message is due.
     pub on_demand: bool,
@@ -47,7 +47,7 @@ pub enum StreamStep {
     Connect,
     /// Close the connection, or give up the attempt to connect. [`StreamProber::disconnected`] follows.
     Disconnect,
-    /// Write a message to the stream, then call [`StreamProber::handed`].
+    /// Write a message to the stream, then call [`StreamProber::sent`].
     Send(Message),
     /// A result for the driver's user.
     Report(EchoReport),
@@ -189,7 +189,7 @@ impl StreamProber {
     /// The stream accepted the message of [`StreamStep::Send`] at `at`. `left`: the kernel's transmit
     /// timestamp, if it is known already. It is not used if the message had to wait, because latency then
     /// counts from its due time.
-    pub fn handed(&mut self, message: Message, at: Timestamp, left: Option<Timestamp>) {
+    pub fn sent(&mut self, message: Message, at: Timestamp, left: Option<Timestamp>) {
         let Some(QueuedMessage { due, .. }) = self.waiting.pop_front() else { return };
         let sequence = message.sequence;
         if self.unanswered.is_empty() {
@@ -207,7 +207,7 @@ impl StreamProber {
 
     /// The peer had closed the connection before it could read this message, the last that was written: it
     /// waits again as if it had not been written.
-    pub fn returned(&mut self, message: Message) {
+    pub fn undelivered(&mut self, message: Message) {
         if let Some(due) = self.flow.in_flight_since(message.sequence) {
             self.unanswered.end = self.unanswered.end.min(message.sequence).max(self.unanswered.start);
             self.waiting.push_front(QueuedMessage { message, due });
@@ -229,7 +229,7 @@ impl StreamProber {
     }
 
     /// Takes a reply; returns whether it answers a message, in time or not.
-    pub fn answered(&mut self, reply: &StreamReply) -> bool {
+    pub fn received(&mut self, reply: &StreamReply) -> bool {
         let rules = self.rules();
         let StreamReply { message: Message { sequence, timestamp }, at, by, turnaround } = *reply;
         let sent = match self.flow.match_reply(sequence, timestamp, at, &rules) {
@@ -365,7 +365,7 @@ impl StreamProber {
 
     fn has_room(&self) -> bool {
         let unanswered = self.unanswered.end - self.unanswered.start;
-        usize::try_from(unanswered).is_ok_and(|unanswered| unanswered < self.spec.at_once)
+        usize::try_from(unanswered).is_ok_and(|unanswered| unanswered < self.spec.unanswered_max)
     }
 
     fn take_due_slots(&mut self, now: Now) {
@@ -497,7 +497,7 @@ mod tests {
             interval: Duration::from_millis(100),
             late_after: Duration::from_millis(1_000),
             lost_after: LOST_AFTER,
-            at_once: 1_000,
+            unanswered_max: 1_000,
             on_demand: false,
             count: None,
             seed: 1,
@@ -576,12 +576,12 @@ mod tests {
         /// Advances the time until a message is due, and writes it.
         fn send(&mut self) -> Message {
             let message = self.due();
-            self.prober.handed(message, self.at, None);
+            self.prober.sent(message, self.at, None);
             message
         }
 
         fn answer(&mut self, message: Message, at: Timestamp) -> bool {
-            self.prober.answered(&StreamReply { message, at, by: TimestampSource::Kernel, turnaround: 0 })
+            self.prober.received(&StreamReply { message, at, by: TimestampSource::Kernel, turnaround: 0 })
         }
 
         /// All pending reports, without letting anything become due.
@@ -607,7 +607,7 @@ mod tests {
                         return;
                     }
                     StreamStep::Wait(next) => self.at = next,
-                    StreamStep::Send(message) => self.prober.handed(message, self.at, None),
+                    StreamStep::Send(message) => self.prober.sent(message, self.at, None),
                     StreamStep::Connect => self.prober.connected(self.at),
                     StreamStep::Disconnect => drop(self.prober.disconnected(self.at, None)),
                     StreamStep::Finished => return,
@@ -691,7 +691,7 @@ mod tests {
 
     #[test]
     fn connection_without_replies_is_given_up_after_lost_after() {
-        let mut test = TestDriver::connected(StreamSpec { at_once: 1, ..spec() });
+        let mut test = TestDriver::connected(StreamSpec { unanswered_max: 1, ..spec() });
         let first = test.send();
         let sent = test.at;
         test.answer(first, sent + ms(20));
@@ -753,7 +753,7 @@ mod tests {
             let mut test = TestDriver::connected(spec());
             let message = test.due();
             let due = test.at;
-            test.prober.handed(message, due + waited, Some(due + waited + ms(1)));
+            test.prober.sent(message, due + waited, Some(due + waited + ms(1)));
             assert_eq!(test.prober.in_flight(), 1);
             test.answer(message, due + waited + ms(10));
             let reports = test.flush();
@@ -785,7 +785,7 @@ mod tests {
 
     #[test]
     fn limit_of_unanswered_messages_and_a_blocked_stream_stop_sending() {
-        let mut test = TestDriver::connected(StreamSpec { at_once: 2, ..spec() });
+        let mut test = TestDriver::connected(StreamSpec { unanswered_max: 2, ..spec() });
         let first = test.send();
         test.send();
         test.at = test.wait();
@@ -855,22 +855,22 @@ mod tests {
 
     #[test]
     fn returned_message_makes_room_and_is_sent_first() {
-        let mut test = TestDriver::connected(StreamSpec { at_once: 2, ..spec() });
+        let mut test = TestDriver::connected(StreamSpec { unanswered_max: 2, ..spec() });
         let first = test.send();
         let second = test.send();
         assert_eq!(test.prober.unanswered, 0..2);
-        test.prober.returned(second);
+        test.prober.undelivered(second);
         assert_eq!(test.prober.unanswered, 0..1);
         assert_eq!(test.step(), StreamStep::Send(second));
-        test.prober.handed(second, test.at, None);
+        test.prober.sent(second, test.at, None);
         assert_eq!(test.prober.unanswered, 0..2);
         test.answer(first, test.at);
-        test.prober.returned(first);
+        test.prober.undelivered(first);
         assert_eq!(test.prober.unanswered, 1..2, "an answered message is not sent again");
         test.answer(second, test.at);
         let third = test.send();
         test.prober.withdraw();
-        test.prober.returned(third);
+        test.prober.undelivered(third);
         assert!(test.prober.waiting.is_empty(), "a withdrawn message is not sent again");
     }
 
@@ -911,7 +911,7 @@ mod tests {
 
     #[test]
     fn withdrawal_decides_sent_and_waiting_messages_and_keeps_the_connection() {
-        let mut test = TestDriver::connected(StreamSpec { at_once: 1, ..spec() });
+        let mut test = TestDriver::connected(StreamSpec { unanswered_max: 1, ..spec() });
         let first = test.send();
         test.at = test.wait();
         test.step();

@@ -226,7 +226,7 @@ impl MtuSearch {
     /// Whether `reply` answers a probe of this search: for drivers that cannot tell this from the session
     /// identifier. The reply is not authenticated.
     #[must_use]
-    pub fn has_asked(&self, reply: &[u8]) -> bool {
+    pub fn owns_reply(&self, reply: &[u8]) -> bool {
         let reply = stamp::Reply::decode(reply, mode(&self.spec));
         reply.is_ok_and(|reply| self.probe(reply.sender_sequence, reply.sender_timestamp).is_some())
     }

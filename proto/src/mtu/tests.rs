@@ -274,7 +274,7 @@ impl TestPath {
                 }
             }
             Event::Reply(reply) => {
-                assert!(self.search.has_asked(&reply));
+                assert!(self.search.owns_reply(&reply));
                 let from_responder = arrival(responder, None);
                 self.search.received(&reply, &from_responder);
             }
@@ -680,7 +680,7 @@ fn reply_that_matches_no_probe_proves_nothing() {
     test.reply(&request, |reply| reply.sender_sequence += 1);
     test.reply(&request, |reply| reply.sender_timestamp.0 ^= 1);
     assert!(matches!(test.next(), Next::Wait(_)));
-    assert!(!test.search.has_asked(&request[..20]));
+    assert!(!test.search.owns_reply(&request[..20]));
     assert_eq!(test.reported(MtuReport::Acknowledged), 0);
     assert_eq!(test.search.rtt, None);
     // A reflector without support for session identifiers.

@@ -205,7 +205,7 @@ fn delayed_reply_carries_its_real_send_time_and_is_authentic() {
             let left = received + Duration::from_millis(waited);
             // The wall clock may be stepped in between: T2 and T3 use the same offset.
             let stepped = WallOffset::between(Timestamp::from_nanos(0), WallTime::from_nanos(77));
-            responder.leaving(send.id, &mut reply, Now { wall: stepped, ..now(left) });
+            responder.before_send(send.id, &mut reply, Now { wall: stepped, ..now(left) });
             let read = stamp::Reply::decode(&reply, mode).unwrap();
             assert_eq!(read.turnaround(), i64::try_from(waited * 1_000_000).unwrap(), "{mode:?}");
             if let Some(keys) = &keys {

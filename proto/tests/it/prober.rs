@@ -256,12 +256,12 @@ fn prober_owns_replies_to_its_datagrams_on_the_same_flow() {
         .collect();
     for (index, reply) in replies.iter().enumerate() {
         let own = u8::try_from(index % 2).unwrap();
-        assert!(test.prober.has_asked(reply, own), "{index}");
-        assert!(!test.prober.has_asked(reply, 1 - own) && !test.prober.has_asked(reply, 2), "{index}");
-        assert!(!test.prober.has_asked(&reply[..30], own), "{index}");
+        assert!(test.prober.owns_reply(reply, own), "{index}");
+        assert!(!test.prober.owns_reply(reply, 1 - own) && !test.prober.owns_reply(reply, 2), "{index}");
+        assert!(!test.prober.owns_reply(&reply[..30], own), "{index}");
         let mut other = reply.clone();
         other[28 + 7] ^= 1;
-        assert!(!test.prober.has_asked(&other, own), "{index}: another T1");
+        assert!(!test.prober.owns_reply(&other, own), "{index}: another T1");
     }
 }
 

@@ -153,7 +153,7 @@ impl TestStream {
                     let back = self.arrival(received + TURNAROUND);
                     let after = answers.back().map_or(0, |(last, _)| *last);
                     answers.push_back((back.max(after), message));
-                    prober.handed(message, at(now), None);
+                    prober.sent(message, at(now), None);
                     if answers.len() >= self.room {
                         is_blocked = true;
                         prober.blocked();
@@ -193,7 +193,7 @@ impl TestStream {
                 truth.answered.insert(message.sequence, (nanos_of(message.timestamp), arrives));
                 let turnaround = i64::try_from(TURNAROUND).unwrap();
                 let by = TimestampSource::Kernel;
-                prober.answered(&StreamReply { message, at: at(arrives), by, turnaround });
+                prober.received(&StreamReply { message, at: at(arrives), by, turnaround });
                 if is_blocked && answers.len() < self.room {
                     is_blocked = false;
                     prober.writable();
@@ -251,7 +251,7 @@ fn spec(seed: u64, count: u64) -> StreamSpec {
         interval: Duration::from_millis(50),
         late_after: LATE_AFTER,
         lost_after: LOST_AFTER,
-        at_once: usize::MAX,
+        unanswered_max: usize::MAX,
         on_demand: false,
         count: Some(count),
         seed,
@@ -350,7 +350,7 @@ fn unanswered_messages_to_a_stopping_peer_are_withdrawn() {
     let mut drive = |prober: &mut StreamProber, now: Timestamp| loop {
         match prober.step(Now { at: now, drained: now, wall }) {
             StreamStep::Report(report) => counts.take(&report),
-            StreamStep::Send(message) => prober.handed(message, now, None),
+            StreamStep::Send(message) => prober.sent(message, now, None),
             StreamStep::Connect | StreamStep::Disconnect => {}
             StreamStep::Wait(_) | StreamStep::Finished => break,
         }
@@ -372,14 +372,14 @@ fn unanswered_messages_to_a_stopping_peer_are_withdrawn() {
 fn undelivered_message_is_sent_again_and_counts_from_its_due_time() {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
     let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
-    let mut prober = StreamProber::new(StreamSpec { at_once: 1, ..spec(1, 1) }, at(0));
+    let mut prober = StreamProber::new(StreamSpec { unanswered_max: 1, ..spec(1, 1) }, at(0));
     let mut counts = StreamCounts::default();
     let mut drive = |prober: &mut StreamProber, now: Timestamp| -> Option<Message> {
         loop {
             match prober.step(Now { at: now, drained: now, wall }) {
                 StreamStep::Report(report) => counts.take(&report),
                 StreamStep::Send(message) => {
-                    prober.handed(message, now, None);
+                    prober.sent(message, now, None);
                     return Some(message);
                 }
                 StreamStep::Connect | StreamStep::Disconnect => {}
@@ -391,14 +391,14 @@ fn undelivered_message_is_sent_again_and_counts_from_its_due_time() {
     prober.connected(at(0));
     let due = (0..200).find(|millis| drive(&mut prober, at(*millis)).is_some()).unwrap();
     let message = Message { sequence: 0, timestamp: NtpTime::from(wall.wall(at(due))) };
-    prober.returned(message);
+    prober.undelivered(message);
     prober.disconnected(at(due + 10), None);
     assert_eq!(drive(&mut prober, at(due + 11)), None, "there is no connection");
     drive(&mut prober, at(due + 200));
     prober.connected(at(due + 200));
     assert_eq!(drive(&mut prober, at(due + 200)), Some(message));
     let by = TimestampSource::User;
-    prober.answered(&StreamReply { message, at: at(due + 230), by, turnaround: 0 });
+    prober.received(&StreamReply { message, at: at(due + 230), by, turnaround: 0 });
     drive(&mut prober, at(due + 230));
     assert_eq!(counts.decided[&0], (Verdict::Ok, Some(Duration::from_millis(230))));
     assert_eq!((counts.sent, prober.in_flight()), (1, 0));
@@ -411,8 +411,12 @@ fn server_that_closes_idle_connections_causes_no_loss() {
         // Between the messages, which are a second apart and answered within 20 ms, and sometimes in the
         // middle of one.
         stream.breaks = (0..200).map(|i| START + i * 97 * MS).collect();
-        let spec =
-            StreamSpec { interval: Duration::from_secs(1), on_demand: true, at_once: 1, ..spec(seed, 15) };
+        let spec = StreamSpec {
+            interval: Duration::from_secs(1),
+            on_demand: true,
+            unanswered_max: 1,
+            ..spec(seed, 15)
+        };
         let (counts, truth) = stream.run(spec);
         check(&counts, &truth, 15, seed);
         assert_eq!(counts.count(LOST), truth.broken, "SIM_SEED={seed}");
@@ -430,15 +434,17 @@ fn server_that_closes_idle_connections_causes_no_loss() {
 fn returned(then: impl FnOnce(&mut StreamProber, Timestamp)) -> StreamCounts {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
     let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
-    let mut prober =
-        StreamProber::new(StreamSpec { at_once: 1, on_demand: true, count: Some(1), ..spec(1, 1) }, at(0));
+    let mut prober = StreamProber::new(
+        StreamSpec { unanswered_max: 1, on_demand: true, count: Some(1), ..spec(1, 1) },
+        at(0),
+    );
     let mut counts = StreamCounts::default();
     let mut drive = |prober: &mut StreamProber, now: Timestamp| -> Option<Message> {
         loop {
             match prober.step(Now { at: now, drained: now, wall }) {
                 StreamStep::Report(report) => counts.take(&report),
                 StreamStep::Send(message) => {
-                    prober.handed(message, now, None);
+                    prober.sent(message, now, None);
                     return Some(message);
                 }
                 StreamStep::Connect | StreamStep::Disconnect => {}
@@ -449,7 +455,7 @@ fn returned(then: impl FnOnce(&mut StreamProber, Timestamp)) -> StreamCounts {
     drive(&mut prober, at(0));
     prober.connected(at(0));
     let message = (0..2_000).find_map(|millis| drive(&mut prober, at(millis))).expect("a message is due");
-    prober.returned(message);
+    prober.undelivered(message);
     prober.disconnected(at(2_000), None);
     then(&mut prober, at(2_001));
     drive(&mut prober, at(2_002));
@@ -472,7 +478,8 @@ fn undelivered_message_is_withdrawn_after_a_local_connect_error() {
 fn withdrawn_message_is_not_sent_again() {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
     let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
-    let mut prober = StreamProber::new(StreamSpec { at_once: 1, on_demand: true, ..spec(1, 1) }, at(0));
+    let mut prober =
+        StreamProber::new(StreamSpec { unanswered_max: 1, on_demand: true, ..spec(1, 1) }, at(0));
     prober.connected(at(0));
     let message = (0..2_000)
         .find_map(|millis| match prober.step(Now { at: at(millis), drained: at(millis), wall }) {
@@ -484,9 +491,9 @@ fn withdrawn_message_is_not_sent_again() {
             | StreamStep::Finished => None,
         })
         .expect("a message is due");
-    prober.handed(message, at(2_000), None);
+    prober.sent(message, at(2_000), None);
     prober.withdraw();
-    prober.returned(message);
+    prober.undelivered(message);
     prober.disconnected(at(2_001), None);
     prober.connected(at(2_002));
     let mut steps =
@@ -511,9 +518,9 @@ fn peer_that_answers_over_the_old_connection_is_still_draining() {
         match prober.step(Now { at: now, drained: now, wall }) {
             StreamStep::Report(report) => counts.take(&report),
             StreamStep::Send(message) => {
-                prober.handed(message, now, None);
+                prober.sent(message, now, None);
                 if is_answered {
-                    prober.answered(&StreamReply {
+                    prober.received(&StreamReply {
                         message,
                         at: now,
                         by: TimestampSource::User,

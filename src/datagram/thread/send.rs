@@ -43,7 +43,7 @@ impl Thread {
             let slot = self.slots.get_mut(index).and_then(Option::as_mut);
             if let Some(slot) = slot.filter(|slot| slot.life == life) {
                 let leaves = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
-                slot.task.leaving(send.id, datagram, leaves);
+                slot.task.before_send(send.id, datagram, leaves);
             }
             from.complete(datagram);
             let payload = from.payload(datagram);

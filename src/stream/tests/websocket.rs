@@ -178,7 +178,7 @@ fn a_ping_is_answered_though_nothing_is_sent() {
         }
         hold(socket.get_ref().try_clone().unwrap());
     });
-    let mut path = StreamPath::with(Speech::WebSocket.dial(server.address), |spec| spec.at_once = 1);
+    let mut path = StreamPath::with(Speech::WebSocket.dial(server.address), |spec| spec.unanswered_max = 1);
     path.until("an answer, after the pong", |told| told.answered() >= 1);
     path.handle.remove(ID);
     assert_eq!(path.stop().lost(), 0);
