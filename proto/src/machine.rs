@@ -11,6 +11,113 @@ use std::time::Duration;
 use crate::time::{Timestamp, WallOffset};
 
 /// A protocol without I/O: it receives events and returns what to do next.
+///
+/// # Examples
+///
+/// A machine that sends one datagram and reports the time until the reply, and the loop of a driver:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pathmeter_proto::machine::{
+///     Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+/// };
+/// use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+///
+/// #[derive(Default)]
+/// struct Ping {
+///     is_requested: bool,
+///     sent: Option<Timestamp>,
+///     rtt: Option<Duration>,
+///     is_stopping: bool,
+/// }
+///
+/// impl Machine for Ping {
+///     type Report = Duration;
+///
+///     fn received(&mut self, _: &[u8], arrival: &Arrival) {
+///         self.rtt = self.sent.take().map(|sent| arrival.at.since(sent));
+///     }
+///
+///     fn sent(&mut self, _: SendId, at: Timestamp, _: TimestampSource) {
+///         self.sent = Some(at);
+///     }
+///
+///     fn not_sent(&mut self, _: SendId, _: NotSent) {}
+///
+///     fn stop(&mut self) {
+///         self.is_stopping = true;
+///     }
+///
+///     fn withdraw(&mut self) {
+///         self.sent = None;
+///     }
+///
+///     fn peer_leaving(&mut self, _: Timestamp) {}
+///
+///     fn in_flight(&self) -> usize {
+///         usize::from(self.sent.is_some())
+///     }
+///
+///     fn step(&mut self, _: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Duration> {
+///         if let Some(rtt) = self.rtt.take() {
+///             return Step::Report(rtt);
+///         }
+///         if self.is_stopping && self.sent.is_none() {
+///             return Step::Finished;
+///         }
+///         if std::mem::replace(&mut self.is_requested, true) {
+///             return Step::Wait(Timestamp::NEVER);
+///         }
+///         arena.extend_from_slice(b"ping");
+///         Step::Send(Send {
+///             id: SendId(0),
+///             flow: 0,
+///             from: None,
+///             to: ([192, 0, 2, 1], 7).into(),
+///             tos: 0,
+///             ttl: 64,
+///             dont_fragment: false,
+///             segment: None,
+///             timestamp: false,
+///         })
+///     }
+/// }
+///
+/// /// Steps a machine until it waits or has finished, and returns its reports.
+/// fn drive<M: Machine>(machine: &mut M, at: Timestamp) -> Vec<M::Report> {
+///     let now = Now { at, drained: at, wall: WallOffset::between(at, WallTime::from_nanos(0)) };
+///     let (mut drops, mut arena, mut reports) = (HostDrops::default(), Vec::new(), Vec::new());
+///     loop {
+///         arena.clear();
+///         match machine.step(now, &mut drops, &mut arena) {
+///             // A real driver passes the arena to a socket here.
+///             Step::Send(send) => machine.sent(send.id, at, TimestampSource::User),
+///             Step::Report(report) => reports.push(report),
+///             Step::Wait(_) | Step::Finished => return reports,
+///         }
+///     }
+/// }
+///
+/// let mut ping = Ping::default();
+/// let start = Timestamp::from_nanos(0);
+/// assert_eq!(drive(&mut ping, start), []);
+/// assert_eq!(ping.in_flight(), 1);
+///
+/// let at = start + Duration::from_millis(20);
+/// let arrival = Arrival {
+///     at,
+///     by: TimestampSource::Kernel,
+///     from: ([192, 0, 2, 1], 7).into(),
+///     to: None,
+///     flow: 0,
+///     ttl: None,
+///     tos: None,
+///     icmp: None,
+/// };
+/// ping.received(b"ping", &arrival);
+/// assert_eq!(drive(&mut ping, at), [Duration::from_millis(20)]);
+/// ```
 pub trait Machine {
     /// What it reports to the driver.
     type Report;

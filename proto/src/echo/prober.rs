@@ -24,6 +24,81 @@ use crate::wire::stamp::{self, Request};
 
 /// Measures one path: sends on a schedule, round-robin over its flows, and decides the verdict of every
 /// datagram.
+///
+/// # Examples
+///
+/// A prober and a responder that exchange datagrams through memory, 5 ms in each direction:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pathmeter_proto::admission::Policy;
+/// use pathmeter_proto::dscp::Dscp;
+/// use pathmeter_proto::echo::{
+///     EchoReport, EchoSpec, Prober, Quirks, StampResponder, Verdict, WireFormat,
+/// };
+/// use pathmeter_proto::machine::{Arrival, HostDrops, Machine, Now, Step, TimestampSource};
+/// use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+///
+/// let spec = EchoSpec {
+///     to: ([192, 0, 2, 2], 862).into(),
+///     wire: WireFormat::Stamp { keys: None, quirks: Quirks::default() },
+///     interval: Duration::from_millis(100),
+///     ssids: vec![1],
+///     size: None,
+///     dscp: Dscp::DEFAULT,
+///     late_after: Duration::from_secs(1),
+///     lost_after: Duration::from_secs(3),
+///     tx_timestamps: false,
+///     count: Some(3),
+///     seed: 1,
+/// };
+/// let policy = Policy { open: true, rate: 1_000, rate_per_source: 1_000, ..Policy::default() };
+/// let mut at = Timestamp::from_nanos(1_000_000_000);
+/// let mut prober = Prober::new(spec, at);
+/// let mut responder = StampResponder::new(policy, None, 16);
+///
+/// let wall = WallOffset::between(at, WallTime::from_nanos(1_767_225_600_000_000_000));
+/// let now = |at| Now { at, drained: at, wall };
+/// let arrival = |at, from: ([u8; 4], u16)| Arrival {
+///     at,
+///     by: TimestampSource::Kernel,
+///     from: from.into(),
+///     to: None,
+///     flow: 0,
+///     ttl: Some(255),
+///     tos: Some(0),
+///     icmp: None,
+/// };
+/// let delay = Duration::from_millis(5);
+/// let mut drops = HostDrops::default();
+/// let mut round_trips = Vec::new();
+/// loop {
+///     let mut request = Vec::new();
+///     match prober.step(now(at), &mut drops, &mut request) {
+///         Step::Send(send) => {
+///             prober.sent(send.id, at, TimestampSource::User);
+///             at = at + delay;
+///             responder.received(&request, &arrival(at, ([192, 0, 2, 1], 40_000)));
+///             let mut reply = Vec::new();
+///             while let Step::Send(_) | Step::Report(_) =
+///                 responder.step(now(at), &mut HostDrops::default(), &mut reply)
+///             {}
+///             at = at + delay;
+///             prober.received(&reply, &arrival(at, ([192, 0, 2, 2], 862)));
+///         }
+///         Step::Report(EchoReport::Decided { verdict, sample, .. }) => {
+///             assert_eq!(verdict, Verdict::Ok);
+///             round_trips.extend(sample.map(|sample| sample.rtt));
+///         }
+///         Step::Report(_) => {}
+///         Step::Wait(until) => at = until,
+///         Step::Finished => break,
+///     }
+/// }
+/// assert_eq!(round_trips, [2 * delay; 3]);
+/// assert_eq!(prober.responder(), Some("pathmeter"));
+/// ```
 #[derive(Debug)]
 pub struct Prober {
     spec: EchoSpec,

@@ -61,6 +61,46 @@ pub trait SimResponder: Machine<Report = ResponderReport> {}
 impl<M: Machine<Report = ResponderReport>> SimResponder for M {}
 
 /// A simulation of a prober on one host, a responder on another, and a link in each direction.
+///
+/// # Examples
+///
+/// Measures a path that loses 10 % of the requests, and compares the verdicts with the ledger:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pathmeter_proto::admission::Policy;
+/// use pathmeter_proto::dscp::Dscp;
+/// use pathmeter_proto::echo::{EchoSpec, Prober, Quirks, StampResponder, WireFormat};
+/// use pathmeter_proto::sim::{Loss, World};
+///
+/// let (late_after, lost_after) = (Duration::from_secs(1), Duration::from_secs(3));
+/// let mut world = World::new(7);
+/// world.forward.loss = Loss::Random(0.1);
+/// let spec = EchoSpec {
+///     to: World::responder_address(),
+///     wire: WireFormat::Stamp { keys: None, quirks: Quirks::default() },
+///     interval: Duration::from_millis(100),
+///     ssids: vec![1],
+///     size: None,
+///     dscp: Dscp::DEFAULT,
+///     late_after,
+///     lost_after,
+///     tx_timestamps: true,
+///     count: Some(1_000),
+///     seed: 7,
+/// };
+/// let policy = Policy { open: true, rate: 1_000, rate_per_source: 1_000, ..Policy::default() };
+/// let mut prober = Prober::new(spec, world.start());
+/// let mut responder = StampResponder::new(policy, None, 16);
+///
+/// // At most ten minutes of true time.
+/// let (counts, ledger) = world.run(&mut prober, &mut responder, 600_000_000_000);
+/// assert_eq!(counts.sent, 1_000);
+/// assert!((50..150).contains(&counts.lost()));
+/// // No round trip may differ from the truth by a nanosecond.
+/// assert_eq!(ledger.compare(&counts, late_after, lost_after, |_, _| 0), Ok(()));
+/// ```
 #[derive(Debug)]
 pub struct World {
     /// The prober's host.
