@@ -81,7 +81,7 @@ impl Rates {
     /// source but never the total.
     pub const SOURCES: usize = 32_768;
 
-    /// Full buckets.
+    /// Rate limits with full buckets.
     #[must_use]
     pub fn new() -> Self {
         Self { total: Bucket::default(), young: HashMap::new(), old: HashMap::new() }

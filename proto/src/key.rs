@@ -54,8 +54,8 @@ impl Key {
 
     /// Derives a key for one purpose, so that a tag made for one protocol is invalid in another.
     ///
-    /// HKDF-Expand with SHA-256 and one block (RFC 5869 section 2.3); the mesh key is uniformly random or long,
-    /// so the extract step is left out as section 3.3 allows.
+    /// HKDF-Expand with SHA-256 and one block (RFC 5869 section 2.3). The mesh key is uniformly random or
+    /// long, so the extract step is left out as section 3.3 allows.
     #[must_use]
     pub fn derive(&self, purpose: &str) -> Self {
         Self::new(&self.mac(&[purpose.as_bytes(), &[1]]))

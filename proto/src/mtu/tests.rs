@@ -484,7 +484,7 @@ fn new_search_confirms_the_result_of_the_previous_one() {
 #[test]
 fn late_answer_is_proof() {
     for seed in seeds(50) {
-        // Longer than a probe is waited for: nothing is answered in time.
+        // Longer than the timeout of a probe: no answer is in time.
         let delay = Duration::from_millis(1_600);
         let mut path = TestPath::new(seed, Link { delay, ..Link::of(u16::MAX) });
         path.run(600);

@@ -4,7 +4,7 @@
 //! ```text
 //!  0 u32 magic "pmag"   4 u8 version 1   5 u8 kind 1   6 u16 length n of the name
 //!  8 u64 boot id       16 u64 wall time, nanoseconds since 1970
-//! 24 n bytes name      24+n 16 bytes HMAC-SHA-256/128 over everything in front of it
+//! 24 n bytes name      24+n 16 bytes HMAC-SHA-256/128 over all preceding bytes
 //! ```
 
 use super::agent::AgentKind;

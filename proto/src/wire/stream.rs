@@ -5,7 +5,8 @@
 //!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 1 hello, 2 welcome   6 u16 hello: 0; welcome: Admittance
 //!  8 u32 length of every message in bytes, 56 to 65,536                 12 u32 zero
 //! 16 16 bytes nonce
-//! 32 16 bytes HMAC-SHA-256/128, zeros without a key. Hello: over bytes 0..32. Welcome: over the hello and bytes 0..32
+//! 32 16 bytes HMAC-SHA-256/128, zeros without a key.
+//!    Hello: over bytes 0..32. Welcome: over bytes 0..32 of the hello and bytes 0..32
 //!
 //! message, 56 bytes and padding
 //!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 3 request, 4 reply   6 u16 zero

@@ -125,7 +125,7 @@ pub fn append(out: &mut Vec<u8>, kind: u8, len: u16) -> Tlv {
 /// ```text
 ///  0 u32 magic "pmtr"      4 u8 version 1   5 u8 flags (1: reply, 2: brief)   6 u16 flow
 ///  8 u32 session           12 u32 request: datagrams sent · reply: first sequence number of this record
-/// 16 u32 received once     20 u32 received again     24 u32 reordered (RFC 4737)   28 u32 highest sequence number
+/// 16 u32 unique   20 u32 duplicates   24 u32 reordered (RFC 4737)   28 u32 highest sequence number
 /// 32 u128 bitmap: bit i is set when highest − i was received
 /// 48 u32 datagrams that the responder's host dropped, all sessions, modulo 2³²
 /// ```
@@ -251,7 +251,7 @@ impl ClassOfService {
 /// Follow-Up Telemetry extension: when an earlier reply left the reflector.
 ///
 /// ```text
-/// 0 u32 the earlier reply's sequence number   4 u64 its timestamp   12 u8 how it was taken (2: by the kernel)
+/// 0 u32 the earlier reply's sequence number   4 u64 its timestamp   12 u8 method (2: by the kernel)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FollowUp {

@@ -3,7 +3,7 @@
 //! ```text
 //! binary: 0 u64 sequence number   8 u64 time at which it was due, NTP format   16 zeros
 //! text:   {"seq":5,"ts":1678886400100,"ntp":"e7bd5f00199999ab","pad":"…"}
-//!         ts: milliseconds since 1970, for display and scripts; ntp: the same time in NTP format, hexadecimal
+//!         ts: due time in milliseconds since 1970, for display; ntp: due time in NTP format, hexadecimal
 //! ```
 
 use super::{DecodeError, NtpTime, require, u64_at};
