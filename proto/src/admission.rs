@@ -1,4 +1,4 @@
-//! Who may make us answer, and how fast.
+//! Which requests the responder answers: allowed sources and rate limits.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,27 +6,28 @@ use std::net::{IpAddr, Ipv6Addr};
 use crate::prefix::Prefix;
 use crate::time::Timestamp;
 
-/// Why a datagram gets no answer.
+/// Why a request gets no reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
-    /// The source is no configured peer, lies in no allowed prefix, and proved no key.
+    /// The source is not a configured peer, is not in an allowed network, and did not prove a key.
     Unlisted,
-    /// It should be authenticated and is not, or by a key that is not valid.
+    /// The request is not authenticated although it must be, or its key is not valid.
     Unauthentic,
-    /// The source asks faster than one source may.
+    /// The source exceeds the rate limit per source.
     SourceRate,
-    /// All sources together ask faster than we answer.
+    /// All sources together exceed the total rate limit.
     TotalRate,
-    /// It cannot be read.
+    /// The request cannot be decoded.
     Malformed,
-    /// It comes from a port on which reflectors listen, or is a reply itself: answering could go on for ever.
+    /// The request comes from a port on which reflectors listen, or is itself a reply: answering it could
+    /// start an endless loop.
     Reflection,
-    /// It repeats what another source sent.
+    /// The request repeats a datagram of another source.
     Replay,
 }
 
 impl Refusal {
-    /// All of them, in the order in which they are declared.
+    /// All variants, in the order of their declaration.
     pub const ALL: [Self; 7] = [
         Self::Unlisted,
         Self::Unauthentic,
@@ -38,20 +39,20 @@ impl Refusal {
     ];
 }
 
-/// Whom we answer. Changed at a reload and when names resolve anew.
+/// Which sources are answered, and at what rates. Replaced on reload and when names resolve to new addresses.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// Whether anyone at all is answered.
+    /// Whether all sources are answered.
     pub open: bool,
     /// Addresses of the configured peers.
     pub peers: HashSet<IpAddr>,
     /// Allowed networks.
     pub prefixes: Vec<Prefix>,
-    /// Source ports on which reflectors listen.
+    /// Source ports on which reflectors listen; requests from them are refused.
     pub reflector_ports: HashSet<u16>,
-    /// Datagrams per second in all; 0 answers nobody.
+    /// Maximum requests per second from all sources; 0: none is answered.
     pub rate: u64,
-    /// Datagrams per second and source; 0 answers nobody.
+    /// Maximum requests per second from each source; 0: none is answered.
     pub rate_per_source: u64,
 }
 
@@ -66,7 +67,7 @@ impl Policy {
     }
 }
 
-/// The token buckets: one for each source, one for all.
+/// The rate limits: a token bucket for each source and one for all.
 #[derive(Debug)]
 pub struct Rates {
     total: Bucket,
@@ -75,11 +76,12 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Sources whose pace is remembered, in each of two generations. When the younger one is full the older is
-    /// forgotten: a flood from invented addresses can make us forget a source's pace, never the total.
+    /// Number of sources whose bucket is kept, in each of two generations. When the younger generation is
+    /// full, the older one is discarded. A flood from spoofed addresses can therefore evict the bucket of a
+    /// source but never the total.
     pub const SOURCES: usize = 32_768;
 
-    /// Full buckets.
+    /// Rate limits with full buckets.
     #[must_use]
     pub fn new() -> Self {
         Self { total: Bucket::default(), young: HashMap::new(), old: HashMap::new() }
@@ -88,9 +90,9 @@ impl Rates {
     /// Takes a token for `source` from both buckets.
     ///
     /// # Errors
-    /// [`Refusal::SourceRate`] or [`Refusal::TotalRate`].
+    /// [`Refusal::SourceRate`] or [`Refusal::TotalRate`] if a bucket is empty.
     pub fn take(&mut self, policy: &Policy, source: IpAddr, now: Timestamp) -> Result<(), Refusal> {
-        let key = paced_as(source);
+        let key = rate_limit_key(source);
         if !self.young.contains_key(&key) {
             if self.young.len() >= Self::SOURCES {
                 self.old = std::mem::take(&mut self.young);
@@ -115,17 +117,18 @@ impl Default for Rates {
     }
 }
 
-/// The source that `source` counts for: an IPv6 host owns a /64 and could use any address in it, so the /64 is one.
+/// The key of the bucket of `source`: an IPv6 host owns a /64 and can use any address in it, so the /64
+/// counts as one source.
 #[must_use]
-pub fn paced_as(source: IpAddr) -> IpAddr {
+pub fn rate_limit_key(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
     }
 }
 
-/// A token bucket that holds a quarter of a second's tokens (at least [`Bucket::BURST`]), kept as the one time at which
-/// it will be full again (the generic cell rate algorithm, ITU-T I.371).
+/// A token bucket that holds the tokens of a quarter of a second (at least [`Bucket::BURST`]). Its state is
+/// the time at which it will be full again (the generic cell rate algorithm, ITU-T I.371).
 #[derive(Debug, Clone, Copy, Default)]
 struct Bucket {
     full_at: Timestamp,
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn over_any_second_at_most_the_rate_and_a_burst_passes() {
+    fn no_more_than_the_rate_and_one_burst_pass() {
         let policy = policy(1_000_000, 100);
         let mut rates = Rates::new();
         let mut passed = 0;
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn one_source_cannot_use_up_another_ones_tokens_but_all_share_the_total() {
+    fn each_source_has_its_own_bucket_and_all_share_the_total() {
         let mut rates = Rates::new();
         let policy = policy(64, 32);
         let now = Timestamp::from_nanos(1);
@@ -190,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_invented_sources_is_bounded_in_memory() {
+    fn flood_of_spoofed_sources_is_bounded_in_memory() {
         let mut rates = Rates::new();
         let policy = policy(u64::MAX, 10);
         for i in 0..200_000_u32 {
@@ -200,15 +203,15 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_one_ipv6_network_share_a_bucket() {
+    fn addresses_of_one_ipv6_network_share_a_bucket() {
         let a: IpAddr = "2001:db8:1:2::1".parse().unwrap();
         let b: IpAddr = "2001:db8:1:2:ffff::1".parse().unwrap();
-        assert_eq!(paced_as(a), paced_as(b));
-        assert_eq!(paced_as("::ffff:192.0.2.1".parse().unwrap()), host(1));
+        assert_eq!(rate_limit_key(a), rate_limit_key(b));
+        assert_eq!(rate_limit_key("::ffff:192.0.2.1".parse().unwrap()), host(1));
     }
 
     #[test]
-    fn source_is_listed_if_anyone_is_or_if_it_is_a_peer_or_in_an_allowed_network() {
+    fn policy_lists_peers_and_allowed_networks_and_if_open_every_source() {
         let none = Policy::default();
         assert!(!none.lists(host(1)));
         assert!(Policy { open: true, ..none.clone() }.lists(host(1)));
@@ -222,16 +225,16 @@ mod tests {
     }
 
     #[test]
-    fn networks_of_ipv6_have_buckets_of_their_own() {
+    fn each_ipv6_network_has_its_own_bucket() {
         let networks = ["2001:db8:1:2::1", "2001:db8:1:3::1", "2001:db9:1:2::1", "::1"];
-        let paced: HashSet<IpAddr> = networks.map(|text| paced_as(text.parse().unwrap())).into();
+        let paced: HashSet<IpAddr> = networks.map(|text| rate_limit_key(text.parse().unwrap())).into();
         assert_eq!(paced.len(), 4);
         let network: IpAddr = "2001:db8:1:2::".parse().unwrap();
-        assert_eq!(paced_as("2001:db8:1:2:3:4:5:6".parse().unwrap()), network);
+        assert_eq!(rate_limit_key("2001:db8:1:2:3:4:5:6".parse().unwrap()), network);
     }
 
     #[test]
-    fn bucket_holds_a_quarter_of_a_seconds_tokens_but_at_least_sixteen() {
+    fn bucket_holds_tokens_of_a_quarter_second_and_at_least_sixteen() {
         let full = |rate| {
             let mut bucket = Bucket::default();
             let now = Timestamp::from_nanos(5_000_000_000);
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_bucket_has_its_next_token_after_one_interval_of_the_rate() {
+    fn empty_bucket_refills_one_token_per_interval_of_the_rate() {
         let mut bucket = Bucket::default();
         let now = Timestamp::from_nanos(5_000_000_000);
         assert!((0..100).any(|_| !bucket.take(3, now)));
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn source_keeps_its_pace_when_the_younger_generation_is_full() {
+    fn bucket_survives_one_change_of_generation() {
         let policy = policy(u64::MAX, 16);
         let (mut rates, now) = (Rates::new(), Timestamp::from_nanos(1));
         let source = |index: u32| IpAddr::from((0x0a00_0000 + index).to_be_bytes());
@@ -269,8 +272,8 @@ mod tests {
         assert_eq!((rates.young.len(), rates.old.len()), (Rates::SOURCES, 0));
         fill(&mut rates, 100_000, 1);
         assert_eq!((rates.young.len(), rates.old.len()), (1, Rates::SOURCES));
-        assert_eq!(rates.take(&policy, host(1), now), Err(Refusal::SourceRate), "it is still remembered");
+        assert_eq!(rates.take(&policy, host(1), now), Err(Refusal::SourceRate), "its bucket is kept");
         fill(&mut rates, 200_000, 2 * Rates::SOURCES);
-        assert_eq!(rates.take(&policy, host(1), now), Ok(()), "it is forgotten");
+        assert_eq!(rates.take(&policy, host(1), now), Ok(()), "its bucket was discarded");
     }
 }

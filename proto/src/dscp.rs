@@ -1,4 +1,4 @@
-//! Classes of service.
+//! Class of service: differentiated services code points.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,10 +8,10 @@ use std::str::FromStr;
 pub struct Dscp(u8);
 
 impl Dscp {
-    /// Best effort, what is sent when nobody asks for a class.
+    /// Best effort, used when no class is configured.
     pub const DEFAULT: Self = Self(0);
 
-    /// The code point; `None` above 63.
+    /// A code point from its number; `None` above 63.
     #[must_use]
     pub const fn new(value: u8) -> Option<Self> {
         if value <= MAX { Some(Self(value)) } else { None }
@@ -23,7 +23,7 @@ impl Dscp {
         self.0
     }
 
-    /// The TOS or traffic class byte: the code point above two ECN bits that are zero.
+    /// The TOS or traffic class byte: the code point in the upper six bits, both ECN bits 0.
     #[must_use]
     pub const fn tos(self) -> u8 {
         self.0 << 2
@@ -55,13 +55,13 @@ impl fmt::Display for Dscp {
     }
 }
 
-/// Why a text is no code point.
+/// Why a text is not a code point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DscpError {
     /// Neither a number nor a name.
-    #[error("is no class of service")]
+    #[error("is not a class of service")]
     Name,
-    /// Six bits do not hold the number.
+    /// The number does not fit into six bits.
     #[error("is above {MAX}, the highest code point")]
     Number,
 }
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_point_is_shown_as_it_is_read() {
+    fn displayed_code_point_parses_to_itself() {
         for value in 0..=63 {
             let dscp = Dscp::new(value).unwrap();
             assert_eq!(dscp.to_string().parse(), Ok(dscp));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn names_follow_their_formulas() {
+    fn cs_and_af_names_follow_their_formulas() {
         for class in 0..=7 {
             assert_eq!(format!("cs{class}").parse::<Dscp>().unwrap().value(), 8 * class);
         }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_code_point_is_refused() {
+    fn invalid_code_point_is_rejected() {
         for text in ["", "af44", "af10", "cs8", "-1", "+1", "0x2e", "1.0", " ef"] {
             assert_eq!(text.parse::<Dscp>(), Err(DscpError::Name), "{text:?}");
         }

@@ -1,11 +1,11 @@
-//! Listens for peers that announce their stop.
+//! Receives the goodbye messages of peers that are about to stop.
 
 use crate::key::Keys;
 use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, SendId, Step, TimestampSource};
 use crate::time::Timestamp;
 use crate::wire::Goodbye;
 
-/// Receives the goodbyes of peers. It sends nothing.
+/// Receives and authenticates goodbye messages. It sends nothing.
 #[derive(Debug, Default)]
 pub struct GoodbyeListener {
     keys: Option<Keys>,
@@ -13,17 +13,17 @@ pub struct GoodbyeListener {
     is_stopping: bool,
 }
 
-/// What a listener learns.
+/// What a listener reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GoodbyeReport {
-    /// A peer is leaving. The same goodbye may be reported several times: senders repeat it.
+    /// A peer is about to stop. The same goodbye may be reported several times because senders repeat it.
     Received(Goodbye),
-    /// A datagram was not an authentic goodbye.
+    /// A datagram that is not an authentic goodbye.
     Rejected,
 }
 
 impl GoodbyeListener {
-    /// A listener that believes senders who know one of these keys of the mesh; `None`: it believes nobody.
+    /// A listener that accepts senders with one of these mesh keys; `None`: it accepts no sender.
     #[must_use]
     pub fn new(mesh: Option<&Keys>) -> Self {
         let mut listener = Self::default();
@@ -31,7 +31,7 @@ impl GoodbyeListener {
         listener
     }
 
-    /// Changes the keys of the mesh.
+    /// Replaces the mesh keys.
     pub fn set_keys(&mut self, mesh: Option<&Keys>) {
         self.keys = mesh.map(|keys| keys.derive(Goodbye::PURPOSE));
     }
@@ -76,7 +76,7 @@ mod tests {
     use crate::time::{WallOffset, WallTime};
 
     #[test]
-    fn only_goodbyes_of_the_mesh_are_believed() {
+    fn only_goodbyes_signed_with_a_mesh_key_are_accepted() {
         let mesh = Keys::parse("0123456789abcdef").unwrap();
         let goodbye = Goodbye { name: "ams-1".into(), boot_id: 7, at: WallTime::from_nanos(9) };
         let datagram = goodbye.encode(&mesh.derive(Goodbye::PURPOSE));

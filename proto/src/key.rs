@@ -1,26 +1,26 @@
-//! The mesh key: who may take part, and how datagrams and requests prove it.
+//! Mesh keys: HMAC authentication of datagrams and requests.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// One secret, ready to authenticate: the HMAC pads are computed once.
+/// A shared secret, prepared for HMAC-SHA-256: the pads are computed once.
 #[derive(Clone)]
 pub struct Key {
     mac: Hmac<Sha256>,
 }
 
 impl Key {
-    /// Bytes below which a key is refused. Chosen: 128 bits, the length of the truncated HMAC it protects.
+    /// Minimum key length in bytes. Chosen: 128 bits, the length of the truncated HMAC that the key protects.
     pub const BYTES_MIN: usize = 16;
 
-    /// The key as raw bytes: what RFC 8762 section 4.4 calls the shared secret.
+    /// A key from its raw bytes, the shared secret of RFC 8762 section 4.4.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         let mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes a key of any length");
         Self { mac }
     }
 
-    /// HMAC-SHA-256 over the parts in order, as if they were one text.
+    /// HMAC-SHA-256 over the concatenation of `parts`.
     #[must_use]
     pub fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = self.mac.clone();
@@ -30,7 +30,7 @@ impl Key {
         mac.finalize().into_bytes().into()
     }
 
-    /// HMAC-SHA-256 truncated to its first 16 bytes, as STAMP uses it (RFC 8762 section 4.4).
+    /// HMAC-SHA-256 over `parts`, truncated to its first 16 bytes as STAMP uses it (RFC 8762 section 4.4).
     #[must_use]
     pub fn mac_128(&self, parts: &[&[u8]]) -> [u8; 16] {
         let whole = self.mac(parts);
@@ -39,7 +39,7 @@ impl Key {
         short
     }
 
-    /// Whether `tag` is the (possibly truncated, at least 16 bytes long) HMAC of the parts. Takes constant time.
+    /// Whether `tag` is the HMAC of `parts`, whole or truncated to at least 16 bytes. Takes constant time.
     #[must_use]
     pub fn verify(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
         if tag.len() < 16 {
@@ -52,10 +52,10 @@ impl Key {
         mac.verify_truncated_left(tag).is_ok()
     }
 
-    /// A key for one purpose, so that a tag made for one protocol means nothing to another.
+    /// Derives a key for one purpose, so that a tag made for one protocol is invalid in another.
     ///
-    /// HKDF-Expand with SHA-256 and one block (RFC 5869 section 2.3); the mesh key is uniformly random or long,
-    /// so the extract step is left out as section 3.3 allows.
+    /// HKDF-Expand with SHA-256 and one block (RFC 5869 section 2.3). The mesh key is uniformly random or
+    /// long, so the extract step is left out as section 3.3 allows.
     #[must_use]
     pub fn derive(&self, purpose: &str) -> Self {
         Self::new(&self.mac(&[purpose.as_bytes(), &[1]]))
@@ -68,8 +68,7 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// The keys that are valid at a time: the first signs, all of them verify, so that a fleet can change its key
-/// one host at a time.
+/// The valid keys: the first signs, both verify, so that a fleet can change its key one host at a time.
 #[derive(Debug, Clone)]
 pub struct Keys {
     current: Key,
@@ -77,11 +76,11 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Reads a key file: one key a line, 1 or 2 of them; 64 hexadecimal digits are 32 bytes, anything else is the
-    /// text itself. Blank lines and lines that begin with `#` are skipped.
+    /// Reads a key file with one or two keys, one per line. 64 hexadecimal digits are 32 bytes; any other
+    /// text is used as it is. Blank lines and lines that begin with `#` are skipped.
     ///
     /// # Errors
-    /// [`KeyFileError`] tells the line; it never shows the key.
+    /// [`KeyFileError`] names the line and never contains the key.
     pub fn parse(text: &str) -> Result<Self, KeyFileError> {
         let mut keys = Vec::new();
         for (index, line) in text.lines().enumerate() {
@@ -100,28 +99,28 @@ impl Keys {
         let previous = keys.next();
         match keys.count() {
             0 => Ok(Self { current, previous }),
-            more => Err(KeyFileError::TooMany { found: more + 2 }),
+            extra => Err(KeyFileError::TooMany { found: extra + 2 }),
         }
     }
 
-    /// One key and no other.
+    /// A set with only this key.
     #[must_use]
     pub fn only(current: Key) -> Self {
         Self { current, previous: None }
     }
 
-    /// The key that signs.
+    /// The key that signs messages.
     #[must_use]
     pub fn current(&self) -> &Key {
         &self.current
     }
 
-    /// Every valid key, the one that signs first.
+    /// All valid keys, the signing key first.
     pub fn all(&self) -> impl Iterator<Item = &Key> {
         std::iter::once(&self.current).chain(self.previous.as_ref())
     }
 
-    /// Which valid key made `tag`; `None` when no valid key did.
+    /// Returns which valid key made `tag`; `None` if none did.
     #[must_use]
     pub fn verifying(&self, parts: &[&[u8]], tag: &[u8]) -> Option<KeyId> {
         [KeyId::Current, KeyId::Previous]
@@ -130,7 +129,7 @@ impl Keys {
             .find_map(|(id, key)| key.verify(parts, tag).then_some(id))
     }
 
-    /// The key of that name; the current one when there is no previous one.
+    /// Returns the key with this identifier; the current key if there is no previous one.
     #[must_use]
     pub fn key(&self, id: KeyId) -> &Key {
         match id {
@@ -139,7 +138,7 @@ impl Keys {
         }
     }
 
-    /// The same keys for one purpose; see [`Key::derive`].
+    /// Derives both keys for one purpose; see [`Key::derive`].
     #[must_use]
     pub fn derive(&self, purpose: &str) -> Self {
         Self {
@@ -149,33 +148,33 @@ impl Keys {
     }
 }
 
-/// Which of the valid keys.
+/// Selects one of the valid keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyId {
-    /// The one that signs.
+    /// The key that signs.
     Current,
-    /// The other one.
+    /// The second key, which only verifies.
     Previous,
 }
 
-/// Why a key file cannot be used. Never shows the key.
+/// Why a key file is invalid. Never contains the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFileError {
-    /// No line holds a key.
-    #[error("holds no key (write one line, for example from `openssl rand -hex 32`)")]
+    /// The file has no key.
+    #[error("contains no key (add one, for example from `openssl rand -hex 32`)")]
     Empty,
-    /// A key is too short to protect anything.
-    #[error("the key in line {line} has {found} bytes (needs at least {min})", min = Key::BYTES_MIN)]
+    /// A key is shorter than [`Key::BYTES_MIN`].
+    #[error("has a key of {found} bytes in line {line} (minimum {min})", min = Key::BYTES_MIN)]
     Short {
-        /// Line, counted from 1.
+        /// Line number, from 1.
         line: usize,
-        /// Bytes that it holds.
+        /// Length of the key in bytes.
         found: usize,
     },
-    /// More keys than can be valid at once.
-    #[error("holds {found} keys (two can be valid at once: the first signs, both verify)")]
+    /// The file has more than two keys.
+    #[error("contains {found} keys (maximum 2: the first signs, both verify)")]
     TooMany {
-        /// Keys that it holds.
+        /// Number of keys.
         found: usize,
     },
 }
@@ -200,14 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_shorter_than_128_bits_never_verifies() {
+    fn tag_shorter_than_128_bits_never_verifies() {
         let tag = Key::new(b"Jefe").mac(&[b"x"]);
         assert!(!Key::new(b"Jefe").verify(&[b"x"], &tag[..15]));
         assert!(!Key::new(b"Jefe").verify(&[b"x"], &[]));
     }
 
     #[test]
-    fn two_keys_are_valid_during_a_rotation_and_the_first_signs() {
+    fn first_of_two_keys_signs_and_both_verify() {
         let keys = Keys::parse("# mesh\nnew-key-0123456789\n\nold-key-0123456789\n").unwrap();
         let old = Key::new(b"old-key-0123456789").mac(&[b"x"]);
         let new = Key::new(b"new-key-0123456789").mac(&[b"x"]);
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_that_protects_nothing_is_refused() {
+    fn key_file_without_a_usable_key_is_rejected() {
         assert_eq!(Keys::parse("# nothing\n").unwrap_err(), KeyFileError::Empty);
         assert_eq!(Keys::parse("\nshort").unwrap_err(), KeyFileError::Short { line: 2, found: 5 });
         let three = "0123456789abcdef\n".repeat(3);

@@ -1,15 +1,18 @@
-//! What pathmeter decides. Nothing here acts: no socket, no clock, no thread, no environment, no randomness but a seed.
+//! The protocol logic of pathmeter, without I/O: no sockets, clocks, threads or environment. Randomness comes
+//! only from seeds that the caller passes. Times and received bytes are arguments, so every run can be
+//! repeated exactly.
 //!
-//! * [`machine`]: the contract between a protocol and whoever drives it
-//! * [`time`], [`grid`]: clocks that cannot be mixed up, and when to send
-//! * [`wire`]: bytes to values and back
-//! * [`key`], [`prefix`], [`admission`]: who may take part, and how fast
-//! * [`selection`]: which peers an agent measures, where not all measure all
-//! * [`stats`]: small estimators that every kind of probe shares
-//! * [`echo`]: one datagram a slot, one verdict a datagram
-//! * [`mtu`]: the longest packet that a path carries in one piece
-//! * [`goodbye`]: peers that announce their stop
-//! * [`sim`] (feature `sim`): virtual clocks, bad links, and a ledger of what truly happened
+//! * [`machine`]: the contract between a protocol and its driver
+//! * [`time`], [`schedule`]: one type per clock, and the send schedule
+//! * [`wire`]: encoding and decoding of packets and messages
+//! * [`key`], [`prefix`], [`admission`]: authentication, allowed sources and rate limits
+//! * [`selection`]: which peers an agent measures when a full mesh is too large
+//! * [`stats`]: small estimators that all kinds of probes share
+//! * [`echo`]: one datagram or message per slot, one verdict for each
+//! * [`mtu`]: path MTU discovery
+//! * [`dscp`]: class of service names and code points
+//! * [`goodbye`]: announcements of peers that are about to stop
+//! * [`sim`] (feature `sim`): virtual clocks, impaired links and a ledger of the true events
 #![forbid(unsafe_code)]
 
 pub mod admission;

@@ -1,160 +1,275 @@
-//! The contract between a protocol, which decides, and its driver, which acts.
+//! The contract between a protocol, which decides, and its driver, which does the I/O.
 //!
-//! A driver hands over what happened with [`received`](Machine::received), [`sent`](Machine::sent) and
-//! [`not_sent`](Machine::not_sent), and after each of them calls [`step`](Machine::step) until it answers
-//! [`Step::Wait`] or [`Step::Finished`]. `Wait` is the only normal way out and carries the deadline, so no driver can
-//! forget it.
+//! A driver reports events with [`received`](Machine::received), [`sent`](Machine::sent) and
+//! [`not_sent`](Machine::not_sent). After each event it calls [`step`](Machine::step) until that returns
+//! [`Step::Wait`] or [`Step::Finished`]. `Wait` is the only normal way out of this loop and carries the
+//! deadline, so a driver cannot forget the deadline.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::time::{Timestamp, WallOffset};
 
-/// A protocol that decides but never acts.
+/// A protocol without I/O: it receives events and returns what to do next.
+///
+/// # Examples
+///
+/// A machine that sends one datagram and reports the time until the reply, and the loop of a driver:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pathmeter_proto::machine::{
+///     Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+/// };
+/// use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+///
+/// #[derive(Default)]
+/// struct Ping {
+///     is_requested: bool,
+///     sent: Option<Timestamp>,
+///     rtt: Option<Duration>,
+///     is_stopping: bool,
+/// }
+///
+/// impl Machine for Ping {
+///     type Report = Duration;
+///
+///     fn received(&mut self, _: &[u8], arrival: &Arrival) {
+///         self.rtt = self.sent.take().map(|sent| arrival.at.since(sent));
+///     }
+///
+///     fn sent(&mut self, _: SendId, at: Timestamp, _: TimestampSource) {
+///         self.sent = Some(at);
+///     }
+///
+///     fn not_sent(&mut self, _: SendId, _: NotSent) {}
+///
+///     fn stop(&mut self) {
+///         self.is_stopping = true;
+///     }
+///
+///     fn withdraw(&mut self) {
+///         self.sent = None;
+///     }
+///
+///     fn peer_leaving(&mut self, _: Timestamp) {}
+///
+///     fn in_flight(&self) -> usize {
+///         usize::from(self.sent.is_some())
+///     }
+///
+///     fn step(&mut self, _: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Duration> {
+///         if let Some(rtt) = self.rtt.take() {
+///             return Step::Report(rtt);
+///         }
+///         if self.is_stopping && self.sent.is_none() {
+///             return Step::Finished;
+///         }
+///         if std::mem::replace(&mut self.is_requested, true) {
+///             return Step::Wait(Timestamp::NEVER);
+///         }
+///         arena.extend_from_slice(b"ping");
+///         Step::Send(Send {
+///             id: SendId(0),
+///             flow: 0,
+///             from: None,
+///             to: ([192, 0, 2, 1], 7).into(),
+///             tos: 0,
+///             ttl: 64,
+///             dont_fragment: false,
+///             segment: None,
+///             timestamp: false,
+///         })
+///     }
+/// }
+///
+/// /// Steps a machine until it waits or has finished, and returns its reports.
+/// fn drive<M: Machine>(machine: &mut M, at: Timestamp) -> Vec<M::Report> {
+///     let now = Now { at, drained: at, wall: WallOffset::between(at, WallTime::from_nanos(0)) };
+///     let (mut drops, mut arena, mut reports) = (HostDrops::default(), Vec::new(), Vec::new());
+///     loop {
+///         arena.clear();
+///         match machine.step(now, &mut drops, &mut arena) {
+///             // A real driver passes the arena to a socket here.
+///             Step::Send(send) => machine.sent(send.id, at, TimestampSource::User),
+///             Step::Report(report) => reports.push(report),
+///             Step::Wait(_) | Step::Finished => return reports,
+///         }
+///     }
+/// }
+///
+/// let mut ping = Ping::default();
+/// let start = Timestamp::from_nanos(0);
+/// assert_eq!(drive(&mut ping, start), []);
+/// assert_eq!(ping.in_flight(), 1);
+///
+/// let at = start + Duration::from_millis(20);
+/// let arrival = Arrival {
+///     at,
+///     by: TimestampSource::Kernel,
+///     from: ([192, 0, 2, 1], 7).into(),
+///     to: None,
+///     flow: 0,
+///     ttl: None,
+///     tos: None,
+///     icmp: None,
+/// };
+/// ping.received(b"ping", &arrival);
+/// assert_eq!(drive(&mut ping, at), [Duration::from_millis(20)]);
+/// ```
 pub trait Machine {
-    /// What it learns.
+    /// What it reports to the driver.
     type Report;
 
-    /// A datagram came, or the quotation of one of ours in an ICMP error.
+    /// A datagram arrived, or an ICMP error arrived that quotes a datagram of this machine
+    /// ([`Arrival::icmp`]).
     fn received(&mut self, datagram: &[u8], arrival: &Arrival);
 
-    /// A datagram is about to be handed to the kernel: the last chance to write into it when that is. Its length stays.
-    fn leaving(&mut self, _id: SendId, _datagram: &mut [u8], _now: Now) {}
+    /// A datagram is about to be passed to the kernel. This is the last chance to write the send time into
+    /// it. Its length must not change.
+    fn before_send(&mut self, _id: SendId, _datagram: &mut [u8], _now: Now) {}
 
-    /// A datagram left the host. Called at once with the time at which it was handed to the kernel, and again, better,
-    /// when the kernel's own stamp arrives.
+    /// A datagram left the host. The driver calls this at once with the time at which it passed the datagram
+    /// to the kernel, and a second time, with a more exact time, when the kernel's transmit timestamp
+    /// arrives.
     fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource);
 
-    /// A datagram did not leave the host: our fault, never the network's.
+    /// A datagram did not leave the host. The cause is this host, not the network, so it does not count as a
+    /// loss.
     fn not_sent(&mut self, id: SendId, why: NotSent);
 
-    /// Sends nothing more: [`Step::Finished`] follows when everything that left is decided. Ends a machine that only
-    /// answers at once.
+    /// Stops sending. [`Step::Finished`] follows when every sent datagram has a verdict; a machine that only
+    /// replies finishes at once.
     fn stop(&mut self);
 
-    /// Decides everything that is in flight without blaming the network, because this host cannot tell what became of it:
-    /// after a suspend, or at a stop that cannot wait.
+    /// Decides all datagrams in flight as withdrawn, because this host cannot know what became of them: after
+    /// a suspend, or when it must stop without waiting. They do not count as losses.
     fn withdraw(&mut self);
 
-    /// The peer announced at `at` that it is leaving: what it does not answer from then on is not a loss.
+    /// The peer announced at `at` that it is about to stop. Datagrams that it does not answer after that are
+    /// not losses.
     fn peer_leaving(&mut self, at: Timestamp);
 
-    /// Datagrams that left this host and are neither answered nor given up, counted one by one.
+    /// Number of datagrams that left this host and have no verdict yet. Takes time linear in that number.
     fn in_flight(&self) -> usize;
 
-    /// What to do next. A datagram to send is appended to `arena`.
+    /// Returns what to do next. A datagram to send is appended to `arena`.
     fn step(&mut self, now: Now, drops: &mut HostDrops, arena: &mut Vec<u8>) -> Step<Self::Report>;
 }
 
-/// What a machine asks of its driver.
+/// What a machine wants its driver to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step<R> {
-    /// Send what was appended to the arena.
+    /// Send the bytes that were appended to the arena.
     Send(Send),
-    /// Something was learnt.
+    /// A result for the driver's user.
     Report(R),
-    /// Nothing to do until then, or until something happens.
+    /// Nothing to do until this time or the next event.
     Wait(Timestamp),
-    /// Nothing to do ever again.
+    /// The machine has stopped and must not be called again.
     Finished,
 }
 
-/// What a driver knows about time when it calls.
+/// The driver's clock readings for one call.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
-    /// The monotonic clock.
+    /// Reading of the monotonic clock.
     pub at: Timestamp,
-    /// Everything that had arrived by then has been handed over: deadlines after it are not yet decided, so that a
-    /// stalled process never turns a reply that waits in a socket into a loss.
+    /// All datagrams that had arrived by this time were passed to the machine. Later deadlines stay
+    /// undecided, so a stalled process never turns a reply that waits in a socket into a loss.
     pub drained: Timestamp,
-    /// The wall clock, for what travels on the wire.
+    /// Offset of the wall clock, for timestamps in packets.
     pub wall: WallOffset,
 }
 
-/// How a datagram is to be sent.
+/// How to send a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Send {
-    /// The machine's own name for it, unique within the machine while it matters.
+    /// Identifies the datagram in [`Machine::sent`] and [`Machine::not_sent`]; unique within the machine
+    /// while either can still be called.
     pub id: SendId,
-    /// Which of the path's sockets.
+    /// Index of the flow: which of the path's sockets.
     pub flow: u8,
-    /// The address to send from; `None`: the socket's.
+    /// Source address; `None`: the socket's own.
     pub from: Option<IpAddr>,
-    /// Where to.
+    /// Destination.
     pub to: SocketAddr,
-    /// The IPv4 type of service or IPv6 traffic class.
+    /// IPv4 type of service or IPv6 traffic class.
     pub tos: u8,
-    /// Time to live or hop limit.
+    /// IPv4 time to live or IPv6 hop limit.
     pub ttl: u8,
-    /// Whether it must arrive in one piece or not at all: neither routers nor our own host may fragment it, and what the host
-    /// has heard of the path's MTU does not count. `false`: as the path's sockets have it.
+    /// Whether fragmentation is forbidden, by routers and by this host, and the path MTU that the host has
+    /// cached is ignored. `false`: the setting of the path's sockets applies.
     pub dont_fragment: bool,
-    /// With `Some(n)`, the bytes are many datagrams of `n` bytes each, the last one possibly shorter.
+    /// `Some(n)`: the bytes are several datagrams of `n` bytes each; the last one may be shorter. `None`: one
+    /// datagram.
     pub segment: Option<u16>,
-    /// Whether the kernel's transmit stamp is worth its cost.
+    /// Whether the driver should request the kernel's transmit timestamp.
     pub timestamp: bool,
 }
 
-/// Time to live or hop limit of everything that is sent, so that a receiver knows the hops from what is left.
+/// Initial TTL or hop limit of sent packets, so that hops = 255 − received TTL.
 pub const SENT_TTL: u8 = 255;
 
-/// A machine's own name for a datagram.
+/// Identifies a datagram within its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SendId(pub u64);
 
-/// Who read the clock.
+/// Where a timestamp was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TimestampSource {
-    /// The kernel, where the datagram passed.
+    /// In the kernel, when the datagram passed through it.
     Kernel,
-    /// We, when we got round to it.
+    /// In this process, so it includes scheduling delay.
     User,
 }
 
-/// How and when something arrived.
+/// Metadata of a received datagram or ICMP error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
-    /// When.
+    /// Time of arrival.
     pub at: Timestamp,
-    /// By whose clock reading.
+    /// Where `at` was taken.
     pub by: TimestampSource,
-    /// The sender. For an ICMP error, the destination of the quoted datagram.
+    /// Source address. For an ICMP error: the destination of the quoted datagram.
     pub from: SocketAddr,
-    /// The local address it was sent to; `None` where the kernel did not say.
+    /// Local destination address; `None` if the kernel did not report it.
     pub to: Option<IpAddr>,
-    /// Which of the path's sockets.
+    /// Index of the flow: which of the path's sockets.
     pub flow: u8,
-    /// Time to live or hop limit as received; `None` where the kernel did not say.
+    /// Time to live or hop limit on arrival; `None` if the kernel did not report it.
     pub ttl: Option<u8>,
-    /// Type of service or traffic class as received; `None` where the kernel did not say.
+    /// Type of service or traffic class on arrival; `None` if the kernel did not report it.
     pub tos: Option<u8>,
-    /// Present when this is the quotation of a datagram of ours in an ICMP error.
+    /// Present if this is an ICMP error; the bytes are then the quoted datagram.
     pub icmp: Option<IcmpError>,
 }
 
-/// An ICMP error about a datagram of ours.
+/// An ICMP error about a datagram that this host sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IcmpError {
-    /// The router or host that complains.
+    /// The router or host that sent the error.
     pub router: IpAddr,
-    /// What about.
+    /// Cause.
     pub kind: IcmpKind,
-    /// The next hop's MTU in bytes, from "too big".
+    /// MTU of the next hop in bytes, from "fragmentation needed" or "packet too big"; `None` if the error
+    /// carries none.
     pub mtu: Option<u32>,
 }
 
-/// What an ICMP error says.
+/// Cause of an ICMP error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IcmpKind {
-    /// Nobody listens on that port: the host is there.
+    /// The port is closed; the host itself is reachable.
     PortUnreachable,
     /// The network, host or protocol cannot be reached.
     Unreachable,
-    /// A firewall refused it.
+    /// A firewall rejected the datagram.
     Prohibited,
-    /// The datagram is larger than the next link.
+    /// The datagram is larger than the MTU of the next link.
     TooBig,
-    /// The time to live ran out.
+    /// The time to live reached 0.
     TtlExceeded,
     /// Anything else.
     Other,
@@ -167,18 +282,18 @@ pub enum NotSent {
     Unreachable,
     /// No buffer (ENOBUFS, EAGAIN, ENOMEM).
     Buffer,
-    /// Refused by a local firewall (EPERM, EACCES).
+    /// Rejected by a local firewall (EPERM, EACCES).
     Permission,
-    /// Larger than the path's MTU (EMSGSIZE).
+    /// Larger than the MTU (EMSGSIZE).
     TooBig,
     /// Anything else.
     Other,
 }
 
-/// What our own host dropped before we could read it, socket by socket.
+/// Datagrams that a host dropped before the process could read them, per socket.
 ///
-/// A socket's drop counter says how many, never which. Each drop excuses one datagram that was undecided in that
-/// window; the machines that share a socket share its drops.
+/// A socket's drop counter tells how many datagrams were dropped but not which. Each drop therefore excuses
+/// one datagram that was undecided in the drop's time window. Machines that share a socket share its drops.
 #[derive(Debug, Clone, Default)]
 pub struct HostDrops {
     windows: Vec<DropWindow>,
@@ -194,18 +309,19 @@ struct DropWindow {
 }
 
 impl HostDrops {
-    /// Windows that are remembered; at the limit the oldest is forgotten, and its datagrams count as lost.
+    /// Number of windows that are kept. At the limit the oldest is discarded, and datagrams it would excuse
+    /// count as lost.
     pub const WINDOWS: usize = 256;
-    /// Drops that are no further apart than this share a window. Chosen: a few looks at the counters.
+    /// Drops no further apart than this share a window. Chosen: a few polls of the drop counters.
     const GAP: Duration = Duration::from_millis(50);
 
-    /// The socket of `flow` dropped `count` datagrams between `from` and `to`.
+    /// Records that the socket of `flow` dropped `count` datagrams between `from` and `to`.
     pub fn add(&mut self, flow: u8, from: Timestamp, to: Timestamp, count: u32) {
         if count == 0 {
             return;
         }
         self.total = self.total.wrapping_add(count);
-        // Drops that go on are one long window: what was due in it may have been any of them.
+        // Continuous drops are one long window: any datagram due in it may be one of them.
         let goes_on = |w: &&mut DropWindow| w.flow == flow && from <= w.to + Self::GAP && w.left > 0;
         if let Some(last) = self.windows.iter_mut().rev().find(goes_on) {
             last.to = last.to.max(to);
@@ -218,7 +334,8 @@ impl HostDrops {
         self.windows.push(DropWindow { flow, from, to, left: count });
     }
 
-    /// Takes one drop that may have been a datagram which was due on `flow` between `from` and `to`.
+    /// Takes one drop that may have been a datagram due on `flow` between `from` and `to`. Returns false if
+    /// there is none.
     pub fn claim(&mut self, flow: u8, from: Timestamp, to: Timestamp) -> bool {
         let fits = |w: &&mut DropWindow| w.flow == flow && w.left > 0 && w.from <= to && from <= w.to;
         match self.windows.iter_mut().find(fits) {
@@ -230,28 +347,29 @@ impl HostDrops {
         }
     }
 
-    /// Forgets windows that ended before `horizon`.
+    /// Discards windows that ended before `horizon`.
     pub fn forget(&mut self, horizon: Timestamp) {
         self.windows.retain(|w| w.to >= horizon && w.left > 0);
     }
 
-    /// All drops so far, modulo 2³².
+    /// Number of all drops so far, modulo 2³².
     #[must_use]
     pub fn total(&self) -> u32 {
         self.total
     }
 }
 
-/// How long a driver waits at most for a kernel transmit stamp before the user-space one is taken.
-/// Chosen: 100 ms; the stamp normally arrives before the reply, and one that was dropped never comes.
-pub const STAMP_WAIT: Duration = Duration::from_millis(100);
+/// How long a reply waits for its datagram's kernel transmit timestamp before the user-space one is used.
+/// Chosen: 100 ms; the timestamp normally arrives before the reply, and if the kernel dropped it, it never
+/// arrives.
+pub const TX_TIMESTAMP_WAIT: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_drop_excuses_one_datagram_of_its_window_and_flow() {
+    fn drop_excuses_one_datagram_of_its_window_and_flow() {
         let at = Timestamp::from_nanos;
         let mut drops = HostDrops::default();
         drops.add(1, at(100), at(200), 2);
@@ -259,7 +377,7 @@ mod tests {
         assert!(!drops.claim(1, at(201), at(300)), "sent after the drop");
         assert!(drops.claim(1, at(50), at(150)));
         assert!(drops.claim(1, at(150), at(400)));
-        assert!(!drops.claim(1, at(150), at(400)), "both are spent");
+        assert!(!drops.claim(1, at(150), at(400)), "both drops are used");
         assert_eq!(drops.total(), 2);
     }
 }

@@ -1,4 +1,4 @@
-//! IP networks: who may ask.
+//! IP networks, for lists of allowed sources.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,10 +6,10 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-/// An IP network: an address whose bits beyond the length are zero.
+/// An IP network: an address whose bits beyond the prefix length are zero.
 ///
-/// IPv4 in its IPv6-mapped form (`::ffff:10.0.0.0/104`) is the IPv4 network it stands for, here and in
-/// [`Prefix::contains`], because a dual-stack socket shows IPv4 sources in that form.
+/// An IPv4-mapped IPv6 network (`::ffff:10.0.0.0/104`) is treated as the IPv4 network, here and in
+/// [`Prefix::contains`], because a dual-stack socket reports IPv4 sources in that form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix(IpNet);
 
@@ -17,7 +17,7 @@ impl Prefix {
     /// The network of `len` bits that begins at `network`.
     ///
     /// # Errors
-    /// [`PrefixError::TooLong`] and [`PrefixError::HostBits`].
+    /// [`PrefixError::TooLong`], or [`PrefixError::HostBits`] if bits beyond `len` are set.
     pub fn new(network: IpAddr, len: u8) -> Result<Self, PrefixError> {
         let bits_max = if network.is_ipv4() { 32 } else { 128 };
         let found = IpNet::new(network, len).map_err(|_| PrefixError::TooLong { len, bits_max })?;
@@ -32,13 +32,13 @@ impl Prefix {
         }
     }
 
-    /// The network of one address.
+    /// The network that contains only this address.
     #[must_use]
     pub fn host(address: IpAddr) -> Self {
         Self(address.to_canonical().into())
     }
 
-    /// Whether the address lies in the network. `::/0` holds no IPv4 address, mapped or not.
+    /// Whether the network contains the address. `::/0` contains no IPv4 address, mapped or not.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.contains(&address.to_canonical())
@@ -48,14 +48,14 @@ impl Prefix {
 impl FromStr for Prefix {
     type Err = PrefixError;
 
-    /// Reads `10.0.0.0/8`, `2001:db8::/32`, or an address, which is the network of that one host.
+    /// Reads `10.0.0.0/8`, `2001:db8::/32`, or a single address, which is the network of that host.
     fn from_str(text: &str) -> Result<Self, PrefixError> {
         let address = |text: &str| text.parse::<IpAddr>().map_err(|_| PrefixError::Address);
         let Some((network, len)) = text.split_once('/') else {
             return Ok(Self::host(address(text)?));
         };
         let network = address(network)?;
-        // `parse` would take a sign.
+        // `parse` would accept a sign.
         if len.is_empty() || !len.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(PrefixError::Length);
         }
@@ -69,27 +69,27 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// Why a text is no network.
+/// Why a text is not an IP network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PrefixError {
-    /// No address before the slash.
+    /// There is no IP address before the slash.
     #[error("does not begin with an IP address")]
     Address,
-    /// No number after the slash.
-    #[error("has no number of bits after its slash")]
+    /// There is no number after the slash.
+    #[error("has no prefix length after the slash")]
     Length,
-    /// More bits than the address has.
-    #[error("has more than {bits_max} bits after its slash")]
+    /// The prefix is longer than the address.
+    #[error("has a prefix length greater than {bits_max}")]
     TooLong {
-        /// What was asked for; 255 stands for more, too.
+        /// Requested length; 255 if it was larger than that.
         len: u8,
-        /// What the address has.
+        /// Length of the address in bits.
         bits_max: u8,
     },
-    /// Bits are set that belong to a host. Guessing which one of the two was meant could let the wrong ones in.
-    #[error("has bits set beyond its length (the network is {right})")]
+    /// Host bits are set. Guessing whether the network or the host was meant could allow the wrong sources.
+    #[error("has host bits set (the network is {right})")]
     HostBits {
-        /// The network of that length that holds the address.
+        /// The network of that length that contains the address.
         right: Prefix,
     },
 }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_holds_its_first_and_last_address_and_no_neighbour() {
+    fn network_contains_its_first_and_last_address_and_not_their_neighbours() {
         for (network, inside, outside) in [
             ("10.0.0.0/8", ["10.0.0.0", "10.255.255.255"], ["9.255.255.255", "11.0.0.0"]),
             ("10.1.2.4/31", ["10.1.2.4", "10.1.2.5"], ["10.1.2.3", "10.1.2.6"]),
@@ -125,31 +125,31 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_network_is_the_same_however_it_is_written() {
+    fn mapped_ipv4_network_equals_the_ipv4_network() {
         assert_eq!(prefix("::ffff:10.0.0.0/104"), prefix("10.0.0.0/8"));
         assert_eq!(prefix("::ffff:10.0.0.1"), prefix("10.0.0.1/32"));
         assert!(prefix("10.0.0.0/8").contains("::ffff:10.1.2.3".parse().unwrap()));
     }
 
     #[test]
-    fn a_network_is_shown_as_it_is_read() {
+    fn displayed_network_parses_to_itself() {
         for text in ["10.0.0.0/8", "0.0.0.0/0", "192.0.2.1/32", "2001:db8::/32", "::/0", "::1/128"] {
             assert_eq!(prefix(text).to_string(), text);
         }
     }
 
     #[test]
-    fn a_text_that_is_no_network_says_why() {
+    fn invalid_network_is_rejected_with_its_cause() {
         for (text, error) in [
             ("", "does not begin with an IP address"),
             ("example.net/8", "does not begin with an IP address"),
-            ("10.0.0.0/", "has no number of bits after its slash"),
-            ("10.0.0.0/+8", "has no number of bits after its slash"),
-            ("10.0.0.0/33", "has more than 32 bits after its slash"),
-            ("2001:db8::/129", "has more than 128 bits after its slash"),
-            ("10.0.0.0/999", "has more than 32 bits after its slash"),
-            ("10.1.2.3/8", "has bits set beyond its length (the network is 10.0.0.0/8)"),
-            ("2001:db8::1/64", "has bits set beyond its length (the network is 2001:db8::/64)"),
+            ("10.0.0.0/", "has no prefix length after the slash"),
+            ("10.0.0.0/+8", "has no prefix length after the slash"),
+            ("10.0.0.0/33", "has a prefix length greater than 32"),
+            ("2001:db8::/129", "has a prefix length greater than 128"),
+            ("10.0.0.0/999", "has a prefix length greater than 32"),
+            ("10.1.2.3/8", "has host bits set (the network is 10.0.0.0/8)"),
+            ("2001:db8::1/64", "has host bits set (the network is 2001:db8::/64)"),
         ] {
             assert_eq!(text.parse::<Prefix>().unwrap_err().to_string(), error, "{text:?}");
         }

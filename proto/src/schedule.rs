@@ -1,15 +1,17 @@
-//! The send schedule: absolute slots with a random phase and jitter; what is missed is skipped, never caught up.
+//! The send schedule: absolute slots with a random phase and jitter. Missed slots are skipped, not made up
+//! for.
 
 use std::time::Duration;
 
 use crate::time::{Timestamp, nanos};
 
-/// Slots on an absolute grid.
+/// A schedule of slots at absolute times.
 ///
-/// Slot `i` is due at `start + phase + i · interval + jitter(i)` with a phase uniform in one interval and a jitter
-/// uniform in ±25 % of it. Periodic streams must start at random (RFC 3432 section 4) and phase-lock with what they
-/// measure unless they are jittered (Baccelli, Machiraju, Veitch, Bolot 2006). The jitter belongs to the slot, not to
-/// the previous send, so lateness never accumulates.
+/// Slot `i` is due at `start + phase + i · interval + jitter(i)`. The phase is uniform in one interval; the
+/// jitter is uniform in ±25 % of the interval. Periodic streams must start at a random time (RFC 3432 section
+/// 4) and synchronise with periodic events in the network unless they are jittered (Baccelli, Machiraju,
+/// Veitch, Bolot 2006). The jitter is relative to the slot, not to the previous send, so delays do not
+/// accumulate.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     origin: Timestamp,
@@ -18,17 +20,18 @@ pub struct Schedule {
     next: u64,
 }
 
-/// What the grid asks for.
+/// The result of [`Schedule::take`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
-    /// Slots that were missed by more than half an interval since the last call.
+    /// Slots since the last call that were missed by more than half an interval.
     pub skipped: u64,
-    /// The slot to fire; its due time. `None`: nothing is due yet.
+    /// Due time of the slot to send in; `None`: no slot is due yet.
     pub slot: Option<Timestamp>,
 }
 
 impl Schedule {
-    /// A grid that begins within one interval after `start`. `interval` is at least 1 µs; `seed` decides phase and jitter.
+    /// A schedule whose first slot is less than 1.5 intervals after `start`. An `interval` below 1 µs counts
+    /// as 1 µs; `seed` determines phase and jitter.
     #[must_use]
     pub fn new(start: Timestamp, interval: Duration, seed: u64) -> Self {
         let interval = nanos(interval).max(1_000);
@@ -36,17 +39,19 @@ impl Schedule {
         Self { origin: start + Duration::from_nanos(interval / 4 + phase), interval, seed, next: 0 }
     }
 
-    /// When the next slot is due.
+    /// Due time of the next slot.
     #[must_use]
     pub fn next(&self) -> Timestamp {
         self.due(self.next)
     }
 
-    /// Takes what is due at `now`: at most one slot to fire, and how many are past firing.
+    /// Takes the slots that are due at `now`: at most one to send in, and the number of slots that are too
+    /// old.
     pub fn take(&mut self, now: Timestamp) -> Due {
         let first = self.next;
         let half = Duration::from_nanos(self.interval / 2);
-        // The jitter is below half an interval, so only the last few candidates need a look each.
+        // The jitter is below half an interval, so only the last few candidates need to be checked one by
+        // one.
         let whole = nanos(now.since(self.origin)) / self.interval;
         self.next = self.next.max(whole.saturating_sub(2));
         while self.due(self.next) + half < now {
@@ -69,7 +74,7 @@ impl Schedule {
     }
 }
 
-/// One well-mixed number from another (SplitMix64's finaliser; Steele, Lea, Flood 2014).
+/// A hash of `seed` (the finaliser of SplitMix64; Steele, Lea, Flood 2014).
 #[must_use]
 pub const fn mix(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -89,15 +94,15 @@ mod tests {
     }
 
     #[test]
-    fn every_slot_is_within_a_quarter_interval_of_its_place() {
+    fn every_slot_is_within_a_quarter_interval_of_its_nominal_time() {
         for seed in 0..100 {
             let mut schedule = Schedule::new(at(7), Duration::from_millis(20), seed);
             let mut last = at(0);
             for i in 0..1_000_u64 {
                 let due = schedule.next();
                 assert_eq!(schedule.take(due), Due { skipped: 0, slot: Some(due) }, "seed {seed} slot {i}");
-                let place = schedule.origin.as_nanos() + i * 20 * MS;
-                assert!(due.as_nanos().abs_diff(place) <= 5 * MS, "seed {seed} slot {i}");
+                let nominal = schedule.origin.as_nanos() + i * 20 * MS;
+                assert!(due.as_nanos().abs_diff(nominal) <= 5 * MS, "seed {seed} slot {i}");
                 assert!(due > last, "slots come in order");
                 last = due;
             }
@@ -129,14 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn a_night_asleep_is_skipped_at_once() {
+    fn eight_hours_of_slots_are_skipped_in_one_call() {
         let mut schedule = Schedule::new(at(0), Duration::from_millis(1), 3);
         let due = schedule.take(at(8 * 3_600_000 * MS));
         assert!(due.skipped >= 8 * 3_600_000 - 3);
     }
 
     #[test]
-    fn the_phase_differs_between_seeds() {
+    fn phase_differs_between_seeds() {
         let phases: std::collections::BTreeSet<u64> = (0..100)
             .map(|seed| Schedule::new(at(0), Duration::from_secs(1), seed).next().as_nanos() / (100 * MS))
             .collect();
@@ -144,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn slot_that_is_late_by_half_an_interval_is_fired_and_one_that_is_later_is_skipped() {
+    fn slot_up_to_half_an_interval_late_is_sent_and_a_later_one_is_skipped() {
         for seed in 0..100 {
             let schedule = Schedule::new(at(0), Duration::from_millis(20), seed);
             let due = schedule.next();
@@ -158,16 +163,16 @@ mod tests {
     }
 
     #[test]
-    fn jitter_is_spread_over_the_whole_of_half_an_interval_whatever_the_seed() {
+    fn jitter_covers_half_an_interval_for_every_seed() {
         for seed in [0, 1, 77, u64::MAX - 1, u64::MAX] {
             let mut schedule = Schedule::new(at(0), Duration::from_micros(1), seed);
             let start = schedule.origin.as_nanos();
-            let places = (0..10_000_u64).map(|slot| {
+            let offsets = (0..10_000_u64).map(|slot| {
                 let due = schedule.next();
                 schedule.take(due);
                 i64::try_from(due.as_nanos()).unwrap() - i64::try_from(start + slot * 1_000).unwrap()
             });
-            let mut jitter: Vec<i64> = places.collect();
+            let mut jitter: Vec<i64> = offsets.collect();
             let mean = jitter.iter().sum::<i64>() / 10_000;
             jitter.sort_unstable();
             jitter.dedup();
@@ -177,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn phase_is_spread_over_one_interval_after_the_start() {
+    fn phase_covers_one_interval_after_the_start() {
         let interval = Duration::from_micros(1);
         let origins = (0..20_000).map(|seed| Schedule::new(at(5), interval, seed).origin.as_nanos() - 5);
         let (least, most) =
@@ -187,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_mixed_as_the_reference_mixes_them() {
+    fn mix_agrees_with_the_splitmix64_reference() {
         assert_eq!([0, 1_234_567].map(mix), [0xe220_a839_7b1d_cdaf, 6_457_827_717_110_365_317]);
     }
 }

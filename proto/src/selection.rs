@@ -1,48 +1,52 @@
-//! Which of its peers an agent measures, where not all measure all.
+//! Which peers an agent measures when a full mesh is too large.
 //!
-//! Every agent decides for itself, from the same names and without asking anybody; together they measure evenly. A fleet that
-//! changes moves few choices: each kept choice keeps its history.
+//! Every agent computes its own choice from the same list of names, without communication; the choices
+//! together distribute the measurements evenly. When agents join or leave, few choices change, so most paths
+//! keep their history.
 
 use std::collections::BTreeMap;
 
 use crate::schedule::mix;
 
-/// The `k` peers that `me` measures in a ring: all agents, itself among them, stand in the order of a hash of their names, and
-/// each measures the `k` behind it. So each is measured by exactly `k`, the `k` in front of it; by all where there are not
-/// more. An agent that comes or goes changes at most one choice of each of the `k` in front of it.
+/// The `k` peers that `me` measures in a ring. All agents, including `me`, are ordered by a hash of their
+/// names, and each measures the `k` agents after it. So exactly `k` agents measure each one: the `k` agents
+/// before it, or all others if there are no more than `k`. An agent that joins or leaves changes at most one
+/// choice of each of the `k` agents before it.
 ///
-/// `names` may contain `me`. Sorted by name.
+/// `names` may contain `me`. The result is sorted by name.
 #[must_use]
 pub fn ring<'a>(me: &str, names: impl IntoIterator<Item = &'a str>, k: usize) -> Vec<&'a str> {
     let mut others: Vec<(u64, &str)> =
         names.into_iter().filter(|name| *name != me).map(|name| (hash(&[name]), name)).collect();
     others.sort_unstable();
     others.dedup();
-    let in_front = others.partition_point(|other| *other < (hash(&[me]), me));
-    others.rotate_left(in_front);
+    let after_me = others.partition_point(|other| *other < (hash(&[me]), me));
+    others.rotate_left(after_me);
     let mut chosen: Vec<&str> = others.into_iter().take(k).map(|(_, name)| name).collect();
     chosen.sort_unstable();
     chosen
 }
 
-/// How an agent chooses by zones.
+/// How many peers an agent chooses inside and outside its zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Zones {
-    /// Peers of the own zone, by [`ring`].
+    /// Peers of its own zone, chosen by [`ring`].
     pub within: usize,
     /// Peers of each other zone.
     pub across: usize,
 }
 
-/// The peers that `me` in `zone` measures: in its own zone by [`ring`], so that each is measured by exactly
-/// [`within`](Zones::within) neighbours, and [`across`](Zones::across) in each other zone, so that every pair of zones is
-/// measured by every agent of the first.
+/// The peers that `me` in `zone` measures: [`within`](Zones::within) peers of its own zone by [`ring`], so
+/// that exactly that many neighbours measure each agent, and [`across`](Zones::across) peers of each other
+/// zone, so that every agent measures every other zone.
 ///
-/// Across, each agent ranks the others by a hash of both names (rendezvous hashing: Thaler and Ravishankar 1998). An agent
-/// that comes or goes changes the choices only of those who choose it. How many measure one agent from another zone is even
-/// on average only, `across` times the size of their zone by that of its own.
+/// In other zones, each agent ranks the peers by a hash of both names (rendezvous hashing: Thaler and
+/// Ravishankar 1998). An agent that joins or leaves changes only the choices of agents that choose it. The
+/// number of agents of another zone that measure a given agent is even only on average: `across` times the
+/// size of their zone divided by the size of its own.
 ///
-/// `peers` are names with their zones and may contain `me`; those without a zone are a zone of their own. Sorted by name.
+/// `peers` are pairs of name and zone and may contain `me`; peers with an empty zone form a zone of their
+/// own. The result is sorted by name.
 #[must_use]
 pub fn zones<'a>(
     me: &str,
@@ -51,8 +55,8 @@ pub fn zones<'a>(
     choice: Zones,
 ) -> Vec<&'a str> {
     let mut by_zone: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (name, of) in peers {
-        by_zone.entry(of).or_default().push(name);
+    for (name, zone) in peers {
+        by_zone.entry(zone).or_default().push(name);
     }
     let mut chosen = ring(me, by_zone.remove(zone).unwrap_or_default(), choice.within);
     for others in by_zone.into_values() {
@@ -66,9 +70,10 @@ pub fn zones<'a>(
     chosen
 }
 
-/// FNV-1a over the words and what separates them, then mixed: FNV alone leaves neighbouring names neighbours.
+/// FNV-1a over the words with a zero byte after each, then mixed, because FNV alone maps similar names to
+/// similar values.
 ///
-/// All agents of a fleet must agree on it, whatever their version: it never changes.
+/// All agents of a fleet must compute the same value in every version, so this function must never change.
 fn hash(words: &[&str]) -> u64 {
     let bytes = words.iter().flat_map(|word| word.bytes().chain([0]));
     mix(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -88,7 +93,7 @@ mod tests {
         fleet.iter().map(String::as_str)
     }
 
-    /// By how many each is chosen.
+    /// How many agents choose each agent.
     fn chosen_by<'a>(choices: impl Iterator<Item = Vec<&'a str>>) -> BTreeMap<&'a str, usize> {
         let mut counts = BTreeMap::new();
         for name in choices.flatten() {
@@ -98,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_ring_each_measures_k_and_is_measured_by_exactly_k() {
+    fn ring_agent_measures_k_and_is_measured_by_k() {
         for (size, k) in [(1, 3), (2, 1), (2, 5), (10, 3), (100, 10), (257, 1), (1000, 10)] {
             let fleet = fleet(size);
             let expected = k.min(size - 1);
@@ -111,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_measures_itself_or_anybody_twice() {
+    fn agent_never_measures_itself_or_a_peer_twice() {
         let fleet = fleet(20);
         for me in names(&fleet) {
             let choice = ring(me, names(&fleet).chain(names(&fleet)), 19);
@@ -122,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_know_itself_chooses_as_if_it_did() {
+    fn choice_is_the_same_without_own_name_in_the_list() {
         let fleet = fleet(50);
         for me in names(&fleet) {
             let others = names(&fleet).filter(|name| *name != me);
@@ -131,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_to_a_ring_changes_one_choice_of_the_k_in_front_of_it() {
+    fn new_ring_agent_changes_one_choice_of_each_of_the_k_before_it() {
         let (k, all) = (7, fleet(200));
         for newcomer in [0, 17, 99, 199] {
             let without: Vec<String> = all
@@ -151,7 +156,7 @@ mod tests {
         }
     }
 
-    /// Names with their zones: 60 in a, 30 in b, 10 in c, none in zone ``.
+    /// Names with their zones: 60 in a, 30 in b, 10 in c.
     fn zoned(fleet: &[String]) -> impl Iterator<Item = (&str, &str)> + Clone {
         names(fleet)
             .enumerate()
@@ -159,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn by_zones_the_own_is_a_ring_and_each_other_is_measured_by_everybody() {
+    fn own_zone_is_a_ring_and_every_agent_measures_each_other_zone() {
         let fleet = fleet(100);
         let choice = Zones { within: 4, across: 2 };
         let choices: Vec<(&str, Vec<&str>)> =
@@ -178,11 +183,11 @@ mod tests {
         let counts = chosen_by(within);
         assert!(counts.len() == 100 && counts.values().all(|count| *count == 4), "{counts:?}");
         let measured = chosen_by(choices.iter().map(|(_, chosen)| chosen.clone()));
-        assert!(measured.len() == 100, "everybody is measured by somebody");
+        assert!(measured.len() == 100, "every agent is measured");
     }
 
     #[test]
-    fn who_comes_to_a_zone_changes_only_the_choices_of_those_who_choose_it() {
+    fn new_agent_changes_only_the_choices_of_agents_that_choose_it() {
         let all = fleet(100);
         let (newcomer, choice) = ("node-42", Zones { within: 3, across: 1 });
         let without = || zoned(&all).filter(|(name, _)| *name != newcomer);
@@ -195,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn those_without_a_zone_are_one_of_their_own() {
+    fn peers_without_a_zone_form_their_own_zone() {
         let peers = [("a-1", "a"), ("a-2", "a"), ("x-1", ""), ("x-2", "")];
         let choice = Zones { within: 1, across: 1 };
         let chosen = zones("x-1", "", peers, choice);

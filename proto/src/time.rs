@@ -1,20 +1,22 @@
-//! Clocks that cannot be mixed up.
+//! One type per clock, so that times of different clocks cannot be mixed.
 //!
-//! [`Timestamp`] is ours and monotonic: schedules, deadlines and round trips are computed on it. [`WallTime`] is what the
-//! kernel stamps datagrams with and what travels on the wire; it can step. [`Timeline`] is the only way from one to the
-//! other. A peer's times ([`crate::wire::NtpTime`]) are subtracted from each other and from nothing else.
+//! [`Timestamp`] is a reading of this host's monotonic clock; schedules, deadlines and round trips use it.
+//! [`WallTime`] is a reading of the wall clock, which the kernel uses for packet timestamps and which packets
+//! carry; it can step. [`Timeline`] converts between the two. Timestamps of a peer
+//! ([`crate::wire::PeerTimestamp`]) can only be subtracted from each other.
 
 use std::time::Duration;
 
-/// Nanoseconds on our own monotonic clock, from an arbitrary origin. It never steps and does not run during a suspend.
+/// Nanoseconds on this host's monotonic clock, from an arbitrary origin. The clock never steps and does not
+/// run during a suspend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The end of time: a deadline that never comes.
+    /// A deadline that is never reached.
     pub const NEVER: Self = Self(u64::MAX);
 
-    /// From nanoseconds since the clock's origin.
+    /// A timestamp from nanoseconds since the clock's origin.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
@@ -26,13 +28,13 @@ impl Timestamp {
         self.0
     }
 
-    /// The time that passed since `earlier`; zero when `earlier` is later.
+    /// Time since `earlier`; zero if `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// Nanoseconds from `other` to `self`, negative when `other` is later; saturates at ±292 years.
+    /// Nanoseconds from `other` to `self`, negative if `other` is later; saturates at ±292 years.
     #[must_use]
     pub fn signed_since(self, other: Self) -> i64 {
         i64::try_from(i128::from(self.0) - i128::from(other.0)).unwrap_or(if self > other {
@@ -67,12 +69,12 @@ pub fn nanos(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Nanoseconds since 1970-01-01 UTC on our wall clock (CLOCK_REALTIME). It can step.
+/// Nanoseconds since 1970-01-01 UTC on this host's wall clock (CLOCK_REALTIME). The clock can step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WallTime(u64);
 
 impl WallTime {
-    /// From nanoseconds since 1970.
+    /// A wall time from nanoseconds since 1970.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
@@ -85,13 +87,13 @@ impl WallTime {
     }
 }
 
-/// How far our wall clock is ahead of our monotonic clock. Constant until the wall clock is stepped: both are slewed
-/// alike.
+/// How far this host's wall clock is ahead of its monotonic clock. Constant until the wall clock is stepped,
+/// because both clocks are slewed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WallOffset(i64);
 
 impl WallOffset {
-    /// From one reading of both clocks.
+    /// The offset from one reading of both clocks.
     #[must_use]
     pub fn between(at: Timestamp, wall: WallTime) -> Self {
         Self(i64::try_from(i128::from(wall.0) - i128::from(at.0)).expect("both clocks count from after 1678"))
@@ -110,12 +112,12 @@ impl WallOffset {
     }
 }
 
-/// Places the kernel's wall-clock stamps on the monotonic clock, across steps of the wall clock.
+/// Converts the kernel's wall-clock timestamps to the monotonic clock, across steps of the wall clock.
 ///
-/// For a moment after a step, the offset from before it and the one from after it are both possible. A stamp was made
-/// within a known window: after its datagram was handed over or the socket last found empty, and before now. The offset
-/// that puts the stamp into that window is taken. The error is zero unless the step is smaller than the window, and is
-/// then at most the step.
+/// For a short time after a step, a timestamp may belong to the offset before or after it. Each timestamp was
+/// taken in a known window: after its datagram was passed to the kernel or the socket was last found empty,
+/// and before the current time. The offset that places the timestamp in that window is used. The error is
+/// zero unless the step is smaller than the window; then it is at most the step.
 #[derive(Debug, Clone)]
 pub struct Timeline {
     offset: WallOffset,
@@ -124,18 +126,19 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Differences up to this are the noise of reading two clocks one after the other, not a step.
-    /// Chosen: 10 µs, a hundred times the reading of a vDSO clock, a hundredth of what a clock daemon steps.
+    /// Differences up to this are noise from reading two clocks one after the other, not a step. Chosen: 10
+    /// µs, a hundred times the cost of reading a vDSO clock, a hundredth of the smallest step that a clock
+    /// daemon makes.
     pub const GRAIN: Duration = Duration::from_micros(10);
 
-    /// A timeline that begins with one reading of both clocks.
+    /// A timeline that starts with one reading of both clocks.
     #[must_use]
     pub fn new(at: Timestamp, wall: WallTime) -> Self {
         Self { offset: WallOffset::between(at, wall), before: None, steps: 0 }
     }
 
-    /// Takes another reading of both clocks, made within `window` of each other. Returns how far the wall clock stepped,
-    /// in nanoseconds, if it did.
+    /// Takes another reading of both clocks, made within `window` of each other. Returns by how many
+    /// nanoseconds the wall clock stepped; `None` if it did not.
     pub fn observe(&mut self, at: Timestamp, wall: WallTime, window: Duration) -> Option<i64> {
         let found = WallOffset::between(at, wall);
         let moved = found.0.saturating_sub(self.offset.0);
@@ -147,11 +150,11 @@ impl Timeline {
         Some(moved)
     }
 
-    /// How long after a step a stamp from before it can still come to light. Chosen: as long as a transmit stamp is
-    /// waited for, and as much again.
+    /// How long after a step a timestamp from before it can still be read. Chosen: twice as long as a
+    /// transmit timestamp is waited for.
     const MEMORY: Duration = Duration::from_millis(200);
 
-    /// When a stamp was made, known to lie between `from` and `to`.
+    /// The monotonic time of a kernel timestamp that was taken between `from` and `to`.
     #[must_use]
     pub fn place(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let placed = self.offset.monotonic(timestamp);
@@ -161,8 +164,8 @@ impl Timeline {
         self.explain(timestamp, from, to).unwrap_or_else(|| placed.clamp(from, to.max(from)))
     }
 
-    /// Whether a stamp that was made between `from` and `to` can be: if not, the wall clock may have been stepped since the
-    /// last reading.
+    /// Whether a timestamp that was taken between `from` and `to` fits a known offset. If not, the wall clock
+    /// may have stepped since the last reading.
     #[must_use]
     pub fn explains(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> bool {
         self.explain(timestamp, from, to).is_some()
@@ -174,23 +177,24 @@ impl Timeline {
         let placed = Some(self.offset.monotonic(timestamp)).filter(fits);
         placed.or_else(|| {
             let (before, stepped) = self.earlier(to)?;
-            // What was stamped under the earlier offset was stamped before the step was noticed.
+            // A timestamp under the earlier offset was taken before the step was noticed.
             Some(before.monotonic(timestamp)).filter(|at| fits(at) && *at <= stepped)
         })
     }
 
-    /// The offset from before the last step, and when that was noticed, while stamps from before it can come to light.
+    /// The offset before the last step and when the step was noticed, while timestamps from before it can
+    /// still be read.
     fn earlier(&self, to: Timestamp) -> Option<(WallOffset, Timestamp)> {
         self.before.filter(|(_, stepped)| to.since(*stepped) <= Self::MEMORY)
     }
 
-    /// The offset that is in force.
+    /// The current offset.
     #[must_use]
     pub fn offset(&self) -> WallOffset {
         self.offset
     }
 
-    /// Steps of the wall clock so far.
+    /// Number of steps of the wall clock so far.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
@@ -212,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_is_placed_to_the_nanosecond_on_a_steady_clock() {
+    fn timestamp_is_converted_exactly_on_a_steady_clock() {
         let mut timeline = Timeline::new(at(5), wall(5));
         assert_eq!(timeline.observe(at(SECOND), wall(SECOND + 900), Duration::ZERO), None);
         assert_eq!(timeline.place(wall(1_234_567), at(0), at(SECOND)), at(1_234_567));
     }
 
     #[test]
-    fn stamps_from_both_sides_of_a_step_are_placed_in_the_window_they_were_made_in() {
+    fn timestamps_before_and_after_a_step_are_converted_exactly() {
         for step in [-(SECOND as i64), SECOND as i64, -20_000_000, 20_000_000] {
             let mut timeline = Timeline::new(at(0), wall(0));
             let after = |nanos: u64| WallTime::from_nanos(wall(nanos).as_nanos().saturating_add_signed(step));
@@ -231,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_step_inside_the_window_is_at_most_the_step() {
+    fn error_of_a_step_inside_the_window_is_at_most_the_step() {
         let step = 2_000_000;
         let mut timeline = Timeline::new(at(0), wall(0));
         timeline.observe(at(10_000_000), wall(10_000_000 + step), Duration::ZERO);
@@ -240,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_that_fits_nowhere_after_a_step_is_clamped_to_the_window() {
+    fn timestamp_that_fits_no_offset_is_clamped_to_the_window() {
         let mut timeline = Timeline::new(at(0), wall(0));
         timeline.observe(at(5), wall(SECOND), Duration::ZERO);
         assert_eq!(timeline.place(wall(90 * SECOND), at(1), at(9)), at(9));

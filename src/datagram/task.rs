@@ -21,8 +21,8 @@ use crate::loops::PathEvent;
 pub trait Task: fmt::Debug + std::marker::Send {
     /// See [`Machine::received`].
     fn received(&mut self, datagram: &[u8], arrival: &Arrival);
-    /// See [`Machine::leaving`].
-    fn leaving(&mut self, id: SendId, datagram: &mut [u8], now: Now);
+    /// See [`Machine::before_send`].
+    fn before_send(&mut self, id: SendId, datagram: &mut [u8], now: Now);
     /// See [`Machine::sent`].
     fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource);
     /// See [`Machine::not_sent`].
@@ -131,8 +131,8 @@ where
         self.machine.received(datagram, arrival);
     }
 
-    fn leaving(&mut self, id: SendId, datagram: &mut [u8], now: Now) {
-        self.machine.leaving(id, datagram, now);
+    fn before_send(&mut self, id: SendId, datagram: &mut [u8], now: Now) {
+        self.machine.before_send(id, datagram, now);
     }
 
     fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {

@@ -268,7 +268,7 @@ impl EchoPlan {
                 interval: self.interval,
                 late_after: self.late_after,
                 lost_after: self.lost_after,
-                at_once: protocol.at_once(),
+                unanswered_max: protocol.at_once(),
                 on_demand: protocol.is_on_demand(),
                 count,
                 seed,

@@ -139,7 +139,7 @@ impl Recorder<Prober> for EchoRecorder {
     }
 
     fn claims(&self, prober: &Prober, reply: &[u8], flow: u8) -> bool {
-        prober.has_asked(reply, flow)
+        prober.owns_reply(reply, flow)
     }
 }
 
@@ -178,6 +178,6 @@ impl Recorder<MtuSearch> for MtuRecorder {
     }
 
     fn claims(&self, search: &MtuSearch, reply: &[u8], _: u8) -> bool {
-        search.has_asked(reply)
+        search.owns_reply(reply)
     }
 }

@@ -250,14 +250,14 @@ impl StreamPath {
             }
             Wakeup::Attempt(Err(error)) => self.disconnect(&error),
             Wakeup::Link(LinkEvent::Reply(answer)) => {
-                if self.prober.answered(&answer) {
+                if self.prober.received(&answer) {
                     (self.mismatches, self.unmatched) = (0, 0);
                 } else {
                     self.on_unmatched();
                 }
             }
             Wakeup::Link(LinkEvent::Response(answer, unexpected)) => {
-                let _ = self.prober.answered(&answer);
+                let _ = self.prober.received(&answer);
                 if let Some(unexpected) = unexpected {
                     self.stream.unexpected(unexpected);
                 }
@@ -272,7 +272,7 @@ impl StreamPath {
             Wakeup::Link(LinkEvent::Closed(error)) => self.disconnect(&error),
             Wakeup::Link(LinkEvent::ClosedUnsent(message, error)) => {
                 self.close_link();
-                self.prober.returned(message);
+                self.prober.undelivered(message);
                 self.prober.disconnected(Clock::now(), None);
                 // Counted but not reported: no message is lost.
                 self.stream.disconnected(error.kind);
@@ -339,7 +339,7 @@ impl StreamPath {
                     let link = self.link.as_mut().expect("the prober sends only while connected");
                     match link.send(message) {
                         Ok(outcome) => {
-                            self.prober.handed(message, at, outcome.sent_at);
+                            self.prober.sent(message, at, outcome.sent_at);
                             if !outcome.has_room {
                                 self.prober.blocked();
                             }

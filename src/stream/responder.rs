@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use pathmeter_proto::admission::{Policy, Rates, paced_as};
+use pathmeter_proto::admission::{Policy, Rates, rate_limit_key};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::stream::{
@@ -334,7 +334,7 @@ impl<'a> OpenConnection<'a> {
     fn open(responder: &'a StreamResponder, source: IpAddr) -> Option<Self> {
         let is_unverified = !responder.access.load().policy.lists(source);
         let limits = responder.limits;
-        let source = paced_as(source);
+        let source = rate_limit_key(source);
         let mut open = responder.open.lock().unwrap_or_else(PoisonError::into_inner);
         let of_source = open.by_source.get(&source).copied().unwrap_or_default();
         let over_limit = of_source.all >= limits.connections_per_source || open.all >= limits.connections;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit};
-use pathmeter_proto::admission::paced_as;
+use pathmeter_proto::admission::rate_limit_key;
 use tokio::sync::Notify;
 
 use crate::config::WebSocketRules;
@@ -51,7 +51,7 @@ impl ConnectionLimit {
         source: IpAddr,
         rules: &WebSocketRules,
     ) -> Result<ConnectionPermit, LimitReached> {
-        let source = paced_as(source);
+        let source = rate_limit_key(source);
         let mut open = self.open();
         if open.total >= rules.clients_max {
             return Err(LimitReached::Total(rules.clients_max));

@@ -161,7 +161,7 @@ fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<
                 interval: load.interval,
                 late_after: Duration::from_secs(1),
                 lost_after: Duration::from_secs(15),
-                at_once: over.at_once(),
+                unanswered_max: over.at_once(),
                 on_demand: over.is_on_demand(),
                 count: None,
                 seed: n.into(),

@@ -1,4 +1,4 @@
-//! One flow of a path: what was sent on one 5-tuple, and what became of it.
+//! One flow of a path: the datagrams sent on one 5-tuple and their verdicts.
 
 use std::collections::VecDeque;
 use std::ops::{Range, RangeInclusive};
@@ -6,46 +6,46 @@ use std::time::Duration;
 
 use super::absence::Absence;
 use super::outcome::{Direction, EchoReport, RoundTrip, Verdict};
-use crate::machine::{HostDrops, NotSent, STAMP_WAIT, TimestampSource};
+use crate::machine::{HostDrops, NotSent, TX_TIMESTAMP_WAIT, TimestampSource};
 use crate::stats::RecentLoss;
 use crate::time::{Timestamp, nanos};
 use crate::wire::NtpTime;
 
-/// When a datagram's fate is decided.
+/// Limits for verdicts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct VerdictRules {
-    /// A longer round trip is late.
+    /// Round trips longer than this are late.
     pub(super) late_after: Duration,
-    /// Without a reply by then it is lost.
+    /// A datagram without a reply after this time is lost.
     pub(super) lost_after: Duration,
-    /// A report about a datagram counts against it only when it was asked for this much later: what is still
-    /// under way is not missing.
+    /// A report is evidence that a datagram is missing only if the report was requested this much later than
+    /// the datagram was sent: before, the datagram may still be in transit.
     pub(super) horizon: Duration,
-    /// Whether the driver will deliver the kernel's transmit stamps.
+    /// Whether the driver delivers the kernel's transmit timestamps.
     pub(super) tx_timestamps: bool,
-    /// When the peer was away, by its own word.
+    /// Announced absence of the peer.
     pub(super) absence: Option<Absence>,
 }
 
-/// The datagrams of one flow, from the oldest that a reply could still belong to.
+/// The datagrams of one flow, from the oldest that can still be answered.
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) index: u8,
     pub(super) ssid: u16,
-    /// Random: tells this flow's life apart from an earlier one on the same port.
+    /// Random: distinguishes this flow from an earlier one on the same port.
     pub(super) session: u32,
     next: u64,
     sent: u32,
     slots: VecDeque<Slot>,
-    /// No slot below is undecided.
+    /// All slots below this sequence number are decided.
     cursor: u64,
     /// NextExp of RFC 4737.
     expected: u64,
     held_until: Timestamp,
     held: u32,
     burst: u32,
-    /// The round trip of the datagram before the oldest, when its verdict was ok.
-    before: Option<Duration>,
+    /// Round trip of the datagram before the oldest slot, if its verdict is ok.
+    rtt_before: Option<Duration>,
     pub(super) loss: RecentLoss,
 }
 
@@ -60,34 +60,36 @@ struct Slot {
     state: SlotState,
 }
 
-/// What a datagram carries: the responder keeps a record of its own for those with and for those without our extension.
+/// Form of a request. The responder keeps separate records for requests with and without the session
+/// extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestForm {
-    /// Our session extension.
+    /// With the session extension.
     WithSession,
-    /// Not that.
+    /// Without it.
     WithoutSession,
 }
 
-/// What the hosts at both ends dropped.
+/// Datagrams that the hosts at both ends dropped.
 #[derive(Debug)]
 pub(super) struct Drops<'a> {
-    /// Ours, by flow.
-    pub(super) here: &'a mut HostDrops,
-    /// The responder's, all of flow 0: it does not say at which socket.
-    pub(super) there: &'a mut HostDrops,
+    /// Drops of this host, by flow.
+    pub(super) local: &'a mut HostDrops,
+    /// Drops of the responder's host, all with flow 0: it does not report the socket.
+    pub(super) remote: &'a mut HostDrops,
 }
 
-/// Why a datagram was sent.
+/// Purpose of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To measure.
+    /// A measurement.
     Measure,
-    /// To find out what a foreign responder understands, which it may refuse to answer.
+    /// A test of which extensions a third-party responder supports. The responder may drop it, so it is never
+    /// lost.
     Detect,
 }
 
-/// What is known of a datagram's arrival at the responder.
+/// Evidence of a datagram's arrival at the responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ArrivalEvidence {
     None,
@@ -97,46 +99,47 @@ enum ArrivalEvidence {
 
 #[derive(Debug)]
 enum SlotState {
-    /// Handed to the driver.
+    /// Passed to the driver.
     Queued,
     /// Left the host; no reply yet.
     InFlight,
-    /// Answered; the kernel's transmit stamp is still to come.
+    /// Answered; the kernel's transmit timestamp is still expected.
     Held(Box<ReplyTimes>),
-    /// Answered; the round trip when the verdict was ok.
+    /// Answered; the round trip if the verdict is ok.
     Answered(Option<Duration>),
-    /// Decided without an answer: lost, or withdrawn.
+    /// Decided without an answer.
     GivenUp,
-    /// No verdict: it never left.
+    /// Not sent; there is no verdict.
     Void,
 }
 
-/// What a reply tells about its own round trip, before T1 is known for good.
+/// Times of a reply, before T1 is final.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReplyTimes {
     /// T4.
     pub(super) at: Timestamp,
-    /// T3 − T2 in nanoseconds, as the responder says.
+    /// T3 − T2 in nanoseconds, as the responder reports it.
     pub(super) turnaround: i64,
-    /// Everything that does not depend on T1; `rtt`, `turnaround` and `transmit` are filled in.
+    /// The values that do not depend on T1; `rtt`, `turnaround` and `transmit` are filled in with the
+    /// verdict.
     pub(super) sample: RoundTrip,
 }
 
-/// How a reply fits what was sent.
+/// How a reply matches the sent datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReplyMatch {
-    /// The first answer to a datagram that is undecided; when that was sent.
+    /// The first answer to an undecided datagram, with the time at which that was sent.
     Answer { sent: Timestamp },
-    /// The datagram is answered already.
+    /// The datagram already has an answer.
     Duplicate,
-    /// The datagram was given up.
+    /// The datagram was already given up.
     VeryLate,
-    /// Nothing like it was sent.
+    /// No such datagram was sent.
     Unsolicited,
 }
 
 impl Flow {
-    /// Datagrams of a flow that may await a verdict at once; at the limit a slot goes unsent.
+    /// Maximum number of slots of a flow; at the limit, datagrams are not sent.
     pub(super) const PENDING: usize = 65_536;
 
     pub(super) fn new(index: u8, ssid: u16, session: u32, at: Timestamp) -> Self {
@@ -152,7 +155,7 @@ impl Flow {
             held_until: Timestamp::NEVER,
             held: 0,
             burst: 0,
-            before: None,
+            rtt_before: None,
             loss: RecentLoss::new(at),
         }
     }
@@ -161,12 +164,12 @@ impl Flow {
         self.slots.len() < Self::PENDING
     }
 
-    /// The sequence number of the next datagram, and how many will then have been sent.
+    /// Sequence number of the next datagram, and the number of sent datagrams including that one.
     pub(super) fn upcoming(&self) -> (u64, u32) {
         (self.next, self.sent.wrapping_add(1))
     }
 
-    /// Takes note of a datagram that was handed to the driver.
+    /// Adds a datagram that is passed to the driver and returns its sequence number.
     pub(super) fn push(&mut self, at: Timestamp, wire: NtpTime, kind: RequestForm, purpose: Purpose) -> u64 {
         let sequence = self.next;
         self.next += 1;
@@ -192,17 +195,17 @@ impl Flow {
         self.slots.get_mut(index)
     }
 
-    /// When a datagram was sent; `None` when it is forgotten or was not.
+    /// Send time of a datagram; `None` if it has no slot.
     pub(super) fn sent_at(&mut self, sequence: u64) -> Option<Timestamp> {
         self.slot(sequence).map(|slot| slot.t1)
     }
 
-    /// When a datagram left that is still under way; `None` for any other.
+    /// Send time of a datagram that is in flight; `None` for any other.
     pub(super) fn in_flight_since(&mut self, sequence: u64) -> Option<Timestamp> {
         self.slot(sequence).filter(|slot| matches!(slot.state, SlotState::InFlight)).map(|slot| slot.t1)
     }
 
-    /// The 64-bit sequence number that ends in `wire`, at most `next`.
+    /// The highest 64-bit sequence number up to `next` whose low half is `wire`.
     pub(super) fn extend(&self, wire: u32) -> Option<u64> {
         #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
         let low = self.next as u32;
@@ -231,7 +234,7 @@ impl Flow {
 
     pub(super) fn not_sent(&mut self, sequence: u64, why: NotSent, reports: &mut VecDeque<EchoReport>) {
         let Some(slot) = self.slot(sequence) else { return };
-        // What has left is decided by what comes back, whatever is said of it later.
+        // A datagram that has left is decided by its reply or its deadline.
         let SlotState::Queued = slot.state else { return };
         slot.state = SlotState::Void;
         self.sent = self.sent.wrapping_sub(1);
@@ -239,14 +242,14 @@ impl Flow {
         self.advance();
     }
 
-    /// Whether `sequence` was sent, is remembered, and carried T1 as `wire`.
+    /// Whether `sequence` has a slot and carried `wire` as T1.
     pub(super) fn has_sent(&self, sequence: u64, wire: NtpTime) -> bool {
         let index = sequence.checked_sub(self.base()).and_then(|index| usize::try_from(index).ok());
         index.and_then(|index| self.slots.get(index)).is_some_and(|slot| slot.wire == wire)
     }
 
-    /// How a reply to `sequence` that carries T1 as `wire` and arrived at `at` fits.
-    pub(super) fn fit(
+    /// Matches a reply to `sequence` that carries `wire` as T1 and arrived at `at`.
+    pub(super) fn match_reply(
         &mut self,
         sequence: u64,
         wire: NtpTime,
@@ -270,8 +273,8 @@ impl Flow {
         }
     }
 
-    /// Takes the answer to a datagram that is in flight. It is decided at once if T1 is known for good.
-    pub(super) fn answer(
+    /// Takes the answer to a datagram in flight. The verdict follows at once if T1 is final.
+    pub(super) fn accept_reply(
         &mut self,
         sequence: u64,
         reply: ReplyTimes,
@@ -283,18 +286,18 @@ impl Flow {
         } else {
             self.expected = sequence + 1;
         }
-        let slot = self.slot(sequence).expect("it fitted");
+        let slot = self.slot(sequence).expect("the reply matched it");
         if rules.tx_timestamps && slot.transmit == TimestampSource::User {
-            // Rare: the stamp is normally there before the reply, and a slot is kept small for the others.
+            // Rare: the timestamp normally arrives before the reply. The box keeps the other slots small.
             slot.state = SlotState::Held(Box::new(reply));
             self.held += 1;
-            self.held_until = self.held_until.min(reply.at + STAMP_WAIT);
+            self.held_until = self.held_until.min(reply.at + TX_TIMESTAMP_WAIT);
         } else {
             self.decide(sequence, &reply, rules, reports);
         }
     }
 
-    /// Decides a datagram whose reply was held, if its kernel stamp has come.
+    /// Decides a datagram whose reply was held, after its kernel timestamp arrived.
     pub(super) fn release(
         &mut self,
         sequence: u64,
@@ -302,11 +305,11 @@ impl Flow {
         reports: &mut VecDeque<EchoReport>,
     ) {
         if self.slot(sequence).is_some_and(|slot| matches!(slot.state, SlotState::Held(_))) {
-            self.finish(sequence, rules, reports);
+            self.decide_held(sequence, rules, reports);
         }
     }
 
-    fn finish(&mut self, sequence: u64, rules: &VerdictRules, reports: &mut VecDeque<EchoReport>) {
+    fn decide_held(&mut self, sequence: u64, rules: &VerdictRules, reports: &mut VecDeque<EchoReport>) {
         let slot = self.slot(sequence).expect("it is held");
         if let SlotState::Held(reply) = std::mem::replace(&mut slot.state, SlotState::InFlight) {
             self.held -= 1;
@@ -349,10 +352,10 @@ impl Flow {
         self.end_burst(reports);
     }
 
-    /// The round trip of a datagram whose verdict is ok.
+    /// Round trip of a datagram whose verdict is ok.
     fn round_trip(&mut self, sequence: u64) -> Option<Duration> {
         if sequence + 1 == self.base() {
-            return self.before;
+            return self.rtt_before;
         }
         match self.slot(sequence)?.state {
             SlotState::Answered(rtt) => rtt,
@@ -364,7 +367,7 @@ impl Flow {
         }
     }
 
-    /// A run of losses ends when the next datagram that has a fate at all is found answered.
+    /// A burst ends when the next datagram that was neither given up nor unsent is answered.
     fn end_burst(&mut self, reports: &mut VecDeque<EchoReport>) {
         let next = self.slots.iter().find(|slot| !matches!(slot.state, SlotState::GivenUp | SlotState::Void));
         if self.burst > 0 && next.is_some_and(|slot| matches!(slot.state, SlotState::Answered(_))) {
@@ -372,14 +375,14 @@ impl Flow {
         }
     }
 
-    /// Learns from a responder which of the undecided datagrams of a kind, between the two ends of `span`, had arrived when
-    /// it answered a datagram that was sent at `asked`. `arrived` is told a sequence number and when that was sent; `None`:
-    /// the responder says nothing about that one.
-    pub(super) fn learn(
+    /// Records which undecided datagrams of one form, with sequence numbers in `span`, had arrived when the
+    /// responder answered a datagram that was sent at `requested`. `arrived` gets a sequence number and its
+    /// send time; it returns `None` if the report says nothing about that datagram.
+    pub(super) fn record_arrivals(
         &mut self,
         span: RangeInclusive<u64>,
         kind: RequestForm,
-        asked: Timestamp,
+        requested: Timestamp,
         rules: &VerdictRules,
         arrived: impl Fn(u64, Timestamp) -> Option<bool>,
     ) {
@@ -388,7 +391,9 @@ impl Flow {
             let Some(slot) = self.slot(sequence).filter(|slot| slot.kind == kind) else { continue };
             match arrived(sequence, slot.t1) {
                 Some(true) => slot.evidence = ArrivalEvidence::Arrived,
-                Some(false) if slot.evidence == ArrivalEvidence::None && asked >= slot.t1 + rules.horizon => {
+                Some(false)
+                    if slot.evidence == ArrivalEvidence::None && requested >= slot.t1 + rules.horizon =>
+                {
                     slot.evidence = ArrivalEvidence::Missing;
                 }
                 Some(false) | None => {}
@@ -396,8 +401,8 @@ impl Flow {
         }
     }
 
-    /// A router said that it could not pass on a datagram.
-    pub(super) fn refused_on_the_way(&mut self, sequence: u64, wire: NtpTime) {
+    /// A router reported that it dropped a datagram.
+    pub(super) fn dropped_by_router(&mut self, sequence: u64, wire: NtpTime) {
         if let Some(slot) = self.slot(sequence)
             && slot.wire == wire
             && slot.evidence == ArrivalEvidence::None
@@ -406,7 +411,7 @@ impl Flow {
         }
     }
 
-    /// Decides everything whose deadline lies at or before `drained`.
+    /// Decides all datagrams whose deadline is at or before `drained`.
     pub(super) fn expire(
         &mut self,
         drained: Timestamp,
@@ -424,7 +429,7 @@ impl Flow {
                 SlotState::Queued => break,
                 SlotState::GivenUp | SlotState::Void => {}
                 _ if deadline > drained => break,
-                SlotState::Held(_) => self.finish(sequence, rules, reports),
+                SlotState::Held(_) => self.decide_held(sequence, rules, reports),
                 SlotState::Answered(_) => {}
                 SlotState::InFlight => self.lose(sequence, deadline, rules, drops, reports),
             }
@@ -441,9 +446,9 @@ impl Flow {
         self.held_until = Timestamp::NEVER;
         for sequence in self.cursor..self.next {
             let Some(Slot { state: SlotState::Held(reply), .. }) = self.slot(sequence) else { continue };
-            let until = reply.at + STAMP_WAIT;
+            let until = reply.at + TX_TIMESTAMP_WAIT;
             if until <= drained {
-                self.finish(sequence, rules, reports);
+                self.decide_held(sequence, rules, reports);
             } else {
                 self.held_until = self.held_until.min(until);
             }
@@ -462,13 +467,13 @@ impl Flow {
         let slot = self.slot(sequence).expect("it is in flight");
         let (evidence, t1, purpose) = (slot.evidence, slot.t1, slot.purpose);
         slot.state = SlotState::GivenUp;
-        let Drops { here, there } = drops;
-        let ours = &mut || here.claim(flow, t1, deadline);
-        let theirs = &mut || there.claim(0, t1, deadline);
+        let Drops { local, remote } = drops;
+        let local_drop = &mut || local.claim(flow, t1, deadline);
+        let remote_drop = &mut || remote.claim(0, t1, deadline);
         let (host_dropped, direction) = match evidence {
-            ArrivalEvidence::Arrived => (ours(), Direction::Reverse),
-            ArrivalEvidence::Missing => (theirs(), Direction::Forward),
-            ArrivalEvidence::None => (ours() || theirs(), Direction::Unknown),
+            ArrivalEvidence::Arrived => (local_drop(), Direction::Reverse),
+            ArrivalEvidence::Missing => (remote_drop(), Direction::Forward),
+            ArrivalEvidence::None => (local_drop() || remote_drop(), Direction::Unknown),
         };
         let is_excused = rules.absence.is_some_and(|absence| absence.excuses(t1, rules.lost_after));
         let is_excused = is_excused || purpose == Purpose::Detect;
@@ -490,7 +495,7 @@ impl Flow {
 
     fn pop(&mut self, reports: &mut VecDeque<EchoReport>) {
         let Some(slot) = self.slots.pop_front() else { return };
-        self.before = match slot.state {
+        self.rtt_before = match slot.state {
             SlotState::Answered(rtt) => rtt,
             SlotState::Queued
             | SlotState::InFlight
@@ -512,7 +517,8 @@ impl Flow {
         }
     }
 
-    /// Decides those of some datagrams that have no verdict: their way has ended, and nothing can come back.
+    /// Decides the datagrams in flight within `which` as lost: their connection has ended, so no answer can
+    /// arrive.
     pub(super) fn give_up(
         &mut self,
         which: Range<u64>,
@@ -520,7 +526,7 @@ impl Flow {
         rules: &VerdictRules,
         reports: &mut VecDeque<EchoReport>,
     ) {
-        let mut drops = Drops { here: &mut HostDrops::default(), there: &mut HostDrops::default() };
+        let mut drops = Drops { local: &mut HostDrops::default(), remote: &mut HostDrops::default() };
         for sequence in which.start.max(self.cursor)..which.end.min(self.next) {
             if self.slot(sequence).is_some_and(|slot| matches!(slot.state, SlotState::InFlight)) {
                 self.lose(sequence, at, rules, &mut drops, reports);
@@ -529,13 +535,13 @@ impl Flow {
         self.advance();
     }
 
-    /// Decides everything that left the host and has no verdict: withdrawn, or answered if a reply is held.
+    /// Decides all sent datagrams that have no verdict: as withdrawn, or as answered if a reply is held.
     pub(super) fn withdraw(&mut self, rules: &VerdictRules, reports: &mut VecDeque<EchoReport>) {
         for sequence in self.cursor..self.next {
             let flow = self.index;
             let Some(slot) = self.slot(sequence) else { continue };
             match slot.state {
-                SlotState::Held(_) => self.finish(sequence, rules, reports),
+                SlotState::Held(_) => self.decide_held(sequence, rules, reports),
                 SlotState::InFlight => {
                     slot.state = SlotState::GivenUp;
                     reports.push_back(EchoReport::Decided {
@@ -551,7 +557,7 @@ impl Flow {
         self.advance();
     }
 
-    /// Decides one datagram that is under way: withdrawn.
+    /// Decides one datagram in flight as withdrawn.
     pub(super) fn withdraw_one(&mut self, sequence: u64, reports: &mut VecDeque<EchoReport>) {
         let flow = self.index;
         if let Some(slot) = self.slot(sequence)
@@ -564,30 +570,31 @@ impl Flow {
         }
     }
 
-    /// When something must be decided if nothing arrives.
+    /// Time of the next verdict if nothing arrives before.
     pub(super) fn deadline(&self, rules: &VerdictRules) -> Timestamp {
         let index = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
         let at = |index| self.slots.get(index).map(|slot: &Slot| slot.t1 + rules.lost_after);
-        // Datagrams are decided in order, and by the kernel's stamps one may have left after a later one.
+        // Datagrams are decided in order, and by its kernel timestamp an earlier one may have left after a
+        // later one.
         let first = at(index).max(at(0)).filter(|_| index < self.slots.len()).unwrap_or(Timestamp::NEVER);
         if self.held > 0 { first.min(self.held_until) } else { first }
     }
 
-    /// Datagrams that left the host and have no verdict, counted one by one.
+    /// Number of datagrams that left the host and have no verdict. Takes linear time.
     pub(super) fn in_flight(&self) -> usize {
         let skip = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
         let is_undecided = |slot: &&Slot| matches!(slot.state, SlotState::InFlight | SlotState::Held(_));
         self.slots.iter().skip(skip).filter(is_undecided).count()
     }
 
-    /// Whether anything awaits its confirmation or its verdict.
+    /// Whether no datagram waits for its send or its verdict.
     pub(super) fn is_settled(&self) -> bool {
         self.cursor == self.next
     }
 }
 
-/// The responder's time that can be subtracted: `None` when it is negative, or longer than the whole by more than two
-/// clocks' skew explains (500 ppm each, the bound of clock discipline in Linux and RFC 5905).
+/// The responder's turnaround, if it is plausible. `None` if it is negative, or longer than `elapsed` by more
+/// than the skew of two clocks explains (500 ppm each, the bound of clock discipline in Linux and RFC 5905).
 fn credible_turnaround(stated: i64, elapsed: u64) -> Option<u64> {
     let turnaround = u64::try_from(stated).ok()?;
     let tolerance = elapsed / 1_000 + 1_000;
@@ -610,7 +617,7 @@ mod tests {
         tx_timestamps: false,
         absence: None,
     };
-    const WAITING: VerdictRules = VerdictRules { tx_timestamps: true, ..RULES };
+    const TX_TIMESTAMPS: VerdictRules = VerdictRules { tx_timestamps: true, ..RULES };
 
     fn at(milliseconds: u64) -> Timestamp {
         Timestamp::from_nanos(milliseconds * MS)
@@ -625,28 +632,28 @@ mod tests {
     }
 
     fn reply(at: Timestamp) -> ReplyTimes {
-        ReplyTimes { at, turnaround: 0, sample: RoundTrip::bare(TimestampSource::Kernel) }
+        ReplyTimes { at, turnaround: 0, sample: RoundTrip::empty(TimestampSource::Kernel) }
     }
 
-    /// A flow and what it reported.
-    struct Hand {
+    /// A flow, its limits and its reports.
+    struct TestFlow {
         flow: Flow,
         rules: VerdictRules,
         reports: VecDeque<EchoReport>,
-        here: HostDrops,
-        there: HostDrops,
+        local: HostDrops,
+        remote: HostDrops,
     }
 
-    impl Hand {
-        /// A flow that has sent a datagram at each of these milliseconds.
+    impl TestFlow {
+        /// A flow that has sent a datagram at each of these times in milliseconds.
         fn sent(rules: VerdictRules, times: &[u64]) -> Self {
-            let (here, there) = (HostDrops::default(), HostDrops::default());
+            let (local, remote) = (HostDrops::default(), HostDrops::default());
             let flow = Flow::new(3, 1, 9, at(0));
-            let mut hand = Self { flow, rules, reports: VecDeque::new(), here, there };
+            let mut test = Self { flow, rules, reports: VecDeque::new(), local, remote };
             for time in times {
-                hand.send(at(*time));
+                test.send(at(*time));
             }
-            hand
+            test
         }
 
         fn queue(&mut self, at: Timestamp) -> u64 {
@@ -661,29 +668,31 @@ mod tests {
         }
 
         fn answer(&mut self, sequence: u64, at: Timestamp) {
-            let fit = self.flow.fit(sequence, wire(sequence), at, &self.rules);
-            assert!(matches!(fit, ReplyMatch::Answer { .. }), "{fit:?}");
-            self.flow.answer(sequence, reply(at), &self.rules, &mut self.reports);
+            let found = self.flow.match_reply(sequence, wire(sequence), at, &self.rules);
+            assert!(matches!(found, ReplyMatch::Answer { .. }), "{found:?}");
+            self.flow.accept_reply(sequence, reply(at), &self.rules, &mut self.reports);
         }
 
-        /// The kernel says when a datagram left.
+        /// The kernel's transmit timestamp of a datagram arrives.
         fn timestamp(&mut self, sequence: u64, at: Timestamp) {
             self.flow.sent(sequence, at, TimestampSource::Kernel, &mut self.reports);
             self.flow.release(sequence, &self.rules, &mut self.reports);
         }
 
         fn expire(&mut self, drained: Timestamp) {
-            let mut drops = Drops { here: &mut self.here, there: &mut self.there };
+            let mut drops = Drops { local: &mut self.local, remote: &mut self.remote };
             self.flow.expire(drained, &self.rules, &mut drops, &mut self.reports);
         }
 
-        fn learn(&mut self, sequence: u64, asked: Timestamp, has_arrived: bool) {
+        fn record_arrival(&mut self, sequence: u64, requested: Timestamp, has_arrived: bool) {
             let span = sequence..=sequence;
-            self.flow.learn(span, RequestForm::WithSession, asked, &self.rules, |_, _| Some(has_arrived));
+            self.flow.record_arrivals(span, RequestForm::WithSession, requested, &self.rules, |_, _| {
+                Some(has_arrived)
+            });
         }
 
-        fn fit(&mut self, sequence: u64, at: Timestamp) -> ReplyMatch {
-            self.flow.fit(sequence, wire(sequence), at, &self.rules)
+        fn match_reply(&mut self, sequence: u64, at: Timestamp) -> ReplyMatch {
+            self.flow.match_reply(sequence, wire(sequence), at, &self.rules)
         }
 
         /// The verdicts since the last call.
@@ -713,152 +722,157 @@ mod tests {
     const REVERSE: Verdict = Verdict::Lost(Direction::Reverse);
 
     #[test]
-    fn reply_at_the_deadline_is_an_answer_and_one_that_comes_later_is_very_late() {
-        let mut hand = Hand::sent(RULES, &[10]);
-        assert_eq!(hand.fit(0, at(3_010)), ReplyMatch::Answer { sent: at(10) });
-        assert_eq!(hand.fit(0, at(3_010) + nanosecond()), ReplyMatch::VeryLate);
-        assert_eq!(hand.fit(1, at(20)), ReplyMatch::Unsolicited);
-        assert_eq!(hand.flow.fit(0, wire(1), at(20), &RULES), ReplyMatch::Unsolicited, "another T1");
-        hand.expire(at(3_010) - nanosecond());
-        assert_eq!(hand.verdicts(), []);
-        hand.expire(at(3_010));
-        assert_eq!(hand.verdicts(), [(0, UNKNOWN)]);
-        assert_eq!(hand.fit(0, at(3_010)), ReplyMatch::VeryLate, "it is forgotten");
+    fn reply_at_the_deadline_is_an_answer_and_a_later_one_is_very_late() {
+        let mut test = TestFlow::sent(RULES, &[10]);
+        assert_eq!(test.match_reply(0, at(3_010)), ReplyMatch::Answer { sent: at(10) });
+        assert_eq!(test.match_reply(0, at(3_010) + nanosecond()), ReplyMatch::VeryLate);
+        assert_eq!(test.match_reply(1, at(20)), ReplyMatch::Unsolicited);
+        assert_eq!(test.flow.match_reply(0, wire(1), at(20), &RULES), ReplyMatch::Unsolicited, "another T1");
+        test.expire(at(3_010) - nanosecond());
+        assert_eq!(test.verdicts(), []);
+        test.expire(at(3_010));
+        assert_eq!(test.verdicts(), [(0, UNKNOWN)]);
+        assert_eq!(test.match_reply(0, at(3_010)), ReplyMatch::VeryLate, "its slot is gone");
     }
 
     #[test]
-    fn what_did_not_leave_has_no_answer_and_what_is_decided_has_no_second_one() {
-        let mut hand = Hand::sent(WAITING, &[]);
-        let queued = hand.queue(at(1));
-        assert_eq!(hand.fit(queued, at(2)), ReplyMatch::Unsolicited);
-        hand.flow.not_sent(queued, NotSent::Buffer, &mut hand.reports);
-        assert_eq!(hand.fit(queued, at(2)), ReplyMatch::Unsolicited);
-        let held = hand.send(at(3));
-        hand.answer(held, at(4));
-        assert_eq!(hand.fit(held, at(5)), ReplyMatch::Duplicate);
-        hand.timestamp(held, at(3));
-        assert_eq!(hand.fit(held, at(5)), ReplyMatch::Duplicate);
-        let withdrawn = hand.send(at(6));
-        hand.flow.withdraw_one(withdrawn, &mut hand.reports);
-        assert_eq!(hand.fit(withdrawn, at(7)), ReplyMatch::VeryLate);
-        assert_eq!(hand.verdicts(), [(held, Verdict::Ok), (withdrawn, Verdict::Withdrawn)]);
+    fn unsent_datagram_has_no_answer_and_a_decided_one_no_second_answer() {
+        let mut test = TestFlow::sent(TX_TIMESTAMPS, &[]);
+        let queued = test.queue(at(1));
+        assert_eq!(test.match_reply(queued, at(2)), ReplyMatch::Unsolicited);
+        test.flow.not_sent(queued, NotSent::Buffer, &mut test.reports);
+        assert_eq!(test.match_reply(queued, at(2)), ReplyMatch::Unsolicited);
+        let held = test.send(at(3));
+        test.answer(held, at(4));
+        assert_eq!(test.match_reply(held, at(5)), ReplyMatch::Duplicate);
+        test.timestamp(held, at(3));
+        assert_eq!(test.match_reply(held, at(5)), ReplyMatch::Duplicate);
+        let withdrawn = test.send(at(6));
+        test.flow.withdraw_one(withdrawn, &mut test.reports);
+        assert_eq!(test.match_reply(withdrawn, at(7)), ReplyMatch::VeryLate);
+        assert_eq!(test.verdicts(), [(held, Verdict::Ok), (withdrawn, Verdict::Withdrawn)]);
     }
 
     #[test]
-    fn round_trip_as_long_as_the_limit_is_ok_and_a_longer_one_is_late() {
-        let mut hand = Hand::sent(RULES, &[10, 20]);
-        hand.answer(0, at(1_010));
-        hand.answer(1, at(1_020) + nanosecond());
-        assert_eq!(hand.verdicts(), [(0, Verdict::Ok), (1, Verdict::Late)]);
+    fn round_trip_at_the_limit_is_ok_and_a_longer_one_is_late() {
+        let mut test = TestFlow::sent(RULES, &[10, 20]);
+        test.answer(0, at(1_010));
+        test.answer(1, at(1_020) + nanosecond());
+        assert_eq!(test.verdicts(), [(0, Verdict::Ok), (1, Verdict::Late)]);
     }
 
     #[test]
-    fn reply_before_transmit_timestamp_is_decided_when_that_comes() {
-        let mut hand = Hand::sent(WAITING, &[10]);
-        hand.answer(0, at(30));
-        assert_eq!((hand.verdicts(), hand.flow.in_flight()), (vec![], 1));
-        assert!(!hand.flow.is_settled());
-        hand.timestamp(0, at(11));
-        let sample = hand.sample();
+    fn reply_before_its_transmit_timestamp_is_decided_when_that_arrives() {
+        let mut test = TestFlow::sent(TX_TIMESTAMPS, &[10]);
+        test.answer(0, at(30));
+        assert_eq!((test.verdicts(), test.flow.in_flight()), (vec![], 1));
+        assert!(!test.flow.is_settled());
+        test.timestamp(0, at(11));
+        let sample = test.sample();
         assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(19), TimestampSource::Kernel));
-        assert_eq!(hand.flow.in_flight(), 0);
-        assert!(hand.flow.is_settled());
-        // A second one changes nothing, and one that comes first makes no reply wait.
-        hand.timestamp(0, at(12));
-        hand.send(at(40));
-        hand.timestamp(1, at(42));
-        hand.answer(1, at(50));
-        let sample = hand.sample();
+        assert_eq!(test.flow.in_flight(), 0);
+        assert!(test.flow.is_settled());
+        // A second timestamp changes nothing. A timestamp that arrives before the reply lets it be decided at
+        // once.
+        test.timestamp(0, at(12));
+        test.send(at(40));
+        test.timestamp(1, at(42));
+        test.answer(1, at(50));
+        let sample = test.sample();
         assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(8), TimestampSource::Kernel));
-        assert_eq!(hand.flow.deadline(&WAITING), Timestamp::NEVER, "no reply waits");
+        assert_eq!(test.flow.deadline(&TX_TIMESTAMPS), Timestamp::NEVER, "no reply is held");
     }
 
     #[test]
-    fn reply_whose_transmit_timestamp_never_comes_is_decided_after_a_tenth_of_a_second() {
-        let mut hand = Hand::sent(WAITING, &[10, 20, 30]);
-        hand.answer(1, at(50));
-        hand.answer(2, at(60));
-        hand.answer(0, at(55));
-        assert_eq!(hand.flow.deadline(&WAITING), at(150));
-        hand.expire(at(150) - nanosecond());
-        assert_eq!(hand.verdicts(), []);
-        hand.expire(at(150));
-        let sample = hand.sample();
+    fn reply_without_transmit_timestamp_is_decided_after_100_ms() {
+        let mut test = TestFlow::sent(TX_TIMESTAMPS, &[10, 20, 30]);
+        test.answer(1, at(50));
+        test.answer(2, at(60));
+        test.answer(0, at(55));
+        assert_eq!(test.flow.deadline(&TX_TIMESTAMPS), at(150));
+        test.expire(at(150) - nanosecond());
+        assert_eq!(test.verdicts(), []);
+        test.expire(at(150));
+        let sample = test.sample();
         assert_eq!((sample.rtt, sample.transmit), (Duration::from_millis(30), TimestampSource::User));
-        assert_eq!(hand.flow.deadline(&WAITING), at(155), "of those that still wait the first");
-        hand.timestamp(0, at(12));
-        assert_eq!(hand.sample().rtt, Duration::from_millis(43));
-        hand.expire(at(159));
-        assert_eq!(hand.verdicts(), []);
-        hand.expire(at(160));
-        assert_eq!(hand.verdicts(), [(2, Verdict::Ok)]);
-        assert_eq!(hand.flow.deadline(&WAITING), Timestamp::NEVER);
+        assert_eq!(
+            test.flow.deadline(&TX_TIMESTAMPS),
+            at(155),
+            "the first of the replies that are still held"
+        );
+        test.timestamp(0, at(12));
+        assert_eq!(test.sample().rtt, Duration::from_millis(43));
+        test.expire(at(159));
+        assert_eq!(test.verdicts(), []);
+        test.expire(at(160));
+        assert_eq!(test.verdicts(), [(2, Verdict::Ok)]);
+        assert_eq!(test.flow.deadline(&TX_TIMESTAMPS), Timestamp::NEVER);
     }
 
     #[test]
-    fn reply_that_waits_is_decided_at_the_latest_when_its_datagram_would_be_lost() {
-        let mut hand = Hand::sent(VerdictRules { late_after: RULES.lost_after, ..WAITING }, &[10]);
-        hand.answer(0, at(2_950));
-        hand.expire(at(3_009));
-        assert_eq!(hand.verdicts(), []);
-        hand.expire(at(3_010));
-        assert_eq!(hand.verdicts(), [(0, Verdict::Ok)]);
-        assert_eq!(hand.flow.deadline(&hand.rules), Timestamp::NEVER);
-        let mut hand = Hand::sent(WAITING, &[10]);
-        hand.answer(0, at(20));
-        hand.flow.withdraw(&WAITING, &mut hand.reports);
-        assert_eq!(hand.verdicts(), [(0, Verdict::Ok)], "nor is it withdrawn");
+    fn held_reply_is_decided_at_the_latest_at_the_deadline_of_its_datagram() {
+        let mut test = TestFlow::sent(VerdictRules { late_after: RULES.lost_after, ..TX_TIMESTAMPS }, &[10]);
+        test.answer(0, at(2_950));
+        test.expire(at(3_009));
+        assert_eq!(test.verdicts(), []);
+        test.expire(at(3_010));
+        assert_eq!(test.verdicts(), [(0, Verdict::Ok)]);
+        assert_eq!(test.flow.deadline(&test.rules), Timestamp::NEVER);
+        let mut test = TestFlow::sent(TX_TIMESTAMPS, &[10]);
+        test.answer(0, at(20));
+        test.flow.withdraw(&TX_TIMESTAMPS, &mut test.reports);
+        assert_eq!(test.verdicts(), [(0, Verdict::Ok)], "it is not withdrawn");
     }
 
     #[test]
-    fn report_counts_against_a_datagram_only_if_it_was_asked_for_a_horizon_later() {
-        for (asked, verdict) in [(at(260) - nanosecond(), UNKNOWN), (at(260), FORWARD)] {
-            let mut hand = Hand::sent(RULES, &[10]);
-            hand.learn(0, asked, false);
-            hand.expire(at(3_010));
-            assert_eq!(hand.verdicts(), [(0, verdict)]);
+    fn report_counts_against_a_datagram_only_if_requested_one_horizon_later() {
+        for (requested, verdict) in [(at(260) - nanosecond(), UNKNOWN), (at(260), FORWARD)] {
+            let mut test = TestFlow::sent(RULES, &[10]);
+            test.record_arrival(0, requested, false);
+            test.expire(at(3_010));
+            assert_eq!(test.verdicts(), [(0, verdict)]);
         }
-        let mut hand = Hand::sent(RULES, &[10]);
-        hand.learn(0, at(11), true);
-        hand.expire(at(3_010));
-        assert_eq!(hand.verdicts(), [(0, REVERSE)], "what has arrived has arrived");
+        let mut test = TestFlow::sent(RULES, &[10]);
+        test.record_arrival(0, at(11), true);
+        test.expire(at(3_010));
+        assert_eq!(test.verdicts(), [(0, REVERSE)], "an arrival counts at once");
     }
 
     #[test]
-    fn datagram_that_has_arrived_is_not_missing_whatever_is_said_before_or_after() {
-        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40]);
-        hand.learn(0, at(500), false);
-        hand.learn(0, at(600), true);
-        hand.learn(1, at(500), true);
-        hand.learn(1, at(600), false);
-        hand.flow.refused_on_the_way(1, wire(1));
-        hand.flow.refused_on_the_way(2, wire(2));
-        hand.flow.refused_on_the_way(3, wire(2));
-        hand.flow.refused_on_the_way(4, wire(4));
-        hand.expire(at(5_000));
-        assert_eq!(hand.verdicts(), [(0, REVERSE), (1, REVERSE), (2, FORWARD), (3, UNKNOWN)]);
+    fn arrived_datagram_is_not_missing_whatever_other_reports_say() {
+        let mut test = TestFlow::sent(RULES, &[10, 20, 30, 40]);
+        test.record_arrival(0, at(500), false);
+        test.record_arrival(0, at(600), true);
+        test.record_arrival(1, at(500), true);
+        test.record_arrival(1, at(600), false);
+        test.flow.dropped_by_router(1, wire(1));
+        test.flow.dropped_by_router(2, wire(2));
+        test.flow.dropped_by_router(3, wire(2));
+        test.flow.dropped_by_router(4, wire(4));
+        test.expire(at(5_000));
+        assert_eq!(test.verdicts(), [(0, REVERSE), (1, REVERSE), (2, FORWARD), (3, UNKNOWN)]);
     }
 
     #[test]
-    fn report_is_about_the_datagrams_between_its_ends_that_are_undecided_and_of_its_kind() {
-        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40, 50]);
-        hand.flow.push(at(60), wire(5), RequestForm::WithoutSession, Purpose::Measure);
-        hand.flow.sent(5, at(60), TimestampSource::User, &mut hand.reports);
-        hand.answer(1, at(70));
+    fn report_applies_to_undecided_datagrams_of_its_span_and_form() {
+        let mut test = TestFlow::sent(RULES, &[10, 20, 30, 40, 50]);
+        test.flow.push(at(60), wire(5), RequestForm::WithoutSession, Purpose::Measure);
+        test.flow.sent(5, at(60), TimestampSource::User, &mut test.reports);
+        test.answer(1, at(70));
         let seen = std::cell::RefCell::new(Vec::new());
-        hand.flow.learn(1..=9, RequestForm::WithSession, at(900), &RULES, |sequence, sent| {
+        test.flow.record_arrivals(1..=9, RequestForm::WithSession, at(900), &RULES, |sequence, sent| {
             seen.borrow_mut().push((sequence, sent));
             [None, None, Some(false), Some(true), None][usize::try_from(sequence).unwrap()]
         });
         let expected = [(1, at(20)), (2, at(30)), (3, at(40)), (4, at(50))];
         assert_eq!(seen.into_inner(), expected);
-        hand.expire(at(5_000));
+        test.expire(at(5_000));
         let lost = [(0, UNKNOWN), (2, FORWARD), (3, REVERSE), (4, UNKNOWN), (5, UNKNOWN)];
-        assert_eq!(hand.verdicts()[1..], lost);
+        assert_eq!(test.verdicts()[1..], lost);
     }
 
     #[test]
-    fn turnaround_is_credible_up_to_two_clocks_skew_beyond_the_whole() {
+    fn turnaround_may_exceed_the_elapsed_time_by_the_skew_of_two_clocks() {
         for (stated, elapsed, credible) in [
             (0, 0, Some(0)),
             (-1, 5_000_000, None),
@@ -870,48 +884,48 @@ mod tests {
         ] {
             assert_eq!(credible_turnaround(stated, elapsed), credible, "{stated} ns of {elapsed} ns");
         }
-        let mut hand = Hand::sent(RULES, &[10]);
+        let mut test = TestFlow::sent(RULES, &[10]);
         let stated = ReplyTimes { turnaround: 5 * 1_000_000, ..reply(at(30)) };
-        hand.flow.answer(0, stated, &RULES, &mut hand.reports);
-        let sample = hand.sample();
+        test.flow.accept_reply(0, stated, &RULES, &mut test.reports);
+        let sample = test.sample();
         assert_eq!(sample.turnaround, Duration::from_millis(5));
         assert_eq!(sample.rtt, Duration::from_millis(15));
     }
 
     #[test]
-    fn flow_takes_as_many_undecided_datagrams_as_its_limit() {
-        let mut hand = Hand::sent(RULES, &[]);
+    fn flow_has_room_up_to_its_limit() {
+        let mut test = TestFlow::sent(RULES, &[]);
         for index in 0..Flow::PENDING as u64 {
-            assert!(hand.flow.has_room(), "{index} are sent");
-            hand.send(at(1) + Duration::from_micros(index));
+            assert!(test.flow.has_room(), "{index} are sent");
+            test.send(at(1) + Duration::from_micros(index));
         }
-        assert!(!hand.flow.has_room());
-        assert_eq!(hand.flow.in_flight(), Flow::PENDING);
-        hand.expire(at(3_001));
-        assert!(hand.flow.has_room());
+        assert!(!test.flow.has_room());
+        assert_eq!(test.flow.in_flight(), Flow::PENDING);
+        test.expire(at(3_001));
+        assert!(test.flow.has_room());
     }
 
     #[test]
-    fn deadline_is_that_of_the_first_undecided_datagram_and_never_before_the_oldest_ones() {
-        let mut hand = Hand::sent(RULES, &[]);
-        assert_eq!(hand.flow.deadline(&RULES), Timestamp::NEVER);
+    fn deadline_is_that_of_the_first_undecided_datagram_and_not_before_the_oldest() {
+        let mut test = TestFlow::sent(RULES, &[]);
+        assert_eq!(test.flow.deadline(&RULES), Timestamp::NEVER);
         for time in [10, 20, 30] {
-            hand.send(at(time));
+            test.send(at(time));
         }
-        assert_eq!(hand.flow.deadline(&RULES), at(3_010));
-        hand.answer(0, at(15));
-        assert_eq!((hand.flow.deadline(&RULES), hand.flow.in_flight()), (at(3_020), 2));
-        // By the kernel's timestamp the oldest, which is decided, left last.
-        hand.timestamp(0, at(500));
-        assert_eq!(hand.flow.deadline(&RULES), at(3_500));
-        hand.expire(at(3_499));
-        assert_eq!(hand.verdicts(), [(0, Verdict::Ok)]);
-        hand.expire(at(3_500));
-        assert_eq!(hand.verdicts(), [(1, UNKNOWN), (2, UNKNOWN)]);
+        assert_eq!(test.flow.deadline(&RULES), at(3_010));
+        test.answer(0, at(15));
+        assert_eq!((test.flow.deadline(&RULES), test.flow.in_flight()), (at(3_020), 2));
+        // By its kernel timestamp the oldest datagram, which is decided, left last.
+        test.timestamp(0, at(500));
+        assert_eq!(test.flow.deadline(&RULES), at(3_500));
+        test.expire(at(3_499));
+        assert_eq!(test.verdicts(), [(0, Verdict::Ok)]);
+        test.expire(at(3_500));
+        assert_eq!(test.verdicts(), [(1, UNKNOWN), (2, UNKNOWN)]);
     }
 
     #[test]
-    fn wire_number_stands_for_the_latest_datagram_that_it_may_belong_to() {
+    fn wire_number_extends_to_the_latest_possible_sequence_number() {
         let mut flow = Flow::new(0, 1, 9, at(0));
         assert_eq!((flow.extend(0), flow.extend(1), flow.extend(u32::MAX)), (Some(0), None, None));
         flow.next = (5 << 32) + 7;
@@ -921,32 +935,32 @@ mod tests {
     }
 
     #[test]
-    fn count_of_sent_datagrams_leaves_out_those_that_did_not_leave() {
-        let mut hand = Hand::sent(RULES, &[10, 20]);
-        assert_eq!(hand.flow.upcoming(), (2, 3));
-        let queued = hand.queue(at(30));
-        assert_eq!(hand.flow.upcoming(), (3, 4));
-        hand.flow.not_sent(queued, NotSent::Permission, &mut hand.reports);
-        hand.flow.not_sent(queued, NotSent::Permission, &mut hand.reports);
-        hand.flow.not_sent(0, NotSent::Permission, &mut hand.reports);
-        assert_eq!(hand.flow.upcoming(), (3, 3));
+    fn sent_count_excludes_datagrams_that_did_not_leave() {
+        let mut test = TestFlow::sent(RULES, &[10, 20]);
+        assert_eq!(test.flow.upcoming(), (2, 3));
+        let queued = test.queue(at(30));
+        assert_eq!(test.flow.upcoming(), (3, 4));
+        test.flow.not_sent(queued, NotSent::Permission, &mut test.reports);
+        test.flow.not_sent(queued, NotSent::Permission, &mut test.reports);
+        test.flow.not_sent(0, NotSent::Permission, &mut test.reports);
+        assert_eq!(test.flow.upcoming(), (3, 3));
         let errors = |report: &&EchoReport| matches!(report, EchoReport::SendError(NotSent::Permission));
-        assert_eq!(hand.reports.iter().filter(errors).count(), 1);
+        assert_eq!(test.reports.iter().filter(errors).count(), 1);
     }
 
     #[test]
-    fn burst_is_a_run_of_losses_that_ends_with_an_answer_and_no_other_fate_interrupts_it() {
-        let mut hand = Hand::sent(RULES, &[10, 20]);
-        let void = hand.queue(at(30));
-        hand.flow.not_sent(void, NotSent::Buffer, &mut hand.reports);
+    fn burst_ends_with_an_answer_and_not_with_unsent_or_excused_datagrams() {
+        let mut test = TestFlow::sent(RULES, &[10, 20]);
+        let void = test.queue(at(30));
+        test.flow.not_sent(void, NotSent::Buffer, &mut test.reports);
         for time in [40, 50, 60] {
-            hand.send(at(time));
+            test.send(at(time));
         }
-        // Too late to have been one of the first two.
-        hand.here.add(3, at(3_030), at(3_031), 1);
-        hand.answer(5, at(70));
-        hand.expire(at(5_000));
-        let bursts: Vec<EchoReport> = hand
+        // Too late for one of the first two datagrams.
+        test.local.add(3, at(3_030), at(3_031), 1);
+        test.answer(5, at(70));
+        test.expire(at(5_000));
+        let bursts: Vec<EchoReport> = test
             .reports
             .drain(..)
             .filter(|report| matches!(report, EchoReport::BurstBegan | EchoReport::BurstEnded(_)))
@@ -955,9 +969,10 @@ mod tests {
     }
 
     #[test]
-    fn drop_of_a_host_excuses_what_it_may_have_been() {
+    fn host_drop_excuses_a_datagram_it_may_have_been() {
         let cases = [
-            // Where drops were, whether the datagram is known to have arrived, and what follows.
+            // Drops here and at the responder, whether the datagram is known to have arrived, and its
+            // verdict.
             ((1, 0), None, Verdict::HostDropped),
             ((0, 1), None, Verdict::HostDropped),
             ((1, 0), Some(true), Verdict::HostDropped),
@@ -966,145 +981,145 @@ mod tests {
             ((0, 1), Some(false), Verdict::HostDropped),
             ((0, 0), None, UNKNOWN),
         ];
-        for ((here, there), has_arrived, verdict) in cases {
-            let mut hand = Hand::sent(RULES, &[10]);
-            hand.here.add(3, at(20), at(30), here);
-            hand.there.add(0, at(20), at(30), there);
+        for ((local, remote), has_arrived, verdict) in cases {
+            let mut test = TestFlow::sent(RULES, &[10]);
+            test.local.add(3, at(20), at(30), local);
+            test.remote.add(0, at(20), at(30), remote);
             if let Some(has_arrived) = has_arrived {
-                hand.learn(0, at(900), has_arrived);
+                test.record_arrival(0, at(900), has_arrived);
             }
-            hand.expire(at(3_010));
-            assert_eq!(hand.verdicts(), [(0, verdict)], "{here} here, {there} there, {has_arrived:?}");
+            test.expire(at(3_010));
+            assert_eq!(test.verdicts(), [(0, verdict)], "{local} local, {remote} remote, {has_arrived:?}");
         }
     }
 
     #[test]
-    fn neighbour_that_is_forgotten_still_has_its_round_trip() {
-        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40]);
-        let differences = |hand: &mut Hand| -> Vec<u128> {
-            let reports = hand.reports.drain(..).filter_map(|report| {
+    fn round_trip_of_a_removed_neighbour_is_still_known() {
+        let mut test = TestFlow::sent(RULES, &[10, 20, 30, 40]);
+        let differences = |test: &mut TestFlow| -> Vec<u128> {
+            let reports = test.reports.drain(..).filter_map(|report| {
                 let EchoReport::Ipdv(difference) = report else { return None };
                 Some(difference.as_millis())
             });
             reports.collect()
         };
-        hand.answer(0, at(15));
-        hand.expire(at(3_010));
-        // The network's part is short: the responder took the rest.
+        test.answer(0, at(15));
+        test.expire(at(3_010));
+        // The network's part is short: the rest is the responder's turnaround.
         let slow = ReplyTimes { turnaround: 2_983 * 1_000_000, ..reply(at(3_010)) };
-        hand.flow.answer(1, slow, &RULES, &mut hand.reports);
-        assert_eq!(differences(&mut hand), [2]);
-        hand.answer(3, at(52));
-        assert_eq!(differences(&mut hand), [0; 0], "its neighbour has no answer yet");
-        hand.answer(2, at(51));
-        assert_eq!(differences(&mut hand), [14, 9]);
-        let mut hand = Hand::sent(RULES, &[10, 20]);
-        hand.answer(0, at(1_500));
-        hand.answer(1, at(30));
-        assert_eq!(differences(&mut hand), [0; 0], "a late one is no neighbour");
+        test.flow.accept_reply(1, slow, &RULES, &mut test.reports);
+        assert_eq!(differences(&mut test), [2]);
+        test.answer(3, at(52));
+        assert_eq!(differences(&mut test), [0; 0], "the neighbour has no answer yet");
+        test.answer(2, at(51));
+        assert_eq!(differences(&mut test), [14, 9]);
+        let mut test = TestFlow::sent(RULES, &[10, 20]);
+        test.answer(0, at(1_500));
+        test.answer(1, at(30));
+        assert_eq!(differences(&mut test), [0; 0], "a late round trip is not compared");
     }
 
     #[test]
-    fn end_of_a_connection_decides_the_undecided_among_some_datagrams() {
-        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40]);
-        hand.answer(1, at(45));
-        hand.flow.give_up(0..3, at(50), &RULES, &mut hand.reports);
-        assert_eq!(hand.verdicts(), [(1, Verdict::Ok), (0, UNKNOWN), (2, UNKNOWN)]);
-        assert_eq!((hand.flow.in_flight(), hand.flow.is_settled()), (1, false));
-        hand.flow.give_up(0..9, at(60), &RULES, &mut hand.reports);
-        assert_eq!(hand.verdicts(), [(3, UNKNOWN)]);
-        assert_eq!((hand.flow.in_flight(), hand.flow.is_settled()), (0, true));
-        assert_eq!(hand.flow.deadline(&RULES), Timestamp::NEVER);
+    fn end_of_a_connection_decides_its_datagrams_in_flight() {
+        let mut test = TestFlow::sent(RULES, &[10, 20, 30, 40]);
+        test.answer(1, at(45));
+        test.flow.give_up(0..3, at(50), &RULES, &mut test.reports);
+        assert_eq!(test.verdicts(), [(1, Verdict::Ok), (0, UNKNOWN), (2, UNKNOWN)]);
+        assert_eq!((test.flow.in_flight(), test.flow.is_settled()), (1, false));
+        test.flow.give_up(0..9, at(60), &RULES, &mut test.reports);
+        assert_eq!(test.verdicts(), [(3, UNKNOWN)]);
+        assert_eq!((test.flow.in_flight(), test.flow.is_settled()), (0, true));
+        assert_eq!(test.flow.deadline(&RULES), Timestamp::NEVER);
     }
 
     #[test]
-    fn withdrawal_decides_what_left_and_nothing_else() {
-        let mut hand = Hand::sent(RULES, &[10, 20]);
-        hand.answer(0, at(15));
-        let queued = hand.queue(at(30));
-        hand.flow.withdraw(&RULES, &mut hand.reports);
-        assert_eq!(hand.verdicts(), [(0, Verdict::Ok), (1, Verdict::Withdrawn)]);
-        assert!(!hand.flow.is_settled(), "one has not left yet");
-        hand.flow.withdraw_one(queued, &mut hand.reports);
-        hand.flow.sent(queued, at(31), TimestampSource::User, &mut hand.reports);
-        assert_eq!(hand.flow.in_flight_since(queued), Some(at(31)));
-        assert_eq!(hand.flow.in_flight_since(1), None);
-        assert_eq!(hand.flow.sent_at(1), Some(at(20)));
-        hand.flow.withdraw_one(queued, &mut hand.reports);
-        assert_eq!(hand.verdicts(), [(queued, Verdict::Withdrawn)]);
-        assert!(hand.flow.is_settled());
+    fn withdrawal_decides_only_datagrams_that_left() {
+        let mut test = TestFlow::sent(RULES, &[10, 20]);
+        test.answer(0, at(15));
+        let queued = test.queue(at(30));
+        test.flow.withdraw(&RULES, &mut test.reports);
+        assert_eq!(test.verdicts(), [(0, Verdict::Ok), (1, Verdict::Withdrawn)]);
+        assert!(!test.flow.is_settled(), "one has not left yet");
+        test.flow.withdraw_one(queued, &mut test.reports);
+        test.flow.sent(queued, at(31), TimestampSource::User, &mut test.reports);
+        assert_eq!(test.flow.in_flight_since(queued), Some(at(31)));
+        assert_eq!(test.flow.in_flight_since(1), None);
+        assert_eq!(test.flow.sent_at(1), Some(at(20)));
+        test.flow.withdraw_one(queued, &mut test.reports);
+        assert_eq!(test.verdicts(), [(queued, Verdict::Withdrawn)]);
+        assert!(test.flow.is_settled());
     }
 
     #[test]
-    fn reply_behind_a_later_ones_is_reordered() {
-        let mut hand = Hand::sent(RULES, &[10, 20, 30]);
+    fn reply_after_that_of_a_later_datagram_is_reordered() {
+        let mut test = TestFlow::sent(RULES, &[10, 20, 30]);
         for (sequence, is_reordered) in [(1, false), (0, true), (2, false)] {
-            hand.reports.clear();
-            hand.answer(sequence, at(40));
-            assert_eq!(hand.reports.contains(&EchoReport::Reordered), is_reordered, "{sequence}");
+            test.reports.clear();
+            test.answer(sequence, at(40));
+            assert_eq!(test.reports.contains(&EchoReport::Reordered), is_reordered, "{sequence}");
         }
     }
 
     #[test]
-    fn datagram_is_remembered_with_the_time_that_it_carries_until_it_is_decided() {
-        let mut hand = Hand::sent(RULES, &[10, 20]);
-        assert!(hand.flow.has_sent(0, wire(0)) && hand.flow.has_sent(1, wire(1)));
-        assert!(!hand.flow.has_sent(0, wire(1)) && !hand.flow.has_sent(2, wire(2)));
-        hand.expire(at(3_010));
-        assert!(!hand.flow.has_sent(0, wire(0)) && hand.flow.has_sent(1, wire(1)));
+    fn datagram_is_known_by_its_number_and_t1_until_it_is_removed() {
+        let mut test = TestFlow::sent(RULES, &[10, 20]);
+        assert!(test.flow.has_sent(0, wire(0)) && test.flow.has_sent(1, wire(1)));
+        assert!(!test.flow.has_sent(0, wire(1)) && !test.flow.has_sent(2, wire(2)));
+        test.expire(at(3_010));
+        assert!(!test.flow.has_sent(0, wire(0)) && test.flow.has_sent(1, wire(1)));
     }
 
     #[test]
-    fn time_of_a_datagram_is_the_first_that_the_kernel_says() {
-        let mut hand = Hand::sent(WAITING, &[10]);
+    fn first_kernel_timestamp_of_a_datagram_is_final() {
+        let mut test = TestFlow::sent(TX_TIMESTAMPS, &[10]);
         let mut sent = |milliseconds, by| {
-            hand.flow.sent(0, at(milliseconds), by, &mut hand.reports);
-            hand.flow.sent_at(0)
+            test.flow.sent(0, at(milliseconds), by, &mut test.reports);
+            test.flow.sent_at(0)
         };
         assert_eq!(sent(15, TimestampSource::User), Some(at(10)));
         assert_eq!(sent(11, TimestampSource::Kernel), Some(at(11)));
         assert_eq!(sent(12, TimestampSource::Kernel), Some(at(11)));
         assert_eq!(sent(13, TimestampSource::User), Some(at(11)));
-        assert_eq!(hand.reports, [EchoReport::Sent { flow: 3, sequence: 0 }]);
+        assert_eq!(test.reports, [EchoReport::Sent { flow: 3, sequence: 0 }]);
     }
 
     #[test]
-    fn question_or_a_datagram_of_an_absent_peer_is_withdrawn_and_not_lost() {
-        let mut hand = Hand::sent(RULES, &[10]);
-        hand.flow.push(at(20), wire(1), RequestForm::WithSession, Purpose::Detect);
-        hand.flow.sent(1, at(20), TimestampSource::User, &mut hand.reports);
-        hand.expire(at(4_000));
-        assert_eq!(hand.verdicts(), [(0, UNKNOWN), (1, Verdict::Withdrawn)]);
-        let mut hand = Hand::sent(RULES, &[10, 20, 70_000]);
-        hand.rules.absence = Some(Absence::begin(at(3_015), None));
-        hand.expire(at(80_000));
-        assert_eq!(hand.verdicts(), [(0, UNKNOWN), (1, Verdict::Withdrawn), (2, UNKNOWN)]);
+    fn detection_datagram_or_one_to_an_absent_peer_is_withdrawn_and_not_lost() {
+        let mut test = TestFlow::sent(RULES, &[10]);
+        test.flow.push(at(20), wire(1), RequestForm::WithSession, Purpose::Detect);
+        test.flow.sent(1, at(20), TimestampSource::User, &mut test.reports);
+        test.expire(at(4_000));
+        assert_eq!(test.verdicts(), [(0, UNKNOWN), (1, Verdict::Withdrawn)]);
+        let mut test = TestFlow::sent(RULES, &[10, 20, 70_000]);
+        test.rules.absence = Some(Absence::begin(at(3_015), None));
+        test.expire(at(80_000));
+        assert_eq!(test.verdicts(), [(0, UNKNOWN), (1, Verdict::Withdrawn), (2, UNKNOWN)]);
     }
 
     #[test]
-    fn what_is_forgotten_counts_neither_for_the_deadline_nor_as_undecided() {
-        let mut hand = Hand::sent(RULES, &[10, 20, 30, 40, 50]);
-        hand.expire(at(3_020));
-        assert_eq!((hand.flow.deadline(&RULES), hand.flow.in_flight()), (at(3_030), 3));
-        hand.answer(2, at(3_025));
-        assert_eq!((hand.flow.deadline(&RULES), hand.flow.in_flight()), (at(3_040), 2));
+    fn removed_slot_affects_neither_deadline_nor_in_flight() {
+        let mut test = TestFlow::sent(RULES, &[10, 20, 30, 40, 50]);
+        test.expire(at(3_020));
+        assert_eq!((test.flow.deadline(&RULES), test.flow.in_flight()), (at(3_030), 3));
+        test.answer(2, at(3_025));
+        assert_eq!((test.flow.deadline(&RULES), test.flow.in_flight()), (at(3_040), 2));
     }
 
     #[test]
-    fn answer_without_a_loss_before_it_ends_no_burst() {
-        let mut hand = Hand::sent(RULES, &[10]);
-        hand.answer(0, at(20));
-        hand.expire(at(4_000));
-        assert!(!hand.reports.iter().any(|report| matches!(report, EchoReport::BurstEnded(_))));
+    fn answer_without_a_preceding_loss_ends_no_burst() {
+        let mut test = TestFlow::sent(RULES, &[10]);
+        test.answer(0, at(20));
+        test.expire(at(4_000));
+        assert!(!test.reports.iter().any(|report| matches!(report, EchoReport::BurstEnded(_))));
     }
 
     #[test]
     fn two_losses_make_a_flow_lossy() {
-        let mut hand = Hand::sent(RULES, &[10, 20, 30]);
-        hand.answer(2, at(40));
-        hand.expire(at(3_010));
-        assert!(!hand.flow.loss.is_lossy());
-        hand.expire(at(3_020));
-        assert!(hand.flow.loss.is_lossy());
+        let mut test = TestFlow::sent(RULES, &[10, 20, 30]);
+        test.answer(2, at(40));
+        test.expire(at(3_010));
+        assert!(!test.flow.loss.is_lossy());
+        test.expire(at(3_020));
+        assert!(test.flow.loss.is_lossy());
     }
 }

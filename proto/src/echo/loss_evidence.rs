@@ -1,4 +1,4 @@
-//! What was heard from the responder about one flow, and what that proves.
+//! Evidence of where datagrams were lost, from the replies to other datagrams of the flow.
 
 use std::time::Duration;
 
@@ -8,74 +8,85 @@ use crate::time::Timestamp;
 use crate::wire::PeerTimestamp;
 use crate::wire::tlv::{FollowUp, SessionRecord};
 
-/// What was heard from the responder about one flow.
+/// What the replies of one flow prove about its lost datagrams.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LossEvidence {
-    /// Ours: the first sequence number of its record, and when that was sent, or later.
+    /// Agents: the first sequence number of the responder's record, and an upper bound of the time at which
+    /// that datagram was sent.
     record: Option<(u32, Timestamp)>,
-    /// Foreign: the last reply in order, as sequence number and the reflector's own.
+    /// Third-party reflectors: the last reply in order, as request's and reflector's sequence numbers.
     last: Option<(u64, u32)>,
-    /// Foreign: whether its sequence numbers are its own.
+    /// Third-party reflectors: whether the reflector counts its replies instead of copying the request's
+    /// number.
     is_stateful: bool,
-    /// Foreign: until when its count is doubted, because a request was seen to arrive twice or behind a later one.
+    /// Third-party reflectors: end of the time in which the count proves nothing, because a request arrived
+    /// twice or out of order.
     doubted: Option<Timestamp>,
-    /// T3 of recent replies, by the reflector's sequence number.
-    left: [Option<(u32, PeerTimestamp)>; LEFT],
-    /// The last follow-up that was used.
-    followed: Option<u32>,
+    /// Sequence number and T3 of the latest replies.
+    sent: [Option<(u32, PeerTimestamp)>; SENT],
+    /// Sequence number of the last follow-up that was used.
+    last_follow_up: Option<u32>,
 }
 
-/// Replies whose T3 is remembered for a follow-up. Chosen: a follow-up normally comes with the next reply.
-const LEFT: usize = 2;
+/// Number of replies whose T3 is kept for a follow-up. Chosen: a follow-up normally arrives with the next
+/// reply.
+const SENT: usize = 2;
 
-/// The datagram whose reply is looked at.
+/// The request that a reply answers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AnsweredRequest {
     pub(super) sequence: u64,
     pub(super) sent: Timestamp,
-    /// When its reply came.
-    pub(super) heard: Timestamp,
+    /// Arrival of the reply.
+    pub(super) received: Timestamp,
 }
 
-/// A path that was seen to duplicate or to reorder requests is expected to do so again for this long. Chosen: 10 minutes.
+/// How long the count of a reflector proves nothing after the path duplicated or reordered requests. Chosen:
+/// 10 minutes.
 const DOUBT_LASTS: Duration = Duration::from_secs(600);
 
-/// What the responder's host dropped, as its reports on any flow of the path tell: one count, for all its sockets and all
-/// who ask it.
+/// Drops of the responder's host, from the reports in the replies of all flows of the path. The host reports
+/// one count for all its sockets and senders.
 #[derive(Debug, Default)]
 pub(super) struct ResponderDrops {
-    pub(super) ledger: HostDrops,
-    /// When the last report was asked for, and the count it told.
+    pub(super) drops: HostDrops,
+    /// Time at which the last report was requested, and its count.
     last: Option<(Timestamp, u32)>,
 }
 
 impl ResponderDrops {
-    /// Takes the count from a reply that came at `heard` to a datagram that was sent at `asked`.
-    pub(super) fn learn(&mut self, asked: Timestamp, heard: Timestamp, count: u32, rules: &VerdictRules) {
-        if self.last.is_some_and(|(last, _)| asked <= last) {
+    /// Takes the count from a reply that arrived at `received` to a datagram sent at `requested`.
+    pub(super) fn add(
+        &mut self,
+        requested: Timestamp,
+        received: Timestamp,
+        count: u32,
+        rules: &VerdictRules,
+    ) {
+        if self.last.is_some_and(|(last, _)| requested <= last) {
             return;
         }
-        if let Some((last, known)) = self.last.replace((asked, count)) {
+        if let Some((last, known)) = self.last.replace((requested, count)) {
             let dropped = count.wrapping_sub(known);
-            // A count that seems to have fallen is that of a responder that began again.
+            // A count that decreased is from a restarted responder.
             if dropped < 1 << 31 {
-                self.ledger.forget(last - rules.lost_after);
-                self.ledger.add(0, last, heard, dropped);
+                self.drops.forget(last - rules.lost_after);
+                self.drops.add(0, last, received, dropped);
             }
         }
     }
 }
 
 impl LossEvidence {
-    /// One of ours tells what it has received.
-    pub(super) fn learn_from_ours(
+    /// Takes the session record in an agent's reply.
+    pub(super) fn add_session_record(
         &mut self,
         flow: &mut Flow,
-        asked: &AnsweredRequest,
+        request: &AnsweredRequest,
         session: &SessionRecord,
         rules: &VerdictRules,
     ) {
-        let AnsweredRequest { sent: asked, .. } = *asked;
+        let AnsweredRequest { sent: requested, .. } = *request;
         if session.session != flow.session {
             return;
         }
@@ -86,37 +97,42 @@ impl LossEvidence {
         };
         let began = match self.record {
             Some((known, began)) if known == session.count_or_first => began,
-            // Long gone or never sent: this report was asked for no earlier.
-            _ => flow.sent_at(first).unwrap_or(asked),
+            // The slot is gone, or the datagram was never sent: the record began no later than this report
+            // was requested.
+            _ => flow.sent_at(first).unwrap_or(requested),
         };
         self.record = Some((session.count_or_first, began));
         let bitmap = session.bitmap;
-        flow.learn(
+        flow.record_arrivals(
             highest.saturating_sub(127)..=highest,
             RequestForm::WithSession,
-            asked,
+            requested,
             rules,
             |sequence, sent| {
                 let is_set = bitmap >> (highest - sequence) & 1 == 1;
-                // A responder that forgot us began its record anew, perhaps with a datagram that others had overtaken: what
-                // was sent soon after that one may have arrived before.
+                // A responder that evicted the session began a new record, perhaps with a datagram that
+                // others had overtaken. Datagrams sent soon after that one may have arrived before it.
                 (is_set || sent >= began + rules.horizon).then_some(is_set)
             },
         );
     }
 
-    /// A stateful reflector numbers its replies: between two of them it received as many requests as its numbers
-    /// advanced. All or none of those between gives each a direction; some of them does not. That it was all of them
-    /// holds only while no request arrives twice, or behind a later one, for its number is then counted in the wrong
-    /// place: where that was seen, it is not believed. The first time, if its reply is lost as well, is not seen.
-    pub(super) fn learn_from_foreign(
+    /// Takes the sequence number of a third-party reflector's reply.
+    ///
+    /// A stateful reflector counts its replies: between two replies it received as many requests as its
+    /// numbers advanced. If that is all or none of the requests sent in between, each lost one has a
+    /// direction; otherwise none has. The count is reliable only while no request arrives twice or out of
+    /// order, because the reply to such a request takes a number at the wrong position. After such an arrival
+    /// the count is ignored for [`DOUBT_LASTS`]. A first such arrival whose reply is also lost goes
+    /// unnoticed.
+    pub(super) fn add_reply_number(
         &mut self,
         flow: &mut Flow,
-        asked: &AnsweredRequest,
+        request: &AnsweredRequest,
         number: u32,
         rules: &VerdictRules,
     ) {
-        let AnsweredRequest { sequence, sent: asked, heard } = *asked;
+        let AnsweredRequest { sequence, sent: requested, received } = *request;
         #[expect(clippy::cast_possible_truncation, reason = "the wire carried the low half")]
         let is_copy = number == sequence as u32;
         self.is_stateful |= !is_copy;
@@ -124,24 +140,24 @@ impl LossEvidence {
             && sequence < last
         {
             if number.wrapping_sub(last_number) < 1 << 31 {
-                self.doubted = Some(heard + DOUBT_LASTS);
+                self.doubted = Some(received + DOUBT_LASTS);
             }
             return;
         }
-        let is_doubted = self.doubted.is_some_and(|until| heard < until);
+        let is_doubted = self.doubted.is_some_and(|until| received < until);
         if let Some((last, last_number)) = self.last
             && self.is_stateful
         {
-            let (asked_since, answered_since) = (sequence - last, number.wrapping_sub(last_number));
+            let (sent_since, answered_since) = (sequence - last, number.wrapping_sub(last_number));
             let arrived = match u64::from(answered_since) {
                 1 => Some(false),
-                answered if answered == asked_since && !is_doubted => Some(true),
+                answered if answered == sent_since && !is_doubted => Some(true),
                 _ => None,
             };
-            flow.learn(
+            flow.record_arrivals(
                 last + 1..=sequence.saturating_sub(1),
                 RequestForm::WithoutSession,
-                asked,
+                requested,
                 rules,
                 |_, _| arrived,
             );
@@ -149,27 +165,28 @@ impl LossEvidence {
         self.last = Some((sequence, number));
     }
 
-    /// The reply numbered `number` came again. A copy of a reply has its number; the reply to a copy of a request has its
-    /// own.
-    pub(super) fn heard_again(&mut self, number: u32, at: Timestamp) {
-        if !self.left.iter().flatten().any(|(known, _)| *known == number) {
+    /// A second reply to a datagram arrived, numbered `number`. A duplicate of a reply has the same number;
+    /// the reply to a duplicate of the request has its own.
+    pub(super) fn duplicate_reply(&mut self, number: u32, at: Timestamp) {
+        if !self.sent.iter().flatten().any(|(known, _)| *known == number) {
             self.doubted = Some(at + DOUBT_LASTS);
         }
     }
 
-    /// Takes note of when the reply numbered `number` says it left, and returns how much later an earlier one really did.
+    /// Records T3 of the reply numbered `number`. Returns how much later than its T3 an earlier reply really
+    /// left, if the follow-up reports it.
     pub(super) fn follow_up(
         &mut self,
         number: u32,
-        left: PeerTimestamp,
+        sent: PeerTimestamp,
         follow_up: Option<FollowUp>,
     ) -> Option<Duration> {
-        self.left.rotate_right(1);
-        self.left[0] = Some((number, left));
+        self.sent.rotate_right(1);
+        self.sent[0] = Some((number, sent));
         let FollowUp { sequence, timestamp } =
-            follow_up.filter(|told| self.followed != Some(told.sequence))?;
-        let (_, written) = self.left.iter().flatten().find(|(number, _)| *number == sequence)?;
-        self.followed = Some(sequence);
+            follow_up.filter(|found| self.last_follow_up != Some(found.sequence))?;
+        let (_, written) = self.sent.iter().flatten().find(|(number, _)| *number == sequence)?;
+        self.last_follow_up = Some(sequence);
         let lag = PeerTimestamp::from_ntp(timestamp.0).signed_since(*written);
         u64::try_from(lag).ok().map(Duration::from_nanos)
     }
@@ -198,7 +215,7 @@ mod tests {
         Timestamp::from_nanos(milliseconds * MS)
     }
 
-    /// A flow that has sent a datagram every ten milliseconds, the first at 0.
+    /// A flow that has sent `count` datagrams, one every ten milliseconds from 0 on.
     fn sending(count: u64, kind: RequestForm) -> Flow {
         let mut flow = Flow::new(0, 1, 9, at(0));
         for sequence in 0..count {
@@ -208,11 +225,11 @@ mod tests {
         flow
     }
 
-    /// What is known of each datagram: `f` lost on the way there, `r` on the way back, `-` nothing.
+    /// Directions of all losses: `f` forward, `r` reverse, `-` unknown.
     fn known(mut flow: Flow) -> String {
         let mut reports = VecDeque::new();
-        let (here, there) = (&mut HostDrops::default(), &mut HostDrops::default());
-        flow.expire(at(1_000_000), &RULES, &mut Drops { here, there }, &mut reports);
+        let (local, remote) = (&mut HostDrops::default(), &mut HostDrops::default());
+        flow.expire(at(1_000_000), &RULES, &mut Drops { local, remote }, &mut reports);
         let direction = |report| {
             let EchoReport::Decided { verdict: Verdict::Lost(direction), .. } = report else { return None };
             Some(match direction {
@@ -224,8 +241,8 @@ mod tests {
         reports.into_iter().filter_map(direction).collect()
     }
 
-    fn asked(sequence: u64) -> AnsweredRequest {
-        AnsweredRequest { sequence, sent: at(sequence * 10), heard: at(sequence * 10 + 5) }
+    fn request(sequence: u64) -> AnsweredRequest {
+        AnsweredRequest { sequence, sent: at(sequence * 10), received: at(sequence * 10 + 5) }
     }
 
     fn record(first: u32, highest: u32, bitmap: u128) -> SessionRecord {
@@ -240,67 +257,68 @@ mod tests {
     }
 
     #[test]
-    fn report_of_another_session_says_nothing() {
+    fn record_of_another_session_is_no_evidence() {
         for (session, expected) in [(9, "r"), (8, "-")] {
             let mut flow = sending(41, RequestForm::WithSession);
-            let told = SessionRecord { session, ..record(0, 40, 1 << 20) };
-            LossEvidence::default().learn_from_ours(&mut flow, &asked(40), &told, &RULES);
+            let record = SessionRecord { session, ..record(0, 40, 1 << 20) };
+            LossEvidence::default().add_session_record(&mut flow, &request(40), &record, &RULES);
             assert_eq!(&known(flow)[20..21], expected);
         }
     }
 
     #[test]
-    fn report_reaches_back_over_128_datagrams() {
+    fn record_covers_128_datagrams() {
         let mut flow = sending(200, RequestForm::WithSession);
-        LossEvidence::default().learn_from_ours(
+        LossEvidence::default().add_session_record(
             &mut flow,
-            &asked(199),
+            &request(199),
             &record(0, 199, 1 << 127 | 1),
             &RULES,
         );
         let expected = "-".repeat(72) + "r" + &"f".repeat(102) + &"-".repeat(24) + "r";
-        assert_eq!(known(flow), expected, "what was sent less than 250 ms before it was asked for is open");
+        assert_eq!(known(flow), expected, "datagrams sent less than 250 ms before the request are open");
     }
 
     #[test]
-    fn record_says_nothing_of_what_may_have_arrived_before_it_began() {
+    fn record_is_no_evidence_against_datagrams_that_may_have_arrived_before_it() {
         let mut flow = sending(200, RequestForm::WithSession);
-        let mut view = LossEvidence::default();
-        // It begins with number 100. What was sent up to 250 ms later may have overtaken that one.
-        view.learn_from_ours(&mut flow, &asked(110), &record(100, 110, 1), &RULES);
-        view.learn_from_ours(&mut flow, &asked(199), &record(100, 199, 1), &RULES);
+        let mut evidence = LossEvidence::default();
+        // The record begins with number 100. Datagrams sent up to 250 ms later may have arrived before that
+        // one.
+        evidence.add_session_record(&mut flow, &request(110), &record(100, 110, 1), &RULES);
+        evidence.add_session_record(&mut flow, &request(199), &record(100, 199, 1), &RULES);
         let expected = "-".repeat(110) + "r" + &"-".repeat(14) + &"f".repeat(50) + &"-".repeat(24) + "r";
         assert_eq!(known(flow), expected);
-        // A record that begins with what was never sent began no earlier than it was asked for.
+        // A record whose first datagram has no slot began no later than it was requested.
         let mut flow = sending(200, RequestForm::WithSession);
-        let mut view = LossEvidence::default();
-        let (here, there) = (&mut HostDrops::default(), &mut HostDrops::default());
-        flow.expire(at(3_500), &RULES, &mut Drops { here, there }, &mut VecDeque::new());
-        view.learn_from_ours(&mut flow, &asked(120), &record(40, 120, 1), &RULES);
-        view.learn_from_ours(&mut flow, &asked(199), &record(40, 199, 1), &RULES);
-        // Number 40 is forgotten; 51 to 199 are left.
+        let mut evidence = LossEvidence::default();
+        let (local, remote) = (&mut HostDrops::default(), &mut HostDrops::default());
+        flow.expire(at(3_500), &RULES, &mut Drops { local, remote }, &mut VecDeque::new());
+        evidence.add_session_record(&mut flow, &request(120), &record(40, 120, 1), &RULES);
+        evidence.add_session_record(&mut flow, &request(199), &record(40, 199, 1), &RULES);
+        // The slot of number 40 is gone; 51 to 199 are left.
         let expected = "-".repeat(69) + "r" + &"-".repeat(24) + &"f".repeat(30) + &"-".repeat(24) + "r";
         assert_eq!(known(flow), expected);
     }
 
     #[test]
-    fn first_datagram_of_a_record_that_has_begun_anew_is_not_missing() {
+    fn first_datagram_of_a_new_record_is_not_missing() {
         let mut flow = sending(200, RequestForm::WithSession);
-        let mut view = LossEvidence::default();
-        view.learn_from_ours(&mut flow, &asked(120), &record(0, 120, 1), &RULES);
-        view.learn_from_ours(&mut flow, &asked(199), &record(150, 199, 1), &RULES);
-        // The first report came too early for 96 to 119, and the second record begins later.
+        let mut evidence = LossEvidence::default();
+        evidence.add_session_record(&mut flow, &request(120), &record(0, 120, 1), &RULES);
+        evidence.add_session_record(&mut flow, &request(199), &record(150, 199, 1), &RULES);
+        // The first report was requested too early for 96 to 119, and the second record begins later.
         let expected = "-".repeat(25) + &"f".repeat(71) + &"-".repeat(24) + "r" + &"-".repeat(78) + "r";
         assert_eq!(known(flow), expected);
     }
 
-    /// What a foreign reflector's numbers prove about the datagrams between two replies.
+    /// Directions of the losses between two replies of a reflector that counts.
     fn between(first: (u64, u32), second: (u64, u32), doubt: impl FnOnce(&mut LossEvidence)) -> String {
         let mut flow = sending(60, RequestForm::WithoutSession);
-        let mut view = LossEvidence::default();
-        view.learn_from_foreign(&mut flow, &asked(first.0), first.1, &RULES);
-        doubt(&mut view);
-        view.learn_from_foreign(&mut flow, &asked(second.0), second.1, &RULES);
+        let mut evidence = LossEvidence::default();
+        evidence.add_reply_number(&mut flow, &request(first.0), first.1, &RULES);
+        doubt(&mut evidence);
+        evidence.add_reply_number(&mut flow, &request(second.0), second.1, &RULES);
         let known = known(flow);
         let (from, to) = (usize::try_from(first.0).unwrap() + 1, usize::try_from(second.0).unwrap());
         let others = known[..from].chars().chain(known[to..].chars());
@@ -309,86 +327,86 @@ mod tests {
     }
 
     #[test]
-    fn all_or_none_between_two_counted_replies_has_a_direction() {
+    fn losses_between_two_replies_have_a_direction_if_all_or_none_arrived() {
         let old = "f".repeat(24) + &"-".repeat(24);
         assert_eq!(between((1, 0), (50, 1), |_| ()), old, "none arrived");
         assert_eq!(between((1, 0), (50, 49), |_| ()), "r".repeat(48), "all arrived");
         for some in [0, 2, 25, 48, 50] {
             assert_eq!(between((1, 0), (50, some), |_| ()), "-".repeat(48), "{some}");
         }
-        assert_eq!(between((1, 1), (50, 50), |_| ()), "-".repeat(48), "the numbers are copies");
+        assert_eq!(between((1, 1), (50, 50), |_| ()), "-".repeat(48), "the numbers are copied");
         assert_eq!(between((1, u32::MAX), (50, 0), |_| ()), old, "the count wraps");
     }
 
     #[test]
-    fn count_is_doubted_for_ten_minutes_after_a_request_arrived_twice_or_behind_a_later_one() {
-        let heard = asked(50).heard;
-        for (until, expected) in [(heard, "r"), (heard + Duration::from_nanos(1), "-")] {
-            let doubt = |view: &mut LossEvidence| view.doubted = Some(until);
+    fn count_is_ignored_for_ten_minutes_after_a_duplicated_or_reordered_request() {
+        let received = request(50).received;
+        for (until, expected) in [(received, "r"), (received + Duration::from_nanos(1), "-")] {
+            let doubt = |evidence: &mut LossEvidence| evidence.doubted = Some(until);
             assert_eq!(between((1, 0), (50, 49), doubt), expected.repeat(48));
         }
-        let mut view = LossEvidence::default();
-        view.follow_up(7, PeerTimestamp::from_ntp(1), None);
-        view.follow_up(8, PeerTimestamp::from_ntp(1), None);
-        view.heard_again(7, at(5));
-        view.heard_again(8, at(5));
-        assert_eq!(view.doubted, None, "a copy of the reply");
-        view.heard_again(6, at(5));
-        assert_eq!(view.doubted, Some(at(600_005)), "a reply to a copy of the request");
-        view.follow_up(9, PeerTimestamp::from_ntp(1), None);
-        view.doubted = None;
-        view.heard_again(7, at(6));
-        assert_eq!(view.doubted, Some(at(600_006)), "two are remembered");
+        let mut evidence = LossEvidence::default();
+        evidence.follow_up(7, PeerTimestamp::from_ntp(1), None);
+        evidence.follow_up(8, PeerTimestamp::from_ntp(1), None);
+        evidence.duplicate_reply(7, at(5));
+        evidence.duplicate_reply(8, at(5));
+        assert_eq!(evidence.doubted, None, "a duplicate of the reply");
+        evidence.duplicate_reply(6, at(5));
+        assert_eq!(evidence.doubted, Some(at(600_005)), "a reply to a duplicate of the request");
+        evidence.follow_up(9, PeerTimestamp::from_ntp(1), None);
+        evidence.doubted = None;
+        evidence.duplicate_reply(7, at(6));
+        assert_eq!(evidence.doubted, Some(at(600_006)), "two are remembered");
     }
 
     #[test]
-    fn reply_to_an_earlier_request_with_a_later_number_shows_that_requests_were_reordered() {
+    fn later_number_in_the_reply_to_an_earlier_request_shows_reordering() {
         for (number, is_doubted) in [(7, false), (9, true), (7 + (1 << 31), true), (8 + (1 << 31), false)] {
             let mut flow = sending(60, RequestForm::WithoutSession);
-            let mut view = LossEvidence::default();
-            view.learn_from_foreign(&mut flow, &asked(20), 8, &RULES);
-            view.learn_from_foreign(&mut flow, &asked(10), number, &RULES);
-            let expected = is_doubted.then(|| asked(10).heard + DOUBT_LASTS);
-            assert_eq!((view.doubted, view.last), (expected, Some((20, 8))), "{number}");
+            let mut evidence = LossEvidence::default();
+            evidence.add_reply_number(&mut flow, &request(20), 8, &RULES);
+            evidence.add_reply_number(&mut flow, &request(10), number, &RULES);
+            let expected = is_doubted.then(|| request(10).received + DOUBT_LASTS);
+            assert_eq!((evidence.doubted, evidence.last), (expected, Some((20, 8))), "{number}");
         }
     }
 
     #[test]
-    fn follow_up_tells_once_how_late_a_remembered_reply_left() {
+    fn follow_up_of_a_kept_reply_gives_its_lag_once() {
         let second = PeerTimestamp::from_ntp(1 << 32);
-        let told = |sequence, timestamp| Some(FollowUp { sequence, timestamp: NtpTime(timestamp) });
+        let follow_up = |sequence, timestamp| Some(FollowUp { sequence, timestamp: NtpTime(timestamp) });
         let half = (1 << 32) + (1 << 31);
-        let mut view = LossEvidence::default();
-        assert_eq!(view.follow_up(0, second, None), None);
-        assert_eq!(view.follow_up(1, second, told(5, half)), None, "nobody knows that reply");
-        assert_eq!(view.follow_up(2, second, told(1, half)), Some(Duration::from_millis(500)));
-        assert_eq!(view.follow_up(3, second, told(1, half)), None, "it was told already");
-        assert_eq!(view.follow_up(4, second, told(3, 1)), None, "before it was written");
-        assert_eq!(view.follow_up(5, second, told(4, half)), Some(Duration::from_millis(500)));
+        let mut evidence = LossEvidence::default();
+        assert_eq!(evidence.follow_up(0, second, None), None);
+        assert_eq!(evidence.follow_up(1, second, follow_up(5, half)), None, "no such reply is kept");
+        assert_eq!(evidence.follow_up(2, second, follow_up(1, half)), Some(Duration::from_millis(500)));
+        assert_eq!(evidence.follow_up(3, second, follow_up(1, half)), None, "it was used already");
+        assert_eq!(evidence.follow_up(4, second, follow_up(3, 1)), None, "earlier than T3");
+        assert_eq!(evidence.follow_up(5, second, follow_up(4, half)), Some(Duration::from_millis(500)));
     }
 
     #[test]
-    fn drops_of_the_responder_lie_between_the_reports_that_counted_them() {
-        let mut drops = ResponderDrops::default();
-        drops.learn(at(10), at(15), 7, &RULES);
-        assert_eq!(drops.ledger.total(), 0, "the first report is where counting begins");
-        drops.learn(at(100), at(105), 10, &RULES);
-        assert_eq!(drops.ledger.total(), 3);
-        assert!(!drops.ledger.claim(0, at(106), at(200)) && !drops.ledger.claim(0, at(0), at(9)));
-        assert!(drops.ledger.claim(0, at(105), at(200)) && drops.ledger.claim(0, at(0), at(10)));
-        drops.learn(at(100), at(106), 20, &RULES);
-        drops.learn(at(99), at(107), 20, &RULES);
-        assert_eq!(drops.ledger.total(), 3, "reports that were asked for no later");
-        drops.learn(at(200), at(205), 2, &RULES);
-        assert_eq!(drops.ledger.total(), 3, "a responder that began again");
-        drops.learn(at(300), at(305), 3, &RULES);
-        assert_eq!(drops.ledger.total(), 4);
-        drops.learn(at(400), at(405), 3 + (1 << 31), &RULES);
-        assert_eq!(drops.ledger.total(), 4, "half of all numbers is backwards");
-        // What was dropped longer ago than a datagram is waited for is forgotten.
-        drops.learn(at(3_106), at(3_110), 3 + (1 << 31), &RULES);
-        drops.learn(at(6_000), at(6_010), 3 + (1 << 31), &RULES);
-        assert!(!drops.ledger.claim(0, at(0), at(150)));
-        assert!(drops.ledger.claim(0, at(250), at(310)));
+    fn responder_drops_lie_between_the_reports_that_counted_them() {
+        let mut responder = ResponderDrops::default();
+        responder.add(at(10), at(15), 7, &RULES);
+        assert_eq!(responder.drops.total(), 0, "the first report is where counting begins");
+        responder.add(at(100), at(105), 10, &RULES);
+        assert_eq!(responder.drops.total(), 3);
+        assert!(!responder.drops.claim(0, at(106), at(200)) && !responder.drops.claim(0, at(0), at(9)));
+        assert!(responder.drops.claim(0, at(105), at(200)) && responder.drops.claim(0, at(0), at(10)));
+        responder.add(at(100), at(106), 20, &RULES);
+        responder.add(at(99), at(107), 20, &RULES);
+        assert_eq!(responder.drops.total(), 3, "reports that were requested no later");
+        responder.add(at(200), at(205), 2, &RULES);
+        assert_eq!(responder.drops.total(), 3, "the responder restarted");
+        responder.add(at(300), at(305), 3, &RULES);
+        assert_eq!(responder.drops.total(), 4);
+        responder.add(at(400), at(405), 3 + (1 << 31), &RULES);
+        assert_eq!(responder.drops.total(), 4, "an advance by half of all numbers counts as a decrease");
+        // Drops from before any datagram that is still undecided are discarded.
+        responder.add(at(3_106), at(3_110), 3 + (1 << 31), &RULES);
+        responder.add(at(6_000), at(6_010), 3 + (1 << 31), &RULES);
+        assert!(!responder.drops.claim(0, at(0), at(150)));
+        assert!(responder.drops.claim(0, at(250), at(310)));
     }
 }

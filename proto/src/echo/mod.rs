@@ -1,8 +1,10 @@
-//! Echo: one datagram or message a slot, one verdict each.
+//! Echo measurements: one datagram or message per slot, one verdict for each.
 //!
-//! * [`Prober`] sends datagrams on a grid and decides what became of each
-//! * [`StreamProber`] does the same over connections, and decides when to make and when to give up one
-//! * [`Responder`] answers, and tells each prober what it received, so that a loss has a direction
+//! * [`Prober`] sends datagrams on a schedule and decides what became of each
+//! * [`StreamProber`] does the same over connections, and decides when to open and when to give up a
+//!   connection
+//! * [`StampResponder`] replies, and tells each prober what it received, so that the direction of a loss is
+//!   known
 
 mod absence;
 mod flow;

@@ -1,123 +1,125 @@
-//! What became of a datagram, and what was learnt from it.
+//! Verdicts and reports of echo measurements.
 
 use std::time::Duration;
 
 use crate::machine::{IcmpKind, NotSent, TimestampSource};
 
-/// The one final outcome of one datagram that left the host.
+/// The final outcome of a datagram that left the host. Each datagram gets exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
-    /// Answered in time.
+    /// Answered, and the round trip was at most `late_after`.
     Ok,
-    /// Answered before it was given up, after a longer round trip than is good.
+    /// Answered within `lost_after`, but the round trip was longer than `late_after`.
     Late,
-    /// Not answered.
+    /// Not answered within `lost_after`.
     Lost(Direction),
-    /// Not answered, while a host at either end dropped datagrams that had arrived.
+    /// Not answered, and a host at either end dropped received datagrams at that time.
     HostDropped,
-    /// Undecided when we, or the peer, stopped.
+    /// Undecided when the prober or the peer stopped. Not a loss.
     Withdrawn,
 }
 
-/// On which half of the way. Claimed from positive evidence only.
+/// Where a datagram was lost. Claimed only with positive evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
-    /// From prober to responder.
+    /// On the way from prober to responder.
     Forward,
-    /// From responder to prober.
+    /// On the way from responder to prober.
     Reverse,
-    /// No evidence.
+    /// Not known.
     Unknown,
 }
 
-/// What a prober learns, as it learns it.
+/// An event that a prober reports, in the order in which they happen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum EchoReport {
     /// A datagram left the host.
     Sent {
-        /// Which flow.
+        /// Flow index.
         flow: u8,
-        /// Which sequence number.
+        /// Sequence number.
         sequence: u64,
     },
-    /// Slots that passed without a send.
+    /// Number of slots that passed without a send.
     Unsent(u64),
     /// A datagram did not leave the host.
     SendError(NotSent),
-    /// A datagram's one verdict.
+    /// The final verdict on a datagram.
     Decided {
-        /// Which flow.
+        /// Flow index.
         flow: u8,
-        /// Which sequence number.
+        /// Sequence number.
         sequence: u64,
         /// The verdict.
         verdict: Verdict,
-        /// Present with [`Verdict::Ok`] and [`Verdict::Late`].
+        /// Present for [`Verdict::Ok`] and [`Verdict::Late`].
         sample: Option<RoundTrip>,
     },
-    /// The difference between the round trips of two neighbours, both ok (RFC 3393, unsigned).
+    /// Difference between the round trips of two consecutive datagrams that are both ok (RFC 3393, absolute
+    /// value).
     Ipdv(Duration),
-    /// A further copy of a reply (RFC 5560).
+    /// A duplicate reply (RFC 5560).
     Duplicate,
-    /// A reply behind one with a higher sequence number (RFC 4737).
+    /// A reply after one with a higher sequence number (RFC 4737).
     Reordered,
-    /// A reply after its datagram had been given up. Its verdict stays.
+    /// A reply to a datagram that already had been given up. The verdict does not change.
     VeryLate,
-    /// A reply that is not an answer to what was sent.
+    /// A received datagram that is not a valid reply.
     Mismatched(Mismatch),
-    /// A first datagram was lost after one that was not.
+    /// A loss after a datagram that was not lost: a burst began.
     BurstBegan,
-    /// A run of losses ended; its length in datagrams.
+    /// A burst ended; its length in datagrams.
     BurstEnded(u32),
-    /// An earlier reply left the responder this much after the time it carries.
+    /// An earlier reply left the responder this much later than the time it carries.
     TransmitLag(Duration),
-    /// The responder's times made no sense; its turnaround was not subtracted.
+    /// The responder's timestamps are not plausible; its turnaround was not subtracted.
     TurnaroundInvalid,
-    /// A router or the host complained.
+    /// An ICMP error arrived.
     Icmp(IcmpKind),
-    /// How many of the path's flows lose datagrams of late.
+    /// Number of the path's flows with recent loss. Reported when it changes.
     LossyFlows(u8),
 }
 
-/// Why a reply was not believed.
+/// Why a reply was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mismatch {
-    /// It cannot be read.
+    /// It cannot be decoded.
     Malformed,
     /// Its HMAC is wrong.
     Unauthentic,
-    /// It answers something that was not sent.
+    /// It does not match a datagram that was sent.
     Unsolicited,
 }
 
-/// What one answered datagram tells.
+/// Measurements from one answered datagram.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RoundTrip {
-    /// (T4 − T1) − (T3 − T2): the network's part. With ICMP T4 − T1.
+    /// (T4 − T1) − (T3 − T2), the network's part; with ICMP T4 − T1.
     pub rtt: Duration,
-    /// T3 − T2: the responder's part; with ICMP zero.
+    /// T3 − T2, the responder's part; zero with ICMP.
     pub turnaround: Duration,
-    /// `rtt` above the smallest of the last minute or two (PDV, RFC 5481 section 4.2).
+    /// `rtt` minus `minimum` (PDV, RFC 5481 section 4.2).
     pub variation: Duration,
-    /// The smallest `rtt` of the last minute or two.
+    /// The smallest `rtt` of the last one to two minutes.
     pub minimum: Duration,
-    /// Who stamped T1.
+    /// Source of T1.
     pub transmit: TimestampSource,
-    /// Who stamped T4.
+    /// Source of T4.
     pub receive: TimestampSource,
-    /// Routers on the way there; `None` where the responder does not say or did not start at 255.
+    /// Routers from prober to responder; `None` if the responder does not report it or is not known to send
+    /// with a TTL of 255.
     pub hops_forward: Option<u8>,
-    /// Routers on the way back.
+    /// Routers from responder to prober.
     pub hops_reverse: Option<u8>,
-    /// What became of the class of service on the way there; `None` where the responder does not say.
+    /// Class of service as it arrived at the responder; `None` if the responder does not report it.
     pub class_forward: Option<Class>,
-    /// What became of the class of service on the way back; `None` where the kernel did not say.
+    /// Class of service as it arrived at the prober; `None` if the kernel did not report it.
     pub class_reverse: Option<Class>,
 }
 
 impl RoundTrip {
-    /// Of a reply that says nothing but that it is one, before its times are known.
-    pub(super) const fn bare(receive: TimestampSource) -> Self {
+    /// A sample with only its receive source set; the times are filled in later.
+    pub(super) const fn empty(receive: TimestampSource) -> Self {
         Self {
             rtt: Duration::ZERO,
             turnaround: Duration::ZERO,
@@ -133,10 +135,10 @@ impl RoundTrip {
     }
 }
 
-/// A class of service on arrival.
+/// Class of service on arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Class {
-    /// Whether the DSCP is another one than was sent.
+    /// Whether the DSCP differs from the one that was sent.
     pub is_remarked: bool,
     /// Whether a router marked congestion (ECN CE).
     pub is_congested: bool,

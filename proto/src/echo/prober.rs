@@ -1,4 +1,4 @@
-//! The side that asks, and decides.
+//! The sending side of echo measurements over datagrams.
 
 use std::collections::VecDeque;
 
@@ -23,26 +23,103 @@ use crate::wire::NtpTime;
 use crate::wire::icmp;
 use crate::wire::stamp::{self, Request};
 
-/// Measures one path: sends on a grid, round-robin over its flows, and gives every datagram one verdict.
+/// Measures one path: sends on a schedule, round-robin over its flows, and decides the verdict of every
+/// datagram.
+///
+/// # Examples
+///
+/// A prober and a responder that exchange datagrams through memory, 5 ms in each direction:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pathmeter_proto::admission::Policy;
+/// use pathmeter_proto::dscp::Dscp;
+/// use pathmeter_proto::echo::{
+///     EchoReport, EchoSpec, Prober, Quirks, StampResponder, Verdict, WireFormat,
+/// };
+/// use pathmeter_proto::machine::{Arrival, HostDrops, Machine, Now, Step, TimestampSource};
+/// use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+///
+/// let spec = EchoSpec {
+///     to: ([192, 0, 2, 2], 862).into(),
+///     wire: WireFormat::Stamp { keys: None, quirks: Quirks::default() },
+///     interval: Duration::from_millis(100),
+///     ssids: vec![1],
+///     size: None,
+///     dscp: Dscp::DEFAULT,
+///     late_after: Duration::from_secs(1),
+///     lost_after: Duration::from_secs(3),
+///     tx_timestamps: false,
+///     count: Some(3),
+///     seed: 1,
+/// };
+/// let policy = Policy { open: true, rate: 1_000, rate_per_source: 1_000, ..Policy::default() };
+/// let mut at = Timestamp::from_nanos(1_000_000_000);
+/// let mut prober = Prober::new(spec, at);
+/// let mut responder = StampResponder::new(policy, None, 16);
+///
+/// let wall = WallOffset::between(at, WallTime::from_nanos(1_767_225_600_000_000_000));
+/// let now = |at| Now { at, drained: at, wall };
+/// let arrival = |at, from: ([u8; 4], u16)| Arrival {
+///     at,
+///     by: TimestampSource::Kernel,
+///     from: from.into(),
+///     to: None,
+///     flow: 0,
+///     ttl: Some(255),
+///     tos: Some(0),
+///     icmp: None,
+/// };
+/// let delay = Duration::from_millis(5);
+/// let mut drops = HostDrops::default();
+/// let mut round_trips = Vec::new();
+/// loop {
+///     let mut request = Vec::new();
+///     match prober.step(now(at), &mut drops, &mut request) {
+///         Step::Send(send) => {
+///             prober.sent(send.id, at, TimestampSource::User);
+///             at = at + delay;
+///             responder.received(&request, &arrival(at, ([192, 0, 2, 1], 40_000)));
+///             let mut reply = Vec::new();
+///             while let Step::Send(_) | Step::Report(_) =
+///                 responder.step(now(at), &mut HostDrops::default(), &mut reply)
+///             {}
+///             at = at + delay;
+///             prober.received(&reply, &arrival(at, ([192, 0, 2, 2], 862)));
+///         }
+///         Step::Report(EchoReport::Decided { verdict, sample, .. }) => {
+///             assert_eq!(verdict, Verdict::Ok);
+///             round_trips.extend(sample.map(|sample| sample.rtt));
+///         }
+///         Step::Report(_) => {}
+///         Step::Wait(until) => at = until,
+///         Step::Finished => break,
+///     }
+/// }
+/// assert_eq!(round_trips, [2 * delay; 3]);
+/// assert_eq!(prober.responder(), Some("pathmeter"));
+/// ```
 #[derive(Debug)]
 pub struct Prober {
     spec: EchoSpec,
     schedule: Schedule,
     slots_left: u64,
     flows: Vec<Flow>,
-    views: Vec<LossEvidence>,
+    evidence: Vec<LossEvidence>,
     responder_drops: ResponderDrops,
-    turn: usize,
+    next_flow: usize,
     responder: ResponderDetection,
     minimum: WindowedMinimum,
     absence: Option<Absence>,
-    stopping: bool,
+    is_stopping: bool,
     lossy_flows: u8,
     reports: VecDeque<EchoReport>,
 }
 
 impl Prober {
-    /// A prober whose first slot lies within one interval after `at`.
+    /// A prober that starts at `at`; see [`Schedule::new`] for its first slot. `spec` must have at least one
+    /// SSID.
     #[must_use]
     pub fn new(spec: EchoSpec, at: Timestamp) -> Self {
         let session = |index: u64| {
@@ -56,38 +133,39 @@ impl Prober {
         Self {
             schedule: Schedule::new(at, spec.interval, spec.seed),
             slots_left: spec.count.unwrap_or(u64::MAX),
-            views: vec![LossEvidence::default(); flows.len()],
+            evidence: vec![LossEvidence::default(); flows.len()],
             responder_drops: ResponderDrops::default(),
             flows,
-            turn: 0,
+            next_flow: 0,
             responder: ResponderDetection::none(),
             minimum: WindowedMinimum::new(at),
             absence: None,
-            stopping: false,
+            is_stopping: false,
             lossy_flows: 0,
             reports: VecDeque::new(),
             spec,
         }
     }
 
-    /// Whether the peer said goodbye and has not come back.
+    /// Whether the peer said goodbye and is not back yet.
     #[must_use]
     pub fn is_draining(&self, now: Timestamp) -> bool {
         self.absence.is_some_and(|absence| absence.lasts(now))
     }
 
-    /// What the responder was found to be, in a word for people; `None` while nothing came back, and always for ICMP, where
-    /// nobody says what he is.
+    /// Kind of the responder, for display: `pathmeter`, `stamp` or `twamp-light`. `None` before the first
+    /// reply, and always for ICMP, where the reply does not show it.
     #[must_use]
     pub fn responder(&self) -> Option<&'static str> {
-        self.responder.word()
+        self.responder.name()
     }
 
-    /// Whether a reply on `flow` answers a datagram of ours: for drivers that cannot tell by its session whose it is.
+    /// Whether `reply`, received on `flow`, answers a datagram of this prober: for drivers that cannot tell
+    /// this from the session identifier. The reply is not authenticated.
     #[must_use]
-    pub fn has_asked(&self, reply: &[u8], flow: u8) -> bool {
+    pub fn owns_reply(&self, reply: &[u8], flow: u8) -> bool {
         let (Some(ClaimedRequest { sequence, timestamp }), Some(flow)) =
-            (ClaimedRequest::claimed(reply, &self.spec), self.flows.get(usize::from(flow)))
+            (ClaimedRequest::read_unverified(reply, &self.spec), self.flows.get(usize::from(flow)))
         else {
             return false;
         };
@@ -95,7 +173,7 @@ impl Prober {
     }
 
     fn rules(&self) -> VerdictRules {
-        // Half the bitmap's reach, so that the report that counts still covers the datagram.
+        // At most half of what the bitmap covers, so that a report that counts still covers the datagram.
         let reach = self.spec.interval.saturating_mul(64 * u32::try_from(self.flows.len()).unwrap_or(16));
         VerdictRules {
             late_after: self.spec.late_after,
@@ -107,8 +185,8 @@ impl Prober {
     }
 
     fn send(&mut self, now: Now, arena: &mut Vec<u8>) -> Option<Send> {
-        let index = self.turn;
-        self.turn = (self.turn + 1) % self.flows.len();
+        let index = self.next_flow;
+        self.next_flow = (self.next_flow + 1) % self.flows.len();
         if !self.flows[index].has_room() {
             self.reports.push_back(EchoReport::Unsent(1));
             return None;
@@ -116,18 +194,18 @@ impl Prober {
         let flow = &mut self.flows[index];
         let (sequence, sent) = flow.upcoming();
         #[expect(clippy::cast_possible_truncation, reason = "the wire carries the low half")]
-        let on_the_wire = sequence as u32;
+        let wire_sequence = sequence as u32;
         let at = now.wall.wall(now.at);
         let (timestamp, carries, purpose) = match &self.spec.wire {
             WireFormat::Stamp { keys, quirks } => {
                 let (extensions, purpose) = match quirks.profile {
-                    Profile::Detect => self.responder.address(sequence, now.at),
+                    Profile::Detect => self.responder.next_request(sequence, now.at),
                     Profile::Stamp => (RequestExtensions::ClassOfService, Purpose::Measure),
                     Profile::Plain | Profile::TwampLight => (RequestExtensions::None, Purpose::Measure),
                 };
                 let contents = RequestContents {
                     mode: mode(keys.as_ref()),
-                    sequence: on_the_wire,
+                    sequence: wire_sequence,
                     at,
                     ssid: if quirks.profile == Profile::TwampLight { 0 } else { flow.ssid },
                     flow: flow.index,
@@ -145,7 +223,7 @@ impl Prober {
             }
             WireFormat::Icmp => {
                 let (session, timestamp, ssid) = (flow.session, NtpTime::from(at), flow.ssid);
-                let echo = icmp::IcmpEcho { session, timestamp, sequence: on_the_wire, ssid };
+                let echo = icmp::IcmpEcho { session, timestamp, sequence: wire_sequence, ssid };
                 let size = self.spec.size.unwrap_or(icmp::IcmpEcho::BYTES);
                 echo.encode(icmp::IcmpVersion::of(self.spec.to.ip()), size, arena);
                 (timestamp, RequestForm::WithoutSession, Purpose::Measure)
@@ -165,21 +243,21 @@ impl Prober {
         })
     }
 
-    fn reply(&mut self, datagram: &[u8], arrival: &Arrival) -> Result<(), Mismatch> {
-        let heard = ReceivedReply::read(datagram, &self.spec)?;
+    fn reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Result<(), Mismatch> {
+        let reply = ReceivedReply::read(datagram, &self.spec)?;
         let rules = self.rules();
         let index = usize::from(arrival.flow);
         let flow = self.flows.get_mut(index).ok_or(Mismatch::Unsolicited)?;
-        if !heard.is_of(flow) {
+        if !reply.belongs_to(flow) {
             return Err(Mismatch::Unsolicited);
         }
-        let ClaimedRequest { sequence, timestamp } = heard.answered();
+        let ClaimedRequest { sequence, timestamp } = reply.request();
         let sequence = flow.extend(sequence).ok_or(Mismatch::Unsolicited)?;
-        let sent = match flow.fit(sequence, timestamp, arrival.at, &rules) {
+        let sent = match flow.match_reply(sequence, timestamp, arrival.at, &rules) {
             ReplyMatch::Answer { sent } => sent,
             ReplyMatch::Duplicate => {
-                if let ReceivedReply::Stamp(base, _) = &heard {
-                    self.views[index].heard_again(base.sequence, arrival.at);
+                if let ReceivedReply::Stamp(base, _) = &reply {
+                    self.evidence[index].duplicate_reply(base.sequence, arrival.at);
                 }
                 self.reports.push_back(EchoReport::Duplicate);
                 return Ok(());
@@ -193,42 +271,45 @@ impl Prober {
         if let Some(absence) = &mut self.absence {
             absence.answered(sent);
         }
-        let asked = AnsweredRequest { sequence, sent, heard: arrival.at };
-        match &heard {
-            ReceivedReply::Stamp(base, told) => self.reflected(&asked, base, told, arrival),
+        let request = AnsweredRequest { sequence, sent, received: arrival.at };
+        match &reply {
+            ReceivedReply::Stamp(base, extensions) => {
+                self.reflector_replied(&request, base, extensions, arrival)
+            }
             ReceivedReply::Icmp(_) => {
-                let reply = ReplyTimes { at: arrival.at, turnaround: 0, sample: RoundTrip::bare(arrival.by) };
+                let times =
+                    ReplyTimes { at: arrival.at, turnaround: 0, sample: RoundTrip::empty(arrival.by) };
                 let rules = self.rules();
-                self.flows[index].answer(sequence, reply, &rules, &mut self.reports);
+                self.flows[index].accept_reply(sequence, times, &rules, &mut self.reports);
             }
         }
         Ok(())
     }
 
-    /// Takes the answer of a reflector, and what it tells of others.
-    fn reflected(
+    /// Takes the reply of a reflector, and its evidence about other datagrams.
+    fn reflector_replied(
         &mut self,
-        asked: &AnsweredRequest,
+        request: &AnsweredRequest,
         base: &stamp::Reply,
-        told: &ReplyExtensions,
+        extensions: &ReplyExtensions,
         arrival: &Arrival,
     ) {
         let index = usize::from(arrival.flow);
-        let is_ours = self.responder.recognise(told, arrival.at);
-        let sample = self.sample(base, told, arrival, is_ours);
-        let reply = ReplyTimes { at: arrival.at, turnaround: base.turnaround(), sample };
+        let is_agent = self.responder.update(extensions, arrival.at);
+        let sample = self.sample(base, extensions, arrival, is_agent);
+        let times = ReplyTimes { at: arrival.at, turnaround: base.turnaround(), sample };
         let rules = self.rules();
-        self.flows[index].answer(asked.sequence, reply, &rules, &mut self.reports);
-        let (view, flow) = (&mut self.views[index], &mut self.flows[index]);
-        match told.session {
+        self.flows[index].accept_reply(request.sequence, times, &rules, &mut self.reports);
+        let (evidence, flow) = (&mut self.evidence[index], &mut self.flows[index]);
+        match extensions.session {
             Some(session) => {
-                view.learn_from_ours(flow, asked, &session, &rules);
-                self.responder_drops.learn(asked.sent, arrival.at, session.host_drops, &rules);
+                evidence.add_session_record(flow, request, &session, &rules);
+                self.responder_drops.add(request.sent, arrival.at, session.host_drops, &rules);
             }
-            None if is_ours => {}
-            None => view.learn_from_foreign(flow, asked, base.sequence, &rules),
+            None if is_agent => {}
+            None => evidence.add_reply_number(flow, request, base.sequence, &rules),
         }
-        if let Some(lag) = view.follow_up(base.sequence, base.sent(), told.follow_up) {
+        if let Some(lag) = evidence.follow_up(base.sequence, base.sent(), extensions.follow_up) {
             self.reports.push_back(EchoReport::TransmitLag(lag));
         }
     }
@@ -236,45 +317,45 @@ impl Prober {
     fn sample(
         &self,
         base: &stamp::Reply,
-        told: &ReplyExtensions,
+        extensions: &ReplyExtensions,
         arrival: &Arrival,
-        is_ours: bool,
+        is_agent: bool,
     ) -> RoundTrip {
-        let hops = |ttl: u8| SENT_TTL.checked_sub(ttl).filter(|_| ttl > 0 && is_ours);
+        let hops = |ttl: u8| SENT_TTL.checked_sub(ttl).filter(|_| ttl > 0 && is_agent);
         let dscp = self.spec.dscp.value();
         RoundTrip {
             hops_forward: hops(base.sender_ttl),
             hops_reverse: arrival.ttl.and_then(hops),
-            class_forward: told
+            class_forward: extensions
                 .class
                 .map(|class| Class { is_remarked: class.received != dscp, is_congested: class.ecn == 3 }),
             class_reverse: arrival
                 .tos
-                .filter(|_| told.class.is_some())
+                .filter(|_| extensions.class.is_some())
                 .map(|tos| Class { is_remarked: tos >> 2 != dscp, is_congested: tos & 3 == 3 }),
-            ..RoundTrip::bare(arrival.by)
+            ..RoundTrip::empty(arrival.by)
         }
     }
 
-    fn complaint(&mut self, quoted: &[u8], arrival: &Arrival, icmp: &IcmpError) {
+    fn icmp_error(&mut self, quoted: &[u8], arrival: &Arrival, icmp: &IcmpError) {
         self.reports.push_back(EchoReport::Icmp(icmp.kind));
-        let is_on_the_way = match icmp.kind {
+        let is_router_drop = match icmp.kind {
             IcmpKind::Unreachable | IcmpKind::Prohibited | IcmpKind::TooBig | IcmpKind::TtlExceeded => true,
-            // The host answered: the network carried the datagram, and nobody listened.
+            // The host answered: the network delivered the datagram to a closed port.
             IcmpKind::PortUnreachable | IcmpKind::Other => false,
         };
-        // Routers' words would be all the evidence there is of hosts that answer ICMP, and all of it forward.
+        // With ICMP hosts, router errors would be the only evidence, and all of it forward.
         let WireFormat::Stamp { keys, .. } = &self.spec.wire else { return };
-        let request = Request::decode(quoted, mode(keys.as_ref()));
+        let quoted = Request::decode(quoted, mode(keys.as_ref()));
         if let (true, Ok(request), Some(flow)) =
-            (is_on_the_way, request, self.flows.get_mut(usize::from(arrival.flow)))
+            (is_router_drop, quoted, self.flows.get_mut(usize::from(arrival.flow)))
             && let Some(sequence) = flow.extend(request.sequence)
         {
-            flow.refused_on_the_way(sequence, request.timestamp);
+            flow.dropped_by_router(sequence, request.timestamp);
         }
     }
 
-    /// Completes what a report says with what only the path as a whole knows.
+    /// Adds to a report what only the path as a whole knows.
     fn complete(&mut self, mut report: EchoReport, now: Timestamp) -> EchoReport {
         if let EchoReport::Decided { verdict, sample, .. } = &mut report {
             match (*verdict, sample) {
@@ -282,7 +363,7 @@ impl Prober {
                     sample.minimum = self.minimum.add(now, sample.rtt);
                     sample.variation = sample.rtt - sample.minimum;
                 }
-                (Verdict::Lost(_), _) => self.responder.gave_up(),
+                (Verdict::Lost(_), _) => self.responder.lost(),
                 (Verdict::Ok | Verdict::Late | Verdict::HostDropped | Verdict::Withdrawn, _) => {}
             }
         }
@@ -304,8 +385,8 @@ impl Machine for Prober {
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         if let Some(icmp) = &arrival.icmp {
-            self.complaint(datagram, arrival, icmp);
-        } else if let Err(mismatch) = self.reply(datagram, arrival) {
+            self.icmp_error(datagram, arrival, icmp);
+        } else if let Err(mismatch) = self.reply_received(datagram, arrival) {
             self.reports.push_back(EchoReport::Mismatched(mismatch));
         }
     }
@@ -328,7 +409,7 @@ impl Machine for Prober {
     }
 
     fn stop(&mut self) {
-        self.stopping = true;
+        self.is_stopping = true;
     }
 
     fn withdraw(&mut self) {
@@ -338,8 +419,8 @@ impl Machine for Prober {
         }
     }
 
-    /// What the peer did not answer by `at`, and what is sent until it answers something that was sent later, or for a
-    /// minute, is withdrawn and not lost.
+    /// Datagrams in flight at `at`, and those sent until the peer answers a later one or a minute has passed,
+    /// are withdrawn instead of lost.
     fn peer_leaving(&mut self, at: Timestamp) {
         self.absence = Some(Absence::begin(at, self.absence));
     }
@@ -354,13 +435,13 @@ impl Machine for Prober {
         }
         let rules = self.rules();
         for flow in &mut self.flows {
-            let mut drops = Drops { here: drops, there: &mut self.responder_drops.ledger };
+            let mut drops = Drops { local: drops, remote: &mut self.responder_drops.drops };
             flow.expire(now.drained, &rules, &mut drops, &mut self.reports);
         }
         if let Some(report) = self.reports.pop_front().or_else(|| self.lossy_flows_changed()) {
             return Step::Report(self.complete(report, now.at));
         }
-        while !self.stopping && self.slots_left > 0 && self.schedule.next() <= now.at {
+        while !self.is_stopping && self.slots_left > 0 && self.schedule.next() <= now.at {
             let due = self.schedule.take(now.at);
             let skipped = due.skipped.min(self.slots_left);
             self.slots_left -= skipped;
@@ -378,7 +459,7 @@ impl Machine for Prober {
         if let Some(report) = self.reports.pop_front() {
             return Step::Report(report);
         }
-        let is_over = self.stopping || self.slots_left == 0;
+        let is_over = self.is_stopping || self.slots_left == 0;
         if is_over && self.flows.iter().all(Flow::is_settled) {
             return Step::Finished;
         }
@@ -397,5 +478,5 @@ fn split(id: SendId) -> (usize, u64) {
     (usize::try_from(id.0 >> FLOW_SHIFT).unwrap_or(usize::MAX), sequence)
 }
 
-/// Sequence numbers stay below 2⁵⁶: two million years at 1,000/s.
+/// Sequence numbers stay below 2⁵⁶, which lasts two million years at 1,000 per second.
 const FLOW_SHIFT: u32 = 56;

@@ -1,38 +1,40 @@
-//! What a foreign reflector is known to do otherwise than it should.
+//! Known deviations of third-party reflectors.
 
-/// How a reflector is treated.
+/// How to treat a reflector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Quirks {
-    /// What is sent to it.
+    /// Extensions to send.
     pub profile: Profile,
-    /// How its times are read.
+    /// Format of its timestamps.
     pub times: ReflectorTimes,
 }
 
-/// What is sent to a reflector.
+/// Which extensions a reflector is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Profile {
-    /// Everything that it is found to understand; asked again now and then.
+    /// Whatever it is found to support; support is tested again every ten minutes.
     #[default]
     Detect,
-    /// STAMP with standard extensions (RFC 8972), never with ours: for reflectors that drop types they do not know.
+    /// STAMP with standard extensions (RFC 8972) but without pathmeter's: for reflectors that drop packets
+    /// with unknown extension types.
     Stamp,
-    /// STAMP without any extension (RFC 8762): for reflectors that drop what is longer than the base packet.
+    /// STAMP without extensions (RFC 8762): for reflectors that drop packets longer than the base packet.
     Plain,
-    /// TWAMP-Light (RFC 5357 appendix I): no extension, and no session identifier where padding is expected.
+    /// TWAMP-Light (RFC 5357 appendix I): no extensions, and session identifier 0, where TWAMP-Light expects
+    /// padding.
     TwampLight,
 }
 
-/// How a reflector's times are read.
+/// How to read a reflector's timestamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReflectorTimes {
-    /// As the Z bit of its error estimate says (RFC 8762 section 4.2.1).
+    /// In the format that the Z bit of its error estimate names (RFC 8762 section 4.2.1).
     #[default]
     Marked,
-    /// As NTP timestamps, whatever the Z bit says: some reflectors only copy it.
+    /// As NTP timestamps, whatever the Z bit says: some reflectors only copy the bit.
     Ntp,
     /// As truncated PTP timestamps, whatever the Z bit says.
     Ptp,
-    /// Not at all: its turnaround stays in the round trip.
+    /// Not used: the round trip includes its turnaround.
     Ignored,
 }

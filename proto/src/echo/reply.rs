@@ -1,4 +1,4 @@
-//! Replies, in the format of their path.
+//! Replies in each wire format.
 
 use super::flow::Flow;
 use super::outcome::Mismatch;
@@ -10,26 +10,26 @@ use crate::wire::icmp::{IcmpEcho, IcmpVersion};
 use crate::wire::stamp::{self, Reply};
 use crate::wire::{DecodeError, NtpTime};
 
-/// A reply that could be read, and is proven where there is a key.
+/// A decoded reply, authenticated if there are keys.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ReceivedReply {
-    /// From a reflector, with what it tells.
+    /// From a STAMP reflector, with its extensions.
     Stamp(Reply, ReplyExtensions),
-    /// From a host, which only sends back what it got.
+    /// From a host that answers ICMP.
     Icmp(IcmpEcho),
 }
 
-/// Which datagram a reply says it answers.
+/// The request that a reply claims to answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ClaimedRequest {
     pub(super) sequence: u32,
-    /// T1 as it was written.
+    /// T1 as the request carried it.
     pub(super) timestamp: NtpTime,
 }
 
 impl ClaimedRequest {
-    /// What a reply says that it answers, proven or not; `None` where it says nothing.
-    pub(super) fn claimed(datagram: &[u8], spec: &EchoSpec) -> Option<Self> {
+    /// Reads the claim without authentication; `None` if the datagram is not a reply.
+    pub(super) fn read_unverified(datagram: &[u8], spec: &EchoSpec) -> Option<Self> {
         match &spec.wire {
             WireFormat::Stamp { keys, .. } => {
                 Reply::decode(datagram, mode(keys.as_ref())).ok().map(Self::from)
@@ -57,7 +57,7 @@ impl ReceivedReply {
     /// Reads a reply.
     ///
     /// # Errors
-    /// [`Mismatch`]: why it is not believed.
+    /// [`Mismatch`]: why the reply is rejected.
     pub(super) fn read(datagram: &[u8], spec: &EchoSpec) -> Result<Self, Mismatch> {
         match &spec.wire {
             WireFormat::Stamp { keys, quirks } => {
@@ -66,8 +66,8 @@ impl ReceivedReply {
                 if let Some(keys) = keys {
                     stamp::verify(datagram, keys).map_err(|_| Mismatch::Unauthentic)?;
                 }
-                let told = ReplyExtensions::read(datagram, mode, keys.as_deref())?;
-                Ok(Self::Stamp(base, told).by(quirks.times))
+                let extensions = ReplyExtensions::read(datagram, mode, keys.as_deref())?;
+                Ok(Self::Stamp(base, extensions).with_times(quirks.times))
             }
             WireFormat::Icmp => match IcmpEcho::decode_reply(datagram, IcmpVersion::of(spec.to.ip())) {
                 Ok(echo) => Ok(Self::Icmp(echo)),
@@ -81,31 +81,31 @@ impl ReceivedReply {
         }
     }
 
-    /// With times as they are meant.
-    fn by(mut self, times: ReflectorTimes) -> Self {
-        if let Self::Stamp(base, told) = &mut self {
+    /// Applies the configured timestamp format.
+    fn with_times(mut self, times: ReflectorTimes) -> Self {
+        if let Self::Stamp(base, extensions) = &mut self {
             match times {
                 ReflectorTimes::Marked => {}
                 ReflectorTimes::Ntp => base.error &= !stamp::PTP_FORMAT,
                 ReflectorTimes::Ptp => base.error |= stamp::PTP_FORMAT,
                 ReflectorTimes::Ignored => {
                     base.timestamp = base.received;
-                    told.follow_up = None;
+                    extensions.follow_up = None;
                 }
             }
         }
         self
     }
 
-    /// Whether it carries the flow's session.
-    pub(super) fn is_of(&self, flow: &Flow) -> bool {
+    /// Whether the reply carries the session of `flow`.
+    pub(super) fn belongs_to(&self, flow: &Flow) -> bool {
         match self {
             Self::Stamp(base, _) => base.ssid == flow.ssid || base.ssid == 0,
             Self::Icmp(echo) => (echo.ssid, echo.session) == (flow.ssid, flow.session),
         }
     }
 
-    pub(super) fn answered(&self) -> ClaimedRequest {
+    pub(super) fn request(&self) -> ClaimedRequest {
         match self {
             Self::Stamp(base, _) => (*base).into(),
             Self::Icmp(echo) => (*echo).into(),

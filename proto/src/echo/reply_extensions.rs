@@ -1,16 +1,16 @@
-//! What a reply's extensions say.
+//! Extensions of a reply.
 
 use super::outcome::Mismatch;
 use crate::key::Keys;
 use crate::wire::stamp::Mode;
 use crate::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 
-/// What a reply's extensions say.
+/// Extensions of a reply.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReplyExtensions {
-    /// Whether our extension came back at all, understood or not.
-    pub(crate) asked_session: bool,
-    /// Whether the responder found that the extensions had been changed on the way.
+    /// Whether the session extension came back at all, recognised by the responder or not.
+    pub(crate) has_session_extension: bool,
+    /// Whether the responder flagged that the extensions were changed in transit.
     pub(crate) is_damaged: bool,
     pub(crate) session: Option<SessionRecord>,
     pub(crate) class: Option<ClassOfService>,
@@ -18,16 +18,21 @@ pub(crate) struct ReplyExtensions {
 }
 
 impl ReplyExtensions {
-    /// Reads them; with `keys`, only if they are proven.
+    /// Reads the extensions of `datagram`. With `keys`, they must be authenticated.
     pub(crate) fn read(datagram: &[u8], mode: Mode, keys: Option<&Keys>) -> Result<Self, Mismatch> {
         let base = mode.base_bytes();
-        let mut told =
-            Self { asked_session: false, is_damaged: false, session: None, class: None, follow_up: None };
+        let mut extensions = Self {
+            has_session_extension: false,
+            is_damaged: false,
+            session: None,
+            class: None,
+            follow_up: None,
+        };
         let mut is_hmac_flagged = false;
         for found in tlv::walk(datagram, base) {
-            told.asked_session |= found.kind == tlv::SESSION;
-            told.is_damaged |= found.flags & tlv::INTEGRITY != 0;
-            // Its own flags are all that no HMAC covers.
+            extensions.has_session_extension |= found.kind == tlv::SESSION;
+            extensions.is_damaged |= found.flags & tlv::INTEGRITY != 0;
+            // The HMAC covers everything but its own flags.
             is_hmac_flagged |= found.kind == tlv::HMAC && found.flags != 0;
             if !found.is_understood() {
                 continue;
@@ -35,16 +40,16 @@ impl ReplyExtensions {
             let value = found.value(datagram);
             match found.kind {
                 tlv::SESSION => {
-                    told.session = SessionRecord::read(value).ok().filter(|session| session.is_reply);
+                    extensions.session = SessionRecord::read(value).ok().filter(|session| session.is_reply);
                 }
-                tlv::CLASS_OF_SERVICE => told.class = ClassOfService::read(value),
-                tlv::FOLLOW_UP => told.follow_up = FollowUp::read(value),
+                tlv::CLASS_OF_SERVICE => extensions.class = ClassOfService::read(value),
+                tlv::FOLLOW_UP => extensions.follow_up = FollowUp::read(value),
                 _ => {}
             }
         }
         if keys.is_some_and(|keys| is_hmac_flagged || !tlv::are_proven(datagram, base, keys)) {
             return Err(Mismatch::Unauthentic);
         }
-        Ok(told)
+        Ok(extensions)
     }
 }

@@ -1,4 +1,4 @@
-//! The datagrams that a prober sends.
+//! Encoding of a prober's requests.
 
 use std::sync::Arc;
 
@@ -8,19 +8,19 @@ use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Request};
 use crate::wire::tlv::{self, ClassOfService, FollowUp, HEADER_BYTES, HMAC_VALUE_BYTES, SessionRecord, Tlv};
 
-/// What a responder is believed to understand.
+/// Extensions that a responder is assumed to support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestExtensions {
-    /// Ours: the session record, the class of service, follow-up telemetry.
+    /// All: the session record, class of service, follow-up telemetry.
     All,
-    /// A STAMP reflector's: the class of service.
+    /// Those of a STAMP reflector: class of service.
     ClassOfService,
-    /// None: plain STAMP, or TWAMP-Light.
+    /// None: base STAMP, or TWAMP-Light.
     None,
 }
 
-/// The smallest datagram with everything in it, in bytes: what `size` must be for a loss to have a direction and for
-/// DSCP to be read back.
+/// Length in bytes of the shortest datagram with all extensions. `size` must be at least this for losses to
+/// have a direction and for the received DSCP to be reported.
 #[must_use]
 pub const fn bytes_at_least(mode: Mode) -> usize {
     let hmac = match mode {
@@ -34,12 +34,12 @@ const SESSION_BYTES: usize = HEADER_BYTES + SessionRecord::BYTES as usize;
 const CLASS_BYTES: usize = HEADER_BYTES + ClassOfService::BYTES as usize;
 const FOLLOW_UP_BYTES: usize = HEADER_BYTES + FollowUp::BYTES as usize;
 
-/// The mode of packets: authenticated where there are keys.
+/// The packet mode: authenticated if there are keys.
 pub(super) fn mode(keys: Option<&Arc<Keys>>) -> Mode {
     if keys.is_some() { Mode::Authenticated } else { Mode::Open }
 }
 
-/// Everything that goes into a datagram.
+/// The contents of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequestContents {
     pub(crate) mode: Mode,
@@ -49,24 +49,24 @@ pub(crate) struct RequestContents {
     pub(crate) flow: u8,
     pub(crate) session: u32,
     pub(crate) sent: u32,
-    /// Whether the reply shall leave out the padding.
+    /// Whether to ask for a reply without the padding.
     pub(crate) is_brief: bool,
     pub(crate) dscp: u8,
-    /// The wished length in bytes; extensions that do not fit are left out, the session record last.
+    /// Requested length in bytes. Extensions that do not fit are left out, the session record last.
     pub(crate) size: Option<u16>,
     pub(crate) extensions: RequestExtensions,
 }
 
-/// What a datagram turned out to carry.
+/// What an encoded request contains.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EncodedRequest {
     /// T1.
     pub(crate) timestamp: NtpTime,
-    /// Whether the session record fitted in.
+    /// Whether the session record fits.
     pub(crate) carries_session: bool,
 }
 
-/// Appends a datagram to `out`.
+/// Appends a request to `out`.
 pub(crate) fn encode(contents: &RequestContents, key: Option<&Key>, out: &mut Vec<u8>) -> EncodedRequest {
     let RequestContents { mode, sequence, ssid, .. } = *contents;
     let (start, base) = (out.len(), mode.base_bytes());
@@ -101,14 +101,14 @@ pub(crate) fn encode(contents: &RequestContents, key: Option<&Key>, out: &mut Ve
     EncodedRequest { timestamp, carries_session: plan.session }
 }
 
-/// Which extensions a datagram gets.
+/// The extensions that a request will have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ExtensionPlan {
     session: bool,
     class: bool,
     follow_up: bool,
     hmac: bool,
-    /// Bytes of padding behind its header.
+    /// Length of the padding's value in bytes.
     padding: Option<u16>,
 }
 
@@ -130,7 +130,7 @@ impl ExtensionPlan {
         fitted.unwrap_or(Self { session: false, class: false, follow_up: false, hmac: false, padding: None })
     }
 
-    /// This plan at the wished length; `None` when it cannot be had.
+    /// This plan at the requested length; `None` if it does not fit.
     fn fit(mut self, contents: &RequestContents) -> Option<Self> {
         let extended = self.session || self.class || self.follow_up;
         self.hmac = extended && contents.mode == Mode::Authenticated;
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_is_as_long_as_wished() {
+    fn request_has_the_requested_length() {
         let key = Key::new(b"0123456789abcdef");
         for mode in [Mode::Open, Mode::Authenticated] {
             for extensions in
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_wish_everything_is_in_it() {
+    fn request_without_a_length_has_all_extensions() {
         let key = Key::new(b"0123456789abcdef");
         for mode in [Mode::Open, Mode::Authenticated] {
             let mut out = Vec::new();
@@ -264,15 +264,15 @@ mod tests {
     }
 
     #[test]
-    fn datagram_says_what_it_was_told_to_and_is_proven() {
+    fn encoded_request_decodes_to_its_contents_and_is_authenticated() {
         let keys = Keys::parse("0123456789abcdef").unwrap();
         for mode in [Mode::Open, Mode::Authenticated] {
-            let asked = RequestContents { is_brief: true, ..contents(mode, None, RequestExtensions::All) };
+            let expected = RequestContents { is_brief: true, ..contents(mode, None, RequestExtensions::All) };
             let mut out = vec![9; 5];
-            encode(&asked, Some(keys.current()), &mut out);
+            encode(&expected, Some(keys.current()), &mut out);
             let out = &out[5..];
             let request = Request::decode(out, mode).unwrap();
-            let timestamp = NtpTime::from(asked.at);
+            let timestamp = NtpTime::from(expected.at);
             assert_eq!(request, Request { sequence: 1, timestamp, error: ERROR_ESTIMATE, ssid: 2 });
             let base = mode.base_bytes();
             let values: Vec<&[u8]> = tlv::walk(out, base).map(|found| found.value(out)).collect();

@@ -1,4 +1,4 @@
-//! The side that answers.
+//! The replying side of echo measurements over datagrams.
 
 use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
@@ -17,11 +17,13 @@ use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Reply, Request};
 use crate::wire::tlv::{self, ClassOfService, FollowUp};
 
-/// Answers STAMP requests of any kind: open or authenticated, with our extensions, with foreign ones, or with none.
+/// Answers STAMP requests of any kind: open or authenticated, with pathmeter's extensions, with others, or
+/// with none.
 ///
-/// It is a stateful reflector (RFC 8762 section 4.3): a reply's sequence number counts the session's replies. A reply is
-/// exactly as long as its request, or without the padding at its end if the request asks for that in our own extension. It is
-/// never longer, and goes where the request came from, whatever the request's extensions ask for.
+/// It is a stateful reflector (RFC 8762 section 4.3): the sequence number of a reply counts the replies of
+/// its session. A reply is exactly as long as its request, or without the padding at the end if the session
+/// extension asks for that. It is never longer, and goes to the source of the request, whatever the
+/// extensions ask for.
 #[derive(Debug)]
 pub struct StampResponder {
     policy: Policy,
@@ -31,60 +33,62 @@ pub struct StampResponder {
     sources: SourceCount,
     pending: Option<PendingReply>,
     request: Vec<u8>,
-    /// Replies that have not been handed over, the oldest first.
+    /// Replies that were not yet passed to the kernel, oldest first.
     written: VecDeque<WrittenReply>,
     reports: [Option<ResponderReport>; 2],
     is_stopping: bool,
 }
 
-/// What the responder learns.
+/// What the responder reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponderReport {
     /// A request was answered.
     Answered,
-    /// A datagram got no answer.
+    /// A request was refused.
     Refused(Refusal),
-    /// Different sources that were answered in the last half to whole minute.
+    /// Number of distinct sources that were answered in the last 30 to 60 seconds. Reported when it changes.
     Sources(usize),
 }
 
-/// A request that is about to be answered.
+/// An accepted request whose reply is due.
 #[derive(Debug, Clone, Copy)]
 struct PendingReply {
     arrival: Arrival,
     mode: Mode,
     request: Request,
-    place: u32,
+    index: u32,
     signed_with: Option<KeyId>,
-    /// Whether the padding at the end is to be left out.
+    /// Whether the reply leaves out the padding at the end.
     is_brief: bool,
 }
 
-/// A reply that was written and not yet handed over.
+/// A written reply that was not yet passed to the kernel.
 #[derive(Debug, Clone, Copy)]
 struct WrittenReply {
     id: SendId,
-    /// T3 as it stands in the reply.
+    /// T3 as written in the reply.
     at: Timestamp,
-    /// By which T2 was written: of the two times only the difference counts, and a step is none.
+    /// Wall-clock offset used for T2. T3 uses the same offset, because only their difference counts and must
+    /// not contain a clock step.
     wall: WallOffset,
     mode: Mode,
     signed_with: Option<KeyId>,
 }
 
-/// Replies that are remembered until they are handed over; at the limit the oldest keeps the T3 that it has. Chosen: as many
-/// as a driver collects.
-const WRITTEN: usize = 64;
+/// Maximum number of written replies. At the limit the oldest keeps its T3. Chosen: the batch size of a
+/// driver.
+const WRITTEN_MAX: usize = 64;
 
-/// A T3 that is older than this when its reply is handed over is written anew. Chosen: 1 µs, about what that costs.
-const STALE: Duration = Duration::from_micros(1);
+/// T3 is updated if it is older than this when the reply is passed to the kernel. Chosen: 1 µs, about the
+/// cost of the update.
+const T3_AGE_MAX: Duration = Duration::from_micros(1);
 
-/// One reply in this many asks for the kernel's transmit stamp.
-/// Chosen: a transmit stamp costs the responder nearly half an echo again; a sixteenth of that is 3 %.
+/// One reply in this many requests the kernel's transmit timestamp. Chosen: a transmit timestamp costs the
+/// responder nearly half as much as an echo; a sixteenth of that is 3 %.
 const TIMESTAMPED_REPLIES: u32 = 16;
 
 impl StampResponder {
-    /// A responder that remembers at most `sessions` sessions.
+    /// A responder with a table of at most `sessions` sessions.
     #[must_use]
     pub fn new(policy: Policy, keys: Option<Arc<Keys>>, sessions: usize) -> Self {
         Self {
@@ -101,13 +105,13 @@ impl StampResponder {
         }
     }
 
-    /// Changes whom it answers; sessions stay.
+    /// Replaces policy and keys; sessions stay.
     pub fn change(&mut self, policy: Policy, keys: Option<Arc<Keys>>) {
         self.policy = policy;
         self.keys = keys;
     }
 
-    /// Sessions that are remembered.
+    /// Number of sessions in the table.
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.sessions.len()
@@ -141,21 +145,22 @@ impl StampResponder {
             Some(session) => SessionKey::Ours { session: session.session, ssid: request.ssid },
             None => SessionKey::Foreign { from: arrival.from, ssid: request.ssid },
         };
-        let place = self.record(key, request.sequence, arrival)?;
+        let index = self.record(key, request.sequence, arrival)?;
         let is_brief = session.is_some_and(|session| session.is_brief);
-        Ok(PendingReply { arrival: *arrival, mode, request, place, signed_with, is_brief })
+        Ok(PendingReply { arrival: *arrival, mode, request, index, signed_with, is_brief })
     }
 
-    /// Our own extension, if it is there. Extensions that should be authentic and are not are refused, where RFC 8972
-    /// (section 4.8) would reflect them with the flag I: what was changed on the way did not arrive.
+    /// Reads the session extension, if present. Requests whose extensions fail authentication are refused,
+    /// although RFC 8972 (section 4.8) would reflect them with the flag I: a request that was changed in
+    /// transit did not arrive.
     fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<Option<tlv::SessionRecord>, Refusal> {
         let base = mode.base_bytes();
-        let is_proven = |keys: &Arc<Keys>| mode == Mode::Open || tlv::are_proven(datagram, base, keys);
-        if !self.keys.as_ref().is_none_or(is_proven) {
+        let is_authentic = |keys: &Arc<Keys>| mode == Mode::Open || tlv::are_proven(datagram, base, keys);
+        if !self.keys.as_ref().is_none_or(is_authentic) {
             return Err(Refusal::Unauthentic);
         }
-        let ours = tlv::walk(datagram, base).filter(|found| found.kind == tlv::SESSION).last();
-        let session = ours.and_then(|found| tlv::SessionRecord::read(found.value(datagram)).ok());
+        let found = tlv::walk(datagram, base).filter(|found| found.kind == tlv::SESSION).last();
+        let session = found.and_then(|found| tlv::SessionRecord::read(found.value(datagram)).ok());
         if session.is_some_and(|session| session.is_reply) {
             return Err(Refusal::Reflection);
         }
@@ -163,7 +168,7 @@ impl StampResponder {
     }
 
     fn record(&mut self, key: SessionKey, sequence: u32, arrival: &Arrival) -> Result<u32, Refusal> {
-        let fresh = || Session {
+        let new = || Session {
             from: arrival.from,
             received: ReceivedSequences::new(sequence),
             replies: 0,
@@ -171,12 +176,12 @@ impl StampResponder {
             follow_up: None,
             seen: arrival.at,
         };
-        let Some(place) = self.sessions.find(&key) else {
-            return Ok(self.sessions.insert(key, fresh()));
+        let Some(index) = self.sessions.find(&key) else {
+            return Ok(self.sessions.insert(key, new()));
         };
-        let session = self.sessions.at(place).expect("it was found just above");
+        let session = self.sessions.at(index).expect("it was found just above");
         if session.from != arrival.from {
-            // A sender behind a NAT may come from another address, but only with something new to say.
+            // A sender behind a NAT may come from another address, but only with a new sequence number.
             if !session.received.is_newest(sequence) {
                 return Err(Refusal::Replay);
             }
@@ -185,14 +190,14 @@ impl StampResponder {
         let silence = arrival.at.since(session.seen);
         session.seen = arrival.at;
         let order = session.received.add(sequence);
-        let began_again = match key {
+        let begins_again = match key {
             SessionKey::Foreign { .. } => order == ArrivalOrder::Ancient || silence > FOREIGN_SESSION_IDLE,
             SessionKey::Ours { .. } => false,
         };
-        if began_again {
-            *session = fresh();
+        if begins_again {
+            *session = new();
         }
-        Ok(place)
+        Ok(index)
     }
 
     fn answer(
@@ -202,7 +207,7 @@ impl StampResponder {
         drops: &HostDrops,
         arena: &mut Vec<u8>,
     ) -> Option<Send> {
-        let session = self.sessions.at(pending.place)?;
+        let session = self.sessions.at(pending.index)?;
         let number = session.replies;
         session.replies = number.wrapping_add(1);
         let timestamp = number % TIMESTAMPED_REPLIES == 1;
@@ -229,7 +234,7 @@ impl StampResponder {
             sender_ttl: pending.arrival.ttl.unwrap_or(0),
         }
         .write(pending.mode, reply);
-        let id = SendId(u64::from(pending.place) << 32 | u64::from(number));
+        let id = SendId(u64::from(pending.index) << 32 | u64::from(number));
         let written = WrittenReply {
             id,
             at: now.at,
@@ -238,7 +243,7 @@ impl StampResponder {
             signed_with: pending.signed_with,
         };
         written.seal(reply, self.keys.as_deref());
-        if self.written.len() == WRITTEN {
+        if self.written.len() == WRITTEN_MAX {
             self.written.pop_front();
         }
         self.written.push_back(written);
@@ -261,10 +266,11 @@ impl StampResponder {
     }
 }
 
-/// A foreign session that was silent this long has begun again. Chosen: 15 minutes, RFC 5357's default REFWAIT.
+/// A third-party session begins again after a silence of this length. Chosen: 15 minutes, RFC 5357's default
+/// REFWAIT.
 const FOREIGN_SESSION_IDLE: Duration = Duration::from_secs(900);
 
-/// Fills in the extensions of a reply, in place, and returns the DSCP that it shall carry.
+/// Fills in the extensions of a reply and returns the DSCP to send it with.
 fn extend(reply: &mut [u8], pending: &PendingReply, session: &Session, drops: &HostDrops) -> u8 {
     let arrived = pending.arrival.tos.unwrap_or(0);
     let mut dscp = arrived >> 2;
@@ -293,8 +299,8 @@ fn extend(reply: &mut [u8], pending: &PendingReply, session: &Session, drops: &H
                 true
             }
             tlv::SESSION => match tlv::SessionRecord::read(found.value(reply)) {
-                Ok(asked) => {
-                    record_of(session, drops, asked).write(found.value_mut(reply));
+                Ok(request) => {
+                    record_of(session, drops, request).write(found.value_mut(reply));
                     true
                 }
                 Err(_) => false,
@@ -306,7 +312,7 @@ fn extend(reply: &mut [u8], pending: &PendingReply, session: &Session, drops: &H
     dscp
 }
 
-fn record_of(session: &Session, drops: &HostDrops, asked: tlv::SessionRecord) -> tlv::SessionRecord {
+fn record_of(session: &Session, drops: &HostDrops, request: tlv::SessionRecord) -> tlv::SessionRecord {
     let received = &session.received;
     tlv::SessionRecord {
         is_reply: true,
@@ -317,12 +323,13 @@ fn record_of(session: &Session, drops: &HostDrops, asked: tlv::SessionRecord) ->
         highest: received.highest,
         bitmap: received.bitmap,
         host_drops: drops.total(),
-        ..asked
+        ..request
     }
 }
 
 impl WrittenReply {
-    /// Proves a reply with the asker's own key: during a rotation it may not know the other one yet.
+    /// Signs a reply with the key of its request: during a key rotation the prober may not know the other key
+    /// yet.
     fn seal(&self, reply: &mut [u8], keys: Option<&Keys>) {
         if let (Some(keys), Some(signed_with)) = (keys, self.signed_with) {
             let key = keys.key(signed_with);
@@ -343,18 +350,18 @@ fn seal_extensions(reply: &mut [u8], mode: Mode, key: &Key) {
 impl Machine for StampResponder {
     type Report = ResponderReport;
 
-    /// What passed since T3 was written is ours and not the network's: others of the batch, or a processor that was taken
-    /// away.
-    fn leaving(&mut self, id: SendId, datagram: &mut [u8], now: Now) {
-        let Some(place) = self.written.iter().position(|written| written.id == id) else { return };
-        let Some(written) = self.written.remove(place) else { return };
-        if now.at.since(written.at) >= STALE {
+    /// Updates T3: the time since it was written was spent in this host, on other replies of the batch or
+    /// without a processor, and must not count for the network.
+    fn before_send(&mut self, id: SendId, datagram: &mut [u8], now: Now) {
+        let Some(index) = self.written.iter().position(|written| written.id == id) else { return };
+        let Some(written) = self.written.remove(index) else { return };
+        if now.at.since(written.at) >= T3_AGE_MAX {
             Reply::write_sent(written.mode, datagram, NtpTime::from(written.wall.wall(now.at)));
             written.seal(datagram, self.keys.as_deref());
         }
     }
 
-    /// The driver calls `step` until `Wait` before it hands over the next datagram.
+    /// The driver must call `step` until `Wait` before the next datagram.
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         if arrival.icmp.is_some() {
             return;
@@ -374,12 +381,13 @@ impl Machine for StampResponder {
 
     fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
         let TimestampSource::Kernel = by else { return };
-        let place = u32::try_from(id.0 >> 32).expect("32 bits are left");
+        let index = u32::try_from(id.0 >> 32).expect("32 bits are left");
         let number = u32::try_from(id.0 & u64::from(u32::MAX)).expect("32 bits are left");
-        // The place may have passed to another session since; its own numbers are then elsewhere.
-        if let Some(session) = self.sessions.at(place)
+        // Another session may use the index by now; its reply numbers then differ.
+        if let Some(session) = self.sessions.at(index)
             && session.replies.wrapping_sub(number) <= TIMESTAMPED_REPLIES
-            // Not the one in force now: of the two times only the difference counts, and a step is none.
+            // Not the current offset: only the difference of the two times counts and must not contain a
+            // clock step.
             && let Some(wall) = session.wall
         {
             session.follow_up = Some((number, NtpTime::from(wall.wall(at))));
@@ -392,10 +400,10 @@ impl Machine for StampResponder {
         self.is_stopping = true;
     }
 
-    /// A reply is made or not; none of them waits for a verdict.
+    /// Replies have no verdicts.
     fn withdraw(&mut self) {}
 
-    /// A peer that leaves asks nothing more.
+    /// No effect: a peer that stops sends no more requests.
     fn peer_leaving(&mut self, _: Timestamp) {}
 
     fn in_flight(&self) -> usize {
@@ -422,22 +430,22 @@ impl Machine for StampResponder {
     }
 }
 
-/// Counts different sources, over the last half to whole minute.
+/// Counts distinct sources over the last 30 to 60 seconds.
 #[derive(Debug, Default)]
 struct SourceCount {
     current: HashSet<IpAddr>,
     previous: HashSet<IpAddr>,
-    /// How many are in either.
+    /// Size of the union of both sets.
     count: usize,
     since: Timestamp,
 }
 
 impl SourceCount {
     const HALF: Duration = Duration::from_secs(30);
-    /// Sources that are told apart in each half; more are not counted.
+    /// Maximum number of sources in each half; further sources are not counted.
     const MAX: usize = 65_536;
 
-    /// Notes a source; the new count when it was not known.
+    /// Adds a source. Returns the new count if the source was not known.
     fn add(&mut self, source: IpAddr, at: Timestamp) -> Option<usize> {
         if self.since == Timestamp::default() {
             self.since = at;
@@ -479,7 +487,7 @@ mod tests {
     use crate::time::WallTime;
 
     const SECOND: u64 = 1_000_000_000;
-    const ASKER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
+    const PROBER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
 
     fn at(nanos: u64) -> Timestamp {
         Timestamp::from_nanos(1_000 * SECOND + nanos)
@@ -494,7 +502,7 @@ mod tests {
         Arrival {
             at,
             by: TimestampSource::Kernel,
-            from: ASKER.into(),
+            from: PROBER.into(),
             to: None,
             flow: 0,
             ttl: Some(250),
@@ -508,14 +516,14 @@ mod tests {
         StampResponder::new(policy, None, 1_024)
     }
 
-    /// A request with our extension for one session, or without.
+    /// A request with the session extension for one session, or without it.
     fn request(sequence: u32, session: Option<u32>) -> Vec<u8> {
         let mut out = Vec::new();
         let timestamp = NtpTime(0xeeaa_bfe0_0000_0000 + u64::from(sequence));
         Request { sequence, timestamp, error: ERROR_ESTIMATE, ssid: 7 }.encode(Mode::Open, &mut out);
         if let Some(session) = session {
-            let asked = tlv::SessionRecord { session, ..tlv::SessionRecord::default() };
-            asked.write(tlv::append(&mut out, tlv::SESSION, tlv::SessionRecord::BYTES).value_mut(&mut out));
+            let request = tlv::SessionRecord { session, ..tlv::SessionRecord::default() };
+            request.write(tlv::append(&mut out, tlv::SESSION, tlv::SessionRecord::BYTES).value_mut(&mut out));
         }
         tlv::append(&mut out, tlv::FOLLOW_UP, FollowUp::BYTES);
         out
@@ -523,7 +531,7 @@ mod tests {
 
     type Sent = (Send, Vec<u8>);
 
-    /// Steps until there is nothing to do: the reply, the counts of sources, and until when that is.
+    /// Steps until the responder waits: the reply, the counts of sources, and the end of the wait.
     fn drive(
         responder: &mut StampResponder,
         time: Timestamp,
@@ -538,12 +546,12 @@ mod tests {
                 Step::Report(ResponderReport::Answered) => {}
                 Step::Report(report @ ResponderReport::Refused(_)) => panic!("{report:?}"),
                 Step::Wait(until) => return (sent, sources, until),
-                Step::Finished => panic!("a responder goes on"),
+                Step::Finished => panic!("a responder does not finish by itself"),
             }
         }
     }
 
-    fn ask(responder: &mut StampResponder, request: &[u8], time: Timestamp) -> Sent {
+    fn request_reply(responder: &mut StampResponder, request: &[u8], time: Timestamp) -> Sent {
         responder.received(request, &arrival(time));
         drive(responder, time, &mut HostDrops::default()).0.expect("it is answered")
     }
@@ -558,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_of_the_last_half_to_whole_minute_are_counted() {
+    fn sources_of_the_last_30_to_60_seconds_are_counted() {
         let mut sources = SourceCount::default();
         let host = |last: u8| IpAddr::from([192, 0, 2, last]);
         assert_eq!((sources.next_rotation(), sources.rotate(at(0))), (Timestamp::NEVER, None));
@@ -569,9 +577,9 @@ mod tests {
         assert_eq!(sources.next_rotation(), half);
         assert_eq!(sources.rotate(half - Duration::from_nanos(1)), None);
         assert_eq!(sources.rotate(half), Some(2));
-        assert_eq!(sources.add(host(2), half), None, "it is known from the half before");
+        assert_eq!(sources.add(host(2), half), None, "it is known from the previous half");
         assert_eq!(sources.add(host(3), half), Some(3));
-        assert_eq!(sources.rotate(at(60 * SECOND)), Some(2), "the first was silent for a half");
+        assert_eq!(sources.rotate(at(60 * SECOND)), Some(2), "the first sent nothing for one half");
         assert_eq!(sources.add(host(1), at(60 * SECOND)), Some(3));
         assert_eq!(sources.rotate(at(90 * SECOND)), Some(1));
         assert_eq!(sources.next_rotation(), at(120 * SECOND));
@@ -580,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_told_apart_up_to_a_limit() {
+    fn sources_are_counted_up_to_a_limit() {
         let mut sources = SourceCount::default();
         let add = |sources: &mut SourceCount, index: u32| {
             sources.add(IpAddr::from((0x0a00_0000 + index).to_be_bytes()), at(0))
@@ -590,11 +598,11 @@ mod tests {
         }
         assert_eq!((add(&mut sources, 65_536), sources.count), (None, 65_536));
         sources.rotate(at(30 * SECOND));
-        assert_eq!(add(&mut sources, 65_536), Some(65_537), "each half has room for as many");
+        assert_eq!(add(&mut sources, 65_536), Some(65_537), "each half has its own limit");
     }
 
     #[test]
-    fn count_of_sources_is_reported_when_it_changes_and_when_it_is_time() {
+    fn count_of_sources_is_reported_when_it_changes_and_at_each_rotation() {
         let mut responder = responder();
         assert_eq!(drive(&mut responder, at(0), &mut HostDrops::default()).2, Timestamp::NEVER);
         responder.received(&request(0, Some(1)), &arrival(at(0)));
@@ -608,12 +616,12 @@ mod tests {
     }
 
     #[test]
-    fn second_reply_and_every_sixteenth_after_it_ask_for_a_timestamp_which_a_later_one_tells() {
+    fn every_sixteenth_reply_requests_a_timestamp_and_later_replies_carry_it() {
         let mut responder = responder();
         let mut last: Option<(SendId, Timestamp)> = None;
         for number in 0..40_u32 {
             let time = at(u64::from(number) * SECOND);
-            let (send, reply) = ask(&mut responder, &request(number, Some(1)), time);
+            let (send, reply) = request_reply(&mut responder, &request(number, Some(1)), time);
             assert_eq!(send.timestamp, number % 16 == 1, "reply {number}");
             assert_eq!(read(&reply).sequence, number);
             let expected = last.map(|(id, left)| FollowUp {
@@ -631,41 +639,41 @@ mod tests {
     }
 
     #[test]
-    fn timestamp_that_comes_after_sixteen_more_replies_is_not_told() {
-        for (later, is_told) in [(15, true), (16, false)] {
+    fn timestamp_that_arrives_after_sixteen_more_replies_is_not_sent() {
+        for (later, is_sent) in [(15, true), (16, false)] {
             let mut responder = responder();
-            ask(&mut responder, &request(0, Some(1)), at(0));
-            let (second, _) = ask(&mut responder, &request(1, Some(1)), at(1));
+            request_reply(&mut responder, &request(0, Some(1)), at(0));
+            let (second, _) = request_reply(&mut responder, &request(1, Some(1)), at(1));
             for number in 0..later {
-                ask(&mut responder, &request(2 + number, Some(1)), at(2));
+                request_reply(&mut responder, &request(2 + number, Some(1)), at(2));
             }
             responder.sent(second.id, at(3), TimestampSource::Kernel);
-            let (_, reply) = ask(&mut responder, &request(100, Some(1)), at(4));
-            assert_eq!(followed(&reply).is_some(), is_told, "{later} later");
+            let (_, reply) = request_reply(&mut responder, &request(100, Some(1)), at(4));
+            assert_eq!(followed(&reply).is_some(), is_sent, "{later} later");
         }
     }
 
     #[test]
-    fn timestamp_of_one_session_is_told_to_no_other() {
+    fn timestamp_of_one_session_is_not_sent_to_another() {
         let mut responder = responder();
         for session in [1, 2] {
-            ask(&mut responder, &request(0, Some(session)), at(0));
+            request_reply(&mut responder, &request(0, Some(session)), at(0));
         }
-        let (first, _) = ask(&mut responder, &request(1, Some(1)), at(1));
+        let (first, _) = request_reply(&mut responder, &request(1, Some(1)), at(1));
         responder.sent(first.id, at(2), TimestampSource::Kernel);
-        let (_, other) = ask(&mut responder, &request(1, Some(2)), at(3));
+        let (_, other) = request_reply(&mut responder, &request(1, Some(2)), at(3));
         assert_eq!(followed(&other), None);
-        let (_, own) = ask(&mut responder, &request(2, Some(1)), at(3));
-        assert_eq!(followed(&own).map(|told| told.sequence), Some(1));
+        let (_, own) = request_reply(&mut responder, &request(2, Some(1)), at(3));
+        assert_eq!(followed(&own).map(|follow_up| follow_up.sequence), Some(1));
     }
 
     #[test]
-    fn foreign_session_begins_again_after_fifteen_minutes_or_far_behind() {
+    fn third_party_session_begins_again_after_15_minutes_or_at_a_far_lower_number() {
         let replies = |sequence: u32, silence: Duration| {
             let mut responder = responder();
-            ask(&mut responder, &request(1_000, None), at(0));
-            ask(&mut responder, &request(1_001, None), at(0));
-            let (_, reply) = ask(&mut responder, &request(sequence, None), at(0) + silence);
+            request_reply(&mut responder, &request(1_000, None), at(0));
+            request_reply(&mut responder, &request(1_001, None), at(0));
+            let (_, reply) = request_reply(&mut responder, &request(sequence, None), at(0) + silence);
             read(&reply).sequence
         };
         let quarter = Duration::from_secs(900);
@@ -674,46 +682,46 @@ mod tests {
         assert_eq!(replies(1_001 - 127, Duration::ZERO), 2);
         assert_eq!(replies(1_001 - 128, Duration::ZERO), 0);
         let mut responder = responder();
-        ask(&mut responder, &request(1_000, Some(1)), at(0));
-        let (_, reply) = ask(&mut responder, &request(5, Some(1)), at(0) + 2 * quarter);
-        assert_eq!(read(&reply).sequence, 1, "one of ours is told apart by its number");
+        request_reply(&mut responder, &request(1_000, Some(1)), at(0));
+        let (_, reply) = request_reply(&mut responder, &request(5, Some(1)), at(0) + 2 * quarter);
+        assert_eq!(read(&reply).sequence, 1, "a pathmeter session is identified by its number");
     }
 
     #[test]
-    fn time_is_written_anew_when_a_reply_leaves_a_microsecond_after_it_was_made() {
-        for (waited, is_anew) in [(0, false), (999, false), (1_000, true), (5_000_000, true)] {
+    fn t3_is_updated_when_a_reply_leaves_a_microsecond_or_more_after_it_was_written() {
+        for (waited, is_updated) in [(0, false), (999, false), (1_000, true), (5_000_000, true)] {
             let mut responder = responder();
-            let (send, mut reply) = ask(&mut responder, &request(0, Some(1)), at(0));
+            let (send, mut reply) = request_reply(&mut responder, &request(0, Some(1)), at(0));
             let made = read(&reply);
             assert_eq!(made.turnaround(), 0);
-            responder.leaving(SendId(99), &mut reply, now(at(waited)));
-            assert_eq!(read(&reply), made, "another's");
-            responder.leaving(send.id, &mut reply, now(at(waited)));
-            let expected = if is_anew { i64::try_from(waited).unwrap() } else { 0 };
+            responder.before_send(SendId(99), &mut reply, now(at(waited)));
+            assert_eq!(read(&reply), made, "the reply has another id");
+            responder.before_send(send.id, &mut reply, now(at(waited)));
+            let expected = if is_updated { i64::try_from(waited).unwrap() } else { 0 };
             assert_eq!(read(&reply).turnaround(), expected);
-            responder.leaving(send.id, &mut reply, now(at(waited + SECOND)));
-            assert_eq!(read(&reply).turnaround(), expected, "it leaves once");
+            responder.before_send(send.id, &mut reply, now(at(waited + SECOND)));
+            assert_eq!(read(&reply).turnaround(), expected, "each reply is updated once");
         }
     }
 
     #[test]
-    fn the_latest_sixty_four_replies_can_have_their_time_written_anew() {
+    fn t3_of_the_latest_64_replies_can_be_updated() {
         let mut responder = responder();
         let sent: Vec<Sent> =
-            (0..65).map(|number| ask(&mut responder, &request(number, Some(1)), at(0))).collect();
+            (0..65).map(|number| request_reply(&mut responder, &request(number, Some(1)), at(0))).collect();
         for (index, (send, mut reply)) in sent.into_iter().enumerate() {
-            responder.leaving(send.id, &mut reply, now(at(5_000)));
+            responder.before_send(send.id, &mut reply, now(at(5_000)));
             assert_eq!(read(&reply).turnaround(), if index == 0 { 0 } else { 5_000 }, "reply {index}");
         }
     }
 
     #[test]
-    fn reply_says_what_arrived_and_what_the_host_dropped() {
+    fn reply_reports_arrivals_and_host_drops() {
         let mut responder = responder();
         let mut drops = HostDrops::default();
         drops.add(0, at(0), at(1), 5);
         for sequence in [10, 12, 11, 11] {
-            ask(&mut responder, &request(sequence, Some(3)), at(0));
+            request_reply(&mut responder, &request(sequence, Some(3)), at(0));
         }
         responder.received(&request(13, Some(3)), &arrival(at(7)));
         let (_, reply) = drive(&mut responder, at(7), &mut drops).0.unwrap();
@@ -736,26 +744,26 @@ mod tests {
         let wall = |time: Timestamp| NtpTime::from(now(time).wall.wall(time));
         assert_eq!((read.received, read.timestamp), (wall(at(7)), wall(at(7))));
         assert_eq!((read.ssid, read.error, read.sender_ttl), (7, ERROR_ESTIMATE, 250));
-        let asked = Request::decode(&request(13, None), Mode::Open).unwrap();
+        let request = Request::decode(&request(13, None), Mode::Open).unwrap();
         let answered = (read.sender_sequence, read.sender_timestamp, read.sender_error);
-        assert_eq!(answered, (13, asked.timestamp, ERROR_ESTIMATE));
+        assert_eq!(answered, (13, request.timestamp, ERROR_ESTIMATE));
     }
 
     #[test]
-    fn extensions_of_a_reply_say_whether_they_were_understood() {
-        let mut asked = request(0, Some(1));
-        tlv::append(&mut asked, tlv::PADDING, 3);
-        tlv::append(&mut asked, tlv::CLASS_OF_SERVICE, 3);
-        tlv::append(&mut asked, tlv::FOLLOW_UP, 15);
-        tlv::append(&mut asked, tlv::SESSION, 52);
-        tlv::append(&mut asked, 77, 1);
-        let last = tlv::append(&mut asked, tlv::PADDING, 9);
-        asked.pop();
+    fn flags_of_a_reply_show_which_extensions_were_recognised() {
+        let mut request = request(0, Some(1));
+        tlv::append(&mut request, tlv::PADDING, 3);
+        tlv::append(&mut request, tlv::CLASS_OF_SERVICE, 3);
+        tlv::append(&mut request, tlv::FOLLOW_UP, 15);
+        tlv::append(&mut request, tlv::SESSION, 52);
+        tlv::append(&mut request, 77, 1);
+        let last = tlv::append(&mut request, tlv::PADDING, 9);
+        request.pop();
         let unknown = tlv::UNRECOGNIZED;
-        // The flag of what cannot be read is added to what the asker set.
+        // The flag of an extension that cannot be read is added to the sender's flags.
         for set in [unknown, unknown | tlv::MALFORMED] {
-            asked[last.at] = set;
-            let (_, reply) = ask(&mut responder(), &asked, at(0));
+            request[last.at] = set;
+            let (_, reply) = request_reply(&mut responder(), &request, at(0));
             let flags: Vec<u8> = tlv::walk(&reply, 44).map(|found| found.flags).collect();
             assert_eq!(flags, [0, 0, 0, unknown, unknown, unknown, unknown]);
             assert_eq!(reply[last.at], unknown | tlv::MALFORMED);
@@ -763,9 +771,9 @@ mod tests {
     }
 
     #[test]
-    fn policy_that_is_changed_decides_the_next_request_and_sessions_stay() {
+    fn changed_policy_applies_to_the_next_request_and_sessions_stay() {
         let mut responder = responder();
-        ask(&mut responder, &request(0, Some(1)), at(0));
+        request_reply(&mut responder, &request(0, Some(1)), at(0));
         responder.change(Policy::default(), None);
         responder.received(&request(1, Some(1)), &arrival(at(1)));
         let mut step = || responder.step(now(at(1)), &mut HostDrops::default(), &mut Vec::new());

@@ -1,4 +1,4 @@
-//! What the responder is found to be, and what it is therefore sent.
+//! Detection of the responder's kind, which decides the extensions it is sent.
 
 use std::time::Duration;
 
@@ -7,52 +7,52 @@ use super::reply_extensions::ReplyExtensions;
 use super::request::RequestExtensions;
 use crate::time::Timestamp;
 
-/// What the responder is found to be.
+/// State of the detection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ResponderDetection {
     kind: ResponderKind,
-    /// Datagrams that were given up since the last reply.
+    /// Losses since the last reply.
     unanswered: u32,
-    /// When a foreign responder is next asked whether it became one of ours.
-    ask_again: Timestamp,
-    /// Datagrams that still ask.
-    questions: u8,
+    /// When a third-party responder is next tested for support of the session extension.
+    detect_at: Timestamp,
+    /// Detection datagrams that are still to be sent.
+    detections_left: u8,
 }
 
-/// The kinds of responder, by what their replies show.
+/// Kinds of responder, as their replies show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ResponderKind {
-    /// Nothing came back yet.
+    /// No reply yet.
     Unknown,
-    /// One of ours.
+    /// A pathmeter agent.
     Agent,
-    /// A STAMP reflector that knows extensions, not ours.
+    /// A STAMP reflector that supports standard extensions but not the session extension.
     Stamp,
-    /// A reflector without extensions: plain STAMP, or TWAMP-Light.
+    /// A reflector without extensions: base STAMP, or TWAMP-Light.
     Plain,
 }
 
 impl ResponderDetection {
-    /// Nothing came back yet.
+    /// No reply yet.
     pub(super) const fn none() -> Self {
-        Self { kind: ResponderKind::Unknown, unanswered: 0, ask_again: Timestamp::NEVER, questions: 0 }
+        Self { kind: ResponderKind::Unknown, unanswered: 0, detect_at: Timestamp::NEVER, detections_left: 0 }
     }
 
-    /// What the next datagram carries, and why it is sent.
-    pub(super) fn address(&mut self, sequence: u64, now: Timestamp) -> (RequestExtensions, Purpose) {
-        if self.ask_again <= now {
-            self.ask_again = now + ASK_AGAIN_AFTER;
-            self.questions = QUESTIONS;
+    /// Chooses the extensions and the purpose of the next datagram.
+    pub(super) fn next_request(&mut self, sequence: u64, now: Timestamp) -> (RequestExtensions, Purpose) {
+        if self.detect_at <= now {
+            self.detect_at = now + DETECTION_INTERVAL;
+            self.detections_left = DETECTION_DATAGRAMS;
         }
-        let is_doubtful = self.is_doubted() && sequence % 2 == 1;
+        let is_plain = self.is_doubtful() && sequence % 2 == 1;
         match self.kind {
-            ResponderKind::Unknown | ResponderKind::Agent | ResponderKind::Stamp if is_doubtful => {
+            ResponderKind::Unknown | ResponderKind::Agent | ResponderKind::Stamp if is_plain => {
                 (RequestExtensions::None, Purpose::Measure)
             }
             ResponderKind::Agent => (RequestExtensions::All, Purpose::Measure),
             ResponderKind::Unknown => (RequestExtensions::All, Purpose::Measure),
-            ResponderKind::Stamp | ResponderKind::Plain if self.questions > 0 => {
-                self.questions -= 1;
+            ResponderKind::Stamp | ResponderKind::Plain if self.detections_left > 0 => {
+                self.detections_left -= 1;
                 (RequestExtensions::All, Purpose::Detect)
             }
             ResponderKind::Stamp => (RequestExtensions::ClassOfService, Purpose::Measure),
@@ -60,30 +60,32 @@ impl ResponderDetection {
         }
     }
 
-    /// A datagram was lost.
-    pub(super) fn gave_up(&mut self) {
+    /// Records a loss.
+    pub(super) fn lost(&mut self) {
         self.unanswered = self.unanswered.saturating_add(1);
     }
 
-    /// Whether it has been silent for so long that it may be another one than was thought.
-    fn is_doubted(&self) -> bool {
+    /// Whether so many datagrams were lost in a row that another kind of responder may have taken the place
+    /// of the known one.
+    fn is_doubtful(&self) -> bool {
         match self.kind {
-            ResponderKind::Unknown => self.unanswered >= UNANSWERED_MAX,
+            ResponderKind::Unknown => self.unanswered >= LOSSES_MAX_UNKNOWN,
             ResponderKind::Agent | ResponderKind::Stamp | ResponderKind::Plain => {
-                self.unanswered >= REPLACED_AFTER
+                self.unanswered >= LOSSES_MAX_KNOWN
             }
         }
     }
 
-    /// Takes note of what the responder is; true if it is one of ours.
-    pub(super) fn recognise(&mut self, told: &ReplyExtensions, at: Timestamp) -> bool {
-        let kind = match told {
+    /// Updates the kind from the extensions of a reply; returns whether the responder is an agent.
+    pub(super) fn update(&mut self, extensions: &ReplyExtensions, at: Timestamp) -> bool {
+        let kind = match extensions {
             ReplyExtensions { session: Some(_), .. } => ResponderKind::Agent,
-            // What was changed on the way says nothing about who answered it.
+            // Extensions that were changed in transit say nothing about the responder.
             ReplyExtensions { is_damaged: true, .. } => return self.kind == ResponderKind::Agent,
-            // Our extension was not sent, or did not fit: the kind stays, a first reply says as much as it shows.
-            ReplyExtensions { asked_session: false, .. }
-                if self.kind != ResponderKind::Unknown && !self.is_doubted() =>
+            // The session extension was not sent or did not fit: the kind stays. Only a first reply, or one
+            // after a long silence, counts as it is.
+            ReplyExtensions { has_session_extension: false, .. }
+                if self.kind != ResponderKind::Unknown && !self.is_doubtful() =>
             {
                 self.kind
             }
@@ -92,16 +94,17 @@ impl ResponderDetection {
         };
         if kind != self.kind {
             self.kind = kind;
-            self.questions = 0;
-            // A first reply to a datagram without our extension leaves open whether that would be understood.
-            self.ask_again = if told.asked_session { at + ASK_AGAIN_AFTER } else { at };
+            self.detections_left = 0;
+            // A first reply to a datagram without the session extension does not show whether the responder
+            // supports it.
+            self.detect_at = if extensions.has_session_extension { at + DETECTION_INTERVAL } else { at };
         }
         self.unanswered = 0;
         kind == ResponderKind::Agent
     }
 
-    /// A word for people; `None` while nothing came back.
-    pub(super) const fn word(&self) -> Option<&'static str> {
+    /// Name of the kind for display; `None` before the first reply.
+    pub(super) const fn name(&self) -> Option<&'static str> {
         match self.kind {
             ResponderKind::Unknown => None,
             ResponderKind::Agent => Some("pathmeter"),
@@ -111,20 +114,21 @@ impl ResponderDetection {
     }
 }
 
-/// While nothing is known, every second datagram after this many that were given up is plain STAMP: some reflectors drop
-/// what they do not expect.
-const UNANSWERED_MAX: u32 = 4;
+/// Before the first reply: after this many losses, every second datagram is base STAMP, because some
+/// reflectors drop requests with unknown extensions.
+const LOSSES_MAX_UNKNOWN: u32 = 4;
 
-/// A responder that was known is thought to be another one after this many. Chosen: twice the reach of its record, so that
-/// no outage from which evidence could survive is cut short.
-const REPLACED_AFTER: u32 = 256;
+/// After the first reply: after this many losses, the responder may have been replaced. Chosen: twice the
+/// number of datagrams that its record covers, so that no outage is cut short from which evidence could
+/// survive.
+const LOSSES_MAX_KNOWN: u32 = 256;
 
-/// A foreign responder is asked this often whether it became one of ours.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
+/// Interval at which a third-party responder is tested again.
+const DETECTION_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Datagrams that ask at a time: one of them may be lost. A foreign responder may drop them for their length, so one that
-/// goes unanswered is withdrawn, not lost.
-const QUESTIONS: u8 = 3;
+/// Datagrams per test: one of them may be lost. A third-party responder may drop them because of their
+/// length, so an unanswered one is withdrawn, not lost.
+const DETECTION_DATAGRAMS: u8 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -136,121 +140,125 @@ mod tests {
     }
 
     const PLAIN: ReplyExtensions = ReplyExtensions {
-        asked_session: false,
+        has_session_extension: false,
         is_damaged: false,
         session: None,
         class: None,
         follow_up: None,
     };
 
-    fn told(kind: ResponderKind) -> ReplyExtensions {
-        let asked = ReplyExtensions { asked_session: true, ..PLAIN };
+    fn extensions(kind: ResponderKind) -> ReplyExtensions {
+        let with_session = ReplyExtensions { has_session_extension: true, ..PLAIN };
         match kind {
             ResponderKind::Unknown => PLAIN,
-            ResponderKind::Agent => ReplyExtensions { session: Some(SessionRecord::default()), ..asked },
-            ResponderKind::Stamp => ReplyExtensions { class: Some(ClassOfService::default()), ..asked },
-            ResponderKind::Plain => asked,
+            ResponderKind::Agent => {
+                ReplyExtensions { session: Some(SessionRecord::default()), ..with_session }
+            }
+            ResponderKind::Stamp => {
+                ReplyExtensions { class: Some(ClassOfService::default()), ..with_session }
+            }
+            ResponderKind::Plain => with_session,
         }
     }
 
-    /// What is known after a reply of a responder of that kind to a datagram with our extension, at 1 s.
-    fn of(kind: ResponderKind) -> ResponderDetection {
-        let mut knowledge = ResponderDetection::none();
+    /// The state after a reply at 1 s from a responder of that kind to a request with the session extension.
+    fn after_reply(kind: ResponderKind) -> ResponderDetection {
+        let mut detection = ResponderDetection::none();
         if kind != ResponderKind::Unknown {
-            assert_eq!(knowledge.recognise(&told(kind), at(1)), kind == ResponderKind::Agent);
+            assert_eq!(detection.update(&extensions(kind), at(1)), kind == ResponderKind::Agent);
         }
-        knowledge
+        detection
     }
 
-    /// What the datagrams with these numbers carry.
-    fn carried(knowledge: &mut ResponderDetection, now: Timestamp) -> [(RequestExtensions, Purpose); 2] {
-        [0, 1].map(|sequence| knowledge.address(sequence, now))
+    /// What datagrams 0 and 1 carry.
+    fn carried(detection: &mut ResponderDetection, now: Timestamp) -> [(RequestExtensions, Purpose); 2] {
+        [0, 1].map(|sequence| detection.next_request(sequence, now))
     }
 
     const ALL: (RequestExtensions, Purpose) = (RequestExtensions::All, Purpose::Measure);
     const CLASS: (RequestExtensions, Purpose) = (RequestExtensions::ClassOfService, Purpose::Measure);
     const NONE: (RequestExtensions, Purpose) = (RequestExtensions::None, Purpose::Measure);
-    const ASK: (RequestExtensions, Purpose) = (RequestExtensions::All, Purpose::Detect);
+    const DETECT: (RequestExtensions, Purpose) = (RequestExtensions::All, Purpose::Detect);
 
     #[test]
-    fn responder_is_sent_what_it_understands() {
-        for (kind, carries, word) in [
+    fn responder_is_sent_the_extensions_it_supports() {
+        for (kind, carries, name) in [
             (ResponderKind::Unknown, ALL, None),
             (ResponderKind::Agent, ALL, Some("pathmeter")),
             (ResponderKind::Stamp, CLASS, Some("stamp")),
             (ResponderKind::Plain, NONE, Some("twamp-light")),
         ] {
-            let mut knowledge = of(kind);
-            assert_eq!(carried(&mut knowledge, at(2)), [carries; 2], "{kind:?}");
-            assert_eq!(knowledge.word(), word);
+            let mut detection = after_reply(kind);
+            assert_eq!(carried(&mut detection, at(2)), [carries; 2], "{kind:?}");
+            assert_eq!(detection.name(), name);
         }
     }
 
     #[test]
-    fn after_a_silence_every_second_datagram_is_plain() {
+    fn every_second_datagram_is_plain_after_many_losses() {
         for (kind, limit, carries) in [
             (ResponderKind::Unknown, 4, [ALL, NONE]),
             (ResponderKind::Agent, 256, [ALL, NONE]),
             (ResponderKind::Stamp, 256, [CLASS, NONE]),
             (ResponderKind::Plain, 256, [NONE, NONE]),
         ] {
-            let mut knowledge = of(kind);
-            let before = carried(&mut knowledge, at(2));
+            let mut detection = after_reply(kind);
+            let before = carried(&mut detection, at(2));
             for _ in 1..limit {
-                knowledge.gave_up();
+                detection.lost();
             }
-            assert_eq!(carried(&mut knowledge, at(2)), before, "{kind:?}");
-            knowledge.gave_up();
-            assert_eq!(carried(&mut knowledge, at(2)), carries, "{kind:?}");
-            knowledge.recognise(&told(kind), at(3));
-            assert!(!knowledge.is_doubted(), "{kind:?}");
+            assert_eq!(carried(&mut detection, at(2)), before, "{kind:?}");
+            detection.lost();
+            assert_eq!(carried(&mut detection, at(2)), carries, "{kind:?}");
+            detection.update(&extensions(kind), at(3));
+            assert!(!detection.is_doubtful(), "{kind:?}");
         }
     }
 
     #[test]
-    fn foreign_responder_is_asked_with_three_datagrams_every_ten_minutes() {
+    fn third_party_responder_is_tested_with_three_datagrams_every_ten_minutes() {
         for (kind, usual) in [(ResponderKind::Stamp, CLASS), (ResponderKind::Plain, NONE)] {
-            let mut knowledge = of(kind);
+            let mut detection = after_reply(kind);
             for time in [601, 1_201] {
                 let before = Timestamp::from_nanos(at(time).as_nanos() - 1);
-                assert_eq!(knowledge.address(0, before), usual, "{kind:?}");
-                let asked = [(); 4].map(|()| knowledge.address(0, at(time)));
-                assert_eq!(asked, [ASK, ASK, ASK, usual], "{kind:?}");
+                assert_eq!(detection.next_request(0, before), usual, "{kind:?}");
+                let requests = [(); 4].map(|()| detection.next_request(0, at(time)));
+                assert_eq!(requests, [DETECT, DETECT, DETECT, usual], "{kind:?}");
             }
         }
     }
 
     #[test]
-    fn responder_that_was_first_heard_without_our_extension_is_asked_at_once() {
-        let mut knowledge = ResponderDetection::none();
-        knowledge.recognise(&PLAIN, at(1));
-        assert_eq!(carried(&mut knowledge, at(1)), [ASK; 2]);
-        knowledge.recognise(&told(ResponderKind::Agent), at(2));
-        assert_eq!((carried(&mut knowledge, at(2)), knowledge.word()), ([ALL; 2], Some("pathmeter")));
+    fn responder_first_seen_without_the_session_extension_is_tested_at_once() {
+        let mut detection = ResponderDetection::none();
+        detection.update(&PLAIN, at(1));
+        assert_eq!(carried(&mut detection, at(1)), [DETECT; 2]);
+        detection.update(&extensions(ResponderKind::Agent), at(2));
+        assert_eq!((carried(&mut detection, at(2)), detection.name()), ([ALL; 2], Some("pathmeter")));
     }
 
     #[test]
-    fn reply_without_our_extension_changes_the_kind_only_of_one_that_is_doubted() {
+    fn reply_without_the_session_extension_changes_only_a_doubtful_kind() {
         for kind in [ResponderKind::Agent, ResponderKind::Stamp] {
-            let mut knowledge = of(kind);
-            assert_eq!(knowledge.recognise(&PLAIN, at(2)), kind == ResponderKind::Agent);
-            assert_eq!(knowledge.kind, kind);
-            for _ in 0..REPLACED_AFTER {
-                knowledge.gave_up();
+            let mut detection = after_reply(kind);
+            assert_eq!(detection.update(&PLAIN, at(2)), kind == ResponderKind::Agent);
+            assert_eq!(detection.kind, kind);
+            for _ in 0..LOSSES_MAX_KNOWN {
+                detection.lost();
             }
-            knowledge.recognise(&PLAIN, at(3));
-            assert_eq!(knowledge.kind, ResponderKind::Plain);
+            detection.update(&PLAIN, at(3));
+            assert_eq!(detection.kind, ResponderKind::Plain);
         }
     }
 
     #[test]
-    fn reply_that_was_damaged_on_the_way_says_nothing_about_the_responder() {
+    fn damaged_reply_does_not_change_the_kind() {
         for kind in [ResponderKind::Unknown, ResponderKind::Agent, ResponderKind::Stamp, ResponderKind::Plain]
         {
-            let mut knowledge = of(kind);
-            let damaged = ReplyExtensions { is_damaged: true, ..told(ResponderKind::Plain) };
-            assert_eq!(knowledge.recognise(&damaged, at(2)), kind == ResponderKind::Agent);
-            assert_eq!(knowledge.kind, kind);
+            let mut detection = after_reply(kind);
+            let damaged = ReplyExtensions { is_damaged: true, ..extensions(ResponderKind::Plain) };
+            assert_eq!(detection.update(&damaged, at(2)), kind == ResponderKind::Agent);
+            assert_eq!(detection.kind, kind);
         }
     }
 }

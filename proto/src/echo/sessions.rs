@@ -1,4 +1,4 @@
-//! Whom the responder remembers, and what it received from them.
+//! The responder's session table.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,40 +7,40 @@ use crate::stats::ReceivedSequences;
 use crate::time::{Timestamp, WallOffset};
 use crate::wire::NtpTime;
 
-/// What identifies a session.
+/// Key of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum SessionKey {
-    /// Our own probers draw 32 random bits: the session is theirs wherever they send from.
+    /// Probers of this project choose 32 random bits, which identify the session whatever its address.
     Ours { session: u32, ssid: u16 },
-    /// Foreign senders have their address and perhaps an identifier.
+    /// Other senders are identified by their address and session identifier.
     Foreign { from: SocketAddr, ssid: u16 },
 }
 
-/// One session as the responder sees it.
+/// State of one session.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
-    /// Where it sends from.
+    /// The sender's address.
     pub(super) from: SocketAddr,
-    /// What arrived.
+    /// Record of the received sequence numbers.
     pub(super) received: ReceivedSequences,
-    /// Replies so far: the next reply's own sequence number.
+    /// Number of replies so far, which is the sequence number of the next reply.
     pub(super) replies: u32,
-    /// The wall clock's offset under which the last reply that asked for a transmit stamp told its time.
+    /// Wall-clock offset used in the last reply that requested a transmit timestamp.
     pub(super) wall: Option<WallOffset>,
-    /// When an earlier reply really left, from the kernel.
+    /// Sequence number and kernel transmit timestamp of an earlier reply.
     pub(super) follow_up: Option<(u32, NtpTime)>,
-    /// When the last request came.
+    /// Arrival of the last request.
     pub(super) seen: Timestamp,
 }
 
-/// Sessions by key, at most as many as were allowed; at the limit the one that was silent longest is forgotten, and
-/// begins again, with a new `first`, if it comes back.
+/// Sessions by key, up to a limit. At the limit, the session that has been silent longest is evicted; if it
+/// comes back, it begins again with a new `first`.
 #[derive(Debug)]
 pub(super) struct Sessions {
     limit: usize,
-    places: HashMap<SessionKey, u32>,
+    indexes: HashMap<SessionKey, u32>,
     entries: Vec<SessionEntry>,
-    /// The entry used last, and the one that was not used longest; [`NONE`] when empty.
+    /// Indexes of the most and the least recently used entries; [`NONE`] if the table is empty.
     newest: u32,
     oldest: u32,
 }
@@ -56,60 +56,60 @@ struct SessionEntry {
 const NONE: u32 = u32::MAX;
 
 impl Sessions {
-    /// Room for `limit` sessions, at least one.
+    /// A table for `limit` sessions, at least one.
     pub(super) fn new(limit: usize) -> Self {
         let limit = limit.clamp(1, NONE as usize);
-        Self { limit, places: HashMap::new(), entries: Vec::new(), newest: NONE, oldest: NONE }
+        Self { limit, indexes: HashMap::new(), entries: Vec::new(), newest: NONE, oldest: NONE }
     }
 
-    /// The place of a known session, which becomes the newest.
+    /// Index of a known session, which becomes the most recently used.
     pub(super) fn find(&mut self, key: &SessionKey) -> Option<u32> {
-        let place = *self.places.get(key)?;
-        self.unlink(place);
-        self.link(place);
-        Some(place)
+        let index = *self.indexes.get(key)?;
+        self.unlink(index);
+        self.link(index);
+        Some(index)
     }
 
-    /// Remembers a session and returns its place.
+    /// Adds a session and returns its index.
     pub(super) fn insert(&mut self, key: SessionKey, session: Session) -> u32 {
         let entry = SessionEntry { key, session, newer: NONE, older: NONE };
-        let place = if self.entries.len() < self.limit {
+        let index = if self.entries.len() < self.limit {
             self.entries.push(entry);
             u32::try_from(self.entries.len() - 1).expect("the limit is below 2³²")
         } else {
-            let place = self.oldest;
-            self.unlink(place);
-            self.places.remove(&self.entries[place as usize].key);
-            self.entries[place as usize] = entry;
-            place
+            let index = self.oldest;
+            self.unlink(index);
+            self.indexes.remove(&self.entries[index as usize].key);
+            self.entries[index as usize] = entry;
+            index
         };
-        self.places.insert(key, place);
-        self.link(place);
-        place
+        self.indexes.insert(key, index);
+        self.link(index);
+        index
     }
 
-    /// The session at a place.
-    pub(super) fn at(&mut self, place: u32) -> Option<&mut Session> {
-        self.entries.get_mut(place as usize).map(|entry| &mut entry.session)
+    /// The session at an index.
+    pub(super) fn at(&mut self, index: u32) -> Option<&mut Session> {
+        self.entries.get_mut(index as usize).map(|entry| &mut entry.session)
     }
 
-    /// Sessions that are remembered.
+    /// Number of sessions.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    fn link(&mut self, place: u32) {
-        self.entries[place as usize].older = self.newest;
-        self.entries[place as usize].newer = NONE;
+    fn link(&mut self, index: u32) {
+        self.entries[index as usize].older = self.newest;
+        self.entries[index as usize].newer = NONE;
         match self.newest {
-            NONE => self.oldest = place,
-            newest => self.entries[newest as usize].newer = place,
+            NONE => self.oldest = index,
+            newest => self.entries[newest as usize].newer = index,
         }
-        self.newest = place;
+        self.newest = index;
     }
 
-    fn unlink(&mut self, place: u32) {
-        let SessionEntry { newer, older, .. } = self.entries[place as usize];
+    fn unlink(&mut self, index: u32) {
+        let SessionEntry { newer, older, .. } = self.entries[index as usize];
         match newer {
             NONE => self.newest = older,
             newer => self.entries[newer as usize].older = older,
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_limit_the_one_that_was_silent_longest_is_forgotten() {
+    fn least_recently_used_session_is_evicted_at_the_limit() {
         let mut sessions = Sessions::new(3);
         for i in 0..3 {
             sessions.insert(key(i), session(u64::from(i)));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_use_agrees_with_a_list() {
+    fn order_of_use_agrees_with_a_list() {
         let mut sessions = Sessions::new(5);
         let mut model: Vec<u32> = Vec::new();
         for i in 0..5_000_u64 {

@@ -1,4 +1,4 @@
-//! What an echo path measures, and how.
+//! Parameters of an echo measurement over datagrams.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,44 +8,45 @@ use super::profile::Quirks;
 use crate::dscp::Dscp;
 use crate::key::Keys;
 
-/// What to measure.
+/// Parameters of a [`Prober`](super::Prober).
 #[derive(Debug, Clone)]
 pub struct EchoSpec {
-    /// The responder; hosts that answer ICMP have no port.
+    /// Address of the responder; the port is not used for ICMP.
     pub to: SocketAddr,
-    /// How its datagrams are written.
+    /// Format of the datagrams.
     pub wire: WireFormat,
-    /// Time between datagrams, over all flows.
+    /// Time between datagrams, over all flows together.
     pub interval: Duration,
-    /// The session identifier of each flow, 1..=16 of them.
+    /// Session identifier of each flow, 1 to 16 of them.
     pub ssids: Vec<u16>,
-    /// Bytes of UDP payload, or of the ICMP message with its header; `None`: what it takes at least.
+    /// Length of the UDP payload, or of the ICMP message with its header, in bytes; `None`: as short as
+    /// possible.
     pub size: Option<u16>,
     /// Class of service.
     pub dscp: Dscp,
-    /// A longer round trip is late.
+    /// Round trips longer than this are late.
     pub late_after: Duration,
-    /// Without a reply by then a datagram is lost.
+    /// A datagram without a reply after this time is lost.
     pub lost_after: Duration,
-    /// Whether the driver will deliver the kernel's transmit stamps.
+    /// Whether the driver delivers the kernel's transmit timestamps.
     pub tx_timestamps: bool,
-    /// Slots after which to stop; `None`: never.
+    /// Number of slots; `None`: unlimited.
     pub count: Option<u64>,
-    /// Decides phase, jitter and session numbers.
+    /// Determines the phase, the jitter and the session numbers.
     pub seed: u64,
 }
 
-/// A format of datagrams, and what only that one has.
+/// Format of datagrams, with the parameters of that format.
 #[derive(Debug, Clone)]
 pub enum WireFormat {
-    /// STAMP over UDP, with our extensions: agents and reflectors answer.
+    /// STAMP over UDP with pathmeter's extensions; answered by agents and by other reflectors.
     Stamp {
-        /// Authenticated mode with these keys; `None`: open mode.
+        /// Keys of authenticated mode; `None`: open mode.
         keys: Option<Arc<Keys>>,
-        /// What is known of the reflector beforehand.
+        /// Known deviations of the reflector.
         quirks: Quirks,
     },
-    /// ICMP echo: hosts answer. They say nothing of what they received, so no loss has a direction, and nothing of their
-    /// own times, so the round trip is with what they took.
+    /// ICMP echo, answered by any host. Hosts do not report what they received, so no loss has a direction,
+    /// and not their timestamps, so the round trip includes their turnaround.
     Icmp,
 }

@@ -1,8 +1,10 @@
-//! The side that asks over a stream: the same schedule and the same verdicts as over datagrams.
+//! The sending side of echo measurements over a stream, with the same schedule and the same verdicts as over
+//! datagrams.
 //!
-//! A stream loses nothing while it stands, it only makes wait. So a message counts from the time at which it was meant to
-//! leave, whatever keeps it: a stalled stream shows as latency and then as late, never as a hole. Lost is what had no answer
-//! within [`StreamSpec::lost_after`], and what was on a connection that broke. On which half of the way is not known.
+//! A stream loses nothing while its connection lasts; it only delays. Latency therefore counts from the time
+//! at which a message was due, whatever delays the message: a stalled stream shows as rising latency and late
+//! messages, not as a gap. A message is lost if it has no answer within [`StreamSpec::lost_after`], or if its
+//! connection breaks. The direction of a loss is not known.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,54 +19,54 @@ use crate::stats::WindowedMinimum;
 use crate::time::Timestamp;
 use crate::wire::{Message, NtpTime};
 
-/// What to measure over a stream.
+/// Parameters of a [`StreamProber`].
 #[derive(Debug, Clone)]
 pub struct StreamSpec {
     /// Time between messages.
     pub interval: Duration,
-    /// A longer round trip is late.
+    /// Round trips longer than this are late.
     pub late_after: Duration,
-    /// Without an answer by then a message is lost; a connection on which nothing came back for so long is given up, and
-    /// so is an attempt to connect.
+    /// A message without an answer after this time is lost. A connection on which nothing is received for
+    /// this long is given up, and so is an attempt to connect.
     pub lost_after: Duration,
-    /// Messages that may be unanswered on a connection at once; further ones wait.
-    pub at_once: usize,
-    /// Whether the other side may end a connection that serves nothing, as HTTP servers do: then that is no failure, and another
-    /// one is made when a message is due.
+    /// Maximum number of unanswered messages on a connection; further messages wait.
+    pub unanswered_max: usize,
+    /// Whether the peer may close an idle connection, as HTTP servers do. This is then not a failure, and the
+    /// next connection is opened when a message is due.
     pub on_demand: bool,
-    /// Slots after which to stop; `None`: never.
+    /// Number of slots; `None`: unlimited.
     pub count: Option<u64>,
-    /// Decides phase, jitter and the pauses between attempts to connect.
+    /// Determines the phase, the jitter and the pauses between attempts to connect.
     pub seed: u64,
 }
 
-/// What a prober asks of its driver.
+/// What a stream prober wants its driver to do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum StreamStep {
-    /// Begin a connection. [`StreamProber::connected`] or [`StreamProber::disconnected`] follows.
+    /// Open a connection. [`StreamProber::connected`] or [`StreamProber::disconnected`] follows.
     Connect,
-    /// End the connection, or the attempt: nothing comes back. [`StreamProber::disconnected`] follows.
+    /// Close the connection, or give up the attempt to connect. [`StreamProber::disconnected`] follows.
     Disconnect,
-    /// Hand a message to the stream, then call [`StreamProber::handed`].
+    /// Write a message to the stream, then call [`StreamProber::sent`].
     Send(Message),
-    /// Something was learnt.
+    /// A result for the driver's user.
     Report(EchoReport),
-    /// Nothing to do until then, or until something happens.
+    /// Nothing to do until this time or the next event.
     Wait(Timestamp),
-    /// Nothing to do ever again.
+    /// The prober has stopped and must not be called again.
     Finished,
 }
 
-/// An answer as it came off the stream.
+/// A reply that was read from the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamReply {
-    /// To what.
+    /// The message that it answers.
     pub message: Message,
-    /// When its last byte arrived.
+    /// Arrival of its last byte.
     pub at: Timestamp,
-    /// By whose clock reading.
+    /// Where `at` was taken.
     pub by: TimestampSource,
-    /// The responder's part of the round trip in nanoseconds, as it says; 0 where it says nothing.
+    /// The responder's part of the round trip in nanoseconds, as the responder reports it; 0 if it does not.
     pub turnaround: i64,
 }
 
@@ -72,18 +74,18 @@ pub struct StreamReply {
 #[derive(Debug)]
 pub struct StreamProber {
     spec: StreamSpec,
-    /// `None` until the first attempt to connect has ended: a round trip does not include that one.
+    /// `None` until the first attempt to connect has ended, so that no round trip includes that attempt.
     schedule: Option<Schedule>,
     slots_left: u64,
     flow: Flow,
-    /// Messages that wait to be handed over, the oldest first.
+    /// Messages that wait to be written, oldest first.
     waiting: VecDeque<QueuedMessage>,
-    /// The first message of this connection that is not answered, and the one after the last that was handed over.
+    /// The first unanswered message of this connection, and the one after the last that was written.
     unanswered: Range<u64>,
     connection: ConnectionState,
-    /// Attempts in a row after which nothing was answered.
+    /// Number of consecutive connections and attempts without an answer.
     failures: u32,
-    /// Whether anything was answered on this connection.
+    /// Whether any message was answered on this connection.
     has_answered: bool,
     minimum: WindowedMinimum,
     absence: Option<Absence>,
@@ -92,7 +94,7 @@ pub struct StreamProber {
     reports: VecDeque<EchoReport>,
 }
 
-/// A message that has not been handed over.
+/// A message that was not yet written to the stream.
 #[derive(Debug, Clone, Copy)]
 struct QueuedMessage {
     message: Message,
@@ -101,26 +103,27 @@ struct QueuedMessage {
 
 #[derive(Debug, Clone, Copy)]
 enum ConnectionState {
-    /// There is none, and none is needed before a message is due.
-    Unneeded,
-    /// There is none; when to try again, and whether it is our host that keeps us from having one.
-    None { again: Timestamp, ours: Option<NotSent> },
-    /// It is being made.
-    Coming { since: Timestamp },
-    /// It stands, since then. `heard`: when something last came back, or was first awaited after a silence that was none.
-    Up { since: Timestamp, heard: Timestamp, is_blocked: bool },
-    /// The driver was asked to end it.
-    Ending,
+    /// No connection, and none is needed before a message is due.
+    Idle,
+    /// No connection. Time of the next attempt, and the local error if this host is the cause.
+    Down { retry_at: Timestamp, local_error: Option<NotSent> },
+    /// An attempt to connect is in progress.
+    Connecting { since: Timestamp },
+    /// Connected. `last_reply`: arrival of the last reply, or the time from which the first one is awaited
+    /// after an idle period.
+    Connected { since: Timestamp, last_reply: Timestamp, is_blocked: bool },
+    /// The driver was told to close it.
+    Disconnecting,
 }
 
 impl StreamProber {
-    /// The shortest pause between two attempts to connect; it doubles with each attempt that came to nothing. Chosen: 100 ms.
+    /// The shortest pause between two attempts to connect; it doubles with each failure. Chosen: 100 ms.
     pub const RETRY_MIN: Duration = Duration::from_millis(100);
-    /// The longest pause. Chosen: a third of the time after which a message is lost by default, so that a responder that is
-    /// back loses nothing more.
+    /// The longest pause between two attempts to connect. Chosen: a third of the default `lost_after`, so
+    /// that little is lost after the responder is back.
     pub const RETRY_MAX: Duration = Duration::from_secs(5);
 
-    /// A prober that connects at once; its first slot lies within one interval after that.
+    /// A prober that connects at once. Its schedule begins when that attempt ends.
     #[must_use]
     pub fn new(spec: StreamSpec, at: Timestamp) -> Self {
         Self {
@@ -129,7 +132,7 @@ impl StreamProber {
             flow: Flow::new(0, 0, 0, at),
             waiting: VecDeque::new(),
             unanswered: 0..0,
-            connection: ConnectionState::None { again: at, ours: None },
+            connection: ConnectionState::Down { retry_at: at, local_error: None },
             failures: 0,
             has_answered: false,
             minimum: WindowedMinimum::new(at),
@@ -141,55 +144,58 @@ impl StreamProber {
         }
     }
 
-    /// The connection stands. What waited while the peer was away by its own word is withdrawn.
+    /// The connection was opened. Messages that waited during an announced absence of the peer are withdrawn.
     pub fn connected(&mut self, at: Timestamp) {
         if self.is_draining(at) {
             self.withdraw();
         }
         self.has_answered = false;
-        self.connection = ConnectionState::Up { since: at, heard: at, is_blocked: false };
-        self.begin(at);
+        self.connection = ConnectionState::Connected { since: at, last_reply: at, is_blocked: false };
+        self.start_schedule(at);
     }
 
-    /// The connection, or the attempt to make one, has ended. What was on it is lost. `ours`: our own host is to blame, and
-    /// what waits is not sent. True if something is wrong; false if it may end like that ([`StreamSpec::on_demand`]).
-    pub fn disconnected(&mut self, at: Timestamp, ours: Option<NotSent>) -> bool {
-        let was_up = matches!(self.connection, ConnectionState::Up { .. });
-        if self.spec.on_demand && was_up && self.unanswered.is_empty() && ours.is_none() {
+    /// The connection, or the attempt to connect, has ended. Messages in flight on it are lost. With a local
+    /// error, this host is the cause, and waiting messages count as not sent. Returns whether this is a
+    /// failure; false if the peer may close the connection at this point ([`StreamSpec::on_demand`]).
+    pub fn disconnected(&mut self, at: Timestamp, local_error: Option<NotSent>) -> bool {
+        let was_connected = matches!(self.connection, ConnectionState::Connected { .. });
+        if self.spec.on_demand && was_connected && self.unanswered.is_empty() && local_error.is_none() {
             if self.waiting.is_empty() {
-                self.connection = ConnectionState::Unneeded;
+                self.connection = ConnectionState::Idle;
                 return false;
             } else if self.has_answered {
-                self.connection = ConnectionState::None { again: at, ours: None };
+                self.connection = ConnectionState::Down { retry_at: at, local_error: None };
                 return false;
             }
         }
         let rules = self.rules();
         let unanswered = std::mem::take(&mut self.unanswered);
         self.flow.give_up(unanswered, at, &rules, &mut self.reports);
-        if let Some(why) = ours {
+        if let Some(why) = local_error {
             for QueuedMessage { message, .. } in self.waiting.drain(..) {
                 self.flow.not_sent(message.sequence, why, &mut self.reports);
-                // One that was handed over before, and came back: it is our host that does not ask again.
+                // A message that was sent before and not delivered: this host cannot send it again, so it is
+                // withdrawn.
                 self.flow.withdraw_one(message.sequence, &mut self.reports);
             }
         }
         self.failures = self.failures.saturating_add(1);
-        let again = at + self.pause();
-        self.connection = ConnectionState::None { again, ours };
-        self.begin(at);
+        let retry_at = at + self.retry_pause();
+        self.connection = ConnectionState::Down { retry_at, local_error };
+        self.start_schedule(at);
         true
     }
 
-    /// The stream took the message that [`StreamStep::Send`] asked for at `at`. `left`: when the kernel let it go on its way,
-    /// if it did so while it was handed over. One that had to wait before counts from when it was meant to leave.
-    pub fn handed(&mut self, message: Message, at: Timestamp, left: Option<Timestamp>) {
+    /// The stream accepted the message of [`StreamStep::Send`] at `at`. `left`: the kernel's transmit
+    /// timestamp, if it is known already. It is not used if the message had to wait, because latency then
+    /// counts from its due time.
+    pub fn sent(&mut self, message: Message, at: Timestamp, left: Option<Timestamp>) {
         let Some(QueuedMessage { due, .. }) = self.waiting.pop_front() else { return };
         let sequence = message.sequence;
         if self.unanswered.is_empty() {
             self.unanswered.start = sequence;
-            if let ConnectionState::Up { heard, .. } = &mut self.connection {
-                *heard = at;
+            if let ConnectionState::Connected { last_reply, .. } = &mut self.connection {
+                *last_reply = at;
             }
         }
         self.unanswered.end = sequence + 1;
@@ -199,41 +205,41 @@ impl StreamProber {
         }
     }
 
-    /// The other side had ended the connection before it could see this message, the last that was handed over: it waits
-    /// again, as if it never had been.
-    pub fn returned(&mut self, message: Message) {
+    /// The peer had closed the connection before it could read this message, the last that was written: it
+    /// waits again as if it had not been written.
+    pub fn undelivered(&mut self, message: Message) {
         if let Some(due) = self.flow.in_flight_since(message.sequence) {
             self.unanswered.end = self.unanswered.end.min(message.sequence).max(self.unanswered.start);
             self.waiting.push_front(QueuedMessage { message, due });
         }
     }
 
-    /// The stream takes no further message until [`StreamProber::writable`] is called.
+    /// The stream accepts no more messages until [`StreamProber::writable`] is called.
     pub fn blocked(&mut self) {
-        if let ConnectionState::Up { is_blocked, .. } = &mut self.connection {
+        if let ConnectionState::Connected { is_blocked, .. } = &mut self.connection {
             *is_blocked = true;
         }
     }
 
-    /// The stream takes messages again.
+    /// The stream accepts messages again.
     pub fn writable(&mut self) {
-        if let ConnectionState::Up { is_blocked, .. } = &mut self.connection {
+        if let ConnectionState::Connected { is_blocked, .. } = &mut self.connection {
             *is_blocked = false;
         }
     }
 
-    /// Something came back; whether it answers a message, in time or not.
-    pub fn answered(&mut self, answer: &StreamReply) -> bool {
+    /// Takes a reply; returns whether it answers a message, in time or not.
+    pub fn received(&mut self, reply: &StreamReply) -> bool {
         let rules = self.rules();
-        let StreamReply { message: Message { sequence, timestamp }, at, by, turnaround } = *answer;
-        let sent = match self.flow.fit(sequence, timestamp, at, &rules) {
+        let StreamReply { message: Message { sequence, timestamp }, at, by, turnaround } = *reply;
+        let sent = match self.flow.match_reply(sequence, timestamp, at, &rules) {
             ReplyMatch::Answer { sent } => sent,
             ReplyMatch::Duplicate => {
                 self.reports.push_back(EchoReport::Duplicate);
                 return false;
             }
             ReplyMatch::VeryLate => {
-                self.heard(at, sequence);
+                self.reply_received(at, sequence);
                 self.reports.push_back(EchoReport::VeryLate);
                 return true;
             }
@@ -242,9 +248,11 @@ impl StreamProber {
                 return false;
             }
         };
-        self.heard(at, sequence);
-        // What stood at the goodbye is answered until it ends: who is back answers over another connection.
-        if let (Some(absence), ConnectionState::Up { since, .. }) = (&mut self.absence, self.connection)
+        self.reply_received(at, sequence);
+        // A connection that was open at the goodbye may still deliver answers. The peer is back when it
+        // answers over a later connection.
+        if let (Some(absence), ConnectionState::Connected { since, .. }) =
+            (&mut self.absence, self.connection)
             && absence.began_before(since)
         {
             absence.answered(sent);
@@ -261,56 +269,57 @@ impl StreamProber {
             class_forward: None,
             class_reverse: None,
         };
-        self.flow.answer(sequence, ReplyTimes { at, turnaround, sample }, &rules, &mut self.reports);
+        self.flow.accept_reply(sequence, ReplyTimes { at, turnaround, sample }, &rules, &mut self.reports);
         true
     }
 
-    /// Something came back that answers nothing.
+    /// A received message was not a valid reply.
     pub fn mismatched(&mut self, why: Mismatch) {
         self.reports.push_back(EchoReport::Mismatched(why));
     }
 
-    /// Sends nothing more; `Finished` follows when everything is decided.
+    /// Stops sending; [`StreamStep::Finished`] follows when every message has a verdict.
     pub fn stop(&mut self) {
         self.is_stopping = true;
     }
 
-    /// Decides everything that is undecided: withdrawn. For a stop that cannot wait, and after a suspend.
+    /// Decides all undecided messages as withdrawn: for a stop that cannot wait, and after a suspend.
     pub fn withdraw(&mut self) {
         for QueuedMessage { message, due } in self.waiting.drain(..) {
             self.flow.sent(message.sequence, due, TimestampSource::User, &mut self.reports);
         }
         let rules = self.rules();
         self.flow.withdraw(&rules, &mut self.reports);
-        // What still comes of it shows that the connection stands; that it does not, shows nothing.
+        // A later answer to a withdrawn message shows that the connection works; a missing answer shows
+        // nothing.
         self.unanswered.start = self.unanswered.end;
     }
 
-    /// The peer announced at `at` that it is leaving: what it does not answer from then on is withdrawn. It is back when it
-    /// answers over a connection that was made after that.
+    /// The peer announced at `at` that it is about to stop. Messages that it does not answer after that are
+    /// withdrawn. It is back when it answers over a connection that was opened later.
     pub fn peer_leaving(&mut self, at: Timestamp) {
         self.absence = Some(Absence::begin(at, self.absence));
     }
 
-    /// Whether the peer said goodbye and has not come back.
+    /// Whether the peer said goodbye and is not back yet.
     #[must_use]
     pub fn is_draining(&self, now: Timestamp) -> bool {
         self.absence.is_some_and(|absence| absence.lasts(now))
     }
 
-    /// Messages that were sent and have no verdict, counted one by one.
+    /// Number of sent messages without a verdict. Takes time linear in that number.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.flow.in_flight()
     }
 
-    /// What to do next. Called until it answers [`StreamStep::Wait`] or [`StreamStep::Finished`].
+    /// Returns what to do next. Called until it returns [`StreamStep::Wait`] or [`StreamStep::Finished`].
     pub fn step(&mut self, now: Now) -> StreamStep {
         if let Some(report) = self.reports.pop_front() {
             return StreamStep::Report(self.complete(report, now.at));
         }
         self.expire(now.drained);
-        self.take_what_is_due(now);
+        self.take_due_slots(now);
         if let Some(report) = self.reports.pop_front().or_else(|| self.lossy_changed()) {
             return StreamStep::Report(self.complete(report, now.at));
         }
@@ -322,44 +331,44 @@ impl StreamProber {
 
     fn connection_step(&mut self, now: Now) -> Option<StreamStep> {
         match self.connection {
-            ConnectionState::Unneeded if self.waiting.is_empty() => None,
-            ConnectionState::Unneeded => {
-                self.connection = ConnectionState::Coming { since: now.at };
+            ConnectionState::Idle if self.waiting.is_empty() => None,
+            ConnectionState::Idle => {
+                self.connection = ConnectionState::Connecting { since: now.at };
                 Some(StreamStep::Connect)
             }
-            ConnectionState::None { again, .. } if again <= now.at => {
-                self.connection = ConnectionState::Coming { since: now.at };
+            ConnectionState::Down { retry_at, .. } if retry_at <= now.at => {
+                self.connection = ConnectionState::Connecting { since: now.at };
                 Some(StreamStep::Connect)
             }
-            ConnectionState::Coming { since } if since + self.spec.lost_after <= now.drained => {
-                Some(self.end())
+            ConnectionState::Connecting { since } if since + self.spec.lost_after <= now.drained => {
+                Some(self.disconnect())
             }
-            ConnectionState::Up { heard, .. }
-                if !self.unanswered.is_empty() && heard + self.spec.lost_after <= now.drained =>
+            ConnectionState::Connected { last_reply, .. }
+                if !self.unanswered.is_empty() && last_reply + self.spec.lost_after <= now.drained =>
             {
-                Some(self.end())
+                Some(self.disconnect())
             }
-            ConnectionState::Up { is_blocked: false, .. } if self.has_room() => {
+            ConnectionState::Connected { is_blocked: false, .. } if self.has_room() => {
                 self.waiting.front().map(|first| StreamStep::Send(first.message))
             }
-            ConnectionState::None { .. }
-            | ConnectionState::Coming { .. }
-            | ConnectionState::Up { .. }
-            | ConnectionState::Ending => None,
+            ConnectionState::Down { .. }
+            | ConnectionState::Connecting { .. }
+            | ConnectionState::Connected { .. }
+            | ConnectionState::Disconnecting => None,
         }
     }
 
-    fn end(&mut self) -> StreamStep {
-        self.connection = ConnectionState::Ending;
+    fn disconnect(&mut self) -> StreamStep {
+        self.connection = ConnectionState::Disconnecting;
         StreamStep::Disconnect
     }
 
     fn has_room(&self) -> bool {
-        let open = self.unanswered.end - self.unanswered.start;
-        usize::try_from(open).is_ok_and(|open| open < self.spec.at_once)
+        let unanswered = self.unanswered.end - self.unanswered.start;
+        usize::try_from(unanswered).is_ok_and(|unanswered| unanswered < self.spec.unanswered_max)
     }
 
-    fn take_what_is_due(&mut self, now: Now) {
+    fn take_due_slots(&mut self, now: Now) {
         while !self.is_over()
             && let Some(schedule) = self.schedule.as_mut().filter(|schedule| schedule.next() <= now.at)
         {
@@ -373,18 +382,19 @@ impl StreamProber {
                 break;
             }
             self.slots_left -= 1;
-            self.take(now);
+            self.enqueue(now);
         }
     }
 
-    /// A message is due. What our own wake-up was late by is not the stream's fault: it counts from `now`.
-    fn take(&mut self, now: Now) {
+    /// A message is due. It counts from `now`: the delay of this process's own wake-up is not part of the
+    /// latency.
+    fn enqueue(&mut self, now: Now) {
         if !self.flow.has_room() {
             return self.reports.push_back(EchoReport::Unsent(1));
         }
         let timestamp = NtpTime::from(now.wall.wall(now.at));
         let sequence = self.flow.push(now.at, timestamp, RequestForm::WithoutSession, Purpose::Measure);
-        if let ConnectionState::None { ours: Some(why), .. } = self.connection {
+        if let ConnectionState::Down { local_error: Some(why), .. } = self.connection {
             self.flow.not_sent(sequence, why, &mut self.reports);
         } else {
             self.waiting.push_back(QueuedMessage { message: Message { sequence, timestamp }, due: now.at });
@@ -392,7 +402,7 @@ impl StreamProber {
     }
 
     fn expire(&mut self, drained: Timestamp) {
-        // What waits is no less late for that.
+        // A waiting message has the same deadline as one in flight.
         while let Some(QueuedMessage { message, due }) = self.waiting.front().copied()
             && due + self.spec.lost_after <= drained
         {
@@ -400,28 +410,29 @@ impl StreamProber {
             self.flow.sent(message.sequence, due, TimestampSource::User, &mut self.reports);
         }
         let rules = self.rules();
-        let mut drops = Drops { here: &mut HostDrops::default(), there: &mut HostDrops::default() };
+        let mut drops = Drops { local: &mut HostDrops::default(), remote: &mut HostDrops::default() };
         self.flow.expire(drained, &rules, &mut drops, &mut self.reports);
     }
 
-    fn heard(&mut self, at: Timestamp, sequence: u64) {
+    fn reply_received(&mut self, at: Timestamp, sequence: u64) {
         if self.unanswered.contains(&sequence) {
-            // In order: what was asked before is answered, or never will be.
+            // Answers arrive in order: an earlier message is answered already or never will be.
             self.unanswered.start = sequence + 1;
             self.failures = 0;
             self.has_answered = true;
-            if let ConnectionState::Up { heard, .. } = &mut self.connection {
-                *heard = (*heard).max(at);
+            if let ConnectionState::Connected { last_reply, .. } = &mut self.connection {
+                *last_reply = (*last_reply).max(at);
             }
         }
     }
 
-    fn begin(&mut self, at: Timestamp) {
+    fn start_schedule(&mut self, at: Timestamp) {
         self.schedule.get_or_insert_with(|| Schedule::new(at, self.spec.interval, self.spec.seed));
     }
 
-    /// Between half of a doubling pause and the whole of it: agents that lost the same responder do not return as one.
-    fn pause(&self) -> Duration {
+    /// Between half of a doubling pause and the whole of it, so that agents that lost the same responder do
+    /// not reconnect at the same time.
+    fn retry_pause(&self) -> Duration {
         let doubled = Self::RETRY_MIN.saturating_mul(1 << self.failures.saturating_sub(1).min(16));
         let whole = doubled.min(Self::RETRY_MAX);
         let share = mix(self.spec.seed ^ mix(u64::from(self.failures) ^ self.flow.upcoming().0)) % 1_000;
@@ -431,10 +442,12 @@ impl StreamProber {
 
     fn deadline(&self) -> Timestamp {
         let connection = match self.connection {
-            ConnectionState::None { again, .. } => again,
-            ConnectionState::Coming { since } => since + self.spec.lost_after,
-            ConnectionState::Up { heard, .. } if !self.unanswered.is_empty() => heard + self.spec.lost_after,
-            ConnectionState::Up { .. } | ConnectionState::Ending | ConnectionState::Unneeded => {
+            ConnectionState::Down { retry_at, .. } => retry_at,
+            ConnectionState::Connecting { since } => since + self.spec.lost_after,
+            ConnectionState::Connected { last_reply, .. } if !self.unanswered.is_empty() => {
+                last_reply + self.spec.lost_after
+            }
+            ConnectionState::Connected { .. } | ConnectionState::Disconnecting | ConnectionState::Idle => {
                 Timestamp::NEVER
             }
         };
@@ -484,7 +497,7 @@ mod tests {
             interval: Duration::from_millis(100),
             late_after: Duration::from_millis(1_000),
             lost_after: LOST_AFTER,
-            at_once: 1_000,
+            unanswered_max: 1_000,
             on_demand: false,
             count: None,
             seed: 1,
@@ -497,25 +510,25 @@ mod tests {
 
     const NANOSECOND: Duration = Duration::from_nanos(1);
 
-    /// A prober whose stream a test is.
-    struct Hand {
+    /// A prober whose stream is simulated by hand.
+    struct TestDriver {
         prober: StreamProber,
         at: Timestamp,
         reports: Vec<EchoReport>,
     }
 
-    impl Hand {
+    impl TestDriver {
         fn new(spec: StreamSpec) -> Self {
             let at = Timestamp::from_nanos(1_000_000_000_000);
             Self { prober: StreamProber::new(spec, at), at, reports: Vec::new() }
         }
 
-        /// One with a connection that stands.
+        /// A prober with an open connection.
         fn connected(spec: StreamSpec) -> Self {
-            let mut hand = Self::new(spec);
-            assert_eq!(hand.step(), StreamStep::Connect);
-            hand.prober.connected(hand.at);
-            hand
+            let mut test = Self::new(spec);
+            assert_eq!(test.step(), StreamStep::Connect);
+            test.prober.connected(test.at);
+            test
         }
 
         fn now(at: Timestamp) -> Now {
@@ -523,13 +536,13 @@ mod tests {
             Now { at, drained: at, wall }
         }
 
-        /// What it asks for at this time, besides taking reports.
+        /// The next step at this time, after all reports.
         fn step(&mut self) -> StreamStep {
             loop {
                 match self.prober.step(Self::now(self.at)) {
                     StreamStep::Report(report) => self.reports.push(report),
                     StreamStep::Wait(until) => {
-                        assert!(until > self.at, "it waits for what is past");
+                        assert!(until > self.at, "the deadline is in the future");
                         return StreamStep::Wait(until);
                     }
                     step @ (StreamStep::Connect
@@ -546,7 +559,7 @@ mod tests {
             until
         }
 
-        /// Lets time pass until a message is due, and returns it without handing it over.
+        /// Advances the time until a message is due, and returns it without writing it.
         fn due(&mut self) -> Message {
             loop {
                 match self.step() {
@@ -560,18 +573,18 @@ mod tests {
             }
         }
 
-        /// Lets time pass until a message is due, and hands it over.
+        /// Advances the time until a message is due, and writes it.
         fn send(&mut self) -> Message {
             let message = self.due();
-            self.prober.handed(message, self.at, None);
+            self.prober.sent(message, self.at, None);
             message
         }
 
         fn answer(&mut self, message: Message, at: Timestamp) -> bool {
-            self.prober.answered(&StreamReply { message, at, by: TimestampSource::Kernel, turnaround: 0 })
+            self.prober.received(&StreamReply { message, at, by: TimestampSource::Kernel, turnaround: 0 })
         }
 
-        /// All reports that are waiting, without letting anything become due.
+        /// All pending reports, without letting anything become due.
         fn flush(&mut self) -> Vec<EchoReport> {
             self.reports.extend(self.prober.reports.drain(..));
             std::mem::take(&mut self.reports)
@@ -585,7 +598,7 @@ mod tests {
             decided.collect()
         }
 
-        /// What happens up to that time, while messages are taken and none is answered. Connecting takes no time.
+        /// Runs until that time: messages are accepted and not answered, and connecting takes no time.
         fn pass(&mut self, until: Timestamp) {
             loop {
                 match self.step() {
@@ -594,7 +607,7 @@ mod tests {
                         return;
                     }
                     StreamStep::Wait(next) => self.at = next,
-                    StreamStep::Send(message) => self.prober.handed(message, self.at, None),
+                    StreamStep::Send(message) => self.prober.sent(message, self.at, None),
                     StreamStep::Connect => self.prober.connected(self.at),
                     StreamStep::Disconnect => drop(self.prober.disconnected(self.at, None)),
                     StreamStep::Finished => return,
@@ -609,154 +622,159 @@ mod tests {
     #[test]
     fn first_message_is_due_when_the_first_attempt_to_connect_has_ended() {
         for is_connected in [true, false] {
-            let mut hand = Hand::new(spec());
-            assert_eq!(hand.step(), StreamStep::Connect);
-            let attempt_ends = hand.at + LOST_AFTER;
-            assert_eq!(hand.wait(), attempt_ends, "nothing else is due");
-            hand.at = hand.at + ms(2_000);
+            let mut test = TestDriver::new(spec());
+            assert_eq!(test.step(), StreamStep::Connect);
+            let attempt_ends = test.at + LOST_AFTER;
+            assert_eq!(test.wait(), attempt_ends, "nothing else is due");
+            test.at = test.at + ms(2_000);
             match is_connected {
-                true => hand.prober.connected(hand.at),
-                false => assert!(hand.prober.disconnected(hand.at, None)),
+                true => test.prober.connected(test.at),
+                false => assert!(test.prober.disconnected(test.at, None)),
             }
-            let slot = hand.prober.schedule.as_ref().unwrap().next();
-            assert!(slot > hand.at && slot <= hand.at + ms(150));
-            assert!(hand.wait() <= slot);
+            let slot = test.prober.schedule.as_ref().unwrap().next();
+            assert!(slot > test.at && slot <= test.at + ms(150));
+            assert!(test.wait() <= slot);
         }
     }
 
     #[test]
-    fn attempt_to_connect_that_takes_as_long_as_a_loss_is_given_up() {
-        let mut hand = Hand::new(spec());
-        assert_eq!(hand.step(), StreamStep::Connect);
-        let began = hand.at;
-        hand.at = began + LOST_AFTER - NANOSECOND;
-        assert_eq!(hand.wait(), began + LOST_AFTER);
-        hand.at = began + LOST_AFTER;
-        assert_eq!(hand.step(), StreamStep::Disconnect);
-        assert_eq!(hand.wait(), Timestamp::NEVER, "it is asked for once");
-        assert!(hand.prober.disconnected(hand.at, None));
+    fn attempt_to_connect_is_given_up_after_lost_after() {
+        let mut test = TestDriver::new(spec());
+        assert_eq!(test.step(), StreamStep::Connect);
+        let began = test.at;
+        test.at = began + LOST_AFTER - NANOSECOND;
+        assert_eq!(test.wait(), began + LOST_AFTER);
+        test.at = began + LOST_AFTER;
+        assert_eq!(test.step(), StreamStep::Disconnect);
+        assert_eq!(test.wait(), Timestamp::NEVER, "Disconnect is requested once");
+        assert!(test.prober.disconnected(test.at, None));
     }
 
     #[test]
-    fn pause_between_attempts_doubles_up_to_five_seconds_and_is_never_less_than_half() {
+    fn pause_between_attempts_doubles_up_to_five_seconds_with_jitter_down_to_half() {
         for seed in 0..200 {
-            let mut hand = Hand::new(StreamSpec { seed, interval: Duration::from_secs(3_600), ..spec() });
+            let mut test =
+                TestDriver::new(StreamSpec { seed, interval: Duration::from_secs(3_600), ..spec() });
             for whole in [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
-                assert_eq!(hand.step(), StreamStep::Connect);
-                let failed = hand.at;
-                assert!(hand.prober.disconnected(failed, None));
-                hand.at = hand.wait();
-                let pause = hand.at.since(failed);
+                assert_eq!(test.step(), StreamStep::Connect);
+                let failed = test.at;
+                assert!(test.prober.disconnected(failed, None));
+                test.at = test.wait();
+                let pause = test.at.since(failed);
                 assert!(ms(whole) / 2 <= pause && pause < ms(whole), "seed {seed}: {pause:?} of {whole} ms");
             }
-            assert_eq!(hand.step(), StreamStep::Connect);
+            assert_eq!(test.step(), StreamStep::Connect);
         }
         let pauses = (0..200).map(|seed| {
-            let mut hand = Hand::new(StreamSpec { seed, interval: Duration::from_secs(3_600), ..spec() });
-            hand.prober.failures = 1;
-            hand.prober.pause().as_micros()
+            let mut test =
+                TestDriver::new(StreamSpec { seed, interval: Duration::from_secs(3_600), ..spec() });
+            test.prober.failures = 1;
+            test.prober.retry_pause().as_micros()
         });
         let (least, most) = pauses.fold((u128::MAX, 0), |(least, most), p| (least.min(p), most.max(p)));
         assert!(least < 52_000 && most > 98_000, "{least} µs to {most} µs");
     }
 
     #[test]
-    fn answer_makes_the_next_pause_short_again() {
-        let mut hand = Hand::new(spec());
-        hand.prober.failures = 9;
-        assert_eq!(hand.step(), StreamStep::Connect);
-        hand.prober.connected(hand.at);
-        let message = hand.send();
-        assert!(hand.answer(message, hand.at + ms(1)));
-        hand.prober.disconnected(hand.at, None);
-        assert_eq!(hand.prober.failures, 1);
-        let again = hand.prober.deadline().since(hand.at);
+    fn answer_resets_the_pause() {
+        let mut test = TestDriver::new(spec());
+        test.prober.failures = 9;
+        assert_eq!(test.step(), StreamStep::Connect);
+        test.prober.connected(test.at);
+        let message = test.send();
+        assert!(test.answer(message, test.at + ms(1)));
+        test.prober.disconnected(test.at, None);
+        assert_eq!(test.prober.failures, 1);
+        let again = test.prober.deadline().since(test.at);
         assert!(again <= ms(100), "{again:?}");
     }
 
     #[test]
-    fn connection_on_which_nothing_comes_back_is_given_up_when_a_message_would_be_lost() {
-        let mut hand = Hand::connected(StreamSpec { at_once: 1, ..spec() });
-        let first = hand.send();
-        let sent = hand.at;
-        hand.answer(first, sent + ms(20));
-        hand.at = sent + ms(20);
-        // A silence in which nothing was asked is none.
-        hand.at = sent + ms(50);
-        let _ = hand.send();
-        let asked = hand.at;
-        hand.at = asked + LOST_AFTER - NANOSECOND;
-        assert!(hand.wait() <= asked + LOST_AFTER);
-        hand.at = asked + LOST_AFTER;
-        assert_eq!(hand.step(), StreamStep::Disconnect);
-        assert!(hand.prober.disconnected(hand.at, None));
-        let known = hand.verdicts();
+    fn connection_without_replies_is_given_up_after_lost_after() {
+        let mut test = TestDriver::connected(StreamSpec { unanswered_max: 1, ..spec() });
+        let first = test.send();
+        let sent = test.at;
+        test.answer(first, sent + ms(20));
+        test.at = sent + ms(20);
+        // A silence while no message was in flight does not count.
+        test.at = sent + ms(50);
+        let _ = test.send();
+        let requested = test.at;
+        test.at = requested + LOST_AFTER - NANOSECOND;
+        assert!(test.wait() <= requested + LOST_AFTER);
+        test.at = requested + LOST_AFTER;
+        assert_eq!(test.step(), StreamStep::Disconnect);
+        assert!(test.prober.disconnected(test.at, None));
+        let known = test.verdicts();
         assert_eq!(known[..2], [(0, Verdict::Ok), (1, LOST)]);
     }
 
     #[test]
-    fn each_answer_shows_that_the_connection_stands() {
-        let mut hand = Hand::connected(spec());
-        let [first, second, third] = [(); 3].map(|()| hand.send());
-        let sent = hand.at;
-        hand.answer(second, sent + ms(900));
-        assert_eq!(hand.prober.unanswered, 2..3, "what was asked before never will be answered");
-        assert!(hand.answer(first, sent + ms(950)), "it is all the same if it comes");
-        hand.at = sent + ms(1_000);
-        hand.pass(sent + ms(3_899));
-        assert!(matches!(hand.prober.connection, ConnectionState::Up { .. }));
-        let is_late = hand.answer(third, sent + ms(3_899));
-        assert!(is_late && hand.flush().contains(&EchoReport::VeryLate));
-        assert!(!hand.answer(third, sent + ms(3_899)) || hand.flush().contains(&EchoReport::VeryLate));
-        hand.pass(sent + ms(5_000));
-        assert!(matches!(hand.prober.connection, ConnectionState::Up { .. }), "a late answer is one");
+    fn every_answer_shows_that_the_connection_works() {
+        let mut test = TestDriver::connected(spec());
+        let [first, second, third] = [(); 3].map(|()| test.send());
+        let sent = test.at;
+        test.answer(second, sent + ms(900));
+        assert_eq!(test.prober.unanswered, 2..3, "earlier messages are not awaited any more");
+        assert!(test.answer(first, sent + ms(950)), "an answer out of order is accepted");
+        test.at = sent + ms(1_000);
+        test.pass(sent + ms(3_899));
+        assert!(matches!(test.prober.connection, ConnectionState::Connected { .. }));
+        let is_late = test.answer(third, sent + ms(3_899));
+        assert!(is_late && test.flush().contains(&EchoReport::VeryLate));
+        assert!(!test.answer(third, sent + ms(3_899)) || test.flush().contains(&EchoReport::VeryLate));
+        test.pass(sent + ms(5_000));
+        assert!(
+            matches!(test.prober.connection, ConnectionState::Connected { .. }),
+            "a late answer counts as one"
+        );
     }
 
     #[test]
-    fn message_that_was_answered_is_not_answered_again_and_a_stranger_answers_nothing() {
-        let mut hand = Hand::connected(spec());
-        let message = hand.send();
-        let heard = hand.at + ms(5);
-        assert!(hand.answer(message, heard));
-        hand.flush();
-        assert!(!hand.answer(message, heard));
-        let stranger = Message { timestamp: NtpTime(message.timestamp.0 ^ 1), ..message };
-        assert!(!hand.answer(stranger, heard));
-        assert!(!hand.answer(Message { sequence: 7, ..message }, heard));
-        let unasked = EchoReport::Mismatched(Mismatch::Unsolicited);
-        assert_eq!(hand.flush(), [EchoReport::Duplicate, unasked, unasked]);
-        hand.prober.mismatched(Mismatch::Malformed);
-        assert_eq!(hand.flush(), [EchoReport::Mismatched(Mismatch::Malformed)]);
+    fn second_answer_is_a_duplicate_and_an_unknown_message_a_mismatch() {
+        let mut test = TestDriver::connected(spec());
+        let message = test.send();
+        let received = test.at + ms(5);
+        assert!(test.answer(message, received));
+        test.flush();
+        assert!(!test.answer(message, received));
+        let foreign = Message { timestamp: NtpTime(message.timestamp.0 ^ 1), ..message };
+        assert!(!test.answer(foreign, received));
+        assert!(!test.answer(Message { sequence: 7, ..message }, received));
+        let unsolicited = EchoReport::Mismatched(Mismatch::Unsolicited);
+        assert_eq!(test.flush(), [EchoReport::Duplicate, unsolicited, unsolicited]);
+        test.prober.mismatched(Mismatch::Malformed);
+        assert_eq!(test.flush(), [EchoReport::Mismatched(Mismatch::Malformed)]);
     }
 
     #[test]
-    fn message_counts_from_the_kernels_time_only_if_nothing_kept_it_before() {
-        for (kept, rtt) in [(Duration::ZERO, ms(9)), (ms(2), ms(12))] {
-            let mut hand = Hand::connected(spec());
-            let message = hand.due();
-            let due = hand.at;
-            hand.prober.handed(message, due + kept, Some(due + kept + ms(1)));
-            assert_eq!(hand.prober.in_flight(), 1);
-            hand.answer(message, due + kept + ms(10));
-            let reports = hand.flush();
+    fn kernel_timestamp_counts_only_if_the_message_did_not_wait() {
+        for (waited, rtt) in [(Duration::ZERO, ms(9)), (ms(2), ms(12))] {
+            let mut test = TestDriver::connected(spec());
+            let message = test.due();
+            let due = test.at;
+            test.prober.sent(message, due + waited, Some(due + waited + ms(1)));
+            assert_eq!(test.prober.in_flight(), 1);
+            test.answer(message, due + waited + ms(10));
+            let reports = test.flush();
             let sample = reports.iter().find_map(|report| {
                 let EchoReport::Decided { sample, .. } = report else { return None };
                 *sample
             });
             assert_eq!(sample.map(|sample| sample.rtt), Some(rtt));
             assert_eq!(reports[0], EchoReport::Sent { flow: 0, sequence: 0 });
-            assert_eq!(hand.prober.in_flight(), 0);
+            assert_eq!(test.prober.in_flight(), 0);
         }
     }
 
     #[test]
-    fn variation_is_what_a_round_trip_has_above_the_smallest() {
-        let mut hand = Hand::connected(spec());
+    fn variation_is_the_round_trip_minus_the_minimum() {
+        let mut test = TestDriver::connected(spec());
         for (rtt, minimum) in [(9, 9), (5, 5), (8, 5)] {
-            let message = hand.send();
-            hand.answer(message, hand.at + ms(rtt));
-            hand.step();
-            let samples = std::mem::take(&mut hand.reports).into_iter().filter_map(|report| {
+            let message = test.send();
+            test.answer(message, test.at + ms(rtt));
+            test.step();
+            let samples = std::mem::take(&mut test.reports).into_iter().filter_map(|report| {
                 let EchoReport::Decided { sample, .. } = report else { return None };
                 sample
             });
@@ -766,124 +784,124 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_messages_are_unanswered_at_once_and_none_is_sent_into_a_full_stream() {
-        let mut hand = Hand::connected(StreamSpec { at_once: 2, ..spec() });
-        let first = hand.send();
-        hand.send();
-        hand.at = hand.wait();
-        assert!(matches!(hand.step(), StreamStep::Wait(_)), "two are unanswered");
-        assert_eq!((hand.prober.waiting.len(), hand.prober.in_flight()), (1, 2));
-        hand.answer(first, hand.at);
-        hand.prober.blocked();
-        assert!(matches!(hand.step(), StreamStep::Wait(_)), "the stream is full");
-        hand.prober.writable();
-        assert!(matches!(hand.step(), StreamStep::Send(message) if message.sequence == 2));
+    fn limit_of_unanswered_messages_and_a_blocked_stream_stop_sending() {
+        let mut test = TestDriver::connected(StreamSpec { unanswered_max: 2, ..spec() });
+        let first = test.send();
+        test.send();
+        test.at = test.wait();
+        assert!(matches!(test.step(), StreamStep::Wait(_)), "two are unanswered");
+        assert_eq!((test.prober.waiting.len(), test.prober.in_flight()), (1, 2));
+        test.answer(first, test.at);
+        test.prober.blocked();
+        assert!(matches!(test.step(), StreamStep::Wait(_)), "the stream is blocked");
+        test.prober.writable();
+        assert!(matches!(test.step(), StreamStep::Send(message) if message.sequence == 2));
     }
 
     #[test]
-    fn message_that_waits_is_lost_when_its_time_is_over() {
-        let mut hand = Hand::connected(StreamSpec { count: Some(1), ..spec() });
-        hand.prober.blocked();
-        hand.at = hand.wait();
-        let due = hand.at;
-        assert_eq!(hand.wait(), due + LOST_AFTER);
-        hand.at = due + LOST_AFTER - NANOSECOND;
-        hand.step();
-        assert_eq!(hand.verdicts(), []);
-        hand.at = due + LOST_AFTER;
-        assert_eq!(hand.step(), StreamStep::Finished);
-        assert_eq!(hand.verdicts(), [(0, LOST)]);
+    fn waiting_message_is_lost_at_its_deadline() {
+        let mut test = TestDriver::connected(StreamSpec { count: Some(1), ..spec() });
+        test.prober.blocked();
+        test.at = test.wait();
+        let due = test.at;
+        assert_eq!(test.wait(), due + LOST_AFTER);
+        test.at = due + LOST_AFTER - NANOSECOND;
+        test.step();
+        assert_eq!(test.verdicts(), []);
+        test.at = due + LOST_AFTER;
+        assert_eq!(test.step(), StreamStep::Finished);
+        assert_eq!(test.verdicts(), [(0, LOST)]);
     }
 
     #[test]
-    fn server_may_end_an_idle_connection_where_it_serves_on_demand() {
-        let idle = |change: &dyn Fn(&mut Hand)| {
-            let mut hand = Hand::connected(StreamSpec { on_demand: true, ..spec() });
-            let message = hand.send();
-            hand.answer(message, hand.at + ms(1));
-            change(&mut hand);
-            hand
+    fn on_demand_server_may_close_an_idle_connection() {
+        let idle = |change: &dyn Fn(&mut TestDriver)| {
+            let mut test = TestDriver::connected(StreamSpec { on_demand: true, ..spec() });
+            let message = test.send();
+            test.answer(message, test.at + ms(1));
+            change(&mut test);
+            test
         };
-        let mut hand = idle(&|_| ());
-        assert!(!hand.prober.disconnected(hand.at, None));
-        assert_eq!(hand.prober.failures, 0);
-        // Another one is made when a message is due, and not before.
-        let slot = hand.wait();
-        assert_eq!(slot, hand.prober.schedule.as_ref().unwrap().next());
-        hand.at = slot;
-        assert_eq!(hand.step(), StreamStep::Connect);
-        // One that waits is sent over another one at once, if this one served.
-        let mut hand = idle(&|hand| {
-            hand.due();
+        let mut test = idle(&|_| ());
+        assert!(!test.prober.disconnected(test.at, None));
+        assert_eq!(test.prober.failures, 0);
+        // Another connection is opened when a message is due, and not before.
+        let slot = test.wait();
+        assert_eq!(slot, test.prober.schedule.as_ref().unwrap().next());
+        test.at = slot;
+        assert_eq!(test.step(), StreamStep::Connect);
+        // A waiting message is sent over another connection at once, if this one had served.
+        let mut test = idle(&|test| {
+            test.due();
         });
-        assert!(!hand.prober.disconnected(hand.at, None));
-        assert_eq!(hand.step(), StreamStep::Connect);
-        let mut hand = Hand::connected(StreamSpec { on_demand: true, ..spec() });
-        hand.due();
-        assert!(hand.prober.disconnected(hand.at, None), "it served nothing");
-        // Anything else is a failure.
-        let mut hand = idle(&|hand| {
-            hand.send();
+        assert!(!test.prober.disconnected(test.at, None));
+        assert_eq!(test.step(), StreamStep::Connect);
+        let mut test = TestDriver::connected(StreamSpec { on_demand: true, ..spec() });
+        test.due();
+        assert!(test.prober.disconnected(test.at, None), "it answered nothing");
+        // All other ends are failures.
+        let mut test = idle(&|test| {
+            test.send();
         });
-        assert!(hand.prober.disconnected(hand.at, None), "a message was on it");
-        let mut hand = idle(&|_| ());
-        assert!(hand.prober.disconnected(hand.at, Some(NotSent::Unreachable)), "it was our host");
-        let mut hand = idle(&|hand| hand.prober.spec.on_demand = false);
-        assert!(hand.prober.disconnected(hand.at, None));
-        let mut hand = Hand::new(StreamSpec { on_demand: true, ..spec() });
-        hand.step();
-        assert!(hand.prober.disconnected(hand.at, None), "an attempt to connect");
+        assert!(test.prober.disconnected(test.at, None), "a message was in flight");
+        let mut test = idle(&|_| ());
+        assert!(test.prober.disconnected(test.at, Some(NotSent::Unreachable)), "the cause was local");
+        let mut test = idle(&|test| test.prober.spec.on_demand = false);
+        assert!(test.prober.disconnected(test.at, None));
+        let mut test = TestDriver::new(StreamSpec { on_demand: true, ..spec() });
+        test.step();
+        assert!(test.prober.disconnected(test.at, None), "an attempt to connect");
     }
 
     #[test]
-    fn message_that_came_back_makes_room_and_is_sent_first() {
-        let mut hand = Hand::connected(StreamSpec { at_once: 2, ..spec() });
-        let first = hand.send();
-        let second = hand.send();
-        assert_eq!(hand.prober.unanswered, 0..2);
-        hand.prober.returned(second);
-        assert_eq!(hand.prober.unanswered, 0..1);
-        assert_eq!(hand.step(), StreamStep::Send(second));
-        hand.prober.handed(second, hand.at, None);
-        assert_eq!(hand.prober.unanswered, 0..2);
-        hand.answer(first, hand.at);
-        hand.prober.returned(first);
-        assert_eq!(hand.prober.unanswered, 1..2, "what is answered does not come back");
-        hand.answer(second, hand.at);
-        let third = hand.send();
-        hand.prober.withdraw();
-        hand.prober.returned(third);
-        assert!(hand.prober.waiting.is_empty(), "nor does what is withdrawn");
+    fn returned_message_makes_room_and_is_sent_first() {
+        let mut test = TestDriver::connected(StreamSpec { unanswered_max: 2, ..spec() });
+        let first = test.send();
+        let second = test.send();
+        assert_eq!(test.prober.unanswered, 0..2);
+        test.prober.undelivered(second);
+        assert_eq!(test.prober.unanswered, 0..1);
+        assert_eq!(test.step(), StreamStep::Send(second));
+        test.prober.sent(second, test.at, None);
+        assert_eq!(test.prober.unanswered, 0..2);
+        test.answer(first, test.at);
+        test.prober.undelivered(first);
+        assert_eq!(test.prober.unanswered, 1..2, "an answered message is not sent again");
+        test.answer(second, test.at);
+        let third = test.send();
+        test.prober.withdraw();
+        test.prober.undelivered(third);
+        assert!(test.prober.waiting.is_empty(), "a withdrawn message is not sent again");
     }
 
     #[test]
-    fn what_waits_is_withdrawn_when_a_peer_that_left_is_back() {
-        let mut hand = Hand::connected(spec());
-        hand.prober.blocked();
-        hand.at = hand.wait();
-        hand.step();
-        assert_eq!(hand.prober.waiting.len(), 1);
-        hand.prober.peer_leaving(hand.at);
-        hand.prober.disconnected(hand.at, None);
-        assert!(hand.prober.is_draining(hand.at));
-        hand.prober.connected(hand.at + ms(1));
-        assert_eq!(hand.verdicts(), [(0, Verdict::Withdrawn)]);
-        // It is back with the first answer to what was sent over a connection that is younger than the goodbye.
-        hand.at = hand.at + ms(1);
-        let message = hand.send();
-        assert!(hand.prober.is_draining(hand.at));
-        hand.answer(message, hand.at);
-        assert!(!hand.prober.is_draining(hand.at));
-        hand.prober.disconnected(hand.at, None);
-        hand.due_without_connection();
-        hand.prober.connected(hand.at);
-        assert_eq!(hand.prober.waiting.len(), 1, "a peer that did not leave keeps what waits");
+    fn waiting_messages_are_withdrawn_when_a_stopped_peer_is_back() {
+        let mut test = TestDriver::connected(spec());
+        test.prober.blocked();
+        test.at = test.wait();
+        test.step();
+        assert_eq!(test.prober.waiting.len(), 1);
+        test.prober.peer_leaving(test.at);
+        test.prober.disconnected(test.at, None);
+        assert!(test.prober.is_draining(test.at));
+        test.prober.connected(test.at + ms(1));
+        assert_eq!(test.verdicts(), [(0, Verdict::Withdrawn)]);
+        // It is back with the first answer over a connection that was opened after the goodbye.
+        test.at = test.at + ms(1);
+        let message = test.send();
+        assert!(test.prober.is_draining(test.at));
+        test.answer(message, test.at);
+        assert!(!test.prober.is_draining(test.at));
+        test.prober.disconnected(test.at, None);
+        test.due_without_connection();
+        test.prober.connected(test.at);
+        assert_eq!(test.prober.waiting.len(), 1, "without an absence, waiting messages stay");
     }
 
-    impl Hand {
-        /// Lets time pass until a message waits.
+    impl TestDriver {
+        /// Advances the time until a message waits.
         fn due_without_connection(&mut self) {
-            self.prober.connection = ConnectionState::Ending;
+            self.prober.connection = ConnectionState::Disconnecting;
             while self.prober.waiting.is_empty() {
                 self.at = self.wait();
                 self.step();
@@ -892,92 +910,95 @@ mod tests {
     }
 
     #[test]
-    fn withdrawal_decides_what_was_sent_and_what_waits_and_leaves_the_connection() {
-        let mut hand = Hand::connected(StreamSpec { at_once: 1, ..spec() });
-        let first = hand.send();
-        hand.at = hand.wait();
-        hand.step();
-        hand.prober.withdraw();
-        assert_eq!(hand.verdicts(), [(0, Verdict::Withdrawn), (1, Verdict::Withdrawn)]);
-        assert_eq!((hand.prober.in_flight(), hand.prober.waiting.len()), (0, 0));
-        assert!(hand.prober.unanswered.is_empty(), "that nothing comes back shows nothing");
-        assert!(hand.answer(first, hand.at), "what does, shows that it stands");
-        assert_eq!(hand.flush(), [EchoReport::VeryLate]);
+    fn withdrawal_decides_sent_and_waiting_messages_and_keeps_the_connection() {
+        let mut test = TestDriver::connected(StreamSpec { unanswered_max: 1, ..spec() });
+        let first = test.send();
+        test.at = test.wait();
+        test.step();
+        test.prober.withdraw();
+        assert_eq!(test.verdicts(), [(0, Verdict::Withdrawn), (1, Verdict::Withdrawn)]);
+        assert_eq!((test.prober.in_flight(), test.prober.waiting.len()), (0, 0));
+        assert!(test.prober.unanswered.is_empty(), "no answer is awaited");
+        assert!(test.answer(first, test.at), "an answer is still accepted");
+        assert_eq!(test.flush(), [EchoReport::VeryLate]);
     }
 
     #[test]
-    fn prober_without_a_connection_by_its_hosts_fault_sends_nothing() {
-        let mut hand = Hand::connected(StreamSpec { count: Some(3), ..spec() });
-        hand.prober.blocked();
-        hand.at = hand.wait();
-        hand.step();
-        assert!(hand.prober.disconnected(hand.at, Some(NotSent::Buffer)));
-        assert_eq!(hand.flush(), [EchoReport::SendError(NotSent::Buffer)], "what waits");
-        hand.prober.connection =
-            ConnectionState::None { again: Timestamp::NEVER, ours: Some(NotSent::Unreachable) };
-        let slot = hand.prober.schedule.as_ref().unwrap().next();
-        assert_eq!(hand.wait(), slot);
-        hand.at = slot;
-        let next = hand.wait();
-        assert_eq!(hand.flush(), [EchoReport::SendError(NotSent::Unreachable)], "what becomes due");
-        hand.at = next;
-        assert_eq!(hand.step(), StreamStep::Finished);
+    fn prober_without_a_connection_for_a_local_reason_sends_nothing() {
+        let mut test = TestDriver::connected(StreamSpec { count: Some(3), ..spec() });
+        test.prober.blocked();
+        test.at = test.wait();
+        test.step();
+        assert!(test.prober.disconnected(test.at, Some(NotSent::Buffer)));
+        assert_eq!(test.flush(), [EchoReport::SendError(NotSent::Buffer)], "the waiting message");
+        test.prober.connection =
+            ConnectionState::Down { retry_at: Timestamp::NEVER, local_error: Some(NotSent::Unreachable) };
+        let slot = test.prober.schedule.as_ref().unwrap().next();
+        assert_eq!(test.wait(), slot);
+        test.at = slot;
+        let next = test.wait();
+        assert_eq!(test.flush(), [EchoReport::SendError(NotSent::Unreachable)], "the next message");
+        test.at = next;
+        assert_eq!(test.step(), StreamStep::Finished);
     }
 
     #[test]
-    fn prober_that_is_stopped_finishes_when_everything_is_decided() {
-        let mut hand = Hand::connected(spec());
-        hand.send();
-        let sent = hand.at;
-        hand.prober.stop();
-        assert_eq!(hand.wait(), sent + LOST_AFTER);
-        hand.at = sent + LOST_AFTER;
-        assert_eq!(hand.step(), StreamStep::Finished);
-        assert_eq!(hand.verdicts(), [(0, LOST)]);
-        let mut hand = Hand::connected(StreamSpec { count: Some(1), ..spec() });
-        let message = hand.send();
-        assert!(matches!(hand.step(), StreamStep::Wait(_)), "its only slot is over and nothing is decided");
-        hand.answer(message, hand.at);
-        assert_eq!(hand.step(), StreamStep::Finished);
+    fn stopped_prober_finishes_when_every_message_has_a_verdict() {
+        let mut test = TestDriver::connected(spec());
+        test.send();
+        let sent = test.at;
+        test.prober.stop();
+        assert_eq!(test.wait(), sent + LOST_AFTER);
+        test.at = sent + LOST_AFTER;
+        assert_eq!(test.step(), StreamStep::Finished);
+        assert_eq!(test.verdicts(), [(0, LOST)]);
+        let mut test = TestDriver::connected(StreamSpec { count: Some(1), ..spec() });
+        let message = test.send();
+        assert!(
+            matches!(test.step(), StreamStep::Wait(_)),
+            "its only slot has passed and its message is undecided"
+        );
+        test.answer(message, test.at);
+        assert_eq!(test.step(), StreamStep::Finished);
     }
 
     #[test]
-    fn slots_that_pass_while_the_prober_does_not_run_are_not_sent_and_count() {
+    fn slots_missed_by_a_stalled_prober_are_reported_as_unsent() {
         for (count, unsent, waiting) in [(100, 99, 1), (50, 50, 0), (101, 99, 1)] {
             let mut slots = Schedule::new(Timestamp::from_nanos(1_000_000_000_000), ms(100), 1);
             let hundredth = (0..100).map(|_| slots.take(slots.next()).slot.unwrap()).last().unwrap();
-            let mut hand = Hand::connected(StreamSpec { count: Some(count), ..spec() });
-            hand.prober.blocked();
-            hand.at = hundredth;
-            hand.step();
-            assert_eq!(hand.prober.waiting.len(), waiting, "of {count}");
-            assert_eq!(hand.flush(), [EchoReport::Unsent(unsent)], "of {count}");
+            let mut test = TestDriver::connected(StreamSpec { count: Some(count), ..spec() });
+            test.prober.blocked();
+            test.at = hundredth;
+            test.step();
+            assert_eq!(test.prober.waiting.len(), waiting, "of {count}");
+            assert_eq!(test.flush(), [EchoReport::Unsent(unsent)], "of {count}");
         }
     }
 
     #[test]
-    fn stream_is_lossy_from_its_second_loss_on_and_that_is_reported_once() {
-        let mut hand = Hand::connected(StreamSpec { count: Some(3), ..spec() });
-        hand.pass(hand.at + Duration::from_secs(30));
+    fn stream_is_lossy_from_the_second_loss_on_and_reported_once() {
+        let mut test = TestDriver::connected(StreamSpec { count: Some(3), ..spec() });
+        test.pass(test.at + Duration::from_secs(30));
         let changes = |report: &&EchoReport| matches!(report, EchoReport::LossyFlows(_));
-        let changes: Vec<EchoReport> = hand.reports.iter().filter(changes).copied().collect();
+        let changes: Vec<EchoReport> = test.reports.iter().filter(changes).copied().collect();
         assert_eq!(changes, [EchoReport::LossyFlows(1)]);
-        assert_eq!(hand.verdicts(), [(0, LOST), (1, LOST), (2, LOST)]);
+        assert_eq!(test.verdicts(), [(0, LOST), (1, LOST), (2, LOST)]);
     }
 
     #[test]
-    fn stream_with_as_many_undecided_messages_as_a_flow_takes_skips_its_slots() {
-        let mut hand = Hand::connected(StreamSpec { interval: Duration::from_micros(10), ..spec() });
-        hand.prober.blocked();
-        while hand.prober.waiting.len() < Flow::PENDING {
-            hand.at = hand.wait();
-            hand.step();
+    fn stream_at_the_limit_of_undecided_messages_skips_slots() {
+        let mut test = TestDriver::connected(StreamSpec { interval: Duration::from_micros(10), ..spec() });
+        test.prober.blocked();
+        while test.prober.waiting.len() < Flow::PENDING {
+            test.at = test.wait();
+            test.step();
         }
-        hand.flush();
-        let (slot, unsent) = (hand.wait(), hand.flush());
+        test.flush();
+        let (slot, unsent) = (test.wait(), test.flush());
         assert_eq!(unsent, []);
-        hand.at = slot;
-        hand.step();
-        assert_eq!((hand.flush(), hand.prober.waiting.len()), (vec![EchoReport::Unsent(1)], Flow::PENDING));
+        test.at = slot;
+        test.step();
+        assert_eq!((test.flush(), test.prober.waiting.len()), (vec![EchoReport::Unsent(1)], Flow::PENDING));
     }
 }

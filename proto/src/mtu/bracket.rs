@@ -1,48 +1,50 @@
-//! Between which sizes a path's MTU lies, and which to try next.
+//! The range in which a path MTU lies, and the choice of the next size to try.
 
-/// What is known in one search. Sizes are whole IP packets in bytes.
+/// State of one search. Sizes are whole IP packets in bytes.
 #[derive(Debug, Clone)]
 pub(super) struct Bracket {
     limits: SizeLimits,
-    /// The largest that is known to pass.
+    /// The largest size that is known to pass.
     low: Option<u16>,
-    /// The smallest that is known not to; one above the ceiling: none yet.
+    /// The smallest size that is known not to pass; the ceiling plus one if there is none.
     high: u16,
-    /// Where an end is likely: what a router said, or what was the MTU before.
+    /// A likely MTU: the value of a router error, or the previous MTU.
     hint: Option<u16>,
     hints_left: u8,
 }
 
-/// What a search keeps to.
+/// Limits of a search.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SizeLimits {
-    /// The shortest probe there is.
+    /// Size of the shortest probe.
     pub(super) small: u16,
-    /// Where to begin (RFC 8899 section 5.1.2, BASE_PLPMTU).
+    /// Size to start with (BASE_PLPMTU, RFC 8899 section 5.1.2).
     pub(super) base: u16,
-    /// The longest that is tried (MAX_PLPMTU).
+    /// Largest size to try (MAX_PLPMTU).
     pub(super) ceiling: u16,
 }
 
-/// MTUs that are common, the largest first: Ethernet; PPPoE (RFC 2516); Ethernet less an IPv4 header (IPIP, 6in4), less GRE, less
-/// 40 as in clouds, less VXLAN, less WireGuard; tunnels with a margin; IPv6's minimum.
+/// Common MTUs in descending order: Ethernet; PPPoE (RFC 2516); Ethernet minus an IPv4 header (IPIP, 6in4),
+/// minus GRE, minus 40 bytes as in clouds, minus VXLAN, minus WireGuard; tunnels with a margin; the minimum
+/// of IPv6.
 const COMMON: [u16; 9] = [1500, 1492, 1480, 1476, 1460, 1450, 1420, 1400, 1280];
 
-/// Hints that are followed in one search. Chosen: 4, a router on each of so many ever narrower links; hints that lie can do no
-/// more than take a few round trips.
-const HINTS: u8 = 4;
+/// Maximum number of hints used per search. Chosen: 4, for as many routers with ever smaller MTUs; false
+/// hints can cost no more than a few round trips.
+const HINTS_MAX: u8 = 4;
 
 impl Bracket {
     pub(super) fn new(limits: SizeLimits) -> Self {
-        Self { limits, low: None, high: limits.ceiling + 1, hint: None, hints_left: HINTS }
+        Self { limits, low: None, high: limits.ceiling + 1, hint: None, hints_left: HINTS_MAX }
     }
 
-    /// A search upwards, from a size that passes: first of all the next byte, because mostly nothing has changed.
+    /// A search for sizes above one that passes. It first tries one byte more, because usually nothing has
+    /// changed.
     pub(super) fn above(limits: SizeLimits, size: u16) -> Self {
         Self { low: Some(size), hint: Some(size), ..Self::new(limits) }
     }
 
-    /// A packet of that size arrived. That is proof, whatever was concluded before.
+    /// Records that a packet of that size arrived. This is proof and overrides earlier conclusions.
     pub(super) fn passed(&mut self, size: u16) {
         self.low = self.low.max(Some(size));
         if size >= self.high {
@@ -50,17 +52,18 @@ impl Bracket {
         }
     }
 
-    /// Packets of that size do not arrive.
-    pub(super) fn refused(&mut self, size: u16) {
+    /// Records that packets of that size do not arrive.
+    pub(super) fn rejected(&mut self, size: u16) {
         self.high = self.high.min(size);
         self.low = self.low.filter(|low| *low < self.high);
     }
 
-    /// A router says that `mtu` bytes would pass where a packet of `size` did not. True if that is to be tried.
-    pub(super) fn hinted(&mut self, mtu: u32, size: u16) -> bool {
+    /// Records the hint of a router that `mtu` bytes pass where `size` bytes did not. Returns whether the
+    /// hint will be tried.
+    pub(super) fn add_hint(&mut self, mtu: u32, size: u16) -> bool {
         let Ok(mtu) = u16::try_from(mtu) else { return false };
-        let is_inside = mtu < size && mtu < self.high && mtu > self.low.unwrap_or(self.limits.small);
-        if !is_inside || self.hints_left == 0 {
+        let is_possible = mtu < size && mtu < self.high && mtu > self.low.unwrap_or(self.limits.small);
+        if !is_possible || self.hints_left == 0 {
             return false;
         }
         self.hints_left -= 1;
@@ -72,7 +75,7 @@ impl Bracket {
         self.low.is_some_and(|low| low >= size)
     }
 
-    /// The size to try next, or what was found: the largest that passes, to the byte.
+    /// The next size to try; `Err`: the result, the largest size that passes.
     pub(super) fn next(&self) -> Result<u16, u16> {
         let SizeLimits { small, base, ceiling } = self.limits;
         let is_open = |size: &u16| *size < self.high && *size > self.low.unwrap_or(small);
@@ -111,7 +114,7 @@ mod tests {
 
     const LIMITS: SizeLimits = SizeLimits { small: 156, base: 1200, ceiling: 9000 };
 
-    /// Which sizes are tried where `mtu` is the truth.
+    /// The sizes that are tried if the path MTU is `mtu`.
     fn tried(mut bracket: Bracket, mtu: u16) -> Vec<u16> {
         let mut sizes = Vec::new();
         loop {
@@ -120,7 +123,7 @@ mod tests {
                     if size <= mtu {
                         bracket.passed(size)
                     } else {
-                        bracket.refused(size)
+                        bracket.rejected(size)
                     }
                     sizes.push(size);
                 }
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mtu_is_found_to_the_byte() {
+    fn every_mtu_is_found_exactly() {
         for mtu in 156..=9000 {
             let count = tried(Bracket::new(LIMITS), mtu).len();
             assert!(count <= 19, "{mtu}: {count}");
@@ -149,27 +152,27 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_is_tried_next_and_proves_nothing() {
+    fn hint_is_tried_next_and_proves_nothing() {
         for (hint, mtu) in [(1400, 1400), (1400, 1300), (1400, 1450), (157, 9000), (8999, 156)] {
             let mut bracket = Bracket::new(LIMITS);
-            assert!(bracket.hinted(hint, 9000));
+            assert!(bracket.add_hint(hint, 9000));
             assert_eq!(bracket.next().map(u32::from), Ok(hint));
             tried(bracket, mtu);
         }
     }
 
     #[test]
-    fn a_hint_that_cannot_be_true_is_none() {
+    fn impossible_hint_is_ignored() {
         let mut bracket = Bracket::new(LIMITS);
         bracket.passed(1200);
-        bracket.refused(1500);
+        bracket.rejected(1500);
         for hint in [0, 68, 1200, 1500, 1501, 65_535, 65_536 + 1400] {
-            assert!(!bracket.hinted(hint, 9000), "{hint}");
+            assert!(!bracket.add_hint(hint, 9000), "{hint}");
         }
-        assert!(!bracket.hinted(1450, 1450), "the packet was not longer");
-        for _ in 0..HINTS {
-            assert!(bracket.hinted(1400, 1450));
+        assert!(!bracket.add_hint(1450, 1450), "the hint is not smaller than the packet");
+        for _ in 0..HINTS_MAX {
+            assert!(bracket.add_hint(1400, 1450));
         }
-        assert!(!bracket.hinted(1400, 1450), "enough of them");
+        assert!(!bracket.add_hint(1400, 1450), "the limit of hints is reached");
     }
 }

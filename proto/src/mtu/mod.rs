@@ -1,9 +1,11 @@
-//! Path MTU discovery by probes (RFC 8899, DPLPMTUD): the longest packet that a path carries in one piece.
+//! Path MTU discovery by probes (Datagram Packetization Layer PMTUD, RFC 8899): the longest packet that a
+//! path carries unfragmented.
 //!
-//! [`MtuSearch`] sends STAMP requests that are padded and may not be fragmented, and looks which of them are answered. It needs no
-//! ICMP; what routers say is a hint for the next size. It sends on the path's first flow, so on the same 5-tuple and route as the
-//! echoes, with a session of its own, so that it touches neither their records nor their counts. Its requests ask for
-//! [brief](crate::wire::tlv::Session::is_brief) replies: then only the way there is tested.
+//! [`MtuSearch`] sends padded STAMP requests that must not be fragmented and checks which are answered. It
+//! does not depend on ICMP; router errors are only hints for the next size. It uses the path's first flow,
+//! and so the same 5-tuple and route as the echoes, but its own session, so that the records and counts of
+//! the echoes do not change. Its requests ask for [brief](crate::wire::tlv::SessionRecord::is_brief) replies,
+//! so that only the forward direction is tested.
 
 mod bracket;
 #[cfg(test)]
@@ -27,33 +29,33 @@ use crate::time::{Timestamp, nanos};
 use crate::wire::NtpTime;
 use crate::wire::stamp::{self, Mode, Request};
 
-/// What to look for. Sizes are whole IP packets in bytes.
+/// Parameters of a search. Sizes are whole IP packets in bytes.
 #[derive(Debug, Clone)]
 pub struct MtuSpec {
-    /// The responder.
+    /// Address of the responder.
     pub to: SocketAddr,
-    /// The session identifier, not one of the echoes'.
+    /// Session identifier, different from those of the echoes.
     pub ssid: u16,
-    /// Time between two confirmations of what was found.
+    /// Time between two confirmations of the result.
     pub interval: Duration,
-    /// The longest packet that is tried, at least [`CEILING_MIN`].
+    /// Largest size to try; at least [`CEILING_MIN`].
     pub ceiling: u16,
-    /// Class of service: the echoes'.
+    /// Class of service, the same as of the echoes.
     pub dscp: Dscp,
-    /// Without a reply by then a probe is lost.
+    /// A probe without a reply after this time is lost.
     pub lost_after: Duration,
-    /// Authenticated mode with these keys; `None`: open mode.
+    /// Keys of authenticated mode; `None`: open mode.
     pub keys: Option<Arc<Keys>>,
-    /// What an earlier search found: it is confirmed first. Above the ceiling it counts as the ceiling.
+    /// Result of an earlier search, which is confirmed first. Limited to the ceiling.
     pub known: Option<u16>,
-    /// Decides phase, jitter and the session's number.
+    /// Determines the phase, the jitter and the session number.
     pub seed: u64,
 }
 
-/// The lowest ceiling: IPv6's smallest MTU (RFC 8200 section 5).
+/// Smallest ceiling: the minimum MTU of IPv6 (RFC 8200 section 5).
 pub const CEILING_MIN: u16 = 1280;
 
-/// What was learnt.
+/// What a search reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MtuReport {
     /// A probe left the host.
@@ -62,83 +64,84 @@ pub enum MtuReport {
     Acknowledged,
     /// A probe was not answered in time.
     Lost,
-    /// Our host refused a probe as too long, before it left, or a router did, after.
+    /// A probe was too long: this host refused to send it, or a router reported it.
     TooBig,
-    /// The path MTU is known, or is another one than before.
+    /// The path MTU was found or has changed.
     Changed {
-        /// What it was; `None`: not known.
+        /// Previous value; `None` if it was not known.
         from: Option<u16>,
-        /// What it is.
+        /// New value.
         to: u16,
     },
 }
 
-/// Finds the path MTU, confirms it every interval, and now and then tries whether it has grown.
+/// Finds the path MTU, confirms it every interval, and regularly tries larger sizes.
 ///
-/// **When a size is refused.** At once if our own host does not send it. Else when [`MAX_PROBES`] of it were lost and a short
-/// probe sent afterwards was answered, [`ROUNDS`] times in a row: 9 probes lost, and a path that was alive three times meanwhile.
-/// One answer in between, even a late one, and the size passes. If the short probe is not answered the path is dead: nothing is
-/// concluded, what is known stays, and it is tried again later. So where a share `p` of the probes or their replies is lost at
-/// random, a size that passes is refused with probability `p⁹`: 5·10⁻⁷ for each size that is tried at 20 %. Confirmed once a
-/// minute, such a path shrinks wrongly once in four years, and grows back when larger sizes are next tried. RFC 8899 is
-/// content with one round.
+/// **When a size is rejected.** At once if this host refuses to send it. Otherwise when [`MAX_PROBES`] probes
+/// of the size were lost and a short probe sent afterwards was answered, [`ROUNDS`] times in a row: 9 lost
+/// probes on a path that worked three times meanwhile. A single answer, even a late one, makes the size pass.
+/// If the short probes are not answered, the path is down: nothing is concluded, the known value stays, and
+/// the search is repeated later. If a share `p` of probes or replies is lost at random, a size that passes is
+/// rejected with probability `p⁹`: 5·10⁻⁷ per tried size at 20 %. With one confirmation per minute, such a
+/// path gets a wrong value once in four years, and the next search for larger sizes corrects it. RFC 8899
+/// requires only one round.
 #[derive(Debug)]
 pub struct MtuSearch {
     spec: MtuSpec,
     limits: SizeLimits,
     session: u32,
-    occasion: SearchPhase,
+    phase: SearchPhase,
     bracket: Bracket,
     known: Option<u16>,
     trial: Option<SizeTrial>,
-    /// The probe that is waited for, by its sequence number, and how long.
-    flight: Option<(u32, Timestamp)>,
-    /// The latest probes: a late answer proves as much as one in time.
+    /// Sequence number and deadline of the probe in flight.
+    pending: Option<(u32, Timestamp)>,
+    /// The latest probes. A late answer proves as much as one in time.
     recent: VecDeque<SizeProbe>,
     next_sequence: u32,
-    left: u32,
-    /// The longest round trip of late.
+    sent_count: u32,
+    /// The longest recent round trip.
     rtt: Option<Duration>,
     raise_at: Timestamp,
-    pauses: u64,
-    /// The time as it was last told.
+    rest_count: u64,
+    /// The latest known time.
     at: Timestamp,
     is_stopping: bool,
     reports: VecDeque<MtuReport>,
 }
 
-/// What the probes are for.
+/// Phase of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SearchPhase {
-    /// For nothing until then.
+    /// No probes until this time.
     Rest(Timestamp),
-    /// Whether what is known still passes.
+    /// Confirms the known value.
     Confirm,
-    /// What passes.
+    /// Searches for the largest size that passes.
     Search,
 }
 
-/// One size that is being tried.
+/// State of the size that is being tried.
 #[derive(Debug, Clone, Copy)]
 struct SizeTrial {
     size: u16,
-    turn: TrialTurn,
-    /// Probes of this turn that were lost.
+    stage: TrialStage,
+    /// Lost probes of this stage.
     lost: u8,
-    /// Rounds that ended with an answer to a short probe.
+    /// Rounds that ended with an answered short probe.
     rounds: u8,
 }
 
-/// What a trial sends.
+/// What a trial sends next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TrialTurn {
-    /// The size itself.
+enum TrialStage {
+    /// Probes of the size.
     Size,
-    /// A short one: is the path alive?
+    /// Short probes, which show whether the path works.
     Control,
 }
 
-/// A probe that was sent.
+/// A sent probe.
 #[derive(Debug, Clone, Copy)]
 struct SizeProbe {
     sequence: u32,
@@ -147,31 +150,33 @@ struct SizeProbe {
     at: Timestamp,
 }
 
-/// RFC 8899 section 5.1.2.
+/// Probes of a size per round (RFC 8899 section 5.1.2).
 pub const MAX_PROBES: u8 = 3;
 
-/// How often the probes of a size are all lost before it is refused; see [`MtuSearch`]. Chosen: 3, so that 20 % of random loss does
-/// not shrink a path's MTU.
+/// Rounds in which all probes of a size must be lost before it is rejected; see [`MtuSearch`]. Chosen: 3, so
+/// that 20 % random loss does not reduce the path MTU.
 pub const ROUNDS: u8 = 3;
 
-/// PMTU_RAISE_TIMER (RFC 8899 section 5.1.1): larger sizes are tried this often, or every ten intervals if that is shorter.
+/// Larger sizes are tried this often, or every ten intervals if that is shorter (PMTU_RAISE_TIMER, RFC 8899
+/// section 5.1.1).
 const RAISE_AFTER: Duration = Duration::from_secs(600);
 
-/// PROBE_TIMER may not be shorter (RFC 8899 section 5.1.1), unless `lost_after` is; nor than four of the longest round trip.
-const PATIENCE_MIN: Duration = Duration::from_secs(1);
+/// Minimum time to wait for an answer, unless `lost_after` is shorter (PROBE_TIMER, RFC 8899 section 5.1.1).
+/// It is also at least four times the longest recent round trip.
+const REPLY_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
-/// A path that does not answer is tried again after this, or an interval if that is shorter. Chosen: 10 s, a few datagrams a
-/// minute for a dead host, and soon enough for one that has come back.
+/// Pause after a search on a path that does not answer, or one interval if that is shorter. Chosen: 10 s, so
+/// that a dead host gets a few datagrams per minute and a recovered one is soon found.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Probes that are remembered; one that is answered after so many others proves nothing any more.
-const RECENT: usize = 16;
+/// Number of probes that are kept. An answer after so many later probes is ignored.
+const RECENT_MAX: usize = 16;
 
-/// BASE_PLPMTU (RFC 8899 section 5.1.2).
+/// Size with which a search starts (BASE_PLPMTU, RFC 8899 section 5.1.2).
 const BASE_V4: u16 = 1200;
 const BASE_V6: u16 = 1280;
 
-/// IP and UDP headers.
+/// Length of the IP and UDP headers.
 const HEADERS_V4: u16 = 20 + 8;
 const HEADERS_V6: u16 = 40 + 8;
 
@@ -186,22 +191,22 @@ impl MtuSearch {
             SizeLimits { small: headers(spec.to) + payload, base, ceiling: spec.ceiling.max(CEILING_MIN) };
         #[expect(clippy::cast_possible_truncation, reason = "32 well-mixed bits are wanted")]
         let session = mix(spec.seed ^ mix(0x6d74_7500)) as u32;
-        let phase = Duration::from_nanos(mix(spec.seed) % nanos(spec.interval).max(1));
+        let offset = Duration::from_nanos(mix(spec.seed) % nanos(spec.interval).max(1));
         Self {
-            // What carries a long packet carries the ceiling.
+            // A path that carries a longer packet carries the ceiling.
             known: spec.known.filter(|known| *known >= limits.small).map(|known| known.min(limits.ceiling)),
-            occasion: SearchPhase::Rest(at + phase),
+            phase: SearchPhase::Rest(at + offset),
             bracket: Bracket::new(limits),
             limits,
             session,
             trial: None,
-            flight: None,
+            pending: None,
             recent: VecDeque::new(),
             next_sequence: 0,
-            left: 0,
+            sent_count: 0,
             rtt: None,
             raise_at: at,
-            pauses: 0,
+            rest_count: 0,
             at,
             is_stopping: false,
             reports: VecDeque::new(),
@@ -209,42 +214,43 @@ impl MtuSearch {
         }
     }
 
-    /// The path MTU, in bytes of a whole IP packet; `None` until it was found.
+    /// The path MTU in bytes of a whole IP packet; `None` until it was found.
     #[must_use]
     pub fn known(&self) -> Option<u16> {
         self.known
     }
 
-    /// Whether a reply answers a probe of ours: for drivers that cannot tell by its session whose it is.
+    /// Whether `reply` answers a probe of this search: for drivers that cannot tell this from the session
+    /// identifier. The reply is not authenticated.
     #[must_use]
-    pub fn has_asked(&self, reply: &[u8]) -> bool {
+    pub fn owns_reply(&self, reply: &[u8]) -> bool {
         let reply = stamp::Reply::decode(reply, mode(&self.spec));
         reply.is_ok_and(|reply| self.probe(reply.sender_sequence, reply.sender_timestamp).is_some())
     }
 
     fn probe(&self, sequence: u32, timestamp: NtpTime) -> Option<SizeProbe> {
-        let is_it = |probe: &&SizeProbe| probe.sequence == sequence && probe.timestamp == timestamp;
-        self.recent.iter().rev().find(is_it).copied()
+        let is_match = |probe: &&SizeProbe| probe.sequence == sequence && probe.timestamp == timestamp;
+        self.recent.iter().rev().find(is_match).copied()
     }
 
-    /// How long an answer is waited for.
-    fn patience(&self) -> Duration {
-        let enough = self.rtt.map_or(Duration::MAX, |rtt| PATIENCE_MIN.max(4 * rtt));
+    /// How long to wait for an answer.
+    fn reply_timeout(&self) -> Duration {
+        let enough = self.rtt.map_or(Duration::MAX, |rtt| REPLY_TIMEOUT_MIN.max(4 * rtt));
         self.spec.lost_after.min(enough)
     }
 
-    /// What is tried next; `Err`: nothing until then.
+    /// The next trial; `Err`: no trial before that time.
     fn plan(&mut self, now: Timestamp) -> Result<SizeTrial, Timestamp> {
         loop {
             if let Some(trial) = self.trial {
                 return Ok(trial);
             }
-            match (self.occasion, self.known) {
+            match (self.phase, self.known) {
                 (SearchPhase::Rest(until), _) if now < until => return Err(until),
                 (SearchPhase::Rest(_), None) => self.begin(Bracket::new(self.limits)),
                 (SearchPhase::Rest(_), Some(known)) => {
                     self.bracket = Bracket::new(self.limits);
-                    self.occasion = SearchPhase::Confirm;
+                    self.phase = SearchPhase::Confirm;
                     self.trial = Some(SizeTrial::of(known));
                 }
                 (SearchPhase::Confirm, Some(known)) if self.bracket.has_passed(known) => {
@@ -254,7 +260,7 @@ impl MtuSearch {
                         self.rest(now, self.spec.interval);
                     }
                 }
-                (SearchPhase::Confirm, _) => self.occasion = SearchPhase::Search,
+                (SearchPhase::Confirm, _) => self.phase = SearchPhase::Search,
                 (SearchPhase::Search, _) => match self.bracket.next() {
                     Ok(size) => self.trial = Some(SizeTrial::of(size)),
                     Err(found) => self.conclude(found, now),
@@ -265,7 +271,7 @@ impl MtuSearch {
 
     fn begin(&mut self, bracket: Bracket) {
         self.bracket = bracket;
-        self.occasion = SearchPhase::Search;
+        self.phase = SearchPhase::Search;
     }
 
     fn conclude(&mut self, found: u16, now: Timestamp) {
@@ -277,55 +283,55 @@ impl MtuSearch {
         self.rest(now, self.spec.interval);
     }
 
-    /// Does nothing for about so long: ±25 %, as the echoes' grid.
+    /// Pauses for `span` ± 25 %, the same jitter as of the echoes.
     fn rest(&mut self, now: Timestamp, span: Duration) {
-        self.pauses += 1;
-        let jitter = mix(self.spec.seed ^ mix(self.pauses)) % (nanos(span) / 2).max(1);
-        self.occasion = SearchPhase::Rest(now + span * 3 / 4 + Duration::from_nanos(jitter));
+        self.rest_count += 1;
+        let jitter = mix(self.spec.seed ^ mix(self.rest_count)) % (nanos(span) / 2).max(1);
+        self.phase = SearchPhase::Rest(now + span * 3 / 4 + Duration::from_nanos(jitter));
         self.trial = None;
     }
 
-    /// Nothing can be concluded.
+    /// Ends the search without a conclusion.
     fn give_up(&mut self) {
         self.rest(self.at, RETRY_AFTER.min(self.spec.interval));
     }
 
-    /// A probe of that size arrived.
+    /// Records that a probe of that size arrived.
     fn passed(&mut self, size: u16) {
         self.bracket.passed(size);
         if self.trial.is_some_and(|trial| trial.size <= size) {
             self.trial = None;
         }
         let is_larger = self.known.is_some_and(|known| size > known);
-        if let (SearchPhase::Rest(_), true) = (self.occasion, is_larger) {
-            // What was concluded is wrong.
-            (self.occasion, self.raise_at) = (SearchPhase::Rest(self.at), self.at);
+        if let (SearchPhase::Rest(_), true) = (self.phase, is_larger) {
+            // The last conclusion was wrong: search again at once.
+            (self.phase, self.raise_at) = (SearchPhase::Rest(self.at), self.at);
         }
     }
 
-    /// The probe that was waited for was answered, which [`passed`](Self::passed) has been told, or is given up.
+    /// The probe in flight was answered (then [`passed`](Self::passed) was called before) or is given up.
     fn decided(&mut self, is_answered: bool) {
-        self.flight = None;
+        self.pending = None;
         let Some(trial) = &mut self.trial else { return };
-        match (trial.turn, is_answered) {
-            // That ended the trial.
-            (TrialTurn::Size, true) => {}
-            (TrialTurn::Size, false) => {
+        match (trial.stage, is_answered) {
+            // The trial has ended already.
+            (TrialStage::Size, true) => {}
+            (TrialStage::Size, false) => {
                 trial.lost += 1;
                 if trial.lost == MAX_PROBES {
-                    (trial.turn, trial.lost) = (TrialTurn::Control, 0);
+                    (trial.stage, trial.lost) = (TrialStage::Control, 0);
                 }
             }
-            (TrialTurn::Control, true) => {
+            (TrialStage::Control, true) => {
                 trial.rounds += 1;
-                (trial.turn, trial.lost) = (TrialTurn::Size, 0);
+                (trial.stage, trial.lost) = (TrialStage::Size, 0);
                 if trial.rounds == ROUNDS {
                     let size = trial.size;
-                    self.refused(size);
+                    self.rejected(size);
                     self.bracket.passed(self.limits.small);
                 }
             }
-            (TrialTurn::Control, false) => {
+            (TrialStage::Control, false) => {
                 trial.lost += 1;
                 if trial.lost == MAX_PROBES {
                     self.give_up();
@@ -334,12 +340,12 @@ impl MtuSearch {
         }
     }
 
-    fn refused(&mut self, size: u16) {
-        self.bracket.refused(size);
+    fn rejected(&mut self, size: u16) {
+        self.bracket.rejected(size);
         self.trial = None;
     }
 
-    fn reply(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
+    fn reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
         let mode = mode(&self.spec);
         let reply = stamp::Reply::decode(datagram, mode).ok()?;
         if let Some(keys) = &self.spec.keys {
@@ -349,38 +355,39 @@ impl MtuSearch {
         let is_ours = reply.ssid == self.spec.ssid || reply.ssid == 0;
         let probe = self.probe(reply.sender_sequence, reply.sender_timestamp).filter(|_| is_ours)?;
         let rtt = arrival.at.since(probe.at);
-        // One long round trip is forgotten over the next few.
+        // The effect of one long round trip decays over the next few.
         self.rtt = Some(self.rtt.map_or(rtt, |known| rtt.max(known * 7 / 8)));
         self.passed(probe.size);
-        if self.flight.is_some_and(|(sequence, _)| sequence == probe.sequence) {
+        if self.pending.is_some_and(|(sequence, _)| sequence == probe.sequence) {
             self.reports.push_back(MtuReport::Acknowledged);
             self.decided(true);
         }
         Some(())
     }
 
-    /// A router complains. RFC 8899 section 4.6.1: only what quotes a probe of ours counts.
-    fn complaint(&mut self, quoted: &[u8], mtu: Option<u32>) -> Option<()> {
+    /// Takes a "too big" error of a router. Only errors that quote a probe of this search count (RFC 8899
+    /// section 4.6.1).
+    fn icmp_error(&mut self, quoted: &[u8], mtu: Option<u32>) -> Option<()> {
         let request = Request::decode(quoted, mode(&self.spec)).ok()?;
         let is_ours = request.ssid == self.spec.ssid;
         let probe = self.probe(request.sequence, request.timestamp).filter(|_| is_ours)?;
-        let is_flight = self.flight.is_some_and(|(sequence, _)| sequence == probe.sequence);
-        // Nothing on the way has reason to refuse the shortest: whoever says so is not believed.
-        if is_flight && probe.size > self.limits.small {
+        let is_pending = self.pending.is_some_and(|(sequence, _)| sequence == probe.sequence);
+        // No router has a reason to reject the shortest probe, so such an error is ignored.
+        if is_pending && probe.size > self.limits.small {
             self.reports.push_back(MtuReport::TooBig);
             self.decided(false);
         }
-        if mtu.is_some_and(|mtu| self.bracket.hinted(mtu, probe.size)) {
-            // The hint comes first; this size has its turn again if that is needed.
+        if mtu.is_some_and(|mtu| self.bracket.add_hint(mtu, probe.size)) {
+            // The hint is tried first; this size is tried again if necessary.
             self.trial = None;
         }
         Some(())
     }
 
     fn send(&mut self, trial: SizeTrial, now: Now, arena: &mut Vec<u8>) -> Send {
-        let size = match trial.turn {
-            TrialTurn::Size => trial.size,
-            TrialTurn::Control => self.limits.small,
+        let size = match trial.stage {
+            TrialStage::Size => trial.size,
+            TrialStage::Control => self.limits.small,
         };
         let sequence = self.next_sequence;
         self.next_sequence = sequence.wrapping_add(1);
@@ -391,7 +398,7 @@ impl MtuSearch {
             ssid: self.spec.ssid,
             flow: 0,
             session: self.session,
-            sent: self.left.wrapping_add(1),
+            sent: self.sent_count.wrapping_add(1),
             is_brief: true,
             dscp: self.spec.dscp.value(),
             size: Some(size - headers(self.spec.to)),
@@ -399,11 +406,11 @@ impl MtuSearch {
         };
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
         let timestamp = encode(&contents, key, arena).timestamp;
-        if self.recent.len() == RECENT {
+        if self.recent.len() == RECENT_MAX {
             self.recent.pop_front();
         }
         self.recent.push_back(SizeProbe { sequence, timestamp, size, at: now.at });
-        self.flight = Some((sequence, now.at + self.patience()));
+        self.pending = Some((sequence, now.at + self.reply_timeout()));
         Send {
             id: SendId(sequence.into()),
             flow: 0,
@@ -420,7 +427,7 @@ impl MtuSearch {
 
 impl SizeTrial {
     fn of(size: u16) -> Self {
-        Self { size, turn: TrialTurn::Size, lost: 0, rounds: 0 }
+        Self { size, stage: TrialStage::Size, lost: 0, rounds: 0 }
     }
 }
 
@@ -429,12 +436,12 @@ impl Machine for MtuSearch {
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         self.at = self.at.max(arrival.at);
-        // What fits no probe is nobody's: it is not counted, as it would be for an echo.
+        // Replies that match no probe are ignored and, unlike with echoes, not counted.
         let _ = match arrival.icmp {
-            Some(icmp) if icmp.kind == IcmpKind::TooBig => self.complaint(datagram, icmp.mtu),
-            // Nobody there: the short probe will show it.
+            Some(icmp) if icmp.kind == IcmpKind::TooBig => self.icmp_error(datagram, icmp.mtu),
+            // The host may be gone: the short probes will show it.
             Some(_) => None,
-            None => self.reply(datagram, arrival),
+            None => self.reply_received(datagram, arrival),
         };
     }
 
@@ -444,28 +451,28 @@ impl Machine for MtuSearch {
         };
         probe.at = at;
         if by == TimestampSource::User {
-            self.left = self.left.wrapping_add(1);
+            self.sent_count = self.sent_count.wrapping_add(1);
             self.reports.push_back(MtuReport::Sent);
         }
-        let patience = self.patience();
-        if let Some((sequence, deadline)) = &mut self.flight
+        let reply_timeout = self.reply_timeout();
+        if let Some((sequence, deadline)) = &mut self.pending
             && SendId(u64::from(*sequence)) == id
         {
-            *deadline = at + patience;
+            *deadline = at + reply_timeout;
         }
     }
 
     fn not_sent(&mut self, id: SendId, why: NotSent) {
-        let Some(place) = self.recent.iter().position(|probe| SendId(probe.sequence.into()) == id) else {
+        let Some(index) = self.recent.iter().position(|probe| SendId(probe.sequence.into()) == id) else {
             return;
         };
-        let size = self.recent.remove(place).expect("it was found just above").size;
-        self.flight = None;
+        let size = self.recent.remove(index).expect("it was found just above").size;
+        self.pending = None;
         match why {
             NotSent::TooBig => {
                 self.reports.push_back(MtuReport::TooBig);
                 match size > self.limits.small {
-                    true => self.refused(size),
+                    true => self.rejected(size),
                     false => self.give_up(),
                 }
             }
@@ -477,16 +484,16 @@ impl Machine for MtuSearch {
         self.is_stopping = true;
     }
 
-    /// The probe that is waited for proves nothing; its size is tried again.
+    /// The probe in flight proves nothing; its size is tried again.
     fn withdraw(&mut self) {
-        self.flight = None;
+        self.pending = None;
     }
 
-    /// Its short probes show that nobody answers, and then nothing is concluded.
+    /// No effect: if the peer is away, the short probes fail and nothing is concluded.
     fn peer_leaving(&mut self, _: Timestamp) {}
 
     fn in_flight(&self) -> usize {
-        usize::from(self.flight.is_some())
+        usize::from(self.pending.is_some())
     }
 
     fn step(&mut self, now: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<MtuReport> {
@@ -494,14 +501,14 @@ impl Machine for MtuSearch {
         if self.is_stopping {
             return Step::Finished;
         }
-        if self.flight.is_some_and(|(_, deadline)| deadline <= now.drained) {
+        if self.pending.is_some_and(|(_, deadline)| deadline <= now.drained) {
             self.reports.push_back(MtuReport::Lost);
             self.decided(false);
         }
         if let Some(report) = self.reports.pop_front() {
             return Step::Report(report);
         }
-        if let Some((_, deadline)) = self.flight {
+        if let Some((_, deadline)) = self.pending {
             return Step::Wait(deadline);
         }
         let plan = self.plan(now.at);

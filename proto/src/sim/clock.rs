@@ -2,14 +2,14 @@
 
 use crate::time::{Timestamp, WallTime};
 
-/// A monotonic clock that runs too fast or too slow, and a wall clock on top of it that is stepped.
+/// A monotonic clock with a constant frequency error, and a wall clock derived from it that is stepped.
 #[derive(Debug, Clone, Default)]
 pub struct HostClock {
-    /// Parts per million that the monotonic clock runs fast.
+    /// Frequency error of the monotonic clock in parts per million; positive: it runs fast.
     pub skew_ppm: i64,
-    /// What the monotonic clock reads at true time 0, in nanoseconds.
+    /// Reading of the monotonic clock at true time 0, in nanoseconds.
     pub origin: u64,
-    /// Steps of the wall clock: true time in nanoseconds, and by how many nanoseconds. Sorted.
+    /// Steps of the wall clock: true time and size, both in nanoseconds. Sorted by time.
     pub steps: Vec<(u64, i64)>,
 }
 
@@ -17,7 +17,7 @@ pub struct HostClock {
 const EPOCH: u64 = 1_767_225_600_000_000_000;
 
 impl HostClock {
-    /// What the monotonic clock reads at a true time.
+    /// Reading of the monotonic clock at a true time.
     #[must_use]
     pub fn monotonic(&self, truth: u64) -> Timestamp {
         let drift = i128::from(truth) * i128::from(self.skew_ppm) / 1_000_000;
@@ -25,7 +25,7 @@ impl HostClock {
         Timestamp::from_nanos(u64::try_from(reading).expect("simulations last days"))
     }
 
-    /// What the wall clock reads at a true time.
+    /// Reading of the wall clock at a true time.
     #[must_use]
     pub fn wall(&self, truth: u64) -> WallTime {
         let stepped: i64 = self.steps.iter().take_while(|(at, _)| *at <= truth).map(|(_, by)| by).sum();

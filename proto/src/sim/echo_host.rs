@@ -1,4 +1,4 @@
-//! A host that answers ICMP echoes.
+//! A host that answers ICMP echo requests.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,8 +8,8 @@ use crate::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, SendId, St
 use crate::time::Timestamp;
 use crate::wire::icmp::{self, IcmpVersion};
 
-/// Answers every echo request, ours or not, with its own bytes, as kernels do (RFC 1122 section 3.2.2.6). To be put into a
-/// [`World`](super::World) whose far host [answers at once](super::Host::answers_at_once).
+/// Answers every echo request with its own bytes, as kernels do (RFC 1122 section 3.2.2.6). For a
+/// [`World`](super::World) whose responder's host has [`kernel_replies`](super::Host::kernel_replies).
 #[derive(Debug, Default)]
 pub struct EchoHost {
     replies: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -22,14 +22,15 @@ impl Machine for EchoHost {
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         let version = [IcmpVersion::V4, IcmpVersion::V6].into_iter();
-        let mut asked = version.filter(|version| datagram.starts_with(&[version.request(), 0]));
-        let Some(version) = asked.next() else { return };
+        let mut version_of = version.filter(|version| datagram.starts_with(&[version.request(), 0]));
+        let Some(version) = version_of.next() else { return };
         if version == IcmpVersion::V4 && !icmp::is_intact(datagram) {
             return;
         }
         let mut reply = datagram.to_vec();
         reply[0] = version.reply();
-        // The type is the upper half of a word: the checksum grows by what the type lost (RFC 1624). ICMPv6's is the kernel's.
+        // The type is the upper half of a word: the checksum grows by what the type loses (RFC 1624). The
+        // kernel computes the checksum of ICMPv6.
         let checksum = u16::from_be_bytes([reply[2], reply[3]]);
         let lost = u16::from(version.request().wrapping_sub(version.reply())) << 8;
         let (grown, is_over) = checksum.overflowing_add(lost);

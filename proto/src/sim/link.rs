@@ -1,38 +1,39 @@
-//! One direction of a bad link.
+//! One direction of an impaired link.
 //!
-//! The model decides what becomes of each datagram and moves none: the simulator does that in virtual time, and the lab's
-//! wire with real frames.
+//! The model decides what happens to each datagram but moves none: the simulator does that in virtual time,
+//! and the network lab with real frames.
 
 use std::f64::consts::TAU;
 
 use super::random::Random;
 
-/// What a link does to datagrams. Times in nanoseconds, shares between 0 and 1.
+/// Impairments of a link. Times in nanoseconds, shares between 0 and 1.
 ///
-/// A datagram meets the limits in this order: MTU, loss, queue, delay. What is lost takes no room in the queue.
+/// The impairments apply in this order: MTU, loss, queue, delay. Lost datagrams take no room in the queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Link {
-    /// The least delay, but for [`Jitter::Normal`].
+    /// Delay; the minimum, except with [`Jitter::Normal`].
     pub delay: u64,
-    /// What is added to the delay, datagram by datagram; more than the gap between two of them reorders them.
+    /// Random delay added to each datagram; more than the gap between two datagrams reorders them.
     pub jitter: Jitter,
-    /// Whether jitter may not reorder: a datagram then waits for the one in front of it, as in a queue.
+    /// Whether jitter does not reorder: a datagram then waits for the one before it, as in a queue.
     pub keeps_order: bool,
-    /// Share that is held back, and for how much longer than the rest: reordering without jitter.
+    /// Share of datagrams that are delayed further, and by how much: reordering without jitter.
     pub held: (f64, u64),
-    /// Which are lost.
+    /// Loss model.
     pub loss: Loss,
-    /// Share that arrives twice, each copy with its own delay.
+    /// Share of datagrams that arrive twice, each copy with its own delay.
     pub duplicates: f64,
-    /// Share that arrives with one bit changed, and whether a checksum notices.
+    /// Share of datagrams with one changed bit, and whether a checksum detects it.
     pub corruption: (f64, Corruption),
-    /// The rate at which datagrams leave, and the room to wait in.
+    /// Bottleneck: rate and queue; `None`: unlimited.
     pub queue: Option<Queue>,
-    /// The longest datagram that fits, headers included; a longer one vanishes without a word.
+    /// Length of the longest datagram that passes, including headers; longer ones are dropped silently.
+    /// `None`: unlimited.
     pub mtu: Option<usize>,
-    /// What is written over in the header.
+    /// Header fields that the link overwrites.
     pub rewrite: Rewrite,
-    memory: LinkState,
+    state: LinkState,
 }
 
 /// Random delay.
@@ -47,66 +48,66 @@ pub enum Jitter {
         /// Standard deviation.
         deviation: u64,
     },
-    /// Pareto's second kind (Lomax), which begins at 0: most are short, a few are very long. At most
-    /// [`Jitter::PARETO_MAX`].
+    /// Pareto distribution of the second kind (Lomax), which begins at 0: most delays are short, a few very
+    /// long. At most [`Jitter::PARETO_MAX`].
     Pareto {
         /// The median is `scale · (2^(1/shape) − 1)`.
         scale: u64,
-        /// The smaller, the heavier the tail; the mean is finite above 1.
+        /// Smaller values have a heavier tail; the mean is finite above 1.
         shape: f64,
     },
 }
 
-/// Which datagrams are lost.
+/// Loss model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Loss {
-    /// Each with this probability.
+    /// Each datagram with this probability.
     Random(f64),
     /// A good and a bad state, each with its own loss (Gilbert 1960, Elliott 1963).
     Bursts {
-        /// Chance to enter the bad state, for each datagram.
+        /// Probability to enter the bad state, per datagram.
         enter: f64,
-        /// Chance to leave it.
+        /// Probability to leave it, per datagram.
         leave: f64,
-        /// Share that is lost in the good state.
+        /// Loss in the good state.
         good: f64,
-        /// Share that is lost in the bad state.
+        /// Loss in the bad state.
         bad: f64,
     },
-    /// Every so manieth; 1 is all of them.
+    /// Every n-th datagram; 1: all.
     Every(u32),
-    /// Everything between two times.
+    /// All datagrams between two times.
     Blackout {
-        /// From.
+        /// Begin.
         from: u64,
-        /// To, exclusive.
+        /// End, exclusive.
         to: u64,
     },
 }
 
-/// Who notices a changed bit.
+/// Whether a changed bit is detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Corruption {
-    /// The receiving kernel, by the checksum: it drops the datagram.
+    /// By the checksum in the receiving kernel, which drops the datagram.
     Noticed,
-    /// No checksum: the application gets it.
+    /// Not detected: the application gets the datagram.
     Unnoticed,
 }
 
-/// A bottleneck: a token bucket with a drop-tail queue behind it.
+/// A bottleneck: a token bucket with a drop-tail queue.
 ///
-/// Without room it is a policer, without a burst a plain queue.
+/// Without room it is a policer; without a burst it is a plain queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Queue {
-    /// Bits per second.
+    /// Rate in bits per second.
     pub rate: u64,
     /// Bytes that may pass at once after a pause.
     pub burst: u64,
-    /// Bytes that may wait; what comes on top is dropped.
+    /// Bytes that the queue holds; further datagrams are dropped.
     pub room: u64,
 }
 
-/// Fields of the IP header that a link writes over; `None` leaves them.
+/// Fields of the IP header that a link overwrites; `None`: unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rewrite {
     /// The upper six bits of the type of service.
@@ -120,7 +121,7 @@ pub struct Rewrite {
 /// A datagram as a link sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
-    /// Its length with the IP header, in bytes.
+    /// Length in bytes, including the IP header.
     pub bytes: usize,
     /// Type of service or traffic class.
     pub tos: u8,
@@ -128,23 +129,24 @@ pub struct Packet {
     pub ttl: u8,
 }
 
-/// A copy of a datagram that comes out at the other end.
+/// A copy of a datagram that arrives at the other end.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Delivery {
-    /// When.
+    /// Time of arrival.
     pub at: u64,
-    /// Where it was changed: a place in the datagram's payload, as a share of its length, and who notices.
+    /// Position of the changed bit, as a share of the payload's length, and whether it is detected; `None`:
+    /// undamaged.
     pub damage: Option<(f64, Corruption)>,
-    /// Type of service as it comes out.
+    /// Type of service on arrival.
     pub tos: u8,
-    /// Time to live as it comes out.
+    /// Time to live on arrival.
     pub ttl: u8,
 }
 
-/// Why a datagram does not come out.
+/// Why a datagram does not arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dropped {
-    /// [`Link::loss`].
+    /// By [`Link::loss`].
     Lost,
     /// [`Link::queue`] was full.
     QueueFull,
@@ -152,33 +154,33 @@ pub enum Dropped {
     TooLong,
 }
 
-/// What a link remembers from one datagram to the next. Stays when everything else is changed while it runs.
+/// State of a link between datagrams. It is kept when the parameters change during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct LinkState {
-    /// Whether the bad state of [`Loss::Bursts`] holds.
+    /// Whether [`Loss::Bursts`] is in its bad state.
     is_bad: bool,
-    /// For [`Loss::Every`].
+    /// Counter of [`Loss::Every`].
     passed: u32,
-    /// When the bottleneck has sent what it was given, were there no burst.
+    /// Time at which the bottleneck would have sent everything if there were no burst.
     busy_until: u64,
-    /// The latest delivery, for [`Link::keeps_order`].
+    /// Latest delivery, for [`Link::keeps_order`].
     last: u64,
 }
 
 impl Delivery {
-    /// Changes the bit of the payload that the link damaged, if it did; in which byte.
+    /// Changes the damaged bit of the payload, if any, and returns the index of its byte.
     pub fn damage(&self, payload: &mut [u8]) -> Option<usize> {
-        let (place, _) = self.damage?;
+        let (position, _) = self.damage?;
         #[expect(clippy::cast_precision_loss, reason = "a datagram has below 2⁵³ bits")]
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the length")]
-        let bit = (place * (payload.len() * 8) as f64) as usize;
+        let bit = (position * (payload.len() * 8) as f64) as usize;
         *payload.get_mut(bit / 8)? ^= 1 << (bit % 8);
         Some(bit / 8)
     }
 }
 
 impl Jitter {
-    /// The longest delay that a heavy tail may add.
+    /// Maximum delay of [`Jitter::Pareto`].
     pub const PARETO_MAX: u64 = 10_000_000_000;
 
     /// Adds a random delay.
@@ -210,7 +212,7 @@ fn normal(random: &mut Random) -> f64 {
 }
 
 impl Loss {
-    /// Gilbert's model: nothing is lost in the good state, and everything in the bad one.
+    /// The Gilbert model: no loss in the good state, and total loss in the bad state.
     #[must_use]
     pub const fn gilbert(enter: f64, leave: f64) -> Self {
         Self::Bursts { enter, leave, good: 0.0, bad: 1.0 }
@@ -218,7 +220,7 @@ impl Loss {
 }
 
 impl Link {
-    /// A link that only delays.
+    /// A link with a constant delay and no other impairment.
     #[must_use]
     pub const fn perfect(delay: u64) -> Self {
         Self {
@@ -232,35 +234,35 @@ impl Link {
             queue: None,
             mtu: None,
             rewrite: Rewrite { dscp: None, ecn: None, ttl: None },
-            memory: LinkState { is_bad: false, passed: 0, busy_until: 0, last: 0 },
+            state: LinkState { is_bad: false, passed: 0, busy_until: 0, last: 0 },
         }
     }
 
-    /// From here on another link with the same past: what waits in the queue still waits.
+    /// Replaces the parameters and keeps the state: datagrams in the queue still wait.
     pub fn become_like(&mut self, other: &Self) {
-        *self = Self { memory: self.memory, ..other.clone() };
+        *self = Self { state: self.state, ..other.clone() };
     }
 
-    /// What becomes of a datagram that enters at `now`: one copy that comes out, or two.
+    /// Passes a datagram that enters at `now` and returns its one or two copies.
     ///
     /// # Errors
-    /// [`Dropped`] when none does.
+    /// [`Dropped`] if no copy arrives.
     pub fn pass(
         &mut self,
         random: &mut Random,
         now: u64,
-        parcel: Packet,
+        packet: Packet,
     ) -> Result<[Option<Delivery>; 2], Dropped> {
-        if self.mtu.is_some_and(|mtu| parcel.bytes > mtu) {
+        if self.mtu.is_some_and(|mtu| packet.bytes > mtu) {
             return Err(Dropped::TooLong);
         }
         if self.loses(random, now) {
             return Err(Dropped::Lost);
         }
-        let waits = self.wait(now, parcel.bytes as u64).ok_or(Dropped::QueueFull)?;
+        let waits = self.wait(now, packet.bytes as u64).ok_or(Dropped::QueueFull)?;
         let is_twice = random.chance(self.duplicates);
-        let first = self.deliver(random, now + waits, parcel);
-        let second = is_twice.then(|| self.deliver(random, now + waits, parcel));
+        let first = self.deliver(random, now + waits, packet);
+        let second = is_twice.then(|| self.deliver(random, now + waits, packet));
         Ok([Some(first), second])
     }
 
@@ -268,45 +270,45 @@ impl Link {
         match self.loss {
             Loss::Random(share) => random.chance(share),
             Loss::Bursts { enter, leave, good, bad } => {
-                let memory = &mut self.memory;
-                memory.is_bad = if memory.is_bad { !random.chance(leave) } else { random.chance(enter) };
-                random.chance(if memory.is_bad { bad } else { good })
+                let state = &mut self.state;
+                state.is_bad = if state.is_bad { !random.chance(leave) } else { random.chance(enter) };
+                random.chance(if state.is_bad { bad } else { good })
             }
             Loss::Every(nth) => {
-                self.memory.passed = (self.memory.passed + 1) % nth.max(1);
-                self.memory.passed == 0
+                self.state.passed = (self.state.passed + 1) % nth.max(1);
+                self.state.passed == 0
             }
             Loss::Blackout { from, to } => (from..to).contains(&now),
         }
     }
 
-    /// How long a datagram waits for its turn; `None` when there is no room to.
+    /// How long a datagram waits in the queue; `None` if the queue is full.
     fn wait(&mut self, now: u64, bytes: u64) -> Option<u64> {
         let Some(Queue { rate, burst, room }) = self.queue else { return Some(0) };
         let takes = |bytes: u64| bytes * 8 * 1_000_000_000 / rate.max(1);
-        let free_since = self.memory.busy_until.max(now.saturating_sub(takes(burst)));
+        let free_since = self.state.busy_until.max(now.saturating_sub(takes(burst)));
         let done = free_since + takes(bytes);
         let waits = done.saturating_sub(now);
         if waits > takes(room) {
             return None;
         }
-        self.memory.busy_until = done;
+        self.state.busy_until = done;
         Some(waits)
     }
 
-    fn deliver(&mut self, random: &mut Random, now: u64, parcel: Packet) -> Delivery {
+    fn deliver(&mut self, random: &mut Random, now: u64, packet: Packet) -> Delivery {
         let (share, by) = self.held;
         let held = if random.chance(share) { by } else { 0 };
         let mut at = now + held + self.jitter.add_to(self.delay, random);
         if self.keeps_order {
-            at = at.max(self.memory.last);
-            self.memory.last = at;
+            at = at.max(self.state.last);
+            self.state.last = at;
         }
         let (share, who) = self.corruption;
         let damage = random.chance(share).then(|| (random.fraction(), who));
         let Rewrite { dscp, ecn, ttl } = self.rewrite;
-        let tos = dscp.unwrap_or(parcel.tos >> 2) << 2 | ecn.unwrap_or(parcel.tos & 3);
-        Delivery { at, damage, tos, ttl: ttl.unwrap_or(parcel.ttl) }
+        let tos = dscp.unwrap_or(packet.tos >> 2) << 2 | ecn.unwrap_or(packet.tos & 3);
+        Delivery { at, damage, tos, ttl: ttl.unwrap_or(packet.ttl) }
     }
 }
 
@@ -317,7 +319,7 @@ mod tests {
     const MS: u64 = 1_000_000;
     const SMALL: Packet = Packet { bytes: 125, tos: 0, ttl: 64 };
 
-    /// What becomes of `count` datagrams, one each millisecond.
+    /// Passes `count` datagrams, one per millisecond.
     fn stream(link: &mut Link, count: u64) -> Vec<Result<[Option<Delivery>; 2], Dropped>> {
         let mut random = Random::new(1);
         (0..count).map(|index| link.pass(&mut random, index * MS, SMALL)).collect()
@@ -329,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_perfect_link_delays_and_does_nothing_else() {
+    fn perfect_link_only_delays() {
         let all = stream(&mut Link::perfect(5 * MS), 10);
         for (passed, index) in all.into_iter().zip(0..) {
             let expected = Delivery { at: (index + 5) * MS, damage: None, tos: 0, ttl: 64 };
@@ -338,14 +340,14 @@ mod tests {
     }
 
     #[test]
-    fn every_nth_is_every_nth() {
+    fn every_nth_datagram_is_lost() {
         let mut link = Link { loss: Loss::Every(4), ..Link::perfect(0) };
         let lost: Vec<bool> = stream(&mut link, 8).iter().map(Result::is_err).collect();
         assert_eq!(lost, [false, false, false, true, false, false, false, true]);
     }
 
     #[test]
-    fn shares_are_what_they_say() {
+    fn shares_of_loss_duplicates_and_damage_are_as_configured() {
         let mut link = Link {
             loss: Loss::Random(0.25),
             duplicates: 0.5,
@@ -363,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn bursts_have_the_length_and_share_of_their_chances() {
+    fn bursts_have_the_expected_length_and_share() {
         let mut link = Link { loss: Loss::gilbert(0.02, 0.2), ..Link::perfect(0) };
         let lost: Vec<bool> = stream(&mut link, 200_000).iter().map(Result::is_err).collect();
         let total = lost.iter().filter(|lost| **lost).count();
@@ -392,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_that_keeps_the_order_keeps_it() {
+    fn jitter_with_keeps_order_does_not_reorder() {
         let jitter = Jitter::Uniform(20 * MS);
         let arrivals = |keeps_order| {
             let mut link = Link { jitter, keeps_order, ..Link::perfect(0) };
@@ -405,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_back_is_overtaken() {
+    fn held_datagrams_are_delayed_further() {
         let mut link = Link { held: (0.2, 3 * MS), ..Link::perfect(MS) };
         let found = delays(&mut link, 1_000);
         let held = found.iter().filter(|delay| **delay == 4 * MS).count();
@@ -414,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_delays_by_what_stands_in_it_and_drops_what_does_not_fit() {
+    fn queue_delays_by_its_length_and_drops_when_full() {
         // One datagram of 125 bytes takes 2 ms at 500 kbit/s, and comes every millisecond; four fit.
         let queue = Some(Queue { rate: 500_000, burst: 0, room: 500 });
         let mut link = Link { queue, ..Link::perfect(0) };
@@ -429,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policer_passes_a_burst_at_once_and_then_its_rate() {
+    fn policer_passes_a_burst_and_then_its_rate() {
         let queue = Some(Queue { rate: 500_000, burst: 250, room: 0 });
         let mut link = Link { queue, ..Link::perfect(0) };
         let mut random = Random::new(1);
@@ -440,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_vanishes_and_headers_are_written_over() {
+    fn datagrams_above_the_mtu_are_dropped_and_headers_overwritten() {
         let rewrite = Rewrite { dscp: Some(10), ecn: None, ttl: Some(7) };
         let mut link = Link { mtu: Some(1_400), rewrite, ..Link::perfect(0) };
         let mut random = Random::new(1);
@@ -452,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_changes_keeps_what_waits() {
+    fn changed_link_keeps_its_queue() {
         let queue = Some(Queue { rate: 1_000_000, burst: 0, room: 10_000 });
         let mut link = Link { queue, ..Link::perfect(0) };
         let mut random = Random::new(1);

@@ -1,7 +1,7 @@
-//! A world whose truth is known: virtual clocks that drift and step, links that lose, delay, reorder, duplicate and
-//! corrupt, drivers that wake late, and a ledger of what truly happened.
+//! A simulator with known ground truth: virtual clocks that drift and step, links that lose, delay, reorder,
+//! duplicate and corrupt datagrams, drivers that wake late, and a ledger of the true events.
 //!
-//! Everything follows from a seed. Simulated minutes take milliseconds.
+//! A run is determined by its seed. Simulated minutes take milliseconds.
 
 mod clock;
 mod echo_host;

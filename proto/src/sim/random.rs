@@ -1,15 +1,15 @@
-//! Reproducible randomness.
+//! Reproducible random numbers.
 
 use crate::schedule::mix;
 
-/// A stream of numbers that follows from its seed (SplitMix64).
+/// A sequence of random numbers that is determined by its seed (SplitMix64).
 #[derive(Debug, Clone)]
 pub struct Random {
     state: u64,
 }
 
 impl Random {
-    /// The stream of `seed`.
+    /// The sequence of `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self { state: mix(seed) }
@@ -26,12 +26,12 @@ impl Random {
         if bound == 0 { 0 } else { self.draw() % bound }
     }
 
-    /// Uniform between both, inclusive.
+    /// Uniform in `least..=most`.
     pub fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.below(most - least + 1)
     }
 
-    /// One of these; at least one is given.
+    /// A random element of `from`, which must not be empty.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         let index = usize::try_from(self.below(from.len() as u64)).expect("below a length");
         from[index]

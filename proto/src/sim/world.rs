@@ -1,4 +1,4 @@
-//! Two hosts, a link, and drivers that behave as real ones do.
+//! Two hosts, a link in each direction, and drivers that behave as real ones do.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -16,14 +16,14 @@ use crate::machine::{
 use crate::time::{Timeline, Timestamp, WallTime};
 use crate::wire::{stamp, tlv};
 
-/// How a simulated process is scheduled. Times in nanoseconds.
+/// Scheduling of a simulated process. Times in nanoseconds.
 #[derive(Debug, Clone)]
 pub struct Scheduling {
-    /// It wakes up to this much later than it asked.
+    /// Maximum delay of a wake-up.
     pub latency: u64,
-    /// It reads its sockets at least this often while replies or transmit timestamps are outstanding.
+    /// Interval at which it reads its sockets while replies or transmit timestamps are outstanding.
     pub tick: u64,
-    /// It does not run between these true times: SIGSTOP, or a busy host.
+    /// True times between which it does not run: SIGSTOP, or a busy host.
     pub stalls: Vec<(u64, u64)>,
 }
 
@@ -38,53 +38,96 @@ impl Default for Scheduling {
 pub struct Host {
     /// Its clocks.
     pub clock: HostClock,
-    /// How its process runs.
-    pub pace: Scheduling,
-    /// Datagrams that its socket holds; more are dropped and counted. 0: any number.
+    /// Scheduling of its process.
+    pub scheduling: Scheduling,
+    /// Number of datagrams that its socket can hold; more are dropped and counted. 0: unlimited.
     pub queue: usize,
-    /// Share of transmit stamps that the kernel never delivers.
+    /// Share of transmit timestamps that the kernel never delivers.
     pub timestamps_lost: f64,
-    /// The others can be read up to this many nanoseconds after the datagram left, in the order of the datagrams.
+    /// The other timestamps can be read up to this many nanoseconds after the datagram left, in the order of
+    /// the datagrams.
     pub timestamps_late: u64,
     /// Share of sends that the kernel refuses.
     pub refuses: f64,
-    /// Whether its kernel answers, at once, and no process: then what it takes is the network's, and it drops nothing.
-    pub answers_at_once: bool,
+    /// Whether the kernel replies, immediately and without a process: its turnaround then counts for the
+    /// network, and it drops nothing.
+    pub kernel_replies: bool,
 }
 
-/// What can stand at the far end of a link: a machine that reports [`ResponderReport::Answered`] for each request that
-/// it answered.
+/// A machine that can be the responder of a [`World`]. It must report [`ResponderReport::Answered`] for each
+/// request that it answered.
 pub trait SimResponder: Machine<Report = ResponderReport> {}
 
 impl<M: Machine<Report = ResponderReport>> SimResponder for M {}
 
-/// A prober on one host, a responder on the other, and a link each way.
+/// A simulation of a prober on one host, a responder on another, and a link in each direction.
+///
+/// # Examples
+///
+/// Measures a path that loses 10 % of the requests, and compares the verdicts with the ledger:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pathmeter_proto::admission::Policy;
+/// use pathmeter_proto::dscp::Dscp;
+/// use pathmeter_proto::echo::{EchoSpec, Prober, Quirks, StampResponder, WireFormat};
+/// use pathmeter_proto::sim::{Loss, World};
+///
+/// let (late_after, lost_after) = (Duration::from_secs(1), Duration::from_secs(3));
+/// let mut world = World::new(7);
+/// world.forward.loss = Loss::Random(0.1);
+/// let spec = EchoSpec {
+///     to: World::responder_address(),
+///     wire: WireFormat::Stamp { keys: None, quirks: Quirks::default() },
+///     interval: Duration::from_millis(100),
+///     ssids: vec![1],
+///     size: None,
+///     dscp: Dscp::DEFAULT,
+///     late_after,
+///     lost_after,
+///     tx_timestamps: true,
+///     count: Some(1_000),
+///     seed: 7,
+/// };
+/// let policy = Policy { open: true, rate: 1_000, rate_per_source: 1_000, ..Policy::default() };
+/// let mut prober = Prober::new(spec, world.start());
+/// let mut responder = StampResponder::new(policy, None, 16);
+///
+/// // At most ten minutes of true time.
+/// let (counts, ledger) = world.run(&mut prober, &mut responder, 600_000_000_000);
+/// assert_eq!(counts.sent, 1_000);
+/// assert!((50..150).contains(&counts.lost()));
+/// // No round trip may differ from the truth by a nanosecond.
+/// assert_eq!(ledger.compare(&counts, late_after, lost_after, |_, _| 0), Ok(()));
+/// ```
 #[derive(Debug)]
 pub struct World {
     /// The prober's host.
-    pub here: Host,
+    pub prober_host: Host,
     /// The responder's host.
-    pub there: Host,
-    /// From prober to responder.
+    pub responder_host: Host,
+    /// The link from prober to responder.
     pub forward: Link,
-    /// From responder to prober.
+    /// The link from responder to prober.
     pub reverse: Link,
-    /// The share of what the forward link drops of which a router tells the prober, and what it says.
-    pub complaints: (f64, IcmpKind),
+    /// Share of the datagrams dropped by the forward link that a router reports with an ICMP error, and the
+    /// kind of error.
+    pub icmp_errors: (f64, IcmpKind),
     random: Random,
     ledger: Ledger,
-    tally: Counts,
+    counts: Counts,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: BTreeMap<u64, WorldEvent>,
     next_event: u64,
 }
 
-/// The prober's address; the port does not matter.
-const HERE: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
-/// A router between them.
+/// Address of the prober; the port does not matter.
+const PROBER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
+/// Address of a router between them.
 const ROUTER: [u8; 4] = [192, 0, 2, 9];
-/// The responder's address.
-const THERE: ([u8; 4], u16) = ([192, 0, 2, 2], 862);
+/// Address of the responder.
+const RESPONDER: ([u8; 4], u16) = ([192, 0, 2, 2], 862);
 
 #[derive(Debug)]
 enum WorldEvent {
@@ -105,10 +148,10 @@ enum WorldEvent {
         is_damaged: bool,
         tos: u8,
         ttl: u8,
-        /// When it left the responder, in true nanoseconds.
+        /// Time at which it left the responder, in true nanoseconds.
         left: u64,
     },
-    Complaint {
+    IcmpError {
         quoted: Vec<u8>,
         id: (u8, u64),
     },
@@ -117,7 +160,7 @@ enum WorldEvent {
 #[derive(Debug)]
 struct QueuedDatagram {
     bytes: Vec<u8>,
-    /// When it arrived, in true nanoseconds.
+    /// Time of arrival, in true nanoseconds.
     arrived: u64,
     timestamp: WallTime,
     id: (u8, u64),
@@ -125,7 +168,7 @@ struct QueuedDatagram {
     tos: u8,
     ttl: u8,
     is_damaged: bool,
-    /// What a router says of it, if it is the quotation of a datagram.
+    /// Kind of the ICMP error, if the bytes are a quoted datagram.
     icmp: Option<IcmpKind>,
 }
 
@@ -136,19 +179,19 @@ impl QueuedDatagram {
     }
 }
 
-/// A transmit stamp on its way to the error queue.
+/// A transmit timestamp on its way to the error queue.
 #[derive(Debug)]
 struct PendingTimestamp {
     id: SendId,
     datagram: (u8, u64),
-    /// When the datagram was handed over.
-    handed: Timestamp,
+    /// Time at which the datagram was passed to the kernel.
+    passed_at: Timestamp,
     timestamp: WallTime,
-    /// When it can be read, in true nanoseconds.
+    /// Time from which it can be read, in true nanoseconds.
     visible: u64,
 }
 
-/// One simulated process: a machine with its driver's state.
+/// Driver state of one simulated process.
 #[derive(Debug)]
 struct Process {
     timeline: Timeline,
@@ -158,7 +201,7 @@ struct Process {
     checked: Timestamp,
     waiting: VecDeque<QueuedDatagram>,
     timestamps: VecDeque<PendingTimestamp>,
-    wakes_at: u64,
+    wake_at: u64,
 }
 
 impl Process {
@@ -172,7 +215,7 @@ impl Process {
             checked: at,
             waiting: VecDeque::new(),
             timestamps: VecDeque::new(),
-            wakes_at: u64::MAX,
+            wake_at: u64::MAX,
         }
     }
 
@@ -180,11 +223,11 @@ impl Process {
         Now { at: clock.monotonic(truth), drained: self.drained, wall: self.timeline.offset() }
     }
 
-    fn look_at_the_clocks(&mut self, clock: &HostClock, truth: u64) {
+    fn read_clocks(&mut self, clock: &HostClock, truth: u64) {
         self.timeline.observe(clock.monotonic(truth), clock.wall(truth), Duration::ZERO);
     }
 
-    fn note_drops(&mut self, now: Timestamp) {
+    fn record_drops(&mut self, now: Timestamp) {
         let count = std::mem::take(&mut self.dropped);
         self.drops.add(0, self.checked, now, count);
         self.checked = now;
@@ -192,55 +235,55 @@ impl Process {
 }
 
 impl World {
-    /// Two hosts with good clocks and perfect links of 10 ms each way.
+    /// Two hosts with perfect clocks, and perfect links of 10 ms in each direction.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
-            here: Host {
+            prober_host: Host {
                 clock: HostClock { origin: 5_000_000_000, ..HostClock::default() },
                 timestamps_late: 3_000_000,
                 ..Host::default()
             },
-            there: Host {
+            responder_host: Host {
                 clock: HostClock { origin: 77_000_000_000, ..HostClock::default() },
                 ..Host::default()
             },
             forward: Link::perfect(10_000_000),
             reverse: Link::perfect(10_000_000),
-            complaints: (0.0, IcmpKind::Unreachable),
+            icmp_errors: (0.0, IcmpKind::Unreachable),
             random: Random::new(seed),
             ledger: Ledger::default(),
-            tally: Counts::default(),
+            counts: Counts::default(),
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             next_event: 0,
         }
     }
 
-    /// The responder's address, for the prober's [`crate::echo::EchoSpec`].
+    /// Address of the responder, for the prober's [`crate::echo::EchoSpec`].
     #[must_use]
     pub fn responder_address() -> SocketAddr {
-        THERE.into()
+        RESPONDER.into()
     }
 
-    /// The prober's clock at true time 0, for [`Prober::new`].
+    /// The prober's monotonic clock at true time 0, for [`Prober::new`].
     #[must_use]
     pub fn start(&self) -> Timestamp {
-        self.here.clock.monotonic(0)
+        self.prober_host.clock.monotonic(0)
     }
 
-    /// Runs until the prober has finished or `until`, in true nanoseconds; whatever is then in flight is withdrawn.
-    /// Returns what was reported and what was true.
+    /// Runs until the prober has finished or until `until`, in true nanoseconds; datagrams then in flight are
+    /// withdrawn. Returns the counts of the prober's reports and the ledger of the true events.
     ///
-    /// Anything can answer that says so: one of ours ([`crate::echo::StampResponder`]), or somebody else's.
+    /// The responder can be pathmeter's [`StampResponder`](crate::echo::StampResponder) or any other machine.
     pub fn run(
         mut self,
         prober: &mut Prober,
         responder: &mut impl SimResponder,
         until: u64,
     ) -> (Counts, Ledger) {
-        let mut here = Process::new(&self.here.clock);
-        let mut there = Process::new(&self.there.clock);
+        let mut prober_process = Process::new(&self.prober_host.clock);
+        let mut responder_process = Process::new(&self.responder_host.clock);
         self.schedule(0, WorldEvent::ProberWakes);
         while let Some(Reverse((truth, number))) = self.queue.pop() {
             let event = self.events.remove(&number).expect("every entry has its event");
@@ -248,59 +291,65 @@ impl World {
                 break;
             }
             match event {
-                WorldEvent::ProberWakes if truth == here.wakes_at || here.wakes_at == u64::MAX => {
-                    if self.prober_runs(prober, &mut here, truth) {
+                WorldEvent::ProberWakes
+                    if truth == prober_process.wake_at || prober_process.wake_at == u64::MAX =>
+                {
+                    if self.run_prober(prober, &mut prober_process, truth) {
                         break;
                     }
                 }
                 WorldEvent::ProberWakes => {}
-                WorldEvent::ResponderWakes => self.responder_runs(responder, &mut there, truth),
-                WorldEvent::Request { bytes, id, flow, tos, ttl } if self.there.answers_at_once => {
+                WorldEvent::ResponderWakes => self.run_responder(responder, &mut responder_process, truth),
+                WorldEvent::Request { bytes, id, flow, tos, ttl } if self.responder_host.kernel_replies => {
                     let request = QueuedDatagram {
                         flow,
                         tos,
                         ttl,
-                        ..QueuedDatagram::new(bytes, id, truth, &self.there.clock)
+                        ..QueuedDatagram::new(bytes, id, truth, &self.responder_host.clock)
                     };
-                    let at = self.there.clock.monotonic(truth);
-                    self.respond(responder, &mut there, truth, &request, at);
+                    let at = self.responder_host.clock.monotonic(truth);
+                    self.respond(responder, &mut responder_process, truth, &request, at);
                 }
                 WorldEvent::Request { bytes, id, flow, tos, ttl } => {
-                    if self.there.queue > 0 && there.waiting.len() >= self.there.queue {
-                        there.dropped += 1;
+                    if self.responder_host.queue > 0
+                        && responder_process.waiting.len() >= self.responder_host.queue
+                    {
+                        responder_process.dropped += 1;
                         self.ledger.dropped_at_responder += 1;
                         continue;
                     }
-                    let request = QueuedDatagram::new(bytes, id, truth, &self.there.clock);
-                    there.waiting.push_back(QueuedDatagram { flow, tos, ttl, ..request });
-                    let wakes = self.wakes(&self.there.pace.clone(), truth);
+                    let request = QueuedDatagram::new(bytes, id, truth, &self.responder_host.clock);
+                    responder_process.waiting.push_back(QueuedDatagram { flow, tos, ttl, ..request });
+                    let wakes = self.wake_time(&self.responder_host.scheduling.clone(), truth);
                     self.schedule(wakes, WorldEvent::ResponderWakes);
                 }
                 WorldEvent::Reply { bytes, id, turnaround, flow, is_damaged, tos, ttl, left } => {
-                    if self.here.queue > 0 && here.waiting.len() >= self.here.queue {
-                        here.dropped += 1;
+                    if self.prober_host.queue > 0 && prober_process.waiting.len() >= self.prober_host.queue {
+                        prober_process.dropped += 1;
                         self.ledger.dropped_at_prober += 1;
                         continue;
                     }
                     if is_damaged {
                         self.ledger.corrupted_replies += 1;
                     } else {
-                        let at = (self.here.clock.monotonic(truth), truth);
+                        let at = (self.prober_host.clock.monotonic(truth), truth);
                         self.ledger.reached_prober(id, at, turnaround, left);
                     }
-                    let reply = QueuedDatagram::new(bytes, id, truth, &self.here.clock);
-                    here.waiting.push_back(QueuedDatagram { flow, tos, ttl, is_damaged, ..reply });
+                    let reply = QueuedDatagram::new(bytes, id, truth, &self.prober_host.clock);
+                    prober_process.waiting.push_back(QueuedDatagram { flow, tos, ttl, is_damaged, ..reply });
                 }
-                WorldEvent::Complaint { quoted, id } => {
-                    let error = QueuedDatagram::new(quoted, id, truth, &self.here.clock);
-                    here.waiting.push_back(QueuedDatagram { icmp: Some(self.complaints.1), ..error });
+                WorldEvent::IcmpError { quoted, id } => {
+                    let error = QueuedDatagram::new(quoted, id, truth, &self.prober_host.clock);
+                    prober_process
+                        .waiting
+                        .push_back(QueuedDatagram { icmp: Some(self.icmp_errors.1), ..error });
                 }
             }
         }
         prober.withdraw();
-        self.drive(prober, &mut here, until);
-        self.tally.ipdv.sort_unstable();
-        (self.tally, self.ledger)
+        self.drive(prober, &mut prober_process, until);
+        self.counts.ipdv.sort_unstable();
+        (self.counts, self.ledger)
     }
 
     fn schedule(&mut self, at: u64, event: WorldEvent) {
@@ -309,36 +358,36 @@ impl World {
         self.next_event += 1;
     }
 
-    fn wakes(&mut self, pace: &Scheduling, asked: u64) -> u64 {
-        let at = asked + self.random.below(pace.latency + 1);
-        pace.stalls.iter().find(|(from, to)| (*from..*to).contains(&at)).map_or(at, |(_, to)| *to)
+    fn wake_time(&mut self, scheduling: &Scheduling, asked: u64) -> u64 {
+        let at = asked + self.random.below(scheduling.latency + 1);
+        scheduling.stalls.iter().find(|(from, to)| (*from..*to).contains(&at)).map_or(at, |(_, to)| *to)
     }
 
-    fn prober_runs(&mut self, prober: &mut Prober, here: &mut Process, truth: u64) -> bool {
-        let clock = self.here.clock.clone();
-        here.look_at_the_clocks(&clock, truth);
+    fn run_prober(&mut self, prober: &mut Prober, prober_process: &mut Process, truth: u64) -> bool {
+        let clock = self.prober_host.clock.clone();
+        prober_process.read_clocks(&clock, truth);
         let now = clock.monotonic(truth);
-        let (from, address) = (here.drained, SocketAddr::from(THERE));
-        while here.timestamps.front().is_some_and(|timestamp| timestamp.visible <= truth) {
-            let Some(timestamp) = here.timestamps.pop_front() else { break };
-            let left = here.timeline.place(timestamp.timestamp, timestamp.handed, now);
+        let (from, address) = (prober_process.drained, SocketAddr::from(RESPONDER));
+        while prober_process.timestamps.front().is_some_and(|timestamp| timestamp.visible <= truth) {
+            let Some(timestamp) = prober_process.timestamps.pop_front() else { break };
+            let left = prober_process.timeline.place(timestamp.timestamp, timestamp.passed_at, now);
             prober.sent(timestamp.id, left, TimestampSource::Kernel);
             self.ledger.timestamped(timestamp.datagram, now);
-            self.drive(prober, here, truth);
+            self.drive(prober, prober_process, truth);
         }
-        while let Some(waiting) = here.waiting.pop_front() {
+        while let Some(waiting) = prober_process.waiting.pop_front() {
             let icmp = waiting.icmp.map(|kind| IcmpError { router: ROUTER.into(), kind, mtu: None });
-            let arrived = self.here.clock.monotonic(waiting.arrived);
+            let arrived = self.prober_host.clock.monotonic(waiting.arrived);
             match waiting.icmp {
                 Some(IcmpKind::PortUnreachable | IcmpKind::Other) => {}
                 Some(
                     IcmpKind::Unreachable | IcmpKind::Prohibited | IcmpKind::TooBig | IcmpKind::TtlExceeded,
-                ) => self.ledger.refused(waiting.id, arrived),
+                ) => self.ledger.dropped_by_router(waiting.id, arrived),
                 None if waiting.is_damaged => {}
-                None => self.ledger.handed(waiting.id, now),
+                None => self.ledger.delivered(waiting.id, now),
             }
             let arrival = Arrival {
-                at: here.timeline.place(waiting.timestamp, from, now),
+                at: prober_process.timeline.place(waiting.timestamp, from, now),
                 by: TimestampSource::Kernel,
                 from: address,
                 to: None,
@@ -348,31 +397,31 @@ impl World {
                 icmp,
             };
             prober.received(&waiting.bytes, &arrival);
-            self.drive(prober, here, truth);
+            self.drive(prober, prober_process, truth);
         }
-        here.note_drops(now);
-        here.drained = now;
-        let Some(next) = self.drive(prober, here, truth) else { return true };
+        prober_process.record_drops(now);
+        prober_process.drained = now;
+        let Some(next) = self.drive(prober, prober_process, truth) else { return true };
         let asked = clock.truth(next).max(truth + 1);
-        let is_awaited = prober.in_flight() > 0 || !here.timestamps.is_empty();
-        let tick = if is_awaited { truth + self.here.pace.tick } else { u64::MAX };
-        let wakes = self.wakes(&self.here.pace.clone(), asked.min(tick));
-        here.wakes_at = wakes;
+        let is_awaited = prober.in_flight() > 0 || !prober_process.timestamps.is_empty();
+        let tick = if is_awaited { truth + self.prober_host.scheduling.tick } else { u64::MAX };
+        let wakes = self.wake_time(&self.prober_host.scheduling.clone(), asked.min(tick));
+        prober_process.wake_at = wakes;
         self.schedule(wakes, WorldEvent::ProberWakes);
         false
     }
 
-    /// Steps until there is nothing to do; the next deadline, or `None` when the prober has finished.
-    fn drive(&mut self, prober: &mut Prober, here: &mut Process, truth: u64) -> Option<Timestamp> {
+    /// Steps until the prober waits. Returns its deadline, or `None` if it has finished.
+    fn drive(&mut self, prober: &mut Prober, prober_process: &mut Process, truth: u64) -> Option<Timestamp> {
         let mut sends: Vec<(Send, Vec<u8>)> = Vec::new();
         let end = loop {
-            let now = here.now(&self.here.clock, truth);
+            let now = prober_process.now(&self.prober_host.clock, truth);
             let mut arena = Vec::new();
-            match prober.step(now, &mut here.drops, &mut arena) {
+            match prober.step(now, &mut prober_process.drops, &mut arena) {
                 Step::Send(send) => sends.push((send, arena)),
-                Step::Report(report) => self.tally.add(&report, now.at),
+                Step::Report(report) => self.counts.add(&report, now.at),
                 Step::Wait(next) => {
-                    assert!(next > now.drained, "it waits for what is past");
+                    assert!(next > now.drained, "the deadline is in the future");
                     break Some(next);
                 }
                 Step::Finished => break None,
@@ -380,39 +429,46 @@ impl World {
         };
         let had_sends = !sends.is_empty();
         for (send, bytes) in sends {
-            self.leave(prober, here, truth, &send, bytes);
+            self.transmit(prober, prober_process, truth, &send, bytes);
         }
-        if had_sends { self.drive(prober, here, truth) } else { end }
+        if had_sends { self.drive(prober, prober_process, truth) } else { end }
     }
 
-    fn leave(&mut self, prober: &mut Prober, here: &mut Process, truth: u64, send: &Send, bytes: Vec<u8>) {
-        let at = self.here.clock.monotonic(truth);
-        if self.random.chance(self.here.refuses) {
+    fn transmit(
+        &mut self,
+        prober: &mut Prober,
+        prober_process: &mut Process,
+        truth: u64,
+        send: &Send,
+        bytes: Vec<u8>,
+    ) {
+        let at = self.prober_host.clock.monotonic(truth);
+        if self.random.chance(self.prober_host.refuses) {
             prober.not_sent(send.id, NotSent::Permission);
             return;
         }
         prober.sent(send.id, at, TimestampSource::User);
         let left = truth + self.random.between(1, HANDOVER_MAX);
         let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
-        if !self.random.chance(self.here.timestamps_lost) {
-            let visible = left + self.random.below(self.here.timestamps_late);
-            here.timestamps.push_back(PendingTimestamp {
+        if !self.random.chance(self.prober_host.timestamps_lost) {
+            let visible = left + self.random.below(self.prober_host.timestamps_late);
+            prober_process.timestamps.push_back(PendingTimestamp {
                 id: send.id,
                 datagram: id,
-                handed: at,
-                timestamp: self.here.clock.wall(left),
+                passed_at: at,
+                timestamp: self.prober_host.clock.wall(left),
                 visible,
             });
         }
         let mut extensions = tlv::walk(&bytes, stamp::guess_mode(&bytes).base_bytes());
         let asks_for_report = extensions.any(|found| found.kind == tlv::SESSION);
-        self.ledger.left(id, self.here.clock.monotonic(left), left, asks_for_report);
-        let passed = self.forward.pass(&mut self.random, left, parcel(&bytes, send));
-        if passed.is_err() && self.complaints.0 > 0.0 && self.random.chance(self.complaints.0) {
+        self.ledger.left(id, self.prober_host.clock.monotonic(left), left, asks_for_report);
+        let passed = self.forward.pass(&mut self.random, left, packet(&bytes, send));
+        if passed.is_err() && self.icmp_errors.0 > 0.0 && self.random.chance(self.icmp_errors.0) {
             // As much as a router quotes.
             let quoted = bytes[..bytes.len().min(548)].to_vec();
             let at = left + self.random.between(1, 2 * self.forward.delay + 1);
-            self.schedule(at, WorldEvent::Complaint { quoted, id });
+            self.schedule(at, WorldEvent::IcmpError { quoted, id });
         }
         for delivery in received(passed) {
             let bytes = damaged(&bytes, &delivery);
@@ -421,36 +477,41 @@ impl World {
         }
     }
 
-    fn responder_runs(&mut self, responder: &mut impl SimResponder, there: &mut Process, truth: u64) {
-        let clock = self.there.clock.clone();
-        there.look_at_the_clocks(&clock, truth);
+    fn run_responder(
+        &mut self,
+        responder: &mut impl SimResponder,
+        responder_process: &mut Process,
+        truth: u64,
+    ) {
+        let clock = self.responder_host.clock.clone();
+        responder_process.read_clocks(&clock, truth);
         let now = clock.monotonic(truth);
-        // Answering takes time: each reply leaves a little later than the one before it.
+        // Replies take time: each leaves a little later than the one before.
         let mut busy = truth;
-        let from = there.drained;
-        there.note_drops(now);
-        while let Some(waiting) = there.waiting.pop_front() {
+        let from = responder_process.drained;
+        responder_process.record_drops(now);
+        while let Some(waiting) = responder_process.waiting.pop_front() {
             busy += self.random.between(500, 5_000);
-            let received_at = there.timeline.place(waiting.timestamp, from, now);
-            self.respond(responder, there, busy, &waiting, received_at);
+            let received_at = responder_process.timeline.place(waiting.timestamp, from, now);
+            self.respond(responder, responder_process, busy, &waiting, received_at);
         }
-        there.drained = clock.monotonic(truth);
+        responder_process.drained = clock.monotonic(truth);
     }
 
-    /// Hands a request to the responder, which received it at `received_at` and answers at `truth`.
+    /// Passes a request to the responder, which received it at `received_at` and answers at `truth`.
     fn respond(
         &mut self,
         responder: &mut impl SimResponder,
-        there: &mut Process,
+        responder_process: &mut Process,
         truth: u64,
         request: &QueuedDatagram,
         received_at: Timestamp,
     ) {
-        let clock = self.there.clock.clone();
+        let clock = self.responder_host.clock.clone();
         let arrival = Arrival {
             at: received_at,
             by: TimestampSource::Kernel,
-            from: (HERE.0, HERE.1 + u16::from(request.flow)).into(),
+            from: (PROBER.0, PROBER.1 + u16::from(request.flow)).into(),
             to: None,
             flow: 0,
             ttl: Some(request.ttl),
@@ -460,11 +521,11 @@ impl World {
         responder.received(&request.bytes, &arrival);
         loop {
             let mut arena = Vec::new();
-            let now = there.now(&clock, truth);
-            match responder.step(now, &mut there.drops, &mut arena) {
+            let now = responder_process.now(&clock, truth);
+            match responder.step(now, &mut responder_process.drops, &mut arena) {
                 Step::Send(send) => {
                     let turnaround = (clock.monotonic(truth).since(received_at), truth - request.arrived);
-                    self.answer(responder, &clock, truth, &send, &arena, request, turnaround);
+                    self.transmit_reply(responder, &clock, truth, &send, &arena, request, turnaround);
                 }
                 Step::Report(ResponderReport::Answered) => {
                     self.ledger.reached_responder(request.id, truth);
@@ -476,7 +537,7 @@ impl World {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one caller, and a struct would have one use")]
-    fn answer(
+    fn transmit_reply(
         &mut self,
         responder: &mut impl SimResponder,
         clock: &HostClock,
@@ -491,9 +552,9 @@ impl World {
         if send.timestamp {
             responder.sent(send.id, clock.monotonic(left), TimestampSource::Kernel);
         }
-        // T3 is written before the reply reaches the wire; that much is the network's in what is reported.
-        let parcel = parcel(bytes, send);
-        for delivery in received(self.reverse.pass(&mut self.random, left, parcel)) {
+        // T3 is written before the reply reaches the wire; the difference counts for the network.
+        let packet = packet(bytes, send);
+        for delivery in received(self.reverse.pass(&mut self.random, left, packet)) {
             let event = WorldEvent::Reply {
                 bytes: damaged(bytes, &delivery),
                 id: waiting.id,
@@ -509,14 +570,14 @@ impl World {
     }
 }
 
-/// How long the headers of a datagram are: IPv4 and UDP.
+/// Length of the headers of a datagram: IPv4 and UDP.
 const HEADER_BYTES: usize = 28;
 
-fn parcel(bytes: &[u8], send: &Send) -> Packet {
+fn packet(bytes: &[u8], send: &Send) -> Packet {
     Packet { bytes: bytes.len() + HEADER_BYTES, tos: send.tos, ttl: send.ttl }
 }
 
-/// Copies that a socket gets: the kernel drops those whose checksum shows the damage.
+/// Copies that reach the socket: the kernel drops those with a wrong checksum.
 fn received<E>(passed: Result<[Option<Delivery>; 2], E>) -> impl Iterator<Item = Delivery> {
     let copies = passed.ok().into_iter().flatten().flatten();
     copies.filter(|copy| !matches!(copy.damage, Some((_, Corruption::Noticed))))

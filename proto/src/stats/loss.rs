@@ -1,10 +1,10 @@
-//! Whether a flow loses datagrams of late.
+//! Detection of flows with recent loss.
 
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// Losses among the decided datagrams of the last one to two windows.
+/// Loss counts over the last one to two windows.
 #[derive(Debug, Clone, Copy)]
 pub struct RecentLoss {
     since: Timestamp,
@@ -19,17 +19,17 @@ struct LossCounts {
 }
 
 impl RecentLoss {
-    /// Length of a window. Chosen: 30 s, so that a flow that turned bad shows within a scrape or two and one that
-    /// recovered is forgiven within a minute.
+    /// Length of a window. Chosen: 30 s, so that loss on a flow shows within one or two scrapes and a flow
+    /// that has recovered is no longer lossy after a minute.
     pub const WINDOW: Duration = Duration::from_secs(30);
 
-    /// Nothing decided yet.
+    /// An estimator without any datagrams.
     #[must_use]
     pub fn new(at: Timestamp) -> Self {
         Self { since: at, current: LossCounts::default(), previous: LossCounts::default() }
     }
 
-    /// Takes one decided datagram.
+    /// Adds the verdict of one datagram at `at`.
     pub fn add(&mut self, at: Timestamp, is_lost: bool) {
         if at.since(self.since) >= Self::WINDOW {
             self.previous = std::mem::take(&mut self.current);
@@ -39,7 +39,7 @@ impl RecentLoss {
         self.current.lost = self.current.lost.saturating_add(u32::from(is_lost));
     }
 
-    /// At least two losses, and at least 1 % of what was decided: one loss is no pattern.
+    /// Whether at least two datagrams and at least 1 % of all were lost; a single loss is not enough.
     #[must_use]
     pub fn is_lossy(&self) -> bool {
         let lost = u64::from(self.current.lost) + u64::from(self.previous.lost);
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flow_is_lossy_from_the_second_loss_until_it_has_been_clean_for_two_windows() {
+    fn flow_is_lossy_from_the_second_loss_until_two_windows_without_loss() {
         let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
         let mut loss = RecentLoss::new(at(0));
         loss.add(at(1), true);
@@ -71,7 +71,7 @@ mod tests {
         let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
         for (decided, is_lossy) in [(200, true), (201, false)] {
             let mut loss = RecentLoss::new(at(0));
-            // Half of them are decided in the window before.
+            // Half of them are in the previous window.
             for number in 0..decided {
                 let time = if number < decided / 2 { 1 } else { 31 };
                 loss.add(at(time), number == 0 || number == decided - 1);

@@ -1,10 +1,11 @@
-//! The smallest value of late.
+//! The recent minimum of a series.
 
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// The minimum over the last one to two windows: a path that became longer is believed after two windows at most.
+/// The minimum over the last one to two windows. When all values become larger, the minimum follows within
+/// two windows.
 #[derive(Debug, Clone, Copy)]
 pub struct WindowedMinimum {
     since: Timestamp,
@@ -13,20 +14,21 @@ pub struct WindowedMinimum {
 }
 
 impl WindowedMinimum {
-    /// Length of a window. Chosen: 60 s, several times what queues stand, a fraction of what routes stand.
+    /// Length of a window. Chosen: 60 s, several times the life of a queue and a fraction of the life of a
+    /// route.
     pub const WINDOW: Duration = Duration::from_secs(60);
 
-    /// An empty one.
+    /// A minimum without values.
     #[must_use]
     pub fn new(at: Timestamp) -> Self {
         Self { since: at, current: None, previous: None }
     }
 
-    /// Takes a value and returns the minimum that includes it.
+    /// Adds a value and returns the minimum including it.
     pub fn add(&mut self, at: Timestamp, value: Duration) -> Duration {
         if at.since(self.since) >= Self::WINDOW {
-            let fresh = at.since(self.since) < 2 * Self::WINDOW;
-            self.previous = self.current.filter(|_| fresh);
+            let is_recent = at.since(self.since) < 2 * Self::WINDOW;
+            self.previous = self.current.filter(|_| is_recent);
             self.current = None;
             self.since = at;
         }
@@ -41,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_longer_path_is_believed_after_two_windows() {
+    fn minimum_follows_a_longer_path_within_two_windows() {
         let mut minimum = WindowedMinimum::new(Timestamp::from_nanos(0));
         let ms = Duration::from_millis;
         let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
@@ -53,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn window_ends_after_a_minute_and_the_one_before_is_forgotten_after_two() {
+    fn value_is_discarded_after_one_to_two_windows() {
         let ms = Duration::from_millis;
         let minute = 60_000_000_000;
         let least = |second: u64, third: u64| {

@@ -1,43 +1,44 @@
-//! What arrived, from sequence numbers alone.
+//! Arrival record of a session, from sequence numbers alone.
 
-/// The record of one session's arrivals, on 32-bit sequence numbers that may wrap.
+/// Arrival record of one session, with 32-bit sequence numbers that may wrap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReceivedSequences {
-    /// The first sequence number that arrived. About lower ones a clear bit says nothing.
+    /// The first sequence number that arrived. For lower ones, a clear bit does not mean that they are
+    /// missing.
     pub first: u32,
-    /// The highest so far.
+    /// The highest sequence number that arrived.
     pub highest: u32,
-    /// Bit `i` is set when `highest − i` arrived.
+    /// Bit `i` is set if sequence number `highest − i` arrived.
     pub bitmap: u128,
-    /// Different sequence numbers that arrived.
+    /// Number of distinct sequence numbers that arrived.
     pub unique: u32,
-    /// Further copies (RFC 5560).
+    /// Number of duplicate arrivals (RFC 5560).
     pub duplicates: u32,
-    /// Arrivals behind a higher sequence number (RFC 4737 section 3).
+    /// Number of arrivals after a higher sequence number (RFC 4737 section 3).
     pub reordered: u32,
 }
 
-/// Where an arrival stands among the others.
+/// Position of an arrival relative to the earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArrivalOrder {
-    /// Higher than all before it.
+    /// Higher than all earlier ones.
     InOrder,
-    /// Behind a higher one, for the first time.
+    /// After a higher one, for the first time.
     Reordered,
-    /// Arrived before.
+    /// Has arrived before.
     Duplicate,
-    /// So far behind that nobody remembers whether it arrived before; counted nowhere.
+    /// So far below the highest that the record does not cover it; not counted.
     Ancient,
 }
 
 impl ReceivedSequences {
-    /// The record that begins with `sequence`.
+    /// A record whose first arrival is `sequence`.
     #[must_use]
     pub fn new(sequence: u32) -> Self {
         Self { first: sequence, highest: sequence, bitmap: 1, unique: 1, duplicates: 0, reordered: 0 }
     }
 
-    /// Takes another arrival.
+    /// Adds an arrival.
     pub fn add(&mut self, sequence: u32) -> ArrivalOrder {
         let ahead = sequence.wrapping_sub(self.highest);
         if ahead != 0 && ahead < 1 << 31 {
@@ -58,7 +59,7 @@ impl ReceivedSequences {
         ArrivalOrder::Reordered
     }
 
-    /// Whether `sequence` would be the highest.
+    /// Whether `sequence` is higher than all arrivals so far.
     #[must_use]
     pub fn is_newest(&self, sequence: u32) -> bool {
         let ahead = sequence.wrapping_sub(self.highest);
@@ -71,8 +72,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_that_others_get_wrong() {
-        // 1 5 2 3 4: three are reordered, as RFC 4737 counts; comparing with the previous arrival finds one.
+    fn reordering_is_counted_against_the_highest_and_not_the_previous_arrival() {
+        // 1 5 2 3 4: RFC 4737 counts three reordered arrivals; comparing only with the previous arrival finds
+        // one.
         let mut received = ReceivedSequences::new(1);
         let orders: Vec<ArrivalOrder> = [5, 2, 3, 4, 3].iter().map(|s| received.add(*s)).collect();
         use ArrivalOrder::{Duplicate, InOrder, Reordered};
@@ -82,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_agrees_with_a_set_across_the_wrap() {
+    fn record_agrees_with_a_set_across_the_wrap() {
         for seed in 0..300_u64 {
             let start = u32::MAX - 100;
             let mut received = ReceivedSequences::new(start);
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_128_behind_is_ancient() {
+    fn arrival_128_below_the_highest_is_ancient() {
         let mut received = ReceivedSequences::new(1_000);
         assert_eq!(received.add(1_000 - 128), ArrivalOrder::Ancient);
         assert_eq!(received.add(1_000 - 127), ArrivalOrder::Reordered);

@@ -1,4 +1,4 @@
-//! What every datagram on the agent port begins with, so that one socket serves all of its users.
+//! The common header of datagrams on the agent port, by which one socket serves all kinds.
 //!
 //! ```text
 //!  0 u32 magic "pmag"   4 u8 version 1   5 u8 kind
@@ -6,14 +6,14 @@
 
 use super::{DecodeError, put, require, u32_at};
 
-/// What a datagram on the agent port is.
+/// Kind of a datagram on the agent port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AgentKind {
     /// A [`Goodbye`](super::Goodbye).
     Goodbye,
 }
 
-/// Bytes of the header.
+/// Length of the header in bytes.
 pub(super) const HEADER_BYTES: usize = 6;
 
 const MAGIC: u32 = u32::from_be_bytes(*b"pmag");
@@ -26,10 +26,10 @@ impl AgentKind {
         }
     }
 
-    /// Reads the header of a datagram. Nothing behind it is looked at.
+    /// Reads the header of a datagram and ignores the rest.
     ///
     /// # Errors
-    /// [`DecodeError::Truncated`], [`DecodeError::Foreign`] for another magic number or an unknown kind,
+    /// [`DecodeError::Truncated`]; [`DecodeError::Foreign`] for another magic number or an unknown kind;
     /// [`DecodeError::Version`].
     pub fn read(datagram: &[u8]) -> Result<Self, DecodeError> {
         const FOREIGN: DecodeError = DecodeError::Foreign { field: "datagram of the agent port" };
@@ -44,7 +44,7 @@ impl AgentKind {
         known.ok_or(FOREIGN)
     }
 
-    /// Writes the header; the caller has made the room.
+    /// Writes the header. The caller ensures that it fits.
     pub(super) fn write(self, datagram: &mut [u8]) {
         put(datagram, 0, &MAGIC.to_be_bytes());
         put(datagram, 4, &[VERSION, self.number()]);
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_tells_magic_version_and_kind_apart() {
+    fn wrong_magic_version_and_kind_are_rejected() {
         let mut datagram = [0; HEADER_BYTES];
         AgentKind::Goodbye.write(&mut datagram);
         assert_eq!(AgentKind::read(&datagram), Ok(AgentKind::Goodbye));

@@ -1,9 +1,10 @@
-//! "I am leaving": what an agent tells its peers before it stops, so that a planned restart is not loss.
+//! Goodbye datagrams, by which an agent tells its peers that it is about to stop, so that a planned restart
+//! does not count as loss.
 //!
 //! ```text
 //!  0 u32 magic "pmag"   4 u8 version 1   5 u8 kind 1   6 u16 length n of the name
 //!  8 u64 boot id       16 u64 wall time, nanoseconds since 1970
-//! 24 n bytes name      24+n 16 bytes HMAC-SHA-256/128 over everything in front of it
+//! 24 n bytes name      24+n 16 bytes HMAC-SHA-256/128 over all preceding bytes
 //! ```
 
 use super::agent::AgentKind;
@@ -11,27 +12,29 @@ use super::{DecodeError, put, require, u16_at, u64_at};
 use crate::key::Keys;
 use crate::time::WallTime;
 
-/// An agent's last words.
+/// The announcement that an agent is about to stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Goodbye {
-    /// Who is leaving: its configured name.
+    /// Configured name of the agent.
     pub name: String,
-    /// Which of its lives ends. A life says goodbye once; repeats and replays mean nothing.
+    /// Identifies the run of the agent that ends. A run says goodbye once; receivers ignore repetitions and
+    /// replays.
     pub boot_id: u64,
-    /// When, on its wall clock: one that is older than another of the same name comes too late.
+    /// Time of the announcement on the agent's wall clock. A goodbye older than another one of the same name
+    /// is ignored.
     pub at: WallTime,
 }
 
 impl Goodbye {
-    /// The purpose for which its key is derived from the mesh key ([`Keys::derive`]).
+    /// Purpose for which the signing keys are derived from the mesh keys ([`Keys::derive`]).
     pub const PURPOSE: &'static str = "pathmeter agent datagram v1";
-    /// The longest name in bytes.
+    /// Maximum length of the name in bytes.
     pub const NAME_BYTES_MAX: usize = 64;
     const NAME_AT: usize = 24;
     const TAG_BYTES: usize = 16;
 
-    /// The datagram, signed with keys derived for [`Goodbye::PURPOSE`]. A longer name is cut at
-    /// [`Goodbye::NAME_BYTES_MAX`].
+    /// Encodes the datagram and signs it with keys derived for [`Goodbye::PURPOSE`]. A longer name is cut at
+    /// [`Goodbye::NAME_BYTES_MAX`] bytes.
     #[must_use]
     pub fn encode(&self, keys: &Keys) -> Vec<u8> {
         let name = &self.name.as_bytes()[..self.name.len().min(Self::NAME_BYTES_MAX)];
@@ -46,10 +49,10 @@ impl Goodbye {
         out
     }
 
-    /// Reads a datagram of the agent port.
+    /// Decodes and authenticates a datagram of the agent port.
     ///
     /// # Errors
-    /// [`GoodbyeError`].
+    /// [`GoodbyeError`] if it is not an authentic goodbye.
     pub fn decode(bytes: &[u8], keys: &Keys) -> Result<Self, GoodbyeError> {
         require(bytes, Self::NAME_AT + Self::TAG_BYTES, "goodbye")?;
         match AgentKind::read(bytes)? {
@@ -72,14 +75,14 @@ impl Goodbye {
     }
 }
 
-/// Why a goodbye was not believed.
+/// Why a goodbye was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GoodbyeError {
-    /// The datagram is not one, or not from the mesh.
+    /// The datagram is not a goodbye, or not signed with a mesh key.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// The name has no length or no letters that make sense.
-    #[error("the name is longer than {max} bytes, or not UTF-8", max = Goodbye::NAME_BYTES_MAX)]
+    /// The name is invalid.
+    #[error("name is longer than {max} bytes or not UTF-8", max = Goodbye::NAME_BYTES_MAX)]
     Name,
 }
 
@@ -88,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_goodbye_is_believed_from_the_mesh_only() {
+    fn goodbye_signed_with_another_key_or_truncated_is_rejected() {
         let keys = Keys::parse("0123456789abcdef").unwrap().derive(Goodbye::PURPOSE);
         let other = Keys::parse("fedcba9876543210").unwrap().derive(Goodbye::PURPOSE);
         let goodbye = Goodbye { name: "ams-1".into(), boot_id: 7, at: WallTime::from_nanos(9) };
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_stand_where_the_table_puts_them() {
+    fn fields_are_at_the_offsets_of_the_table() {
         let keys = Keys::parse("0123456789abcdef").unwrap().derive(Goodbye::PURPOSE);
         let goodbye = Goodbye { name: "ams-1".into(), boot_id: 7, at: WallTime::from_nanos(9) };
         let bytes = goodbye.encode(&keys);
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn goodbye_that_is_not_one_or_of_another_version_is_told_apart_from_a_wrong_name() {
+    fn foreign_version_and_name_errors_are_distinct() {
         let keys = Keys::parse("0123456789abcdef").unwrap().derive(Goodbye::PURPOSE);
         let encoded =
             |name: &str| Goodbye { name: name.into(), boot_id: 7, at: WallTime::from_nanos(9) }.encode(&keys);
@@ -129,7 +132,7 @@ mod tests {
         let foreign = GoodbyeError::Decode(DecodeError::Foreign { field: "datagram of the agent port" });
         assert_eq!([changed(0, 9), changed(5, 2)], [foreign; 2]);
         assert_eq!(changed(4, 2), GoodbyeError::Decode(DecodeError::Version { found: 2, ours: 1 }));
-        assert_eq!(changed(7, 4), GoodbyeError::Name, "bytes are left over");
+        assert_eq!(changed(7, 4), GoodbyeError::Name, "excess bytes");
         let truncated = DecodeError::Truncated { field: "goodbye", len: 45, needs: 46 };
         assert_eq!(changed(7, 6), GoodbyeError::Decode(truncated));
         let unauthentic = GoodbyeError::Decode(DecodeError::Unauthentic { field: "goodbye" });
@@ -140,7 +143,7 @@ mod tests {
         let tag = keys.current().mac_128(&[&bytes]);
         bytes.extend_from_slice(&tag);
         assert_eq!(decode(&bytes), Err(GoodbyeError::Name), "not UTF-8");
-        // A name that is longer than any, signed by whoever knows the key.
+        // A name longer than the maximum, signed with a valid key.
         let mut bytes = vec![0; 24];
         bytes[..8].copy_from_slice(b"pmag\x01\x01\x00\x41");
         bytes.extend_from_slice(&[b'a'; 65]);

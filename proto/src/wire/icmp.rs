@@ -1,4 +1,4 @@
-//! Echoes of ICMP (RFC 792) and ICMPv6 (RFC 4443 section 4), with what we put into them.
+//! ICMP echo messages (RFC 792, and ICMPv6: RFC 4443 section 4) with pathmeter's payload.
 //!
 //! ```text
 //!  0 u8  type: request 8, reply 0; in ICMPv6 128 and 129
@@ -9,18 +9,19 @@
 //! 28 u16 SSID                   30 u16 balance
 //! 32     zeros, up to the size
 //! ```
-//! A host answers with the same bytes but for type and checksum.
+//! A host replies with the same bytes except type and checksum.
 //!
-//! The balance makes the words behind the identifier sum up to zero (RFC 1071: to 0xffff). So the checksum is that of type
-//! and identifier alone, in ICMPv6 also of addresses and length, and does not change from one datagram to the next. Routers
-//! that choose among equal ways hash the first four bytes behind the IP header, where the checksum stands: a flow stays on
-//! its way (Augustin et al., "Avoiding traceroute anomalies with Paris traceroute", IMC 2006).
+//! The balance makes the 16-bit words after the identifier sum to zero (RFC 1071: 0xffff). The checksum
+//! therefore depends only on type and identifier (with ICMPv6 also on addresses and length) and is constant
+//! within a flow. Routers that balance load hash the first four bytes after the IP header, which contain the
+//! checksum, so all datagrams of a flow take the same path (Augustin et al., "Avoiding traceroute anomalies
+//! with Paris traceroute", IMC 2006).
 
 use std::net::IpAddr;
 
 use super::{DecodeError, NtpTime, array, put, require, u16_at, u32_at, u64_at};
 
-/// Which of the two: they differ in the numbers of their types.
+/// Protocol version; the two versions use different type numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IcmpVersion {
     /// ICMP, over IPv4.
@@ -30,7 +31,7 @@ pub enum IcmpVersion {
 }
 
 impl IcmpVersion {
-    /// That of an address.
+    /// The version for an address.
     #[must_use]
     pub const fn of(address: IpAddr) -> Self {
         match address {
@@ -39,7 +40,7 @@ impl IcmpVersion {
         }
     }
 
-    /// The type of a request.
+    /// Type number of an echo request.
     #[must_use]
     pub const fn request(self) -> u8 {
         match self {
@@ -48,7 +49,7 @@ impl IcmpVersion {
         }
     }
 
-    /// The type of a reply.
+    /// Type number of an echo reply.
     #[must_use]
     pub const fn reply(self) -> u8 {
         match self {
@@ -58,16 +59,16 @@ impl IcmpVersion {
     }
 }
 
-/// What an echo of ours carries, there and back.
+/// Contents of an echo request and its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IcmpEcho {
-    /// Random: tells the flow's life apart from others behind the same identifier.
+    /// Random: distinguishes the flow from others with the same identifier.
     pub session: u32,
     /// T1.
     pub timestamp: NtpTime,
     /// Sequence number, from 0, modulo 2³².
     pub sequence: u32,
-    /// Session identifier: whose it is among those that share a socket.
+    /// Session identifier: distinguishes probers that share a socket.
     pub ssid: u16,
 }
 
@@ -78,11 +79,12 @@ const BALANCE_AT: usize = 30;
 const MAGIC: [u8; 4] = *b"pmic";
 
 impl IcmpEcho {
-    /// Bytes of the shortest, with the header of 8.
+    /// Length of the shortest message in bytes, including the header of 8.
     pub const BYTES: u16 = 32;
 
-    /// Appends a request of `size` bytes, header included, or of [`IcmpEcho::BYTES`] if that is more. Its identifier is 0, see
-    /// [`identify`]; its checksum is right for ICMP, where the addresses do not count.
+    /// Appends a request of `size` bytes including the header, at least [`IcmpEcho::BYTES`]. Its identifier
+    /// is 0, see [`identify`]. Its checksum is valid for ICMP; that of ICMPv6 also covers addresses, which
+    /// the kernel adds.
     pub fn encode(&self, version: IcmpVersion, size: u16, out: &mut Vec<u8>) {
         let start = out.len();
         out.resize(start + usize::from(size.max(Self::BYTES)), 0);
@@ -100,10 +102,10 @@ impl IcmpEcho {
         identify(echo, 0);
     }
 
-    /// Reads a reply.
+    /// Decodes a reply.
     ///
     /// # Errors
-    /// [`DecodeError::Truncated`], and [`DecodeError::Foreign`] for what is no reply to an echo of ours.
+    /// [`DecodeError::Truncated`]; [`DecodeError::Foreign`] if it is not a reply to a pathmeter request.
     pub fn decode_reply(bytes: &[u8], version: IcmpVersion) -> Result<Self, DecodeError> {
         Self::decode(bytes, version.reply())
     }
@@ -113,7 +115,7 @@ impl IcmpEcho {
         let sequence = u32_at(bytes, 24);
         let [_, _, lower @ ..] = sequence.to_be_bytes();
         if bytes[..2] != [kind, 0] || array(bytes, MAGIC_AT) != MAGIC || array(bytes, 6) != lower {
-            return Err(DecodeError::Foreign { field: "ICMP echo of ours" });
+            return Err(DecodeError::Foreign { field: "pathmeter ICMP echo" });
         }
         Ok(Self {
             session: u32_at(bytes, 12),
@@ -124,33 +126,35 @@ impl IcmpEcho {
     }
 }
 
-/// Gives a request of ours its identifier and the checksum that goes with it: nothing else counts.
+/// Sets the identifier of a request and the checksum that follows from it.
 pub fn identify(request: &mut [u8], identifier: u16) {
     put(request, IDENTIFIER_AT, &identifier.to_be_bytes());
     let checksum = !add(u16_at(request, 0), identifier);
     put(request, 2, &checksum.to_be_bytes());
 }
 
-/// The identifier of an echo; `None` where it is too short to have one.
+/// Identifier of an echo message; `None` if the input is too short.
 #[must_use]
 pub fn identifier(echo: &[u8]) -> Option<u16> {
     echo.get(IDENTIFIER_AT..IDENTIFIER_AT + 2).map(|_| u16_at(echo, IDENTIFIER_AT))
 }
 
-/// The session identifier that an echo of ours carries; `None` where it is another's, or is too short.
+/// Session identifier of a pathmeter message; `None` for messages of other programs and for input that is too
+/// short.
 #[must_use]
 pub fn ssid(echo: &[u8]) -> Option<u16> {
     let is_ours = echo.len() >= usize::from(IcmpEcho::BYTES) && array(echo, MAGIC_AT) == MAGIC;
     is_ours.then(|| u16_at(echo, SSID_AT))
 }
 
-/// Whether the checksum of a whole message is right. Not for ICMPv6, where the addresses count, too.
+/// Whether the checksum of a whole ICMP message is correct. Not usable for ICMPv6, whose checksum also covers
+/// the addresses.
 #[must_use]
 pub fn is_intact(message: &[u8]) -> bool {
     sum(message) == 0xffff
 }
 
-/// One's complement sum of 16-bit words (RFC 1071); a last odd byte is the upper half of one.
+/// One's complement sum of 16-bit words (RFC 1071); an odd last byte is the upper half of a word.
 fn sum(bytes: &[u8]) -> u16 {
     bytes.chunks(2).map(|word| u16_at(&[word[0], word.get(1).copied().unwrap_or(0)], 0)).fold(0, add)
 }
@@ -177,7 +181,7 @@ mod tests {
         }
     }
 
-    /// The sum over everything that ICMPv6's checksum covers.
+    /// The sum over everything that the checksum of ICMPv6 covers.
     fn sum_v6(message: &[u8]) -> u16 {
         let mut covered = vec![0xfd; 32];
         covered.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_the_same_for_all_datagrams_of_a_flow() {
+    fn checksum_is_the_same_for_all_datagrams_of_a_flow() {
         for (version, size, identifier) in [
             (IcmpVersion::V4, 32, 0),
             (IcmpVersion::V4, 33, 1),
@@ -210,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flows_of_a_path_have_checksums_of_their_own() {
+    fn each_flow_of_a_path_has_its_own_checksum() {
         let mut checksums: Vec<[u8; 2]> = (40_000..40_016)
             .map(|identifier| {
                 let mut bytes = Vec::new();
@@ -225,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_survives_the_way_there_and_back() {
+    fn echoed_request_decodes_to_its_contents() {
         for (draw, version) in (0..1_000).zip([IcmpVersion::V4, IcmpVersion::V6].into_iter().cycle()) {
             let sent = echo(draw);
             let mut bytes = vec![9; 3];
@@ -241,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_stand_where_the_table_puts_them() {
+    fn fields_are_at_the_offsets_of_the_table() {
         let sent = IcmpEcho {
             session: 0x0506_0708,
             timestamp: NtpTime(0x0a0b),
@@ -257,13 +261,13 @@ mod tests {
     }
 
     #[test]
-    fn other_programs_echoes_are_none_of_ours() {
+    fn echo_of_another_program_is_foreign() {
         let mut bytes = Vec::new();
         echo(1).encode(IcmpVersion::V4, 64, &mut bytes);
         bytes[0] = 0;
         for at in [0, 1, 6, 7, 8, 11, 26, 27] {
             bytes[at] ^= 1;
-            let foreign = Err(DecodeError::Foreign { field: "ICMP echo of ours" });
+            let foreign = Err(DecodeError::Foreign { field: "pathmeter ICMP echo" });
             assert_eq!(IcmpEcho::decode_reply(&bytes, IcmpVersion::V4), foreign, "byte {at}");
             bytes[at] ^= 1;
         }
@@ -274,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn sum_of_words_carries_around_and_ends_with_half_a_word() {
+    fn checksum_sum_wraps_the_carry_and_pads_an_odd_byte() {
         assert_eq!(sum(&[0xff, 0xff, 0, 1]), 1);
         assert_eq!(sum(&[0xff, 0xff]), 0xffff);
         assert_eq!(sum(&[0x12, 0x34, 0x56]), 0x6834);
@@ -283,14 +287,14 @@ mod tests {
     }
 
     #[test]
-    fn families_number_their_types_as_their_rfcs_do() {
+    fn type_numbers_follow_the_rfcs() {
         let versions = ["192.0.2.1", "2001:db8::1"].map(|text| IcmpVersion::of(text.parse().unwrap()));
         assert_eq!(versions, [IcmpVersion::V4, IcmpVersion::V6]);
         assert_eq!(versions.map(|version| (version.request(), version.reply())), [(8, 0), (128, 129)]);
     }
 
     #[test]
-    fn session_identifier_of_another_programs_echo_is_none() {
+    fn echo_of_another_program_has_no_session_identifier() {
         let mut bytes = Vec::new();
         echo(1).encode(IcmpVersion::V4, 32, &mut bytes);
         assert_eq!(ssid(&bytes), Some(echo(1).ssid));

@@ -1,12 +1,12 @@
-//! The echo message that travels over connections, whatever carries it.
+//! The echo message of stream transports, independent of its encoding.
 
 use super::NtpTime;
 
-/// What tells a message apart from all others of its path.
+/// Identifies a message among all messages of its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message {
-    /// Counts from 0, over all connections.
+    /// Sequence number from 0, over all connections.
     pub sequence: u64,
-    /// When it was meant to leave, by the wall clock.
+    /// Time at which the message was due, on the wall clock.
     pub timestamp: NtpTime,
 }

@@ -1,4 +1,4 @@
-//! Bytes to values and back. Nothing here panics, whatever the bytes.
+//! Encoding and decoding of packets and messages. No function here panics on any received bytes.
 
 mod agent;
 mod goodbye;
@@ -15,42 +15,42 @@ pub use goodbye::{Goodbye, GoodbyeError};
 pub use message::Message;
 pub use ntp::{NtpTime, PeerTimestamp};
 
-/// Why a datagram could not be read. Carries what and where, never the bytes.
+/// Why a packet or message could not be decoded. Names what and where, and never contains the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Shorter than what it should hold.
+    /// The input is too short.
     #[error("ends at byte {len}, inside {field} (needs {needs} bytes)")]
     Truncated {
-        /// What was being read.
+        /// Name of the structure.
         field: &'static str,
-        /// Bytes there are.
+        /// Length of the input in bytes.
         len: usize,
-        /// Bytes needed.
+        /// Number of bytes that the structure needs.
         needs: usize,
     },
-    /// The HMAC is wrong: another key, or changed on the way.
+    /// The HMAC is wrong: it was made with another key, or the data was changed in transit.
     #[error("the HMAC of the {field} does not match any valid key")]
     Unauthentic {
-        /// What it covers.
+        /// What the HMAC covers.
         field: &'static str,
     },
-    /// The magic number is another protocol's.
+    /// The input is of another protocol or kind.
     #[error("is not a {field}")]
     Foreign {
         /// What was expected.
         field: &'static str,
     },
-    /// A version that this build does not speak.
+    /// The version is not supported.
     #[error("version {found} (this build speaks {ours})")]
     Version {
-        /// The version found.
+        /// Version of the input.
         found: u8,
-        /// The version this build speaks.
+        /// Supported version.
         ours: u8,
     },
 }
 
-/// The datagram is at least `needs` bytes long.
+/// Checks that `bytes` has at least `needs` bytes.
 fn require(bytes: &[u8], needs: usize, field: &'static str) -> Result<(), DecodeError> {
     if bytes.len() < needs {
         return Err(DecodeError::Truncated { field, len: bytes.len(), needs });
@@ -58,7 +58,7 @@ fn require(bytes: &[u8], needs: usize, field: &'static str) -> Result<(), Decode
     Ok(())
 }
 
-/// `N` bytes at `at`; zeros where the datagram ends, so callers check the length first.
+/// `N` bytes at `at`; zeros if the input ends before, so callers check the length first.
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     if let Some(found) = bytes.get(at..at + N) {
@@ -79,7 +79,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(array(bytes, at))
 }
 
-/// Writes `value` at `at`; the caller has made the room.
+/// Writes `value` at `at`. The caller ensures that it fits.
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_big_endian_and_zero_where_the_bytes_end() {
+    fn numbers_are_big_endian_and_zero_past_the_end() {
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9];
         assert_eq!((u16_at(&bytes, 1), u32_at(&bytes, 1)), (0x0203, 0x0203_0405));
         assert_eq!((u64_at(&bytes, 1), array(&bytes, 7)), (0x0203_0405_0607_0809, [8, 9]));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_long_as_needed_is_not_truncated() {
+    fn input_of_the_needed_length_is_not_truncated() {
         assert_eq!(require(&[0; 4], 4, "x"), Ok(()));
         assert_eq!(require(&[0; 3], 4, "x"), Err(DecodeError::Truncated { field: "x", len: 3, needs: 4 }));
     }

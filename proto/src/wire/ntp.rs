@@ -1,4 +1,4 @@
-//! Timestamps as they travel.
+//! Timestamp formats on the wire.
 
 use crate::time::WallTime;
 
@@ -11,7 +11,7 @@ const EPOCH_SECONDS: u64 = 2_208_988_800;
 const SECOND: u64 = 1_000_000_000;
 
 impl From<WallTime> for NtpTime {
-    /// Rounds up to the next 2⁻³² s (0.23 ns), so that the nanosecond comes back exactly.
+    /// Rounds up to the next 2⁻³² s (0.23 ns), so that decoding gives the exact nanosecond.
     fn from(wall: WallTime) -> Self {
         let seconds = wall.as_nanos() / SECOND + EPOCH_SECONDS;
         let fraction = ((wall.as_nanos() % SECOND) << 32).div_ceil(SECOND);
@@ -19,27 +19,29 @@ impl From<WallTime> for NtpTime {
     }
 }
 
-/// A time on a peer's clock, in nanoseconds modulo 2³² s. Two of them from one peer can be subtracted; nothing else can
-/// be done with them.
+/// A timestamp of a peer's clock, in nanoseconds modulo 2³² s. The only operation is the difference between
+/// two timestamps of one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerTimestamp(u64);
 
 const ERA: i128 = (1 << 32) * SECOND as i128;
 
 impl PeerTimestamp {
-    /// From an NTP timestamp.
+    /// A peer timestamp in NTP format.
     #[must_use]
     pub fn from_ntp(bits: u64) -> Self {
         Self((bits >> 32) * SECOND + (((bits & 0xffff_ffff) * SECOND) >> 32))
     }
 
-    /// From a PTPv2 timestamp truncated to 32 bits of seconds and 32 bits of nanoseconds (RFC 8877 section 4.3).
+    /// A peer timestamp in truncated PTPv2 format: 32 bits of seconds and 32 bits of nanoseconds (RFC 8877
+    /// section 4.3).
     #[must_use]
     pub fn from_ptp(bits: u64) -> Self {
         Self((bits >> 32) * SECOND + (bits & 0xffff_ffff))
     }
 
-    /// Nanoseconds from `earlier` to `self`, negative when `earlier` is later; right for differences below 68 years.
+    /// Nanoseconds from `earlier` to `self`, negative if `earlier` is later; correct for differences below 68
+    /// years.
     #[must_use]
     pub fn signed_since(self, earlier: Self) -> i64 {
         let difference = (i128::from(self.0) - i128::from(earlier.0)).rem_euclid(ERA);
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nanosecond_survives_the_wire() {
+    fn ntp_format_keeps_every_nanosecond() {
         for nanos in (0..2_000_000_000_u64).step_by(999_983).chain([SECOND - 1, SECOND]) {
             let base = WallTime::from_nanos(1_800_000_000 * SECOND);
             let later = WallTime::from_nanos(base.as_nanos() + nanos);
@@ -64,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn differences_hold_across_the_end_of_the_era_in_2036() {
+    fn differences_are_correct_across_the_ntp_era_change() {
         let before = PeerTimestamp::from_ntp(u64::MAX - ((1 << 31) - 1));
         let after = PeerTimestamp::from_ntp(1 << 31);
         assert_eq!(after.signed_since(before), i64::try_from(SECOND).unwrap());
@@ -72,14 +74,14 @@ mod tests {
     }
 
     #[test]
-    fn the_formats_of_rfc_8877_agree() {
+    fn ntp_and_ptp_formats_agree() {
         let ntp = PeerTimestamp::from_ntp((7 << 32) | (1 << 31));
         let ptp = PeerTimestamp::from_ptp((7 << 32) | 500_000_000);
         assert_eq!(ntp, ptp);
     }
 
     #[test]
-    fn second_has_two_to_the_32nd_parts_and_counts_from_1900() {
+    fn ntp_fraction_is_two_to_the_minus_32_and_epoch_is_1900() {
         assert_eq!(NtpTime::from(WallTime::from_nanos(0)), NtpTime(2_208_988_800 << 32));
         let half = WallTime::from_nanos(7 * SECOND + SECOND / 2);
         assert_eq!(NtpTime::from(half), NtpTime((2_208_988_807 << 32) + (1 << 31)));

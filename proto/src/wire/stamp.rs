@@ -1,4 +1,4 @@
-//! The STAMP base packets (RFC 8762 sections 4.2 and 4.3 with the session identifier of RFC 8972 section 3).
+//! STAMP base packets (RFC 8762 sections 4.2 and 4.3, with the session identifier of RFC 8972 section 3).
 //!
 //! ```text
 //!            open (44 bytes)                      authenticated (112 bytes)
@@ -14,22 +14,23 @@
 //! sender's TTL                 40                                   80
 //! HMAC                                            96                96
 //! ```
-//! Everything else must be zero. The HMAC is HMAC-SHA-256 truncated to 128 bits over bytes 0..96 (RFC 8762 section 4.4).
+//! All other bytes are zero. The HMAC is HMAC-SHA-256 truncated to 128 bits over bytes 0..96 (RFC 8762
+//! section 4.4).
 
 use super::{DecodeError, NtpTime, PeerTimestamp, array, put, require, u16_at, u32_at, u64_at};
 use crate::key::{Key, KeyId, Keys};
 
-/// The port that IANA assigned to STAMP and TWAMP.
+/// The port assigned by IANA to STAMP and TWAMP.
 pub const PORT: u16 = 862;
 
-/// What we state about our clock (RFC 4656 section 4.1.2): not synchronised as far as we know (S = 0), NTP format
-/// (Z = 0), and an error of 1 s: scale 32, multiplier 1.
+/// Error estimate in sent packets (RFC 4656 section 4.1.2): not synchronised as far as known (S = 0), NTP
+/// format (Z = 0), and an error of 1 s (scale 32, multiplier 1).
 pub const ERROR_ESTIMATE: u16 = (32 << 8) | 1;
 
-/// Z bit of the error estimate: the timestamps are in PTP format (RFC 8762 section 4.2.1).
+/// Z bit of the error estimate: timestamps are in PTP format (RFC 8762 section 4.2.1).
 pub(crate) const PTP_FORMAT: u16 = 1 << 14;
 
-/// Whether the base packets carry an HMAC.
+/// STAMP mode: whether base packets carry an HMAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// 44 bytes, no HMAC.
@@ -91,7 +92,7 @@ struct Layout {
     sender_ttl: usize,
 }
 
-/// What a sender says.
+/// Base packet of a session sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// Sequence number, from 0, modulo 2³².
@@ -105,7 +106,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Appends the base packet; the HMAC is still missing, see [`seal`].
+    /// Appends the base packet without HMAC; see [`seal`].
     pub fn encode(&self, mode: Mode, out: &mut Vec<u8>) {
         let (start, at) = (out.len(), mode.layout());
         out.resize(start + mode.base_bytes(), 0);
@@ -116,7 +117,7 @@ impl Request {
         put(base, at.ssid, &self.ssid.to_be_bytes());
     }
 
-    /// Reads a base packet; the HMAC is not looked at, see [`verify`].
+    /// Decodes a base packet. The HMAC is not checked; see [`verify`].
     ///
     /// # Errors
     /// [`DecodeError::Truncated`].
@@ -132,18 +133,18 @@ impl Request {
     }
 }
 
-/// What a reflector answers.
+/// Base packet of a session reflector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply {
-    /// The reflector's own count, or the sender's sequence number when the reflector is stateless.
+    /// Number of the reply in its session, or the sender's sequence number if the reflector is stateless.
     pub sequence: u32,
-    /// T3, as written.
+    /// T3 as transmitted.
     pub timestamp: NtpTime,
     /// Error estimate of the reflector's clock.
     pub error: u16,
-    /// Session identifier; 0 from reflectors that know none.
+    /// Session identifier; 0 from reflectors without support for it.
     pub ssid: u16,
-    /// T2, as written.
+    /// T2 as transmitted.
     pub received: NtpTime,
     /// The request's sequence number.
     pub sender_sequence: u32,
@@ -151,13 +152,13 @@ pub struct Reply {
     pub sender_timestamp: NtpTime,
     /// The request's error estimate.
     pub sender_error: u16,
-    /// Time to live or hop limit of the request as it arrived.
+    /// Time to live or hop limit of the request on arrival.
     pub sender_ttl: u8,
 }
 
 impl Reply {
-    /// Writes the reply over a request's base packet. `base` is at least [`Mode::base_bytes`] long; the HMAC is still
-    /// missing, see [`seal`].
+    /// Writes the reply over a request's base packet, without HMAC; see [`seal`]. `base` must have at least
+    /// [`Mode::base_bytes`] bytes.
     pub fn write(&self, mode: Mode, base: &mut [u8]) {
         let at = mode.layout();
         base[..mode.base_bytes()].fill(0);
@@ -172,8 +173,8 @@ impl Reply {
         base[at.sender_ttl] = self.sender_ttl;
     }
 
-    /// Reads a base packet; the HMAC is not looked at, see [`verify`]. In open mode a TWAMP-Light reply, which ends three
-    /// bytes earlier, is read as well.
+    /// Decodes a base packet. The HMAC is not checked; see [`verify`]. In open mode, a TWAMP-Light reply is
+    /// also accepted, which is three bytes shorter.
     ///
     /// # Errors
     /// [`DecodeError::Truncated`].
@@ -197,13 +198,13 @@ impl Reply {
         })
     }
 
-    /// Writes another T3 into a reply; what was sealed is to be sealed anew.
+    /// Replaces T3 of a reply. A sealed packet must be sealed again.
     pub fn write_sent(mode: Mode, base: &mut [u8], at: NtpTime) {
         put(base, mode.layout().timestamp, &at.0.to_be_bytes());
     }
 
-    /// Nanoseconds between T2 and T3, in the format that the reflector's error estimate names; negative when its clock
-    /// stepped between the two.
+    /// T3 − T2 in nanoseconds, read in the format that the reflector's error estimate names. Negative if the
+    /// reflector's clock stepped between the two.
     #[must_use]
     pub fn turnaround(&self) -> i64 {
         peer_time(self.timestamp, self.error).signed_since(peer_time(self.received, self.error))
@@ -220,7 +221,7 @@ fn peer_time(bits: NtpTime, error: u16) -> PeerTimestamp {
     if error & PTP_FORMAT == 0 { PeerTimestamp::from_ntp(bits.0) } else { PeerTimestamp::from_ptp(bits.0) }
 }
 
-/// Writes the base packet's HMAC; does nothing in open mode.
+/// Writes the HMAC of the base packet. Does nothing in open mode or without a key.
 pub fn seal(datagram: &mut [u8], mode: Mode, key: Option<&Key>) {
     if let (Mode::Authenticated, Some(key)) = (mode, key) {
         let tag = key.mac_128(&[&datagram[..HMAC_AT]]);
@@ -228,18 +229,19 @@ pub fn seal(datagram: &mut [u8], mode: Mode, key: Option<&Key>) {
     }
 }
 
-/// Which key made the base packet's HMAC.
+/// Returns which key made the HMAC of the base packet.
 ///
 /// # Errors
-/// [`DecodeError::Truncated`], and [`DecodeError::Unauthentic`] when no valid key did.
+/// [`DecodeError::Truncated`]; [`DecodeError::Unauthentic`] if no valid key made it.
 pub fn verify(datagram: &[u8], keys: &Keys) -> Result<KeyId, DecodeError> {
     require(datagram, HMAC_AT + HMAC_BYTES, "authenticated STAMP packet")?;
     let tag = &datagram[HMAC_AT..HMAC_AT + HMAC_BYTES];
     keys.verifying(&[&datagram[..HMAC_AT]], tag).ok_or(DecodeError::Unauthentic { field: "base packet" })
 }
 
-/// The mode in which a request seems to be written. STAMP's modes are agreed out of band and a packet does not name its
-/// own; in an authenticated one bytes 44..96 are zero and the HMAC is not, and an open one of that length has a TLV there.
+/// Guesses the mode of a request. STAMP modes are agreed out of band and packets do not name their mode. In
+/// an authenticated request, bytes 44..96 are zero and the HMAC is not; an open request of that length has a
+/// TLV there.
 #[must_use]
 pub fn guess_mode(request: &[u8]) -> Mode {
     let filler = request.get(Mode::Open.base_bytes()..HMAC_AT);
@@ -252,15 +254,17 @@ pub fn guess_mode(request: &[u8]) -> Mode {
     }
 }
 
-/// Whether a datagram is a reply in authenticated mode, made with one of the keys. To [`guess_mode`], which looks for
-/// requests, it seems open: a reply has something in bytes 44..96. What an open one has in bytes 4..16, it has not.
+/// Whether a datagram is an authenticated reply made with one of the keys. [`guess_mode`], which is for
+/// requests, takes it for open, because a reply has data in bytes 44..96. Unlike an open packet, it has zeros
+/// in bytes 4..16.
 #[must_use]
 pub fn is_authenticated_reply(datagram: &[u8], keys: &Keys) -> bool {
-    let is_like_one = |empty: &[u8]| empty.iter().all(|b| *b == 0) && guess_mode(datagram) == Mode::Open;
-    datagram.get(4..16).is_some_and(is_like_one) && verify(datagram, keys).is_ok()
+    let is_reply = |empty: &[u8]| empty.iter().all(|b| *b == 0) && guess_mode(datagram) == Mode::Open;
+    datagram.get(4..16).is_some_and(is_reply) && verify(datagram, keys).is_ok()
 }
 
-/// The session identifiers a reply may carry, in open and in authenticated mode; zero where it is too short.
+/// The session identifier of a reply if it is in open mode, and if it is in authenticated mode; zero where
+/// the reply is too short.
 #[must_use]
 pub fn ssids(reply: &[u8]) -> [u16; 2] {
     [
@@ -288,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_survive_the_wire_in_both_modes() {
+    fn encoded_packets_decode_to_their_fields_in_both_modes() {
         for mode in [Mode::Open, Mode::Authenticated] {
             let request = Request { sequence: 3, timestamp: NtpTime(5), error: ERROR_ESTIMATE, ssid: 9 };
             let mut bytes = Vec::new();
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_open_reply_has_its_fields_where_rfc_8762_puts_them() {
+    fn open_reply_has_the_layout_of_rfc_8762() {
         let mut bytes = vec![0xff; 44];
         reply().write(Mode::Open, &mut bytes);
         let expected = "00000001 0000000000000203 2001 0007 0000000000000102 \
@@ -312,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn one_changed_bit_anywhere_under_the_hmac_is_noticed() {
+    fn any_changed_bit_invalidates_the_hmac() {
         let keys = Keys::parse("0123456789abcdef").unwrap();
         let mut bytes = vec![0; 112];
         reply().write(Mode::Authenticated, &mut bytes);
@@ -326,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_of_a_request_is_guessed_from_its_filler() {
+    fn mode_of_a_request_is_guessed_from_its_zero_bytes_and_hmac() {
         let request = Request { sequence: 0, timestamp: NtpTime(5), error: ERROR_ESTIMATE, ssid: 9 };
         let mut open = Vec::new();
         request.encode(Mode::Open, &mut open);
@@ -359,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn packet_that_is_as_long_as_its_base_is_whole() {
+    fn packet_of_base_length_is_accepted_and_a_shorter_one_truncated() {
         let bytes = [0; 112];
         for (mode, request, reply) in [(Mode::Open, 44, 41), (Mode::Authenticated, 112, 112)] {
             assert!(Request::decode(&bytes[..request], mode).is_ok(), "{mode:?}");
@@ -372,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn time_of_a_reply_can_be_written_anew() {
+    fn t3_of_a_reply_can_be_replaced() {
         for mode in [Mode::Open, Mode::Authenticated] {
             let mut bytes = vec![0; 112];
             reply().write(mode, &mut bytes);
@@ -382,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn base_packet_that_is_proven_names_its_key() {
+    fn verify_returns_the_key_that_sealed_the_packet() {
         let keys = Keys::parse("new-key-0123456789\nold-key-0123456789").unwrap();
         for id in [KeyId::Current, KeyId::Previous] {
             let mut bytes = vec![0; 113];
@@ -399,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn authenticated_request_has_zeros_before_its_hmac_and_something_in_it() {
+    fn authenticated_request_has_zeros_before_a_nonzero_hmac() {
         let mut bytes = [0; 120];
         bytes[111] = 1;
         assert_eq!(guess_mode(&bytes), Mode::Authenticated);
@@ -414,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn authenticated_reply_is_told_apart_from_requests_and_from_what_nobody_proved() {
+    fn authenticated_reply_is_distinguished_from_requests_and_unsigned_packets() {
         let keys = Keys::parse("0123456789abcdef").unwrap();
         let sealed = |bytes: &mut [u8]| {
             seal(bytes, Mode::Authenticated, Some(keys.current()));

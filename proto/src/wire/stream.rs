@@ -1,36 +1,38 @@
-//! Echo over a TCP connection to the agent port: one greeting each way, then messages of one length.
+//! Echo over a TCP connection to the agent port: one greeting in each direction, then messages of one length.
 //!
 //! ```text
 //! greeting, 48 bytes
 //!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 1 hello, 2 welcome   6 u16 hello: 0; welcome: Admittance
 //!  8 u32 length of every message in bytes, 56 to 65,536                 12 u32 zero
 //! 16 16 bytes nonce
-//! 32 16 bytes HMAC-SHA-256/128, zeros without a key. Hello: over bytes 0..32. Welcome: over the hello and bytes 0..32
+//! 32 16 bytes HMAC-SHA-256/128, zeros without a key.
+//!    Hello: over bytes 0..32. Welcome: over bytes 0..32 of the hello and bytes 0..32
 //!
 //! message, 56 bytes and padding
 //!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 3 request, 4 reply   6 u16 zero
 //!  8 u64 sequence number
-//! 16 u64 T1: when it was meant to leave, NTP format
+//! 16 u64 T1: when it was due, NTP format
 //! 24 u64 T2: when its last byte reached the responder; zero in requests
 //! 32 u64 T3: when the reply was written; zero in requests
 //! 40 16 bytes HMAC-SHA-256/128 over the whole message with these bytes zero; zeros without a key
-//! 56 padding, which comes back as it was sent
+//! 56 padding, returned unchanged
 //! ```
 //!
-//! The key of the messages is made of the mesh key and both nonces: what one connection carried means nothing to another.
+//! The key of the messages is derived from the mesh key and both nonces, so messages of one connection are
+//! invalid on another.
 
 use super::{DecodeError, NtpTime, PeerTimestamp, array, put, require, u32_at, u64_at};
 use crate::key::{Key, KeyId, Keys};
 use crate::time::WallTime;
 use crate::wire::Message;
 
-/// The purpose for which the keys of streams are derived from the mesh key ([`Keys::derive`]).
+/// Purpose for which the keys of streams are derived from the mesh keys ([`Keys::derive`]).
 pub const PURPOSE: &str = "pathmeter agent stream v1";
-/// Bytes of a greeting.
+/// Length of a greeting in bytes.
 pub const GREETING_BYTES: usize = 48;
-/// Bytes of the smallest message.
+/// Minimum length of a message in bytes.
 pub const MESSAGE_BYTES_MIN: u32 = 56;
-/// Bytes of the largest message.
+/// Maximum length of a message in bytes.
 pub const MESSAGE_BYTES_MAX: u32 = 65_536;
 
 const MAGIC: u32 = u32::from_be_bytes(*b"pmst");
@@ -43,38 +45,38 @@ const TAG_AT: usize = 32;
 const MESSAGE_TAG_AT: usize = 40;
 const TAG_BYTES: usize = 16;
 
-/// How a prober opens a connection.
+/// The greeting with which a prober opens a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hello {
-    /// Bytes of every message that follows.
+    /// Length in bytes of every message that follows.
     pub message_bytes: u32,
-    /// Drawn for this connection.
+    /// Random, chosen for this connection.
     pub nonce: [u8; 16],
 }
 
-/// What a greeting proves.
+/// Result of checking the HMAC of a hello.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GreetingProof {
-    /// Nothing: it is not signed.
+    /// The hello is not signed.
     None,
-    /// Whoever signed knows this key.
+    /// The hello is signed with this key.
     By(KeyId),
-    /// It is signed with a key that is not valid here.
+    /// The hello is signed with a key that is not valid here.
     Wrong,
 }
 
-/// Whether a responder will answer on a connection.
+/// Whether a responder will answer messages on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Admittance {
     /// It will.
     Granted,
-    /// The source is not listed and did not prove a key.
+    /// It will not: the source is not allowed and did not prove a key.
     Unlisted,
-    /// The key is not valid there.
+    /// It will not: the key is not valid at the responder.
     Unauthentic,
-    /// It has no room for another connection.
+    /// It will not: its limit of connections is reached.
     Full,
-    /// It takes no messages of that length.
+    /// It will not: it does not accept messages of that length.
     Length,
 }
 
@@ -87,7 +89,7 @@ impl Admittance {
     }
 }
 
-/// The greeting's fixed part, with everything else zero.
+/// Encodes the fields of a greeting; its HMAC is zero.
 fn greeting(kind: u8, admittance: u8, message_bytes: u32, nonce: &[u8; 16]) -> [u8; GREETING_BYTES] {
     let mut out = [0; GREETING_BYTES];
     put(&mut out, 0, &MAGIC.to_be_bytes());
@@ -97,7 +99,7 @@ fn greeting(kind: u8, admittance: u8, message_bytes: u32, nonce: &[u8; 16]) -> [
     out
 }
 
-/// The bytes are of this protocol, this version and this kind.
+/// Checks length, magic number, kind and version.
 fn expect(bytes: &[u8], needs: usize, kind: u8, field: &'static str) -> Result<(), DecodeError> {
     require(bytes, needs, field)?;
     if u32_at(bytes, 0) != MAGIC || bytes[5] != kind {
@@ -110,7 +112,7 @@ fn expect(bytes: &[u8], needs: usize, kind: u8, field: &'static str) -> Result<(
 }
 
 impl Hello {
-    /// The greeting, signed with the current one of keys derived for [`PURPOSE`].
+    /// Encodes the greeting, signed with the current one of the keys derived for [`PURPOSE`].
     #[must_use]
     pub fn encode(&self, keys: Option<&Keys>) -> [u8; GREETING_BYTES] {
         let mut out = greeting(HELLO, 0, self.message_bytes, &self.nonce);
@@ -121,10 +123,10 @@ impl Hello {
         out
     }
 
-    /// Reads a greeting, and what it proves.
+    /// Decodes a hello and checks its HMAC.
     ///
     /// # Errors
-    /// [`DecodeError`] for what is none.
+    /// [`DecodeError`] if it is not a hello. A wrong HMAC is not an error; see [`GreetingProof`].
     pub fn decode(bytes: &[u8], keys: Option<&Keys>) -> Result<(Self, GreetingProof), DecodeError> {
         expect(bytes, GREETING_BYTES, HELLO, "hello")?;
         let tag: [u8; TAG_BYTES] = array(bytes, TAG_AT);
@@ -137,17 +139,17 @@ impl Hello {
     }
 }
 
-/// How a responder answers a [`Hello`].
+/// The greeting with which a responder answers a [`Hello`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Welcome {
-    /// Whether it goes on.
+    /// Whether the responder will answer messages.
     pub admittance: Admittance,
-    /// Drawn for this connection.
+    /// Random, chosen for this connection.
     pub nonce: [u8; 16],
 }
 
 impl Welcome {
-    /// The greeting. `key`: the one that the hello proved.
+    /// Encodes the greeting. `key`: the key that signed the hello.
     #[must_use]
     pub fn encode(&self, hello: &Hello, key: Option<&Key>) -> [u8; GREETING_BYTES] {
         let mut out = greeting(WELCOME, self.admittance.code(), hello.message_bytes, &self.nonce);
@@ -159,10 +161,11 @@ impl Welcome {
         out
     }
 
-    /// Reads the answer to `hello`. With a key, it must be signed, unless it is a refusal: who refuses may not know the key.
+    /// Decodes the answer to `hello`. With a key, the welcome must be signed unless it is a refusal: a
+    /// responder that refuses may not know the key.
     ///
     /// # Errors
-    /// [`DecodeError`].
+    /// [`DecodeError`] if it is not valid.
     pub fn decode(bytes: &[u8], hello: &Hello, key: Option<&Key>) -> Result<Self, DecodeError> {
         expect(bytes, GREETING_BYTES, WELCOME, "welcome")?;
         let known = Admittance::ALL.get(usize::from(bytes[7])).filter(|_| bytes[6] == 0);
@@ -177,21 +180,22 @@ impl Welcome {
     }
 }
 
-/// How the messages of one connection are signed; without a key they are not.
+/// Signs and checks the messages of one connection. Without a key they are not signed.
 #[derive(Debug, Clone)]
 pub struct Seal(Option<Key>);
 
-/// What a reply says.
+/// A decoded reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodedReply {
-    /// What it answers.
+    /// The message that it answers.
     pub message: Message,
     /// T3 − T2 in nanoseconds.
     pub turnaround: i64,
 }
 
 impl Seal {
-    /// The seal of the connection that these greetings began. `key`: one of the keys derived for [`PURPOSE`].
+    /// The seal of the connection that began with these greetings. `key`: one of the keys derived for
+    /// [`PURPOSE`].
     #[must_use]
     pub fn of(key: Option<&Key>, hello: &Hello, welcome: &Welcome) -> Self {
         Self(key.map(|key| Key::new(&key.mac(&[b"messages", &hello.nonce, &welcome.nonce]))))
@@ -209,16 +213,16 @@ impl Seal {
         self.sign(frame);
     }
 
-    /// Whether this is a request of this connection.
+    /// Checks that `frame` is a request of this connection.
     ///
     /// # Errors
-    /// [`DecodeError`].
+    /// [`DecodeError`] if it is not valid.
     pub fn check_request(&self, frame: &[u8]) -> Result<(), DecodeError> {
         expect(frame, MESSAGE_BYTES_MIN as usize, REQUEST, "request")?;
         self.verify(frame, "request")
     }
 
-    /// Turns a checked request into its reply.
+    /// Turns a checked request into its reply. `received` is T2, `sent` is T3.
     pub fn reply(&self, frame: &mut [u8], received: WallTime, sent: WallTime) {
         put(frame, 5, &[REPLY]);
         put(frame, 24, &NtpTime::from(received).0.to_be_bytes());
@@ -226,10 +230,10 @@ impl Seal {
         self.sign(frame);
     }
 
-    /// Reads a reply.
+    /// Decodes and checks a reply of this connection.
     ///
     /// # Errors
-    /// [`DecodeError`].
+    /// [`DecodeError`] if it is not valid.
     pub fn read_reply(&self, frame: &[u8]) -> Result<DecodedReply, DecodeError> {
         expect(frame, MESSAGE_BYTES_MIN as usize, REPLY, "reply")?;
         self.verify(frame, "reply")?;
@@ -269,7 +273,7 @@ mod tests {
     const GRANTED: Welcome = Welcome { admittance: Admittance::Granted, nonce: [9; 16] };
 
     #[test]
-    fn both_ends_prove_that_they_know_the_key_and_either_of_two_will_do() {
+    fn both_ends_prove_a_key_and_either_valid_key_is_accepted() {
         let (old, both) = (keys("0123456789abcdef"), keys("fedcba9876543210\n0123456789abcdef"));
         let (hello, proof) = Hello::decode(&HELLO.encode(Some(&old)), Some(&both)).unwrap();
         assert_eq!((hello, proof), (HELLO, GreetingProof::By(KeyId::Previous)));
@@ -282,18 +286,18 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_without_a_signature_proves_nothing_and_a_wrong_one_is_told_apart() {
+    fn unsigned_hello_is_distinguished_from_a_wrongly_signed_one() {
         let known = keys("0123456789abcdef");
         let proof = |signer: Option<&Keys>, knower: Option<&Keys>| {
             Hello::decode(&HELLO.encode(signer), knower).unwrap().1
         };
         assert_eq!(proof(None, Some(&known)), GreetingProof::None);
-        assert_eq!(proof(Some(&keys("another key of ours")), Some(&known)), GreetingProof::Wrong);
+        assert_eq!(proof(Some(&keys("another-key-of-16")), Some(&known)), GreetingProof::Wrong);
         assert_eq!(proof(Some(&known), None), GreetingProof::Wrong);
     }
 
     #[test]
-    fn a_refusal_is_believed_without_a_signature() {
+    fn refusal_needs_no_signature() {
         let key = keys("0123456789abcdef");
         for admittance in Admittance::ALL.into_iter().skip(1) {
             let welcome = Welcome { admittance, ..GRANTED };
@@ -303,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_its_request_with_two_times_and_no_byte_of_it_can_be_changed() {
+    fn reply_carries_two_timestamps_and_any_changed_byte_is_detected() {
         let key = keys("0123456789abcdef");
         let seal = Seal::of(Some(key.current()), &HELLO, &GRANTED);
         let message = Message { sequence: 5, timestamp: NtpTime(77) };
@@ -311,7 +315,7 @@ mod tests {
         seal.request(message, 100, &mut frame);
         assert_eq!(frame.len(), 100);
         seal.check_request(&frame).unwrap();
-        assert!(seal.read_reply(&frame).is_err(), "a request that comes back is no reply");
+        assert!(seal.read_reply(&frame).is_err(), "a request is not a reply");
         seal.reply(&mut frame, WallTime::from_nanos(1_000), WallTime::from_nanos(3_500));
         assert_eq!(seal.read_reply(&frame), Ok(DecodedReply { message, turnaround: 2_500 }));
         for at in 0..frame.len() {
@@ -324,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_of_another_version_is_refused() {
+    fn truncated_or_other_version_is_rejected() {
         let hello = HELLO.encode(None);
         for length in 0..GREETING_BYTES {
             assert!(Hello::decode(&hello[..length], None).is_err(), "{length} bytes");
@@ -343,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_stand_where_the_table_puts_them() {
+    fn fields_are_at_the_offsets_of_the_table() {
         let welcome = Welcome { admittance: Admittance::Full, nonce: [9; 16] };
         let greetings =
             [(HELLO.encode(None), "01 0000", "07"), (welcome.encode(&HELLO, None), "02 0003", "09")];
@@ -365,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn welcome_of_another_kind_of_answer_is_foreign() {
+    fn welcome_with_an_unknown_code_is_foreign() {
         let welcome = GRANTED.encode(&HELLO, None);
         for (at, byte) in [(6, 1), (7, 5), (5, 1), (0, 9)] {
             let mut changed = welcome;
@@ -380,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_a_connection_with_a_key_are_signed_and_those_of_one_without_are_not() {
+    fn messages_are_signed_only_with_a_key() {
         let keys = keys("0123456789abcdef");
         let message = Message { sequence: 5, timestamp: NtpTime(77) };
         let [signed, plain] = [Some(keys.current()), None].map(|key| Seal::of(key, &HELLO, &GRANTED));

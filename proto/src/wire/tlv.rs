@@ -1,26 +1,26 @@
-//! The extensions behind a STAMP base packet (RFC 8972 section 4).
+//! STAMP extensions, the TLVs after the base packet (RFC 8972 section 4).
 //!
 //! ```text
 //! 0       1       2       3       4
 //! +-------+-------+---------------+------- … -+
 //! | flags | type  | length        | value     |
 //! +-------+-------+---------------+------- … -+
-//! flags: U 0x80 not understood · M 0x40 malformed · I 0x20 integrity failed
+//! flags: U 0x80 not recognised · M 0x40 malformed · I 0x20 integrity failed
 //! ```
-//! A sender sets U; a reflector that understands the type clears it. A reply whose U is still set comes from a
-//! reflector that does not know the type, or that merely copies what follows the base packet.
+//! A sender sets U; a reflector that supports the type clears it. If U is still set in a reply, the reflector
+//! does not know the type or merely copies what follows the base packet.
 
 use super::{DecodeError, NtpTime, array, put, require, u16_at, u32_at, u64_at};
 use crate::key::{Key, Keys};
 
-/// Bytes in front of every value.
+/// Length of a TLV's header in bytes.
 pub const HEADER_BYTES: usize = 4;
 
-/// The flag U: not understood.
+/// Flag U: the type is not recognised.
 pub const UNRECOGNIZED: u8 = 0x80;
-/// The flag M: malformed.
+/// Flag M: the TLV is malformed.
 pub const MALFORMED: u8 = 0x40;
-/// The flag I: integrity check failed.
+/// Flag I: the integrity check failed.
 pub const INTEGRITY: u8 = 0x20;
 
 /// Extra Padding (RFC 8972 section 4.1).
@@ -31,15 +31,15 @@ pub const CLASS_OF_SERVICE: u8 = 4;
 pub const FOLLOW_UP: u8 = 7;
 /// HMAC (RFC 8972 section 4.8).
 pub const HMAC: u8 = 8;
-/// What the responder received: ours, from the range for private use.
+/// Pathmeter's session record, see [`SessionRecord`]. The type is from the range for private use.
 pub const SESSION: u8 = 252;
 
-/// One extension, where it stands in the datagram.
+/// Position and header of one extension in a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tlv {
     /// Offset of the flags.
     pub at: usize,
-    /// U, M and I.
+    /// Flags U, M and I.
     pub flags: u8,
     /// Type.
     pub kind: u8,
@@ -48,48 +48,49 @@ pub struct Tlv {
 }
 
 impl Tlv {
-    /// The value's bytes.
+    /// The bytes of the value.
     #[must_use]
     pub fn value<'a>(&self, datagram: &'a [u8]) -> &'a [u8] {
         &datagram[self.at + HEADER_BYTES..self.end()]
     }
 
-    /// The value's bytes.
+    /// The bytes of the value.
     #[must_use]
     pub fn value_mut<'a>(&self, datagram: &'a mut [u8]) -> &'a mut [u8] {
         &mut datagram[self.at + HEADER_BYTES..self.end()]
     }
 
-    /// Offset of the byte behind the value.
+    /// Offset of the byte after the value.
     #[must_use]
     pub fn end(&self) -> usize {
         self.at + HEADER_BYTES + self.len
     }
 
-    /// Whether a reflector says that it understood this and found it whole.
+    /// Whether the reflector recognised the extension and found it intact.
     #[must_use]
     pub fn is_understood(&self) -> bool {
         self.flags & (UNRECOGNIZED | MALFORMED | INTEGRITY) == 0
     }
 }
 
-/// The extension at byte `at`; `None` at the end. Fewer than four bytes left over are filler, not an extension.
+/// The extension at offset `at`; `None` at the end. A remainder of fewer than four bytes is filler, not an
+/// extension.
 ///
 /// # Errors
-/// [`Malformed`] when its length points behind the end.
+/// [`Malformed`] if the length exceeds the datagram.
 pub fn next(datagram: &[u8], at: usize) -> Option<Result<Tlv, Malformed>> {
     let header = datagram.get(at..at + HEADER_BYTES)?;
     let tlv = Tlv { at, flags: header[0], kind: header[1], len: usize::from(u16_at(header, 2)) };
     Some(if tlv.end() > datagram.len() { Err(Malformed { at }) } else { Ok(tlv) })
 }
 
-/// The extensions from byte `at` on, in order, up to the end or the first malformed one.
+/// The extensions from offset `at` on, in order, up to the end or the first malformed one.
 pub fn walk(datagram: &[u8], at: usize) -> impl Iterator<Item = Tlv> + '_ {
     std::iter::successors(next(datagram, at).and_then(Result::ok), |last| next(datagram, last.end())?.ok())
 }
 
-/// How long the datagram is without the paddings at its very end, and what is too short to be an extension there. As long
-/// as ever where its extensions cannot be walked to the end.
+/// Length of the datagram without padding extensions and filler at its end. The full length if the extensions
+/// are malformed.
 #[must_use]
 pub fn bytes_before_padding(datagram: &[u8], base_bytes: usize) -> usize {
     let (mut keep, mut at) = (base_bytes, base_bytes);
@@ -103,14 +104,14 @@ pub fn bytes_before_padding(datagram: &[u8], base_bytes: usize) -> usize {
     keep
 }
 
-/// An extension whose length points behind the end of the datagram.
+/// An extension whose length exceeds the datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed {
     /// Offset of its flags.
     pub at: usize,
 }
 
-/// Appends an extension of `len` zero bytes with the flags a sender sets, and returns where it stands.
+/// Appends an extension of `len` zero bytes with the flags of a sender, and returns its position.
 pub fn append(out: &mut Vec<u8>, kind: u8, len: u16) -> Tlv {
     let at = out.len();
     out.extend_from_slice(&[UNRECOGNIZED, kind]);
@@ -119,40 +120,40 @@ pub fn append(out: &mut Vec<u8>, kind: u8, len: u16) -> Tlv {
     Tlv { at, flags: UNRECOGNIZED, kind, len: usize::from(len) }
 }
 
-/// What was received, by the responder, in one session (type 252, version 1).
+/// Record of what the responder received in one session (type 252, version 1).
 ///
 /// ```text
 ///  0 u32 magic "pmtr"      4 u8 version 1   5 u8 flags (1: reply, 2: brief)   6 u16 flow
 ///  8 u32 session           12 u32 request: datagrams sent · reply: first sequence number of this record
-/// 16 u32 received once     20 u32 received again     24 u32 reordered (RFC 4737)   28 u32 highest sequence number
+/// 16 u32 unique   20 u32 duplicates   24 u32 reordered (RFC 4737)   28 u32 highest sequence number
 /// 32 u128 bitmap: bit i is set when highest − i was received
 /// 48 u32 datagrams that the responder's host dropped, all sessions, modulo 2³²
 /// ```
-/// The sender leaves bytes 16..52 zero, so that request and reply are equally long.
+/// The sender leaves bytes 16..52 zero, so that request and reply have the same length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SessionRecord {
-    /// Which flow of the path.
+    /// Index of the flow.
     pub flow: u16,
-    /// Random, chosen by the prober: tells sessions apart that reuse port and identifier.
+    /// Random, chosen by the prober: distinguishes sessions that reuse port and identifier.
     pub session: u32,
     /// Whether this is a reply.
     pub is_reply: bool,
-    /// Request: the reply shall leave out the padding that stands at the very end. Reply: it does.
+    /// Request: asks for a reply without the padding at the end. Reply: the padding was left out.
     pub is_brief: bool,
-    /// Request: datagrams sent so far, this one included. Reply: the first sequence number this record knows of; about
-    /// earlier ones a clear bit says nothing.
+    /// Request: number of datagrams sent, including this one. Reply: the first sequence number of this
+    /// record; for earlier ones a clear bit does not mean that they are missing.
     pub count_or_first: u32,
-    /// Different sequence numbers received.
+    /// Number of distinct sequence numbers received.
     pub unique: u32,
-    /// Further copies received.
+    /// Number of duplicates received.
     pub duplicates: u32,
-    /// Arrived behind a higher sequence number.
+    /// Number of datagrams that arrived after a higher sequence number.
     pub reordered: u32,
     /// Highest sequence number received.
     pub highest: u32,
-    /// Bit `i` is set when `highest − i` was received.
+    /// Bit `i` is set if `highest − i` was received.
     pub bitmap: u128,
-    /// What the responder's host dropped.
+    /// Number of datagrams that the responder's host dropped, over all sessions, modulo 2³².
     pub host_drops: u32,
 }
 
@@ -164,7 +165,7 @@ impl SessionRecord {
     const REPLY: u8 = 0x01;
     const BRIEF: u8 = 0x02;
 
-    /// Writes the value; `value` is at least [`SessionRecord::BYTES`] long.
+    /// Writes the value; `value` must have at least [`SessionRecord::BYTES`] bytes.
     pub fn write(&self, value: &mut [u8]) {
         put(value, 0, &Self::MAGIC.to_be_bytes());
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
@@ -181,10 +182,11 @@ impl SessionRecord {
         put(value, 48, &self.host_drops.to_be_bytes());
     }
 
-    /// Reads a value. Later versions may be longer: what they add stands behind what this one knows.
+    /// Decodes a value. Longer values are accepted, because later versions may append fields.
     ///
     /// # Errors
-    /// [`DecodeError::Truncated`], [`DecodeError::Foreign`] for somebody else's type 252, [`DecodeError::Version`].
+    /// [`DecodeError::Truncated`]; [`DecodeError::Foreign`] if another vendor uses type 252;
+    /// [`DecodeError::Version`].
     pub fn read(value: &[u8]) -> Result<Self, DecodeError> {
         require(value, usize::from(Self::BYTES), "session extension")?;
         if u32_at(value, 0) != Self::MAGIC {
@@ -209,18 +211,18 @@ impl SessionRecord {
     }
 }
 
-/// Class of Service: what the sender wants in the reply, and what arrived of what it sent.
+/// Class of Service extension: the class wanted for the reply, and the class with which the request arrived.
 ///
 /// ```text
 /// 6 bits DSCP1 (wanted) · 6 bits DSCP2 (received) · 2 bits ECN (received) · 2 bits RP · 16 bits zero
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ClassOfService {
-    /// DSCP that the reply shall carry.
+    /// DSCP requested for the reply.
     pub wanted: u8,
-    /// DSCP with which the request arrived.
+    /// DSCP of the request on arrival.
     pub received: u8,
-    /// ECN with which the request arrived.
+    /// ECN field of the request on arrival.
     pub ecn: u8,
 }
 
@@ -228,14 +230,14 @@ impl ClassOfService {
     /// Length of the value in bytes.
     pub const BYTES: u16 = 4;
 
-    /// Writes the value; `value` is at least [`ClassOfService::BYTES`] long.
+    /// Writes the value; `value` must have at least [`ClassOfService::BYTES`] bytes.
     pub fn write(&self, value: &mut [u8]) {
         let bits = (u16::from(self.wanted & 63) << 10) | (u16::from(self.received & 63) << 4);
         put(value, 0, &(bits | (u16::from(self.ecn & 3) << 2)).to_be_bytes());
         put(value, 2, &[0, 0]);
     }
 
-    /// Reads a value; `None` when it is too short.
+    /// Decodes a value; `None` if it is too short.
     #[must_use]
     pub fn read(value: &[u8]) -> Option<Self> {
         if value.len() < usize::from(Self::BYTES) {
@@ -246,16 +248,16 @@ impl ClassOfService {
     }
 }
 
-/// Follow-Up Telemetry: when an earlier reply really left the reflector.
+/// Follow-Up Telemetry extension: when an earlier reply left the reflector.
 ///
 /// ```text
-/// 0 u32 the earlier reply's sequence number   4 u64 its timestamp   12 u8 how it was taken (2: by the kernel)
+/// 0 u32 the earlier reply's sequence number   4 u64 its timestamp   12 u8 method (2: by the kernel)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FollowUp {
     /// Sequence number of the earlier reply.
     pub sequence: u32,
-    /// When it left; zero when there is none.
+    /// Transmit timestamp of that reply; zero if there is none.
     pub timestamp: NtpTime,
 }
 
@@ -265,14 +267,14 @@ impl FollowUp {
     /// "SW local" in the registry of timestamping methods (RFC 8972 section 5.5).
     const SOFTWARE: u8 = 2;
 
-    /// Writes the value; `value` is at least [`FollowUp::BYTES`] long.
+    /// Writes the value; `value` must have at least [`FollowUp::BYTES`] bytes.
     pub fn write(&self, value: &mut [u8]) {
         put(value, 0, &self.sequence.to_be_bytes());
         put(value, 4, &self.timestamp.0.to_be_bytes());
         put(value, 12, &[if self.timestamp == NtpTime(0) { 0 } else { Self::SOFTWARE }, 0, 0, 0]);
     }
 
-    /// Reads a value; `None` when it is too short or tells nothing.
+    /// Decodes a value; `None` if it is too short or has no timestamp.
     #[must_use]
     pub fn read(value: &[u8]) -> Option<Self> {
         if value.len() < usize::from(Self::BYTES) || u64_at(value, 4) == 0 {
@@ -282,30 +284,30 @@ impl FollowUp {
     }
 }
 
-/// Whether the extensions of an authenticated packet are proven: by an HMAC behind which only padding stands, or because
-/// there are none that need it (RFC 8972 section 4.8). What stands behind the HMAC is not covered by it.
+/// Whether the extensions of an authenticated packet are authenticated: by an HMAC that only padding follows,
+/// or because none of them needs it (RFC 8972 section 4.8). The HMAC does not cover what follows it.
 #[must_use]
 pub fn are_proven(datagram: &[u8], base_bytes: usize, keys: &Keys) -> bool {
     let mut from_hmac = walk(datagram, base_bytes).skip_while(|found| found.kind != HMAC);
     match from_hmac.next() {
         Some(hmac) => {
-            verify(datagram, base_bytes, hmac, keys) && from_hmac.all(|behind| behind.kind == PADDING)
+            verify(datagram, base_bytes, hmac, keys) && from_hmac.all(|following| following.kind == PADDING)
         }
         None => is_bare(datagram, base_bytes),
     }
 }
 
-/// Whether extensions need no HMAC in authenticated mode: there is none, or nothing but padding.
+/// Whether the extensions need no HMAC in authenticated mode: there are none, or only one padding.
 fn is_bare(datagram: &[u8], base_bytes: usize) -> bool {
     next(datagram, base_bytes).is_none_or(|first| {
         first.is_ok_and(|first| first.kind == PADDING && next(datagram, first.end()).is_none())
     })
 }
 
-/// Length of the HMAC's value in bytes.
+/// Length of the HMAC extension's value in bytes.
 pub const HMAC_VALUE_BYTES: u16 = 16;
 
-/// Writes the value of the HMAC extension: over the sequence number and the extensions in front of it.
+/// Writes the value of the HMAC extension: over the sequence number and the preceding extensions.
 pub fn seal(datagram: &mut [u8], base_bytes: usize, hmac: Tlv, key: &Key) {
     let tag = key.mac_128(&[&datagram[..4], &datagram[base_bytes..hmac.at]]);
     put(hmac.value_mut(datagram), 0, &tag);
@@ -323,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_survive_the_wire() {
+    fn encoded_values_decode_to_their_fields() {
         let session = SessionRecord {
             flow: 3,
             session: 0xdead_beef,
@@ -351,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_ends_where_a_length_points_behind_the_end() {
+    fn walk_ends_at_a_malformed_extension() {
         let mut datagram = vec![0; 44];
         append(&mut datagram, PADDING, 8);
         let second = append(&mut datagram, FOLLOW_UP, 16);
@@ -362,22 +364,22 @@ mod tests {
     }
 
     #[test]
-    fn only_padding_at_the_very_end_can_be_left_out() {
+    fn only_trailing_padding_can_be_left_out() {
         let mut datagram = vec![0; 44];
         append(&mut datagram, PADDING, 8);
         assert_eq!(bytes_before_padding(&datagram, 44), 44);
         append(&mut datagram, FOLLOW_UP, 16);
         let kept = datagram.len();
-        assert_eq!(bytes_before_padding(&datagram, 44), kept, "padding in front of something stays");
+        assert_eq!(bytes_before_padding(&datagram, 44), kept, "padding before another extension stays");
         append(&mut datagram, PADDING, 0);
         append(&mut datagram, PADDING, 700);
         assert_eq!(bytes_before_padding(&[&datagram[..], &[0; 3]].concat(), 44), kept);
         datagram.extend([0, PADDING, 0, 9]);
-        assert_eq!(bytes_before_padding(&datagram, 44), datagram.len(), "what cannot be read stays");
+        assert_eq!(bytes_before_padding(&datagram, 44), datagram.len(), "malformed extensions stay");
     }
 
     #[test]
-    fn somebody_elses_type_252_is_not_ours() {
+    fn type_252_of_another_vendor_is_foreign() {
         let mut value = vec![0; 52];
         assert!(matches!(SessionRecord::read(&value), Err(DecodeError::Foreign { .. })));
         SessionRecord::default().write(&mut value);
@@ -387,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hmac_covers_the_sequence_number_and_what_stands_in_front() {
+    fn hmac_covers_the_sequence_number_and_preceding_extensions() {
         let keys = Keys::parse("0123456789abcdef").unwrap();
         let mut datagram = vec![7; 112];
         append(&mut datagram, CLASS_OF_SERVICE, 4);
@@ -406,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stand_where_the_tables_put_them() {
+    fn fields_are_at_the_offsets_of_the_tables() {
         let session = SessionRecord {
             flow: 0x0102,
             session: 0x0304_0506,
@@ -440,36 +442,36 @@ mod tests {
     }
 
     #[test]
-    fn value_that_is_too_short_or_tells_nothing_is_none() {
+    fn short_value_or_zero_timestamp_is_none() {
         assert_eq!(ClassOfService::read(&[0; 3]), None);
         assert_eq!(ClassOfService::read(&[0; 4]), Some(ClassOfService::default()));
         assert_eq!(ClassOfService::read(&[0; 5]), Some(ClassOfService::default()));
         let mut value = [0; 17];
         assert_eq!(FollowUp::read(&value[..16]), None);
         value[11] = 1;
-        let told = Some(FollowUp { sequence: 0, timestamp: NtpTime(1) });
-        assert_eq!((FollowUp::read(&value[..15]), FollowUp::read(&value[..16])), (None, told));
-        assert_eq!(FollowUp::read(&value), told);
+        let follow_up = Some(FollowUp { sequence: 0, timestamp: NtpTime(1) });
+        assert_eq!((FollowUp::read(&value[..15]), FollowUp::read(&value[..16])), (None, follow_up));
+        assert_eq!(FollowUp::read(&value), follow_up);
         let mut value = [0; 60];
         SessionRecord::default().write(&mut value);
         assert_eq!(SessionRecord::read(&value), Ok(SessionRecord::default()), "later versions may be longer");
     }
 
     #[test]
-    fn extension_is_understood_without_any_of_three_flags() {
+    fn extension_is_recognised_if_none_of_the_three_flags_is_set() {
         let flagged = |flags| Tlv { at: 0, flags, kind: PADDING, len: 0 }.is_understood();
         assert_eq!([UNRECOGNIZED, MALFORMED, INTEGRITY, 0xe0].map(flagged), [false; 4]);
         assert_eq!([0, 0x1f, 1].map(flagged), [true; 3]);
     }
 
     #[test]
-    fn extension_that_ends_with_the_datagram_is_whole() {
+    fn extension_may_end_at_the_end_of_the_datagram() {
         let mut datagram = vec![0; 44];
         let appended = append(&mut datagram, FOLLOW_UP, 16);
         assert_eq!((appended.at, appended.end(), datagram.len()), (44, 64, 64));
         assert_eq!(next(&datagram, 44), Some(Ok(appended)));
         assert_eq!(next(&datagram[..63], 44), Some(Err(Malformed { at: 44 })));
-        assert_eq!(next(&datagram, 61), None, "three bytes are no extension");
+        assert_eq!(next(&datagram, 61), None, "three bytes are too short for an extension");
         assert_eq!(next(&datagram[..47], 44), None);
         assert_eq!(hex(&datagram[44..48]), "80070010");
         appended.value_mut(&mut datagram).fill(9);
@@ -478,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn extensions_are_proven_by_an_hmac_or_because_there_are_none_but_one_padding() {
+    fn extensions_are_authentic_with_an_hmac_or_if_there_is_at_most_one_padding() {
         let keys = Keys::parse("0123456789abcdef").unwrap();
         let proven = |datagram: &[u8]| are_proven(datagram, 112, &keys);
         let with = |kinds: &[(u8, u16)]| {
@@ -509,6 +511,6 @@ mod tests {
         }
         let mut cut = with(&[(PADDING, 5)]);
         cut.pop();
-        assert!(!proven(&cut), "what cannot be read");
+        assert!(!proven(&cut), "it is malformed");
     }
 }

@@ -1,15 +1,15 @@
-//! What a prober sends over a WebSocket, to be sent back as it is.
+//! Messages of a prober over a WebSocket, which the server sends back unchanged.
 //!
 //! ```text
-//! binary: 0 u64 sequence number   8 u64 when it was meant to leave, NTP format   16 zeros
+//! binary: 0 u64 sequence number   8 u64 time at which it was due, NTP format   16 zeros
 //! text:   {"seq":5,"ts":1678886400100,"ntp":"e7bd5f00199999ab","pad":"…"}
-//!         ts: milliseconds since 1970, for people and scripts; stamp: NTP format, in hexadecimal digits
+//!         ts: due time in milliseconds since 1970, for display; ntp: due time in NTP format, hexadecimal
 //! ```
 
 use super::{DecodeError, NtpTime, require, u64_at};
 use crate::wire::Message;
 
-/// What messages look like.
+/// Format of the messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageFormat {
     /// JSON, in text messages.
@@ -19,7 +19,7 @@ pub enum MessageFormat {
 }
 
 impl MessageFormat {
-    /// Bytes of the shortest message that has room for everything.
+    /// Length in bytes of the shortest message in which all fields fit.
     #[must_use]
     pub const fn bytes_min(self) -> usize {
         match self {
@@ -28,7 +28,7 @@ impl MessageFormat {
         }
     }
 
-    /// The message, `bytes` long, or as long as it must be.
+    /// Encodes a message of `bytes` bytes, or longer if it does not fit.
     #[must_use]
     pub fn encode(self, message: Message, bytes: usize) -> Vec<u8> {
         let Message { sequence, timestamp } = message;
@@ -53,11 +53,11 @@ impl MessageFormat {
         out
     }
 
-    /// Reads a message that came back. It must be what was sent, to the byte: `length` is what [`MessageFormat::encode`] was asked
-    /// for.
+    /// Decodes an echoed message. It must equal the sent message byte for byte; `length` is the `bytes` that
+    /// was passed to [`MessageFormat::encode`].
     ///
     /// # Errors
-    /// [`DecodeError`] for what no message of ours looks like.
+    /// [`DecodeError`] if it is not such a message.
     pub fn decode(self, bytes: &[u8], length: usize) -> Result<Message, DecodeError> {
         let foreign = DecodeError::Foreign { field: "message" };
         let message = match self {
@@ -94,7 +94,7 @@ mod tests {
     use crate::time::WallTime;
 
     #[test]
-    fn a_message_comes_back_as_it_was_sent_or_not_at_all() {
+    fn echoed_message_is_accepted_only_unchanged() {
         let timestamp = NtpTime::from(WallTime::from_nanos(1_678_886_400_100_000_000));
         for format in [MessageFormat::Text, MessageFormat::Binary] {
             for bytes in [16, 96, 97, 1_000] {
@@ -121,13 +121,13 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_numbers_fit_the_shortest_text() {
+    fn largest_numbers_fit_the_shortest_text() {
         let longest = Message { sequence: u64::MAX, timestamp: NtpTime(u64::MAX) };
         assert_eq!(MessageFormat::Text.encode(longest, 96).len(), 96);
     }
 
     #[test]
-    fn what_others_say_is_no_message() {
+    fn other_text_is_rejected() {
         for text in ["", "hello", "{\"seq\":1}", "{\"seq\":\u{e9},\"ntp\":\"0\"}", "\"seq\":1,\"ntp\":\"zz\""]
         {
             assert!(MessageFormat::Text.decode(text.as_bytes(), 96).is_err(), "{text}");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn message_is_as_long_as_wished_or_as_it_must_be() {
+    fn message_has_the_requested_length_or_the_minimum() {
         let message = Message { sequence: 5, timestamp: NtpTime(7) };
         let lengths = |format: MessageFormat| {
             [0, 15, 16, 17, 95, 96, 97].map(|bytes| format.encode(message, bytes).len())
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn milliseconds_are_those_since_1970() {
+    fn ntp_time_converts_to_milliseconds_since_1970() {
         assert_eq!(milliseconds(NtpTime(2_208_988_800 << 32)), 0);
         assert_eq!(milliseconds(NtpTime((2_208_988_801 << 32) + (1 << 31))), 1_500);
         assert_eq!(milliseconds(NtpTime(0)), 2_085_978_496_000, "in the era that began in 1970");

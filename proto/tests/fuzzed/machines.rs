@@ -1,4 +1,4 @@
-//! Whole machines under any sequence of events that a driver and a network can bring about.
+//! Machines under arbitrary sequences of driver and network events.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,8 +21,9 @@ use pathmeter_proto::wire::tlv;
 
 use super::{Input, keys};
 
-/// Any datagrams from anywhere: each gets one reply or one reason; a reply is as long as its request or, where a record asks for
-/// that, briefer, goes where that came from and is never answered in turn; the table of sessions is bounded.
+/// Arbitrary datagrams from arbitrary sources: each gets one reply or one refusal; a reply is as long as its
+/// request or, if the session record asks for it, shorter; it goes to the source of the request and is never
+/// answered itself; the session table is bounded.
 ///
 /// Input: flags, then records of source, milliseconds, flags, length, bytes.
 pub(crate) fn responder(bytes: &[u8]) {
@@ -53,9 +54,9 @@ pub(crate) fn responder(bytes: &[u8]) {
         if let Some((send, reply)) = reply {
             assert_eq!(send.to, from);
             assert!(reply.len() == datagram.len() || reply.len() < datagram.len() && is_brief(&reply));
-            assert_ne!(from.port(), 862, "a reflector lives there");
+            assert_ne!(from.port(), 862, "862 is a reflector port");
             let is_known = is_own_reply && flags & 3 == 0 && (key.is_some() || has_record(&datagram));
-            // An open reply to a keyed responder, without our record, looks as a request does.
+            // To a responder with keys, an open reply without session record looks like a request.
             let is_open = key.is_some() && stamp::verify(&datagram, &super::keys()).is_err();
             assert!(!is_known || is_open && !has_record(&datagram), "its own reply was answered");
             last = reply;
@@ -70,7 +71,7 @@ fn has_record(reply: &[u8]) -> bool {
     record.is_some_and(|record| record.is_reply)
 }
 
-/// Whether a reply says that its padding was left out.
+/// Whether the session record of a reply says that padding was left out.
 fn is_brief(reply: &[u8]) -> bool {
     [Mode::Open, Mode::Authenticated].iter().any(|mode| {
         let ours = reply.get(mode.base_bytes()..).is_some().then(|| tlv::walk(reply, mode.base_bytes()));
@@ -117,20 +118,21 @@ fn answer(
                 assert_eq!((answered, answered + refused), (u32::from(reply.is_some()), 1));
                 return reply;
             }
-            Step::Finished => panic!("a responder is never finished"),
+            Step::Finished => panic!("a responder does not finish by itself"),
         }
     }
-    panic!("it never waits");
+    panic!("the machine never waits");
 }
 
-/// Any events in any order: every datagram that left gets one verdict, and nothing else gets any.
+/// Arbitrary events in arbitrary order: every datagram that left gets exactly one verdict, and there are no
+/// other verdicts.
 ///
-/// Input: flags, then records of an operation and what it needs.
+/// Input: flags, then records of an operation and its parameters.
 pub(crate) fn prober(bytes: &[u8]) {
     probe(bytes, false);
 }
 
-/// The same of a prober whose responder is a host that answers ICMP.
+/// The same for a prober that measures an ICMP host.
 pub(crate) fn icmp_prober(bytes: &[u8]) {
     probe(bytes, true);
 }
@@ -168,7 +170,7 @@ fn probe(bytes: &[u8], is_icmp: bool) {
         refuses: false,
         is_icmp,
     };
-    // Each operation lets at most a few datagrams leave; the limit keeps a run short.
+    // Each operation sends only a few datagrams; the limit keeps a run short.
     for _ in 0..400 {
         if input.is_over() {
             break;
@@ -190,9 +192,9 @@ struct Run {
     key: Option<Key>,
     at: Timestamp,
     drops: HostDrops,
-    /// What left or was refused, and where from.
+    /// Datagrams that were sent or refused, with their flow.
     left: Vec<(SendId, u8, Vec<u8>)>,
-    /// How many verdicts each datagram got that left.
+    /// Number of verdicts of each datagram that left.
     verdicts: BTreeMap<(u8, u64), u32>,
     refuses: bool,
     is_icmp: bool,
@@ -203,12 +205,12 @@ impl Run {
         match input.byte() % 12 {
             0 => self.at = self.at + Duration::from_millis(input.byte().into()),
             1 => self.at = self.at + Duration::from_millis(u64::from(input.byte()) * 50),
-            2 | 3 => self.replied(input),
+            2 | 3 => self.deliver_reply(input),
             4 => {
                 let len = usize::from(input.byte());
                 let flow = input.byte() % 5;
                 let garbage = input.take(len).to_vec();
-                self.heard(&garbage, flow, 0);
+                self.receive(&garbage, flow, 0);
             }
             5 => {
                 let early = Duration::from_micros(u64::from(input.byte()) * 100);
@@ -241,14 +243,14 @@ impl Run {
         }
     }
 
-    /// One of the latest datagrams.
+    /// One of the latest datagrams, chosen by the input.
     fn chosen(&self, input: &mut Input) -> Option<(SendId, u8, Vec<u8>)> {
         let back = usize::from(input.byte());
         self.left.iter().rev().nth(back % self.left.len().max(1)).cloned()
     }
 
-    /// A reply to one of the latest datagrams, true or with bytes changed; sealed anew or not.
-    fn replied(&mut self, input: &mut Input) {
+    /// Delivers a reply to one of the latest datagrams, authentic or with changed bytes, sealed again or not.
+    fn deliver_reply(&mut self, input: &mut Input) {
         let Some((_, flow, request)) = self.chosen(input) else { return };
         let Some(mut reply) = self.reply_to(&request, flow) else { return };
         let how = input.byte();
@@ -262,9 +264,9 @@ impl Run {
         if how & 8 != 0 && reply.len() >= 112 {
             stamp::seal(&mut reply, Mode::Authenticated, self.key.as_ref());
         }
-        self.heard(&reply, flow, input.byte());
+        self.receive(&reply, flow, input.byte());
         if how & 16 != 0 {
-            self.heard(&reply, flow, 0);
+            self.receive(&reply, flow, 0);
         }
     }
 
@@ -278,7 +280,7 @@ impl Run {
         answer(&mut self.responder, request, &arrival, false).map(|(_, reply)| reply)
     }
 
-    fn heard(&mut self, datagram: &[u8], flow: u8, early: u8) {
+    fn receive(&mut self, datagram: &[u8], flow: u8, early: u8) {
         let mut arrival = arrival(source(0), self.at - Duration::from_micros(early.into()));
         arrival.flow = flow;
         self.prober.received(datagram, &arrival);
@@ -299,20 +301,20 @@ impl Run {
                 }
                 Step::Report(EchoReport::Sent { flow, sequence }) => {
                     let before = self.verdicts.insert((flow, sequence), 0);
-                    assert_eq!(before, None, "it left twice");
+                    assert_eq!(before, None, "the datagram left twice");
                 }
                 Step::Report(EchoReport::Decided { flow, sequence, .. }) => {
-                    *self.verdicts.get_mut(&(flow, sequence)).expect("it left") += 1;
+                    *self.verdicts.get_mut(&(flow, sequence)).expect("the datagram left") += 1;
                 }
                 Step::Report(_) => {}
                 Step::Wait(until) => {
-                    assert!(until > self.at, "it waits for what is past");
+                    assert!(until > self.at, "the deadline is in the future");
                     return;
                 }
                 Step::Finished => return,
             }
         }
-        panic!("it never waits");
+        panic!("the machine never waits");
     }
 }
 

@@ -1,5 +1,5 @@
-//! What must hold for any bytes at all. Each function is the body of the fuzz target of its name, and of an ordinary test
-//! that replays its corpus.
+//! Invariants for arbitrary input. Each function is the body of the fuzz target of the same name, and of a
+//! test that replays its corpus.
 
 mod machines;
 
@@ -34,21 +34,22 @@ pub(crate) const TARGETS: [(&str, Body); 11] = [
     ("icmp_prober", icmp_prober),
 ];
 
-/// Runs the target of that name.
+/// Runs the fuzz target `target`.
 ///
 /// # Panics
-/// If something does not hold that must, or there is no such target.
+/// If an invariant is violated, or the target does not exist.
 pub(crate) fn run(target: &str, bytes: &[u8]) {
     let found = TARGETS.iter().find(|(name, _)| *name == target);
-    let (_, body) = found.expect("every target has its body");
+    let (_, body) = found.expect("the target exists");
     body(bytes);
 }
 
 fn keys() -> Keys {
-    Keys::parse(SECRET).expect("it is a key")
+    Keys::parse(SECRET).expect("the key is valid")
 }
 
-/// A base packet: what is read is written as it was, and proven only by the key.
+/// Base packets: encoding the decoded fields and decoding them again gives the same fields, and only the key
+/// authenticates.
 pub(crate) fn decode_stamp(bytes: &[u8]) {
     let keys = keys();
     let mode = stamp::guess_mode(bytes);
@@ -73,7 +74,7 @@ pub(crate) fn decode_stamp(bytes: &[u8]) {
     }
 }
 
-/// Extensions: they lie one behind the other within the datagram, and what is read is written as it was.
+/// Extensions: they follow each other within the datagram, and encoded values decode to the same values.
 pub(crate) fn decode_tlv(bytes: &[u8]) {
     let keys = keys();
     for base in [0, Mode::Open.base_bytes(), Mode::Authenticated.base_bytes()] {
@@ -100,7 +101,7 @@ pub(crate) fn decode_tlv(bytes: &[u8]) {
             }
         }
         let is_over = tlv::next(bytes, end).is_none_or(|next| next.is_err());
-        assert!(is_over, "a walk goes to the end or to the first that is malformed");
+        assert!(is_over, "a walk ends at the end or at the first malformed extension");
         if base > 0 && bytes.len() >= base && tlv::are_proven(bytes, base, &keys) {
             let kinds: Vec<u8> = tlv::walk(bytes, base).map(|found| found.kind).collect();
             let bare = kinds.is_empty() || kinds == [tlv::PADDING];
@@ -109,7 +110,7 @@ pub(crate) fn decode_tlv(bytes: &[u8]) {
     }
 }
 
-/// A goodbye: as it came, and signed so that more than its signature is looked at.
+/// Goodbyes: the input as it is, and with a valid signature, so that the other checks are reached.
 pub(crate) fn decode_goodbye(bytes: &[u8]) {
     let keys = keys().derive(Goodbye::PURPOSE);
     let mut signed = bytes.to_vec();
@@ -126,7 +127,7 @@ pub(crate) fn decode_goodbye(bytes: &[u8]) {
     }
 }
 
-/// An echo: what is read is written as it was, and has an identifier and a session.
+/// ICMP echoes: encoding and decoding agree, and identifier and session identifier are found.
 pub(crate) fn decode_icmp(bytes: &[u8]) {
     let _ = icmp::is_intact(bytes);
     assert_eq!(icmp::identifier(bytes).is_some(), bytes.len() >= 6);
@@ -144,11 +145,11 @@ pub(crate) fn decode_icmp(bytes: &[u8]) {
     }
 }
 
-/// The greetings of the connection that the corpora are of.
+/// The greetings of the connection for which the corpora are made.
 pub(crate) const HELLO: Hello = Hello { message_bytes: 64, nonce: [7; 16] };
 pub(crate) const WELCOME: Welcome = Welcome { admittance: Admittance::Granted, nonce: [9; 16] };
 
-/// The same bytes but for one bit, which all of them choose.
+/// The same bytes with one changed bit, chosen by their sum.
 fn changed(bytes: &[u8]) -> Vec<u8> {
     let sum: usize = bytes.iter().map(|byte| usize::from(*byte)).sum();
     let mut changed = bytes.to_vec();
@@ -156,11 +157,11 @@ fn changed(bytes: &[u8]) -> Vec<u8> {
     changed
 }
 
-/// A greeting of a stream: what is read is written as it was, and only the key proves it.
+/// Greetings of streams: encoding and decoding agree, and only the key authenticates.
 pub(crate) fn decode_greeting(bytes: &[u8]) {
     let keys = keys().derive(stream::PURPOSE);
     if let Ok((hello, proof)) = Hello::decode(bytes, Some(&keys)) {
-        assert!(Welcome::decode(bytes, &HELLO, None).is_err(), "it is the one or the other");
+        assert!(Welcome::decode(bytes, &HELLO, None).is_err(), "a hello is not a welcome");
         assert_eq!(proof == GreetingProof::None, bytes[32..48] == [0; 16]);
         for (signer, proof) in [(None, GreetingProof::None), (Some(&keys), GreetingProof::By(KeyId::Current))]
         {
@@ -180,7 +181,7 @@ pub(crate) fn decode_greeting(bytes: &[u8]) {
     }
 }
 
-/// A message of a stream: a reply repeats its request, and under a key no byte of it can be changed.
+/// Messages of streams: a reply repeats its request, and with a key every change is detected.
 pub(crate) fn decode_stream(bytes: &[u8]) {
     let keys = keys().derive(stream::PURPOSE);
     let [open, sealed] = [None, Some(keys.current())].map(|key| Seal::of(key, &HELLO, &WELCOME));
@@ -208,13 +209,13 @@ pub(crate) fn decode_stream(bytes: &[u8]) {
         let changed = sealed.read_reply(&changed(&frame));
         assert!(changed.is_err(), "{changed:?}");
     }
-    // Whatever it is padded with.
+    // With the padding of the input.
     sealed.reply(&mut reply, WallTime::from_nanos(1_000), WallTime::from_nanos(3_500));
     assert_eq!(sealed.read_reply(&reply), Ok(DecodedReply { message, turnaround: 2_500 }));
     assert!(sealed.read_reply(&changed(&reply)).is_err());
 }
 
-/// A message that came back over a WebSocket: what is read is what was sent, to the byte.
+/// WebSocket messages: an accepted message equals the sent one byte for byte.
 pub(crate) fn decode_websocket(bytes: &[u8]) {
     for format in [MessageFormat::Text, MessageFormat::Binary] {
         for length in [bytes.len(), format.bytes_min(), 0] {
@@ -228,7 +229,7 @@ pub(crate) fn decode_websocket(bytes: &[u8]) {
     }
 }
 
-/// A key file: what is accepted holds one or two keys, and what is said about one depends on no letter of a key.
+/// Key files: an accepted file has one or two keys, and an error does not depend on the characters of a key.
 pub(crate) fn key_file(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let masked: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { 'x' } else { c }).collect();
@@ -243,7 +244,7 @@ pub(crate) fn key_file(bytes: &[u8]) {
     }
 }
 
-/// Bytes that are read as choices; zeros at the end.
+/// Input bytes that are read as choices; zeros at the end.
 #[derive(Debug)]
 struct Input<'a>(&'a [u8]);
 

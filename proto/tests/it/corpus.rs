@@ -1,4 +1,4 @@
-//! The corpora of the fuzz targets, replayed, and mutated a little further.
+//! Replays the corpora of the fuzz targets, and mutations of them.
 
 use std::path::PathBuf;
 
@@ -10,11 +10,11 @@ use pathmeter_proto::wire::stream::{self, Admittance, Seal, Welcome};
 use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{Goodbye, NtpTime};
 
-use super::byhand::{ASKER, arrival, ask, at, base, keys, request, responder};
 use super::conservation::scaled;
 use super::fuzzed::{HELLO, SECRET, TARGETS, WELCOME, run};
+use super::manual::{PROBER, arrival, at, base, keys, request, responder, send_request};
 
-/// Seeds of each target that are committed.
+/// Minimum number of committed seeds per target.
 const SEEDS: usize = 36;
 
 fn folder(target: &str) -> PathBuf {
@@ -31,7 +31,7 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn every_corpus_holds_what_must_hold_for_any_bytes() {
+fn corpora_violate_no_invariant() {
     for (target, _) in TARGETS {
         let seeds = seeds(target);
         assert!(seeds.len() >= SEEDS, "{target} has {} seeds", seeds.len());
@@ -43,7 +43,7 @@ fn every_corpus_holds_what_must_hold_for_any_bytes() {
 }
 
 #[test]
-fn mutations_of_every_corpus_hold_it_too() {
+fn mutations_of_the_corpora_violate_no_invariant() {
     for (target, _) in TARGETS {
         let seeds = seeds(target);
         for number in 0..scaled(20_000) {
@@ -80,10 +80,10 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
     }
 }
 
-/// A message of the targets that read streams.
+/// A message for the targets that read streams.
 const MESSAGE: Message = Message { sequence: 70_000, timestamp: NtpTime(0xe7bd_5f00_1999_99ab) };
 
-/// Valid inputs of a target, to begin with.
+/// Valid inputs of a target, from which its corpus is made.
 fn valid(target: &str) -> Vec<Vec<u8>> {
     let keys = keys(SECRET);
     let key = Some(keys.current());
@@ -91,7 +91,7 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
     let is_keyed = |index: usize| index >= 2;
     let replies = requests.iter().enumerate().map(|(index, request)| {
         let keys = is_keyed(index).then(|| keys.clone());
-        ask(&mut responder(keys), request, &arrival(ASKER, at(0))).bytes()
+        send_request(&mut responder(keys), request, &arrival(PROBER, at(0))).bytes()
     });
     match target {
         "decode_stamp" | "decode_tlv" => requests.iter().cloned().chain(replies).collect(),
@@ -170,11 +170,11 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
         }
         "responder" => [0x02, 0x11, 0x13, 0x76].map(|flags| conversation(flags, &requests)).into(),
         "prober" | "icmp_prober" => [0x02, 0x03, 0x8a, 0x93, 0xe4].map(events).into(),
-        _ => panic!("{target} is no target"),
+        _ => panic!("{target} is not a target"),
     }
 }
 
-/// Records for the target `responder`: everything from two sources, and each reply back again.
+/// Records for the target `responder`: each request from two sources, followed by its reply sent back.
 fn conversation(flags: u8, requests: &[Vec<u8>]) -> Vec<u8> {
     let mut out = vec![flags];
     for from in [1, 200] {
@@ -188,20 +188,21 @@ fn conversation(flags: u8, requests: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
-/// Records for the target `prober`: some slots, answered, answered again, damaged, stamped, complained about.
+/// Records for the target `prober`: slots, replies, duplicates, damaged replies, transmit timestamps, ICMP
+/// errors.
 fn events(flags: u8) -> Vec<u8> {
     let wait = [1, 2];
     let reply = [2, 0, 0, 9];
     let twice = [2, 0, 16, 0];
     let damaged = [2, 1, 9, 0, 30, 7, 0];
-    let stamp = [5, 3, 0];
+    let timestamp = [5, 3, 0];
     let quoted = [10, 0, 200];
     let mut out = vec![flags];
     for piece in [
         &wait[..],
         &reply,
         &wait,
-        &stamp,
+        &timestamp,
         &twice,
         &wait,
         &damaged,
@@ -219,8 +220,8 @@ fn events(flags: u8) -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "writes fuzz/corpus anew: run it when the wire format has changed"]
-fn the_seeds_are_written() {
+#[ignore = "rewrites fuzz/corpus: run it when the wire format has changed"]
+fn write_seeds() {
     for (target, _) in TARGETS {
         let valid = valid(target);
         let mut random = Random::new(target.len() as u64);

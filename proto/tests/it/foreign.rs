@@ -1,4 +1,4 @@
-//! Reflectors that are not ours: what a prober makes of them, and that it never claims what they did not say.
+//! Third-party reflectors: how a prober handles them, and that it claims no direction without evidence.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,43 +20,48 @@ use pathmeter_proto::wire::tlv::{self, ClassOfService};
 
 use super::conservation::{LATE_AFTER, LOST_AFTER, MS, responder, scaled, seeds, spec};
 
-/// What a reflector does with a request.
+/// Behaviour of a reflector.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Manner {
-    /// Numbers its replies instead of copying the request's number.
+struct Behaviour {
+    /// Counts its replies instead of copying the request's number.
     counts: bool,
-    tail: Tail,
-    /// Longer requests are dropped.
+    extensions: Extensions,
+    /// Length of the longest request that it does not drop.
     longest: usize,
-    /// Writes PTP timestamps and says so.
+    /// Writes PTP timestamps and sets the Z bit.
     is_ptp: bool,
-    /// Says of its timestamps what the request says of its own.
-    copies_mark: bool,
+    /// Copies the error estimate, and so the Z bit, of the request.
+    copies_error: bool,
 }
 
 /// What follows the base packet in a reply.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Tail {
+enum Extensions {
     /// Nothing.
     Cut,
-    /// Not even the base packet's last three bytes, and no session identifier: TWAMP-Light.
+    /// Nothing; the base packet lacks its last three bytes and the session identifier: TWAMP-Light.
     Twamp,
-    /// What the request had there, flags and all.
+    /// The request's bytes, flags included.
     Copied,
-    /// Extensions: the class of service is filled in, anything else comes back with the flag U.
+    /// Extensions: the class of service is filled in; unknown types are returned with the flag U.
     Understood,
 }
 
-const PLAIN: Manner =
-    Manner { counts: false, tail: Tail::Cut, longest: 65_507, is_ptp: false, copies_mark: false };
-const EXTENDED: Manner = Manner { counts: true, tail: Tail::Understood, ..PLAIN };
-const TWAMP: Manner = Manner { counts: true, tail: Tail::Twamp, ..PLAIN };
-const SHORT: Manner = Manner { longest: 44, ..PLAIN };
-const COPYING: Manner = Manner { tail: Tail::Copied, ..PLAIN };
-const PTP: Manner = Manner { is_ptp: true, ..EXTENDED };
+const PLAIN: Behaviour = Behaviour {
+    counts: false,
+    extensions: Extensions::Cut,
+    longest: 65_507,
+    is_ptp: false,
+    copies_error: false,
+};
+const EXTENDED: Behaviour = Behaviour { counts: true, extensions: Extensions::Understood, ..PLAIN };
+const TWAMP: Behaviour = Behaviour { counts: true, extensions: Extensions::Twamp, ..PLAIN };
+const SHORT: Behaviour = Behaviour { longest: 44, ..PLAIN };
+const COPYING: Behaviour = Behaviour { extensions: Extensions::Copied, ..PLAIN };
+const PTP: Behaviour = Behaviour { is_ptp: true, ..EXTENDED };
 
-/// All of them, with the word by which they go.
-const ALL: [(&str, Manner, &str); 6] = [
+/// All behaviours, with the kind that the prober reports.
+const ALL: [(&str, Behaviour, &str); 6] = [
     ("plain", PLAIN, "twamp-light"),
     ("extended", EXTENDED, "stamp"),
     ("twamp-light", TWAMP, "twamp-light"),
@@ -65,24 +70,30 @@ const ALL: [(&str, Manner, &str); 6] = [
     ("ptp", PTP, "stamp"),
 ];
 
-/// Somebody else's reflector.
+/// A third-party reflector.
 #[derive(Debug)]
 struct Reflector {
-    manner: Manner,
+    behaviour: Behaviour,
     replies: BTreeMap<(SocketAddr, u16), u32>,
     pending: Option<(Vec<u8>, Arrival)>,
     has_answered: bool,
-    /// Requests by length.
+    /// Number of requests by length.
     seen: BTreeMap<usize, u32>,
 }
 
 impl Reflector {
-    fn new(manner: Manner) -> Self {
-        Self { manner, replies: BTreeMap::new(), pending: None, has_answered: false, seen: BTreeMap::new() }
+    fn new(behaviour: Behaviour) -> Self {
+        Self {
+            behaviour,
+            replies: BTreeMap::new(),
+            pending: None,
+            has_answered: false,
+            seen: BTreeMap::new(),
+        }
     }
 
     fn time(&self, wall: WallTime) -> NtpTime {
-        if !self.manner.is_ptp {
+        if !self.behaviour.is_ptp {
             return NtpTime::from(wall);
         }
         let (seconds, nanos) = (wall.as_nanos() / 1_000_000_000, wall.as_nanos() % 1_000_000_000);
@@ -92,14 +103,14 @@ impl Reflector {
     fn reflect(&mut self, bytes: &[u8], arrival: &Arrival, now: Now, out: &mut Vec<u8>) {
         let request = Request::decode(bytes, Mode::Open).unwrap();
         let count = self.replies.entry((arrival.from, request.ssid)).or_default();
-        let number = if self.manner.counts { *count } else { request.sequence };
+        let number = if self.behaviour.counts { *count } else { request.sequence };
         *count += 1;
         out.extend_from_slice(bytes);
         let reply = Reply {
             sequence: number,
             timestamp: self.time(now.wall.wall(now.at)),
-            error: if self.manner.is_ptp && !self.manner.copies_mark { 0x4001 } else { 1 },
-            ssid: if self.manner.tail == Tail::Twamp { 0 } else { request.ssid },
+            error: if self.behaviour.is_ptp && !self.behaviour.copies_error { 0x4001 } else { 1 },
+            ssid: if self.behaviour.extensions == Extensions::Twamp { 0 } else { request.ssid },
             received: self.time(now.wall.wall(arrival.at)),
             sender_sequence: request.sequence,
             sender_timestamp: request.timestamp,
@@ -107,11 +118,11 @@ impl Reflector {
             sender_ttl: 251,
         };
         reply.write(Mode::Open, out);
-        match self.manner.tail {
-            Tail::Cut => out.truncate(44),
-            Tail::Twamp => out.truncate(41),
-            Tail::Copied => {}
-            Tail::Understood => fill_in(out, arrival.tos.unwrap()),
+        match self.behaviour.extensions {
+            Extensions::Cut => out.truncate(44),
+            Extensions::Twamp => out.truncate(41),
+            Extensions::Copied => {}
+            Extensions::Understood => fill_in(out, arrival.tos.unwrap()),
         }
     }
 }
@@ -122,10 +133,10 @@ fn fill_in(reply: &mut [u8], tos: u8) {
         let is_known = [tlv::PADDING, tlv::CLASS_OF_SERVICE, tlv::FOLLOW_UP].contains(&found.kind);
         reply[found.at] = if is_known { 0 } else { tlv::UNRECOGNIZED };
         if found.kind == tlv::CLASS_OF_SERVICE {
-            let asked = ClassOfService::read(found.value(reply)).unwrap();
+            let requested = ClassOfService::read(found.value(reply)).unwrap();
             let value = found.value_mut(reply);
-            ClassOfService { received: tos >> 2, ecn: tos & 3, ..asked }.write(value);
-            // Bits that RFC 8972 reserves, and that stamp-suite 1.0.0 sets.
+            ClassOfService { received: tos >> 2, ecn: tos & 3, ..requested }.write(value);
+            // Bits that RFC 8972 reserves and that stamp-suite 1.0.0 sets.
             value[2] |= 0x30;
         }
     }
@@ -136,7 +147,7 @@ impl Machine for Reflector {
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         *self.seen.entry(datagram.len()).or_default() += 1;
-        if (44..=self.manner.longest).contains(&datagram.len()) {
+        if (44..=self.behaviour.longest).contains(&datagram.len()) {
             self.pending = Some((datagram.to_vec(), *arrival));
         }
     }
@@ -179,101 +190,107 @@ impl Machine for Reflector {
     }
 }
 
-/// Measures a reflector and compares with the truth: every verdict, every round trip to the nanosecond, every direction.
-fn measure(seed: u64, world: World, spec: EchoSpec, manner: Manner) -> (Counts, Ledger, Prober, Reflector) {
-    let mut reflector = Reflector::new(manner);
+/// Measures a reflector and compares all verdicts, round trips and directions with the ledger.
+fn measure(
+    seed: u64,
+    world: World,
+    spec: EchoSpec,
+    behaviour: Behaviour,
+) -> (Counts, Ledger, Prober, Reflector) {
+    let mut reflector = Reflector::new(behaviour);
     let mut prober = Prober::new(spec, world.start());
-    let (tally, mut ledger) = world.run(&mut prober, &mut reflector, 3_600_000 * MS);
-    // It is asked again whether it became one of ours.
+    let (counts, mut ledger) = world.run(&mut prober, &mut reflector, 3_600_000 * MS);
+    // It is tested again for support of the session extension.
     ledger.may_withdraw = true;
-    let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
-    outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}, {manner:?}: {difference}"));
-    (tally, ledger, prober, reflector)
+    let outcome = ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0);
+    outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}, {behaviour:?}: {difference}"));
+    (counts, ledger, prober, reflector)
 }
 
-fn directed(tally: &Counts) -> u64 {
-    tally.lost() - tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown))
+fn directed(counts: &Counts) -> u64 {
+    counts.lost() - counts.count(|verdict| verdict == Verdict::Lost(Direction::Unknown))
 }
 
 #[test]
-fn every_kind_of_reflector_is_recognised_and_its_round_trips_are_exact() {
-    for (name, manner, word) in ALL {
+fn each_kind_of_reflector_is_recognised_with_exact_round_trips() {
+    for (name, behaviour, kind) in ALL {
         let spec = EchoSpec { dscp: Dscp::new(46).unwrap(), ..spec(5, 50 * MS, 2, 400) };
-        let (tally, _, prober, reflector) = measure(5, World::new(5), spec, manner);
-        assert_eq!(prober.responder(), Some(word), "{name}");
-        assert_eq!((tally.mismatched, tally.turnaround_invalid), (0, 0), "{name}");
-        let ok = tally.count(|verdict| verdict == Verdict::Ok);
-        if manner == SHORT {
-            // What it drops is lost: four before anybody doubts, those on their way until it is decided, and one later.
-            assert_eq!(directed(&tally), 0, "nothing is known of what it dropped");
+        let (counts, _, prober, reflector) = measure(5, World::new(5), spec, behaviour);
+        assert_eq!(prober.responder(), Some(kind), "{name}");
+        assert_eq!((counts.mismatched, counts.turnaround_invalid), (0, 0), "{name}");
+        let ok = counts.count(|verdict| verdict == Verdict::Ok);
+        if behaviour == SHORT {
+            // Losses: four before the prober suspects the extensions, those in flight until the fourth is
+            // decided, and one later.
+            assert_eq!(directed(&counts), 0, "there is no evidence about its drops");
             assert!(ok > 250, "{ok}");
         } else {
             assert_eq!(ok, 400, "{name}");
         }
-        let last = tally.verdicts.values().last().unwrap().1.unwrap();
-        assert_eq!(last.class_forward.is_some(), word == "stamp", "{name}");
-        assert_eq!(last.hops_forward, None, "{name}: who knows what TTL it puts there");
+        let last = counts.verdicts.values().last().unwrap().1.unwrap();
+        assert_eq!(last.class_forward.is_some(), kind == "stamp", "{name}");
+        assert_eq!(last.hops_forward, None, "{name}: its initial TTL is not known");
         let large: u32 = reflector.seen.iter().filter(|(len, _)| **len > 52).map(|(_, count)| count).sum();
-        assert!(large < 120, "{name}: {large} datagrams still carried what it does not understand");
+        assert!(large < 120, "{name}: {large} datagrams still carried unsupported extensions");
     }
 }
 
 #[test]
-fn what_is_known_of_a_reflector_beforehand_is_not_tried_out() {
+fn configured_profile_disables_detection() {
     let of = |profile| Quirks { profile, ..Quirks::default() };
-    for (manner, profile, longest) in
+    for (behaviour, profile, longest) in
         [(SHORT, Profile::Plain, 44), (TWAMP, Profile::TwampLight, 44), (EXTENDED, Profile::Stamp, 52)]
     {
         let spec = EchoSpec {
             wire: WireFormat::Stamp { keys: None, quirks: of(profile) },
             ..spec(7, 50 * MS, 2, 400)
         };
-        let (tally, _, _, reflector) = measure(7, World::new(7), spec, manner);
+        let (counts, _, _, reflector) = measure(7, World::new(7), spec, behaviour);
         assert_eq!(
-            tally.count(|verdict| verdict == Verdict::Ok),
+            counts.count(|verdict| verdict == Verdict::Ok),
             400,
-            "{profile:?}: none is tried out and lost"
+            "{profile:?}: no detection datagram is lost"
         );
         assert_eq!(reflector.seen.keys().max(), Some(&longest), "{profile:?}");
     }
 }
 
 #[test]
-fn times_that_are_marked_wrongly_can_be_read_as_they_are() {
-    const LIAR: Manner = Manner { copies_mark: true, ..PTP };
-    let tally = |times| {
+fn configured_timestamp_format_overrides_a_wrong_mark() {
+    const WRONG_MARK: Behaviour = Behaviour { copies_error: true, ..PTP };
+    let counts = |times| {
         let quirks = Quirks { times, ..Quirks::default() };
         let spec = EchoSpec { wire: WireFormat::Stamp { keys: None, quirks }, ..spec(8, 50 * MS, 1, 200) };
-        let mut reflector = Reflector::new(LIAR);
+        let mut reflector = Reflector::new(WRONG_MARK);
         let mut world = World::new(8);
-        world.there.pace.latency = 3 * MS;
+        world.responder_host.scheduling.latency = 3 * MS;
         let mut prober = Prober::new(spec, world.start());
-        let (tally, ledger) = world.run(&mut prober, &mut reflector, 3_600_000 * MS);
-        (ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0), tally)
+        let (counts, ledger) = world.run(&mut prober, &mut reflector, 3_600_000 * MS);
+        (ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0), counts)
     };
-    assert!(tally(ReflectorTimes::Marked).0.is_err(), "it would be believed");
-    assert_eq!(tally(ReflectorTimes::Ptp).0, Ok(()));
-    let (_, ignored) = tally(ReflectorTimes::Ignored);
+    assert!(counts(ReflectorTimes::Marked).0.is_err(), "the mark is wrong");
+    assert_eq!(counts(ReflectorTimes::Ptp).0, Ok(()));
+    let (_, ignored) = counts(ReflectorTimes::Ignored);
     let turnarounds =
         ignored.verdicts.values().filter_map(|(_, sample)| *sample).map(|sample| sample.turnaround);
     assert_eq!(turnarounds.max(), Some(Duration::ZERO));
 }
 
 #[test]
-fn what_a_reflector_drops_when_it_is_asked_again_is_withdrawn_and_not_lost() {
-    let (tally, ..) = measure(6, World::new(6), spec(6, 1_000 * MS, 1, 2_500), SHORT);
+fn dropped_detection_datagrams_are_withdrawn_and_not_lost() {
+    let (counts, ..) = measure(6, World::new(6), spec(6, 1_000 * MS, 1, 2_500), SHORT);
     let lost: Vec<u64> =
-        tally.verdicts.iter().filter(|(_, v)| matches!(v.0, Verdict::Lost(_))).map(|(id, _)| id.1).collect();
+        counts.verdicts.iter().filter(|(_, v)| matches!(v.0, Verdict::Lost(_))).map(|(id, _)| id.1).collect();
     assert!(lost.len() <= 10 && lost.iter().all(|sequence| *sequence < 30), "{lost:?}");
-    let withdrawn = tally.count(|verdict| verdict == Verdict::Withdrawn);
+    let withdrawn = counts.count(|verdict| verdict == Verdict::Withdrawn);
     assert!((3..=15).contains(&withdrawn), "{withdrawn}: three each time, every ten minutes");
 }
 
 #[test]
-fn a_foreign_reflector_is_never_a_reason_to_claim_a_wrong_direction() {
+fn third_party_reflector_never_causes_a_wrong_direction() {
     let mut claimed = BTreeMap::new();
     for seed in seeds(400) {
-        for (name, manner, _) in ALL {
+        for (name, behaviour, _) in ALL {
             let mut random = Random::new(seed);
             let mut world = World::new(seed);
             for link in [&mut world.forward, &mut world.reverse] {
@@ -284,28 +301,28 @@ fn a_foreign_reflector_is_never_a_reason_to_claim_a_wrong_direction() {
                     _ => Loss::Random(0.01),
                 };
             }
-            // On the way back nothing can confuse a count.
+            // In the reverse direction nothing can distort a count.
             world.reverse.jitter = Jitter::Uniform(random.pick(&[0, 30 * MS, 150 * MS]));
             world.reverse.duplicates = [0.0, 0.1][usize::try_from(random.below(2)).unwrap()];
             let interval = [5 * MS, 20 * MS, 100 * MS][usize::try_from(random.below(3)).unwrap()];
-            let (tally, ..) = measure(seed, world, spec(seed, interval, 1, 200), manner);
+            let (counts, ..) = measure(seed, world, spec(seed, interval, 1, 200), behaviour);
             let known = claimed.entry(name).or_insert((0, 0));
-            *known = (known.0 + directed(&tally), known.1 + tally.lost());
+            *known = (known.0 + directed(&counts), known.1 + counts.lost());
         }
     }
-    for (name, manner, _) in ALL {
+    for (name, behaviour, _) in ALL {
         let (directed, lost) = claimed[name];
         assert!(lost > scaled(1_000), "{name}: {lost} lost");
-        if manner.counts {
+        if behaviour.counts {
             assert!(directed * 5 > lost, "{name}: {directed} of {lost} have a direction");
         } else {
-            assert_eq!(directed, 0, "{name}: it says nothing of what arrived");
+            assert_eq!(directed, 0, "{name}: it reports nothing about arrivals");
         }
     }
 }
 
 #[test]
-fn a_request_that_arrives_twice_does_not_hide_one_that_was_lost() {
+fn duplicated_request_does_not_hide_a_lost_one() {
     let (mut lost, mut wrong) = (0, 0);
     for seed in seeds(200) {
         let mut world = World::new(seed);
@@ -313,19 +330,17 @@ fn a_request_that_arrives_twice_does_not_hide_one_that_was_lost() {
         world.forward.loss = Loss::Random(0.1);
         let mut reflector = Reflector::new(EXTENDED);
         let mut prober = Prober::new(spec(seed, 100 * MS, 1, 500), world.start());
-        let (tally, _) = world.run(&mut prober, &mut reflector, 600_000 * MS);
-        lost += tally.lost();
-        wrong += tally.count(|verdict| verdict == Verdict::Lost(Direction::Reverse));
+        let (counts, _) = world.run(&mut prober, &mut reflector, 600_000 * MS);
+        lost += counts.lost();
+        wrong += counts.count(|verdict| verdict == Verdict::Lost(Direction::Reverse));
     }
     assert!(lost > scaled(5_000), "{lost} lost");
-    // Until a first copy is seen it can mislead; without the doubt afterwards it would be hundreds.
-    assert!(
-        wrong * 1_500 <= lost,
-        "{wrong} of {lost} losses, all on the way there, seem to be on the way back"
-    );
+    // A duplicate can mislead until the first one is noticed; without the distrust afterwards, hundreds of
+    // losses would be wrong.
+    assert!(wrong * 1_500 <= lost, "{wrong} of {lost} forward losses were reported as reverse");
 }
 
-/// One reflector, and from some time on one of ours in its place.
+/// A third-party reflector that is replaced by a pathmeter responder at some time.
 #[derive(Debug)]
 struct Upgraded {
     before: Reflector,
@@ -374,17 +389,21 @@ impl Machine for Upgraded {
 }
 
 #[test]
-fn that_a_reflector_was_replaced_by_one_of_ours_is_noticed_within_ten_minutes() {
-    for (name, manner, word) in ALL {
-        for (slots, expected) in [(500, word), (1_000, "pathmeter")] {
+fn replacement_by_an_agent_is_noticed_within_ten_minutes() {
+    for (name, behaviour, kind) in ALL {
+        for (slots, expected) in [(500, kind), (1_000, "pathmeter")] {
             let world = World::new(8);
-            let at = world.there.clock.monotonic(0) + Duration::from_secs(300);
-            let mut upgraded =
-                Upgraded { before: Reflector::new(manner), after: responder(None), at, is_upgraded: false };
+            let at = world.responder_host.clock.monotonic(0) + Duration::from_secs(300);
+            let mut upgraded = Upgraded {
+                before: Reflector::new(behaviour),
+                after: responder(None),
+                at,
+                is_upgraded: false,
+            };
             let mut prober = Prober::new(spec(8, 1_000 * MS, 1, slots), world.start());
-            let (tally, mut ledger) = world.run(&mut prober, &mut upgraded, 3_600_000 * MS);
+            let (counts, mut ledger) = world.run(&mut prober, &mut upgraded, 3_600_000 * MS);
             ledger.may_withdraw = true;
-            ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0).unwrap();
+            ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0).unwrap();
             assert_eq!(prober.responder(), Some(expected), "{name} after {slots} s");
         }
     }

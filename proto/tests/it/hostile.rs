@@ -1,4 +1,4 @@
-//! What a responder does with datagrams that wish it ill.
+//! How a responder handles hostile datagrams.
 
 use pathmeter_proto::admission::{Policy, Refusal};
 use pathmeter_proto::echo::StampResponder;
@@ -8,12 +8,13 @@ use pathmeter_proto::sim::Random;
 use pathmeter_proto::wire::stamp::{self, Mode};
 use pathmeter_proto::wire::tlv::{self, ClassOfService, SessionRecord};
 
-use super::byhand::{
-    ASKER, Outcome, arrival, ask, at, base, keys, mode, policy, record, request, responder, seal_extensions,
+use super::manual::{
+    Outcome, PROBER, arrival, at, base, keys, mode, policy, record, request, responder, seal_extensions,
+    send_request,
 };
 
 const SECRET: &str = "0123456789abcdef";
-/// Not the asker.
+/// A second source.
 const OTHER: ([u8; 4], u16) = ([198, 51, 100, 9], 50_000);
 
 fn garbage(random: &mut Random, len: usize) -> Vec<u8> {
@@ -25,14 +26,14 @@ fn refused(why: Refusal) -> Outcome {
 }
 
 #[test]
-fn garbage_of_any_length_gets_no_reply_where_a_key_is_needed_and_never_a_longer_one_where_none_is() {
+fn garbage_gets_no_reply_if_a_key_is_required_and_never_a_longer_one() {
     let mut random = Random::new(1);
     let (mut open, mut closed) = (responder(None), responder(Some(keys(SECRET))));
     for len in 0..2_000 {
         let datagram = garbage(&mut random, len);
-        let from = arrival(ASKER, at(len as u64));
-        assert_eq!(ask(&mut closed, &datagram, &from), refused(Refusal::Unlisted), "{len} bytes");
-        let outcome = ask(&mut open, &datagram, &from);
+        let from = arrival(PROBER, at(len as u64));
+        assert_eq!(send_request(&mut closed, &datagram, &from), refused(Refusal::Unlisted), "{len} bytes");
+        let outcome = send_request(&mut open, &datagram, &from);
         match &outcome.reply {
             Some((_, reply)) => assert_eq!(reply.len(), len),
             None => assert_eq!((len < 44, outcome.refusal), (true, Some(Refusal::Malformed)), "{len} bytes"),
@@ -41,11 +42,11 @@ fn garbage_of_any_length_gets_no_reply_where_a_key_is_needed_and_never_a_longer_
 }
 
 #[test]
-fn a_truncated_request_is_answered_only_where_what_is_left_is_whole() {
+fn truncated_request_is_answered_only_if_the_rest_is_valid() {
     let keys = keys(SECRET);
     let whole = request(1, 5, None);
     for len in 0..whole.len() {
-        let outcome = ask(&mut responder(None), &whole[..len], &arrival(ASKER, at(0)));
+        let outcome = send_request(&mut responder(None), &whole[..len], &arrival(PROBER, at(0)));
         match outcome.reply {
             Some((_, reply)) => assert!(len >= 44 && reply.len() == len, "{len} bytes"),
             None => assert!(len < 44, "{len} bytes"),
@@ -53,8 +54,9 @@ fn a_truncated_request_is_answered_only_where_what_is_left_is_whole() {
     }
     let whole = request(1, 5, Some(keys.current()));
     for len in 0..whole.len() {
-        let outcome = ask(&mut responder(Some(keys.clone())), &whole[..len], &arrival(ASKER, at(0)));
-        // Up to three bytes behind the base packet are no extension, and the base packet is proven by itself.
+        let outcome =
+            send_request(&mut responder(Some(keys.clone())), &whole[..len], &arrival(PROBER, at(0)));
+        // Up to three bytes after the base packet are filler, and the base packet has its own HMAC.
         assert_eq!(outcome.reply.is_some(), (112..=115).contains(&len), "{len} bytes: {:?}", outcome.refusal);
         let reason = if len < 112 { Refusal::Unlisted } else { Refusal::Unauthentic };
         assert!(outcome.refusal.is_none_or(|why| why == reason), "{len} bytes: {:?}", outcome.refusal);
@@ -62,7 +64,7 @@ fn a_truncated_request_is_answered_only_where_what_is_left_is_whole() {
 }
 
 #[test]
-fn an_oversized_request_gets_a_reply_of_its_own_length() {
+fn oversized_request_gets_a_reply_of_the_same_length() {
     let mut random = Random::new(2);
     for bytes in [9_000, 65_507] {
         for key in [None, Some(Key::new(SECRET.as_bytes()))] {
@@ -70,47 +72,47 @@ fn an_oversized_request_gets_a_reply_of_its_own_length() {
             let mut padded = request(3, 5, key.as_ref());
             let left = bytes - padded.len() - tlv::HEADER_BYTES;
             tlv::append(&mut padded, tlv::PADDING, u16::try_from(left).unwrap());
-            let reply = ask(&mut responder(keys.clone()), &padded, &arrival(ASKER, at(0))).bytes();
+            let reply = send_request(&mut responder(keys.clone()), &padded, &arrival(PROBER, at(0))).bytes();
             assert_eq!(reply.len(), bytes);
             assert_eq!(record(&reply, mode(key.as_ref())).highest, 3);
             let mut wild = base(3, 7, key.as_ref());
             wild.extend(garbage(&mut random, bytes - wild.len()));
-            let outcome = ask(&mut responder(keys), &wild, &arrival(ASKER, at(0)));
-            assert_eq!(outcome.reply.is_some(), key.is_none(), "what is not proven is not answered");
+            let outcome = send_request(&mut responder(keys), &wild, &arrival(PROBER, at(0)));
+            assert_eq!(outcome.reply.is_some(), key.is_none(), "an unauthenticated request is not answered");
         }
     }
 }
 
 #[test]
-fn a_brief_reply_is_whole_but_for_the_padding_at_the_end() {
+fn brief_reply_leaves_out_only_trailing_padding() {
     for keys in [None, Some(keys(SECRET))] {
         let key = keys.as_ref().map(|keys| keys.current().clone());
         let (mode, mut padded) = (mode(key.as_ref()), base(3, 7, key.as_ref()));
-        let asked = SessionRecord { session: 5, is_brief: true, ..SessionRecord::default() };
-        asked.write(tlv::append(&mut padded, tlv::SESSION, SessionRecord::BYTES).value_mut(&mut padded));
+        let requested = SessionRecord { session: 5, is_brief: true, ..SessionRecord::default() };
+        requested.write(tlv::append(&mut padded, tlv::SESSION, SessionRecord::BYTES).value_mut(&mut padded));
         seal_extensions(&mut padded, key.as_ref());
         let kept = padded.len();
         tlv::append(&mut padded, tlv::PADDING, 8_000);
-        let reply = ask(&mut responder(keys.clone()), &padded, &arrival(ASKER, at(0))).bytes();
+        let reply = send_request(&mut responder(keys.clone()), &padded, &arrival(PROBER, at(0))).bytes();
         assert_eq!(reply.len(), kept);
-        let told = record(&reply, mode);
-        assert!(told.is_reply && told.is_brief && told.highest == 3);
+        let record = record(&reply, mode);
+        assert!(record.is_reply && record.is_brief && record.highest == 3);
         assert!(keys.is_none_or(|keys| tlv::are_proven(&reply, mode.base_bytes(), &keys)));
     }
 }
 
 #[test]
-fn one_changed_bit_in_an_authenticated_request_and_there_is_no_reply() {
+fn authenticated_request_with_a_changed_bit_gets_no_reply() {
     let keys = keys(SECRET);
     let whole = request(1, 5, Some(keys.current()));
     let flags_of_hmac = whole.len() - 20;
-    let untouched = ask(&mut responder(Some(keys.clone())), &whole, &arrival(ASKER, at(0)));
+    let untouched = send_request(&mut responder(Some(keys.clone())), &whole, &arrival(PROBER, at(0)));
     for bit in 0..whole.len() * 8 {
         let mut changed = whole.clone();
         changed[bit / 8] ^= 1 << (bit % 8);
-        let outcome = ask(&mut responder(Some(keys.clone())), &changed, &arrival(ASKER, at(0)));
+        let outcome = send_request(&mut responder(Some(keys.clone())), &changed, &arrival(PROBER, at(0)));
         if bit / 8 == flags_of_hmac {
-            // No HMAC covers its own flags; they mean nothing and the reply has its own.
+            // The HMAC does not cover its own flags; they are ignored, and the reply has its own.
             assert_eq!(outcome, untouched, "bit {bit}");
         } else {
             assert_eq!(outcome.reply, None, "bit {bit}");
@@ -119,20 +121,21 @@ fn one_changed_bit_in_an_authenticated_request_and_there_is_no_reply() {
 }
 
 #[test]
-fn a_changed_bit_cannot_turn_a_listed_peers_request_into_one_that_is_believed() {
+fn changed_request_of_a_listed_peer_is_never_recorded_as_authentic() {
     let keys = keys(SECRET);
     let whole = request(9, 5, Some(keys.current()));
     for bit in (0..whole.len() * 8).filter(|bit| bit / 8 != whole.len() - 20) {
         let mut changed = whole.clone();
         changed[bit / 8] ^= 1 << (bit % 8);
         let mut responder = StampResponder::new(policy(true), Some(keys.clone()), 8);
-        let outcome = ask(&mut responder, &changed, &arrival(ASKER, at(0)));
+        let outcome = send_request(&mut responder, &changed, &arrival(PROBER, at(0)));
         if let Some((_, reply)) = outcome.reply {
-            // It looks like an open request, which a listed source may send; the asker can tell.
+            // The datagram looks like an open request, which a listed source may send; the prober detects it
+            // in the reply.
             assert!(stamp::verify(&reply, &keys).is_err(), "bit {bit}");
         }
         let next = request(11, 5, Some(keys.current()));
-        let reply = ask(&mut responder, &next, &arrival(ASKER, at(1))).bytes();
+        let reply = send_request(&mut responder, &next, &arrival(PROBER, at(1))).bytes();
         assert_eq!(record(&reply, Mode::Authenticated).first_and_unique(), (11, 1), "bit {bit}");
     }
 }
@@ -148,65 +151,69 @@ impl FirstAndUnique for SessionRecord {
 }
 
 #[test]
-fn nothing_but_padding_may_stand_behind_the_hmac() {
+fn only_padding_may_follow_the_hmac() {
     let keys = keys(SECRET);
     let whole = request(1, 5, Some(keys.current()));
     let mut padded = whole.clone();
     tlv::append(&mut padded, tlv::PADDING, 8);
-    assert!(ask(&mut responder(Some(keys.clone())), &padded, &arrival(ASKER, at(0))).reply.is_some());
+    assert!(
+        send_request(&mut responder(Some(keys.clone())), &padded, &arrival(PROBER, at(0))).reply.is_some()
+    );
     for kind in [tlv::SESSION, tlv::CLASS_OF_SERVICE, tlv::HMAC, 200] {
         let mut appended = whole.clone();
         let value = tlv::append(&mut appended, kind, SessionRecord::BYTES);
         SessionRecord { session: 6, ..SessionRecord::default() }.write(value.value_mut(&mut appended));
-        let outcome = ask(&mut responder(Some(keys.clone())), &appended, &arrival(ASKER, at(0)));
+        let outcome = send_request(&mut responder(Some(keys.clone())), &appended, &arrival(PROBER, at(0)));
         assert_eq!(outcome, refused(Refusal::Unauthentic), "type {kind}");
     }
 }
 
 #[test]
-fn what_was_captured_is_refused_from_another_address_and_what_is_new_is_not() {
+fn replay_from_another_address_is_refused_and_a_new_request_is_answered() {
     let keys = keys(SECRET);
     let mut responder = responder(Some(keys.clone()));
     let mut signed = |sequence, from, ms| {
         let datagram = request(sequence, 5, Some(keys.current()));
-        ask(&mut responder, &datagram, &arrival(from, at(ms)))
+        send_request(&mut responder, &datagram, &arrival(from, at(ms)))
     };
     for sequence in 0..10 {
-        assert!(signed(sequence, ASKER, sequence.into()).reply.is_some());
+        assert!(signed(sequence, PROBER, sequence.into()).reply.is_some());
     }
     for captured in 0..10 {
         assert_eq!(signed(captured, OTHER, 20), refused(Refusal::Replay), "sequence number {captured}");
     }
-    let rebound = (ASKER.0, 40_001);
-    let (send, reply) = signed(10, rebound, 30).reply.expect("a NAT has bound its port anew");
+    let rebound = (PROBER.0, 40_001);
+    let (send, reply) = signed(10, rebound, 30).reply.expect("a NAT rebinding is accepted");
     assert_eq!(send.to, rebound.into());
     assert_eq!(record(&reply, Mode::Authenticated).unique, 11, "it is the same session");
-    assert_eq!(signed(9, ASKER, 31), refused(Refusal::Replay), "what the old binding still held");
+    assert_eq!(signed(9, PROBER, 31), refused(Refusal::Replay), "an old request of the previous binding");
 }
 
 #[test]
-fn who_proves_no_key_and_is_not_listed_gets_nothing_and_is_told_apart() {
+fn unauthentic_and_unlisted_sources_are_refused_with_their_own_reason() {
     let (right, wrong) = (keys(SECRET), keys("fedcba9876543210"));
     let mut closed = responder(Some(right.clone()));
-    let from = arrival(ASKER, at(0));
-    let outcome = ask(&mut closed, &request(0, 5, Some(wrong.current())), &from);
+    let from = arrival(PROBER, at(0));
+    let outcome = send_request(&mut closed, &request(0, 5, Some(wrong.current())), &from);
     assert_eq!(outcome, refused(Refusal::Unauthentic));
-    assert_eq!(ask(&mut closed, &request(0, 5, None), &from), refused(Refusal::Unlisted));
-    assert!(ask(&mut closed, &request(0, 5, Some(right.current())), &from).reply.is_some());
+    assert_eq!(send_request(&mut closed, &request(0, 5, None), &from), refused(Refusal::Unlisted));
+    assert!(send_request(&mut closed, &request(0, 5, Some(right.current())), &from).reply.is_some());
     let mut listing = policy(false);
     listing.prefixes = vec!["192.0.2.0/24".parse().unwrap()];
     listing.peers = [[203, 0, 113, 7].into()].into();
     let mut listed = StampResponder::new(listing, None, 8);
-    let sources = [(ASKER.0, true), ([203, 0, 113, 7], true), (OTHER.0, false)];
+    let sources = [(PROBER.0, true), ([203, 0, 113, 7], true), (OTHER.0, false)];
     for (session, (source, is_listed)) in (0..).zip(sources) {
-        let outcome = ask(&mut listed, &request(0, session, None), &arrival((source, 40_000), at(0)));
+        let outcome =
+            send_request(&mut listed, &request(0, session, None), &arrival((source, 40_000), at(0)));
         let expected = (!is_listed).then_some(Refusal::Unlisted);
         assert_eq!(outcome.refusal, expected, "{source:?}");
     }
     assert_eq!(listed.sessions(), 2);
 }
 
-/// A request with random extensions: known and unknown types, right and wrong lengths, lies about the end.
+/// A request with random extensions: known and unknown types, right and wrong lengths, lengths beyond the
+/// end.
 fn wild_request(random: &mut Random, key: Option<&Key>) -> Vec<u8> {
     let sequence = u32::try_from(random.below(300)).unwrap();
     let mut out = base(sequence, 7, key);
@@ -237,7 +244,7 @@ fn wild_request(random: &mut Random, key: Option<&Key>) -> Vec<u8> {
     out
 }
 
-/// How long the reply to a request is: the last record in it decides.
+/// Length of the reply to a request: the last session record decides.
 fn length_of_reply(request: &[u8], mode: Mode) -> usize {
     let base = mode.base_bytes();
     let ours = tlv::walk(request, base).filter(|found| found.kind == tlv::SESSION).last();
@@ -249,7 +256,7 @@ fn length_of_reply(request: &[u8], mode: Mode) -> usize {
 }
 
 #[test]
-fn a_reply_is_as_long_as_its_request_or_briefer_on_request_and_goes_where_that_came_from() {
+fn reply_is_never_longer_than_its_request_and_goes_to_its_source() {
     let keys = keys(SECRET);
     let (mut answered, mut refusals, mut brief) = (0, 0, 0);
     for seed in 0..20_000 {
@@ -262,7 +269,7 @@ fn a_reply_is_as_long_as_its_request_or_briefer_on_request_and_goes_where_that_c
             let mut arrival = arrival(from, at(0));
             arrival.to = Some([192, 0, 2, 99].into());
             arrival.tos = Some(random.draw().to_be_bytes()[0]);
-            let Some((send, reply)) = ask(&mut responder, &datagram, &arrival).reply else {
+            let Some((send, reply)) = send_request(&mut responder, &datagram, &arrival).reply else {
                 refusals += 1;
                 continue;
             };
@@ -280,8 +287,8 @@ fn a_reply_is_as_long_as_its_request_or_briefer_on_request_and_goes_where_that_c
     assert!(brief > 100, "{brief} were briefer");
 }
 
-/// Sends a forged datagram to the first of two responders, which seems to come from the second, and carries replies
-/// between the two. How many there were.
+/// Sends a forged datagram that seems to come from the second of two responders to the first, and transports
+/// replies between the two. Returns the number of replies.
 fn ping_pong(ports: [u16; 2], known: &[u16], forged: &[u8]) -> usize {
     let knowing = |own: u16| {
         let reflector_ports = known.iter().copied().chain([own, stamp::PORT]).collect();
@@ -292,7 +299,7 @@ fn ping_pong(ports: [u16; 2], known: &[u16], forged: &[u8]) -> usize {
     for replies in 0..50 {
         let (to, from) = (replies % 2, (replies + 1) % 2);
         let source = ([203, 0, 113, u8::try_from(from).unwrap()], ports[from]);
-        let outcome = ask(&mut responders[to], &datagram, &arrival(source, at(replies as u64)));
+        let outcome = send_request(&mut responders[to], &datagram, &arrival(source, at(replies as u64)));
         let Some((_, reply)) = outcome.reply else { return replies };
         datagram = reply;
     }
@@ -300,33 +307,33 @@ fn ping_pong(ports: [u16; 2], known: &[u16], forged: &[u8]) -> usize {
 }
 
 #[test]
-fn two_responders_set_on_each_other_fall_silent_at_once() {
+fn forged_request_causes_no_loop_between_two_responders() {
     for forged in [request(0, 5, None), base(0, 7, None), vec![0; 44], vec![0x80; 1_400]] {
-        assert_eq!(ping_pong([862, 862], &[], &forged), 0, "both where STAMP lives");
-        assert_eq!(ping_pong([9_862, 9_862], &[], &forged), 0, "both where we live");
-        assert_eq!(ping_pong([9_862, 862], &[], &forged), 0, "one here, one there");
-        assert!(ping_pong([862, 9_862], &[], &forged) <= 1, "one there, one here");
-        assert_eq!(ping_pong([7_000, 9_862], &[9_862], &forged), 0, "a third port, known by configuration");
-        assert!(ping_pong([9_862, 7_000], &[9_862], &forged) <= 1, "and the other way round");
+        assert_eq!(ping_pong([862, 862], &[], &forged), 0, "both on the STAMP port");
+        assert_eq!(ping_pong([9_862, 9_862], &[], &forged), 0, "both on the agent port");
+        assert_eq!(ping_pong([9_862, 862], &[], &forged), 0, "agent port, STAMP port");
+        assert!(ping_pong([862, 9_862], &[], &forged) <= 1, "STAMP port, agent port");
+        assert_eq!(ping_pong([7_000, 9_862], &[9_862], &forged), 0, "a configured reflector port");
+        assert!(ping_pong([9_862, 7_000], &[9_862], &forged) <= 1, "the reverse direction");
     }
     assert_eq!(
         ping_pong([7_000, 8_000], &[], &request(0, 5, None)),
         1,
-        "our own replies are known for what they are"
+        "a reply with a session record is recognised"
     );
 }
 
 #[test]
-fn a_reply_that_comes_back_is_refused() {
+fn returned_reply_is_refused() {
     for keys in [None, Some(keys(SECRET))] {
         let key = keys.as_ref().map(|keys| keys.current().clone());
         let mut responder = StampResponder::new(policy(true), keys, 8);
-        for asked in [request(0, 5, key.as_ref()), base(0, 7, key.as_ref())] {
-            let is_known = key.is_some() || asked.len() > 44;
-            let reply = ask(&mut responder, &asked, &arrival(ASKER, at(0))).bytes();
-            for from in [ASKER, OTHER] {
-                let outcome = ask(&mut responder, &reply, &arrival(from, at(1)));
-                // Without key and extension, a reply looks as a request does; only its port tells.
+        for sent in [request(0, 5, key.as_ref()), base(0, 7, key.as_ref())] {
+            let is_known = key.is_some() || sent.len() > 44;
+            let reply = send_request(&mut responder, &sent, &arrival(PROBER, at(0))).bytes();
+            for from in [PROBER, OTHER] {
+                let outcome = send_request(&mut responder, &reply, &arrival(from, at(1)));
+                // Without key and session record, a reply looks like a request except for its port.
                 assert_eq!(outcome == refused(Refusal::Reflection), is_known, "{outcome:?}");
             }
         }
@@ -334,56 +341,56 @@ fn a_reply_that_comes_back_is_refused() {
 }
 
 #[test]
-fn an_hmac_that_nobody_made_is_not_said_to_be_understood() {
+fn invalid_hmac_extension_is_flagged_as_not_recognised() {
     let mut datagram = base(0, 7, None);
     tlv::append(&mut datagram, tlv::FOLLOW_UP, 16);
     tlv::append(&mut datagram, tlv::HMAC, 16);
     for keys in [None, Some(keys(SECRET))] {
         let reply =
-            ask(&mut StampResponder::new(policy(true), keys, 8), &datagram, &arrival(ASKER, at(0))).bytes();
+            send_request(&mut StampResponder::new(policy(true), keys, 8), &datagram, &arrival(PROBER, at(0)))
+                .bytes();
         let flags: Vec<(u8, u8)> = tlv::walk(&reply, 44).map(|found| (found.kind, found.flags)).collect();
-        assert_eq!(
-            flags,
-            [(tlv::FOLLOW_UP, 0), (tlv::HMAC, tlv::UNRECOGNIZED)],
-            "in open mode no key is agreed"
-        );
+        assert_eq!(flags, [(tlv::FOLLOW_UP, 0), (tlv::HMAC, tlv::UNRECOGNIZED)], "open mode has no key");
     }
 }
 
 #[test]
-fn a_multicast_source_is_never_answered() {
-    let outcome = ask(&mut responder(None), &request(0, 5, None), &arrival(([224, 0, 0, 1], 40_000), at(0)));
+fn multicast_source_is_never_answered() {
+    let outcome =
+        send_request(&mut responder(None), &request(0, 5, None), &arrival(([224, 0, 0, 1], 40_000), at(0)));
     assert_eq!(outcome, refused(Refusal::Reflection));
 }
 
 #[test]
-fn one_source_that_asks_too_fast_is_slowed_and_others_are_not() {
+fn rate_limit_per_source_does_not_affect_other_sources() {
     let rates = Policy { rate: 10_000, rate_per_source: 100, ..policy(true) };
     let mut responder = StampResponder::new(rates, None, 8);
-    let (mut fast, mut calm) = (0, 0);
+    let (mut fast, mut slow) = (0, 0);
     for millisecond in 0..10_000_u64 {
         let sequence = u32::try_from(millisecond).unwrap();
-        let outcome = ask(&mut responder, &request(sequence, 1, None), &arrival(ASKER, at(millisecond)));
+        let outcome =
+            send_request(&mut responder, &request(sequence, 1, None), &arrival(PROBER, at(millisecond)));
         fast += u64::from(outcome.reply.is_some());
         assert!(outcome.refusal.is_none_or(|why| why == Refusal::SourceRate));
         if millisecond % 20 == 0 {
-            let outcome = ask(&mut responder, &request(sequence, 2, None), &arrival(OTHER, at(millisecond)));
-            calm += u64::from(outcome.reply.is_some());
+            let outcome =
+                send_request(&mut responder, &request(sequence, 2, None), &arrival(OTHER, at(millisecond)));
+            slow += u64::from(outcome.reply.is_some());
         }
     }
     assert!((1_000..=1_026).contains(&fast), "{fast} of 10,000 answered at 100/s");
-    assert_eq!(calm, 500);
+    assert_eq!(slow, 500);
 }
 
 #[test]
-fn a_flood_from_many_sources_is_answered_at_the_total_rate() {
+fn flood_from_many_sources_is_answered_at_the_total_rate() {
     let rates = Policy { rate: 1_000, rate_per_source: 1_000, ..policy(true) };
     let mut responder = StampResponder::new(rates, None, 64);
     let (mut answered, mut refusals) = (0, 0);
     for i in 0..20_000_u32 {
         let [_, a, b, c] = i.to_be_bytes();
         let from = arrival(([10, a, b, c], 40_000), at(u64::from(i) / 20));
-        match ask(&mut responder, &base(i, 7, None), &from).refusal {
+        match send_request(&mut responder, &base(i, 7, None), &from).refusal {
             None => answered += 1,
             Some(why) => {
                 assert_eq!(why, Refusal::TotalRate);
@@ -396,41 +403,47 @@ fn a_flood_from_many_sources_is_answered_at_the_total_rate() {
 }
 
 #[test]
-fn a_refused_datagram_costs_no_session_and_no_token() {
+fn refused_request_uses_no_session_and_no_token() {
     let keys = keys(SECRET);
     let rates = Policy { rate: 64, rate_per_source: 64, ..policy(false) };
     let mut responder = StampResponder::new(rates, Some(keys.clone()), 8);
     for i in 0..1_000 {
-        ask(&mut responder, &request(i, i, None), &arrival(ASKER, at(0)));
+        send_request(&mut responder, &request(i, i, None), &arrival(PROBER, at(0)));
     }
     assert_eq!(responder.sessions(), 0);
     for i in 0..16 {
-        let outcome = ask(&mut responder, &request(i, 5, Some(keys.current())), &arrival(ASKER, at(0)));
+        let outcome =
+            send_request(&mut responder, &request(i, 5, Some(keys.current())), &arrival(PROBER, at(0)));
         assert!(outcome.reply.is_some(), "{i}");
     }
 }
 
 #[test]
-fn the_table_of_sessions_is_bounded_and_forgets_the_one_that_was_silent_longest() {
+fn session_table_is_bounded_and_evicts_the_least_recently_used() {
     let mut responder = StampResponder::new(policy(true), None, 100);
     for session in 0..5_000 {
-        assert!(ask(&mut responder, &request(0, session, None), &arrival(ASKER, at(0))).reply.is_some());
-        // One of them keeps talking.
-        let reply = ask(&mut responder, &request(session + 1, 0, None), &arrival(ASKER, at(0))).bytes();
+        assert!(
+            send_request(&mut responder, &request(0, session, None), &arrival(PROBER, at(0))).reply.is_some()
+        );
+        // One session stays active.
+        let reply =
+            send_request(&mut responder, &request(session + 1, 0, None), &arrival(PROBER, at(0))).bytes();
         assert_eq!(record(&reply, Mode::Open).unique, session + 2);
         assert!(responder.sessions() <= 100);
     }
-    let reply = ask(&mut responder, &request(9, 1, None), &arrival(ASKER, at(0))).bytes();
-    assert_eq!(record(&reply, Mode::Open).first_and_unique(), (9, 1), "a forgotten one begins again");
+    let reply = send_request(&mut responder, &request(9, 1, None), &arrival(PROBER, at(0))).bytes();
+    assert_eq!(record(&reply, Mode::Open).first_and_unique(), (9, 1), "an evicted session begins again");
 }
 
 #[test]
-fn a_session_goes_on_when_its_sequence_numbers_wrap() {
+fn session_continues_across_a_sequence_number_wrap() {
     let mut responder = responder(None);
     for i in 0..200_u32 {
         let sequence = (u32::MAX - 99).wrapping_add(i);
         let (_, reply) =
-            ask(&mut responder, &request(sequence, 5, None), &arrival(ASKER, at(i.into()))).reply.unwrap();
+            send_request(&mut responder, &request(sequence, 5, None), &arrival(PROBER, at(i.into())))
+                .reply
+                .unwrap();
         let known = record(&reply, Mode::Open);
         assert_eq!((known.highest, known.unique, known.count_or_first), (sequence, i + 1, u32::MAX - 99));
         assert_eq!((known.duplicates, known.reordered), (0, 0));
@@ -442,30 +455,30 @@ fn a_session_goes_on_when_its_sequence_numbers_wrap() {
 }
 
 #[test]
-fn a_reply_carries_no_class_but_the_one_that_was_asked_for() {
+fn reply_has_the_requested_class_of_service_and_no_ecn_bits() {
     for wanted in 0..64 {
         let mut datagram = base(0, 7, None);
         let class = ClassOfService { wanted, ..ClassOfService::default() };
         class.write(tlv::append(&mut datagram, tlv::CLASS_OF_SERVICE, 4).value_mut(&mut datagram));
-        let mut arrival = arrival(ASKER, at(0));
+        let mut arrival = arrival(PROBER, at(0));
         arrival.tos = Some(10 << 2 | 3);
-        let (send, reply) = ask(&mut responder(None), &datagram, &arrival).reply.unwrap();
-        assert_eq!(send.tos, wanted << 2, "and no ECN bits: those are the routers'");
+        let (send, reply) = send_request(&mut responder(None), &datagram, &arrival).reply.unwrap();
+        assert_eq!(send.tos, wanted << 2, "no ECN bits: routers set them");
         let found = tlv::walk(&reply, 44).next().unwrap();
-        let told = ClassOfService::read(found.value(&reply)).unwrap();
-        assert_eq!(told, ClassOfService { wanted, received: 10, ecn: 3 });
+        let class = ClassOfService::read(found.value(&reply)).unwrap();
+        assert_eq!(class, ClassOfService { wanted, received: 10, ecn: 3 });
     }
 }
 
 #[test]
-fn an_icmp_error_is_no_request() {
+fn icmp_error_is_not_a_request() {
     use pathmeter_proto::machine::{HostDrops, IcmpError, IcmpKind, Step};
     let mut responder = responder(None);
-    let complaint = IcmpError { router: [192, 0, 2, 3].into(), kind: IcmpKind::Other, mtu: None };
-    let mut quoted = arrival(ASKER, at(0));
-    quoted.icmp = Some(complaint);
+    let error = IcmpError { router: [192, 0, 2, 3].into(), kind: IcmpKind::Other, mtu: None };
+    let mut quoted = arrival(PROBER, at(0));
+    quoted.icmp = Some(error);
     responder.received(&request(0, 5, None), &quoted);
-    let step = responder.step(super::byhand::now(at(0)), &mut HostDrops::default(), &mut Vec::new());
+    let step = responder.step(super::manual::now(at(0)), &mut HostDrops::default(), &mut Vec::new());
     assert!(matches!(step, Step::Wait(_)), "{step:?}");
     assert_eq!(responder.sessions(), 0);
 }

@@ -1,4 +1,4 @@
-//! Hosts that answer ICMP echoes: the same laws, but that no loss has a direction.
+//! Hosts that answer ICMP echo requests: the same invariants, but no loss has a direction.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -9,12 +9,12 @@ use pathmeter_proto::sim::{Corruption, Counts, EchoHost, Ledger, Link, Loss, Ran
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::wire::icmp::{self, IcmpEcho, IcmpVersion};
 
-use super::byhand::{self, now};
-use super::conservation::{LATE_AFTER, LOST_AFTER, MS, bad_world, is_replay, scaled, seeds, spec};
+use super::conservation::{LATE_AFTER, LOST_AFTER, MS, impaired_world, is_replay, scaled, seeds, spec};
+use super::manual::{self, now};
 
-/// The same world with a host at its far end that answers ICMP; of either family.
-fn to_a_host(seed: u64, (mut world, spec): (World, EchoSpec)) -> (World, EchoSpec) {
-    world.there.answers_at_once = true;
+/// The same world with a responder's host that answers ICMP, over IPv4 or IPv6.
+fn with_icmp_host(seed: u64, (mut world, spec): (World, EchoSpec)) -> (World, EchoSpec) {
+    world.responder_host.kernel_replies = true;
     let to = if seed.is_multiple_of(2) { spec.to } else { (Ipv6Addr::LOCALHOST, 0).into() };
     let size = Random::new(!seed).pick(&[None, Some(32), Some(33), Some(64), Some(1_400)]);
     (world, EchoSpec { to, size, wire: WireFormat::Icmp, ..spec })
@@ -27,32 +27,32 @@ fn measure(world: World, spec: EchoSpec) -> (Counts, Ledger) {
     result
 }
 
-fn unknown(tally: &Counts) -> u64 {
-    tally.count(|verdict| verdict == Verdict::Lost(Direction::Unknown))
+fn unknown(counts: &Counts) -> u64 {
+    counts.count(|verdict| verdict == Verdict::Lost(Direction::Unknown))
 }
 
 #[test]
-fn every_count_is_the_truth_and_every_round_trip_is_exact_on_steady_clocks() {
+fn counts_and_round_trips_equal_the_truth_on_steady_clocks() {
     let (mut lost, mut duplicates, mut reordered, mut late) = (0, 0, 0, 0);
     for seed in seeds(3_000) {
-        let (world, spec) = to_a_host(seed, bad_world(seed));
+        let (world, spec) = with_icmp_host(seed, impaired_world(seed));
         let count = spec.count.unwrap();
-        let (tally, ledger) = measure(world, spec);
-        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        let (counts, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
-        assert_eq!(tally.sent + tally.unsent + tally.send_errors, count, "SIM_SEED={seed}: slots");
-        assert_eq!(tally.lost(), unknown(&tally), "SIM_SEED={seed}: nobody can know the direction");
-        assert_eq!((tally.mismatched, tally.turnaround_invalid), (0, 0), "SIM_SEED={seed}");
-        for (_, sample) in tally.verdicts.values() {
-            let told = sample.map(|sample| (sample.turnaround, sample.hops_forward, sample.hops_reverse));
-            assert!(told.is_none_or(|told| told == (Duration::ZERO, None, None)), "SIM_SEED={seed}");
+        assert_eq!(counts.sent + counts.unsent + counts.send_errors, count, "SIM_SEED={seed}: slots");
+        assert_eq!(counts.lost(), unknown(&counts), "SIM_SEED={seed}: no loss has a direction");
+        assert_eq!((counts.mismatched, counts.turnaround_invalid), (0, 0), "SIM_SEED={seed}");
+        for (_, sample) in counts.verdicts.values() {
+            let sample = sample.map(|sample| (sample.turnaround, sample.hops_forward, sample.hops_reverse));
+            assert!(sample.is_none_or(|sample| sample == (Duration::ZERO, None, None)), "SIM_SEED={seed}");
         }
-        lost += tally.lost();
-        duplicates += tally.duplicates;
-        reordered += tally.reordered;
-        late += tally.count(|verdict| verdict == Verdict::Late);
+        lost += counts.lost();
+        duplicates += counts.duplicates;
+        reordered += counts.reordered;
+        late += counts.count(|verdict| verdict == Verdict::Late);
     }
-    assert!(is_replay() || lost > scaled(10_000), "the worlds are bad: {lost} datagrams were lost");
+    assert!(is_replay() || lost > scaled(10_000), "{lost} datagrams were lost");
     let seen = [duplicates, reordered, late];
     assert!(
         is_replay() || seen.iter().all(|count| *count > scaled(50)),
@@ -61,90 +61,94 @@ fn every_count_is_the_truth_and_every_round_trip_is_exact_on_steady_clocks() {
 }
 
 #[test]
-fn what_a_checksum_notices_is_lost() {
+fn datagrams_with_a_wrong_checksum_are_lost() {
     let mut lost = 0;
     for seed in seeds(300) {
-        let (mut world, spec) = to_a_host(seed, bad_world(seed));
+        let (mut world, spec) = with_icmp_host(seed, impaired_world(seed));
         world.forward.corruption = (0.05, Corruption::Noticed);
         world.reverse.corruption = (0.05, Corruption::Noticed);
-        let (tally, ledger) = measure(world, spec);
-        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        let (counts, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
-        lost += tally.lost();
+        lost += counts.lost();
     }
     assert!(is_replay() || lost > scaled(1_000), "{lost} datagrams were lost");
 }
 
 #[test]
-fn a_stalled_prober_turns_no_answer_into_a_loss_and_makes_none_late() {
+fn stalled_prober_makes_no_answer_lost_or_late() {
     for seed in seeds(500) {
         let mut world = World::new(seed);
         let mut random = Random::new(!seed);
         let from = random.between(0, 2_000 * MS);
-        world.here.pace.stalls = vec![(from, from + random.between(500 * MS, 10_000 * MS))];
-        let (world, spec) = to_a_host(seed, (world, spec(seed, 20 * MS, 4, 200)));
-        let (tally, ledger) = measure(world, spec);
-        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        world.prober_host.scheduling.stalls = vec![(from, from + random.between(500 * MS, 10_000 * MS))];
+        let (world, spec) = with_icmp_host(seed, (world, spec(seed, 20 * MS, 4, 200)));
+        let (counts, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
-        assert_eq!(tally.count(|verdict| verdict == Verdict::Ok), tally.sent, "SIM_SEED={seed}");
+        assert_eq!(counts.count(|verdict| verdict == Verdict::Ok), counts.sent, "SIM_SEED={seed}");
     }
 }
 
 #[test]
-fn a_wall_clock_that_is_stepped_changes_no_verdict_and_no_round_trip() {
+fn wall_clock_steps_change_no_verdict_and_no_round_trip() {
     for seed in seeds(500) {
-        let (mut world, spec) = to_a_host(seed, bad_world(seed));
+        let (mut world, spec) = with_icmp_host(seed, impaired_world(seed));
         let mut random = Random::new(!seed);
-        world.here.pace.latency = 200_000;
+        world.prober_host.scheduling.latency = 200_000;
         let mut at = 0;
         for _ in 0..random.below(5) {
             at += random.between(500 * MS, 3_000 * MS);
             let by = i64::try_from(random.between(100 * MS, 3_600_000 * MS)).unwrap();
-            world.here.clock.steps.push((at, if random.chance(0.5) { by } else { -by }));
+            world.prober_host.clock.steps.push((at, if random.chance(0.5) { by } else { -by }));
         }
-        let (tally, ledger) = measure(world, spec);
-        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        let (counts, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
     }
 }
 
 #[test]
-fn what_our_own_host_drops_is_not_the_networks_loss() {
+fn drops_of_the_probers_host_are_not_network_loss() {
     let mut dropped = 0;
     for seed in seeds(300) {
         let mut world = World::new(seed);
-        world.here.queue = 8;
+        world.prober_host.queue = 8;
         (world.forward, world.reverse) = (Link::perfect(200 * MS), Link::perfect(200 * MS));
-        world.here.pace.stalls = vec![(1_000 * MS, 1_400 * MS), (2_500 * MS, 2_900 * MS)];
-        let (world, spec) = to_a_host(seed, (world, spec(seed, 10 * MS, 1, 400)));
-        let (tally, ledger) = measure(world, spec);
-        let outcome = ledger.compare(&tally, LATE_AFTER, LOST_AFTER, |_, _| 0);
+        world.prober_host.scheduling.stalls = vec![(1_000 * MS, 1_400 * MS), (2_500 * MS, 2_900 * MS)];
+        let (world, spec) = with_icmp_host(seed, (world, spec(seed, 10 * MS, 1, 400)));
+        let (counts, ledger) = measure(world, spec);
+        let outcome = ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));
-        let blamed = tally.count(|verdict| verdict == Verdict::HostDropped);
-        assert_eq!((blamed, tally.lost()), (ledger.dropped_at_prober, 0), "SIM_SEED={seed}");
+        let blamed = counts.count(|verdict| verdict == Verdict::HostDropped);
+        assert_eq!((blamed, counts.lost()), (ledger.dropped_at_prober, 0), "SIM_SEED={seed}");
         dropped += blamed;
     }
     assert!(is_replay() || dropped > scaled(1_000), "{dropped} replies were dropped");
 }
 
 #[test]
-fn a_run_that_is_ended_withdraws_what_is_in_flight() {
+fn early_end_withdraws_datagrams_in_flight() {
     let mut withdrawn = 0;
     for seed in seeds(300) {
-        let (world, spec) = to_a_host(seed, bad_world(seed));
+        let (world, spec) = with_icmp_host(seed, impaired_world(seed));
         let mut prober = Prober::new(EchoSpec { count: None, ..spec }, world.start());
-        let (tally, _) = world.run(&mut prober, &mut EchoHost::default(), 1_500 * MS);
-        // A slot that came in the very moment.
+        let (counts, _) = world.run(&mut prober, &mut EchoHost::default(), 1_500 * MS);
+        // A datagram may be sent at the very end.
         let undecided = prober.in_flight() as u64;
-        assert_eq!(tally.verdicts.len() as u64 + undecided, tally.sent, "SIM_SEED={seed}: one verdict each");
-        assert_eq!((tally.lost(), tally.decided_twice), (0, 0), "SIM_SEED={seed}");
-        withdrawn += tally.count(|verdict| verdict == Verdict::Withdrawn);
+        assert_eq!(
+            counts.verdicts.len() as u64 + undecided,
+            counts.sent,
+            "SIM_SEED={seed}: one verdict each"
+        );
+        assert_eq!((counts.lost(), counts.decided_twice), (0, 0), "SIM_SEED={seed}");
+        withdrawn += counts.count(|verdict| verdict == Verdict::Withdrawn);
     }
     assert!(is_replay() || withdrawn > scaled(1_000), "{withdrawn} were withdrawn");
 }
 
 /// A prober that has sent its first datagram, and that datagram.
-fn asked(to: SocketAddr) -> (Prober, Vec<u8>, Timestamp) {
+fn first_request(to: SocketAddr) -> (Prober, Vec<u8>, Timestamp) {
     let mut at = Timestamp::from_nanos(1_000 * MS);
     let spec = EchoSpec { to, wire: WireFormat::Icmp, tx_timestamps: false, ..spec(1, 100 * MS, 1, 1) };
     let (mut prober, mut arena) = (Prober::new(spec, at), Vec::new());
@@ -155,7 +159,7 @@ fn asked(to: SocketAddr) -> (Prober, Vec<u8>, Timestamp) {
                 return (prober, arena, at);
             }
             Step::Wait(until) => at = until,
-            Step::Report(_) | Step::Finished => panic!("its slot is still to come"),
+            Step::Report(_) | Step::Finished => panic!("the first slot is in the future"),
         }
     }
 }
@@ -169,15 +173,15 @@ fn reports(prober: &mut Prober, at: Timestamp) -> Vec<EchoReport> {
 }
 
 #[test]
-fn an_error_of_a_router_is_counted_and_gives_no_direction() {
+fn router_error_is_counted_and_gives_no_direction() {
     let to = SocketAddr::from(([192, 0, 2, 2], 0));
     for kind in [IcmpKind::Unreachable, IcmpKind::Prohibited, IcmpKind::TtlExceeded, IcmpKind::TooBig] {
-        // Routers may quote eight bytes only.
+        // Routers may quote only eight bytes.
         for quoted in [8, 32] {
-            let (mut prober, request, at) = asked(to);
+            let (mut prober, request, at) = first_request(to);
             let router = [192, 0, 2, 9].into();
             let icmp = Some(IcmpError { router, kind, mtu: None });
-            prober.received(&request[..quoted], &Arrival { icmp, ..byhand::arrival(to, at) });
+            prober.received(&request[..quoted], &Arrival { icmp, ..manual::arrival(to, at) });
             let found = reports(&mut prober, at + LOST_AFTER + LOST_AFTER);
             assert!(found.contains(&EchoReport::Icmp(kind)), "{found:?}");
             let lost = Verdict::Lost(Direction::Unknown);
@@ -188,17 +192,18 @@ fn an_error_of_a_router_is_counted_and_gives_no_direction() {
 }
 
 #[test]
-fn only_the_answer_to_what_was_sent_is_believed() {
+fn only_replies_to_sent_datagrams_are_accepted() {
     for (to, version) in [
         (SocketAddr::from(([192, 0, 2, 2], 0)), IcmpVersion::V4),
         ((Ipv6Addr::LOCALHOST, 0).into(), IcmpVersion::V6),
     ] {
-        let (mut prober, request, at) = asked(to);
-        let arrival = byhand::arrival(to, at + Duration::from_millis(5));
+        let (mut prober, request, at) = first_request(to);
+        let arrival = manual::arrival(to, at + Duration::from_millis(5));
         let mut reply = request.clone();
         prober.received(&reply, &arrival);
         reply[0] = version.reply();
-        // A bit of anything that says which datagram it was: header, magic, session, T1, sequence number, SSID.
+        // One changed bit in each field that identifies the datagram: header, magic number, session, T1,
+        // sequence number, SSID.
         for at in (0..2).chain(6..30) {
             reply[at] ^= 1;
             prober.received(&reply, &arrival);
@@ -206,14 +211,14 @@ fn only_the_answer_to_what_was_sent_is_believed() {
         }
         prober.received(&reply[..31], &arrival);
         let found = reports(&mut prober, arrival.at);
-        let disbelieved = |why| found.iter().filter(|report| **report == EchoReport::Mismatched(why)).count();
+        let mismatches = |why| found.iter().filter(|report| **report == EchoReport::Mismatched(why)).count();
         assert_eq!(
-            (disbelieved(Mismatch::Unsolicited), disbelieved(Mismatch::Malformed)),
+            (mismatches(Mismatch::Unsolicited), mismatches(Mismatch::Malformed)),
             (27, 1),
             "{found:?}"
         );
         assert!(!found.iter().any(|report| matches!(report, EchoReport::Decided { .. })), "{found:?}");
-        // What translators of addresses change.
+        // NAT may change the identifier.
         icmp::identify(&mut reply, 4_711);
         prober.received(&reply, &arrival);
         prober.received(&reply, &arrival);
@@ -228,13 +233,13 @@ fn only_the_answer_to_what_was_sent_is_believed() {
 }
 
 #[test]
-fn a_host_that_is_away_by_its_own_word_loses_nothing() {
+fn host_that_said_goodbye_has_no_losses() {
     let mut world = World::new(1);
     world.forward.loss = Loss::Every(1);
-    let (world, spec) = to_a_host(0, (world, spec(1, 50 * MS, 2, 100)));
+    let (world, spec) = with_icmp_host(0, (world, spec(1, 50 * MS, 2, 100)));
     let mut prober = Prober::new(spec, world.start());
     prober.peer_leaving(world.start());
-    let (tally, _) = world.run(&mut prober, &mut EchoHost::default(), 60_000 * MS);
-    assert!(tally.sent > 90, "{} left", tally.sent);
-    assert_eq!(tally.count(|verdict| verdict == Verdict::Withdrawn), tally.sent);
+    let (counts, _) = world.run(&mut prober, &mut EchoHost::default(), 60_000 * MS);
+    assert!(counts.sent > 90, "{} left", counts.sent);
+    assert_eq!(counts.count(|verdict| verdict == Verdict::Withdrawn), counts.sent);
 }

@@ -1,12 +1,12 @@
-//! What must hold in every world: verdicts against a ledger of the truth.
+//! Integration tests of the protocol machines, most of them simulations that are compared with a ledger of
+//! the true events.
 #![expect(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::disallowed_methods,
-    reason = "helpers of tests are no tests to the lints; SIM_SEED chooses one world"
+    reason = "the lints do not recognise helpers of tests as tests; SIM_SEED selects one world"
 )]
 
-mod byhand;
 mod conservation;
 mod corpus;
 mod foreign;
@@ -15,6 +15,7 @@ mod forged;
 mod fuzzed;
 mod hostile;
 mod icmp;
+mod manual;
 mod prober;
 mod stamp_suite;
 mod stream;

@@ -1,6 +1,7 @@
-//! Packets of stamp-suite 1.0.0, captured on loopback: what it sends and answers is read as it means it.
+//! Interoperability with stamp-suite 1.0.0, from packets captured on loopback.
 //!
-//! Its own sender asked its own stateless reflector, with session identifier 0x1234 and, where authenticated, [`KEY`].
+//! Its sender measured its stateless reflector, with session identifier 0x1234 and, if authenticated,
+//! [`KEY`].
 
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use pathmeter_proto::key::{Key, Keys};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
 use pathmeter_proto::wire::tlv::{self, ClassOfService};
 
-use super::byhand::{ASKER, Asker, arrival, ask, at, mode, responder};
 use super::conservation::{MS, spec};
+use super::manual::{PROBER, TestProber, arrival, at, mode, responder, send_request};
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 const CAPTURES: [Capture; 4] = [
@@ -64,7 +65,7 @@ struct Capture {
     tos: u8,
     request: &'static str,
     reply: &'static str,
-    /// Types, in order.
+    /// Types of the extensions, in order.
     extensions: &'static [u8],
 }
 
@@ -83,21 +84,29 @@ fn kinds(datagram: &[u8], mode: Mode) -> Vec<u8> {
 }
 
 #[test]
-fn its_packets_are_read_as_it_means_them() {
+fn captured_packets_decode_to_their_fields() {
     for Capture { what, mode, request, reply, extensions, .. } in CAPTURES {
         let (request, reply) = (bytes(request), bytes(reply));
         assert_eq!(stamp::guess_mode(&request), mode, "{what}");
-        let asked = Request::decode(&request, mode).unwrap();
-        assert_eq!((asked.sequence, asked.error, asked.ssid), (0, 1, 0x1234), "{what}");
-        let answered = Reply::decode(&reply, mode).unwrap();
-        assert_eq!((answered.sequence, answered.error, answered.ssid), (0, 1, 0x1234), "{what}");
-        assert_eq!((answered.sender_sequence, answered.sender_ttl), (0, 255), "{what}");
+        let request_fields = Request::decode(&request, mode).unwrap();
         assert_eq!(
-            (answered.sender_timestamp, answered.sender_error),
-            (asked.timestamp, asked.error),
+            (request_fields.sequence, request_fields.error, request_fields.ssid),
+            (0, 1, 0x1234),
             "{what}"
         );
-        assert!((1_000..1_000_000).contains(&answered.turnaround()), "{what}: {} ns", answered.turnaround());
+        let reply_fields = Reply::decode(&reply, mode).unwrap();
+        assert_eq!((reply_fields.sequence, reply_fields.error, reply_fields.ssid), (0, 1, 0x1234), "{what}");
+        assert_eq!((reply_fields.sender_sequence, reply_fields.sender_ttl), (0, 255), "{what}");
+        assert_eq!(
+            (reply_fields.sender_timestamp, reply_fields.sender_error),
+            (request_fields.timestamp, request_fields.error),
+            "{what}"
+        );
+        assert!(
+            (1_000..1_000_000).contains(&reply_fields.turnaround()),
+            "{what}: {} ns",
+            reply_fields.turnaround()
+        );
         for datagram in [&request, &reply] {
             assert_eq!(kinds(datagram, mode), extensions, "{what}");
             let class =
@@ -112,7 +121,7 @@ fn its_packets_are_read_as_it_means_them() {
 }
 
 #[test]
-fn its_hmacs_are_ours() {
+fn captured_hmacs_equal_those_of_this_implementation() {
     let key = Key::new(&bytes(KEY));
     let mut sealed = 0;
     for capture in CAPTURES.iter().filter(|capture| capture.mode == Mode::Authenticated) {
@@ -135,19 +144,19 @@ fn its_hmacs_are_ours() {
 }
 
 #[test]
-fn what_it_asks_is_answered_in_the_layout_that_it_expects() {
+fn captured_requests_are_answered_with_the_same_layout() {
     for capture in CAPTURES {
         let (what, mode) = (capture.what, capture.mode);
-        let mut arrival = arrival(ASKER, at(0));
+        let mut arrival = arrival(PROBER, at(0));
         (arrival.ttl, arrival.tos) = (Some(255), Some(capture.tos));
         let (request, theirs) = (bytes(capture.request), bytes(capture.reply));
-        let outcome = ask(&mut responder(capture.keys()), &request, &arrival);
+        let outcome = send_request(&mut responder(capture.keys()), &request, &arrival);
         let (send, ours) = outcome.reply.unwrap_or_else(|| panic!("{what}: {:?}", outcome.refusal));
         assert_eq!((ours.len(), send.tos), (theirs.len(), capture.tos), "{what}");
         assert!(capture.keys().is_none_or(|keys| stamp::verify(&ours, &keys).is_ok()), "{what}");
         assert!(capture.keys().is_none_or(|keys| tlv::are_proven(&ours, 112, &keys)), "{what}");
-        // Byte by byte its own reply, but for the times, our error estimate, the HMACs, and the reserved bits of the class of
-        // service, which it sets.
+        // Equal to its own reply byte by byte, except the timestamps, the error estimate, the HMACs, and the
+        // reserved bits of the class of service, which stamp-suite sets.
         let base: &[std::ops::Range<usize>] = match mode {
             Mode::Open => &[4..14, 16..24],
             Mode::Authenticated => &[16..26, 32..40, 96..112],
@@ -168,26 +177,26 @@ fn what_it_asks_is_answered_in_the_layout_that_it_expects() {
 }
 
 #[test]
-fn what_it_answers_is_believed() {
+fn captured_replies_are_accepted() {
     for capture in CAPTURES {
         let keys = capture.keys();
-        let mut asker = Asker::new(EchoSpec {
+        let mut prober = TestProber::new(EchoSpec {
             ssids: vec![0x1234],
             wire: WireFormat::Stamp { keys: keys.clone(), quirks: Quirks::default() },
             tx_timestamps: false,
             ..spec(1, 20 * MS, 1, 10)
         });
-        let request = Request::decode(&asker.datagram(), capture.mode).unwrap();
+        let request = Request::decode(&prober.datagram(), capture.mode).unwrap();
         let mut reply = bytes(capture.reply);
         let timestamp = if keys.is_some() { 64 } else { 28 };
         reply[timestamp..timestamp + 8].copy_from_slice(&request.timestamp.0.to_be_bytes());
         let key = keys.as_ref().map(|keys| keys.current());
         stamp::seal(&mut reply, mode(key), key);
-        let found = asker.hears(&reply);
+        let found = prober.receives(&reply);
         let is_answer =
             |report: &EchoReport| matches!(report, EchoReport::Decided { verdict: Verdict::Ok, .. });
         assert!(found.iter().any(is_answer), "{}: {found:?}", capture.what);
-        let word = if capture.extensions.is_empty() { "twamp-light" } else { "stamp" };
-        assert_eq!(asker.prober.responder(), Some(word), "{}", capture.what);
+        let kind = if capture.extensions.is_empty() { "twamp-light" } else { "stamp" };
+        assert_eq!(prober.prober.responder(), Some(kind), "{}", capture.what);
     }
 }

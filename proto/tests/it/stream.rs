@@ -1,4 +1,4 @@
-//! Echo over streams: verdicts against the truth in thousands of seeded connections.
+//! Echo over streams: verdicts in thousands of simulated connections are compared with the truth.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -17,36 +17,36 @@ use crate::conservation::{LATE_AFTER, LOST_AFTER, MS, scaled, seeds};
 const START: u64 = 1_000 * MS;
 const TURNAROUND: u64 = 30_000;
 
-/// A stream of random badness: in order, nothing lost but by a break.
-struct World {
+/// A stream with random impairments: in order, and nothing is lost unless the connection breaks.
+struct TestStream {
     random: Random,
     /// One-way delay.
     delay: u64,
     jitter: u64,
-    /// Nothing moves between these.
+    /// Times between which nothing moves.
     stalls: Vec<(u64, u64)>,
-    /// A connection that stands then is broken.
+    /// Times at which an open connection breaks.
     breaks: Vec<u64>,
-    /// Shares of the attempts to connect: refused by the network, by our own host, never answered.
+    /// Shares of the attempts to connect that fail in the network, fail in this host, or are never answered.
     attempts: [f64; 3],
-    /// Messages in flight at which the stream takes no more.
+    /// Messages in flight at which the stream blocks.
     room: usize,
-    /// How late the driver wakes at most.
+    /// Maximum delay of the driver's wake-ups.
     lag: u64,
 }
 
-/// What became of every message, by the world.
+/// What truly happened to every message.
 #[derive(Debug, Default)]
 struct Truth {
-    /// When it was meant to leave, and when its answer arrived.
+    /// Due time and arrival of the answer.
     answered: BTreeMap<u64, (u64, u64)>,
-    handed: BTreeMap<u64, u64>,
-    /// Handed to a connection that broke before the answer came.
+    written: BTreeMap<u64, u64>,
+    /// Number of messages on connections that broke before the answer arrived.
     broken: u64,
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct StreamCounts {
     decided: BTreeMap<u64, (Verdict, Option<Duration>)>,
     sent: u64,
     unsent: u64,
@@ -56,7 +56,7 @@ struct Tally {
     given_up: u64,
 }
 
-impl World {
+impl TestStream {
     fn perfect(seed: u64) -> Self {
         let random = Random::new(seed);
         Self {
@@ -71,27 +71,27 @@ impl World {
         }
     }
 
-    fn bad(seed: u64) -> Self {
+    fn impaired(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let mut world = Self::perfect(seed);
-        world.delay = random.between(0, 100 * MS);
-        world.jitter = random.pick(&[0, MS, 50 * MS]);
+        let mut stream = Self::perfect(seed);
+        stream.delay = random.between(0, 100 * MS);
+        stream.jitter = random.pick(&[0, MS, 50 * MS]);
         for _ in 0..random.below(4) {
             let from = START + random.below(20_000 * MS);
-            world.stalls.push((from, from + random.below(6_000 * MS)));
+            stream.stalls.push((from, from + random.below(6_000 * MS)));
         }
         for _ in 0..random.below(4) {
-            world.breaks.push(START + random.below(20_000 * MS));
+            stream.breaks.push(START + random.below(20_000 * MS));
         }
-        world.breaks.sort_unstable();
-        world.attempts = random.pick(&[[0.0; 3], [0.5, 0.0, 0.0], [0.2, 0.2, 0.2], [0.0, 0.6, 0.0]]);
-        world.room = random.pick(&[1, 3, usize::MAX]);
-        world.lag = random.pick(&[0, MS, 30 * MS]);
-        world
+        stream.breaks.sort_unstable();
+        stream.attempts = random.pick(&[[0.0; 3], [0.5, 0.0, 0.0], [0.2, 0.2, 0.2], [0.0, 0.6, 0.0]]);
+        stream.room = random.pick(&[1, 3, usize::MAX]);
+        stream.lag = random.pick(&[0, MS, 30 * MS]);
+        stream
     }
 
-    /// When something that sets out at `at` is through.
-    fn through(&mut self, at: u64) -> u64 {
+    /// Arrival of data that leaves at `at`.
+    fn arrival(&mut self, at: u64) -> u64 {
         let arrives = at + self.delay + self.random.below(self.jitter + 1);
         let stalled =
             |at: u64| self.stalls.iter().find(|(from, to)| *from <= at && at < *to).map(|(_, to)| *to);
@@ -102,9 +102,9 @@ impl World {
         arrives
     }
 
-    fn run(mut self, spec: StreamSpec) -> (Tally, Truth) {
+    fn run(mut self, spec: StreamSpec) -> (StreamCounts, Truth) {
         let at = Timestamp::from_nanos;
-        let (mut tally, mut truth) = (Tally::default(), Truth::default());
+        let (mut counts, mut truth) = (StreamCounts::default(), Truth::default());
         let mut prober = StreamProber::new(spec, at(START));
         let mut now = START;
         let mut attempt: Option<(u64, Result<(), Option<NotSent>>)> = None;
@@ -119,26 +119,26 @@ impl World {
             };
             match prober.step(time) {
                 StreamStep::Report(report) => {
-                    tally.take(&report);
+                    counts.take(&report);
                     continue;
                 }
                 StreamStep::Connect => {
-                    tally.attempts += 1;
-                    let [refused, ours, never] = self.attempts;
+                    counts.attempts += 1;
+                    let [refused, local, unanswered] = self.attempts;
                     let draw = self.random.fraction();
                     attempt = Some(if draw < refused {
-                        (self.through(now), Err(None))
-                    } else if draw < refused + ours {
+                        (self.arrival(now), Err(None))
+                    } else if draw < refused + local {
                         (now, Err(Some(NotSent::Unreachable)))
-                    } else if draw < refused + ours + never {
+                    } else if draw < refused + local + unanswered {
                         (u64::MAX, Ok(()))
                     } else {
-                        (self.through(now), Ok(()))
+                        (self.arrival(now), Ok(()))
                     });
                     continue;
                 }
                 StreamStep::Disconnect => {
-                    tally.given_up += 1;
+                    counts.given_up += 1;
                     truth.broken += answers.len() as u64;
                     answers.clear();
                     (attempt, is_up) = (None, false);
@@ -147,20 +147,20 @@ impl World {
                 }
                 StreamStep::Send(message) => {
                     assert!(is_up, "a message needs a connection");
-                    assert!(!is_blocked, "the stream takes no more");
-                    truth.handed.insert(message.sequence, now);
-                    let there = self.through(now);
-                    let back = self.through(there + TURNAROUND);
+                    assert!(!is_blocked, "the stream is blocked");
+                    truth.written.insert(message.sequence, now);
+                    let received = self.arrival(now);
+                    let back = self.arrival(received + TURNAROUND);
                     let after = answers.back().map_or(0, |(last, _)| *last);
                     answers.push_back((back.max(after), message));
-                    prober.handed(message, at(now), None);
+                    prober.sent(message, at(now), None);
                     if answers.len() >= self.room {
                         is_blocked = true;
                         prober.blocked();
                     }
                     continue;
                 }
-                StreamStep::Finished => return (tally, truth),
+                StreamStep::Finished => return (counts, truth),
                 StreamStep::Wait(until) => {
                     let breaks = self.breaks.first().copied().unwrap_or(u64::MAX).max(now);
                     let next = until.as_nanos().saturating_add(self.random.below(self.lag + 1));
@@ -183,7 +183,7 @@ impl World {
                         (is_up, is_blocked) = (true, false);
                         prober.connected(at(now));
                     }
-                    Err(ours) => drop(prober.disconnected(at(now), ours)),
+                    Err(local_error) => drop(prober.disconnected(at(now), local_error)),
                 }
             }
             while let Some((arrives, message)) = answers.front().copied()
@@ -193,7 +193,7 @@ impl World {
                 truth.answered.insert(message.sequence, (nanos_of(message.timestamp), arrives));
                 let turnaround = i64::try_from(TURNAROUND).unwrap();
                 let by = TimestampSource::Kernel;
-                prober.answered(&StreamReply { message, at: at(arrives), by, turnaround });
+                prober.received(&StreamReply { message, at: at(arrives), by, turnaround });
                 if is_blocked && answers.len() < self.room {
                     is_blocked = false;
                     prober.writable();
@@ -212,14 +212,14 @@ impl World {
     }
 }
 
-/// What a stamp says in nanoseconds of the simulated wall clock.
+/// A timestamp in nanoseconds of the simulated wall clock.
 fn nanos_of(timestamp: NtpTime) -> u64 {
     let epoch = NtpTime::from(WallTime::from_nanos(0)).0;
     let ticks = u128::from(timestamp.0 - epoch);
     u64::try_from((ticks * 1_000_000_000) >> 32).unwrap()
 }
 
-impl Tally {
+impl StreamCounts {
     fn take(&mut self, report: &EchoReport) {
         match report {
             EchoReport::Sent { .. } => self.sent += 1,
@@ -251,7 +251,7 @@ fn spec(seed: u64, count: u64) -> StreamSpec {
         interval: Duration::from_millis(50),
         late_after: LATE_AFTER,
         lost_after: LOST_AFTER,
-        at_once: usize::MAX,
+        unanswered_max: usize::MAX,
         on_demand: false,
         count: Some(count),
         seed,
@@ -260,11 +260,11 @@ fn spec(seed: u64, count: u64) -> StreamSpec {
 
 const LOST: Verdict = Verdict::Lost(Direction::Unknown);
 
-/// What must hold in every world.
-fn check(tally: &Tally, truth: &Truth, count: u64, seed: u64) {
-    assert_eq!(tally.sent + tally.unsent + tally.send_errors, count, "SIM_SEED={seed}: slots");
-    assert_eq!(tally.sent, tally.decided.len() as u64, "SIM_SEED={seed}: verdicts");
-    for (sequence, (verdict, rtt)) in &tally.decided {
+/// Checks that must hold in every run.
+fn check(counts: &StreamCounts, truth: &Truth, count: u64, seed: u64) {
+    assert_eq!(counts.sent + counts.unsent + counts.send_errors, count, "SIM_SEED={seed}: slots");
+    assert_eq!(counts.sent, counts.decided.len() as u64, "SIM_SEED={seed}: verdicts");
+    for (sequence, (verdict, rtt)) in &counts.decided {
         let answer = truth.answered.get(sequence).map(|(due, arrived)| Duration::from_nanos(arrived - due));
         match answer {
             Some(whole) if whole <= LOST_AFTER => {
@@ -276,17 +276,17 @@ fn check(tally: &Tally, truth: &Truth, count: u64, seed: u64) {
             Some(_) | None => assert_eq!(*verdict, LOST, "SIM_SEED={seed}: message {sequence}"),
         }
     }
-    assert!(truth.handed.keys().all(|sequence| tally.decided.contains_key(sequence)), "SIM_SEED={seed}");
+    assert!(truth.written.keys().all(|sequence| counts.decided.contains_key(sequence)), "SIM_SEED={seed}");
 }
 
 #[test]
-fn every_verdict_is_the_truth_and_latency_counts_from_when_a_message_was_meant_to_leave() {
+fn verdicts_equal_the_truth_and_latency_counts_from_the_due_time() {
     let (mut late, mut lost, mut broken) = (0, 0, 0);
     for seed in seeds(3_000) {
-        let (tally, truth) = World::bad(seed).run(spec(seed, 200));
-        check(&tally, &truth, 200, seed);
-        late += tally.count(Verdict::Late);
-        lost += tally.count(LOST);
+        let (counts, truth) = TestStream::impaired(seed).run(spec(seed, 200));
+        check(&counts, &truth, 200, seed);
+        late += counts.count(Verdict::Late);
+        lost += counts.count(LOST);
         broken += truth.broken;
     }
     let is_replay = std::env::var_os("SIM_SEED").is_some();
@@ -297,60 +297,60 @@ fn every_verdict_is_the_truth_and_latency_counts_from_when_a_message_was_meant_t
 }
 
 #[test]
-fn a_stall_is_latency_and_never_a_hole() {
+fn stall_shows_as_latency_and_not_as_loss() {
     for seed in seeds(300) {
-        let mut world = World::perfect(seed);
-        // When the connection stands.
-        let from = START + world.random.between(100 * MS, 3_000 * MS);
-        world.stalls = vec![(from, from + 2_500 * MS)];
-        world.room = world.random.pick(&[2, usize::MAX]);
-        let (tally, truth) = world.run(spec(seed, 200));
-        check(&tally, &truth, 200, seed);
-        assert_eq!((tally.count(LOST), tally.unsent, tally.attempts), (0, 0, 1), "SIM_SEED={seed}");
-        assert!(tally.count(Verdict::Late) > 20, "SIM_SEED={seed}");
+        let mut stream = TestStream::perfect(seed);
+        // While the connection is open.
+        let from = START + stream.random.between(100 * MS, 3_000 * MS);
+        stream.stalls = vec![(from, from + 2_500 * MS)];
+        stream.room = stream.random.pick(&[2, usize::MAX]);
+        let (counts, truth) = stream.run(spec(seed, 200));
+        check(&counts, &truth, 200, seed);
+        assert_eq!((counts.count(LOST), counts.unsent, counts.attempts), (0, 0, 1), "SIM_SEED={seed}");
+        assert!(counts.count(Verdict::Late) > 20, "SIM_SEED={seed}");
     }
 }
 
 #[test]
-fn a_connection_on_which_nothing_comes_back_is_given_up_and_another_one_made() {
+fn connection_without_replies_is_replaced() {
     for seed in seeds(300) {
-        let mut world = World::perfect(seed);
-        world.stalls = vec![(START + 1_000 * MS, START + 8_000 * MS)];
-        let (tally, truth) = world.run(spec(seed, 300));
-        check(&tally, &truth, 300, seed);
-        assert!(tally.given_up >= 1 && tally.attempts > tally.given_up, "SIM_SEED={seed}: {tally:?}");
-        let (last, _) = tally.decided.values().next_back().unwrap();
+        let mut stream = TestStream::perfect(seed);
+        stream.stalls = vec![(START + 1_000 * MS, START + 8_000 * MS)];
+        let (counts, truth) = stream.run(spec(seed, 300));
+        check(&counts, &truth, 300, seed);
+        assert!(counts.given_up >= 1 && counts.attempts > counts.given_up, "SIM_SEED={seed}: {counts:?}");
+        let (last, _) = counts.decided.values().next_back().unwrap();
         assert_eq!(*last, Verdict::Ok, "SIM_SEED={seed}: it recovers");
     }
 }
 
 #[test]
-fn a_host_that_cannot_connect_by_its_own_fault_sends_nothing_and_loses_nothing() {
-    let mut world = World::perfect(1);
-    world.attempts = [0.0, 1.0, 0.0];
-    let (tally, _) = world.run(spec(1, 100));
-    assert_eq!((tally.sent, tally.send_errors + tally.unsent), (0, 100));
+fn prober_with_local_connect_errors_sends_and_loses_nothing() {
+    let mut stream = TestStream::perfect(1);
+    stream.attempts = [0.0, 1.0, 0.0];
+    let (counts, _) = stream.run(spec(1, 100));
+    assert_eq!((counts.sent, counts.send_errors + counts.unsent), (0, 100));
 }
 
 #[test]
-fn attempts_to_connect_grow_rarer_and_never_stop() {
-    let mut world = World::perfect(1);
-    world.attempts = [1.0, 0.0, 0.0];
-    let (tally, _) = world.run(spec(1, 2_400));
-    assert_eq!(tally.count(LOST), 2_400);
-    assert!((20..=60).contains(&tally.attempts), "{} attempts in two minutes", tally.attempts);
+fn attempts_to_connect_become_rarer_and_never_stop() {
+    let mut stream = TestStream::perfect(1);
+    stream.attempts = [1.0, 0.0, 0.0];
+    let (counts, _) = stream.run(spec(1, 2_400));
+    assert_eq!(counts.count(LOST), 2_400);
+    assert!((20..=60).contains(&counts.attempts), "{} attempts in two minutes", counts.attempts);
 }
 
 #[test]
-fn what_a_leaving_peer_does_not_answer_is_withdrawn() {
+fn unanswered_messages_to_a_stopping_peer_are_withdrawn() {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
     let mut prober = StreamProber::new(spec(1, 10), at(0));
-    let mut tally = Tally::default();
+    let mut counts = StreamCounts::default();
     let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
     let mut drive = |prober: &mut StreamProber, now: Timestamp| loop {
         match prober.step(Now { at: now, drained: now, wall }) {
-            StreamStep::Report(report) => tally.take(&report),
-            StreamStep::Send(message) => prober.handed(message, now, None),
+            StreamStep::Report(report) => counts.take(&report),
+            StreamStep::Send(message) => prober.sent(message, now, None),
             StreamStep::Connect | StreamStep::Disconnect => {}
             StreamStep::Wait(_) | StreamStep::Finished => break,
         }
@@ -364,22 +364,22 @@ fn what_a_leaving_peer_does_not_answer_is_withdrawn() {
     prober.disconnected(at(301), None);
     prober.stop();
     drive(&mut prober, at(9_000));
-    assert!(tally.sent > 2);
-    assert_eq!(tally.count(Verdict::Withdrawn), tally.sent);
+    assert!(counts.sent > 2);
+    assert_eq!(counts.count(Verdict::Withdrawn), counts.sent);
 }
 
 #[test]
-fn a_message_that_the_other_side_could_not_have_seen_is_asked_again_and_counts_from_its_slot() {
+fn undelivered_message_is_sent_again_and_counts_from_its_due_time() {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
     let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
-    let mut prober = StreamProber::new(StreamSpec { at_once: 1, ..spec(1, 1) }, at(0));
-    let mut tally = Tally::default();
+    let mut prober = StreamProber::new(StreamSpec { unanswered_max: 1, ..spec(1, 1) }, at(0));
+    let mut counts = StreamCounts::default();
     let mut drive = |prober: &mut StreamProber, now: Timestamp| -> Option<Message> {
         loop {
             match prober.step(Now { at: now, drained: now, wall }) {
-                StreamStep::Report(report) => tally.take(&report),
+                StreamStep::Report(report) => counts.take(&report),
                 StreamStep::Send(message) => {
-                    prober.handed(message, now, None);
+                    prober.sent(message, now, None);
                     return Some(message);
                 }
                 StreamStep::Connect | StreamStep::Disconnect => {}
@@ -391,48 +391,60 @@ fn a_message_that_the_other_side_could_not_have_seen_is_asked_again_and_counts_f
     prober.connected(at(0));
     let due = (0..200).find(|millis| drive(&mut prober, at(*millis)).is_some()).unwrap();
     let message = Message { sequence: 0, timestamp: NtpTime::from(wall.wall(at(due))) };
-    prober.returned(message);
+    prober.undelivered(message);
     prober.disconnected(at(due + 10), None);
     assert_eq!(drive(&mut prober, at(due + 11)), None, "there is no connection");
     drive(&mut prober, at(due + 200));
     prober.connected(at(due + 200));
     assert_eq!(drive(&mut prober, at(due + 200)), Some(message));
     let by = TimestampSource::User;
-    prober.answered(&StreamReply { message, at: at(due + 230), by, turnaround: 0 });
+    prober.received(&StreamReply { message, at: at(due + 230), by, turnaround: 0 });
     drive(&mut prober, at(due + 230));
-    assert_eq!(tally.decided[&0], (Verdict::Ok, Some(Duration::from_millis(230))));
-    assert_eq!((tally.sent, prober.in_flight()), (1, 0));
+    assert_eq!(counts.decided[&0], (Verdict::Ok, Some(Duration::from_millis(230))));
+    assert_eq!((counts.sent, prober.in_flight()), (1, 0));
 }
 
 #[test]
-fn a_server_that_closes_what_is_idle_makes_neither_loss_nor_failure() {
+fn server_that_closes_idle_connections_causes_no_loss() {
     for seed in seeds(300) {
-        let mut world = World::perfect(seed);
-        // Between the messages, which are a second apart and answered within 20 ms; and now and then in the middle of one.
-        world.breaks = (0..200).map(|i| START + i * 97 * MS).collect();
-        let spec =
-            StreamSpec { interval: Duration::from_secs(1), on_demand: true, at_once: 1, ..spec(seed, 15) };
-        let (tally, truth) = world.run(spec);
-        check(&tally, &truth, 15, seed);
-        assert_eq!(tally.count(LOST), truth.broken, "SIM_SEED={seed}");
-        assert_eq!(tally.count(Verdict::Late), 0, "SIM_SEED={seed}");
-        assert!(tally.attempts <= 15 + 3 * truth.broken + 1, "SIM_SEED={seed}: {} attempts", tally.attempts);
+        let mut stream = TestStream::perfect(seed);
+        // Between the messages, which are a second apart and answered within 20 ms, and sometimes in the
+        // middle of one.
+        stream.breaks = (0..200).map(|i| START + i * 97 * MS).collect();
+        let spec = StreamSpec {
+            interval: Duration::from_secs(1),
+            on_demand: true,
+            unanswered_max: 1,
+            ..spec(seed, 15)
+        };
+        let (counts, truth) = stream.run(spec);
+        check(&counts, &truth, 15, seed);
+        assert_eq!(counts.count(LOST), truth.broken, "SIM_SEED={seed}");
+        assert_eq!(counts.count(Verdict::Late), 0, "SIM_SEED={seed}");
+        assert!(
+            counts.attempts <= 15 + 3 * truth.broken + 1,
+            "SIM_SEED={seed}: {} attempts",
+            counts.attempts
+        );
     }
 }
 
-/// One message of an HTTP server that closed before it could see it, and what becomes of it.
-fn returned(then: impl FnOnce(&mut StreamProber, Timestamp)) -> Tally {
+/// A message to an HTTP server that closed the connection before it could read the message, and then what
+/// `then` does.
+fn returned(then: impl FnOnce(&mut StreamProber, Timestamp)) -> StreamCounts {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
     let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
-    let mut prober =
-        StreamProber::new(StreamSpec { at_once: 1, on_demand: true, count: Some(1), ..spec(1, 1) }, at(0));
-    let mut tally = Tally::default();
+    let mut prober = StreamProber::new(
+        StreamSpec { unanswered_max: 1, on_demand: true, count: Some(1), ..spec(1, 1) },
+        at(0),
+    );
+    let mut counts = StreamCounts::default();
     let mut drive = |prober: &mut StreamProber, now: Timestamp| -> Option<Message> {
         loop {
             match prober.step(Now { at: now, drained: now, wall }) {
-                StreamStep::Report(report) => tally.take(&report),
+                StreamStep::Report(report) => counts.take(&report),
                 StreamStep::Send(message) => {
-                    prober.handed(message, now, None);
+                    prober.sent(message, now, None);
                     return Some(message);
                 }
                 StreamStep::Connect | StreamStep::Disconnect => {}
@@ -443,30 +455,31 @@ fn returned(then: impl FnOnce(&mut StreamProber, Timestamp)) -> Tally {
     drive(&mut prober, at(0));
     prober.connected(at(0));
     let message = (0..2_000).find_map(|millis| drive(&mut prober, at(millis))).expect("a message is due");
-    prober.returned(message);
+    prober.undelivered(message);
     prober.disconnected(at(2_000), None);
     then(&mut prober, at(2_001));
     drive(&mut prober, at(2_002));
     prober.connected(at(2_003));
-    assert_eq!(drive(&mut prober, at(2_003)), None, "it is asked no more");
+    assert_eq!(drive(&mut prober, at(2_003)), None, "it is not sent again");
     drive(&mut prober, at(120_000));
     assert_eq!(prober.in_flight(), 0);
-    tally
+    counts
 }
 
 #[test]
-fn a_message_that_came_back_and_that_our_host_cannot_send_again_is_not_lost() {
-    let tally = returned(|prober, now| {
+fn undelivered_message_is_withdrawn_after_a_local_connect_error() {
+    let counts = returned(|prober, now| {
         prober.disconnected(now, Some(NotSent::Unreachable));
     });
-    assert_eq!((tally.count(LOST), tally.count(Verdict::Withdrawn)), (0, 1));
+    assert_eq!((counts.count(LOST), counts.count(Verdict::Withdrawn)), (0, 1));
 }
 
 #[test]
-fn a_message_that_was_withdrawn_does_not_come_back() {
+fn withdrawn_message_is_not_sent_again() {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
     let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
-    let mut prober = StreamProber::new(StreamSpec { at_once: 1, on_demand: true, ..spec(1, 1) }, at(0));
+    let mut prober =
+        StreamProber::new(StreamSpec { unanswered_max: 1, on_demand: true, ..spec(1, 1) }, at(0));
     prober.connected(at(0));
     let message = (0..2_000)
         .find_map(|millis| match prober.step(Now { at: at(millis), drained: at(millis), wall }) {
@@ -478,9 +491,9 @@ fn a_message_that_was_withdrawn_does_not_come_back() {
             | StreamStep::Finished => None,
         })
         .expect("a message is due");
-    prober.handed(message, at(2_000), None);
+    prober.sent(message, at(2_000), None);
     prober.withdraw();
-    prober.returned(message);
+    prober.undelivered(message);
     prober.disconnected(at(2_001), None);
     prober.connected(at(2_002));
     let mut steps =
@@ -491,23 +504,23 @@ fn a_message_that_was_withdrawn_does_not_come_back() {
             | StreamStep::Send(_)
             | StreamStep::Report(_)) => Some(step),
         });
-    let asked_again = |step: &StreamStep| matches!(step, StreamStep::Send(sent) if *sent == message);
-    assert!(!steps.any(|step| asked_again(&step)));
+    let is_sent_again = |step: &StreamStep| matches!(step, StreamStep::Send(sent) if *sent == message);
+    assert!(!steps.any(|step| is_sent_again(&step)));
 }
 
 #[test]
-fn a_leaving_peer_that_still_answers_over_the_old_connection_is_not_back() {
+fn peer_that_answers_over_the_old_connection_is_still_draining() {
     let at = |millis: u64| Timestamp::from_nanos(START + millis * MS);
     let mut prober = StreamProber::new(spec(1, 100), at(0));
-    let mut tally = Tally::default();
+    let mut counts = StreamCounts::default();
     let wall = WallOffset::between(at(0), WallTime::from_nanos(START));
     let mut drive = |prober: &mut StreamProber, now: Timestamp, is_answered: bool| loop {
         match prober.step(Now { at: now, drained: now, wall }) {
-            StreamStep::Report(report) => tally.take(&report),
+            StreamStep::Report(report) => counts.take(&report),
             StreamStep::Send(message) => {
-                prober.handed(message, now, None);
+                prober.sent(message, now, None);
                 if is_answered {
-                    prober.answered(&StreamReply {
+                    prober.received(&StreamReply {
                         message,
                         at: now,
                         by: TimestampSource::User,
@@ -542,6 +555,6 @@ fn a_leaving_peer_that_still_answers_over_the_old_connection_is_not_back() {
     assert!(!prober.is_draining(at(6_000)));
     prober.stop();
     drive(&mut prober, at(60_000), false);
-    assert_eq!(tally.count(LOST), 0);
-    assert!(tally.count(Verdict::Withdrawn) >= 1);
+    assert_eq!(counts.count(LOST), 0);
+    assert!(counts.count(Verdict::Withdrawn) >= 1);
 }

@@ -233,9 +233,9 @@ fn a_value_that_is_not_allowed_is_refused() {
         (
             "responder: {allow: [10.1.2.3/8, 10.0.0.0/33, ten]}",
             &[
-                "line 1, column 21: responder.allow[0]: `10.1.2.3/8` has bits set beyond its length (the network is 10.0.0.0/8); \
+                "line 1, column 21: responder.allow[0]: `10.1.2.3/8` has host bits set (the network is 10.0.0.0/8); \
                  a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
-                "line 1, column 33: responder.allow[1]: `10.0.0.0/33` has more than 32 bits after its slash; \
+                "line 1, column 33: responder.allow[1]: `10.0.0.0/33` has a prefix length greater than 32; \
                  a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
                 "line 1, column 46: responder.allow[2]: `ten` does not begin with an IP address; \
                  a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
@@ -385,7 +385,7 @@ fn a_probe_that_cannot_run_is_refused() {
         ),
         (
             "probes: [{name: p, dscp: af44}]",
-            &["line 1, column 26: probes[0].dscp: `af44` is no class of service; \
+            &["line 1, column 26: probes[0].dscp: `af44` is not a class of service; \
                  write 0 to 63, or default, le, cs1 to cs7, af11 to af43, va or ef"],
         ),
         (

@@ -43,7 +43,7 @@ impl DatagramLoop {
             let slot = self.slots.get_mut(index).and_then(Option::as_mut);
             if let Some(slot) = slot.filter(|slot| slot.generation == generation) {
                 let departure = Now { at: Clock::now(), drained: self.drained, wall: self.clock.offset() };
-                slot.task.leaving(send.id, datagram, departure);
+                slot.task.before_send(send.id, datagram, departure);
             }
             from.complete(datagram);
             let payload = from.payload(datagram);

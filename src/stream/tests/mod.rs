@@ -425,7 +425,7 @@ impl StreamPath {
             interval: INTERVAL,
             late_after: PATIENT,
             lost_after: PATIENT,
-            at_once: dial.protocol.at_once(),
+            unanswered_max: dial.protocol.at_once(),
             on_demand: dial.protocol.is_on_demand(),
             count: None,
             seed: 7,

@@ -189,7 +189,8 @@ fn ping_is_answered_while_nothing_is_sent() {
         }
         hold(socket.get_ref().try_clone().unwrap());
     });
-    let mut path = StreamPath::with(TestProtocol::WebSocket.dial(server.address), |spec| spec.at_once = 1);
+    let mut path =
+        StreamPath::with(TestProtocol::WebSocket.dial(server.address), |spec| spec.unanswered_max = 1);
     path.until("an answer, after the pong", |observed| observed.answered() >= 1);
     path.handle.remove(ID);
     assert_eq!(path.stop().lost(), 0);

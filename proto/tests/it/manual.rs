@@ -1,4 +1,4 @@
-//! Machines driven by hand: one datagram, one clock reading at a time.
+//! Machines driven step by step: one datagram and one clock reading at a time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use pathmeter_proto::wire::NtpTime;
 use pathmeter_proto::wire::stamp::{self, ERROR_ESTIMATE, Mode, Request};
 use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, HMAC_VALUE_BYTES, SessionRecord};
 
-/// Where the asker sends from, unless a test says otherwise.
-pub(super) const ASKER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
+/// Default source address of requests.
+pub(super) const PROBER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
 
 pub(super) fn at(milliseconds: u64) -> Timestamp {
     Timestamp::from_nanos(1_000_000_000 + milliseconds * 1_000_000)
@@ -35,17 +35,17 @@ pub(super) fn keys(text: &str) -> Arc<Keys> {
     Arc::new(Keys::parse(text).unwrap())
 }
 
-/// A policy that answers anyone, or only who proves a key.
+/// A policy that answers all sources, or only those that prove a key.
 pub(super) fn policy(open: bool) -> Policy {
     Policy { open, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() }
 }
 
-/// A responder that answers anyone; with keys, only who proves one.
+/// A responder that answers all sources; with keys, only those that prove one.
 pub(super) fn responder(keys: Option<Arc<Keys>>) -> StampResponder {
     StampResponder::new(policy(keys.is_none()), keys, 1_024)
 }
 
-/// What a responder did with a datagram.
+/// Result of a datagram.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) reply: Option<(Send, Vec<u8>)>,
@@ -54,21 +54,21 @@ pub(super) struct Outcome {
 
 impl Outcome {
     pub(super) fn bytes(self) -> Vec<u8> {
-        self.reply.expect("it was answered").1
+        self.reply.expect("the request is answered").1
     }
 }
 
-/// Hands a datagram to a responder. Every datagram has one outcome: a reply or a refusal.
-pub(super) fn ask(
+/// Delivers a datagram to a responder. Every datagram has one outcome: a reply or a refusal.
+pub(super) fn send_request(
     responder: &mut impl Machine<Report = ResponderReport>,
     datagram: &[u8],
     arrival: &Arrival,
 ) -> Outcome {
-    ask_at(responder, datagram, arrival, now(arrival.at))
+    send_request_at(responder, datagram, arrival, now(arrival.at))
 }
 
-/// The same, with other clocks.
-pub(super) fn ask_at(
+/// Like [`send_request`], with given clock readings.
+pub(super) fn send_request_at(
     responder: &mut impl Machine<Report = ResponderReport>,
     datagram: &[u8],
     arrival: &Arrival,
@@ -90,12 +90,12 @@ pub(super) fn ask_at(
             Step::Wait(_) | Step::Finished => break,
         }
     }
-    assert_eq!(outcome.reply.is_some(), answered, "what was sent is reported");
-    assert_ne!(outcome.reply.is_some(), outcome.refusal.is_some(), "a reply or a reason");
+    assert_eq!(outcome.reply.is_some(), answered, "an answer is reported");
+    assert_ne!(outcome.reply.is_some(), outcome.refusal.is_some(), "a reply or a refusal");
     outcome
 }
 
-/// A request as our own probers send it, with every extension.
+/// A request of a pathmeter prober, with all extensions.
 pub(super) fn request(sequence: u32, session: u32, key: Option<&Key>) -> Vec<u8> {
     let mut out = base(sequence, 7, key);
     let record =
@@ -118,7 +118,7 @@ pub(super) fn base(sequence: u32, ssid: u16, key: Option<&Key>) -> Vec<u8> {
     out
 }
 
-/// Appends the HMAC extension where there is a key.
+/// Appends the HMAC extension if there is a key.
 pub(super) fn seal_extensions(datagram: &mut Vec<u8>, key: Option<&Key>) {
     if let Some(key) = key {
         let hmac = tlv::append(datagram, tlv::HMAC, HMAC_VALUE_BYTES);
@@ -130,25 +130,25 @@ pub(super) fn mode(key: Option<&Key>) -> Mode {
     if key.is_some() { Mode::Authenticated } else { Mode::Open }
 }
 
-/// The record in a reply.
+/// The session record of a reply.
 pub(super) fn record(reply: &[u8], mode: Mode) -> SessionRecord {
     let mut all = tlv::walk(reply, mode.base_bytes());
     let found = all.find(|found| found.kind == tlv::SESSION && found.is_understood());
-    SessionRecord::read(found.expect("a record came back").value(reply)).unwrap()
+    SessionRecord::read(found.expect("the reply has a record").value(reply)).unwrap()
 }
 
-/// A prober whose datagrams and replies a test carries itself.
+/// A prober whose datagrams and replies a test transports.
 #[derive(Debug)]
-pub(super) struct Asker {
+pub(super) struct TestProber {
     pub(super) prober: Prober,
-    /// What was reported and not yet looked at.
+    /// Reports that no test has taken yet.
     pub(super) reports: Vec<EchoReport>,
     drops: HostDrops,
     /// The clock.
     pub(super) at: Timestamp,
 }
 
-impl Asker {
+impl TestProber {
     pub(super) fn new(spec: EchoSpec) -> Self {
         let at = at(0);
         Self { prober: Prober::new(spec, at), reports: Vec::new(), drops: HostDrops::default(), at }
@@ -170,8 +170,8 @@ impl Asker {
         }
     }
 
-    /// Hands over what claims to be a reply, a microsecond later, and returns what that led to.
-    pub(super) fn hears(&mut self, datagram: &[u8]) -> Vec<EchoReport> {
+    /// Delivers a datagram as a reply one microsecond later, and returns the reports that follow.
+    pub(super) fn receives(&mut self, datagram: &[u8]) -> Vec<EchoReport> {
         self.at = self.at + Duration::from_micros(1);
         let mut arrival = arrival(([192, 0, 2, 2], 862), self.at);
         arrival.to = Some([192, 0, 2, 1].into());
@@ -182,7 +182,7 @@ impl Asker {
         self.reports.split_off(known)
     }
 
-    /// Takes the reports that are waiting. No time passes; what falls due at this moment is not sent.
+    /// Takes the pending reports. No time passes; datagrams that are due are not sent.
     fn flush(&mut self) {
         let before = Now { at: at(0), ..now(self.at) };
         while let Step::Report(report) = self.prober.step(before, &mut self.drops, &mut Vec::new()) {
@@ -192,19 +192,20 @@ impl Asker {
 }
 
 #[test]
-fn a_reply_that_waits_before_it_is_handed_over_says_when_it_was_and_is_still_proven() {
+fn delayed_reply_carries_its_real_send_time_and_is_authentic() {
     for keys in [None, Some(keys("0123456789abcdef"))] {
         let mut responder = responder(keys.clone());
         let key = keys.as_ref().map(|keys| keys.current());
         let mode = mode(key);
         for (sequence, waited) in [(0_u32, 0_u64), (1, 132), (2, 0)] {
-            let asked = at(u64::from(sequence) * 1_000);
-            let outcome = ask(&mut responder, &request(sequence, 9, key), &arrival(ASKER, asked));
+            let received = at(u64::from(sequence) * 1_000);
+            let outcome =
+                send_request(&mut responder, &request(sequence, 9, key), &arrival(PROBER, received));
             let (send, mut reply) = outcome.reply.unwrap();
-            let left = asked + Duration::from_millis(waited);
-            // The wall clock may be stepped meanwhile: T2 and T3 are on the same side of it.
+            let left = received + Duration::from_millis(waited);
+            // The wall clock may be stepped in between: T2 and T3 use the same offset.
             let stepped = WallOffset::between(Timestamp::from_nanos(0), WallTime::from_nanos(77));
-            responder.leaving(send.id, &mut reply, Now { wall: stepped, ..now(left) });
+            responder.before_send(send.id, &mut reply, Now { wall: stepped, ..now(left) });
             let read = stamp::Reply::decode(&reply, mode).unwrap();
             assert_eq!(read.turnaround(), i64::try_from(waited * 1_000_000).unwrap(), "{mode:?}");
             if let Some(keys) = &keys {
