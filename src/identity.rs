@@ -29,7 +29,7 @@ impl Identity {
     /// The same without what could corrupt metrics and logs: invalid labels, control characters, and what is
     /// too long.
     #[must_use]
-    pub fn tamed(mut self) -> Self {
+    pub fn sanitized(mut self) -> Self {
         let is_name = |name: &str| {
             name.len() <= TEXT_MAX
                 && name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
@@ -128,9 +128,9 @@ mod tests {
                 websocket: None,
             },
         };
-        let tame = identity.tamed();
-        assert_eq!(tame.labels, BTreeMap::from([("site".to_owned(), "fra".to_owned())]));
-        assert_eq!(tame.name, "ams-1[2J");
-        assert_eq!(tame.version.len(), 128);
+        let sanitized = identity.sanitized();
+        assert_eq!(sanitized.labels, BTreeMap::from([("site".to_owned(), "fra".to_owned())]));
+        assert_eq!(sanitized.name, "ams-1[2J");
+        assert_eq!(sanitized.version.len(), 128);
     }
 }

@@ -143,5 +143,5 @@ pub async fn fetch_identity(client: &Client, address: SocketAddr, host: &str) ->
         return Err(IdentityError::Status { address, status: answer.status });
     }
     let identity = serde_json::from_slice(&answer.body);
-    identity.map(Identity::tamed).map_err(|source| IdentityError::NotAnAgent { address, source })
+    identity.map(Identity::sanitized).map_err(|source| IdentityError::NotAnAgent { address, source })
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::config::discovery::{PeerPattern, ProviderRole, TargetPattern};
+use crate::config::discovery::{PeerTemplate, ProviderRole, TargetTemplate};
 use crate::config::file_sd::Member;
 use crate::config::{Config, Peer, Provider, Target};
 use crate::discovery::UnidentifiedAgent;
@@ -62,23 +62,25 @@ impl RosterInputs {
         let unidentified: BTreeSet<UnidentifiedAgent> = config
             .providers
             .iter()
-            .flat_map(|provider| self.of(provider).filter_map(move |member| unidentified(provider, member)))
+            .flat_map(|provider| {
+                self.members_of(provider).filter_map(move |member| unidentified(provider, member))
+            })
             .collect();
         self.known_agents.retain(|agent, _| unidentified.contains(agent));
     }
 
-    fn of<'a>(&'a self, provider: &Provider) -> impl Iterator<Item = &'a Member> + use<'a> {
+    fn members_of<'a>(&'a self, provider: &Provider) -> impl Iterator<Item = &'a Member> + use<'a> {
         self.members_by_provider.get(&provider.name).into_iter().flatten()
     }
 }
 
 /// The agent to ask for its name; `None`: the member has one, or is no agent.
 fn unidentified(provider: &Provider, member: &Member) -> Option<UnidentifiedAgent> {
-    let ProviderRole::Peers(pattern) = &provider.finds else { return None };
+    let ProviderRole::Peers(pattern) = &provider.role else { return None };
     member.name.is_none().then(|| UnidentifiedAgent {
         host: member.host.clone(),
         http_port: member.port.unwrap_or(pattern.http_port),
-        https: pattern.https.as_ref().map(|secured| secured.of(&member.host)),
+        https: pattern.https.as_ref().map(|template| template.for_host(&member.host)),
     })
 }
 
@@ -103,7 +105,7 @@ impl Roster {
             }
         }
         for provider in &config.providers {
-            for member in inputs.of(provider) {
+            for member in inputs.members_of(provider) {
                 roster.add(config, inputs, provider, member);
             }
         }
@@ -112,8 +114,8 @@ impl Roster {
 
     fn add(&mut self, config: &Config, inputs: &RosterInputs, provider: &Provider, member: &Member) {
         let agent = unidentified(provider, member);
-        let introduced = agent.as_ref().and_then(|agent| inputs.known_agents.get(agent));
-        let name = match (&member.name, introduced, agent) {
+        let known = agent.as_ref().and_then(|agent| inputs.known_agents.get(agent));
+        let name = match (&member.name, known, agent) {
             (Some(name), ..) | (None, Some(KnownAgent { name, .. }), _) => name,
             (None, None, Some(agent)) => {
                 self.unidentified.insert(agent, provider.name.clone());
@@ -123,17 +125,17 @@ impl Roster {
                 return self.skip(provider, member, "it has no name; give it the label `instance`");
             }
         };
-        if introduced.is_some_and(|other| *name == config.agent.name && other.boot_id != inputs.own_boot_id) {
+        if known.is_some_and(|other| *name == config.agent.name && other.boot_id != inputs.own_boot_id) {
             return self.skip(provider, member, "it is another agent with the name of this one");
         }
         if *name == config.agent.name || inputs.own_names.get(name) == Some(&member.host) {
             return;
         }
-        if let Some(introduced) = introduced
+        if let Some(known) = known
             && let Ok(address) = member.host.parse::<IpAddr>()
             && let Some(addresses) = self.addresses.get_mut(name)
         {
-            if self.boot_ids.get(name) != Some(&introduced.boot_id) {
+            if self.boot_ids.get(name) != Some(&known.boot_id) {
                 let why = format!("it is another agent with the name {name}");
                 return self.skip(provider, member, &why);
             }
@@ -146,11 +148,11 @@ impl Roster {
         if self.peers.len() + self.targets.len() >= HOSTS_MAX {
             return self.skip(provider, member, &format!("there are more than {HOSTS_MAX} members"));
         }
-        match &provider.finds {
+        match &provider.role {
             ProviderRole::Peers(pattern) => {
-                if let (Some(introduced), Ok(address)) = (introduced, member.host.parse::<IpAddr>()) {
+                if let (Some(known), Ok(address)) = (known, member.host.parse::<IpAddr>()) {
                     self.addresses.insert(name.clone(), vec![address.to_canonical()]);
-                    self.boot_ids.insert(name.clone(), introduced.boot_id.clone());
+                    self.boot_ids.insert(name.clone(), known.boot_id.clone());
                 }
                 self.peers.insert(name.clone(), peer(name, pattern, member));
             }
@@ -175,24 +177,24 @@ impl Roster {
 
     /// Whether a peer or target has this name.
     #[must_use]
-    pub fn knows(&self, name: &str) -> bool {
+    pub fn contains(&self, name: &str) -> bool {
         self.peers.contains_key(name) || self.targets.contains_key(name)
     }
 }
 
-fn peer(name: &str, pattern: &PeerPattern, member: &Member) -> Peer {
+fn peer(name: &str, pattern: &PeerTemplate, member: &Member) -> Peer {
     Peer {
         name: name.to_owned(),
         address: member.host.clone(),
         http_port: member.port.unwrap_or(pattern.http_port),
         stamp_port: member.stamp_port.unwrap_or(pattern.stamp_port),
         agent_port: member.agent_port.unwrap_or(pattern.agent_port),
-        https: pattern.https.as_ref().map(|secured| secured.of(&member.host)),
+        https: pattern.https.as_ref().map(|template| template.for_host(&member.host)),
         labels: merged(&pattern.labels, &member.labels),
     }
 }
 
-fn target(name: &str, pattern: &TargetPattern, member: &Member) -> Target {
+fn target(name: &str, pattern: &TargetTemplate, member: &Member) -> Target {
     let secure = member.url.as_ref().filter(|url| url.scheme.is_secure());
     Target {
         name: name.to_owned(),
@@ -200,7 +202,7 @@ fn target(name: &str, pattern: &TargetPattern, member: &Member) -> Target {
         port: member.port.unwrap_or(pattern.port),
         quirks: pattern.quirks,
         url: member.url.clone(),
-        https: secure.map(|url| pattern.https.of(&url.host)),
+        https: secure.map(|url| pattern.https.for_host(&url.host)),
         key_file: None,
         labels: merged(&pattern.labels, &member.labels),
     }
@@ -241,7 +243,7 @@ targets:
         Member { name: Some(name.into()), host: host.into(), ..Member::default() }
     }
 
-    fn at(host: &str) -> Member {
+    fn unnamed(host: &str) -> Member {
         Member { host: host.into(), ..Member::default() }
     }
 
@@ -250,7 +252,10 @@ targets:
     }
 
     /// Each name is that of one agent.
-    fn knowing(members_by_provider: &[(&str, Vec<Member>)], known_agents: &[(&str, &str)]) -> RosterInputs {
+    fn roster_inputs(
+        members_by_provider: &[(&str, Vec<Member>)],
+        known_agents: &[(&str, &str)],
+    ) -> RosterInputs {
         let told = |name: &str| KnownAgent { name: name.to_owned(), boot_id: format!("run of {name}") };
         RosterInputs {
             members_by_provider: members_by_provider
@@ -275,7 +280,8 @@ targets:
         let labels = BTreeMap::from([("zone".to_owned(), "z".to_owned())]);
         let found = Member { labels, port: Some(80), ..named("c", "192.0.2.3") };
         let gateway = named("gw-2", "192.0.2.2");
-        let roster = Roster::new(&config(), &knowing(&[(FILES, vec![found]), (HTTP, vec![gateway])], &[]));
+        let roster =
+            Roster::new(&config(), &roster_inputs(&[(FILES, vec![found]), (HTTP, vec![gateway])], &[]));
         assert_eq!((names(&roster.peers), names(&roster.targets)), (vec!["b", "c"], vec!["gw", "gw-2"]));
         let c = &roster.peers["c"];
         assert_eq!((c.http_port, c.stamp_port, c.agent_port), (80, 862, 9863));
@@ -286,9 +292,10 @@ targets:
 
     #[test]
     fn agents_without_a_name_wait_for_it_and_two_addresses_of_one_agent_are_one_peer() {
-        let found = vec![at("192.0.2.3"), at("192.0.2.4"), at("2001:db8::3"), at("192.0.2.1")];
+        let found =
+            vec![unnamed("192.0.2.3"), unnamed("192.0.2.4"), unnamed("2001:db8::3"), unnamed("192.0.2.1")];
         let told = [("192.0.2.3", "c"), ("2001:db8::3", "c"), ("192.0.2.1", "a")];
-        let roster = Roster::new(&config(), &knowing(&[(DNS, found)], &told));
+        let roster = Roster::new(&config(), &roster_inputs(&[(DNS, found)], &told));
         assert_eq!(names(&roster.peers), ["b", "c"], "an agent is not a peer of itself");
         let both = ["192.0.2.3", "2001:db8::3"].map(|address| address.parse::<IpAddr>().unwrap());
         assert_eq!(roster.addresses["c"], both);
@@ -297,9 +304,11 @@ targets:
 
     #[test]
     fn members_with_a_used_name_and_targets_without_a_name_are_skipped() {
-        let found =
-            [(FILES, vec![named("b", "192.0.2.3")]), (HTTP, vec![at("192.0.2.5"), named("b", "192.0.2.6")])];
-        let roster = Roster::new(&config(), &knowing(&found, &[]));
+        let found = [
+            (FILES, vec![named("b", "192.0.2.3")]),
+            (HTTP, vec![unnamed("192.0.2.5"), named("b", "192.0.2.6")]),
+        ];
+        let roster = Roster::new(&config(), &roster_inputs(&found, &[]));
         assert_eq!(roster.peers["b"].address, "b.example.net");
         assert_eq!(roster.skipped.len(), 3, "{:?}", roster.skipped);
         assert_eq!(
@@ -310,7 +319,7 @@ targets:
 
     #[test]
     fn an_agent_that_is_listed_as_its_own_peer_is_not_measured() {
-        let mut inputs = knowing(&[(FILES, vec![named("c", "192.0.2.3")])], &[]);
+        let mut inputs = roster_inputs(&[(FILES, vec![named("c", "192.0.2.3")])], &[]);
         let ours = [("b", "b.example.net"), ("c", "192.0.2.3")];
         inputs.own_names.extend(ours.map(|(name, host)| (name.to_owned(), host.to_owned())));
         assert_eq!(names(&Roster::new(&config(), &inputs).peers), [""; 0]);
@@ -321,9 +330,9 @@ targets:
 
     #[test]
     fn the_second_agent_of_a_name_is_skipped() {
-        let found = ["192.0.2.3", "192.0.2.4", "192.0.2.5"].map(at).to_vec();
+        let found = ["192.0.2.3", "192.0.2.4", "192.0.2.5"].map(unnamed).to_vec();
         let told = [("192.0.2.3", "c"), ("192.0.2.4", "c"), ("192.0.2.5", "a")];
-        let mut inputs = knowing(&[(DNS, found)], &told);
+        let mut inputs = roster_inputs(&[(DNS, found)], &told);
         for host in ["192.0.2.4", "192.0.2.5"] {
             inputs.known_agents.get_mut(&unidentified_at(host)).unwrap().boot_id =
                 "run of another".to_owned();
@@ -339,8 +348,8 @@ targets:
 
     #[test]
     fn agents_that_no_provider_lists_are_forgotten() {
-        let found = [(DNS, vec![at("192.0.2.3")]), ("dns:gone.example.net", vec![at("192.0.2.4")])];
-        let mut inputs = knowing(&found, &[("192.0.2.3", "c"), ("192.0.2.4", "d")]);
+        let found = [(DNS, vec![unnamed("192.0.2.3")]), ("dns:gone.example.net", vec![unnamed("192.0.2.4")])];
+        let mut inputs = roster_inputs(&found, &[("192.0.2.3", "c"), ("192.0.2.4", "d")]);
         inputs.retain_configured(&config());
         assert_eq!(inputs.members_by_provider.len(), 1);
         assert_eq!(inputs.known_agents.len(), 1);

@@ -120,7 +120,7 @@ impl Settings {
 
     /// Keeps the connectors of the old settings and renews what is in them, so that their clones connect as
     /// these say.
-    pub fn succeed(&mut self, old: &Self) {
+    pub fn inherit_connectors(&mut self, old: &Self) {
         for (trust, made) in &mut self.connectors {
             if let Some(old) = old.connectors.get(trust) {
                 old.value.follow(&made.value);

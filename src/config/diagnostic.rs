@@ -131,7 +131,7 @@ pub struct Location {
 
 impl Location {
     /// The place behind `before`.
-    pub(super) fn behind(before: &str) -> Self {
+    pub(super) fn after(before: &str) -> Self {
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         Self {
             line: before.bytes().filter(|byte| *byte == b'\n').count() + 1,
@@ -140,30 +140,30 @@ impl Location {
     }
 }
 
-/// A text from the file, fit to be shown in one line: escaped, and cut when long.
+/// A text from the file, fit to be visible in one line: escaped, and cut when long.
 pub(super) fn quoted(text: &str) -> String {
-    let shown: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
+    let visible: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
     let cut = if text.chars().nth(SHOWN_CHARS_MAX).is_some() { "…" } else { "" };
-    format!("`{shown}{cut}`")
+    format!("`{visible}{cut}`")
 }
 
 /// The candidate that `word` is probably a misspelling of.
 ///
 /// Gives up above [`CANDIDATES_MAX`] candidates: a suggestion is not worth the time.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let typos_max = (word.len() / 2).clamp(1, TYPOS_MAX);
+    let distance_max = (word.len() / 2).clamp(1, DISTANCE_MAX);
     candidates
         .into_iter()
         .take(CANDIDATES_MAX)
-        .filter(|candidate| candidate.len().abs_diff(word.len()) <= typos_max)
-        .map(|candidate| (typos(word.as_bytes(), candidate.as_bytes()), candidate))
-        .filter(|(typos, _)| *typos <= typos_max)
-        .min_by_key(|(typos, _)| *typos)
+        .filter(|candidate| candidate.len().abs_diff(word.len()) <= distance_max)
+        .map(|candidate| (edit_distance(word.as_bytes(), candidate.as_bytes()), candidate))
+        .filter(|(distance, _)| *distance <= distance_max)
+        .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
 /// Insertions, deletions and substitutions between two words (Levenshtein, one row at a time).
-fn typos(left: &[u8], right: &[u8]) -> usize {
+fn edit_distance(left: &[u8], right: &[u8]) -> usize {
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (i, l) in left.iter().enumerate() {
         let mut diagonal = row[0];
@@ -177,11 +177,11 @@ fn typos(left: &[u8], right: &[u8]) -> usize {
     row[right.len()]
 }
 
-/// Characters of a value that are shown. Chosen: enough to recognise it.
+/// Characters of a value that are visible. Chosen: enough to recognise it.
 const SHOWN_CHARS_MAX: usize = 64;
 
 /// Mistakes within which a word is taken for another. Chosen: with more, suggestions begin to look random.
-const TYPOS_MAX: usize = 3;
+const DISTANCE_MAX: usize = 3;
 
 /// Words that are compared for a suggestion.
 const CANDIDATES_MAX: usize = 1000;
@@ -214,8 +214,8 @@ mod tests {
 
     #[test]
     fn a_location_counts_lines_and_characters_from_1() {
-        assert_eq!(Location::behind(""), Location { line: 1, column: 1 });
-        assert_eq!(Location::behind("a\nµµ"), Location { line: 2, column: 3 });
-        assert_eq!(Location::behind("a\n"), Location { line: 2, column: 1 });
+        assert_eq!(Location::after(""), Location { line: 1, column: 1 });
+        assert_eq!(Location::after("a\nµµ"), Location { line: 2, column: 3 });
+        assert_eq!(Location::after("a\n"), Location { line: 2, column: 1 });
     }
 }

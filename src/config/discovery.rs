@@ -12,7 +12,7 @@ use super::diagnostic::quoted;
 use super::file::Node;
 use super::hosts::{peer_port, reflector};
 use super::reader::{MappingReader, Setting, ValueReader};
-use super::tls::{NO_TLS, NO_TLS_REMEDY, TlsTemplate, secured};
+use super::tls::{NO_TLS, NO_TLS_REMEDY, TlsTemplate, tls_template};
 use super::url::{Url, url};
 use super::values::{duration, host, labels, path};
 use super::{Https, Listen, Trust};
@@ -27,7 +27,7 @@ pub struct Provider {
     /// How often; for DNS at most so long after the answer, whose time to live may be shorter.
     pub refresh: Duration,
     /// What is found.
-    pub finds: ProviderRole,
+    pub role: ProviderRole,
 }
 
 /// Who knows.
@@ -87,14 +87,14 @@ pub enum Records {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProviderRole {
     /// Agents.
-    Peers(PeerPattern),
+    Peers(PeerTemplate),
     /// Hosts without an agent.
-    Targets(TargetPattern),
+    Targets(TargetTemplate),
 }
 
 /// What all peers of a provider have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerPattern {
+pub struct PeerTemplate {
     /// Their HTTP port.
     pub http_port: u16,
     /// Their STAMP port.
@@ -109,7 +109,7 @@ pub struct PeerPattern {
 
 /// What all targets of a provider have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TargetPattern {
+pub struct TargetTemplate {
     /// Their reflectors' UDP port.
     pub port: u16,
     /// What their reflectors do otherwise than they should.
@@ -133,8 +133,8 @@ impl Provider {
             Source::Http { https, .. } => https.as_ref().map(|https| &https.trust),
             Source::Files(_) | Source::Dns { .. } => None,
         };
-        let found = match &self.finds {
-            ProviderRole::Peers(pattern) => pattern.https.as_ref().map(|secured| &secured.trust),
+        let found = match &self.role {
+            ProviderRole::Peers(pattern) => pattern.https.as_ref().map(|template| &template.trust),
             // Only those with such a URL need it, and which those are is not known yet.
             ProviderRole::Targets(pattern) => cfg!(feature = "tls").then_some(&pattern.https.trust),
         };
@@ -165,8 +165,8 @@ pub(super) fn is_neither(section: &mut MappingReader<'_, '_>) -> bool {
         return false;
     }
     let remedy = format!("write name and address, or one of {}", KINDS.join(", "));
-    section.wrong::<()>("name", "there is neither a host nor something that finds hosts", remedy);
-    section.give_up::<()>();
+    section.reject::<()>("name", "there is neither a host nor something that finds hosts", remedy);
+    section.ignore_rest::<()>();
     true
 }
 
@@ -174,65 +174,65 @@ pub(super) fn is_neither(section: &mut MappingReader<'_, '_>) -> bool {
 pub(super) fn peers(
     section: &mut MappingReader<'_, '_>,
     listen: Option<&Listen>,
-    all: &Trust,
+    default: &Trust,
 ) -> Option<Provider> {
-    let source = source(section, all, true);
+    let source = source(section, default, true);
     let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
     let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
     let agent_port = peer_port(section, "agent_port", listen.map(|listen| listen.agent));
     let scheme = section.key("scheme", |value| value.one_of(&[("http", false), ("https", true)])).or(false);
     let https = match scheme {
-        Some(is_secure) => secured("scheme", section, is_secure, all),
+        Some(is_secure) => tls_template("scheme", section, is_secure, default),
         None => None,
     };
     let labels = section.key("labels", labels).or(BTreeMap::new());
     let (name, source, refresh) = source?;
-    let finds = ProviderRole::Peers(PeerPattern {
+    let role = ProviderRole::Peers(PeerTemplate {
         http_port: http_port?,
         stamp_port: stamp_port?,
         agent_port: agent_port?,
         https: https?,
         labels: labels?,
     });
-    Some(Provider { name, source, refresh, finds })
+    Some(Provider { name, source, refresh, role })
 }
 
 /// Reads a provider of targets.
-pub(super) fn targets(section: &mut MappingReader<'_, '_>, all: &Trust) -> Option<Provider> {
-    let source = source(section, all, false);
+pub(super) fn targets(section: &mut MappingReader<'_, '_>, default: &Trust) -> Option<Provider> {
+    let source = source(section, default, false);
     let reflector = reflector(section);
-    let https = secured("tls", section, cfg!(feature = "tls"), all);
+    let https = tls_template("tls", section, cfg!(feature = "tls"), default);
     let labels = section.key("labels", labels).or(BTreeMap::new());
     let (name, source, refresh) = source?;
     let (port, quirks) = reflector?;
-    let finds = ProviderRole::Targets(TargetPattern {
+    let role = ProviderRole::Targets(TargetTemplate {
         port,
         quirks,
         https: https?.unwrap_or_default(),
         labels: labels?,
     });
-    Some(Provider { name, source, refresh, finds })
+    Some(Provider { name, source, refresh, role })
 }
 
 /// The name, the source, and how often it is asked.
 fn source(
     section: &mut MappingReader<'_, '_>,
-    all: &Trust,
+    default: &Trust,
     finds_agents: bool,
 ) -> Option<(String, Source, Duration)> {
-    let given: Vec<&str> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
-    if let [first, second, ..] = given[..] {
+    let kinds: Vec<&str> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
+    if let [first, second, ..] = kinds[..] {
         let remedy = "make each an entry of its own";
-        section.wrong::<()>(second, format!("there is {first}, too"), remedy);
-        return section.give_up();
+        section.reject::<()>(second, format!("there is {first}, too"), remedy);
+        return section.ignore_rest();
     }
-    let files = section.key("files", patterns);
-    let http = section.key("http", |value| file_sd(value, all));
-    let dns = section.key("dns", |value| query(value, finds_agents));
+    let files = section.key("files", path_patterns);
+    let http = section.key("http", |value| http_sd(value, default));
+    let dns = section.key("dns", |value| dns_query(value, finds_agents));
     let kubernetes = match (finds_agents, section.has("kubernetes")) {
-        (true, _) => section.key("kubernetes", |value| value.section(service)),
+        (true, _) => section.key("kubernetes", |value| value.section(kubernetes_service)),
         (false, true) => {
-            section.key("kubernetes", |value| value.wrong("its pods are agents", "write it under peers"))
+            section.key("kubernetes", |value| value.reject("its pods are agents", "write it under peers"))
         }
         (false, false) => Setting::Absent,
     };
@@ -244,7 +244,7 @@ fn source(
         }
         (_, Setting::Given(source), ..) => {
             let Source::Http { url, .. } = &source else { return None };
-            (format!("http:{}", shown(url)), source, REFRESH_HTTP)
+            (format!("http:{}", display_name(url)), source, REFRESH_HTTP)
         }
         (_, _, Setting::Given((name, records)), _) => {
             (format!("dns:{name}"), Source::Dns { name, records }, REFRESH_DNS)
@@ -259,7 +259,7 @@ fn source(
 }
 
 /// What a server is called where everybody can read it. A query may hold a secret: its digest tells two of them apart.
-fn shown(url: &Url) -> String {
+fn display_name(url: &Url) -> String {
     let scheme = if url.scheme.is_secure() { "https://" } else { "" };
     let (path, query) = url.path.split_once('?').unwrap_or((&url.path, ""));
     let digest = Sha256::digest(query);
@@ -271,23 +271,23 @@ fn shown(url: &Url) -> String {
 }
 
 /// One path or several.
-fn patterns(value: ValueReader<'_, '_>) -> Option<Vec<PathBuf>> {
+fn path_patterns(value: ValueReader<'_, '_>) -> Option<Vec<PathBuf>> {
     let whole = value.clone();
     let patterns = match value.node() {
-        Node::Text(_) => vec![pattern(value)?],
+        Node::Text(_) => vec![path_pattern(value)?],
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) | Node::Mapping(_) => {
-            value.list("a list of paths such as [/etc/pathmeter/peers/*.yaml]", pattern)?
+            value.list("a list of paths such as [/etc/pathmeter/peers/*.yaml]", path_pattern)?
         }
     };
     match patterns.len() {
-        0 => whole.wrong("no path", "for example [/etc/pathmeter/peers/*.yaml]"),
+        0 => whole.reject("no path", "for example [/etc/pathmeter/peers/*.yaml]"),
         1..=PATTERNS_MAX => Some(patterns),
-        more => whole.wrong(format!("{more} paths"), format!("at most {PATTERNS_MAX} are allowed: use `*`")),
+        more => whole.reject(format!("{more} paths"), format!("at most {PATTERNS_MAX} are allowed: use `*`")),
     }
 }
 
 /// As `file_sd` has it: a path that ends in .json, .yml or .yaml, with one `*` at most, in its last part.
-fn pattern(value: ValueReader<'_, '_>) -> Option<PathBuf> {
+fn path_pattern(value: ValueReader<'_, '_>) -> Option<PathBuf> {
     let text = value.text("the path of a file")?;
     let found = |what: &str| format!("{} {what}", quoted(text));
     let (folder, last) = text.rsplit_once('/').unwrap_or(("", text));
@@ -295,23 +295,23 @@ fn pattern(value: ValueReader<'_, '_>) -> Option<PathBuf> {
         .extension()
         .is_some_and(|extension| ["json", "yml", "yaml"].iter().any(|known| extension == *known));
     if !ends_well || text.contains('\0') {
-        return value.wrong(found("is not the path of such a file"), "it must end in .json, .yml or .yaml");
+        return value.reject(found("is not the path of such a file"), "it must end in .json, .yml or .yaml");
     }
     if folder.contains('*') || last.matches('*').count() > 1 {
-        return value.wrong(found("has another `*`"), "one `*` is allowed, in the last part of the path");
+        return value.reject(found("has another `*`"), "one `*` is allowed, in the last part of the path");
     }
     Some(PathBuf::from(text))
 }
 
 /// A server: its URL, or that and more.
-fn file_sd(value: ValueReader<'_, '_>, all: &Trust) -> Option<Source> {
+fn http_sd(value: ValueReader<'_, '_>, default: &Trust) -> Option<Source> {
     let http_url = |value: ValueReader<'_, '_>| {
         let whole = value.clone();
         let url = url(value)?;
         match url.scheme {
             super::Scheme::Http | super::Scheme::Https => Some(url),
             super::Scheme::Ws | super::Scheme::Wss => {
-                whole.wrong("a WebSocket has no inventory", "write a URL with http:// or https://")
+                whole.reject("a WebSocket has no inventory", "write a URL with http:// or https://")
             }
         }
     };
@@ -319,19 +319,19 @@ fn file_sd(value: ValueReader<'_, '_>, all: &Trust) -> Option<Source> {
         let whole = value.clone();
         let url = http_url(value)?;
         if url.scheme.is_secure() && !cfg!(feature = "tls") {
-            return whole.wrong(NO_TLS, NO_TLS_REMEDY);
+            return whole.reject(NO_TLS, NO_TLS_REMEDY);
         }
         let https =
-            url.scheme.is_secure().then(|| Https { trust: all.clone(), server_name: url.host.clone() });
+            url.scheme.is_secure().then(|| Https { trust: default.clone(), server_name: url.host.clone() });
         return Some(Source::Http { url, https, credentials: None });
     }
     value.section(|section| {
         let url = section.required("url", http_url);
         let is_secure = url.as_ref().is_some_and(|url| url.scheme.is_secure());
-        let secured = secured("url", section, is_secure, all);
+        let template = tls_template("url", section, is_secure, default);
         let credentials = credentials(section, is_secure);
         let url = url?;
-        let https = secured?.map(|secured| secured.of(&url.host));
+        let https = template?.map(|template| template.for_host(&url.host));
         Some(Source::Http { url, https, credentials: credentials? })
     })
 }
@@ -342,7 +342,7 @@ fn credentials(section: &mut MappingReader<'_, '_>, is_secure: bool) -> Option<O
     let basic = section.key("basic_auth", |value| value.section(basic)).optional();
     let (key, given) = match (bearer?, basic?) {
         (Some(_), Some(_)) => {
-            return section.wrong("basic_auth", "there is authorization, too", "remove one of the two");
+            return section.reject("basic_auth", "there is authorization, too", "remove one of the two");
         }
         (Some(bearer), None) => ("authorization", bearer),
         (None, Some(basic)) => ("basic_auth", basic),
@@ -371,13 +371,13 @@ fn basic(section: &mut MappingReader<'_, '_>) -> Option<Credentials> {
 fn user(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a name")?;
     match text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
-        true => value.wrong(format!("{} is not a name", quoted(text)), "write one without colons"),
+        true => value.reject(format!("{} is not a name", quoted(text)), "write one without colons"),
         false => Some(text.to_owned()),
     }
 }
 
 /// A name, or that and what to ask for.
-fn query(value: ValueReader<'_, '_>, finds_agents: bool) -> Option<(String, Records)> {
+fn dns_query(value: ValueReader<'_, '_>, finds_agents: bool) -> Option<(String, Records)> {
     const RECORDS: [(&str, Records); 4] =
         [("both", Records::Both), ("a", Records::A), ("aaaa", Records::Aaaa), ("srv", Records::Srv)];
     let whole = value.clone();
@@ -394,7 +394,7 @@ fn query(value: ValueReader<'_, '_>, finds_agents: bool) -> Option<(String, Reco
     if !finds_agents && records != Records::Srv {
         // An agent says what it is called.
         let remedy = "write {name: …, type: srv}, or name them in a file";
-        return whole.wrong("addresses of hosts without an agent have no names", remedy);
+        return whole.reject("addresses of hosts without an agent have no names", remedy);
     }
     Some((name, records))
 }
@@ -403,13 +403,13 @@ fn name(value: ValueReader<'_, '_>) -> Option<String> {
     let whole = value.clone();
     let name = host(value)?;
     match name.parse::<std::net::IpAddr>() {
-        Ok(_) => whole.wrong(format!("{name} is an address"), "write a name that has addresses"),
+        Ok(_) => whole.reject(format!("{name} is an address"), "write a name that has addresses"),
         Err(_) => Some(name),
     }
 }
 
 /// The name of a headless service.
-fn service(section: &mut MappingReader<'_, '_>) -> Option<String> {
+fn kubernetes_service(section: &mut MappingReader<'_, '_>) -> Option<String> {
     let service = section.required("service", dns_label);
     let namespace = section.key("namespace", dns_label).optional();
     let domain = section.key("cluster_domain", host).optional();
@@ -421,7 +421,7 @@ fn service(section: &mut MappingReader<'_, '_>) -> Option<String> {
         (Some(namespace), Some(domain)) => {
             Some(format!("{service}.{namespace}.svc.{}.", domain.trim_end_matches('.')))
         }
-        (None, Some(_)) => section.wrong(
+        (None, Some(_)) => section.reject(
             "namespace",
             "missing",
             "a service is found by namespace and cluster_domain, or by neither",
@@ -439,7 +439,7 @@ fn dns_label(value: ValueReader<'_, '_>) -> Option<String> {
         && text.bytes().last().is_some_and(is_inner);
     match is_label {
         true => Some(text.to_owned()),
-        false => value.wrong(
+        false => value.reject(
             format!("{} is not the name of a Kubernetes object", quoted(text)),
             "it has 1 to 63 small letters, digits and `-`",
         ),

@@ -37,33 +37,38 @@ pub(super) enum Node {
 pub(super) fn read(text: &[u8]) -> Result<Node, Problem> {
     if text.len() > FILE_BYTES_MAX {
         let what = format!("the file has {} bytes", text.len());
-        return Err(whole(None, what, format!("at most {FILE_BYTES_MAX} are read")));
+        return Err(file_problem(None, what, format!("at most {FILE_BYTES_MAX} are read")));
     }
-    refuse_binary(text)?;
+    reject_binary(text)?;
     let budget = Cell::new(TREE_BYTES_MAX);
     let mut documents = serde_yaml::Deserializer::from_slice(text);
     let Some(document) = documents.next() else {
         return Ok(Node::Null);
     };
-    let node =
-        NodeBuilder { depth: 0, budget: &budget }.deserialize(document).map_err(|error| refusal(&error))?;
+    let node = NodeBuilder { depth: 0, budget: &budget }
+        .deserialize(document)
+        .map_err(|error| problem_from(&error))?;
     match documents.next() {
         None => Ok(node),
         Some(second) => {
             let location = location_in(second, &[], PathEnd::Value);
             let remedy = "a configuration is one document: remove the line `---` in the middle".to_owned();
-            Err(whole(location, "a second document begins".to_owned(), remedy))
+            Err(file_problem(location, "a second document begins".to_owned(), remedy))
         }
     }
 }
 
 /// The library refuses these, too, but does not say in which line.
-fn refuse_binary(text: &[u8]) -> Result<(), Problem> {
+fn reject_binary(text: &[u8]) -> Result<(), Problem> {
     let valid = std::str::from_utf8(text).map_err(|error| {
         let (before, after) = text.split_at(error.valid_up_to());
-        let location = std::str::from_utf8(before).map(Location::behind).ok();
+        let location = std::str::from_utf8(before).map(Location::after).ok();
         let byte = after.first().copied().unwrap_or_default();
-        whole(location, format!("the byte 0x{byte:02x} is not UTF-8"), "save the file as UTF-8".to_owned())
+        file_problem(
+            location,
+            format!("the byte 0x{byte:02x} is not UTF-8"),
+            "save the file as UTF-8".to_owned(),
+        )
     })?;
     let is_binary = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}');
     match valid.find(is_binary) {
@@ -71,7 +76,7 @@ fn refuse_binary(text: &[u8]) -> Result<(), Problem> {
         Some(at) => {
             let what = "a control character".to_owned();
             let remedy = "remove it, or write it as an escape in double quotes".to_owned();
-            Err(whole(Some(Location::behind(&valid[..at])), what, remedy))
+            Err(file_problem(Some(Location::after(&valid[..at])), what, remedy))
         }
     }
 }
@@ -93,8 +98,8 @@ impl<'a> Locator<'a> {
 
     /// Where the place is, or the innermost value around it that is in the file. `None` for the file as a whole,
     /// and when [`REREAD_BYTES_MAX`] is used up.
-    pub(super) fn find(&mut self, place: &ValuePath<'_>) -> Option<Location> {
-        let (indices, end) = place.indices()?;
+    pub(super) fn find(&mut self, path: &ValuePath<'_>) -> Option<Location> {
+        let (indices, end) = path.indices()?;
         self.budget = self.budget.checked_sub(self.text.len())?;
         location_in(serde_yaml::Deserializer::from_slice(self.text), &indices, end)
     }
@@ -105,12 +110,12 @@ fn location_in(document: serde_yaml::Deserializer<'_>, indices: &[usize], end: P
     error.location().map(|at| Location { line: at.line(), column: at.column() })
 }
 
-fn whole(location: Option<Location>, what: String, remedy: String) -> Problem {
+fn file_problem(location: Option<Location>, what: String, remedy: String) -> Problem {
     Problem { location, path: String::new(), what, remedy: Some(remedy) }
 }
 
 /// The library's error in the words of ours.
-fn refusal(error: &serde_yaml::Error) -> Problem {
+fn problem_from(error: &serde_yaml::Error) -> Problem {
     let mut what = error.to_string();
     let location = error.location().map(|at| {
         let said = format!(" at line {} column {}", at.line(), at.column());
@@ -119,7 +124,7 @@ fn refusal(error: &serde_yaml::Error) -> Problem {
         }
         Location { line: at.line(), column: at.column() }
     });
-    let known = REFUSALS.iter().find(|(theirs, _, _)| what.contains(theirs));
+    let known = KNOWN_ERRORS.iter().find(|(theirs, _, _)| what.contains(theirs));
     match known {
         Some((_, ours, remedy)) => Problem {
             location,
@@ -132,7 +137,7 @@ fn refusal(error: &serde_yaml::Error) -> Problem {
 }
 
 /// Part of the library's message, what we say instead (empty: the same), and the remedy.
-const REFUSALS: &[(&str, &str, &str)] = &[
+const KNOWN_ERRORS: &[(&str, &str, &str)] = &[
     (
         "repetition limit exceeded",
         "its aliases repeat too much",

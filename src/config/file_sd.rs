@@ -10,7 +10,7 @@ use super::file::{self, Node};
 use super::reader::{Diagnostics, MappingReader, ValueReader};
 use super::url::Url;
 use super::values::{LABELS_MAX, NAME_RULE, is_host_name, is_name, is_one_host, label, label_of};
-use super::{Loaded, judge};
+use super::{Loaded, finish};
 
 /// A host that a provider knows of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -51,7 +51,7 @@ pub fn read(text: &[u8]) -> Result<Vec<Member>, Problems> {
         .list("a list of {targets: […], labels: {…}}", |group| {
             group.section(|group| read_group(group, &mut room))
         });
-    let Loaded { config, .. } = judge(text, members, diagnostics)?;
+    let Loaded { config, .. } = finish(text, members, diagnostics)?;
     let members: Vec<Member> = config.into_iter().flatten().collect();
     Ok(members)
 }
@@ -75,12 +75,12 @@ fn read_group(section: &mut MappingReader<'_, '_>, room: &mut usize) -> Option<V
     let (GroupLabels { name, stamp_port, agent_port, labels }, found) = (shared?, found?);
     let Some(left) = room.checked_sub(found.len()) else {
         let what = format!("with these the list has more than {MEMBERS_MAX} hosts");
-        return section.wrong("targets", what, format!("at most {MEMBERS_MAX} are allowed"));
+        return section.reject("targets", what, format!("at most {MEMBERS_MAX} are allowed"));
     };
     *room = left;
     if name.is_some() && found.len() > 1 {
         let what = format!("{} hosts have the same label {NAME}", found.len());
-        return section.wrong("labels", what, "make each a group of its own, or leave the label out");
+        return section.reject("labels", what, "make each a group of its own, or leave the label out");
     }
     let named = found.into_iter().map(|member| Member {
         name: name.clone().or(member.name),
@@ -129,7 +129,7 @@ fn shared(value: ValueReader<'_, '_>) -> Option<GroupLabels> {
     })?;
     if shared.labels.len() > LABELS_MAX {
         let what = format!("{} labels", shared.labels.len());
-        return whole.wrong(what, format!("at most {LABELS_MAX} are allowed"));
+        return whole.reject(what, format!("at most {LABELS_MAX} are allowed"));
     }
     Some(shared)
 }
@@ -146,7 +146,7 @@ fn own_name(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a name")?;
     match is_name(text) {
         true => Some(text.to_owned()),
-        false => value.wrong(
+        false => value.reject(
             format!("{} is not a name", quoted(text)),
             format!("the label {NAME} is the host's name among peers and targets: {NAME_RULE}"),
         ),
@@ -158,7 +158,7 @@ fn port(value: ValueReader<'_, '_>) -> Option<u16> {
     let text = value.text("a port")?;
     match text.parse() {
         Ok(port) if port > 0 => Some(port),
-        Ok(_) | Err(_) => value.wrong(format!("{} is not a port", quoted(text)), "write 1 to 65535"),
+        Ok(_) | Err(_) => value.reject(format!("{} is not a port", quoted(text)), "write 1 to 65535"),
     }
 }
 
@@ -167,12 +167,13 @@ fn member(value: ValueReader<'_, '_>) -> Option<Member> {
     if text.contains("://") {
         return match text.parse::<Url>() {
             Ok(url) => Some(Member { host: url.host.clone(), url: Some(url), ..Member::default() }),
-            Err(what) => value.wrong(what, "for example https://shop.example.net/health"),
+            Err(what) => value.reject(what, "for example https://shop.example.net/health"),
         };
     }
     let Some((host, port)) = host_and_port(text) else {
         let what = format!("{} is not a host, or a host and a port", quoted(text));
-        return value.wrong(what, "for example fra-1.example.net:9862, 192.0.2.1:9862 or [2001:db8::1]:9862");
+        return value
+            .reject(what, "for example fra-1.example.net:9862, 192.0.2.1:9862 or [2001:db8::1]:9862");
     };
     let name = Some(host).filter(|host| host.parse::<IpAddr>().is_err() && is_name(host));
     Some(Member { name: name.map(str::to_owned), host: host.to_owned(), port, ..Member::default() })

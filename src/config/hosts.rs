@@ -7,7 +7,7 @@ use pathmeter_proto::echo::{Profile, Quirks, ReflectorTimes};
 
 use super::defaults::REFLECTOR_PORT;
 use super::reader::{MappingReader, Setting, ValueReader};
-use super::tls::{asked, https};
+use super::tls::{https_for, peer_https};
 use super::url::{Scheme, url};
 use super::values::{host, labels, name, path, port};
 use super::{Listen, Peer, Target, Trust};
@@ -16,12 +16,12 @@ use super::{Listen, Peer, Target, Trust};
 #[derive(Debug, Default)]
 pub(super) struct DeclaredHosts<'a> {
     /// Where each name was first given.
-    places: BTreeMap<&'a str, String>,
+    paths: BTreeMap<&'a str, String>,
     pub(super) peers: BTreeSet<&'a str>,
     pub(super) targets: BTreeMap<&'a str, DeclaredHost>,
     /// Whether there are providers: then names may be unknown.
-    pub(super) finds_peers: bool,
-    pub(super) finds_targets: bool,
+    pub(super) has_peer_providers: bool,
+    pub(super) has_target_providers: bool,
 }
 
 /// What probes must know of a target.
@@ -39,13 +39,13 @@ enum EntryKind {
 }
 
 impl<'a> DeclaredHosts<'a> {
-    fn enter(&mut self, value: ValueReader<'a, '_>, entry: EntryKind) -> Option<&'a str> {
+    fn declare(&mut self, value: ValueReader<'a, '_>, entry: EntryKind) -> Option<&'a str> {
         let name = name(value.clone())?;
-        if let Some(first) = self.places.get(name) {
+        if let Some(first) = self.paths.get(name) {
             let remedy = "peers and targets need different names, the label `peer` tells them apart";
-            return value.wrong(format!("{name} is already {first}"), remedy);
+            return value.reject(format!("{name} is already {first}"), remedy);
         }
-        self.places.insert(name, value.place().to_string());
+        self.paths.insert(name, value.path().to_string());
         match entry {
             EntryKind::Peer => drop(self.peers.insert(name)),
             EntryKind::Target => {
@@ -62,12 +62,12 @@ pub(super) fn peer<'a>(
     trust: &Trust,
     declared_hosts: &mut DeclaredHosts<'a>,
 ) -> Option<Peer> {
-    let name = section.required("name", |value| declared_hosts.enter(value, EntryKind::Peer));
+    let name = section.required("name", |value| declared_hosts.declare(value, EntryKind::Peer));
     let address = section.required("address", host);
     let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
     let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
     let agent_port = peer_port(section, "agent_port", listen.map(|listen| listen.agent));
-    let https = https(section, address.as_deref(), trust);
+    let https = peer_https(section, address.as_deref(), trust);
     let labels = section.key("labels", labels).or(BTreeMap::new());
     Some(Peer {
         name: name?.to_owned(),
@@ -88,9 +88,9 @@ pub(super) fn peer_port(
 ) -> Option<u16> {
     match (section.key(key, port), ours?.port()) {
         (Setting::Given(port), _) => Some(port),
-        (Setting::Wrong, _) => None,
+        (Setting::Invalid, _) => None,
         (Setting::Absent, 0) => {
-            section.wrong(key, "missing", "our own port is 0, which is no default: write the peer's")
+            section.reject(key, "missing", "our own port is 0, which is no default: write the peer's")
         }
         (Setting::Absent, ours) => Some(ours),
     }
@@ -101,10 +101,10 @@ pub(super) fn target<'a>(
     trust: &Trust,
     declared_hosts: &mut DeclaredHosts<'a>,
 ) -> Option<Target> {
-    let name = section.required("name", |value| declared_hosts.enter(value, EntryKind::Target));
+    let name = section.required("name", |value| declared_hosts.declare(value, EntryKind::Target));
     let url = section.key("url", url).optional();
     let secure = url.iter().flatten().find(|url| url.scheme.is_secure());
-    let https = asked("url", section, secure.is_some(), secure.map(|url| url.host.as_str()), trust);
+    let https = https_for("url", section, secure.is_some(), secure.map(|url| url.host.as_str()), trust);
     let address = match &url {
         Some(Some(url)) => section.key("address", host).or(url.host.clone()),
         Some(None) => section.required("address", host),

@@ -20,7 +20,7 @@ pub trait KindConfig {
     ///
     /// # Errors
     /// What the host lacks, and the remedy.
-    fn reaches(&self, target: &Target) -> Result<(), String>;
+    fn check_target(&self, target: &Target) -> Result<(), String>;
 
     /// Itself, for its own kind.
     fn as_any(&self) -> &dyn Any;
@@ -35,7 +35,7 @@ pub(super) trait KindReader {
     fn interval(&self) -> Duration;
 
     /// Whether it can measure a host without an agent; if not, what is wrong and the remedy.
-    fn reaches(&self, target: &DeclaredHost) -> Result<(), (String, String)>;
+    fn check_target(&self, target: &DeclaredHost) -> Result<(), (String, String)>;
 
     /// Reads the keys; `None` when a problem was noted.
     fn read(&self, section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Kind>;

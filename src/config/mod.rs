@@ -57,30 +57,30 @@ pub fn load(text: &[u8], host: &LoadContext) -> Result<Loaded, Problems> {
     let tree = file::read(text)?;
     let diagnostics = reader::Diagnostics::default();
     let config = schema::read(&tree, host, &diagnostics);
-    judge(text, config, diagnostics)
+    finish(text, config, diagnostics)
 }
 
-/// What was read, unless something was noted against it.
-fn judge<T>(
+/// What was read, unless something was problems against it.
+fn finish<T>(
     text: &[u8],
     config: Option<T>,
     mut diagnostics: reader::Diagnostics<'_>,
 ) -> Result<Loaded<T>, Problems> {
-    let mut finder = file::Locator::new(text);
+    let mut locator = file::Locator::new(text);
     let mut problem = |diagnostic: reader::Diagnostic<'_>| Problem {
-        location: finder.find(&diagnostic.place),
-        path: diagnostic.place.to_string(),
+        location: locator.find(&diagnostic.path),
+        path: diagnostic.path.to_string(),
         what: diagnostic.what,
         remedy: Some(diagnostic.remedy),
     };
-    let (noted, unkept) = diagnostics.problems();
+    let (problems, dropped) = diagnostics.problems();
     match config {
-        Some(config) if noted.is_empty() => {
+        Some(config) if problems.is_empty() => {
             Ok(Loaded { config, warnings: diagnostics.warnings().into_iter().map(problem).collect() })
         }
         Some(_) | None => {
-            let more = noted.len().saturating_sub(Problems::LISTED_MAX) + unkept;
-            let listed = noted.into_iter().take(Problems::LISTED_MAX).map(&mut problem).collect();
+            let more = problems.len().saturating_sub(Problems::LISTED_MAX) + dropped;
+            let listed = problems.into_iter().take(Problems::LISTED_MAX).map(&mut problem).collect();
             Err(Problems::new(listed, more))
         }
     }

@@ -49,7 +49,7 @@ fn node(value: Argument) -> Node {
 
 /// Such as `--interval: 5ms is out of range; write 10ms to 1h`.
 fn line(diagnostic: &Diagnostic<'_>) -> String {
-    let path = diagnostic.place.to_string();
+    let path = diagnostic.path.to_string();
     let option = path.split('[').next().unwrap_or_default().replace('_', "-");
     format!("--{option}: {}; {}", diagnostic.what, diagnostic.remedy)
 }

@@ -28,7 +28,7 @@ impl KindConfig for Sample {
         "udp"
     }
 
-    fn reaches(&self, _: &Target) -> Result<(), String> {
+    fn check_target(&self, _: &Target) -> Result<(), String> {
         Ok(())
     }
 
@@ -48,7 +48,7 @@ impl KindReader for SampleReader {
         Duration::from_millis(10)
     }
 
-    fn reaches(&self, _: &DeclaredHost) -> Result<(), (String, String)> {
+    fn check_target(&self, _: &DeclaredHost) -> Result<(), (String, String)> {
         Ok(())
     }
 

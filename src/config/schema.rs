@@ -72,22 +72,22 @@ pub(super) fn read<'a>(
         let websocket = file.section("websocket", websocket);
 
         let mut declared = DeclaredHosts::default();
-        let mut providers_known = BTreeSet::new();
+        let mut provider_names = BTreeSet::new();
         let trust = tls.as_ref().map(|tls| tls.client.clone()).unwrap_or_default();
         let peers = file.sections("peers", |section| match is_provider(section) {
             true => {
-                declared.finds_peers = true;
+                declared.has_peer_providers = true;
                 let found = discovery::peers(section, listen.as_ref(), &trust);
-                provider(section, &mut providers_known, found)
+                provider(section, &mut provider_names, found)
             }
             false if discovery::is_neither(section) => None,
             false => peer(section, listen.as_ref(), &trust, &mut declared).map(ListEntry::Host),
         });
         let targets = file.sections("targets", |section| match is_provider(section) {
             true => {
-                declared.finds_targets = true;
+                declared.has_target_providers = true;
                 let found = discovery::targets(section, &trust);
-                provider(section, &mut providers_known, found)
+                provider(section, &mut provider_names, found)
             }
             false if discovery::is_neither(section) => None,
             false => target(section, &trust, &mut declared).map(ListEntry::Host),
@@ -95,14 +95,14 @@ pub(super) fn read<'a>(
         let hosts = declared.peers.len() + declared.targets.len();
         if hosts > HOSTS_MAX {
             let remedy = format!("peers and targets are at most {HOSTS_MAX} together");
-            file.wrong::<()>("peers", format!("{hosts} peers and targets"), remedy);
+            file.reject::<()>("peers", format!("{hosts} peers and targets"), remedy);
         }
 
         let own_name = agent.as_ref().map(|agent| agent.name.as_str());
         let mut context = ProbeContext::new(own_name, listen.as_ref(), &declared);
         let probes = file.sections("probes", |section| probe(section, &mut context));
         if probes.as_ref().is_some_and(|probes| probes.len() > PROBES_MAX) {
-            file.wrong::<()>("probes", "too many probes", format!("at most {PROBES_MAX} are allowed"));
+            file.reject::<()>("probes", "too many probes", format!("at most {PROBES_MAX} are allowed"));
         }
 
         let metrics = file.section("metrics", metrics);
@@ -113,12 +113,12 @@ pub(super) fn read<'a>(
         }
 
         let agent = agent?;
-        let (mut peers, mut providers) = apart(peers?);
-        let (mut targets, of_targets) = apart(targets?);
+        let (mut peers, mut providers) = split(peers?);
+        let (mut targets, of_targets) = split(targets?);
         providers.extend(of_targets);
         if providers.len() > PROVIDERS_MAX {
             let what = format!("{} providers", providers.len());
-            file.wrong::<()>("peers", what, format!("at most {PROVIDERS_MAX} are allowed"));
+            file.reject::<()>("peers", what, format!("at most {PROVIDERS_MAX} are allowed"));
         }
         peers.retain(|peer| peer.name != agent.name);
         peers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -146,7 +146,7 @@ enum ListEntry<T> {
     Provider(Box<Provider>),
 }
 
-fn apart<T>(listed: Vec<ListEntry<T>>) -> (Vec<T>, Vec<Provider>) {
+fn split<T>(listed: Vec<ListEntry<T>>) -> (Vec<T>, Vec<Provider>) {
     let (mut hosts, mut providers) = (Vec::new(), Vec::new());
     for entry in listed {
         match entry {
@@ -166,7 +166,7 @@ fn provider<T>(
     let provider = provider?;
     if !known.insert(provider.name.clone()) {
         let what = format!("{} is asked already", provider.name);
-        return section.wrong(provider.key(), what, "remove one of the two");
+        return section.reject(provider.key(), what, "remove one of the two");
     }
     Some(ListEntry::Provider(Box::new(provider)))
 }
@@ -183,7 +183,7 @@ fn agent(section: &mut MappingReader<'_, '_>, host: &LoadContext) -> Option<Agen
     };
     if !is_name(name) {
         let what = format!("{} ({origin}) is not a name", quoted(name));
-        return section.wrong("name", what, format!("{NAME_RULE}; give another"));
+        return section.reject("name", what, format!("{NAME_RULE}; give another"));
     }
     let mut labels = labels?;
     labels.extend(host.labels.clone());
@@ -191,17 +191,17 @@ fn agent(section: &mut MappingReader<'_, '_>, host: &LoadContext) -> Option<Agen
 }
 
 fn listen(section: &mut MappingReader<'_, '_>) -> Option<Listen> {
-    let everywhere = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-    let http = section.key("http", listen_address).or(everywhere(HTTP_PORT));
-    let stamp = section.key("stamp", listen_address).or(everywhere(STAMP_PORT));
-    let agent = section.key("agent", listen_address).or(everywhere(AGENT_PORT));
+    let unspecified = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    let http = section.key("http", listen_address).or(unspecified(HTTP_PORT));
+    let stamp = section.key("stamp", listen_address).or(unspecified(STAMP_PORT));
+    let agent = section.key("agent", listen_address).or(unspecified(AGENT_PORT));
 
     let listen = Listen { http: http?, stamp: stamp?, agent: agent? };
     // The agent port is open over UDP as stamp is, and over TCP as http is.
     for (other, address) in [("http", listen.http), ("stamp", listen.stamp)] {
         if overlap(listen.agent, address) {
             let what = format!("{} is also where {other} listens", listen.agent);
-            return section.wrong("agent", what, format!("give agent and {other} different ports"));
+            return section.reject("agent", what, format!("give agent and {other} different ports"));
         }
     }
     Some(listen)
@@ -216,7 +216,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 
 fn responder(section: &mut MappingReader<'_, '_>) -> Option<ResponderRules> {
     let allow = section.key("allow", allow).or(Vec::new());
-    let open = section.key("open", ValueReader::flag).or(false);
+    let open = section.key("open", ValueReader::boolean).or(false);
     let rate = section.key("rate", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE);
     let rate_per_source =
         section.key("rate_per_source", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE_PER_SOURCE);
@@ -240,7 +240,7 @@ fn allow(value: ValueReader<'_, '_>) -> Option<Vec<super::Prefix>> {
     let networks = value.list("a list of networks", prefix)?;
     if networks.len() > ALLOW_MAX {
         return whole
-            .wrong(format!("{} networks", networks.len()), format!("at most {ALLOW_MAX} are allowed"));
+            .reject(format!("{} networks", networks.len()), format!("at most {ALLOW_MAX} are allowed"));
     }
     Some(networks)
 }
@@ -283,12 +283,12 @@ fn log_level(value: ValueReader<'_, '_>) -> Option<String> {
         if !LOG_LEVELS.contains(&word) {
             let guess = nearest(word, LOG_LEVELS).map(|level| format!("did you mean {level}? "));
             return value
-                .wrong(format!("{} is not a level", quoted(word)), guess.unwrap_or_default() + &remedy());
+                .reject(format!("{} is not a level", quoted(word)), guess.unwrap_or_default() + &remedy());
         }
     }
     match tracing_subscriber::EnvFilter::builder().parse(text) {
         Ok(_) => Some(text.to_owned()),
-        Err(_) => value.wrong(format!("{} is not a filter", quoted(text)), remedy()),
+        Err(_) => value.reject(format!("{} is not a filter", quoted(text)), remedy()),
     }
 }
 

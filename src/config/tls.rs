@@ -16,7 +16,7 @@ pub struct TlsTemplate {
 impl TlsTemplate {
     /// The same for a host.
     #[must_use]
-    pub fn of(&self, host: &str) -> Https {
+    pub fn for_host(&self, host: &str) -> Https {
         let server_name = self.server_name.clone().unwrap_or_else(|| host.to_owned());
         Https { trust: self.trust.clone(), server_name }
     }
@@ -32,48 +32,48 @@ pub(super) fn tls(section: &mut MappingReader<'_, '_>) -> Option<Tls> {
 }
 
 /// How a peer is asked, `Some(None)` for plain HTTP. What its own section leaves open is as for all peers.
-pub(super) fn https(
+pub(super) fn peer_https(
     section: &mut MappingReader<'_, '_>,
     address: Option<&str>,
-    all: &Trust,
+    default: &Trust,
 ) -> Option<Option<Https>> {
     let scheme = section.key("scheme", |value| value.one_of(&[("http", false), ("https", true)]));
-    asked("scheme", section, scheme.or(false)?, address, all)
+    https_for("scheme", section, scheme.or(false)?, address, default)
 }
 
 /// How something is asked: with TLS if `is_secure`, which is what `key` says.
-pub(super) fn asked(
+pub(super) fn https_for(
     key: &'static str,
     section: &mut MappingReader<'_, '_>,
     is_secure: bool,
     address: Option<&str>,
-    all: &Trust,
+    default: &Trust,
 ) -> Option<Option<Https>> {
-    match secured(key, section, is_secure, all)? {
+    match tls_template(key, section, is_secure, default)? {
         None => Some(None),
-        Some(secured) => {
-            let server_name = secured.server_name.or_else(|| address.map(str::to_owned))?;
-            Some(Some(Https { trust: secured.trust, server_name }))
+        Some(template) => {
+            let server_name = template.server_name.or_else(|| address.map(str::to_owned))?;
+            Some(Some(Https { trust: template.trust, server_name }))
         }
     }
 }
 
 /// The same where the address is not known yet.
-pub(super) fn secured(
+pub(super) fn tls_template(
     key: &'static str,
     section: &mut MappingReader<'_, '_>,
     is_secure: bool,
-    all: &Trust,
+    default: &Trust,
 ) -> Option<Option<TlsTemplate>> {
-    let given = section.key("tls", |value| value.section(own));
+    let given = section.key("tls", |value| value.section(tls_section));
     if is_secure && !cfg!(feature = "tls") {
-        return section.wrong(key, NO_TLS, NO_TLS_REMEDY);
+        return section.reject(key, NO_TLS, NO_TLS_REMEDY);
     }
     let (own, server_name) = match given {
-        Setting::Wrong => return None,
+        Setting::Invalid => return None,
         Setting::Given(_) if !is_secure && key == "scheme" => {
             let remedy = "write scheme: https beside it, or remove it";
-            return section.wrong("tls", "not used: the scheme is http", remedy);
+            return section.reject("tls", "not used: the scheme is http", remedy);
         }
         Setting::Given(_) if !is_secure => {
             let what = if section.has("url") {
@@ -81,7 +81,7 @@ pub(super) fn secured(
             } else {
                 "not used: there is no url for it"
             };
-            return section.wrong(
+            return section.reject(
                 "tls",
                 what,
                 "write a url that begins with https:// or wss://, or remove it",
@@ -94,13 +94,13 @@ pub(super) fn secured(
         return Some(None);
     }
     let trust = Trust {
-        ca_file: own.ca_file.or_else(|| all.ca_file.clone()),
-        identity: own.identity.or_else(|| all.identity.clone()),
+        ca_file: own.ca_file.or_else(|| default.ca_file.clone()),
+        identity: own.identity.or_else(|| default.identity.clone()),
     };
     Some(Some(TlsTemplate { trust, server_name }))
 }
 
-fn own(section: &mut MappingReader<'_, '_>) -> Option<(Trust, Option<String>)> {
+fn tls_section(section: &mut MappingReader<'_, '_>) -> Option<(Trust, Option<String>)> {
     let trust = trust(section);
     let server_name = section.key("server_name", host).optional();
     Some((trust?, server_name?))
@@ -114,16 +114,16 @@ fn trust(section: &mut MappingReader<'_, '_>) -> Option<Trust> {
         (Some(cert_file), Some(key_file)) => Some(KeyPair { cert_file, key_file }),
         (None, None) => None,
         (Some(_), None) => {
-            return section.wrong("key_file", "missing", "cert_file needs the file with its private key");
+            return section.reject("key_file", "missing", "cert_file needs the file with its private key");
         }
         (None, Some(_)) => {
-            return section.wrong("cert_file", "missing", "key_file needs the file with its certificate");
+            return section.reject("cert_file", "missing", "key_file needs the file with its certificate");
         }
     };
     let trust = Trust { ca_file: ca_file?, identity };
     if !cfg!(feature = "tls") && trust != Trust::default() {
         let key = if trust.ca_file.is_some() { "ca_file" } else { "cert_file" };
-        return section.wrong(key, NO_TLS, NO_TLS_REMEDY);
+        return section.reject(key, NO_TLS, NO_TLS_REMEDY);
     }
     Some(trust)
 }

@@ -106,7 +106,7 @@ pub(super) fn url(value: ValueReader<'_, '_>) -> Option<Url> {
     match text.parse() {
         Ok(url) => Some(url),
         Err(what) => {
-            value.wrong(what, "for example https://shop.example.net/health or ws://192.0.2.1:8080/echo")
+            value.reject(what, "for example https://shop.example.net/health or ws://192.0.2.1:8080/echo")
         }
     }
 }

@@ -39,7 +39,11 @@ pub(super) const NAME_RULE: &str = "a name has 1 to 64 letters, digits, `_`, `.`
 
 pub(super) fn name<'a>(value: ValueReader<'a, '_>) -> Option<&'a str> {
     let text = value.text("a name")?;
-    if is_name(text) { Some(text) } else { value.wrong(format!("{} is not a name", quoted(text)), NAME_RULE) }
+    if is_name(text) {
+        Some(text)
+    } else {
+        value.reject(format!("{} is not a name", quoted(text)), NAME_RULE)
+    }
 }
 
 pub(super) fn labels(value: ValueReader<'_, '_>) -> Option<BTreeMap<String, String>> {
@@ -49,7 +53,7 @@ pub(super) fn labels(value: ValueReader<'_, '_>) -> Option<BTreeMap<String, Stri
     let whole = value.clone();
     let labels = value.entries("a mapping of label names to texts", label)?;
     if labels.len() > LABELS_MAX {
-        return whole.wrong(format!("{} labels", labels.len()), format!("at most {LABELS_MAX} are allowed"));
+        return whole.reject(format!("{} labels", labels.len()), format!("at most {LABELS_MAX} are allowed"));
     }
     Some(labels.into_iter().collect())
 }
@@ -63,11 +67,11 @@ pub(super) fn label(name: &str, value: ValueReader<'_, '_>) -> Option<(String, S
 /// The same with a text that was read already.
 pub(super) fn label_of(name: &str, text: &str, value: &ValueReader<'_, '_>) -> Option<(String, String)> {
     if !is_label_name(name) {
-        return value.wrong_key(format!("{} is not a label's name", quoted(name)), LABEL_NAME_RULE);
+        return value.reject_key(format!("{} is not a label's name", quoted(name)), LABEL_NAME_RULE);
     }
-    match unfit_label(text) {
+    match label_value_problem(text) {
         None => Some((name.to_owned(), text.to_owned())),
-        Some((what, remedy)) => value.wrong(what, remedy),
+        Some((what, remedy)) => value.reject(what, remedy),
     }
 }
 
@@ -76,7 +80,7 @@ pub(super) fn label_name(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a label's name")?;
     match is_label_name(text) {
         true => Some(text.to_owned()),
-        false => value.wrong(format!("{} is not a label's name", quoted(text)), LABEL_NAME_RULE),
+        false => value.reject(format!("{} is not a label's name", quoted(text)), LABEL_NAME_RULE),
     }
 }
 
@@ -91,7 +95,7 @@ const LABEL_NAME_RULE: &str =
     "a label's name has letters, digits and `_`, begins with no digit and not with `__`";
 
 /// Why a text is no label's, and what to do.
-fn unfit_label(text: &str) -> Option<(&'static str, String)> {
+fn label_value_problem(text: &str) -> Option<(&'static str, String)> {
     if text.chars().count() > LABEL_CHARS_MAX {
         let remedy = format!("a label has at most {LABEL_CHARS_MAX} characters");
         return Some(("the text is too long", remedy));
@@ -113,7 +117,7 @@ pub fn label_argument(text: &str) -> Result<Option<(String, String)>, String> {
     if !is_label_name(name) {
         return Err(format!("{} is not a label's name: {LABEL_NAME_RULE}", quoted(name)));
     }
-    match unfit_label(value) {
+    match label_value_problem(value) {
         Some((what, remedy)) => Err(format!("{what}: {remedy}")),
         None => Ok(Some((name.to_owned(), value.to_owned())).filter(|(_, value)| !value.is_empty())),
     }
@@ -127,7 +131,7 @@ pub(super) fn host(value: ValueReader<'_, '_>) -> Option<String> {
         return if is_one_host(address) {
             Some(text.to_owned())
         } else {
-            value.wrong(format!("{address} is not the address of one host"), format!("write {wanted}"))
+            value.reject(format!("{address} is not the address of one host"), format!("write {wanted}"))
         };
     }
     let found = format!("{} is not {wanted}", quoted(text));
@@ -136,15 +140,15 @@ pub(super) fn host(value: ValueReader<'_, '_>) -> Option<String> {
             .rsplit_once(':')
             .is_some_and(|(host, port)| is_host_name(host) && port.parse::<u16>().is_ok());
     if has_port {
-        return value.wrong(found, "write ports under their own keys");
+        return value.reject(found, "write ports under their own keys");
     }
     if text.starts_with('[') {
-        return value.wrong(found, "write an IPv6 address without brackets, in quotes");
+        return value.reject(found, "write an IPv6 address without brackets, in quotes");
     }
     if is_host_name(text) {
         Some(text.to_owned())
     } else {
-        value.wrong(found, "for example 192.0.2.1, \"2001:db8::1\" or fra-1.example.net")
+        value.reject(found, "for example 192.0.2.1, \"2001:db8::1\" or fra-1.example.net")
     }
 }
 
@@ -179,7 +183,7 @@ pub(super) fn source(value: ValueReader<'_, '_>) -> Option<IpAddr> {
     match text.parse::<IpAddr>() {
         Ok(address) if is_one_host(address) => Some(address.to_canonical()),
         Ok(_) | Err(_) => value
-            .wrong(format!("{} is not the IP address of one host", quoted(text)), "for example 192.0.2.1"),
+            .reject(format!("{} is not the IP address of one host", quoted(text)), "for example 192.0.2.1"),
     }
 }
 
@@ -188,7 +192,7 @@ pub(super) fn listen_address(value: ValueReader<'_, '_>) -> Option<SocketAddr> {
     let text = value.text("an address and a port such as [::]:9862")?;
     match text.parse() {
         Ok(address) => Some(address),
-        Err(_) => value.wrong(
+        Err(_) => value.reject(
             format!("{} is not an address and a port", quoted(text)),
             "for example \"[::]:9862\" for all addresses, or \"192.0.2.1:9862\"",
         ),
@@ -202,7 +206,7 @@ pub(super) fn port(value: ValueReader<'_, '_>) -> Option<u16> {
 pub(super) fn path(value: ValueReader<'_, '_>) -> Option<PathBuf> {
     let text = value.text("the path of a file")?;
     if text.is_empty() || text.contains('\0') {
-        return value.wrong("not the path of a file", "for example /etc/pathmeter/mesh.key");
+        return value.reject("not the path of a file", "for example /etc/pathmeter/mesh.key");
     }
     Some(PathBuf::from(text))
 }
@@ -211,7 +215,7 @@ pub(super) fn prefix(value: ValueReader<'_, '_>) -> Option<Prefix> {
     let text = value.text("a network")?;
     text.parse().map_or_else(
         |error| {
-            value.wrong(
+            value.reject(
                 format!("{} {error}", quoted(text)),
                 "a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
             )
@@ -229,7 +233,7 @@ pub(super) fn dscp(value: ValueReader<'_, '_>) -> Option<Dscp> {
     };
     text.parse().map_or_else(
         |error| {
-            value.wrong(
+            value.reject(
                 format!("{} {error}", quoted(&text)),
                 "write 0 to 63, or default, le, cs1 to cs7, af11 to af43, va or ef",
             )
@@ -262,14 +266,14 @@ fn quantity<T: PartialOrd, D: fmt::Display>(
         Node::Text(text) => text.clone(),
         Node::Int(number) => number.to_string(),
         Node::Float(number) => number.to_string(),
-        Node::Null | Node::Bool(_) | Node::List(_) | Node::Mapping(_) => return value.mismatch(wanted),
+        Node::Null | Node::Bool(_) | Node::List(_) | Node::Mapping(_) => return value.reject_type(wanted),
     };
     match read(&text) {
         Ok(quantity) if allowed.contains(&quantity) => Some(quantity),
-        Ok(quantity) => value.wrong(
+        Ok(quantity) => value.reject(
             format!("{} is out of range", display(&quantity)),
             format!("write {} to {}", display(allowed.start()), display(allowed.end())),
         ),
-        Err(error) => value.wrong(error.what(), error.remedy()),
+        Err(error) => value.reject(error.what(), error.remedy()),
     }
 }

@@ -13,7 +13,7 @@ use super::file::{self, Node};
 use super::reader::{Diagnostics, MappingReader, Setting, ValueReader};
 use super::tls::{NO_TLS, NO_TLS_REMEDY};
 use super::values::path;
-use super::{Loaded, Problems, judge};
+use super::{Loaded, Problems, finish};
 
 /// Reads a web config file that lies in `folder`: paths in it are relative to that.
 ///
@@ -28,7 +28,7 @@ pub fn load(text: &[u8], folder: &Path) -> Result<Loaded<WebConfig>, Problems> {
         let users = file.key("basic_auth_users", users).or(BTreeMap::new());
         if !matches!(file.key("rate_limit", |_| Some(())), Setting::Absent) {
             let remedy = "remove it: requests are not limited by rate here, connections are (512 at once)";
-            return file.wrong("rate_limit", "not supported", remedy);
+            return file.reject("rate_limit", "not supported", remedy);
         }
         let config = WebConfig { tls: tls?, headers: headers?, users: users? };
         if config.tls.is_none() && !config.users.is_empty() {
@@ -37,7 +37,7 @@ pub fn load(text: &[u8], folder: &Path) -> Result<Loaded<WebConfig>, Problems> {
         }
         Some(config)
     });
-    judge(text, config, diagnostics)
+    finish(text, config, diagnostics)
 }
 
 /// How our HTTP port is served.
@@ -176,7 +176,7 @@ fn server(file: &mut MappingReader<'_, '_>, folder: &Path) -> Option<Option<WebT
     };
     let tls = file.key("tls_server_config", |value| match is_empty(value.node()) {
         true => Some(None),
-        false if !cfg!(feature = "tls") => value.wrong(NO_TLS, NO_TLS_REMEDY),
+        false if !cfg!(feature = "tls") => value.reject(NO_TLS, NO_TLS_REMEDY),
         false => value.section(|section| web_tls(section, folder)).map(Some),
     });
     tls.or(None)
@@ -185,7 +185,7 @@ fn server(file: &mut MappingReader<'_, '_>, folder: &Path) -> Option<Option<WebT
 fn web_tls(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<WebTls> {
     let needed = |section: &mut MappingReader<'_, '_>, text, file| match pem(section, folder, text, file)? {
         Some(pem) => Some(pem),
-        None => section.wrong(file, "missing", "TLS is served with a certificate and its key"),
+        None => section.reject(file, "missing", "TLS is served with a certificate and its key"),
     };
     let certificate = needed(section, "cert", "cert_file");
     let key = needed(section, "key", "key_file");
@@ -194,13 +194,13 @@ fn web_tls(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<WebTls>
     let max_version = section.key("max_version", version).or(TlsVersion::Tls13);
     let suites = section
         .key("cipher_suites", |value| value.list("a list of cipher suites", |suite| suite.one_of(&SUITES)));
-    let prefer_ours = section.key("prefer_server_cipher_suites", ValueReader::flag).or(true);
+    let prefer_ours = section.key("prefer_server_cipher_suites", ValueReader::boolean).or(true);
     let curves = section
         .key("curve_preferences", |value| value.list("a list of curves", |curve| curve.one_of(&CURVES)))
         .or(Vec::new());
     let (min_version, max_version) = (min_version?, max_version?);
     if min_version > max_version {
-        return section.wrong(
+        return section.reject(
             "min_version",
             "higher than max_version",
             "write TLS12 for one of them, or none",
@@ -229,7 +229,7 @@ fn pem(
     let written = section.key(text, |value| value.text("a text in PEM").map(str::to_owned)).optional();
     let path = section.key(file, path).optional();
     match (written?, path?) {
-        (Some(_), Some(_)) => section.wrong(text, format!("{file} is given, too"), "remove one of the two"),
+        (Some(_), Some(_)) => section.reject(text, format!("{file} is given, too"), "remove one of the two"),
         (Some(text), None) => Some(Some(Pem::Text(text))),
         (None, Some(path)) => Some(Some(Pem::File(folder.join(path)))),
         (None, None) => Some(None),
@@ -265,7 +265,7 @@ fn clients(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<ClientV
         .or(Vec::new());
     let (auth, ca, names) = (auth?, ca?, names?);
     if !names.is_empty() && auth != ClientAuth::RequireAndVerify {
-        return section.wrong(
+        return section.reject(
             NAMES,
             "nobody must show a certificate",
             "write client_auth_type: RequireAndVerifyClientCert",
@@ -283,14 +283,14 @@ fn clients(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<ClientV
         }
         (ClientAuth::No | ClientAuth::Request, Some(_)) => {
             let remedy = "write VerifyClientCertIfGiven or RequireAndVerifyClientCert, or remove the CA";
-            section.wrong(TYPE, "the CA of clients is given, and nobody is verified", remedy)
+            section.reject(TYPE, "the CA of clients is given, and nobody is verified", remedy)
         }
         (ClientAuth::RequireAny, _) => {
             let remedy = "a certificate that nobody verifies proves nothing: write RequireAndVerifyClientCert and client_ca_file";
-            section.wrong(TYPE, "RequireAnyClientCert is not supported", remedy)
+            section.reject(TYPE, "RequireAnyClientCert is not supported", remedy)
         }
         (ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify, None) => {
-            section.wrong(CA, "missing", "give the CA that signs the certificates of clients")
+            section.reject(CA, "missing", "give the CA that signs the certificates of clients")
         }
         (ClientAuth::VerifyIfGiven, Some(ca)) => Some(ClientVerification::VerifiedIfGiven(ca)),
         (ClientAuth::RequireAndVerify, Some(ca)) => Some(ClientVerification::Verified { ca, names }),
@@ -302,14 +302,14 @@ fn version(value: ValueReader<'_, '_>) -> Option<TlsVersion> {
         "TLS12" => Some(TlsVersion::Tls12),
         "TLS13" => Some(TlsVersion::Tls13),
         old @ ("TLS10" | "TLS11") => {
-            value.wrong(format!("{old} is not supported"), "it is broken (RFC 8996): write TLS12 or TLS13")
+            value.reject(format!("{old} is not supported"), "it is broken (RFC 8996): write TLS12 or TLS13")
         }
-        other => value.wrong(format!("{} is not supported", quoted(other)), "allowed: TLS12, TLS13"),
+        other => value.reject(format!("{} is not supported", quoted(other)), "allowed: TLS12, TLS13"),
     }
 }
 
 fn http(section: &mut MappingReader<'_, '_>) -> Option<Vec<(&'static str, String)>> {
-    let http2 = section.key("http2", ValueReader::flag).or(false);
+    let http2 = section.key("http2", ValueReader::boolean).or(false);
     let headers = section.key("headers", |value| value.section(headers)).or(Vec::new());
     if http2? {
         section.warn("http2", "has no effect", "HTTP/1.1 is spoken: write false, or remove it");
@@ -328,11 +328,13 @@ fn headers(section: &mut MappingReader<'_, '_>) -> Option<Vec<(&'static str, Str
 fn header(value: &ValueReader<'_, '_>, allowed: &[&str]) -> Option<String> {
     let text = value.text("the value of a header")?;
     if !allowed.is_empty() && !allowed.contains(&text) {
-        return value
-            .wrong(format!("{} is not supported", quoted(text)), format!("allowed: {}", allowed.join(", ")));
+        return value.reject(
+            format!("{} is not supported", quoted(text)),
+            format!("allowed: {}", allowed.join(", ")),
+        );
     }
     if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return value.wrong("not the value of a header", "write it in one line, in ASCII");
+        return value.reject("not the value of a header", "write it in one line, in ASCII");
     }
     Some(text.to_owned())
 }
@@ -344,26 +346,26 @@ fn users(value: ValueReader<'_, '_>) -> Option<BTreeMap<String, String>> {
     let whole = value.clone();
     let users = value.entries("a mapping of users to the bcrypt hashes of their passwords", user)?;
     if users.len() > USERS_MAX {
-        return whole.wrong(format!("{} users", users.len()), format!("at most {USERS_MAX} are allowed"));
+        return whole.reject(format!("{} users", users.len()), format!("at most {USERS_MAX} are allowed"));
     }
     Some(users.into_iter().collect())
 }
 
 fn user(name: &str, value: ValueReader<'_, '_>) -> Option<(String, String)> {
     if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
-        return value.wrong_key(format!("{} is not a user", quoted(name)), "a user's name has no colon");
+        return value.reject_key(format!("{} is not a user", quoted(name)), "a user's name has no colon");
     }
     // What stands here may be a password: it is not shown.
     let remedy = "make one with: htpasswd -nBC 10 \"\" | tr -d ':\\n'";
     let Node::Text(hash) = value.node() else {
-        return value.mismatch("the bcrypt hash of the password");
+        return value.reject_type("the bcrypt hash of the password");
     };
     match bcrypt::HashParts::from_str(hash) {
         Ok(parts) if parts.get_cost() <= COST_MAX => Some((name.to_owned(), hash.clone())),
         Ok(parts) => {
             let what = format!("the hash has a cost of {}", parts.get_cost());
-            value.wrong(what, format!("at most {COST_MAX} is allowed, 10 is usual: {remedy}"))
+            value.reject(what, format!("at most {COST_MAX} is allowed, 10 is usual: {remedy}"))
         }
-        Err(_) => value.wrong("not a bcrypt hash", remedy),
+        Err(_) => value.reject("not a bcrypt hash", remedy),
     }
 }

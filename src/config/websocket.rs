@@ -30,9 +30,9 @@ const IDLE_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration
 const ORIGINS_MAX: usize = 100;
 
 pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocketRules> {
-    let enabled = section.key("enabled", ValueReader::flag).or(true);
+    let enabled = section.key("enabled", ValueReader::boolean).or(true);
     let origins = section.key("origins", origins).or(Origins::Same);
-    let open = section.key("open", ValueReader::flag).or(false);
+    let open = section.key("open", ValueReader::boolean).or(false);
     let clients_max = section.key("clients_max", |value| value.number(&CLIENTS_ALLOWED)).or(CLIENTS);
     let clients_per_source =
         section.key("clients_per_source", |value| value.number(&CLIENTS_ALLOWED)).or(CLIENTS_PER_SOURCE);
@@ -65,7 +65,7 @@ fn origins(value: ValueReader<'_, '_>) -> Option<Origins> {
             return match value.text("same, any, or a list of origins")? {
                 "same" => Some(Origins::Same),
                 "any" => Some(Origins::Any),
-                text => value.wrong(
+                text => value.reject(
                     format!("{} is not supported", quoted(text)),
                     "write same, any, or a list such as [https://page.example.net]",
                 ),
@@ -76,7 +76,7 @@ fn origins(value: ValueReader<'_, '_>) -> Option<Origins> {
     let origins = value.list("a list of origins", origin)?;
     if origins.len() > ORIGINS_MAX {
         return whole
-            .wrong(format!("{} origins", origins.len()), format!("at most {ORIGINS_MAX} are allowed"));
+            .reject(format!("{} origins", origins.len()), format!("at most {ORIGINS_MAX} are allowed"));
     }
     Some(Origins::These(origins))
 }
@@ -86,7 +86,7 @@ fn origin(value: ValueReader<'_, '_>) -> Option<Origin> {
     text.parse().map_or_else(
         |error| {
             let remedy = "write scheme, host and port, nothing behind them: https://page.example.net, http://10.0.0.1:8080";
-            value.wrong(format!("{} {error}", quoted(text)), remedy)
+            value.reject(format!("{} {error}", quoted(text)), remedy)
         },
         Some,
     )

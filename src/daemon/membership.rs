@@ -106,11 +106,11 @@ impl Membership {
         }
         let by_name = roster.hosts().filter(|(name, _)| !roster.addresses.contains_key(*name));
         let literal = self.resolver.follow(by_name);
-        self.addresses.retain(|name, _| roster.knows(name));
-        self.identities.retain(|name, _| roster.knows(name));
-        self.identified.retain(|name, _| roster.knows(name));
-        self.refusals.retain(|name, _| roster.knows(name));
-        self.goodbyes.retain(|name, _| roster.knows(name));
+        self.addresses.retain(|name, _| roster.contains(name));
+        self.identities.retain(|name, _| roster.contains(name));
+        self.identified.retain(|name, _| roster.contains(name));
+        self.refusals.retain(|name, _| roster.contains(name));
+        self.goodbyes.retain(|name, _| roster.contains(name));
         self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
         let found = roster.addresses.iter().map(|(name, known)| (name.clone(), Ok(known.clone())));
         self.addresses.extend(found);

@@ -307,7 +307,7 @@ impl Daemon {
             Ok(mut settings) => {
                 self.supervision.set_log_level(&self.settings, &settings);
                 let renew = settings.keys.generation != self.settings.keys.generation;
-                settings.succeed(&self.settings);
+                settings.inherit_connectors(&self.settings);
                 self.settings = settings;
                 self.apply_settings();
                 self.membership.poll_identities(&self.settings, renew);

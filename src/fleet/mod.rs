@@ -162,7 +162,7 @@ impl Fleet {
                     unmeasured.push((of("auto"), format!("no provider has found {name}")));
                     continue;
                 };
-                if let Err(reason) = remote.is_reached_by(&probe.kind) {
+                if let Err(reason) = remote.check_kind(&probe.kind) {
                     unmeasured.push((of("auto"), reason));
                     continue;
                 }

@@ -34,10 +34,10 @@ impl Remote<'_> {
     ///
     /// # Errors
     /// What it lacks, and the remedy.
-    pub fn is_reached_by(&self, kind: &Kind) -> Result<(), String> {
+    pub fn check_kind(&self, kind: &Kind) -> Result<(), String> {
         match self {
             Self::Peer(_) => Ok(()),
-            Self::Target(target) => kind.as_probe_kind().reaches(target),
+            Self::Target(target) => kind.as_probe_kind().check_target(target),
         }
     }
 

@@ -53,8 +53,8 @@ impl KindConfig for Echo {
         self.transport.name()
     }
 
-    fn reaches(&self, target: &Target) -> Result<(), String> {
-        self.transport.reaches(target)
+    fn check_target(&self, target: &Target) -> Result<(), String> {
+        self.transport.check_target(target)
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -78,8 +78,8 @@ impl KindReader for Protocol {
         INTERVAL
     }
 
-    fn reaches(&self, target: &DeclaredHost) -> Result<(), (String, String)> {
-        Self::reaches(*self, target)
+    fn check_target(&self, target: &DeclaredHost) -> Result<(), (String, String)> {
+        Self::check_target(*self, target)
     }
 
     fn read(&self, section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Kind> {
@@ -104,6 +104,6 @@ fn check_deadlines(
         let what = format!("{} is shorter than late_after, {late}", display(lost));
         let remedy =
             format!("a reply must be able to be late before its datagram is lost; use at least {late}");
-        section.wrong::<()>("lost_after", what, remedy);
+        section.reject::<()>("lost_after", what, remedy);
     }
 }

@@ -49,7 +49,7 @@ impl Transport {
     ///
     /// # Errors
     /// A sentence that says what the host lacks.
-    pub fn reaches(&self, target: &Target) -> Result<(), String> {
+    pub fn check_target(&self, target: &Target) -> Result<(), String> {
         let protocol = match self {
             Self::Udp(_) => Protocol::Udp,
             Self::Icmp(_) => Protocol::Icmp,
@@ -59,7 +59,7 @@ impl Transport {
         };
         let declared =
             DeclaredHost { name: target.name.clone(), scheme: target.url.as_ref().map(|url| url.scheme) };
-        protocol.reaches(&declared).map_err(|(what, remedy)| format!("{what}: {remedy}"))
+        protocol.check_target(&declared).map_err(|(what, remedy)| format!("{what}: {remedy}"))
     }
 }
 
@@ -183,7 +183,7 @@ impl Protocol {
     }
 
     /// Whether a target can be measured over it; if not, what is wrong and the remedy.
-    pub(super) fn reaches(self, target: &DeclaredHost) -> Result<(), (String, String)> {
+    pub(super) fn check_target(self, target: &DeclaredHost) -> Result<(), (String, String)> {
         let name = &target.name;
         let (wanted, example): (&[Scheme], _) = match self {
             Self::Udp | Self::Icmp => return Ok(()),
@@ -206,7 +206,7 @@ impl Protocol {
 }
 
 /// Keys that only some protocols have.
-const OF_SOME: [(&str, &[Protocol]); 9] = [
+const PROTOCOL_KEYS: [(&str, &[Protocol]); 9] = [
     ("flows", &[Protocol::Udp, Protocol::Icmp]),
     ("size", &[Protocol::Udp, Protocol::Icmp, Protocol::Tcp, Protocol::WebSocket]),
     ("dont_fragment", &[Protocol::Udp, Protocol::Icmp]),
@@ -219,15 +219,15 @@ const OF_SOME: [(&str, &[Protocol]); 9] = [
 ];
 
 /// Refuses the keys of other protocols.
-fn refuse_others(section: &mut MappingReader<'_, '_>, protocol: Protocol) {
-    for (key, whose) in OF_SOME.iter().filter(|(_, whose)| !whose.contains(&protocol)) {
+fn reject_keys_of_other_protocols(section: &mut MappingReader<'_, '_>, protocol: Protocol) {
+    for (key, whose) in PROTOCOL_KEYS.iter().filter(|(_, whose)| !whose.contains(&protocol)) {
         if section.has(key) {
             let name =
                 |protocol| PROTOCOLS.iter().find(|(_, known)| *known == protocol).map(|(name, _)| *name);
             let names: Vec<&str> = whose.iter().filter_map(|protocol| name(*protocol)).collect();
             let remedy = "remove it, or choose another protocol";
             section.key::<()>(key, |value| {
-                value.wrong_key(format!("only with protocol: {}", names.join(", ")), remedy)
+                value.reject_key(format!("only with protocol: {}", names.join(", ")), remedy)
             });
         }
     }
@@ -239,7 +239,7 @@ pub(super) fn transport(
     protocol: Protocol,
     listen: Option<&Listen>,
 ) -> Option<Transport> {
-    refuse_others(section, protocol);
+    reject_keys_of_other_protocols(section, protocol);
     match protocol {
         Protocol::Udp => udp(section, listen).map(Transport::Udp),
         Protocol::Icmp => icmp(section).map(Transport::Icmp),
@@ -257,7 +257,7 @@ pub(super) fn transport(
 fn udp(section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Udp> {
     let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
     let size = section.key("size", |value| size(value, &UDP_SIZE_ALLOWED)).optional();
-    let dont_fragment = section.key("dont_fragment", ValueReader::flag).or(false);
+    let dont_fragment = section.key("dont_fragment", ValueReader::boolean).or(false);
     let source_port = section.key("source_port", port).optional();
     let path_mtu = section.key("path_mtu", path_mtu).or(None);
     check_source_ports(section, source_port.flatten(), flows, listen);
@@ -273,7 +273,7 @@ fn udp(section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<U
 fn icmp(section: &mut MappingReader<'_, '_>) -> Option<Icmp> {
     let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
     let size = section.key("size", |value| size(value, &ICMP_SIZE_ALLOWED)).optional();
-    let dont_fragment = section.key("dont_fragment", ValueReader::flag).or(false);
+    let dont_fragment = section.key("dont_fragment", ValueReader::boolean).or(false);
     Some(Icmp {
         flows: flows?,
         size: size?.and_then(|bytes| bytes.try_into().ok()),
@@ -302,7 +302,7 @@ fn http(section: &mut MappingReader<'_, '_>) -> Option<Http> {
         if (1..=BODY_CHARS_MAX).contains(&text.chars().count()) {
             Some(text.to_owned())
         } else {
-            value.wrong("the text is empty or too long", format!("write 1 to {BODY_CHARS_MAX} characters"))
+            value.reject("the text is empty or too long", format!("write 1 to {BODY_CHARS_MAX} characters"))
         }
     });
     let connect_interval = connect_interval(section);
@@ -338,10 +338,10 @@ fn path_mtu(value: ValueReader<'_, '_>) -> Option<Option<PathMtu>> {
         }
         Node::Text(text) if text == "off" => Some(None),
         Node::Text(text) => {
-            value.wrong(format!("{} is not supported", quoted(text)), format!("write {PATH_MTU_WANTED}"))
+            value.reject(format!("{} is not supported", quoted(text)), format!("write {PATH_MTU_WANTED}"))
         }
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) => {
-            value.mismatch(PATH_MTU_WANTED)
+            value.reject_type(PATH_MTU_WANTED)
         }
     }
 }
@@ -369,7 +369,7 @@ fn check_source_ports(
     let last_allowed = 65_536 - u32::from(flows);
     if u32::from(first) > last_allowed {
         let what = format!("{flows} flows from port {first} on do not fit below 65536");
-        section.wrong::<()>("source_port", what, format!("write at most {last_allowed}"));
+        section.reject::<()>("source_port", what, format!("write at most {last_allowed}"));
     }
     let ours =
         listen.map(|listen| [(listen.stamp.port(), "listen.stamp"), (listen.agent.port(), "listen.agent")]);
@@ -377,7 +377,7 @@ fn check_source_ports(
     for (port, owner) in ours.into_iter().flatten().chain([reflector]) {
         if ports.contains(&port.into()) {
             let what = format!("the flows would send from port {port}: {owner}");
-            section.wrong::<()>("source_port", what, "choose ports that nobody listens on");
+            section.reject::<()>("source_port", what, "choose ports that nobody listens on");
             return;
         }
     }

@@ -372,8 +372,8 @@ fn the_example_has_every_key() {
     let (problems, _) = diagnostics.problems();
     assert!(problems.len() > in_example.len(), "{in_example:?}");
     for diagnostic in problems {
-        let place = diagnostic.place.to_string();
-        let section = place.strip_suffix(UNKNOWN).unwrap().trim_end_matches('.');
+        let path = diagnostic.path.to_string();
+        let section = path.strip_suffix(UNKNOWN).unwrap().trim_end_matches('.');
         let digits = |c: char| c.is_ascii_digit();
         let kind: String = format!(".{section}").replace(digits, "");
         let kind = if section.is_empty() { "" } else { &kind };
