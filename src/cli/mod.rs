@@ -75,7 +75,8 @@ struct RunArguments {
     /// Reload the configuration when it or a key file changes, as on SIGHUP
     #[arg(long, env = "PATHMETER_WATCH")]
     watch: bool,
-    /// Log level instead of log.level: off, error, warn, info, debug, trace, or a filter (warn,pathmeter=debug)
+    /// Log level instead of log.level: off, error, warn, info, debug, trace, or a filter
+    /// (warn,pathmeter=debug)
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Where further peers and targets are found.
+//! Providers of peers and targets (service discovery).
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -17,73 +17,73 @@ use super::url::{Url, url};
 use super::values::{duration, host, labels, path};
 use super::{Https, Listen, Trust};
 
-/// Something that knows of peers or targets, and is asked again and again.
+/// A source of peers or targets that is polled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provider {
-    /// What it is called in metrics and logs: its kind and where it looks. Unique.
+    /// Its name in metrics and logs: the kind and the source, such as `dns:agents.example.net`. Unique.
     pub name: String,
-    /// Whom to ask.
+    /// The source to poll.
     pub source: Source,
-    /// How often; for DNS at most so long after the answer, whose time to live may be shorter.
+    /// The interval between polls. For DNS it is an upper limit: the TTL of the records may be shorter.
     pub refresh: Duration,
-    /// What is found.
+    /// Whether the members are peers or targets, with their defaults.
     pub role: ProviderRole,
 }
 
-/// Who knows.
+/// The source that a provider polls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// Files in the format of Prometheus' `file_sd`. The last part of a path may have one `*`.
     Files(Vec<PathBuf>),
-    /// A server that speaks Prometheus' `http_sd`.
+    /// An HTTP server with a list in the format of Prometheus' `http_sd`.
     Http {
-        /// What is asked for.
+        /// The URL of the list.
         url: Url,
-        /// With TLS; `None`: without.
+        /// TLS parameters; `None`: plain HTTP.
         https: Option<Https>,
-        /// Who we say that we are; `None`: nobody.
+        /// Credentials for the server; `None`: none are sent.
         credentials: Option<Credentials>,
     },
-    /// The DNS.
+    /// DNS records.
     Dns {
-        /// Completed by the search domains of the host, unless it ends in a dot.
+        /// The name to look up. Without a final dot, the search domains of the host are applied.
         name: String,
-        /// What is asked for.
+        /// The record types to look up.
         records: Records,
     },
 }
 
-/// What a server wants to see before it answers. The files are read each time, so what is in them may change.
+/// Credentials for an HTTP server. The files are read for each request, so that their contents may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
-    /// A token (RFC 6750).
+    /// A bearer token (RFC 6750).
     Bearer {
-        /// Where it is.
+        /// The file with the token.
         file: PathBuf,
     },
-    /// A name and a password (RFC 7617).
+    /// A user name and a password (RFC 7617).
     Basic {
-        /// The name.
+        /// The user name.
         username: String,
-        /// Where the password is.
+        /// The file with the password.
         password_file: PathBuf,
     },
 }
 
-/// Records of the DNS.
+/// DNS record types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Records {
     /// IPv4 addresses.
     A,
     /// IPv6 addresses.
     Aaaa,
-    /// Addresses of both families; one without any is no error as long as the other has some.
+    /// Addresses of both families. It is not an error if only one family has addresses.
     Both,
-    /// Services: names and ports.
+    /// Services: host names and ports.
     Srv,
 }
 
-/// What the hosts that are found are, as far as they do not say otherwise themselves.
+/// Whether the members of a provider are peers or targets, with defaults for what its list does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProviderRole {
     /// Agents.
@@ -92,7 +92,7 @@ pub enum ProviderRole {
     Targets(TargetTemplate),
 }
 
-/// What all peers of a provider have in common.
+/// The defaults for the peers of a provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerTemplate {
     /// Their HTTP port.
@@ -101,76 +101,81 @@ pub struct PeerTemplate {
     pub stamp_port: u16,
     /// Their agent port.
     pub agent_port: u16,
-    /// How their HTTP port is asked with TLS; `None`: it speaks plain HTTP.
+    /// TLS parameters for their HTTP port; `None`: plain HTTP.
     pub https: Option<TlsTemplate>,
     /// Their labels, below those that the provider gives.
     pub labels: BTreeMap<String, String>,
 }
 
-/// What all targets of a provider have in common.
+/// The defaults for the targets of a provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetTemplate {
-    /// Their reflectors' UDP port.
+    /// The UDP port of their reflectors.
     pub port: u16,
-    /// What their reflectors do otherwise than they should.
+    /// Known deviations of their reflectors from the protocol.
     pub quirks: Quirks,
-    /// How those with an `https://` or `wss://` URL are asked.
+    /// TLS parameters for those with an `https://` or `wss://` URL.
     pub https: TlsTemplate,
     /// Their labels, below those that the provider gives.
     pub labels: BTreeMap<String, String>,
 }
 
 impl Provider {
-    /// The key that made it one.
+    /// The key of the configuration that defines the source: the kind of the provider.
     pub(super) fn key(&self) -> &'static str {
         let kind = self.name.split(':').next();
-        KINDS.into_iter().find(|known| kind == Some(known)).expect("a provider is called by its kind")
+        KINDS
+            .into_iter()
+            .find(|known| kind == Some(known))
+            .expect("the name of a provider begins with its kind")
     }
 
-    /// How TLS is spoken, to the source and to what it finds.
+    /// The TLS trust for requests to the source and to its members.
     pub(crate) fn trusts(&self) -> impl Iterator<Item = &Trust> {
-        let asked = match &self.source {
+        let for_source = match &self.source {
             Source::Http { https, .. } => https.as_ref().map(|https| &https.trust),
             Source::Files(_) | Source::Dns { .. } => None,
         };
-        let found = match &self.role {
+        let for_members = match &self.role {
             ProviderRole::Peers(pattern) => pattern.https.as_ref().map(|template| &template.trust),
-            // Only those with such a URL need it, and which those are is not known yet.
+            // Needed only for members with such a URL, which are not known yet.
             ProviderRole::Targets(pattern) => cfg!(feature = "tls").then_some(&pattern.https.trust),
         };
-        asked.into_iter().chain(found)
+        for_source.into_iter().chain(for_members)
     }
 }
 
 /// The keys that make an entry of `peers` or `targets` a provider.
 const KINDS: [&str; 4] = ["files", "http", "dns", "kubernetes"];
 
-/// How often is asked by default. Chosen: files are cheap to read and are wanted in force; a server is asked by every agent.
+/// Default poll intervals. Chosen: files are cheap to read, and a change should be applied soon; a server is
+/// polled by every agent.
 const REFRESH_FILES: Duration = Duration::from_secs(10);
 const REFRESH_HTTP: Duration = Duration::from_secs(60);
 const REFRESH_DNS: Duration = Duration::from_secs(30);
 const REFRESH_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
-/// Patterns of one provider.
+/// Maximum path patterns of one provider.
 const PATTERNS_MAX: usize = 32;
 
-/// Whether an entry of a list is a provider and no host.
+/// Whether an entry of `peers` or `targets` is a provider, not a host.
 pub(super) fn is_provider(section: &MappingReader<'_, '_>) -> bool {
     KINDS.iter().any(|kind| section.has(kind))
 }
 
-/// Whether an entry of a list is neither a host nor a provider, and says so: a key is misspelt, as a rule.
+/// Whether an entry of `peers` or `targets` is neither a host nor a provider. Reports this as a problem:
+/// usually a key is misspelt.
 pub(super) fn is_neither(section: &mut MappingReader<'_, '_>) -> bool {
     if ["name", "address", "url"].iter().any(|key| section.has(key)) {
         return false;
     }
     let remedy = format!("write name and address, or one of {}", KINDS.join(", "));
-    section.reject::<()>("name", "there is neither a host nor something that finds hosts", remedy);
+    section.reject::<()>("name", "neither a host nor a provider", remedy);
     section.ignore_rest::<()>();
     true
 }
 
-/// Reads a provider of peers. `all` is how TLS is spoken where nothing else is said.
+/// Reads a provider of peers. `default` is the trust for TLS where the section does not have its own.
 pub(super) fn peers(
     section: &mut MappingReader<'_, '_>,
     listen: Option<&Listen>,
@@ -214,7 +219,7 @@ pub(super) fn targets(section: &mut MappingReader<'_, '_>, default: &Trust) -> O
     Some(Provider { name, source, refresh, role })
 }
 
-/// The name, the source, and how often it is asked.
+/// The name, the source, and the poll interval.
 fn source(
     section: &mut MappingReader<'_, '_>,
     default: &Trust,
@@ -222,8 +227,8 @@ fn source(
 ) -> Option<(String, Source, Duration)> {
     let kinds: Vec<&str> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
     if let [first, second, ..] = kinds[..] {
-        let remedy = "make each an entry of its own";
-        section.reject::<()>(second, format!("there is {first}, too"), remedy);
+        let remedy = "write a separate entry for each";
+        section.reject::<()>(second, format!("{first} is also set"), remedy);
         return section.ignore_rest();
     }
     let files = section.key("files", path_patterns);
@@ -231,9 +236,8 @@ fn source(
     let dns = section.key("dns", |value| dns_query(value, finds_agents));
     let kubernetes = match (finds_agents, section.has("kubernetes")) {
         (true, _) => section.key("kubernetes", |value| value.section(kubernetes_service)),
-        (false, true) => {
-            section.key("kubernetes", |value| value.reject("its pods are agents", "write it under peers"))
-        }
+        (false, true) => section
+            .key("kubernetes", |value| value.reject("the pods of a service are agents", "move it to peers")),
         (false, false) => Setting::Absent,
     };
     let refresh = section.key("refresh", |value| duration(value, &REFRESH_ALLOWED)).optional();
@@ -258,7 +262,7 @@ fn source(
     Some((name, source, refresh?.unwrap_or(default)))
 }
 
-/// What a server is called where everybody can read it. A query may hold a secret: its digest tells two of them apart.
+/// The name of a server in metrics and logs. The query may contain a secret, so only a digest of it is shown.
 fn display_name(url: &Url) -> String {
     let scheme = if url.scheme.is_secure() { "https://" } else { "" };
     let (path, query) = url.path.split_once('?').unwrap_or((&url.path, ""));
@@ -270,7 +274,7 @@ fn display_name(url: &Url) -> String {
     format!("{scheme}{}{path}{query}", url.authority())
 }
 
-/// One path or several.
+/// Reads one path or a list of paths.
 fn path_patterns(value: ValueReader<'_, '_>) -> Option<Vec<PathBuf>> {
     let whole = value.clone();
     let patterns = match value.node() {
@@ -280,30 +284,34 @@ fn path_patterns(value: ValueReader<'_, '_>) -> Option<Vec<PathBuf>> {
         }
     };
     match patterns.len() {
-        0 => whole.reject("no path", "for example [/etc/pathmeter/peers/*.yaml]"),
+        0 => whole.reject("empty list", "for example [/etc/pathmeter/peers/*.yaml]"),
         1..=PATTERNS_MAX => Some(patterns),
         more => whole.reject(format!("{more} paths"), format!("at most {PATTERNS_MAX} are allowed: use `*`")),
     }
 }
 
-/// As `file_sd` has it: a path that ends in .json, .yml or .yaml, with one `*` at most, in its last part.
+/// Reads a path as in `file_sd`: it ends in .json, .yml or .yaml, and may have one `*`, in its last part.
 fn path_pattern(value: ValueReader<'_, '_>) -> Option<PathBuf> {
-    let text = value.text("the path of a file")?;
+    let text = value.text("a file path")?;
     let found = |what: &str| format!("{} {what}", quoted(text));
     let (folder, last) = text.rsplit_once('/').unwrap_or(("", text));
     let ends_well = Path::new(last)
         .extension()
         .is_some_and(|extension| ["json", "yml", "yaml"].iter().any(|known| extension == *known));
     if !ends_well || text.contains('\0') {
-        return value.reject(found("is not the path of such a file"), "it must end in .json, .yml or .yaml");
+        return value
+            .reject(found("is not the path of a JSON or YAML file"), "it must end in .json, .yml or .yaml");
     }
     if folder.contains('*') || last.matches('*').count() > 1 {
-        return value.reject(found("has another `*`"), "one `*` is allowed, in the last part of the path");
+        return value.reject(
+            found("has a `*` that is not allowed"),
+            "use at most one `*`, in the last part of the path",
+        );
     }
     Some(PathBuf::from(text))
 }
 
-/// A server: its URL, or that and more.
+/// Reads an HTTP server: its URL, or a section with the URL and further keys.
 fn http_sd(value: ValueReader<'_, '_>, default: &Trust) -> Option<Source> {
     let http_url = |value: ValueReader<'_, '_>| {
         let whole = value.clone();
@@ -311,7 +319,7 @@ fn http_sd(value: ValueReader<'_, '_>, default: &Trust) -> Option<Source> {
         match url.scheme {
             super::Scheme::Http | super::Scheme::Https => Some(url),
             super::Scheme::Ws | super::Scheme::Wss => {
-                whole.reject("a WebSocket has no inventory", "write a URL with http:// or https://")
+                whole.reject("a list cannot be read over a WebSocket", "write a URL with http:// or https://")
             }
         }
     };
@@ -336,20 +344,20 @@ fn http_sd(value: ValueReader<'_, '_>, default: &Trust) -> Option<Source> {
     })
 }
 
-/// The keys that Prometheus has for it, as far as they name files.
+/// Reads the credentials. The keys are those of Prometheus that name files.
 fn credentials(section: &mut MappingReader<'_, '_>, is_secure: bool) -> Option<Option<Credentials>> {
     let bearer = section.key("authorization", |value| value.section(bearer)).optional();
     let basic = section.key("basic_auth", |value| value.section(basic)).optional();
     let (key, given) = match (bearer?, basic?) {
         (Some(_), Some(_)) => {
-            return section.reject("basic_auth", "there is authorization, too", "remove one of the two");
+            return section.reject("basic_auth", "authorization is also set", "remove one of the two");
         }
         (Some(bearer), None) => ("authorization", bearer),
         (None, Some(basic)) => ("basic_auth", basic),
         (None, None) => return Some(None),
     };
     if !is_secure {
-        section.warn(key, "it is sent for everybody on the way to read", "ask over https");
+        section.warn(key, "the credentials are sent unencrypted", "use an https:// URL");
     }
     Some(Some(given))
 }
@@ -367,16 +375,19 @@ fn basic(section: &mut MappingReader<'_, '_>) -> Option<Credentials> {
     Some(Credentials::Basic { username: username?, password_file: password_file? })
 }
 
-/// A name before a password: RFC 7617 forbids colons and control characters in it.
+/// A user name. RFC 7617 forbids colons and control characters in it.
 fn user(value: ValueReader<'_, '_>) -> Option<String> {
-    let text = value.text("a name")?;
+    let text = value.text("a user name")?;
     match text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
-        true => value.reject(format!("{} is not a name", quoted(text)), "write one without colons"),
+        true => value.reject(
+            format!("{} is not a valid user name", quoted(text)),
+            "remove colons and control characters",
+        ),
         false => Some(text.to_owned()),
     }
 }
 
-/// A name, or that and what to ask for.
+/// Reads a DNS name, or a section with the name and the record type.
 fn dns_query(value: ValueReader<'_, '_>, finds_agents: bool) -> Option<(String, Records)> {
     const RECORDS: [(&str, Records); 4] =
         [("both", Records::Both), ("a", Records::A), ("aaaa", Records::Aaaa), ("srv", Records::Srv)];
@@ -392,9 +403,9 @@ fn dns_query(value: ValueReader<'_, '_>, finds_agents: bool) -> Option<(String, 
         }
     };
     if !finds_agents && records != Records::Srv {
-        // An agent says what it is called.
-        let remedy = "write {name: …, type: srv}, or name them in a file";
-        return whole.reject("addresses of hosts without an agent have no names", remedy);
+        // Agents report their own names.
+        let remedy = "write {name: …, type: srv}, or list the targets in a file";
+        return whole.reject("address records do not contain the names that targets need", remedy);
     }
     Some((name, records))
 }
@@ -403,33 +414,29 @@ fn name(value: ValueReader<'_, '_>) -> Option<String> {
     let whole = value.clone();
     let name = host(value)?;
     match name.parse::<std::net::IpAddr>() {
-        Ok(_) => whole.reject(format!("{name} is an address"), "write a name that has addresses"),
+        Ok(_) => whole.reject(format!("{name} is an address"), "write a DNS name"),
         Err(_) => Some(name),
     }
 }
 
-/// The name of a headless service.
+/// Reads a headless service; returns its DNS name.
 fn kubernetes_service(section: &mut MappingReader<'_, '_>) -> Option<String> {
     let service = section.required("service", dns_label);
     let namespace = section.key("namespace", dns_label).optional();
     let domain = section.key("cluster_domain", host).optional();
     let (service, namespace, domain) = (service?, namespace?, domain?);
     match (namespace, domain) {
-        // A pod's search domains are those of its own namespace, of all services, and of the cluster.
+        // The search domains of a pod are its own namespace, all services, and the cluster.
         (None, None) => Some(service),
         (Some(namespace), None) => Some(format!("{service}.{namespace}.svc")),
         (Some(namespace), Some(domain)) => {
             Some(format!("{service}.{namespace}.svc.{}.", domain.trim_end_matches('.')))
         }
-        (None, Some(_)) => section.reject(
-            "namespace",
-            "missing",
-            "a service is found by namespace and cluster_domain, or by neither",
-        ),
+        (None, Some(_)) => section.reject("namespace", "missing", "cluster_domain requires namespace"),
     }
 }
 
-/// RFC 1035 section 2.3.1, as Kubernetes wants it of names.
+/// Reads a DNS label (RFC 1035 section 2.3.1) in lower case, as Kubernetes requires of names.
 fn dns_label(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a name such as pathmeter")?;
     let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -440,8 +447,8 @@ fn dns_label(value: ValueReader<'_, '_>) -> Option<String> {
     match is_label {
         true => Some(text.to_owned()),
         false => value.reject(
-            format!("{} is not the name of a Kubernetes object", quoted(text)),
-            "it has 1 to 63 small letters, digits and `-`",
+            format!("{} is not a valid Kubernetes name", quoted(text)),
+            "use 1 to 63 lowercase letters, digits and `-`",
         ),
     }
 }

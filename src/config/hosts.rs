@@ -1,4 +1,4 @@
-//! The peers and targets that a file declares.
+//! Reads the peers and targets that a file declares.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,23 +12,25 @@ use super::url::{Scheme, url};
 use super::values::{host, labels, name, path, port};
 use super::{Listen, Peer, Target, Trust};
 
-/// The names of a file, those of entries with other problems too: a probe that uses them is not to blame.
+/// The names that a file declares. Entries with other problems are included, so that these are not reported
+/// again for the probes that select them.
 #[derive(Debug, Default)]
 pub(super) struct DeclaredHosts<'a> {
-    /// Where each name was first given.
+    /// The path at which each name was declared first.
     paths: BTreeMap<&'a str, String>,
     pub(super) peers: BTreeSet<&'a str>,
     pub(super) targets: BTreeMap<&'a str, DeclaredHost>,
-    /// Whether there are providers: then names may be unknown.
+    /// Whether providers may list further peers.
     pub(super) has_peer_providers: bool,
+    /// Whether providers may list further targets.
     pub(super) has_target_providers: bool,
 }
 
-/// What probes must know of a target.
+/// The properties of a target that probes are checked against.
 #[derive(Debug)]
 pub(super) struct DeclaredHost {
     pub(super) name: String,
-    /// Of its URL; `None`: it has none.
+    /// The scheme of its URL; `None`: it has no URL.
     pub(super) scheme: Option<Scheme>,
 }
 
@@ -42,8 +44,8 @@ impl<'a> DeclaredHosts<'a> {
     fn declare(&mut self, value: ValueReader<'a, '_>, entry: EntryKind) -> Option<&'a str> {
         let name = name(value.clone())?;
         if let Some(first) = self.paths.get(name) {
-            let remedy = "peers and targets need different names, the label `peer` tells them apart";
-            return value.reject(format!("{name} is already {first}"), remedy);
+            let remedy = "use unique names: peers and targets are identified by the label `peer`";
+            return value.reject(format!("{name} is already used at {first}"), remedy);
         }
         self.paths.insert(name, value.path().to_string());
         match entry {
@@ -80,19 +82,19 @@ pub(super) fn peer<'a>(
     })
 }
 
-/// A peer's port, by default our own.
+/// A port of a peer; by default the same as that of this agent.
 pub(super) fn peer_port(
     section: &mut MappingReader<'_, '_>,
     key: &'static str,
-    ours: Option<SocketAddr>,
+    own: Option<SocketAddr>,
 ) -> Option<u16> {
-    match (section.key(key, port), ours?.port()) {
+    match (section.key(key, port), own?.port()) {
         (Setting::Given(port), _) => Some(port),
         (Setting::Invalid, _) => None,
         (Setting::Absent, 0) => {
-            section.reject(key, "missing", "our own port is 0, which is no default: write the peer's")
+            section.reject(key, "missing", "set it: the default is the own port, which is 0")
         }
-        (Setting::Absent, ours) => Some(ours),
+        (Setting::Absent, own) => Some(own),
     }
 }
 
@@ -131,7 +133,7 @@ pub(super) fn target<'a>(
     })
 }
 
-/// The port of a reflector, and what it does otherwise than it should.
+/// The port of a reflector, and its known deviations from the protocol.
 pub(super) fn reflector(section: &mut MappingReader<'_, '_>) -> Option<(u16, Quirks)> {
     let port = section.key("port", port).or(REFLECTOR_PORT);
     let profile = section.key("profile", |value| value.one_of(&PROFILES)).or(Profile::Detect);

@@ -1,4 +1,4 @@
-//! What the keys of a probe mean.
+//! Reads the section of a probe: the keys that all kinds have in common.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,15 +17,15 @@ use super::reader::{MappingReader, ValueReader};
 use super::values::{dscp, duration, is_name, label_name, name, source};
 use super::{FamilyChoice, Listen, Probe, Selection};
 
-/// Paths of all probes. Chosen: ten times what the budgets are measured with.
+/// Maximum number of paths of all probes. Chosen: ten times the number that the budgets are measured with.
 pub const PATHS_MAX: usize = 100_000;
 
-/// Peers that a rule chooses, in a ring, in the own zone, or in each other one.
+/// Number of peers that a rule selects in the own zone, or in each other zone.
 const COUNT_ALLOWED: RangeInclusive<i128> = 0..=1000;
-/// In a ring nobody would be measured with none.
+/// Number of peers that a ring selects. With 0, no agent would be measured.
 const RING_COUNT_ALLOWED: RangeInclusive<i128> = 1..=1000;
 
-/// What a probe is checked against.
+/// The parts of a configuration that a probe is checked against.
 #[derive(Debug)]
 pub(super) struct ProbeContext<'a, 'r> {
     own_name: Option<&'r str>,
@@ -45,7 +45,7 @@ impl<'a, 'r> ProbeContext<'a, 'r> {
     }
 }
 
-/// The kinds of probe, by the key `kind`: what reads the keys that only this kind has.
+/// Returns the reader for the keys that are specific to the kind of the probe, as given by the key `kind`.
 fn reader(section: &mut MappingReader<'_, '_>) -> Option<Box<dyn KindReader>> {
     #[derive(Clone, Copy)]
     enum Name {
@@ -108,7 +108,7 @@ fn unique_name<'a>(value: ValueReader<'a, '_>, names: &mut BTreeSet<&'a str>) ->
     if names.insert(name) {
         Some(name)
     } else {
-        value.reject(format!("another probe is already called {name}"), "give it another name")
+        value.reject(format!("another probe is already named {name}"), "use a unique name")
     }
 }
 
@@ -124,12 +124,12 @@ fn check_source(section: &MappingReader<'_, '_>, source: Option<IpAddr>, family:
     };
     if !fits {
         let own = if source.is_ipv4() { "ipv4" } else { "ipv6" };
-        let remedy = format!("write family: {own}, or no source");
-        section.reject::<()>("source", format!("{source} cannot send what family asks for"), remedy);
+        let remedy = format!("write family: {own}, or remove source");
+        section.reject::<()>("source", format!("{source} does not match the address family"), remedy);
     }
 }
 
-/// The peers and the targets that a probe measures; all peers when it names none.
+/// The peers and the targets that a probe measures. All peers if it has neither of the keys.
 fn selections<'a>(
     section: &mut MappingReader<'a, '_>,
     reader: &dyn KindReader,
@@ -161,7 +161,7 @@ fn selections<'a>(
     }
     let hosts = known_peers.len().min(peers.max_len()) + known_targets.len();
     if hosts == 0 && !declared.has_peer_providers && !declared.has_target_providers {
-        section.warn("peers", "nothing is measured: no host is left but this one", "add peers or targets");
+        section.warn("peers", "this probe selects no host other than this one", "add peers or targets");
     }
     context.paths += match family? {
         FamilyChoice::Auto | FamilyChoice::Ipv4 | FamilyChoice::Ipv6 => hosts,
@@ -169,32 +169,32 @@ fn selections<'a>(
     };
     if context.paths > PATHS_MAX {
         let what = format!("with this probe the file has {} paths", context.paths);
-        return section.reject("peers", what, format!("at most {PATHS_MAX} are allowed: name fewer hosts"));
+        return section.reject("peers", what, format!("at most {PATHS_MAX} are allowed: select fewer hosts"));
     }
     Some((peers, targets))
 }
 
-/// The names of peers, or those of targets.
+/// The names of all peers, or of all targets, that the file declares.
 struct KnownNames<'a, 'r> {
     what: &'static str,
     known: &'r BTreeSet<&'a str>,
-    /// Whether there are providers that find more.
+    /// Whether the file has providers, which may list further names.
     has_providers: bool,
 }
 
 impl<'a> KnownNames<'a, '_> {
-    /// Those of a choice that the file has.
-    fn selected(&self, choice: &Selection, own_name: &str) -> BTreeSet<&'a str> {
-        let is_selected = |name: &str| match choice {
+    /// The declared names that a selection includes, without that of this agent.
+    fn selected(&self, selection: &Selection, own_name: &str) -> BTreeSet<&'a str> {
+        let is_selected = |name: &str| match selection {
             Selection::All | Selection::Ring { .. } | Selection::Zones { .. } => true,
-            Selection::Named(names) => names.binary_search_by(|chosen| chosen.as_str().cmp(name)).is_ok(),
+            Selection::Named(names) => names.binary_search_by(|selected| selected.as_str().cmp(name)).is_ok(),
         };
         self.known.iter().copied().filter(|name| *name != own_name && is_selected(name)).collect()
     }
 }
 
 impl Selection {
-    /// How many it can choose at most; by zones it depends on how many there are.
+    /// The most hosts that it can select. With zones this depends on their number, so there is no limit.
     fn max_len(&self) -> usize {
         match self {
             Self::All | Self::Named(_) | Self::Zones { .. } => usize::MAX,
@@ -203,7 +203,7 @@ impl Selection {
     }
 }
 
-/// `all`, a list of names, or a rule; `others` is what belongs under the other key.
+/// Reads `all`, a list of names, or a rule. `others` are the names that belong under the other key.
 fn selection(
     value: ValueReader<'_, '_>,
     names: &KnownNames<'_, '_>,
@@ -219,25 +219,25 @@ fn selection(
         Node::Mapping(_) if what == "peer" => return value.section(selection_rule),
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) | Node::Mapping(_) => {}
     }
-    let mut chosen = value.list(&wanted, |value| {
-        let name = value.text(&format!("a {what}'s name"))?;
+    let mut selected = value.list(&wanted, |value| {
+        let name = value.text(&format!("the name of a {what}"))?;
         if names.known.contains(name) || (names.has_providers && is_name(name)) {
             return Some(name.to_owned());
         }
         let remedy = if others.known.contains(name) {
-            format!("it is a {other}: write it under {other}s", other = others.what)
+            format!("it is a {other}: list it under {other}s", other = others.what)
         } else {
             nearest(name, names.known.iter().copied())
                 .map_or_else(|| format!("add it to {what}s"), |near| format!("did you mean {near}?"))
         };
-        value.reject(format!("no {what} is called {}", quoted(name)), remedy)
+        value.reject(format!("no {what} is named {}", quoted(name)), remedy)
     })?;
-    chosen.sort_unstable();
-    chosen.dedup();
-    Some(Selection::Named(chosen))
+    selected.sort_unstable();
+    selected.dedup();
+    Some(Selection::Named(selected))
 }
 
-/// How each agent chooses its own peers.
+/// Reads the rule by which each agent selects its own peers.
 fn selection_rule(section: &mut MappingReader<'_, '_>) -> Option<Selection> {
     #[derive(Clone, Copy)]
     enum Rule {

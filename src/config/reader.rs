@@ -1,8 +1,8 @@
-//! Reads a tree by its keys and diagnostics on the way everything that is wrong.
+//! Reads the values of a tree by key and collects all problems on the way.
 //!
-//! A reader returns `None` after it noted a problem, so a configuration exists exactly when none was noted. Readers
-//! of sections ask for *every* key before they give up with `?`: so that all problems are found at once, and
-//! because a key that nobody asked for is a problem.
+//! A reader returns `None` after it reported a problem, so a configuration exists exactly if there is no
+//! problem. Readers of sections read *every* key before they return with `?`: so that all problems are found
+//! at once, and because a key that was not read is reported as unknown.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use super::diagnostic::{nearest, quoted};
 use super::file::Node;
 use super::value_path::ValuePath;
 
-/// What was noted about a file.
+/// The problems and warnings of a file.
 #[derive(Debug, Default)]
 pub(super) struct Diagnostics<'a> {
     problems: RefCell<Vec<Diagnostic<'a>>>,
@@ -21,11 +21,12 @@ pub(super) struct Diagnostics<'a> {
     warnings: RefCell<Vec<Diagnostic<'a>>>,
 }
 
-/// Problems that are kept, the first ones that are met; the others are only counted. Chosen: ten times what is listed, so
-/// that sorting by place seldom misses one, and a file full of them still fits the memory.
+/// Maximum problems that are kept, in the order in which they are found; further ones are only counted.
+/// Chosen: ten times [`Problems::LISTED_MAX`](super::Problems::LISTED_MAX), so that the first ones in the
+/// file are rarely missing after sorting, and a file full of problems still fits in memory.
 const PROBLEMS_MAX: usize = 1000;
 
-/// Something wrong or odd, at a place.
+/// A problem or a warning about a value.
 #[derive(Debug)]
 pub(super) struct Diagnostic<'a> {
     pub(super) path: ValuePath<'a>,
@@ -34,7 +35,7 @@ pub(super) struct Diagnostic<'a> {
 }
 
 impl<'a> Diagnostics<'a> {
-    /// Problems in the order of the file, and how many more there were.
+    /// The problems in the order of the file, and the number of further ones.
     pub(super) fn problems(&mut self) -> (Vec<Diagnostic<'a>>, usize) {
         (sorted(&mut self.problems), self.problems_dropped.take())
     }
@@ -51,7 +52,7 @@ fn sorted<'a>(diagnostics: &mut RefCell<Vec<Diagnostic<'a>>>) -> Vec<Diagnostic<
     diagnostics
 }
 
-/// A value and its place.
+/// A value and its path.
 #[derive(Debug, Clone)]
 pub(super) struct ValueReader<'a, 'n> {
     node: &'a Node,
@@ -60,7 +61,7 @@ pub(super) struct ValueReader<'a, 'n> {
 }
 
 impl<'a, 'n> ValueReader<'a, 'n> {
-    /// The file as a whole.
+    /// The whole file.
     pub(super) fn top(node: &'a Node, diagnostics: &'n Diagnostics<'a>) -> Self {
         Self { node, path: ValuePath::top(), diagnostics }
     }
@@ -73,7 +74,7 @@ impl<'a, 'n> ValueReader<'a, 'n> {
         &self.path
     }
 
-    /// Reports a problem; `None`, so that a reader can return it.
+    /// Reports a problem. Always returns `None`, so that a reader can return the result.
     pub(super) fn reject<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
         reject(self.diagnostics, self.path.clone(), what, remedy)
     }
@@ -83,7 +84,7 @@ impl<'a, 'n> ValueReader<'a, 'n> {
         reject(self.diagnostics, self.path.clone().at_key(), what, remedy)
     }
 
-    /// Reports that the value is something else than `wanted`.
+    /// Reports that the value does not have the type that `wanted` describes.
     pub(super) fn reject_type<T>(&self, wanted: &str) -> Option<T> {
         match self.node {
             Node::Null => self.reject("no value", format!("write {wanted}, or remove the key")),
@@ -96,12 +97,12 @@ impl<'a, 'n> ValueReader<'a, 'n> {
         }
     }
 
-    /// Text. Numbers and the like are not taken for it: `1.10` would become `1.1`.
+    /// A string. Numbers and booleans are not converted: `1.10` would become `1.1`.
     pub(super) fn text(&self, wanted: &str) -> Option<&'a str> {
         match self.node {
             Node::Text(text) => Some(text),
             Node::Bool(_) | Node::Int(_) | Node::Float(_) => {
-                self.reject(Described(self.node).to_string(), format!("write {wanted}, in quotes"))
+                self.reject(Described(self.node).to_string(), format!("write {wanted} in quotes"))
             }
             Node::Null | Node::List(_) | Node::Mapping(_) => self.reject_type(wanted),
         }
@@ -134,7 +135,7 @@ impl<'a, 'n> ValueReader<'a, 'n> {
         }
     }
 
-    /// One of some words.
+    /// One of a set of words.
     pub(super) fn one_of<T: Copy>(self, choices: &[(&'static str, T)]) -> Option<T> {
         let words = || choices.iter().map(|(word, _)| *word);
         let wanted = words().collect::<Vec<_>>().join(" or ");
@@ -159,7 +160,7 @@ impl<'a, 'n> ValueReader<'a, 'n> {
         read.into_iter().collect()
     }
 
-    /// A mapping with keys of the user's choice; every entry is read.
+    /// A mapping with arbitrary keys; every entry is read.
     pub(super) fn entries<T>(
         self,
         wanted: &str,
@@ -185,7 +186,7 @@ impl<'a, 'n> ValueReader<'a, 'n> {
         read.into_iter().collect()
     }
 
-    /// A mapping with keys of our choice. What `read` did not ask for is unknown.
+    /// A mapping with known keys. Keys that `read` does not read are reported as unknown.
     pub(super) fn section<T>(self, read: impl FnOnce(&mut MappingReader<'a, 'n>) -> Option<T>) -> Option<T> {
         let entries: &[_] = match self.node {
             Node::Mapping(entries) => entries,
@@ -212,7 +213,7 @@ pub(super) struct MappingReader<'a, 'n> {
 }
 
 impl<'a, 'n> MappingReader<'a, 'n> {
-    /// Reads the value of a key that need not be there.
+    /// Reads the value of an optional key.
     pub(super) fn key<T>(
         &mut self,
         key: &'static str,
@@ -226,12 +227,12 @@ impl<'a, 'n> MappingReader<'a, 'n> {
         read(value).map_or(Setting::Invalid, Setting::Given)
     }
 
-    /// Whether a key is there.
+    /// Whether the mapping has a key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.find(key).is_some()
     }
 
-    /// Reads the value of a key that must be there.
+    /// Reads the value of a required key.
     pub(super) fn required<T>(
         &mut self,
         key: &'static str,
@@ -240,11 +241,11 @@ impl<'a, 'n> MappingReader<'a, 'n> {
         match self.key(key, read) {
             Setting::Given(value) => Some(value),
             Setting::Invalid => None,
-            Setting::Absent => self.reject(key, "missing", "it has no default"),
+            Setting::Absent => self.reject(key, "missing", "this key is required"),
         }
     }
 
-    /// Reads a section; one that is not there is read as if it were empty.
+    /// Reads a section. A missing section is read as an empty one.
     pub(super) fn section<T>(
         &mut self,
         key: &'static str,
@@ -258,7 +259,7 @@ impl<'a, 'n> MappingReader<'a, 'n> {
         ValueReader { node, path, diagnostics: self.diagnostics }.section(read)
     }
 
-    /// Reads a list of sections; one that is not there, or has no value, is empty.
+    /// Reads a list of sections. A missing list, and one without a value, is empty.
     pub(super) fn sections<T>(
         &mut self,
         key: &'static str,
@@ -278,7 +279,7 @@ impl<'a, 'n> MappingReader<'a, 'n> {
         .or(Vec::new())
     }
 
-    /// Reports a problem with the value of a key, or with its absence.
+    /// Reports a problem with the value of a key, or with a missing key. Always returns `None`.
     pub(super) fn reject<T>(
         &self,
         key: &'static str,
@@ -288,13 +289,14 @@ impl<'a, 'n> MappingReader<'a, 'n> {
         reject(self.diagnostics, self.path_of(key), what, remedy)
     }
 
-    /// Reports something odd about the value of a key, or about its absence.
+    /// Reports a warning about the value of a key, or about a missing key.
     pub(super) fn warn(&self, key: &'static str, what: impl Into<String>, remedy: impl Into<String>) {
         let diagnostic = Diagnostic { path: self.path_of(key), what: what.into(), remedy: remedy.into() };
         self.diagnostics.warnings.borrow_mut().push(diagnostic);
     }
 
-    /// Leaves the other keys alone: which ones there are is unknown.
+    /// Ignores the remaining keys, because it cannot be decided which of them are valid. Always returns
+    /// `None`.
     pub(super) fn ignore_rest<T>(&mut self) -> Option<T> {
         self.entries = &[];
         None
@@ -328,24 +330,24 @@ impl<'a, 'n> MappingReader<'a, 'n> {
     }
 }
 
-/// What a file says about a key.
+/// The value of a key in a file.
 #[derive(Debug)]
 pub(super) enum Setting<T> {
-    /// Nothing.
+    /// The key is missing.
     Absent,
-    /// Something that was noted as a problem.
+    /// The value is invalid; the problem was reported.
     Invalid,
-    /// This.
+    /// The value is valid.
     Given(T),
 }
 
 impl<T> Setting<T> {
-    /// The default where nothing is said; `None` where a problem was noted.
+    /// The value, or `default` if the key is missing; `None` if the value is invalid.
     pub(super) fn or(self, default: T) -> Option<T> {
         self.optional().map(|given| given.unwrap_or(default))
     }
 
-    /// `Some(None)` where nothing is said; `None` where a problem was noted.
+    /// `Some(None)` if the key is missing; `None` if the value is invalid.
     pub(super) fn optional(self) -> Option<Option<T>> {
         match self {
             Self::Absent => Some(None),
@@ -355,17 +357,17 @@ impl<T> Setting<T> {
     }
 }
 
-/// A value as it is named in a problem; of lists and mappings nothing is shown.
+/// Describes a value in a problem. The contents of lists and mappings are not shown.
 struct Described<'a>(&'a Node);
 
 impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Node::Null => f.write_str("nothing"),
-            Node::Bool(value) => write!(f, "`{value}` is a truth value"),
+            Node::Bool(value) => write!(f, "`{value}` is a boolean"),
             Node::Int(number) => write!(f, "`{number}` is a number"),
             Node::Float(number) => write!(f, "`{number}` is a number"),
-            Node::Text(text) => write!(f, "{} is text", quoted(text)),
+            Node::Text(text) => write!(f, "{} is a string", quoted(text)),
             Node::List(_) => f.write_str("a list"),
             Node::Mapping(_) => f.write_str("a mapping"),
         }
@@ -388,10 +390,10 @@ fn reject<'a, T>(
 }
 
 fn reject_duplicate<'a, T>(diagnostics: &Diagnostics<'a>, path: ValuePath<'a>) -> Option<T> {
-    reject(diagnostics, path, "this key is given twice", "remove one of the two")
+    reject(diagnostics, path, "duplicate key", "remove one of the two")
 }
 
-/// What is allowed instead of a word, the most likely first.
+/// A remedy with the most likely of the allowed words, and all of them.
 fn suggestion<'w>(word: &str, allowed: impl Iterator<Item = &'w str> + Clone) -> String {
     let all = allowed.clone().collect::<Vec<_>>().join(", ");
     match nearest(word, allowed) {

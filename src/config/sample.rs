@@ -1,4 +1,4 @@
-//! The keys of the sample kind, which exists in tests only: what a new kind adds to the configuration.
+//! Configuration of the kind `sample`, which exists in tests only: an example of what a new kind adds.
 
 use std::any::Any;
 use std::ops::RangeInclusive;
@@ -10,7 +10,7 @@ use super::reader::MappingReader;
 use super::values::size;
 use super::{Kind, Listen, Target};
 
-/// Counts datagrams that come back.
+/// The configuration of a sample probe, which counts replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// Bytes of UDP payload.

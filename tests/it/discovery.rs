@@ -158,7 +158,7 @@ fn a_server_is_asked_and_one_that_fails_keeps_its_last_members() {
         assert_eq!(page.count(MEMBERS, &[]), 1, "{page}");
         assert!(page.has(OK, &[&of("b")]), "{page}");
     }
-    assert!(agent.log().contains("answered 500"), "{}", agent.log());
+    assert!(agent.log().contains("responded with 500"), "{}", agent.log());
     *answer.lock().unwrap() = (200, list(&[("c", &c), ("b", &b)]));
     let page = answered(&agent, &["b", "c"]);
     assert!(page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]) > 1e9, "{page}");

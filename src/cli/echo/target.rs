@@ -171,8 +171,8 @@ impl ProbeTarget {
         &self.settings
     }
 
-    /// Plans the path as the daemon would. Requests the identity of an agent to learn its ports and whether it
-    /// answers this host.
+    /// Plans the path as the daemon would. Requests the identity of an agent to learn its ports and whether
+    /// it answers this host.
     pub(super) async fn plan(
         &mut self,
         arguments: &EchoArguments,
@@ -290,7 +290,8 @@ impl EchoArguments {
         }
     }
 
-    /// The target as a URL; `None` if it is the host of an agent, which has `https://` as its only possible prefix.
+    /// The target as a URL; `None` if it is the host of an agent, which has `https://` as its only possible
+    /// prefix.
     fn url(&self) -> anyhow::Result<Option<Url>> {
         let (target, schemes) = match self.protocol.as_str() {
             "websocket" => (&self.target, [Scheme::Ws, Scheme::Wss]),

@@ -106,9 +106,7 @@ fn certificates_are_rotated_under_open_connections() {
     let log = agent.log();
     let warning = "holds no private key";
     assert_eq!(log.matches(warning).count(), 1, "{log}");
-    assert!(
-        log.contains("files of the HTTP port have changed and cannot be used; the old ones stay in force")
-    );
+    assert!(log.contains("files of the HTTP port changed but cannot be used; the previous ones stay in use"));
 }
 
 #[test]

@@ -257,7 +257,7 @@ fn a_probe_asks_an_agent_over_https() {
         "{ended}"
     );
     let ended = probe(&host.to_string(), &["--tls-ca-file", &ca]);
-    assert!(ended.stderr.contains(&format!("{host} is asked without TLS: ")), "{ended}");
+    assert!(ended.stderr.contains(&format!("{host} is not reached over TLS: ")), "{ended}");
 
     let config = site.write(
         "probe.yaml",
