@@ -89,8 +89,8 @@ impl Settings {
     pub fn complete(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
         let keys = KeyRing::read(&config)?;
         let hash = Self::hash_of(text);
-        let web_config = Reloadable::new(|shelf| match &config.tls.web_config_file {
-            Some(path) => LoadedWebConfig::read(path, shelf),
+        let web_config = Reloadable::new(|files| match &config.tls.web_config_file {
+            Some(path) => LoadedWebConfig::read(path, files),
             None => Ok(LoadedWebConfig::default()),
         })?;
         let connectors = connectors(&config)?;
@@ -125,10 +125,10 @@ impl Settings {
     /// Takes over the connectors of the old settings and updates their contents, so that existing clones of
     /// them connect with the certificates of these settings.
     pub fn inherit_connectors(&mut self, old: &Self) {
-        for (trust, made) in &mut self.connectors {
+        for (trust, connector) in &mut self.connectors {
             if let Some(old) = old.connectors.get(trust) {
-                old.value.follow(&made.value);
-                made.value = old.value.clone();
+                old.value.follow(&connector.value);
+                connector.value = old.value.clone();
             }
         }
     }
@@ -165,7 +165,7 @@ fn connectors(config: &Config) -> Result<BTreeMap<Trust, Reloadable<Connector>>,
     let mut connectors = BTreeMap::new();
     for trust in in_use.chain(client) {
         if !connectors.contains_key(trust) {
-            connectors.insert(trust.clone(), Reloadable::new(|shelf| Connector::read(trust, shelf))?);
+            connectors.insert(trust.clone(), Reloadable::new(|files| Connector::read(trust, files))?);
         }
     }
     Ok(connectors)

@@ -23,7 +23,7 @@ pub struct Provider {
     /// Its name in metrics and logs: the kind and the source, such as `dns:agents.example.net`. Unique.
     pub name: String,
     /// The source to poll.
-    pub source: Source,
+    pub source: ProviderSource,
     /// The interval between polls. For DNS it is an upper limit: the TTL of the records may be shorter.
     pub refresh: Duration,
     /// Whether the members are peers or targets, with their defaults.
@@ -32,7 +32,7 @@ pub struct Provider {
 
 /// The source that a provider polls.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum ProviderSource {
     /// Files in the format of Prometheus' `file_sd`. The last part of a path may have one `*`.
     Files(Vec<PathBuf>),
     /// An HTTP server with a list in the format of Prometheus' `http_sd`.
@@ -133,8 +133,8 @@ impl Provider {
     /// The TLS trust for requests to the source and to its members.
     pub(crate) fn trusts(&self) -> impl Iterator<Item = &Trust> {
         let for_source = match &self.source {
-            Source::Http { https, .. } => https.as_ref().map(|https| &https.trust),
-            Source::Files(_) | Source::Dns { .. } => None,
+            ProviderSource::Http { https, .. } => https.as_ref().map(|https| &https.trust),
+            ProviderSource::Files(_) | ProviderSource::Dns { .. } => None,
         };
         let for_members = match &self.role {
             ProviderRole::Peers(pattern) => pattern.https.as_ref().map(|template| &template.trust),
@@ -224,7 +224,7 @@ fn source(
     section: &mut MappingReader<'_, '_>,
     default: &Trust,
     finds_agents: bool,
-) -> Option<(String, Source, Duration)> {
+) -> Option<(String, ProviderSource, Duration)> {
     let kinds: Vec<&str> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
     if let [first, second, ..] = kinds[..] {
         let remedy = "write a separate entry for each";
@@ -244,18 +244,18 @@ fn source(
     let (name, source, default) = match (files, http, dns, kubernetes) {
         (Setting::Given(patterns), ..) => {
             let shown: Vec<String> = patterns.iter().map(|path| path.display().to_string()).collect();
-            (format!("files:{}", shown.join(",")), Source::Files(patterns), REFRESH_FILES)
+            (format!("files:{}", shown.join(",")), ProviderSource::Files(patterns), REFRESH_FILES)
         }
         (_, Setting::Given(source), ..) => {
-            let Source::Http { url, .. } = &source else { return None };
+            let ProviderSource::Http { url, .. } = &source else { return None };
             (format!("http:{}", display_name(url)), source, REFRESH_HTTP)
         }
         (_, _, Setting::Given((name, records)), _) => {
-            (format!("dns:{name}"), Source::Dns { name, records }, REFRESH_DNS)
+            (format!("dns:{name}"), ProviderSource::Dns { name, records }, REFRESH_DNS)
         }
         (.., Setting::Given(name)) => {
             let records = Records::Both;
-            (format!("kubernetes:{name}"), Source::Dns { name, records }, REFRESH_DNS)
+            (format!("kubernetes:{name}"), ProviderSource::Dns { name, records }, REFRESH_DNS)
         }
         _ => return None,
     };
@@ -312,7 +312,7 @@ fn path_pattern(value: ValueReader<'_, '_>) -> Option<PathBuf> {
 }
 
 /// Reads an HTTP server: its URL, or a section with the URL and further keys.
-fn http_sd(value: ValueReader<'_, '_>, default: &Trust) -> Option<Source> {
+fn http_sd(value: ValueReader<'_, '_>, default: &Trust) -> Option<ProviderSource> {
     let http_url = |value: ValueReader<'_, '_>| {
         let whole = value.clone();
         let url = url(value)?;
@@ -331,7 +331,7 @@ fn http_sd(value: ValueReader<'_, '_>, default: &Trust) -> Option<Source> {
         }
         let https =
             url.scheme.is_secure().then(|| Https { trust: default.clone(), server_name: url.host.clone() });
-        return Some(Source::Http { url, https, credentials: None });
+        return Some(ProviderSource::Http { url, https, credentials: None });
     }
     value.section(|section| {
         let url = section.required("url", http_url);
@@ -340,7 +340,7 @@ fn http_sd(value: ValueReader<'_, '_>, default: &Trust) -> Option<Source> {
         let credentials = credentials(section, is_secure);
         let url = url?;
         let https = template?.map(|template| template.for_host(&url.host));
-        Some(Source::Http { url, https, credentials: credentials? })
+        Some(ProviderSource::Http { url, https, credentials: credentials? })
     })
 }
 

@@ -71,19 +71,19 @@ pub fn service(host: &str, port: u16) -> Result<Member, String> {
 
 /// Reads a group of at most `capacity` hosts, and reduces `capacity` by their number.
 fn read_group(section: &mut MappingReader<'_, '_>, capacity: &mut usize) -> Option<Vec<Member>> {
-    let shared = section.key("labels", group_labels).or(GroupLabels::default());
-    let found = section.key("targets", |value| value.list("a list of host:port", member)).or(Vec::new());
-    let (GroupLabels { name, stamp_port, agent_port, labels }, found) = (shared?, found?);
-    let Some(remaining) = capacity.checked_sub(found.len()) else {
+    let labels = section.key("labels", group_labels).or(GroupLabels::default());
+    let members = section.key("targets", |value| value.list("a list of host:port", member)).or(Vec::new());
+    let (GroupLabels { name, stamp_port, agent_port, labels }, members) = (labels?, members?);
+    let Some(remaining) = capacity.checked_sub(members.len()) else {
         let what = format!("with this group the list has more than {MEMBERS_MAX} hosts");
         return section.reject("targets", what, format!("at most {MEMBERS_MAX} are allowed"));
     };
     *capacity = remaining;
-    if name.is_some() && found.len() > 1 {
-        let what = format!("{} hosts have the same label {NAME}", found.len());
+    if name.is_some() && members.len() > 1 {
+        let what = format!("{} hosts have the same label {NAME}", members.len());
         return section.reject("labels", what, "write one group per host, or remove the label");
     }
-    let named = found.into_iter().map(|member| Member {
+    let named = members.into_iter().map(|member| Member {
         name: name.clone().or(member.name),
         stamp_port,
         agent_port,
@@ -104,14 +104,14 @@ struct GroupLabels {
 
 fn group_labels(value: ValueReader<'_, '_>) -> Option<GroupLabels> {
     let whole = value.clone();
-    let mut shared = GroupLabels::default();
+    let mut group = GroupLabels::default();
     value.entries("a mapping of label names to strings", |key, value| {
         match key {
             // To Prometheus, a label without a value does not exist.
             _ if is_empty(&value) => {}
-            NAME => shared.name = Some(instance(value)?),
-            STAMP_PORT => shared.stamp_port = Some(port(value)?),
-            AGENT_PORT => shared.agent_port = Some(port(value)?),
+            NAME => group.name = Some(instance(value)?),
+            STAMP_PORT => group.stamp_port = Some(port(value)?),
+            AGENT_PORT => group.agent_port = Some(port(value)?),
             _ if key.starts_with("__") => {}
             _ => {
                 let (key, text) = match value.node() {
@@ -123,16 +123,16 @@ fn group_labels(value: ValueReader<'_, '_>) -> Option<GroupLabels> {
                     | Node::List(_)
                     | Node::Mapping(_) => label(key, value)?,
                 };
-                drop(shared.labels.insert(key, text));
+                drop(group.labels.insert(key, text));
             }
         }
         Some(())
     })?;
-    if shared.labels.len() > LABELS_MAX {
-        let what = format!("{} labels", shared.labels.len());
+    if group.labels.len() > LABELS_MAX {
+        let what = format!("{} labels", group.labels.len());
         return whole.reject(what, format!("at most {LABELS_MAX} are allowed"));
     }
-    Some(shared)
+    Some(group)
 }
 
 fn is_empty(value: &ValueReader<'_, '_>) -> bool {
@@ -257,9 +257,12 @@ mod tests {
     fn labels_are_read_as_prometheus_reads_them_and_a_group_may_be_empty() {
         let text =
             "- labels: {x: y}\n- targets: [a]\n  labels: {instance: '', rack: 5, none: null, empty: ''}\n";
-        let found = read(text.as_bytes()).unwrap_or_else(|problems| panic!("{problems}"));
+        let members = read(text.as_bytes()).unwrap_or_else(|problems| panic!("{problems}"));
         let labels = BTreeMap::from([("rack".to_owned(), "5".to_owned())]);
-        assert_eq!(found, [Member { name: Some("a".into()), host: "a".into(), labels, ..Member::default() }]);
+        assert_eq!(
+            members,
+            [Member { name: Some("a".into()), host: "a".into(), labels, ..Member::default() }]
+        );
     }
 
     #[test]

@@ -317,7 +317,7 @@ pub enum Kind {
 impl Kind {
     /// The interface that all kinds implement.
     #[must_use]
-    pub fn as_probe_kind(&self) -> &dyn KindConfig {
+    pub fn as_kind_config(&self) -> &dyn KindConfig {
         match self {
             Self::Echo(echo) => echo,
             #[cfg(test)]
@@ -328,7 +328,7 @@ impl Kind {
     /// The configuration of the kind `K`; `None` if this is another kind.
     #[must_use]
     pub fn downcast<K: KindConfig + 'static>(&self) -> Option<&K> {
-        self.as_probe_kind().as_any().downcast_ref()
+        self.as_kind_config().as_any().downcast_ref()
     }
 }
 

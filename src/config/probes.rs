@@ -210,16 +210,16 @@ fn selection(
     others: &KnownNames<'_, '_>,
 ) -> Option<Selection> {
     let what = names.what;
-    let wanted = format!("all, or a list of {what} names such as [a-1, a-2]");
+    let expected = format!("all, or a list of {what} names such as [a-1, a-2]");
     match value.node() {
         Node::Text(text) if text == "all" => return Some(Selection::All),
         Node::Text(text) => {
-            return value.reject(format!("{} is not a list", quoted(text)), format!("write {wanted}"));
+            return value.reject(format!("{} is not a list", quoted(text)), format!("write {expected}"));
         }
         Node::Mapping(_) if what == "peer" => return value.section(selection_rule),
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) | Node::Mapping(_) => {}
     }
-    let mut selected = value.list(&wanted, |value| {
+    let mut selected = value.list(&expected, |value| {
         let name = value.text(&format!("the name of a {what}"))?;
         if names.known.contains(name) || (names.has_providers && is_name(name)) {
             return Some(name.to_owned());

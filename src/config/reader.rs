@@ -84,27 +84,27 @@ impl<'a, 'n> ValueReader<'a, 'n> {
         reject(self.diagnostics, self.path.clone().at_key(), what, remedy)
     }
 
-    /// Reports that the value does not have the type that `wanted` describes.
-    pub(super) fn reject_type<T>(&self, wanted: &str) -> Option<T> {
+    /// Reports that the value does not have the type that `expected` describes.
+    pub(super) fn reject_type<T>(&self, expected: &str) -> Option<T> {
         match self.node {
-            Node::Null => self.reject("no value", format!("write {wanted}, or remove the key")),
+            Node::Null => self.reject("no value", format!("write {expected}, or remove the key")),
             Node::Bool(_)
             | Node::Int(_)
             | Node::Float(_)
             | Node::Text(_)
             | Node::List(_)
-            | Node::Mapping(_) => self.reject(Described(self.node).to_string(), format!("write {wanted}")),
+            | Node::Mapping(_) => self.reject(Described(self.node).to_string(), format!("write {expected}")),
         }
     }
 
     /// A string. Numbers and booleans are not converted: `1.10` would become `1.1`.
-    pub(super) fn text(&self, wanted: &str) -> Option<&'a str> {
+    pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
         match self.node {
             Node::Text(text) => Some(text),
             Node::Bool(_) | Node::Int(_) | Node::Float(_) => {
-                self.reject(Described(self.node).to_string(), format!("write {wanted} in quotes"))
+                self.reject(Described(self.node).to_string(), format!("write {expected} in quotes"))
             }
-            Node::Null | Node::List(_) | Node::Mapping(_) => self.reject_type(wanted),
+            Node::Null | Node::List(_) | Node::Mapping(_) => self.reject_type(expected),
         }
     }
 
@@ -119,27 +119,29 @@ impl<'a, 'n> ValueReader<'a, 'n> {
 
     /// A whole number.
     pub(super) fn number<N: TryFrom<i128>>(self, allowed: &RangeInclusive<i128>) -> Option<N> {
-        let wanted = format!("a whole number from {} to {}", allowed.start(), allowed.end());
+        let expected = format!("a whole number from {} to {}", allowed.start(), allowed.end());
         match self.node {
             Node::Int(number) if allowed.contains(number) => match N::try_from(*number) {
                 Ok(number) => Some(number),
-                Err(_) => self.reject(format!("{number} is too large"), format!("write {wanted}")),
+                Err(_) => self.reject(format!("{number} is too large"), format!("write {expected}")),
             },
-            Node::Int(number) => self.reject(format!("{number} is out of range"), format!("write {wanted}")),
+            Node::Int(number) => {
+                self.reject(format!("{number} is out of range"), format!("write {expected}"))
+            }
             Node::Null
             | Node::Bool(_)
             | Node::Float(_)
             | Node::Text(_)
             | Node::List(_)
-            | Node::Mapping(_) => self.reject_type(&wanted),
+            | Node::Mapping(_) => self.reject_type(&expected),
         }
     }
 
     /// One of a set of words.
     pub(super) fn one_of<T: Copy>(self, choices: &[(&'static str, T)]) -> Option<T> {
         let words = || choices.iter().map(|(word, _)| *word);
-        let wanted = words().collect::<Vec<_>>().join(" or ");
-        let text = self.text(&wanted)?;
+        let expected = words().collect::<Vec<_>>().join(" or ");
+        let text = self.text(&expected)?;
         match choices.iter().find(|(word, _)| *word == text) {
             Some((_, choice)) => Some(*choice),
             None => self.reject(format!("{} is not supported", quoted(text)), suggestion(text, words())),
@@ -147,9 +149,9 @@ impl<'a, 'n> ValueReader<'a, 'n> {
     }
 
     /// A list; every item is read.
-    pub(super) fn list<T>(self, wanted: &str, mut read: impl FnMut(Self) -> Option<T>) -> Option<Vec<T>> {
+    pub(super) fn list<T>(self, expected: &str, mut read: impl FnMut(Self) -> Option<T>) -> Option<Vec<T>> {
         let Node::List(items) = self.node else {
-            return self.reject_type(wanted);
+            return self.reject_type(expected);
         };
         let path = |index| self.path.item(index);
         let read: Vec<Option<T>> = items
@@ -163,11 +165,11 @@ impl<'a, 'n> ValueReader<'a, 'n> {
     /// A mapping with arbitrary keys; every entry is read.
     pub(super) fn entries<T>(
         self,
-        wanted: &str,
+        expected: &str,
         mut read: impl FnMut(&'a str, Self) -> Option<T>,
     ) -> Option<Vec<T>> {
         let Node::Mapping(entries) = self.node else {
-            return self.reject_type(wanted);
+            return self.reject_type(expected);
         };
         let mut seen = BTreeSet::new();
         let read: Vec<Option<T>> = entries

@@ -78,8 +78,8 @@ pub(super) fn read<'a>(
         let peers = file.sections("peers", |section| match is_provider(section) {
             true => {
                 declared.has_peer_providers = true;
-                let found = discovery::peers(section, listen.as_ref(), &trust);
-                provider(section, &mut provider_names, found)
+                let read = discovery::peers(section, listen.as_ref(), &trust);
+                provider(section, &mut provider_names, read)
             }
             false if discovery::is_neither(section) => None,
             false => peer(section, listen.as_ref(), &trust, &mut declared).map(ListEntry::Host),
@@ -87,8 +87,8 @@ pub(super) fn read<'a>(
         let targets = file.sections("targets", |section| match is_provider(section) {
             true => {
                 declared.has_target_providers = true;
-                let found = discovery::targets(section, &trust);
-                provider(section, &mut provider_names, found)
+                let read = discovery::targets(section, &trust);
+                provider(section, &mut provider_names, read)
             }
             false if discovery::is_neither(section) => None,
             false => target(section, &trust, &mut declared).map(ListEntry::Host),

@@ -72,7 +72,7 @@ impl UnitError {
     }
 }
 
-/// What is wrong with a text that should be a quantity.
+/// The cause of a [`UnitError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnitErrorCause {
     /// The text does not begin with a number.
@@ -82,7 +82,7 @@ pub enum UnitErrorCause {
     /// The unit is not one of this quantity.
     UnknownUnit,
     /// More decimal places than the smallest unit can represent.
-    TooFine,
+    TooPrecise,
     /// The value does not fit into 64 bits.
     TooLarge,
 }
@@ -92,7 +92,7 @@ struct Quantity {
     /// The name of the quantity, with its article.
     name: &'static str,
     /// The name of the smallest unit, in which results are counted.
-    grain: &'static str,
+    smallest_unit: &'static str,
     /// Unit names and their sizes in the smallest unit, ascending. Of two names of one unit the second is
     /// displayed.
     units: &'static [(&'static str, u64)],
@@ -122,18 +122,18 @@ impl Quantity {
         let whole = whole.checked_mul(scale).ok_or_else(too_large)?;
         let fraction = fraction.trim_end_matches('0');
         let rest =
-            scaled_fraction(fraction, scale).ok_or_else(|| self.error(UnitErrorCause::TooFine, text))?;
+            scaled_fraction(fraction, scale).ok_or_else(|| self.error(UnitErrorCause::TooPrecise, text))?;
         whole.checked_add(rest).ok_or_else(too_large)
     }
 
     fn error(&self, cause: UnitErrorCause, text: &str) -> UnitError {
-        let Self { name, grain, .. } = self;
+        let Self { name, smallest_unit, .. } = self;
         let found = super::diagnostic::quoted(text);
         let what = match cause {
             UnitErrorCause::NoNumber => format!("{found} is not {name}"),
             UnitErrorCause::NoUnit => format!("{found} has no unit"),
             UnitErrorCause::UnknownUnit => format!("{found} has an unknown unit"),
-            UnitErrorCause::TooFine => format!("{found} is not a whole number of {grain}"),
+            UnitErrorCause::TooPrecise => format!("{found} is not a whole number of {smallest_unit}"),
             UnitErrorCause::TooLarge => format!("{found} is too large"),
         };
         UnitError { cause, what, remedy: self.remedy }
@@ -153,7 +153,7 @@ fn scaled_fraction(fraction: &str, scale: u64) -> Option<u64> {
 
 const DURATION: Quantity = Quantity {
     name: "a duration",
-    grain: "nanoseconds",
+    smallest_unit: "nanoseconds",
     units: &[
         ("ns", 1),
         ("µs", 1_000),
@@ -172,7 +172,7 @@ const WHOLE_ONLY: [&str; 3] = ["m", "h", "d"];
 
 const SIZE: Quantity = Quantity {
     name: "a size",
-    grain: "bytes",
+    smallest_unit: "bytes",
     units: &[
         ("B", 1),
         ("kB", 1_000),
@@ -188,7 +188,7 @@ const SIZE: Quantity = Quantity {
 
 const PACKET_RATE: Quantity = Quantity {
     name: "a packet rate",
-    grain: "packets per second",
+    smallest_unit: "packets per second",
     units: &[("pps", 1), ("kpps", 1_000), ("Mpps", 1_000_000)],
     remedy: "write a number and a unit (pps, kpps, Mpps), for example 500pps or 100kpps",
 };
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn error_has_the_cause() {
-        use UnitErrorCause::{NoNumber, NoUnit, TooFine, TooLarge, UnknownUnit};
+        use UnitErrorCause::{NoNumber, NoUnit, TooLarge, TooPrecise, UnknownUnit};
         for (text, cause) in [
             ("", NoNumber),
             ("s", NoNumber),
@@ -239,8 +239,8 @@ mod tests {
             ("20MS", UnknownUnit),
             ("1m30s", UnknownUnit),
             ("64KiB", UnknownUnit),
-            ("0.5ns", TooFine),
-            ("1.0000000001s", TooFine),
+            ("0.5ns", TooPrecise),
+            ("1.0000000001s", TooPrecise),
             ("99999999999999999999s", TooLarge),
             ("999999999999d", TooLarge),
         ] {

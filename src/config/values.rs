@@ -126,8 +126,8 @@ pub fn label_argument(text: &str) -> Result<Option<(String, String)>, String> {
 
 /// An IP address or a host name.
 pub(super) fn host(value: ValueReader<'_, '_>) -> Option<String> {
-    let wanted = "an IP address or a host name";
-    let text = value.text(wanted)?;
+    let expected = "an IP address or a host name";
+    let text = value.text(expected)?;
     if let Ok(address) = text.parse::<IpAddr>() {
         return if is_unicast(address) {
             Some(text.to_owned())
@@ -135,7 +135,7 @@ pub(super) fn host(value: ValueReader<'_, '_>) -> Option<String> {
             value.reject(format!("{address} is not a unicast address"), "write the address of a single host")
         };
     }
-    let found = format!("{} is not {wanted}", quoted(text));
+    let found = format!("{} is not {expected}", quoted(text));
     let has_port = text.parse::<SocketAddr>().is_ok()
         || text
             .rsplit_once(':')
@@ -255,13 +255,13 @@ pub(super) fn size(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) ->
 }
 
 pub(super) fn packet_rate(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
-    let wanted = "a packet rate such as 100kpps";
-    quantity(value, wanted, units::packet_rate, allowed, |rate| format!("{rate}pps"))
+    let expected = "a packet rate such as 100kpps";
+    quantity(value, expected, units::packet_rate, allowed, |rate| format!("{rate}pps"))
 }
 
 fn quantity<T: PartialOrd, D: fmt::Display>(
     value: ValueReader<'_, '_>,
-    wanted: &str,
+    expected: &str,
     read: impl Fn(&str) -> Result<T, UnitError>,
     allowed: &RangeInclusive<T>,
     display: impl Fn(&T) -> D,
@@ -270,7 +270,7 @@ fn quantity<T: PartialOrd, D: fmt::Display>(
         Node::Text(text) => text.clone(),
         Node::Int(number) => number.to_string(),
         Node::Float(number) => number.to_string(),
-        Node::Null | Node::Bool(_) | Node::List(_) | Node::Mapping(_) => return value.reject_type(wanted),
+        Node::Null | Node::Bool(_) | Node::List(_) | Node::Mapping(_) => return value.reject_type(expected),
     };
     match read(&text) {
         Ok(quantity) if allowed.contains(&quantity) => Some(quantity),

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::membership::Membership;
 use super::pending::PendingWork;
 use crate::api::status::ProviderStatus;
-use crate::config::discovery::Source;
+use crate::config::discovery::ProviderSource;
 use crate::config::{Config, Provider};
 use crate::discovery::{IdentifyResult, PollTask, ProviderUpdate, UnidentifiedAgent};
 use crate::http::client::{Client, authority};
@@ -33,8 +33,8 @@ impl Membership {
         let tasks = config.providers.iter().map(|provider| PollTask {
             provider: provider.clone(),
             secure: match &provider.source {
-                Source::Http { https, .. } => https.as_ref().map(|https| settings.secure(https)),
-                Source::Files(_) | Source::Dns { .. } => None,
+                ProviderSource::Http { https, .. } => https.as_ref().map(|https| settings.secure(https)),
+                ProviderSource::Files(_) | ProviderSource::Dns { .. } => None,
             },
         });
         self.provider_poller.follow(tasks.collect::<Vec<_>>());

@@ -58,12 +58,12 @@ impl ConfigWatch {
     fn changed(&mut self, settings: &Settings) -> Option<&Path> {
         let ConfigSource::File { path, is_watched: true, .. } = &self.source else { return None };
         let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
-        let found = Contents { configuration, keys: KeyRing::generation_on_disk(&settings.config) };
-        let was_complete = std::mem::replace(&mut self.was_complete, found.is_complete());
-        if was_complete && !found.is_complete() {
+        let contents = Contents { configuration, keys: KeyRing::generation_on_disk(&settings.config) };
+        let was_complete = std::mem::replace(&mut self.was_complete, contents.is_complete());
+        if was_complete && !contents.is_complete() {
             return None;
         }
-        let has_changed = std::mem::replace(&mut self.seen, found.clone()) != found;
+        let has_changed = std::mem::replace(&mut self.seen, contents.clone()) != contents;
         has_changed.then_some(path)
     }
 }
@@ -77,7 +77,7 @@ impl Daemon {
             self.check_web_config(&file);
         }
         for (trust, connector) in &mut self.settings.connectors {
-            match connector.renewed(|shelf| Connector::read(trust, shelf)) {
+            match connector.renewed(|files| Connector::read(trust, files)) {
                 None => {}
                 Some(Ok(renewed)) => {
                     info!("TLS files for outgoing connections changed and are now in use");
@@ -111,7 +111,7 @@ impl Daemon {
     fn check_web_config(&mut self, file: &Path) {
         let web_config = &mut self.settings.web_config;
         let path = file.display();
-        match web_config.renewed(|shelf| LoadedWebConfig::read(file, shelf)) {
+        match web_config.renewed(|files| LoadedWebConfig::read(file, files)) {
             None => {}
             Some(Ok(renewed)) => {
                 info!(file = %path, "files of the HTTP port changed and are now in use");

@@ -57,7 +57,7 @@ impl Observability {
 }
 
 fn probe_info(probe: &Probe, targets: usize) -> ProbeInfo {
-    let kind = probe.kind.as_probe_kind();
+    let kind = probe.kind.as_kind_config();
     let dscp = probe.dscp.to_string();
     ProbeInfo::new(&probe.name, kind.name(), kind.protocol(), &dscp, probe.interval, targets)
 }

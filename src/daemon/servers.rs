@@ -78,10 +78,13 @@ impl Servers {
 
 /// The policy of the responders: which requests they answer.
 pub(super) fn policy(config: &Config, ports: Ports, roster: &Roster, addresses: &Addresses) -> Policy {
-    let of = |name: &String| addresses.get(name).and_then(|found| found.as_ref().ok()).into_iter().flatten();
+    let addresses_of = |name: &String| {
+        addresses.get(name).and_then(|resolution| resolution.as_ref().ok()).into_iter().flatten()
+    };
     // An unidentified agent requests the identity of this agent, as this agent requests its identity.
     let unidentified = roster.unidentified.keys().filter_map(|agent| agent.host.parse::<IpAddr>().ok());
-    let peers = roster.peers.keys().flat_map(|name| of(name).copied()).chain(unidentified).collect();
+    let peers =
+        roster.peers.keys().flat_map(|name| addresses_of(name).copied()).chain(unidentified).collect();
     let others = roster.peers.values().map(|peer| peer.stamp_port);
     let targets = roster.targets.values().map(|target| target.port);
     let own = [ports.stamp, ports.agent, stamp::PORT];

@@ -39,14 +39,14 @@ pub(super) async fn query(name: &str, records: Records, refresh: Duration) -> Re
         Ok(lookups) => lookups.map_err(|error: NetError| describe(&error))?,
         Err(_) => return Err(describe(&format_args!("timed out after {} s", DEADLINE.as_secs()))),
     };
-    let found: Result<BTreeSet<Member>, String> = lookups.iter().flat_map(members).collect();
-    let found = found.map_err(|error| describe(&error))?;
-    if found.is_empty() {
+    let members: Result<BTreeSet<Member>, String> = lookups.iter().flat_map(members_of).collect();
+    let members = members.map_err(|error| describe(&error))?;
+    if members.is_empty() {
         return Err(describe(&"no records of this type"));
     }
     let ttls = lookups.iter().map(|lookup| lookup.valid_until().saturating_duration_since(Instant::now()));
     let valid = ttls.fold(refresh, Duration::min).max(TTL_MIN);
-    Ok(MemberList { members: found.into_iter().collect(), valid })
+    Ok(MemberList { members: members.into_iter().collect(), valid })
 }
 
 /// Looks up addresses of both families. It is an error if neither family has addresses.
@@ -54,7 +54,7 @@ pub(super) async fn query(name: &str, records: Records, refresh: Duration) -> Re
 /// A name without records of one family would be looked up in each search domain and then as it is, which a
 /// server may refuse. So once one family is found, the other is looked up only under the same full name.
 async fn both(resolver: &TokioResolver, name: &str) -> Result<Vec<Lookup>, NetError> {
-    let full_name = |found: &Lookup| found.query().name().to_string();
+    let full_name = |lookup: &Lookup| lookup.query().name().to_string();
     let v4 = resolver.lookup(name, RecordType::A).await;
     let v6 = match &v4 {
         Ok(v4) => resolver.lookup(full_name(v4), RecordType::AAAA).await,
@@ -66,18 +66,18 @@ async fn both(resolver: &TokioResolver, name: &str) -> Result<Vec<Lookup>, NetEr
         }
         (v4, _) => v4,
     };
-    let mut found = Vec::new();
+    let mut lookups = Vec::new();
     for lookup in [v4, v6] {
         match lookup {
-            Ok(lookup) => found.push(lookup),
+            Ok(lookup) => lookups.push(lookup),
             Err(error) if error.is_no_records_found() => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    Ok(lookups)
 }
 
-fn members(lookup: &Lookup) -> impl Iterator<Item = Result<Member, String>> {
+fn members_of(lookup: &Lookup) -> impl Iterator<Item = Result<Member, String>> {
     lookup.answers().iter().filter_map(|record| {
         let member = |host: String| Ok(Member { host, ..Member::default() });
         #[expect(clippy::wildcard_enum_match_arm, reason = "records that were not queried, such as CNAME")]

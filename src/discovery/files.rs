@@ -50,17 +50,17 @@ fn expand(pattern: &Path) -> io::Result<Vec<PathBuf>> {
     let last = pattern.file_name().unwrap_or_default().to_string_lossy();
     let Some((begin, end)) = last.split_once('*') else { return Ok(vec![pattern.to_owned()]) };
     let folder = pattern.parent().filter(|folder| *folder != Path::new("")).unwrap_or_else(|| Path::new("."));
-    let mut found = Vec::new();
+    let mut paths = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();
         let text = name.to_string_lossy();
         let is_long_enough = text.len() >= begin.len() + end.len();
         if is_long_enough && text.starts_with(begin) && text.ends_with(end) {
-            found.push(folder.join(&name));
+            paths.push(folder.join(&name));
         }
     }
-    found.sort_unstable();
-    Ok(found)
+    paths.sort_unstable();
+    Ok(paths)
 }
 
 #[cfg(test)]

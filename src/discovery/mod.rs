@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::config::Provider;
-use crate::config::discovery::Source;
+use crate::config::discovery::ProviderSource;
 use crate::config::file_sd::Member;
 use crate::http::client::TlsClient;
 use crate::poller::{Backoff, KeyedPoller, NextPoll};
@@ -68,9 +68,11 @@ impl ProviderPoller {
 async fn poll(PollTask { provider, secure }: PollTask) -> (ProviderUpdate, NextPoll) {
     let Provider { source, refresh, .. } = provider;
     let result = match source {
-        Source::Files(patterns) => files::read(patterns, refresh).await,
-        Source::Http { url, credentials, .. } => http::request(&url, secure, credentials, refresh).await,
-        Source::Dns { name, records } => dns::query(&name, records, refresh).await,
+        ProviderSource::Files(patterns) => files::read(patterns, refresh).await,
+        ProviderSource::Http { url, credentials, .. } => {
+            http::request(&url, secure, credentials, refresh).await
+        }
+        ProviderSource::Dns { name, records } => dns::query(&name, records, refresh).await,
     };
     match result {
         Ok(MemberList { mut members, valid }) => {

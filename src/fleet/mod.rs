@@ -132,7 +132,7 @@ impl Fleet {
             return self.groups.clear();
         };
         for probe in &config.probes {
-            let name = probe.kind.as_probe_kind().name();
+            let name = probe.kind.as_kind_config().name();
             if !self.groups.contains_key(name)
                 && let Some(groups) = kind(&probe.kind).groups()
             {
@@ -161,18 +161,19 @@ impl Fleet {
             let probe_name: Arc<str> = probe.name.as_str().into();
             for (name, remote) in inputs.selected(probe) {
                 let peer: Arc<str> = name.into();
-                let of = |family| PathKey { probe: Arc::clone(&probe_name), peer: Arc::clone(&peer), family };
+                let key_for =
+                    |family| PathKey { probe: Arc::clone(&probe_name), peer: Arc::clone(&peer), family };
                 let Some(remote) = remote else {
-                    unmeasured.push((of("auto"), format!("no provider lists {name}")));
+                    unmeasured.push((key_for("auto"), format!("no provider lists {name}")));
                     continue;
                 };
                 if let Err(reason) = remote.check_kind(&probe.kind) {
-                    unmeasured.push((of("auto"), reason));
+                    unmeasured.push((key_for("auto"), reason));
                     continue;
                 }
-                for (family, found) in self.choose_addresses(probe, name, inputs.addresses, of) {
-                    let key = of(family);
-                    match found {
+                for (family, address) in self.choose_addresses(probe, name, inputs.addresses, key_for) {
+                    let key = key_for(family);
+                    match address {
                         Ok(_) if desired.len() >= PATHS_MAX => {
                             unmeasured.push((key, format!("the limit of {PATHS_MAX} paths is reached")));
                         }
@@ -211,15 +212,15 @@ impl Fleet {
             let running = self.running.get(&key(family)).map(|running| running.path.plan().to().ip());
             running.filter(|address| known.contains(address))
         };
-        let of = |family: &'static str| {
+        let address_of = |family: &'static str| {
             let first = || known.iter().copied().find(|address| family_of(*address) == family);
-            let found = in_use(family).or_else(first);
-            found.ok_or_else(|| format!("{name} has no {family} address"))
+            let address = in_use(family).or_else(first);
+            address.ok_or_else(|| format!("{name} has no {family} address"))
         };
         match choice {
-            FamilyChoice::Ipv4 => vec![("ipv4", of("ipv4"))],
-            FamilyChoice::Ipv6 => vec![("ipv6", of("ipv6"))],
-            FamilyChoice::Both => vec![("ipv4", of("ipv4")), ("ipv6", of("ipv6"))],
+            FamilyChoice::Ipv4 => vec![("ipv4", address_of("ipv4"))],
+            FamilyChoice::Ipv6 => vec![("ipv6", address_of("ipv6"))],
+            FamilyChoice::Both => vec![("ipv4", address_of("ipv4")), ("ipv6", address_of("ipv6"))],
             FamilyChoice::Auto => {
                 let running = in_use("ipv4").or_else(|| in_use("ipv6"));
                 let address = running.or_else(|| known.first().copied());

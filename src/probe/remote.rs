@@ -37,7 +37,7 @@ impl Remote<'_> {
     pub fn check_kind(&self, kind: &Kind) -> Result<(), String> {
         match self {
             Self::Peer(_) => Ok(()),
-            Self::Target(target) => kind.as_probe_kind().check_target(target),
+            Self::Target(target) => kind.as_kind_config().check_target(target),
         }
     }
 

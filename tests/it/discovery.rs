@@ -188,7 +188,7 @@ fn a_server_that_wants_to_know_who_asks_is_told_by_files_that_may_change() {
         fs::write(&file, "first\n").unwrap();
         let agent = finding(&a, &format!("peers: [{{http: {{url: '{url}', {credentials}}}, refresh: 1s}}]"));
         answered(&agent, &["b"]);
-        assert!(agent.log().contains("on the way to read"), "{}", agent.log());
+        assert!(agent.log().contains("the credentials are sent unencrypted"), "{}", agent.log());
         let said = || eventually("it is asked", || told.try_recv().ok());
         assert_eq!(said().as_deref(), Some(first));
         fs::write(&file, "").unwrap();

@@ -205,5 +205,5 @@ fn agents_learn_who_the_others_are_with_certificates_both_ways() {
     // The CA is corrected: taken without a reload.
     fs::copy(&ca, &others).unwrap();
     in_time("the CA is taken", || doubtful.page().has("pathmeter_peer_info", &["agent=\"a\""]).then_some(()));
-    assert!(doubtful.log().contains("TLS files for outgoing connections have changed and are in force"));
+    assert!(doubtful.log().contains("TLS files for outgoing connections changed and are now in use"));
 }

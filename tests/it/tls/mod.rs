@@ -353,7 +353,7 @@ fn check_leaves_other_files_alone_unless_it_is_given_one() {
         ended.stdout.contains(": warning: line 2, column 29: http_server_config.http2: has no effect"),
         "{ended}"
     );
-    assert!(ended.stdout.ends_with(": ok: served with TLS, 0 users\n"), "{ended}");
+    assert!(ended.stdout.ends_with(": ok: HTTP with TLS, 0 users\n"), "{ended}");
 }
 
 #[test]
