@@ -5,9 +5,9 @@
 //!
 //! - **After a success** the next poll is one [interval](Backoff::interval) later, or earlier where the
 //!   result has a lifetime, such as the TTL of a DNS record.
-//! - **After a failure** it is [`retry`](Backoff::retry) later. The pause doubles after each further failure in a
-//!   row, up to the interval. So the end of a short failure is noticed soon, and a long outage causes no more polls
-//!   than normal operation: a server that fails under load does not get more load.
+//! - **After a failure** it is [`retry`](Backoff::retry) later. The pause doubles after each further failure
+//!   in a row, up to the interval. So the end of a short failure is noticed soon, and a long outage causes no
+//!   more polls than normal operation: a server that fails under load does not get more load.
 //! - **Jitter**: each pause is up to 10 % shorter or longer, so that agents that were started together do not
 //!   poll at the same time.
 //! - **Spread**: where many hosts poll each other, the first polls are spread over a period.

@@ -248,7 +248,8 @@ mod tests {
         }
         assert_eq!(
             duration("20").unwrap_err().to_string(),
-            "`20` has no unit; write a number and a unit (ns, us, ms, s, m, h, d), for example 20ms, 1.5s or 5m"
+            "`20` has no unit; write a number and a unit (ns, us, ms, s, m, h, d), \
+             for example 20ms, 1.5s or 5m"
         );
     }
 

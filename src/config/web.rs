@@ -291,7 +291,8 @@ fn client_verification(section: &mut MappingReader<'_, '_>, folder: &Path) -> Op
             section.reject(TYPE, "a client CA is set, but client certificates are not verified", remedy)
         }
         (ClientAuth::RequireAny, _) => {
-            let remedy = "an unverified certificate proves nothing: write RequireAndVerifyClientCert, and set client_ca_file";
+            let remedy = "an unverified certificate proves nothing: write \
+                          RequireAndVerifyClientCert, and set client_ca_file";
             section.reject(TYPE, "RequireAnyClientCert is not supported", remedy)
         }
         (ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify, None) => {

@@ -22,7 +22,8 @@ pub(super) fn bind_http(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>>
         warn!(
             ?sockets,
             "listen.http" = %address,
-            "the HTTP sockets from the service manager differ from listen.http; using those of the service manager"
+            "the HTTP sockets from the service manager differ from listen.http; \
+             using those of the service manager"
         );
     }
     let adopted = passed.into_iter().map(|(listener, socket)| {

@@ -244,7 +244,9 @@ impl Daemon {
                     // The requester may not wait for the outcome.
                     let _ = reload.send(outcome);
                 }
-                () = tokio::time::sleep_until(self.pending.deadline.unwrap_or_else(tokio::time::Instant::now)),
+                () = tokio::time::sleep_until(
+                    self.pending.deadline.unwrap_or_else(tokio::time::Instant::now)
+                ),
                     if self.pending.deadline.is_some() => self.do_pending_work(),
                 _ = ticker.tick() => {
                     ticks += 1;

@@ -90,8 +90,8 @@ pub(super) struct EchoArguments {
 }
 
 const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; \
-                           with --port, HOST of a STAMP reflector; with --protocol icmp, any HOST; with --protocol \
-                           websocket or http, any URL";
+                           with --port, HOST of a STAMP reflector; with --protocol icmp, any HOST; \
+                           with --protocol websocket or http, any URL";
 
 const PROTOCOLS: [&str; 5] = ["udp", "icmp", "tcp", "websocket", "http"];
 
@@ -209,7 +209,8 @@ impl Measurement<'_> {
                         }
                         let has_never_answered = !summary.has_answer();
                         // Standard error may be closed.
-                        let _ = writeln!(io::stderr(), "{}{reason}", if has_never_answered { "error: " } else { "" });
+                        let prefix = if has_never_answered { "error: " } else { "" };
+                        let _ = writeln!(io::stderr(), "{prefix}{reason}");
                         if has_never_answered {
                             break;
                         }

@@ -248,8 +248,8 @@ impl ProbeTarget {
             // The port is configured, and a firewall may block HTTP but not STAMP.
             Err(_) if ports == PortSource::Configured => Ok(()),
             Err(reason) => bail!(
-                "{reason}\nis an agent running there? for a STAMP reflector, give its port, for example --port {}; \
-                 for any other host, use --protocol icmp",
+                "{reason}\nis an agent running there? for a STAMP reflector, give its port, for example \
+                 --port {}; for any other host, use --protocol icmp",
                 stamp::PORT
             ),
         }
