@@ -1,4 +1,4 @@
-//! Tells the program for which target it is built.
+//! Passes the target triple to the program as `PATHMETER_TARGET`.
 
 fn main() {
     let target = std::env::var("TARGET").unwrap_or_default();

@@ -111,7 +111,7 @@ inside() {
   is User pathmeter
   check "it says how it is: $(property StatusText)" -- eventually has_status
   check "it serves" -- eventually serves 127.0.0.1
-  check "nothing that it wants is forbidden" -- not_logged "raising the limit"
+  check "nothing that it wants is forbidden" -- not_logged "cannot raise the limit"
 
   echo "--- sandbox"
   pid=$(property MainPID)
@@ -205,7 +205,7 @@ END
   mark_log
   check "the first scrape starts it, IPv4" -- serves 127.0.0.1
   is ActiveState active
-  check "it took the sockets" -- logged "the service manager passed the HTTP port"
+  check "it took the sockets" -- logged "using the HTTP sockets from the service manager"
   check "IPv6 is served" -- serves ::1
   check "an IPv4 client is one" -- client_is 127.0.0.1 '"address":"127.0.0.1"'
   check "an IPv6 client is one" -- client_is ::1 '"address":"::1"'

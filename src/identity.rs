@@ -1,35 +1,36 @@
-//! The description of an agent at `/api/v1/agent`, and whether it would answer the caller.
+//! The identity of an agent, as it reports it at `/api/v1/agent`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// An agent's own description. Fields are added, never changed: agents of two versions understand each other.
+/// The identity that an agent reports. Fields are only ever added, so that agents of different versions are
+/// compatible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Its name.
+    /// The name of the agent.
     pub name: String,
-    /// Its labels.
+    /// The labels of the agent.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Its version.
+    /// The version of the program.
     pub version: String,
-    /// Drawn at each start: 16 hexadecimal digits.
+    /// A random number that is chosen at each start, as 16 hexadecimal digits.
     pub boot_id: String,
-    /// Where it listens.
+    /// The ports that the agent listens on.
     pub ports: Ports,
-    /// What it supports; see [`CAPABILITIES`].
+    /// The features that the agent supports; see [`CAPABILITIES`].
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// Whether it would answer the caller.
+    /// Whether the agent answers the measurements of the caller.
     pub you: CallerAccess,
 }
 
 impl Identity {
-    /// The same without what could corrupt metrics and logs: invalid labels, control characters, and what is
-    /// too long.
+    /// Returns the identity without what could corrupt metrics and logs: invalid labels, control characters,
+    /// and the end of long texts.
     #[must_use]
-    pub fn tamed(mut self) -> Self {
+    pub fn sanitized(mut self) -> Self {
         let is_name = |name: &str| {
             name.len() <= TEXT_MAX
                 && name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
@@ -50,52 +51,52 @@ impl Identity {
     }
 }
 
-/// A `boot_id` in text.
+/// Formats a boot id as 16 hexadecimal digits.
 #[must_use]
 pub fn shown(boot_id: u64) -> String {
     format!("{boot_id:016x}")
 }
 
-/// Bytes of a text from a peer that are kept.
+/// Maximum bytes of a text from a peer; the rest is removed.
 const TEXT_MAX: usize = 128;
 
-/// Labels of a peer that are kept.
+/// Maximum labels of a peer; further ones are removed.
 const LABELS_MAX: usize = 32;
 
-/// An agent's ports.
+/// The ports of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     /// HTTP, over TCP.
     pub http: u16,
     /// STAMP, over UDP.
     pub stamp: u16,
-    /// Messages between agents, over UDP.
+    /// Messages between agents, over UDP and TCP.
     pub agent: u16,
 }
 
-/// Whether an agent would answer the caller.
+/// Whether an agent answers the measurements of the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallerAccess {
-    /// The address that the caller has to the agent.
+    /// The source address of the caller, as the agent sees it.
     pub address: String,
-    /// Whether its STAMP requests would be answered.
+    /// Whether the agent answers STAMP requests from it.
     pub stamp: WouldAnswer,
-    /// Whether its WebSocket messages would be; `None` from an agent that is too old to say.
+    /// Whether the agent echoes WebSocket messages from it; `None` from an agent of an older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub websocket: Option<WouldAnswer>,
 }
 
-/// Whether requests would be answered.
+/// Whether requests of the caller are answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WouldAnswer {
-    /// Whether they would.
+    /// Whether they are answered.
     pub answers: bool,
-    /// Why not, and what to do about it.
+    /// Why not, and the remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// What this build supports.
+/// The features that this build supports.
 pub const CAPABILITIES: [&str; 6] =
     ["echo/udp", "echo/tcp", "echo/websocket", "echo/http", "stamp/authenticated", "goodbye"];
 
@@ -128,9 +129,9 @@ mod tests {
                 websocket: None,
             },
         };
-        let tame = identity.tamed();
-        assert_eq!(tame.labels, BTreeMap::from([("site".to_owned(), "fra".to_owned())]));
-        assert_eq!(tame.name, "ams-1[2J");
-        assert_eq!(tame.version.len(), 128);
+        let sanitized = identity.sanitized();
+        assert_eq!(sanitized.labels, BTreeMap::from([("site".to_owned(), "fra".to_owned())]));
+        assert_eq!(sanitized.name, "ams-1[2J");
+        assert_eq!(sanitized.version.len(), 128);
     }
 }

@@ -1,4 +1,4 @@
-//! Asks other agents for their descriptions, at `/api/v1/agent`.
+//! Requests the identities of other agents, at `/api/v1/agent`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,59 +15,59 @@ use crate::tls::Cause;
 /// Chosen: labels and versions change rarely, and a peer that has just restarted answers within seconds.
 const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(60), retry: Duration::from_secs(15) };
 
-/// Chosen: agents of a fleet that start together know each other before the first minute of measurements is
-/// over.
+/// Chosen: agents that start together know each other within the first minute of measurements.
 const SPREAD: Duration = Duration::from_secs(2);
 
-/// A peer's description; or why there is none.
+/// The identity of a peer, or why it is not available.
 pub type IdentityResult = Result<Identity, IdentityError>;
 
-/// Where a peer answers HTTP requests.
+/// The HTTP endpoint of a peer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
-    /// Its HTTP port.
+    /// The address and the HTTP port.
     pub address: SocketAddr,
-    /// Host and port as they are configured.
+    /// The configured host and port, for the `Host` header.
     pub host: String,
-    /// With TLS; `None`: without.
+    /// The TLS client; `None`: plain HTTP.
     pub secure: Option<TlsClient>,
 }
 
-/// Why an agent's description is not known.
+/// Why the identity of an agent is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The request failed.
     #[error(transparent)]
     Request(#[from] ClientError),
-    /// It requires a password or a signature.
+    /// The agent requires a password or a signature.
     #[error(
         "{address} requires a password; \
          use the same `key_file` on both agents, or remove `basic_auth_users` there"
     )]
     Unauthorized {
-        /// The address that was asked.
+        /// The address of the agent.
         address: SocketAddr,
     },
-    /// It answered with another status than success.
-    #[error("{address} answered {status} at /api/v1/agent")]
+    /// The response has a status other than success.
+    #[error("{address} responded with {status} to /api/v1/agent")]
     Status {
-        /// The address that was asked.
+        /// The address of the agent.
         address: SocketAddr,
-        /// The status.
+        /// The status code.
         status: StatusCode,
     },
-    /// Its answer is not the description of an agent.
+    /// The response is not the identity of an agent.
     #[error("{address} is not a pathmeter agent: {source}")]
     NotAnAgent {
-        /// The address that was asked.
+        /// The address of the agent.
         address: SocketAddr,
-        /// What is wrong with the answer.
+        /// What is wrong with the response.
         source: serde_json::Error,
     },
 }
 
 impl IdentityError {
-    /// Whether one side does not trust the other, by TLS or a password: an operator has to change something.
+    /// Whether one side does not trust the other, because of TLS or a password. An operator has to correct
+    /// this.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {
@@ -105,14 +105,15 @@ pub struct IdentityPoller {
 }
 
 impl IdentityPoller {
-    /// A poller of nothing yet, and where results come out: each with the configured name of its peer.
+    /// A poller without peers, and the receiver of its results, each with the configured name of the peer.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<(String, IdentityResult)>) {
         let (poller, results) = KeyedPoller::new(|_| BACKOFF);
         (Self { poller: poller.spread_over(SPREAD) }, results)
     }
 
-    /// Polls exactly these peers from now on, by name. Where `client` is another than before, `renew` all.
+    /// Polls exactly these peers, by name. If `client` differs from the last call, `renew` must be true: it
+    /// restarts all polls.
     pub fn follow(&mut self, peers: BTreeMap<String, Endpoint>, client: &Client, renew: bool) {
         if renew {
             self.poller.renew();
@@ -130,18 +131,18 @@ impl IdentityPoller {
     }
 }
 
-/// Asks an agent for its description; `host` is its host and port as they are configured.
+/// Requests the identity of an agent. `host` is the configured host and port.
 ///
 /// # Errors
-/// [`IdentityError`] names the agent.
+/// [`IdentityError`] with the address of the agent.
 pub async fn fetch_identity(client: &Client, address: SocketAddr, host: &str) -> IdentityResult {
-    let answer = client.get(address, host, "/api/v1/agent").await?;
-    if answer.status == StatusCode::UNAUTHORIZED {
+    let response = client.get(address, host, "/api/v1/agent").await?;
+    if response.status == StatusCode::UNAUTHORIZED {
         return Err(IdentityError::Unauthorized { address });
     }
-    if !answer.status.is_success() {
-        return Err(IdentityError::Status { address, status: answer.status });
+    if !response.status.is_success() {
+        return Err(IdentityError::Status { address, status: response.status });
     }
-    let identity = serde_json::from_slice(&answer.body);
-    identity.map(Identity::tamed).map_err(|source| IdentityError::NotAnAgent { address, source })
+    let identity = serde_json::from_slice(&response.body);
+    identity.map(Identity::sanitized).map_err(|source| IdentityError::NotAnAgent { address, source })
 }

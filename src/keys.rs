@@ -13,19 +13,19 @@ use crate::config::Config;
 /// The keys in use.
 #[derive(Debug, Clone, Default)]
 pub struct KeyRing {
-    /// The key that all agents of the mesh share; `None`: the agent has no key.
+    /// The keys that all agents of the mesh share; `None`: the agent has no key.
     pub mesh: Option<Arc<Keys>>,
-    /// Keys of single targets, by the target's name.
+    /// Keys that are shared with a single target, by the name of the target.
     pub targets: BTreeMap<String, Arc<Keys>>,
-    /// A hash of the contents of all key files: it differs whenever one of them has changed.
+    /// A hash of the contents of all key files. It changes if one of the files changes.
     pub generation: u64,
 }
 
 impl KeyRing {
-    /// Reads the key files that a configuration names.
+    /// Reads the key files of a configuration.
     ///
     /// # Errors
-    /// [`KeyError`] of the first file that cannot be used.
+    /// [`KeyError`] for the first file that cannot be used.
     pub fn read(config: &Config) -> Result<Self, KeyError> {
         let mut contents = Sha256::new();
         let mut load = |path: &Path| -> Result<Arc<Keys>, KeyError> {
@@ -40,51 +40,52 @@ impl KeyRing {
                 targets.insert(target.name.clone(), load(path)?);
             }
         }
-        Ok(Self { mesh, targets, generation: first_word(contents) })
+        Ok(Self { mesh, targets, generation: first_bytes(contents) })
     }
 
-    /// The [`generation`](Self::generation) that reading the key files again would give; `None`: one cannot
-    /// be read.
+    /// The [`generation`](Self::generation) of the key files as they are on disk; `None` if one cannot be
+    /// read.
     #[must_use]
     pub fn generation_on_disk(config: &Config) -> Option<u64> {
-        let of_targets = config.targets.iter().filter_map(|target| target.key_file.as_deref());
+        let target_files = config.targets.iter().filter_map(|target| target.key_file.as_deref());
         let mut contents = Sha256::new();
-        for path in config.key_file.as_deref().into_iter().chain(of_targets) {
+        for path in config.key_file.as_deref().into_iter().chain(target_files) {
             contents.update(fs::read(path).ok()?);
         }
-        Some(first_word(contents))
+        Some(first_bytes(contents))
     }
 }
 
-fn first_word(contents: Sha256) -> u64 {
+/// The first eight bytes of the hash.
+fn first_bytes(contents: Sha256) -> u64 {
     contents.finalize().iter().take(8).fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// Why a key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// It cannot be read.
-    #[error("reading the key file {path}: {source}", path = path.display())]
+    /// The file cannot be read.
+    #[error("reading key file {path}: {source}", path = path.display())]
     Read {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It holds no usable key.
-    #[error("the key file {path} {source}", path = path.display())]
+    /// The file does not contain a usable key.
+    #[error("key file {path} {source}", path = path.display())]
     Parse {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: KeyFileError,
     },
 }
 
-/// Reads a key file: its keys, and its text, from which [`KeyRing::generation`] is computed.
+/// Reads a key file. Returns its keys, and its text, from which [`KeyRing::generation`] is computed.
 ///
 /// # Errors
-/// [`KeyError`] names the file.
+/// [`KeyError`] with the path of the file.
 pub fn read(path: &Path) -> Result<(Keys, String), KeyError> {
     let text = fs::read_to_string(path).map_err(|source| KeyError::Read { path: path.to_owned(), source })?;
     match Keys::parse(&text) {
@@ -93,17 +94,17 @@ pub fn read(path: &Path) -> Result<(Keys, String), KeyError> {
     }
 }
 
-/// Which keys authenticate a path, and in which state of their file: two that are equal give the same keys.
+/// Which keys authenticate a path, with the generation of the key files. Equal choices denote the same keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyChoice {
-    /// None: open mode.
+    /// No keys: open mode.
     None,
-    /// The mesh's.
+    /// The keys of the mesh.
     Mesh {
         /// See [`KeyRing::generation`].
         generation: u64,
     },
-    /// Those shared with the path's target.
+    /// The keys that are shared with the target of the path.
     Target {
         /// See [`KeyRing::generation`].
         generation: u64,
@@ -111,7 +112,7 @@ pub enum KeyChoice {
 }
 
 impl KeyRing {
-    /// The choice of the mesh's keys, if there are any.
+    /// [`Mesh`](KeyChoice::Mesh) if the mesh has keys.
     #[must_use]
     pub fn of_mesh(&self) -> KeyChoice {
         match self.mesh {
@@ -120,7 +121,7 @@ impl KeyRing {
         }
     }
 
-    /// The choice of a target's keys, if there are any.
+    /// [`Target`](KeyChoice::Target) if the target has keys.
     #[must_use]
     pub fn of_target(&self, name: &str) -> KeyChoice {
         match self.targets.contains_key(name) {
@@ -129,7 +130,7 @@ impl KeyRing {
         }
     }
 
-    /// The keys of a choice, for a path towards `peer`.
+    /// The keys of a choice, for a path to `peer`.
     #[must_use]
     pub fn get(&self, choice: KeyChoice, peer: &str) -> Option<Arc<Keys>> {
         match choice {

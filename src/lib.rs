@@ -1,4 +1,5 @@
-//! The daemon: sockets, tasks, files, signals, HTTP. What is decided is decided in `pathmeter-proto`.
+//! The agent: sockets, tasks, files, signals, HTTP, and the command line. The protocol and the verdicts are
+//! in `pathmeter-proto`.
 
 pub mod answering;
 pub mod api;

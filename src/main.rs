@@ -1,4 +1,4 @@
-//! Arguments in, exit code out.
+//! The program `pathmeter`. See [`pathmeter::cli`].
 
 use std::process::ExitCode;
 

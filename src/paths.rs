@@ -1,16 +1,17 @@
-//! What a path is called.
+//! Identifiers of paths.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Identifies a path across configurations: as long as these are the same it keeps its counters, whatever else changes.
+/// Identifies a path across configurations: a path with the same key keeps its counters when its
+/// configuration changes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PathKey {
-    /// The configured probe.
+    /// The name of the probe.
     pub probe: Arc<str>,
-    /// The peer or target.
+    /// The name of the peer or target.
     pub peer: Arc<str>,
-    /// `ipv4`, `ipv6`, or `auto` while no address is known.
+    /// The address family: `ipv4`, `ipv6`, or `auto` while no address is known.
     pub family: &'static str,
 }
 
@@ -20,6 +21,6 @@ impl fmt::Display for PathKey {
     }
 }
 
-/// Identifies one start of a path. A path that is changed is started again under a new one.
+/// Identifies one start of a path. If its plan changes, the path is started again with a new identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PathId(pub u64);

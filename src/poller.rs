@@ -1,21 +1,20 @@
-//! Polls many things in the background, each again and again.
+//! Polls many sources periodically in the background.
 //!
-//! Everything that the agent polls over the network is polled by a [`KeyedPoller`]: names in the resolver,
-//! providers, identities of peers, and agents whose names are not known. They share one policy:
+//! Everything that the agent polls over the network is polled by a [`KeyedPoller`]: host names, providers,
+//! identities of peers, and agents whose names are not known. They share one policy:
 //!
 //! - **After a success** the next poll is one [interval](Backoff::interval) later, or earlier where the
-//!   answer says how long it is valid, such as the TTL of a DNS record.
-//! - **After a failure** it is [`retry`](Backoff::retry) later, and twice as much after each further failure
-//!   in a row, up to the interval. So the end of a short failure is noticed soon, and a long outage causes
-//!   no more polls than normal operation: a server that fails under load does not get more of it.
-//! - **Jitter**: every pause is up to 10 % shorter or longer, so that agents that were started together do
-//!   not poll together.
-//! - **Spread**: where many hosts poll each other, the first polls are spread over a time.
-//! - **Concurrency**: where each poll costs something on this host, only some run at once; the others wait
-//!   for their turn.
+//!   result has a lifetime, such as the TTL of a DNS record.
+//! - **After a failure** it is [`retry`](Backoff::retry) later. The pause doubles after each further failure
+//!   in a row, up to the interval. So the end of a short failure is noticed soon, and a long outage causes no
+//!   more polls than normal operation: a server that fails under load does not get more load.
+//! - **Jitter**: each pause is up to 10 % shorter or longer, so that agents that were started together do not
+//!   poll at the same time.
+//! - **Spread**: where many hosts poll each other, the first polls are spread over a period.
+//! - **Concurrency**: where a poll is expensive for this host, the number of concurrent polls is limited.
 //!
-//! Polling never delays a measurement. Results wait in a bounded channel; a poll whose result finds it full
-//! waits, and its next poll with it.
+//! Polling never delays a measurement. Results are sent to a bounded channel. If it is full, the poll task
+//! waits, which delays its next poll.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,32 +23,32 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Results that wait for the daemon. Chosen: it takes them within milliseconds. When as many wait, polls that
-/// have a further one wait until it fits.
+/// Capacity of the channel of results. Chosen: the daemon receives them within milliseconds. If the channel
+/// is full, poll tasks wait.
 const RESULTS_MAX: usize = 64;
 
-/// The part of a pause by which it is shorter or longer at most: a tenth.
-const JITTER_PARTS: u32 = 10;
+/// The maximum jitter is a pause divided by this.
+const JITTER_DIVISOR: u32 = 10;
 
-/// When something is polled again.
+/// The intervals between polls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// From a success to the next poll, and the longest from a failure.
+    /// From a success to the next poll; also the maximum after failures.
     pub interval: Duration,
     /// From the first failure to the next poll.
     pub retry: Duration,
 }
 
-/// What follows a poll.
+/// When to poll again after a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextPoll {
-    /// It succeeded: poll after the interval.
+    /// The poll succeeded: poll again after the interval.
     Interval,
-    /// It succeeded, and the answer is valid for this long: poll then.
+    /// The poll succeeded, and the result is valid for this duration: poll again after it.
     After(Duration),
-    /// It failed: poll earlier, as [`Backoff`] says.
+    /// The poll failed: poll again as [`Backoff`] defines.
     Retry,
-    /// It succeeded, and there is nothing more to learn: never poll again.
+    /// The poll succeeded, and the result is final: do not poll again.
     Never,
 }
 
@@ -64,8 +63,8 @@ impl NextPoll {
 }
 
 impl Backoff {
-    /// The pause after a poll, before jitter; `None`: there is no further poll. `failures` are those in a row
-    /// before it.
+    /// The pause after a poll, before jitter; `None`: do not poll again. `failures` is the number of
+    /// consecutive failures before this poll.
     fn pause(self, next: NextPoll, failures: u32) -> Option<Duration> {
         match next {
             NextPoll::Interval => Some(self.interval),
@@ -79,9 +78,9 @@ impl Backoff {
     }
 }
 
-/// Polls one thing for each key `K`, which `T` describes, and reports `(K, R)`.
+/// Polls one source for each key `K`, described by `T`, and sends the results as `(K, R)`.
 ///
-/// All tasks end when it is dropped.
+/// Dropping the poller ends all its tasks.
 #[derive(Debug)]
 pub struct KeyedPoller<K, T, R> {
     backoff: fn(&T) -> Backoff,
@@ -98,7 +97,7 @@ where
     T: PartialEq + Clone + Send + Sync + 'static,
     R: Send + 'static,
 {
-    /// A poller of nothing yet, and where its results come out.
+    /// A poller without sources, and the receiver of its results.
     #[must_use]
     pub fn new(backoff: fn(&T) -> Backoff) -> (Self, mpsc::Receiver<(K, R)>) {
         let (results, receiver) = mpsc::channel(RESULTS_MAX);
@@ -113,60 +112,61 @@ where
         (poller, receiver)
     }
 
-    /// Spreads the first polls over a time.
+    /// Spreads the first polls over a period.
     #[must_use]
     pub fn spread_over(self, spread: Duration) -> Self {
         Self { spread, ..self }
     }
 
-    /// Lets only some polls run at once.
+    /// Limits the number of concurrent polls.
     #[must_use]
-    pub fn at_most(self, polls: usize) -> Self {
+    pub fn with_concurrency(self, polls: usize) -> Self {
         Self { permits: Arc::new(Semaphore::new(polls)), ..self }
     }
 
-    /// Polls exactly `wanted` from now on, each by `poll`. Whatever is described as before is left alone and
-    /// keeps the `poll` that it was started with; to replace that, [`renew`](Self::renew) first.
+    /// Polls exactly the sources `wanted`, each with `poll`. A source whose description is unchanged is not
+    /// restarted and keeps the `poll` that it was started with; to replace that, call [`renew`](Self::renew)
+    /// first.
     pub fn follow<P, F>(&mut self, wanted: BTreeMap<K, T>, poll: P)
     where
         P: Fn(&K, &T) -> F + Clone + Send + 'static,
         F: Future<Output = (R, NextPoll)> + Send + 'static,
     {
         while self.tasks.try_join_next().is_some() {}
-        self.polled.retain(|key, (what, task)| {
-            let stays = wanted.get(key) == Some(what);
+        self.polled.retain(|key, (source, task)| {
+            let stays = wanted.get(key) == Some(source);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for (key, what) in wanted {
+        for (key, source) in wanted {
             if !self.polled.contains_key(&key) {
                 let task = PollLoop {
                     key: key.clone(),
-                    what: what.clone(),
-                    backoff: (self.backoff)(&what),
+                    source: source.clone(),
+                    backoff: (self.backoff)(&source),
                     start_after: random_part(self.spread),
                     permits: Arc::clone(&self.permits),
                     results: self.results.clone(),
                 };
                 let task = self.tasks.spawn(task.run(poll.clone()));
-                self.polled.insert(key, (what, task));
+                self.polled.insert(key, (source, task));
             }
         }
     }
 
-    /// Ends all tasks: the next [`follow`](Self::follow) starts each anew.
+    /// Ends all tasks, so that the next [`follow`](Self::follow) starts each source again.
     pub fn renew(&mut self) {
         self.tasks.abort_all();
         self.polled.clear();
     }
 }
 
-/// What one task knows.
+/// The task that polls one source.
 struct PollLoop<K, T, R> {
     key: K,
-    what: T,
+    source: T,
     backoff: Backoff,
     start_after: Duration,
     permits: Arc<Semaphore>,
@@ -181,8 +181,8 @@ impl<K: Clone, T, R> PollLoop<K, T, R> {
         let mut failures = 0;
         loop {
             let (result, next) = {
-                let _turn = self.permits.acquire().await.expect("the semaphore is never closed");
-                poll(&self.key, &self.what).await
+                let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
+                poll(&self.key, &self.source).await
             };
             if self.results.send((self.key.clone(), result)).await.is_err() {
                 return;
@@ -194,18 +194,18 @@ impl<K: Clone, T, R> PollLoop<K, T, R> {
     }
 }
 
-/// A pause that is up to 10 % shorter or longer.
+/// Makes a pause up to 10 % shorter or longer, at random.
 fn with_jitter(pause: Duration) -> Duration {
-    let part = pause / JITTER_PARTS;
+    let part = pause / JITTER_DIVISOR;
     pause - part + random_part(2 * part)
 }
 
-/// A random part of a time. Without randomness it is zero, and agents may poll together, which does no more
-/// harm than that.
+/// A random duration below `time`. Zero if random bytes are not available: then agents may poll at the same
+/// time, which does no other harm.
 fn random_part(time: Duration) -> Duration {
-    let mut draw = [0; 2];
-    let _ = getrandom::fill(&mut draw);
-    time * u32::from(u16::from_be_bytes(draw)) / 65_536
+    let mut bytes = [0; 2];
+    let _ = getrandom::fill(&mut bytes);
+    time * u32::from(u16::from_be_bytes(bytes)) / 65_536
 }
 
 #[cfg(test)]
@@ -228,12 +228,15 @@ mod tests {
         wanted.iter().copied().collect()
     }
 
-    /// Answers with the description, and goes on as `next` says.
-    fn answer(next: NextPoll) -> impl Fn(&&'static str, &u32) -> std::future::Ready<(u32, NextPoll)> + Clone {
-        move |_, what| std::future::ready((*what, next))
+    /// A poll that returns the description, and `next`.
+    fn poll_with(
+        next: NextPoll,
+    ) -> impl Fn(&&'static str, &u32) -> std::future::Ready<(u32, NextPoll)> + Clone {
+        move |_, source| std::future::ready((*source, next))
     }
 
-    /// Whether as much time passed as is planned, give or take the jitter and a millisecond of the timer.
+    /// Asserts that `passed` is the planned time, within the jitter and the millisecond resolution of the
+    /// timer.
     #[track_caller]
     fn assert_about(passed: Duration, seconds: f64) {
         let (passed, range) = (passed.as_secs_f64(), seconds * 0.9 - 0.002..=seconds * 1.1 + 0.002);
@@ -242,11 +245,11 @@ mod tests {
 
     async fn seconds_to_next(results: &mut Results) -> Duration {
         let before = Instant::now();
-        results.recv().await.expect("the poller lives");
+        results.recv().await.expect("the poller is not dropped");
         before.elapsed()
     }
 
-    /// Whether nothing is reported for a long time.
+    /// Whether no result is sent for a long time.
     async fn is_silent(results: &mut Results) -> bool {
         tokio::time::timeout(100 * BACKOFF.interval, results.recv()).await.is_err()
     }
@@ -254,7 +257,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn success_is_polled_again_after_the_interval() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("a", 1)]), answer(NextPoll::Interval));
+        poller.follow(all(&[("a", 1)]), poll_with(NextPoll::Interval));
         assert_eq!(seconds_to_next(&mut results).await, Duration::ZERO);
         for _ in 0..20 {
             assert_about(seconds_to_next(&mut results).await, 60.0);
@@ -262,15 +265,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_may_say_how_long_it_is_valid() {
+    async fn result_with_a_lifetime_is_polled_again_after_it() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("a", 1)]), answer(NextPoll::After(Duration::from_secs(5))));
+        poller.follow(all(&[("a", 1)]), poll_with(NextPoll::After(Duration::from_secs(5))));
         seconds_to_next(&mut results).await;
         assert_about(seconds_to_next(&mut results).await, 5.0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn retries_become_rarer_until_the_interval_and_a_success_starts_over() {
+    async fn retry_pause_doubles_up_to_the_interval_and_a_success_resets_it() {
         let (mut poller, mut results) = poller();
         let polls = Arc::new(AtomicUsize::new(0));
         poller.follow(all(&[("a", 1)]), move |_, _| {
@@ -289,57 +292,58 @@ mod tests {
             let pause = BACKOFF.pause(NextPoll::Retry, failures).unwrap();
             assert!((BACKOFF.retry..=BACKOFF.interval).contains(&pause), "{failures}: {pause:?}");
         }
-        let endless = Backoff { interval: Duration::MAX, retry: Duration::MAX };
-        assert_eq!(endless.pause(NextPoll::Retry, 40), Some(Duration::MAX));
+        let longest = Backoff { interval: Duration::MAX, retry: Duration::MAX };
+        assert_eq!(longest.pause(NextPoll::Retry, 40), Some(Duration::MAX));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_has_nothing_more_to_learn_is_polled_again_only_when_renewed() {
+    async fn source_with_a_final_result_is_polled_again_only_after_renew() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("a", 1)]), answer(NextPoll::Never));
+        poller.follow(all(&[("a", 1)]), poll_with(NextPoll::Never));
         assert_eq!(results.recv().await, Some(("a", 1)));
-        poller.follow(all(&[("a", 1)]), answer(NextPoll::Never));
+        poller.follow(all(&[("a", 1)]), poll_with(NextPoll::Never));
         assert!(is_silent(&mut results).await);
         poller.renew();
-        poller.follow(all(&[("a", 1)]), answer(NextPoll::Never));
+        poller.follow(all(&[("a", 1)]), poll_with(NextPoll::Never));
         assert_eq!(results.recv().await, Some(("a", 1)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_described_as_before_is_not_disturbed_and_what_is_gone_ends() {
+    async fn unchanged_source_is_not_restarted_and_removed_source_ends() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("changed", 1), ("gone", 2), ("same", 3)]), answer(NextPoll::Interval));
+        poller.follow(all(&[("changed", 1), ("gone", 2), ("same", 3)]), poll_with(NextPoll::Interval));
         for _ in 0..3 {
             results.recv().await;
         }
         tokio::time::advance(BACKOFF.interval / 2).await;
-        poller.follow(all(&[("changed", 4), ("new", 5), ("same", 3)]), answer(NextPoll::Interval));
+        poller.follow(all(&[("changed", 4), ("new", 5), ("same", 3)]), poll_with(NextPoll::Interval));
         assert_eq!(results.recv().await, Some(("changed", 4)));
         assert_eq!(results.recv().await, Some(("new", 5)));
         let before = Instant::now();
         assert_eq!(results.recv().await, Some(("same", 3)), "it is polled on time");
         let passed = before.elapsed();
         assert!((Duration::from_secs(24)..=Duration::from_secs(37)).contains(&passed), "{passed:?}");
-        poller.follow(all(&[]), answer(NextPoll::Interval));
+        poller.follow(all(&[]), poll_with(NextPoll::Interval));
         assert!(is_silent(&mut results).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn renewed_tasks_poll_in_the_new_way_at_once() {
+    async fn renewed_tasks_use_the_new_poll_immediately() {
         let (mut poller, mut results) = poller();
-        poller.follow(all(&[("a", 1)]), answer(NextPoll::Interval));
+        poller.follow(all(&[("a", 1)]), poll_with(NextPoll::Interval));
         results.recv().await;
-        let new_way = |_: &&'static str, what: &u32| std::future::ready((what + 100, NextPoll::Interval));
-        poller.follow(all(&[("a", 1)]), new_way);
+        let new_poll =
+            |_: &&'static str, source: &u32| std::future::ready((source + 100, NextPoll::Interval));
+        poller.follow(all(&[("a", 1)]), new_poll);
         assert_eq!(results.recv().await, Some(("a", 1)), "it was not renewed");
         poller.renew();
-        poller.follow(all(&[("a", 1)]), new_way);
+        poller.follow(all(&[("a", 1)]), new_poll);
         assert_eq!(seconds_to_next(&mut results).await, Duration::ZERO);
         assert_eq!(results.recv().await, Some(("a", 101)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn polls_of_many_keys_do_not_stay_together() {
+    async fn polls_of_many_keys_are_spread() {
         const KEYS: usize = 200;
         let (poller, mut results) = KeyedPoller::<usize, (), ()>::new(|()| BACKOFF);
         let mut poller = poller.spread_over(Duration::from_secs(2));
@@ -357,16 +361,16 @@ mod tests {
             assert!(range.contains(&first) && range.contains(&last), "{first} to {last}");
             assert!(last - first >= least, "{first} to {last}");
         };
-        // 200 draws from a range leave out half of it once in 2^200 runs.
+        // 200 random numbers all lie in one half of a range once in 2^199 runs.
         spread(&times[..KEYS], 0.0..=2.002, 1.0);
         spread(&times[KEYS..], 54.0..=68.004, 6.0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_some_polls_run_at_once_and_all_get_their_turn() {
+    async fn concurrency_is_limited_and_all_polls_run() {
         const KEYS: usize = 50;
         let (poller, mut results) = KeyedPoller::<usize, (), usize>::new(|()| BACKOFF);
-        let mut poller = poller.at_most(8);
+        let mut poller = poller.with_concurrency(8);
         let running = Arc::new(AtomicUsize::new(0));
         poller.follow((0..KEYS).map(|key| (key, ())).collect(), move |_, ()| {
             let running = Arc::clone(&running);
@@ -386,14 +390,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_ends_when_nobody_takes_results_and_when_the_poller_is_dropped() {
+    async fn task_ends_when_the_receiver_or_the_poller_is_dropped() {
         let (mut poller, results) = poller();
         drop(results);
-        poller.follow(all(&[("a", 1)]), answer(NextPoll::Interval));
+        poller.follow(all(&[("a", 1)]), poll_with(NextPoll::Interval));
         assert!(poller.tasks.join_next().await.is_some_and(|ended| ended.is_ok()));
 
         let (mut poller, mut results) = self::poller();
-        poller.follow(all(&[("a", 1)]), answer(NextPoll::Interval));
+        poller.follow(all(&[("a", 1)]), poll_with(NextPoll::Interval));
         results.recv().await;
         drop(poller);
         assert_eq!(results.recv().await, None);

@@ -1,4 +1,4 @@
-//! Resolves the names of peers and targets to addresses, again and again.
+//! Resolves the host names of peers and targets periodically.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,17 +8,18 @@ use tokio::sync::mpsc;
 
 use crate::poller::{Backoff, KeyedPoller, NextPoll};
 
-/// Chosen: DNS entries of peers live for minutes, and a wrong one is used for this long at most. A name that
-/// cannot be resolved waits as long: the resolver of the host has repeated its queries already.
+/// Chosen: DNS records of peers usually have a TTL of minutes, and an outdated address is used for at most
+/// this time. A failed name is retried after the same time, because the resolver of the host repeats queries
+/// itself.
 const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(30), retry: Duration::from_secs(30) };
 
-/// A look-up that takes longer has failed.
+/// Timeout of a lookup.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Look-ups at once; each occupies a thread.
-const RESOLVE_AT_ONCE: usize = 8;
+/// Maximum concurrent lookups; each occupies a thread.
+const CONCURRENT_LOOKUPS_MAX: usize = 8;
 
-/// The addresses of a host, the preferred one first; or why there are none.
+/// The addresses of a host, the preferred one first and never empty; or why there are none.
 pub type Resolution = Result<Vec<IpAddr>, String>;
 
 /// Resolves hosts in the background.
@@ -28,15 +29,15 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// A resolver of nothing yet, and where resolutions come out: each with the name of its peer or target.
+    /// A resolver without hosts, and the receiver of its results, each with the name of the peer or target.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<(String, Resolution)>) {
         let (poller, results) = KeyedPoller::new(|_| BACKOFF);
-        (Self { poller: poller.at_most(RESOLVE_AT_ONCE) }, results)
+        (Self { poller: poller.with_concurrency(CONCURRENT_LOOKUPS_MAX) }, results)
     }
 
-    /// Resolves exactly these from now on: names of peers and targets with their hosts. Hosts that are
-    /// addresses need no look-up and are returned.
+    /// Resolves exactly these hosts; each comes with the name of its peer or target. Hosts that are IP
+    /// addresses require no lookup and are returned.
     pub fn follow<'a>(
         &mut self,
         hosts: impl Iterator<Item = (&'a str, &'a str)>,
@@ -64,23 +65,23 @@ impl Resolver {
 async fn look_up(host: &str) -> Resolution {
     match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0))).await {
         Ok(Ok(addresses)) => {
-            let mut known = Vec::new();
+            let mut unique = Vec::new();
             for address in addresses.map(|address| address.ip().to_canonical()) {
-                if !known.contains(&address) {
-                    known.push(address);
+                if !unique.contains(&address) {
+                    unique.push(address);
                 }
             }
-            if known.is_empty() { Err(format!("{host} has no address")) } else { Ok(known) }
+            if unique.is_empty() { Err(format!("{host} has no address")) } else { Ok(unique) }
         }
         Ok(Err(error)) => Err(format!("looking up {host}: {error}")),
-        Err(_) => Err(format!("looking up {host}: no answer within {} s", RESOLVE_TIMEOUT.as_secs())),
+        Err(_) => Err(format!("looking up {host}: timed out after {} s", RESOLVE_TIMEOUT.as_secs())),
     }
 }
 
-/// Resolves a host once, for a request or a measurement that is made now.
+/// Resolves a host once.
 ///
 /// # Errors
-/// A sentence that names the host.
+/// The cause, with the name of the host.
 pub async fn once(host: &str) -> Resolution {
     match host.parse::<IpAddr>() {
         Ok(address) => Ok(vec![address.to_canonical()]),

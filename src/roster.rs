@@ -3,41 +3,41 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::config::discovery::{PeerPattern, ProviderRole, TargetPattern};
+use crate::config::discovery::{PeerTemplate, ProviderRole, TargetTemplate};
 use crate::config::file_sd::Member;
 use crate::config::{Config, Peer, Provider, Target};
 use crate::discovery::UnidentifiedAgent;
 
-/// All peers and targets.
+/// All peers and targets, from the configuration and from providers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roster {
     /// The other agents, by name.
     pub peers: BTreeMap<String, Peer>,
     /// Hosts without an agent, by name.
     pub targets: BTreeMap<String, Target>,
-    /// Addresses of the peers that were found by address and not by name.
+    /// Addresses of the peers that providers list by address, not by name.
     pub addresses: BTreeMap<String, Vec<IpAddr>>,
     /// Agents whose names are not known yet, with the provider that lists them.
     pub unidentified: BTreeMap<UnidentifiedAgent, String>,
-    /// Sentences about members that were skipped.
+    /// Messages about members that were skipped.
     pub skipped: Vec<String>,
-    /// The boot id of the agent at the addresses of a peer, by the peer's name.
+    /// The boot id of each peer in `addresses`, by name.
     boot_ids: BTreeMap<String, String>,
 }
 
-/// Peers and targets together; further ones are skipped and logged. Chosen: twice the 10,000 paths that one
-/// agent is built for.
+/// Maximum peers and targets together; further ones are skipped and logged. Chosen: twice the 10,000 paths
+/// that one agent is built for.
 pub const HOSTS_MAX: usize = 20_000;
 
-/// Sentences that are kept; further members are skipped without one.
+/// Maximum messages about skipped members; further members are skipped without a message.
 const SKIPPED_MAX: usize = 100;
 
-/// What the roster is computed from, besides the configuration.
+/// The inputs from which the roster is computed, in addition to the configuration.
 #[derive(Debug, Default)]
 pub struct RosterInputs {
-    /// The last answer of each provider, by the provider's name.
+    /// The last list of each provider, by the name of the provider.
     pub members_by_provider: BTreeMap<String, Vec<Member>>,
-    /// Agents that were listed without a name, and have said what it is.
+    /// Agents that are listed without a name and have reported it.
     pub known_agents: BTreeMap<UnidentifiedAgent, KnownAgent>,
     /// Names under which this agent is listed as a peer of itself, with their hosts.
     pub own_names: BTreeMap<String, String>,
@@ -45,7 +45,7 @@ pub struct RosterInputs {
     pub own_boot_id: String,
 }
 
-/// An agent that was listed by its address and has said its name.
+/// An agent that is listed by its address and has reported its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownAgent {
     /// Its name.
@@ -55,30 +55,32 @@ pub struct KnownAgent {
 }
 
 impl RosterInputs {
-    /// Forgets providers that are not configured any more, and agents that no provider lists.
+    /// Removes providers that are not configured, and agents that no provider lists.
     pub fn retain_configured(&mut self, config: &Config) {
         self.members_by_provider
             .retain(|name, _| config.providers.iter().any(|provider| provider.name == *name));
         let unidentified: BTreeSet<UnidentifiedAgent> = config
             .providers
             .iter()
-            .flat_map(|provider| self.of(provider).filter_map(move |member| unidentified(provider, member)))
+            .flat_map(|provider| {
+                self.members_of(provider).filter_map(move |member| unidentified(provider, member))
+            })
             .collect();
         self.known_agents.retain(|agent, _| unidentified.contains(agent));
     }
 
-    fn of<'a>(&'a self, provider: &Provider) -> impl Iterator<Item = &'a Member> + use<'a> {
+    fn members_of<'a>(&'a self, provider: &Provider) -> impl Iterator<Item = &'a Member> + use<'a> {
         self.members_by_provider.get(&provider.name).into_iter().flatten()
     }
 }
 
-/// The agent to ask for its name; `None`: the member has one, or is no agent.
+/// The agent whose name must be requested; `None`: the member has a name, or is not an agent.
 fn unidentified(provider: &Provider, member: &Member) -> Option<UnidentifiedAgent> {
-    let ProviderRole::Peers(pattern) = &provider.finds else { return None };
+    let ProviderRole::Peers(pattern) = &provider.role else { return None };
     member.name.is_none().then(|| UnidentifiedAgent {
         host: member.host.clone(),
         http_port: member.port.unwrap_or(pattern.http_port),
-        https: pattern.https.as_ref().map(|secured| secured.of(&member.host)),
+        https: pattern.https.as_ref().map(|template| template.for_host(&member.host)),
     })
 }
 
@@ -103,7 +105,7 @@ impl Roster {
             }
         }
         for provider in &config.providers {
-            for member in inputs.of(provider) {
+            for member in inputs.members_of(provider) {
                 roster.add(config, inputs, provider, member);
             }
         }
@@ -112,45 +114,49 @@ impl Roster {
 
     fn add(&mut self, config: &Config, inputs: &RosterInputs, provider: &Provider, member: &Member) {
         let agent = unidentified(provider, member);
-        let introduced = agent.as_ref().and_then(|agent| inputs.known_agents.get(agent));
-        let name = match (&member.name, introduced, agent) {
+        let known = agent.as_ref().and_then(|agent| inputs.known_agents.get(agent));
+        let name = match (&member.name, known, agent) {
             (Some(name), ..) | (None, Some(KnownAgent { name, .. }), _) => name,
             (None, None, Some(agent)) => {
                 self.unidentified.insert(agent, provider.name.clone());
                 return;
             }
             (None, None, None) => {
-                return self.skip(provider, member, "it has no name; give it the label `instance`");
+                return self.skip(provider, member, "it has no name; set the label `instance`");
             }
         };
-        if introduced.is_some_and(|other| *name == config.agent.name && other.boot_id != inputs.own_boot_id) {
-            return self.skip(provider, member, "it is another agent with the name of this one");
+        if known.is_some_and(|other| *name == config.agent.name && other.boot_id != inputs.own_boot_id) {
+            return self.skip(provider, member, "it is a different agent with the name of this agent");
         }
         if *name == config.agent.name || inputs.own_names.get(name) == Some(&member.host) {
             return;
         }
-        if let Some(introduced) = introduced
+        if let Some(known) = known
             && let Ok(address) = member.host.parse::<IpAddr>()
             && let Some(addresses) = self.addresses.get_mut(name)
         {
-            if self.boot_ids.get(name) != Some(&introduced.boot_id) {
-                let why = format!("it is another agent with the name {name}");
-                return self.skip(provider, member, &why);
+            if self.boot_ids.get(name) != Some(&known.boot_id) {
+                let reason = format!("it is a different agent with the name {name}");
+                return self.skip(provider, member, &reason);
             }
             addresses.push(address.to_canonical());
             return;
         }
         if self.peers.contains_key(name) || self.targets.contains_key(name) {
-            return self.skip(provider, member, "its name is already used");
+            return self.skip(provider, member, "its name is already in use");
         }
         if self.peers.len() + self.targets.len() >= HOSTS_MAX {
-            return self.skip(provider, member, &format!("there are more than {HOSTS_MAX} members"));
+            return self.skip(
+                provider,
+                member,
+                &format!("there are more than {HOSTS_MAX} peers and targets"),
+            );
         }
-        match &provider.finds {
+        match &provider.role {
             ProviderRole::Peers(pattern) => {
-                if let (Some(introduced), Ok(address)) = (introduced, member.host.parse::<IpAddr>()) {
+                if let (Some(known), Ok(address)) = (known, member.host.parse::<IpAddr>()) {
                     self.addresses.insert(name.clone(), vec![address.to_canonical()]);
-                    self.boot_ids.insert(name.clone(), introduced.boot_id.clone());
+                    self.boot_ids.insert(name.clone(), known.boot_id.clone());
                 }
                 self.peers.insert(name.clone(), peer(name, pattern, member));
             }
@@ -160,39 +166,39 @@ impl Roster {
         }
     }
 
-    fn skip(&mut self, provider: &Provider, member: &Member, why: &str) {
+    fn skip(&mut self, provider: &Provider, member: &Member, reason: &str) {
         if self.skipped.len() < SKIPPED_MAX {
-            let shown = member.name.as_ref().unwrap_or(&member.host);
-            self.skipped.push(format!("skipping {shown} of {}: {why}", provider.name));
+            let member = member.name.as_ref().unwrap_or(&member.host);
+            self.skipped.push(format!("skipping {member} of {}: {reason}", provider.name));
         }
     }
 
-    /// Every name with its host.
+    /// The names of all peers and targets, each with its host.
     pub fn hosts(&self) -> impl Iterator<Item = (&str, &str)> {
         let peers = self.peers.values().map(|peer| (peer.name.as_str(), peer.address.as_str()));
         peers.chain(self.targets.values().map(|target| (target.name.as_str(), target.address.as_str())))
     }
 
-    /// Whether a peer or target has this name.
+    /// Whether there is a peer or target with this name.
     #[must_use]
-    pub fn knows(&self, name: &str) -> bool {
+    pub fn contains(&self, name: &str) -> bool {
         self.peers.contains_key(name) || self.targets.contains_key(name)
     }
 }
 
-fn peer(name: &str, pattern: &PeerPattern, member: &Member) -> Peer {
+fn peer(name: &str, pattern: &PeerTemplate, member: &Member) -> Peer {
     Peer {
         name: name.to_owned(),
         address: member.host.clone(),
         http_port: member.port.unwrap_or(pattern.http_port),
         stamp_port: member.stamp_port.unwrap_or(pattern.stamp_port),
         agent_port: member.agent_port.unwrap_or(pattern.agent_port),
-        https: pattern.https.as_ref().map(|secured| secured.of(&member.host)),
+        https: pattern.https.as_ref().map(|template| template.for_host(&member.host)),
         labels: merged(&pattern.labels, &member.labels),
     }
 }
 
-fn target(name: &str, pattern: &TargetPattern, member: &Member) -> Target {
+fn target(name: &str, pattern: &TargetTemplate, member: &Member) -> Target {
     let secure = member.url.as_ref().filter(|url| url.scheme.is_secure());
     Target {
         name: name.to_owned(),
@@ -200,15 +206,15 @@ fn target(name: &str, pattern: &TargetPattern, member: &Member) -> Target {
         port: member.port.unwrap_or(pattern.port),
         quirks: pattern.quirks,
         url: member.url.clone(),
-        https: secure.map(|url| pattern.https.of(&url.host)),
+        https: secure.map(|url| pattern.https.for_host(&url.host)),
         key_file: None,
         labels: merged(&pattern.labels, &member.labels),
     }
 }
 
-/// The labels of all, overridden by those of one.
-fn merged(all: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let mut labels = all.clone();
+/// The labels of the provider, overridden by those of the member.
+fn merged(defaults: &BTreeMap<String, String>, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut labels = defaults.clone();
     labels.extend(own.clone());
     labels
 }
@@ -241,7 +247,7 @@ targets:
         Member { name: Some(name.into()), host: host.into(), ..Member::default() }
     }
 
-    fn at(host: &str) -> Member {
+    fn unnamed(host: &str) -> Member {
         Member { host: host.into(), ..Member::default() }
     }
 
@@ -249,9 +255,13 @@ targets:
         UnidentifiedAgent { host: host.into(), http_port: 9862, https: None }
     }
 
-    /// Each name is that of one agent.
-    fn knowing(members_by_provider: &[(&str, Vec<Member>)], known_agents: &[(&str, &str)]) -> RosterInputs {
-        let told = |name: &str| KnownAgent { name: name.to_owned(), boot_id: format!("run of {name}") };
+    /// Inputs in which each known name is that of one agent.
+    fn roster_inputs(
+        members_by_provider: &[(&str, Vec<Member>)],
+        known_agents: &[(&str, &str)],
+    ) -> RosterInputs {
+        let known_agent =
+            |name: &str| KnownAgent { name: name.to_owned(), boot_id: format!("run of {name}") };
         RosterInputs {
             members_by_provider: members_by_provider
                 .iter()
@@ -259,7 +269,7 @@ targets:
                 .collect(),
             known_agents: known_agents
                 .iter()
-                .map(|(host, name)| (unidentified_at(host), told(name)))
+                .map(|(host, name)| (unidentified_at(host), known_agent(name)))
                 .collect(),
             own_names: BTreeMap::new(),
             own_boot_id: "run of a".to_owned(),
@@ -275,7 +285,8 @@ targets:
         let labels = BTreeMap::from([("zone".to_owned(), "z".to_owned())]);
         let found = Member { labels, port: Some(80), ..named("c", "192.0.2.3") };
         let gateway = named("gw-2", "192.0.2.2");
-        let roster = Roster::new(&config(), &knowing(&[(FILES, vec![found]), (HTTP, vec![gateway])], &[]));
+        let roster =
+            Roster::new(&config(), &roster_inputs(&[(FILES, vec![found]), (HTTP, vec![gateway])], &[]));
         assert_eq!((names(&roster.peers), names(&roster.targets)), (vec!["b", "c"], vec!["gw", "gw-2"]));
         let c = &roster.peers["c"];
         assert_eq!((c.http_port, c.stamp_port, c.agent_port), (80, 862, 9863));
@@ -285,10 +296,11 @@ targets:
     }
 
     #[test]
-    fn agents_without_a_name_wait_for_it_and_two_addresses_of_one_agent_are_one_peer() {
-        let found = vec![at("192.0.2.3"), at("192.0.2.4"), at("2001:db8::3"), at("192.0.2.1")];
-        let told = [("192.0.2.3", "c"), ("2001:db8::3", "c"), ("192.0.2.1", "a")];
-        let roster = Roster::new(&config(), &knowing(&[(DNS, found)], &told));
+    fn agents_without_a_name_are_unidentified_and_two_addresses_of_one_agent_are_one_peer() {
+        let found =
+            vec![unnamed("192.0.2.3"), unnamed("192.0.2.4"), unnamed("2001:db8::3"), unnamed("192.0.2.1")];
+        let known = [("192.0.2.3", "c"), ("2001:db8::3", "c"), ("192.0.2.1", "a")];
+        let roster = Roster::new(&config(), &roster_inputs(&[(DNS, found)], &known));
         assert_eq!(names(&roster.peers), ["b", "c"], "an agent is not a peer of itself");
         let both = ["192.0.2.3", "2001:db8::3"].map(|address| address.parse::<IpAddr>().unwrap());
         assert_eq!(roster.addresses["c"], both);
@@ -297,33 +309,35 @@ targets:
 
     #[test]
     fn members_with_a_used_name_and_targets_without_a_name_are_skipped() {
-        let found =
-            [(FILES, vec![named("b", "192.0.2.3")]), (HTTP, vec![at("192.0.2.5"), named("b", "192.0.2.6")])];
-        let roster = Roster::new(&config(), &knowing(&found, &[]));
+        let found = [
+            (FILES, vec![named("b", "192.0.2.3")]),
+            (HTTP, vec![unnamed("192.0.2.5"), named("b", "192.0.2.6")]),
+        ];
+        let roster = Roster::new(&config(), &roster_inputs(&found, &[]));
         assert_eq!(roster.peers["b"].address, "b.example.net");
         assert_eq!(roster.skipped.len(), 3, "{:?}", roster.skipped);
         assert_eq!(
             roster.skipped[1],
-            "skipping 192.0.2.5 of http:192.0.2.9/targets: it has no name; give it the label `instance`"
+            "skipping 192.0.2.5 of http:192.0.2.9/targets: it has no name; set the label `instance`"
         );
     }
 
     #[test]
-    fn an_agent_that_is_listed_as_its_own_peer_is_not_measured() {
-        let mut inputs = knowing(&[(FILES, vec![named("c", "192.0.2.3")])], &[]);
-        let ours = [("b", "b.example.net"), ("c", "192.0.2.3")];
-        inputs.own_names.extend(ours.map(|(name, host)| (name.to_owned(), host.to_owned())));
+    fn agent_that_is_listed_as_its_own_peer_is_not_measured() {
+        let mut inputs = roster_inputs(&[(FILES, vec![named("c", "192.0.2.3")])], &[]);
+        let own_names = [("b", "b.example.net"), ("c", "192.0.2.3")];
+        inputs.own_names.extend(own_names.map(|(name, host)| (name.to_owned(), host.to_owned())));
         assert_eq!(names(&Roster::new(&config(), &inputs).peers), [""; 0]);
-        // A list that is corrected counts.
+        // A corrected list applies.
         inputs.members_by_provider.insert(FILES.to_owned(), vec![named("c", "192.0.2.4")]);
         assert_eq!(names(&Roster::new(&config(), &inputs).peers), ["c"]);
     }
 
     #[test]
-    fn the_second_agent_of_a_name_is_skipped() {
-        let found = ["192.0.2.3", "192.0.2.4", "192.0.2.5"].map(at).to_vec();
-        let told = [("192.0.2.3", "c"), ("192.0.2.4", "c"), ("192.0.2.5", "a")];
-        let mut inputs = knowing(&[(DNS, found)], &told);
+    fn second_agent_with_the_same_name_is_skipped() {
+        let found = ["192.0.2.3", "192.0.2.4", "192.0.2.5"].map(unnamed).to_vec();
+        let known = [("192.0.2.3", "c"), ("192.0.2.4", "c"), ("192.0.2.5", "a")];
+        let mut inputs = roster_inputs(&[(DNS, found)], &known);
         for host in ["192.0.2.4", "192.0.2.5"] {
             inputs.known_agents.get_mut(&unidentified_at(host)).unwrap().boot_id =
                 "run of another".to_owned();
@@ -331,16 +345,16 @@ targets:
         let roster = Roster::new(&config(), &inputs);
         assert_eq!(roster.addresses["c"].len(), 1);
         let skipped = [
-            "skipping 192.0.2.4 of dns:agents.example.net: it is another agent with the name c",
-            "skipping 192.0.2.5 of dns:agents.example.net: it is another agent with the name of this one",
+            "skipping 192.0.2.4 of dns:agents.example.net: it is a different agent with the name c",
+            "skipping 192.0.2.5 of dns:agents.example.net: it is a different agent with the name of this agent",
         ];
         assert_eq!(roster.skipped, skipped);
     }
 
     #[test]
-    fn agents_that_no_provider_lists_are_forgotten() {
-        let found = [(DNS, vec![at("192.0.2.3")]), ("dns:gone.example.net", vec![at("192.0.2.4")])];
-        let mut inputs = knowing(&found, &[("192.0.2.3", "c"), ("192.0.2.4", "d")]);
+    fn agents_that_no_provider_lists_are_removed() {
+        let found = [(DNS, vec![unnamed("192.0.2.3")]), ("dns:gone.example.net", vec![unnamed("192.0.2.4")])];
+        let mut inputs = roster_inputs(&found, &[("192.0.2.3", "c"), ("192.0.2.4", "d")]);
         inputs.retain_configured(&config());
         assert_eq!(inputs.members_by_provider.len(), 1);
         assert_eq!(inputs.known_agents.len(), 1);

@@ -1,4 +1,4 @@
-//! A configuration with the keys and certificates that it names: read together, applied together.
+//! A configuration with its keys and certificates, which are read together and applied together.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,20 +11,20 @@ use crate::keys::{KeyError, KeyRing};
 use crate::tls::{Connector, FileError, Reloadable};
 use sha2::{Digest, Sha256};
 
-/// A configuration, and the keys and certificates it names.
+/// A configuration with its keys and certificates.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The configuration.
     pub config: Config,
     /// The keys.
     pub keys: KeyRing,
-    /// How the HTTP port is served: TLS, passwords, headers.
+    /// TLS, passwords and headers of the HTTP port.
     pub web_config: Reloadable<LoadedWebConfig>,
-    /// TLS for outgoing connections, by the CA and the client certificate that are used.
+    /// TLS connectors for outgoing connections, by their CA and client certificate.
     pub connectors: BTreeMap<Trust, Reloadable<Connector>>,
-    /// The first 16 hexadecimal digits of the SHA-256 of the file.
+    /// The first 16 hexadecimal digits of the SHA-256 hash of the file.
     pub hash: String,
-    /// Settings that are valid and probably a mistake.
+    /// Warnings about valid settings that are probably a mistake.
     pub warnings: Vec<String>,
 }
 
@@ -34,42 +34,42 @@ pub enum SettingsError {
     /// The file cannot be read.
     #[error("reading {path}: {source}", path = path.display())]
     Read {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The file is invalid.
     #[error("{}", problems.display(file))]
     Problems {
-        /// Which file.
+        /// The path of the file.
         file: String,
-        /// What.
+        /// The problems.
         problems: Problems,
     },
     /// A key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// A file for TLS cannot be used.
+    /// A TLS file cannot be used.
     #[error(transparent)]
     Tls(#[from] FileError),
-    /// A setting changed that needs a restart.
-    #[error("{what} changed from {from} to {to}, which needs a restart; nothing was changed")]
+    /// A setting changed that can only be applied by a restart.
+    #[error("{what} changed from {from} to {to}, which requires a restart; nothing was applied")]
     Restart {
-        /// Which key.
+        /// The key.
         what: &'static str,
-        /// What is in force.
+        /// The current value.
         from: String,
-        /// What the file says.
+        /// The value in the file.
         to: String,
     },
 }
 
 impl Settings {
-    /// Reads a configuration file and the files it names.
+    /// Reads a configuration file, and the key and certificate files that it names.
     ///
     /// # Errors
-    /// [`SettingsError`] with all problems of the configuration at once.
+    /// [`SettingsError`]; it has all problems of the configuration.
     pub fn read(path: &Path, host: &LoadContext) -> Result<Self, SettingsError> {
         let text = fs::read(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
         let file = path.display().to_string();
@@ -81,15 +81,16 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Adds the keys and certificates that a configuration names. `text` is what it was read from.
+    /// Reads the keys and certificates that a configuration names. `text` is the text of the configuration
+    /// file.
     ///
     /// # Errors
     /// [`SettingsError::Key`], [`SettingsError::Tls`].
     pub fn complete(config: Config, text: &[u8]) -> Result<Self, SettingsError> {
         let keys = KeyRing::read(&config)?;
         let hash = Self::hash_of(text);
-        let web_config = Reloadable::new(|shelf| match &config.tls.web_config_file {
-            Some(path) => LoadedWebConfig::read(path, shelf),
+        let web_config = Reloadable::new(|files| match &config.tls.web_config_file {
+            Some(path) => LoadedWebConfig::read(path, files),
             None => Ok(LoadedWebConfig::default()),
         })?;
         let connectors = connectors(&config)?;
@@ -97,20 +98,23 @@ impl Settings {
         Ok(Self { config, keys, web_config, connectors, hash, warnings })
     }
 
-    /// The [`hash`](Self::hash) of a file.
+    /// The [`hash`](Self::hash) of the text of a file.
     #[must_use]
     pub fn hash_of(text: &[u8]) -> String {
         Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// What [`Config`] says of asking with TLS, as the client needs it.
+    /// The TLS client for the TLS parameters of a host.
     #[must_use]
     pub fn secure(&self, https: &config::Https) -> TlsClient {
-        let made = self.connectors.get(&https.trust).expect("there is a connector for every way to ask");
-        TlsClient { connector: made.value.clone(), server_name: https.server_name.clone() }
+        let connector = self
+            .connectors
+            .get(&https.trust)
+            .expect("there is a connector for each trust of the configuration");
+        TlsClient { connector: connector.value.clone(), server_name: https.server_name.clone() }
     }
 
-    /// Whether every certificate and key in use is the one in its file; `None`: there are none.
+    /// Whether the TLS files in use are the latest on disk; `None`: none are in use.
     #[must_use]
     pub fn has_latest_files(&self) -> Option<bool> {
         let is_used = self.config.tls.web_config_file.is_some() || !self.connectors.is_empty();
@@ -118,21 +122,21 @@ impl Settings {
         is_used.then(all)
     }
 
-    /// Keeps the connectors of the old settings and renews what is in them, so that their clones connect as
-    /// these say.
-    pub fn succeed(&mut self, old: &Self) {
-        for (trust, made) in &mut self.connectors {
+    /// Takes over the connectors of the old settings and updates their contents, so that existing clones of
+    /// them connect with the certificates of these settings.
+    pub fn inherit_connectors(&mut self, old: &Self) {
+        for (trust, connector) in &mut self.connectors {
             if let Some(old) = old.connectors.get(trust) {
-                old.value.follow(&made.value);
-                made.value = old.value.clone();
+                old.value.follow(&connector.value);
+                connector.value = old.value.clone();
             }
         }
     }
 
-    /// Whether these settings can replace others without a restart.
+    /// Checks that these settings can replace the old ones without a restart.
     ///
     /// # Errors
-    /// [`SettingsError::Restart`] names what cannot change.
+    /// [`SettingsError::Restart`] for the first key that requires a restart.
     pub fn can_replace(&self, old: &Self) -> Result<(), SettingsError> {
         let (new, old) = (&self.config, &old.config);
         let fixed = [
@@ -154,14 +158,14 @@ impl Settings {
 fn connectors(config: &Config) -> Result<BTreeMap<Trust, Reloadable<Connector>>, FileError> {
     let peers = config.peers.iter().map(|peer| &peer.https);
     let targets = config.targets.iter().map(|target| &target.https);
-    let found = config.providers.iter().flat_map(Provider::trusts);
-    let of_some = peers.chain(targets).flatten().map(|https| &https.trust).chain(found);
-    // The default is read even if no server is asked with it, so that a mistake in it shows.
+    let of_providers = config.providers.iter().flat_map(Provider::trusts);
+    let in_use = peers.chain(targets).flatten().map(|https| &https.trust).chain(of_providers);
+    // The default is read even if no connection uses it, so that a mistake in it is reported.
     let client = Some(&config.tls.client).filter(|trust| **trust != Trust::default());
     let mut connectors = BTreeMap::new();
-    for trust in of_some.chain(client) {
+    for trust in in_use.chain(client) {
         if !connectors.contains_key(trust) {
-            connectors.insert(trust.clone(), Reloadable::new(|shelf| Connector::read(trust, shelf))?);
+            connectors.insert(trust.clone(), Reloadable::new(|files| Connector::read(trust, files))?);
         }
     }
     Ok(connectors)

@@ -12,18 +12,18 @@ use pathmeter_proto::key::Keys;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{DemoArguments, Failure, runtime, say};
-use crate::api::routes::AppState as HttpResource;
+use super::{DemoArguments, Failure, print_out, runtime};
+use crate::api::routes::AppState;
 use crate::config::{self, LoadContext};
 use crate::daemon::{ConfigSource, Daemon};
 use crate::probe::TableRow;
 use crate::settings::Settings;
 use crate::systemd::Notifier;
 
-/// The agents and their addresses.
+/// Names and addresses of the agents.
 const AGENTS: [(&str, &str); 3] = [("ams-1", "127.0.0.11"), ("fra-1", "127.0.0.12"), ("lon-1", "127.0.0.13")];
 
-/// Ports that are tried for HTTP and STAMP; the agent port is the next one.
+/// Ports for HTTP and STAMP, in the order in which they are tried. The agent port is one higher.
 const PORTS: [u16; 5] = [9_862, 19_862, 29_862, 39_862, 49_862];
 
 pub(super) fn demo(arguments: &DemoArguments) -> Result<(), Failure> {
@@ -32,23 +32,24 @@ pub(super) fn demo(arguments: &DemoArguments) -> Result<(), Failure> {
         let keys = Arc::new(keys()?);
         let (stop, stopped) = watch::channel(false);
         let mut agents = JoinSet::new();
-        let mut sites = Vec::new();
+        let mut states = Vec::new();
         for (name, _) in AGENTS {
             let daemon = start(name, port, &keys)?;
-            sites.push((name, daemon.app_state()));
+            states.push((name, daemon.app_state()));
             agents.spawn(daemon.run(stopped.clone()));
         }
         let urls: Vec<String> =
             AGENTS.iter().map(|(_, address)| format!("http://{address}:{port}/metrics")).collect();
-        say(&format!("three agents measure each other, a hundred times a second: {}\n", urls.join("  ")))?;
-        let outcome = watch_them(arguments, &sites).await;
+        print_out(&format!("three agents measure each other 100 times per second: {}\n", urls.join("  ")))?;
+        let outcome = print_tables(arguments, &states).await;
         let _ = stop.send(true);
         while agents.join_next().await.is_some() {}
         outcome
     })
 }
 
-async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<HttpResource>)]) -> Result<(), Failure> {
+/// Prints the table of all paths: every second on a terminal, and at the end.
+async fn print_tables(arguments: &DemoArguments, states: &[(&str, Arc<AppState>)]) -> Result<(), Failure> {
     let is_live = io::stdout().is_terminal();
     let end = tokio::time::sleep(Duration::from_secs(arguments.seconds.unwrap_or(u64::MAX / 4)));
     tokio::pin!(end);
@@ -62,10 +63,10 @@ async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<HttpResource>
             _ = ticker.tick() => false,
         };
         if is_live || is_over {
-            let table = table(sites);
-            let back = if is_live && lines > 0 { format!("\x1b[{lines}A\x1b[J") } else { String::new() };
+            let table = table(states);
+            let cursor_up = if is_live && lines > 0 { format!("\x1b[{lines}A\x1b[J") } else { String::new() };
             lines = table.lines().count();
-            say(&(back + &table))?;
+            print_out(&(cursor_up + &table))?;
         }
         if is_over {
             return Ok(());
@@ -73,12 +74,12 @@ async fn watch_them(arguments: &DemoArguments, sites: &[(&str, Arc<HttpResource>
     }
 }
 
-/// A table for each kind of probe.
-fn table(sites: &[(&str, Arc<HttpResource>)]) -> String {
+/// One table for each kind of probe, then the paths that are not measured.
+fn table(states: &[(&str, Arc<AppState>)]) -> String {
     let mut tables: BTreeMap<&'static str, String> = BTreeMap::new();
     let mut unmeasured = String::new();
-    for (from, site) in sites {
-        for path in &site.status.load().paths {
+    for (from, state) in states {
+        for path in &state.status.load().paths {
             let names = format!("{from:<8} {:<8} {:<10}", path.key.peer, path.key.probe);
             match &path.measured {
                 Some(measured) => {
@@ -99,25 +100,25 @@ fn table(sites: &[(&str, Arc<HttpResource>)]) -> String {
 fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
     let text = configuration(name, port);
     let host = LoadContext { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() };
-    let loaded =
-        config::load(text.as_bytes(), &host).map_err(|problems| anyhow!("the demo's own: {problems}"))?;
+    let loaded = config::load(text.as_bytes(), &host)
+        .map_err(|problems| anyhow!("configuration of the demo: {problems}"))?;
     let mut settings = Settings::complete(loaded.config, text.as_bytes())?;
     settings.keys.mesh = Some(Arc::clone(keys));
     Daemon::start(settings, ConfigSource::Fixed, None, Notifier::silent()).context("starting an agent")
 }
 
-/// What a person would write for this agent.
+/// The configuration file of one agent.
 fn configuration(name: &str, port: u16) -> String {
     let next = port + 1;
-    let place = AGENTS.iter().position(|(known, _)| *known == name).unwrap_or_default();
-    let (_, address) = AGENTS[place];
-    let (neighbour, _) = AGENTS[(place + 1) % AGENTS.len()];
+    let index = AGENTS.iter().position(|(known, _)| *known == name).unwrap_or_default();
+    let (_, address) = AGENTS[index];
+    let (neighbour, _) = AGENTS[(index + 1) % AGENTS.len()];
     let mut text = format!(
         "agent: {{name: {name}, grace: 1s}}\n\
          listen: {{http: \"{address}:{port}\", stamp: \"{address}:{port}\", agent: \"{address}:{next}\"}}\n\
          probes:\n  - {{name: udp, interval: 10ms, flows: 4, source: {address}}}\n"
     );
-    // All of them to everybody would not fit on a screen.
+    // Each agent measures only its neighbour: paths between all agents would not fit on a screen.
     for protocol in ["tcp", "websocket", "http", "icmp"] {
         let _ = writeln!(
             text,
@@ -142,11 +143,11 @@ fn free_port() -> anyhow::Result<u16> {
     PORTS
         .into_iter()
         .find(is_free)
-        .ok_or_else(|| anyhow!("ports {PORTS:?} are all taken on 127.0.0.11 to 13"))
+        .ok_or_else(|| anyhow!("ports {PORTS:?} are all in use on 127.0.0.11 to 127.0.0.13"))
 }
 
 fn keys() -> anyhow::Result<Keys> {
     let mut secret = [0; 32];
-    getrandom::fill(&mut secret).map_err(|error| anyhow!("drawing a random key: {error}"))?;
+    getrandom::fill(&mut secret).map_err(|error| anyhow!("reading random bytes for the key: {error}"))?;
     Ok(Keys::only(pathmeter_proto::key::Key::new(&secret)))
 }

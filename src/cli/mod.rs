@@ -19,86 +19,87 @@ use crate::keys;
 use crate::settings::SettingsError;
 use tls::TlsArguments;
 
-/// Measures the network between hosts: loss by direction, RTT and jitter, on /metrics.
+/// Measures the network between hosts: loss by direction, RTT and jitter, exported at /metrics
 #[derive(Debug, Parser)]
-#[command(name = "pathmeter", version, about, after_help = EXIT_CODES)]
+#[command(name = "pathmeter", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     action: Action,
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 ok, 1 it did not work, 2 the command line is wrong, 78 the configuration is wrong.
-Try `pathmeter demo`: three agents on loopback, no configuration.";
+Exit codes: 0 success, 1 failure, 2 invalid command line, 78 invalid configuration.
+To try it without a configuration: `pathmeter demo` runs three agents on loopback.";
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Run the agent: measure, answer, export
+    /// Run the agent: measure, answer other agents, export metrics
     Run(RunArguments),
-    /// Check a configuration file without opening a socket
+    /// Check a configuration file without starting the agent
     Check(CheckArguments),
-    /// Measure once, now
+    /// Measure one host once
     Probe {
         #[command(subcommand)]
         kind: ProbeCommand,
     },
     /// Run three agents on loopback that measure each other
     Demo(DemoArguments),
-    /// Exit 0 if the agent on this host is ready; for containers
+    /// Exit with 0 if the agent on this host is ready (for container health checks)
     Healthcheck(HealthcheckArguments),
-    /// Print completions for a shell
+    /// Print the completion script for a shell
     Completions {
-        /// Which shell
+        /// Shell
         shell: clap_complete::Shell,
     },
-    /// Write manual pages, for packages
+    /// Write the manual pages (for packages)
     #[command(hide = true)]
     Man {
-        /// The folder in which they are written
+        /// Directory to write to
         folder: PathBuf,
     },
 }
 
 #[derive(Debug, Subcommand)]
 enum ProbeCommand {
-    /// Loss by direction, RTT and jitter to one host
+    /// Measure loss by direction, RTT and jitter to one host
     Echo(Box<echo::EchoArguments>),
 }
 
 #[derive(Debug, Args)]
 struct RunArguments {
-    /// The configuration file
+    /// Configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/pathmeter/config.yaml")]
     config: PathBuf,
     #[command(flatten)]
     identity: IdentityArguments,
-    /// Read the configuration again whenever it or a key file has changed, as at SIGHUP
+    /// Reload the configuration when it or a key file changes, as on SIGHUP
     #[arg(long, env = "PATHMETER_WATCH")]
     watch: bool,
-    /// Log this instead of log.level: error, warn, info, debug, trace, or a filter such as warn,pathmeter=debug
+    /// Log level instead of log.level: off, error, warn, info, debug, trace, or a filter
+    /// (warn,pathmeter=debug)
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
 }
 
 #[derive(Debug, Default, Args)]
 struct IdentityArguments {
-    /// Our name among the peers, instead of agent.name
+    /// Name of this agent, instead of agent.name
     #[arg(long, value_name = "NAME", env = "PATHMETER_NAME")]
     name: Option<String>,
-    /// A label of ours, above agent.labels; one without a text is none
-    #[arg(long = "label", value_name = "NAME=TEXT", env = "PATHMETER_LABELS", value_delimiter = ',', value_parser = label)]
+    /// Label of this agent, overrides agent.labels; may be repeated; ignored if VALUE is empty
+    #[arg(long = "label", value_name = "NAME=VALUE", env = "PATHMETER_LABELS", value_delimiter = ',', value_parser = label)]
     labels: Vec<Label>,
 }
 
-/// A label, if it has a text.
+/// A label; `None` if its value is empty.
 type Label = Option<(String, String)>;
 
 #[derive(Debug, Args)]
 struct CheckArguments {
-    /// The configuration file
+    /// Configuration file
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// FILE is not a configuration, but what tls.web_config_file names
+    /// FILE is a web configuration file, as named by tls.web_config_file
     #[arg(long)]
     web_config: bool,
     #[command(flatten)]
@@ -107,34 +108,34 @@ struct CheckArguments {
 
 #[derive(Debug, Args)]
 struct DemoArguments {
-    /// End after this long, with a summary
+    /// Stop after N seconds and print a summary
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: Option<u64>,
 }
 
 #[derive(Debug, Args)]
 struct HealthcheckArguments {
-    /// Where the agent serves HTTP, behind https:// if with TLS
+    /// HTTP address of the agent, with the prefix https:// if it serves TLS
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9862", value_parser = tls::address)]
     address: (bool, SocketAddr),
-    /// The mesh key, if the agent wants to know who asks
+    /// Mesh key file, if the agent requires authentication
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     #[command(flatten)]
     tls: TlsArguments,
 }
 
-/// Why a command did not do what it was asked, with the exit code that says so.
+/// Why a command failed; determines the exit code.
 #[derive(Debug)]
 enum Failure {
     /// Exit 1.
     Runtime(anyhow::Error),
     /// Exit 78 (EX_CONFIG of sysexits.h).
     Config(SettingsError),
-    /// Exit 2: the command line asks for what there is not.
+    /// Exit 2: the command line is invalid.
     Usage(String),
-    /// Exit 1; everything that is to be said has been said.
-    Quiet,
+    /// Exit 1, without a message: the cause was already printed.
+    AlreadyReported,
 }
 
 impl From<anyhow::Error> for Failure {
@@ -155,26 +156,26 @@ impl From<SettingsError> for Failure {
     }
 }
 
-/// Runs the program.
+/// Parses the command line, runs the command, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let outcome = act(Cli::parse().action);
+    let outcome = run_command(Cli::parse().action);
     let (code, message) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Quiet) => return ExitCode::from(1),
+        Err(Failure::AlreadyReported) => return ExitCode::from(1),
         Err(Failure::Usage(message)) => (2, format!("{message}\n\nFor more information, try '--help'.")),
-        Err(Failure::Runtime(error)) => (1, told(&error)),
+        Err(Failure::Runtime(error)) => (1, error_with_causes(&error)),
         Err(Failure::Config(error)) => (78, error.to_string()),
     };
-    // Standard error may be closed; the exit code says it too.
+    // Standard error may be closed; the exit code reports the failure too.
     let _ = writeln!(io::stderr(), "error: {message}");
     ExitCode::from(code)
 }
 
-fn act(action: Action) -> Result<(), Failure> {
+fn run_command(action: Action) -> Result<(), Failure> {
     #[cfg(feature = "clock-faults")]
     if crate::clock::fault_injection::begin().map_err(anyhow::Error::from)? {
-        let _ = writeln!(io::stderr(), "warning: a clock drill is on: times are wrong on purpose");
+        let _ = writeln!(io::stderr(), "warning: clock faults are injected: times are wrong on purpose");
     }
     match action {
         Action::Run(arguments) => run::run(&arguments),
@@ -190,10 +191,10 @@ fn act(action: Action) -> Result<(), Failure> {
     }
 }
 
-/// An error with its causes, each once: many errors already say what caused them.
-fn told(error: &anyhow::Error) -> String {
-    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| {
-        if told.contains(&cause) { told } else { format!("{told}: {cause}") }
+/// An error and its causes, joined by `: `. A cause that the text already contains is not repeated.
+fn error_with_causes(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |text, cause| {
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     })
 }
 
@@ -217,8 +218,8 @@ fn healthcheck(arguments: &HealthcheckArguments) -> Result<(), Failure> {
         match answer {
             Ok(answer) if answer.status.is_success() => Ok(()),
             Ok(answer) => {
-                let words = String::from_utf8_lossy(&answer.body).trim().to_owned();
-                Err(anyhow::anyhow!("{address} is not ready: {} {words}", answer.status).into())
+                let reason = String::from_utf8_lossy(&answer.body).trim().to_owned();
+                Err(anyhow::anyhow!("{address} is not ready: {} {reason}", answer.status).into())
             }
             Err(error) => Err(anyhow::Error::from(error).into()),
         }
@@ -229,7 +230,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-/// What a configuration is read for on this host.
+/// The name and labels of this host, which a configuration is read with.
 fn host(identity: &IdentityArguments) -> LoadContext {
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     LoadContext {
@@ -239,16 +240,16 @@ fn host(identity: &IdentityArguments) -> LoadContext {
     }
 }
 
-/// An environment that has nothing to say says an empty text.
+/// Parses a label. An empty text is accepted, because an environment variable may be set and empty.
 fn label(text: &str) -> Result<Label, String> {
     if text.is_empty() { Ok(None) } else { label_argument(text) }
 }
 
-/// Writes to standard output; a reader that has gone, as in `| head`, is a reason to stop and no error to show.
-fn say(text: &str) -> Result<(), Failure> {
+/// Writes to standard output. If its reader has closed it, as `| head` does, the command stops silently.
+fn print_out(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::Quiet),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::AlreadyReported),
         outcome => Ok(outcome?),
     }
 }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-use super::{CheckArguments, Failure, RunArguments, host, runtime, say};
+use super::{CheckArguments, Failure, RunArguments, host, print_out, runtime};
 use crate::api::routes::ReloadRequest;
 use crate::config;
 use crate::daemon::{self, Daemon};
@@ -23,34 +23,34 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let settings = Settings::read(&arguments.config, &host)?;
     let log = &settings.config.log;
     let level = arguments.log_level.as_deref().unwrap_or(&log.level);
-    let handle = logging::init(level, daemon::log_format(log.format)).context("starting to log")?;
-    // A level from the command line wins over the file, at a reload too.
+    let handle = logging::init(level, daemon::log_format(log.format)).context("initializing logging")?;
+    // A level from the command line overrides the file, also after a reload.
     let handle = arguments.log_level.is_none().then_some(handle);
-    if let Err(error) = open_files_as_allowed() {
-        warn!(%error, "raising the limit of open files");
+    if let Err(error) = raise_open_files_limit() {
+        warn!(%error, "cannot raise the limit of open files");
     }
     let source =
         daemon::ConfigSource::File { path: arguments.config.clone(), host, is_watched: arguments.watch };
     runtime()?.block_on(async {
-        // Before anything else: a signal that nobody handles ends the process.
-        let signals = Signals::take()?;
+        // First, because a signal without a handler ends the process.
+        let signals = Signals::register()?;
         let daemon = Daemon::start(settings, source, handle, Notifier::from_environment())?;
         let (stop, stopped) = watch::channel(false);
-        let obeying = tokio::spawn(signals.obey(stop, daemon.reloads()));
+        let handler = tokio::spawn(signals.handle(stop, daemon.reloads()));
         daemon.run(stopped).await;
-        obeying.abort();
+        handler.abort();
         Ok(())
     })
 }
 
-/// Raises our limit of open files to what the administrator allows: every connection is one, and the usual limit is made for
-/// programs that use `select`.
-fn open_files_as_allowed() -> nix::Result<()> {
+/// Raises the soft limit of open files to the hard limit: every connection takes a file descriptor, and the
+/// usual soft limit is chosen for programs that use `select`.
+fn raise_open_files_limit() -> nix::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }
 
-/// The signals that we obey.
+/// The signals that the agent handles.
 struct Signals {
     hangup: Signal,
     terminate: Signal,
@@ -58,7 +58,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn take() -> io::Result<Self> {
+    fn register() -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
@@ -66,11 +66,11 @@ impl Signals {
         })
     }
 
-    async fn obey(mut self, stop: watch::Sender<bool>, reloads: mpsc::Sender<ReloadRequest>) {
+    async fn handle(mut self, stop: watch::Sender<bool>, reloads: mpsc::Sender<ReloadRequest>) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => {
-                    info!("SIGHUP: reading the configuration again");
+                    info!("received SIGHUP, reloading the configuration");
                     let (done, _) = oneshot::channel();
                     let _ = reloads.send(done).await;
                 }
@@ -79,7 +79,7 @@ impl Signals {
             }
         }
         let _ = stop.send(true);
-        // The sender lives until the daemon has stopped and this task is ended.
+        // Keeps the sender of `stop` until the daemon has stopped and aborts this task.
         std::future::pending::<()>().await;
     }
 }
@@ -94,30 +94,30 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<(), Failure> {
     let loaded = config::load(&text, &host(&arguments.identity))
         .map_err(|problems| SettingsError::Problems { file: file.clone(), problems })?;
     for warning in &loaded.warnings {
-        say(&format!("{file}: warning: {warning}\n"))?;
+        print_out(&format!("{file}: warning: {warning}\n"))?;
     }
     let config = &loaded.config;
-    say(&format!(
+    print_out(&format!(
         "{file}: ok: agent {}, {} peers, {} targets, {}{} probes\n",
         config.agent.name,
         config.peers.len(),
         config.targets.len(),
         match config.providers.len() {
             0 => String::new(),
-            1 => "1 provider of more, ".to_owned(),
-            providers => format!("{providers} providers of more, "),
+            1 => "1 provider, ".to_owned(),
+            providers => format!("{providers} providers, "),
         },
         config.probes.len()
     ))
 }
 
-/// The text of a web config file; what it names is not opened, as with a configuration.
+/// Checks a web config file. The files that it names are not opened, as with a configuration.
 fn check_web(file: &str, text: &[u8]) -> Result<(), Failure> {
     let loaded = config::web::load(text, Path::new(""))
         .map_err(|problems| SettingsError::Problems { file: file.to_owned(), problems })?;
     for warning in &loaded.warnings {
-        say(&format!("{file}: warning: {warning}\n"))?;
+        print_out(&format!("{file}: warning: {warning}\n"))?;
     }
     let tls = if loaded.config.tls.is_some() { "with TLS" } else { "without TLS" };
-    say(&format!("{file}: ok: served {tls}, {} users\n", loaded.config.users.len()))
+    print_out(&format!("{file}: ok: HTTP {tls}, {} users\n", loaded.config.users.len()))
 }

@@ -1,8 +1,8 @@
-//! What is wrong with a configuration, for the person who wrote it.
+//! Problems of a configuration, and how they are displayed.
 
 use std::fmt;
 
-/// Everything that is wrong with a configuration, in the order of the file.
+/// All problems of a configuration, in the order of the file. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems {
     listed: Vec<Problem>,
@@ -10,27 +10,31 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// Problems that are listed; the others are only counted. Chosen: more than anyone reads at once.
+    /// Maximum problems that are listed; further ones are only counted. Chosen: more than a person reads at
+    /// once.
     pub const LISTED_MAX: usize = 100;
 
-    /// `more` counts what is wrong besides the listed ones.
+    /// `more` is the number of problems that are not listed.
     pub(super) fn new(listed: Vec<Problem>, more: usize) -> Self {
-        debug_assert!(!listed.is_empty() && listed.len() <= Self::LISTED_MAX, "a refusal has its reasons");
+        debug_assert!(
+            !listed.is_empty() && listed.len() <= Self::LISTED_MAX,
+            "there is at least one problem"
+        );
         Self { listed, more }
     }
 
-    /// The listed problems; each is one line when displayed.
+    /// The listed problems. Each is displayed as one line.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.listed.iter()
     }
 
-    /// How many problems there are besides the listed ones.
+    /// The number of problems that are not listed.
     #[must_use]
     pub fn more(&self) -> usize {
         self.more
     }
 
-    /// All of them as a text of several lines, under the file's name.
+    /// All problems as text of several lines, headed by the name of the file.
     #[must_use]
     pub fn display<'a>(&'a self, file: &'a str) -> Display<'a> {
         Display { problems: self, file }
@@ -86,21 +90,22 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// One thing that is wrong, or in a warning, odd. Shows a value of its own key at most, never a line of the file.
+/// A problem or a warning. Shows at most the value of its own key, never a line of the file: other keys may
+/// hold secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where; `None`: nowhere in the file, or in a file that is too large to look again ([`path`](Self::path) tells).
+    /// Where it is; `None`: not at a single location, or not searched for because the file is too large.
     pub location: Option<Location>,
-    /// Which value, such as `probes[3].lost_after`; empty: the file as a whole.
+    /// The path of the value, such as `probes[3].lost_after`; empty: the whole file.
     pub path: String,
-    /// What was found.
+    /// What was found, and what is wrong with it.
     pub what: String,
     /// What is allowed, and what to do.
     pub remedy: Option<String>,
 }
 
 impl Problem {
-    /// Where and what, without the remedy.
+    /// Writes where the problem is and what it is, without the remedy.
     fn write_found(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(Location { line, column }) = self.location {
             write!(f, "line {line}, column {column}: ")?;
@@ -113,25 +118,25 @@ impl Problem {
 }
 
 impl fmt::Display for Problem {
-    /// One line.
+    /// Formats the problem as one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_found(f)?;
         self.remedy.iter().try_for_each(|remedy| write!(f, "; {remedy}"))
     }
 }
 
-/// A place in a text.
+/// A location in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
-    /// Counted from 1.
+    /// The line, counted from 1.
     pub line: usize,
-    /// In characters, counted from 1.
+    /// The column in characters, counted from 1.
     pub column: usize,
 }
 
 impl Location {
-    /// The place behind `before`.
-    pub(super) fn behind(before: &str) -> Self {
+    /// The location directly after the text `before`.
+    pub(super) fn after(before: &str) -> Self {
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         Self {
             line: before.bytes().filter(|byte| *byte == b'\n').count() + 1,
@@ -140,30 +145,31 @@ impl Location {
     }
 }
 
-/// A text from the file, fit to be shown in one line: escaped, and cut when long.
+/// Quotes a text from the file for a message of one line: escaped, and cut if it is long.
 pub(super) fn quoted(text: &str) -> String {
-    let shown: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
+    let visible: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
     let cut = if text.chars().nth(SHOWN_CHARS_MAX).is_some() { "…" } else { "" };
-    format!("`{shown}{cut}`")
+    format!("`{visible}{cut}`")
 }
 
-/// The candidate that `word` is probably a misspelling of.
+/// The candidate that `word` is probably a misspelling of; `None`: none is near enough.
 ///
-/// Gives up above [`CANDIDATES_MAX`] candidates: a suggestion is not worth the time.
+/// Only the first [`CANDIDATES_MAX`] candidates are compared, to limit the time.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let typos_max = (word.len() / 2).clamp(1, TYPOS_MAX);
+    let distance_max = (word.len() / 2).clamp(1, DISTANCE_MAX);
     candidates
         .into_iter()
         .take(CANDIDATES_MAX)
-        .filter(|candidate| candidate.len().abs_diff(word.len()) <= typos_max)
-        .map(|candidate| (typos(word.as_bytes(), candidate.as_bytes()), candidate))
-        .filter(|(typos, _)| *typos <= typos_max)
-        .min_by_key(|(typos, _)| *typos)
+        .filter(|candidate| candidate.len().abs_diff(word.len()) <= distance_max)
+        .map(|candidate| (edit_distance(word.as_bytes(), candidate.as_bytes()), candidate))
+        .filter(|(distance, _)| *distance <= distance_max)
+        .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
-/// Insertions, deletions and substitutions between two words (Levenshtein, one row at a time).
-fn typos(left: &[u8], right: &[u8]) -> usize {
+/// The number of insertions, deletions and substitutions between two words (Levenshtein distance, one row at
+/// a time).
+fn edit_distance(left: &[u8], right: &[u8]) -> usize {
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (i, l) in left.iter().enumerate() {
         let mut diagonal = row[0];
@@ -177,13 +183,13 @@ fn typos(left: &[u8], right: &[u8]) -> usize {
     row[right.len()]
 }
 
-/// Characters of a value that are shown. Chosen: enough to recognise it.
+/// Maximum characters of a value that are shown. Chosen: enough to recognise it.
 const SHOWN_CHARS_MAX: usize = 64;
 
-/// Mistakes within which a word is taken for another. Chosen: with more, suggestions begin to look random.
-const TYPOS_MAX: usize = 3;
+/// Maximum edit distance of a suggestion. Chosen: with more, suggestions look random.
+const DISTANCE_MAX: usize = 3;
 
-/// Words that are compared for a suggestion.
+/// Maximum words that are compared for a suggestion.
 const CANDIDATES_MAX: usize = 1000;
 
 #[cfg(test)]
@@ -191,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_suggested_and_a_far_one_is_not() {
+    fn nearest_word_is_suggested_if_it_is_near() {
         let keys = ["interval", "late_after", "lost_after", "name"];
         for (word, nearest_key) in [
             ("intervall", Some("interval")),
@@ -207,15 +213,15 @@ mod tests {
     }
 
     #[test]
-    fn a_shown_value_stays_in_its_line() {
+    fn quoted_value_stays_on_one_line() {
         assert_eq!(quoted("a\nb\u{1b}[31m`"), "`a\\nb\\u{1b}[31m``");
         assert_eq!(quoted(&"x".repeat(65)), format!("`{}…`", "x".repeat(64)));
     }
 
     #[test]
-    fn a_location_counts_lines_and_characters_from_1() {
-        assert_eq!(Location::behind(""), Location { line: 1, column: 1 });
-        assert_eq!(Location::behind("a\nµµ"), Location { line: 2, column: 3 });
-        assert_eq!(Location::behind("a\n"), Location { line: 2, column: 1 });
+    fn location_counts_lines_and_characters_from_1() {
+        assert_eq!(Location::after(""), Location { line: 1, column: 1 });
+        assert_eq!(Location::after("a\nµµ"), Location { line: 2, column: 3 });
+        assert_eq!(Location::after("a\n"), Location { line: 2, column: 1 });
     }
 }

@@ -1,6 +1,6 @@
-//! The text of a file as a tree, and where in the text a value of the tree is.
+//! Parses the text of a file into a tree, and finds the location of a value of the tree in the text.
 //!
-//! The only place that knows the YAML library.
+//! No other module uses the YAML library.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -14,10 +14,10 @@ use serde::de::{
 use super::diagnostic::{Location, Problem};
 use super::value_path::{PathEnd, ValuePath};
 
-/// Bytes of a file. Chosen: 20,000 peers with labels take a quarter of it.
+/// Maximum bytes of a file. Chosen: 20,000 peers with labels take a quarter of it.
 pub(super) const FILE_BYTES_MAX: usize = 16 << 20;
 
-/// A value of the file, as it was written: duplicate keys are both there.
+/// A value of the file as it is written. A mapping keeps both entries of a duplicate key.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Node {
     Null,
@@ -32,54 +32,60 @@ pub(super) enum Node {
 /// Reads the one document of a file. An empty file is [`Node::Null`].
 ///
 /// # Errors
-/// The first thing that makes it no YAML, or YAML that no configuration needs: a second document, a tag, a key
-/// that is not a scalar, nesting deeper than [`DEPTH_MAX`], aliases that multiply.
+/// The first problem that makes the text invalid YAML, or YAML that is not supported: a second document, a
+/// tag, a key that is not a scalar, nesting deeper than [`DEPTH_MAX`], aliases that expand beyond
+/// [`TREE_BYTES_MAX`].
 pub(super) fn read(text: &[u8]) -> Result<Node, Problem> {
     if text.len() > FILE_BYTES_MAX {
         let what = format!("the file has {} bytes", text.len());
-        return Err(whole(None, what, format!("at most {FILE_BYTES_MAX} are read")));
+        return Err(file_problem(None, what, format!("at most {FILE_BYTES_MAX} are allowed")));
     }
-    refuse_binary(text)?;
+    reject_binary(text)?;
     let budget = Cell::new(TREE_BYTES_MAX);
     let mut documents = serde_yaml::Deserializer::from_slice(text);
     let Some(document) = documents.next() else {
         return Ok(Node::Null);
     };
-    let node =
-        NodeBuilder { depth: 0, budget: &budget }.deserialize(document).map_err(|error| refusal(&error))?;
+    let node = NodeBuilder { depth: 0, budget: &budget }
+        .deserialize(document)
+        .map_err(|error| problem_from(&error))?;
     match documents.next() {
         None => Ok(node),
         Some(second) => {
             let location = location_in(second, &[], PathEnd::Value);
-            let remedy = "a configuration is one document: remove the line `---` in the middle".to_owned();
-            Err(whole(location, "a second document begins".to_owned(), remedy))
+            let remedy = "a configuration is a single document: remove the line `---` before it".to_owned();
+            Err(file_problem(location, "a second YAML document begins here".to_owned(), remedy))
         }
     }
 }
 
-/// The library refuses these, too, but does not say in which line.
-fn refuse_binary(text: &[u8]) -> Result<(), Problem> {
+/// Rejects what is not text. The library does so too, but does not report the line.
+fn reject_binary(text: &[u8]) -> Result<(), Problem> {
     let valid = std::str::from_utf8(text).map_err(|error| {
         let (before, after) = text.split_at(error.valid_up_to());
-        let location = std::str::from_utf8(before).map(Location::behind).ok();
+        let location = std::str::from_utf8(before).map(Location::after).ok();
         let byte = after.first().copied().unwrap_or_default();
-        whole(location, format!("the byte 0x{byte:02x} is not UTF-8"), "save the file as UTF-8".to_owned())
+        file_problem(
+            location,
+            format!("byte 0x{byte:02x} is not valid UTF-8"),
+            "save the file as UTF-8".to_owned(),
+        )
     })?;
     let is_binary = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}');
     match valid.find(is_binary) {
         None => Ok(()),
         Some(at) => {
-            let what = "a control character".to_owned();
-            let remedy = "remove it, or write it as an escape in double quotes".to_owned();
-            Err(whole(Some(Location::behind(&valid[..at])), what, remedy))
+            let what = "control characters are not allowed".to_owned();
+            let remedy = "remove it, or write it as an escape sequence in double quotes".to_owned();
+            Err(file_problem(Some(Location::after(&valid[..at])), what, remedy))
         }
     }
 }
 
-/// Finds places in the text of a file that was [`read`].
+/// Finds the locations of values in the text of a file that was [`read`].
 ///
-/// The library tells a location only with an error, so each search reads the text again up to the place and fails
-/// there on purpose.
+/// The library reports a location only in an error, so each search reads the text again up to the value and
+/// fails there on purpose.
 #[derive(Debug)]
 pub(super) struct Locator<'a> {
     text: &'a [u8],
@@ -91,10 +97,10 @@ impl<'a> Locator<'a> {
         Self { text, budget: REREAD_BYTES_MAX }
     }
 
-    /// Where the place is, or the innermost value around it that is in the file. `None` for the file as a whole,
-    /// and when [`REREAD_BYTES_MAX`] is used up.
-    pub(super) fn find(&mut self, place: &ValuePath<'_>) -> Option<Location> {
-        let (indices, end) = place.indices()?;
+    /// The location of the value, or of the innermost value around it that is in the file. `None` for the
+    /// whole file, and if [`REREAD_BYTES_MAX`] is used up.
+    pub(super) fn find(&mut self, path: &ValuePath<'_>) -> Option<Location> {
+        let (indices, end) = path.indices()?;
         self.budget = self.budget.checked_sub(self.text.len())?;
         location_in(serde_yaml::Deserializer::from_slice(self.text), &indices, end)
     }
@@ -105,42 +111,43 @@ fn location_in(document: serde_yaml::Deserializer<'_>, indices: &[usize], end: P
     error.location().map(|at| Location { line: at.line(), column: at.column() })
 }
 
-fn whole(location: Option<Location>, what: String, remedy: String) -> Problem {
+fn file_problem(location: Option<Location>, what: String, remedy: String) -> Problem {
     Problem { location, path: String::new(), what, remedy: Some(remedy) }
 }
 
-/// The library's error in the words of ours.
-fn refusal(error: &serde_yaml::Error) -> Problem {
+/// Converts an error of the library, with its location and, for a known error, a remedy.
+fn problem_from(error: &serde_yaml::Error) -> Problem {
     let mut what = error.to_string();
     let location = error.location().map(|at| {
-        let said = format!(" at line {} column {}", at.line(), at.column());
-        if let Some(start) = what.find(&said) {
-            what.replace_range(start..start + said.len(), "");
+        let suffix = format!(" at line {} column {}", at.line(), at.column());
+        if let Some(start) = what.find(&suffix) {
+            what.replace_range(start..start + suffix.len(), "");
         }
         Location { line: at.line(), column: at.column() }
     });
-    let known = REFUSALS.iter().find(|(theirs, _, _)| what.contains(theirs));
+    let known = KNOWN_ERRORS.iter().find(|(message, ..)| what.contains(message));
     match known {
-        Some((_, ours, remedy)) => Problem {
+        Some((_, replacement, remedy)) => Problem {
             location,
             path: String::new(),
-            what: if ours.is_empty() { what } else { (*ours).to_owned() },
+            what: if replacement.is_empty() { what } else { (*replacement).to_owned() },
             remedy: Some((*remedy).to_owned()),
         },
         None => Problem { location, path: String::new(), what, remedy: None },
     }
 }
 
-/// Part of the library's message, what we say instead (empty: the same), and the remedy.
-const REFUSALS: &[(&str, &str, &str)] = &[
+/// Part of a message of the library, the text that replaces the message (empty: not replaced), and the
+/// remedy.
+const KNOWN_ERRORS: &[(&str, &str, &str)] = &[
     (
         "repetition limit exceeded",
-        "its aliases repeat too much",
+        "aliases repeat too many values",
         "write values out instead of repeating them with `*`",
     ),
     (
         "unknown anchor",
-        "no anchor of that name comes before it",
+        "this alias has no anchor before it",
         "write the anchor `&name` before the alias `*name`",
     ),
     (
@@ -153,31 +160,32 @@ const REFUSALS: &[(&str, &str, &str)] = &[
         "",
         "put text that contains `: ` in quotes, and check the indentation",
     ),
-    (TOO_DEEP, TOO_DEEP, "no key of a configuration lies that deep"),
-    (TOO_BIG, TOO_BIG, "write fewer values, and fewer aliases `*name`"),
+    (TOO_DEEP, TOO_DEEP, "no key of a configuration is nested this deeply"),
+    (TOO_BIG, TOO_BIG, "use fewer values, and fewer aliases `*name`"),
     (TAGGED, TAGGED, "remove the word that begins with `!`, or put it in quotes"),
     (
         "expected a key",
-        "a key is a list or a mapping",
-        "a key is a word; put text that begins with [, { or ? in quotes",
+        "the key is a list or a mapping",
+        "keys are strings: put text that begins with [, { or ? in quotes",
     ),
 ];
 
 const TOO_DEEP: &str = "the file is nested too deeply";
 const TOO_BIG: &str = "the file has too many values";
-const TAGGED: &str = "tags are not supported";
+const TAGGED: &str = "YAML tags are not supported";
 
-/// Levels of nesting. Chosen: twice what a configuration has.
+/// Maximum levels of nesting. Chosen: twice what a configuration has.
 const DEPTH_MAX: usize = 16;
 
-/// Bytes of a tree: aliases can make it larger than the text, without bounds. Chosen: eight times the largest file.
+/// Maximum bytes of a tree, which aliases can make larger than the text without bounds. Chosen: eight times
+/// the largest file.
 const TREE_BYTES_MAX: usize = 8 * FILE_BYTES_MAX;
 
-/// Bytes that are read again to find places, so that a hundred mistakes in a huge file do not cost a minute.
-/// Chosen: about 2 s; places in files below 640 KiB are always found.
+/// Maximum bytes that are read again to find locations, so that a hundred problems in a huge file do not take
+/// a minute. Chosen: about 2 s; locations in files below 640 KiB are always found.
 const REREAD_BYTES_MAX: usize = 64 << 20;
 
-/// Grows a tree, in bounds.
+/// Builds a tree within the limits of depth and size.
 #[derive(Clone, Copy)]
 struct NodeBuilder<'b> {
     depth: usize,
@@ -236,7 +244,7 @@ impl<'de> Visitor<'de> for NodeBuilder<'_> {
     }
 
     fn visit_u128<E>(self, value: u128) -> Result<Node, E> {
-        // Above every limit all the same.
+        // Every number that does not fit is above all limits.
         Ok(Node::Int(value.try_into().unwrap_or(i128::MAX)))
     }
 
@@ -277,7 +285,7 @@ impl<'de> Visitor<'de> for NodeBuilder<'_> {
     }
 }
 
-/// A key as it was written: `1` and `true` are words here.
+/// A key as it is written: `1` and `true` are strings here.
 struct KeyText(String);
 
 impl<'de> Deserialize<'de> for KeyText {
@@ -298,7 +306,7 @@ impl<'de> Deserialize<'de> for KeyText {
     }
 }
 
-/// Follows the indices into a document and fails at their end: the error has the location.
+/// Follows the indices into a document and fails at their end, for the location in the error.
 #[derive(Clone, Copy)]
 struct Walker<'p> {
     indices: &'p [usize],
@@ -306,7 +314,7 @@ struct Walker<'p> {
 }
 
 impl Walker<'_> {
-    /// The next index, and what is to do behind it. At the end this is the failure.
+    /// The next index, and the walker for the value there. At the end of the path this fails.
     fn step<E: serde::de::Error>(self) -> Result<(usize, Self), E> {
         match self.indices.split_first() {
             Some((&index, indices)) => Ok((index, Self { indices, ..self })),
@@ -326,7 +334,7 @@ impl<'de> DeserializeSeed<'de> for Walker<'_> {
 impl<'de> Visitor<'de> for Walker<'_> {
     type Value = Infallible;
 
-    /// Scalars are refused with this: they are what was looked for.
+    /// Scalars are rejected with this text: the value that was searched for is a scalar.
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("nothing")
     }

@@ -1,6 +1,6 @@
 //! Lists of hosts in the format of Prometheus' `file_sd` and `http_sd`, YAML or JSON.
 //!
-//! One list serves both: Prometheus takes from it whom to scrape, and we take whom to measure.
+//! The same list can serve Prometheus, which scrapes its hosts, and the agent, which measures them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -9,32 +9,32 @@ use super::diagnostic::{Problems, quoted};
 use super::file::{self, Node};
 use super::reader::{Diagnostics, MappingReader, ValueReader};
 use super::url::Url;
-use super::values::{LABELS_MAX, NAME_RULE, is_host_name, is_name, is_one_host, label, label_of};
-use super::{Loaded, judge};
+use super::values::{LABELS_MAX, NAME_RULE, is_host_name, is_name, is_unicast, label, label_of};
+use super::{Loaded, finish};
 
-/// A host that a provider knows of.
+/// A host that a provider lists.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Member {
-    /// What it is called; `None`: only it can tell, if it is an agent.
+    /// Its name; `None`: the list does not have it. An agent reports its own.
     pub name: Option<String>,
     /// An IP address or a host name.
     pub host: String,
-    /// The port that stands beside it: that of HTTP of an agent, of the reflector of a target.
+    /// The port in the list: the HTTP port of an agent, or the reflector port of a target.
     pub port: Option<u16>,
-    /// An agent's STAMP port, where it is another than all have.
+    /// The STAMP port of an agent; `None`: that of the provider.
     pub stamp_port: Option<u16>,
-    /// An agent's agent port, where it is another than all have.
+    /// The agent port of an agent; `None`: that of the provider.
     pub agent_port: Option<u16>,
-    /// What is measured of a target over HTTP or a WebSocket.
+    /// The URL of a target for HTTP and WebSocket probes.
     pub url: Option<Url>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
 }
 
-/// Members of one list. Chosen: as many peers and targets as a configuration may have.
+/// Maximum members of one list. Chosen: as many as the peers and targets of a configuration.
 pub const MEMBERS_MAX: usize = 20_000;
 
-/// Labels that are for us; others that begin with `__` are for whoever made the list.
+/// Labels that the agent evaluates. Others that begin with `__` are internal to the producer of the list.
 const NAME: &str = "instance";
 const STAMP_PORT: &str = "__pathmeter_stamp_port";
 const AGENT_PORT: &str = "__pathmeter_agent_port";
@@ -42,47 +42,48 @@ const AGENT_PORT: &str = "__pathmeter_agent_port";
 /// Reads a list.
 ///
 /// # Errors
-/// Everything that is wrong with it at once. A list is taken as a whole or not at all: half of a fleet is not the fleet.
+/// All problems of the list at once. A list with a problem is rejected as a whole, so that a mistake does not
+/// remove part of a fleet.
 pub fn read(text: &[u8]) -> Result<Vec<Member>, Problems> {
     let tree = file::read(text)?;
     let diagnostics = Diagnostics::default();
-    let mut room = MEMBERS_MAX;
+    let mut capacity = MEMBERS_MAX;
     let members = ValueReader::top(&tree, &diagnostics)
         .list("a list of {targets: […], labels: {…}}", |group| {
-            group.section(|group| read_group(group, &mut room))
+            group.section(|group| read_group(group, &mut capacity))
         });
-    let Loaded { config, .. } = judge(text, members, diagnostics)?;
+    let Loaded { config, .. } = finish(text, members, diagnostics)?;
     let members: Vec<Member> = config.into_iter().flatten().collect();
     Ok(members)
 }
 
-/// A service as the DNS has it: a host with a name and a port.
+/// Returns the member for a DNS service (SRV) record: its host name is also its name.
 ///
 /// # Errors
-/// A sentence, if nobody can be called that.
+/// If the host name is not valid as a name.
 pub fn service(host: &str, port: u16) -> Result<Member, String> {
     if !is_host_name(host) || !is_name(host) {
-        return Err(format!("{} is not a name for a host: {NAME_RULE}", quoted(host)));
+        return Err(format!("{} is not a valid host name: {NAME_RULE}", quoted(host)));
     }
     let (name, host) = (Some(host.to_owned()), host.to_owned());
     Ok(Member { name, host, port: Some(port), ..Member::default() })
 }
 
-/// Reads a group, for whose hosts there is so much `room`.
-fn read_group(section: &mut MappingReader<'_, '_>, room: &mut usize) -> Option<Vec<Member>> {
-    let shared = section.key("labels", shared).or(GroupLabels::default());
-    let found = section.key("targets", |value| value.list("a list of host:port", member)).or(Vec::new());
-    let (GroupLabels { name, stamp_port, agent_port, labels }, found) = (shared?, found?);
-    let Some(left) = room.checked_sub(found.len()) else {
-        let what = format!("with these the list has more than {MEMBERS_MAX} hosts");
-        return section.wrong("targets", what, format!("at most {MEMBERS_MAX} are allowed"));
+/// Reads a group of at most `capacity` hosts, and reduces `capacity` by their number.
+fn read_group(section: &mut MappingReader<'_, '_>, capacity: &mut usize) -> Option<Vec<Member>> {
+    let labels = section.key("labels", group_labels).or(GroupLabels::default());
+    let members = section.key("targets", |value| value.list("a list of host:port", member)).or(Vec::new());
+    let (GroupLabels { name, stamp_port, agent_port, labels }, members) = (labels?, members?);
+    let Some(remaining) = capacity.checked_sub(members.len()) else {
+        let what = format!("with this group the list has more than {MEMBERS_MAX} hosts");
+        return section.reject("targets", what, format!("at most {MEMBERS_MAX} are allowed"));
     };
-    *room = left;
-    if name.is_some() && found.len() > 1 {
-        let what = format!("{} hosts have the same label {NAME}", found.len());
-        return section.wrong("labels", what, "make each a group of its own, or leave the label out");
+    *capacity = remaining;
+    if name.is_some() && members.len() > 1 {
+        let what = format!("{} hosts have the same label {NAME}", members.len());
+        return section.reject("labels", what, "write one group per host, or remove the label");
     }
-    let named = found.into_iter().map(|member| Member {
+    let named = members.into_iter().map(|member| Member {
         name: name.clone().or(member.name),
         stamp_port,
         agent_port,
@@ -92,7 +93,7 @@ fn read_group(section: &mut MappingReader<'_, '_>, room: &mut usize) -> Option<V
     Some(named.collect())
 }
 
-/// What the labels of a group say of each of its hosts.
+/// The labels of a group, which apply to each of its hosts.
 #[derive(Debug, Default)]
 struct GroupLabels {
     name: Option<String>,
@@ -101,16 +102,16 @@ struct GroupLabels {
     labels: BTreeMap<String, String>,
 }
 
-fn shared(value: ValueReader<'_, '_>) -> Option<GroupLabels> {
+fn group_labels(value: ValueReader<'_, '_>) -> Option<GroupLabels> {
     let whole = value.clone();
-    let mut shared = GroupLabels::default();
-    value.entries("a mapping of label names to texts", |key, value| {
+    let mut group = GroupLabels::default();
+    value.entries("a mapping of label names to strings", |key, value| {
         match key {
-            // What Prometheus has no label of.
-            _ if is_nothing(&value) => {}
-            NAME => shared.name = Some(own_name(value)?),
-            STAMP_PORT => shared.stamp_port = Some(port(value)?),
-            AGENT_PORT => shared.agent_port = Some(port(value)?),
+            // To Prometheus, a label without a value does not exist.
+            _ if is_empty(&value) => {}
+            NAME => group.name = Some(instance(value)?),
+            STAMP_PORT => group.stamp_port = Some(port(value)?),
+            AGENT_PORT => group.agent_port = Some(port(value)?),
             _ if key.starts_with("__") => {}
             _ => {
                 let (key, text) = match value.node() {
@@ -122,19 +123,19 @@ fn shared(value: ValueReader<'_, '_>) -> Option<GroupLabels> {
                     | Node::List(_)
                     | Node::Mapping(_) => label(key, value)?,
                 };
-                drop(shared.labels.insert(key, text));
+                drop(group.labels.insert(key, text));
             }
         }
         Some(())
     })?;
-    if shared.labels.len() > LABELS_MAX {
-        let what = format!("{} labels", shared.labels.len());
-        return whole.wrong(what, format!("at most {LABELS_MAX} are allowed"));
+    if group.labels.len() > LABELS_MAX {
+        let what = format!("{} labels", group.labels.len());
+        return whole.reject(what, format!("at most {LABELS_MAX} are allowed"));
     }
-    Some(shared)
+    Some(group)
 }
 
-fn is_nothing(value: &ValueReader<'_, '_>) -> bool {
+fn is_empty(value: &ValueReader<'_, '_>) -> bool {
     match value.node() {
         Node::Null => true,
         Node::Text(text) => text.is_empty(),
@@ -142,23 +143,23 @@ fn is_nothing(value: &ValueReader<'_, '_>) -> bool {
     }
 }
 
-fn own_name(value: ValueReader<'_, '_>) -> Option<String> {
+fn instance(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a name")?;
     match is_name(text) {
         true => Some(text.to_owned()),
-        false => value.wrong(
-            format!("{} is not a name", quoted(text)),
-            format!("the label {NAME} is the host's name among peers and targets: {NAME_RULE}"),
+        false => value.reject(
+            format!("{} is not a valid name", quoted(text)),
+            format!("the label {NAME} is the name of the peer or target: {NAME_RULE}"),
         ),
     }
 }
 
-/// Labels are texts, ports too.
+/// Reads a port. Label values are strings, so ports are too.
 fn port(value: ValueReader<'_, '_>) -> Option<u16> {
     let text = value.text("a port")?;
     match text.parse() {
         Ok(port) if port > 0 => Some(port),
-        Ok(_) | Err(_) => value.wrong(format!("{} is not a port", quoted(text)), "write 1 to 65535"),
+        Ok(_) | Err(_) => value.reject(format!("{} is not a port", quoted(text)), "write 1 to 65535"),
     }
 }
 
@@ -167,12 +168,13 @@ fn member(value: ValueReader<'_, '_>) -> Option<Member> {
     if text.contains("://") {
         return match text.parse::<Url>() {
             Ok(url) => Some(Member { host: url.host.clone(), url: Some(url), ..Member::default() }),
-            Err(what) => value.wrong(what, "for example https://shop.example.net/health"),
+            Err(what) => value.reject(what, "for example https://shop.example.net/health"),
         };
     }
     let Some((host, port)) = host_and_port(text) else {
         let what = format!("{} is not a host, or a host and a port", quoted(text));
-        return value.wrong(what, "for example fra-1.example.net:9862, 192.0.2.1:9862 or [2001:db8::1]:9862");
+        return value
+            .reject(what, "for example fra-1.example.net:9862, 192.0.2.1:9862 or [2001:db8::1]:9862");
     };
     let name = Some(host).filter(|host| host.parse::<IpAddr>().is_err() && is_name(host));
     Some(Member { name: name.map(str::to_owned), host: host.to_owned(), port, ..Member::default() })
@@ -180,11 +182,11 @@ fn member(value: ValueReader<'_, '_>) -> Option<Member> {
 
 fn host_and_port(text: &str) -> Option<(&str, Option<u16>)> {
     if let Ok(address) = text.parse::<IpAddr>() {
-        return is_one_host(address).then_some((text, None));
+        return is_unicast(address).then_some((text, None));
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
         let (host, _) = text.rsplit_once(':')?;
-        let is_usable = is_one_host(address.ip()) && address.port() > 0;
+        let is_usable = is_unicast(address.ip()) && address.port() > 0;
         return is_usable.then_some((host.trim_matches(['[', ']']), Some(address.port())));
     }
     let (host, port) = match text.rsplit_once(':') {
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_prometheus_is_read_in_yaml_and_in_json() {
+    fn prometheus_list_is_read_as_yaml_and_as_json() {
         let yaml =
             "- targets: [fra-1.example.net:9862, '192.0.2.1', '[2001:db8::1]:9100']\n  labels: {site: fra}\n";
         let json = r#"[{"targets": ["fra-1.example.net:9862", "192.0.2.1", "[2001:db8::1]:9100"], "labels": {"site": "fra"}}]"#;
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_are_for_us_are_taken_and_those_of_others_left_alone() {
+    fn own_internal_labels_are_evaluated_and_others_are_ignored() {
         let text = "- targets: ['192.0.2.1:80']\n  labels: {instance: fra-1, zone: a, __meta_x: y, __pathmeter_stamp_port: '862'}\n";
         let member = read(text.as_bytes()).unwrap().remove(0);
         assert_eq!((member.name.as_deref(), member.port), (Some("fra-1"), Some(80)));
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_what_is_measured() {
+    fn url_is_kept_for_http_probes() {
         let member = read(b"- targets: ['https://shop.example.net/health']\n  labels: {instance: shop}\n")
             .unwrap()
             .remove(0);
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told_at_once_with_its_place() {
+    fn all_problems_are_reported_at_once_with_their_locations() {
         let text = "- targets: [a b, 'x:0', 10.0.0.256]\n  labels: {instance: 'a/b', 0x: y, __pathmeter_agent_port: many}\n- target: []\n- targets: [a, b]\n  labels: {instance: c}\n";
         let problems = read(text.as_bytes()).unwrap_err();
         let found: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
@@ -252,20 +254,23 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_what_prometheus_makes_of_them_and_a_group_may_be_empty() {
+    fn labels_are_read_as_prometheus_reads_them_and_a_group_may_be_empty() {
         let text =
             "- labels: {x: y}\n- targets: [a]\n  labels: {instance: '', rack: 5, none: null, empty: ''}\n";
-        let found = read(text.as_bytes()).unwrap_or_else(|problems| panic!("{problems}"));
+        let members = read(text.as_bytes()).unwrap_or_else(|problems| panic!("{problems}"));
         let labels = BTreeMap::from([("rack".to_owned(), "5".to_owned())]);
-        assert_eq!(found, [Member { name: Some("a".into()), host: "a".into(), labels, ..Member::default() }]);
+        assert_eq!(
+            members,
+            [Member { name: Some("a".into()), host: "a".into(), labels, ..Member::default() }]
+        );
     }
 
     #[test]
-    fn a_list_has_a_limit_however_it_is_grouped() {
+    fn limit_of_a_list_applies_to_all_groups_together() {
         let group = |number| format!("- targets: [h{number}]\n");
         let list: String = (0..MEMBERS_MAX).map(group).collect();
         assert_eq!(read(list.as_bytes()).unwrap().len(), MEMBERS_MAX);
         let why = read((list + &group(MEMBERS_MAX)).as_bytes()).unwrap_err().to_string();
-        assert!(why.contains("[20000].targets: with these the list has more than 20000 hosts"), "{why}");
+        assert!(why.contains("[20000].targets: with this group the list has more than 20000 hosts"), "{why}");
     }
 }

@@ -1,4 +1,4 @@
-//! The peers and targets that a file declares.
+//! Reads the peers and targets that a file declares.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,28 +7,30 @@ use pathmeter_proto::echo::{Profile, Quirks, ReflectorTimes};
 
 use super::defaults::REFLECTOR_PORT;
 use super::reader::{MappingReader, Setting, ValueReader};
-use super::tls::{asked, https};
+use super::tls::{https_for, peer_https};
 use super::url::{Scheme, url};
 use super::values::{host, labels, name, path, port};
 use super::{Listen, Peer, Target, Trust};
 
-/// The names of a file, those of entries with other problems too: a probe that uses them is not to blame.
+/// The names that a file declares. Entries with other problems are included, so that these are not reported
+/// again for the probes that select them.
 #[derive(Debug, Default)]
 pub(super) struct DeclaredHosts<'a> {
-    /// Where each name was first given.
-    places: BTreeMap<&'a str, String>,
+    /// The path at which each name was declared first.
+    paths: BTreeMap<&'a str, String>,
     pub(super) peers: BTreeSet<&'a str>,
     pub(super) targets: BTreeMap<&'a str, DeclaredHost>,
-    /// Whether there are providers: then names may be unknown.
-    pub(super) finds_peers: bool,
-    pub(super) finds_targets: bool,
+    /// Whether providers may list further peers.
+    pub(super) has_peer_providers: bool,
+    /// Whether providers may list further targets.
+    pub(super) has_target_providers: bool,
 }
 
-/// What probes must know of a target.
+/// The properties of a target that probes are checked against.
 #[derive(Debug)]
 pub(super) struct DeclaredHost {
     pub(super) name: String,
-    /// Of its URL; `None`: it has none.
+    /// The scheme of its URL; `None`: it has no URL.
     pub(super) scheme: Option<Scheme>,
 }
 
@@ -39,13 +41,13 @@ enum EntryKind {
 }
 
 impl<'a> DeclaredHosts<'a> {
-    fn enter(&mut self, value: ValueReader<'a, '_>, entry: EntryKind) -> Option<&'a str> {
+    fn declare(&mut self, value: ValueReader<'a, '_>, entry: EntryKind) -> Option<&'a str> {
         let name = name(value.clone())?;
-        if let Some(first) = self.places.get(name) {
-            let remedy = "peers and targets need different names, the label `peer` tells them apart";
-            return value.wrong(format!("{name} is already {first}"), remedy);
+        if let Some(first) = self.paths.get(name) {
+            let remedy = "use unique names: peers and targets are identified by the label `peer`";
+            return value.reject(format!("{name} is already used at {first}"), remedy);
         }
-        self.places.insert(name, value.place().to_string());
+        self.paths.insert(name, value.path().to_string());
         match entry {
             EntryKind::Peer => drop(self.peers.insert(name)),
             EntryKind::Target => {
@@ -62,12 +64,12 @@ pub(super) fn peer<'a>(
     trust: &Trust,
     declared_hosts: &mut DeclaredHosts<'a>,
 ) -> Option<Peer> {
-    let name = section.required("name", |value| declared_hosts.enter(value, EntryKind::Peer));
+    let name = section.required("name", |value| declared_hosts.declare(value, EntryKind::Peer));
     let address = section.required("address", host);
     let http_port = peer_port(section, "http_port", listen.map(|listen| listen.http));
     let stamp_port = peer_port(section, "stamp_port", listen.map(|listen| listen.stamp));
     let agent_port = peer_port(section, "agent_port", listen.map(|listen| listen.agent));
-    let https = https(section, address.as_deref(), trust);
+    let https = peer_https(section, address.as_deref(), trust);
     let labels = section.key("labels", labels).or(BTreeMap::new());
     Some(Peer {
         name: name?.to_owned(),
@@ -80,19 +82,19 @@ pub(super) fn peer<'a>(
     })
 }
 
-/// A peer's port, by default our own.
+/// A port of a peer; by default the same as that of this agent.
 pub(super) fn peer_port(
     section: &mut MappingReader<'_, '_>,
     key: &'static str,
-    ours: Option<SocketAddr>,
+    own: Option<SocketAddr>,
 ) -> Option<u16> {
-    match (section.key(key, port), ours?.port()) {
+    match (section.key(key, port), own?.port()) {
         (Setting::Given(port), _) => Some(port),
-        (Setting::Wrong, _) => None,
+        (Setting::Invalid, _) => None,
         (Setting::Absent, 0) => {
-            section.wrong(key, "missing", "our own port is 0, which is no default: write the peer's")
+            section.reject(key, "missing", "set it: the default is the own port, which is 0")
         }
-        (Setting::Absent, ours) => Some(ours),
+        (Setting::Absent, own) => Some(own),
     }
 }
 
@@ -101,10 +103,10 @@ pub(super) fn target<'a>(
     trust: &Trust,
     declared_hosts: &mut DeclaredHosts<'a>,
 ) -> Option<Target> {
-    let name = section.required("name", |value| declared_hosts.enter(value, EntryKind::Target));
+    let name = section.required("name", |value| declared_hosts.declare(value, EntryKind::Target));
     let url = section.key("url", url).optional();
     let secure = url.iter().flatten().find(|url| url.scheme.is_secure());
-    let https = asked("url", section, secure.is_some(), secure.map(|url| url.host.as_str()), trust);
+    let https = https_for("url", section, secure.is_some(), secure.map(|url| url.host.as_str()), trust);
     let address = match &url {
         Some(Some(url)) => section.key("address", host).or(url.host.clone()),
         Some(None) => section.required("address", host),
@@ -131,7 +133,7 @@ pub(super) fn target<'a>(
     })
 }
 
-/// The port of a reflector, and what it does otherwise than it should.
+/// The port of a reflector, and its known deviations from the protocol.
 pub(super) fn reflector(section: &mut MappingReader<'_, '_>) -> Option<(u16, Quirks)> {
     let port = section.key("port", port).or(REFLECTOR_PORT);
     let profile = section.key("profile", |value| value.one_of(&PROFILES)).or(Profile::Detect);

@@ -1,4 +1,4 @@
-//! What the configuration must know of a kind of probe.
+//! The interface between the configuration and a kind of probe.
 
 use std::any::Any;
 use std::ops::RangeInclusive;
@@ -10,33 +10,33 @@ use super::{Kind, Listen, Target};
 
 /// The configuration of one kind of probe.
 pub trait KindConfig {
-    /// The value of `kind` in the file, and of the label `kind`.
+    /// The value of the key `kind` in the file, and of the label `kind`.
     fn name(&self) -> &'static str;
 
-    /// The value of `protocol` in the file, and of the label `protocol`.
+    /// The value of the key `protocol` in the file, and of the label `protocol`.
     fn protocol(&self) -> &'static str;
 
-    /// Whether it can measure a host without an agent.
+    /// Checks that a target can be measured.
     ///
     /// # Errors
-    /// What the host lacks, and the remedy.
-    fn reaches(&self, target: &Target) -> Result<(), String>;
+    /// What the target lacks, and the remedy.
+    fn check_target(&self, target: &Target) -> Result<(), String>;
 
-    /// Itself, for its own kind.
+    /// Returns itself, to be downcast to the type of its kind.
     fn as_any(&self) -> &dyn Any;
 }
 
-/// Reads the keys that only one kind of probe has.
+/// Reads the keys that are specific to a kind of probe.
 pub(super) trait KindReader {
-    /// The intervals that are allowed.
+    /// The allowed intervals.
     fn intervals(&self) -> RangeInclusive<Duration>;
 
-    /// The interval where the file gives none.
+    /// The default interval.
     fn interval(&self) -> Duration;
 
-    /// Whether it can measure a host without an agent; if not, what is wrong and the remedy.
-    fn reaches(&self, target: &DeclaredHost) -> Result<(), (String, String)>;
+    /// Checks that a target can be measured; if not, returns what is wrong and the remedy.
+    fn check_target(&self, target: &DeclaredHost) -> Result<(), (String, String)>;
 
-    /// Reads the keys; `None` when a problem was noted.
+    /// Reads the keys; `None` if a problem was reported.
     fn read(&self, section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Kind>;
 }

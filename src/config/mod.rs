@@ -1,8 +1,8 @@
-//! The configuration, already valid: a field that exists has a meaning, and nothing is checked twice.
+//! The configuration. A [`Config`] is valid: its users do not have to check it again.
 //!
-//! [`load`] turns the text of a file into a [`Config`] or into all its problems at once, [`web::load`] that of a web
-//! config file. Nothing here opens a socket, resolves a name or reads a second file, so a configuration can be checked on
-//! another machine than the one it is for.
+//! [`load`] parses the text of a configuration file into a [`Config`] or into all its problems, and
+//! [`web::load`] that of a web config file. Neither opens a socket, resolves a name or reads another file, so
+//! a configuration can be checked on a different machine.
 
 pub mod defaults;
 mod diagnostic;
@@ -49,185 +49,187 @@ pub use tls::TlsTemplate;
 pub use url::{Scheme, Url};
 pub use values::label_argument;
 
-/// Reads a configuration. An empty one is valid: an agent that only answers.
+/// Reads a configuration. An empty text is valid: the agent answers other agents and measures nothing.
 ///
 /// # Errors
-/// Everything that is wrong with the text at once; only what makes it no YAML hides the rest.
+/// All problems of the text at once. If the text is not valid YAML, only the first problem.
 pub fn load(text: &[u8], host: &LoadContext) -> Result<Loaded, Problems> {
     let tree = file::read(text)?;
     let diagnostics = reader::Diagnostics::default();
     let config = schema::read(&tree, host, &diagnostics);
-    judge(text, config, diagnostics)
+    finish(text, config, diagnostics)
 }
 
-/// What was read, unless something was noted against it.
-fn judge<T>(
+/// Returns the configuration with its warnings, or the problems with their locations.
+fn finish<T>(
     text: &[u8],
     config: Option<T>,
     mut diagnostics: reader::Diagnostics<'_>,
 ) -> Result<Loaded<T>, Problems> {
-    let mut finder = file::Locator::new(text);
+    let mut locator = file::Locator::new(text);
     let mut problem = |diagnostic: reader::Diagnostic<'_>| Problem {
-        location: finder.find(&diagnostic.place),
-        path: diagnostic.place.to_string(),
+        location: locator.find(&diagnostic.path),
+        path: diagnostic.path.to_string(),
         what: diagnostic.what,
         remedy: Some(diagnostic.remedy),
     };
-    let (noted, unkept) = diagnostics.problems();
+    let (problems, dropped) = diagnostics.problems();
     match config {
-        Some(config) if noted.is_empty() => {
+        Some(config) if problems.is_empty() => {
             Ok(Loaded { config, warnings: diagnostics.warnings().into_iter().map(problem).collect() })
         }
         Some(_) | None => {
-            let more = noted.len().saturating_sub(Problems::LISTED_MAX) + unkept;
-            let listed = noted.into_iter().take(Problems::LISTED_MAX).map(&mut problem).collect();
+            let more = problems.len().saturating_sub(Problems::LISTED_MAX) + dropped;
+            let listed = problems.into_iter().take(Problems::LISTED_MAX).map(&mut problem).collect();
             Err(Problems::new(listed, more))
         }
     }
 }
 
-/// What a configuration is read for.
+/// Properties of this host and of the command line that a configuration is read with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadContext {
-    /// `--name` or `$PATHMETER_NAME`: it wins over the file's `agent.name`.
+    /// The value of `--name` or `$PATHMETER_NAME`, which overrides `agent.name`.
     pub name_override: Option<String>,
-    /// What the host calls itself: our name when nobody gives another.
+    /// The name of the host: the name of the agent if no other is set.
     pub hostname: String,
-    /// `--label` and `$PATHMETER_LABELS`: they win over the file's `agent.labels`.
+    /// The values of `--label` and `$PATHMETER_LABELS`, which override those of `agent.labels`.
     pub labels: BTreeMap<String, String>,
 }
 
-/// A configuration that can be used.
+/// A valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded<T = Config> {
-    /// What was asked for.
+    /// The configuration.
     pub config: T,
-    /// What is probably not meant.
+    /// Valid settings that are probably a mistake.
     pub warnings: Vec<Problem>,
 }
 
-/// Everything the agent was told.
+/// The configuration of an agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Who we are.
+    /// Name and labels of this agent.
     pub agent: Agent,
-    /// Where we listen.
+    /// Addresses to listen on.
     pub listen: Listen,
-    /// The mesh key's file; `None`: nothing is authenticated.
+    /// The file of the mesh key; `None`: packets are not authenticated.
     pub key_file: Option<PathBuf>,
-    /// How HTTP is kept from others.
+    /// TLS.
     pub tls: Tls,
-    /// Whom we answer.
+    /// Which requests the responder answers.
     pub responder: ResponderRules,
-    /// Whose WebSocket messages we send back.
+    /// Which WebSocket messages the agent echoes.
     pub websocket: WebSocketRules,
-    /// The other agents, ourselves left out, sorted by name.
+    /// The other agents, without this one, sorted by name.
     pub peers: Vec<Peer>,
     /// Hosts without an agent, sorted by name.
     pub targets: Vec<Target>,
-    /// Where further peers and targets are found, in the file's order.
+    /// Providers of further peers and targets, in the order of the file.
     pub providers: Vec<Provider>,
-    /// What to measure, in the file's order.
+    /// The probes, in the order of the file.
     pub probes: Vec<Probe>,
-    /// Limits of what is exported.
+    /// What is exported.
     pub metrics: Metrics,
     /// What is logged.
     pub log: Log,
 }
 
-/// Who we are.
+/// Name and labels of this agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
-    /// Our name among the peers.
+    /// The name of this agent among its peers.
     pub name: String,
-    /// What peers may learn about us.
+    /// Labels that are reported to peers.
     pub labels: BTreeMap<String, String>,
-    /// The longest a stop may take.
+    /// The longest duration of a shutdown.
     pub grace: Duration,
 }
 
-/// Where we listen. An unspecified IPv6 address stands for both families.
+/// Addresses to listen on. The unspecified IPv6 address stands for both families.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
     /// HTTP, over TCP.
     pub http: SocketAddr,
     /// STAMP, over UDP.
     pub stamp: SocketAddr,
-    /// Messages between agents, over UDP.
+    /// Messages between agents over UDP, and echo over TCP.
     pub agent: SocketAddr,
 }
 
-/// How HTTP is kept from others.
+/// TLS of the HTTP port and of outgoing connections.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tls {
-    /// Says how our own port is served, in the format of Prometheus; `None`: plain HTTP for everyone.
+    /// The file that configures the HTTP port, in the format of Prometheus; `None`: plain HTTP without
+    /// passwords.
     pub web_config_file: Option<PathBuf>,
-    /// How we ask others, where they do not differ.
+    /// The default for outgoing connections.
     pub client: Trust,
 }
 
-/// Whom a client of TLS believes, and who it says it is. The files are PEM.
+/// The trusted CAs and the certificate of a TLS client. All files are in PEM format.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Trust {
-    /// Certificates that may sign a server's; `None`: those of the system.
+    /// Certificates of trusted CAs; `None`: those of the system.
     pub ca_file: Option<PathBuf>,
-    /// What the server is shown when it asks; `None`: nothing.
+    /// The client certificate, for servers that require one; `None`: none.
     pub identity: Option<KeyPair>,
 }
 
-/// A certificate and its key.
+/// A certificate and its private key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyPair {
-    /// The certificate, first, and those that lead from it to a CA.
+    /// The certificate, followed by its chain of intermediate certificates.
     pub cert_file: PathBuf,
-    /// Its private key.
+    /// The private key.
     pub key_file: PathBuf,
 }
 
-/// Whom we answer, and how fast.
+/// Which requests the responder answers, and at which rate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResponderRules {
-    /// Sources that are answered without a key, besides the configured peers.
+    /// Networks that are answered without a key, in addition to peers.
     pub allow: Vec<Prefix>,
-    /// Whether anyone at all is answered.
+    /// Whether requests from any source are answered.
     pub open: bool,
-    /// Datagrams per second that are answered in all.
+    /// Maximum datagrams per second that are answered.
     pub rate: u64,
-    /// Datagrams per second that are answered to one source address.
+    /// Maximum datagrams per second that are answered for one source address.
     pub rate_per_source: u64,
-    /// Sessions that are remembered; at the limit the one that was silent longest is forgotten.
+    /// Maximum sessions; at the limit a new session replaces the one that has been idle longest.
     pub sessions: usize,
 }
 
-/// Whose WebSocket messages we send back, and how many.
+/// Which WebSocket messages the agent echoes, and how many.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebSocketRules {
-    /// Whether there is a `/ws` at all.
+    /// Whether `/ws` is served.
     pub enabled: bool,
-    /// Which pages may connect; programs that are no browsers name none.
+    /// The web pages that may connect. Clients other than browsers send no origin and are not restricted by
+    /// this.
     pub origins: Origins,
-    /// Whether anyone may, whoever the responder answers.
+    /// Whether clients from any source are served, regardless of the rules of the responder.
     pub open: bool,
-    /// Clients at once.
+    /// Maximum concurrent clients.
     pub clients_max: usize,
-    /// Clients at once from one source address.
+    /// Maximum concurrent clients from one source address.
     pub clients_per_source: usize,
-    /// Messages per second of one client; at the limit we read more slowly.
+    /// Maximum messages per second of one client; above it the agent reads them more slowly.
     pub messages_per_second: u32,
-    /// The most bytes of a message; beyond, the client is disconnected.
+    /// Maximum bytes of a message; a client that sends more is disconnected.
     pub message_bytes_max: usize,
-    /// A client from which nothing comes for so long is disconnected.
+    /// A client that sends nothing for this long is disconnected.
     pub idle_timeout: Duration,
 }
 
-/// Which web pages may connect.
+/// The web pages that may connect to `/ws`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
-    /// Those of the host and port that they connect to; from loopback, any of loopback.
+    /// Pages of the host and port that they connect to. From loopback, any page of loopback.
     Same,
-    /// Those and these.
+    /// As with [`Same`](Self::Same), and pages of these origins.
     These(Vec<Origin>),
-    /// All.
+    /// Any page.
     Any,
 }
 
@@ -244,44 +246,44 @@ pub struct Peer {
     pub stamp_port: u16,
     /// Its agent port.
     pub agent_port: u16,
-    /// How its HTTP port is asked with TLS; `None`: it speaks plain HTTP.
+    /// TLS parameters for its HTTP port; `None`: plain HTTP.
     pub https: Option<Https>,
     /// Labels from the file.
     pub labels: BTreeMap<String, String>,
 }
 
-/// How a peer or target is asked with TLS.
+/// TLS parameters for connections to one host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Https {
-    /// Whom we believe, and who we are.
+    /// The trusted CAs and the client certificate.
     pub trust: Trust,
-    /// The DNS name or IP address that its certificate must have.
+    /// The DNS name or IP address that the certificate of the host must have.
     pub server_name: String,
 }
 
-/// A host without an agent: a router's STAMP or TWAMP-Light reflector, a server of HTTP or WebSockets, or any host that
-/// answers ICMP.
+/// A host without an agent: a STAMP or TWAMP-Light reflector, an HTTP or WebSocket server, or any host that
+/// answers ICMP echo requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Its name, unique among peers and targets: the `peer` label.
     pub name: String,
     /// An IP address or a host name.
     pub address: String,
-    /// Its reflector's UDP port.
+    /// The UDP port of its reflector.
     pub port: u16,
-    /// What its reflector is known to do otherwise than it should.
+    /// Known deviations of its reflector from the protocol.
     pub quirks: Quirks,
-    /// What HTTP and WebSocket probes ask for.
+    /// The URL for HTTP and WebSocket probes.
     pub url: Option<Url>,
-    /// How that is asked with TLS; `None`: without.
+    /// TLS parameters for the URL; `None`: without TLS.
     pub https: Option<Https>,
-    /// The key it shares with us; `None`: open mode.
+    /// The file of the key that it shares with this agent; `None`: open mode.
     pub key_file: Option<PathBuf>,
     /// Labels from the file.
     pub labels: BTreeMap<String, String>,
 }
 
-/// A configured measurement: what all kinds of probe have in common, and the rest.
+/// A probe: what all kinds have in common, and the configuration of its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     /// Its name, unique: the `probe` label.
@@ -292,17 +294,17 @@ pub struct Probe {
     pub targets: Selection,
     /// Address families.
     pub family: FamilyChoice,
-    /// Address to send from; `None`: the kernel's choice.
+    /// Source address; `None`: the kernel chooses it.
     pub source: Option<IpAddr>,
-    /// Time between two measurements of one path: of datagrams or messages with echo.
+    /// Time between two measurements of one path; with echo, between two datagrams, messages or requests.
     pub interval: Duration,
-    /// The class of service that is sent.
+    /// The DSCP of sent packets.
     pub dscp: Dscp,
-    /// What is measured.
+    /// The kind, with its configuration.
     pub kind: Kind,
 }
 
-/// What a probe measures.
+/// A kind of probe, with its configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Loss, RTT and jitter.
@@ -313,9 +315,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What can be asked of every kind.
+    /// The interface that all kinds implement.
     #[must_use]
-    pub fn as_probe_kind(&self) -> &dyn KindConfig {
+    pub fn as_kind_config(&self) -> &dyn KindConfig {
         match self {
             Self::Echo(echo) => echo,
             #[cfg(test)]
@@ -323,66 +325,67 @@ impl Kind {
         }
     }
 
-    /// The configuration of one kind, if this is it.
+    /// The configuration of the kind `K`; `None` if this is another kind.
     #[must_use]
     pub fn downcast<K: KindConfig + 'static>(&self) -> Option<&K> {
-        self.as_probe_kind().as_any().downcast_ref()
+        self.as_kind_config().as_any().downcast_ref()
     }
 }
 
-/// Which peers, or targets, are measured.
+/// The peers or targets that a probe selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
     /// All.
     All,
-    /// These, sorted, without repeats. One that is not there is not measured.
+    /// These names, sorted, without duplicates. Names that are not in the roster are not measured.
     Named(Vec<String>),
-    /// So many peers, each agent others: [`selection::ring`].
+    /// `k` neighbours on a ring of all agents, see [`selection::ring`].
     Ring {
-        /// How many each measures, and by how many each is measured.
+        /// The number of peers that each agent measures, and by which each is measured.
         k: usize,
     },
-    /// By zones: [`selection::zones`].
+    /// Peers by zone, see [`selection::zones`].
     Zones {
-        /// How many.
+        /// The numbers of peers within the own zone and in each other zone.
         choice: selection::Zones,
-        /// The label that tells the zone.
+        /// The label that denotes the zone.
         label: String,
     },
 }
 
-/// Which address families of a target are measured.
+/// The address families that are measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FamilyChoice {
-    /// The one the resolver prefers.
+    /// The family that the resolver prefers.
     Auto,
     /// IPv4.
     Ipv4,
     /// IPv6.
     Ipv6,
-    /// Each is a path of its own.
+    /// IPv4 and IPv6, as two paths.
     Both,
 }
 
 /// What is exported, and its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metrics {
-    /// Series of paths; a path that would exceed it is measured but not exported, and counted.
+    /// Maximum series of paths. A path beyond the limit is measured but not exported, and counted as such.
     pub max_series: usize,
-    /// What has series.
+    /// Whether paths or groups have series.
     pub level: SeriesLevel,
 }
 
-/// What has series.
+/// Whether paths or groups have series.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SeriesLevel {
-    /// Each path.
+    /// Each path has series.
     Pair,
-    /// The paths of a probe towards all peers of a group, summed; and the worst paths.
+    /// The paths of a probe to all peers of a group have series of their sum; the worst paths also have their
+    /// own.
     Group {
-        /// The label of peers and targets that tells the group.
+        /// The label of peers and targets that denotes the group.
         label: String,
-        /// How many of the worst paths have series of their own.
+        /// The number of worst paths that have series of their own.
         worst: usize,
     },
 }
@@ -392,15 +395,15 @@ pub enum SeriesLevel {
 pub struct Log {
     /// A level (`info`) or a filter by module (`warn,pathmeter::http=debug`).
     pub level: String,
-    /// How lines look.
+    /// The format of lines.
     pub format: LogFormat,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }

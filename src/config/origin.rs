@@ -1,4 +1,4 @@
-//! Where a web page comes from.
+//! The origin of a web page.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,7 +8,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     scheme: OriginScheme,
-    /// Lower case; an IPv6 address stands in brackets.
+    /// In lower case; an IPv6 address has brackets.
     host: String,
     port: u16,
 }
@@ -36,8 +36,9 @@ impl OriginScheme {
 }
 
 impl Origin {
-    /// Whether `host`, as a request's `Host` header has it, is where the page comes from. A header without a port means the
-    /// usual one of the page's scheme: who ends TLS in front of us is not known here.
+    /// Whether `host`, the value of a `Host` header, denotes the host and port of this origin. A header
+    /// without a port stands for the default port of the origin's scheme: the request does not show whether a
+    /// reverse proxy terminated TLS.
     #[must_use]
     pub fn is_served_by(&self, host: &str) -> bool {
         host_and_port(host).is_some_and(|(host, port)| {
@@ -45,7 +46,7 @@ impl Origin {
         })
     }
 
-    /// Whether the page comes from the host that the browser runs on.
+    /// Whether the page was served by the host that the browser runs on.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         let bare = self.host.trim_start_matches('[').trim_end_matches(']');
@@ -60,7 +61,7 @@ impl Origin {
 impl FromStr for Origin {
     type Err = NotAnOrigin;
 
-    /// Reads `https://page.example.net` or `http://[2001:db8::1]:8080`, nothing behind it.
+    /// Parses `https://page.example.net` or `http://[2001:db8::1]:8080`, without a path.
     fn from_str(text: &str) -> Result<Self, NotAnOrigin> {
         let (scheme, rest) = text.split_once("://").ok_or(NotAnOrigin)?;
         let known = [OriginScheme::Http, OriginScheme::Https];
@@ -78,12 +79,12 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A text that is no origin: another scheme, a path, or `null`.
+/// The text is not an origin: it has another scheme or a path, or is `null`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not an origin")]
 pub struct NotAnOrigin;
 
-/// The host in lower case and the port, if it is there.
+/// The host in lower case, and the port if there is one; `None` if the text is invalid.
 fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     let (host, rest) = if let Some(inside) = text.strip_prefix('[') {
         let (address, rest) = inside.split_once(']')?;
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_a_scheme_a_host_and_a_port() {
+    fn origin_is_a_scheme_a_host_and_a_port() {
         for (text, shown) in [
             ("https://page.example.net", "https://page.example.net"),
             ("HTTPS://Page.Example.NET:443", "https://page.example.net"),
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_served_by_the_host_and_port_it_names() {
+    fn page_is_served_by_the_host_and_port_of_its_origin() {
         for (page, host, is_same) in [
             ("http://fra-1:9862", "fra-1:9862", true),
             ("http://FRA-1:9862", "fra-1:9862", true),
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_known_by_address_and_by_name() {
+    fn loopback_is_recognised_by_address_and_by_name() {
         for page in ["http://localhost:3000", "http://a.localhost", "http://127.0.0.9", "http://[::1]:1"] {
             assert!(origin(page).is_loopback(), "{page}");
         }

@@ -1,4 +1,4 @@
-//! A probe from the command line: read by the rules, ranges and defaults of a probe in a file.
+//! A probe from the command line, with the rules, ranges and defaults of a probe in a file.
 
 use super::Probe;
 use super::file::Node;
@@ -6,23 +6,23 @@ use super::hosts::DeclaredHosts;
 use super::probes::{ProbeContext, probe};
 use super::reader::{Diagnostic, Diagnostics, ValueReader};
 
-/// The value of an option.
+/// The value of a command-line option.
 #[derive(Debug, Clone)]
 pub enum Argument {
-    /// As it was written.
+    /// A text that is not parsed yet.
     Text(String),
-    /// A number that was read already.
+    /// A number.
     Number(u16),
-    /// Several of them.
+    /// Several numbers.
     Numbers(Vec<u16>),
-    /// A switch that is on.
+    /// A switch that was given.
     On,
 }
 
-/// Reads a probe from options: the keys of a probe in a file, with their values.
+/// Reads a probe from options, which have the names of the keys of a probe in a file.
 ///
 /// # Errors
-/// What is wrong, a line for each option.
+/// All problems, one line for each.
 pub fn probe_from_options(options: Vec<(&'static str, Argument)>) -> Result<Probe, String> {
     let mut entries = vec![("name".to_owned(), Node::Text("once".to_owned()))];
     entries.extend(options.into_iter().map(|(key, value)| (key.to_owned(), node(value))));
@@ -47,9 +47,9 @@ fn node(value: Argument) -> Node {
     }
 }
 
-/// Such as `--interval: 5ms is out of range; write 10ms to 1h`.
+/// Formats a problem, such as `--interval: 5ms is out of range; write 10ms to 1h`.
 fn line(diagnostic: &Diagnostic<'_>) -> String {
-    let path = diagnostic.place.to_string();
+    let path = diagnostic.path.to_string();
     let option = path.split('[').next().unwrap_or_default().replace('_', "-");
     format!("--{option}: {}; {}", diagnostic.what, diagnostic.remedy)
 }
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn all_wrong_options_are_named_at_once_with_the_ranges_of_the_file() {
+    fn all_invalid_options_are_reported_at_once_with_the_ranges_of_the_file() {
         let options = vec![
             text("protocol", "tcp"),
             text("interval", "5ms"),
@@ -84,8 +84,8 @@ mod tests {
         ];
         let expected = "\
 --interval: 5ms is out of range; write 10ms to 1h
---flows: only with protocol: udp, icmp; remove it, or choose another protocol
---dont-fragment: only with protocol: udp, icmp; remove it, or choose another protocol";
+--flows: only valid with protocol: udp, icmp; remove it, or choose another protocol
+--dont-fragment: only valid with protocol: udp, icmp; remove it, or choose another protocol";
         assert_eq!(probe_from_options(options), Err(expected.to_owned()));
         let status = vec![text("protocol", "http"), ("expect_status", Argument::Numbers(vec![200, 99]))];
         let expected = "--expect-status: 99 is out of range; write a whole number from 100 to 599";

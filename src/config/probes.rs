@@ -1,4 +1,4 @@
-//! What the keys of a probe mean.
+//! Reads the section of a probe: the keys that all kinds have in common.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,15 +17,15 @@ use super::reader::{MappingReader, ValueReader};
 use super::values::{dscp, duration, is_name, label_name, name, source};
 use super::{FamilyChoice, Listen, Probe, Selection};
 
-/// Paths of all probes. Chosen: ten times what the budgets are measured with.
+/// Maximum number of paths of all probes. Chosen: ten times the number that the budgets are measured with.
 pub const PATHS_MAX: usize = 100_000;
 
-/// Peers that a rule chooses, in a ring, in the own zone, or in each other one.
-const CHOSEN_ALLOWED: RangeInclusive<i128> = 0..=1000;
-/// In a ring nobody would be measured with none.
-const NEIGHBOURS_ALLOWED: RangeInclusive<i128> = 1..=1000;
+/// Number of peers that a rule selects in the own zone, or in each other zone.
+const COUNT_ALLOWED: RangeInclusive<i128> = 0..=1000;
+/// Number of peers that a ring selects. With 0, no agent would be measured.
+const RING_COUNT_ALLOWED: RangeInclusive<i128> = 1..=1000;
 
-/// What a probe is checked against.
+/// The parts of a configuration that a probe is checked against.
 #[derive(Debug)]
 pub(super) struct ProbeContext<'a, 'r> {
     own_name: Option<&'r str>,
@@ -45,7 +45,7 @@ impl<'a, 'r> ProbeContext<'a, 'r> {
     }
 }
 
-/// The kinds of probe, by the key `kind`: what reads the keys that only this kind has.
+/// Returns the reader for the keys that are specific to the kind of the probe, as given by the key `kind`.
 fn reader(section: &mut MappingReader<'_, '_>) -> Option<Box<dyn KindReader>> {
     #[derive(Clone, Copy)]
     enum Name {
@@ -71,7 +71,7 @@ pub(super) fn probe<'a>(
 ) -> Option<Probe> {
     let name = section.required("name", |value| unique_name(value, &mut context.names));
     let Some(reader) = reader(section) else {
-        return section.give_up();
+        return section.ignore_rest();
     };
     let interval =
         section.key("interval", |value| duration(value, &reader.intervals())).or(reader.interval());
@@ -81,9 +81,9 @@ pub(super) fn probe<'a>(
     let kind = reader.read(section, context.listen);
 
     check_source(section, source.flatten(), family);
-    let towards = towards(section, &*reader, family, context);
+    let selections = selections(section, &*reader, family, context);
 
-    let (peers, targets) = towards?;
+    let (peers, targets) = selections?;
     Some(Probe {
         name: name?.to_owned(),
         peers,
@@ -108,7 +108,7 @@ fn unique_name<'a>(value: ValueReader<'a, '_>, names: &mut BTreeSet<&'a str>) ->
     if names.insert(name) {
         Some(name)
     } else {
-        value.wrong(format!("another probe is already called {name}"), "give it another name")
+        value.reject(format!("another probe is already named {name}"), "use a unique name")
     }
 }
 
@@ -124,13 +124,13 @@ fn check_source(section: &MappingReader<'_, '_>, source: Option<IpAddr>, family:
     };
     if !fits {
         let own = if source.is_ipv4() { "ipv4" } else { "ipv6" };
-        let remedy = format!("write family: {own}, or no source");
-        section.wrong::<()>("source", format!("{source} cannot send what family asks for"), remedy);
+        let remedy = format!("write family: {own}, or remove source");
+        section.reject::<()>("source", format!("{source} does not match the address family"), remedy);
     }
 }
 
-/// The peers and the targets that a probe measures; all peers when it names none.
-fn towards<'a>(
+/// The peers and the targets that a probe measures. All peers if it has neither of the keys.
+fn selections<'a>(
     section: &mut MappingReader<'a, '_>,
     reader: &dyn KindReader,
     family: Option<FamilyChoice>,
@@ -138,27 +138,30 @@ fn towards<'a>(
 ) -> Option<(Selection, Selection)> {
     let declared = context.declared;
     let targets: BTreeSet<&str> = declared.targets.keys().copied().collect();
-    let of_peers = KnownNames { what: "peer", known: &declared.peers, are_found: declared.finds_peers };
-    let of_targets = KnownNames { what: "target", known: &targets, are_found: declared.finds_targets };
-    let chosen_peers = section.key("peers", |value| selection(value, &of_peers, &of_targets)).optional();
-    let chosen_targets = section.key("targets", |value| selection(value, &of_targets, &of_peers)).optional();
+    let of_peers =
+        KnownNames { what: "peer", known: &declared.peers, has_providers: declared.has_peer_providers };
+    let of_targets =
+        KnownNames { what: "target", known: &targets, has_providers: declared.has_target_providers };
+    let peer_selection = section.key("peers", |value| selection(value, &of_peers, &of_targets)).optional();
+    let target_selection =
+        section.key("targets", |value| selection(value, &of_targets, &of_peers)).optional();
     let none = || Selection::Named(Vec::new());
-    let (peers, targets) = match (chosen_peers?, chosen_targets?) {
+    let (peers, targets) = match (peer_selection?, target_selection?) {
         (None, None) => (Selection::All, none()),
         (peers, targets) => (peers.unwrap_or_else(none), targets.unwrap_or_else(none)),
     };
 
     let own_name = context.own_name?;
-    let known_peers = of_peers.chosen(&peers, own_name);
-    let known_targets = of_targets.chosen(&targets, own_name);
+    let known_peers = of_peers.selected(&peers, own_name);
+    let known_targets = of_targets.selected(&targets, own_name);
     for target in known_targets.iter().filter_map(|name| declared.targets.get(name)) {
-        if let Err((what, remedy)) = reader.reaches(target) {
-            section.wrong::<()>("targets", what, remedy);
+        if let Err((what, remedy)) = reader.check_target(target) {
+            section.reject::<()>("targets", what, remedy);
         }
     }
-    let hosts = known_peers.len().min(peers.most()) + known_targets.len();
-    if hosts == 0 && !declared.finds_peers && !declared.finds_targets {
-        section.warn("peers", "nothing is measured: no host is left but this one", "add peers or targets");
+    let hosts = known_peers.len().min(peers.max_len()) + known_targets.len();
+    if hosts == 0 && !declared.has_peer_providers && !declared.has_target_providers {
+        section.warn("peers", "this probe selects no host other than this one", "add peers or targets");
     }
     context.paths += match family? {
         FamilyChoice::Auto | FamilyChoice::Ipv4 | FamilyChoice::Ipv6 => hosts,
@@ -166,33 +169,33 @@ fn towards<'a>(
     };
     if context.paths > PATHS_MAX {
         let what = format!("with this probe the file has {} paths", context.paths);
-        return section.wrong("peers", what, format!("at most {PATHS_MAX} are allowed: name fewer hosts"));
+        return section.reject("peers", what, format!("at most {PATHS_MAX} are allowed: select fewer hosts"));
     }
     Some((peers, targets))
 }
 
-/// The names of peers, or those of targets.
+/// The names of all peers, or of all targets, that the file declares.
 struct KnownNames<'a, 'r> {
     what: &'static str,
     known: &'r BTreeSet<&'a str>,
-    /// Whether there are providers that find more.
-    are_found: bool,
+    /// Whether the file has providers, which may list further names.
+    has_providers: bool,
 }
 
 impl<'a> KnownNames<'a, '_> {
-    /// Those of a choice that the file has.
-    fn chosen(&self, choice: &Selection, own_name: &str) -> BTreeSet<&'a str> {
-        let is_chosen = |name: &str| match choice {
+    /// The declared names that a selection includes, without that of this agent.
+    fn selected(&self, selection: &Selection, own_name: &str) -> BTreeSet<&'a str> {
+        let is_selected = |name: &str| match selection {
             Selection::All | Selection::Ring { .. } | Selection::Zones { .. } => true,
-            Selection::Named(names) => names.binary_search_by(|chosen| chosen.as_str().cmp(name)).is_ok(),
+            Selection::Named(names) => names.binary_search_by(|selected| selected.as_str().cmp(name)).is_ok(),
         };
-        self.known.iter().copied().filter(|name| *name != own_name && is_chosen(name)).collect()
+        self.known.iter().copied().filter(|name| *name != own_name && is_selected(name)).collect()
     }
 }
 
 impl Selection {
-    /// How many it can choose at most; by zones it depends on how many there are.
-    fn most(&self) -> usize {
+    /// The most hosts that it can select. With zones this depends on their number, so there is no limit.
+    fn max_len(&self) -> usize {
         match self {
             Self::All | Self::Named(_) | Self::Zones { .. } => usize::MAX,
             Self::Ring { k } => *k,
@@ -200,42 +203,42 @@ impl Selection {
     }
 }
 
-/// `all`, a list of names, or a rule; `others` is what belongs under the other key.
+/// Reads `all`, a list of names, or a rule. `others` are the names that belong under the other key.
 fn selection(
     value: ValueReader<'_, '_>,
     names: &KnownNames<'_, '_>,
     others: &KnownNames<'_, '_>,
 ) -> Option<Selection> {
     let what = names.what;
-    let wanted = format!("all, or a list of {what} names such as [a-1, a-2]");
+    let expected = format!("all, or a list of {what} names such as [a-1, a-2]");
     match value.node() {
         Node::Text(text) if text == "all" => return Some(Selection::All),
         Node::Text(text) => {
-            return value.wrong(format!("{} is not a list", quoted(text)), format!("write {wanted}"));
+            return value.reject(format!("{} is not a list", quoted(text)), format!("write {expected}"));
         }
-        Node::Mapping(_) if what == "peer" => return value.section(rule),
+        Node::Mapping(_) if what == "peer" => return value.section(selection_rule),
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) | Node::Mapping(_) => {}
     }
-    let mut chosen = value.list(&wanted, |value| {
-        let name = value.text(&format!("a {what}'s name"))?;
-        if names.known.contains(name) || (names.are_found && is_name(name)) {
+    let mut selected = value.list(&expected, |value| {
+        let name = value.text(&format!("the name of a {what}"))?;
+        if names.known.contains(name) || (names.has_providers && is_name(name)) {
             return Some(name.to_owned());
         }
         let remedy = if others.known.contains(name) {
-            format!("it is a {other}: write it under {other}s", other = others.what)
+            format!("it is a {other}: list it under {other}s", other = others.what)
         } else {
             nearest(name, names.known.iter().copied())
                 .map_or_else(|| format!("add it to {what}s"), |near| format!("did you mean {near}?"))
         };
-        value.wrong(format!("no {what} is called {}", quoted(name)), remedy)
+        value.reject(format!("no {what} is named {}", quoted(name)), remedy)
     })?;
-    chosen.sort_unstable();
-    chosen.dedup();
-    Some(Selection::Named(chosen))
+    selected.sort_unstable();
+    selected.dedup();
+    Some(Selection::Named(selected))
 }
 
-/// How each agent chooses its own peers.
-fn rule(section: &mut MappingReader<'_, '_>) -> Option<Selection> {
+/// Reads the rule by which each agent selects its own peers.
+fn selection_rule(section: &mut MappingReader<'_, '_>) -> Option<Selection> {
     #[derive(Clone, Copy)]
     enum Rule {
         All,
@@ -244,13 +247,13 @@ fn rule(section: &mut MappingReader<'_, '_>) -> Option<Selection> {
     }
     const RULES: [(&str, Rule); 3] = [("all", Rule::All), ("ring", Rule::Ring), ("zones", Rule::Zones)];
     let Some(rule) = section.required("select", |value| value.one_of(&RULES)) else {
-        return section.give_up();
+        return section.ignore_rest();
     };
-    let count = |value: ValueReader<'_, '_>| value.number(&CHOSEN_ALLOWED);
+    let count = |value: ValueReader<'_, '_>| value.number(&COUNT_ALLOWED);
     match rule {
         Rule::All => Some(Selection::All),
         Rule::Ring => {
-            section.required("k", |value| value.number(&NEIGHBOURS_ALLOWED)).map(|k| Selection::Ring { k })
+            section.required("k", |value| value.number(&RING_COUNT_ALLOWED)).map(|k| Selection::Ring { k })
         }
         Rule::Zones => {
             let within = section.required("within", count);

@@ -1,8 +1,8 @@
-//! Reads a tree by its keys and diagnostics on the way everything that is wrong.
+//! Reads the values of a tree by key and collects all problems on the way.
 //!
-//! A reader returns `None` after it noted a problem, so a configuration exists exactly when none was noted. Readers
-//! of sections ask for *every* key before they give up with `?`: so that all problems are found at once, and
-//! because a key that nobody asked for is a problem.
+//! A reader returns `None` after it reported a problem, so a configuration exists exactly if there is no
+//! problem. Readers of sections read *every* key before they return with `?`: so that all problems are found
+//! at once, and because a key that was not read is reported as unknown.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -13,30 +13,31 @@ use super::diagnostic::{nearest, quoted};
 use super::file::Node;
 use super::value_path::ValuePath;
 
-/// What was noted about a file.
+/// The problems and warnings of a file.
 #[derive(Debug, Default)]
 pub(super) struct Diagnostics<'a> {
     problems: RefCell<Vec<Diagnostic<'a>>>,
-    problems_unkept: Cell<usize>,
+    problems_dropped: Cell<usize>,
     warnings: RefCell<Vec<Diagnostic<'a>>>,
 }
 
-/// Problems that are kept, the first ones that are met; the others are only counted. Chosen: ten times what is listed, so
-/// that sorting by place seldom misses one, and a file full of them still fits the memory.
-const PROBLEMS_KEPT: usize = 1000;
+/// Maximum problems that are kept, in the order in which they are found; further ones are only counted.
+/// Chosen: ten times [`Problems::LISTED_MAX`](super::Problems::LISTED_MAX), so that the first ones in the
+/// file are rarely missing after sorting, and a file full of problems still fits in memory.
+const PROBLEMS_MAX: usize = 1000;
 
-/// Something wrong or odd, at a place.
+/// A problem or a warning about a value.
 #[derive(Debug)]
 pub(super) struct Diagnostic<'a> {
-    pub(super) place: ValuePath<'a>,
+    pub(super) path: ValuePath<'a>,
     pub(super) what: String,
     pub(super) remedy: String,
 }
 
 impl<'a> Diagnostics<'a> {
-    /// Problems in the order of the file, and how many more there were.
+    /// The problems in the order of the file, and the number of further ones.
     pub(super) fn problems(&mut self) -> (Vec<Diagnostic<'a>>, usize) {
-        (sorted(&mut self.problems), self.problems_unkept.take())
+        (sorted(&mut self.problems), self.problems_dropped.take())
     }
 
     /// Warnings in the order of the file.
@@ -47,128 +48,128 @@ impl<'a> Diagnostics<'a> {
 
 fn sorted<'a>(diagnostics: &mut RefCell<Vec<Diagnostic<'a>>>) -> Vec<Diagnostic<'a>> {
     let mut diagnostics = std::mem::take(diagnostics.get_mut());
-    diagnostics.sort_by_cached_key(|diagnostic| diagnostic.place.indices().map(|(indices, _)| indices));
+    diagnostics.sort_by_cached_key(|diagnostic| diagnostic.path.indices().map(|(indices, _)| indices));
     diagnostics
 }
 
-/// A value and its place.
+/// A value and its path.
 #[derive(Debug, Clone)]
 pub(super) struct ValueReader<'a, 'n> {
     node: &'a Node,
-    place: ValuePath<'a>,
+    path: ValuePath<'a>,
     diagnostics: &'n Diagnostics<'a>,
 }
 
 impl<'a, 'n> ValueReader<'a, 'n> {
-    /// The file as a whole.
+    /// The whole file.
     pub(super) fn top(node: &'a Node, diagnostics: &'n Diagnostics<'a>) -> Self {
-        Self { node, place: ValuePath::top(), diagnostics }
+        Self { node, path: ValuePath::top(), diagnostics }
     }
 
     pub(super) fn node(&self) -> &'a Node {
         self.node
     }
 
-    pub(super) fn place(&self) -> &ValuePath<'a> {
-        &self.place
+    pub(super) fn path(&self) -> &ValuePath<'a> {
+        &self.path
     }
 
-    /// Reports a problem; `None`, so that a reader can return it.
-    pub(super) fn wrong<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
-        wrong(self.diagnostics, self.place.clone(), what, remedy)
+    /// Reports a problem. Always returns `None`, so that a reader can return the result.
+    pub(super) fn reject<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
+        reject(self.diagnostics, self.path.clone(), what, remedy)
     }
 
     /// Reports a problem with the value's key.
-    pub(super) fn wrong_key<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
-        wrong(self.diagnostics, self.place.clone().at_key(), what, remedy)
+    pub(super) fn reject_key<T>(&self, what: impl Into<String>, remedy: impl Into<String>) -> Option<T> {
+        reject(self.diagnostics, self.path.clone().at_key(), what, remedy)
     }
 
-    /// Reports that the value is something else than `wanted`.
-    pub(super) fn mismatch<T>(&self, wanted: &str) -> Option<T> {
+    /// Reports that the value does not have the type that `expected` describes.
+    pub(super) fn reject_type<T>(&self, expected: &str) -> Option<T> {
         match self.node {
-            Node::Null => self.wrong("no value", format!("write {wanted}, or remove the key")),
+            Node::Null => self.reject("no value", format!("write {expected}, or remove the key")),
             Node::Bool(_)
             | Node::Int(_)
             | Node::Float(_)
             | Node::Text(_)
             | Node::List(_)
-            | Node::Mapping(_) => self.wrong(Shown(self.node).to_string(), format!("write {wanted}")),
+            | Node::Mapping(_) => self.reject(Described(self.node).to_string(), format!("write {expected}")),
         }
     }
 
-    /// Text. Numbers and the like are not taken for it: `1.10` would become `1.1`.
-    pub(super) fn text(&self, wanted: &str) -> Option<&'a str> {
+    /// A string. Numbers and booleans are not converted: `1.10` would become `1.1`.
+    pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
         match self.node {
             Node::Text(text) => Some(text),
             Node::Bool(_) | Node::Int(_) | Node::Float(_) => {
-                self.wrong(Shown(self.node).to_string(), format!("write {wanted}, in quotes"))
+                self.reject(Described(self.node).to_string(), format!("write {expected} in quotes"))
             }
-            Node::Null | Node::List(_) | Node::Mapping(_) => self.mismatch(wanted),
+            Node::Null | Node::List(_) | Node::Mapping(_) => self.reject_type(expected),
         }
     }
 
-    pub(super) fn flag(self) -> Option<bool> {
+    pub(super) fn boolean(self) -> Option<bool> {
         match self.node {
-            Node::Bool(flag) => Some(*flag),
+            Node::Bool(value) => Some(*value),
             Node::Null | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::List(_) | Node::Mapping(_) => {
-                self.mismatch("true or false")
+                self.reject_type("true or false")
             }
         }
     }
 
     /// A whole number.
     pub(super) fn number<N: TryFrom<i128>>(self, allowed: &RangeInclusive<i128>) -> Option<N> {
-        let wanted = format!("a whole number from {} to {}", allowed.start(), allowed.end());
+        let expected = format!("a whole number from {} to {}", allowed.start(), allowed.end());
         match self.node {
             Node::Int(number) if allowed.contains(number) => match N::try_from(*number) {
                 Ok(number) => Some(number),
-                Err(_) => self.wrong(format!("{number} is too large"), format!("write {wanted}")),
+                Err(_) => self.reject(format!("{number} is too large"), format!("write {expected}")),
             },
-            Node::Int(number) => self.wrong(format!("{number} is out of range"), format!("write {wanted}")),
+            Node::Int(number) => {
+                self.reject(format!("{number} is out of range"), format!("write {expected}"))
+            }
             Node::Null
             | Node::Bool(_)
             | Node::Float(_)
             | Node::Text(_)
             | Node::List(_)
-            | Node::Mapping(_) => self.mismatch(&wanted),
+            | Node::Mapping(_) => self.reject_type(&expected),
         }
     }
 
-    /// One of some words.
+    /// One of a set of words.
     pub(super) fn one_of<T: Copy>(self, choices: &[(&'static str, T)]) -> Option<T> {
         let words = || choices.iter().map(|(word, _)| *word);
-        let wanted = words().collect::<Vec<_>>().join(" or ");
-        let text = self.text(&wanted)?;
+        let expected = words().collect::<Vec<_>>().join(" or ");
+        let text = self.text(&expected)?;
         match choices.iter().find(|(word, _)| *word == text) {
             Some((_, choice)) => Some(*choice),
-            None => self.wrong(format!("{} is not supported", quoted(text)), suggestion(text, words())),
+            None => self.reject(format!("{} is not supported", quoted(text)), suggestion(text, words())),
         }
     }
 
     /// A list; every item is read.
-    pub(super) fn list<T>(self, wanted: &str, mut read: impl FnMut(Self) -> Option<T>) -> Option<Vec<T>> {
+    pub(super) fn list<T>(self, expected: &str, mut read: impl FnMut(Self) -> Option<T>) -> Option<Vec<T>> {
         let Node::List(items) = self.node else {
-            return self.mismatch(wanted);
+            return self.reject_type(expected);
         };
-        let place = |index| self.place.item(index);
+        let path = |index| self.path.item(index);
         let read: Vec<Option<T>> = items
             .iter()
             .enumerate()
-            .map(|(index, node)| {
-                read(ValueReader { node, place: place(index), diagnostics: self.diagnostics })
-            })
+            .map(|(index, node)| read(ValueReader { node, path: path(index), diagnostics: self.diagnostics }))
             .collect();
         read.into_iter().collect()
     }
 
-    /// A mapping with keys of the user's choice; every entry is read.
+    /// A mapping with arbitrary keys; every entry is read.
     pub(super) fn entries<T>(
         self,
-        wanted: &str,
+        expected: &str,
         mut read: impl FnMut(&'a str, Self) -> Option<T>,
     ) -> Option<Vec<T>> {
         let Node::Mapping(entries) = self.node else {
-            return self.mismatch(wanted);
+            return self.reject_type(expected);
         };
         let mut seen = BTreeSet::new();
         let read: Vec<Option<T>> = entries
@@ -176,30 +177,30 @@ impl<'a, 'n> ValueReader<'a, 'n> {
             .enumerate()
             .map(|(index, (key, node))| {
                 if !seen.insert(key) {
-                    return twice(self.diagnostics, self.place.entry(index, key).at_key());
+                    return reject_duplicate(self.diagnostics, self.path.entry(index, key).at_key());
                 }
                 read(
                     key,
-                    ValueReader { node, place: self.place.entry(index, key), diagnostics: self.diagnostics },
+                    ValueReader { node, path: self.path.entry(index, key), diagnostics: self.diagnostics },
                 )
             })
             .collect();
         read.into_iter().collect()
     }
 
-    /// A mapping with keys of our choice. What `read` did not ask for is unknown.
+    /// A mapping with known keys. Keys that `read` does not read are reported as unknown.
     pub(super) fn section<T>(self, read: impl FnOnce(&mut MappingReader<'a, 'n>) -> Option<T>) -> Option<T> {
         let entries: &[_] = match self.node {
             Node::Mapping(entries) => entries,
             Node::Null => &[],
             Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::List(_) => {
-                return self.mismatch("a mapping of keys to values");
+                return self.reject_type("a mapping of keys to values");
             }
         };
         let mut section =
-            MappingReader { entries, place: self.place, diagnostics: self.diagnostics, known: Vec::new() };
+            MappingReader { entries, path: self.path, diagnostics: self.diagnostics, known: Vec::new() };
         let read = read(&mut section);
-        section.refuse_the_rest();
+        section.reject_unknown_keys();
         read
     }
 }
@@ -208,13 +209,13 @@ impl<'a, 'n> ValueReader<'a, 'n> {
 #[derive(Debug)]
 pub(super) struct MappingReader<'a, 'n> {
     entries: &'a [(String, Node)],
-    place: ValuePath<'a>,
+    path: ValuePath<'a>,
     diagnostics: &'n Diagnostics<'a>,
     known: Vec<&'static str>,
 }
 
 impl<'a, 'n> MappingReader<'a, 'n> {
-    /// Reads the value of a key that need not be there.
+    /// Reads the value of an optional key.
     pub(super) fn key<T>(
         &mut self,
         key: &'static str,
@@ -224,16 +225,16 @@ impl<'a, 'n> MappingReader<'a, 'n> {
         let Some((index, node)) = self.find(key) else {
             return Setting::Absent;
         };
-        let value = ValueReader { node, place: self.place.entry(index, key), diagnostics: self.diagnostics };
-        read(value).map_or(Setting::Wrong, Setting::Given)
+        let value = ValueReader { node, path: self.path.entry(index, key), diagnostics: self.diagnostics };
+        read(value).map_or(Setting::Invalid, Setting::Given)
     }
 
-    /// Whether a key is there.
+    /// Whether the mapping has a key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.find(key).is_some()
     }
 
-    /// Reads the value of a key that must be there.
+    /// Reads the value of a required key.
     pub(super) fn required<T>(
         &mut self,
         key: &'static str,
@@ -241,26 +242,26 @@ impl<'a, 'n> MappingReader<'a, 'n> {
     ) -> Option<T> {
         match self.key(key, read) {
             Setting::Given(value) => Some(value),
-            Setting::Wrong => None,
-            Setting::Absent => self.wrong(key, "missing", "it has no default"),
+            Setting::Invalid => None,
+            Setting::Absent => self.reject(key, "missing", "this key is required"),
         }
     }
 
-    /// Reads a section; one that is not there is read as if it were empty.
+    /// Reads a section. A missing section is read as an empty one.
     pub(super) fn section<T>(
         &mut self,
         key: &'static str,
         read: impl FnOnce(&mut Self) -> Option<T>,
     ) -> Option<T> {
         self.known.push(key);
-        let (node, place) = match self.find(key) {
-            Some((index, node)) => (node, self.place.entry(index, key)),
-            None => (&Node::Null, self.place.missing(key)),
+        let (node, path) = match self.find(key) {
+            Some((index, node)) => (node, self.path.entry(index, key)),
+            None => (&Node::Null, self.path.missing(key)),
         };
-        ValueReader { node, place, diagnostics: self.diagnostics }.section(read)
+        ValueReader { node, path, diagnostics: self.diagnostics }.section(read)
     }
 
-    /// Reads a list of sections; one that is not there, or has no value, is empty.
+    /// Reads a list of sections. A missing list, and one without a value, is empty.
     pub(super) fn sections<T>(
         &mut self,
         key: &'static str,
@@ -280,24 +281,25 @@ impl<'a, 'n> MappingReader<'a, 'n> {
         .or(Vec::new())
     }
 
-    /// Reports a problem with the value of a key, or with its absence.
-    pub(super) fn wrong<T>(
+    /// Reports a problem with the value of a key, or with a missing key. Always returns `None`.
+    pub(super) fn reject<T>(
         &self,
         key: &'static str,
         what: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Option<T> {
-        wrong(self.diagnostics, self.place_of(key), what, remedy)
+        reject(self.diagnostics, self.path_of(key), what, remedy)
     }
 
-    /// Reports something odd about the value of a key, or about its absence.
+    /// Reports a warning about the value of a key, or about a missing key.
     pub(super) fn warn(&self, key: &'static str, what: impl Into<String>, remedy: impl Into<String>) {
-        let diagnostic = Diagnostic { place: self.place_of(key), what: what.into(), remedy: remedy.into() };
+        let diagnostic = Diagnostic { path: self.path_of(key), what: what.into(), remedy: remedy.into() };
         self.diagnostics.warnings.borrow_mut().push(diagnostic);
     }
 
-    /// Leaves the other keys alone: which ones there are is unknown.
-    pub(super) fn give_up<T>(&mut self) -> Option<T> {
+    /// Ignores the remaining keys, because it cannot be decided which of them are valid. Always returns
+    /// `None`.
+    pub(super) fn ignore_rest<T>(&mut self) -> Option<T> {
         self.entries = &[];
         None
     }
@@ -306,94 +308,94 @@ impl<'a, 'n> MappingReader<'a, 'n> {
         self.entries.iter().enumerate().find(|(_, (k, _))| k == key).map(|(index, (_, node))| (index, node))
     }
 
-    fn place_of(&self, key: &'static str) -> ValuePath<'a> {
+    fn path_of(&self, key: &'static str) -> ValuePath<'a> {
         match self.find(key) {
-            Some((index, _)) => self.place.entry(index, key),
-            None => self.place.missing(key),
+            Some((index, _)) => self.path.entry(index, key),
+            None => self.path.missing(key),
         }
     }
 
-    fn refuse_the_rest(self) {
+    fn reject_unknown_keys(self) {
         let mut seen = BTreeSet::new();
         for (index, (key, _)) in self.entries.iter().enumerate() {
-            let place = self.place.entry(index, key).at_key();
+            let path = self.path.entry(index, key).at_key();
             if key == "<<" {
                 let remedy = "write the keys out; an alias can stand for a whole value (`labels: *name`)";
-                wrong::<()>(self.diagnostics, place, "merge keys are not supported", remedy);
+                reject::<()>(self.diagnostics, path, "merge keys are not supported", remedy);
             } else if !self.known.contains(&key.as_str()) {
                 let remedy = suggestion(key, self.known.iter().copied());
-                wrong::<()>(self.diagnostics, place, "unknown key", remedy);
+                reject::<()>(self.diagnostics, path, "unknown key", remedy);
             } else if !seen.insert(key) {
-                twice::<()>(self.diagnostics, place);
+                reject_duplicate::<()>(self.diagnostics, path);
             }
         }
     }
 }
 
-/// What a file says about a key.
+/// The value of a key in a file.
 #[derive(Debug)]
 pub(super) enum Setting<T> {
-    /// Nothing.
+    /// The key is missing.
     Absent,
-    /// Something that was noted as a problem.
-    Wrong,
-    /// This.
+    /// The value is invalid; the problem was reported.
+    Invalid,
+    /// The value is valid.
     Given(T),
 }
 
 impl<T> Setting<T> {
-    /// The default where nothing is said; `None` where a problem was noted.
+    /// The value, or `default` if the key is missing; `None` if the value is invalid.
     pub(super) fn or(self, default: T) -> Option<T> {
         self.optional().map(|given| given.unwrap_or(default))
     }
 
-    /// `Some(None)` where nothing is said; `None` where a problem was noted.
+    /// `Some(None)` if the key is missing; `None` if the value is invalid.
     pub(super) fn optional(self) -> Option<Option<T>> {
         match self {
             Self::Absent => Some(None),
-            Self::Wrong => None,
+            Self::Invalid => None,
             Self::Given(value) => Some(Some(value)),
         }
     }
 }
 
-/// A value as it is named in a problem; of lists and mappings nothing is shown.
-struct Shown<'a>(&'a Node);
+/// Describes a value in a problem. The contents of lists and mappings are not shown.
+struct Described<'a>(&'a Node);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Node::Null => f.write_str("nothing"),
-            Node::Bool(flag) => write!(f, "`{flag}` is a truth value"),
+            Node::Bool(value) => write!(f, "`{value}` is a boolean"),
             Node::Int(number) => write!(f, "`{number}` is a number"),
             Node::Float(number) => write!(f, "`{number}` is a number"),
-            Node::Text(text) => write!(f, "{} is text", quoted(text)),
+            Node::Text(text) => write!(f, "{} is a string", quoted(text)),
             Node::List(_) => f.write_str("a list"),
             Node::Mapping(_) => f.write_str("a mapping"),
         }
     }
 }
 
-fn wrong<'a, T>(
+fn reject<'a, T>(
     diagnostics: &Diagnostics<'a>,
-    place: ValuePath<'a>,
+    path: ValuePath<'a>,
     what: impl Into<String>,
     remedy: impl Into<String>,
 ) -> Option<T> {
     let mut problems = diagnostics.problems.borrow_mut();
-    if problems.len() < PROBLEMS_KEPT {
-        problems.push(Diagnostic { place, what: what.into(), remedy: remedy.into() });
+    if problems.len() < PROBLEMS_MAX {
+        problems.push(Diagnostic { path, what: what.into(), remedy: remedy.into() });
     } else {
-        diagnostics.problems_unkept.update(|unkept| unkept + 1);
+        diagnostics.problems_dropped.update(|dropped| dropped + 1);
     }
     None
 }
 
-fn twice<'a, T>(diagnostics: &Diagnostics<'a>, place: ValuePath<'a>) -> Option<T> {
-    wrong(diagnostics, place, "this key is given twice", "remove one of the two")
+fn reject_duplicate<'a, T>(diagnostics: &Diagnostics<'a>, path: ValuePath<'a>) -> Option<T> {
+    reject(diagnostics, path, "duplicate key", "remove one of the two")
 }
 
-/// What is allowed instead of a word, the most likely first.
+/// A remedy with the most likely of the allowed words, and all of them.
 fn suggestion<'w>(word: &str, allowed: impl Iterator<Item = &'w str> + Clone) -> String {
     let all = allowed.clone().collect::<Vec<_>>().join(", ");
     match nearest(word, allowed) {

@@ -1,4 +1,4 @@
-//! The keys of the sample kind, which exists in tests only: what a new kind adds to the configuration.
+//! Configuration of the kind `sample`, which exists in tests only: an example of what a new kind adds.
 
 use std::any::Any;
 use std::ops::RangeInclusive;
@@ -10,7 +10,7 @@ use super::reader::MappingReader;
 use super::values::size;
 use super::{Kind, Listen, Target};
 
-/// Counts datagrams that come back.
+/// The configuration of a sample probe, which counts replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// Bytes of UDP payload.
@@ -28,7 +28,7 @@ impl KindConfig for Sample {
         "udp"
     }
 
-    fn reaches(&self, _: &Target) -> Result<(), String> {
+    fn check_target(&self, _: &Target) -> Result<(), String> {
         Ok(())
     }
 
@@ -48,7 +48,7 @@ impl KindReader for SampleReader {
         Duration::from_millis(10)
     }
 
-    fn reaches(&self, _: &DeclaredHost) -> Result<(), (String, String)> {
+    fn check_target(&self, _: &DeclaredHost) -> Result<(), (String, String)> {
         Ok(())
     }
 

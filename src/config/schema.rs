@@ -1,4 +1,4 @@
-//! What the keys of a file mean, which values they allow, and their defaults.
+//! The keys of a configuration file, their allowed values and their defaults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -21,43 +21,44 @@ use super::{
     Agent, Config, Listen, LoadContext, Log, LogFormat, Metrics, Provider, ResponderRules, SeriesLevel,
 };
 
-/// How long a stop may take by default, and at most: systemd waits 90 s before it kills.
+/// Duration of a shutdown, by default and at most. Chosen: systemd kills after 90 s.
 const GRACE: Duration = Duration::from_secs(5);
 const GRACE_ALLOWED: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 
-/// Datagrams that are answered per second. Chosen: what one core does beside other work,
-/// and that ten sources at their limit share it.
+/// Datagrams that are answered per second. Chosen: one core can answer these and do other work, and ten
+/// sources at their limit share them.
 const RATE: u64 = 100_000;
 const RATE_PER_SOURCE: u64 = 10_000;
 const RATE_ALLOWED: RangeInclusive<u64> = 1..=100_000_000;
 
-/// Sessions that are remembered. Chosen: more than the flows of a thousand peers.
+/// Sessions of the responder. Chosen: more than the flows of a thousand peers.
 const SESSIONS: usize = 65_536;
 const SESSIONS_ALLOWED: RangeInclusive<i128> = 1..=16_777_216;
 
-/// Networks in `responder.allow`: each datagram from a stranger is compared with all of them.
+/// Maximum networks in `responder.allow`: each datagram from a source that is not a peer is compared with all
+/// of them.
 const ALLOW_MAX: usize = 1000;
 
-/// Peers and targets together. Chosen: twice the 10,000 paths that one agent is built for.
+/// Maximum peers and targets together. Chosen: twice the 10,000 paths that one agent is built for.
 const HOSTS_MAX: usize = 20_000;
 
-/// Providers of peers and targets together; each is a task.
+/// Maximum providers of peers and targets together; each is a task.
 const PROVIDERS_MAX: usize = 64;
 
-/// Probes of a file.
+/// Maximum probes of a file.
 const PROBES_MAX: usize = 256;
 
-/// Series of paths. Chosen: 70 for each of 10,000 paths, and some.
+/// Series of all paths. Chosen: 70 for each of 10,000 paths, with a margin.
 const SERIES: usize = 1_000_000;
 const SERIES_ALLOWED: RangeInclusive<i128> = 1..=10_000_000;
 
 const LEVELS: [(&str, bool); 2] = [("pair", false), ("group", true)];
 
-/// Worst paths that have series of their own. Chosen: what fits a screen.
+/// Worst paths that have series of their own. Chosen: fits on a screen.
 const WORST: usize = 20;
 const WORST_ALLOWED: RangeInclusive<i128> = 0..=1000;
 
-/// Reads everything; `None` when a problem was noted.
+/// Reads the whole file; `None` if a problem was reported.
 pub(super) fn read<'a>(
     tree: &'a Node,
     host: &'a LoadContext,
@@ -72,53 +73,57 @@ pub(super) fn read<'a>(
         let websocket = file.section("websocket", websocket);
 
         let mut declared = DeclaredHosts::default();
-        let mut providers_known = BTreeSet::new();
+        let mut provider_names = BTreeSet::new();
         let trust = tls.as_ref().map(|tls| tls.client.clone()).unwrap_or_default();
         let peers = file.sections("peers", |section| match is_provider(section) {
             true => {
-                declared.finds_peers = true;
-                let found = discovery::peers(section, listen.as_ref(), &trust);
-                provider(section, &mut providers_known, found)
+                declared.has_peer_providers = true;
+                let read = discovery::peers(section, listen.as_ref(), &trust);
+                provider(section, &mut provider_names, read)
             }
             false if discovery::is_neither(section) => None,
             false => peer(section, listen.as_ref(), &trust, &mut declared).map(ListEntry::Host),
         });
         let targets = file.sections("targets", |section| match is_provider(section) {
             true => {
-                declared.finds_targets = true;
-                let found = discovery::targets(section, &trust);
-                provider(section, &mut providers_known, found)
+                declared.has_target_providers = true;
+                let read = discovery::targets(section, &trust);
+                provider(section, &mut provider_names, read)
             }
             false if discovery::is_neither(section) => None,
             false => target(section, &trust, &mut declared).map(ListEntry::Host),
         });
         let hosts = declared.peers.len() + declared.targets.len();
         if hosts > HOSTS_MAX {
-            let remedy = format!("peers and targets are at most {HOSTS_MAX} together");
-            file.wrong::<()>("peers", format!("{hosts} peers and targets"), remedy);
+            let remedy = format!("at most {HOSTS_MAX} are allowed together");
+            file.reject::<()>("peers", format!("{hosts} peers and targets"), remedy);
         }
 
         let own_name = agent.as_ref().map(|agent| agent.name.as_str());
         let mut context = ProbeContext::new(own_name, listen.as_ref(), &declared);
         let probes = file.sections("probes", |section| probe(section, &mut context));
         if probes.as_ref().is_some_and(|probes| probes.len() > PROBES_MAX) {
-            file.wrong::<()>("probes", "too many probes", format!("at most {PROBES_MAX} are allowed"));
+            file.reject::<()>("probes", "too many probes", format!("at most {PROBES_MAX} are allowed"));
         }
 
         let metrics = file.section("metrics", metrics);
         let log = file.section("log", log);
         if matches!(key_file, Some(None)) {
             let remedy = "give every agent the same key file, for example /etc/pathmeter/mesh.key";
-            file.warn("key_file", "nothing is authenticated: addresses alone decide who is answered", remedy);
+            file.warn(
+                "key_file",
+                "packets are not authenticated: requests are accepted by source address alone",
+                remedy,
+            );
         }
 
         let agent = agent?;
-        let (mut peers, mut providers) = apart(peers?);
-        let (mut targets, of_targets) = apart(targets?);
+        let (mut peers, mut providers) = split(peers?);
+        let (mut targets, of_targets) = split(targets?);
         providers.extend(of_targets);
         if providers.len() > PROVIDERS_MAX {
             let what = format!("{} providers", providers.len());
-            file.wrong::<()>("peers", what, format!("at most {PROVIDERS_MAX} are allowed"));
+            file.reject::<()>("peers", what, format!("at most {PROVIDERS_MAX} are allowed"));
         }
         peers.retain(|peer| peer.name != agent.name);
         peers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -146,7 +151,7 @@ enum ListEntry<T> {
     Provider(Box<Provider>),
 }
 
-fn apart<T>(listed: Vec<ListEntry<T>>) -> (Vec<T>, Vec<Provider>) {
+fn split<T>(listed: Vec<ListEntry<T>>) -> (Vec<T>, Vec<Provider>) {
     let (mut hosts, mut providers) = (Vec::new(), Vec::new());
     for entry in listed {
         match entry {
@@ -157,7 +162,7 @@ fn apart<T>(listed: Vec<ListEntry<T>>) -> (Vec<T>, Vec<Provider>) {
     (hosts, providers)
 }
 
-/// An entry that stands for a provider, unless an earlier one is the same.
+/// An entry that is a provider. Reports a problem if an earlier provider has the same name.
 fn provider<T>(
     section: &MappingReader<'_, '_>,
     known: &mut BTreeSet<String>,
@@ -165,8 +170,8 @@ fn provider<T>(
 ) -> Option<ListEntry<T>> {
     let provider = provider?;
     if !known.insert(provider.name.clone()) {
-        let what = format!("{} is asked already", provider.name);
-        return section.wrong(provider.key(), what, "remove one of the two");
+        let what = format!("duplicate provider {}", provider.name);
+        return section.reject(provider.key(), what, "remove one of the two");
     }
     Some(ListEntry::Provider(Box::new(provider)))
 }
@@ -179,11 +184,11 @@ fn agent(section: &mut MappingReader<'_, '_>, host: &LoadContext) -> Option<Agen
     let (name, origin) = match (&host.name_override, given?) {
         (Some(name), _) => (name.as_str(), "--name or $PATHMETER_NAME"),
         (None, Some(name)) => (name, "the file"),
-        (None, None) => (host.hostname.as_str(), "the host's name"),
+        (None, None) => (host.hostname.as_str(), "the host name"),
     };
     if !is_name(name) {
-        let what = format!("{} ({origin}) is not a name", quoted(name));
-        return section.wrong("name", what, format!("{NAME_RULE}; give another"));
+        let what = format!("{} from {origin} is not a valid name", quoted(name));
+        return section.reject("name", what, format!("{NAME_RULE}; set agent.name, or use --name"));
     }
     let mut labels = labels?;
     labels.extend(host.labels.clone());
@@ -191,40 +196,45 @@ fn agent(section: &mut MappingReader<'_, '_>, host: &LoadContext) -> Option<Agen
 }
 
 fn listen(section: &mut MappingReader<'_, '_>) -> Option<Listen> {
-    let everywhere = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-    let http = section.key("http", listen_address).or(everywhere(HTTP_PORT));
-    let stamp = section.key("stamp", listen_address).or(everywhere(STAMP_PORT));
-    let agent = section.key("agent", listen_address).or(everywhere(AGENT_PORT));
+    let unspecified = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    let http = section.key("http", listen_address).or(unspecified(HTTP_PORT));
+    let stamp = section.key("stamp", listen_address).or(unspecified(STAMP_PORT));
+    let agent = section.key("agent", listen_address).or(unspecified(AGENT_PORT));
 
     let listen = Listen { http: http?, stamp: stamp?, agent: agent? };
-    // The agent port is open over UDP as stamp is, and over TCP as http is.
+    // The agent port uses UDP as the STAMP port does, and TCP as the HTTP port does.
     for (other, address) in [("http", listen.http), ("stamp", listen.stamp)] {
         if overlap(listen.agent, address) {
-            let what = format!("{} is also where {other} listens", listen.agent);
-            return section.wrong("agent", what, format!("give agent and {other} different ports"));
+            let what = format!("{} is also used by listen.{other}", listen.agent);
+            return section.reject(
+                "agent",
+                what,
+                format!("use different ports for listen.agent and listen.{other}"),
+            );
         }
     }
     Some(listen)
 }
 
-/// Whether one socket would take the other's place.
+/// Whether the addresses of two sockets conflict.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    // Port 0 is a different one each time; `[::]` is both families, `0.0.0.0` only its own.
+    // The kernel replaces port 0 by a different port each time. `[::]` stands for both families, `0.0.0.0`
+    // for IPv4.
     let covers = |a: IpAddr, b: IpAddr| a == b || a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
     a.port() == b.port() && a.port() != 0 && (covers(a.ip(), b.ip()) || covers(b.ip(), a.ip()))
 }
 
 fn responder(section: &mut MappingReader<'_, '_>) -> Option<ResponderRules> {
     let allow = section.key("allow", allow).or(Vec::new());
-    let open = section.key("open", ValueReader::flag).or(false);
+    let open = section.key("open", ValueReader::boolean).or(false);
     let rate = section.key("rate", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE);
     let rate_per_source =
         section.key("rate_per_source", |value| packet_rate(value, &RATE_ALLOWED)).or(RATE_PER_SOURCE);
     let sessions = section.key("sessions", |value| value.number(&SESSIONS_ALLOWED)).or(SESSIONS);
 
     if open == Some(true) {
-        let remedy = "list the networks that may ask in responder.allow instead";
-        section.warn("open", "anyone is answered, within the rates", remedy);
+        let remedy = "list the allowed networks in responder.allow instead";
+        section.warn("open", "requests from any source are answered, up to the rate limits", remedy);
     }
     Some(ResponderRules {
         allow: allow?,
@@ -240,7 +250,7 @@ fn allow(value: ValueReader<'_, '_>) -> Option<Vec<super::Prefix>> {
     let networks = value.list("a list of networks", prefix)?;
     if networks.len() > ALLOW_MAX {
         return whole
-            .wrong(format!("{} networks", networks.len()), format!("at most {ALLOW_MAX} are allowed"));
+            .reject(format!("{} networks", networks.len()), format!("at most {ALLOW_MAX} are allowed"));
     }
     Some(networks)
 }
@@ -253,7 +263,7 @@ fn metrics(section: &mut MappingReader<'_, '_>) -> Option<Metrics> {
     let (is_by_group, label, worst) = (is_by_group?, label?, worst?);
     for (key, is_given) in [("group_by", label.is_some()), ("worst", worst.is_some())] {
         if is_given && !is_by_group {
-            section.warn(key, "not used: the level is pair", "write level: group beside it, or remove it");
+            section.warn(key, "has no effect with level: pair", "write level: group, or remove it");
         }
     }
     let level = match is_by_group {
@@ -273,8 +283,8 @@ fn log(section: &mut MappingReader<'_, '_>) -> Option<Log> {
     Some(Log { level: level?, format: format? })
 }
 
-/// A level, or a filter: the filter's own grammar takes a misspelt level for a module, so words that stand alone
-/// are compared here.
+/// A level or a filter. The parser of filters accepts a misspelt level as the name of a module, so single
+/// words are compared with the levels here.
 fn log_level(value: ValueReader<'_, '_>) -> Option<String> {
     let text = value.text("a level such as info")?;
     let remedy =
@@ -282,13 +292,15 @@ fn log_level(value: ValueReader<'_, '_>) -> Option<String> {
     for word in text.split(',').map(str::trim).filter(|part| !part.contains(['=', '[', ']', '{', '}'])) {
         if !LOG_LEVELS.contains(&word) {
             let guess = nearest(word, LOG_LEVELS).map(|level| format!("did you mean {level}? "));
-            return value
-                .wrong(format!("{} is not a level", quoted(word)), guess.unwrap_or_default() + &remedy());
+            return value.reject(
+                format!("{} is not a log level", quoted(word)),
+                guess.unwrap_or_default() + &remedy(),
+            );
         }
     }
     match tracing_subscriber::EnvFilter::builder().parse(text) {
         Ok(_) => Some(text.to_owned()),
-        Err(_) => value.wrong(format!("{} is not a filter", quoted(text)), remedy()),
+        Err(_) => value.reject(format!("{} is not a valid log filter", quoted(text)), remedy()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Quantities with their units: `20ms`, `64KiB`, `100kpps`, `5Mbit/s`. A number alone means nothing here.
+//! Parses quantities with units: `20ms`, `64KiB`, `100kpps`. A number without a unit is an error.
 
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ pub fn packet_rate(text: &str) -> Result<u64, UnitError> {
     PACKET_RATE.read(text)
 }
 
-/// The duration as it would be written in the file: exact, in the unit that reads best.
+/// Formats a duration as it is written in a file: exact, in the largest suitable unit.
 ///
-/// `90s` and not `1.5m`: from a minute on only whole units are used.
+/// From a minute on only whole units are used: `90s`, not `1.5m`.
 #[must_use]
 pub fn display(duration: Duration) -> String {
     let nanos = duration.as_nanos();
@@ -48,18 +48,18 @@ pub fn display(duration: Duration) -> String {
     format!("{whole}.{}{name}", fraction.trim_end_matches('0'))
 }
 
-/// Why a text is no quantity.
+/// Why a text is not a valid quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} ({remedy})")]
+#[error("{what}; {remedy}")]
 pub struct UnitError {
-    /// What is wrong with it.
+    /// The cause.
     pub cause: UnitErrorCause,
     what: String,
     remedy: &'static str,
 }
 
 impl UnitError {
-    /// What was found, as a sentence.
+    /// What was found, and what is wrong with it.
     #[must_use]
     pub fn what(&self) -> &str {
         &self.what
@@ -72,36 +72,36 @@ impl UnitError {
     }
 }
 
-/// What is wrong with a text that should be a quantity.
+/// The cause of a [`UnitError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnitErrorCause {
-    /// It does not begin with a number.
+    /// The text does not begin with a number.
     NoNumber,
     /// Nothing follows the number.
     NoUnit,
-    /// What follows the number is no unit of this quantity.
+    /// The unit is not one of this quantity.
     UnknownUnit,
-    /// More digits after the point than the smallest unit has.
-    TooFine,
-    /// The number has no room.
+    /// More decimal places than the smallest unit can represent.
+    TooPrecise,
+    /// The value does not fit into 64 bits.
     TooLarge,
 }
 
 /// A kind of quantity.
 struct Quantity {
-    /// With its article.
+    /// The name of the quantity, with its article.
     name: &'static str,
-    /// The smallest unit, in which results are counted.
-    grain: &'static str,
-    /// Names and how many of the smallest unit each is, ascending; of two names of one unit the second is the one
-    /// that is displayed.
+    /// The name of the smallest unit, in which results are counted.
+    smallest_unit: &'static str,
+    /// Unit names and their sizes in the smallest unit, ascending. Of two names of one unit the second is
+    /// displayed.
     units: &'static [(&'static str, u64)],
-    /// How one is written.
+    /// How the quantity is written.
     remedy: &'static str,
 }
 
 impl Quantity {
-    /// Reads `<digits>[.<digits>][ ]<unit>`, exactly.
+    /// Parses `<digits>[.<digits>][ ]<unit>`, without rounding.
     fn read(&self, text: &str) -> Result<u64, UnitError> {
         let text = text.trim();
         let number_len = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
@@ -122,25 +122,25 @@ impl Quantity {
         let whole = whole.checked_mul(scale).ok_or_else(too_large)?;
         let fraction = fraction.trim_end_matches('0');
         let rest =
-            scaled_fraction(fraction, scale).ok_or_else(|| self.error(UnitErrorCause::TooFine, text))?;
+            scaled_fraction(fraction, scale).ok_or_else(|| self.error(UnitErrorCause::TooPrecise, text))?;
         whole.checked_add(rest).ok_or_else(too_large)
     }
 
     fn error(&self, cause: UnitErrorCause, text: &str) -> UnitError {
-        let Self { name, grain, .. } = self;
+        let Self { name, smallest_unit, .. } = self;
         let found = super::diagnostic::quoted(text);
         let what = match cause {
             UnitErrorCause::NoNumber => format!("{found} is not {name}"),
             UnitErrorCause::NoUnit => format!("{found} has no unit"),
-            UnitErrorCause::UnknownUnit => format!("{found} does not end in a unit of {name}"),
-            UnitErrorCause::TooFine => format!("{found} is not a whole number of {grain}"),
+            UnitErrorCause::UnknownUnit => format!("{found} has an unknown unit"),
+            UnitErrorCause::TooPrecise => format!("{found} is not a whole number of {smallest_unit}"),
             UnitErrorCause::TooLarge => format!("{found} is too large"),
         };
         UnitError { cause, what, remedy: self.remedy }
     }
 }
 
-/// `0.<fraction>` times the scale; `None` when that is not a whole number.
+/// Returns `0.<fraction>` times `scale`; `None` if that is not a whole number.
 fn scaled_fraction(fraction: &str, scale: u64) -> Option<u64> {
     if fraction.is_empty() {
         return Some(0);
@@ -153,7 +153,7 @@ fn scaled_fraction(fraction: &str, scale: u64) -> Option<u64> {
 
 const DURATION: Quantity = Quantity {
     name: "a duration",
-    grain: "nanoseconds",
+    smallest_unit: "nanoseconds",
     units: &[
         ("ns", 1),
         ("µs", 1_000),
@@ -164,15 +164,15 @@ const DURATION: Quantity = Quantity {
         ("h", 3_600_000_000_000),
         ("d", 86_400_000_000_000),
     ],
-    remedy: "write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m",
+    remedy: "write a number and a unit (ns, us, ms, s, m, h, d), for example 20ms, 1.5s or 5m",
 };
 
-/// Units whose decimal fractions nobody reads.
+/// Units that are displayed without decimal places, because fractions of them are hard to read.
 const WHOLE_ONLY: [&str; 3] = ["m", "h", "d"];
 
 const SIZE: Quantity = Quantity {
     name: "a size",
-    grain: "bytes",
+    smallest_unit: "bytes",
     units: &[
         ("B", 1),
         ("kB", 1_000),
@@ -183,14 +183,14 @@ const SIZE: Quantity = Quantity {
         ("GB", 1_000_000_000),
         ("GiB", 1 << 30),
     ],
-    remedy: "write a number and B, kB, KiB, MB, MiB, GB or GiB, for example 128B or 1KiB",
+    remedy: "write a number and a unit (B, kB, KiB, MB, MiB, GB, GiB), for example 128B or 1KiB",
 };
 
 const PACKET_RATE: Quantity = Quantity {
     name: "a packet rate",
-    grain: "packets per second",
+    smallest_unit: "packets per second",
     units: &[("pps", 1), ("kpps", 1_000), ("Mpps", 1_000_000)],
-    remedy: "write a number and pps, kpps or Mpps, for example 500pps or 100kpps",
+    remedy: "write a number and a unit (pps, kpps, Mpps), for example 500pps or 100kpps",
 };
 
 #[cfg(test)]
@@ -223,8 +223,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quantity_says_why() {
-        use UnitErrorCause::{NoNumber, NoUnit, TooFine, TooLarge, UnknownUnit};
+    fn error_has_the_cause() {
+        use UnitErrorCause::{NoNumber, NoUnit, TooLarge, TooPrecise, UnknownUnit};
         for (text, cause) in [
             ("", NoNumber),
             ("s", NoNumber),
@@ -239,8 +239,8 @@ mod tests {
             ("20MS", UnknownUnit),
             ("1m30s", UnknownUnit),
             ("64KiB", UnknownUnit),
-            ("0.5ns", TooFine),
-            ("1.0000000001s", TooFine),
+            ("0.5ns", TooPrecise),
+            ("1.0000000001s", TooPrecise),
             ("99999999999999999999s", TooLarge),
             ("999999999999d", TooLarge),
         ] {
@@ -248,12 +248,13 @@ mod tests {
         }
         assert_eq!(
             duration("20").unwrap_err().to_string(),
-            "`20` has no unit (write a number and ns, us, ms, s, m, h or d, for example 20ms, 1.5s or 5m)"
+            "`20` has no unit; write a number and a unit (ns, us, ms, s, m, h, d), \
+             for example 20ms, 1.5s or 5m"
         );
     }
 
     #[test]
-    fn a_duration_is_displayed_as_it_is_read() {
+    fn duration_is_displayed_as_it_is_written() {
         for text in [
             "0s",
             "1ns",

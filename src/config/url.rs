@@ -1,32 +1,32 @@
-//! What HTTP and WebSocket probes of hosts without an agent ask for.
+//! URLs of targets of HTTP and WebSocket probes, and of providers.
 
 use hyper::Uri;
 
 use super::reader::ValueReader;
 
-/// A URL that can be measured.
+/// An HTTP or WebSocket URL, without user name and fragment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Url {
-    /// What is spoken.
+    /// The scheme.
     pub scheme: Scheme,
     /// A host name or an IP address, without brackets.
     pub host: String,
-    /// The port, that of the scheme where none is given.
+    /// The port; by default that of the scheme.
     pub port: u16,
     /// The path and the query.
     pub path: String,
 }
 
-/// What is spoken to a URL.
+/// The scheme of a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scheme {
     /// HTTP.
     Http,
     /// HTTP over TLS.
     Https,
-    /// A WebSocket.
+    /// WebSocket.
     Ws,
-    /// A WebSocket over TLS.
+    /// WebSocket over TLS.
     Wss,
 }
 
@@ -38,7 +38,7 @@ const SCHEMES: [(&str, Scheme, u16); 4] = [
 ];
 
 impl Scheme {
-    /// Whether TLS is spoken.
+    /// Whether the scheme uses TLS.
     #[must_use]
     pub const fn is_secure(self) -> bool {
         match self {
@@ -47,7 +47,7 @@ impl Scheme {
         }
     }
 
-    /// The scheme's port.
+    /// The default port.
     fn port(self) -> u16 {
         SCHEMES.iter().find(|(_, scheme, _)| *scheme == self).map_or(0, |(_, _, port)| *port)
     }
@@ -59,16 +59,16 @@ impl std::str::FromStr for Url {
     /// Reads `http://host`, `wss://host:port/path?query` and the like.
     fn from_str(text: &str) -> Result<Self, String> {
         let uri: Uri = text.parse().map_err(|error| format!("{text:?} is not a URL: {error}"))?;
-        let named = uri.scheme_str().and_then(|name| SCHEMES.iter().find(|(known, _, _)| *known == name));
-        let Some((_, scheme, port)) = named else {
+        let known = uri.scheme_str().and_then(|name| SCHEMES.iter().find(|(scheme, ..)| *scheme == name));
+        let Some((_, scheme, port)) = known else {
             return Err(format!("{text:?} does not begin with http://, https://, ws:// or wss://"));
         };
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return Err("a URL with a user name or a password".to_owned());
+            return Err("the URL contains a user name or a password".to_owned());
         }
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() {
-            return Err(format!("{text:?} names no host"));
+            return Err(format!("{text:?} has no host"));
         }
         let given =
             uri.authority().and_then(|authority| authority.port()).map(|port| port.as_str().to_owned());
@@ -76,11 +76,11 @@ impl std::str::FromStr for Url {
             .authority()
             .is_some_and(|authority| authority.as_str().len() > uri.host().map_or(0, str::len));
         let port = match given {
-            None if has_rest => return Err(format!("{text:?} has a port that is none")),
+            None if has_rest => return Err(format!("{text:?} has an invalid port")),
             None => *port,
             Some(given) => match given.parse() {
                 Ok(port) if port > 0 => port,
-                Ok(_) | Err(_) => return Err(format!("{given} is no port")),
+                Ok(_) | Err(_) => return Err(format!("{given} is not a port")),
             },
         };
         Ok(Self {
@@ -93,7 +93,7 @@ impl std::str::FromStr for Url {
 }
 
 impl Url {
-    /// What the `Host` header says: the port only where it is not the scheme's.
+    /// The value of the `Host` header: the host, and the port unless it is the default of the scheme.
     #[must_use]
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
@@ -106,7 +106,7 @@ pub(super) fn url(value: ValueReader<'_, '_>) -> Option<Url> {
     match text.parse() {
         Ok(url) => Some(url),
         Err(what) => {
-            value.wrong(what, "for example https://shop.example.net/health or ws://192.0.2.1:8080/echo")
+            value.reject(what, "for example https://shop.example.net/health or ws://192.0.2.1:8080/echo")
         }
     }
 }
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_has_a_scheme_a_host_a_port_and_a_path() {
+    fn url_has_a_scheme_a_host_a_port_and_a_path() {
         let url: Url = "wss://Shop.example.net/echo?x=1".parse().unwrap();
         assert_eq!((url.scheme, url.port, url.path.as_str()), (Scheme::Wss, 443, "/echo?x=1"));
         assert_eq!(url.authority(), "Shop.example.net");

@@ -1,48 +1,48 @@
-//! Which value of the file is meant.
+//! The path to a value in a configuration file, such as `probes[3].lost_after`.
 
 use std::fmt;
 
-/// The way from the top of the file to a value, or to the key of one.
+/// The path from the root of the file to a value, or to the key of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ValuePath<'a> {
     steps: Vec<PathStep<'a>>,
     end: PathEnd,
 }
 
-/// What lies at the end of the way.
+/// Whether a path denotes a key or a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PathEnd {
-    /// The last step's key.
+    /// The key of the last step.
     Key,
-    /// The last step's value.
+    /// The value of the last step.
     Value,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PathStep<'a> {
-    /// Into a mapping, to the entry of that index; `None`: the key is not in it.
+    /// An entry of a mapping, by index and key; the index is `None` if the mapping does not have the key.
     Entry(Option<usize>, &'a str),
-    /// Into a list.
+    /// An item of a list, by index.
     Item(usize),
 }
 
 impl<'a> ValuePath<'a> {
-    /// The file as a whole.
+    /// The root: the whole file.
     pub(super) fn top() -> Self {
         Self { steps: Vec::new(), end: PathEnd::Value }
     }
 
-    /// The value of an entry; the index counts entries, because two of them may have the same key.
+    /// The value of an entry. Entries are counted, because two of them may have the same key.
     pub(super) fn entry(&self, index: usize, key: &'a str) -> Self {
         self.step(PathStep::Entry(Some(index), key))
     }
 
-    /// The key of the entry whose value this is.
+    /// The key that belongs to this value.
     pub(super) fn at_key(self) -> Self {
         Self { end: PathEnd::Key, ..self }
     }
 
-    /// The value that would be there if the key were.
+    /// The value of a key that is missing in the mapping.
     pub(super) fn missing(&self, key: &'a str) -> Self {
         self.step(PathStep::Entry(None, key))
     }
@@ -56,8 +56,8 @@ impl<'a> ValuePath<'a> {
         Self { steps: self.steps.iter().copied().chain([step]).collect(), end: PathEnd::Value }
     }
 
-    /// The indices to follow to what of the place is in the file, and what to look at there; `None` when that is
-    /// only the file as a whole. Places sort by it in the order of the file.
+    /// The indices of the steps that exist in the file, and whether the key or the value is meant there.
+    /// `None` if no step exists. Paths that are sorted by their indices are in the order of the file.
     pub(super) fn indices(&self) -> Option<(Vec<usize>, PathEnd)> {
         let index = |step: &PathStep<'_>| match *step {
             PathStep::Entry(index, _) => index,
@@ -70,7 +70,7 @@ impl<'a> ValuePath<'a> {
 }
 
 impl fmt::Display for ValuePath<'_> {
-    /// Such as `probes[3].lost_after`.
+    /// Formats the path as in `probes[3].lost_after`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (depth, step) in self.steps.iter().enumerate() {
             match *step {
@@ -89,7 +89,7 @@ impl fmt::Display for ValuePath<'_> {
     }
 }
 
-/// Bytes of a key that is shown without quotes.
+/// Maximum bytes of a key that is shown without quotes.
 const PLAIN_LEN_MAX: usize = 64;
 
 fn is_plain(byte: u8) -> bool {

@@ -1,4 +1,4 @@
-//! Readers of single values: names, addresses, quantities.
+//! Readers for single values: names, labels, addresses, quantities.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,31 +15,35 @@ use super::file::Node;
 use super::reader::ValueReader;
 use super::units::{self, UnitError};
 
-/// Characters of a name. It is a label's value on every series.
+/// Maximum characters of a name, which is a label value of every series.
 const NAME_CHARS_MAX: usize = 64;
 
-/// Labels of an agent or target.
+/// Maximum labels of an agent or target.
 pub(super) const LABELS_MAX: usize = 32;
 
-/// Characters of a label's value.
+/// Maximum characters of a label value.
 const LABEL_CHARS_MAX: usize = 128;
 
-/// Bytes of a host name and of one label of it (RFC 1035 section 2.3.4).
+/// Maximum bytes of a host name, and of one label of it (RFC 1035 section 2.3.4).
 const HOST_NAME_LEN_MAX: usize = 253;
 const HOST_LABEL_LEN_MAX: usize = 63;
 
-/// Whether agents, targets and probes may be called that.
+/// Whether `text` is a valid name of an agent, target or probe.
 pub(super) fn is_name(text: &str) -> bool {
     (1..=NAME_CHARS_MAX).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
 
-/// What [`is_name`] allows.
-pub(super) const NAME_RULE: &str = "a name has 1 to 64 letters, digits, `_`, `.` and `-`";
+/// The rule of [`is_name`] in words.
+pub(super) const NAME_RULE: &str = "a name consists of 1 to 64 letters, digits, `_`, `.` and `-`";
 
 pub(super) fn name<'a>(value: ValueReader<'a, '_>) -> Option<&'a str> {
     let text = value.text("a name")?;
-    if is_name(text) { Some(text) } else { value.wrong(format!("{} is not a name", quoted(text)), NAME_RULE) }
+    if is_name(text) {
+        Some(text)
+    } else {
+        value.reject(format!("{} is not a valid name", quoted(text)), NAME_RULE)
+    }
 }
 
 pub(super) fn labels(value: ValueReader<'_, '_>) -> Option<BTreeMap<String, String>> {
@@ -47,73 +51,74 @@ pub(super) fn labels(value: ValueReader<'_, '_>) -> Option<BTreeMap<String, Stri
         return Some(BTreeMap::new());
     }
     let whole = value.clone();
-    let labels = value.entries("a mapping of label names to texts", label)?;
+    let labels = value.entries("a mapping of label names to strings", label)?;
     if labels.len() > LABELS_MAX {
-        return whole.wrong(format!("{} labels", labels.len()), format!("at most {LABELS_MAX} are allowed"));
+        return whole.reject(format!("{} labels", labels.len()), format!("at most {LABELS_MAX} are allowed"));
     }
     Some(labels.into_iter().collect())
 }
 
 /// A label of an agent or target.
 pub(super) fn label(name: &str, value: ValueReader<'_, '_>) -> Option<(String, String)> {
-    let text = value.text("a label's text")?;
+    let text = value.text("a label value")?;
     label_of(name, text, &value)
 }
 
-/// The same with a text that was read already.
+/// Like [`label`], for a value that was already read as `text`.
 pub(super) fn label_of(name: &str, text: &str, value: &ValueReader<'_, '_>) -> Option<(String, String)> {
     if !is_label_name(name) {
-        return value.wrong_key(format!("{} is not a label's name", quoted(name)), LABEL_NAME_RULE);
+        return value.reject_key(format!("{} is not a valid label name", quoted(name)), LABEL_NAME_RULE);
     }
-    match unfit_label(text) {
+    match label_value_problem(text) {
         None => Some((name.to_owned(), text.to_owned())),
-        Some((what, remedy)) => value.wrong(what, remedy),
+        Some((what, remedy)) => value.reject(what, remedy),
     }
 }
 
-/// The name of a label of peers.
+/// The name of a label.
 pub(super) fn label_name(value: ValueReader<'_, '_>) -> Option<String> {
-    let text = value.text("a label's name")?;
+    let text = value.text("a label name")?;
     match is_label_name(text) {
         true => Some(text.to_owned()),
-        false => value.wrong(format!("{} is not a label's name", quoted(text)), LABEL_NAME_RULE),
+        false => value.reject(format!("{} is not a valid label name", quoted(text)), LABEL_NAME_RULE),
     }
 }
 
-/// Prometheus data model: metric names and labels.
+/// Whether `name` is a label name of the Prometheus data model that is not reserved.
 fn is_label_name(name: &str) -> bool {
-    let begins_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-    let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    begins_well && goes_on_well && !name.starts_with("__")
+    let has_valid_start = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let has_valid_characters = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    has_valid_start && has_valid_characters && !name.starts_with("__")
 }
 
 const LABEL_NAME_RULE: &str =
-    "a label's name has letters, digits and `_`, begins with no digit and not with `__`";
+    "a label name consists of letters, digits and `_`, and begins neither with a digit nor with `__`";
 
-/// Why a text is no label's, and what to do.
-fn unfit_label(text: &str) -> Option<(&'static str, String)> {
+/// Why a text is not a valid label value, and the remedy; `None` if it is valid.
+fn label_value_problem(text: &str) -> Option<(&'static str, String)> {
     if text.chars().count() > LABEL_CHARS_MAX {
-        let remedy = format!("a label has at most {LABEL_CHARS_MAX} characters");
-        return Some(("the text is too long", remedy));
+        let remedy = format!("at most {LABEL_CHARS_MAX} characters are allowed");
+        return Some(("the label value is too long", remedy));
     }
     let has_control = text.chars().any(char::is_control);
-    has_control
-        .then(|| ("the text has a control character", "write a label in one line, without tabs".to_owned()))
+    has_control.then(|| {
+        ("the label value contains a control character", "write it on one line, without tabs".to_owned())
+    })
 }
 
-/// Labels from a command line or an environment: `zone=a`. A label without a text is none, as when the environment has nothing
-/// to say.
+/// Parses a label from the command line or the environment, such as `zone=a`. Returns `None` if its value is
+/// empty, so that an environment can pass a label without a value.
 ///
 /// # Errors
-/// A sentence that says what is wrong with it.
+/// What is wrong with the label, and the remedy.
 pub fn label_argument(text: &str) -> Result<Option<(String, String)>, String> {
     let Some((name, value)) = text.split_once('=') else {
-        return Err(format!("{} is not a label: write NAME=TEXT, such as zone=a", quoted(text)));
+        return Err(format!("{} is not a label: write NAME=VALUE, such as zone=a", quoted(text)));
     };
     if !is_label_name(name) {
-        return Err(format!("{} is not a label's name: {LABEL_NAME_RULE}", quoted(name)));
+        return Err(format!("{} is not a valid label name: {LABEL_NAME_RULE}", quoted(name)));
     }
-    match unfit_label(value) {
+    match label_value_problem(value) {
         Some((what, remedy)) => Err(format!("{what}: {remedy}")),
         None => Ok(Some((name.to_owned(), value.to_owned())).filter(|(_, value)| !value.is_empty())),
     }
@@ -121,35 +126,36 @@ pub fn label_argument(text: &str) -> Result<Option<(String, String)>, String> {
 
 /// An IP address or a host name.
 pub(super) fn host(value: ValueReader<'_, '_>) -> Option<String> {
-    let wanted = "an IP address or a host name";
-    let text = value.text(wanted)?;
+    let expected = "an IP address or a host name";
+    let text = value.text(expected)?;
     if let Ok(address) = text.parse::<IpAddr>() {
-        return if is_one_host(address) {
+        return if is_unicast(address) {
             Some(text.to_owned())
         } else {
-            value.wrong(format!("{address} is not the address of one host"), format!("write {wanted}"))
+            value.reject(format!("{address} is not a unicast address"), "write the address of a single host")
         };
     }
-    let found = format!("{} is not {wanted}", quoted(text));
+    let found = format!("{} is not {expected}", quoted(text));
     let has_port = text.parse::<SocketAddr>().is_ok()
         || text
             .rsplit_once(':')
             .is_some_and(|(host, port)| is_host_name(host) && port.parse::<u16>().is_ok());
     if has_port {
-        return value.wrong(found, "write ports under their own keys");
+        return value.reject(found, "remove the port: ports have keys of their own");
     }
     if text.starts_with('[') {
-        return value.wrong(found, "write an IPv6 address without brackets, in quotes");
+        return value.reject(found, "write an IPv6 address without brackets, in quotes");
     }
     if is_host_name(text) {
         Some(text.to_owned())
     } else {
-        value.wrong(found, "for example 192.0.2.1, \"2001:db8::1\" or fra-1.example.net")
+        value.reject(found, "for example 192.0.2.1, \"2001:db8::1\" or fra-1.example.net")
     }
 }
 
-/// RFC 1123 section 2.1, and `_`, which is in use. A name that ends in a number is an address gone wrong
-/// (10.0.0.256): no top-level domain is numeric (RFC 3696 section 2).
+/// Whether `text` is a host name (RFC 1123 section 2.1). `_` is allowed too, because it is in use. A name
+/// whose last label is a number is rejected as a mistyped address (10.0.0.256): no top-level domain is
+/// numeric (RFC 3696 section 2).
 pub(super) fn is_host_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let is_label = |label: &str| {
@@ -164,7 +170,8 @@ pub(super) fn is_host_name(text: &str) -> bool {
         && text.rsplit('.').next().is_some_and(|last| !is_numeric(last))
 }
 
-pub(super) fn is_one_host(address: IpAddr) -> bool {
+/// Whether an address can be that of a single host: not unspecified, multicast or broadcast.
+pub(super) fn is_unicast(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let is_broadcast = match address {
         IpAddr::V4(address) => address.is_broadcast(),
@@ -173,22 +180,23 @@ pub(super) fn is_one_host(address: IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast() && !is_broadcast
 }
 
-/// An address of ours to send from.
+/// An address of this host to send from.
 pub(super) fn source(value: ValueReader<'_, '_>) -> Option<IpAddr> {
     let text = value.text("an IP address")?;
     match text.parse::<IpAddr>() {
-        Ok(address) if is_one_host(address) => Some(address.to_canonical()),
-        Ok(_) | Err(_) => value
-            .wrong(format!("{} is not the IP address of one host", quoted(text)), "for example 192.0.2.1"),
+        Ok(address) if is_unicast(address) => Some(address.to_canonical()),
+        Ok(_) | Err(_) => {
+            value.reject(format!("{} is not a unicast IP address", quoted(text)), "for example 192.0.2.1")
+        }
     }
 }
 
-/// Where to listen. Port 0 is the kernel's choice.
+/// An address and a port to listen on. With port 0 the kernel chooses the port.
 pub(super) fn listen_address(value: ValueReader<'_, '_>) -> Option<SocketAddr> {
     let text = value.text("an address and a port such as [::]:9862")?;
     match text.parse() {
         Ok(address) => Some(address),
-        Err(_) => value.wrong(
+        Err(_) => value.reject(
             format!("{} is not an address and a port", quoted(text)),
             "for example \"[::]:9862\" for all addresses, or \"192.0.2.1:9862\"",
         ),
@@ -200,9 +208,9 @@ pub(super) fn port(value: ValueReader<'_, '_>) -> Option<u16> {
 }
 
 pub(super) fn path(value: ValueReader<'_, '_>) -> Option<PathBuf> {
-    let text = value.text("the path of a file")?;
+    let text = value.text("a file path")?;
     if text.is_empty() || text.contains('\0') {
-        return value.wrong("not the path of a file", "for example /etc/pathmeter/mesh.key");
+        return value.reject("not a file path", "for example /etc/pathmeter/mesh.key");
     }
     Some(PathBuf::from(text))
 }
@@ -211,9 +219,9 @@ pub(super) fn prefix(value: ValueReader<'_, '_>) -> Option<Prefix> {
     let text = value.text("a network")?;
     text.parse().map_or_else(
         |error| {
-            value.wrong(
+            value.reject(
                 format!("{} {error}", quoted(text)),
-                "a network is written 10.0.0.0/8, \"2001:db8::/32\", or as one address",
+                "write a network such as 10.0.0.0/8 or \"2001:db8::/32\", or a single address",
             )
         },
         Some,
@@ -224,12 +232,12 @@ pub(super) fn dscp(value: ValueReader<'_, '_>) -> Option<Dscp> {
     let text = match value.node() {
         Node::Int(number) => number.to_string(),
         Node::Null | Node::Bool(_) | Node::Float(_) | Node::Text(_) | Node::List(_) | Node::Mapping(_) => {
-            value.text("a class of service")?.to_owned()
+            value.text("a DSCP")?.to_owned()
         }
     };
     text.parse().map_or_else(
         |error| {
-            value.wrong(
+            value.reject(
                 format!("{} {error}", quoted(&text)),
                 "write 0 to 63, or default, le, cs1 to cs7, af11 to af43, va or ef",
             )
@@ -247,13 +255,13 @@ pub(super) fn size(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) ->
 }
 
 pub(super) fn packet_rate(value: ValueReader<'_, '_>, allowed: &RangeInclusive<u64>) -> Option<u64> {
-    let wanted = "a packet rate such as 100kpps";
-    quantity(value, wanted, units::packet_rate, allowed, |rate| format!("{rate}pps"))
+    let expected = "a packet rate such as 100kpps";
+    quantity(value, expected, units::packet_rate, allowed, |rate| format!("{rate}pps"))
 }
 
 fn quantity<T: PartialOrd, D: fmt::Display>(
     value: ValueReader<'_, '_>,
-    wanted: &str,
+    expected: &str,
     read: impl Fn(&str) -> Result<T, UnitError>,
     allowed: &RangeInclusive<T>,
     display: impl Fn(&T) -> D,
@@ -262,14 +270,14 @@ fn quantity<T: PartialOrd, D: fmt::Display>(
         Node::Text(text) => text.clone(),
         Node::Int(number) => number.to_string(),
         Node::Float(number) => number.to_string(),
-        Node::Null | Node::Bool(_) | Node::List(_) | Node::Mapping(_) => return value.mismatch(wanted),
+        Node::Null | Node::Bool(_) | Node::List(_) | Node::Mapping(_) => return value.reject_type(expected),
     };
     match read(&text) {
         Ok(quantity) if allowed.contains(&quantity) => Some(quantity),
-        Ok(quantity) => value.wrong(
+        Ok(quantity) => value.reject(
             format!("{} is out of range", display(&quantity)),
             format!("write {} to {}", display(allowed.start()), display(allowed.end())),
         ),
-        Err(error) => value.wrong(error.what(), error.remedy()),
+        Err(error) => value.reject(error.what(), error.remedy()),
     }
 }

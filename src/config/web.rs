@@ -1,7 +1,9 @@
-//! The web config file: how our HTTP port is served, in the format that Prometheus and its exporters have for it.
+//! The web config file: TLS, users and headers of the HTTP port, in the format of Prometheus and its
+//! exporters.
 //!
-//! Source: prometheus/exporter-toolkit, docs/web-configuration.md. What rustls cannot do is a problem with a remedy, never
-//! ignored. Differs in that the certificates are read when the file is, not with each connection.
+//! Source: prometheus/exporter-toolkit, docs/web-configuration.md. An option that rustls does not support is
+//! a problem with a remedy; it is never ignored. Differs in that certificates are read together with the
+//! file, not for each connection.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,76 +15,76 @@ use super::file::{self, Node};
 use super::reader::{Diagnostics, MappingReader, Setting, ValueReader};
 use super::tls::{NO_TLS, NO_TLS_REMEDY};
 use super::values::path;
-use super::{Loaded, Problems, judge};
+use super::{Loaded, Problems, finish};
 
-/// Reads a web config file that lies in `folder`: paths in it are relative to that.
+/// Reads a web config file. Paths in it are relative to its folder, `folder`.
 ///
 /// # Errors
-/// Everything that is wrong with the text at once; only what makes it no YAML hides the rest.
+/// All problems of the text at once. If the text is not valid YAML, only the first problem.
 pub fn load(text: &[u8], folder: &Path) -> Result<Loaded<WebConfig>, Problems> {
     let tree = file::read(text)?;
     let diagnostics = Diagnostics::default();
     let config = ValueReader::top(&tree, &diagnostics).section(|file| {
-        let tls = server(file, folder);
-        let headers = file.section("http_server_config", http);
+        let tls = tls_server(file, folder);
+        let headers = file.section("http_server_config", http_server);
         let users = file.key("basic_auth_users", users).or(BTreeMap::new());
         if !matches!(file.key("rate_limit", |_| Some(())), Setting::Absent) {
-            let remedy = "remove it: requests are not limited by rate here, connections are (512 at once)";
-            return file.wrong("rate_limit", "not supported", remedy);
+            let remedy = "remove it: the number of connections is limited instead (512 at once)";
+            return file.reject("rate_limit", "not supported", remedy);
         }
         let config = WebConfig { tls: tls?, headers: headers?, users: users? };
         if config.tls.is_none() && !config.users.is_empty() {
-            let remedy = "give tls_server_config a certificate";
-            file.warn("basic_auth_users", "passwords are sent for everybody on the way to read", remedy);
+            let remedy = "set a certificate in tls_server_config";
+            file.warn("basic_auth_users", "passwords are sent unencrypted", remedy);
         }
         Some(config)
     });
-    judge(text, config, diagnostics)
+    finish(text, config, diagnostics)
 }
 
-/// How our HTTP port is served.
+/// How the HTTP port is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebConfig {
-    /// With TLS; `None`: plain.
+    /// TLS parameters; `None`: plain HTTP.
     pub tls: Option<WebTls>,
-    /// Headers of every answer.
+    /// Headers that are added to every response.
     pub headers: Vec<(&'static str, String)>,
-    /// Who may ask: the bcrypt hash of each user's password. Empty: everyone.
+    /// The bcrypt hash of the password of each user. Empty: no password is required.
     pub users: BTreeMap<String, String>,
 }
 
-/// How TLS is served.
+/// The TLS parameters of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebTls {
-    /// Our certificate, and those that lead from it to a CA.
+    /// The certificate of the server, followed by its chain of intermediate certificates.
     pub certificate: Pem,
-    /// Its private key.
+    /// The private key of the certificate.
     pub key: Pem,
-    /// Who may connect.
+    /// Which client certificates are required.
     pub clients: ClientVerification,
-    /// The lowest version.
+    /// The lowest TLS version.
     pub min_version: TlsVersion,
-    /// The highest one.
+    /// The highest TLS version.
     pub max_version: TlsVersion,
-    /// Cipher suites of TLS 1.2 in the order of preference; `None`: all that there are. Those of TLS 1.3 are always on.
+    /// Cipher suites of TLS 1.2 in order of preference; `None`: all. Those of TLS 1.3 are always enabled.
     pub suites: Option<Vec<Suite>>,
-    /// Whether our preference of suites goes before the client's.
+    /// Whether the order of the server decides on the cipher suite, and not that of the client.
     pub prefer_ours: bool,
-    /// Groups for the key exchange in the order of preference; empty: all that there are.
+    /// Groups for the key exchange in order of preference; empty: all.
     pub curves: Vec<Curve>,
 }
 
-/// A text in PEM.
+/// Certificates or a key in PEM format.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
     /// In a file.
     File(PathBuf),
-    /// Written out.
+    /// The text itself.
     Text(String),
 }
 
 impl fmt::Debug for Pem {
-    /// Without the text, which may be a private key.
+    /// Does not show the text, which may be a private key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
@@ -91,18 +93,19 @@ impl fmt::Debug for Pem {
     }
 }
 
-/// Who may connect.
+/// Which client certificates a server requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientVerification {
-    /// Everyone; no certificate is asked for.
+    /// No certificate is requested.
     Everyone,
-    /// Everyone without a certificate, and who has one that this CA signed.
+    /// A certificate is optional; if one is presented, this CA must have signed it.
     VerifiedIfGiven(Pem),
-    /// Who has a certificate that this CA signed.
+    /// A certificate that this CA signed is required.
     Verified {
         /// The CA.
         ca: Pem,
-        /// The certificate must be for one of these DNS names, addresses, mail addresses or URIs; empty: for any.
+        /// DNS names, IP addresses, email addresses or URIs, of which the certificate must have one; empty:
+        /// any.
         names: Vec<String>,
     },
 }
@@ -115,7 +118,7 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// A cipher suite of TLS 1.2: who signs, and what encrypts.
+/// A cipher suite of TLS 1.2: the signature algorithm and the cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "their names say it")]
 pub enum Suite {
@@ -136,7 +139,8 @@ pub enum Curve {
     P384,
 }
 
-/// The names of suites in Go's standard library. Those of TLS 1.3 may be listed and make no difference, as there.
+/// The names of cipher suites in the standard library of Go. As there, those of TLS 1.3 are accepted and have
+/// no effect.
 const SUITES: [(&str, Option<Suite>); 9] = [
     ("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", Some(Suite::EcdsaAes128)),
     ("TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", Some(Suite::EcdsaAes256)),
@@ -152,7 +156,7 @@ const SUITES: [(&str, Option<Suite>); 9] = [
 const CURVES: [(&str, Curve); 3] =
     [("X25519", Curve::X25519), ("CurveP256", Curve::P256), ("CurveP384", Curve::P384)];
 
-/// Headers that may be set, and the values that may be given to each; none: any.
+/// Headers that may be set, with the allowed values of each; empty: any value.
 const HEADERS: [(&str, &[&str]); 6] = [
     ("Cache-Control", &[]),
     ("Content-Security-Policy", &[]),
@@ -162,13 +166,14 @@ const HEADERS: [(&str, &[&str]); 6] = [
     ("X-XSS-Protection", &[]),
 ];
 
-/// Users of a file.
+/// Maximum users of a file.
 const USERS_MAX: usize = 1000;
 
-/// The highest cost of a hash: the work doubles with each. Chosen: 16 takes seconds of a core for one password.
+/// Maximum cost of a bcrypt hash; the work doubles with each step. Chosen: with 16 one password takes seconds
+/// of a core.
 const COST_MAX: u32 = 16;
 
-fn server(file: &mut MappingReader<'_, '_>, folder: &Path) -> Option<Option<WebTls>> {
+fn tls_server(file: &mut MappingReader<'_, '_>, folder: &Path) -> Option<Option<WebTls>> {
     let is_empty = |node: &Node| match node {
         Node::Null => true,
         Node::Mapping(entries) => entries.is_empty(),
@@ -176,34 +181,34 @@ fn server(file: &mut MappingReader<'_, '_>, folder: &Path) -> Option<Option<WebT
     };
     let tls = file.key("tls_server_config", |value| match is_empty(value.node()) {
         true => Some(None),
-        false if !cfg!(feature = "tls") => value.wrong(NO_TLS, NO_TLS_REMEDY),
+        false if !cfg!(feature = "tls") => value.reject(NO_TLS, NO_TLS_REMEDY),
         false => value.section(|section| web_tls(section, folder)).map(Some),
     });
     tls.or(None)
 }
 
 fn web_tls(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<WebTls> {
-    let needed = |section: &mut MappingReader<'_, '_>, text, file| match pem(section, folder, text, file)? {
+    let required = |section: &mut MappingReader<'_, '_>, text, file| match pem(section, folder, text, file)? {
         Some(pem) => Some(pem),
-        None => section.wrong(file, "missing", "TLS is served with a certificate and its key"),
+        None => section.reject(file, "missing", "TLS requires a certificate and its private key"),
     };
-    let certificate = needed(section, "cert", "cert_file");
-    let key = needed(section, "key", "key_file");
-    let clients = clients(section, folder);
+    let certificate = required(section, "cert", "cert_file");
+    let key = required(section, "key", "key_file");
+    let clients = client_verification(section, folder);
     let min_version = section.key("min_version", version).or(TlsVersion::Tls12);
     let max_version = section.key("max_version", version).or(TlsVersion::Tls13);
     let suites = section
         .key("cipher_suites", |value| value.list("a list of cipher suites", |suite| suite.one_of(&SUITES)));
-    let prefer_ours = section.key("prefer_server_cipher_suites", ValueReader::flag).or(true);
+    let prefer_ours = section.key("prefer_server_cipher_suites", ValueReader::boolean).or(true);
     let curves = section
         .key("curve_preferences", |value| value.list("a list of curves", |curve| curve.one_of(&CURVES)))
         .or(Vec::new());
     let (min_version, max_version) = (min_version?, max_version?);
     if min_version > max_version {
-        return section.wrong(
+        return section.reject(
             "min_version",
             "higher than max_version",
-            "write TLS12 for one of them, or none",
+            "lower min_version, or raise max_version",
         );
     }
     let suites = suites.optional()?.filter(|suites| !suites.is_empty());
@@ -219,24 +224,24 @@ fn web_tls(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<WebTls>
     })
 }
 
-/// A text that is given by one of two keys.
+/// Reads PEM from the key `text`, or the name of a PEM file from the key `file`.
 fn pem(
     section: &mut MappingReader<'_, '_>,
     folder: &Path,
     text: &'static str,
     file: &'static str,
 ) -> Option<Option<Pem>> {
-    let written = section.key(text, |value| value.text("a text in PEM").map(str::to_owned)).optional();
+    let inline = section.key(text, |value| value.text("PEM text").map(str::to_owned)).optional();
     let path = section.key(file, path).optional();
-    match (written?, path?) {
-        (Some(_), Some(_)) => section.wrong(text, format!("{file} is given, too"), "remove one of the two"),
+    match (inline?, path?) {
+        (Some(_), Some(_)) => section.reject(text, format!("{file} is also set"), "remove one of the two"),
         (Some(text), None) => Some(Some(Pem::Text(text))),
         (None, Some(path)) => Some(Some(Pem::File(folder.join(path)))),
         (None, None) => Some(None),
     }
 }
 
-/// How the file calls [`ClientVerification`].
+/// The values of `client_auth_type`; see [`ClientVerification`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClientAuth {
     No,
@@ -254,7 +259,7 @@ const CLIENT_AUTHS: [(&str, ClientAuth); 5] = [
     ("RequireAndVerifyClientCert", ClientAuth::RequireAndVerify),
 ];
 
-fn clients(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<ClientVerification> {
+fn client_verification(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<ClientVerification> {
     const TYPE: &str = "client_auth_type";
     const CA: &str = "client_ca_file";
     const NAMES: &str = "client_allowed_sans";
@@ -265,9 +270,9 @@ fn clients(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<ClientV
         .or(Vec::new());
     let (auth, ca, names) = (auth?, ca?, names?);
     if !names.is_empty() && auth != ClientAuth::RequireAndVerify {
-        return section.wrong(
+        return section.reject(
             NAMES,
-            "nobody must show a certificate",
+            "client certificates are not required",
             "write client_auth_type: RequireAndVerifyClientCert",
         );
     }
@@ -276,21 +281,22 @@ fn clients(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<ClientV
         (ClientAuth::Request, None) => {
             section.warn(
                 TYPE,
-                "no certificate is asked for",
-                "nothing would be done with one: write NoClientCert",
+                "client certificates are not requested",
+                "they would not be verified: write NoClientCert",
             );
             Some(ClientVerification::Everyone)
         }
         (ClientAuth::No | ClientAuth::Request, Some(_)) => {
             let remedy = "write VerifyClientCertIfGiven or RequireAndVerifyClientCert, or remove the CA";
-            section.wrong(TYPE, "the CA of clients is given, and nobody is verified", remedy)
+            section.reject(TYPE, "a client CA is set, but client certificates are not verified", remedy)
         }
         (ClientAuth::RequireAny, _) => {
-            let remedy = "a certificate that nobody verifies proves nothing: write RequireAndVerifyClientCert and client_ca_file";
-            section.wrong(TYPE, "RequireAnyClientCert is not supported", remedy)
+            let remedy = "an unverified certificate proves nothing: write \
+                          RequireAndVerifyClientCert, and set client_ca_file";
+            section.reject(TYPE, "RequireAnyClientCert is not supported", remedy)
         }
         (ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify, None) => {
-            section.wrong(CA, "missing", "give the CA that signs the certificates of clients")
+            section.reject(CA, "missing", "set the CA that signs client certificates")
         }
         (ClientAuth::VerifyIfGiven, Some(ca)) => Some(ClientVerification::VerifiedIfGiven(ca)),
         (ClientAuth::RequireAndVerify, Some(ca)) => Some(ClientVerification::Verified { ca, names }),
@@ -301,18 +307,17 @@ fn version(value: ValueReader<'_, '_>) -> Option<TlsVersion> {
     match value.text("TLS12 or TLS13")? {
         "TLS12" => Some(TlsVersion::Tls12),
         "TLS13" => Some(TlsVersion::Tls13),
-        old @ ("TLS10" | "TLS11") => {
-            value.wrong(format!("{old} is not supported"), "it is broken (RFC 8996): write TLS12 or TLS13")
-        }
-        other => value.wrong(format!("{} is not supported", quoted(other)), "allowed: TLS12, TLS13"),
+        old @ ("TLS10" | "TLS11") => value
+            .reject(format!("{old} is not supported"), "it is deprecated (RFC 8996): write TLS12 or TLS13"),
+        other => value.reject(format!("{} is not supported", quoted(other)), "allowed: TLS12, TLS13"),
     }
 }
 
-fn http(section: &mut MappingReader<'_, '_>) -> Option<Vec<(&'static str, String)>> {
-    let http2 = section.key("http2", ValueReader::flag).or(false);
+fn http_server(section: &mut MappingReader<'_, '_>) -> Option<Vec<(&'static str, String)>> {
+    let http2 = section.key("http2", ValueReader::boolean).or(false);
     let headers = section.key("headers", |value| value.section(headers)).or(Vec::new());
     if http2? {
-        section.warn("http2", "has no effect", "HTTP/1.1 is spoken: write false, or remove it");
+        section.warn("http2", "has no effect", "only HTTP/1.1 is supported: write false, or remove it");
     }
     headers
 }
@@ -328,11 +333,13 @@ fn headers(section: &mut MappingReader<'_, '_>) -> Option<Vec<(&'static str, Str
 fn header(value: &ValueReader<'_, '_>, allowed: &[&str]) -> Option<String> {
     let text = value.text("the value of a header")?;
     if !allowed.is_empty() && !allowed.contains(&text) {
-        return value
-            .wrong(format!("{} is not supported", quoted(text)), format!("allowed: {}", allowed.join(", ")));
+        return value.reject(
+            format!("{} is not supported", quoted(text)),
+            format!("allowed: {}", allowed.join(", ")),
+        );
     }
     if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return value.wrong("not the value of a header", "write it in one line, in ASCII");
+        return value.reject("not a valid header value", "use printable ASCII on one line");
     }
     Some(text.to_owned())
 }
@@ -344,26 +351,29 @@ fn users(value: ValueReader<'_, '_>) -> Option<BTreeMap<String, String>> {
     let whole = value.clone();
     let users = value.entries("a mapping of users to the bcrypt hashes of their passwords", user)?;
     if users.len() > USERS_MAX {
-        return whole.wrong(format!("{} users", users.len()), format!("at most {USERS_MAX} are allowed"));
+        return whole.reject(format!("{} users", users.len()), format!("at most {USERS_MAX} are allowed"));
     }
     Some(users.into_iter().collect())
 }
 
 fn user(name: &str, value: ValueReader<'_, '_>) -> Option<(String, String)> {
     if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
-        return value.wrong_key(format!("{} is not a user", quoted(name)), "a user's name has no colon");
+        return value.reject_key(
+            format!("{} is not a valid user name", quoted(name)),
+            "remove colons and control characters",
+        );
     }
-    // What stands here may be a password: it is not shown.
-    let remedy = "make one with: htpasswd -nBC 10 \"\" | tr -d ':\\n'";
+    // The value may be a password, so it is not shown.
+    let remedy = "create one with: htpasswd -nBC 10 \"\" | tr -d ':\\n'";
     let Node::Text(hash) = value.node() else {
-        return value.mismatch("the bcrypt hash of the password");
+        return value.reject_type("the bcrypt hash of the password");
     };
     match bcrypt::HashParts::from_str(hash) {
         Ok(parts) if parts.get_cost() <= COST_MAX => Some((name.to_owned(), hash.clone())),
         Ok(parts) => {
             let what = format!("the hash has a cost of {}", parts.get_cost());
-            value.wrong(what, format!("at most {COST_MAX} is allowed, 10 is usual: {remedy}"))
+            value.reject(what, format!("at most {COST_MAX} is allowed, 10 is usual: {remedy}"))
         }
-        Err(_) => value.wrong("not a bcrypt hash", remedy),
+        Err(_) => value.reject("not a bcrypt hash", remedy),
     }
 }

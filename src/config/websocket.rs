@@ -1,4 +1,4 @@
-//! The section `websocket`.
+//! Reads the section `websocket`.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use super::reader::{MappingReader, ValueReader};
 use super::values::{duration, size};
 use super::{Origin, Origins, WebSocketRules};
 
-/// Clients at once. Chosen: what fits 200 MiB when they are idle.
+/// Concurrent clients. Chosen: idle clients of this number take 200 MiB.
 const CLIENTS: usize = 10_000;
 const CLIENTS_PER_SOURCE: usize = 1000;
 const CLIENTS_ALLOWED: RangeInclusive<i128> = 1..=100_000;
 
-/// Messages a second and client. Chosen: a message each millisecond, the shortest interval of a probe.
+/// Messages per second and client. Chosen: one per millisecond, the shortest interval of a probe.
 const MESSAGES_PER_SECOND: u32 = 1000;
 const MESSAGES_ALLOWED: RangeInclusive<i128> = 1..=1_000_000;
 
-/// Bytes of a message. Every client may make us keep two of them.
+/// Bytes of a message. Each client can occupy the memory of two messages.
 const MESSAGE_BYTES: u64 = 64 << 10;
 const MESSAGE_BYTES_ALLOWED: RangeInclusive<u64> = 128..=1 << 20;
 
-/// How long a client may be silent.
+/// How long a client may send nothing.
 const IDLE: Duration = Duration::from_secs(60);
 const IDLE_ALLOWED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
-/// Origins in `websocket.origins`.
+/// Maximum origins in `websocket.origins`.
 const ORIGINS_MAX: usize = 100;
 
 pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocketRules> {
-    let enabled = section.key("enabled", ValueReader::flag).or(true);
+    let enabled = section.key("enabled", ValueReader::boolean).or(true);
     let origins = section.key("origins", origins).or(Origins::Same);
-    let open = section.key("open", ValueReader::flag).or(false);
+    let open = section.key("open", ValueReader::boolean).or(false);
     let clients_max = section.key("clients_max", |value| value.number(&CLIENTS_ALLOWED)).or(CLIENTS);
     let clients_per_source =
         section.key("clients_per_source", |value| value.number(&CLIENTS_ALLOWED)).or(CLIENTS_PER_SOURCE);
@@ -43,8 +43,8 @@ pub(super) fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocket
     let idle_timeout = section.key("idle_timeout", |value| duration(value, &IDLE_ALLOWED)).or(IDLE);
 
     if open == Some(true) {
-        let remedy = "list the networks that may ask in responder.allow instead";
-        section.warn("open", "anyone's messages are sent back, within the limits", remedy);
+        let remedy = "list the allowed networks in responder.allow instead";
+        section.warn("open", "messages from any source are echoed, up to the limits", remedy);
     }
     Some(WebSocketRules {
         enabled: enabled?,
@@ -65,7 +65,7 @@ fn origins(value: ValueReader<'_, '_>) -> Option<Origins> {
             return match value.text("same, any, or a list of origins")? {
                 "same" => Some(Origins::Same),
                 "any" => Some(Origins::Any),
-                text => value.wrong(
+                text => value.reject(
                     format!("{} is not supported", quoted(text)),
                     "write same, any, or a list such as [https://page.example.net]",
                 ),
@@ -76,7 +76,7 @@ fn origins(value: ValueReader<'_, '_>) -> Option<Origins> {
     let origins = value.list("a list of origins", origin)?;
     if origins.len() > ORIGINS_MAX {
         return whole
-            .wrong(format!("{} origins", origins.len()), format!("at most {ORIGINS_MAX} are allowed"));
+            .reject(format!("{} origins", origins.len()), format!("at most {ORIGINS_MAX} are allowed"));
     }
     Some(Origins::These(origins))
 }
@@ -85,8 +85,9 @@ fn origin(value: ValueReader<'_, '_>) -> Option<Origin> {
     let text = value.text("an origin")?;
     text.parse().map_or_else(
         |error| {
-            let remedy = "write scheme, host and port, nothing behind them: https://page.example.net, http://10.0.0.1:8080";
-            value.wrong(format!("{} {error}", quoted(text)), remedy)
+            let remedy =
+                "write scheme, host and port, without a path: https://page.example.net, http://10.0.0.1:8080";
+            value.reject(format!("{} {error}", quoted(text)), remedy)
         },
         Some,
     )

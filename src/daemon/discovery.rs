@@ -1,4 +1,4 @@
-//! Members that providers list, and the names of those that are listed without one.
+//! Handles provider updates, and the identities of agents that are listed without a name.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::membership::Membership;
 use super::pending::PendingWork;
 use crate::api::status::ProviderStatus;
-use crate::config::discovery::Source;
+use crate::config::discovery::ProviderSource;
 use crate::config::{Config, Provider};
 use crate::discovery::{IdentifyResult, PollTask, ProviderUpdate, UnidentifiedAgent};
 use crate::http::client::{Client, authority};
@@ -17,8 +17,8 @@ use crate::metrics::ProviderCounts;
 use crate::roster::KnownAgent;
 use crate::settings::Settings;
 
-/// How long names of agents are collected: those of a fleet arrive within a second, and each changes the
-/// neighbours in a ring.
+/// The period over which the names of agents are collected: those of a fleet arrive within a second, and each
+/// name changes the neighbours in a ring.
 const GATHER: Duration = Duration::from_secs(1);
 
 impl Membership {
@@ -33,14 +33,14 @@ impl Membership {
         let tasks = config.providers.iter().map(|provider| PollTask {
             provider: provider.clone(),
             secure: match &provider.source {
-                Source::Http { https, .. } => https.as_ref().map(|https| settings.secure(https)),
-                Source::Files(_) | Source::Dns { .. } => None,
+                ProviderSource::Http { https, .. } => https.as_ref().map(|https| settings.secure(https)),
+                ProviderSource::Files(_) | ProviderSource::Dns { .. } => None,
             },
         });
         self.provider_poller.follow(tasks.collect::<Vec<_>>());
     }
 
-    /// Asks the agents without a name what they are called.
+    /// Requests the names of the agents that are listed without one.
     pub(super) fn identify_agents(&mut self, settings: &Settings, client: &Client, renew: bool) {
         let agents = self.roster.unidentified.keys().map(|agent| {
             let secure = agent.https.as_ref().map(|https| settings.secure(https));
@@ -49,7 +49,7 @@ impl Membership {
         self.agent_identifier.follow(agents.collect(), client, renew);
     }
 
-    /// Takes the members that a provider lists; if it fails, its last members stay.
+    /// Handles a result of polling a provider. If it failed, the last members of the provider are kept.
     pub(super) fn on_provider_update(
         &mut self,
         provider: String,
@@ -67,21 +67,21 @@ impl Membership {
                 if self.inputs.members_by_provider.get(&provider) != Some(&members) {
                     info!(provider, members = members.len(), "members of provider have changed");
                     self.inputs.members_by_provider.insert(provider, members);
-                    pending.note(|pending| pending.rebuild_roster = true);
+                    pending.add(|pending| pending.rebuild_roster = true);
                 }
             }
-            Err(why) => {
+            Err(reason) => {
                 health.failures += 1;
-                if health.error.as_ref() != Some(&why) {
-                    warn!(provider, why, "polling provider failed; keeping its last members");
-                    health.error = Some(why);
+                if health.error.as_ref() != Some(&reason) {
+                    warn!(provider, reason, "polling provider failed; keeping its last members");
+                    health.error = Some(reason);
                 }
             }
         }
-        pending.note(|pending| pending.publish = true);
+        pending.add(|pending| pending.publish = true);
     }
 
-    /// Takes the name that an agent says it has.
+    /// Handles a result of identifying an agent.
     pub(super) fn on_identified(
         &mut self,
         agent: UnidentifiedAgent,
@@ -95,8 +95,8 @@ impl Membership {
         match result {
             Ok(identity) if identity.boot_id == self.inputs.own_boot_id => {
                 let name = own_name.to_owned();
-                let ourselves = KnownAgent { name, boot_id: identity.boot_id };
-                self.inputs.known_agents.insert(agent, ourselves);
+                let this_agent = KnownAgent { name, boot_id: identity.boot_id };
+                self.inputs.known_agents.insert(agent, this_agent);
             }
             Ok(identity) => {
                 self.identify_errors.remove(&agent);
@@ -104,12 +104,12 @@ impl Membership {
                 self.inputs.known_agents.insert(agent, KnownAgent { name, boot_id });
                 self.identities.entry(identity.name.clone()).or_insert(identity);
             }
-            Err(why) => {
-                self.identify_errors.insert(agent, why);
-                return pending.note(|pending| pending.publish = true);
+            Err(reason) => {
+                self.identify_errors.insert(agent, reason);
+                return pending.add(|pending| pending.publish = true);
             }
         }
-        pending.note_within(GATHER, |pending| pending.rebuild_roster = true);
+        pending.add_within(GATHER, |pending| pending.rebuild_roster = true);
     }
 
     fn unidentified(&self, provider: &Provider) -> impl Iterator<Item = &UnidentifiedAgent> {
@@ -120,7 +120,7 @@ impl Membership {
         self.inputs.members_by_provider.get(&provider.name).map_or(0, Vec::len)
     }
 
-    /// All providers as metrics count them.
+    /// The counts of all providers for the metrics.
     pub(super) fn provider_counts<'a>(&self, config: &'a Config) -> Vec<ProviderCounts<'a>> {
         let counts = config.providers.iter().filter_map(|provider| {
             let health = self.provider_health.get(&provider.name)?;
@@ -136,16 +136,16 @@ impl Membership {
         counts.collect()
     }
 
-    /// All providers as they are shown.
+    /// The status of all providers for the API.
     pub(super) fn providers(&self, config: &Config) -> Vec<ProviderStatus> {
-        let shown = config.providers.iter().map(|provider| {
+        let status = config.providers.iter().map(|provider| {
             let health = self.provider_health.get(&provider.name);
             let unidentified: BTreeMap<String, String> = self
                 .unidentified(provider)
                 .map(|agent| {
-                    let why = self.identify_errors.get(agent).cloned();
-                    let place = authority(&agent.host, agent.http_port);
-                    (place, why.unwrap_or_else(|| "no answer yet".to_owned()))
+                    let error = self.identify_errors.get(agent).cloned();
+                    let endpoint = authority(&agent.host, agent.http_port);
+                    (endpoint, error.unwrap_or_else(|| "no response yet".to_owned()))
                 })
                 .collect();
             ProviderStatus {
@@ -157,6 +157,6 @@ impl Membership {
                 unidentified,
             }
         });
-        shown.collect()
+        status.collect()
     }
 }

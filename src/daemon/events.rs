@@ -1,4 +1,4 @@
-//! Events of the threads that measure: logged, and shown at `/api/v1/events`.
+//! Handles the events of the measuring threads: logs them, and shows them at `/api/v1/events`.
 
 use pathmeter_proto::wire::Goodbye;
 use serde::Serialize;
@@ -16,7 +16,7 @@ impl Daemon {
                 if let Some(key) = self.measuring.fleet.started(id, sources) {
                     info!(probe = %key.probe, peer = %key.peer, family = key.family, "connected");
                 }
-                self.pending.note(|pending| pending.publish = true);
+                self.pending.add(|pending| pending.publish = true);
             }
             LoopEvent::Disconnected { id, reason } => {
                 if let Some(key) = self.measuring.fleet.disconnected(id, reason.clone()) {
@@ -24,7 +24,7 @@ impl Daemon {
                     warn!(%probe, %peer, family, reason, "no connection");
                     self.observability.events.add(&ConnectionLost { probe, peer, family, reason });
                 }
-                self.pending.note(|pending| pending.publish = true);
+                self.pending.add(|pending| pending.publish = true);
             }
             LoopEvent::NotStarted { id, reason } => {
                 if let Some(key) = self.measuring.fleet.not_started(id, reason.clone()) {
@@ -32,7 +32,7 @@ impl Daemon {
                     error!(%probe, %peer, family, reason, "a path is not measured");
                     self.observability.events.add(&PathNotMeasured { probe, peer, family, reason });
                 }
-                self.pending.note(|pending| pending.publish = true);
+                self.pending.add(|pending| pending.publish = true);
             }
             LoopEvent::Finished(_) => {}
             LoopEvent::OfPath { id, event } => {
@@ -44,18 +44,18 @@ impl Daemon {
             LoopEvent::ClockStepped(nanos) => {
                 #[expect(clippy::cast_precision_loss, reason = "precise enough for a log")]
                 let seconds = nanos as f64 / 1e9;
-                warn!(seconds, "the wall clock was stepped; round trips are not affected");
+                warn!(seconds, "the wall clock was stepped; RTTs are not affected");
                 self.observability.events.add(&ClockStepped { seconds });
             }
             LoopEvent::Suspended(span) => {
-                warn!(?span, "the host was suspended; what was in flight is withdrawn");
+                warn!(?span, "the host was suspended; packets in flight are withdrawn");
                 self.observability.events.add(&HostSuspended { seconds: span.as_secs_f64() });
             }
         }
     }
 
     fn on_goodbye(&mut self, goodbye: Goodbye) {
-        // Three copies are sent; and a replayed one of an earlier run is older than the last.
+        // A goodbye is sent three times. A replayed goodbye of an earlier run is older than the last one.
         let last = self.membership.goodbyes.get(&goodbye.name);
         if last.is_some_and(|last| last.boot_id == goodbye.boot_id || last.at >= goodbye.at) {
             return;
@@ -69,7 +69,7 @@ impl Daemon {
     }
 }
 
-/// A path could not be started; it is tried again.
+/// A path could not be started. Starting it is retried.
 #[derive(Serialize)]
 struct PathNotMeasured<'a> {
     probe: &'a str,
@@ -82,7 +82,7 @@ impl EventType for PathNotMeasured<'_> {
     const NAME: &'static str = "path_not_measured";
 }
 
-/// A path has no connection any more, or never had one; it keeps trying.
+/// A path lost its connection, or could not establish one. Connecting is retried.
 #[derive(Serialize)]
 struct ConnectionLost<'a> {
     probe: &'a str,
@@ -95,7 +95,7 @@ impl EventType for ConnectionLost<'_> {
     const NAME: &'static str = "connection_lost";
 }
 
-/// A peer announced that it is leaving. `paths`: how many lead to it.
+/// A peer announced that it is leaving. `paths` is the number of paths to it.
 #[derive(Serialize)]
 struct PeerLeaving<'a> {
     peer: &'a str,
@@ -106,7 +106,7 @@ impl EventType for PeerLeaving<'_> {
     const NAME: &'static str = "peer_leaving";
 }
 
-/// A loop noticed that the wall clock was stepped; negative is backwards.
+/// A loop detected a step of the wall clock; a negative one is backwards.
 #[derive(Serialize)]
 struct ClockStepped {
     seconds: f64,
@@ -116,7 +116,7 @@ impl EventType for ClockStepped {
     const NAME: &'static str = "clock_stepped";
 }
 
-/// A loop noticed that the host was suspended.
+/// A loop detected that the host was suspended.
 #[derive(Serialize)]
 struct HostSuspended {
     seconds: f64,

@@ -1,4 +1,4 @@
-//! Reads files again when they have changed: the configuration, keys, certificates and the web config file.
+//! Reloads files that have changed: the configuration, keys, certificates and the web config file.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::keys::KeyRing;
 use crate::settings::Settings;
 use crate::tls::Connector;
 
-/// Chosen: certificates are renewed days before they expire, so this is soon enough.
+/// Interval between two checks of the files. Chosen: certificates are renewed days before they expire.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Hashes of what the settings are read from; `None`: it cannot be read.
+/// Hashes of the files that the settings were read from; `None` for files that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Contents {
     configuration: Option<String>,
@@ -27,67 +27,67 @@ impl Contents {
         Self { configuration: Some(settings.hash.clone()), keys: Some(settings.keys.generation) }
     }
 
-    fn is_whole(&self) -> bool {
+    fn is_complete(&self) -> bool {
         self.configuration.is_some() && self.keys.is_some()
     }
 }
 
-/// The configuration file and the key files, and whether they have changed.
+/// Detects changes of the configuration file and the key files.
 #[derive(Debug)]
 pub(super) struct ConfigWatch {
     pub(super) source: ConfigSource,
-    /// What the files contained when they were last checked.
+    /// The contents of the files at the last check.
     seen: Contents,
-    /// Whether all of them could be read then.
-    was_whole: bool,
+    /// Whether all files could be read at the last check.
+    was_complete: bool,
 }
 
 impl ConfigWatch {
     pub(super) fn new(source: ConfigSource, settings: &Settings) -> Self {
-        Self { source, seen: Contents::of(settings), was_whole: true }
+        Self { source, seen: Contents::of(settings), was_complete: true }
     }
 
-    /// Notes which files are in force.
+    /// Records the contents of the files that are in use.
     pub(super) fn set_seen(&mut self, settings: &Settings) {
         self.seen = Contents::of(settings);
     }
 
-    /// The configuration file, if it is watched and it or a key file has other contents than at the last
-    /// check. A file that cannot be read may be in the middle of being replaced; if it still cannot at the
-    /// next check, that is a change.
+    /// The path of the configuration file, if it is watched and the contents of it or of a key file have
+    /// changed since the last check. A file that cannot be read may be about to be replaced; if it still
+    /// cannot be read at the next check, that is a change.
     fn changed(&mut self, settings: &Settings) -> Option<&Path> {
         let ConfigSource::File { path, is_watched: true, .. } = &self.source else { return None };
         let configuration = fs::read(path).ok().map(|text| Settings::hash_of(&text));
-        let found = Contents { configuration, keys: KeyRing::generation_on_disk(&settings.config) };
-        let was_whole = std::mem::replace(&mut self.was_whole, found.is_whole());
-        if was_whole && !found.is_whole() {
+        let contents = Contents { configuration, keys: KeyRing::generation_on_disk(&settings.config) };
+        let was_complete = std::mem::replace(&mut self.was_complete, contents.is_complete());
+        if was_complete && !contents.is_complete() {
             return None;
         }
-        let has_changed = std::mem::replace(&mut self.seen, found.clone()) != found;
+        let has_changed = std::mem::replace(&mut self.seen, contents.clone()) != contents;
         has_changed.then_some(path)
     }
 }
 
 impl Daemon {
-    /// Applies files that have changed, each for itself; where they cannot be used the old ones stay in
-    /// force.
+    /// Applies files that have changed, each independently. If a file cannot be used, the previous one stays
+    /// in use.
     pub(super) fn check_files(&mut self) {
         self.check_configuration();
         if let Some(file) = self.settings.config.tls.web_config_file.clone() {
             self.check_web_config(&file);
         }
-        for (trust, made) in &mut self.settings.connectors {
-            match made.renewed(|shelf| Connector::read(trust, shelf)) {
+        for (trust, connector) in &mut self.settings.connectors {
+            match connector.renewed(|files| Connector::read(trust, files)) {
                 None => {}
-                Some(Ok(connector)) => {
-                    info!("TLS files for outgoing connections have changed and are in force");
-                    made.value.follow(&connector);
+                Some(Ok(renewed)) => {
+                    info!("TLS files for outgoing connections changed and are now in use");
+                    connector.value.follow(&renewed);
                 }
                 Some(Err(error)) => {
                     warn!(
                         %error,
-                        "TLS files for outgoing connections have changed and cannot be used; \
-                         the old ones stay in force"
+                        "TLS files for outgoing connections changed but cannot be used; \
+                         the previous ones stay in use"
                     );
                 }
             }
@@ -95,7 +95,7 @@ impl Daemon {
         self.export_tls_files();
     }
 
-    /// Exports whether the files for TLS are those in force.
+    /// Exports whether the TLS files in use are the latest on disk.
     pub(super) fn export_tls_files(&self) {
         self.observability.exporter.process.set_tls_files(self.settings.has_latest_files());
     }
@@ -109,23 +109,23 @@ impl Daemon {
     }
 
     fn check_web_config(&mut self, file: &Path) {
-        let made = &mut self.settings.web_config;
-        let shown = file.display();
-        match made.renewed(|shelf| LoadedWebConfig::read(file, shelf)) {
+        let web_config = &mut self.settings.web_config;
+        let path = file.display();
+        match web_config.renewed(|files| LoadedWebConfig::read(file, files)) {
             None => {}
-            Some(Ok(web_config)) => {
-                info!(file = %shown, "files of the HTTP port have changed and are in force");
-                for warning in &web_config.warnings {
+            Some(Ok(renewed)) => {
+                info!(file = %path, "files of the HTTP port changed and are now in use");
+                for warning in &renewed.warnings {
                     warn!("{warning}");
                 }
-                made.value = web_config;
-                self.servers.serve(&self.settings);
+                web_config.value = renewed;
+                self.servers.apply_web_config(&self.settings);
             }
             Some(Err(error)) => {
                 warn!(
-                    file = %shown,
+                    file = %path,
                     %error,
-                    "files of the HTTP port have changed and cannot be used; the old ones stay in force"
+                    "files of the HTTP port changed but cannot be used; the previous ones stay in use"
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! Tells peers that this agent is leaving.
+//! Sends goodbyes to peers, and receives those of peers.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::datagram::{Access, MachineTask, Notice, Recorder, Task, Traffic};
 use crate::metrics::agent::ResponderSeries;
 
 impl Daemon {
-    /// Sends each goodbye three times, because it is not acknowledged.
+    /// Sends the goodbye to each address of each peer three times, because it is not acknowledged.
     pub(super) async fn send_goodbyes(&self) {
         let Some(keys) = self.settings.keys.mesh.as_deref() else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -24,14 +24,14 @@ impl Daemon {
         let socket = |any: &str| UdpSocket::bind(any).and_then(|s| s.set_nonblocking(true).map(|()| s)).ok();
         let (v4, v6) = (socket("0.0.0.0:0"), socket("[::]:0"));
         for _ in 0..3 {
-            // The first pause gives the responder time to stop, the others spread the copies.
+            // The first pause gives the responder time to stop; the others spread the copies.
             tokio::time::sleep(Duration::from_millis(20)).await;
             for peer in self.membership.roster.peers.values() {
                 let Some(Ok(addresses)) = self.membership.addresses.get(&peer.name) else { continue };
                 for address in addresses {
                     let socket = if address.is_ipv4() { &v4 } else { &v6 };
                     if let Some(socket) = socket {
-                        // A peer that does not get it counts losses; there is no other harm.
+                        // A peer that does not receive it counts losses; there is no other harm.
                         let _ = socket.send_to(&datagram, (*address, peer.agent_port));
                     }
                 }
@@ -40,7 +40,7 @@ impl Daemon {
     }
 }
 
-/// Receives the goodbyes of peers that know one of these keys of the mesh.
+/// The task that receives goodbyes which are authenticated by one of the mesh keys.
 pub(super) fn listener(mesh: Option<&Keys>, series: Arc<ResponderSeries>) -> Box<dyn Task> {
     Box::new(MachineTask { machine: GoodbyeListener::new(mesh), recorder: GoodbyeRecorder { series } })
 }

@@ -1,4 +1,4 @@
-//! The addresses that the agent listens on.
+//! Binds the sockets that the agent listens on.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -9,39 +9,40 @@ use crate::datagram::{Binding, Socket, SocketError, TimestampMatching, both_fami
 use crate::http::server;
 use crate::systemd::passed_listeners;
 
-/// Where HTTP is served: on what the service manager passed, or else where the configuration says.
-pub(super) fn front(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
+/// The listeners of the HTTP port: those that the service manager passed, or else new ones at `address`.
+pub(super) fn bind_http(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
     let passed = passed_listeners()?;
     if passed.is_empty() {
         return Ok(server::bind(address)?);
     }
     let sockets: Vec<SocketAddr> = passed.iter().map(|(_, socket)| *socket).collect();
     if sockets.iter().all(|socket| is_within(*socket, address)) {
-        info!(?sockets, "the service manager passed the HTTP port");
+        info!(?sockets, "using the HTTP sockets from the service manager");
     } else {
         warn!(
             ?sockets,
             "listen.http" = %address,
-            "the service manager passed another HTTP port than listen.http says; it is served"
+            "the HTTP sockets from the service manager differ from listen.http; \
+             using those of the service manager"
         );
     }
     let adopted = passed.into_iter().map(|(listener, socket)| {
         let adopted = listener.set_nonblocking(true).map(|()| listener);
-        adopted.with_context(|| format!("serving {socket}, which the service manager passed"))
+        adopted.with_context(|| format!("using socket {socket} from the service manager"))
     });
     adopted.collect()
 }
 
-/// Whether whoever reaches a socket would be served at `address`, too: a socket that is open to more is
-/// another promise than that of the configuration, even with its port.
+/// Whether all clients that can reach `socket` could also reach `address`. A socket that more clients can
+/// reach contradicts the configuration, even with the same port.
 fn is_within(socket: SocketAddr, address: SocketAddr) -> bool {
-    // The unspecified address of IPv6 stands for both families.
+    // The unspecified IPv6 address stands for both families.
     let is_any = address.ip().is_unspecified() && (address.is_ipv6() || socket.is_ipv4());
     let is_reached = is_any || socket.ip() == address.ip();
     is_reached && [0, socket.port()].contains(&address.port())
 }
 
-/// Binds an address; one that stands for both families is bound for each that this host has.
+/// Binds an address. One that stands for both families is bound for each family that this host has.
 pub(super) fn bind_all(
     address: SocketAddr,
     timestamps: TimestampMatching,
@@ -63,7 +64,8 @@ pub(super) fn bind_all(
     Ok(sockets)
 }
 
-/// The agent port, over UDP and over TCP. Where the kernel chooses, it may choose one that is taken over TCP.
+/// Binds the agent port over UDP and TCP. If the kernel chooses the UDP port, that port may be in use over
+/// TCP; then another one is tried.
 pub(super) fn bind_agent(
     address: SocketAddr,
     timestamps: TimestampMatching,
@@ -80,7 +82,7 @@ pub(super) fn bind_agent(
     }
 }
 
-/// Ports that are tried where the kernel chooses.
+/// Maximum ports that are tried if the kernel chooses the port.
 const AGENT_PORT_TRIES: u32 = 16;
 
 pub(super) fn port_of(sockets: &[Socket]) -> u16 {
@@ -92,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_others_reach_contradicts_the_configuration() {
+    fn socket_that_more_clients_can_reach_contradicts_the_configuration() {
         let is_within =
             |socket: &str, address: &str| is_within(socket.parse().unwrap(), address.parse().unwrap());
         for socket in ["0.0.0.0:9862", "[::]:9862", "192.0.2.1:9862", "[::1]:9862"] {

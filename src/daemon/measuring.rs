@@ -1,4 +1,4 @@
-//! The paths that are measured, and the threads that measure them.
+//! The paths and the threads that measure them.
 
 use crate::clock::Clock;
 use crate::fleet::{Fleet, PlanInputs};
@@ -12,13 +12,13 @@ pub(super) struct Measuring {
 }
 
 impl Measuring {
-    /// Starts, replaces and ends paths until those run that the inputs ask for.
+    /// Starts, replaces and stops paths, so that exactly the desired ones run.
     pub(super) fn apply(&mut self, inputs: &PlanInputs<'_>) {
         let Self { fleet, loops } = self;
         fleet.apply(inputs, loops);
     }
 
-    /// Notes that a peer is leaving; returns how many paths lead to it.
+    /// Handles the goodbye of a peer. Returns the number of paths to it.
     pub(super) fn peer_leaving(&mut self, peer: &str) -> usize {
         self.fleet.peer_leaving(peer, Clock::now(), &self.loops)
     }

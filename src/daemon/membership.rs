@@ -1,4 +1,4 @@
-//! The peers and targets: which there are, where they are, and what they say of themselves.
+//! The peers and targets, with their addresses and identities.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,20 +21,20 @@ use crate::resolver::{Resolution, Resolver};
 use crate::roster::{KnownAgent, Roster, RosterInputs};
 use crate::settings::Settings;
 
-/// Maintains the roster and what is known of its members, from provider updates, resolutions and identities.
+/// Maintains the roster, and the addresses and identities of its members, from the results of the pollers.
 #[derive(Debug)]
 pub(super) struct Membership {
     pub(super) roster: Roster,
-    /// What the roster is computed from, besides the settings.
+    /// The inputs from which the roster is computed, in addition to the settings.
     pub(super) inputs: RosterInputs,
     pub(super) provider_health: BTreeMap<String, ProviderHealth>,
-    /// Why the names of agents are not known.
+    /// The last error of identifying each agent without a name.
     pub(super) identify_errors: BTreeMap<UnidentifiedAgent, String>,
     pub(super) addresses: Addresses,
     pub(super) identities: BTreeMap<String, Identity>,
-    /// When each peer last said who it is, in nanoseconds since 1970.
+    /// The time of the last identity of each peer, in nanoseconds since 1970.
     pub(super) identified: BTreeMap<String, u64>,
-    /// Why peers that do not trust us, or that we do not trust, have no identity.
+    /// The reason for each peer whose identity is not available because one side does not trust the other.
     refusals: BTreeMap<String, String>,
     /// The last goodbye of each peer.
     pub(super) goodbyes: BTreeMap<String, Goodbye>,
@@ -44,17 +44,17 @@ pub(super) struct Membership {
     pub(super) agent_identifier: AgentIdentifier,
 }
 
-/// The outcomes of polling a provider.
+/// The health of a provider: the outcomes of its polls.
 #[derive(Debug, Default)]
 pub(super) struct ProviderHealth {
-    /// Nanoseconds since 1970; 0: it has never answered.
+    /// The time of the last success in nanoseconds since 1970; 0: none yet.
     pub(super) last_success: u64,
     pub(super) failures: u64,
-    /// Why the last poll failed.
+    /// The error of the last poll; `None`: it succeeded.
     pub(super) error: Option<String>,
 }
 
-/// Where the results of the pollers come out.
+/// The receivers of the results of the pollers.
 #[derive(Debug)]
 pub(super) struct PollResults {
     /// Addresses of peers and targets, by name.
@@ -63,12 +63,12 @@ pub(super) struct PollResults {
     pub(super) identities: mpsc::Receiver<(String, IdentityResult)>,
     /// Members that providers list, by provider.
     pub(super) provider_updates: mpsc::Receiver<(String, ProviderUpdate)>,
-    /// Identities of agents that were found without a name.
+    /// Identities of agents that providers list without a name.
     pub(super) identified: mpsc::Receiver<(UnidentifiedAgent, IdentifyResult)>,
 }
 
 impl Membership {
-    /// No members yet, and nothing is polled; `boot_id` is that of this agent.
+    /// A membership without members, and the receivers of its pollers. `boot_id` is that of this agent.
     pub(super) fn new(boot_id: u64) -> (Self, PollResults) {
         let (resolver, resolved) = Resolver::new();
         let (identity_poller, identities) = IdentityPoller::new();
@@ -101,25 +101,25 @@ impl Membership {
     /// Computes the roster from its inputs, and resolves the addresses of its members.
     pub(super) fn rebuild_roster(&mut self, settings: &Settings) {
         let roster = Roster::new(&settings.config, &self.inputs);
-        for sentence in roster.skipped.iter().filter(|sentence| !self.roster.skipped.contains(sentence)) {
-            warn!("{sentence}");
+        for message in roster.skipped.iter().filter(|message| !self.roster.skipped.contains(message)) {
+            warn!("{message}");
         }
         let by_name = roster.hosts().filter(|(name, _)| !roster.addresses.contains_key(*name));
         let literal = self.resolver.follow(by_name);
-        self.addresses.retain(|name, _| roster.knows(name));
-        self.identities.retain(|name, _| roster.knows(name));
-        self.identified.retain(|name, _| roster.knows(name));
-        self.refusals.retain(|name, _| roster.knows(name));
-        self.goodbyes.retain(|name, _| roster.knows(name));
+        self.addresses.retain(|name, _| roster.contains(name));
+        self.identities.retain(|name, _| roster.contains(name));
+        self.identified.retain(|name, _| roster.contains(name));
+        self.refusals.retain(|name, _| roster.contains(name));
+        self.goodbyes.retain(|name, _| roster.contains(name));
         self.addresses.extend(literal.into_iter().map(|(name, address)| (name, Ok(vec![address]))));
-        let found = roster.addresses.iter().map(|(name, known)| (name.clone(), Ok(known.clone())));
-        self.addresses.extend(found);
+        let listed = roster.addresses.iter().map(|(name, known)| (name.clone(), Ok(known.clone())));
+        self.addresses.extend(listed);
         self.identify_errors.retain(|agent, _| roster.unidentified.contains_key(agent));
         self.roster = roster;
     }
 
-    /// Polls the identities of the peers that have an address, and of the agents that have no name. With
-    /// other keys than before, `renew` all polls.
+    /// Polls the identities of the peers with an address, and of the agents without a name. If the keys have
+    /// changed, `renew` must be true: it restarts all polls.
     pub(super) fn poll_identities(&mut self, settings: &Settings, renew: bool) {
         let address_of = |name: &str| self.addresses.get(name)?.as_ref().ok()?.first().copied();
         let peers = self.roster.peers.values();
@@ -136,7 +136,7 @@ impl Membership {
         self.identify_agents(settings, &client, renew);
     }
 
-    /// Takes the addresses of a peer or target; an address that worked is kept if there is none any more.
+    /// Handles a resolution of a peer or target. If it failed, the last known addresses are kept.
     pub(super) fn on_resolved(
         &mut self,
         name: String,
@@ -148,14 +148,14 @@ impl Membership {
         if let Err(reason) = &addresses {
             exporter.process.resolve_failed();
             match known {
-                // An address that worked is better than none.
+                // A possibly outdated address is better than none.
                 Some(Ok(_)) => {
-                    warn!(name, reason, "name cannot be resolved; keeping the last address");
+                    warn!(name, reason, "name resolution failed; using the last address");
                     return;
                 }
                 Some(Err(old)) if old == reason => return,
                 Some(Err(_)) | None => {
-                    warn!(name, reason, "name cannot be resolved; not measured until it can be")
+                    warn!(name, reason, "name resolution failed; not measured until it succeeds")
                 }
             }
         }
@@ -163,10 +163,10 @@ impl Membership {
             return;
         }
         self.addresses.insert(name, addresses);
-        pending.note(|pending| pending.measure = true);
+        pending.add(|pending| pending.update_paths = true);
     }
 
-    /// Takes what a peer says of itself.
+    /// Handles a result of polling the identity of a peer.
     pub(super) fn on_identity(
         &mut self,
         name: String,
@@ -187,54 +187,55 @@ impl Membership {
             if let Some(peer) = self.roster.peers.get(&name) {
                 self.inputs.own_names.insert(name, peer.address.clone());
             }
-            return pending.note(|pending| pending.rebuild_roster = true);
+            return pending.add(|pending| pending.rebuild_roster = true);
         }
         if identity.name != name && self.roster.addresses.contains_key(&name) {
-            // Its address is now that of another agent.
+            // The address belongs to a different agent.
             self.inputs.known_agents.retain(|_, known| known.name != name);
-            return pending.note(|pending| pending.rebuild_roster = true);
+            return pending.add(|pending| pending.rebuild_roster = true);
         }
         let known = self.identities.get(&name);
         if known == Some(&identity) {
             return;
         }
         if let Some(known) = known.filter(|known| known.boot_id != identity.boot_id) {
-            // It was restarted: all its addresses belong to the new run.
-            let its = |other: &&mut KnownAgent| other.name == name && other.boot_id == known.boot_id;
-            for known_agent in self.inputs.known_agents.values_mut().filter(its) {
+            // The agent was restarted: all its addresses belong to the new run.
+            let is_same_agent =
+                |other: &&mut KnownAgent| other.name == name && other.boot_id == known.boot_id;
+            for known_agent in self.inputs.known_agents.values_mut().filter(is_same_agent) {
                 known_agent.boot_id.clone_from(&identity.boot_id);
             }
-            // An address that already reported this boot id was skipped as that of another agent.
-            pending.note(|pending| pending.rebuild_roster = true);
+            // An address that reported the new boot id earlier was skipped as that of a different agent.
+            pending.add(|pending| pending.rebuild_roster = true);
         }
         if identity.name != name && known.is_none_or(|known| known.name != identity.name) {
             warn!(
                 peer = name,
                 calls_itself = ?identity.name,
-                "peer has another name than in the configuration"
+                "peer reports another name than the configured one"
             );
         }
         let reason = &identity.you.stamp.reason;
-        let is_news = known.is_none_or(|known| known.you.stamp.answers) && !fleet.has_answered(&name);
-        if let Some(reason) = reason.as_ref().filter(|_| is_news) {
+        let is_new = known.is_none_or(|known| known.you.stamp.answers) && !fleet.has_answered(&name);
+        if let Some(reason) = reason.as_ref().filter(|_| is_new) {
             warn!(peer = name, %reason, "peer does not answer this agent");
         }
-        // Zones are chosen by labels.
-        let is_elsewhere = known.is_none_or(|known| known.labels != identity.labels);
+        // Probes may select peers by the labels of their zones.
+        let has_new_labels = known.is_none_or(|known| known.labels != identity.labels);
         self.identities.insert(name, identity);
-        pending.note(|pending| {
+        pending.add(|pending| {
             pending.publish = true;
-            pending.measure |= is_elsewhere;
+            pending.update_paths |= has_new_labels;
         });
     }
 
-    /// A peer without an identity may still be measured, so nothing is changed. That it cannot be reached is
-    /// shown by its paths; only what an operator has to correct is logged.
-    fn on_identity_error(&mut self, name: String, why: &IdentityError) {
-        if !why.is_refusal() {
+    /// Handles an identity that is not available. The peer is still measured. Its paths show if it cannot be
+    /// reached; only what an operator has to correct is logged.
+    fn on_identity_error(&mut self, name: String, error: &IdentityError) {
+        if !error.is_refusal() {
             return;
         }
-        let reason = why.to_string();
+        let reason = error.to_string();
         if self.refusals.get(&name) != Some(&reason) {
             warn!(peer = name, reason, "identity of peer is not available");
             self.refusals.insert(name, reason);
@@ -242,7 +243,7 @@ impl Membership {
     }
 }
 
-/// How agents are asked.
+/// The client for requests to agents; it signs them with the mesh key.
 fn client(settings: &Settings) -> Client {
     let signer = settings.keys.mesh.as_deref().map(Signer::new);
     Client { signer, ..Client::default() }

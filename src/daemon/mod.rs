@@ -1,4 +1,4 @@
-//! The running agent: start, reload, shutdown, and the loop between them.
+//! The running agent: start, event loop, reload, and shutdown.
 
 mod discovery;
 mod events;
@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use self::file_watch::ConfigWatch;
-use self::listen::{bind_agent, bind_all, front, port_of};
+use self::listen::{bind_agent, bind_all, bind_http, port_of};
 use self::measuring::Measuring;
 use self::membership::{Membership, PollResults};
 use self::observability::Observability;
@@ -55,19 +55,19 @@ use crate::stream::{self, responder::StreamAccess};
 use crate::systemd::Notifier;
 use crate::websocket;
 
-/// Where a running agent finds its configuration again.
+/// The source from which a running agent reloads its configuration.
 #[derive(Debug, Clone)]
 pub enum ConfigSource {
-    /// In a file, read for this host.
+    /// A file.
     File {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What it is read for.
+        /// The properties of this host that it is read with.
         host: LoadContext,
-        /// Whether it is read again whenever it has changed.
+        /// Whether the file is reloaded when it changes.
         is_watched: bool,
     },
-    /// Nowhere: it was made by the program.
+    /// None: the program created the configuration, which cannot be reloaded.
     Fixed,
 }
 
@@ -87,7 +87,7 @@ pub struct Daemon {
     channels: Channels,
 }
 
-/// Where the daemon receives from.
+/// The receivers of the event loop.
 #[derive(Debug)]
 struct Channels {
     events: mpsc::Receiver<LoopEvent>,
@@ -95,20 +95,21 @@ struct Channels {
     reloads: mpsc::Receiver<ReloadRequest>,
 }
 
-/// Watchdog and retries are checked this often.
+/// The maximum interval of the tick, at which the watchdog and retries are handled.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A path that could not be started is tried again this often, in ticks.
-const TRY_AGAIN: u64 = 30;
+/// Ticks between two attempts to start a path that could not be started.
+const RETRY_EVERY: u64 = 30;
 
-/// The worst paths are ranked this often, in ticks.
+/// Ticks between two rankings of the worst paths.
 const RANK_EVERY: u64 = 30;
 
 impl Daemon {
-    /// Binds all sockets; nothing is measured yet. To be called inside a tokio runtime.
+    /// Binds all sockets and starts the threads. Measurements start with [`run`](Self::run). Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
-    /// What could not be bound or started, with its address.
+    /// If a socket cannot be bound or a thread cannot be started; with the address of the socket.
     pub fn start(
         settings: Settings,
         source: ConfigSource,
@@ -117,7 +118,7 @@ impl Daemon {
     ) -> anyhow::Result<Self> {
         let listen = &settings.config.listen;
         let timestamps = TimestampMatching::detect();
-        let listeners = front(listen.http)?;
+        let listeners = bind_http(listen.http)?;
         let stamp_sockets = bind_all(listen.stamp, timestamps)?;
         let (agent_sockets, agent_listeners) = bind_agent(listen.agent, timestamps)?;
         let ports = Ports {
@@ -133,9 +134,9 @@ impl Daemon {
         let (reload_sender, reloads) = mpsc::channel(4);
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
-        let terms = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
+        let stream_access = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
         let stream_responder = Arc::new(stream::responder::StreamResponder::new(
-            terms,
+            stream_access,
             stream::responder::ResponderLimits::default(),
             Arc::clone(&responders.stream),
         ));
@@ -155,10 +156,10 @@ impl Daemon {
         let stamp = echo::responder(stamp_sockets, access, sessions, Arc::clone(&responders.stamp));
         let services = vec![stamp, agent_port];
         let responder = datagram::spawn("responder", services, timestamps, event_sender.clone())
-            .context("starting the responder's thread")?;
+            .context("starting the responder thread")?;
         let prober = datagram::spawn("prober", Vec::new(), timestamps, event_sender.clone())
-            .context("starting the prober's thread")?;
-        let streams = stream::spawn(event_sender).context("starting the thread of connections")?;
+            .context("starting the prober thread")?;
+        let streams = stream::spawn(event_sender).context("starting the stream thread")?;
         let loops = [prober.series(), responder.series(), streams.series()];
         let exporter = Arc::new(Exporter::new(loops.map(Arc::clone).into(), responders));
         let counters = Arc::new(Counters::default());
@@ -193,7 +194,7 @@ impl Daemon {
                 tokio::join!(http, agent);
             })
         })
-        .context("starting the thread that answers over connections")?;
+        .context("starting the answering thread")?;
         Ok(Self {
             config_watch: ConfigWatch::new(source, &settings),
             boot_id,
@@ -209,10 +210,10 @@ impl Daemon {
         })
     }
 
-    /// Measures until `stop` holds true or its sender is gone, then says goodbye and stops within the grace
+    /// Measures until `stop` is true or its sender is dropped, then sends goodbyes and stops within the grace
     /// period.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        self.begin();
+        self.start_measuring();
         let watchdog = self.supervision.notifier.watchdog_interval();
         let mut ticker = tokio::time::interval(watchdog.unwrap_or(TICK).min(TICK));
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -240,11 +241,13 @@ impl Daemon {
                 }
                 Some(reload) = self.channels.reloads.recv() => {
                     let outcome = self.reload().map_err(|error| error.to_string());
-                    // Whoever asked may have gone.
+                    // The requester may not wait for the outcome.
                     let _ = reload.send(outcome);
                 }
-                () = tokio::time::sleep_until(self.pending.by.unwrap_or_else(tokio::time::Instant::now)),
-                    if self.pending.by.is_some() => self.do_pending_work(),
+                () = tokio::time::sleep_until(
+                    self.pending.deadline.unwrap_or_else(tokio::time::Instant::now)
+                ),
+                    if self.pending.deadline.is_some() => self.do_pending_work(),
                 _ = ticker.tick() => {
                     ticks += 1;
                     self.on_tick(ticks);
@@ -256,7 +259,7 @@ impl Daemon {
         self.shutdown().await;
     }
 
-    fn begin(&mut self) {
+    fn start_measuring(&mut self) {
         self.apply_settings();
         self.membership.poll_identities(&self.settings, true);
         self.supervision.notifier.ready();
@@ -273,31 +276,31 @@ impl Daemon {
         );
     }
 
-    /// Where reloads are asked for.
+    /// The sender for requests to reload the configuration.
     #[must_use]
     pub fn reloads(&self) -> mpsc::Sender<ReloadRequest> {
         self.servers.app_state.reloads.clone()
     }
 
-    /// The ports that it really listens on.
+    /// The ports that the agent listens on; those chosen by the kernel are included.
     #[must_use]
     pub fn ports(&self) -> Ports {
         self.ports
     }
 
-    /// What it exports.
+    /// The exporter of the metrics.
     #[must_use]
     pub fn exporter(&self) -> Arc<Exporter> {
         Arc::clone(&self.observability.exporter)
     }
 
-    /// What it shows of itself.
+    /// The state that the HTTP API shows.
     #[must_use]
     pub fn app_state(&self) -> Arc<AppState> {
         Arc::clone(&self.servers.app_state)
     }
 
-    /// Reads the configuration again and applies it; on any problem nothing changes.
+    /// Reads the configuration again and applies it. If there is a problem, nothing is applied.
     fn reload(&mut self) -> Result<(), SettingsError> {
         let ConfigSource::File { path, host, .. } = &self.config_watch.source else { return Ok(()) };
         let micros = Clock::now().as_nanos() / 1_000;
@@ -307,7 +310,7 @@ impl Daemon {
             Ok(mut settings) => {
                 self.supervision.set_log_level(&self.settings, &settings);
                 let renew = settings.keys.generation != self.settings.keys.generation;
-                settings.succeed(&self.settings);
+                settings.inherit_connectors(&self.settings);
                 self.settings = settings;
                 self.apply_settings();
                 self.membership.poll_identities(&self.settings, renew);
@@ -316,7 +319,7 @@ impl Daemon {
             }
             Err(error) => {
                 self.observability.exporter.process.reloaded(None);
-                error!(%error, "the configuration was not reloaded; the old one stays in force");
+                error!(%error, "configuration not reloaded; the previous one stays in effect");
                 Err(error)
             }
         };
@@ -324,7 +327,7 @@ impl Daemon {
         outcome
     }
 
-    /// Makes everything agree with the settings.
+    /// Applies the settings to all parts of the agent.
     fn apply_settings(&mut self) {
         for warning in &self.settings.warnings {
             warn!("{warning}");
@@ -335,11 +338,11 @@ impl Daemon {
         self.config_watch.set_seen(&self.settings);
         self.observability.exporter.process.reloaded(Some(&self.settings.hash));
         self.export_tls_files();
-        self.measure();
+        self.update_paths();
     }
 
-    /// Makes paths and policy agree with settings and addresses.
-    fn measure(&mut self) {
+    /// Updates the paths and the policy of the responders from settings, roster and addresses.
+    fn update_paths(&mut self) {
         self.measuring.apply(&self.membership.plan_inputs(&self.settings));
         self.servers.set_policy(self.policy(), &self.settings);
         self.publish();
@@ -349,14 +352,14 @@ impl Daemon {
         policy(&self.settings.config, self.ports, &self.membership.roster, &self.membership.addresses)
     }
 
-    /// Does what changes have made necessary.
+    /// Does the work that changes have made necessary.
     fn do_pending_work(&mut self) {
-        let PendingWork { rebuild_roster, measure, publish, .. } = std::mem::take(&mut self.pending);
+        let PendingWork { rebuild_roster, update_paths, publish, .. } = std::mem::take(&mut self.pending);
         if rebuild_roster {
             self.membership.rebuild_roster(&self.settings);
         }
-        if rebuild_roster || measure {
-            self.measure();
+        if rebuild_roster || update_paths {
+            self.update_paths();
             self.membership.poll_identities(&self.settings, false);
         } else if publish {
             self.publish();
@@ -387,17 +390,18 @@ impl Daemon {
         }));
     }
 
-    /// Once a second: the watchdog; now and then states, and what may be tried again.
+    /// Triggers the watchdog, and at longer intervals reports the states of peers, retries paths and ranks
+    /// paths.
     fn on_tick(&mut self, ticks: u64) {
         if ticks % 5 == 1 {
-            let (up, all) =
+            let (up, total) =
                 self.observability.count_states(&self.measuring.fleet, &self.membership.identified);
-            let status = format!("measuring {all} peers and targets, {up} of them up");
+            let status = format!("measuring {total} peers and targets, {up} of them up");
             self.supervision.notifier.status(&status);
         }
         self.supervision.trigger_watchdog(&self.observability.exporter, self.servers.answering.heartbeats());
-        if ticks.is_multiple_of(TRY_AGAIN) && self.measuring.fleet.has_failures() {
-            self.measure();
+        if ticks.is_multiple_of(RETRY_EVERY) && self.measuring.fleet.has_failures() {
+            self.update_paths();
         }
         if ticks.is_multiple_of(RANK_EVERY) && self.settings.config.metrics.level != SeriesLevel::Pair {
             self.measuring.fleet.rank();
@@ -405,25 +409,26 @@ impl Daemon {
         }
     }
 
-    /// Sends goodbyes, drains, and stops; scrapes are answered until the end.
+    /// Sends goodbyes, waits for pending verdicts, and stops. Scrapes are answered until the end.
     async fn shutdown(mut self) {
         info!("stopping");
         self.supervision.notifier.stopping();
         self.publish_status(true);
-        // Whoever waits for a reload, or requests one from now on, learns that the agent is stopping.
+        // Pending and further requests for a reload fail, which tells the requesters that the agent is
+        // stopping.
         self.channels.reloads.close();
         while self.channels.reloads.try_recv().is_ok() {}
         let grace = self.settings.config.agent.grace;
         let deadline = tokio::time::Instant::now() + grace;
         if self.settings.keys.mesh.is_some() {
-            // First of all: an answer after the goodbye would end the absence that it announces.
-            self.servers.stop_replying();
+            // Stop answering first: a reply after the goodbye would show peers that this agent is back.
+            self.servers.stop_answering();
             self.send_goodbyes().await;
         }
         self.measuring.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
-        let (longest, app_state) = (grace + Duration::from_secs(1), self.app_state());
-        let drained = tokio::time::timeout(longest, self.drain());
-        let (drained, ()) = tokio::join!(drained, app_state.websocket.leave(longest));
+        let (timeout, app_state) = (grace + Duration::from_secs(1), self.app_state());
+        let drained = tokio::time::timeout(timeout, self.drain());
+        let (drained, ()) = tokio::join!(drained, app_state.websocket.leave(timeout));
         if drained.is_err() {
             error!("the prober did not stop in time");
         }
@@ -431,7 +436,8 @@ impl Daemon {
         info!("stopped");
     }
 
-    /// Waits for the prober to end; goodbyes of peers that leave at the same time still count.
+    /// Waits until the measuring threads end. Goodbyes of peers that leave at the same time are still
+    /// handled.
     async fn drain(&mut self) {
         let mut ticker = tokio::time::interval(Duration::from_millis(5));
         while !self.measuring.loops.are_finished() {
@@ -443,7 +449,7 @@ impl Daemon {
     }
 }
 
-/// How the configuration calls a log format.
+/// Converts the log format of the configuration.
 #[must_use]
 pub fn log_format(format: LogFormat) -> logging::Format {
     match format {
@@ -454,6 +460,6 @@ pub fn log_format(format: LogFormat) -> logging::Format {
 
 fn random() -> anyhow::Result<u64> {
     let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("drawing a random number: {error}"))?;
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("reading random bytes: {error}"))?;
     Ok(u64::from_ne_bytes(bytes))
 }

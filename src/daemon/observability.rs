@@ -1,4 +1,4 @@
-//! What the agent exports: its metrics, and the events at `/api/v1/events`.
+//! Exports the metrics of the agent, and its events at `/api/v1/events`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) struct Observability {
 }
 
 impl Observability {
-    /// Exports the series of all paths, and what is known of peers and targets.
+    /// Exports the series of all paths and probes, and the labels of peers and targets.
     pub(super) fn publish(&self, membership: &Membership, settings: &Settings, fleet: &Fleet) {
         let config = &settings.config;
         let ExportedSeries { mut blocks, dropped } = fleet.exported(&config.metrics);
@@ -46,7 +46,7 @@ impl Observability {
         self.exporter.publish(blocks);
     }
 
-    /// Counts peers and targets by state; returns how many are up, and how many there are.
+    /// Counts peers and targets by state. Returns the number of those that are up, and of all.
     pub(super) fn count_states(&self, fleet: &Fleet, identified: &BTreeMap<String, u64>) -> (usize, usize) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let states = fleet.states(nanos(now), identified);
@@ -57,12 +57,12 @@ impl Observability {
 }
 
 fn probe_info(probe: &Probe, targets: usize) -> ProbeInfo {
-    let kind = probe.kind.as_probe_kind();
+    let kind = probe.kind.as_kind_config();
     let dscp = probe.dscp.to_string();
     ProbeInfo::new(&probe.name, kind.name(), kind.protocol(), &dscp, probe.interval, targets)
 }
 
-/// Labels that a peer gives itself replace those of the configuration.
+/// The labels of a peer or target. Labels that a peer reports override those of the configuration.
 fn peer_info(
     name: &str,
     address: &str,

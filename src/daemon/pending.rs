@@ -1,34 +1,34 @@
-//! Work that changes have made necessary and that is done a little later, once for all of them.
+//! Collects changes, so that the work that they make necessary is done once for many changes.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What has to be updated, and when. Results and events come in thousands and are handled together.
+/// What has to be updated, and when. There can be thousands of results and events at a time.
 #[derive(Debug, Default)]
 pub(super) struct PendingWork {
-    /// Members or their names have changed.
+    /// Members or their names have changed: compute the roster again.
     pub(super) rebuild_roster: bool,
-    /// Addresses or zones have changed: the paths may have to.
-    pub(super) measure: bool,
-    /// Something that metrics or the status show has changed.
+    /// Addresses or zones have changed: update the paths.
+    pub(super) update_paths: bool,
+    /// Something that metrics or the status show has changed: publish them.
     pub(super) publish: bool,
-    /// When to do it; `None`: there is nothing to do.
-    pub(super) by: Option<Instant>,
+    /// The deadline; `None`: there is nothing to do.
+    pub(super) deadline: Option<Instant>,
 }
 
-/// How long changes are collected.
+/// The period over which changes are collected.
 const COLLECT: Duration = Duration::from_millis(50);
 
 impl PendingWork {
-    /// Notes a change, which is handled within 50 ms.
-    pub(super) fn note(&mut self, what: impl FnOnce(&mut Self)) {
-        self.note_within(COLLECT, what);
+    /// Records a change, which is handled within 50 ms.
+    pub(super) fn add(&mut self, change: impl FnOnce(&mut Self)) {
+        self.add_within(COLLECT, change);
     }
 
-    /// The same for changes that come in bursts of about `span`.
-    pub(super) fn note_within(&mut self, span: Duration, what: impl FnOnce(&mut Self)) {
-        what(self);
-        self.by.get_or_insert_with(|| Instant::now() + span);
+    /// Like [`add`](Self::add), for changes that come in bursts of about `span`.
+    pub(super) fn add_within(&mut self, span: Duration, change: impl FnOnce(&mut Self)) {
+        change(self);
+        self.deadline.get_or_insert_with(|| Instant::now() + span);
     }
 }

@@ -1,4 +1,4 @@
-//! Everything that answers: the responders and the HTTP port.
+//! The servers of the agent: the responders and the HTTP port.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,19 +22,19 @@ use crate::stream::responder::{StreamAccess, StreamResponder};
 /// The servers of a running agent.
 #[derive(Debug)]
 pub(super) struct Servers {
-    /// Answers datagrams.
+    /// The responder over UDP.
     pub(super) responder: DatagramHandle,
-    /// Answers messages over TCP.
+    /// The responder over TCP.
     pub(super) stream_responder: Arc<StreamResponder>,
-    /// What HTTP requests are answered with.
+    /// The state of the HTTP API.
     pub(super) app_state: Arc<AppState>,
     pub(super) answering: answering::AnsweringHandle,
 }
 
 impl Servers {
-    /// Makes the HTTP port agree with the settings.
+    /// Applies the settings to the HTTP port.
     pub(super) fn apply_settings(&self, settings: &Settings) {
-        // A verifier goes on remembering which requests it has seen.
+        // The verifier is kept, because it remembers requests to detect replays.
         match (settings.keys.mesh.as_deref(), self.app_state.verifier.load().as_ref()) {
             (Some(keys), Some(verifier)) => verifier.set_keys(keys),
             (keys, _) => self.app_state.verifier.store(Arc::new(keys.map(Verifier::new))),
@@ -46,15 +46,15 @@ impl Servers {
                 "the limit of open files allows fewer WebSocket clients than websocket.clients_max"
             );
         }
-        self.serve(settings);
+        self.apply_web_config(settings);
     }
 
-    /// Serves new connections of the HTTP port as the web config file says; open ones stay as they are.
-    pub(super) fn serve(&self, settings: &Settings) {
+    /// Applies the web config to new connections of the HTTP port. Open connections do not change.
+    pub(super) fn apply_web_config(&self, settings: &Settings) {
         self.app_state.web_config.store(Arc::new(settings.web_config.value.clone()));
     }
 
-    /// Answers whom `policy` lists.
+    /// Sets the policy and the keys of the responders.
     pub(super) fn set_policy(&self, policy: Policy, settings: &Settings) {
         let keys = &settings.keys;
         self.stream_responder.change(StreamAccess::new(policy.clone(), keys.mesh.as_deref()));
@@ -63,25 +63,28 @@ impl Servers {
     }
 
     /// Stops answering measurements. HTTP requests are still answered.
-    pub(super) fn stop_replying(&self) {
+    pub(super) fn stop_answering(&self) {
         self.responder.control(Control::StopAnswering);
-        self.stream_responder.stop_replying();
-        self.app_state.websocket.stop_replying();
+        self.stream_responder.stop_answering();
+        self.app_state.websocket.stop_answering();
     }
 
-    /// Closes everything.
+    /// Stops all servers.
     pub(super) async fn stop(self) {
         self.responder.stop(Duration::ZERO);
         self.answering.stop().await;
     }
 }
 
-/// Whom the responders answer.
+/// The policy of the responders: which requests they answer.
 pub(super) fn policy(config: &Config, ports: Ports, roster: &Roster, addresses: &Addresses) -> Policy {
-    let of = |name: &String| addresses.get(name).and_then(|found| found.as_ref().ok()).into_iter().flatten();
-    // An agent without a name yet asks for ours as we ask for its.
+    let addresses_of = |name: &String| {
+        addresses.get(name).and_then(|resolution| resolution.as_ref().ok()).into_iter().flatten()
+    };
+    // An unidentified agent requests the identity of this agent, as this agent requests its identity.
     let unidentified = roster.unidentified.keys().filter_map(|agent| agent.host.parse::<IpAddr>().ok());
-    let peers = roster.peers.keys().flat_map(|name| of(name).copied()).chain(unidentified).collect();
+    let peers =
+        roster.peers.keys().flat_map(|name| addresses_of(name).copied()).chain(unidentified).collect();
     let others = roster.peers.values().map(|peer| peer.stamp_port);
     let targets = roster.targets.values().map(|target| target.port);
     let own = [ports.stamp, ports.agent, stamp::PORT];

@@ -1,4 +1,4 @@
-//! Asks agents that were found without a name what they are called.
+//! Requests the identities of agents that are listed without a name.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,8 +13,7 @@ use crate::identity_poller::fetch_identity;
 use crate::poller::{Backoff, KeyedPoller, NextPoll};
 use crate::resolver;
 
-/// Chosen: agents of a fleet start together and answer within seconds; those that do not answer then are
-/// likely to be gone.
+/// Chosen: agents of a fleet start together and respond within seconds; those that do not are probably gone.
 const BACKOFF: Backoff = Backoff { interval: Duration::from_secs(15), retry: Duration::from_secs(1) };
 
 /// Chosen: short, because an agent is not measured before its name is known.
@@ -27,29 +26,29 @@ pub struct UnidentifiedAgent {
     pub host: String,
     /// Its HTTP port.
     pub http_port: u16,
-    /// With TLS; `None`: without.
+    /// TLS parameters; `None`: plain HTTP.
     pub https: Option<Https>,
 }
 
-/// What an agent says of itself; or why that is not known.
+/// The identity of an agent, or why it is not available.
 pub type IdentifyResult = Result<Identity, String>;
 
-/// Asks unidentified agents in the background, each until it has answered once.
+/// Requests the identities of unidentified agents in the background, of each until it has responded once.
 #[derive(Debug)]
 pub struct AgentIdentifier {
     poller: KeyedPoller<UnidentifiedAgent, Option<TlsClient>, IdentifyResult>,
 }
 
 impl AgentIdentifier {
-    /// Asks no agent yet; results come out of the channel.
+    /// An identifier without agents, and the receiver of its results.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<(UnidentifiedAgent, IdentifyResult)>) {
         let (poller, results) = KeyedPoller::new(|_| BACKOFF);
         (Self { poller: poller.spread_over(SPREAD) }, results)
     }
 
-    /// Asks exactly these agents from now on, each with TLS or without. Where `client` is another than
-    /// before, `renew` all.
+    /// Identifies exactly these agents, each with its TLS client, if any. If `client` differs from the last
+    /// call, `renew` must be true: it restarts all polls.
     pub fn follow(
         &mut self,
         agents: BTreeMap<UnidentifiedAgent, Option<TlsClient>>,

@@ -1,4 +1,5 @@
-//! Service discovery: polls providers for peers and targets, and agents without a name for theirs.
+//! Service discovery: polls providers for peers and targets, and requests the identities of agents without a
+//! name.
 
 mod dns;
 mod files;
@@ -10,14 +11,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::config::Provider;
-use crate::config::discovery::Source;
+use crate::config::discovery::ProviderSource;
 use crate::config::file_sd::Member;
 use crate::http::client::TlsClient;
 use crate::poller::{Backoff, KeyedPoller, NextPoll};
 
 pub use identify::{AgentIdentifier, IdentifyResult, UnidentifiedAgent};
 
-/// All members that a provider lists, sorted; or why that is not known.
+/// All members that a provider lists, sorted and without duplicates, or why the poll failed.
 pub type ProviderUpdate = Result<Vec<Member>, String>;
 
 /// Polls providers in the background.
@@ -26,28 +27,28 @@ pub struct ProviderPoller {
     poller: KeyedPoller<String, PollTask, ProviderUpdate>,
 }
 
-/// Which provider is polled, and how.
+/// A provider to poll, with its TLS client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PollTask {
     /// The provider.
     pub provider: Provider,
-    /// With TLS; `None`: without, or not over HTTP.
+    /// The TLS client; `None`: the provider does not use HTTPS.
     pub secure: Option<TlsClient>,
 }
 
-/// The answer of a provider.
+/// The members that a provider lists.
 struct MemberList {
     members: Vec<Member>,
-    /// How long it is valid.
+    /// The time until the next poll.
     valid: Duration,
 }
 
-/// The first pause after a failure, where the provider is not polled more often anyway. Chosen: a server that
-/// is being restarted is back then.
+/// The first pause after a failure, unless the interval of the provider is shorter. Chosen: a restart of a
+/// server takes less time.
 const RETRY: Duration = Duration::from_secs(10);
 
 impl ProviderPoller {
-    /// A poller of nothing yet, and where updates come out: each with the name of its provider.
+    /// A poller without providers, and the receiver of its updates, each with the name of the provider.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<(String, ProviderUpdate)>) {
         let (poller, updates) = KeyedPoller::new(|task: &PollTask| {
@@ -57,7 +58,7 @@ impl ProviderPoller {
         (Self { poller }, updates)
     }
 
-    /// Polls exactly these from now on. Those that are the same as before are not disturbed.
+    /// Polls exactly these providers. Polls of unchanged providers are not restarted.
     pub fn follow(&mut self, tasks: impl IntoIterator<Item = PollTask>) {
         let wanted = tasks.into_iter().map(|task| (task.provider.name.clone(), task)).collect();
         self.poller.follow(wanted, |_, task| poll(task.clone()));
@@ -66,12 +67,14 @@ impl ProviderPoller {
 
 async fn poll(PollTask { provider, secure }: PollTask) -> (ProviderUpdate, NextPoll) {
     let Provider { source, refresh, .. } = provider;
-    let answer = match source {
-        Source::Files(patterns) => files::read(patterns, refresh).await,
-        Source::Http { url, credentials, .. } => http::ask(&url, secure, credentials, refresh).await,
-        Source::Dns { name, records } => dns::ask(&name, records, refresh).await,
+    let result = match source {
+        ProviderSource::Files(patterns) => files::read(patterns, refresh).await,
+        ProviderSource::Http { url, credentials, .. } => {
+            http::request(&url, secure, credentials, refresh).await
+        }
+        ProviderSource::Dns { name, records } => dns::query(&name, records, refresh).await,
     };
-    match answer {
+    match result {
         Ok(MemberList { mut members, valid }) => {
             members.sort_unstable();
             members.dedup();

@@ -11,32 +11,34 @@ use crate::probe::Remote;
 use crate::roster::Roster;
 use crate::settings::Settings;
 
-/// The configuration, the peers and targets, and what is known of them.
+/// The settings, the roster, and the addresses and identities of its members.
 #[derive(Debug, Clone, Copy)]
 pub struct PlanInputs<'a> {
-    /// The configuration, with its keys and certificates.
+    /// The configuration with its keys and certificates.
     pub settings: &'a Settings,
     /// The peers and targets.
     pub roster: &'a Roster,
-    /// Their addresses.
+    /// The addresses of peers and targets.
     pub addresses: &'a Addresses,
-    /// What peers say of themselves.
+    /// The identities that peers report, by name.
     pub identities: &'a BTreeMap<String, Identity>,
 }
 
 impl<'a> PlanInputs<'a> {
-    /// A label of a peer or target: what it says of itself goes above what is configured. Empty where there is none.
+    /// A label of a peer or target. A label that the peer reports overrides the configured one. Empty if
+    /// there is none.
     #[must_use]
     pub fn label(&self, name: &str, label: &str) -> &'a str {
-        let said = self.identities.get(name).and_then(|identity| identity.labels.get(label));
+        let reported = self.identities.get(name).and_then(|identity| identity.labels.get(label));
         let configured = || {
             let peer = self.roster.peers.get(name).map(|peer| &peer.labels);
             peer.or_else(|| self.roster.targets.get(name).map(|target| &target.labels))?.get(label)
         };
-        said.or_else(configured).map_or("", String::as_str)
+        reported.or_else(configured).map_or("", String::as_str)
     }
 
-    /// The peers and targets that a probe selects, by name. One that no provider has found has no [`Remote`].
+    /// The peers and targets that a probe selects, by name. The [`Remote`] of a name that is not in the
+    /// roster is `None`.
     pub(super) fn selected(&self, probe: &'a Probe) -> Vec<(&'a str, Option<Remote<'a>>)> {
         let (roster, agent) = (self.roster, &self.settings.config.agent);
         let all_peers = || roster.peers.keys().map(String::as_str);
@@ -52,7 +54,7 @@ impl<'a> PlanInputs<'a> {
         let targets: Vec<&str> = match &probe.targets {
             Selection::All => roster.targets.keys().map(String::as_str).collect(),
             Selection::Named(names) => names.iter().map(String::as_str).collect(),
-            // Which of two agents measures a host that answers neither of them is no question of a ring.
+            // These rules divide the paths between agents, so they do not apply to targets.
             Selection::Ring { .. } | Selection::Zones { .. } => Vec::new(),
         };
         let of_peers = peers.into_iter().map(|name| (name, roster.peers.get(name).map(Remote::Peer)));
@@ -60,7 +62,7 @@ impl<'a> PlanInputs<'a> {
         of_peers.chain(of_targets).filter(|(name, _)| *name != agent.name).collect()
     }
 
-    /// How many peers and targets a probe selects.
+    /// The number of peers and targets that a probe selects.
     #[must_use]
     pub fn count(&self, probe: &'a Probe) -> usize {
         self.selected(probe).len()
@@ -97,7 +99,7 @@ probes:
         Settings::complete(config, text.as_bytes()).unwrap()
     }
 
-    fn chosen(settings: &Settings, identities: &BTreeMap<String, Identity>) -> Vec<String> {
+    fn selected_names(settings: &Settings, identities: &BTreeMap<String, Identity>) -> Vec<String> {
         let roster = Roster::new(&settings.config, &RosterInputs::default());
         let addresses = Addresses::new();
         let inputs = PlanInputs { settings, roster: &roster, addresses: &addresses, identities };
@@ -107,23 +109,23 @@ probes:
     }
 
     #[test]
-    fn the_same_file_makes_every_host_measure_the_others() {
-        let told = BTreeMap::new();
-        let towards = |host| chosen(&settings(host, TEXT), &told);
-        assert_eq!(towards("a")[..4], ["b c", "b c gw", "b", "gw"]);
-        assert_eq!(towards("b")[..4], ["a c", "a c gw", "a", "gw"]);
-        assert_eq!(towards("elsewhere")[..4], ["a b c", "a b c gw", "a b", "gw"]);
-        assert_eq!(towards("a")[5], "b c", "one in the own zone and one in the other");
-        let ring: Vec<String> = ["a", "b", "c"].map(|host| towards(host)[4].clone()).into();
+    fn same_file_makes_every_host_measure_the_others() {
+        let identities = BTreeMap::new();
+        let targets_of = |host| selected_names(&settings(host, TEXT), &identities);
+        assert_eq!(targets_of("a")[..4], ["b c", "b c gw", "b", "gw"]);
+        assert_eq!(targets_of("b")[..4], ["a c", "a c gw", "a", "gw"]);
+        assert_eq!(targets_of("elsewhere")[..4], ["a b c", "a b c gw", "a b", "gw"]);
+        assert_eq!(targets_of("a")[5], "b c", "one in the own zone and one in the other");
+        let ring: Vec<String> = ["a", "b", "c"].map(|host| targets_of(host)[4].clone()).into();
         let mut measured = ring.clone();
         measured.sort();
         assert_eq!(measured, ["a", "b", "c"], "each is measured by one: {ring:?}");
     }
 
     #[test]
-    fn a_zone_that_a_peer_tells_goes_above_the_configured_one() {
+    fn zone_that_a_peer_reports_overrides_the_configured_one() {
         let settings = settings("a", TEXT);
-        let none = || WouldAnswer { answers: true, reason: None };
+        let answers = || WouldAnswer { answers: true, reason: None };
         let moved = Identity {
             name: "b".into(),
             labels: BTreeMap::from([("zone".to_owned(), "z".to_owned())]),
@@ -131,13 +133,13 @@ probes:
             boot_id: String::new(),
             ports: Ports { http: 1, stamp: 2, agent: 3 },
             capabilities: Vec::new(),
-            you: CallerAccess { address: String::new(), stamp: none(), websocket: None },
+            you: CallerAccess { address: String::new(), stamp: answers(), websocket: None },
         };
-        assert_eq!(chosen(&settings, &BTreeMap::new())[5], "b c");
-        let told = BTreeMap::from([("b".to_owned(), moved)]);
-        assert_eq!(chosen(&settings, &told)[5], "b c", "each is alone in another zone");
+        assert_eq!(selected_names(&settings, &BTreeMap::new())[5], "b c");
+        let reported = BTreeMap::from([("b".to_owned(), moved)]);
+        assert_eq!(selected_names(&settings, &reported)[5], "b c", "each is alone in its zone");
         let within = self::settings("a", &TEXT.replace("across: 1", "across: 0"));
-        assert_eq!(chosen(&within, &BTreeMap::new())[5], "b");
-        assert_eq!(chosen(&within, &told)[5], "", "nobody is left in our zone");
+        assert_eq!(selected_names(&within, &BTreeMap::new())[5], "b");
+        assert_eq!(selected_names(&within, &reported)[5], "", "no other agent is in the zone of this one");
     }
 }

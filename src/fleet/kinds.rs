@@ -1,9 +1,9 @@
-//! The kinds of probe that there are.
+//! The kinds of probes.
 
 use crate::config;
 use crate::probe::ProbeKind;
 
-/// What a configured kind can do. The one place outside the configuration where kinds are listed.
+/// The implementation of a configured kind. Outside the configuration, kinds are listed only here.
 pub(super) fn kind(kind: &config::Kind) -> &dyn ProbeKind {
     match kind {
         config::Kind::Echo(echo) => echo,

@@ -6,22 +6,24 @@ use std::time::Duration;
 use super::Fleet;
 use crate::metrics::PeerState;
 
-/// The longest that one answer counts as a sign of life, unless every probe of a peer waits longer. Without it a peer with a
-/// probe an hour would count as up for two hours after its end. Chosen: two polls of a peer's identity and their timeouts.
-const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(150);
+/// The maximum time that one reply counts as evidence that a peer is up, unless all probes of the peer have
+/// longer intervals. Without it, a peer with one probe per hour would count as up for two hours after it
+/// stopped. Chosen: two polls of the identity of a peer and their timeouts.
+const EVIDENCE_AGE_MAX: Duration = Duration::from_secs(150);
 
-/// One way in which a peer shows that it is up.
+/// Evidence from one path on whether a peer is up.
 struct LivenessEvidence {
-    /// Since the last answer; `None`: there was none.
+    /// Time since the last reply; `None`: there was none.
     age: Option<Duration>,
-    /// An answer comes at least this often.
+    /// The maximum time between two replies of a peer that is up.
     patience: Duration,
     is_draining: bool,
 }
 
 impl Fleet {
-    /// The state of every peer and target that is measured. `now`: nanoseconds since 1970; `identified`: when peers last
-    /// answered who they are, likewise. That counts for peers whose probes are all rarer.
+    /// The state of each peer and target that is measured. `now` is in nanoseconds since 1970. `identified`
+    /// has the time of the last identity of each peer in the same unit, which counts for peers whose probes
+    /// all have long intervals.
     #[must_use]
     pub fn states<'a>(
         &'a self,
@@ -44,7 +46,7 @@ impl Fleet {
         }
         for (peer, evidence) in evidence {
             let state = state(&evidence, identified.get(peer).and_then(|at| age(*at)));
-            // One path that works shows that the peer is there.
+            // One working path is enough for the peer to be up.
             let known = states.entry(peer).or_insert(state);
             *known = (*known).min(state);
         }
@@ -52,11 +54,11 @@ impl Fleet {
     }
 }
 
-/// The state of one peer. `identified`: how long ago it answered who it is.
+/// The state of one peer. `identified` is the time since its last identity.
 fn state(paths: &[LivenessEvidence], identified: Option<Duration>) -> PeerState {
-    let quickest = paths.iter().map(|path| path.patience).min().unwrap_or_default();
-    let all_are_rare = quickest > SIGN_OF_LIFE_MAX;
-    let longest = if all_are_rare && identified.is_none() { quickest } else { SIGN_OF_LIFE_MAX };
+    let shortest = paths.iter().map(|path| path.patience).min().unwrap_or_default();
+    let has_only_rare_probes = shortest > EVIDENCE_AGE_MAX;
+    let longest = if has_only_rare_probes && identified.is_none() { shortest } else { EVIDENCE_AGE_MAX };
     let states = paths.iter().map(|path| {
         let is_fresh = path.age.is_some_and(|age| age <= path.patience.min(longest));
         match (path.is_draining, is_fresh) {
@@ -66,7 +68,9 @@ fn state(paths: &[LivenessEvidence], identified: Option<Duration>) -> PeerState 
         }
     });
     match states.min() {
-        Some(PeerState::Down) if all_are_rare && identified.is_some_and(|age| age <= SIGN_OF_LIFE_MAX) => {
+        Some(PeerState::Down)
+            if has_only_rare_probes && identified.is_some_and(|age| age <= EVIDENCE_AGE_MAX) =>
+        {
             PeerState::Up
         }
         Some(state) => state,
@@ -86,34 +90,34 @@ mod tests {
         LivenessEvidence { age: Some(seconds(age)), patience: seconds(patience), is_draining: false }
     }
 
-    /// The patience of a probe an hour.
+    /// The patience of a path with one probe per hour.
     const HOURLY: u64 = 7_203;
 
     #[test]
-    fn a_peer_is_not_up_for_longer_because_one_of_its_probes_is_rare() {
+    fn peer_with_one_rare_probe_is_not_up_for_longer() {
         let after = |age| state(&[answered(age, 5), answered(age, HOURLY)], None);
         assert_eq!(state(&[answered(4, 5), answered(3_000, HOURLY)], None), PeerState::Up);
         assert_eq!((after(140), after(151), after(3_000)), (PeerState::Up, PeerState::Down, PeerState::Down));
     }
 
     #[test]
-    fn a_peer_with_rare_probes_only_is_up_while_its_identity_can_be_read() {
+    fn peer_with_only_rare_probes_is_up_while_its_identity_can_be_read() {
         let hourly = [answered(3_000, HOURLY)];
         assert_eq!(state(&hourly, Some(seconds(61))), PeerState::Up);
         assert_eq!(state(&hourly, Some(seconds(151))), PeerState::Down);
-        // A target has none: only its probes tell.
+        // A target has no identity, so only its probes count.
         assert_eq!(state(&hourly, None), PeerState::Up);
     }
 
     #[test]
-    fn a_peer_that_is_leaving_is_neither_up_nor_down() {
+    fn peer_that_is_leaving_is_draining() {
         let leaving = |patience| LivenessEvidence { is_draining: true, ..answered(1, patience) };
         assert_eq!(state(&[leaving(5)], None), PeerState::Draining);
         assert_eq!(state(&[leaving(HOURLY)], Some(seconds(1))), PeerState::Draining);
     }
 
     #[test]
-    fn a_peer_that_never_answered_is_down() {
+    fn peer_that_never_answered_is_down() {
         let never = LivenessEvidence { age: None, ..answered(0, 5) };
         assert_eq!(state(&[never], Some(seconds(1))), PeerState::Down);
     }

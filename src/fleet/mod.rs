@@ -1,4 +1,5 @@
-//! The paths that run: which there should be, by the configuration and the addresses, and which there are.
+//! The fleet: starts and stops paths, so that the running ones are those of the configuration and the
+//! addresses.
 
 mod inputs;
 mod kinds;
@@ -20,17 +21,17 @@ use crate::metrics::{AnySeries, Blocks};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Groups, Loops, Path, Plan, Start};
 
-/// A path that runs, or could not be started.
+/// A path that is running or could not be started.
 #[derive(Debug)]
 struct RunningPath {
     id: PathId,
     path: Box<dyn Path>,
     sources: Vec<SocketAddr>,
-    /// Why it has no connection.
+    /// Why the path has no connection; `None`: it has one, or needs none.
     disconnected: Option<String>,
-    /// Why it could not be started.
+    /// Why the path could not be started; `None`: it could.
     failure: Option<String>,
-    /// Why it could not be started the time before.
+    /// Why the previous attempt to start the path failed.
     last_failure: Option<String>,
 }
 
@@ -40,31 +41,31 @@ pub struct Fleet {
     running: BTreeMap<PathKey, RunningPath>,
     keys: BTreeMap<PathId, PathKey>,
     unmeasured: Vec<(PathKey, String)>,
-    /// By kind of probe; empty unless metrics are exported by group.
+    /// Groups of paths, by kind of probe; empty unless metrics are exported by group.
     groups: BTreeMap<&'static str, Box<dyn Groups>>,
-    /// When each peer last announced that it is leaving: a path that is replaced meanwhile must know.
+    /// The time of the last goodbye of each peer, for paths that are replaced while the peer is away.
     leaving: BTreeMap<String, Timestamp>,
     next_id: u64,
     seed: u64,
 }
 
-/// The paths that there should be.
+/// The plans of the desired paths.
 type DesiredPaths = BTreeMap<PathKey, Box<dyn Plan>>;
 
 /// The series that are exported.
 #[derive(Debug, Default)]
 pub struct ExportedSeries {
-    /// Of groups and paths.
+    /// The series of groups and paths.
     pub blocks: Blocks,
-    /// Paths that are over the limit.
+    /// The number of paths that are not exported because of the limit.
     pub dropped: usize,
 }
 
-/// What is known of the addresses of peers and targets, by name.
+/// The addresses of peers and targets, or why there are none, by name.
 pub type Addresses = BTreeMap<String, Result<Vec<IpAddr>, String>>;
 
 impl Fleet {
-    /// No paths yet. `seed` makes two agents differ in phase, jitter and session numbers.
+    /// A fleet without paths. `seed` makes agents differ in phase, jitter and session numbers.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
@@ -78,20 +79,20 @@ impl Fleet {
         }
     }
 
-    /// Starts, changes and stops paths until those run that should. A path whose plan is the same is not touched; one whose
-    /// plan changed keeps its counters.
+    /// Starts, changes and stops paths, so that exactly the desired ones run. A path whose plan is unchanged
+    /// is not touched; one whose plan changed keeps its counters.
     pub fn apply(&mut self, inputs: &PlanInputs<'_>, loops: &Loops) {
-        let (wanted, unmeasured) = self.wanted(inputs);
+        let (desired, unmeasured) = self.desired(inputs);
         self.unmeasured = unmeasured;
-        let gone: Vec<PathKey> =
-            self.running.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
-        for key in gone {
+        let removed: Vec<PathKey> =
+            self.running.keys().filter(|key| !desired.contains_key(key)).cloned().collect();
+        for key in removed {
             if let Some(running) = self.running.remove(&key) {
                 self.keys.remove(&running.id);
                 running.path.stop(loops);
             }
         }
-        for (key, plan) in wanted {
+        for (key, plan) in desired {
             let id = PathId(self.next_id);
             let start = Start {
                 id,
@@ -124,13 +125,14 @@ impl Fleet {
         self.arrange_groups(inputs);
     }
 
+    /// Assigns the paths to groups, if metrics are exported by group.
     fn arrange_groups(&mut self, inputs: &PlanInputs<'_>) {
         let config = &inputs.settings.config;
         let SeriesLevel::Group { label, .. } = &config.metrics.level else {
             return self.groups.clear();
         };
         for probe in &config.probes {
-            let name = probe.kind.as_probe_kind().name();
+            let name = probe.kind.as_kind_config().name();
             if !self.groups.contains_key(name)
                 && let Some(groups) = kind(&probe.kind).groups()
             {
@@ -144,49 +146,52 @@ impl Fleet {
         }
     }
 
-    /// Looks at how the paths fare: the worst are exported one by one where others are exported by group.
+    /// Ranks the paths by their results since the last call. The worst ones have series of their own if
+    /// metrics are exported by group.
     pub fn rank(&mut self) {
         for groups in self.groups.values_mut() {
             groups.refresh();
         }
     }
 
-    fn wanted(&self, inputs: &PlanInputs<'_>) -> (DesiredPaths, Vec<(PathKey, String)>) {
-        let (mut wanted, mut unmeasured) = (DesiredPaths::new(), Vec::new());
+    /// The plans of the desired paths, and the paths that cannot be measured, with the reason.
+    fn desired(&self, inputs: &PlanInputs<'_>) -> (DesiredPaths, Vec<(PathKey, String)>) {
+        let (mut desired, mut unmeasured) = (DesiredPaths::new(), Vec::new());
         for probe in &inputs.settings.config.probes {
             let probe_name: Arc<str> = probe.name.as_str().into();
             for (name, remote) in inputs.selected(probe) {
                 let peer: Arc<str> = name.into();
-                let of = |family| PathKey { probe: Arc::clone(&probe_name), peer: Arc::clone(&peer), family };
+                let key_for =
+                    |family| PathKey { probe: Arc::clone(&probe_name), peer: Arc::clone(&peer), family };
                 let Some(remote) = remote else {
-                    unmeasured.push((of("auto"), format!("no provider has found {name}")));
+                    unmeasured.push((key_for("auto"), format!("no provider lists {name}")));
                     continue;
                 };
-                if let Err(reason) = remote.is_reached_by(&probe.kind) {
-                    unmeasured.push((of("auto"), reason));
+                if let Err(reason) = remote.check_kind(&probe.kind) {
+                    unmeasured.push((key_for("auto"), reason));
                     continue;
                 }
-                for (family, found) in self.choose(probe, name, inputs.addresses, of) {
-                    let key = of(family);
-                    match found {
-                        Ok(_) if wanted.len() >= PATHS_MAX => {
-                            unmeasured.push((key, format!("it is one more than {PATHS_MAX} paths")));
+                for (family, address) in self.choose_addresses(probe, name, inputs.addresses, key_for) {
+                    let key = key_for(family);
+                    match address {
+                        Ok(_) if desired.len() >= PATHS_MAX => {
+                            unmeasured.push((key, format!("the limit of {PATHS_MAX} paths is reached")));
                         }
                         Ok(address) => {
                             let plan = kind(&probe.kind).plan(probe, &remote, address, inputs.settings);
-                            wanted.insert(key, plan);
+                            desired.insert(key, plan);
                         }
                         Err(reason) => unmeasured.push((key, reason)),
                     }
                 }
             }
         }
-        (wanted, unmeasured)
+        (desired, unmeasured)
     }
 
-    /// The addresses to measure, one for each family that is asked for. An address that is in use stays in use as long as
-    /// the name has it.
-    fn choose(
+    /// The addresses to measure, one for each requested family. An address in use is kept as long as the name
+    /// resolves to it.
+    fn choose_addresses(
         &self,
         probe: &Probe,
         name: &str,
@@ -201,21 +206,21 @@ impl Fleet {
         let known = match addresses.get(name) {
             Some(Ok(known)) => known,
             Some(Err(reason)) => return vec![("auto", Err(reason.clone()))],
-            None => return vec![("auto", Err("its name is being looked up".to_owned()))],
+            None => return vec![("auto", Err("name resolution is in progress".to_owned()))],
         };
         let in_use = |family: &'static str| {
             let running = self.running.get(&key(family)).map(|running| running.path.plan().to().ip());
             running.filter(|address| known.contains(address))
         };
-        let of = |family: &'static str| {
+        let address_of = |family: &'static str| {
             let first = || known.iter().copied().find(|address| family_of(*address) == family);
-            let found = in_use(family).or_else(first);
-            found.ok_or_else(|| format!("{name} has no {family} address"))
+            let address = in_use(family).or_else(first);
+            address.ok_or_else(|| format!("{name} has no {family} address"))
         };
         match choice {
-            FamilyChoice::Ipv4 => vec![("ipv4", of("ipv4"))],
-            FamilyChoice::Ipv6 => vec![("ipv6", of("ipv6"))],
-            FamilyChoice::Both => vec![("ipv4", of("ipv4")), ("ipv6", of("ipv6"))],
+            FamilyChoice::Ipv4 => vec![("ipv4", address_of("ipv4"))],
+            FamilyChoice::Ipv6 => vec![("ipv6", address_of("ipv6"))],
+            FamilyChoice::Both => vec![("ipv4", address_of("ipv4")), ("ipv6", address_of("ipv6"))],
             FamilyChoice::Auto => {
                 let running = in_use("ipv4").or_else(|| in_use("ipv6"));
                 let address = running.or_else(|| known.first().copied());
@@ -230,13 +235,14 @@ impl Fleet {
         text.bytes().fold(mix(self.seed ^ self.next_id), |seed, byte| mix(seed ^ u64::from(byte)))
     }
 
-    /// Which path a loop means.
+    /// The key of the path with this identifier.
     #[must_use]
     pub fn key(&self, id: PathId) -> Option<&PathKey> {
         self.keys.get(&id)
     }
 
-    /// A path sends from these addresses. Returns its key if it had had no connection.
+    /// Handles that a path was started, with its source addresses. Returns its key if it had no connection
+    /// before.
     pub fn started(&mut self, id: PathId, sources: Vec<SocketAddr>) -> Option<PathKey> {
         let key = self.keys.get(&id)?;
         let running = self.running.get_mut(key)?;
@@ -244,7 +250,8 @@ impl Fleet {
         running.disconnected.take().map(|_| key.clone())
     }
 
-    /// A path has no connection. Returns its key if it had one before, unless its peer announced that it is leaving.
+    /// Handles that a path has no connection. Returns its key if it had one before, unless its peer is
+    /// leaving.
     pub fn disconnected(&mut self, id: PathId, reason: String) -> Option<PathKey> {
         let key = self.keys.get(&id)?;
         let running = self.running.get_mut(key)?;
@@ -252,7 +259,8 @@ impl Fleet {
         (had_one && !running.path.measured().is_draining()).then(|| key.clone())
     }
 
-    /// A path could not be started. Returns its key if the reason is another one than the last time.
+    /// Handles that a path could not be started. Returns its key if the reason differs from that of the
+    /// previous attempt.
     pub fn not_started(&mut self, id: PathId, reason: String) -> Option<PathKey> {
         let key = self.keys.get(&id)?;
         let running = self.running.get_mut(key)?;
@@ -261,7 +269,7 @@ impl Fleet {
         is_new.then(|| key.clone())
     }
 
-    /// Whether a path could not be started.
+    /// Whether any path could not be started.
     #[must_use]
     pub fn has_failures(&self) -> bool {
         self.running.values().any(|running| running.failure.is_some())
@@ -274,53 +282,54 @@ impl Fleet {
         towards.any(|(_, running)| running.path.measured().last_reply() > 0)
     }
 
-    /// The metrics that are exported: groups if there are any, and paths in their order, until one exceeds the limit.
+    /// The series that are exported: those of groups, then those of paths in the order of their keys, up to
+    /// the limit.
     #[must_use]
     pub fn exported(&self, metrics: &Metrics) -> ExportedSeries {
         let mut blocks = Blocks::default();
-        let mut room = metrics.max_series;
-        let mut export = |members: Vec<Arc<dyn AnySeries>>, room: &mut usize| {
+        let mut capacity = metrics.max_series;
+        let mut export = |members: Vec<Arc<dyn AnySeries>>, capacity: &mut usize| {
             let needs = members.iter().map(|member| member.lines()).sum();
-            let Some(left) = room.checked_sub(needs) else {
-                *room = 0;
+            let Some(remaining) = capacity.checked_sub(needs) else {
+                *capacity = 0;
                 return false;
             };
-            *room = left;
+            *capacity = remaining;
             for member in members {
                 member.add_to(&mut blocks);
             }
             true
         };
         for group in self.groups.values().flat_map(|groups| groups.series()) {
-            export(vec![group], &mut room);
+            export(vec![group], &mut capacity);
         }
         let hidden = self.hidden(metrics);
         let mut dropped = 0;
         for (_, running) in self.running.iter().filter(|(key, _)| !hidden.contains(*key)) {
-            dropped += usize::from(!export(running.path.series(), &mut room));
+            dropped += usize::from(!export(running.path.series(), &mut capacity));
         }
         ExportedSeries { blocks, dropped }
     }
 
-    /// Paths that are exported in their group only.
+    /// The paths without series of their own: they are exported only as part of their group.
     fn hidden(&self, metrics: &Metrics) -> BTreeSet<PathKey> {
         let SeriesLevel::Group { worst, .. } = metrics.level else { return BTreeSet::new() };
         let ranked = self.groups.values().map(|groups| groups.worst(worst));
         ranked.flat_map(|(all, worst)| all.difference(&worst).cloned().collect::<Vec<_>>()).collect()
     }
 
-    /// Metrics of the configured probes themselves.
+    /// The metrics of the configured probes themselves.
     #[must_use]
     pub fn probe_series(probes: &[Probe]) -> Vec<Arc<dyn AnySeries>> {
         probes.iter().flat_map(|probe| kind(&probe.kind).probe_series(probe)).collect()
     }
 
-    /// All paths as they are shown. `refusals`: what peers say about answering this agent.
+    /// The status of all paths. `refusals` has the reasons of peers that do not answer this agent.
     #[must_use]
     pub fn status(&self, refusals: &BTreeMap<String, String>) -> Vec<PathStatus> {
         let running = self.running.iter().map(|(key, running)| {
             let measured = running.path.measured();
-            // What a peer says over HTTP matters only where it does not answer probes.
+            // What a peer reports over HTTP is relevant only if it does not answer probes.
             let refusal = || refusals.get(&*key.peer).filter(|_| measured.last_reply() == 0).cloned();
             let known = running.failure.clone().or_else(|| running.disconnected.clone());
             PathStatus {
@@ -341,7 +350,7 @@ impl Fleet {
         running.chain(unmeasured).collect()
     }
 
-    /// A peer announced that it is leaving. Returns how many paths lead to it.
+    /// Handles the goodbye of a peer, received at `at`. Returns the number of paths to it.
     pub fn peer_leaving(&mut self, peer: &str, at: Timestamp, loops: &Loops) -> usize {
         let towards = self.running.iter().filter(|(key, _)| *key.peer == *peer);
         let ids: Vec<PathId> = towards.map(|(_, running)| running.id).collect();

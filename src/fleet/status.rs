@@ -1,4 +1,4 @@
-//! What a path is to whoever looks at the fleet.
+//! The status of a path.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 use crate::paths::PathKey;
 use crate::probe::Measured;
 
-/// One path.
+/// The status of one path, for the API.
 #[derive(Debug, Clone)]
 pub struct PathStatus {
-    /// Which path; its family is `auto` while there is no address.
+    /// The key of the path; its family is `auto` while there is no address.
     pub key: PathKey,
-    /// Where to; `None` while there is no address.
+    /// The destination; `None` while there is no address.
     pub to: Option<SocketAddr>,
-    /// Where from, for each flow.
+    /// The source address of each flow.
     pub sources: Vec<SocketAddr>,
-    /// What it has measured; `None` while it is not measured.
+    /// The results; `None` while the path is not measured.
     pub measured: Option<Arc<dyn Measured>>,
-    /// Why it is not measured, or why nothing may come back.
+    /// Why the path is not measured, or why there may be no replies.
     pub reason: Option<String>,
 }

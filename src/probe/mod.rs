@@ -1,7 +1,7 @@
-//! What a kind of probe is to the rest of the daemon.
+//! The interface between the daemon and the kinds of probes.
 //!
-//! The daemon plans, starts, shows and stops paths without knowing what they measure. A kind implements these traits, and is
-//! named once where kinds are listed (`fleet::kinds`); `docs/how-to/add-a-kind.md` has the way from there.
+//! The daemon plans, starts, shows and stops paths without knowledge of what they measure. A kind implements
+//! these traits and is listed in `fleet::kinds`; `docs/how-to/add-a-kind.md` describes the steps.
 
 mod remote;
 
@@ -23,138 +23,140 @@ use crate::paths::{PathId, PathKey};
 use crate::settings::Settings;
 use crate::stream;
 
-/// A kind of probe, as it is configured.
+/// A configured kind of probe.
 pub trait ProbeKind {
-    /// How one path of `probe` is to be measured, towards an address of `remote`.
+    /// Plans one path of `probe` to an address of `remote`.
     fn plan(&self, probe: &Probe, remote: &Remote<'_>, address: IpAddr, settings: &Settings)
     -> Box<dyn Plan>;
 
-    /// Metrics of the configured probe itself.
+    /// The metrics of the configured probe itself.
     fn probe_series(&self, probe: &Probe) -> Vec<Arc<dyn AnySeries>>;
 
-    /// Sums over the paths of a group, for `metrics.level: group`; `None`: its paths are always exported one by one.
+    /// Groups of paths, for `metrics.level: group`; `None`: paths of this kind always have series of their
+    /// own.
     fn groups(&self) -> Option<Box<dyn Groups>>;
 }
 
-/// How one path is to be measured.
+/// The plan of one path: its destination and parameters.
 pub trait Plan: fmt::Debug + Send + Sync {
-    /// Where to.
+    /// The destination.
     fn to(&self) -> SocketAddr;
 
-    /// Whether a path that runs by `other` can go on, at most [adjusted](Path::adjust).
+    /// Whether a path that runs with the plan `other` can continue with this plan, after
+    /// [`adjust`](Path::adjust).
     fn can_continue(&self, other: &dyn Plan) -> bool;
 
-    /// Starts the path. `earlier`: the path of the same key that was just stopped, whose counters go on.
+    /// Starts the path. `earlier` is the path of the same key that was just stopped; its counters continue.
     fn start(self: Box<Self>, start: &Start<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path>;
 
-    /// Itself, to compare it with another plan of its kind.
+    /// Returns itself, to be downcast and compared with another plan of its kind.
     fn as_any(&self) -> &dyn Any;
 }
 
-/// With what a path is started.
+/// The parameters with which a path is started.
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// Its name between the daemon and the loops.
+    /// The identifier of the path.
     pub id: PathId,
-    /// Which path it is.
+    /// The key of the path.
     pub key: &'a PathKey,
-    /// The settings in force, for keys and certificates.
+    /// The current settings, for keys and certificates.
     pub settings: &'a Settings,
-    /// The threads that measure.
+    /// The measuring threads.
     pub loops: &'a Loops,
-    /// When the peer announced that it is leaving, if it may still be away.
+    /// The time of the last goodbye of the peer, if it may still be away.
     pub peer_left_at: Option<Timestamp>,
-    /// Decides phase, jitter and session numbers.
+    /// The seed of phase, jitter and session numbers.
     pub seed: u64,
 }
 
-/// A path that runs.
+/// A running path.
 pub trait Path: fmt::Debug + Send + Sync {
-    /// How it is measured.
+    /// The plan of the path.
     fn plan(&self) -> &dyn Plan;
 
-    /// Takes over what can be changed while it runs from a plan with which it [can continue](Plan::can_continue).
+    /// Applies a plan with which the path [can continue](Plan::can_continue).
     fn adjust(&mut self, plan: Box<dyn Plan>, start: &Start<'_>);
 
-    /// Stops it.
+    /// Stops the path.
     fn stop(&self, loops: &Loops);
 
-    /// Its metrics.
+    /// The metrics of the path.
     fn series(&self) -> Vec<Arc<dyn AnySeries>>;
 
-    /// What it has measured.
+    /// The results of the path.
     fn measured(&self) -> Arc<dyn Measured>;
 
-    /// A peer that answers on this path does so at least this often.
+    /// The maximum time between two replies on this path if the peer is up.
     fn patience(&self) -> Duration;
 
-    /// Itself, for its own kind.
+    /// Returns itself, to be downcast to the type of its kind.
     fn as_any(&self) -> &dyn Any;
 
-    /// The same, by value.
+    /// Like [`as_any`](Self::as_any), by value.
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
-/// What a path has measured, for whoever shows it.
+/// The results of a path, for the API and the demo.
 pub trait Measured: fmt::Debug + Send + Sync {
-    /// When the last reply came, in nanoseconds since 1970; 0: none yet.
+    /// The time of the last reply in nanoseconds since 1970; 0: none yet.
     fn last_reply(&self) -> u64;
 
-    /// Whether the peer announced that it is leaving and has not come back.
+    /// Whether the peer announced that it is leaving and has not replied since.
     fn is_draining(&self) -> bool;
 
-    /// Why nothing leaves this host, when nothing ever did.
+    /// Why nothing could be sent; `None` if something was sent.
     fn local_failure(&self) -> Option<String>;
 
-    /// Fields of the path at `/api/v1/paths` that only this kind has.
+    /// The fields of the path at `/api/v1/paths` that are specific to its kind.
     fn json(&self) -> Map<String, Value>;
 
-    /// A row of the demo's table.
+    /// A row for the table of the demo.
     fn row(&self) -> TableRow;
 }
 
 /// A row of a table of paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableRow {
-    /// The head of its columns; rows of the same head stand in one table.
+    /// The headings of the columns. Rows with the same headings form one table.
     pub head: &'static str,
-    /// Its columns.
+    /// The columns.
     pub cells: String,
 }
 
-/// Sums over the paths of each group.
+/// The groups of the paths of one kind, with their sums.
 pub trait Groups: fmt::Debug + Send + Sync {
-    /// Puts each path of its kind into the group of its peer. `group_of`: the group of a peer or target.
+    /// Assigns each path of the kind to the group of its peer or target, which `group_of` returns.
     fn arrange(&mut self, group_of: &dyn Fn(&str) -> String, paths: &[(&PathKey, &dyn Path)]);
 
-    /// Looks at how each path fared since the last call. Called every half minute.
+    /// Ranks the paths by their results since the last call. Called every 30 s.
     fn refresh(&mut self);
 
-    /// All paths of its kind, and of those the worst `count`.
+    /// All paths of the kind, and the worst `count` of them.
     fn worst(&self, count: usize) -> (BTreeSet<PathKey>, BTreeSet<PathKey>);
 
     /// The metrics of the groups.
     fn series(&self) -> Vec<Arc<dyn AnySeries>>;
 }
 
-/// The threads that measure.
+/// The measuring threads.
 #[derive(Debug)]
 pub struct Loops {
-    /// By datagrams.
+    /// Measures with datagrams.
     pub prober: datagram::DatagramHandle,
-    /// Over connections.
+    /// Measures over connections.
     pub streams: stream::StreamHandle,
 }
 
 impl Loops {
-    /// The peer of these paths announced at `at` that it is leaving.
+    /// Informs the paths that their peer announced at `at` that it is leaving.
     pub fn peer_leaving(&self, ids: &[PathId], at: Timestamp) {
-        // Each ignores the paths of the other.
+        // Each thread ignores identifiers of the other.
         self.streams.peer_leaving(ids.to_vec(), at);
         self.prober.peer_leaving(ids.to_vec(), at);
     }
 
-    /// Sends nothing more, waits at most `grace` for what is undecided, and ends the threads.
+    /// Stops sending, waits at most `grace` for pending verdicts, and ends the threads.
     pub fn stop(&self, grace: Duration) {
         self.prober.stop(grace);
         self.streams.stop(grace);

@@ -1,11 +1,11 @@
-//! Peers and targets, as probes see them.
+//! The remote end of a path: a peer or a target.
 
 use std::net::IpAddr;
 
 use crate::config::{Https, Kind, Peer, Target};
 use crate::http::client::authority;
 
-/// What a path leads to.
+/// The remote end of a path.
 #[derive(Debug, Clone, Copy)]
 pub enum Remote<'a> {
     /// Another agent.
@@ -14,34 +14,34 @@ pub enum Remote<'a> {
     Target(&'a Target),
 }
 
-/// What is requested of an HTTP server.
+/// The resource that is requested from an HTTP or WebSocket server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpResource {
-    /// Its TCP port.
+    /// The TCP port of the server.
     pub port: u16,
-    /// The name that is looked up; `None`: an address is given.
+    /// The host name to look up; `None`: the host is an IP address.
     pub host: Option<String>,
-    /// The `Host` header.
+    /// The value of the `Host` header.
     pub authority: String,
     /// The path and the query.
     pub path: String,
-    /// With TLS; `None`: without.
+    /// TLS parameters; `None`: without TLS.
     pub https: Option<Https>,
 }
 
 impl Remote<'_> {
-    /// Whether a kind of probe can measure it.
+    /// Checks that a kind of probe can measure it.
     ///
     /// # Errors
     /// What it lacks, and the remedy.
-    pub fn is_reached_by(&self, kind: &Kind) -> Result<(), String> {
+    pub fn check_kind(&self, kind: &Kind) -> Result<(), String> {
         match self {
             Self::Peer(_) => Ok(()),
-            Self::Target(target) => kind.as_probe_kind().reaches(target),
+            Self::Target(target) => kind.as_kind_config().check_target(target),
         }
     }
 
-    /// The name that is looked up; `None`: an address is given.
+    /// The host name to look up; `None`: the host is an IP address.
     #[must_use]
     pub fn host(&self) -> Option<String> {
         match self {
@@ -50,10 +50,11 @@ impl Remote<'_> {
         }
     }
 
-    /// What is requested of its HTTP server: `path` of an agent, its URL of a target.
+    /// The resource for an HTTP or WebSocket probe: `path` of an agent, or the URL of a target.
     ///
     /// # Panics
-    /// For a target without a URL, which the configuration refuses for probes that need one.
+    /// If a target has no URL. [`check_kind`](Self::check_kind) rejects such targets for probes that need
+    /// one.
     #[must_use]
     pub fn site(&self, path: &str) -> HttpResource {
         match self {
@@ -65,7 +66,7 @@ impl Remote<'_> {
                 https: peer.https.clone(),
             },
             Self::Target(target) => {
-                let url = target.url.as_ref().expect("the configuration was checked for a URL");
+                let url = target.url.as_ref().expect("the target was checked to have a URL");
                 HttpResource {
                     port: url.port,
                     host: host_name(&url.host),
@@ -78,7 +79,7 @@ impl Remote<'_> {
     }
 }
 
-/// What there is to look up; `None` for an address.
+/// The host name to look up; `None` if `host` is an IP address.
 fn host_name(host: &str) -> Option<String> {
     host.parse::<IpAddr>().is_err().then(|| host.to_owned())
 }

@@ -116,7 +116,7 @@ impl StreamResponder {
 
     /// Stops sending replies, because a reply after the goodbye would revoke it. Connections stay open until
     /// the stop: closing one before the peer receives the goodbye would lose the messages in flight.
-    pub fn stop_replying(&self) {
+    pub fn stop_answering(&self) {
         self.has_stopped_replying.store(true, Relaxed);
     }
 

@@ -156,7 +156,7 @@ impl WebSocketResponder {
     }
 
     /// Stops echoing messages but keeps connections open: a reply after the agent's goodbye would revoke it.
-    pub fn stop_replying(&self) {
+    pub fn stop_answering(&self) {
         self.is_muted.store(true, Ordering::Relaxed);
     }
 

@@ -191,14 +191,14 @@ fn a_wrong_configuration_is_refused_with_its_place() {
     let path = file.to_str().unwrap();
     for (text, problems) in [
         ("agent: {nmae: a}", &["line 1, column 9: agent.nmae: unknown key", "did you mean name?"][..]),
-        ("agent: {name: a}\nagent: {name: b}", &["line 2, column 1: agent: this key is given twice"]),
+        ("agent: {name: a}\nagent: {name: b}", &["line 2, column 1: agent: duplicate key"]),
         (
             "probes:\n  - {name: x, interval: 5}",
             &["line 2, column 25: probes[0].interval: `5` has no unit", "20ms"],
         ),
         (
             "probes:\n  - {name: x, peers: [b]}",
-            &["line 2, column 23: probes[0].peers[0]: no peer is called `b`"],
+            &["line 2, column 23: probes[0].peers[0]: no peer is named `b`"],
         ),
         ("peers: [{name: b}]", &["line 1, column 9: peers[0].address: missing"]),
         ("responder: {allow: [10.0.0.0/33]}", &["line 1, column 21: responder.allow[0]:"]),
@@ -238,7 +238,7 @@ fn a_file_that_is_not_there_is_named() {
     let ended = run(&["run", "--config", file.to_str().unwrap()]);
     assert_eq!(ended.code, Some(78), "{ended}");
     assert!(
-        ended.stderr.contains("reading the key file /nowhere/mesh.key: No such file or directory"),
+        ended.stderr.contains("reading key file /nowhere/mesh.key: No such file or directory"),
         "{ended}"
     );
 }

@@ -181,7 +181,7 @@ fn a_refusal_is_a_sentence_with_the_remedy() {
     assert_eq!(ended.code, Some(1), "{ended}");
     let sentence = format!(
         "error: connecting to {}: Connection refused (os error 111)\n\
-         is an agent running there? for a reflector without an agent give its port, for example --port 862; for any other host --protocol icmp\n",
+         is an agent running there? for a STAMP reflector, give its port, for example --port 862; for any other host, use --protocol icmp\n",
         nobody.front()
     );
     assert_eq!(ended.stderr, sentence);

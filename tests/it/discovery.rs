@@ -158,7 +158,7 @@ fn a_server_is_asked_and_one_that_fails_keeps_its_last_members() {
         assert_eq!(page.count(MEMBERS, &[]), 1, "{page}");
         assert!(page.has(OK, &[&of("b")]), "{page}");
     }
-    assert!(agent.log().contains("answered 500"), "{}", agent.log());
+    assert!(agent.log().contains("responded with 500"), "{}", agent.log());
     *answer.lock().unwrap() = (200, list(&[("c", &c), ("b", &b)]));
     let page = answered(&agent, &["b", "c"]);
     assert!(page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]) > 1e9, "{page}");
@@ -188,7 +188,7 @@ fn a_server_that_wants_to_know_who_asks_is_told_by_files_that_may_change() {
         fs::write(&file, "first\n").unwrap();
         let agent = finding(&a, &format!("peers: [{{http: {{url: '{url}', {credentials}}}, refresh: 1s}}]"));
         answered(&agent, &["b"]);
-        assert!(agent.log().contains("on the way to read"), "{}", agent.log());
+        assert!(agent.log().contains("the credentials are sent unencrypted"), "{}", agent.log());
         let said = || eventually("it is asked", || told.try_recv().ok());
         assert_eq!(said().as_deref(), Some(first));
         fs::write(&file, "").unwrap();

@@ -145,10 +145,7 @@ fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
             &["3 problems", "line 5, column 18: probes[0].intervall: unknown key", "probes[1].interval"][..],
         ),
         (Some("probes: ["), &["line 2, column 1"]),
-        (
-            Some("key_file: /nowhere/mesh.key\nagent: {name: a}\n"),
-            &["reading the key file /nowhere/mesh.key"],
-        ),
+        (Some("key_file: /nowhere/mesh.key\nagent: {name: a}\n"), &["reading key file /nowhere/mesh.key"]),
         (None, &["reading ", "No such file"]),
     ] {
         match text {
@@ -199,7 +196,7 @@ fn what_needs_a_restart_is_refused_with_a_sentence() {
         assert_ne!(changed, config);
         agent.rewrite(&changed);
         let answer = agent.reload();
-        let expected = format!("{sentence}, which needs a restart; nothing was changed\n");
+        let expected = format!("{sentence}, which requires a restart; nothing was applied\n");
         assert_eq!(answer.status, 400);
         assert!(answer.body.starts_with(&expected), "{}", answer.body);
         assert_eq!(agent.page().count(SUCCESSFUL, &[]), 0);

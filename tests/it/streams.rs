@@ -263,14 +263,20 @@ fn a_probe_that_will_not_be_answered_says_why() {
         assert!(ended.stderr.contains("onnecting to") || ended.stderr.contains("refused"), "{ended}");
     }
     for (arguments, words) in [
-        (&["--protocol", "tcp", "--flows", "2"][..], "--flows: only with protocol: udp, icmp"),
-        (&["--protocol", "http", "--size", "100B"], "--size: only with protocol: udp, icmp, tcp, websocket"),
-        (&["--protocol", "http", "--port", "80"], "--port: only with protocol: udp, tcp"),
-        (&["--protocol", "websocket", "--dont-fragment"], "--dont-fragment: only with protocol: udp, icmp"),
+        (&["--protocol", "tcp", "--flows", "2"][..], "--flows: only valid with protocol: udp, icmp"),
+        (
+            &["--protocol", "http", "--size", "100B"],
+            "--size: only valid with protocol: udp, icmp, tcp, websocket",
+        ),
+        (&["--protocol", "http", "--port", "80"], "--port: only valid with --protocol udp or tcp"),
+        (
+            &["--protocol", "websocket", "--dont-fragment"],
+            "--dont-fragment: only valid with protocol: udp, icmp",
+        ),
         (&["--protocol", "tcp", "--size", "55B"], "--size: 55B is out of range; write 56B to 65536B"),
         (&["--protocol", "websocket", "--size", "95B"], "--size: 95B is out of range; write 96B to 65536B"),
-        (&["--protocol", "tcp", "--format", "text"], "--format: only with protocol: websocket"),
-        (&["--expect-status", "200"], "--expect-status: only with protocol: http"),
+        (&["--protocol", "tcp", "--format", "text"], "--format: only valid with protocol: websocket"),
+        (&["--expect-status", "200"], "--expect-status: only valid with protocol: http"),
         (&["--protocol", "smtp"], "smtp"),
     ] {
         let ended = self::probe(&[&[target.as_str()], arguments].concat());

@@ -124,7 +124,7 @@ fn a_watchdog_that_nobody_asked_for_is_not_fed() {
 }
 
 const CONTRADICTION: &str =
-    "the service manager passed another HTTP port than listen.http says; it is served";
+    "the HTTP sockets from the service manager differ from listen.http; using those of the service manager";
 
 /// Where HTTP is asked if a manager passes this listener.
 fn front(listener: &TcpListener) -> SocketAddr {
@@ -145,7 +145,7 @@ fn a_port_that_the_manager_listens_on_outlives_the_agent() {
     let mut agent = start();
     let log = agent.log();
     assert!(
-        log.contains("the service manager passed the HTTP port") && !log.contains(CONTRADICTION),
+        log.contains("using the HTTP sockets from the service manager") && !log.contains(CONTRADICTION),
         "{log}"
     );
     agent.signal(Signal::SIGTERM);

@@ -17,7 +17,7 @@ use pathmeter_proto::echo::EchoReport;
 use self::summary::{DecidedJson, EchoSummary};
 use self::target::ProbeTarget;
 use super::tls::TlsArguments;
-use super::{Failure, runtime, say};
+use super::{Failure, print_out, runtime};
 use crate::config::Probe;
 use crate::config::echo::Echo;
 use crate::config::probe_options::{Argument, probe_from_options};
@@ -31,25 +31,25 @@ use crate::stream;
 
 #[derive(Debug, Args)]
 pub(super) struct EchoArguments {
-    /// What to measure.
+    /// The host to measure.
     #[arg(value_name = "TARGET", help = TARGET_HELP)]
     target: String,
-    /// Protocol that carries the echoes
+    /// Protocol that carries the echo requests
     #[arg(long, short = 'p', default_value = "udp", value_parser = PossibleValuesParser::new(PROTOCOLS))]
     protocol: String,
-    /// Datagrams, messages or requests to send
+    /// Number of datagrams, messages or requests to send
     #[arg(long, short = 'c', default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     count: u64,
-    /// Time between them
+    /// Time between two sends
     #[arg(long, short = 'i', default_value = "1s", value_name = "DURATION")]
     interval: String,
-    /// Bytes of each: UDP payload, ICMP message with its header, or message
+    /// Size of the UDP payload, of the ICMP message with its header, or of the message
     #[arg(long, short = 's', value_name = "SIZE")]
     size: Option<String>,
-    /// Class of service: a number or a name such as ef
+    /// DSCP: a number or a name such as ef
     #[arg(long, default_value = "default")]
     dscp: String,
-    /// Flows (source ports) to spread the datagrams over, 1 to 16
+    /// Number of flows (source ports or ICMP identifiers) to spread datagrams over, 1 to 16
     #[arg(long, value_name = "N")]
     flows: Option<u16>,
     /// Address family
@@ -58,45 +58,45 @@ pub(super) struct EchoArguments {
     /// Forbid fragmentation
     #[arg(long)]
     dont_fragment: bool,
-    /// Address to send from
+    /// Source address
     #[arg(long, value_name = "ADDRESS")]
     source: Option<IpAddr>,
-    /// UDP port of the reflector, for hosts without an agent; with --protocol tcp, the agent port
+    /// UDP port of a STAMP reflector without an agent; with --protocol tcp, the agent port
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// Format of messages over a WebSocket (default: text)
+    /// Format of WebSocket messages (default: text)
     #[arg(long, value_parser = PossibleValuesParser::new(["text", "binary"]))]
     format: Option<String>,
-    /// An expected HTTP status, instead of 200 to 299; may be repeated
+    /// Expected HTTP status, instead of 200 to 299; may be repeated
     #[arg(long, value_name = "STATUS")]
     expect_status: Vec<u16>,
-    /// Text that the body of HTTP answers must contain
+    /// Text that the body of HTTP responses must contain
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     expect_body: Option<String>,
-    /// Configuration file in which TARGET is the name of a peer or target
+    /// Configuration file that has TARGET as a peer or target
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Key that is shared with the responder
+    /// Key file shared with the responder
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     #[command(flatten)]
     tls: TlsArguments,
-    /// Print one JSON object at the end
+    /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
-    /// Also print a JSON object for each datagram, as soon as it is decided
+    /// Also print one JSON object per datagram, as soon as its verdict is known
     #[arg(long, requires = "json")]
     json_each: bool,
 }
 
-const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; with \
-                           --port any STAMP reflector; with --protocol icmp any HOST; with --protocol websocket or \
-                           http any URL";
+const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; \
+                           with --port, HOST of a STAMP reflector; with --protocol icmp, any HOST; \
+                           with --protocol websocket or http, any URL";
 
 const PROTOCOLS: [&str; 5] = ["udp", "icmp", "tcp", "websocket", "http"];
 
 impl EchoArguments {
-    /// What is sent.
+    /// The name of what is sent, in the plural.
     fn units(&self) -> &'static str {
         match self.protocol.as_str() {
             "udp" | "icmp" => "datagrams",
@@ -105,7 +105,7 @@ impl EchoArguments {
         }
     }
 
-    /// The probe that they describe, by the rules of a configuration file.
+    /// The probe that the arguments describe. The rules are those of a configuration file.
     fn probe(&self) -> Result<Probe, Failure> {
         let text = |text: &str| Argument::Text(text.to_owned());
         let mut options = vec![
@@ -124,17 +124,17 @@ impl EchoArguments {
         }
         options.extend(self.expect_body.as_deref().map(|body| ("expect_body", text(body))));
         if self.port.is_some() && !["udp", "tcp"].contains(&self.protocol.as_str()) {
-            let problem = format!("--port: only with protocol: udp, tcp; it is {}", self.protocol);
+            let problem = format!("--port: only valid with --protocol udp or tcp, not {}", self.protocol);
             return Err(Failure::Usage(problem));
         }
         probe_from_options(options).map_err(Failure::Usage)
     }
 }
 
-/// How often the live line is written.
-const LINE_EVERY: Duration = Duration::from_millis(100);
+/// Interval at which the progress line is updated on a terminal.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Measures once.
+/// Measures the target of the arguments and prints the result.
 pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
     let probe = arguments.probe()?;
     let target = ProbeTarget::new(arguments)?;
@@ -142,7 +142,7 @@ pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
 }
 
 async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
-    let echo = probe.kind.downcast::<Echo>().expect("the options are those of echo");
+    let echo = probe.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
     let plan = target.plan(arguments, probe, echo).await?;
     let address = match plan.to().port() {
         // ICMP has no ports.
@@ -151,7 +151,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
     };
     if !arguments.json {
         let mode = if plan.is_authenticated() { ", authenticated" } else { "" };
-        say(&format!(
+        print_out(&format!(
             "{} ({address}): {} {} every {}{mode}\n",
             arguments.target,
             arguments.count,
@@ -180,22 +180,22 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
     run.watch(events).await
 }
 
-/// A measurement that is under way.
+/// A running measurement.
 struct Measurement<'a> {
     arguments: &'a EchoArguments,
     address: String,
     reports: Receiver<EchoReport>,
     loops: Loops,
     path: EchoPath,
-    /// How long the last datagrams are waited for.
+    /// How long to wait for the last replies after an interruption.
     grace: Duration,
 }
 
 impl Measurement<'_> {
     async fn watch(self, mut events: tokio::sync::mpsc::Receiver<LoopEvent>) -> Result<(), Failure> {
-        let mut findings = EchoSummary::default();
+        let mut summary = EchoSummary::default();
         let is_live = !self.arguments.json && io::stdout().is_terminal();
-        let mut ticker = tokio::time::interval(LINE_EVERY);
+        let mut ticker = tokio::time::interval(PROGRESS_INTERVAL);
         let mut is_interrupted = false;
         loop {
             tokio::select! {
@@ -203,14 +203,15 @@ impl Measurement<'_> {
                     Some(LoopEvent::NotStarted { reason, .. }) => return Err(anyhow!(reason).into()),
                     Some(LoopEvent::Finished(_)) | None => break,
                     Some(LoopEvent::Disconnected { reason, .. }) => {
-                        self.take(&mut findings)?;
+                        self.add_reports(&mut summary)?;
                         if is_live {
-                            say("\r\x1b[K")?;
+                            print_out("\r\x1b[K")?;
                         }
-                        let is_hopeless = !findings.has_answer();
+                        let has_never_answered = !summary.has_answer();
                         // Standard error may be closed.
-                        let _ = writeln!(io::stderr(), "{}{reason}", if is_hopeless { "error: " } else { "" });
-                        if is_hopeless {
+                        let prefix = if has_never_answered { "error: " } else { "" };
+                        let _ = writeln!(io::stderr(), "{prefix}{reason}");
+                        if has_never_answered {
                             break;
                         }
                     }
@@ -223,9 +224,9 @@ impl Measurement<'_> {
                     ) => {}
                 },
                 _ = ticker.tick() => {
-                    self.take(&mut findings)?;
+                    self.add_reports(&mut summary)?;
                     if is_live {
-                        say(&format!("\r\x1b[K{}", findings.line(self.arguments.count)))?;
+                        print_out(&format!("\r\x1b[K{}", summary.line(self.arguments.count)))?;
                     }
                 }
                 _ = tokio::signal::ctrl_c() => {
@@ -242,42 +243,43 @@ impl Measurement<'_> {
         while !self.loops.are_finished() {
             ticker.tick().await;
         }
-        self.take(&mut findings)?;
-        findings.unexpected = self.path.unexpected_answers();
+        self.add_reports(&mut summary)?;
+        summary.unexpected = self.path.unexpected_answers();
         if is_live {
-            say("\r\x1b[K")?;
+            print_out("\r\x1b[K")?;
         }
-        self.conclude(findings)
+        self.print_summary(summary)
     }
 
-    fn take(&self, findings: &mut EchoSummary) -> Result<(), Failure> {
+    /// Adds the reports since the last call, and prints them with `--json-each`.
+    fn add_reports(&self, summary: &mut EchoSummary) -> Result<(), Failure> {
         let mut lines = String::new();
         for report in self.reports.try_iter() {
-            findings.add(&report);
+            summary.add(&report);
             if self.arguments.json_each
                 && let Some(datagram) = DecidedJson::of(&report)
             {
                 lines += &(serde_json::to_string(&datagram).map_err(anyhow::Error::from)? + "\n");
             }
         }
-        if lines.is_empty() { Ok(()) } else { say(&lines) }
+        if lines.is_empty() { Ok(()) } else { print_out(&lines) }
     }
 
-    fn conclude(&self, mut findings: EchoSummary) -> Result<(), Failure> {
+    fn print_summary(&self, mut summary: EchoSummary) -> Result<(), Failure> {
         let (target, address) = (&self.arguments.target, &self.address);
-        let summary = match self.arguments.json {
-            true => findings.json(target, address).map_err(anyhow::Error::from)? + "\n",
-            false => findings.text(target, address),
+        let text = match self.arguments.json {
+            true => summary.json(target, address).map_err(anyhow::Error::from)? + "\n",
+            false => summary.text(target, address),
         };
-        if self.arguments.json || findings.has_sent() {
-            say(&summary)?;
+        if self.arguments.json || summary.has_sent() {
+            print_out(&text)?;
         }
-        if findings.has_answer() && findings.unexpected == 0 { Ok(()) } else { Err(Failure::Quiet) }
+        if summary.has_answer() && summary.unexpected == 0 { Ok(()) } else { Err(Failure::AlreadyReported) }
     }
 }
 
 fn seed() -> anyhow::Result<u64> {
     let mut seed = [0; 8];
-    getrandom::fill(&mut seed).map_err(|error| anyhow!("drawing a random number: {error}"))?;
+    getrandom::fill(&mut seed).map_err(|error| anyhow!("reading random bytes: {error}"))?;
     Ok(u64::from_ne_bytes(seed))
 }

@@ -1,4 +1,4 @@
-//! What one measurement found, for people and for programs.
+//! The summary of one measurement, as text and as JSON.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use pathmeter_proto::machine::TimestampSource;
 use pathmeter_proto::stats::quantile;
 use serde::Serialize;
 
-/// Everything that was reported of one path.
+/// Counts and durations from all reports of one path.
 #[derive(Debug, Default)]
 pub(super) struct EchoSummary {
     sent: u64,
@@ -22,7 +22,7 @@ pub(super) struct EchoSummary {
     duplicates: u64,
     reordered: u64,
     mismatched: u64,
-    /// HTTP answers that were not the expected ones.
+    /// HTTP responses with an unexpected status or body.
     pub(super) unexpected: u64,
     icmp: Option<String>,
     round_trips: Vec<Duration>,
@@ -46,7 +46,7 @@ struct Hops {
     reverse: Option<u8>,
 }
 
-/// Who made the stamps of all datagrams.
+/// Who took the timestamps of all datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum TimestampOrigin {
@@ -57,13 +57,13 @@ enum TimestampOrigin {
 
 impl TimestampOrigin {
     fn add(known: Option<Self>, by: TimestampSource) -> Option<Self> {
-        let new = match by {
+        let source = match by {
             TimestampSource::Kernel => Self::Kernel,
             TimestampSource::User => Self::User,
         };
         match known {
-            Some(known) if known != new => Some(Self::Mixed),
-            Some(_) | None => Some(new),
+            Some(known) if known != source => Some(Self::Mixed),
+            Some(_) | None => Some(source),
         }
     }
 
@@ -120,20 +120,20 @@ struct Timestamps {
     receive: Option<TimestampOrigin>,
 }
 
-/// What became of one datagram.
+/// The verdict on one datagram, as JSON.
 #[derive(Debug, Serialize)]
 pub(super) struct DecidedJson {
     flow: u8,
     sequence: u64,
     verdict: &'static str,
-    /// Of a loss.
+    /// Only of a loss.
     direction: Option<&'static str>,
-    /// Of an answer, in time or late.
+    /// Only of a reply, in time or late.
     rtt_seconds: Option<f64>,
 }
 
 impl DecidedJson {
-    /// `None` for a report that decides nothing.
+    /// Returns `None` for a report without a verdict.
     pub(super) fn of(report: &EchoReport) -> Option<Self> {
         let EchoReport::Decided { flow, sequence, verdict, sample } = report else { return None };
         let (verdict, direction) = match verdict {
@@ -151,7 +151,7 @@ impl DecidedJson {
 }
 
 impl EchoSummary {
-    /// Takes note of a report.
+    /// Adds a report.
     pub(super) fn add(&mut self, report: &EchoReport) {
         match report {
             EchoReport::Sent { .. } => self.sent += 1,
@@ -193,24 +193,24 @@ impl EchoSummary {
         }
     }
 
-    /// Whether anything came back.
+    /// Whether a reply was received.
     pub(super) fn has_answer(&self) -> bool {
         self.received > 0
     }
 
-    /// Whether anything left.
+    /// Whether a datagram was sent or due.
     pub(super) fn has_sent(&self) -> bool {
         self.sent + self.unsent + self.send_errors > 0
     }
 
-    /// One line of where it stands.
+    /// The progress of the measurement in one line.
     pub(super) fn line(&self, count: u64) -> String {
         let lost = self.lost.forward + self.lost.reverse + self.lost.unknown;
         let last = self.last.map_or_else(|| "-".to_owned(), milliseconds);
         format!("{}/{count} sent, {} received, {lost} lost, last rtt {last} ms", self.sent, self.received)
     }
 
-    /// The summary for programs.
+    /// The summary as one JSON object.
     pub(super) fn json(&mut self, target: &str, address: &str) -> serde_json::Result<String> {
         self.round_trips.sort_unstable();
         self.variations.sort_unstable();
@@ -247,14 +247,14 @@ impl EchoSummary {
         serde_json::to_string(&json)
     }
 
-    /// The summary for people.
+    /// The summary as text of several lines.
     pub(super) fn text(&mut self, target: &str, address: &str) -> String {
         self.round_trips.sort_unstable();
         self.variations.sort_unstable();
         let Lost { forward, reverse, unknown } = self.lost;
         let lost = forward + reverse + unknown;
         let decided = self.received + lost;
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
         let percent = if decided == 0 { 0.0 } else { lost as f64 * 100.0 / decided as f64 };
         let mut out = format!("--- {target} ({address}) ---\n");
         let _ = writeln!(
@@ -270,8 +270,8 @@ impl EchoSummary {
             (self.send_errors, "send errors"),
             (self.host_dropped, "dropped by a host"),
             (self.withdrawn, "withdrawn"),
-            (self.mismatched, "replies not believed"),
-            (self.unexpected, "with another status or body than expected"),
+            (self.mismatched, "mismatched replies"),
+            (self.unexpected, "with an unexpected status or body"),
         ];
         let others: Vec<String> =
             others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
@@ -308,10 +308,10 @@ impl EchoSummary {
         if self.received > 0 {
             let hops = |hops: Option<u8>| hops.map_or_else(|| "unknown".to_owned(), |hops| hops.to_string());
             let turnaround = match self.turnaround {
-                Duration::ZERO => "unknown, in the rtt".to_owned(),
+                Duration::ZERO => "unknown, included in the rtt".to_owned(),
                 sum => {
                     let mean = sum / u32::try_from(self.received).unwrap_or(u32::MAX);
-                    format!("{} ms, not in the rtt", milliseconds(mean))
+                    format!("{} ms, not included in the rtt", milliseconds(mean))
                 }
             };
             let _ = writeln!(

@@ -1,4 +1,4 @@
-//! What `probe echo` measures: a peer, a target, or any host.
+//! The target of `probe echo`: a peer, a target, or any host.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,33 +22,32 @@ use crate::probe::Remote;
 use crate::resolver;
 use crate::settings::Settings;
 
-/// What is measured, with the settings that this takes.
+/// The host that is measured, with the settings for it.
 pub(super) struct ProbeTarget {
     remote: DeclaredTarget,
     settings: Settings,
-    /// Where the peer's ports are known from.
     ports: PortSource,
 }
 
-/// A peer or target, as a configuration declares it.
+/// A peer or target, in the form of the configuration.
 enum DeclaredTarget {
     Peer(Peer),
     Target(config::Target),
 }
 
-/// Where the ports of a peer are known from.
+/// The source of a peer's port numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PortSource {
-    /// The configuration names them; the peer is still asked whether it answers.
+    /// The configuration. The peer is still requested to report whether it answers.
     Configured,
-    /// The command line names the one that is used; the peer is not asked.
-    Given,
-    /// The peer is asked.
-    Asked,
+    /// The command line. No request is sent to the peer.
+    CommandLine,
+    /// The identity that the peer reports.
+    Identity,
 }
 
 impl ProbeTarget {
-    /// Reads what the command line says of the target.
+    /// Finds the target of the command line, in the configuration if one is given.
     pub(super) fn new(arguments: &EchoArguments) -> Result<Self, Failure> {
         match &arguments.config {
             Some(path) => {
@@ -66,7 +65,7 @@ impl ProbeTarget {
             let ports = match arguments.port {
                 Some(port) => {
                     (peer.stamp_port, peer.agent_port) = (port, port);
-                    PortSource::Given
+                    PortSource::CommandLine
                 }
                 None => PortSource::Configured,
             };
@@ -88,9 +87,9 @@ impl ProbeTarget {
             .map_err(|problems| anyhow!("an empty configuration: {problems}"))?
             .config;
         let name = arguments.target.clone();
-        let trusting = |host: &str| Https { trust: Trust::default(), server_name: host.to_owned() };
+        let default_https = |host: &str| Https { trust: Trust::default(), server_name: host.to_owned() };
         if let Some(url) = arguments.url()? {
-            let https = url.scheme.is_secure().then(|| trusting(&url.host));
+            let https = url.scheme.is_secure().then(|| default_https(&url.host));
             let https = arguments.https(https, &name)?;
             let target = config::Target {
                 name,
@@ -106,7 +105,7 @@ impl ProbeTarget {
         }
         let (is_https, authority) = scheme(&name);
         let (address, http_port) = split(authority)?;
-        let https = arguments.https(is_https.then(|| trusting(&address)), &name)?;
+        let https = arguments.https(is_https.then(|| default_https(&address)), &name)?;
         let labels = config.agent.labels.clone();
         let is_reflector = match arguments.protocol.as_str() {
             "udp" => arguments.port.is_some(),
@@ -123,15 +122,15 @@ impl ProbeTarget {
                 key_file: None,
                 labels,
             };
-            return Self::with(DeclaredTarget::Target(target), PortSource::Given, config, arguments);
+            return Self::with(DeclaredTarget::Target(target), PortSource::CommandLine, config, arguments);
         }
         let (stamp_port, agent_port) = (STAMP_PORT, arguments.port.unwrap_or(AGENT_PORT));
         let peer = Peer { name, address, http_port, stamp_port, agent_port, https, labels };
-        let ports = if arguments.port.is_some() { PortSource::Given } else { PortSource::Asked };
+        let ports = if arguments.port.is_some() { PortSource::CommandLine } else { PortSource::Identity };
         Self::with(DeclaredTarget::Peer(peer), ports, config, arguments)
     }
 
-    /// Completes the settings: nothing but this one peer or target, and the keys and certificates that it takes.
+    /// Completes the settings: this one peer or target, with its keys and certificates, and nothing else.
     fn with(
         mut remote: DeclaredTarget,
         ports: PortSource,
@@ -159,7 +158,7 @@ impl ProbeTarget {
         Ok(Self { remote, settings: Settings::complete(config, b"")?, ports })
     }
 
-    /// Its name.
+    /// The name of the peer or target.
     pub(super) fn name(&self) -> &str {
         match &self.remote {
             DeclaredTarget::Peer(peer) => &peer.name,
@@ -167,33 +166,34 @@ impl ProbeTarget {
         }
     }
 
-    /// The settings that measuring it takes.
+    /// The settings for this peer or target.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// How it is measured, as the daemon would; an agent is asked for its ports, and whether it answers.
+    /// Plans the path as the daemon would. Requests the identity of an agent to learn its ports and whether
+    /// it answers this host.
     pub(super) async fn plan(
         &mut self,
         arguments: &EchoArguments,
         probe: &Probe,
         echo: &Echo,
     ) -> anyhow::Result<EchoPlan> {
-        self.remote().is_reached_by(&probe.kind).map_err(|reason| anyhow!(reason))?;
+        self.remote().check_kind(&probe.kind).map_err(|reason| anyhow!(reason))?;
         let address = self.address(probe, echo).await?;
         match (&echo.transport, self.ports) {
-            (Transport::Udp(_), ports) => self.request_timestamp(address, arguments, ports).await?,
-            (Transport::Tcp(_), PortSource::Asked) => {
+            (Transport::Udp(_), ports) => self.request_stamp_port(address, arguments, ports).await?,
+            (Transport::Tcp(_), PortSource::Identity) => {
                 let identity = self.identity(address, arguments).await?;
                 self.set_ports(&identity);
             }
             (Transport::WebSocket(_), _) => {
                 if let DeclaredTarget::Peer(peer) = &self.remote {
                     let you = self.identity(address, arguments).await?.you;
-                    you.websocket.as_ref().map_or(Ok(()), |answers| answered(answers, &peer.address))?;
+                    you.websocket.as_ref().map_or(Ok(()), |answers| check_answers(answers, &peer.address))?;
                 }
             }
-            (Transport::Tcp(_), PortSource::Configured | PortSource::Given)
+            (Transport::Tcp(_), PortSource::Configured | PortSource::CommandLine)
             | (Transport::Icmp(_) | Transport::Http(_), _) => {}
         }
         Ok(EchoPlan::new(probe, echo, &self.remote(), address, &self.settings))
@@ -228,28 +228,28 @@ impl ProbeTarget {
         address.ok_or_else(|| anyhow!("{host} has no address of the requested family"))
     }
 
-    /// Asks an agent for its STAMP port, and whether it answers there.
-    async fn request_timestamp(
+    /// Requests the STAMP port from an agent, and checks that the agent answers this host.
+    async fn request_stamp_port(
         &mut self,
         address: IpAddr,
         arguments: &EchoArguments,
         ports: PortSource,
     ) -> anyhow::Result<()> {
-        if ports == PortSource::Given || matches!(self.remote, DeclaredTarget::Target(_)) {
+        if ports == PortSource::CommandLine || matches!(self.remote, DeclaredTarget::Target(_)) {
             return Ok(());
         }
         match self.identity(address, arguments).await {
             Ok(identity) => {
-                if ports == PortSource::Asked {
+                if ports == PortSource::Identity {
                     self.set_ports(&identity);
                 }
-                answered(&identity.you.stamp, &identity.name)
+                check_answers(&identity.you.stamp, &identity.name)
             }
-            // The configuration knows the port, and HTTP may be closed between the hosts where STAMP is not.
+            // The port is configured, and a firewall may block HTTP but not STAMP.
             Err(_) if ports == PortSource::Configured => Ok(()),
             Err(reason) => bail!(
-                "{reason}\nis an agent running there? for a reflector without an agent give its port, for example \
-                 --port {}; for any other host --protocol icmp",
+                "{reason}\nis an agent running there? for a STAMP reflector, give its port, for example \
+                 --port {}; for any other host, use --protocol icmp",
                 stamp::PORT
             ),
         }
@@ -272,16 +272,17 @@ impl ProbeTarget {
     }
 }
 
-fn answered(answers: &WouldAnswer, name: &str) -> anyhow::Result<()> {
+/// Returns an error with the reason of the agent if it would not answer this host.
+fn check_answers(answers: &WouldAnswer, name: &str) -> anyhow::Result<()> {
     if answers.answers {
         return Ok(());
     }
     let reason = answers.reason.clone();
-    bail!("{}", reason.unwrap_or_else(|| format!("{name} does not answer this host, and gives no reason")))
+    bail!("{}", reason.unwrap_or_else(|| format!("{name} does not answer this host and gives no reason")))
 }
 
 impl EchoArguments {
-    /// How the target's server is asked with TLS, with what the command line says about that.
+    /// The TLS parameters of the target, with those of the command line in their place.
     fn https(&self, declared: Option<Https>, target: &str) -> Result<Option<Https>, Failure> {
         match declared {
             Some(https) => Ok(Some(self.tls.replace(https))),
@@ -289,9 +290,10 @@ impl EchoArguments {
         }
     }
 
-    /// The URL that a target is, if it is one: of an agent only the host is written, with `https://` before it at most.
+    /// The target as a URL; `None` if it is the host of an agent, which has `https://` as its only possible
+    /// prefix.
     fn url(&self) -> anyhow::Result<Option<Url>> {
-        let (target, wanted) = match self.protocol.as_str() {
+        let (target, schemes) = match self.protocol.as_str() {
             "websocket" => (&self.target, [Scheme::Ws, Scheme::Wss]),
             "http" => (&self.target, [Scheme::Http, Scheme::Https]),
             _ => return Ok(None),
@@ -300,10 +302,12 @@ impl EchoArguments {
             return Ok(None);
         }
         let url: Url = target.parse().map_err(|problem: String| anyhow!(problem))?;
-        match wanted.contains(&url.scheme) {
+        match schemes.contains(&url.scheme) {
             true => Ok(Some(url)),
-            false if self.protocol == "http" => bail!("{target} is for --protocol websocket"),
-            // https:// of an agent.
+            false if self.protocol == "http" => {
+                bail!("{target} is a WebSocket URL; use --protocol websocket")
+            }
+            // `https://HOST` of an agent.
             false => Ok(None),
         }
     }
@@ -335,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_a_host_with_or_without_the_http_port() {
+    fn target_is_a_host_with_an_optional_http_port() {
         let ok = |target: &str| split(target).unwrap();
         assert_eq!(ok("ams-1"), ("ams-1".to_owned(), HTTP_PORT));
         assert_eq!(ok("ams-1:80"), ("ams-1".to_owned(), 80));

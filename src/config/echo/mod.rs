@@ -1,4 +1,4 @@
-//! The keys of echo probes.
+//! Configuration of echo probes.
 
 pub mod transport;
 
@@ -15,32 +15,33 @@ use super::units::display;
 use super::values::duration;
 use super::{Kind, Listen, Target};
 
-/// Loss, RTT and jitter.
+/// The configuration of an echo probe, which measures loss, RTT and jitter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Echo {
-    /// What carries it.
+    /// The protocol and its parameters.
     pub transport: Transport,
-    /// A reply with a longer round trip is late.
+    /// A reply with a longer RTT is late.
     pub late_after: Duration,
-    /// What has no reply by then is lost.
+    /// A datagram, message or request without a reply after this time is lost.
     pub lost_after: Duration,
 }
 
 const INTERVAL_MIN: Duration = Duration::from_millis(1);
 
-/// Over connections a millisecond is the runtime's grain; what is asked more often than this would go unsent.
+/// Over connections. The timers of the runtime have a resolution of a millisecond, so sends at shorter
+/// intervals would be missed.
 const INTERVAL_MIN_STREAM: Duration = Duration::from_millis(10);
 
 const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 
 const LATE_AFTER: Duration = Duration::from_secs(1);
 const LOST_AFTER: Duration = Duration::from_secs(3);
-/// Over a connection: by then TCP has sent a lost segment again six times.
+/// Over a connection: TCP retransmits a lost segment six times in this time.
 const LOST_AFTER_STREAM: Duration = Duration::from_secs(15);
 const LOST_AFTER_MAX: Duration = Duration::from_secs(60);
 const DEADLINE_ALLOWED: RangeInclusive<Duration> = Duration::from_millis(1)..=LOST_AFTER_MAX;
 
-/// Datagrams of a path that wait for their verdict. The limits of `interval` and `lost_after` keep it.
+/// Maximum datagrams of a path without a verdict, ensured by the limits of `interval` and `lost_after`.
 const PENDING_MAX: u128 = 65_536;
 const _: () = assert!(LOST_AFTER_MAX.as_nanos() / INTERVAL_MIN.as_nanos() <= PENDING_MAX);
 
@@ -53,8 +54,8 @@ impl KindConfig for Echo {
         self.transport.name()
     }
 
-    fn reaches(&self, target: &Target) -> Result<(), String> {
-        self.transport.reaches(target)
+    fn check_target(&self, target: &Target) -> Result<(), String> {
+        self.transport.check_target(target)
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -62,7 +63,7 @@ impl KindConfig for Echo {
     }
 }
 
-/// Reads the keys of an echo probe, given its protocol.
+/// Reads the protocol of an echo probe; returns the reader for the keys of that protocol.
 pub(super) fn reader(section: &mut MappingReader<'_, '_>) -> Option<Box<dyn KindReader>> {
     let protocol = section.key("protocol", |value| value.one_of(&PROTOCOLS)).or(Protocol::Udp)?;
     Some(Box::new(protocol))
@@ -78,8 +79,8 @@ impl KindReader for Protocol {
         INTERVAL
     }
 
-    fn reaches(&self, target: &DeclaredHost) -> Result<(), (String, String)> {
-        Self::reaches(*self, target)
+    fn check_target(&self, target: &DeclaredHost) -> Result<(), (String, String)> {
+        Self::check_target(*self, target)
     }
 
     fn read(&self, section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Kind> {
@@ -101,9 +102,8 @@ fn check_deadlines(
         && lost < late
     {
         let late = display(late);
-        let what = format!("{} is shorter than late_after, {late}", display(lost));
-        let remedy =
-            format!("a reply must be able to be late before its datagram is lost; use at least {late}");
-        section.wrong::<()>("lost_after", what, remedy);
+        let what = format!("{} is shorter than late_after ({late})", display(lost));
+        let remedy = format!("use at least {late}, so that a reply can be late before it counts as lost");
+        section.reject::<()>("lost_after", what, remedy);
     }
 }

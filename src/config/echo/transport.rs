@@ -1,4 +1,4 @@
-//! Over what echo is measured, and what the keys mean that only some protocols have.
+//! The protocol of an echo probe, and the keys that only some protocols have.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -17,14 +17,14 @@ use super::super::url::Scheme;
 use super::super::values::{duration, port, size};
 use super::super::{Listen, Target};
 
-/// Over what an echo probe measures.
+/// The protocol of an echo probe, with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
     /// STAMP over UDP.
     Udp(Udp),
     /// ICMP echo.
     Icmp(Icmp),
-    /// Our echo over TCP.
+    /// The echo protocol of agents over TCP.
     Tcp(Tcp),
     /// Messages over a WebSocket.
     WebSocket(WebSocket),
@@ -33,7 +33,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// What it is called: the `protocol` of a probe.
+    /// The value of the key `protocol`.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -45,11 +45,11 @@ impl Transport {
         }
     }
 
-    /// Whether it can measure a host without an agent.
+    /// Checks that a target can be measured over this protocol.
     ///
     /// # Errors
-    /// A sentence that says what the host lacks.
-    pub fn reaches(&self, target: &Target) -> Result<(), String> {
+    /// What the target lacks, and the remedy.
+    pub fn check_target(&self, target: &Target) -> Result<(), String> {
         let protocol = match self {
             Self::Udp(_) => Protocol::Udp,
             Self::Icmp(_) => Protocol::Icmp,
@@ -59,77 +59,78 @@ impl Transport {
         };
         let declared =
             DeclaredHost { name: target.name.clone(), scheme: target.url.as_ref().map(|url| url.scheme) };
-        protocol.reaches(&declared).map_err(|(what, remedy)| format!("{what}: {remedy}"))
+        protocol.check_target(&declared).map_err(|(what, remedy)| format!("{what}: {remedy}"))
     }
 }
 
-/// How UDP is used.
+/// The parameters of UDP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Udp {
-    /// Flows a path is spread over, 1..=16.
+    /// Number of flows (source ports) of a path, 1..=16.
     pub flows: u8,
     /// Bytes of UDP payload; `None`: no padding.
     pub size: Option<u16>,
     /// Whether routers may not fragment.
     pub dont_fragment: bool,
-    /// Source port of flow 0, the next flow has the next port; `None`: the kernel's choice, kept while we run.
+    /// Source port of flow 0; each further flow uses the next port. `None`: the kernel chooses ports, which
+    /// are kept as long as the agent runs.
     pub source_port: Option<u16>,
-    /// How the path MTU is looked for; `None`: not at all.
+    /// The parameters of the path MTU search; `None`: no search.
     pub path_mtu: Option<PathMtu>,
 }
 
-/// How ICMP is used.
+/// The parameters of ICMP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Icmp {
-    /// Flows (identifiers) a path is spread over, 1..=16.
+    /// Number of flows (identifiers) of a path, 1..=16.
     pub flows: u8,
-    /// Bytes of an ICMP message, its header included; `None`: no padding.
+    /// Bytes of the ICMP message with its header; `None`: no padding.
     pub size: Option<u16>,
     /// Whether routers may not fragment.
     pub dont_fragment: bool,
 }
 
-/// How TCP is used.
+/// The parameters of TCP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tcp {
     /// Bytes of a message.
     pub size: u32,
-    /// How often a fresh connection is timed; `None`: never.
+    /// Interval at which a new connection is timed; `None`: never.
     pub connect_interval: Option<Duration>,
 }
 
-/// How a WebSocket is used.
+/// The parameters of WebSocket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebSocket {
     /// Bytes of a message.
     pub size: u32,
-    /// What messages look like.
+    /// The format of messages.
     pub format: MessageFormat,
-    /// How often a fresh connection is timed; `None`: never.
+    /// Interval at which a new connection is timed; `None`: never.
     pub connect_interval: Option<Duration>,
 }
 
-/// How HTTP is used.
+/// The parameters of HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Http {
-    /// Statuses that are expected; empty: 200 to 299.
+    /// Expected status codes; empty: 200 to 299.
     pub status: Vec<u16>,
-    /// Text that is expected in the body; `None`: any.
+    /// Text that the body must contain; `None`: any body.
     pub body: Option<String>,
-    /// How often a fresh connection is timed; `None`: never.
+    /// Interval at which a new connection is timed; `None`: never.
     pub connect_interval: Option<Duration>,
 }
 
-/// How the path MTU is looked for.
+/// The parameters of the path MTU search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathMtu {
-    /// Time between two confirmations of what was found.
+    /// Time between two confirmations of the path MTU that was found.
     pub interval: Duration,
     /// The longest IP packet that is tried, in bytes.
     pub ceiling: u16,
 }
 
-/// What a probe is measured over.
+/// The protocol of an echo probe, without its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) enum Protocol {
     Udp,
@@ -152,12 +153,12 @@ const FLOWS_ALLOWED: RangeInclusive<i128> = 1..=16;
 /// UDP payload: from the smallest STAMP packet (RFC 8762 section 4.2.1) to a jumbo frame.
 const UDP_SIZE_ALLOWED: RangeInclusive<u64> = 44..=9000;
 
-/// An ICMP message: from what we write into it to a jumbo frame.
+/// An ICMP message: from the fields of an echo request to a jumbo frame.
 const ICMP_SIZE_ALLOWED: RangeInclusive<u64> = IcmpEcho::BYTES as u64..=9000;
 
 const TCP_SIZE_ALLOWED: RangeInclusive<u64> = MESSAGE_BYTES_MIN as u64..=MESSAGE_BYTES_MAX as u64;
 
-/// Bytes of a WebSocket message that responders take.
+/// Maximum bytes of a WebSocket message that responders accept.
 const WEBSOCKET_SIZE_MAX: u64 = 65_536;
 
 const CONNECT_INTERVAL: Duration = Duration::from_secs(30);
@@ -167,14 +168,15 @@ const PATH_MTU_INTERVAL: Duration = Duration::from_secs(60);
 const PATH_MTU_INTERVAL_ALLOWED: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(3600);
 
-/// A whole IP packet: up to a jumbo frame, which an older agent's full-length reply still brings into our buffer.
+/// A whole IP packet, up to a jumbo frame: the full-length reply of an older agent to it fits the receive
+/// buffer.
 const CEILING_ALLOWED: RangeInclusive<u16> = CEILING_MIN..=9000;
 
-/// Characters of the text that a body is searched for.
+/// Maximum characters of the text that a body is searched for.
 const BODY_CHARS_MAX: usize = 1_024;
 
 impl Protocol {
-    /// Whether it runs over a connection.
+    /// Whether the protocol uses connections.
     pub(super) const fn is_stream(self) -> bool {
         match self {
             Self::Udp | Self::Icmp => false,
@@ -182,31 +184,31 @@ impl Protocol {
         }
     }
 
-    /// Whether a target can be measured over it; if not, what is wrong and the remedy.
-    pub(super) fn reaches(self, target: &DeclaredHost) -> Result<(), (String, String)> {
+    /// Checks that a target can be measured over this protocol; if not, returns what is wrong and the remedy.
+    pub(super) fn check_target(self, target: &DeclaredHost) -> Result<(), (String, String)> {
         let name = &target.name;
-        let (wanted, example): (&[Scheme], _) = match self {
+        let (schemes, example): (&[Scheme], _) = match self {
             Self::Udp | Self::Icmp => return Ok(()),
             Self::Tcp => {
-                let remedy = "name peers, or measure it over udp, icmp, websocket or http";
-                return Err((format!("{name} has no agent, which echo over tcp needs"), remedy.to_owned()));
+                let remedy = "select peers, or use protocol udp, icmp, websocket or http";
+                return Err((format!("{name} has no agent, which protocol tcp requires"), remedy.to_owned()));
             }
-            Self::WebSocket => (&[Scheme::Ws, Scheme::Wss], "ws://… or wss://…"),
-            Self::Http => (&[Scheme::Http, Scheme::Https], "http://… or https://…"),
+            Self::WebSocket => (&[Scheme::Ws, Scheme::Wss], "ws:// or wss://"),
+            Self::Http => (&[Scheme::Http, Scheme::Https], "http:// or https://"),
         };
         match target.scheme {
-            Some(scheme) if wanted.contains(&scheme) => Ok(()),
+            Some(scheme) if schemes.contains(&scheme) => Ok(()),
             Some(_) => Err((
                 format!("the url of {name} is for another protocol"),
-                format!("its url must be {example}"),
+                format!("the url must begin with {example}"),
             )),
-            None => Err((format!("{name} has no url"), format!("give the target url: {example}"))),
+            None => Err((format!("{name} has no url"), format!("add a url that begins with {example}"))),
         }
     }
 }
 
-/// Keys that only some protocols have.
-const OF_SOME: [(&str, &[Protocol]); 9] = [
+/// Keys that only some protocols have, with these protocols.
+const PROTOCOL_KEYS: [(&str, &[Protocol]); 9] = [
     ("flows", &[Protocol::Udp, Protocol::Icmp]),
     ("size", &[Protocol::Udp, Protocol::Icmp, Protocol::Tcp, Protocol::WebSocket]),
     ("dont_fragment", &[Protocol::Udp, Protocol::Icmp]),
@@ -218,28 +220,28 @@ const OF_SOME: [(&str, &[Protocol]); 9] = [
     ("expect_body", &[Protocol::Http]),
 ];
 
-/// Refuses the keys of other protocols.
-fn refuse_others(section: &mut MappingReader<'_, '_>, protocol: Protocol) {
-    for (key, whose) in OF_SOME.iter().filter(|(_, whose)| !whose.contains(&protocol)) {
+/// Rejects the keys that `protocol` does not have.
+fn reject_keys_of_other_protocols(section: &mut MappingReader<'_, '_>, protocol: Protocol) {
+    for (key, protocols) in PROTOCOL_KEYS.iter().filter(|(_, protocols)| !protocols.contains(&protocol)) {
         if section.has(key) {
             let name =
                 |protocol| PROTOCOLS.iter().find(|(_, known)| *known == protocol).map(|(name, _)| *name);
-            let names: Vec<&str> = whose.iter().filter_map(|protocol| name(*protocol)).collect();
+            let names: Vec<&str> = protocols.iter().filter_map(|protocol| name(*protocol)).collect();
             let remedy = "remove it, or choose another protocol";
             section.key::<()>(key, |value| {
-                value.wrong_key(format!("only with protocol: {}", names.join(", ")), remedy)
+                value.reject_key(format!("only valid with protocol: {}", names.join(", ")), remedy)
             });
         }
     }
 }
 
-/// Reads the keys that only this protocol has.
+/// Reads the keys that are specific to a protocol, and rejects those of other protocols.
 pub(super) fn transport(
     section: &mut MappingReader<'_, '_>,
     protocol: Protocol,
     listen: Option<&Listen>,
 ) -> Option<Transport> {
-    refuse_others(section, protocol);
+    reject_keys_of_other_protocols(section, protocol);
     match protocol {
         Protocol::Udp => udp(section, listen).map(Transport::Udp),
         Protocol::Icmp => icmp(section).map(Transport::Icmp),
@@ -257,7 +259,7 @@ pub(super) fn transport(
 fn udp(section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<Udp> {
     let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
     let size = section.key("size", |value| size(value, &UDP_SIZE_ALLOWED)).optional();
-    let dont_fragment = section.key("dont_fragment", ValueReader::flag).or(false);
+    let dont_fragment = section.key("dont_fragment", ValueReader::boolean).or(false);
     let source_port = section.key("source_port", port).optional();
     let path_mtu = section.key("path_mtu", path_mtu).or(None);
     check_source_ports(section, source_port.flatten(), flows, listen);
@@ -273,7 +275,7 @@ fn udp(section: &mut MappingReader<'_, '_>, listen: Option<&Listen>) -> Option<U
 fn icmp(section: &mut MappingReader<'_, '_>) -> Option<Icmp> {
     let flows = section.key("flows", |value| value.number::<u8>(&FLOWS_ALLOWED)).or(1);
     let size = section.key("size", |value| size(value, &ICMP_SIZE_ALLOWED)).optional();
-    let dont_fragment = section.key("dont_fragment", ValueReader::flag).or(false);
+    let dont_fragment = section.key("dont_fragment", ValueReader::boolean).or(false);
     Some(Icmp {
         flows: flows?,
         size: size?.and_then(|bytes| bytes.try_into().ok()),
@@ -292,17 +294,17 @@ fn websocket(section: &mut MappingReader<'_, '_>) -> Option<WebSocket> {
 
 fn http(section: &mut MappingReader<'_, '_>) -> Option<Http> {
     let status = section.key("expect_status", |value| match value.node() {
-        Node::List(_) => value.list("a list of statuses such as [200, 204]", status),
+        Node::List(_) => value.list("a list of status codes such as [200, 204]", status),
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) | Node::Mapping(_) => {
             status(value).map(|status| vec![status])
         }
     });
     let body = section.key("expect_body", |value| {
-        let text = value.text("a text that the body contains")?;
+        let text = value.text("the text that the body must contain")?;
         if (1..=BODY_CHARS_MAX).contains(&text.chars().count()) {
             Some(text.to_owned())
         } else {
-            value.wrong("the text is empty or too long", format!("write 1 to {BODY_CHARS_MAX} characters"))
+            value.reject("the text is empty or too long", format!("write 1 to {BODY_CHARS_MAX} characters"))
         }
     });
     let connect_interval = connect_interval(section);
@@ -313,7 +315,7 @@ fn status(value: ValueReader<'_, '_>) -> Option<u16> {
     value.number(&(100..=599))
 }
 
-/// How often fresh connections are timed, or `off`.
+/// Reads the interval at which new connections are timed, or `off`.
 fn connect_interval(section: &mut MappingReader<'_, '_>) -> Option<Option<Duration>> {
     section
         .key("connect_interval", |value| match value.node() {
@@ -329,7 +331,7 @@ fn connect_interval(section: &mut MappingReader<'_, '_>) -> Option<Option<Durati
         .or(Some(CONNECT_INTERVAL))
 }
 
-/// `off`, `on`, or what differs from the defaults.
+/// Reads `off`, `on`, or a section with the values that differ from the defaults.
 fn path_mtu(value: ValueReader<'_, '_>) -> Option<Option<PathMtu>> {
     match value.node() {
         Node::Mapping(_) => value.section(path_mtu_keys).map(Some),
@@ -338,10 +340,10 @@ fn path_mtu(value: ValueReader<'_, '_>) -> Option<Option<PathMtu>> {
         }
         Node::Text(text) if text == "off" => Some(None),
         Node::Text(text) => {
-            value.wrong(format!("{} is not supported", quoted(text)), format!("write {PATH_MTU_WANTED}"))
+            value.reject(format!("{} is not supported", quoted(text)), format!("write {PATH_MTU_WANTED}"))
         }
         Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::List(_) => {
-            value.mismatch(PATH_MTU_WANTED)
+            value.reject_type(PATH_MTU_WANTED)
         }
     }
 }
@@ -368,16 +370,17 @@ fn check_source_ports(
     let ports = u32::from(first)..u32::from(first) + u32::from(flows);
     let last_allowed = 65_536 - u32::from(flows);
     if u32::from(first) > last_allowed {
-        let what = format!("{flows} flows from port {first} on do not fit below 65536");
-        section.wrong::<()>("source_port", what, format!("write at most {last_allowed}"));
+        let what = format!("{flows} flows from port {first} exceed port 65535");
+        section.reject::<()>("source_port", what, format!("write at most {last_allowed}"));
     }
-    let ours =
+    let own =
         listen.map(|listen| [(listen.stamp.port(), "listen.stamp"), (listen.agent.port(), "listen.agent")]);
-    let reflector = (REFLECTOR_PORT, "the port of reflectors, which no responder answers");
-    for (port, owner) in ours.into_iter().flatten().chain([reflector]) {
+    let reflector =
+        (REFLECTOR_PORT, "the port of STAMP reflectors, from which responders accept no requests");
+    for (port, owner) in own.into_iter().flatten().chain([reflector]) {
         if ports.contains(&port.into()) {
-            let what = format!("the flows would send from port {port}: {owner}");
-            section.wrong::<()>("source_port", what, "choose ports that nobody listens on");
+            let what = format!("the flows would use source port {port}: {owner}");
+            section.reject::<()>("source_port", what, "choose ports that are not in use");
             return;
         }
     }

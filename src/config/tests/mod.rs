@@ -3,7 +3,7 @@ use super::echo::transport::{PathMtu, Transport, Udp};
 use super::*;
 
 mod limits;
-mod refusals;
+mod rejections;
 mod web;
 
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
@@ -16,7 +16,7 @@ fn load_on(hostname: &str, text: &str) -> Loaded {
     load(text.as_bytes(), &host(hostname)).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-fn refused(text: impl AsRef<[u8]>) -> Problems {
+fn rejected(text: impl AsRef<[u8]>) -> Problems {
     match load(text.as_ref(), &host("fra-1")) {
         Ok(loaded) => panic!("accepted: {loaded:#?}"),
         Err(problems) => problems,
@@ -27,10 +27,10 @@ fn lines<'a>(problems: impl IntoIterator<Item = &'a Problem>) -> Vec<String> {
     problems.into_iter().map(Problem::to_string).collect()
 }
 
-/// Texts and all their problems, each in one line.
+/// Checks the problems of texts, each as one line.
 fn check(cases: &[(&str, &[&str])]) {
     for (text, problems) in cases {
-        assert_eq!(lines(&refused(text)), *problems, "{text:?}");
+        assert_eq!(lines(&rejected(text)), *problems, "{text:?}");
     }
 }
 
@@ -38,7 +38,7 @@ fn echo(probe: &Probe) -> &Echo {
     probe.kind.downcast().unwrap()
 }
 
-/// The example with the keys that differ by host. It asks for TLS.
+/// The example with the keys that are commented out because they differ by host. It requires TLS.
 #[cfg(feature = "tls")]
 fn whole_example() -> String {
     let uncommented = EXAMPLE.lines().map(|line| match line.trim_start().strip_prefix('#') {
@@ -46,12 +46,12 @@ fn whole_example() -> String {
         Some(_) | None => line.to_owned(),
     });
     let text = uncommented.collect::<Vec<_>>().join("\n");
-    // Builds without TLS read the example as well.
+    // The example has http:// because builds without TLS must accept it too.
     text.replace("http://inventory", "https://inventory")
 }
 
 #[test]
-fn an_empty_file_is_an_agent_that_only_answers() {
+fn empty_file_configures_an_agent_that_only_answers() {
     let expected = Config {
         agent: Agent { name: "fra-1".into(), labels: BTreeMap::new(), grace: Duration::from_secs(5) },
         listen: Listen {
@@ -92,7 +92,7 @@ fn an_empty_file_is_an_agent_that_only_answers() {
         assert_eq!(loaded.config, expected, "{text:?}");
         assert_eq!(
             lines(&loaded.warnings),
-            ["key_file: nothing is authenticated: addresses alone decide who is answered; \
+            ["key_file: packets are not authenticated: requests are accepted by source address alone; \
               give every agent the same key file, for example /etc/pathmeter/mesh.key"],
             "{text:?}"
         );
@@ -100,7 +100,7 @@ fn an_empty_file_is_an_agent_that_only_answers() {
 }
 
 #[test]
-fn defaults_of_hosts_and_probes_follow_the_rest_of_the_file() {
+fn defaults_of_hosts_and_probes_depend_on_the_rest_of_the_file() {
     let text = "
 listen: {http: '127.0.0.1:8001', stamp: '127.0.0.1:8002', agent: '127.0.0.1:8003'}
 peers: [{name: b, address: b.example.net}]
@@ -135,7 +135,7 @@ probes: [{name: p}]
 }
 
 #[test]
-fn the_same_file_makes_every_host_measure_the_others() {
+fn same_file_makes_every_host_measure_the_others() {
     let text = "
 peers: [{name: c, address: c}, {name: a, address: a}, {name: b, address: b}]
 targets: [{name: gw, address: 192.0.2.1}]
@@ -151,7 +151,7 @@ probes:
         assert!(config.peers.iter().all(|peer| peer.name != host));
         assert!(config.peers.is_sorted_by_key(|peer| &peer.name));
         let named = |names: &[&str]| Selection::Named(names.iter().map(|name| (*name).to_owned()).collect());
-        let chosen: Vec<_> =
+        let selected: Vec<_> =
             config.probes.iter().map(|probe| (probe.peers.clone(), probe.targets.clone())).collect();
         let expected = [
             (Selection::All, named(&[])),
@@ -159,12 +159,12 @@ probes:
             (named(&["a", "b"]), named(&[])),
             (named(&[]), named(&["gw"])),
         ];
-        assert_eq!(chosen, expected);
+        assert_eq!(selected, expected);
     }
 }
 
 #[test]
-fn peers_are_chosen_by_rules_and_found_by_providers() {
+fn peers_are_selected_by_rules_and_listed_by_providers() {
     let text = "
 peers:
   - {name: b, address: b}
@@ -197,8 +197,8 @@ metrics: {level: group, worst: 5}
         "dns:_stamp._udp.example.net",
     ];
     assert_eq!(names, expected);
-    let every: Vec<u64> = config.providers.iter().map(|provider| provider.refresh.as_secs()).collect();
-    assert_eq!(every, [30, 60, 30, 30, 30, 30, 30, 30]);
+    let intervals: Vec<u64> = config.providers.iter().map(|provider| provider.refresh.as_secs()).collect();
+    assert_eq!(intervals, [30, 60, 30, 30, 30, 30, 30, 30]);
     let zones = |within, across, label: &str| Selection::Zones {
         choice: selection::Zones { within, across },
         label: label.to_owned(),
@@ -209,7 +209,7 @@ metrics: {level: group, worst: 5}
 }
 
 #[test]
-fn labels_of_the_command_line_win_over_those_of_the_file() {
+fn labels_of_the_command_line_override_those_of_the_file() {
     let labels = BTreeMap::from([("zone".to_owned(), "b".to_owned()), ("rack".to_owned(), "7".to_owned())]);
     let host = LoadContext { labels: labels.clone(), ..host("a") };
     let loaded = load(b"agent: {labels: {zone: a}}", &host).unwrap();
@@ -217,7 +217,7 @@ fn labels_of_the_command_line_win_over_those_of_the_file() {
 }
 
 #[test]
-fn a_name_from_outside_wins_over_the_file_and_the_file_over_the_host() {
+fn command_line_name_overrides_the_file_and_the_file_overrides_the_host() {
     let name = |text: &str, name_override: Option<&str>| {
         let host = LoadContext {
             name_override: name_override.map(str::to_owned),
@@ -234,15 +234,15 @@ fn a_name_from_outside_wins_over_the_file_and_the_file_over_the_host() {
     assert_eq!(
         name("agent: {name: file}", Some("two words")),
         Err(vec![
-            "line 1, column 15: agent.name: `two words` (--name or $PATHMETER_NAME) is not a name; \
-             a name has 1 to 64 letters, digits, `_`, `.` and `-`; give another"
+            "line 1, column 15: agent.name: `two words` from --name or $PATHMETER_NAME is not a valid name; \
+             a name consists of 1 to 64 letters, digits, `_`, `.` and `-`; set agent.name, or use --name"
                 .into()
         ])
     );
 }
 
 #[test]
-fn what_is_probably_not_meant_is_a_warning() {
+fn probable_mistakes_are_warnings() {
     let text = "
 key_file: mesh.key
 responder:
@@ -255,11 +255,11 @@ probes:
     assert_eq!(
         lines(&load_on("fra-1", text).warnings),
         [
-            "line 4, column 9: responder.open: anyone is answered, within the rates; \
-             list the networks that may ask in responder.allow instead",
-            "line 5, column 19: websocket.open: anyone's messages are sent back, within the limits; \
-             list the networks that may ask in responder.allow instead",
-            "line 8, column 5: probes[0].peers: nothing is measured: no host is left but this one; \
+            "line 4, column 9: responder.open: requests from any source are answered, up to the rate limits; \
+             list the allowed networks in responder.allow instead",
+            "line 5, column 19: websocket.open: messages from any source are echoed, up to the limits; \
+             list the allowed networks in responder.allow instead",
+            "line 8, column 5: probes[0].peers: this probe selects no host other than this one; \
              add peers or targets",
         ]
     );
@@ -271,7 +271,7 @@ fn udp(probe: &Probe) -> Udp {
 }
 
 #[test]
-fn every_kind_of_value_can_be_written() {
+fn every_kind_of_value_is_read() {
     let text = "
 agent: {name: a, labels: &labels {site: fra, empty: ''}, grace: 0s}
 listen: {http: '127.0.0.1:0', stamp: '127.0.0.1:0', agent: '127.0.0.1:0'}
@@ -297,12 +297,12 @@ log: {level: 'warn,pathmeter::http=debug', format: json}
     let (of_p, of_q) = (udp(p), udp(q));
     assert_eq!((of_p.size, of_p.source_port), (Some(1024), Some(65_520)));
     assert_eq!((q.dscp.value(), q.source), (34, Some("192.0.2.1".parse().unwrap())));
-    let every_minute = |ceiling| Some(PathMtu { interval: Duration::from_secs(60), ceiling });
-    assert_eq!((of_p.path_mtu, of_q.path_mtu), (every_minute(1500), every_minute(9000)));
+    let path_mtu = |ceiling| Some(PathMtu { interval: Duration::from_secs(60), ceiling });
+    assert_eq!((of_p.path_mtu, of_q.path_mtu), (path_mtu(1500), path_mtu(9000)));
 }
 
 #[test]
-fn the_example_is_valid_on_both_of_its_hosts() {
+fn example_is_valid_on_both_of_its_hosts() {
     for (host, other) in [("fra-1", "ams-1"), ("ams-1", "fra-1")] {
         let loaded = load_on(host, EXAMPLE);
         assert_eq!(loaded.warnings, []);
@@ -313,7 +313,7 @@ fn the_example_is_valid_on_both_of_its_hosts() {
 }
 
 #[test]
-fn the_defaults_in_the_example_are_the_defaults() {
+fn example_shows_the_defaults() {
     let example = load_on("fra-1", EXAMPLE).config;
     let default = load_on("fra-1", "").config;
     assert_eq!(example.agent.grace, default.agent.grace);
@@ -329,25 +329,25 @@ fn the_defaults_in_the_example_are_the_defaults() {
     let default = load_on("fra-1", text).config;
     let gateway =
         |config: &Config| config.probes.iter().find(|probe| probe.name == "gateway").unwrap().clone();
-    let ours = gateway(&example);
+    let example = gateway(&example);
     let default = gateway(&default);
-    let (of_ours, of_default) = (udp(&ours), udp(&default));
-    let same = Udp { size: of_ours.size, source_port: of_ours.source_port, ..of_default };
+    let (of_example, of_default) = (udp(&example), udp(&default));
+    let same = Udp { size: of_example.size, source_port: of_example.source_port, ..of_default };
     let kind = Kind::Echo(Echo { transport: Transport::Udp(same), ..echo(&default).clone() });
-    assert_eq!(ours, Probe { kind, ..default });
+    assert_eq!(example, Probe { kind, ..default });
 }
 
-/// Adds an unknown key to every mapping of the example: the problems list all keys that are known there, and each
-/// of them must be in one mapping at least of that kind.
+/// Adds an unknown key to every mapping of the example: the problems then list all keys that are allowed
+/// there, and each of these must be in at least one mapping of that kind.
 #[cfg(feature = "tls")]
 #[test]
-fn the_example_has_every_key() {
+fn example_has_every_key() {
     use super::file::Node;
     use std::collections::BTreeSet;
 
     const UNKNOWN: &str = "not-a-key-of-any-kind";
 
-    /// Marks mappings, and collects their keys under their path without indices.
+    /// Adds the unknown key to all mappings, and collects their keys by path without indices.
     fn mark(node: &mut Node, kind: &str, keys: &mut BTreeMap<String, BTreeSet<String>>) {
         match node {
             Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_) => {}
@@ -372,8 +372,8 @@ fn the_example_has_every_key() {
     let (problems, _) = diagnostics.problems();
     assert!(problems.len() > in_example.len(), "{in_example:?}");
     for diagnostic in problems {
-        let place = diagnostic.place.to_string();
-        let section = place.strip_suffix(UNKNOWN).unwrap().trim_end_matches('.');
+        let path = diagnostic.path.to_string();
+        let section = path.strip_suffix(UNKNOWN).unwrap().trim_end_matches('.');
         let digits = |c: char| c.is_ascii_digit();
         let kind: String = format!(".{section}").replace(digits, "");
         let kind = if section.is_empty() { "" } else { &kind };
@@ -384,7 +384,7 @@ fn the_example_has_every_key() {
 }
 
 #[test]
-fn a_secret_in_the_query_of_a_server_is_not_in_the_name_that_everybody_reads() {
+fn secret_in_the_query_of_a_url_is_not_in_the_provider_name() {
     let name = |url: &str| {
         let config = load_on("b", &format!("peers: [{{http: '{url}'}}]")).config;
         config.providers[0].name.clone()

@@ -1,4 +1,4 @@
-//! TLS in the configuration, and the web config file.
+//! The TLS keys of the configuration, and the web config file.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ fn web_on(text: &str) -> Loaded<WebConfig> {
     web::load(text.as_bytes(), Path::new("/etc/web")).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-/// Texts of web config files and all their problems, each in one line.
+/// Checks the problems of texts of web config files, each as one line.
 fn check_web(cases: &[(&str, &[&str])]) {
     for (text, problems) in cases {
         match web::load(text.as_bytes(), Path::new("")) {
@@ -22,7 +22,7 @@ fn check_web(cases: &[(&str, &[&str])]) {
 }
 
 #[test]
-fn a_web_config_file_that_says_nothing_changes_nothing() {
+fn empty_web_config_file_changes_nothing() {
     for text in
         ["", "{}", "tls_server_config:\nhttp_server_config:\nbasic_auth_users:\n", "tls_server_config: {}"]
     {
@@ -33,7 +33,7 @@ fn a_web_config_file_that_says_nothing_changes_nothing() {
 }
 
 #[test]
-fn headers_and_users_need_no_tls() {
+fn headers_and_users_do_not_require_tls() {
     let text = format!(
         "http_server_config: {{headers: {{X-Frame-Options: deny, Strict-Transport-Security: max-age=31536000}}}}\n\
          basic_auth_users: {{alice: '{HASH}', 'bob smith': '{}'}}",
@@ -52,7 +52,7 @@ fn headers_and_users_need_no_tls() {
 
 #[cfg(feature = "tls")]
 #[test]
-fn the_file_of_prometheus_documentation_is_understood() {
+fn file_of_the_prometheus_documentation_is_read() {
     let text = format!(
         "tls_server_config:
   cert_file: server.crt
@@ -91,21 +91,21 @@ basic_auth_users:
     assert_eq!(
         lines(&loaded.warnings),
         [
-            "line 16, column 10: http_server_config.http2: has no effect; HTTP/1.1 is spoken: write false, or remove it"
+            "line 16, column 10: http_server_config.http2: has no effect; only HTTP/1.1 is supported: write false, or remove it"
         ]
     );
 }
 
 #[cfg(feature = "tls")]
 #[test]
-fn what_cannot_be_served_is_refused_with_a_remedy() {
+fn unsupported_tls_options_are_rejected_with_a_remedy() {
     check_web(&[
         (
             "tls_server_config: {cert_file: a, min_version: TLS10, cipher_suites: [TLS_RSA_WITH_AES_128_CBC_SHA]}",
             &[
-                "line 1, column 20: tls_server_config.key_file: missing; TLS is served with a certificate and its key",
+                "line 1, column 20: tls_server_config.key_file: missing; TLS requires a certificate and its private key",
                 "line 1, column 48: tls_server_config.min_version: TLS10 is not supported; \
-                 it is broken (RFC 8996): write TLS12 or TLS13",
+                 it is deprecated (RFC 8996): write TLS12 or TLS13",
                 "line 1, column 71: tls_server_config.cipher_suites[0]: `TLS_RSA_WITH_AES_128_CBC_SHA` is not supported; \
                  allowed: TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, \
                  TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, \
@@ -119,48 +119,50 @@ fn what_cannot_be_served_is_refused_with_a_remedy() {
                 "line 1, column 68: tls_server_config.curve_preferences[0]: `CurveP521` is not supported; \
                  did you mean CurveP256? allowed: X25519, CurveP256, CurveP384",
                 "line 1, column 93: tls_server_config.min_version: higher than max_version; \
-                 write TLS12 for one of them, or none",
+                 lower min_version, or raise max_version",
             ],
         ),
         (
             "tls_server_config: {cert_file: a, cert: b, key_file: b, client_auth_type: RequireAnyClientCert}",
             &[
-                "line 1, column 41: tls_server_config.cert: cert_file is given, too; remove one of the two",
+                "line 1, column 41: tls_server_config.cert: cert_file is also set; remove one of the two",
                 "line 1, column 75: tls_server_config.client_auth_type: RequireAnyClientCert is not supported; \
-                 a certificate that nobody verifies proves nothing: write RequireAndVerifyClientCert and client_ca_file",
+                 an unverified certificate proves nothing: write RequireAndVerifyClientCert, and set client_ca_file",
             ],
         ),
         (
             "tls_server_config: {cert_file: a, key_file: b, client_ca_file: c}",
             &[
-                "line 1, column 20: tls_server_config.client_auth_type: the CA of clients is given, and nobody is verified; \
+                "line 1, column 20: tls_server_config.client_auth_type: a client CA is set, but client certificates are not verified; \
                write VerifyClientCertIfGiven or RequireAndVerifyClientCert, or remove the CA",
             ],
         ),
         (
             "tls_server_config: {cert_file: a, key_file: b, client_auth_type: VerifyClientCertIfGiven}",
             &["line 1, column 20: tls_server_config.client_ca_file: missing; \
-               give the CA that signs the certificates of clients"],
+               set the CA that signs client certificates"],
         ),
         (
             "tls_server_config: {cert_file: a, key_file: b, client_allowed_sans: [x]}",
-            &["line 1, column 69: tls_server_config.client_allowed_sans: nobody must show a certificate; \
-               write client_auth_type: RequireAndVerifyClientCert"],
+            &[
+                "line 1, column 69: tls_server_config.client_allowed_sans: client certificates are not required; \
+               write client_auth_type: RequireAndVerifyClientCert",
+            ],
         ),
     ]);
 }
 
 #[test]
-fn what_is_not_of_the_file_is_refused() {
+fn unsupported_keys_and_values_are_rejected() {
     check_web(&[
         (
             "basic_auth_users: {alice: secret, 'b:c': x}\nrate_limit: {burst: 3}\ntls_config: {}",
             &[
                 "line 1, column 27: basic_auth_users.alice: not a bcrypt hash; \
-                 make one with: htpasswd -nBC 10 \"\" | tr -d ':\\n'",
-                "line 1, column 35: basic_auth_users.`b:c`: `b:c` is not a user; a user's name has no colon",
+                 create one with: htpasswd -nBC 10 \"\" | tr -d ':\\n'",
+                "line 1, column 35: basic_auth_users.`b:c`: `b:c` is not a valid user name; remove colons and control characters",
                 "line 2, column 13: rate_limit: not supported; \
-                 remove it: requests are not limited by rate here, connections are (512 at once)",
+                 remove it: the number of connections is limited instead (512 at once)",
                 "line 3, column 1: tls_config: unknown key; \
                  allowed: tls_server_config, http_server_config, basic_auth_users, rate_limit",
             ],
@@ -176,19 +178,19 @@ fn what_is_not_of_the_file_is_refused() {
             ],
         ),
     ]);
-    let dear = format!("basic_auth_users: {{alice: '{}'}}", HASH.replace("$10$", "$17$"));
+    let expensive = format!("basic_auth_users: {{alice: '{}'}}", HASH.replace("$10$", "$17$"));
     check_web(&[(
-        &dear,
+        &expensive,
         &[
             "line 1, column 27: basic_auth_users.alice: the hash has a cost of 17; at most 16 is allowed, 10 is usual: \
-           make one with: htpasswd -nBC 10 \"\" | tr -d ':\\n'",
+           create one with: htpasswd -nBC 10 \"\" | tr -d ':\\n'",
         ],
     )]);
 }
 
 #[cfg(feature = "tls")]
 #[test]
-fn a_peer_is_asked_as_all_are_where_it_does_not_differ() {
+fn tls_section_of_a_peer_overrides_the_default() {
     let text = "
 tls: {ca_file: ca, cert_file: cert, key_file: key}
 peers:
@@ -206,23 +208,23 @@ peers:
 
 #[cfg(feature = "tls")]
 #[test]
-fn half_a_key_pair_and_tls_without_https_are_refused() {
+fn incomplete_key_pair_and_tls_without_https_are_rejected() {
     check(&[
         (
             "tls: {cert_file: a}\npeers: [{name: b, address: b, tls: {}}, {name: c, address: c, scheme: ftp}]",
             &[
-                "line 1, column 6: tls.key_file: missing; cert_file needs the file with its private key",
-                "line 2, column 36: peers[0].tls: not used: the scheme is http; \
-                 write scheme: https beside it, or remove it",
+                "line 1, column 6: tls.key_file: missing; cert_file requires the file with its private key",
+                "line 2, column 36: peers[0].tls: has no effect with scheme: http; \
+                 write scheme: https, or remove it",
                 "line 2, column 71: peers[1].scheme: `ftp` is not supported; allowed: http, https",
             ],
         ),
         (
             "peers: [{name: b, address: b, scheme: https, tls: {key_file: k, server_name: 'b:1'}}]",
             &[
-                "line 1, column 51: peers[0].tls.cert_file: missing; key_file needs the file with its certificate",
+                "line 1, column 51: peers[0].tls.cert_file: missing; key_file requires the file with its certificate",
                 "line 1, column 78: peers[0].tls.server_name: `b:1` is not an IP address or a host name; \
-                 write ports under their own keys",
+                 remove the port: ports have keys of their own",
             ],
         ),
     ]);
@@ -230,19 +232,19 @@ fn half_a_key_pair_and_tls_without_https_are_refused() {
 
 #[cfg(not(feature = "tls"))]
 #[test]
-fn a_build_without_tls_says_so() {
-    const SAYS: &str =
-        "this build has no TLS; build it with the feature `tls`, a default one, or remove the key";
+fn build_without_tls_rejects_tls_keys() {
+    const PROBLEM: &str =
+        "this build does not support TLS; build with the default feature `tls`, or remove the key";
     check(&[(
         "tls: {ca_file: a}\npeers: [{name: b, address: b, scheme: https}]",
         &[
-            &format!("line 1, column 16: tls.ca_file: {SAYS}"),
-            &format!("line 2, column 39: peers[0].scheme: {SAYS}"),
+            &format!("line 1, column 16: tls.ca_file: {PROBLEM}"),
+            &format!("line 2, column 39: peers[0].scheme: {PROBLEM}"),
         ],
     )]);
     check_web(&[(
         "tls_server_config: {cert_file: a, key_file: b}",
-        &[&format!("line 1, column 20: tls_server_config: {SAYS}")],
+        &[&format!("line 1, column 20: tls_server_config: {PROBLEM}")],
     )]);
     assert_eq!(load_on("a", "tls: {web_config_file: web.yml}").config.tls.client, Trust::default());
 }

@@ -106,9 +106,7 @@ fn certificates_are_rotated_under_open_connections() {
     let log = agent.log();
     let warning = "contains no private key";
     assert_eq!(log.matches(warning).count(), 1, "{log}");
-    assert!(
-        log.contains("files of the HTTP port have changed and cannot be used; the old ones stay in force")
-    );
+    assert!(log.contains("files of the HTTP port changed but cannot be used; the previous ones stay in use"));
 }
 
 #[test]
@@ -207,5 +205,5 @@ fn agents_learn_who_the_others_are_with_certificates_both_ways() {
     // The CA is corrected: taken without a reload.
     fs::copy(&ca, &others).unwrap();
     in_time("the CA is taken", || doubtful.page().has("pathmeter_peer_info", &["agent=\"a\""]).then_some(()));
-    assert!(doubtful.log().contains("TLS files for outgoing connections have changed and are in force"));
+    assert!(doubtful.log().contains("TLS files for outgoing connections changed and are now in use"));
 }

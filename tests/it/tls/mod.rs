@@ -254,7 +254,7 @@ fn a_probe_asks_an_agent_over_https() {
         "{ended}"
     );
     let ended = probe(&host.to_string(), &["--tls-ca-file", &ca]);
-    assert!(ended.stderr.contains(&format!("{host} is asked without TLS: ")), "{ended}");
+    assert!(ended.stderr.contains(&format!("{host} is not reached over TLS: ")), "{ended}");
 
     let config = site.write(
         "probe.yaml",
@@ -347,7 +347,7 @@ fn check_leaves_other_files_alone_unless_it_is_given_one() {
         ended.stdout.contains(": warning: line 2, column 29: http_server_config.http2: has no effect"),
         "{ended}"
     );
-    assert!(ended.stdout.ends_with(": ok: served with TLS, 0 users\n"), "{ended}");
+    assert!(ended.stdout.ends_with(": ok: HTTP with TLS, 0 users\n"), "{ended}");
 }
 
 #[test]
