@@ -31,7 +31,7 @@ pub(crate) fn probe(paths: u32, port: u16, span: Duration) -> io::Result<f64> {
     probe_with(
         &socket(Timestamps::Both)?,
         requests,
-        Places { sequence: 0, number: 4, number_back: 28 },
+        FieldOffsets { sequence: 0, number: 4, number_back: 28 },
         port,
         span,
     )
@@ -39,7 +39,7 @@ pub(crate) fn probe(paths: u32, port: u16, span: Duration) -> io::Result<f64> {
 
 /// Where in a request its sequence number and the number of its datagram are written, and where in a reply the latter is.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Places {
+pub(crate) struct FieldOffsets {
     pub(crate) sequence: usize,
     pub(crate) number: usize,
     pub(crate) number_back: usize,
@@ -49,12 +49,12 @@ pub(crate) struct Places {
 pub(crate) fn probe_with(
     socket: &UdpSocket,
     mut requests: Vec<Vec<u8>>,
-    places: Places,
+    places: FieldOffsets,
     port: u16,
     span: Duration,
 ) -> io::Result<f64> {
     let paths = u32::try_from(requests.len()).map_err(io::Error::other)?;
-    let Places { sequence, number, number_back } = places;
+    let FieldOffsets { sequence, number, number_back } = places;
     let (mut outbox, mut inbox) = (Batch::new(BATCH), Batch::new(BATCH));
     // T1 by the number of the datagram, and the sum of all T4 − T1.
     let (mut left, mut spent, mut timestamped, mut answered) = (Vec::<u64>::new(), 0_u64, 0_u32, 0_u32);
@@ -77,8 +77,8 @@ pub(crate) fn probe_with(
         }
         std::thread::sleep(TICK);
         drain(&mut inbox, socket, libc::MSG_ERRQUEUE, |inbox, index| {
-            let said = inbox.said(index);
-            if let (Some(timestamp), Some(number)) = (said.timestamp, said.number) {
+            let kernel_info = inbox.kernel_info(index);
+            if let (Some(timestamp), Some(number)) = (kernel_info.timestamp, kernel_info.number) {
                 left[number as usize] = timestamp;
                 timestamped += 1;
             }
@@ -86,7 +86,7 @@ pub(crate) fn probe_with(
         drain(&mut inbox, socket, 0, |inbox, index| {
             let number = inbox.bytes(index)[number_back..number_back + 4].try_into().expect("four bytes");
             let t1 = left.get(u32::from_be_bytes(number) as usize).copied().unwrap_or(0);
-            spent += inbox.said(index).timestamp.unwrap_or(0).saturating_sub(t1);
+            spent += inbox.kernel_info(index).timestamp.unwrap_or(0).saturating_sub(t1);
             answered += 1;
         });
     }
@@ -105,13 +105,13 @@ fn drain(inbox: &mut Batch, socket: &UdpSocket, flags: libc::c_int, mut take: im
 }
 
 /// Sends everything back, on a thread of its own.
-pub(crate) struct Echo {
+pub(crate) struct BareResponder {
     pub(crate) address: SocketAddrV4,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<f64>,
 }
 
-impl Echo {
+impl BareResponder {
     /// On the one address of `localhost`.
     pub(crate) fn start() -> io::Result<Self> {
         Self::start_at(Ipv4Addr::LOCALHOST)
@@ -143,7 +143,7 @@ fn echo(socket: &UdpSocket, stopped: &AtomicBool) -> f64 {
             continue;
         }
         for index in 0..count {
-            std::hint::black_box(batch.said(index).timestamp);
+            std::hint::black_box(batch.kernel_info(index).timestamp);
         }
         echoes += u32::try_from(batch.send(socket, count)).expect("at most a batch");
     }

@@ -28,7 +28,7 @@ struct Slot {
 
 /// What the kernel says about a datagram.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Said {
+pub(crate) struct KernelInfo {
     /// When it arrived, or left; in nanoseconds since 1970.
     pub(crate) timestamp: Option<u64>,
     /// On the error queue: how many left before it.
@@ -118,9 +118,9 @@ impl Batch {
 
     /// What the kernel said about a datagram that was read.
     #[expect(unsafe_code, reason = "the kernel's own layout")]
-    pub(crate) fn said(&self, index: usize) -> Said {
+    pub(crate) fn kernel_info(&self, index: usize) -> KernelInfo {
         let header = &raw const self.headers[index].msg_hdr;
-        let mut said = Said::default();
+        let mut kernel_info = KernelInfo::default();
         // SAFETY: recvmmsg filled the header; its control buffer is alive, and the macros stay within the stated length.
         unsafe {
             let mut message = libc::CMSG_FIRSTHDR(header);
@@ -130,19 +130,19 @@ impl Batch {
                     (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) => {
                         let time = data.cast::<libc::timespec>().read_unaligned();
                         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-                        said.timestamp =
+                        kernel_info.timestamp =
                             Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0));
                     }
                     (libc::IPPROTO_IP, libc::IP_RECVERR) => {
                         let error = data.cast::<libc::sock_extended_err>().read_unaligned();
-                        said.number = Some(error.ee_data);
+                        kernel_info.number = Some(error.ee_data);
                     }
                     _ => {}
                 }
                 message = libc::CMSG_NXTHDR(header, message);
             }
         }
-        said
+        kernel_info
     }
 }
 

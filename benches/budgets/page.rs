@@ -2,9 +2,9 @@
 
 /// The text of a scrape.
 #[derive(Debug)]
-pub(crate) struct Page(pub(crate) String);
+pub(crate) struct MetricsText(pub(crate) String);
 
-impl Page {
+impl MetricsText {
     /// The sum of the lines of a name.
     pub(crate) fn sum(&self, name: &str) -> f64 {
         self.lines(name).map(|(_, value)| value).sum()

@@ -4,7 +4,7 @@ use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::agent::{Agent, NO_PATHS, Paths};
+use super::agent::{BenchAgent, NO_PATHS, PathLoad};
 use super::bare;
 use super::report::{Row, median};
 
@@ -15,12 +15,13 @@ const SETTLED: Duration = Duration::from_secs(5);
 const SCRAPES: u32 = 10;
 
 pub(crate) fn measure() -> io::Result<Vec<Row>> {
-    let responder = Agent::start(NO_PATHS)?;
+    let responder = BenchAgent::start(NO_PATHS)?;
     let idle = responder.memory()?.resident;
     let few = round_trips_of_few(responder.stamp_port)?;
     let mut rows = Vec::new();
     for (count, budget) in [(1_000, 20.0), (10_000, 8.0)] {
-        let agent = Agent::start(Paths { count, interval: "1s", flows: 1, port: responder.stamp_port })?;
+        let agent =
+            BenchAgent::start(PathLoad { count, interval: "1s", flows: 1, port: responder.stamp_port })?;
         sleep(SETTLED);
         let (ours, share) = echoes(&agent, &responder)?;
         let many = Figures { idle, few, share, count };
@@ -37,7 +38,7 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
 }
 
 /// CPU per echo in microseconds, and the share of a core in percent.
-fn echoes(agent: &Agent, responder: &Agent) -> io::Result<(f64, f64)> {
+fn echoes(agent: &BenchAgent, responder: &BenchAgent) -> io::Result<(f64, f64)> {
     let (mut costs, mut shares) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let (cpu, replies, begin) = (agent.cpu()?, responder.replies()?, Instant::now());
@@ -51,38 +52,38 @@ fn echoes(agent: &Agent, responder: &Agent) -> io::Result<(f64, f64)> {
 
 /// Round trips in microseconds, as the metrics show them.
 #[derive(Debug, Clone, Copy)]
-struct RoundTrips {
+struct RttSummary {
     mean: f64,
     p50: f64,
     p99: f64,
 }
 
-impl RoundTrips {
-    fn of(agent: &Agent) -> io::Result<Self> {
+impl RttSummary {
+    fn of(agent: &BenchAgent) -> io::Result<Self> {
         let page = agent.scrape()?;
         Ok(Self { mean: page.rtt_mean_us(), p50: page.rtt_bucket_us(0.5), p99: page.rtt_bucket_us(0.99) })
     }
 }
 
 /// What ten paths report; at 20/s, so that a p99 has twenty round trips beyond it.
-fn round_trips_of_few(port: u16) -> io::Result<RoundTrips> {
-    let agent = Agent::start(Paths { count: 10, interval: "50ms", flows: 1, port })?;
+fn round_trips_of_few(port: u16) -> io::Result<RttSummary> {
+    let agent = BenchAgent::start(PathLoad { count: 10, interval: "50ms", flows: 1, port })?;
     sleep(Duration::from_secs(10));
-    RoundTrips::of(&agent)
+    RttSummary::of(&agent)
 }
 
 /// What was measured before the rows about many paths.
 struct Figures {
     /// RSS of an agent without paths in KiB.
     idle: f64,
-    few: RoundTrips,
+    few: RttSummary,
     /// Percent of a core.
     share: f64,
     count: u32,
 }
 
 impl Figures {
-    fn rows(&self, agent: &Agent) -> io::Result<Vec<Row>> {
+    fn rows(&self, agent: &BenchAgent) -> io::Result<Vec<Row>> {
         let Self { idle, few, share, count } = *self;
         let resident = agent.memory()?.resident;
         let mut rows = vec![
@@ -90,7 +91,7 @@ impl Figures {
             Row::new("memory of a path", (resident - idle) / f64::from(count), "KiB").budget(4.0),
         ];
         let page = agent.scrape()?;
-        let all = RoundTrips::of(agent)?;
+        let all = RttSummary::of(agent)?;
         let unsent = page.sum("pathmeter_echo_unsent_total");
         let sent = page.sum("pathmeter_echo_sent_total");
         let not_network = ["host_dropped", "late", "very_late", "mismatched", "send_errors"]
@@ -110,8 +111,8 @@ impl Figures {
 }
 
 /// `share` is the percentage of a core that the agent needs without being scraped.
-fn scrapes(agent: &Agent, share: f64) -> io::Result<Vec<Row>> {
-    agent.forget_memory_max()?;
+fn scrapes(agent: &BenchAgent, share: f64) -> io::Result<Vec<Row>> {
+    agent.reset_memory_max()?;
     let (memory, cpu, begin) = (agent.memory()?, agent.cpu()?, Instant::now());
     let mut bytes = 0;
     for _ in 0..SCRAPES {

@@ -19,20 +19,20 @@ pub(crate) fn cpu_of(pid: u32) -> io::Result<Duration> {
 
 /// What the scheduler knows of the threads of a process that have one name.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Scheduled {
+pub(crate) struct ThreadTimes {
     pub(crate) ran: Duration,
     /// Could have run, and waited for a core.
     pub(crate) waited: Duration,
 }
 
-impl Scheduled {
+impl ThreadTimes {
     pub(crate) fn of(pid: u32, thread: &str) -> io::Result<Self> {
         let mut sum = Self::default();
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let task = task?.path();
             if fs::read_to_string(task.join("comm"))?.trim_end() == thread {
-                let said = fs::read_to_string(task.join("schedstat"))?;
-                let mut nanos = said.split(' ').filter_map(|nanos| nanos.parse().ok());
+                let kernel_info = fs::read_to_string(task.join("schedstat"))?;
+                let mut nanos = kernel_info.split(' ').filter_map(|nanos| nanos.parse().ok());
                 let mut next = || nanos.next().ok_or_else(|| io::Error::other("schedstat cannot be read"));
                 sum.ran += Duration::from_nanos(next()?);
                 sum.waited += Duration::from_nanos(next()?);
@@ -123,7 +123,7 @@ impl Memory {
     }
 
     /// Lets the maximum begin anew.
-    pub(crate) fn forget_max(pid: u32) -> io::Result<()> {
+    pub(crate) fn reset_max(pid: u32) -> io::Result<()> {
         fs::write(format!("/proc/{pid}/clear_refs"), "5")
     }
 }

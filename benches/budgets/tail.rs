@@ -18,7 +18,7 @@ use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, WireFormat};
 use pathmeter_proto::stats::quantile;
 
-use super::agent::{Agent, NO_PATHS};
+use super::agent::{BenchAgent, NO_PATHS};
 use super::batch::{Batch, Timestamps, address, socket, wait};
 use super::process::wall;
 use super::report::{Row, cores};
@@ -27,20 +27,20 @@ use super::report::{Row, cores};
 const PROBES: u32 = 11_000;
 const INTERVAL: Duration = Duration::from_millis(1);
 /// Without any report for so long something is broken.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_millis(500);
-const BURNERS_PER_CORE: usize = 2;
+const BUSY_LOOPS_PER_CORE: usize = 2;
 
 pub(crate) fn measure() -> io::Result<Vec<Row>> {
-    let responder = Agent::start(NO_PATHS)?;
+    let responder = BenchAgent::start(NO_PATHS)?;
     let mut rows = round("idle", &responder, None)?;
-    let burners = Burners::start(BURNERS_PER_CORE * cores());
+    let busy_loops = BusyLoops::start(BUSY_LOOPS_PER_CORE * cores());
     rows.extend(round("two busy loops a core", &responder, Some(20.0))?);
-    drop(burners);
+    drop(busy_loops);
     Ok(rows)
 }
 
-fn round(name: &str, responder: &Agent, budget_of_tail: Option<f64>) -> io::Result<Vec<Row>> {
+fn round(name: &str, responder: &BenchAgent, budget_of_tail: Option<f64>) -> io::Result<Vec<Row>> {
     let ours = ours(responder.stamp_port)?;
     let bare = bare()?;
     let unsent = f64::from(u32::try_from(ours.unsent).map_err(io::Error::other)?);
@@ -60,14 +60,14 @@ fn round(name: &str, responder: &Agent, budget_of_tail: Option<f64>) -> io::Resu
 }
 
 /// What our own loop measured.
-struct Ours {
+struct AgentLoop {
     /// Sorted.
     round_trips: Vec<Duration>,
     /// Slots for which a busy host made us late.
     unsent: u64,
 }
 
-fn ours(port: u16) -> io::Result<Ours> {
+fn ours(port: u16) -> io::Result<AgentLoop> {
     let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let prober = datagram::spawn("bench", Vec::new(), TimestampMatching::detect(), sender)?;
     let (tap, reports) = mpsc::channel();
@@ -91,9 +91,9 @@ fn ours(port: u16) -> io::Result<Ours> {
         tap: Some(tap),
     };
     prober.start(NewPath { id: PathId(1), task: echo.into_task(), peer_left_at: None });
-    let mut found = Ours { round_trips: Vec::new(), unsent: 0 };
+    let mut found = AgentLoop { round_trips: Vec::new(), unsent: 0 };
     while found.round_trips.len() < PROBES as usize {
-        match reports.recv_timeout(PATIENCE) {
+        match reports.recv_timeout(REPORT_TIMEOUT) {
             Ok(EchoReport::Decided { sample: Some(sample), .. }) => found.round_trips.push(sample.rtt),
             Ok(EchoReport::Unsent(slots)) => found.unsent += slots,
             Ok(_) => {}
@@ -108,7 +108,7 @@ fn ours(port: u16) -> io::Result<Ours> {
 /// Round trips of the bare loop by the same datagrams, sorted: with kernel stamps as we take them, and as a tool without
 /// them would.
 #[derive(Default)]
-struct Bare {
+struct BareLoop {
     kernel: Vec<Duration>,
     user: Vec<Duration>,
 }
@@ -120,8 +120,8 @@ struct Bare {
 /// ```
 const NOTE_BYTES: usize = 32;
 
-fn bare() -> io::Result<Bare> {
-    let responder = Noting::start()?;
+fn bare() -> io::Result<BareLoop> {
+    let responder = TimestampingResponder::start()?;
     let socket = socket(Timestamps::Both)?;
     let (mut outbox, mut inbox) = (Batch::new(1), Batch::new(16));
     let (mut t1, mut t1_user) = (Vec::new(), Vec::new());
@@ -131,12 +131,12 @@ fn bare() -> io::Result<Bare> {
         let due = INTERVAL * number;
         while let Some(left) = due.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
             wait(&socket, left);
-            take_timestamps(&mut inbox, &socket, &mut t1);
+            read_tx_timestamps(&mut inbox, &socket, &mut t1);
             for index in 0..inbox.receive(&socket, 0) {
                 let arrived = wall();
                 notes.push((
                     read_note(inbox.bytes(index)),
-                    inbox.said(index).timestamp.unwrap_or(0),
+                    inbox.kernel_info(index).timestamp.unwrap_or(0),
                     arrived,
                 ));
             }
@@ -149,8 +149,8 @@ fn bare() -> io::Result<Bare> {
         outbox.send(&socket, 1);
     }
     std::thread::sleep(SETTLED);
-    take_timestamps(&mut inbox, &socket, &mut t1);
-    let mut found = Bare::default();
+    read_tx_timestamps(&mut inbox, &socket, &mut t1);
+    let mut found = BareLoop::default();
     for ([number, t2, t2_user, t3_user], t4, t4_user) in notes {
         let at = usize::try_from(number).map_err(io::Error::other)?;
         let rtt = |t1: u64, t2, t4: u64| t4.saturating_sub(t1).saturating_sub(t3_user.saturating_sub(t2));
@@ -163,10 +163,10 @@ fn bare() -> io::Result<Bare> {
     Ok(found)
 }
 
-fn take_timestamps(inbox: &mut Batch, socket: &UdpSocket, t1: &mut [u64]) {
+fn read_tx_timestamps(inbox: &mut Batch, socket: &UdpSocket, t1: &mut [u64]) {
     for index in 0..inbox.receive(socket, libc::MSG_ERRQUEUE) {
-        let said = inbox.said(index);
-        if let (Some(timestamp), Some(number)) = (said.timestamp, said.number) {
+        let kernel_info = inbox.kernel_info(index);
+        if let (Some(timestamp), Some(number)) = (kernel_info.timestamp, kernel_info.number) {
             t1[number as usize] = timestamp;
         }
     }
@@ -177,13 +177,13 @@ fn read_note(bytes: &[u8]) -> [u64; 4] {
 }
 
 /// A bare responder that notes when it received and answered.
-struct Noting {
+struct TimestampingResponder {
     address: SocketAddrV4,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-impl Noting {
+impl TimestampingResponder {
     fn start() -> io::Result<Self> {
         let socket = socket(Timestamps::Received)?;
         let address = address(&socket)?;
@@ -194,7 +194,7 @@ impl Noting {
             while !stopped.load(Ordering::Relaxed) {
                 wait(&socket, Duration::from_millis(50));
                 while batch.receive(&socket, 0) > 0 {
-                    let (t2, t2_user) = (batch.said(0).timestamp.unwrap_or(0), wall());
+                    let (t2, t2_user) = (batch.kernel_info(0).timestamp.unwrap_or(0), wall());
                     for (at, time) in [(8, t2), (16, t2_user), (24, wall())] {
                         batch.bytes_mut(0)[at..at + 8].copy_from_slice(&time.to_be_bytes());
                     }
@@ -212,12 +212,12 @@ impl Noting {
 }
 
 /// Threads that do nothing but compute; they end when this is dropped.
-struct Burners {
+struct BusyLoops {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Burners {
+impl BusyLoops {
     fn start(count: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let burn = || {
@@ -228,7 +228,7 @@ impl Burners {
     }
 }
 
-impl Drop for Burners {
+impl Drop for BusyLoops {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
-use super::agent::{Agent, NO_PATHS};
+use super::agent::{BenchAgent, NO_PATHS};
 use super::bare::per_echo;
 use super::report::Row;
 
@@ -21,7 +21,7 @@ const LONG: u16 = 1000;
 const LONGEST: usize = 64 << 10;
 
 /// Clients that talk, and what each says.
-const TALKING: u16 = 1000;
+const ACTIVE: u16 = 1000;
 const INTERVAL: Duration = Duration::from_millis(100);
 const MESSAGE: &[u8] = br#"{"seq": 123, "ts": 1678886400100}"#;
 
@@ -34,24 +34,24 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let mut rows = idle()?;
     rows.extend(long()?);
-    rows.extend(talking()?);
+    rows.extend(active()?);
     Ok(rows)
 }
 
 fn idle() -> io::Result<Vec<Row>> {
-    let agent = Agent::start(NO_PATHS)?;
+    let agent = BenchAgent::start(NO_PATHS)?;
     // Code and buffers that the first client brings in are not a client's.
     let mut first = Client::open(&agent, 0)?;
-    first.say()?;
-    first.hear()?;
+    first.send()?;
+    first.receive()?;
     drop(first);
     let before = agent.memory()?.resident;
     let mut clients = (0..IDLE).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
     let connected = agent.memory()?.resident;
     // Each has said something once, as a client does that then waits.
     for client in &mut clients {
-        client.say()?;
-        client.hear()?;
+        client.send()?;
+        client.receive()?;
     }
     let after = agent.memory()?.resident;
     let each = |resident: f64| (resident - before) / f64::from(IDLE);
@@ -69,7 +69,7 @@ fn idle() -> io::Result<Vec<Row>> {
 }
 
 fn long() -> io::Result<Vec<Row>> {
-    let agent = Agent::start(NO_PATHS)?;
+    let agent = BenchAgent::start(NO_PATHS)?;
     let mut clients = (0..LONG).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
     let before = agent.memory()?.resident;
     let message = frame(&vec![b'x'; LONGEST]);
@@ -102,19 +102,19 @@ fn frame(text: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn talking() -> io::Result<Vec<Row>> {
-    let agent = Agent::start(NO_PATHS)?;
-    let mut clients = (0..TALKING).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
+fn active() -> io::Result<Vec<Row>> {
+    let agent = BenchAgent::start(NO_PATHS)?;
+    let mut clients = (0..ACTIVE).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
     for client in &mut clients {
-        client.say()?;
+        client.send()?;
     }
-    talk(&mut clients, SETTLE)?;
+    exchange(&mut clients, SETTLE)?;
     let echoes = || agent.scrape().map(|page| page.sum("pathmeter_websocket_messages_total"));
     let (echoes_before, cpu, begun) = (echoes()?, agent.cpu()?, Instant::now());
-    talk(&mut clients, WINDOW)?;
+    exchange(&mut clients, WINDOW)?;
     let (used, span, echoed) = (agent.cpu()? - cpu, begun.elapsed(), echoes()? - echoes_before);
     let share = 100.0 * used.as_secs_f64() / span.as_secs_f64();
-    let name = format!("{TALKING} clients at 10/s");
+    let name = format!("{ACTIVE} clients at 10/s");
     Ok(vec![
         Row::new(format!("WebSocket, {name}, share of one core"), share, "%").budget(100.0),
         Row::new(format!("… CPU per echo, {name}"), per_echo(used, echoed), "µs"),
@@ -123,9 +123,9 @@ fn talking() -> io::Result<Vec<Row>> {
 }
 
 /// Lets each client in turn hear its last message and say the next one, spread over the interval.
-fn talk(clients: &mut [Client], span: Duration) -> io::Result<()> {
+fn exchange(clients: &mut [Client], span: Duration) -> io::Result<()> {
     let begin = Instant::now();
-    let slot = INTERVAL / u32::from(TALKING);
+    let slot = INTERVAL / u32::from(ACTIVE);
     let mut due = begin;
     while begin.elapsed() < span {
         for client in &mut *clients {
@@ -134,8 +134,8 @@ fn talk(clients: &mut [Client], span: Duration) -> io::Result<()> {
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 std::thread::sleep(early);
             }
-            client.hear()?;
-            client.say()?;
+            client.receive()?;
+            client.send()?;
         }
     }
     Ok(())
@@ -147,7 +147,7 @@ struct Client {
 }
 
 impl Client {
-    fn open(agent: &Agent, number: u16) -> io::Result<Self> {
+    fn open(agent: &BenchAgent, number: u16) -> io::Result<Self> {
         let source = Ipv4Addr::from_bits(0x7f00_0001 + u32::from(number / PER_SOURCE));
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
@@ -170,11 +170,11 @@ impl Client {
         }
     }
 
-    fn say(&mut self) -> io::Result<()> {
+    fn send(&mut self) -> io::Result<()> {
         self.stream.write_all(&frame(MESSAGE))
     }
 
-    fn hear(&mut self) -> io::Result<()> {
+    fn receive(&mut self) -> io::Result<()> {
         let mut frame = [0; 2 + MESSAGE.len()];
         self.stream.read_exact(&mut frame)?;
         match &frame[2..] == MESSAGE {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::lane::Lane;
-use crate::tools::Contender;
+use crate::host_pair::HostPair;
+use crate::tools::Tool;
 
 /// The programs that are here, and the commands that were run.
 #[derive(Default)]
@@ -21,13 +21,13 @@ impl Commands {
         self.present.contains(program)
     }
 
-    pub(crate) fn present(&self, contenders: &[Contender]) -> Vec<Contender> {
-        contenders.iter().filter(|contender| self.has(contender.program)).copied().collect()
+    pub(crate) fn present(&self, tools: &[Tool]) -> Vec<Tool> {
+        tools.iter().filter(|tool| self.has(tool.program)).copied().collect()
     }
 
     /// Takes note of what was run in a lane.
-    pub(crate) fn note(&mut self, lane: &Lane) {
-        for command in &lane.commands {
+    pub(crate) fn record(&mut self, pair: &HostPair) {
+        for command in &pair.commands {
             if !self.all.contains(command) {
                 self.all.push(command.clone());
             }

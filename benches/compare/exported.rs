@@ -3,11 +3,11 @@
 use pathmeter_lab::exchange::Exchanges;
 
 use crate::table::{self, mean, quantile, short};
-use crate::tools::{Exported, Said};
+use crate::tools::{ExportedHistogram, ToolReport};
 
 /// A program's name; then truth and what is shown of the mean, the median and the 99th percentile, in milliseconds.
-pub(crate) fn row(name: &str, said: &Said, truth: &Exchanges) -> Option<[String; 7]> {
-    let page = said.page.as_ref()?;
+pub(crate) fn row(name: &str, report: &ToolReport, truth: &Exchanges) -> Option<[String; 7]> {
+    let page = report.page.as_ref()?;
     let mut true_ones: Vec<f64> = truth
         .iter()
         .filter_map(|(_, exchange)| exchange.round_trip())
@@ -30,7 +30,7 @@ pub(crate) fn table(rows: &[[String; 7]]) -> String {
     table::table(["program", "mean, ms", "shown", "p50, ms", "shown", "p99, ms", "shown"], rows)
 }
 
-impl Exported {
+impl ExportedHistogram {
     fn mean(&self) -> f64 {
         self.sum("_sum") / self.sum("_count")
     }

@@ -11,8 +11,8 @@ struct Rule {
     /// What is looked for, each with a word boundary on either side.
     words: &'static [&'static str],
     /// Files, or folders with a slash at the end, that may.
-    except: &'static [&'static str],
-    why: &'static str,
+    allowed_in: &'static [&'static str],
+    reason: &'static str,
 }
 
 const RULES: [Rule; 13] = [
@@ -28,8 +28,8 @@ const RULES: [Rule; 13] = [
             "std::io",
             "use std::{",
         ],
-        except: &[],
-        why: "a machine decides and never acts: the time is an argument, and so is everything else from outside",
+        allowed_in: &[],
+        reason: "a machine decides and never acts: the time is an argument, and so is everything else from outside",
     },
     Rule {
         root: "proto/src",
@@ -44,72 +44,72 @@ const RULES: [Rule; 13] = [
             "nix",
             "getrandom",
         ],
-        except: &[],
-        why: "sockets, tasks and system calls belong to the daemon; proto gets bytes and gives bytes",
+        allowed_in: &[],
+        reason: "sockets, tasks and system calls belong to the daemon; proto gets bytes and gives bytes",
     },
     Rule {
         root: "proto/src",
         words: &["unsafe {", "unsafe fn", "unsafe impl"],
-        except: &[],
-        why: "nothing that reads bytes from the network needs unsafe code",
+        allowed_in: &[],
+        reason: "nothing that reads bytes from the network needs unsafe code",
     },
     Rule {
         root: "src",
         words: &["unsafe {", "unsafe fn", "unsafe impl"],
-        except: &[
+        allowed_in: &[
             "src/datagram/cmsg.rs",
             "src/datagram/socket.rs",
             "src/datagram/poller.rs",
             "src/stream/kernel.rs",
         ],
-        why: "system calls that have no safe wrapper are made in these files and nowhere else",
+        reason: "system calls that have no safe wrapper are made in these files and nowhere else",
     },
     Rule {
         root: "src",
         words: &["prometheus::"],
-        except: &["src/metrics/"],
-        why: "others count in our own types; what a scrape looks like is known to src/metrics alone",
+        allowed_in: &["src/metrics/"],
+        reason: "others count in our own types; what a scrape looks like is known to src/metrics alone",
     },
     Rule {
         root: "src",
         words: &["\"pathmeter_"],
-        except: &["src/metrics/"],
-        why: "every metric has its name and its help text in src/metrics, where they are reviewed together",
+        allowed_in: &["src/metrics/"],
+        reason: "every metric has its name and its help text in src/metrics, where they are reviewed together",
     },
     Rule {
         root: "src",
         words: &["serde_yaml"],
-        except: &["src/config/file.rs"],
-        why: "the YAML library is known to one file, so that it can be replaced there",
+        allowed_in: &["src/config/file.rs"],
+        reason: "the YAML library is known to one file, so that it can be replaced there",
     },
     Rule {
         root: "src",
         words: &["tokio_rustls", "rustls_native_certs", "x509_cert"],
-        except: &[
+        allowed_in: &[
             "src/tls/acceptor.rs",
             "src/tls/certificate.rs",
             "src/tls/connector.rs",
             "src/tls/pem.rs",
             "src/tls/stream.rs",
         ],
-        why: "others use src/tls, which is there in a build without TLS, too",
+        reason: "others use src/tls, which is there in a build without TLS, too",
     },
     Rule {
         root: "src/http",
         words: &["crate::api", "crate::websocket", "crate::metrics", "crate::stream", "crate::daemon"],
-        except: &[],
-        why: "HTTP knows nothing of what is served: src/api gives it a handler",
+        allowed_in: &[],
+        reason: "HTTP knows nothing of what is served: src/api gives it a handler",
     },
     Rule {
         root: "src/websocket",
         words: &["crate::api", "crate::stream", "crate::daemon"],
-        except: &[],
-        why: "src/api serves /ws with it, and the other way round would be a cycle",
+        allowed_in: &[],
+        reason: "src/api serves /ws with it, and the other way round would be a cycle",
     },
     Rule {
         root: "src",
         words: &["tokio::spawn", "JoinSet", "spawn_blocking", "spawn_local"],
-        except: &[
+        allowed_in: &[
             "src/api/renderer.rs",
             "src/api/routes.rs",
             "src/cli/demo.rs",
@@ -125,18 +125,18 @@ const RULES: [Rule; 13] = [
             "src/stream/responder.rs",
             "src/websocket/mod.rs",
         ],
-        why: "every task has an owner that ends it; a new place that starts tasks says here that it is one",
+        reason: "every task has an owner that ends it; a new place that starts tasks says here that it is one",
     },
     Rule {
         root: "src",
         words: &["std::thread", "thread::spawn", "thread::sleep"],
-        except: &["src/answering.rs", "src/loops/mod.rs"],
-        why: "the only threads besides the runtimes' are the loops that measure and the one that answers over connections",
+        allowed_in: &["src/answering.rs", "src/loops/mod.rs"],
+        reason: "the only threads besides the runtimes' are the loops that measure and the one that answers over connections",
     },
     Rule {
         root: "src",
         words: &["clock_gettime", "Instant::now"],
-        except: &[
+        allowed_in: &[
             "src/clock/mod.rs",
             "src/api/routes.rs",
             "src/http/",
@@ -146,18 +146,18 @@ const RULES: [Rule; 13] = [
             "src/discovery/dns.rs",
             "src/stream/mod.rs",
         ],
-        why: "what is measured has one clock, src/clock; only deadlines of HTTP, of WebSocket clients, of answers of the DNS and of the stop have another",
+        reason: "what is measured has one clock, src/clock; only deadlines of HTTP, of WebSocket clients, of answers of the DNS and of the stop have another",
     },
 ];
 
 #[test]
-fn only_those_use_it_who_may() {
+fn restricted_items_are_used_only_where_allowed() {
     let mut broken = Vec::new();
     for rule in &RULES {
         for file in sources(rule.root) {
             let name = file.to_str().unwrap().to_owned();
             if rule
-                .except
+                .allowed_in
                 .iter()
                 .any(|allowed| name == *allowed || allowed.ends_with('/') && name.starts_with(allowed))
             {
@@ -165,7 +165,7 @@ fn only_those_use_it_who_may() {
             }
             for (number, line) in code(&file) {
                 if let Some(word) = rule.words.iter().find(|word| contains_word(&line, word)) {
-                    broken.push(format!("{name}:{number}: `{word}`\n    {}", rule.why));
+                    broken.push(format!("{name}:{number}: `{word}`\n    {}", rule.reason));
                 }
             }
         }
@@ -174,9 +174,9 @@ fn only_those_use_it_who_may() {
 }
 
 #[test]
-fn every_exception_is_still_one() {
+fn every_exception_is_used() {
     for rule in &RULES {
-        for allowed in rule.except.iter().filter(|allowed| !allowed.ends_with('/')) {
+        for allowed in rule.allowed_in.iter().filter(|allowed| !allowed.ends_with('/')) {
             let path = Path::new(allowed).to_owned();
             let is_used = in_project(&path).exists()
                 && code(&path)
@@ -260,7 +260,7 @@ fn modules_import_from_lower_layers_only() {
 
 /// Files beside each other import each other in one direction, too. A file and the `mod.rs` above it belong together.
 #[test]
-fn files_of_a_module_import_each_other_in_one_direction() {
+fn files_of_a_module_have_no_import_cycles() {
     let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for root in ["proto/src", "src"] {
         for file in sources(root) {
@@ -281,7 +281,7 @@ fn files_of_a_module_import_each_other_in_one_direction() {
 
 /// The sample kind is a whole kind of probe: what it touches besides its own files is what every new kind touches.
 #[test]
-fn a_new_kind_touches_what_the_documentation_lists() {
+fn sample_kind_touches_only_the_documented_files() {
     const PAGE: &str = "docs/how-to/add-a-kind.md";
     let touches = |file: &&PathBuf| {
         let text = fs::read_to_string(in_project(file)).unwrap().to_lowercase();
@@ -298,17 +298,17 @@ fn a_new_kind_touches_what_the_documentation_lists() {
 }
 
 #[test]
-fn the_documentation_shows_the_layers() {
+fn documentation_shows_the_layers() {
     let text = fs::read_to_string(in_project(Path::new(LAYERS_SHOWN_IN))).unwrap();
     let missing: Vec<String> =
-        LAYERS.iter().map(shown).filter(|block| !text.contains(block.as_str())).collect();
+        LAYERS.iter().map(layers_block).filter(|block| !text.contains(block.as_str())).collect();
     assert!(missing.is_empty(), "{LAYERS_SHOWN_IN} must contain these blocks:\n{}", missing.join("\n"));
 }
 
 const LAYERS_SHOWN_IN: &str = "docs/explanation/architecture.md";
 
 /// The layers as the documentation shows them, the highest first.
-fn shown(layers: &Layers) -> String {
+fn layers_block(layers: &Layers) -> String {
     let lines: Vec<String> = layers.layers.iter().rev().map(|layer| layer.join(" ")).collect();
     format!("```text\n{}\n```", lines.join("\n"))
 }
@@ -321,17 +321,17 @@ fn module_of(root: &str, file: &Path) -> String {
 
 /// The modules right below the root that a file uses: `crate::metrics`, or from a file there, `super::metrics`.
 fn imports_from_root(file: &Path) -> BTreeSet<String> {
-    words_behind("crate::", file)
+    identifiers_after("crate::", file)
 }
 
 /// The files beside it that a file uses.
 fn imports_from_parent(file: &Path) -> BTreeSet<String> {
     let is_mod = file.ends_with("mod.rs");
-    if is_mod { BTreeSet::new() } else { words_behind("super::", file) }
+    if is_mod { BTreeSet::new() } else { identifiers_after("super::", file) }
 }
 
 /// The identifiers that follow a prefix, alone or in braces.
-fn words_behind(prefix: &str, file: &Path) -> BTreeSet<String> {
+fn identifiers_after(prefix: &str, file: &Path) -> BTreeSet<String> {
     let text: String = code(file).into_iter().map(|(_, line)| line + "\n").collect();
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let word = |text: &str| text.chars().take_while(|c| is_word(*c)).collect::<String>();
@@ -355,11 +355,11 @@ fn words_behind(prefix: &str, file: &Path) -> BTreeSet<String> {
 
 /// Everything that a module imports, directly or through others.
 fn reachable<'a>(imports: &'a BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<&'a str> {
-    let (mut found, mut left) = (BTreeSet::new(), vec![from]);
-    while let Some(module) = left.pop() {
+    let (mut found, mut queue) = (BTreeSet::new(), vec![from]);
+    while let Some(module) = queue.pop() {
         for next in imports.get(module).into_iter().flatten() {
             if found.insert(next.as_str()) {
-                left.push(next);
+                queue.push(next);
             }
         }
     }

@@ -36,14 +36,15 @@ fn in_project(path: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_path_adds_as_many_series_as_the_limit_counts() {
+fn series_per_path_match_the_limit_constants() {
     let page = full_page();
     let of = |peer: &str| {
         let label = format!("probe=\"fast\",peer=\"{peer}\"");
-        page.series(|series| series.starts_with("pathmeter_echo_") && series.contains(&label))
+        page.count_series(|series| series.starts_with("pathmeter_echo_") && series.contains(&label))
     };
     // One with TLS has one more.
-    let of_stream = page.series(|series| series.contains("probe=\"chat\",peer=")) + 1 - EchoSeries::LINES;
+    let of_stream =
+        page.count_series(|series| series.contains("probe=\"chat\",peer=")) + 1 - EchoSeries::LINES;
     assert_eq!(of_stream, StreamSeries::LINES, "src/metrics/stream.rs\n{}", page.text());
     let most = of("b").max(of("nobody"));
     assert_eq!(
@@ -52,8 +53,8 @@ fn a_path_adds_as_many_series_as_the_limit_counts() {
         "EchoSeries::LINES in src/metrics/echo.rs is to be {most}\n{}",
         page.text()
     );
-    let of_mtu =
-        page.series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
+    let of_mtu = page
+        .count_series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
     assert_eq!(of_mtu, PathMtuSeries::LINES, "src/metrics/path_mtu.rs\n{}", page.text());
 }
 
@@ -69,16 +70,19 @@ pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
 }
 
 #[test]
-fn every_family_is_documented() {
+fn every_metric_family_is_documented() {
     let page = full_page();
     let missing = undocumented(&page);
-    assert!(missing.is_empty(), "docs/reference/metrics.md has no row that begins with | `name` for {missing:#?}");
+    assert!(
+        missing.is_empty(),
+        "docs/reference/metrics.md has no row that begins with | `name` for {missing:#?}"
+    );
 }
 
 #[test]
-fn the_example_is_a_valid_configuration() {
+fn example_configuration_is_valid() {
     let example = in_project("config.example.yaml");
-    let ended = run(&["check", example.to_str().unwrap()]);
-    assert_eq!(ended.code, Some(0), "{ended}");
-    assert!(ended.stdout.contains(": ok: agent ") && !ended.stdout.contains("warning"), "{ended}");
+    let output = run(&["check", example.to_str().unwrap()]);
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.stdout.contains(": ok: agent ") && !output.stdout.contains("warning"), "{output}");
 }

@@ -28,18 +28,18 @@ const STEP: Duration = Duration::from_secs(30);
 struct Meter {
     begun: Instant,
     /// Each thing that is measured, as it stood.
-    stood: Vec<Duration>,
+    previous: Vec<Duration>,
 }
 
 impl Meter {
     fn begin(used: Vec<Duration>) -> Self {
-        Self { begun: Instant::now(), stood: used }
+        Self { begun: Instant::now(), previous: used }
     }
 
     /// The share of a core that each has used since it was last asked.
     fn shares(&mut self, used: Vec<Duration>) -> Vec<f64> {
         let span = self.begun.elapsed().as_secs_f64();
-        let shares = used.iter().zip(&self.stood).map(|(now, then)| (*now - *then).as_secs_f64() / span);
+        let shares = used.iter().zip(&self.previous).map(|(now, then)| (*now - *then).as_secs_f64() / span);
         let shares = shares.collect();
         *self = Self::begin(used);
         shares
@@ -48,33 +48,33 @@ impl Meter {
 
 /// Who else takes the cores.
 #[derive(Debug)]
-struct Strangers {
+struct OtherLoad {
     ours: Vec<u32>,
     meter: Meter,
-    pauses: Pauses,
+    pauses: PauseMonitor,
 }
 
 /// What was seen of them.
 #[derive(Debug)]
-struct Seen {
+struct Interference {
     /// Cores that other programs used, and that the hypervisor did.
     shares: [f64; 2],
     longest_pause: Duration,
 }
 
-impl Strangers {
+impl OtherLoad {
     /// `ours` are the agents that are measured; this process is ours, too.
     fn begin(mut ours: Vec<u32>) -> io::Result<Self> {
         ours.push(std::process::id());
         let used = Self::used(&ours)?;
-        Ok(Self { ours, meter: Meter::begin(used), pauses: Pauses::begin() })
+        Ok(Self { ours, meter: Meter::begin(used), pauses: PauseMonitor::begin() })
     }
 
     /// What there was since.
-    fn see(mut self) -> io::Result<Seen> {
+    fn finish(mut self) -> io::Result<Interference> {
         let shares = self.meter.shares(Self::used(&self.ours)?);
-        let strangers = shares[1] - shares[2..].iter().sum::<f64>();
-        Ok(Seen { shares: [strangers.max(0.0), shares[0]], longest_pause: self.pauses.finish() })
+        let other_load = shares[1] - shares[2..].iter().sum::<f64>();
+        Ok(Interference { shares: [other_load.max(0.0), shares[0]], longest_pause: self.pauses.finish() })
     }
 
     fn used(ours: &[u32]) -> io::Result<Vec<Duration>> {
@@ -87,7 +87,7 @@ impl Strangers {
     }
 }
 
-impl Seen {
+impl Interference {
     fn show(&self, column: &mut Column) {
         column.add("all other programs", self.shares[0] * 100.0, "%");
         column.add("the hypervisor", self.shares[1] * 100.0, "%");
@@ -98,12 +98,12 @@ impl Seen {
 /// A thread that has nothing to do, and notes how much later than it asked it woke: whatever held it up may have held up
 /// everybody.
 #[derive(Debug)]
-struct Pauses {
+struct PauseMonitor {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Duration>,
 }
 
-impl Pauses {
+impl PauseMonitor {
     const EVERY: Duration = Duration::from_millis(2);
 
     fn begin() -> Self {

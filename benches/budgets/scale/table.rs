@@ -11,12 +11,12 @@ pub(super) struct Column {
     head: String,
     cells: Vec<(&'static str, String)>,
     /// Whether all that was asked for was done.
-    holds: bool,
+    is_met: bool,
 }
 
 impl Column {
     pub(super) fn new(head: impl Into<String>) -> Self {
-        Self { head: head.into(), cells: Vec::new(), holds: true }
+        Self { head: head.into(), cells: Vec::new(), is_met: true }
     }
 
     /// Adds a figure with its unit.
@@ -32,8 +32,8 @@ impl Column {
     }
 
     /// Says that more was asked for than was done.
-    pub(super) fn gives(&mut self, is_so: bool) {
-        self.holds &= !is_so;
+    pub(super) fn mark_exceeded(&mut self, is_so: bool) {
+        self.is_met &= !is_so;
     }
 
     pub(super) fn add_load_average(&mut self) {
@@ -50,7 +50,7 @@ pub(super) fn print(out: &mut dyn io::Write, corner: &str, columns: &[Column]) -
         let cells: Vec<&str> = columns.iter().map(|column| column.cells[row].1.as_str()).collect();
         writeln!(out, "| {name} | {} |", cells.join(" | "))?;
     }
-    let first = columns.iter().find(|column| !column.holds);
+    let first = columns.iter().find(|column| !column.is_met);
     let first = first.map_or("none of them", |column| column.head.as_str());
     writeln!(out, "\nFirst that was not met in full: {first}.")
 }

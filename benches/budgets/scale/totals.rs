@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::time::{Duration, Instant};
 
-use super::super::agent::Agent;
-use super::super::page::Page;
+use super::super::agent::BenchAgent;
+use super::super::page::MetricsText;
 
 /// Values by series, those of all paths added up: `name`, or `name{label="value"}` without the labels of a path.
 #[derive(Debug)]
 pub(super) struct Totals(BTreeMap<String, f64>);
 
 impl Totals {
-    pub(super) fn of(page: &Page) -> Self {
+    pub(super) fn of(page: &MetricsText) -> Self {
         let mut totals = BTreeMap::new();
         let mut key = String::new();
         for line in page.0.lines() {
@@ -92,9 +92,9 @@ fn read(line: &str, key: &mut String) -> Option<f64> {
 }
 
 /// How long a scrape takes to be read, and its length in bytes.
-pub(super) fn time_scrape(agent: &Agent) -> io::Result<(Duration, f64)> {
+pub(super) fn time_scrape(agent: &BenchAgent) -> io::Result<(Duration, f64)> {
     let (begin, mut bytes, mut buffer) = (Instant::now(), 0.0, vec![0; 1 << 20]);
-    let mut page = agent.ask_for_page()?;
+    let mut page = agent.request_page()?;
     loop {
         match u32::try_from(page.read(&mut buffer)?).map_err(io::Error::other)? {
             0 => return Ok((begin.elapsed(), bytes)),

@@ -22,19 +22,19 @@ use pathmeter_proto::stats::quantile;
 use pathmeter_proto::wire::stream::MESSAGE_BYTES_MIN;
 
 use super::super::agent::{target, within};
-use super::agents::{NAME, Village};
-use super::{Load, Over};
+use super::agents::{NAME, TransportSetup};
+use super::{Transport, TransportCase};
 
 /// More than the 10,000 that a p99.9 needs.
 const PROBES: usize = 11_000;
 /// Those of the first second are not among them.
 const FIRST: usize = 1_000;
 /// Without any report for so long something is broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(super) struct RoundTrips {
+pub(super) struct RttSamples {
     /// Sorted.
     all: Vec<Duration>,
     /// Percent of them whose beginning the kernel did not stamp.
@@ -45,7 +45,7 @@ pub(super) struct RoundTrips {
     pub(super) unsent: u64,
 }
 
-impl RoundTrips {
+impl RttSamples {
     /// In microseconds.
     pub(super) fn quantile(&self, q: f64) -> f64 {
         quantile(&self.all, q).map_or(f64::NAN, |rtt| rtt.as_secs_f64() * 1e6)
@@ -56,7 +56,7 @@ impl RoundTrips {
         let mut found = Self::default();
         let (mut sent, mut received, mut first) = (0_u32, 0_u32, FIRST);
         while found.all.len() < PROBES {
-            match reports.recv_timeout(PATIENCE) {
+            match reports.recv_timeout(REPORT_TIMEOUT) {
                 Ok(EchoReport::Decided { sample: Some(_), .. } | EchoReport::Unsent(_)) if first > 0 => {
                     first -= 1
                 }
@@ -78,9 +78,9 @@ impl RoundTrips {
     }
 }
 
-pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTrips> {
-    let secure = if village.is_secure() { Some(secure(village)?) } else { None };
-    let ports = village.ports;
+pub(super) fn measure(load: &TransportCase, setup: &TransportSetup<'_>) -> io::Result<RttSamples> {
+    let secure = if setup.is_secure() { Some(secure(setup)?) } else { None };
+    let ports = setup.ports;
     let place = |path: &str| HttpTarget {
         authority: format!("{NAME}:{}", ports.http),
         path: path.to_owned(),
@@ -88,20 +88,20 @@ pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTri
         secure: secure.clone(),
     };
     // Threads that are started there have their sockets there.
-    within(&village.home, || match load.over {
-        Over::Udp => {
+    within(&setup.namespace, || match load.transport {
+        Transport::Udp => {
             datagrams(load, ports.stamp, &WireFormat::Stamp { keys: None, quirks: Quirks::default() })
         }
-        Over::Icmp(_) => datagrams(load, 0, &WireFormat::Icmp),
-        Over::Tcp => {
+        Transport::Icmp(_) => datagrams(load, 0, &WireFormat::Icmp),
+        Transport::Tcp => {
             streams(load, ports.agent, &stream::StreamProtocol::Tcp { bytes: MESSAGE_BYTES_MIN, keys: None })
         }
-        Over::WebSocket { format, .. } => {
+        Transport::WebSocket { format, .. } => {
             let place = place("/ws");
-            let over = stream::StreamProtocol::WebSocket { place, format, bytes: format.bytes_min() };
-            streams(load, ports.http, &over)
+            let transport = stream::StreamProtocol::WebSocket { place, format, bytes: format.bytes_min() };
+            streams(load, ports.http, &transport)
         }
-        Over::Http { .. } => {
+        Transport::Http { .. } => {
             let expected = ExpectedResponse { status: Vec::new(), body: None, is_agent: true };
             let place = place("/api/v1/ping");
             streams(load, ports.http, &stream::StreamProtocol::Http { place, expected })
@@ -109,13 +109,13 @@ pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTri
     })
 }
 
-fn secure(village: &Village<'_>) -> io::Result<TlsClient> {
-    let trust = Trust { ca_file: Some(village.certificate()), ..Trust::default() };
+fn secure(setup: &TransportSetup<'_>) -> io::Result<TlsClient> {
+    let trust = Trust { ca_file: Some(setup.certificate()), ..Trust::default() };
     let connector = Connector::new(&trust).map_err(io::Error::other)?;
     Ok(TlsClient { connector, server_name: NAME.to_owned() })
 }
 
-fn datagrams(load: &Load, port: u16, wire: &WireFormat) -> io::Result<RoundTrips> {
+fn datagrams(load: &TransportCase, port: u16, wire: &WireFormat) -> io::Result<RttSamples> {
     let (events, _unread) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let prober = datagram::spawn("bench", Vec::new(), TimestampMatching::detect(), events)?;
     let (tap, reports) = mpsc::channel();
@@ -123,12 +123,12 @@ fn datagrams(load: &Load, port: u16, wire: &WireFormat) -> io::Result<RoundTrips
         let task = echo(load, n, port, wire.clone(), tap.clone()).into_task();
         prober.start(NewPath { id: PathId(n.into()), task, peer_left_at: None });
     }
-    let found = RoundTrips::collect(&reports);
+    let found = RttSamples::collect(&reports);
     prober.stop(Duration::ZERO);
     found
 }
 
-fn echo(load: &Load, n: u32, port: u16, wire: WireFormat, tap: Sender<EchoReport>) -> DatagramEcho {
+fn echo(load: &TransportCase, n: u32, port: u16, wire: WireFormat, tap: Sender<EchoReport>) -> DatagramEcho {
     DatagramEcho {
         path_mtu: None,
         spec: EchoSpec {
@@ -150,7 +150,7 @@ fn echo(load: &Load, n: u32, port: u16, wire: WireFormat, tap: Sender<EchoReport
     }
 }
 
-fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<RoundTrips> {
+fn streams(load: &TransportCase, port: u16, transport: &stream::StreamProtocol) -> io::Result<RttSamples> {
     let (events, _unread) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let streams = stream::spawn(events)?;
     let (tap, reports) = mpsc::channel();
@@ -161,8 +161,8 @@ fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<
                 interval: load.interval,
                 late_after: Duration::from_secs(1),
                 lost_after: Duration::from_secs(15),
-                at_once: over.at_once(),
-                on_demand: over.is_on_demand(),
+                at_once: transport.at_once(),
+                on_demand: transport.is_on_demand(),
                 count: None,
                 seed: n.into(),
             },
@@ -171,7 +171,7 @@ fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<
                 host: None,
                 source: None,
                 dscp: Dscp::default(),
-                over: over.clone(),
+                over: transport.clone(),
             },
             fresh: None,
             series: Arc::new(EchoSeries::new("bench", &peer, "ipv4", 1)),
@@ -180,7 +180,7 @@ fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<
         };
         streams.start(NewPath { id: PathId(n.into()), task: echo, peer_left_at: None });
     }
-    let found = RoundTrips::collect(&reports);
+    let found = RttSamples::collect(&reports);
     streams.stop(Duration::ZERO);
     found
 }

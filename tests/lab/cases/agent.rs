@@ -13,20 +13,20 @@ use tempfile::TempDir;
 
 /// An agent that is asked from within its node.
 #[derive(Debug)]
-pub(crate) struct Agent<'a>(pathmeter_lab::Agent<'a>);
+pub(crate) struct NodeAgent<'a>(pathmeter_lab::AgentProcess<'a>);
 
 /// Where it serves HTTP, on its node's own loopback interface: what it says does not pass a wire.
-const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
+const HTTP_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pathmeter");
 
 /// The key of all agents that have one.
 const KEY: &str = "a key for the lab: 0123456789abcdef";
 
-impl<'a> Agent<'a> {
+impl<'a> NodeAgent<'a> {
     /// Starts with a configuration, and environment variables, and waits until it is ready.
     pub(crate) fn start(node: &'a Namespace, config: Value, environment: &[(&str, &str)]) -> Self {
-        Self::execute(node, config, node.command(PROGRAM), environment).when_ready()
+        Self::launch(node, config, node.command(PROGRAM), environment).when_ready()
     }
 
     /// The same, with a resolver configuration of its own.
@@ -34,19 +34,20 @@ impl<'a> Agent<'a> {
         let mut command = node.command("unshare");
         let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
         command.args(["--mount", "sh", "-c", script]).arg(resolver).arg(PROGRAM);
-        Self::execute(node, config, command, &[]).when_ready()
+        Self::launch(node, config, command, &[]).when_ready()
     }
 
     /// Starts with a configuration, and does not wait until it is ready: whether it serves HTTPS, it alone knows.
     pub(crate) fn spawn(node: &'a Namespace, config: Value) -> Self {
-        Self::execute(node, config, node.command(PROGRAM), &[])
+        Self::launch(node, config, node.command(PROGRAM), &[])
     }
 
-    fn execute(node: &'a Namespace, config: Value, command: Command, environment: &[(&str, &str)]) -> Self {
+    fn launch(node: &'a Namespace, config: Value, command: Command, environment: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().unwrap();
         write(folder.path(), config);
-        let ask = move |method: &str, path: &str| node.within(|| request(method, FRONT, path));
-        Self(pathmeter_lab::Agent::start(command, environment, folder, Box::new(ask)))
+        let send_request =
+            move |method: &str, path: &str| node.within(|| request(method, HTTP_ADDRESS, path));
+        Self(pathmeter_lab::AgentProcess::start(command, environment, folder, Box::new(send_request)))
     }
 
     fn when_ready(self) -> Self {
@@ -60,8 +61,8 @@ impl<'a> Agent<'a> {
     }
 }
 
-impl<'a> Deref for Agent<'a> {
-    type Target = pathmeter_lab::Agent<'a>;
+impl<'a> Deref for NodeAgent<'a> {
+    type Target = pathmeter_lab::AgentProcess<'a>;
 
     fn deref(&self) -> &Self::Target {
         &self.0

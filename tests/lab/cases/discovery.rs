@@ -9,7 +9,7 @@ use pathmeter_lab::{Net, Page, Plan, Program, eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::agent::Agent;
+use crate::agent::NodeAgent;
 
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const MEMBERS: &str = "pathmeter_discovery_members";
@@ -27,7 +27,7 @@ impl NameServer {
         let dir = TempDir::new().unwrap();
         let hosts = dir.path().join("hosts");
         fs::write(&hosts, "").unwrap();
-        fs::write(dir.path().join("resolv.conf"), resolver(net, node)).unwrap();
+        fs::write(dir.path().join("resolv.conf"), resolv_conf(net, node)).unwrap();
         let program = Self::serve(net, node, &dir);
         Self { program, hosts, dir }
     }
@@ -71,7 +71,7 @@ impl NameServer {
     }
 
     /// Starts on `node`, for which this is the name server.
-    fn agent<'a>(&self, net: &'a Net, node: &str, provider: Value) -> Agent<'a> {
+    fn agent<'a>(&self, net: &'a Net, node: &str, provider: Value) -> NodeAgent<'a> {
         let config = json!({
             "agent": {"name": node, "grace": "1s", "labels": {"zone": format!("zone-{node}")}},
             "peers": [provider],
@@ -80,12 +80,12 @@ impl NameServer {
                 "peers": {"select": "zones", "within": 5, "across": 1},
             }],
         });
-        Agent::start_resolving(net.node(node), config, &self.dir.path().join("resolv.conf"))
+        NodeAgent::start_resolving(net.node(node), config, &self.dir.path().join("resolv.conf"))
     }
 }
 
 /// As pods have it: a name with few dots is completed first.
-fn resolver(net: &Net, node: &str) -> String {
+fn resolv_conf(net: &Net, node: &str) -> String {
     format!("nameserver {}\nsearch lab.test\noptions ndots:5 timeout:1 attempts:1\n", net.v4(node))
 }
 
@@ -121,7 +121,7 @@ pub(crate) fn dns() {
     assert_eq!(sources(&a, "b"), before, "who stays is not disturbed");
 
     server.program.signal(Signal::SIGKILL);
-    server.program.ended();
+    server.program.wait();
     let page = a.page_when("the server is missed", |page| page.count(FAILURES, &[]) >= 1);
     assert_eq!(page.count(MEMBERS, &[]), 6, "{page}");
     assert!(answered(&page, "b") && answered(&page, "c"), "{page}");
@@ -169,7 +169,7 @@ pub(crate) fn services() {
     assert!(!page.has("pathmeter_peer_info", &[]), "{page}");
 }
 
-fn sources(agent: &Agent<'_>, peer: &str) -> Vec<Value> {
+fn sources(agent: &NodeAgent<'_>, peer: &str) -> Vec<Value> {
     eventually("paths tell their sources", || {
         let shown: Value = serde_json::from_str(&agent.get("/api/v1/paths").body).unwrap();
         let paths = shown["paths"].as_array().unwrap().iter().filter(|path| path["peer"] == peer);

@@ -15,33 +15,38 @@ use tempfile::TempDir;
 use crate::{DEADLINE, Page, Program, Response, eventually};
 
 /// How an agent is asked over HTTP: a method and a path.
-pub type Ask<'a> = Box<dyn Fn(&str, &str) -> io::Result<Response> + Send + Sync + 'a>;
+pub type SendRequest<'a> = Box<dyn Fn(&str, &str) -> io::Result<Response> + Send + Sync + 'a>;
 
 /// The program, running with a configuration and a log in a folder of its own. Killed when it is dropped.
-pub struct Agent<'a> {
+pub struct AgentProcess<'a> {
     program: Program,
     folder: TempDir,
-    ask: Ask<'a>,
+    send_request: SendRequest<'a>,
 }
 
-impl<'a> Agent<'a> {
+impl<'a> AgentProcess<'a> {
     /// Starts `command run --config FILE`, with the file [`CONFIG`] of a folder, and without the environment variables of
-    /// [`forget_environment`]. Does not wait.
+    /// [`clear_environment`]. Does not wait.
     ///
     /// # Panics
     /// When it cannot be started.
     #[must_use]
-    pub fn start(mut command: Command, environment: &[(&str, &str)], folder: TempDir, ask: Ask<'a>) -> Self {
-        forget_environment(&mut command);
+    pub fn start(
+        mut command: Command,
+        environment: &[(&str, &str)],
+        folder: TempDir,
+        send_request: SendRequest<'a>,
+    ) -> Self {
+        clear_environment(&mut command);
         command.arg("run").arg("--config").arg(folder.path().join(CONFIG)).envs(environment.iter().copied());
         let program = Program::start(&mut command, &folder.path().join(LOG));
-        Self { program, folder, ask }
+        Self { program, folder, send_request }
     }
 
     /// One that was started in another way; it logs to the file [`LOG`] of its folder.
     #[must_use]
-    pub fn started(child: Child, folder: TempDir, ask: Ask<'a>) -> Self {
-        Self { program: Program::started(child, &folder.path().join(LOG)), folder, ask }
+    pub fn from_child(child: Child, folder: TempDir, send_request: SendRequest<'a>) -> Self {
+        Self { program: Program::from_child(child, &folder.path().join(LOG)), folder, send_request }
     }
 
     /// Waits until it is ready.
@@ -49,9 +54,12 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// The log of an agent that ended instead.
     pub fn when_ready(mut self) -> Result<Self, String> {
-        let is_ready = eventually("the agent is ready", || match self.program.has_ended() {
+        let is_ready = eventually("the agent is ready", || match self.program.try_wait() {
             Some(_) => Some(false),
-            None => (self.ask)("GET", "/-/ready").ok().filter(|answer| answer.status == 200).map(|_| true),
+            None => (self.send_request)("GET", "/-/ready")
+                .ok()
+                .filter(|answer| answer.status == 200)
+                .map(|_| true),
         });
         if is_ready { Ok(self) } else { Err(self.log()) }
     }
@@ -61,7 +69,8 @@ impl<'a> Agent<'a> {
     /// # Panics
     /// When there is none, with the log.
     pub fn request(&self, method: &str, path: &str) -> Response {
-        (self.ask)(method, path).unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
+        (self.send_request)(method, path)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
     }
 
     /// The answer to a GET request.
@@ -126,8 +135,8 @@ impl<'a> Agent<'a> {
     }
 
     /// Waits for its end.
-    pub fn ended(&mut self) -> ExitStatus {
-        self.program.ended()
+    pub fn wait(&mut self) -> ExitStatus {
+        self.program.wait()
     }
 
     /// Everything that it logged so far.
@@ -136,7 +145,7 @@ impl<'a> Agent<'a> {
     }
 }
 
-impl fmt::Debug for Agent<'_> {
+impl fmt::Debug for AgentProcess<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Agent")
             .field("program", &self.program)
@@ -146,7 +155,7 @@ impl fmt::Debug for Agent<'_> {
 }
 
 /// Removes the environment variables that would change what the program does.
-pub fn forget_environment(command: &mut Command) {
+pub fn clear_environment(command: &mut Command) {
     for variable in [
         "PATHMETER_NAME",
         "PATHMETER_LABELS",

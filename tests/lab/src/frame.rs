@@ -20,9 +20,9 @@ pub struct Datagram {
     /// Its length with the IP header.
     pub bytes: usize,
     /// What an ICMP echo has instead of ports.
-    pub echo: Option<Echo>,
+    pub echo: Option<IcmpEchoId>,
     /// What TCP has besides ports.
-    pub segment: Option<Segment>,
+    pub segment: Option<TcpSegment>,
     /// Where in the frame the transport's header begins.
     transport: usize,
     /// Where in the frame the payload begins.
@@ -31,7 +31,7 @@ pub struct Datagram {
 
 /// An ICMP echo request or reply (RFC 792, RFC 4443 section 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Echo {
+pub struct IcmpEchoId {
     /// Whether it answers one.
     pub is_reply: bool,
     /// Whose it is.
@@ -42,11 +42,11 @@ pub struct Echo {
 
 /// A TCP segment (RFC 9293 section 3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
+pub struct TcpSegment {
     /// Where in the stream it begins, counted from a number that only the two ends chose.
     pub sequence: u32,
     /// Whether it opens the connection: its sequence number is then the one in front of the first byte.
-    pub is_opening: bool,
+    pub is_syn: bool,
 }
 
 /// UDP's number.
@@ -90,7 +90,7 @@ impl Datagram {
             ttl: 64,
             bytes: 40,
             echo: None,
-            segment: Some(Segment { sequence, is_opening: false }),
+            segment: Some(TcpSegment { sequence, is_syn: false }),
             transport: ETHERNET + 20,
             payload: ETHERNET + 40,
         }
@@ -131,7 +131,7 @@ impl Datagram {
         let word = |at: usize| -> Option<u16> {
             Some(u16::from_be_bytes([*transport.get(at)?, *transport.get(at + 1)?]))
         };
-        let (from, to, skip) = match protocol {
+        let (from, to, header_bytes) = match protocol {
             UDP => (word(0)?, word(2)?, 8),
             TCP => (word(0)?, word(2)?, usize::from(transport.get(12)? >> 4) * 4),
             ICMP | ICMP_V6 => (0, 0, 8),
@@ -143,13 +143,13 @@ impl Datagram {
             _ => None,
         };
         let echo = match is_reply {
-            Some(is_reply) => Some(Echo { is_reply, identifier: word(4)?, sequence: word(6)? }),
+            Some(is_reply) => Some(IcmpEchoId { is_reply, identifier: word(4)?, sequence: word(6)? }),
             None => None,
         };
         let segment = match protocol {
             TCP => {
                 let sequence = u32::from(word(4)?) << 16 | u32::from(word(6)?);
-                Some(Segment { sequence, is_opening: transport.get(13)? & SYN != 0 })
+                Some(TcpSegment { sequence, is_syn: transport.get(13)? & SYN != 0 })
             }
             _ => None,
         };
@@ -163,7 +163,7 @@ impl Datagram {
             echo,
             segment,
             transport: ETHERNET + header,
-            payload: ETHERNET + header + skip,
+            payload: ETHERNET + header + header_bytes,
         })
     }
 
@@ -180,12 +180,12 @@ impl Datagram {
     }
 
     /// Does to the frame what a link did to this datagram; in which byte of the payload it was damaged.
-    pub fn suffer(&self, frame: &mut [u8], delivery: &Delivery) -> Option<usize> {
+    pub fn apply_delivery(&self, frame: &mut [u8], delivery: &Delivery) -> Option<usize> {
         match self.source {
             SocketAddr::V4(_) => self.write_v4(frame, delivery.tos, delivery.ttl),
             SocketAddr::V6(_) => self.write_v6(frame, delivery.tos, delivery.ttl),
         }
-        let (_, who) = delivery.damage?;
+        let (_, noticed_by) = delivery.damage?;
         let checksum = match self.protocol {
             UDP => 6,
             TCP => 16,
@@ -193,7 +193,7 @@ impl Datagram {
             // No checksum that we know: what would become of it is not known either.
             _ => return None,
         };
-        self.damage(frame, delivery, who, self.transport + checksum)
+        self.damage(frame, delivery, noticed_by, self.transport + checksum)
     }
 
     fn write_v4(&self, frame: &mut [u8], tos: u8, ttl: u8) {
@@ -211,12 +211,18 @@ impl Datagram {
         frame[ETHERNET + 7] = ttl;
     }
 
-    fn damage(&self, frame: &mut [u8], delivery: &Delivery, who: Corruption, at: usize) -> Option<usize> {
+    fn damage(
+        &self,
+        frame: &mut [u8],
+        delivery: &Delivery,
+        noticed_by: Corruption,
+        at: usize,
+    ) -> Option<usize> {
         let end = ETHERNET + self.bytes;
         let before = frame[self.payload..end].to_vec();
         let byte = delivery.damage(&mut frame[self.payload..end]);
-        let had_none = self.protocol == UDP && frame[at..at + 2] == [0, 0];
-        if who == Corruption::Noticed || had_none {
+        let has_no_checksum = self.protocol == UDP && frame[at..at + 2] == [0, 0];
+        if noticed_by == Corruption::Noticed || has_no_checksum {
             return byte;
         }
         let mut checksum = u16::from_be_bytes([frame[at], frame[at + 1]]);
@@ -313,7 +319,7 @@ mod tests {
                 frame[if is_v6 { ETHERNET + 6 } else { ETHERNET + 9 }] = if is_v6 { ICMP_V6 } else { ICMP };
                 frame[transport..transport + 8].copy_from_slice(&[kind, 0, 0, 0, 1, 2, 3, 4]);
                 let found = Datagram::find(&frame).unwrap();
-                let echo = |is_reply| Echo { is_reply, identifier: 0x0102, sequence: 0x0304 };
+                let echo = |is_reply| IcmpEchoId { is_reply, identifier: 0x0102, sequence: 0x0304 };
                 assert_eq!(found.echo, expected.map(echo), "type {kind}");
             }
         }
@@ -358,11 +364,11 @@ mod tests {
     #[test]
     fn a_segment_is_found_with_its_place_in_the_stream() {
         for is_v6 in [false, true] {
-            for (flags, is_opening) in [(0x10, false), (0x02, true), (0x12, true), (0x11, false)] {
+            for (flags, is_syn) in [(0x10, false), (0x02, true), (0x12, true), (0x11, false)] {
                 let frame = segment(is_v6, flags);
                 let found = Datagram::find(&frame).unwrap();
                 assert_eq!((found.source.port(), found.destination.port()), (40_000, 9_863));
-                assert_eq!(found.segment, Some(Segment { sequence: 0xfedc_ba98, is_opening }));
+                assert_eq!(found.segment, Some(TcpSegment { sequence: 0xfedc_ba98, is_syn }));
                 assert_eq!((found.payload(&frame), found.payload_bytes()), (PAYLOAD, PAYLOAD.len()));
             }
             assert_eq!(Datagram::find(&frame(is_v6)).unwrap().segment, None, "it is UDP");
@@ -402,7 +408,7 @@ mod tests {
         for is_v6 in [false, true] {
             let mut frame = frame(is_v6);
             let delivery = Delivery { at: 0, damage: None, tos: 0x2a, ttl: 3 };
-            Datagram::find(&frame).unwrap().suffer(&mut frame, &delivery);
+            Datagram::find(&frame).unwrap().apply_delivery(&mut frame, &delivery);
             let found = Datagram::find(&frame).unwrap();
             assert_eq!((found.tos, found.ttl, found.payload(&frame)), (0x2a, 3, PAYLOAD));
             assert_eq!(udp_sum(&frame), 0);
@@ -413,18 +419,18 @@ mod tests {
     #[test]
     fn one_bit_is_changed_and_the_checksum_shows_it_or_does_not() {
         for is_v6 in [false, true] {
-            for place in 0..PAYLOAD.len() * 8 {
+            for bit in 0..PAYLOAD.len() * 8 {
                 #[expect(clippy::cast_precision_loss, reason = "small")]
-                let share = (place as f64 + 0.5) / (PAYLOAD.len() * 8) as f64;
-                for who in [Corruption::Noticed, Corruption::Unnoticed] {
+                let share = (bit as f64 + 0.5) / (PAYLOAD.len() * 8) as f64;
+                for noticed_by in [Corruption::Noticed, Corruption::Unnoticed] {
                     let mut frame = frame(is_v6);
-                    let delivery = Delivery { at: 0, damage: Some((share, who)), tos: 0xb8, ttl: 255 };
-                    Datagram::find(&frame).unwrap().suffer(&mut frame, &delivery);
+                    let delivery = Delivery { at: 0, damage: Some((share, noticed_by)), tos: 0xb8, ttl: 255 };
+                    Datagram::find(&frame).unwrap().apply_delivery(&mut frame, &delivery);
                     let found = Datagram::find(&frame).unwrap();
                     let differs =
                         found.payload(&frame).iter().zip(PAYLOAD).map(|(a, b)| (a ^ b).count_ones());
                     assert_eq!(differs.sum::<u32>(), 1);
-                    assert_eq!(udp_sum(&frame) == 0, who == Corruption::Unnoticed, "bit {place}");
+                    assert_eq!(udp_sum(&frame) == 0, noticed_by == Corruption::Unnoticed, "bit {bit}");
                 }
             }
         }

@@ -39,7 +39,7 @@ impl Namespace {
         let file = thread::scope(|scope| scope.spawn(make).join().unwrap());
         let namespace = Self { name: name.to_owned(), file: file.into() };
         for (key, value) in QUIET {
-            namespace.set(key, value);
+            namespace.set_sysctl(key, value);
         }
         namespace.ip("link set lo up");
         namespace
@@ -113,16 +113,16 @@ impl Namespace {
         command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("ip is installed (Debian: iproute2)");
         child.stdin.take().expect("it is piped").write_all(lines.as_bytes()).unwrap();
-        let ended = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert!(ended.status.success(), "ip in {}: {said}\n{lines}", self.name);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ip in {}: {stderr}\n{lines}", self.name);
     }
 
     /// Sets a key below `/proc/sys/net`. One that this kernel does not have is left alone.
     ///
     /// # Panics
     /// When the kernel refuses the value.
-    pub fn set(&self, key: &str, value: &str) {
+    pub fn set_sysctl(&self, key: &str, value: &str) {
         let file = format!("/proc/sys/net/{key}");
         let written = self.within(|| fs::write(&file, value));
         match written {

@@ -11,12 +11,12 @@ use crate::wire::Wire;
 /// A network that is to be built.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    nodes: Vec<(String, Role)>,
+    nodes: Vec<(String, NodeRole)>,
     cables: Vec<(Cable, Option<u32>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+enum NodeRole {
     Host,
     Router,
 }
@@ -40,7 +40,7 @@ pub struct Net {
     wires: BTreeMap<Cable, Wire>,
     nodes: BTreeMap<String, Namespace>,
     addresses: BTreeMap<String, [IpAddr; 2]>,
-    _closet: Namespace,
+    _wire_namespace: Namespace,
 }
 
 /// Equal-cost routers choose by addresses, protocol and ports, of themselves: a veth passes the sender's own hash on,
@@ -113,13 +113,13 @@ impl Plan {
 
     /// Adds a node that forwards nothing.
     pub fn host(&mut self, name: &str) -> &mut Self {
-        self.nodes.push((name.to_owned(), Role::Host));
+        self.nodes.push((name.to_owned(), NodeRole::Host));
         self
     }
 
     /// Adds a node that forwards.
     pub fn router(&mut self, name: &str) -> &mut Self {
-        self.nodes.push((name.to_owned(), Role::Router));
+        self.nodes.push((name.to_owned(), NodeRole::Router));
         self
     }
 
@@ -143,46 +143,47 @@ impl Plan {
     pub fn build(&self, seed: u64) -> Net {
         let nodes: BTreeMap<String, Namespace> =
             self.nodes.iter().map(|(name, _)| (name.clone(), Namespace::new(name))).collect();
-        for (name, _) in self.nodes.iter().filter(|(_, role)| *role == Role::Router) {
-            ROUTING.iter().for_each(|(key, value)| nodes[name].set(key, value));
+        for (name, _) in self.nodes.iter().filter(|(_, role)| *role == NodeRole::Router) {
+            ROUTING.iter().for_each(|(key, value)| nodes[name].set_sysctl(key, value));
         }
-        let closet = Namespace::new("wires");
+        let wire_namespace = Namespace::new("wires");
         // Frames that two processors put into a veth one after the other come out in that order, as they do of a cable. Routers
         // pass them on at once: a queue at each of them is delay that no wire knows of, and much on a busy machine.
-        let hosts = self.nodes.iter().filter(|(_, role)| *role == Role::Host).map(|(name, _)| &nodes[name]);
-        for namespace in hosts.chain([&closet]) {
-            namespace.set("core/rps_default_mask", "1");
+        let hosts =
+            self.nodes.iter().filter(|(_, role)| *role == NodeRole::Host).map(|(name, _)| &nodes[name]);
+        for namespace in hosts.chain([&wire_namespace]) {
+            namespace.set_sysctl("core/rps_default_mask", "1");
         }
         // Nothing in there may speak up by itself.
-        closet.set("ipv6/conf/default/disable_ipv6", "1");
-        closet.ip(&self.interfaces(&nodes));
+        wire_namespace.set_sysctl("ipv6/conf/default/disable_ipv6", "1");
+        wire_namespace.ip(&self.interfaces(&nodes));
         for (name, _) in &self.nodes {
             nodes[name].ip(&self.addressing(name));
         }
         let mut wires = BTreeMap::new();
-        for (index, (cable, kind)) in self.cables.iter().enumerate() {
-            if kind.is_some() {
+        for (index, (cable, wire_mtu)) in self.cables.iter().enumerate() {
+            if wire_mtu.is_some() {
                 for node in [&cable.0, &cable.1] {
-                    nodes[node].within(|| offload::switch_off(&format!("e{index}")));
+                    nodes[node].within(|| offload::disable(&format!("e{index}")));
                 }
                 let ends = [format!("w{index}l"), format!("w{index}r")];
-                let wire = Wire::new(&closet, [&ends[0], &ends[1]], seed ^ index as u64);
+                let wire = Wire::new(&wire_namespace, [&ends[0], &ends[1]], seed ^ index as u64);
                 wires.insert(cable.clone(), wire);
             }
         }
         let addresses = self.nodes.iter().map(|(name, _)| (name.clone(), self.first_addresses(name)));
-        Net { wires, addresses: addresses.collect(), nodes, _closet: closet }
+        Net { wires, addresses: addresses.collect(), nodes, _wire_namespace: wire_namespace }
     }
 
     /// Commands that make all interfaces, from within the closet.
     fn interfaces(&self, nodes: &BTreeMap<String, Namespace>) -> String {
         let mut lines = String::new();
-        for (index, (cable, kind)) in self.cables.iter().enumerate() {
+        for (index, (cable, wire_mtu)) in self.cables.iter().enumerate() {
             let ends = [(&cable.0, 'l', 1), (&cable.1, 'r', 2)];
             let of = |(node, _, side): (&String, char, u8)| {
                 format!("e{index} netns {} address {}", nodes[node].path(), hardware(index, side))
             };
-            if let Some(mtu) = kind {
+            if let Some(mtu) = wire_mtu {
                 for end in ends {
                     let inner = format!("w{index}{}", end.1);
                     let outer = of(end);
@@ -203,12 +204,17 @@ impl Plan {
         for (index, own, other) in self.ports(node) {
             let interface = format!("e{index}");
             writeln!(lines, "link set {interface} up").unwrap();
-            for (mine, theirs) in addresses(index, own).into_iter().zip(addresses(index, other)) {
-                let (bits, nodad) = if mine.is_ipv4() { (24, "") } else { (64, " nodad") };
-                writeln!(lines, "addr add {mine}/{bits} dev {interface}{nodad}").unwrap();
+            for (own_address, neighbour_address) in
+                addresses(index, own).into_iter().zip(addresses(index, other))
+            {
+                let (bits, nodad) = if own_address.is_ipv4() { (24, "") } else { (64, " nodad") };
+                writeln!(lines, "addr add {own_address}/{bits} dev {interface}{nodad}").unwrap();
                 let hardware = hardware(index, other);
-                writeln!(lines, "neigh add {theirs} lladdr {hardware} dev {interface} nud permanent")
-                    .unwrap();
+                writeln!(
+                    lines,
+                    "neigh add {neighbour_address} lladdr {hardware} dev {interface} nud permanent"
+                )
+                .unwrap();
             }
         }
         for subnet in 0..self.cables.len() {
@@ -243,7 +249,7 @@ impl Plan {
         let mut distances = BTreeMap::from([(left.as_str(), 0), (right.as_str(), 0)]);
         let mut queue = VecDeque::from([left.as_str(), right.as_str()]);
         while let Some(node) = queue.pop_front() {
-            if self.nodes.iter().any(|(name, role)| name == node && *role == Role::Host) {
+            if self.nodes.iter().any(|(name, role)| name == node && *role == NodeRole::Host) {
                 continue;
             }
             let further = distances[node] + 1;

@@ -33,7 +33,10 @@ impl Page {
 
     /// Series of this name that have all these labels, each written as `name="value"`.
     fn find<'a>(&'a self, name: &'a str, labels: &'a [&str]) -> impl Iterator<Item = &'a str> {
-        self.series.iter().filter(|(series, _)| is(series, name, labels)).map(|(_, value)| value.as_str())
+        self.series
+            .iter()
+            .filter(|(series, _)| matches_series(series, name, labels))
+            .map(|(_, value)| value.as_str())
     }
 
     /// Whether there is such a series.
@@ -42,8 +45,8 @@ impl Page {
     }
 
     /// How many such series there are.
-    pub fn series(&self, is_meant: impl Fn(&str) -> bool) -> usize {
-        self.series.keys().filter(|series| is_meant(series)).count()
+    pub fn count_series(&self, predicate: impl Fn(&str) -> bool) -> usize {
+        self.series.keys().filter(|series| predicate(series)).count()
     }
 
     /// The sum of such series, which must exist and be whole numbers.
@@ -63,7 +66,7 @@ impl Page {
     /// # Panics
     /// When there is no such series.
     pub fn change(&mut self, name: &str, labels: &[&str], by: f64) {
-        let found = self.series.iter_mut().find(|(series, _)| is(series, name, labels));
+        let found = self.series.iter_mut().find(|(series, _)| matches_series(series, name, labels));
         let (_, value) = found.unwrap_or_else(|| panic!("there is no {name} with {labels:?}"));
         *value = (value.parse::<f64>().unwrap() + by).to_string();
     }
@@ -76,7 +79,7 @@ impl Page {
 }
 
 /// Whether a series has this name and all these labels.
-fn is(series: &str, name: &str, labels: &[&str]) -> bool {
+fn matches_series(series: &str, name: &str, labels: &[&str]) -> bool {
     let (found, given) = series.split_once('{').unwrap_or((series, ""));
     found == name && labels.iter().all(|label| given.contains(label))
 }

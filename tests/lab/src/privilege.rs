@@ -19,7 +19,7 @@ pub enum Privilege {
 
 /// Why there can be no lab here.
 #[derive(Debug, thiserror::Error)]
-pub enum Unavailable {
+pub enum LabUnavailable {
     /// Neither root nor user namespaces.
     #[error("making network namespaces: {0}{REMEDY}")]
     Namespaces(Errno),
@@ -35,27 +35,27 @@ const REMEDY: &str = " (run as root, or allow user namespaces: sysctl kernel.unp
                       kernel.apparmor_restrict_unprivileged_userns=0)";
 
 /// Set to `user`, it makes root use a user namespace like everybody else.
-const FORCE: &str = "PATHMETER_LAB_NAMESPACE";
+const FORCE_VARIABLE: &str = "PATHMETER_LAB_NAMESPACE";
 
 /// Moves this process into a network of its own, in which it may do everything. Called first in `main`: a process with
 /// more than one thread cannot enter a user namespace.
 ///
 /// # Errors
-/// [`Unavailable`] with the remedy.
-pub fn enter() -> Result<Privilege, Unavailable> {
-    Command::new("ip").arg("-Version").output().map_err(Unavailable::Ip)?;
-    let is_forced = std::env::var_os(FORCE).is_some_and(|kind| kind == "user");
+/// [`LabUnavailable`] with the remedy.
+pub fn enter() -> Result<Privilege, LabUnavailable> {
+    Command::new("ip").arg("-Version").output().map_err(LabUnavailable::Ip)?;
+    let is_forced = std::env::var_os(FORCE_VARIABLE).is_some_and(|kind| kind == "user");
     if !is_forced && unshare(CloneFlags::CLONE_NEWNET).is_ok() {
         return Ok(Privilege::Root);
     }
     let (user, group) = (getuid(), getgid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(Unavailable::Namespaces)?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(LabUnavailable::Namespaces)?;
     let identity = || -> io::Result<()> {
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
         fs::write("/proc/self/gid_map", format!("0 {group} 1"))
     };
-    identity().map_err(Unavailable::Identity)?;
+    identity().map_err(LabUnavailable::Identity)?;
     Ok(Privilege::User)
 }
 
@@ -64,7 +64,7 @@ pub fn enter() -> Result<Privilege, Unavailable> {
 /// # Panics
 /// When the kernel does not let it.
 #[expect(unsafe_code, reason = "capabilities of a single thread have no safe wrapper")]
-pub fn give_up_raw_sockets() {
+pub fn drop_net_raw() {
     // linux/capability.h.
     const VERSION_3: u32 = 0x2008_0522;
     const NET_RAW: u32 = 13;

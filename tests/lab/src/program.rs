@@ -36,7 +36,7 @@ impl Program {
 
     /// One that was started in another way, and logs to the file `output`.
     #[must_use]
-    pub fn started(child: Child, output: &Path) -> Self {
+    pub fn from_child(child: Child, output: &Path) -> Self {
         Self { child, path: output.to_owned() }
     }
 
@@ -58,13 +58,13 @@ impl Program {
     }
 
     /// How it ended, if it has.
-    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
     /// Waits for its end.
-    pub fn ended(&mut self) -> ExitStatus {
-        eventually("a program ends", || self.has_ended())
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("a program ends", || self.try_wait())
     }
 
     /// User and system time that it has used, by the kernel's clock of the process.
@@ -94,11 +94,11 @@ impl Drop for Program {
 
 /// Threads that do nothing but use up the processors.
 #[derive(Debug)]
-pub struct Burners {
+pub struct CpuLoad {
     is_over: Arc<AtomicBool>,
 }
 
-impl Burners {
+impl CpuLoad {
     /// So many busy loops for each core.
     #[must_use]
     pub fn per_core(count: usize) -> Self {
@@ -116,7 +116,7 @@ impl Burners {
     }
 }
 
-impl Drop for Burners {
+impl Drop for CpuLoad {
     fn drop(&mut self) {
         self.is_over.store(true, Relaxed);
     }

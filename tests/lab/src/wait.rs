@@ -10,11 +10,11 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 ///
 /// # Panics
 /// After [`DEADLINE`], with `what` was waited for.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(seen) = look() {
-            return seen;
+        if let Some(found) = condition() {
+            return found;
         }
         assert!(start.elapsed() < DEADLINE, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(10));

@@ -14,12 +14,12 @@ use super::prometheus::{Sample, Server};
 #[serde(deny_unknown_fields)]
 pub(super) struct Expected {
     /// By query; together they name every recorded series.
-    pub(super) recorded: BTreeMap<String, Values>,
+    pub(super) recorded: BTreeMap<String, ExpectedValues>,
     /// By dashboard, panel and the letter of the query.
-    pub(super) dashboards: BTreeMap<String, BTreeMap<String, BTreeMap<String, Values>>>,
+    pub(super) dashboards: BTreeMap<String, BTreeMap<String, BTreeMap<String, ExpectedValues>>>,
     pub(super) alerts: Alerts,
     /// What is sent on to others, and what others ask for: by query.
-    pub(super) behind: BTreeMap<Server, BTreeMap<String, Values>>,
+    pub(super) downstream: BTreeMap<Server, BTreeMap<String, ExpectedValues>>,
     pub(super) events: Events,
 }
 
@@ -28,9 +28,9 @@ pub(super) struct Expected {
 #[serde(deny_unknown_fields)]
 pub(super) struct Events {
     /// Once `d` runs again and `b` has its configuration back.
-    pub(super) repaired: BTreeMap<String, Values>,
+    pub(super) repaired: BTreeMap<String, ExpectedValues>,
     /// Once `d` has said goodbye.
-    pub(super) leaving: BTreeMap<String, Values>,
+    pub(super) leaving: BTreeMap<String, ExpectedValues>,
     /// The alert that goes with it.
     pub(super) goodbye: String,
 }
@@ -39,7 +39,7 @@ pub(super) struct Events {
 #[serde(deny_unknown_fields)]
 pub(super) struct Alerts {
     /// Selectors of alerts that somebody hears of.
-    pub(super) told: Vec<String>,
+    pub(super) notified: Vec<String>,
     /// Selectors of alerts that fire, and that others make superfluous.
     pub(super) inhibited: Vec<String>,
     /// Names of alerts that may fire besides.
@@ -48,41 +48,41 @@ pub(super) struct Alerts {
 
 /// What an answer may be.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Values {
+pub(super) enum ExpectedValues {
     /// No series.
-    Nothing,
+    NoSeries,
     /// At least one series, and each of them in the range.
-    All(Range),
+    AllIn(ValueRange),
     /// These series, each in its range. They are called by the values of their labels that are not the same for all series,
     /// in the order of the labels' names; `_` stands for all others.
-    Each(BTreeMap<String, Range>),
+    EachIn(BTreeMap<String, ValueRange>),
 }
 
 /// Bounds, which belong to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Range {
+pub(super) struct ValueRange {
     from: f64,
     to: f64,
     /// Whether it is larger where time runs faster.
     is_rate: bool,
 }
 
-impl Values {
+impl ExpectedValues {
     /// Whether an answer is as expected where time runs so much faster.
-    pub(super) fn agree(&self, answer: &[Sample], times: u32) -> bool {
+    pub(super) fn matches(&self, answer: &[Sample], speedup: u32) -> bool {
         match self {
-            Self::Nothing => answer.is_empty(),
-            Self::All(range) => {
-                !answer.is_empty() && answer.iter().all(|sample| range.has(sample.value, times))
+            Self::NoSeries => answer.is_empty(),
+            Self::AllIn(range) => {
+                !answer.is_empty() && answer.iter().all(|sample| range.contains(sample.value, speedup))
             }
-            Self::Each(ranges) => {
+            Self::EachIn(ranges) => {
                 let found = by_name(answer);
-                let are_there = ranges.keys().all(|name| name == REST || found.contains_key(name));
+                let are_there = ranges.keys().all(|name| name == ALL_OTHERS || found.contains_key(name));
                 let is_expected = |(name, value): (&String, &f64)| {
                     ranges
                         .get(name)
-                        .or_else(|| ranges.get(REST))
-                        .is_some_and(|range| range.has(*value, times))
+                        .or_else(|| ranges.get(ALL_OTHERS))
+                        .is_some_and(|range| range.contains(*value, speedup))
                 };
                 are_there && found.iter().all(is_expected)
             }
@@ -91,7 +91,7 @@ impl Values {
 }
 
 /// Stands for all series that are not listed.
-const REST: &str = "_";
+const ALL_OTHERS: &str = "_";
 
 /// The series of an answer by what tells them apart.
 pub(super) fn by_name(answer: &[Sample]) -> BTreeMap<String, f64> {
@@ -107,31 +107,31 @@ pub(super) fn by_name(answer: &[Sample]) -> BTreeMap<String, f64> {
     answer.iter().map(|sample| (name(sample), sample.value)).collect()
 }
 
-impl Range {
+impl ValueRange {
     fn exactly(value: f64) -> Self {
         Self { from: value, to: value, is_rate: false }
     }
 
-    fn has(self, value: f64, times: u32) -> bool {
-        let factor = if self.is_rate { f64::from(times) } else { 1.0 };
+    fn contains(self, value: f64, speedup: u32) -> bool {
+        let factor = if self.is_rate { f64::from(speedup) } else { 1.0 };
         // Sums of floats are not exact.
         let slack = value.abs() * 1e-9;
         (self.from * factor - slack..=self.to * factor + slack).contains(&value)
     }
 }
 
-impl<'de> Deserialize<'de> for Values {
+impl<'de> Deserialize<'de> for ExpectedValues {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         let value = serde_yaml::Value::deserialize(input)?;
         let wrong = || D::Error::custom(format!("{value:?} is no number, no from..to and not `nothing`"));
         if value.as_str() == Some("nothing") {
-            return Ok(Self::Nothing);
+            return Ok(Self::NoSeries);
         }
         let Some(entries) = value.as_mapping() else {
-            return range(&value).map(Self::All).ok_or_else(wrong);
+            return range(&value).map(Self::AllIn).ok_or_else(wrong);
         };
         let entry = |(name, value)| Some((text(name)?, range(value)?));
-        entries.iter().map(entry).collect::<Option<_>>().map(Self::Each).ok_or_else(wrong)
+        entries.iter().map(entry).collect::<Option<_>>().map(Self::EachIn).ok_or_else(wrong)
     }
 }
 
@@ -141,20 +141,20 @@ fn text(key: &serde_yaml::Value) -> Option<String> {
     key.as_str().map(str::to_owned).or_else(number)
 }
 
-fn range(value: &serde_yaml::Value) -> Option<Range> {
+fn range(value: &serde_yaml::Value) -> Option<ValueRange> {
     if let Some(exact) = value.as_f64() {
-        return Some(Range::exactly(exact));
+        return Some(ValueRange::exactly(exact));
     }
     let text = value.as_str()?;
     let (bounds, is_rate) = text.strip_suffix("/s").map_or((text, false), |bounds| (bounds, true));
     let (from, to) = bounds.split_once("..")?;
     let to = if to.is_empty() { f64::INFINITY } else { to.parse().ok()? };
-    Some(Range { from: from.parse().ok()?, to, is_rate })
+    Some(ValueRange { from: from.parse().ok()?, to, is_rate })
 }
 
 impl Expected {
     /// What is expected of each query of the dashboards, by how it is called.
-    pub(super) fn dashboards(&self) -> BTreeMap<String, Values> {
+    pub(super) fn dashboards(&self) -> BTreeMap<String, ExpectedValues> {
         let panels = self.dashboards.iter().flat_map(|(dashboard, panels)| {
             panels.iter().map(move |(panel, queries)| (dashboard, panel, queries))
         });
@@ -169,9 +169,9 @@ impl Expected {
 
 /// An alert, by its name and some of its labels: `Name{label="text"}`.
 #[derive(Debug)]
-pub(super) struct Selector(BTreeMap<String, String>);
+pub(super) struct AlertSelector(BTreeMap<String, String>);
 
-impl Selector {
+impl AlertSelector {
     /// The query for it, if it fires.
     pub(super) fn firing(&self) -> String {
         let labels: Vec<String> = self.0.iter().map(|(name, text)| format!("{name}=\"{text}\"")).collect();
@@ -184,7 +184,7 @@ impl Selector {
     }
 }
 
-impl FromStr for Selector {
+impl FromStr for AlertSelector {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -202,7 +202,7 @@ impl FromStr for Selector {
     }
 }
 
-impl fmt::Display for Selector {
+impl fmt::Display for AlertSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
     }
@@ -210,7 +210,7 @@ impl fmt::Display for Selector {
 
 /// A query of a dashboard, as `scripts/check-dashboards.py --list` has it.
 #[derive(Debug, Deserialize)]
-pub(super) struct Query {
+pub(super) struct DashboardQuery {
     pub(super) dashboard: String,
     pub(super) panel: String,
     #[serde(rename = "refId")]
@@ -218,7 +218,7 @@ pub(super) struct Query {
     pub(super) expr: String,
 }
 
-impl fmt::Display for Query {
+impl fmt::Display for DashboardQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} / {} / {}", self.dashboard, self.panel, self.letter)
     }

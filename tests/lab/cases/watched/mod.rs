@@ -5,8 +5,8 @@
 //! `expected.yaml`.
 
 mod expected;
-pub(crate) mod haste;
 mod prometheus;
+pub(crate) mod time_scale;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,16 +22,16 @@ use pathmeter_proto::sim::{Jitter, Link, Loss};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::expected::{Expected, Query, Selector, Values, by_name};
-use self::haste::hastened;
+use self::expected::{AlertSelector, DashboardQuery, Expected, ExpectedValues, by_name};
 use self::prometheus::{Prometheus, Server};
-use crate::agent::Agent;
-use crate::play::Inconclusive;
+use self::time_scale::scaled;
+use crate::agent::NodeAgent;
+use crate::testbed::Inconclusive;
 
 const AGENTS: [(&str, &str); 4] = [("a", "west"), ("b", "west"), ("c", "east"), ("d", "east")];
 
 /// How much faster time runs than for a fleet that is scraped every 15 s and sends a datagram a second.
-const FAST: u32 = 15;
+const SPEEDUP: u32 = 15;
 
 /// A round trip takes four wires, so 4 ms.
 const DELAY: u64 = 1_000_000;
@@ -42,55 +42,55 @@ const SWINGING: Jitter = Jitter::Uniform(180_000_000);
 const LONGEST_WINDOW: Duration = Duration::from_secs(16 * 60);
 
 /// In a few minutes.
-pub(crate) fn fast() -> Result<(), Inconclusive> {
-    watched(FAST)
+pub(crate) fn accelerated() -> Result<(), Inconclusive> {
+    watched(SPEEDUP)
 }
 
 /// With the rules as they are, in an hour.
-pub(crate) fn live() -> Result<(), Inconclusive> {
+pub(crate) fn real_time() -> Result<(), Inconclusive> {
     watched(1)
 }
 
 /// A fleet with trouble: `a` loses every tenth packet that it sends; what `c` sends takes now this long and now that, and
 /// what is sent to it loses its class; `b` is told nonsense; `d` is dead.
-fn watched(times: u32) -> Result<(), Inconclusive> {
+fn watched(speedup: u32) -> Result<(), Inconclusive> {
     let expected: Expected = serde_yaml::from_str(include_str!("expected.yaml")).unwrap();
     let net = Plan::mesh(5).build(7);
     let folder = TempDir::new().unwrap();
     list(&net, folder.path());
     let calm = link(Loss::Random(0.0), Jitter::None);
-    net.wires().for_each(|(_, wire)| wire.become_like(&calm, &calm));
-    let start = |name| Agent::spawn(net.node(name), config(name, folder.path(), times));
+    net.wires().for_each(|(_, wire)| wire.set_links(&calm, &calm));
+    let start = |name| NodeAgent::spawn(net.node(name), config(name, folder.path(), speedup));
     let [_a, b, _c, d] = ["a", "b", "c", "d"].map(start);
-    let prometheus = Prometheus::start(net.node("e"), folder.path(), times);
-    let fleet = Fleet { prometheus, expected, queries: queries(times), times };
+    let prometheus = Prometheus::start(net.node("e"), folder.path(), speedup);
+    let fleet = Fleet { prometheus, expected, queries: queries(speedup), speedup };
 
-    fleet.until("everything is measured, and nothing is wrong", 10, Fleet::is_well)?;
+    fleet.wait_until("everything is measured, and nothing is wrong", 10, Fleet::missing_measurements)?;
     let since = Instant::now();
     let mut remarking = calm.clone();
     remarking.rewrite.dscp = Some(0);
-    net.wire("a", "core").become_like(&link(Loss::Every(10), Jitter::None), &calm);
-    net.wire("c", "core").become_like(&link(Loss::Random(0.0), SWINGING), &remarking);
+    net.wire("a", "core").set_links(&link(Loss::Every(10), Jitter::None), &calm);
+    net.wire("c", "core").set_links(&link(Loss::Random(0.0), SWINGING), &remarking);
     b.configure(json!("no configuration"));
     d.signal(Signal::SIGKILL);
-    fleet.until("every alert fires that should", 30, |fleet| {
-        let missing = fleet.lacks()?;
-        let is_young = since.elapsed() < LONGEST_WINDOW / times;
+    fleet.wait_until("every alert fires that should", 30, |fleet| {
+        let missing = fleet.missing_alerts()?;
+        let is_young = since.elapsed() < LONGEST_WINDOW / speedup;
         Ok(missing.into_iter().chain(is_young.then(|| "the longest window".to_owned())).collect())
     })?;
     // A machine that stood still for a second shows in what is recorded of a window, until it is over.
-    fleet.until("all is told as it is", 15, |fleet| Ok(fleet.problems()))?;
+    fleet.wait_until("all is told as it is", 15, |fleet| Ok(fleet.problems()))?;
 
-    net.wires().for_each(|(_, wire)| wire.become_like(&calm, &calm));
-    b.configure(config("b", folder.path(), times));
+    net.wires().for_each(|(_, wire)| wire.set_links(&calm, &calm));
+    b.configure(config("b", folder.path(), speedup));
     let d = start("d");
     let events = &fleet.expected.events;
-    fleet.until("what was repaired is told", 5, |fleet| Ok(fleet.answers(&events.repaired)))?;
-    fleet.until("every alert is over", 60, Fleet::is_quiet)?;
+    fleet.wait_until("what was repaired is told", 5, |fleet| Ok(fleet.answers(&events.repaired)))?;
+    fleet.wait_until("every alert is over", 60, Fleet::firing_alerts)?;
     d.signal(Signal::SIGTERM);
-    fleet.until("who leaves is told", 5, |fleet| {
+    fleet.wait_until("who leaves is told", 5, |fleet| {
         let mut missing = fleet.answers(&events.leaving);
-        missing.extend(fleet.silent(&events.goodbye)?);
+        missing.extend(fleet.not_firing(&events.goodbye)?);
         Ok(missing)
     })
 }
@@ -115,9 +115,9 @@ fn list(net: &Net, folder: &Path) {
     }
 }
 
-fn config(name: &str, folder: &Path, times: u32) -> Value {
+fn config(name: &str, folder: &Path, speedup: u32) -> Value {
     let zone = AGENTS.iter().find(|(other, _)| *other == name).unwrap().1;
-    let shorter = |milliseconds: u32| format!("{}ms", milliseconds / times);
+    let shorter = |milliseconds: u32| format!("{}ms", milliseconds / speedup);
     let after = |seconds: u32| shorter(seconds * 1_000);
     let ca = folder.join("ca.pem");
     let stream = |name: &str, protocol: &str| {
@@ -152,34 +152,34 @@ struct Fleet<'a> {
     prometheus: Prometheus<'a>,
     expected: Expected,
     queries: BTreeMap<String, String>,
-    times: u32,
+    speedup: u32,
 }
 
 impl Fleet<'_> {
     /// Waits until there is nothing left to tell of what is missing, for so many minutes of the rules' time.
-    fn until(
+    fn wait_until(
         &self,
         what: &str,
         minutes: u32,
         missing: impl Fn(&Self) -> Result<Vec<String>, String>,
     ) -> Result<(), Inconclusive> {
-        let patience = Duration::from_secs(60) * minutes / self.times + DEADLINE;
+        let timeout = Duration::from_secs(60) * minutes / self.speedup + DEADLINE;
         let start = Instant::now();
         loop {
-            let left = missing(self).unwrap_or_else(|error| vec![error]);
-            if left.is_empty() {
+            let missing_now = missing(self).unwrap_or_else(|error| vec![error]);
+            if missing_now.is_empty() {
                 return Ok(());
             }
-            if start.elapsed() > patience {
-                self.is_believed()?;
-                panic!("waited in vain: {what}: {}\n{}", left.join("\n"), self.prometheus.log());
+            if start.elapsed() > timeout {
+                self.check_reliable()?;
+                panic!("waited in vain: {what}: {}\n{}", missing_now.join("\n"), self.prometheus.log());
             }
             thread::sleep(Duration::from_millis(500));
         }
     }
 
     /// Whether all agents had a processor to run on. One that had none says so, and nobody hears of its other alerts.
-    fn is_believed(&self) -> Result<(), Inconclusive> {
+    fn check_reliable(&self) -> Result<(), Inconclusive> {
         match self.firing().unwrap().contains("PathmeterMeasurementUnreliable") {
             true => Err(Inconclusive("an agent did not run in time, and said so".to_owned())),
             false => Ok(()),
@@ -187,11 +187,11 @@ impl Fleet<'_> {
     }
 
     fn number(&self, query: &str) -> Result<f64, String> {
-        Ok(self.prometheus.ask(Server::First, query)?.first().map_or(0.0, |sample| sample.value))
+        Ok(self.prometheus.query(Server::First, query)?.first().map_or(0.0, |sample| sample.value))
     }
 
     /// What is missing until everybody measures everybody, over a whole window.
-    fn is_well(&self) -> Result<Vec<String>, String> {
+    fn missing_measurements(&self) -> Result<Vec<String>, String> {
         let mut missing = self.firing()?.into_iter().collect::<Vec<_>>();
         for (query, least) in [
             ("count(up == 1)", 4.0),
@@ -211,23 +211,23 @@ impl Fleet<'_> {
 
     /// Names of alerts that fire.
     fn firing(&self) -> Result<BTreeSet<String>, String> {
-        let alerts = self.prometheus.ask(Server::First, "ALERTS{alertstate=\"firing\"}")?;
+        let alerts = self.prometheus.query(Server::First, "ALERTS{alertstate=\"firing\"}")?;
         Ok(alerts.into_iter().map(|alert| alert.labels["alertname"].clone()).collect())
     }
 
-    fn is_quiet(&self) -> Result<Vec<String>, String> {
+    fn firing_alerts(&self) -> Result<Vec<String>, String> {
         Ok(self.firing()?.into_iter().collect())
     }
 
     /// Alerts that should fire and do not, and those that somebody should hear of, or nobody.
-    fn lacks(&self) -> Result<Vec<String>, String> {
+    fn missing_alerts(&self) -> Result<Vec<String>, String> {
         let notified = self.prometheus.notified()?;
         let alerts = &self.expected.alerts;
-        let told = alerts.told.iter().map(|alert| (alert, false));
+        let expected = alerts.notified.iter().map(|alert| (alert, false));
         let mut lacking = Vec::new();
-        for (alert, is_inhibited) in told.chain(alerts.inhibited.iter().map(|alert| (alert, true))) {
-            lacking.extend(self.silent(alert)?);
-            let alert: Selector = alert.parse()?;
+        for (alert, is_inhibited) in expected.chain(alerts.inhibited.iter().map(|alert| (alert, true))) {
+            lacking.extend(self.not_firing(alert)?);
+            let alert: AlertSelector = alert.parse()?;
             let mut found = notified.iter().filter(|found| alert.selects(&found.labels)).peekable();
             if found.peek().is_none() {
                 lacking.push(format!("the Alertmanager does not have {alert}"));
@@ -242,21 +242,21 @@ impl Fleet<'_> {
     }
 
     /// That an alert does not fire.
-    fn silent(&self, alert: &str) -> Result<Option<String>, String> {
-        let alert: Selector = alert.parse()?;
-        let fires = !self.prometheus.ask(Server::First, &alert.firing())?.is_empty();
+    fn not_firing(&self, alert: &str) -> Result<Option<String>, String> {
+        let alert: AlertSelector = alert.parse()?;
+        let fires = !self.prometheus.query(Server::First, &alert.firing())?.is_empty();
         Ok((!fires).then(|| format!("{alert} does not fire")))
     }
 
     /// Everything that is told otherwise than expected.
     fn problems(&self) -> Vec<String> {
-        [self.surprises(), self.recorded(), self.dashboards(), self.behind()].concat()
+        [self.unexpected_alerts(), self.recorded(), self.dashboards(), self.downstream()].concat()
     }
 
     /// Alerts that nobody expects, and rules that do not work.
-    fn surprises(&self) -> Vec<String> {
+    fn unexpected_alerts(&self) -> Vec<String> {
         let alerts = &self.expected.alerts;
-        let selectors = alerts.told.iter().chain(&alerts.inhibited);
+        let selectors = alerts.notified.iter().chain(&alerts.inhibited);
         let names = selectors.map(|alert| alert.split('{').next().unwrap_or_default());
         let expected: BTreeSet<&str> = names.chain(alerts.possible.iter().map(String::as_str)).collect();
         let firing = self.firing().unwrap();
@@ -275,18 +275,18 @@ impl Fleet<'_> {
     }
 
     /// Answers that are not what is expected.
-    fn differences(&self, server: Server, queries: &BTreeMap<String, Values>) -> Vec<String> {
-        let difference = |(query, values): (&String, &Values)| {
-            let answer = self.prometheus.ask(server, query).unwrap();
+    fn differences(&self, server: Server, queries: &BTreeMap<String, ExpectedValues>) -> Vec<String> {
+        let difference = |(query, values): (&String, &ExpectedValues)| {
+            let answer = self.prometheus.query(server, query).unwrap();
             let tell = || format!("{server:?}: {query}: expected {values:?}, found {:?}", by_name(&answer));
-            (!values.agree(&answer, self.times)).then(tell)
+            (!values.matches(&answer, self.speedup)).then(tell)
         };
         queries.iter().filter_map(difference).collect()
     }
 
     /// What those have that are behind the first Prometheus, where it is not what is expected.
-    fn behind(&self) -> Vec<String> {
-        let servers = self.expected.behind.iter();
+    fn downstream(&self) -> Vec<String> {
+        let servers = self.expected.downstream.iter();
         servers.flat_map(|(server, queries)| self.differences(*server, queries)).collect()
     }
 
@@ -300,14 +300,14 @@ impl Fleet<'_> {
     }
 
     /// Queries of dashboards, by what they are called, whose answer is not what is expected.
-    fn answers(&self, expected: &BTreeMap<String, Values>) -> Vec<String> {
-        let difference = |(name, values): (&String, &Values)| {
+    fn answers(&self, expected: &BTreeMap<String, ExpectedValues>) -> Vec<String> {
+        let difference = |(name, values): (&String, &ExpectedValues)| {
             let Some(query) = self.queries.get(name) else {
                 return Some(format!("{name} is no query of a dashboard"));
             };
-            match self.prometheus.ask(Server::First, query) {
+            match self.prometheus.query(Server::First, query) {
                 Err(error) => Some(format!("{name}: {error}")),
-                Ok(answer) if values.agree(&answer, self.times) => None,
+                Ok(answer) if values.matches(&answer, self.speedup) => None,
                 Ok(answer) => Some(format!("{name}: expected {values:?}, found {:?}", by_name(&answer))),
             }
         };
@@ -316,11 +316,11 @@ impl Fleet<'_> {
 }
 
 /// Every query of the dashboards for the pair of `a` and `b`, by dashboard, panel and letter.
-fn queries(times: u32) -> BTreeMap<String, String> {
+fn queries(speedup: u32) -> BTreeMap<String, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check-dashboards.py");
     let mut command = Command::new("python3");
     command.arg(script).args(["--list", "--set", "instance=a", "--set", "peer=b"]);
     let listed = command.args(["--set", "__rate_interval=5m"]).output().unwrap();
-    let queries: Vec<Query> = serde_json::from_slice(&listed.stdout).unwrap();
-    queries.into_iter().map(|query| (query.to_string(), hastened(&query.expr, times))).collect()
+    let queries: Vec<DashboardQuery> = serde_json::from_slice(&listed.stdout).unwrap();
+    queries.into_iter().map(|query| (query.to_string(), scaled(&query.expr, speedup))).collect()
 }

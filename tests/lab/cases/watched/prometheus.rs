@@ -10,7 +10,7 @@ use pathmeter_lab::{Namespace, Program, get};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::haste::hastened;
+use super::time_scale::scaled;
 
 /// All on one node, where each finds the others as configured.
 pub(super) struct Prometheus<'a> {
@@ -51,16 +51,16 @@ pub(super) struct Notified {
 
 impl<'a> Prometheus<'a> {
     /// Starts all. `folder` has the list of agents, and `ca.pem` of whoever signed their certificates.
-    pub(super) fn start(node: &'a Namespace, folder: &Path, times: u32) -> Self {
+    pub(super) fn start(node: &'a Namespace, folder: &Path, speedup: u32) -> Self {
         let rules = folder.join("rules");
         fs::create_dir(&rules).unwrap();
-        for entry in fs::read_dir(Path::new(SHIPPED).join("rules")).unwrap() {
+        for entry in fs::read_dir(Path::new(SHIPPED_FOLDER).join("rules")).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             if name.ends_with(".rules.yaml") {
-                fs::write(rules.join(&name), shipped(&format!("rules/{name}"), times)).unwrap();
+                fs::write(rules.join(&name), shipped(&format!("rules/{name}"), speedup)).unwrap();
             }
         }
-        let read = |name| serde_yaml::from_str::<serde_yaml::Value>(&shipped(name, times)).unwrap();
+        let read = |name| serde_yaml::from_str::<serde_yaml::Value>(&shipped(name, speedup)).unwrap();
         let mut first = read("prometheus.yml");
         let scrape = &mut first["scrape_configs"][0];
         scrape["scheme"] = "https".into();
@@ -97,13 +97,13 @@ impl<'a> Prometheus<'a> {
             serve(Server::Thanos, &nothing),
             serve(Server::First, &first),
             serve(Server::Federation, &above),
-            alertmanager(node, folder, times),
+            alertmanager(node, folder, speedup),
         ];
         Self { node, programs }
     }
 
     /// What a query comes to; `Err` with the reason if it is none.
-    pub(super) fn ask(&self, server: Server, query: &str) -> Result<Vec<Sample>, String> {
+    pub(super) fn query(&self, server: Server, query: &str) -> Result<Vec<Sample>, String> {
         let path = format!("/api/v1/query?query={}", encoded(query));
         let answer = self.get(server as u16, &path)?;
         if answer["status"] != "success" {
@@ -163,17 +163,17 @@ impl<'a> Prometheus<'a> {
     }
 }
 
-const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
+const SHIPPED_FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
 
 /// A file that we ship, for a time that runs faster.
-fn shipped(name: &str, times: u32) -> String {
-    let text = fs::read_to_string(Path::new(SHIPPED).join(name));
-    hastened(&text.unwrap_or_else(|error| panic!("{name}: {error}")), times)
+fn shipped(name: &str, speedup: u32) -> String {
+    let text = fs::read_to_string(Path::new(SHIPPED_FOLDER).join(name));
+    scaled(&text.unwrap_or_else(|error| panic!("{name}: {error}")), speedup)
 }
 
-fn alertmanager(node: &Namespace, folder: &Path, times: u32) -> Program {
+fn alertmanager(node: &Namespace, folder: &Path, speedup: u32) -> Program {
     let file = folder.join("alertmanager.yml");
-    fs::write(&file, shipped("alertmanager.yml", times)).unwrap();
+    fs::write(&file, shipped("alertmanager.yml", speedup)).unwrap();
     let mut command = node.command("prometheus-alertmanager");
     command
         .arg(format!("--config.file={}", file.display()))

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 const WINDOWS: [&str; 3] = ["180", "300", "900"];
 
 /// The text with every duration shorter by a factor, and with every window's length in seconds.
-pub(super) fn hastened(text: &str, times: u32) -> String {
+pub(super) fn scaled(text: &str, speedup: u32) -> String {
     let mut out = String::new();
     let mut rest = text;
     let mut before = ' ';
@@ -18,7 +18,7 @@ pub(super) fn hastened(text: &str, times: u32) -> String {
         let is_inside = before.is_ascii_alphanumeric() || "_:.*-".contains(before);
         let (taken, replaced) = match () {
             () if is_inside || !first.is_ascii_digit() => (first.len_utf8(), None),
-            () => number(rest, times),
+            () => number(rest, speedup),
         };
         match replaced {
             Some(text) => out.push_str(&text),
@@ -31,17 +31,17 @@ pub(super) fn hastened(text: &str, times: u32) -> String {
 }
 
 /// What begins with a digit: how long it is, and what it becomes.
-fn number(text: &str, times: u32) -> (usize, Option<String>) {
+fn number(text: &str, speedup: u32) -> (usize, Option<String>) {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(text.len());
     let word = &text[..end];
     let is_window = WINDOWS.contains(&word) && text[end..].starts_with(" *");
     match milliseconds(word) {
         Some(duration) => {
             let mut shorter = String::new();
-            write!(shorter, "{}ms", duration / u64::from(times)).unwrap();
+            write!(shorter, "{}ms", duration / u64::from(speedup)).unwrap();
             (end, Some(shorter))
         }
-        None if is_window => (end, Some((word.parse::<f64>().unwrap() / f64::from(times)).to_string())),
+        None if is_window => (end, Some((word.parse::<f64>().unwrap() / f64::from(speedup)).to_string())),
         None => (end, None),
     }
 }
@@ -70,7 +70,7 @@ fn milliseconds(word: &str) -> Option<u64> {
 }
 
 /// The times of rules, dashboards and configurations, and what only looks like one.
-pub(crate) fn times() {
+pub(crate) fn scaled_durations() {
     for (text, shorter) in [
         ("for: 5m", "for: 20000ms"),
         ("x[1h] offset 23h30m", "x[240000ms] offset 5640000ms"),
@@ -80,6 +80,6 @@ pub(crate) fn times() {
         ("regex: a:.*5m|up", "regex: a:.*5m|up"),
         ("interval: 30s # 30 s, for 1.5m", "interval: 2000ms # 30 s, for 1.5m"),
     ] {
-        assert_eq!(hastened(text, 15), shorter);
+        assert_eq!(scaled(text, 15), shorter);
     }
 }

@@ -19,24 +19,24 @@ use pathmeter_proto::sim::{Corruption, Jitter, Link, Loss, Queue, Rewrite};
 use serde::Deserialize;
 
 use crate::net::{Cable, MESH_MAX, Plan};
-use crate::truth::Counts;
+use crate::truth::TrueCounts;
 
 /// A scenario.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Script {
+pub struct Scenario {
     /// What it shows, in a sentence.
     pub about: String,
     /// How it is played.
     #[serde(default)]
-    pub act: Act,
+    pub procedure: Procedure,
     /// The network.
     pub topology: Topology,
     /// Keys of the probe, as the configuration has them.
     #[serde(default)]
     pub probe: serde_yaml::Mapping,
     /// How many probes measure at once.
-    #[serde(default = "one")]
+    #[serde(default = "default_paths")]
     pub paths: u16,
     /// Whether the agents have a key.
     #[serde(default)]
@@ -55,13 +55,13 @@ pub struct Script {
     pub phases: Vec<Phase>,
     /// Ranges of the truth's counts.
     #[serde(default)]
-    pub expect: BTreeMap<CountName, Range>,
+    pub expect: BTreeMap<CountName, CountRange>,
 }
 
 /// How a scenario is played. All but the first are code of the trials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Act {
+pub enum Procedure {
     /// The phases, one after the other.
     #[default]
     Phases,
@@ -72,9 +72,9 @@ pub enum Act {
     /// The responder's is.
     StopResponder,
     /// The prober's process is stopped until its socket overflows.
-    DrownProber,
+    OverflowProber,
     /// The responder's is.
-    DrownResponder,
+    OverflowResponder,
     /// The wall clock of either agent is stepped and slewed.
     WrongClocks,
     /// The host of either agent sleeps.
@@ -91,7 +91,7 @@ pub enum Act {
     MtuRouter,
 }
 
-fn one() -> u16 {
+fn default_paths() -> u16 {
     1
 }
 
@@ -116,31 +116,31 @@ pub struct Phase {
     pub datagrams: usize,
     /// What the wires do.
     #[serde(default)]
-    pub wires: BTreeMap<CableName, Pair>,
+    pub wires: BTreeMap<CableName, LinkPair>,
 }
 
 /// The two directions of a wire.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Pair {
+pub struct LinkPair {
     /// From the end that is named first.
-    pub forward: LinkText,
+    pub forward: LinkConfig,
     /// To it.
-    pub reverse: LinkText,
+    pub reverse: LinkConfig,
 }
 
 /// A link as it is written down.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LinkText {
-    delay: Span,
-    jitter: Option<JitterText>,
+pub struct LinkConfig {
+    delay: TimeSpan,
+    jitter: Option<JitterConfig>,
     keeps_order: bool,
     held: Option<Held>,
-    loss: Option<LossText>,
+    loss: Option<LossConfig>,
     duplicates: Share,
-    corruption: Option<CorruptionText>,
-    queue: Option<QueueText>,
+    corruption: Option<CorruptionConfig>,
+    queue: Option<QueueConfig>,
     mtu: Option<usize>,
     dscp: Option<Below<64>>,
     ecn: Option<Below<4>>,
@@ -149,16 +149,16 @@ pub struct LinkText {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-enum JitterText {
-    Uniform { uniform: Span },
-    Normal { normal: Span },
+enum JitterConfig {
+    Uniform { uniform: TimeSpan },
+    Normal { normal: TimeSpan },
     Pareto { pareto: Pareto },
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Pareto {
-    scale: Span,
+    scale: TimeSpan,
     shape: f64,
 }
 
@@ -166,12 +166,12 @@ struct Pareto {
 #[serde(deny_unknown_fields)]
 struct Held {
     share: Share,
-    by: Span,
+    by: TimeSpan,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-enum LossText {
+enum LossConfig {
     Random(Share),
     Every {
         every: u32,
@@ -181,41 +181,41 @@ enum LossText {
         leave: Share,
         #[serde(default)]
         good: Share,
-        #[serde(default = "all")]
+        #[serde(default = "full_share")]
         bad: Share,
     },
 }
 
-fn all() -> Share {
+fn full_share() -> Share {
     Share(1.0)
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CorruptionText {
+struct CorruptionConfig {
     share: Share,
     noticed: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct QueueText {
+struct QueueConfig {
     rate: BitRate,
     #[serde(default)]
     burst: u64,
     room: u64,
 }
 
-impl LinkText {
+impl LinkConfig {
     /// The link.
     #[must_use]
     pub fn link(&self) -> Link {
-        let mut link = self.calm();
+        let mut link = self.without_impairments();
         link.jitter = match &self.jitter {
             None => Jitter::None,
-            Some(JitterText::Uniform { uniform }) => Jitter::Uniform(uniform.nanos()),
-            Some(JitterText::Normal { normal }) => Jitter::Normal { deviation: normal.nanos() },
-            Some(JitterText::Pareto { pareto: Pareto { scale, shape } }) => {
+            Some(JitterConfig::Uniform { uniform }) => Jitter::Uniform(uniform.nanos()),
+            Some(JitterConfig::Normal { normal }) => Jitter::Normal { deviation: normal.nanos() },
+            Some(JitterConfig::Pareto { pareto: Pareto { scale, shape } }) => {
                 Jitter::Pareto { scale: scale.nanos(), shape: *shape }
             }
         };
@@ -223,16 +223,16 @@ impl LinkText {
         link.held = self.held.as_ref().map_or((0.0, 0), |held| (held.share.0, held.by.nanos()));
         link.loss = match &self.loss {
             None => Loss::Random(0.0),
-            Some(LossText::Random(share)) => Loss::Random(share.0),
-            Some(LossText::Every { every }) => Loss::Every(*every),
-            Some(LossText::Bursts { enter, leave, good, bad }) => {
+            Some(LossConfig::Random(share)) => Loss::Random(share.0),
+            Some(LossConfig::Every { every }) => Loss::Every(*every),
+            Some(LossConfig::Bursts { enter, leave, good, bad }) => {
                 Loss::Bursts { enter: enter.0, leave: leave.0, good: good.0, bad: bad.0 }
             }
         };
         link.duplicates = self.duplicates.0;
-        if let Some(CorruptionText { share, noticed }) = &self.corruption {
-            let who = if *noticed { Corruption::Noticed } else { Corruption::Unnoticed };
-            link.corruption = (share.0, who);
+        if let Some(CorruptionConfig { share, noticed }) = &self.corruption {
+            let noticed_by = if *noticed { Corruption::Noticed } else { Corruption::Unnoticed };
+            link.corruption = (share.0, noticed_by);
         }
         link.queue = self.queue.as_ref().map(|queue| Queue {
             rate: queue.rate.0,
@@ -244,7 +244,7 @@ impl LinkText {
 
     /// The same link with nothing but its delay, its MTU and what it writes over: no echo is harmed.
     #[must_use]
-    pub fn calm(&self) -> Link {
+    pub fn without_impairments(&self) -> Link {
         let mut link = Link::perfect(self.delay.nanos());
         link.mtu = self.mtu;
         let [dscp, ecn] = [self.dscp.map(|dscp| dscp.0), self.ecn.map(|ecn| ecn.0)];
@@ -319,7 +319,7 @@ impl TryFrom<String> for CountName {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let is_known = Counts::default().named(&text).is_some();
+        let is_known = TrueCounts::default().by_name(&text).is_some();
         is_known.then(|| Self(text.clone())).ok_or_else(|| format!("the truth has no count {text}"))
     }
 }
@@ -341,15 +341,15 @@ impl TryFrom<String> for CableName {
 /// A span of time: `250us`, `5ms`, `1.5s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Span(pub Duration);
+pub struct TimeSpan(pub Duration);
 
-impl Span {
+impl TimeSpan {
     fn nanos(self) -> u64 {
         pathmeter_proto::time::nanos(self.0)
     }
 }
 
-impl TryFrom<String> for Span {
+impl TryFrom<String> for TimeSpan {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -396,9 +396,9 @@ impl TryFrom<String> for BitRate {
 /// Whole numbers: `7`, `10..20`, both included, or `10..`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "serde_yaml::Value")]
-pub struct Range(pub RangeInclusive<u64>);
+pub struct CountRange(pub RangeInclusive<u64>);
 
-impl TryFrom<serde_yaml::Value> for Range {
+impl TryFrom<serde_yaml::Value> for CountRange {
     type Error = String;
 
     fn try_from(value: serde_yaml::Value) -> Result<Self, String> {
@@ -414,20 +414,20 @@ impl TryFrom<serde_yaml::Value> for Range {
 
 /// Why a scenario cannot be played.
 #[derive(Debug)]
-pub struct Unreadable(serde_yaml::Error);
+pub struct ScenarioError(serde_yaml::Error);
 
-impl fmt::Display for Unreadable {
+impl fmt::Display for ScenarioError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl Script {
+impl Scenario {
     /// Reads a scenario.
     ///
     /// # Errors
-    /// [`Unreadable`] says where and why.
-    pub fn parse(text: &str) -> Result<Self, Unreadable> {
-        serde_yaml::from_str(text).map_err(Unreadable)
+    /// [`ScenarioError`] says where and why.
+    pub fn parse(text: &str) -> Result<Self, ScenarioError> {
+        serde_yaml::from_str(text).map_err(ScenarioError)
     }
 }

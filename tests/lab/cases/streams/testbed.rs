@@ -4,21 +4,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pathmeter_lab::connection::{Connection, Spoken};
-use pathmeter_lab::{DEADLINE, Net, Page, Plan, Way, Wire};
+use pathmeter_lab::connection::{Connection, MessageProtocol};
+use pathmeter_lab::{DEADLINE, Net, Page, Plan, Wire, WireDirection};
 use pathmeter_proto::sim::Link;
 use pathmeter_proto::wire::websocket::MessageFormat;
 use serde_json::{Value, json};
 
-use super::ended::{Ended, UNSENT_ONE_OF};
-use crate::agent::Agent;
-use crate::play::{Inconclusive, seed};
+use super::outcome::{StreamOutcome, UNSENT_ONE_OF};
+use crate::agent::NodeAgent;
+use crate::testbed::{Inconclusive, seed};
 
 /// What is measured: a probe of the configuration.
 #[derive(Debug, Clone)]
-pub(super) struct Probe {
+pub(super) struct StreamProbe {
     pub(super) name: &'static str,
-    pub(super) speaks: Speaks,
+    pub(super) protocol: StreamProtocol,
     pub(super) interval: Duration,
     pub(super) lost_after: Duration,
     /// Tells its connections from others.
@@ -27,30 +27,30 @@ pub(super) struct Probe {
 
 /// Over what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Speaks {
+pub(super) enum StreamProtocol {
     /// Messages whose round trips the wire can tell.
-    Messages(Spoken),
+    Messages(MessageProtocol),
     /// Requests.
     Http,
 }
 
-pub(super) const TCP: Speaks = Speaks::Messages(Spoken::Tcp { bytes: 56 });
-pub(super) const TEXT: Speaks =
-    Speaks::Messages(Spoken::WebSocket { format: MessageFormat::Text, bytes: 96 });
-pub(super) const BINARY: Speaks =
-    Speaks::Messages(Spoken::WebSocket { format: MessageFormat::Binary, bytes: 200 });
+pub(super) const TCP: StreamProtocol = StreamProtocol::Messages(MessageProtocol::Tcp { bytes: 56 });
+pub(super) const TEXT: StreamProtocol =
+    StreamProtocol::Messages(MessageProtocol::WebSocket { format: MessageFormat::Text, bytes: 96 });
+pub(super) const BINARY: StreamProtocol =
+    StreamProtocol::Messages(MessageProtocol::WebSocket { format: MessageFormat::Binary, bytes: 200 });
 
 /// A round trip above this is late.
 pub(super) const LATE_AFTER: Duration = Duration::from_secs(1);
 
-impl Speaks {
+impl StreamProtocol {
     /// Keys of a probe.
     pub(super) fn keys(self) -> Value {
         match self {
-            Self::Messages(Spoken::Tcp { bytes }) => {
+            Self::Messages(MessageProtocol::Tcp { bytes }) => {
                 json!({"protocol": "tcp", "size": format!("{bytes}B")})
             }
-            Self::Messages(Spoken::WebSocket { format, bytes }) => {
+            Self::Messages(MessageProtocol::WebSocket { format, bytes }) => {
                 let format = match format {
                     MessageFormat::Text => "text",
                     MessageFormat::Binary => "binary",
@@ -63,19 +63,25 @@ impl Speaks {
 
     pub(super) fn port(self) -> u16 {
         match self {
-            Self::Messages(Spoken::Tcp { .. }) => 9_863,
-            Self::Messages(Spoken::WebSocket { .. }) | Self::Http => 9_862,
+            Self::Messages(MessageProtocol::Tcp { .. }) => 9_863,
+            Self::Messages(MessageProtocol::WebSocket { .. }) | Self::Http => 9_862,
         }
     }
 }
 
-impl Probe {
-    pub(super) fn new(name: &'static str, dscp: u8, speaks: Speaks) -> Self {
-        Self { name, speaks, interval: Duration::from_millis(20), lost_after: Duration::from_secs(15), dscp }
+impl StreamProbe {
+    pub(super) fn new(name: &'static str, dscp: u8, protocol: StreamProtocol) -> Self {
+        Self {
+            name,
+            protocol,
+            interval: Duration::from_millis(20),
+            lost_after: Duration::from_secs(15),
+            dscp,
+        }
     }
 
     pub(super) fn config(&self) -> Value {
-        let mut keys = self.speaks.keys();
+        let mut keys = self.protocol.keys();
         keys["name"] = self.name.into();
         keys["kind"] = "echo".into();
         keys["interval"] = format!("{}ms", self.interval.as_millis()).into();
@@ -92,17 +98,17 @@ impl Probe {
 pub(super) const PEERS: [&str; 2] = ["b", "b-ipv6"];
 
 /// Two hosts, a wire between them, and an agent on each. One of them measures the other over IPv4 and IPv6.
-pub(super) struct Stage<'a> {
+pub(super) struct StreamTestbed<'a> {
     pub(super) net: &'a Net,
-    pub(super) prober: Agent<'a>,
-    pub(super) responder: Agent<'a>,
-    pub(super) probes: &'a [Probe],
+    pub(super) prober: NodeAgent<'a>,
+    pub(super) responder: NodeAgent<'a>,
+    pub(super) probes: &'a [StreamProbe],
 }
 
 /// A probe over one address family.
 #[derive(Debug, Clone)]
-pub(super) struct Path<'a> {
-    pub(super) probe: &'a Probe,
+pub(super) struct StreamPath<'a> {
+    pub(super) probe: &'a StreamProbe,
     pub(super) to: SocketAddr,
     pub(super) labels: [String; 2],
 }
@@ -110,13 +116,17 @@ pub(super) struct Path<'a> {
 /// What sockets of the prober's host may keep, at least, at first and at most: two of the largest messages.
 pub(super) const SEND_BUFFER: &str = "4096 16384 131072";
 
-pub(super) fn on_stage<T>(probes: &[Probe], delay: u64, act: impl FnOnce(&Stage<'_>) -> T) -> T {
+pub(super) fn with_stream_testbed<T>(
+    probes: &[StreamProbe],
+    delay: u64,
+    act: impl FnOnce(&StreamTestbed<'_>) -> T,
+) -> T {
     let net = Plan::pair().build(seed());
-    net.wire("a", "b").become_like(&Link::perfect(delay), &Link::perfect(delay));
-    net.node("a").set("ipv4/tcp_wmem", SEND_BUFFER);
+    net.wire("a", "b").set_links(&Link::perfect(delay), &Link::perfect(delay));
+    net.node("a").set_sysctl("ipv4/tcp_wmem", SEND_BUFFER);
     let allow = [net.v4("a").to_string(), net.v6("a").to_string()];
     let config = json!({"agent": {"name": "b", "grace": "1s"}, "responder": {"allow": allow}});
-    let responder = Agent::start(net.node("b"), config, &[]);
+    let responder = NodeAgent::start(net.node("b"), config, &[]);
     let addresses = [net.v4("b"), net.v6("b")];
     let peers = PEERS.iter().zip(addresses);
     let peers: Vec<Value> =
@@ -124,23 +134,23 @@ pub(super) fn on_stage<T>(probes: &[Probe], delay: u64, act: impl FnOnce(&Stage<
     let config = json!({
         "agent": {"name": "a", "grace": "1s"},
         "peers": peers,
-        "probes": probes.iter().map(Probe::config).collect::<Vec<Value>>(),
+        "probes": probes.iter().map(StreamProbe::config).collect::<Vec<Value>>(),
     });
-    let prober = Agent::start(net.node("a"), config, &[]);
-    act(&Stage { net: &net, prober, responder, probes })
+    let prober = NodeAgent::start(net.node("a"), config, &[]);
+    act(&StreamTestbed { net: &net, prober, responder, probes })
 }
 
-impl<'a> Stage<'a> {
+impl<'a> StreamTestbed<'a> {
     pub(super) fn wire(&self) -> &'a Wire {
         self.net.wire("a", "b")
     }
 
-    pub(super) fn paths(&self) -> Vec<Path<'a>> {
-        let of = |probe: &'a Probe| {
+    pub(super) fn paths(&self) -> Vec<StreamPath<'a>> {
+        let of = |probe: &'a StreamProbe| {
             PEERS.into_iter().zip([self.net.v4("b"), self.net.v6("b")]).map(
                 move |(peer, address): (_, IpAddr)| {
                     let labels = [format!("probe=\"{}\"", probe.name), format!("peer=\"{peer}\"")];
-                    Path { probe, to: (address, probe.speaks.port()).into(), labels }
+                    StreamPath { probe, to: (address, probe.protocol.port()).into(), labels }
                 },
             )
         };
@@ -158,55 +168,56 @@ impl<'a> Stage<'a> {
     }
 
     /// Both directions become like this.
-    pub(super) fn become_like(&self, link: &Link) {
-        self.wire().become_like(link, link);
+    pub(super) fn set_links(&self, link: &Link) {
+        self.wire().set_links(link, link);
     }
 
     /// What came of each path. Links are harmless by then, and what was exported of what TCP says is up to date.
-    pub(super) fn finish(&self) -> Vec<Ended<'a>> {
+    pub(super) fn finish(&self) -> Vec<StreamOutcome<'a>> {
         self.paths().into_iter().map(|path| self.end(path)).collect()
     }
 
-    pub(super) fn end(&self, path: Path<'a>) -> Ended<'a> {
+    pub(super) fn end(&self, path: StreamPath<'a>) -> StreamOutcome<'a> {
         let begin = Instant::now();
         loop {
             let page = self.prober.page();
             // Behind the page: that knows nothing which the log does not.
-            let mut connections = Connection::read(self.wire(), Way::Forward, path.to);
+            let mut connections = Connection::read(self.wire(), WireDirection::Forward, path.to);
             connections.retain(|connection| connection.tos >> 2 == path.probe.dscp);
-            let ended = Ended { path: path.clone(), page, connections };
+            let outcome = StreamOutcome { path: path.clone(), page, connections };
             // TCP is asked once a second how it fares, and of a connection that was given up no more.
-            let is_told = ended.connections.len() != 1 || ended.sent_again() == ended.truly_sent_again();
-            if is_told || begin.elapsed() > DEADLINE {
-                return ended;
+            let is_up_to_date =
+                outcome.connections.len() != 1 || outcome.retransmitted() == outcome.truly_retransmitted();
+            if is_up_to_date || begin.elapsed() > DEADLINE {
+                return outcome;
             }
             thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// Compares each path.
-    pub(super) fn compare(&self, ended: &[Ended<'_>]) -> Result<(), Inconclusive> {
+    pub(super) fn compare(&self, outcome: &[StreamOutcome<'_>]) -> Result<(), Inconclusive> {
         assert_eq!(self.prober.page().count("pathmeter_accounting_errors_total", &[]), 0);
-        ended.iter().try_for_each(|ended| {
-            ended.path.stood_still(&ended.page)?;
-            let differences = ended.differences();
+        outcome.iter().try_for_each(|outcome| {
+            outcome.path.check_stalls(&outcome.page)?;
+            let differences = outcome.differences();
             assert!(
                 differences.is_empty(),
                 "LAB_SEED={}: {:?}\n{}\n--- prober\n{}\n{}\n--- responder\n{}",
                 seed(),
-                ended.path,
+                outcome.path,
                 differences.join("\n"),
-                ended.page,
+                outcome.page,
                 self.prober.log(),
                 self.responder.page()
             );
-            eprintln!("{}", ended.row());
+            eprintln!("{}", outcome.row());
             Ok(())
         })
     }
 }
 
-impl Path<'_> {
+impl StreamPath<'_> {
     pub(super) fn count(&self, page: &Page, name: &str, more: &[&str]) -> u64 {
         let labels: Vec<&str> = self.labels.iter().map(String::as_str).chain(more.iter().copied()).collect();
         page.count(&format!("pathmeter_echo_{name}"), &labels)
@@ -222,7 +233,7 @@ impl Path<'_> {
     }
 
     /// Where a machine that stood still explains what went unsent, nothing is proved.
-    pub(super) fn stood_still(&self, page: &Page) -> Result<(), Inconclusive> {
+    pub(super) fn check_stalls(&self, page: &Page) -> Result<(), Inconclusive> {
         let (unsent, sent) = (self.count(page, "unsent_total", &[]), self.count(page, "sent_total", &[]));
         if unsent > sent / UNSENT_ONE_OF {
             return Err(Inconclusive(format!(

@@ -9,15 +9,15 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use nix::unistd::geteuid;
-use pathmeter_lab::script::Script;
+use pathmeter_lab::scenario::Scenario;
 use pathmeter_lab::{Plan, Program, eventually};
 use tempfile::TempDir;
 
-use crate::play::phases;
-use crate::{NO_PLACE, REQUIRED, is_set};
+use crate::testbed::run;
+use crate::{REQUIRED, SKIPPED, is_set};
 
 /// Set to a folder, this program is the victim of [`nothing_outlives_a_crash`].
-pub(crate) const VICTIM: &str = "PATHMETER_LAB_VICTIM";
+pub(crate) const CRASH_CHILD: &str = "PATHMETER_LAB_VICTIM";
 
 const SHORT: &str = "about: A short one.
 topology: pair
@@ -28,10 +28,10 @@ phases:
 expect: {lost_forward: 4..50}";
 
 /// Two labs in one process, with the same addresses in both.
-pub(crate) fn two_at_a_time() {
-    let script = Script::parse(SHORT).unwrap();
+pub(crate) fn two_labs_at_once() {
+    let scenario = Scenario::parse(SHORT).unwrap();
     thread::scope(|scope| {
-        let play = || phases(&script).unwrap();
+        let play = || run(&scenario).unwrap();
         scope.spawn(play);
         scope.spawn(play);
     });
@@ -40,25 +40,25 @@ pub(crate) fn two_at_a_time() {
 /// Scenarios that stand for all, as nobody, who is root in a user namespace only.
 pub(crate) fn unprivileged() {
     let labs = ["chain", "corruption_unnoticed", "stopped_responder"]
-        .map(|scenario| (scenario, as_nobody(scenario)));
+        .map(|scenario| (scenario, start_unprivileged(scenario)));
     for (scenario, lab) in labs {
-        let ended = lab.wait_with_output().unwrap();
-        if ended.status.code() == Some(NO_PLACE.into()) && !is_set(REQUIRED) {
-            eprintln!("skipped: {}", String::from_utf8_lossy(&ended.stderr));
+        let output = lab.wait_with_output().unwrap();
+        if output.status.code() == Some(SKIPPED.into()) && !is_set(REQUIRED) {
+            eprintln!("skipped: {}", String::from_utf8_lossy(&output.stderr));
             return;
         }
-        let said = String::from_utf8_lossy(&ended.stdout);
-        assert!(ended.status.success(), "{scenario}: {said}\n{}", String::from_utf8_lossy(&ended.stderr));
-        assert!(said.contains("1 passed"), "{scenario}: {said}");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{scenario}: {stdout}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(stdout.contains("1 passed"), "{scenario}: {stdout}");
     }
 }
 
 /// Starts one scenario without privileges.
-fn as_nobody(scenario: &str) -> Child {
+fn start_unprivileged(scenario: &str) -> Child {
     const NOBODY: u32 = 65_534;
-    let myself = std::env::current_exe().unwrap();
+    let executable = std::env::current_exe().unwrap();
     let lab = |is_nobody: bool| {
-        let mut command = Command::new(&myself);
+        let mut command = Command::new(&executable);
         command.args(["--exact", scenario]).env("PATHMETER_LAB_NAMESPACE", "user").env(REQUIRED, "1");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if is_nobody {
@@ -76,18 +76,18 @@ fn as_nobody(scenario: &str) -> Child {
 /// A lab whose process is killed leaves no program and no namespace.
 pub(crate) fn nothing_outlives_a_crash() {
     let dir = TempDir::new().unwrap();
-    let myself = std::env::current_exe().unwrap();
-    let mut command = Command::new(myself);
-    command.env(VICTIM, dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut victim = command.spawn().unwrap();
-    let mut lines = BufReader::new(victim.stdout.take().expect("it is piped"));
+    let executable = std::env::current_exe().unwrap();
+    let mut command = Command::new(executable);
+    command.env(CRASH_CHILD, dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child_process = command.spawn().unwrap();
+    let mut lines = BufReader::new(child_process.stdout.take().expect("it is piped"));
     let mut program = String::new();
     lines.read_line(&mut program).unwrap();
     let program: u32 = program.trim().parse().unwrap();
-    let namespaces = held_by(victim.id());
+    let namespaces = held_by(child_process.id());
     assert_eq!(namespaces.len(), 3, "those of two hosts, and of the wire between them");
-    victim.kill().unwrap();
-    victim.wait().unwrap();
+    child_process.kill().unwrap();
+    child_process.wait().unwrap();
     eventually("its program is gone", || {
         // What nobody has waited for yet is dead all the same.
         let status = fs::read_to_string(format!("/proc/{program}/status")).unwrap_or_default();
@@ -99,7 +99,7 @@ pub(crate) fn nothing_outlives_a_crash() {
 }
 
 /// Builds a lab, says which program is in it, and waits to be killed.
-pub(crate) fn be_a_victim(dir: &Path) -> ! {
+pub(crate) fn run_crash_child(dir: &Path) -> ! {
     let net = Plan::pair().build(1);
     let mut command = net.node("a").command("sleep");
     let program = Program::start(command.arg("600"), &dir.join("log"));

@@ -1,12 +1,12 @@
 //! What was exported of a path over connections, and what was true.
 
 use pathmeter_lab::Page;
-use pathmeter_lab::connection::{Connection, Exchange, Spoken};
+use pathmeter_lab::connection::{Connection, MessageExchange, MessageProtocol};
 use pathmeter_proto::time::nanos;
 
-use super::stage::{Path, Probe, Speaks};
+use super::testbed::{StreamPath, StreamProbe, StreamProtocol};
 use super::{MS, SECOND};
-use crate::play::{Inconclusive, PAUSES, TIME_ERROR};
+use crate::testbed::{Inconclusive, PAUSES, TIME_ERROR};
 
 /// What a program may take from the arrival of an answer until it looks at its clock, where the kernel does not: of each
 /// answer when they are added up, and of one that counts as longer than a bound of the histogram.
@@ -28,8 +28,8 @@ pub(super) const BOUNDS: [(u64, &str); 7] = [
 ];
 
 /// What was exported of a path in the end, and what was true.
-pub(super) struct Ended<'a> {
-    pub(super) path: Path<'a>,
+pub(super) struct StreamOutcome<'a> {
+    pub(super) path: StreamPath<'a>,
     pub(super) page: Page,
     /// Of its own, in the order in which they were opened.
     pub(super) connections: Vec<Connection>,
@@ -48,27 +48,30 @@ pub(super) const NONE_OF: [&str; 9] = [
     "responder_turnaround_invalid_total",
 ];
 
-impl Ended<'_> {
+impl StreamOutcome<'_> {
     pub(super) fn count(&self, name: &str, labels: &[&str]) -> u64 {
         self.path.count(&self.page, name, labels)
     }
 
     /// Segments and bytes that were sent again, as exported.
-    pub(super) fn sent_again(&self) -> [u64; 2] {
+    pub(super) fn retransmitted(&self) -> [u64; 2] {
         [self.count("tcp_retransmits_total", &[]), self.count("tcp_retransmitted_bytes_total", &[])]
     }
 
     /// The same, as the wire saw it.
-    pub(super) fn truly_sent_again(&self) -> [u64; 2] {
-        let tallies = || self.connections.iter().map(|connection| connection.there.tally);
-        [tallies().map(|tally| tally.again).sum(), tallies().map(|tally| tally.again_bytes).sum()]
+    pub(super) fn truly_retransmitted(&self) -> [u64; 2] {
+        let segment_counts = || self.connections.iter().map(|connection| connection.to_server.segments);
+        [
+            segment_counts().map(|segments| segments.retransmitted).sum(),
+            segment_counts().map(|segments| segments.retransmitted_bytes).sum(),
+        ]
     }
 
     /// Messages that are in the histogram: a stream keeps its order, so they are the first that were answered in time.
-    pub(super) fn exchanges(&self) -> Vec<(Exchange, (u64, u64))> {
-        let Speaks::Messages(spoken) = self.path.probe.speaks else { return Vec::new() };
-        let all = self.connections.iter().flat_map(|connection| connection.exchanges(spoken));
-        let in_time = |exchange: Exchange| {
+    pub(super) fn exchanges(&self) -> Vec<(MessageExchange, (u64, u64))> {
+        let StreamProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
+        let all = self.connections.iter().flat_map(|connection| connection.exchanges(protocol));
+        let in_time = |exchange: MessageExchange| {
             let is_in_time = exchange.elapsed()?.0 <= nanos(self.path.probe.lost_after);
             is_in_time.then_some((exchange, exchange.round_trip()?))
         };
@@ -79,10 +82,10 @@ impl Ended<'_> {
     }
 
     /// Messages of the connection that stands.
-    pub(super) fn last_connection(&self) -> impl Iterator<Item = Exchange> {
-        let exchanges = match (self.path.probe.speaks, self.connections.last()) {
-            (Speaks::Messages(spoken), Some(connection)) => connection.exchanges(spoken),
-            (Speaks::Http, _) | (_, None) => Vec::new(),
+    pub(super) fn last_connection(&self) -> impl Iterator<Item = MessageExchange> {
+        let exchanges = match (self.path.probe.protocol, self.connections.last()) {
+            (StreamProtocol::Messages(protocol), Some(connection)) => connection.exchanges(protocol),
+            (StreamProtocol::Http, _) | (_, None) => Vec::new(),
         };
         exchanges.into_iter()
     }
@@ -98,9 +101,9 @@ impl Ended<'_> {
         if self.connections.len() != 1 || self.count("connected", &[]) != 1 {
             differences.push(format!("{} connections were opened", self.connections.len()));
         }
-        let (said, truly) = (self.sent_again(), self.truly_sent_again());
-        if said != truly {
-            differences.push(format!("segments and bytes sent again: says {said:?}, truly {truly:?}"));
+        let (exported, truth) = (self.retransmitted(), self.truly_retransmitted());
+        if exported != truth {
+            differences.push(format!("segments and bytes sent again: says {exported:?}, truly {truth:?}"));
         }
         let exchanges = self.exchanges();
         if exchanges.iter().zip(0..).any(|((exchange, _), place)| exchange.sequence != place) {
@@ -111,20 +114,20 @@ impl Ended<'_> {
     }
 
     /// A sentence for every bucket, and for the sum, that the wire contradicts; and for slots that nobody knows of.
-    pub(super) fn times_differ(&self, exchanges: &[(Exchange, (u64, u64))]) -> Vec<String> {
-        let Speaks::Messages(spoken) = self.path.probe.speaks else { return Vec::new() };
+    pub(super) fn times_differ(&self, exchanges: &[(MessageExchange, (u64, u64))]) -> Vec<String> {
+        let StreamProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
         // By how much more than the truth may be said of one, and in the sum.
-        let allowed = |exchange: &Exchange| match spoken {
-            Spoken::Tcp { .. } if exchange.is_joined() => (WAKE_UP_MAX, WAKE_UP_MAX),
-            Spoken::Tcp { .. } => (TIME_ERROR, TIME_ERROR),
-            Spoken::WebSocket { .. } => (WAKE_UP_MAX, WAKE_UP),
+        let allowed = |exchange: &MessageExchange| match protocol {
+            MessageProtocol::Tcp { .. } if exchange.is_joined() => (WAKE_UP_MAX, WAKE_UP_MAX),
+            MessageProtocol::Tcp { .. } => (TIME_ERROR, TIME_ERROR),
+            MessageProtocol::WebSocket { .. } => (WAKE_UP_MAX, WAKE_UP),
         };
         let unsent = self.count("unsent_total", &[]);
         let interval = nanos(self.path.probe.interval);
         let mut differences = Vec::new();
 
         let (first, last) = (exchanges.first().expect("some came").0, exchanges.last().expect("some came").0);
-        let slots = (last.meant - first.meant + interval / 2) / interval;
+        let slots = (last.scheduled_at - first.scheduled_at + interval / 2) / interval;
         if slots.abs_diff(last.sequence - first.sequence + unsent) > 2 {
             differences
                 .push(format!("{slots} slots passed by, {} messages and {unsent} unsent", last.sequence));
@@ -135,30 +138,31 @@ impl Ended<'_> {
             let count = |are_above: &mut dyn Iterator<Item = bool>| are_above.filter(|is| *is).count() as u64;
             let least = count(&mut exchanges.iter().map(|(_, span)| span.0 > bound));
             let most = count(&mut exchanges.iter().map(|(found, span)| span.1 + allowed(found).0 > bound));
-            let said = answered - self.count("rtt_seconds_bucket", &[label]);
+            let exported = answered - self.count("rtt_seconds_bucket", &[label]);
             // A moment in which the machine stood still between two looks at the clock belongs to one message.
-            if said + unsent < least || said > most + unsent {
-                differences
-                    .push(format!("above {label}: says {said}, truly {least} to {most}, {unsent} unsent"));
+            if exported + unsent < least || exported > most + unsent {
+                differences.push(format!(
+                    "above {label}: says {exported}, truly {least} to {most}, {unsent} unsent"
+                ));
             }
         }
 
         let least: u64 = exchanges.iter().map(|(_, span)| span.0).sum();
         let most: u64 = exchanges.iter().map(|(exchange, span)| span.1 + allowed(exchange).1).sum();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of seconds")]
-        let said = (self.path.seconds(&self.page, "rtt_seconds_sum") * 1e9) as u64;
+        let exported = (self.path.seconds(&self.page, "rtt_seconds_sum") * 1e9) as u64;
         let slack = PAUSES + unsent * interval;
-        if said + slack < least || said > most + slack {
+        if exported + slack < least || exported > most + slack {
             differences
-                .push(format!("sum: says {said}, truly {least} to {most}, {slack} more or less allowed"));
+                .push(format!("sum: says {exported}, truly {least} to {most}, {slack} more or less allowed"));
         }
         differences
     }
 
     /// Compares a path of which a connection was given up because of a silence.
-    pub(super) fn was_given_up(&self, from: u64, to: u64) -> Result<(), Inconclusive> {
-        self.path.stood_still(&self.page)?;
-        let Probe { lost_after, interval, .. } = *self.path.probe;
+    pub(super) fn compare_after_timeout(&self, from: u64, to: u64) -> Result<(), Inconclusive> {
+        self.path.check_stalls(&self.page)?;
+        let StreamProbe { lost_after, interval, .. } = *self.path.probe;
         let (lost_after, interval) = (nanos(lost_after), nanos(interval));
         let path = &self.path;
         let is_expected = |name: &&str| ["reconnects_total", "lost_total", "very_late_total"].contains(name);
@@ -193,9 +197,12 @@ impl Ended<'_> {
         let unsent = self.count("unsent_total", &[]);
         let slack = (unsent + 3) * interval;
         // The last that was answered left just before the silence.
-        assert!(before.meant < from && before.meant + slack + 40 * MS > from, "{path:?}: {before:?}, {from}");
+        assert!(
+            before.scheduled_at < from && before.scheduled_at + slack + 40 * MS > from,
+            "{path:?}: {before:?}, {from}"
+        );
         // The first that was sent again had waited for almost as long as it may.
-        assert!(behind.meant < to + lost_after, "{path:?}: {behind:?}");
+        assert!(behind.scheduled_at < to + lost_after, "{path:?}: {behind:?}");
         let waited = behind.waited().unwrap_or_default();
         let is_in_time = waited <= lost_after + PAUSES && waited + slack >= lost_after;
         assert!(is_in_time, "{path:?}: {behind:?} waited {waited} ns");
@@ -206,14 +213,15 @@ impl Ended<'_> {
     /// A line for a table.
     pub(super) fn row(&self) -> String {
         let exchanges = self.exchanges();
-        let tally = self.connections.first().map(|connection| connection.there.tally).unwrap_or_default();
+        let segments =
+            self.connections.first().map(|connection| connection.to_server.segments).unwrap_or_default();
         let waited = exchanges.iter().filter(|(exchange, _)| exchange.waited().is_some()).count();
         let above: Vec<u64> = BOUNDS
             .iter()
             .map(|(_, label)| self.path.answered(&self.page) - self.count("rtt_seconds_bucket", &[label]))
             .collect();
         format!(
-            "{:?}: {} answered, {waited} waited, {above:?} above bounds, {tally:?}",
+            "{:?}: {} answered, {waited} waited, {above:?} above bounds, {segments:?}",
             self.path.labels,
             exchanges.len()
         )
