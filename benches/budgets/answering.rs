@@ -1,4 +1,4 @@
-//! How long a ping over HTTP takes while the metrics page of the same agent is scraped.
+//! Duration of HTTP pings while the metrics page of the same agent is scraped.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write};
@@ -11,27 +11,27 @@ use std::time::{Duration, Instant};
 use super::agent::{BenchAgent, NO_PATHS, PathLoad};
 use super::report::{median, short};
 
-/// Paths that a page is about.
+/// Paths on the page.
 const PATHS: u32 = 10_000;
-/// Between two pings. They leave on time whether or not earlier ones were answered, so that a pause counts for every ping
-/// that falls into it.
+/// Interval of pings. They are sent on schedule whether or not earlier ones were answered, so that a pause
+/// counts for every ping that falls into it.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// A ping without an answer after this long is lost, whatever comes later.
+/// A ping without a response after this time is lost, even if one comes later.
 const LOST_AFTER: Duration = Duration::from_secs(15);
-/// A slow answer.
+/// A response that takes longer is slow.
 const SLOW: Duration = Duration::from_millis(10);
 
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(12);
-/// Until every path has had its first reply.
+/// Time until every path has had its first reply.
 const SETTLE_TIME: Duration = Duration::from_secs(5);
 
-/// Who scrapes meanwhile.
+/// The scrapers during a measurement.
 #[derive(Debug, Clone, Copy)]
 struct ScraperLoad {
     name: &'static str,
     count: usize,
-    /// From the start of a scrape to that of the next one of the same scraper.
+    /// From the start of a scrape to the start of the next by the same scraper.
     every: Duration,
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn measure(out: &mut dyn Write) -> io::Result<()> {
 struct PingRound {
     p50_ms: f64,
     p99_ms: f64,
-    /// Of the pings that were answered.
+    /// Mean of the answered pings.
     mean_ms: f64,
     slow_percent: f64,
     lost_percent: f64,
@@ -104,13 +104,13 @@ fn round(agent: &BenchAgent, load: ScraperLoad) -> io::Result<PingRound> {
     })
 }
 
-/// `pings`: how long each took; `None`: lost.
+/// Summarizes the durations of pings; `None` is a lost ping.
 fn summary(pings: Vec<Option<Duration>>) -> PingRound {
     let count = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
     let all = count(pings.len());
     let lost = count(pings.iter().filter(|ping| ping.is_none()).count());
     let slow = count(pings.iter().filter(|ping| ping.is_none_or(|duration| duration > SLOW)).count());
-    // A lost ping took longer than any other.
+    // A lost ping counts as longer than any other.
     let mut sorted: Vec<f64> = pings
         .iter()
         .map(|ping| ping.map_or(f64::INFINITY, |duration| duration.as_secs_f64() * 1e3))
@@ -129,7 +129,7 @@ fn summary(pings: Vec<Option<Duration>>) -> PingRound {
     }
 }
 
-/// Scrapes with gzip, over a connection for each scrape, until told to end.
+/// Scrapes with gzip, over a new connection for each scrape, until stopped.
 fn scrape(
     agent: &BenchAgent,
     every: Duration,
@@ -152,7 +152,7 @@ fn scrape(
     Ok(())
 }
 
-/// Pings over one connection that is kept; answers come in the order of the requests.
+/// Pings over one persistent connection; responses come in request order.
 fn ping(agent: &BenchAgent) -> io::Result<Vec<Option<Duration>>> {
     let mut writer = agent.connect()?;
     writer.set_nodelay(true)?;
@@ -167,7 +167,7 @@ fn ping(agent: &BenchAgent) -> io::Result<Vec<Option<Duration>>> {
                 let due = begin + INTERVAL * number;
                 sleep(due.saturating_duration_since(Instant::now()));
                 sent.lock().unwrap_or_else(PoisonError::into_inner).push_back(Instant::now());
-                // What cannot be written is not answered, and so lost.
+                // A ping that cannot be written is not answered, and so counts as lost.
                 let _ = writer.write_all(b"GET /api/v1/ping HTTP/1.1\r\nHost: bench\r\n\r\n");
             }
         });
@@ -182,7 +182,7 @@ fn ping(agent: &BenchAgent) -> io::Result<Vec<Option<Duration>>> {
     })
 }
 
-/// Reads one answer whole.
+/// Reads one whole response.
 fn answer(reader: &mut BufReader<TcpStream>) -> io::Result<()> {
     let (mut line, mut length) = (String::new(), 0);
     loop {

@@ -1,4 +1,4 @@
-//! Requests as our own prober writes them, at a pace or as fast as they are answered.
+//! Requests in the format of pathmeter's prober, at a fixed rate or as fast as they are answered.
 
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
@@ -13,14 +13,14 @@ use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 use super::batch::{Batch, Timestamps, socket};
 use super::process::wall;
 
-/// Source ports from which requests come.
+/// Number of source ports.
 const SOURCES: u32 = 8;
-/// Datagrams that leave at once from one source, and that may await their reply there.
+/// Most datagrams outstanding, and sent at once, per source.
 const WINDOW: usize = 64;
-/// Without a reply for so long what is outstanding is lost.
+/// Without a reply for this long, outstanding requests are lost.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How fast to ask.
+/// Rate of requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum RequestRate {
     PerSecond(u32),
@@ -28,20 +28,21 @@ pub(crate) enum RequestRate {
     Saturated,
 }
 
-/// What came of it.
+/// Replies received, in total and per second.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LoadResult {
     pub(crate) replies: f64,
     pub(crate) per_second: f64,
 }
 
-/// The first of `count` session numbers that nobody here has used: an old one from a new port would be refused as a replay.
+/// Reserves `count` unused session numbers and returns the first. A used number from a new port would be
+/// refused as a replay.
 pub(crate) fn sessions(count: u32) -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     NEXT.fetch_add(count, Ordering::Relaxed)
 }
 
-/// A request of session `session`, with every extension.
+/// A request of this session with all extensions.
 pub(crate) fn request(session: u32, sequence: u32) -> Vec<u8> {
     let mut out = Vec::new();
     let timestamp = NtpTime::from(WallTime::from_nanos(wall()));
@@ -53,7 +54,7 @@ pub(crate) fn request(session: u32, sequence: u32) -> Vec<u8> {
     out
 }
 
-/// Asks `to` for so long.
+/// Sends requests to `to` for `span`.
 pub(crate) fn generate(to: SocketAddrV4, rate_limit: RequestRate, span: Duration) -> io::Result<LoadResult> {
     let first = sessions(SOURCES);
     let mut sources =
@@ -102,7 +103,7 @@ impl Source {
         Ok(Self { socket, requests, sequence: 0, outstanding: 0, replies: 0, last_reply_at: Instant::now() })
     }
 
-    /// Sends as many as may be outstanding, at most `count`.
+    /// Sends as many requests as the window allows, at most `count`.
     fn send(&mut self, count: usize) {
         let count = count.min(WINDOW - self.outstanding);
         for index in 0..count {

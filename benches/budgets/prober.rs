@@ -1,4 +1,4 @@
-//! What a path costs: its echoes, its memory, its part of a scrape.
+//! Cost of a path: CPU per echo, memory, and its part of a scrape.
 
 use std::io;
 use std::thread::sleep;
@@ -10,7 +10,7 @@ use super::report::{Row, median};
 
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(4);
-/// Until every path has had its first reply and the responder is known.
+/// Time until every path has had its first reply and the responder is identified.
 const SETTLED: Duration = Duration::from_secs(5);
 const SCRAPES: u32 = 10;
 
@@ -37,7 +37,7 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// CPU per echo in microseconds, and the share of a core in percent.
+/// CPU per echo in microseconds, and share of a core in percent.
 fn echoes(agent: &BenchAgent, responder: &BenchAgent) -> io::Result<(f64, f64)> {
     let (mut costs, mut shares) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -50,7 +50,7 @@ fn echoes(agent: &BenchAgent, responder: &BenchAgent) -> io::Result<(f64, f64)> 
     Ok((median(costs), median(shares)))
 }
 
-/// Round trips in microseconds, as the metrics show them.
+/// Round trips in microseconds, from the metrics page.
 #[derive(Debug, Clone, Copy)]
 struct RttSummary {
     mean: f64,
@@ -65,16 +65,16 @@ impl RttSummary {
     }
 }
 
-/// What ten paths report; at 20/s, so that a p99 has twenty round trips beyond it.
+/// Round trips of ten paths, at 20/s, so that p99 has twenty round trips above it.
 fn round_trips_of_few(port: u16) -> io::Result<RttSummary> {
     let agent = BenchAgent::start(PathLoad { count: 10, interval: "50ms", flows: 1, port })?;
     sleep(Duration::from_secs(10));
     RttSummary::of(&agent)
 }
 
-/// What was measured before the rows about many paths.
+/// Figures measured before those of many paths.
 struct Figures {
-    /// RSS of an agent without paths in KiB.
+    /// RSS of an agent without paths, in KiB.
     idle: f64,
     few: RttSummary,
     /// Percent of a core.
@@ -110,7 +110,7 @@ impl Figures {
     }
 }
 
-/// `share` is the percentage of a core that the agent needs without being scraped.
+/// `share` is the percentage of a core that the agent uses without scrapes.
 fn scrapes(agent: &BenchAgent, share: f64) -> io::Result<Vec<Row>> {
     agent.reset_memory_max()?;
     let (memory, cpu, begin) = (agent.memory()?, agent.cpu()?, Instant::now());

@@ -1,4 +1,4 @@
-//! What an answer costs.
+//! Cost of a reply.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -12,7 +12,7 @@ use super::report::{Row, median};
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
 
-/// How much dearer than the bare loop an answer may be.
+/// Highest ratio of the cost of a reply to that of the bare loop.
 const RATIO_MAX: f64 = 1.3;
 
 pub(crate) fn measure() -> io::Result<Vec<Row>> {

@@ -1,4 +1,4 @@
-//! An agent that starts, and one that has nothing to do.
+//! Start time, idle memory and size of the binary.
 
 use std::fs;
 use std::io;

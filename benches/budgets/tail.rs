@@ -1,5 +1,5 @@
-//! How wrong a round trip becomes when the host is busy. The truth on loopback is a few microseconds, so nearly all of
-//! a long round trip is error.
+//! Error of round trips when the host is busy. The true round trip on loopback is a few microseconds, so
+//! nearly all of a long one is error.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -23,10 +23,10 @@ use super::batch::{Batch, Timestamps, address, socket, wait};
 use super::process::wall;
 use super::report::{Row, cores};
 
-/// More than the 10,000 that a p99.9 needs.
+/// More than the 10,000 needed for p99.9.
 const PROBES: u32 = 11_000;
 const INTERVAL: Duration = Duration::from_millis(1);
-/// Without any report for so long something is broken.
+/// Longest time without a report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_millis(500);
 const BUSY_LOOPS_PER_CORE: usize = 2;
@@ -59,11 +59,11 @@ fn round(name: &str, responder: &BenchAgent, budget_of_tail: Option<f64>) -> io:
     Ok(rows)
 }
 
-/// What our own loop measured.
+/// Results of pathmeter's loop.
 struct AgentLoop {
     /// Sorted.
     round_trips: Vec<Duration>,
-    /// Slots for which a busy host made us late.
+    /// Slots missed because the host was busy.
     unsent: u64,
 }
 
@@ -105,15 +105,15 @@ fn ours(port: u16) -> io::Result<AgentLoop> {
     Ok(found)
 }
 
-/// Round trips of the bare loop by the same datagrams, sorted: with kernel stamps as we take them, and as a tool without
-/// them would.
+/// Sorted round trips of the bare loop: with kernel timestamps, and with user-space timestamps, as a tool
+/// without kernel timestamps would measure them.
 #[derive(Default)]
 struct BareLoop {
     kernel: Vec<Duration>,
     user: Vec<Duration>,
 }
 
-/// What travels: the number of the datagram, then what the responder noted.
+/// The datagram: its number, then the responder's timestamps.
 ///
 /// ```text
 /// 0 u64 number   8 u64 T2 by the kernel   16 u64 T2 by the user   24 u64 T3 by the user
@@ -176,7 +176,7 @@ fn read_note(bytes: &[u8]) -> [u64; 4] {
     std::array::from_fn(|at| u64::from_be_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes")))
 }
 
-/// A bare responder that notes when it received and answered.
+/// A bare responder that writes its timestamps into the datagram.
 struct TimestampingResponder {
     address: SocketAddrV4,
     stop: Arc<AtomicBool>,
@@ -211,7 +211,7 @@ impl TimestampingResponder {
     }
 }
 
-/// Threads that do nothing but compute; they end when this is dropped.
+/// Busy threads. They end when this is dropped.
 struct BusyLoops {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -232,7 +232,7 @@ impl Drop for BusyLoops {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A burner cannot fail.
+            // A busy thread cannot fail.
             let _ = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! What clients of `/ws` cost: those that say nothing, and those that say something.
+//! Cost of clients of `/ws`, idle and active.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -11,21 +11,21 @@ use super::agent::{BenchAgent, NO_PATHS};
 use super::bare::per_echo;
 use super::report::Row;
 
-/// Clients that are connected and idle.
+/// Idle clients.
 const IDLE: u16 = 10_000;
-/// Clients of one source address: as many as the default allows.
+/// Clients per source address: the default limit.
 const PER_SOURCE: u16 = 1000;
 
-/// Clients that had the longest message echoed that the default allows.
+/// Clients that send a message of the default maximum length.
 const LONG: u16 = 1000;
 const LONGEST: usize = 64 << 10;
 
-/// Clients that talk, and what each says.
+/// Clients that send messages, and their message.
 const ACTIVE: u16 = 1000;
 const INTERVAL: Duration = Duration::from_millis(100);
 const MESSAGE: &[u8] = br#"{"seq": 123, "ts": 1678886400100}"#;
 
-/// Before the first window, and a window.
+/// Time before the first window, and length of a window.
 const SETTLE: Duration = Duration::from_secs(2);
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -40,7 +40,7 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
 
 fn idle() -> io::Result<Vec<Row>> {
     let agent = BenchAgent::start(NO_PATHS)?;
-    // Code and buffers that the first client brings in are not a client's.
+    // Code and buffers loaded for the first client do not count.
     let mut first = Client::open(&agent, 0)?;
     first.send()?;
     first.receive()?;
@@ -48,7 +48,7 @@ fn idle() -> io::Result<Vec<Row>> {
     let before = agent.memory()?.resident;
     let mut clients = (0..IDLE).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
     let connected = agent.memory()?.resident;
-    // Each has said something once, as a client does that then waits.
+    // Each client sends one message and then waits.
     for client in &mut clients {
         client.send()?;
         client.receive()?;
@@ -83,7 +83,7 @@ fn long() -> io::Result<Vec<Row>> {
     Ok(vec![Row::new(what, each, "KiB")])
 }
 
-/// A text, masked with zeros.
+/// A text frame, masked with zeros.
 fn frame(text: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x81];
     match u16::try_from(text.len()) {
@@ -122,7 +122,7 @@ fn active() -> io::Result<Vec<Row>> {
     ])
 }
 
-/// Lets each client in turn hear its last message and say the next one, spread over the interval.
+/// Lets each client in turn receive its last message and send the next one, spread over the interval.
 fn exchange(clients: &mut [Client], span: Duration) -> io::Result<()> {
     let begin = Instant::now();
     let slot = INTERVAL / u32::from(ACTIVE);
@@ -130,7 +130,7 @@ fn exchange(clients: &mut [Client], span: Duration) -> io::Result<()> {
     while begin.elapsed() < span {
         for client in &mut *clients {
             due += slot;
-            // Later than due: without a pause, at the same rate on the whole.
+            // If late, do not sleep: the average rate stays the same.
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 std::thread::sleep(early);
             }
@@ -141,7 +141,7 @@ fn exchange(clients: &mut [Client], span: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// A client that waits for its answers.
+/// A client that waits for its echoes.
 struct Client {
     stream: TcpStream,
 }

@@ -1,11 +1,11 @@
-//! What was run.
+//! The commands that were run.
 
 use std::collections::BTreeSet;
 
 use crate::host_pair::HostPair;
 use crate::tools::Tool;
 
-/// The programs that are here, and the commands that were run.
+/// Installed programs, and the commands that were run.
 #[derive(Default)]
 pub(crate) struct Commands {
     present: BTreeSet<&'static str>,
@@ -25,7 +25,7 @@ impl Commands {
         tools.iter().filter(|tool| self.has(tool.program)).copied().collect()
     }
 
-    /// Takes note of what was run in a lane.
+    /// Records the commands that were run on a pair of hosts.
     pub(crate) fn record(&mut self, pair: &HostPair) {
         for command in &pair.commands {
             if !self.all.contains(command) {
@@ -34,7 +34,7 @@ impl Commands {
         }
     }
 
-    /// Those since the last call.
+    /// Returns the commands since the last call.
     pub(crate) fn take(&mut self) -> String {
         std::mem::take(&mut self.all).join("\n")
     }

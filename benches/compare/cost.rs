@@ -1,4 +1,4 @@
-//! What a thousand targets cost whoever asks them.
+//! CPU time and memory of each tool for a thousand targets.
 
 use std::fs;
 use std::io;
@@ -17,26 +17,26 @@ use crate::tools::ours::{self, AgentRole};
 use crate::tools::{fping, irtt, smokeping, stamp_suite};
 
 const TARGETS: u16 = 1_000;
-/// Processes of irtt: it takes one for each target, so a tenth has to do.
+/// Processes of irtt, which needs one per target: a tenth of the targets.
 const SESSIONS: u16 = 100;
-/// A Prometheus with defaults scrapes so often: once in a window of that length.
+/// Prometheus' default scrape interval, and the length of a window: one scrape per window.
 const SCRAPE_EVERY: Duration = Duration::from_secs(15);
 const QUICK_WINDOW: Duration = Duration::from_secs(5);
-/// Until all targets are asked.
+/// Time until all targets are probed.
 const SETTLED: Duration = Duration::from_secs(4);
-/// Who asks a thousand targets evenly sends ten datagrams in this time.
+/// Window for bursts. A thousand targets probed evenly are ten datagrams in this time.
 const BURST_WINDOW: Duration = Duration::from_millis(10);
-/// Connections on which the targets of `blackbox_exporter` are scraped.
+/// Connections that scrape the targets of `blackbox_exporter`.
 const SCRAPERS: usize = 8;
 
-/// A program, and how it is told to ask many targets.
+/// A tool, and how to make it probe many targets.
 struct CostCase {
     name: &'static str,
     program: &'static str,
     targets: u16,
     start: fn(&mut HostPair, &[IpAddr]) -> io::Result<RunningTools>,
     protocol: ExchangeProtocol,
-    /// Its page of metrics, if it has one about its targets.
+    /// Reads its metrics page, if it has one about its targets.
     scrape: Option<fn(&HostPair) -> io::Result<Page>>,
     is_quick: bool,
 }
@@ -54,7 +54,7 @@ const ALL: [CostCase; 7] = [
     CostCase { name: "blackbox_exporter, each target every 15 s", program: blackbox::PROGRAM, targets: TARGETS, start: start_blackbox, protocol: ExchangeProtocol::Icmp, scrape: None, is_quick: true },
 ];
 
-/// Programs that ask, which are watched, and what they need.
+/// The probing processes, which are measured, and the processes that they need.
 struct RunningTools {
     probers: Vec<Program>,
     _responder: Option<Program>,
@@ -70,7 +70,7 @@ fn start_ours(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool
 fn start_fping(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTools> {
     let list: String = targets.iter().map(|target| format!("{target}\n")).collect();
     let file = pair.write("targets", &list)?.display().to_string();
-    // Between any two datagrams it pauses; its default of 10 ms allows a hundred a second.
+    // Pause between two datagrams; the default of 10 ms allows a hundred per second.
     let arguments = ["-l", "-q", "-Q", "15", "-p", "1000", "-i", "0.5", "-f", &file];
     Ok(RunningTools {
         probers: vec![pair.start_prober(fping::PROGRAM, &arguments)],
@@ -87,7 +87,7 @@ fn start_smokeping_raw(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<Ru
     smokeping_with(pair, targets, &[])
 }
 
-/// Targets of its configuration file get raw sockets whatever it is told, those of its command line do not.
+/// Targets of its configuration file always get raw sockets, those of its command line do not.
 fn smokeping_with(pair: &mut HostPair, targets: &[IpAddr], arguments: &[&str]) -> io::Result<RunningTools> {
     let hosts: Vec<String> = targets.iter().map(ToString::to_string).collect();
     let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
@@ -125,22 +125,22 @@ fn start_blackbox(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<Running
     Ok(RunningTools { probers, _responder: None, scrapers })
 }
 
-/// What was used.
+/// Measured cost of a tool.
 struct ToolCost {
     case: &'static str,
     targets: u16,
     probes_per_second: f64,
-    /// The most that left within [`BURST_WINDOW`].
+    /// Most requests within [`BURST_WINDOW`].
     burst: usize,
-    /// CPU time of a probe in microseconds.
+    /// CPU time per probe in microseconds.
     cpu_per_probe: f64,
-    /// With all targets, in KiB.
+    /// Memory with all targets, in KiB.
     memory: f64,
-    /// Of each target beyond the first, in KiB.
+    /// Memory per target beyond the first, in KiB.
     memory_per_target: f64,
 }
 
-/// One after the other.
+/// Measures one tool after the other.
 pub(crate) fn measure(is_quick: bool, commands: &mut Commands) -> io::Result<String> {
     let window = if is_quick { QUICK_WINDOW } else { SCRAPE_EVERY };
     let mut costs: Vec<ToolCost> = Vec::new();
@@ -212,7 +212,7 @@ impl CostCase {
     }
 }
 
-/// The most of these times, which are sorted, that lie within one [`BURST_WINDOW`].
+/// The largest number of these sorted times within one [`BURST_WINDOW`].
 fn burst(sent: &[u64]) -> usize {
     let until = |first: u64| {
         sent.partition_point(|left| Duration::from_nanos(left.saturating_sub(first)) < BURST_WINDOW)
@@ -225,7 +225,7 @@ impl RunningTools {
         self.probers.iter().map(Program::cpu).sum()
     }
 
-    /// Resident memory in KiB, of which what processes share counts once.
+    /// Resident memory in KiB; memory shared between processes counts once.
     fn memory(&self) -> io::Result<f64> {
         let of = |program: &Program| -> io::Result<f64> {
             let told = fs::read_to_string(format!("/proc/{}/smaps_rollup", program.id()))?;

@@ -1,4 +1,4 @@
-//! A pair of hosts with a wire between them, for one program alone.
+//! A pair of hosts with a wire between them, for one tool alone.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,23 +10,23 @@ use pathmeter_lab::{Namespace, Net, Plan, Program, Wire, WireDirection, eventual
 use pathmeter_proto::sim::{Jitter, Link, Loss};
 use tempfile::TempDir;
 
-/// Who asks on `a`, who answers on `b`, and what lies between. All lanes have the same seed.
+/// The prober's host `a`, the responder's host `b`, and the wire between them. All pairs have the same seed.
 pub(crate) struct HostPair {
     net: Net,
     files: TempDir,
-    /// The commands that were run, as a person would type them.
+    /// The commands that were run, as typed in a shell.
     pub(crate) commands: Vec<String>,
 }
 
 const SEED: u64 = 20;
 
-/// What it takes one way, always.
+/// One-way delay in nanoseconds.
 const DELAY: u64 = 20_000_000;
 
-/// How much longer some of them take on a lossy link: they are overtaken by the next one.
+/// Additional delay of some datagrams on a lossy link, which are then overtaken, in nanoseconds.
 const HELD_BACK: u64 = 15_000_000;
 
-/// Longer than anything is on its way there and back.
+/// Longer than any round trip.
 const TRANSIT_TIME: Duration = Duration::from_millis(200);
 
 impl HostPair {
@@ -34,17 +34,17 @@ impl HostPair {
         let pair = Self { net: Plan::pair().build(SEED), files: TempDir::new()?, commands: Vec::new() };
         let perfect = Link::perfect(DELAY);
         pair.wire().set_links(&perfect, &perfect);
-        // Without this a kernel gives nobody the sockets with which one may ask without privilege. All programs are root's.
+        // Permits ping sockets for root's group, which all tools run in. The kernel's default permits none.
         pair.prober_host().set_sysctl("ipv4/ping_group_range", "0 0");
         Ok(pair)
     }
 
-    /// Where the programs that ask run.
+    /// The namespace of the prober.
     pub(crate) fn prober_host(&self) -> &Namespace {
         self.net.node("a")
     }
 
-    /// Where is answered.
+    /// The namespace of the responder.
     pub(crate) fn responder_host(&self) -> &Namespace {
         self.net.node("b")
     }
@@ -53,12 +53,12 @@ impl HostPair {
         self.net.wire("a", "b")
     }
 
-    /// The address that is asked.
+    /// The responder's address.
     pub(crate) fn target(&self) -> IpAddr {
         self.net.v4("b")
     }
 
-    /// So many more addresses of the same host.
+    /// Adds `count` addresses to the responder's host.
     pub(crate) fn targets(&self, count: u16) -> Vec<IpAddr> {
         let all: Vec<Ipv4Addr> = (0..count)
             .map(|number| {
@@ -72,7 +72,7 @@ impl HostPair {
         all.into_iter().map(IpAddr::from).collect()
     }
 
-    /// A file that a program reads or writes.
+    /// Path of a file for a tool.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
     }
@@ -83,12 +83,12 @@ impl HostPair {
         Ok(path)
     }
 
-    /// Starts a program that asks.
+    /// Starts a program on the prober's host.
     pub(crate) fn start_prober(&mut self, program: &str, arguments: &[&str]) -> Program {
         self.start(true, program, arguments)
     }
 
-    /// Starts a program that answers.
+    /// Starts a program on the responder's host.
     pub(crate) fn start_responder(&mut self, program: &str, arguments: &[&str]) -> Program {
         self.start(false, program, arguments)
     }
@@ -106,27 +106,27 @@ impl HostPair {
         Program::start(&mut command, &output)
     }
 
-    /// Waits until somebody answers on a port of UDP.
+    /// Waits until a UDP port is bound on the responder's host.
     pub(crate) fn wait_for_udp(&self, port: u16) {
         let sockets = || std::fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
-        eventually("somebody answers", || {
+        eventually("the responder listens", || {
             self.responder_host().within(sockets).contains(&format!(":{port:04X} ")).then_some(())
         });
     }
 
-    /// What truly happened, once nothing is under way any more.
+    /// The true outcomes, after all datagrams in flight have arrived.
     pub(crate) fn truth(&self, protocol: ExchangeProtocol) -> Exchanges {
         std::thread::sleep(TRANSIT_TIME);
         Exchanges::read(self.wire(), WireDirection::Forward, protocol)
     }
 
-    /// From here on only the delay.
+    /// Sets a link with only delay.
     pub(crate) fn use_perfect_link(&self) {
         let perfect = Link::perfect(DELAY);
         self.wire().set_links(&perfect, &perfect);
     }
 
-    /// From here on loss, duplicates and a little reordering.
+    /// Sets a link with loss, duplicates and a little reordering.
     pub(crate) fn use_lossy_link(&self) {
         let link = |loss| {
             let mut link = Link::perfect(DELAY);
@@ -136,20 +136,20 @@ impl HostPair {
         self.wire().set_links(&link(0.02), &link(0.01));
     }
 
-    /// From here on a delay that varies, and never reorders.
+    /// Sets a link with variable delay and no reordering.
     pub(crate) fn use_jittery_link(&self) {
         let mut link = Link::perfect(DELAY);
         (link.jitter, link.keeps_order) = (Jitter::Normal { deviation: 1_000_000 }, true);
         self.wire().set_links(&link, &link);
     }
 
-    /// From here on nothing more leaves the host that asks.
+    /// Makes the prober's kernel refuse to send.
     pub(crate) fn stop_prober_host(&self) {
         self.net.sever("a", "b");
     }
 }
 
-/// A command as a person would type it, without the middle of a long list of addresses.
+/// A command as typed in a shell, with long lists of addresses shortened.
 fn shown(name: &str, arguments: &str) -> String {
     let is_address = |word: &&str| word.parse::<IpAddr>().is_ok();
     let addresses: Vec<&str> = arguments.split([' ', ',']).filter(is_address).collect();

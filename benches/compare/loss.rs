@@ -1,4 +1,4 @@
-//! Who counts losses right.
+//! Which tools count losses correctly.
 
 use std::io;
 use std::thread::sleep;
@@ -13,16 +13,16 @@ use crate::table::{or_no_value, table};
 use crate::tools::{COUNTED, MeasuringTool, ProbeRun, ToolReport};
 
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Before the link becomes bad, so that handshakes succeed.
+/// Before the loss, so that handshakes succeed.
 const PERFECT_BEFORE: Duration = Duration::from_secs(2);
-/// Behind it, until everybody has given up what was lost.
+/// After the loss, until all tools have decided about lost requests.
 const PERFECT_AFTER: Duration = Duration::from_secs(5);
 
-/// All at once, each in a pair of namespaces of its own: nobody sees another's datagrams, and a tenth of a core is enough
-/// for all of them together.
+/// Runs all tools at the same time, each in namespaces of its own: they do not see each other's datagrams,
+/// and together they need a tenth of a core.
 pub(crate) fn measure(lossy: Duration, commands: &mut Commands) -> io::Result<String> {
     let run = ProbeRun { interval: INTERVAL, span: PERFECT_BEFORE + lossy + PERFECT_AFTER };
-    // Programs are dropped before the network that they are in.
+    // Programs are dropped before their network.
     let mut pairs: Vec<(Box<dyn MeasuringTool>, HostPair)> = Vec::new();
     for tool in commands.present(&COUNTED) {
         let mut pair = HostPair::new()?;
@@ -63,7 +63,7 @@ pub(crate) fn measure(lossy: Duration, commands: &mut Commands) -> io::Result<St
 
 fn row(name: &str, report: &ToolReport, truth: &Exchanges) -> [String; 13] {
     let OutcomeCounts { sent, lost_forward, lost_reverse, ignored, duplicates, reordered } = truth.counts();
-    // No fault of the network, but a reply that never came for who asked.
+    // Not a fault of the network, but a missing reply for the tool.
     let name = match ignored {
         0 => name.to_owned(),
         ignored => format!("{name} ({ignored} more ignored by its responder)"),

@@ -1,8 +1,8 @@
-//! Our agent beside others, on links whose truth is known. Prints Markdown.
+//! Compares pathmeter with other tools on links whose true loss and delay are known. Prints Markdown.
 //!
-//! `cargo bench --bench compare` takes about a quarter of an hour, `cargo bench --bench compare -- quick` about four
-//! minutes. Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`. It needs root or unprivileged user namespaces. Programs that are not
-//! installed are left out; `make compare` installs them.
+//! `cargo bench --bench compare` takes about 15 minutes, `cargo bench --bench compare -- quick` about four.
+//! Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`. It needs root or
+//! unprivileged user namespaces. Tools that are not installed are left out; `make compare` installs them.
 
 mod commands;
 mod cost;
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use commands::Commands;
 
-/// How long each part measures.
+/// Durations of the measurements.
 struct Durations {
     is_quick: bool,
     lossy: Duration,
@@ -50,7 +50,7 @@ const SECTIONS: [Section; 5] = [
 ];
 
 fn main() -> io::Result<()> {
-    // Before there is a second thread.
+    // A process with a second thread cannot enter a user namespace.
     pathmeter_lab::enter().map_err(io::Error::other)?;
     // Cargo itself passes `--bench`.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();

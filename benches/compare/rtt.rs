@@ -1,4 +1,4 @@
-//! Who measures round trips right.
+//! Which tools measure round trips correctly.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,24 +14,24 @@ use crate::table::{NO_VALUE, mean, quantile, short, table};
 use crate::tools::{ProbeRun, RequestRef, TIMED, ToolReport};
 
 const INTERVAL: Duration = Duration::from_millis(3);
-/// For the last replies.
+/// Time for the last replies.
 const SETTLE_TIME: Duration = Duration::from_millis(1_200);
 const BURNERS_PER_CORE: usize = 2;
-/// Of fewer values p99.9 would be one of the four largest.
+/// With fewer samples p99.9 would be one of the largest four.
 const SAMPLES_FOR_P999: usize = 5_000;
 
-/// On a host that does nothing else.
+/// Measures on an idle host.
 pub(crate) fn idle(span: Duration, commands: &mut Commands) -> io::Result<String> {
     measure(span, commands)
 }
 
-/// On a host whose processors have other things to do.
+/// Measures on a host with busy loops.
 pub(crate) fn loaded(span: Duration, commands: &mut Commands) -> io::Result<String> {
     let _burners = CpuLoad::per_core(BURNERS_PER_CORE);
     measure(span, commands)
 }
 
-/// One program after the other: some of them would disturb the rest.
+/// Runs one tool after the other, because some would disturb the others.
 fn measure(span: Duration, commands: &mut Commands) -> io::Result<String> {
     let run = ProbeRun { interval: INTERVAL, span };
     let mut rows = Vec::new();
@@ -46,11 +46,11 @@ fn measure(span: Duration, commands: &mut Commands) -> io::Result<String> {
         rows.push(row(name, &report, &pair.truth(protocol)));
     }
     let head =
-        ["program", "round trips", "mean", "p50", "p99", "p99.9", "largest", "the truth's own doubt, p99"];
+        ["program", "round trips", "mean", "p50", "p99", "p99.9", "largest", "uncertainty of the truth, p99"];
     Ok(table(head, &rows))
 }
 
-/// Errors in microseconds.
+/// Errors of a tool in microseconds.
 fn row(name: &str, report: &ToolReport, truth: &Exchanges) -> [String; 8] {
     let truth = TruthIndex::of(truth);
     let pairs = report.round_trips.iter().filter_map(|timed| {
@@ -61,7 +61,7 @@ fn row(name: &str, report: &ToolReport, truth: &Exchanges) -> [String; 8] {
     let (errors, mut uncertainties): (Vec<f64>, Vec<f64>) = pairs.unzip();
     assert!(
         errors.len() * 100 >= report.round_trips.len() * 99 && !errors.is_empty(),
-        "{name} told {} round trips, and the wire knows {} of them",
+        "{name} reported {} round trips, of which the wire knows {}",
         report.round_trips.len(),
         errors.len()
     );
@@ -81,7 +81,7 @@ fn row(name: &str, report: &ToolReport, truth: &Exchanges) -> [String; 8] {
     ]
 }
 
-/// Requests by what a program may say of them.
+/// Requests by the references that tools report.
 struct TruthIndex<'a> {
     all: Vec<(&'a RequestId, &'a Exchange)>,
     by_sequence: BTreeMap<u32, &'a Exchange>,

@@ -1,6 +1,6 @@
-//! Markdown.
+//! Markdown tables.
 
-/// A table: the head, and rows of as many cells.
+/// Formats a table.
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut text = line(&head.map(ToOwned::to_owned)) + "|" + &"---|".repeat(N) + "\n";
@@ -8,7 +8,7 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> St
     text
 }
 
-/// What is not said.
+/// Placeholder for a missing value.
 pub(crate) const NO_VALUE: &str = "–";
 
 pub(crate) fn or_no_value(value: Option<impl ToString>) -> String {

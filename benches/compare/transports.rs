@@ -1,4 +1,4 @@
-//! What a probe costs whoever asks, over TCP, HTTP and ICMP.
+//! CPU cost of a probe over TCP, HTTP and ICMP.
 
 use std::fmt::Write as _;
 use std::io;
@@ -16,17 +16,17 @@ use crate::tools::ours::{self, AgentRole};
 use crate::tools::prometheus::ScrapeDriver;
 use crate::tools::{blackbox, fping};
 
-/// All of them are asked once a second. An agent lets one address have 256 connections over TCP.
+/// Targets, each probed once a second. An agent accepts 256 connections over TCP from one address.
 const TARGETS: u16 = 200;
 const EVERY: Duration = Duration::from_secs(1);
-/// Until all targets are asked, and the peers have been asked who they are, which they are again after a minute.
+/// Time until all targets are probed and the peers are identified. Peers are polled again after a minute.
 const SETTLED: Duration = Duration::from_secs(4);
 const WINDOW: Duration = Duration::from_secs(6);
 const ROUNDS: usize = 3;
-/// On which `blackbox_exporter` is asked: enough for round trips of 80 ms.
+/// Connections to `blackbox_exporter`: enough for round trips of 80 ms.
 const CONNECTIONS: usize = 50;
 
-/// A program, and what it is to do.
+/// A tool and its task.
 struct TransportEntry {
     transport: &'static str,
     name: &'static str,
@@ -38,11 +38,11 @@ struct TransportEntry {
 /// How probes are counted.
 #[derive(Clone, Copy)]
 enum ProbeCounting {
-    /// By our own page of metrics.
+    /// By pathmeter's metrics page.
     Page(&'static str),
-    /// By the wire.
+    /// By the wire's log.
     Wire,
-    /// By the scrapes that succeeded.
+    /// By successful scrapes.
     Scrapes,
 }
 
@@ -63,7 +63,7 @@ const ALL: [TransportEntry; 10] = [
     TransportEntry { transport: "ICMP", name: "blackbox_exporter, icmp", program: blackbox::PROGRAM, start: blackbox_icmp, count: ProbeCounting::Wire },
 ];
 
-/// Who asks, which is watched, and what it needs.
+/// The probing process, which is measured, and the processes that it needs.
 struct RunningTool {
     prober: Program,
     _responder: Option<Program>,
@@ -99,7 +99,7 @@ fn icmp_ping(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool>
 }
 
 fn icmp_raw(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
-    // Without ping sockets root asks with raw ones.
+    // Without permission for ping sockets, root uses raw sockets.
     pair.prober_host().set_sysctl("ipv4/ping_group_range", "1 0");
     icmp_ping(pair, targets)
 }
@@ -138,14 +138,14 @@ fn scraped(
     Ok(RunningTool { prober, _responder: responder, driver: Some(driver) })
 }
 
-/// What the targets are to us.
+/// How pathmeter addresses the targets.
 enum Hosts {
     Peers,
     Urls,
     Addresses,
 }
 
-/// The same for `blackbox_exporter` and for us.
+/// The URL for `blackbox_exporter` and for pathmeter.
 fn url(target: IpAddr) -> String {
     format!("http://{target}:{}/api/v1/ping", ours::PORT)
 }
@@ -169,7 +169,7 @@ fn ours(pair: &mut HostPair, probe: &str, targets: &[IpAddr], hosts: Hosts) -> i
     Ok(RunningTool { prober, _responder: Some(responder), driver: None })
 }
 
-/// Rounds, in each of which one program asks after the other.
+/// Measures in rounds; in each round the tools run one after the other.
 pub(crate) fn measure(is_quick: bool, commands: &mut Commands) -> io::Result<String> {
     let rounds = if is_quick { 1 } else { ROUNDS };
     let present = ALL.into_iter().filter(|entry| commands.has(entry.program));
@@ -212,10 +212,10 @@ fn sorted(costs: &[ProbeCost], figure: fn(&ProbeCost) -> f64) -> Vec<f64> {
     all
 }
 
-/// What one round took.
+/// Measured cost in one round.
 struct ProbeCost {
     probes_per_second: f64,
-    /// CPU time of a probe in microseconds.
+    /// CPU time per probe in microseconds.
     cpu_per_probe: f64,
 }
 
@@ -247,7 +247,7 @@ impl TransportEntry {
         Ok(ProbeCost { probes_per_second: probes / span, cpu_per_probe: cpu.as_secs_f64() * 1e6 / probes })
     }
 
-    /// Probes so far; of those that the wire counts 0.
+    /// Number of probes so far; 0 if the wire counts them.
     fn count_probes(&self, pair: &HostPair, running: &RunningTool) -> io::Result<f64> {
         let count = match self.count {
             ProbeCounting::Page(name) => ours::scrape(pair)?.count(name, &[]),

@@ -1,4 +1,4 @@
-//! What peers measure is answered whatever else the agent is busy with.
+//! Requests of peers are answered while the agent is busy with other work.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -20,14 +20,14 @@ use tokio::sync::mpsc;
 
 use crate::fixture::{DEADLINE, eventually, get};
 
-/// The HTTP port of an agent whose pages are these, on a thread of its own.
+/// An HTTP server with the given metrics pages, on a thread of its own.
 struct TestServer {
     address: SocketAddr,
     counters: Arc<Counters>,
     handle: answering::AnsweringHandle,
 }
 
-/// To be called in a runtime, which becomes the control plane's.
+/// Must be called in a runtime, which becomes the control plane's.
 fn serve_pages(renderer: Renderer) -> TestServer {
     let host =
         config::LoadContext { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
@@ -56,7 +56,7 @@ fn serve_pages(renderer: Renderer) -> TestServer {
     TestServer { address, counters, handle: handle.unwrap() }
 }
 
-/// Pages that end when the sender is used or dropped; the receiver is told when one is begun.
+/// Pages that end when the sender is used or dropped. The receiver gets a message when a page is started.
 fn slow_pages() -> (Renderer, Sender<()>, Receiver<()>) {
     let ((release, released), (started, is_started)) = (channel::<()>(), channel());
     let released = Arc::new(Mutex::new(released));
@@ -64,7 +64,7 @@ fn slow_pages() -> (Renderer, Sender<()>, Receiver<()>) {
         let released = Arc::clone(&released);
         started.send(()).unwrap();
         Box::new(move |_: &mut Vec<u8>| {
-            // An error is a release, too.
+            // A dropped sender releases the page as well.
             let _ = released.lock().unwrap().recv();
             false
         })
@@ -72,7 +72,7 @@ fn slow_pages() -> (Renderer, Sender<()>, Receiver<()>) {
     (renderer, release, is_started)
 }
 
-/// Asks for a page, of the format that `accept` names, and does not wait for it.
+/// Requests a page in the format `accept`, and does not wait for it.
 fn request_page(to: SocketAddr, accept: &str) -> TcpStream {
     let mut stream = TcpStream::connect(to).unwrap();
     write!(stream, "GET /metrics HTTP/1.1\r\nhost: a\r\naccept: {accept}\r\n\r\n").unwrap();
@@ -101,7 +101,7 @@ async fn everything_but_pages_is_answered_while_all_renderers_are_busy() {
 async fn ping_is_answered_while_the_control_plane_is_blocked() {
     let (renderer, _release, _begun) = slow_pages();
     let server = serve_pages(renderer);
-    // This thread is the control plane, and waits.
+    // This thread is the control plane, and is blocked.
     assert_eq!(get(server.address, "/api/v1/ping").unwrap().status, 200);
     server.handle.stop().await;
 }

@@ -1,16 +1,16 @@
-//! Who may use what. The compiler keeps `proto` from depending on the daemon; this keeps the rest.
+//! Dependency rules. The compiler keeps `proto` independent of the daemon; these tests check the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Something that only some files may contain.
+/// Words that only some files may contain.
 struct Rule {
-    /// Where it is looked for.
+    /// Folder that the rule applies to.
     root: &'static str,
-    /// What is looked for, each with a word boundary on either side.
+    /// The words, each matched with word boundaries.
     words: &'static [&'static str],
-    /// Files, or folders with a slash at the end, that may.
+    /// Files, or folders with a trailing slash, in which the words are allowed.
     allowed_in: &'static [&'static str],
     reason: &'static str,
 }
@@ -29,7 +29,7 @@ const RULES: [Rule; 13] = [
             "use std::{",
         ],
         allowed_in: &[],
-        reason: "a machine decides and never acts: the time is an argument, and so is everything else from outside",
+        reason: "a state machine has no side effects: the time and all other inputs are arguments",
     },
     Rule {
         root: "proto/src",
@@ -45,13 +45,13 @@ const RULES: [Rule; 13] = [
             "getrandom",
         ],
         allowed_in: &[],
-        reason: "sockets, tasks and system calls belong to the daemon; proto gets bytes and gives bytes",
+        reason: "sockets, tasks and system calls belong to the daemon; proto takes bytes and returns bytes",
     },
     Rule {
         root: "proto/src",
         words: &["unsafe {", "unsafe fn", "unsafe impl"],
         allowed_in: &[],
-        reason: "nothing that reads bytes from the network needs unsafe code",
+        reason: "code that parses network data must not be unsafe",
     },
     Rule {
         root: "src",
@@ -62,13 +62,13 @@ const RULES: [Rule; 13] = [
             "src/datagram/poller.rs",
             "src/stream/kernel.rs",
         ],
-        reason: "system calls that have no safe wrapper are made in these files and nowhere else",
+        reason: "system calls without a safe wrapper are confined to these files",
     },
     Rule {
         root: "src",
         words: &["prometheus::"],
         allowed_in: &["src/metrics/"],
-        reason: "others count in our own types; what a scrape looks like is known to src/metrics alone",
+        reason: "other modules count in pathmeter's own types; only src/metrics knows the exposition format",
     },
     Rule {
         root: "src",
@@ -80,7 +80,7 @@ const RULES: [Rule; 13] = [
         root: "src",
         words: &["serde_yaml"],
         allowed_in: &["src/config/file.rs"],
-        reason: "the YAML library is known to one file, so that it can be replaced there",
+        reason: "one file uses the YAML library, so that it can be replaced",
     },
     Rule {
         root: "src",
@@ -92,19 +92,19 @@ const RULES: [Rule; 13] = [
             "src/tls/pem.rs",
             "src/tls/stream.rs",
         ],
-        reason: "others use src/tls, which is there in a build without TLS, too",
+        reason: "other modules use src/tls, which also exists in a build without TLS",
     },
     Rule {
         root: "src/http",
         words: &["crate::api", "crate::websocket", "crate::metrics", "crate::stream", "crate::daemon"],
         allowed_in: &[],
-        reason: "HTTP knows nothing of what is served: src/api gives it a handler",
+        reason: "src/http is independent of what is served: src/api passes it a handler",
     },
     Rule {
         root: "src/websocket",
         words: &["crate::api", "crate::stream", "crate::daemon"],
         allowed_in: &[],
-        reason: "src/api serves /ws with it, and the other way round would be a cycle",
+        reason: "src/api uses src/websocket; an import back would be a cycle",
     },
     Rule {
         root: "src",
@@ -125,13 +125,13 @@ const RULES: [Rule; 13] = [
             "src/stream/responder.rs",
             "src/websocket/mod.rs",
         ],
-        reason: "every task has an owner that ends it; a new place that starts tasks says here that it is one",
+        reason: "every task has an owner that ends it; list each file that starts tasks here",
     },
     Rule {
         root: "src",
         words: &["std::thread", "thread::spawn", "thread::sleep"],
         allowed_in: &["src/answering.rs", "src/loops/mod.rs"],
-        reason: "the only threads besides the runtimes' are the loops that measure and the one that answers over connections",
+        reason: "the only threads besides the runtime's are the measuring loops and the one that answers over connections",
     },
     Rule {
         root: "src",
@@ -182,18 +182,18 @@ fn every_exception_is_used() {
                 && code(&path)
                     .iter()
                     .any(|(_, line)| rule.words.iter().any(|word| contains_word(line, word)));
-            assert!(is_used, "{allowed} no longer uses any of {:?}: take it off the list", rule.words);
+            assert!(is_used, "{allowed} uses none of {:?}: remove it from the list", rule.words);
         }
     }
 }
 
-/// The modules of a crate in layers, the lowest first: a module imports from layers below its own only.
+/// The modules of a crate in layers, lowest first: a module imports only from layers below its own.
 struct Layers {
     root: &'static str,
     layers: &'static [&'static [&'static str]],
 }
 
-/// The single source of the layers: `docs/explanation/architecture.md` shows what is made of this table.
+/// The source of the layers: `docs/explanation/architecture.md` shows a copy of this table.
 const LAYERS: [Layers; 2] = [
     Layers {
         root: "proto/src",
@@ -242,7 +242,7 @@ fn modules_import_from_lower_layers_only() {
                 continue;
             }
             let Some(own) = level(&module) else {
-                broken.push(format!("{root}/{module} is in no layer"));
+                broken.push(format!("{root}/{module} is not in any layer"));
                 continue;
             };
             for used in imports_from_root(&file) {
@@ -258,7 +258,7 @@ fn modules_import_from_lower_layers_only() {
     assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
 }
 
-/// Files beside each other import each other in one direction, too. A file and the `mod.rs` above it belong together.
+/// Files of one folder have no import cycles either. A file and the `mod.rs` above it belong together.
 #[test]
 fn files_of_a_module_have_no_import_cycles() {
     let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -276,10 +276,11 @@ fn files_of_a_module_have_no_import_cycles() {
     }
     let cycles: Vec<&String> =
         imports.keys().filter(|file| reachable(&imports, file).contains(file.as_str())).collect();
-    assert!(cycles.is_empty(), "these import each other: {cycles:#?}");
+    assert!(cycles.is_empty(), "import cycles between: {cycles:#?}");
 }
 
-/// The sample kind is a whole kind of probe: what it touches besides its own files is what every new kind touches.
+/// The sample kind is a complete kind of probe: the shared files that it touches are those that every new
+/// kind touches.
 #[test]
 fn sample_kind_touches_only_the_documented_files() {
     const PAGE: &str = "docs/how-to/add-a-kind.md";
@@ -307,30 +308,30 @@ fn documentation_shows_the_layers() {
 
 const LAYERS_SHOWN_IN: &str = "docs/explanation/architecture.md";
 
-/// The layers as the documentation shows them, the highest first.
+/// The layers as a text block, highest first, as in the documentation.
 fn layers_block(layers: &Layers) -> String {
     let lines: Vec<String> = layers.layers.iter().rev().map(|layer| layer.join(" ")).collect();
     format!("```text\n{}\n```", lines.join("\n"))
 }
 
-/// The module right below the root of a crate that a file belongs to.
+/// The top-level module that a file belongs to.
 fn module_of(root: &str, file: &Path) -> String {
     let name = file.strip_prefix(root).unwrap().iter().next().unwrap().to_str().unwrap();
     name.trim_end_matches(".rs").to_owned()
 }
 
-/// The modules right below the root that a file uses: `crate::metrics`, or from a file there, `super::metrics`.
+/// The top-level modules that a file imports: `crate::metrics`, or from a top-level file, `super::metrics`.
 fn imports_from_root(file: &Path) -> BTreeSet<String> {
     identifiers_after("crate::", file)
 }
 
-/// The files beside it that a file uses.
+/// The files in the same folder that a file imports.
 fn imports_from_parent(file: &Path) -> BTreeSet<String> {
     let is_mod = file.ends_with("mod.rs");
     if is_mod { BTreeSet::new() } else { identifiers_after("super::", file) }
 }
 
-/// The identifiers that follow a prefix, alone or in braces.
+/// The identifiers after a prefix, alone or in braces.
 fn identifiers_after(prefix: &str, file: &Path) -> BTreeSet<String> {
     let text: String = code(file).into_iter().map(|(_, line)| line + "\n").collect();
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -353,7 +354,7 @@ fn identifiers_after(prefix: &str, file: &Path) -> BTreeSet<String> {
     found
 }
 
-/// Everything that a module imports, directly or through others.
+/// All modules that a module imports, directly or indirectly.
 fn reachable<'a>(imports: &'a BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<&'a str> {
     let (mut found, mut queue) = (BTreeSet::new(), vec![from]);
     while let Some(module) = queue.pop() {
@@ -375,8 +376,8 @@ fn proto_depends_on_pure_crates_only() {
         let name = line.split([' ', '=', '.']).next().unwrap();
         assert!(
             PURE.contains(&name),
-            "proto depends on {name}: it may use nothing that opens a socket, reads a clock or starts a thread. \
-             If that is so, add it to this list"
+            "proto depends on {name}: allowed are crates that open no socket, read no clock and start no thread. \
+             If that holds, add it to this list"
         );
     }
 }
@@ -385,7 +386,7 @@ fn in_project(path: &Path) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The Rust files below a folder that are not tests, by their path in the project.
+/// The Rust files below a folder, without tests, by path in the project.
 fn sources(root: &str) -> Vec<PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![PathBuf::from(root)]);
     while let Some(folder) = folders.pop() {
@@ -401,11 +402,11 @@ fn sources(root: &str) -> Vec<PathBuf> {
         }
     }
     found.sort();
-    assert!(!found.is_empty(), "there are no sources in {root}");
+    assert!(!found.is_empty(), "no source files in {root}");
     found
 }
 
-/// The lines of a file that the program is made of, with their numbers: no comments, and no tests, which come last.
+/// The numbered lines of a file without comments and without tests, which come last.
 fn code(path: &Path) -> Vec<(usize, String)> {
     let text = fs::read_to_string(in_project(path)).unwrap();
     let is_test = |line: &&str| !line.starts_with("mod tests {");
@@ -413,7 +414,7 @@ fn code(path: &Path) -> Vec<(usize, String)> {
     lines.enumerate().map(|(index, line)| (index + 1, line.to_owned())).collect()
 }
 
-/// Whether a word stands in a line, and not only as a part of a longer one.
+/// Whether a line contains a word, and not only as part of a longer one.
 fn contains_word(line: &str, word: &str) -> bool {
     let is_part = |character: Option<char>| character.is_some_and(|c| c.is_alphanumeric() || c == '_');
     line.match_indices(word).any(|(at, _)| {

@@ -1,4 +1,4 @@
-//! Whatever comes in, from the network or from the operator, is refused, counted and survived.
+//! Invalid input from the network or the operator is rejected and counted, and the agent keeps running.
 
 use std::net::UdpSocket;
 use std::thread;
@@ -12,12 +12,12 @@ const REPLIES: &str = "pathmeter_responder_replies_total";
 const REJECTED: &str = "pathmeter_responder_rejected_total";
 const MISMATCHED: &str = "pathmeter_echo_mismatched_total";
 
-/// What anyone might send: nothing, something, almost a request, and more than fits.
+/// Invalid datagrams: empty, too short, almost a request, not a request, and too long.
 fn garbage() -> [Vec<u8>; 6] {
     [vec![], vec![0], vec![0xff; 43], b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0; 9_217], vec![0x55; 65_507]]
 }
 
-/// How many of them are longer than anything that we read.
+/// How many of them are longer than anything the agent reads.
 const OVERSIZED: u64 = 2;
 
 /// A plain STAMP request (RFC 8762 section 4.2.1): all zero but the sequence number.
@@ -27,7 +27,8 @@ fn plain_request(sequence: u32) -> [u8; 44] {
     request
 }
 
-/// The reply to a request, which comes from `to` and carries the request's sequence number at its place.
+/// Sends a request and returns its reply, which must come from `to` and contain the request's sequence
+/// number.
 fn exchange(socket: &UdpSocket, to: &Host, sequence: u32) -> Vec<u8> {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     socket.send_to(&plain_request(sequence), to.service_address()).unwrap();
@@ -56,7 +57,7 @@ fn garbage_is_counted_and_valid_requests_are_still_answered() {
             socket.send_to(&datagram, host.service_address()).unwrap();
             socket.send_to(&datagram, host.at(Host::AGENT_PORT)).unwrap();
         }
-        // The answer shows that everything before it was read; so nothing is dropped for want of room.
+        // The reply shows that all earlier datagrams were read, so none is dropped for lack of buffer space.
         exchange(&socket, &host, round.try_into().unwrap());
     }
     let page = agent.page_when("all garbage is counted", |page| {
@@ -75,33 +76,33 @@ fn garbage_is_counted_and_valid_requests_are_still_answered() {
 fn request_from_a_reflector_port_is_not_answered() {
     let (reflector, valid, host) = (Host::claim(), Host::claim(), Host::claim());
     let agent = open_responder(&host);
-    // Two reflectors could be made to answer each other for ever by one datagram.
+    // One forged datagram could make two reflectors answer each other endlessly.
     let forged = reflector.socket(Host::PORT);
     forged.send_to(&plain_request(1), host.service_address()).unwrap();
     exchange(&valid.socket(0), &host, 2);
     let page = agent.page();
     assert_eq!(page.count(REJECTED, &[r#"reason="reflection""#]), 1, "{page}");
-    // Requests are answered in the order in which they come, so nothing more will.
+    // Requests are answered in order, so there will be no further reply.
     assert_eq!((page.count(REQUESTS, &[]), page.count(REPLIES, &[])), (2, 1), "{page}");
     forged.set_nonblocking(true).unwrap();
     assert_eq!(forged.recv(&mut [0; 100]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
-/// A responder that answers each request with all of these, for as long as requests come.
+/// Starts a responder that answers each request with all of these replies.
 fn spawn_false_responder(socket: UdpSocket, replies: fn(&[u8]) -> Vec<Vec<u8>>) {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     thread::spawn(move || {
         let mut request = [0; 2_000];
         while let Ok((length, from)) = socket.recv_from(&mut request) {
             for reply in replies(&request[..length]) {
-                // The prober may have gone.
+                // The prober may have exited.
                 let _ = socket.send_to(&reply, from);
             }
         }
     });
 }
 
-/// An open reply to `request` as RFC 8762 section 4.3.1 has it.
+/// A valid unauthenticated reply to `request` (RFC 8762 section 4.3.1).
 fn valid_reply(request: &[u8]) -> Vec<u8> {
     let mut reply = vec![0; 44];
     reply[..16].copy_from_slice(&request[..16]);
@@ -116,7 +117,7 @@ fn with_bit_flipped(mut reply: Vec<u8>, at: usize) -> Vec<u8> {
     reply
 }
 
-/// The page of an agent that was answered falsely, when all of `reasons` were counted.
+/// The metrics page of an agent with a false responder, once all of `reasons` were counted.
 fn page_after_false_replies(replies: fn(&[u8]) -> Vec<Vec<u8>>, key: bool, reasons: &[&str]) -> Page {
     let (own, host) = (Host::claim(), Host::claim());
     spawn_false_responder(host.socket(10_862), replies);
@@ -139,7 +140,7 @@ fn page_after_false_replies(replies: fn(&[u8]) -> Vec<Vec<u8>>, key: bool, reaso
 fn false_replies_are_never_ok() {
     let false_replies = |request: &[u8]| {
         let valid = valid_reply(request);
-        // Cut short; a mirror; another sequence number, T1, session.
+        // Truncated; empty; mirrored; with another sequence number, T1 or session.
         let sequence = with_bit_flipped(valid.clone(), 25);
         vec![
             valid[..40].to_vec(),

@@ -1,4 +1,4 @@
-//! What a person types, and what a script reads.
+//! The command line: output for people and for scripts.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -8,12 +8,12 @@ use tempfile::TempDir;
 
 use crate::fixture::{Agent, CommandOutput, Host, eventually, pathmeter, run};
 
-/// An agent that answers everyone on this machine.
+/// An agent that answers every host on loopback.
 fn open_responder(host: &Host) -> Agent {
     Agent::start(host, &host.config("b", "responder: {allow: [127.0.0.0/8]}"))
 }
 
-/// `pathmeter probe echo` with a quick schedule; its other arguments follow.
+/// Runs `pathmeter probe echo` with a short interval and these further arguments.
 fn probe(arguments: &[&str]) -> CommandOutput {
     run(&[&["probe", "echo", "--interval", "20ms"], arguments].concat())
 }
@@ -22,7 +22,7 @@ fn summary(output: &CommandOutput) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}\n{output}"))
 }
 
-/// Asserts that every datagram that left was answered; slots that this machine was too busy for are not the network's.
+/// Asserts that every sent datagram was answered. Slots missed because this machine was busy do not count.
 fn assert_all_answered(found: &Value, count: u64) {
     let sent = found["sent"].as_u64().unwrap();
     assert_eq!(sent + found["unsent"].as_u64().unwrap(), count, "{found}");
@@ -30,7 +30,7 @@ fn assert_all_answered(found: &Value, count: u64) {
     assert_eq!(found["lost"], json!({"forward": 0, "reverse": 0, "unknown": 0}), "{found}");
 }
 
-/// The names of an object's members, those of objects within it behind a dot, sorted.
+/// The keys of an object, those of nested objects after a dot, sorted.
 fn keys(value: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for (key, value) in value.as_object().unwrap() {
@@ -218,7 +218,7 @@ fn target_is_a_host_a_reflector_or_a_configured_name() {
 
 #[test]
 fn demo_needs_no_configuration_and_ends_with_a_table() {
-    // Another demo that starts at the same moment would choose the same ports.
+    // Another demo that starts at the same time would choose the same ports.
     let _turn = eventually("the other demos end", || Host::claim_address(Ipv4Addr::new(127, 0, 0, 11)));
     let output = run(&["demo", "--seconds", "3"]);
     assert_eq!(output.code, Some(0), "{output}");
@@ -239,7 +239,7 @@ fn demo_needs_no_configuration_and_ends_with_a_table() {
     for probe in ["tcp", "websocket", "http", "icmp"] {
         assert_eq!(pairs(probe), [("ams-1", "fra-1"), ("fra-1", "lon-1"), ("lon-1", "ams-1")], "{output}");
     }
-    // Where ICMP is closed to this user, the row says so.
+    // If this user may not send ICMP, the row says so.
     for row in rows.iter().filter(|row| row[2] != "icmp" || row[3].parse::<u64>().is_ok()) {
         assert!(row[3].parse::<u64>().unwrap() > 0, "{output}");
         assert_eq!(row[4..7], ["0"; 3], "{output}");
@@ -334,7 +334,7 @@ fn every_command_has_a_manual_page_listed_by_its_parent() {
         let text = page(&name);
         for subcommand in subcommands(&command) {
             let below = format!("{name}-{subcommand}");
-            // roff has hyphens behind a backslash.
+            // roff escapes hyphens with a backslash.
             assert!(text.contains(&format!("\n{}(1)\n", below.replace('-', "\\-"))), "{below}\n{text}");
             expected.push(format!("{below}.1"));
             commands.push([&command[..], &[subcommand]].concat());

@@ -1,21 +1,21 @@
-//! Whatever becomes of a host's clocks, what it measures is right, and so is what others measure with its help.
+//! Measurements stay correct when the clocks of either host step, slew or suspend.
 
 use crate::fixture::{Agent, CommandOutput, Host, Page, pathmeter};
 
-/// Steps are longer than any deadline, so that one in a single round trip would show. The events are far enough apart for
-/// a loop to look at the clocks between any two of them, on a busy machine too.
+/// Steps are longer than any deadline, so that a step in a single round trip would be visible. The events are
+/// far enough apart for a loop to read the clocks between any two of them, even on a busy machine.
 const CLOCK_FAULTS: &str =
     "700ms step +1000s, 1200ms slew +500ppm, 1700ms suspend 2000s, 2200ms slew 0ppm, 2700ms step -1000s";
 
 const VARIABLE: &str = "PATHMETER_CLOCK_FAULTS";
 
-/// Round trips, none of which a step has entered: the shortest that one would do is 1000 s.
+/// Asserts that no round trip contains a step: the shortest one would take 1000 s.
 fn assert_round_trips_are_correct(page: &Page) {
     let count = page.count("pathmeter_echo_rtt_seconds_count", &[]);
     let sum = page.seconds("pathmeter_echo_rtt_seconds_sum", &[]);
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
     let bound = count as f64 * 0.1;
-    assert!(count > 0 && sum < bound, "{count} round trips take {sum} s\n{page}");
+    assert!(count > 0 && sum < bound, "{count} round trips took {sum} s\n{page}");
     for name in
         ["late_total", "lost_total", "host_dropped_total", "mismatched_total", "user_timestamps_total"]
     {
@@ -26,12 +26,13 @@ fn assert_round_trips_are_correct(page: &Page) {
     assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
 }
 
-/// Turnarounds that made sense. A step that made a round trip shorter would leave less than the responder's own time.
+/// Asserts that no turnaround was invalid. A step that shortened a round trip would make it shorter than the
+/// turnaround.
 fn assert_turnarounds_are_valid(page: &Page) {
     assert_eq!(page.count("pathmeter_echo_responder_turnaround_invalid_total", &[]), 0, "{page}");
 }
 
-/// Whether both loops have been through the drill, and told of no more than there was.
+/// Whether both loops have counted exactly the clock events that there were.
 fn has_seen_all_clock_events(page: &Page) -> bool {
     [r#"loop="prober""#, r#"loop="responder""#].into_iter().all(|which| {
         let steps = page.count("pathmeter_clock_steps_total", &[which]);
@@ -45,12 +46,12 @@ fn verdicts(page: &Page) -> u64 {
     page.count("pathmeter_echo_verdicts_total", &[])
 }
 
-/// Whether everything that was sent has its verdict.
+/// Whether every request has its verdict.
 fn is_decided(page: &Page) -> bool {
     page.count("pathmeter_echo_sent_total", &[]) == verdicts(page)
 }
 
-/// Two agents: the first measures the second, this often, with these drills.
+/// Two agents: the first measures the second at this interval, with these clock faults.
 fn agents(interval: &str, prober: Option<&str>, responder: Option<&str>) -> [(Agent, Host); 2] {
     let (a, b) = (Host::claim(), Host::claim());
     let allow = format!("responder: {{allow: [{a}/32]}}");
@@ -68,8 +69,8 @@ fn agents(interval: &str, prober: Option<&str>, responder: Option<&str>) -> [(Ag
 #[test]
 fn clock_events_of_the_prober_change_no_round_trip() {
     let [(agent, _a), (_other, _b)] = agents("20ms", Some(CLOCK_FAULTS), None);
-    let after_events = agent.page_when("the drill is over", has_seen_all_clock_events);
-    let page = agent.page_when("answers after the drill, and nothing in flight", |page| {
+    let after_events = agent.page_when("all clock events were seen", has_seen_all_clock_events);
+    let page = agent.page_when("replies after the clock events, and nothing in flight", |page| {
         verdicts(page) >= verdicts(&after_events) + 20 && is_decided(page)
     });
     assert!(has_seen_all_clock_events(&page));
@@ -83,10 +84,10 @@ fn clock_events_of_the_prober_change_no_round_trip() {
 #[test]
 fn clock_events_of_the_responder_do_not_affect_the_prober() {
     let [(agent, _a), (other, _b)] = agents("20ms", None, Some(CLOCK_FAULTS));
-    let after_events = other.page_when("the drill is over", has_seen_all_clock_events);
+    let after_events = other.page_when("all clock events were seen", has_seen_all_clock_events);
     assert_eq!(after_events.count("pathmeter_accounting_errors_total", &[]), 0, "{after_events}");
     let before = verdicts(&agent.page());
-    let page = agent.page_when("answers after the drill, and nothing in flight", |page| {
+    let page = agent.page_when("replies after the clock events, and nothing in flight", |page| {
         verdicts(page) >= before + 20 && is_decided(page)
     });
     assert_round_trips_are_correct(&page);
@@ -103,19 +104,19 @@ fn clock_events_of_the_responder_do_not_affect_the_prober() {
 
 #[test]
 fn datagrams_in_flight_during_clock_steps_are_measured_correctly() {
-    // So many steps that there are datagrams, and stamps that were not read yet, from both sides of some. All in one
+    // So many steps that some happen while datagrams are in flight and timestamps are unread. All in one
     // direction: a loop that sleeps through two of them must not find the clock where it was.
     let steps = |start: u64| {
         let step = |number: u64| format!("{}ms step +1000s", start + 47 * number);
         (0..40).map(step).collect::<Vec<_>>().join(", ")
     };
     let [(agent, _a), (other, _b)] = agents("2ms", Some(&steps(300)), Some(&steps(310)));
-    // A loop that did not run for long notices many of them together. Then it cannot place what was stamped between two of
-    // them, so that a turnaround may make no sense, which is seen, and costs no more than that.
+    // A loop that did not run for a while detects several steps at once. It cannot place timestamps between
+    // them, so a turnaround may be invalid. That is counted and has no other effect.
     let has_stepped = |page: &Page| page.count("pathmeter_clock_steps_total", &[]) >= 4;
     other.page_when("steps of the responder", has_stepped);
     agent.page_when("steps of the prober", has_stepped);
-    let page = agent.page_when("a thousand answers", |page| verdicts(page) >= 1_000);
+    let page = agent.page_when("a thousand verdicts", |page| verdicts(page) >= 1_000);
     assert_round_trips_are_correct(&page);
     for name in ["withdrawn_total", "very_late_total"] {
         assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");

@@ -1,4 +1,4 @@
-//! Peers and targets that come and go while an agent runs.
+//! Peers and targets that appear and disappear while an agent runs.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -23,12 +23,12 @@ fn open_responder(host: &Host, name: &str) -> Agent {
     Agent::start(host, &host.config(name, "responder: {allow: [127.0.0.0/8]}"))
 }
 
-/// An agent that finds its peers as `providers` say.
+/// An agent with these discovery providers.
 fn discovering(host: &Host, providers: &str) -> Agent {
     Agent::start(host, &host.config("a", &format!("{providers}\n{PROBE}")))
 }
 
-/// A list as Prometheus reads it, too.
+/// A target list in the format of Prometheus' `file_sd`.
 fn target_list(hosts: &[(&str, &Host)]) -> String {
     let groups = hosts.iter().map(|(name, host)| {
         json!({"targets": [host.service_address().to_string()], "labels": {"instance": name, "zone": "z", "__meta_x": "y"}})
@@ -36,7 +36,7 @@ fn target_list(hosts: &[(&str, &Host)]) -> String {
     json!(groups.collect::<Vec<_>>()).to_string()
 }
 
-/// A file that is there as a whole or not at all.
+/// Replaces a file atomically.
 fn replace(file: &Path, text: &str) {
     let new = file.with_extension("new");
     fs::write(&new, text).unwrap();
@@ -48,7 +48,7 @@ fn peer_label(peer: &str) -> String {
 }
 
 fn wait_for_replies(agent: &Agent, peers: &[&str]) -> Page {
-    agent.page_when("answers of all", |page| {
+    agent.page_when("replies of all peers", |page| {
         peers
             .iter()
             .all(|peer| page.has(OK, &[&peer_label(peer)]) && page.count(OK, &[&peer_label(peer)]) >= 10)
@@ -79,7 +79,7 @@ fn file_changes_keep_unchanged_paths_and_invalid_files_change_nothing() {
     let page = wait_for_replies(&agent, &["b"]);
     let provider = format!("provider=\"files:{}/*.json\"", folder.path().display());
     assert_eq!(page.count(MEMBERS, &[&provider]), 2, "{page}");
-    assert_eq!(page.count(TARGETS, &[r#"probe="fast""#]), 1, "we are not our own peer\n{page}");
+    assert_eq!(page.count(TARGETS, &[r#"probe="fast""#]), 1, "an agent is not its own peer\n{page}");
     assert!(
         page.has("pathmeter_peer_info", &[r#"peer="b""#, r#"label_zone="z""#, r#"label_site="x""#]),
         "{page}"
@@ -109,7 +109,7 @@ fn file_changes_keep_unchanged_paths_and_invalid_files_change_nothing() {
     assert_nothing_missed(&wait_for_replies(&agent, &["c", "d"]));
 }
 
-/// A server that answers every request with what is there at the moment.
+/// An HTTP server for service discovery, with a response that tests can change.
 struct DiscoveryServer {
     url: String,
     answer: Arc<Mutex<(u16, String)>>,
@@ -126,13 +126,13 @@ fn discovery_server() -> DiscoveryServer {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            // One read is enough for the short request of one client.
+            // One read is enough for a short request.
             let mut request = [0; 4096];
             let length = stream.read(&mut request).unwrap();
             let request = str::from_utf8(&request[..length]).unwrap();
             assert!(request.starts_with("GET /agents HTTP/1.1\r\n"), "{request}");
             let header = request.lines().find_map(|line| line.strip_prefix("authorization: "));
-            // Most tests do not listen.
+            // Most tests do not use this channel.
             let _ = sender.send(header.map(str::to_owned));
             let (status, body) = shared.lock().unwrap().clone();
             let length = body.len();
@@ -181,7 +181,7 @@ fn http_provider_credentials_are_reread_from_their_files() {
         (format!("authorization: {{credentials_file: {}}}", file.display()), "Bearer first", "Bearer second"),
         (
             format!("basic_auth: {{username: us, password_file: {}}}", file.display()),
-            // As base64 encodes us:first and us:second.
+            // us:first and us:second in base64.
             "Basic dXM6Zmlyc3Q=",
             "Basic dXM6c2Vjb25k",
         ),
@@ -192,14 +192,15 @@ fn http_provider_credentials_are_reread_from_their_files() {
             discovering(&a, &format!("peers: [{{http: {{url: '{url}', {credentials}}}, refresh: 1s}}]"));
         wait_for_replies(&agent, &["b"]);
         assert!(agent.log().contains("on the way to read"), "{}", agent.log());
-        let next_authorization = || eventually("it is asked", || authorizations.try_recv().ok());
+        let next_authorization =
+            || eventually("the provider sends a request", || authorizations.try_recv().ok());
         assert_eq!(next_authorization().as_deref(), Some(first));
         fs::write(&file, "").unwrap();
         let page = agent.page_when("a failure", |page| page.count(FAILURES, &[]) > 0);
         assert_eq!(page.count(MEMBERS, &[]), 1, "{page}");
         assert!(agent.log().contains("secret: is empty"), "{}", agent.log());
         fs::write(&file, "second").unwrap();
-        eventually("the new secret is shown", || {
+        eventually("the new secret is sent", || {
             (next_authorization().as_deref() == Some(second)).then_some(())
         });
         drop(agent);
@@ -246,10 +247,10 @@ fn agent_listed_under_another_name_is_not_its_own_peer() {
     let file = folder.path().join("peers.yaml");
     fs::write(&file, target_list(&[("not-a", &a)])).unwrap();
     let agent = discovering(&a, &format!("peers: [{{files: {}}}]", file.display()));
-    agent.page_when("it is no peer", |page| {
+    agent.page_when("it is not a peer", |page| {
         page.count(MEMBERS, &[]) == 1 && page.count(TARGETS, &[]) == 0 && !page.has(OK, &[])
     });
-    eventually("it says so", || {
+    eventually("the log says so", || {
         agent.log().contains("peer not-a is this host, which calls itself a").then_some(())
     });
 }
@@ -267,7 +268,7 @@ fn watched_configuration_is_applied_when_it_changes() {
     agent.page_when("a refusal", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 0);
     assert_eq!(agent.page().count(TARGETS, &[r#"probe="gw""#]), 1);
     agent.rewrite(&config);
-    agent.page_when("it is right again", |page| {
+    agent.page_when("the configuration is valid again", |page| {
         page.count("pathmeter_config_last_reload_successful", &[]) == 1
     });
 }
@@ -287,11 +288,12 @@ fn watched_key_file_is_applied_when_it_changes() {
     agent.page_when("the new key", |page| reloaded(page) > before);
 
     fs::remove_file(&key).unwrap();
-    agent.page_within(2 * DEADLINE, "a key that stays away is told", |page| {
+    agent.page_within(2 * DEADLINE, "a missing key is reported", |page| {
         page.count("pathmeter_config_last_reload_successful", &[]) == 0
     });
     fs::write(&key, "the key of next year").unwrap();
-    agent.page_when("it is back", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 1);
+    agent
+        .page_when("the key is back", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 1);
 }
 
 #[test]
@@ -322,5 +324,5 @@ fn groups_and_the_worst_paths_are_exported() {
     assert!(!page.has("pathmeter_echo_group_paths", &[r#"group="y""#]), "{page}");
     let now = requests(&page, "x");
     assert!(now >= before.0, "a counter does not fall: {now} after {before:?}");
-    agent.page_when("it goes on", |page| requests(page, "x") > now + 20);
+    agent.page_when("the counter of the group continues", |page| requests(page, "x") > now + 20);
 }

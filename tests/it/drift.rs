@@ -1,4 +1,4 @@
-//! What is written about the program agrees with what it does.
+//! Documentation and constants agree with the program.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use pathmeter::metrics::stream::StreamSeries;
 
 use crate::fixture::{Agent, Host, Page, run, skipped};
 
-/// Everything that an agent exports, with one path that is answered and one that is not.
+/// A page with every exported series, with one path that is answered and one that is not.
 fn full_page() -> Page {
     let (a, b) = (Host::claim(), Host::claim());
     let _b = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
@@ -42,7 +42,7 @@ fn series_per_path_match_the_limit_constants() {
         let label = format!("probe=\"fast\",peer=\"{peer}\"");
         page.count_series(|series| series.starts_with("pathmeter_echo_") && series.contains(&label))
     };
-    // One with TLS has one more.
+    // A path with TLS has one more.
     let of_stream =
         page.count_series(|series| series.contains("probe=\"chat\",peer=")) + 1 - EchoSeries::LINES;
     assert_eq!(of_stream, StreamSeries::LINES, "src/metrics/stream.rs\n{}", page.text());
@@ -58,7 +58,7 @@ fn series_per_path_match_the_limit_constants() {
     assert_eq!(of_mtu, PathMtuSeries::LINES, "src/metrics/path_mtu.rs\n{}", page.text());
 }
 
-/// The families of a page that docs/reference/metrics.md has no row for.
+/// The metric families of a page without a row in docs/reference/metrics.md.
 pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
     let Ok(text) = fs::read_to_string(in_project("docs/reference/metrics.md")) else {
         skipped("there is no docs/reference/metrics.md");

@@ -1,4 +1,4 @@
-//! What the HTTP server shows, and how it says no.
+//! The endpoints of the HTTP server and their errors.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::fixture::{Agent, Host, Page, eventually, request, skipped};
 
-/// An agent that measures another, which answers.
+/// An agent that measures another one, which answers.
 fn measuring() -> (Agent, Agent, [Host; 2]) {
     let (a, b) = (Host::claim(), Host::claim());
     let other = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
@@ -27,7 +27,7 @@ fn measured(page: &Page) -> bool {
 #[test]
 fn metrics_page_is_well_formed() {
     let (agent, _b, _hosts) = measuring();
-    // Every series comes once, or it could not be read.
+    // Parsing panics if a series occurs twice.
     let page = agent.page_when("measurements", measured);
     let kind = agent.get("/metrics");
     assert_eq!(kind.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
@@ -55,7 +55,7 @@ fn metrics_page_is_well_formed() {
                 "summary" => &["", "_sum", "_count"],
                 _ => &[""],
             };
-            assert!(allowed.contains(&suffix), "{line} is no series of a {kind}");
+            assert!(allowed.contains(&suffix), "{line} is not a series of a {kind}");
         }
     }
 }
@@ -112,7 +112,7 @@ fn unresolved_path_shows_its_reason() {
     let agent = Agent::start(&host, &host.config("a", more));
     let path = agent.path("fast", "typo");
     assert_eq!((&path["state"], &path["family"]), (&json!("not_measured"), &json!("auto")));
-    // At first it is being looked up.
+    // The first lookup may still be running.
     let reason = eventually("the look-up fails", || {
         let reason = agent.path("fast", "typo")["reason"].as_str().unwrap().to_owned();
         reason.starts_with("looking up no-such-host.invalid: ").then_some(reason)
@@ -131,7 +131,7 @@ fn path_with_a_foreign_source_address_shows_its_reason() {
     let more = "targets: [{name: t, address: 127.0.0.1}]\n\
                 probes: [{name: fast, targets: all, source: 192.0.2.1, family: ipv4}]";
     let agent = Agent::start(&host, &host.config("a", more));
-    let path = eventually("the path has trouble", || {
+    let path = eventually("the path is not measured", || {
         let path = agent.path("fast", "t");
         (path["state"] == "not_measured").then_some(path)
     });

@@ -1,4 +1,4 @@
-//! Two agents on one machine measure each other, and whoever may not be answered is not.
+//! Two agents on one machine measure each other; agents that are not admitted get no reply.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,10 +8,10 @@ use tempfile::TempDir;
 
 use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, skipped};
 
-/// Deadlines that no delay of this machine reaches: whatever is lost or late then is a mistake of ours.
+/// Deadlines longer than any delay of this machine: a lost or late datagram is then an error of the program.
 const LONG_DEADLINES: &str = "late_after: 60s, lost_after: 60s";
 
-/// Deadlines for datagrams that nobody answers.
+/// Deadlines for datagrams that are not answered.
 const SHORT_DEADLINES: &str = "late_after: 100ms, lost_after: 100ms";
 
 const OLD_KEY: &str = "the key of last year\n";
@@ -21,7 +21,7 @@ fn answered(page: &Page) -> u64 {
     page.count("pathmeter_echo_rtt_seconds_count", &[])
 }
 
-/// Asserts that everything that has a verdict was answered, and in time.
+/// Asserts that everything that has a verdict was answered in time.
 fn assert_nothing_missed(page: &Page) {
     for name in ["late_total", "lost_total", "host_dropped_total", "withdrawn_total", "mismatched_total"] {
         assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
@@ -119,7 +119,7 @@ fn family_both_makes_two_paths_and_a_missing_address_is_a_reason() {
         b.service_address(),
         b.at(Host::AGENT_PORT)
     );
-    // The port that the kernel chose for IPv6 may be taken in IPv4.
+    // The port that the kernel chose for IPv6 may be in use in IPv4.
     let responder =
         eventually("a port that is free in both families", || Agent::try_start(&b, &listen, &[]).ok());
     let port = responder.json("/api/v1/agent")["ports"]["stamp"].clone();
@@ -149,7 +149,7 @@ fn family_both_makes_two_paths_and_a_missing_address_is_a_reason() {
     }
 }
 
-/// An agent that measures `to` with this key file, and has no other business.
+/// An agent that measures `to` with this key file and no other peer.
 fn keyed_agent(own: &Host, to: &Host, key: &str, deadlines: &str) -> (Agent, TempDir) {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("key");
@@ -176,7 +176,8 @@ fn holder_of_the_key_is_answered_from_any_address() {
 #[test]
 fn two_keys_are_valid_during_a_rotation() {
     let (old, both, turned) = (Host::claim(), Host::claim(), Host::claim());
-    // A key is rotated in three steps: all know both and sign with the old one, then with the new one, then forget.
+    // A key is rotated in three steps: all agents know both keys and sign with the old one, then with the new
+    // one, then drop the old one.
     let (second, _a) = keyed_agent(&both, &turned, &(OLD_KEY.to_owned() + NEW_KEY), LONG_DEADLINES);
     let (third, _b) = keyed_agent(&turned, &both, &(NEW_KEY.to_owned() + OLD_KEY), LONG_DEADLINES);
     let (first, _c) = keyed_agent(&old, &both, OLD_KEY, LONG_DEADLINES);
@@ -216,8 +217,9 @@ fn unlisted_source_is_rejected_counted_and_given_the_reason() {
     let page = responder.page();
     assert!(page.count("pathmeter_responder_rejected_total", &[r#"reason="unlisted""#]) >= 10, "{page}");
     assert_eq!(page.count("pathmeter_responder_replies_total", &[]), 0, "{page}");
-    let reason =
-        eventually("the peer says why", || agent.path("fast", "b")["reason"].as_str().map(str::to_owned));
+    let reason = eventually("the peer gives the reason", || {
+        agent.path("fast", "b")["reason"].as_str().map(str::to_owned)
+    });
     assert!(
         reason.starts_with("b does not answer 127.") && reason.ends_with("add it to responder.allow there")
     );

@@ -1,4 +1,4 @@
-//! A reload changes what was changed and nothing else, or nothing at all.
+//! A reload applies only what has changed, or nothing if the configuration is invalid.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ const SENT: &str = "pathmeter_echo_sent_total";
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const SUCCESSFUL: &str = "pathmeter_config_last_reload_successful";
 
-/// An agent that answers everyone on this machine.
+/// An agent that answers every host on loopback.
 fn responder(host: &Host) -> Agent {
     Agent::start(host, &host.config("b", "responder: {allow: [127.0.0.0/8]}"))
 }
@@ -121,7 +121,7 @@ fn sighup_reloads() {
 
     agent.rewrite("agent: {nmae: a}\n");
     agent.signal(Signal::SIGHUP);
-    agent.page_when("the reload is known to have failed", |page| page.count(SUCCESSFUL, &[]) == 0);
+    agent.page_when("the failed reload is exported", |page| page.count(SUCCESSFUL, &[]) == 0);
     assert!(agent.log().contains("line 1, column 9: agent.nmae: unknown key"), "{}", agent.log());
     assert_eq!(agent.sources("same", "b"), ports);
 }
@@ -231,7 +231,7 @@ fn reloads_rotate_keys() {
     fs::write(&prober_key, "the key of this year").unwrap();
     assert_eq!(agent.reload().status, 200);
     let rejected = |page: &Page| page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]);
-    responder.page_when("a key that is not known there", |page| rejected(page) >= 10);
+    responder.page_when("rejections of the unknown key", |page| rejected(page) >= 10);
 
     fs::write(&responder_key, "the key of this year\nthe key of last year").unwrap();
     assert_eq!(responder.reload().status, 200);
@@ -242,7 +242,7 @@ fn reloads_rotate_keys() {
     assert_eq!(now.count("pathmeter_accounting_errors_total", &[]), 0);
 }
 
-/// Where a request that was let through ends.
+/// The status of the response; a reload request that is accepted succeeds.
 async fn reload_status(
     app_state: &Arc<AppState>,
     reloads: &mut mpsc::Receiver<pathmeter::api::routes::ReloadRequest>,

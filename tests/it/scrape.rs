@@ -1,4 +1,4 @@
-//! Scrapers: in each format, many at once, none, and one that does not read.
+//! Scrapers: every format, many at once, none, and one that does not read.
 
 use std::env;
 use std::io::{Read as _, Write as _};
@@ -16,10 +16,10 @@ const SENT: &str = "pathmeter_echo_sent_total";
 const FAST: [&str; 1] = [r#"probe="fast""#];
 const OPENMETRICS_TYPE: &str = "application/openmetrics-text;version=1.0.0";
 
-/// Hosts behind closed ports, which make a page that no socket takes at once.
+/// Targets with closed ports: enough for a page that no socket buffer takes at once.
 const TARGET_COUNT: usize = 1_000;
 
-/// An agent with a fast path, and with these further targets.
+/// An agent with a fast path and this many further targets.
 fn measuring(targets: usize) -> (Agent, Agent, Host) {
     let (a, b) = (Host::claim(), Host::claim());
     let other = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
@@ -34,15 +34,15 @@ fn measuring(targets: usize) -> (Agent, Agent, Host) {
     (Agent::start(&a, &a.config("a", &more)), other, a)
 }
 
-/// A request with these headers, as it was sent off.
+/// Sends a request with these headers.
 fn send_request(to: SocketAddr, headers: &str) -> TcpStream {
     let mut stream = TcpStream::connect(to).unwrap();
-    // Of HTTP/1.0 the body ends with the connection, and has no frames.
+    // With HTTP/1.0 the body ends with the connection, and is not chunked.
     write!(stream, "GET /metrics HTTP/1.0\r\nhost: {to}\r\n{headers}\r\n").unwrap();
     stream
 }
 
-/// Head and body of the answer.
+/// Head and body of the response.
 fn response(to: SocketAddr, headers: &str) -> (String, Vec<u8>) {
     let mut bytes = Vec::new();
     send_request(to, headers).read_to_end(&mut bytes).unwrap();
@@ -57,7 +57,7 @@ fn gunzip(body: &[u8]) -> String {
     text
 }
 
-/// Lines that are the same from one moment to the next: which series there are.
+/// The series of a page, without values.
 fn series(page: &str) -> Vec<&str> {
     let lines =
         page.lines().filter(|line| !line.starts_with('#') && !line.starts_with("pathmeter_echo_hops"));
@@ -92,7 +92,7 @@ fn every_format_and_encoding_has_the_same_series() {
     assert!(classic.contains("# TYPE pathmeter_echo_sent_total counter\n"));
 }
 
-/// A Python that has the reference parser.
+/// A Python with the reference parser.
 fn python() -> Option<Command> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/python/bin/python3");
     let program = env::var_os("PATHMETER_PYTHON_WEBSOCKETS").unwrap_or_else(|| installed.into());
@@ -141,14 +141,14 @@ fn scrapers_do_not_delay_sending() {
     agent.page_when("all paths", |page| {
         page.count("pathmeter_probe_targets", &[r#"probe="many""#]) == TARGET_COUNT as u64
     });
-    assert_sending_continues(&agent, "with nobody but us");
+    assert_sending_continues(&agent, "without other scrapers");
 
-    // They ask, and read nothing at all.
+    // These send a request and read nothing.
     let not_reading: Vec<TcpStream> = ["", "accept-encoding: gzip\r\n"]
         .into_iter()
         .flat_map(|headers| [(); 3].map(|()| send_request(host.service_address(), headers)))
         .collect();
-    assert_sending_continues(&agent, "with some that do not read");
+    assert_sending_continues(&agent, "with scrapers that do not read");
 
     let address = host.service_address();
     let scrapers: Vec<_> = (0..20)
@@ -166,7 +166,7 @@ fn scrapers_do_not_delay_sending() {
             })
         })
         .collect();
-    let page = assert_sending_continues(&agent, "with many that do");
+    let page = assert_sending_continues(&agent, "with many scrapers");
     for scraper in scrapers {
         assert!(scraper.join().unwrap() > 65 * TARGET_COUNT);
     }

@@ -1,4 +1,4 @@
-//! An agent that leaves says so; one that stalls or dies is told apart from the network.
+//! A stopping agent sends a goodbye; a stalled or killed agent is distinguished from a faulty network.
 
 use std::fs;
 
@@ -77,10 +77,10 @@ fn stalled_responder_adds_turnaround_and_no_loss() {
     let before = agent.page_when("answers", |page| page.count(OK, &[]) >= 5);
 
     responder.signal(Signal::SIGSTOP);
-    let stalled = agent.page_when("two seconds without an answer", |page| page.count(IN_FLIGHT, &[]) >= 20);
+    let stalled = agent.page_when("two seconds without a reply", |page| page.count(IN_FLIGHT, &[]) >= 20);
     responder.signal(Signal::SIGCONT);
-    let after =
-        agent.page_when("all have their answer", |page| page.count(OK, &[]) >= stalled.count(OK, &[]) + 20);
+    let after = agent
+        .page_when("all requests are answered", |page| page.count(OK, &[]) >= stalled.count(OK, &[]) + 20);
 
     let grown = after.seconds(TURNAROUND, &[]) - before.seconds(TURNAROUND, &[]);
     assert!(grown >= 1.0, "the turnarounds grew by {grown} s\n{after}");
@@ -103,7 +103,7 @@ fn killed_responder_is_counted_as_loss() {
     let page = agent.page_when("losses", |page| page.count(LOST, &[]) >= then.count(LOST, &[]) + 10);
     assert_eq!(page.count(WITHDRAWN, &[]), 0, "{page}");
     assert_eq!(page.count(DRAINING, &[]), 0, "{page}");
-    // The host is still there, and says that nobody listens.
+    // The host still runs and sends ICMP port unreachable.
     assert!(page.count("pathmeter_echo_icmp_errors_total", &[]) >= 1, "{page}");
     agent.page_when("the peer is down", |page| page.count("pathmeter_peers", &[r#"state="down""#]) == 1);
 }

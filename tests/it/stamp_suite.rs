@@ -1,7 +1,6 @@
-//! stamp-suite, another implementation of STAMP, understands us, and we it.
-//!
-//! `scripts/install-test-peers.sh` installs it. Without it, in `$PATHMETER_STAMP_SUITE` or on the path, these tests say
-//! that they are skipped.
+//! Interoperability with stamp-suite, another implementation of STAMP.
+//! `scripts/install-test-peers.sh` installs it. Without it, in `$PATHMETER_STAMP_SUITE` or on the path, these
+//! tests are skipped.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -16,7 +15,7 @@ const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1
 const OTHER_KEY: &str = "101112131415161718191a1b1c1d1e1f000102030405060708090a0b0c0d0e0f";
 const PORT: u16 = 18_620;
 
-/// The program, if it is there.
+/// The program, if it is installed.
 fn stamp_suite() -> Option<Command> {
     let program = std::env::var_os("PATHMETER_STAMP_SUITE").unwrap_or_else(|| OsString::from("stamp-suite"));
     let mut command = Command::new(&program);
@@ -30,7 +29,7 @@ fn stamp_suite() -> Option<Command> {
     Some(command)
 }
 
-/// What stamp-suite found when it asked our responder ten times.
+/// What stamp-suite reports after ten requests to our responder.
 fn measure_with_stamp_suite(mut command: Command, host: &Host, arguments: &[&str]) -> Value {
     command.args(["-r", &host.to_string(), "-p", &Host::PORT.to_string(), "-c", "10", "-d", "20", "-L", "5"]);
     let output = CommandOutput::of(command.args(["--output-format", "json"]).args(arguments));
@@ -38,7 +37,7 @@ fn measure_with_stamp_suite(mut command: Command, host: &Host, arguments: &[&str
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}\n{output}"))
 }
 
-/// Asserts that it got ten answers, with clean flags on every extension it sent, by type.
+/// Asserts that stamp-suite got ten replies, with clean flags on every extension that it sent, by type.
 fn assert_understood(found: &Value, extensions: &[&str]) {
     assert_eq!(found["packets_sent"], 10, "{found}");
     assert_eq!(found["packets_received"], 10, "{found}");
@@ -46,7 +45,7 @@ fn assert_understood(found: &Value, extensions: &[&str]) {
     for count in ["duplicate_replies", "late_replies", "unknown_replies", "reordered_replies"] {
         assert_eq!(measured[count], 0, "{count}: {found}");
     }
-    // Our own numbers, not a copy of its: the reflector is stateful.
+    // Our own sequence numbers, not a copy of the sender's: the reflector is stateful.
     assert_eq!(measured["last_reflector_sequence"], 9, "{found}");
     let clean = json!({"unrecognized": 0, "malformed": 0, "integrity_failed": 0, "conformant_reflected": 0});
     let kinds = &measured["tlv_validation"]["by_type"];
@@ -98,7 +97,7 @@ fn stamp_suite_sender_and_our_responder_authenticate_each_other() {
     assert_eq!(page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]), 3, "{page}");
 }
 
-/// Its reflector, ended when this is dropped.
+/// The reflector of stamp-suite. Killed when dropped.
 struct Reflector {
     child: Child,
     host: Host,
@@ -119,7 +118,7 @@ impl Reflector {
         reflector
     }
 
-    /// What our prober finds there.
+    /// What our prober reports about this reflector.
     fn measure_with_pathmeter(&self, arguments: &[&str]) -> Value {
         let (host, port) = (self.host.to_string(), PORT.to_string());
         let arguments_before = ["probe", "echo", &host, "--port", &port, "-c", "20", "-i", "20ms", "--json"];
@@ -131,7 +130,7 @@ impl Reflector {
 
 impl Drop for Reflector {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Echo over connections between two agents: all protocols, and what happens when the other one goes.
+//! Echo over connections between two agents: all protocols, reloads, and restarts of the peer.
 
 use std::fs;
 use std::net::TcpListener;
@@ -17,13 +17,13 @@ const WITHDRAWN: &str = "pathmeter_echo_withdrawn_total";
 const RECONNECTS: &str = "pathmeter_echo_reconnects_total";
 const CONNECTED: &str = "pathmeter_echo_connected";
 
-/// Over connections, those that have series of their own.
+/// The protocols over connections with series of their own.
 const STREAMS: [&str; 3] = ["tcp", "websocket", "http"];
 
-/// Deadlines that no delay of this machine reaches.
+/// Deadlines longer than any delay of this machine.
 const LONG_DEADLINES: &str = "late_after: 60s, lost_after: 60s";
 
-/// Probes of `protocols`, each called as its protocol; `more` are further keys.
+/// One probe per protocol, named after it; `more` are further keys.
 fn probes(protocols: &[&str], more: &str) -> String {
     let probe =
         |protocol: &&str| format!("  - {{name: {protocol}, protocol: {protocol}, interval: 20ms, {more}}}\n");
@@ -43,16 +43,16 @@ fn prober_config(own: &Host, to: &Host, protocols: &[&str], more: &str) -> Strin
     own.config("a", &format!("peers: [{{name: b, address: {to}}}]\n{probes}"))
 }
 
-/// Whether ICMP can be measured here; says so if not.
+/// Whether ICMP can be measured here; prints a message if not.
 fn has_icmp(agent: &Agent) -> bool {
     let has_it = agent.path("icmp", "b")["reason"].is_null();
     if !has_it {
-        skipped("this host does not let us send ICMP");
+        skipped("this host does not permit ICMP");
     }
     has_it
 }
 
-/// Asserts that everything that has a verdict was answered, over connections that stayed.
+/// Asserts that everything that has a verdict was answered, on connections that stayed open.
 fn assert_nothing_missed(page: &Page) {
     for name in [
         "late_total",
@@ -67,7 +67,7 @@ fn assert_nothing_missed(page: &Page) {
     assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0, "{page}");
 }
 
-/// Waits until each of these probes has its answers, and nothing went wrong.
+/// Waits until each of these probes has replies, and asserts that nothing was lost.
 fn assert_all_answered(agent: &Agent, protocols: &[&str]) {
     let page = agent.page_when("answers over all protocols", |page| {
         protocols.iter().all(|protocol| page.count(OK, &[&probe_label(protocol)]) >= 10)
@@ -89,7 +89,7 @@ fn agents_measure_each_other_over_all_protocols_with_and_without_a_key() {
     let folder = TempDir::new().unwrap();
     for key in [String::new(), key_file(folder.path())] {
         let (a, b) = (Host::claim(), Host::claim());
-        // With the key the address need not be known.
+        // With the key, the source address need not be listed.
         let allow = if key.is_empty() { "responder: {allow: [127.0.0.0/8]}" } else { "" };
         let responder = Agent::start(&b, &b.config("b", &format!("{key}{allow}")));
         let protocols = ["tcp", "websocket", "http", "icmp"];
@@ -112,7 +112,7 @@ fn agents_measure_each_other_over_ipv6() {
         return skipped("this host has no IPv6");
     }
     let a = Host::claim();
-    // A port of ::1 is nobody's until it is bound: another test may take it first.
+    // A free port of ::1 may be taken by another test before the agent binds it.
     let (_asked, ports) = eventually("ports of ::1", || {
         let ports = [(); 2].map(|()| TcpListener::bind("[::1]:0").unwrap());
         let ports = ports.map(|listener| listener.local_addr().unwrap());
@@ -173,7 +173,7 @@ fn agents_with_https_measure_each_other_over_all_protocols() {
     }
 }
 
-/// `pathmeter probe echo` with a quick schedule.
+/// Runs `pathmeter probe echo` with a short interval.
 fn probe(arguments: &[&str]) -> CommandOutput {
     run(&[&["probe", "echo", "--interval", "20ms", "--count", "10"], arguments].concat())
 }
@@ -182,7 +182,7 @@ fn summary(output: &CommandOutput) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}\n{output}"))
 }
 
-/// The names of an object's members, and of objects within.
+/// The keys of an object and of nested objects.
 fn names(value: &Value) -> Vec<String> {
     let members = value.as_object().unwrap().iter();
     members
@@ -207,7 +207,7 @@ fn probe_reports_the_same_fields_over_every_protocol() {
     ] {
         let output = probe(&[&target, "--protocol", protocol, "--json"]);
         if protocol == "icmp" && output.code != Some(0) {
-            return skipped(&format!("this host does not let us send ICMP: {output}"));
+            return skipped(&format!("this host does not permit ICMP: {output}"));
         }
         assert_eq!(output.code, Some(0), "{output}");
         let found = summary(&output);

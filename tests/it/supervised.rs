@@ -1,4 +1,4 @@
-//! What a service manager is told, in the order that sd_notify(3) asks for, and the sockets that it passes.
+//! Messages to the service manager, in the order that sd_notify(3) requires, and the sockets that it passes.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::fixture::{Agent, DEADLINE, Host, get, skipped};
 
-/// A service manager's end of the notify protocol.
+/// The service manager's end of the notify protocol.
 struct ServiceManager {
     socket: UnixDatagram,
     dir: TempDir,
@@ -31,11 +31,10 @@ impl ServiceManager {
         Agent::start_with(host, config, &environment)
     }
 
-    /// The next message: fields of one datagram.
+    /// Receives the next message: the fields of one datagram.
     fn receive(&self) -> Vec<(String, String)> {
         let mut datagram = [0; 4_096];
-        let length =
-            self.socket.recv(&mut datagram).unwrap_or_else(|error| panic!("nothing was heard: {error}"));
+        let length = self.socket.recv(&mut datagram).unwrap_or_else(|error| panic!("no message: {error}"));
         let text = std::str::from_utf8(&datagram[..length]).unwrap();
         text.lines()
             .map(|line| line.split_once('=').unwrap())
@@ -43,7 +42,8 @@ impl ServiceManager {
             .collect()
     }
 
-    /// The next message that has this field. What comes in between is what an agent may say at any time.
+    /// Receives the next message with this field. Only messages that an agent may send at any time may come
+    /// before it.
     fn receive_field(&self, field: &str) -> Vec<(String, String)> {
         loop {
             let message = self.receive();
@@ -80,7 +80,7 @@ fn manager_receives_ready_reloading_ready_and_stopping() {
             (reloading.as_str(), value.as_str(), monotonic.as_str()),
             ("RELOADING", "1", "MONOTONIC_USEC")
         );
-        // The time tells the manager that this is the reload it asked for, and not an earlier one.
+        // The time shows that this is the requested reload, and not an earlier one.
         assert!((before..=monotonic_usec()).contains(&usec.parse().unwrap()), "{before} {usec}");
         assert_eq!(manager.receive_field("READY"), one("READY"));
     }
@@ -126,15 +126,16 @@ fn watchdog_is_not_notified_unless_requested() {
 const PORT_MISMATCH: &str =
     "the service manager passed another HTTP port than listen.http says; it is served";
 
-/// Where HTTP is asked if a manager passes this listener.
+/// The HTTP address if the manager passes this listener.
 fn service_address(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
-/// What the agent says when a manager passes these sockets, and ends.
+/// The log of an agent that refuses these sockets and exits.
 fn log_of_refusal(host: &Host, sockets: &[BorrowedFd]) -> String {
-    // Nothing listens where it is asked.
-    Agent::try_start_on(sockets, &host.config("a", ""), host.service_address()).expect_err("it is served")
+    // Nothing listens at this address.
+    Agent::try_start_on(sockets, &host.config("a", ""), host.service_address())
+        .expect_err("the agent must refuse these sockets")
 }
 
 #[test]
@@ -153,7 +154,7 @@ fn passed_socket_outlives_the_agent() {
     agent.signal(Signal::SIGTERM);
     assert_eq!(agent.wait().code(), Some(0), "{}", agent.log());
 
-    // Whoever asks in between is answered by the next one.
+    // Requests between the two agents are answered by the second.
     let mut waiting = TcpStream::connect(service_address(&listener)).unwrap();
     waiting.set_read_timeout(Some(DEADLINE)).unwrap();
     waiting.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
@@ -191,7 +192,7 @@ fn ipv4_client_of_an_ipv6_socket_is_shown_with_its_ipv4_address() {
     let host = Host::claim();
     let Ok(listener) = TcpListener::bind("[::]:0") else { return skipped("this host has no IPv6") };
     let http = SocketAddr::from((Ipv4Addr::LOCALHOST, service_address(&listener).port()));
-    // What the kernel calls the client is the address that must not be shown.
+    // The kernel's name for the client, an IPv4-mapped address, must not be shown.
     let client = TcpStream::connect(http).unwrap();
     let (_, seen) = listener.accept().unwrap();
     if seen.ip() != Ipv4Addr::LOCALHOST.to_ipv6_mapped() {

@@ -1,4 +1,4 @@
-//! How far one agent goes: more paths, and more requests a second, until something gives.
+//! Scaling limits of one agent: increasing numbers of paths and of requests per second.
 
 mod offer;
 pub(crate) mod paths;
@@ -16,10 +16,10 @@ use table::Column;
 
 use super::process;
 
-/// CPU time is read once in so long, and the middle of what was found is shown.
+/// CPU time is read once per window, and the median is shown.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// How long the loads are held that are asked about, and those by which the limit is searched.
+/// Duration of the documented loads, and of the steps that search for the limit.
 const LONG: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_secs(30);
 
@@ -27,7 +27,7 @@ const STEP: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Meter {
     begun: Instant,
-    /// Each thing that is measured, as it stood.
+    /// Previous readings.
     previous: Vec<Duration>,
 }
 
@@ -36,7 +36,7 @@ impl Meter {
         Self { begun: Instant::now(), previous: used }
     }
 
-    /// The share of a core that each has used since it was last asked.
+    /// The share of a core that each has used since the last call.
     fn shares(&mut self, used: Vec<Duration>) -> Vec<f64> {
         let span = self.begun.elapsed().as_secs_f64();
         let shares = used.iter().zip(&self.previous).map(|(now, then)| (*now - *then).as_secs_f64() / span);
@@ -46,7 +46,7 @@ impl Meter {
     }
 }
 
-/// Who else takes the cores.
+/// CPU use of other programs.
 #[derive(Debug)]
 struct OtherLoad {
     ours: Vec<u32>,
@@ -54,23 +54,23 @@ struct OtherLoad {
     pauses: PauseMonitor,
 }
 
-/// What was seen of them.
+/// CPU use of other programs during a measurement.
 #[derive(Debug)]
 struct Interference {
-    /// Cores that other programs used, and that the hypervisor did.
+    /// Cores used by other programs, and by the hypervisor.
     shares: [f64; 2],
     longest_pause: Duration,
 }
 
 impl OtherLoad {
-    /// `ours` are the agents that are measured; this process is ours, too.
+    /// `ours` are the measured agents; this process is added.
     fn begin(mut ours: Vec<u32>) -> io::Result<Self> {
         ours.push(std::process::id());
         let used = Self::used(&ours)?;
         Ok(Self { ours, meter: Meter::begin(used), pauses: PauseMonitor::begin() })
     }
 
-    /// What there was since.
+    /// CPU use since the start.
     fn finish(mut self) -> io::Result<Interference> {
         let shares = self.meter.shares(Self::used(&self.ours)?);
         let other_load = shares[1] - shares[2..].iter().sum::<f64>();
@@ -95,8 +95,7 @@ impl Interference {
     }
 }
 
-/// A thread that has nothing to do, and notes how much later than it asked it woke: whatever held it up may have held up
-/// everybody.
+/// An idle thread that records by how much it wakes up late: what delayed it may have delayed every process.
 #[derive(Debug)]
 struct PauseMonitor {
     stop: Arc<AtomicBool>,

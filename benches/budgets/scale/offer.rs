@@ -1,4 +1,4 @@
-//! Requests at a rate that does not wait for answers.
+//! Requests at a fixed rate, independent of replies.
 
 use std::collections::HashSet;
 use std::io;
@@ -10,64 +10,64 @@ use pathmeter_proto::wire::stamp::{Mode, Reply};
 use super::super::batch::{Batch, Timestamps, socket_at};
 use super::super::load;
 
-/// Sockets from which requests come.
+/// Number of source sockets.
 pub(super) const SOURCES: u32 = 16;
 
-/// Datagrams that are handed over at once.
+/// Datagrams per system call.
 const BATCH: usize = 64;
 
-/// One reply in so many is read.
+/// One reply in this many is parsed.
 const READ_EVERY: u32 = 16;
 
-/// The longest that requests are made up for: what this process could not offer in time is not offered at all, and no burst
-/// comes of it that nobody asked for.
+/// Longest delay that is caught up. Requests that this process could not send in time are skipped, so that it
+/// sends no burst.
 const CATCH_UP_MAX: Duration = Duration::from_millis(2);
 
-/// Between two turns, when nothing is due.
+/// Pause when no request is due.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// Until the last answers have come.
+/// Time until the last replies have arrived.
 const SETTLED: Duration = Duration::from_millis(300);
 
-/// Who asks.
+/// Sources of requests.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestSources {
-    /// Different addresses, at most one for each socket.
+    /// Number of source addresses, at most one per socket.
     pub(super) addresses: u32,
-    /// Sessions, asked one after the other; a multiple of [`SOURCES`].
+    /// Number of sessions, used in turn; a multiple of [`SOURCES`].
     pub(super) sessions: u32,
 }
 
-/// What was offered, and what came back.
+/// Requests sent and replies received.
 #[derive(Debug, Default)]
 pub(super) struct GeneratorResult {
     pub(super) requests: f64,
     pub(super) replies: f64,
     pub(super) span: Duration,
-    /// Between arrival and reply, as the responder says; of one reply in 16, sorted.
+    /// Turnarounds from the replies: of one reply in 16, sorted.
     pub(super) turnarounds: Vec<Duration>,
-    /// Replies that were read of sessions of which one had been read before.
+    /// Parsed replies of sessions with an earlier parsed reply.
     pub(super) repeated: f64,
-    /// Those of them that say that they are the first of their session.
+    /// Those of them that claim to be the first of their session.
     pub(super) restarted: f64,
-    /// Sessions of which a reply was read.
+    /// Sessions with a parsed reply.
     seen_sessions: HashSet<u32>,
 }
 
-/// Sockets that ask.
+/// Generates requests.
 pub(super) struct LoadGenerator {
     sources: Vec<Source>,
     inbox: Batch,
     result: GeneratorResult,
     read: u32,
-    /// Where in a datagram its session stands.
+    /// Offset of the session number in a datagram.
     session_at: usize,
 }
 
 struct Source {
     socket: UdpSocket,
     outbox: Batch,
-    /// Its first session; the others follow.
+    /// First session; the others follow.
     first: u32,
     sessions: u32,
     sent_count: u32,
@@ -77,7 +77,7 @@ impl LoadGenerator {
     pub(super) fn new(sources: RequestSources, to: SocketAddrV4) -> io::Result<Self> {
         let sessions = sources.sessions / SOURCES;
         let sources = (0..SOURCES).map(|n| {
-            // Below the targets of probers.
+            // Below the addresses of targets.
             let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + n % sources.addresses);
             let mut outbox = Batch::new(BATCH);
             (0..BATCH).for_each(|index| outbox.put(index, to, &load::request(0, 0)));
@@ -94,7 +94,7 @@ impl LoadGenerator {
         })
     }
 
-    /// Asks so often a second for so long; `on_window` is called once in a `window`.
+    /// Sends requests at `rate` per second for `span`; calls `on_window` once per `window`.
     pub(super) fn run(
         mut self,
         rate: u32,
@@ -123,7 +123,7 @@ impl LoadGenerator {
                 continue;
             }
             turn = (turn + 1) % self.sources.len();
-            // Answers to what it asked a round ago.
+            // Replies to the requests of the previous round.
             self.receive(turn);
             let sent = self.sources[turn].send(count, self.session_at);
             self.result.requests += f64::from(sent);
@@ -175,7 +175,7 @@ impl GeneratorResult {
 }
 
 impl Source {
-    /// Returns how many left.
+    /// Returns how many were sent.
     fn send(&mut self, count: usize, session_at: usize) -> u32 {
         for index in 0..count {
             let number = self.sent_count.wrapping_add(u32::try_from(index).expect("at most a batch"));
@@ -190,7 +190,7 @@ impl Source {
     }
 }
 
-/// Where in a request its session stands.
+/// Offset of the session number in a request.
 fn session_at() -> usize {
     const MARK: u32 = 0xfeed_f00d;
     let request = load::request(MARK, 0);

@@ -1,4 +1,4 @@
-//! How many paths one agent measures.
+//! Number of paths that one agent can measure.
 
 use std::io;
 use std::thread::sleep;
@@ -11,13 +11,13 @@ use super::table::{self, Column};
 use super::totals::{Totals, time_scrape};
 use super::{Interference, LONG, Meter, OtherLoad, STEP, WINDOW};
 
-/// What is held for how long.
+/// A load and its duration.
 struct PathCase {
     head: &'static str,
     count: u32,
     interval: &'static str,
     flows: u8,
-    /// Datagrams a second, of all paths.
+    /// Datagrams per second of all paths.
     rate: f64,
     span: Duration,
 }
@@ -33,7 +33,7 @@ const LOADS: [PathCase; 8] = [
     once_a_second("100,000", 100_000, 1, STEP),
 ];
 
-/// As many paths as a configuration may have, more and more often.
+/// The maximum number of paths at increasing rates.
 const BEYOND: [PathCase; 3] = [
     hundred_thousand("125,000/s", "800ms", 125_000.0),
     hundred_thousand("167,000/s", "600ms", 166_667.0),
@@ -48,13 +48,13 @@ const fn once_a_second(head: &'static str, count: u32, flows: u8, span: Duration
     PathCase { head, count, interval: "1s", flows, rate: count as f64, span }
 }
 
-/// Until every path has had its first reply and the responder is known.
+/// Time until every path has had its first reply and the responder is identified.
 const SETTLED: Duration = Duration::from_secs(10);
 
-/// Until what was dropped by then is decided.
+/// Time until dropped datagrams have their verdict.
 const DECIDED: Duration = Duration::from_secs(5);
 
-/// More than there are paths, so that the responder's memory is not what gives.
+/// More sessions than paths, so that the responder's session table is not the limit.
 const RESPONDER: &str = "rate: 100Mpps, rate_per_source: 100Mpps, sessions: 1000000";
 
 pub(crate) fn measure(out: &mut dyn io::Write) -> io::Result<()> {
@@ -85,16 +85,17 @@ fn measure_case(load: &PathCase) -> io::Result<Column> {
     Ok(column)
 }
 
-/// Everything that is read before and after.
+/// Readings before and after a load.
 struct Measurement {
-    /// Of the agent and of its responder.
+    /// Totals of the agent and of its responder.
     before: (Totals, Totals),
     after: (Totals, Totals),
-    /// Between the pages of the agent.
+    /// Seconds between the two pages of the agent.
     span: f64,
-    /// Dropped at the sockets of the agent, at those of the responder, and in the whole namespace, by the kernel.
+    /// Kernel drops at the sockets of the agent, of the responder, and in the whole namespace.
     drops: [f64; 3],
-    /// Shares of a core: the prober's thread, what it waited for one, the rest of the agent, the responder's thread.
+    /// Shares of a core: the prober's thread, its waiting time, the rest of the agent, the responder's
+    /// thread.
     shares: [f64; 4],
     scrape: (f64, f64),
     other_load: Interference,

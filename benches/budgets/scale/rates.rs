@@ -1,4 +1,4 @@
-//! How many requests a second one agent answers.
+//! Number of requests per second that one agent can answer.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -14,7 +14,7 @@ use super::table::{self, Column};
 use super::totals::Totals;
 use super::{LONG, Meter, OtherLoad, STEP, WINDOW};
 
-/// What is offered for how long, and to whom.
+/// A load, its duration, and the responder's limits.
 struct RateCase {
     head: &'static str,
     rate: u32,
@@ -26,11 +26,11 @@ struct RateCase {
 
 const RAISED: &str = "rate: 100Mpps, rate_per_source: 100Mpps";
 const RAISED_ALL: &str = "rate: 100Mpps, rate_per_source: 100Mpps, sessions: 1000000";
-/// The default of every key, one that everybody may leave out.
+/// Default limits, written as a key that has no effect.
 const DEFAULTS: &str = "open: false";
 
 const TEN_THOUSAND: RequestSources = RequestSources { addresses: SOURCES, sessions: 10_000 };
-/// More than the default of `sessions`.
+/// More than the default limit `sessions`.
 const HUNDRED_THOUSAND: RequestSources = RequestSources { addresses: SOURCES, sessions: 100_000 };
 
 const RATES: [RateCase; 7] = [

@@ -5,12 +5,12 @@ use std::io;
 use super::super::machine::load_average;
 use super::super::report::short;
 
-/// Figures of one load by their names, in the order of the rows.
+/// Figures of one load, in row order.
 #[derive(Debug, Default)]
 pub(super) struct Column {
     head: String,
     cells: Vec<(&'static str, String)>,
-    /// Whether all that was asked for was done.
+    /// Whether the load was handled in full.
     is_met: bool,
 }
 
@@ -25,13 +25,13 @@ impl Column {
         self.cells.push((name, format!("{shown} {unit}").trim_end().to_owned()));
     }
 
-    /// Adds several that belong together.
+    /// Adds several related figures in one cell.
     pub(super) fn add_all(&mut self, name: &'static str, values: &[f64]) {
         let values: Vec<String> = values.iter().map(|value| grouped(*value)).collect();
         self.cells.push((name, values.join(" / ")));
     }
 
-    /// Says that more was asked for than was done.
+    /// Marks the load as exceeded if `is_so`.
     pub(super) fn mark_exceeded(&mut self, is_so: bool) {
         self.is_met &= !is_so;
     }
@@ -41,7 +41,7 @@ impl Column {
     }
 }
 
-/// Prints the loads side by side, and which was the first that was too much.
+/// Prints the loads side by side, and the first that was exceeded.
 pub(super) fn print(out: &mut dyn io::Write, corner: &str, columns: &[Column]) -> io::Result<()> {
     let heads: Vec<&str> = columns.iter().map(|column| column.head.as_str()).collect();
     writeln!(out, "\n| {corner} | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()))?;
@@ -55,7 +55,7 @@ pub(super) fn print(out: &mut dyn io::Write, corner: &str, columns: &[Column]) -
     writeln!(out, "\nFirst that was not met in full: {first}.")
 }
 
-/// A whole number with its thousands set apart.
+/// A whole number with thousands separators.
 pub(super) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut shown = String::new();

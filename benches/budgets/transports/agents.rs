@@ -1,4 +1,4 @@
-//! An agent that asks and an agent that answers, configured for one transport.
+//! A prober and a responder, configured for one transport.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,29 +12,29 @@ use tempfile::TempDir;
 use super::super::agent::{AgentNamespace, AgentPorts, BenchAgent, target};
 use super::{Transport, TransportCase};
 
-/// What the certificate of the responder is for.
+/// Name in the responder's certificate.
 pub(super) const NAME: &str = "bench";
 
-/// Names of files.
+/// File names.
 const CERTIFICATE: &str = "certificate.pem";
 const KEY: &str = "key.pem";
 const WEB: &str = "web.yml";
 
-/// What an agent that asks is to do.
+/// How often the prober sends.
 pub(super) enum ProberMode {
-    /// Each path is asked at its interval.
+    /// Each path sends at its interval.
     Probe,
-    /// Each path is connected and asked once an hour.
+    /// Each path is connected and sends once an hour.
     Idle,
 }
 
-/// Who answers, and how it is reached.
+/// Ports and certificate of a responder.
 pub(super) struct TransportSetup<'a> {
     load: &'a TransportCase,
     pub(super) namespace: AgentNamespace,
-    /// Of whoever answers.
+    /// Ports of the responder.
     pub(super) ports: AgentPorts,
-    /// Of the certificate.
+    /// Folder of the certificate.
     folder: TempDir,
 }
 
@@ -58,12 +58,12 @@ impl<'a> TransportSetup<'a> {
         }
     }
 
-    /// The certificate that is to be believed.
+    /// The certificate that the prober trusts.
     pub(super) fn certificate(&self) -> PathBuf {
         self.folder.path().join(CERTIFICATE)
     }
 
-    /// Starts whoever answers, on every address.
+    /// Starts the responder on every address.
     pub(super) fn responder(&self) -> io::Result<BenchAgent> {
         let mut text = basics("0.0.0.0", &self.ports);
         if self.is_secure() {
@@ -74,7 +74,7 @@ impl<'a> TransportSetup<'a> {
         Ok(agent)
     }
 
-    /// Starts an agent that asks.
+    /// Starts the prober.
     pub(super) fn prober(&self, mode: &ProberMode) -> io::Result<BenchAgent> {
         let ports = AgentPorts::free(&self.namespace)?;
         let text = basics("127.0.0.1", &ports) + &self.probe(mode) + &self.hosts();
@@ -103,7 +103,7 @@ impl<'a> TransportSetup<'a> {
         format!("probes: [{{name: echo, interval: {interval}, protocol: {rest}}}]\n")
     }
 
-    /// All of them are whoever answers; to ICMP the kernel does.
+    /// All hosts are addresses of the responder; ICMP is answered by the kernel.
     fn hosts(&self) -> String {
         let AgentPorts { http, stamp, agent } = self.ports;
         let (kind, mut rest) = match self.load.transport {

@@ -1,4 +1,4 @@
-//! Loops that make the system calls of an echo over a transport, and decide nothing.
+//! Loops that make the system calls of an echo over a transport, without its logic.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -15,20 +15,20 @@ use super::super::batch::{Timestamps, prepared};
 use super::super::process::cpu_of_this_thread;
 use super::{EchoCost, Transport, TransportCase};
 
-/// An ICMP echo of ours.
+/// Length of a pathmeter ICMP echo.
 const ICMP_BYTES: usize = 32;
 const ECHO_REQUEST: u8 = 8;
 
-/// Bytes of a message over TCP: the shortest of ours.
+/// Length of a message over TCP: the shortest of pathmeter's.
 const MESSAGE_BYTES: usize = 56;
 
-/// Connections that one turn of a loop looks at.
+/// Most events per call of epoll_wait.
 const EVENTS_MAX: usize = 64;
 
-/// How long a loop waits for something.
+/// Longest wait of a loop.
 const PATIENCE_MS: u16 = 50;
 
-/// For streams of all kinds that is bare TCP.
+/// For all kinds of streams the bare loop is TCP.
 pub(super) fn cost(load: &TransportCase, namespace: &AgentNamespace, span: Duration) -> io::Result<EchoCost> {
     let rate = f64::from(load.paths) / load.interval.as_secs_f64();
     within(namespace, || match load.transport {
@@ -38,7 +38,7 @@ pub(super) fn cost(load: &TransportCase, namespace: &AgentNamespace, span: Durat
     })
 }
 
-/// The bare prober asks each address once a second; as many echoes at as even a pace.
+/// The bare prober probes each address once a second: as many addresses as echoes per second, evenly spread.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "about a thousand")]
 fn addresses(rate: f64) -> u32 {
     rate.round() as u32
@@ -50,14 +50,14 @@ fn datagrams(rate: f64, span: Duration) -> io::Result<EchoCost> {
     Ok(EchoCost { prober, responder: Some(echo.finish()) })
 }
 
-/// From a ping socket. The kernel answers.
+/// Sends from a ping socket; the kernel answers.
 fn pings(rate: f64, span: Duration) -> io::Result<EchoCost> {
     let mut request = vec![0; ICMP_BYTES];
     request[0] = ECHO_REQUEST;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
     let socket = prepared(UdpSocket::from(OwnedFd::from(socket)), Timestamps::Both)?;
     let requests = vec![request; addresses(rate) as usize];
-    // Where the upper half of the sequence number would be the kernel writes the identifier.
+    // The kernel writes the identifier to the upper half of the sequence number.
     let places = FieldOffsets { sequence: 4, number: 8, number_back: 8 };
     Ok(EchoCost { prober: probe_with(&socket, requests, places, 0, span)?, responder: None })
 }
@@ -72,7 +72,7 @@ fn streams(load: &TransportCase, span: Duration) -> io::Result<EchoCost> {
     Ok(EchoCost { prober, responder: Some(responder) })
 }
 
-/// Connections in a set that says which of them have something to read.
+/// Connections registered with epoll.
 struct EpollStreams {
     epoll: Epoll,
     streams: Vec<TcpStream>,
@@ -89,7 +89,8 @@ impl EpollStreams {
         Ok(Self { epoll, streams })
     }
 
-    /// Reads from those that have something, one message each, and hands each stream over. False when one has ended.
+    /// Reads one message from each readable stream and passes both to `take`. Returns false if a stream has
+    /// ended.
     fn read(
         &mut self,
         patience: u16,
@@ -114,7 +115,7 @@ impl EpollStreams {
     }
 }
 
-/// Sends back what comes on so many connections, until one of them ends.
+/// Echoes messages on `count` connections until one of them ends.
 fn echo_back(listener: &TcpListener, count: u32) -> io::Result<f64> {
     let accepted = (0..count).map(|_| listener.accept().map(|(stream, _)| stream));
     let mut streams = EpollStreams::new(accepted.collect::<io::Result<Vec<_>>>()?)?;
@@ -126,7 +127,7 @@ fn echo_back(listener: &TcpListener, count: u32) -> io::Result<f64> {
     Ok(per_echo(cpu_of_this_thread() - before, f64::from(echoes)))
 }
 
-/// Asks on so many connections in turns, evenly.
+/// Sends messages on the connections in turn, evenly spread.
 fn send_requests(to: SocketAddrV4, load: &TransportCase, span: Duration) -> io::Result<f64> {
     let connected = (0..load.paths).map(|_| TcpStream::connect(to)).collect::<io::Result<Vec<_>>>()?;
     let mut streams = EpollStreams::new(connected)?;

@@ -1,4 +1,4 @@
-//! What an echo costs whoever asks and whoever answers, over each transport, and what its round trips look like.
+//! Cost of an echo for prober and responder over each transport, and its round trips.
 
 mod agents;
 mod bare;
@@ -19,7 +19,7 @@ use super::report::{median, short};
 use agents::{ProberMode, TransportSetup};
 use round_trips::RttSamples;
 
-/// What is measured over.
+/// Transport of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transport {
     Udp,
@@ -29,15 +29,15 @@ enum Transport {
     Http { is_secure: bool },
 }
 
-/// With what ICMP is sent.
+/// Sockets for ICMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum IcmpSockets {
-    /// Those that need no privilege.
+    /// Ping sockets, which need no privilege.
     Ping,
     Raw,
 }
 
-/// One line of the table: so many paths, each asked so often.
+/// A row of the table.
 #[derive(Debug, Clone, Copy)]
 struct TransportCase {
     name: &'static str,
@@ -74,7 +74,7 @@ const ALL: [TransportCase; 10] = [
 
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(5);
-/// Until every path is connected and the peers have been asked who they are, which they are again after a minute.
+/// Time until every path is connected and the peers are identified. Peers are polled again after a minute.
 const SETTLED: Duration = Duration::from_secs(4);
 
 const HEAD: &str = "
@@ -105,13 +105,13 @@ pub(crate) fn measure(out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// A network of its own, in which ICMP may be opened to everybody. `None` where this process may not make one.
+/// A network namespace in which ICMP can be permitted. `None` if this process may not create one.
 fn namespace() -> AgentNamespace {
     let may = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET).is_ok());
     may.join().expect("it does not panic").then(|| Arc::new(Namespace::new("bench")))
 }
 
-/// Groups that may open ping sockets.
+/// Groups that may open ping sockets: root, none.
 const ROOT: &str = "0 0";
 const NOBODY: &str = "1 0";
 
@@ -139,16 +139,16 @@ fn measure_case(load: &TransportCase, namespace: &AgentNamespace) -> io::Result<
     Ok(row(load, &rounds, &found))
 }
 
-/// CPU time of an echo in microseconds.
+/// CPU time per echo in microseconds.
 #[derive(Debug, Clone, Copy)]
 struct EchoCost {
     prober: f64,
-    /// `None` where the kernel answers.
+    /// `None` if the kernel answers.
     responder: Option<f64>,
 }
 
-/// What an echo takes of two agents, each a process of its own, beyond what they take while the same paths are hardly
-/// asked; and of bare loops right after that.
+/// CPU time per echo of two agents in separate processes, minus their CPU time with hardly any echoes on the
+/// same paths; and of bare loops right after.
 struct CostRound {
     ours: EchoCost,
     bare: EchoCost,
@@ -166,7 +166,7 @@ fn rounds(
     };
     let prober = setup.prober(&ProberMode::Probe)?;
     sleep(SETTLED);
-    // It has its sockets by now.
+    // The agent has opened its sockets by now.
     open_to(&setup.namespace, ROOT);
     let answered = || prober.scrape().map(|page| page.sum("pathmeter_echo_rtt_seconds_count"));
     let has_responder = !matches!(load.transport, Transport::Icmp(_));
@@ -192,7 +192,7 @@ impl CpuUsed {
     fn within(span: Duration, prober: &BenchAgent, responder: &BenchAgent) -> io::Result<Self> {
         let (asking, answering, begin) = (prober.cpu()?, responder.cpu()?, Instant::now());
         sleep(span);
-        // A machine that stands still for a while makes the window longer.
+        // A pause of the machine makes the window longer.
         let scale = span.as_secs_f64() / begin.elapsed().as_secs_f64();
         Ok(Self {
             prober: (prober.cpu()? - asking).mul_f64(scale),
@@ -216,7 +216,7 @@ fn row(load: &TransportCase, rounds: &[CostRound], found: &RttSamples) -> String
     format!("| {} |", cells.concat().join(" | "))
 }
 
-/// Medians of ours, of the bare loop's, and of their ratios.
+/// Medians of pathmeter, of the bare loop, and of their ratios.
 fn compare_columns(rounds: &[CostRound], figure: fn(&EchoCost) -> Option<f64>) -> Vec<String> {
     let pairs: Option<Vec<(f64, f64)>> =
         rounds.iter().map(|round| figure(&round.ours).zip(figure(&round.bare))).collect();

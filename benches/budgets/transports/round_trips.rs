@@ -1,4 +1,4 @@
-//! Round trips one by one, by the program's own loops in the benchmark's process: an agent exports a histogram.
+//! Individual round trips, from pathmeter's loops in this process, because an agent exports only a histogram.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,33 +25,33 @@ use super::super::agent::{target, within};
 use super::agents::{NAME, TransportSetup};
 use super::{Transport, TransportCase};
 
-/// More than the 10,000 that a p99.9 needs.
+/// More than the 10,000 needed for p99.9.
 const PROBES: usize = 11_000;
-/// Those of the first second are not among them.
+/// Reports of the first second, which are skipped.
 const FIRST: usize = 1_000;
-/// Without any report for so long something is broken.
+/// Longest time without a report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What was found.
+/// Round trips and losses of all paths.
 #[derive(Debug, Default)]
 pub(super) struct RttSamples {
     /// Sorted.
     all: Vec<Duration>,
-    /// Percent of them whose beginning the kernel did not stamp.
+    /// Percent without kernel transmit timestamp.
     pub(super) user_sent: f64,
-    /// Percent of them whose end the kernel did not stamp.
+    /// Percent without kernel receive timestamp.
     pub(super) user_received: f64,
     pub(super) lost: u32,
     pub(super) unsent: u64,
 }
 
 impl RttSamples {
-    /// In microseconds.
+    /// Quantile in microseconds.
     pub(super) fn quantile(&self, q: f64) -> f64 {
         quantile(&self.all, q).map_or(f64::NAN, |rtt| rtt.as_secs_f64() * 1e6)
     }
 
-    /// From what all paths report.
+    /// Collects the reports of all paths.
     fn collect(reports: &Receiver<EchoReport>) -> io::Result<Self> {
         let mut found = Self::default();
         let (mut sent, mut received, mut first) = (0_u32, 0_u32, FIRST);
@@ -68,7 +68,7 @@ impl RttSamples {
                 Ok(EchoReport::Decided { verdict: Verdict::Lost { .. }, .. }) => found.lost += 1,
                 Ok(EchoReport::Unsent(slots)) => found.unsent += slots,
                 Ok(_) => {}
-                Err(error) => return Err(io::Error::other(format!("nothing is measured: {error}"))),
+                Err(error) => return Err(io::Error::other(format!("no reports: {error}"))),
             }
         }
         found.all.sort_unstable();
@@ -87,7 +87,7 @@ pub(super) fn measure(load: &TransportCase, setup: &TransportSetup<'_>) -> io::R
         signer: None,
         secure: secure.clone(),
     };
-    // Threads that are started there have their sockets there.
+    // Threads started in the namespace open their sockets there.
     within(&setup.namespace, || match load.transport {
         Transport::Udp => {
             datagrams(load, ports.stamp, &WireFormat::Stamp { keys: None, quirks: Quirks::default() })

@@ -1,4 +1,5 @@
-//! blackbox_exporter: sends one ICMP echo for each scrape, so we are its Prometheus. The kernel on the other side answers.
+//! blackbox_exporter: sends one ICMP echo per scrape, so this module scrapes it. The kernel of the other host
+//! answers.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,9 +23,10 @@ modules:
   http_2xx: {prober: http, timeout: 1s, http: {preferred_ip_protocol: ip4}}
 ";
 
-/// Round trip, a little for itself, and every now and then a second for a loss: one scraper asks this often.
+/// Scrape interval of one thread: longer than a round trip; a lost echo takes a second.
 const TURN: Duration = Duration::from_millis(100);
-/// A hundred a second are more than any Prometheus asks for; what comes on top costs the host more than it tells.
+/// Ten threads send a hundred scrapes a second, more than any Prometheus; more would cost the host much and
+/// prove little.
 const SCRAPERS: u16 = 10;
 
 pub(crate) struct Blackbox {
@@ -32,11 +34,11 @@ pub(crate) struct Blackbox {
     scrapers: BlackboxScrapers,
 }
 
-/// At its own pace.
+/// Ignores the interval of the run.
 pub(crate) fn start(pair: &mut HostPair, _: ProbeRun) -> io::Result<Box<dyn MeasuringTool>> {
     let targets = pair.targets(SCRAPERS);
     let program = launch(pair)?;
-    // Each has a target of its own, by which its requests are known.
+    // Each thread has a target of its own, which identifies its requests.
     let scrapers = BlackboxScrapers::start(pair, targets.into_iter().map(|target| vec![target]), TURN);
     Ok(Box::new(Blackbox { program, scrapers }))
 }
@@ -56,11 +58,11 @@ pub(crate) struct BlackboxScrapers {
     threads: Vec<JoinHandle<io::Result<Vec<ScrapeResult>>>>,
 }
 
-/// What one scrape said: the round trip in seconds, `None` without success.
+/// Result of a scrape: the round trip in seconds, `None` without success.
 type ScrapeResult = (RequestRef, Option<f64>);
 
 impl BlackboxScrapers {
-    /// One thread for each list of targets, which scrapes one of them after the other, one each turn.
+    /// Starts one thread per list, which scrapes its targets in turn, one per `turn`.
     pub(crate) fn start(pair: &HostPair, lists: impl Iterator<Item = Vec<IpAddr>>, turn: Duration) -> Self {
         let is_stopped = Arc::new(AtomicBool::new(false));
         let lists: Vec<_> = lists.collect();
@@ -100,7 +102,7 @@ fn scrape_all(
         let is_answered = report("probe_success ").is_some_and(|success| success > 0.5);
         let round_trip = report("probe_icmp_duration_seconds{phase=\"rtt\"} ").filter(|_| is_answered);
         answers.push((RequestRef::Between(*target, begin, wall_clock()), round_trip));
-        // Turns that a lost one took are not made up for.
+        // Turns missed because of a lost echo are skipped.
         while due <= Instant::now() {
             due += turn;
         }

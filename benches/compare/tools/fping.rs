@@ -1,5 +1,5 @@
-//! fping: the kernel on the other side answers. Takes the kernel's stamp of a reply and its own of a request, and prints
-//! three digits of each round trip.
+//! fping: the kernel of the other host answers. Uses the kernel's timestamp of a reply and its own of a
+//! request, and prints round trips with three digits.
 
 use std::io;
 
@@ -13,12 +13,12 @@ pub(crate) const PROGRAM: &str = "fping";
 
 struct Fping(Program);
 
-/// Tells of each round trip, and not of duplicates.
+/// Reports each round trip, but no duplicates.
 pub(crate) fn timing(pair: &mut HostPair, run: ProbeRun) -> io::Result<Box<dyn MeasuringTool>> {
     start(pair, run, &[])
 }
 
-/// Tells of duplicates, and not of each round trip.
+/// Reports duplicates, but not each round trip.
 pub(crate) fn counting(pair: &mut HostPair, run: ProbeRun) -> io::Result<Box<dyn MeasuringTool>> {
     start(pair, run, &["-q"])
 }
@@ -26,7 +26,7 @@ pub(crate) fn counting(pair: &mut HostPair, run: ProbeRun) -> io::Result<Box<dyn
 fn start(pair: &mut HostPair, run: ProbeRun, arguments: &[&str]) -> io::Result<Box<dyn MeasuringTool>> {
     let (count, period) = (run.count().to_string(), run.interval.as_millis().to_string());
     let target = pair.target().to_string();
-    // Its waiting time is the period, unless it is told.
+    // Its timeout is the period, unless set.
     let common = ["-c", &count, "-p", &period, "-i", "1", "-t", "1000", &target];
     Ok(Box::new(Fping(pair.start_prober(PROGRAM, &[arguments, &common].concat()))))
 }

@@ -1,5 +1,5 @@
-//! irtt: a client and a server of its own. Says of every loss where it was, and of every round trip how long it took,
-//! without the server's time, from user-space stamps.
+//! irtt: has a client and a server of its own. Reports the direction of every loss, and every round trip
+//! without the server's time, from user-space timestamps.
 
 use std::io;
 
@@ -21,7 +21,7 @@ struct Irtt {
 pub(crate) fn start(pair: &mut HostPair, run: ProbeRun) -> io::Result<Box<dyn MeasuringTool>> {
     let (target, out) = (pair.target().to_string(), pair.file("irtt.json"));
     let interval = format!("{}ms", run.interval.as_millis());
-    // Without a limit: the link brings requests closer together than they were sent.
+    // No minimum interval: the link may deliver requests closer together than they were sent.
     let server = pair.start_responder(PROGRAM, &["server", "-b", &target, "-i", "0"]);
     pair.wait_for_udp(PORT);
     let span = format!("{}ms", run.span.as_millis());

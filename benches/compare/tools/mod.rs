@@ -1,4 +1,4 @@
-//! The programs that are compared: how they are run, and what they say.
+//! The compared tools: how they are run, and how their output is read.
 
 pub(crate) mod blackbox;
 pub(crate) mod fping;
@@ -17,7 +17,7 @@ use pathmeter_lab::exchange::ExchangeProtocol;
 
 use crate::host_pair::HostPair;
 
-/// How to ask one host.
+/// Interval and duration of a run with one target.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProbeRun {
     pub(crate) interval: Duration,
@@ -30,64 +30,64 @@ impl ProbeRun {
     }
 }
 
-/// A program that asks one host.
+/// A tool that measures one host.
 pub(crate) trait MeasuringTool {
     fn name(&self) -> &'static str;
 
     fn protocol(&self) -> ExchangeProtocol;
 
-    /// Ends it, when its time is over, and says what it said.
+    /// Waits for the end of the run and reads the tool's report.
     fn finish(self: Box<Self>, pair: &HostPair) -> io::Result<ToolReport>;
 }
 
-/// What a program said.
+/// Report of a tool.
 #[derive(Debug, Default)]
 pub(crate) struct ToolReport {
     pub(crate) lost: u64,
-    /// Forward and reverse, of those for which it says so.
+    /// Losses forward and reverse, if the tool reports directions.
     pub(crate) directions: Option<[i64; 2]>,
     pub(crate) duplicates: Option<u64>,
     pub(crate) reordered: Option<u64>,
     pub(crate) round_trips: Vec<ReportedRtt>,
-    /// What is sent later it could not speak of.
+    /// The report covers requests sent before this time, in nanoseconds since 1970.
     pub(crate) until: Option<u64>,
-    /// Its page of metrics, if it has one about all of this.
+    /// Its RTT histogram, if it exports one.
     pub(crate) page: Option<ExportedHistogram>,
 }
 
-/// The histogram of round trips on a page of metrics.
+/// The RTT histogram on a metrics page.
 #[derive(Debug)]
 pub(crate) struct ExportedHistogram {
     pub(crate) text: String,
-    /// The family.
+    /// Name of the metric family.
     pub(crate) name: &'static str,
 }
 
-/// A round trip as a program said it.
+/// A round trip as reported by a tool.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReportedRtt {
     pub(crate) of: RequestRef,
     pub(crate) nanos: f64,
 }
 
-/// Which request is meant.
+/// Reference to a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum RequestRef {
     Sequence(u32),
-    /// The only one to this address that was sent between two times.
+    /// The only request to this address that was sent between two times.
     Between(IpAddr, u64, u64),
 }
 
 type Start = fn(&mut HostPair, ProbeRun) -> io::Result<Box<dyn MeasuringTool>>;
 
-/// A program to compare, and how to start it.
+/// A tool to compare, and how to start it.
 #[derive(Clone, Copy)]
 pub(crate) struct Tool {
     pub(crate) program: &'static str,
     pub(crate) start: Start,
 }
 
-/// Those whose every round trip can be compared.
+/// Tools that report every round trip.
 pub(crate) const TIMED: [Tool; 6] = [
     Tool { program: ours::PROGRAM, start: ours::once },
     Tool { program: irtt::PROGRAM, start: irtt::start },
@@ -97,7 +97,7 @@ pub(crate) const TIMED: [Tool; 6] = [
     Tool { program: blackbox::PROGRAM, start: blackbox::start },
 ];
 
-/// Those whose counts are compared: of ours the agent.
+/// Tools whose counts are compared; for pathmeter the agent.
 pub(crate) const COUNTED: [Tool; 6] = {
     let mut all = TIMED;
     all[0] = Tool { program: ours::PROGRAM, start: ours::agent };
@@ -105,7 +105,7 @@ pub(crate) const COUNTED: [Tool; 6] = {
     all
 };
 
-/// The programs, each with what its package or itself says of its version.
+/// The tools with the version of their package or of `--version`.
 pub(crate) fn versions() -> Vec<(&'static str, Option<String>)> {
     let all = [
         (ours::PROGRAM, ours::version()),
@@ -125,23 +125,23 @@ fn package(name: &str) -> Option<String> {
     (output.status.success() && !version.is_empty()).then_some(version)
 }
 
-/// What a program says to `--version`, in its last word of the first line.
+/// The last word of the first line that a program prints for `--version`.
 fn version_of(program: &str) -> Option<String> {
     let output = std::process::Command::new(program).arg("--version").output().ok()?;
     Some(String::from_utf8(output.stdout).ok()?.lines().next()?.rsplit(' ').next()?.to_owned())
 }
 
-/// Longer than anything goes on after its time is over.
+/// Longest time until a tool exits after its run.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Waits for the end of a program that ends by itself.
+/// Waits until a program exits.
 fn wait_for(program: &mut Program) -> io::Result<()> {
     let begin = Instant::now();
     while program.try_wait().is_none() {
         if begin.elapsed() > END_TIMEOUT {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("does not end:\n{}", program.output()),
+                format!("does not exit:\n{}", program.output()),
             ));
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -149,7 +149,7 @@ fn wait_for(program: &mut Program) -> io::Result<()> {
     Ok(())
 }
 
-/// A figure that a program must have said.
+/// Parses a number in the output of a tool.
 fn parse_number<T: std::str::FromStr>(text: &str) -> io::Result<T> {
-    text.trim().parse().map_err(|_| io::Error::other(format!("{text:?} is no number")))
+    text.trim().parse().map_err(|_| io::Error::other(format!("{text:?} is not a number")))
 }

@@ -1,4 +1,4 @@
-//! Our agent, and `pathmeter probe echo`.
+//! The pathmeter agent, and `pathmeter probe echo`.
 
 use std::fmt::Write as _;
 use std::io;
@@ -16,11 +16,11 @@ use crate::host_pair::HostPair;
 
 pub(crate) const PROGRAM: &str = "pathmeter";
 pub(crate) const PORT: u16 = 9_862;
-/// Where echo over TCP is answered.
+/// Port of echo over TCP.
 pub(crate) const AGENT_PORT: u16 = 9_863;
 const HTTP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
-/// The binary that was built for this benchmark, or the one that `$PATHMETER` names.
+/// The binary: `$PATHMETER`, or the one built for this benchmark.
 fn program() -> String {
     std::env::var("PATHMETER").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pathmeter").to_owned())
 }
@@ -29,13 +29,13 @@ pub(crate) fn version() -> Option<String> {
     version_of(&program())
 }
 
-/// What is asked of an agent.
+/// The role of an agent.
 pub(crate) enum AgentRole<'a> {
     Responder,
     Prober(ProbeRun),
-    /// Each of them once a second.
+    /// Probes each of these once a second.
     ProberOfAll(&'a [IpAddr]),
-    /// What these keys of a configuration say.
+    /// Configured with these further keys.
     Configured(&'a str),
 }
 

@@ -1,5 +1,5 @@
-//! As much of a Prometheus as drives `blackbox_exporter`: it asks for one target after the other, on connections that are
-//! kept.
+//! Drives `blackbox_exporter` as Prometheus does: scrapes one target after the other on persistent
+//! connections.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::host_pair::HostPair;
 
-/// An answer takes longer only when the program has failed.
+/// A response takes longer only if the program has failed.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Threads that ask.
+/// Threads that scrape.
 pub(crate) struct ScrapeDriver {
     is_stopped: Arc<AtomicBool>,
     succeeded: Arc<AtomicU64>,
@@ -21,8 +21,8 @@ pub(crate) struct ScrapeDriver {
 }
 
 impl ScrapeDriver {
-    /// Asks the program that serves at `address` for each target once in `every`, evenly, on so many connections. `path` makes a
-    /// request out of a target.
+    /// Scrapes each target once per `every`, evenly, on `connections` connections to the exporter at
+    /// `address`. `path` returns the request path for a target.
     pub(crate) fn start(
         pair: &HostPair,
         address: SocketAddr,
@@ -44,13 +44,13 @@ impl ScrapeDriver {
         Self { threads: threads.collect(), is_stopped, succeeded }
     }
 
-    /// Probes so far that succeeded.
+    /// Number of successful probes so far.
     pub(crate) fn succeeded(&self) -> u64 {
         self.succeeded.load(Relaxed)
     }
 
     /// # Errors
-    /// What went wrong on any connection, a probe without success included.
+    /// Errors on any connection, including a probe without success.
     pub(crate) fn finish(self) -> io::Result<()> {
         self.is_stopped.store(true, Relaxed);
         self.threads.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
@@ -78,7 +78,7 @@ fn scrape_in_turn(
             write!(stream.get_mut(), "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
             let body = answer(&mut stream)?;
             if !body.contains("\nprobe_success 1\n") {
-                return Err(io::Error::other(format!("no success of {path}:\n{body}")));
+                return Err(io::Error::other(format!("no success for {path}:\n{body}")));
             }
             succeeded.fetch_add(1, Relaxed);
         }
@@ -86,7 +86,7 @@ fn scrape_in_turn(
     Ok(())
 }
 
-/// Reads one answer of HTTP/1.1 and returns its body.
+/// Reads one HTTP/1.1 response and returns its body.
 fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let (mut length, mut is_chunked) = (0, false);
     loop {
@@ -106,7 +106,7 @@ fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
         stream.read_line(&mut line)?;
         let chunk = usize::from_str_radix(line.trim_end(), 16).map_err(io::Error::other)?;
         read(stream, chunk, &mut body)?;
-        // The end of its line.
+        // The line break after the chunk.
         read(stream, 2, &mut Vec::new())?;
         is_chunked = chunk > 0;
     }
@@ -114,7 +114,7 @@ fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     String::from_utf8(body).map_err(io::Error::other)
 }
 
-/// Appends so many bytes.
+/// Reads `length` bytes and appends them.
 fn read(stream: &mut BufReader<TcpStream>, length: usize, to: &mut Vec<u8>) -> io::Result<()> {
     let begin = to.len();
     to.resize(begin + length, 0);

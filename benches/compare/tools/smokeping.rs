@@ -1,5 +1,5 @@
-//! smokeping_prober: exports a histogram; each round trip can be had from its debug log alone. The kernel on the other side
-//! answers.
+//! smokeping_prober: exports a histogram; single round trips are only in its debug log. The kernel of the
+//! other host answers.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,7 +12,7 @@ use crate::host_pair::{HostPair, wall_clock};
 
 pub(crate) const PROGRAM: &str = "prometheus-smokeping-prober";
 const HTTP_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_374);
-/// It wants a file, even if its targets are on the command line.
+/// It requires a file, even if its targets are on the command line.
 const NO_TARGETS: &str = "targets: []\n";
 
 struct Smokeping(Program);
@@ -24,7 +24,7 @@ pub(crate) fn start(pair: &mut HostPair, run: ProbeRun) -> io::Result<Box<dyn Me
     Ok(Box::new(Smokeping(program)))
 }
 
-/// Starts it, and waits for its first page.
+/// Starts the tool and waits for its first metrics page.
 pub(crate) fn launch(pair: &mut HostPair, arguments: &[&str]) -> io::Result<Program> {
     let file = format!("--config.file={}", pair.write("smokeping.yml", NO_TARGETS)?.display());
     let program = pair.start_prober(PROGRAM, &[&[file.as_str()], arguments].concat());
@@ -72,6 +72,6 @@ impl MeasuringTool for Smokeping {
 fn go_span(text: &str) -> io::Result<f64> {
     let units = [("ns", 1.0), ("µs", 1e3), ("ms", 1e6), ("s", 1e9)];
     let unit = units.iter().find_map(|(unit, nanos)| Some((text.strip_suffix(unit)?, nanos)));
-    let (figure, nanos) = unit.ok_or_else(|| io::Error::other(format!("{text:?} is no duration")))?;
+    let (figure, nanos) = unit.ok_or_else(|| io::Error::other(format!("{text:?} is not a duration")))?;
     Ok(parse_number::<f64>(figure)? * nanos)
 }

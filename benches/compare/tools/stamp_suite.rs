@@ -1,5 +1,5 @@
-//! stamp-suite: a sender and a reflector of STAMP. Counts losses by direction with its Direct Measurement extension; its
-//! round trip is by its own clock, with the reflector's time in it.
+//! stamp-suite: a STAMP sender and reflector. Counts losses by direction with its Direct Measurement
+//! extension; its round trip is from its own clock and contains the reflector's time.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::host_pair::HostPair;
 pub(crate) const PROGRAM: &str = "stamp-suite";
 pub(crate) const PORT: u16 = 862;
 
-/// Where `scripts/install-test-peers.sh` puts it, or what `$PATHMETER_STAMP_SUITE` says.
+/// `$PATHMETER_STAMP_SUITE`, or where `scripts/install-test-peers.sh` installs it.
 pub(crate) fn program() -> String {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/stamp-suite/bin/stamp-suite");
     std::env::var("PATHMETER_STAMP_SUITE").unwrap_or_else(|_| ours.display().to_string())
@@ -57,7 +57,7 @@ pub(crate) fn start(pair: &mut HostPair, run: ProbeRun) -> io::Result<Box<dyn Me
     Ok(Box::new(StampSuite { sender, _reflector: reflector }))
 }
 
-/// Starts its reflector and waits until it listens.
+/// Starts the reflector and waits until it listens.
 pub(crate) fn answer(pair: &mut HostPair, on: &str) -> Program {
     let port = PORT.to_string();
     let reflector = pair.start_responder(&program(), &["-i", "-S", on, "-o", &port, "--stateful-reflector"]);
@@ -81,7 +81,7 @@ impl MeasuringTool for StampSuite {
         let summary = summary.ok_or_else(|| io::Error::other(format!("no summary:\n{text}")))?;
         let found: Value = serde_json::from_str(summary)?;
         let direct = &found["measurements"]["direct_measurement"];
-        // It remembers 4,096 datagrams, and counts anew beyond them.
+        // It records 4,096 datagrams, and starts over beyond them.
         let is_whole = direct["history_exceeded"] == false;
         let missing = |name: &str| direct[name].as_i64().filter(|_| is_whole);
         let count = |name: &str| found["measurements"][name].as_u64();

@@ -1,4 +1,4 @@
-//! Files that change: certificates under open connections, reloads, CAs that are corrected.
+//! Changing files: certificate rotation with open connections, reloads, corrected CA files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,26 +14,26 @@ use tokio::net::TcpStream;
 use super::{EXPIRY, SUCCESSFUL, TlsFiles};
 use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, request};
 
-/// Files are looked at every 10 s: waits for longer than other tests do.
+/// [`eventually`] with a longer deadline: files are checked every 10 s.
 fn eventually_after_file_check<T>(what: &str, condition: impl Fn() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = condition() {
             return found;
         }
-        assert!(start.elapsed() < 3 * DEADLINE, "waited in vain: {what}");
+        assert!(start.elapsed() < 3 * DEADLINE, "timed out waiting for: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// A connection that is kept alive.
+/// A TLS connection that is kept open.
 struct KeepAliveConnection {
     runtime: tokio::runtime::Runtime,
     stream: pathmeter::tls::TlsStream<TcpStream>,
 }
 
 impl KeepAliveConnection {
-    /// `None`: what answers is not `name`.
+    /// Connects; `None` if the certificate is not for `name`.
     fn connect(files: &TlsFiles, host: &Host, name: &str) -> Option<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let stream = runtime.block_on(async {
@@ -58,7 +58,8 @@ impl KeepAliveConnection {
 #[test]
 fn certificates_are_rotated_under_open_connections() {
     let (host, files) = (Host::claim(), TlsFiles::new());
-    // As Kubernetes lays out a secret: files are symlinks into a folder that is a symlink, which is swapped.
+    // The layout of a Kubernetes secret: files are symlinks into a folder that is a symlink, which is
+    // replaced.
     for name in ["first", "second", "broken"] {
         fs::create_dir(files.at(name)).unwrap();
         let issued = files.ca.issue(&[name, &host.to_string()], Valid::Always);
@@ -81,7 +82,7 @@ fn certificates_are_rotated_under_open_connections() {
         let start = Instant::now();
         while !condition() {
             connection.request();
-            assert!(start.elapsed() < 3 * DEADLINE, "waited in vain: {what}\n{}", agent.log());
+            assert!(start.elapsed() < 3 * DEADLINE, "timed out waiting for: {what}\n{}", agent.log());
             thread::sleep(Duration::from_millis(50));
         }
         connection.request();
@@ -94,7 +95,7 @@ fn certificates_are_rotated_under_open_connections() {
     assert!(!is_serving("first") && last_reload_succeeded(&agent.page()));
 
     point_to("broken");
-    request_until("the broken one is noticed", &|| !last_reload_succeeded(&agent.page()));
+    request_until("the invalid certificate is detected", &|| !last_reload_succeeded(&agent.page()));
     assert!(is_serving("second"));
 
     fs::remove_file(files.at("tls.pem")).unwrap();
@@ -144,12 +145,12 @@ fn reload_applies_the_web_config_file_or_changes_nothing() {
         let page = Page::parse(std::str::from_utf8(&get("/metrics").body).unwrap());
         page.count("pathmeter_config_last_reload_successful", &[])
     };
-    // Pages are shared for a second.
-    eventually("a page with the outcome", || (successful() == 1).then_some(()));
+    // Metrics pages are cached for a second.
+    eventually("a page with the result of the reload", || (successful() == 1).then_some(()));
 
     fs::write(&web, "tls_server_config: {}\nbasic_auth_users: [").unwrap();
     agent.signal(Signal::SIGHUP);
-    eventually("the reload is known to have failed", || (successful() == 0).then_some(()));
+    eventually("the failed reload is exported", || (successful() == 0).then_some(()));
 
     agent.rewrite(&host.config("fra-1", ""));
     agent.signal(Signal::SIGHUP);
@@ -186,8 +187,8 @@ fn agents_identify_each_other_with_client_certificates() {
     };
     let wait_until_identified = |agent: &Agent, other: &str| {
         let label = format!("agent=\"{other}\"");
-        // Who was not there yet is asked again after 15 s.
-        eventually_after_file_check("the other says who it is", || {
+        // An agent that did not run yet is polled again after 15 s.
+        eventually_after_file_check("the other agent is identified", || {
             agent.page().has("pathmeter_peer_info", &[&label]).then_some(())
         });
     };
@@ -201,12 +202,10 @@ fn agents_identify_each_other_with_client_certificates() {
     let others = Authority::new("others").write(files.folder.path(), "others");
     let distrusting = start(b, "b", a, "a", &others);
     let sentence = format!("tls with {}: nobody whom we trust signed the certificate", a.service_address());
-    eventually("the other is not believed, and that is said", || {
-        distrusting.log().contains(&sentence).then_some(())
-    });
-    // The CA is corrected: taken without a reload.
+    eventually("the untrusted certificate is logged", || distrusting.log().contains(&sentence).then_some(()));
+    // The corrected CA file is used without a reload.
     fs::copy(&ca, &others).unwrap();
-    eventually_after_file_check("the CA is taken", || {
+    eventually_after_file_check("the corrected CA is used", || {
         distrusting.page().has("pathmeter_peer_info", &["agent=\"a\""]).then_some(())
     });
     assert!(distrusting.log().contains("TLS files for outgoing connections have changed and are in force"));

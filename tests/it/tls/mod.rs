@@ -1,4 +1,4 @@
-//! HTTPS, both ways: whom it lets in, whom it believes, and how certificates change under it.
+//! HTTPS for servers and clients: client certificates, trust, passwords, and certificate changes.
 
 mod changes;
 
@@ -22,7 +22,7 @@ const ERRORS: &str = "pathmeter_http_tls_handshake_errors_total";
 const EXPIRY: &str = "pathmeter_http_tls_certificate_expiry_timestamp_seconds";
 const SUCCESSFUL: &str = "pathmeter_tls_files_last_reload_successful";
 
-/// A folder with a CA, and what it signed.
+/// A folder with a CA and certificates that it signed.
 struct TlsFiles {
     folder: TempDir,
     ca: Authority,
@@ -60,7 +60,7 @@ impl TlsFiles {
         self.at(name)
     }
 
-    /// A client that believes the CA, and shows the certificate of that name or none.
+    /// A client that trusts the CA and presents the certificate `identity`, if given.
     fn connector(&self, identity: Option<&str>) -> Connector {
         let identity = identity.map(|name| KeyPair {
             cert_file: self.at(&format!("{name}.pem")),
@@ -74,7 +74,7 @@ impl TlsFiles {
         Client { deadline: DEADLINE, answer_bytes_max: 1 << 24, secure: Some(secure), ..Client::default() }
     }
 
-    /// An agent on `host` that is served as `web.yml` says.
+    /// An agent on `host` that serves HTTPS as `web.yml` configures.
     fn agent(&self, host: &Host, more: &str) -> Agent {
         let config = host
             .config("fra-1", &format!("tls: {{web_config_file: {}}}\n{more}", self.at("web.yml").display()));
@@ -82,13 +82,13 @@ impl TlsFiles {
     }
 }
 
-/// The program, told to ask at `https://address`.
+/// Runs `pathmeter healthcheck` for `https://address`.
 fn healthcheck(address: SocketAddr, arguments: &[&str]) -> CommandOutput {
     let address = format!("https://{address}");
     run(&[&["healthcheck", "--address", &address], arguments].concat())
 }
 
-/// Whether a tool can be run; says so if not.
+/// Whether a tool is installed; prints a message if not.
 fn is_installed(run_tool: &str) -> bool {
     let mut command = Command::new(run_tool);
     command.arg("version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -99,7 +99,7 @@ fn is_installed(run_tool: &str) -> bool {
     is_installed
 }
 
-/// What a tool says; `None`: it is not there.
+/// Runs a tool; `None` if it is not installed.
 fn run_tool(command: &mut Command) -> Option<CommandOutput> {
     is_installed(&command.get_program().to_string_lossy()).then(|| CommandOutput::of(command))
 }
@@ -273,7 +273,7 @@ fn probe_reads_the_agent_api_over_https() {
     assert_eq!(output.code, Some(0), "{output}");
 }
 
-/// Status, and the whole answer, of a request with this `Authorization`.
+/// Sends a request with this `Authorization`; returns the status and the whole response.
 fn request_as(host: &Host, authorization: &str) -> (u16, String) {
     let mut stream = PlainStream::connect(host.service_address()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -288,7 +288,7 @@ fn request_as(host: &Host, authorization: &str) -> (u16, String) {
 #[test]
 fn basic_auth_users_apply_to_all_but_agents() {
     let (host, files) = (Host::claim(), TlsFiles::new());
-    // Of the lowest cost.
+    // The lowest cost.
     let hash = bcrypt::hash("test", 4).unwrap();
     files.write(
         "web.yml",
@@ -367,9 +367,8 @@ fn check_reads_referenced_files_only_when_named() {
 #[test]
 fn documented_openssl_commands_make_working_certificates() {
     let (host, files) = (Host::claim(), TlsFiles::new());
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/index.md")).unwrap();
-    let section = text.split("\n## TLS\n").nth(1).unwrap();
-    let commands = section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/how-to/tls.md")).unwrap();
+    let commands = text.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
     assert!(commands.starts_with("openssl req -x509 "), "{commands}");
     let mut shell = Command::new("sh");
     shell.args(["-euc", commands]).current_dir(files.folder.path());

@@ -1,4 +1,4 @@
-//! What comes to `/ws` comes back as it was, whoever asks and however badly it behaves.
+//! `/ws` echoes every message, admits configured clients, and survives misbehaving ones.
 
 mod other_clients;
 mod raw_client;
@@ -40,9 +40,9 @@ fn count_reason(page: &Page, name: &str, reason: &str) -> u64 {
     page.count(name, &[&format!("reason=\"{reason}\"")])
 }
 
-/// Waits until nobody is connected, and checks that everybody who was let in has ended once.
+/// Waits until no client is connected, and asserts that each accepted client was closed once.
 fn when_all_closed(agent: &Agent) -> Page {
-    let page = agent.page_when("all have left", |page| page.count(CLIENTS, &[]) == 0);
+    let page = agent.page_when("all clients are closed", |page| page.count(CLIENTS, &[]) == 0);
     assert_eq!(page.count(ACCEPTED, &[]), page.count(CLOSED, &[]), "{page}");
     page
 }
@@ -118,7 +118,7 @@ fn reload_changes_client_limits_at_once() {
     );
     let third_client = RawClient::open_from(&host, third);
 
-    // Fewer than there are: those stay.
+    // A limit below the current number does not close clients.
     agent.rewrite(&host.config("a", "websocket: {clients_max: 1}"));
     assert_eq!(agent.reload().status, 200);
     clients.iter_mut().for_each(|client| client.echo("still here"));
@@ -167,7 +167,7 @@ fn client_that_does_not_read_takes_no_memory_and_loses_nothing() {
     let mut clients: Vec<(RawClient, usize)> = (0..SLOW).map(|_| (RawClient::open(&host), 0)).collect();
     let whole = frame(BINARY, &MESSAGE);
     for (client, sent) in &mut clients {
-        // Whether we stop because no more is taken or because the machine stands still, the rest holds.
+        // The write may also time out because the machine paused; the assertions below hold either way.
         client.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
         loop {
             match client.stream.write(&whole[*sent % whole.len()..]) {
@@ -182,13 +182,13 @@ fn client_that_does_not_read_takes_no_memory_and_loses_nothing() {
     RawClient::open(&host).echo("others are served");
     let sent_bytes: usize = clients.iter().map(|(_, sent)| sent).sum();
     let grown = resident(&agent.page()).saturating_sub(before);
-    // A message being read, one being written, and what an allocator keeps.
+    // For each client: a message being read, one being written, and what an allocator keeps.
     assert!(grown < SLOW as u64 * (1 << 20) + (4 << 20), "{grown} bytes more for {sent_bytes} bytes sent");
 
     for (client, sent) in &mut clients {
         for _ in 0..*sent / whole.len() {
             let (first, payload) = client.receive().unwrap();
-            assert!(first == BINARY && payload == MESSAGE, "an echo in full");
+            assert!(first == BINARY && payload == MESSAGE, "the whole message is echoed");
         }
     }
     drop(clients);
@@ -215,7 +215,7 @@ fn connection_that_breaks_in_mid_message_is_dropped() {
         let mut client = RawClient::open(&host);
         client.stream.write_all(sent).unwrap();
     }
-    let page = agent.page_when("all were let in", |page| page.count(ACCEPTED, &[]) == 3);
+    let page = agent.page_when("all clients were accepted", |page| page.count(ACCEPTED, &[]) == 3);
     assert_eq!(page.count(MESSAGES, &[]), 0, "{page}");
     assert_eq!(count_reason(&when_all_closed(&agent), CLOSED, "error"), 3);
 }
@@ -230,7 +230,7 @@ fn shutdown_closes_all_clients_without_waiting_for_unresponsive_ones() {
     agent.signal(Signal::SIGTERM);
     for client in &mut clients {
         assert_eq!(client.closed(), 1001);
-        // It does not wait for ever.
+        // The agent may have closed the connection already.
         let _ = client.send(CLOSE, &1001_u16.to_be_bytes());
     }
     assert_eq!(agent.wait().code(), Some(0), "{}", agent.log());
@@ -238,7 +238,7 @@ fn shutdown_closes_all_clients_without_waiting_for_unresponsive_ones() {
     assert_eq!(unresponsive.closed(), 1001);
 }
 
-/// What the agent answers to an upgrade from an address that loopback does not have.
+/// The response to an upgrade from an address outside of loopback.
 #[tokio::test]
 async fn client_is_admitted_by_address_or_key() {
     let keys = Keys::only(Key::new(b"the key of this year"));

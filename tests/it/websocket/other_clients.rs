@@ -1,8 +1,7 @@
-//! Clients that others wrote: Python's websockets, Node's ws, and what a page in a browser does.
-//!
-//! `scripts/install-test-peers.sh` installs them below `target/peers`; `$PATHMETER_PYTHON_WEBSOCKETS` (a Python that has the
-//! package) and `$PATHMETER_NODE_WS` (the package's folder) name others. What is missing is skipped, and with
-//! `PATHMETER_PEERS_REQUIRED=1` a failure.
+//! Other WebSocket clients: Python's websockets, Node's ws, and the code of a web page.
+//! `scripts/install-test-peers.sh` installs them in `target/peers`. `$PATHMETER_PYTHON_WEBSOCKETS` (a Python
+//! that has the package) and `$PATHMETER_NODE_WS` (the folder of the package) select others. Tests of missing
+//! clients are skipped, or fail with `PATHMETER_PEERS_REQUIRED=1`.
 
 use std::env;
 use std::ffi::OsString;
@@ -20,7 +19,7 @@ use serde_json::{Value, json};
 use super::{BYTES, CLIENTS, CLOSED, MESSAGES, agent, count_reason, when_all_closed};
 use crate::fixture::{Agent, CommandOutput, Host, pathmeter, skipped};
 
-/// A foreign client with the script that makes it talk.
+/// A client program and the script that it runs.
 struct ExternalClient {
     program: OsString,
     script: &'static str,
@@ -55,7 +54,8 @@ impl ExternalClient {
         if tried.is_ok_and(|status| status.success()) {
             return Some(self);
         }
-        let why = format!("what {} needs is not installed: scripts/install-test-peers.sh", self.script);
+        let why =
+            format!("the client for {} is not installed: run scripts/install-test-peers.sh", self.script);
         assert!(env::var_os("PATHMETER_PEERS_REQUIRED").is_none_or(|value| value != "1"), "{why}");
         skipped(&why);
         None
@@ -64,7 +64,7 @@ impl ExternalClient {
     fn program(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.env("PATHMETER_NODE_WS", node_ws()).stdin(Stdio::null());
-        // A proxy of whoever runs this is not meant.
+        // Proxies of the environment must not be used.
         for variable in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
             command.env_remove(variable);
         }
@@ -80,7 +80,7 @@ impl ExternalClient {
         command
     }
 
-    /// What it prints, when it ends well.
+    /// Runs the client and returns the JSON that it prints.
     fn output(&self, host: &Host, arguments: &[&str]) -> Value {
         let output = CommandOutput::of(&mut self.command(host, arguments));
         assert_eq!(output.code, Some(0), "{output}");
@@ -88,7 +88,7 @@ impl ExternalClient {
     }
 }
 
-/// A client that is still there.
+/// A running client. Killed when dropped.
 struct RunningClient {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -105,7 +105,7 @@ impl RunningClient {
         Self { child, lines }
     }
 
-    /// The next line that it prints; it gives up by itself.
+    /// The next line that it prints. The client has a timeout of its own.
     fn output(&mut self) -> Value {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
@@ -115,13 +115,13 @@ impl RunningClient {
 
 impl Drop for RunningClient {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Both foreign clients that are there.
+/// The installed clients.
 fn external_clients() -> impl Iterator<Item = ExternalClient> {
     [ExternalClient::python(), ExternalClient::node("client.mjs")].into_iter().flatten()
 }
@@ -204,7 +204,9 @@ fn browser_page_gets_every_reply_and_both_counts_agree() {
     let host = Host::claim();
     let agent = agent(&host, "");
     let report = client.output(&host, &["20"]);
-    for (name, expected) in [("sent", 20), ("received", 20), ("identical", 20), ("lost", 0), ("unasked", 0)] {
+    for (name, expected) in
+        [("sent", 20), ("received", 20), ("identical", 20), ("lost", 0), ("unsolicited", 0)]
+    {
         assert_eq!(report[name], expected, "{name}: {report}");
     }
     let rtt = |name: &str| report["rtt_ms"][name].as_f64().unwrap();
@@ -214,19 +216,19 @@ fn browser_page_gets_every_reply_and_both_counts_agree() {
     assert_eq!(page.count(MESSAGES, &[]), 20, "{page}");
 }
 
-/// What a page and what we found at the same server at the same time.
+/// Results of a web page and of `pathmeter probe` for the same server at the same time.
 struct Measurements {
     page: Value,
-    /// The summary.
+    /// Summary of `pathmeter probe`.
     summary: Value,
-    /// Our round trips in milliseconds, in the order of the messages.
+    /// Round trips of `pathmeter probe` in milliseconds, in message order.
     rtts_ms: Vec<f64>,
 }
 
 const COUNT: u64 = 60;
 
-/// Both measure a server with one message every 100 ms, over a way that takes time; when both are under way, `disturb` is done to
-/// the server.
+/// Both measure a server, one message every 100 ms, through a delaying proxy. When both are measuring,
+/// `disturb` is applied to the server.
 fn measure_with_both(page: &ExternalClient, disturb: impl FnOnce(&Agent)) -> Measurements {
     let host = Host::claim();
     let agent = agent(&host, "");
@@ -238,7 +240,7 @@ fn measure_with_both(page: &ExternalClient, disturb: impl FnOnce(&Agent)) -> Mea
     let mut probe = pathmeter(&["probe", "echo", &url, "--protocol", "websocket", "--format", "text"]);
     let mut summary =
         RunningClient::run(probe.args(["--count", &count, "--interval", "100ms", "--json", "--json-each"]));
-    agent.page_when("both are under way", |page| {
+    agent.page_when("both are measuring", |page| {
         page.count(CLIENTS, &[]) == 2 && page.count(MESSAGES, &[]) >= COUNT / 3
     });
     disturb(&agent);
@@ -255,11 +257,11 @@ fn measure_with_both(page: &ExternalClient, disturb: impl FnOnce(&Agent)) -> Mea
     measurements
 }
 
-/// What the way back takes: of every second piece so much more.
+/// Delay from the server to the client, and the additional delay of every second chunk.
 const DELAY: Duration = Duration::from_millis(150);
 const EXTRA_DELAY: Duration = Duration::from_millis(40);
 
-/// A way to a server on which everything that comes back is held up.
+/// Starts a proxy to a server that delays everything sent to the client.
 fn delayed_proxy(to: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -285,7 +287,7 @@ fn relay_delayed(mut server_side: TcpStream, mut client_side: TcpStream) {
     let (sender, queue) = mpsc::channel::<(Instant, Vec<u8>)>();
     thread::spawn(move || {
         for (due, chunk) in queue {
-            // This is what is measured.
+            // The delay under test.
             thread::sleep(due.saturating_duration_since(Instant::now()));
             if client_side.write_all(&chunk).is_err() {
                 return;
@@ -304,7 +306,7 @@ fn relay_delayed(mut server_side: TcpStream, mut client_side: TcpStream) {
 }
 
 impl Measurements {
-    /// Neither missed anything.
+    /// Asserts that both got every reply.
     fn assert_nothing_missed(&self) {
         let Self { page, summary, rtts_ms } = self;
         assert_eq!(
@@ -316,7 +318,7 @@ impl Measurements {
             (&summary["received"], rtts_ms.len() as u64),
             (&summary["sent"], summary["sent"].as_u64().unwrap())
         );
-        // A slot that this machine was too busy for was not asked.
+        // Slots missed because this machine was busy were not sent.
         assert_eq!(rtts_ms.len() as u64 + summary["unsent"].as_u64().unwrap(), COUNT, "{summary}");
     }
 
@@ -324,7 +326,7 @@ impl Measurements {
         self.page["rtt_ms"][name].as_f64().unwrap()
     }
 
-    /// Our largest, or some other share of our round trips.
+    /// A quantile of the round trips of `pathmeter probe`; 1.0 is the maximum.
     fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.rtts_ms.clone();
         sorted.sort_by(f64::total_cmp);
@@ -338,7 +340,7 @@ impl Measurements {
         sorted[index.min(sorted.len() - 1)]
     }
 
-    /// RFC 3550 section 6.4.1, as the page has it.
+    /// Jitter as in RFC 3550 section 6.4.1, computed as the page does.
     fn jitter(&self) -> f64 {
         let steps = self.rtts_ms.windows(2).map(|pair| (pair[1] - pair[0]).abs());
         steps.fold(0.0, |jitter, step| jitter + (step - jitter) / 16.0)
@@ -361,7 +363,7 @@ fn browser_and_probe_agree_on_rtt_and_jitter() {
         );
     }
     assert!((page_rtt - summary).abs() < 2.0 * extra, "{summary} ms, and the page {page_rtt} ms");
-    // Of steps of `extra` each the mean comes close to that, from below.
+    // All steps are `extra`, so the mean approaches that from below.
     for jitter in [measurements.jitter(), measurements.page["jitter_ms"].as_f64().unwrap()] {
         assert!(
             (extra / 2.0..extra * 3.0).contains(&jitter),
@@ -375,7 +377,7 @@ fn browser_and_probe_agree_on_a_stalled_server() {
     let Some(page) = ExternalClient::node("page.mjs") else { return };
     let measurements = measure_with_both(&page, |agent| {
         agent.signal(Signal::SIGSTOP);
-        // This is what is measured.
+        // The delay under test.
         thread::sleep(Duration::from_millis(1_500));
         agent.signal(Signal::SIGCONT);
     });

@@ -1,4 +1,4 @@
-//! As much of WebSocket as it takes to be a bad client.
+//! A minimal WebSocket client that can misbehave.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -12,13 +12,13 @@ pub(super) const BINARY: u8 = 0x82;
 pub(super) const PING: u8 = 0x89;
 pub(super) const CLOSE: u8 = 0x88;
 
-/// A client that says exactly what it is told to.
+/// A client that sends exactly the given frames.
 #[derive(Debug)]
 pub(super) struct RawClient {
     pub(super) stream: TcpStream,
 }
 
-/// What an agent answered to a request for `/ws`.
+/// Response to a request for `/ws`.
 #[derive(Debug)]
 pub(super) struct UpgradeResponse {
     pub(super) status: u16,
@@ -27,7 +27,7 @@ pub(super) struct UpgradeResponse {
 }
 
 impl RawClient {
-    /// A connection that the agent has accepted.
+    /// Opens a connection that the agent accepts.
     pub(super) fn open(to: &Host) -> Self {
         Self::open_from(to, "127.0.0.1".parse().unwrap())
     }
@@ -38,7 +38,7 @@ impl RawClient {
         raw_client
     }
 
-    /// Asks for an upgrade with other headers than the usual; an empty value leaves one out.
+    /// Requests an upgrade with changed headers; an empty value omits one.
     pub(super) fn request_upgrade(
         to: &Host,
         from: IpAddr,
@@ -103,13 +103,13 @@ impl RawClient {
         Ok((head[0], payload))
     }
 
-    /// Has one message echoed.
+    /// Sends a message and asserts that it is echoed.
     pub(super) fn echo(&mut self, body: &str) {
         self.send(TEXT, body.as_bytes()).unwrap();
         assert_eq!(self.receive().unwrap(), (TEXT, body.as_bytes().to_vec()));
     }
 
-    /// The code with which the agent closes.
+    /// The code of the close frame from the agent.
     pub(super) fn closed(&mut self) -> u16 {
         let (first, payload) = self.receive().unwrap();
         assert_eq!(first, CLOSE, "{payload:?}");

@@ -1,5 +1,5 @@
-//! Hosts that are busy, stopped, drowned, or wrong about the time. None of it is the network's fault, and none of it may
-//! look as if it were.
+//! Hosts that are busy, stopped, overloaded, or whose clocks are wrong. None of it may be reported as a fault
+//! of the network.
 
 use std::thread;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use pathmeter_lab::{CpuLoad, Namespace, Page};
 use crate::agent::NodeAgent;
 use crate::testbed::{AgentEnvironments, Inconclusive, Outcome, Testbed, with_testbed};
 
-/// Two busy loops for each core, on the prober's and the responder's machine, which are one.
+/// Runs with two busy loops per core, which prober and responder share.
 pub(crate) fn busy(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         testbed.wait_until_measuring();
@@ -23,10 +23,10 @@ pub(crate) fn busy(scenario: &Scenario) -> Result<(), Inconclusive> {
     })
 }
 
-/// A stop that is shorter than `lost_after`, with room for what comes meanwhile.
+/// Shorter than `lost_after`; the socket buffer holds everything that arrives meanwhile.
 const STOP_DURATION: Duration = Duration::from_secs(2);
 
-/// Slots pass by unsent, and replies wait.
+/// Slots pass unsent, and replies wait in the socket buffer.
 pub(crate) fn stopped_prober(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         let unsent = || testbed.prober.page().count("pathmeter_echo_unsent_total", &[]);
@@ -37,14 +37,14 @@ pub(crate) fn stopped_prober(scenario: &Scenario) -> Result<(), Inconclusive> {
         testbed.run_phases();
         testbed.wait_until_decided();
         testbed.finish().compare(scenario)?;
-        // A hundred slots in 2 s; a few may fall to either side.
+        // 100 slots in 2 s; a few may fall to either side.
         let missed = unsent() - before;
-        assert!(missed >= 90, "{missed} slots are said to have passed by");
+        assert!(missed >= 90, "only {missed} slots were reported as unsent");
         Ok(())
     })
 }
 
-/// Requests wait, and the time that they wait is not the network's.
+/// Requests wait in the socket buffer, and that time is not network time.
 pub(crate) fn stopped_responder(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         testbed.wait_until_measuring();
@@ -54,7 +54,7 @@ pub(crate) fn stopped_responder(scenario: &Scenario) -> Result<(), Inconclusive>
         testbed.wait_until_decided();
         let outcome = testbed.finish();
         outcome.compare(scenario)?;
-        // A hundred datagrams waited, the first for 2 s and the last hardly at all.
+        // 100 datagrams waited, the first for 2 s and the last hardly at all.
         let turnaround = outcome.page.seconds("pathmeter_echo_responder_turnaround_seconds_sum", &[]);
         assert!(turnaround > 60.0, "{turnaround} s of turnaround");
         at_least_60_ms(&outcome);
@@ -62,7 +62,7 @@ pub(crate) fn stopped_responder(scenario: &Scenario) -> Result<(), Inconclusive>
     })
 }
 
-/// No round trip is shorter than what the wires take, 30 ms each way.
+/// No round trip is shorter than the delay of the wires, 30 ms each way.
 fn at_least_60_ms(outcome: &Outcome) {
     assert_eq!(
         outcome.page.count("pathmeter_echo_rtt_seconds_bucket", &["le=\"0.05\""]),
@@ -73,10 +73,10 @@ fn at_least_60_ms(outcome: &Outcome) {
     assert!(outcome.page.seconds("pathmeter_echo_rtt_minimum_seconds", &[]) >= 0.06, "{}", outcome.page);
 }
 
-/// Shorter than `lost_after`, so that everything that was not drowned is answered.
+/// Shorter than `lost_after`, so that every datagram that was not dropped is answered.
 const OVERFLOW_STOP: Duration = Duration::from_secs(2);
 
-/// The responder's socket is full long before the responder runs again.
+/// The responder's socket buffer overflows while its process is stopped.
 pub(crate) fn overflowed_responder(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         testbed.wait_until_measuring();
@@ -87,7 +87,7 @@ pub(crate) fn overflowed_responder(scenario: &Scenario) -> Result<(), Inconclusi
     })
 }
 
-/// Thousands of replies come while the prober does not run.
+/// Thousands of replies arrive while the prober's process is stopped.
 pub(crate) fn overflowed_prober(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         testbed.wait_until_measuring();
@@ -99,28 +99,28 @@ pub(crate) fn overflowed_prober(scenario: &Scenario) -> Result<(), Inconclusive>
     })
 }
 
-/// Replies that a stop can hold back between the reading of T3, which is in them, and the kernel: what the responder sends
-/// at once. Their round trips contain the stop, so they are late.
+/// Most replies that a stop can delay between reading T3, which they carry, and the kernel: what the
+/// responder sends at once. Their round trips contain the stop, so they are late.
 const REPLIES_CUT_SHORT_MAX: u64 = 8;
 
-/// As many datagrams are reported as dropped by a host as its kernel dropped, none as lost, at most `late_max` as late.
+/// The agent reports as many host drops as the kernel counted, no loss, and at most `late_max` late replies.
 fn check_overflow(outcome: &Outcome, host: &Namespace, agent: &NodeAgent<'_>, late_max: u64) {
     let page = &outcome.page;
     let truth = receive_buffer_errors(host);
-    assert!(truth > 100, "{truth} datagrams found no room: that shows nothing");
+    assert!(truth > 100, "{truth} datagrams were dropped, which proves nothing");
     let reported = ["host_dropped", "lost", "withdrawn"]
         .map(|verdict| page.count(&format!("pathmeter_echo_{verdict}_total"), &[]));
     assert_eq!(reported, [truth, 0, 0], "dropped by a host, lost, withdrawn\n{page}");
     let late = page.count("pathmeter_echo_late_total", &[]);
-    assert!(late <= late_max, "{late} are late, at most {late_max} can be\n{page}");
+    assert!(late <= late_max, "{late} replies are late, at most {late_max} are allowed\n{page}");
     let answered = page.count("pathmeter_echo_rtt_seconds_count", &[]);
     assert_eq!(answered + truth, outcome.truth.sent, "{page}");
     assert_eq!(page.count("pathmeter_accounting_errors_total", &[]), 0);
     let at_its_sockets = agent.page().count("pathmeter_socket_rx_dropped_total", &[]);
-    assert_eq!(at_its_sockets, truth, "what that host's agent says of its sockets");
+    assert_eq!(at_its_sockets, truth, "drops that the agent of that host reports");
 }
 
-/// What the kernel counts as "no room in the receive buffer" in a namespace, all UDP sockets.
+/// Datagrams that the kernel of a namespace dropped because a UDP receive buffer was full.
 fn receive_buffer_errors(node: &Namespace) -> u64 {
     let text = node.within(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
     let lines: Vec<Vec<&str>> =
@@ -131,7 +131,7 @@ fn receive_buffer_errors(node: &Namespace) -> u64 {
 
 fn stop_for(agent: &NodeAgent<'_>, span: Duration) {
     agent.signal(Signal::SIGSTOP);
-    // The stop itself is what is tested, and has no condition to wait for.
+    // The stop itself is under test and has no condition to wait for.
     thread::sleep(span);
     agent.signal(Signal::SIGCONT);
 }
@@ -140,21 +140,22 @@ const CLOCK: &str = "PATHMETER_CLOCK_FAULTS";
 const STEPS: &str = "pathmeter_clock_steps_total";
 const SUSPENDS: &str = "pathmeter_host_suspends_total";
 
-/// Plays the phases until both loops of an agent have counted so many of something, none of which may have come before.
+/// Runs the phases until both loops of an agent have counted `count` clock events, none of which may have
+/// come before.
 fn run_phases_until(testbed: &Testbed<'_>, agent: &NodeAgent<'_>, name: &str, count: u64) {
     let counts =
         |page: &Page| ["loop=\"prober\"", "loop=\"responder\""].map(|label| page.count(name, &[label]));
-    assert_eq!(counts(&agent.page()), [0, 0], "{name} before it matters");
+    assert_eq!(counts(&agent.page()), [0, 0], "{name} before the test");
     for _ in 0..60 {
         testbed.run_phases();
         if counts(&agent.page()) == [count, count] {
             return;
         }
     }
-    panic!("waited in vain for {count} of {name}\n{}", agent.page());
+    panic!("timed out waiting for {count} of {name}\n{}", agent.page());
 }
 
-/// Steps and slews of the prober's wall clock, then of the responder's, while datagrams are on bad links.
+/// Steps and slews of the prober's wall clock, then of the responder's, while links are impaired.
 pub(crate) fn wrong_clocks(scenario: &Scenario) -> Result<(), Inconclusive> {
     let schedule = "6s step +1s, 7s slew +500ppm, 8s step -1s, 9s slew -500ppm, 11s slew 0ppm";
     let environment = [(CLOCK, schedule)];
@@ -179,7 +180,7 @@ pub(crate) fn wrong_clocks(scenario: &Scenario) -> Result<(), Inconclusive> {
     Ok(())
 }
 
-/// The prober's host sleeps, then the responder's.
+/// The prober's host is suspended, then the responder's.
 pub(crate) fn suspended(scenario: &Scenario) -> Result<(), Inconclusive> {
     let environment = [(CLOCK, "6s suspend 30s")];
     for is_prober in [true, false] {
@@ -204,7 +205,7 @@ pub(crate) fn suspended(scenario: &Scenario) -> Result<(), Inconclusive> {
     Ok(())
 }
 
-/// What was in flight is withdrawn, whatever became of it. Everything else is as it was.
+/// Requests in flight are withdrawn, whatever their outcome. Everything else is reported as usual.
 fn without_those_in_flight(outcome: &Outcome) {
     let page = &outcome.page;
     let truth = &outcome.truth;
@@ -212,8 +213,8 @@ fn without_those_in_flight(outcome: &Outcome) {
         .map(|verdict| page.count(&format!("pathmeter_echo_{verdict}_total"), &[]));
     let [withdrawn, lost, late, host_dropped] = exported;
     let answered = page.count("pathmeter_echo_rtt_seconds_count", &[]);
-    // A round trip takes 30 ms and a datagram leaves every 5 ms; those that were lost less than a second before are in
-    // flight too.
+    // A round trip takes 30 ms and a datagram leaves every 5 ms. Requests that were lost up to a second
+    // earlier are in flight too.
     assert!((1..100).contains(&withdrawn), "{page}");
     assert_eq!(answered + lost + withdrawn, truth.sent, "{page}");
     assert_eq!((late, host_dropped), (0, 0), "{page}");
@@ -229,7 +230,7 @@ fn at<'a>(is_prober: bool, environment: &'a [(&'a str, &'a str)]) -> AgentEnviro
     }
 }
 
-/// An error in what was exported, planted on purpose, is found.
+/// Every error planted in the exported metrics is detected.
 pub(crate) fn planted(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         testbed.wait_until_measuring();
@@ -238,7 +239,7 @@ pub(crate) fn planted(scenario: &Scenario) -> Result<(), Inconclusive> {
         let outcome = testbed.finish();
         outcome.compare(scenario)?;
         for (what, with_planted_errors) in outcome.with_planted_errors() {
-            assert!(!with_planted_errors.differences(scenario.evidence).is_empty(), "{what} goes unnoticed");
+            assert!(!with_planted_errors.differences(scenario.evidence).is_empty(), "undetected: {what}");
         }
         Ok(())
     })

@@ -1,4 +1,5 @@
-//! Hosts that answer ICMP echoes, measured by the loop itself: over loopback, and over wires whose truth is known.
+//! Hosts that answer ICMP echoes, measured by the datagram loop in this process, over loopback and over
+//! wires.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,28 +29,28 @@ use socket2::{Domain, Protocol, Socket, Type};
 const MS: u64 = 1_000_000;
 const LATE_AFTER: Duration = Duration::from_millis(500);
 const LOST_AFTER: Duration = Duration::from_secs(2);
-/// Where nothing is lost a machine that stands still makes nothing late.
+/// Deadline where nothing is lost: a machine that does not run for a while makes nothing late.
 const PATIENCE: Duration = Duration::from_secs(15);
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// What a process may open.
+/// The ICMP sockets that a process may open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SocketPermission {
-    /// Ping sockets, and no raw ones.
+    /// Ping sockets only.
     Ping,
-    /// Raw sockets, and no ping sockets.
+    /// Raw sockets only.
     Raw,
-    /// Neither.
+    /// Neither kind.
     Nothing,
 }
 
 const PING_OR_RAW: [SocketPermission; 2] = [SocketPermission::Ping, SocketPermission::Raw];
 
 impl SocketPermission {
-    /// Does something in a namespace where only this has been allowed, on a thread that may do no more.
+    /// Runs `work` in a namespace with only this permission.
     fn within<T: Send>(self, namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
         if self == Self::Ping {
-            // Closed to all until now. Root's group is the only one that there is in every user namespace.
+            // The default range is empty. Group 0 is the only one that exists in every user namespace.
             namespace.set_sysctl("ipv4/ping_group_range", "0 0");
         }
         namespace.within(|| {
@@ -61,7 +62,7 @@ impl SocketPermission {
     }
 }
 
-/// A running loop.
+/// A running datagram loop.
 struct Prober {
     handle: DatagramHandle,
     events: tokio::sync::mpsc::Receiver<LoopEvent>,
@@ -97,14 +98,14 @@ impl Prober {
         eventually("an event", || self.events.try_recv().ok())
     }
 
-    /// The addresses of a path's sockets: each with its identifier.
+    /// Addresses of a path's sockets; the port is the ICMP identifier.
     fn started(&mut self) -> Vec<SocketAddr> {
         let event = self.event();
         let LoopEvent::Started { sources, .. } = event else { panic!("{event:?}") };
         sources
     }
 
-    /// Ends it, and returns everything that it reported.
+    /// Stops the loop and returns everything that it reported.
     fn end(self, grace: Duration) -> Vec<EchoReport> {
         self.handle.stop(grace);
         eventually("the loop has ended", || self.handle.is_finished().then_some(()));
@@ -158,15 +159,16 @@ fn assert_all_ok(reports: &[EchoReport], what: &str) {
     assert!(sent > 0 && verdicts(reports).count() as u64 == sent, "{what}: {sent} were sent");
 }
 
-/// Everything is answered, and both stamps are the kernel's, whatever sockets there are and however stamps find their datagrams.
+/// Every request is answered, and both timestamps are the kernel's, for every kind of socket and of timestamp
+/// matching.
 pub(crate) fn timestamps() {
     let ways = [TimestampMatching::detect(), TimestampMatching::ByPayload];
     for permission in PING_OR_RAW {
-        let namespace = Namespace::new("stamps");
+        let namespace = Namespace::new("timestamps");
         for (to, timestamps) in LOOPBACK.into_iter().flat_map(|to| ways.map(|timestamps| (to, timestamps))) {
             let what = format!("{permission:?} {to} {timestamps:?}");
-            // The kernel begins to stamp a moment after it is asked for the first time.
-            eventually(&format!("kernel stamps: {what}"), || {
+            // The kernel starts timestamping a moment after the first request for it.
+            eventually(&format!("kernel timestamps: {what}"), || {
                 let (sources, reports) = permission.within(&namespace, || {
                     let mut prober = Prober::start(timestamps);
                     prober.add(1, spec(to, 4, Duration::from_millis(5), Some(40)));
@@ -185,7 +187,7 @@ pub(crate) fn timestamps() {
     }
 }
 
-/// Who may open no socket is told what to do.
+/// Without permission for any ICMP socket, the error names the remedy.
 pub(crate) fn not_permitted() {
     let namespace = Namespace::new("closed");
     for to in LOOPBACK {
@@ -193,7 +195,7 @@ pub(crate) fn not_permitted() {
             let mut prober = Prober::start(TimestampMatching::ByPayload);
             prober.add(1, spec(to, 1, Duration::from_millis(5), Some(1)));
             let LoopEvent::NotStarted { reason, .. } = prober.event() else {
-                panic!("it may open no socket")
+                panic!("a path started without permission")
             };
             prober.end(Duration::ZERO);
             (reason, fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap())
@@ -208,7 +210,7 @@ pub(crate) fn not_permitted() {
     }
 }
 
-/// A thousand hosts share a socket, and each gets its own answers.
+/// A thousand hosts share a socket, and each path gets its own replies.
 pub(crate) fn thousand_hosts() {
     const HOSTS: u64 = 1_000;
     const SLOTS: u64 = 3;
@@ -243,7 +245,7 @@ pub(crate) fn thousand_hosts() {
         let blamed =
             verdicts(&reports).filter(|(verdict, _)| *verdict == Verdict::HostDropped).count() as u64;
         let sent = count(&reports, |report| matches!(report, EchoReport::Sent { .. }));
-        // A machine that stands still may drop, and skip slots: that is no loss.
+        // A machine that does not run for a while may drop datagrams and skip slots: that is not loss.
         assert!(
             ok + blamed == sent && blamed <= dropped,
             "{permission:?}: {ok} and {blamed} of {sent}, {dropped}"
@@ -252,7 +254,7 @@ pub(crate) fn thousand_hosts() {
     }
 }
 
-/// A raw socket of another program.
+/// Opens a raw socket, as another program would.
 fn raw_socket(to: IpAddr) -> Socket {
     let (domain, protocol) = match to {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
@@ -261,7 +263,7 @@ fn raw_socket(to: IpAddr) -> Socket {
     Socket::new(domain, Type::RAW, Some(protocol)).unwrap()
 }
 
-/// An echo with an identifier: one that another program could send.
+/// An echo as another program could send it.
 fn echo_datagram(version: IcmpVersion, kind: u8, identifier: u16, payload: u8) -> Vec<u8> {
     let mut echo = vec![payload; 64];
     echo[..8].fill(0);
@@ -277,7 +279,7 @@ fn echo_datagram(version: IcmpVersion, kind: u8, identifier: u16, payload: u8) -
     echo
 }
 
-/// Other programs' echoes, even with our identifiers, are none of ours.
+/// Echoes of other programs are ignored, even with the identifiers of a path.
 pub(crate) fn other_programs() {
     for (permission, to) in PING_OR_RAW.into_iter().flat_map(|permission| LOOPBACK.map(|to| (permission, to)))
     {
@@ -289,7 +291,7 @@ pub(crate) fn other_programs() {
             scope.spawn(move || {
                 let ours = identifiers.recv().expect("it has started");
                 let target = SocketAddr::new(to, 0).into();
-                // Until the other end is gone.
+                // Until the other thread has finished.
                 while identifiers.try_recv() != Err(TryRecvError::Disconnected) {
                     for (source, payload) in ours.iter().zip(0..) {
                         for kind in [version.request(), version.reply()] {
@@ -314,7 +316,7 @@ pub(crate) fn other_programs() {
     }
 }
 
-/// A flood of replies that looks like ours fills the socket: what the host then drops is no loss.
+/// A flood of plausible replies overflows the socket: datagrams that the host then drops are not loss.
 pub(crate) fn flooded() {
     const FLOOD: usize = 20_000;
     for (permission, to) in PING_OR_RAW.into_iter().flat_map(|permission| LOOPBACK.map(|to| (permission, to)))
@@ -336,10 +338,10 @@ pub(crate) fn flooded() {
             echo_reply[8..].copy_from_slice(&echo[8..]);
             echo_reply[6..8].copy_from_slice(&echo[6..8]);
             if version == IcmpVersion::V4 {
-                // The balance leaves type and identifier.
+                // What remains of the checksum covers type and identifier.
                 echo_reply[2..4].copy_from_slice(&(!source.port()).to_be_bytes());
             }
-            // Whoever is flooded as fast as it reads drops nothing: it gets what the flood leaves of the cores.
+            // A loop that reads as fast as it is flooded drops nothing, so it gets the lowest priority.
             lower_priority("pm-prober");
             let cores = thread::available_parallelism().map_or(1, usize::from);
             eventually(&format!("drops: {what}"), || {
@@ -364,10 +366,10 @@ pub(crate) fn flooded() {
     }
 }
 
-/// Gives our threads of that name the lowest priority.
+/// Gives the threads of that name in this process the lowest priority.
 fn lower_priority(name: &str) {
     for thread in fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path()) {
-        // One that has ended meanwhile has no name.
+        // A thread that has ended has no name.
         if fs::read_to_string(thread.join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
             let id = thread.file_name().unwrap();
             let status =
@@ -377,7 +379,7 @@ fn lower_priority(name: &str) {
     }
 }
 
-/// A link that does everything that links do.
+/// A link with every kind of impairment.
 fn bad_link() -> Link {
     let mut link = Link::perfect(5 * MS);
     link.jitter = Jitter::Uniform(20 * MS);
@@ -387,7 +389,7 @@ fn bad_link() -> Link {
     link
 }
 
-/// What is reported of a lossy wire is what the wire did; no loss has a direction.
+/// The reports equal the true counts of a lossy wire, and no loss has a direction.
 pub(crate) fn lossy() {
     const FLOWS: usize = 3;
     const BAD: u64 = 400;
@@ -407,7 +409,8 @@ pub(crate) fn lossy() {
             assert_eq!(prober.started().len(), FLOWS);
             eventually("enough on a bad link", || (series.sent.get() > BAD).then_some(()));
             wire.set_links(&Link::perfect(0), &Link::perfect(0));
-            // Everything that met the bad link has its verdict, and all copies have come.
+            // Wait until every request that met the impaired link has its verdict and all copies have
+            // arrived.
             let sent = series.sent.get();
             eventually("verdicts", || (series.decided() > sent).then_some(()));
             prober.end(LOST_AFTER)
@@ -457,15 +460,15 @@ fn compare(reports: &[EchoReport], truth: &TrueCounts, what: &str) {
     assert_eq!(counts, truth_counts, "{what}: {names}");
     let is_bad =
         [truth.lost_forward, truth.lost_reverse, duplicates, reordered].iter().all(|count| *count > 0);
-    assert!(is_bad, "{what}: the wire did nothing: {truth:?}");
+    assert!(is_bad, "{what}: the wire had no effect: {truth:?}");
     let round_trips: u64 = verdicts(reports).filter_map(|(_, sample)| Some(nanos(sample?.rtt))).sum();
-    // As in scenarios: for a kernel that does not run when it should.
+    // As in scenarios: tolerance for a kernel that does not run on time.
     let permission = sent * 20_000 + 300_000_000 + truth.round_trips_uncertainty;
     let off = round_trips.abs_diff(truth.round_trips);
     assert!(off <= permission, "{what}: round trips are {off} ns off in all");
 }
 
-/// A router's refusal is counted, and gives no direction.
+/// ICMP errors of a router are counted and give no direction.
 pub(crate) fn refused() {
     for (permission, is_v4) in
         PING_OR_RAW.into_iter().flat_map(|permission| [true, false].map(|is_v4| (permission, is_v4)))
@@ -480,7 +483,7 @@ pub(crate) fn refused() {
             let mut prober = Prober::start(TimestampMatching::detect());
             let spec = spec(to, 2, Duration::from_millis(10), None);
             let series = prober.add(1, EchoSpec { lost_after: Duration::from_millis(300), ..spec });
-            // Of IPv4 a router says five in a row, and then one a second.
+            // For IPv4 a router sends five errors in a row, and then one per second.
             eventually("errors and losses", || {
                 let errors: u64 = series.icmp_errors().map(|(_, count)| count).sum();
                 (errors >= 5 && series.lost()[2] >= 20).then_some(())

@@ -1,7 +1,7 @@
-//! The real program on networks whose truth is known: what it exports is what the wires did.
+//! The real program on test networks: the exported metrics must equal the true counts of the wires.
 //!
-//! Each file in `scenarios/` is a trial. What takes more than bad links is an act, written here as code. It needs root or
-//! unprivileged user namespaces, and says so where it has neither.
+//! Each file in `scenarios/` is a trial. Trials that need more than impaired links are procedures in code
+//! here. The lab needs root or unprivileged user namespaces; without either, its trials are skipped.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod agent;
@@ -26,21 +26,21 @@ use pathmeter_lab::scenario::{Procedure, Scenario};
 
 use crate::testbed::Inconclusive;
 
-/// Set, what cannot be run here is a failure.
+/// If set, a lab that cannot run on this machine is a failure.
 const REQUIRED: &str = "PATHMETER_LAB_REQUIRED";
-/// Set, the scenarios that take an hour are run too.
+/// If set, the trials that take an hour run too.
 const LONG: &str = "PATHMETER_LAB_LONG";
-/// A scenario is played so often before it counts as one that can prove nothing.
+/// Attempts before a trial that proves nothing fails.
 const ATTEMPTS: usize = 3;
-/// The exit code where there is no place for a lab: what automake calls skipped.
+/// Exit code if the lab cannot run here: automake's code for a skipped test.
 const SKIPPED: u8 = 77;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    // Before there is a second thread.
+    // A process with a second thread cannot enter a user namespace.
     let entered = pathmeter_lab::enter();
     if let Err(reason) = &entered {
-        eprintln!("skipped: the lab has no place here: {reason}");
+        eprintln!("skipped: the lab cannot run here: {reason}");
         if is_set(REQUIRED) {
             return SKIPPED.into();
         }
@@ -75,24 +75,25 @@ fn scenario_trial(file: &Path) -> Trial {
     let scenario = Scenario::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let name = file.file_stem().unwrap().to_string_lossy().into_owned();
     let is_too_long = scenario.long && !is_set(LONG);
-    // Without the feature the program's clocks cannot be disturbed.
+    // Without the feature, PATHMETER_CLOCK_FAULTS has no effect.
     let needs_clock_faults = matches!(scenario.procedure, Procedure::WrongClocks | Procedure::Suspend)
         && !cfg!(feature = "clock-faults");
     let procedure = procedure(scenario.procedure);
     repeatable(&name, move || procedure(&scenario)).with_ignored_flag(is_too_long || needs_clock_faults)
 }
 
-/// A trial that is played again while it proves nothing.
+/// A trial that is repeated while its result is inconclusive.
 fn repeatable(name: &str, attempt: impl Fn() -> Result<(), Inconclusive> + Send + 'static) -> Trial {
     Trial::test(name, move || {
         for _ in 1..ATTEMPTS {
             match attempt() {
                 Ok(()) => return Ok(()),
-                Err(Inconclusive(why)) => eprintln!("to be played again, for it proves nothing: {why}"),
+                Err(Inconclusive(why)) => eprintln!("inconclusive, repeating: {why}"),
             }
         }
-        attempt()
-            .map_err(|Inconclusive(why)| format!("{ATTEMPTS} plays proved nothing; the last: {why}").into())
+        attempt().map_err(|Inconclusive(why)| {
+            format!("{ATTEMPTS} attempts were inconclusive; the last: {why}").into()
+        })
     })
 }
 
@@ -121,7 +122,7 @@ fn trial(name: &str, run: fn()) -> Trial {
     })
 }
 
-/// Hosts that answer ICMP, measured by the loop itself.
+/// Hosts that answer ICMP, measured by the datagram loop in this process.
 fn icmp_trials() -> Vec<Trial> {
     vec![
         trial("icmp_timestamps", icmp::timestamps),
@@ -146,7 +147,7 @@ fn stream_trials() -> Vec<Trial> {
     ]
 }
 
-/// What Prometheus, our rules and our dashboards make of a fleet.
+/// A fleet with Prometheus, the shipped rules and the shipped dashboards.
 fn fleet_trials() -> Vec<Trial> {
     let is_long = !is_set(LONG);
     vec![
@@ -156,7 +157,7 @@ fn fleet_trials() -> Vec<Trial> {
     ]
 }
 
-/// Agents that find each other in the DNS.
+/// Agents that discover each other through the DNS.
 fn dns_trials() -> Vec<Trial> {
     vec![
         trial("names_in_the_dns", discovery::dns),
@@ -165,7 +166,7 @@ fn dns_trials() -> Vec<Trial> {
     ]
 }
 
-/// What the lab promises of itself, and what takes a second host and no bad link.
+/// Guarantees of the lab itself, and what needs a second host but no impaired link.
 fn lab_trials() -> Vec<Trial> {
     vec![
         trial("two_labs_at_once", lab_guarantees::two_labs_at_once),

@@ -1,4 +1,4 @@
-//! Hosts that all measure each other.
+//! A full mesh of hosts that measure each other.
 
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,13 +16,13 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 const LATE_AFTER: Duration = Duration::from_millis(500);
 const LOST_AFTER: Duration = Duration::from_secs(3);
 
-/// Until everything that has left has its verdict.
+/// Time until every request in flight has its verdict.
 const SETTLE_TIME: Duration = Duration::from_millis(3_500);
 
-/// What is on the way when links change may meet the new ones.
+/// Datagrams in flight when links change may meet the new links.
 const TRANSIT_TIME: Duration = Duration::from_millis(100);
 
-/// What is said of the bad uplink is said by all of all.
+/// All agents report the impaired uplink correctly, for every pair.
 pub(crate) fn one_bad_uplink(scenario: &Scenario) -> Result<(), Inconclusive> {
     let [phase] = &scenario.phases[..] else { panic!("one phase, with one wire") };
     let Cable(bad, core) = &phase.wires.keys().next().expect("one wire").0;
@@ -46,7 +46,7 @@ pub(crate) fn one_bad_uplink(scenario: &Scenario) -> Result<(), Inconclusive> {
                 since("pathmeter_echo_lost_total", &[&peer, &format!("direction=\"{direction}\"")])
             });
             let true_losses = [truth.lost_forward, truth.lost_reverse, 0];
-            assert_eq!(lost, true_losses, "lost forward, in reverse, unknown from {from} to {to}\n{page}");
+            assert_eq!(lost, true_losses, "lost forward, reverse, unknown from {from} to {to}\n{page}");
             assert_eq!(truth.lost_forward > 0, from == bad, "from {from} to {to}");
             assert_eq!(truth.lost_reverse > 0, to == bad, "from {from} to {to}");
             let duplicates = since("pathmeter_echo_duplicates_total", &[&peer]);
@@ -57,7 +57,7 @@ pub(crate) fn one_bad_uplink(scenario: &Scenario) -> Result<(), Inconclusive> {
     Ok(())
 }
 
-/// Waits until what was asked of hosts on which there was nobody yet has its verdict.
+/// Waits until requests to hosts whose agent had not started yet have their verdict.
 fn wait_until_settled(agents: &[NodeAgent<'_>]) -> Vec<Page> {
     let started = Instant::now();
     let is_settled = |page: &Page| {
@@ -66,7 +66,7 @@ fn wait_until_settled(agents: &[NodeAgent<'_>]) -> Vec<Page> {
     agents.iter().map(|agent| agent.page_when("replies come", is_settled)).collect()
 }
 
-/// Plays the phase, and waits until what met it has its verdict. When it ended.
+/// Runs the phase and waits until every request that met it has its verdict. Returns when the phase ended.
 fn run_phase(scenario: &Scenario, phase: &Phase, net: &Net, wire: &Wire) -> u64 {
     let more = |count| wire.entered(WireDirection::Forward) + count;
     apply(phase, net);
@@ -77,7 +77,7 @@ fn run_phase(scenario: &Scenario, phase: &Phase, net: &Net, wire: &Wire) -> u64 
     remove_impairments(scenario, net);
     let (remove_impairments, end) = (Instant::now(), wall());
     let enough = more(500);
-    eventually("what met it is decided", || {
+    eventually("requests of the phase are decided", || {
         (remove_impairments.elapsed() > SETTLE_TIME && wire.entered(WireDirection::Forward) > enough)
             .then_some(())
     });

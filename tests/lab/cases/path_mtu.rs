@@ -1,4 +1,4 @@
-//! Links that large datagrams do not fit through.
+//! Links with a limited MTU.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use pathmeter_lab::scenario::Scenario;
 
 use crate::testbed::{AgentEnvironments, Inconclusive, Testbed, with_testbed};
 
-/// A size that nobody answers is asked for again and again before it counts as refused.
+/// Longest search for a path MTU. A size without reply is probed several times before it counts as too large.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The MTUs of the phases are found one after the other, and told as events. What the reverse direction does makes no
-/// difference, and the echoes, which fit, are as ever.
+/// The MTUs of the phases are found one after the other and reported as events. An MTU in the reverse
+/// direction makes no difference, and small echoes are not affected.
 pub(crate) fn black_hole(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         let mut expected = Vec::new();
@@ -45,7 +45,7 @@ pub(crate) fn black_hole(scenario: &Scenario) -> Result<(), Inconclusive> {
     })
 }
 
-/// The cable between two routers has a smaller MTU, at both ends.
+/// The cable between two routers has a smaller MTU at both ends.
 pub(crate) fn router(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         for router in ["r1", "r2"] {

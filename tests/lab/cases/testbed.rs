@@ -1,4 +1,4 @@
-//! Plays a scenario, and compares.
+//! Runs a scenario and compares the exported metrics with the true counts.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 
 use crate::agent::NodeAgent;
 
-/// Why a run proves nothing, neither way: to be played again.
+/// Why a run is inconclusive and has to be repeated.
 #[derive(Debug)]
 pub(crate) struct Inconclusive(pub(crate) String);
 
-/// Plays the phases of a scenario.
+/// Runs the phases of a scenario.
 ///
 /// # Panics
-/// With every count that is not the truth's.
+/// With every count that differs from the true count.
 pub(crate) fn run(scenario: &Scenario) -> Result<(), Inconclusive> {
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         testbed.wait_until_measuring();
@@ -36,7 +36,7 @@ pub(crate) struct AgentEnvironments<'a> {
     pub(crate) responder: &'a [(&'a str, &'a str)],
 }
 
-/// Builds a scenario's network, with an agent on `a` that measures the one on `b`, for what happens there.
+/// Builds a scenario's network with an agent on `a` that measures the agent on `b`, and passes it to `act`.
 pub(crate) fn with_testbed<T>(
     scenario: &Scenario,
     environments: AgentEnvironments<'_>,
@@ -49,13 +49,13 @@ pub(crate) fn with_testbed<T>(
     act(&Testbed { scenario, net: &net, prober: &prober, responder: &responder })
 }
 
-/// Decides what the wires do: `LAB_SEED=n`, or 7. The agents' own phases and jitter are theirs to choose; what is compared is
-/// the truth of this very run.
+/// The seed of the wires: `LAB_SEED=n`, default 7. The agents choose their own phases and jitter, so runs
+/// with one seed still differ; each run is compared with its own truth.
 pub(crate) fn seed() -> u64 {
     std::env::var("LAB_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7)
 }
 
-/// Makes links that harm no echo, otherwise like those of the first phase.
+/// Sets links without impairments, otherwise like those of the first phase.
 pub(crate) fn remove_impairments(scenario: &Scenario, net: &Net) {
     for (cable, wire) in net.wires() {
         let wires = scenario.phases.first().into_iter().flat_map(|phase| &phase.wires);
@@ -65,7 +65,7 @@ pub(crate) fn remove_impairments(scenario: &Scenario, net: &Net) {
     }
 }
 
-/// Makes the links of a phase.
+/// Sets the links of a phase.
 pub(crate) fn apply(phase: &Phase, net: &Net) {
     for (name, pair) in &phase.wires {
         let Cable(first, second) = &name.0;
@@ -97,7 +97,7 @@ fn config(scenario: &Scenario, net: &Net, name: &str) -> Value {
     config
 }
 
-/// Whether hosts are measured by ICMP. Their answers say nothing but that they came.
+/// Whether the probe uses ICMP, whose replies carry no data from the responder.
 fn is_icmp(scenario: &Scenario) -> bool {
     scenario.probe.get("protocol").and_then(serde_yaml::Value::as_str) == Some("icmp")
 }
@@ -106,12 +106,12 @@ fn name_of(path: u16) -> String {
     format!("echo-{path}")
 }
 
-/// The ports that a path sends from: more than it has flows.
+/// The source ports of a path: more than it has flows.
 fn ports(path: u16) -> Range<u16> {
     40_000 + 100 * path..40_000 + 100 * (path + 1)
 }
 
-/// An agent that measures another across a network.
+/// An agent that measures another agent across a network.
 pub(crate) struct Testbed<'a> {
     pub(crate) scenario: &'a Scenario,
     pub(crate) net: &'a Net,
@@ -119,14 +119,14 @@ pub(crate) struct Testbed<'a> {
     pub(crate) responder: &'a NodeAgent<'a>,
 }
 
-/// What was exported in the end, and what was true.
+/// The exported metrics at the end of a run, and the true counts.
 #[derive(Clone)]
 pub(crate) struct Outcome {
     pub(crate) page: Page,
     pub(crate) responder: Page,
-    /// Of all paths together.
+    /// True counts of all paths together.
     pub(crate) truth: TrueCounts,
-    /// Of each path, with its label.
+    /// True counts of each path, by its label.
     paths: Vec<(String, TrueCounts)>,
     forged: [u64; 2],
     lost_after: Duration,
@@ -137,7 +137,7 @@ impl<'a> Testbed<'a> {
     pub(crate) fn rules(&self) -> Rules {
         let span = |key: &str| {
             let text = self.scenario.probe.get(key).and_then(serde_yaml::Value::as_str);
-            let text = text.unwrap_or_else(|| panic!("a scenario says {key}"));
+            let text = text.unwrap_or_else(|| panic!("a scenario sets {key}"));
             TimeSpan::try_from(text.to_owned()).unwrap().0
         };
         Rules {
@@ -151,7 +151,7 @@ impl<'a> Testbed<'a> {
             late_after: span("late_after"),
             lost_after: span("lost_after"),
             hidden_routers: match self.scenario.topology {
-                // Behind the way's own router the one where all ways meet.
+                // After the router of the path comes the one where all paths meet.
                 Topology::Diamond(_) => [2, 1],
                 Topology::Pair | Topology::Chain(_) | Topology::Mesh(_) => [0, 0],
             },
@@ -162,12 +162,12 @@ impl<'a> Testbed<'a> {
         if self.scenario.ipv6 { self.net.v6(node) } else { self.net.v4(node) }
     }
 
-    /// Everybody knows everybody before anything bad happens.
+    /// Waits until both agents measure, before links are impaired.
     pub(crate) fn wait_until_measuring(&self) {
         let (begin, duration) = (Instant::now(), self.rules().late_after);
         let target = 30 * self.flows() * u64::from(self.scenario.paths);
         self.prober.page_when("replies come", |page| {
-            // The first datagrams of a record prove nothing of those around them.
+            // The first datagrams of a session record give no evidence about the losses around them.
             page.count("pathmeter_echo_rtt_seconds_count", &[]) >= target && begin.elapsed() > duration
         });
     }
@@ -176,12 +176,12 @@ impl<'a> Testbed<'a> {
         self.scenario.probe.get("flows").and_then(serde_yaml::Value::as_u64).unwrap_or(1)
     }
 
-    /// Plays all parts.
+    /// Runs all phases.
     pub(crate) fn run_phases(&self) {
         self.scenario.phases.iter().for_each(|phase| self.run_phase(phase));
     }
 
-    /// Plays one part.
+    /// Runs one phase.
     pub(crate) fn run_phase(&self, phase: &Phase) {
         apply(phase, self.net);
         self.wait_for(self.entered() + phase.datagrams);
@@ -194,12 +194,13 @@ impl<'a> Testbed<'a> {
         }
     }
 
-    /// Datagrams that have left the prober's host.
+    /// The number of datagrams that have left the prober's host.
     fn entered(&self) -> usize {
         self.wire_groups()[0].iter().map(|wire| wire.entered(WireDirection::Forward)).sum()
     }
 
-    /// Harmless links again, until everything that met a bad one has its verdict and there is evidence about it.
+    /// Removes impairments and waits until every request that met one has its verdict and the evidence about
+    /// it has arrived.
     pub(crate) fn wait_until_decided(&self) {
         remove_impairments(self.scenario, self.net);
         let (target, begin) = (self.entered() + 200 * usize::try_from(self.flows()).unwrap(), Instant::now());
@@ -210,11 +211,11 @@ impl<'a> Testbed<'a> {
         }
     }
 
-    /// Ends the measurement by letting nothing more out of the prober's host, and says what came of it.
+    /// Ends the measurement by making the prober's kernel refuse to send, and collects the outcome.
     pub(crate) fn finish(&self) -> Outcome {
         self.net.sever("a", "b");
         let mut last = None;
-        let page = eventually("all is decided", || {
+        let page = eventually("every request has its verdict", || {
             let page = self.prober.page();
             let sent = page.count("pathmeter_echo_sent_total", &[]);
             let refused = page.count("pathmeter_echo_send_errors_total", &["error=\"unreachable\""]) > 0;
@@ -226,7 +227,7 @@ impl<'a> Testbed<'a> {
         let rules = self.rules();
         let echoes = Echoes::read(&self.wire_groups(), &rules);
         let paths = (0..self.scenario.paths).map(|path| {
-            // The kernel chooses identifiers, so there is one path of them.
+            // The kernel chooses ICMP identifiers, so there is only one path.
             let ports = if rules.format == EchoFormat::Icmp { 0..u16::MAX } else { ports(path) };
             (format!("probe=\"{}\"", name_of(path)), echoes.from_ports(&ports).counts(&rules))
         });
@@ -261,20 +262,21 @@ const FORWARD: &str = "direction=\"forward\"";
 const REVERSE: &str = "direction=\"reverse\"";
 const UNKNOWN: &str = "direction=\"unknown\"";
 
-/// By how much each round trip, and each difference between two, may be off, in nanoseconds, and by how much their sum may be
-/// besides. The first is for what a kernel takes between its stamp and the wire's; the second for the moments in which a busy
-/// machine, or the one that it is a guest of, does not run at all.
+/// Allowed errors in nanoseconds: for each round trip or difference between two, and for their sum besides.
+/// The first covers the time between the kernel's timestamp and the wire's; the second covers moments in
+/// which a busy machine, or its hypervisor, does not run at all.
 pub(crate) const TIME_ERROR: u64 = 20_000;
 pub(crate) const PAUSES: u64 = 300_000_000;
 
-/// An exported count and what it should be: where it is exported, its name, and its labels.
+/// An expected count: page, metric name, labels, true value.
 type ExpectedCount<'a> = (&'a Page, &'static str, Vec<&'a str>, u64);
 
 impl Outcome {
-    /// Compares what was exported with what was true.
+    /// Compares the exported metrics with the true counts.
     ///
     /// # Errors
-    /// When the machine stood still for so long, or the wires did so little of what they should, that this run proves nothing.
+    /// When the run is inconclusive: the machine did not run for too long, or the impairments had too little
+    /// effect.
     pub(crate) fn compare(&self, scenario: &Scenario) -> Result<(), Inconclusive> {
         let Self { page, responder, truth, .. } = self;
         let stall = Duration::from_nanos(truth.turnaround_max);
@@ -297,7 +299,7 @@ impl Outcome {
         Ok(())
     }
 
-    /// A line for a table: what was true, all of which was exported just so.
+    /// A line of the true counts, all of which were exported exactly.
     fn row(&self) -> String {
         let TrueCounts { sent, ok, late, lost_forward, lost_reverse, duplicates, reordered, .. } = self.truth;
         format!(
@@ -306,10 +308,10 @@ impl Outcome {
         )
     }
 
-    /// Every count that must be exactly the truth's.
+    /// All counts that must equal the true count.
     fn exact(&self) -> Vec<ExpectedCount<'_>> {
         let Self { page, responder, truth, paths, forged, .. } = self;
-        // Of ICMP it is the host that answers.
+        // With ICMP the host answers, not the agent.
         let [requests, replies] = match self.format {
             EchoFormat::Icmp => [0, 0],
             EchoFormat::Open | EchoFormat::Authenticated => [
@@ -332,14 +334,14 @@ impl Outcome {
                 responder,
                 "pathmeter_responder_rejected_total",
                 vec![],
-                forged[0].checked_sub(truth.strays).expect("what is answered astray had been forged"),
+                forged[0].checked_sub(truth.strays).expect("every stray reply answers a damaged request"),
             ),
         ];
         let on_paths = paths.iter().flat_map(|(label, truth)| self.exact_on(label, truth));
         on_paths.chain(whole).collect()
     }
 
-    /// Every count of a path that must be exactly the truth's.
+    /// All counts of a path that must equal the true count.
     fn exact_on<'a>(&'a self, label: &'a str, truth: &TrueCounts) -> Vec<ExpectedCount<'a>> {
         let lost = truth.lost_forward + truth.lost_reverse;
         let counts: [(&'static str, &[&'static str], u64); 22] = [
@@ -369,24 +371,24 @@ impl Outcome {
         let with_label = |(name, labels, truth): (&'static str, &[&'static str], u64)| {
             (&self.page, name, labels.iter().copied().chain([label]).collect(), truth)
         };
-        // Hosts that answer ICMP say nothing of what they got.
+        // ICMP replies carry no TTL of the request.
         let is_exported =
             |(name, ..): &(&str, _, _)| self.format != EchoFormat::Icmp || *name != "pathmeter_echo_hops";
         counts.into_iter().filter(is_exported).map(with_label).collect()
     }
 
-    /// A sentence for each count that is not the truth's.
+    /// Describes each count that differs from the true count.
     pub(crate) fn differences(&self, evidence: Evidence) -> Vec<String> {
         let differs = |(page, name, labels, truth): &ExpectedCount<'_>| {
             let exported = page.count(name, labels);
-            (exported != *truth).then(|| format!("{name}{labels:?}: says {exported}, truly {truth}"))
+            (exported != *truth).then(|| format!("{name}{labels:?}: exported {exported}, true {truth}"))
         };
         let mut differences: Vec<String> = self.exact().iter().filter_map(differs).collect();
         for (label, truth) in &self.paths {
             differences.extend(self.directions_differ(label, truth, evidence));
             let exported = self.nanos("pathmeter_echo_ipdv_seconds_sum", label);
             differences.extend(differ(
-                "sum of differences between neighbours",
+                "sum of differences between consecutive round trips",
                 exported,
                 (truth.ipdv, truth.ipdv_uncertainty, truth.consecutive_ok),
             ));
@@ -410,8 +412,8 @@ impl Outcome {
             Evidence::Partial => forward <= truly[0] && reverse <= truly[1],
             Evidence::None => [forward, reverse] == [0, 0],
         };
-        let exported = format!("{forward} forward, {reverse} in reverse, {unknown} unknown");
-        (!fits).then(|| format!("lost on {label}: says {exported}, truly {truly:?}"))
+        let exported = format!("{forward} forward, {reverse} reverse, {unknown} unknown");
+        (!fits).then(|| format!("lost on {label}: exported {exported}, true {truly:?}"))
     }
 
     fn nanos(&self, name: &str, label: &str) -> u64 {
@@ -420,7 +422,7 @@ impl Outcome {
         nanos
     }
 
-    /// Copies of this, each with something wrong in what was exported, and what.
+    /// Copies of this outcome with one error each in the exported metrics, with a description of the error.
     pub(crate) fn with_planted_errors(&self) -> Vec<(String, Self)> {
         let with = |what: String, spoil: &dyn Fn(&mut Self)| {
             let mut wrong = self.clone();
@@ -466,5 +468,5 @@ impl Outcome {
 fn differ(what: &str, exported: u64, (truth, doubt, samples): (u64, u64, u64)) -> Option<String> {
     let allowed = doubt + samples * TIME_ERROR + PAUSES;
     (exported.abs_diff(truth) > allowed)
-        .then(|| format!("{what}: says {exported} ns, truly {truth}, {allowed} allowed"))
+        .then(|| format!("{what}: exported {exported} ns, true {truth} ns, tolerance {allowed} ns"))
 }

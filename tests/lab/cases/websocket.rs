@@ -1,4 +1,4 @@
-//! `/ws`, asked from another host: on loopback everybody is let in.
+//! Admission to `/ws` from another host. On loopback every client is admitted.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::agent::NodeAgent;
 use crate::testbed::seed;
 
-/// What is not listed is refused with a sentence, what is gets its message back across the wire, over IPv4 and IPv6.
+/// Unlisted clients are refused with a reason; listed clients get their message back across the wire, over
+/// IPv4 and IPv6.
 pub(crate) fn admission() {
     let net = Plan::pair().build(seed());
     let refused = NodeAgent::start(net.node("b"), json!({"agent": {"name": "b"}}), &[]);
@@ -32,7 +33,7 @@ fn assert_echoed(net: &Net, config: serde_json::Value) {
     for to in [net.v4("b"), net.v6("b")] {
         let (mut stream, head, _) = net.node("a").within(|| request_upgrade(SocketAddr::new(to, 9_862)));
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        // Masked with zeros, as what a client sends must be; what comes back is not.
+        // Masked with zeros: clients must mask, servers do not.
         stream.write_all(b"\x81\x85\0\0\0\0hello").unwrap();
         let mut echo = [0; 7];
         stream.read_exact(&mut echo).unwrap();
@@ -42,7 +43,7 @@ fn assert_echoed(net: &Net, config: serde_json::Value) {
     assert_eq!(page.count("pathmeter_websocket_messages_total", &[]), 2, "{page}");
 }
 
-/// A request for an upgrade: its connection, the head of the answer, and a refusal's text.
+/// Sends an upgrade request. Returns the connection, the head of the response, and the body of a refusal.
 fn request_upgrade(to: SocketAddr) -> (TcpStream, String, String) {
     let mut stream = TcpStream::connect_timeout(&to, DEADLINE).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();

@@ -1,6 +1,7 @@
-//! What truly happened to the requests and replies of any program, from the log of one wire.
+//! The true outcome of requests and replies of any program, from the log of one wire.
 //!
-//! [`crate::truth`] judges echoes as our prober must. This asks less, and so also of programs that speak something else.
+//! [`crate::truth`] evaluates echoes by the rules of pathmeter's prober. This module assumes less, and so
+//! also handles other protocols.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use std::net::IpAddr;
 use crate::frame::{IcmpEchoId, UDP};
 use crate::wire::{DatagramHead, LogEntry, Wire, WireDirection};
 
-/// How requests and replies are recognised, and which belong together.
+/// How requests and replies are recognised and matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeProtocol {
     /// ICMP echoes, by identifier and sequence number.
@@ -19,56 +20,56 @@ pub enum ExchangeProtocol {
     Irtt(u16),
 }
 
-/// A request's name: who was asked, on whose behalf, and the how manieth it is.
+/// Identifies a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId {
-    /// The address that was asked.
+    /// Address of the responder.
     pub target: IpAddr,
-    /// The asking program's port or identifier.
+    /// Port or ICMP identifier of the sending program.
     pub source_id: u16,
     /// The sequence number.
     pub sequence: u32,
 }
 
-/// A request and everything that came of it. Times are CLOCK_REALTIME, in nanoseconds.
+/// A request, its copies and its replies. Times are CLOCK_REALTIME, in nanoseconds.
 #[derive(Debug, Clone, Default)]
 pub struct Exchange {
     /// When the request entered the wire.
     pub sent_at: u64,
-    /// Between which readings of the clock each copy of the request came out, in order.
+    /// Bounds of the delivery time of each copy of the request, sorted.
     reached_at: Vec<(u64, u64)>,
-    /// When each reply entered the wire, in order.
+    /// When each reply entered the wire, sorted.
     replied_at: Vec<u64>,
-    /// Between which readings of the clock each copy of a reply came out, in order.
+    /// Bounds of the delivery time of each copy of a reply, sorted.
     returned_at: Vec<(u64, u64)>,
 }
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestOutcome {
-    /// A reply came.
+    /// A reply was delivered.
     Answered,
-    /// It never came out of the wire.
+    /// The request was not delivered.
     LostForward,
-    /// It was answered, and no answer came out of the wire.
+    /// The request was answered, and no reply was delivered.
     LostReverse,
-    /// It came out, and nobody answered: no fault of the wire.
+    /// The request was delivered and not answered: no fault of the wire.
     Ignored,
 }
 
-/// A time that the wire itself took.
+/// A time that datagrams spent on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WireTime {
-    /// In nanoseconds.
+    /// Nanoseconds.
     pub nanos: u64,
-    /// By how much it may be off either way: the clock could only be read before and behind the moment.
+    /// Uncertainty in nanoseconds, either way: the clock could only be read before and after the event.
     pub uncertainty: u64,
 }
 
-/// How many requests had which fate.
+/// The number of requests by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OutcomeCounts {
-    /// All of them.
+    /// All requests.
     pub sent: u64,
     /// [`RequestOutcome::LostForward`].
     pub lost_forward: u64,
@@ -76,18 +77,18 @@ pub struct OutcomeCounts {
     pub lost_reverse: u64,
     /// [`RequestOutcome::Ignored`].
     pub ignored: u64,
-    /// Further copies of replies that came out of the wire.
+    /// Further copies of replies that were delivered.
     pub duplicates: u64,
-    /// First replies that came behind one with a higher sequence number (RFC 4737).
+    /// First replies that were delivered after one with a higher sequence number (RFC 4737).
     pub reordered: u64,
 }
 
-/// Every request that entered a wire one way.
+/// All requests that entered a wire in one direction.
 #[derive(Debug, Clone, Default)]
 pub struct Exchanges(BTreeMap<RequestId, Exchange>);
 
 impl ExchangeProtocol {
-    /// Whether it is a reply, and the name of the request; `None` for everything else.
+    /// Whether the datagram is a reply, and the request's identity; `None` for other datagrams.
     fn read(self, head: &DatagramHead) -> Option<(bool, RequestId)> {
         let datagram = &head.datagram;
         let ends = (datagram.source, datagram.destination);
@@ -117,17 +118,18 @@ impl ExchangeProtocol {
     }
 }
 
-/// The first bytes of every IRTT packet, and which of the flags in the fourth are not of an echo (irtt 0.9, packet.go).
+/// The first bytes of every IRTT packet, and the flags in the fourth byte that mark packets other than echoes
+/// (irtt 0.9, packet.go).
 const IRTT_MAGIC: [u8; 3] = [0x14, 0xa7, 0x5b];
 const IRTT_OPEN_OR_CLOSE: u8 = 0b101;
-/// Behind the magic, the flags and the connection's token of eight bytes.
+/// After the magic, the flags and the connection token of eight bytes.
 const IRTT_SEQUENCE: usize = 12;
 
 impl Exchanges {
-    /// Reads the log of a wire; `forward` leads to those who are asked.
+    /// Reads the log of a wire; `forward` is the direction of requests.
     ///
     /// # Panics
-    /// When two requests have the same name.
+    /// When two requests have the same identity.
     #[must_use]
     pub fn read(wire: &Wire, forward: WireDirection, protocol: ExchangeProtocol) -> Self {
         let mut all: BTreeMap<RequestId, Exchange> = BTreeMap::new();
@@ -151,24 +153,24 @@ impl Exchanges {
             }
         };
         wire.read(|log| log.iter().for_each(&mut add_entry));
-        // Replies to what nobody asked here are none of ours.
+        // Replies without a request on this wire are ignored.
         all.retain(|_, exchange| exchange.sent_at > 0);
         Self(all)
     }
 
-    /// Those that entered the wire before a time.
+    /// The requests that entered the wire before a time.
     #[must_use]
     pub fn before(&self, end: u64) -> Self {
         let early = self.0.iter().filter(|(_, exchange)| exchange.sent_at < end);
         Self(early.map(|(id, exchange)| (*id, exchange.clone())).collect())
     }
 
-    /// All of them, by name.
+    /// All requests, by identity.
     pub fn iter(&self) -> impl Iterator<Item = (&RequestId, &Exchange)> {
         self.0.iter()
     }
 
-    /// Counts all fates.
+    /// Counts the requests by outcome.
     #[must_use]
     pub fn counts(&self) -> OutcomeCounts {
         let mut counts = OutcomeCounts { reordered: self.reordered(), ..OutcomeCounts::default() };
@@ -200,7 +202,7 @@ impl Exchanges {
 }
 
 impl Exchange {
-    /// What became of it.
+    /// The outcome of the request.
     #[must_use]
     pub fn outcome(&self) -> RequestOutcome {
         match (self.returned_at.is_empty(), self.reached_at.is_empty(), self.replied_at.is_empty()) {
@@ -211,8 +213,8 @@ impl Exchange {
         }
     }
 
-    /// The time that the wire took for both ways, without what the responder took in between. `None` unless there was
-    /// exactly one copy of everything.
+    /// The time on the wire both ways, without the responder's time. `None` unless there was exactly one copy
+    /// of request and reply.
     #[must_use]
     pub fn round_trip(&self) -> Option<WireTime> {
         let ([(before, after)], [replied_at], [(came_after, came_before)]) =
@@ -220,7 +222,7 @@ impl Exchange {
         else {
             return None;
         };
-        // A kernel answers while the wire still hands it the request.
+        // A kernel may reply before the wire has read the clock after delivering the request.
         let reached_at = (*before, (*after).min(*replied_at));
         let width = (reached_at.1 - reached_at.0) + (came_before - came_after);
         let least = (reached_at.0 - self.sent_at) + (came_after - replied_at);
@@ -250,24 +252,24 @@ mod tests {
     }
 
     #[test]
-    fn a_round_trip_is_without_the_responders_time() {
+    fn round_trip_excludes_the_responders_time() {
         assert_eq!(exchange().round_trip(), Some(WireTime { nanos: 4_030, uncertainty: 30 }));
     }
 
     #[test]
-    fn a_reply_that_leaves_while_its_request_arrives_narrows_the_doubt() {
+    fn early_reply_narrows_the_uncertainty() {
         let exchange = Exchange { replied_at: vec![3_010], ..exchange() };
         assert_eq!(exchange.round_trip(), Some(WireTime { nanos: 2_000 + 2_990 + 15, uncertainty: 15 }));
     }
 
     #[test]
-    fn a_round_trip_of_which_there_are_two_copies_is_not_told() {
+    fn round_trip_with_two_copies_is_none() {
         let twice = Exchange { returned_at: vec![(6_000, 6_020), (7_000, 7_020)], ..exchange() };
         assert_eq!((twice.round_trip(), twice.outcome()), (None, RequestOutcome::Answered));
     }
 
     #[test]
-    fn every_exchange_has_one_fate() {
+    fn every_exchange_has_one_outcome() {
         let no_reply = Exchange { returned_at: Vec::new(), ..exchange() };
         assert_eq!(no_reply.outcome(), RequestOutcome::LostReverse);
         let ignored = Exchange { replied_at: Vec::new(), ..no_reply };
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_overtake_are_reordered_and_further_copies_are_duplicates() {
+    fn overtaken_replies_are_reordered_and_further_copies_are_duplicates() {
         let target = IpAddr::from([10, 0, 0, 1]);
         let returned_at = [(vec![50]), vec![30, 90], vec![40], vec![]];
         let entry_of = |(sequence, returned_at): (u32, Vec<u64>)| {

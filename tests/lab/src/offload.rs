@@ -1,4 +1,4 @@
-//! Interfaces that finish each datagram before they hand it over.
+//! Switching interface offloads off.
 
 use std::os::fd::AsRawFd as _;
 
@@ -14,11 +14,11 @@ struct EthtoolValue {
     value: u32,
 }
 
-/// Switches offloads of an interface of the current namespace off. With them a veth hands over datagrams whose checksum is
-/// still to be computed, which a packet socket would pass on as they are.
+/// Switches off the offloads of an interface in the current namespace. With offloads a veth delivers datagrams whose
+/// checksum is not yet computed, and a packet socket would forward them like that.
 ///
 /// # Panics
-/// When there is no such interface.
+/// When the interface does not exist.
 #[expect(unsafe_code, reason = "SIOCETHTOOL has no safe wrapper")]
 pub(crate) fn disable(interface: &str) {
     let socket_fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -33,7 +33,7 @@ pub(crate) fn disable(interface: &str) {
         // SAFETY: the request is a filled ifreq whose data points at a live ethtool_value.
         let outcome = unsafe { libc::ioctl(socket_fd.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
         let error = std::io::Error::last_os_error();
-        // Some of them this kind of interface does not have.
+        // This kind of interface lacks some of the offloads.
         let is_absent = error.raw_os_error() == Some(libc::EOPNOTSUPP);
         assert!(outcome == 0 || is_absent, "switching offload {command:#x} of {interface} off: {error}");
     }

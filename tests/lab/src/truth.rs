@@ -1,4 +1,4 @@
-//! What truly happened to echoes, from the logs of the wires between prober and responder.
+//! The true outcome of each echo, from the logs of the wires between prober and responder.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,44 +13,44 @@ use crate::frame::UDP;
 use crate::scenario;
 use crate::wire::{DatagramHead, DeliveredCopy, LogEntry, Wire};
 
-/// How echoes are recognised, and judged.
+/// How echoes are recognised and evaluated.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// Who asks.
+    /// Address of the prober.
     pub prober: IpAddr,
-    /// Who answers; a host that answers ICMP with port 0.
+    /// Address and port of the responder; port 0 for hosts that answer ICMP.
     pub responder: SocketAddr,
-    /// How echoes are written.
+    /// Wire format of the echoes.
     pub format: EchoFormat,
-    /// A longer round trip is late.
+    /// Longer round trips are late.
     pub late_after: Duration,
-    /// A later reply is none.
+    /// Replies after this time do not count.
     pub lost_after: Duration,
-    /// Routers behind the last wire, forward and reverse: what they do to TTLs the wires do not see.
+    /// Routers beyond the last wire, forward and reverse, whose TTL decrements the wires do not see.
     pub hidden_routers: [u64; 2],
 }
 
-/// How echoes are written: it decides where their fields stand.
+/// Wire format of echoes. It determines the field offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EchoFormat {
-    /// STAMP.
+    /// STAMP without authentication.
     Open,
-    /// STAMP, authenticated.
+    /// Authenticated STAMP.
     Authenticated,
-    /// ICMP. Nobody says what he took, so the prober takes it for the network's.
+    /// ICMP echo. The reply does not carry the responder's time, so the prober counts it as network time.
     Icmp,
 }
 
-/// Where things stand in a payload.
+/// Offsets of fields in a payload.
 #[derive(Debug, Clone, Copy)]
 struct FieldOffsets {
     ssid: usize,
     sequence: usize,
-    /// The responder's own number of a reply.
+    /// Sequence number of the reply, from the responder.
     number: Option<usize>,
-    /// When the responder says that it wrote a reply.
+    /// Timestamp of the reply (T3).
     written: Option<usize>,
-    /// The first extension.
+    /// First TLV extension.
     extension: Option<usize>,
 }
 
@@ -67,14 +67,14 @@ impl EchoFormat {
     }
 }
 
-/// Every echo that left the prober, by flow and sequence number.
+/// All echoes that left the prober, by flow and sequence number.
 #[derive(Debug, Default)]
 pub struct Echoes {
     echoes: BTreeMap<EchoId, EchoRecord>,
     mtu_probes: [u64; 2],
 }
 
-/// A datagram's name: where it was sent from, session identifier, sequence number.
+/// Identity of an echo: source address, SSID, sequence number.
 type EchoId = (SocketAddr, u16, u32);
 
 #[derive(Debug, Clone, Default)]
@@ -83,7 +83,7 @@ struct EchoRecord {
     tos: u8,
     /// Undamaged copies of the request that reached the responder's host.
     requests: Vec<ReceivedRequest>,
-    /// When each reply left the responder's host.
+    /// The replies that left the responder's host.
     replies: Vec<SentReply>,
     /// Undamaged copies of replies that reached the prober's host.
     answers: Vec<ReceivedReply>,
@@ -99,43 +99,44 @@ struct ReceivedRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct SentReply {
     at: u64,
-    /// The responder's own sequence number: no two replies of a flow have the same.
+    /// Sequence number from the responder: unique among the replies of a flow.
     number: u32,
     tos: u8,
-    /// How much earlier than it left its own timestamp (T3) is. What a prober takes for the network's.
+    /// Time from the reply's timestamp (T3) to its departure, in nanoseconds. The prober counts it as network
+    /// time.
     timestamp_lag: u64,
 }
 
-/// Between two readings of the clock.
+/// Lower and upper bound of a time in nanoseconds, from the clock readings before and after the event.
 type TimeBounds = (u64, u64);
 
 #[derive(Debug, Clone, Copy)]
 struct ReceivedReply {
     at: TimeBounds,
-    /// Of which reply.
+    /// Sequence number of the reply.
     number: u32,
     tos: u8,
     ttl: u8,
 }
 
-/// How many echoes had which fate.
+/// True counts of echoes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrueCounts {
-    /// Left the prober's host.
+    /// Requests that left the prober's host.
     pub sent: u64,
     /// Answered within `late_after`.
     pub ok: u64,
     /// Answered later, within `lost_after`.
     pub late: u64,
-    /// Never reached the responder's host.
+    /// Requests that did not reach the responder's host.
     pub lost_forward: u64,
-    /// Reached it, and no reply came back in time.
+    /// Requests that reached it, but no reply came back in time.
     pub lost_reverse: u64,
-    /// Further copies of replies that came in time.
+    /// Further copies of replies that arrived in time.
     pub duplicates: u64,
-    /// First replies that came behind one with a higher sequence number of the same flow (RFC 4737).
+    /// First replies that arrived after one with a higher sequence number of the same flow (RFC 4737).
     pub reordered: u64,
-    /// Replies that came too late to count.
+    /// Replies that arrived too late to count.
     pub very_late: u64,
     /// Runs of losses, in the order of sequence numbers of a flow.
     pub bursts: u64,
@@ -143,39 +144,40 @@ pub struct TrueCounts {
     pub requests: u64,
     /// Replies that left the responder's host.
     pub replies: u64,
-    /// Replies to requests that had been damaged beyond recognition on the way there, which is no fault of a responder.
+    /// Replies to requests that were damaged beyond recognition on the way: no fault of the responder.
     pub strays: u64,
-    /// Copies of those that reached the prober's host.
+    /// Copies of those replies that reached the prober's host.
     pub stray_answers: u64,
-    /// Requests that look for the path MTU and reached the responder's host, and replies to such. They are no echoes.
+    /// Path MTU probes that reached the responder's host, and replies to them. They do not count as echoes.
     pub mtu_probes: [u64; 2],
-    /// Answered echoes that arrived with another DSCP than they were sent with, forward and reverse.
+    /// Answered echoes that arrived with a changed DSCP, forward and reverse.
     pub remarked: [u64; 2],
     /// Answered echoes that arrived marked "congestion experienced", forward and reverse.
     pub congested: [u64; 2],
-    /// Sum of the round trips of all that were answered, in nanoseconds.
+    /// Sum of the round trips of all answered echoes, in nanoseconds.
     pub round_trips: u64,
-    /// By how much that sum may be off because the wire could not read the clock in the very moment, or the responder's own
-    /// timestamp was early.
+    /// Uncertainty of that sum in nanoseconds, from the clock readings of the wire and from early timestamps
+    /// of the responder.
     pub round_trips_uncertainty: u64,
-    /// Routers on the way of what arrived last, by its TTL, forward and reverse.
+    /// Hops of the last datagram that arrived, from its TTL, forward and reverse.
     pub hops: [u64; 2],
-    /// Pairs of neighbours that were both ok.
+    /// Pairs of consecutive echoes that were both ok.
     pub consecutive_ok: u64,
-    /// Sum over them of the difference between their round trips, in nanoseconds.
+    /// Sum over these pairs of the difference between their round trips, in nanoseconds.
     pub ipdv: u64,
-    /// By how much that sum may be off because the wire could not read the clock in the very moment.
+    /// Uncertainty of that sum in nanoseconds, from the clock readings of the wire.
     pub ipdv_uncertainty: u64,
-    /// The longest that a request which was answered waited at the responder, in nanoseconds.
+    /// Longest time that an answered request spent at the responder, in nanoseconds.
     pub turnaround_max: u64,
-    /// So close to `late_after` or `lost_after` that the truth cannot decide. A scenario that has any proves nothing.
+    /// Round trips too close to `late_after` or `lost_after` to decide. A run with any of them is
+    /// inconclusive.
     pub undecidable: u64,
 }
 
-/// One stage between prober and responder: wires of which a datagram takes one.
+/// Parallel wires between prober and responder: each datagram takes one of them.
 pub type WireGroup<'a> = Vec<&'a Wire>;
 
-/// What a datagram is to a measurement.
+/// The role of a datagram in a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MessageRole {
     Request,
@@ -183,7 +185,7 @@ enum MessageRole {
 }
 
 impl Rules {
-    /// What a datagram is to this measurement; `None`: somebody else's.
+    /// The role of a datagram in this measurement; `None` if it belongs to another one.
     fn role(&self, head: &DatagramHead) -> Option<MessageRole> {
         let (from, to) = (head.datagram.source, head.datagram.destination);
         let is_protocol = match self.format {
@@ -202,15 +204,15 @@ impl Rules {
     }
 }
 
-/// Round trips that are closer than this to a limit are not judged. Chosen: ten times what a busy kernel takes from one
-/// stamp to the next.
+/// Round trips closer than this to a limit are undecidable. Chosen: ten times what a busy kernel takes from
+/// one timestamp to the next.
 const MARGIN: u64 = 2_000_000;
 
 impl Echoes {
-    /// Reads the logs. `wire_groups` lead from the prober to the responder.
+    /// Reads the logs. `wire_groups` are in order from the prober to the responder.
     ///
     /// # Panics
-    /// When there is no stage.
+    /// When `wire_groups` is empty.
     #[must_use]
     pub fn read(wire_groups: &[WireGroup<'_>], rules: &Rules) -> Self {
         let mut echoes = Self::default();
@@ -232,7 +234,7 @@ impl Echoes {
         echoes
     }
 
-    /// The echo that a datagram belongs to; `None` where it is none.
+    /// The echo that a datagram belongs to; `None` for path MTU probes.
     fn of(&mut self, head: &DatagramHead, role: MessageRole, rules: &Rules) -> Option<&mut EchoRecord> {
         if is_mtu_probe(head, rules) {
             return None;
@@ -294,7 +296,7 @@ impl Echoes {
         echo.answers.sort_unstable_by_key(|answer| answer.at);
     }
 
-    /// Those that were sent from some ports.
+    /// The echoes that were sent from these ports.
     #[must_use]
     pub fn from_ports(&self, ports: &Range<u16>) -> Self {
         let is_meant = |id: &EchoId| ports.contains(&id.0.port());
@@ -302,26 +304,26 @@ impl Echoes {
         Self { echoes: echoes.map(|(id, echo)| (*id, echo.clone())).collect(), mtu_probes: [0, 0] }
     }
 
-    /// Those that left within some time, in nanoseconds since 1970.
+    /// The echoes that left within a period, in nanoseconds since 1970.
     #[must_use]
     pub fn within(mut self, time: &Range<u64>) -> Self {
         self.echoes.retain(|_, echo| echo.sent_at.is_some_and(|left| time.contains(&left)));
         self
     }
 
-    /// How many there are.
+    /// The number of echoes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.echoes.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no echoes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.echoes.is_empty()
     }
 
-    /// Counts all fates.
+    /// Counts the echoes by outcome.
     #[must_use]
     pub fn counts(&self, rules: &Rules) -> TrueCounts {
         let mut counts = TrueCounts { mtu_probes: self.mtu_probes, ..TrueCounts::default() };
@@ -339,7 +341,7 @@ impl Echoes {
         counts
     }
 
-    /// Flows, by the port that they are sent from, with the number of echoes that got no answer in time and of all.
+    /// The number of lost echoes and of all echoes of each flow, by source port.
     #[must_use]
     pub fn flows(&self, rules: &Rules) -> BTreeMap<u16, (u64, u64)> {
         let mut flows: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
@@ -358,7 +360,7 @@ impl Echoes {
         let answered = self.echoes.values().filter_map(|echo| Some((echo, echo.answer(rules)?)));
         let Some((echo, answer)) = answered.max_by_key(|(_, answer)| answer.at) else { return [0, 0] };
         let request = echo.reply(answer).and_then(|(index, _)| echo.requests.get(index));
-        // All our datagrams start with 255.
+        // All pathmeter datagrams start with TTL 255.
         let forward = request.map_or(0, |request| 255 - u64::from(request.ttl));
         [forward + rules.hidden_routers[0], 255 - u64::from(answer.ttl) + rules.hidden_routers[1]]
     }
@@ -376,7 +378,7 @@ impl Echoes {
         reordered
     }
 
-    /// What needs the neighbour: runs of losses, and differences between round trips.
+    /// Counts what depends on the previous echo: runs of losses, and differences between round trips.
     fn count_runs(&self, counts: &mut TrueCounts, rules: &Rules) {
         let mut last: Option<(&EchoId, &EchoRecord)> = None;
         for (id, echo) in self.echoes.iter().filter(|(_, echo)| echo.sent_at.is_some()) {
@@ -446,18 +448,19 @@ impl EchoRecord {
         u128::from(answer.at.0 - self.sent_at.unwrap_or_default()) <= rules.lost_after.as_nanos()
     }
 
-    /// The reply that counts.
+    /// The first reply, if it arrived in time.
     fn answer(&self, rules: &Rules) -> Option<&ReceivedReply> {
         self.sent_at?;
         self.answers.iter().find(|answer| self.is_in_time(answer, rules))
     }
 
-    /// The reply of an answer. Copies of the request are answered in the order in which they come.
+    /// The sent reply of a received one, with its index. Copies of the request are answered in order of
+    /// arrival.
     fn reply(&self, answer: &ReceivedReply) -> Option<(usize, &SentReply)> {
         self.replies.iter().enumerate().find(|(_, reply)| reply.number == answer.number)
     }
 
-    /// The time that it took without the responder's, and by how much that may be off.
+    /// The round trip without the responder's time, and its uncertainty, in nanoseconds.
     fn round_trip(&self, rules: &Rules) -> Option<(u128, u64)> {
         let answer = self.answer(rules)?;
         if rules.format == EchoFormat::Icmp {
@@ -473,7 +476,7 @@ impl EchoRecord {
     }
 }
 
-/// Everything of this measurement that passed a stage.
+/// All datagrams of this measurement that crossed a group of wires.
 fn entries(group: &WireGroup<'_>, rules: &Rules) -> Vec<(LogEntry, MessageRole)> {
     let mut entries = Vec::new();
     for wire in group {
@@ -485,7 +488,7 @@ fn entries(group: &WireGroup<'_>, rules: &Rules) -> Vec<(LogEntry, MessageRole)>
     entries
 }
 
-/// Copies that came out undamaged, and when.
+/// Copies that were delivered undamaged, and when.
 fn undamaged<'a>(
     entry: &'a LogEntry,
     rules: &'a Rules,
@@ -496,8 +499,8 @@ fn undamaged<'a>(
     copies.filter(is_whole).filter_map(|exit| Some((exit, exit.delivered_at?)))
 }
 
-/// How much earlier than it left a reply's own timestamp is. Nothing is said of one that is far off, or of the future: a clock is
-/// wrong there.
+/// Time from a reply's timestamp to its departure in nanoseconds. 0 for timestamps that are far off or in the
+/// future: the responder's clock is wrong then.
 fn timestamp_lag(reply: &LogEntry, rules: &Rules) -> u64 {
     const LAG_MAX: u64 = 500_000_000;
     let Some(at) = rules.format.layout(MessageRole::Reply).written else { return 0 };
@@ -510,7 +513,8 @@ fn timestamp_lag(reply: &LogEntry, rules: &Rules) -> u64 {
         .unwrap_or_default()
 }
 
-/// Whether it is about the path MTU: the first extension is ours, and says that the reply shall be brief.
+/// Whether a datagram is a path MTU probe: its first extension is pathmeter's session record with the flag
+/// for a brief reply.
 fn is_mtu_probe(head: &DatagramHead, rules: &Rules) -> bool {
     const SESSION: u8 = 252;
     const BRIEF: u8 = 2;
@@ -518,15 +522,15 @@ fn is_mtu_probe(head: &DatagramHead, rules: &Rules) -> bool {
     head.payload[extension + 1] == SESSION && head.payload[extension + 4 + 5] & BRIEF != 0
 }
 
-/// Whether nobody reads what was changed: the flags of the HMAC extension, the last one of an authenticated request, which
-/// RFC 8972 neither authenticates nor has a reflector look at.
+/// Whether the damaged byte is never read: the flags of the HMAC extension, the last one of an authenticated
+/// request, which RFC 8972 neither authenticates nor lets a reflector check.
 fn is_harmless(head: &DatagramHead, (byte, who): (usize, Corruption), rules: &Rules) -> bool {
     const HMAC_BYTES: usize = 20;
     let is_unread = byte + HMAC_BYTES == head.payload_bytes() && head.datagram.destination == rules.responder;
     who == Corruption::Unnoticed && rules.format == EchoFormat::Authenticated && is_unread
 }
 
-/// Copies that came out of a wire with a bit changed of which only the application could know: of requests, and of replies.
+/// Delivered copies with damage that only the application can detect: of requests, and of replies.
 #[must_use]
 pub fn forged(wire: &Wire, rules: &Rules) -> [u64; 2] {
     let mut forged = [0, 0];
@@ -544,7 +548,7 @@ pub fn forged(wire: &Wire, rules: &Rules) -> [u64; 2] {
     forged
 }
 
-/// The responder's own number of a reply; hosts that answer ICMP have none.
+/// Sequence number of a reply from the responder; 0 for hosts that answer ICMP.
 fn reply_number(head: &DatagramHead, rules: &Rules) -> u32 {
     rules.format.layout(MessageRole::Reply).number.map_or(0, |at| number(head, at))
 }
@@ -558,7 +562,7 @@ fn middle((from, to): TimeBounds) -> u64 {
 }
 
 impl TrueCounts {
-    /// A count by its name, as scenarios call it; `None`: there is none of this name.
+    /// A count by its name in scenario files; `None` if there is no such count.
     #[must_use]
     pub fn by_name(&self, id: &str) -> Option<u64> {
         Some(match id {
@@ -581,18 +585,18 @@ impl TrueCounts {
         })
     }
 
-    /// Whether what a scenario set out to do came about.
+    /// Checks that the scenario had the intended effect.
     ///
     /// # Errors
-    /// The first count that is not in its range.
+    /// The first count that is outside its range.
     pub fn check(
         &self,
         expected: &BTreeMap<scenario::CountName, scenario::CountRange>,
     ) -> Result<(), String> {
         for (scenario::CountName(id), scenario::CountRange(range)) in expected {
-            let found = self.by_name(id).expect("a script has only names that there are");
+            let found = self.by_name(id).expect("a scenario has only known names");
             if !range.contains(&found) {
-                return Err(format!("{id}: the wires made {found}, the scenario wants {range:?}"));
+                return Err(format!("{id}: true count is {found}, the scenario expects {range:?}"));
             }
         }
         Ok(())

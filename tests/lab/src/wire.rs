@@ -1,8 +1,8 @@
-//! A cable with a bad link in it.
+//! A cable with a simulated link in it.
 //!
-//! A thread between two packet sockets takes each frame from one end, asks the link what becomes of it, and puts the
-//! copies on the other end when it is time. The stamps of the hosts stay the kernel's own, made where frames leave and
-//! enter their namespaces.
+//! A thread between two packet sockets receives each frame from one end, asks the link for its outcome, and
+//! sends the copies at the other end when they are due. Hosts still get the kernel's own timestamps, taken
+//! where frames leave and enter their namespaces.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -27,7 +27,7 @@ use crate::frame::{Datagram, UDP};
 use crate::namespace::Namespace;
 use crate::offload;
 
-/// A direction of a wire: from the end that was named first, or to it.
+/// Direction of a datagram on a wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WireDirection {
     /// From the first end to the second.
@@ -36,41 +36,41 @@ pub enum WireDirection {
     Reverse,
 }
 
-/// What happened to one datagram. Times are CLOCK_REALTIME, in nanoseconds.
+/// The log entry of one datagram. Times are CLOCK_REALTIME, in nanoseconds.
 #[derive(Debug, Clone)]
 pub struct LogEntry {
-    /// Which way it went.
+    /// Direction.
     pub direction: WireDirection,
-    /// When it entered, by the kernel's stamp.
+    /// When it entered, by the kernel's receive timestamp.
     pub at: u64,
-    /// What it was.
+    /// Addresses, header fields and first payload bytes.
     pub head: DatagramHead,
-    /// What a TCP segment carried, whole; `None` for everything else, and where it carried nothing.
+    /// Whole payload of a TCP segment; `None` for other datagrams and for empty segments.
     pub tcp_payload: Option<Box<[u8]>>,
-    /// The copies that came out, or why none did.
+    /// The delivered copies, or why it was dropped.
     pub outcome: Result<[Option<DeliveredCopy>; 2], Dropped>,
 }
 
-/// What is remembered of a datagram.
+/// The logged part of a datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct DatagramHead {
-    /// Addresses, lengths and header fields as it entered.
+    /// Addresses, lengths and header fields on entry.
     pub datagram: Datagram,
-    /// The beginning of its payload, padded with zeros: a STAMP packet, and the head
-    /// of its first extension.
+    /// First bytes of the payload, padded with zeros: enough for a STAMP packet and the head of its first
+    /// extension.
     pub payload: [u8; 128],
 }
 
-/// How a copy came out.
+/// A delivered copy of a datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct DeliveredCopy {
-    /// When, between two readings of the clock; `None` while it is under way.
+    /// When it was delivered, between two clock readings; `None` while it is in flight.
     pub delivered_at: Option<(u64, u64)>,
-    /// Whether a bit was changed, in which byte of the payload, and who notices.
+    /// The offset of the damaged payload byte, and whether a checksum reveals the damage.
     pub damage: Option<(usize, Corruption)>,
-    /// Type of service as it came out.
+    /// Type of service on delivery.
     pub tos: u8,
-    /// Time to live as it came out.
+    /// Time to live on delivery.
     pub ttl: u8,
 }
 
@@ -91,17 +91,18 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     links: [Link; 2],
-    /// One for each way: what goes one way does not decide what becomes of what goes the other.
+    /// One generator per direction: traffic in one direction does not affect the outcomes in the other.
     random: [Random; 2],
     log: Vec<LogEntry>,
-    /// UDP datagrams and ICMP echoes that entered, by way.
+    /// UDP datagrams and ICMP echoes that entered, by direction.
     entered: [usize; 2],
-    /// Frames that the kernel dropped before we took them, or did not take from us: each makes the log untrue.
+    /// Frames that the kernel dropped before they were received, or refused to send. If there are any, the
+    /// log is incomplete.
     missed: u64,
 }
 
 impl Wire {
-    /// Puts a perfect link without delay between two interfaces of a namespace.
+    /// Starts a wire, with a perfect link without delay, between two interfaces of a namespace.
     #[must_use]
     pub fn new(namespace: &Namespace, ends: [&str; 2], seed: u64) -> Self {
         let ends = namespace.within(|| ends.map(WireEnd::open));
@@ -125,27 +126,26 @@ impl Wire {
         Self { shared, wakeup, thread: Some(thread) }
     }
 
-    /// Changes both links, from the next datagram on; what is under way is not affected.
+    /// Changes both links from the next datagram on. Datagrams in flight are not affected.
     pub fn set_links(&self, forward: &Link, reverse: &Link) {
         let mut state = self.shared.state.lock().unwrap();
         state.links[0].become_like(forward);
         state.links[1].become_like(reverse);
     }
 
-    /// UDP datagrams and ICMP echoes that entered so far, one way.
+    /// The number of UDP datagrams and ICMP echoes that entered so far in one direction.
     #[must_use]
     pub fn entered(&self, direction: WireDirection) -> usize {
         self.shared.state.lock().unwrap().entered[direction as usize]
     }
 
-    /// Reads the truth so far, in the order in which datagrams entered. Frames wait meanwhile.
+    /// Reads the log so far, in order of entry. Frames wait meanwhile.
     ///
     /// # Panics
-    /// When the kernel dropped a frame before the wire could take it, or would not take one from it: its log is then not
-    /// the truth.
+    /// When the kernel dropped a frame at the wire or refused to send one: the log is then incomplete.
     pub fn read<T>(&self, read_log: impl FnOnce(&[LogEntry]) -> T) -> T {
         let state = self.shared.state.lock().unwrap();
-        assert_eq!(state.missed, 0, "the kernel dropped frames at the wire: its log is not the truth");
+        assert_eq!(state.missed, 0, "the kernel dropped frames at the wire: the log is incomplete");
         read_log(&state.log)
     }
 }
@@ -162,24 +162,24 @@ impl Drop for Wire {
     }
 }
 
-/// The thread's own.
+/// The state of the forwarding thread.
 struct Forwarder {
     ends: [WireEnd; 2],
     shared: Arc<Shared>,
     wakeup: Arc<EventFd>,
-    /// By time, then in the order in which they entered.
+    /// By due time, then by order of entry.
     queue: BinaryHeap<Reverse<QueuedFrame>>,
-    /// Frames that were given a number.
+    /// The number of frames numbered so far.
     frame_count: u64,
 }
 
-/// A copy on its way.
+/// A copy in flight.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct QueuedFrame {
     due: u64,
     number: u64,
     direction: WireDirection,
-    /// Where in the log it is, and which copy; `None` for what is not logged.
+    /// Index in the log, and which copy; `None` if not logged.
     entry: Option<(usize, usize)>,
     frame: Vec<u8>,
 }
@@ -193,7 +193,7 @@ impl Forwarder {
             for (end, direction) in [(0, WireDirection::Forward), (1, WireDirection::Reverse)] {
                 while let Some((length, at)) = self.ends[end].receive(&mut buffer) {
                     self.accept(direction, at, &buffer[..length]);
-                    // What is due does not wait for a full queue to be read.
+                    // Due frames do not wait until a full queue is read.
                     self.send_due();
                 }
                 let missed = self.ends[end].take_drops();
@@ -224,7 +224,7 @@ impl Forwarder {
             self.frame_count
         };
         let Some(datagram) = Datagram::find(frame) else {
-            // Neighbours and groups: what keeps a network together is not on trial.
+            // Neighbour discovery and multicast pass unchanged and unlogged.
             let queued =
                 QueuedFrame { due: at, number: number(), direction, entry: None, frame: frame.to_vec() };
             self.queue.push(Reverse(queued));
@@ -287,13 +287,13 @@ impl Forwarder {
 /// The longest frame: an Ethernet header and the longest IP datagram.
 const FRAME_BYTES: usize = 65_549;
 
-/// Frames may wait for us while we do not run.
+/// Frames wait here while this process does not run.
 const RECEIVE_BUFFER: usize = 64 << 20;
 
-/// Frames that are out wait for the processor that hands them over. Chosen: more of the longest than its backlog takes, 1,000.
+/// Sent frames wait for the receiving processor. Chosen: more than its backlog of 1,000 longest frames.
 const SEND_BUFFER: usize = 32 << 20;
 
-/// One end of a wire: a packet socket that hears everything on its interface but itself.
+/// One end of a wire: a packet socket that receives everything on its interface except what it sends.
 struct WireEnd {
     socket: OwnedFd,
 }
@@ -305,12 +305,12 @@ impl WireEnd {
             AddressFamily::Packet,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            // Nothing is heard before it is bound to its interface.
+            // Receive nothing before the socket is bound to its interface.
             None::<SockProtocol>,
         )
         .unwrap();
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true).unwrap();
-        // More than the limit of ordinary sockets takes privilege; without it the limit has to do.
+        // Exceeding the limit of ordinary sockets needs privilege; without it the limit applies.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).unwrap();
         }
@@ -321,7 +321,7 @@ impl WireEnd {
         Self { socket }
     }
 
-    /// The next frame: its length in `buffer`, and when it came. `None` when there is none.
+    /// Receives the next frame: its length in `buffer` and its timestamp. `None` if there is none.
     fn receive(&self, buffer: &mut [u8]) -> Option<(usize, u64)> {
         let mut control = nix::cmsg_space!(TimeSpec);
         let mut parts = [IoSliceMut::new(buffer)];
@@ -335,14 +335,14 @@ impl WireEnd {
             let ControlMessageOwned::ScmTimestampns(at) = message else { return None };
             Some(nanos(at))
         });
-        Some((message.bytes, timestamp.expect("the kernel stamps what a packet socket gets")))
+        Some((message.bytes, timestamp.expect("the kernel timestamps frames of a packet socket")))
     }
 
     fn send(&self, frame: &[u8]) -> bool {
         send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).is_ok()
     }
 
-    /// Frames that found no room since the last call.
+    /// The number of frames dropped for lack of buffer space since the last call.
     #[expect(unsafe_code, reason = "PACKET_STATISTICS has no safe wrapper")]
     fn take_drops(&self) -> u64 {
         let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
@@ -376,7 +376,7 @@ fn bind(socket: &OwnedFd, interface: &str) {
     assert_eq!(outcome, 0, "binding to {interface}: {}", std::io::Error::last_os_error());
 }
 
-/// Asks to be woken on time, and in front of others where that is allowed: a delay of ours is one of the link.
+/// Requests precise wake-ups, and real-time scheduling where allowed: a delay here is a delay of the link.
 #[expect(unsafe_code, reason = "two system calls without a safe wrapper")]
 fn raise_priority() {
     // SAFETY: prctl with plain numbers.
@@ -395,7 +395,7 @@ fn nanos(time: TimeSpec) -> u64 {
 }
 
 impl DatagramHead {
-    /// Length of its payload.
+    /// Length of the payload in bytes.
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
         self.datagram.payload_bytes()

@@ -1,5 +1,5 @@
-//! Echo over connections, across links that lose, fall silent, or are too narrow. A stream loses nothing of that; it makes
-//! wait, and for how long is compared with what the wire did to every byte.
+//! Echo over connections, across links with loss, blackouts and bottlenecks. A stream loses nothing then, but
+//! messages wait, and each wait is compared with what happened to every byte on the wire.
 
 mod outcome;
 mod testbed;
@@ -16,19 +16,19 @@ use crate::testbed::Inconclusive;
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 
-/// Loses so many both ways.
+/// A link with loss.
 fn lossy(delay: u64, loss: Loss) -> Link {
     let mut link = Link::perfect(delay);
     link.loss = loss;
     link
 }
 
-/// Messages that see harmless links before and after.
+/// Messages of each path before and after the impairment.
 const UNIMPAIRED: u64 = 60;
-/// Messages of each path that see a bad one.
+/// Messages of each path during the impairment.
 const IMPAIRED: u64 = 1_000;
 
-/// Random loss makes messages wait, and each waits as long as the wire says.
+/// Random loss makes messages wait; each wait equals the wire's.
 fn random_loss(probes: &[StreamProbe]) -> Result<(), Inconclusive> {
     with_stream_testbed(probes, 20 * MS, |testbed| {
         testbed.answers(UNIMPAIRED);
@@ -42,13 +42,13 @@ fn random_loss(probes: &[StreamProbe]) -> Result<(), Inconclusive> {
                 path.connections.iter().flat_map(|connection| [&connection.to_server, &connection.to_client])
             {
                 let segments = stream.segments;
-                // What was lost had to be sent again, and besides it what only seemed lost.
+                // Lost segments had to be retransmitted, and others that only seemed lost.
                 assert!(
                     segments.dropped > 0 && segments.retransmitted_bytes >= segments.dropped_bytes,
                     "{segments:?}"
                 );
             }
-            // What TCP says: 20 ms each way at the least, and never idle for all of the time.
+            // TCP's own estimates: at least 20 ms each way, and busy for at least one round trip.
             let seconds = |name| path.path.seconds(&path.page, name);
             let (least, smoothed) = (seconds("tcp_rtt_minimum_seconds"), seconds("tcp_srtt_seconds"));
             assert!((0.039..1.0).contains(&least) && smoothed >= least, "{least} s, {smoothed} s");
@@ -86,14 +86,14 @@ fn now() -> u64 {
     nanos(SystemTime::now().duration_since(UNIX_EPOCH).unwrap())
 }
 
-/// Nothing passes for so long, from now on.
+/// Drops everything from now on for a period. Returns its start and end.
 fn black_out(testbed: &StreamTestbed<'_>, delay: u64, span: Duration) -> (u64, u64) {
     let (from, to) = (now(), now() + nanos(span));
     testbed.set_links(&lossy(delay, Loss::Blackout { from, to }));
     (from, to)
 }
 
-/// A connection outlives a silence that is shorter than `lost_after`: everything is late or ok.
+/// A connection survives a blackout that is shorter than `lost_after`: every message is late or ok.
 pub(crate) fn tcp_blackout() -> Result<(), Inconclusive> {
     const BLACKOUT: Duration = Duration::from_secs(6);
     with_stream_testbed(&[StreamProbe::new("tcp", 8, TCP)], 5 * MS, |testbed| {
@@ -103,7 +103,7 @@ pub(crate) fn tcp_blackout() -> Result<(), Inconclusive> {
         let outcome = testbed.finish();
         for path in &outcome {
             let late = path.count("late_total", &[]);
-            // Fifty a second, for all of the silence but its last second.
+            // Fifty messages a second, for all of the blackout but its last second.
             assert!(late >= 240, "{late} are late");
             let longest = path.exchanges().iter().map(|(_, span)| span.0).max();
             assert!(longest > Some(nanos(BLACKOUT) - 100 * MS), "{longest:?}");
@@ -112,8 +112,8 @@ pub(crate) fn tcp_blackout() -> Result<(), Inconclusive> {
     })
 }
 
-/// A connection on which nothing came back for `lost_after` is given up with everything on it; what waits for the next one waits
-/// no longer than that.
+/// A connection without a reply for `lost_after` is closed and its messages are lost. Messages wait no longer
+/// than that for the next connection.
 pub(crate) fn tcp_timeout() -> Result<(), Inconclusive> {
     const BLACKOUT: Duration = Duration::from_secs(22);
     let probe = StreamProbe { lost_after: Duration::from_secs(5), ..StreamProbe::new("tcp", 8, TCP) };
@@ -126,10 +126,10 @@ pub(crate) fn tcp_timeout() -> Result<(), Inconclusive> {
     })
 }
 
-/// A link that is too narrow fills the send buffer; what waits in front of it counts from when it was meant to leave.
+/// A bottleneck fills the send buffer; messages that wait for it count from their scheduled departure.
 pub(crate) fn tcp_bottleneck() -> Result<(), Inconclusive> {
     let large = StreamProtocol::Messages(MessageProtocol::Tcp { bytes: 65_536 });
-    // 13 Mbit/s over each address family, where 20 fit.
+    // 13 Mbit/s over each address family, on a link of 20 Mbit/s.
     let probe = StreamProbe { interval: Duration::from_millis(40), ..StreamProbe::new("large", 8, large) };
     with_stream_testbed(&[probe], 5 * MS, |testbed| {
         testbed.answers(UNIMPAIRED / 2);
@@ -141,7 +141,7 @@ pub(crate) fn tcp_bottleneck() -> Result<(), Inconclusive> {
         testbed.answers(UNIMPAIRED);
         let outcome = testbed.finish();
         for path in &outcome {
-            // A send buffer holds two of them, for a quarter of that: it was the program that had to keep them.
+            // A send buffer holds two messages, a quarter of this time: the program had to hold the others.
             let waited = path.exchanges().iter().filter_map(|(exchange, _)| exchange.waited()).max();
             if waited < Some(SECOND / 2) {
                 return Err(Inconclusive(format!("nothing waited for longer than {waited:?} ns")));

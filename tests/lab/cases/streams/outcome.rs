@@ -1,4 +1,4 @@
-//! What was exported of a path over connections, and what was true.
+//! The exported metrics of a path over connections, and the true values.
 
 use pathmeter_lab::Page;
 use pathmeter_lab::connection::{Connection, MessageExchange, MessageProtocol};
@@ -8,15 +8,16 @@ use super::testbed::{StreamPath, StreamProbe, StreamProtocol};
 use super::{MS, SECOND};
 use crate::testbed::{Inconclusive, PAUSES, TIME_ERROR};
 
-/// What a program may take from the arrival of an answer until it looks at its clock, where the kernel does not: of each
-/// answer when they are added up, and of one that counts as longer than a bound of the histogram.
+/// Longest delay between the arrival of a reply and the program's clock reading where the kernel does not
+/// timestamp it: on average over all replies, and for one reply that falls above a bucket bound.
 pub(super) const WAKE_UP: u64 = 2 * MS;
 pub(super) const WAKE_UP_MAX: u64 = 15 * MS;
 
-/// Where more slots than one of so many went unsent, the machine stood still for too long.
+/// A run is inconclusive if more than one in this many slots went unsent: the machine did not run for too
+/// long.
 pub(super) const UNSENT_ONE_OF: u64 = 100;
 
-/// Bounds of the histogram of round trips above what the wires take, in nanoseconds and as it writes them.
+/// Bucket bounds of the RTT histogram above the delay of the wires, in nanoseconds and as labels.
 pub(super) const BOUNDS: [(u64, &str); 7] = [
     (50 * MS, "le=\"0.05\""),
     (100 * MS, "le=\"0.1\""),
@@ -27,15 +28,15 @@ pub(super) const BOUNDS: [(u64, &str); 7] = [
     (5 * SECOND, "le=\"5.0\""),
 ];
 
-/// What was exported of a path in the end, and what was true.
+/// The exported metrics of a path at the end of a run, and its connections on the wire.
 pub(super) struct StreamOutcome<'a> {
     pub(super) path: StreamPath<'a>,
     pub(super) page: Page,
-    /// Of its own, in the order in which they were opened.
+    /// The connections of the path, in opening order.
     pub(super) connections: Vec<Connection>,
 }
 
-/// Not one of these may be counted on a path that stays connected.
+/// Counters that must be 0 on a path that stays connected.
 pub(super) const NONE_OF: [&str; 9] = [
     "reconnects_total",
     "lost_total",
@@ -53,12 +54,12 @@ impl StreamOutcome<'_> {
         self.path.count(&self.page, name, labels)
     }
 
-    /// Segments and bytes that were sent again, as exported.
+    /// Retransmitted segments and bytes, as exported.
     pub(super) fn retransmitted(&self) -> [u64; 2] {
         [self.count("tcp_retransmits_total", &[]), self.count("tcp_retransmitted_bytes_total", &[])]
     }
 
-    /// The same, as the wire saw it.
+    /// Retransmitted segments and bytes, from the wire's log.
     pub(super) fn truly_retransmitted(&self) -> [u64; 2] {
         let segment_counts = || self.connections.iter().map(|connection| connection.to_server.segments);
         [
@@ -67,7 +68,8 @@ impl StreamOutcome<'_> {
         ]
     }
 
-    /// Messages that are in the histogram: a stream keeps its order, so they are the first that were answered in time.
+    /// The messages in the RTT histogram. A stream keeps its order, so they are the first ones that were
+    /// answered in time.
     pub(super) fn exchanges(&self) -> Vec<(MessageExchange, (u64, u64))> {
         let StreamProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
         let all = self.connections.iter().flat_map(|connection| connection.exchanges(protocol));
@@ -77,11 +79,11 @@ impl StreamOutcome<'_> {
         };
         let count = usize::try_from(self.path.answered(&self.page)).unwrap();
         let found: Vec<_> = all.filter_map(in_time).take(count).collect();
-        assert_eq!(found.len(), count, "{:?}: more answers are said to have come than came", self.path);
+        assert_eq!(found.len(), count, "{:?}: more replies were exported than arrived", self.path);
         found
     }
 
-    /// Messages of the connection that stands.
+    /// The messages of the current connection.
     pub(super) fn last_connection(&self) -> impl Iterator<Item = MessageExchange> {
         let exchanges = match (self.path.probe.protocol, self.connections.last()) {
             (StreamProtocol::Messages(protocol), Some(connection)) => connection.exchanges(protocol),
@@ -90,7 +92,7 @@ impl StreamOutcome<'_> {
         exchanges.into_iter()
     }
 
-    /// A sentence for everything that a path which stays connected should not say.
+    /// Describes every difference between the exported metrics and the truth for a path that stays connected.
     pub(super) fn differences(&self) -> Vec<String> {
         let mut differences: Vec<String> = NONE_OF
             .iter()
@@ -103,7 +105,8 @@ impl StreamOutcome<'_> {
         }
         let (exported, truth) = (self.retransmitted(), self.truly_retransmitted());
         if exported != truth {
-            differences.push(format!("segments and bytes sent again: says {exported:?}, truly {truth:?}"));
+            differences
+                .push(format!("retransmitted segments and bytes: exported {exported:?}, true {truth:?}"));
         }
         let exchanges = self.exchanges();
         if exchanges.iter().zip(0..).any(|((exchange, _), place)| exchange.sequence != place) {
@@ -113,10 +116,10 @@ impl StreamOutcome<'_> {
         differences
     }
 
-    /// A sentence for every bucket, and for the sum, that the wire contradicts; and for slots that nobody knows of.
+    /// Describes every bucket, sum and slot count that the wire contradicts.
     pub(super) fn times_differ(&self, exchanges: &[(MessageExchange, (u64, u64))]) -> Vec<String> {
         let StreamProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
-        // By how much more than the truth may be said of one, and in the sum.
+        // Tolerance above the true time: for one message, and in the sum.
         let allowed = |exchange: &MessageExchange| match protocol {
             MessageProtocol::Tcp { .. } if exchange.is_joined() => (WAKE_UP_MAX, WAKE_UP_MAX),
             MessageProtocol::Tcp { .. } => (TIME_ERROR, TIME_ERROR),
@@ -130,7 +133,7 @@ impl StreamOutcome<'_> {
         let slots = (last.scheduled_at - first.scheduled_at + interval / 2) / interval;
         if slots.abs_diff(last.sequence - first.sequence + unsent) > 2 {
             differences
-                .push(format!("{slots} slots passed by, {} messages and {unsent} unsent", last.sequence));
+                .push(format!("{slots} slots were due, {} messages and {unsent} unsent", last.sequence));
         }
 
         let answered = exchanges.len() as u64;
@@ -139,10 +142,10 @@ impl StreamOutcome<'_> {
             let least = count(&mut exchanges.iter().map(|(_, span)| span.0 > bound));
             let most = count(&mut exchanges.iter().map(|(found, span)| span.1 + allowed(found).0 > bound));
             let exported = answered - self.count("rtt_seconds_bucket", &[label]);
-            // A moment in which the machine stood still between two looks at the clock belongs to one message.
+            // A pause of the machine between two clock readings affects one message.
             if exported + unsent < least || exported > most + unsent {
                 differences.push(format!(
-                    "above {label}: says {exported}, truly {least} to {most}, {unsent} unsent"
+                    "above {label}: exported {exported}, true {least} to {most}, {unsent} unsent"
                 ));
             }
         }
@@ -153,13 +156,12 @@ impl StreamOutcome<'_> {
         let exported = (self.path.seconds(&self.page, "rtt_seconds_sum") * 1e9) as u64;
         let slack = PAUSES + unsent * interval;
         if exported + slack < least || exported > most + slack {
-            differences
-                .push(format!("sum: says {exported}, truly {least} to {most}, {slack} more or less allowed"));
+            differences.push(format!("sum: exported {exported}, true {least} to {most}, tolerance {slack}"));
         }
         differences
     }
 
-    /// Compares a path of which a connection was given up because of a silence.
+    /// Compares a path whose connection timed out because of a blackout.
     pub(super) fn compare_after_timeout(&self, from: u64, to: u64) -> Result<(), Inconclusive> {
         self.path.check_stalls(&self.page)?;
         let StreamProbe { lost_after, interval, .. } = *self.path.probe;
@@ -171,9 +173,9 @@ impl StreamOutcome<'_> {
         }
         let by_timeout = self.count("reconnects_total", &["reason=\"timeout\""]);
         assert_eq!(self.count("reconnects_total", &[]), by_timeout, "{path:?}\n{}", self.page);
-        // Each of them ended one that was opened; the last one stands.
+        // Each timeout ended a connection that had been opened; the last connection stands.
         assert_eq!(by_timeout + 1, self.connections.len() as u64, "{path:?}\n{}", self.page);
-        // At least the first, and of the attempts those that began more than 5 s before the silence was over.
+        // The first connection, and the attempts that began more than 5 s before the blackout ended.
         assert!(by_timeout >= 2, "{by_timeout}");
         assert_eq!(self.count("connected", &[]), 1, "{path:?}");
 
@@ -184,24 +186,24 @@ impl StreamOutcome<'_> {
         let differences = self.times_differ(&exchanges);
         assert!(differences.is_empty(), "{path:?}\n{}\n{}", differences.join("\n"), self.page);
 
-        // There is one gap, from the silence to what waited when there was a connection again.
+        // There is one gap: from the blackout to the message that waited when the path was connected again.
         let gaps = exchanges.windows(2).filter(|pair| pair[0].0.sequence + 1 != pair[1].0.sequence);
         let gaps: Vec<_> = gaps.map(|pair| (pair[0].0, pair[1].0)).collect();
         let [(before, behind)] = gaps[..] else { panic!("{path:?}: {gaps:?}") };
         assert_eq!(behind.sequence - before.sequence - 1, lost, "{path:?}");
-        // One that was sent in the last moment is answered when it is lost already.
+        // A message sent just in time may be answered after it was declared lost.
         let very_late = self
             .last_connection()
             .filter(|exchange| exchange.elapsed().is_some_and(|elapsed| elapsed.0 > lost_after));
         assert_eq!(self.count("very_late_total", &[]), very_late.count() as u64, "{path:?}\n{}", self.page);
         let unsent = self.count("unsent_total", &[]);
         let slack = (unsent + 3) * interval;
-        // The last that was answered left just before the silence.
+        // The last answered message left just before the blackout.
         assert!(
             before.scheduled_at < from && before.scheduled_at + slack + 40 * MS > from,
             "{path:?}: {before:?}, {from}"
         );
-        // The first that was sent again had waited for almost as long as it may.
+        // The first message on the new connection had waited almost as long as allowed.
         assert!(behind.scheduled_at < to + lost_after, "{path:?}: {behind:?}");
         let waited = behind.waited().unwrap_or_default();
         let is_in_time = waited <= lost_after + PAUSES && waited + slack >= lost_after;
@@ -210,7 +212,7 @@ impl StreamOutcome<'_> {
         Ok(())
     }
 
-    /// A line for a table.
+    /// A line of results.
     pub(super) fn row(&self) -> String {
         let exchanges = self.exchanges();
         let segments =

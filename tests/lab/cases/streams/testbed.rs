@@ -1,4 +1,4 @@
-//! Two agents and what one of them measures of the other over connections.
+//! Two agents, one of which measures the other over connections.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -14,23 +14,23 @@ use super::outcome::{StreamOutcome, UNSENT_ONE_OF};
 use crate::agent::NodeAgent;
 use crate::testbed::{Inconclusive, seed};
 
-/// What is measured: a probe of the configuration.
+/// A probe of the configuration.
 #[derive(Debug, Clone)]
 pub(super) struct StreamProbe {
     pub(super) name: &'static str,
     pub(super) protocol: StreamProtocol,
     pub(super) interval: Duration,
     pub(super) lost_after: Duration,
-    /// Tells its connections from others.
+    /// Identifies the connections of this probe on the wire.
     pub(super) dscp: u8,
 }
 
-/// Over what.
+/// The protocol of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamProtocol {
-    /// Messages whose round trips the wire can tell.
+    /// Messages whose round trips the wire knows.
     Messages(MessageProtocol),
-    /// Requests.
+    /// HTTP requests, which carry no times.
     Http,
 }
 
@@ -40,11 +40,11 @@ pub(super) const TEXT: StreamProtocol =
 pub(super) const BINARY: StreamProtocol =
     StreamProtocol::Messages(MessageProtocol::WebSocket { format: MessageFormat::Binary, bytes: 200 });
 
-/// A round trip above this is late.
+/// Longer round trips are late.
 pub(super) const LATE_AFTER: Duration = Duration::from_secs(1);
 
 impl StreamProtocol {
-    /// Keys of a probe.
+    /// The keys of the probe in the configuration.
     pub(super) fn keys(self) -> Value {
         match self {
             Self::Messages(MessageProtocol::Tcp { bytes }) => {
@@ -88,16 +88,16 @@ impl StreamProbe {
         keys["late_after"] = format!("{}ms", LATE_AFTER.as_millis()).into();
         keys["lost_after"] = format!("{}ms", self.lost_after.as_millis()).into();
         keys["dscp"] = self.dscp.into();
-        // Connections that are only timed would be in the wire's log.
+        // Connect probes would appear in the wire's log.
         keys["connect_interval"] = "off".into();
         keys
     }
 }
 
-/// The other host's names in the configuration: one for each of its addresses.
+/// Names of the other host in the configuration, one for each of its addresses.
 pub(super) const PEERS: [&str; 2] = ["b", "b-ipv6"];
 
-/// Two hosts, a wire between them, and an agent on each. One of them measures the other over IPv4 and IPv6.
+/// Two hosts with a wire between them and an agent on each. One agent measures the other over IPv4 and IPv6.
 pub(super) struct StreamTestbed<'a> {
     pub(super) net: &'a Net,
     pub(super) prober: NodeAgent<'a>,
@@ -105,7 +105,7 @@ pub(super) struct StreamTestbed<'a> {
     pub(super) probes: &'a [StreamProbe],
 }
 
-/// A probe over one address family.
+/// A path: a probe over one address family.
 #[derive(Debug, Clone)]
 pub(super) struct StreamPath<'a> {
     pub(super) probe: &'a StreamProbe,
@@ -113,7 +113,8 @@ pub(super) struct StreamPath<'a> {
     pub(super) labels: [String; 2],
 }
 
-/// What sockets of the prober's host may keep, at least, at first and at most: two of the largest messages.
+/// Minimum, default and maximum send buffer on the prober's host; the maximum holds two of the largest
+/// messages.
 pub(super) const SEND_BUFFER: &str = "4096 16384 131072";
 
 pub(super) fn with_stream_testbed<T>(
@@ -157,7 +158,7 @@ impl<'a> StreamTestbed<'a> {
         self.probes.iter().flat_map(of).collect()
     }
 
-    /// Waits until so many more messages of each path are answered.
+    /// Waits until `more` further messages of each path are answered.
     pub(super) fn answers(&self, more: u64) {
         let paths = self.paths();
         let before = self.prober.page();
@@ -167,12 +168,13 @@ impl<'a> StreamTestbed<'a> {
         });
     }
 
-    /// Both directions become like this.
+    /// Sets both directions of the wire to this link.
     pub(super) fn set_links(&self, link: &Link) {
         self.wire().set_links(link, link);
     }
 
-    /// What came of each path. Links are harmless by then, and what was exported of what TCP says is up to date.
+    /// Collects the outcome of each path. Must be called when links are unimpaired and the exported TCP
+    /// statistics are up to date.
     pub(super) fn finish(&self) -> Vec<StreamOutcome<'a>> {
         self.paths().into_iter().map(|path| self.end(path)).collect()
     }
@@ -181,11 +183,11 @@ impl<'a> StreamTestbed<'a> {
         let begin = Instant::now();
         loop {
             let page = self.prober.page();
-            // Behind the page: that knows nothing which the log does not.
+            // Read after the page, so that the log contains everything on the page.
             let mut connections = Connection::read(self.wire(), WireDirection::Forward, path.to);
             connections.retain(|connection| connection.tos >> 2 == path.probe.dscp);
             let outcome = StreamOutcome { path: path.clone(), page, connections };
-            // TCP is asked once a second how it fares, and of a connection that was given up no more.
+            // TCP statistics are read once a second, and not after a connection has timed out.
             let is_up_to_date =
                 outcome.connections.len() != 1 || outcome.retransmitted() == outcome.truly_retransmitted();
             if is_up_to_date || begin.elapsed() > DEADLINE {
@@ -195,7 +197,7 @@ impl<'a> StreamTestbed<'a> {
         }
     }
 
-    /// Compares each path.
+    /// Compares the outcome of each path.
     pub(super) fn compare(&self, outcome: &[StreamOutcome<'_>]) -> Result<(), Inconclusive> {
         assert_eq!(self.prober.page().count("pathmeter_accounting_errors_total", &[]), 0);
         outcome.iter().try_for_each(|outcome| {
@@ -232,12 +234,12 @@ impl StreamPath<'_> {
         page.seconds(&format!("pathmeter_echo_{name}"), &labels)
     }
 
-    /// Where a machine that stood still explains what went unsent, nothing is proved.
+    /// Returns an error if so many slots went unsent that the machine must have paused.
     pub(super) fn check_stalls(&self, page: &Page) -> Result<(), Inconclusive> {
         let (unsent, sent) = (self.count(page, "unsent_total", &[]), self.count(page, "sent_total", &[]));
         if unsent > sent / UNSENT_ONE_OF {
             return Err(Inconclusive(format!(
-                "{unsent} slots of {:?} went unsent, {sent} did not",
+                "{unsent} slots of {:?} went unsent, {sent} were sent",
                 self.labels
             )));
         }

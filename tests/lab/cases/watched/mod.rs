@@ -1,8 +1,8 @@
-//! A fleet that Prometheus watches, with our rules, alerts and dashboards: what they say of known trouble.
-//!
-//! Hosts `a` and `b` are in the zone west, `c` and `d` in the zone east; Prometheus and Alertmanager are on `e`. Everybody
-//! is asked over HTTPS. What is expected of each recorded series, each query of the dashboards and each alert is in
-//! `expected.yaml`.
+//! A fleet monitored by Prometheus with the shipped rules, alerts and dashboards: what they show for known
+//! faults.
+//! Hosts `a` and `b` are in zone west, `c` and `d` in zone east; Prometheus and Alertmanager run on `e`. All
+//! agents serve HTTPS. `expected.yaml` has the expected result of each recorded series, dashboard query and
+//! alert.
 
 mod expected;
 mod prometheus;
@@ -30,29 +30,29 @@ use crate::testbed::Inconclusive;
 
 const AGENTS: [(&str, &str); 4] = [("a", "west"), ("b", "west"), ("c", "east"), ("d", "east")];
 
-/// How much faster time runs than for a fleet that is scraped every 15 s and sends a datagram a second.
+/// Speed of time, relative to a fleet that is scraped every 15 s and sends a datagram a second.
 const SPEEDUP: u32 = 15;
 
-/// A round trip takes four wires, so 4 ms.
+/// Delay of a wire in nanoseconds. A round trip crosses four wires, so 4 ms.
 const DELAY: u64 = 1_000_000;
-/// Two datagrams in a row differ by a third of this, 60 ms, on average.
+/// The mean difference between consecutive datagrams is a third of this, 60 ms.
 const SWINGING: Jitter = Jitter::Uniform(180_000_000);
 
-/// What is recorded of paths looks back for so long at most.
+/// The longest window of a recording rule about paths.
 const LONGEST_WINDOW: Duration = Duration::from_secs(16 * 60);
 
-/// In a few minutes.
+/// The accelerated trial: a few minutes.
 pub(crate) fn accelerated() -> Result<(), Inconclusive> {
     watched(SPEEDUP)
 }
 
-/// With the rules as they are, in an hour.
+/// The trial in real time: an hour.
 pub(crate) fn real_time() -> Result<(), Inconclusive> {
     watched(1)
 }
 
-/// A fleet with trouble: `a` loses every tenth packet that it sends; what `c` sends takes now this long and now that, and
-/// what is sent to it loses its class; `b` is told nonsense; `d` is dead.
+/// A fleet with faults: every tenth packet that `a` sends is lost; packets that `c` sends have variable
+/// delay, and packets to `c` lose their DSCP; `b` gets an invalid configuration; `d` is killed.
 fn watched(speedup: u32) -> Result<(), Inconclusive> {
     let expected: Expected = serde_yaml::from_str(include_str!("expected.yaml")).unwrap();
     let net = Plan::mesh(5).build(7);
@@ -65,7 +65,7 @@ fn watched(speedup: u32) -> Result<(), Inconclusive> {
     let prometheus = Prometheus::start(net.node("e"), folder.path(), speedup);
     let fleet = Fleet { prometheus, expected, queries: queries(speedup), speedup };
 
-    fleet.wait_until("everything is measured, and nothing is wrong", 10, Fleet::missing_measurements)?;
+    fleet.wait_until("all paths are measured and no alert fires", 10, Fleet::missing_measurements)?;
     let since = Instant::now();
     let mut remarking = calm.clone();
     remarking.rewrite.dscp = Some(0);
@@ -73,22 +73,22 @@ fn watched(speedup: u32) -> Result<(), Inconclusive> {
     net.wire("c", "core").set_links(&link(Loss::Random(0.0), SWINGING), &remarking);
     b.configure(json!("no configuration"));
     d.signal(Signal::SIGKILL);
-    fleet.wait_until("every alert fires that should", 30, |fleet| {
+    fleet.wait_until("every expected alert fires", 30, |fleet| {
         let missing = fleet.missing_alerts()?;
         let is_young = since.elapsed() < LONGEST_WINDOW / speedup;
         Ok(missing.into_iter().chain(is_young.then(|| "the longest window".to_owned())).collect())
     })?;
-    // A machine that stood still for a second shows in what is recorded of a window, until it is over.
-    fleet.wait_until("all is told as it is", 15, |fleet| Ok(fleet.problems()))?;
+    // A pause of the machine for a second shows in recorded series until their window has passed.
+    fleet.wait_until("all results are as expected", 15, |fleet| Ok(fleet.problems()))?;
 
     net.wires().for_each(|(_, wire)| wire.set_links(&calm, &calm));
     b.configure(config("b", folder.path(), speedup));
     let d = start("d");
     let events = &fleet.expected.events;
-    fleet.wait_until("what was repaired is told", 5, |fleet| Ok(fleet.answers(&events.repaired)))?;
-    fleet.wait_until("every alert is over", 60, Fleet::firing_alerts)?;
+    fleet.wait_until("the repair is shown", 5, |fleet| Ok(fleet.answers(&events.repaired)))?;
+    fleet.wait_until("no alert fires", 60, Fleet::firing_alerts)?;
     d.signal(Signal::SIGTERM);
-    fleet.wait_until("who leaves is told", 5, |fleet| {
+    fleet.wait_until("the goodbye is shown", 5, |fleet| {
         let mut missing = fleet.answers(&events.leaving);
         missing.extend(fleet.not_firing(&events.goodbye)?);
         Ok(missing)
@@ -101,7 +101,7 @@ fn link(loss: Loss, jitter: Jitter) -> Link {
     link
 }
 
-/// The list of agents, which is Prometheus' and theirs, and what HTTPS takes.
+/// Writes the list of agents, for Prometheus and for the agents, and the files for HTTPS.
 fn list(net: &Net, folder: &Path) {
     let host = |(name, zone): (&str, &str)| json!({"targets": [format!("{}:9862", net.v4(name))], "labels": {"instance": name, "zone": zone}});
     let hosts = AGENTS.map(host);
@@ -147,7 +147,7 @@ fn config(name: &str, folder: &Path, speedup: u32) -> Value {
     config
 }
 
-/// What is asked, and what is expected.
+/// Prometheus, its queries and the expected results.
 struct Fleet<'a> {
     prometheus: Prometheus<'a>,
     expected: Expected,
@@ -156,7 +156,7 @@ struct Fleet<'a> {
 }
 
 impl Fleet<'_> {
-    /// Waits until there is nothing left to tell of what is missing, for so many minutes of the rules' time.
+    /// Waits until `missing` returns nothing, for `minutes` in the time of the rules.
     fn wait_until(
         &self,
         what: &str,
@@ -178,10 +178,11 @@ impl Fleet<'_> {
         }
     }
 
-    /// Whether all agents had a processor to run on. One that had none says so, and nobody hears of its other alerts.
+    /// Returns an error if an agent did not get enough processor time: it reports that, and its other alerts
+    /// are inhibited.
     fn check_reliable(&self) -> Result<(), Inconclusive> {
         match self.firing().unwrap().contains("PathmeterMeasurementUnreliable") {
-            true => Err(Inconclusive("an agent did not run in time, and said so".to_owned())),
+            true => Err(Inconclusive("an agent reported that it did not run on time".to_owned())),
             false => Ok(()),
         }
     }
@@ -190,12 +191,12 @@ impl Fleet<'_> {
         Ok(self.prometheus.query(Server::First, query)?.first().map_or(0.0, |sample| sample.value))
     }
 
-    /// What is missing until everybody measures everybody, over a whole window.
+    /// What is missing until all agents have measured all others over a whole window.
     fn missing_measurements(&self) -> Result<Vec<String>, String> {
         let mut missing = self.firing()?.into_iter().collect::<Vec<_>>();
         for (query, least) in [
             ("count(up == 1)", 4.0),
-            // Three agents with four probes of three peers, and one that sums by groups.
+            // Three agents with four probes of three peers each, and one that exports groups.
             ("count(pathmeter_pair:echo_judged:rate5m{instance!=\"c\"} > 0)", 36.0),
             ("count(pathmeter_zone_pair:echo_judged:rate5m > 0)", 16.0),
             ("count(pathmeter_zone_pair:echo_rtt_seconds:p99_5m{probe=\"fast\"})", 4.0),
@@ -203,13 +204,13 @@ impl Fleet<'_> {
         ] {
             let found = self.number(query)?;
             if found < least {
-                missing.push(format!("{query} is {found} and not yet {least}"));
+                missing.push(format!("{query} is {found}, waiting for {least}"));
             }
         }
         Ok(missing)
     }
 
-    /// Names of alerts that fire.
+    /// The names of firing alerts.
     fn firing(&self) -> Result<BTreeSet<String>, String> {
         let alerts = self.prometheus.query(Server::First, "ALERTS{alertstate=\"firing\"}")?;
         Ok(alerts.into_iter().map(|alert| alert.labels["alertname"].clone()).collect())
@@ -219,7 +220,7 @@ impl Fleet<'_> {
         Ok(self.firing()?.into_iter().collect())
     }
 
-    /// Alerts that should fire and do not, and those that somebody should hear of, or nobody.
+    /// Describes alerts that should fire, be notified or be inhibited, and are not.
     fn missing_alerts(&self) -> Result<Vec<String>, String> {
         let notified = self.prometheus.notified()?;
         let alerts = &self.expected.alerts;
@@ -234,26 +235,26 @@ impl Fleet<'_> {
             } else if found.any(|found| found.is_inhibited != is_inhibited) {
                 lacking.push(format!(
                     "the Alertmanager should {} {alert}",
-                    if is_inhibited { "inhibit" } else { "tell" }
+                    if is_inhibited { "inhibit" } else { "notify" }
                 ));
             }
         }
         Ok(lacking)
     }
 
-    /// That an alert does not fire.
+    /// Describes an alert that does not fire.
     fn not_firing(&self, alert: &str) -> Result<Option<String>, String> {
         let alert: AlertSelector = alert.parse()?;
         let fires = !self.prometheus.query(Server::First, &alert.firing())?.is_empty();
         Ok((!fires).then(|| format!("{alert} does not fire")))
     }
 
-    /// Everything that is told otherwise than expected.
+    /// Describes everything that differs from the expected results.
     fn problems(&self) -> Vec<String> {
         [self.unexpected_alerts(), self.recorded(), self.dashboards(), self.downstream()].concat()
     }
 
-    /// Alerts that nobody expects, and rules that do not work.
+    /// Describes unexpected alerts and rules that fail.
     fn unexpected_alerts(&self) -> Vec<String> {
         let alerts = &self.expected.alerts;
         let selectors = alerts.notified.iter().chain(&alerts.inhibited);
@@ -264,17 +265,18 @@ impl Fleet<'_> {
         firing.map(|name| format!("{name} fires")).chain(self.prometheus.broken().unwrap()).collect()
     }
 
-    /// Recorded series that are not what is expected.
+    /// Describes recorded series that differ.
     fn recorded(&self) -> Vec<String> {
         let queries = &self.expected.recorded;
         let asked = |name: &String| queries.keys().any(|query| query.split('{').next() == Some(name));
         let unasked = self.prometheus.recorded().unwrap().into_iter().filter(|name| !asked(name));
-        let mut problems: Vec<String> = unasked.map(|name| format!("{name}: nothing is expected")).collect();
+        let mut problems: Vec<String> =
+            unasked.map(|name| format!("{name}: has no expected result")).collect();
         problems.extend(self.differences(Server::First, queries));
         problems
     }
 
-    /// Answers that are not what is expected.
+    /// Describes query results that differ.
     fn differences(&self, server: Server, queries: &BTreeMap<String, ExpectedValues>) -> Vec<String> {
         let difference = |(query, values): (&String, &ExpectedValues)| {
             let answer = self.prometheus.query(server, query).unwrap();
@@ -284,26 +286,26 @@ impl Fleet<'_> {
         queries.iter().filter_map(difference).collect()
     }
 
-    /// What those have that are behind the first Prometheus, where it is not what is expected.
+    /// Describes results on downstream servers that differ.
     fn downstream(&self) -> Vec<String> {
         let servers = self.expected.downstream.iter();
         servers.flat_map(|(server, queries)| self.differences(*server, queries)).collect()
     }
 
-    /// Queries of dashboards whose answer is not what is expected, and those of which nothing is.
+    /// Describes dashboard queries that differ or have no expected result.
     fn dashboards(&self) -> Vec<String> {
         let expected = self.expected.dashboards();
         let mut problems = self.answers(&expected);
         let unasked = self.queries.keys().filter(|name| !expected.contains_key(*name));
-        problems.extend(unasked.map(|name| format!("{name}: nothing is expected")));
+        problems.extend(unasked.map(|name| format!("{name}: has no expected result")));
         problems
     }
 
-    /// Queries of dashboards, by what they are called, whose answer is not what is expected.
+    /// Describes dashboard queries whose result differs.
     fn answers(&self, expected: &BTreeMap<String, ExpectedValues>) -> Vec<String> {
         let difference = |(name, values): (&String, &ExpectedValues)| {
             let Some(query) = self.queries.get(name) else {
-                return Some(format!("{name} is no query of a dashboard"));
+                return Some(format!("{name} is not a dashboard query"));
             };
             match self.prometheus.query(Server::First, query) {
                 Err(error) => Some(format!("{name}: {error}")),
@@ -315,7 +317,7 @@ impl Fleet<'_> {
     }
 }
 
-/// Every query of the dashboards for the pair of `a` and `b`, by dashboard, panel and letter.
+/// All dashboard queries for the pair of `a` and `b`, by dashboard, panel and letter.
 fn queries(speedup: u32) -> BTreeMap<String, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check-dashboards.py");
     let mut command = Command::new("python3");

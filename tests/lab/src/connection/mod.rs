@@ -1,7 +1,8 @@
-//! What truly happened on TCP connections, from the log of the wire that they passed.
+//! The true events on TCP connections, from the log of the wire that they crossed.
 //!
-//! A stream is followed byte by byte: when each byte first entered the wire, and when it and everything in front of it had
-//! come out. What arrives behind a hole waits in the receiver's kernel, and has not arrived for whoever reads the stream.
+//! A stream is followed byte by byte: when each byte first entered the wire, and when it and all bytes before
+//! it had been delivered. Bytes behind a gap wait in the receiver's kernel and do not count as delivered to
+//! the reader.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,107 +13,109 @@ use pathmeter_proto::wire::{NtpTime, PeerTimestamp};
 
 use crate::wire::{LogEntry, Wire, WireDirection};
 
-/// A connection that was opened across a wire.
+/// A TCP connection across a wire.
 #[derive(Debug)]
 pub struct Connection {
-    /// Who opened it.
+    /// Address of the client.
     pub client: SocketAddr,
-    /// Type of service of its first segment.
+    /// Type of service of the first segment.
     pub tos: u8,
-    /// From the client.
+    /// Bytes from the client to the server.
     pub to_server: Stream,
-    /// To the client.
+    /// Bytes from the server to the client.
     pub to_client: Stream,
 }
 
 /// One direction of a connection. Times are CLOCK_REALTIME, in nanoseconds.
 #[derive(Debug, Default)]
 pub struct Stream {
-    /// What the number of the first byte is.
+    /// Sequence number of the first byte.
     first: Option<u32>,
     bytes: Vec<u8>,
-    /// When everything in front of a byte had entered the wire for the first time.
+    /// By end position: when all bytes before it had entered the wire for the first time.
     entered: Vec<(usize, u64)>,
-    /// What entered in front of something that its host had sent earlier: two processors put frames of one stream into a veth.
+    /// Segments that entered before an earlier part of the stream, because two processors send frames of one
+    /// stream into a veth.
     pending: BTreeMap<usize, Box<[u8]>>,
-    /// Between which readings of the clock everything in front of a byte had come out.
+    /// By end position: when all bytes before it had been delivered.
     arrived: Vec<(usize, Arrival)>,
-    /// What came out in front of which something is still missing: where it begins and ends.
+    /// Delivered ranges behind a gap: start and end position.
     arrived_ahead: BTreeMap<usize, usize>,
-    /// What the wire saw of its segments.
+    /// Counts of the segments that entered the wire.
     pub segments: SegmentCounts,
 }
 
-/// How something arrived, and everything in front of it.
+/// When a position in the stream, and everything before it, was delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Arrival {
     at: TimeBounds,
-    /// Whether what was behind it had come before, or comes so soon that the receiver need not have run: its kernel joins such
-    /// segments, and then knows one time for both.
+    /// Whether later bytes were delivered earlier, or so soon that the receiver need not have run in between.
+    /// The receiver's kernel joins such segments and keeps one timestamp for both.
     is_joined: bool,
 }
 
-/// Between two readings of the clock, or two bounds of a time that cannot be known better.
+/// Lower and upper bound of a time in nanoseconds, such as the clock readings before and after an event.
 pub type TimeBounds = (u64, u64);
 
-/// Segments of a stream that entered the wire.
+/// Counts of the segments of a stream that entered the wire.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SegmentCounts {
-    /// All that carried something.
+    /// Segments with payload.
     pub data: u64,
-    /// Of those, and of those that open a connection, the ones that had entered before.
+    /// Segments with payload or SYN that had entered before.
     pub retransmitted: u64,
-    /// Bytes of those.
+    /// Payload bytes of those segments.
     pub retransmitted_bytes: u64,
-    /// Segments that carried something, of which no copy came out.
+    /// Segments with payload of which no copy was delivered.
     pub dropped: u64,
-    /// Bytes of those.
+    /// Payload bytes of those segments.
     pub dropped_bytes: u64,
 }
 
-/// What is spoken over a connection: messages of one length each way, behind something that only opens it.
+/// The protocol on a connection: a preamble, then messages of a fixed length each way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageProtocol {
-    /// Our echo over TCP.
+    /// pathmeter's echo over TCP.
     Tcp {
-        /// Bytes of a message.
+        /// Length of a message in bytes.
         bytes: usize,
     },
     /// Messages over a WebSocket.
     WebSocket {
-        /// What they look like.
+        /// Message format.
         format: MessageFormat,
-        /// Bytes of a message.
+        /// Length of a message in bytes.
         bytes: usize,
     },
 }
 
-/// A message and its answer.
+/// A message and its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageExchange {
-    /// Which it is, by its own word.
+    /// Sequence number, from the message.
     pub sequence: u64,
-    /// When it was meant to leave, by its own word.
+    /// When the message was scheduled to leave, from the message. CLOCK_REALTIME, in nanoseconds.
     pub scheduled_at: u64,
-    /// The way there.
+    /// Transfer to the server.
     to_server: Leg,
-    /// The way back.
+    /// Transfer to the client.
     to_client: Leg,
-    /// When the responder wrote the answer, by its own word; `None` where it says nothing.
+    /// When the responder wrote the reply, from the reply; `None` if the protocol does not carry it.
     reply_sent_at: Option<u64>,
 }
 
-/// One way of a message.
+/// Transfer of one message in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Leg {
     /// When all of it had entered the wire for the first time.
     entered: Option<u64>,
-    /// When all of it, and all in front of it, had come out.
+    /// When all of it, and all bytes before it, had been delivered.
     arrived: Option<Arrival>,
 }
 
 impl Connection {
-    /// Connections to an address that were opened across a wire, in that order; `forward` leads to it.
+    /// Connections to `server` across the wire, in opening order; `forward` is the direction towards the
+    /// server.
     #[must_use]
     pub fn read(wire: &Wire, forward: WireDirection, server: SocketAddr) -> Vec<Self> {
         wire.read(|log| Self::of(log, forward, server))
@@ -162,10 +165,10 @@ impl Connection {
         if way == forward { &mut self.to_server } else { &mut self.to_client }
     }
 
-    /// Its messages, in their order.
+    /// The messages of the connection, in order.
     ///
     /// # Panics
-    /// When it does not carry what it should.
+    /// When the connection does not carry this protocol.
     #[must_use]
     pub fn exchanges(&self, protocol: MessageProtocol) -> Vec<MessageExchange> {
         let [to_server, to_client] =
@@ -177,7 +180,7 @@ impl Connection {
                 let request = to_server + index * step_there..to_server + (index + 1) * step_there;
                 let reply = to_client + index * step_back..to_client + (index + 1) * step_back;
                 let way_there = self.to_server.leg(request.end);
-                let near = way_there.entered.expect("all that was carried entered");
+                let near = way_there.entered.expect("every byte of the stream entered the wire");
                 let (sequence, timestamp) = protocol.read(&self.to_server.bytes[request]);
                 let reply_sent_at =
                     self.to_client.bytes.get(reply.clone()).and_then(|bytes| protocol.reply_time(bytes));
@@ -193,26 +196,26 @@ impl Connection {
     }
 }
 
-/// A kernel, or a machine that does not run for a moment, takes no longer than this from a program's last look at the clock to
-/// the wire; what entered it later than that had to wait for its turn in the stream. Chosen: a busy machine's time slice.
+/// Longest time between a program's last clock reading and the wire for a message that was sent at once. A
+/// message that entered later had to wait in the stream. Chosen: the time slice of a busy machine.
 const PROMPT_SEND_MAX: u64 = 5_000_000;
 
 impl MessageExchange {
-    /// Whether its answer came.
+    /// Whether the reply was delivered.
     #[must_use]
     pub fn is_answered(&self) -> bool {
         self.to_client.arrived.is_some()
     }
 
-    /// Bounds of the time from when it was meant to leave to when its answer had come. `None` without an answer.
+    /// Bounds of the time from the scheduled departure to the delivery of the reply. `None` without a reply.
     #[must_use]
     pub fn elapsed(&self) -> Option<TimeBounds> {
         let (from, to) = self.to_client.arrived?.at;
         Some((from.saturating_sub(self.scheduled_at), to.saturating_sub(self.scheduled_at)))
     }
 
-    /// Whether something that was behind it or its answer came before it, or at once: when it arrived itself can be known to the
-    /// program no better than when it was read.
+    /// Whether the delivery of the message or of its reply was joined with later bytes. The program then
+    /// knows the arrival time only from when it read the bytes.
     #[must_use]
     pub fn is_joined(&self) -> bool {
         [self.to_server, self.to_client]
@@ -220,30 +223,31 @@ impl MessageExchange {
             .any(|leg| leg.arrived.is_some_and(|arrival| arrival.is_joined))
     }
 
-    /// How long it waited for its turn before it entered the wire, if it did not enter at once.
+    /// How long the message waited before it entered the wire, if longer than [`PROMPT_SEND_MAX`].
     #[must_use]
     pub fn waited(&self) -> Option<u64> {
         let waited = self.to_server.entered?.saturating_sub(self.scheduled_at);
         (waited > PROMPT_SEND_MAX).then_some(waited)
     }
 
-    /// Bounds of its round trip, from when it was meant to leave to when its answer, and everything in front of that, had come:
-    /// without what the responder took, where it says when it wrote the answer, else with it. `None` without an answer.
+    /// Bounds of the round trip, from the scheduled departure to the delivery of the reply and all bytes
+    /// before it. Excludes the responder's time if the reply carries its send time. `None` without a reply.
     ///
-    /// What left at once may have done so as late as it entered the wire; what had to wait counts from when it was meant to.
+    /// A message sent at once may have left as late as it entered the wire; one that had to wait counts from
+    /// its scheduled departure.
     ///
     /// # Panics
-    /// When it left before it was meant to, or the responder wrote the answer before it had the message.
+    /// When the message left before its schedule, or the reply was written before the message arrived.
     #[must_use]
     pub fn round_trip(&self) -> Option<TimeBounds> {
         const EARLY: u64 = 1_000_000;
         let (reached, came) = (self.to_server.arrived?.at, self.to_client.arrived?.at);
         let began = start_bounds(self.scheduled_at, self.to_server.entered?);
-        assert!(self.scheduled_at <= began.1 + EARLY, "{self:?} left before it was meant to");
+        assert!(self.scheduled_at <= began.1 + EARLY, "{self:?} left before its schedule");
         let Some(reply_sent_at) = self.reply_sent_at else {
             return Some((came.0 - began.1, came.1 - began.0));
         };
-        assert!(reached.0 <= reply_sent_at + EARLY, "{self:?} was answered before it had come");
+        assert!(reached.0 <= reply_sent_at + EARLY, "{self:?} was answered before it arrived");
         let replied = start_bounds(reply_sent_at, self.to_client.entered?);
         let sum = |to_server: u64, to_client: u64| to_server + to_client;
         let least = sum(reached.0.saturating_sub(began.1), came.0.saturating_sub(replied.1));
@@ -251,7 +255,7 @@ impl MessageExchange {
     }
 }
 
-/// When something began that was meant to at one time and entered the wire at another.
+/// Bounds of the true departure of something that was scheduled at one time and entered the wire at another.
 fn start_bounds(scheduled_at: u64, entered: u64) -> TimeBounds {
     if entered.saturating_sub(scheduled_at) > PROMPT_SEND_MAX {
         (scheduled_at, scheduled_at)
@@ -261,7 +265,7 @@ fn start_bounds(scheduled_at: u64, entered: u64) -> TimeBounds {
 }
 
 impl MessageProtocol {
-    /// Bytes of a stream in front of its first message.
+    /// Length of a stream before its first message.
     fn preamble_bytes(self, bytes: &[u8]) -> usize {
         match self {
             Self::Tcp { .. } => pathmeter_proto::wire::stream::GREETING_BYTES,
@@ -272,11 +276,11 @@ impl MessageProtocol {
         }
     }
 
-    /// Bytes from one message to the next, there and back.
+    /// Bytes from one message to the next, to the server and to the client.
     fn frame_bytes(self) -> [usize; 2] {
         match self {
             Self::Tcp { bytes } => [bytes, bytes],
-            // RFC 6455 section 5.2; a client masks.
+            // RFC 6455 section 5.2; clients mask their frames.
             Self::WebSocket { bytes, .. } => {
                 let head = if bytes < 126 { 2 } else { 4 };
                 [head + 4 + bytes, head + bytes]
@@ -284,7 +288,7 @@ impl MessageProtocol {
         }
     }
 
-    /// Which message this is, and when it was meant to leave.
+    /// Sequence number and scheduled departure of a message.
     fn read(self, frame: &[u8]) -> (u64, u64) {
         match self {
             Self::Tcp { .. } => (number(frame, 8), number(frame, 16)),
@@ -292,13 +296,13 @@ impl MessageProtocol {
                 let (head, body) = frame.split_at(frame.len() - bytes);
                 let mask = &head[head.len() - 4..];
                 let body: Vec<u8> = body.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b).collect();
-                let message = format.decode(&body, bytes).expect("it carries messages of ours");
+                let message = format.decode(&body, bytes).expect("the frame carries a pathmeter message");
                 (message.sequence, message.timestamp.0)
             }
         }
     }
 
-    /// When an answer was written, as it says.
+    /// When a reply was written, if it carries that.
     fn reply_time(self, frame: &[u8]) -> Option<u64> {
         match self {
             Self::Tcp { .. } => Some(number(frame, 32)),
@@ -311,14 +315,14 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight"))
 }
 
-/// A time as it was written, in nanoseconds since 1970; `near`: one that is not far from it.
+/// Converts an NTP timestamp to nanoseconds since 1970; `near` is a time in the same era.
 fn wall(timestamp: u64, near: u64) -> u64 {
     let other = PeerTimestamp::from_ntp(NtpTime::from(WallTime::from_nanos(near)).0);
     near.saturating_add_signed(PeerTimestamp::from_ntp(timestamp).signed_since(other))
 }
 
 impl Stream {
-    /// Takes note of a segment; where in the stream that stands which it carries, if it carries something.
+    /// Records a segment. Returns the start and end position of its payload, if it has one.
     fn on_entered(&mut self, entry: &LogEntry) -> Option<(usize, usize)> {
         let segment = entry.head.datagram.segment?;
         if segment.is_syn {
@@ -326,7 +330,7 @@ impl Stream {
             self.first = Some(segment.sequence.wrapping_add(1));
         }
         let tcp_payload = entry.tcp_payload.as_deref()?;
-        // Streams of the lab are shorter than the space of their numbers.
+        // Streams in the lab are shorter than the sequence number space.
         let from = segment.sequence.wrapping_sub(self.first?) as usize;
         let to = from + tcp_payload.len();
         let is_again = from < self.bytes.len() || self.pending.contains_key(&from);
@@ -345,7 +349,7 @@ impl Stream {
         Some((from, to))
     }
 
-    /// Appends what is early no more.
+    /// Appends pending segments that are now in order.
     fn append(&mut self, at: u64) {
         let before = self.bytes.len();
         while let Some(entry) = self.pending.first_entry().filter(|entry| *entry.key() <= self.bytes.len()) {
@@ -358,7 +362,7 @@ impl Stream {
         }
     }
 
-    /// Takes note of what came out of the wire. In the order of time.
+    /// Records a delivery. Must be called in time order.
     fn on_delivered(&mut self, span: TimeBounds, from: usize, to: usize) {
         let (contiguous_end, Arrival { at: latest, .. }) = self.arrived.last().copied().unwrap_or_default();
         let end = self.arrived_ahead.entry(from).or_default();
@@ -373,7 +377,7 @@ impl Stream {
         }
     }
 
-    /// What became of everything in front of a byte.
+    /// The transfer of everything before a position.
     fn leg(&self, end: usize) -> Leg {
         let entered = from(&self.entered, end).first().map(|(_, at)| *at);
         let arrived = match from(&self.arrived, end) {
@@ -388,12 +392,12 @@ impl Stream {
     }
 }
 
-/// Of what is sorted by where in a stream it ends, all from the first on that reaches as far as this.
+/// Entries sorted by end position, from the first that reaches `end`.
 fn from<T>(all: &[(usize, T)], end: usize) -> &[(usize, T)] {
     &all[all.partition_point(|(to, _)| *to < end)..]
 }
 
-/// When whole copies came out.
+/// When undamaged copies were delivered.
 fn deliveries(entry: &LogEntry) -> impl Iterator<Item = TimeBounds> + '_ {
     let copies = entry.outcome.iter().flatten().flatten();
     copies.filter(|exit| exit.damage.is_none()).filter_map(|exit| exit.delivered_at)

@@ -1,4 +1,4 @@
-//! Streams written by hand.
+//! Connections built by hand.
 
 use pathmeter_proto::sim::Dropped;
 use pathmeter_proto::wire::Message;
@@ -11,10 +11,10 @@ const MS: u64 = 1_000_000;
 const START: u64 = 1_800_000_000_000 * MS;
 const CLIENT: &str = "10.0.0.1:40000";
 const SERVER: &str = "10.0.0.2:9863";
-/// What the first byte of each stream is called: the numbers wrap around within the first message.
+/// Sequence number before the first byte of each stream: it wraps around within the first message.
 const FIRST: u32 = u32::MAX - 60;
 
-/// A segment of a stream that enters at a millisecond, and comes out 20 ms later or not at all.
+/// A segment that enters at a millisecond, and is delivered 20 ms later or lost.
 fn entry(way: WireDirection, at: u64, from: usize, tcp_payload: &[u8], is_lost: bool) -> LogEntry {
     let (source, destination) = match way {
         WireDirection::Forward => (CLIENT, SERVER),
@@ -40,7 +40,7 @@ fn entry(way: WireDirection, at: u64, from: usize, tcp_payload: &[u8], is_lost: 
     }
 }
 
-/// A message that was meant to leave, or an answer that was written, at a millisecond.
+/// A message scheduled, or a reply written, at a millisecond.
 fn message(sequence: u64, at: u64) -> Vec<u8> {
     let timestamp = NtpTime::from(WallTime::from_nanos(START + at * MS)).0.to_be_bytes();
     let mut bytes = vec![0; 56];
@@ -68,7 +68,7 @@ fn single_connection(log: &[LogEntry]) -> Connection {
 
 const TCP: MessageProtocol = MessageProtocol::Tcp { bytes: 56 };
 
-/// The first of three messages is lost, and sent again behind the others.
+/// The first of three messages is lost and retransmitted after the others.
 fn with_a_retransmission() -> Vec<LogEntry> {
     let [to_server, to_client] = [WireDirection::Forward, WireDirection::Reverse];
     let mut log = opened();
@@ -83,7 +83,7 @@ fn with_a_retransmission() -> Vec<LogEntry> {
 }
 
 #[test]
-fn what_is_behind_a_hole_arrives_with_what_was_missing() {
+fn bytes_behind_a_gap_are_delivered_with_the_missing_bytes() {
     let exchanges = single_connection(&with_a_retransmission()).exchanges(TCP);
     let least: Vec<u64> = exchanges.iter().map(|exchange| exchange.round_trip().unwrap().0 / MS).collect();
     assert_eq!(least, [120, 100, 80]);
@@ -94,12 +94,12 @@ fn what_is_behind_a_hole_arrives_with_what_was_missing() {
 }
 
 #[test]
-fn what_is_sent_again_is_counted_in_segments_and_bytes() {
+fn retransmissions_are_counted_in_segments_and_bytes() {
     let segments = single_connection(&with_a_retransmission()).to_server.segments;
     let expected =
         SegmentCounts { data: 5, retransmitted: 1, retransmitted_bytes: 56, dropped: 1, dropped_bytes: 56 };
     assert_eq!(segments, expected);
-    // Two that were lost may be sent again as one, which is cut elsewhere.
+    // Two lost segments may be retransmitted as one, cut at another position.
     let mut log = opened();
     let both = [message(0, 100), message(1, 120)].concat();
     log.push(entry(WireDirection::Forward, 100, 48, &both[..56], true));
@@ -113,7 +113,7 @@ fn what_is_sent_again_is_counted_in_segments_and_bytes() {
 }
 
 #[test]
-fn what_enters_out_of_its_order_has_entered_with_what_was_sent_before_it() {
+fn out_of_order_segment_has_entered_when_earlier_bytes_have() {
     let mut log = opened();
     log.push(entry(WireDirection::Forward, 120, 104, &message(1, 119), false));
     log.push(entry(WireDirection::Forward, 121, 48, &message(0, 118), false));
@@ -128,10 +128,10 @@ fn what_enters_out_of_its_order_has_entered_with_what_was_sent_before_it() {
 }
 
 #[test]
-fn a_message_that_had_to_wait_counts_from_when_it_was_meant_to_leave() {
+fn delayed_message_counts_from_its_scheduled_departure() {
     let mut log = opened();
     log.push(entry(WireDirection::Forward, 400, 48, &message(0, 100), false));
-    // Of the responder's 80 ms nothing counts, of the 20 ms that its answer waited everything.
+    // The responder's 80 ms do not count; the 20 ms that its reply waited do.
     log.push(entry(WireDirection::Reverse, 520, 48, &message(0, 500), false));
     let exchanges = single_connection(&log).exchanges(TCP);
     assert!(!exchanges[0].is_joined());
@@ -141,7 +141,7 @@ fn a_message_that_had_to_wait_counts_from_when_it_was_meant_to_leave() {
 }
 
 #[test]
-fn messages_of_a_websocket_are_found_behind_the_upgrade_and_unmasked() {
+fn websocket_messages_are_found_after_the_upgrade_and_unmasked() {
     let format = MessageFormat::Binary;
     let timestamp = NtpTime::from(WallTime::from_nanos(START + 100 * MS));
     let body = format.encode(Message { sequence: 7, timestamp }, 200);
@@ -157,12 +157,12 @@ fn messages_of_a_websocket_are_found_behind_the_upgrade_and_unmasked() {
     log.push(entry(WireDirection::Reverse, 130, 17, &to_client, false));
     let exchanges = single_connection(&log).exchanges(MessageProtocol::WebSocket { format, bytes: 200 });
     assert_eq!((exchanges.len(), exchanges[0].sequence, exchanges[0].scheduled_at), (1, 7, START + 100 * MS));
-    // The responder does not say what it took.
+    // The reply does not carry the responder's time.
     assert_eq!(exchanges[0].round_trip(), Some((50 * MS, 50 * MS + 10)));
 }
 
 #[test]
-fn a_new_connection_from_the_same_port_is_another_one() {
+fn new_connection_from_the_same_port_is_a_second_connection() {
     let mut log = opened();
     let mut retransmitted = entry(WireDirection::Forward, 900, 0, &[], false);
     retransmitted.head.datagram.segment.as_mut().unwrap().sequence = 5;
@@ -170,6 +170,6 @@ fn a_new_connection_from_the_same_port_is_another_one() {
     log.push(retransmitted);
     let all = Connection::of(&log, WireDirection::Forward, SERVER.parse().unwrap());
     assert_eq!(all.len(), 2);
-    // The one that opens it entered twice.
+    // The SYN entered twice.
     assert_eq!((all[0].to_server.segments.retransmitted, all[1].to_server.segments.retransmitted), (1, 0));
 }
