@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Boots a Debian with its systemd in a container (systemd-nspawn), installs the package there, and tries what only a running
-# systemd shows: the package's scripts, notify, reload, rotation of a key, socket activation, the watchdog, the stop.
+# Boots Debian with its systemd in a container (systemd-nspawn), installs the package there, and tests what
+# needs a running systemd: the scripts of the package, notify, reload, key rotation, socket activation,
+# watchdog, stop.
 #   boot-under-systemd.sh [SUITE [PROGRAM]]    default: the suite of this host, target/release/pathmeter
-# From Debian 13 (trixie) on systemd has Type=notify-reload, and the package uses it. Needs root, mmdebstrap and systemd-container.
+# Since Debian 13 (trixie) systemd has Type=notify-reload, and the package uses it. Needs root, mmdebstrap and
+# systemd-container.
 set -euo pipefail
 
 on_the_host() {
@@ -31,10 +33,10 @@ END
   mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
   ln -s ../trial.service "$root/etc/systemd/system/multi-user.target.wants/trial.service"
   echo "$suite with systemd $systemd"
-  # Without a systemd on this host there is nobody to register the container with. Its own cgroups are unified, as everywhere today.
+  # Do not register the container: this host may not run systemd. The container uses unified cgroups.
   SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 600 systemd-nspawn --quiet --register=no --keep-unit --private-network --boot \
     --directory "$root" >"$work/console" 2>&1 </dev/null || true
-  [ -e "$root/trial.log" ] || { tail -n 30 "$work/console" >&2; echo "error: it did not boot" >&2; exit 1; }
+  [ -e "$root/trial.log" ] || { tail -n 30 "$work/console" >&2; echo "error: the container did not boot" >&2; exit 1; }
   cat "$root/trial.log"
   if grep -q '^FAILED' "$root/trial.log" || ! grep -q '^all was tried$' "$root/trial.log"; then
     cat "$root/trial.err" >&2
@@ -57,7 +59,7 @@ check() {
   if "$@"; then ok "${words[*]}"; else fail "${words[*]}: $*"; fi
 }
 property() { systemctl show --value -p "$1" "${2:-$unit}"; }
-# is PROPERTY VALUE, of the service
+# is PROPERTY VALUE: that a property of the service has this value
 is() {
   local value
   value=$(property "$1")
@@ -74,9 +76,9 @@ eventually() {
 is_state() { [ "$(property ActiveState)" = "$1" ]; }
 logged() { journalctl --sync; journalctl --no-pager -o cat -u $unit --after-cursor="$mark" | grep -qF -e "$1"; }
 not_logged() { ! logged "$1"; }
-# What is logged counts from here.
+# Log messages count from here on.
 mark_log() { journalctl --sync; mark=$(journalctl -n 1 --show-cursor --no-pager | sed -n 's/^-- cursor: //p'); }
-# ask ADDRESS PATH: the answer of the HTTP port
+# ask ADDRESS PATH: the response of the HTTP port
 ask() {
   exec 5<>"/dev/tcp/$1/9862" || return
   printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&5
@@ -89,7 +91,7 @@ configure() { cat > /etc/pathmeter/config.yaml; }
 
 inside() {
   local pid starts served cut refused
-  # What fails is told, and the rest is tried.
+  # A failed check is reported, and the rest still runs.
   set +e
   export TERM=dumb
   mark_log
@@ -131,7 +133,7 @@ probes: [{name: fast, targets: [silent], interval: 100ms}, {name: ping, protocol
 END
   mark_log
   check "a new configuration is taken" -- systemctl reload $unit
-  # Before systemd 253 systemctl does not wait for it.
+  # Before systemd 253 systemctl does not wait for the reload.
   [ "$(property Type)" != notify-reload ] || check "it is in force when systemctl returns" -- logged "configuration reloaded"
   check "it is in force" -- eventually logged "configuration reloaded"
   check "the key is readable: $(stat -c '%A %U:%G' /etc/pathmeter/mesh.key)" -- [ "$(metric pathmeter_config_last_reload_successful)" = 1 ]
@@ -151,7 +153,7 @@ END
   is NRestarts 0
 
   echo "--- icmp"
-  # A group range that nobody is in.
+  # An empty group range.
   echo '1 0' > /proc/sys/net/ipv4/ping_group_range
   mkdir -p /etc/systemd/system/$unit.d
   cp /usr/share/doc/pathmeter/examples/$unit.d/icmp.conf.example /etc/systemd/system/$unit.d/icmp.conf
@@ -209,8 +211,8 @@ END
   check "IPv6 is served" -- serves ::1
   check "an IPv4 client is one" -- client_is 127.0.0.1 '"address":"127.0.0.1"'
   check "an IPv6 client is one" -- client_is ::1 '"address":"::1"'
-  # Scrapes in a row, while it restarts three times: those that come in between wait, and none is refused. What an agent that
-  # stops had just accepted and not read yet is cut.
+  # Scrapes continuously during three restarts: scrapes in between wait, and none is refused. A scrape that a
+  # stopping agent had accepted but not read yet is cut off.
   (
     served=0 cut=0 refused=0
     while [ ! -e /run/enough ]; do
@@ -239,7 +241,7 @@ END
   starts=$(property NRestarts)
   sleep 5
   is NRestarts "$starts"
-  # Nobody takes the connection, so that it is started for it until systemd has enough.
+  # No agent takes the connection, so systemd starts it again until its limit.
   serves 127.0.0.1
   check "a scrape does not start it for ever" -- [ "$(property Result pathmeter.socket)" = trigger-limit-hit ]
   configure < /dev/null
@@ -260,7 +262,7 @@ END
   check "nothing is left: $(find / -xdev -name '*pathmeter*' ! -path '/proc/*' ! -path /pathmeter.deb | tr '\n' ' ')" -- \
     [ -z "$(find / -xdev -name '*pathmeter*' ! -path '/proc/*' ! -path /pathmeter.deb)" ]
   check "no unit has failed" -- [ -z "$(systemctl --failed --no-legend --no-pager)" ]
-  echo "all was tried"
+  echo "all checks ran"
 }
 
 has_status() { [[ $(property StatusText) == measuring* ]]; }

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Checks grafana/dashboards/*.json against the generator, the grid, the metrics' documentation and promtool.
+"""Checks grafana/dashboards/*.json against the generator, the grid, the documentation of metrics and promtool.
 
   check-dashboards.py                      all checks but the schema
   check-dashboards.py --schema             against Grafana's own types; needs grafana-foundation-sdk
   check-dashboards.py --list --set instance=fra-1 --set peer=ams-1
                                            every query as JSON, with Grafana's variables replaced
 
-What is replaced if --set says nothing: job by pathmeter, probe, family and what can be All by .*, $__rate_interval by 1m, $__range by 1h.
+Default values: job is pathmeter, probe, family and what can be All by .*, $__rate_interval by 1m, $__range by 1h.
 """
 
 import argparse
@@ -28,9 +28,9 @@ SCREEN_ROWS, COLUMNS = 22, 24  # what 1920 by 1080 shows
 SCHEMA_VERSION = 39  # of Grafana 10.4
 SCRAPES_IN_A_WINDOW = 4
 
-# --- What Prometheus will have
+# --- Series in Prometheus
 
-# Labels that the scrape adds.
+# Labels added by a scrape.
 TARGET_LABELS = {"job", "instance", "zone"}
 PATH_LABELS = {"probe", "peer", "family"}
 
@@ -42,7 +42,7 @@ class Metric:
     values: dict = field(default_factory=dict)  # of labels whose values are documented
 
 
-# Prometheus' own. The labels of alerts are those of the series that made them.
+# Metrics of Prometheus itself. Alerts have the labels of the series that caused them.
 BUILT_IN = {
     "up": Metric("gauge", set()),
     "ALERTS": Metric("gauge", {"alertname", "alertstate", "severity", "peer_zone", *PATH_LABELS}),
@@ -51,7 +51,7 @@ BUILT_IN = {
 
 
 def documented():
-    """The tables of docs/reference/metrics.md."""
+    """The metrics in the tables of docs/reference/metrics.md."""
     metrics = {}
     for line in (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8").splitlines():
         row = re.match(r"\| `(\w+)` \| (counter|gauge|histogram|summary) \|([^|]*)\|", line)
@@ -73,7 +73,7 @@ def documented():
 
 
 def recorded():
-    """The series that the recording rules make. Which labels each has, its name says well enough."""
+    """The series of the recording rules. The name of a series tells its labels."""
     metrics = {}
     for file in sorted((ROOT / "deploy/prometheus/rules").glob("*.rules.yaml")):
         for name in re.findall(r"^\s*(?:- )?record: *[\"']?([\w:]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
@@ -82,7 +82,8 @@ def recorded():
     return metrics
 
 
-# --- PromQL, as far as it takes to know which function is around which metric. Whether it parses, promtool says.
+# --- PromQL, parsed just enough to know which function is applied to which metric. promtool checks the
+# syntax.
 
 TOKEN = re.compile(
     r"""(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)
@@ -180,7 +181,7 @@ def seconds(window):
 
 
 def query_problems(expr, legend, metrics, scrape):
-    """Of one query, with the variables replaced."""
+    """Problems of one query, with its variables replaced."""
     expression = read(expr)
     if expression.subquery:
         yield "has a subquery, which is dear: record what is inside"
@@ -237,11 +238,11 @@ def query_problems(expr, legend, metrics, scrape):
 
 
 def promtool_problems(queries):
-    """Of all queries at once. `queries`: of (where, expression)."""
+    """Problems that promtool finds in all queries. `queries`: pairs of (where, expression)."""
     rules = [{"record": f"check:query_{number}", "expr": expr} for number, (_, expr) in enumerate(queries)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "queries.rules.yaml"
-        # JSON is YAML.
+        # JSON is valid YAML.
         file.write_text(json.dumps({"groups": [{"name": "dashboards", "rules": rules}]}), encoding="utf-8")
         ran = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True)
     if ran.returncode == 0:
@@ -293,7 +294,7 @@ PLACEHOLDERS = {"instance": "fra-1.example.net", "peer": "ams-1"}
 
 
 def panels_of(board):
-    """(panel, the row that it is folded into or None)"""
+    """Pairs of (panel, collapsed row that contains it or None)."""
     for panel in board["panels"]:
         yield panel, None
         for inner in panel.get("panels", []):
@@ -391,7 +392,7 @@ def board_problems(board, boards):
 
 
 def asked(board):
-    """(where, expression, legend) of panels, annotations and variables."""
+    """Triples of (where, expression, legend) of panels, annotations and variables."""
     for panel, _ in panels_of(board):
         for target in panel.get("targets", []):
             legend = target["legendFormat"].replace("__auto", "")
@@ -405,7 +406,7 @@ def asked(board):
 
 
 def problems(boards, metrics, scrape):
-    """(dashboard, where, what) of dashboards by name: everything but the comparison with the generator and promtool."""
+    """Problems as (dashboard, where, what): all checks but the generator and promtool."""
     for name, board in boards.items():
         for where, what in [*grid_problems(board), *panel_problems(board), *board_problems(board, boards.values())]:
             yield name, where, what
@@ -432,7 +433,7 @@ def schema_problems(board):
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
-    # Written and read by Grafana's Prometheus data source, which keeps its own types.
+    # Grafana's Prometheus data source has its own types for these.
     ours = re.compile(r"annotations\.list\[\d+\]\.(expr|step|titleFormat|textFormat|tagKeys|useValueForTime)$")
 
     plugins.register_default_plugins()
@@ -503,7 +504,7 @@ def generator():
 
 
 def generator_problems(made, files):
-    """`made` and `files`: texts by name."""
+    """Compares generated dashboards with files; both are texts by name."""
     for name in sorted(made.keys() | files.keys()):
         if name not in files:
             yield name, "grafana/generate.py was not run: there is no such file"
@@ -514,7 +515,7 @@ def generator_problems(made, files):
 
 
 def scrape_interval(made):
-    """In seconds, by the panels, and as the provisioned data source says it."""
+    """The scrape interval in seconds, in the panels and in the provisioned data source."""
     return seconds(next(panel["interval"] for panel in made["panels"] if "interval" in panel))
 
 
@@ -548,7 +549,7 @@ def check():
         print(f"error: {line}", file=sys.stderr)
     if not found:
         panels = sum(1 for board in boards.values() for panel, _ in panels_of(board) if panel["type"] != "row")
-        print(f"{len(boards)} dashboards, {panels} panels, {len(queries)} queries: in order")
+        print(f"{len(boards)} dashboards, {panels} panels, {len(queries)} queries: no problems")
     return 1 if found else 0
 
 
@@ -559,12 +560,12 @@ def check_schema():
     for line in found:
         print(f"error: {line}", file=sys.stderr)
     if not found:
-        print("the dashboards fit Grafana's types")
+        print("the dashboards match Grafana's types")
     return 1 if found else 0
 
 
 def listing(chosen):
-    """What a test that has a Prometheus can ask it."""
+    """The queries that a test with a Prometheus can send."""
     module = generator()
     entries = []
     for name, board in module.boards().items():

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""Asks a real Alertmanager, with the configuration that we ship, whom it would tell and whom not.
+"""Checks the inhibition rules of the shipped configuration with a real Alertmanager.
 
-    check-inhibitions.py             the cases below, and that each rule is needed for one of them
+    check-inhibitions.py             runs the cases below, and checks that each rule is needed for one of them
 
 Needs Debian's prometheus-alertmanager and python3-yaml.
 """
@@ -58,7 +58,7 @@ def draining(peer, state):
 ZONE = alert("ZonePairLossHigh", scope="zone", severity="critical", zone="x", peer_zone="y", probe="fast")
 MANY_DOWN = alert("ManyAgentsDown", scope="agent", severity="critical")
 
-# What fires, what fires besides, and whether somebody hears of the latter.
+# Source alert, target alert, and whether the target is notified while both fire.
 CASES = [
     ("an agent without a processor says nothing of paths", unreliable("a", "loop_lag"), loss("a", "b"), False),
     ("nor one that has lost count", unreliable("a", "accounting"), jitter("a", "b"), False),
@@ -85,7 +85,7 @@ CASES = [
 ]
 
 
-# Alerts and an inhibition of our own, to see that the Alertmanager has noticed what came before them.
+# A canary alert and inhibition, which show that the Alertmanager has processed earlier alerts.
 CANARY, CAGED = {"alertname": "Canary"}, {"alertname": "Caged"}
 CANARY_RULE = {"source_matchers": ['alertname="Canary"'], "target_matchers": ['alertname="Caged"']}
 
@@ -99,7 +99,7 @@ def free_port():
 
 
 class Alertmanager:
-    """One that runs, with a configuration, in a folder of its own."""
+    """A running Alertmanager with a configuration in a folder of its own."""
 
     def __init__(self, config):
         self.folder = tempfile.TemporaryDirectory()
@@ -140,9 +140,9 @@ class Alertmanager:
         return json.loads(text) if parse and text else True
 
     def tells(self, source, target):
-        """Whether the target would be told while both fire."""
+        """Whether the target is notified while both alerts fire."""
         now = datetime.datetime.now(datetime.timezone.utc)
-        # What inhibits is noticed in the order in which it came, and a little later: once the canary was, the source was.
+        # Inhibition sources are processed in order, with a delay: when the canary is, the source is.
         for fires in ([source, target], [CANARY, CAGED]):
             self.ask("/api/v2/alerts", [{"labels": labels} for labels in fires])
         self.wait("the canary inhibits", lambda: self.states().get(key(CAGED)) == "suppressed")
@@ -161,7 +161,7 @@ class Alertmanager:
         end = time.monotonic() + PATIENCE
         while not is_so():
             if time.monotonic() > end:
-                sys.exit(f"error: not within {PATIENCE} s: {what}")
+                sys.exit(f"error: timed out after {PATIENCE} s: {what}")
             time.sleep(0.02)
 
 
@@ -170,7 +170,7 @@ def key(labels):
 
 
 def failures(config):
-    """The cases that come out otherwise."""
+    """The cases with another result than expected."""
     config = {**config, "inhibit_rules": [*config["inhibit_rules"], CANARY_RULE]}
     with Alertmanager(config) as alertmanager:
         return [name for name, source, target, told in CASES if alertmanager.tells(source, target) != told]
@@ -181,13 +181,13 @@ def main():
     config.pop("templates")
     wrong = failures(config)
     if wrong:
-        sys.exit("\n".join(wrong) + f"\nerror: {len(wrong)} of {len(CASES)} cases come out otherwise")
+        sys.exit("\n".join(wrong) + f"\nerror: {len(wrong)} of {len(CASES)} cases failed")
     rules = config["inhibit_rules"]
     for index, rule in enumerate(rules):
         without = {**config, "inhibit_rules": rules[:index] + rules[index + 1 :]}
         if not failures(without):
             sys.exit(f"error: no case needs the rule {rule}")
-    print(f"{len(CASES)} cases of who is told, and each of {len(rules)} inhibitions is needed for one")
+    print(f"{len(CASES)} cases passed, and each of {len(rules)} inhibitions is needed for one")
 
 
 if __name__ == "__main__":

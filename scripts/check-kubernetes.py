@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks deploy/kubernetes: what kustomize makes of it, against the schemas of Kubernetes and of the Prometheus operator, and
+"""Checks deploy/kubernetes: the output of kustomize against the schemas of Kubernetes and of the Prometheus operator, and
 against itself.
 
     check-kubernetes.py              checks everything
-    check-kubernetes.py --write      makes the PrometheusRules from deploy/prometheus/rules
-    check-kubernetes.py --run        four pods of base in two zones, with what they would get, in a network namespace; needs root
-    check-kubernetes.py --self-test  plants mistakes in a copy and expects each to be found
+    check-kubernetes.py --write      generates the PrometheusRules from deploy/prometheus/rules
+    check-kubernetes.py --run        runs four pods of base in two zones, with their environment and files, in a network namespace; needs root
+    check-kubernetes.py --self-test  plants errors in a copy and expects each to be found
 
 Needs what scripts/install-test-peers.sh --only kubernetes installs, and runs in its Python by itself; promtool; and a
 pathmeter: one that is built, or $PATHMETER.
@@ -41,19 +41,20 @@ except ImportError:
     sys.exit("error: run first: scripts/install-test-peers.sh --only kubernetes")
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# The oldest that has everything we use is older than any that is maintained; the newest that the validator knows.
+# The oldest maintained version has every feature that is used here; the newest is the newest that the
+# validator knows.
 KUBERNETES_VERSIONS = ["1.30", "1.33", "1.37"]
 OVERLAYS = ["host-network", "minimal", "prometheus-operator"]
-# What is made by hand, with the command that docs/index.md has.
+# Created by hand, with the command in docs/how-to/kubernetes.md.
 BY_HAND = {("Secret", "pathmeter-mesh-key")}
-# kubectl apply without --server-side puts the whole object into an annotation.
+# kubectl apply without --server-side stores the whole object in an annotation.
 ANNOTATION_BYTES_MAX = 262144
 PORTS = {("http", 9862, "TCP"), ("stamp", 9862, "UDP"), ("agent", 9863, "UDP"), ("echo", 9863, "TCP")}
 GENERATED = "# Generated from deploy/prometheus/rules/{}: scripts/check-kubernetes.py --write\n"
 
 
 class Tree:
-    """A checkout, ours or the copy that mistakes are planted in."""
+    """A working copy: this one, or a copy with planted errors."""
 
     def __init__(self, root):
         self.root = root
@@ -65,7 +66,7 @@ class Tree:
         done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True)
         if done.returncode:
             raise Problem(f"kubectl kustomize: {done.stderr.strip()}")
-        # What it only warns of is still a mistake.
+        # Its warnings are errors, too.
         if done.stderr:
             raise Problem(f"kubectl kustomize: {done.stderr.strip()}")
         return [entry for entry in yaml.load_all(done.stdout, Loader=LOADER) if entry]
@@ -79,12 +80,12 @@ class Problem(Exception):
 
 
 def rendered(tree):
-    """What is to be in the folder of generated rules, by name."""
+    """The generated rule files, by name."""
     files, names = {}, []
     for path in sorted(tree.rules.glob("*.rules.yaml")):
         name = path.name.removesuffix(".rules.yaml").replace("_", "-")
         names.append(f"{name}.yaml")
-        # The text as it is, with its comments, one level deeper.
+        # The unchanged text with its comments, indented by one level.
         text = "".join(f"  {line}" if line.strip() else line for line in path.read_text().splitlines(True))
         files[f"{name}.yaml"] = (
             GENERATED.format(path.name)
@@ -120,7 +121,7 @@ def drift(tree):
 
 
 def closed(schema):
-    """The same schema, in which a field that is not known is a mistake."""
+    """The schema with unknown fields forbidden."""
     if isinstance(schema, dict):
         changed = {key: closed(value) for key, value in schema.items()}
         if "properties" in schema and "additionalProperties" not in schema:
@@ -135,7 +136,7 @@ OPERATOR = {
 }
 
 
-# A schema is megabytes, and most objects are in every overlay.
+# Cached: a schema is megabytes, and most objects are in every overlay.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
@@ -170,7 +171,7 @@ def within(labels, selector):
 
 
 def pods(entries):
-    """Pod templates with the object that has each."""
+    """Pod templates, with the objects that contain them."""
     return [(entry, entry["spec"]["template"]) for entry in entries if "template" in entry.get("spec", {})]
 
 
@@ -195,7 +196,7 @@ def references(template):
 
 
 def consistent(entries):
-    """What a schema cannot know."""
+    """Problems that a schema cannot detect."""
     there = {(entry["kind"], entry["metadata"]["name"]) for entry in entries}
     if len(there) != len(entries):
         yield "two objects of a kind have one name"
@@ -254,7 +255,7 @@ def consistent(entries):
 
 
 def policed(name, policy, labels, ports):
-    """Between agents all ports are open both ways, and to Prometheus one."""
+    """All ports must be open between agents in both directions, and one to Prometheus."""
     def open_to(rules, key):
         return {
             (port["port"], port["protocol"])
@@ -288,7 +289,7 @@ def unprivileged(spec, container, entries):
     }
     for what in [what for what, is_so in wanted.items() if not is_so]:
         yield f"the pod's {what} is not what it must be"
-    # Group and others cannot read it unless the mode says so; the group is fsGroup.
+    # The mode must let the group, which is fsGroup, read the file.
     for volume in spec["volumes"]:
         if volume["projected"].get("defaultMode", 0o644) & 0o447 != 0o440:
             yield f"volume {volume['name']}: its mode {volume['projected'].get('defaultMode'):o} is not 0440"
@@ -306,18 +307,18 @@ def unprivileged(spec, container, entries):
             yield "on the host's network a NetworkPolicy does not hold"
 
 
-# --- What others say of it
+# --- Checks with other programs
 
 
 @functools.cache
 def says(*command, text="", **environment):
-    """What a program that has failed says; nothing of one that has not."""
+    """The output of a failed program; nothing if it succeeded."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, env={**os.environ, **environment})
     return f"{' '.join(command[:2])}: {done.stdout}{done.stderr}" if done.returncode else None
 
 
 def configured(entries, agent):
-    """The configuration is right, with what the pod's environment says, in zones and without."""
+    """The configuration must be valid with the pod's environment, with zones and without."""
     template = pods(entries)[0][1]
     keys = {source["secret"]["name"] for volume in template["spec"]["volumes"] for source in volume["projected"]["sources"] if "secret" in source}
     services = {entry["metadata"]["name"] for entry in entries if entry["kind"] == "Service"}
@@ -343,7 +344,7 @@ def label_of(template, zone):
 
 
 def ruled(tree, entries):
-    """The rules say what those of deploy/prometheus say, and promtool takes them."""
+    """The rules must equal those of deploy/prometheus, and promtool must accept them."""
     found = {entry["metadata"]["name"]: entry["spec"] for entry in entries if entry["kind"] == "PrometheusRule"}
     for rules in found.values():
         if problem := says("promtool", "check", "rules", "/dev/stdin", text=yaml.safe_dump(rules)):
@@ -357,7 +358,7 @@ def ruled(tree, entries):
 
 
 def shown(tree, entries):
-    """Every dashboard is there, as it is."""
+    """Every dashboard must be included unchanged."""
     found = {
         name: text
         for entry in entries
@@ -371,7 +372,7 @@ def shown(tree, entries):
 
 
 def example(tree, agent):
-    """The Secret that is shown: fits, is the one that is mounted, and is refused as a key."""
+    """The example Secret must fit the schema, be the mounted one, and be refused as a key."""
     entry = yaml.safe_load((tree.kubernetes / "base/mesh-key.example.yaml").read_text())
     yield from fits(entry)
     if (entry["kind"], entry["metadata"]["name"]) not in BY_HAND:
@@ -388,12 +389,12 @@ def example(tree, agent):
             if "mesh.key" not in done.stderr + done.stdout:
                 yield f"the example's key is refused for another reason: {done.stderr}"
     command = f"create secret generic {entry['metadata']['name']}"
-    if command not in (tree.root / "docs/index.md").read_text():
-        yield f"docs/index.md does not say how to make the Secret: {command}"
+    if command not in (tree.root / "docs/how-to/kubernetes.md").read_text():
+        yield f"docs/how-to/kubernetes.md does not say how to make the Secret: {command}"
 
 
 def versions(tree):
-    """One version everywhere."""
+    """All files must name the same version."""
     ours = re.search(r'^version = "(.*)"$', (tree.root / "Cargo.toml").read_text(), re.MULTILINE)[1]
     base = yaml.load((tree.kubernetes / "base/kustomization.yaml").read_text(), Loader=LOADER)
     if str(base["images"][0]["newTag"]) != ours:
@@ -432,7 +433,7 @@ def problems(tree, agent):
 
 
 def run_here():
-    """In namespaces of our own: each pod is an address of loopback, who the pod says, with files as the kubelet makes them."""
+    """Runs pods in new namespaces: each has a loopback address, the user of the pod, and files as the kubelet creates them."""
     entries = Tree(HERE).kustomize(Tree(HERE).kubernetes / "base")
     template = pods(entries)[0][1]
     security = template["spec"]["securityContext"]
@@ -459,7 +460,7 @@ def run_here():
             for name, address in addresses.items():
                 home = folder / name
                 home.mkdir()
-                # One folder, root's, with the group and the mode that the pod asks for.
+                # One folder, owned by root, with the group and mode of the pod.
                 listen = f"\nlisten: {{http: '{address}:9862', stamp: '{address}:9862', agent: '{address}:9863'}}\n"
                 (home / "config.yaml").write_text(text.replace("/etc/pathmeter/", f"{home}/") + listen)
                 (home / "mesh.key").write_text("0" * 64)
@@ -474,7 +475,7 @@ def run_here():
                     env=environment, stdout=open(folder / f"{name}.log", "w"), stderr=subprocess.STDOUT,
                 ))
             for name, address in addresses.items():
-                # Of each zone there are no more than are chosen.
+                # A zone has no more pods than are selected.
                 wanted = {("mesh", peer) for peer in addresses if peer != name}
 
                 def measured():
@@ -491,7 +492,7 @@ def run_here():
             trial.end(processes)
 
 
-# --- Planted mistakes: file, what is there, what is put in its place, what must be said
+# --- Planted errors: file, original text, changed text, expected message
 
 PLANTED = [
     ("base/daemonset.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFileSystem: true", r"Additional properties are not allowed.*readOnlyRootFileSystem"),
@@ -529,7 +530,7 @@ PLANTED = [
 
 
 def is_found(planted, agent):
-    """Whether a mistake is found, in a copy of its own; else, what is."""
+    """Checks that a planted error is found, in a copy of its own; returns what was found otherwise."""
     file, old, new, wanted = planted
     with tempfile.TemporaryDirectory() as work:
         tree = Tree(pathlib.Path(work))
@@ -554,7 +555,7 @@ def self_test(agent):
         print(f"error: {problem}", file=sys.stderr)
     if missed:
         sys.exit(1)
-    print(f"all {len(PLANTED)} planted mistakes are found")
+    print(f"all {len(PLANTED)} planted errors are found")
 
 
 def main():
@@ -575,7 +576,7 @@ def main():
             print(f"error: {problem}", file=sys.stderr)
         if found:
             sys.exit(1)
-        print(f"base and {len(OVERLAYS)} overlays fit Kubernetes {', '.join(KUBERNETES_VERSIONS)} and each other")
+        print(f"base and {len(OVERLAYS)} overlays match Kubernetes {', '.join(KUBERNETES_VERSIONS)} and each other")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plants an error of each kind, and expects that check-dashboards.py finds it. With grafana-foundation-sdk also those of the schema."""
+"""Plants an error of each kind and expects check-dashboards.py to find it. With grafana-foundation-sdk also schema errors."""
 
 import copy
 import importlib.util
@@ -22,7 +22,7 @@ METRICS = {
     "peer_info": check.Metric("gauge", {"peer", "label_*"}),
 }
 
-# Expression, what is said of it. An empty one: nothing.
+# Expression and expected problem; empty for none.
 QUERIES = [
     ('sum by (peer) (rate(requests_total{probe="fast"}[1m]))', ""),
     ("histogram_quantile(0.99, sum by (le) (rate(rtt_seconds_bucket[5m]))) and sum(increase(rtt_seconds_count[5m])) >= 300", ""),
@@ -53,7 +53,7 @@ QUERIES = [
 
 
 def board():
-    """A small one that is in order."""
+    """A small dashboard without problems."""
     source = {"type": "prometheus", "uid": "${datasource}"}
     panel = {
         "id": 1,
@@ -97,7 +97,7 @@ def board():
 
 
 def put(path, value):
-    """A change of one place in a board; `...` as value: takes it away."""
+    """Changes one place in a dashboard; the value `...` removes it."""
 
     def change(board):
         *way, last = path
