@@ -111,9 +111,9 @@ inside() {
   if [ "$(systemctl --version | awk 'NR == 1 { print $2 }')" -ge 253 ]; then is Type notify-reload; else is Type notify; fi
   is NRestarts 0
   is User pathmeter
-  check "it says how it is: $(property StatusText)" -- eventually has_status
-  check "it serves" -- eventually serves 127.0.0.1
-  check "nothing that it wants is forbidden" -- not_logged "raising the limit"
+  check "status text: $(property StatusText)" -- eventually has_status
+  check "the agent serves" -- eventually serves 127.0.0.1
+  check "the sandbox forbids nothing that the agent needs" -- not_logged "raising the limit"
 
   echo "--- sandbox"
   pid=$(property MainPID)
@@ -132,21 +132,21 @@ targets: [{name: silent, address: 127.0.0.1, port: 9}, {name: self, address: 127
 probes: [{name: fast, targets: [silent], interval: 100ms}, {name: ping, protocol: icmp, targets: [self], interval: 100ms}]
 END
   mark_log
-  check "a new configuration is taken" -- systemctl reload $unit
+  check "a new configuration is accepted" -- systemctl reload $unit
   # Before systemd 253 systemctl does not wait for the reload.
   [ "$(property Type)" != notify-reload ] || check "it is in force when systemctl returns" -- logged "configuration reloaded"
-  check "it is in force" -- eventually logged "configuration reloaded"
+  check "the new configuration is applied" -- eventually logged "configuration reloaded"
   check "the key is readable: $(stat -c '%A %U:%G' /etc/pathmeter/mesh.key)" -- [ "$(metric pathmeter_config_last_reload_successful)" = 1 ]
   mark_log
   echo "the key of next year" > /etc/pathmeter/mesh.key
   systemctl reload $unit
-  check "a rotated key is taken" -- eventually logged "configuration reloaded"
+  check "a rotated key is accepted" -- eventually logged "configuration reloaded"
   mark_log
   chmod 0600 /etc/pathmeter/mesh.key
   systemctl reload $unit || true
-  check "a key that is root's alone is refused" -- eventually logged "Permission denied"
+  check "a key readable only by root is refused" -- eventually logged "Permission denied"
   is ActiveState active
-  check "what was in force stays so" -- [ "$(metric pathmeter_config_last_reload_successful)" = 0 ]
+  check "the previous configuration stays in force" -- [ "$(metric pathmeter_config_last_reload_successful)" = 0 ]
   chmod 0640 /etc/pathmeter/mesh.key
   systemctl reload $unit
   is MainPID "$pid"
@@ -162,9 +162,9 @@ END
   mark_log
   systemctl daemon-reload
   systemctl restart $unit
-  check "with it there is" -- eventually pings
-  check "and no other capability" -- grep -q '^CapEff:.0000000000002000$' "/proc/$(property MainPID)/status"
-  check "nobody complains" -- not_logged "a path is not measured"
+  check "with CAP_NET_RAW there is one" -- eventually pings
+  check "CAP_NET_RAW is the only capability" -- grep -q '^CapEff:.0000000000002000$' "/proc/$(property MainPID)/status"
+  check "no warning" -- not_logged "a path is not measured"
   rm /etc/systemd/system/$unit.d/icmp.conf
   systemctl daemon-reload
 
@@ -178,16 +178,16 @@ END
   is NRestarts 0
   is MainPID "$pid"
   kill -STOP "$pid"
-  check "one that stands still is restarted" -- eventually restarted 1
-  check "by the watchdog" -- logged "Watchdog timeout"
+  check "a stalled agent is restarted" -- eventually restarted 1
+  check "the watchdog restarted it" -- logged "Watchdog timeout"
   is NRestarts 1
-  check "it serves again" -- eventually serves 127.0.0.1
+  check "the agent serves again" -- eventually serves 127.0.0.1
   rm /etc/systemd/system/$unit.d/watchdog.conf
   systemctl daemon-reload
   systemctl restart $unit
   kill -KILL "$(property MainPID)"
-  check "one that died is restarted" -- eventually restarted 1
-  check "it serves again" -- eventually serves 127.0.0.1
+  check "a killed agent is restarted" -- eventually restarted 1
+  check "the agent serves again" -- eventually serves 127.0.0.1
 
   echo "--- stop"
   local begin end
@@ -196,21 +196,21 @@ END
   begin=$(date +%s%N)
   systemctl stop $unit
   end=$(date +%s%N)
-  check "within the grace and what the rest takes: $(((end - begin) / 1000000)) ms" -- [ $(((end - begin) / 1000000)) -lt 12000 ]
+  check "stopped within the grace period and a margin: $(((end - begin) / 1000000)) ms" -- [ $(((end - begin) / 1000000)) -lt 12000 ]
   is Result success
   is ExecMainStatus 0
-  check "it said so" -- logged "stopped"
+  check "the stop is logged" -- logged "stopped"
 
   echo "--- socket activation"
   systemctl enable --now pathmeter.socket >&2
   is ActiveState inactive
   mark_log
-  check "the first scrape starts it, IPv4" -- serves 127.0.0.1
+  check "the first scrape starts the agent, IPv4" -- serves 127.0.0.1
   is ActiveState active
-  check "it took the sockets" -- logged "the service manager passed the HTTP port"
+  check "the agent took the sockets" -- logged "the service manager passed the HTTP port"
   check "IPv6 is served" -- serves ::1
-  check "an IPv4 client is one" -- client_is 127.0.0.1 '"address":"127.0.0.1"'
-  check "an IPv6 client is one" -- client_is ::1 '"address":"::1"'
+  check "an IPv4 client has its IPv4 address" -- client_is 127.0.0.1 '"address":"127.0.0.1"'
+  check "an IPv6 client has its IPv6 address" -- client_is ::1 '"address":"::1"'
   # Scrapes continuously during three restarts: scrapes in between wait, and none is refused. A scrape that a
   # stopping agent had accepted but not read yet is cut off.
   (
@@ -243,11 +243,11 @@ END
   is NRestarts "$starts"
   # No agent takes the connection, so systemd starts it again until its limit.
   serves 127.0.0.1
-  check "a scrape does not start it for ever" -- [ "$(property Result pathmeter.socket)" = trigger-limit-hit ]
+  check "a scrape does not restart it endlessly" -- [ "$(property Result pathmeter.socket)" = trigger-limit-hit ]
   configure < /dev/null
-  check "once it is right, both are started again" -- systemctl start pathmeter.socket $unit
-  check "and it serves on the socket" -- eventually serves ::1
-  check "which is open" -- [ "$(property SubState pathmeter.socket)" = running ]
+  check "after the correction, both are started again" -- systemctl start pathmeter.socket $unit
+  check "the agent serves on the socket" -- eventually serves ::1
+  check "the socket is open" -- [ "$(property SubState pathmeter.socket)" = running ]
   systemctl stop pathmeter.socket $unit
   systemctl disable pathmeter.socket >&2
 
@@ -255,7 +255,7 @@ END
   systemctl start $unit
   pid=$(property MainPID)
   dpkg -r pathmeter >&2
-  check "it runs no more" -- [ ! -e "/proc/$pid" ]
+  check "the program has ended" -- [ ! -e "/proc/$pid" ]
   is LoadState not-found
   rm -r /etc/pathmeter/mesh.key /etc/systemd/system/$unit.d
   dpkg -P pathmeter >&2

@@ -184,7 +184,7 @@ def query_problems(expr, legend, metrics, scrape):
     """Problems of one query, with its variables replaced."""
     expression = read(expr)
     if expression.subquery:
-        yield "has a subquery, which is dear: record what is inside"
+        yield "has a subquery, which is expensive: record its inner expression"
     labels = TARGET_LABELS | expression.made
     for selector in expression.selectors:
         name = selector.metric
@@ -193,7 +193,7 @@ def query_problems(expr, legend, metrics, scrape):
             base = re.fullmatch(r"(\w+)_(bucket|sum|count)", name)
             metric = metrics.get(base[1]) if base else None
             if metric is None or metric.kind not in ("histogram", "summary") or (base[2] == "bucket" and metric.kind == "summary"):
-                yield f"uses {name}, which neither docs/reference/metrics.md nor a recording rule has"
+                yield f"uses {name}, which is neither in docs/reference/metrics.md nor a recording rule"
                 continue
             part = base[2]
         elif metric.kind in ("histogram", "summary"):
@@ -204,7 +204,7 @@ def query_problems(expr, legend, metrics, scrape):
         labels |= known
         for label, operator, value in selector.matchers:
             if label not in known and not any(one.endswith("*") and label.startswith(one[:-1]) for one in known):
-                yield f"selects {name} by {label}, a label that it has not"
+                yield f"selects {name} by {label}, a label that it does not have"
             allowed = metric.values.get(label)
             if allowed and operator in ("=", "!=") and value not in allowed:
                 yield f'selects {label}="{value}" of {name}, which is none of its values'
@@ -212,7 +212,7 @@ def query_problems(expr, legend, metrics, scrape):
         direct = functions[-1] if functions else "nothing"
         if selector.window:
             if direct in OF_COUNTERS and not counts:
-                yield f"has {direct}() of {name}, which is no counter"
+                yield f"has {direct}() of {name}, which is not a counter"
             elif counts and direct not in OF_COUNTERS:
                 yield f"has {direct}() of {name}, a counter"
             elif not counts and direct not in OF_GAUGES and not direct.endswith("_over_time"):
@@ -224,17 +224,17 @@ def query_problems(expr, legend, metrics, scrape):
             yield f"shows {name} itself, which only grows: take its rate()"
         if "histogram_quantile" in functions:
             if part != "bucket" or not {"rate", "increase"} & set(functions):
-                yield f"has a quantile of {name} without a rate of its buckets: that of its whole life"
+                yield f"has a quantile of {name} without a rate of its buckets: it covers all time since the start"
             kept = [labels for name, labels in selector.inside if name in AGGREGATIONS]
             inner = kept[-1] if kept and functions.index("histogram_quantile") < max(functions.index(f) for f in functions if f in AGGREGATIONS) else None
             if inner is not None and "le" not in inner:
                 yield f"sums the buckets of {name} without le"
     for label in expression.labels - labels:
         if not any(one.endswith("*") and label.startswith(one[:-1]) for one in labels):
-            yield f"groups or joins by {label}, a label of none of its metrics"
+            yield f"groups or joins by {label}, which none of its metrics has"
     for label in re.findall(r"{{(\w+)}}", legend):
         if label not in labels:
-            yield f"has the label {label} in its legend, but in none of its metrics"
+            yield f"has label {label} in its legend, which none of its metrics has"
 
 
 def promtool_problems(queries):
@@ -248,10 +248,10 @@ def promtool_problems(queries):
     if ran.returncode == 0:
         return
     output = ran.stdout + ran.stderr
-    said = re.findall(r'rule (\d+), "check:query_(\d+)": (.*)', output)
-    for _, number, what in said:
+    match = re.findall(r'rule (\d+), "check:query_(\d+)": (.*)', output)
+    for _, number, what in match:
         yield queries[int(number)][0], f"does not parse: {what}"
-    if not said:
+    if not match:
         yield "promtool", output.strip()
 
 
@@ -272,7 +272,7 @@ def replace(text, board, chosen):
         if name.startswith("__"):
             return {"__rate_interval": "1m", "__interval": "15s", "__range": "1h", **chosen}.get(name, match[0])
         if name not in variables(board):
-            raise KeyError(f"${name} is no variable of this dashboard")
+            raise KeyError(f"${name} is not a variable of this dashboard")
         value = chosen.get(name, "All")
         if value == "All" and variables(board)[name]["includeAll"]:
             return variables(board)[name]["allValue"]
@@ -344,15 +344,15 @@ def panel_problems(board):
             yield title, "does not use the variable $datasource"
         for target in panel.get("targets", []):
             if target.get("datasource", panel.get("datasource")) != panel.get("datasource"):
-                yield title, f"asks another data source in {target['refId']}"
+                yield title, f"queries another data source in {target['refId']}"
         if not panel["fieldConfig"]["defaults"].get("unit"):
             yield title, "has no unit"
         if len(panel.get("description", "")) < 30:
-            yield title, "has no description that says what is normal"
+            yield title, "has no description of normal values"
         if not panel.get("interval"):
             yield title, "has no minimum interval"
         if not panel.get("targets"):
-            yield title, "asks nothing"
+            yield title, "has no query"
 
 
 def board_problems(board, boards):
@@ -365,7 +365,7 @@ def board_problems(board, boards):
         definition = json.dumps(variables(board)[name].get("query", ""))
         for used in re.findall(r"\$\{?(\w+)", definition):
             if used not in names[:place]:
-                yield f"variable {name}", f"uses ${used}, which is not one before it"
+                yield f"variable {name}", f"uses ${used}, which is not defined before it"
     for one in board["annotations"]["list"]:
         if one.get("datasource") != {"type": "prometheus", "uid": "${datasource}"}:
             yield f"annotation {one['name']}", "does not use the variable $datasource"
@@ -374,16 +374,16 @@ def board_problems(board, boards):
     for url in set(re.findall(r'"url": "([^"]*)"', text)):
         uid, _, rest = url.removeprefix("/d/").partition("?")
         if not url.startswith("/d/") or uid not in by_uid:
-            yield "link", f"{url} leads to none of these dashboards"
+            yield "link", f"{url} is not one of these dashboards"
             continue
         for name in re.findall(r"var-(\w+)=", rest) + re.findall(r"\$\{(\w+):queryparam\}", rest):
             if name not in variables(by_uid[uid]):
-                yield "link", f"{url} sets ${name}, which {uid} has not"
+                yield "link", f"{url} sets ${name}, which {uid} does not have"
     for panel, _ in panels_of(board):
         for target in panel.get("targets", []):
             for name in re.findall(r"\$\{?(\w+)", target["expr"]):
                 if not name.startswith("__") and not name.isdigit() and name not in names:
-                    yield panel["title"], f"uses ${name}, which is no variable of this dashboard"
+                    yield panel["title"], f"uses ${name}, which is not a variable of this dashboard"
         for step in panel.get("transformations", []):
             for key in ("columnField", "rowField"):
                 label = step["options"].get(key)
@@ -391,7 +391,7 @@ def board_problems(board, boards):
                     yield panel["title"], f"makes a matrix of {label}, which its query does not keep"
 
 
-def asked(board):
+def queries_of(board):
     """Triples of (where, expression, legend) of panels, annotations and variables."""
     for panel, _ in panels_of(board):
         for target in panel.get("targets", []):
@@ -410,7 +410,7 @@ def problems(boards, metrics, scrape):
     for name, board in boards.items():
         for where, what in [*grid_problems(board), *panel_problems(board), *board_problems(board, boards.values())]:
             yield name, where, what
-        for where, expr, legend in asked(board):
+        for where, expr, legend in queries_of(board):
             try:
                 expr = replace(expr, board, PLACEHOLDERS)
             except KeyError as error:
@@ -446,7 +446,7 @@ def schema_problems(board):
                 where = f"{path}.{key}" if path else key
                 if not isinstance(after, dict) or key not in after:
                     if not ours.match(where):
-                        yield where, "is no key that Grafana knows here"
+                        yield where, "is not a key known to Grafana here"
                 else:
                     yield from lost(value, after[key], where)
         elif isinstance(before, list):
@@ -485,7 +485,7 @@ def schema_problems(board):
                 if hasattr(value, name):
                     one = getattr(value, name)
                     if not fits(one, kind) and not hasattr(one, "to_json"):
-                        yield f"{path}.{name}", f"is {one!r}, and Grafana wants {kind}"
+                        yield f"{path}.{name}", f"is {one!r}, but Grafana expects {kind}"
                     yield from misfits(one, f"{path}.{name}")
 
     yield from lost(board, again, "")
@@ -507,7 +507,7 @@ def generator_problems(made, files):
     """Compares generated dashboards with files; both are texts by name."""
     for name in sorted(made.keys() | files.keys()):
         if name not in files:
-            yield name, "grafana/generate.py was not run: there is no such file"
+            yield name, "grafana/generate.py was not run: the file does not exist"
         elif name not in made:
             yield name, "is not made by grafana/generate.py"
         elif made[name] != files[name]:
@@ -521,8 +521,8 @@ def scrape_interval(made):
 
 def provisioning_problems(scrape):
     text = (ROOT / "grafana/provisioning/datasources/prometheus.yaml").read_text(encoding="utf-8")
-    said = re.search(r"timeInterval: (\w+)", text)
-    if not said or seconds(said[1]) != scrape:
+    match = re.search(r"timeInterval: (\w+)", text)
+    if not match or seconds(match[1]) != scrape:
         yield "timeInterval of provisioning/datasources/prometheus.yaml is not the interval of the panels"
     text = (ROOT / "grafana/provisioning/dashboards/pathmeter.yaml").read_text(encoding="utf-8")
     if "path: /var/lib/grafana/dashboards\n" not in text:
@@ -543,7 +543,7 @@ def check():
     queries = []
     if not found:
         for name, board in boards.items():
-            queries += [(f"{name}.json: {where}", replace(expr, board, PLACEHOLDERS)) for where, expr, _ in asked(board)]
+            queries += [(f"{name}.json: {where}", replace(expr, board, PLACEHOLDERS)) for where, expr, _ in queries_of(board)]
         found += [f"{where}: {what}" for where, what in promtool_problems(queries)]
     for line in found:
         print(f"error: {line}", file=sys.stderr)

@@ -60,28 +60,28 @@ MANY_DOWN = alert("ManyAgentsDown", scope="agent", severity="critical")
 
 # Source alert, target alert, and whether the target is notified while both fire.
 CASES = [
-    ("an agent without a processor says nothing of paths", unreliable("a", "loop_lag"), loss("a", "b"), False),
-    ("nor one that has lost count", unreliable("a", "accounting"), jitter("a", "b"), False),
-    ("another agent does", unreliable("a", "loop_lag"), loss("b", "a"), True),
-    ("with bad stamps it still counts", unreliable("a", "user_stamps"), loss("a", "b"), True),
-    ("and does not know latency", unreliable("a", "clock_steps"), jitter("a", "b"), False),
-    ("a peer that said goodbye is silent", draining("b", "away"), unreachable("a", "b"), False),
-    ("for all who measure it", draining("b", "away"), from_many("b"), False),
-    ("and for Prometheus", draining("b", "away"), down("b"), False),
-    ("another one is not", draining("b", "away"), unreachable("a", "c"), True),
-    ("what was lost while it was away is old news", draining("b", "back"), loss("a", "b"), False),
-    ("a host that is gone again is news", draining("b", "back"), from_many("b"), True),
-    ("a dead host is one page", from_many("b"), unreachable("a", "b"), False),
-    ("what it says of others is worth nothing", from_many("b"), loss("b", "c"), False),
-    ("its scrape fails, of course", from_many("b"), down("b"), False),
-    ("others lose for other reasons", from_many("b"), loss("a", "c"), True),
-    ("zones are always told", from_many("b"), ZONE, True),
-    ("an agent that is down answers nobody", down("b"), unreachable("a", "b"), False),
-    ("one of which the scrape fails may lose", down("b"), loss("a", "b"), True),
-    ("it may be the host", down("b"), from_many("b"), True),
-    ("many that are down are one page", MANY_DOWN, down("b"), False),
-    ("of nothing that gets through nobody hears how much", unreachable("a", "b"), loss("a", "b"), False),
-    ("another peer loses by itself", unreachable("a", "b"), loss("a", "c"), True),
+    ("an agent without processor time inhibits its path alerts", unreliable("a", "loop_lag"), loss("a", "b"), False),
+    ("an agent with accounting errors inhibits its alerts", unreliable("a", "accounting"), jitter("a", "b"), False),
+    ("an unreliable agent does not inhibit alerts of others", unreliable("a", "loop_lag"), loss("b", "a"), True),
+    ("unreliable timestamps do not inhibit loss", unreliable("a", "user_stamps"), loss("a", "b"), True),
+    ("unreliable clocks inhibit latency alerts", unreliable("a", "clock_steps"), jitter("a", "b"), False),
+    ("a draining peer inhibits its alerts", draining("b", "away"), unreachable("a", "b"), False),
+    ("a draining peer inhibits alerts of all agents about it", draining("b", "away"), from_many("b"), False),
+    ("a draining peer inhibits its scrape alert", draining("b", "away"), down("b"), False),
+    ("a draining peer does not inhibit other peers", draining("b", "away"), unreachable("a", "c"), True),
+    ("losses during a restart are inhibited", draining("b", "back"), loss("a", "b"), False),
+    ("a host that is unreachable after its return is notified", draining("b", "back"), from_many("b"), True),
+    ("an unreachable host is one page", from_many("b"), unreachable("a", "b"), False),
+    ("alerts from a lossy agent about others are inhibited", from_many("b"), loss("b", "c"), False),
+    ("an unreachable host inhibits its scrape alert", from_many("b"), down("b"), False),
+    ("losses to other peers are notified", from_many("b"), loss("a", "c"), True),
+    ("zone alerts are always notified", from_many("b"), ZONE, True),
+    ("an agent that is down inhibits unreachable alerts", down("b"), unreachable("a", "b"), False),
+    ("a failed scrape does not inhibit loss alerts", down("b"), loss("a", "b"), True),
+    ("a failed scrape does not inhibit an unreachable host", down("b"), from_many("b"), True),
+    ("many agents down are one page", MANY_DOWN, down("b"), False),
+    ("an unreachable path inhibits its loss alert", unreachable("a", "b"), loss("a", "b"), False),
+    ("an unreachable path does not inhibit other paths", unreachable("a", "b"), loss("a", "c"), True),
 ]
 
 
@@ -139,7 +139,7 @@ class Alertmanager:
             text = answer.read()
         return json.loads(text) if parse and text else True
 
-    def tells(self, source, target):
+    def is_notified(self, source, target):
         """Whether the target is notified while both alerts fire."""
         now = datetime.datetime.now(datetime.timezone.utc)
         # Inhibition sources are processed in order, with a delay: when the canary is, the source is.
@@ -173,7 +173,7 @@ def failures(config):
     """The cases with another result than expected."""
     config = {**config, "inhibit_rules": [*config["inhibit_rules"], CANARY_RULE]}
     with Alertmanager(config) as alertmanager:
-        return [name for name, source, target, told in CASES if alertmanager.tells(source, target) != told]
+        return [name for name, source, target, notified in CASES if alertmanager.is_notified(source, target) != notified]
 
 
 def main():

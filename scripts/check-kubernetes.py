@@ -114,7 +114,7 @@ def drift(tree):
     there = {path.name: path.read_text() for path in tree.generated.iterdir()}
     for name in sorted(wanted.keys() | there.keys()):
         if wanted.get(name) != there.get(name):
-            yield f"{(tree.generated / name).relative_to(tree.root)} is not what --write makes"
+            yield f"{(tree.generated / name).relative_to(tree.root)} is not the output of --write"
 
 
 # --- Schemas
@@ -199,15 +199,15 @@ def consistent(entries):
     """Problems that a schema cannot detect."""
     there = {(entry["kind"], entry["metadata"]["name"]) for entry in entries}
     if len(there) != len(entries):
-        yield "two objects of a kind have one name"
+        yield "two objects of the same kind have the same name"
     namespaces = {entry["metadata"].get("namespace") for entry in entries if entry["kind"] not in ("Namespace", "PriorityClass")}
     if len(namespaces) != 1 or ("Namespace", *namespaces) not in there:
-        yield f"the namespaces are {namespaces}, of which one must be made here"
-    everybody = pods(entries)
-    if len(everybody) != 1:
-        yield f"there are {len(everybody)} pod templates"
+        yield f"the namespaces are {namespaces}, exactly one of which must be created here"
+    templates = pods(entries)
+    if len(templates) != 1:
+        yield f"there are {len(templates)} pod templates"
         return
-    owner, template = everybody[0]
+    owner, template = templates[0]
     labels, spec = template["metadata"]["labels"], template["spec"]
     container = spec["containers"][0]
     ports = {port["name"]: (port["containerPort"], port["protocol"]) for port in container["ports"]}
@@ -217,13 +217,13 @@ def consistent(entries):
         yield f"{owner['kind']}: its selector does not match its pods"
     for needed in references(template):
         if needed not in there and needed not in BY_HAND:
-            yield f"the pod needs {needed[0]} {needed[1]}, which is not there"
+            yield f"the pod needs {needed[0]} {needed[1]}, which does not exist"
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     if mounted != {volume["name"] for volume in spec["volumes"]}:
         yield f"mounted are {mounted}, which are not the volumes"
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         if ports.get(container[kind]["httpGet"]["port"]) != (9862, "TCP"):
-            yield f"{kind} asks at port {container[kind]['httpGet']['port']}"
+            yield f"{kind} uses port {container[kind]['httpGet']['port']}"
     yield from unprivileged(spec, container, entries)
 
     for entry in entries:
@@ -270,9 +270,9 @@ def policed(name, policy, labels, ports):
     for rule in policy["ingress"]:
         for port in rule["ports"]:
             if (port["port"], port["protocol"]) not in ports:
-                yield f"{name}: {port} is no port of the container"
+                yield f"{name}: {port} is not a port of the container"
     if not any({(port["port"], port["protocol"]) for port in rule["ports"]} == {(53, "UDP"), (53, "TCP")} for rule in policy["egress"]):
-        yield f"{name} does not open the DNS"
+        yield f"{name} does not open DNS"
 
 
 def unprivileged(spec, container, entries):
@@ -288,7 +288,7 @@ def unprivileged(spec, container, entries):
         "automountServiceAccountToken": spec.get("automountServiceAccountToken") is False,
     }
     for what in [what for what, is_so in wanted.items() if not is_so]:
-        yield f"the pod's {what} is not what it must be"
+        yield f"the pod's {what} is not as required"
     # The mode must let the group, which is fsGroup, read the file.
     for volume in spec["volumes"]:
         if volume["projected"].get("defaultMode", 0o644) & 0o447 != 0o440:
@@ -304,14 +304,14 @@ def unprivileged(spec, container, entries):
         if pod.get("sysctls"):
             yield "on the host's network the kubelet refuses sysctls"
         if any(entry["kind"] == "NetworkPolicy" for entry in entries):
-            yield "on the host's network a NetworkPolicy does not hold"
+            yield "on the host's network a NetworkPolicy has no effect"
 
 
 # --- Checks with other programs
 
 
 @functools.cache
-def says(*command, text="", **environment):
+def failure_output(*command, text="", **environment):
     """The output of a failed program; nothing if it succeeded."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, env={**os.environ, **environment})
     return f"{' '.join(command[:2])}: {done.stdout}{done.stderr}" if done.returncode else None
@@ -328,12 +328,12 @@ def configured(entries, agent):
             continue
         config = yaml.safe_load(text)
         if ("key_file" in config) != bool(keys):
-            yield "the configuration has a key and the pod none, or the other way round"
+            yield "the configuration has a key and the pod none, or vice versa"
         for peer in config["peers"]:
             if peer["kubernetes"]["service"] not in services:
-                yield f"the configuration asks for the service {peer['kubernetes']['service']}"
+                yield f"the configuration names the service {peer['kubernetes']['service']}"
         for zone in ("a", ""):
-            problem = says(str(agent), "check", "/dev/stdin", text=text, PATHMETER_NAME="node-1", PATHMETER_LABELS=label_of(template, zone))
+            problem = failure_output(str(agent), "check", "/dev/stdin", text=text, PATHMETER_NAME="node-1", PATHMETER_LABELS=label_of(template, zone))
             if problem:
                 yield problem
 
@@ -347,14 +347,14 @@ def ruled(tree, entries):
     """The rules must equal those of deploy/prometheus, and promtool must accept them."""
     found = {entry["metadata"]["name"]: entry["spec"] for entry in entries if entry["kind"] == "PrometheusRule"}
     for rules in found.values():
-        if problem := says("promtool", "check", "rules", "/dev/stdin", text=yaml.safe_dump(rules)):
+        if problem := failure_output("promtool", "check", "rules", "/dev/stdin", text=yaml.safe_dump(rules)):
             yield problem
     wanted = {
         "pathmeter-" + path.name.removesuffix(".rules.yaml").replace("_", "-"): yaml.load(path.read_text(), Loader=LOADER)
         for path in tree.rules.glob("*.rules.yaml")
     }
     if found != wanted:
-        yield "the PrometheusRules are not what deploy/prometheus/rules says"
+        yield "the PrometheusRules differ from deploy/prometheus/rules"
 
 
 def shown(tree, entries):
@@ -384,13 +384,13 @@ def example(tree, agent):
         try:
             done = subprocess.run([agent, "run", "--config", folder / "config.yaml"], capture_output=True, text=True, timeout=5)
         except subprocess.TimeoutExpired:
-            yield "the example's key is taken: it would be everybody's"
+            yield "the key of the example is accepted: every installation would have the same"
         else:
             if "mesh.key" not in done.stderr + done.stdout:
-                yield f"the example's key is refused for another reason: {done.stderr}"
+                yield f"the key of the example is refused for another reason: {done.stderr}"
     command = f"create secret generic {entry['metadata']['name']}"
     if command not in (tree.root / "docs/how-to/kubernetes.md").read_text():
-        yield f"docs/how-to/kubernetes.md does not say how to make the Secret: {command}"
+        yield f"docs/how-to/kubernetes.md does not contain the command for the Secret: {command}"
 
 
 def versions(tree):
@@ -398,7 +398,7 @@ def versions(tree):
     ours = re.search(r'^version = "(.*)"$', (tree.root / "Cargo.toml").read_text(), re.MULTILINE)[1]
     base = yaml.load((tree.kubernetes / "base/kustomization.yaml").read_text(), Loader=LOADER)
     if str(base["images"][0]["newTag"]) != ours:
-        yield f"base asks for an image of {base['images'][0]['newTag']}, and this is {ours}"
+        yield f"base names image version {base['images'][0]['newTag']} but this is {ours}"
     if f"ARG VERSION={ours}\n" not in (tree.root / "deploy/docker/Dockerfile").read_text():
         yield f"the Dockerfile's VERSION is not {ours}"
 
@@ -426,7 +426,7 @@ def problems(tree, agent):
                 yield f"{folder}: {problem}"
     missed = {path.name for path in (tree.kubernetes / "overlays").iterdir()} ^ set(OVERLAYS)
     if missed:
-        yield f"the overlays {missed} are not those that are checked"
+        yield f"the overlays {missed} differ from those that are checked"
 
 
 # --- Running it
@@ -503,17 +503,17 @@ PLANTED = [
     ("base/daemonset.yaml", "defaultMode: 0440", "defaultMode: 0400", r"mode 400 is not 0440"),
     ("base/daemonset.yaml", "labels: {app.kubernetes.io/name: pathmeter}", "labels: {app.kubernetes.io/name: pathmeters}", r"selector does not match"),
     ("base/daemonset.yaml", "priorityClassName: pathmeter", "priorityClassName: high", r"needs PriorityClass high"),
-    ("base/daemonset.yaml", "drop: [ALL]", "add: [NET_RAW]", r"capabilities is not what it must be"),
-    ("base/daemonset.yaml", "httpGet: {path: /-/ready, port: http}", "httpGet: {path: /-/ready, port: agent}", r"readinessProbe asks at port agent"),
+    ("base/daemonset.yaml", "drop: [ALL]", "add: [NET_RAW]", r"capabilities is not as required"),
+    ("base/daemonset.yaml", "httpGet: {path: /-/ready, port: http}", "httpGet: {path: /-/ready, port: agent}", r"readinessProbe uses port agent"),
     ("base/service.yaml", "port: 9862, targetPort: stamp", "port: 9863, targetPort: stamp", r"port stamp is 9863/UDP"),
     ("base/service.yaml", "selector: {app.kubernetes.io/name: pathmeter}", "selector: {app: pathmeter}", r"Service pathmeter: its selector"),
     ("base/networkpolicy.yaml", "- {port: 9863, protocol: TCP}", "- {port: 9864, protocol: TCP}", r"not the container's ports"),
-    ("base/networkpolicy.yaml", "- {port: 53, protocol: UDP}", "- {port: 5353, protocol: UDP}", r"does not open the DNS"),
+    ("base/networkpolicy.yaml", "- {port: 53, protocol: UDP}", "- {port: 5353, protocol: UDP}", r"does not open DNS"),
     ("base/config.yaml", "interval: 1s", "intervall: 1s", r"pathmeter check.*intervall"),
-    ("base/config.yaml", "service: pathmeter", "service: pathmeter-agents", r"asks for the service pathmeter-agents"),
-    ("base/mesh-key.example.yaml", "mesh.key: not a key", "mesh.key: a key that is long enough to be taken", r"key is taken"),
+    ("base/config.yaml", "service: pathmeter", "service: pathmeter-agents", r"names the service pathmeter-agents"),
+    ("base/mesh-key.example.yaml", "mesh.key: not a key", "mesh.key: a key that is long enough to be taken", r"example is accepted"),
     ("base/kustomization.yaml", "- networkpolicy.yaml", "- network-policy.yaml", r"kubectl kustomize: "),
-    ("base/kustomization.yaml", "newTag: 0.1", "newTag: 9.9", r"asks for an image of 9\.9"),
+    ("base/kustomization.yaml", "newTag: 0.1", "newTag: 9.9", r"names image version 9\.9"),
     ("../docker/Dockerfile", "ARG VERSION=", "ARG VERSION=9", r"the Dockerfile's VERSION"),
     ("overlays/host-network/kustomization.yaml", "dnsPolicy: ClusterFirstWithHostNet", "dnsPolicy: ClusterFirst", r"names of services are not found"),
     ("overlays/host-network/kustomization.yaml", "sysctls: null", "runAsUser: 65532", r"refuses sysctls"),
@@ -522,10 +522,10 @@ PLANTED = [
     ("components/prometheus-operator/podmonitor.yaml", "sourceLabels: [__meta_kubernetes_pod_node_name]", "source_labels: [__meta_kubernetes_pod_node_name]", r"source_labels"),
     ("components/prometheus-operator/podmonitor.yaml", "port: http", "port: metrics", r"scrapes port metrics"),
     ("components/prometheus-operator/podmonitor.yaml", "targetLabel: zone", "targetLabel: az", r"makes the labels"),
-    ("components/prometheus-operator/rules/agent.yaml", "for: 5m", "for: 6m", r"is not what --write makes"),
-    ("components/prometheus-operator/rules/kustomization.yaml", "  - echo.yaml\n", "", r"is not what --write makes"),
+    ("components/prometheus-operator/rules/agent.yaml", "for: 5m", "for: 6m", r"is not the output of --write"),
+    ("components/prometheus-operator/rules/kustomization.yaml", "  - echo.yaml\n", "", r"is not the output of --write"),
     ("../../grafana/kustomization.yaml", "files: [dashboards/pair.json]", "files: [dashboards/node.json]", r"the dashboard pair.json is not in"),
-    ("../prometheus/rules/agent.rules.yaml", "rate(", "rat(", r"promtool check rules: |is not what --write makes"),
+    ("../prometheus/rules/agent.rules.yaml", "rate(", "rat(", r"promtool check rules: |is not the output of --write"),
 ]
 
 

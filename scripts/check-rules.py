@@ -177,7 +177,7 @@ def query_problems(expr, known, recorded):
             if text == "histogram_quantile":
                 inner = " ".join(token for _, token in found[at:end])
                 if not re.search(r"\brate \( \S+_bucket\b|_bucket:rate", inner):
-                    problems.append("histogram_quantile of what is no rate of buckets")
+                    problems.append("histogram_quantile of something that is not a rate of buckets")
             at += 1
         elif following in GROUPING:
             # sum by (…) (…): the name of the function precedes its labels.
@@ -296,11 +296,11 @@ def check():
         found += alert_problems(rule, tests, sections) if rule.kind == "alert" else record_problems(rule, tests)
         problems += [f"{rule.file}: {rule.name}: {problem}" for problem in found]
     alerts = [rule.name for rule in rules if rule.kind == "alert"]
-    problems += [f"docs/runbooks.md: {name} is no alert" for name in sorted(sections - set(alerts))]
+    problems += [f"docs/runbooks.md: {name} is not an alert" for name in sorted(sections - set(alerts))]
     problems += [f"{name} is defined more than once" for name in sorted(set(alerts)) if alerts.count(name) > 1]
     for name, whole, test in tests:
-        asked = {case["alertname"] for case in test.get("alert_rule_test", [])}
-        problems += [f"{name}: {test['name']}: {alert} is no alert" for alert in sorted(asked - set(alerts))]
+        used = {case["alertname"] for case in test.get("alert_rule_test", [])}
+        problems += [f"{name}: {test['name']}: {alert} is not an alert" for alert in sorted(used - set(alerts))]
     if problems:
         sys.exit("\n".join(problems) + f"\nerror: {len(problems)} problems with the rules")
     print(f"{len(alerts)} alerts and {len(recorded)} recording rules are documented and tested")
@@ -366,12 +366,12 @@ def is_noticed(rule, entry, tests):
             for group in whole["groups"]:
                 group["rules"] = [entry if found == rule.entry else found for found in group["rules"]]
             (folder / path.name).write_text(yaml.safe_dump(whole))
-        asked = {rule.name}
+        used = {rule.name}
         for _ in range(4):
-            asked |= {other.name for other in load_rules() if any(name in other.expr for name in asked)}
+            used |= {other.name for other in load_rules() if any(name in other.expr for name in used)}
         for number, (_, whole, test) in enumerate(tests):
             text = yaml.safe_dump(test)
-            if rule.file in whole["rule_files"] and any(name in text for name in asked):
+            if rule.file in whole["rule_files"] and any(name in text for name in used):
                 path = folder / f"{number}.test.yaml"
                 path.write_text(yaml.safe_dump({**whole, "tests": [test]}))
                 if not run_tests(path)[0]:

@@ -40,9 +40,9 @@ def ask(url):
         return answer.read().decode()
 
 
-def wait_for(what, condition, patience, said=lambda: ""):
+def wait_for(what, condition, timeout_s, output=lambda: ""):
     """Waits until a condition returns True, and prints `what`. On timeout, exits with its last value."""
-    end, last = time.monotonic() + patience, None
+    end, last = time.monotonic() + timeout_s, None
     while time.monotonic() < end:
         try:
             last = condition()
@@ -52,7 +52,7 @@ def wait_for(what, condition, patience, said=lambda: ""):
         except (OSError, KeyError) as error:
             last = error
         time.sleep(0.2)
-    sys.exit(f"{said()}error: timed out after {patience} s: {what}: {last}")
+    sys.exit(f"{output()}error: timed out after {timeout_s} s: {what}: {last}")
 
 
 def end(processes):

@@ -61,15 +61,15 @@ pub(crate) fn generate(to: SocketAddrV4, rate_limit: RequestRate, span: Duration
         (first..first + SOURCES).map(|session| Source::new(session, to)).collect::<io::Result<Vec<_>>>()?;
     let mut received = Batch::new(WINDOW);
     let begin = Instant::now();
-    let (mut asked, mut turns) = (0_u32, (0..sources.len()).cycle());
+    let (mut sent, mut turns) = (0_u32, (0..sources.len()).cycle());
     while begin.elapsed() < span {
         match rate_limit {
             RequestRate::PerSecond(rate) => {
                 let due = begin.elapsed().as_secs_f64() * f64::from(rate);
-                while f64::from(asked) < due {
+                while f64::from(sent) < due {
                     let turn = turns.next().expect("it never ends");
                     sources[turn].send(1);
-                    asked += 1;
+                    sent += 1;
                 }
                 std::thread::sleep(Duration::from_micros(50));
             }

@@ -54,7 +54,11 @@ fn round(name: &str, responder: &BenchAgent, budget_of_tail: Option<f64>) -> io:
             Some(budget) if called == "p99.9" => row.budget(budget),
             Some(_) | None => row,
         });
-        rows.push(Row::new(format!("… bare loop with user-space stamps, {called}"), us(&bare.user), "µs"));
+        rows.push(Row::new(
+            format!("… bare loop with user-space timestamps, {called}"),
+            us(&bare.user),
+            "µs",
+        ));
     }
     Ok(rows)
 }

@@ -57,14 +57,10 @@ fn idle() -> io::Result<Vec<Row>> {
     let each = |resident: f64| (resident - before) / f64::from(IDLE);
     let counted = agent.scrape()?.sum("pathmeter_websocket_clients");
     Ok(vec![
-        Row::new(
-            format!("WebSocket, {IDLE} clients, memory of one that said nothing"),
-            each(connected),
-            "KiB",
-        )
-        .budget(20.0),
-        Row::new("… of one that had a message echoed", each(after), "KiB").budget(20.0),
-        Row::new("… clients that are missing", f64::from(IDLE) - counted, "").budget(0.0),
+        Row::new(format!("WebSocket, {IDLE} clients, memory of an idle client"), each(connected), "KiB")
+            .budget(20.0),
+        Row::new("… of a client after one echo", each(after), "KiB").budget(20.0),
+        Row::new("… missing clients", f64::from(IDLE) - counted, "").budget(0.0),
     ])
 }
 
@@ -79,7 +75,7 @@ fn long() -> io::Result<Vec<Row>> {
         stream.read_exact(&mut back)?;
     }
     let each = (agent.memory()?.resident - before) / f64::from(LONG);
-    let what = "… what one keeps more that had 64 KiB echoed";
+    let what = "… additional memory of a client after an echo of 64 KiB";
     Ok(vec![Row::new(what, each, "KiB")])
 }
 

@@ -228,10 +228,10 @@ impl RunningTools {
     /// Resident memory in KiB; memory shared between processes counts once.
     fn memory(&self) -> io::Result<f64> {
         let of = |program: &Program| -> io::Result<f64> {
-            let told = fs::read_to_string(format!("/proc/{}/smaps_rollup", program.id()))?;
-            let line = told.lines().find_map(|line| line.strip_prefix("Pss:"));
+            let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", program.id()))?;
+            let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
             let figure = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok());
-            figure.ok_or_else(|| io::Error::other(format!("no Pss in {told:?}")))
+            figure.ok_or_else(|| io::Error::other(format!("no Pss in {rollup:?}")))
         };
         self.probers.iter().map(of).sum()
     }

@@ -47,16 +47,16 @@ pub(crate) fn measure(lossy: Duration, commands: &mut Commands) -> io::Result<St
         "program",
         "sent",
         "lost",
-        "said",
+        "reported",
         "error",
         "forward",
-        "said",
+        "reported",
         "reverse",
-        "said",
+        "reported",
         "duplicates",
-        "said",
+        "reported",
         "reordered",
-        "said",
+        "reported",
     ];
     Ok(table(head, &rows) + "\n" + &exported::table(&shown))
 }

@@ -17,14 +17,14 @@ fn full_page() -> Page {
     let _b = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
     let more = format!(
         "peers: [{{name: b, address: {b}}}]\n\
-         targets: [{{name: nobody, address: {b}, port: 9}}]\n\
+         targets: [{{name: silent, address: {b}, port: 9}}]\n\
          probes: [{{name: fast, interval: 20ms, peers: all, targets: all, path_mtu: {{interval: 1s}}, late_after: 100ms, \
          lost_after: 100ms}}, {{name: chat, protocol: tcp, interval: 20ms, connect_interval: 1s}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     agent.page_when("answers and losses", |page| {
         page.count("pathmeter_echo_verdicts_total", &[r#"peer="b""#]) >= 5
-            && page.count("pathmeter_echo_lost_total", &[r#"peer="nobody""#]) >= 5
+            && page.count("pathmeter_echo_lost_total", &[r#"peer="silent""#]) >= 5
             && page.has("pathmeter_peers", &[])
             && page.has("pathmeter_path_mtu_bytes", &[r#"peer="b""#])
             && page.count("pathmeter_echo_connect_duration_seconds_count", &[]) >= 1
@@ -46,7 +46,7 @@ fn series_per_path_match_the_limit_constants() {
     let of_stream =
         page.count_series(|series| series.contains("probe=\"chat\",peer=")) + 1 - EchoSeries::LINES;
     assert_eq!(of_stream, StreamSeries::LINES, "src/metrics/stream.rs\n{}", page.text());
-    let most = of("b").max(of("nobody"));
+    let most = of("b").max(of("silent"));
     assert_eq!(
         most,
         EchoSeries::LINES,
@@ -61,7 +61,7 @@ fn series_per_path_match_the_limit_constants() {
 /// The metric families of a page without a row in docs/reference/metrics.md.
 pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
     let Ok(text) = fs::read_to_string(in_project("docs/reference/metrics.md")) else {
-        skipped("there is no docs/reference/metrics.md");
+        skipped("docs/reference/metrics.md does not exist");
         return Vec::new();
     };
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));

@@ -213,7 +213,7 @@ fn changes_that_need_a_restart_are_refused() {
 fn reloads_rotate_keys() {
     let (a, b) = (Host::claim(), Host::claim());
     let keys = tempfile::tempdir().unwrap();
-    let [prober_key, responder_key] = ["asker", "asked"].map(|name| keys.path().join(name));
+    let [prober_key, responder_key] = ["prober", "responder"].map(|name| keys.path().join(name));
     for file in [&prober_key, &responder_key] {
         fs::write(file, "the key of last year").unwrap();
     }

@@ -163,13 +163,13 @@ impl Measurement {
             ours((&self.after.0, &self.before.0), "prober"),
             ours((&self.after.1, &self.before.1), "responder"),
         ];
-        column.add_all("dropped at the sockets: prober / responder, as they say", &exported);
-        column.add_all("… prober / responder / whole namespace, as the kernel says", &self.drops);
-        let own = ["transmit", "receive"].map(|stamp| {
-            let series = format!("pathmeter_echo_user_timestamps_total{{timestamp=\"{stamp}\"}}");
+        column.add_all("dropped at the sockets: prober / responder, from the agents", &exported);
+        column.add_all("… prober / responder / whole namespace, from the kernel", &self.drops);
+        let own = ["transmit", "receive"].map(|kind| {
+            let series = format!("pathmeter_echo_user_timestamps_total{{timestamp=\"{kind}\"}}");
             self.after.0.one_since(&self.before.0, &series)
         });
-        column.add_all("without a kernel stamp: transmit / receive", &own);
+        column.add_all("without kernel timestamp: transmit / receive", &own);
         let errors = self.after.0.since(&self.before.0, "pathmeter_accounting_errors_total");
         column.add_all("accounting errors", &[errors]);
         column.mark_exceeded(

@@ -85,8 +85,8 @@ fn measure_case(load: &RateCase) -> io::Result<Column> {
     let mut column = Column::new(load.head);
     show_answers(&offered, load, &after, &before, &mut column);
     let exported = after.one_since(&before, "pathmeter_socket_rx_dropped_total{loop=\"responder\"}");
-    column.add_all("dropped at its socket, as it says", &[exported]);
-    column.add_all("… it / the generator / whole namespace, as the kernel says", &drops);
+    column.add_all("dropped at its socket, from the agent", &[exported]);
+    column.add_all("… agent / generator / whole namespace, from the kernel", &drops);
     let answered = after.since(&before, "pathmeter_responder_replies_total") / offered.span.as_secs_f64();
     column.add("responder's thread, share of a core", share(0) * 100.0, "%");
     column.add("… CPU per answer", share(0) * 1e6 / answered, "µs");

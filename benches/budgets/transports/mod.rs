@@ -80,7 +80,7 @@ const SETTLED: Duration = Duration::from_secs(4);
 const HEAD: &str = "
 ### Transports
 
-| over | CPU per echo, prober | bare loop | × | CPU per echo, responder | bare loop | × | RTT p50 | p99 | p99.9 | user stamps: sent, received | lost, unsent |
+| over | CPU per echo, prober | bare loop | × | CPU per echo, responder | bare loop | × | RTT p50 | p99 | p99.9 | user timestamps: transmit, receive | lost, unsent |
 |---|---|---|---|---|---|---|---|---|---|---|---|";
 
 /// Prints a table.
@@ -113,7 +113,7 @@ fn namespace() -> AgentNamespace {
 
 /// Groups that may open ping sockets: root, none.
 const ROOT: &str = "0 0";
-const NOBODY: &str = "1 0";
+const NO_GROUP: &str = "1 0";
 
 fn open_to(namespace: &AgentNamespace, groups: &str) {
     if let Some(namespace) = namespace {
@@ -123,7 +123,7 @@ fn open_to(namespace: &AgentNamespace, groups: &str) {
 
 fn measure_case(load: &TransportCase, namespace: &AgentNamespace) -> io::Result<String> {
     let groups = match load.transport {
-        Transport::Icmp(IcmpSockets::Raw) => NOBODY,
+        Transport::Icmp(IcmpSockets::Raw) => NO_GROUP,
         Transport::Icmp(IcmpSockets::Ping)
         | Transport::Udp
         | Transport::Tcp

@@ -150,8 +150,10 @@ pub(crate) fn one_family() {
         let page = a.page_when("b is identified", |page| page.has(OK, &["peer=\"b\""]));
         assert_eq!(page.count(MEMBERS, &[]), 2, "{page}");
         // A request may have failed before the server had read its list.
-        let asked = |page: &Page| page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]);
-        let later = a.page_when("the provider polls again", |later| asked(later) > asked(&page) + 2.0);
+        let last_success =
+            |page: &Page| page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]);
+        let later =
+            a.page_when("the provider polls again", |later| last_success(later) > last_success(&page) + 2.0);
         assert_eq!(later.count(FAILURES, &[]), page.count(FAILURES, &[]), "{later}");
     }
 }

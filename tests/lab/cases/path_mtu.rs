@@ -26,7 +26,7 @@ pub(crate) fn black_hole(scenario: &Scenario) -> Result<(), Inconclusive> {
         }
         let events: serde_json::Value =
             serde_json::from_str(&testbed.prober.get("/api/v1/events").body).unwrap();
-        let told = events["events"].as_array().unwrap().iter().map(|event| {
+        let changes = events["events"].as_array().unwrap().iter().map(|event| {
             assert_eq!(
                 (&event["event"], &event["peer"]),
                 (&"path_mtu_changed".into(), &"b".into()),
@@ -34,7 +34,7 @@ pub(crate) fn black_hole(scenario: &Scenario) -> Result<(), Inconclusive> {
             );
             (event["from"].as_u64(), event["to"].as_u64())
         });
-        assert_eq!(told.collect::<Vec<_>>(), expected);
+        assert_eq!(changes.collect::<Vec<_>>(), expected);
         let log = testbed.prober.log();
         let assert_logged = |words: &str| assert!(log.contains(words), "{words}\n{log}");
         for pair in expected.windows(2) {

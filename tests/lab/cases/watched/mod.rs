@@ -172,7 +172,11 @@ impl Fleet<'_> {
             }
             if start.elapsed() > timeout {
                 self.check_reliable()?;
-                panic!("waited in vain: {what}: {}\n{}", missing_now.join("\n"), self.prometheus.log());
+                panic!(
+                    "timed out waiting for: {what}: {}\n{}",
+                    missing_now.join("\n"),
+                    self.prometheus.log()
+                );
             }
             thread::sleep(Duration::from_millis(500));
         }
@@ -268,10 +272,10 @@ impl Fleet<'_> {
     /// Describes recorded series that differ.
     fn recorded(&self) -> Vec<String> {
         let queries = &self.expected.recorded;
-        let asked = |name: &String| queries.keys().any(|query| query.split('{').next() == Some(name));
-        let unasked = self.prometheus.recorded().unwrap().into_iter().filter(|name| !asked(name));
+        let is_queried = |name: &String| queries.keys().any(|query| query.split('{').next() == Some(name));
+        let unexpected = self.prometheus.recorded().unwrap().into_iter().filter(|name| !is_queried(name));
         let mut problems: Vec<String> =
-            unasked.map(|name| format!("{name}: has no expected result")).collect();
+            unexpected.map(|name| format!("{name}: has no expected result")).collect();
         problems.extend(self.differences(Server::First, queries));
         problems
     }
@@ -296,8 +300,8 @@ impl Fleet<'_> {
     fn dashboards(&self) -> Vec<String> {
         let expected = self.expected.dashboards();
         let mut problems = self.answers(&expected);
-        let unasked = self.queries.keys().filter(|name| !expected.contains_key(*name));
-        problems.extend(unasked.map(|name| format!("{name}: has no expected result")));
+        let unexpected = self.queries.keys().filter(|name| !expected.contains_key(*name));
+        problems.extend(unexpected.map(|name| format!("{name}: has no expected result")));
         problems
     }
 

@@ -76,8 +76,8 @@ impl<'a> Prometheus<'a> {
         let mut above = read("federation.example.yaml");
         above["global"] = first["global"].clone();
         above["rule_files"] = vec!["rules/echo_peers.rules.yaml"].into();
-        let asked = &mut above["scrape_configs"][0]["static_configs"][0]["targets"];
-        *asked = vec![format!("127.0.0.1:{}", Server::First as u16)].into();
+        let targets = &mut above["scrape_configs"][0]["static_configs"][0]["targets"];
+        *targets = vec![format!("127.0.0.1:{}", Server::First as u16)].into();
         let nothing = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
 
         let serve = |server, config: &serde_yaml::Value| {
