@@ -122,7 +122,8 @@ impl Batch {
     pub(crate) fn kernel_info(&self, index: usize) -> KernelInfo {
         let header = &raw const self.headers[index].msg_hdr;
         let mut kernel_info = KernelInfo::default();
-        // SAFETY: recvmmsg filled the header; its control buffer is alive, and the macros stay within the stated length.
+        // SAFETY: recvmmsg filled the header; its control buffer is alive, and the macros stay within the
+        // stated length.
         unsafe {
             let mut message = libc::CMSG_FIRSTHDR(header);
             while !message.is_null() {

@@ -106,7 +106,7 @@ impl RunningClient {
     }
 
     /// The next line that it prints. The client has a timeout of its own.
-    fn output(&mut self) -> Value {
+    fn next_line(&mut self) -> Value {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
@@ -168,9 +168,9 @@ fn shutdown_closes_with_going_away() {
             &host,
             &["stay", "0"][..if client.script == "client.py" { 1 } else { 2 }],
         );
-        assert_eq!(running.output(), json!({"ready": true}));
+        assert_eq!(running.next_line(), json!({"ready": true}));
         agent.signal(Signal::SIGTERM);
-        assert_eq!(running.output(), json!({"code": 1001}), "{}", client.script);
+        assert_eq!(running.next_line(), json!({"code": 1001}), "{}", client.script);
         assert_eq!(agent.wait().code(), Some(0), "{}", agent.log());
     }
 }
@@ -181,7 +181,7 @@ fn client_that_answers_pings_is_not_idle() {
     let host = Host::claim();
     let agent = agent(&host, "idle_timeout: 6s");
     let mut running = RunningClient::of(&client, &host, &["stay", "2"]);
-    assert_eq!(running.output(), json!({"ready": true}), "after two half idle timeouts");
+    assert_eq!(running.next_line(), json!({"ready": true}), "after two half idle timeouts");
     drop(running);
     assert_eq!(count_reason(&when_all_closed(&agent), CLOSED, "idle"), 0);
 }
@@ -236,9 +236,9 @@ fn measure_with_both(page: &ExternalClient, disturb: impl FnOnce(&Agent)) -> Mea
     let url = format!("ws://{}/ws", delayed_proxy(host.service_address()));
     let mut command = page.program();
     command.arg(in_project("tests/peers").join(page.script)).args([url.as_str(), &count, "100"]);
-    let mut page_rtt = RunningClient::run(&mut command);
+    let mut page_client = RunningClient::run(&mut command);
     let mut probe = pathmeter(&["probe", "echo", &url, "--protocol", "websocket", "--format", "text"]);
-    let mut summary =
+    let mut probe_client =
         RunningClient::run(probe.args(["--count", &count, "--interval", "100ms", "--json", "--json-each"]));
     agent.page_when("both are measuring", |page| {
         page.count(CLIENTS, &[]) == 2 && page.count(MESSAGES, &[]) >= COUNT / 3
@@ -246,11 +246,11 @@ fn measure_with_both(page: &ExternalClient, disturb: impl FnOnce(&Agent)) -> Mea
     disturb(&agent);
     let mut rtts_ms = Vec::new();
     let summary = loop {
-        let line = summary.output();
+        let line = probe_client.next_line();
         let Some(rtt) = line.get("rtt_seconds").and_then(Value::as_f64) else { break line };
         rtts_ms.push(rtt * 1e3);
     };
-    let measurements = Measurements { page: page_rtt.output(), summary, rtts_ms };
+    let measurements = Measurements { page: page_client.next_line(), summary, rtts_ms };
     let page = when_all_closed(&agent);
     let sent = measurements.page["sent"].as_u64().unwrap() + measurements.summary["sent"].as_u64().unwrap();
     assert_eq!(page.count(MESSAGES, &[]), sent, "{page}");

@@ -25,8 +25,8 @@ pub struct AgentProcess<'a> {
 }
 
 impl<'a> AgentProcess<'a> {
-    /// Starts `command run --config FILE`, with the file [`CONFIG`] of a folder, and without the environment variables of
-    /// [`clear_environment`]. Does not wait until the agent is ready.
+    /// Starts `command run --config FILE`, with the file [`CONFIG`] of a folder, and without the environment
+    /// variables of [`clear_environment`]. Does not wait until the agent is ready.
     ///
     /// # Panics
     /// When the program cannot be started.

@@ -16,7 +16,8 @@ pub struct Namespace {
     file: OwnedFd,
 }
 
-/// Defaults for interfaces created later: no router solicitation, no duplicate address detection, no generated addresses.
+/// Defaults for interfaces created later: no router solicitation, no duplicate address detection, no
+/// generated addresses.
 const QUIET: [(&str, &str); 5] = [
     ("ipv6/conf/default/accept_dad", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
@@ -26,7 +27,8 @@ const QUIET: [(&str, &str); 5] = [
 ];
 
 impl Namespace {
-    /// Creates a namespace with only a loopback interface. `name` is shown in error messages and thread names.
+    /// Creates a namespace with only a loopback interface. `name` is shown in error messages and thread
+    /// names.
     ///
     /// # Panics
     /// When this process may not create network namespaces.
@@ -51,7 +53,8 @@ impl Namespace {
         format!("/proc/{}/fd/{}", process::id(), self.file.as_raw_fd())
     }
 
-    /// Runs `work` on a thread in this namespace and waits for it. Sockets that it opens belong to the namespace.
+    /// Runs `work` on a thread in this namespace and waits for it. Sockets that it opens belong to the
+    /// namespace.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let enter_and_work = || {
             setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
@@ -76,7 +79,8 @@ impl Namespace {
         thread::Builder::new().name(self.name.clone()).spawn(enter_and_work).unwrap()
     }
 
-    /// A command that runs in this namespace. The kernel kills the program when the thread that started it ends.
+    /// A command that runs in this namespace. The kernel kills the program when the thread that started it
+    /// ends.
     #[must_use]
     #[expect(unsafe_code, reason = "the child enters the namespace between fork and exec")]
     pub fn command(&self, program: &str) -> Command {

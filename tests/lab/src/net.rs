@@ -43,8 +43,8 @@ pub struct Net {
     _wire_namespace: Namespace,
 }
 
-/// Routers choose among equal-cost paths by addresses, protocol and ports, and compute that hash themselves: a veth
-/// passes on the hash of the sender, which policies 0 to 2 would use instead.
+/// Routers choose among equal-cost paths by addresses, protocol and ports, and compute that hash themselves:
+/// a veth passes on the hash of the sender, which policies 0 to 2 would use instead.
 const ROUTING: [(&str, &str); 9] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
@@ -134,7 +134,8 @@ impl Plan {
         self
     }
 
-    /// Builds the network with addresses, routes and neighbour entries. `seed` determines the behaviour of the wires.
+    /// Builds the network with addresses, routes and neighbour entries. `seed` determines the behaviour of
+    /// the wires.
     ///
     /// # Panics
     /// When the kernel refuses an operation, with its error.
@@ -225,7 +226,8 @@ impl Plan {
         lines
     }
 
-    /// The `ip` command for a node's route to the subnet of a cable over all shortest paths; empty if directly connected.
+    /// The `ip` command for a node's route to the subnet of a cable over all shortest paths; empty if
+    /// directly connected.
     fn route(&self, node: &str, subnet: usize, family: usize) -> String {
         let distances = self.distances(subnet);
         let Some(own) = distances.get(node).copied().filter(|distance| *distance > 0) else {

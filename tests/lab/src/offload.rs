@@ -4,7 +4,8 @@ use std::os::fd::AsRawFd as _;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// Commands of SIOCETHTOOL (linux/ethtool.h): transmit checksums, scatter and gather, and segmentation of any kind.
+/// Commands of SIOCETHTOOL (linux/ethtool.h): transmit checksums, scatter and gather, and segmentation of any
+/// kind.
 const COMMANDS: [u32; 5] = [0x17, 0x19, 0x1f, 0x22, 0x24];
 
 /// `struct ethtool_value`.
@@ -14,8 +15,8 @@ struct EthtoolValue {
     value: u32,
 }
 
-/// Switches off the offloads of an interface in the current namespace. With offloads a veth delivers datagrams whose
-/// checksum is not yet computed, and a packet socket would forward them like that.
+/// Switches off the offloads of an interface in the current namespace. With offloads a veth delivers
+/// datagrams whose checksum is not yet computed, and a packet socket would forward them like that.
 ///
 /// # Panics
 /// When the interface does not exist.

@@ -37,8 +37,8 @@ const REMEDY: &str = " (run as root, or allow user namespaces: sysctl kernel.unp
 /// If set to `user`, root uses a user namespace as other users do.
 const FORCE_VARIABLE: &str = "PATHMETER_LAB_NAMESPACE";
 
-/// Moves this process into a network namespace of its own, with all privileges there. Must be called first in `main`:
-/// a process with more than one thread cannot enter a user namespace.
+/// Moves this process into a network namespace of its own, with all privileges there. Must be called first in
+/// `main`: a process with more than one thread cannot enter a user namespace.
 ///
 /// # Errors
 /// [`LabUnavailable`], with the remedy.
@@ -59,7 +59,8 @@ pub fn enter() -> Result<Privilege, LabUnavailable> {
     Ok(Privilege::User)
 }
 
-/// Drops CAP_NET_RAW from this thread and from threads that it starts later, so that they cannot open raw sockets.
+/// Drops CAP_NET_RAW from this thread and from threads that it starts later, so that they cannot open raw
+/// sockets.
 ///
 /// # Panics
 /// When the kernel refuses.

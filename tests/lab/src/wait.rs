@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longest wait for any condition. Chosen: what takes milliseconds on an idle machine takes seconds on a busy one.
+/// Longest wait for any condition. Chosen: what takes milliseconds on an idle machine takes seconds on a busy
+/// one.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Evaluates `condition` every 10 ms until it returns a value, and returns that value.

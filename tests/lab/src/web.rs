@@ -32,8 +32,9 @@ pub fn get(to: SocketAddr, path: &str) -> io::Result<Response> {
     request("GET", to, path)
 }
 
-/// Sends a request without a body and returns the response. HTTP/1.0: the response ends when the connection closes.
-/// `Cache-Control: no-cache` prevents a shared metrics page that is up to a second older than the request.
+/// Sends a request without a body and returns the response. HTTP/1.0: the response ends when the connection
+/// closes. `Cache-Control: no-cache` prevents a shared metrics page that is up to a second older than the
+/// request.
 pub fn request(method: &str, to: SocketAddr, path: &str) -> io::Result<Response> {
     let mut stream = TcpStream::connect_timeout(&to, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
