@@ -1,5 +1,6 @@
-# `make help` lists the targets. On Debian or Ubuntu with Rust nothing has to be installed before: what is missing is installed,
-# or the message names it. Times are those of 2 cores and an empty target folder, with what a target builds first included.
+# `make help` lists the targets. On Debian or Ubuntu only Rust has to be installed first: targets install
+# missing packages, or name them in an error message. Times are for 2 cores and an empty target folder,
+# including what a target builds first.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -7,20 +8,20 @@ SHELL := /bin/bash
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PROGRAM := $(TARGET_DIR)/release/pathmeter
 
-# Packages of Debian. Prometheus is for its promtool.
+# Debian packages. prometheus is needed for promtool.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
 TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml iproute2 curl openssl dnsmasq-base systemd
 PACKAGE_PACKAGES := dpkg-dev binutils lintian mmdebstrap systemd-container
 CONTAINER_PACKAGES := docker.io docker-compose iptables mmdebstrap busybox-static binutils python3-yaml iproute2 dnsmasq-base
 COMPARE_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
 
-# What a self-test depends on besides the checker itself.
+# Files on which a self-test depends besides the checker itself.
 KUBERNETES_FILES := scripts/check-kubernetes.py scripts/trial.py scripts/install-test-peers.sh deploy/kubernetes deploy/docker/Dockerfile \
 	deploy/prometheus/rules grafana/kustomization.yaml grafana/dashboards
 DASHBOARD_FILES := scripts/check-dashboards.py scripts/test_check_dashboards.py scripts/install-test-peers.sh
 
 .PHONY: help
-help: ## Show this
+help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: deps
@@ -38,20 +39,20 @@ build: deps ## Build the release binary, target/release/pathmeter: 2½ min
 	cargo build --release --locked --package pathmeter --bin pathmeter
 
 .PHONY: demo
-demo: build ## Three agents on loopback that measure each other for 20 seconds: 3 min
+demo: build ## Run three agents on loopback that measure each other for 20 seconds: 3 min
 	$(PROGRAM) demo --seconds $${SECONDS_TO_RUN:-20}
 
 .PHONY: deb
-deb: build ## Make a Debian package, target/debian/pathmeter_VERSION_ARCHITECTURE.deb: 2½ min
+deb: build ## Build a Debian package, target/debian/pathmeter_VERSION_ARCHITECTURE.deb: 2½ min
 	./scripts/build-deb.sh $(PROGRAM)
 
-# --- What must pass before every change: make test, and its parts
+# --- Checks that must pass before every change: make test and its parts
 
 .PHONY: test
-test: test-deps peers lint release rules dashboards compose packaging kubernetes tests ## Everything that CI runs: 15 min
+test: test-deps peers lint release rules dashboards compose packaging kubernetes tests ## Run all checks of CI: 15 min
 
 .PHONY: lint
-lint: deps ## Format, lints, documentation, Rust versions: 3 min
+lint: deps ## Check format, lints, documentation and Rust versions: 3 min
 	cargo fmt --all --check
 	./scripts/check-rust-version.py
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
@@ -59,22 +60,22 @@ lint: deps ## Format, lints, documentation, Rust versions: 3 min
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps --document-private-items
 
 .PHONY: release
-release: build ## The release binary as users get it: demo, version and the example configuration: 3 min
+release: build ## Check the release binary: version, example configuration and demo: 3 min
 	$(PROGRAM) --version
 	$(PROGRAM) check config.example.yaml
 	$(PROGRAM) demo --seconds 3
 
 .PHONY: tests
-tests: test-deps peers ## All Rust tests, with the lab: 8 min
+tests: test-deps peers ## Run all Rust tests, including the lab: 8 min
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 
 .PHONY: lab
-lab: test-deps ## Only the lab, the real program on networks whose loss and delay are known: 6 min
+lab: test-deps ## Run only the lab, the real program on test networks with known loss and delay: 6 min
 	./scripts/run-tests.sh lab
 
 .PHONY: rules
-rules: test-deps ## Prometheus rules and configuration, Alertmanager's inhibitions: 1 min
+rules: test-deps ## Check Prometheus rules and configuration and Alertmanager inhibitions: 1 min
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool check config --syntax-only deploy/prometheus/remote_write.example.yaml deploy/prometheus/federation.example.yaml \
 	  deploy/docker/prometheus.yml
@@ -84,14 +85,14 @@ rules: test-deps ## Prometheus rules and configuration, Alertmanager's inhibitio
 	./scripts/check-rules.py --test
 
 .PHONY: dashboards
-dashboards: test-deps ## Dashboards, against the metrics and against Grafana's schema: 10 s
+dashboards: test-deps ## Check dashboards against the metrics and against Grafana's schema: 10 s
 	./scripts/install-test-peers.sh --only grafana
 	./scripts/check-dashboards.py
 	target/peers/grafana/bin/python3 scripts/check-dashboards.py --schema
 	./scripts/run-if-changed.sh $(DASHBOARD_FILES) -- target/peers/grafana/bin/python3 scripts/test_check_dashboards.py
 
 .PHONY: compose
-compose: ## Whether docker-compose can read deploy/docker/compose.yaml: 1 s
+compose: ## Check that docker-compose can read deploy/docker/compose.yaml: 1 s
 	@./scripts/install-packages.sh docker-compose python3-yaml
 	./scripts/check-containers.py --config
 
@@ -101,65 +102,65 @@ units: test-deps
 	./scripts/check-units.sh
 
 .PHONY: packaging
-packaging: units deb ## Check the units, and install, run and purge the Debian package in a root of its own: 3 min
+packaging: units deb ## Check the units, and install, run and purge the Debian package in a clean root: 3 min
 	@./scripts/install-packages.sh $(PACKAGE_PACKAGES)
 	lintian --allow-root --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs target/debian/*.deb
 	./scripts/check-deb.sh target/debian/*.deb
 
 .PHONY: kubernetes
-kubernetes: test-deps build ## deploy/kubernetes against the schemas, and four of its pods without a cluster: 3 min
+kubernetes: test-deps build ## Check deploy/kubernetes against the schemas, and run four of its pods without a cluster: 3 min
 	./scripts/install-test-peers.sh --only kubernetes kubectl
 	PATHMETER=$(PROGRAM) ./scripts/check-kubernetes.py
 	PATHMETER=$(PROGRAM) ./scripts/run-if-changed.sh $(KUBERNETES_FILES) -- ./scripts/check-kubernetes.py --self-test
 	PATHMETER=$(PROGRAM) ./scripts/check-kubernetes.py --run
 
 .PHONY: peers
-peers: deps ## The programs that the tests measure against, in ~/.cache/pathmeter: 2 min once
+peers: deps ## Install the programs for interoperability tests in ~/.cache/pathmeter: 2 min once
 	./scripts/install-test-peers.sh
 
-# --- What is run before a larger change is finished
+# --- Checks to run before a larger change is finished
 
 .PHONY: long
-long: containers boot seeds mutants lab-long ## All of the five below: 6 h
+long: containers boot seeds mutants lab-long ## Run the five targets below: 6 h
 
 .PHONY: containers
-containers: ## Build the image and run the compose file with Docker, until an alert fires: 12 min, then 7
+containers: ## Build the image and run the compose file with Docker until an alert fires: 12 min, then 7
 	@./scripts/install-packages.sh $(CONTAINER_PACKAGES)
 	./scripts/check-containers.py
 
 .PHONY: boot
-boot: deb ## Boot a Debian in a container; try unit, socket, watchdog and package there: 5 min
+boot: deb ## Boot Debian in a container and test unit, socket, watchdog and package there: 5 min
 	@./scripts/install-packages.sh $(PACKAGE_PACKAGES)
 	./scripts/boot-under-systemd.sh
 
 .PHONY: seeds
-seeds: deps ## Simulations with ten times the seeds: 30 min
+seeds: deps ## Run the simulations with ten times the seeds: 30 min
 	SIM_TIMES=$(or $(SIM_TIMES),10) cargo test --locked --package pathmeter-proto --all-features
 
 .PHONY: mutants
-mutants: deps ## Change the code that decides verdicts, place by place: tests must notice; FILE=proto/src/echo/flow.rs or SHARD=0/20 for a part
+mutants: deps ## Mutation tests of the code that decides verdicts: hours; FILE=proto/src/echo/flow.rs or SHARD=0/20 for a part
 	./scripts/mutants.py $(FILE) $(if $(SHARD),--shard $(SHARD))
 
 .PHONY: lab-long
-lab-long: test-deps ## The lab's trials that take an hour each: 2 h
+lab-long: test-deps ## Run the trials of the lab that take an hour each: 2 h
 	./scripts/run-tests.sh lab-long
 
-# --- Numbers
+# --- Measurements
 
 .PHONY: bench
-bench: deps ## Measure against the bare loops and the budgets; prints tables: 15 min
+bench: deps ## Compare with bare loops and budgets; prints tables: 15 min
 	cargo bench --locked --bench budgets
 
 .PHONY: scale
-scale: deps ## How many paths and requests a second one agent can serve; prints tables: 15 min
+scale: deps ## Measure how many paths and requests per second one agent handles; prints tables: 15 min
 	cargo bench --locked --bench budgets -- scale
 
 .PHONY: compare
-compare: deps ## Measure this program and others on links whose loss and delay are known; prints tables: 15 min
+compare: deps ## Compare with other tools on links with known loss and delay; prints tables: 15 min
 	@./scripts/install-packages.sh $(COMPARE_PACKAGES)
 	@./scripts/install-test-peers.sh >/dev/null
 	@cargo bench --locked --bench compare -- $(SECTIONS)
 
 .PHONY: clean
-clean: ## Remove everything that was built
+clean: ## Remove all build output
 	cargo clean

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Boots a Debian with its systemd in a container (systemd-nspawn), installs the package there, and tries what only a running
-# systemd shows: the package's scripts, notify, reload, rotation of a key, socket activation, the watchdog, the stop.
+# Boots Debian with its systemd in a container (systemd-nspawn), installs the package there, and tests what
+# needs a running systemd: the scripts of the package, notify, reload, key rotation, socket activation,
+# watchdog, stop.
 #   boot-under-systemd.sh [SUITE [PROGRAM]]    default: the suite of this host, target/release/pathmeter
-# From Debian 13 (trixie) on systemd has Type=notify-reload, and the package uses it. Needs root, mmdebstrap and systemd-container.
+# Since Debian 13 (trixie) systemd has Type=notify-reload, and the package uses it. Needs root, mmdebstrap and
+# systemd-container.
 set -euo pipefail
 
 on_the_host() {
@@ -31,10 +33,10 @@ END
   mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
   ln -s ../trial.service "$root/etc/systemd/system/multi-user.target.wants/trial.service"
   echo "$suite with systemd $systemd"
-  # Without a systemd on this host there is nobody to register the container with. Its own cgroups are unified, as everywhere today.
+  # Do not register the container: this host may not run systemd. The container uses unified cgroups.
   SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout 600 systemd-nspawn --quiet --register=no --keep-unit --private-network --boot \
     --directory "$root" >"$work/console" 2>&1 </dev/null || true
-  [ -e "$root/trial.log" ] || { tail -n 30 "$work/console" >&2; echo "error: it did not boot" >&2; exit 1; }
+  [ -e "$root/trial.log" ] || { tail -n 30 "$work/console" >&2; echo "error: the container did not boot" >&2; exit 1; }
   cat "$root/trial.log"
   if grep -q '^FAILED' "$root/trial.log" || ! grep -q '^all was tried$' "$root/trial.log"; then
     cat "$root/trial.err" >&2
@@ -57,7 +59,7 @@ check() {
   if "$@"; then ok "${words[*]}"; else fail "${words[*]}: $*"; fi
 }
 property() { systemctl show --value -p "$1" "${2:-$unit}"; }
-# is PROPERTY VALUE, of the service
+# is PROPERTY VALUE: that a property of the service has this value
 is() {
   local value
   value=$(property "$1")
@@ -74,9 +76,9 @@ eventually() {
 is_state() { [ "$(property ActiveState)" = "$1" ]; }
 logged() { journalctl --sync; journalctl --no-pager -o cat -u $unit --after-cursor="$mark" | grep -qF -e "$1"; }
 not_logged() { ! logged "$1"; }
-# What is logged counts from here.
+# Log messages count from here on.
 mark_log() { journalctl --sync; mark=$(journalctl -n 1 --show-cursor --no-pager | sed -n 's/^-- cursor: //p'); }
-# ask ADDRESS PATH: the answer of the HTTP port
+# ask ADDRESS PATH: the response of the HTTP port
 ask() {
   exec 5<>"/dev/tcp/$1/9862" || return
   printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&5
@@ -89,7 +91,7 @@ configure() { cat > /etc/pathmeter/config.yaml; }
 
 inside() {
   local pid starts served cut refused
-  # What fails is told, and the rest is tried.
+  # A failed check is reported, and the rest still runs.
   set +e
   export TERM=dumb
   mark_log
@@ -109,9 +111,9 @@ inside() {
   if [ "$(systemctl --version | awk 'NR == 1 { print $2 }')" -ge 253 ]; then is Type notify-reload; else is Type notify; fi
   is NRestarts 0
   is User pathmeter
-  check "it says how it is: $(property StatusText)" -- eventually has_status
-  check "it serves" -- eventually serves 127.0.0.1
-  check "nothing that it wants is forbidden" -- not_logged "cannot raise the limit"
+  check "status text: $(property StatusText)" -- eventually has_status
+  check "the agent serves" -- eventually serves 127.0.0.1
+  check "the sandbox forbids nothing that the agent needs" -- not_logged "cannot raise the limit"
 
   echo "--- sandbox"
   pid=$(property MainPID)
@@ -130,28 +132,28 @@ targets: [{name: silent, address: 127.0.0.1, port: 9}, {name: self, address: 127
 probes: [{name: fast, targets: [silent], interval: 100ms}, {name: ping, protocol: icmp, targets: [self], interval: 100ms}]
 END
   mark_log
-  check "a new configuration is taken" -- systemctl reload $unit
-  # Before systemd 253 systemctl does not wait for it.
+  check "a new configuration is accepted" -- systemctl reload $unit
+  # Before systemd 253 systemctl does not wait for the reload.
   [ "$(property Type)" != notify-reload ] || check "it is in force when systemctl returns" -- logged "configuration reloaded"
-  check "it is in force" -- eventually logged "configuration reloaded"
+  check "the new configuration is applied" -- eventually logged "configuration reloaded"
   check "the key is readable: $(stat -c '%A %U:%G' /etc/pathmeter/mesh.key)" -- [ "$(metric pathmeter_config_last_reload_successful)" = 1 ]
   mark_log
   echo "the key of next year" > /etc/pathmeter/mesh.key
   systemctl reload $unit
-  check "a rotated key is taken" -- eventually logged "configuration reloaded"
+  check "a rotated key is accepted" -- eventually logged "configuration reloaded"
   mark_log
   chmod 0600 /etc/pathmeter/mesh.key
   systemctl reload $unit || true
-  check "a key that is root's alone is refused" -- eventually logged "Permission denied"
+  check "a key readable only by root is refused" -- eventually logged "Permission denied"
   is ActiveState active
-  check "what was in force stays so" -- [ "$(metric pathmeter_config_last_reload_successful)" = 0 ]
+  check "the previous configuration stays in force" -- [ "$(metric pathmeter_config_last_reload_successful)" = 0 ]
   chmod 0640 /etc/pathmeter/mesh.key
   systemctl reload $unit
   is MainPID "$pid"
   is NRestarts 0
 
   echo "--- icmp"
-  # A group range that nobody is in.
+  # An empty group range.
   echo '1 0' > /proc/sys/net/ipv4/ping_group_range
   mkdir -p /etc/systemd/system/$unit.d
   cp /usr/share/doc/pathmeter/examples/$unit.d/icmp.conf.example /etc/systemd/system/$unit.d/icmp.conf
@@ -160,9 +162,9 @@ END
   mark_log
   systemctl daemon-reload
   systemctl restart $unit
-  check "with it there is" -- eventually pings
-  check "and no other capability" -- grep -q '^CapEff:.0000000000002000$' "/proc/$(property MainPID)/status"
-  check "nobody complains" -- not_logged "a path is not measured"
+  check "with CAP_NET_RAW there is one" -- eventually pings
+  check "CAP_NET_RAW is the only capability" -- grep -q '^CapEff:.0000000000002000$' "/proc/$(property MainPID)/status"
+  check "no warning" -- not_logged "a path is not measured"
   rm /etc/systemd/system/$unit.d/icmp.conf
   systemctl daemon-reload
 
@@ -176,16 +178,16 @@ END
   is NRestarts 0
   is MainPID "$pid"
   kill -STOP "$pid"
-  check "one that stands still is restarted" -- eventually restarted 1
-  check "by the watchdog" -- logged "Watchdog timeout"
+  check "a stalled agent is restarted" -- eventually restarted 1
+  check "the watchdog restarted it" -- logged "Watchdog timeout"
   is NRestarts 1
-  check "it serves again" -- eventually serves 127.0.0.1
+  check "the agent serves again" -- eventually serves 127.0.0.1
   rm /etc/systemd/system/$unit.d/watchdog.conf
   systemctl daemon-reload
   systemctl restart $unit
   kill -KILL "$(property MainPID)"
-  check "one that died is restarted" -- eventually restarted 1
-  check "it serves again" -- eventually serves 127.0.0.1
+  check "a killed agent is restarted" -- eventually restarted 1
+  check "the agent serves again" -- eventually serves 127.0.0.1
 
   echo "--- stop"
   local begin end
@@ -194,23 +196,23 @@ END
   begin=$(date +%s%N)
   systemctl stop $unit
   end=$(date +%s%N)
-  check "within the grace and what the rest takes: $(((end - begin) / 1000000)) ms" -- [ $(((end - begin) / 1000000)) -lt 12000 ]
+  check "stopped within the grace period and a margin: $(((end - begin) / 1000000)) ms" -- [ $(((end - begin) / 1000000)) -lt 12000 ]
   is Result success
   is ExecMainStatus 0
-  check "it said so" -- logged "stopped"
+  check "the stop is logged" -- logged "stopped"
 
   echo "--- socket activation"
   systemctl enable --now pathmeter.socket >&2
   is ActiveState inactive
   mark_log
-  check "the first scrape starts it, IPv4" -- serves 127.0.0.1
+  check "the first scrape starts the agent, IPv4" -- serves 127.0.0.1
   is ActiveState active
-  check "it took the sockets" -- logged "using the HTTP sockets from the service manager"
+  check "the agent took the sockets" -- logged "using the HTTP sockets from the service manager"
   check "IPv6 is served" -- serves ::1
-  check "an IPv4 client is one" -- client_is 127.0.0.1 '"address":"127.0.0.1"'
-  check "an IPv6 client is one" -- client_is ::1 '"address":"::1"'
-  # Scrapes in a row, while it restarts three times: those that come in between wait, and none is refused. What an agent that
-  # stops had just accepted and not read yet is cut.
+  check "an IPv4 client has its IPv4 address" -- client_is 127.0.0.1 '"address":"127.0.0.1"'
+  check "an IPv6 client has its IPv6 address" -- client_is ::1 '"address":"::1"'
+  # Scrapes continuously during three restarts: scrapes in between wait, and none is refused. A scrape that a
+  # stopping agent had accepted but not read yet is cut off.
   (
     served=0 cut=0 refused=0
     while [ ! -e /run/enough ]; do
@@ -239,13 +241,13 @@ END
   starts=$(property NRestarts)
   sleep 5
   is NRestarts "$starts"
-  # Nobody takes the connection, so that it is started for it until systemd has enough.
+  # No agent takes the connection, so systemd starts it again until its limit.
   serves 127.0.0.1
-  check "a scrape does not start it for ever" -- [ "$(property Result pathmeter.socket)" = trigger-limit-hit ]
+  check "a scrape does not restart it endlessly" -- [ "$(property Result pathmeter.socket)" = trigger-limit-hit ]
   configure < /dev/null
-  check "once it is right, both are started again" -- systemctl start pathmeter.socket $unit
-  check "and it serves on the socket" -- eventually serves ::1
-  check "which is open" -- [ "$(property SubState pathmeter.socket)" = running ]
+  check "after the correction, both are started again" -- systemctl start pathmeter.socket $unit
+  check "the agent serves on the socket" -- eventually serves ::1
+  check "the socket is open" -- [ "$(property SubState pathmeter.socket)" = running ]
   systemctl stop pathmeter.socket $unit
   systemctl disable pathmeter.socket >&2
 
@@ -253,14 +255,14 @@ END
   systemctl start $unit
   pid=$(property MainPID)
   dpkg -r pathmeter >&2
-  check "it runs no more" -- [ ! -e "/proc/$pid" ]
+  check "the program has ended" -- [ ! -e "/proc/$pid" ]
   is LoadState not-found
   rm -r /etc/pathmeter/mesh.key /etc/systemd/system/$unit.d
   dpkg -P pathmeter >&2
   check "nothing is left: $(find / -xdev -name '*pathmeter*' ! -path '/proc/*' ! -path /pathmeter.deb | tr '\n' ' ')" -- \
     [ -z "$(find / -xdev -name '*pathmeter*' ! -path '/proc/*' ! -path /pathmeter.deb)" ]
   check "no unit has failed" -- [ -z "$(systemctl --failed --no-legend --no-pager)" ]
-  echo "all was tried"
+  echo "all checks ran"
 }
 
 has_status() { [[ $(property StatusText) == measuring* ]]; }

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# Makes pathmeter_VERSION_ARCHITECTURE.deb of a built program, and prints where it is. It is for the Debian that it is made on.
-#   build-deb.sh [PROGRAM]    PROGRAM: default target/release/pathmeter
-# Environment: DEBFULLNAME, DEBEMAIL: who publishes it; OUT: where it goes, default target/debian; SYSTEMD_VERSION: of the hosts
-# that it is for, default that of this one.
+# Builds pathmeter_VERSION_ARCHITECTURE.deb from a built program, and prints its path. The package is for the
+# Debian release of this host.
+#   build-deb.sh [PROGRAM]    default: target/release/pathmeter
+# Environment: DEBFULLNAME, DEBEMAIL: maintainer; OUT: output folder, default target/debian; SYSTEMD_VERSION:
+# systemd version of the target hosts, default that of this host.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# What is packed belongs to everybody, whatever the caller's own files do.
+# Packed files are world-readable, whatever the umask of the caller.
 umask 022
 
 program=${1:-target/release/pathmeter}
-[ -x "$program" ] || { echo "error: $program is not there: run make build first" >&2; exit 1; }
+[ -x "$program" ] || { echo "error: $program does not exist: run make build first" >&2; exit 1; }
 version=$("$program" --version | cut -d' ' -f2)-1
 maintainer="${DEBFULLNAME:-pathmeter developers} <${DEBEMAIL:-pathmeter@example.org}>"
 architecture=$(dpkg --print-architecture)
 systemd=${SYSTEMD_VERSION:-$(systemctl --version | awk 'NR == 1 { print $2 }')}
 out=${OUT:-target/debian}
-# As a source package has it: dpkg-shlibdeps wants to be in one.
+# dpkg-shlibdeps requires the layout of a source package.
 source=$out/source tree=$out/source/debian/pathmeter
 rm -rf "$source" "$out"/pathmeter_*.deb
 mkdir -p "$tree"
@@ -35,7 +36,7 @@ put 0644 config.example.yaml $doc/config.example.yaml
 find docs -name "*.md" -printf "%P\n" | while read -r page; do put 0644 "docs/$page" "$doc/$page"; done
 drop_ins=deploy/systemd/pathmeter.service.d
 put 0644 $drop_ins/icmp.conf.example $doc/examples/pathmeter.service.d/icmp.conf.example
-# systemd knows Type=notify-reload from 253 on, and would not know how to reload before.
+# Type=notify-reload exists since systemd 253; older versions would not know how to reload.
 if [ "$systemd" -ge 253 ]; then
   put 0644 $drop_ins/notify-reload.conf.example $units/pathmeter.service.d/notify-reload.conf
   sysusers='systemd (>= 253) | systemd-standalone-sysusers (>= 253)'

@@ -34,17 +34,17 @@ FOLDER = ROOT / "deploy/docker"
 DOCKERFILE = FOLDER / "Dockerfile"
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 AGENTS = [name for name, service in COMPOSE["services"].items() if "build" in service]
-# There is no Debian package of Grafana.
+# Debian has no package of Grafana.
 SERVICES = [name for name in COMPOSE["services"] if name != "grafana"]
-# What the build uses of the image `rust`, and what runs beside the agents.
+# Packages that the build uses of the image `rust`, and programs that run beside the agents.
 DEBIAN_PACKAGES = "ca-certificates,gcc,libc6-dev,prometheus,prometheus-alertmanager"
 FILES = {"pathmeter", "etc/passwd", "etc/group", "etc/ssl/certs/ca-certificates.crt", "licenses/LICENSE-APACHE", "licenses/LICENSE-MIT"}
 USER = "65532:65532"
 # Prometheus scrapes every 15 s, the agents look for a changed configuration every 10 s.
 TIMEOUT_S = 40
-# The rule looks at three minutes and waits 30 s; rules are evaluated every 30 s.
+# The alert has a window of three minutes and waits 30 s; rules are evaluated every 30 s.
 ALERT_TIMEOUT_S = 360
-# Docker's own client first: a newer one in /usr/local has no builder for this daemon.
+# Debian's client first: a newer one in /usr/local has no builder for this daemon.
 ENVIRONMENT = os.environ | {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "DOCKER_HOST": "unix:///run/docker.sock",
@@ -85,7 +85,7 @@ def address(container):
 
 
 def base_of(name):
-    """What the Dockerfile's stage `name` is made from, with the values of ARG filled in."""
+    """The base image of the Dockerfile's stage `name`, with the values of ARG."""
     text = DOCKERFILE.read_text()
     arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
     base = re.search(rf"^FROM (\S+) AS {name}$", text, re.MULTILINE)
@@ -96,7 +96,7 @@ def rust_version_and_suite():
     base = base_of("build")
     match = re.fullmatch(r"rust:([\d.]+)-(\w+)", base)
     if not match:
-        fail(f"{DOCKERFILE}: builds FROM {base}; only rust:VERSION-SUITE can be made here")
+        fail(f"{DOCKERFILE}: builds FROM {base}; only rust:VERSION-SUITE is supported here")
     version, suite = match.groups()
     ours = run("rustc", "--version", cwd=ROOT, capture_output=True, text=True).stdout.split()[1]
     if ours != version and not ours.startswith(f"{version}."):
@@ -115,7 +115,7 @@ def vendor_folder():
 
 
 def fetch():
-    """What needs the network: Debian and crates. Each is fetched once."""
+    """Downloads what needs the network, once: Debian packages and crates."""
     _, suite = rust_version_and_suite()
     archive, vendor = debian_archive(suite), vendor_folder()
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ CMD ["sh"]
 
 
 def check_image(work):
-    """The files of the image `pathmeter`, and that its program needs nothing else."""
+    """Checks the files of the image `pathmeter`, and that its binary is static."""
     archive = work / "image.tar"
     docker("save", "--output", archive, "pathmeter")
     found = set()
@@ -183,7 +183,7 @@ def check_image(work):
                 if "pathmeter" in files.getnames():
                     files.extract("pathmeter", work)
     if found != FILES:
-        fail(f"image pathmeter: it has also {sorted(found - FILES)} and lacks {sorted(FILES - found)}; see COPY in {DOCKERFILE}")
+        fail(f"image pathmeter: unexpected files {sorted(found - FILES)} missing files {sorted(FILES - found)}; see COPY in {DOCKERFILE}")
     binary = work / "pathmeter"
     headers = run("readelf", "--wide", "--program-headers", "--dynamic", binary, capture_output=True, text=True).stdout
     for mark in ("INTERP", "(NEEDED)"):
@@ -193,11 +193,11 @@ def check_image(work):
     if config["User"] != USER:
         fail(f"image pathmeter: its user is {config['User']}, not {USER}")
     if set(config["ExposedPorts"]) != {"9862/tcp", "9862/udp", "9863/tcp", "9863/udp"}:
-        fail(f"image pathmeter: it exposes {sorted(config['ExposedPorts'])}")
+        fail(f"image pathmeter: exposes {sorted(config['ExposedPorts'])}")
     print(f"image: {len(found)} files, a static binary of {binary.stat().st_size / 1e6:.1f} MB, user {USER}", flush=True)
 
 
-# --- One container, configured in ways that the compose file does not use
+# --- One container, with a configuration that the compose file does not use
 
 
 NETWORK = "pathmeter-names"
@@ -217,7 +217,7 @@ probes:
 
 
 def write_config(folder, version, config):
-    """As Kubernetes mounts a ConfigMap: the files are links to links, and the inner one is replaced."""
+    """The layout of a ConfigMap in Kubernetes: files are links to links, and the inner link is replaced."""
     versioned = folder / f"..{version}"
     versioned.mkdir()
     (versioned / "config.yaml").write_text(config)
@@ -237,7 +237,7 @@ def start_agent(name, folder, *options):
 
 
 def answered(url):
-    """Peers and targets with the number of answers, over all probes."""
+    """The number of replies of each peer and target, over all probes."""
     paths = json.loads(ask(f"{url}/api/v1/paths"))["paths"]
     return {path["peer"]: path["counts"]["ok"] for path in paths if path["state"] == "measured"}
 
@@ -264,7 +264,7 @@ def check_container(work):
     if any(int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")):
         fail("container: the process has capabilities")
     if set(status["Uid"].split() + status["Gid"].split()) != set(USER.split(":")) or status["NSpid"].split()[-1] != "1":
-        fail(f"container: it does not run as {USER}, or not as process 1")
+        fail(f"container: the program does not run as {USER} and process 1")
     print(f"container: runs as {USER}, process 1, without capabilities, on a read-only root", flush=True)
     names = {"in-hosts", "in-dns", "of-name", "of-service", "host"}
     until(
@@ -276,7 +276,7 @@ def check_container(work):
     docker("kill", "--signal=TERM", "agent", stdout=subprocess.DEVNULL)
     until("container: after SIGTERM it exits", lambda: inspect("agent")["State"]["Status"] == "exited")
     if code := inspect("agent")["State"]["ExitCode"]:
-        fail(f"container: after SIGTERM it exits {code}: {logs()}")
+        fail(f"container: exit code {code} after SIGTERM: {logs()}")
     docker("rm", "--force", "agent", "in-hosts", "in-dns", "of-name", "of-service", stdout=subprocess.DEVNULL)
     docker("network", "rm", NETWORK, stdout=subprocess.DEVNULL)
 
@@ -333,20 +333,20 @@ def check_compose():
     compose("stop")
     for name in AGENTS:
         if code := inspect(containers[name])["State"]["ExitCode"]:
-            fail(f"compose: {name} exits {code} when it is stopped; see its log: {logs_of_services()}")
-    print("compose: the agents exit 0 when they are stopped", flush=True)
-    # A second start must keep the key: others would refuse an agent that has another.
+            fail(f"compose: {name} exits with {code} when stopped; log: {logs_of_services()}")
+    print("compose: the agents exit with 0 when stopped", flush=True)
+    # A second start must keep the key: other agents would refuse an agent with another key.
     made = key_of(containers["key"])
     compose("up", "--detach", "--no-build", "key")
     until("the key is made once", lambda: inspect(containers["key"])["State"]["Status"] == "exited" and key_of(containers["key"]) == made)
 
 
 def key_of(container):
-    """The mesh key, in the volume that the container `key` has."""
+    """The mesh key in the volume of the container `key`."""
     folder = pathlib.Path(inspect(container)["Mounts"][0]["Source"])
     key = folder / "mesh.key"
     if not re.fullmatch(r"[0-9a-f]{64}", key.read_text()) or key.stat().st_mode & 0o777 != 0o444:
-        fail(f"compose: the key that is made has {key.stat().st_size} bytes and mode {key.stat().st_mode & 0o777:o}, not 64 and 444")
+        fail(f"compose: the generated key has {key.stat().st_size} bytes and mode {key.stat().st_mode & 0o777:o}, not 64 and 444")
     return key.read_text()
 
 
@@ -370,7 +370,7 @@ def start_docker():
 
     def ready():
         if daemon.poll() is not None:
-            fail(f"dockerd ended with {daemon.returncode}; its log is {log}")
+            fail(f"dockerd exited with {daemon.returncode}; its log is {log}")
         return subprocess.run(["docker", "version"], env=ENVIRONMENT, capture_output=True).returncode == 0
 
     wait_for("docker: the daemon answers", ready, 60, log.read_text)
@@ -388,17 +388,17 @@ def remove_containers():
 def run_here():
     processes = start_docker()
     try:
-        # A run that was killed leaves its containers in the daemon's state.
+        # A killed run leaves its containers in the daemon's state.
         remove_containers()
         started = time.monotonic()
         make_base_images()
-        print(f"images: the base images are made in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"images: base images built in {time.monotonic() - started:.0f} s", flush=True)
         started = time.monotonic()
         compose("build", AGENTS[0])
-        print(f"images: pathmeter is built in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"images: pathmeter built in {time.monotonic() - started:.0f} s", flush=True)
         with tempfile.TemporaryDirectory() as work:
             work = pathlib.Path(work)
-            # The agent in the container is another user.
+            # The agent in the container runs as another user.
             work.chmod(0o755)
             check_image(work)
             check_container(work)
@@ -414,7 +414,7 @@ def main():
         compose("config", "--quiet")
         print("deploy/docker/compose.yaml: docker-compose can read it")
     elif sys.argv[1:] == ["--run-here"]:
-        # End in order when this is interrupted.
+        # Clean up when interrupted.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: interrupted"))
         run_here()
     elif sys.argv[1:]:

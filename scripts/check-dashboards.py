@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Checks grafana/dashboards/*.json against the generator, the grid, the metrics' documentation and promtool.
+"""Checks grafana/dashboards/*.json against the generator, the grid, the documentation of metrics and promtool.
 
   check-dashboards.py                      all checks but the schema
   check-dashboards.py --schema             against Grafana's own types; needs grafana-foundation-sdk
   check-dashboards.py --list --set instance=fra-1 --set peer=ams-1
                                            every query as JSON, with Grafana's variables replaced
 
-What is replaced if --set says nothing: job by pathmeter, probe, family and what can be All by .*, $__rate_interval by 1m, $__range by 1h.
+Default values: job is pathmeter, probe, family and what can be All by .*, $__rate_interval by 1m, $__range by 1h.
 """
 
 import argparse
@@ -28,9 +28,9 @@ SCREEN_ROWS, COLUMNS = 22, 24  # what 1920 by 1080 shows
 SCHEMA_VERSION = 39  # of Grafana 10.4
 SCRAPES_IN_A_WINDOW = 4
 
-# --- What Prometheus will have
+# --- Series in Prometheus
 
-# Labels that the scrape adds.
+# Labels added by a scrape.
 TARGET_LABELS = {"job", "instance", "zone"}
 PATH_LABELS = {"probe", "peer", "family"}
 
@@ -42,7 +42,7 @@ class Metric:
     values: dict = field(default_factory=dict)  # of labels whose values are documented
 
 
-# Prometheus' own. The labels of alerts are those of the series that made them.
+# Metrics of Prometheus itself. Alerts have the labels of the series that caused them.
 BUILT_IN = {
     "up": Metric("gauge", set()),
     "ALERTS": Metric("gauge", {"alertname", "alertstate", "severity", "peer_zone", *PATH_LABELS}),
@@ -51,7 +51,7 @@ BUILT_IN = {
 
 
 def documented():
-    """The tables of docs/reference/metrics.md."""
+    """The metrics in the tables of docs/reference/metrics.md."""
     metrics = {}
     for line in (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8").splitlines():
         row = re.match(r"\| `(\w+)` \| (counter|gauge|histogram|summary) \|([^|]*)\|", line)
@@ -73,7 +73,7 @@ def documented():
 
 
 def recorded():
-    """The series that the recording rules make. Which labels each has, its name says well enough."""
+    """The series of the recording rules. The name of a series tells its labels."""
     metrics = {}
     for file in sorted((ROOT / "deploy/prometheus/rules").glob("*.rules.yaml")):
         for name in re.findall(r"^\s*(?:- )?record: *[\"']?([\w:]+)", file.read_text(encoding="utf-8"), re.MULTILINE):
@@ -82,7 +82,8 @@ def recorded():
     return metrics
 
 
-# --- PromQL, as far as it takes to know which function is around which metric. Whether it parses, promtool says.
+# --- PromQL, parsed just enough to know which function is applied to which metric. promtool checks the
+# syntax.
 
 TOKEN = re.compile(
     r"""(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|`[^`]*`)
@@ -180,10 +181,10 @@ def seconds(window):
 
 
 def query_problems(expr, legend, metrics, scrape):
-    """Of one query, with the variables replaced."""
+    """Problems of one query, with its variables replaced."""
     expression = read(expr)
     if expression.subquery:
-        yield "has a subquery, which is dear: record what is inside"
+        yield "has a subquery, which is expensive: record its inner expression"
     labels = TARGET_LABELS | expression.made
     for selector in expression.selectors:
         name = selector.metric
@@ -192,7 +193,7 @@ def query_problems(expr, legend, metrics, scrape):
             base = re.fullmatch(r"(\w+)_(bucket|sum|count)", name)
             metric = metrics.get(base[1]) if base else None
             if metric is None or metric.kind not in ("histogram", "summary") or (base[2] == "bucket" and metric.kind == "summary"):
-                yield f"uses {name}, which neither docs/reference/metrics.md nor a recording rule has"
+                yield f"uses {name}, which is neither in docs/reference/metrics.md nor a recording rule"
                 continue
             part = base[2]
         elif metric.kind in ("histogram", "summary"):
@@ -203,7 +204,7 @@ def query_problems(expr, legend, metrics, scrape):
         labels |= known
         for label, operator, value in selector.matchers:
             if label not in known and not any(one.endswith("*") and label.startswith(one[:-1]) for one in known):
-                yield f"selects {name} by {label}, a label that it has not"
+                yield f"selects {name} by {label}, a label that it does not have"
             allowed = metric.values.get(label)
             if allowed and operator in ("=", "!=") and value not in allowed:
                 yield f'selects {label}="{value}" of {name}, which is none of its values'
@@ -211,7 +212,7 @@ def query_problems(expr, legend, metrics, scrape):
         direct = functions[-1] if functions else "nothing"
         if selector.window:
             if direct in OF_COUNTERS and not counts:
-                yield f"has {direct}() of {name}, which is no counter"
+                yield f"has {direct}() of {name}, which is not a counter"
             elif counts and direct not in OF_COUNTERS:
                 yield f"has {direct}() of {name}, a counter"
             elif not counts and direct not in OF_GAUGES and not direct.endswith("_over_time"):
@@ -223,34 +224,34 @@ def query_problems(expr, legend, metrics, scrape):
             yield f"shows {name} itself, which only grows: take its rate()"
         if "histogram_quantile" in functions:
             if part != "bucket" or not {"rate", "increase"} & set(functions):
-                yield f"has a quantile of {name} without a rate of its buckets: that of its whole life"
+                yield f"has a quantile of {name} without a rate of its buckets: it covers all time since the start"
             kept = [labels for name, labels in selector.inside if name in AGGREGATIONS]
             inner = kept[-1] if kept and functions.index("histogram_quantile") < max(functions.index(f) for f in functions if f in AGGREGATIONS) else None
             if inner is not None and "le" not in inner:
                 yield f"sums the buckets of {name} without le"
     for label in expression.labels - labels:
         if not any(one.endswith("*") and label.startswith(one[:-1]) for one in labels):
-            yield f"groups or joins by {label}, a label of none of its metrics"
+            yield f"groups or joins by {label}, which none of its metrics has"
     for label in re.findall(r"{{(\w+)}}", legend):
         if label not in labels:
-            yield f"has the label {label} in its legend, but in none of its metrics"
+            yield f"has label {label} in its legend, which none of its metrics has"
 
 
 def promtool_problems(queries):
-    """Of all queries at once. `queries`: of (where, expression)."""
+    """Problems that promtool finds in all queries. `queries`: pairs of (where, expression)."""
     rules = [{"record": f"check:query_{number}", "expr": expr} for number, (_, expr) in enumerate(queries)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "queries.rules.yaml"
-        # JSON is YAML.
+        # JSON is valid YAML.
         file.write_text(json.dumps({"groups": [{"name": "dashboards", "rules": rules}]}), encoding="utf-8")
         ran = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True)
     if ran.returncode == 0:
         return
     output = ran.stdout + ran.stderr
-    said = re.findall(r'rule (\d+), "check:query_(\d+)": (.*)', output)
-    for _, number, what in said:
+    match = re.findall(r'rule (\d+), "check:query_(\d+)": (.*)', output)
+    for _, number, what in match:
         yield queries[int(number)][0], f"does not parse: {what}"
-    if not said:
+    if not match:
         yield "promtool", output.strip()
 
 
@@ -271,7 +272,7 @@ def replace(text, board, chosen):
         if name.startswith("__"):
             return {"__rate_interval": "1m", "__interval": "15s", "__range": "1h", **chosen}.get(name, match[0])
         if name not in variables(board):
-            raise KeyError(f"${name} is no variable of this dashboard")
+            raise KeyError(f"${name} is not a variable of this dashboard")
         value = chosen.get(name, "All")
         if value == "All" and variables(board)[name]["includeAll"]:
             return variables(board)[name]["allValue"]
@@ -293,7 +294,7 @@ PLACEHOLDERS = {"instance": "fra-1.example.net", "peer": "ams-1"}
 
 
 def panels_of(board):
-    """(panel, the row that it is folded into or None)"""
+    """Pairs of (panel, collapsed row that contains it or None)."""
     for panel in board["panels"]:
         yield panel, None
         for inner in panel.get("panels", []):
@@ -343,15 +344,15 @@ def panel_problems(board):
             yield title, "does not use the variable $datasource"
         for target in panel.get("targets", []):
             if target.get("datasource", panel.get("datasource")) != panel.get("datasource"):
-                yield title, f"asks another data source in {target['refId']}"
+                yield title, f"queries another data source in {target['refId']}"
         if not panel["fieldConfig"]["defaults"].get("unit"):
             yield title, "has no unit"
         if len(panel.get("description", "")) < 30:
-            yield title, "has no description that says what is normal"
+            yield title, "has no description of normal values"
         if not panel.get("interval"):
             yield title, "has no minimum interval"
         if not panel.get("targets"):
-            yield title, "asks nothing"
+            yield title, "has no query"
 
 
 def board_problems(board, boards):
@@ -364,7 +365,7 @@ def board_problems(board, boards):
         definition = json.dumps(variables(board)[name].get("query", ""))
         for used in re.findall(r"\$\{?(\w+)", definition):
             if used not in names[:place]:
-                yield f"variable {name}", f"uses ${used}, which is not one before it"
+                yield f"variable {name}", f"uses ${used}, which is not defined before it"
     for one in board["annotations"]["list"]:
         if one.get("datasource") != {"type": "prometheus", "uid": "${datasource}"}:
             yield f"annotation {one['name']}", "does not use the variable $datasource"
@@ -373,16 +374,16 @@ def board_problems(board, boards):
     for url in set(re.findall(r'"url": "([^"]*)"', text)):
         uid, _, rest = url.removeprefix("/d/").partition("?")
         if not url.startswith("/d/") or uid not in by_uid:
-            yield "link", f"{url} leads to none of these dashboards"
+            yield "link", f"{url} is not one of these dashboards"
             continue
         for name in re.findall(r"var-(\w+)=", rest) + re.findall(r"\$\{(\w+):queryparam\}", rest):
             if name not in variables(by_uid[uid]):
-                yield "link", f"{url} sets ${name}, which {uid} has not"
+                yield "link", f"{url} sets ${name}, which {uid} does not have"
     for panel, _ in panels_of(board):
         for target in panel.get("targets", []):
             for name in re.findall(r"\$\{?(\w+)", target["expr"]):
                 if not name.startswith("__") and not name.isdigit() and name not in names:
-                    yield panel["title"], f"uses ${name}, which is no variable of this dashboard"
+                    yield panel["title"], f"uses ${name}, which is not a variable of this dashboard"
         for step in panel.get("transformations", []):
             for key in ("columnField", "rowField"):
                 label = step["options"].get(key)
@@ -390,8 +391,8 @@ def board_problems(board, boards):
                     yield panel["title"], f"makes a matrix of {label}, which its query does not keep"
 
 
-def asked(board):
-    """(where, expression, legend) of panels, annotations and variables."""
+def queries_of(board):
+    """Triples of (where, expression, legend) of panels, annotations and variables."""
     for panel, _ in panels_of(board):
         for target in panel.get("targets", []):
             legend = target["legendFormat"].replace("__auto", "")
@@ -405,11 +406,11 @@ def asked(board):
 
 
 def problems(boards, metrics, scrape):
-    """(dashboard, where, what) of dashboards by name: everything but the comparison with the generator and promtool."""
+    """Problems as (dashboard, where, what): all checks but the generator and promtool."""
     for name, board in boards.items():
         for where, what in [*grid_problems(board), *panel_problems(board), *board_problems(board, boards.values())]:
             yield name, where, what
-        for where, expr, legend in asked(board):
+        for where, expr, legend in queries_of(board):
             try:
                 expr = replace(expr, board, PLACEHOLDERS)
             except KeyError as error:
@@ -432,7 +433,7 @@ def schema_problems(board):
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
-    # Written and read by Grafana's Prometheus data source, which keeps its own types.
+    # Grafana's Prometheus data source has its own types for these.
     ours = re.compile(r"annotations\.list\[\d+\]\.(expr|step|titleFormat|textFormat|tagKeys|useValueForTime)$")
 
     plugins.register_default_plugins()
@@ -445,7 +446,7 @@ def schema_problems(board):
                 where = f"{path}.{key}" if path else key
                 if not isinstance(after, dict) or key not in after:
                     if not ours.match(where):
-                        yield where, "is no key that Grafana knows here"
+                        yield where, "is not a key known to Grafana here"
                 else:
                     yield from lost(value, after[key], where)
         elif isinstance(before, list):
@@ -484,7 +485,7 @@ def schema_problems(board):
                 if hasattr(value, name):
                     one = getattr(value, name)
                     if not fits(one, kind) and not hasattr(one, "to_json"):
-                        yield f"{path}.{name}", f"is {one!r}, and Grafana wants {kind}"
+                        yield f"{path}.{name}", f"is {one!r}, but Grafana expects {kind}"
                     yield from misfits(one, f"{path}.{name}")
 
     yield from lost(board, again, "")
@@ -503,10 +504,10 @@ def generator():
 
 
 def generator_problems(made, files):
-    """`made` and `files`: texts by name."""
+    """Compares generated dashboards with files; both are texts by name."""
     for name in sorted(made.keys() | files.keys()):
         if name not in files:
-            yield name, "grafana/generate.py was not run: there is no such file"
+            yield name, "grafana/generate.py was not run: the file does not exist"
         elif name not in made:
             yield name, "is not made by grafana/generate.py"
         elif made[name] != files[name]:
@@ -514,14 +515,14 @@ def generator_problems(made, files):
 
 
 def scrape_interval(made):
-    """In seconds, by the panels, and as the provisioned data source says it."""
+    """The scrape interval in seconds, in the panels and in the provisioned data source."""
     return seconds(next(panel["interval"] for panel in made["panels"] if "interval" in panel))
 
 
 def provisioning_problems(scrape):
     text = (ROOT / "grafana/provisioning/datasources/prometheus.yaml").read_text(encoding="utf-8")
-    said = re.search(r"timeInterval: (\w+)", text)
-    if not said or seconds(said[1]) != scrape:
+    match = re.search(r"timeInterval: (\w+)", text)
+    if not match or seconds(match[1]) != scrape:
         yield "timeInterval of provisioning/datasources/prometheus.yaml is not the interval of the panels"
     text = (ROOT / "grafana/provisioning/dashboards/pathmeter.yaml").read_text(encoding="utf-8")
     if "path: /var/lib/grafana/dashboards\n" not in text:
@@ -542,13 +543,13 @@ def check():
     queries = []
     if not found:
         for name, board in boards.items():
-            queries += [(f"{name}.json: {where}", replace(expr, board, PLACEHOLDERS)) for where, expr, _ in asked(board)]
+            queries += [(f"{name}.json: {where}", replace(expr, board, PLACEHOLDERS)) for where, expr, _ in queries_of(board)]
         found += [f"{where}: {what}" for where, what in promtool_problems(queries)]
     for line in found:
         print(f"error: {line}", file=sys.stderr)
     if not found:
         panels = sum(1 for board in boards.values() for panel, _ in panels_of(board) if panel["type"] != "row")
-        print(f"{len(boards)} dashboards, {panels} panels, {len(queries)} queries: in order")
+        print(f"{len(boards)} dashboards, {panels} panels, {len(queries)} queries: no problems")
     return 1 if found else 0
 
 
@@ -559,12 +560,12 @@ def check_schema():
     for line in found:
         print(f"error: {line}", file=sys.stderr)
     if not found:
-        print("the dashboards fit Grafana's types")
+        print("the dashboards match Grafana's types")
     return 1 if found else 0
 
 
 def listing(chosen):
-    """What a test that has a Prometheus can ask it."""
+    """The queries that a test with a Prometheus can send."""
     module = generator()
     entries = []
     for name, board in module.boards().items():

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""Asks a real Alertmanager, with the configuration that we ship, whom it would tell and whom not.
+"""Checks the inhibition rules of the shipped configuration with a real Alertmanager.
 
-    check-inhibitions.py             the cases below, and that each rule is needed for one of them
+    check-inhibitions.py             runs the cases below, and checks that each rule is needed for one of them
 
 Needs Debian's prometheus-alertmanager and python3-yaml.
 """
@@ -58,34 +58,34 @@ def draining(peer, state):
 ZONE = alert("ZonePairLossHigh", scope="zone", severity="critical", zone="x", peer_zone="y", probe="fast")
 MANY_DOWN = alert("ManyAgentsDown", scope="agent", severity="critical")
 
-# What fires, what fires besides, and whether somebody hears of the latter.
+# Source alert, target alert, and whether the target is notified while both fire.
 CASES = [
-    ("an agent without a processor says nothing of paths", unreliable("a", "loop_lag"), loss("a", "b"), False),
-    ("nor one that has lost count", unreliable("a", "accounting"), jitter("a", "b"), False),
-    ("another agent does", unreliable("a", "loop_lag"), loss("b", "a"), True),
-    ("with bad stamps it still counts", unreliable("a", "user_stamps"), loss("a", "b"), True),
-    ("and does not know latency", unreliable("a", "clock_steps"), jitter("a", "b"), False),
-    ("a peer that said goodbye is silent", draining("b", "away"), unreachable("a", "b"), False),
-    ("for all who measure it", draining("b", "away"), from_many("b"), False),
-    ("and for Prometheus", draining("b", "away"), down("b"), False),
-    ("another one is not", draining("b", "away"), unreachable("a", "c"), True),
-    ("what was lost while it was away is old news", draining("b", "back"), loss("a", "b"), False),
-    ("a host that is gone again is news", draining("b", "back"), from_many("b"), True),
-    ("a dead host is one page", from_many("b"), unreachable("a", "b"), False),
-    ("what it says of others is worth nothing", from_many("b"), loss("b", "c"), False),
-    ("its scrape fails, of course", from_many("b"), down("b"), False),
-    ("others lose for other reasons", from_many("b"), loss("a", "c"), True),
-    ("zones are always told", from_many("b"), ZONE, True),
-    ("an agent that is down answers nobody", down("b"), unreachable("a", "b"), False),
-    ("one of which the scrape fails may lose", down("b"), loss("a", "b"), True),
-    ("it may be the host", down("b"), from_many("b"), True),
-    ("many that are down are one page", MANY_DOWN, down("b"), False),
-    ("of nothing that gets through nobody hears how much", unreachable("a", "b"), loss("a", "b"), False),
-    ("another peer loses by itself", unreachable("a", "b"), loss("a", "c"), True),
+    ("an agent without processor time inhibits its path alerts", unreliable("a", "loop_lag"), loss("a", "b"), False),
+    ("an agent with accounting errors inhibits its alerts", unreliable("a", "accounting"), jitter("a", "b"), False),
+    ("an unreliable agent does not inhibit alerts of others", unreliable("a", "loop_lag"), loss("b", "a"), True),
+    ("unreliable timestamps do not inhibit loss", unreliable("a", "user_stamps"), loss("a", "b"), True),
+    ("unreliable clocks inhibit latency alerts", unreliable("a", "clock_steps"), jitter("a", "b"), False),
+    ("a draining peer inhibits its alerts", draining("b", "away"), unreachable("a", "b"), False),
+    ("a draining peer inhibits alerts of all agents about it", draining("b", "away"), from_many("b"), False),
+    ("a draining peer inhibits its scrape alert", draining("b", "away"), down("b"), False),
+    ("a draining peer does not inhibit other peers", draining("b", "away"), unreachable("a", "c"), True),
+    ("losses during a restart are inhibited", draining("b", "back"), loss("a", "b"), False),
+    ("a host that is unreachable after its return is notified", draining("b", "back"), from_many("b"), True),
+    ("an unreachable host is one page", from_many("b"), unreachable("a", "b"), False),
+    ("alerts from a lossy agent about others are inhibited", from_many("b"), loss("b", "c"), False),
+    ("an unreachable host inhibits its scrape alert", from_many("b"), down("b"), False),
+    ("losses to other peers are notified", from_many("b"), loss("a", "c"), True),
+    ("zone alerts are always notified", from_many("b"), ZONE, True),
+    ("an agent that is down inhibits unreachable alerts", down("b"), unreachable("a", "b"), False),
+    ("a failed scrape does not inhibit loss alerts", down("b"), loss("a", "b"), True),
+    ("a failed scrape does not inhibit an unreachable host", down("b"), from_many("b"), True),
+    ("many agents down are one page", MANY_DOWN, down("b"), False),
+    ("an unreachable path inhibits its loss alert", unreachable("a", "b"), loss("a", "b"), False),
+    ("an unreachable path does not inhibit other paths", unreachable("a", "b"), loss("a", "c"), True),
 ]
 
 
-# Alerts and an inhibition of our own, to see that the Alertmanager has noticed what came before them.
+# A canary alert and inhibition, which show that the Alertmanager has processed earlier alerts.
 CANARY, CAGED = {"alertname": "Canary"}, {"alertname": "Caged"}
 CANARY_RULE = {"source_matchers": ['alertname="Canary"'], "target_matchers": ['alertname="Caged"']}
 
@@ -99,7 +99,7 @@ def free_port():
 
 
 class Alertmanager:
-    """One that runs, with a configuration, in a folder of its own."""
+    """A running Alertmanager with a configuration in a folder of its own."""
 
     def __init__(self, config):
         self.folder = tempfile.TemporaryDirectory()
@@ -139,10 +139,10 @@ class Alertmanager:
             text = answer.read()
         return json.loads(text) if parse and text else True
 
-    def tells(self, source, target):
-        """Whether the target would be told while both fire."""
+    def is_notified(self, source, target):
+        """Whether the target is notified while both alerts fire."""
         now = datetime.datetime.now(datetime.timezone.utc)
-        # What inhibits is noticed in the order in which it came, and a little later: once the canary was, the source was.
+        # Inhibition sources are processed in order, with a delay: when the canary is, the source is.
         for fires in ([source, target], [CANARY, CAGED]):
             self.ask("/api/v2/alerts", [{"labels": labels} for labels in fires])
         self.wait("the canary inhibits", lambda: self.states().get(key(CAGED)) == "suppressed")
@@ -161,7 +161,7 @@ class Alertmanager:
         end = time.monotonic() + PATIENCE
         while not is_so():
             if time.monotonic() > end:
-                sys.exit(f"error: not within {PATIENCE} s: {what}")
+                sys.exit(f"error: timed out after {PATIENCE} s: {what}")
             time.sleep(0.02)
 
 
@@ -170,10 +170,10 @@ def key(labels):
 
 
 def failures(config):
-    """The cases that come out otherwise."""
+    """The cases with another result than expected."""
     config = {**config, "inhibit_rules": [*config["inhibit_rules"], CANARY_RULE]}
     with Alertmanager(config) as alertmanager:
-        return [name for name, source, target, told in CASES if alertmanager.tells(source, target) != told]
+        return [name for name, source, target, notified in CASES if alertmanager.is_notified(source, target) != notified]
 
 
 def main():
@@ -181,13 +181,13 @@ def main():
     config.pop("templates")
     wrong = failures(config)
     if wrong:
-        sys.exit("\n".join(wrong) + f"\nerror: {len(wrong)} of {len(CASES)} cases come out otherwise")
+        sys.exit("\n".join(wrong) + f"\nerror: {len(wrong)} of {len(CASES)} cases failed")
     rules = config["inhibit_rules"]
     for index, rule in enumerate(rules):
         without = {**config, "inhibit_rules": rules[:index] + rules[index + 1 :]}
         if not failures(without):
             sys.exit(f"error: no case needs the rule {rule}")
-    print(f"{len(CASES)} cases of who is told, and each of {len(rules)} inhibitions is needed for one")
+    print(f"{len(CASES)} cases passed, and each of {len(rules)} inhibitions is needed for one")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks deploy/kubernetes: what kustomize makes of it, against the schemas of Kubernetes and of the Prometheus operator, and
+"""Checks deploy/kubernetes: the output of kustomize against the schemas of Kubernetes and of the Prometheus operator, and
 against itself.
 
     check-kubernetes.py              checks everything
-    check-kubernetes.py --write      makes the PrometheusRules from deploy/prometheus/rules
-    check-kubernetes.py --run        four pods of base in two zones, with what they would get, in a network namespace; needs root
-    check-kubernetes.py --self-test  plants mistakes in a copy and expects each to be found
+    check-kubernetes.py --write      generates the PrometheusRules from deploy/prometheus/rules
+    check-kubernetes.py --run        runs four pods of base in two zones, with their environment and files, in a network namespace; needs root
+    check-kubernetes.py --self-test  plants errors in a copy and expects each to be found
 
 Needs what scripts/install-test-peers.sh --only kubernetes installs, and runs in its Python by itself; promtool; and a
 pathmeter: one that is built, or $PATHMETER.
@@ -41,19 +41,20 @@ except ImportError:
     sys.exit("error: run first: scripts/install-test-peers.sh --only kubernetes")
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# The oldest that has everything we use is older than any that is maintained; the newest that the validator knows.
+# The oldest maintained version has every feature that is used here; the newest is the newest that the
+# validator knows.
 KUBERNETES_VERSIONS = ["1.30", "1.33", "1.37"]
 OVERLAYS = ["host-network", "minimal", "prometheus-operator"]
-# What is made by hand, with the command that docs/index.md has.
+# Created by hand, with the command in docs/how-to/kubernetes.md.
 BY_HAND = {("Secret", "pathmeter-mesh-key")}
-# kubectl apply without --server-side puts the whole object into an annotation.
+# kubectl apply without --server-side stores the whole object in an annotation.
 ANNOTATION_BYTES_MAX = 262144
 PORTS = {("http", 9862, "TCP"), ("stamp", 9862, "UDP"), ("agent", 9863, "UDP"), ("echo", 9863, "TCP")}
 GENERATED = "# Generated from deploy/prometheus/rules/{}: scripts/check-kubernetes.py --write\n"
 
 
 class Tree:
-    """A checkout, ours or the copy that mistakes are planted in."""
+    """A working copy: this one, or a copy with planted errors."""
 
     def __init__(self, root):
         self.root = root
@@ -65,7 +66,7 @@ class Tree:
         done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True)
         if done.returncode:
             raise Problem(f"kubectl kustomize: {done.stderr.strip()}")
-        # What it only warns of is still a mistake.
+        # Its warnings are errors, too.
         if done.stderr:
             raise Problem(f"kubectl kustomize: {done.stderr.strip()}")
         return [entry for entry in yaml.load_all(done.stdout, Loader=LOADER) if entry]
@@ -79,12 +80,12 @@ class Problem(Exception):
 
 
 def rendered(tree):
-    """What is to be in the folder of generated rules, by name."""
+    """The generated rule files, by name."""
     files, names = {}, []
     for path in sorted(tree.rules.glob("*.rules.yaml")):
         name = path.name.removesuffix(".rules.yaml").replace("_", "-")
         names.append(f"{name}.yaml")
-        # The text as it is, with its comments, one level deeper.
+        # The unchanged text with its comments, indented by one level.
         text = "".join(f"  {line}" if line.strip() else line for line in path.read_text().splitlines(True))
         files[f"{name}.yaml"] = (
             GENERATED.format(path.name)
@@ -113,14 +114,14 @@ def drift(tree):
     there = {path.name: path.read_text() for path in tree.generated.iterdir()}
     for name in sorted(wanted.keys() | there.keys()):
         if wanted.get(name) != there.get(name):
-            yield f"{(tree.generated / name).relative_to(tree.root)} is not what --write makes"
+            yield f"{(tree.generated / name).relative_to(tree.root)} is not the output of --write"
 
 
 # --- Schemas
 
 
 def closed(schema):
-    """The same schema, in which a field that is not known is a mistake."""
+    """The schema with unknown fields forbidden."""
     if isinstance(schema, dict):
         changed = {key: closed(value) for key, value in schema.items()}
         if "properties" in schema and "additionalProperties" not in schema:
@@ -135,7 +136,7 @@ OPERATOR = {
 }
 
 
-# A schema is megabytes, and most objects are in every overlay.
+# Cached: a schema is megabytes, and most objects are in every overlay.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
@@ -170,7 +171,7 @@ def within(labels, selector):
 
 
 def pods(entries):
-    """Pod templates with the object that has each."""
+    """Pod templates, with the objects that contain them."""
     return [(entry, entry["spec"]["template"]) for entry in entries if "template" in entry.get("spec", {})]
 
 
@@ -195,18 +196,18 @@ def references(template):
 
 
 def consistent(entries):
-    """What a schema cannot know."""
+    """Problems that a schema cannot detect."""
     there = {(entry["kind"], entry["metadata"]["name"]) for entry in entries}
     if len(there) != len(entries):
-        yield "two objects of a kind have one name"
+        yield "two objects of the same kind have the same name"
     namespaces = {entry["metadata"].get("namespace") for entry in entries if entry["kind"] not in ("Namespace", "PriorityClass")}
     if len(namespaces) != 1 or ("Namespace", *namespaces) not in there:
-        yield f"the namespaces are {namespaces}, of which one must be made here"
-    everybody = pods(entries)
-    if len(everybody) != 1:
-        yield f"there are {len(everybody)} pod templates"
+        yield f"the namespaces are {namespaces}, exactly one of which must be created here"
+    templates = pods(entries)
+    if len(templates) != 1:
+        yield f"there are {len(templates)} pod templates"
         return
-    owner, template = everybody[0]
+    owner, template = templates[0]
     labels, spec = template["metadata"]["labels"], template["spec"]
     container = spec["containers"][0]
     ports = {port["name"]: (port["containerPort"], port["protocol"]) for port in container["ports"]}
@@ -216,13 +217,13 @@ def consistent(entries):
         yield f"{owner['kind']}: its selector does not match its pods"
     for needed in references(template):
         if needed not in there and needed not in BY_HAND:
-            yield f"the pod needs {needed[0]} {needed[1]}, which is not there"
+            yield f"the pod needs {needed[0]} {needed[1]}, which does not exist"
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     if mounted != {volume["name"] for volume in spec["volumes"]}:
         yield f"mounted are {mounted}, which are not the volumes"
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         if ports.get(container[kind]["httpGet"]["port"]) != (9862, "TCP"):
-            yield f"{kind} asks at port {container[kind]['httpGet']['port']}"
+            yield f"{kind} uses port {container[kind]['httpGet']['port']}"
     yield from unprivileged(spec, container, entries)
 
     for entry in entries:
@@ -254,7 +255,7 @@ def consistent(entries):
 
 
 def policed(name, policy, labels, ports):
-    """Between agents all ports are open both ways, and to Prometheus one."""
+    """All ports must be open between agents in both directions, and one to Prometheus."""
     def open_to(rules, key):
         return {
             (port["port"], port["protocol"])
@@ -269,9 +270,9 @@ def policed(name, policy, labels, ports):
     for rule in policy["ingress"]:
         for port in rule["ports"]:
             if (port["port"], port["protocol"]) not in ports:
-                yield f"{name}: {port} is no port of the container"
+                yield f"{name}: {port} is not a port of the container"
     if not any({(port["port"], port["protocol"]) for port in rule["ports"]} == {(53, "UDP"), (53, "TCP")} for rule in policy["egress"]):
-        yield f"{name} does not open the DNS"
+        yield f"{name} does not open DNS"
 
 
 def unprivileged(spec, container, entries):
@@ -287,8 +288,8 @@ def unprivileged(spec, container, entries):
         "automountServiceAccountToken": spec.get("automountServiceAccountToken") is False,
     }
     for what in [what for what, is_so in wanted.items() if not is_so]:
-        yield f"the pod's {what} is not what it must be"
-    # Group and others cannot read it unless the mode says so; the group is fsGroup.
+        yield f"the pod's {what} is not as required"
+    # The mode must let the group, which is fsGroup, read the file.
     for volume in spec["volumes"]:
         if volume["projected"].get("defaultMode", 0o644) & 0o447 != 0o440:
             yield f"volume {volume['name']}: its mode {volume['projected'].get('defaultMode'):o} is not 0440"
@@ -303,21 +304,21 @@ def unprivileged(spec, container, entries):
         if pod.get("sysctls"):
             yield "on the host's network the kubelet refuses sysctls"
         if any(entry["kind"] == "NetworkPolicy" for entry in entries):
-            yield "on the host's network a NetworkPolicy does not hold"
+            yield "on the host's network a NetworkPolicy has no effect"
 
 
-# --- What others say of it
+# --- Checks with other programs
 
 
 @functools.cache
-def says(*command, text="", **environment):
-    """What a program that has failed says; nothing of one that has not."""
+def failure_output(*command, text="", **environment):
+    """The output of a failed program; nothing if it succeeded."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, env={**os.environ, **environment})
     return f"{' '.join(command[:2])}: {done.stdout}{done.stderr}" if done.returncode else None
 
 
 def configured(entries, agent):
-    """The configuration is right, with what the pod's environment says, in zones and without."""
+    """The configuration must be valid with the pod's environment, with zones and without."""
     template = pods(entries)[0][1]
     keys = {source["secret"]["name"] for volume in template["spec"]["volumes"] for source in volume["projected"]["sources"] if "secret" in source}
     services = {entry["metadata"]["name"] for entry in entries if entry["kind"] == "Service"}
@@ -327,12 +328,12 @@ def configured(entries, agent):
             continue
         config = yaml.safe_load(text)
         if ("key_file" in config) != bool(keys):
-            yield "the configuration has a key and the pod none, or the other way round"
+            yield "the configuration has a key and the pod none, or vice versa"
         for peer in config["peers"]:
             if peer["kubernetes"]["service"] not in services:
-                yield f"the configuration asks for the service {peer['kubernetes']['service']}"
+                yield f"the configuration names the service {peer['kubernetes']['service']}"
         for zone in ("a", ""):
-            problem = says(str(agent), "check", "/dev/stdin", text=text, PATHMETER_NAME="node-1", PATHMETER_LABELS=label_of(template, zone))
+            problem = failure_output(str(agent), "check", "/dev/stdin", text=text, PATHMETER_NAME="node-1", PATHMETER_LABELS=label_of(template, zone))
             if problem:
                 yield problem
 
@@ -343,21 +344,21 @@ def label_of(template, zone):
 
 
 def ruled(tree, entries):
-    """The rules say what those of deploy/prometheus say, and promtool takes them."""
+    """The rules must equal those of deploy/prometheus, and promtool must accept them."""
     found = {entry["metadata"]["name"]: entry["spec"] for entry in entries if entry["kind"] == "PrometheusRule"}
     for rules in found.values():
-        if problem := says("promtool", "check", "rules", "/dev/stdin", text=yaml.safe_dump(rules)):
+        if problem := failure_output("promtool", "check", "rules", "/dev/stdin", text=yaml.safe_dump(rules)):
             yield problem
     wanted = {
         "pathmeter-" + path.name.removesuffix(".rules.yaml").replace("_", "-"): yaml.load(path.read_text(), Loader=LOADER)
         for path in tree.rules.glob("*.rules.yaml")
     }
     if found != wanted:
-        yield "the PrometheusRules are not what deploy/prometheus/rules says"
+        yield "the PrometheusRules differ from deploy/prometheus/rules"
 
 
 def shown(tree, entries):
-    """Every dashboard is there, as it is."""
+    """Every dashboard must be included unchanged."""
     found = {
         name: text
         for entry in entries
@@ -371,7 +372,7 @@ def shown(tree, entries):
 
 
 def example(tree, agent):
-    """The Secret that is shown: fits, is the one that is mounted, and is refused as a key."""
+    """The example Secret must fit the schema, be the mounted one, and be refused as a key."""
     entry = yaml.safe_load((tree.kubernetes / "base/mesh-key.example.yaml").read_text())
     yield from fits(entry)
     if (entry["kind"], entry["metadata"]["name"]) not in BY_HAND:
@@ -383,21 +384,21 @@ def example(tree, agent):
         try:
             done = subprocess.run([agent, "run", "--config", folder / "config.yaml"], capture_output=True, text=True, timeout=5)
         except subprocess.TimeoutExpired:
-            yield "the example's key is taken: it would be everybody's"
+            yield "the key of the example is accepted: every installation would have the same"
         else:
             if "mesh.key" not in done.stderr + done.stdout:
-                yield f"the example's key is refused for another reason: {done.stderr}"
+                yield f"the key of the example is refused for another reason: {done.stderr}"
     command = f"create secret generic {entry['metadata']['name']}"
-    if command not in (tree.root / "docs/index.md").read_text():
-        yield f"docs/index.md does not say how to make the Secret: {command}"
+    if command not in (tree.root / "docs/how-to/kubernetes.md").read_text():
+        yield f"docs/how-to/kubernetes.md does not contain the command for the Secret: {command}"
 
 
 def versions(tree):
-    """One version everywhere."""
+    """All files must name the same version."""
     ours = re.search(r'^version = "(.*)"$', (tree.root / "Cargo.toml").read_text(), re.MULTILINE)[1]
     base = yaml.load((tree.kubernetes / "base/kustomization.yaml").read_text(), Loader=LOADER)
     if str(base["images"][0]["newTag"]) != ours:
-        yield f"base asks for an image of {base['images'][0]['newTag']}, and this is {ours}"
+        yield f"base names image version {base['images'][0]['newTag']} but this is {ours}"
     if f"ARG VERSION={ours}\n" not in (tree.root / "deploy/docker/Dockerfile").read_text():
         yield f"the Dockerfile's VERSION is not {ours}"
 
@@ -425,14 +426,14 @@ def problems(tree, agent):
                 yield f"{folder}: {problem}"
     missed = {path.name for path in (tree.kubernetes / "overlays").iterdir()} ^ set(OVERLAYS)
     if missed:
-        yield f"the overlays {missed} are not those that are checked"
+        yield f"the overlays {missed} differ from those that are checked"
 
 
 # --- Running it
 
 
 def run_here():
-    """In namespaces of our own: each pod is an address of loopback, who the pod says, with files as the kubelet makes them."""
+    """Runs pods in new namespaces: each has a loopback address, the user of the pod, and files as the kubelet creates them."""
     entries = Tree(HERE).kustomize(Tree(HERE).kubernetes / "base")
     template = pods(entries)[0][1]
     security = template["spec"]["securityContext"]
@@ -459,7 +460,7 @@ def run_here():
             for name, address in addresses.items():
                 home = folder / name
                 home.mkdir()
-                # One folder, root's, with the group and the mode that the pod asks for.
+                # One folder, owned by root, with the group and mode of the pod.
                 listen = f"\nlisten: {{http: '{address}:9862', stamp: '{address}:9862', agent: '{address}:9863'}}\n"
                 (home / "config.yaml").write_text(text.replace("/etc/pathmeter/", f"{home}/") + listen)
                 (home / "mesh.key").write_text("0" * 64)
@@ -474,7 +475,7 @@ def run_here():
                     env=environment, stdout=open(folder / f"{name}.log", "w"), stderr=subprocess.STDOUT,
                 ))
             for name, address in addresses.items():
-                # Of each zone there are no more than are chosen.
+                # A zone has no more pods than are selected.
                 wanted = {("mesh", peer) for peer in addresses if peer != name}
 
                 def measured():
@@ -491,7 +492,7 @@ def run_here():
             trial.end(processes)
 
 
-# --- Planted mistakes: file, what is there, what is put in its place, what must be said
+# --- Planted errors: file, original text, changed text, expected message
 
 PLANTED = [
     ("base/daemonset.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFileSystem: true", r"Additional properties are not allowed.*readOnlyRootFileSystem"),
@@ -502,17 +503,17 @@ PLANTED = [
     ("base/daemonset.yaml", "defaultMode: 0440", "defaultMode: 0400", r"mode 400 is not 0440"),
     ("base/daemonset.yaml", "labels: {app.kubernetes.io/name: pathmeter}", "labels: {app.kubernetes.io/name: pathmeters}", r"selector does not match"),
     ("base/daemonset.yaml", "priorityClassName: pathmeter", "priorityClassName: high", r"needs PriorityClass high"),
-    ("base/daemonset.yaml", "drop: [ALL]", "add: [NET_RAW]", r"capabilities is not what it must be"),
-    ("base/daemonset.yaml", "httpGet: {path: /-/ready, port: http}", "httpGet: {path: /-/ready, port: agent}", r"readinessProbe asks at port agent"),
+    ("base/daemonset.yaml", "drop: [ALL]", "add: [NET_RAW]", r"capabilities is not as required"),
+    ("base/daemonset.yaml", "httpGet: {path: /-/ready, port: http}", "httpGet: {path: /-/ready, port: agent}", r"readinessProbe uses port agent"),
     ("base/service.yaml", "port: 9862, targetPort: stamp", "port: 9863, targetPort: stamp", r"port stamp is 9863/UDP"),
     ("base/service.yaml", "selector: {app.kubernetes.io/name: pathmeter}", "selector: {app: pathmeter}", r"Service pathmeter: its selector"),
     ("base/networkpolicy.yaml", "- {port: 9863, protocol: TCP}", "- {port: 9864, protocol: TCP}", r"not the container's ports"),
-    ("base/networkpolicy.yaml", "- {port: 53, protocol: UDP}", "- {port: 5353, protocol: UDP}", r"does not open the DNS"),
+    ("base/networkpolicy.yaml", "- {port: 53, protocol: UDP}", "- {port: 5353, protocol: UDP}", r"does not open DNS"),
     ("base/config.yaml", "interval: 1s", "intervall: 1s", r"pathmeter check.*intervall"),
-    ("base/config.yaml", "service: pathmeter", "service: pathmeter-agents", r"asks for the service pathmeter-agents"),
-    ("base/mesh-key.example.yaml", "mesh.key: not a key", "mesh.key: a key that is long enough to be taken", r"key is taken"),
+    ("base/config.yaml", "service: pathmeter", "service: pathmeter-agents", r"names the service pathmeter-agents"),
+    ("base/mesh-key.example.yaml", "mesh.key: not a key", "mesh.key: a key that is long enough to be taken", r"example is accepted"),
     ("base/kustomization.yaml", "- networkpolicy.yaml", "- network-policy.yaml", r"kubectl kustomize: "),
-    ("base/kustomization.yaml", "newTag: 0.1", "newTag: 9.9", r"asks for an image of 9\.9"),
+    ("base/kustomization.yaml", "newTag: 0.1", "newTag: 9.9", r"names image version 9\.9"),
     ("../docker/Dockerfile", "ARG VERSION=", "ARG VERSION=9", r"the Dockerfile's VERSION"),
     ("overlays/host-network/kustomization.yaml", "dnsPolicy: ClusterFirstWithHostNet", "dnsPolicy: ClusterFirst", r"names of services are not found"),
     ("overlays/host-network/kustomization.yaml", "sysctls: null", "runAsUser: 65532", r"refuses sysctls"),
@@ -521,15 +522,15 @@ PLANTED = [
     ("components/prometheus-operator/podmonitor.yaml", "sourceLabels: [__meta_kubernetes_pod_node_name]", "source_labels: [__meta_kubernetes_pod_node_name]", r"source_labels"),
     ("components/prometheus-operator/podmonitor.yaml", "port: http", "port: metrics", r"scrapes port metrics"),
     ("components/prometheus-operator/podmonitor.yaml", "targetLabel: zone", "targetLabel: az", r"makes the labels"),
-    ("components/prometheus-operator/rules/agent.yaml", "for: 5m", "for: 6m", r"is not what --write makes"),
-    ("components/prometheus-operator/rules/kustomization.yaml", "  - echo.yaml\n", "", r"is not what --write makes"),
+    ("components/prometheus-operator/rules/agent.yaml", "for: 5m", "for: 6m", r"is not the output of --write"),
+    ("components/prometheus-operator/rules/kustomization.yaml", "  - echo.yaml\n", "", r"is not the output of --write"),
     ("../../grafana/kustomization.yaml", "files: [dashboards/pair.json]", "files: [dashboards/node.json]", r"the dashboard pair.json is not in"),
-    ("../prometheus/rules/agent.rules.yaml", "rate(", "rat(", r"promtool check rules: |is not what --write makes"),
+    ("../prometheus/rules/agent.rules.yaml", "rate(", "rat(", r"promtool check rules: |is not the output of --write"),
 ]
 
 
 def is_found(planted, agent):
-    """Whether a mistake is found, in a copy of its own; else, what is."""
+    """Checks that a planted error is found, in a copy of its own; returns what was found otherwise."""
     file, old, new, wanted = planted
     with tempfile.TemporaryDirectory() as work:
         tree = Tree(pathlib.Path(work))
@@ -554,7 +555,7 @@ def self_test(agent):
         print(f"error: {problem}", file=sys.stderr)
     if missed:
         sys.exit(1)
-    print(f"all {len(PLANTED)} planted mistakes are found")
+    print(f"all {len(PLANTED)} planted errors are found")
 
 
 def main():
@@ -575,7 +576,7 @@ def main():
             print(f"error: {problem}", file=sys.stderr)
         if found:
             sys.exit(1)
-        print(f"base and {len(OVERLAYS)} overlays fit Kubernetes {', '.join(KUBERNETES_VERSIONS)} and each other")
+        print(f"base and {len(OVERLAYS)} overlays match Kubernetes {', '.join(KUBERNETES_VERSIONS)} and each other")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/python3
-"""Checks the rules of deploy/prometheus/rules against what documents and tests them.
+"""Checks the rules of deploy/prometheus/rules against their documentation and tests.
 
-    check-rules.py             everything that can be seen without running anything
+    check-rules.py             static checks
     check-rules.py --test      promtool test rules, all files, two at a time
-    check-rules.py --mutants   changes each rule in small ways and expects a test to notice; takes half an hour
+    check-rules.py --mutants   changes each rule in small ways and expects a test to fail; takes half an hour
 
 Each alert needs its annotations, a section in docs/runbooks.md, a comment that begins with PAGE, TICKET or INFO, and tests
-in which it fires, does not fire, stops, and has data missing. Each recording rule needs a test with a value and one
+in which it fires, does not fire, resolves, and has missing data. Each recording rule needs a test with a value and one
 without. A query may name what docs/reference/metrics.md or a recording rule defines, takes rates of counters and of nothing else, and divides
 by nothing that may be zero.
 """
@@ -21,7 +21,7 @@ import tempfile
 try:
     import yaml
 except ImportError:
-    sys.exit("error: this needs Debian's python3-yaml")
+    sys.exit("error: python3-yaml is missing; install the Debian package")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RULES = ROOT / "deploy/prometheus/rules"
@@ -30,18 +30,18 @@ SEVERITIES = {"critical": "PAGE", "warning": "TICKET", "info": "INFO"}
 SCOPES = {"pair", "peer", "zone", "agent"}
 DASHBOARDS = re.compile(r"/d/pathmeter-(fleet|pair|node|agent)(\?|$)")
 ANNOTATIONS = {"summary", "description", "dashboard", "runbook_url"}
-# In the name of a test that is about data that is not there.
+# Prefix of the names of tests with missing data.
 MISSING = "missing:"
 
-# What takes a range, by what it may range over.
+# Functions of ranges, by the kind of metric that they accept.
 OF_COUNTERS = {"rate", "increase", "irate", "resets"}
-# What does not look at the value of a counter.
+# Functions that do not use the value of a counter.
 COUNTING = {"count", "group", "absent"}
 KEYWORDS = {
     "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset", "and", "or", "unless", "inf", "nan",
 }
 GROUPING = {"by", "without", "on", "ignoring", "group_left", "group_right"}
-# Labels that a scrape adds.
+# Labels added by a scrape.
 TARGET_LABELS = {"job", "instance", "zone", "le", "__name__"}
 TOKEN = re.compile(
     r"""(?P<space>\s+|\#[^\n]*)|(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
@@ -51,7 +51,7 @@ TOKEN = re.compile(
 
 
 class Rule:
-    """An alert or a recording rule, and where it stands."""
+    """An alert or recording rule, with its file and line."""
 
     def __init__(self, file, entry, text):
         self.file = file
@@ -82,7 +82,7 @@ def load_rules():
 
 
 def load_tests():
-    """All tests, with the file that each is in."""
+    """All tests, with their files."""
     tests = []
     for path in sorted(RULES.glob("*.test.yaml")):
         whole = yaml.safe_load(path.read_text())
@@ -91,7 +91,7 @@ def load_tests():
 
 
 def documented():
-    """Type and labels of each family that docs/reference/metrics.md has a row for."""
+    """Type and labels of each metric family in docs/reference/metrics.md."""
     families = {}
     for line in (ROOT / "docs/reference/metrics.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -101,13 +101,13 @@ def documented():
         if "path" in labels:
             labels |= {"probe", "peer", "family"}
         families[cells[0].strip("`")] = (cells[1], labels)
-    # Prometheus' own.
+    # Metrics of Prometheus itself.
     families["up"] = ("gauge", set())
     return families
 
 
 def series(families):
-    """Kind and labels of everything that can stand in a query: counter, gauge or bucket."""
+    """Kind (counter, gauge or bucket) and labels of all series that a query can use."""
     known = {}
     for name, (kind, labels) in families.items():
         if kind in ("histogram", "summary"):
@@ -137,7 +137,7 @@ def tokens(expr):
 
 
 def close(found, at):
-    """The index behind the bracket that closes the one at an index."""
+    """The index after the bracket that closes the one at an index."""
     pairs = {"(": ")", "{": "}", "[": "]"}
     ends = [pairs[found[at][1]]]
     at += 1
@@ -152,7 +152,7 @@ def close(found, at):
 
 
 def query_problems(expr, known, recorded):
-    """What is wrong with a query, as far as its text tells."""
+    """Problems of a query that can be found in its text."""
     found = tokens(expr)
     problems = []
     # Functions and aggregations around the current token, with the index at which each ends.
@@ -177,10 +177,10 @@ def query_problems(expr, known, recorded):
             if text == "histogram_quantile":
                 inner = " ".join(token for _, token in found[at:end])
                 if not re.search(r"\brate \( \S+_bucket\b|_bucket:rate", inner):
-                    problems.append("histogram_quantile of what is no rate of buckets")
+                    problems.append("histogram_quantile of something that is not a rate of buckets")
             at += 1
         elif following in GROUPING:
-            # sum by (…) (…): the function's name stands before its labels.
+            # sum by (…) (…): the name of the function precedes its labels.
             end = close(found, at + 2)
             if end < len(found) and found[end][1] == "(":
                 around.append((text, close(found, end)))
@@ -219,7 +219,7 @@ def use_problems(name, inside, is_range, matchers, known, recorded):
 
 
 def divisor_problems(found, at):
-    """A divisor must be a number, or have a guard: `> 0`, or something added that is no zero."""
+    """A divisor must be a number, or have a guard: `> 0`, or an addition that is not zero."""
     while found[at][1] in GROUPING:
         at = close(found, at + 1)
     if found[at][0] == "number":
@@ -238,15 +238,15 @@ def alert_problems(rule, tests, sections):
     if not rule.name.startswith("Pathmeter"):
         yield "its name does not begin with Pathmeter"
     if labels.get("severity") not in SEVERITIES:
-        yield "its severity is none of " + ", ".join(SEVERITIES)
+        yield "its severity is not one of  " + ", ".join(SEVERITIES)
     elif not rule.comment.startswith(SEVERITIES[labels["severity"]]):
         yield f"the comment above it does not begin with {SEVERITIES[labels['severity']]}"
     if labels.get("scope") not in SCOPES:
-        yield "its scope is none of " + ", ".join(sorted(SCOPES))
+        yield "its scope is not one of  " + ", ".join(sorted(SCOPES))
     for missing in sorted(ANNOTATIONS - {name for name, text in annotations.items() if text}):
         yield f"it has no annotation {missing}"
     if not DASHBOARDS.match(annotations.get("dashboard", "")):
-        yield "its dashboard is none of ours"
+        yield "its dashboard is not one of grafana/dashboards"
     if annotations.get("runbook_url") != f"docs/runbooks.md#{anchor}":
         yield f"its runbook_url is not docs/runbooks.md#{anchor}"
     if rule.name not in sections:
@@ -266,9 +266,9 @@ def alert_problems(rule, tests, sections):
     if not is_silent:
         yield "no test expects it not to fire"
     if not stops:
-        yield "no test expects it to stop"
+        yield "no test expects it to resolve"
     if not is_missing:
-        yield f"no test whose name begins with {MISSING} asks for it"
+        yield f"no test whose name begins with {MISSING} uses it"
 
 
 def record_problems(rule, tests):
@@ -296,11 +296,11 @@ def check():
         found += alert_problems(rule, tests, sections) if rule.kind == "alert" else record_problems(rule, tests)
         problems += [f"{rule.file}: {rule.name}: {problem}" for problem in found]
     alerts = [rule.name for rule in rules if rule.kind == "alert"]
-    problems += [f"docs/runbooks.md: {name} is no alert" for name in sorted(sections - set(alerts))]
+    problems += [f"docs/runbooks.md: {name} is not an alert" for name in sorted(sections - set(alerts))]
     problems += [f"{name} is defined more than once" for name in sorted(set(alerts)) if alerts.count(name) > 1]
     for name, whole, test in tests:
-        asked = {case["alertname"] for case in test.get("alert_rule_test", [])}
-        problems += [f"{name}: {test['name']}: {alert} is no alert" for alert in sorted(asked - set(alerts))]
+        used = {case["alertname"] for case in test.get("alert_rule_test", [])}
+        problems += [f"{name}: {test['name']}: {alert} is not an alert" for alert in sorted(used - set(alerts))]
     if problems:
         sys.exit("\n".join(problems) + f"\nerror: {len(problems)} problems with the rules")
     print(f"{len(alerts)} alerts and {len(recorded)} recording rules are documented and tested")
@@ -324,7 +324,7 @@ def test():
 
 
 def mutants(rule):
-    """The rule with one thing changed: silenced, its patience, a number, a comparison, a condition."""
+    """Copies of the rule with one change: disabled, another duration, number, comparison or condition."""
     expr = rule.expr
 
     def changed(what, new, **more):
@@ -358,7 +358,7 @@ def mutants(rule):
 
 
 def is_noticed(rule, entry, tests):
-    """Whether a test that asks for the rule, or for what is made of it, fails with the changed rule."""
+    """Whether a test that uses the rule, directly or through other rules, fails with the changed rule."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for path in RULES.glob("*.rules.yaml"):
@@ -366,12 +366,12 @@ def is_noticed(rule, entry, tests):
             for group in whole["groups"]:
                 group["rules"] = [entry if found == rule.entry else found for found in group["rules"]]
             (folder / path.name).write_text(yaml.safe_dump(whole))
-        asked = {rule.name}
+        used = {rule.name}
         for _ in range(4):
-            asked |= {other.name for other in load_rules() if any(name in other.expr for name in asked)}
+            used |= {other.name for other in load_rules() if any(name in other.expr for name in used)}
         for number, (_, whole, test) in enumerate(tests):
             text = yaml.safe_dump(test)
-            if rule.file in whole["rule_files"] and any(name in text for name in asked):
+            if rule.file in whole["rule_files"] and any(name in text for name in used):
                 path = folder / f"{number}.test.yaml"
                 path.write_text(yaml.safe_dump({**whole, "tests": [test]}))
                 if not run_tests(path)[0]:
@@ -393,8 +393,8 @@ def mutate(only):
         noticed = list(pool.map(lambda one: is_noticed(one[0], one[2], tests), work))
     for (rule, what, _), is_seen in zip(work, noticed):
         if not is_seen:
-            print(f"{rule.file}: {rule.name}: {what}: no test notices")
-    print(f"{sum(noticed)} of {len(work)} changes are noticed")
+            print(f"{rule.file}: {rule.name}: {what}: no test fails")
+    print(f"{sum(noticed)} of {len(work)} changes are detected")
 
 
 if __name__ == "__main__":

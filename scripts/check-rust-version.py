@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Checks that the Rust versions that the project names agree with each other and with what its dependencies need.
+"""Checks that the Rust versions named in the project agree with each other and with the requirements of its dependencies.
 
 `rust-version` in Cargo.toml must be at least that of every dependency that is part of the program, and not newer than the
-toolchain in rust-toolchain.toml. Clippy's incompatible_msrv checks what our own code uses.
+toolchain in rust-toolchain.toml. Clippy's incompatible_msrv checks pathmeter's own code.
 """
 
 import json
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def version(text):
-    """A version as three numbers; those that are not given are 0."""
+    """A version as three numbers; missing ones are 0."""
     numbers = [int(number) for number in text.split(".")]
     return tuple(numbers + [0] * (3 - len(numbers)))
 
@@ -23,12 +23,12 @@ def version(text):
 def first_match(file, pattern):
     match = re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)
     if not match:
-        sys.exit(f"error: {file}: there is no {pattern!r}; correct the pattern in scripts/check-rust-version.py")
+        sys.exit(f"error: {file}: no match for {pattern!r}; correct the pattern in scripts/check-rust-version.py")
     return match[1]
 
 
 def packages_of_program(metadata):
-    """Identifiers of what the program consists of or is built with: everything but development dependencies."""
+    """IDs of all packages that the program contains or is built with: everything but development dependencies."""
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
     found, queue = set(), [metadata["resolve"]["root"]]
     while queue:
@@ -52,7 +52,7 @@ def problems():
     if not f"{toolchain}.".startswith(f"{image}."):
         yield f"deploy/docker/Dockerfile: RUST_VERSION is {image}; use that of rust-toolchain.toml, {toolchain}"
     if readme != wanted:
-        yield f"README.md: names Rust {readme}; Cargo.toml has rust-version {wanted}"
+        yield f"README.md: names Rust {readme}, but Cargo.toml has rust-version {wanted}"
     command = ["cargo", "metadata", "--locked", "--format-version", "1", "--all-features"]
     metadata = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
     program = packages_of_program(metadata)

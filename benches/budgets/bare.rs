@@ -1,4 +1,4 @@
-//! Loops that make the system calls of a prober and of a responder, and decide nothing.
+//! Loops that make the system calls of a prober and of a responder, without their logic.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -19,44 +19,44 @@ pub(crate) fn per_echo(cpu: Duration, echoes: f64) -> f64 {
 
 const BATCH: usize = 64;
 
-/// The pause between two turns of the prober.
+/// Pause between two rounds of the prober.
 const TICK: Duration = Duration::from_millis(5);
 
-/// Asks each of so many addresses once a second over UDP, with both kernel stamps of every datagram. Returns the CPU time
-/// of an echo in microseconds.
+/// Probes `paths` addresses once a second each over UDP, with both kernel timestamps of every datagram.
+/// Returns the CPU time per echo in microseconds.
 pub(crate) fn probe(paths: u32, port: u16, span: Duration) -> io::Result<f64> {
     let first = load::sessions(paths);
     let requests = (first..first + paths).map(|session| load::request(session, 0)).collect();
-    // Where the reply brings the number of its datagram back: T1, which the bare loop has no use for.
+    // The reply returns the datagram's number in the field of T1, which the bare loop does not use.
     probe_with(
         &socket(Timestamps::Both)?,
         requests,
-        Places { sequence: 0, number: 4, number_back: 28 },
+        FieldOffsets { sequence: 0, number: 4, number_back: 28 },
         port,
         span,
     )
 }
 
-/// Where in a request its sequence number and the number of its datagram are written, and where in a reply the latter is.
+/// Offsets: of the sequence number and of the datagram's number in a request, and of the latter in a reply.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Places {
+pub(crate) struct FieldOffsets {
     pub(crate) sequence: usize,
     pub(crate) number: usize,
     pub(crate) number_back: usize,
 }
 
-/// The same with other requests, one for each address.
+/// [`probe`] with other requests, one for each address.
 pub(crate) fn probe_with(
     socket: &UdpSocket,
     mut requests: Vec<Vec<u8>>,
-    places: Places,
+    places: FieldOffsets,
     port: u16,
     span: Duration,
 ) -> io::Result<f64> {
     let paths = u32::try_from(requests.len()).map_err(io::Error::other)?;
-    let Places { sequence, number, number_back } = places;
+    let FieldOffsets { sequence, number, number_back } = places;
     let (mut outbox, mut inbox) = (Batch::new(BATCH), Batch::new(BATCH));
-    // T1 by the number of the datagram, and the sum of all T4 − T1.
+    // T1 by datagram number, and the sum of all T4 − T1.
     let (mut left, mut spent, mut timestamped, mut answered) = (Vec::<u64>::new(), 0_u64, 0_u32, 0_u32);
     let (before, begin) = (cpu_of_this_thread(), Instant::now());
     let mut sent = 0_u32;
@@ -77,8 +77,8 @@ pub(crate) fn probe_with(
         }
         std::thread::sleep(TICK);
         drain(&mut inbox, socket, libc::MSG_ERRQUEUE, |inbox, index| {
-            let said = inbox.said(index);
-            if let (Some(timestamp), Some(number)) = (said.timestamp, said.number) {
+            let kernel_info = inbox.kernel_info(index);
+            if let (Some(timestamp), Some(number)) = (kernel_info.timestamp, kernel_info.number) {
                 left[number as usize] = timestamp;
                 timestamped += 1;
             }
@@ -86,7 +86,7 @@ pub(crate) fn probe_with(
         drain(&mut inbox, socket, 0, |inbox, index| {
             let number = inbox.bytes(index)[number_back..number_back + 4].try_into().expect("four bytes");
             let t1 = left.get(u32::from_be_bytes(number) as usize).copied().unwrap_or(0);
-            spent += inbox.said(index).timestamp.unwrap_or(0).saturating_sub(t1);
+            spent += inbox.kernel_info(index).timestamp.unwrap_or(0).saturating_sub(t1);
             answered += 1;
         });
     }
@@ -104,15 +104,15 @@ fn drain(inbox: &mut Batch, socket: &UdpSocket, flags: libc::c_int, mut take: im
     }
 }
 
-/// Sends everything back, on a thread of its own.
-pub(crate) struct Echo {
+/// A thread that sends every datagram back.
+pub(crate) struct BareResponder {
     pub(crate) address: SocketAddrV4,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<f64>,
 }
 
-impl Echo {
-    /// On the one address of `localhost`.
+impl BareResponder {
+    /// Starts on 127.0.0.1.
     pub(crate) fn start() -> io::Result<Self> {
         Self::start_at(Ipv4Addr::LOCALHOST)
     }
@@ -126,7 +126,7 @@ impl Echo {
         Ok(Self { address, stop, thread })
     }
 
-    /// Returns the CPU time of an echo in microseconds.
+    /// Stops it and returns the CPU time per echo in microseconds.
     pub(crate) fn finish(self) -> f64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the loop does not panic")
@@ -143,7 +143,7 @@ fn echo(socket: &UdpSocket, stopped: &AtomicBool) -> f64 {
             continue;
         }
         for index in 0..count {
-            std::hint::black_box(batch.said(index).timestamp);
+            std::hint::black_box(batch.kernel_info(index).timestamp);
         }
         echoes += u32::try_from(batch.send(socket, count)).expect("at most a batch");
     }

@@ -1,16 +1,16 @@
-//! Datagrams read and written many at a time: the system calls, and no more than they need.
+//! Receiving and sending many datagrams per system call, with no other work.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
-/// Room for the longest datagram that is sent here.
+/// Length of the longest datagram in the benchmarks.
 const BYTES: usize = 512;
 const CONTROL_BYTES: usize = 256;
-/// What a loop needs so as not to lose anything while it sleeps; the kernel grants at most net.core.rmem_max.
+/// Receive buffer that loses nothing while a loop sleeps; the kernel grants at most net.core.rmem_max.
 const RECEIVE_BUFFER: libc::c_uint = 4 << 20;
 
-/// Datagrams, each with where it came from or goes to.
+/// Datagrams with their peer addresses.
 pub(crate) struct Batch {
     slots: Vec<Slot>,
     parts: Vec<libc::iovec>,
@@ -26,12 +26,12 @@ struct Slot {
     length: usize,
 }
 
-/// What the kernel says about a datagram.
+/// Ancillary data of a datagram.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Said {
-    /// When it arrived, or left; in nanoseconds since 1970.
+pub(crate) struct KernelInfo {
+    /// Timestamp of arrival or departure, in nanoseconds since 1970.
     pub(crate) timestamp: Option<u64>,
-    /// On the error queue: how many left before it.
+    /// On the error queue: the number of datagrams sent before it.
     pub(crate) number: Option<u32>,
 }
 
@@ -53,7 +53,7 @@ impl Batch {
         &self.slots[index].bytes[..self.slots[index].length]
     }
 
-    /// The datagram in a slot, to be changed where it stands.
+    /// The datagram in a slot, mutable.
     pub(crate) fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
         let Slot { bytes, length, .. } = &mut self.slots[index];
         &mut bytes[..*length]
@@ -69,7 +69,7 @@ impl Batch {
         slot.length = datagram.len();
     }
 
-    /// Reads what there is, without waiting.
+    /// Receives pending datagrams without waiting; returns their number.
     pub(crate) fn receive(&mut self, socket: &UdpSocket, flags: libc::c_int) -> usize {
         for index in 0..self.slots.len() {
             self.point(index, BYTES, CONTROL_BYTES);
@@ -81,7 +81,7 @@ impl Batch {
         count
     }
 
-    /// Sends the first `count` datagrams; returns how many left.
+    /// Sends the first `count` datagrams; returns how many were sent.
     pub(crate) fn send(&mut self, socket: &UdpSocket, count: usize) -> usize {
         for index in 0..count {
             self.point(index, self.slots[index].length, 0);
@@ -106,7 +106,8 @@ impl Batch {
         let (socket, flags) = (socket.as_raw_fd(), flags | libc::MSG_DONTWAIT);
         let count = libc::c_uint::try_from(count).expect("batches are small");
         let headers = self.headers.as_mut_ptr();
-        // SAFETY: the first `count` headers were just pointed at slots of this batch, which are alive and as long as stated.
+        // SAFETY: the first `count` headers point at slots of this batch, which are alive and as long as
+        // stated.
         let done = unsafe {
             match direction {
                 Direction::In => libc::recvmmsg(socket, headers, count, flags, std::ptr::null_mut()),
@@ -116,12 +117,13 @@ impl Batch {
         usize::try_from(done).unwrap_or(0)
     }
 
-    /// What the kernel said about a datagram that was read.
+    /// Ancillary data of a received datagram.
     #[expect(unsafe_code, reason = "the kernel's own layout")]
-    pub(crate) fn said(&self, index: usize) -> Said {
+    pub(crate) fn kernel_info(&self, index: usize) -> KernelInfo {
         let header = &raw const self.headers[index].msg_hdr;
-        let mut said = Said::default();
-        // SAFETY: recvmmsg filled the header; its control buffer is alive, and the macros stay within the stated length.
+        let mut kernel_info = KernelInfo::default();
+        // SAFETY: recvmmsg filled the header; its control buffer is alive, and the macros stay within the
+        // stated length.
         unsafe {
             let mut message = libc::CMSG_FIRSTHDR(header);
             while !message.is_null() {
@@ -130,19 +132,19 @@ impl Batch {
                     (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) => {
                         let time = data.cast::<libc::timespec>().read_unaligned();
                         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-                        said.timestamp =
+                        kernel_info.timestamp =
                             Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0));
                     }
                     (libc::IPPROTO_IP, libc::IP_RECVERR) => {
                         let error = data.cast::<libc::sock_extended_err>().read_unaligned();
-                        said.number = Some(error.ee_data);
+                        kernel_info.number = Some(error.ee_data);
                     }
                     _ => {}
                 }
                 message = libc::CMSG_NXTHDR(header, message);
             }
         }
-        said
+        kernel_info
     }
 }
 
@@ -152,7 +154,7 @@ enum Direction {
     Out,
 }
 
-/// Which datagrams of a socket the kernel stamps.
+/// Which datagrams of a socket get kernel timestamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Timestamps {
     None,
@@ -160,17 +162,17 @@ pub(crate) enum Timestamps {
     Both,
 }
 
-/// A socket on loopback.
+/// A socket on 127.0.0.1.
 pub(crate) fn socket(timestamps: Timestamps) -> io::Result<UdpSocket> {
     socket_at(Ipv4Addr::LOCALHOST, timestamps)
 }
 
-/// A socket at an address, on a port of the kernel's choice.
+/// A socket on an address, on a port chosen by the kernel.
 pub(crate) fn socket_at(address: Ipv4Addr, timestamps: Timestamps) -> io::Result<UdpSocket> {
     prepared(UdpSocket::bind((address, 0))?, timestamps)
 }
 
-/// The same for a socket that is already open.
+/// Sets timestamping and buffer size of an open socket.
 pub(crate) fn prepared(socket: UdpSocket, timestamps: Timestamps) -> io::Result<UdpSocket> {
     let either = libc::SOF_TIMESTAMPING_SOFTWARE | libc::SOF_TIMESTAMPING_RX_SOFTWARE;
     let flags = match timestamps {
@@ -198,7 +200,7 @@ fn set(socket: &UdpSocket, name: libc::c_int, value: libc::c_uint) -> io::Result
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The IPv4 address that a socket has.
+/// The local IPv4 address of a socket.
 pub(crate) fn address(socket: &UdpSocket) -> io::Result<SocketAddrV4> {
     match socket.local_addr()? {
         SocketAddr::V4(address) => Ok(address),
@@ -206,7 +208,7 @@ pub(crate) fn address(socket: &UdpSocket) -> io::Result<SocketAddrV4> {
     }
 }
 
-/// Waits until a socket has something to read or an error to tell.
+/// Waits until a socket is readable or has an error, at most `at_most`.
 #[expect(unsafe_code, reason = "ppoll of one socket")]
 pub(crate) fn wait(socket: &UdpSocket, at_most: std::time::Duration) {
     let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };

@@ -1,4 +1,4 @@
-//! Requests as our own prober writes them, at a pace or as fast as they are answered.
+//! Requests in the format of pathmeter's prober, at a fixed rate or as fast as they are answered.
 
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
@@ -13,35 +13,36 @@ use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 use super::batch::{Batch, Timestamps, socket};
 use super::process::wall;
 
-/// Source ports from which requests come.
+/// Number of source ports.
 const SOURCES: u32 = 8;
-/// Datagrams that leave at once from one source, and that may await their reply there.
+/// Most datagrams outstanding, and sent at once, per source.
 const WINDOW: usize = 64;
-/// Without a reply for so long what is outstanding is lost.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// Without a reply for this long, outstanding requests are lost.
+const REPLY_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How fast to ask.
+/// Rate of requests.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Pace {
+pub(crate) enum RequestRate {
     PerSecond(u32),
     /// As fast as replies come.
     Saturated,
 }
 
-/// What came of it.
+/// Replies received, in total and per second.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Answered {
+pub(crate) struct LoadResult {
     pub(crate) replies: f64,
     pub(crate) per_second: f64,
 }
 
-/// The first of `count` session numbers that nobody here has used: an old one from a new port would be refused as a replay.
+/// Reserves `count` unused session numbers and returns the first. A used number from a new port would be
+/// refused as a replay.
 pub(crate) fn sessions(count: u32) -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     NEXT.fetch_add(count, Ordering::Relaxed)
 }
 
-/// A request of session `session`, with every extension.
+/// A request of this session with all extensions.
 pub(crate) fn request(session: u32, sequence: u32) -> Vec<u8> {
     let mut out = Vec::new();
     let timestamp = NtpTime::from(WallTime::from_nanos(wall()));
@@ -53,78 +54,78 @@ pub(crate) fn request(session: u32, sequence: u32) -> Vec<u8> {
     out
 }
 
-/// Asks `to` for so long.
-pub(crate) fn ask(to: SocketAddrV4, pace: Pace, span: Duration) -> io::Result<Answered> {
+/// Sends requests to `to` for `span`.
+pub(crate) fn generate(to: SocketAddrV4, rate_limit: RequestRate, span: Duration) -> io::Result<LoadResult> {
     let first = sessions(SOURCES);
     let mut sources =
         (first..first + SOURCES).map(|session| Source::new(session, to)).collect::<io::Result<Vec<_>>>()?;
-    let mut inbox = Batch::new(WINDOW);
+    let mut received = Batch::new(WINDOW);
     let begin = Instant::now();
-    let (mut asked, mut turns) = (0_u32, (0..sources.len()).cycle());
+    let (mut sent, mut turns) = (0_u32, (0..sources.len()).cycle());
     while begin.elapsed() < span {
-        match pace {
-            Pace::PerSecond(rate) => {
+        match rate_limit {
+            RequestRate::PerSecond(rate) => {
                 let due = begin.elapsed().as_secs_f64() * f64::from(rate);
-                while f64::from(asked) < due {
+                while f64::from(sent) < due {
                     let turn = turns.next().expect("it never ends");
                     sources[turn].send(1);
-                    asked += 1;
+                    sent += 1;
                 }
                 std::thread::sleep(Duration::from_micros(50));
             }
-            Pace::Saturated => sources.iter_mut().for_each(|source| source.send(WINDOW)),
+            RequestRate::Saturated => sources.iter_mut().for_each(|source| source.send(WINDOW)),
         }
         for source in &mut sources {
-            source.receive(&mut inbox);
+            source.receive(&mut received);
         }
     }
     let replies = sources.iter().map(|source| f64::from(source.replies)).sum();
-    Ok(Answered { replies, per_second: replies / begin.elapsed().as_secs_f64() })
+    Ok(LoadResult { replies, per_second: replies / begin.elapsed().as_secs_f64() })
 }
 
 /// One source port.
 struct Source {
     socket: UdpSocket,
-    outbox: Batch,
+    requests: Batch,
     sequence: u32,
     outstanding: usize,
     replies: u32,
-    heard: Instant,
+    last_reply_at: Instant,
 }
 
 impl Source {
     fn new(session: u32, to: SocketAddrV4) -> io::Result<Self> {
-        let mut outbox = Batch::new(WINDOW);
+        let mut requests = Batch::new(WINDOW);
         for index in 0..WINDOW {
-            outbox.put(index, to, &request(session, 0));
+            requests.put(index, to, &request(session, 0));
         }
         let socket = socket(Timestamps::None)?;
-        Ok(Self { socket, outbox, sequence: 0, outstanding: 0, replies: 0, heard: Instant::now() })
+        Ok(Self { socket, requests, sequence: 0, outstanding: 0, replies: 0, last_reply_at: Instant::now() })
     }
 
-    /// Sends as many as may be outstanding, at most `count`.
+    /// Sends as many requests as the window allows, at most `count`.
     fn send(&mut self, count: usize) {
         let count = count.min(WINDOW - self.outstanding);
         for index in 0..count {
             let sequence = self.sequence.wrapping_add(u32::try_from(index).expect("at most the window"));
-            self.outbox.bytes_mut(index)[..4].copy_from_slice(&sequence.to_be_bytes());
+            self.requests.bytes_mut(index)[..4].copy_from_slice(&sequence.to_be_bytes());
         }
-        let sent = if count > 0 { self.outbox.send(&self.socket, count) } else { 0 };
+        let sent = if count > 0 { self.requests.send(&self.socket, count) } else { 0 };
         self.sequence = self.sequence.wrapping_add(u32::try_from(sent).expect("at most the window"));
         self.outstanding += sent;
     }
 
-    fn receive(&mut self, inbox: &mut Batch) {
+    fn receive(&mut self, received: &mut Batch) {
         if self.outstanding == 0 {
-            self.heard = Instant::now();
+            self.last_reply_at = Instant::now();
             return;
         }
-        let count = inbox.receive(&self.socket, 0);
+        let count = received.receive(&self.socket, 0);
         self.replies += u32::try_from(count).expect("at most the window");
         self.outstanding = self.outstanding.saturating_sub(count);
         if count > 0 {
-            self.heard = Instant::now();
-        } else if self.heard.elapsed() > PATIENCE {
+            self.last_reply_at = Instant::now();
+        } else if self.last_reply_at.elapsed() > REPLY_TIMEOUT {
             self.outstanding = 0;
         }
     }

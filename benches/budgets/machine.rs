@@ -1,8 +1,8 @@
-//! What the figures were measured on.
+//! Describes the machine.
 
 use std::fs;
 
-/// The machine, in a line.
+/// Processor, kernel and load average in one line.
 pub(crate) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
@@ -16,7 +16,7 @@ pub(crate) fn machine() -> String {
     )
 }
 
-/// Over the last minute, as the kernel writes it.
+/// Load average of the last minute.
 pub(crate) fn load_average() -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split(' ').next().unwrap_or_default().to_owned()

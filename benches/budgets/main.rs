@@ -1,12 +1,12 @@
-//! Measures what the budgets of `docs/explanation/benchmarks.md` are about, and prints a table.
+//! Measures the budgets of `docs/explanation/benchmarks.md` and prints a table.
 //!
-//! `cargo bench --bench budgets` runs the real agent as its users do and, in the same run, bare loops that make the same
-//! system calls and nothing else. Absolute figures belong to one machine and one hour; ratios travel. Name sections to
-//! run only those: `cargo bench --bench budgets -- start allocations prober responder tail websocket
-//! transports answering`.
+//! `cargo bench --bench budgets` runs the real agent and, in the same run, bare loops that make the same
+//! system calls and nothing else. Absolute figures are valid for one machine at one time; ratios are
+//! comparable between machines. Name sections to run only those: `cargo bench --bench budgets -- start
+//! allocations prober responder tail websocket transports answering`.
 //!
-//! `-- scale` runs for a quarter of an hour, alone or beside others that are named, and prints tables of its own; its
-//! parts are `scale-paths`, `scale-beyond` and `scale-responder`.
+//! `-- scale` takes 15 minutes, alone or with other sections, and prints tables of its own. Its parts are
+//! `scale-paths`, `scale-beyond` and `scale-responder`.
 
 mod agent;
 mod allocations;
@@ -31,7 +31,7 @@ use std::io::{self, Write as _};
 use report::Row;
 
 type Section = (&'static str, fn() -> io::Result<Vec<Row>>);
-/// One that prints its own table.
+/// A section that prints its own table.
 type LongSection = (&'static str, fn(&mut dyn io::Write) -> io::Result<()>);
 
 #[global_allocator]
@@ -46,10 +46,10 @@ const SECTIONS: [Section; 6] = [
     ("websocket", websocket::measure),
 ];
 
-/// Run with the others.
+/// Sections with their own table that run by default.
 const TABLES: [LongSection; 2] = [("transports", transports::measure), ("answering", answering::measure)];
 
-/// Those that take a quarter of an hour run only when they are named.
+/// Sections that take 15 minutes run only when named.
 const LONG: [LongSection; 3] = [
     ("scale-paths", scale::paths::measure),
     ("scale-beyond", scale::paths::measure_beyond),

@@ -1,16 +1,16 @@
-//! A page of metrics.
+//! A metrics page.
 
 /// The text of a scrape.
 #[derive(Debug)]
-pub(crate) struct Page(pub(crate) String);
+pub(crate) struct MetricsText(pub(crate) String);
 
-impl Page {
-    /// The sum of the lines of a name.
+impl MetricsText {
+    /// The sum of all series of this name.
     pub(crate) fn sum(&self, name: &str) -> f64 {
         self.lines(name).map(|(_, value)| value).sum()
     }
 
-    /// The upper bound of the bucket in which the `q`-quantile of all round trips lies, in microseconds.
+    /// The upper bound of the bucket that contains the `q`-quantile of all round trips, in microseconds.
     pub(crate) fn rtt_bucket_us(&self, q: f64) -> f64 {
         const BUCKETS: &str = "pathmeter_echo_rtt_seconds_bucket";
         let mut totals: Vec<(f64, f64)> = Vec::new();
@@ -34,7 +34,7 @@ impl Page {
         self.sum("pathmeter_echo_rtt_seconds_sum") * 1e6 / self.sum("pathmeter_echo_rtt_seconds_count")
     }
 
-    /// Labels and value of each line of a name.
+    /// Labels and value of each series of this name.
     fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> + 'a {
         self.0.lines().filter_map(move |line| {
             let labels = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']))?;

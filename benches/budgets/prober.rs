@@ -1,26 +1,27 @@
-//! What a path costs: its echoes, its memory, its part of a scrape.
+//! Cost of a path: CPU per echo, memory, and its part of a scrape.
 
 use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::agent::{Agent, NO_PATHS, Paths};
+use super::agent::{BenchAgent, NO_PATHS, PathLoad};
 use super::bare;
 use super::report::{Row, median};
 
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(4);
-/// Until every path has had its first reply and the responder is known.
+/// Time until every path has had its first reply and the responder is identified.
 const SETTLED: Duration = Duration::from_secs(5);
 const SCRAPES: u32 = 10;
 
 pub(crate) fn measure() -> io::Result<Vec<Row>> {
-    let responder = Agent::start(NO_PATHS)?;
+    let responder = BenchAgent::start(NO_PATHS)?;
     let idle = responder.memory()?.resident;
     let few = round_trips_of_few(responder.stamp_port)?;
     let mut rows = Vec::new();
     for (count, budget) in [(1_000, 20.0), (10_000, 8.0)] {
-        let agent = Agent::start(Paths { count, interval: "1s", flows: 1, port: responder.stamp_port })?;
+        let agent =
+            BenchAgent::start(PathLoad { count, interval: "1s", flows: 1, port: responder.stamp_port })?;
         sleep(SETTLED);
         let (ours, share) = echoes(&agent, &responder)?;
         let many = Figures { idle, few, share, count };
@@ -36,8 +37,8 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// CPU per echo in microseconds, and the share of a core in percent.
-fn echoes(agent: &Agent, responder: &Agent) -> io::Result<(f64, f64)> {
+/// CPU per echo in microseconds, and share of a core in percent.
+fn echoes(agent: &BenchAgent, responder: &BenchAgent) -> io::Result<(f64, f64)> {
     let (mut costs, mut shares) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let (cpu, replies, begin) = (agent.cpu()?, responder.replies()?, Instant::now());
@@ -49,40 +50,40 @@ fn echoes(agent: &Agent, responder: &Agent) -> io::Result<(f64, f64)> {
     Ok((median(costs), median(shares)))
 }
 
-/// Round trips in microseconds, as the metrics show them.
+/// Round trips in microseconds, from the metrics page.
 #[derive(Debug, Clone, Copy)]
-struct RoundTrips {
+struct RttSummary {
     mean: f64,
     p50: f64,
     p99: f64,
 }
 
-impl RoundTrips {
-    fn of(agent: &Agent) -> io::Result<Self> {
+impl RttSummary {
+    fn of(agent: &BenchAgent) -> io::Result<Self> {
         let page = agent.scrape()?;
         Ok(Self { mean: page.rtt_mean_us(), p50: page.rtt_bucket_us(0.5), p99: page.rtt_bucket_us(0.99) })
     }
 }
 
-/// What ten paths report; at 20/s, so that a p99 has twenty round trips beyond it.
-fn round_trips_of_few(port: u16) -> io::Result<RoundTrips> {
-    let agent = Agent::start(Paths { count: 10, interval: "50ms", flows: 1, port })?;
+/// Round trips of ten paths, at 20/s, so that p99 has twenty round trips above it.
+fn round_trips_of_few(port: u16) -> io::Result<RttSummary> {
+    let agent = BenchAgent::start(PathLoad { count: 10, interval: "50ms", flows: 1, port })?;
     sleep(Duration::from_secs(10));
-    RoundTrips::of(&agent)
+    RttSummary::of(&agent)
 }
 
-/// What was measured before the rows about many paths.
+/// Figures measured before those of many paths.
 struct Figures {
-    /// RSS of an agent without paths in KiB.
+    /// RSS of an agent without paths, in KiB.
     idle: f64,
-    few: RoundTrips,
+    few: RttSummary,
     /// Percent of a core.
     share: f64,
     count: u32,
 }
 
 impl Figures {
-    fn rows(&self, agent: &Agent) -> io::Result<Vec<Row>> {
+    fn rows(&self, agent: &BenchAgent) -> io::Result<Vec<Row>> {
         let Self { idle, few, share, count } = *self;
         let resident = agent.memory()?.resident;
         let mut rows = vec![
@@ -90,7 +91,7 @@ impl Figures {
             Row::new("memory of a path", (resident - idle) / f64::from(count), "KiB").budget(4.0),
         ];
         let page = agent.scrape()?;
-        let all = RoundTrips::of(agent)?;
+        let all = RttSummary::of(agent)?;
         let unsent = page.sum("pathmeter_echo_unsent_total");
         let sent = page.sum("pathmeter_echo_sent_total");
         let not_network = ["host_dropped", "late", "very_late", "mismatched", "send_errors"]
@@ -109,9 +110,9 @@ impl Figures {
     }
 }
 
-/// `share` is the percentage of a core that the agent needs without being scraped.
-fn scrapes(agent: &Agent, share: f64) -> io::Result<Vec<Row>> {
-    agent.forget_memory_max()?;
+/// `share` is the percentage of a core that the agent uses without scrapes.
+fn scrapes(agent: &BenchAgent, share: f64) -> io::Result<Vec<Row>> {
+    agent.reset_memory_max()?;
     let (memory, cpu, begin) = (agent.memory()?, agent.cpu()?, Instant::now());
     let mut bytes = 0;
     for _ in 0..SCRAPES {

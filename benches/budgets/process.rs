@@ -1,4 +1,4 @@
-//! What processes and threads have used.
+//! CPU time, memory and socket drops of processes and threads.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub(crate) fn cpu_of(pid: u32) -> io::Result<Duration> {
     let pid = libc::pid_t::try_from(pid).expect("process numbers are below 2²²");
     let mut clock = 0;
-    // SAFETY: writes one clock identifier to where it is told.
+    // SAFETY: the pointer is valid for one clock identifier.
     let outcome = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
     if outcome != 0 {
         return Err(io::Error::from_raw_os_error(outcome));
@@ -17,22 +17,22 @@ pub(crate) fn cpu_of(pid: u32) -> io::Result<Duration> {
     read(clock)
 }
 
-/// What the scheduler knows of the threads of a process that have one name.
+/// Scheduler statistics of the threads of a process with one name.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Scheduled {
+pub(crate) struct ThreadTimes {
     pub(crate) ran: Duration,
-    /// Could have run, and waited for a core.
+    /// Time runnable but waiting for a core.
     pub(crate) waited: Duration,
 }
 
-impl Scheduled {
+impl ThreadTimes {
     pub(crate) fn of(pid: u32, thread: &str) -> io::Result<Self> {
         let mut sum = Self::default();
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let task = task?.path();
             if fs::read_to_string(task.join("comm"))?.trim_end() == thread {
-                let said = fs::read_to_string(task.join("schedstat"))?;
-                let mut nanos = said.split(' ').filter_map(|nanos| nanos.parse().ok());
+                let kernel_info = fs::read_to_string(task.join("schedstat"))?;
+                let mut nanos = kernel_info.split(' ').filter_map(|nanos| nanos.parse().ok());
                 let mut next = || nanos.next().ok_or_else(|| io::Error::other("schedstat cannot be read"));
                 sum.ran += Duration::from_nanos(next()?);
                 sum.waited += Duration::from_nanos(next()?);
@@ -42,7 +42,7 @@ impl Scheduled {
     }
 }
 
-/// CPU time of all programs on all cores, and what the hypervisor took of them.
+/// CPU time of all programs on all cores, and the time that the hypervisor took.
 pub(crate) fn cpu_of_all() -> io::Result<(Duration, Duration)> {
     const TICKS_A_SECOND: f64 = 100.0;
     let text = fs::read_to_string("/proc/stat")?;
@@ -54,11 +54,11 @@ pub(crate) fn cpu_of_all() -> io::Result<(Duration, Duration)> {
     Ok((Duration::from_secs_f64(programs), Duration::from_secs_f64(stolen)))
 }
 
-/// Datagrams that the kernel dropped at the IPv4 sockets that a process has open, by the kernel's own list.
+/// Datagrams that the kernel dropped at the IPv4 sockets of a process, from /proc/net/udp.
 pub(crate) fn socket_drops(pid: u32) -> io::Result<f64> {
     let mut inodes = Vec::new();
     for descriptor in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // One may be closed meanwhile.
+        // A descriptor may be closed meanwhile.
         let Ok(target) = fs::read_link(descriptor?.path()) else { continue };
         let inode = target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']'));
         inodes.extend(inode.map(str::to_owned));
@@ -69,11 +69,11 @@ pub(crate) fn socket_drops(pid: u32) -> io::Result<f64> {
         let (inode, drops) = (*fields.get(9)?, *fields.last()?);
         inodes.iter().any(|known| known == inode).then(|| drops.parse::<f64>().ok())?
     });
-    // The sum of nothing would be −0.
+    // The sum of an empty iterator would be −0.
     Ok(drops.fold(0.0, |sum, drops| sum + drops))
 }
 
-/// Datagrams that this network namespace dropped because a receive buffer was full, whoever it belonged to.
+/// Datagrams that this network namespace dropped because a receive buffer was full, for any socket.
 pub(crate) fn receive_buffer_errors() -> io::Result<f64> {
     let text = fs::read_to_string("/proc/net/snmp")?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
@@ -88,7 +88,7 @@ pub(crate) fn cpu_of_this_thread() -> Duration {
     read(libc::CLOCK_THREAD_CPUTIME_ID).expect("every thread has this clock")
 }
 
-/// The clock with which the kernel stamps datagrams, in nanoseconds since 1970.
+/// The clock of kernel timestamps, in nanoseconds since 1970.
 pub(crate) fn wall() -> u64 {
     let since = read(libc::CLOCK_REALTIME).expect("every system has this clock");
     u64::try_from(since.as_nanos()).expect("before the year 2554")
@@ -97,7 +97,7 @@ pub(crate) fn wall() -> u64 {
 #[expect(unsafe_code, reason = "clock_gettime")]
 fn read(clock: libc::clockid_t) -> io::Result<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes one timespec to where it is told.
+    // SAFETY: the pointer is valid for one timespec.
     if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -122,8 +122,8 @@ impl Memory {
         Ok(Self { resident: field("VmRSS:"), resident_max: field("VmHWM:") })
     }
 
-    /// Lets the maximum begin anew.
-    pub(crate) fn forget_max(pid: u32) -> io::Result<()> {
+    /// Resets the maximum.
+    pub(crate) fn reset_max(pid: u32) -> io::Result<()> {
         fs::write(format!("/proc/{pid}/clear_refs"), "5")
     }
 }

@@ -1,8 +1,8 @@
-//! The table.
+//! The table of results.
 
 use std::fmt;
 
-/// One figure, beside what a bare loop needs and what we may need.
+/// One figure with that of the bare loop and its budget.
 #[derive(Debug)]
 pub(crate) struct Row {
     what: String,
@@ -12,7 +12,7 @@ pub(crate) struct Row {
     budget: Option<f64>,
 }
 
-/// What stands above the rows.
+/// Header of the table.
 pub(crate) const HEAD: &str = "\
 | what | measured | bare loop | ratio | budget | met |
 |---|---|---|---|---|---|";
@@ -22,12 +22,12 @@ impl Row {
         Self { what: what.into(), unit, measured, bare: None, budget: None }
     }
 
-    /// The same figure of a bare loop, measured in the same run.
+    /// Adds the figure of the bare loop from the same run.
     pub(crate) fn bare(self, bare: f64) -> Self {
         Self { bare: Some(bare), ..self }
     }
 
-    /// The most that it may be.
+    /// Adds the upper limit.
     pub(crate) fn budget(self, budget: f64) -> Self {
         Self { budget: Some(budget), ..self }
     }
@@ -62,7 +62,7 @@ pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The middle one.
+/// The median.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,10 +1,10 @@
-//! An agent that starts, and one that has nothing to do.
+//! Start time, idle memory and size of the binary.
 
 use std::fs;
 use std::io;
 use std::time::Instant;
 
-use super::agent::{Agent, NO_PATHS, binary};
+use super::agent::{BenchAgent, NO_PATHS, binary};
 use super::report::{Row, median};
 
 const STARTS: usize = 20;
@@ -13,7 +13,7 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     let (mut milliseconds, mut resident) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
         let begin = Instant::now();
-        let agent = Agent::start(NO_PATHS)?;
+        let agent = BenchAgent::start(NO_PATHS)?;
         milliseconds.push(begin.elapsed().as_secs_f64() * 1e3);
         resident.push(agent.memory()?.resident / 1024.0);
     }

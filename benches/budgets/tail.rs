@@ -1,5 +1,5 @@
-//! How wrong a round trip becomes when the host is busy. The truth on loopback is a few microseconds, so nearly all of
-//! a long round trip is error.
+//! Error of round trips when the host is busy. The true round trip on loopback is a few microseconds, so
+//! nearly all of a long one is error.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -18,29 +18,29 @@ use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{EchoReport, EchoSpec, Quirks, WireFormat};
 use pathmeter_proto::stats::quantile;
 
-use super::agent::{Agent, NO_PATHS};
+use super::agent::{BenchAgent, NO_PATHS};
 use super::batch::{Batch, Timestamps, address, socket, wait};
 use super::process::wall;
 use super::report::{Row, cores};
 
-/// More than the 10,000 that a p99.9 needs.
+/// More than the 10,000 needed for p99.9.
 const PROBES: u32 = 11_000;
 const INTERVAL: Duration = Duration::from_millis(1);
-/// Without any report for so long something is broken.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time without a report.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_millis(500);
-const BURNERS_PER_CORE: usize = 2;
+const BUSY_LOOPS_PER_CORE: usize = 2;
 
 pub(crate) fn measure() -> io::Result<Vec<Row>> {
-    let responder = Agent::start(NO_PATHS)?;
+    let responder = BenchAgent::start(NO_PATHS)?;
     let mut rows = round("idle", &responder, None)?;
-    let burners = Burners::start(BURNERS_PER_CORE * cores());
+    let busy_loops = BusyLoops::start(BUSY_LOOPS_PER_CORE * cores());
     rows.extend(round("two busy loops a core", &responder, Some(20.0))?);
-    drop(burners);
+    drop(busy_loops);
     Ok(rows)
 }
 
-fn round(name: &str, responder: &Agent, budget_of_tail: Option<f64>) -> io::Result<Vec<Row>> {
+fn round(name: &str, responder: &BenchAgent, budget_of_tail: Option<f64>) -> io::Result<Vec<Row>> {
     let ours = ours(responder.stamp_port)?;
     let bare = bare()?;
     let unsent = f64::from(u32::try_from(ours.unsent).map_err(io::Error::other)?);
@@ -54,20 +54,24 @@ fn round(name: &str, responder: &Agent, budget_of_tail: Option<f64>) -> io::Resu
             Some(budget) if called == "p99.9" => row.budget(budget),
             Some(_) | None => row,
         });
-        rows.push(Row::new(format!("… bare loop with user-space stamps, {called}"), us(&bare.user), "µs"));
+        rows.push(Row::new(
+            format!("… bare loop with user-space timestamps, {called}"),
+            us(&bare.user),
+            "µs",
+        ));
     }
     Ok(rows)
 }
 
-/// What our own loop measured.
-struct Ours {
+/// Results of pathmeter's loop.
+struct AgentLoop {
     /// Sorted.
     round_trips: Vec<Duration>,
-    /// Slots for which a busy host made us late.
+    /// Slots missed because the host was busy.
     unsent: u64,
 }
 
-fn ours(port: u16) -> io::Result<Ours> {
+fn ours(port: u16) -> io::Result<AgentLoop> {
     let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let prober = datagram::spawn("bench", Vec::new(), TimestampMatching::detect(), sender)?;
     let (tap, reports) = mpsc::channel();
@@ -91,9 +95,9 @@ fn ours(port: u16) -> io::Result<Ours> {
         reports: Some(tap),
     };
     prober.start(NewPath { id: PathId(1), task: echo.into_task(), peer_left_at: None });
-    let mut found = Ours { round_trips: Vec::new(), unsent: 0 };
+    let mut found = AgentLoop { round_trips: Vec::new(), unsent: 0 };
     while found.round_trips.len() < PROBES as usize {
-        match reports.recv_timeout(PATIENCE) {
+        match reports.recv_timeout(REPORT_TIMEOUT) {
             Ok(EchoReport::Decided { sample: Some(sample), .. }) => found.round_trips.push(sample.rtt),
             Ok(EchoReport::Unsent(slots)) => found.unsent += slots,
             Ok(_) => {}
@@ -105,23 +109,23 @@ fn ours(port: u16) -> io::Result<Ours> {
     Ok(found)
 }
 
-/// Round trips of the bare loop by the same datagrams, sorted: with kernel stamps as we take them, and as a tool without
-/// them would.
+/// Sorted round trips of the bare loop: with kernel timestamps, and with user-space timestamps, as a tool
+/// without kernel timestamps would measure them.
 #[derive(Default)]
-struct Bare {
+struct BareLoop {
     kernel: Vec<Duration>,
     user: Vec<Duration>,
 }
 
-/// What travels: the number of the datagram, then what the responder noted.
+/// The datagram: its number, then the responder's timestamps.
 ///
 /// ```text
 /// 0 u64 number   8 u64 T2 by the kernel   16 u64 T2 by the user   24 u64 T3 by the user
 /// ```
 const NOTE_BYTES: usize = 32;
 
-fn bare() -> io::Result<Bare> {
-    let responder = Noting::start()?;
+fn bare() -> io::Result<BareLoop> {
+    let responder = TimestampingResponder::start()?;
     let socket = socket(Timestamps::Both)?;
     let (mut outbox, mut inbox) = (Batch::new(1), Batch::new(16));
     let (mut t1, mut t1_user) = (Vec::new(), Vec::new());
@@ -131,12 +135,12 @@ fn bare() -> io::Result<Bare> {
         let due = INTERVAL * number;
         while let Some(left) = due.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
             wait(&socket, left);
-            take_timestamps(&mut inbox, &socket, &mut t1);
+            read_tx_timestamps(&mut inbox, &socket, &mut t1);
             for index in 0..inbox.receive(&socket, 0) {
                 let arrived = wall();
                 notes.push((
                     read_note(inbox.bytes(index)),
-                    inbox.said(index).timestamp.unwrap_or(0),
+                    inbox.kernel_info(index).timestamp.unwrap_or(0),
                     arrived,
                 ));
             }
@@ -149,8 +153,8 @@ fn bare() -> io::Result<Bare> {
         outbox.send(&socket, 1);
     }
     std::thread::sleep(SETTLED);
-    take_timestamps(&mut inbox, &socket, &mut t1);
-    let mut found = Bare::default();
+    read_tx_timestamps(&mut inbox, &socket, &mut t1);
+    let mut found = BareLoop::default();
     for ([number, t2, t2_user, t3_user], t4, t4_user) in notes {
         let at = usize::try_from(number).map_err(io::Error::other)?;
         let rtt = |t1: u64, t2, t4: u64| t4.saturating_sub(t1).saturating_sub(t3_user.saturating_sub(t2));
@@ -163,10 +167,10 @@ fn bare() -> io::Result<Bare> {
     Ok(found)
 }
 
-fn take_timestamps(inbox: &mut Batch, socket: &UdpSocket, t1: &mut [u64]) {
+fn read_tx_timestamps(inbox: &mut Batch, socket: &UdpSocket, t1: &mut [u64]) {
     for index in 0..inbox.receive(socket, libc::MSG_ERRQUEUE) {
-        let said = inbox.said(index);
-        if let (Some(timestamp), Some(number)) = (said.timestamp, said.number) {
+        let kernel_info = inbox.kernel_info(index);
+        if let (Some(timestamp), Some(number)) = (kernel_info.timestamp, kernel_info.number) {
             t1[number as usize] = timestamp;
         }
     }
@@ -176,14 +180,14 @@ fn read_note(bytes: &[u8]) -> [u64; 4] {
     std::array::from_fn(|at| u64::from_be_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes")))
 }
 
-/// A bare responder that notes when it received and answered.
-struct Noting {
+/// A bare responder that writes its timestamps into the datagram.
+struct TimestampingResponder {
     address: SocketAddrV4,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-impl Noting {
+impl TimestampingResponder {
     fn start() -> io::Result<Self> {
         let socket = socket(Timestamps::Received)?;
         let address = address(&socket)?;
@@ -194,7 +198,7 @@ impl Noting {
             while !stopped.load(Ordering::Relaxed) {
                 wait(&socket, Duration::from_millis(50));
                 while batch.receive(&socket, 0) > 0 {
-                    let (t2, t2_user) = (batch.said(0).timestamp.unwrap_or(0), wall());
+                    let (t2, t2_user) = (batch.kernel_info(0).timestamp.unwrap_or(0), wall());
                     for (at, time) in [(8, t2), (16, t2_user), (24, wall())] {
                         batch.bytes_mut(0)[at..at + 8].copy_from_slice(&time.to_be_bytes());
                     }
@@ -211,13 +215,13 @@ impl Noting {
     }
 }
 
-/// Threads that do nothing but compute; they end when this is dropped.
-struct Burners {
+/// Busy threads. They end when this is dropped.
+struct BusyLoops {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Burners {
+impl BusyLoops {
     fn start(count: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let burn = || {
@@ -228,11 +232,11 @@ impl Burners {
     }
 }
 
-impl Drop for Burners {
+impl Drop for BusyLoops {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A burner cannot fail.
+            // A busy thread cannot fail.
             let _ = thread.join();
         }
     }

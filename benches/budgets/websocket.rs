@@ -1,4 +1,4 @@
-//! What clients of `/ws` cost: those that say nothing, and those that say something.
+//! Cost of clients of `/ws`, idle and active.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
-use super::agent::{Agent, NO_PATHS};
+use super::agent::{BenchAgent, NO_PATHS};
 use super::bare::per_echo;
 use super::report::Row;
 
-/// Clients that are connected and idle.
+/// Idle clients.
 const IDLE: u16 = 10_000;
-/// Clients of one source address: as many as the default allows.
+/// Clients per source address: the default limit.
 const PER_SOURCE: u16 = 1000;
 
-/// Clients that had the longest message echoed that the default allows.
+/// Clients that send a message of the default maximum length.
 const LONG: u16 = 1000;
 const LONGEST: usize = 64 << 10;
 
-/// Clients that talk, and what each says.
-const TALKING: u16 = 1000;
+/// Clients that send messages, and their message.
+const ACTIVE: u16 = 1000;
 const INTERVAL: Duration = Duration::from_millis(100);
 const MESSAGE: &[u8] = br#"{"seq": 123, "ts": 1678886400100}"#;
 
-/// Before the first window, and a window.
+/// Time before the first window, and length of a window.
 const SETTLE: Duration = Duration::from_secs(2);
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -34,42 +34,38 @@ pub(crate) fn measure() -> io::Result<Vec<Row>> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let mut rows = idle()?;
     rows.extend(long()?);
-    rows.extend(talking()?);
+    rows.extend(active()?);
     Ok(rows)
 }
 
 fn idle() -> io::Result<Vec<Row>> {
-    let agent = Agent::start(NO_PATHS)?;
-    // Code and buffers that the first client brings in are not a client's.
+    let agent = BenchAgent::start(NO_PATHS)?;
+    // Code and buffers loaded for the first client do not count.
     let mut first = Client::open(&agent, 0)?;
-    first.say()?;
-    first.hear()?;
+    first.send()?;
+    first.receive()?;
     drop(first);
     let before = agent.memory()?.resident;
     let mut clients = (0..IDLE).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
     let connected = agent.memory()?.resident;
-    // Each has said something once, as a client does that then waits.
+    // Each client sends one message and then waits.
     for client in &mut clients {
-        client.say()?;
-        client.hear()?;
+        client.send()?;
+        client.receive()?;
     }
     let after = agent.memory()?.resident;
     let each = |resident: f64| (resident - before) / f64::from(IDLE);
     let counted = agent.scrape()?.sum("pathmeter_websocket_clients");
     Ok(vec![
-        Row::new(
-            format!("WebSocket, {IDLE} clients, memory of one that said nothing"),
-            each(connected),
-            "KiB",
-        )
-        .budget(20.0),
-        Row::new("… of one that had a message echoed", each(after), "KiB").budget(20.0),
-        Row::new("… clients that are missing", f64::from(IDLE) - counted, "").budget(0.0),
+        Row::new(format!("WebSocket, {IDLE} clients, memory of an idle client"), each(connected), "KiB")
+            .budget(20.0),
+        Row::new("… of a client after one echo", each(after), "KiB").budget(20.0),
+        Row::new("… missing clients", f64::from(IDLE) - counted, "").budget(0.0),
     ])
 }
 
 fn long() -> io::Result<Vec<Row>> {
-    let agent = Agent::start(NO_PATHS)?;
+    let agent = BenchAgent::start(NO_PATHS)?;
     let mut clients = (0..LONG).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
     let before = agent.memory()?.resident;
     let message = frame(&vec![b'x'; LONGEST]);
@@ -79,11 +75,11 @@ fn long() -> io::Result<Vec<Row>> {
         stream.read_exact(&mut back)?;
     }
     let each = (agent.memory()?.resident - before) / f64::from(LONG);
-    let what = "… what one keeps more that had 64 KiB echoed";
+    let what = "… additional memory of a client after an echo of 64 KiB";
     Ok(vec![Row::new(what, each, "KiB")])
 }
 
-/// A text, masked with zeros.
+/// A text frame, masked with zeros.
 fn frame(text: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x81];
     match u16::try_from(text.len()) {
@@ -102,19 +98,19 @@ fn frame(text: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn talking() -> io::Result<Vec<Row>> {
-    let agent = Agent::start(NO_PATHS)?;
-    let mut clients = (0..TALKING).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
+fn active() -> io::Result<Vec<Row>> {
+    let agent = BenchAgent::start(NO_PATHS)?;
+    let mut clients = (0..ACTIVE).map(|n| Client::open(&agent, n)).collect::<io::Result<Vec<_>>>()?;
     for client in &mut clients {
-        client.say()?;
+        client.send()?;
     }
-    talk(&mut clients, SETTLE)?;
+    exchange(&mut clients, SETTLE)?;
     let echoes = || agent.scrape().map(|page| page.sum("pathmeter_websocket_messages_total"));
     let (echoes_before, cpu, begun) = (echoes()?, agent.cpu()?, Instant::now());
-    talk(&mut clients, WINDOW)?;
+    exchange(&mut clients, WINDOW)?;
     let (used, span, echoed) = (agent.cpu()? - cpu, begun.elapsed(), echoes()? - echoes_before);
     let share = 100.0 * used.as_secs_f64() / span.as_secs_f64();
-    let name = format!("{TALKING} clients at 10/s");
+    let name = format!("{ACTIVE} clients at 10/s");
     Ok(vec![
         Row::new(format!("WebSocket, {name}, share of one core"), share, "%").budget(100.0),
         Row::new(format!("… CPU per echo, {name}"), per_echo(used, echoed), "µs"),
@@ -122,32 +118,32 @@ fn talking() -> io::Result<Vec<Row>> {
     ])
 }
 
-/// Lets each client in turn hear its last message and say the next one, spread over the interval.
-fn talk(clients: &mut [Client], span: Duration) -> io::Result<()> {
+/// Lets each client in turn receive its last message and send the next one, spread over the interval.
+fn exchange(clients: &mut [Client], span: Duration) -> io::Result<()> {
     let begin = Instant::now();
-    let slot = INTERVAL / u32::from(TALKING);
+    let slot = INTERVAL / u32::from(ACTIVE);
     let mut due = begin;
     while begin.elapsed() < span {
         for client in &mut *clients {
             due += slot;
-            // Later than due: without a pause, at the same rate on the whole.
+            // If late, do not sleep: the average rate stays the same.
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 std::thread::sleep(early);
             }
-            client.hear()?;
-            client.say()?;
+            client.receive()?;
+            client.send()?;
         }
     }
     Ok(())
 }
 
-/// A client that waits for its answers.
+/// A client that waits for its echoes.
 struct Client {
     stream: TcpStream,
 }
 
 impl Client {
-    fn open(agent: &Agent, number: u16) -> io::Result<Self> {
+    fn open(agent: &BenchAgent, number: u16) -> io::Result<Self> {
         let source = Ipv4Addr::from_bits(0x7f00_0001 + u32::from(number / PER_SOURCE));
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
@@ -170,11 +166,11 @@ impl Client {
         }
     }
 
-    fn say(&mut self) -> io::Result<()> {
+    fn send(&mut self) -> io::Result<()> {
         self.stream.write_all(&frame(MESSAGE))
     }
 
-    fn hear(&mut self) -> io::Result<()> {
+    fn receive(&mut self) -> io::Result<()> {
         let mut frame = [0; 2 + MESSAGE.len()];
         self.stream.read_exact(&mut frame)?;
         match &frame[2..] == MESSAGE {

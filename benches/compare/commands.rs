@@ -1,11 +1,11 @@
-//! What was run.
+//! The commands that were run.
 
 use std::collections::BTreeSet;
 
-use crate::lane::Lane;
-use crate::tools::Contender;
+use crate::host_pair::HostPair;
+use crate::tools::Tool;
 
-/// The programs that are here, and the commands that were run.
+/// Installed programs, and the commands that were run.
 #[derive(Default)]
 pub(crate) struct Commands {
     present: BTreeSet<&'static str>,
@@ -21,20 +21,20 @@ impl Commands {
         self.present.contains(program)
     }
 
-    pub(crate) fn present(&self, contenders: &[Contender]) -> Vec<Contender> {
-        contenders.iter().filter(|contender| self.has(contender.program)).copied().collect()
+    pub(crate) fn present(&self, tools: &[Tool]) -> Vec<Tool> {
+        tools.iter().filter(|tool| self.has(tool.program)).copied().collect()
     }
 
-    /// Takes note of what was run in a lane.
-    pub(crate) fn note(&mut self, lane: &Lane) {
-        for command in &lane.commands {
+    /// Records the commands that were run on a pair of hosts.
+    pub(crate) fn record(&mut self, pair: &HostPair) {
+        for command in &pair.commands {
             if !self.all.contains(command) {
                 self.all.push(command.clone());
             }
         }
     }
 
-    /// Those since the last call.
+    /// Returns the commands since the last call.
     pub(crate) fn take(&mut self) -> String {
         std::mem::take(&mut self.all).join("\n")
     }

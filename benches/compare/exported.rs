@@ -1,13 +1,14 @@
-//! What a dashboard shows of round trips: quantiles out of an exported histogram, as `histogram_quantile()` makes them.
+//! Round trips as a dashboard shows them: quantiles of an exported histogram, as `histogram_quantile()`
+//! computes them.
 
 use pathmeter_lab::exchange::Exchanges;
 
 use crate::table::{self, mean, quantile, short};
-use crate::tools::{Exported, Said};
+use crate::tools::{ExportedHistogram, ToolReport};
 
-/// A program's name; then truth and what is shown of the mean, the median and the 99th percentile, in milliseconds.
-pub(crate) fn row(name: &str, said: &Said, truth: &Exchanges) -> Option<[String; 7]> {
-    let page = said.page.as_ref()?;
+/// Name of the tool; then true and shown mean, median and 99th percentile, in milliseconds.
+pub(crate) fn row(name: &str, report: &ToolReport, truth: &Exchanges) -> Option<[String; 7]> {
+    let page = report.page.as_ref()?;
     let mut true_ones: Vec<f64> = truth
         .iter()
         .filter_map(|(_, exchange)| exchange.round_trip())
@@ -30,7 +31,7 @@ pub(crate) fn table(rows: &[[String; 7]]) -> String {
     table::table(["program", "mean, ms", "shown", "p50, ms", "shown", "p99, ms", "shown"], rows)
 }
 
-impl Exported {
+impl ExportedHistogram {
     fn mean(&self) -> f64 {
         self.sum("_sum") / self.sum("_count")
     }
@@ -39,7 +40,7 @@ impl Exported {
         self.lines(suffix).map(|(_, value)| value).sum()
     }
 
-    /// Linear within a bucket.
+    /// Interpolates linearly within a bucket.
     fn quantile(&self, q: f64) -> f64 {
         let bound = |labels: &str| labels.split_once("le=\"")?.1.split_once('"')?.0.parse::<f64>().ok();
         let buckets: Vec<(f64, f64)> =
@@ -55,7 +56,7 @@ impl Exported {
         f64::NAN
     }
 
-    /// Labels and value of each line.
+    /// Labels and value of each series.
     fn lines<'a>(&'a self, suffix: &'a str) -> impl Iterator<Item = (&'a str, f64)> + 'a {
         self.text.lines().filter_map(move |line| {
             let rest = line.strip_prefix(self.name)?.strip_prefix(suffix)?;

@@ -1,89 +1,89 @@
-//! Who counts losses right.
+//! Which tools count losses correctly.
 
 use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
-use pathmeter_lab::exchange::{Exchanges, Fates};
+use pathmeter_lab::exchange::{Exchanges, OutcomeCounts};
 
 use crate::commands::Commands;
 use crate::exported;
-use crate::lane::Lane;
-use crate::table::{or_nothing, table};
-use crate::tools::{Asker, COUNTED, Run, Said};
+use crate::host_pair::HostPair;
+use crate::table::{or_no_value, table};
+use crate::tools::{COUNTED, MeasuringTool, ProbeRun, ToolReport};
 
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Before the link becomes bad, so that handshakes succeed.
-const CALM: Duration = Duration::from_secs(2);
-/// Behind it, until everybody has given up what was lost.
-const CALM_AGAIN: Duration = Duration::from_secs(5);
+/// Before the loss, so that handshakes succeed.
+const PERFECT_BEFORE: Duration = Duration::from_secs(2);
+/// After the loss, until all tools have decided about lost requests.
+const PERFECT_AFTER: Duration = Duration::from_secs(5);
 
-/// All at once, each in a pair of namespaces of its own: nobody sees another's datagrams, and a tenth of a core is enough
-/// for all of them together.
-pub(crate) fn measure(bad: Duration, commands: &mut Commands) -> io::Result<String> {
-    let run = Run { interval: INTERVAL, span: CALM + bad + CALM_AGAIN };
-    // Programs are dropped before the network that they are in.
-    let mut lanes: Vec<(Box<dyn Asker>, Lane)> = Vec::new();
-    for contender in commands.present(&COUNTED) {
-        let mut lane = Lane::new()?;
-        lanes.push(((contender.start)(&mut lane, run)?, lane));
+/// Runs all tools at the same time, each in namespaces of its own: they do not see each other's datagrams,
+/// and together they need a tenth of a core.
+pub(crate) fn measure(lossy: Duration, commands: &mut Commands) -> io::Result<String> {
+    let run = ProbeRun { interval: INTERVAL, span: PERFECT_BEFORE + lossy + PERFECT_AFTER };
+    // Programs are dropped before their network.
+    let mut pairs: Vec<(Box<dyn MeasuringTool>, HostPair)> = Vec::new();
+    for tool in commands.present(&COUNTED) {
+        let mut pair = HostPair::new()?;
+        pairs.push(((tool.start)(&mut pair, run)?, pair));
     }
-    sleep(CALM);
-    lanes.iter().for_each(|(_, lane)| lane.become_lossy());
-    sleep(bad);
-    lanes.iter().for_each(|(_, lane)| lane.become_calm());
-    sleep(CALM_AGAIN);
+    sleep(PERFECT_BEFORE);
+    pairs.iter().for_each(|(_, pair)| pair.use_lossy_link());
+    sleep(lossy);
+    pairs.iter().for_each(|(_, pair)| pair.use_perfect_link());
+    sleep(PERFECT_AFTER);
     let (mut rows, mut shown) = (Vec::new(), Vec::new());
-    for (asker, lane) in lanes {
-        let (name, protocol) = (asker.name(), asker.protocol());
-        let said = asker.finish(&lane)?;
-        commands.note(&lane);
-        let truth = lane.truth(protocol);
-        let truth = said.until.map_or_else(|| truth.clone(), |end| truth.before(end));
-        rows.push(row(name, &said, &truth));
-        shown.extend(exported::row(name, &said, &truth));
+    for (tool, pair) in pairs {
+        let (name, protocol) = (tool.name(), tool.protocol());
+        let report = tool.finish(&pair)?;
+        commands.record(&pair);
+        let truth = pair.truth(protocol);
+        let truth = report.until.map_or_else(|| truth.clone(), |end| truth.before(end));
+        rows.push(row(name, &report, &truth));
+        shown.extend(exported::row(name, &report, &truth));
     }
     let head = [
         "program",
         "sent",
         "lost",
-        "said",
+        "reported",
         "error",
         "forward",
-        "said",
+        "reported",
         "reverse",
-        "said",
+        "reported",
         "duplicates",
-        "said",
+        "reported",
         "reordered",
-        "said",
+        "reported",
     ];
     Ok(table(head, &rows) + "\n" + &exported::table(&shown))
 }
 
-fn row(name: &str, said: &Said, truth: &Exchanges) -> [String; 13] {
-    let Fates { sent, lost_forward, lost_reverse, ignored, duplicates, reordered } = truth.fates();
-    // No fault of the network, but a reply that never came for who asked.
+fn row(name: &str, report: &ToolReport, truth: &Exchanges) -> [String; 13] {
+    let OutcomeCounts { sent, lost_forward, lost_reverse, ignored, duplicates, reordered } = truth.counts();
+    // Not a fault of the network, but a missing reply for the tool.
     let name = match ignored {
         0 => name.to_owned(),
         ignored => format!("{name} ({ignored} more ignored by its responder)"),
     };
     let lost = lost_forward + lost_reverse;
-    let error = i128::from(said.lost) - i128::from(lost);
-    let direction = |index: usize| or_nothing(said.directions.map(|directions| directions[index]));
+    let error = i128::from(report.lost) - i128::from(lost);
+    let direction = |index: usize| or_no_value(report.directions.map(|directions| directions[index]));
     [
         name,
         sent.to_string(),
         lost.to_string(),
-        said.lost.to_string(),
+        report.lost.to_string(),
         if error == 0 { "0".to_owned() } else { format!("**{error:+}**") },
         lost_forward.to_string(),
         direction(0),
         lost_reverse.to_string(),
         direction(1),
         duplicates.to_string(),
-        or_nothing(said.duplicates),
+        or_no_value(report.duplicates),
         reordered.to_string(),
-        or_nothing(said.reordered),
+        or_no_value(report.reordered),
     ]
 }

@@ -1,13 +1,13 @@
-//! Our agent beside others, on links whose truth is known. Prints Markdown.
+//! Compares pathmeter with other tools on links whose true loss and delay are known. Prints Markdown.
 //!
-//! `cargo bench --bench compare` takes about a quarter of an hour, `cargo bench --bench compare -- quick` about four
-//! minutes. Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`. It needs root or unprivileged user namespaces. Programs that are not
-//! installed are left out; `make compare` installs them.
+//! `cargo bench --bench compare` takes about 15 minutes, `cargo bench --bench compare -- quick` about four.
+//! Name sections to run only those: `loss`, `idle`, `loaded`, `cost`, `transports`. It needs root or
+//! unprivileged user namespaces. Tools that are not installed are left out; `make compare` installs them.
 
 mod commands;
 mod cost;
 mod exported;
-mod lane;
+mod host_pair;
 mod loss;
 #[path = "../budgets/machine.rs"]
 mod machine;
@@ -21,37 +21,40 @@ use std::time::Duration;
 
 use commands::Commands;
 
-/// How long each part measures.
-struct Effort {
+/// Durations of the measurements.
+struct Durations {
     is_quick: bool,
     lossy: Duration,
     timed: Duration,
 }
 
-const FULL: Effort =
-    Effort { is_quick: false, lossy: Duration::from_secs(33), timed: Duration::from_secs(24) };
-const QUICK: Effort = Effort { is_quick: true, lossy: Duration::from_secs(8), timed: Duration::from_secs(3) };
+const FULL: Durations =
+    Durations { is_quick: false, lossy: Duration::from_secs(33), timed: Duration::from_secs(24) };
+const QUICK: Durations =
+    Durations { is_quick: true, lossy: Duration::from_secs(8), timed: Duration::from_secs(3) };
 
-type Section = (&'static str, &'static str, fn(&Effort, &mut Commands) -> io::Result<String>);
+type Section = (&'static str, &'static str, fn(&Durations, &mut Commands) -> io::Result<String>);
 
 const SECTIONS: [Section; 5] = [
-    ("loss", "Losses", |effort, commands| loss::measure(effort.lossy, commands)),
-    ("idle", "Error of round trips in µs, idle host", |effort, commands| rtt::idle(effort.timed, commands)),
-    ("loaded", "Error of round trips in µs, two busy loops a core", |effort, commands| {
-        rtt::loaded(effort.timed, commands)
+    ("loss", "Losses", |durations, commands| loss::measure(durations.lossy, commands)),
+    ("idle", "Error of round trips in µs, idle host", |durations, commands| {
+        rtt::idle(durations.timed, commands)
     }),
-    ("cost", "Cost of asking", |effort, commands| cost::measure(effort.is_quick, commands)),
-    ("transports", "Cost of asking over TCP, HTTP and ICMP", |effort, commands| {
-        transports::measure(effort.is_quick, commands)
+    ("loaded", "Error of round trips in µs, two busy loops a core", |durations, commands| {
+        rtt::loaded(durations.timed, commands)
+    }),
+    ("cost", "Cost of asking", |durations, commands| cost::measure(durations.is_quick, commands)),
+    ("transports", "Cost of asking over TCP, HTTP and ICMP", |durations, commands| {
+        transports::measure(durations.is_quick, commands)
     }),
 ];
 
 fn main() -> io::Result<()> {
-    // Before there is a second thread.
+    // A process with a second thread cannot enter a user namespace.
     pathmeter_lab::enter().map_err(io::Error::other)?;
     // Cargo itself passes `--bench`.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let effort = if words.iter().any(|word| word == "quick") { QUICK } else { FULL };
+    let durations = if words.iter().any(|word| word == "quick") { QUICK } else { FULL };
     let is_wanted = |name: &str| {
         let mut sections = words.iter().filter(|word| *word != "quick").peekable();
         sections.peek().is_none() || sections.any(|word| word == name)
@@ -67,7 +70,7 @@ fn main() -> io::Result<()> {
     let mut commands = Commands::new(present);
     for (name, title, measure) in SECTIONS {
         if is_wanted(name) {
-            let tables = measure(&effort, &mut commands)?;
+            let tables = measure(&durations, &mut commands)?;
             writeln!(out, "\n### {title}\n\n{tables}\n```text\n{}\n```", commands.take())?;
         }
     }

@@ -1,6 +1,6 @@
-//! Markdown.
+//! Markdown tables.
 
-/// A table: the head, and rows of as many cells.
+/// Formats a table.
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut text = line(&head.map(ToOwned::to_owned)) + "|" + &"---|".repeat(N) + "\n";
@@ -8,17 +8,17 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> St
     text
 }
 
-/// What is not said.
-pub(crate) const NOTHING: &str = "–";
+/// Placeholder for a missing value.
+pub(crate) const NO_VALUE: &str = "–";
 
-pub(crate) fn or_nothing(value: Option<impl ToString>) -> String {
-    value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
+pub(crate) fn or_no_value(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| NO_VALUE.to_owned(), |value| value.to_string())
 }
 
 /// Three significant digits below 100, whole numbers from there on.
 pub(crate) fn short(value: f64) -> String {
     match value.abs() {
-        size if size.is_nan() => NOTHING.to_owned(),
+        size if size.is_nan() => NO_VALUE.to_owned(),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),

@@ -1,4 +1,4 @@
-//! What a probe costs whoever asks, over TCP, HTTP and ICMP.
+//! CPU cost of a probe over TCP, HTTP and ICMP.
 
 use std::fmt::Write as _;
 use std::io;
@@ -7,150 +7,150 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use pathmeter_lab::Program;
-use pathmeter_lab::exchange::Protocol;
+use pathmeter_lab::exchange::ExchangeProtocol;
 
 use crate::commands::Commands;
-use crate::lane::{Lane, wall};
+use crate::host_pair::{HostPair, wall_clock};
 use crate::table::{short, table};
-use crate::tools::ours::{self, Duty};
-use crate::tools::prometheus::Prometheus;
+use crate::tools::ours::{self, AgentRole};
+use crate::tools::prometheus::ScrapeDriver;
 use crate::tools::{blackbox, fping};
 
-/// All of them are asked once a second. An agent lets one address have 256 connections over TCP.
+/// Targets, each probed once a second. An agent accepts 256 connections over TCP from one address.
 const TARGETS: u16 = 200;
 const EVERY: Duration = Duration::from_secs(1);
-/// Until all targets are asked, and the peers have been asked who they are, which they are again after a minute.
+/// Time until all targets are probed and the peers are identified. Peers are polled again after a minute.
 const SETTLED: Duration = Duration::from_secs(4);
 const WINDOW: Duration = Duration::from_secs(6);
 const ROUNDS: usize = 3;
-/// On which `blackbox_exporter` is asked: enough for round trips of 80 ms.
+/// Connections to `blackbox_exporter`: enough for round trips of 80 ms.
 const CONNECTIONS: usize = 50;
 
-/// A program, and what it is to do.
-struct Entry {
-    over: &'static str,
+/// A tool and its task.
+struct TransportEntry {
+    transport: &'static str,
     name: &'static str,
     program: &'static str,
-    start: fn(&mut Lane, &[IpAddr]) -> io::Result<Crew>,
-    count: Count,
+    start: fn(&mut HostPair, &[IpAddr]) -> io::Result<RunningTool>,
+    count: ProbeCounting,
 }
 
 /// How probes are counted.
 #[derive(Clone, Copy)]
-enum Count {
-    /// By our own page of metrics.
+enum ProbeCounting {
+    /// By pathmeter's metrics page.
     Page(&'static str),
-    /// By the wire.
+    /// By the wire's log.
     Wire,
-    /// By the scrapes that succeeded.
+    /// By successful scrapes.
     Scrapes,
 }
 
-const CONNECTS: Count = Count::Page("pathmeter_echo_connect_duration_seconds_count");
-const ECHOES: Count = Count::Page("pathmeter_echo_rtt_seconds_count");
+const BY_CONNECTS: ProbeCounting = ProbeCounting::Page("pathmeter_echo_connect_duration_seconds_count");
+const BY_ECHOES: ProbeCounting = ProbeCounting::Page("pathmeter_echo_rtt_seconds_count");
 
 #[rustfmt::skip]
-const ALL: [Entry; 10] = [
-    Entry { over: "TCP", name: "**pathmeter**, a connection for each probe", program: ours::PROGRAM, start: tcp_fresh, count: CONNECTS },
-    Entry { over: "TCP", name: "blackbox_exporter, tcp_connect", program: blackbox::PROGRAM, start: blackbox_tcp, count: Count::Scrapes },
-    Entry { over: "TCP", name: "**pathmeter**, a message on one that stands", program: ours::PROGRAM, start: tcp_kept, count: ECHOES },
-    Entry { over: "HTTP", name: "**pathmeter**, a connection for each probe", program: ours::PROGRAM, start: http_fresh, count: CONNECTS },
-    Entry { over: "HTTP", name: "blackbox_exporter, http_2xx", program: blackbox::PROGRAM, start: blackbox_http, count: Count::Scrapes },
-    Entry { over: "HTTP", name: "**pathmeter**, a request on one that stands", program: ours::PROGRAM, start: http_kept, count: ECHOES },
-    Entry { over: "ICMP", name: "**pathmeter**, ping sockets", program: ours::PROGRAM, start: icmp_ping, count: Count::Wire },
-    Entry { over: "ICMP", name: "**pathmeter**, raw sockets", program: ours::PROGRAM, start: icmp_raw, count: Count::Wire },
-    Entry { over: "ICMP", name: "fping -l", program: fping::PROGRAM, start: fping_loop, count: Count::Wire },
-    Entry { over: "ICMP", name: "blackbox_exporter, icmp", program: blackbox::PROGRAM, start: blackbox_icmp, count: Count::Wire },
+const ALL: [TransportEntry; 10] = [
+    TransportEntry { transport: "TCP", name: "**pathmeter**, a connection for each probe", program: ours::PROGRAM, start: tcp_fresh, count: BY_CONNECTS },
+    TransportEntry { transport: "TCP", name: "blackbox_exporter, tcp_connect", program: blackbox::PROGRAM, start: blackbox_tcp, count: ProbeCounting::Scrapes },
+    TransportEntry { transport: "TCP", name: "**pathmeter**, a message on one that stands", program: ours::PROGRAM, start: tcp_kept, count: BY_ECHOES },
+    TransportEntry { transport: "HTTP", name: "**pathmeter**, a connection for each probe", program: ours::PROGRAM, start: http_fresh, count: BY_CONNECTS },
+    TransportEntry { transport: "HTTP", name: "blackbox_exporter, http_2xx", program: blackbox::PROGRAM, start: blackbox_http, count: ProbeCounting::Scrapes },
+    TransportEntry { transport: "HTTP", name: "**pathmeter**, a request on one that stands", program: ours::PROGRAM, start: http_kept, count: BY_ECHOES },
+    TransportEntry { transport: "ICMP", name: "**pathmeter**, ping sockets", program: ours::PROGRAM, start: icmp_ping, count: ProbeCounting::Wire },
+    TransportEntry { transport: "ICMP", name: "**pathmeter**, raw sockets", program: ours::PROGRAM, start: icmp_raw, count: ProbeCounting::Wire },
+    TransportEntry { transport: "ICMP", name: "fping -l", program: fping::PROGRAM, start: fping_loop, count: ProbeCounting::Wire },
+    TransportEntry { transport: "ICMP", name: "blackbox_exporter, icmp", program: blackbox::PROGRAM, start: blackbox_icmp, count: ProbeCounting::Wire },
 ];
 
-/// Who asks, which is watched, and what it needs.
-struct Crew {
-    asking: Program,
-    _answering: Option<Program>,
-    prometheus: Option<Prometheus>,
+/// The probing process, which is measured, and the processes that it needs.
+struct RunningTool {
+    prober: Program,
+    _responder: Option<Program>,
+    driver: Option<ScrapeDriver>,
 }
 
-impl Crew {
-    fn alone(asking: Program) -> Self {
-        Self { asking, _answering: None, prometheus: None }
+impl RunningTool {
+    fn alone(prober: Program) -> Self {
+        Self { prober, _responder: None, driver: None }
     }
 }
 
-fn tcp_fresh(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
-    ours(lane, "{name: echo, protocol: tcp, interval: 1h, connect_interval: 1s}", targets, Hosts::Peers)
+fn tcp_fresh(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
+    ours(pair, "{name: echo, protocol: tcp, interval: 1h, connect_interval: 1s}", targets, Hosts::Peers)
 }
 
-fn tcp_kept(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
-    ours(lane, "{name: echo, protocol: tcp, interval: 1s, connect_interval: \"off\"}", targets, Hosts::Peers)
+fn tcp_kept(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
+    ours(pair, "{name: echo, protocol: tcp, interval: 1s, connect_interval: \"off\"}", targets, Hosts::Peers)
 }
 
-fn http_fresh(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
+fn http_fresh(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
     let probe = "{name: echo, protocol: http, interval: 1h, connect_interval: 1s, targets: all}";
-    ours(lane, probe, targets, Hosts::Urls)
+    ours(pair, probe, targets, Hosts::Urls)
 }
 
-fn http_kept(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
+fn http_kept(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
     let probe = "{name: echo, protocol: http, interval: 1s, connect_interval: \"off\", targets: all}";
-    ours(lane, probe, targets, Hosts::Urls)
+    ours(pair, probe, targets, Hosts::Urls)
 }
 
-fn icmp_ping(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
-    ours(lane, "{name: echo, protocol: icmp, interval: 1s, targets: all}", targets, Hosts::Addresses)
+fn icmp_ping(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
+    ours(pair, "{name: echo, protocol: icmp, interval: 1s, targets: all}", targets, Hosts::Addresses)
 }
 
-fn icmp_raw(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
-    // Without ping sockets root asks with raw ones.
-    lane.here().set("ipv4/ping_group_range", "1 0");
-    icmp_ping(lane, targets)
+fn icmp_raw(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
+    // Without permission for ping sockets, root uses raw sockets.
+    pair.prober_host().set_sysctl("ipv4/ping_group_range", "1 0");
+    icmp_ping(pair, targets)
 }
 
-fn fping_loop(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
+fn fping_loop(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
     let list: String = targets.iter().map(|target| format!("{target}\n")).collect();
-    let file = lane.write("targets", &list)?.display().to_string();
+    let file = pair.write("targets", &list)?.display().to_string();
     let arguments = ["-l", "-q", "-Q", "15", "-p", "1000", "-i", "4", "-f", &file];
-    Ok(Crew::alone(lane.ask(fping::PROGRAM, &arguments)))
+    Ok(RunningTool::alone(pair.start_prober(fping::PROGRAM, &arguments)))
 }
 
-fn blackbox_tcp(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
-    let answering = ours::launch(lane, &Duty::Answer)?;
-    scraped(lane, targets, Some(answering), |target| {
+fn blackbox_tcp(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
+    let responder = ours::launch(pair, &AgentRole::Responder)?;
+    scraped(pair, targets, Some(responder), |target| {
         format!("/probe?module=tcp_connect&target={target}:{}", ours::AGENT_PORT)
     })
 }
 
-fn blackbox_http(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
-    let answering = ours::launch(lane, &Duty::Answer)?;
-    scraped(lane, targets, Some(answering), |target| format!("/probe?module=http_2xx&target={}", url(target)))
+fn blackbox_http(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
+    let responder = ours::launch(pair, &AgentRole::Responder)?;
+    scraped(pair, targets, Some(responder), |target| format!("/probe?module=http_2xx&target={}", url(target)))
 }
 
-fn blackbox_icmp(lane: &mut Lane, targets: &[IpAddr]) -> io::Result<Crew> {
-    scraped(lane, targets, None, |target| format!("/probe?module=icmp&target={target}"))
+fn blackbox_icmp(pair: &mut HostPair, targets: &[IpAddr]) -> io::Result<RunningTool> {
+    scraped(pair, targets, None, |target| format!("/probe?module=icmp&target={target}"))
 }
 
 fn scraped(
-    lane: &mut Lane,
+    pair: &mut HostPair,
     targets: &[IpAddr],
-    answering: Option<Program>,
+    responder: Option<Program>,
     path: fn(IpAddr) -> String,
-) -> io::Result<Crew> {
-    let asking = blackbox::launch(lane)?;
-    let prometheus = Prometheus::start(lane, blackbox::FRONT, targets, EVERY, CONNECTIONS, path);
-    Ok(Crew { asking, _answering: answering, prometheus: Some(prometheus) })
+) -> io::Result<RunningTool> {
+    let prober = blackbox::launch(pair)?;
+    let driver = ScrapeDriver::start(pair, blackbox::HTTP_ADDRESS, targets, EVERY, CONNECTIONS, path);
+    Ok(RunningTool { prober, _responder: responder, driver: Some(driver) })
 }
 
-/// What the targets are to us.
+/// How pathmeter addresses the targets.
 enum Hosts {
     Peers,
     Urls,
     Addresses,
 }
 
-/// The same for `blackbox_exporter` and for us.
+/// The URL for `blackbox_exporter` and for pathmeter.
 fn url(target: IpAddr) -> String {
     format!("http://{target}:{}/api/v1/ping", ours::PORT)
 }
 
-fn ours(lane: &mut Lane, probe: &str, targets: &[IpAddr], hosts: Hosts) -> io::Result<Crew> {
+fn ours(pair: &mut HostPair, probe: &str, targets: &[IpAddr], hosts: Hosts) -> io::Result<RunningTool> {
     let kind = match hosts {
         Hosts::Peers => "peers",
         Hosts::Urls | Hosts::Addresses => "targets",
@@ -164,16 +164,16 @@ fn ours(lane: &mut Lane, probe: &str, targets: &[IpAddr], hosts: Hosts) -> io::R
         };
         let _ = writeln!(text, "  - {{name: t-{name}, {place}}}");
     }
-    let answering = ours::launch(lane, &Duty::Answer)?;
-    let asking = ours::launch(lane, &Duty::Written(&text))?;
-    Ok(Crew { asking, _answering: Some(answering), prometheus: None })
+    let responder = ours::launch(pair, &AgentRole::Responder)?;
+    let prober = ours::launch(pair, &AgentRole::Configured(&text))?;
+    Ok(RunningTool { prober, _responder: Some(responder), driver: None })
 }
 
-/// Rounds, in each of which one program asks after the other.
+/// Measures in rounds; in each round the tools run one after the other.
 pub(crate) fn measure(is_quick: bool, commands: &mut Commands) -> io::Result<String> {
     let rounds = if is_quick { 1 } else { ROUNDS };
     let present = ALL.into_iter().filter(|entry| commands.has(entry.program));
-    let mut lines: Vec<(Entry, Vec<Cost>)> = present.map(|entry| (entry, Vec::new())).collect();
+    let mut lines: Vec<(TransportEntry, Vec<ProbeCost>)> = present.map(|entry| (entry, Vec::new())).collect();
     for _ in 0..rounds {
         for (entry, costs) in &mut lines {
             costs.push(entry.cost(commands)?);
@@ -181,75 +181,78 @@ pub(crate) fn measure(is_quick: bool, commands: &mut Commands) -> io::Result<Str
     }
     let medians: Vec<(&'static str, f64)> = lines
         .iter()
-        .map(|(entry, costs)| (entry.over, sorted(costs, |cost| cost.each)[costs.len() / 2]))
+        .map(|(entry, costs)| (entry.transport, sorted(costs, |cost| cost.cpu_per_probe)[costs.len() / 2]))
         .collect();
     let rows: Vec<_> = lines
         .iter()
         .zip(&medians)
-        .map(|((entry, costs), (over, each))| {
-            let ours = medians.iter().find(|(other, _)| other == over).map_or(f64::NAN, |(_, each)| *each);
+        .map(|((entry, costs), (transport, cpu_per_probe))| {
+            let ours = medians
+                .iter()
+                .find(|(other, _)| other == transport)
+                .map_or(f64::NAN, |(_, cpu_per_probe)| *cpu_per_probe);
             let (all, rates) =
-                (sorted(costs, |cost| cost.each), sorted(costs, |cost| cost.probes_per_second));
+                (sorted(costs, |cost| cost.cpu_per_probe), sorted(costs, |cost| cost.probes_per_second));
             [
-                (*over).to_owned(),
+                (*transport).to_owned(),
                 entry.name.to_owned(),
                 short(rates[rates.len() / 2]),
-                format!("{} µs", short(*each)),
+                format!("{} µs", short(*cpu_per_probe)),
                 format!("{} to {}", short(all[0]), short(all[all.len() - 1])),
-                short(each / ours),
+                short(cpu_per_probe / ours),
             ]
         })
         .collect();
     Ok(table(["over", "program", "probes/s", "CPU per probe", "in all rounds", "× the first"], &rows))
 }
 
-fn sorted(costs: &[Cost], figure: fn(&Cost) -> f64) -> Vec<f64> {
+fn sorted(costs: &[ProbeCost], figure: fn(&ProbeCost) -> f64) -> Vec<f64> {
     let mut all: Vec<f64> = costs.iter().map(figure).collect();
     all.sort_by(f64::total_cmp);
     all
 }
 
-/// What one round took.
-struct Cost {
+/// Measured cost in one round.
+struct ProbeCost {
     probes_per_second: f64,
-    /// CPU time of a probe in microseconds.
-    each: f64,
+    /// CPU time per probe in microseconds.
+    cpu_per_probe: f64,
 }
 
-impl Entry {
-    fn cost(&self, commands: &mut Commands) -> io::Result<Cost> {
-        let mut lane = Lane::new()?;
-        let targets = lane.targets(TARGETS);
-        let crew = (self.start)(&mut lane, &targets)?;
+impl TransportEntry {
+    fn cost(&self, commands: &mut Commands) -> io::Result<ProbeCost> {
+        let mut pair = HostPair::new()?;
+        let targets = pair.targets(TARGETS);
+        let running = (self.start)(&mut pair, &targets)?;
         sleep(SETTLED);
-        let before = self.counted(&lane, &crew)?;
-        let (cpu, begin) = (crew.asking.cpu(), wall());
+        let before = self.count_probes(&pair, &running)?;
+        let (cpu, begin) = (running.prober.cpu(), wall_clock());
         sleep(WINDOW);
-        let (cpu, end) = (crew.asking.cpu().saturating_sub(cpu), wall());
-        let counted = self.counted(&lane, &crew)? - before;
-        if let Some(prometheus) = crew.prometheus {
-            prometheus.finish()?;
+        let (cpu, end) = (running.prober.cpu().saturating_sub(cpu), wall_clock());
+        let counted = self.count_probes(&pair, &running)? - before;
+        if let Some(driver) = running.driver {
+            driver.finish()?;
         }
-        drop(crew.asking);
-        commands.note(&lane);
+        drop(running.prober);
+        commands.record(&pair);
         let probes = match self.count {
-            Count::Page(_) | Count::Scrapes => counted,
-            Count::Wire => {
-                let truth = lane.truth(Protocol::Icmp);
-                let sent = truth.iter().filter(|(_, exchange)| (begin..end).contains(&exchange.left));
+            ProbeCounting::Page(_) | ProbeCounting::Scrapes => counted,
+            ProbeCounting::Wire => {
+                let truth = pair.truth(ExchangeProtocol::Icmp);
+                let sent = truth.iter().filter(|(_, exchange)| (begin..end).contains(&exchange.sent_at));
                 sent.fold(0.0, |count, _| count + 1.0)
             }
         };
         let span = Duration::from_nanos(end - begin).as_secs_f64();
-        Ok(Cost { probes_per_second: probes / span, each: cpu.as_secs_f64() * 1e6 / probes })
+        Ok(ProbeCost { probes_per_second: probes / span, cpu_per_probe: cpu.as_secs_f64() * 1e6 / probes })
     }
 
-    /// Probes so far; of those that the wire counts 0.
-    fn counted(&self, lane: &Lane, crew: &Crew) -> io::Result<f64> {
+    /// Number of probes so far; 0 if the wire counts them.
+    fn count_probes(&self, pair: &HostPair, running: &RunningTool) -> io::Result<f64> {
         let count = match self.count {
-            Count::Page(name) => ours::scrape(lane)?.count(name, &[]),
-            Count::Scrapes => crew.prometheus.as_ref().map_or(0, Prometheus::succeeded),
-            Count::Wire => 0,
+            ProbeCounting::Page(name) => ours::scrape(pair)?.count(name, &[]),
+            ProbeCounting::Scrapes => running.driver.as_ref().map_or(0, ScrapeDriver::succeeded),
+            ProbeCounting::Wire => 0,
         };
         Ok(f64::from(u32::try_from(count).map_err(io::Error::other)?))
     }

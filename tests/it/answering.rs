@@ -1,4 +1,4 @@
-//! What peers measure is answered whatever else the agent is busy with.
+//! Requests of peers are answered while the agent is busy with other work.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -20,15 +20,15 @@ use tokio::sync::mpsc;
 
 use crate::fixture::{DEADLINE, eventually, get};
 
-/// The HTTP port of an agent whose pages are these, on a thread of its own.
-struct Served {
+/// An HTTP server with the given metrics pages, on a thread of its own.
+struct TestServer {
     address: SocketAddr,
     counters: Arc<Counters>,
     handle: answering::AnsweringHandle,
 }
 
-/// To be called in a runtime, which becomes the control plane's.
-fn serve_pages(renderer: Renderer) -> Served {
+/// Must be called in a runtime, which becomes the control plane's.
+fn serve_pages(renderer: Renderer) -> TestServer {
     let host =
         config::LoadContext { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
     let rules = config::load(b"", &host).unwrap().config.websocket;
@@ -53,27 +53,27 @@ fn serve_pages(renderer: Renderer) -> Served {
         let listeners = answering::register(vec![listener])?;
         Ok(serve(listeners, ServerLimits::default(), handler, counted, Arc::default(), stopped))
     });
-    Served { address, counters, handle: handle.unwrap() }
+    TestServer { address, counters, handle: handle.unwrap() }
 }
 
-/// Pages that end when the sender is used or dropped; the receiver is told when one is begun.
+/// Pages that end when the sender is used or dropped. The receiver gets a message when a page is started.
 fn slow_pages() -> (Renderer, Sender<()>, Receiver<()>) {
-    let ((release, released), (begun, is_begun)) = (channel::<()>(), channel());
+    let ((release, released), (started, is_started)) = (channel::<()>(), channel());
     let released = Arc::new(Mutex::new(released));
     let renderer = Renderer::new(move |_| {
         let released = Arc::clone(&released);
-        begun.send(()).unwrap();
+        started.send(()).unwrap();
         Box::new(move |_: &mut Vec<u8>| {
-            // An error is a release, too.
+            // A dropped sender releases the page as well.
             let _ = released.lock().unwrap().recv();
             false
         })
     });
-    (renderer, release, is_begun)
+    (renderer, release, is_started)
 }
 
-/// Asks for a page, of the format that `accept` names, and does not wait for it.
-fn ask_for_page(to: SocketAddr, accept: &str) -> TcpStream {
+/// Requests a page in the format `accept`, and does not wait for it.
+fn request_page(to: SocketAddr, accept: &str) -> TcpStream {
     let mut stream = TcpStream::connect(to).unwrap();
     write!(stream, "GET /metrics HTTP/1.1\r\nhost: a\r\naccept: {accept}\r\n\r\n").unwrap();
     stream
@@ -82,52 +82,52 @@ fn ask_for_page(to: SocketAddr, accept: &str) -> TcpStream {
 const FORMATS: [&str; RENDERED_AT_ONCE] = ["text/plain", "application/openmetrics-text"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pings_and_everything_but_pages_are_answered_while_all_renderers_are_busy() {
-    let (renderer, release, begun) = slow_pages();
-    let served = serve_pages(renderer);
-    let asked = FORMATS.map(|format| ask_for_page(served.address, format));
+async fn everything_but_pages_is_answered_while_all_renderers_are_busy() {
+    let (renderer, release, started) = slow_pages();
+    let server = serve_pages(renderer);
+    let requests = FORMATS.map(|format| request_page(server.address, format));
     for _ in FORMATS {
-        begun.recv_timeout(DEADLINE).unwrap();
+        started.recv_timeout(DEADLINE).unwrap();
     }
     for path in ["/api/v1/ping", "/api/v1/ping", "/api/v1/paths", "/-/ready"] {
-        assert_eq!(get(served.address, path).unwrap().status, 200, "{path}");
+        assert_eq!(get(server.address, path).unwrap().status, 200, "{path}");
     }
-    assert_eq!(served.counters.responses()[1], ("2xx", 4), "no page was answered");
-    drop((release, asked));
-    served.handle.stop().await;
+    assert_eq!(server.counters.responses()[1], ("2xx", 4), "no page was answered");
+    drop((release, requests));
+    server.handle.stop().await;
 }
 
 #[tokio::test]
-async fn a_ping_is_answered_while_the_control_plane_is_stuck() {
+async fn ping_is_answered_while_the_control_plane_is_blocked() {
     let (renderer, _release, _begun) = slow_pages();
-    let served = serve_pages(renderer);
-    // This thread is the control plane, and waits.
-    assert_eq!(get(served.address, "/api/v1/ping").unwrap().status, 200);
-    served.handle.stop().await;
+    let server = serve_pages(renderer);
+    // This thread is the control plane, and is blocked.
+    assert_eq!(get(server.address, "/api/v1/ping").unwrap().status, 200);
+    server.handle.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_panics_costs_its_connection_and_nothing_else() {
-    let served = serve_pages(Renderer::new(|_| panic!("a page with a bug")));
-    assert!(get(served.address, "/metrics").is_err());
+async fn panic_in_a_page_closes_only_its_connection() {
+    let server = serve_pages(Renderer::new(|_| panic!("a page with a bug")));
+    assert!(get(server.address, "/metrics").is_err());
     for path in ["/api/v1/ping", "/-/healthy"] {
-        assert_eq!(get(served.address, path).unwrap().status, 200, "{path}");
+        assert_eq!(get(server.address, path).unwrap().status, 200, "{path}");
     }
-    served.handle.stop().await;
+    server.handle.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_stop_waits_for_a_page_that_is_rendered() {
-    let (renderer, release, begun) = slow_pages();
-    let served = serve_pages(renderer);
-    let address = served.address;
-    let asked = std::thread::spawn(move || get(address, "/metrics"));
-    begun.recv_timeout(DEADLINE).unwrap();
-    let stopping = tokio::spawn(served.handle.stop());
+async fn shutdown_waits_for_the_page_being_rendered() {
+    let (renderer, release, started) = slow_pages();
+    let server = serve_pages(renderer);
+    let address = server.address;
+    let requests = std::thread::spawn(move || get(address, "/metrics"));
+    started.recv_timeout(DEADLINE).unwrap();
+    let stopping = tokio::spawn(server.handle.stop());
     eventually("the listener is closed", || TcpStream::connect(address).is_err().then_some(()));
     assert!(!stopping.is_finished());
     release.send(()).unwrap();
-    assert_eq!(asked.join().unwrap().unwrap().status, 200);
+    assert_eq!(requests.join().unwrap().unwrap().status, 200);
     stopping.await.unwrap();
-    assert_eq!(served.counters.connections(), 0);
+    assert_eq!(server.counters.connections(), 0);
 }

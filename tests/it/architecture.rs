@@ -1,18 +1,18 @@
-//! Who may use what. The compiler keeps `proto` from depending on the daemon; this keeps the rest.
+//! Dependency rules. The compiler keeps `proto` independent of the daemon; these tests check the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Something that only some files may contain.
+/// Words that only some files may contain.
 struct Rule {
-    /// Where it is looked for.
+    /// Folder that the rule applies to.
     root: &'static str,
-    /// What is looked for, each with a word boundary on either side.
+    /// The words, each matched with word boundaries.
     words: &'static [&'static str],
-    /// Files, or folders with a slash at the end, that may.
-    except: &'static [&'static str],
-    why: &'static str,
+    /// Files, or folders with a trailing slash, in which the words are allowed.
+    allowed_in: &'static [&'static str],
+    reason: &'static str,
 }
 
 const RULES: [Rule; 13] = [
@@ -28,8 +28,8 @@ const RULES: [Rule; 13] = [
             "std::io",
             "use std::{",
         ],
-        except: &[],
-        why: "a machine decides and never acts: the time is an argument, and so is everything else from outside",
+        allowed_in: &[],
+        reason: "a state machine has no side effects: the time and all other inputs are arguments",
     },
     Rule {
         root: "proto/src",
@@ -44,72 +44,72 @@ const RULES: [Rule; 13] = [
             "nix",
             "getrandom",
         ],
-        except: &[],
-        why: "sockets, tasks and system calls belong to the daemon; proto gets bytes and gives bytes",
+        allowed_in: &[],
+        reason: "sockets, tasks and system calls belong to the daemon; proto takes bytes and returns bytes",
     },
     Rule {
         root: "proto/src",
         words: &["unsafe {", "unsafe fn", "unsafe impl"],
-        except: &[],
-        why: "nothing that reads bytes from the network needs unsafe code",
+        allowed_in: &[],
+        reason: "code that parses network data must not be unsafe",
     },
     Rule {
         root: "src",
         words: &["unsafe {", "unsafe fn", "unsafe impl"],
-        except: &[
+        allowed_in: &[
             "src/datagram/cmsg.rs",
             "src/datagram/socket.rs",
             "src/datagram/poller.rs",
             "src/stream/kernel.rs",
         ],
-        why: "system calls that have no safe wrapper are made in these files and nowhere else",
+        reason: "system calls without a safe wrapper are confined to these files",
     },
     Rule {
         root: "src",
         words: &["prometheus::"],
-        except: &["src/metrics/"],
-        why: "others count in our own types; what a scrape looks like is known to src/metrics alone",
+        allowed_in: &["src/metrics/"],
+        reason: "other modules count in pathmeter's own types; only src/metrics knows the exposition format",
     },
     Rule {
         root: "src",
         words: &["\"pathmeter_"],
-        except: &["src/metrics/"],
-        why: "every metric has its name and its help text in src/metrics, where they are reviewed together",
+        allowed_in: &["src/metrics/"],
+        reason: "every metric has its name and its help text in src/metrics, where they are reviewed together",
     },
     Rule {
         root: "src",
         words: &["serde_yaml"],
-        except: &["src/config/file.rs"],
-        why: "the YAML library is known to one file, so that it can be replaced there",
+        allowed_in: &["src/config/file.rs"],
+        reason: "one file uses the YAML library, so that it can be replaced",
     },
     Rule {
         root: "src",
         words: &["tokio_rustls", "rustls_native_certs", "x509_cert"],
-        except: &[
+        allowed_in: &[
             "src/tls/acceptor.rs",
             "src/tls/certificate.rs",
             "src/tls/connector.rs",
             "src/tls/pem.rs",
             "src/tls/stream.rs",
         ],
-        why: "others use src/tls, which is there in a build without TLS, too",
+        reason: "other modules use src/tls, which also exists in a build without TLS",
     },
     Rule {
         root: "src/http",
         words: &["crate::api", "crate::websocket", "crate::metrics", "crate::stream", "crate::daemon"],
-        except: &[],
-        why: "HTTP knows nothing of what is served: src/api gives it a handler",
+        allowed_in: &[],
+        reason: "src/http is independent of what is served: src/api passes it a handler",
     },
     Rule {
         root: "src/websocket",
         words: &["crate::api", "crate::stream", "crate::daemon"],
-        except: &[],
-        why: "src/api serves /ws with it, and the other way round would be a cycle",
+        allowed_in: &[],
+        reason: "src/api uses src/websocket; an import back would be a cycle",
     },
     Rule {
         root: "src",
         words: &["tokio::spawn", "JoinSet", "spawn_blocking", "spawn_local"],
-        except: &[
+        allowed_in: &[
             "src/api/renderer.rs",
             "src/api/routes.rs",
             "src/cli/demo.rs",
@@ -125,18 +125,18 @@ const RULES: [Rule; 13] = [
             "src/stream/responder.rs",
             "src/websocket/mod.rs",
         ],
-        why: "every task has an owner that ends it; a new place that starts tasks says here that it is one",
+        reason: "every task has an owner that ends it; list each file that starts tasks here",
     },
     Rule {
         root: "src",
         words: &["std::thread", "thread::spawn", "thread::sleep"],
-        except: &["src/answering.rs", "src/loops/mod.rs"],
-        why: "the only threads besides the runtimes' are the loops that measure and the one that answers over connections",
+        allowed_in: &["src/answering.rs", "src/loops/mod.rs"],
+        reason: "the only threads besides the runtime's are the measuring loops and the one that answers over connections",
     },
     Rule {
         root: "src",
         words: &["clock_gettime", "Instant::now"],
-        except: &[
+        allowed_in: &[
             "src/clock/mod.rs",
             "src/api/routes.rs",
             "src/http/",
@@ -146,18 +146,18 @@ const RULES: [Rule; 13] = [
             "src/discovery/dns.rs",
             "src/stream/mod.rs",
         ],
-        why: "what is measured has one clock, src/clock; only deadlines of HTTP, of WebSocket clients, of answers of the DNS and of the stop have another",
+        reason: "what is measured has one clock, src/clock; only deadlines of HTTP, of WebSocket clients, of answers of the DNS and of the stop have another",
     },
 ];
 
 #[test]
-fn only_those_use_it_who_may() {
+fn restricted_items_are_used_only_where_allowed() {
     let mut broken = Vec::new();
     for rule in &RULES {
         for file in sources(rule.root) {
             let name = file.to_str().unwrap().to_owned();
             if rule
-                .except
+                .allowed_in
                 .iter()
                 .any(|allowed| name == *allowed || allowed.ends_with('/') && name.starts_with(allowed))
             {
@@ -165,7 +165,7 @@ fn only_those_use_it_who_may() {
             }
             for (number, line) in code(&file) {
                 if let Some(word) = rule.words.iter().find(|word| contains_word(&line, word)) {
-                    broken.push(format!("{name}:{number}: `{word}`\n    {}", rule.why));
+                    broken.push(format!("{name}:{number}: `{word}`\n    {}", rule.reason));
                 }
             }
         }
@@ -174,26 +174,26 @@ fn only_those_use_it_who_may() {
 }
 
 #[test]
-fn every_exception_is_still_one() {
+fn every_exception_is_used() {
     for rule in &RULES {
-        for allowed in rule.except.iter().filter(|allowed| !allowed.ends_with('/')) {
+        for allowed in rule.allowed_in.iter().filter(|allowed| !allowed.ends_with('/')) {
             let path = Path::new(allowed).to_owned();
             let is_used = in_project(&path).exists()
                 && code(&path)
                     .iter()
                     .any(|(_, line)| rule.words.iter().any(|word| contains_word(line, word)));
-            assert!(is_used, "{allowed} no longer uses any of {:?}: take it off the list", rule.words);
+            assert!(is_used, "{allowed} uses none of {:?}: remove it from the list", rule.words);
         }
     }
 }
 
-/// The modules of a crate in layers, the lowest first: a module imports from layers below its own only.
+/// The modules of a crate in layers, lowest first: a module imports only from layers below its own.
 struct Layers {
     root: &'static str,
     layers: &'static [&'static [&'static str]],
 }
 
-/// The single source of the layers: `docs/explanation/architecture.md` shows what is made of this table.
+/// The source of the layers: `docs/explanation/architecture.md` shows a copy of this table.
 const LAYERS: [Layers; 2] = [
     Layers {
         root: "proto/src",
@@ -242,7 +242,7 @@ fn modules_import_from_lower_layers_only() {
                 continue;
             }
             let Some(own) = level(&module) else {
-                broken.push(format!("{root}/{module} is in no layer"));
+                broken.push(format!("{root}/{module} is not in any layer"));
                 continue;
             };
             for used in imports_from_root(&file) {
@@ -258,9 +258,9 @@ fn modules_import_from_lower_layers_only() {
     assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
 }
 
-/// Files beside each other import each other in one direction, too. A file and the `mod.rs` above it belong together.
+/// Files of one folder have no import cycles either. A file and the `mod.rs` above it belong together.
 #[test]
-fn files_of_a_module_import_each_other_in_one_direction() {
+fn files_of_a_module_have_no_import_cycles() {
     let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for root in ["proto/src", "src"] {
         for file in sources(root) {
@@ -276,12 +276,13 @@ fn files_of_a_module_import_each_other_in_one_direction() {
     }
     let cycles: Vec<&String> =
         imports.keys().filter(|file| reachable(&imports, file).contains(file.as_str())).collect();
-    assert!(cycles.is_empty(), "these import each other: {cycles:#?}");
+    assert!(cycles.is_empty(), "import cycles between: {cycles:#?}");
 }
 
-/// The sample kind is a whole kind of probe: what it touches besides its own files is what every new kind touches.
+/// The sample kind is a complete kind of probe: the shared files that it touches are those that every new
+/// kind touches.
 #[test]
-fn a_new_kind_touches_what_the_documentation_lists() {
+fn sample_kind_touches_only_the_documented_files() {
     const PAGE: &str = "docs/how-to/add-a-kind.md";
     let touches = |file: &&PathBuf| {
         let text = fs::read_to_string(in_project(file)).unwrap().to_lowercase();
@@ -298,40 +299,40 @@ fn a_new_kind_touches_what_the_documentation_lists() {
 }
 
 #[test]
-fn the_documentation_shows_the_layers() {
+fn documentation_shows_the_layers() {
     let text = fs::read_to_string(in_project(Path::new(LAYERS_SHOWN_IN))).unwrap();
     let missing: Vec<String> =
-        LAYERS.iter().map(shown).filter(|block| !text.contains(block.as_str())).collect();
+        LAYERS.iter().map(layers_block).filter(|block| !text.contains(block.as_str())).collect();
     assert!(missing.is_empty(), "{LAYERS_SHOWN_IN} must contain these blocks:\n{}", missing.join("\n"));
 }
 
 const LAYERS_SHOWN_IN: &str = "docs/explanation/architecture.md";
 
-/// The layers as the documentation shows them, the highest first.
-fn shown(layers: &Layers) -> String {
+/// The layers as a text block, highest first, as in the documentation.
+fn layers_block(layers: &Layers) -> String {
     let lines: Vec<String> = layers.layers.iter().rev().map(|layer| layer.join(" ")).collect();
     format!("```text\n{}\n```", lines.join("\n"))
 }
 
-/// The module right below the root of a crate that a file belongs to.
+/// The top-level module that a file belongs to.
 fn module_of(root: &str, file: &Path) -> String {
     let name = file.strip_prefix(root).unwrap().iter().next().unwrap().to_str().unwrap();
     name.trim_end_matches(".rs").to_owned()
 }
 
-/// The modules right below the root that a file uses: `crate::metrics`, or from a file there, `super::metrics`.
+/// The top-level modules that a file imports: `crate::metrics`, or from a top-level file, `super::metrics`.
 fn imports_from_root(file: &Path) -> BTreeSet<String> {
-    words_behind("crate::", file)
+    identifiers_after("crate::", file)
 }
 
-/// The files beside it that a file uses.
+/// The files in the same folder that a file imports.
 fn imports_from_parent(file: &Path) -> BTreeSet<String> {
     let is_mod = file.ends_with("mod.rs");
-    if is_mod { BTreeSet::new() } else { words_behind("super::", file) }
+    if is_mod { BTreeSet::new() } else { identifiers_after("super::", file) }
 }
 
-/// The identifiers that follow a prefix, alone or in braces.
-fn words_behind(prefix: &str, file: &Path) -> BTreeSet<String> {
+/// The identifiers after a prefix, alone or in braces.
+fn identifiers_after(prefix: &str, file: &Path) -> BTreeSet<String> {
     let text: String = code(file).into_iter().map(|(_, line)| line + "\n").collect();
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let word = |text: &str| text.chars().take_while(|c| is_word(*c)).collect::<String>();
@@ -353,13 +354,13 @@ fn words_behind(prefix: &str, file: &Path) -> BTreeSet<String> {
     found
 }
 
-/// Everything that a module imports, directly or through others.
+/// All modules that a module imports, directly or indirectly.
 fn reachable<'a>(imports: &'a BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<&'a str> {
-    let (mut found, mut left) = (BTreeSet::new(), vec![from]);
-    while let Some(module) = left.pop() {
+    let (mut found, mut queue) = (BTreeSet::new(), vec![from]);
+    while let Some(module) = queue.pop() {
         for next in imports.get(module).into_iter().flatten() {
             if found.insert(next.as_str()) {
-                left.push(next);
+                queue.push(next);
             }
         }
     }
@@ -375,8 +376,8 @@ fn proto_depends_on_pure_crates_only() {
         let name = line.split([' ', '=', '.']).next().unwrap();
         assert!(
             PURE.contains(&name),
-            "proto depends on {name}: it may use nothing that opens a socket, reads a clock or starts a thread. \
-             If that is so, add it to this list"
+            "proto depends on {name}: allowed are crates that open no socket, read no clock and start no thread. \
+             If that holds, add it to this list"
         );
     }
 }
@@ -385,7 +386,7 @@ fn in_project(path: &Path) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The Rust files below a folder that are not tests, by their path in the project.
+/// The Rust files below a folder, without tests, by path in the project.
 fn sources(root: &str) -> Vec<PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![PathBuf::from(root)]);
     while let Some(folder) = folders.pop() {
@@ -401,11 +402,11 @@ fn sources(root: &str) -> Vec<PathBuf> {
         }
     }
     found.sort();
-    assert!(!found.is_empty(), "there are no sources in {root}");
+    assert!(!found.is_empty(), "no source files in {root}");
     found
 }
 
-/// The lines of a file that the program is made of, with their numbers: no comments, and no tests, which come last.
+/// The numbered lines of a file without comments and without tests, which come last.
 fn code(path: &Path) -> Vec<(usize, String)> {
     let text = fs::read_to_string(in_project(path)).unwrap();
     let is_test = |line: &&str| !line.starts_with("mod tests {");
@@ -413,7 +414,7 @@ fn code(path: &Path) -> Vec<(usize, String)> {
     lines.enumerate().map(|(index, line)| (index + 1, line.to_owned())).collect()
 }
 
-/// Whether a word stands in a line, and not only as a part of a longer one.
+/// Whether a line contains a word, and not only as part of a longer one.
 fn contains_word(line: &str, word: &str) -> bool {
     let is_part = |character: Option<char>| character.is_some_and(|c| c.is_alphanumeric() || c == '_');
     line.match_indices(word).any(|(at, _)| {

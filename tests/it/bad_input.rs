@@ -1,4 +1,4 @@
-//! Whatever comes in, from the network or from the operator, is refused, counted and survived.
+//! Invalid input from the network or the operator is rejected and counted, and the agent keeps running.
 
 use std::net::UdpSocket;
 use std::thread;
@@ -12,13 +12,13 @@ const REPLIES: &str = "pathmeter_responder_replies_total";
 const REJECTED: &str = "pathmeter_responder_rejected_total";
 const MISMATCHED: &str = "pathmeter_echo_mismatched_total";
 
-/// What anyone might send: nothing, something, almost a request, and more than fits.
+/// Invalid datagrams: empty, too short, almost a request, not a request, and too long.
 fn garbage() -> [Vec<u8>; 6] {
     [vec![], vec![0], vec![0xff; 43], b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0; 9_217], vec![0x55; 65_507]]
 }
 
-/// How many of them are longer than anything that we read.
-const TOO_LONG: u64 = 2;
+/// How many of them are longer than anything the agent reads.
+const OVERSIZED: u64 = 2;
 
 /// A plain STAMP request (RFC 8762 section 4.2.1): all zero but the sequence number.
 fn plain_request(sequence: u32) -> [u8; 44] {
@@ -27,42 +27,43 @@ fn plain_request(sequence: u32) -> [u8; 44] {
     request
 }
 
-/// The reply to a request, which comes from `to` and carries the request's sequence number at its place.
-fn ask(socket: &UdpSocket, to: &Host, sequence: u32) -> Vec<u8> {
+/// Sends a request and returns its reply, which must come from `to` and contain the request's sequence
+/// number.
+fn exchange(socket: &UdpSocket, to: &Host, sequence: u32) -> Vec<u8> {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    socket.send_to(&plain_request(sequence), to.front()).unwrap();
+    socket.send_to(&plain_request(sequence), to.service_address()).unwrap();
     let mut reply = vec![0; 2_000];
     let (length, from) = socket.recv_from(&mut reply).unwrap();
     reply.truncate(length);
-    assert_eq!(from, to.front());
+    assert_eq!(from, to.service_address());
     assert_eq!(reply.len(), 44, "a reply is as long as its request");
     assert_eq!(reply[24..28], sequence.to_be_bytes());
     reply
 }
 
-fn answering_everyone(host: &Host) -> Agent {
+fn open_responder(host: &Host) -> Agent {
     Agent::start(host, &host.config("b", "responder: {allow: [127.0.0.0/8]}"))
 }
 
 #[test]
-fn garbage_is_counted_and_an_honest_request_is_still_answered() {
+fn garbage_is_counted_and_valid_requests_are_still_answered() {
     const ROUNDS: u64 = 20;
-    let (ours, host) = (Host::claim(), Host::claim());
-    let agent = answering_everyone(&host);
-    let socket = ours.socket(0);
-    let readable = u64::try_from(garbage().len()).unwrap() - TOO_LONG;
+    let (own, host) = (Host::claim(), Host::claim());
+    let agent = open_responder(&host);
+    let socket = own.socket(0);
+    let readable = u64::try_from(garbage().len()).unwrap() - OVERSIZED;
     for round in 0..ROUNDS {
         for datagram in garbage() {
-            socket.send_to(&datagram, host.front()).unwrap();
+            socket.send_to(&datagram, host.service_address()).unwrap();
             socket.send_to(&datagram, host.at(Host::AGENT_PORT)).unwrap();
         }
-        // The answer shows that everything before it was read; so nothing is dropped for want of room.
-        ask(&socket, &host, round.try_into().unwrap());
+        // The reply shows that all earlier datagrams were read, so none is dropped for lack of buffer space.
+        exchange(&socket, &host, round.try_into().unwrap());
     }
     let page = agent.page_when("all garbage is counted", |page| {
         page.count("pathmeter_goodbyes_refused_total", &[]) >= ROUNDS * readable
             && page.count("pathmeter_socket_oversized_total", &[r#"loop="responder""#])
-                >= 2 * ROUNDS * TOO_LONG
+                >= 2 * ROUNDS * OVERSIZED
     });
     assert_eq!(page.count(REJECTED, &[r#"reason="malformed""#]), ROUNDS * readable, "{page}");
     assert_eq!(page.count(REPLIES, &[]), ROUNDS, "{page}");
@@ -72,37 +73,37 @@ fn garbage_is_counted_and_an_honest_request_is_still_answered() {
 }
 
 #[test]
-fn a_request_from_a_reflectors_port_gets_nothing() {
-    let (reflector, honest, host) = (Host::claim(), Host::claim(), Host::claim());
-    let agent = answering_everyone(&host);
-    // Two reflectors could be made to answer each other for ever by one datagram.
+fn request_from_a_reflector_port_is_not_answered() {
+    let (reflector, valid, host) = (Host::claim(), Host::claim(), Host::claim());
+    let agent = open_responder(&host);
+    // One forged datagram could make two reflectors answer each other endlessly.
     let forged = reflector.socket(Host::PORT);
-    forged.send_to(&plain_request(1), host.front()).unwrap();
-    ask(&honest.socket(0), &host, 2);
+    forged.send_to(&plain_request(1), host.service_address()).unwrap();
+    exchange(&valid.socket(0), &host, 2);
     let page = agent.page();
     assert_eq!(page.count(REJECTED, &[r#"reason="reflection""#]), 1, "{page}");
-    // Requests are answered in the order in which they come, so nothing more will.
+    // Requests are answered in order, so there will be no further reply.
     assert_eq!((page.count(REQUESTS, &[]), page.count(REPLIES, &[])), (2, 1), "{page}");
     forged.set_nonblocking(true).unwrap();
     assert_eq!(forged.recv(&mut [0; 100]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 }
 
-/// A responder that answers each request with all of these, for as long as requests come.
-fn answer_falsely(socket: UdpSocket, replies: fn(&[u8]) -> Vec<Vec<u8>>) {
+/// Starts a responder that answers each request with all of these replies.
+fn spawn_false_responder(socket: UdpSocket, replies: fn(&[u8]) -> Vec<Vec<u8>>) {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     thread::spawn(move || {
         let mut request = [0; 2_000];
         while let Ok((length, from)) = socket.recv_from(&mut request) {
             for reply in replies(&request[..length]) {
-                // The prober may have gone.
+                // The prober may have exited.
                 let _ = socket.send_to(&reply, from);
             }
         }
     });
 }
 
-/// An open reply to `request` as RFC 8762 section 4.3.1 has it.
-fn honest_reply(request: &[u8]) -> Vec<u8> {
+/// A valid unauthenticated reply to `request` (RFC 8762 section 4.3.1).
+fn valid_reply(request: &[u8]) -> Vec<u8> {
     let mut reply = vec![0; 44];
     reply[..16].copy_from_slice(&request[..16]);
     reply[16..24].copy_from_slice(&request[4..12]);
@@ -111,15 +112,15 @@ fn honest_reply(request: &[u8]) -> Vec<u8> {
     reply
 }
 
-fn changed(mut reply: Vec<u8>, at: usize) -> Vec<u8> {
+fn with_bit_flipped(mut reply: Vec<u8>, at: usize) -> Vec<u8> {
     reply[at] ^= 0x40;
     reply
 }
 
-/// The page of an agent that was answered falsely, when all of `reasons` were counted.
-fn answered_falsely(replies: fn(&[u8]) -> Vec<Vec<u8>>, key: bool, reasons: &[&str]) -> Page {
-    let (ours, host) = (Host::claim(), Host::claim());
-    answer_falsely(host.socket(10_862), replies);
+/// The metrics page of an agent with a false responder, once all of `reasons` were counted.
+fn page_after_false_replies(replies: fn(&[u8]) -> Vec<Vec<u8>>, key: bool, reasons: &[&str]) -> Page {
+    let (own, host) = (Host::claim(), Host::claim());
+    spawn_false_responder(host.socket(10_862), replies);
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("key");
     std::fs::write(&file, "the key of this year").unwrap();
@@ -128,7 +129,7 @@ fn answered_falsely(replies: fn(&[u8]) -> Vec<Vec<u8>>, key: bool, reasons: &[&s
         "targets: [{{name: liar, address: {host}, port: 10862{key}}}]\n\
          probes: [{{name: fast, targets: all, interval: 20ms, flows: 2, late_after: 200ms, lost_after: 200ms}}]"
     );
-    let agent = Agent::start(&ours, &ours.config("a", &more));
+    let agent = Agent::start(&own, &own.config("a", &more));
     agent.page_when("false replies and losses", |page| {
         page.count("pathmeter_echo_lost_total", &[]) >= 5
             && reasons.iter().all(|reason| page.count(MISMATCHED, &[&format!("reason=\"{reason}\"")]) >= 5)
@@ -136,48 +137,48 @@ fn answered_falsely(replies: fn(&[u8]) -> Vec<Vec<u8>>, key: bool, reasons: &[&s
 }
 
 #[test]
-fn a_false_reply_is_never_ok() {
-    let lies = |request: &[u8]| {
-        let honest = honest_reply(request);
-        // Cut short; a mirror; another sequence number, T1, session.
-        let sequence = changed(honest.clone(), 25);
+fn false_replies_are_never_ok() {
+    let false_replies = |request: &[u8]| {
+        let valid = valid_reply(request);
+        // Truncated; empty; mirrored; with another sequence number, T1 or session.
+        let sequence = with_bit_flipped(valid.clone(), 25);
         vec![
-            honest[..40].to_vec(),
+            valid[..40].to_vec(),
             vec![],
             request.to_vec(),
             sequence,
-            changed(honest.clone(), 30),
-            changed(honest, 14),
+            with_bit_flipped(valid.clone(), 30),
+            with_bit_flipped(valid, 14),
         ]
     };
-    let page = answered_falsely(lies, false, &["malformed", "unsolicited"]);
+    let page = page_after_false_replies(false_replies, false, &["malformed", "unsolicited"]);
     assert_eq!(page.count("pathmeter_echo_rtt_seconds_count", &[]), 0, "{page}");
     assert_eq!(page.count("pathmeter_echo_late_total", &[]), 0, "{page}");
     assert_eq!(page.count("pathmeter_echo_last_reply_timestamp_seconds", &[]), 0, "{page}");
 }
 
 #[test]
-fn an_honest_reply_without_the_key_is_never_ok() {
-    let lies = |request: &[u8]| {
+fn reply_without_the_key_is_never_ok() {
+    let false_replies = |request: &[u8]| {
         let mut reply = request.to_vec();
         reply[32..40].copy_from_slice(&request[16..24]);
         reply[48..52].copy_from_slice(&request[..4]);
         reply[64..74].copy_from_slice(&request[16..26]);
-        vec![reply, honest_reply(request)]
+        vec![reply, valid_reply(request)]
     };
-    let page = answered_falsely(lies, true, &["auth", "malformed"]);
+    let page = page_after_false_replies(false_replies, true, &["auth", "malformed"]);
     assert_eq!(page.count("pathmeter_echo_rtt_seconds_count", &[]), 0, "{page}");
 }
 
 #[test]
-fn a_copy_of_a_reply_is_a_duplicate_and_changes_nothing_else() {
-    let (ours, host) = (Host::claim(), Host::claim());
-    answer_falsely(host.socket(10_862), |request| vec![honest_reply(request); 3]);
+fn copy_of_a_reply_only_adds_a_duplicate() {
+    let (own, host) = (Host::claim(), Host::claim());
+    spawn_false_responder(host.socket(10_862), |request| vec![valid_reply(request); 3]);
     let more = format!(
         "targets: [{{name: twice, address: {host}, port: 10862}}]\n\
          probes: [{{name: fast, targets: all, interval: 20ms, late_after: 60s, lost_after: 60s}}]"
     );
-    let agent = Agent::start(&ours, &ours.config("a", &more));
+    let agent = Agent::start(&own, &own.config("a", &more));
     let page = agent.page_when("duplicates", |page| page.count("pathmeter_echo_duplicates_total", &[]) >= 40);
     assert!(page.count("pathmeter_echo_rtt_seconds_count", &[]) >= 20, "{page}");
     assert_eq!(page.count(MISMATCHED, &[]), 0, "{page}");
@@ -185,7 +186,7 @@ fn a_copy_of_a_reply_is_a_duplicate_and_changes_nothing_else() {
 }
 
 #[test]
-fn a_wrong_configuration_is_refused_with_its_place() {
+fn invalid_configuration_is_refused_with_line_and_column() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("config.yaml");
     let path = file.to_str().unwrap();
@@ -212,39 +213,39 @@ fn a_wrong_configuration_is_refused_with_its_place() {
     ] {
         std::fs::write(&file, text).unwrap();
         for arguments in [&["check", path][..], &["run", "--config", path]] {
-            let ended = run(arguments);
-            assert_eq!(ended.code, Some(78), "{text}\n{ended}");
-            assert!(ended.stderr.starts_with(&format!("error: {path}: ")), "{text}\n{ended}");
+            let output = run(arguments);
+            assert_eq!(output.code, Some(78), "{text}\n{output}");
+            assert!(output.stderr.starts_with(&format!("error: {path}: ")), "{text}\n{output}");
             for problem in problems {
-                assert!(ended.stderr.contains(problem), "{text}: {problem}\n{ended}");
+                assert!(output.stderr.contains(problem), "{text}: {problem}\n{output}");
             }
         }
     }
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn missing_file_is_named() {
     for arguments in [&["check", "/nowhere/config.yaml"][..], &["run", "--config", "/nowhere/config.yaml"]] {
-        let ended = run(arguments);
-        assert_eq!(ended.code, Some(78), "{ended}");
+        let output = run(arguments);
+        assert_eq!(output.code, Some(78), "{output}");
         assert_eq!(
-            ended.stderr,
+            output.stderr,
             "error: reading /nowhere/config.yaml: No such file or directory (os error 2)\n"
         );
     }
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("config.yaml");
     std::fs::write(&file, "key_file: /nowhere/mesh.key").unwrap();
-    let ended = run(&["run", "--config", file.to_str().unwrap()]);
-    assert_eq!(ended.code, Some(78), "{ended}");
+    let output = run(&["run", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.code, Some(78), "{output}");
     assert!(
-        ended.stderr.contains("reading key file /nowhere/mesh.key: No such file or directory"),
-        "{ended}"
+        output.stderr.contains("reading key file /nowhere/mesh.key: No such file or directory"),
+        "{output}"
     );
 }
 
 #[test]
-fn a_wrong_command_line_is_exit_code_2() {
+fn invalid_command_line_exits_with_2() {
     for arguments in [
         &[][..],
         &["frob"],
@@ -261,14 +262,17 @@ fn a_wrong_command_line_is_exit_code_2() {
         &["healthcheck", "--address", "here"],
         &["completions", "cmd"],
     ] {
-        let ended = run(arguments);
-        assert_eq!(ended.code, Some(2), "{arguments:?}\n{ended}");
-        assert!(ended.stderr.contains("Usage:") || ended.stderr.contains("--help"), "{arguments:?}\n{ended}");
+        let output = run(arguments);
+        assert_eq!(output.code, Some(2), "{arguments:?}\n{output}");
+        assert!(
+            output.stderr.contains("Usage:") || output.stderr.contains("--help"),
+            "{arguments:?}\n{output}"
+        );
     }
 }
 
 #[test]
-fn an_address_that_is_taken_is_named_with_a_likely_cause() {
+fn address_in_use_is_named_with_a_likely_cause() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("config.yaml");
     for (is_tcp, port) in [(true, Host::PORT), (false, Host::PORT), (false, Host::AGENT_PORT)] {
@@ -276,11 +280,14 @@ fn an_address_that_is_taken_is_named_with_a_likely_cause() {
         let tcp = is_tcp.then(|| std::net::TcpListener::bind(host.at(port)).unwrap());
         let udp = (!is_tcp).then(|| host.socket(port));
         std::fs::write(&file, host.config("a", "")).unwrap();
-        let ended = run(&["run", "--config", file.to_str().unwrap()]);
-        assert_eq!(ended.code, Some(1), "{ended}");
-        let said = ended.stderr.lines().last().unwrap();
-        assert!(said.starts_with(&format!("error: binding {}: ", host.at(port))), "{tcp:?} {udp:?}\n{ended}");
-        assert!(said.ends_with("(is another pathmeter running?)"), "{ended}");
-        assert_eq!(said.matches("already in use").count(), 1, "{ended}");
+        let output = run(&["run", "--config", file.to_str().unwrap()]);
+        assert_eq!(output.code, Some(1), "{output}");
+        let last_line = output.stderr.lines().last().unwrap();
+        assert!(
+            last_line.starts_with(&format!("error: binding {}: ", host.at(port))),
+            "{tcp:?} {udp:?}\n{output}"
+        );
+        assert!(last_line.ends_with("(is another pathmeter running?)"), "{output}");
+        assert_eq!(last_line.matches("already in use").count(), 1, "{output}");
     }
 }

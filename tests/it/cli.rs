@@ -1,4 +1,4 @@
-//! What a person types, and what a script reads.
+//! The command line: output for people and for scripts.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -6,23 +6,23 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::fixture::{Agent, Ended, Host, eventually, pathmeter, run};
+use crate::fixture::{Agent, CommandOutput, Host, eventually, pathmeter, run};
 
-/// An agent that answers everyone on this machine.
-fn answering(host: &Host) -> Agent {
+/// An agent that answers every host on loopback.
+fn open_responder(host: &Host) -> Agent {
     Agent::start(host, &host.config("b", "responder: {allow: [127.0.0.0/8]}"))
 }
 
-/// `pathmeter probe echo` with a quick schedule; its other arguments follow.
-fn probe(arguments: &[&str]) -> Ended {
+/// Runs `pathmeter probe echo` with a short interval and these further arguments.
+fn probe(arguments: &[&str]) -> CommandOutput {
     run(&[&["probe", "echo", "--interval", "20ms"], arguments].concat())
 }
 
-fn summary(ended: &Ended) -> Value {
-    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}\n{ended}"))
+fn summary(output: &CommandOutput) -> Value {
+    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}\n{output}"))
 }
 
-/// Asserts that every datagram that left was answered; slots that this machine was too busy for are not the network's.
+/// Asserts that every sent datagram was answered. Slots missed because this machine was busy do not count.
 fn assert_all_answered(found: &Value, count: u64) {
     let sent = found["sent"].as_u64().unwrap();
     assert_eq!(sent + found["unsent"].as_u64().unwrap(), count, "{found}");
@@ -30,7 +30,7 @@ fn assert_all_answered(found: &Value, count: u64) {
     assert_eq!(found["lost"], json!({"forward": 0, "reverse": 0, "unknown": 0}), "{found}");
 }
 
-/// The names of an object's members, those of objects within it behind a dot, sorted.
+/// The keys of an object, those of nested objects after a dot, sorted.
 fn keys(value: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for (key, value) in value.as_object().unwrap() {
@@ -44,30 +44,30 @@ fn keys(value: &Value) -> Vec<String> {
 }
 
 #[test]
-fn a_probe_ends_with_a_summary_for_people() {
+fn probe_ends_with_a_readable_summary() {
     let host = Host::claim();
-    let _agent = answering(&host);
-    let ended = probe(&[&host.to_string(), "--count", "5"]);
-    assert_eq!(ended.code, Some(0), "{ended}");
-    let front = host.front();
-    assert!(ended.stdout.starts_with(&format!("{host} ({front}): 5 datagrams every 20ms\n")), "{ended}");
+    let _agent = open_responder(&host);
+    let output = probe(&[&host.to_string(), "--count", "5"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let address = host.service_address();
+    assert!(output.stdout.starts_with(&format!("{host} ({address}): 5 datagrams every 20ms\n")), "{output}");
     for line in [
-        &format!("\n--- {host} ({front}) ---\n"),
+        &format!("\n--- {host} ({address}) ---\n"),
         " 0 lost (0.0 %: forward 0, reverse 0, unknown 0)\n",
         "\nrtt min/mean/p50/p90/p99/max = ",
         "\nipdv mean/p99 = ",
         "\nhops 0 forward, 0 reverse; timestamps kernel transmit, kernel receive; responder turnaround ",
     ] {
-        assert!(ended.stdout.contains(line), "{line}\n{ended}");
+        assert!(output.stdout.contains(line), "{line}\n{output}");
     }
-    assert!(!ended.stdout.contains('\x1b') && ended.stderr.is_empty(), "{ended}");
+    assert!(!output.stdout.contains('\x1b') && output.stderr.is_empty(), "{output}");
 }
 
 #[test]
-fn a_probe_ends_with_one_json_object_for_programs() {
+fn probe_json_ends_with_one_object() {
     let host = Host::claim();
-    let _agent = answering(&host);
-    let ended = probe(&[
+    let _agent = open_responder(&host);
+    let output = probe(&[
         &host.to_string(),
         "--count",
         "20",
@@ -79,12 +79,12 @@ fn a_probe_ends_with_one_json_object_for_programs() {
         "200B",
         "--json",
     ]);
-    assert_eq!(ended.code, Some(0), "{ended}");
-    assert_eq!(ended.stdout.lines().count(), 1, "{ended}");
-    let found = summary(&ended);
+    assert_eq!(output.code, Some(0), "{output}");
+    assert_eq!(output.stdout.lines().count(), 1, "{output}");
+    let found = summary(&output);
     assert_all_answered(&found, 20);
     assert_eq!(found["target"], host.to_string());
-    assert_eq!(found["address"], host.front().to_string());
+    assert_eq!(found["address"], host.service_address().to_string());
     assert_eq!(found["hops"], json!({"forward": 0, "reverse": 0}));
     assert_eq!(found["timestamps"], json!({"transmit": "kernel", "receive": "kernel"}));
     let mut documented: Vec<&str> = "target address sent received late duplicates reordered unsent send_errors host_dropped \
@@ -98,56 +98,56 @@ fn a_probe_ends_with_one_json_object_for_programs() {
 }
 
 #[test]
-fn a_line_for_each_datagram_precedes_the_summary() {
+fn json_each_prints_one_line_per_datagram_before_the_summary() {
     let host = Host::claim();
-    let _agent = answering(&host);
-    let ended = probe(&[&host.to_string(), "--count", "20", "--flows", "2", "--json", "--json-each"]);
-    assert_eq!(ended.code, Some(0), "{ended}");
+    let _agent = open_responder(&host);
+    let output = probe(&[&host.to_string(), "--count", "20", "--flows", "2", "--json", "--json-each"]);
+    assert_eq!(output.code, Some(0), "{output}");
     let mut lines: Vec<Value> =
-        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let found = lines.pop().unwrap();
     assert_all_answered(&found, 20);
-    assert_eq!(lines.len() as u64, found["sent"].as_u64().unwrap(), "{ended}");
+    assert_eq!(lines.len() as u64, found["sent"].as_u64().unwrap(), "{output}");
     for line in &lines {
         assert_eq!(keys(line), ["direction", "flow", "rtt_seconds", "sequence", "verdict"]);
         assert_eq!((&line["verdict"], &line["direction"]), (&json!("ok"), &Value::Null));
-        assert!(line["rtt_seconds"].as_f64() >= found["rtt_seconds"]["min"].as_f64(), "{ended}");
+        assert!(line["rtt_seconds"].as_f64() >= found["rtt_seconds"]["min"].as_f64(), "{output}");
     }
     let names = lines.iter().map(|line| (line["flow"].as_u64(), line["sequence"].as_u64()));
-    assert_eq!(names.collect::<std::collections::BTreeSet<_>>().len(), lines.len(), "{ended}");
+    assert_eq!(names.collect::<std::collections::BTreeSet<_>>().len(), lines.len(), "{output}");
 }
 
 #[test]
-fn a_line_for_a_lost_datagram_says_where_as_far_as_is_known() {
+fn line_of_a_lost_datagram_has_its_direction() {
     let host = Host::claim();
-    let ended = probe(&[&host.to_string(), "--port", "862", "--count", "3", "--json", "--json-each"]);
-    assert_eq!(ended.code, Some(1), "{ended}");
-    let first: Value = serde_json::from_str(ended.stdout.lines().next().unwrap()).unwrap();
+    let output = probe(&[&host.to_string(), "--port", "862", "--count", "3", "--json", "--json-each"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    let first: Value = serde_json::from_str(output.stdout.lines().next().unwrap()).unwrap();
     let lost =
         json!({"flow": 0, "sequence": 0, "verdict": "lost", "direction": "unknown", "rtt_seconds": null});
-    assert_eq!(first, lost, "{ended}");
+    assert_eq!(first, lost, "{output}");
 }
 
 #[test]
-fn exit_code_1_says_that_nothing_came_back() {
+fn probe_without_replies_exits_with_1() {
     let host = Host::claim();
-    let ended = probe(&[&host.to_string(), "--port", "862", "--count", "3", "--json"]);
-    assert_eq!(ended.code, Some(1), "{ended}");
-    let found = summary(&ended);
+    let output = probe(&[&host.to_string(), "--port", "862", "--count", "3", "--json"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    let found = summary(&output);
     assert_eq!(found["received"], 0);
     assert_eq!(found["lost"]["unknown"], found["sent"]);
     assert_eq!(found["rtt_seconds"]["min"], Value::Null);
-    let ended = probe(&[&host.to_string(), "--port", "862", "--count", "3"]);
-    assert_eq!(ended.code, Some(1), "{ended}");
+    let output = probe(&[&host.to_string(), "--port", "862", "--count", "3"]);
+    assert_eq!(output.code, Some(1), "{output}");
     assert!(
-        ended.stdout.contains(" 0 received, ") && ended.stdout.contains("\nICMP: PortUnreachable\n"),
-        "{ended}"
+        output.stdout.contains(" 0 received, ") && output.stdout.contains("\nICMP: PortUnreachable\n"),
+        "{output}"
     );
 }
 
 #[test]
-fn a_refusal_is_a_sentence_with_the_remedy() {
-    let (open, keyed, nobody) = (Host::claim(), Host::claim(), Host::claim());
+fn refusal_names_the_remedy() {
+    let (open, keyed, no_agent) = (Host::claim(), Host::claim(), Host::claim());
     let dir = TempDir::new().unwrap();
     let [key, other] = ["the key of this year", "the key of last year"].map(|text| {
         let file = dir.path().join(text);
@@ -169,35 +169,35 @@ fn a_refusal_is_a_sentence_with_the_remedy() {
             "fra-1 has no key and cannot answer authenticated requests of 127.0.0.1: configure the key file there, or send requests without a key",
         ),
     ] {
-        let ended = probe(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended}");
-        assert_eq!(ended.stderr, format!("error: {sentence}\n"));
+        let output = probe(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{output}");
+        assert_eq!(output.stderr, format!("error: {sentence}\n"));
     }
-    let ended = probe(&[&keyed.to_string(), "--key-file", &key, "--count", "5", "--json"]);
-    assert_eq!(ended.code, Some(0), "{ended}");
-    assert_all_answered(&summary(&ended), 5);
+    let output = probe(&[&keyed.to_string(), "--key-file", &key, "--count", "5", "--json"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    assert_all_answered(&summary(&output), 5);
 
-    let ended = probe(&[&nobody.to_string()]);
-    assert_eq!(ended.code, Some(1), "{ended}");
+    let output = probe(&[&no_agent.to_string()]);
+    assert_eq!(output.code, Some(1), "{output}");
     let sentence = format!(
         "error: connecting to {}: Connection refused (os error 111)\n\
-         is an agent running there? for a STAMP reflector, give its port, for example --port 862; for any other host, use --protocol icmp\n",
-        nobody.front()
+         is an agent running there? for a reflector without an agent give its port, for example --port 862; for any other host --protocol icmp\n",
+        no_agent.service_address()
     );
-    assert_eq!(ended.stderr, sentence);
+    assert_eq!(output.stderr, sentence);
 }
 
 #[test]
-fn a_target_is_a_host_a_reflector_or_a_name_of_the_configuration() {
+fn target_is_a_host_a_reflector_or_a_configured_name() {
     let host = Host::claim();
-    let agent = answering(&host);
+    let agent = open_responder(&host);
     let more = format!(
         "peers: [{{name: ams-1, address: {host}}}]\ntargets: [{{name: router, address: {host}, port: 9862}}]"
     );
     let file = agent.file("other.yaml");
     fs::write(&file, Host::claim().config("fra-1", &more)).unwrap();
     let file = file.to_str().unwrap();
-    let (address, with_port) = (host.to_string(), host.front().to_string());
+    let (address, with_port) = (host.to_string(), host.service_address().to_string());
     for target in [
         &[address.as_str()][..],
         &[&with_port],
@@ -205,27 +205,27 @@ fn a_target_is_a_host_a_reflector_or_a_name_of_the_configuration() {
         &["ams-1", "--config", file],
         &["router", "--config", file],
     ] {
-        let ended = probe(&[target, &["--count", "5", "--json"]].concat());
-        assert_eq!(ended.code, Some(0), "{ended}");
-        assert_all_answered(&summary(&ended), 5);
+        let output = probe(&[target, &["--count", "5", "--json"]].concat());
+        assert_eq!(output.code, Some(0), "{output}");
+        assert_all_answered(&summary(&output), 5);
     }
-    let ended = probe(&["lon-1", "--config", file]);
-    assert_eq!(ended.code, Some(1), "{ended}");
-    assert!(ended.stderr.ends_with(" has no peer or target named lon-1\n"), "{ended}");
-    let ended = probe(&["ams-1", "--config", "/nowhere"]);
-    assert_eq!(ended.code, Some(78), "{ended}");
+    let output = probe(&["lon-1", "--config", file]);
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.stderr.ends_with(" has no peer or target named lon-1\n"), "{output}");
+    let output = probe(&["ams-1", "--config", "/nowhere"]);
+    assert_eq!(output.code, Some(78), "{output}");
 }
 
 #[test]
-fn the_demo_needs_nothing_and_ends_with_a_table() {
-    // Another demo that starts at the same moment would choose the same ports.
-    let _turn = eventually("the other demos end", || Host::claim_this(Ipv4Addr::new(127, 0, 0, 11)));
-    let ended = run(&["demo", "--seconds", "3"]);
-    assert_eq!(ended.code, Some(0), "{ended}");
+fn demo_needs_no_configuration_and_ends_with_a_table() {
+    // Another demo that starts at the same time would choose the same ports.
+    let _turn = eventually("the other demos end", || Host::claim_address(Ipv4Addr::new(127, 0, 0, 11)));
+    let output = run(&["demo", "--seconds", "3"]);
+    assert_eq!(output.code, Some(0), "{output}");
     let rows: Vec<Vec<&str>> =
-        ended.stdout.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
-    let [head, rows @ ..] = &rows[..] else { panic!("{ended}") };
-    assert_eq!(head[..6], ["from", "to", "probe", "sent", "lost", "fwd"], "{ended}");
+        output.stdout.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    let [head, rows @ ..] = &rows[..] else { panic!("{output}") };
+    assert_eq!(head[..6], ["from", "to", "probe", "sent", "lost", "fwd"], "{output}");
     let pairs = |probe: &str| -> Vec<(&str, &str)> {
         let mut pairs: Vec<_> =
             rows.iter().filter(|row| row[2] == probe).map(|row| (row[0], row[1])).collect();
@@ -235,40 +235,40 @@ fn the_demo_needs_nothing_and_ends_with_a_table() {
     let agents = ["ams-1", "fra-1", "lon-1"];
     let expected: Vec<_> =
         agents.iter().flat_map(|a| agents.iter().filter(move |b| a != *b).map(move |b| (*a, *b))).collect();
-    assert_eq!(pairs("udp"), expected, "{ended}");
+    assert_eq!(pairs("udp"), expected, "{output}");
     for probe in ["tcp", "websocket", "http", "icmp"] {
-        assert_eq!(pairs(probe), [("ams-1", "fra-1"), ("fra-1", "lon-1"), ("lon-1", "ams-1")], "{ended}");
+        assert_eq!(pairs(probe), [("ams-1", "fra-1"), ("fra-1", "lon-1"), ("lon-1", "ams-1")], "{output}");
     }
-    // Where ICMP is closed to this user, the row says so.
+    // If this user may not send ICMP, the row says so.
     for row in rows.iter().filter(|row| row[2] != "icmp" || row[3].parse::<u64>().is_ok()) {
-        assert!(row[3].parse::<u64>().unwrap() > 0, "{ended}");
-        assert_eq!(row[4..7], ["0"; 3], "{ended}");
+        assert!(row[3].parse::<u64>().unwrap() > 0, "{output}");
+        assert_eq!(row[4..7], ["0"; 3], "{output}");
     }
 }
 
 #[test]
-fn a_healthcheck_is_0_for_an_agent_that_is_ready_and_1_for_none() {
+fn healthcheck_exits_with_0_if_ready_and_1_if_not_running() {
     let host = Host::claim();
-    let address = host.front().to_string();
-    let ended = run(&["healthcheck", "--address", &address]);
-    assert_eq!(ended.code, Some(1), "{ended}");
-    assert_eq!(ended.stderr, format!("error: connecting to {address}: Connection refused (os error 111)\n"));
-    let _agent = answering(&host);
-    let ended = run(&["healthcheck", "--address", &address]);
-    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""));
+    let address = host.service_address().to_string();
+    let output = run(&["healthcheck", "--address", &address]);
+    assert_eq!(output.code, Some(1), "{output}");
+    assert_eq!(output.stderr, format!("error: connecting to {address}: Connection refused (os error 111)\n"));
+    let _agent = open_responder(&host);
+    let output = run(&["healthcheck", "--address", &address]);
+    assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (Some(0), "", ""));
 }
 
 #[test]
 fn completions_exist_for_every_shell() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let ended = run(&["completions", shell]);
-        assert_eq!(ended.code, Some(0), "{ended}");
-        assert!(ended.stdout.contains("healthcheck") && ended.stderr.is_empty(), "{ended}");
+        let output = run(&["completions", shell]);
+        assert_eq!(output.code, Some(0), "{output}");
+        assert!(output.stdout.contains("healthcheck") && output.stderr.is_empty(), "{output}");
     }
 }
 
 #[test]
-fn the_name_comes_from_the_argument_or_the_environment_before_the_file() {
+fn name_argument_and_environment_override_the_file() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("config.yaml");
     fs::write(
@@ -285,14 +285,14 @@ fn the_name_comes_from_the_argument_or_the_environment_before_the_file() {
     ] {
         let mut command = pathmeter(&[&["check", path], arguments].concat());
         command.envs(environment.map(|name| ("PATHMETER_NAME", name)));
-        let ended = Ended::of(&mut command);
-        assert_eq!(ended.code, Some(0), "{ended}");
-        assert!(ended.stdout.contains(&format!("{path}: ok: {found}")), "{ended}");
+        let output = CommandOutput::of(&mut command);
+        assert_eq!(output.code, Some(0), "{output}");
+        assert!(output.stdout.contains(&format!("{path}: ok: {found}")), "{output}");
     }
 }
 
 #[test]
-fn help_is_as_it_was_reviewed() {
+fn help_matches_the_snapshot() {
     let commands: [&[&str]; 8] = [
         &[],
         &["run"],
@@ -305,26 +305,26 @@ fn help_is_as_it_was_reviewed() {
     ];
     let mut all = String::new();
     for command in commands {
-        let ended = run(&[command, &["--help"]].concat());
-        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended}");
-        all += &format!("$ pathmeter {}\n{}\n", [command, &["--help"]].concat().join(" "), ended.stdout);
+        let output = run(&[command, &["--help"]].concat());
+        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{output}");
+        all += &format!("$ pathmeter {}\n{}\n", [command, &["--help"]].concat().join(" "), output.stdout);
     }
     insta::assert_snapshot!(all);
 }
 
 /// The subcommands that a command's help lists.
 fn subcommands(command: &[String]) -> Vec<String> {
-    let ended = Ended::of(pathmeter(&[]).args(command).arg("--help"));
-    let lines = ended.stdout.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let output = CommandOutput::of(pathmeter(&[]).args(command).arg("--help"));
+    let lines = output.stdout.lines().skip_while(|line| *line != "Commands:").skip(1);
     let names = lines.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
     names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
 #[test]
-fn every_command_has_a_manual_page_that_the_one_above_it_names() {
+fn every_command_has_a_manual_page_listed_by_its_parent() {
     let folder = TempDir::new().unwrap();
-    let ended = run(&["man", folder.path().to_str().unwrap()]);
-    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""), "{ended}");
+    let output = run(&["man", folder.path().to_str().unwrap()]);
+    assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (Some(0), "", ""), "{output}");
     let page = |name: &str| fs::read_to_string(folder.path().join(format!("{name}.1"))).unwrap();
 
     let mut expected = vec!["pathmeter.1".to_owned()];
@@ -334,7 +334,7 @@ fn every_command_has_a_manual_page_that_the_one_above_it_names() {
         let text = page(&name);
         for subcommand in subcommands(&command) {
             let below = format!("{name}-{subcommand}");
-            // roff has hyphens behind a backslash.
+            // roff escapes hyphens with a backslash.
             assert!(text.contains(&format!("\n{}(1)\n", below.replace('-', "\\-"))), "{below}\n{text}");
             expected.push(format!("{below}.1"));
             commands.push([&command[..], &[subcommand]].concat());

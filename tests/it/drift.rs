@@ -1,4 +1,4 @@
-//! What is written about the program agrees with what it does.
+//! Documentation and constants agree with the program.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,20 +11,20 @@ use pathmeter::metrics::stream::StreamSeries;
 
 use crate::fixture::{Agent, Host, Page, run, skipped};
 
-/// Everything that an agent exports, with one path that is answered and one that is not.
+/// A page with every exported series, with one path that is answered and one that is not.
 fn full_page() -> Page {
     let (a, b) = (Host::claim(), Host::claim());
     let _b = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
     let more = format!(
         "peers: [{{name: b, address: {b}}}]\n\
-         targets: [{{name: nobody, address: {b}, port: 9}}]\n\
+         targets: [{{name: silent, address: {b}, port: 9}}]\n\
          probes: [{{name: fast, interval: 20ms, peers: all, targets: all, path_mtu: {{interval: 1s}}, late_after: 100ms, \
          lost_after: 100ms}}, {{name: chat, protocol: tcp, interval: 20ms, connect_interval: 1s}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     agent.page_when("answers and losses", |page| {
         page.count("pathmeter_echo_verdicts_total", &[r#"peer="b""#]) >= 5
-            && page.count("pathmeter_echo_lost_total", &[r#"peer="nobody""#]) >= 5
+            && page.count("pathmeter_echo_lost_total", &[r#"peer="silent""#]) >= 5
             && page.has("pathmeter_peers", &[])
             && page.has("pathmeter_path_mtu_bytes", &[r#"peer="b""#])
             && page.count("pathmeter_echo_connect_duration_seconds_count", &[]) >= 1
@@ -36,31 +36,32 @@ fn in_project(path: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_path_adds_as_many_series_as_the_limit_counts() {
+fn series_per_path_match_the_limit_constants() {
     let page = full_page();
     let of = |peer: &str| {
         let label = format!("probe=\"fast\",peer=\"{peer}\"");
-        page.series(|series| series.starts_with("pathmeter_echo_") && series.contains(&label))
+        page.count_series(|series| series.starts_with("pathmeter_echo_") && series.contains(&label))
     };
-    // One with TLS has one more.
-    let of_stream = page.series(|series| series.contains("probe=\"chat\",peer=")) + 1 - EchoSeries::LINES;
+    // A path with TLS has one more.
+    let of_stream =
+        page.count_series(|series| series.contains("probe=\"chat\",peer=")) + 1 - EchoSeries::LINES;
     assert_eq!(of_stream, StreamSeries::LINES, "src/metrics/stream.rs\n{}", page.text());
-    let most = of("b").max(of("nobody"));
+    let most = of("b").max(of("silent"));
     assert_eq!(
         most,
         EchoSeries::LINES,
         "EchoSeries::LINES in src/metrics/echo.rs is to be {most}\n{}",
         page.text()
     );
-    let of_mtu =
-        page.series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
+    let of_mtu = page
+        .count_series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
     assert_eq!(of_mtu, PathMtuSeries::LINES, "src/metrics/path_mtu.rs\n{}", page.text());
 }
 
-/// The families of a page that docs/reference/metrics.md has no row for.
+/// The metric families of a page without a row in docs/reference/metrics.md.
 pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
     let Ok(text) = fs::read_to_string(in_project("docs/reference/metrics.md")) else {
-        skipped("there is no docs/reference/metrics.md");
+        skipped("docs/reference/metrics.md does not exist");
         return Vec::new();
     };
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
@@ -69,7 +70,7 @@ pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
 }
 
 #[test]
-fn every_family_is_documented() {
+fn every_metric_family_is_documented() {
     let page = full_page();
     let missing = undocumented(&page);
     assert!(
@@ -79,9 +80,9 @@ fn every_family_is_documented() {
 }
 
 #[test]
-fn the_example_is_a_valid_configuration() {
+fn example_configuration_is_valid() {
     let example = in_project("config.example.yaml");
-    let ended = run(&["check", example.to_str().unwrap()]);
-    assert_eq!(ended.code, Some(0), "{ended}");
-    assert!(ended.stdout.contains(": ok: agent ") && !ended.stdout.contains("warning"), "{ended}");
+    let output = run(&["check", example.to_str().unwrap()]);
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.stdout.contains(": ok: agent ") && !output.stdout.contains("warning"), "{output}");
 }

@@ -1,4 +1,4 @@
-//! What the HTTP server shows, and how it says no.
+//! The endpoints of the HTTP server and their errors.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::fixture::{Agent, Host, Page, eventually, request, skipped};
 
-/// An agent that measures another, which answers.
+/// An agent that measures another one, which answers.
 fn measuring() -> (Agent, Agent, [Host; 2]) {
     let (a, b) = (Host::claim(), Host::claim());
     let other = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
@@ -25,9 +25,9 @@ fn measured(page: &Page) -> bool {
 }
 
 #[test]
-fn the_metrics_are_a_well_formed_page() {
+fn metrics_page_is_well_formed() {
     let (agent, _b, _hosts) = measuring();
-    // Every series comes once, or it could not be read.
+    // Parsing panics if a series occurs twice.
     let page = agent.page_when("measurements", measured);
     let kind = agent.get("/metrics");
     assert_eq!(kind.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
@@ -55,13 +55,13 @@ fn the_metrics_are_a_well_formed_page() {
                 "summary" => &["", "_sum", "_count"],
                 _ => &[""],
             };
-            assert!(allowed.contains(&suffix), "{line} is no series of a {kind}");
+            assert!(allowed.contains(&suffix), "{line} is not a series of a {kind}");
         }
     }
 }
 
 #[test]
-fn promtool_finds_nothing_to_improve() {
+fn promtool_accepts_the_metrics_page() {
     let promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -74,29 +74,31 @@ fn promtool_finds_nothing_to_improve() {
     let (agent, _b, _hosts) = measuring();
     let page = agent.page_when("measurements", measured);
     promtool.stdin.take().unwrap().write_all(page.text().as_bytes()).unwrap();
-    let ended = promtool.wait_with_output().unwrap();
-    let said = [ended.stdout, ended.stderr].map(|said| String::from_utf8(said).unwrap());
-    assert!(ended.status.success(), "{said:?}");
+    let output = promtool.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "{text:?}");
 }
 
 #[test]
-fn an_agent_tells_who_it_is_and_whom_it_would_answer() {
+fn api_agent_shows_identity_and_admission() {
     let host = Host::claim();
     let config = host.config("fra-1", "").replace("grace", "labels: {site: fra}, grace");
     let agent = Agent::start(&host, &config);
-    let told = agent.json("/api/v1/agent");
-    assert_eq!(told["name"], "fra-1");
-    assert_eq!(told["labels"], json!({"site": "fra"}));
-    assert_eq!(told["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(told["ports"], json!({"http": 9862, "stamp": 9862, "agent": 9863}));
-    assert!(told["boot_id"].as_str().is_some_and(|id| id.len() == 16 && u64::from_str_radix(id, 16).is_ok()));
-    assert!(told["capabilities"].as_array().unwrap().contains(&json!("echo/udp")));
+    let shown = agent.json("/api/v1/agent");
+    assert_eq!(shown["name"], "fra-1");
+    assert_eq!(shown["labels"], json!({"site": "fra"}));
+    assert_eq!(shown["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(shown["ports"], json!({"http": 9862, "stamp": 9862, "agent": 9863}));
+    assert!(
+        shown["boot_id"].as_str().is_some_and(|id| id.len() == 16 && u64::from_str_radix(id, 16).is_ok())
+    );
+    assert!(shown["capabilities"].as_array().unwrap().contains(&json!("echo/udp")));
     let reason = "fra-1 does not answer 127.0.0.1: add it to responder.allow there";
     assert_eq!(
-        told["you"],
+        shown["you"],
         json!({"address": "127.0.0.1", "stamp": {"answers": false, "reason": reason}, "websocket": {"answers": true}})
     );
-    assert_eq!(told.as_object().unwrap().len(), 7);
+    assert_eq!(shown.as_object().unwrap().len(), 7);
 
     agent.rewrite(&(config + "responder: {allow: [127.0.0.1/32]}\n"));
     assert_eq!(agent.reload().status, 200);
@@ -104,13 +106,13 @@ fn an_agent_tells_who_it_is_and_whom_it_would_answer() {
 }
 
 #[test]
-fn a_path_that_is_not_measured_says_why() {
+fn unresolved_path_shows_its_reason() {
     let host = Host::claim();
     let more = "targets: [{name: typo, address: no-such-host.invalid}]\nprobes: [{name: fast, targets: all}]";
     let agent = Agent::start(&host, &host.config("a", more));
     let path = agent.path("fast", "typo");
     assert_eq!((&path["state"], &path["family"]), (&json!("not_measured"), &json!("auto")));
-    // At first it is being looked up.
+    // The first lookup may still be running.
     let reason = eventually("the look-up fails", || {
         let reason = agent.path("fast", "typo")["reason"].as_str().unwrap().to_owned();
         reason.starts_with("looking up no-such-host.invalid: ").then_some(reason)
@@ -124,12 +126,12 @@ fn a_path_that_is_not_measured_says_why() {
 }
 
 #[test]
-fn a_path_whose_source_is_not_ours_says_why() {
+fn path_with_a_foreign_source_address_shows_its_reason() {
     let host = Host::claim();
     let more = "targets: [{name: t, address: 127.0.0.1}]\n\
                 probes: [{name: fast, targets: all, source: 192.0.2.1, family: ipv4}]";
     let agent = Agent::start(&host, &host.config("a", more));
-    let path = eventually("the path has trouble", || {
+    let path = eventually("the path is not measured", || {
         let path = agent.path("fast", "t");
         (path["state"] == "not_measured").then_some(path)
     });
@@ -140,7 +142,7 @@ fn a_path_whose_source_is_not_ours_says_why() {
 }
 
 #[test]
-fn health_and_readiness_are_for_probes() {
+fn health_and_readiness_endpoints_answer() {
     let host = Host::claim();
     let agent = Agent::start(&host, &host.config("a", ""));
     for (path, body) in [("/-/healthy", "healthy\n"), ("/-/ready", "ready\n")] {
@@ -150,7 +152,7 @@ fn health_and_readiness_are_for_probes() {
 }
 
 #[test]
-fn what_is_not_there_and_what_is_not_allowed_are_told_apart() {
+fn unknown_paths_are_404_and_wrong_methods_405() {
     let host = Host::claim();
     let agent = Agent::start(&host, &host.config("a", ""));
     for path in ["/nothing", "/metrics/", "/api/v1", "/../etc/passwd"] {
@@ -164,17 +166,17 @@ fn what_is_not_there_and_what_is_not_allowed_are_told_apart() {
     for (method, path, allowed) in
         [("POST", "/metrics", "GET"), ("GET", "/-/reload", "POST"), ("PUT", "/", "GET")]
     {
-        let answer = request(method, host.front(), path).unwrap();
+        let answer = request(method, host.service_address(), path).unwrap();
         assert_eq!((answer.status, answer.header("allow")), (405, Some(allowed)), "{method} {path}");
     }
-    let answer = request("HEAD", host.front(), "/metrics").unwrap();
+    let answer = request("HEAD", host.service_address(), "/metrics").unwrap();
     assert_eq!((answer.status, answer.body.as_str()), (200, ""));
     let page = agent.page();
     assert_eq!(page.count("pathmeter_http_responses_total", &[r#"code="4xx""#]), 7, "{page}");
 }
 
 #[test]
-fn the_front_page_links_to_everything() {
+fn index_page_links_to_every_endpoint() {
     let host = Host::claim();
     let agent = Agent::start(&host, &host.config("a", ""));
     let page = agent.get("/");
@@ -200,7 +202,7 @@ fn the_front_page_links_to_everything() {
 }
 
 #[test]
-fn a_path_beyond_the_limit_is_measured_and_counted_but_not_exported() {
+fn path_beyond_the_series_limit_is_measured_but_not_exported() {
     let (a, b) = (Host::claim(), Host::claim());
     let _b = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
     let more = format!(
@@ -220,7 +222,7 @@ fn a_path_beyond_the_limit_is_measured_and_counted_but_not_exported() {
 }
 
 #[test]
-fn events_are_told_from_a_number_on_and_a_wrong_question_is_explained() {
+fn events_accept_only_the_after_parameter() {
     let host = Host::claim();
     let agent = Agent::start(&host, &host.config("fra-1", ""));
     for path in ["/api/v1/events", "/api/v1/events?after=0", "/api/v1/events?after=18446744073709551615"] {

@@ -1,4 +1,4 @@
-//! Two agents on one machine measure each other, and whoever may not be answered is not.
+//! Two agents on one machine measure each other; agents that are not admitted get no reply.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,11 +8,11 @@ use tempfile::TempDir;
 
 use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, skipped};
 
-/// Deadlines that no delay of this machine reaches: whatever is lost or late then is a mistake of ours.
-const PATIENT: &str = "late_after: 60s, lost_after: 60s";
+/// Deadlines longer than any delay of this machine: a lost or late datagram is then an error of the program.
+const LONG_DEADLINES: &str = "late_after: 60s, lost_after: 60s";
 
-/// Deadlines for datagrams that nobody answers.
-const BRIEF: &str = "late_after: 100ms, lost_after: 100ms";
+/// Deadlines for datagrams that are not answered.
+const SHORT_DEADLINES: &str = "late_after: 100ms, lost_after: 100ms";
 
 const OLD_KEY: &str = "the key of last year\n";
 const NEW_KEY: &str = "the key of this year\n";
@@ -21,7 +21,7 @@ fn answered(page: &Page) -> u64 {
     page.count("pathmeter_echo_rtt_seconds_count", &[])
 }
 
-/// Asserts that everything that has a verdict was answered, and in time.
+/// Asserts that everything that has a verdict was answered in time.
 fn assert_nothing_missed(page: &Page) {
     for name in ["late_total", "lost_total", "host_dropped_total", "withdrawn_total", "mismatched_total"] {
         assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
@@ -37,7 +37,7 @@ fn two_agents_measure_each_other() {
             name,
             &format!(
                 "peers: [{{name: {others_name}, address: {other}}}]\n\
-                 probes: [{{name: fast, interval: 20ms, flows: 2, dscp: ef, source: {own}, {PATIENT}}}]"
+                 probes: [{{name: fast, interval: 20ms, flows: 2, dscp: ef, source: {own}, {LONG_DEADLINES}}}]"
             ),
         )
     };
@@ -69,10 +69,10 @@ fn two_agents_measure_each_other() {
 }
 
 #[test]
-fn peers_are_answered_from_the_first_datagram_that_an_agent_reads() {
+fn configured_peers_are_answered_from_the_first_datagram() {
     let (a, b) = (Host::claim(), Host::claim());
     let probes = format!(
-        "peers: [{{name: b, address: {b}}}]\nprobes: [{{name: fast, interval: 1ms, source: {a}, {PATIENT}}}]"
+        "peers: [{{name: b, address: {b}}}]\nprobes: [{{name: fast, interval: 1ms, source: {a}, {LONG_DEADLINES}}}]"
     );
     let _asking = Agent::start(&a, &a.config("a", &probes));
     let answering = Agent::start(&b, &b.config("b", &format!("peers: [{{name: a, address: {a}}}]")));
@@ -82,7 +82,7 @@ fn peers_are_answered_from_the_first_datagram_that_an_agent_reads() {
 }
 
 #[test]
-fn a_path_over_ipv6_is_measured() {
+fn ipv6_path_is_measured() {
     if UdpSocket::bind("[::1]:0").is_err() {
         return skipped("this host has no IPv6");
     }
@@ -91,14 +91,14 @@ fn a_path_over_ipv6_is_measured() {
         "agent: {{name: b}}\n\
          listen: {{http: \"{}\", stamp: \"[::1]:0\", agent: \"{}\"}}\n\
          responder: {{allow: [\"::1/128\"]}}\n",
-        b.front(),
+        b.service_address(),
         b.at(Host::AGENT_PORT)
     );
     let responder = Agent::start(&b, &listen);
     let port = responder.json("/api/v1/agent")["ports"]["stamp"].clone();
     let more = format!(
         "peers: [{{name: b, address: \"::1\", stamp_port: {port}}}]\n\
-         probes: [{{name: six, interval: 20ms, family: ipv6, {PATIENT}}}]"
+         probes: [{{name: six, interval: 20ms, family: ipv6, {LONG_DEADLINES}}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     let page = agent.page_when("ten requests over IPv6", |page| {
@@ -110,22 +110,22 @@ fn a_path_over_ipv6_is_measured() {
 }
 
 #[test]
-fn both_families_are_two_paths_and_one_without_an_address_says_so() {
+fn family_both_makes_two_paths_and_a_missing_address_is_a_reason() {
     let (a, b) = (Host::claim(), Host::claim());
     let listen = format!(
         "agent: {{name: b}}\n\
          listen: {{http: \"{}\", stamp: \"[::]:0\", agent: \"{}\"}}\n\
          responder: {{allow: [127.0.0.0/8, \"::1/128\"]}}\n",
-        b.front(),
+        b.service_address(),
         b.at(Host::AGENT_PORT)
     );
-    // The port that the kernel chose for IPv6 may be taken in IPv4.
+    // The port that the kernel chose for IPv6 may be in use in IPv4.
     let responder =
         eventually("a port that is free in both families", || Agent::try_start(&b, &listen, &[]).ok());
     let port = responder.json("/api/v1/agent")["ports"]["stamp"].clone();
     let more = format!(
         "peers: [{{name: b, address: localhost, stamp_port: {port}}}]\n\
-         probes: [{{name: both, interval: 20ms, family: both, {PATIENT}}}]"
+         probes: [{{name: both, interval: 20ms, family: both, {LONG_DEADLINES}}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     let known: Vec<IpAddr> =
@@ -149,8 +149,8 @@ fn both_families_are_two_paths_and_one_without_an_address_says_so() {
     }
 }
 
-/// An agent that measures `to` with this key file, and has no other business.
-fn asker(own: &Host, to: &Host, key: &str, deadlines: &str) -> (Agent, TempDir) {
+/// An agent that measures `to` with this key file and no other peer.
+fn keyed_agent(own: &Host, to: &Host, key: &str, deadlines: &str) -> (Agent, TempDir) {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("key");
     fs::write(&file, key).unwrap();
@@ -164,22 +164,23 @@ fn asker(own: &Host, to: &Host, key: &str, deadlines: &str) -> (Agent, TempDir) 
 }
 
 #[test]
-fn whoever_has_the_key_is_answered_from_anywhere() {
+fn holder_of_the_key_is_answered_from_any_address() {
     let (a, b) = (Host::claim(), Host::claim());
-    let (asked, _key) = asker(&b, &b, NEW_KEY, PATIENT);
-    let (agent, _same) = asker(&a, &b, NEW_KEY, PATIENT);
+    let (responder, _key) = keyed_agent(&b, &b, NEW_KEY, LONG_DEADLINES);
+    let (agent, _same) = keyed_agent(&a, &b, NEW_KEY, LONG_DEADLINES);
     let page = agent.page_when("twenty answers", |page| answered(page) >= 20);
     assert_nothing_missed(&page);
-    assert_eq!(asked.page().count("pathmeter_responder_rejected_total", &[]), 0);
+    assert_eq!(responder.page().count("pathmeter_responder_rejected_total", &[]), 0);
 }
 
 #[test]
 fn two_keys_are_valid_during_a_rotation() {
     let (old, both, turned) = (Host::claim(), Host::claim(), Host::claim());
-    // A key is rotated in three steps: all know both and sign with the old one, then with the new one, then forget.
-    let (second, _a) = asker(&both, &turned, &(OLD_KEY.to_owned() + NEW_KEY), PATIENT);
-    let (third, _b) = asker(&turned, &both, &(NEW_KEY.to_owned() + OLD_KEY), PATIENT);
-    let (first, _c) = asker(&old, &both, OLD_KEY, PATIENT);
+    // A key is rotated in three steps: all agents know both keys and sign with the old one, then with the new
+    // one, then drop the old one.
+    let (second, _a) = keyed_agent(&both, &turned, &(OLD_KEY.to_owned() + NEW_KEY), LONG_DEADLINES);
+    let (third, _b) = keyed_agent(&turned, &both, &(NEW_KEY.to_owned() + OLD_KEY), LONG_DEADLINES);
+    let (first, _c) = keyed_agent(&old, &both, OLD_KEY, LONG_DEADLINES);
     for agent in &[first, second, third] {
         let page = agent.page_when("twenty answers", |page| answered(page) >= 20);
         assert_eq!(page.count("pathmeter_echo_mismatched_total", &[]), 0, "{page}");
@@ -188,11 +189,11 @@ fn two_keys_are_valid_during_a_rotation() {
 }
 
 #[test]
-fn a_wrong_key_gets_nothing_and_is_counted() {
+fn wrong_key_is_rejected_and_counted() {
     let (a, b) = (Host::claim(), Host::claim());
-    let (asked, _key) = asker(&b, &a, NEW_KEY, BRIEF);
-    let (agent, _other) = asker(&a, &b, OLD_KEY, BRIEF);
-    for agent in &[agent, asked] {
+    let (responder, _key) = keyed_agent(&b, &a, NEW_KEY, SHORT_DEADLINES);
+    let (agent, _other) = keyed_agent(&a, &b, OLD_KEY, SHORT_DEADLINES);
+    for agent in &[agent, responder] {
         let page = agent.page_when("refusals and losses", |page| {
             page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]) >= 10
                 && page.count("pathmeter_echo_lost_total", &[]) >= 10
@@ -203,21 +204,22 @@ fn a_wrong_key_gets_nothing_and_is_counted() {
 }
 
 #[test]
-fn an_unlisted_source_gets_nothing_is_counted_and_learns_why() {
+fn unlisted_source_is_rejected_counted_and_given_the_reason() {
     let (a, b) = (Host::claim(), Host::claim());
-    let asked = Agent::start(&b, &b.config("b", ""));
+    let responder = Agent::start(&b, &b.config("b", ""));
     let more = format!(
         "peers: [{{name: b, address: {b}}}]\n\
-         probes: [{{name: fast, interval: 20ms, source: {a}, {BRIEF}}}]"
+         probes: [{{name: fast, interval: 20ms, source: {a}, {SHORT_DEADLINES}}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     let page = agent.page_when("losses", |page| page.count("pathmeter_echo_lost_total", &[]) >= 10);
     assert_eq!(answered(&page), 0, "{page}");
-    let page = asked.page();
+    let page = responder.page();
     assert!(page.count("pathmeter_responder_rejected_total", &[r#"reason="unlisted""#]) >= 10, "{page}");
     assert_eq!(page.count("pathmeter_responder_replies_total", &[]), 0, "{page}");
-    let reason =
-        eventually("the peer says why", || agent.path("fast", "b")["reason"].as_str().map(str::to_owned));
+    let reason = eventually("the peer gives the reason", || {
+        agent.path("fast", "b")["reason"].as_str().map(str::to_owned)
+    });
     assert!(
         reason.starts_with("b does not answer 127.") && reason.ends_with("add it to responder.allow there")
     );
@@ -253,11 +255,15 @@ fn size_and_source_ports_are_as_configured() {
 }
 
 #[test]
-fn the_mtu_of_loopback_is_the_ceiling() {
+fn path_mtu_on_loopback_is_the_ceiling() {
     let (a, b) = (Host::claim(), Host::claim());
-    let (asked, _key) = asker(&b, &b, NEW_KEY, PATIENT);
-    let (agent, _same) =
-        asker(&a, &b, NEW_KEY, &format!("{PATIENT}, path_mtu: {{interval: 1s, ceiling: 8000B}}"));
+    let (responder, _key) = keyed_agent(&b, &b, NEW_KEY, LONG_DEADLINES);
+    let (agent, _same) = keyed_agent(
+        &a,
+        &b,
+        NEW_KEY,
+        &format!("{LONG_DEADLINES}, path_mtu: {{interval: 1s, ceiling: 8000B}}"),
+    );
     assert!(agent.path("fast", "other")["path_mtu_bytes"].is_null());
     let acknowledged = [r#"outcome="acknowledged""#];
     let page = agent.page_when("the path MTU, confirmed", |page| {
@@ -276,6 +282,6 @@ fn the_mtu_of_loopback_is_the_ceiling() {
         assert_eq!(page.count(&format!("pathmeter_echo_{counter}"), &[]), 0, "{counter}\n{page}");
     }
     assert!(agent.log().contains("path MTU found"), "{}", agent.log());
-    assert_eq!(asked.page().count("pathmeter_responder_rejected_total", &[]), 0);
+    assert_eq!(responder.page().count("pathmeter_responder_rejected_total", &[]), 0);
     assert_eq!(page.count("pathmeter_socket_unrouted_total", &[r#"loop="prober""#]), 0, "{page}");
 }

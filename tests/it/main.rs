@@ -1,7 +1,7 @@
-//! The real program on real sockets: one module for each promise.
+//! Tests of the real program on real sockets of the loopback interface, one module per feature.
 //!
-//! Counts and order are asserted, never latency or speed. Nothing sleeps for luck: every wait is for a condition, with a
-//! deadline. Tests run side by side, each with loopback addresses of its own.
+//! Tests assert counts and order, never latency or speed. No test sleeps and hopes: every wait is for a
+//! condition, with a deadline. Tests run in parallel, each with loopback addresses of its own.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod fixture;

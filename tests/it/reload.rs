@@ -1,4 +1,4 @@
-//! A reload changes what was changed and nothing else, or nothing at all.
+//! A reload applies only what has changed, or nothing if the configuration is invalid.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -23,37 +23,37 @@ const SENT: &str = "pathmeter_echo_sent_total";
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const SUCCESSFUL: &str = "pathmeter_config_last_reload_successful";
 
-/// An agent that answers everyone on this machine.
+/// An agent that answers every host on loopback.
 fn responder(host: &Host) -> Agent {
     Agent::start(host, &host.config("b", "responder: {allow: [127.0.0.0/8]}"))
 }
 
 /// A configuration that measures `to` with these probes, each a name and further keys.
-fn measuring(own: &Host, to: &Host, probes: &[(&str, &str)]) -> String {
+fn prober_config(own: &Host, to: &Host, probes: &[(&str, &str)]) -> String {
     let probe = |(name, more): &(&str, &str)| format!("  - {{name: {name}, {more}}}\n");
     let probes: String = probes.iter().map(probe).collect();
     own.config("a", &format!("peers: [{{name: b, address: {to}}}]\nprobes:\n{probes}"))
 }
 
-fn of(probe: &str) -> String {
+fn probe_label(probe: &str) -> String {
     format!("probe=\"{probe}\"")
 }
 
 #[test]
-fn paths_that_stay_keep_their_ports_and_counters() {
+fn unchanged_paths_keep_their_ports_and_counters() {
     let (a, b) = (Host::claim(), Host::claim());
     let _b = responder(&b);
     let fast = "interval: 20ms, flows: 2";
     let before = [("same", fast), ("slower", "interval: 20ms"), ("gone", fast)];
     let after = [("same", fast), ("slower", "interval: 40ms, late_after: 2s"), ("new", "interval: 1h")];
-    let agent = Agent::start(&a, &measuring(&a, &b, &before));
+    let agent = Agent::start(&a, &prober_config(&a, &b, &before));
     let page = agent.page_when("each path has sent ten", |page| {
-        before.iter().all(|(probe, _)| page.count(SENT, &[&of(probe)]) >= 10)
+        before.iter().all(|(probe, _)| page.count(SENT, &[&probe_label(probe)]) >= 10)
     });
     let ports = ["same", "slower"].map(|probe| agent.sources(probe, "b"));
-    let sent = |page: &Page, probe| page.count(SENT, &[&of(probe)]);
+    let sent = |page: &Page, probe| page.count(SENT, &[&probe_label(probe)]);
 
-    agent.rewrite(&measuring(&a, &b, &after));
+    agent.rewrite(&prober_config(&a, &b, &after));
     let answer = agent.reload();
     assert_eq!((answer.status, answer.body.as_str()), (200, "reloaded\n"));
 
@@ -61,29 +61,29 @@ fn paths_that_stay_keep_their_ports_and_counters() {
     for probe in ["same", "slower"] {
         assert!(sent(&now, probe) >= sent(&page, probe), "{now}");
     }
-    assert_eq!(now.series(|series| series.contains(&of("gone"))), 0, "{}", now.text());
-    assert_eq!(now.count("pathmeter_echo_verdicts_total", &[&of("new")]), 0);
-    assert_eq!(now.count(OK, &[&of("new")]), 0);
+    assert_eq!(now.count_series(|series| series.contains(&probe_label("gone"))), 0, "{}", now.text());
+    assert_eq!(now.count("pathmeter_echo_verdicts_total", &[&probe_label("new")]), 0);
+    assert_eq!(now.count(OK, &[&probe_label("new")]), 0);
     assert_eq!(ports, ["same", "slower"].map(|probe| agent.sources(probe, "b")));
     agent.page_when("the paths go on", |page| {
         ["same", "slower"].iter().all(|probe| sent(page, probe) >= sent(&now, probe) + 10)
     });
     assert_eq!(agent.page().count("pathmeter_accounting_errors_total", &[]), 0);
-    let limit = agent.page().seconds("pathmeter_echo_late_after_seconds", &[&of("slower")]);
+    let limit = agent.page().seconds("pathmeter_echo_late_after_seconds", &[&probe_label("slower")]);
     assert!((limit - 2.0).abs() < 1e-9, "{limit}");
 }
 
 #[test]
-fn looking_for_the_path_mtu_or_not_does_not_touch_the_path() {
+fn changing_path_mtu_keeps_the_path() {
     const BYTES: &str = "pathmeter_path_mtu_bytes";
     let (a, b) = (Host::claim(), Host::claim());
     let _b = responder(&b);
     let with = |path_mtu: &str| {
-        measuring(&a, &b, &[("same", &format!("interval: 20ms, lost_after: 60s, path_mtu: {path_mtu}"))])
+        prober_config(&a, &b, &[("same", &format!("interval: 20ms, lost_after: 60s, path_mtu: {path_mtu}"))])
     };
     let agent = Agent::start(&a, &with("off"));
     let mut page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
-    assert_eq!(page.series(|series| series.starts_with("pathmeter_path_mtu_")), 0, "{page}");
+    assert_eq!(page.count_series(|series| series.starts_with("pathmeter_path_mtu_")), 0, "{page}");
     let ports = agent.sources("same", "b");
     for (path_mtu, bytes) in [
         ("{interval: 1s}", Some(9_000)),
@@ -108,29 +108,29 @@ fn sighup_reloads() {
     let (a, b) = (Host::claim(), Host::claim());
     let _b = responder(&b);
     let probe = ("same", "interval: 20ms");
-    let agent = Agent::start(&a, &measuring(&a, &b, &[probe]));
+    let agent = Agent::start(&a, &prober_config(&a, &b, &[probe]));
     let page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
     let ports = agent.sources("same", "b");
 
-    agent.rewrite(&measuring(&a, &b, &[probe, ("more", "interval: 20ms")]));
+    agent.rewrite(&prober_config(&a, &b, &[probe, ("more", "interval: 20ms")]));
     agent.signal(Signal::SIGHUP);
-    let now = agent.page_when("the new path is there", |page| page.has(SENT, &[&of("more")]));
-    assert!(now.count(SENT, &[&of("same")]) >= page.count(SENT, &[&of("same")]));
+    let now = agent.page_when("the new path is there", |page| page.has(SENT, &[&probe_label("more")]));
+    assert!(now.count(SENT, &[&probe_label("same")]) >= page.count(SENT, &[&probe_label("same")]));
     assert_eq!(agent.sources("same", "b"), ports);
     assert_eq!(now.count(SUCCESSFUL, &[]), 1);
 
     agent.rewrite("agent: {nmae: a}\n");
     agent.signal(Signal::SIGHUP);
-    agent.page_when("the reload is known to have failed", |page| page.count(SUCCESSFUL, &[]) == 0);
+    agent.page_when("the failed reload is exported", |page| page.count(SUCCESSFUL, &[]) == 0);
     assert!(agent.log().contains("line 1, column 9: agent.nmae: unknown key"), "{}", agent.log());
     assert_eq!(agent.sources("same", "b"), ports);
 }
 
 #[test]
-fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
+fn invalid_file_changes_nothing_and_a_valid_one_is_applied() {
     let (a, b) = (Host::claim(), Host::claim());
     let _b = responder(&b);
-    let good = measuring(&a, &b, &[("same", "interval: 20ms")]);
+    let good = prober_config(&a, &b, &[("same", "interval: 20ms")]);
     let agent = Agent::start(&a, &good);
     let page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
     let ports = agent.sources("same", "b");
@@ -138,7 +138,7 @@ fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
         page.text().lines().find(|line| line.starts_with("pathmeter_config_info")).map(str::to_owned)
     };
 
-    let bad = measuring(&a, &b, &[("same", "intervall: 1s"), ("same", "interval: 5")]);
+    let bad = prober_config(&a, &b, &[("same", "intervall: 1s"), ("same", "interval: 5")]);
     for (text, problems) in [
         (
             Some(bad.as_str()),
@@ -174,21 +174,21 @@ fn a_bad_file_changes_nothing_and_a_good_one_then_does() {
 }
 
 #[test]
-fn what_needs_a_restart_is_refused_with_a_sentence() {
+fn changes_that_need_a_restart_are_refused() {
     let host = Host::claim();
     let config = host.config("a", "");
     let agent = Agent::start(&host, &config);
     let moved = host.at(10_862);
     for (from, to, sentence) in [
         (
-            format!("stamp: \"{}\"", host.front()),
+            format!("stamp: \"{}\"", host.service_address()),
             format!("stamp: \"{moved}\""),
-            format!("listen.stamp changed from {} to {moved}", host.front()),
+            format!("listen.stamp changed from {} to {moved}", host.service_address()),
         ),
         (
-            format!("http: \"{}\"", host.front()),
+            format!("http: \"{}\"", host.service_address()),
             format!("http: \"{moved}\""),
-            format!("listen.http changed from {} to {moved}", host.front()),
+            format!("listen.http changed from {} to {moved}", host.service_address()),
         ),
         ("name: a".to_owned(), "name: b".to_owned(), "agent.name changed from a to b".to_owned()),
     ] {
@@ -207,30 +207,30 @@ fn what_needs_a_restart_is_refused_with_a_sentence() {
 }
 
 #[test]
-fn keys_are_rotated_by_reloads() {
+fn reloads_rotate_keys() {
     let (a, b) = (Host::claim(), Host::claim());
     let keys = tempfile::tempdir().unwrap();
-    let [asker, asked] = ["asker", "asked"].map(|name| keys.path().join(name));
-    for file in [&asker, &asked] {
+    let [prober_key, responder_key] = ["prober", "responder"].map(|name| keys.path().join(name));
+    for file in [&prober_key, &responder_key] {
         fs::write(file, "the key of last year").unwrap();
     }
-    let responder = Agent::start(&b, &b.config("b", &format!("key_file: {}", asked.display())));
+    let responder = Agent::start(&b, &b.config("b", &format!("key_file: {}", responder_key.display())));
     let probes = format!(
         "key_file: {}\n\
          peers: [{{name: b, address: {b}}}]\n\
          probes: [{{name: fast, interval: 20ms, late_after: 200ms, lost_after: 200ms}}]",
-        asker.display()
+        prober_key.display()
     );
     let agent = Agent::start(&a, &a.config("a", &probes));
     agent.page_when("answers", |page| page.count(OK, &[]) >= 10);
     let ports = agent.sources("fast", "b");
 
-    fs::write(&asker, "the key of this year").unwrap();
+    fs::write(&prober_key, "the key of this year").unwrap();
     assert_eq!(agent.reload().status, 200);
     let rejected = |page: &Page| page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]);
-    responder.page_when("a key that is not known there", |page| rejected(page) >= 10);
+    responder.page_when("rejections of the unknown key", |page| rejected(page) >= 10);
 
-    fs::write(&asked, "the key of this year\nthe key of last year").unwrap();
+    fs::write(&responder_key, "the key of this year\nthe key of last year").unwrap();
     assert_eq!(responder.reload().status, 200);
     let then = agent.page();
     let now = agent.page_when("answers again", |page| page.count(OK, &[]) >= then.count(OK, &[]) + 10);
@@ -239,8 +239,8 @@ fn keys_are_rotated_by_reloads() {
     assert_eq!(now.count("pathmeter_accounting_errors_total", &[]), 0);
 }
 
-/// Where a request that was let through ends.
-async fn status(
+/// The status of the response; a reload request that is accepted succeeds.
+async fn reload_status(
     app_state: &Arc<AppState>,
     reloads: &mut mpsc::Receiver<pathmeter::api::routes::ReloadRequest>,
     request: Request<Bytes>,
@@ -256,16 +256,16 @@ async fn status(
 }
 
 #[tokio::test]
-async fn a_reload_is_taken_from_loopback_or_with_the_key() {
+async fn reload_is_accepted_from_loopback_or_with_the_key() {
     let keys = Keys::only(Key::new(b"the key of this year"));
     let (sender, mut reloads) = mpsc::channel(1);
-    let nobody = config::LoadContext {
+    let context = config::LoadContext {
         name_override: None,
         hostname: "a".to_owned(),
         labels: std::collections::BTreeMap::new(),
     };
-    let rules = config::load(b"", &nobody).unwrap().config.websocket;
-    let site = Arc::new(AppState {
+    let rules = config::load(b"", &context).unwrap().config.websocket;
+    let app_state = Arc::new(AppState {
         websocket: WebSocketResponder::new(rules, Arc::default()),
         events: Arc::default(),
         status: ArcSwap::default(),
@@ -293,6 +293,6 @@ async fn a_reload_is_taken_from_loopback_or_with_the_key() {
         (signed(&other), "192.0.2.1:9", StatusCode::FORBIDDEN),
         (signed(&keys), "192.0.2.1:9", StatusCode::OK),
     ] {
-        assert_eq!(status(&site, &mut reloads, request, from).await, expected, "from {from}");
+        assert_eq!(reload_status(&app_state, &mut reloads, request, from).await, expected, "from {from}");
     }
 }

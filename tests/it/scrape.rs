@@ -1,4 +1,4 @@
-//! Scrapers: in each format, many at once, none, and one that does not read.
+//! Scrapers: every format, many at once, none, and one that does not read.
 
 use std::env;
 use std::io::{Read as _, Write as _};
@@ -10,16 +10,16 @@ use std::thread;
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
-use crate::fixture::{Agent, Ended, Host, Page, skipped};
+use crate::fixture::{Agent, CommandOutput, Host, Page, skipped};
 
 const SENT: &str = "pathmeter_echo_sent_total";
 const FAST: [&str; 1] = [r#"probe="fast""#];
-const OPEN: &str = "application/openmetrics-text;version=1.0.0";
+const OPENMETRICS_TYPE: &str = "application/openmetrics-text;version=1.0.0";
 
-/// Hosts behind closed ports, which make a page that no socket takes at once.
-const MANY: usize = 1_000;
+/// Targets with closed ports: enough for a page that no socket buffer takes at once.
+const TARGET_COUNT: usize = 1_000;
 
-/// An agent with a fast path, and with these further targets.
+/// An agent with a fast path and this many further targets.
 fn measuring(targets: usize) -> (Agent, Agent, Host) {
     let (a, b) = (Host::claim(), Host::claim());
     let other = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
@@ -34,30 +34,30 @@ fn measuring(targets: usize) -> (Agent, Agent, Host) {
     (Agent::start(&a, &a.config("a", &more)), other, a)
 }
 
-/// A request with these headers, as it was sent off.
-fn asked(to: SocketAddr, headers: &str) -> TcpStream {
+/// Sends a request with these headers.
+fn send_request(to: SocketAddr, headers: &str) -> TcpStream {
     let mut stream = TcpStream::connect(to).unwrap();
-    // Of HTTP/1.0 the body ends with the connection, and has no frames.
+    // With HTTP/1.0 the body ends with the connection, and is not chunked.
     write!(stream, "GET /metrics HTTP/1.0\r\nhost: {to}\r\n{headers}\r\n").unwrap();
     stream
 }
 
-/// Head and body of the answer.
-fn answer(to: SocketAddr, headers: &str) -> (String, Vec<u8>) {
+/// Head and body of the response.
+fn response(to: SocketAddr, headers: &str) -> (String, Vec<u8>) {
     let mut bytes = Vec::new();
-    asked(to, headers).read_to_end(&mut bytes).unwrap();
+    send_request(to, headers).read_to_end(&mut bytes).unwrap();
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
     let body = bytes.split_off(end + 4);
     (String::from_utf8(bytes).unwrap().to_lowercase(), body)
 }
 
-fn unpacked(body: &[u8]) -> String {
+fn gunzip(body: &[u8]) -> String {
     let mut text = String::new();
     GzDecoder::new(body).read_to_string(&mut text).expect("a whole page");
     text
 }
 
-/// Lines that are the same from one moment to the next: which series there are.
+/// The series of a page, without values.
 fn series(page: &str) -> Vec<&str> {
     let lines =
         page.lines().filter(|line| !line.starts_with('#') && !line.starts_with("pathmeter_echo_hops"));
@@ -65,20 +65,20 @@ fn series(page: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_same_series_come_in_each_format_and_encoding() {
+fn every_format_and_encoding_has_the_same_series() {
     let (agent, _other, host) = measuring(0);
     agent.page_when("measurements", |page| page.count(SENT, &FAST) > 20 && page.has("pathmeter_peers", &[]));
-    let (head, classic) = answer(host.front(), "");
+    let (head, classic) = response(host.service_address(), "");
     assert!(head.contains("\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
     assert!(
         head.contains("\r\nvary: accept, accept-encoding\r\n") && !head.contains("content-encoding"),
         "{head}"
     );
     let classic = String::from_utf8(classic).unwrap();
-    let (head, packed) = answer(host.front(), "accept-encoding: gzip\r\n");
+    let (head, packed) = response(host.service_address(), "accept-encoding: gzip\r\n");
     assert!(head.contains("\r\ncontent-encoding: gzip\r\n"), "{head}");
-    assert_eq!(series(&unpacked(&packed)), series(&classic));
-    let (head, open) = answer(host.front(), &format!("accept: {OPEN}\r\n"));
+    assert_eq!(series(&gunzip(&packed)), series(&classic));
+    let (head, open) = response(host.service_address(), &format!("accept: {OPENMETRICS_TYPE}\r\n"));
     let kind = "\r\ncontent-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
     assert!(head.contains(kind), "{head}");
     let open = String::from_utf8(open).unwrap();
@@ -92,7 +92,7 @@ fn the_same_series_come_in_each_format_and_encoding() {
     assert!(classic.contains("# TYPE pathmeter_echo_sent_total counter\n"));
 }
 
-/// A Python that has the reference parser.
+/// A Python with the reference parser.
 fn python() -> Option<Command> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/python/bin/python3");
     let program = env::var_os("PATHMETER_PYTHON_WEBSOCKETS").unwrap_or_else(|| installed.into());
@@ -108,7 +108,7 @@ fn python() -> Option<Command> {
 }
 
 #[test]
-fn the_reference_parser_reads_open_metrics() {
+fn reference_parser_reads_openmetrics() {
     let Some(mut python) = python() else { return };
     let (agent, _other, host) = measuring(0);
     let page = agent.page_when("measurements", |page| {
@@ -117,59 +117,60 @@ fn the_reference_parser_reads_open_metrics() {
             && page.has("pathmeter_echo_hops", &[])
     });
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/openmetrics.py");
-    let ended = Ended::of(python.arg(script).arg(format!("http://{}/metrics", host.front())));
-    assert_eq!(ended.code, Some(0), "{ended}");
-    let found: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let output =
+        CommandOutput::of(python.arg(script).arg(format!("http://{}/metrics", host.service_address())));
+    assert_eq!(output.code, Some(0), "{output}");
+    let found: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(found["encoding"], "gzip");
     let families = found["families"].as_object().unwrap();
     assert_eq!(families.len(), page.families().len(), "{found}");
-    assert_eq!(families["pathmeter_echo_requests"], "counter");
+    assert_eq!(families["pathmeter_echo_verdicts"], "counter");
     assert_eq!(families["pathmeter_echo_rtt_seconds"], "histogram");
     let lines = page.text().lines().filter(|line| !line.starts_with('#')).count();
     assert_eq!(found["samples"], lines, "{page}");
 }
 
 #[test]
-fn what_is_sent_depends_on_no_scraper() {
-    let (agent, _other, host) = measuring(MANY);
+fn scrapers_do_not_delay_sending() {
+    let (agent, _other, host) = measuring(TARGET_COUNT);
     let sent = |page: &Page| page.count(SENT, &FAST);
-    let goes_on = |agent: &Agent, what: &str| {
+    let assert_sending_continues = |agent: &Agent, what: &str| {
         let before = sent(&agent.page());
         agent.page_when(what, |page| sent(page) >= before + 50)
     };
     agent.page_when("all paths", |page| {
-        page.count("pathmeter_probe_targets", &[r#"probe="many""#]) == MANY as u64
+        page.count("pathmeter_probe_targets", &[r#"probe="many""#]) == TARGET_COUNT as u64
     });
-    goes_on(&agent, "with nobody but us");
+    assert_sending_continues(&agent, "without other scrapers");
 
-    // They ask, and read nothing at all.
-    let stuck: Vec<TcpStream> = ["", "accept-encoding: gzip\r\n"]
+    // These send a request and read nothing.
+    let not_reading: Vec<TcpStream> = ["", "accept-encoding: gzip\r\n"]
         .into_iter()
-        .flat_map(|headers| [(); 3].map(|()| asked(host.front(), headers)))
+        .flat_map(|headers| [(); 3].map(|()| send_request(host.service_address(), headers)))
         .collect();
-    goes_on(&agent, "with some that do not read");
+    assert_sending_continues(&agent, "with scrapers that do not read");
 
-    let address = host.front();
+    let address = host.service_address();
     let scrapers: Vec<_> = (0..20)
         .map(|number| {
             thread::spawn(move || {
                 let (accept, encoding) = (number % 2 == 0, number % 4 < 2);
                 let headers = [
-                    if accept { format!("accept: {OPEN}\r\n") } else { String::new() },
+                    if accept { format!("accept: {OPENMETRICS_TYPE}\r\n") } else { String::new() },
                     if encoding { "accept-encoding: gzip\r\n".to_owned() } else { String::new() },
                 ];
-                let (_, body) = answer(address, &headers.concat());
-                let text = if encoding { unpacked(&body) } else { String::from_utf8(body).unwrap() };
+                let (_, body) = response(address, &headers.concat());
+                let text = if encoding { gunzip(&body) } else { String::from_utf8(body).unwrap() };
                 assert_eq!(text.ends_with("# EOF\n"), accept);
                 series(&text).len()
             })
         })
         .collect();
-    let page = goes_on(&agent, "with many that do");
+    let page = assert_sending_continues(&agent, "with many scrapers");
     for scraper in scrapers {
-        assert!(scraper.join().unwrap() > 65 * MANY);
+        assert!(scraper.join().unwrap() > 65 * TARGET_COUNT);
     }
-    drop(stuck);
+    drop(not_reading);
     assert_eq!(page.count("pathmeter_echo_lost_total", &FAST), 0, "{page}");
     assert_eq!(page.count("pathmeter_echo_late_total", &FAST), 0, "{page}");
     assert_eq!(agent.page().count("pathmeter_accounting_errors_total", &[]), 0);

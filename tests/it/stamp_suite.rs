@@ -1,7 +1,6 @@
-//! stamp-suite, another implementation of STAMP, understands us, and we it.
-//!
-//! `scripts/install-test-peers.sh` installs it. Without it, in `$PATHMETER_STAMP_SUITE` or on the path, these tests say
-//! that they are skipped.
+//! Interoperability with stamp-suite, another implementation of STAMP.
+//! `scripts/install-test-peers.sh` installs it. Without it, in `$PATHMETER_STAMP_SUITE` or on the path, these
+//! tests are skipped.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -10,13 +9,13 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::fixture::{Agent, Ended, Host, eventually, run, skipped};
+use crate::fixture::{Agent, CommandOutput, Host, eventually, run, skipped};
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 const OTHER_KEY: &str = "101112131415161718191a1b1c1d1e1f000102030405060708090a0b0c0d0e0f";
 const PORT: u16 = 18_620;
 
-/// The program, if it is there.
+/// The program, if it is installed.
 fn stamp_suite() -> Option<Command> {
     let program = std::env::var_os("PATHMETER_STAMP_SUITE").unwrap_or_else(|| OsString::from("stamp-suite"));
     let mut command = Command::new(&program);
@@ -30,15 +29,15 @@ fn stamp_suite() -> Option<Command> {
     Some(command)
 }
 
-/// What stamp-suite found when it asked our responder ten times.
-fn asked_by_it(mut command: Command, host: &Host, arguments: &[&str]) -> Value {
+/// What stamp-suite reports after ten requests to our responder.
+fn measure_with_stamp_suite(mut command: Command, host: &Host, arguments: &[&str]) -> Value {
     command.args(["-r", &host.to_string(), "-p", &Host::PORT.to_string(), "-c", "10", "-d", "20", "-L", "5"]);
-    let ended = Ended::of(command.args(["--output-format", "json"]).args(arguments));
-    assert_eq!(ended.code, Some(0), "{ended}");
-    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}\n{ended}"))
+    let output = CommandOutput::of(command.args(["--output-format", "json"]).args(arguments));
+    assert_eq!(output.code, Some(0), "{output}");
+    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}\n{output}"))
 }
 
-/// Asserts that it got ten answers, with clean flags on every extension it sent, by type.
+/// Asserts that stamp-suite got ten replies, with clean flags on every extension that it sent, by type.
 fn assert_understood(found: &Value, extensions: &[&str]) {
     assert_eq!(found["packets_sent"], 10, "{found}");
     assert_eq!(found["packets_received"], 10, "{found}");
@@ -46,7 +45,7 @@ fn assert_understood(found: &Value, extensions: &[&str]) {
     for count in ["duplicate_replies", "late_replies", "unknown_replies", "reordered_replies"] {
         assert_eq!(measured[count], 0, "{count}: {found}");
     }
-    // Our own numbers, not a copy of its: the reflector is stateful.
+    // Our own sequence numbers, not a copy of the sender's: the reflector is stateful.
     assert_eq!(measured["last_reflector_sequence"], 9, "{found}");
     let clean = json!({"unrecognized": 0, "malformed": 0, "integrity_failed": 0, "conformant_reflected": 0});
     let kinds = &measured["tlv_validation"]["by_type"];
@@ -57,47 +56,48 @@ fn assert_understood(found: &Value, extensions: &[&str]) {
 }
 
 #[test]
-fn its_sender_understands_our_responder() {
+fn stamp_suite_sender_accepts_our_responder() {
     let Some(command) = stamp_suite() else { return };
     let host = Host::claim();
     let _agent = Agent::start(&host, &host.config("b", "responder: {allow: [127.0.0.0/8]}"));
-    let found = asked_by_it(command, &host, &[]);
+    let found = measure_with_stamp_suite(command, &host, &[]);
     assert_understood(&found, &[]);
     let extensions = ["--cos", "--dscp", "46", "--follow-up-telemetry", "--extra-padding", "8"];
-    let found = asked_by_it(stamp_suite().unwrap(), &host, &extensions);
+    let found = measure_with_stamp_suite(stamp_suite().unwrap(), &host, &extensions);
     assert_understood(&found, &["1", "4", "7"]);
     assert!(found["measurements"]["follow_up"]["matched"].as_u64() >= Some(1), "{found}");
 }
 
 #[test]
-fn its_sender_and_our_responder_authenticate_each_other() {
+fn stamp_suite_sender_and_our_responder_authenticate_each_other() {
     let Some(command) = stamp_suite() else { return };
     let host = Host::claim();
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("key");
     fs::write(&file, KEY).unwrap();
     let agent = Agent::start(&host, &host.config("b", &format!("key_file: {}", file.display())));
-    let found = asked_by_it(command, &host, &["-A", "A", "--hmac-key", KEY, "--cos", "--dscp", "46"]);
+    let found =
+        measure_with_stamp_suite(command, &host, &["-A", "A", "--hmac-key", KEY, "--cos", "--dscp", "46"]);
     assert_understood(&found, &["4", "8"]);
     assert_eq!(found["measurements"]["tlv_validation"]["hmac"]["verified"], 10, "{found}");
 
     let mut command = stamp_suite().unwrap();
     command.args(["-L", "1"]);
     let before = agent.page().count("pathmeter_responder_replies_total", &[]);
-    let ended =
-        Ended::of(
+    let output =
+        CommandOutput::of(
             command
                 .args(["-r", &host.to_string(), "-p", &Host::PORT.to_string(), "-c", "3", "-d", "20"])
                 .args(["--output-format", "json", "-A", "A", "--hmac-key", OTHER_KEY]),
         );
-    let found: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let found: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(found["packets_received"], 0, "{found}");
     let page = agent.page();
     assert_eq!(page.count("pathmeter_responder_replies_total", &[]), before, "{page}");
     assert_eq!(page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]), 3, "{page}");
 }
 
-/// Its reflector, ended when this is dropped.
+/// The reflector of stamp-suite. Killed when dropped.
 struct Reflector {
     child: Child,
     host: Host,
@@ -118,19 +118,19 @@ impl Reflector {
         reflector
     }
 
-    /// What our prober finds there.
-    fn asked_by_us(&self, arguments: &[&str]) -> Value {
+    /// What our prober reports about this reflector.
+    fn measure_with_pathmeter(&self, arguments: &[&str]) -> Value {
         let (host, port) = (self.host.to_string(), PORT.to_string());
-        let asked = ["probe", "echo", &host, "--port", &port, "-c", "20", "-i", "20ms", "--json"];
-        let ended = run(&[&asked, arguments].concat());
-        assert_eq!(ended.code, Some(0), "{ended}");
-        serde_json::from_str(&ended.stdout).unwrap()
+        let arguments_before = ["probe", "echo", &host, "--port", &port, "-c", "20", "-i", "20ms", "--json"];
+        let output = run(&[&arguments_before, arguments].concat());
+        assert_eq!(output.code, Some(0), "{output}");
+        serde_json::from_str(&output.stdout).unwrap()
     }
 }
 
 impl Drop for Reflector {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -146,24 +146,24 @@ fn assert_all_answered(found: &Value) {
 }
 
 #[test]
-fn our_prober_understands_its_reflector() {
+fn our_prober_accepts_stamp_suite_reflector() {
     for mode in [&[][..], &["--stateful-reflector"], &["--strict-packets"], &["--tlv-mode", "ignore"]] {
         let Some(command) = stamp_suite() else { return };
         let reflector = Reflector::start(command, mode);
         for arguments in [&[][..], &["--dscp", "ef", "--size", "300B", "--flows", "3"]] {
-            assert_all_answered(&reflector.asked_by_us(arguments));
+            assert_all_answered(&reflector.measure_with_pathmeter(arguments));
         }
     }
 }
 
 #[test]
-fn our_prober_and_its_reflector_authenticate_each_other() {
+fn our_prober_and_stamp_suite_reflector_authenticate_each_other() {
     let Some(command) = stamp_suite() else { return };
     let reflector = Reflector::start(command, &["-A", "A", "--hmac-key", KEY]);
     let file = reflector.dir.path().join("key");
     fs::write(&file, KEY).unwrap();
     let file = file.to_str().unwrap();
     for arguments in [&["--key-file", file][..], &["--key-file", file, "--dscp", "ef", "--size", "300B"]] {
-        assert_all_answered(&reflector.asked_by_us(arguments));
+        assert_all_answered(&reflector.measure_with_pathmeter(arguments));
     }
 }

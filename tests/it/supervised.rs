@@ -1,4 +1,4 @@
-//! What a service manager is told, in the order that sd_notify(3) asks for, and the sockets that it passes.
+//! Messages to the service manager, in the order that sd_notify(3) requires, and the sockets that it passes.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,13 +10,13 @@ use tempfile::TempDir;
 
 use crate::fixture::{Agent, DEADLINE, Host, get, skipped};
 
-/// A service manager's end of the notify protocol.
-struct Manager {
+/// The service manager's end of the notify protocol.
+struct ServiceManager {
     socket: UnixDatagram,
     dir: TempDir,
 }
 
-impl Manager {
+impl ServiceManager {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
@@ -31,11 +31,10 @@ impl Manager {
         Agent::start_with(host, config, &environment)
     }
 
-    /// The next message: fields of one datagram.
-    fn hear(&self) -> Vec<(String, String)> {
+    /// Receives the next message: the fields of one datagram.
+    fn receive(&self) -> Vec<(String, String)> {
         let mut datagram = [0; 4_096];
-        let length =
-            self.socket.recv(&mut datagram).unwrap_or_else(|error| panic!("nothing was heard: {error}"));
+        let length = self.socket.recv(&mut datagram).unwrap_or_else(|error| panic!("no message: {error}"));
         let text = std::str::from_utf8(&datagram[..length]).unwrap();
         text.lines()
             .map(|line| line.split_once('=').unwrap())
@@ -43,10 +42,11 @@ impl Manager {
             .collect()
     }
 
-    /// The next message that has this field. What comes in between is what an agent may say at any time.
-    fn hear_of(&self, field: &str) -> Vec<(String, String)> {
+    /// Receives the next message with this field. Only messages that an agent may send at any time may come
+    /// before it.
+    fn receive_field(&self, field: &str) -> Vec<(String, String)> {
         loop {
-            let message = self.hear();
+            let message = self.receive();
             if message.iter().any(|(name, _)| name == field) {
                 return message;
             }
@@ -61,98 +61,101 @@ fn one(name: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_manager_hears_ready_reloading_ready_and_stopping() {
+fn manager_receives_ready_reloading_ready_and_stopping() {
     let host = Host::claim();
-    let manager = Manager::new();
+    let manager = ServiceManager::new();
     let config = host.config("a", "targets: [{name: gateway, address: 127.0.0.1, port: 9}]");
     let mut agent = manager.start(&host, &config, None);
-    assert_eq!(manager.hear(), one("READY"));
-    let status = manager.hear_of("STATUS");
+    assert_eq!(manager.receive(), one("READY"));
+    let status = manager.receive_field("STATUS");
     assert!(status[0].1.starts_with("measuring "), "{status:?}");
 
     for config in [config.as_str(), "no: configuration"] {
         agent.rewrite(config);
         let before = monotonic_usec();
         agent.signal(Signal::SIGHUP);
-        let message = manager.hear_of("RELOADING");
-        let [(reloading, is_so), (monotonic, usec)] = &message[..] else { panic!("{message:?}") };
+        let message = manager.receive_field("RELOADING");
+        let [(reloading, value), (monotonic, usec)] = &message[..] else { panic!("{message:?}") };
         assert_eq!(
-            (reloading.as_str(), is_so.as_str(), monotonic.as_str()),
+            (reloading.as_str(), value.as_str(), monotonic.as_str()),
             ("RELOADING", "1", "MONOTONIC_USEC")
         );
-        // The time tells the manager that this is the reload it asked for, and not an earlier one.
+        // The time shows that this is the requested reload, and not an earlier one.
         assert!((before..=monotonic_usec()).contains(&usec.parse().unwrap()), "{before} {usec}");
-        assert_eq!(manager.hear_of("READY"), one("READY"));
+        assert_eq!(manager.receive_field("READY"), one("READY"));
     }
 
     agent.signal(Signal::SIGTERM);
-    assert_eq!(manager.hear_of("STOPPING"), one("STOPPING"));
-    assert!(agent.ended().success());
+    assert_eq!(manager.receive_field("STOPPING"), one("STOPPING"));
+    assert!(agent.wait().success());
 }
 
 #[test]
-fn a_watchdog_is_fed_while_the_loops_run() {
+fn watchdog_is_notified_while_the_loops_run() {
     let host = Host::claim();
-    let manager = Manager::new();
+    let manager = ServiceManager::new();
     let _agent = manager.start(&host, &host.config("a", ""), Some("1000000"));
-    assert_eq!(manager.hear(), one("READY"));
+    assert_eq!(manager.receive(), one("READY"));
     for _ in 0..3 {
-        assert_eq!(manager.hear_of("WATCHDOG"), one("WATCHDOG"));
+        assert_eq!(manager.receive_field("WATCHDOG"), one("WATCHDOG"));
     }
 }
 
 #[test]
-fn a_watchdog_that_nobody_asked_for_is_not_fed() {
+fn watchdog_is_not_notified_unless_requested() {
     let host = Host::claim();
-    let manager = Manager::new();
+    let manager = ServiceManager::new();
     let mut agent = manager.start(&host, &host.config("a", ""), None);
-    assert_eq!(manager.hear(), one("READY"));
-    manager.hear_of("STATUS");
+    assert_eq!(manager.receive(), one("READY"));
+    manager.receive_field("STATUS");
     agent.signal(Signal::SIGTERM);
-    assert!(agent.ended().success());
+    assert!(agent.wait().success());
     manager.socket.set_nonblocking(true).unwrap();
-    let mut said = Vec::new();
+    let mut received = Vec::new();
     let mut datagram = [0; 4_096];
-    let silence = loop {
+    let end = loop {
         match manager.socket.recv(&mut datagram) {
-            Ok(length) => said.extend_from_slice(&datagram[..length]),
+            Ok(length) => received.extend_from_slice(&datagram[..length]),
             Err(error) => break error.kind(),
         }
     };
-    assert_eq!(silence, ErrorKind::WouldBlock);
-    assert!(!String::from_utf8(said).unwrap().contains("WATCHDOG"));
+    assert_eq!(end, ErrorKind::WouldBlock);
+    assert!(!String::from_utf8(received).unwrap().contains("WATCHDOG"));
 }
 
-const CONTRADICTION: &str =
+const PORT_MISMATCH: &str =
     "the HTTP sockets from the service manager differ from listen.http; using those of the service manager";
 
-/// Where HTTP is asked if a manager passes this listener.
-fn front(listener: &TcpListener) -> SocketAddr {
+/// The HTTP address if the manager passes this listener.
+fn service_address(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
-/// What the agent says when a manager passes these sockets, and ends.
-fn refused(host: &Host, sockets: &[BorrowedFd]) -> String {
-    // Nothing listens where it is asked.
-    Agent::try_start_on(sockets, &host.config("a", ""), host.front()).expect_err("it is served")
+/// The log of an agent that refuses these sockets and exits.
+fn log_of_refusal(host: &Host, sockets: &[BorrowedFd]) -> String {
+    // Nothing listens at this address.
+    Agent::try_start_on(sockets, &host.config("a", ""), host.service_address())
+        .expect_err("the agent must refuse these sockets")
 }
 
 #[test]
-fn a_port_that_the_manager_listens_on_outlives_the_agent() {
+fn passed_socket_outlives_the_agent() {
     let host = Host::claim();
-    let listener = TcpListener::bind(host.front()).unwrap();
-    let start = || Agent::try_start_on(&[listener.as_fd()], &host.config("a", ""), front(&listener)).unwrap();
+    let listener = TcpListener::bind(host.service_address()).unwrap();
+    let start = || {
+        Agent::try_start_on(&[listener.as_fd()], &host.config("a", ""), service_address(&listener)).unwrap()
+    };
     let mut agent = start();
     let log = agent.log();
     assert!(
-        log.contains("using the HTTP sockets from the service manager") && !log.contains(CONTRADICTION),
+        log.contains("using the HTTP sockets from the service manager") && !log.contains(PORT_MISMATCH),
         "{log}"
     );
     agent.signal(Signal::SIGTERM);
-    assert_eq!(agent.ended().code(), Some(0), "{}", agent.log());
+    assert_eq!(agent.wait().code(), Some(0), "{}", agent.log());
 
-    // Whoever asks in between is answered by the next one.
-    let mut waiting = TcpStream::connect(front(&listener)).unwrap();
+    // Requests between the two agents are answered by the second.
+    let mut waiting = TcpStream::connect(service_address(&listener)).unwrap();
     waiting.set_read_timeout(Some(DEADLINE)).unwrap();
     waiting.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
     let _agent = start();
@@ -162,33 +165,34 @@ fn a_port_that_the_manager_listens_on_outlives_the_agent() {
 }
 
 #[test]
-fn all_sockets_that_are_passed_are_served() {
+fn all_passed_sockets_are_served() {
     let (a, b) = (Host::claim(), Host::claim());
-    let sockets = [&a, &b].map(|host| TcpListener::bind(host.front()).unwrap());
+    let sockets = [&a, &b].map(|host| TcpListener::bind(host.service_address()).unwrap());
     let passed = sockets.each_ref().map(AsFd::as_fd);
-    let config = a.config("a", "").replacen(&a.front().to_string(), "0.0.0.0:9862", 1);
-    let agent = Agent::try_start_on(&passed, &config, a.front()).unwrap();
+    let config = a.config("a", "").replacen(&a.service_address().to_string(), "0.0.0.0:9862", 1);
+    let agent = Agent::try_start_on(&passed, &config, a.service_address()).unwrap();
     for host in [&a, &b] {
-        assert_eq!(get(host.front(), "/metrics").unwrap().status, 200, "{}", agent.log());
+        assert_eq!(get(host.service_address(), "/metrics").unwrap().status, 200, "{}", agent.log());
     }
-    assert!(!agent.log().contains(CONTRADICTION), "{}", agent.log());
+    assert!(!agent.log().contains(PORT_MISMATCH), "{}", agent.log());
 }
 
 #[test]
-fn a_port_that_contradicts_the_configuration_is_served_and_told() {
+fn passed_port_that_differs_from_the_configuration_is_served_and_logged() {
     let host = Host::claim();
     let listener = TcpListener::bind(host.at(0)).unwrap();
-    let agent = Agent::try_start_on(&[listener.as_fd()], &host.config("a", ""), front(&listener)).unwrap();
-    assert_eq!(agent.json("/api/v1/agent")["ports"]["http"], front(&listener).port());
-    assert!(agent.log().contains(CONTRADICTION), "{}", agent.log());
+    let agent =
+        Agent::try_start_on(&[listener.as_fd()], &host.config("a", ""), service_address(&listener)).unwrap();
+    assert_eq!(agent.json("/api/v1/agent")["ports"]["http"], service_address(&listener).port());
+    assert!(agent.log().contains(PORT_MISMATCH), "{}", agent.log());
 }
 
 #[test]
-fn a_client_over_a_socket_of_both_families_has_the_address_that_it_is_known_by() {
+fn ipv4_client_of_an_ipv6_socket_is_shown_with_its_ipv4_address() {
     let host = Host::claim();
     let Ok(listener) = TcpListener::bind("[::]:0") else { return skipped("this host has no IPv6") };
-    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, front(&listener).port()));
-    // What the kernel calls the client is the address that must not be shown.
+    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, service_address(&listener).port()));
+    // The kernel's name for the client, an IPv4-mapped address, must not be shown.
     let client = TcpStream::connect(http).unwrap();
     let (_, seen) = listener.accept().unwrap();
     if seen.ip() != Ipv4Addr::LOCALHOST.to_ipv6_mapped() {
@@ -200,12 +204,12 @@ fn a_client_over_a_socket_of_both_families_has_the_address_that_it_is_known_by()
 }
 
 #[test]
-fn what_is_no_listening_tcp_socket_is_refused() {
+fn passed_descriptor_that_is_not_a_listening_tcp_socket_is_refused() {
     let host = Host::claim();
     let udp = host.socket(0);
     let connected = {
         let listener = TcpListener::bind(host.at(0)).unwrap();
-        TcpStream::connect(front(&listener)).unwrap()
+        TcpStream::connect(service_address(&listener)).unwrap()
     };
     let file = tempfile::tempfile().unwrap();
     let listener = TcpListener::bind(host.at(0)).unwrap();
@@ -215,18 +219,18 @@ fn what_is_no_listening_tcp_socket_is_refused() {
         (&[file.as_fd()], 1),
         (&[listener.as_fd(), udp.as_fd()], 2),
     ] {
-        let log = refused(&host, sockets);
+        let log = log_of_refusal(&host, sockets);
         let sentence = format!("error: socket {number} of LISTEN_FDS is not a listening TCP socket");
         assert!(log.contains(&sentence), "{log}");
     }
 }
 
 #[test]
-fn sockets_of_different_ports_are_refused() {
+fn passed_sockets_of_different_ports_are_refused() {
     let host = Host::claim();
     let sockets = [(); 2].map(|()| TcpListener::bind(host.at(0)).unwrap());
-    let log = refused(&host, &sockets.each_ref().map(AsFd::as_fd));
-    let [first, other] = sockets.each_ref().map(front);
+    let log = log_of_refusal(&host, &sockets.each_ref().map(AsFd::as_fd));
+    let [first, other] = sockets.each_ref().map(service_address);
     let sentence = format!("error: sockets of LISTEN_FDS have different ports, {first} and {other}");
     assert!(log.contains(&sentence), "{log}");
 }

@@ -1,16 +1,16 @@
-// A client of /ws that knows nothing of the agent: Node's ws. Prints one JSON object a line.
+// A client of /ws without code of pathmeter: Node's ws. Prints one JSON object per line.
 //
-//   client.mjs URL echo SIZE…     what was sent and came back otherwise
-//   client.mjs URL codes LIMIT    with which code each of some connections was closed
-//   client.mjs URL stay PINGS     "ready" after so many pings, then the code with which the agent closed
-//   client.mjs URL origin ORIGIN  the status of the answer to a page of ORIGIN, 101 if it may
+// client.mjs URL echo SIZE…     counts of messages, and the sizes whose echo differed
+// client.mjs URL codes LIMIT    close codes of several connections
+// client.mjs URL stay PINGS     "ready" after PINGS pings, then the agent's close code
+// client.mjs URL origin ORIGIN  status of an upgrade from a page of ORIGIN, 101 if accepted
 //
-// $PATHMETER_NODE_WS is where the package is.
+// $PATHMETER_NODE_WS is the folder of the package.
 import { createRequire } from "node:module";
 import { once } from "node:events";
 
 const WebSocket = createRequire(import.meta.url)(process.env.PATHMETER_NODE_WS);
-const say = (told) => console.log(JSON.stringify(told));
+const report = (result) => console.log(JSON.stringify(result));
 
 async function open(url) {
   const socket = new WebSocket(url);
@@ -20,7 +20,7 @@ async function open(url) {
 
 function messages(size) {
   const text = Buffer.from(('{"seq": 123, "ts": 1678886400100}' + "é".repeat(size)).slice(0, size)).subarray(0, size);
-  // A text must not end inside a character.
+  // A text must not end within a character.
   const whole = text.at(-1) === 0xc3 ? Buffer.concat([text.subarray(0, -1), Buffer.from("e")]) : text;
   return [[whole, false], [Buffer.from(Array.from({ length: size }, (_, at) => at % 256)), true]];
 }
@@ -48,7 +48,7 @@ async function echo(url, sizes) {
   const [pong] = await ponged;
   socket.close();
   await once(socket, "close");
-  say({ sent, payload, wrong, pong: pong.toString() === "are you there" });
+  report({ sent, payload, wrong, pong: pong.toString() === "are you there" });
 }
 
 async function closedBy(url, act) {
@@ -61,7 +61,7 @@ async function closedBy(url, act) {
 
 async function codes(url, limit) {
   const bytes = (size) => Buffer.alloc(size, "x");
-  say({
+  report({
     too_large: await closedBy(url, (socket) => socket.send(bytes(limit + 1))),
     far_too_large: await closedBy(url, (socket) => socket.send(bytes(limit * 8))),
     fragments_too_large: await closedBy(url, (socket) => {
@@ -80,19 +80,19 @@ async function stay(url, pings) {
   while (pings-- > 0) await once(socket, "ping");
   const answer = once(socket, "message");
   socket.send("here");
-  say({ ready: (await answer)[0].toString() === "here" });
-  say({ code: (await closed)[0] });
+  report({ ready: (await answer)[0].toString() === "here" });
+  report({ code: (await closed)[0] });
 }
 
 async function origin(url, from) {
   const socket = new WebSocket(url, { origin: from });
   socket.on("error", () => {});
   socket.on("unexpected-response", (request, response) => {
-    say({ status: response.statusCode });
+    report({ status: response.statusCode });
     request.destroy();
   });
   socket.on("open", () => {
-    say({ status: 101 });
+    report({ status: 101 });
     socket.close();
   });
 }

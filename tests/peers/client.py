@@ -1,8 +1,8 @@
-"""A client of /ws that knows nothing of the agent: Python's websockets. Prints one JSON object a line.
+"""A client of /ws without code of pathmeter: Python's websockets. Prints one JSON object per line.
 
-client.py URL echo SIZE…     what was sent and came back otherwise
-client.py URL codes LIMIT    with which code each of some connections was closed
-client.py URL stay           "ready" after a message, then the code with which the agent closed
+client.py URL echo SIZE…     counts of messages, and the sizes whose echo differed
+client.py URL codes LIMIT    close codes of several connections
+client.py URL stay           "ready" after a message, then the agent's close code
 """
 
 import json
@@ -12,8 +12,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 
-def say(**told):
-    print(json.dumps(told), flush=True)
+def report(**result):
+    print(json.dumps(result), flush=True)
 
 
 def messages(size):
@@ -29,7 +29,7 @@ def echo(url, sizes):
         for size in map(int, sizes):
             for message in messages(size):
                 parts = [message[at : at + 1000] for at in range(0, max(len(message), 1), 1000)]
-                # Whole, and in fragments.
+                # As one frame, and in fragments.
                 for form in (message, iter(parts)):
                     socket.send(form)
                     sent += 1
@@ -38,7 +38,7 @@ def echo(url, sizes):
                     if type(back) is not type(message) or back != message:
                         wrong.append(size)
         pong = socket.ping(b"are you there").wait(60)
-    say(sent=sent, payload=payload, wrong=wrong, pong=pong)
+    report(sent=sent, payload=payload, wrong=wrong, pong=pong)
 
 
 def closed_by(url, act):
@@ -52,7 +52,7 @@ def closed_by(url, act):
 
 
 def codes(url, limit):
-    say(
+    report(
         too_large=closed_by(url, lambda socket: socket.send(b"x" * (int(limit) + 1))),
         far_too_large=closed_by(url, lambda socket: socket.send(b"x" * (int(limit) * 8))),
         fragments_too_large=closed_by(url, lambda socket: socket.send(iter([b"x" * int(limit), b"x"]))),
@@ -65,11 +65,11 @@ def codes(url, limit):
 def stay(url):
     with connect(url) as socket:
         socket.send("here")
-        say(ready=socket.recv(timeout=60) == "here")
+        report(ready=socket.recv(timeout=60) == "here")
         try:
             socket.recv(timeout=60)
         except ConnectionClosed as closed:
-            say(code=closed.rcvd and closed.rcvd.code)
+            report(code=closed.rcvd and closed.rcvd.code)
 
 
 url, what, *arguments = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Scrapes a page as OpenMetrics, packed, and reads it by the reference parser. Prints what it found as JSON."""
+"""Scrapes a page as OpenMetrics with gzip, and parses it with the reference parser. Prints the result as JSON."""
 
 import gzip
 import json

@@ -1,19 +1,19 @@
-// Measures as a web page would, with nothing but what browsers have, and prints one JSON object.
+// Measures as a web page does, with browser APIs only. Prints one JSON object.
 //
 //   page.mjs URL COUNT [INTERVAL_MS]
 //
-// Each message is {"seq": …, "ts": …}. Jitter is that of RFC 3550 section 6.4.1, over the round trips of answers in the order in
-// which they come. Where there is no WebSocket of its own, it takes that of $PATHMETER_NODE_WS.
+// Each message is {"seq": …, "ts": …}. Jitter is computed as in RFC 3550 section 6.4.1, over the round trips
+// of replies in order of arrival. Without a global WebSocket it uses that of $PATHMETER_NODE_WS.
 import { createRequire } from "node:module";
 
 const WebSocket = globalThis.WebSocket ?? createRequire(import.meta.url)(process.env.PATHMETER_NODE_WS);
 const [url, count, interval = "100"] = process.argv.slice(2);
-// Longer than any answer takes; what has not come by then is lost.
-const PATIENCE_MS = 20_000;
+// Longer than any reply takes; messages without a reply by then are lost.
+const REPLY_TIMEOUT_MS = 20_000;
 
 const sent = new Map();
 const rtts = [];
-let [identical, unasked, jitter, seq] = [0, 0, 0, 0];
+let [identical, unsolicited, jitter, seq] = [0, 0, 0, 0];
 
 const socket = new WebSocket(url);
 socket.onerror = (event) => {
@@ -22,11 +22,11 @@ socket.onerror = (event) => {
 };
 socket.onmessage = ({ data }) => {
   const now = performance.now();
-  const asked = sent.get(JSON.parse(data).seq);
-  if (!asked || asked.answered) return void (unasked += 1);
-  asked.answered = true;
-  if (data === asked.text) identical += 1;
-  const rtt = now - asked.at;
+  const request = sent.get(JSON.parse(data).seq);
+  if (!request || request.answered) return void (unsolicited += 1);
+  request.answered = true;
+  if (data === request.text) identical += 1;
+  const rtt = now - request.at;
   if (rtts.length > 0) jitter += (Math.abs(rtt - rtts.at(-1)) - jitter) / 16;
   rtts.push(rtt);
   if (rtts.length === Number(count)) finish();
@@ -38,7 +38,7 @@ socket.onopen = () => {
     socket.send(text);
     if (seq === Number(count)) {
       clearInterval(timer);
-      setTimeout(finish, PATIENCE_MS).unref?.();
+      setTimeout(finish, REPLY_TIMEOUT_MS).unref?.();
     }
   }, Number(interval));
 };
@@ -50,7 +50,7 @@ function finish() {
     sent: sent.size,
     received: rtts.length,
     identical,
-    unasked,
+    unsolicited,
     lost: sent.size - rtts.length,
     loss: (sent.size - rtts.length) / sent.size,
     rtt_ms: { min: sorted[0], mean: sum / sorted.length, median: sorted[sorted.length >> 1], max: sorted.at(-1) },

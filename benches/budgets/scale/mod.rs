@@ -1,4 +1,4 @@
-//! How far one agent goes: more paths, and more requests a second, until something gives.
+//! Scaling limits of one agent: increasing numbers of paths and of requests per second.
 
 mod offer;
 pub(crate) mod paths;
@@ -16,10 +16,10 @@ use table::Column;
 
 use super::process;
 
-/// CPU time is read once in so long, and the middle of what was found is shown.
+/// CPU time is read once per window, and the median is shown.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// How long the loads are held that are asked about, and those by which the limit is searched.
+/// Duration of the documented loads, and of the steps that search for the limit.
 const LONG: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_secs(30);
 
@@ -27,54 +27,54 @@ const STEP: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Meter {
     begun: Instant,
-    /// Each thing that is measured, as it stood.
-    stood: Vec<Duration>,
+    /// Previous readings.
+    previous: Vec<Duration>,
 }
 
 impl Meter {
     fn begin(used: Vec<Duration>) -> Self {
-        Self { begun: Instant::now(), stood: used }
+        Self { begun: Instant::now(), previous: used }
     }
 
-    /// The share of a core that each has used since it was last asked.
+    /// The share of a core that each has used since the last call.
     fn shares(&mut self, used: Vec<Duration>) -> Vec<f64> {
         let span = self.begun.elapsed().as_secs_f64();
-        let shares = used.iter().zip(&self.stood).map(|(now, then)| (*now - *then).as_secs_f64() / span);
+        let shares = used.iter().zip(&self.previous).map(|(now, then)| (*now - *then).as_secs_f64() / span);
         let shares = shares.collect();
         *self = Self::begin(used);
         shares
     }
 }
 
-/// Who else takes the cores.
+/// CPU use of other programs.
 #[derive(Debug)]
-struct Strangers {
+struct OtherLoad {
     ours: Vec<u32>,
     meter: Meter,
-    pauses: Pauses,
+    pauses: PauseMonitor,
 }
 
-/// What was seen of them.
+/// CPU use of other programs during a measurement.
 #[derive(Debug)]
-struct Seen {
-    /// Cores that other programs used, and that the hypervisor did.
+struct Interference {
+    /// Cores used by other programs, and by the hypervisor.
     shares: [f64; 2],
     longest_pause: Duration,
 }
 
-impl Strangers {
-    /// `ours` are the agents that are measured; this process is ours, too.
+impl OtherLoad {
+    /// `ours` are the measured agents; this process is added.
     fn begin(mut ours: Vec<u32>) -> io::Result<Self> {
         ours.push(std::process::id());
         let used = Self::used(&ours)?;
-        Ok(Self { ours, meter: Meter::begin(used), pauses: Pauses::begin() })
+        Ok(Self { ours, meter: Meter::begin(used), pauses: PauseMonitor::begin() })
     }
 
-    /// What there was since.
-    fn see(mut self) -> io::Result<Seen> {
+    /// CPU use since the start.
+    fn finish(mut self) -> io::Result<Interference> {
         let shares = self.meter.shares(Self::used(&self.ours)?);
-        let strangers = shares[1] - shares[2..].iter().sum::<f64>();
-        Ok(Seen { shares: [strangers.max(0.0), shares[0]], longest_pause: self.pauses.finish() })
+        let other_load = shares[1] - shares[2..].iter().sum::<f64>();
+        Ok(Interference { shares: [other_load.max(0.0), shares[0]], longest_pause: self.pauses.finish() })
     }
 
     fn used(ours: &[u32]) -> io::Result<Vec<Duration>> {
@@ -87,7 +87,7 @@ impl Strangers {
     }
 }
 
-impl Seen {
+impl Interference {
     fn show(&self, column: &mut Column) {
         column.add("all other programs", self.shares[0] * 100.0, "%");
         column.add("the hypervisor", self.shares[1] * 100.0, "%");
@@ -95,15 +95,14 @@ impl Seen {
     }
 }
 
-/// A thread that has nothing to do, and notes how much later than it asked it woke: whatever held it up may have held up
-/// everybody.
+/// An idle thread that records by how much it wakes up late: what delayed it may have delayed every process.
 #[derive(Debug)]
-struct Pauses {
+struct PauseMonitor {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Duration>,
 }
 
-impl Pauses {
+impl PauseMonitor {
     const EVERY: Duration = Duration::from_millis(2);
 
     fn begin() -> Self {

@@ -1,4 +1,4 @@
-//! Requests at a rate that does not wait for answers.
+//! Requests at a fixed rate, independent of replies.
 
 use std::collections::HashSet;
 use std::io;
@@ -10,112 +10,112 @@ use pathmeter_proto::wire::stamp::{Mode, Reply};
 use super::super::batch::{Batch, Timestamps, socket_at};
 use super::super::load;
 
-/// Sockets from which requests come.
+/// Number of source sockets.
 pub(super) const SOURCES: u32 = 16;
 
-/// Datagrams that are handed over at once.
+/// Datagrams per system call.
 const BATCH: usize = 64;
 
-/// One reply in so many is read.
+/// One reply in this many is parsed.
 const READ_EVERY: u32 = 16;
 
-/// The longest that requests are made up for: what this process could not offer in time is not offered at all, and no burst
-/// comes of it that nobody asked for.
-const MADE_UP: Duration = Duration::from_millis(2);
+/// Longest delay that is caught up. Requests that this process could not send in time are skipped, so that it
+/// sends no burst.
+const CATCH_UP_MAX: Duration = Duration::from_millis(2);
 
-/// Between two turns, when nothing is due.
+/// Pause when no request is due.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// Until the last answers have come.
+/// Time until the last replies have arrived.
 const SETTLED: Duration = Duration::from_millis(300);
 
-/// Who asks.
+/// Sources of requests.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Askers {
-    /// Different addresses, at most one for each socket.
+pub(super) struct RequestSources {
+    /// Number of source addresses, at most one per socket.
     pub(super) addresses: u32,
-    /// Sessions, asked one after the other; a multiple of [`SOURCES`].
+    /// Number of sessions, used in turn; a multiple of [`SOURCES`].
     pub(super) sessions: u32,
 }
 
-/// What was offered, and what came back.
+/// Requests sent and replies received.
 #[derive(Debug, Default)]
-pub(super) struct Offered {
+pub(super) struct GeneratorResult {
     pub(super) requests: f64,
     pub(super) replies: f64,
     pub(super) span: Duration,
-    /// Between arrival and reply, as the responder says; of one reply in 16, sorted.
+    /// Turnarounds from the replies: of one reply in 16, sorted.
     pub(super) turnarounds: Vec<Duration>,
-    /// Replies that were read of sessions of which one had been read before.
-    pub(super) later: f64,
-    /// Those of them that say that they are the first of their session.
-    pub(super) begun_anew: f64,
-    /// Sessions of which a reply was read.
-    heard: HashSet<u32>,
+    /// Parsed replies of sessions with an earlier parsed reply.
+    pub(super) repeated: f64,
+    /// Those of them that claim to be the first of their session.
+    pub(super) restarted: f64,
+    /// Sessions with a parsed reply.
+    seen_sessions: HashSet<u32>,
 }
 
-/// Sockets that ask.
-pub(super) struct Offer {
+/// Generates requests.
+pub(super) struct LoadGenerator {
     sources: Vec<Source>,
     inbox: Batch,
-    found: Offered,
+    result: GeneratorResult,
     read: u32,
-    /// Where in a datagram its session stands.
+    /// Offset of the session number in a datagram.
     session_at: usize,
 }
 
 struct Source {
     socket: UdpSocket,
     outbox: Batch,
-    /// Its first session; the others follow.
+    /// First session; the others follow.
     first: u32,
     sessions: u32,
-    asked: u32,
+    sent_count: u32,
 }
 
-impl Offer {
-    pub(super) fn new(askers: Askers, to: SocketAddrV4) -> io::Result<Self> {
-        let sessions = askers.sessions / SOURCES;
+impl LoadGenerator {
+    pub(super) fn new(sources: RequestSources, to: SocketAddrV4) -> io::Result<Self> {
+        let sessions = sources.sessions / SOURCES;
         let sources = (0..SOURCES).map(|n| {
-            // Below the targets of probers.
-            let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + n % askers.addresses);
+            // Below the addresses of targets.
+            let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + n % sources.addresses);
             let mut outbox = Batch::new(BATCH);
             (0..BATCH).for_each(|index| outbox.put(index, to, &load::request(0, 0)));
             let socket = socket_at(address, Timestamps::None)?;
-            Ok(Source { socket, outbox, first: load::sessions(sessions), sessions, asked: 0 })
+            Ok(Source { socket, outbox, first: load::sessions(sessions), sessions, sent_count: 0 })
         });
         let sources = sources.collect::<io::Result<_>>()?;
         Ok(Self {
             sources,
             inbox: Batch::new(BATCH),
-            found: Offered::default(),
+            result: GeneratorResult::default(),
             read: 0,
             session_at: session_at(),
         })
     }
 
-    /// Asks so often a second for so long; `look` is called once in a `window`.
+    /// Sends requests at `rate` per second for `span`; calls `on_window` once per `window`.
     pub(super) fn run(
         mut self,
         rate: u32,
         span: Duration,
         window: Duration,
-        mut look: impl FnMut() -> io::Result<()>,
-    ) -> io::Result<Offered> {
+        mut on_window: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<GeneratorResult> {
         let begin = Instant::now();
-        let (mut turn, mut settled_until, mut next_look) = (0, Duration::ZERO, window);
+        let (mut turn, mut settled_until, mut next_window) = (0, Duration::ZERO, window);
         loop {
             let now = begin.elapsed();
-            if now >= next_look {
-                look()?;
-                next_look += window;
+            if now >= next_window {
+                on_window()?;
+                next_window += window;
                 settled_until = begin.elapsed();
                 continue;
             }
             if now >= span {
                 break;
             }
-            settled_until = settled_until.max(now.saturating_sub(MADE_UP));
+            settled_until = settled_until.max(now.saturating_sub(CATCH_UP_MAX));
             let due = (now - settled_until).as_secs_f64() * f64::from(rate);
             let count = whole(due).min(BATCH);
             if count == 0 {
@@ -123,37 +123,37 @@ impl Offer {
                 continue;
             }
             turn = (turn + 1) % self.sources.len();
-            // Answers to what it asked a round ago.
+            // Replies to the requests of the previous round.
             self.receive(turn);
             let sent = self.sources[turn].send(count, self.session_at);
-            self.found.requests += f64::from(sent);
+            self.result.requests += f64::from(sent);
             settled_until += Duration::from_secs_f64(f64::from(sent) / f64::from(rate));
             if count < BATCH {
                 std::thread::sleep(PAUSE);
             }
         }
-        self.found.span = begin.elapsed();
+        self.result.span = begin.elapsed();
         let settled = Instant::now();
         while settled.elapsed() < SETTLED {
             (0..self.sources.len()).for_each(|turn| self.receive(turn));
             std::thread::sleep(PAUSE);
         }
-        self.found.turnarounds.sort_unstable();
-        Ok(self.found)
+        self.result.turnarounds.sort_unstable();
+        Ok(self.result)
     }
 
     fn receive(&mut self, turn: usize) {
         loop {
             let count = self.inbox.receive(&self.sources[turn].socket, 0);
             for index in 0..count {
-                self.found.replies += 1.0;
+                self.result.replies += 1.0;
                 self.read = (self.read + 1) % READ_EVERY;
                 if self.read == 0
                     && let Ok(reply) = Reply::decode(self.inbox.bytes(index), Mode::Open)
                 {
                     let session = &self.inbox.bytes(index)[self.session_at..self.session_at + 4];
                     let session = u32::from_be_bytes(session.try_into().expect("four bytes"));
-                    self.found.note(session, &reply);
+                    self.result.record(session, &reply);
                 }
             }
             if count < BATCH {
@@ -163,34 +163,34 @@ impl Offer {
     }
 }
 
-impl Offered {
-    fn note(&mut self, session: u32, reply: &Reply) {
+impl GeneratorResult {
+    fn record(&mut self, session: u32, reply: &Reply) {
         let turnaround = u64::try_from(reply.turnaround()).unwrap_or(0);
         self.turnarounds.push(Duration::from_nanos(turnaround));
-        if !self.heard.insert(session) {
-            self.later += 1.0;
-            self.begun_anew += f64::from(u8::from(reply.sequence == 0));
+        if !self.seen_sessions.insert(session) {
+            self.repeated += 1.0;
+            self.restarted += f64::from(u8::from(reply.sequence == 0));
         }
     }
 }
 
 impl Source {
-    /// Returns how many left.
+    /// Returns how many were sent.
     fn send(&mut self, count: usize, session_at: usize) -> u32 {
         for index in 0..count {
-            let number = self.asked.wrapping_add(u32::try_from(index).expect("at most a batch"));
+            let number = self.sent_count.wrapping_add(u32::try_from(index).expect("at most a batch"));
             let (session, sequence) = (self.first + number % self.sessions, number / self.sessions);
             let datagram = self.outbox.bytes_mut(index);
             datagram[..4].copy_from_slice(&sequence.to_be_bytes());
             datagram[session_at..session_at + 4].copy_from_slice(&session.to_be_bytes());
         }
         let sent = u32::try_from(self.outbox.send(&self.socket, count)).expect("at most a batch");
-        self.asked = self.asked.wrapping_add(sent);
+        self.sent_count = self.sent_count.wrapping_add(sent);
         sent
     }
 }
 
-/// Where in a request its session stands.
+/// Offset of the session number in a request.
 fn session_at() -> usize {
     const MARK: u32 = 0xfeed_f00d;
     let request = load::request(MARK, 0);

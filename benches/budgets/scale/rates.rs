@@ -1,4 +1,4 @@
-//! How many requests a second one agent answers.
+//! Number of requests per second that one agent can answer.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use pathmeter_proto::stats::quantile;
 
-use super::super::agent::{Agent, NO_PATHS};
-use super::super::process::{self, Scheduled};
+use super::super::agent::{BenchAgent, NO_PATHS};
+use super::super::process::{self, ThreadTimes};
 use super::super::report::median;
-use super::offer::{Askers, Offer, Offered, SOURCES};
+use super::offer::{GeneratorResult, LoadGenerator, RequestSources, SOURCES};
 use super::table::{self, Column};
 use super::totals::Totals;
-use super::{LONG, Meter, STEP, Strangers, WINDOW};
+use super::{LONG, Meter, OtherLoad, STEP, WINDOW};
 
-/// What is offered for how long, and to whom.
-struct Load {
+/// A load, its duration, and the responder's limits.
+struct RateCase {
     head: &'static str,
     rate: u32,
-    askers: Askers,
+    sources: RequestSources,
     /// Keys of `responder`.
     responder: &'static str,
     span: Duration,
@@ -26,14 +26,14 @@ struct Load {
 
 const RAISED: &str = "rate: 100Mpps, rate_per_source: 100Mpps";
 const RAISED_ALL: &str = "rate: 100Mpps, rate_per_source: 100Mpps, sessions: 1000000";
-/// The default of every key, one that everybody may leave out.
+/// Default limits, written as a key that has no effect.
 const DEFAULTS: &str = "open: false";
 
-const TEN_THOUSAND: Askers = Askers { addresses: SOURCES, sessions: 10_000 };
-/// More than the default of `sessions`.
-const HUNDRED_THOUSAND: Askers = Askers { addresses: SOURCES, sessions: 100_000 };
+const TEN_THOUSAND: RequestSources = RequestSources { addresses: SOURCES, sessions: 10_000 };
+/// More than the default limit `sessions`.
+const HUNDRED_THOUSAND: RequestSources = RequestSources { addresses: SOURCES, sessions: 100_000 };
 
-const RATES: [Load; 7] = [
+const RATES: [RateCase; 7] = [
     raised("100,000/s", 100_000, LONG),
     raised("150,000/s", 150_000, STEP),
     raised("200,000/s", 200_000, STEP),
@@ -43,56 +43,56 @@ const RATES: [Load; 7] = [
     raised("400,000/s", 400_000, STEP),
 ];
 
-const fn raised(head: &'static str, rate: u32, span: Duration) -> Load {
-    Load { head, rate, askers: TEN_THOUSAND, responder: RAISED, span }
+const fn raised(head: &'static str, rate: u32, span: Duration) -> RateCase {
+    RateCase { head, rate, sources: TEN_THOUSAND, responder: RAISED, span }
 }
 
 /// 100,000/s against the limits of the configuration.
-const CONFIGURED: [Load; 4] = [
-    at_100k("defaults, 1 address", Askers { addresses: 1, sessions: 10_000 }, DEFAULTS),
+const CONFIGURED: [RateCase; 4] = [
+    at_100k("defaults, 1 address", RequestSources { addresses: 1, sessions: 10_000 }, DEFAULTS),
     at_100k("defaults, 16 addresses", TEN_THOUSAND, DEFAULTS),
     at_100k("rates raised, 100,000 sessions", HUNDRED_THOUSAND, RAISED),
     at_100k("rates and sessions raised, 100,000 sessions", HUNDRED_THOUSAND, RAISED_ALL),
 ];
 
-const fn at_100k(head: &'static str, askers: Askers, responder: &'static str) -> Load {
-    Load { head, rate: 100_000, askers, responder, span: STEP }
+const fn at_100k(head: &'static str, sources: RequestSources, responder: &'static str) -> RateCase {
+    RateCase { head, rate: 100_000, sources, responder, span: STEP }
 }
 
 pub(crate) fn measure(out: &mut dyn io::Write) -> io::Result<()> {
     for (corner, loads) in [("offered", &RATES[..]), ("100,000/s", &CONFIGURED[..])] {
-        let columns = loads.iter().map(hold).collect::<io::Result<Vec<_>>>()?;
+        let columns = loads.iter().map(measure_case).collect::<io::Result<Vec<_>>>()?;
         table::print(out, corner, &columns)?;
     }
     Ok(())
 }
 
-fn hold(load: &Load) -> io::Result<Column> {
-    let agent = Agent::start_with(load.responder, NO_PATHS)?;
-    let offer = Offer::new(load.askers, SocketAddrV4::new(Ipv4Addr::LOCALHOST, agent.stamp_port))?;
+fn measure_case(load: &RateCase) -> io::Result<Column> {
+    let agent = BenchAgent::start_with(load.responder, NO_PATHS)?;
+    let offer = LoadGenerator::new(load.sources, SocketAddrV4::new(Ipv4Addr::LOCALHOST, agent.stamp_port))?;
     let (before, drops_before) = (Totals::of(&agent.scrape()?), drops(&agent)?);
-    let strangers = Strangers::begin(vec![agent.pid()])?;
+    let other_load = OtherLoad::begin(vec![agent.pid()])?;
     let mut meter = Meter::begin(used(&agent)?);
     let mut windows = Vec::new();
     let offered = offer.run(load.rate, load.span, WINDOW, || {
         windows.push(meter.shares(used(&agent)?));
         Ok(())
     })?;
-    let strangers = strangers.see()?;
+    let other_load = other_load.finish()?;
     let (after, drops_after) = (Totals::of(&agent.scrape()?), drops(&agent)?);
     let drops: [f64; 3] = std::array::from_fn(|at| drops_after[at] - drops_before[at]);
     let share = |at: usize| median(windows.iter().map(|shares| shares[at]).collect());
     let mut column = Column::new(load.head);
     show_answers(&offered, load, &after, &before, &mut column);
-    let told = after.one_since(&before, "pathmeter_socket_rx_dropped_total{loop=\"responder\"}");
-    column.add_all("dropped at its socket, as it says", &[told]);
-    column.add_all("… it / the generator / whole namespace, as the kernel says", &drops);
+    let exported = after.one_since(&before, "pathmeter_socket_rx_dropped_total{loop=\"responder\"}");
+    column.add_all("dropped at its socket, from the agent", &[exported]);
+    column.add_all("… agent / generator / whole namespace, from the kernel", &drops);
     let answered = after.since(&before, "pathmeter_responder_replies_total") / offered.span.as_secs_f64();
     column.add("responder's thread, share of a core", share(0) * 100.0, "%");
     column.add("… CPU per answer", share(0) * 1e6 / answered, "µs");
     column.add("… waited for a core", share(1) * 100.0, "%");
     column.add("generator, share of a core", share(2) * 100.0, "%");
-    strangers.show(&mut column);
+    other_load.show(&mut column);
     column.add("RSS", agent.memory()?.resident / 1024.0, "MiB");
     let lag = after.quantile_since(&before, "pathmeter_loop_lag_seconds", "loop=\"responder\",", 0.99);
     column.add("lag of the loop p99, bucket", lag * 1e3, "ms");
@@ -100,7 +100,13 @@ fn hold(load: &Load) -> io::Result<Column> {
     Ok(column)
 }
 
-fn show_answers(offered: &Offered, load: &Load, after: &Totals, before: &Totals, column: &mut Column) {
+fn show_answers(
+    offered: &GeneratorResult,
+    load: &RateCase,
+    after: &Totals,
+    before: &Totals,
+    column: &mut Column,
+) {
     let rate = offered.requests / offered.span.as_secs_f64();
     column.add("really offered a second", rate, "");
     column.add("answered, of what was offered", offered.replies * 100.0 / offered.requests, "%");
@@ -115,13 +121,13 @@ fn show_answers(offered: &Offered, load: &Load, after: &Totals, before: &Totals,
         let found = quantile(&offered.turnarounds, q).map_or(f64::NAN, |found| found.as_secs_f64() * 1e6);
         column.add(name, found, "µs");
     }
-    let anew = offered.begun_anew * 100.0 / offered.later;
+    let anew = offered.restarted * 100.0 / offered.repeated;
     column.add("sessions forgotten between two answers", anew, "%");
     let is_short = offered.replies < offered.requests || rate < f64::from(load.rate) * 0.99;
-    column.gives(is_short || offered.begun_anew > 0.0);
+    column.mark_exceeded(is_short || offered.restarted > 0.0);
 }
 
-fn drops(agent: &Agent) -> io::Result<[f64; 3]> {
+fn drops(agent: &BenchAgent) -> io::Result<[f64; 3]> {
     Ok([
         process::socket_drops(agent.pid())?,
         process::socket_drops(std::process::id())?,
@@ -129,7 +135,7 @@ fn drops(agent: &Agent) -> io::Result<[f64; 3]> {
     ])
 }
 
-fn used(agent: &Agent) -> io::Result<Vec<Duration>> {
-    let responder = Scheduled::of(agent.pid(), "pm-responder")?;
+fn used(agent: &BenchAgent) -> io::Result<Vec<Duration>> {
+    let responder = ThreadTimes::of(agent.pid(), "pm-responder")?;
     Ok(vec![responder.ran, responder.waited, process::cpu_of_this_thread()])
 }

@@ -5,18 +5,18 @@ use std::io;
 use super::super::machine::load_average;
 use super::super::report::short;
 
-/// Figures of one load by their names, in the order of the rows.
+/// Figures of one load, in row order.
 #[derive(Debug, Default)]
 pub(super) struct Column {
     head: String,
     cells: Vec<(&'static str, String)>,
-    /// Whether all that was asked for was done.
-    holds: bool,
+    /// Whether the load was handled in full.
+    is_met: bool,
 }
 
 impl Column {
     pub(super) fn new(head: impl Into<String>) -> Self {
-        Self { head: head.into(), cells: Vec::new(), holds: true }
+        Self { head: head.into(), cells: Vec::new(), is_met: true }
     }
 
     /// Adds a figure with its unit.
@@ -25,15 +25,15 @@ impl Column {
         self.cells.push((name, format!("{shown} {unit}").trim_end().to_owned()));
     }
 
-    /// Adds several that belong together.
+    /// Adds several related figures in one cell.
     pub(super) fn add_all(&mut self, name: &'static str, values: &[f64]) {
         let values: Vec<String> = values.iter().map(|value| grouped(*value)).collect();
         self.cells.push((name, values.join(" / ")));
     }
 
-    /// Says that more was asked for than was done.
-    pub(super) fn gives(&mut self, is_so: bool) {
-        self.holds &= !is_so;
+    /// Marks the load as exceeded if `is_so`.
+    pub(super) fn mark_exceeded(&mut self, is_so: bool) {
+        self.is_met &= !is_so;
     }
 
     pub(super) fn add_load_average(&mut self) {
@@ -41,7 +41,7 @@ impl Column {
     }
 }
 
-/// Prints the loads side by side, and which was the first that was too much.
+/// Prints the loads side by side, and the first that was exceeded.
 pub(super) fn print(out: &mut dyn io::Write, corner: &str, columns: &[Column]) -> io::Result<()> {
     let heads: Vec<&str> = columns.iter().map(|column| column.head.as_str()).collect();
     writeln!(out, "\n| {corner} | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()))?;
@@ -50,12 +50,12 @@ pub(super) fn print(out: &mut dyn io::Write, corner: &str, columns: &[Column]) -
         let cells: Vec<&str> = columns.iter().map(|column| column.cells[row].1.as_str()).collect();
         writeln!(out, "| {name} | {} |", cells.join(" | "))?;
     }
-    let first = columns.iter().find(|column| !column.holds);
+    let first = columns.iter().find(|column| !column.is_met);
     let first = first.map_or("none of them", |column| column.head.as_str());
     writeln!(out, "\nFirst that was not met in full: {first}.")
 }
 
-/// A whole number with its thousands set apart.
+/// A whole number with thousands separators.
 pub(super) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut shown = String::new();

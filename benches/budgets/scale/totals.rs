@@ -1,18 +1,19 @@
-//! A page of metrics, added up after the measurement: with 100,000 paths it is 600 MB long, and reading it takes a core.
+//! Sums of a metrics page, computed after the measurement: with 100,000 paths a page is 600 MB long, and
+//! parsing it takes a core.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::time::{Duration, Instant};
 
-use super::super::agent::Agent;
-use super::super::page::Page;
+use super::super::agent::BenchAgent;
+use super::super::page::MetricsText;
 
-/// Values by series, those of all paths added up: `name`, or `name{label="value"}` without the labels of a path.
+/// Values by series, summed over all paths: `name`, or `name{label="value"}` without the labels of a path.
 #[derive(Debug)]
 pub(super) struct Totals(BTreeMap<String, f64>);
 
 impl Totals {
-    pub(super) fn of(page: &Page) -> Self {
+    pub(super) fn of(page: &MetricsText) -> Self {
         let mut totals = BTreeMap::new();
         let mut key = String::new();
         for line in page.0.lines() {
@@ -26,12 +27,12 @@ impl Totals {
         Self(totals)
     }
 
-    /// 0 if there is no such series.
+    /// The value of a series, 0 if it does not exist.
     pub(super) fn get(&self, series: &str) -> f64 {
         self.0.get(series).copied().unwrap_or(0.0)
     }
 
-    /// What has been added to a series since then, in all that have this name.
+    /// Increase since `then`, over all series with this name.
     pub(super) fn since(&self, then: &Self, name: &str) -> f64 {
         let sum = |totals: &Self| -> f64 {
             let is_it = |series: &str| {
@@ -48,13 +49,13 @@ impl Totals {
         sum(self) - sum(then)
     }
 
-    /// What has been added to one series since then.
+    /// Increase of one series since `then`.
     pub(super) fn one_since(&self, then: &Self, series: &str) -> f64 {
         self.get(series) - then.get(series)
     }
 
-    /// The upper bound of the bucket in which the `q`-quantile lies of what a histogram took since then; `labels` are those
-    /// before `le`, with a comma.
+    /// The upper bound of the bucket that contains the `q`-quantile of a histogram's increase since `then`.
+    /// `labels` are those before `le`, with a trailing comma.
     pub(super) fn quantile_since(&self, then: &Self, histogram: &str, labels: &str, q: f64) -> f64 {
         let begin = format!("{histogram}_bucket{{{labels}le=\"");
         let mut counts: Vec<(f64, f64)> = Vec::new();
@@ -70,7 +71,7 @@ impl Totals {
     }
 }
 
-/// The value of a line, with its series in `key`.
+/// Parses a line: returns its value, and writes its series to `key`.
 fn read(line: &str, key: &mut String) -> Option<f64> {
     const PATH: &str = "{probe=\"";
     let (series, value) = line.trim_end().rsplit_once(' ')?;
@@ -79,7 +80,7 @@ fn read(line: &str, key: &mut String) -> Option<f64> {
     match series.split_once(PATH) {
         Some((name, labels)) => {
             key.push_str(name);
-            // Of a probe's own series the labels that tell one from the other are not wanted either.
+            // Labels that distinguish the series of a probe are dropped as well.
             let rest = labels.split_once("family=\"").and_then(|(_, rest)| rest.split_once('"'));
             if let Some(rest) = rest.and_then(|(_, rest)| rest.strip_prefix(',')) {
                 key.push('{');
@@ -91,10 +92,10 @@ fn read(line: &str, key: &mut String) -> Option<f64> {
     Some(value)
 }
 
-/// How long a scrape takes to be read, and its length in bytes.
-pub(super) fn time_scrape(agent: &Agent) -> io::Result<(Duration, f64)> {
+/// Duration of a scrape, and its length in bytes.
+pub(super) fn time_scrape(agent: &BenchAgent) -> io::Result<(Duration, f64)> {
     let (begin, mut bytes, mut buffer) = (Instant::now(), 0.0, vec![0; 1 << 20]);
-    let mut page = agent.ask_for_page()?;
+    let mut page = agent.request_page()?;
     loop {
         match u32::try_from(page.read(&mut buffer)?).map_err(io::Error::other)? {
             0 => return Ok((begin.elapsed(), bytes)),

@@ -1,4 +1,4 @@
-//! An agent that asks and an agent that answers, configured for one transport.
+//! A prober and a responder, configured for one transport.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,37 +9,37 @@ use pathmeter_proto::wire::websocket::MessageFormat;
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
 
-use super::super::agent::{Agent, Home, Ports, target};
-use super::{Load, Over};
+use super::super::agent::{AgentNamespace, AgentPorts, BenchAgent, target};
+use super::{Transport, TransportCase};
 
-/// What the certificate of the responder is for.
+/// Name in the responder's certificate.
 pub(super) const NAME: &str = "bench";
 
-/// Names of files.
+/// File names.
 const CERTIFICATE: &str = "certificate.pem";
 const KEY: &str = "key.pem";
 const WEB: &str = "web.yml";
 
-/// What an agent that asks is to do.
-pub(super) enum Duty {
-    /// Each path is asked at its interval.
-    Ask,
-    /// Each path is connected and asked once an hour.
+/// How often the prober sends.
+pub(super) enum ProberMode {
+    /// Each path sends at its interval.
+    Probe,
+    /// Each path is connected and sends once an hour.
     Idle,
 }
 
-/// Who answers, and how it is reached.
-pub(super) struct Village<'a> {
-    load: &'a Load,
-    pub(super) home: Home,
-    /// Of whoever answers.
-    pub(super) ports: Ports,
-    /// Of the certificate.
+/// Ports and certificate of a responder.
+pub(super) struct TransportSetup<'a> {
+    load: &'a TransportCase,
+    pub(super) namespace: AgentNamespace,
+    /// Ports of the responder.
+    pub(super) ports: AgentPorts,
+    /// Folder of the certificate.
     folder: TempDir,
 }
 
-impl<'a> Village<'a> {
-    pub(super) fn new(load: &'a Load, home: &Home) -> io::Result<Self> {
+impl<'a> TransportSetup<'a> {
+    pub(super) fn new(load: &'a TransportCase, namespace: &AgentNamespace) -> io::Result<Self> {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let params = CertificateParams::new(vec![NAME.to_owned()]).map_err(io::Error::other)?;
         let certificate = params.self_signed(&key).map_err(io::Error::other)?.pem();
@@ -48,67 +48,67 @@ impl<'a> Village<'a> {
         for (name, text) in [(CERTIFICATE, certificate), (KEY, key.serialize_pem()), (WEB, web)] {
             fs::write(folder.path().join(name), text)?;
         }
-        Ok(Self { load, home: home.clone(), ports: Ports::free(home)?, folder })
+        Ok(Self { load, namespace: namespace.clone(), ports: AgentPorts::free(namespace)?, folder })
     }
 
     pub(super) fn is_secure(&self) -> bool {
-        match self.load.over {
-            Over::Udp | Over::Icmp(_) | Over::Tcp => false,
-            Over::WebSocket { is_secure, .. } | Over::Http { is_secure } => is_secure,
+        match self.load.transport {
+            Transport::Udp | Transport::Icmp(_) | Transport::Tcp => false,
+            Transport::WebSocket { is_secure, .. } | Transport::Http { is_secure } => is_secure,
         }
     }
 
-    /// The certificate that is to be believed.
+    /// The certificate that the prober trusts.
     pub(super) fn certificate(&self) -> PathBuf {
         self.folder.path().join(CERTIFICATE)
     }
 
-    /// Starts whoever answers, on every address.
-    pub(super) fn responder(&self) -> io::Result<Agent> {
+    /// Starts the responder on every address.
+    pub(super) fn responder(&self) -> io::Result<BenchAgent> {
         let mut text = basics("0.0.0.0", &self.ports);
         if self.is_secure() {
             let _ = writeln!(text, "tls: {{web_config_file: {}}}", self.folder.path().join(WEB).display());
         }
-        let agent = Agent::launch(&self.home, self.ports, &text)?;
+        let agent = BenchAgent::launch(&self.namespace, self.ports, &text)?;
         agent.wait_for(|| agent.connect())?;
         Ok(agent)
     }
 
-    /// Starts an agent that asks.
-    pub(super) fn prober(&self, duty: &Duty) -> io::Result<Agent> {
-        let ports = Ports::free(&self.home)?;
-        let text = basics("127.0.0.1", &ports) + &self.probe(duty) + &self.hosts();
-        let agent = Agent::launch(&self.home, ports, &text)?;
+    /// Starts the prober.
+    pub(super) fn prober(&self, mode: &ProberMode) -> io::Result<BenchAgent> {
+        let ports = AgentPorts::free(&self.namespace)?;
+        let text = basics("127.0.0.1", &ports) + &self.probe(mode) + &self.hosts();
+        let agent = BenchAgent::launch(&self.namespace, ports, &text)?;
         agent.wait_for(|| agent.scrape())?;
         Ok(agent)
     }
 
-    fn probe(&self, duty: &Duty) -> String {
-        let interval = match duty {
-            Duty::Ask => format!("{}ms", self.load.interval.as_millis()),
-            Duty::Idle => "1h".to_owned(),
+    fn probe(&self, mode: &ProberMode) -> String {
+        let interval = match mode {
+            ProberMode::Probe => format!("{}ms", self.load.interval.as_millis()),
+            ProberMode::Idle => "1h".to_owned(),
         };
-        let rest = match self.load.over {
-            Over::Udp => "udp, peers: all",
-            Over::Icmp(_) => "icmp, targets: all",
-            Over::Tcp => "tcp, connect_interval: \"off\", peers: all",
-            Over::WebSocket { format: MessageFormat::Text, .. } => {
+        let rest = match self.load.transport {
+            Transport::Udp => "udp, peers: all",
+            Transport::Icmp(_) => "icmp, targets: all",
+            Transport::Tcp => "tcp, connect_interval: \"off\", peers: all",
+            Transport::WebSocket { format: MessageFormat::Text, .. } => {
                 "websocket, format: text, connect_interval: \"off\", peers: all"
             }
-            Over::WebSocket { format: MessageFormat::Binary, .. } => {
+            Transport::WebSocket { format: MessageFormat::Binary, .. } => {
                 "websocket, format: binary, connect_interval: \"off\", peers: all"
             }
-            Over::Http { .. } => "http, connect_interval: \"off\", peers: all",
+            Transport::Http { .. } => "http, connect_interval: \"off\", peers: all",
         };
         format!("probes: [{{name: echo, interval: {interval}, protocol: {rest}}}]\n")
     }
 
-    /// All of them are whoever answers; to ICMP the kernel does.
+    /// All hosts are addresses of the responder; ICMP is answered by the kernel.
     fn hosts(&self) -> String {
-        let Ports { http, stamp, agent } = self.ports;
-        let (kind, mut rest) = match self.load.over {
-            Over::Icmp(_) => ("targets", String::new()),
-            Over::Udp | Over::Tcp | Over::WebSocket { .. } | Over::Http { .. } => {
+        let AgentPorts { http, stamp, agent } = self.ports;
+        let (kind, mut rest) = match self.load.transport {
+            Transport::Icmp(_) => ("targets", String::new()),
+            Transport::Udp | Transport::Tcp | Transport::WebSocket { .. } | Transport::Http { .. } => {
                 ("peers", format!(", http_port: {http}, stamp_port: {stamp}, agent_port: {agent}"))
             }
         };
@@ -124,8 +124,8 @@ impl<'a> Village<'a> {
     }
 }
 
-fn basics(address: &str, ports: &Ports) -> String {
-    let Ports { http, stamp, agent } = ports;
+fn basics(address: &str, ports: &AgentPorts) -> String {
+    let AgentPorts { http, stamp, agent } = ports;
     format!(
         "agent: {{name: bench-{http}}}\n\
          listen: {{http: \"{address}:{http}\", stamp: \"{address}:{stamp}\", agent: \"{address}:{agent}\"}}\n\

@@ -1,4 +1,4 @@
-//! Loops that make the system calls of an echo over a transport, and decide nothing.
+//! Loops that make the system calls of an echo over a transport, without its logic.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -9,76 +9,76 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::super::agent::{Home, within};
-use super::super::bare::{Echo, Places, per_echo, probe, probe_with};
+use super::super::agent::{AgentNamespace, within};
+use super::super::bare::{BareResponder, FieldOffsets, per_echo, probe, probe_with};
 use super::super::batch::{Timestamps, prepared};
 use super::super::process::cpu_of_this_thread;
-use super::{Cost, Load, Over};
+use super::{EchoCost, Transport, TransportCase};
 
-/// An ICMP echo of ours.
+/// Length of a pathmeter ICMP echo.
 const ICMP_BYTES: usize = 32;
 const ECHO_REQUEST: u8 = 8;
 
-/// Bytes of a message over TCP: the shortest of ours.
+/// Length of a message over TCP: the shortest of pathmeter's.
 const MESSAGE_BYTES: usize = 56;
 
-/// Connections that one turn of a loop looks at.
-const TURN: usize = 64;
+/// Most events per call of epoll_wait.
+const EVENTS_MAX: usize = 64;
 
-/// How long a loop waits for something.
+/// Longest wait of a loop.
 const PATIENCE_MS: u16 = 50;
 
-/// For streams of all kinds that is bare TCP.
-pub(super) fn cost(load: &Load, home: &Home, span: Duration) -> io::Result<Cost> {
+/// For all kinds of streams the bare loop is TCP.
+pub(super) fn cost(load: &TransportCase, namespace: &AgentNamespace, span: Duration) -> io::Result<EchoCost> {
     let rate = f64::from(load.paths) / load.interval.as_secs_f64();
-    within(home, || match load.over {
-        Over::Udp => datagrams(rate, span),
-        Over::Icmp(_) => pings(rate, span),
-        Over::Tcp | Over::WebSocket { .. } | Over::Http { .. } => streams(load, span),
+    within(namespace, || match load.transport {
+        Transport::Udp => datagrams(rate, span),
+        Transport::Icmp(_) => pings(rate, span),
+        Transport::Tcp | Transport::WebSocket { .. } | Transport::Http { .. } => streams(load, span),
     })
 }
 
-/// The bare prober asks each address once a second; as many echoes at as even a pace.
+/// The bare prober probes each address once a second: as many addresses as echoes per second, evenly spread.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "about a thousand")]
 fn addresses(rate: f64) -> u32 {
     rate.round() as u32
 }
 
-fn datagrams(rate: f64, span: Duration) -> io::Result<Cost> {
-    let echo = Echo::start_at(Ipv4Addr::UNSPECIFIED)?;
+fn datagrams(rate: f64, span: Duration) -> io::Result<EchoCost> {
+    let echo = BareResponder::start_at(Ipv4Addr::UNSPECIFIED)?;
     let prober = probe(addresses(rate), echo.address.port(), span)?;
-    Ok(Cost { prober, responder: Some(echo.finish()) })
+    Ok(EchoCost { prober, responder: Some(echo.finish()) })
 }
 
-/// From a ping socket. The kernel answers.
-fn pings(rate: f64, span: Duration) -> io::Result<Cost> {
+/// Sends from a ping socket; the kernel answers.
+fn pings(rate: f64, span: Duration) -> io::Result<EchoCost> {
     let mut request = vec![0; ICMP_BYTES];
     request[0] = ECHO_REQUEST;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
     let socket = prepared(UdpSocket::from(OwnedFd::from(socket)), Timestamps::Both)?;
     let requests = vec![request; addresses(rate) as usize];
-    // Where the upper half of the sequence number would be the kernel writes the identifier.
-    let places = Places { sequence: 4, number: 8, number_back: 8 };
-    Ok(Cost { prober: probe_with(&socket, requests, places, 0, span)?, responder: None })
+    // The kernel writes the identifier to the upper half of the sequence number.
+    let places = FieldOffsets { sequence: 4, number: 8, number_back: 8 };
+    Ok(EchoCost { prober: probe_with(&socket, requests, places, 0, span)?, responder: None })
 }
 
-fn streams(load: &Load, span: Duration) -> io::Result<Cost> {
+fn streams(load: &TransportCase, span: Duration) -> io::Result<EchoCost> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr()?.port());
     let count = load.paths;
-    let responder: JoinHandle<io::Result<f64>> = std::thread::spawn(move || answer(&listener, count));
-    let prober = ask(to, load, span)?;
+    let responder: JoinHandle<io::Result<f64>> = std::thread::spawn(move || echo_back(&listener, count));
+    let prober = send_requests(to, load, span)?;
     let responder = responder.join().expect("the loop does not panic")?;
-    Ok(Cost { prober, responder: Some(responder) })
+    Ok(EchoCost { prober, responder: Some(responder) })
 }
 
-/// Connections in a set that says which of them have something to read.
-struct Watched {
+/// Connections registered with epoll.
+struct EpollStreams {
     epoll: Epoll,
     streams: Vec<TcpStream>,
 }
 
-impl Watched {
+impl EpollStreams {
     fn new(streams: Vec<TcpStream>) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         for (stream, n) in streams.iter().zip(0..) {
@@ -89,13 +89,14 @@ impl Watched {
         Ok(Self { epoll, streams })
     }
 
-    /// Reads from those that have something, one message each, and hands each stream over. False when one has ended.
+    /// Reads one message from each readable stream and passes both to `take`. Returns false if a stream has
+    /// ended.
     fn read(
         &mut self,
         patience: u16,
         mut take: impl FnMut(&mut TcpStream, &[u8]) -> io::Result<()>,
     ) -> io::Result<bool> {
-        let mut events = [EpollEvent::empty(); TURN];
+        let mut events = [EpollEvent::empty(); EVENTS_MAX];
         let ready = self.epoll.wait(&mut events, EpollTimeout::from(patience))?;
         for event in &events[..ready] {
             let place = usize::try_from(event.data()).map_err(io::Error::other)?;
@@ -114,33 +115,33 @@ impl Watched {
     }
 }
 
-/// Sends back what comes on so many connections, until one of them ends.
-fn answer(listener: &TcpListener, count: u32) -> io::Result<f64> {
+/// Echoes messages on `count` connections until one of them ends.
+fn echo_back(listener: &TcpListener, count: u32) -> io::Result<f64> {
     let accepted = (0..count).map(|_| listener.accept().map(|(stream, _)| stream));
-    let mut watched = Watched::new(accepted.collect::<io::Result<Vec<_>>>()?)?;
+    let mut streams = EpollStreams::new(accepted.collect::<io::Result<Vec<_>>>()?)?;
     let (before, mut echoes) = (cpu_of_this_thread(), 0_u32);
-    while watched.read(PATIENCE_MS, |stream, message| {
+    while streams.read(PATIENCE_MS, |stream, message| {
         echoes += 1;
         stream.write_all(message)
     })? {}
     Ok(per_echo(cpu_of_this_thread() - before, f64::from(echoes)))
 }
 
-/// Asks on so many connections in turns, evenly.
-fn ask(to: SocketAddrV4, load: &Load, span: Duration) -> io::Result<f64> {
+/// Sends messages on the connections in turn, evenly spread.
+fn send_requests(to: SocketAddrV4, load: &TransportCase, span: Duration) -> io::Result<f64> {
     let connected = (0..load.paths).map(|_| TcpStream::connect(to)).collect::<io::Result<Vec<_>>>()?;
-    let mut watched = Watched::new(connected)?;
+    let mut streams = EpollStreams::new(connected)?;
     let pause = load.interval / load.paths;
     let (before, begin) = (cpu_of_this_thread(), Instant::now());
     let (mut due, mut sent, mut answered) = (begin, 0_usize, 0_u32);
     while begin.elapsed() < span {
         while due <= Instant::now() {
-            let place = sent % watched.streams.len();
-            watched.streams[place].write_all(&[0; MESSAGE_BYTES])?;
+            let place = sent % streams.streams.len();
+            streams.streams[place].write_all(&[0; MESSAGE_BYTES])?;
             (sent, due) = (sent + 1, due + pause);
         }
         let left = due.saturating_duration_since(Instant::now()).as_micros().div_ceil(1_000);
-        watched.read(u16::try_from(left).unwrap_or(PATIENCE_MS), |_, _| {
+        streams.read(u16::try_from(left).unwrap_or(PATIENCE_MS), |_, _| {
             answered += 1;
             Ok(())
         })?;

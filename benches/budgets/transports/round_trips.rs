@@ -1,4 +1,4 @@
-//! Round trips one by one, by the program's own loops in the benchmark's process: an agent exports a histogram.
+//! Individual round trips, from pathmeter's loops in this process, because an agent exports only a histogram.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,41 +22,41 @@ use pathmeter_proto::stats::quantile;
 use pathmeter_proto::wire::stream::MESSAGE_BYTES_MIN;
 
 use super::super::agent::{target, within};
-use super::agents::{NAME, Village};
-use super::{Load, Over};
+use super::agents::{NAME, TransportSetup};
+use super::{Transport, TransportCase};
 
-/// More than the 10,000 that a p99.9 needs.
+/// More than the 10,000 needed for p99.9.
 const PROBES: usize = 11_000;
-/// Those of the first second are not among them.
+/// Reports of the first second, which are skipped.
 const FIRST: usize = 1_000;
-/// Without any report for so long something is broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time without a report.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What was found.
+/// Round trips and losses of all paths.
 #[derive(Debug, Default)]
-pub(super) struct RoundTrips {
+pub(super) struct RttSamples {
     /// Sorted.
     all: Vec<Duration>,
-    /// Percent of them whose beginning the kernel did not stamp.
+    /// Percent without kernel transmit timestamp.
     pub(super) user_sent: f64,
-    /// Percent of them whose end the kernel did not stamp.
+    /// Percent without kernel receive timestamp.
     pub(super) user_received: f64,
     pub(super) lost: u32,
     pub(super) unsent: u64,
 }
 
-impl RoundTrips {
-    /// In microseconds.
+impl RttSamples {
+    /// Quantile in microseconds.
     pub(super) fn quantile(&self, q: f64) -> f64 {
         quantile(&self.all, q).map_or(f64::NAN, |rtt| rtt.as_secs_f64() * 1e6)
     }
 
-    /// From what all paths report.
+    /// Collects the reports of all paths.
     fn collect(reports: &Receiver<EchoReport>) -> io::Result<Self> {
         let mut found = Self::default();
         let (mut sent, mut received, mut first) = (0_u32, 0_u32, FIRST);
         while found.all.len() < PROBES {
-            match reports.recv_timeout(PATIENCE) {
+            match reports.recv_timeout(REPORT_TIMEOUT) {
                 Ok(EchoReport::Decided { sample: Some(_), .. } | EchoReport::Unsent(_)) if first > 0 => {
                     first -= 1
                 }
@@ -68,7 +68,7 @@ impl RoundTrips {
                 Ok(EchoReport::Decided { verdict: Verdict::Lost { .. }, .. }) => found.lost += 1,
                 Ok(EchoReport::Unsent(slots)) => found.unsent += slots,
                 Ok(_) => {}
-                Err(error) => return Err(io::Error::other(format!("nothing is measured: {error}"))),
+                Err(error) => return Err(io::Error::other(format!("no reports: {error}"))),
             }
         }
         found.all.sort_unstable();
@@ -78,30 +78,31 @@ impl RoundTrips {
     }
 }
 
-pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTrips> {
-    let secure = if village.is_secure() { Some(secure(village)?) } else { None };
-    let ports = village.ports;
+pub(super) fn measure(load: &TransportCase, setup: &TransportSetup<'_>) -> io::Result<RttSamples> {
+    let secure = if setup.is_secure() { Some(secure(setup)?) } else { None };
+    let ports = setup.ports;
     let place = |path: &str| HttpTarget {
         authority: format!("{NAME}:{}", ports.http),
         path: path.to_owned(),
         signer: None,
         secure: secure.clone(),
     };
-    // Threads that are started there have their sockets there.
-    within(&village.home, || match load.over {
-        Over::Udp => {
+    // Threads started in the namespace open their sockets there.
+    within(&setup.namespace, || match load.transport {
+        Transport::Udp => {
             datagrams(load, ports.stamp, &WireFormat::Stamp { keys: None, quirks: Quirks::default() })
         }
-        Over::Icmp(_) => datagrams(load, 0, &WireFormat::Icmp),
-        Over::Tcp => {
+        Transport::Icmp(_) => datagrams(load, 0, &WireFormat::Icmp),
+        Transport::Tcp => {
             streams(load, ports.agent, &stream::StreamProtocol::Tcp { bytes: MESSAGE_BYTES_MIN, keys: None })
         }
-        Over::WebSocket { format, .. } => {
+        Transport::WebSocket { format, .. } => {
             let place = place("/ws");
-            let over = stream::StreamProtocol::WebSocket { target: place, format, bytes: format.bytes_min() };
-            streams(load, ports.http, &over)
+            let transport =
+                stream::StreamProtocol::WebSocket { target: place, format, bytes: format.bytes_min() };
+            streams(load, ports.http, &transport)
         }
-        Over::Http { .. } => {
+        Transport::Http { .. } => {
             let expected = ExpectedResponse { status: Vec::new(), body: None, is_agent: true };
             let place = place("/api/v1/ping");
             streams(load, ports.http, &stream::StreamProtocol::Http { target: place, expected })
@@ -109,13 +110,13 @@ pub(super) fn measure(load: &Load, village: &Village<'_>) -> io::Result<RoundTri
     })
 }
 
-fn secure(village: &Village<'_>) -> io::Result<TlsClient> {
-    let trust = Trust { ca_file: Some(village.certificate()), ..Trust::default() };
+fn secure(setup: &TransportSetup<'_>) -> io::Result<TlsClient> {
+    let trust = Trust { ca_file: Some(setup.certificate()), ..Trust::default() };
     let connector = Connector::new(&trust).map_err(io::Error::other)?;
     Ok(TlsClient { connector, server_name: NAME.to_owned() })
 }
 
-fn datagrams(load: &Load, port: u16, wire: &WireFormat) -> io::Result<RoundTrips> {
+fn datagrams(load: &TransportCase, port: u16, wire: &WireFormat) -> io::Result<RttSamples> {
     let (events, _unread) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let prober = datagram::spawn("bench", Vec::new(), TimestampMatching::detect(), events)?;
     let (tap, reports) = mpsc::channel();
@@ -123,12 +124,12 @@ fn datagrams(load: &Load, port: u16, wire: &WireFormat) -> io::Result<RoundTrips
         let task = echo(load, n, port, wire.clone(), tap.clone()).into_task();
         prober.start(NewPath { id: PathId(n.into()), task, peer_left_at: None });
     }
-    let found = RoundTrips::collect(&reports);
+    let found = RttSamples::collect(&reports);
     prober.stop(Duration::ZERO);
     found
 }
 
-fn echo(load: &Load, n: u32, port: u16, wire: WireFormat, tap: Sender<EchoReport>) -> DatagramEcho {
+fn echo(load: &TransportCase, n: u32, port: u16, wire: WireFormat, tap: Sender<EchoReport>) -> DatagramEcho {
     DatagramEcho {
         path_mtu: None,
         spec: EchoSpec {
@@ -150,7 +151,7 @@ fn echo(load: &Load, n: u32, port: u16, wire: WireFormat, tap: Sender<EchoReport
     }
 }
 
-fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<RoundTrips> {
+fn streams(load: &TransportCase, port: u16, transport: &stream::StreamProtocol) -> io::Result<RttSamples> {
     let (events, _unread) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
     let streams = stream::spawn(events)?;
     let (tap, reports) = mpsc::channel();
@@ -161,8 +162,8 @@ fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<
                 interval: load.interval,
                 late_after: Duration::from_secs(1),
                 lost_after: Duration::from_secs(15),
-                unanswered_max: over.at_once(),
-                on_demand: over.is_on_demand(),
+                unanswered_max: transport.at_once(),
+                on_demand: transport.is_on_demand(),
                 count: None,
                 seed: n.into(),
             },
@@ -171,7 +172,7 @@ fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<
                 host: None,
                 source: None,
                 dscp: Dscp::default(),
-                protocol: over.clone(),
+                protocol: transport.clone(),
             },
             connect_interval: None,
             series: Arc::new(EchoSeries::new("bench", &peer, "ipv4", 1)),
@@ -180,7 +181,7 @@ fn streams(load: &Load, port: u16, over: &stream::StreamProtocol) -> io::Result<
         };
         streams.start(NewPath { id: PathId(n.into()), task: echo, peer_left_at: None });
     }
-    let found = RoundTrips::collect(&reports);
+    let found = RttSamples::collect(&reports);
     streams.stop(Duration::ZERO);
     found
 }

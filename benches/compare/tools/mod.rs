@@ -1,4 +1,4 @@
-//! The programs that are compared: how they are run, and what they say.
+//! The compared tools: how they are run, and how their output is read.
 
 pub(crate) mod blackbox;
 pub(crate) mod fping;
@@ -13,99 +13,99 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use pathmeter_lab::Program;
-use pathmeter_lab::exchange::Protocol;
+use pathmeter_lab::exchange::ExchangeProtocol;
 
-use crate::lane::Lane;
+use crate::host_pair::HostPair;
 
-/// How to ask one host.
+/// Interval and duration of a run with one target.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Run {
+pub(crate) struct ProbeRun {
     pub(crate) interval: Duration,
     pub(crate) span: Duration,
 }
 
-impl Run {
+impl ProbeRun {
     pub(crate) fn count(&self) -> u128 {
         self.span.as_nanos() / self.interval.as_nanos()
     }
 }
 
-/// A program that asks one host.
-pub(crate) trait Asker {
+/// A tool that measures one host.
+pub(crate) trait MeasuringTool {
     fn name(&self) -> &'static str;
 
-    fn protocol(&self) -> Protocol;
+    fn protocol(&self) -> ExchangeProtocol;
 
-    /// Ends it, when its time is over, and says what it said.
-    fn finish(self: Box<Self>, lane: &Lane) -> io::Result<Said>;
+    /// Waits for the end of the run and reads the tool's report.
+    fn finish(self: Box<Self>, pair: &HostPair) -> io::Result<ToolReport>;
 }
 
-/// What a program said.
+/// Report of a tool.
 #[derive(Debug, Default)]
-pub(crate) struct Said {
+pub(crate) struct ToolReport {
     pub(crate) lost: u64,
-    /// Forward and reverse, of those for which it says so.
+    /// Losses forward and reverse, if the tool reports directions.
     pub(crate) directions: Option<[i64; 2]>,
     pub(crate) duplicates: Option<u64>,
     pub(crate) reordered: Option<u64>,
-    pub(crate) round_trips: Vec<Timed>,
-    /// What is sent later it could not speak of.
+    pub(crate) round_trips: Vec<ReportedRtt>,
+    /// The report covers requests sent before this time, in nanoseconds since 1970.
     pub(crate) until: Option<u64>,
-    /// Its page of metrics, if it has one about all of this.
-    pub(crate) page: Option<Exported>,
+    /// Its RTT histogram, if it exports one.
+    pub(crate) page: Option<ExportedHistogram>,
 }
 
-/// The histogram of round trips on a page of metrics.
+/// The RTT histogram on a metrics page.
 #[derive(Debug)]
-pub(crate) struct Exported {
+pub(crate) struct ExportedHistogram {
     pub(crate) text: String,
-    /// The family.
+    /// Name of the metric family.
     pub(crate) name: &'static str,
 }
 
-/// A round trip as a program said it.
+/// A round trip as reported by a tool.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Timed {
-    pub(crate) of: Which,
+pub(crate) struct ReportedRtt {
+    pub(crate) of: RequestRef,
     pub(crate) nanos: f64,
 }
 
-/// Which request is meant.
+/// Reference to a request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Which {
+pub(crate) enum RequestRef {
     Sequence(u32),
-    /// The only one to this address that was sent between two times.
+    /// The only request to this address that was sent between two times.
     Between(IpAddr, u64, u64),
 }
 
-type Start = fn(&mut Lane, Run) -> io::Result<Box<dyn Asker>>;
+type Start = fn(&mut HostPair, ProbeRun) -> io::Result<Box<dyn MeasuringTool>>;
 
-/// A program to compare, and how to start it.
+/// A tool to compare, and how to start it.
 #[derive(Clone, Copy)]
-pub(crate) struct Contender {
+pub(crate) struct Tool {
     pub(crate) program: &'static str,
     pub(crate) start: Start,
 }
 
-/// Those whose every round trip can be compared.
-pub(crate) const TIMED: [Contender; 6] = [
-    Contender { program: ours::PROGRAM, start: ours::once },
-    Contender { program: irtt::PROGRAM, start: irtt::start },
-    Contender { program: stamp_suite::PROGRAM, start: stamp_suite::start },
-    Contender { program: fping::PROGRAM, start: fping::timing },
-    Contender { program: smokeping::PROGRAM, start: smokeping::start },
-    Contender { program: blackbox::PROGRAM, start: blackbox::start },
+/// Tools that report every round trip.
+pub(crate) const TIMED: [Tool; 6] = [
+    Tool { program: ours::PROGRAM, start: ours::once },
+    Tool { program: irtt::PROGRAM, start: irtt::start },
+    Tool { program: stamp_suite::PROGRAM, start: stamp_suite::start },
+    Tool { program: fping::PROGRAM, start: fping::timing },
+    Tool { program: smokeping::PROGRAM, start: smokeping::start },
+    Tool { program: blackbox::PROGRAM, start: blackbox::start },
 ];
 
-/// Those whose counts are compared: of ours the agent.
-pub(crate) const COUNTED: [Contender; 6] = {
+/// Tools whose counts are compared; for pathmeter the agent.
+pub(crate) const COUNTED: [Tool; 6] = {
     let mut all = TIMED;
-    all[0] = Contender { program: ours::PROGRAM, start: ours::agent };
-    all[3] = Contender { program: fping::PROGRAM, start: fping::counting };
+    all[0] = Tool { program: ours::PROGRAM, start: ours::agent };
+    all[3] = Tool { program: fping::PROGRAM, start: fping::counting };
     all
 };
 
-/// The programs, each with what its package or itself says of its version.
+/// The tools with the version of their package or of `--version`.
 pub(crate) fn versions() -> Vec<(&'static str, Option<String>)> {
     let all = [
         (ours::PROGRAM, ours::version()),
@@ -120,28 +120,28 @@ pub(crate) fn versions() -> Vec<(&'static str, Option<String>)> {
 
 fn package(name: &str) -> Option<String> {
     let mut query = std::process::Command::new("dpkg-query");
-    let told = query.args(["-W", "-f=${Version} (Debian)", name]).output().ok()?;
-    let version = String::from_utf8(told.stdout).ok()?;
-    (told.status.success() && !version.is_empty()).then_some(version)
+    let output = query.args(["-W", "-f=${Version} (Debian)", name]).output().ok()?;
+    let version = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !version.is_empty()).then_some(version)
 }
 
-/// What a program says to `--version`, in its last word of the first line.
-fn asked(program: &str) -> Option<String> {
-    let told = std::process::Command::new(program).arg("--version").output().ok()?;
-    Some(String::from_utf8(told.stdout).ok()?.lines().next()?.rsplit(' ').next()?.to_owned())
+/// The last word of the first line that a program prints for `--version`.
+fn version_of(program: &str) -> Option<String> {
+    let output = std::process::Command::new(program).arg("--version").output().ok()?;
+    Some(String::from_utf8(output.stdout).ok()?.lines().next()?.rsplit(' ').next()?.to_owned())
 }
 
-/// Longer than anything goes on after its time is over.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest time until a tool exits after its run.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Waits for the end of a program that ends by itself.
+/// Waits until a program exits.
 fn wait_for(program: &mut Program) -> io::Result<()> {
     let begin = Instant::now();
-    while program.has_ended().is_none() {
-        if begin.elapsed() > PATIENCE {
+    while program.try_wait().is_none() {
+        if begin.elapsed() > END_TIMEOUT {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("does not end:\n{}", program.output()),
+                format!("does not exit:\n{}", program.output()),
             ));
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -149,7 +149,7 @@ fn wait_for(program: &mut Program) -> io::Result<()> {
     Ok(())
 }
 
-/// A figure that a program must have said.
-fn number<T: std::str::FromStr>(text: &str) -> io::Result<T> {
-    text.trim().parse().map_err(|_| io::Error::other(format!("{text:?} is no number")))
+/// Parses a number in the output of a tool.
+fn parse_number<T: std::str::FromStr>(text: &str) -> io::Result<T> {
+    text.trim().parse().map_err(|_| io::Error::other(format!("{text:?} is not a number")))
 }

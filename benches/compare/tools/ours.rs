@@ -1,77 +1,82 @@
-//! Our agent, and `pathmeter probe echo`.
+//! The pathmeter agent, and `pathmeter probe echo`.
 
 use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use pathmeter_lab::exchange::Protocol;
+use pathmeter_lab::exchange::ExchangeProtocol;
 use pathmeter_lab::{Page, Program, eventually, get};
 use serde_json::Value;
 
-use super::{Asker, Exported, Run, Said, Timed, Which, asked, wait_for};
-use crate::lane::Lane;
+use super::{
+    ExportedHistogram, MeasuringTool, ProbeRun, ReportedRtt, RequestRef, ToolReport, version_of, wait_for,
+};
+use crate::host_pair::HostPair;
 
 pub(crate) const PROGRAM: &str = "pathmeter";
 pub(crate) const PORT: u16 = 9_862;
-/// Where echo over TCP is answered.
+/// Port of echo over TCP.
 pub(crate) const AGENT_PORT: u16 = 9_863;
-const FRONT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
+const HTTP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
-/// The binary that was built for this benchmark, or the one that `$PATHMETER` names.
+/// The binary: `$PATHMETER`, or the one built for this benchmark.
 fn program() -> String {
     std::env::var("PATHMETER").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pathmeter").to_owned())
 }
 
 pub(crate) fn version() -> Option<String> {
-    asked(&program())
+    version_of(&program())
 }
 
-/// What is asked of an agent.
-pub(crate) enum Duty<'a> {
-    Answer,
-    Ask(Run),
-    /// Each of them once a second.
-    AskAll(&'a [IpAddr]),
-    /// What these keys of a configuration say.
-    Written(&'a str),
+/// The role of an agent.
+pub(crate) enum AgentRole<'a> {
+    Responder,
+    Prober(ProbeRun),
+    /// Probes each of these once a second.
+    ProberOfAll(&'a [IpAddr]),
+    /// Configured with these further keys.
+    Configured(&'a str),
 }
 
 /// Starts an agent and waits until it is ready.
-pub(crate) fn launch(lane: &mut Lane, duty: &Duty<'_>) -> io::Result<Program> {
-    let text = config(lane, duty);
-    let is_asking = !matches!(duty, Duty::Answer);
+pub(crate) fn launch(pair: &mut HostPair, duty: &AgentRole<'_>) -> io::Result<Program> {
+    let text = config(pair, duty);
+    let is_asking = !matches!(duty, AgentRole::Responder);
     let name = if is_asking { "a.yaml" } else { "b.yaml" };
-    let file = lane.write(name, &text)?.display().to_string();
+    let file = pair.write(name, &text)?.display().to_string();
     let arguments = ["run", "--config", &file];
-    let program =
-        if is_asking { lane.ask(&program(), &arguments) } else { lane.answer(&program(), &arguments) };
-    let node = if is_asking { lane.here() } else { lane.there() };
+    let program = if is_asking {
+        pair.start_prober(&program(), &arguments)
+    } else {
+        pair.start_responder(&program(), &arguments)
+    };
+    let node = if is_asking { pair.prober_host() } else { pair.responder_host() };
     eventually("an agent is ready", || {
-        let answer = node.within(|| get(FRONT, "/-/ready")).ok();
+        let answer = node.within(|| get(HTTP_ADDRESS, "/-/ready")).ok();
         answer.filter(|answer| answer.status == 200)
     });
     Ok(program)
 }
 
-fn config(lane: &Lane, duty: &Duty<'_>) -> String {
+fn config(pair: &HostPair, duty: &AgentRole<'_>) -> String {
     let mut text = "log: {level: warn}\nresponder: {allow: [10.77.0.0/24]}\n".to_owned();
     match duty {
-        Duty::Answer => text += "agent: {name: b}\n",
-        Duty::Ask(run) => {
+        AgentRole::Responder => text += "agent: {name: b}\n",
+        AgentRole::Prober(run) => {
             let _ = write!(
                 text,
                 "agent: {{name: a}}\nprobes: [{{name: echo, interval: {}ms, targets: all, peers: []}}]\n\
                  targets: [{{name: b, address: {}, port: {PORT}}}]\n",
                 run.interval.as_millis(),
-                lane.target()
+                pair.target()
             );
         }
-        Duty::Written(keys) => {
+        AgentRole::Configured(keys) => {
             text += "agent: {name: a}\n";
             text += keys;
         }
-        Duty::AskAll(targets) => {
+        AgentRole::ProberOfAll(targets) => {
             text +=
                 "agent: {name: a}\nprobes: [{name: echo, interval: 1s, targets: all, peers: []}]\ntargets:\n";
             for target in *targets {
@@ -83,94 +88,99 @@ fn config(lane: &Lane, duty: &Duty<'_>) -> String {
     text
 }
 
-pub(crate) fn scrape(lane: &Lane) -> io::Result<Page> {
-    Ok(Page::parse(&lane.here().within(|| get(FRONT, "/metrics"))?.body))
+pub(crate) fn scrape(pair: &HostPair) -> io::Result<Page> {
+    Ok(Page::parse(&pair.prober_host().within(|| get(HTTP_ADDRESS, "/metrics"))?.body))
 }
 
-struct Agent {
-    _asking: Program,
-    _answering: Program,
+struct AgentTool {
+    _prober: Program,
+    _responder: Program,
 }
 
-pub(crate) fn agent(lane: &mut Lane, run: Run) -> io::Result<Box<dyn Asker>> {
-    let answering = launch(lane, &Duty::Answer)?;
-    let asking = launch(lane, &Duty::Ask(run))?;
-    Ok(Box::new(Agent { _asking: asking, _answering: answering }))
+pub(crate) fn agent(pair: &mut HostPair, run: ProbeRun) -> io::Result<Box<dyn MeasuringTool>> {
+    let responder = launch(pair, &AgentRole::Responder)?;
+    let prober = launch(pair, &AgentRole::Prober(run))?;
+    Ok(Box::new(AgentTool { _prober: prober, _responder: responder }))
 }
 
-impl Asker for Agent {
+impl MeasuringTool for AgentTool {
     fn name(&self) -> &'static str {
         "**pathmeter**"
     }
 
-    fn protocol(&self) -> Protocol {
-        Protocol::Stamp(PORT)
+    fn protocol(&self) -> ExchangeProtocol {
+        ExchangeProtocol::Stamp(PORT)
     }
 
-    fn finish(self: Box<Self>, lane: &Lane) -> io::Result<Said> {
-        lane.sever();
+    fn finish(self: Box<Self>, pair: &HostPair) -> io::Result<ToolReport> {
+        pair.stop_prober_host();
         let mut last = None;
         let page = eventually("all is decided", || {
             std::thread::sleep(Duration::from_millis(50));
-            let page = scrape(lane).ok()?;
+            let page = scrape(pair).ok()?;
             let sent = page.count("pathmeter_echo_sent_total", &[]);
-            let is_over =
+            let is_stopped =
                 page.count("pathmeter_echo_in_flight", &[]) == 0 && last.replace(sent) == Some(sent);
-            is_over.then_some(page)
+            is_stopped.then_some(page)
         });
         let lost = |labels: &[&str]| page.count("pathmeter_echo_lost_total", labels);
         let signed = |count: u64| i64::try_from(count).map_err(io::Error::other);
         let directions =
             [signed(lost(&["direction=\"forward\""]))?, signed(lost(&["direction=\"reverse\""]))?];
-        Ok(Said {
+        Ok(ToolReport {
             lost: lost(&[]),
             directions: Some(directions),
             duplicates: Some(page.count("pathmeter_echo_duplicates_total", &[])),
             reordered: Some(page.count("pathmeter_echo_reordered_total", &[])),
-            page: Some(Exported { text: page.text().to_owned(), name: "pathmeter_echo_rtt_seconds" }),
-            ..Said::default()
+            page: Some(ExportedHistogram {
+                text: page.text().to_owned(),
+                name: "pathmeter_echo_rtt_seconds",
+            }),
+            ..ToolReport::default()
         })
     }
 }
 
-struct Once {
+struct ProbeTool {
     prober: Program,
-    _answering: Program,
+    _responder: Program,
 }
 
-pub(crate) fn once(lane: &mut Lane, run: Run) -> io::Result<Box<dyn Asker>> {
-    let answering = launch(lane, &Duty::Answer)?;
-    let (target, port, count) = (lane.target().to_string(), PORT.to_string(), run.count().to_string());
+pub(crate) fn once(pair: &mut HostPair, run: ProbeRun) -> io::Result<Box<dyn MeasuringTool>> {
+    let responder = launch(pair, &AgentRole::Responder)?;
+    let (target, port, count) = (pair.target().to_string(), PORT.to_string(), run.count().to_string());
     let interval = format!("{}ms", run.interval.as_millis());
-    let prober = lane.ask(
+    let prober = pair.start_prober(
         &program(),
         &["probe", "echo", &target, "--port", &port, "-c", &count, "-i", &interval, "--json", "--json-each"],
     );
-    Ok(Box::new(Once { prober, _answering: answering }))
+    Ok(Box::new(ProbeTool { prober, _responder: responder }))
 }
 
-impl Asker for Once {
+impl MeasuringTool for ProbeTool {
     fn name(&self) -> &'static str {
         "**pathmeter**"
     }
 
-    fn protocol(&self) -> Protocol {
-        Protocol::Stamp(PORT)
+    fn protocol(&self) -> ExchangeProtocol {
+        ExchangeProtocol::Stamp(PORT)
     }
 
-    fn finish(mut self: Box<Self>, _: &Lane) -> io::Result<Said> {
+    fn finish(mut self: Box<Self>, _: &HostPair) -> io::Result<ToolReport> {
         wait_for(&mut self.prober)?;
-        let mut said = Said::default();
+        let mut report = ToolReport::default();
         for line in self.prober.output().lines().filter(|line| line.starts_with("{\"flow\"")) {
             let line: Value = serde_json::from_str(line)?;
             let sequence = line["sequence"].as_u64().and_then(|sequence| u32::try_from(sequence).ok());
             match sequence.zip(line["rtt_seconds"].as_f64()) {
                 Some((sequence, seconds)) => {
-                    said.round_trips.push(Timed { of: Which::Sequence(sequence), nanos: seconds * 1e9 });
+                    report
+                        .round_trips
+                        .push(ReportedRtt { of: RequestRef::Sequence(sequence), nanos: seconds * 1e9 });
                 }
-                None => said.lost += 1,
+                None => report.lost += 1,
             }
         }
-        Ok(said)
+        Ok(report)
     }
 }

@@ -1,5 +1,5 @@
-//! As much of a Prometheus as drives `blackbox_exporter`: it asks for one target after the other, on connections that are
-//! kept.
+//! Drives `blackbox_exporter` as Prometheus does: scrapes one target after the other on persistent
+//! connections.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -8,76 +8,77 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::lane::Lane;
+use crate::host_pair::HostPair;
 
-/// An answer takes longer only when the program has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A response takes longer only if the program has failed.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Threads that ask.
-pub(crate) struct Prometheus {
-    is_over: Arc<AtomicBool>,
+/// Threads that scrape.
+pub(crate) struct ScrapeDriver {
+    is_stopped: Arc<AtomicBool>,
     succeeded: Arc<AtomicU64>,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
 
-impl Prometheus {
-    /// Asks the program that serves at `front` for each target once in `every`, evenly, on so many connections. `path` makes a
-    /// request out of a target.
+impl ScrapeDriver {
+    /// Scrapes each target once per `every`, evenly, on `connections` connections to the exporter at
+    /// `address`. `path` returns the request path for a target.
     pub(crate) fn start(
-        lane: &Lane,
-        front: SocketAddr,
+        pair: &HostPair,
+        address: SocketAddr,
         targets: &[IpAddr],
         every: Duration,
         connections: usize,
         path: fn(IpAddr) -> String,
     ) -> Self {
-        let (is_over, succeeded) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (is_stopped, succeeded) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let slot = every / u32::try_from(targets.len()).expect("few");
         let begin = Instant::now();
         let threads = (0..connections).map(|first| {
             let turns = (0..).zip(targets).skip(first).step_by(connections);
             let turns: Vec<(Duration, String)> = turns.map(|(n, target)| (slot * n, path(*target))).collect();
-            let (is_over, succeeded) = (Arc::clone(&is_over), Arc::clone(&succeeded));
-            lane.here().spawn(move || ask(front, &turns, every, begin, &is_over, &succeeded))
+            let (is_stopped, succeeded) = (Arc::clone(&is_stopped), Arc::clone(&succeeded));
+            pair.prober_host()
+                .spawn(move || scrape_in_turn(address, &turns, every, begin, &is_stopped, &succeeded))
         });
-        Self { threads: threads.collect(), is_over, succeeded }
+        Self { threads: threads.collect(), is_stopped, succeeded }
     }
 
-    /// Probes so far that succeeded.
+    /// Number of successful probes so far.
     pub(crate) fn succeeded(&self) -> u64 {
         self.succeeded.load(Relaxed)
     }
 
     /// # Errors
-    /// What went wrong on any connection, a probe without success included.
+    /// Errors on any connection, including a probe without success.
     pub(crate) fn finish(self) -> io::Result<()> {
-        self.is_over.store(true, Relaxed);
+        self.is_stopped.store(true, Relaxed);
         self.threads.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
     }
 }
 
-fn ask(
-    front: SocketAddr,
+fn scrape_in_turn(
+    address: SocketAddr,
     turns: &[(Duration, String)],
     every: Duration,
     begin: Instant,
-    is_over: &AtomicBool,
+    is_stopped: &AtomicBool,
     succeeded: &AtomicU64,
 ) -> io::Result<()> {
-    let stream = TcpStream::connect(front)?;
+    let stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
     let mut stream = BufReader::new(stream);
     for round in 0.. {
         for (phase, path) in turns {
             std::thread::sleep((begin + every * round + *phase).saturating_duration_since(Instant::now()));
-            if is_over.load(Relaxed) {
+            if is_stopped.load(Relaxed) {
                 return Ok(());
             }
-            write!(stream.get_mut(), "GET {path} HTTP/1.1\r\nHost: {front}\r\n\r\n")?;
+            write!(stream.get_mut(), "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
             let body = answer(&mut stream)?;
             if !body.contains("\nprobe_success 1\n") {
-                return Err(io::Error::other(format!("no success of {path}:\n{body}")));
+                return Err(io::Error::other(format!("no success for {path}:\n{body}")));
             }
             succeeded.fetch_add(1, Relaxed);
         }
@@ -85,7 +86,7 @@ fn ask(
     Ok(())
 }
 
-/// Reads one answer of HTTP/1.1 and returns its body.
+/// Reads one HTTP/1.1 response and returns its body.
 fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let (mut length, mut is_chunked) = (0, false);
     loop {
@@ -93,7 +94,7 @@ fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
         stream.read_line(&mut line)?;
         let line = line.trim_end().to_ascii_lowercase();
         match line.split_once(": ") {
-            Some(("content-length", bytes)) => length = super::number(bytes)?,
+            Some(("content-length", bytes)) => length = super::parse_number(bytes)?,
             Some(("transfer-encoding", "chunked")) => is_chunked = true,
             _ if line.is_empty() => break,
             _ => {}
@@ -105,7 +106,7 @@ fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
         stream.read_line(&mut line)?;
         let chunk = usize::from_str_radix(line.trim_end(), 16).map_err(io::Error::other)?;
         read(stream, chunk, &mut body)?;
-        // The end of its line.
+        // The line break after the chunk.
         read(stream, 2, &mut Vec::new())?;
         is_chunked = chunk > 0;
     }
@@ -113,7 +114,7 @@ fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     String::from_utf8(body).map_err(io::Error::other)
 }
 
-/// Appends so many bytes.
+/// Reads `length` bytes and appends them.
 fn read(stream: &mut BufReader<TcpStream>, length: usize, to: &mut Vec<u8>) -> io::Result<()> {
     let begin = to.len();
     to.resize(begin + length, 0);

@@ -1,4 +1,4 @@
-//! Files that change: certificates under open connections, reloads, CAs that are corrected.
+//! Changing files: certificate rotation with open connections, reloads, corrected CA files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,39 +11,39 @@ use pathmeter_lab::pki::{Authority, Valid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{Certified, EXPIRY, SUCCESSFUL};
+use super::{EXPIRY, SUCCESSFUL, TlsFiles};
 use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, request};
 
-/// Files are looked at every 10 s: waits for longer than other tests do.
-fn in_time<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+/// [`eventually`] with a longer deadline: files are checked every 10 s.
+fn eventually_after_file_check<T>(what: &str, condition: impl Fn() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(seen) = look() {
-            return seen;
+        if let Some(found) = condition() {
+            return found;
         }
-        assert!(start.elapsed() < 3 * DEADLINE, "waited in vain: {what}");
+        assert!(start.elapsed() < 3 * DEADLINE, "timed out waiting for: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// A connection that is kept alive.
-struct Kept {
+/// A TLS connection that is kept open.
+struct KeepAliveConnection {
     runtime: tokio::runtime::Runtime,
     stream: pathmeter::tls::TlsStream<TcpStream>,
 }
 
-impl Kept {
-    /// `None`: what answers is not `name`.
-    fn connect(site: &Certified, host: &Host, name: &str) -> Option<Self> {
+impl KeepAliveConnection {
+    /// Connects; `None` if the certificate is not for `name`.
+    fn connect(files: &TlsFiles, host: &Host, name: &str) -> Option<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let stream = runtime.block_on(async {
-            let stream = TcpStream::connect(host.front()).await.unwrap();
-            site.connector(None).connect(stream, name).await.ok()
+            let stream = TcpStream::connect(host.service_address()).await.unwrap();
+            files.connector(None).connect(stream, name).await.ok()
         })?;
         Some(Self { runtime, stream })
     }
 
-    fn asks_once_more(&mut self) {
+    fn request(&mut self) {
         self.runtime.block_on(async {
             self.stream.write_all(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
             self.stream.flush().await.unwrap();
@@ -57,52 +57,53 @@ impl Kept {
 
 #[test]
 fn certificates_are_rotated_under_open_connections() {
-    let (host, site) = (Host::claim(), Certified::new());
-    // As Kubernetes lays out a secret: files are symlinks into a folder that is a symlink, which is swapped.
+    let (host, files) = (Host::claim(), TlsFiles::new());
+    // The layout of a Kubernetes secret: files are symlinks into a folder that is a symlink, which is
+    // replaced.
     for name in ["first", "second", "broken"] {
-        fs::create_dir(site.at(name)).unwrap();
-        let issued = site.ca.issue(&[name, &host.to_string()], Valid::Always);
-        issued.write(&site.at(name), "tls");
+        fs::create_dir(files.at(name)).unwrap();
+        let issued = files.ca.issue(&[name, &host.to_string()], Valid::Always);
+        issued.write(&files.at(name), "tls");
     }
-    fs::write(site.at("broken/tls.key"), "-----BEGIN PRIVATE KEY-----\n").unwrap();
+    fs::write(files.at("broken/tls.key"), "-----BEGIN PRIVATE KEY-----\n").unwrap();
     let point_to = |name: &str| {
-        symlink(name, site.at("..next")).unwrap();
-        fs::rename(site.at("..next"), site.at("..data")).unwrap();
+        symlink(name, files.at("..next")).unwrap();
+        fs::rename(files.at("..next"), files.at("..data")).unwrap();
     };
     point_to("first");
     for name in ["tls.pem", "tls.key"] {
-        symlink(format!("..data/{name}"), site.at(name)).unwrap();
+        symlink(format!("..data/{name}"), files.at(name)).unwrap();
     }
-    site.write("web.yml", "tls_server_config: {cert_file: tls.pem, key_file: tls.key}");
-    let agent = site.agent(&host, "");
-    let mut kept = Kept::connect(&site, &host, "first").unwrap();
-    kept.asks_once_more();
-    let mut kept_until = |what: &str, is_so: &dyn Fn() -> bool| {
+    files.write("web.yml", "tls_server_config: {cert_file: tls.pem, key_file: tls.key}");
+    let agent = files.agent(&host, "");
+    let mut connection = KeepAliveConnection::connect(&files, &host, "first").unwrap();
+    connection.request();
+    let mut request_until = |what: &str, condition: &dyn Fn() -> bool| {
         let start = Instant::now();
-        while !is_so() {
-            kept.asks_once_more();
-            assert!(start.elapsed() < 3 * DEADLINE, "waited in vain: {what}\n{}", agent.log());
+        while !condition() {
+            connection.request();
+            assert!(start.elapsed() < 3 * DEADLINE, "timed out waiting for: {what}\n{}", agent.log());
             thread::sleep(Duration::from_millis(50));
         }
-        kept.asks_once_more();
+        connection.request();
     };
-    let is_serving = |name: &str| Kept::connect(&site, &host, name).is_some();
-    let is_latest = |page: &Page| page.count(SUCCESSFUL, &[]) == 1;
+    let is_serving = |name: &str| KeepAliveConnection::connect(&files, &host, name).is_some();
+    let last_reload_succeeded = |page: &Page| page.count(SUCCESSFUL, &[]) == 1;
 
     point_to("second");
-    kept_until("the second certificate", &|| is_serving("second"));
-    assert!(!is_serving("first") && is_latest(&agent.page()));
+    request_until("the second certificate", &|| is_serving("second"));
+    assert!(!is_serving("first") && last_reload_succeeded(&agent.page()));
 
     point_to("broken");
-    kept_until("the broken one is noticed", &|| !is_latest(&agent.page()));
+    request_until("the invalid certificate is detected", &|| !last_reload_succeeded(&agent.page()));
     assert!(is_serving("second"));
 
-    fs::remove_file(site.at("tls.pem")).unwrap();
-    fs::copy(site.at("first/tls.pem"), site.at("tls.pem")).unwrap();
-    fs::remove_file(site.at("tls.key")).unwrap();
-    fs::copy(site.at("first/tls.key"), site.at("tls.key")).unwrap();
-    kept_until("the first one again", &|| is_serving("first"));
-    assert!(is_latest(&agent.page()));
+    fs::remove_file(files.at("tls.pem")).unwrap();
+    fs::copy(files.at("first/tls.pem"), files.at("tls.pem")).unwrap();
+    fs::remove_file(files.at("tls.key")).unwrap();
+    fs::copy(files.at("first/tls.key"), files.at("tls.key")).unwrap();
+    request_until("the first one again", &|| is_serving("first"));
+    assert!(last_reload_succeeded(&agent.page()));
     let log = agent.log();
     let warning = "contains no private key";
     assert_eq!(log.matches(warning).count(), 1, "{log}");
@@ -110,13 +111,13 @@ fn certificates_are_rotated_under_open_connections() {
 }
 
 #[test]
-fn a_reload_takes_a_web_config_file_or_nothing() {
-    let (host, site) = (Host::claim(), Certified::new());
+fn reload_applies_the_web_config_file_or_changes_nothing() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
     let agent = Agent::start(&host, &host.config("fra-1", ""));
     let page = agent.page();
     assert!(!page.has(EXPIRY, &[]) && !page.has(SUCCESSFUL, &[]), "{page}");
 
-    let web = site.web(&host, "");
+    let web = files.web(&host, "");
     let good = fs::read_to_string(&web).unwrap();
     let config = host.config("fra-1", &format!("tls: {{web_config_file: {}}}", web.display()));
     agent.rewrite(&config);
@@ -134,38 +135,38 @@ fn a_reload_takes_a_web_config_file_or_nothing() {
     }
     fs::write(&web, &good).unwrap();
     assert_eq!(agent.reload().status, 200);
-    let client = site.client(&host.to_string(), None);
+    let client = files.client(&host.to_string(), None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let get = |path: &str| runtime.block_on(client.get(host.front(), "x", path)).unwrap();
+    let get = |path: &str| runtime.block_on(client.get(host.service_address(), "x", path)).unwrap();
     assert_eq!(get("/-/ready").status.as_u16(), 200);
     let successful = || {
         let page = Page::parse(std::str::from_utf8(&get("/metrics").body).unwrap());
         page.count("pathmeter_config_last_reload_successful", &[])
     };
-    // Pages are shared for a second.
-    eventually("a page with the outcome", || (successful() == 1).then_some(()));
+    // Metrics pages are cached for a second.
+    eventually("a page with the result of the reload", || (successful() == 1).then_some(()));
 
     fs::write(&web, "tls_server_config: {}\nbasic_auth_users: [").unwrap();
     agent.signal(Signal::SIGHUP);
-    eventually("the reload is known to have failed", || (successful() == 0).then_some(()));
+    eventually("the failed reload is exported", || (successful() == 0).then_some(()));
 
     agent.rewrite(&host.config("fra-1", ""));
     agent.signal(Signal::SIGHUP);
     eventually("plain HTTP again", || {
-        request("GET", host.front(), "/-/ready").ok().filter(|a| a.status == 200)
+        request("GET", host.service_address(), "/-/ready").ok().filter(|a| a.status == 200)
     });
 }
 
 #[test]
-fn agents_learn_who_the_others_are_with_certificates_both_ways() {
-    let (hosts, site) = ([Host::claim(), Host::claim()], Certified::new());
-    let key = site.write("mesh.key", "the key of this year\n");
+fn agents_identify_each_other_with_client_certificates() {
+    let (hosts, files) = ([Host::claim(), Host::claim()], TlsFiles::new());
+    let key = files.write("mesh.key", "the key of this year\n");
     let auth = "client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem";
     let [a, b] = &hosts;
     let start = |own: &Host, name: &str, other: &Host, other_name: &str, ca: &Path| {
-        site.issue(name, &[name, &own.to_string()]);
+        files.issue(name, &[name, &own.to_string()]);
         let web = format!("tls_server_config: {{cert_file: {name}.pem, key_file: {name}.key, {auth}}}");
-        let web = site.write(&format!("{name}.yml"), &web);
+        let web = files.write(&format!("{name}.yml"), &web);
         let config = own.config(
             name,
             &format!(
@@ -176,34 +177,36 @@ fn agents_learn_who_the_others_are_with_certificates_both_ways() {
                 key.display(),
                 web.display(),
                 ca.display(),
-                site.at(&format!("{name}.pem")).display(),
-                site.at(&format!("{name}.key")).display(),
+                files.at(&format!("{name}.pem")).display(),
+                files.at(&format!("{name}.key")).display(),
             ),
         );
-        Agent::start_for(own, &config, site.client(name, Some(name)))
+        Agent::start_for(own, &config, files.client(name, Some(name)))
     };
-    let knows = |agent: &Agent, other: &str| {
+    let wait_until_identified = |agent: &Agent, other: &str| {
         let label = format!("agent=\"{other}\"");
-        // Who was not there yet is asked again after 15 s.
-        in_time("the other says who it is", || {
+        // An agent that did not run yet is polled again after 15 s.
+        eventually_after_file_check("the other agent is identified", || {
             agent.page().has("pathmeter_peer_info", &[&label]).then_some(())
         });
     };
-    let ca = site.at("ca.pem");
+    let ca = files.at("ca.pem");
     let first = start(a, "a", b, "b", &ca);
     let second = start(b, "b", a, "a", &ca);
-    knows(&first, "b");
-    knows(&second, "a");
+    wait_until_identified(&first, "b");
+    wait_until_identified(&second, "a");
     drop(second);
 
-    let others = Authority::new("others").write(site.folder.path(), "others");
-    let doubtful = start(b, "b", a, "a", &others);
-    let sentence = format!("tls with {}: certificate is signed by an unknown CA", a.front());
+    let others = Authority::new("others").write(files.folder.path(), "others");
+    let distrusting = start(b, "b", a, "a", &others);
+    let sentence = format!("tls with {}: certificate is signed by an unknown CA", a.service_address());
     eventually("the other is not believed, and that is said", || {
-        doubtful.log().contains(&sentence).then_some(())
+        distrusting.log().contains(&sentence).then_some(())
     });
-    // The CA is corrected: taken without a reload.
+    // The corrected CA file is used without a reload.
     fs::copy(&ca, &others).unwrap();
-    in_time("the CA is taken", || doubtful.page().has("pathmeter_peer_info", &["agent=\"a\""]).then_some(()));
-    assert!(doubtful.log().contains("TLS files for outgoing connections changed and are now in use"));
+    eventually_after_file_check("the CA is taken", || {
+        distrusting.page().has("pathmeter_peer_info", &["agent=\"a\""]).then_some(())
+    });
+    assert!(distrusting.log().contains("TLS files for outgoing connections changed and are now in use"));
 }

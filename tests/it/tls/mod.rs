@@ -1,4 +1,4 @@
-//! HTTPS, both ways: whom it lets in, whom it believes, and how certificates change under it.
+//! HTTPS for servers and clients: client certificates, trust, passwords, and certificate changes.
 
 mod changes;
 
@@ -16,19 +16,19 @@ use pathmeter_proto::key::{Key, Keys};
 use tempfile::TempDir;
 
 use crate::drift::undocumented;
-use crate::fixture::{Agent, DEADLINE, Ended, Host, request, run, skipped};
+use crate::fixture::{Agent, CommandOutput, DEADLINE, Host, request, run, skipped};
 
 const ERRORS: &str = "pathmeter_http_tls_handshake_errors_total";
 const EXPIRY: &str = "pathmeter_http_tls_certificate_expiry_timestamp_seconds";
 const SUCCESSFUL: &str = "pathmeter_tls_files_last_reload_successful";
 
-/// A folder with a CA, and what it signed.
-struct Certified {
+/// A folder with a CA and certificates that it signed.
+struct TlsFiles {
     folder: TempDir,
     ca: Authority,
 }
 
-impl Certified {
+impl TlsFiles {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
         let ca = Authority::new("ours");
@@ -60,7 +60,7 @@ impl Certified {
         self.at(name)
     }
 
-    /// A client that believes the CA, and shows the certificate of that name or none.
+    /// A client that trusts the CA and presents the certificate `identity`, if given.
     fn connector(&self, identity: Option<&str>) -> Connector {
         let identity = identity.map(|name| KeyPair {
             cert_file: self.at(&format!("{name}.pem")),
@@ -74,7 +74,7 @@ impl Certified {
         Client { deadline: DEADLINE, answer_bytes_max: 1 << 24, secure: Some(secure), ..Client::default() }
     }
 
-    /// An agent on `host` that is served as `web.yml` says.
+    /// An agent on `host` that serves HTTPS as `web.yml` configures.
     fn agent(&self, host: &Host, more: &str) -> Agent {
         let config = host
             .config("fra-1", &format!("tls: {{web_config_file: {}}}\n{more}", self.at("web.yml").display()));
@@ -82,125 +82,131 @@ impl Certified {
     }
 }
 
-/// The program, told to ask at `https://address`.
-fn healthcheck(address: SocketAddr, arguments: &[&str]) -> Ended {
+/// Runs `pathmeter healthcheck` for `https://address`.
+fn healthcheck(address: SocketAddr, arguments: &[&str]) -> CommandOutput {
     let address = format!("https://{address}");
     run(&[&["healthcheck", "--address", &address], arguments].concat())
 }
 
-/// Whether a tool can be run; says so if not.
-fn is_there(tool: &str) -> bool {
-    let mut command = Command::new(tool);
+/// Whether a tool is installed; prints a message if not.
+fn is_installed(run_tool: &str) -> bool {
+    let mut command = Command::new(run_tool);
     command.arg("version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let is_there = command.status().is_ok();
-    if !is_there {
-        skipped(&format!("{tool} is not on PATH"));
+    let is_installed = command.status().is_ok();
+    if !is_installed {
+        skipped(&format!("{run_tool} is not on PATH"));
     }
-    is_there
+    is_installed
 }
 
-/// What a tool says; `None`: it is not there.
-fn tool(command: &mut Command) -> Option<Ended> {
-    is_there(&command.get_program().to_string_lossy()).then(|| Ended::of(command))
+/// Runs a tool; `None` if it is not installed.
+fn run_tool(command: &mut Command) -> Option<CommandOutput> {
+    is_installed(&command.get_program().to_string_lossy()).then(|| CommandOutput::of(command))
 }
 
 #[test]
-fn metrics_are_served_over_https_and_tell_of_it() {
-    let (host, site) = (Host::claim(), Certified::new());
-    site.web(&host, "http_server_config: {headers: {Strict-Transport-Security: max-age=60}}");
-    let agent = site.agent(&host, "");
+fn metrics_are_served_over_https() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
+    files.web(&host, "http_server_config: {headers: {Strict-Transport-Security: max-age=60}}");
+    let agent = files.agent(&host, "");
     let page = agent.page();
     assert_eq!(page.count(ERRORS, &[]), 0);
     assert_eq!(page.count(SUCCESSFUL, &[]), 1);
     assert!(page.text().contains(&format!("\n{EXPIRY} {FOR_EVER}\n")), "{page}");
     assert_eq!(undocumented(&page), Vec::<&str>::new());
 
-    let url = format!("https://{}/metrics", host.front());
+    let url = format!("https://{}/metrics", host.service_address());
     let curl = |ca: &Path| {
         let mut curl = Command::new("curl");
-        tool(curl.args(["-sS", "-i", "--max-time", "20", "--cacert"]).arg(ca).arg(&url))
+        run_tool(curl.args(["-sS", "-i", "--max-time", "20", "--cacert"]).arg(ca).arg(&url))
     };
-    let Some(ended) = curl(&site.at("ca.pem")) else { return };
-    assert!(ended.stdout.starts_with("HTTP/1.1 200 OK\r\n"), "{ended}");
-    assert!(ended.stdout.contains("\r\nstrict-transport-security: max-age=60\r\n"), "{ended}");
-    assert!(ended.stdout.contains("\npathmeter_build_info{"), "{ended}");
-    let other = Authority::new("others").write(site.folder.path(), "others");
+    let Some(output) = curl(&files.at("ca.pem")) else { return };
+    assert!(output.stdout.starts_with("HTTP/1.1 200 OK\r\n"), "{output}");
+    assert!(output.stdout.contains("\r\nstrict-transport-security: max-age=60\r\n"), "{output}");
+    assert!(output.stdout.contains("\npathmeter_build_info{"), "{output}");
+    let other = Authority::new("others").write(files.folder.path(), "others");
     assert_eq!(curl(&other).unwrap().code, Some(60), "a CA that did not sign");
 }
 
 #[test]
-fn openssl_sees_the_chain_and_the_versions() {
-    let (host, site) = (Host::claim(), Certified::new());
-    site.web(&host, "");
-    let _agent = site.agent(&host, "");
+fn openssl_accepts_the_chain_and_tls_1_2_and_1_3() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
+    files.web(&host, "");
+    let _agent = files.agent(&host, "");
     let openssl = |version: &str| {
         let mut openssl = Command::new("openssl");
-        let address = host.front().to_string();
-        openssl.args(["s_client", "-connect", &address, version, "-CAfile"]).arg(site.at("ca.pem"));
-        tool(openssl.args(["-cipher", "DEFAULT@SECLEVEL=0", "-showcerts", "-verify_return_error"]))
+        let address = host.service_address().to_string();
+        openssl.args(["s_client", "-connect", &address, version, "-CAfile"]).arg(files.at("ca.pem"));
+        run_tool(openssl.args(["-cipher", "DEFAULT@SECLEVEL=0", "-showcerts", "-verify_return_error"]))
     };
     for (version, name) in [("-tls1_3", "TLSv1.3"), ("-tls1_2", "TLSv1.2")] {
-        let Some(ended) = openssl(version) else { return };
-        assert_eq!(ended.code, Some(0), "{ended}");
-        assert!(ended.stdout.contains("Verify return code: 0 (ok)"), "{ended}");
-        assert!(ended.stdout.contains("-----BEGIN CERTIFICATE-----"), "{ended}");
-        assert!(ended.stdout.contains(&format!("New, {name}, Cipher is ")), "{ended}");
+        let Some(output) = openssl(version) else { return };
+        assert_eq!(output.code, Some(0), "{output}");
+        assert!(output.stdout.contains("Verify return code: 0 (ok)"), "{output}");
+        assert!(output.stdout.contains("-----BEGIN CERTIFICATE-----"), "{output}");
+        assert!(output.stdout.contains(&format!("New, {name}, Cipher is ")), "{output}");
     }
-    let ended = openssl("-tls1_1").unwrap();
-    assert_eq!(ended.code, Some(1), "{ended}");
-    assert!(ended.stderr.contains(" alert ") && ended.stdout.contains("Cipher is (NONE)"), "{ended}");
+    let output = openssl("-tls1_1").unwrap();
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.stderr.contains(" alert ") && output.stdout.contains("Cipher is (NONE)"), "{output}");
 }
 
 #[test]
-fn plain_http_is_told_where_it_is() {
-    let (host, site) = (Host::claim(), Certified::new());
-    site.web(&host, "");
-    let agent = site.agent(&host, "");
-    let answer = request("GET", host.front(), "/metrics").unwrap();
+fn plain_http_on_the_https_port_is_explained() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
+    files.web(&host, "");
+    let agent = files.agent(&host, "");
+    let answer = request("GET", host.service_address(), "/metrics").unwrap();
     assert_eq!((answer.status, answer.body.as_str()), (400, "this port requires HTTPS; use https://…\n"));
     assert_eq!(agent.page().count(ERRORS, &[]), 1);
 }
 
 #[test]
-fn a_client_without_the_right_certificate_is_refused_and_told() {
-    let (host, site) = (Host::claim(), Certified::new());
-    site.web(&host, "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n");
-    site.issue("client", &["prometheus"]);
-    let (ca, other) = (site.at("ca.pem"), Authority::new("others"));
-    other.issue(&["prometheus"], Valid::Always).write(site.folder.path(), "strange");
-    let config = host.config("fra-1", &format!("tls: {{web_config_file: {}}}", site.at("web.yml").display()));
-    let agent = Agent::start_for(&host, &config, site.client(&host.to_string(), Some("client")));
+fn client_without_an_accepted_certificate_is_refused_with_a_reason() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
+    files.web(&host, "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n");
+    files.issue("client", &["prometheus"]);
+    let (ca, other) = (files.at("ca.pem"), Authority::new("others"));
+    other.issue(&["prometheus"], Valid::Always).write(files.folder.path(), "strange");
+    let config =
+        host.config("fra-1", &format!("tls: {{web_config_file: {}}}", files.at("web.yml").display()));
+    let agent = Agent::start_for(&host, &config, files.client(&host.to_string(), Some("client")));
     assert_eq!(agent.get("/-/ready").status, 200);
 
-    let [ca, certificate, key, strange, strange_key] =
-        [ca, site.at("client.pem"), site.at("client.key"), site.at("strange.pem"), site.at("strange.key")]
-            .map(|path| path.display().to_string());
-    let trust = ["--tls-ca-file", &ca];
-    let ended = healthcheck(host.front(), &trust);
+    let [ca, certificate, key, foreign, foreign_key] = [
+        ca,
+        files.at("client.pem"),
+        files.at("client.key"),
+        files.at("strange.pem"),
+        files.at("strange.key"),
+    ]
+    .map(|path| path.display().to_string());
+    let ca_arguments = ["--tls-ca-file", &ca];
+    let output = healthcheck(host.service_address(), &ca_arguments);
     let error = format!(
         "error: tls with {}: the server requires a client certificate; set tls.cert_file and tls.key_file\n",
-        host.front()
+        host.service_address()
     );
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), error.as_str()));
+    assert_eq!((output.code, output.stderr.as_str()), (Some(1), error.as_str()));
 
-    let shown = ["--tls-cert-file", &certificate, "--tls-key-file", &key];
-    let ended = healthcheck(host.front(), &[&trust[..], &shown].concat());
-    assert_eq!(ended.code, Some(0), "{ended}");
+    let client_arguments = ["--tls-cert-file", &certificate, "--tls-key-file", &key];
+    let output = healthcheck(host.service_address(), &[&ca_arguments[..], &client_arguments].concat());
+    assert_eq!(output.code, Some(0), "{output}");
 
-    let shown = ["--tls-cert-file", &strange, "--tls-key-file", &strange_key];
-    let ended = healthcheck(host.front(), &[&trust[..], &shown].concat());
-    assert!(ended.stderr.contains("the server rejected the client certificate ("), "{ended}");
+    let client_arguments = ["--tls-cert-file", &foreign, "--tls-key-file", &foreign_key];
+    let output = healthcheck(host.service_address(), &[&ca_arguments[..], &client_arguments].concat());
+    assert!(output.stderr.contains("the server rejected the client certificate ("), "{output}");
     assert_eq!(agent.page().count(ERRORS, &[]), 2);
 }
 
 #[test]
-fn a_server_that_is_not_believed_is_named_with_a_reason() {
-    let (host, site) = (Host::claim(), Certified::new());
-    site.web(&host, "");
-    let agent = site.agent(&host, "");
-    let front = host.front();
-    let ca = site.at("ca.pem").display().to_string();
-    let other = Authority::new("others").write(site.folder.path(), "others").display().to_string();
+fn untrusted_server_is_named_with_a_reason() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
+    files.web(&host, "");
+    let agent = files.agent(&host, "");
+    let address = host.service_address();
+    let ca = files.at("ca.pem").display().to_string();
+    let other = Authority::new("others").write(files.folder.path(), "others").display().to_string();
     for (arguments, reason) in [
         (
             &["--tls-ca-file", other.as_str()][..],
@@ -214,59 +220,60 @@ fn a_server_that_is_not_believed_is_named_with_a_reason() {
             ),
         ),
     ] {
-        let ended = healthcheck(front, arguments);
-        assert_eq!((ended.code, ended.stderr), (Some(1), format!("error: tls with {front}: {reason}\n")));
+        let output = healthcheck(address, arguments);
+        assert_eq!((output.code, output.stderr), (Some(1), format!("error: tls with {address}: {reason}\n")));
     }
-    let ended = healthcheck(front, &["--tls-ca-file", &ca, "--tls-server-name", "fra-1"]);
-    assert_eq!(ended.code, Some(0), "{ended}");
+    let output = healthcheck(address, &["--tls-ca-file", &ca, "--tls-server-name", "fra-1"]);
+    assert_eq!(output.code, Some(0), "{output}");
     drop(agent);
 
     for (valid, begin, end) in [
         (Valid::Past, "certificate expired ", "d ago; renew it, or correct the clock of this host\n"),
         (Valid::Future, "certificate is not valid until ", "d from now; check the clock of this host\n"),
     ] {
-        site.ca.issue(&["fra-1"], valid).write(site.folder.path(), "server");
-        let agent = site.agent(&host, "");
+        files.ca.issue(&["fra-1"], valid).write(files.folder.path(), "server");
+        let agent = files.agent(&host, "");
         assert_eq!(agent.log().contains("certificate has expired"), valid == Valid::Past, "{}", agent.log());
-        let ended = healthcheck(front, &["--tls-ca-file", &ca, "--tls-server-name", "fra-1"]);
-        let begin = format!("error: tls with {front}: {begin}");
-        assert!(ended.stderr.starts_with(&begin) && ended.stderr.ends_with(end), "{ended}");
+        let output = healthcheck(address, &["--tls-ca-file", &ca, "--tls-server-name", "fra-1"]);
+        let begin = format!("error: tls with {address}: {begin}");
+        assert!(output.stderr.starts_with(&begin) && output.stderr.ends_with(end), "{output}");
     }
 }
 
 #[test]
-fn a_probe_asks_an_agent_over_https() {
-    let (host, site) = (Host::claim(), Certified::new());
-    site.web(&host, "");
-    let _agent = site.agent(&host, "responder: {allow: [127.0.0.0/8]}");
-    let ca = site.at("ca.pem").display().to_string();
+fn probe_reads_the_agent_api_over_https() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
+    files.web(&host, "");
+    let _agent = files.agent(&host, "responder: {allow: [127.0.0.0/8]}");
+    let ca = files.at("ca.pem").display().to_string();
     let target = format!("https://{host}:{}", Host::PORT);
     let probe = |target: &str, more: &[&str]| {
         run(&[&["probe", "echo", target, "-c", "2", "-i", "20ms"], more].concat())
     };
-    let ended = probe(&target, &["--tls-ca-file", &ca]);
-    assert_eq!(ended.code, Some(0), "{ended}");
-    let ended = probe(&target, &[]);
+    let output = probe(&target, &["--tls-ca-file", &ca]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let output = probe(&target, &[]);
     assert!(
-        ended
-            .stderr
-            .contains(&format!("error: tls with {}: certificate is signed by an unknown CA", host.front())),
-        "{ended}"
+        output.stderr.contains(&format!(
+            "error: tls with {}: certificate is signed by an unknown CA",
+            host.service_address()
+        )),
+        "{output}"
     );
-    let ended = probe(&host.to_string(), &["--tls-ca-file", &ca]);
-    assert!(ended.stderr.contains(&format!("{host} is not reached over TLS: ")), "{ended}");
+    let output = probe(&host.to_string(), &["--tls-ca-file", &ca]);
+    assert!(output.stderr.contains(&format!("{host} is not reached over TLS: ")), "{output}");
 
-    let config = site.write(
+    let config = files.write(
         "probe.yaml",
         &format!("tls: {{ca_file: {ca}}}\npeers: [{{name: other, address: {host}, scheme: https}}]\n"),
     );
-    let ended = probe("other", &["--config", &config.display().to_string()]);
-    assert_eq!(ended.code, Some(0), "{ended}");
+    let output = probe("other", &["--config", &config.display().to_string()]);
+    assert_eq!(output.code, Some(0), "{output}");
 }
 
-/// Status, and the whole answer, of a request with this `Authorization`.
-fn asking_as(host: &Host, authorization: &str) -> (u16, String) {
-    let mut stream = PlainStream::connect(host.front()).unwrap();
+/// Sends a request with this `Authorization`; returns the status and the whole response.
+fn request_as(host: &Host, authorization: &str) -> (u16, String) {
+    let mut stream = PlainStream::connect(host.service_address()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let header =
         if authorization.is_empty() { String::new() } else { format!("Authorization: {authorization}\r\n") };
@@ -277,17 +284,17 @@ fn asking_as(host: &Host, authorization: &str) -> (u16, String) {
 }
 
 #[test]
-fn with_users_everybody_needs_a_password_but_agents() {
-    let (host, site) = (Host::claim(), Certified::new());
-    // Of the lowest cost.
+fn basic_auth_users_apply_to_all_but_agents() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
+    // The lowest cost.
     let hash = bcrypt::hash("test", 4).unwrap();
-    site.write(
+    files.write(
         "web.yml",
         &format!("http_server_config: {{headers: {{X-Frame-Options: deny}}}}\nbasic_auth_users: {{alice: \"{hash}\"}}"),
     );
-    let key = site.write("mesh.key", "the key of this year\n");
+    let key = files.write("mesh.key", "the key of this year\n");
     let more =
-        format!("key_file: {}\ntls: {{web_config_file: {}}}", key.display(), site.at("web.yml").display());
+        format!("key_file: {}\ntls: {{web_config_file: {}}}", key.display(), files.at("web.yml").display());
     let signer = Signer::new(&Keys::only(Key::new(b"the key of this year")));
     let client =
         Client { signer: Some(signer), deadline: DEADLINE, answer_bytes_max: 1 << 24, ..Client::default() };
@@ -304,7 +311,7 @@ fn with_users_everybody_needs_a_password_but_agents() {
         ("Bearer YWxpY2U6dGVzdA==", 401),
         ("Pathmeter-HMAC time=1,nonce=2,mac=3", 401),
     ] {
-        let (found, answer) = asking_as(&host, authorization);
+        let (found, answer) = request_as(&host, authorization);
         assert_eq!(found, status, "{authorization}: {answer}");
         assert_eq!(answer.contains("www-authenticate: Basic realm="), status == 401, "{answer}");
         assert!(answer.contains("x-frame-options: deny\r\n"), "{answer}");
@@ -312,66 +319,68 @@ fn with_users_everybody_needs_a_password_but_agents() {
     assert!(agent.log().contains("passwords are sent"), "{}", agent.log());
     assert!(!agent.page().has(ERRORS, &[]) && agent.page().has(SUCCESSFUL, &[]));
 
-    let [plain, keyed] = [&[][..], &["--key-file", key.to_str().unwrap()]]
-        .map(|more| run(&[&["healthcheck", "--address", &host.front().to_string()], more].concat()));
+    let [plain, keyed] = [&[][..], &["--key-file", key.to_str().unwrap()]].map(|more| {
+        run(&[&["healthcheck", "--address", &host.service_address().to_string()], more].concat())
+    });
     assert!(plain.code == Some(1) && plain.stderr.contains("401 Unauthorized user and password"), "{plain}");
     assert_eq!(keyed.code, Some(0), "{keyed}");
 }
 
 #[test]
-fn check_leaves_other_files_alone_unless_it_is_given_one() {
-    let site = Certified::new();
-    let config = site.write(
+fn check_reads_referenced_files_only_when_named() {
+    let files = TlsFiles::new();
+    let config = files.write(
         "config.yaml",
         "key_file: k\ntls: {web_config_file: /nowhere/web.yml, ca_file: /nowhere/ca}\n",
     );
-    let ended = run(&["check", config.to_str().unwrap()]);
-    assert_eq!(ended.code, Some(0), "{ended}");
-    let ended = run(&["run", "--config", config.to_str().unwrap()]);
-    assert_eq!(ended.code, Some(78), "{ended}");
+    let output = run(&["check", config.to_str().unwrap()]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let output = run(&["run", "--config", config.to_str().unwrap()]);
+    assert_eq!(output.code, Some(78), "{output}");
 
-    let web = site.write("web.yml", "tls_server_config: {cert_file: no, key_file: no, min_version: TLS10}\n");
-    let ended = run(&["check", "--web-config", web.to_str().unwrap()]);
-    assert_eq!(ended.code, Some(78), "{ended}");
+    let web =
+        files.write("web.yml", "tls_server_config: {cert_file: no, key_file: no, min_version: TLS10}\n");
+    let output = run(&["check", "--web-config", web.to_str().unwrap()]);
+    assert_eq!(output.code, Some(78), "{output}");
     assert!(
-        ended.stderr.contains("line 1, column 63: tls_server_config.min_version: TLS10 is not supported"),
-        "{ended}"
+        output.stderr.contains("line 1, column 63: tls_server_config.min_version: TLS10 is not supported"),
+        "{output}"
     );
-    site.write(
+    files.write(
         "web.yml",
         "tls_server_config: {cert_file: no, key_file: no}\nhttp_server_config: {http2: true}\n",
     );
-    let ended = run(&["check", "--web-config", web.to_str().unwrap()]);
-    assert_eq!(ended.code, Some(0), "{ended}");
+    let output = run(&["check", "--web-config", web.to_str().unwrap()]);
+    assert_eq!(output.code, Some(0), "{output}");
     assert!(
-        ended.stdout.contains(": warning: line 2, column 29: http_server_config.http2: has no effect"),
-        "{ended}"
+        output.stdout.contains(": warning: line 2, column 29: http_server_config.http2: has no effect"),
+        "{output}"
     );
-    assert!(ended.stdout.ends_with(": ok: HTTP with TLS, 0 users\n"), "{ended}");
+    assert!(output.stdout.ends_with(": ok: HTTP with TLS, 0 users\n"), "{output}");
 }
 
 #[test]
-fn the_commands_of_the_documentation_make_what_they_say() {
-    let (host, site) = (Host::claim(), Certified::new());
+fn documented_openssl_commands_make_working_certificates() {
+    let (host, files) = (Host::claim(), TlsFiles::new());
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/how-to/tls.md")).unwrap();
-
     let commands = text.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
     assert!(commands.starts_with("openssl req -x509 "), "{commands}");
     let mut shell = Command::new("sh");
-    shell.args(["-euc", commands]).current_dir(site.folder.path());
-    if !is_there("openssl") {
+    shell.args(["-euc", commands]).current_dir(files.folder.path());
+    if !is_installed("openssl") {
         return;
     }
-    let ended = Ended::of(&mut shell);
-    assert_eq!(ended.code, Some(0), "{ended}");
+    let output = CommandOutput::of(&mut shell);
+    assert_eq!(output.code, Some(0), "{output}");
     let more = "client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem";
-    site.write(
+    files.write(
         "web.yml",
         &format!("tls_server_config: {{cert_file: agent.pem, key_file: agent.key, {more}}}"),
     );
-    let config = host.config("fra-1", &format!("tls: {{web_config_file: {}}}", site.at("web.yml").display()));
+    let config =
+        host.config("fra-1", &format!("tls: {{web_config_file: {}}}", files.at("web.yml").display()));
     for name in ["fra-1.example.net", "localhost", "127.0.0.1"] {
-        let agent = Agent::start_for(&host, &config, site.client(name, Some("agent")));
+        let agent = Agent::start_for(&host, &config, files.client(name, Some("agent")));
         assert_eq!(agent.get("/-/ready").status, 200, "{name}");
     }
 }

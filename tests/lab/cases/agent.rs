@@ -1,4 +1,4 @@
-//! An agent on a node of a network.
+//! An agent on a node of a test network.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,64 +11,66 @@ use pathmeter_lab::{CONFIG, Namespace, request};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// An agent that is asked from within its node.
+/// An agent whose HTTP API is requested from within its node.
 #[derive(Debug)]
-pub(crate) struct Agent<'a>(pathmeter_lab::Agent<'a>);
+pub(crate) struct NodeAgent<'a>(pathmeter_lab::AgentProcess<'a>);
 
-/// Where it serves HTTP, on its node's own loopback interface: what it says does not pass a wire.
-const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
+/// HTTP address, on the node's loopback interface: these requests do not cross a wire.
+const HTTP_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9_862);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pathmeter");
 
-/// The key of all agents that have one.
+/// The key of all agents with authentication.
 const KEY: &str = "a key for the lab: 0123456789abcdef";
 
-impl<'a> Agent<'a> {
-    /// Starts with a configuration, and environment variables, and waits until it is ready.
+impl<'a> NodeAgent<'a> {
+    /// Starts an agent with a configuration and environment variables, and waits until it is ready.
     pub(crate) fn start(node: &'a Namespace, config: Value, environment: &[(&str, &str)]) -> Self {
-        Self::execute(node, config, node.command(PROGRAM), environment).when_ready()
+        Self::launch(node, config, node.command(PROGRAM), environment).when_ready()
     }
 
-    /// The same, with a resolver configuration of its own.
+    /// [`Self::start`] with this file as `/etc/resolv.conf`.
     pub(crate) fn start_resolving(node: &'a Namespace, config: Value, resolver: &Path) -> Self {
         let mut command = node.command("unshare");
         let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
         command.args(["--mount", "sh", "-c", script]).arg(resolver).arg(PROGRAM);
-        Self::execute(node, config, command, &[]).when_ready()
+        Self::launch(node, config, command, &[]).when_ready()
     }
 
-    /// Starts with a configuration, and does not wait until it is ready: whether it serves HTTPS, it alone knows.
+    /// Starts an agent with a configuration and does not wait until it is ready, because its port may serve
+    /// HTTPS.
     pub(crate) fn spawn(node: &'a Namespace, config: Value) -> Self {
-        Self::execute(node, config, node.command(PROGRAM), &[])
+        Self::launch(node, config, node.command(PROGRAM), &[])
     }
 
-    fn execute(node: &'a Namespace, config: Value, command: Command, environment: &[(&str, &str)]) -> Self {
+    fn launch(node: &'a Namespace, config: Value, command: Command, environment: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().unwrap();
         write(folder.path(), config);
-        let ask = move |method: &str, path: &str| node.within(|| request(method, FRONT, path));
-        Self(pathmeter_lab::Agent::start(command, environment, folder, Box::new(ask)))
+        let send_request =
+            move |method: &str, path: &str| node.within(|| request(method, HTTP_ADDRESS, path));
+        Self(pathmeter_lab::AgentProcess::start(command, environment, folder, Box::new(send_request)))
     }
 
     fn when_ready(self) -> Self {
-        Self(self.0.when_ready().unwrap_or_else(|log| panic!("an agent ended:\n{log}")))
+        Self(self.0.when_ready().unwrap_or_else(|log| panic!("the agent exited:\n{log}")))
     }
 
-    /// Gives it another configuration and asks it to take that.
+    /// Writes another configuration and sends SIGHUP.
     pub(crate) fn configure(&self, config: Value) {
         write(self.config_file().parent().expect("a file is in a folder"), config);
         self.signal(Signal::SIGHUP);
     }
 }
 
-impl<'a> Deref for Agent<'a> {
-    type Target = pathmeter_lab::Agent<'a>;
+impl<'a> Deref for NodeAgent<'a> {
+    type Target = pathmeter_lab::AgentProcess<'a>;
 
     fn deref(&self) -> &Self::Target {
         &self.0
     }
 }
 
-/// Writes a configuration, and the key that it asks for, to a folder.
+/// Writes a configuration, and the key file that it names, to a folder.
 fn write(folder: &Path, mut config: Value) {
     if config.get("key_file").is_some() {
         let key = folder.join("key");

@@ -1,4 +1,4 @@
-//! Agents that find each other in the DNS.
+//! Agents that discover each other through the DNS.
 
 use std::fs;
 use std::net::IpAddr;
@@ -9,13 +9,13 @@ use pathmeter_lab::{Net, Page, Plan, Program, eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::agent::Agent;
+use crate::agent::NodeAgent;
 
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const MEMBERS: &str = "pathmeter_discovery_members";
 const FAILURES: &str = "pathmeter_discovery_failures_total";
 
-/// Debian's dnsmasq on a host of its own. Answers live for a second.
+/// dnsmasq on a host of its own. Records live for one second.
 struct NameServer {
     program: Program,
     hosts: PathBuf,
@@ -27,7 +27,7 @@ impl NameServer {
         let dir = TempDir::new().unwrap();
         let hosts = dir.path().join("hosts");
         fs::write(&hosts, "").unwrap();
-        fs::write(dir.path().join("resolv.conf"), resolver(net, node)).unwrap();
+        fs::write(dir.path().join("resolv.conf"), resolv_conf(net, node)).unwrap();
         let program = Self::serve(net, node, &dir);
         Self { program, hosts, dir }
     }
@@ -44,21 +44,21 @@ impl NameServer {
             ])
             .args(["--user=root", "--group=root", "--log-facility=-", "--local=/lab.test/", "--local-ttl=1"])
             .args(["--srv-host=_http._tcp.agents.lab.test,b.lab.test,9862"])
-            // There is no such service.
+            // A service without targets.
             .args(["--srv-host=_none._tcp.lab.test"])
             .arg(format!("--addn-hosts={}", dir.path().join("hosts").display()));
         let program = Program::start(&mut command, &dir.path().join("dnsmasq.log"));
-        // Before that a signal would end it.
+        // Before that a SIGHUP would end it.
         eventually("a name server has started", || program.output().contains("started").then_some(()));
         program
     }
 
-    /// The addresses of `agents.lab.test`, and names of these hosts.
+    /// Publishes the addresses of `agents.lab.test`, and a name for each host.
     fn list(&self, net: &Net, members: &[&str]) {
         self.list_by(&[Net::v4, Net::v6], net, members);
     }
 
-    /// The same with addresses of some families.
+    /// [`Self::list`] with addresses of some families.
     fn list_by(&self, families: &[fn(&Net, &str) -> IpAddr], net: &Net, members: &[&str]) {
         let mut lines = String::new();
         for member in members {
@@ -70,8 +70,8 @@ impl NameServer {
         self.program.signal(Signal::SIGHUP);
     }
 
-    /// Starts on `node`, for which this is the name server.
-    fn agent<'a>(&self, net: &'a Net, node: &str, provider: Value) -> Agent<'a> {
+    /// Starts an agent on `node` that uses this name server.
+    fn agent<'a>(&self, net: &'a Net, node: &str, provider: Value) -> NodeAgent<'a> {
         let config = json!({
             "agent": {"name": node, "grace": "1s", "labels": {"zone": format!("zone-{node}")}},
             "peers": [provider],
@@ -80,12 +80,12 @@ impl NameServer {
                 "peers": {"select": "zones", "within": 5, "across": 1},
             }],
         });
-        Agent::start_resolving(net.node(node), config, &self.dir.path().join("resolv.conf"))
+        NodeAgent::start_resolving(net.node(node), config, &self.dir.path().join("resolv.conf"))
     }
 }
 
-/// As pods have it: a name with few dots is completed first.
-fn resolver(net: &Net, node: &str) -> String {
+/// A resolver configuration as in pods: names with few dots are completed first.
+fn resolv_conf(net: &Net, node: &str) -> String {
     format!("nameserver {}\nsearch lab.test\noptions ndots:5 timeout:1 attempts:1\n", net.v4(node))
 }
 
@@ -97,7 +97,7 @@ fn answered(page: &Page, peer: &str) -> bool {
     })
 }
 
-/// Pods come, go, and lose their name server.
+/// Pods appear, disappear, and lose their name server.
 pub(crate) fn dns() {
     let net = Plan::mesh(4).build(5);
     let mut server = NameServer::start(&net, "d");
@@ -105,24 +105,25 @@ pub(crate) fn dns() {
     let service = || json!({"kubernetes": {"service": "agents"}, "refresh": "1s"});
     let a = server.agent(&net, "a", service());
     let b = server.agent(&net, "b", service());
-    let page =
-        a.page_when("b has told its name and is answered over both families", |page| answered(page, "b"));
+    let page = a.page_when("b is identified and answers over both families", |page| answered(page, "b"));
     assert_eq!(page.count(MEMBERS, &[]), 4, "{page}");
     assert_eq!(page.count("pathmeter_discovery_unidentified", &[]), 0, "{page}");
-    assert_eq!(page.count("pathmeter_probe_targets", &[]), 1, "we are not our own peer\n{page}");
+    assert_eq!(page.count("pathmeter_probe_targets", &[]), 1, "an agent is not its own peer\n{page}");
     assert!(page.has("pathmeter_peer_info", &["peer=\"b\"", "label_zone=\"zone-b\""]), "{page}");
     let before = sources(&a, "b");
 
     let c = server.agent(&net, "c", service());
     server.list(&net, &["a", "b", "c"]);
     for (agent, peers) in [(&a, ["b", "c"]), (&b, ["a", "c"]), (&c, ["a", "b"])] {
-        agent.page_when("all have found each other", |page| peers.iter().all(|peer| answered(page, peer)));
+        agent.page_when("all agents have discovered each other", |page| {
+            peers.iter().all(|peer| answered(page, peer))
+        });
     }
-    assert_eq!(sources(&a, "b"), before, "who stays is not disturbed");
+    assert_eq!(sources(&a, "b"), before, "unchanged paths keep their sockets");
 
     server.program.signal(Signal::SIGKILL);
-    server.program.ended();
-    let page = a.page_when("the server is missed", |page| page.count(FAILURES, &[]) >= 1);
+    server.program.wait();
+    let page = a.page_when("discovery fails without the server", |page| page.count(FAILURES, &[]) >= 1);
     assert_eq!(page.count(MEMBERS, &[]), 6, "{page}");
     assert!(answered(&page, "b") && answered(&page, "c"), "{page}");
 
@@ -136,7 +137,8 @@ pub(crate) fn dns() {
     }
 }
 
-/// A service of one family: for the other the search goes on to a server that refuses.
+/// A service with addresses of one family: for the other family the search continues to a server that
+/// refuses.
 pub(crate) fn one_family() {
     let net = Plan::mesh(3).build(8);
     let server = NameServer::start(&net, "c");
@@ -145,32 +147,34 @@ pub(crate) fn one_family() {
         let service = || json!({"kubernetes": {"service": "agents"}, "refresh": "1s"});
         let a = server.agent(&net, "a", service());
         let _b = server.agent(&net, "b", service());
-        let page = a.page_when("b has told its name", |page| page.has(OK, &["peer=\"b\""]));
+        let page = a.page_when("b is identified", |page| page.has(OK, &["peer=\"b\""]));
         assert_eq!(page.count(MEMBERS, &[]), 2, "{page}");
-        // Before the server had read its list it may have failed.
-        let asked = |page: &Page| page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]);
-        let later = a.page_when("it is asked again", |later| asked(later) > asked(&page) + 2.0);
+        // A request may have failed before the server had read its list.
+        let last_success =
+            |page: &Page| page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]);
+        let later =
+            a.page_when("the provider polls again", |later| last_success(later) > last_success(&page) + 2.0);
         assert_eq!(later.count(FAILURES, &[]), page.count(FAILURES, &[]), "{later}");
     }
 }
 
-/// Services have names and ports.
+/// SRV records provide names and ports.
 pub(crate) fn services() {
     let net = Plan::mesh(4).build(6);
     let server = NameServer::start(&net, "d");
     server.list(&net, &["a", "b"]);
     let _b = server.agent(&net, "b", json!({"dns": "agents.lab.test"}));
     let a = server.agent(&net, "a", json!({"dns": {"name": "_http._tcp.agents", "type": "srv"}}));
-    a.page_when("the service is answered", |page| answered(page, "b.lab.test"));
+    a.page_when("the service answers", |page| answered(page, "b.lab.test"));
     drop(a);
     let a = server.agent(&net, "a", json!({"dns": {"name": "_none._tcp", "type": "srv"}}));
-    let page = a.page_when("it is told that there is none", |page| page.count(FAILURES, &[]) >= 1);
+    let page = a.page_when("the empty service is a failure", |page| page.count(FAILURES, &[]) >= 1);
     assert_eq!(page.count(MEMBERS, &[]), 0, "{page}");
     assert!(!page.has("pathmeter_peer_info", &[]), "{page}");
 }
 
-fn sources(agent: &Agent<'_>, peer: &str) -> Vec<Value> {
-    eventually("paths tell their sources", || {
+fn sources(agent: &NodeAgent<'_>, peer: &str) -> Vec<Value> {
+    eventually("paths show their sources", || {
         let shown: Value = serde_json::from_str(&agent.get("/api/v1/paths").body).unwrap();
         let paths = shown["paths"].as_array().unwrap().iter().filter(|path| path["peer"] == peer);
         let sources: Vec<Value> = paths.map(|path| path["sources"].clone()).collect();

@@ -1,4 +1,5 @@
-//! Hosts that answer ICMP echoes, measured by the loop itself: over loopback, and over wires whose truth is known.
+//! Hosts that answer ICMP echoes, measured by the datagram loop in this process, over loopback and over
+//! wires.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,8 +15,8 @@ use pathmeter::echo::DatagramEcho;
 use pathmeter::loops::{EVENTS_PENDING_MAX, LoopEvent, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::paths::PathId;
-use pathmeter_lab::truth::{Counts, Echoes, Format, Rules};
-use pathmeter_lab::{Namespace, Plan, Way, eventually, give_up_raw_sockets};
+use pathmeter_lab::truth::{EchoFormat, Echoes, Rules, TrueCounts};
+use pathmeter_lab::{Namespace, Plan, WireDirection, drop_net_raw, eventually};
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Direction, EchoReport, EchoSpec, RoundTrip, Verdict, WireFormat};
 use pathmeter_proto::machine::{IcmpKind, TimestampSource};
@@ -28,40 +29,40 @@ use socket2::{Domain, Protocol, Socket, Type};
 const MS: u64 = 1_000_000;
 const LATE_AFTER: Duration = Duration::from_millis(500);
 const LOST_AFTER: Duration = Duration::from_secs(2);
-/// Where nothing is lost a machine that stands still makes nothing late.
+/// Deadline where nothing is lost: a machine that does not run for a while makes nothing late.
 const PATIENCE: Duration = Duration::from_secs(15);
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// What a process may open.
+/// The ICMP sockets that a process may open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Allowed {
-    /// Ping sockets, and no raw ones.
+enum SocketPermission {
+    /// Ping sockets only.
     Ping,
-    /// Raw sockets, and no ping sockets.
+    /// Raw sockets only.
     Raw,
-    /// Neither.
+    /// Neither kind.
     Nothing,
 }
 
-const EITHER: [Allowed; 2] = [Allowed::Ping, Allowed::Raw];
+const PING_OR_RAW: [SocketPermission; 2] = [SocketPermission::Ping, SocketPermission::Raw];
 
-impl Allowed {
-    /// Does something in a namespace where only this has been allowed, on a thread that may do no more.
+impl SocketPermission {
+    /// Runs `work` in a namespace with only this permission.
     fn within<T: Send>(self, namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
         if self == Self::Ping {
-            // Closed to all until now. Root's group is the only one that there is in every user namespace.
-            namespace.set("ipv4/ping_group_range", "0 0");
+            // The default range is empty. Group 0 is the only one that exists in every user namespace.
+            namespace.set_sysctl("ipv4/ping_group_range", "0 0");
         }
         namespace.within(|| {
             if self != Self::Raw {
-                give_up_raw_sockets();
+                drop_net_raw();
             }
             work()
         })
     }
 }
 
-/// A running loop.
+/// A running datagram loop.
 struct Prober {
     handle: DatagramHandle,
     events: tokio::sync::mpsc::Receiver<LoopEvent>,
@@ -97,14 +98,14 @@ impl Prober {
         eventually("an event", || self.events.try_recv().ok())
     }
 
-    /// The addresses of a path's sockets: each with its identifier.
+    /// Addresses of a path's sockets; the port is the ICMP identifier.
     fn started(&mut self) -> Vec<SocketAddr> {
         let event = self.event();
         let LoopEvent::Started { sources, .. } = event else { panic!("{event:?}") };
         sources
     }
 
-    /// Ends it, and returns everything that it reported.
+    /// Stops the loop and returns everything that it reported.
     fn end(self, grace: Duration) -> Vec<EchoReport> {
         self.handle.stop(grace);
         eventually("the loop has ended", || self.handle.is_finished().then_some(()));
@@ -158,16 +159,17 @@ fn assert_all_ok(reports: &[EchoReport], what: &str) {
     assert!(sent > 0 && verdicts(reports).count() as u64 == sent, "{what}: {sent} were sent");
 }
 
-/// Everything is answered, and both stamps are the kernel's, whatever sockets there are and however stamps find their datagrams.
+/// Every request is answered, and both timestamps are the kernel's, for every kind of socket and of timestamp
+/// matching.
 pub(crate) fn timestamps() {
     let ways = [TimestampMatching::detect(), TimestampMatching::ByPayload];
-    for allowed in EITHER {
-        let namespace = Namespace::new("stamps");
+    for permission in PING_OR_RAW {
+        let namespace = Namespace::new("timestamps");
         for (to, timestamps) in LOOPBACK.into_iter().flat_map(|to| ways.map(|timestamps| (to, timestamps))) {
-            let what = format!("{allowed:?} {to} {timestamps:?}");
-            // The kernel begins to stamp a moment after it is asked for the first time.
-            eventually(&format!("kernel stamps: {what}"), || {
-                let (sources, reports) = allowed.within(&namespace, || {
+            let what = format!("{permission:?} {to} {timestamps:?}");
+            // The kernel starts timestamping a moment after the first request for it.
+            eventually(&format!("kernel timestamps: {what}"), || {
+                let (sources, reports) = permission.within(&namespace, || {
                     let mut prober = Prober::start(timestamps);
                     prober.add(1, spec(to, 4, Duration::from_millis(5), Some(40)));
                     let sources = prober.started();
@@ -185,15 +187,15 @@ pub(crate) fn timestamps() {
     }
 }
 
-/// Who may open no socket is told what to do.
-pub(crate) fn closed() {
+/// Without permission for any ICMP socket, the error names the remedy.
+pub(crate) fn not_permitted() {
     let namespace = Namespace::new("closed");
     for to in LOOPBACK {
-        let (error, groups) = Allowed::Nothing.within(&namespace, || {
+        let (error, groups) = SocketPermission::Nothing.within(&namespace, || {
             let mut prober = Prober::start(TimestampMatching::ByPayload);
             prober.add(1, spec(to, 1, Duration::from_millis(5), Some(1)));
             let LoopEvent::NotStarted { reason, .. } = prober.event() else {
-                panic!("it may open no socket")
+                panic!("a path started without permission")
             };
             prober.end(Duration::ZERO);
             (reason, fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap())
@@ -208,13 +210,13 @@ pub(crate) fn closed() {
     }
 }
 
-/// A thousand hosts share a socket, and each gets its own answers.
+/// A thousand hosts share a socket, and each path gets its own replies.
 pub(crate) fn thousand_hosts() {
     const HOSTS: u64 = 1_000;
     const SLOTS: u64 = 3;
-    for allowed in EITHER {
+    for permission in PING_OR_RAW {
         let namespace = Namespace::new("thousand");
-        let (sources, dropped, reports) = allowed.within(&namespace, || {
+        let (sources, dropped, reports) = permission.within(&namespace, || {
             let mut prober = Prober::start(TimestampMatching::detect());
             for number in 0..HOSTS {
                 let [high, low] = u16::try_from(number + 256).unwrap().to_be_bytes();
@@ -235,25 +237,25 @@ pub(crate) fn thousand_hosts() {
             let dropped = prober.handle.series().rx_dropped.get();
             (sources, dropped, prober.end(Duration::ZERO))
         });
-        assert_eq!(sources.len(), 1, "{allowed:?}");
+        assert_eq!(sources.len(), 1, "{permission:?}");
         let is_mismatched =
             |report: &EchoReport| matches!(report, EchoReport::Mismatched(_) | EchoReport::Duplicate);
-        assert_eq!(count(&reports, is_mismatched), 0, "{allowed:?}");
+        assert_eq!(count(&reports, is_mismatched), 0, "{permission:?}");
         let ok = verdicts(&reports).filter(|(verdict, _)| *verdict == Verdict::Ok).count() as u64;
         let blamed =
             verdicts(&reports).filter(|(verdict, _)| *verdict == Verdict::HostDropped).count() as u64;
         let sent = count(&reports, |report| matches!(report, EchoReport::Sent { .. }));
-        // A machine that stands still may drop, and skip slots: that is no loss.
+        // A machine that does not run for a while may drop datagrams and skip slots: that is not loss.
         assert!(
             ok + blamed == sent && blamed <= dropped,
-            "{allowed:?}: {ok} and {blamed} of {sent}, {dropped}"
+            "{permission:?}: {ok} and {blamed} of {sent}, {dropped}"
         );
-        assert!(ok > HOSTS, "{allowed:?}: {ok}");
+        assert!(ok > HOSTS, "{permission:?}: {ok}");
     }
 }
 
-/// A raw socket of another program.
-fn other_program(to: IpAddr) -> Socket {
+/// Opens a raw socket, as another program would.
+fn raw_socket(to: IpAddr) -> Socket {
     let (domain, protocol) = match to {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
@@ -261,8 +263,8 @@ fn other_program(to: IpAddr) -> Socket {
     Socket::new(domain, Type::RAW, Some(protocol)).unwrap()
 }
 
-/// An echo with an identifier: one that another program could send.
-fn foreign(version: IcmpVersion, kind: u8, identifier: u16, payload: u8) -> Vec<u8> {
+/// An echo as another program could send it.
+fn echo_datagram(version: IcmpVersion, kind: u8, identifier: u16, payload: u8) -> Vec<u8> {
     let mut echo = vec![payload; 64];
     echo[..8].fill(0);
     echo[0] = kind;
@@ -277,50 +279,52 @@ fn foreign(version: IcmpVersion, kind: u8, identifier: u16, payload: u8) -> Vec<
     echo
 }
 
-/// Other programs' echoes, even with our identifiers, are none of ours.
-pub(crate) fn others() {
-    for (allowed, to) in EITHER.into_iter().flat_map(|allowed| LOOPBACK.map(|to| (allowed, to))) {
+/// Echoes of other programs are ignored, even with the identifiers of a path.
+pub(crate) fn other_programs() {
+    for (permission, to) in PING_OR_RAW.into_iter().flat_map(|permission| LOOPBACK.map(|to| (permission, to)))
+    {
         let namespace = Namespace::new("others");
         let version = IcmpVersion::of(to);
-        let noise = namespace.within(|| other_program(to));
-        let (told, identifiers) = channel::<Vec<SocketAddr>>();
+        let raw = namespace.within(|| raw_socket(to));
+        let (sources_tx, identifiers) = channel::<Vec<SocketAddr>>();
         let reports = thread::scope(|scope| {
             scope.spawn(move || {
                 let ours = identifiers.recv().expect("it has started");
                 let target = SocketAddr::new(to, 0).into();
-                // Until the other end is gone.
+                // Until the other thread has finished.
                 while identifiers.try_recv() != Err(TryRecvError::Disconnected) {
                     for (source, payload) in ours.iter().zip(0..) {
                         for kind in [version.request(), version.reply()] {
                             for identifier in [source.port(), source.port() ^ 1] {
-                                let echo = foreign(version, kind, identifier, payload);
-                                noise.send_to(&echo, &target).unwrap();
+                                let echo = echo_datagram(version, kind, identifier, payload);
+                                raw.send_to(&echo, &target).unwrap();
                             }
                         }
                     }
                     thread::sleep(Duration::from_millis(2));
                 }
             });
-            allowed.within(&namespace, move || {
+            permission.within(&namespace, move || {
                 let mut prober = Prober::start(TimestampMatching::detect());
                 prober.add(1, spec(to, 2, Duration::from_millis(5), Some(100)));
-                told.send(prober.started()).unwrap();
+                sources_tx.send(prober.started()).unwrap();
                 assert!(matches!(prober.event(), LoopEvent::Finished(_)));
                 prober.end(Duration::ZERO)
             })
         });
-        assert_all_ok(&reports, &format!("{allowed:?} {to}"));
+        assert_all_ok(&reports, &format!("{permission:?} {to}"));
     }
 }
 
-/// A flood of replies that looks like ours fills the socket: what the host then drops is no loss.
+/// A flood of plausible replies overflows the socket: datagrams that the host then drops are not loss.
 pub(crate) fn flooded() {
     const FLOOD: usize = 20_000;
-    for (allowed, to) in EITHER.into_iter().flat_map(|allowed| LOOPBACK.map(|to| (allowed, to))) {
+    for (permission, to) in PING_OR_RAW.into_iter().flat_map(|permission| LOOPBACK.map(|to| (permission, to)))
+    {
         let namespace = Namespace::new("flooded");
-        let what = format!("{allowed:?} {to}");
-        let noise = namespace.within(|| other_program(to));
-        let reports = allowed.within(&namespace, || {
+        let what = format!("{permission:?} {to}");
+        let raw = namespace.within(|| raw_socket(to));
+        let reports = permission.within(&namespace, || {
             let mut prober = Prober::start(TimestampMatching::detect());
             let spec = spec(to, 1, Duration::from_millis(5), None);
             let series = prober.add(1, EchoSpec { lost_after: Duration::from_millis(500), ..spec });
@@ -330,22 +334,22 @@ pub(crate) fn flooded() {
             IcmpEcho { session: 1, timestamp: NtpTime(2), sequence: 3, ssid: 0 }
                 .encode(version, 64, &mut echo);
             icmp::identify(&mut echo, source.port());
-            let mut echo_reply = foreign(version, version.reply(), source.port(), 0);
+            let mut echo_reply = echo_datagram(version, version.reply(), source.port(), 0);
             echo_reply[8..].copy_from_slice(&echo[8..]);
             echo_reply[6..8].copy_from_slice(&echo[6..8]);
             if version == IcmpVersion::V4 {
-                // The balance leaves type and identifier.
+                // What remains of the checksum covers type and identifier.
                 echo_reply[2..4].copy_from_slice(&(!source.port()).to_be_bytes());
             }
-            // Whoever is flooded as fast as it reads drops nothing: it gets what the flood leaves of the cores.
-            yield_to_others("pm-prober");
+            // A loop that reads as fast as it is flooded drops nothing, so it gets the lowest priority.
+            lower_priority("pm-prober");
             let cores = thread::available_parallelism().map_or(1, usize::from);
             eventually(&format!("drops: {what}"), || {
                 thread::scope(|scope| {
                     for _ in 0..cores {
                         scope.spawn(|| {
                             for _ in 0..FLOOD {
-                                noise.send_to(&echo_reply, &SocketAddr::new(to, 0).into()).unwrap();
+                                raw.send_to(&echo_reply, &SocketAddr::new(to, 0).into()).unwrap();
                             }
                         });
                     }
@@ -362,10 +366,10 @@ pub(crate) fn flooded() {
     }
 }
 
-/// Gives our threads of that name the lowest priority.
-fn yield_to_others(name: &str) {
+/// Gives the threads of that name in this process the lowest priority.
+fn lower_priority(name: &str) {
     for thread in fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path()) {
-        // One that has ended meanwhile has no name.
+        // A thread that has ended has no name.
         if fs::read_to_string(thread.join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
             let id = thread.file_name().unwrap();
             let status =
@@ -375,7 +379,7 @@ fn yield_to_others(name: &str) {
     }
 }
 
-/// A link that does everything that links do.
+/// A link with every kind of impairment.
 fn bad_link() -> Link {
     let mut link = Link::perfect(5 * MS);
     link.jitter = Jitter::Uniform(20 * MS);
@@ -385,26 +389,28 @@ fn bad_link() -> Link {
     link
 }
 
-/// What is reported of a lossy wire is what the wire did; no loss has a direction.
+/// The reports equal the true counts of a lossy wire, and no loss has a direction.
 pub(crate) fn lossy() {
     const FLOWS: usize = 3;
     const BAD: u64 = 400;
-    for (allowed, is_v4) in EITHER.into_iter().flat_map(|allowed| [true, false].map(|is_v4| (allowed, is_v4)))
+    for (permission, is_v4) in
+        PING_OR_RAW.into_iter().flat_map(|permission| [true, false].map(|is_v4| (permission, is_v4)))
     {
         let net = Plan::pair().build(11 + u64::from(is_v4));
         let to = if is_v4 { net.v4("b") } else { net.v6("b") };
-        let what = format!("{allowed:?} {to}");
+        let what = format!("{permission:?} {to}");
         let wire = net.wire("a", "b");
-        wire.become_like(&bad_link(), &bad_link());
-        let reports = allowed.within(net.node("a"), || {
+        wire.set_links(&bad_link(), &bad_link());
+        let reports = permission.within(net.node("a"), || {
             let mut prober = Prober::start(TimestampMatching::detect());
             let spec = spec(to, FLOWS, Duration::from_millis(5), None);
             let series = prober
                 .add(1, EchoSpec { late_after: LATE_AFTER, lost_after: LOST_AFTER, size: Some(100), ..spec });
             assert_eq!(prober.started().len(), FLOWS);
             eventually("enough on a bad link", || (series.sent.get() > BAD).then_some(()));
-            wire.become_like(&Link::perfect(0), &Link::perfect(0));
-            // Everything that met the bad link has its verdict, and all copies have come.
+            wire.set_links(&Link::perfect(0), &Link::perfect(0));
+            // Wait until every request that met the impaired link has its verdict and all copies have
+            // arrived.
             let sent = series.sent.get();
             eventually("verdicts", || (series.decided() > sent).then_some(()));
             prober.end(LOST_AFTER)
@@ -413,18 +419,17 @@ pub(crate) fn lossy() {
         let rules = Rules {
             prober,
             responder: (responder, 0).into(),
-            format: Format::Icmp,
+            format: EchoFormat::Icmp,
             late_after: LATE_AFTER,
             lost_after: LOST_AFTER,
-            unseen: [0, 0],
+            hidden_routers: [0, 0],
         };
         let echoes = Echoes::read(&[vec![wire]], &rules);
         assert_eq!(echoes.flows(&rules).len(), FLOWS, "{what}: one identifier for each flow");
         compare(&reports, &echoes.counts(&rules), &what);
         wire.read(|log| {
-            let requests = log.iter().filter(|passage| passage.way == Way::Forward);
-            let heads =
-                requests.map(|passage| &passage.head.datagram).filter(|datagram| datagram.echo.is_some());
+            let requests = log.iter().filter(|entry| entry.direction == WireDirection::Forward);
+            let heads = requests.map(|entry| &entry.head.datagram).filter(|datagram| datagram.echo.is_some());
             let bytes = if is_v4 { 120 } else { 140 };
             for datagram in heads {
                 assert_eq!((datagram.tos, datagram.ttl, datagram.bytes), (46 << 2, 255, bytes), "{what}");
@@ -433,7 +438,7 @@ pub(crate) fn lossy() {
     }
 }
 
-fn compare(reports: &[EchoReport], truth: &Counts, what: &str) {
+fn compare(reports: &[EchoReport], truth: &TrueCounts, what: &str) {
     let decided = |verdict| verdicts(reports).filter(|(found, _)| *found == verdict).count() as u64;
     let reported = |is: fn(&EchoReport) -> bool| count(reports, is);
     let counts = [
@@ -449,23 +454,24 @@ fn compare(reports: &[EchoReport], truth: &Counts, what: &str) {
         reported(|report| matches!(report, EchoReport::Mismatched(_))),
     ];
     let lost = truth.lost_forward + truth.lost_reverse;
-    let Counts { sent, ok, late, duplicates, reordered, very_late, bursts, neighbours, .. } = *truth;
+    let TrueCounts { sent, ok, late, duplicates, reordered, very_late, bursts, consecutive_ok, .. } = *truth;
     let names = "sent, ok, late, lost, duplicates, reordered, very late, bursts, neighbours, mismatched";
-    let truth_counts = [sent, ok, late, lost, duplicates, reordered, very_late, bursts, neighbours, 0];
+    let truth_counts = [sent, ok, late, lost, duplicates, reordered, very_late, bursts, consecutive_ok, 0];
     assert_eq!(counts, truth_counts, "{what}: {names}");
     let is_bad =
         [truth.lost_forward, truth.lost_reverse, duplicates, reordered].iter().all(|count| *count > 0);
-    assert!(is_bad, "{what}: the wire did nothing: {truth:?}");
+    assert!(is_bad, "{what}: the wire had no effect: {truth:?}");
     let round_trips: u64 = verdicts(reports).filter_map(|(_, sample)| Some(nanos(sample?.rtt))).sum();
-    // As in scenarios: for a kernel that does not run when it should.
-    let allowed = sent * 20_000 + 300_000_000 + truth.round_trips_doubt;
+    // As in scenarios: tolerance for a kernel that does not run on time.
+    let permission = sent * 20_000 + 300_000_000 + truth.round_trips_uncertainty;
     let off = round_trips.abs_diff(truth.round_trips);
-    assert!(off <= allowed, "{what}: round trips are {off} ns off in all");
+    assert!(off <= permission, "{what}: round trips are {off} ns off in all");
 }
 
-/// A router's refusal is counted, and gives no direction.
+/// ICMP errors of a router are counted and give no direction.
 pub(crate) fn refused() {
-    for (allowed, is_v4) in EITHER.into_iter().flat_map(|allowed| [true, false].map(|is_v4| (allowed, is_v4)))
+    for (permission, is_v4) in
+        PING_OR_RAW.into_iter().flat_map(|permission| [true, false].map(|is_v4| (permission, is_v4)))
     {
         let net = Plan::chain(1).build(5);
         let to = if is_v4 { net.v4("b") } else { net.v6("b") };
@@ -473,22 +479,22 @@ pub(crate) fn refused() {
             IpAddr::V4(to) => format!("route add prohibit {to}/32\n"),
             IpAddr::V6(to) => format!("route add prohibit {to}/128\n"),
         });
-        let reports = allowed.within(net.node("a"), || {
+        let reports = permission.within(net.node("a"), || {
             let mut prober = Prober::start(TimestampMatching::detect());
             let spec = spec(to, 2, Duration::from_millis(10), None);
             let series = prober.add(1, EchoSpec { lost_after: Duration::from_millis(300), ..spec });
-            // Of IPv4 a router says five in a row, and then one a second.
+            // For IPv4 a router sends five errors in a row, and then one per second.
             eventually("errors and losses", || {
                 let errors: u64 = series.icmp_errors().map(|(_, count)| count).sum();
                 (errors >= 5 && series.lost()[2] >= 20).then_some(())
             });
-            assert_eq!(series.lost()[..2], [0, 0], "{allowed:?} {to}");
+            assert_eq!(series.lost()[..2], [0, 0], "{permission:?} {to}");
             prober.started();
             prober.end(Duration::ZERO)
         });
         let other = reports
             .iter()
             .find(|report| matches!(report, EchoReport::Icmp(kind) if *kind != IcmpKind::Prohibited));
-        assert_eq!(other, None, "{allowed:?} {to}");
+        assert_eq!(other, None, "{permission:?} {to}");
     }
 }

@@ -1,37 +1,37 @@
-//! Hosts that all measure each other.
+//! A full mesh of hosts that measure each other.
 
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pathmeter_lab::script::{Phase, Script};
-use pathmeter_lab::truth::{Counts, Echoes, Format, Rules};
-use pathmeter_lab::{Cable, Net, Page, Way, Wire, eventually};
+use pathmeter_lab::scenario::{Phase, Scenario};
+use pathmeter_lab::truth::{EchoFormat, Echoes, Rules, TrueCounts};
+use pathmeter_lab::{Cable, Net, Page, Wire, WireDirection, eventually};
 use pathmeter_proto::time::nanos;
 use serde_json::json;
 
-use crate::agent::Agent;
-use crate::play::{Inconclusive, apply, calm, seed};
+use crate::agent::NodeAgent;
+use crate::testbed::{Inconclusive, apply, remove_impairments, seed};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const LATE_AFTER: Duration = Duration::from_millis(500);
 const LOST_AFTER: Duration = Duration::from_secs(3);
 
-/// Until everything that has left has its verdict.
-const PATIENCE: Duration = Duration::from_millis(3_500);
+/// Time until every request in flight has its verdict.
+const SETTLE_TIME: Duration = Duration::from_millis(3_500);
 
-/// What is on the way when links change may meet the new ones.
-const UNDER_WAY: Duration = Duration::from_millis(100);
+/// Datagrams in flight when links change may meet the new links.
+const TRANSIT_TIME: Duration = Duration::from_millis(100);
 
-/// What is said of the bad uplink is said by all of all.
-pub(crate) fn one_bad_uplink(script: &Script) -> Result<(), Inconclusive> {
-    let [phase] = &script.phases[..] else { panic!("one phase, with one wire") };
+/// All agents report the impaired uplink correctly, for every pair.
+pub(crate) fn one_bad_uplink(scenario: &Scenario) -> Result<(), Inconclusive> {
+    let [phase] = &scenario.phases[..] else { panic!("one phase, with one wire") };
     let Cable(bad, core) = &phase.wires.keys().next().expect("one wire").0;
-    let net = script.topology.plan().build(seed());
-    calm(script, &net);
-    let agents = NAMES.map(|name| Agent::start(net.node(name), config(script, &net, name), &[]));
-    let before = settled(&agents);
-    let begin = wall() - nanos(UNDER_WAY);
-    let end = meet(script, phase, &net, net.wire(bad, core));
+    let net = scenario.topology.plan().build(seed());
+    remove_impairments(scenario, &net);
+    let agents = NAMES.map(|name| NodeAgent::start(net.node(name), config(scenario, &net, name), &[]));
+    let before = wait_until_settled(&agents);
+    let begin = wall() - nanos(TRANSIT_TIME);
+    let end = run_phase(scenario, phase, &net, net.wire(bad, core));
     for ((agent, before), from) in agents.iter().zip(&before).zip(NAMES) {
         let page = agent.page();
         let since = |name, labels: &[&str]| page.count(name, labels) - before.count(name, labels);
@@ -45,8 +45,8 @@ pub(crate) fn one_bad_uplink(script: &Script) -> Result<(), Inconclusive> {
             let lost = ["forward", "reverse", "unknown"].map(|direction| {
                 since("pathmeter_echo_lost_total", &[&peer, &format!("direction=\"{direction}\"")])
             });
-            let truly = [truth.lost_forward, truth.lost_reverse, 0];
-            assert_eq!(lost, truly, "lost forward, in reverse, unknown from {from} to {to}\n{page}");
+            let true_losses = [truth.lost_forward, truth.lost_reverse, 0];
+            assert_eq!(lost, true_losses, "lost forward, reverse, unknown from {from} to {to}\n{page}");
             assert_eq!(truth.lost_forward > 0, from == bad, "from {from} to {to}");
             assert_eq!(truth.lost_reverse > 0, to == bad, "from {from} to {to}");
             let duplicates = since("pathmeter_echo_duplicates_total", &[&peer]);
@@ -57,33 +57,36 @@ pub(crate) fn one_bad_uplink(script: &Script) -> Result<(), Inconclusive> {
     Ok(())
 }
 
-/// Waits until what was asked of hosts on which there was nobody yet has its verdict.
-fn settled(agents: &[Agent<'_>]) -> Vec<Page> {
+/// Waits until requests to hosts whose agent had not started yet have their verdict.
+fn wait_until_settled(agents: &[NodeAgent<'_>]) -> Vec<Page> {
     let started = Instant::now();
     let is_settled = |page: &Page| {
-        page.count("pathmeter_echo_rtt_seconds_count", &[]) > 300 && started.elapsed() > PATIENCE
+        page.count("pathmeter_echo_rtt_seconds_count", &[]) > 300 && started.elapsed() > SETTLE_TIME
     };
     agents.iter().map(|agent| agent.page_when("replies come", is_settled)).collect()
 }
 
-/// Plays the phase, and waits until what met it has its verdict. When it ended.
-fn meet(script: &Script, phase: &Phase, net: &Net, wire: &Wire) -> u64 {
-    let more = |count| wire.entered(Way::Forward) + count;
+/// Runs the phase and waits until every request that met it has its verdict. Returns when the phase ended.
+fn run_phase(scenario: &Scenario, phase: &Phase, net: &Net, wire: &Wire) -> u64 {
+    let more = |count| wire.entered(WireDirection::Forward) + count;
     apply(phase, net);
     let enough = more(phase.datagrams);
-    eventually("datagrams meet the bad link", || (wire.entered(Way::Forward) > enough).then_some(()));
-    calm(script, net);
-    let (calm, end) = (Instant::now(), wall());
+    eventually("datagrams meet the bad link", || {
+        (wire.entered(WireDirection::Forward) > enough).then_some(())
+    });
+    remove_impairments(scenario, net);
+    let (remove_impairments, end) = (Instant::now(), wall());
     let enough = more(500);
-    eventually("what met it is decided", || {
-        (calm.elapsed() > PATIENCE && wire.entered(Way::Forward) > enough).then_some(())
+    eventually("requests of the phase are decided", || {
+        (remove_impairments.elapsed() > SETTLE_TIME && wire.entered(WireDirection::Forward) > enough)
+            .then_some(())
     });
     end
 }
 
-fn config(script: &Script, net: &Net, name: &str) -> serde_json::Value {
+fn config(scenario: &Scenario, net: &Net, name: &str) -> serde_json::Value {
     let peers: Vec<_> = NAMES.iter().map(|name| json!({"name": name, "address": net.v4(name)})).collect();
-    let mut probe = serde_json::to_value(&script.probe).unwrap();
+    let mut probe = serde_json::to_value(&scenario.probe).unwrap();
     probe["name"] = "mesh".into();
     json!({"agent": {"name": name, "grace": "1s"}, "peers": peers, "probes": [probe]})
 }
@@ -93,15 +96,15 @@ fn wall() -> u64 {
     nanos(SystemTime::now().duration_since(UNIX_EPOCH).unwrap())
 }
 
-fn truth(net: &Net, from: &str, to: &str, time: &Range<u64>) -> Counts {
+fn truth(net: &Net, from: &str, to: &str, time: &Range<u64>) -> TrueCounts {
     let rules = Rules {
         prober: net.v4(from),
         responder: (net.v4(to), 9_862).into(),
-        format: Format::Open,
+        format: EchoFormat::Open,
         late_after: LATE_AFTER,
         lost_after: LOST_AFTER,
-        unseen: [0, 0],
+        hidden_routers: [0, 0],
     };
-    let stages = [vec![net.wire(from, "core")], vec![net.wire(to, "core")]];
-    Echoes::read(&stages, &rules).within(time).counts(&rules)
+    let wire_groups = [vec![net.wire(from, "core")], vec![net.wire(to, "core")]];
+    Echoes::read(&wire_groups, &rules).within(time).counts(&rules)
 }

@@ -1,32 +1,32 @@
-//! Links that large datagrams do not fit through.
+//! Links with a limited MTU.
 
 use std::time::Duration;
 
 use pathmeter_lab::Page;
-use pathmeter_lab::script::Script;
+use pathmeter_lab::scenario::Scenario;
 
-use crate::play::{Drill, Inconclusive, Measured, on_stage};
+use crate::testbed::{AgentEnvironments, Inconclusive, Testbed, with_testbed};
 
-/// A size that nobody answers is asked for again and again before it counts as refused.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longest search for a path MTU. A size without reply is probed several times before it counts as too large.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The MTUs of the phases are found one after the other, and told as events. What the reverse direction does makes no
-/// difference, and the echoes, which fit, are as ever.
-pub(crate) fn black_hole(script: &Script) -> Result<(), Inconclusive> {
-    on_stage(script, Drill::default(), |stage| {
+/// The MTUs of the phases are found one after the other and reported as events. An MTU in the reverse
+/// direction makes no difference, and small echoes are not affected.
+pub(crate) fn black_hole(scenario: &Scenario) -> Result<(), Inconclusive> {
+    with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         let mut expected = Vec::new();
         let mut known = None;
-        for phase in &script.phases {
+        for phase in &scenario.phases {
             let pair = phase.wires.values().next().expect("one wire");
             let mtu = pair.forward.link().mtu.unwrap_or(1_500) as u64;
-            stage.run(phase);
-            let page = becomes(stage, mtu);
+            testbed.run_phase(phase);
+            let page = wait_for_mtu(testbed, mtu);
             assert_eq!(page.count("pathmeter_path_mtu_changes_total", &[]), expected.len() as u64);
             expected.push((known.replace(mtu), Some(mtu)));
         }
         let events: serde_json::Value =
-            serde_json::from_str(&stage.prober.get("/api/v1/events").body).unwrap();
-        let told = events["events"].as_array().unwrap().iter().map(|event| {
+            serde_json::from_str(&testbed.prober.get("/api/v1/events").body).unwrap();
+        let changes = events["events"].as_array().unwrap().iter().map(|event| {
             assert_eq!(
                 (&event["event"], &event["peer"]),
                 (&"path_mtu_changed".into(), &"b".into()),
@@ -34,31 +34,31 @@ pub(crate) fn black_hole(script: &Script) -> Result<(), Inconclusive> {
             );
             (event["from"].as_u64(), event["to"].as_u64())
         });
-        assert_eq!(told.collect::<Vec<_>>(), expected);
-        let log = stage.prober.log();
-        let is_news = |words: &str| assert!(log.contains(words), "{words}\n{log}");
+        assert_eq!(changes.collect::<Vec<_>>(), expected);
+        let log = testbed.prober.log();
+        let assert_logged = |words: &str| assert!(log.contains(words), "{words}\n{log}");
         for pair in expected.windows(2) {
-            is_news(if pair[0].1 > pair[1].1 { "path MTU decreased" } else { "path MTU increased" });
+            assert_logged(if pair[0].1 > pair[1].1 { "path MTU decreased" } else { "path MTU increased" });
         }
-        stage.settle_down();
-        stage.finish().compare(script)
+        testbed.wait_until_decided();
+        testbed.finish().compare(scenario)
     })
 }
 
-/// The cable between two routers has a smaller MTU, at both ends.
-pub(crate) fn router(script: &Script) -> Result<(), Inconclusive> {
-    on_stage(script, Drill::default(), |stage| {
+/// The cable between two routers has a smaller MTU at both ends.
+pub(crate) fn router(scenario: &Scenario) -> Result<(), Inconclusive> {
+    with_testbed(scenario, AgentEnvironments::default(), |testbed| {
         for router in ["r1", "r2"] {
-            stage.net.node(router).ip("link set e1 mtu 1428");
+            testbed.net.node(router).ip("link set e1 mtu 1428");
         }
-        becomes(stage, 1_428);
-        stage.settle_down();
-        stage.finish().compare(script)
+        wait_for_mtu(testbed, 1_428);
+        testbed.wait_until_decided();
+        testbed.finish().compare(scenario)
     })
 }
 
-fn becomes(stage: &Measured<'_>, bytes: u64) -> Page {
+fn wait_for_mtu(testbed: &Testbed<'_>, bytes: u64) -> Page {
     let is_known = |page: &Page| page.has("pathmeter_path_mtu_bytes", &[]);
     let is_so = |page: &Page| is_known(page) && page.count("pathmeter_path_mtu_bytes", &[]) == bytes;
-    stage.prober.page_within(PATIENCE, &format!("a path MTU of {bytes} is found"), is_so)
+    testbed.prober.page_within(DISCOVERY_TIMEOUT, &format!("a path MTU of {bytes} is found"), is_so)
 }

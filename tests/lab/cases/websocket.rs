@@ -1,4 +1,4 @@
-//! `/ws`, asked from another host: on loopback everybody is let in.
+//! Admission to `/ws` from another host. On loopback every client is admitted.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -6,15 +6,16 @@ use std::net::{SocketAddr, TcpStream};
 use pathmeter_lab::{DEADLINE, Net, Plan};
 use serde_json::json;
 
-use crate::agent::Agent;
-use crate::play::seed;
+use crate::agent::NodeAgent;
+use crate::testbed::seed;
 
-/// What is not listed is refused with a sentence, what is gets its message back across the wire, over IPv4 and IPv6.
-pub(crate) fn strangers() {
+/// Unlisted clients are refused with a reason; listed clients get their message back across the wire, over
+/// IPv4 and IPv6.
+pub(crate) fn admission() {
     let net = Plan::pair().build(seed());
-    let refused = Agent::start(net.node("b"), json!({"agent": {"name": "b"}}), &[]);
+    let refused = NodeAgent::start(net.node("b"), json!({"agent": {"name": "b"}}), &[]);
     for to in [net.v4("b"), net.v6("b")] {
-        let (_, head, rest) = net.node("a").within(|| ask(SocketAddr::new(to, 9_862)));
+        let (_, head, rest) = net.node("a").within(|| request_upgrade(SocketAddr::new(to, 9_862)));
         assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
         assert!(rest.contains("at /ws: add it to responder.allow there, or set websocket.open"), "{rest}");
     }
@@ -23,16 +24,16 @@ pub(crate) fn strangers() {
     drop(refused);
 
     let listed = json!({"responder": {"allow": [net.v4("a").to_string(), net.v6("a").to_string()]}});
-    gets_its_message_back(&net, listed);
-    gets_its_message_back(&net, json!({"websocket": {"open": true}}));
+    assert_echoed(&net, listed);
+    assert_echoed(&net, json!({"websocket": {"open": true}}));
 }
 
-fn gets_its_message_back(net: &Net, config: serde_json::Value) {
-    let agent = Agent::start(net.node("b"), config, &[]);
+fn assert_echoed(net: &Net, config: serde_json::Value) {
+    let agent = NodeAgent::start(net.node("b"), config, &[]);
     for to in [net.v4("b"), net.v6("b")] {
-        let (mut stream, head, _) = net.node("a").within(|| ask(SocketAddr::new(to, 9_862)));
+        let (mut stream, head, _) = net.node("a").within(|| request_upgrade(SocketAddr::new(to, 9_862)));
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        // Masked with zeros, as what a client sends must be; what comes back is not.
+        // Masked with zeros: clients must mask, servers do not.
         stream.write_all(b"\x81\x85\0\0\0\0hello").unwrap();
         let mut echo = [0; 7];
         stream.read_exact(&mut echo).unwrap();
@@ -42,8 +43,8 @@ fn gets_its_message_back(net: &Net, config: serde_json::Value) {
     assert_eq!(page.count("pathmeter_websocket_messages_total", &[]), 2, "{page}");
 }
 
-/// A request for an upgrade: its connection, the head of the answer, and a refusal's text.
-fn ask(to: SocketAddr) -> (TcpStream, String, String) {
+/// Sends an upgrade request. Returns the connection, the head of the response, and the body of a refusal.
+fn request_upgrade(to: SocketAddr) -> (TcpStream, String, String) {
     let mut stream = TcpStream::connect_timeout(&to, DEADLINE).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     write!(

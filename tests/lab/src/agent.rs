@@ -1,4 +1,4 @@
-//! A running agent.
+//! A running agent process.
 
 use std::fmt;
 use std::fs;
@@ -14,80 +14,89 @@ use tempfile::TempDir;
 
 use crate::{DEADLINE, Page, Program, Response, eventually};
 
-/// How an agent is asked over HTTP: a method and a path.
-pub type Ask<'a> = Box<dyn Fn(&str, &str) -> io::Result<Response> + Send + Sync + 'a>;
+/// Sends an HTTP request, a method and a path, to the agent.
+pub type SendRequest<'a> = Box<dyn Fn(&str, &str) -> io::Result<Response> + Send + Sync + 'a>;
 
-/// The program, running with a configuration and a log in a folder of its own. Killed when it is dropped.
-pub struct Agent<'a> {
+/// A running agent with its configuration and log in a folder of its own. Killed when dropped.
+pub struct AgentProcess<'a> {
     program: Program,
     folder: TempDir,
-    ask: Ask<'a>,
+    send_request: SendRequest<'a>,
 }
 
-impl<'a> Agent<'a> {
-    /// Starts `command run --config FILE`, with the file [`CONFIG`] of a folder, and without the environment variables of
-    /// [`forget_environment`]. Does not wait.
+impl<'a> AgentProcess<'a> {
+    /// Starts `command run --config FILE`, with the file [`CONFIG`] of a folder, and without the environment
+    /// variables of [`clear_environment`]. Does not wait until the agent is ready.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When the program cannot be started.
     #[must_use]
-    pub fn start(mut command: Command, environment: &[(&str, &str)], folder: TempDir, ask: Ask<'a>) -> Self {
-        forget_environment(&mut command);
+    pub fn start(
+        mut command: Command,
+        environment: &[(&str, &str)],
+        folder: TempDir,
+        send_request: SendRequest<'a>,
+    ) -> Self {
+        clear_environment(&mut command);
         command.arg("run").arg("--config").arg(folder.path().join(CONFIG)).envs(environment.iter().copied());
         let program = Program::start(&mut command, &folder.path().join(LOG));
-        Self { program, folder, ask }
+        Self { program, folder, send_request }
     }
 
-    /// One that was started in another way; it logs to the file [`LOG`] of its folder.
+    /// Wraps an agent that was started elsewhere and logs to the file [`LOG`] of `folder`.
     #[must_use]
-    pub fn started(child: Child, folder: TempDir, ask: Ask<'a>) -> Self {
-        Self { program: Program::started(child, &folder.path().join(LOG)), folder, ask }
+    pub fn from_child(child: Child, folder: TempDir, send_request: SendRequest<'a>) -> Self {
+        Self { program: Program::from_child(child, &folder.path().join(LOG)), folder, send_request }
     }
 
-    /// Waits until it is ready.
+    /// Waits until the agent is ready.
     ///
     /// # Errors
-    /// The log of an agent that ended instead.
+    /// The log, if the agent exited instead.
     pub fn when_ready(mut self) -> Result<Self, String> {
-        let is_ready = eventually("the agent is ready", || match self.program.has_ended() {
+        let is_ready = eventually("the agent is ready", || match self.program.try_wait() {
             Some(_) => Some(false),
-            None => (self.ask)("GET", "/-/ready").ok().filter(|answer| answer.status == 200).map(|_| true),
+            None => (self.send_request)("GET", "/-/ready")
+                .ok()
+                .filter(|answer| answer.status == 200)
+                .map(|_| true),
         });
         if is_ready { Ok(self) } else { Err(self.log()) }
     }
 
-    /// The answer to a request.
+    /// Returns the response to a request.
     ///
     /// # Panics
-    /// When there is none, with the log.
+    /// When there is no response, with the log.
     pub fn request(&self, method: &str, path: &str) -> Response {
-        (self.ask)(method, path).unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
+        (self.send_request)(method, path)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log()))
     }
 
-    /// The answer to a GET request.
+    /// Returns the response to a GET request.
     pub fn get(&self, path: &str) -> Response {
         self.request("GET", path)
     }
 
-    /// A page of JSON.
+    /// Requests a path and parses its body as JSON.
     pub fn json(&self, path: &str) -> Value {
         serde_json::from_str(&self.get(path).body).unwrap()
     }
 
-    /// Its metrics.
+    /// Scrapes the metrics page.
     pub fn page(&self) -> Page {
         Page::parse(&self.get("/metrics").body)
     }
 
-    /// Its metrics, once they say that something is so.
+    /// Scrapes until the page fulfils a condition, and returns that page.
     ///
     /// # Panics
-    /// After [`DEADLINE`], with what the metrics and the log say instead.
+    /// After [`DEADLINE`], with the last page and the log.
     pub fn page_when(&self, what: &str, is_so: impl Fn(&Page) -> bool) -> Page {
         self.page_within(DEADLINE, what, is_so)
     }
 
-    /// The same with another deadline.
+    /// [`Self::page_when`] with another deadline.
     pub fn page_within(&self, deadline: Duration, what: &str, is_so: impl Fn(&Page) -> bool) -> Page {
         let start = Instant::now();
         loop {
@@ -95,48 +104,48 @@ impl<'a> Agent<'a> {
             if is_so(&page) {
                 return page;
             }
-            assert!(start.elapsed() < deadline, "waited in vain: {what}\n{page}\n{}", self.log());
+            assert!(start.elapsed() < deadline, "timed out waiting for: {what}\n{page}\n{}", self.log());
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// A file beside its configuration.
+    /// Path of a file beside the configuration.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Its configuration file.
+    /// Path of the configuration file.
     pub fn config_file(&self) -> PathBuf {
         self.file(CONFIG)
     }
 
-    /// Changes the configuration file; used after a reload.
+    /// Writes the configuration file. The agent applies it at the next reload.
     pub fn rewrite(&self, config: &str) {
         fs::write(self.config_file(), config).unwrap();
     }
 
-    /// Asks for a reload over HTTP.
+    /// Requests a reload over HTTP.
     pub fn reload(&self) -> Response {
         self.request("POST", "/-/reload")
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         self.program.signal(signal);
     }
 
-    /// Waits for its end.
-    pub fn ended(&mut self) -> ExitStatus {
-        self.program.ended()
+    /// Waits until the process exits.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.program.wait()
     }
 
-    /// Everything that it logged so far.
+    /// Everything logged so far.
     pub fn log(&self) -> String {
         self.program.output()
     }
 }
 
-impl fmt::Debug for Agent<'_> {
+impl fmt::Debug for AgentProcess<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Agent")
             .field("program", &self.program)
@@ -145,8 +154,8 @@ impl fmt::Debug for Agent<'_> {
     }
 }
 
-/// Removes the environment variables that would change what the program does.
-pub fn forget_environment(command: &mut Command) {
+/// Removes the environment variables that would change the behaviour of the program.
+pub fn clear_environment(command: &mut Command) {
     for variable in [
         "PATHMETER_NAME",
         "PATHMETER_LABELS",
@@ -161,7 +170,7 @@ pub fn forget_environment(command: &mut Command) {
     }
 }
 
-/// The configuration, in an agent's folder.
+/// File name of the configuration in an agent's folder.
 pub const CONFIG: &str = "config.yaml";
-/// What it logs, in the same folder.
+/// File name of the log in an agent's folder.
 pub const LOG: &str = "log";

@@ -1,4 +1,4 @@
-//! Ethernet frames with IP datagrams in them: where things stand, and how to change them.
+//! Parsing and rewriting IP datagrams in Ethernet frames.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -7,65 +7,65 @@ use pathmeter_proto::sim::{Corruption, Delivery};
 /// A unicast IP datagram in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Datagram {
-    /// Its source; port 0 where its protocol has none.
+    /// Source address; port 0 for protocols without ports.
     pub source: SocketAddr,
-    /// Its destination.
+    /// Destination address.
     pub destination: SocketAddr,
-    /// Its protocol: 6 TCP, 17 UDP, 1 and 58 ICMP.
+    /// IP protocol number: 6 TCP, 17 UDP, 1 and 58 ICMP. 0 for later fragments.
     pub protocol: u8,
     /// Type of service or traffic class.
     pub tos: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
-    /// Its length with the IP header.
+    /// Length with the IP header.
     pub bytes: usize,
-    /// What an ICMP echo has instead of ports.
-    pub echo: Option<Echo>,
-    /// What TCP has besides ports.
-    pub segment: Option<Segment>,
-    /// Where in the frame the transport's header begins.
+    /// Identifier and sequence number of an ICMP echo.
+    pub echo: Option<IcmpEchoId>,
+    /// Sequence number and SYN flag of a TCP segment.
+    pub segment: Option<TcpSegment>,
+    /// Offset of the transport header in the frame.
     transport: usize,
-    /// Where in the frame the payload begins.
+    /// Offset of the payload in the frame.
     payload: usize,
 }
 
 /// An ICMP echo request or reply (RFC 792, RFC 4443 section 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Echo {
-    /// Whether it answers one.
+pub struct IcmpEchoId {
+    /// Whether this is a reply.
     pub is_reply: bool,
-    /// Whose it is.
+    /// Identifier of the sending program or socket.
     pub identifier: u16,
-    /// Which of them.
+    /// Sequence number.
     pub sequence: u16,
 }
 
 /// A TCP segment (RFC 9293 section 3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// Where in the stream it begins, counted from a number that only the two ends chose.
+pub struct TcpSegment {
+    /// Sequence number of the first byte; starts at a number chosen by the sender.
     pub sequence: u32,
-    /// Whether it opens the connection: its sequence number is then the one in front of the first byte.
-    pub is_opening: bool,
+    /// Whether SYN is set: the first byte of the stream then has the next sequence number.
+    pub is_syn: bool,
 }
 
-/// UDP's number.
+/// IP protocol number of UDP.
 pub const UDP: u8 = 17;
-/// TCP's number.
+/// IP protocol number of TCP.
 pub const TCP: u8 = 6;
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
 
-/// The flag of a TCP segment that opens a connection.
+/// The SYN flag.
 const SYN: u8 = 2;
 
-/// Bytes of an Ethernet header.
+/// Length of an Ethernet header in bytes.
 const ETHERNET: usize = 14;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 
 impl Datagram {
-    /// Finds the datagram in a frame; `None` for what is no IP unicast, or is cut.
+    /// Parses the datagram in a frame; `None` if it is not IP unicast, or is truncated.
     #[must_use]
     pub fn find(frame: &[u8]) -> Option<Self> {
         let is_unicast = frame.first()? & 1 == 0;
@@ -79,7 +79,7 @@ impl Datagram {
         (ETHERNET + found.bytes <= frame.len() && found.payload <= ETHERNET + found.bytes).then_some(found)
     }
 
-    /// A TCP segment of which only this is known.
+    /// A TCP segment with these fields and defaults for the rest.
     #[cfg(test)]
     pub(crate) fn segment(source: SocketAddr, destination: SocketAddr, sequence: u32) -> Self {
         Self {
@@ -90,7 +90,7 @@ impl Datagram {
             ttl: 64,
             bytes: 40,
             echo: None,
-            segment: Some(Segment { sequence, is_opening: false }),
+            segment: Some(TcpSegment { sequence, is_syn: false }),
             transport: ETHERNET + 20,
             payload: ETHERNET + 40,
         }
@@ -102,7 +102,7 @@ impl Datagram {
         let address = |at: usize| -> IpAddr {
             Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]).into()
         };
-        // Behind the first fragment there are no ports.
+        // Later fragments have no transport header.
         let is_later_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0;
         let protocol = if is_later_fragment { 0 } else { header[9] };
         let bytes = usize::from(u16::from_be_bytes([header[2], header[3]]));
@@ -131,7 +131,7 @@ impl Datagram {
         let word = |at: usize| -> Option<u16> {
             Some(u16::from_be_bytes([*transport.get(at)?, *transport.get(at + 1)?]))
         };
-        let (from, to, skip) = match protocol {
+        let (from, to, header_bytes) = match protocol {
             UDP => (word(0)?, word(2)?, 8),
             TCP => (word(0)?, word(2)?, usize::from(transport.get(12)? >> 4) * 4),
             ICMP | ICMP_V6 => (0, 0, 8),
@@ -143,13 +143,13 @@ impl Datagram {
             _ => None,
         };
         let echo = match is_reply {
-            Some(is_reply) => Some(Echo { is_reply, identifier: word(4)?, sequence: word(6)? }),
+            Some(is_reply) => Some(IcmpEchoId { is_reply, identifier: word(4)?, sequence: word(6)? }),
             None => None,
         };
         let segment = match protocol {
             TCP => {
                 let sequence = u32::from(word(4)?) << 16 | u32::from(word(6)?);
-                Some(Segment { sequence, is_opening: transport.get(13)? & SYN != 0 })
+                Some(TcpSegment { sequence, is_syn: transport.get(13)? & SYN != 0 })
             }
             _ => None,
         };
@@ -163,37 +163,38 @@ impl Datagram {
             echo,
             segment,
             transport: ETHERNET + header,
-            payload: ETHERNET + header + skip,
+            payload: ETHERNET + header + header_bytes,
         })
     }
 
-    /// What the transport carries.
+    /// The payload of the transport protocol.
     #[must_use]
     pub fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
         frame.get(self.payload..ETHERNET + self.bytes).unwrap_or_default()
     }
 
-    /// Length of what the transport carries.
+    /// Length of the payload in bytes.
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
         ETHERNET + self.bytes - self.payload
     }
 
-    /// Does to the frame what a link did to this datagram; in which byte of the payload it was damaged.
-    pub fn suffer(&self, frame: &mut [u8], delivery: &Delivery) -> Option<usize> {
+    /// Applies a link's delivery to the frame: TOS, TTL and damage. Returns the offset of the damaged payload
+    /// byte, if any.
+    pub fn apply_delivery(&self, frame: &mut [u8], delivery: &Delivery) -> Option<usize> {
         match self.source {
             SocketAddr::V4(_) => self.write_v4(frame, delivery.tos, delivery.ttl),
             SocketAddr::V6(_) => self.write_v6(frame, delivery.tos, delivery.ttl),
         }
-        let (_, who) = delivery.damage?;
+        let (_, noticed_by) = delivery.damage?;
         let checksum = match self.protocol {
             UDP => 6,
             TCP => 16,
             ICMP | ICMP_V6 => 2,
-            // No checksum that we know: what would become of it is not known either.
+            // Unknown checksum: the effect of damage cannot be predicted, so none is applied.
             _ => return None,
         };
-        self.damage(frame, delivery, who, self.transport + checksum)
+        self.damage(frame, delivery, noticed_by, self.transport + checksum)
     }
 
     fn write_v4(&self, frame: &mut [u8], tos: u8, ttl: u8) {
@@ -211,16 +212,22 @@ impl Datagram {
         frame[ETHERNET + 7] = ttl;
     }
 
-    fn damage(&self, frame: &mut [u8], delivery: &Delivery, who: Corruption, at: usize) -> Option<usize> {
+    fn damage(
+        &self,
+        frame: &mut [u8],
+        delivery: &Delivery,
+        noticed_by: Corruption,
+        at: usize,
+    ) -> Option<usize> {
         let end = ETHERNET + self.bytes;
         let before = frame[self.payload..end].to_vec();
         let byte = delivery.damage(&mut frame[self.payload..end]);
-        let had_none = self.protocol == UDP && frame[at..at + 2] == [0, 0];
-        if who == Corruption::Noticed || had_none {
+        let has_no_checksum = self.protocol == UDP && frame[at..at + 2] == [0, 0];
+        if noticed_by == Corruption::Noticed || has_no_checksum {
             return byte;
         }
         let mut checksum = u16::from_be_bytes([frame[at], frame[at + 1]]);
-        // Words are counted from the transport's header, which all these protocols end at an even place.
+        // Words start at the transport header, whose length is even for all these protocols.
         for (old, new) in before.chunks(2).zip(frame[self.payload..end].chunks(2)) {
             let word = |bytes: &[u8]| [bytes[0], bytes.get(1).copied().unwrap_or(0)];
             checksum = changed(checksum, word(old), word(new));
@@ -233,7 +240,7 @@ impl Datagram {
     }
 }
 
-/// An Internet checksum after one word was changed (RFC 1624, equation 3).
+/// Updates an Internet checksum after one word changed (RFC 1624, equation 3).
 fn changed(checksum: u16, old: [u8; 2], new: [u8; 2]) -> u16 {
     let (old, new) = (u16::from_be_bytes(old), u16::from_be_bytes(new));
     let sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
@@ -259,7 +266,7 @@ mod tests {
         !u16::try_from(sum).unwrap()
     }
 
-    /// The sum over everything that UDP's checksum covers; zero when it is right.
+    /// The sum over everything that the UDP checksum covers; zero when the checksum is correct.
     fn udp_sum(frame: &[u8]) -> u16 {
         let datagram = Datagram::find(frame).unwrap();
         let addresses = match frame[12..14] {
@@ -293,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_is_found_in_its_frame() {
+    fn datagram_is_found_in_its_frame() {
         for is_v6 in [false, true] {
             let frame = frame(is_v6);
             let found = Datagram::find(&frame).unwrap();
@@ -305,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_is_named_by_its_identifier_and_sequence() {
+    fn icmp_echo_has_identifier_and_sequence() {
         for (is_v6, request, reply) in [(false, 8, 0), (true, 128, 129)] {
             for (kind, expected) in [(request, Some(false)), (reply, Some(true)), (3, None)] {
                 let mut frame = frame(is_v6);
@@ -313,7 +320,7 @@ mod tests {
                 frame[if is_v6 { ETHERNET + 6 } else { ETHERNET + 9 }] = if is_v6 { ICMP_V6 } else { ICMP };
                 frame[transport..transport + 8].copy_from_slice(&[kind, 0, 0, 0, 1, 2, 3, 4]);
                 let found = Datagram::find(&frame).unwrap();
-                let echo = |is_reply| Echo { is_reply, identifier: 0x0102, sequence: 0x0304 };
+                let echo = |is_reply| IcmpEchoId { is_reply, identifier: 0x0102, sequence: 0x0304 };
                 assert_eq!(found.echo, expected.map(echo), "type {kind}");
             }
         }
@@ -356,13 +363,13 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_found_with_its_place_in_the_stream() {
+    fn tcp_segment_has_its_sequence_number() {
         for is_v6 in [false, true] {
-            for (flags, is_opening) in [(0x10, false), (0x02, true), (0x12, true), (0x11, false)] {
+            for (flags, is_syn) in [(0x10, false), (0x02, true), (0x12, true), (0x11, false)] {
                 let frame = segment(is_v6, flags);
                 let found = Datagram::find(&frame).unwrap();
                 assert_eq!((found.source.port(), found.destination.port()), (40_000, 9_863));
-                assert_eq!(found.segment, Some(Segment { sequence: 0xfedc_ba98, is_opening }));
+                assert_eq!(found.segment, Some(TcpSegment { sequence: 0xfedc_ba98, is_syn }));
                 assert_eq!((found.payload(&frame), found.payload_bytes()), (PAYLOAD, PAYLOAD.len()));
             }
             assert_eq!(Datagram::find(&frame(is_v6)).unwrap().segment, None, "it is UDP");
@@ -370,13 +377,13 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_is_cut_is_none() {
+    fn truncated_segment_is_none() {
         for is_v6 in [false, true] {
             let whole = segment(is_v6, 0x10);
             for length in 0..whole.len() {
                 assert_eq!(Datagram::find(&whole[..length]), None, "{length}");
             }
-            // Its header would reach beyond its end.
+            // The header would exceed the datagram.
             let mut wrong = whole;
             let transport = Datagram::find(&wrong).unwrap().transport;
             wrong[transport + 12] = 15 << 4;
@@ -385,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_no_unicast_is_none() {
+    fn truncated_or_multicast_frame_is_none() {
         for is_v6 in [false, true] {
             let whole = frame(is_v6);
             for length in 0..whole.len() {
@@ -398,11 +405,11 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_written_over_and_checksums_stay_right() {
+    fn rewritten_headers_keep_valid_checksums() {
         for is_v6 in [false, true] {
             let mut frame = frame(is_v6);
             let delivery = Delivery { at: 0, damage: None, tos: 0x2a, ttl: 3 };
-            Datagram::find(&frame).unwrap().suffer(&mut frame, &delivery);
+            Datagram::find(&frame).unwrap().apply_delivery(&mut frame, &delivery);
             let found = Datagram::find(&frame).unwrap();
             assert_eq!((found.tos, found.ttl, found.payload(&frame)), (0x2a, 3, PAYLOAD));
             assert_eq!(udp_sum(&frame), 0);
@@ -411,20 +418,20 @@ mod tests {
     }
 
     #[test]
-    fn one_bit_is_changed_and_the_checksum_shows_it_or_does_not() {
+    fn damage_flips_one_bit_with_or_without_a_matching_checksum() {
         for is_v6 in [false, true] {
-            for place in 0..PAYLOAD.len() * 8 {
+            for bit in 0..PAYLOAD.len() * 8 {
                 #[expect(clippy::cast_precision_loss, reason = "small")]
-                let share = (place as f64 + 0.5) / (PAYLOAD.len() * 8) as f64;
-                for who in [Corruption::Noticed, Corruption::Unnoticed] {
+                let share = (bit as f64 + 0.5) / (PAYLOAD.len() * 8) as f64;
+                for noticed_by in [Corruption::Noticed, Corruption::Unnoticed] {
                     let mut frame = frame(is_v6);
-                    let delivery = Delivery { at: 0, damage: Some((share, who)), tos: 0xb8, ttl: 255 };
-                    Datagram::find(&frame).unwrap().suffer(&mut frame, &delivery);
+                    let delivery = Delivery { at: 0, damage: Some((share, noticed_by)), tos: 0xb8, ttl: 255 };
+                    Datagram::find(&frame).unwrap().apply_delivery(&mut frame, &delivery);
                     let found = Datagram::find(&frame).unwrap();
                     let differs =
                         found.payload(&frame).iter().zip(PAYLOAD).map(|(a, b)| (a ^ b).count_ones());
                     assert_eq!(differs.sum::<u32>(), 1);
-                    assert_eq!(udp_sum(&frame) == 0, who == Corruption::Unnoticed, "bit {place}");
+                    assert_eq!(udp_sum(&frame) == 0, noticed_by == Corruption::Unnoticed, "bit {bit}");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! A network namespace without a name.
+//! A network namespace that has no name in the file system.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -9,14 +9,15 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace. It is gone with this value, and with all programs in it.
+/// A network namespace. The kernel removes it when this value and all programs in it are gone.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
     file: OwnedFd,
 }
 
-/// What holds for every interface that will be made: no router is asked for, no address is probed for or made up.
+/// Defaults for interfaces created later: no router solicitation, no duplicate address detection, no
+/// generated addresses.
 const QUIET: [(&str, &str); 5] = [
     ("ipv6/conf/default/accept_dad", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
@@ -26,10 +27,11 @@ const QUIET: [(&str, &str); 5] = [
 ];
 
 impl Namespace {
-    /// A new one, with nothing in it but a loopback interface. `name` is for people.
+    /// Creates a namespace with only a loopback interface. `name` is shown in error messages and thread
+    /// names.
     ///
     /// # Panics
-    /// When this process may not make one.
+    /// When this process may not create network namespaces.
     #[must_use]
     pub fn new(name: &str) -> Self {
         let make = || {
@@ -39,19 +41,20 @@ impl Namespace {
         let file = thread::scope(|scope| scope.spawn(make).join().unwrap());
         let namespace = Self { name: name.to_owned(), file: file.into() };
         for (key, value) in QUIET {
-            namespace.set(key, value);
+            namespace.set_sysctl(key, value);
         }
         namespace.ip("link set lo up");
         namespace
     }
 
-    /// Where other programs find it, as long as this process lives.
+    /// Path by which other programs can open the namespace while this process runs.
     #[must_use]
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", process::id(), self.file.as_raw_fd())
     }
 
-    /// Does something on a thread in this namespace and waits for it: sockets that it opens belong here.
+    /// Runs `work` on a thread in this namespace and waits for it. Sockets that it opens belong to the
+    /// namespace.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let enter_and_work = || {
             setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
@@ -63,7 +66,7 @@ impl Namespace {
         })
     }
 
-    /// A thread in this namespace that goes on.
+    /// Starts a thread in this namespace.
     pub fn spawn<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -76,7 +79,8 @@ impl Namespace {
         thread::Builder::new().name(self.name.clone()).spawn(enter_and_work).unwrap()
     }
 
-    /// A program to be run here. It is killed when the thread that started it ends.
+    /// A command that runs in this namespace. The kernel kills the program when the thread that started it
+    /// ends.
     #[must_use]
     #[expect(unsafe_code, reason = "the child enters the namespace between fork and exec")]
     pub fn command(&self, program: &str) -> Command {
@@ -93,7 +97,7 @@ impl Namespace {
                 )
             };
             match (entered, bound) {
-                // Whoever died before the signal was asked for sends none.
+                // A parent that exited before the prctl call causes no signal.
                 (0, 0) if parent_now != parent => Err(std::io::ErrorKind::BrokenPipe.into()),
                 (0, 0) => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
@@ -104,25 +108,25 @@ impl Namespace {
         command
     }
 
-    /// Runs `ip` on lines of commands.
+    /// Runs `ip -batch` with one command per line.
     ///
     /// # Panics
-    /// When one of them fails, with what `ip` says.
+    /// When a command fails, with the error output of `ip`.
     pub fn ip(&self, lines: &str) {
         let mut command = self.command("ip");
         command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("ip is installed (Debian: iproute2)");
         child.stdin.take().expect("it is piped").write_all(lines.as_bytes()).unwrap();
-        let ended = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert!(ended.status.success(), "ip in {}: {said}\n{lines}", self.name);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ip in {}: {stderr}\n{lines}", self.name);
     }
 
-    /// Sets a key below `/proc/sys/net`. One that this kernel does not have is left alone.
+    /// Sets a key below `/proc/sys/net`. Keys that this kernel does not have are ignored.
     ///
     /// # Panics
     /// When the kernel refuses the value.
-    pub fn set(&self, key: &str, value: &str) {
+    pub fn set_sysctl(&self, key: &str, value: &str) {
         let file = format!("/proc/sys/net/{key}");
         let written = self.within(|| fs::write(&file, value));
         match written {

@@ -1,4 +1,4 @@
-//! Hosts and routers, and the cables between them.
+//! Hosts, routers and the cables between them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -8,43 +8,43 @@ use crate::namespace::Namespace;
 use crate::offload;
 use crate::wire::Wire;
 
-/// A network that is to be built.
+/// The plan of a network to build.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    nodes: Vec<(String, Role)>,
+    nodes: Vec<(String, NodeRole)>,
     cables: Vec<(Cable, Option<u32>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+enum NodeRole {
     Host,
     Router,
 }
 
-/// Two nodes that are neighbours, by name.
+/// The names of two neighbouring nodes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cable(pub String, pub String);
 
 impl Cable {
-    /// Between these two.
+    /// The cable between two nodes.
     #[must_use]
     pub fn between(first: &str, second: &str) -> Self {
         Self(first.to_owned(), second.to_owned())
     }
 }
 
-/// A network that runs.
+/// A running network.
 #[derive(Debug)]
 pub struct Net {
     // Wires first: their threads hold sockets of the namespace behind them.
     wires: BTreeMap<Cable, Wire>,
     nodes: BTreeMap<String, Namespace>,
     addresses: BTreeMap<String, [IpAddr; 2]>,
-    _closet: Namespace,
+    _wire_namespace: Namespace,
 }
 
-/// Equal-cost routers choose by addresses, protocol and ports, of themselves: a veth passes the sender's own hash on,
-/// which the first policies would take for the datagram's.
+/// Routers choose among equal-cost paths by addresses, protocol and ports, and compute that hash themselves:
+/// a veth passes on the hash of the sender, which policies 0 to 2 would use instead.
 const ROUTING: [(&str, &str); 9] = [
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
@@ -52,7 +52,7 @@ const ROUTING: [(&str, &str); 9] = [
     ("ipv6/fib_multipath_hash_policy", "3"),
     ("ipv4/fib_multipath_hash_fields", "55"),
     ("ipv6/fib_multipath_hash_fields", "55"),
-    // Limits of ICMP errors are the kernel's defence, and no fault of a link.
+    // No rate limits for ICMP errors: they would look like loss on a link.
     ("ipv4/icmp_ratelimit", "0"),
     ("ipv6/icmp/ratelimit", "0"),
     ("ipv4/icmp_msgs_per_sec", "100000"),
@@ -85,8 +85,8 @@ impl Plan {
         plan
     }
 
-    /// Hosts `a` and `b` behind routers `left` and `right`, which have as many equal ways between them, through `m1` to `mN`.
-    /// A wire leads from `left` to each.
+    /// Hosts `a` and `b` behind routers `left` and `right`, with `ways` equal-cost paths between them through
+    /// `m1` to `mN`. A wire leads from `left` to each of these.
     #[must_use]
     pub fn diamond(ways: usize) -> Self {
         let mut plan = Self::default();
@@ -99,8 +99,7 @@ impl Plan {
         plan
     }
 
-    /// Hosts `a`, `b`, `c` and so on around one router, `core`, with a wire from each to it. At most
-    /// 26.
+    /// Hosts `a`, `b`, `c` and so on, each with a wire to the router `core`. At most 26 hosts.
     #[must_use]
     pub fn mesh(hosts: usize) -> Self {
         let mut plan = Self::default();
@@ -111,78 +110,81 @@ impl Plan {
         plan
     }
 
-    /// Adds a node that forwards nothing.
+    /// Adds a host, which does not forward.
     pub fn host(&mut self, name: &str) -> &mut Self {
-        self.nodes.push((name.to_owned(), Role::Host));
+        self.nodes.push((name.to_owned(), NodeRole::Host));
         self
     }
 
-    /// Adds a node that forwards.
+    /// Adds a router.
     pub fn router(&mut self, name: &str) -> &mut Self {
-        self.nodes.push((name.to_owned(), Role::Router));
+        self.nodes.push((name.to_owned(), NodeRole::Router));
         self
     }
 
-    /// Joins two nodes directly, with Ethernet's MTU.
+    /// Joins two nodes by a plain veth pair with an MTU of 1500 bytes.
     pub fn cable(&mut self, first: &str, second: &str) -> &mut Self {
         self.cables.push((Cable::between(first, second), None));
         self
     }
 
-    /// Joins two nodes by a wire; jumbo frames fit.
+    /// Joins two nodes by a wire that carries jumbo frames.
     pub fn wire(&mut self, first: &str, second: &str) -> &mut Self {
         self.cables.push((Cable::between(first, second), Some(JUMBO)));
         self
     }
 
-    /// Builds it. Addresses and routes are there, neighbours are known; `seed` decides what the wires do.
+    /// Builds the network with addresses, routes and neighbour entries. `seed` determines the behaviour of
+    /// the wires.
     ///
     /// # Panics
-    /// When the kernel refuses something, with what it said.
+    /// When the kernel refuses an operation, with its error.
     #[must_use]
     pub fn build(&self, seed: u64) -> Net {
         let nodes: BTreeMap<String, Namespace> =
             self.nodes.iter().map(|(name, _)| (name.clone(), Namespace::new(name))).collect();
-        for (name, _) in self.nodes.iter().filter(|(_, role)| *role == Role::Router) {
-            ROUTING.iter().for_each(|(key, value)| nodes[name].set(key, value));
+        for (name, _) in self.nodes.iter().filter(|(_, role)| *role == NodeRole::Router) {
+            ROUTING.iter().for_each(|(key, value)| nodes[name].set_sysctl(key, value));
         }
-        let closet = Namespace::new("wires");
-        // Frames that two processors put into a veth one after the other come out in that order, as they do of a cable. Routers
-        // pass them on at once: a queue at each of them is delay that no wire knows of, and much on a busy machine.
-        let hosts = self.nodes.iter().filter(|(_, role)| *role == Role::Host).map(|(name, _)| &nodes[name]);
-        for namespace in hosts.chain([&closet]) {
-            namespace.set("core/rps_default_mask", "1");
+        let wire_namespace = Namespace::new("wires");
+        // Frames that two processors send into a veth one after the other come out in that order, as on a
+        // cable. Routers forward at once: a queue at each router would add delay that no wire logs, and much
+        // of it on a busy machine.
+        let hosts =
+            self.nodes.iter().filter(|(_, role)| *role == NodeRole::Host).map(|(name, _)| &nodes[name]);
+        for namespace in hosts.chain([&wire_namespace]) {
+            namespace.set_sysctl("core/rps_default_mask", "1");
         }
-        // Nothing in there may speak up by itself.
-        closet.set("ipv6/conf/default/disable_ipv6", "1");
-        closet.ip(&self.interfaces(&nodes));
+        // The kernel must not send packets of its own in this namespace.
+        wire_namespace.set_sysctl("ipv6/conf/default/disable_ipv6", "1");
+        wire_namespace.ip(&self.interfaces(&nodes));
         for (name, _) in &self.nodes {
             nodes[name].ip(&self.addressing(name));
         }
         let mut wires = BTreeMap::new();
-        for (index, (cable, kind)) in self.cables.iter().enumerate() {
-            if kind.is_some() {
+        for (index, (cable, wire_mtu)) in self.cables.iter().enumerate() {
+            if wire_mtu.is_some() {
                 for node in [&cable.0, &cable.1] {
-                    nodes[node].within(|| offload::switch_off(&format!("e{index}")));
+                    nodes[node].within(|| offload::disable(&format!("e{index}")));
                 }
                 let ends = [format!("w{index}l"), format!("w{index}r")];
-                let wire = Wire::new(&closet, [&ends[0], &ends[1]], seed ^ index as u64);
+                let wire = Wire::new(&wire_namespace, [&ends[0], &ends[1]], seed ^ index as u64);
                 wires.insert(cable.clone(), wire);
             }
         }
         let addresses = self.nodes.iter().map(|(name, _)| (name.clone(), self.first_addresses(name)));
-        Net { wires, addresses: addresses.collect(), nodes, _closet: closet }
+        Net { wires, addresses: addresses.collect(), nodes, _wire_namespace: wire_namespace }
     }
 
-    /// Commands that make all interfaces, from within the closet.
+    /// `ip` commands that create all interfaces, run in the namespace of the wires.
     fn interfaces(&self, nodes: &BTreeMap<String, Namespace>) -> String {
         let mut lines = String::new();
-        for (index, (cable, kind)) in self.cables.iter().enumerate() {
+        for (index, (cable, wire_mtu)) in self.cables.iter().enumerate() {
             let ends = [(&cable.0, 'l', 1), (&cable.1, 'r', 2)];
             let of = |(node, _, side): (&String, char, u8)| {
                 format!("e{index} netns {} address {}", nodes[node].path(), hardware(index, side))
             };
-            if let Some(mtu) = kind {
+            if let Some(mtu) = wire_mtu {
                 for end in ends {
                     let inner = format!("w{index}{}", end.1);
                     let outer = of(end);
@@ -197,18 +199,23 @@ impl Plan {
         lines
     }
 
-    /// Commands that give a node its addresses, neighbours and routes.
+    /// `ip` commands that give a node its addresses, neighbours and routes.
     fn addressing(&self, node: &str) -> String {
         let mut lines = String::new();
         for (index, own, other) in self.ports(node) {
             let interface = format!("e{index}");
             writeln!(lines, "link set {interface} up").unwrap();
-            for (mine, theirs) in addresses(index, own).into_iter().zip(addresses(index, other)) {
-                let (bits, nodad) = if mine.is_ipv4() { (24, "") } else { (64, " nodad") };
-                writeln!(lines, "addr add {mine}/{bits} dev {interface}{nodad}").unwrap();
+            for (own_address, neighbour_address) in
+                addresses(index, own).into_iter().zip(addresses(index, other))
+            {
+                let (bits, nodad) = if own_address.is_ipv4() { (24, "") } else { (64, " nodad") };
+                writeln!(lines, "addr add {own_address}/{bits} dev {interface}{nodad}").unwrap();
                 let hardware = hardware(index, other);
-                writeln!(lines, "neigh add {theirs} lladdr {hardware} dev {interface} nud permanent")
-                    .unwrap();
+                writeln!(
+                    lines,
+                    "neigh add {neighbour_address} lladdr {hardware} dev {interface} nud permanent"
+                )
+                .unwrap();
             }
         }
         for subnet in 0..self.cables.len() {
@@ -219,7 +226,8 @@ impl Plan {
         lines
     }
 
-    /// The command that gives a node its route to the subnet of a cable, over all shortest ways; empty where it is on it.
+    /// The `ip` command for a node's route to the subnet of a cable over all shortest paths; empty if
+    /// directly connected.
     fn route(&self, node: &str, subnet: usize, family: usize) -> String {
         let distances = self.distances(subnet);
         let Some(own) = distances.get(node).copied().filter(|distance| *distance > 0) else {
@@ -237,13 +245,13 @@ impl Plan {
         line + "\n"
     }
 
-    /// How many routers each node is away from a cable; hosts do not forward.
+    /// The number of hops from each node to a cable; hosts do not forward.
     fn distances(&self, subnet: usize) -> BTreeMap<&str, usize> {
         let Cable(left, right) = &self.cables[subnet].0;
         let mut distances = BTreeMap::from([(left.as_str(), 0), (right.as_str(), 0)]);
         let mut queue = VecDeque::from([left.as_str(), right.as_str()]);
         while let Some(node) = queue.pop_front() {
-            if self.nodes.iter().any(|(name, role)| name == node && *role == Role::Host) {
+            if self.nodes.iter().any(|(name, role)| name == node && *role == NodeRole::Host) {
                 continue;
             }
             let further = distances[node] + 1;
@@ -264,7 +272,7 @@ impl Plan {
         distances
     }
 
-    /// A node's cables: which, its own side, and the other.
+    /// The cables of a node: index, own side, other side.
     fn ports<'a>(&'a self, node: &'a str) -> impl Iterator<Item = (usize, u8, u8)> + 'a {
         self.cables.iter().enumerate().filter_map(move |(index, (Cable(left, right), _))| {
             if left == node { Some((index, 1, 2)) } else { (right == node).then_some((index, 2, 1)) }
@@ -277,10 +285,10 @@ impl Plan {
     }
 }
 
-/// Hosts of a mesh: they have one letter each.
+/// Most hosts in a mesh: each is named by one letter.
 pub(crate) const MESH_MAX: usize = 26;
 
-/// The MTU of wires: what our datagrams need at most, and a little more.
+/// The MTU of wires: slightly more than the longest datagram of a probe.
 const JUMBO: u32 = 9_200;
 
 /// The IPv4 and the IPv6 address of one side of a cable.
@@ -298,35 +306,35 @@ fn hardware(cable: usize, side: u8) -> String {
 }
 
 impl Net {
-    /// A node.
+    /// The namespace of a node.
     ///
     /// # Panics
-    /// When there is none of this name.
+    /// When there is no node of this name.
     #[must_use]
     pub fn node(&self, name: &str) -> &Namespace {
-        self.nodes.get(name).unwrap_or_else(|| panic!("there is no node {name}"))
+        self.nodes.get(name).unwrap_or_else(|| panic!("no node {name}"))
     }
 
-    /// A node's address: IPv4.
+    /// The IPv4 address of a node.
     #[must_use]
     pub fn v4(&self, name: &str) -> IpAddr {
         self.addresses[name][0]
     }
 
-    /// A node's address: IPv6.
+    /// The IPv6 address of a node.
     #[must_use]
     pub fn v6(&self, name: &str) -> IpAddr {
         self.addresses[name][1]
     }
 
-    /// A wire, by its ends in the order of the plan.
+    /// The wire between two nodes, named in the order of the plan.
     ///
     /// # Panics
-    /// When there is none between these two.
+    /// When there is no wire between them.
     #[must_use]
     pub fn wire(&self, first: &str, second: &str) -> &Wire {
         let found = self.wires.get(&Cable::between(first, second));
-        found.unwrap_or_else(|| panic!("there is no wire from {first} to {second}"))
+        found.unwrap_or_else(|| panic!("no wire from {first} to {second}"))
     }
 
     /// All wires.
@@ -334,7 +342,7 @@ impl Net {
         self.wires.iter()
     }
 
-    /// From here on `from` sends nothing to `to`: its own kernel refuses, and what is under way arrives.
+    /// Makes the kernel of `from` refuse to send to `to`. Datagrams in flight still arrive.
     pub fn sever(&self, from: &str, to: &str) {
         let [v4, v6] = self.addresses[to];
         self.node(from).ip(&format!("route add unreachable {v4}/32\nroute add unreachable {v6}/128\n"));

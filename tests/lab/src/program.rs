@@ -1,4 +1,4 @@
-//! Programs in namespaces.
+//! Child processes.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::eventually;
 
-/// A program that runs. Killed when it is dropped, and when the thread that started it ends.
+/// A running program. Killed when dropped, and when the thread that started it ends.
 #[derive(Debug)]
 pub struct Program {
     child: Child,
@@ -22,10 +22,10 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts a command; what it prints goes to the file `output`.
+    /// Starts a command. Standard output and error go to the file `output`.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// When the command cannot be started.
     #[must_use]
     pub fn start(command: &mut Command, output: &Path) -> Self {
         let file = File::create(output).unwrap();
@@ -34,47 +34,47 @@ impl Program {
         Self { child, path: output.to_owned() }
     }
 
-    /// One that was started in another way, and logs to the file `output`.
+    /// Wraps a process that was started elsewhere and writes to the file `output`.
     #[must_use]
-    pub fn started(child: Child, output: &Path) -> Self {
+    pub fn from_child(child: Child, output: &Path) -> Self {
         Self { child, path: output.to_owned() }
     }
 
-    /// Its process number.
+    /// The process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Everything that it printed so far.
+    /// Everything printed so far.
     #[must_use]
     pub fn output(&self) -> String {
         fs::read_to_string(&self.path).unwrap_or_default()
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         signal::kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// How it ended, if it has.
-    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+    /// The exit status, or `None` while the process runs.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for its end.
-    pub fn ended(&mut self) -> ExitStatus {
-        eventually("a program ends", || self.has_ended())
+    /// Waits until the process exits.
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("a program exits", || self.try_wait())
     }
 
-    /// User and system time that it has used, by the kernel's clock of the process.
+    /// User and system CPU time used so far, from the kernel's clock of the process.
     #[must_use]
     pub fn cpu(&self) -> Duration {
         let clock = clock_getcpuclockid(Pid::from_raw(self.child.id().try_into().unwrap()));
         clock.and_then(ClockId::now).map(Duration::from).unwrap_or_default()
     }
 
-    /// Its resident memory in bytes.
+    /// Resident memory in bytes.
     #[must_use]
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
@@ -86,20 +86,20 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Threads that do nothing but use up the processors.
+/// Busy threads that keep the processors occupied. They end when this is dropped.
 #[derive(Debug)]
-pub struct Burners {
+pub struct CpuLoad {
     is_over: Arc<AtomicBool>,
 }
 
-impl Burners {
-    /// So many busy loops for each core.
+impl CpuLoad {
+    /// Starts `count` busy loops per core.
     #[must_use]
     pub fn per_core(count: usize) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
@@ -116,7 +116,7 @@ impl Burners {
     }
 }
 
-impl Drop for Burners {
+impl Drop for CpuLoad {
     fn drop(&mut self) {
         self.is_over.store(true, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What truly happened to echoes, from the logs of the wires between prober and responder.
+//! The true outcome of each echo, from the logs of the wires between prober and responder.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,132 +10,133 @@ use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::{NtpTime, PeerTimestamp};
 
 use crate::frame::UDP;
-use crate::script;
-use crate::wire::{Exit, Head, Passage, Wire};
+use crate::scenario;
+use crate::wire::{DatagramHead, DeliveredCopy, LogEntry, Wire};
 
-/// How echoes are recognised, and judged.
+/// How echoes are recognised and evaluated.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// Who asks.
+    /// Address of the prober.
     pub prober: IpAddr,
-    /// Who answers; a host that answers ICMP with port 0.
+    /// Address and port of the responder; port 0 for hosts that answer ICMP.
     pub responder: SocketAddr,
-    /// How echoes are written.
-    pub format: Format,
-    /// A longer round trip is late.
+    /// Wire format of the echoes.
+    pub format: EchoFormat,
+    /// Longer round trips are late.
     pub late_after: Duration,
-    /// A later reply is none.
+    /// Replies after this time do not count.
     pub lost_after: Duration,
-    /// Routers behind the last wire, forward and reverse: what they do to TTLs the wires do not see.
-    pub unseen: [u64; 2],
+    /// Routers beyond the last wire, forward and reverse, whose TTL decrements the wires do not see.
+    pub hidden_routers: [u64; 2],
 }
 
-/// How echoes are written: it decides where their fields stand.
+/// Wire format of echoes. It determines the field offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// STAMP.
+pub enum EchoFormat {
+    /// STAMP without authentication.
     Open,
-    /// STAMP, authenticated.
+    /// Authenticated STAMP.
     Authenticated,
-    /// ICMP. Nobody says what he took, so the prober takes it for the network's.
+    /// ICMP echo. The reply does not carry the responder's time, so the prober counts it as network time.
     Icmp,
 }
 
-/// Where things stand in a payload.
+/// Offsets of fields in a payload.
 #[derive(Debug, Clone, Copy)]
-struct Layout {
+struct FieldOffsets {
     ssid: usize,
     sequence: usize,
-    /// The responder's own number of a reply.
+    /// Sequence number of the reply, from the responder.
     number: Option<usize>,
-    /// When the responder says that it wrote a reply.
+    /// Timestamp of the reply (T3).
     written: Option<usize>,
-    /// The first extension.
+    /// First TLV extension.
     extension: Option<usize>,
 }
 
-impl Format {
-    const fn layout(self, role: Role) -> Layout {
+impl EchoFormat {
+    const fn layout(self, role: MessageRole) -> FieldOffsets {
         let (ssid, sequence, number, written, extension) = match (self, role) {
-            (Self::Open, Role::Request) => (14, 0, None, None, Some(44)),
-            (Self::Open, Role::Reply) => (14, 24, Some(0), Some(4), Some(44)),
-            (Self::Authenticated, Role::Request) => (26, 0, None, None, Some(112)),
-            (Self::Authenticated, Role::Reply) => (26, 48, Some(0), Some(16), Some(112)),
+            (Self::Open, MessageRole::Request) => (14, 0, None, None, Some(44)),
+            (Self::Open, MessageRole::Reply) => (14, 24, Some(0), Some(4), Some(44)),
+            (Self::Authenticated, MessageRole::Request) => (26, 0, None, None, Some(112)),
+            (Self::Authenticated, MessageRole::Reply) => (26, 48, Some(0), Some(16), Some(112)),
             (Self::Icmp, _) => (20, 16, None, None, None),
         };
-        Layout { ssid, sequence, number, written, extension }
+        FieldOffsets { ssid, sequence, number, written, extension }
     }
 }
 
-/// Every echo that left the prober, by flow and sequence number.
+/// All echoes that left the prober, by flow and sequence number.
 #[derive(Debug, Default)]
 pub struct Echoes {
-    echoes: BTreeMap<Name, Echo>,
-    sized: [u64; 2],
+    echoes: BTreeMap<EchoId, EchoRecord>,
+    mtu_probes: [u64; 2],
 }
 
-/// A datagram's name: where it was sent from, session identifier, sequence number.
-type Name = (SocketAddr, u16, u32);
+/// Identity of an echo: source address, SSID, sequence number.
+type EchoId = (SocketAddr, u16, u32);
 
 #[derive(Debug, Clone, Default)]
-struct Echo {
-    left: Option<u64>,
+struct EchoRecord {
+    sent_at: Option<u64>,
     tos: u8,
     /// Undamaged copies of the request that reached the responder's host.
-    requests: Vec<Request>,
-    /// When each reply left the responder's host.
-    replies: Vec<Reply>,
+    requests: Vec<ReceivedRequest>,
+    /// The replies that left the responder's host.
+    replies: Vec<SentReply>,
     /// Undamaged copies of replies that reached the prober's host.
-    answers: Vec<Answer>,
+    answers: Vec<ReceivedReply>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Request {
-    at: Span,
+struct ReceivedRequest {
+    at: TimeBounds,
     tos: u8,
     ttl: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Reply {
+struct SentReply {
     at: u64,
-    /// The responder's own sequence number: no two replies of a flow have the same.
+    /// Sequence number from the responder: unique among the replies of a flow.
     number: u32,
     tos: u8,
-    /// How much earlier than it left its own timestamp (T3) is. What a prober takes for the network's.
-    lag: u64,
+    /// Time from the reply's timestamp (T3) to its departure, in nanoseconds. The prober counts it as network
+    /// time.
+    timestamp_lag: u64,
 }
 
-/// Between two readings of the clock.
-type Span = (u64, u64);
+/// Lower and upper bound of a time in nanoseconds, from the clock readings before and after the event.
+type TimeBounds = (u64, u64);
 
 #[derive(Debug, Clone, Copy)]
-struct Answer {
-    at: Span,
-    /// Of which reply.
+struct ReceivedReply {
+    at: TimeBounds,
+    /// Sequence number of the reply.
     number: u32,
     tos: u8,
     ttl: u8,
 }
 
-/// How many echoes had which fate.
+/// True counts of echoes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Left the prober's host.
+pub struct TrueCounts {
+    /// Requests that left the prober's host.
     pub sent: u64,
     /// Answered within `late_after`.
     pub ok: u64,
     /// Answered later, within `lost_after`.
     pub late: u64,
-    /// Never reached the responder's host.
+    /// Requests that did not reach the responder's host.
     pub lost_forward: u64,
-    /// Reached it, and no reply came back in time.
+    /// Requests that reached it, but no reply came back in time.
     pub lost_reverse: u64,
-    /// Further copies of replies that came in time.
+    /// Further copies of replies that arrived in time.
     pub duplicates: u64,
-    /// First replies that came behind one with a higher sequence number of the same flow (RFC 4737).
+    /// First replies that arrived after one with a higher sequence number of the same flow (RFC 4737).
     pub reordered: u64,
-    /// Replies that came too late to count.
+    /// Replies that arrived too late to count.
     pub very_late: u64,
     /// Runs of losses, in the order of sequence numbers of a flow.
     pub bursts: u64,
@@ -143,104 +144,106 @@ pub struct Counts {
     pub requests: u64,
     /// Replies that left the responder's host.
     pub replies: u64,
-    /// Replies to requests that had been damaged beyond recognition on the way there, which is no fault of a responder.
+    /// Replies to requests that were damaged beyond recognition on the way: no fault of the responder.
     pub strays: u64,
-    /// Copies of those that reached the prober's host.
+    /// Copies of those replies that reached the prober's host.
     pub stray_answers: u64,
-    /// Requests that look for the path MTU and reached the responder's host, and replies to such. They are no echoes.
-    pub sized: [u64; 2],
-    /// Answered echoes that arrived with another DSCP than they were sent with, forward and reverse.
+    /// Path MTU probes that reached the responder's host, and replies to them. They do not count as echoes.
+    pub mtu_probes: [u64; 2],
+    /// Answered echoes that arrived with a changed DSCP, forward and reverse.
     pub remarked: [u64; 2],
     /// Answered echoes that arrived marked "congestion experienced", forward and reverse.
     pub congested: [u64; 2],
-    /// Sum of the round trips of all that were answered, in nanoseconds.
+    /// Sum of the round trips of all answered echoes, in nanoseconds.
     pub round_trips: u64,
-    /// By how much that sum may be off because the wire could not read the clock in the very moment, or the responder's own
-    /// timestamp was early.
-    pub round_trips_doubt: u64,
-    /// Routers on the way of what arrived last, by its TTL, forward and reverse.
+    /// Uncertainty of that sum in nanoseconds, from the clock readings of the wire and from early timestamps
+    /// of the responder.
+    pub round_trips_uncertainty: u64,
+    /// Hops of the last datagram that arrived, from its TTL, forward and reverse.
     pub hops: [u64; 2],
-    /// Pairs of neighbours that were both ok.
-    pub neighbours: u64,
-    /// Sum over them of the difference between their round trips, in nanoseconds.
+    /// Pairs of consecutive echoes that were both ok.
+    pub consecutive_ok: u64,
+    /// Sum over these pairs of the difference between their round trips, in nanoseconds.
     pub ipdv: u64,
-    /// By how much that sum may be off because the wire could not read the clock in the very moment.
-    pub ipdv_doubt: u64,
-    /// The longest that a request which was answered waited at the responder, in nanoseconds.
+    /// Uncertainty of that sum in nanoseconds, from the clock readings of the wire.
+    pub ipdv_uncertainty: u64,
+    /// Longest time that an answered request spent at the responder, in nanoseconds.
     pub turnaround_max: u64,
-    /// So close to `late_after` or `lost_after` that the truth cannot decide. A scenario that has any proves nothing.
-    pub doubtful: u64,
+    /// Round trips too close to `late_after` or `lost_after` to decide. A run with any of them is
+    /// inconclusive.
+    pub undecidable: u64,
 }
 
-/// One stage between prober and responder: wires of which a datagram takes one.
-pub type Stage<'a> = Vec<&'a Wire>;
+/// Parallel wires between prober and responder: each datagram takes one of them.
+pub type WireGroup<'a> = Vec<&'a Wire>;
 
-/// What a datagram is to a measurement.
+/// The role of a datagram in a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+enum MessageRole {
     Request,
     Reply,
 }
 
 impl Rules {
-    /// What a datagram is to this measurement; `None`: somebody else's.
-    fn role(&self, head: &Head) -> Option<Role> {
+    /// The role of a datagram in this measurement; `None` if it belongs to another one.
+    fn role(&self, head: &DatagramHead) -> Option<MessageRole> {
         let (from, to) = (head.datagram.source, head.datagram.destination);
-        let is_spoken = match self.format {
-            Format::Open | Format::Authenticated => head.datagram.protocol == UDP,
-            Format::Icmp => head.datagram.echo.is_some(),
+        let is_protocol = match self.format {
+            EchoFormat::Open | EchoFormat::Authenticated => head.datagram.protocol == UDP,
+            EchoFormat::Icmp => head.datagram.echo.is_some(),
         };
-        if !is_spoken {
+        if !is_protocol {
             None
         } else if from.ip() == self.prober && to == self.responder {
-            Some(Role::Request)
+            Some(MessageRole::Request)
         } else if from == self.responder && to.ip() == self.prober {
-            Some(Role::Reply)
+            Some(MessageRole::Reply)
         } else {
             None
         }
     }
 }
 
-/// Round trips that are closer than this to a limit are not judged. Chosen: ten times what a busy kernel takes from one
-/// stamp to the next.
+/// Round trips closer than this to a limit are undecidable. Chosen: ten times what a busy kernel takes from
+/// one timestamp to the next.
 const MARGIN: u64 = 2_000_000;
 
 impl Echoes {
-    /// Reads the logs. `stages` lead from the prober to the responder.
+    /// Reads the logs. `wire_groups` are in order from the prober to the responder.
     ///
     /// # Panics
-    /// When there is no stage.
+    /// When `wire_groups` is empty.
     #[must_use]
-    pub fn read(stages: &[Stage<'_>], rules: &Rules) -> Self {
+    pub fn read(wire_groups: &[WireGroup<'_>], rules: &Rules) -> Self {
         let mut echoes = Self::default();
-        let logs: Vec<Vec<(Passage, Role)>> = stages.iter().map(|stage| passages(stage, rules)).collect();
+        let logs: Vec<Vec<(LogEntry, MessageRole)>> =
+            wire_groups.iter().map(|group| entries(group, rules)).collect();
         let (first, last) = (logs.first().expect("there is a wire"), logs.last().expect("there is a wire"));
-        for (passage, role) in last {
+        for (entry, role) in last {
             match role {
-                Role::Request => echoes.reached(passage, rules),
-                Role::Reply => echoes.replied(passage, rules),
+                MessageRole::Request => echoes.on_request_received(entry, rules),
+                MessageRole::Reply => echoes.on_reply_sent(entry, rules),
             }
         }
-        for (passage, role) in first {
+        for (entry, role) in first {
             match role {
-                Role::Request => echoes.left(passage, rules),
-                Role::Reply => echoes.answered(passage, rules),
+                MessageRole::Request => echoes.on_request_sent(entry, rules),
+                MessageRole::Reply => echoes.on_reply_received(entry, rules),
             }
         }
         echoes
     }
 
-    /// The echo that a datagram belongs to; `None` where it is none.
-    fn of(&mut self, head: &Head, role: Role, rules: &Rules) -> Option<&mut Echo> {
-        if is_sized(head, rules) {
+    /// The echo that a datagram belongs to; `None` for path MTU probes.
+    fn of(&mut self, head: &DatagramHead, role: MessageRole, rules: &Rules) -> Option<&mut EchoRecord> {
+        if is_mtu_probe(head, rules) {
             return None;
         }
         let at = rules.format.layout(role);
         let ssid = u16::from_be_bytes([head.payload[at.ssid], head.payload[at.ssid + 1]]);
         let mut prober = match role {
-            Role::Request => head.datagram.source,
-            Role::Reply => head.datagram.destination,
+            MessageRole::Request => head.datagram.source,
+            MessageRole::Reply => head.datagram.destination,
         };
         if let Some(echo) = head.datagram.echo {
             prober.set_port(echo.identifier);
@@ -248,73 +251,84 @@ impl Echoes {
         Some(self.echoes.entry((prober, ssid, number(head, at.sequence))).or_default())
     }
 
-    fn left(&mut self, request: &Passage, rules: &Rules) {
-        let Some(echo) = self.of(&request.head, Role::Request, rules) else { return };
-        echo.left.get_or_insert(request.at);
+    fn on_request_sent(&mut self, request: &LogEntry, rules: &Rules) {
+        let Some(echo) = self.of(&request.head, MessageRole::Request, rules) else { return };
+        echo.sent_at.get_or_insert(request.at);
         echo.tos = request.head.datagram.tos;
     }
 
-    fn reached(&mut self, request: &Passage, rules: &Rules) {
-        let copies = whole(request, rules).map(|(exit, at)| Request { at, tos: exit.tos, ttl: exit.ttl });
-        let Some(echo) = self.of(&request.head, Role::Request, rules) else {
-            self.sized[0] += copies.count() as u64;
+    fn on_request_received(&mut self, request: &LogEntry, rules: &Rules) {
+        let copies =
+            undamaged(request, rules).map(|(exit, at)| ReceivedRequest { at, tos: exit.tos, ttl: exit.ttl });
+        let Some(echo) = self.of(&request.head, MessageRole::Request, rules) else {
+            self.mtu_probes[0] += copies.count() as u64;
             return;
         };
         echo.requests.extend(copies);
         echo.requests.sort_unstable();
     }
 
-    fn replied(&mut self, reply: &Passage, rules: &Rules) {
-        let Some(echo) = self.of(&reply.head, Role::Reply, rules) else {
-            self.sized[1] += 1;
+    fn on_reply_sent(&mut self, reply: &LogEntry, rules: &Rules) {
+        let Some(echo) = self.of(&reply.head, MessageRole::Reply, rules) else {
+            self.mtu_probes[1] += 1;
             return;
         };
-        let (number, tos) = (own_number(&reply.head, rules), reply.head.datagram.tos);
-        echo.replies.push(Reply { at: reply.at, number, tos, lag: lag(reply, rules) });
+        let (number, tos) = (reply_number(&reply.head, rules), reply.head.datagram.tos);
+        echo.replies.push(SentReply {
+            at: reply.at,
+            number,
+            tos,
+            timestamp_lag: timestamp_lag(reply, rules),
+        });
         echo.replies.sort_unstable();
     }
 
-    fn answered(&mut self, reply: &Passage, rules: &Rules) {
-        let Some(echo) = self.of(&reply.head, Role::Reply, rules) else { return };
-        let number = own_number(&reply.head, rules);
-        let answer = |(exit, at): (&Exit, Span)| Answer { at, number, tos: exit.tos, ttl: exit.ttl };
-        echo.answers.extend(whole(reply, rules).map(answer));
+    fn on_reply_received(&mut self, reply: &LogEntry, rules: &Rules) {
+        let Some(echo) = self.of(&reply.head, MessageRole::Reply, rules) else { return };
+        let number = reply_number(&reply.head, rules);
+        let answer = |(exit, at): (&DeliveredCopy, TimeBounds)| ReceivedReply {
+            at,
+            number,
+            tos: exit.tos,
+            ttl: exit.ttl,
+        };
+        echo.answers.extend(undamaged(reply, rules).map(answer));
         echo.answers.sort_unstable_by_key(|answer| answer.at);
     }
 
-    /// Those that were sent from some ports.
+    /// The echoes that were sent from these ports.
     #[must_use]
     pub fn from_ports(&self, ports: &Range<u16>) -> Self {
-        let is_meant = |name: &Name| ports.contains(&name.0.port());
-        let echoes = self.echoes.iter().filter(|(name, _)| is_meant(name));
-        Self { echoes: echoes.map(|(name, echo)| (*name, echo.clone())).collect(), sized: [0, 0] }
+        let is_meant = |id: &EchoId| ports.contains(&id.0.port());
+        let echoes = self.echoes.iter().filter(|(id, _)| is_meant(id));
+        Self { echoes: echoes.map(|(id, echo)| (*id, echo.clone())).collect(), mtu_probes: [0, 0] }
     }
 
-    /// Those that left within some time, in nanoseconds since 1970.
+    /// The echoes that left within a period, in nanoseconds since 1970.
     #[must_use]
     pub fn within(mut self, time: &Range<u64>) -> Self {
-        self.echoes.retain(|_, echo| echo.left.is_some_and(|left| time.contains(&left)));
+        self.echoes.retain(|_, echo| echo.sent_at.is_some_and(|left| time.contains(&left)));
         self
     }
 
-    /// How many there are.
+    /// The number of echoes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.echoes.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no echoes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.echoes.is_empty()
     }
 
-    /// Counts all fates.
+    /// Counts the echoes by outcome.
     #[must_use]
-    pub fn counts(&self, rules: &Rules) -> Counts {
-        let mut counts = Counts { sized: self.sized, ..Counts::default() };
+    pub fn counts(&self, rules: &Rules) -> TrueCounts {
+        let mut counts = TrueCounts { mtu_probes: self.mtu_probes, ..TrueCounts::default() };
         for echo in self.echoes.values() {
-            if echo.left.is_none() {
+            if echo.sent_at.is_none() {
                 counts.strays += echo.replies.len() as u64;
                 counts.stray_answers += echo.answers.len() as u64;
                 continue;
@@ -327,11 +341,11 @@ impl Echoes {
         counts
     }
 
-    /// Flows, by the port that they are sent from, with the number of echoes that got no answer in time and of all.
+    /// The number of lost echoes and of all echoes of each flow, by source port.
     #[must_use]
     pub fn flows(&self, rules: &Rules) -> BTreeMap<u16, (u64, u64)> {
         let mut flows: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
-        for ((source, ..), echo) in self.echoes.iter().filter(|(_, echo)| echo.left.is_some()) {
+        for ((source, ..), echo) in self.echoes.iter().filter(|(_, echo)| echo.sent_at.is_some()) {
             let (lost, all) = flows.entry(source.port()).or_default();
             *lost += u64::from(echo.answer(rules).is_none());
             *all += 1;
@@ -340,20 +354,20 @@ impl Echoes {
     }
 
     fn hops(&self, rules: &Rules) -> [u64; 2] {
-        if rules.format == Format::Icmp {
+        if rules.format == EchoFormat::Icmp {
             return [0, 0];
         }
         let answered = self.echoes.values().filter_map(|echo| Some((echo, echo.answer(rules)?)));
         let Some((echo, answer)) = answered.max_by_key(|(_, answer)| answer.at) else { return [0, 0] };
         let request = echo.reply(answer).and_then(|(index, _)| echo.requests.get(index));
-        // All our datagrams start with 255.
+        // All pathmeter datagrams start with TTL 255.
         let forward = request.map_or(0, |request| 255 - u64::from(request.ttl));
-        [forward + rules.unseen[0], 255 - u64::from(answer.ttl) + rules.unseen[1]]
+        [forward + rules.hidden_routers[0], 255 - u64::from(answer.ttl) + rules.hidden_routers[1]]
     }
 
     fn reordered(&self, rules: &Rules) -> u64 {
-        let mut arrivals: Vec<(Span, &Name)> =
-            self.echoes.iter().filter_map(|(name, echo)| Some((echo.answer(rules)?.at, name))).collect();
+        let mut arrivals: Vec<(TimeBounds, &EchoId)> =
+            self.echoes.iter().filter_map(|(id, echo)| Some((echo.answer(rules)?.at, id))).collect();
         arrivals.sort_unstable();
         let mut expected: BTreeMap<(SocketAddr, u16), u32> = BTreeMap::new();
         let mut reordered = 0;
@@ -364,30 +378,31 @@ impl Echoes {
         reordered
     }
 
-    /// What needs the neighbour: runs of losses, and differences between round trips.
-    fn count_runs(&self, counts: &mut Counts, rules: &Rules) {
-        let mut last: Option<(&Name, &Echo)> = None;
-        for (name, echo) in self.echoes.iter().filter(|(_, echo)| echo.left.is_some()) {
+    /// Counts what depends on the previous echo: runs of losses, and differences between round trips.
+    fn count_runs(&self, counts: &mut TrueCounts, rules: &Rules) {
+        let mut last: Option<(&EchoId, &EchoRecord)> = None;
+        for (id, echo) in self.echoes.iter().filter(|(_, echo)| echo.sent_at.is_some()) {
             let before = last
-                .replace((name, echo))
-                .filter(|(before, _)| (before.0, before.1, before.2 + 1) == (name.0, name.1, name.2))
+                .replace((id, echo))
+                .filter(|(before, _)| (before.0, before.1, before.2 + 1) == (id.0, id.1, id.2))
                 .map(|(_, before)| before);
             let is_lost = echo.answer(rules).is_none();
             let was_lost = before.is_some_and(|before| before.answer(rules).is_none());
             counts.bursts += u64::from(is_lost && !was_lost);
-            let ok =
-                |echo: &Echo| echo.round_trip(rules).filter(|(rtt, _)| *rtt <= rules.late_after.as_nanos());
-            if let (Some((first, doubt)), Some((second, more))) = (before.and_then(ok), ok(echo)) {
-                counts.neighbours += 1;
+            let ok = |echo: &EchoRecord| {
+                echo.round_trip(rules).filter(|(rtt, _)| *rtt <= rules.late_after.as_nanos())
+            };
+            if let (Some((first, uncertainty)), Some((second, more))) = (before.and_then(ok), ok(echo)) {
+                counts.consecutive_ok += 1;
                 counts.ipdv += u64::try_from(first.abs_diff(second)).expect("below a minute");
-                counts.ipdv_doubt += doubt + more;
+                counts.ipdv_uncertainty += uncertainty + more;
             }
         }
     }
 }
 
-impl Echo {
-    fn count(&self, counts: &mut Counts, rules: &Rules) {
+impl EchoRecord {
+    fn count(&self, counts: &mut TrueCounts, rules: &Rules) {
         counts.sent += 1;
         counts.requests += self.requests.len() as u64;
         counts.replies += self.replies.len() as u64;
@@ -398,17 +413,18 @@ impl Echo {
         counts.very_late += self.answers.len() as u64 - in_time;
         counts.duplicates += in_time.saturating_sub(1);
         let near = |time: u128, limit: Duration| time.abs_diff(limit.as_nanos()) < u128::from(MARGIN);
-        let times = self.answers.iter().map(|answer| u128::from(answer.at.0 - self.left.unwrap_or_default()));
-        counts.doubtful += times.filter(|time| near(*time, rules.lost_after)).count() as u64;
+        let times =
+            self.answers.iter().map(|answer| u128::from(answer.at.0 - self.sent_at.unwrap_or_default()));
+        counts.undecidable += times.filter(|time| near(*time, rules.lost_after)).count() as u64;
         match (self.answer(rules), self.round_trip(rules)) {
-            (Some(answer), Some((rtt, doubt))) => {
-                counts.doubtful += u64::from(near(rtt, rules.late_after));
+            (Some(answer), Some((rtt, uncertainty))) => {
+                counts.undecidable += u64::from(near(rtt, rules.late_after));
                 let is_late = rtt > rules.late_after.as_nanos();
                 counts.late += u64::from(is_late);
                 counts.ok += u64::from(!is_late);
                 counts.round_trips += u64::try_from(rtt).expect("below a minute");
-                counts.round_trips_doubt += doubt;
-                if rules.format != Format::Icmp {
+                counts.round_trips_uncertainty += uncertainty;
+                if rules.format != EchoFormat::Icmp {
                     self.count_classes(counts, answer);
                 }
             }
@@ -417,7 +433,7 @@ impl Echo {
         }
     }
 
-    fn count_classes(&self, counts: &mut Counts, answer: &Answer) {
+    fn count_classes(&self, counts: &mut TrueCounts, answer: &ReceivedReply) {
         let Some((index, reply)) = self.reply(answer) else { return };
         let forward = self.requests.get(index).map(|request| (self.tos, request.tos));
         let reverse = Some((reply.tos, answer.tos));
@@ -428,94 +444,103 @@ impl Echo {
         }
     }
 
-    fn is_in_time(&self, answer: &Answer, rules: &Rules) -> bool {
-        u128::from(answer.at.0 - self.left.unwrap_or_default()) <= rules.lost_after.as_nanos()
+    fn is_in_time(&self, answer: &ReceivedReply, rules: &Rules) -> bool {
+        u128::from(answer.at.0 - self.sent_at.unwrap_or_default()) <= rules.lost_after.as_nanos()
     }
 
-    /// The reply that counts.
-    fn answer(&self, rules: &Rules) -> Option<&Answer> {
-        self.left?;
+    /// The first reply, if it arrived in time.
+    fn answer(&self, rules: &Rules) -> Option<&ReceivedReply> {
+        self.sent_at?;
         self.answers.iter().find(|answer| self.is_in_time(answer, rules))
     }
 
-    /// The reply of an answer. Copies of the request are answered in the order in which they come.
-    fn reply(&self, answer: &Answer) -> Option<(usize, &Reply)> {
+    /// The sent reply of a received one, with its index. Copies of the request are answered in order of
+    /// arrival.
+    fn reply(&self, answer: &ReceivedReply) -> Option<(usize, &SentReply)> {
         self.replies.iter().enumerate().find(|(_, reply)| reply.number == answer.number)
     }
 
-    /// The time that it took without the responder's, and by how much that may be off.
+    /// The round trip without the responder's time, and its uncertainty, in nanoseconds.
     fn round_trip(&self, rules: &Rules) -> Option<(u128, u64)> {
         let answer = self.answer(rules)?;
-        if rules.format == Format::Icmp {
-            let elapsed = middle(answer.at) - self.left?;
+        if rules.format == EchoFormat::Icmp {
+            let elapsed = middle(answer.at) - self.sent_at?;
             return Some((elapsed.into(), answer.at.1 - answer.at.0));
         }
         let (index, reply) = self.reply(answer)?;
         let reached = self.requests.get(index)?.at;
         let turnaround = reply.at.saturating_sub(middle(reached));
-        let elapsed = middle(answer.at) - self.left?;
-        let doubt = (reached.1 - reached.0) + (answer.at.1 - answer.at.0) + reply.lag;
-        Some((u128::from(elapsed.saturating_sub(turnaround)), doubt))
+        let elapsed = middle(answer.at) - self.sent_at?;
+        let uncertainty = (reached.1 - reached.0) + (answer.at.1 - answer.at.0) + reply.timestamp_lag;
+        Some((u128::from(elapsed.saturating_sub(turnaround)), uncertainty))
     }
 }
 
-/// Everything of this measurement that passed a stage.
-fn passages(stage: &Stage<'_>, rules: &Rules) -> Vec<(Passage, Role)> {
-    let mut passages = Vec::new();
-    for wire in stage {
+/// All datagrams of this measurement that crossed a group of wires.
+fn entries(group: &WireGroup<'_>, rules: &Rules) -> Vec<(LogEntry, MessageRole)> {
+    let mut entries = Vec::new();
+    for wire in group {
         wire.read(|log| {
-            let mine = log.iter().filter_map(|passage| Some((passage.clone(), rules.role(&passage.head)?)));
-            passages.extend(mine);
+            let own = log.iter().filter_map(|entry| Some((entry.clone(), rules.role(&entry.head)?)));
+            entries.extend(own);
         });
     }
-    passages
+    entries
 }
 
-/// Copies that came out undamaged, and when.
-fn whole<'a>(passage: &'a Passage, rules: &'a Rules) -> impl Iterator<Item = (&'a Exit, Span)> {
-    let copies = passage.outcome.iter().flatten().flatten();
-    let is_whole = |exit: &&Exit| exit.damage.is_none_or(|damage| is_harmless(&passage.head, damage, rules));
-    copies.filter(is_whole).filter_map(|exit| Some((exit, exit.left?)))
+/// Copies that were delivered undamaged, and when.
+fn undamaged<'a>(
+    entry: &'a LogEntry,
+    rules: &'a Rules,
+) -> impl Iterator<Item = (&'a DeliveredCopy, TimeBounds)> {
+    let copies = entry.outcome.iter().flatten().flatten();
+    let is_whole =
+        |exit: &&DeliveredCopy| exit.damage.is_none_or(|damage| is_harmless(&entry.head, damage, rules));
+    copies.filter(is_whole).filter_map(|exit| Some((exit, exit.delivered_at?)))
 }
 
-/// How much earlier than it left a reply's own timestamp is. Nothing is said of one that is far off, or of the future: a clock is
-/// wrong there.
-fn lag(reply: &Passage, rules: &Rules) -> u64 {
+/// Time from a reply's timestamp to its departure in nanoseconds. 0 for timestamps that are far off or in the
+/// future: the responder's clock is wrong then.
+fn timestamp_lag(reply: &LogEntry, rules: &Rules) -> u64 {
     const LAG_MAX: u64 = 500_000_000;
-    let Some(at) = rules.format.layout(Role::Reply).written else { return 0 };
+    let Some(at) = rules.format.layout(MessageRole::Reply).written else { return 0 };
     let timestamp = reply.head.payload[at..at + 8].try_into().expect("eight");
     let written = PeerTimestamp::from_ntp(u64::from_be_bytes(timestamp));
     let left = PeerTimestamp::from_ntp(NtpTime::from(WallTime::from_nanos(reply.at)).0);
-    u64::try_from(left.signed_since(written)).ok().filter(|lag| *lag <= LAG_MAX).unwrap_or_default()
+    u64::try_from(left.signed_since(written))
+        .ok()
+        .filter(|timestamp_lag| *timestamp_lag <= LAG_MAX)
+        .unwrap_or_default()
 }
 
-/// Whether it is about the path MTU: the first extension is ours, and says that the reply shall be brief.
-fn is_sized(head: &Head, rules: &Rules) -> bool {
+/// Whether a datagram is a path MTU probe: its first extension is pathmeter's session record with the flag
+/// for a brief reply.
+fn is_mtu_probe(head: &DatagramHead, rules: &Rules) -> bool {
     const SESSION: u8 = 252;
     const BRIEF: u8 = 2;
-    let Some(extension) = rules.format.layout(Role::Request).extension else { return false };
+    let Some(extension) = rules.format.layout(MessageRole::Request).extension else { return false };
     head.payload[extension + 1] == SESSION && head.payload[extension + 4 + 5] & BRIEF != 0
 }
 
-/// Whether nobody reads what was changed: the flags of the HMAC extension, the last one of an authenticated request, which
-/// RFC 8972 neither authenticates nor has a reflector look at.
-fn is_harmless(head: &Head, (byte, who): (usize, Corruption), rules: &Rules) -> bool {
+/// Whether the damaged byte is never read: the flags of the HMAC extension, the last one of an authenticated
+/// request, which RFC 8972 neither authenticates nor lets a reflector check.
+fn is_harmless(head: &DatagramHead, (byte, who): (usize, Corruption), rules: &Rules) -> bool {
     const HMAC_BYTES: usize = 20;
     let is_unread = byte + HMAC_BYTES == head.payload_bytes() && head.datagram.destination == rules.responder;
-    who == Corruption::Unnoticed && rules.format == Format::Authenticated && is_unread
+    who == Corruption::Unnoticed && rules.format == EchoFormat::Authenticated && is_unread
 }
 
-/// Copies that came out of a wire with a bit changed of which only the application could know: of requests, and of replies.
+/// Delivered copies with damage that only the application can detect: of requests, and of replies.
 #[must_use]
 pub fn forged(wire: &Wire, rules: &Rules) -> [u64; 2] {
     let mut forged = [0, 0];
     wire.read(|log| {
-        for passage in log {
-            let Some(role) = rules.role(&passage.head) else { continue };
-            let copies = passage.outcome.iter().flatten().flatten();
+        for entry in log {
+            let Some(role) = rules.role(&entry.head) else { continue };
+            let copies = entry.outcome.iter().flatten().flatten();
             let damages = copies.filter_map(|exit| exit.damage);
             let is_forged = |damage: &(usize, Corruption)| {
-                damage.1 == Corruption::Unnoticed && !is_harmless(&passage.head, *damage, rules)
+                damage.1 == Corruption::Unnoticed && !is_harmless(&entry.head, *damage, rules)
             };
             forged[role as usize] += damages.filter(is_forged).count() as u64;
         }
@@ -523,24 +548,24 @@ pub fn forged(wire: &Wire, rules: &Rules) -> [u64; 2] {
     forged
 }
 
-/// The responder's own number of a reply; hosts that answer ICMP have none.
-fn own_number(head: &Head, rules: &Rules) -> u32 {
-    rules.format.layout(Role::Reply).number.map_or(0, |at| number(head, at))
+/// Sequence number of a reply from the responder; 0 for hosts that answer ICMP.
+fn reply_number(head: &DatagramHead, rules: &Rules) -> u32 {
+    rules.format.layout(MessageRole::Reply).number.map_or(0, |at| number(head, at))
 }
 
-fn number(head: &Head, at: usize) -> u32 {
+fn number(head: &DatagramHead, at: usize) -> u32 {
     u32::from_be_bytes(head.payload[at..at + 4].try_into().expect("four"))
 }
 
-fn middle((from, to): Span) -> u64 {
+fn middle((from, to): TimeBounds) -> u64 {
     from + (to - from) / 2
 }
 
-impl Counts {
-    /// A count by its name, as scenarios call it; `None`: there is none of this name.
+impl TrueCounts {
+    /// A count by its name in scenario files; `None` if there is no such count.
     #[must_use]
-    pub fn named(&self, name: &str) -> Option<u64> {
-        Some(match name {
+    pub fn by_name(&self, id: &str) -> Option<u64> {
+        Some(match id {
             "sent" => self.sent,
             "ok" => self.ok,
             "late" => self.late,
@@ -560,15 +585,18 @@ impl Counts {
         })
     }
 
-    /// Whether what a scenario set out to do came about.
+    /// Checks that the scenario had the intended effect.
     ///
     /// # Errors
-    /// The first count that is not in its range.
-    pub fn fits(&self, expected: &BTreeMap<script::CountName, script::Range>) -> Result<(), String> {
-        for (script::CountName(name), script::Range(range)) in expected {
-            let found = self.named(name).expect("a script has only names that there are");
+    /// The first count that is outside its range.
+    pub fn check(
+        &self,
+        expected: &BTreeMap<scenario::CountName, scenario::CountRange>,
+    ) -> Result<(), String> {
+        for (scenario::CountName(id), scenario::CountRange(range)) in expected {
+            let found = self.by_name(id).expect("a scenario has only known names");
             if !range.contains(&found) {
-                return Err(format!("{name}: the wires made {found}, the scenario wants {range:?}"));
+                return Err(format!("{id}: true count is {found}, the scenario expects {range:?}"));
             }
         }
         Ok(())

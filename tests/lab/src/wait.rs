@@ -1,22 +1,23 @@
-//! Waiting for something to become so.
+//! Waiting for a condition.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The longest that anything waits. Chosen: what takes milliseconds on an idle machine takes seconds on a busy one.
+/// Longest wait for any condition. Chosen: what takes milliseconds on an idle machine takes seconds on a busy
+/// one.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Looks again and again until there is something to see.
+/// Evaluates `condition` every 10 ms until it returns a value, and returns that value.
 ///
 /// # Panics
-/// After [`DEADLINE`], with `what` was waited for.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+/// After [`DEADLINE`], naming `what`.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(seen) = look() {
-            return seen;
+        if let Some(found) = condition() {
+            return found;
         }
-        assert!(start.elapsed() < DEADLINE, "waited in vain: {what}");
+        assert!(start.elapsed() < DEADLINE, "timed out waiting for: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }

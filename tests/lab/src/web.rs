@@ -1,18 +1,18 @@
-//! As much of HTTP as asking an agent takes.
+//! A minimal HTTP/1.0 client.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::DEADLINE;
 
-/// An answer.
+/// An HTTP response.
 #[derive(Debug)]
 pub struct Response {
-    /// 200, and so on.
+    /// Status code.
     pub status: u16,
     /// Status line and headers.
     pub head: String,
-    /// What follows.
+    /// Body.
     pub body: String,
 }
 
@@ -24,16 +24,17 @@ impl Response {
     }
 }
 
-/// The answer to a GET request.
+/// Sends a GET request and returns the response.
 ///
 /// # Errors
-/// Those of the connection, and an answer that is none.
+/// Connection errors, and a response that cannot be parsed.
 pub fn get(to: SocketAddr, path: &str) -> io::Result<Response> {
     request("GET", to, path)
 }
 
-/// The answer to a request without a body. In HTTP/1.0, where an answer ends with its connection. A page of metrics is
-/// what they are after the request, and not up to a second older.
+/// Sends a request without a body and returns the response. HTTP/1.0: the response ends when the connection
+/// closes. `Cache-Control: no-cache` prevents a shared metrics page that is up to a second older than the
+/// request.
 pub fn request(method: &str, to: SocketAddr, path: &str) -> io::Result<Response> {
     let mut stream = TcpStream::connect_timeout(&to, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
@@ -44,7 +45,7 @@ pub fn request(method: &str, to: SocketAddr, path: &str) -> io::Result<Response>
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let parts = text.split_once("\r\n\r\n");
-    let (head, body) = parts.ok_or_else(|| io::Error::other(format!("no answer to {path}: {text:?}")))?;
+    let (head, body) = parts.ok_or_else(|| io::Error::other(format!("no response to {path}: {text:?}")))?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| io::Error::other(format!("no status in {head:?}")))?;
     Ok(Response { status, head: head.to_owned(), body: body.to_owned() })

@@ -1,8 +1,8 @@
-//! A cable with a bad link in it.
+//! A cable with a simulated link in it.
 //!
-//! A thread between two packet sockets takes each frame from one side, asks the link what becomes of it, and puts the
-//! copies on the other side when it is time. The stamps of the hosts stay the kernel's own, made where frames leave and
-//! enter their namespaces.
+//! A thread between two packet sockets receives each frame from one end, asks the link for its outcome, and
+//! sends the copies at the other end when they are due. Hosts still get the kernel's own timestamps, taken
+//! where frames leave and enter their namespaces.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -27,50 +27,50 @@ use crate::frame::{Datagram, UDP};
 use crate::namespace::Namespace;
 use crate::offload;
 
-/// A direction of a wire: from the end that was named first, or to it.
+/// Direction of a datagram on a wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Way {
+pub enum WireDirection {
     /// From the first end to the second.
     Forward,
     /// From the second end to the first.
     Reverse,
 }
 
-/// What happened to one datagram. Times are CLOCK_REALTIME, in nanoseconds.
+/// The log entry of one datagram. Times are CLOCK_REALTIME, in nanoseconds.
 #[derive(Debug, Clone)]
-pub struct Passage {
-    /// Which way it went.
-    pub way: Way,
-    /// When it entered, by the kernel's stamp.
+pub struct LogEntry {
+    /// Direction.
+    pub direction: WireDirection,
+    /// When it entered, by the kernel's receive timestamp.
     pub at: u64,
-    /// What it was.
-    pub head: Head,
-    /// What a TCP segment carried, whole; `None` for everything else, and where it carried nothing.
-    pub carried: Option<Box<[u8]>>,
-    /// The copies that came out, or why none did.
-    pub outcome: Result<[Option<Exit>; 2], Dropped>,
+    /// Addresses, header fields and first payload bytes.
+    pub head: DatagramHead,
+    /// Whole payload of a TCP segment; `None` for other datagrams and for empty segments.
+    pub tcp_payload: Option<Box<[u8]>>,
+    /// The delivered copies, or why it was dropped.
+    pub outcome: Result<[Option<DeliveredCopy>; 2], Dropped>,
 }
 
-/// What is remembered of a datagram.
+/// The logged part of a datagram.
 #[derive(Debug, Clone, Copy)]
-pub struct Head {
-    /// Addresses, lengths and header fields as it entered.
+pub struct DatagramHead {
+    /// Addresses, lengths and header fields on entry.
     pub datagram: Datagram,
-    /// The beginning of its payload, padded with zeros: a STAMP packet, and the head
-    /// of its first extension.
+    /// First bytes of the payload, padded with zeros: enough for a STAMP packet and the head of its first
+    /// extension.
     pub payload: [u8; 128],
 }
 
-/// How a copy came out.
+/// A delivered copy of a datagram.
 #[derive(Debug, Clone, Copy)]
-pub struct Exit {
-    /// When, between two readings of the clock; `None` while it is under way.
-    pub left: Option<(u64, u64)>,
-    /// Whether a bit was changed, in which byte of the payload, and who notices.
+pub struct DeliveredCopy {
+    /// When it was delivered, between two clock readings; `None` while it is in flight.
+    pub delivered_at: Option<(u64, u64)>,
+    /// The offset of the damaged payload byte, and whether a checksum reveals the damage.
     pub damage: Option<(usize, Corruption)>,
-    /// Type of service as it came out.
+    /// Type of service on delivery.
     pub tos: u8,
-    /// Time to live as it came out.
+    /// Time to live on delivery.
     pub ttl: u8,
 }
 
@@ -78,7 +78,7 @@ pub struct Exit {
 #[derive(Debug)]
 pub struct Wire {
     shared: Arc<Shared>,
-    bell: Arc<EventFd>,
+    wakeup: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -91,21 +91,22 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     links: [Link; 2],
-    /// One for each way: what goes one way does not decide what becomes of what goes the other.
+    /// One generator per direction: traffic in one direction does not affect the outcomes in the other.
     random: [Random; 2],
-    log: Vec<Passage>,
-    /// UDP datagrams and ICMP echoes that entered, by way.
+    log: Vec<LogEntry>,
+    /// UDP datagrams and ICMP echoes that entered, by direction.
     entered: [usize; 2],
-    /// Frames that the kernel dropped before we took them, or did not take from us: each makes the log untrue.
+    /// Frames that the kernel dropped before they were received, or refused to send. If there are any, the
+    /// log is incomplete.
     missed: u64,
 }
 
 impl Wire {
-    /// Puts a perfect link without delay between two interfaces of a namespace.
+    /// Starts a wire, with a perfect link without delay, between two interfaces of a namespace.
     #[must_use]
     pub fn new(namespace: &Namespace, ends: [&str; 2], seed: u64) -> Self {
-        let sides = namespace.within(|| ends.map(Side::open));
-        let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap());
+        let ends = namespace.within(|| ends.map(WireEnd::open));
+        let wakeup = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap());
         let state = State {
             links: [Link::perfect(0), Link::perfect(0)],
             random: [Random::new(seed), Random::new(!seed)],
@@ -114,46 +115,45 @@ impl Wire {
             missed: 0,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), is_over: AtomicBool::new(false) });
-        let carrier = Carrier {
-            sides,
+        let forwarder = Forwarder {
+            ends,
             shared: Arc::clone(&shared),
-            bell: Arc::clone(&bell),
-            under_way: BinaryHeap::new(),
-            taken: 0,
+            wakeup: Arc::clone(&wakeup),
+            queue: BinaryHeap::new(),
+            frame_count: 0,
         };
-        let thread = namespace.spawn(move || carrier.run());
-        Self { shared, bell, thread: Some(thread) }
+        let thread = namespace.spawn(move || forwarder.run());
+        Self { shared, wakeup, thread: Some(thread) }
     }
 
-    /// Changes both links, from the next datagram on; what is under way is not affected.
-    pub fn become_like(&self, forward: &Link, reverse: &Link) {
+    /// Changes both links from the next datagram on. Datagrams in flight are not affected.
+    pub fn set_links(&self, forward: &Link, reverse: &Link) {
         let mut state = self.shared.state.lock().unwrap();
         state.links[0].become_like(forward);
         state.links[1].become_like(reverse);
     }
 
-    /// UDP datagrams and ICMP echoes that entered so far, one way.
+    /// The number of UDP datagrams and ICMP echoes that entered so far in one direction.
     #[must_use]
-    pub fn entered(&self, way: Way) -> usize {
-        self.shared.state.lock().unwrap().entered[way as usize]
+    pub fn entered(&self, direction: WireDirection) -> usize {
+        self.shared.state.lock().unwrap().entered[direction as usize]
     }
 
-    /// Reads the truth so far, in the order in which datagrams entered. Frames wait meanwhile.
+    /// Reads the log so far, in order of entry. Frames wait meanwhile.
     ///
     /// # Panics
-    /// When the kernel dropped a frame before the wire could take it, or would not take one from it: its log is then not
-    /// the truth.
-    pub fn read<T>(&self, look: impl FnOnce(&[Passage]) -> T) -> T {
+    /// When the kernel dropped a frame at the wire or refused to send one: the log is then incomplete.
+    pub fn read<T>(&self, read_log: impl FnOnce(&[LogEntry]) -> T) -> T {
         let state = self.shared.state.lock().unwrap();
-        assert_eq!(state.missed, 0, "the kernel dropped frames at the wire: its log is not the truth");
-        look(&state.log)
+        assert_eq!(state.missed, 0, "the kernel dropped frames at the wire: the log is incomplete");
+        read_log(&state.log)
     }
 }
 
 impl Drop for Wire {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Relaxed);
-        let _ = self.bell.write(1);
+        let _ = self.wakeup.write(1);
         if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join)
             && !std::thread::panicking()
         {
@@ -162,112 +162,123 @@ impl Drop for Wire {
     }
 }
 
-/// The thread's own.
-struct Carrier {
-    sides: [Side; 2],
+/// The state of the forwarding thread.
+struct Forwarder {
+    ends: [WireEnd; 2],
     shared: Arc<Shared>,
-    bell: Arc<EventFd>,
-    /// By time, then in the order in which they entered.
-    under_way: BinaryHeap<Reverse<Transit>>,
-    /// Frames that were given a number.
-    taken: u64,
+    wakeup: Arc<EventFd>,
+    /// By due time, then by order of entry.
+    queue: BinaryHeap<Reverse<QueuedFrame>>,
+    /// The number of frames numbered so far.
+    frame_count: u64,
 }
 
-/// A copy on its way.
+/// A copy in flight.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Transit {
+struct QueuedFrame {
     due: u64,
     number: u64,
-    way: Way,
-    /// Where in the log it is, and which copy; `None` for what is not logged.
+    direction: WireDirection,
+    /// Index in the log, and which copy; `None` if not logged.
     entry: Option<(usize, usize)>,
     frame: Vec<u8>,
 }
 
-impl Carrier {
+impl Forwarder {
     fn run(mut self) {
-        be_punctual();
-        let mut room = vec![0; FRAME_BYTES];
+        raise_priority();
+        let mut buffer = vec![0; FRAME_BYTES];
         while !self.shared.is_over.load(Relaxed) {
             self.wait();
-            for (side, way) in [(0, Way::Forward), (1, Way::Reverse)] {
-                while let Some((length, at)) = self.sides[side].take(&mut room) {
-                    self.enter(way, at, &room[..length]);
-                    // What is due does not wait for a full queue to be read.
-                    self.leave();
+            for (end, direction) in [(0, WireDirection::Forward), (1, WireDirection::Reverse)] {
+                while let Some((length, at)) = self.ends[end].receive(&mut buffer) {
+                    self.accept(direction, at, &buffer[..length]);
+                    // Due frames do not wait until a full queue is read.
+                    self.send_due();
                 }
-                let missed = self.sides[side].missed();
+                let missed = self.ends[end].take_drops();
                 if missed > 0 {
                     self.shared.state.lock().unwrap().missed += missed;
                 }
             }
-            self.leave();
+            self.send_due();
         }
     }
 
     fn wait(&self) {
-        let until = self.under_way.peek().map(|Reverse(next)| next.due.saturating_sub(now()));
-        let patience = until.map(|span| TimeSpec::nanoseconds(i64::try_from(span).unwrap()));
-        let [first, second] = &self.sides;
-        let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut all = [watch(first.socket.as_fd()), watch(second.socket.as_fd()), watch(self.bell.as_fd())];
-        match ppoll(&mut all, patience, None) {
+        let until = self.queue.peek().map(|Reverse(next)| next.due.saturating_sub(now()));
+        let timeout = until.map(|span| TimeSpec::nanoseconds(i64::try_from(span).unwrap()));
+        let [first, second] = &self.ends;
+        let poll_in = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut all =
+            [poll_in(first.socket.as_fd()), poll_in(second.socket.as_fd()), poll_in(self.wakeup.as_fd())];
+        match ppoll(&mut all, timeout, None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => panic!("waiting for frames: {error}"),
         }
     }
 
-    fn enter(&mut self, way: Way, at: u64, frame: &[u8]) {
+    fn accept(&mut self, direction: WireDirection, at: u64, frame: &[u8]) {
         let mut number = || {
-            self.taken += 1;
-            self.taken
+            self.frame_count += 1;
+            self.frame_count
         };
         let Some(datagram) = Datagram::find(frame) else {
-            // Neighbours and groups: what keeps a network together is not on trial.
-            let transit = Transit { due: at, number: number(), way, entry: None, frame: frame.to_vec() };
-            self.under_way.push(Reverse(transit));
+            // Neighbour discovery and multicast pass unchanged and unlogged.
+            let queued =
+                QueuedFrame { due: at, number: number(), direction, entry: None, frame: frame.to_vec() };
+            self.queue.push(Reverse(queued));
             return;
         };
-        let mut head = Head { datagram, payload: [0; 128] };
+        let mut head = DatagramHead { datagram, payload: [0; 128] };
         for (to, from) in head.payload.iter_mut().zip(datagram.payload(frame)) {
             *to = *from;
         }
-        let parcel = Packet { bytes: datagram.bytes, tos: datagram.tos, ttl: datagram.ttl };
+        let packet = Packet { bytes: datagram.bytes, tos: datagram.tos, ttl: datagram.ttl };
         let mut state = self.shared.state.lock().unwrap();
         let State { links, random, log, entered, .. } = &mut *state;
-        entered[way as usize] += usize::from(datagram.protocol == UDP || datagram.echo.is_some());
-        let outcome = links[way as usize].pass(&mut random[way as usize], at, parcel);
+        entered[direction as usize] += usize::from(datagram.protocol == UDP || datagram.echo.is_some());
+        let outcome = links[direction as usize].pass(&mut random[direction as usize], at, packet);
         let entry = log.len();
-        let mut set_off = |delivery: Delivery, copy: usize| {
+        let mut schedule_copy = |delivery: Delivery, copy: usize| {
             let mut frame = frame.to_vec();
-            let byte = datagram.suffer(&mut frame, &delivery);
+            let byte = datagram.apply_delivery(&mut frame, &delivery);
             let entry = Some((entry, copy));
-            self.under_way.push(Reverse(Transit { due: delivery.at, number: number(), way, entry, frame }));
+            self.queue.push(Reverse(QueuedFrame {
+                due: delivery.at,
+                number: number(),
+                direction,
+                entry,
+                frame,
+            }));
             let damage = byte.zip(delivery.damage.map(|(_, who)| who));
-            Exit { left: None, damage, tos: delivery.tos, ttl: delivery.ttl }
+            DeliveredCopy { delivered_at: None, damage, tos: delivery.tos, ttl: delivery.ttl }
         };
         let outcome = outcome.map(|[first, second]| {
-            [first.map(|delivery| set_off(delivery, 0)), second.map(|delivery| set_off(delivery, 1))]
+            [
+                first.map(|delivery| schedule_copy(delivery, 0)),
+                second.map(|delivery| schedule_copy(delivery, 1)),
+            ]
         });
         let is_carried = datagram.segment.is_some() && datagram.payload_bytes() > 0;
-        let carried = is_carried.then(|| datagram.payload(frame).into());
-        log.push(Passage { way, at, head, carried, outcome });
+        let tcp_payload = is_carried.then(|| datagram.payload(frame).into());
+        log.push(LogEntry { direction, at, head, tcp_payload, outcome });
     }
 
-    fn leave(&mut self) {
-        while self.under_way.peek().is_some_and(|Reverse(next)| next.due <= now()) {
-            let Some(Reverse(transit)) = self.under_way.pop() else { return };
-            let side = &self.sides[usize::from(transit.way == Way::Forward)];
+    fn send_due(&mut self) {
+        while self.queue.peek().is_some_and(|Reverse(next)| next.due <= now()) {
+            let Some(Reverse(queued)) = self.queue.pop() else { return };
+            let end = &self.ends[usize::from(queued.direction == WireDirection::Forward)];
             let before = now();
-            let is_out = side.put(&transit.frame);
+            let is_out = end.send(&queued.frame);
             let after = now();
             let mut state = self.shared.state.lock().unwrap();
             state.missed += u64::from(!is_out);
-            if let Some((entry, copy)) = transit.entry
+            if let Some((entry, copy)) = queued.entry
                 && let Ok(copies) = &mut state.log[entry].outcome
                 && let Some(exit) = &mut copies[copy]
             {
-                exit.left = Some((before, after));
+                exit.delivered_at = Some((before, after));
             }
         }
     }
@@ -276,30 +287,30 @@ impl Carrier {
 /// The longest frame: an Ethernet header and the longest IP datagram.
 const FRAME_BYTES: usize = 65_549;
 
-/// Frames may wait for us while we do not run.
+/// Frames wait here while this process does not run.
 const RECEIVE_BUFFER: usize = 64 << 20;
 
-/// Frames that are out wait for the processor that hands them over. Chosen: more of the longest than its backlog takes, 1,000.
+/// Sent frames wait for the receiving processor. Chosen: more than its backlog of 1,000 longest frames.
 const SEND_BUFFER: usize = 32 << 20;
 
-/// One end of a wire: a packet socket that hears everything on its interface but itself.
-struct Side {
+/// One end of a wire: a packet socket that receives everything on its interface except what it sends.
+struct WireEnd {
     socket: OwnedFd,
 }
 
-impl Side {
+impl WireEnd {
     fn open(interface: &str) -> Self {
-        offload::switch_off(interface);
+        offload::disable(interface);
         let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            // Nothing is heard before it is bound to its interface.
+            // Receive nothing before the socket is bound to its interface.
             None::<SockProtocol>,
         )
         .unwrap();
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true).unwrap();
-        // More than the limit of ordinary sockets takes privilege; without it the limit has to do.
+        // Exceeding the limit of ordinary sockets needs privilege; without it the limit applies.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).unwrap();
         }
@@ -310,30 +321,30 @@ impl Side {
         Self { socket }
     }
 
-    /// The next frame: its length in `room`, and when it came. `None` when there is none.
-    fn take(&self, room: &mut [u8]) -> Option<(usize, u64)> {
+    /// Receives the next frame: its length in `buffer` and its timestamp. `None` if there is none.
+    fn receive(&self, buffer: &mut [u8]) -> Option<(usize, u64)> {
         let mut control = nix::cmsg_space!(TimeSpec);
-        let mut parts = [IoSliceMut::new(room)];
+        let mut parts = [IoSliceMut::new(buffer)];
         let read = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty());
         let message = match read {
             Ok(message) => message,
             Err(Errno::EAGAIN | Errno::EINTR) => return None,
             Err(error) => panic!("reading a frame: {error}"),
         };
-        let timestamp = message.cmsgs().unwrap().find_map(|said| {
-            let ControlMessageOwned::ScmTimestampns(at) = said else { return None };
+        let timestamp = message.cmsgs().unwrap().find_map(|message| {
+            let ControlMessageOwned::ScmTimestampns(at) = message else { return None };
             Some(nanos(at))
         });
-        Some((message.bytes, timestamp.expect("the kernel stamps what a packet socket gets")))
+        Some((message.bytes, timestamp.expect("the kernel timestamps frames of a packet socket")))
     }
 
-    fn put(&self, frame: &[u8]) -> bool {
+    fn send(&self, frame: &[u8]) -> bool {
         send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).is_ok()
     }
 
-    /// Frames that found no room since the last call.
+    /// The number of frames dropped for lack of buffer space since the last call.
     #[expect(unsafe_code, reason = "PACKET_STATISTICS has no safe wrapper")]
-    fn missed(&self) -> u64 {
+    fn take_drops(&self) -> u64 {
         let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
         let mut length = libc::socklen_t::try_from(size_of_val(&statistics)).unwrap();
         // SAFETY: the descriptor is open, and the structure is as long as `length` says.
@@ -365,9 +376,9 @@ fn bind(socket: &OwnedFd, interface: &str) {
     assert_eq!(outcome, 0, "binding to {interface}: {}", std::io::Error::last_os_error());
 }
 
-/// Asks to be woken on time, and in front of others where that is allowed: a delay of ours is one of the link.
+/// Requests precise wake-ups, and real-time scheduling where allowed: a delay here is a delay of the link.
 #[expect(unsafe_code, reason = "two system calls without a safe wrapper")]
-fn be_punctual() {
+fn raise_priority() {
     // SAFETY: prctl with plain numbers.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_usize) };
     let priority = libc::sched_param { sched_priority: 1 };
@@ -383,8 +394,8 @@ fn nanos(time: TimeSpec) -> u64 {
     u64::try_from(time.num_nanoseconds()).unwrap()
 }
 
-impl Head {
-    /// Length of its payload.
+impl DatagramHead {
+    /// Length of the payload in bytes.
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
         self.datagram.payload_bytes()

@@ -1,4 +1,4 @@
-//! What is expected of the answers of Prometheus, and how they differ.
+//! Expected results of Prometheus queries, and how they differ.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,80 +9,80 @@ use serde::de::{Deserializer, Error as _};
 
 use super::prometheus::{Sample, Server};
 
-/// Everything that is expected while there is trouble.
+/// Everything that is expected during the faults.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Expected {
-    /// By query; together they name every recorded series.
-    pub(super) recorded: BTreeMap<String, Values>,
-    /// By dashboard, panel and the letter of the query.
-    pub(super) dashboards: BTreeMap<String, BTreeMap<String, BTreeMap<String, Values>>>,
+    /// Recorded series, by query. Together the queries name every recording rule.
+    pub(super) recorded: BTreeMap<String, ExpectedValues>,
+    /// Dashboard queries, by dashboard, panel and query letter.
+    pub(super) dashboards: BTreeMap<String, BTreeMap<String, BTreeMap<String, ExpectedValues>>>,
     pub(super) alerts: Alerts,
-    /// What is sent on to others, and what others ask for: by query.
-    pub(super) behind: BTreeMap<Server, BTreeMap<String, Values>>,
+    /// Series on other servers, by query.
+    pub(super) downstream: BTreeMap<Server, BTreeMap<String, ExpectedValues>>,
     pub(super) events: Events,
 }
 
-/// What is told of what happens, and is soon over: queries of dashboards.
+/// Short-lived series after a change: dashboard queries.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Events {
-    /// Once `d` runs again and `b` has its configuration back.
-    pub(super) repaired: BTreeMap<String, Values>,
-    /// Once `d` has said goodbye.
-    pub(super) leaving: BTreeMap<String, Values>,
-    /// The alert that goes with it.
+    /// After `d` is started again and `b` has its configuration back.
+    pub(super) repaired: BTreeMap<String, ExpectedValues>,
+    /// After `d` has sent its goodbye.
+    pub(super) leaving: BTreeMap<String, ExpectedValues>,
+    /// The alert for the goodbye.
     pub(super) goodbye: String,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Alerts {
-    /// Selectors of alerts that somebody hears of.
-    pub(super) told: Vec<String>,
-    /// Selectors of alerts that fire, and that others make superfluous.
+    /// Alerts that fire and are notified.
+    pub(super) notified: Vec<String>,
+    /// Alerts that fire and are inhibited by others.
     pub(super) inhibited: Vec<String>,
-    /// Names of alerts that may fire besides.
+    /// Names of alerts that may fire as well.
     pub(super) possible: Vec<String>,
 }
 
-/// What an answer may be.
+/// The expected result of a query.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Values {
+pub(super) enum ExpectedValues {
     /// No series.
-    Nothing,
-    /// At least one series, and each of them in the range.
-    All(Range),
-    /// These series, each in its range. They are called by the values of their labels that are not the same for all series,
-    /// in the order of the labels' names; `_` stands for all others.
-    Each(BTreeMap<String, Range>),
+    NoSeries,
+    /// At least one series, each in the range.
+    AllIn(ValueRange),
+    /// These series, each in its range. Their keys are the values of the labels in which they differ, in the
+    /// order of the label names; `_` stands for all others.
+    EachIn(BTreeMap<String, ValueRange>),
 }
 
-/// Bounds, which belong to it.
+/// A range of values, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Range {
+pub(super) struct ValueRange {
     from: f64,
     to: f64,
-    /// Whether it is larger where time runs faster.
+    /// Whether the value grows with the speed of time.
     is_rate: bool,
 }
 
-impl Values {
-    /// Whether an answer is as expected where time runs so much faster.
-    pub(super) fn agree(&self, answer: &[Sample], times: u32) -> bool {
+impl ExpectedValues {
+    /// Whether a result is as expected at this speed.
+    pub(super) fn matches(&self, answer: &[Sample], speedup: u32) -> bool {
         match self {
-            Self::Nothing => answer.is_empty(),
-            Self::All(range) => {
-                !answer.is_empty() && answer.iter().all(|sample| range.has(sample.value, times))
+            Self::NoSeries => answer.is_empty(),
+            Self::AllIn(range) => {
+                !answer.is_empty() && answer.iter().all(|sample| range.contains(sample.value, speedup))
             }
-            Self::Each(ranges) => {
+            Self::EachIn(ranges) => {
                 let found = by_name(answer);
-                let are_there = ranges.keys().all(|name| name == REST || found.contains_key(name));
+                let are_there = ranges.keys().all(|name| name == ALL_OTHERS || found.contains_key(name));
                 let is_expected = |(name, value): (&String, &f64)| {
                     ranges
                         .get(name)
-                        .or_else(|| ranges.get(REST))
-                        .is_some_and(|range| range.has(*value, times))
+                        .or_else(|| ranges.get(ALL_OTHERS))
+                        .is_some_and(|range| range.contains(*value, speedup))
                 };
                 are_there && found.iter().all(is_expected)
             }
@@ -90,10 +90,10 @@ impl Values {
     }
 }
 
-/// Stands for all series that are not listed.
-const REST: &str = "_";
+/// Key for all series that are not listed.
+const ALL_OTHERS: &str = "_";
 
-/// The series of an answer by what tells them apart.
+/// The series of a result, keyed by the label values that differ.
 pub(super) fn by_name(answer: &[Sample]) -> BTreeMap<String, f64> {
     let differs = |name: &String| {
         let first = answer.first().and_then(|first| first.labels.get(name));
@@ -107,54 +107,54 @@ pub(super) fn by_name(answer: &[Sample]) -> BTreeMap<String, f64> {
     answer.iter().map(|sample| (name(sample), sample.value)).collect()
 }
 
-impl Range {
+impl ValueRange {
     fn exactly(value: f64) -> Self {
         Self { from: value, to: value, is_rate: false }
     }
 
-    fn has(self, value: f64, times: u32) -> bool {
-        let factor = if self.is_rate { f64::from(times) } else { 1.0 };
-        // Sums of floats are not exact.
+    fn contains(self, value: f64, speedup: u32) -> bool {
+        let factor = if self.is_rate { f64::from(speedup) } else { 1.0 };
+        // Floating-point sums are not exact.
         let slack = value.abs() * 1e-9;
         (self.from * factor - slack..=self.to * factor + slack).contains(&value)
     }
 }
 
-impl<'de> Deserialize<'de> for Values {
+impl<'de> Deserialize<'de> for ExpectedValues {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         let value = serde_yaml::Value::deserialize(input)?;
-        let wrong = || D::Error::custom(format!("{value:?} is no number, no from..to and not `nothing`"));
+        let wrong = || D::Error::custom(format!("{value:?} is not a number, a range from..to or `nothing`"));
         if value.as_str() == Some("nothing") {
-            return Ok(Self::Nothing);
+            return Ok(Self::NoSeries);
         }
         let Some(entries) = value.as_mapping() else {
-            return range(&value).map(Self::All).ok_or_else(wrong);
+            return range(&value).map(Self::AllIn).ok_or_else(wrong);
         };
         let entry = |(name, value)| Some((text(name)?, range(value)?));
-        entries.iter().map(entry).collect::<Option<_>>().map(Self::Each).ok_or_else(wrong)
+        entries.iter().map(entry).collect::<Option<_>>().map(Self::EachIn).ok_or_else(wrong)
     }
 }
 
-/// A key, which may look like a number.
+/// A key as text; it may look like a number.
 fn text(key: &serde_yaml::Value) -> Option<String> {
     let number = || key.as_f64().map(|number| number.to_string());
     key.as_str().map(str::to_owned).or_else(number)
 }
 
-fn range(value: &serde_yaml::Value) -> Option<Range> {
+fn range(value: &serde_yaml::Value) -> Option<ValueRange> {
     if let Some(exact) = value.as_f64() {
-        return Some(Range::exactly(exact));
+        return Some(ValueRange::exactly(exact));
     }
     let text = value.as_str()?;
     let (bounds, is_rate) = text.strip_suffix("/s").map_or((text, false), |bounds| (bounds, true));
     let (from, to) = bounds.split_once("..")?;
     let to = if to.is_empty() { f64::INFINITY } else { to.parse().ok()? };
-    Some(Range { from: from.parse().ok()?, to, is_rate })
+    Some(ValueRange { from: from.parse().ok()?, to, is_rate })
 }
 
 impl Expected {
-    /// What is expected of each query of the dashboards, by how it is called.
-    pub(super) fn dashboards(&self) -> BTreeMap<String, Values> {
+    /// The expected result of each dashboard query, by `dashboard / panel / letter`.
+    pub(super) fn dashboards(&self) -> BTreeMap<String, ExpectedValues> {
         let panels = self.dashboards.iter().flat_map(|(dashboard, panels)| {
             panels.iter().map(move |(panel, queries)| (dashboard, panel, queries))
         });
@@ -167,28 +167,28 @@ impl Expected {
     }
 }
 
-/// An alert, by its name and some of its labels: `Name{label="text"}`.
+/// Selects alerts by name and some labels: `Name{label="text"}`.
 #[derive(Debug)]
-pub(super) struct Selector(BTreeMap<String, String>);
+pub(super) struct AlertSelector(BTreeMap<String, String>);
 
-impl Selector {
-    /// The query for it, if it fires.
+impl AlertSelector {
+    /// The query that returns the alert while it fires.
     pub(super) fn firing(&self) -> String {
         let labels: Vec<String> = self.0.iter().map(|(name, text)| format!("{name}=\"{text}\"")).collect();
         format!("ALERTS{{alertstate=\"firing\",{}}}", labels.join(","))
     }
 
-    /// Whether these are the labels of such an alert.
+    /// Whether an alert has these labels.
     pub(super) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(name, text)| labels.get(name) == Some(text))
     }
 }
 
-impl FromStr for Selector {
+impl FromStr for AlertSelector {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text} is no Name{{label=\"text\"}}");
+        let wrong = || format!("{text} is not of the form Name{{label=\"text\"}}");
         let (name, labels) =
             text.strip_suffix('}').and_then(|text| text.split_once('{')).ok_or_else(wrong)?;
         let label = |label: &str| {
@@ -202,15 +202,15 @@ impl FromStr for Selector {
     }
 }
 
-impl fmt::Display for Selector {
+impl fmt::Display for AlertSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
     }
 }
 
-/// A query of a dashboard, as `scripts/check-dashboards.py --list` has it.
+/// A dashboard query, from `scripts/check-dashboards.py --list`.
 #[derive(Debug, Deserialize)]
-pub(super) struct Query {
+pub(super) struct DashboardQuery {
     pub(super) dashboard: String,
     pub(super) panel: String,
     #[serde(rename = "refId")]
@@ -218,7 +218,7 @@ pub(super) struct Query {
     pub(super) expr: String,
 }
 
-impl fmt::Display for Query {
+impl fmt::Display for DashboardQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} / {} / {}", self.dashboard, self.panel, self.letter)
     }

@@ -1,12 +1,12 @@
-//! A fleet that Prometheus watches, with our rules, alerts and dashboards: what they say of known trouble.
-//!
-//! Hosts `a` and `b` are in the zone west, `c` and `d` in the zone east; Prometheus and Alertmanager are on `e`. Everybody
-//! is asked over HTTPS. What is expected of each recorded series, each query of the dashboards and each alert is in
-//! `expected.yaml`.
+//! A fleet monitored by Prometheus with the shipped rules, alerts and dashboards: what they show for known
+//! faults.
+//! Hosts `a` and `b` are in zone west, `c` and `d` in zone east; Prometheus and Alertmanager run on `e`. All
+//! agents serve HTTPS. `expected.yaml` has the expected result of each recorded series, dashboard query and
+//! alert.
 
 mod expected;
-pub(crate) mod haste;
 mod prometheus;
+pub(crate) mod time_scale;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,75 +22,75 @@ use pathmeter_proto::sim::{Jitter, Link, Loss};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::expected::{Expected, Query, Selector, Values, by_name};
-use self::haste::hastened;
+use self::expected::{AlertSelector, DashboardQuery, Expected, ExpectedValues, by_name};
 use self::prometheus::{Prometheus, Server};
-use crate::agent::Agent;
-use crate::play::Inconclusive;
+use self::time_scale::scaled;
+use crate::agent::NodeAgent;
+use crate::testbed::Inconclusive;
 
 const AGENTS: [(&str, &str); 4] = [("a", "west"), ("b", "west"), ("c", "east"), ("d", "east")];
 
-/// How much faster time runs than for a fleet that is scraped every 15 s and sends a datagram a second.
-const FAST: u32 = 15;
+/// Speed of time, relative to a fleet that is scraped every 15 s and sends a datagram a second.
+const SPEEDUP: u32 = 15;
 
-/// A round trip takes four wires, so 4 ms.
+/// Delay of a wire in nanoseconds. A round trip crosses four wires, so 4 ms.
 const DELAY: u64 = 1_000_000;
-/// Two datagrams in a row differ by a third of this, 60 ms, on average.
+/// The mean difference between consecutive datagrams is a third of this, 60 ms.
 const SWINGING: Jitter = Jitter::Uniform(180_000_000);
 
-/// What is recorded of paths looks back for so long at most.
+/// The longest window of a recording rule about paths.
 const LONGEST_WINDOW: Duration = Duration::from_secs(16 * 60);
 
-/// In a few minutes.
-pub(crate) fn fast() -> Result<(), Inconclusive> {
-    watched(FAST)
+/// The accelerated trial: a few minutes.
+pub(crate) fn accelerated() -> Result<(), Inconclusive> {
+    watched(SPEEDUP)
 }
 
-/// With the rules as they are, in an hour.
-pub(crate) fn live() -> Result<(), Inconclusive> {
+/// The trial in real time: an hour.
+pub(crate) fn real_time() -> Result<(), Inconclusive> {
     watched(1)
 }
 
-/// A fleet with trouble: `a` loses every tenth packet that it sends; what `c` sends takes now this long and now that, and
-/// what is sent to it loses its class; `b` is told nonsense; `d` is dead.
-fn watched(times: u32) -> Result<(), Inconclusive> {
+/// A fleet with faults: every tenth packet that `a` sends is lost; packets that `c` sends have variable
+/// delay, and packets to `c` lose their DSCP; `b` gets an invalid configuration; `d` is killed.
+fn watched(speedup: u32) -> Result<(), Inconclusive> {
     let expected: Expected = serde_yaml::from_str(include_str!("expected.yaml")).unwrap();
     let net = Plan::mesh(5).build(7);
     let folder = TempDir::new().unwrap();
     list(&net, folder.path());
     let calm = link(Loss::Random(0.0), Jitter::None);
-    net.wires().for_each(|(_, wire)| wire.become_like(&calm, &calm));
-    let start = |name| Agent::spawn(net.node(name), config(name, folder.path(), times));
+    net.wires().for_each(|(_, wire)| wire.set_links(&calm, &calm));
+    let start = |name| NodeAgent::spawn(net.node(name), config(name, folder.path(), speedup));
     let [_a, b, _c, d] = ["a", "b", "c", "d"].map(start);
-    let prometheus = Prometheus::start(net.node("e"), folder.path(), times);
-    let fleet = Fleet { prometheus, expected, queries: queries(times), times };
+    let prometheus = Prometheus::start(net.node("e"), folder.path(), speedup);
+    let fleet = Fleet { prometheus, expected, queries: queries(speedup), speedup };
 
-    fleet.until("everything is measured, and nothing is wrong", 10, Fleet::is_well)?;
+    fleet.wait_until("all paths are measured and no alert fires", 10, Fleet::missing_measurements)?;
     let since = Instant::now();
     let mut remarking = calm.clone();
     remarking.rewrite.dscp = Some(0);
-    net.wire("a", "core").become_like(&link(Loss::Every(10), Jitter::None), &calm);
-    net.wire("c", "core").become_like(&link(Loss::Random(0.0), SWINGING), &remarking);
+    net.wire("a", "core").set_links(&link(Loss::Every(10), Jitter::None), &calm);
+    net.wire("c", "core").set_links(&link(Loss::Random(0.0), SWINGING), &remarking);
     b.configure(json!("no configuration"));
     d.signal(Signal::SIGKILL);
-    fleet.until("every alert fires that should", 30, |fleet| {
-        let missing = fleet.lacks()?;
-        let is_young = since.elapsed() < LONGEST_WINDOW / times;
+    fleet.wait_until("every expected alert fires", 30, |fleet| {
+        let missing = fleet.missing_alerts()?;
+        let is_young = since.elapsed() < LONGEST_WINDOW / speedup;
         Ok(missing.into_iter().chain(is_young.then(|| "the longest window".to_owned())).collect())
     })?;
-    // A machine that stood still for a second shows in what is recorded of a window, until it is over.
-    fleet.until("all is told as it is", 15, |fleet| Ok(fleet.problems()))?;
+    // A pause of the machine for a second shows in recorded series until their window has passed.
+    fleet.wait_until("all results are as expected", 15, |fleet| Ok(fleet.problems()))?;
 
-    net.wires().for_each(|(_, wire)| wire.become_like(&calm, &calm));
-    b.configure(config("b", folder.path(), times));
+    net.wires().for_each(|(_, wire)| wire.set_links(&calm, &calm));
+    b.configure(config("b", folder.path(), speedup));
     let d = start("d");
     let events = &fleet.expected.events;
-    fleet.until("what was repaired is told", 5, |fleet| Ok(fleet.answers(&events.repaired)))?;
-    fleet.until("every alert is over", 60, Fleet::is_quiet)?;
+    fleet.wait_until("the repair is shown", 5, |fleet| Ok(fleet.answers(&events.repaired)))?;
+    fleet.wait_until("no alert fires", 60, Fleet::firing_alerts)?;
     d.signal(Signal::SIGTERM);
-    fleet.until("who leaves is told", 5, |fleet| {
+    fleet.wait_until("the goodbye is shown", 5, |fleet| {
         let mut missing = fleet.answers(&events.leaving);
-        missing.extend(fleet.silent(&events.goodbye)?);
+        missing.extend(fleet.not_firing(&events.goodbye)?);
         Ok(missing)
     })
 }
@@ -101,7 +101,7 @@ fn link(loss: Loss, jitter: Jitter) -> Link {
     link
 }
 
-/// The list of agents, which is Prometheus' and theirs, and what HTTPS takes.
+/// Writes the list of agents, for Prometheus and for the agents, and the files for HTTPS.
 fn list(net: &Net, folder: &Path) {
     let host = |(name, zone): (&str, &str)| json!({"targets": [format!("{}:9862", net.v4(name))], "labels": {"instance": name, "zone": zone}});
     let hosts = AGENTS.map(host);
@@ -115,9 +115,9 @@ fn list(net: &Net, folder: &Path) {
     }
 }
 
-fn config(name: &str, folder: &Path, times: u32) -> Value {
+fn config(name: &str, folder: &Path, speedup: u32) -> Value {
     let zone = AGENTS.iter().find(|(other, _)| *other == name).unwrap().1;
-    let shorter = |milliseconds: u32| format!("{}ms", milliseconds / times);
+    let shorter = |milliseconds: u32| format!("{}ms", milliseconds / speedup);
     let after = |seconds: u32| shorter(seconds * 1_000);
     let ca = folder.join("ca.pem");
     let stream = |name: &str, protocol: &str| {
@@ -147,55 +147,60 @@ fn config(name: &str, folder: &Path, times: u32) -> Value {
     config
 }
 
-/// What is asked, and what is expected.
+/// Prometheus, its queries and the expected results.
 struct Fleet<'a> {
     prometheus: Prometheus<'a>,
     expected: Expected,
     queries: BTreeMap<String, String>,
-    times: u32,
+    speedup: u32,
 }
 
 impl Fleet<'_> {
-    /// Waits until there is nothing left to tell of what is missing, for so many minutes of the rules' time.
-    fn until(
+    /// Waits until `missing` returns nothing, for `minutes` in the time of the rules.
+    fn wait_until(
         &self,
         what: &str,
         minutes: u32,
         missing: impl Fn(&Self) -> Result<Vec<String>, String>,
     ) -> Result<(), Inconclusive> {
-        let patience = Duration::from_secs(60) * minutes / self.times + DEADLINE;
+        let timeout = Duration::from_secs(60) * minutes / self.speedup + DEADLINE;
         let start = Instant::now();
         loop {
-            let left = missing(self).unwrap_or_else(|error| vec![error]);
-            if left.is_empty() {
+            let missing_now = missing(self).unwrap_or_else(|error| vec![error]);
+            if missing_now.is_empty() {
                 return Ok(());
             }
-            if start.elapsed() > patience {
-                self.is_believed()?;
-                panic!("waited in vain: {what}: {}\n{}", left.join("\n"), self.prometheus.log());
+            if start.elapsed() > timeout {
+                self.check_reliable()?;
+                panic!(
+                    "timed out waiting for: {what}: {}\n{}",
+                    missing_now.join("\n"),
+                    self.prometheus.log()
+                );
             }
             thread::sleep(Duration::from_millis(500));
         }
     }
 
-    /// Whether all agents had a processor to run on. One that had none says so, and nobody hears of its other alerts.
-    fn is_believed(&self) -> Result<(), Inconclusive> {
+    /// Returns an error if an agent did not get enough processor time: it reports that, and its other alerts
+    /// are inhibited.
+    fn check_reliable(&self) -> Result<(), Inconclusive> {
         match self.firing().unwrap().contains("PathmeterMeasurementUnreliable") {
-            true => Err(Inconclusive("an agent did not run in time, and said so".to_owned())),
+            true => Err(Inconclusive("an agent reported that it did not run on time".to_owned())),
             false => Ok(()),
         }
     }
 
     fn number(&self, query: &str) -> Result<f64, String> {
-        Ok(self.prometheus.ask(Server::First, query)?.first().map_or(0.0, |sample| sample.value))
+        Ok(self.prometheus.query(Server::First, query)?.first().map_or(0.0, |sample| sample.value))
     }
 
-    /// What is missing until everybody measures everybody, over a whole window.
-    fn is_well(&self) -> Result<Vec<String>, String> {
+    /// What is missing until all agents have measured all others over a whole window.
+    fn missing_measurements(&self) -> Result<Vec<String>, String> {
         let mut missing = self.firing()?.into_iter().collect::<Vec<_>>();
         for (query, least) in [
             ("count(up == 1)", 4.0),
-            // Three agents with four probes of three peers, and one that sums by groups.
+            // Three agents with four probes of three peers each, and one that exports groups.
             ("count(pathmeter_pair:echo_judged:rate5m{instance!=\"c\"} > 0)", 36.0),
             ("count(pathmeter_zone_pair:echo_judged:rate5m > 0)", 16.0),
             ("count(pathmeter_zone_pair:echo_rtt_seconds:p99_5m{probe=\"fast\"})", 4.0),
@@ -203,60 +208,60 @@ impl Fleet<'_> {
         ] {
             let found = self.number(query)?;
             if found < least {
-                missing.push(format!("{query} is {found} and not yet {least}"));
+                missing.push(format!("{query} is {found}, waiting for {least}"));
             }
         }
         Ok(missing)
     }
 
-    /// Names of alerts that fire.
+    /// The names of firing alerts.
     fn firing(&self) -> Result<BTreeSet<String>, String> {
-        let alerts = self.prometheus.ask(Server::First, "ALERTS{alertstate=\"firing\"}")?;
+        let alerts = self.prometheus.query(Server::First, "ALERTS{alertstate=\"firing\"}")?;
         Ok(alerts.into_iter().map(|alert| alert.labels["alertname"].clone()).collect())
     }
 
-    fn is_quiet(&self) -> Result<Vec<String>, String> {
+    fn firing_alerts(&self) -> Result<Vec<String>, String> {
         Ok(self.firing()?.into_iter().collect())
     }
 
-    /// Alerts that should fire and do not, and those that somebody should hear of, or nobody.
-    fn lacks(&self) -> Result<Vec<String>, String> {
+    /// Describes alerts that should fire, be notified or be inhibited, and are not.
+    fn missing_alerts(&self) -> Result<Vec<String>, String> {
         let notified = self.prometheus.notified()?;
         let alerts = &self.expected.alerts;
-        let told = alerts.told.iter().map(|alert| (alert, false));
+        let expected = alerts.notified.iter().map(|alert| (alert, false));
         let mut lacking = Vec::new();
-        for (alert, is_inhibited) in told.chain(alerts.inhibited.iter().map(|alert| (alert, true))) {
-            lacking.extend(self.silent(alert)?);
-            let alert: Selector = alert.parse()?;
+        for (alert, is_inhibited) in expected.chain(alerts.inhibited.iter().map(|alert| (alert, true))) {
+            lacking.extend(self.not_firing(alert)?);
+            let alert: AlertSelector = alert.parse()?;
             let mut found = notified.iter().filter(|found| alert.selects(&found.labels)).peekable();
             if found.peek().is_none() {
                 lacking.push(format!("the Alertmanager does not have {alert}"));
             } else if found.any(|found| found.is_inhibited != is_inhibited) {
                 lacking.push(format!(
                     "the Alertmanager should {} {alert}",
-                    if is_inhibited { "inhibit" } else { "tell" }
+                    if is_inhibited { "inhibit" } else { "notify" }
                 ));
             }
         }
         Ok(lacking)
     }
 
-    /// That an alert does not fire.
-    fn silent(&self, alert: &str) -> Result<Option<String>, String> {
-        let alert: Selector = alert.parse()?;
-        let fires = !self.prometheus.ask(Server::First, &alert.firing())?.is_empty();
+    /// Describes an alert that does not fire.
+    fn not_firing(&self, alert: &str) -> Result<Option<String>, String> {
+        let alert: AlertSelector = alert.parse()?;
+        let fires = !self.prometheus.query(Server::First, &alert.firing())?.is_empty();
         Ok((!fires).then(|| format!("{alert} does not fire")))
     }
 
-    /// Everything that is told otherwise than expected.
+    /// Describes everything that differs from the expected results.
     fn problems(&self) -> Vec<String> {
-        [self.surprises(), self.recorded(), self.dashboards(), self.behind()].concat()
+        [self.unexpected_alerts(), self.recorded(), self.dashboards(), self.downstream()].concat()
     }
 
-    /// Alerts that nobody expects, and rules that do not work.
-    fn surprises(&self) -> Vec<String> {
+    /// Describes unexpected alerts and rules that fail.
+    fn unexpected_alerts(&self) -> Vec<String> {
         let alerts = &self.expected.alerts;
-        let selectors = alerts.told.iter().chain(&alerts.inhibited);
+        let selectors = alerts.notified.iter().chain(&alerts.inhibited);
         let names = selectors.map(|alert| alert.split('{').next().unwrap_or_default());
         let expected: BTreeSet<&str> = names.chain(alerts.possible.iter().map(String::as_str)).collect();
         let firing = self.firing().unwrap();
@@ -264,50 +269,51 @@ impl Fleet<'_> {
         firing.map(|name| format!("{name} fires")).chain(self.prometheus.broken().unwrap()).collect()
     }
 
-    /// Recorded series that are not what is expected.
+    /// Describes recorded series that differ.
     fn recorded(&self) -> Vec<String> {
         let queries = &self.expected.recorded;
-        let asked = |name: &String| queries.keys().any(|query| query.split('{').next() == Some(name));
-        let unasked = self.prometheus.recorded().unwrap().into_iter().filter(|name| !asked(name));
-        let mut problems: Vec<String> = unasked.map(|name| format!("{name}: nothing is expected")).collect();
+        let is_queried = |name: &String| queries.keys().any(|query| query.split('{').next() == Some(name));
+        let unexpected = self.prometheus.recorded().unwrap().into_iter().filter(|name| !is_queried(name));
+        let mut problems: Vec<String> =
+            unexpected.map(|name| format!("{name}: has no expected result")).collect();
         problems.extend(self.differences(Server::First, queries));
         problems
     }
 
-    /// Answers that are not what is expected.
-    fn differences(&self, server: Server, queries: &BTreeMap<String, Values>) -> Vec<String> {
-        let difference = |(query, values): (&String, &Values)| {
-            let answer = self.prometheus.ask(server, query).unwrap();
+    /// Describes query results that differ.
+    fn differences(&self, server: Server, queries: &BTreeMap<String, ExpectedValues>) -> Vec<String> {
+        let difference = |(query, values): (&String, &ExpectedValues)| {
+            let answer = self.prometheus.query(server, query).unwrap();
             let tell = || format!("{server:?}: {query}: expected {values:?}, found {:?}", by_name(&answer));
-            (!values.agree(&answer, self.times)).then(tell)
+            (!values.matches(&answer, self.speedup)).then(tell)
         };
         queries.iter().filter_map(difference).collect()
     }
 
-    /// What those have that are behind the first Prometheus, where it is not what is expected.
-    fn behind(&self) -> Vec<String> {
-        let servers = self.expected.behind.iter();
+    /// Describes results on downstream servers that differ.
+    fn downstream(&self) -> Vec<String> {
+        let servers = self.expected.downstream.iter();
         servers.flat_map(|(server, queries)| self.differences(*server, queries)).collect()
     }
 
-    /// Queries of dashboards whose answer is not what is expected, and those of which nothing is.
+    /// Describes dashboard queries that differ or have no expected result.
     fn dashboards(&self) -> Vec<String> {
         let expected = self.expected.dashboards();
         let mut problems = self.answers(&expected);
-        let unasked = self.queries.keys().filter(|name| !expected.contains_key(*name));
-        problems.extend(unasked.map(|name| format!("{name}: nothing is expected")));
+        let unexpected = self.queries.keys().filter(|name| !expected.contains_key(*name));
+        problems.extend(unexpected.map(|name| format!("{name}: has no expected result")));
         problems
     }
 
-    /// Queries of dashboards, by what they are called, whose answer is not what is expected.
-    fn answers(&self, expected: &BTreeMap<String, Values>) -> Vec<String> {
-        let difference = |(name, values): (&String, &Values)| {
+    /// Describes dashboard queries whose result differs.
+    fn answers(&self, expected: &BTreeMap<String, ExpectedValues>) -> Vec<String> {
+        let difference = |(name, values): (&String, &ExpectedValues)| {
             let Some(query) = self.queries.get(name) else {
-                return Some(format!("{name} is no query of a dashboard"));
+                return Some(format!("{name} is not a dashboard query"));
             };
-            match self.prometheus.ask(Server::First, query) {
+            match self.prometheus.query(Server::First, query) {
                 Err(error) => Some(format!("{name}: {error}")),
-                Ok(answer) if values.agree(&answer, self.times) => None,
+                Ok(answer) if values.matches(&answer, self.speedup) => None,
                 Ok(answer) => Some(format!("{name}: expected {values:?}, found {:?}", by_name(&answer))),
             }
         };
@@ -315,12 +321,12 @@ impl Fleet<'_> {
     }
 }
 
-/// Every query of the dashboards for the pair of `a` and `b`, by dashboard, panel and letter.
-fn queries(times: u32) -> BTreeMap<String, String> {
+/// All dashboard queries for the pair of `a` and `b`, by dashboard, panel and letter.
+fn queries(speedup: u32) -> BTreeMap<String, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check-dashboards.py");
     let mut command = Command::new("python3");
     command.arg(script).args(["--list", "--set", "instance=a", "--set", "peer=b"]);
     let listed = command.args(["--set", "__rate_interval=5m"]).output().unwrap();
-    let queries: Vec<Query> = serde_json::from_slice(&listed.stdout).unwrap();
-    queries.into_iter().map(|query| (query.to_string(), hastened(&query.expr, times))).collect()
+    let queries: Vec<DashboardQuery> = serde_json::from_slice(&listed.stdout).unwrap();
+    queries.into_iter().map(|query| (query.to_string(), scaled(&query.expr, speedup))).collect()
 }

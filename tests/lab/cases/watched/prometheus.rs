@@ -1,4 +1,4 @@
-//! Debian's Prometheus and Alertmanager, with the configuration and the rules that we ship.
+//! Debian's Prometheus and Alertmanager with the shipped configuration and rules.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,57 +10,57 @@ use pathmeter_lab::{Namespace, Program, get};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::haste::hastened;
+use super::time_scale::scaled;
 
-/// All on one node, where each finds the others as configured.
+/// All servers on one node, where their configured addresses reach each other.
 pub(super) struct Prometheus<'a> {
     node: &'a Namespace,
     programs: Vec<Program>,
 }
 
-/// Whom to ask.
+/// A Prometheus server, by its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Server {
-    /// The one that asks the agents.
+    /// Scrapes the agents.
     First = 9_090,
-    /// Where it sends what it would send to Mimir.
+    /// Receives the remote write meant for Mimir.
     Mimir = 9_091,
-    /// Where it sends what it would send to Thanos or VictoriaMetrics.
+    /// Receives the remote write meant for Thanos or VictoriaMetrics.
     Thanos = 9_092,
-    /// One above it, which asks it.
+    /// Federates from the first server.
     Federation = 9_094,
 }
 
 const ALERTMANAGER: u16 = 9_093;
 
-/// A series of an answer, without its name.
+/// A series of a query result, without its metric name.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) value: f64,
 }
 
-/// An alert at the Alertmanager.
+/// An alert in the Alertmanager.
 #[derive(Debug)]
 pub(super) struct Notified {
     pub(super) labels: BTreeMap<String, String>,
-    /// Another one makes it superfluous, and nobody is told.
+    /// Whether another alert inhibits it.
     pub(super) is_inhibited: bool,
 }
 
 impl<'a> Prometheus<'a> {
-    /// Starts all. `folder` has the list of agents, and `ca.pem` of whoever signed their certificates.
-    pub(super) fn start(node: &'a Namespace, folder: &Path, times: u32) -> Self {
+    /// Starts all servers. `folder` contains the list of agents, and `ca.pem` for their certificates.
+    pub(super) fn start(node: &'a Namespace, folder: &Path, speedup: u32) -> Self {
         let rules = folder.join("rules");
         fs::create_dir(&rules).unwrap();
-        for entry in fs::read_dir(Path::new(SHIPPED).join("rules")).unwrap() {
+        for entry in fs::read_dir(Path::new(SHIPPED_FOLDER).join("rules")).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             if name.ends_with(".rules.yaml") {
-                fs::write(rules.join(&name), shipped(&format!("rules/{name}"), times)).unwrap();
+                fs::write(rules.join(&name), shipped(&format!("rules/{name}"), speedup)).unwrap();
             }
         }
-        let read = |name| serde_yaml::from_str::<serde_yaml::Value>(&shipped(name, times)).unwrap();
+        let read = |name| serde_yaml::from_str::<serde_yaml::Value>(&shipped(name, speedup)).unwrap();
         let mut first = read("prometheus.yml");
         let scrape = &mut first["scrape_configs"][0];
         scrape["scheme"] = "https".into();
@@ -76,8 +76,8 @@ impl<'a> Prometheus<'a> {
         let mut above = read("federation.example.yaml");
         above["global"] = first["global"].clone();
         above["rule_files"] = vec!["rules/echo_peers.rules.yaml"].into();
-        let asked = &mut above["scrape_configs"][0]["static_configs"][0]["targets"];
-        *asked = vec![format!("127.0.0.1:{}", Server::First as u16)].into();
+        let targets = &mut above["scrape_configs"][0]["static_configs"][0]["targets"];
+        *targets = vec![format!("127.0.0.1:{}", Server::First as u16)].into();
         let nothing = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
 
         let serve = |server, config: &serde_yaml::Value| {
@@ -97,13 +97,13 @@ impl<'a> Prometheus<'a> {
             serve(Server::Thanos, &nothing),
             serve(Server::First, &first),
             serve(Server::Federation, &above),
-            alertmanager(node, folder, times),
+            alertmanager(node, folder, speedup),
         ];
         Self { node, programs }
     }
 
-    /// What a query comes to; `Err` with the reason if it is none.
-    pub(super) fn ask(&self, server: Server, query: &str) -> Result<Vec<Sample>, String> {
+    /// The result of a query; `Err` with the reason if it fails.
+    pub(super) fn query(&self, server: Server, query: &str) -> Result<Vec<Sample>, String> {
         let path = format!("/api/v1/query?query={}", encoded(query));
         let answer = self.get(server as u16, &path)?;
         if answer["status"] != "success" {
@@ -123,7 +123,7 @@ impl<'a> Prometheus<'a> {
         Ok(result.as_array().unwrap().iter().map(sample).collect())
     }
 
-    /// Names of all recording rules that are loaded.
+    /// The names of all loaded recording rules.
     pub(super) fn recorded(&self) -> Result<Vec<String>, String> {
         let answer = self.get(Server::First as u16, "/api/v1/rules?type=record")?;
         let groups = answer["data"]["groups"].as_array().ok_or("no groups")?;
@@ -131,7 +131,7 @@ impl<'a> Prometheus<'a> {
         Ok(rules.map(|rule| rule["name"].as_str().unwrap().to_owned()).collect())
     }
 
-    /// Rules that could not be evaluated, with the reason.
+    /// Rules whose evaluation failed, with the reason.
     pub(super) fn broken(&self) -> Result<Vec<String>, String> {
         let answer = self.get(Server::First as u16, "/api/v1/rules")?;
         let groups = answer["data"]["groups"].as_array().ok_or("no groups")?;
@@ -140,7 +140,7 @@ impl<'a> Prometheus<'a> {
         Ok(broken.map(|rule| format!("{}: {}", rule["name"], rule["lastError"])).collect())
     }
 
-    /// The alerts that the Alertmanager has.
+    /// All alerts in the Alertmanager.
     pub(super) fn notified(&self) -> Result<Vec<Notified>, String> {
         let answer = self.get(ALERTMANAGER, "/api/v2/alerts")?;
         let alerts = answer.as_array().ok_or("no list")?.iter();
@@ -157,23 +157,23 @@ impl<'a> Prometheus<'a> {
         serde_json::from_str(&answer.body).map_err(|error| format!("{error}: {}", answer.body))
     }
 
-    /// Everything that they printed.
+    /// The output of all servers.
     pub(super) fn log(&self) -> String {
         self.programs.iter().map(Program::output).collect()
     }
 }
 
-const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
+const SHIPPED_FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
 
-/// A file that we ship, for a time that runs faster.
-fn shipped(name: &str, times: u32) -> String {
-    let text = fs::read_to_string(Path::new(SHIPPED).join(name));
-    hastened(&text.unwrap_or_else(|error| panic!("{name}: {error}")), times)
+/// Reads a shipped file and scales its durations.
+fn shipped(name: &str, speedup: u32) -> String {
+    let text = fs::read_to_string(Path::new(SHIPPED_FOLDER).join(name));
+    scaled(&text.unwrap_or_else(|error| panic!("{name}: {error}")), speedup)
 }
 
-fn alertmanager(node: &Namespace, folder: &Path, times: u32) -> Program {
+fn alertmanager(node: &Namespace, folder: &Path, speedup: u32) -> Program {
     let file = folder.join("alertmanager.yml");
-    fs::write(&file, shipped("alertmanager.yml", times)).unwrap();
+    fs::write(&file, shipped("alertmanager.yml", speedup)).unwrap();
     let mut command = node.command("prometheus-alertmanager");
     command
         .arg(format!("--config.file={}", file.display()))
@@ -183,7 +183,7 @@ fn alertmanager(node: &Namespace, folder: &Path, times: u32) -> Program {
     Program::start(&mut command, &folder.join("alertmanager.log"))
 }
 
-/// As a part of a URL.
+/// Percent-encodes a query.
 fn encoded(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {

@@ -1,7 +1,8 @@
-//! What truly happened on TCP connections, from the log of the wire that they passed.
+//! The true events on TCP connections, from the log of the wire that they crossed.
 //!
-//! A stream is followed byte by byte: when each byte first entered the wire, and when it and everything in front of it had
-//! come out. What arrives behind a hole waits in the receiver's kernel, and has not arrived for whoever reads the stream.
+//! A stream is followed byte by byte: when each byte first entered the wire, and when it and all bytes before
+//! it had been delivered. Bytes behind a gap wait in the receiver's kernel and do not count as delivered to
+//! the reader.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,246 +11,262 @@ use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{NtpTime, PeerTimestamp};
 
-use crate::wire::{Passage, Way, Wire};
+use crate::wire::{LogEntry, Wire, WireDirection};
 
-/// A connection that was opened across a wire.
+/// A TCP connection across a wire.
 #[derive(Debug)]
 pub struct Connection {
-    /// Who opened it.
+    /// Address of the client.
     pub client: SocketAddr,
-    /// Type of service of its first segment.
+    /// Type of service of the first segment.
     pub tos: u8,
-    /// From the client.
-    pub there: Stream,
-    /// To the client.
-    pub back: Stream,
+    /// Bytes from the client to the server.
+    pub to_server: Stream,
+    /// Bytes from the server to the client.
+    pub to_client: Stream,
 }
 
 /// One direction of a connection. Times are CLOCK_REALTIME, in nanoseconds.
 #[derive(Debug, Default)]
 pub struct Stream {
-    /// What the number of the first byte is.
+    /// Sequence number of the first byte.
     first: Option<u32>,
     bytes: Vec<u8>,
-    /// When everything in front of a byte had entered the wire for the first time.
+    /// By end position: when all bytes before it had entered the wire for the first time.
     entered: Vec<(usize, u64)>,
-    /// What entered in front of something that its host had sent earlier: two processors put frames of one stream into a veth.
-    early: BTreeMap<usize, Box<[u8]>>,
-    /// Between which readings of the clock everything in front of a byte had come out.
+    /// Segments that entered before an earlier part of the stream, because two processors send frames of one
+    /// stream into a veth.
+    pending: BTreeMap<usize, Box<[u8]>>,
+    /// By end position: when all bytes before it had been delivered.
     arrived: Vec<(usize, Arrival)>,
-    /// What came out in front of which something is still missing: where it begins and ends.
-    ahead: BTreeMap<usize, usize>,
-    /// What the wire saw of its segments.
-    pub tally: Tally,
+    /// Delivered ranges behind a gap: start and end position.
+    arrived_ahead: BTreeMap<usize, usize>,
+    /// Counts of the segments that entered the wire.
+    pub segments: SegmentCounts,
 }
 
-/// How something arrived, and everything in front of it.
+/// When a position in the stream, and everything before it, was delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Arrival {
-    at: Span,
-    /// Whether what was behind it had come before, or comes so soon that the receiver need not have run: its kernel joins such
-    /// segments, and then knows one time for both.
+    at: TimeBounds,
+    /// Whether later bytes were delivered earlier, or so soon that the receiver need not have run in between.
+    /// The receiver's kernel joins such segments and keeps one timestamp for both.
     is_joined: bool,
 }
 
-/// Between two readings of the clock, or two bounds of a time that cannot be known better.
-pub type Span = (u64, u64);
+/// Lower and upper bound of a time in nanoseconds, such as the clock readings before and after an event.
+pub type TimeBounds = (u64, u64);
 
-/// Segments of a stream that entered the wire.
+/// Counts of the segments of a stream that entered the wire.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// All that carried something.
-    pub segments: u64,
-    /// Of those, and of those that open a connection, the ones that had entered before.
-    pub again: u64,
-    /// Bytes of those.
-    pub again_bytes: u64,
-    /// Segments that carried something, of which no copy came out.
+pub struct SegmentCounts {
+    /// Segments with payload.
+    pub data: u64,
+    /// Segments with payload or SYN that had entered before.
+    pub retransmitted: u64,
+    /// Payload bytes of those segments.
+    pub retransmitted_bytes: u64,
+    /// Segments with payload of which no copy was delivered.
     pub dropped: u64,
-    /// Bytes of those.
+    /// Payload bytes of those segments.
     pub dropped_bytes: u64,
 }
 
-/// What is spoken over a connection: messages of one length each way, behind something that only opens it.
+/// The protocol on a connection: a preamble, then messages of a fixed length each way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spoken {
-    /// Our echo over TCP.
+pub enum MessageProtocol {
+    /// pathmeter's echo over TCP.
     Tcp {
-        /// Bytes of a message.
+        /// Length of a message in bytes.
         bytes: usize,
     },
     /// Messages over a WebSocket.
     WebSocket {
-        /// What they look like.
+        /// Message format.
         format: MessageFormat,
-        /// Bytes of a message.
+        /// Length of a message in bytes.
         bytes: usize,
     },
 }
 
-/// A message and its answer.
+/// A message and its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exchange {
-    /// Which it is, by its own word.
+pub struct MessageExchange {
+    /// Sequence number, from the message.
     pub sequence: u64,
-    /// When it was meant to leave, by its own word.
-    pub meant: u64,
-    /// The way there.
-    there: Leg,
-    /// The way back.
-    back: Leg,
-    /// When the responder wrote the answer, by its own word; `None` where it says nothing.
-    written: Option<u64>,
+    /// When the message was scheduled to leave, from the message. CLOCK_REALTIME, in nanoseconds.
+    pub scheduled_at: u64,
+    /// Transfer to the server.
+    to_server: Leg,
+    /// Transfer to the client.
+    to_client: Leg,
+    /// When the responder wrote the reply, from the reply; `None` if the protocol does not carry it.
+    reply_sent_at: Option<u64>,
 }
 
-/// One way of a message.
+/// Transfer of one message in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Leg {
     /// When all of it had entered the wire for the first time.
     entered: Option<u64>,
-    /// When all of it, and all in front of it, had come out.
+    /// When all of it, and all bytes before it, had been delivered.
     arrived: Option<Arrival>,
 }
 
 impl Connection {
-    /// Connections to an address that were opened across a wire, in that order; `forward` leads to it.
+    /// Connections to `server` across the wire, in opening order; `forward` is the direction towards the
+    /// server.
     #[must_use]
-    pub fn read(wire: &Wire, forward: Way, server: SocketAddr) -> Vec<Self> {
+    pub fn read(wire: &Wire, forward: WireDirection, server: SocketAddr) -> Vec<Self> {
         wire.read(|log| Self::of(log, forward, server))
     }
 
-    fn of(log: &[Passage], forward: Way, server: SocketAddr) -> Vec<Self> {
+    fn of(log: &[LogEntry], forward: WireDirection, server: SocketAddr) -> Vec<Self> {
         let mut all: Vec<Self> = Vec::new();
         let mut current: BTreeMap<SocketAddr, usize> = BTreeMap::new();
-        let mut arrivals: Vec<(Span, usize, Way, usize, usize)> = Vec::new();
-        for passage in log {
-            let datagram = &passage.head.datagram;
+        let mut arrivals: Vec<(TimeBounds, usize, WireDirection, usize, usize)> = Vec::new();
+        for entry in log {
+            let datagram = &entry.head.datagram;
             let Some(segment) = datagram.segment else { continue };
-            let (own, other) = match passage.way == forward {
+            let (own, other) = match entry.direction == forward {
                 true => (datagram.source, datagram.destination),
                 false => (datagram.destination, datagram.source),
             };
             if other != server {
                 continue;
             }
-            let begins = passage.way == forward && segment.is_opening;
-            let is_known =
-                |index: &usize| !begins || all[*index].there.first == Some(segment.sequence.wrapping_add(1));
+            let begins = entry.direction == forward && segment.is_syn;
+            let is_known = |index: &usize| {
+                !begins || all[*index].to_server.first == Some(segment.sequence.wrapping_add(1))
+            };
             let index = match current.get(&own).copied().filter(is_known) {
                 Some(index) => index,
                 None if begins => {
-                    let (there, back) = (Stream::default(), Stream::default());
-                    all.push(Self { client: own, tos: datagram.tos, there, back });
+                    let (to_server, to_client) = (Stream::default(), Stream::default());
+                    all.push(Self { client: own, tos: datagram.tos, to_server, to_client });
                     current.insert(own, all.len() - 1);
                     all.len() - 1
                 }
                 None => continue,
             };
-            let Some((from, to)) = all[index].stream(passage.way, forward).enter(passage) else { continue };
-            arrivals.extend(exits(passage).map(|span| (span, index, passage.way, from, to)));
+            let Some((from, to)) = all[index].stream(entry.direction, forward).on_entered(entry) else {
+                continue;
+            };
+            arrivals.extend(deliveries(entry).map(|span| (span, index, entry.direction, from, to)));
         }
         arrivals.sort_unstable_by_key(|(span, ..)| *span);
         for (span, index, way, from, to) in arrivals {
-            all[index].stream(way, forward).arrive(span, from, to);
+            all[index].stream(way, forward).on_delivered(span, from, to);
         }
         all
     }
 
-    fn stream(&mut self, way: Way, forward: Way) -> &mut Stream {
-        if way == forward { &mut self.there } else { &mut self.back }
+    fn stream(&mut self, way: WireDirection, forward: WireDirection) -> &mut Stream {
+        if way == forward { &mut self.to_server } else { &mut self.to_client }
     }
 
-    /// Its messages, in their order.
+    /// The messages of the connection, in order.
     ///
     /// # Panics
-    /// When it does not carry what it should.
+    /// When the connection does not carry this protocol.
     #[must_use]
-    pub fn exchanges(&self, spoken: Spoken) -> Vec<Exchange> {
-        let [there, back] = [&self.there, &self.back].map(|stream| spoken.opening(&stream.bytes));
-        let [step_there, step_back] = spoken.steps();
-        let count = self.there.bytes.len().saturating_sub(there) / step_there;
+    pub fn exchanges(&self, protocol: MessageProtocol) -> Vec<MessageExchange> {
+        let [to_server, to_client] =
+            [&self.to_server, &self.to_client].map(|stream| protocol.preamble_bytes(&stream.bytes));
+        let [step_there, step_back] = protocol.frame_bytes();
+        let count = self.to_server.bytes.len().saturating_sub(to_server) / step_there;
         (0..count)
             .map(|index| {
-                let request = there + index * step_there..there + (index + 1) * step_there;
-                let reply = back + index * step_back..back + (index + 1) * step_back;
-                let way_there = self.there.leg(request.end);
-                let near = way_there.entered.expect("all that was carried entered");
-                let (sequence, timestamp) = spoken.read(&self.there.bytes[request]);
-                let written = self.back.bytes.get(reply.clone()).and_then(|bytes| spoken.written(bytes));
-                Exchange {
+                let request = to_server + index * step_there..to_server + (index + 1) * step_there;
+                let reply = to_client + index * step_back..to_client + (index + 1) * step_back;
+                let way_there = self.to_server.leg(request.end);
+                let near = way_there.entered.expect("every byte of the stream entered the wire");
+                let (sequence, timestamp) = protocol.read(&self.to_server.bytes[request]);
+                let reply_sent_at =
+                    self.to_client.bytes.get(reply.clone()).and_then(|bytes| protocol.reply_time(bytes));
+                MessageExchange {
                     sequence,
-                    meant: wall(timestamp, near),
-                    there: way_there,
-                    back: self.back.leg(reply.end),
-                    written: written.map(|timestamp| wall(timestamp, near)),
+                    scheduled_at: wall(timestamp, near),
+                    to_server: way_there,
+                    to_client: self.to_client.leg(reply.end),
+                    reply_sent_at: reply_sent_at.map(|timestamp| wall(timestamp, near)),
                 }
             })
             .collect()
     }
 }
 
-/// A kernel, or a machine that does not run for a moment, takes no longer than this from a program's last look at the clock to
-/// the wire; what entered it later than that had to wait for its turn in the stream. Chosen: a busy machine's time slice.
-const PROMPT: u64 = 5_000_000;
+/// Longest time between a program's last clock reading and the wire for a message that was sent at once. A
+/// message that entered later had to wait in the stream. Chosen: the time slice of a busy machine.
+const PROMPT_SEND_MAX: u64 = 5_000_000;
 
-impl Exchange {
-    /// Whether its answer came.
+impl MessageExchange {
+    /// Whether the reply was delivered.
     #[must_use]
     pub fn is_answered(&self) -> bool {
-        self.back.arrived.is_some()
+        self.to_client.arrived.is_some()
     }
 
-    /// Bounds of the time from when it was meant to leave to when its answer had come. `None` without an answer.
+    /// Bounds of the time from the scheduled departure to the delivery of the reply. `None` without a reply.
     #[must_use]
-    pub fn elapsed(&self) -> Option<Span> {
-        let (from, to) = self.back.arrived?.at;
-        Some((from.saturating_sub(self.meant), to.saturating_sub(self.meant)))
+    pub fn elapsed(&self) -> Option<TimeBounds> {
+        let (from, to) = self.to_client.arrived?.at;
+        Some((from.saturating_sub(self.scheduled_at), to.saturating_sub(self.scheduled_at)))
     }
 
-    /// Whether something that was behind it or its answer came before it, or at once: when it arrived itself can be known to the
-    /// program no better than when it was read.
+    /// Whether the delivery of the message or of its reply was joined with later bytes. The program then
+    /// knows the arrival time only from when it read the bytes.
     #[must_use]
     pub fn is_joined(&self) -> bool {
-        [self.there, self.back].iter().any(|leg| leg.arrived.is_some_and(|arrival| arrival.is_joined))
+        [self.to_server, self.to_client]
+            .iter()
+            .any(|leg| leg.arrived.is_some_and(|arrival| arrival.is_joined))
     }
 
-    /// How long it waited for its turn before it entered the wire, if it did not enter at once.
+    /// How long the message waited before it entered the wire, if longer than [`PROMPT_SEND_MAX`].
     #[must_use]
     pub fn waited(&self) -> Option<u64> {
-        let waited = self.there.entered?.saturating_sub(self.meant);
-        (waited > PROMPT).then_some(waited)
+        let waited = self.to_server.entered?.saturating_sub(self.scheduled_at);
+        (waited > PROMPT_SEND_MAX).then_some(waited)
     }
 
-    /// Bounds of its round trip, from when it was meant to leave to when its answer, and everything in front of that, had come:
-    /// without what the responder took, where it says when it wrote the answer, else with it. `None` without an answer.
+    /// Bounds of the round trip, from the scheduled departure to the delivery of the reply and all bytes
+    /// before it. Excludes the responder's time if the reply carries its send time. `None` without a reply.
     ///
-    /// What left at once may have done so as late as it entered the wire; what had to wait counts from when it was meant to.
+    /// A message sent at once may have left as late as it entered the wire; one that had to wait counts from
+    /// its scheduled departure.
     ///
     /// # Panics
-    /// When it left before it was meant to, or the responder wrote the answer before it had the message.
+    /// When the message left before its schedule, or the reply was written before the message arrived.
     #[must_use]
-    pub fn round_trip(&self) -> Option<Span> {
+    pub fn round_trip(&self) -> Option<TimeBounds> {
         const EARLY: u64 = 1_000_000;
-        let (reached, came) = (self.there.arrived?.at, self.back.arrived?.at);
-        let began = began(self.meant, self.there.entered?);
-        assert!(self.meant <= began.1 + EARLY, "{self:?} left before it was meant to");
-        let Some(written) = self.written else { return Some((came.0 - began.1, came.1 - began.0)) };
-        assert!(reached.0 <= written + EARLY, "{self:?} was answered before it had come");
-        let replied = self::began(written, self.back.entered?);
-        let sum = |there: u64, back: u64| there + back;
+        let (reached, came) = (self.to_server.arrived?.at, self.to_client.arrived?.at);
+        let began = start_bounds(self.scheduled_at, self.to_server.entered?);
+        assert!(self.scheduled_at <= began.1 + EARLY, "{self:?} left before its schedule");
+        let Some(reply_sent_at) = self.reply_sent_at else {
+            return Some((came.0 - began.1, came.1 - began.0));
+        };
+        assert!(reached.0 <= reply_sent_at + EARLY, "{self:?} was answered before it arrived");
+        let replied = start_bounds(reply_sent_at, self.to_client.entered?);
+        let sum = |to_server: u64, to_client: u64| to_server + to_client;
         let least = sum(reached.0.saturating_sub(began.1), came.0.saturating_sub(replied.1));
         Some((least, sum(reached.1 - began.0.min(reached.1), came.1 - replied.0.min(came.1))))
     }
 }
 
-/// When something began that was meant to at one time and entered the wire at another.
-fn began(meant: u64, entered: u64) -> Span {
-    if entered.saturating_sub(meant) > PROMPT { (meant, meant) } else { (meant.min(entered), entered) }
+/// Bounds of the true departure of something that was scheduled at one time and entered the wire at another.
+fn start_bounds(scheduled_at: u64, entered: u64) -> TimeBounds {
+    if entered.saturating_sub(scheduled_at) > PROMPT_SEND_MAX {
+        (scheduled_at, scheduled_at)
+    } else {
+        (scheduled_at.min(entered), entered)
+    }
 }
 
-impl Spoken {
-    /// Bytes of a stream in front of its first message.
-    fn opening(self, bytes: &[u8]) -> usize {
+impl MessageProtocol {
+    /// Length of a stream before its first message.
+    fn preamble_bytes(self, bytes: &[u8]) -> usize {
         match self {
             Self::Tcp { .. } => pathmeter_proto::wire::stream::GREETING_BYTES,
             Self::WebSocket { .. } => {
@@ -259,11 +276,11 @@ impl Spoken {
         }
     }
 
-    /// Bytes from one message to the next, there and back.
-    fn steps(self) -> [usize; 2] {
+    /// Bytes from one message to the next, to the server and to the client.
+    fn frame_bytes(self) -> [usize; 2] {
         match self {
             Self::Tcp { bytes } => [bytes, bytes],
-            // RFC 6455 section 5.2; a client masks.
+            // RFC 6455 section 5.2; clients mask their frames.
             Self::WebSocket { bytes, .. } => {
                 let head = if bytes < 126 { 2 } else { 4 };
                 [head + 4 + bytes, head + bytes]
@@ -271,7 +288,7 @@ impl Spoken {
         }
     }
 
-    /// Which message this is, and when it was meant to leave.
+    /// Sequence number and scheduled departure of a message.
     fn read(self, frame: &[u8]) -> (u64, u64) {
         match self {
             Self::Tcp { .. } => (number(frame, 8), number(frame, 16)),
@@ -279,14 +296,14 @@ impl Spoken {
                 let (head, body) = frame.split_at(frame.len() - bytes);
                 let mask = &head[head.len() - 4..];
                 let body: Vec<u8> = body.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b).collect();
-                let message = format.decode(&body, bytes).expect("it carries messages of ours");
+                let message = format.decode(&body, bytes).expect("the frame carries a pathmeter message");
                 (message.sequence, message.timestamp.0)
             }
         }
     }
 
-    /// When an answer was written, as it says.
-    fn written(self, frame: &[u8]) -> Option<u64> {
+    /// When a reply was written, if it carries that.
+    fn reply_time(self, frame: &[u8]) -> Option<u64> {
         match self {
             Self::Tcp { .. } => Some(number(frame, 32)),
             Self::WebSocket { .. } => None,
@@ -298,76 +315,76 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight"))
 }
 
-/// A time as it was written, in nanoseconds since 1970; `near`: one that is not far from it.
+/// Converts an NTP timestamp to nanoseconds since 1970; `near` is a time in the same era.
 fn wall(timestamp: u64, near: u64) -> u64 {
     let other = PeerTimestamp::from_ntp(NtpTime::from(WallTime::from_nanos(near)).0);
     near.saturating_add_signed(PeerTimestamp::from_ntp(timestamp).signed_since(other))
 }
 
 impl Stream {
-    /// Takes note of a segment; where in the stream that stands which it carries, if it carries something.
-    fn enter(&mut self, passage: &Passage) -> Option<(usize, usize)> {
-        let segment = passage.head.datagram.segment?;
-        if segment.is_opening {
-            self.tally.again += u64::from(self.first.is_some());
+    /// Records a segment. Returns the start and end position of its payload, if it has one.
+    fn on_entered(&mut self, entry: &LogEntry) -> Option<(usize, usize)> {
+        let segment = entry.head.datagram.segment?;
+        if segment.is_syn {
+            self.segments.retransmitted += u64::from(self.first.is_some());
             self.first = Some(segment.sequence.wrapping_add(1));
         }
-        let carried = passage.carried.as_deref()?;
-        // Streams of the lab are shorter than the space of their numbers.
+        let tcp_payload = entry.tcp_payload.as_deref()?;
+        // Streams in the lab are shorter than the sequence number space.
         let from = segment.sequence.wrapping_sub(self.first?) as usize;
-        let to = from + carried.len();
-        let is_again = from < self.bytes.len() || self.early.contains_key(&from);
-        let bytes = carried.len() as u64;
-        self.tally.segments += 1;
-        self.tally.again += u64::from(is_again);
-        self.tally.again_bytes += if is_again { bytes } else { 0 };
-        if exits(passage).next().is_none() && !is_under_way(passage) {
-            self.tally.dropped += 1;
-            self.tally.dropped_bytes += bytes;
+        let to = from + tcp_payload.len();
+        let is_again = from < self.bytes.len() || self.pending.contains_key(&from);
+        let bytes = tcp_payload.len() as u64;
+        self.segments.data += 1;
+        self.segments.retransmitted += u64::from(is_again);
+        self.segments.retransmitted_bytes += if is_again { bytes } else { 0 };
+        if deliveries(entry).next().is_none() && !is_under_way(entry) {
+            self.segments.dropped += 1;
+            self.segments.dropped_bytes += bytes;
         }
         if to > self.bytes.len() {
-            self.early.insert(from, carried.into());
-            self.append(passage.at);
+            self.pending.insert(from, tcp_payload.into());
+            self.append(entry.at);
         }
         Some((from, to))
     }
 
-    /// Appends what is early no more.
+    /// Appends pending segments that are now in order.
     fn append(&mut self, at: u64) {
         let before = self.bytes.len();
-        while let Some(entry) = self.early.first_entry().filter(|entry| *entry.key() <= self.bytes.len()) {
-            let (from, carried) = entry.remove_entry();
-            let known = (self.bytes.len() - from).min(carried.len());
-            self.bytes.extend_from_slice(&carried[known..]);
+        while let Some(entry) = self.pending.first_entry().filter(|entry| *entry.key() <= self.bytes.len()) {
+            let (from, tcp_payload) = entry.remove_entry();
+            let known = (self.bytes.len() - from).min(tcp_payload.len());
+            self.bytes.extend_from_slice(&tcp_payload[known..]);
         }
         if self.bytes.len() > before {
             self.entered.push((self.bytes.len(), at));
         }
     }
 
-    /// Takes note of what came out of the wire. In the order of time.
-    fn arrive(&mut self, span: Span, from: usize, to: usize) {
-        let (there, Arrival { at: latest, .. }) = self.arrived.last().copied().unwrap_or_default();
-        let end = self.ahead.entry(from).or_default();
+    /// Records a delivery. Must be called in time order.
+    fn on_delivered(&mut self, span: TimeBounds, from: usize, to: usize) {
+        let (contiguous_end, Arrival { at: latest, .. }) = self.arrived.last().copied().unwrap_or_default();
+        let end = self.arrived_ahead.entry(from).or_default();
         *end = to.max(*end);
-        let mut next = there;
-        while let Some(entry) = self.ahead.first_entry().filter(|entry| *entry.key() <= next) {
+        let mut next = contiguous_end;
+        while let Some(entry) = self.arrived_ahead.first_entry().filter(|entry| *entry.key() <= next) {
             next = next.max(entry.remove());
         }
-        if next > there {
+        if next > contiguous_end {
             let at = (span.0.max(latest.0), span.1.max(latest.1));
             self.arrived.push((next, Arrival { at, is_joined: next > to }));
         }
     }
 
-    /// What became of everything in front of a byte.
+    /// The transfer of everything before a position.
     fn leg(&self, end: usize) -> Leg {
         let entered = from(&self.entered, end).first().map(|(_, at)| *at);
         let arrived = match from(&self.arrived, end) {
             [] => None,
             [(_, arrival)] => Some(*arrival),
             [(_, Arrival { at, is_joined }), (_, next), ..] => {
-                let is_followed = next.at.0 - at.0 < PROMPT;
+                let is_followed = next.at.0 - at.0 < PROMPT_SEND_MAX;
                 Some(Arrival { at: *at, is_joined: *is_joined || is_followed })
             }
         };
@@ -375,19 +392,19 @@ impl Stream {
     }
 }
 
-/// Of what is sorted by where in a stream it ends, all from the first on that reaches as far as this.
+/// Entries sorted by end position, from the first that reaches `end`.
 fn from<T>(all: &[(usize, T)], end: usize) -> &[(usize, T)] {
     &all[all.partition_point(|(to, _)| *to < end)..]
 }
 
-/// When whole copies came out.
-fn exits(passage: &Passage) -> impl Iterator<Item = Span> + '_ {
-    let copies = passage.outcome.iter().flatten().flatten();
-    copies.filter(|exit| exit.damage.is_none()).filter_map(|exit| exit.left)
+/// When undamaged copies were delivered.
+fn deliveries(entry: &LogEntry) -> impl Iterator<Item = TimeBounds> + '_ {
+    let copies = entry.outcome.iter().flatten().flatten();
+    copies.filter(|exit| exit.damage.is_none()).filter_map(|exit| exit.delivered_at)
 }
 
-fn is_under_way(passage: &Passage) -> bool {
-    passage.outcome.iter().flatten().flatten().any(|exit| exit.left.is_none())
+fn is_under_way(entry: &LogEntry) -> bool {
+    entry.outcome.iter().flatten().flatten().any(|exit| exit.delivered_at.is_none())
 }
 
 #[cfg(test)]

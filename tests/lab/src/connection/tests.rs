@@ -1,40 +1,46 @@
-//! Streams written by hand.
+//! Connections built by hand.
 
 use pathmeter_proto::sim::Dropped;
 use pathmeter_proto::wire::Message;
 
 use super::*;
 use crate::frame::Datagram;
-use crate::wire::{Exit, Head};
+use crate::wire::{DatagramHead, DeliveredCopy};
 
 const MS: u64 = 1_000_000;
 const START: u64 = 1_800_000_000_000 * MS;
 const CLIENT: &str = "10.0.0.1:40000";
 const SERVER: &str = "10.0.0.2:9863";
-/// What the first byte of each stream is called: the numbers wrap around within the first message.
+/// Sequence number before the first byte of each stream: it wraps around within the first message.
 const FIRST: u32 = u32::MAX - 60;
 
-/// A segment of a stream that enters at a millisecond, and comes out 20 ms later or not at all.
-fn passage(way: Way, at: u64, from: usize, carried: &[u8], is_lost: bool) -> Passage {
+/// A segment that enters at a millisecond, and is delivered 20 ms later or lost.
+fn entry(way: WireDirection, at: u64, from: usize, tcp_payload: &[u8], is_lost: bool) -> LogEntry {
     let (source, destination) = match way {
-        Way::Forward => (CLIENT, SERVER),
-        Way::Reverse => (SERVER, CLIENT),
+        WireDirection::Forward => (CLIENT, SERVER),
+        WireDirection::Reverse => (SERVER, CLIENT),
     };
     let sequence = FIRST.wrapping_add(u32::try_from(from).unwrap());
     let mut datagram = Datagram::segment(source.parse().unwrap(), destination.parse().unwrap(), sequence);
-    if carried.is_empty() {
+    if tcp_payload.is_empty() {
         let segment = datagram.segment.as_mut().unwrap();
-        (segment.sequence, segment.is_opening) = (FIRST.wrapping_sub(1), true);
+        (segment.sequence, segment.is_syn) = (FIRST.wrapping_sub(1), true);
     }
     let at = START + at * MS;
-    let left = Some((at + 20 * MS, at + 20 * MS + 10));
-    let exit = Exit { left, damage: None, tos: 0, ttl: 64 };
+    let delivered_at = Some((at + 20 * MS, at + 20 * MS + 10));
+    let exit = DeliveredCopy { delivered_at, damage: None, tos: 0, ttl: 64 };
     let outcome = if is_lost { Err(Dropped::Lost) } else { Ok([Some(exit), None]) };
-    let head = Head { datagram, payload: [0; 128] };
-    Passage { way, at, head, carried: (!carried.is_empty()).then(|| carried.into()), outcome }
+    let head = DatagramHead { datagram, payload: [0; 128] };
+    LogEntry {
+        direction: way,
+        at,
+        head,
+        tcp_payload: (!tcp_payload.is_empty()).then(|| tcp_payload.into()),
+        outcome,
+    }
 }
 
-/// A message that was meant to leave, or an answer that was written, at a millisecond.
+/// A message scheduled, or a reply written, at a millisecond.
 fn message(sequence: u64, at: u64) -> Vec<u8> {
     let timestamp = NtpTime::from(WallTime::from_nanos(START + at * MS)).0.to_be_bytes();
     let mut bytes = vec![0; 56];
@@ -44,88 +50,90 @@ fn message(sequence: u64, at: u64) -> Vec<u8> {
     bytes
 }
 
-fn opened() -> Vec<Passage> {
-    let [there, back] = [Way::Forward, Way::Reverse];
+fn opened() -> Vec<LogEntry> {
+    let [to_server, to_client] = [WireDirection::Forward, WireDirection::Reverse];
     vec![
-        passage(there, 0, 0, &[], false),
-        passage(back, 20, 0, &[], false),
-        passage(there, 40, 0, &[1; 48], false),
-        passage(back, 60, 0, &[2; 48], false),
+        entry(to_server, 0, 0, &[], false),
+        entry(to_client, 20, 0, &[], false),
+        entry(to_server, 40, 0, &[1; 48], false),
+        entry(to_client, 60, 0, &[2; 48], false),
     ]
 }
 
-fn only(log: &[Passage]) -> Connection {
-    let mut all = Connection::of(log, Way::Forward, SERVER.parse().unwrap());
+fn single_connection(log: &[LogEntry]) -> Connection {
+    let mut all = Connection::of(log, WireDirection::Forward, SERVER.parse().unwrap());
     assert_eq!(all.len(), 1);
     all.pop().unwrap()
 }
 
-const TCP: Spoken = Spoken::Tcp { bytes: 56 };
+const TCP: MessageProtocol = MessageProtocol::Tcp { bytes: 56 };
 
-/// The first of three messages is lost, and sent again behind the others.
-fn held_up() -> Vec<Passage> {
-    let [there, back] = [Way::Forward, Way::Reverse];
+/// The first of three messages is lost and retransmitted after the others.
+fn with_a_retransmission() -> Vec<LogEntry> {
+    let [to_server, to_client] = [WireDirection::Forward, WireDirection::Reverse];
     let mut log = opened();
-    log.push(passage(there, 100, 48, &message(0, 100), true));
-    log.push(passage(there, 120, 104, &message(1, 120), false));
-    log.push(passage(there, 140, 160, &message(2, 140), false));
-    log.push(passage(there, 180, 48, &message(0, 100), false));
+    log.push(entry(to_server, 100, 48, &message(0, 100), true));
+    log.push(entry(to_server, 120, 104, &message(1, 120), false));
+    log.push(entry(to_server, 140, 160, &message(2, 140), false));
+    log.push(entry(to_server, 180, 48, &message(0, 100), false));
     for sequence in 0..3 {
-        log.push(passage(back, 200, 48 + 56 * sequence, &message(sequence as u64, 200), false));
+        log.push(entry(to_client, 200, 48 + 56 * sequence, &message(sequence as u64, 200), false));
     }
     log
 }
 
 #[test]
-fn what_is_behind_a_hole_arrives_with_what_was_missing() {
-    let exchanges = only(&held_up()).exchanges(TCP);
+fn bytes_behind_a_gap_are_delivered_with_the_missing_bytes() {
+    let exchanges = single_connection(&with_a_retransmission()).exchanges(TCP);
     let least: Vec<u64> = exchanges.iter().map(|exchange| exchange.round_trip().unwrap().0 / MS).collect();
     assert_eq!(least, [120, 100, 80]);
     assert_eq!(exchanges.iter().map(|exchange| exchange.sequence).collect::<Vec<_>>(), [0, 1, 2]);
-    assert!(exchanges.iter().all(Exchange::is_joined));
-    let doubt = |exchange: &Exchange| exchange.round_trip().map(|(least, most)| most - least);
-    assert_eq!(exchanges.iter().filter_map(doubt).collect::<Vec<_>>(), [20, 20, 20]);
+    assert!(exchanges.iter().all(MessageExchange::is_joined));
+    let uncertainty = |exchange: &MessageExchange| exchange.round_trip().map(|(least, most)| most - least);
+    assert_eq!(exchanges.iter().filter_map(uncertainty).collect::<Vec<_>>(), [20, 20, 20]);
 }
 
 #[test]
-fn what_is_sent_again_is_counted_in_segments_and_bytes() {
-    let tally = only(&held_up()).there.tally;
-    let expected = Tally { segments: 5, again: 1, again_bytes: 56, dropped: 1, dropped_bytes: 56 };
-    assert_eq!(tally, expected);
-    // Two that were lost may be sent again as one, which is cut elsewhere.
+fn retransmissions_are_counted_in_segments_and_bytes() {
+    let segments = single_connection(&with_a_retransmission()).to_server.segments;
+    let expected =
+        SegmentCounts { data: 5, retransmitted: 1, retransmitted_bytes: 56, dropped: 1, dropped_bytes: 56 };
+    assert_eq!(segments, expected);
+    // Two lost segments may be retransmitted as one, cut at another position.
     let mut log = opened();
     let both = [message(0, 100), message(1, 120)].concat();
-    log.push(passage(Way::Forward, 100, 48, &both[..56], true));
-    log.push(passage(Way::Forward, 120, 104, &both[56..], true));
-    log.push(passage(Way::Forward, 180, 48, &both, false));
-    let found = only(&log);
-    let expected = Tally { segments: 4, again: 1, again_bytes: 112, dropped: 2, dropped_bytes: 112 };
-    assert_eq!(found.there.tally, expected);
+    log.push(entry(WireDirection::Forward, 100, 48, &both[..56], true));
+    log.push(entry(WireDirection::Forward, 120, 104, &both[56..], true));
+    log.push(entry(WireDirection::Forward, 180, 48, &both, false));
+    let found = single_connection(&log);
+    let expected =
+        SegmentCounts { data: 4, retransmitted: 1, retransmitted_bytes: 112, dropped: 2, dropped_bytes: 112 };
+    assert_eq!(found.to_server.segments, expected);
     assert!(found.exchanges(TCP).iter().all(|exchange| !exchange.is_answered()));
 }
 
 #[test]
-fn what_enters_out_of_its_order_has_entered_with_what_was_sent_before_it() {
+fn out_of_order_segment_has_entered_when_earlier_bytes_have() {
     let mut log = opened();
-    log.push(passage(Way::Forward, 120, 104, &message(1, 119), false));
-    log.push(passage(Way::Forward, 121, 48, &message(0, 118), false));
-    log.push(passage(Way::Forward, 122, 160, &message(2, 122), false));
-    log.push(passage(Way::Forward, 130, 104, &message(1, 119), false));
-    let found = only(&log);
+    log.push(entry(WireDirection::Forward, 120, 104, &message(1, 119), false));
+    log.push(entry(WireDirection::Forward, 121, 48, &message(0, 118), false));
+    log.push(entry(WireDirection::Forward, 122, 160, &message(2, 122), false));
+    log.push(entry(WireDirection::Forward, 130, 104, &message(1, 119), false));
+    let found = single_connection(&log);
     let exchanges = found.exchanges(TCP);
     assert_eq!(exchanges.iter().map(|exchange| exchange.sequence).collect::<Vec<_>>(), [0, 1, 2]);
-    let entered = exchanges.iter().map(|exchange| (exchange.there.entered.unwrap() - START) / MS);
+    let entered = exchanges.iter().map(|exchange| (exchange.to_server.entered.unwrap() - START) / MS);
     assert_eq!(entered.collect::<Vec<_>>(), [121, 121, 122]);
-    assert_eq!((found.there.tally.segments, found.there.tally.again), (5, 1));
+    assert_eq!((found.to_server.segments.data, found.to_server.segments.retransmitted), (5, 1));
 }
 
 #[test]
-fn a_message_that_had_to_wait_counts_from_when_it_was_meant_to_leave() {
+fn delayed_message_counts_from_its_scheduled_departure() {
     let mut log = opened();
-    log.push(passage(Way::Forward, 400, 48, &message(0, 100), false));
-    // Of the responder's 80 ms nothing counts, of the 20 ms that its answer waited everything.
-    log.push(passage(Way::Reverse, 520, 48, &message(0, 500), false));
-    let exchanges = only(&log).exchanges(TCP);
+    log.push(entry(WireDirection::Forward, 400, 48, &message(0, 100), false));
+    // The responder's 80 ms do not count; the 20 ms that its reply waited do.
+    log.push(entry(WireDirection::Reverse, 520, 48, &message(0, 500), false));
+    let exchanges = single_connection(&log).exchanges(TCP);
     assert!(!exchanges[0].is_joined());
     assert_eq!(exchanges[0].waited(), Some(300 * MS));
     assert_eq!(exchanges[0].round_trip().map(|(least, _)| least), Some(360 * MS));
@@ -133,35 +141,35 @@ fn a_message_that_had_to_wait_counts_from_when_it_was_meant_to_leave() {
 }
 
 #[test]
-fn messages_of_a_websocket_are_found_behind_the_upgrade_and_unmasked() {
+fn websocket_messages_are_found_after_the_upgrade_and_unmasked() {
     let format = MessageFormat::Binary;
     let timestamp = NtpTime::from(WallTime::from_nanos(START + 100 * MS));
     let body = format.encode(Message { sequence: 7, timestamp }, 200);
     let mask = [9, 8, 7, 6];
     let masked = body.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b);
-    let there: Vec<u8> = [0x82, 0xfe, 0, 200].into_iter().chain(mask).chain(masked).collect();
-    let back: Vec<u8> = [0x82, 126, 0, 200].into_iter().chain(body.iter().copied()).collect();
+    let to_server: Vec<u8> = [0x82, 0xfe, 0, 200].into_iter().chain(mask).chain(masked).collect();
+    let to_client: Vec<u8> = [0x82, 126, 0, 200].into_iter().chain(body.iter().copied()).collect();
     let mut log = opened();
     log.truncate(2);
-    log.push(passage(Way::Forward, 40, 0, b"GET /ws HTTP/1.1\r\n\r\n", false));
-    log.push(passage(Way::Reverse, 60, 0, b"HTTP/1.1 101 \r\n\r\n", false));
-    log.push(passage(Way::Forward, 100, 20, &there, false));
-    log.push(passage(Way::Reverse, 130, 17, &back, false));
-    let exchanges = only(&log).exchanges(Spoken::WebSocket { format, bytes: 200 });
-    assert_eq!((exchanges.len(), exchanges[0].sequence, exchanges[0].meant), (1, 7, START + 100 * MS));
-    // The responder does not say what it took.
+    log.push(entry(WireDirection::Forward, 40, 0, b"GET /ws HTTP/1.1\r\n\r\n", false));
+    log.push(entry(WireDirection::Reverse, 60, 0, b"HTTP/1.1 101 \r\n\r\n", false));
+    log.push(entry(WireDirection::Forward, 100, 20, &to_server, false));
+    log.push(entry(WireDirection::Reverse, 130, 17, &to_client, false));
+    let exchanges = single_connection(&log).exchanges(MessageProtocol::WebSocket { format, bytes: 200 });
+    assert_eq!((exchanges.len(), exchanges[0].sequence, exchanges[0].scheduled_at), (1, 7, START + 100 * MS));
+    // The reply does not carry the responder's time.
     assert_eq!(exchanges[0].round_trip(), Some((50 * MS, 50 * MS + 10)));
 }
 
 #[test]
-fn a_new_connection_from_the_same_port_is_another_one() {
+fn new_connection_from_the_same_port_is_a_second_connection() {
     let mut log = opened();
-    let mut again = passage(Way::Forward, 900, 0, &[], false);
-    again.head.datagram.segment.as_mut().unwrap().sequence = 5;
-    log.push(passage(Way::Forward, 800, 0, &[], false));
-    log.push(again);
-    let all = Connection::of(&log, Way::Forward, SERVER.parse().unwrap());
+    let mut retransmitted = entry(WireDirection::Forward, 900, 0, &[], false);
+    retransmitted.head.datagram.segment.as_mut().unwrap().sequence = 5;
+    log.push(entry(WireDirection::Forward, 800, 0, &[], false));
+    log.push(retransmitted);
+    let all = Connection::of(&log, WireDirection::Forward, SERVER.parse().unwrap());
     assert_eq!(all.len(), 2);
-    // The one that opens it entered twice.
-    assert_eq!((all[0].there.tally.again, all[1].there.tally.again), (1, 0));
+    // The SYN entered twice.
+    assert_eq!((all[0].to_server.segments.retransmitted, all[1].to_server.segments.retransmitted), (1, 0));
 }

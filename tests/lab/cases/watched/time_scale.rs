@@ -1,16 +1,16 @@
-//! Rules and configurations for a time that runs faster.
+//! Rules and configurations for accelerated time.
 //!
-//! A rule looks back for minutes, and an alert waits for minutes. Where all of these are shorter by a factor, and datagrams
-//! come faster by the same, everything is as it was and takes less time: as many datagrams in a window, and as many
-//! evaluations of a rule until it fires.
+//! Rules look back for minutes, and alerts wait for minutes. If all durations are divided by one factor, and
+//! datagrams are sent faster by the same factor, the number of datagrams in a window and the number of rule
+//! evaluations before an alert fires stay the same, and the test takes less time.
 
 use std::fmt::Write as _;
 
-/// Seconds that expressions multiply rates with: the lengths of their windows.
+/// Window lengths in seconds, by which expressions multiply rates.
 const WINDOWS: [&str; 3] = ["180", "300", "900"];
 
-/// The text with every duration shorter by a factor, and with every window's length in seconds.
-pub(super) fn hastened(text: &str, times: u32) -> String {
+/// Divides every duration in the text, and every window length in seconds, by `speedup`.
+pub(super) fn scaled(text: &str, speedup: u32) -> String {
     let mut out = String::new();
     let mut rest = text;
     let mut before = ' ';
@@ -18,7 +18,7 @@ pub(super) fn hastened(text: &str, times: u32) -> String {
         let is_inside = before.is_ascii_alphanumeric() || "_:.*-".contains(before);
         let (taken, replaced) = match () {
             () if is_inside || !first.is_ascii_digit() => (first.len_utf8(), None),
-            () => number(rest, times),
+            () => number(rest, speedup),
         };
         match replaced {
             Some(text) => out.push_str(&text),
@@ -30,23 +30,23 @@ pub(super) fn hastened(text: &str, times: u32) -> String {
     out
 }
 
-/// What begins with a digit: how long it is, and what it becomes.
-fn number(text: &str, times: u32) -> (usize, Option<String>) {
+/// A word that begins with a digit: its length and its replacement.
+fn number(text: &str, speedup: u32) -> (usize, Option<String>) {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(text.len());
     let word = &text[..end];
     let is_window = WINDOWS.contains(&word) && text[end..].starts_with(" *");
     match milliseconds(word) {
         Some(duration) => {
             let mut shorter = String::new();
-            write!(shorter, "{}ms", duration / u64::from(times)).unwrap();
+            write!(shorter, "{}ms", duration / u64::from(speedup)).unwrap();
             (end, Some(shorter))
         }
-        None if is_window => (end, Some((word.parse::<f64>().unwrap() / f64::from(times)).to_string())),
+        None if is_window => (end, Some((word.parse::<f64>().unwrap() / f64::from(speedup)).to_string())),
         None => (end, None),
     }
 }
 
-/// A duration as Prometheus writes it.
+/// Parses a duration in Prometheus notation.
 fn milliseconds(word: &str) -> Option<u64> {
     let mut rest = word;
     let mut sum = 0;
@@ -69,8 +69,8 @@ fn milliseconds(word: &str) -> Option<u64> {
     (!word.is_empty()).then_some(sum)
 }
 
-/// The times of rules, dashboards and configurations, and what only looks like one.
-pub(crate) fn times() {
+/// Durations in rules, dashboards and configurations are scaled, and similar text is not.
+pub(crate) fn scaled_durations() {
     for (text, shorter) in [
         ("for: 5m", "for: 20000ms"),
         ("x[1h] offset 23h30m", "x[240000ms] offset 5640000ms"),
@@ -80,6 +80,6 @@ pub(crate) fn times() {
         ("regex: a:.*5m|up", "regex: a:.*5m|up"),
         ("interval: 30s # 30 s, for 1.5m", "interval: 2000ms # 30 s, for 1.5m"),
     ] {
-        assert_eq!(hastened(text, 15), shorter);
+        assert_eq!(scaled(text, 15), shorter);
     }
 }

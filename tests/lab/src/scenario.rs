@@ -1,4 +1,4 @@
-//! Scenarios: what a network does and what must come of it, one file each.
+//! Scenarios: what a network does and what the true counts must be, one file each.
 //!
 //! ```yaml
 //! about: Random loss each way.
@@ -7,7 +7,7 @@
 //! phases:
 //!   - datagrams: 5000
 //!     wires: {a-b: {forward: {delay: 5ms, loss: 2%}, reverse: {delay: 5ms}}}
-//! expect: {lost_forward: 50..}        # of the truth: that the scenario does what it says
+//! expect: {lost_forward: 50..}        # true counts: the scenario must have an effect
 //! ```
 
 use std::collections::BTreeMap;
@@ -19,128 +19,128 @@ use pathmeter_proto::sim::{Corruption, Jitter, Link, Loss, Queue, Rewrite};
 use serde::Deserialize;
 
 use crate::net::{Cable, MESH_MAX, Plan};
-use crate::truth::Counts;
+use crate::truth::TrueCounts;
 
 /// A scenario.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Script {
-    /// What it shows, in a sentence.
+pub struct Scenario {
+    /// What the scenario shows, in one sentence.
     pub about: String,
-    /// How it is played.
+    /// How the scenario runs.
     #[serde(default)]
-    pub act: Act,
-    /// The network.
+    pub procedure: Procedure,
+    /// Shape of the network.
     pub topology: Topology,
-    /// Keys of the probe, as the configuration has them.
+    /// Keys of the probe, as in the configuration.
     #[serde(default)]
     pub probe: serde_yaml::Mapping,
-    /// How many probes measure at once.
-    #[serde(default = "one")]
+    /// Number of probes that measure at the same time.
+    #[serde(default = "default_paths")]
     pub paths: u16,
     /// Whether the agents have a key.
     #[serde(default)]
     pub authenticated: bool,
-    /// Which address family is measured.
+    /// Whether to measure over IPv6 instead of IPv4.
     #[serde(default)]
     pub ipv6: bool,
-    /// What can be known of the direction of losses.
+    /// How much is known about the direction of losses.
     #[serde(default)]
     pub evidence: Evidence,
-    /// Whether it takes too long for every push.
+    /// Whether it takes too long for every push, and runs only with `PATHMETER_LAB_LONG=1`.
     #[serde(default)]
     pub long: bool,
-    /// One after the other. In front of them and behind them the links only delay and write over what the first does.
+    /// Run one after the other. Before and after them the links only delay and rewrite as in the first phase.
     #[serde(default)]
     pub phases: Vec<Phase>,
-    /// Ranges of the truth's counts.
+    /// Allowed ranges of true counts.
     #[serde(default)]
-    pub expect: BTreeMap<CountName, Range>,
+    pub expect: BTreeMap<CountName, CountRange>,
 }
 
-/// How a scenario is played. All but the first are code of the trials.
+/// How a scenario runs. All but `phases` are implemented in `tests/lab/cases`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Act {
+pub enum Procedure {
     /// The phases, one after the other.
     #[default]
     Phases,
-    /// The same with two busy loops for each core.
+    /// The phases, with two busy loops per core.
     Busy,
-    /// The prober's process is stopped for a while between two plays of the phases.
+    /// The prober's process is stopped for a while between two runs of the phases.
     StopProber,
-    /// The responder's is.
+    /// The same for the responder's process.
     StopResponder,
     /// The prober's process is stopped until its socket overflows.
-    DrownProber,
-    /// The responder's is.
-    DrownResponder,
+    OverflowProber,
+    /// The same for the responder's process.
+    OverflowResponder,
     /// The wall clock of either agent is stepped and slewed.
     WrongClocks,
-    /// The host of either agent sleeps.
+    /// The host of either agent is suspended.
     Suspend,
-    /// What was exported is changed afterwards, and that must be noticed.
+    /// Exported values are changed afterwards, and each change must be detected.
     Planted,
-    /// Of several equal ways one is bad: as in the phases, on a way that takes some of the flows.
+    /// One of several equal-cost paths is impaired as in the phases: one that carries some of the flows.
     OneBadWay,
-    /// In a mesh one uplink is bad.
+    /// One uplink in a mesh is impaired.
     OneBadUplink,
-    /// The MTU of the path is clamped in silence.
+    /// The path MTU is reduced without ICMP errors.
     MtuBlackHole,
-    /// A router in the middle has a smaller MTU.
+    /// A router in the middle has a smaller MTU and sends ICMP errors.
     MtuRouter,
 }
 
-fn one() -> u16 {
+fn default_paths() -> u16 {
     1
 }
 
-/// What can be known of the direction of losses.
+/// How much is known about the direction of losses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
-    /// Every loss has its direction.
+    /// Every loss has the true direction.
     #[default]
     Full,
-    /// Some have none, but none has the wrong one.
+    /// A loss may have no direction, but never the wrong one.
     Partial,
-    /// None has one.
+    /// No loss has a direction.
     None,
 }
 
-/// A part of a scenario.
+/// A phase of a scenario.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
-    /// It ends when so many more datagrams have entered the wires.
+    /// The phase ends when this many more datagrams have entered the wires.
     pub datagrams: usize,
-    /// What the wires do.
+    /// Links of the wires, by name.
     #[serde(default)]
-    pub wires: BTreeMap<CableName, Pair>,
+    pub wires: BTreeMap<CableName, LinkPair>,
 }
 
 /// The two directions of a wire.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Pair {
-    /// From the end that is named first.
-    pub forward: LinkText,
-    /// To it.
-    pub reverse: LinkText,
+pub struct LinkPair {
+    /// From the first end to the second.
+    pub forward: LinkConfig,
+    /// From the second end to the first.
+    pub reverse: LinkConfig,
 }
 
-/// A link as it is written down.
+/// A link in a scenario file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LinkText {
-    delay: Span,
-    jitter: Option<JitterText>,
+pub struct LinkConfig {
+    delay: TimeSpan,
+    jitter: Option<JitterConfig>,
     keeps_order: bool,
     held: Option<Held>,
-    loss: Option<LossText>,
+    loss: Option<LossConfig>,
     duplicates: Share,
-    corruption: Option<CorruptionText>,
-    queue: Option<QueueText>,
+    corruption: Option<CorruptionConfig>,
+    queue: Option<QueueConfig>,
     mtu: Option<usize>,
     dscp: Option<Below<64>>,
     ecn: Option<Below<4>>,
@@ -149,16 +149,16 @@ pub struct LinkText {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-enum JitterText {
-    Uniform { uniform: Span },
-    Normal { normal: Span },
+enum JitterConfig {
+    Uniform { uniform: TimeSpan },
+    Normal { normal: TimeSpan },
     Pareto { pareto: Pareto },
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Pareto {
-    scale: Span,
+    scale: TimeSpan,
     shape: f64,
 }
 
@@ -166,12 +166,12 @@ struct Pareto {
 #[serde(deny_unknown_fields)]
 struct Held {
     share: Share,
-    by: Span,
+    by: TimeSpan,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-enum LossText {
+enum LossConfig {
     Random(Share),
     Every {
         every: u32,
@@ -181,41 +181,41 @@ enum LossText {
         leave: Share,
         #[serde(default)]
         good: Share,
-        #[serde(default = "all")]
+        #[serde(default = "full_share")]
         bad: Share,
     },
 }
 
-fn all() -> Share {
+fn full_share() -> Share {
     Share(1.0)
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CorruptionText {
+struct CorruptionConfig {
     share: Share,
     noticed: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct QueueText {
+struct QueueConfig {
     rate: BitRate,
     #[serde(default)]
     burst: u64,
     room: u64,
 }
 
-impl LinkText {
-    /// The link.
+impl LinkConfig {
+    /// The simulated link.
     #[must_use]
     pub fn link(&self) -> Link {
-        let mut link = self.calm();
+        let mut link = self.without_impairments();
         link.jitter = match &self.jitter {
             None => Jitter::None,
-            Some(JitterText::Uniform { uniform }) => Jitter::Uniform(uniform.nanos()),
-            Some(JitterText::Normal { normal }) => Jitter::Normal { deviation: normal.nanos() },
-            Some(JitterText::Pareto { pareto: Pareto { scale, shape } }) => {
+            Some(JitterConfig::Uniform { uniform }) => Jitter::Uniform(uniform.nanos()),
+            Some(JitterConfig::Normal { normal }) => Jitter::Normal { deviation: normal.nanos() },
+            Some(JitterConfig::Pareto { pareto: Pareto { scale, shape } }) => {
                 Jitter::Pareto { scale: scale.nanos(), shape: *shape }
             }
         };
@@ -223,16 +223,16 @@ impl LinkText {
         link.held = self.held.as_ref().map_or((0.0, 0), |held| (held.share.0, held.by.nanos()));
         link.loss = match &self.loss {
             None => Loss::Random(0.0),
-            Some(LossText::Random(share)) => Loss::Random(share.0),
-            Some(LossText::Every { every }) => Loss::Every(*every),
-            Some(LossText::Bursts { enter, leave, good, bad }) => {
+            Some(LossConfig::Random(share)) => Loss::Random(share.0),
+            Some(LossConfig::Every { every }) => Loss::Every(*every),
+            Some(LossConfig::Bursts { enter, leave, good, bad }) => {
                 Loss::Bursts { enter: enter.0, leave: leave.0, good: good.0, bad: bad.0 }
             }
         };
         link.duplicates = self.duplicates.0;
-        if let Some(CorruptionText { share, noticed }) = &self.corruption {
-            let who = if *noticed { Corruption::Noticed } else { Corruption::Unnoticed };
-            link.corruption = (share.0, who);
+        if let Some(CorruptionConfig { share, noticed }) = &self.corruption {
+            let noticed_by = if *noticed { Corruption::Noticed } else { Corruption::Unnoticed };
+            link.corruption = (share.0, noticed_by);
         }
         link.queue = self.queue.as_ref().map(|queue| Queue {
             rate: queue.rate.0,
@@ -242,9 +242,9 @@ impl LinkText {
         link
     }
 
-    /// The same link with nothing but its delay, its MTU and what it writes over: no echo is harmed.
+    /// The link with only its delay, its MTU and its rewrites: no echo is lost, duplicated or reordered.
     #[must_use]
-    pub fn calm(&self) -> Link {
+    pub fn without_impairments(&self) -> Link {
         let mut link = Link::perfect(self.delay.nanos());
         link.mtu = self.mtu;
         let [dscp, ecn] = [self.dscp.map(|dscp| dscp.0), self.ecn.map(|ecn| ecn.0)];
@@ -268,7 +268,7 @@ pub enum Topology {
 }
 
 impl Topology {
-    /// The plan of such a network.
+    /// The plan of this topology.
     #[must_use]
     pub fn plan(self) -> Plan {
         match self {
@@ -285,19 +285,19 @@ impl TryFrom<String> for Topology {
 
     fn try_from(text: String) -> Result<Self, String> {
         let words: Vec<&str> = text.split(' ').collect();
-        let number = |word: &str| word.parse().map_err(|_| format!("{word} is no number of nodes"));
+        let number = |word: &str| word.parse().map_err(|_| format!("{word} is not a number of nodes"));
         match words[..] {
             ["pair"] => Ok(Self::Pair),
             ["chain", count] => Ok(Self::Chain(number(count)?)),
             ["diamond", count] => Ok(Self::Diamond(number(count)?)),
             ["mesh", count] if number(count)? > MESH_MAX => Err(format!("{text}: at most {MESH_MAX} hosts")),
             ["mesh", count] => Ok(Self::Mesh(number(count)?)),
-            _ => Err(format!("{text} is no topology (pair, chain N, diamond N, mesh N)")),
+            _ => Err(format!("{text} is not a topology (pair, chain N, diamond N, mesh N)")),
         }
     }
 }
 
-/// A number below a bound.
+/// A number below `BOUND`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u8")]
 struct Below<const BOUND: u8>(u8);
@@ -310,7 +310,7 @@ impl<const BOUND: u8> TryFrom<u8> for Below<BOUND> {
     }
 }
 
-/// The name of a count of the truth.
+/// The name of a true count.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct CountName(pub String);
@@ -319,8 +319,8 @@ impl TryFrom<String> for CountName {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let is_known = Counts::default().named(&text).is_some();
-        is_known.then(|| Self(text.clone())).ok_or_else(|| format!("the truth has no count {text}"))
+        let is_known = TrueCounts::default().by_name(&text).is_some();
+        is_known.then(|| Self(text.clone())).ok_or_else(|| format!("{text} is not the name of a count"))
     }
 }
 
@@ -333,23 +333,23 @@ impl TryFrom<String> for CableName {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let ends = text.split_once('-').ok_or_else(|| format!("{text} is no cable (a-b)"))?;
+        let ends = text.split_once('-').ok_or_else(|| format!("{text} is not a cable (write a-b)"))?;
         Ok(Self(Cable::between(ends.0, ends.1)))
     }
 }
 
-/// A span of time: `250us`, `5ms`, `1.5s`.
+/// A duration: `250us`, `5ms`, `1.5s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Span(pub Duration);
+pub struct TimeSpan(pub Duration);
 
-impl Span {
+impl TimeSpan {
     fn nanos(self) -> u64 {
         pathmeter_proto::time::nanos(self.0)
     }
 }
 
-impl TryFrom<String> for Span {
+impl TryFrom<String> for TimeSpan {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -357,12 +357,12 @@ impl TryFrom<String> for Span {
         let (number, unit) = units
             .iter()
             .find_map(|(name, unit)| Some((text.strip_suffix(name)?.parse::<f64>().ok()?, unit)))
-            .ok_or_else(|| format!("{text} is no span of time (us, ms, s)"))?;
+            .ok_or_else(|| format!("{text} is not a duration (use us, ms or s)"))?;
         Duration::try_from_secs_f64(number * unit).map(Self).map_err(|error| format!("{text}: {error}"))
     }
 }
 
-/// A share: `2%`.
+/// A share in percent: `2%`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Share(pub f64);
@@ -373,7 +373,7 @@ impl TryFrom<String> for Share {
     fn try_from(text: String) -> Result<Self, String> {
         let percent = text.strip_suffix('%').and_then(|number| number.parse::<f64>().ok());
         let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
-        Ok(Self(percent.ok_or_else(|| format!("{text} is no share (2%)"))? / 100.0))
+        Ok(Self(percent.ok_or_else(|| format!("{text} is not a percentage (write 2%)"))? / 100.0))
     }
 }
 
@@ -389,16 +389,16 @@ impl TryFrom<String> for BitRate {
         let units = [("kbit", 1_000), ("Mbit", 1_000_000)];
         let found =
             units.iter().find_map(|(name, unit)| Some(text.strip_suffix(name)?.parse::<u64>().ok()? * unit));
-        found.map(Self).ok_or_else(|| format!("{text} is no rate (kbit, Mbit, each per second)"))
+        found.map(Self).ok_or_else(|| format!("{text} is not a bit rate (use kbit or Mbit)"))
     }
 }
 
-/// Whole numbers: `7`, `10..20`, both included, or `10..`.
+/// A range of whole numbers, both ends included: `7`, `10..20` or `10..`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "serde_yaml::Value")]
-pub struct Range(pub RangeInclusive<u64>);
+pub struct CountRange(pub RangeInclusive<u64>);
 
-impl TryFrom<serde_yaml::Value> for Range {
+impl TryFrom<serde_yaml::Value> for CountRange {
     type Error = String;
 
     fn try_from(value: serde_yaml::Value) -> Result<Self, String> {
@@ -408,26 +408,27 @@ impl TryFrom<serde_yaml::Value> for Range {
         let ends = value.as_str().and_then(|text| text.split_once(".."));
         let end = |to: &str| if to.is_empty() { Some(u64::MAX) } else { to.parse().ok() };
         let ends = ends.and_then(|(from, to)| Some((from.parse().ok()?, end(to)?)));
-        ends.map(|(from, to)| Self(from..=to)).ok_or_else(|| format!("{value:?} is no range (10..20, 10..)"))
+        ends.map(|(from, to)| Self(from..=to))
+            .ok_or_else(|| format!("{value:?} is not a range (write 10..20 or 10..)"))
     }
 }
 
-/// Why a scenario cannot be played.
+/// Why a scenario cannot be read.
 #[derive(Debug)]
-pub struct Unreadable(serde_yaml::Error);
+pub struct ScenarioError(serde_yaml::Error);
 
-impl fmt::Display for Unreadable {
+impl fmt::Display for ScenarioError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl Script {
-    /// Reads a scenario.
+impl Scenario {
+    /// Parses a scenario.
     ///
     /// # Errors
-    /// [`Unreadable`] says where and why.
-    pub fn parse(text: &str) -> Result<Self, Unreadable> {
-        serde_yaml::from_str(text).map_err(Unreadable)
+    /// [`ScenarioError`], with line and reason.
+    pub fn parse(text: &str) -> Result<Self, ScenarioError> {
+        serde_yaml::from_str(text).map_err(ScenarioError)
     }
 }

@@ -1,4 +1,4 @@
-//! As much of WebSocket as it takes to be a bad client.
+//! A minimal WebSocket client that can misbehave.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -12,48 +12,52 @@ pub(super) const BINARY: u8 = 0x82;
 pub(super) const PING: u8 = 0x89;
 pub(super) const CLOSE: u8 = 0x88;
 
-/// A client that says exactly what it is told to.
+/// A client that sends exactly the given frames.
 #[derive(Debug)]
-pub(super) struct Raw {
+pub(super) struct RawClient {
     pub(super) stream: TcpStream,
 }
 
-/// What an agent answered to a request for `/ws`.
+/// Response to a request for `/ws`.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct UpgradeResponse {
     pub(super) status: u16,
     pub(super) head: String,
-    pub(super) words: String,
+    pub(super) body: String,
 }
 
-impl Raw {
-    /// A connection that the agent has accepted.
+impl RawClient {
+    /// Opens a connection that the agent accepts.
     pub(super) fn open(to: &Host) -> Self {
         Self::open_from(to, "127.0.0.1".parse().unwrap())
     }
 
     pub(super) fn open_from(to: &Host, from: IpAddr) -> Self {
-        let (raw, told) = Self::ask(to, from, &[]);
-        assert_eq!(told.status, 101, "{told:?}");
-        raw
+        let (raw_client, response) = Self::request_upgrade(to, from, &[]);
+        assert_eq!(response.status, 101, "{response:?}");
+        raw_client
     }
 
-    /// Asks for an upgrade with other headers than the usual; an empty value leaves one out.
-    pub(super) fn ask(to: &Host, from: IpAddr, changed: &[(&str, &str)]) -> (Self, Told) {
+    /// Requests an upgrade with changed headers; an empty value omits one.
+    pub(super) fn request_upgrade(
+        to: &Host,
+        from: IpAddr,
+        changed: &[(&str, &str)],
+    ) -> (Self, UpgradeResponse) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
-        socket.connect_timeout(&to.front().into(), DEADLINE).unwrap();
+        socket.connect_timeout(&to.service_address().into(), DEADLINE).unwrap();
         let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let host = to.front().to_string();
-        let usual = [
+        let host = to.service_address().to_string();
+        let defaults = [
             ("Host", host.as_str()),
             ("Upgrade", "websocket"),
             ("Connection", "Upgrade"),
             ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
             ("Sec-WebSocket-Version", "13"),
         ];
-        let kept = usual.iter().filter(|(name, _)| !changed.iter().any(|(other, _)| other == name));
+        let kept = defaults.iter().filter(|(name, _)| !changed.iter().any(|(other, _)| other == name));
         let headers = kept.chain(changed).filter(|(_, value)| !value.is_empty());
         let headers: String = headers.map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         write!(stream, "GET /ws HTTP/1.1\r\n{headers}\r\n").unwrap();
@@ -67,9 +71,9 @@ impl Raw {
         let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-        let mut words = vec![0; length.map_or(0, |length| length.parse().unwrap())];
-        stream.read_exact(&mut words).unwrap();
-        (Self { stream }, Told { status, head, words: String::from_utf8(words).unwrap() })
+        let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+        stream.read_exact(&mut body).unwrap();
+        (Self { stream }, UpgradeResponse { status, head, body: String::from_utf8(body).unwrap() })
     }
 
     /// Sends a frame, masked with zeros.
@@ -99,13 +103,13 @@ impl Raw {
         Ok((head[0], payload))
     }
 
-    /// Has one message echoed.
-    pub(super) fn echo(&mut self, words: &str) {
-        self.send(TEXT, words.as_bytes()).unwrap();
-        assert_eq!(self.receive().unwrap(), (TEXT, words.as_bytes().to_vec()));
+    /// Sends a message and asserts that it is echoed.
+    pub(super) fn echo(&mut self, body: &str) {
+        self.send(TEXT, body.as_bytes()).unwrap();
+        assert_eq!(self.receive().unwrap(), (TEXT, body.as_bytes().to_vec()));
     }
 
-    /// The code with which the agent closes.
+    /// The code of the close frame from the agent.
     pub(super) fn closed(&mut self) -> u16 {
         let (first, payload) = self.receive().unwrap();
         assert_eq!(first, CLOSE, "{payload:?}");

@@ -1,51 +1,51 @@
-//! A pair of hosts with a wire between them, for one program alone.
+//! A pair of hosts with a wire between them, for one tool alone.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use pathmeter_lab::exchange::{Exchanges, Protocol};
-use pathmeter_lab::{Namespace, Net, Plan, Program, Way, Wire, eventually};
+use pathmeter_lab::exchange::{ExchangeProtocol, Exchanges};
+use pathmeter_lab::{Namespace, Net, Plan, Program, Wire, WireDirection, eventually};
 use pathmeter_proto::sim::{Jitter, Link, Loss};
 use tempfile::TempDir;
 
-/// Who asks on `a`, who answers on `b`, and what lies between. All lanes have the same seed.
-pub(crate) struct Lane {
+/// The prober's host `a`, the responder's host `b`, and the wire between them. All pairs have the same seed.
+pub(crate) struct HostPair {
     net: Net,
     files: TempDir,
-    /// The commands that were run, as a person would type them.
+    /// The commands that were run, as typed in a shell.
     pub(crate) commands: Vec<String>,
 }
 
 const SEED: u64 = 20;
 
-/// What it takes one way, always.
+/// One-way delay in nanoseconds.
 const DELAY: u64 = 20_000_000;
 
-/// How much longer some of them take on a lossy link: they are overtaken by the next one.
-const HELD: u64 = 15_000_000;
+/// Additional delay of some datagrams on a lossy link, which are then overtaken, in nanoseconds.
+const HELD_BACK: u64 = 15_000_000;
 
-/// Longer than anything is on its way there and back.
-const UNDER_WAY: Duration = Duration::from_millis(200);
+/// Longer than any round trip.
+const TRANSIT_TIME: Duration = Duration::from_millis(200);
 
-impl Lane {
+impl HostPair {
     pub(crate) fn new() -> io::Result<Self> {
-        let lane = Self { net: Plan::pair().build(SEED), files: TempDir::new()?, commands: Vec::new() };
-        let calm = Link::perfect(DELAY);
-        lane.wire().become_like(&calm, &calm);
-        // Without this a kernel gives nobody the sockets with which one may ask without privilege. All programs are root's.
-        lane.here().set("ipv4/ping_group_range", "0 0");
-        Ok(lane)
+        let pair = Self { net: Plan::pair().build(SEED), files: TempDir::new()?, commands: Vec::new() };
+        let perfect = Link::perfect(DELAY);
+        pair.wire().set_links(&perfect, &perfect);
+        // Permits ping sockets for root's group, which all tools run in. The kernel's default permits none.
+        pair.prober_host().set_sysctl("ipv4/ping_group_range", "0 0");
+        Ok(pair)
     }
 
-    /// Where the programs that ask run.
-    pub(crate) fn here(&self) -> &Namespace {
+    /// The namespace of the prober.
+    pub(crate) fn prober_host(&self) -> &Namespace {
         self.net.node("a")
     }
 
-    /// Where is answered.
-    pub(crate) fn there(&self) -> &Namespace {
+    /// The namespace of the responder.
+    pub(crate) fn responder_host(&self) -> &Namespace {
         self.net.node("b")
     }
 
@@ -53,12 +53,12 @@ impl Lane {
         self.net.wire("a", "b")
     }
 
-    /// The address that is asked.
+    /// The responder's address.
     pub(crate) fn target(&self) -> IpAddr {
         self.net.v4("b")
     }
 
-    /// So many more addresses of the same host.
+    /// Adds `count` addresses to the responder's host.
     pub(crate) fn targets(&self, count: u16) -> Vec<IpAddr> {
         let all: Vec<Ipv4Addr> = (0..count)
             .map(|number| {
@@ -67,12 +67,12 @@ impl Lane {
             })
             .collect();
         let lines: String = all.iter().map(|target| format!("addr add {target}/32 dev lo\n")).collect();
-        self.there().ip(&lines);
-        self.here().ip(&format!("route add 10.78.0.0/16 via {}\n", self.target()));
+        self.responder_host().ip(&lines);
+        self.prober_host().ip(&format!("route add 10.78.0.0/16 via {}\n", self.target()));
         all.into_iter().map(IpAddr::from).collect()
     }
 
-    /// A file that a program reads or writes.
+    /// Path of a file for a tool.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
     }
@@ -83,18 +83,18 @@ impl Lane {
         Ok(path)
     }
 
-    /// Starts a program that asks.
-    pub(crate) fn ask(&mut self, program: &str, arguments: &[&str]) -> Program {
+    /// Starts a program on the prober's host.
+    pub(crate) fn start_prober(&mut self, program: &str, arguments: &[&str]) -> Program {
         self.start(true, program, arguments)
     }
 
-    /// Starts a program that answers.
-    pub(crate) fn answer(&mut self, program: &str, arguments: &[&str]) -> Program {
+    /// Starts a program on the responder's host.
+    pub(crate) fn start_responder(&mut self, program: &str, arguments: &[&str]) -> Program {
         self.start(false, program, arguments)
     }
 
     fn start(&mut self, is_asking: bool, program: &str, arguments: &[&str]) -> Program {
-        let mut command = if is_asking { self.here() } else { self.there() }.command(program);
+        let mut command = if is_asking { self.prober_host() } else { self.responder_host() }.command(program);
         command.args(arguments).env("RUST_LOG", "off");
         let folder = format!("{}/", self.files.path().display());
         let name = program.rsplit('/').next().unwrap_or(program);
@@ -106,50 +106,50 @@ impl Lane {
         Program::start(&mut command, &output)
     }
 
-    /// Waits until somebody answers on a port of UDP.
+    /// Waits until a UDP port is bound on the responder's host.
     pub(crate) fn wait_for_udp(&self, port: u16) {
         let sockets = || std::fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
-        eventually("somebody answers", || {
-            self.there().within(sockets).contains(&format!(":{port:04X} ")).then_some(())
+        eventually("the responder listens", || {
+            self.responder_host().within(sockets).contains(&format!(":{port:04X} ")).then_some(())
         });
     }
 
-    /// What truly happened, once nothing is under way any more.
-    pub(crate) fn truth(&self, protocol: Protocol) -> Exchanges {
-        std::thread::sleep(UNDER_WAY);
-        Exchanges::read(self.wire(), Way::Forward, protocol)
+    /// The true outcomes, after all datagrams in flight have arrived.
+    pub(crate) fn truth(&self, protocol: ExchangeProtocol) -> Exchanges {
+        std::thread::sleep(TRANSIT_TIME);
+        Exchanges::read(self.wire(), WireDirection::Forward, protocol)
     }
 
-    /// From here on only the delay.
-    pub(crate) fn become_calm(&self) {
-        let calm = Link::perfect(DELAY);
-        self.wire().become_like(&calm, &calm);
+    /// Sets a link with only delay.
+    pub(crate) fn use_perfect_link(&self) {
+        let perfect = Link::perfect(DELAY);
+        self.wire().set_links(&perfect, &perfect);
     }
 
-    /// From here on loss, duplicates and a little reordering.
-    pub(crate) fn become_lossy(&self) {
+    /// Sets a link with loss, duplicates and a little reordering.
+    pub(crate) fn use_lossy_link(&self) {
         let link = |loss| {
             let mut link = Link::perfect(DELAY);
-            (link.loss, link.duplicates, link.held) = (Loss::Random(loss), 0.005, (0.01, HELD));
+            (link.loss, link.duplicates, link.held) = (Loss::Random(loss), 0.005, (0.01, HELD_BACK));
             link
         };
-        self.wire().become_like(&link(0.02), &link(0.01));
+        self.wire().set_links(&link(0.02), &link(0.01));
     }
 
-    /// From here on a delay that varies, and never reorders.
-    pub(crate) fn become_jittery(&self) {
+    /// Sets a link with variable delay and no reordering.
+    pub(crate) fn use_jittery_link(&self) {
         let mut link = Link::perfect(DELAY);
         (link.jitter, link.keeps_order) = (Jitter::Normal { deviation: 1_000_000 }, true);
-        self.wire().become_like(&link, &link);
+        self.wire().set_links(&link, &link);
     }
 
-    /// From here on nothing more leaves the host that asks.
-    pub(crate) fn sever(&self) {
+    /// Makes the prober's kernel refuse to send.
+    pub(crate) fn stop_prober_host(&self) {
         self.net.sever("a", "b");
     }
 }
 
-/// A command as a person would type it, without the middle of a long list of addresses.
+/// A command as typed in a shell, with long lists of addresses shortened.
 fn shown(name: &str, arguments: &str) -> String {
     let is_address = |word: &&str| word.parse::<IpAddr>().is_ok();
     let addresses: Vec<&str> = arguments.split([' ', ',']).filter(is_address).collect();
@@ -164,7 +164,7 @@ fn shown(name: &str, arguments: &str) -> String {
 }
 
 /// The clock of the wires, in nanoseconds since 1970.
-pub(crate) fn wall() -> u64 {
+pub(crate) fn wall_clock() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_nanos()).expect("before the year 2554")
 }

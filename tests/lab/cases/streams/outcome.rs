@@ -1,22 +1,23 @@
-//! What was exported of a path over connections, and what was true.
+//! The exported metrics of a path over connections, and the true values.
 
 use pathmeter_lab::Page;
-use pathmeter_lab::connection::{Connection, Exchange, Spoken};
+use pathmeter_lab::connection::{Connection, MessageExchange, MessageProtocol};
 use pathmeter_proto::time::nanos;
 
-use super::stage::{Path, Probe, Speaks};
+use super::testbed::{StreamPath, StreamProbe, StreamProtocol};
 use super::{MS, SECOND};
-use crate::play::{Inconclusive, PAUSES, TIME_ERROR};
+use crate::testbed::{Inconclusive, PAUSES, TIME_ERROR};
 
-/// What a program may take from the arrival of an answer until it looks at its clock, where the kernel does not: of each
-/// answer when they are added up, and of one that counts as longer than a bound of the histogram.
+/// Longest delay between the arrival of a reply and the program's clock reading where the kernel does not
+/// timestamp it: on average over all replies, and for one reply that falls above a bucket bound.
 pub(super) const WAKE_UP: u64 = 2 * MS;
 pub(super) const WAKE_UP_MAX: u64 = 15 * MS;
 
-/// Where more slots than one of so many went unsent, the machine stood still for too long.
+/// A run is inconclusive if more than one in this many slots went unsent: the machine did not run for too
+/// long.
 pub(super) const UNSENT_ONE_OF: u64 = 100;
 
-/// Bounds of the histogram of round trips above what the wires take, in nanoseconds and as it writes them.
+/// Bucket bounds of the RTT histogram above the delay of the wires, in nanoseconds and as labels.
 pub(super) const BOUNDS: [(u64, &str); 7] = [
     (50 * MS, "le=\"0.05\""),
     (100 * MS, "le=\"0.1\""),
@@ -27,15 +28,15 @@ pub(super) const BOUNDS: [(u64, &str); 7] = [
     (5 * SECOND, "le=\"5.0\""),
 ];
 
-/// What was exported of a path in the end, and what was true.
-pub(super) struct Ended<'a> {
-    pub(super) path: Path<'a>,
+/// The exported metrics of a path at the end of a run, and its connections on the wire.
+pub(super) struct StreamOutcome<'a> {
+    pub(super) path: StreamPath<'a>,
     pub(super) page: Page,
-    /// Of its own, in the order in which they were opened.
+    /// The connections of the path, in opening order.
     pub(super) connections: Vec<Connection>,
 }
 
-/// Not one of these may be counted on a path that stays connected.
+/// Counters that must be 0 on a path that stays connected.
 pub(super) const NONE_OF: [&str; 9] = [
     "reconnects_total",
     "lost_total",
@@ -48,46 +49,50 @@ pub(super) const NONE_OF: [&str; 9] = [
     "responder_turnaround_invalid_total",
 ];
 
-impl Ended<'_> {
+impl StreamOutcome<'_> {
     pub(super) fn count(&self, name: &str, labels: &[&str]) -> u64 {
         self.path.count(&self.page, name, labels)
     }
 
-    /// Segments and bytes that were sent again, as exported.
-    pub(super) fn sent_again(&self) -> [u64; 2] {
+    /// Retransmitted segments and bytes, as exported.
+    pub(super) fn retransmitted(&self) -> [u64; 2] {
         [self.count("tcp_retransmits_total", &[]), self.count("tcp_retransmitted_bytes_total", &[])]
     }
 
-    /// The same, as the wire saw it.
-    pub(super) fn truly_sent_again(&self) -> [u64; 2] {
-        let tallies = || self.connections.iter().map(|connection| connection.there.tally);
-        [tallies().map(|tally| tally.again).sum(), tallies().map(|tally| tally.again_bytes).sum()]
+    /// Retransmitted segments and bytes, from the wire's log.
+    pub(super) fn truly_retransmitted(&self) -> [u64; 2] {
+        let segment_counts = || self.connections.iter().map(|connection| connection.to_server.segments);
+        [
+            segment_counts().map(|segments| segments.retransmitted).sum(),
+            segment_counts().map(|segments| segments.retransmitted_bytes).sum(),
+        ]
     }
 
-    /// Messages that are in the histogram: a stream keeps its order, so they are the first that were answered in time.
-    pub(super) fn exchanges(&self) -> Vec<(Exchange, (u64, u64))> {
-        let Speaks::Messages(spoken) = self.path.probe.speaks else { return Vec::new() };
-        let all = self.connections.iter().flat_map(|connection| connection.exchanges(spoken));
-        let in_time = |exchange: Exchange| {
+    /// The messages in the RTT histogram. A stream keeps its order, so they are the first ones that were
+    /// answered in time.
+    pub(super) fn exchanges(&self) -> Vec<(MessageExchange, (u64, u64))> {
+        let StreamProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
+        let all = self.connections.iter().flat_map(|connection| connection.exchanges(protocol));
+        let in_time = |exchange: MessageExchange| {
             let is_in_time = exchange.elapsed()?.0 <= nanos(self.path.probe.lost_after);
             is_in_time.then_some((exchange, exchange.round_trip()?))
         };
         let count = usize::try_from(self.path.answered(&self.page)).unwrap();
         let found: Vec<_> = all.filter_map(in_time).take(count).collect();
-        assert_eq!(found.len(), count, "{:?}: more answers are said to have come than came", self.path);
+        assert_eq!(found.len(), count, "{:?}: more replies were exported than arrived", self.path);
         found
     }
 
-    /// Messages of the connection that stands.
-    pub(super) fn last_connection(&self) -> impl Iterator<Item = Exchange> {
-        let exchanges = match (self.path.probe.speaks, self.connections.last()) {
-            (Speaks::Messages(spoken), Some(connection)) => connection.exchanges(spoken),
-            (Speaks::Http, _) | (_, None) => Vec::new(),
+    /// The messages of the current connection.
+    pub(super) fn last_connection(&self) -> impl Iterator<Item = MessageExchange> {
+        let exchanges = match (self.path.probe.protocol, self.connections.last()) {
+            (StreamProtocol::Messages(protocol), Some(connection)) => connection.exchanges(protocol),
+            (StreamProtocol::Http, _) | (_, None) => Vec::new(),
         };
         exchanges.into_iter()
     }
 
-    /// A sentence for everything that a path which stays connected should not say.
+    /// Describes every difference between the exported metrics and the truth for a path that stays connected.
     pub(super) fn differences(&self) -> Vec<String> {
         let mut differences: Vec<String> = NONE_OF
             .iter()
@@ -98,9 +103,10 @@ impl Ended<'_> {
         if self.connections.len() != 1 || self.count("connected", &[]) != 1 {
             differences.push(format!("{} connections were opened", self.connections.len()));
         }
-        let (said, truly) = (self.sent_again(), self.truly_sent_again());
-        if said != truly {
-            differences.push(format!("segments and bytes sent again: says {said:?}, truly {truly:?}"));
+        let (exported, truth) = (self.retransmitted(), self.truly_retransmitted());
+        if exported != truth {
+            differences
+                .push(format!("retransmitted segments and bytes: exported {exported:?}, true {truth:?}"));
         }
         let exchanges = self.exchanges();
         if exchanges.iter().zip(0..).any(|((exchange, _), place)| exchange.sequence != place) {
@@ -110,24 +116,24 @@ impl Ended<'_> {
         differences
     }
 
-    /// A sentence for every bucket, and for the sum, that the wire contradicts; and for slots that nobody knows of.
-    pub(super) fn times_differ(&self, exchanges: &[(Exchange, (u64, u64))]) -> Vec<String> {
-        let Speaks::Messages(spoken) = self.path.probe.speaks else { return Vec::new() };
-        // By how much more than the truth may be said of one, and in the sum.
-        let allowed = |exchange: &Exchange| match spoken {
-            Spoken::Tcp { .. } if exchange.is_joined() => (WAKE_UP_MAX, WAKE_UP_MAX),
-            Spoken::Tcp { .. } => (TIME_ERROR, TIME_ERROR),
-            Spoken::WebSocket { .. } => (WAKE_UP_MAX, WAKE_UP),
+    /// Describes every bucket, sum and slot count that the wire contradicts.
+    pub(super) fn times_differ(&self, exchanges: &[(MessageExchange, (u64, u64))]) -> Vec<String> {
+        let StreamProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
+        // Tolerance above the true time: for one message, and in the sum.
+        let allowed = |exchange: &MessageExchange| match protocol {
+            MessageProtocol::Tcp { .. } if exchange.is_joined() => (WAKE_UP_MAX, WAKE_UP_MAX),
+            MessageProtocol::Tcp { .. } => (TIME_ERROR, TIME_ERROR),
+            MessageProtocol::WebSocket { .. } => (WAKE_UP_MAX, WAKE_UP),
         };
         let unsent = self.count("unsent_total", &[]);
         let interval = nanos(self.path.probe.interval);
         let mut differences = Vec::new();
 
         let (first, last) = (exchanges.first().expect("some came").0, exchanges.last().expect("some came").0);
-        let slots = (last.meant - first.meant + interval / 2) / interval;
+        let slots = (last.scheduled_at - first.scheduled_at + interval / 2) / interval;
         if slots.abs_diff(last.sequence - first.sequence + unsent) > 2 {
             differences
-                .push(format!("{slots} slots passed by, {} messages and {unsent} unsent", last.sequence));
+                .push(format!("{slots} slots were due, {} messages and {unsent} unsent", last.sequence));
         }
 
         let answered = exchanges.len() as u64;
@@ -135,30 +141,30 @@ impl Ended<'_> {
             let count = |are_above: &mut dyn Iterator<Item = bool>| are_above.filter(|is| *is).count() as u64;
             let least = count(&mut exchanges.iter().map(|(_, span)| span.0 > bound));
             let most = count(&mut exchanges.iter().map(|(found, span)| span.1 + allowed(found).0 > bound));
-            let said = answered - self.count("rtt_seconds_bucket", &[label]);
-            // A moment in which the machine stood still between two looks at the clock belongs to one message.
-            if said + unsent < least || said > most + unsent {
-                differences
-                    .push(format!("above {label}: says {said}, truly {least} to {most}, {unsent} unsent"));
+            let exported = answered - self.count("rtt_seconds_bucket", &[label]);
+            // A pause of the machine between two clock readings affects one message.
+            if exported + unsent < least || exported > most + unsent {
+                differences.push(format!(
+                    "above {label}: exported {exported}, true {least} to {most}, {unsent} unsent"
+                ));
             }
         }
 
         let least: u64 = exchanges.iter().map(|(_, span)| span.0).sum();
         let most: u64 = exchanges.iter().map(|(exchange, span)| span.1 + allowed(exchange).1).sum();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of seconds")]
-        let said = (self.path.seconds(&self.page, "rtt_seconds_sum") * 1e9) as u64;
+        let exported = (self.path.seconds(&self.page, "rtt_seconds_sum") * 1e9) as u64;
         let slack = PAUSES + unsent * interval;
-        if said + slack < least || said > most + slack {
-            differences
-                .push(format!("sum: says {said}, truly {least} to {most}, {slack} more or less allowed"));
+        if exported + slack < least || exported > most + slack {
+            differences.push(format!("sum: exported {exported}, true {least} to {most}, tolerance {slack}"));
         }
         differences
     }
 
-    /// Compares a path of which a connection was given up because of a silence.
-    pub(super) fn was_given_up(&self, from: u64, to: u64) -> Result<(), Inconclusive> {
-        self.path.stood_still(&self.page)?;
-        let Probe { lost_after, interval, .. } = *self.path.probe;
+    /// Compares a path whose connection timed out because of a blackout.
+    pub(super) fn compare_after_timeout(&self, from: u64, to: u64) -> Result<(), Inconclusive> {
+        self.path.check_stalls(&self.page)?;
+        let StreamProbe { lost_after, interval, .. } = *self.path.probe;
         let (lost_after, interval) = (nanos(lost_after), nanos(interval));
         let path = &self.path;
         let is_expected = |name: &&str| ["reconnects_total", "lost_total", "very_late_total"].contains(name);
@@ -167,9 +173,9 @@ impl Ended<'_> {
         }
         let by_timeout = self.count("reconnects_total", &["reason=\"timeout\""]);
         assert_eq!(self.count("reconnects_total", &[]), by_timeout, "{path:?}\n{}", self.page);
-        // Each of them ended one that was opened; the last one stands.
+        // Each timeout ended a connection that had been opened; the last connection stands.
         assert_eq!(by_timeout + 1, self.connections.len() as u64, "{path:?}\n{}", self.page);
-        // At least the first, and of the attempts those that began more than 5 s before the silence was over.
+        // The first connection, and the attempts that began more than 5 s before the blackout ended.
         assert!(by_timeout >= 2, "{by_timeout}");
         assert_eq!(self.count("connected", &[]), 1, "{path:?}");
 
@@ -180,22 +186,25 @@ impl Ended<'_> {
         let differences = self.times_differ(&exchanges);
         assert!(differences.is_empty(), "{path:?}\n{}\n{}", differences.join("\n"), self.page);
 
-        // There is one gap, from the silence to what waited when there was a connection again.
+        // There is one gap: from the blackout to the message that waited when the path was connected again.
         let gaps = exchanges.windows(2).filter(|pair| pair[0].0.sequence + 1 != pair[1].0.sequence);
         let gaps: Vec<_> = gaps.map(|pair| (pair[0].0, pair[1].0)).collect();
         let [(before, behind)] = gaps[..] else { panic!("{path:?}: {gaps:?}") };
         assert_eq!(behind.sequence - before.sequence - 1, lost, "{path:?}");
-        // One that was sent in the last moment is answered when it is lost already.
+        // A message sent just in time may be answered after it was declared lost.
         let very_late = self
             .last_connection()
             .filter(|exchange| exchange.elapsed().is_some_and(|elapsed| elapsed.0 > lost_after));
         assert_eq!(self.count("very_late_total", &[]), very_late.count() as u64, "{path:?}\n{}", self.page);
         let unsent = self.count("unsent_total", &[]);
         let slack = (unsent + 3) * interval;
-        // The last that was answered left just before the silence.
-        assert!(before.meant < from && before.meant + slack + 40 * MS > from, "{path:?}: {before:?}, {from}");
-        // The first that was sent again had waited for almost as long as it may.
-        assert!(behind.meant < to + lost_after, "{path:?}: {behind:?}");
+        // The last answered message left just before the blackout.
+        assert!(
+            before.scheduled_at < from && before.scheduled_at + slack + 40 * MS > from,
+            "{path:?}: {before:?}, {from}"
+        );
+        // The first message on the new connection had waited almost as long as allowed.
+        assert!(behind.scheduled_at < to + lost_after, "{path:?}: {behind:?}");
         let waited = behind.waited().unwrap_or_default();
         let is_in_time = waited <= lost_after + PAUSES && waited + slack >= lost_after;
         assert!(is_in_time, "{path:?}: {behind:?} waited {waited} ns");
@@ -203,17 +212,18 @@ impl Ended<'_> {
         Ok(())
     }
 
-    /// A line for a table.
+    /// A line of results.
     pub(super) fn row(&self) -> String {
         let exchanges = self.exchanges();
-        let tally = self.connections.first().map(|connection| connection.there.tally).unwrap_or_default();
+        let segments =
+            self.connections.first().map(|connection| connection.to_server.segments).unwrap_or_default();
         let waited = exchanges.iter().filter(|(exchange, _)| exchange.waited().is_some()).count();
         let above: Vec<u64> = BOUNDS
             .iter()
             .map(|(_, label)| self.path.answered(&self.page) - self.count("rtt_seconds_bucket", &[label]))
             .collect();
         format!(
-            "{:?}: {} answered, {waited} waited, {above:?} above bounds, {tally:?}",
+            "{:?}: {} answered, {waited} waited, {above:?} above bounds, {segments:?}",
             self.path.labels,
             exchanges.len()
         )

@@ -1,83 +1,87 @@
-//! Plays a scenario, and compares.
+//! Runs a scenario and compares the exported metrics with the true counts.
 
 use std::net::IpAddr;
 use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pathmeter_lab::script::{Evidence, Pair, Phase, Script, Span, Topology};
-use pathmeter_lab::truth::{Counts, Echoes, Format, Rules, Stage, forged};
-use pathmeter_lab::{Cable, Net, Page, Way, eventually};
+use pathmeter_lab::scenario::{Evidence, LinkPair, Phase, Scenario, TimeSpan, Topology};
+use pathmeter_lab::truth::{EchoFormat, Echoes, Rules, TrueCounts, WireGroup, forged};
+use pathmeter_lab::{Cable, Net, Page, WireDirection, eventually};
 use serde_json::{Value, json};
 
-use crate::agent::Agent;
+use crate::agent::NodeAgent;
 
-/// Why a run proves nothing, neither way: to be played again.
+/// Why a run is inconclusive and has to be repeated.
 #[derive(Debug)]
 pub(crate) struct Inconclusive(pub(crate) String);
 
-/// Plays the phases of a scenario.
+/// Runs the phases of a scenario.
 ///
 /// # Panics
-/// With every count that is not the truth's.
-pub(crate) fn phases(script: &Script) -> Result<(), Inconclusive> {
-    on_stage(script, Drill::default(), |stage| {
-        stage.settle();
-        stage.play();
-        stage.settle_down();
-        stage.finish().compare(script)
+/// With every count that differs from the true count.
+pub(crate) fn run(scenario: &Scenario) -> Result<(), Inconclusive> {
+    with_testbed(scenario, AgentEnvironments::default(), |testbed| {
+        testbed.wait_until_measuring();
+        testbed.run_phases();
+        testbed.wait_until_decided();
+        testbed.finish().compare(scenario)
     })
 }
 
 /// Environment variables of the two agents.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Drill<'a> {
+pub(crate) struct AgentEnvironments<'a> {
     pub(crate) prober: &'a [(&'a str, &'a str)],
     pub(crate) responder: &'a [(&'a str, &'a str)],
 }
 
-/// Builds a scenario's network, with an agent on `a` that measures the one on `b`, for what happens there.
-pub(crate) fn on_stage<T>(script: &Script, drill: Drill<'_>, act: impl FnOnce(&Measured<'_>) -> T) -> T {
-    let net = script.topology.plan().build(seed());
-    calm(script, &net);
-    let responder = Agent::start(net.node("b"), config(script, &net, "b"), drill.responder);
-    let prober = Agent::start(net.node("a"), config(script, &net, "a"), drill.prober);
-    act(&Measured { script, net: &net, prober: &prober, responder: &responder })
+/// Builds a scenario's network with an agent on `a` that measures the agent on `b`, and passes it to `act`.
+pub(crate) fn with_testbed<T>(
+    scenario: &Scenario,
+    environments: AgentEnvironments<'_>,
+    act: impl FnOnce(&Testbed<'_>) -> T,
+) -> T {
+    let net = scenario.topology.plan().build(seed());
+    remove_impairments(scenario, &net);
+    let responder = NodeAgent::start(net.node("b"), config(scenario, &net, "b"), environments.responder);
+    let prober = NodeAgent::start(net.node("a"), config(scenario, &net, "a"), environments.prober);
+    act(&Testbed { scenario, net: &net, prober: &prober, responder: &responder })
 }
 
-/// Decides what the wires do: `LAB_SEED=n`, or 7. The agents' own phases and jitter are theirs to choose; what is compared is
-/// the truth of this very run.
+/// The seed of the wires: `LAB_SEED=n`, default 7. The agents choose their own phases and jitter, so runs
+/// with one seed still differ; each run is compared with its own truth.
 pub(crate) fn seed() -> u64 {
     std::env::var("LAB_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7)
 }
 
-/// Makes links that harm no echo, otherwise like those of the first phase.
-pub(crate) fn calm(script: &Script, net: &Net) {
+/// Sets links without impairments, otherwise like those of the first phase.
+pub(crate) fn remove_impairments(scenario: &Scenario, net: &Net) {
     for (cable, wire) in net.wires() {
-        let wires = script.phases.first().into_iter().flat_map(|phase| &phase.wires);
+        let wires = scenario.phases.first().into_iter().flat_map(|phase| &phase.wires);
         let pair = wires.into_iter().find(|(name, _)| name.0 == *cable).map(|(_, pair)| pair);
-        let Pair { forward, reverse } = pair.cloned().unwrap_or_default();
-        wire.become_like(&forward.calm(), &reverse.calm());
+        let LinkPair { forward, reverse } = pair.cloned().unwrap_or_default();
+        wire.set_links(&forward.without_impairments(), &reverse.without_impairments());
     }
 }
 
-/// Makes the links of a phase.
+/// Sets the links of a phase.
 pub(crate) fn apply(phase: &Phase, net: &Net) {
     for (name, pair) in &phase.wires {
         let Cable(first, second) = &name.0;
-        net.wire(first, second).become_like(&pair.forward.link(), &pair.reverse.link());
+        net.wire(first, second).set_links(&pair.forward.link(), &pair.reverse.link());
     }
 }
 
 /// The configuration of one of the two agents.
-fn config(script: &Script, net: &Net, name: &str) -> Value {
-    let address = |node: &str| if script.ipv6 { net.v6(node) } else { net.v4(node) };
-    let probe = serde_json::to_value(&script.probe).unwrap();
-    let probes = (0..script.paths).map(|path| {
+fn config(scenario: &Scenario, net: &Net, name: &str) -> Value {
+    let address = |node: &str| if scenario.ipv6 { net.v6(node) } else { net.v4(node) };
+    let probe = serde_json::to_value(&scenario.probe).unwrap();
+    let probes = (0..scenario.paths).map(|path| {
         let mut probe = probe.clone();
         probe["name"] = name_of(path).into();
         probe["kind"] = "echo".into();
-        if !is_icmp(script) {
+        if !is_icmp(scenario) {
             probe["source_port"] = ports(path).start.into();
         }
         probe
@@ -87,67 +91,67 @@ fn config(script: &Script, net: &Net, name: &str) -> Value {
         "peers": [{"name": "a", "address": address("a")}, {"name": "b", "address": address("b")}],
         "probes": if name == "a" { probes.collect() } else { Vec::new() },
     });
-    if script.authenticated {
+    if scenario.authenticated {
         config["key_file"] = "".into();
     }
     config
 }
 
-/// Whether hosts are measured by ICMP. Their answers say nothing but that they came.
-fn is_icmp(script: &Script) -> bool {
-    script.probe.get("protocol").and_then(serde_yaml::Value::as_str) == Some("icmp")
+/// Whether the probe uses ICMP, whose replies carry no data from the responder.
+fn is_icmp(scenario: &Scenario) -> bool {
+    scenario.probe.get("protocol").and_then(serde_yaml::Value::as_str) == Some("icmp")
 }
 
 fn name_of(path: u16) -> String {
     format!("echo-{path}")
 }
 
-/// The ports that a path sends from: more than it has flows.
+/// The source ports of a path: more than it has flows.
 fn ports(path: u16) -> Range<u16> {
     40_000 + 100 * path..40_000 + 100 * (path + 1)
 }
 
-/// An agent that measures another across a network.
-pub(crate) struct Measured<'a> {
-    pub(crate) script: &'a Script,
+/// An agent that measures another agent across a network.
+pub(crate) struct Testbed<'a> {
+    pub(crate) scenario: &'a Scenario,
     pub(crate) net: &'a Net,
-    pub(crate) prober: &'a Agent<'a>,
-    pub(crate) responder: &'a Agent<'a>,
+    pub(crate) prober: &'a NodeAgent<'a>,
+    pub(crate) responder: &'a NodeAgent<'a>,
 }
 
-/// What was exported in the end, and what was true.
+/// The exported metrics at the end of a run, and the true counts.
 #[derive(Clone)]
-pub(crate) struct Ended {
+pub(crate) struct Outcome {
     pub(crate) page: Page,
     pub(crate) responder: Page,
-    /// Of all paths together.
-    pub(crate) truth: Counts,
-    /// Of each path, with its label.
-    paths: Vec<(String, Counts)>,
+    /// True counts of all paths together.
+    pub(crate) truth: TrueCounts,
+    /// True counts of each path, by its label.
+    paths: Vec<(String, TrueCounts)>,
     forged: [u64; 2],
     lost_after: Duration,
-    format: Format,
+    format: EchoFormat,
 }
 
-impl<'a> Measured<'a> {
+impl<'a> Testbed<'a> {
     pub(crate) fn rules(&self) -> Rules {
         let span = |key: &str| {
-            let text = self.script.probe.get(key).and_then(serde_yaml::Value::as_str);
-            let text = text.unwrap_or_else(|| panic!("a scenario says {key}"));
-            Span::try_from(text.to_owned()).unwrap().0
+            let text = self.scenario.probe.get(key).and_then(serde_yaml::Value::as_str);
+            let text = text.unwrap_or_else(|| panic!("a scenario sets {key}"));
+            TimeSpan::try_from(text.to_owned()).unwrap().0
         };
         Rules {
             prober: self.address("a"),
-            responder: (self.address("b"), if is_icmp(self.script) { 0 } else { 9_862 }).into(),
-            format: match (is_icmp(self.script), self.script.authenticated) {
-                (true, _) => Format::Icmp,
-                (false, true) => Format::Authenticated,
-                (false, false) => Format::Open,
+            responder: (self.address("b"), if is_icmp(self.scenario) { 0 } else { 9_862 }).into(),
+            format: match (is_icmp(self.scenario), self.scenario.authenticated) {
+                (true, _) => EchoFormat::Icmp,
+                (false, true) => EchoFormat::Authenticated,
+                (false, false) => EchoFormat::Open,
             },
             late_after: span("late_after"),
             lost_after: span("lost_after"),
-            unseen: match self.script.topology {
-                // Behind the way's own router the one where all ways meet.
+            hidden_routers: match self.scenario.topology {
+                // After the router of the path comes the one where all paths meet.
                 Topology::Diamond(_) => [2, 1],
                 Topology::Pair | Topology::Chain(_) | Topology::Mesh(_) => [0, 0],
             },
@@ -155,30 +159,30 @@ impl<'a> Measured<'a> {
     }
 
     fn address(&self, node: &str) -> IpAddr {
-        if self.script.ipv6 { self.net.v6(node) } else { self.net.v4(node) }
+        if self.scenario.ipv6 { self.net.v6(node) } else { self.net.v4(node) }
     }
 
-    /// Everybody knows everybody before anything bad happens.
-    pub(crate) fn settle(&self) {
-        let (begin, patience) = (Instant::now(), self.rules().late_after);
-        let enough = 30 * self.flows() * u64::from(self.script.paths);
+    /// Waits until both agents measure, before links are impaired.
+    pub(crate) fn wait_until_measuring(&self) {
+        let (begin, duration) = (Instant::now(), self.rules().late_after);
+        let target = 30 * self.flows() * u64::from(self.scenario.paths);
         self.prober.page_when("replies come", |page| {
-            // The first datagrams of a record prove nothing of those around them.
-            page.count("pathmeter_echo_rtt_seconds_count", &[]) >= enough && begin.elapsed() > patience
+            // The first datagrams of a session record give no evidence about the losses around them.
+            page.count("pathmeter_echo_rtt_seconds_count", &[]) >= target && begin.elapsed() > duration
         });
     }
 
     fn flows(&self) -> u64 {
-        self.script.probe.get("flows").and_then(serde_yaml::Value::as_u64).unwrap_or(1)
+        self.scenario.probe.get("flows").and_then(serde_yaml::Value::as_u64).unwrap_or(1)
     }
 
-    /// Plays all parts.
-    pub(crate) fn play(&self) {
-        self.script.phases.iter().for_each(|phase| self.run(phase));
+    /// Runs all phases.
+    pub(crate) fn run_phases(&self) {
+        self.scenario.phases.iter().for_each(|phase| self.run_phase(phase));
     }
 
-    /// Plays one part.
-    pub(crate) fn run(&self, phase: &Phase) {
+    /// Runs one phase.
+    pub(crate) fn run_phase(&self, phase: &Phase) {
         apply(phase, self.net);
         self.wait_for(self.entered() + phase.datagrams);
     }
@@ -190,27 +194,28 @@ impl<'a> Measured<'a> {
         }
     }
 
-    /// Datagrams that have left the prober's host.
+    /// The number of datagrams that have left the prober's host.
     fn entered(&self) -> usize {
-        self.stages()[0].iter().map(|wire| wire.entered(Way::Forward)).sum()
+        self.wire_groups()[0].iter().map(|wire| wire.entered(WireDirection::Forward)).sum()
     }
 
-    /// Harmless links again, until everything that met a bad one has its verdict and there is evidence about it.
-    pub(crate) fn settle_down(&self) {
-        calm(self.script, self.net);
-        let (enough, begin) = (self.entered() + 200 * usize::try_from(self.flows()).unwrap(), Instant::now());
-        let patience = self.rules().lost_after + self.rules().late_after;
-        self.wait_for(enough);
-        while begin.elapsed() < patience {
+    /// Removes impairments and waits until every request that met one has its verdict and the evidence about
+    /// it has arrived.
+    pub(crate) fn wait_until_decided(&self) {
+        remove_impairments(self.scenario, self.net);
+        let (target, begin) = (self.entered() + 200 * usize::try_from(self.flows()).unwrap(), Instant::now());
+        let duration = self.rules().lost_after + self.rules().late_after;
+        self.wait_for(target);
+        while begin.elapsed() < duration {
             self.wait_for(self.entered() + 1);
         }
     }
 
-    /// Ends the measurement by letting nothing more out of the prober's host, and says what came of it.
-    pub(crate) fn finish(&self) -> Ended {
+    /// Ends the measurement by making the prober's kernel refuse to send, and collects the outcome.
+    pub(crate) fn finish(&self) -> Outcome {
         self.net.sever("a", "b");
         let mut last = None;
-        let page = eventually("all is decided", || {
+        let page = eventually("every request has its verdict", || {
             let page = self.prober.page();
             let sent = page.count("pathmeter_echo_sent_total", &[]);
             let refused = page.count("pathmeter_echo_send_errors_total", &["error=\"unreachable\""]) > 0;
@@ -220,17 +225,17 @@ impl<'a> Measured<'a> {
             is_over.then_some(page)
         });
         let rules = self.rules();
-        let echoes = Echoes::read(&self.stages(), &rules);
-        let paths = (0..self.script.paths).map(|path| {
-            // The kernel chooses identifiers, so there is one path of them.
-            let ports = if rules.format == Format::Icmp { 0..u16::MAX } else { ports(path) };
+        let echoes = Echoes::read(&self.wire_groups(), &rules);
+        let paths = (0..self.scenario.paths).map(|path| {
+            // The kernel chooses ICMP identifiers, so there is only one path.
+            let ports = if rules.format == EchoFormat::Icmp { 0..u16::MAX } else { ports(path) };
             (format!("probe=\"{}\"", name_of(path)), echoes.from_ports(&ports).counts(&rules))
         });
-        let forged = match self.script.topology {
+        let forged = match self.scenario.topology {
             Topology::Pair => forged(self.net.wire("a", "b"), &rules),
             Topology::Chain(_) | Topology::Diamond(_) | Topology::Mesh(_) => [0, 0],
         };
-        Ended {
+        Outcome {
             page,
             responder: self.responder.page(),
             truth: echoes.counts(&rules),
@@ -242,9 +247,9 @@ impl<'a> Measured<'a> {
     }
 
     /// The wires from the prober to the responder.
-    pub(crate) fn stages(&self) -> Vec<Stage<'a>> {
+    pub(crate) fn wire_groups(&self) -> Vec<WireGroup<'a>> {
         let wire = |first: &str, second: &str| self.net.wire(first, second);
-        match self.script.topology {
+        match self.scenario.topology {
             Topology::Pair | Topology::Chain(0) => vec![vec![wire("a", "b")]],
             Topology::Chain(routers) => vec![vec![wire("a", "r1")], vec![wire(&format!("r{routers}"), "b")]],
             Topology::Diamond(_) => vec![self.net.wires().map(|(_, wire)| wire).collect()],
@@ -257,62 +262,64 @@ const FORWARD: &str = "direction=\"forward\"";
 const REVERSE: &str = "direction=\"reverse\"";
 const UNKNOWN: &str = "direction=\"unknown\"";
 
-/// By how much each round trip, and each difference between two, may be off, in nanoseconds, and by how much their sum may be
-/// besides. The first is for what a kernel takes between its stamp and the wire's; the second for the moments in which a busy
-/// machine, or the one that it is a guest of, does not run at all.
+/// Allowed errors in nanoseconds: for each round trip or difference between two, and for their sum besides.
+/// The first covers the time between the kernel's timestamp and the wire's; the second covers moments in
+/// which a busy machine, or its hypervisor, does not run at all.
 pub(crate) const TIME_ERROR: u64 = 20_000;
 pub(crate) const PAUSES: u64 = 300_000_000;
 
-/// An exported count and what it should be: where it is exported, its name, and its labels.
-type Expected<'a> = (&'a Page, &'static str, Vec<&'a str>, u64);
+/// An expected count: page, metric name, labels, true value.
+type ExpectedCount<'a> = (&'a Page, &'static str, Vec<&'a str>, u64);
 
-impl Ended {
-    /// Compares what was exported with what was true.
+impl Outcome {
+    /// Compares the exported metrics with the true counts.
     ///
     /// # Errors
-    /// When the machine stood still for so long, or the wires did so little of what they should, that this run proves nothing.
-    pub(crate) fn compare(&self, script: &Script) -> Result<(), Inconclusive> {
+    /// When the run is inconclusive: the machine did not run for too long, or the impairments had too little
+    /// effect.
+    pub(crate) fn compare(&self, scenario: &Scenario) -> Result<(), Inconclusive> {
         let Self { page, responder, truth, .. } = self;
-        let stood_still = Duration::from_nanos(truth.turnaround_max);
-        if stood_still > self.lost_after / 2 {
-            return Err(Inconclusive(format!("the responder did not run for {stood_still:?}")));
+        let stall = Duration::from_nanos(truth.turnaround_max);
+        if stall > self.lost_after / 2 {
+            return Err(Inconclusive(format!("the responder did not run for {stall:?}")));
         }
-        if truth.doubtful > 0 {
-            return Err(Inconclusive(format!("{} round trips ended at a limit", truth.doubtful)));
+        if truth.undecidable > 0 {
+            return Err(Inconclusive(format!("{} round trips ended at a limit", truth.undecidable)));
         }
-        truth.fits(&script.expect).map_err(Inconclusive)?;
-        let differences = self.differences(script.evidence);
+        truth.check(&scenario.expect).map_err(Inconclusive)?;
+        let differences = self.differences(scenario.evidence);
         assert!(
             differences.is_empty(),
             "LAB_SEED={}: {}\n{}\n--- truth: {truth:#?}\n--- prober\n{page}\n--- responder\n{responder}",
             seed(),
-            script.about,
+            scenario.about,
             differences.join("\n")
         );
         eprintln!("{}", self.row());
         Ok(())
     }
 
-    /// A line for a table: what was true, all of which was exported just so.
+    /// A line of the true counts, all of which were exported exactly.
     fn row(&self) -> String {
-        let Counts { sent, ok, late, lost_forward, lost_reverse, duplicates, reordered, .. } = self.truth;
+        let TrueCounts { sent, ok, late, lost_forward, lost_reverse, duplicates, reordered, .. } = self.truth;
         format!(
             "as exported: {sent} sent, {ok} ok, {late} late, {lost_forward} lost forward, {lost_reverse} lost in reverse, \
              {duplicates} duplicates, {reordered} reordered"
         )
     }
 
-    /// Every count that must be exactly the truth's.
-    fn exact(&self) -> Vec<Expected<'_>> {
+    /// All counts that must equal the true count.
+    fn exact(&self) -> Vec<ExpectedCount<'_>> {
         let Self { page, responder, truth, paths, forged, .. } = self;
-        // Of ICMP it is the host that answers.
+        // With ICMP the host answers, not the agent.
         let [requests, replies] = match self.format {
-            Format::Icmp => [0, 0],
-            Format::Open | Format::Authenticated => {
-                [truth.requests + truth.sized[0] + forged[0], truth.replies + truth.sized[1] + truth.strays]
-            }
+            EchoFormat::Icmp => [0, 0],
+            EchoFormat::Open | EchoFormat::Authenticated => [
+                truth.requests + truth.mtu_probes[0] + forged[0],
+                truth.replies + truth.mtu_probes[1] + truth.strays,
+            ],
         };
-        let whole: [Expected<'_>; 6] = [
+        let whole: [ExpectedCount<'_>; 6] = [
             (page, "pathmeter_echo_mismatched_total", vec![], forged[1] + truth.stray_answers),
             (
                 page,
@@ -327,15 +334,15 @@ impl Ended {
                 responder,
                 "pathmeter_responder_rejected_total",
                 vec![],
-                forged[0].checked_sub(truth.strays).expect("what is answered astray had been forged"),
+                forged[0].checked_sub(truth.strays).expect("every stray reply answers a damaged request"),
             ),
         ];
         let on_paths = paths.iter().flat_map(|(label, truth)| self.exact_on(label, truth));
         on_paths.chain(whole).collect()
     }
 
-    /// Every count of a path that must be exactly the truth's.
-    fn exact_on<'a>(&'a self, label: &'a str, truth: &Counts) -> Vec<Expected<'a>> {
+    /// All counts of a path that must equal the true count.
+    fn exact_on<'a>(&'a self, label: &'a str, truth: &TrueCounts) -> Vec<ExpectedCount<'a>> {
         let lost = truth.lost_forward + truth.lost_reverse;
         let counts: [(&'static str, &[&'static str], u64); 22] = [
             ("pathmeter_echo_sent_total", &[], truth.sent),
@@ -357,46 +364,46 @@ impl Ended {
             ("pathmeter_echo_ecn_ce_total", &[REVERSE], truth.congested[1]),
             ("pathmeter_echo_hops", &[FORWARD], truth.hops[0]),
             ("pathmeter_echo_hops", &[REVERSE], truth.hops[1]),
-            ("pathmeter_echo_ipdv_seconds_count", &[], truth.neighbours),
+            ("pathmeter_echo_ipdv_seconds_count", &[], truth.consecutive_ok),
             ("pathmeter_echo_user_timestamps_total", &[], 0),
             ("pathmeter_echo_responder_turnaround_invalid_total", &[], 0),
         ];
         let with_label = |(name, labels, truth): (&'static str, &[&'static str], u64)| {
             (&self.page, name, labels.iter().copied().chain([label]).collect(), truth)
         };
-        // Hosts that answer ICMP say nothing of what they got.
-        let is_told =
-            |(name, ..): &(&str, _, _)| self.format != Format::Icmp || *name != "pathmeter_echo_hops";
-        counts.into_iter().filter(is_told).map(with_label).collect()
+        // ICMP replies carry no TTL of the request.
+        let is_exported =
+            |(name, ..): &(&str, _, _)| self.format != EchoFormat::Icmp || *name != "pathmeter_echo_hops";
+        counts.into_iter().filter(is_exported).map(with_label).collect()
     }
 
-    /// A sentence for each count that is not the truth's.
+    /// Describes each count that differs from the true count.
     pub(crate) fn differences(&self, evidence: Evidence) -> Vec<String> {
-        let differs = |(page, name, labels, truth): &Expected<'_>| {
-            let said = page.count(name, labels);
-            (said != *truth).then(|| format!("{name}{labels:?}: says {said}, truly {truth}"))
+        let differs = |(page, name, labels, truth): &ExpectedCount<'_>| {
+            let exported = page.count(name, labels);
+            (exported != *truth).then(|| format!("{name}{labels:?}: exported {exported}, true {truth}"))
         };
         let mut differences: Vec<String> = self.exact().iter().filter_map(differs).collect();
         for (label, truth) in &self.paths {
             differences.extend(self.directions_differ(label, truth, evidence));
-            let said = self.nanos("pathmeter_echo_ipdv_seconds_sum", label);
+            let exported = self.nanos("pathmeter_echo_ipdv_seconds_sum", label);
             differences.extend(differ(
-                "sum of differences between neighbours",
-                said,
-                (truth.ipdv, truth.ipdv_doubt, truth.neighbours),
+                "sum of differences between consecutive round trips",
+                exported,
+                (truth.ipdv, truth.ipdv_uncertainty, truth.consecutive_ok),
             ));
-            let said = self.nanos("pathmeter_echo_rtt_seconds_sum", label);
+            let exported = self.nanos("pathmeter_echo_rtt_seconds_sum", label);
             let answered = truth.ok + truth.late;
             differences.extend(differ(
                 "sum of round trips",
-                said,
-                (truth.round_trips, truth.round_trips_doubt, answered),
+                exported,
+                (truth.round_trips, truth.round_trips_uncertainty, answered),
             ));
         }
         differences
     }
 
-    fn directions_differ(&self, label: &str, truth: &Counts, evidence: Evidence) -> Option<String> {
+    fn directions_differ(&self, label: &str, truth: &TrueCounts, evidence: Evidence) -> Option<String> {
         let [forward, reverse, unknown] = [FORWARD, REVERSE, UNKNOWN]
             .map(|direction| self.page.count("pathmeter_echo_lost_total", &[label, direction]));
         let truly = [truth.lost_forward, truth.lost_reverse];
@@ -405,8 +412,8 @@ impl Ended {
             Evidence::Partial => forward <= truly[0] && reverse <= truly[1],
             Evidence::None => [forward, reverse] == [0, 0],
         };
-        let said = format!("{forward} forward, {reverse} in reverse, {unknown} unknown");
-        (!fits).then(|| format!("lost on {label}: says {said}, truly {truly:?}"))
+        let exported = format!("{forward} forward, {reverse} reverse, {unknown} unknown");
+        (!fits).then(|| format!("lost on {label}: exported {exported}, true {truly:?}"))
     }
 
     fn nanos(&self, name: &str, label: &str) -> u64 {
@@ -415,8 +422,8 @@ impl Ended {
         nanos
     }
 
-    /// Copies of this, each with something wrong in what was exported, and what.
-    pub(crate) fn spoilt(&self) -> Vec<(String, Self)> {
+    /// Copies of this outcome with one error each in the exported metrics, with a description of the error.
+    pub(crate) fn with_planted_errors(&self) -> Vec<(String, Self)> {
         let with = |what: String, spoil: &dyn Fn(&mut Self)| {
             let mut wrong = self.clone();
             spoil(&mut wrong);
@@ -458,8 +465,8 @@ impl Ended {
     }
 }
 
-fn differ(what: &str, said: u64, (truth, doubt, samples): (u64, u64, u64)) -> Option<String> {
+fn differ(what: &str, exported: u64, (truth, doubt, samples): (u64, u64, u64)) -> Option<String> {
     let allowed = doubt + samples * TIME_ERROR + PAUSES;
-    (said.abs_diff(truth) > allowed)
-        .then(|| format!("{what}: says {said} ns, truly {truth}, {allowed} allowed"))
+    (exported.abs_diff(truth) > allowed)
+        .then(|| format!("{what}: exported {exported} ns, true {truth} ns, tolerance {allowed} ns"))
 }
