@@ -181,7 +181,7 @@ def stat(title, unit, description, *queries, thresholds=PLAIN, graph=False, mapp
 
 
 def names_of(title, description, *queries):
-    """A stat that shows what the series are called, not their values."""
+    """A stat that shows the names of the series, not their values."""
     return stat(title, TEXT, description, *queries, names="name")
 
 
@@ -304,7 +304,7 @@ def matrix(title, unit, description, expr, rows, columns, *, thresholds=None, li
 
 
 def value(number, text, colour):
-    """A mapping: what to show instead of a number."""
+    """A value mapping: text to show instead of a number."""
     return {"type": "value", "options": {str(number): {"text": text, "color": colour, "index": 0}}}
 
 
@@ -342,7 +342,7 @@ def _instant(queries, format="time_series"):
 
 
 def _names(queries):
-    """What the series will be called, as far as the legends tell."""
+    """Names of the series, as far as known from the legends."""
     return [name for one in queries for name in VALUES.get(one.legend, [one.legend])]
 
 
@@ -433,7 +433,7 @@ FAMILY = {
 
 
 def annotation(name, colour, expr, text):
-    """What happened, as lines or, while it lasts, as a region across all graphs of the board."""
+    """Annotations: events as lines, or as regions while they last, in all graphs of the board."""
     return {
         "name": name,
         "datasource": DATASOURCE,
@@ -509,7 +509,7 @@ def line(height, *panels):
 
 
 def details(title, *lines):
-    """A row that is folded until somebody wants it, and asks Prometheus nothing until then."""
+    """A collapsed row, which sends no queries to Prometheus until it is expanded."""
     return Details(title, lines)
 
 

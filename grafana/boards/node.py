@@ -16,7 +16,7 @@ OTHERS = f'job="$job",instance!="$instance",{SELECTED}'
 MY_LOSS = worst_loss(I_SEE, "peer")
 LOSS_TO_ME = worst_loss(THEY_SEE, "instance")
 LOSS_OF_OTHERS = worst_loss(OTHERS, "instance, peer")
-# By peer: how many of the other agents lose to it. A share, so that one agent that loses to all does not accuse them all.
+# By peer: share of the other agents with loss to it. A share, so that one agent with loss to all peers does not affect them all.
 OTHERS_LOSE = (
     f"((count by (peer) ({LOSS_OF_OTHERS} >= {LOSS_HIGH}) or count by (peer) ({LOSS_OF_OTHERS}) * 0) / count by (peer) ({LOSS_OF_OTHERS}))"
 )
@@ -82,7 +82,7 @@ def _not_sent(where, window=RECORDED):
 
 
 def _user_stamps(by="", window=RECORDED):
-    """Share of the stamps that could be the kernel's and are not."""
+    """Share of timestamps that should be from the kernel but are not."""
     keep = f"sum by ({by})" if by else "sum"
 
     def stamped(metric):
@@ -162,7 +162,7 @@ def peers_themselves():
     )
 
 
-# --- What the verdicts are made of
+# --- Inputs of the verdicts
 
 
 def not_sent_now():
@@ -249,7 +249,7 @@ def slowest_responder():
 
 def both_sides():
     def of_me(expr):
-        """Who measures us is a peer of ours: join the two views by its name."""
+        """An agent that probes this host is also its peer: joins both views by its name."""
         return f'label_replace({expr}, "peer", "$1", "instance", "(.+)")'
 
     def by_name(expr):
@@ -337,7 +337,7 @@ def states():
     )
 
 
-# --- My responder
+# --- Responder
 
 
 def requests():
@@ -403,7 +403,7 @@ def turnaround_of_mine():
     )
 
 
-# --- My process and kernel
+# --- Process and kernel
 
 
 def lag():

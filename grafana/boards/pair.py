@@ -1,7 +1,7 @@
-"""What is wrong on the way from $instance to $peer, by one probe?
+"""The path from $instance to $peer, by one probe.
 
-One, because protocols together have neither a loss nor a round trip; the others are in the table, and one click away.
-Needs that the name of an agent is its label `instance` in Prometheus: so `peer` on one side is `instance` on the other.
+One probe, because loss and RTT of different protocols cannot be combined; the table lists the others, with links.
+The name of an agent must be its label `instance` in Prometheus, so that `peer` on one side is `instance` on the other.
 """
 
 from .kit import *
@@ -537,7 +537,7 @@ def certificate():
     )
 
 
-# --- Seen from the other side
+# --- Measured by the peer
 
 
 def twins_round_trip():

@@ -7,7 +7,7 @@
 GRAPH = "$__rate_interval"
 # The window of the recording rules.
 RECORDED = "5m"
-# Window of a p99: the half of what a path of one datagram a second answers in it is enough for one.
+# Window of a p99: half of the replies of a path with one datagram per second in it are enough.
 LONG = "10m"
 
 
@@ -58,12 +58,12 @@ def worst_loss(where, by="", direction=""):
 
 
 def mean(metric, where, by="", window=GRAPH):
-    """Of a summary or histogram."""
+    """Mean of a summary or histogram."""
     return f"{total(metric + '_sum', where, by, window)} / ({total(metric + '_count', where, by, window)} > 0)"
 
 
 def quantile(q, metric, where, by="", window=GRAPH):
-    """Of a histogram, where there are 3 / (1 - q) values: with fewer, all of them lie below the true quantile one time in 20."""
+    """Quantile of a histogram, if there are 3 / (1 - q) values: with fewer, all of them lie below the true quantile one time in 20."""
     enough = round(3 / (1 - q))
     keep = ", ".join(filter(None, ["le", by]))
     return (
@@ -73,7 +73,7 @@ def quantile(q, metric, where, by="", window=GRAPH):
 
 
 def late_wakeups(where, by, window=LONG):
-    """Share of a loop's sleeps that ended 10 ms too late or more, where there were 300.
+    """Share of a loop's wake-ups that were 10 ms or more late, if there were at least 300.
 
     No quantile: the histogram has one bucket from 1 to 10 ms, and a p99 would be read off somewhere in it.
     """
@@ -86,7 +86,7 @@ def late_wakeups(where, by, window=LONG):
 
 
 def buckets(metric, where):
-    """For a heatmap: what came into each bucket between two points."""
+    """For a heatmap: increase of each bucket between two points."""
     return f"sum by (le) (increase({metric}_bucket{{{where}}}[{GRAPH}]))"
 
 
