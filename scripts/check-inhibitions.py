@@ -63,7 +63,7 @@ CASES = [
     ("an agent without processor time inhibits its path alerts", unreliable("a", "loop_lag"), loss("a", "b"), False),
     ("an agent with accounting errors inhibits its alerts", unreliable("a", "accounting"), jitter("a", "b"), False),
     ("an unreliable agent does not inhibit alerts of others", unreliable("a", "loop_lag"), loss("b", "a"), True),
-    ("unreliable timestamps do not inhibit loss", unreliable("a", "user_stamps"), loss("a", "b"), True),
+    ("unreliable timestamps do not inhibit loss", unreliable("a", "user_timestamps"), loss("a", "b"), True),
     ("unreliable clocks inhibit latency alerts", unreliable("a", "clock_steps"), jitter("a", "b"), False),
     ("a draining peer inhibits its alerts", draining("b", "away"), unreachable("a", "b"), False),
     ("a draining peer inhibits alerts of all agents about it", draining("b", "away"), from_many("b"), False),

@@ -35,7 +35,7 @@ def board():
                 line(9, (12, lag_heatmap()), (12, wakeups())),
                 line(8, (8, tick()), (8, outstanding()), (8, unrouted())),
             ),
-            details("Clocks and timestamps", line(8, (8, clock()), (8, user_stamps()), (8, turnaround_invalid()))),
+            details("Clocks and timestamps", line(8, (8, clock()), (8, user_timestamps()), (8, turnaround_invalid()))),
             details(
                 "Configuration and discovery",
                 line(6, (12, reload_state()), (12, reloaded())),
@@ -279,7 +279,7 @@ def clock():
     )
 
 
-def user_stamps():
+def user_timestamps():
     return timeseries(
         "Timestamps not from the kernel",
         SHARE,

@@ -68,7 +68,7 @@ def board():
             details(
                 "Process and kernel",
                 line(8, (8, lag()), (8, not_sent()), (8, drops())),
-                line(8, (8, user_stamps()), (8, in_flight()), (8, host_dropped())),
+                line(8, (8, user_timestamps()), (8, in_flight()), (8, host_dropped())),
             ),
         ],
     )
@@ -440,7 +440,7 @@ def drops():
     )
 
 
-def user_stamps():
+def user_timestamps():
     return timeseries(
         "Timestamps not from the kernel, by probe",
         SHARE,

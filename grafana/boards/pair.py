@@ -50,7 +50,7 @@ def board():
             details(
                 "Delay",
                 line(8, (8, minimum()), (8, jitter()), (8, turnaround())),
-                line(8, (16, round_trip_by_probe()), (8, user_stamps())),
+                line(8, (16, round_trip_by_probe()), (8, user_timestamps())),
             ),
             details("Route", line(8, (8, hops()), (8, dscp()), (8, ecn()))),
             details("Path MTU", line(8, (12, mtu()), (12, mtu_probes()))),
@@ -328,7 +328,7 @@ def turnaround():
     )
 
 
-def user_stamps():
+def user_timestamps():
     return timeseries(
         "Timestamps not from the kernel",
         SHARE,

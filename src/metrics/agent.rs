@@ -127,7 +127,7 @@ pub enum RefusalOrEnd {
     /// The client did not read its replies.
     Stalled,
     /// The connection broke.
-    ConnectErrorKind,
+    Broken,
 }
 
 labels!(RefusalOrEnd, "reason", {
@@ -137,7 +137,7 @@ labels!(RefusalOrEnd, "reason", {
     Silent => "silent",
     Malformed => "malformed",
     Stalled => "stalled",
-    ConnectErrorKind => "broken",
+    Broken => "broken",
 });
 
 /// Metrics of the responder on the agent's TCP port.

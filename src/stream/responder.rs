@@ -178,7 +178,7 @@ impl StreamResponder {
         source: SocketAddr,
         connection: &mut OpenConnection<'_>,
     ) -> Result<(), RefusalOrEnd> {
-        let broken = |_: io::Error| RefusalOrEnd::ConnectErrorKind;
+        let broken = |_: io::Error| RefusalOrEnd::Broken;
         set_options(&stream, self.limits.stall).map_err(broken)?;
         let mut greeting = [0; GREETING_BYTES];
         match timeout(self.limits.greeting, stream.read_exact(&mut greeting)).await {
@@ -208,7 +208,7 @@ impl StreamResponder {
             GreetingProof::None | GreetingProof::By(_) => (Admittance::Granted, None),
         };
         let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(|_| RefusalOrEnd::ConnectErrorKind)?;
+        getrandom::fill(&mut nonce).map_err(|_| RefusalOrEnd::Broken)?;
         let welcome = Welcome { admittance, nonce };
         stream.write_all(&welcome.encode(&hello, key.as_ref())).await.map_err(broken)?;
         if let Some(why) = refusal {
@@ -288,10 +288,10 @@ async fn read(
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                stream.readable().await.map_err(|_| RefusalOrEnd::ConnectErrorKind)?;
+                stream.readable().await.map_err(|_| RefusalOrEnd::Broken)?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return Err(RefusalOrEnd::ConnectErrorKind),
+            Err(_) => return Err(RefusalOrEnd::Broken),
         }
     }
 }

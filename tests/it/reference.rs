@@ -81,7 +81,7 @@ const MAPPINGS: &[Mapping] = &[
     Mapping {
         title: "An entry of `peers`: a provider",
         file: "peers: [{files: /etc/a.yaml, KEYS}]",
-        fields: &[("src/config/discovery.rs", "PeerPattern"), ("src/config/discovery.rs", "Provider")],
+        fields: &[("src/config/discovery.rs", "PeerTemplate"), ("src/config/discovery.rs", "Provider")],
         example: &["peers:", "- files:"],
         elsewhere: &[
             ("files", FILES),
@@ -103,7 +103,7 @@ const MAPPINGS: &[Mapping] = &[
         title: "An entry of `targets`: a provider",
         file: "targets: [{files: /etc/a.yaml, KEYS}]",
         fields: &[
-            ("src/config/discovery.rs", "TargetPattern"),
+            ("src/config/discovery.rs", "TargetTemplate"),
             ("src/config/discovery.rs", "Provider"),
             ("proto/src/echo/profile.rs", "Quirks"),
         ],
@@ -131,14 +131,14 @@ const MAPPINGS: &[Mapping] = &[
     Mapping {
         title: "`http` of a provider",
         file: "peers: [{http: {url: 'http://a.example/', KEYS}}]",
-        fields: &[("src/config/discovery.rs", "Source")],
+        fields: &[("src/config/discovery.rs", "ProviderSource")],
         example: &[],
         elsewhere: &[("tls", TLS), ("authorization", AUTHORIZATION), ("basic_auth", BASIC_AUTH)],
     },
     Mapping {
         title: "`dns` of a provider",
         file: "peers: [{dns: {name: a.example, KEYS}}]",
-        fields: &[("src/config/discovery.rs", "Source")],
+        fields: &[("src/config/discovery.rs", "ProviderSource")],
         example: &["- dns:"],
         elsewhere: &[("type", "Which records are requested.")],
     },
