@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use hyper::header::HeaderValue;
+use headers::{Authorization, HeaderMapExt as _};
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 
 use super::MemberList;
 use super::files::open_regular;
@@ -71,18 +70,19 @@ pub(super) async fn request(
 
 /// The value of the `Authorization` header. The files are read for each request.
 fn authorization(credentials: &Credentials) -> Result<HeaderValue, String> {
-    let (text, path) = match credentials {
-        Credentials::Bearer { file } => (format!("Bearer {}", read_secret(file)?), file),
-        Credentials::Basic { username, password_file } => {
-            let pair = format!("{username}:{}", read_secret(password_file)?);
-            (format!("Basic {}", BASE64_STANDARD.encode(pair)), password_file)
+    let mut headers = HeaderMap::new();
+    match credentials {
+        Credentials::Bearer { file } => {
+            let token = Authorization::bearer(&read_secret(file)?);
+            headers.typed_insert(token.map_err(|_| {
+                format!("{}: contains characters that are not allowed in an HTTP header", file.display())
+            })?);
         }
-    };
-    let mut header = HeaderValue::from_str(&text).map_err(|_| {
-        format!("{}: contains characters that are not allowed in an HTTP header", path.display())
-    })?;
-    header.set_sensitive(true);
-    Ok(header)
+        Credentials::Basic { username, password_file } => {
+            headers.typed_insert(Authorization::basic(username, &read_secret(password_file)?));
+        }
+    }
+    Ok(headers.remove(AUTHORIZATION).expect("either scheme inserts it"))
 }
 
 /// Reads a file; returns its text without leading and trailing white space.

@@ -91,21 +91,11 @@ impl Client {
         self.send(to, host, Method::GET, path, Bytes::new()).await
     }
 
-    /// Sends `POST path` and returns the response; see [`Client::get`].
+    /// Sends a request with any method and a body; see [`Client::get`].
     ///
     /// # Errors
     /// [`ClientError`]; a response with an error status is not an error.
-    pub async fn post(
-        &self,
-        to: SocketAddr,
-        host: &str,
-        path: &str,
-        body: impl Into<Bytes>,
-    ) -> Result<HttpResponse, ClientError> {
-        self.send(to, host, Method::POST, path, body.into()).await
-    }
-
-    async fn send(
+    pub async fn send(
         &self,
         to: SocketAddr,
         host: &str,
@@ -339,7 +329,7 @@ mod tests {
     #[tokio::test]
     async fn posted_body_is_sent() {
         let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 5, Then::Close).await;
-        client(LONG).post(to, "ams-1", "/-/reload", "hello").await.unwrap();
+        client(LONG).send(to, "ams-1", Method::POST, "/-/reload", "hello".into()).await.unwrap();
         let request = String::from_utf8(server.await.unwrap()).unwrap();
         assert!(request.starts_with("POST /-/reload HTTP/1.1\r\n") && request.ends_with("\r\n\r\nhello"));
     }
@@ -415,7 +405,7 @@ mod tests {
         let mesh = Keys::parse("mesh-key-0123456789").unwrap();
         let (to, server) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 5, Then::Close).await;
         let client = Client { signer: Some(Signer::new(&mesh)), ..client(LONG) };
-        client.post(to, "x", "/-/reload?wait=1", "hello").await.unwrap();
+        client.send(to, "x", Method::POST, "/-/reload?wait=1", "hello".into()).await.unwrap();
 
         let sent = String::from_utf8(server.await.unwrap()).unwrap();
         let proof = sent.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap();
