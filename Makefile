@@ -55,6 +55,7 @@ test: test-deps peers lint release rules dashboards compose packaging kubernetes
 lint: deps ## Check format, lints, documentation and Rust versions: 3 min
 	cargo fmt --all --check
 	./scripts/check-rust-version.py
+	./scripts/check-links.py
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --locked --package pathmeter --lib --bins --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps --document-private-items

@@ -15,6 +15,7 @@ mod clock;
 mod discovery;
 mod drift;
 mod http;
+mod limits;
 mod loopback;
 #[cfg(feature = "tls")]
 mod reference;

@@ -309,10 +309,10 @@ fn configuration_reference_is_what_the_reader_allows() {
 
 const HEAD: &str = "# Configuration
 
-Every key of the configuration file. Keys and allowed values are what the program's reader answers, defaults are compared
-with it; the page is checked by the tests. An empty file is valid: an agent that only answers. A complete example with
-comments is [config.example.yaml](../../config.example.yaml); `pathmeter check FILE` reports every problem with line and
-column. Sizes of everything else: [limits](limits.md).
+Every key of the configuration file. The keys and allowed values are the answers of the program's own reader, the
+defaults are compared with it, and the tests check this page. An empty file is valid: an agent that only replies. A
+complete example with comments is [config.example.yaml](../../config.example.yaml). `pathmeter check FILE` reports every
+problem with line and column. Limits of everything else: [limits](limits.md).
 
 Durations have a unit (ns, us, ms, s, m, h, d), sizes too (B, kB, KiB, MB, MiB, GB, GiB), rates too (pps, kpps, Mpps).
 ";

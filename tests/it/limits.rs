@@ -1,0 +1,311 @@
+//! The table of `docs/reference/limits.md`: each value is read from the constant in the source that sets it.
+//! `UPDATE_DOCS=1 cargo test --test it limits` writes it.
+
+use std::fs;
+use std::path::Path;
+
+const PAGE: &str = "docs/reference/limits.md";
+const BEGIN: &str = "<!-- The table is generated: tests/it/limits.rs. -->\n\n";
+
+/// What is limited; where its constants or defaults are, `file:name`; what happens at the limit.
+type Row = (&'static str, &'static [&'static str], &'static str);
+
+const CONFIGURATION: &[Row] = &[
+    (
+        "configuration file",
+        &["src/config/file.rs:FILE_BYTES_MAX", "src/config/file.rs:DEPTH_MAX"],
+        "refused; the second value is the nesting depth",
+    ),
+    ("problems listed", &["src/config/diagnostic.rs:LISTED_MAX"], "further ones are counted"),
+    (
+        "peers and targets",
+        &["src/config/schema.rs:HOSTS_MAX"],
+        "refused; discovered hosts beyond it are skipped and logged",
+    ),
+    ("providers", &["src/config/schema.rs:PROVIDERS_MAX"], "refused"),
+    ("probes", &["src/config/schema.rs:PROBES_MAX"], "refused"),
+    (
+        "paths",
+        &["src/config/probes.rs:PATHS_MAX"],
+        "refused; discovered paths beyond it are not measured, and `/api/v1/paths` says so",
+    ),
+    (
+        "peers that a rule selects, in a ring and per zone",
+        &["src/config/probes.rs:RING_COUNT_ALLOWED", "src/config/probes.rs:COUNT_ALLOWED"],
+        "refused",
+    ),
+    ("networks in `responder.allow`", &["src/config/schema.rs:ALLOW_MAX"], "refused"),
+    ("characters of a name", &["src/config/values.rs:NAME_CHARS_MAX"], "refused"),
+    (
+        "labels of an agent or target, characters of a value",
+        &["src/config/values.rs:LABELS_MAX", "src/config/values.rs:LABEL_CHARS_MAX"],
+        "refused",
+    ),
+    ("origins in `websocket.origins`", &["src/config/websocket.rs:ORIGINS_MAX"], "refused"),
+    (
+        "users of a web configuration file, cost of a hash",
+        &["src/config/web.rs:USERS_MAX", "src/config/web.rs:COST_MAX"],
+        "refused",
+    ),
+    (
+        "members of one provider",
+        &["src/config/file_sd.rs:MEMBERS_MAX"],
+        "the list is rejected, its last members stay",
+    ),
+];
+
+const MEASURING: &[Row] = &[
+    (
+        "undecided datagrams or messages of a flow",
+        &["proto/src/echo/flow.rs:PENDING"],
+        "the send is skipped and counted as unsent",
+    ),
+    (
+        "wait for the transmit timestamp after the reply",
+        &["proto/src/machine.rs:TX_TIMESTAMP_WAIT"],
+        "the user-space timestamp is used and counted",
+    ),
+    (
+        "pending transmit timestamps, and for how long",
+        &["src/datagram/tx_timestamps.rs:PENDING_MAX", "src/datagram/tx_timestamps.rs:TIMEOUT"],
+        "the oldest is dropped; the user-space timestamp is used",
+    ),
+    (
+        "datagram that is read",
+        &["src/datagram/socket.rs:DATAGRAM_BYTES"],
+        "dropped: `pathmeter_socket_oversized_total`",
+    ),
+    (
+        "receive and send buffers of a socket",
+        &["src/datagram/socket.rs:BUFFER_BYTES"],
+        "the kernel drops: `pathmeter_socket_rx_dropped_total`",
+    ),
+    ("datagrams sent in one call", &["src/datagram/outbox.rs:OUTBOX_MAX"], "sent before more are made"),
+    (
+        "datagrams read in one call, calls per turn",
+        &["src/datagram/socket.rs:RECEIVE_BATCH", "src/datagram/thread/receive.rs:BATCHES_PER_TURN_MAX"],
+        "the rest is read in the next turn; no loss is decided before",
+    ),
+    (
+        "paths that send in one turn of a loop",
+        &["src/datagram/thread/slots.rs:TIMERS_PER_TURN_MAX"],
+        "the rest in the next turn; a send that is late by half an interval is skipped",
+    ),
+    (
+        "replies per connection without a matching message: unreadable in a row, in one turn",
+        &["src/stream/path.rs:MISMATCHES_MAX", "src/stream/path.rs:UNMATCHED_MAX"],
+        "the connection is closed: `protocol`",
+    ),
+    (
+        "HTTP body searched for `expect_body`, body read",
+        &["src/stream/http.rs:BODY_BYTES_MAX", "src/stream/http.rs:BODY_BYTES_READ"],
+        "not searched; the connection is closed",
+    ),
+    (
+        "lookups at once, time for one",
+        &["src/resolver.rs:CONCURRENT_LOOKUPS_MAX", "src/resolver.rs:RESOLVE_TIMEOUT"],
+        "further ones wait; the lookup has failed",
+    ),
+    ("events stored for `/api/v1/events`", &["src/event_log.rs:EVENTS_MAX"], "the oldest is dropped"),
+    (
+        "events from a loop to the daemon",
+        &["src/loops/mod.rs:EVENTS_PENDING_MAX"],
+        "dropped: `pathmeter_events_dropped_total`; counters are not affected",
+    ),
+    (
+        "series of paths: default, allowed",
+        &["src/config/schema.rs:SERIES", "src/config/schema.rs:SERIES_ALLOWED"],
+        "measured, not exported: `pathmeter_series_limit_dropped`",
+    ),
+];
+
+const ANSWERING: &[Row] = &[
+    (
+        "datagrams answered per second, per source",
+        &["src/config/schema.rs:RATE", "src/config/schema.rs:RATE_PER_SOURCE"],
+        "not answered: `total_rate`, `source_rate`",
+    ),
+    (
+        "sessions: default, allowed",
+        &["src/config/schema.rs:SESSIONS", "src/config/schema.rs:SESSIONS_ALLOWED"],
+        "the least recently used one is dropped and starts anew",
+    ),
+    (
+        "connections to the agent port, per source",
+        &["src/stream/responder.rs:connections", "src/stream/responder.rs:connections_per_source"],
+        "refused as full",
+    ),
+    (
+        "unverified connections to the agent port, per source",
+        &["src/stream/responder.rs:unverified", "src/stream/responder.rs:unverified_per_source"],
+        "closed without a reply",
+    ),
+    (
+        "time for a greeting, for reading a reply",
+        &["src/stream/responder.rs:greeting", "src/stream/responder.rs:stall"],
+        "closed",
+    ),
+    (
+        "HTTP connections",
+        &["src/http/server/mod.rs:connections"],
+        "further ones wait in the kernel. Each `http` path towards the agent keeps one: with some hundreds, scrapes wait too",
+    ),
+    (
+        "HTTP head, body",
+        &["src/http/server/mod.rs:HEAD_BYTES_MAX", "src/http/server/mod.rs:body_bytes_max"],
+        "refused; 413",
+    ),
+    (
+        "time for a TLS handshake, an HTTP head, a body, a response, a stalled client",
+        &[
+            "src/http/server/mod.rs:handshake_timeout",
+            "src/http/server/mod.rs:head_timeout",
+            "src/http/server/mod.rs:body_timeout",
+            "src/http/server/mod.rs:handler_timeout",
+            "src/http/server/mod.rs:stall_timeout",
+        ],
+        "closed; closed; 408; 503; closed",
+    ),
+    ("metrics pages rendered at once", &["src/api/renderer.rs:RENDERED_AT_ONCE"], "further ones wait"),
+    (
+        "how long a rendered page is shared",
+        &["src/api/renderer.rs:SHARED_FOR"],
+        "the next scrape renders another",
+    ),
+    (
+        "uncompressed page kept in memory, all pages",
+        &["src/api/renderer.rs:PLAIN_BYTES_MAX", "src/api/renderer.rs:HELD_BYTES_MAX"],
+        "rendered for each client as it reads",
+    ),
+    (
+        "WebSocket clients, per source",
+        &["src/config/websocket.rs:CLIENTS", "src/config/websocket.rs:CLIENTS_PER_SOURCE"],
+        "503; 429. Also 503 above ¾ of the limit of open files",
+    ),
+    (
+        "messages per second of a WebSocket client",
+        &["src/config/websocket.rs:MESSAGES_PER_SECOND"],
+        "read more slowly",
+    ),
+    ("WebSocket message", &["src/config/websocket.rs:MESSAGE_BYTES"], "closed with 1009"),
+    (
+        "silent WebSocket client",
+        &["src/config/websocket.rs:IDLE"],
+        "a ping after half of it; closed with 1001",
+    ),
+    (
+        "WebSocket client that reads nothing, that does not finish closing",
+        &["src/websocket/client.rs:STALL_TIMEOUT", "src/websocket/client.rs:CLOSE_TIMEOUT"],
+        "disconnected",
+    ),
+    (
+        "passwords verified at once, cached",
+        &["src/http/basic.rs:CONCURRENT_HASHES_MAX", "src/http/basic.rs:CACHE_ENTRIES_MAX"],
+        "further ones wait; the oldest is verified again",
+    ),
+    (
+        "signed requests remembered, clock difference",
+        &["src/http/auth.rs:NONCES_MAX", "src/http/auth.rs:CLOCK_DIFFERENCE_MAX"],
+        "refused until older ones expire; refused",
+    ),
+    (
+        "TLS file, how often files are checked",
+        &["src/tls/watched_files.rs:FILE_BYTES_MAX", "src/daemon/file_watch.rs:CHECK_INTERVAL"],
+        "refused",
+    ),
+];
+
+#[test]
+fn limits_are_those_of_the_source() {
+    let mut table = String::new();
+    for (title, rows) in
+        [("Configuration", CONFIGURATION), ("Measuring", MEASURING), ("Answering", ANSWERING)]
+    {
+        table += &format!("## {title}\n\n| limit | value | then |\n|---|---|---|\n");
+        for (what, constants, then) in rows {
+            let values: Vec<String> = constants.iter().map(|constant| value(constant)).collect();
+            table += &format!("| {what} | {} | {then} |\n", values.join("; "));
+        }
+        table.push('\n');
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = fs::read_to_string(&path).unwrap();
+    let (head, found) = page.split_once(BEGIN).expect("the page says where the table begins");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, format!("{head}{BEGIN}{}\n", table.trim_end())).unwrap();
+        return;
+    }
+    assert_eq!(found.trim_end(), table.trim_end(), "run UPDATE_DOCS=1 cargo test --test it limits");
+}
+
+/// The value of a constant or of a field's default, as people write it.
+fn value(constant: &str) -> String {
+    let (file, name) = constant.split_once(':').unwrap();
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let is_bytes = name.to_ascii_uppercase().contains("BYTES") || name.contains("BUFFER");
+    let source = definition(&text, name).unwrap_or_else(|| panic!("{file} defines no {name}"));
+    let side = |side: &str| {
+        let side = side.trim();
+        let resolved = definition(&text, side);
+        shown(resolved.as_deref().unwrap_or(side), is_bytes).unwrap_or_else(|| panic!("{constant}: {side}"))
+    };
+    match source.split_once("..=") {
+        Some((from, to)) => format!("{} to {}", side(from), side(to)),
+        None => side(&source),
+    }
+}
+
+fn definition(text: &str, name: &str) -> Option<String> {
+    let find = |begin: &str, end: char| {
+        let (_, rest) = text.split_once(begin)?;
+        let (value, _) = rest.split_once(end)?;
+        Some(value.trim().to_owned())
+    };
+    match name.starts_with(|first: char| first.is_ascii_uppercase()) {
+        true => {
+            find(&format!("const {name}: "), ';')?.split_once('=').map(|(_, value)| value.trim().to_owned())
+        }
+        // The default of a field: the fields' types come first in the file and are no values.
+        false => text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix(&format!("{name}: "))?.strip_suffix(','))
+            .find(|value| {
+                value.starts_with(|first: char| first.is_ascii_digit()) || value.starts_with("Duration::from")
+            })
+            .map(str::to_owned),
+    }
+}
+
+fn shown(source: &str, is_bytes: bool) -> Option<String> {
+    let number = |text: &str| text.trim().replace('_', "").parse::<u64>().ok();
+    if let Some(span) = source.strip_prefix("Duration::from_") {
+        let (unit, count) = span.strip_suffix(')')?.split_once('(')?;
+        return Some(match (unit, number(count)?) {
+            ("secs", seconds) if seconds % 3600 == 0 => format!("{} h", seconds / 3600),
+            ("secs", seconds) => format!("{seconds} s"),
+            ("millis", millis) => format!("{millis} ms"),
+            _ => return None,
+        });
+    }
+    let count = match (source.split_once("<<"), source.split_once('*')) {
+        (Some((value, bits)), _) => number(value)? << number(bits)?,
+        (None, Some((a, b))) => number(a)? * number(b)?,
+        (None, None) => number(source)?,
+    };
+    Some(match count {
+        count if is_bytes && count % (1 << 20) == 0 => format!("{} MiB", count >> 20),
+        count if is_bytes && count % (1 << 10) == 0 => format!("{} KiB", count >> 10),
+        count if is_bytes => format!("{} bytes", grouped(count)),
+        count => grouped(count),
+    })
+}
+
+/// A number with commas between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let first = (digits.len() + 2) % 3 + 1;
+    let (head, rest) = digits.split_at(first.min(digits.len()));
+    let rest: Vec<&str> =
+        rest.as_bytes().chunks(3).map(|chunk| std::str::from_utf8(chunk).unwrap()).collect();
+    [&[head][..], &rest[..]].concat().join(",")
+}
