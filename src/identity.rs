@@ -53,7 +53,7 @@ impl Identity {
 
 /// Formats a boot id as 16 hexadecimal digits.
 #[must_use]
-pub fn shown(boot_id: u64) -> String {
+pub fn format_boot_id(boot_id: u64) -> String {
     format!("{boot_id:016x}")
 }
 

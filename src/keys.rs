@@ -114,7 +114,7 @@ pub enum KeyChoice {
 impl KeyRing {
     /// [`Mesh`](KeyChoice::Mesh) if the mesh has keys.
     #[must_use]
-    pub fn of_mesh(&self) -> KeyChoice {
+    pub fn mesh_choice(&self) -> KeyChoice {
         match self.mesh {
             Some(_) => KeyChoice::Mesh { generation: self.generation },
             None => KeyChoice::None,
@@ -123,7 +123,7 @@ impl KeyRing {
 
     /// [`Target`](KeyChoice::Target) if the target has keys.
     #[must_use]
-    pub fn of_target(&self, name: &str) -> KeyChoice {
+    pub fn target_choice(&self, name: &str) -> KeyChoice {
         match self.targets.contains_key(name) {
             true => KeyChoice::Target { generation: self.generation },
             false => KeyChoice::None,

@@ -156,7 +156,7 @@ impl Timeline {
 
     /// The monotonic time of a kernel timestamp that was taken between `from` and `to`.
     #[must_use]
-    pub fn place(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
+    pub fn to_monotonic(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let placed = self.offset.monotonic(timestamp);
         if self.earlier(to).is_none() {
             return placed;
@@ -167,7 +167,7 @@ impl Timeline {
     /// Whether a timestamp that was taken between `from` and `to` fits a known offset. If not, the wall clock
     /// may have stepped since the last reading.
     #[must_use]
-    pub fn explains(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> bool {
+    pub fn is_consistent_with(&self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> bool {
         self.explain(timestamp, from, to).is_some()
     }
 
@@ -219,7 +219,7 @@ mod tests {
     fn timestamp_is_converted_exactly_on_a_steady_clock() {
         let mut timeline = Timeline::new(at(5), wall(5));
         assert_eq!(timeline.observe(at(SECOND), wall(SECOND + 900), Duration::ZERO), None);
-        assert_eq!(timeline.place(wall(1_234_567), at(0), at(SECOND)), at(1_234_567));
+        assert_eq!(timeline.to_monotonic(wall(1_234_567), at(0), at(SECOND)), at(1_234_567));
     }
 
     #[test]
@@ -229,8 +229,16 @@ mod tests {
             let after = |nanos: u64| WallTime::from_nanos(wall(nanos).as_nanos().saturating_add_signed(step));
             assert_eq!(timeline.observe(at(10_000_000), after(10_000_000), Duration::ZERO), Some(step));
             let (from, to) = (at(5_000_000), at(10_000_000));
-            assert_eq!(timeline.place(wall(6_000_000), from, to), at(6_000_000), "before the step of {step}");
-            assert_eq!(timeline.place(after(8_000_000), from, to), at(8_000_000), "after the step of {step}");
+            assert_eq!(
+                timeline.to_monotonic(wall(6_000_000), from, to),
+                at(6_000_000),
+                "before the step of {step}"
+            );
+            assert_eq!(
+                timeline.to_monotonic(after(8_000_000), from, to),
+                at(8_000_000),
+                "after the step of {step}"
+            );
         }
     }
 
@@ -239,7 +247,7 @@ mod tests {
         let step = 2_000_000;
         let mut timeline = Timeline::new(at(0), wall(0));
         timeline.observe(at(10_000_000), wall(10_000_000 + step), Duration::ZERO);
-        let placed = timeline.place(wall(8_000_000), at(5_000_000), at(10_000_000));
+        let placed = timeline.to_monotonic(wall(8_000_000), at(5_000_000), at(10_000_000));
         assert!(placed.signed_since(at(8_000_000)).unsigned_abs() <= step);
     }
 
@@ -247,6 +255,6 @@ mod tests {
     fn timestamp_that_fits_no_offset_is_clamped_to_the_window() {
         let mut timeline = Timeline::new(at(0), wall(0));
         timeline.observe(at(5), wall(SECOND), Duration::ZERO);
-        assert_eq!(timeline.place(wall(90 * SECOND), at(1), at(9)), at(9));
+        assert_eq!(timeline.to_monotonic(wall(90 * SECOND), at(1), at(9)), at(9));
     }
 }

@@ -199,7 +199,7 @@ impl AppState {
             name: status.name.clone(),
             labels: status.labels.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot_id: identity::shown(status.boot_id),
+            boot_id: identity::format_boot_id(status.boot_id),
             ports: status.ports.unwrap_or(Ports { http: 0, stamp: 0, agent: 0 }),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
             you: CallerAccess {
@@ -242,7 +242,7 @@ impl AppState {
         });
         match after {
             Ok(after) => {
-                let boot_id = identity::shown(self.status.load().boot_id);
+                let boot_id = identity::format_boot_id(self.status.load().boot_id);
                 json(&Events { boot_id, events: self.events.after(after) })
             }
             Err(problem) => text(StatusCode::BAD_REQUEST, &problem),

@@ -98,11 +98,11 @@ impl<S: ClockSource> Clock<S> {
     #[must_use]
     pub fn monotonic_of(&mut self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let timestamp = self.source.timestamped(timestamp);
-        if !self.timeline.explains(timestamp, from, to) {
+        if !self.timeline.is_consistent_with(timestamp, from, to) {
             // The timestamp may be later than a step that came after the last reading.
             self.update();
         }
-        self.timeline.place(timestamp, from, to)
+        self.timeline.to_monotonic(timestamp, from, to)
     }
 
     /// The offset of the wall clock from the monotonic clock.

@@ -69,7 +69,7 @@ pub struct WebTls {
     /// Cipher suites of TLS 1.2 in order of preference; `None`: all. Those of TLS 1.3 are always enabled.
     pub suites: Option<Vec<Suite>>,
     /// Whether the order of the server decides on the cipher suite, and not that of the client.
-    pub prefer_ours: bool,
+    pub prefer_server_suites: bool,
     /// Groups for the key exchange in order of preference; empty: all.
     pub curves: Vec<Curve>,
 }
@@ -199,7 +199,7 @@ fn web_tls(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<WebTls>
     let max_version = section.key("max_version", version).or(TlsVersion::Tls13);
     let suites = section
         .key("cipher_suites", |value| value.list("a list of cipher suites", |suite| suite.one_of(&SUITES)));
-    let prefer_ours = section.key("prefer_server_cipher_suites", ValueReader::boolean).or(true);
+    let prefer_server_suites = section.key("prefer_server_cipher_suites", ValueReader::boolean).or(true);
     let curves = section
         .key("curve_preferences", |value| value.list("a list of curves", |curve| curve.one_of(&CURVES)))
         .or(Vec::new());
@@ -219,7 +219,7 @@ fn web_tls(section: &mut MappingReader<'_, '_>, folder: &Path) -> Option<WebTls>
         min_version,
         max_version,
         suites: suites.map(|suites| suites.into_iter().flatten().collect()),
-        prefer_ours: prefer_ours?,
+        prefer_server_suites: prefer_server_suites?,
         curves: curves?,
     })
 }

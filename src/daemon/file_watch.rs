@@ -77,11 +77,11 @@ impl Daemon {
             self.check_web_config(&file);
         }
         for (trust, connector) in &mut self.settings.connectors {
-            match connector.renewed(|files| Connector::read(trust, files)) {
+            match connector.reload_if_changed(|files| Connector::read(trust, files)) {
                 None => {}
-                Some(Ok(renewed)) => {
+                Some(Ok(reload_if_changed)) => {
                     info!("TLS files for outgoing connections changed and are now in use");
-                    connector.value.follow(&renewed);
+                    connector.value.follow(&reload_if_changed);
                 }
                 Some(Err(error)) => {
                     warn!(
@@ -111,14 +111,14 @@ impl Daemon {
     fn check_web_config(&mut self, file: &Path) {
         let web_config = &mut self.settings.web_config;
         let path = file.display();
-        match web_config.renewed(|files| LoadedWebConfig::read(file, files)) {
+        match web_config.reload_if_changed(|files| LoadedWebConfig::read(file, files)) {
             None => {}
-            Some(Ok(renewed)) => {
+            Some(Ok(reload_if_changed)) => {
                 info!(file = %path, "files of the HTTP port changed and are now in use");
-                for warning in &renewed.warnings {
+                for warning in &reload_if_changed.warnings {
                     warn!("{warning}");
                 }
-                web_config.value = renewed;
+                web_config.value = reload_if_changed;
                 self.servers.apply_web_config(&self.settings);
             }
             Some(Err(error)) => {

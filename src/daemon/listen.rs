@@ -55,7 +55,7 @@ pub(super) fn bind_all(
         let binding = Binding { address, dont_fragment: false, errors: false };
         match Socket::bind(&binding, timestamps) {
             Ok(socket) => sockets.push(socket),
-            Err(error) if error.is_no_family() && !sockets.is_empty() => {
+            Err(error) if error.is_unsupported_family() && !sockets.is_empty() => {
                 warn!(%error, "this host has no IPv6: listening on IPv4 only");
             }
             Err(error) => return Err(error),

@@ -76,7 +76,10 @@ impl Membership {
         let (agent_identifier, identified) = AgentIdentifier::new();
         let membership = Self {
             roster: Roster::default(),
-            inputs: RosterInputs { own_boot_id: identity::shown(boot_id), ..RosterInputs::default() },
+            inputs: RosterInputs {
+                own_boot_id: identity::format_boot_id(boot_id),
+                ..RosterInputs::default()
+            },
             provider_health: BTreeMap::new(),
             identify_errors: BTreeMap::new(),
             addresses: Addresses::new(),

@@ -40,7 +40,7 @@ impl Servers {
             (keys, _) => self.app_state.verifier.store(Arc::new(keys.map(Verifier::new))),
         }
         self.app_state.websocket.set_rules(settings.config.websocket.clone());
-        if let Some(clients) = self.app_state.websocket.shortage() {
+        if let Some(clients) = self.app_state.websocket.descriptor_shortage() {
             warn!(
                 clients,
                 "the limit of open files allows fewer WebSocket clients than websocket.clients_max"

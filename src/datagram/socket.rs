@@ -74,7 +74,7 @@ pub enum SocketError {
 impl SocketError {
     /// Whether this host does not support the address family.
     #[must_use]
-    pub fn is_no_family(&self) -> bool {
+    pub fn is_unsupported_family(&self) -> bool {
         match self {
             Self::Refused { address, cause, .. } => {
                 cause.raw_os_error() == Some(libc::EAFNOSUPPORT)

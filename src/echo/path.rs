@@ -55,7 +55,7 @@ impl EchoPath {
         let PathKey { probe, peer, family } = start.key;
         let (series, stream, mtu_series) = match earlier {
             Some(earlier) => {
-                earlier.series.begin_again(plan.flows().into());
+                earlier.series.continue_with(plan.flows().into());
                 (earlier.series, earlier.stream, earlier.path_mtu)
             }
             None => (Arc::new(EchoSeries::new(probe, peer, family, plan.flows().into())), None, None),
@@ -90,8 +90,8 @@ impl EchoPath {
 
     /// Number of HTTP responses with an unexpected status or body.
     #[must_use]
-    pub fn unexpected_answers(&self) -> u64 {
-        self.stream.as_ref().map_or(0, |stream| stream.unexpected_answers())
+    pub fn unexpected_responses(&self) -> u64 {
+        self.stream.as_ref().map_or(0, |stream| stream.unexpected_responses())
     }
 
     /// The specification and the series of the MTU search.
@@ -155,7 +155,7 @@ impl Path for EchoPath {
         Arc::new(EchoMeasured { series: Arc::clone(&self.series), path_mtu: self.path_mtu.clone() })
     }
 
-    fn patience(&self) -> Duration {
+    fn reply_interval_max(&self) -> Duration {
         self.plan.lost_after() + 2 * self.plan.interval()
     }
 

@@ -78,13 +78,13 @@ impl EchoPlan {
             (Transport::Icmp(_), _) => 0,
             (Transport::Tcp(_), Remote::Peer(peer)) => peer.agent_port,
             (Transport::Tcp(_), Remote::Target(target)) => target.port,
-            (Transport::WebSocket(_), _) => resource.insert(remote.site(WEBSOCKET_PATH)).port,
-            (Transport::Http(_), _) => resource.insert(remote.site(PING_PATH)).port,
+            (Transport::WebSocket(_), _) => resource.insert(remote.http_resource(WEBSOCKET_PATH)).port,
+            (Transport::Http(_), _) => resource.insert(remote.http_resource(PING_PATH)).port,
         };
         let keys = match (remote, &transport) {
             (_, Transport::Icmp(_)) => KeyChoice::None,
-            (Remote::Peer(_), _) => settings.keys.of_mesh(),
-            (Remote::Target(target), Transport::Udp(_)) => settings.keys.of_target(&target.name),
+            (Remote::Peer(_), _) => settings.keys.mesh_choice(),
+            (Remote::Target(target), Transport::Udp(_)) => settings.keys.target_choice(&target.name),
             // A key that is shared with a reflector is not used towards a web server.
             (Remote::Target(_), Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_)) => {
                 KeyChoice::None
@@ -162,7 +162,7 @@ impl EchoPlan {
         let PathKey { probe, peer, family } = start.key;
         let ceiling = self.path_mtu?.ceiling;
         let series = earlier.unwrap_or_else(|| Arc::new(PathMtuSeries::new(probe, peer, family)));
-        series.begin_again(ceiling);
+        series.continue_with(ceiling);
         Some(series)
     }
 

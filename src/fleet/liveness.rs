@@ -16,7 +16,7 @@ struct LivenessEvidence {
     /// Time since the last reply; `None`: there was none.
     age: Option<Duration>,
     /// The maximum time between two replies of a peer that is up.
-    patience: Duration,
+    reply_interval_max: Duration,
     is_draining: bool,
 }
 
@@ -40,7 +40,7 @@ impl Fleet {
             let measured = running.path.measured();
             evidence.entry(&key.peer).or_default().push(LivenessEvidence {
                 age: age(measured.last_reply()),
-                patience: running.path.patience(),
+                reply_interval_max: running.path.reply_interval_max(),
                 is_draining: measured.is_draining(),
             });
         }
@@ -56,11 +56,11 @@ impl Fleet {
 
 /// The state of one peer. `identified` is the time since its last identity.
 fn state(paths: &[LivenessEvidence], identified: Option<Duration>) -> PeerState {
-    let shortest = paths.iter().map(|path| path.patience).min().unwrap_or_default();
+    let shortest = paths.iter().map(|path| path.reply_interval_max).min().unwrap_or_default();
     let has_only_rare_probes = shortest > EVIDENCE_AGE_MAX;
     let longest = if has_only_rare_probes && identified.is_none() { shortest } else { EVIDENCE_AGE_MAX };
     let states = paths.iter().map(|path| {
-        let is_fresh = path.age.is_some_and(|age| age <= path.patience.min(longest));
+        let is_fresh = path.age.is_some_and(|age| age <= path.reply_interval_max.min(longest));
         match (path.is_draining, is_fresh) {
             (true, _) => PeerState::Draining,
             (false, true) => PeerState::Up,
@@ -86,8 +86,12 @@ mod tests {
         Duration::from_secs(count)
     }
 
-    fn answered(age: u64, patience: u64) -> LivenessEvidence {
-        LivenessEvidence { age: Some(seconds(age)), patience: seconds(patience), is_draining: false }
+    fn answered(age: u64, reply_interval_max: u64) -> LivenessEvidence {
+        LivenessEvidence {
+            age: Some(seconds(age)),
+            reply_interval_max: seconds(reply_interval_max),
+            is_draining: false,
+        }
     }
 
     /// The patience of a path with one probe per hour.
@@ -111,7 +115,8 @@ mod tests {
 
     #[test]
     fn peer_that_is_leaving_is_draining() {
-        let leaving = |patience| LivenessEvidence { is_draining: true, ..answered(1, patience) };
+        let leaving =
+            |reply_interval_max| LivenessEvidence { is_draining: true, ..answered(1, reply_interval_max) };
         assert_eq!(state(&[leaving(5)], None), PeerState::Draining);
         assert_eq!(state(&[leaving(HOURLY)], Some(seconds(1))), PeerState::Draining);
     }

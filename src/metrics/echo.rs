@@ -171,7 +171,7 @@ impl EchoSeries {
 
     /// Prepares the series for another echo machine with `flows` flows: counters continue, gauges that
     /// belonged to the previous machine are reset.
-    pub fn begin_again(&self, flows: u64) {
+    pub fn continue_with(&self, flows: u64) {
         self.flows.set(flows);
         self.flows_lossy.set(0);
         self.draining.set(0);

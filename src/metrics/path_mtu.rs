@@ -41,7 +41,7 @@ impl PathMtuSeries {
     }
 
     /// Prepares the series for another search with the upper limit `ceiling`: counters continue.
-    pub fn begin_again(&self, ceiling: u16) {
+    pub fn continue_with(&self, ceiling: u16) {
         self.bytes.set(self.bytes.get().min(ceiling.into()));
     }
 

@@ -150,12 +150,12 @@ impl StreamSeries {
     }
 
     /// Prepares the series for another path, which may not use TLS: counters continue.
-    pub fn begin_again(&self) {
+    pub fn continue_with(&self) {
         self.certificate_expiry.set(0);
     }
 
     /// Records that the connection was closed because it is not needed.
-    pub fn put_away(&self) {
+    pub fn close(&self) {
         self.connected.set(0);
         self.forget_tcp();
     }
@@ -169,17 +169,17 @@ impl StreamSeries {
 
     /// Returns the number of unexpected HTTP responses.
     #[must_use]
-    pub fn unexpected_answers(&self) -> u64 {
+    pub fn unexpected_responses(&self) -> u64 {
         self.unexpected.total()
     }
 
     /// Records the duration of the TCP handshake of a new connection.
-    pub fn connects_took(&self, span: Duration) {
+    pub fn observe_connect(&self, span: Duration) {
         self.connects.add(&RTT_BOUNDS, nanos(span));
     }
 
     /// Records the duration of a stage of establishing a new connection.
-    pub fn stage_took(&self, stage: ConnectStage, span: Duration) {
+    pub fn observe_stage(&self, stage: ConnectStage, span: Duration) {
         self.stages[stage.index()].add(span);
     }
 

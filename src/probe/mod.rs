@@ -88,7 +88,7 @@ pub trait Path: fmt::Debug + Send + Sync {
     fn measured(&self) -> Arc<dyn Measured>;
 
     /// The maximum time between two replies on this path if the peer is up.
-    fn patience(&self) -> Duration;
+    fn reply_interval_max(&self) -> Duration;
 
     /// Returns itself, to be downcast to the type of its kind.
     fn as_any(&self) -> &dyn Any;

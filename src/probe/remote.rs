@@ -56,7 +56,7 @@ impl Remote<'_> {
     /// If a target has no URL. [`check_kind`](Self::check_kind) rejects such targets for probes that need
     /// one.
     #[must_use]
-    pub fn site(&self, path: &str) -> HttpResource {
+    pub fn http_resource(&self, path: &str) -> HttpResource {
         match self {
             Self::Peer(peer) => HttpResource {
                 port: peer.http_port,

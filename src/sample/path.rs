@@ -92,7 +92,7 @@ impl Path for SamplePath {
         Arc::new(SampleMeasured { series: Arc::clone(&self.series) })
     }
 
-    fn patience(&self) -> Duration {
+    fn reply_interval_max(&self) -> Duration {
         Duration::from_secs(1)
     }
 

@@ -39,10 +39,10 @@ pub(super) async fn measure(
             Err(_) => Err(ConnectError::new(ConnectErrorKind::Timeout, String::new())),
         };
         if let Some(span) = timings.connect {
-            series.connects_took(span);
+            series.observe_connect(span);
         }
         for (stage, span) in timings.stages {
-            series.stage_took(stage, span);
+            series.observe_stage(stage, span);
         }
         if let Some(at) = timings.certificate_expiry {
             series.certificate_expires(at);

@@ -101,7 +101,7 @@ impl StreamPath {
     ) -> Self {
         let now = Clock::now();
         let mut prober = StreamProber::new(new.spec, now);
-        new.stream.begin_again();
+        new.stream.continue_with();
         if let Some(at) = peer_left_at {
             prober.peer_leaving(at);
         }
@@ -155,7 +155,7 @@ impl StreamPath {
             self.agent.wakeups.inc();
         }
         self.close_link();
-        self.stream.put_away();
+        self.stream.close();
     }
 
     /// Handles a wakeup. After a pause of this process, messages on links without kernel timestamps are

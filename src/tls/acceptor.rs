@@ -50,7 +50,7 @@ impl Acceptor {
             .map_err(unusable)?
             .with_client_cert_verifier(clients)
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
-        config.ignore_client_order = web.prefer_ours;
+        config.ignore_client_order = web.prefer_server_suites;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self { config: Arc::new(config), expiry })
     }

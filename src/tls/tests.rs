@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use pathmeter_lab::pki::{Authority, FOR_EVER, Issued, Valid};
+use pathmeter_lab::pki::{Authority, Issued, VALID_UNTIL, Validity};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +29,7 @@ pub(crate) fn web(issued: &Issued) -> WebTls {
         min_version: TlsVersion::Tls12,
         max_version: TlsVersion::Tls13,
         suites: None,
-        prefer_ours: true,
+        prefer_server_suites: true,
         curves: Vec::new(),
     }
 }
@@ -96,15 +96,15 @@ async fn refusal(acceptor: Acceptor, connector: &Connector, server: &str) -> (Ca
 #[tokio::test]
 async fn server_signed_by_the_ca_is_accepted_by_name_and_by_address() {
     let ca = Authority::new("ours");
-    let issued = ca.issue(&["ams-1", "127.0.0.1", "::1"], Valid::Always);
+    let issued = ca.issue(&["ams-1", "127.0.0.1", "::1"], Validity::Current);
     let connector = connector(&ca, None);
     for name in ["ams-1", "127.0.0.1", "::1"] {
         let negotiated = exchange_byte(acceptor(&web(&issued)), &connector, name).await.unwrap();
-        assert_eq!(negotiated, (Some(FOR_EVER), Some("TLSv1_3")), "{name}");
+        assert_eq!(negotiated, (Some(VALID_UNTIL), Some("TLSv1_3")), "{name}");
     }
     let old = WebTls { max_version: TlsVersion::Tls12, ..web(&issued) };
     assert_eq!(exchange_byte(acceptor(&old), &connector, "ams-1").await.unwrap().1, Some("TLSv1_2"));
-    assert_eq!(acceptor(&web(&issued)).certificate_expiry(), Some(FOR_EVER));
+    assert_eq!(acceptor(&web(&issued)).certificate_expiry(), Some(VALID_UNTIL));
 }
 
 #[tokio::test]
@@ -113,34 +113,34 @@ async fn each_reason_to_reject_a_server_has_its_own_message() {
     let connector = connector(&ca, None);
     let serving = |ca: &Authority, valid| acceptor(&web(&ca.issue(&["ams-1"], valid)));
 
-    let (cause, what) = refusal(serving(&ca, Valid::Always), &connector, "fra-1").await;
+    let (cause, what) = refusal(serving(&ca, Validity::Current), &connector, "fra-1").await;
     assert_eq!(cause, Cause::WrongName);
     assert_eq!(
         what,
         "certificate is not valid for fra-1 (valid for ams-1); \
          set tls.server_name to a name of the certificate, or issue one for this name"
     );
-    let (cause, what) = refusal(serving(&ca, Valid::Past), &connector, "ams-1").await;
+    let (cause, what) = refusal(serving(&ca, Validity::Expired), &connector, "ams-1").await;
     assert_eq!(cause, Cause::Expired);
     assert!(
         what.starts_with("certificate expired ")
             && what.ends_with("d ago; renew it, or correct the clock of this host")
     );
-    let (cause, what) = refusal(serving(&ca, Valid::Future), &connector, "ams-1").await;
+    let (cause, what) = refusal(serving(&ca, Validity::NotYet), &connector, "ams-1").await;
     assert_eq!(cause, Cause::NotYetValid);
     assert!(
         what.starts_with("certificate is not valid until ")
             && what.ends_with("d from now; check the clock of this host")
     );
     assert_eq!(
-        refusal(serving(&other, Valid::Always), &connector, "ams-1").await,
+        refusal(serving(&other, Validity::Current), &connector, "ams-1").await,
         (
             Cause::UnknownIssuer,
             "certificate is signed by an unknown CA; set tls.ca_file to its CA".to_owned()
         )
     );
     assert_eq!(
-        refusal(serving(&ca, Valid::Always), &connector, "two words").await.1,
+        refusal(serving(&ca, Validity::Current), &connector, "two words").await.1,
         "two words is not a valid server name; use a DNS name or an IP address"
     );
 }
@@ -148,8 +148,8 @@ async fn each_reason_to_reject_a_server_has_its_own_message() {
 #[tokio::test]
 async fn missing_or_wrong_client_certificate_is_reported_in_both_tls_versions() {
     let (ca, other) = (Authority::new("ours"), Authority::new("others"));
-    let server = ca.issue(&["ams-1"], Valid::Always);
-    let [ours, theirs] = [&ca, &other].map(|ca| ca.issue(&["client-1"], Valid::Always));
+    let server = ca.issue(&["ams-1"], Validity::Current);
+    let [ours, theirs] = [&ca, &other].map(|ca| ca.issue(&["client-1"], Validity::Current));
     for max_version in [TlsVersion::Tls12, TlsVersion::Tls13] {
         let verified = |names: &[&str]| ClientVerification::Verified {
             ca: Pem::Text(ca.pem()),
@@ -205,7 +205,7 @@ async fn port_without_tls_is_distinguished_from_a_closed_connection() {
 #[tokio::test]
 async fn clones_of_a_connector_share_its_configuration() {
     let (ca, other) = (Authority::new("ours"), Authority::new("others"));
-    let serving = || acceptor(&web(&other.issue(&["ams-1"], Valid::Always)));
+    let serving = || acceptor(&web(&other.issue(&["ams-1"], Validity::Current)));
     let first = connector(&ca, None);
     let clone = first.clone();
     assert_eq!(refusal(serving(), &clone, "ams-1").await.0, Cause::UnknownIssuer);
@@ -229,7 +229,7 @@ fn unusable_file_is_reported_by_name_with_a_remedy() {
     let folder = TempDir::new().unwrap();
     let ca = Authority::new("ours");
     ca.write(folder.path(), "ca");
-    let [one, two] = [(); 2].map(|()| ca.issue(&["a"], Valid::Always));
+    let [one, two] = [(); 2].map(|()| ca.issue(&["a"], Validity::Current));
     let error_message = |certificate, key| error_message(folder.path(), certificate, key);
     assert_eq!(
         error_message(&one.certificate, &two.key),

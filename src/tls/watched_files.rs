@@ -61,7 +61,7 @@ impl<T> Reloadable<T> {
 
     /// Loads a new value if a file has changed; the caller stores it in `value`. Returns `None` if nothing
     /// has changed. An error is returned once for each change.
-    pub fn renewed(
+    pub fn reload_if_changed(
         &mut self,
         load: impl FnOnce(&mut WatchedFiles) -> Result<T, FileError>,
     ) -> Option<Result<T, FileError>> {
@@ -153,13 +153,13 @@ mod tests {
         };
         fs::write(&path, "1").unwrap();
         let mut loaded = Reloadable::new(number).unwrap();
-        assert!(loaded.renewed(number).is_none());
+        assert!(loaded.reload_if_changed(number).is_none());
         fs::write(&path, "one").unwrap();
-        assert_eq!(loaded.renewed(number).unwrap().unwrap_err().to_string(), "it is not a number");
-        assert!(loaded.renewed(number).is_none());
+        assert_eq!(loaded.reload_if_changed(number).unwrap().unwrap_err().to_string(), "it is not a number");
+        assert!(loaded.reload_if_changed(number).is_none());
         assert_eq!((loaded.value, loaded.is_latest()), (1, false));
         fs::write(&path, "2").unwrap();
-        assert_eq!(loaded.renewed(number).unwrap().unwrap(), 2);
+        assert_eq!(loaded.reload_if_changed(number).unwrap().unwrap(), 2);
         assert!(loaded.is_latest());
     }
 }

@@ -70,7 +70,7 @@ impl WebSocketResponder {
     /// Returns the number of clients that the limit of open files allows, if that is fewer than
     /// `clients_max`.
     #[must_use]
-    pub fn shortage(&self) -> Option<usize> {
+    pub fn descriptor_shortage(&self) -> Option<usize> {
         let rules = self.rules.load();
         Some(connection_limit::descriptor_limit()).filter(|limit| rules.enabled && *limit < rules.clients_max)
     }

@@ -143,13 +143,13 @@ fn agents_measure_each_other_over_ipv6() {
 fn agents_with_https_measure_each_other_over_all_protocols() {
     use pathmeter::http::client::{Client, TlsClient};
     use pathmeter::tls::{Connector, Trust};
-    use pathmeter_lab::pki::{Authority, Valid};
+    use pathmeter_lab::pki::{Authority, Validity};
 
     for is_keyed in [false, true] {
         let (a, b, folder) = (Host::claim(), Host::claim(), TempDir::new().unwrap());
         let ca = Authority::new("ours");
         let ca_file = ca.write(folder.path(), "ca");
-        ca.issue(&[&b.to_string()], Valid::Always).write(folder.path(), "server");
+        ca.issue(&[&b.to_string()], Validity::Current).write(folder.path(), "server");
         let web = folder.path().join("web.yml");
         fs::write(&web, "tls_server_config: {cert_file: server.pem, key_file: server.key}\n").unwrap();
         let key = if is_keyed { key_file(folder.path()) } else { String::new() };

@@ -47,7 +47,7 @@ impl ReplyExtensions {
                 _ => {}
             }
         }
-        if keys.is_some_and(|keys| is_hmac_flagged || !tlv::are_proven(datagram, base, keys)) {
+        if keys.is_some_and(|keys| is_hmac_flagged || !tlv::are_authentic(datagram, base, keys)) {
             return Err(Mismatch::Unauthentic);
         }
         Ok(extensions)

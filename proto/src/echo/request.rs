@@ -288,7 +288,7 @@ mod tests {
             assert_eq!(ClassOfService::read(values[1]), Some(class));
             assert_eq!(values[2], [0; 16]);
             if mode == Mode::Authenticated {
-                assert!(stamp::verify(out, &keys).is_ok() && tlv::are_proven(out, base, &keys));
+                assert!(stamp::verify(out, &keys).is_ok() && tlv::are_authentic(out, base, &keys));
             }
         }
     }

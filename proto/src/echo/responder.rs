@@ -155,7 +155,7 @@ impl StampResponder {
     /// transit did not arrive.
     fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<Option<tlv::SessionRecord>, Refusal> {
         let base = mode.base_bytes();
-        let is_authentic = |keys: &Arc<Keys>| mode == Mode::Open || tlv::are_proven(datagram, base, keys);
+        let is_authentic = |keys: &Arc<Keys>| mode == Mode::Open || tlv::are_authentic(datagram, base, keys);
         if !self.keys.as_ref().is_none_or(is_authentic) {
             return Err(Refusal::Unauthentic);
         }

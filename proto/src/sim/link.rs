@@ -89,9 +89,9 @@ pub enum Loss {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Corruption {
     /// By the checksum in the receiving kernel, which drops the datagram.
-    Noticed,
+    Detected,
     /// Not detected: the application gets the datagram.
-    Unnoticed,
+    Undetected,
 }
 
 /// A bottleneck: a token bucket with a drop-tail queue.
@@ -230,7 +230,7 @@ impl Link {
             held: (0.0, 0),
             loss: Loss::Random(0.0),
             duplicates: 0.0,
-            corruption: (0.0, Corruption::Noticed),
+            corruption: (0.0, Corruption::Detected),
             queue: None,
             mtu: None,
             rewrite: Rewrite { dscp: None, ecn: None, ttl: None },
@@ -239,7 +239,7 @@ impl Link {
     }
 
     /// Replaces the parameters and keeps the state: datagrams in the queue still wait.
-    pub fn become_like(&mut self, other: &Self) {
+    pub fn replace_with(&mut self, other: &Self) {
         *self = Self { state: self.state, ..other.clone() };
     }
 
@@ -351,7 +351,7 @@ mod tests {
         let mut link = Link {
             loss: Loss::Random(0.25),
             duplicates: 0.5,
-            corruption: (0.1, Corruption::Noticed),
+            corruption: (0.1, Corruption::Detected),
             ..Link::perfect(0)
         };
         let passed: Vec<_> = stream(&mut link, 40_000).into_iter().filter_map(Result::ok).collect();
@@ -459,7 +459,7 @@ mod tests {
         let mut link = Link { queue, ..Link::perfect(0) };
         let mut random = Random::new(1);
         link.pass(&mut random, 0, SMALL).unwrap();
-        link.become_like(&Link { queue, ..Link::perfect(MS) });
+        link.replace_with(&Link { queue, ..Link::perfect(MS) });
         let [delivery, _] = link.pass(&mut random, 0, SMALL).unwrap();
         assert_eq!(delivery.unwrap().at, 3 * MS);
     }

@@ -370,7 +370,7 @@ impl World {
         let (from, address) = (prober_process.drained, SocketAddr::from(RESPONDER));
         while prober_process.timestamps.front().is_some_and(|timestamp| timestamp.visible <= truth) {
             let Some(timestamp) = prober_process.timestamps.pop_front() else { break };
-            let left = prober_process.timeline.place(timestamp.timestamp, timestamp.passed_at, now);
+            let left = prober_process.timeline.to_monotonic(timestamp.timestamp, timestamp.passed_at, now);
             prober.sent(timestamp.id, left, TimestampSource::Kernel);
             self.ledger.timestamped(timestamp.datagram, now);
             self.drive(prober, prober_process, truth);
@@ -387,7 +387,7 @@ impl World {
                 None => self.ledger.delivered(waiting.id, now),
             }
             let arrival = Arrival {
-                at: prober_process.timeline.place(waiting.timestamp, from, now),
+                at: prober_process.timeline.to_monotonic(waiting.timestamp, from, now),
                 by: TimestampSource::Kernel,
                 from: address,
                 to: None,
@@ -492,7 +492,7 @@ impl World {
         responder_process.record_drops(now);
         while let Some(waiting) = responder_process.waiting.pop_front() {
             busy += self.random.between(500, 5_000);
-            let received_at = responder_process.timeline.place(waiting.timestamp, from, now);
+            let received_at = responder_process.timeline.to_monotonic(waiting.timestamp, from, now);
             self.respond(responder, responder_process, busy, &waiting, received_at);
         }
         responder_process.drained = clock.monotonic(truth);
@@ -580,7 +580,7 @@ fn packet(bytes: &[u8], send: &Send) -> Packet {
 /// Copies that reach the socket: the kernel drops those with a wrong checksum.
 fn received<E>(passed: Result<[Option<Delivery>; 2], E>) -> impl Iterator<Item = Delivery> {
     let copies = passed.ok().into_iter().flatten().flatten();
-    copies.filter(|copy| !matches!(copy.damage, Some((_, Corruption::Noticed))))
+    copies.filter(|copy| !matches!(copy.damage, Some((_, Corruption::Detected))))
 }
 
 fn damaged(bytes: &[u8], delivery: &Delivery) -> Vec<u8> {

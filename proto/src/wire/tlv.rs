@@ -287,7 +287,7 @@ impl FollowUp {
 /// Whether the extensions of an authenticated packet are authenticated: by an HMAC that only padding follows,
 /// or because none of them needs it (RFC 8972 section 4.8). The HMAC does not cover what follows it.
 #[must_use]
-pub fn are_proven(datagram: &[u8], base_bytes: usize, keys: &Keys) -> bool {
+pub fn are_authentic(datagram: &[u8], base_bytes: usize, keys: &Keys) -> bool {
     let mut from_hmac = walk(datagram, base_bytes).skip_while(|found| found.kind != HMAC);
     match from_hmac.next() {
         Some(hmac) => {
@@ -482,7 +482,7 @@ mod tests {
     #[test]
     fn extensions_are_authentic_with_an_hmac_or_if_there_is_at_most_one_padding() {
         let keys = Keys::parse("0123456789abcdef").unwrap();
-        let proven = |datagram: &[u8]| are_proven(datagram, 112, &keys);
+        let proven = |datagram: &[u8]| are_authentic(datagram, 112, &keys);
         let with = |kinds: &[(u8, u16)]| {
             let mut datagram = vec![7; 112];
             for (kind, len) in kinds {

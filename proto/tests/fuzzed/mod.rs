@@ -102,7 +102,7 @@ pub(crate) fn decode_tlv(bytes: &[u8]) {
         }
         let is_over = tlv::next(bytes, end).is_none_or(|next| next.is_err());
         assert!(is_over, "a walk ends at the end or at the first malformed extension");
-        if base > 0 && bytes.len() >= base && tlv::are_proven(bytes, base, &keys) {
+        if base > 0 && bytes.len() >= base && tlv::are_authentic(bytes, base, &keys) {
             let kinds: Vec<u8> = tlv::walk(bytes, base).map(|found| found.kind).collect();
             let bare = kinds.is_empty() || kinds == [tlv::PADDING];
             assert!(bare || kinds.contains(&tlv::HMAC), "{kinds:?}");

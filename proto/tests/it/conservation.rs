@@ -148,8 +148,8 @@ fn corrupted_authenticated_datagrams_are_lost_in_the_right_direction() {
     let mut corrupted = 0;
     for seed in seeds(500) {
         let (mut world, spec) = impaired_world(seed);
-        world.forward.corruption = (0.05, Corruption::Unnoticed);
-        world.reverse.corruption = (0.05, Corruption::Unnoticed);
+        world.forward.corruption = (0.05, Corruption::Undetected);
+        world.reverse.corruption = (0.05, Corruption::Undetected);
         let spec = EchoSpec {
             wire: WireFormat::Stamp { keys: Some(keys.clone()), quirks: Quirks::default() },
             ..spec

@@ -97,7 +97,7 @@ fn brief_reply_leaves_out_only_trailing_padding() {
         assert_eq!(reply.len(), kept);
         let record = record(&reply, mode);
         assert!(record.is_reply && record.is_brief && record.highest == 3);
-        assert!(keys.is_none_or(|keys| tlv::are_proven(&reply, mode.base_bytes(), &keys)));
+        assert!(keys.is_none_or(|keys| tlv::are_authentic(&reply, mode.base_bytes(), &keys)));
     }
 }
 

@@ -65,8 +65,8 @@ fn datagrams_with_a_wrong_checksum_are_lost() {
     let mut lost = 0;
     for seed in seeds(300) {
         let (mut world, spec) = with_icmp_host(seed, impaired_world(seed));
-        world.forward.corruption = (0.05, Corruption::Noticed);
-        world.reverse.corruption = (0.05, Corruption::Noticed);
+        world.forward.corruption = (0.05, Corruption::Detected);
+        world.reverse.corruption = (0.05, Corruption::Detected);
         let (counts, ledger) = measure(world, spec);
         let outcome = ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0);
         outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}: {difference}"));

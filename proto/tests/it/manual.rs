@@ -210,7 +210,7 @@ fn delayed_reply_carries_its_real_send_time_and_is_authentic() {
             assert_eq!(read.turnaround(), i64::try_from(waited * 1_000_000).unwrap(), "{mode:?}");
             if let Some(keys) = &keys {
                 stamp::verify(&reply, keys).unwrap();
-                assert!(tlv::are_proven(&reply, mode.base_bytes(), keys));
+                assert!(tlv::are_authentic(&reply, mode.base_bytes(), keys));
             }
         }
     }

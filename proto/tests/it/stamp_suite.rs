@@ -128,7 +128,7 @@ fn captured_hmacs_equal_those_of_this_implementation() {
         for original in [bytes(capture.request), bytes(capture.reply)] {
             let keys = capture.keys().unwrap();
             assert!(stamp::verify(&original, &keys).is_ok(), "{}", capture.what);
-            assert!(tlv::are_proven(&original, 112, &keys), "{}", capture.what);
+            assert!(tlv::are_authentic(&original, 112, &keys), "{}", capture.what);
             let mut ours = original.clone();
             ours[96..112].fill(0);
             stamp::seal(&mut ours, Mode::Authenticated, Some(&key));
@@ -154,7 +154,7 @@ fn captured_requests_are_answered_with_the_same_layout() {
         let (send, ours) = outcome.reply.unwrap_or_else(|| panic!("{what}: {:?}", outcome.refusal));
         assert_eq!((ours.len(), send.tos), (theirs.len(), capture.tos), "{what}");
         assert!(capture.keys().is_none_or(|keys| stamp::verify(&ours, &keys).is_ok()), "{what}");
-        assert!(capture.keys().is_none_or(|keys| tlv::are_proven(&ours, 112, &keys)), "{what}");
+        assert!(capture.keys().is_none_or(|keys| tlv::are_authentic(&ours, 112, &keys)), "{what}");
         // Equal to its own reply byte by byte, except the timestamps, the error estimate, the HMACs, and the
         // reserved bits of the class of service, which stamp-suite sets.
         let base: &[std::ops::Range<usize>] = match mode {

@@ -244,7 +244,7 @@ impl Measurement<'_> {
             ticker.tick().await;
         }
         self.add_reports(&mut summary)?;
-        summary.unexpected = self.path.unexpected_answers();
+        summary.unexpected = self.path.unexpected_responses();
         if is_live {
             print_out("\r\x1b[K")?;
         }

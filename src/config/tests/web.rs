@@ -87,7 +87,7 @@ basic_auth_users:
     assert_eq!((tls.min_version, tls.max_version), (TlsVersion::Tls12, TlsVersion::Tls13));
     assert_eq!(tls.suites, Some(vec![Suite::RsaAes256, Suite::EcdsaChacha20]));
     assert_eq!(tls.curves, [Curve::P384, Curve::X25519]);
-    assert!(!tls.prefer_ours);
+    assert!(!tls.prefer_server_suites);
     assert_eq!(
         lines(&loaded.warnings),
         [

@@ -1,6 +1,6 @@
 //! Echo over `wss` and `https`, with untrusted and faulty servers.
 
-use pathmeter_lab::pki::{Authority, Valid};
+use pathmeter_lab::pki::{Authority, Validity};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
@@ -65,17 +65,17 @@ fn invalid_certificate_is_a_tls_error_with_its_cause() {
     let (ca, other) = (Authority::new("trusted"), Authority::new("unknown"));
     let serving = |ca: &Authority, name: &str, valid| acceptor(&web(&ca.issue(&[name], valid)));
     for test_protocol in [TestProtocol::WebSocket, TestProtocol::Http] {
-        let unknown = first_error(test_protocol, serving(&other, "ams-1", Valid::Always), &ca);
+        let unknown = first_error(test_protocol, serving(&other, "ams-1", Validity::Current), &ca);
         let text = "certificate is signed by an unknown CA; set tls.ca_file to its CA";
         assert_eq!(unknown, format!("tls with b: {text}"));
-        let wrong = first_error(test_protocol, serving(&ca, "fra-1", Valid::Always), &ca);
+        let wrong = first_error(test_protocol, serving(&ca, "fra-1", Validity::Current), &ca);
         assert!(
             wrong.starts_with("tls with b: certificate is not valid for ams-1 (valid for fra-1); "),
             "{wrong}"
         );
-        let expired = first_error(test_protocol, serving(&ca, "ams-1", Valid::Past), &ca);
+        let expired = first_error(test_protocol, serving(&ca, "ams-1", Validity::Expired), &ca);
         assert!(expired.starts_with("tls with b: certificate expired "), "{expired}");
-        let early = first_error(test_protocol, serving(&ca, "ams-1", Valid::Future), &ca);
+        let early = first_error(test_protocol, serving(&ca, "ams-1", Validity::NotYet), &ca);
         assert!(early.starts_with("tls with b: certificate is not valid until "), "{early}");
     }
 }
@@ -83,7 +83,7 @@ fn invalid_certificate_is_a_tls_error_with_its_cause() {
 #[test]
 fn missing_client_certificate_is_a_tls_error_in_both_versions() {
     let ca = Authority::new("trusted");
-    let issued = ca.issue(&["ams-1"], Valid::Always);
+    let issued = ca.issue(&["ams-1"], Validity::Current);
     for max_version in [crate::config::web::TlsVersion::Tls12, crate::config::web::TlsVersion::Tls13] {
         let clients = ClientVerification::Verified { ca: Pem::Text(ca.pem()), names: Vec::new() };
         let web = crate::config::web::WebTls { clients, max_version, ..web(&issued) };
@@ -121,7 +121,7 @@ fn plain_text_server_is_a_tls_error_and_a_closed_one_is_not() {
 #[test]
 fn trusted_server_is_measured_and_its_certificate_expiry_reported() {
     let ca = Authority::new("trusted");
-    let server = serving(acceptor(&web(&ca.issue(&["ams-1"], Valid::Always))));
+    let server = serving(acceptor(&web(&ca.issue(&["ams-1"], Validity::Current))));
     let mut path = StreamPath::start(secure(TestProtocol::Http, server.address, &ca));
     path.until("answers", |observed| observed.answered() >= 5);
     let observed = path.stop();

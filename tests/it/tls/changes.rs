@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use pathmeter_lab::pki::{Authority, Valid};
+use pathmeter_lab::pki::{Authority, Validity};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -62,7 +62,7 @@ fn certificates_are_rotated_under_open_connections() {
     // replaced.
     for name in ["first", "second", "broken"] {
         fs::create_dir(files.at(name)).unwrap();
-        let issued = files.ca.issue(&[name, &host.to_string()], Valid::Always);
+        let issued = files.ca.issue(&[name, &host.to_string()], Validity::Current);
         issued.write(&files.at(name), "tls");
     }
     fs::write(files.at("broken/tls.key"), "-----BEGIN PRIVATE KEY-----\n").unwrap();

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use pathmeter::http::auth::Signer;
 use pathmeter::http::client::{Client, TlsClient};
 use pathmeter::tls::{Connector, KeyPair, Trust};
-use pathmeter_lab::pki::{Authority, FOR_EVER, Issued, Valid};
+use pathmeter_lab::pki::{Authority, Issued, VALID_UNTIL, Validity};
 use pathmeter_proto::key::{Key, Keys};
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ impl TlsFiles {
     }
 
     fn issue(&self, file: &str, names: &[&str]) -> Issued {
-        let issued = self.ca.issue(names, Valid::Always);
+        let issued = self.ca.issue(names, Validity::Current);
         issued.write(self.folder.path(), file);
         issued
     }
@@ -112,7 +112,7 @@ fn metrics_are_served_over_https() {
     let page = agent.page();
     assert_eq!(page.count(ERRORS, &[]), 0);
     assert_eq!(page.count(SUCCESSFUL, &[]), 1);
-    assert!(page.text().contains(&format!("\n{EXPIRY} {FOR_EVER}\n")), "{page}");
+    assert!(page.text().contains(&format!("\n{EXPIRY} {VALID_UNTIL}\n")), "{page}");
     assert_eq!(undocumented(&page), Vec::<&str>::new());
 
     let url = format!("https://{}/metrics", host.service_address());
@@ -167,7 +167,7 @@ fn client_without_an_accepted_certificate_is_refused_with_a_reason() {
     files.web(&host, "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n");
     files.issue("client", &["prometheus"]);
     let (ca, other) = (files.at("ca.pem"), Authority::new("others"));
-    other.issue(&["prometheus"], Valid::Always).write(files.folder.path(), "strange");
+    other.issue(&["prometheus"], Validity::Current).write(files.folder.path(), "strange");
     let config =
         host.config("fra-1", &format!("tls: {{web_config_file: {}}}", files.at("web.yml").display()));
     let agent = Agent::start_for(&host, &config, files.client(&host.to_string(), Some("client")));
@@ -228,12 +228,17 @@ fn untrusted_server_is_named_with_a_reason() {
     drop(agent);
 
     for (valid, begin, end) in [
-        (Valid::Past, "certificate expired ", "d ago; renew it, or correct the clock of this host\n"),
-        (Valid::Future, "certificate is not valid until ", "d from now; check the clock of this host\n"),
+        (Validity::Expired, "certificate expired ", "d ago; renew it, or correct the clock of this host\n"),
+        (Validity::NotYet, "certificate is not valid until ", "d from now; check the clock of this host\n"),
     ] {
         files.ca.issue(&["fra-1"], valid).write(files.folder.path(), "server");
         let agent = files.agent(&host, "");
-        assert_eq!(agent.log().contains("certificate has expired"), valid == Valid::Past, "{}", agent.log());
+        assert_eq!(
+            agent.log().contains("certificate has expired"),
+            valid == Validity::Expired,
+            "{}",
+            agent.log()
+        );
         let output = healthcheck(address, &["--tls-ca-file", &ca, "--tls-server-name", "fra-1"]);
         let begin = format!("error: tls with {address}: {begin}");
         assert!(output.stderr.starts_with(&begin) && output.stderr.ends_with(end), "{output}");

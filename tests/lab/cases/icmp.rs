@@ -385,7 +385,7 @@ fn bad_link() -> Link {
     link.jitter = Jitter::Uniform(20 * MS);
     link.loss = Loss::Random(0.08);
     link.duplicates = 0.1;
-    link.corruption = (0.03, Corruption::Noticed);
+    link.corruption = (0.03, Corruption::Detected);
     link
 }
 

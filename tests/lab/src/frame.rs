@@ -223,7 +223,7 @@ impl Datagram {
         let before = frame[self.payload..end].to_vec();
         let byte = delivery.damage(&mut frame[self.payload..end]);
         let has_no_checksum = self.protocol == UDP && frame[at..at + 2] == [0, 0];
-        if noticed_by == Corruption::Noticed || has_no_checksum {
+        if noticed_by == Corruption::Detected || has_no_checksum {
             return byte;
         }
         let mut checksum = u16::from_be_bytes([frame[at], frame[at + 1]]);
@@ -423,7 +423,7 @@ mod tests {
             for bit in 0..PAYLOAD.len() * 8 {
                 #[expect(clippy::cast_precision_loss, reason = "small")]
                 let share = (bit as f64 + 0.5) / (PAYLOAD.len() * 8) as f64;
-                for noticed_by in [Corruption::Noticed, Corruption::Unnoticed] {
+                for noticed_by in [Corruption::Detected, Corruption::Undetected] {
                     let mut frame = frame(is_v6);
                     let delivery = Delivery { at: 0, damage: Some((share, noticed_by)), tos: 0xb8, ttl: 255 };
                     Datagram::find(&frame).unwrap().apply_delivery(&mut frame, &delivery);
@@ -431,7 +431,7 @@ mod tests {
                     let differs =
                         found.payload(&frame).iter().zip(PAYLOAD).map(|(a, b)| (a ^ b).count_ones());
                     assert_eq!(differs.sum::<u32>(), 1);
-                    assert_eq!(udp_sum(&frame) == 0, noticed_by == Corruption::Unnoticed, "bit {bit}");
+                    assert_eq!(udp_sum(&frame) == 0, noticed_by == Corruption::Undetected, "bit {bit}");
                 }
             }
         }

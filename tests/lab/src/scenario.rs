@@ -231,7 +231,7 @@ impl LinkConfig {
         };
         link.duplicates = self.duplicates.0;
         if let Some(CorruptionConfig { share, noticed }) = &self.corruption {
-            let noticed_by = if *noticed { Corruption::Noticed } else { Corruption::Unnoticed };
+            let noticed_by = if *noticed { Corruption::Detected } else { Corruption::Undetected };
             link.corruption = (share.0, noticed_by);
         }
         link.queue = self.queue.as_ref().map(|queue| Queue {

@@ -527,7 +527,7 @@ fn is_mtu_probe(head: &DatagramHead, rules: &Rules) -> bool {
 fn is_harmless(head: &DatagramHead, (byte, who): (usize, Corruption), rules: &Rules) -> bool {
     const HMAC_BYTES: usize = 20;
     let is_unread = byte + HMAC_BYTES == head.payload_bytes() && head.datagram.destination == rules.responder;
-    who == Corruption::Unnoticed && rules.format == EchoFormat::Authenticated && is_unread
+    who == Corruption::Undetected && rules.format == EchoFormat::Authenticated && is_unread
 }
 
 /// Delivered copies with damage that only the application can detect: of requests, and of replies.
@@ -540,7 +540,7 @@ pub fn forged(wire: &Wire, rules: &Rules) -> [u64; 2] {
             let copies = entry.outcome.iter().flatten().flatten();
             let damages = copies.filter_map(|exit| exit.damage);
             let is_forged = |damage: &(usize, Corruption)| {
-                damage.1 == Corruption::Unnoticed && !is_harmless(&entry.head, *damage, rules)
+                damage.1 == Corruption::Undetected && !is_harmless(&entry.head, *damage, rules)
             };
             forged[role as usize] += damages.filter(is_forged).count() as u64;
         }

@@ -129,8 +129,8 @@ impl Wire {
     /// Changes both links from the next datagram on. Datagrams in flight are not affected.
     pub fn set_links(&self, forward: &Link, reverse: &Link) {
         let mut state = self.shared.state.lock().unwrap();
-        state.links[0].become_like(forward);
-        state.links[1].become_like(reverse);
+        state.links[0].replace_with(forward);
+        state.links[1].replace_with(reverse);
     }
 
     /// The number of UDP datagrams and ICMP echoes that entered so far in one direction.

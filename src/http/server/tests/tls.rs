@@ -3,7 +3,7 @@
 use super::*;
 use crate::tls::tests::{acceptor, connector, web};
 use crate::tls::{Connector, TlsStream};
-use pathmeter_lab::pki::{Authority, FOR_EVER, Valid};
+use pathmeter_lab::pki::{Authority, VALID_UNTIL, Validity};
 
 /// Returns a server with a certificate for `first`, and a client that trusts its CA.
 fn serving(limits: ServerLimits) -> (Served, Arc<ArcSwap<LoadedWebConfig>>, Authority, Connector) {
@@ -18,7 +18,7 @@ fn serving(limits: ServerLimits) -> (Served, Arc<ArcSwap<LoadedWebConfig>>, Auth
 
 fn web_config(ca: &Authority, name: &str) -> LoadedWebConfig {
     LoadedWebConfig {
-        acceptor: Some(acceptor(&web(&ca.issue(&[name], Valid::Always)))),
+        acceptor: Some(acceptor(&web(&ca.issue(&[name], Validity::Current)))),
         ..LoadedWebConfig::default()
     }
 }
@@ -47,7 +47,7 @@ async fn new_certificate_applies_to_new_connections_only() {
     let (served, served_as, ca, connector) = serving(ServerLimits::default());
     let mut first = connect(&served, &connector, "first").await;
     hello(&mut first).await;
-    assert_eq!(first.certificate_expiry(), Some(FOR_EVER));
+    assert_eq!(first.certificate_expiry(), Some(VALID_UNTIL));
 
     served_as.store(Arc::new(web_config(&ca, "second")));
     let mut second = connect(&served, &connector, "second").await;

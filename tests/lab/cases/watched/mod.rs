@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use pathmeter_lab::pki::{Authority, Valid};
+use pathmeter_lab::pki::{Authority, Validity};
 use pathmeter_lab::{DEADLINE, Net, Plan};
 use pathmeter_proto::sim::{Jitter, Link, Loss};
 use serde_json::{Value, json};
@@ -109,7 +109,8 @@ fn list(net: &Net, folder: &Path) {
     let ca = Authority::new("lab");
     ca.write(folder, "ca");
     for (name, _) in AGENTS {
-        let (certificate, key) = ca.issue(&[&net.v4(name).to_string()], Valid::Always).write(folder, name);
+        let (certificate, key) =
+            ca.issue(&[&net.v4(name).to_string()], Validity::Current).write(folder, name);
         let web = json!({"tls_server_config": {"cert_file": certificate, "key_file": key}});
         fs::write(folder.join(format!("{name}.web.yml")), web.to_string()).unwrap();
     }
