@@ -94,7 +94,7 @@ impl<S: ClockSource> Clock<S> {
     }
 
     /// Converts a kernel timestamp, which was made between `from` and `to`, to the monotonic clock; see
-    /// [`Timeline::place`].
+    /// [`Timeline::to_monotonic`].
     #[must_use]
     pub fn monotonic_of(&mut self, timestamp: WallTime, from: Timestamp, to: Timestamp) -> Timestamp {
         let timestamp = self.source.timestamped(timestamp);

@@ -209,7 +209,7 @@ impl EchoSeries {
         }
     }
 
-    /// Returns the lost datagrams by direction, in the order of [`Direction::ALL`].
+    /// Returns the lost datagrams by direction, in the order forward, reverse, unknown.
     #[must_use]
     pub fn lost(&self) -> [u64; 3] {
         [Direction::Forward, Direction::Reverse, Direction::Unknown].map(|way| self.lost.of(way).get())

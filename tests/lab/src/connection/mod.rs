@@ -223,7 +223,7 @@ impl MessageExchange {
             .any(|leg| leg.arrived.is_some_and(|arrival| arrival.is_joined))
     }
 
-    /// How long the message waited before it entered the wire, if longer than [`PROMPT_SEND_MAX`].
+    /// How long the message waited before it entered the wire, if longer than 5 ms.
     #[must_use]
     pub fn waited(&self) -> Option<u64> {
         let waited = self.to_server.entered?.saturating_sub(self.scheduled_at);
