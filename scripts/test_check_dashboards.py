@@ -146,9 +146,9 @@ BOARDS = [
 SCHEMA = [
     (put((*FIRST, "gridpos"), {}), "gridpos is not a key known to Grafana"),
     (put((*FIRST, "options", "legend", "position"), "right"), "legend.position is not a key known to Grafana"),
-    (put((*FIRST, "options", "legend", "placement"), "left"), "is 'left', and Grafana wants"),
-    (put((*SECOND, "options", "showHeader"), "yes"), "is 'yes', and Grafana wants"),
-    (put((*ROW, "panels", 0, "gridPos", "w"), "12"), "is '12', and Grafana wants"),
+    (put((*FIRST, "options", "legend", "placement"), "left"), "is 'left', but Grafana expects"),
+    (put((*SECOND, "options", "showHeader"), "yes"), "is 'yes', but Grafana expects"),
+    (put((*ROW, "panels", 0, "gridPos", "w"), "12"), "is '12', but Grafana expects"),
 ]
 
 
