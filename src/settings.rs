@@ -145,7 +145,7 @@ impl Settings {
             ("listen.stamp", old.listen.stamp.to_string(), new.listen.stamp.to_string()),
             ("listen.agent", old.listen.agent.to_string(), new.listen.agent.to_string()),
             ("responder.sessions", old.responder.sessions.to_string(), new.responder.sessions.to_string()),
-            ("log.format", format!("{:?}", old.log.format), format!("{:?}", new.log.format)),
+            ("log.format", old.log.format.name().to_owned(), new.log.format.name().to_owned()),
         ];
         match fixed.into_iter().find(|(_, from, to)| from != to) {
             Some((what, from, to)) => Err(SettingsError::Restart { what, from, to }),

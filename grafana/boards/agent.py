@@ -121,7 +121,7 @@ def left_out():
         "Paths not exported",
         NUMBER,
         "Paths that are measured but not exported because of metrics.max_series. Normal: 0. Raise the limit, select fewer peers, or sum paths by group.",
-        query(f"sum(pathmeter_series_limit_dropped{{{HOST}}})"),
+        query(f"sum(pathmeter_paths_not_exported{{{HOST}}})"),
         thresholds=NONE_IS_WELL,
     )
 
@@ -400,7 +400,7 @@ def responder():
         query(total("pathmeter_responder_requests_total", HOST), "requests"),
         query(total("pathmeter_responder_replies_total", HOST), "replies"),
         query(total("pathmeter_responder_messages_total", HOST), "messages over tcp"),
-        query(total("pathmeter_goodbyes_refused_total", HOST), "rejected goodbyes"),
+        query(total("pathmeter_agent_port_rejected_total", HOST), "rejected goodbyes"),
     )
 
 
@@ -602,7 +602,7 @@ def most_left_out():
         "Agents: paths not exported",
         NUMBER,
         "Agents that measure more paths than metrics.max_series allows to export. Empty: none.",
-        f"max by (instance) (pathmeter_series_limit_dropped{{{ALL}}}) > 0",
+        f"max by (instance) (pathmeter_paths_not_exported{{{ALL}}}) > 0",
         NONE_IS_WELL,
         TROUBLE,
     )

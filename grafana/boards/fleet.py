@@ -24,7 +24,7 @@ def _of_groups(*names):
 
 
 ALL_LOST = everything(f"pathmeter_pair:echo_lost_direction:rate5m{{{PATHS}}}", _of_groups("lost"))
-ALL_JUDGED = everything(f"pathmeter_pair:echo_judged:rate5m{{{PATHS}}}", _of_groups("verdicts", "withdrawn", "host_dropped"))
+ALL_JUDGED = everything(f"pathmeter_pair:echo_network_verdicts:rate5m{{{PATHS}}}", _of_groups("verdicts", "withdrawn", "host_dropped"))
 
 
 def board():
@@ -124,7 +124,7 @@ def unreachable():
         "Peers unreachable",
         NUMBER,
         "Peers from which more than half of the agents that probe them receive no replies. The fault is then at the peer, not on the path. Normal: 0.",
-        query(or_zero('count(pathmeter_peer:sources_lost:count{job="$job"} / pathmeter_peer:sources:count{job="$job"} > 0.5)')),
+        query(or_zero('count(pathmeter_peer:sources_without_replies:count{job="$job"} / pathmeter_peer:sources:count{job="$job"} > 0.5)')),
         thresholds=NONE_IS_WELL,
     )
 
@@ -164,9 +164,9 @@ def alerts_firing():
 
 def worst_pairs():
     loss = f"pathmeter_pair:echo_loss:ratio_rate5m{{{PATHS}}}"
-    judged = f"pathmeter_pair:echo_judged:rate5m{{{PATHS}}}"
+    network_verdicts = f"pathmeter_pair:echo_network_verdicts:rate5m{{{PATHS}}}"
     p99 = f"pathmeter_pair:echo_rtt_seconds:p99_5m{{{PATHS}}}"
-    worst = f"(topk({WORST}, {loss} and {judged} >= 0.1) or topk({WORST}, {p99}))"
+    worst = f"(topk({WORST}, {loss} and {network_verdicts} >= 0.1) or topk({WORST}, {p99}))"
 
     def of_the_worst(recorded):
         return query(f"max by ({PATH}) ({recorded} and {worst})")
@@ -179,7 +179,7 @@ def worst_pairs():
         of_the_worst(loss),
         of_the_worst(p99),
         of_the_worst(f"pathmeter_pair:echo_rtt_seconds:mean5m{{{PATHS}}}"),
-        of_the_worst(judged),
+        of_the_worst(network_verdicts),
         columns=[
             Column("instance", "from", links=(to_pair(*names, cell("probe"), cell("family")), to_node(names[0]))),
             Column("peer", "to", links=(to_pair(*names, cell("probe"), cell("family")), to_node(names[1]))),
@@ -366,7 +366,7 @@ def zone_p99_over_time():
 
 
 def peers_lost_by_many():
-    lost = 'pathmeter_peer:sources_lost:count{job="$job"}'
+    lost = 'pathmeter_peer:sources_without_replies:count{job="$job"}'
     probed = 'pathmeter_peer:sources:count{job="$job"}'
     worst = f"and on (peer) topk({WORST}, sum by (peer) ({lost} > 0))"
     return table(

@@ -255,7 +255,7 @@ def both_sides():
     def by_name(expr):
         return f"sum by (peer) ({of_me(expr)})"
 
-    mine = f"and on (peer) sum by (peer) (pathmeter_pair:echo_judged:rate5m{{{I_SEE}}})"
+    mine = f"and on (peer) sum by (peer) (pathmeter_pair:echo_network_verdicts:rate5m{{{I_SEE}}})"
     return table(
         "Peers, measured in both roles",
         "Over five minutes, of the worst selected probe; RTTs of the fastest. Directions are those of the wire, seen from this host: loss on the way to the "
@@ -291,7 +291,7 @@ def both_sides():
 
 def _loss_by_direction(where):
     lost = total("pathmeter_echo_lost_total", where, "probe, family, direction")
-    return f"max by (direction) ({lost} / on (probe, family) group_left () ({judged(where, 'probe, family')} > 0))"
+    return f"max by (direction) ({lost} / on (probe, family) group_left () ({network_verdicts(where, 'probe, family')} > 0))"
 
 
 def my_loss():

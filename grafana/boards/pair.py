@@ -31,7 +31,7 @@ def board():
         annotations=events(BOTH_AGENTS, PATH),
         links=[
             link(
-                "The other way round",
+                "Opposite direction",
                 "/d/pathmeter-pair?${datasource:queryparam}&${job:queryparam}&var-instance=${peer}&var-peer=${instance}&${probe:queryparam}&${family:queryparam}",
                 "The same pair, measured by the peer",
             )
@@ -171,7 +171,7 @@ def probes():
         recorded("pathmeter_pair:echo_rtt_seconds:mean5m"),
         recorded("pathmeter_pair:echo_rtt_seconds:p99_5m"),
         recorded("pathmeter_pair:echo_ipdv_seconds:mean5m"),
-        recorded("pathmeter_pair:echo_judged:rate5m"),
+        recorded("pathmeter_pair:echo_network_verdicts:rate5m"),
         columns=[
             Column("probe", "probe", links=link_to_it),
             Column("family", "family", width=60, links=link_to_it),

@@ -16,7 +16,7 @@ def total(metric, where, by="", window=GRAPH):
     return f"{_sum(by)}(rate({metric}{{{where}}}[{window}]))"
 
 
-def judged(where, by="", window=GRAPH):
+def network_verdicts(where, by="", window=GRAPH):
     """Datagrams per second for which the network is responsible: neither withdrawn nor dropped by a host."""
     return (
         f"({total('pathmeter_echo_verdicts_total', where, by, window)}"
@@ -28,17 +28,17 @@ def judged(where, by="", window=GRAPH):
 def loss_by_direction(where, window=GRAPH):
     """Each direction's part of the loss ratio: they add up to it."""
     lost = total("pathmeter_echo_lost_total", where, "direction", window)
-    return f"{lost} / on () group_left () ({judged(where, '', window)} > 0)"
+    return f"{lost} / on () group_left () ({network_verdicts(where, '', window)} > 0)"
 
 
 def recorded_loss(where):
     """Loss ratio of the last five minutes, from the recording rules, of many paths together."""
-    return f"sum(pathmeter_pair:echo_lost:rate5m{{{where}}}) / (sum(pathmeter_pair:echo_judged:rate5m{{{where}}}) > 0)"
+    return f"sum(pathmeter_pair:echo_lost:rate5m{{{where}}}) / (sum(pathmeter_pair:echo_network_verdicts:rate5m{{{where}}}) > 0)"
 
 
 def recorded_loss_by_direction(where):
     lost = f"sum by (direction) (pathmeter_pair:echo_lost_direction:rate5m{{{where}}})"
-    return f"{lost} / on () group_left () (sum(pathmeter_pair:echo_judged:rate5m{{{where}}}) > 0)"
+    return f"{lost} / on () group_left () (sum(pathmeter_pair:echo_network_verdicts:rate5m{{{where}}}) > 0)"
 
 
 def worst_loss(where, by="", direction=""):
@@ -52,7 +52,7 @@ def worst_loss(where, by="", direction=""):
         lost = f'sum by ({paths}) (pathmeter_pair:echo_lost_direction:rate5m{{{where},direction="{direction}"}})'
     else:
         lost = f"sum by ({paths}) (pathmeter_pair:echo_lost:rate5m{{{where}}})"
-    answerable = f"sum by ({paths}) (pathmeter_pair:echo_judged:rate5m{{{where}}})"
+    answerable = f"sum by ({paths}) (pathmeter_pair:echo_network_verdicts:rate5m{{{where}}})"
     worst = f"max by ({by})" if by else "max"
     return f"({worst} ({lost} / ({answerable} >= 0.1)) or {worst} ({lost} / ({answerable} > 0)))"
 

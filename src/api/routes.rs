@@ -86,7 +86,7 @@ const WEBSOCKET: &str = "/ws";
 /// Paths with their method and description.
 const ROUTES: [(&str, Method, &str); 11] = [
     ("/", Method::GET, "this page"),
-    ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if asked for"),
+    ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if requested"),
     (
         "/api/v1/agent",
         Method::GET,

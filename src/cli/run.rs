@@ -97,18 +97,13 @@ pub(super) fn check(arguments: &CheckArguments) -> Result<(), Failure> {
         print_out(&format!("{file}: warning: {warning}\n"))?;
     }
     let config = &loaded.config;
-    print_out(&format!(
-        "{file}: ok: agent {}, {} peers, {} targets, {}{} probes\n",
-        config.agent.name,
-        config.peers.len(),
-        config.targets.len(),
-        match config.providers.len() {
-            0 => String::new(),
-            1 => "1 provider, ".to_owned(),
-            providers => format!("{providers} providers, "),
-        },
-        config.probes.len()
-    ))
+    let counted = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    let mut counts = vec![counted(config.peers.len(), "peer"), counted(config.targets.len(), "target")];
+    if !config.providers.is_empty() {
+        counts.push(counted(config.providers.len(), "provider"));
+    }
+    counts.push(counted(config.probes.len(), "probe"));
+    print_out(&format!("{file}: ok: agent {}, {}\n", config.agent.name, counts.join(", ")))
 }
 
 /// Checks a web config file. The files that it names are not opened, as with a configuration.

@@ -29,10 +29,10 @@ pub trait KindConfig {
 /// Reads the keys that are specific to a kind of probe.
 pub(super) trait KindReader {
     /// The allowed intervals.
-    fn intervals(&self) -> RangeInclusive<Duration>;
+    fn interval_allowed(&self) -> RangeInclusive<Duration>;
 
     /// The default interval.
-    fn interval(&self) -> Duration;
+    fn interval_default(&self) -> Duration;
 
     /// Checks that a target can be measured; if not, returns what is wrong and the remedy.
     fn check_target(&self, target: &DeclaredHost) -> Result<(), (String, String)>;

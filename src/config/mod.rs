@@ -407,3 +407,14 @@ pub enum LogFormat {
     /// One JSON object per line.
     Json,
 }
+
+impl LogFormat {
+    /// The value of `log.format`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}

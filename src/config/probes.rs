@@ -73,8 +73,9 @@ pub(super) fn probe<'a>(
     let Some(reader) = reader(section) else {
         return section.ignore_rest();
     };
-    let interval =
-        section.key("interval", |value| duration(value, &reader.intervals())).or(reader.interval());
+    let interval = section
+        .key("interval", |value| duration(value, &reader.interval_allowed()))
+        .or(reader.interval_default());
     let dscp = section.key("dscp", dscp).or(Dscp::DEFAULT);
     let source = section.key("source", source).optional();
     let family = section.key("family", |value| value.one_of(&FAMILIES)).or(FamilyChoice::Auto);

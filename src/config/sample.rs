@@ -40,11 +40,11 @@ impl KindConfig for Sample {
 pub(super) struct SampleReader;
 
 impl KindReader for SampleReader {
-    fn intervals(&self) -> RangeInclusive<Duration> {
+    fn interval_allowed(&self) -> RangeInclusive<Duration> {
         Duration::from_millis(1)..=Duration::from_secs(1)
     }
 
-    fn interval(&self) -> Duration {
+    fn interval_default(&self) -> Duration {
         Duration::from_millis(10)
     }
 

@@ -62,7 +62,7 @@ impl Membership {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 health.last_success = nanos(now);
                 if health.error.take().is_some() {
-                    info!(provider, members = members.len(), "provider answers again");
+                    info!(provider, members = members.len(), "polling provider succeeded again");
                 }
                 if self.inputs.members_by_provider.get(&provider) != Some(&members) {
                     info!(provider, members = members.len(), "members of provider have changed");

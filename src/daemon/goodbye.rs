@@ -55,7 +55,7 @@ impl Recorder<GoodbyeListener> for GoodbyeRecorder {
         match report {
             GoodbyeReport::Received(goodbye) => Some(Notice::PeerLeaving(goodbye)),
             GoodbyeReport::Rejected => {
-                self.series.goodbyes_refused.inc();
+                self.series.agent_port_rejected.inc();
                 None
             }
         }

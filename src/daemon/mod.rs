@@ -148,7 +148,7 @@ impl Daemon {
                     AgentKind::Goodbye,
                     goodbye::listener(access.keys.as_deref(), Arc::clone(&responders.stamp)),
                 )],
-                rejected: Arc::clone(&responders.stamp.goodbyes_refused),
+                rejected: Arc::clone(&responders.stamp.agent_port_rejected),
             },
             answers_probes: false,
         };

@@ -181,7 +181,7 @@ pub(super) struct SendOptions {
 
 /// Writes the control messages and returns their length in bytes.
 pub(super) fn write(options: &SendOptions, control: &mut ControlBuffer) -> usize {
-    let mut writer = Writer { control, length: 0 };
+    let mut writer = ControlWriter { control, length: 0 };
     let is_v4 = options.to.is_ipv4();
     let tos = i32::from(options.tos).to_ne_bytes();
     if options.tos != 0 {
@@ -228,12 +228,12 @@ pub(super) fn write(options: &SendOptions, control: &mut ControlBuffer) -> usize
     writer.length
 }
 
-struct Writer<'a> {
+struct ControlWriter<'a> {
     control: &'a mut ControlBuffer,
     length: usize,
 }
 
-impl Writer<'_> {
+impl ControlWriter<'_> {
     /// Appends one message; [`CONTROL_BYTES`] has room for one of every kind.
     fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
         let start = self.length;

@@ -24,12 +24,12 @@ pub(super) enum Demux {
         rejected: Arc<Cell>,
     },
     /// Replies, by their session identifier.
-    Sessions(Sessions),
+    Sessions(SessionIndex),
 }
 
 /// The sessions of probes that share sockets.
 #[derive(Debug)]
-pub(super) struct Sessions {
+pub(super) struct SessionIndex {
     protocol: DatagramProtocol,
     by_session: HashMap<(SocketAddr, u16), usize>,
     /// In the order in which they were added, for replies that carry no session identifier.
@@ -70,7 +70,7 @@ impl Demux {
     }
 
     /// The sessions; `None` if the group has no sessions.
-    pub(super) fn sessions(&self) -> Option<&Sessions> {
+    pub(super) fn sessions(&self) -> Option<&SessionIndex> {
         match self {
             Self::Sessions(sessions) => Some(sessions),
             Self::Single(_) | Self::AgentPort { .. } => None,
@@ -78,7 +78,7 @@ impl Demux {
     }
 
     /// [`Self::sessions`], mutable.
-    pub(super) fn sessions_mut(&mut self) -> Option<&mut Sessions> {
+    pub(super) fn sessions_mut(&mut self) -> Option<&mut SessionIndex> {
         match self {
             Self::Sessions(sessions) => Some(sessions),
             Self::Single(_) | Self::AgentPort { .. } => None,
@@ -86,7 +86,7 @@ impl Demux {
     }
 }
 
-impl Sessions {
+impl SessionIndex {
     pub(super) fn new(protocol: DatagramProtocol) -> Self {
         Self { protocol, by_session: HashMap::new(), by_source: HashMap::new() }
     }
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn reply_without_a_session_goes_to_the_claiming_task_or_the_first() {
         let to: SocketAddr = "192.0.2.1:862".parse().unwrap();
-        let mut sessions = Sessions::new(DatagramProtocol::Udp);
+        let mut sessions = SessionIndex::new(DatagramProtocol::Udp);
         sessions.add(1, to, &[10, 11]);
         sessions.add(2, to, &[12]);
         let (from, elsewhere) = (arrival(to), arrival("192.0.2.2:862".parse().unwrap()));

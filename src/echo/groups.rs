@@ -31,8 +31,8 @@ struct GroupedPath {
     group: GroupKey,
     member: Arc<GroupMember>,
     series: Arc<EchoSeries>,
-    /// The last value of [`Totals::judged`](crate::metrics::echo::Totals::judged).
-    judged: [u64; 4],
+    /// The last value of [`Totals::network_verdicts`](crate::metrics::echo::Totals::network_verdicts).
+    network_verdicts: [u64; 4],
     /// Smoothed loss ratio, and smoothed mean RTT in nanoseconds.
     loss: f64,
     rtt: f64,
@@ -47,9 +47,9 @@ impl EchoGroups {
         let member = Arc::new(GroupMember::new(series));
         let new = || GroupSeries::new(&group.probe, &group.group, group.family);
         self.groups.entry(group.clone()).or_insert_with(new).enter(Arc::clone(&member));
-        let judged = series.totals().judged();
+        let network_verdicts = series.totals().network_verdicts();
         let series = Arc::clone(series);
-        self.paths.insert(key, GroupedPath { group, member, series, judged, loss: 0.0, rtt: 0.0 });
+        self.paths.insert(key, GroupedPath { group, member, series, network_verdicts, loss: 0.0, rtt: 0.0 });
     }
 }
 
@@ -83,10 +83,10 @@ impl Groups for EchoGroups {
 
     fn refresh(&mut self) {
         for path in self.paths.values_mut() {
-            let judged = path.series.totals().judged();
+            let network_verdicts = path.series.totals().network_verdicts();
             let [decided, lost, answered, rtt] =
-                std::array::from_fn(|at| judged[at].saturating_sub(path.judged[at]));
-            path.judged = judged;
+                std::array::from_fn(|at| network_verdicts[at].saturating_sub(path.network_verdicts[at]));
+            path.network_verdicts = network_verdicts;
             #[expect(clippy::cast_precision_loss, reason = "used only for ranking")]
             let smooth = |old: f64, sum: u64, count: u64| match count {
                 0 => old,

@@ -19,7 +19,7 @@ use crate::metrics::echo::{EchoSeries, Quantile};
 use crate::metrics::path_mtu::PathMtuSeries;
 use crate::metrics::stream::StreamSeries;
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, Measured, Path, Plan, Start, TableRow};
+use crate::probe::{Loops, Measured, Path, Plan, StartContext, TableRow};
 
 /// A measurement with a fixed count whose reports are received by the caller.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl EchoPath {
     #[must_use]
     pub fn start(
         plan: EchoPlan,
-        start: &Start<'_>,
+        start: &StartContext<'_>,
         earlier: Option<Self>,
         finite_run: Option<FiniteRun>,
     ) -> Self {
@@ -95,7 +95,7 @@ impl EchoPath {
     }
 
     /// The specification and the series of the MTU search.
-    pub(super) fn mtu_search(&self, start: &Start<'_>) -> Option<(mtu::MtuSpec, Arc<PathMtuSeries>)> {
+    pub(super) fn mtu_search(&self, start: &StartContext<'_>) -> Option<(mtu::MtuSpec, Arc<PathMtuSeries>)> {
         let series = self.path_mtu.as_ref()?;
         Some((self.plan.mtu_spec(start, series.bytes())?, Arc::clone(series)))
     }
@@ -111,7 +111,7 @@ impl Plan for EchoPlan {
         other.is_some_and(|other| self.differs_only_in_path_mtu(other))
     }
 
-    fn start(self: Box<Self>, start: &Start<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
+    fn start(self: Box<Self>, start: &StartContext<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
         let earlier = earlier.and_then(|path| path.into_any().downcast::<EchoPath>().ok());
         Box::new(EchoPath::start(*self, start, earlier.map(|path| *path), None))
     }
@@ -126,7 +126,7 @@ impl Path for EchoPath {
         &self.plan
     }
 
-    fn adjust(&mut self, plan: Box<dyn Plan>, start: &Start<'_>) {
+    fn adjust(&mut self, plan: Box<dyn Plan>, start: &StartContext<'_>) {
         let Some(plan) = plan.as_any().downcast_ref::<EchoPlan>() else { return };
         if plan.path_mtu() == self.plan.path_mtu() {
             return;
@@ -188,7 +188,7 @@ impl Measured for EchoMeasured {
         let (error, count) = self.series.send_errors().max_by_key(|(_, count)| *count)?;
         let nothing_sent = self.series.sent.get() == 0;
         nothing_sent
-            .then(|| format!("this host could not send any datagram of the path: {error:?}, {count} times"))
+            .then(|| format!("this host could not send any datagram of the path: {error}, {count} times"))
     }
 
     fn json(&self) -> Map<String, Value> {
@@ -199,9 +199,8 @@ impl Measured for EchoMeasured {
             "ok": self.series.ok.get(),
             "lost": {"forward": forward, "reverse": reverse, "unknown": unknown},
         });
-        let send_errors =
-            self.series.send_errors().map(|(error, count)| (format!("{error:?}"), count.into()));
-        let icmp_errors = self.series.icmp_errors().map(|(kind, count)| (format!("{kind:?}"), count.into()));
+        let send_errors = self.series.send_errors().map(|(error, count)| (error.to_owned(), count.into()));
+        let icmp_errors = self.series.icmp_errors().map(|(kind, count)| (kind.to_owned(), count.into()));
         let errors: [(&str, Map<String, Value>); 2] =
             [("send_errors", send_errors.collect()), ("icmp_errors", icmp_errors.collect())];
         for (name, errors) in errors.into_iter().filter(|(_, errors)| !errors.is_empty()) {

@@ -23,7 +23,7 @@ use crate::metrics::echo::EchoSeries;
 use crate::metrics::path_mtu::PathMtuSeries;
 use crate::metrics::stream::StreamSeries;
 use crate::paths::PathKey;
-use crate::probe::{HttpResource, Remote, Start};
+use crate::probe::{HttpResource, Remote, StartContext};
 use crate::settings::Settings;
 use crate::stream::{self, Dial, ExpectedResponse, StreamEcho, StreamProtocol};
 
@@ -156,7 +156,7 @@ impl EchoPlan {
     /// search.
     pub(super) fn mtu_series(
         &self,
-        start: &Start<'_>,
+        start: &StartContext<'_>,
         earlier: Option<Arc<PathMtuSeries>>,
     ) -> Option<Arc<PathMtuSeries>> {
         let PathKey { probe, peer, family } = start.key;
@@ -167,7 +167,7 @@ impl EchoPlan {
     }
 
     /// The specification of the MTU search; `None` if there is no search.
-    pub(super) fn mtu_spec(&self, start: &Start<'_>, known: Option<u16>) -> Option<mtu::MtuSpec> {
+    pub(super) fn mtu_spec(&self, start: &StartContext<'_>, known: Option<u16>) -> Option<mtu::MtuSpec> {
         let PathMtu { interval, ceiling } = self.path_mtu?;
         Some(mtu::MtuSpec {
             to: self.to,

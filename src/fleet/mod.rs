@@ -19,7 +19,7 @@ pub use self::status::PathStatus;
 use crate::config::{FamilyChoice, Metrics, PATHS_MAX, Probe, SeriesLevel};
 use crate::metrics::{AnySeries, Blocks};
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Groups, Loops, Path, Plan, Start};
+use crate::probe::{Groups, Loops, Path, Plan, StartContext};
 
 /// A path that is running or could not be started.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Fleet {
         }
         for (key, plan) in desired {
             let id = PathId(self.next_id);
-            let start = Start {
+            let start = StartContext {
                 id,
                 key: &key,
                 settings: inputs.settings,
@@ -104,7 +104,7 @@ impl Fleet {
             };
             let (earlier, last_failure) = match self.running.remove(&key) {
                 Some(mut running) if running.failure.is_none() && plan.can_continue(running.path.plan()) => {
-                    running.path.adjust(plan, &Start { id: running.id, ..start });
+                    running.path.adjust(plan, &StartContext { id: running.id, ..start });
                     self.running.insert(key, running);
                     continue;
                 }

@@ -79,7 +79,7 @@ impl Users {
         if known.is_some() && is_cached() {
             return true;
         }
-        let hash = known.unwrap_or_else(|| self.decoy(user)).clone();
+        let hash = known.unwrap_or_else(|| self.placeholder_hash(user)).clone();
         let verified = spawn_blocking(move || {
             let _permit = permit;
             bcrypt::verify(password, &hash).unwrap_or(false)
@@ -97,7 +97,7 @@ impl Users {
 
     /// Returns the hash against which an unknown user's password is checked. It is always the same for the
     /// same name, so that the response time does not reveal that the user is unknown.
-    fn decoy(&self, user: &str) -> &String {
+    fn placeholder_hash(&self, user: &str) -> &String {
         let draw = usize::from(self.digest(user, b"", "")[0]);
         let hashes = &self.shared.hashes;
         hashes.values().nth(draw % hashes.len()).expect("there is a user")

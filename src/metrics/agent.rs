@@ -90,8 +90,8 @@ pub struct ResponderSeries {
     refused: Labelled<Refusal, 7>,
     /// Number of distinct sources answered in the last 30 to 60 s.
     pub peers_seen: Cell,
-    /// Datagrams on the agent port that were rejected as goodbyes: malformed or not authentic.
-    pub goodbyes_refused: Arc<Cell>,
+    /// Datagrams rejected on the agent port: unknown type, malformed or not authentic.
+    pub agent_port_rejected: Arc<Cell>,
 }
 
 impl ResponderSeries {
@@ -243,9 +243,9 @@ impl Series for ResponderSeries {
 /// In alphabetical order.
 const RESPONDER_FAMILIES: [Family<ResponderSeries>; 6] = [
     counter(
-        "pathmeter_goodbyes_refused_total",
-        "Datagrams on the agent port rejected as goodbyes: malformed or not authentic.",
-        |w, name, s| w.plain(name, s.goodbyes_refused.get()),
+        "pathmeter_agent_port_rejected_total",
+        "Datagrams rejected on the agent port: unknown type, malformed or not authentic.",
+        |w, name, s| w.plain(name, s.agent_port_rejected.get()),
     ),
     gauge(
         "pathmeter_responder_peers_seen",

@@ -74,8 +74,13 @@ labels!(IcmpKind, "type", {
 
 labels!(Direction, "direction", { Forward => "forward", Reverse => "reverse", Unknown => "unknown" });
 
+/// The name of an ICMP error, as in the label `type`.
+pub fn icmp_error_name(kind: IcmpKind) -> &'static str {
+    kind.value()
+}
+
 /// The two directions of a path, without [`Direction::Unknown`].
-const BOTH_WAYS: [Direction; 2] = [Direction::Forward, Direction::Reverse];
+const BOTH_DIRECTIONS: [Direction; 2] = [Direction::Forward, Direction::Reverse];
 
 /// One of the two local timestamps of a round trip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,10 +141,10 @@ impl Totals {
         }
     }
 
-    /// Returns `[judged, lost, answered, rtt_sum]`: verdicts without host drops and withdrawals, losses,
+    /// Returns `[network_verdicts, lost, answered, rtt_sum]`: verdicts without host drops and withdrawals, losses,
     /// answered datagrams, and the sum of their RTTs in nanoseconds.
     #[must_use]
-    pub fn judged(&self) -> [u64; 4] {
+    pub fn network_verdicts(&self) -> [u64; 4] {
         let lost = self.lost.iter().sum();
         [
             self.requests.saturating_sub(self.host_dropped + self.withdrawn),
@@ -216,13 +221,13 @@ impl EchoSeries {
     }
 
     /// Returns the ICMP errors by type, without types that have none.
-    pub fn icmp_errors(&self) -> impl Iterator<Item = (IcmpKind, u64)> + '_ {
-        self.icmp.iter().filter(|(_, count)| *count > 0)
+    pub fn icmp_errors(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.icmp.iter().filter(|(_, count)| *count > 0).map(|(kind, count)| (kind.value(), count))
     }
 
     /// Returns the datagrams that this host could not send by reason, without reasons that have none.
-    pub fn send_errors(&self) -> impl Iterator<Item = (NotSent, u64)> + '_ {
-        self.send_errors.iter().filter(|(_, count)| *count > 0)
+    pub fn send_errors(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.send_errors.iter().filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.value(), count))
     }
 
     /// Returns the time of the last reply in nanoseconds since the Unix epoch; 0 if there was none.
@@ -335,7 +340,7 @@ fn one(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, value: u64) {
 }
 
 fn both_ways(writer: &mut Writer<'_>, name: &str, series: &EchoSeries, values: &[Cell; 2]) {
-    for (cell, way) in values.iter().zip(BOTH_WAYS) {
+    for (cell, way) in values.iter().zip(BOTH_DIRECTIONS) {
         writer.count(name, Suffix::None, &series.labels, way.rest(), cell.get());
     }
 }
@@ -383,7 +388,7 @@ const FAMILIES: [Family<EchoSeries>; 31] = [
         "pathmeter_echo_hops",
         "Number of routers on the path, from the received TTL. Absent if not known.",
         |w, name, s| {
-            for (cell, way) in s.hops.iter().zip(BOTH_WAYS) {
+            for (cell, way) in s.hops.iter().zip(BOTH_DIRECTIONS) {
                 if let Some(hops) = cell.get().checked_sub(1) {
                     w.count(name, Suffix::None, &s.labels, way.rest(), hops);
                 }

@@ -160,7 +160,7 @@ mod tests {
         assert_eq!((group.totals().requests, group.totals().lost), (9, [9, 0, 0]));
         group.leave(&second);
         assert!(group.is_empty());
-        assert_eq!(group.totals().judged()[..2], [9, 9]);
+        assert_eq!(group.totals().network_verdicts()[..2], [9, 9]);
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub(super) trait Labels: Copy + fmt::Debug + Send + Sync + 'static {
     /// Index in [`ALL`](Self::ALL).
     fn index(self) -> usize;
 
+    /// The label's value, as on a page and in JSON: `buffer`.
+    fn value(self) -> &'static str;
+
     /// The label as the end of a line's label set: `,error="buffer"} `.
     fn rest(self) -> &'static str;
 }
@@ -27,6 +30,12 @@ macro_rules! labels {
             fn index(self) -> usize {
                 enum Index { $($variant),+ }
                 match self { $(Self::$variant => Index::$variant as usize),+ }
+            }
+
+            fn value(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $value),+
+                }
             }
 
             fn rest(self) -> &'static str {

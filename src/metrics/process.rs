@@ -143,7 +143,7 @@ impl ProcessMetrics {
             ),
             series_dropped: gauge(
                 &registry,
-                "pathmeter_series_limit_dropped",
+                "pathmeter_paths_not_exported",
                 "Paths that are measured but not exported because of metrics.max_series.",
             ),
             http_connections: gauge(&registry, "pathmeter_http_connections", "Open HTTP connections."),

@@ -47,7 +47,7 @@ pub trait Plan: fmt::Debug + Send + Sync {
     fn can_continue(&self, other: &dyn Plan) -> bool;
 
     /// Starts the path. `earlier` is the path of the same key that was just stopped; its counters continue.
-    fn start(self: Box<Self>, start: &Start<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path>;
+    fn start(self: Box<Self>, start: &StartContext<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path>;
 
     /// Returns itself, to be downcast and compared with another plan of its kind.
     fn as_any(&self) -> &dyn Any;
@@ -55,7 +55,7 @@ pub trait Plan: fmt::Debug + Send + Sync {
 
 /// The parameters with which a path is started.
 #[derive(Debug)]
-pub struct Start<'a> {
+pub struct StartContext<'a> {
     /// The identifier of the path.
     pub id: PathId,
     /// The key of the path.
@@ -76,7 +76,7 @@ pub trait Path: fmt::Debug + Send + Sync {
     fn plan(&self) -> &dyn Plan;
 
     /// Applies a plan with which the path [can continue](Plan::can_continue).
-    fn adjust(&mut self, plan: Box<dyn Plan>, start: &Start<'_>);
+    fn adjust(&mut self, plan: Box<dyn Plan>, start: &StartContext<'_>);
 
     /// Stops the path.
     fn stop(&self, loops: &Loops);

@@ -14,7 +14,7 @@ use crate::loops::NewPath;
 use crate::metrics::AnySeries;
 use crate::metrics::sample::SampleSeries;
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, Measured, Path, Plan, Start, TableRow};
+use crate::probe::{Loops, Measured, Path, Plan, StartContext, TableRow};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SamplePlan {
@@ -32,7 +32,7 @@ impl Plan for SamplePlan {
         other.as_any().downcast_ref::<Self>() == Some(self)
     }
 
-    fn start(self: Box<Self>, start: &Start<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
+    fn start(self: Box<Self>, start: &StartContext<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
         let PathKey { probe, peer, family } = start.key;
         let earlier = earlier.and_then(|path| path.into_any().downcast::<SamplePath>().ok());
         let series =
@@ -78,7 +78,7 @@ impl Path for SamplePath {
         &self.plan
     }
 
-    fn adjust(&mut self, _: Box<dyn Plan>, _: &Start<'_>) {}
+    fn adjust(&mut self, _: Box<dyn Plan>, _: &StartContext<'_>) {}
 
     fn stop(&self, loops: &Loops) {
         loops.prober.remove(self.id);

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::connect_error::ConnectError;
 use super::dial::{ConnectTimings, Dial};
-use super::link::Link;
+use super::link::StreamLink;
 use super::link_event::LinkEvent;
 use crate::clock::Clock;
 use crate::metrics::echo::EchoSeries;
@@ -59,15 +59,15 @@ async fn connect_once(dial: &Dial, timings: &mut ConnectTimings) -> Result<(), C
     dial.resolve(timings).await?;
     let mut link = dial.connect(timings).await?;
     let outcome = match link {
-        Link::Tcp(_) | Link::WebSocket(_) => Ok(()),
-        Link::Http(_) => first_byte(&mut link, timings).await,
+        StreamLink::Tcp(_) | StreamLink::WebSocket(_) => Ok(()),
+        StreamLink::Http(_) => first_byte(&mut link, timings).await,
     };
     link.close();
     outcome
 }
 
 /// Measures the time to the head of the first response.
-async fn first_byte(link: &mut Link, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
+async fn first_byte(link: &mut StreamLink, timings: &mut ConnectTimings) -> Result<(), ConnectError> {
     let start = Clock::now();
     link.send(Message { sequence: 0, timestamp: NtpTime(0) })?;
     loop {

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use super::connect_error::ConnectError;
 use super::http::{self, ExpectedResponse};
 use super::http_target::{HttpTarget, RawConnection};
-use super::link::Link;
+use super::link::StreamLink;
 use super::tcp;
 use super::tcp_info::TcpInfoReader;
 use super::websocket;
@@ -107,7 +107,7 @@ pub(super) struct ConnectTimings {
 
 impl Dial {
     /// Opens a connection, up to the point where messages can be sent.
-    pub(super) async fn connect(&self, timings: &mut ConnectTimings) -> Result<Link, ConnectError> {
+    pub(super) async fn connect(&self, timings: &mut ConnectTimings) -> Result<StreamLink, ConnectError> {
         let start = Clock::now();
         let stream = self.connect_tcp(self.to).await?;
         timings.connect = Some(Clock::now().since(start));
@@ -116,7 +116,7 @@ impl Dial {
                 let start = Clock::now();
                 let link = tcp::begin(stream, self.to, *bytes, keys.as_deref()).await?;
                 timings.stages.push((ConnectStage::Greeting, Clock::now().since(start)));
-                Ok(Link::Tcp(link))
+                Ok(StreamLink::Tcp(link))
             }
             StreamProtocol::WebSocket { target, format, bytes } => {
                 let tcp_info = self.tcp_info(&stream)?;
@@ -124,12 +124,12 @@ impl Dial {
                 let start = Clock::now();
                 let link = websocket::begin(stream, tcp_info, self.to, target, *format, *bytes).await?;
                 timings.stages.push((ConnectStage::WebSocket, Clock::now().since(start)));
-                Ok(Link::WebSocket(link))
+                Ok(StreamLink::WebSocket(link))
             }
             StreamProtocol::Http { target, expected } => {
                 let tcp_info = self.tcp_info(&stream)?;
                 let stream = self.secure(stream, target, timings).await?;
-                Ok(Link::Http(
+                Ok(StreamLink::Http(
                     http::begin(stream, tcp_info, self.to, target.clone(), expected.clone()).await?,
                 ))
             }

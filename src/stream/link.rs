@@ -14,13 +14,13 @@ use crate::metrics::stream::TcpInfo;
 
 /// An established connection.
 #[derive(Debug)]
-pub(super) enum Link {
+pub(super) enum StreamLink {
     Tcp(Box<TcpLink>),
     WebSocket(Box<WebSocketLink>),
     Http(Box<HttpLink>),
 }
 
-impl Link {
+impl StreamLink {
     /// Sends a message. The caller must have seen room for it.
     pub(super) fn send(&mut self, message: Message) -> Result<SendOutcome, ConnectError> {
         match self {

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use super::StreamEcho;
 use super::connect_error::ConnectError;
 use super::dial::{ConnectTimings, Dial};
-use super::link::Link;
+use super::link::StreamLink;
 use super::link_event::LinkEvent;
 use crate::clock::{Clock, ClockEvent};
 use crate::loops::LoopEvent;
@@ -59,7 +59,7 @@ pub(super) struct StreamPath {
     id: PathId,
     prober: StreamProber,
     dial: Arc<Dial>,
-    link: Option<Link>,
+    link: Option<StreamLink>,
     attempt: Option<Attempt>,
     commands: UnboundedReceiver<PathCommand>,
     clock: Clock,
@@ -81,12 +81,12 @@ pub(super) struct StreamPath {
 }
 
 /// A connection attempt.
-type Attempt = Pin<Box<dyn Future<Output = Result<(Link, ConnectTimings), ConnectError>> + Send>>;
+type Attempt = Pin<Box<dyn Future<Output = Result<(StreamLink, ConnectTimings), ConnectError>> + Send>>;
 
 /// What wakes a path.
 enum Wakeup {
     Command(Option<PathCommand>),
-    Attempt(Result<(Link, ConnectTimings), ConnectError>),
+    Attempt(Result<(StreamLink, ConnectTimings), ConnectError>),
     Link(LinkEvent),
 }
 
@@ -372,7 +372,7 @@ impl StreamPath {
 
     /// Reads TCP_INFO into the series.
     fn read_tcp_info(&mut self) {
-        let Some(info) = self.link.as_ref().and_then(Link::tcp_info) else { return };
+        let Some(info) = self.link.as_ref().and_then(StreamLink::tcp_info) else { return };
         self.stream.tcp(&self.tcp, &info);
         self.tcp = info;
     }

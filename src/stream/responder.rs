@@ -13,8 +13,8 @@ use pathmeter_proto::admission::{Policy, Rates, rate_limit_key};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::stream::{
-    Admittance, GREETING_BYTES, GreetingProof, Hello, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, PURPOSE, Seal,
-    Welcome,
+    GREETING_BYTES, GreetingProof, Hello, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, PURPOSE, Seal, Welcome,
+    WelcomeStatus,
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -194,22 +194,22 @@ impl StreamResponder {
             (GreetingProof::By(_) | GreetingProof::None | GreetingProof::Wrong, _) => None,
         };
         let lengths = MESSAGE_BYTES_MIN..=MESSAGE_BYTES_MAX;
-        let (admittance, refusal) = match proof {
-            GreetingProof::Wrong => (Admittance::Unauthentic, Some(RefusalOrEnd::Unauthentic)),
+        let (status, refusal) = match proof {
+            GreetingProof::Wrong => (WelcomeStatus::Unauthentic, Some(RefusalOrEnd::Unauthentic)),
             GreetingProof::None if !access.policy.lists(source.ip()) => {
-                (Admittance::Unlisted, Some(RefusalOrEnd::Unlisted))
+                (WelcomeStatus::Unlisted, Some(RefusalOrEnd::Unlisted))
             }
             GreetingProof::None | GreetingProof::By(_) if !connection.has_room => {
-                (Admittance::Full, Some(RefusalOrEnd::Full))
+                (WelcomeStatus::Full, Some(RefusalOrEnd::Full))
             }
             GreetingProof::None | GreetingProof::By(_) if !lengths.contains(&hello.message_bytes) => {
-                (Admittance::Length, Some(RefusalOrEnd::Malformed))
+                (WelcomeStatus::Length, Some(RefusalOrEnd::Malformed))
             }
-            GreetingProof::None | GreetingProof::By(_) => (Admittance::Granted, None),
+            GreetingProof::None | GreetingProof::By(_) => (WelcomeStatus::Granted, None),
         };
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|_| RefusalOrEnd::Broken)?;
-        let welcome = Welcome { admittance, nonce };
+        let welcome = Welcome { status, nonce };
         stream.write_all(&welcome.encode(&hello, key.as_ref())).await.map_err(broken)?;
         if let Some(why) = refusal {
             return Err(why);
@@ -325,7 +325,7 @@ struct OpenConnection<'a> {
     responder: &'a StreamResponder,
     source: IpAddr,
     is_unverified: bool,
-    /// Whether it is within the limits; otherwise it is refused with [`Admittance::Full`].
+    /// Whether it is within the limits; otherwise it is refused with [`WelcomeStatus::Full`].
     has_room: bool,
 }
 

@@ -11,7 +11,7 @@ use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::{Timestamp, WallTime};
 use pathmeter_proto::wire::DecodeError;
 use pathmeter_proto::wire::Message;
-use pathmeter_proto::wire::stream::{Admittance, GREETING_BYTES, Hello, Seal, Welcome};
+use pathmeter_proto::wire::stream::{GREETING_BYTES, Hello, Seal, Welcome, WelcomeStatus};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -76,17 +76,19 @@ pub(super) async fn begin(
     let denied = |reason: &str| {
         Err(ConnectError::new(ConnectErrorKind::Denied, format!("{to} rejects this host: {reason}")))
     };
-    match welcome.admittance {
-        Admittance::Granted => {}
-        Admittance::Unlisted => {
+    match welcome.status {
+        WelcomeStatus::Granted => {}
+        WelcomeStatus::Unlisted => {
             return denied(
                 "add this host's address to responder.allow there, or configure the same key file on both \
                  hosts",
             );
         }
-        Admittance::Unauthentic => return denied("unknown key: configure the same key file on both hosts"),
-        Admittance::Full => return denied("its connection limit is reached"),
-        Admittance::Length => return denied("it does not accept messages of this size"),
+        WelcomeStatus::Unauthentic => {
+            return denied("unknown key: configure the same key file on both hosts");
+        }
+        WelcomeStatus::Full => return denied("its connection limit is reached"),
+        WelcomeStatus::Length => return denied("it does not accept messages of this size"),
     }
     // Without kernel timestamps messages are timed by this process, and counted as such.
     let _ = kernel::request_timestamps(&stream);

@@ -61,14 +61,14 @@ fn garbage_is_counted_and_valid_requests_are_still_answered() {
         exchange(&socket, &host, round.try_into().unwrap());
     }
     let page = agent.page_when("all garbage is counted", |page| {
-        page.count("pathmeter_goodbyes_refused_total", &[]) >= ROUNDS * readable
+        page.count("pathmeter_agent_port_rejected_total", &[]) >= ROUNDS * readable
             && page.count("pathmeter_socket_oversized_total", &[r#"loop="responder""#])
                 >= 2 * ROUNDS * OVERSIZED
     });
     assert_eq!(page.count(REJECTED, &[r#"reason="malformed""#]), ROUNDS * readable, "{page}");
     assert_eq!(page.count(REPLIES, &[]), ROUNDS, "{page}");
     assert_eq!(page.count(REQUESTS, &[]), ROUNDS * (readable + 1), "{page}");
-    assert_eq!(page.count("pathmeter_goodbyes_refused_total", &[]), ROUNDS * readable, "{page}");
+    assert_eq!(page.count("pathmeter_agent_port_rejected_total", &[]), ROUNDS * readable, "{page}");
     assert_eq!(agent.get("/-/ready").status, 200);
 }
 

@@ -140,7 +140,7 @@ fn probe_without_replies_exits_with_1() {
     let output = probe(&[&host.to_string(), "--port", "862", "--count", "3"]);
     assert_eq!(output.code, Some(1), "{output}");
     assert!(
-        output.stdout.contains(" 0 received, ") && output.stdout.contains("\nICMP: PortUnreachable\n"),
+        output.stdout.contains(" 0 received, ") && output.stdout.contains("\nICMP: port_unreachable\n"),
         "{output}"
     );
 }
@@ -279,9 +279,9 @@ fn name_argument_and_environment_override_the_file() {
     let path = file.to_str().unwrap();
     for (arguments, environment, found) in [
         (&[][..], None, "agent c, 2 peers"),
-        (&["--name", "a"], None, "agent a, 1 peers"),
-        (&[], Some("b"), "agent b, 1 peers"),
-        (&["--name", "a"], Some("b"), "agent a, 1 peers"),
+        (&["--name", "a"], None, "agent a, 1 peer,"),
+        (&[], Some("b"), "agent b, 1 peer,"),
+        (&["--name", "a"], Some("b"), "agent a, 1 peer,"),
     ] {
         let mut command = pathmeter(&[&["check", path], arguments].concat());
         command.envs(environment.map(|name| ("PATHMETER_NAME", name)));

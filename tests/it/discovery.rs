@@ -311,7 +311,7 @@ fn groups_and_the_worst_paths_are_exported() {
     };
     let page = agent.page_when("verdicts", |page| requests(page, "x") >= 20 && requests(page, "y") >= 20);
     assert_eq!(page.count("pathmeter_echo_group_paths", &[]), 2, "{page}");
-    assert_eq!(page.count("pathmeter_series_limit_dropped", &[]), 0, "{page}");
+    assert_eq!(page.count("pathmeter_paths_not_exported", &[]), 0, "{page}");
     let exported = ["b", "c"].iter().filter(|peer| page.has(OK, &[&peer_label(peer)])).count();
     assert_eq!(exported, 1, "{page}");
 

@@ -213,7 +213,7 @@ fn path_beyond_the_series_limit_is_measured_but_not_exported() {
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     let page = agent.page_when("measurements", |page| page.count("pathmeter_echo_sent_total", &[]) >= 5);
-    assert_eq!(page.count("pathmeter_series_limit_dropped", &[]), 1, "{page}");
+    assert_eq!(page.count("pathmeter_paths_not_exported", &[]), 1, "{page}");
     assert!(page.has("pathmeter_echo_sent_total", &[r#"probe="first""#]));
     assert!(!page.has("pathmeter_echo_sent_total", &[r#"probe="second""#]));
     eventually("the other is measured", || {

@@ -115,7 +115,7 @@ const MEASURING: &[Row] = &[
     (
         "series of paths: default, allowed",
         &["src/config/schema.rs:SERIES", "src/config/schema.rs:SERIES_ALLOWED"],
-        "measured, not exported: `pathmeter_series_limit_dropped`",
+        "measured, not exported: `pathmeter_paths_not_exported`",
     ),
 ];
 

@@ -30,7 +30,18 @@ const MAPPINGS: &[Mapping] = &[
         file: "KEYS",
         fields: &[("src/config/mod.rs", "Config")],
         example: &[],
-        elsewhere: &[],
+        elsewhere: &[
+            ("agent", "This agent: name and labels."),
+            ("listen", "Addresses of the ports."),
+            ("tls", "HTTPS, served and requested."),
+            ("responder", "Who is answered, and at what rate."),
+            ("websocket", "The echo service at `/ws`."),
+            ("peers", "The other agents, and providers that list them. An entry for this agent is skipped."),
+            ("targets", "Hosts without an agent, and providers that list them."),
+            ("probes", "What is measured."),
+            ("metrics", "What is exported."),
+            ("log", "What is logged, and how."),
+        ],
     },
     Mapping {
         title: "`agent`",
@@ -84,6 +95,7 @@ const MAPPINGS: &[Mapping] = &[
         fields: &[("src/config/discovery.rs", "PeerTemplate"), ("src/config/discovery.rs", "Provider")],
         example: &["peers:", "- files:"],
         elsewhere: &[
+            ("refresh", REFRESH),
             ("files", FILES),
             ("http", HTTP),
             ("dns", DNS),
@@ -109,6 +121,7 @@ const MAPPINGS: &[Mapping] = &[
         ],
         example: &["targets:", "- files:"],
         elsewhere: &[
+            ("refresh", REFRESH),
             ("files", FILES),
             ("http", HTTP),
             ("dns", DNS),
@@ -149,8 +162,11 @@ const MAPPINGS: &[Mapping] = &[
         example: &[],
         elsewhere: &[
             ("service", "Name of the headless service whose pods are agents."),
-            ("namespace", "Namespace of the service. Default: the agent's own."),
-            ("cluster_domain", "Domain of the cluster. Default: found by the search domains of the host."),
+            ("namespace", "Namespace of the service. Inside a pod the default is its own."),
+            (
+                "cluster_domain",
+                "Domain of the cluster. Inside a pod the default comes from its search domains.",
+            ),
         ],
     },
     Mapping {
@@ -159,7 +175,12 @@ const MAPPINGS: &[Mapping] = &[
         fields: &[("src/config/mod.rs", "Probe"), ("src/config/echo/mod.rs", "Echo")],
         example: &["probes:", "- name: gateway"],
         elsewhere: &[
-            ("protocol", "What is measured over: a section below has the keys that only it has."),
+            ("kind", "What is measured. `echo`: loss, RTT and jitter."),
+            ("protocol", "What carries the probe. The sections below have the keys of each protocol."),
+            (
+                "lost_after",
+                "Without a reply for so long a datagram or message is lost. Over connections the default is `15s`.",
+            ),
             ("peers", "Peers to measure: all, a list of names, or a rule (`ring` or `zones`, below)."),
             ("flows", OF_PROTOCOL),
             ("size", OF_PROTOCOL),
@@ -257,6 +278,8 @@ const MAPPINGS: &[Mapping] = &[
 const EVERY_PROBE: &str = "An entry of `probes`";
 const SCHEME: &str = "How its HTTP port is reached.";
 const TLS: &str = "What differs from the top-level `tls`: see the section on `tls` of a peer.";
+const REFRESH: &str =
+    "Time between two polls. Default: `10s` for files, `60s` for http, `30s` for dns and kubernetes.";
 const FILES: &str = "Paths of lists in the format of Prometheus' `file_sd`; the last part may have one `*`.";
 const HTTP: &str = "A server of Prometheus' `http_sd`: its URL, or a mapping with the keys below.";
 const KUBERNETES: &str = "The pods of a headless service; see the keys below.";
@@ -277,7 +300,11 @@ fn configuration_reference_is_what_the_reader_allows() {
             mapping.title
         );
         for key in keys(mapping) {
-            let (allowed, default) = (allowed(mapping, &key), default(mapping, &key));
+            let allowed = allowed(mapping, &key);
+            let default = match is_required(mapping, &key) {
+                true => "required".to_owned(),
+                false => default(mapping, &key),
+            };
             let row = match meaning(mapping, &key) {
                 Some(meaning) => format!("| `{key}` | {allowed} | {default} | {meaning} |"),
                 // A key of every probe: only where it differs.
@@ -364,22 +391,32 @@ fn allowed(mapping: &Mapping, key: &str) -> String {
             else {
                 continue;
             };
-            let is_about_the_value = !remedy.ends_with(", in quotes") && !remedy.ends_with("or remove it");
+            let is_about_the_value = !remedy.ends_with("in quotes") && !remedy.ends_with("or remove it");
             if is_about_the_value && !found.iter().any(|known| known == remedy) {
                 found.push(remedy.to_owned());
             }
         }
     }
     let form = found.first().cloned().unwrap_or_default();
-    let range = found.iter().find(|remedy| is_range(remedy));
-    let noun = |form: &str| form.split(" such as").next().unwrap_or(form).to_owned();
-    match (range, found.get(1)) {
-        (Some(range), _) => format!("{}, {range}", noun(&form)),
+    let noun = form.split(" such as").next().unwrap_or(&form);
+    let words: Vec<&str> = form.split(" or ").flat_map(|part| part.split(", ")).collect();
+    let is_words = words.len() > 1 && !words.iter().any(|word| word.contains(' '));
+    match (found.iter().find(|remedy| is_range(remedy)), found.get(1)) {
+        (Some(range), _) => format!("{noun}, {range}"),
+        (None, _) if is_words => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "),
         (None, Some(example)) if example.starts_with("for example") => format!("{form}, {example}"),
-        (None, Some(more)) => format!("{form}: {more}"),
-        (None, None) => form,
+        (None, Some(more)) if form.contains("such as") || form == "a DSCP" => format!("{noun}: {more}"),
+        (None, Some(_) | None) => form,
     }
     .replace('|', "\\|")
+}
+
+/// Whether the reader reports a key as missing where it is not given.
+fn is_required(mapping: &Mapping, key: &str) -> bool {
+    let without = with(mapping, &format!("{key}: x")).replace(&format!("{key}: x"), "");
+    let ending = format!(".{key}");
+    let is_missing = |problem: &config::Problem| problem.path.ends_with(&ending) && problem.what == "missing";
+    load(&without).is_err_and(|problems| problems.iter().any(is_missing))
 }
 
 /// Whether a remedy is two quantities: `1ms to 1h`.

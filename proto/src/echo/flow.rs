@@ -36,7 +36,7 @@ pub(super) struct Flow {
     pub(super) session: u32,
     next: u64,
     sent: u32,
-    slots: VecDeque<Slot>,
+    slots: VecDeque<SentDatagram>,
     /// All slots below this sequence number are decided.
     cursor: u64,
     /// NextExp of RFC 4737.
@@ -50,7 +50,7 @@ pub(super) struct Flow {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct SentDatagram {
     t1: Timestamp,
     wire: NtpTime,
     kind: RequestForm,
@@ -174,7 +174,7 @@ impl Flow {
         let sequence = self.next;
         self.next += 1;
         self.sent = self.sent.wrapping_add(1);
-        self.slots.push_back(Slot {
+        self.slots.push_back(SentDatagram {
             t1: at,
             wire,
             kind,
@@ -190,7 +190,7 @@ impl Flow {
         self.next - self.slots.len() as u64
     }
 
-    fn slot(&mut self, sequence: u64) -> Option<&mut Slot> {
+    fn slot(&mut self, sequence: u64) -> Option<&mut SentDatagram> {
         let index = usize::try_from(sequence.checked_sub(self.base())?).ok()?;
         self.slots.get_mut(index)
     }
@@ -445,7 +445,9 @@ impl Flow {
     ) {
         self.held_until = Timestamp::NEVER;
         for sequence in self.cursor..self.next {
-            let Some(Slot { state: SlotState::Held(reply), .. }) = self.slot(sequence) else { continue };
+            let Some(SentDatagram { state: SlotState::Held(reply), .. }) = self.slot(sequence) else {
+                continue;
+            };
             let until = reply.at + TX_TIMESTAMP_WAIT;
             if until <= drained {
                 self.decide_held(sequence, rules, reports);
@@ -455,6 +457,8 @@ impl Flow {
         }
     }
 
+    /// Decides a datagram as lost at its deadline, in the direction of its evidence. A host drop, an absent peer or a
+    /// detection datagram excuses it instead.
     fn lose(
         &mut self,
         sequence: u64,
@@ -573,7 +577,7 @@ impl Flow {
     /// Time of the next verdict if nothing arrives before.
     pub(super) fn deadline(&self, rules: &VerdictRules) -> Timestamp {
         let index = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
-        let at = |index| self.slots.get(index).map(|slot: &Slot| slot.t1 + rules.lost_after);
+        let at = |index| self.slots.get(index).map(|slot: &SentDatagram| slot.t1 + rules.lost_after);
         // Datagrams are decided in order, and by its kernel timestamp an earlier one may have left after a
         // later one.
         let first = at(index).max(at(0)).filter(|_| index < self.slots.len()).unwrap_or(Timestamp::NEVER);
@@ -583,7 +587,8 @@ impl Flow {
     /// Number of datagrams that left the host and have no verdict. Takes linear time.
     pub(super) fn in_flight(&self) -> usize {
         let skip = usize::try_from(self.cursor - self.base()).unwrap_or(usize::MAX);
-        let is_undecided = |slot: &&Slot| matches!(slot.state, SlotState::InFlight | SlotState::Held(_));
+        let is_undecided =
+            |slot: &&SentDatagram| matches!(slot.state, SlotState::InFlight | SlotState::Held(_));
         self.slots.iter().skip(skip).filter(is_undecided).count()
     }
 

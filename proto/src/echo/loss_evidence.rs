@@ -21,16 +21,16 @@ pub(super) struct LossEvidence {
     is_stateful: bool,
     /// Third-party reflectors: end of the time in which the count proves nothing, because a request arrived
     /// twice or out of order.
-    doubted: Option<Timestamp>,
+    unreliable_since: Option<Timestamp>,
     /// Sequence number and T3 of the latest replies.
-    sent: [Option<(u32, PeerTimestamp)>; SENT],
+    sent: [Option<(u32, PeerTimestamp)>; REPLIES_KEPT],
     /// Sequence number of the last follow-up that was used.
     last_follow_up: Option<u32>,
 }
 
 /// Number of replies whose T3 is kept for a follow-up. Chosen: a follow-up normally arrives with the next
 /// reply.
-const SENT: usize = 2;
+const REPLIES_KEPT: usize = 2;
 
 /// The request that a reply answers.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +43,7 @@ pub(super) struct AnsweredRequest {
 
 /// How long the count of a reflector proves nothing after the path duplicated or reordered requests. Chosen:
 /// 10 minutes.
-const DOUBT_LASTS: Duration = Duration::from_secs(600);
+const UNRELIABLE_FOR: Duration = Duration::from_secs(600);
 
 /// Drops of the responder's host, from the reports in the replies of all flows of the path. The host reports
 /// one count for all its sockets and senders.
@@ -123,7 +123,7 @@ impl LossEvidence {
     /// numbers advanced. If that is all or none of the requests sent in between, each lost one has a
     /// direction; otherwise none has. The count is reliable only while no request arrives twice or out of
     /// order, because the reply to such a request takes a number at the wrong position. After such an arrival
-    /// the count is ignored for [`DOUBT_LASTS`]. A first such arrival whose reply is also lost goes
+    /// the count is ignored for [`UNRELIABLE_FOR`]. A first such arrival whose reply is also lost goes
     /// unnoticed.
     pub(super) fn add_reply_number(
         &mut self,
@@ -140,11 +140,11 @@ impl LossEvidence {
             && sequence < last
         {
             if number.wrapping_sub(last_number) < 1 << 31 {
-                self.doubted = Some(received + DOUBT_LASTS);
+                self.unreliable_since = Some(received + UNRELIABLE_FOR);
             }
             return;
         }
-        let is_doubted = self.doubted.is_some_and(|until| received < until);
+        let is_doubted = self.unreliable_since.is_some_and(|until| received < until);
         if let Some((last, last_number)) = self.last
             && self.is_stateful
         {
@@ -169,7 +169,7 @@ impl LossEvidence {
     /// the reply to a duplicate of the request has its own.
     pub(super) fn duplicate_reply(&mut self, number: u32, at: Timestamp) {
         if !self.sent.iter().flatten().any(|(known, _)| *known == number) {
-            self.doubted = Some(at + DOUBT_LASTS);
+            self.unreliable_since = Some(at + UNRELIABLE_FOR);
         }
     }
 
@@ -342,7 +342,7 @@ mod tests {
     fn count_is_ignored_for_ten_minutes_after_a_duplicated_or_reordered_request() {
         let received = request(50).received;
         for (until, expected) in [(received, "r"), (received + Duration::from_nanos(1), "-")] {
-            let doubt = |evidence: &mut LossEvidence| evidence.doubted = Some(until);
+            let doubt = |evidence: &mut LossEvidence| evidence.unreliable_since = Some(until);
             assert_eq!(between((1, 0), (50, 49), doubt), expected.repeat(48));
         }
         let mut evidence = LossEvidence::default();
@@ -350,13 +350,13 @@ mod tests {
         evidence.follow_up(8, PeerTimestamp::from_ntp(1), None);
         evidence.duplicate_reply(7, at(5));
         evidence.duplicate_reply(8, at(5));
-        assert_eq!(evidence.doubted, None, "a duplicate of the reply");
+        assert_eq!(evidence.unreliable_since, None, "a duplicate of the reply");
         evidence.duplicate_reply(6, at(5));
-        assert_eq!(evidence.doubted, Some(at(600_005)), "a reply to a duplicate of the request");
+        assert_eq!(evidence.unreliable_since, Some(at(600_005)), "a reply to a duplicate of the request");
         evidence.follow_up(9, PeerTimestamp::from_ntp(1), None);
-        evidence.doubted = None;
+        evidence.unreliable_since = None;
         evidence.duplicate_reply(7, at(6));
-        assert_eq!(evidence.doubted, Some(at(600_006)), "two are remembered");
+        assert_eq!(evidence.unreliable_since, Some(at(600_006)), "two are remembered");
     }
 
     #[test]
@@ -366,8 +366,8 @@ mod tests {
             let mut evidence = LossEvidence::default();
             evidence.add_reply_number(&mut flow, &request(20), 8, &RULES);
             evidence.add_reply_number(&mut flow, &request(10), number, &RULES);
-            let expected = is_doubted.then(|| request(10).received + DOUBT_LASTS);
-            assert_eq!((evidence.doubted, evidence.last), (expected, Some((20, 8))), "{number}");
+            let expected = is_doubted.then(|| request(10).received + UNRELIABLE_FOR);
+            assert_eq!((evidence.unreliable_since, evidence.last), (expected, Some((20, 8))), "{number}");
         }
     }
 

@@ -336,10 +336,10 @@ fn mtu_is_found_exactly_whatever_routers_report() {
             let delay = Duration::from_millis(mix(seed ^ 4) % 300);
             let mut path = TestPath::new(seed, Link { router_errors, delay, ..Link::of(mtu) });
             path.run(400);
-            assert_eq!(path.values(), [mtu], "seed {seed}, {router_errors:?}: {:?}", path.log);
+            assert_eq!(path.values(), [mtu], "SIM_SEED={seed}, {router_errors:?}: {:?}", path.log);
             // False errors cause repeated searches but change no result.
             let is_misled = matches!(router_errors, RouterErrors::Always(_));
-            assert!(is_misled || is_complete(&path.search), "seed {seed}, {router_errors:?}");
+            assert!(is_misled || is_complete(&path.search), "SIM_SEED={seed}, {router_errors:?}");
         }
     }
 }
@@ -352,7 +352,7 @@ fn random_loss_of_20_percent_changes_no_result() {
         // 10.6 % each way.
         let mut path = TestPath::new(seed, Link { router_errors, loss: 0.106, ..Link::of(mtu) });
         path.run(3 * 3_600);
-        assert_eq!(path.values(), [mtu], "seed {seed}: {:?}", path.log.changes);
+        assert_eq!(path.values(), [mtu], "SIM_SEED={seed}: {:?}", path.log.changes);
     }
 }
 
@@ -385,7 +385,7 @@ fn router_errors_that_quote_no_probe_are_ignored() {
             path.run(300);
             std::mem::take(&mut path.log.sizes)
         };
-        assert_eq!(sizes(RouterErrors::Forged(1300)), sizes(RouterErrors::None), "seed {seed}");
+        assert_eq!(sizes(RouterErrors::Forged(1300)), sizes(RouterErrors::None), "SIM_SEED={seed}");
     }
 }
 
@@ -395,9 +395,9 @@ fn probe_refused_by_the_local_interface_is_not_lost() {
         let host_mtu = some_mtu(seed, 300);
         let mut path = TestPath::new(seed, Link { host_mtu, ..Link::of(u16::MAX) });
         path.run(61);
-        assert_eq!(path.values(), [host_mtu], "seed {seed}");
-        assert_eq!(path.log.lost, 0, "seed {seed}");
-        assert_eq!(path.log.too_big, path.log.refused, "seed {seed}");
+        assert_eq!(path.values(), [host_mtu], "SIM_SEED={seed}");
+        assert_eq!(path.log.lost, 0, "SIM_SEED={seed}");
+        assert_eq!(path.log.too_big, path.log.refused, "SIM_SEED={seed}");
     }
 }
 
@@ -407,14 +407,14 @@ fn nothing_is_concluded_on_a_dead_path() {
         let mtu = some_mtu(seed, 300);
         let mut late = TestPath::new(seed, Link { dead: 0..3_600, ..Link::of(mtu) });
         late.run(3_600);
-        assert_eq!((late.values(), late.search.known()), (vec![], None), "seed {seed}");
-        assert!(late.log.sent < 800, "seed {seed}: {}", late.log.sent);
+        assert_eq!((late.values(), late.search.known()), (vec![], None), "SIM_SEED={seed}");
+        assert!(late.log.sent < 800, "SIM_SEED={seed}: {}", late.log.sent);
         late.run(600);
-        assert_eq!(late.values(), [mtu], "seed {seed}: found after recovery");
+        assert_eq!(late.values(), [mtu], "SIM_SEED={seed}: found after recovery");
 
         let mut gone = TestPath::new(seed, Link { dead: 600..4_200, ..Link::of(mtu) });
         gone.run(6_000);
-        assert_eq!(gone.values(), [mtu], "seed {seed}: the known value stays");
+        assert_eq!(gone.values(), [mtu], "SIM_SEED={seed}: the known value stays");
     }
 }
 
@@ -425,7 +425,7 @@ fn short_outages_do_not_reduce_the_mtu() {
         let dead = from..from + 1 + mix(seed ^ 6) % 12;
         let mut path = TestPath::new(seed, Link { dead, ..Link::of(1500) });
         path.run(1_200);
-        assert_eq!(path.values(), [1500], "seed {seed}");
+        assert_eq!(path.values(), [1500], "SIM_SEED={seed}");
     }
 }
 
@@ -437,9 +437,9 @@ fn decrease_is_found_within_two_intervals_and_increase_when_larger_sizes_are_tri
         let mtu = vec![(0, wide), (1_000, narrow), (3_000, wide)];
         let mut path = TestPath::new(seed, Link { router_errors, mtu, ..Link::of(0) });
         path.run(1_000 + 75 + 180);
-        assert_eq!(path.values(), [wide, narrow], "seed {seed}");
+        assert_eq!(path.values(), [wide, narrow], "SIM_SEED={seed}");
         path.run(3_000 - 1_255 + 75 + 600 + 180);
-        assert_eq!(path.values(), [wide, narrow, wide], "seed {seed}");
+        assert_eq!(path.values(), [wide, narrow, wide], "SIM_SEED={seed}");
         let from: Vec<_> = path.log.changes.iter().map(|(_, from, _)| *from).collect();
         assert_eq!(from, [None, Some(wide), Some(narrow)]);
     }
@@ -452,7 +452,7 @@ fn brief_replies_test_the_forward_direction_and_full_replies_both() {
         let mut new =
             TestPath::with(seed, Link { reverse_mtu, ..Link::of(forward_mtu) }, seed % 2 == 0, seed % 3 == 0);
         new.run(600);
-        assert_eq!(new.values(), [forward_mtu], "seed {seed}");
+        assert_eq!(new.values(), [forward_mtu], "SIM_SEED={seed}");
         let mut old = TestPath::with(
             seed,
             Link { reverse_mtu, is_old: true, ..Link::of(forward_mtu) },
@@ -460,7 +460,7 @@ fn brief_replies_test_the_forward_direction_and_full_replies_both() {
             false,
         );
         old.run(600);
-        assert_eq!(old.values(), [forward_mtu.min(reverse_mtu)], "seed {seed}");
+        assert_eq!(old.values(), [forward_mtu.min(reverse_mtu)], "SIM_SEED={seed}");
     }
 }
 
@@ -488,8 +488,8 @@ fn late_answer_is_proof() {
         let delay = Duration::from_millis(1_600);
         let mut path = TestPath::new(seed, Link { delay, ..Link::of(u16::MAX) });
         path.run(600);
-        assert_eq!(path.log.acknowledged, 0, "seed {seed}");
-        assert_eq!(path.values(), [9000], "seed {seed}: no larger size can be rejected");
+        assert_eq!(path.log.acknowledged, 0, "SIM_SEED={seed}");
+        assert_eq!(path.values(), [9000], "SIM_SEED={seed}: no larger size can be rejected");
     }
 }
 

@@ -181,7 +181,7 @@ impl QueuedDatagram {
 
 /// A transmit timestamp on its way to the error queue.
 #[derive(Debug)]
-struct PendingTimestamp {
+struct SimulatedTimestamp {
     id: SendId,
     datagram: (u8, u64),
     /// Time at which the datagram was passed to the kernel.
@@ -200,7 +200,7 @@ struct Process {
     dropped: u32,
     checked: Timestamp,
     waiting: VecDeque<QueuedDatagram>,
-    timestamps: VecDeque<PendingTimestamp>,
+    timestamps: VecDeque<SimulatedTimestamp>,
     wake_at: u64,
 }
 
@@ -452,7 +452,7 @@ impl World {
         let id = (send.flow, send.id.0 & 0x00ff_ffff_ffff_ffff);
         if !self.random.chance(self.prober_host.timestamps_lost) {
             let visible = left + self.random.below(self.prober_host.timestamps_late);
-            prober_process.timestamps.push_back(PendingTimestamp {
+            prober_process.timestamps.push_back(SimulatedTimestamp {
                 id: send.id,
                 datagram: id,
                 passed_at: at,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! greeting, 48 bytes
-//!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 1 hello, 2 welcome   6 u16 hello: 0; welcome: Admittance
+//!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 1 hello, 2 welcome   6 u16 hello: 0; welcome: WelcomeStatus
 //!  8 u32 length of every message in bytes, 56 to 65,536                 12 u32 zero
 //! 16 16 bytes nonce
 //! 32 16 bytes HMAC-SHA-256/128, zeros without a key.
@@ -67,7 +67,7 @@ pub enum GreetingProof {
 
 /// Whether a responder will answer messages on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Admittance {
+pub enum WelcomeStatus {
     /// It will.
     Granted,
     /// It will not: the source is not allowed and did not prove a key.
@@ -80,20 +80,25 @@ pub enum Admittance {
     Length,
 }
 
-impl Admittance {
+impl WelcomeStatus {
     const ALL: [Self; 5] = [Self::Granted, Self::Unlisted, Self::Unauthentic, Self::Full, Self::Length];
 
-    fn code(self) -> u8 {
-        let place = Self::ALL.iter().position(|known| *known == self).expect("ALL lists every variant");
-        u8::try_from(place).expect("there are five")
+    const fn code(self) -> u8 {
+        match self {
+            Self::Granted => 0,
+            Self::Unlisted => 1,
+            Self::Unauthentic => 2,
+            Self::Full => 3,
+            Self::Length => 4,
+        }
     }
 }
 
 /// Encodes the fields of a greeting; its HMAC is zero.
-fn greeting(kind: u8, admittance: u8, message_bytes: u32, nonce: &[u8; 16]) -> [u8; GREETING_BYTES] {
+fn greeting(kind: u8, status: u8, message_bytes: u32, nonce: &[u8; 16]) -> [u8; GREETING_BYTES] {
     let mut out = [0; GREETING_BYTES];
     put(&mut out, 0, &MAGIC.to_be_bytes());
-    put(&mut out, 4, &[VERSION, kind, 0, admittance]);
+    put(&mut out, 4, &[VERSION, kind, 0, status]);
     put(&mut out, 8, &message_bytes.to_be_bytes());
     put(&mut out, 16, nonce);
     out
@@ -143,7 +148,7 @@ impl Hello {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Welcome {
     /// Whether the responder will answer messages.
-    pub admittance: Admittance,
+    pub status: WelcomeStatus,
     /// Random, chosen for this connection.
     pub nonce: [u8; 16],
 }
@@ -152,7 +157,7 @@ impl Welcome {
     /// Encodes the greeting. `key`: the key that signed the hello.
     #[must_use]
     pub fn encode(&self, hello: &Hello, key: Option<&Key>) -> [u8; GREETING_BYTES] {
-        let mut out = greeting(WELCOME, self.admittance.code(), hello.message_bytes, &self.nonce);
+        let mut out = greeting(WELCOME, self.status.code(), hello.message_bytes, &self.nonce);
         if let Some(key) = key {
             let tag = key
                 .mac_128(&[&greeting(HELLO, 0, hello.message_bytes, &hello.nonce)[..TAG_AT], &out[..TAG_AT]]);
@@ -168,15 +173,15 @@ impl Welcome {
     /// [`DecodeError`] if it is not valid.
     pub fn decode(bytes: &[u8], hello: &Hello, key: Option<&Key>) -> Result<Self, DecodeError> {
         expect(bytes, GREETING_BYTES, WELCOME, "welcome")?;
-        let known = Admittance::ALL.get(usize::from(bytes[7])).filter(|_| bytes[6] == 0);
-        let admittance = *known.ok_or(DecodeError::Foreign { field: "welcome" })?;
+        let known = WelcomeStatus::ALL.get(usize::from(bytes[7])).filter(|_| bytes[6] == 0);
+        let status = *known.ok_or(DecodeError::Foreign { field: "welcome" })?;
         let expected = greeting(HELLO, 0, hello.message_bytes, &hello.nonce);
         let is_signed =
             key.is_none_or(|key| key.verify(&[&expected[..TAG_AT], &bytes[..TAG_AT]], &bytes[TAG_AT..]));
-        if admittance == Admittance::Granted && !is_signed {
+        if status == WelcomeStatus::Granted && !is_signed {
             return Err(DecodeError::Unauthentic { field: "welcome" });
         }
-        Ok(Self { admittance, nonce: array(bytes, 16) })
+        Ok(Self { status, nonce: array(bytes, 16) })
     }
 }
 
@@ -270,7 +275,7 @@ mod tests {
     }
 
     const HELLO: Hello = Hello { message_bytes: 100, nonce: [7; 16] };
-    const GRANTED: Welcome = Welcome { admittance: Admittance::Granted, nonce: [9; 16] };
+    const GRANTED: Welcome = Welcome { status: WelcomeStatus::Granted, nonce: [9; 16] };
 
     #[test]
     fn both_ends_prove_a_key_and_either_valid_key_is_accepted() {
@@ -299,8 +304,8 @@ mod tests {
     #[test]
     fn refusal_needs_no_signature() {
         let key = keys("0123456789abcdef");
-        for admittance in Admittance::ALL.into_iter().skip(1) {
-            let welcome = Welcome { admittance, ..GRANTED };
+        for status in WelcomeStatus::ALL.into_iter().skip(1) {
+            let welcome = Welcome { status, ..GRANTED };
             let read = Welcome::decode(&welcome.encode(&HELLO, None), &HELLO, Some(key.current()));
             assert_eq!(read, Ok(welcome));
         }
@@ -348,7 +353,7 @@ mod tests {
 
     #[test]
     fn fields_are_at_the_offsets_of_the_table() {
-        let welcome = Welcome { admittance: Admittance::Full, nonce: [9; 16] };
+        let welcome = Welcome { status: WelcomeStatus::Full, nonce: [9; 16] };
         let greetings =
             [(HELLO.encode(None), "01 0000", "07"), (welcome.encode(&HELLO, None), "02 0003", "09")];
         for (bytes, kind, nonce) in greetings {
@@ -378,8 +383,8 @@ mod tests {
             assert_eq!(found, Err(DecodeError::Foreign { field: "welcome" }), "byte {at}");
         }
         assert_eq!(Welcome::decode(&welcome, &HELLO, None), Ok(GRANTED));
-        for (code, admittance) in (0..).zip(Admittance::ALL) {
-            assert_eq!(Welcome { admittance, ..GRANTED }.encode(&HELLO, None)[7], code);
+        for (code, status) in (0..).zip(WelcomeStatus::ALL) {
+            assert_eq!(Welcome { status, ..GRANTED }.encode(&HELLO, None)[7], code);
         }
     }
 

@@ -9,7 +9,7 @@ use pathmeter_proto::key::{KeyId, Keys};
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::icmp::{self, IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
-use pathmeter_proto::wire::stream::{self, Admittance, DecodedReply, GreetingProof, Hello, Seal, Welcome};
+use pathmeter_proto::wire::stream::{self, DecodedReply, GreetingProof, Hello, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{Goodbye, NtpTime};
@@ -147,7 +147,7 @@ pub(crate) fn decode_icmp(bytes: &[u8]) {
 
 /// The greetings of the connection for which the corpora are made.
 pub(crate) const HELLO: Hello = Hello { message_bytes: 64, nonce: [7; 16] };
-pub(crate) const WELCOME: Welcome = Welcome { admittance: Admittance::Granted, nonce: [9; 16] };
+pub(crate) const WELCOME: Welcome = Welcome { status: WelcomeStatus::Granted, nonce: [9; 16] };
 
 /// The same bytes with one changed bit, chosen by their sum.
 fn changed(bytes: &[u8]) -> Vec<u8> {
@@ -175,9 +175,9 @@ pub(crate) fn decode_greeting(bytes: &[u8]) {
         let written = welcome.encode(&HELLO, key);
         assert_eq!(Welcome::decode(&written, &HELLO, key), Ok(welcome));
         let granted =
-            Welcome { admittance: Admittance::Granted, ..welcome }.encode(&HELLO, Some(keys.current()));
+            Welcome { status: WelcomeStatus::Granted, ..welcome }.encode(&HELLO, Some(keys.current()));
         let changed = Welcome::decode(&changed(&granted), &HELLO, Some(keys.current()));
-        assert!(!changed.is_ok_and(|welcome| welcome.admittance == Admittance::Granted));
+        assert!(!changed.is_ok_and(|welcome| welcome.status == WelcomeStatus::Granted));
     }
 }
 

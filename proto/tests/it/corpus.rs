@@ -6,7 +6,7 @@ use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
-use pathmeter_proto::wire::stream::{self, Admittance, Seal, Welcome};
+use pathmeter_proto::wire::stream::{self, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::websocket::MessageFormat;
 use pathmeter_proto::wire::{Goodbye, NtpTime};
 
@@ -122,7 +122,7 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
             .collect(),
         "decode_greeting" => {
             let keys = keys.derive(stream::PURPOSE);
-            let refusal = Welcome { admittance: Admittance::Unlisted, ..WELCOME };
+            let refusal = Welcome { status: WelcomeStatus::Unlisted, ..WELCOME };
             [
                 HELLO.encode(None),
                 HELLO.encode(Some(&keys)),

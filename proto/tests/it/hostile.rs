@@ -274,12 +274,12 @@ fn reply_is_never_longer_than_its_request_and_goes_to_its_source() {
                 continue;
             };
             answered += 1;
-            assert_eq!(reply.len(), length_of_reply(&datagram, mode(key)), "seed {seed}");
-            assert!(reply.len() <= datagram.len(), "seed {seed}");
+            assert_eq!(reply.len(), length_of_reply(&datagram, mode(key)), "SIM_SEED={seed}");
+            assert!(reply.len() <= datagram.len(), "SIM_SEED={seed}");
             brief += usize::from(reply.len() < datagram.len());
-            assert_eq!((send.to, send.from, send.ttl), (from.into(), arrival.to, 255), "seed {seed}");
+            assert_eq!((send.to, send.from, send.ttl), (from.into(), arrival.to, 255), "SIM_SEED={seed}");
             if key.is_some() {
-                assert!(stamp::verify(&reply, &keys).is_ok(), "seed {seed}");
+                assert!(stamp::verify(&reply, &keys).is_ok(), "SIM_SEED={seed}");
             }
         }
     }

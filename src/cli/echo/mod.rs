@@ -26,7 +26,7 @@ use crate::datagram::{self, TimestampMatching};
 use crate::echo::{EchoPath, FiniteRun};
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, Start};
+use crate::probe::{Loops, StartContext};
 use crate::stream;
 
 #[derive(Debug, Args)]
@@ -167,7 +167,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
     };
     let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };
-    let start = Start {
+    let start = StartContext {
         id: PathId(1),
         key: &key,
         settings: target.settings(),

@@ -183,7 +183,9 @@ impl EchoSummary {
             EchoReport::Duplicate => self.duplicates += 1,
             EchoReport::Reordered => self.reordered += 1,
             EchoReport::Mismatched(_) => self.mismatched += 1,
-            EchoReport::Icmp(kind) => self.icmp = Some(format!("{kind:?}")),
+            EchoReport::Icmp(kind) => {
+                self.icmp = Some(crate::metrics::echo::icmp_error_name(*kind).to_owned())
+            }
             EchoReport::VeryLate
             | EchoReport::BurstBegan
             | EchoReport::BurstEnded(_)

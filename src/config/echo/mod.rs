@@ -70,12 +70,12 @@ pub(super) fn reader(section: &mut MappingReader<'_, '_>) -> Option<Box<dyn Kind
 }
 
 impl KindReader for Protocol {
-    fn intervals(&self) -> RangeInclusive<Duration> {
+    fn interval_allowed(&self) -> RangeInclusive<Duration> {
         let least = if self.is_stream() { INTERVAL_MIN_STREAM } else { INTERVAL_MIN };
         least..=INTERVAL_MAX
     }
 
-    fn interval(&self) -> Duration {
+    fn interval_default(&self) -> Duration {
         INTERVAL
     }
 

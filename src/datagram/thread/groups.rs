@@ -8,7 +8,7 @@ use pathmeter_proto::machine::HostDrops;
 use pathmeter_proto::schedule::mix;
 use pathmeter_proto::time::Timestamp;
 
-use super::super::demux::{Demux, Sessions};
+use super::super::demux::{Demux, SessionIndex};
 use super::super::socket::{Binding, Socket, SocketError};
 use super::super::{DatagramProtocol, Service, ServiceTasks, SourceChoice};
 use super::{DatagramLoop, IDLE_GROUP_TIMEOUT};
@@ -66,7 +66,7 @@ impl DatagramLoop {
         let now = Clock::now();
         let index = *self.group_of.entry(key).or_insert_with(|| {
             self.groups.push(SocketGroup {
-                demux: Demux::Sessions(Sessions::new(protocol)),
+                demux: Demux::Sessions(SessionIndex::new(protocol)),
                 sockets: Vec::new(),
                 drops: HostDrops::default(),
                 drops_read: now,
@@ -126,7 +126,7 @@ impl DatagramLoop {
                 continue;
             }
             let is_in_group =
-                |slot: &Option<super::Slot>| slot.as_ref().is_some_and(|slot| slot.group == group);
+                |slot: &Option<super::TaskEntry>| slot.as_ref().is_some_and(|slot| slot.group == group);
             let tasks: Vec<usize> =
                 (0..self.slots.len()).filter(|index| is_in_group(&self.slots[*index])).collect();
             for index in tasks {

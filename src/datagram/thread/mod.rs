@@ -19,7 +19,7 @@ use nix::sys::eventfd::EventFd;
 use pathmeter_proto::time::{Timestamp, nanos};
 
 use self::groups::{SocketGroup, SocketGroupKey};
-use self::slots::{PathTasks, Slot};
+use self::slots::{PathTasks, TaskEntry};
 use super::outbox::{OUTBOX_MAX, Outbox};
 use super::poller::{PollSet, sleep_precisely};
 use super::socket::{ReceiveBatch, SendBatch, TimestampMatching};
@@ -56,7 +56,7 @@ pub(super) struct DatagramLoop {
     groups: Vec<SocketGroup>,
     /// The group of each key.
     group_of: BTreeMap<SocketGroupKey, usize>,
-    slots: Vec<Option<Slot>>,
+    slots: Vec<Option<TaskEntry>>,
     free: Vec<usize>,
     last_generation: u32,
     paths: HashMap<PathId, PathTasks>,
@@ -313,7 +313,7 @@ impl DatagramLoop {
     }
 
     /// Applies `act` to every task, and steps each.
-    fn for_each_task(&mut self, mut act: impl FnMut(&mut Slot)) {
+    fn for_each_task(&mut self, mut act: impl FnMut(&mut TaskEntry)) {
         for index in 0..self.slots.len() {
             if let Some(slot) = &mut self.slots[index] {
                 act(slot);

@@ -25,7 +25,7 @@ use crate::paths::PathId;
 const TIMERS_PER_TURN_MAX: usize = 256;
 
 /// A slot with its task.
-pub(super) struct Slot {
+pub(super) struct TaskEntry {
     pub(super) task: Box<dyn Task>,
     /// The path of the task; `None`: a service.
     pub(super) path: Option<PathId>,
@@ -67,7 +67,7 @@ impl DatagramLoop {
             current.add(index, *to, ssids);
         }
         let (generation, timer) = (self.last_generation, Timestamp::NEVER);
-        self.slots[index] = Some(Slot { task, path, group, generation, timer, sessions, interval });
+        self.slots[index] = Some(TaskEntry { task, path, group, generation, timer, sessions, interval });
         index
     }
 

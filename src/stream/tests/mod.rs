@@ -25,7 +25,7 @@ use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{EchoReport, Mismatch, StreamSpec, Verdict};
 use pathmeter_proto::key::Keys;
 use pathmeter_proto::time::WallTime;
-use pathmeter_proto::wire::stream::{Admittance, GREETING_BYTES, Hello, PURPOSE, Seal, Welcome};
+use pathmeter_proto::wire::stream::{GREETING_BYTES, Hello, PURPOSE, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::websocket::MessageFormat;
 use socket2::SockRef;
 use tokio_tungstenite::tungstenite;
@@ -165,7 +165,7 @@ impl TcpHost {
         let mut greeting = [0; GREETING_BYTES];
         stream.read_exact(&mut greeting).ok()?;
         let (hello, _) = Hello::decode(&greeting, keys).unwrap();
-        let welcome = Welcome { admittance: Admittance::Granted, nonce: [5; 16] };
+        let welcome = Welcome { status: WelcomeStatus::Granted, nonce: [5; 16] };
         let key = keys.map(Keys::current);
         stream.write_all(&welcome.encode(&hello, key)).ok()?;
         let bytes = hello.message_bytes as usize;

@@ -118,7 +118,7 @@ impl Client {
         let key = keys.map(Keys::current);
         let read = stream.read_exact(&mut bytes).ok();
         let welcome = read.map(|()| Welcome::decode(&bytes, &hello, key).unwrap());
-        let none = Welcome { admittance: Admittance::Full, nonce: [0; 16] };
+        let none = Welcome { status: WelcomeStatus::Full, nonce: [0; 16] };
         Self { stream, seal: Seal::of(key, &hello, &welcome.unwrap_or(none)), welcome }
     }
 
@@ -126,8 +126,8 @@ impl Client {
         Self::greet(to, LISTED, HELLO, keys)
     }
 
-    fn admittance(&self) -> Option<Admittance> {
-        self.welcome.map(|welcome| welcome.admittance)
+    fn status(&self) -> Option<WelcomeStatus> {
+        self.welcome.map(|welcome| welcome.status)
     }
 
     fn request(&self, sequence: u64) -> Vec<u8> {
@@ -160,21 +160,21 @@ fn only_listed_or_authenticated_clients_are_answered() {
     let rotating = format!("{SECRET}\n{other}");
     let (current, old, wrong) = (keys(SECRET), keys(other), keys("an unknown secret key"));
     for (secret, from, signer, expected, reason) in [
-        (None, LISTED, None, Admittance::Granted, None),
-        (None, UNLISTED, None, Admittance::Unlisted, Some("unlisted")),
-        (None, LISTED, Some(&current), Admittance::Unauthentic, Some("auth")),
-        (Some(SECRET), LISTED, None, Admittance::Granted, None),
-        (Some(SECRET), UNLISTED, None, Admittance::Unlisted, Some("unlisted")),
-        (Some(SECRET), UNLISTED, Some(&current), Admittance::Granted, None),
-        (Some(SECRET), LISTED, Some(&wrong), Admittance::Unauthentic, Some("auth")),
-        (Some(&rotating), UNLISTED, Some(&current), Admittance::Granted, None),
-        (Some(&rotating), UNLISTED, Some(&old), Admittance::Granted, None),
-        (Some(&rotating), UNLISTED, Some(&wrong), Admittance::Unauthentic, Some("auth")),
+        (None, LISTED, None, WelcomeStatus::Granted, None),
+        (None, UNLISTED, None, WelcomeStatus::Unlisted, Some("unlisted")),
+        (None, LISTED, Some(&current), WelcomeStatus::Unauthentic, Some("auth")),
+        (Some(SECRET), LISTED, None, WelcomeStatus::Granted, None),
+        (Some(SECRET), UNLISTED, None, WelcomeStatus::Unlisted, Some("unlisted")),
+        (Some(SECRET), UNLISTED, Some(&current), WelcomeStatus::Granted, None),
+        (Some(SECRET), LISTED, Some(&wrong), WelcomeStatus::Unauthentic, Some("auth")),
+        (Some(&rotating), UNLISTED, Some(&current), WelcomeStatus::Granted, None),
+        (Some(&rotating), UNLISTED, Some(&old), WelcomeStatus::Granted, None),
+        (Some(&rotating), UNLISTED, Some(&wrong), WelcomeStatus::Unauthentic, Some("auth")),
     ] {
         let responder = TestResponder::start(secret);
         let mut client = Client::greet(responder.address, from, HELLO, signer);
         let proof = Hello::decode(&HELLO.encode(signer), signer).unwrap().1;
-        assert_eq!(client.admittance(), Some(expected), "{secret:?} {from} {proof:?}");
+        assert_eq!(client.status(), Some(expected), "{secret:?} {from} {proof:?}");
         match reason {
             None => {
                 assert!(proof == GreetingProof::None || signer.is_some());
@@ -196,17 +196,17 @@ fn only_listed_or_authenticated_clients_are_answered() {
 fn only_valid_message_lengths_are_accepted() {
     let responder = TestResponder::start(None);
     for (message_bytes, expected) in [
-        (MESSAGE_BYTES_MIN, Admittance::Granted),
-        (MESSAGE_BYTES_MAX, Admittance::Granted),
-        (0, Admittance::Length),
-        (MESSAGE_BYTES_MIN - 1, Admittance::Length),
-        (MESSAGE_BYTES_MAX + 1, Admittance::Length),
-        (u32::MAX, Admittance::Length),
+        (MESSAGE_BYTES_MIN, WelcomeStatus::Granted),
+        (MESSAGE_BYTES_MAX, WelcomeStatus::Granted),
+        (0, WelcomeStatus::Length),
+        (MESSAGE_BYTES_MIN - 1, WelcomeStatus::Length),
+        (MESSAGE_BYTES_MAX + 1, WelcomeStatus::Length),
+        (u32::MAX, WelcomeStatus::Length),
     ] {
         let hello = Hello { message_bytes, ..HELLO };
         let mut client = Client::greet(responder.address, LISTED, hello, None);
-        assert_eq!(client.admittance(), Some(expected), "{message_bytes}");
-        if expected == Admittance::Granted {
+        assert_eq!(client.status(), Some(expected), "{message_bytes}");
+        if expected == WelcomeStatus::Granted {
             let mut frame = Vec::new();
             client.seal.request(Message { sequence: 1, timestamp: NtpTime(1) }, message_bytes, &mut frame);
             client.stream.write_all(&frame).unwrap();
@@ -295,23 +295,23 @@ fn connections_are_limited_in_total_and_per_source() {
     let third = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
     let connect = |from| Client::greet(responder.address, from, HELLO, None);
     let mut open = vec![connect(LISTED), connect(LISTED)];
-    assert_eq!(connect(LISTED).admittance(), Some(Admittance::Full), "a third connection of one source");
+    assert_eq!(connect(LISTED).status(), Some(WelcomeStatus::Full), "a third connection of one source");
     eventually("the refused connection is closed", || {
         (responder.scrape().count(OPEN, &[]) == 2).then_some(())
     });
     open.push(connect(other));
-    assert_eq!(connect(third).admittance(), Some(Admittance::Full), "a fourth connection in total");
+    assert_eq!(connect(third).status(), Some(WelcomeStatus::Full), "a fourth connection in total");
     eventually("the refused connection is closed", || {
         (responder.scrape().count(OPEN, &[]) == 3).then_some(())
     });
     for client in &mut open {
-        assert_eq!(client.admittance(), Some(Admittance::Granted));
+        assert_eq!(client.status(), Some(WelcomeStatus::Granted));
         client.echo(7);
     }
     drop(open.remove(0));
     eventually("there is room", || (responder.scrape().count(OPEN, &[]) == 2).then_some(()));
     let mut reconnected = connect(LISTED);
-    assert_eq!(reconnected.admittance(), Some(Admittance::Granted));
+    assert_eq!(reconnected.status(), Some(WelcomeStatus::Granted));
     reconnected.echo(8);
     drop((open, reconnected));
     responder.refused("full", 2);
@@ -357,7 +357,7 @@ fn connection_refused_by_a_reload_ends_with_its_next_message() {
     responder.responder.change(keyed());
     before.stream.write_all(&before.request(1)).unwrap();
     assert_eq!(before.reply(), None);
-    assert_eq!(Client::listed(responder.address, None).admittance(), Some(Admittance::Unlisted));
+    assert_eq!(Client::listed(responder.address, None).status(), Some(WelcomeStatus::Unlisted));
     let mut after = Client::listed(responder.address, Some(&keys(SECRET)));
     after.echo(2);
     responder.responder.change(keyed());

@@ -43,7 +43,7 @@ fn connect_error_for_welcome(
 #[test]
 fn each_refused_welcome_has_its_error_text() {
     let welcome =
-        |admittance| move |hello: Hello| Welcome { admittance, nonce: [5; 16] }.encode(&hello, None).to_vec();
+        |status| move |hello: Hello| Welcome { status, nonce: [5; 16] }.encode(&hello, None).to_vec();
     let key = "unknown key: configure the same key file on both hosts";
     let others = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     assert_eq!(
@@ -51,7 +51,7 @@ fn each_refused_welcome_has_its_error_text() {
         ("greeting b: is not a welcome".to_owned(), "protocol")
     );
     let newer = move |hello| {
-        let mut bytes = welcome(Admittance::Granted)(hello);
+        let mut bytes = welcome(WelcomeStatus::Granted)(hello);
         bytes[4] = 2;
         bytes
     };
@@ -59,23 +59,23 @@ fn each_refused_welcome_has_its_error_text() {
         connect_error_for_welcome(None, newer),
         ("greeting b: version 2 (this build speaks 1)".to_owned(), "protocol")
     );
-    for (admittance, text) in [
+    for (status, text) in [
         (
-            Admittance::Unlisted,
+            WelcomeStatus::Unlisted,
             "add this host's address to responder.allow there, or configure the same key file on both hosts",
         ),
-        (Admittance::Unauthentic, key),
-        (Admittance::Full, "its connection limit is reached"),
-        (Admittance::Length, "it does not accept messages of this size"),
+        (WelcomeStatus::Unauthentic, key),
+        (WelcomeStatus::Full, "its connection limit is reached"),
+        (WelcomeStatus::Length, "it does not accept messages of this size"),
     ] {
         let expected = (format!("b rejects this host: {text}"), "denied");
-        assert_eq!(connect_error_for_welcome(None, welcome(admittance)), expected);
-        assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(admittance)), expected);
+        assert_eq!(connect_error_for_welcome(None, welcome(status)), expected);
+        assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(status)), expected);
     }
     let unproven = (format!("greeting b: {key}"), "denied");
-    assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(Admittance::Granted)), unproven);
+    assert_eq!(connect_error_for_welcome(Some(SECRET), welcome(WelcomeStatus::Granted)), unproven);
     let other = |hello: Hello| {
-        let welcome = Welcome { admittance: Admittance::Granted, nonce: [5; 16] };
+        let welcome = Welcome { status: WelcomeStatus::Granted, nonce: [5; 16] };
         welcome.encode(&hello, Some(keys("another secret key").current())).to_vec()
     };
     assert_eq!(connect_error_for_welcome(Some(SECRET), other), unproven);

@@ -202,8 +202,8 @@ impl Fleet<'_> {
         for (query, least) in [
             ("count(up == 1)", 4.0),
             // Three agents with four probes of three peers each, and one that exports groups.
-            ("count(pathmeter_pair:echo_judged:rate5m{instance!=\"c\"} > 0)", 36.0),
-            ("count(pathmeter_zone_pair:echo_judged:rate5m > 0)", 16.0),
+            ("count(pathmeter_pair:echo_network_verdicts:rate5m{instance!=\"c\"} > 0)", 36.0),
+            ("count(pathmeter_zone_pair:echo_network_verdicts:rate5m > 0)", 16.0),
             ("count(pathmeter_zone_pair:echo_rtt_seconds:p99_5m{probe=\"fast\"})", 4.0),
             ("count(pathmeter_path_mtu_bytes{instance!=\"c\"} == 9000)", 9.0),
         ] {
