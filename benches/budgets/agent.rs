@@ -196,7 +196,7 @@ fn configuration(ports: &AgentPorts, responder: &str, paths: PathLoad) -> String
         "agent: {{name: bench}}\n\
          listen: {{http: \"127.0.0.1:{http}\", stamp: \"0.0.0.0:{stamp}\", agent: \"127.0.0.1:{agent}\"}}\n\
          responder: {{allow: [127.0.0.0/8], {responder}}}\n\
-         metrics: {{max_series: 10000000}}\n\
+         metrics: {{series_max: 10000000}}\n\
          log: {{level: \"off\"}}\n"
     );
     let PathLoad { count, interval, flows, port } = paths;

@@ -120,7 +120,7 @@ def left_out():
     return stat(
         "Paths not exported",
         NUMBER,
-        "Paths that are measured but not exported because of metrics.max_series. Normal: 0. Raise the limit, select fewer peers, or sum paths by group.",
+        "Paths that are measured but not exported because of metrics.series_max. Normal: 0. Raise the limit, select fewer peers, or sum paths by group.",
         query(f"sum(pathmeter_paths_not_exported{{{HOST}}})"),
         thresholds=NONE_IS_WELL,
     )
@@ -510,7 +510,7 @@ def clients_refused():
         "Clients refused, by reason",
         EVENTS,
         "origin: the origin of the page is not listed in websocket.origins.",
-        query(total("pathmeter_websocket_refused_total", HOST, "reason"), "{{reason}}"),
+        query(total("pathmeter_websocket_clients_refused_total", HOST, "reason"), "{{reason}}"),
         stack=True,
         bars=True,
     )
@@ -521,7 +521,7 @@ def clients_closed():
         "Clients disconnected, by reason",
         EVENTS,
         "client: the client sent a close frame, the usual case. error: the connection ended without one.",
-        query(total("pathmeter_websocket_closed_total", HOST, "reason"), "{{reason}}"),
+        query(total("pathmeter_websocket_clients_closed_total", HOST, "reason"), "{{reason}}"),
         stack=True,
         bars=True,
     )
@@ -601,7 +601,7 @@ def most_left_out():
     return _worst(
         "Agents: paths not exported",
         NUMBER,
-        "Agents that measure more paths than metrics.max_series allows to export. Empty: none.",
+        "Agents that measure more paths than metrics.series_max allows to export. Empty: none.",
         f"max by (instance) (pathmeter_paths_not_exported{{{ALL}}}) > 0",
         NONE_IS_WELL,
         TROUBLE,

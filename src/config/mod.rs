@@ -370,7 +370,7 @@ pub enum FamilyChoice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metrics {
     /// Maximum series of paths. A path beyond the limit is measured but not exported, and counted as such.
-    pub max_series: usize,
+    pub series_max: usize,
     /// Whether paths or groups have series.
     pub level: SeriesLevel,
 }

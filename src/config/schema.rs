@@ -256,7 +256,7 @@ fn allow(value: ValueReader<'_, '_>) -> Option<Vec<super::Prefix>> {
 }
 
 fn metrics(section: &mut MappingReader<'_, '_>) -> Option<Metrics> {
-    let max_series = section.key("max_series", |value| value.number(&SERIES_ALLOWED)).or(SERIES);
+    let series_max = section.key("series_max", |value| value.number(&SERIES_ALLOWED)).or(SERIES);
     let is_by_group = section.key("level", |value| value.one_of(&LEVELS)).or(false);
     let label = section.key("group_by", label_name).optional();
     let worst = section.key("worst", |value| value.number(&WORST_ALLOWED)).optional();
@@ -273,7 +273,7 @@ fn metrics(section: &mut MappingReader<'_, '_>) -> Option<Metrics> {
         },
         false => SeriesLevel::Pair,
     };
-    Some(Metrics { max_series: max_series?, level })
+    Some(Metrics { series_max: series_max?, level })
 }
 
 fn log(section: &mut MappingReader<'_, '_>) -> Option<Log> {

@@ -95,6 +95,9 @@ struct Channels {
     reloads: mpsc::Receiver<ReloadRequest>,
 }
 
+/// Reload requests that wait for the daemon; further ones wait in their HTTP requests.
+const RELOADS_PENDING_MAX: usize = 4;
+
 /// The maximum interval of the tick, at which the watchdog and retries are handled.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -131,7 +134,7 @@ impl Daemon {
         let (mut membership, polls) = Membership::new(boot_id);
         // Peers with literal addresses are answered from the first datagram on.
         membership.rebuild_roster(&settings);
-        let (reload_sender, reloads) = mpsc::channel(4);
+        let (reload_sender, reloads) = mpsc::channel(RELOADS_PENDING_MAX);
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
         let stream_access = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());

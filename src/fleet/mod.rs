@@ -287,7 +287,7 @@ impl Fleet {
     #[must_use]
     pub fn exported(&self, metrics: &Metrics) -> ExportedSeries {
         let mut blocks = Blocks::default();
-        let mut capacity = metrics.max_series;
+        let mut capacity = metrics.series_max;
         let mut export = |members: Vec<Arc<dyn AnySeries>>, capacity: &mut usize| {
             let needs = members.iter().map(|member| member.lines()).sum();
             let Some(remaining) = capacity.checked_sub(needs) else {

@@ -1,7 +1,7 @@
 //! Blocks of a metrics page: metric families, each with its members.
 //!
 //! A page is generic over what it exports. Each measuring component implements [`Series`]: its metric
-//! families, and the number of lines that one member adds, which counts towards `metrics.max_series`.
+//! families, and the number of lines that one member adds, which counts towards `metrics.series_max`.
 
 use std::any::{Any, TypeId};
 use std::fmt;

@@ -144,7 +144,7 @@ impl ProcessMetrics {
             series_dropped: gauge(
                 &registry,
                 "pathmeter_paths_not_exported",
-                "Paths that are measured but not exported because of metrics.max_series.",
+                "Paths that are measured but not exported because of metrics.series_max.",
             ),
             http_connections: gauge(&registry, "pathmeter_http_connections", "Open HTTP connections."),
             http_accept_errors: counter(

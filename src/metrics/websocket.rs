@@ -97,14 +97,16 @@ const FAMILIES: [Family<WebSocketSeries>; 6] = [
         w.plain(name, s.accepted.get())
     }),
     counter(
-        "pathmeter_websocket_closed_total",
+        "pathmeter_websocket_clients_closed_total",
         "Closed connections of accepted WebSocket clients, by reason.",
         |w, name, s| s.closed.write_alone(w, name),
     ),
     counter("pathmeter_websocket_messages_total", "Messages of WebSocket clients echoed.", |w, name, s| {
         w.plain(name, s.messages.get())
     }),
-    counter("pathmeter_websocket_refused_total", "Refused WebSocket clients, by reason.", |w, name, s| {
-        s.refused.write_alone(w, name)
-    }),
+    counter(
+        "pathmeter_websocket_clients_refused_total",
+        "Refused WebSocket clients, by reason.",
+        |w, name, s| s.refused.write_alone(w, name),
+    ),
 ];

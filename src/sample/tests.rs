@@ -141,7 +141,7 @@ fn new_probe_kind_is_configured_measured_exported_and_stopped_like_any_other() {
     let lines = page.lines().filter(|line| line.starts_with("pathmeter_sample_")).count();
     assert_eq!(lines, 3, "{page}");
     let mut limited = configured.config.metrics.clone();
-    limited.max_series = 2;
+    limited.series_max = 2;
     assert_eq!(agent.fleet.exported(&limited).dropped, 1);
 
     // Event, JSON and table row.

@@ -207,7 +207,7 @@ fn path_beyond_the_series_limit_is_measured_but_not_exported() {
     let _b = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
     let more = format!(
         "peers: [{{name: b, address: {b}}}]\n\
-         metrics: {{max_series: {}}}\n\
+         metrics: {{series_max: {}}}\n\
          probes: [{{name: first, interval: 20ms}}, {{name: second, interval: 20ms}}]",
         <pathmeter::metrics::echo::EchoSeries as pathmeter::metrics::Series>::LINES * 2 - 1
     );

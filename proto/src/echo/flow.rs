@@ -64,7 +64,7 @@ struct SentDatagram {
 /// extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestForm {
-    /// With the session extension.
+    /// With the session record.
     WithSession,
     /// Without it.
     WithoutSession,

@@ -8,7 +8,7 @@ use crate::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 /// Extensions of a reply.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReplyExtensions {
-    /// Whether the session extension came back at all, recognised by the responder or not.
+    /// Whether the session record came back at all, recognised by the responder or not.
     pub(crate) has_session_extension: bool,
     /// Whether the responder flagged that the extensions were changed in transit.
     pub(crate) is_damaged: bool,

@@ -150,7 +150,7 @@ impl StampResponder {
         Ok(PendingReply { arrival: *arrival, mode, request, index, signed_with, is_brief })
     }
 
-    /// Reads the session extension, if present. Requests whose extensions fail authentication are refused,
+    /// Reads the session record, if present. Requests whose extensions fail authentication are refused,
     /// although RFC 8972 (section 4.8) would reflect them with the flag I: a request that was changed in
     /// transit did not arrive.
     fn extensions(&self, datagram: &[u8], mode: Mode) -> Result<Option<tlv::SessionRecord>, Refusal> {
@@ -516,7 +516,7 @@ mod tests {
         StampResponder::new(policy, None, 1_024)
     }
 
-    /// A request with the session extension for one session, or without it.
+    /// A request with the session record for one session, or without it.
     fn request(sequence: u32, session: Option<u32>) -> Vec<u8> {
         let mut out = Vec::new();
         let timestamp = NtpTime(0xeeaa_bfe0_0000_0000 + u64::from(sequence));

@@ -13,7 +13,7 @@ pub(super) struct ResponderDetection {
     kind: ResponderKind,
     /// Losses since the last reply.
     unanswered: u32,
-    /// When a third-party responder is next tested for support of the session extension.
+    /// When a third-party responder is next tested for support of the session record.
     detect_at: Timestamp,
     /// Detection datagrams that are still to be sent.
     detections_left: u8,
@@ -26,7 +26,7 @@ enum ResponderKind {
     Unknown,
     /// A pathmeter agent.
     Agent,
-    /// A STAMP reflector that supports standard extensions but not the session extension.
+    /// A STAMP reflector that supports standard extensions but not the session record.
     Stamp,
     /// A reflector without extensions: base STAMP, or TWAMP-Light.
     Plain,
@@ -82,7 +82,7 @@ impl ResponderDetection {
             ReplyExtensions { session: Some(_), .. } => ResponderKind::Agent,
             // Extensions that were changed in transit say nothing about the responder.
             ReplyExtensions { is_damaged: true, .. } => return self.kind == ResponderKind::Agent,
-            // The session extension was not sent or did not fit: the kind stays. Only a first reply, or one
+            // The session record was not sent or did not fit: the kind stays. Only a first reply, or one
             // after a long silence, counts as it is.
             ReplyExtensions { has_session_extension: false, .. }
                 if self.kind != ResponderKind::Unknown && !self.is_doubtful() =>
@@ -95,7 +95,7 @@ impl ResponderDetection {
         if kind != self.kind {
             self.kind = kind;
             self.detections_left = 0;
-            // A first reply to a datagram without the session extension does not show whether the responder
+            // A first reply to a datagram without the session record does not show whether the responder
             // supports it.
             self.detect_at = if extensions.has_session_extension { at + DETECTION_INTERVAL } else { at };
         }
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    /// The state after a reply at 1 s from a responder of that kind to a request with the session extension.
+    /// The state after a reply at 1 s from a responder of that kind to a request with the session record.
     fn after_reply(kind: ResponderKind) -> ResponderDetection {
         let mut detection = ResponderDetection::none();
         if kind != ResponderKind::Unknown {

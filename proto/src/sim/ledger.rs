@@ -256,7 +256,7 @@ impl Ledger {
             return Err(format!("{blamed} datagrams were reported as dropped by a host, truly {dropped}"));
         }
         if !self.may_withdraw {
-            // A responder that first answered a datagram without the session extension is tested for support
+            // A responder that first answered a datagram without the session record is tested for support
             // of it, and such datagrams may be withdrawn.
             let is_plain = |truth: &Truth| !truth.requests_report && !truth.replies.is_empty();
             let is_tested = self.datagrams.values().any(is_plain);

@@ -188,9 +188,9 @@ impl SessionRecord {
     /// [`DecodeError::Truncated`]; [`DecodeError::Foreign`] if another vendor uses type 252;
     /// [`DecodeError::Version`].
     pub fn read(value: &[u8]) -> Result<Self, DecodeError> {
-        require(value, usize::from(Self::BYTES), "session extension")?;
+        require(value, usize::from(Self::BYTES), "session record")?;
         if u32_at(value, 0) != Self::MAGIC {
-            return Err(DecodeError::Foreign { field: "session extension" });
+            return Err(DecodeError::Foreign { field: "session record" });
         }
         if value[4] != Self::VERSION {
             return Err(DecodeError::Version { found: value[4], ours: Self::VERSION });

@@ -200,7 +200,7 @@ fn measure(
     let mut reflector = Reflector::new(behaviour);
     let mut prober = Prober::new(spec, world.start());
     let (counts, mut ledger) = world.run(&mut prober, &mut reflector, 3_600_000 * MS);
-    // It is tested again for support of the session extension.
+    // It is tested again for support of the session record.
     ledger.may_withdraw = true;
     let outcome = ledger.compare(&counts, LATE_AFTER, LOST_AFTER, |_, _| 0);
     outcome.unwrap_or_else(|difference| panic!("SIM_SEED={seed}, {behaviour:?}: {difference}"));

@@ -82,7 +82,7 @@ fn empty_file_configures_an_agent_that_only_answers() {
         targets: Vec::new(),
         providers: Vec::new(),
         probes: Vec::new(),
-        metrics: Metrics { max_series: 1_000_000, level: SeriesLevel::Pair },
+        metrics: Metrics { series_max: 1_000_000, level: SeriesLevel::Pair },
         log: Log { level: "info".into(), format: LogFormat::Text },
     };
     for text in

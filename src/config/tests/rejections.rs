@@ -312,8 +312,8 @@ fn value_that_is_not_allowed_is_rejected() {
                  set it: the default is the own port, which is 0"],
         ),
         (
-            "metrics: {max_series: -1}",
-            &["line 1, column 23: metrics.max_series: -1 is out of range; \
+            "metrics: {series_max: -1}",
+            &["line 1, column 23: metrics.series_max: -1 is out of range; \
                  write a whole number from 1 to 10000000"],
         ),
         (

@@ -27,8 +27,8 @@ use raw_client::{BINARY, CLOSE, PING, RawClient, TEXT, frame};
 
 const CLIENTS: &str = "pathmeter_websocket_clients";
 const ACCEPTED: &str = "pathmeter_websocket_clients_accepted_total";
-const CLOSED: &str = "pathmeter_websocket_closed_total";
-const REFUSED: &str = "pathmeter_websocket_refused_total";
+const CLOSED: &str = "pathmeter_websocket_clients_closed_total";
+const REFUSED: &str = "pathmeter_websocket_clients_refused_total";
 const MESSAGES: &str = "pathmeter_websocket_messages_total";
 const BYTES: &str = "pathmeter_websocket_bytes_total";
 

@@ -7,7 +7,7 @@ use pathmeter_lab::{Cable, WireDirection};
 use crate::testbed::{AgentEnvironments, Inconclusive, with_testbed};
 
 /// Impairs, as the scenario says, a path that carries some of the flows but not all.
-pub(crate) fn one_bad_way(scenario: &Scenario) -> Result<(), Inconclusive> {
+pub(crate) fn one_bad_path(scenario: &Scenario) -> Result<(), Inconclusive> {
     let [Phase { datagrams, wires }] = &scenario.phases[..] else { panic!("one phase, with one wire") };
     let pair: &LinkPair = wires.values().next().expect("one wire");
     with_testbed(scenario, AgentEnvironments::default(), |testbed| {

@@ -39,7 +39,7 @@ pub(crate) fn two_labs_at_once() {
 
 /// Typical scenarios run as user nobody, who is root only in a user namespace.
 pub(crate) fn unprivileged() {
-    let labs = ["chain", "corruption_unnoticed", "stopped_responder"]
+    let labs = ["chain", "corruption_undetected", "stopped_responder"]
         .map(|scenario| (scenario, start_unprivileged(scenario)));
     for (scenario, lab) in labs {
         let output = lab.wait_with_output().unwrap();

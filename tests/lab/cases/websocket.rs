@@ -20,7 +20,11 @@ pub(crate) fn admission() {
         assert!(rest.contains("at /ws: add it to responder.allow there, or set websocket.open"), "{rest}");
     }
     let page = refused.page();
-    assert_eq!(page.count("pathmeter_websocket_refused_total", &["reason=\"admission\""]), 2, "{page}");
+    assert_eq!(
+        page.count("pathmeter_websocket_clients_refused_total", &["reason=\"admission\""]),
+        2,
+        "{page}"
+    );
     drop(refused);
 
     let listed = json!({"responder": {"allow": [net.v4("a").to_string(), net.v6("a").to_string()]}});
