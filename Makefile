@@ -10,7 +10,7 @@ PROGRAM := $(TARGET_DIR)/release/pathmeter
 
 # Debian packages. prometheus is needed for promtool.
 BUILD_PACKAGES := build-essential pkg-config libsystemd-dev
-TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml iproute2 curl openssl dnsmasq-base systemd
+TEST_PACKAGES := prometheus prometheus-alertmanager python3-yaml python3-jsonschema iproute2 curl openssl dnsmasq-base systemd
 PACKAGE_PACKAGES := dpkg-dev binutils lintian mmdebstrap systemd-container
 CONTAINER_PACKAGES := docker.io docker-compose iptables mmdebstrap busybox-static binutils python3-yaml iproute2 dnsmasq-base
 COMPARE_PACKAGES := iproute2 irtt fping prometheus-smokeping-prober prometheus-blackbox-exporter
@@ -61,9 +61,10 @@ lint: deps ## Check format, lints, documentation and Rust versions: 3 min
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps --document-private-items
 
 .PHONY: release
-release: build ## Check the release binary: version, example configuration and demo: 3 min
+release: build test-deps ## Check the release binary: version, example configuration, HTTP API and demo: 3 min
 	$(PROGRAM) --version
 	$(PROGRAM) check config.example.yaml
+	./scripts/check-api.py $(PROGRAM)
 	$(PROGRAM) demo --seconds 3
 
 .PHONY: tests
