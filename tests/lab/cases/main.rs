@@ -108,7 +108,7 @@ fn procedure(procedure: Procedure) -> fn(&Scenario) -> Result<(), Inconclusive> 
         Procedure::WrongClocks => host_faults::wrong_clocks,
         Procedure::Suspend => host_faults::suspended,
         Procedure::Planted => host_faults::planted,
-        Procedure::OneBadWay => equal_cost::one_bad_path,
+        Procedure::OneBadPath => equal_cost::one_bad_path,
         Procedure::OneBadUplink => mesh::one_bad_uplink,
         Procedure::MtuBlackHole => path_mtu::black_hole,
         Procedure::MtuRouter => path_mtu::router,

@@ -82,7 +82,7 @@ pub enum Procedure {
     /// Exported values are changed afterwards, and each change must be detected.
     Planted,
     /// One of several equal-cost paths is impaired as in the phases: one that carries some of the flows.
-    OneBadWay,
+    OneBadPath,
     /// One uplink in a mesh is impaired.
     OneBadUplink,
     /// The path MTU is reduced without ICMP errors.
