@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,7 +22,11 @@ pub(super) fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let settings = Settings::read(&arguments.config, &host)?;
     let log = &settings.config.log;
     let level = arguments.log_level.as_deref().unwrap_or(&log.level);
-    let handle = logging::init(level, daemon::log_format(log.format)).context("initializing logging")?;
+    let handle =
+        logging::init(level, daemon::log_format(log.format)).map_err(|error| match arguments.log_level {
+            Some(_) => Failure::Usage(format!("--log-level: {error}")),
+            None => Failure::Runtime(anyhow::Error::new(error).context("initializing logging")),
+        })?;
     // A level from the command line overrides the file, also after a reload.
     let handle = arguments.log_level.is_none().then_some(handle);
     if let Err(error) = raise_open_files_limit() {

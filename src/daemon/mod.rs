@@ -322,7 +322,7 @@ impl Daemon {
             }
             Err(error) => {
                 self.observability.exporter.process.reloaded(None);
-                error!(%error, "configuration not reloaded; the previous one stays in effect");
+                error!(%error, "configuration not reloaded; the previous one stays in use");
                 Err(error)
             }
         };

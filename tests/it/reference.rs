@@ -286,7 +286,7 @@ const KUBERNETES: &str = "The pods of a headless service; see the keys below.";
 const DNS: &str = "A name to look up, or a mapping with the keys below.";
 const TIMESTAMPS: &str = "How the timestamps of its replies are read.";
 const AUTHORIZATION: &str = "`{type: Bearer, credentials_file: PATH}`; the file is read for each request.";
-const BASIC_AUTH: &str = "`{username: NAME, password_file: PATH}`, or with `password`.";
+const BASIC_AUTH: &str = "`{username: NAME, password_file: PATH}`; the file is read for each request.";
 const OF_PROTOCOL: &str = "See the sections by protocol.";
 
 #[test]

@@ -313,9 +313,10 @@ impl EchoArguments {
     }
 }
 
-/// `HOST`, `HOST:PORT`, an IPv6 address, or `[IPv6]:PORT`.
+/// `HOST`, `HOST:PORT`, an IPv6 address with or without brackets, or `[IPv6]:PORT`.
 fn split(target: &str) -> anyhow::Result<(String, u16)> {
-    if let Ok(address) = target.parse::<IpAddr>() {
+    let unbracketed = target.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(target);
+    if let Ok(address) = unbracketed.parse::<IpAddr>() {
         return Ok((address.to_string(), HTTP_PORT));
     }
     if let Ok(address) = target.parse::<SocketAddr>() {
@@ -345,6 +346,7 @@ mod tests {
         assert_eq!(ok("ams-1:80"), ("ams-1".to_owned(), 80));
         assert_eq!(ok("2001:db8::1"), ("2001:db8::1".to_owned(), HTTP_PORT));
         assert_eq!(ok("[2001:db8::1]:80"), ("2001:db8::1".to_owned(), 80));
+        assert_eq!(ok("[::1]"), ("::1".to_owned(), HTTP_PORT));
         assert!(split("ams-1:http").is_err());
         assert!(split(":80").is_err());
     }
