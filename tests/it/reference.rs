@@ -195,7 +195,7 @@ const MAPPINGS: &[Mapping] = &[
         fields: &[],
         example: &[],
         elsewhere: &[
-            ("select", "The rule by which each agent chooses whom it measures."),
+            ("select", "The rule by which each agent selects the peers that it measures."),
             ("k", "Peers that each agent measures, and by how many it is measured."),
         ],
     },
@@ -205,7 +205,7 @@ const MAPPINGS: &[Mapping] = &[
         fields: &[],
         example: &[],
         elsewhere: &[
-            ("select", "The rule by which each agent chooses whom it measures."),
+            ("select", "The rule by which each agent selects the peers that it measures."),
             ("within", "Peers that each agent measures in its own zone."),
             ("across", "Peers that each agent measures in each other zone."),
             ("label", "The label of agents that names their zone."),
