@@ -33,6 +33,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
@@ -308,7 +309,7 @@ pub struct Probe {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Loss, RTT and jitter.
-    Echo(echo::Echo),
+    Echo(Arc<echo::Echo>),
     /// Counts replies; in tests only.
     #[cfg(test)]
     Sample(sample::Sample),
@@ -319,7 +320,7 @@ impl Kind {
     #[must_use]
     pub fn as_kind_config(&self) -> &dyn KindConfig {
         match self {
-            Self::Echo(echo) => echo,
+            Self::Echo(echo) => &**echo,
             #[cfg(test)]
             Self::Sample(sample) => sample,
         }

@@ -24,7 +24,7 @@ pub use plan::EchoPlan;
 pub use responder::responder;
 pub use task::DatagramEcho;
 
-impl ProbeKind for Echo {
+impl ProbeKind for Arc<Echo> {
     fn plan(
         &self,
         probe: &Probe,

@@ -34,20 +34,16 @@ pub struct EchoPlan {
     to: SocketAddr,
     interval: Duration,
     dscp: Dscp,
-    late_after: Duration,
-    lost_after: Duration,
     source: Option<IpAddr>,
-    /// The transport, without its `path_mtu`.
-    transport: Transport,
-    /// The MTU search; it can change while the path runs.
-    path_mtu: Option<PathMtu>,
+    /// Shared by all paths of the probe. Its `path_mtu` can change while the path runs.
+    echo: Arc<Echo>,
     quirks: Quirks,
     /// The keys that authenticate the path.
     pub(super) keys: KeyChoice,
-    /// The host name that connection probes resolve.
-    host: Option<String>,
+    /// The host name of the peer over TCP; otherwise the resource has it.
+    host: Option<Box<str>>,
     /// The resource to request over WebSocket and HTTP.
-    resource: Option<HttpResource>,
+    resource: Option<Box<HttpResource>>,
     is_agent: bool,
 }
 
@@ -56,32 +52,27 @@ impl EchoPlan {
     #[must_use]
     pub fn new(
         probe: &Probe,
-        echo: &Echo,
+        echo: &Arc<Echo>,
         remote: &Remote<'_>,
         address: IpAddr,
         settings: &Settings,
     ) -> Self {
-        let mut transport = echo.transport.clone();
-        let (mut path_mtu, mut resource) = (None, None);
+        let transport = &echo.transport;
+        let mut resource = None;
         let quirks = match remote {
             Remote::Peer(_) => Quirks::default(),
             Remote::Target(target) => target.quirks,
         };
-        let port = match (&mut transport, remote) {
-            (Transport::Udp(udp), _) => {
-                path_mtu = udp.path_mtu.take();
-                match remote {
-                    Remote::Peer(peer) => peer.stamp_port,
-                    Remote::Target(target) => target.port,
-                }
-            }
+        let mut http_port = |path| resource.insert(Box::new(remote.http_resource(path))).port;
+        let port = match (transport, remote) {
+            (Transport::Udp(_), Remote::Peer(peer)) => peer.stamp_port,
+            (Transport::Udp(_) | Transport::Tcp(_), Remote::Target(target)) => target.port,
             (Transport::Icmp(_), _) => 0,
             (Transport::Tcp(_), Remote::Peer(peer)) => peer.agent_port,
-            (Transport::Tcp(_), Remote::Target(target)) => target.port,
-            (Transport::WebSocket(_), _) => resource.insert(remote.http_resource(WEBSOCKET_PATH)).port,
-            (Transport::Http(_), _) => resource.insert(remote.http_resource(PING_PATH)).port,
+            (Transport::WebSocket(_), _) => http_port(WEBSOCKET_PATH),
+            (Transport::Http(_), _) => http_port(PING_PATH),
         };
-        let keys = match (remote, &transport) {
+        let keys = match (remote, transport) {
             (_, Transport::Icmp(_)) => KeyChoice::None,
             (Remote::Peer(_), _) => settings.keys.mesh_choice(),
             (Remote::Target(target), Transport::Udp(_)) => settings.keys.target_choice(&target.name),
@@ -94,14 +85,14 @@ impl EchoPlan {
             to: SocketAddr::new(address, port),
             interval: probe.interval,
             dscp: probe.dscp,
-            late_after: echo.late_after,
-            lost_after: echo.lost_after,
             source: probe.source,
-            transport,
-            path_mtu,
+            echo: Arc::clone(echo),
             quirks,
             keys,
-            host: resource.as_ref().map_or_else(|| remote.host(), |resource| resource.host.clone()),
+            host: match transport {
+                Transport::Tcp(_) => remote.host().map(String::into_boxed_str),
+                Transport::Udp(_) | Transport::Icmp(_) | Transport::WebSocket(_) | Transport::Http(_) => None,
+            },
             resource,
             is_agent: matches!(remote, Remote::Peer(_)),
         }
@@ -119,25 +110,38 @@ impl EchoPlan {
         self.keys != KeyChoice::None
     }
 
+    /// The host name that connection probes resolve; `None`: the host is an IP address.
+    fn host(&self) -> Option<&str> {
+        let of_resource = || self.resource.as_ref().and_then(|resource| resource.host.as_deref());
+        self.host.as_deref().or_else(of_resource)
+    }
+
     pub(super) fn interval(&self) -> Duration {
         self.interval
     }
 
     pub(super) fn lost_after(&self) -> Duration {
-        self.lost_after
+        self.echo.lost_after
     }
 
     pub(super) fn path_mtu(&self) -> Option<PathMtu> {
-        self.path_mtu
+        match &self.echo.transport {
+            Transport::Udp(udp) => udp.path_mtu,
+            Transport::Icmp(_) | Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => None,
+        }
     }
 
     /// Whether a path with the other plan can continue without a restart.
     pub(super) fn differs_only_in_path_mtu(&self, other: &Self) -> bool {
-        Self { path_mtu: self.path_mtu, ..other.clone() } == *self
+        let mut echo = Echo::clone(&other.echo);
+        if let Transport::Udp(udp) = &mut echo.transport {
+            udp.path_mtu = self.path_mtu();
+        }
+        echo == *self.echo && Self { echo: Arc::clone(&self.echo), ..other.clone() } == *self
     }
 
     pub(super) fn is_stream(&self) -> bool {
-        match self.transport {
+        match self.echo.transport {
             Transport::Udp(_) | Transport::Icmp(_) => false,
             Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => true,
         }
@@ -145,7 +149,7 @@ impl EchoPlan {
 
     /// Number of flows in its series.
     pub(super) fn flows(&self) -> u8 {
-        match &self.transport {
+        match &self.echo.transport {
             Transport::Udp(udp) => udp.flows,
             Transport::Icmp(icmp) => icmp.flows,
             Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => 1,
@@ -160,7 +164,7 @@ impl EchoPlan {
         earlier: Option<Arc<PathMtuSeries>>,
     ) -> Option<Arc<PathMtuSeries>> {
         let PathKey { probe, peer, family } = start.key;
-        let ceiling = self.path_mtu?.ceiling;
+        let ceiling = self.path_mtu()?.ceiling;
         let series = earlier.unwrap_or_else(|| Arc::new(PathMtuSeries::new(probe, peer, family)));
         series.continue_with(ceiling);
         Some(series)
@@ -168,14 +172,14 @@ impl EchoPlan {
 
     /// The specification of the MTU search; `None` if there is no search.
     pub(super) fn mtu_spec(&self, start: &StartContext<'_>, known: Option<u16>) -> Option<mtu::MtuSpec> {
-        let PathMtu { interval, ceiling } = self.path_mtu?;
+        let PathMtu { interval, ceiling } = self.path_mtu()?;
         Some(mtu::MtuSpec {
             to: self.to,
             ssid: 0,
             interval,
             ceiling,
             dscp: self.dscp,
-            lost_after: self.lost_after,
+            lost_after: self.echo.lost_after,
             keys: start.settings.keys.get(self.keys, &start.key.peer),
             known,
             seed: mix(start.seed),
@@ -189,7 +193,7 @@ impl EchoPlan {
         count: Option<u64>,
         seed: u64,
     ) -> Option<(EchoSpec, SourceChoice)> {
-        let (wire, size, port, dont_fragment) = match &self.transport {
+        let (wire, size, port, dont_fragment) = match &self.echo.transport {
             Transport::Udp(udp) => {
                 let wire = WireFormat::Stamp { keys, quirks: self.quirks };
                 (wire, udp.size, udp.source_port.unwrap_or(0), udp.dont_fragment)
@@ -208,8 +212,8 @@ impl EchoPlan {
             ssids: vec![0; usize::from(self.flows())],
             size,
             dscp: self.dscp,
-            late_after: self.late_after,
-            lost_after: self.lost_after,
+            late_after: self.echo.late_after,
+            lost_after: self.echo.lost_after,
             tx_timestamps: true,
             count,
             seed,
@@ -228,7 +232,7 @@ impl EchoPlan {
                 secure: resource.https.as_ref().map(|https| settings.secure(https)),
             })
         };
-        match &self.transport {
+        match &self.echo.transport {
             Transport::Udp(_) | Transport::Icmp(_) => None,
             Transport::Tcp(tcp) => {
                 let keys = keys.map(|keys| Arc::new(keys.derive(wire::stream::PURPOSE)));
@@ -257,7 +261,7 @@ impl EchoPlan {
         stream: Arc<StreamSeries>,
         reports: Option<mpsc::Sender<EchoReport>>,
     ) -> StreamEcho {
-        let connect_interval = match &self.transport {
+        let connect_interval = match &self.echo.transport {
             Transport::Udp(_) | Transport::Icmp(_) => None,
             Transport::Tcp(tcp) => tcp.connect_interval,
             Transport::WebSocket(websocket) => websocket.connect_interval,
@@ -266,8 +270,8 @@ impl EchoPlan {
         StreamEcho {
             spec: StreamSpec {
                 interval: self.interval,
-                late_after: self.late_after,
-                lost_after: self.lost_after,
+                late_after: self.echo.late_after,
+                lost_after: self.echo.lost_after,
                 unanswered_max: protocol.at_once(),
                 on_demand: protocol.is_on_demand(),
                 count,
@@ -275,7 +279,7 @@ impl EchoPlan {
             },
             dial: Dial {
                 to: self.to,
-                host: self.host.clone(),
+                host: self.host().map(str::to_owned),
                 source: self.source,
                 dscp: self.dscp,
                 protocol,

@@ -6,6 +6,7 @@ mod target;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -38,7 +39,8 @@ pub(super) struct EchoArguments {
     #[arg(long, short = 'p', default_value = "udp", value_parser = PossibleValuesParser::new(PROTOCOLS))]
     protocol: String,
     /// Number of datagrams, messages or requests to send
-    #[arg(long, short = 'c', default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, short = 'c', default_value_t = 10)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     count: u64,
     /// Time between two sends
     #[arg(long, short = 'i', default_value = "1s", value_name = "DURATION")]
@@ -143,7 +145,7 @@ pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
 
 async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
     let echo = probe.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
-    let plan = target.plan(arguments, probe, echo).await?;
+    let plan = target.plan(arguments, probe, &Arc::new(echo.clone())).await?;
     let address = match plan.to().port() {
         // ICMP has no ports.
         0 => plan.to().ip().to_string(),

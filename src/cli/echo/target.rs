@@ -1,6 +1,7 @@
 //! The target of `probe echo`: a peer, a target, or any host.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use anyhow::{anyhow, bail};
 use pathmeter_proto::echo::Quirks;
@@ -177,7 +178,7 @@ impl ProbeTarget {
         &mut self,
         arguments: &EchoArguments,
         probe: &Probe,
-        echo: &Echo,
+        echo: &Arc<Echo>,
     ) -> anyhow::Result<EchoPlan> {
         self.remote().check_kind(&probe.kind).map_err(|reason| anyhow!(reason))?;
         let address = self.address(probe, echo).await?;

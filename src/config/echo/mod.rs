@@ -4,6 +4,7 @@ pub mod transport;
 
 use std::any::Any;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::transport::{PROTOCOLS, Protocol, Transport, transport};
@@ -89,7 +90,8 @@ impl KindReader for Protocol {
         let lost_after = section.key("lost_after", |value| duration(value, &DEADLINE_ALLOWED)).or(lost_after);
         let transport = transport(section, *self, listen);
         check_deadlines(section, late_after, lost_after);
-        Some(Kind::Echo(Echo { transport: transport?, late_after: late_after?, lost_after: lost_after? }))
+        let echo = Echo { transport: transport?, late_after: late_after?, lost_after: lost_after? };
+        Some(Kind::Echo(Arc::new(echo)))
     }
 }
 

@@ -119,7 +119,7 @@ probes: [{name: p}]
         source: None,
         interval: Duration::from_secs(1),
         dscp: Dscp::DEFAULT,
-        kind: Kind::Echo(Echo {
+        kind: Kind::Echo(Arc::new(Echo {
             transport: Transport::Udp(Udp {
                 flows: 1,
                 size: None,
@@ -129,7 +129,7 @@ probes: [{name: p}]
             }),
             late_after: Duration::from_secs(1),
             lost_after: Duration::from_secs(3),
-        }),
+        })),
     };
     assert_eq!(config.probes, [probe]);
 }
@@ -333,7 +333,8 @@ fn example_shows_the_defaults() {
     let default = gateway(&default);
     let (of_example, of_default) = (udp(&example), udp(&default));
     let same = Udp { size: of_example.size, source_port: of_example.source_port, ..of_default };
-    let kind = Kind::Echo(Echo { transport: Transport::Udp(same), ..echo(&default).clone() });
+    let echo = Echo { transport: Transport::Udp(same), ..echo(&default).clone() };
+    let kind = Kind::Echo(Arc::new(echo));
     assert_eq!(example, Probe { kind, ..default });
 }
 
