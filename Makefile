@@ -140,7 +140,7 @@ seeds: deps ## Run the simulations with ten times the seeds: 30 min
 	SIM_TIMES=$(or $(SIM_TIMES),10) cargo test --locked --package pathmeter-proto --all-features
 
 .PHONY: mutants
-mutants: deps ## Mutation tests of the code that decides verdicts: hours; FILE=proto/src/echo/flow.rs or SHARD=0/20 for a part
+mutants: deps ## Mutation tests of the code that decides verdicts: hours; FILE=proto/src/echo/flow/mod.rs or SHARD=0/20 for a part
 	./scripts/mutants.py $(FILE) $(if $(SHARD),--shard $(SHARD))
 
 .PHONY: lab-long

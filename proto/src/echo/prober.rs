@@ -480,3 +480,34 @@ fn split(id: SendId) -> (usize, u64) {
 
 /// Sequence numbers stay below 2⁵⁶, which lasts two million years at 1,000 per second.
 const FLOW_SHIFT: u32 = 56;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::dscp::Dscp;
+
+    #[test]
+    fn report_must_follow_by_the_shorter_of_a_quarter_of_late_after_and_half_the_record() {
+        let horizon = |interval, flows, late_after| {
+            let spec = EchoSpec {
+                to: ([192, 0, 2, 2], 862).into(),
+                wire: WireFormat::Icmp,
+                interval: Duration::from_millis(interval),
+                ssids: (0..flows).collect(),
+                size: None,
+                dscp: Dscp::DEFAULT,
+                late_after: Duration::from_millis(late_after),
+                lost_after: Duration::from_secs(60),
+                tx_timestamps: true,
+                count: None,
+                seed: 1,
+            };
+            Prober::new(spec, Timestamp::from_nanos(0)).rules().horizon
+        };
+        assert_eq!(horizon(1, 1, 10_000), Duration::from_millis(64));
+        assert_eq!(horizon(1, 3, 10_000), Duration::from_millis(3 * 64));
+        assert_eq!(horizon(100, 3, 10_000), Duration::from_millis(2_500));
+    }
+}

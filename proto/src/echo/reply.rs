@@ -71,7 +71,7 @@ impl ReceivedReply {
             }
             WireFormat::Icmp => match IcmpEcho::decode_reply(datagram, IcmpVersion::of(spec.to.ip())) {
                 Ok(echo) => Ok(Self::Icmp(echo)),
-                Err(DecodeError::Foreign { .. }) => Err(Mismatch::Unsolicited),
+                Err(DecodeError::Unrecognized { .. }) => Err(Mismatch::Unsolicited),
                 Err(
                     DecodeError::Truncated { .. }
                     | DecodeError::Unauthentic { .. }

@@ -11,9 +11,9 @@ use crate::wire::NtpTime;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum SessionKey {
     /// Probers of this project choose 32 random bits, which identify the session whatever its address.
-    Ours { session: u32, ssid: u16 },
+    Id { session: u32, ssid: u16 },
     /// Other senders are identified by their address and session identifier.
-    Foreign { from: SocketAddr, ssid: u16 },
+    Address { from: SocketAddr, ssid: u16 },
 }
 
 /// State of one session.
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     fn key(session: u32) -> SessionKey {
-        SessionKey::Ours { session, ssid: 1 }
+        SessionKey::Id { session, ssid: 1 }
     }
 
     fn session(seconds: u64) -> Session {

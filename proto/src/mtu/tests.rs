@@ -66,7 +66,7 @@ enum Event {
 
 /// Events of a run.
 #[derive(Debug, Default)]
-struct Events {
+struct MtuEvents {
     changes: Vec<(Timestamp, Option<u16>, u16)>,
     sizes: Vec<u16>,
     sent: u64,
@@ -85,7 +85,7 @@ struct TestPath {
     count: u64,
     seed: u64,
     at: Timestamp,
-    log: Events,
+    log: MtuEvents,
 }
 
 const MS: u64 = 1_000_000;
@@ -131,7 +131,7 @@ impl TestPath {
             count: 0,
             seed,
             at,
-            log: Events::default(),
+            log: MtuEvents::default(),
         }
     }
 
@@ -887,4 +887,39 @@ fn size_of_a_probe_includes_the_headers_of_its_address_family() {
         let mut test = TestSearch::new(|spec| (spec.to, spec.known) = (to, None));
         assert_eq!(test.next().probe().2.len(), base - (1500 - bytes), "where a search begins");
     }
+}
+
+#[test]
+fn second_answer_of_the_known_size_starts_no_search() {
+    let mut test = TestSearch::new(|spec| spec.ceiling = 1500);
+    let (_, size, request) = test.next().probe();
+    assert_eq!(size, 1500);
+    test.reply(&request, |_| ());
+    let Err(until) = test.search.plan(test.at) else { panic!("it rests after the confirmation") };
+    assert!(until > test.at);
+    test.reply(&request, |_| ());
+    assert_eq!(test.search.plan(test.at).err(), Some(until), "the size was known");
+}
+
+#[test]
+fn probe_that_waits_to_be_sent_is_not_lost_and_a_withdrawn_one_has_no_outcome() {
+    let mut test = TestSearch::new(|_| ());
+    let Err(until) = test.search.plan(test.at) else { panic!("it begins with a pause") };
+    test.at = until;
+    let now =
+        Now { at: until, drained: until, wall: WallOffset::between(until, WallTime::from_nanos(1 << 60)) };
+    let (mut drops, mut arena) = (HostDrops::default(), Vec::new());
+    assert_eq!(test.search.in_flight(), 0);
+    let Step::Send(send) = test.search.step(now, &mut drops, &mut arena) else { panic!("a probe is due") };
+    let deadline = Step::Wait(until + test.search.spec.lost_after);
+    assert_eq!(test.search.step(now, &mut drops, &mut arena), deadline);
+    test.search.sent(send.id, until, TimestampSource::User);
+    assert_eq!(test.search.in_flight(), 1);
+    test.search.withdraw();
+    assert_eq!(test.search.in_flight(), 0);
+    assert_eq!(test.search.step(now, &mut drops, &mut arena), Step::Report(MtuReport::Sent));
+    assert!(
+        matches!(test.search.step(now, &mut drops, &mut arena), Step::Send(_)),
+        "its size is tried again"
+    );
 }

@@ -29,19 +29,19 @@ impl AgentKind {
     /// Reads the header of a datagram and ignores the rest.
     ///
     /// # Errors
-    /// [`DecodeError::Truncated`]; [`DecodeError::Foreign`] for another magic number or an unknown kind;
+    /// [`DecodeError::Truncated`]; [`DecodeError::Unrecognized`] for another magic number or an unknown kind;
     /// [`DecodeError::Version`].
     pub fn read(datagram: &[u8]) -> Result<Self, DecodeError> {
-        const FOREIGN: DecodeError = DecodeError::Foreign { field: "datagram of the agent port" };
+        const UNRECOGNIZED: DecodeError = DecodeError::Unrecognized { field: "datagram of the agent port" };
         require(datagram, HEADER_BYTES, "header")?;
         if u32_at(datagram, 0) != MAGIC {
-            return Err(FOREIGN);
+            return Err(UNRECOGNIZED);
         }
         if datagram[4] != VERSION {
-            return Err(DecodeError::Version { found: datagram[4], ours: VERSION });
+            return Err(DecodeError::Version { found: datagram[4], supported: VERSION });
         }
         let known = [Self::Goodbye].into_iter().find(|kind| kind.number() == datagram[5]);
-        known.ok_or(FOREIGN)
+        known.ok_or(UNRECOGNIZED)
     }
 
     /// Writes the header. The caller ensures that it fits.
@@ -68,8 +68,8 @@ mod tests {
             changed[at] ^= 0x80;
             AgentKind::read(&changed)
         };
-        assert!(matches!(changed(0), Err(DecodeError::Foreign { .. })));
-        assert_eq!(changed(4), Err(DecodeError::Version { found: 0x81, ours: 1 }));
-        assert!(matches!(changed(5), Err(DecodeError::Foreign { .. })));
+        assert!(matches!(changed(0), Err(DecodeError::Unrecognized { .. })));
+        assert_eq!(changed(4), Err(DecodeError::Version { found: 0x81, supported: 1 }));
+        assert!(matches!(changed(5), Err(DecodeError::Unrecognized { .. })));
     }
 }

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_version_and_name_errors_are_distinct() {
+    fn unknown_version_and_name_errors_are_distinct() {
         let keys = Keys::parse("0123456789abcdef").unwrap().derive(Goodbye::PURPOSE);
         let encoded =
             |name: &str| Goodbye { name: name.into(), boot_id: 7, at: WallTime::from_nanos(9) }.encode(&keys);
@@ -129,9 +129,10 @@ mod tests {
             bytes[at] = byte;
             decode(&bytes).unwrap_err()
         };
-        let foreign = GoodbyeError::Decode(DecodeError::Foreign { field: "datagram of the agent port" });
-        assert_eq!([changed(0, 9), changed(5, 2)], [foreign; 2]);
-        assert_eq!(changed(4, 2), GoodbyeError::Decode(DecodeError::Version { found: 2, ours: 1 }));
+        let unrecognized =
+            GoodbyeError::Decode(DecodeError::Unrecognized { field: "datagram of the agent port" });
+        assert_eq!([changed(0, 9), changed(5, 2)], [unrecognized; 2]);
+        assert_eq!(changed(4, 2), GoodbyeError::Decode(DecodeError::Version { found: 2, supported: 1 }));
         assert_eq!(changed(7, 4), GoodbyeError::Name, "excess bytes");
         let truncated = DecodeError::Truncated { field: "goodbye", len: 45, needs: 46 };
         assert_eq!(changed(7, 6), GoodbyeError::Decode(truncated));

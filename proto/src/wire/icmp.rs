@@ -105,7 +105,7 @@ impl IcmpEcho {
     /// Decodes a reply.
     ///
     /// # Errors
-    /// [`DecodeError::Truncated`]; [`DecodeError::Foreign`] if it is not a reply to a pathmeter request.
+    /// [`DecodeError::Truncated`]; [`DecodeError::Unrecognized`] if it is not a reply to a pathmeter request.
     pub fn decode_reply(bytes: &[u8], version: IcmpVersion) -> Result<Self, DecodeError> {
         Self::decode(bytes, version.reply())
     }
@@ -115,7 +115,7 @@ impl IcmpEcho {
         let sequence = u32_at(bytes, 24);
         let [_, _, lower @ ..] = sequence.to_be_bytes();
         if bytes[..2] != [kind, 0] || array(bytes, MAGIC_AT) != MAGIC || array(bytes, 6) != lower {
-            return Err(DecodeError::Foreign { field: "pathmeter ICMP echo" });
+            return Err(DecodeError::Unrecognized { field: "pathmeter ICMP echo" });
         }
         Ok(Self {
             session: u32_at(bytes, 12),
@@ -261,14 +261,14 @@ mod tests {
     }
 
     #[test]
-    fn echo_of_another_program_is_foreign() {
+    fn echo_of_another_program_is_unrecognized() {
         let mut bytes = Vec::new();
         echo(1).encode(IcmpVersion::V4, 64, &mut bytes);
         bytes[0] = 0;
         for at in [0, 1, 6, 7, 8, 11, 26, 27] {
             bytes[at] ^= 1;
-            let foreign = Err(DecodeError::Foreign { field: "pathmeter ICMP echo" });
-            assert_eq!(IcmpEcho::decode_reply(&bytes, IcmpVersion::V4), foreign, "byte {at}");
+            let unrecognized = Err(DecodeError::Unrecognized { field: "pathmeter ICMP echo" });
+            assert_eq!(IcmpEcho::decode_reply(&bytes, IcmpVersion::V4), unrecognized, "byte {at}");
             bytes[at] ^= 1;
         }
         for length in 0..32 {

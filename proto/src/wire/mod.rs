@@ -36,17 +36,17 @@ pub enum DecodeError {
     },
     /// The input is of another protocol or kind.
     #[error("is not a {field}")]
-    Foreign {
+    Unrecognized {
         /// What was expected.
         field: &'static str,
     },
     /// The version is not supported.
-    #[error("version {found} (this build speaks {ours})")]
+    #[error("version {found} (this build supports {supported})")]
     Version {
         /// Version of the input.
         found: u8,
         /// Supported version.
-        ours: u8,
+        supported: u8,
     },
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! greeting, 48 bytes
-//!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 1 hello, 2 welcome   6 u16 hello: 0; welcome: WelcomeStatus
+//!  0 u32 magic "pmst"   4 u8 version 1   5 u8 kind: 1 hello, 2 welcome
+//!  6 u16 hello: 0; welcome: WelcomeStatus
 //!  8 u32 length of every message in bytes, 56 to 65,536                 12 u32 zero
 //! 16 16 bytes nonce
 //! 32 16 bytes HMAC-SHA-256/128, zeros without a key.
@@ -108,10 +109,10 @@ fn greeting(kind: u8, status: u8, message_bytes: u32, nonce: &[u8; 16]) -> [u8; 
 fn expect(bytes: &[u8], needs: usize, kind: u8, field: &'static str) -> Result<(), DecodeError> {
     require(bytes, needs, field)?;
     if u32_at(bytes, 0) != MAGIC || bytes[5] != kind {
-        return Err(DecodeError::Foreign { field });
+        return Err(DecodeError::Unrecognized { field });
     }
     if bytes[4] != VERSION {
-        return Err(DecodeError::Version { found: bytes[4], ours: VERSION });
+        return Err(DecodeError::Version { found: bytes[4], supported: VERSION });
     }
     Ok(())
 }
@@ -174,7 +175,7 @@ impl Welcome {
     pub fn decode(bytes: &[u8], hello: &Hello, key: Option<&Key>) -> Result<Self, DecodeError> {
         expect(bytes, GREETING_BYTES, WELCOME, "welcome")?;
         let known = WelcomeStatus::ALL.get(usize::from(bytes[7])).filter(|_| bytes[6] == 0);
-        let status = *known.ok_or(DecodeError::Foreign { field: "welcome" })?;
+        let status = *known.ok_or(DecodeError::Unrecognized { field: "welcome" })?;
         let expected = greeting(HELLO, 0, hello.message_bytes, &hello.nonce);
         let is_signed =
             key.is_none_or(|key| key.verify(&[&expected[..TAG_AT], &bytes[..TAG_AT]], &bytes[TAG_AT..]));
@@ -340,7 +341,7 @@ mod tests {
         }
         let mut newer = hello;
         newer[4] = 2;
-        assert_eq!(Hello::decode(&newer, None), Err(DecodeError::Version { found: 2, ours: 1 }));
+        assert_eq!(Hello::decode(&newer, None), Err(DecodeError::Version { found: 2, supported: 1 }));
         let seal = Seal::of(None, &HELLO, &GRANTED);
         let mut frame = Vec::new();
         seal.request(Message { sequence: 0, timestamp: NtpTime(0) }, 0, &mut frame);
@@ -374,13 +375,13 @@ mod tests {
     }
 
     #[test]
-    fn welcome_with_an_unknown_code_is_foreign() {
+    fn welcome_with_an_unknown_code_is_unrecognized() {
         let welcome = GRANTED.encode(&HELLO, None);
         for (at, byte) in [(6, 1), (7, 5), (5, 1), (0, 9)] {
             let mut changed = welcome;
             changed[at] = byte;
             let found = Welcome::decode(&changed, &HELLO, None);
-            assert_eq!(found, Err(DecodeError::Foreign { field: "welcome" }), "byte {at}");
+            assert_eq!(found, Err(DecodeError::Unrecognized { field: "welcome" }), "byte {at}");
         }
         assert_eq!(Welcome::decode(&welcome, &HELLO, None), Ok(GRANTED));
         for (code, status) in (0..).zip(WelcomeStatus::ALL) {

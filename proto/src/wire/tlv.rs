@@ -185,15 +185,15 @@ impl SessionRecord {
     /// Decodes a value. Longer values are accepted, because later versions may append fields.
     ///
     /// # Errors
-    /// [`DecodeError::Truncated`]; [`DecodeError::Foreign`] if another vendor uses type 252;
+    /// [`DecodeError::Truncated`]; [`DecodeError::Unrecognized`] if another vendor uses type 252;
     /// [`DecodeError::Version`].
     pub fn read(value: &[u8]) -> Result<Self, DecodeError> {
         require(value, usize::from(Self::BYTES), "session record")?;
         if u32_at(value, 0) != Self::MAGIC {
-            return Err(DecodeError::Foreign { field: "session record" });
+            return Err(DecodeError::Unrecognized { field: "session record" });
         }
         if value[4] != Self::VERSION {
-            return Err(DecodeError::Version { found: value[4], ours: Self::VERSION });
+            return Err(DecodeError::Version { found: value[4], supported: Self::VERSION });
         }
         Ok(Self {
             is_reply: value[5] & Self::REPLY != 0,
@@ -379,12 +379,12 @@ mod tests {
     }
 
     #[test]
-    fn type_252_of_another_vendor_is_foreign() {
+    fn type_252_of_another_vendor_is_unrecognized() {
         let mut value = vec![0; 52];
-        assert!(matches!(SessionRecord::read(&value), Err(DecodeError::Foreign { .. })));
+        assert!(matches!(SessionRecord::read(&value), Err(DecodeError::Unrecognized { .. })));
         SessionRecord::default().write(&mut value);
         value[4] = 2;
-        assert_eq!(SessionRecord::read(&value), Err(DecodeError::Version { found: 2, ours: 1 }));
+        assert_eq!(SessionRecord::read(&value), Err(DecodeError::Version { found: 2, supported: 1 }));
         assert!(matches!(SessionRecord::read(&value[..51]), Err(DecodeError::Truncated { .. })));
     }
 

@@ -59,24 +59,26 @@ impl MessageFormat {
     /// # Errors
     /// [`DecodeError`] if it is not such a message.
     pub fn decode(self, bytes: &[u8], length: usize) -> Result<Message, DecodeError> {
-        let foreign = DecodeError::Foreign { field: "message" };
+        let unrecognized = DecodeError::Unrecognized { field: "message" };
         let message = match self {
             Self::Binary => {
                 require(bytes, 16, "message")?;
                 Message { sequence: u64_at(bytes, 0), timestamp: NtpTime(u64_at(bytes, 8)) }
             }
             Self::Text => {
-                let text = std::str::from_utf8(bytes).map_err(|_| foreign)?;
+                let text = std::str::from_utf8(bytes).map_err(|_| unrecognized)?;
                 let after = |key: &str| text.find(key).and_then(|at| text.get(at + key.len()..));
                 let digits = |text: &str| text.split([',', '"']).next().unwrap_or_default().to_owned();
                 let sequence = after("\"seq\":").and_then(|rest| digits(rest).parse().ok());
                 let timestamp =
                     after("\"ntp\":\"").and_then(|rest| u64::from_str_radix(&digits(rest), 16).ok());
-                let (Some(sequence), Some(timestamp)) = (sequence, timestamp) else { return Err(foreign) };
+                let (Some(sequence), Some(timestamp)) = (sequence, timestamp) else {
+                    return Err(unrecognized);
+                };
                 Message { sequence, timestamp: NtpTime(timestamp) }
             }
         };
-        if self.encode(message, length) == bytes { Ok(message) } else { Err(foreign) }
+        if self.encode(message, length) == bytes { Ok(message) } else { Err(unrecognized) }
     }
 }
 

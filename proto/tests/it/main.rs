@@ -9,7 +9,6 @@
 
 mod conservation;
 mod corpus;
-mod foreign;
 mod forged;
 #[path = "../fuzzed/mod.rs"]
 mod fuzzed;
@@ -19,3 +18,4 @@ mod manual;
 mod prober;
 mod stamp_suite;
 mod stream;
+mod third_party;

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::echo::{Class, Direction, EchoReport, EchoSpec, Prober, RoundTrip, Verdict};
+use pathmeter_proto::echo::{
+    Class, Direction, EchoReport, EchoSpec, Prober, Profile, Quirks, RoundTrip, Verdict, WireFormat,
+};
 use pathmeter_proto::machine::{Arrival, HostDrops, Machine, NotSent, Now, Send, Step, TimestampSource};
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::wire::stamp::Mode;
+use pathmeter_proto::wire::stamp::{Mode, Request};
 use pathmeter_proto::wire::tlv::{self, SessionRecord};
 
 use super::conservation::{LATE_AFTER, LOST_AFTER, MS, spec};
@@ -296,4 +298,17 @@ fn goodbye_lasts_a_minute_or_until_the_peer_answers() {
     test.answer(Duration::from_millis(1), |_| ());
     assert!(!test.prober.is_draining(at(2)));
     assert_eq!(test.prober.responder(), Some("pathmeter"));
+}
+
+#[test]
+fn only_twamp_light_requests_have_no_session_identifier() {
+    for (profile, ssid) in
+        [(Profile::Detect, 7), (Profile::Stamp, 7), (Profile::Plain, 7), (Profile::TwampLight, 0)]
+    {
+        let wire = WireFormat::Stamp { keys: None, quirks: Quirks { profile, ..Quirks::default() } };
+        let mut test = TestPath::new(EchoSpec { wire, ssids: vec![7], ..spec(1, 20 * MS, 1, 1) });
+        test.send(1);
+        let request = Request::decode(&test.sent[0].1, Mode::Open).unwrap();
+        assert_eq!(request.ssid, ssid, "{profile:?}");
+    }
 }
