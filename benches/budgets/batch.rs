@@ -74,7 +74,7 @@ impl Batch {
         for index in 0..self.slots.len() {
             self.point(index, BYTES, CONTROL_BYTES);
         }
-        let count = self.call(socket, self.slots.len(), flags, Direction::In);
+        let count = self.call(socket, self.slots.len(), flags, Call::In);
         for index in 0..count {
             self.slots[index].length = self.headers[index].msg_len as usize;
         }
@@ -86,7 +86,7 @@ impl Batch {
         for index in 0..count {
             self.point(index, self.slots[index].length, 0);
         }
-        self.call(socket, count, 0, Direction::Out)
+        self.call(socket, count, 0, Call::Out)
     }
 
     fn point(&mut self, index: usize, length: usize, control: usize) {
@@ -102,7 +102,7 @@ impl Batch {
     }
 
     #[expect(unsafe_code, reason = "recvmmsg and sendmmsg")]
-    fn call(&mut self, socket: &UdpSocket, count: usize, flags: libc::c_int, direction: Direction) -> usize {
+    fn call(&mut self, socket: &UdpSocket, count: usize, flags: libc::c_int, direction: Call) -> usize {
         let (socket, flags) = (socket.as_raw_fd(), flags | libc::MSG_DONTWAIT);
         let count = libc::c_uint::try_from(count).expect("batches are small");
         let headers = self.headers.as_mut_ptr();
@@ -110,8 +110,8 @@ impl Batch {
         // stated.
         let done = unsafe {
             match direction {
-                Direction::In => libc::recvmmsg(socket, headers, count, flags, std::ptr::null_mut()),
-                Direction::Out => libc::sendmmsg(socket, headers, count, flags),
+                Call::In => libc::recvmmsg(socket, headers, count, flags, std::ptr::null_mut()),
+                Call::Out => libc::sendmmsg(socket, headers, count, flags),
             }
         };
         usize::try_from(done).unwrap_or(0)
@@ -149,7 +149,7 @@ impl Batch {
 }
 
 #[derive(Clone, Copy)]
-enum Direction {
+enum Call {
     In,
     Out,
 }

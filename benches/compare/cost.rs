@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use pathmeter_lab::exchange::ExchangeProtocol;
-use pathmeter_lab::{Page, Program};
+use pathmeter_lab::{MetricsPage, Program};
 
 use crate::commands::Commands;
 use crate::host_pair::{HostPair, wall_clock};
@@ -37,21 +37,76 @@ struct CostCase {
     start: fn(&mut HostPair, &[IpAddr]) -> io::Result<RunningTools>,
     protocol: ExchangeProtocol,
     /// Reads its metrics page, if it has one about its targets.
-    scrape: Option<fn(&HostPair) -> io::Result<Page>>,
+    scrape: Option<fn(&HostPair) -> io::Result<MetricsPage>>,
     is_quick: bool,
 }
 
 const STAMP: ExchangeProtocol = ExchangeProtocol::Stamp(ours::PORT);
 
-#[rustfmt::skip]
 const ALL: [CostCase; 7] = [
-    CostCase { name: "**pathmeter**", program: ours::PROGRAM, targets: TARGETS, start: start_ours, protocol: STAMP, scrape: Some(ours::scrape), is_quick: true },
-    CostCase { name: "fping -l", program: fping::PROGRAM, targets: TARGETS, start: start_fping, protocol: ExchangeProtocol::Icmp, scrape: None, is_quick: true },
-    CostCase { name: "smokeping_prober, ping sockets", program: smokeping::PROGRAM, targets: TARGETS, start: start_smokeping, protocol: ExchangeProtocol::Icmp, scrape: Some(smokeping::scrape), is_quick: true },
-    CostCase { name: "smokeping_prober, raw sockets (its default)", program: smokeping::PROGRAM, targets: TARGETS, start: start_smokeping_raw, protocol: ExchangeProtocol::Icmp, scrape: Some(smokeping::scrape), is_quick: false },
-    CostCase { name: "stamp-suite, a session for each target", program: stamp_suite::PROGRAM, targets: TARGETS, start: start_stamp_suite, protocol: ExchangeProtocol::Stamp(stamp_suite::PORT), scrape: None, is_quick: true },
-    CostCase { name: "irtt, a process for each target", program: irtt::PROGRAM, targets: SESSIONS, start: start_irtt, protocol: ExchangeProtocol::Irtt(irtt::PORT), scrape: None, is_quick: true },
-    CostCase { name: "blackbox_exporter, each target every 15 s", program: blackbox::PROGRAM, targets: TARGETS, start: start_blackbox, protocol: ExchangeProtocol::Icmp, scrape: None, is_quick: true },
+    CostCase {
+        name: "**pathmeter**",
+        program: ours::PROGRAM,
+        targets: TARGETS,
+        start: start_ours,
+        protocol: STAMP,
+        scrape: Some(ours::scrape),
+        is_quick: true,
+    },
+    CostCase {
+        name: "fping -l",
+        program: fping::PROGRAM,
+        targets: TARGETS,
+        start: start_fping,
+        protocol: ExchangeProtocol::Icmp,
+        scrape: None,
+        is_quick: true,
+    },
+    CostCase {
+        name: "smokeping_prober, ping sockets",
+        program: smokeping::PROGRAM,
+        targets: TARGETS,
+        start: start_smokeping,
+        protocol: ExchangeProtocol::Icmp,
+        scrape: Some(smokeping::scrape),
+        is_quick: true,
+    },
+    CostCase {
+        name: "smokeping_prober, raw sockets (its default)",
+        program: smokeping::PROGRAM,
+        targets: TARGETS,
+        start: start_smokeping_raw,
+        protocol: ExchangeProtocol::Icmp,
+        scrape: Some(smokeping::scrape),
+        is_quick: false,
+    },
+    CostCase {
+        name: "stamp-suite, a session for each target",
+        program: stamp_suite::PROGRAM,
+        targets: TARGETS,
+        start: start_stamp_suite,
+        protocol: ExchangeProtocol::Stamp(stamp_suite::PORT),
+        scrape: None,
+        is_quick: true,
+    },
+    CostCase {
+        name: "irtt, a process for each target",
+        program: irtt::PROGRAM,
+        targets: SESSIONS,
+        start: start_irtt,
+        protocol: ExchangeProtocol::Irtt(irtt::PORT),
+        scrape: None,
+        is_quick: true,
+    },
+    CostCase {
+        name: "blackbox_exporter, each target every 15 s",
+        program: blackbox::PROGRAM,
+        targets: TARGETS,
+        start: start_blackbox,
+        protocol: ExchangeProtocol::Icmp,
+        scrape: None,
+        is_quick: true,
+    },
 ];
 
 /// The probing processes, which are measured, and the processes that they need.

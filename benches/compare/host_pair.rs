@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use pathmeter_lab::exchange::{ExchangeProtocol, Exchanges};
-use pathmeter_lab::{Namespace, Net, Plan, Program, Wire, WireDirection, eventually};
+use pathmeter_lab::{Namespace, Net, NetPlan, Program, Wire, WireDirection, eventually};
 use pathmeter_proto::sim::{Jitter, Link, Loss};
 use tempfile::TempDir;
 
@@ -31,7 +31,7 @@ const TRANSIT_TIME: Duration = Duration::from_millis(200);
 
 impl HostPair {
     pub(crate) fn new() -> io::Result<Self> {
-        let pair = Self { net: Plan::pair().build(SEED), files: TempDir::new()?, commands: Vec::new() };
+        let pair = Self { net: NetPlan::pair().build(SEED), files: TempDir::new()?, commands: Vec::new() };
         let perfect = Link::perfect(DELAY);
         pair.wire().set_links(&perfect, &perfect);
         // Permits ping sockets for root's group, which all tools run in. The kernel's default permits none.
@@ -145,7 +145,7 @@ impl HostPair {
 
     /// Makes the prober's kernel refuse to send.
     pub(crate) fn stop_prober_host(&self) {
-        self.net.sever("a", "b");
+        self.net.add_unreachable_route("a", "b");
     }
 }
 

@@ -39,28 +39,88 @@ struct TransportEntry {
 #[derive(Clone, Copy)]
 enum ProbeCounting {
     /// By pathmeter's metrics page.
-    Page(&'static str),
+    MetricsPage(&'static str),
     /// By the wire's log.
     Wire,
     /// By successful scrapes.
     Scrapes,
 }
 
-const BY_CONNECTS: ProbeCounting = ProbeCounting::Page("pathmeter_echo_connect_duration_seconds_count");
-const BY_ECHOES: ProbeCounting = ProbeCounting::Page("pathmeter_echo_rtt_seconds_count");
+const BY_CONNECTS: ProbeCounting =
+    ProbeCounting::MetricsPage("pathmeter_echo_connect_duration_seconds_count");
+const BY_ECHOES: ProbeCounting = ProbeCounting::MetricsPage("pathmeter_echo_rtt_seconds_count");
 
-#[rustfmt::skip]
 const ALL: [TransportEntry; 10] = [
-    TransportEntry { transport: "TCP", name: "**pathmeter**, a connection for each probe", program: ours::PROGRAM, start: tcp_fresh, count: BY_CONNECTS },
-    TransportEntry { transport: "TCP", name: "blackbox_exporter, tcp_connect", program: blackbox::PROGRAM, start: blackbox_tcp, count: ProbeCounting::Scrapes },
-    TransportEntry { transport: "TCP", name: "**pathmeter**, a message on one that stands", program: ours::PROGRAM, start: tcp_kept, count: BY_ECHOES },
-    TransportEntry { transport: "HTTP", name: "**pathmeter**, a connection for each probe", program: ours::PROGRAM, start: http_fresh, count: BY_CONNECTS },
-    TransportEntry { transport: "HTTP", name: "blackbox_exporter, http_2xx", program: blackbox::PROGRAM, start: blackbox_http, count: ProbeCounting::Scrapes },
-    TransportEntry { transport: "HTTP", name: "**pathmeter**, a request on one that stands", program: ours::PROGRAM, start: http_kept, count: BY_ECHOES },
-    TransportEntry { transport: "ICMP", name: "**pathmeter**, ping sockets", program: ours::PROGRAM, start: icmp_ping, count: ProbeCounting::Wire },
-    TransportEntry { transport: "ICMP", name: "**pathmeter**, raw sockets", program: ours::PROGRAM, start: icmp_raw, count: ProbeCounting::Wire },
-    TransportEntry { transport: "ICMP", name: "fping -l", program: fping::PROGRAM, start: fping_loop, count: ProbeCounting::Wire },
-    TransportEntry { transport: "ICMP", name: "blackbox_exporter, icmp", program: blackbox::PROGRAM, start: blackbox_icmp, count: ProbeCounting::Wire },
+    TransportEntry {
+        transport: "TCP",
+        name: "**pathmeter**, a connection for each probe",
+        program: ours::PROGRAM,
+        start: tcp_fresh,
+        count: BY_CONNECTS,
+    },
+    TransportEntry {
+        transport: "TCP",
+        name: "blackbox_exporter, tcp_connect",
+        program: blackbox::PROGRAM,
+        start: blackbox_tcp,
+        count: ProbeCounting::Scrapes,
+    },
+    TransportEntry {
+        transport: "TCP",
+        name: "**pathmeter**, a message on one that stands",
+        program: ours::PROGRAM,
+        start: tcp_kept,
+        count: BY_ECHOES,
+    },
+    TransportEntry {
+        transport: "HTTP",
+        name: "**pathmeter**, a connection for each probe",
+        program: ours::PROGRAM,
+        start: http_fresh,
+        count: BY_CONNECTS,
+    },
+    TransportEntry {
+        transport: "HTTP",
+        name: "blackbox_exporter, http_2xx",
+        program: blackbox::PROGRAM,
+        start: blackbox_http,
+        count: ProbeCounting::Scrapes,
+    },
+    TransportEntry {
+        transport: "HTTP",
+        name: "**pathmeter**, a request on one that stands",
+        program: ours::PROGRAM,
+        start: http_kept,
+        count: BY_ECHOES,
+    },
+    TransportEntry {
+        transport: "ICMP",
+        name: "**pathmeter**, ping sockets",
+        program: ours::PROGRAM,
+        start: icmp_ping,
+        count: ProbeCounting::Wire,
+    },
+    TransportEntry {
+        transport: "ICMP",
+        name: "**pathmeter**, raw sockets",
+        program: ours::PROGRAM,
+        start: icmp_raw,
+        count: ProbeCounting::Wire,
+    },
+    TransportEntry {
+        transport: "ICMP",
+        name: "fping -l",
+        program: fping::PROGRAM,
+        start: fping_loop,
+        count: ProbeCounting::Wire,
+    },
+    TransportEntry {
+        transport: "ICMP",
+        name: "blackbox_exporter, icmp",
+        program: blackbox::PROGRAM,
+        start: blackbox_icmp,
+        count: ProbeCounting::Wire,
+    },
 ];
 
 /// The probing process, which is measured, and the processes that it needs.
@@ -236,7 +296,7 @@ impl TransportEntry {
         drop(running.prober);
         commands.record(&pair);
         let probes = match self.count {
-            ProbeCounting::Page(_) | ProbeCounting::Scrapes => counted,
+            ProbeCounting::MetricsPage(_) | ProbeCounting::Scrapes => counted,
             ProbeCounting::Wire => {
                 let truth = pair.truth(ExchangeProtocol::Icmp);
                 let sent = truth.iter().filter(|(_, exchange)| (begin..end).contains(&exchange.sent_at));
@@ -250,7 +310,7 @@ impl TransportEntry {
     /// Number of probes so far; 0 if the wire counts them.
     fn count_probes(&self, pair: &HostPair, running: &RunningTool) -> io::Result<f64> {
         let count = match self.count {
-            ProbeCounting::Page(name) => ours::scrape(pair)?.count(name, &[]),
+            ProbeCounting::MetricsPage(name) => ours::scrape(pair)?.count(name, &[]),
             ProbeCounting::Scrapes => running.driver.as_ref().map_or(0, ScrapeDriver::succeeded),
             ProbeCounting::Wire => 0,
         };

@@ -173,6 +173,22 @@ fn restricted_items_are_used_only_where_allowed() {
     assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
 }
 
+/// rustfmt wraps code, not comments.
+#[test]
+fn comments_are_not_wider_than_code() {
+    const COLUMNS_MAX: usize = 110;
+    let mut wide = Vec::new();
+    for file in ["src", "proto", "tests", "benches"].iter().flat_map(|root| sources(root)) {
+        let text = fs::read_to_string(in_project(&file)).unwrap();
+        for (number, line) in (1..).zip(text.lines()) {
+            if line.trim_start().starts_with("//") && line.chars().count() > COLUMNS_MAX {
+                wide.push(format!("{}:{number}", file.display()));
+            }
+        }
+    }
+    assert!(wide.is_empty(), "wider than {COLUMNS_MAX} columns:\n{}", wide.join("\n"));
+}
+
 #[test]
 fn every_exception_is_used() {
     for rule in &RULES {

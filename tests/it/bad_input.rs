@@ -5,7 +5,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use crate::fixture::{Agent, DEADLINE, Host, Page, run};
+use crate::fixture::{Agent, DEADLINE, Host, MetricsPage, run};
 
 const REQUESTS: &str = "pathmeter_responder_requests_total";
 const REPLIES: &str = "pathmeter_responder_replies_total";
@@ -118,7 +118,7 @@ fn with_bit_flipped(mut reply: Vec<u8>, at: usize) -> Vec<u8> {
 }
 
 /// The metrics page of an agent with a false responder, once all of `reasons` were counted.
-fn page_after_false_replies(replies: fn(&[u8]) -> Vec<Vec<u8>>, key: bool, reasons: &[&str]) -> Page {
+fn page_after_false_replies(replies: fn(&[u8]) -> Vec<Vec<u8>>, key: bool, reasons: &[&str]) -> MetricsPage {
     let (own, host) = (Host::claim(), Host::claim());
     spawn_false_responder(host.socket(10_862), replies);
     let dir = TempDir::new().unwrap();

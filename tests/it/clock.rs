@@ -1,6 +1,6 @@
 //! Measurements stay correct when the clocks of either host step, slew or suspend.
 
-use crate::fixture::{Agent, CommandOutput, Host, Page, pathmeter};
+use crate::fixture::{Agent, CommandOutput, Host, MetricsPage, pathmeter};
 
 /// Steps are longer than any deadline, so that a step in a single round trip would be visible. The events are
 /// far enough apart for a loop to read the clocks between any two of them, even on a busy machine.
@@ -10,7 +10,7 @@ const CLOCK_FAULTS: &str =
 const VARIABLE: &str = "PATHMETER_CLOCK_FAULTS";
 
 /// Asserts that no round trip contains a step: the shortest one would take 1000 s.
-fn assert_round_trips_are_correct(page: &Page) {
+fn assert_round_trips_are_correct(page: &MetricsPage) {
     let count = page.count("pathmeter_echo_rtt_seconds_count", &[]);
     let sum = page.seconds("pathmeter_echo_rtt_seconds_sum", &[]);
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
@@ -28,12 +28,12 @@ fn assert_round_trips_are_correct(page: &Page) {
 
 /// Asserts that no turnaround was invalid. A step that shortened a round trip would make it shorter than the
 /// turnaround.
-fn assert_turnarounds_are_valid(page: &Page) {
+fn assert_turnarounds_are_valid(page: &MetricsPage) {
     assert_eq!(page.count("pathmeter_echo_responder_turnaround_invalid_total", &[]), 0, "{page}");
 }
 
 /// Whether both loops have counted exactly the clock events that there were.
-fn has_seen_all_clock_events(page: &Page) -> bool {
+fn has_seen_all_clock_events(page: &MetricsPage) -> bool {
     [r#"loop="prober""#, r#"loop="responder""#].into_iter().all(|which| {
         let steps = page.count("pathmeter_clock_steps_total", &[which]);
         let suspends = page.count("pathmeter_host_suspends_total", &[which]);
@@ -42,12 +42,12 @@ fn has_seen_all_clock_events(page: &Page) -> bool {
     })
 }
 
-fn verdicts(page: &Page) -> u64 {
+fn verdicts(page: &MetricsPage) -> u64 {
     page.count("pathmeter_echo_verdicts_total", &[])
 }
 
 /// Whether every request has its verdict.
-fn is_decided(page: &Page) -> bool {
+fn is_decided(page: &MetricsPage) -> bool {
     page.count("pathmeter_echo_sent_total", &[]) == verdicts(page)
 }
 
@@ -113,7 +113,7 @@ fn datagrams_in_flight_during_clock_steps_are_measured_correctly() {
     let [(agent, _a), (other, _b)] = agents("2ms", Some(&steps(300)), Some(&steps(310)));
     // A loop that did not run for a while detects several steps at once. It cannot place timestamps between
     // them, so a turnaround may be invalid. That is counted and has no other effect.
-    let has_stepped = |page: &Page| page.count("pathmeter_clock_steps_total", &[]) >= 4;
+    let has_stepped = |page: &MetricsPage| page.count("pathmeter_clock_steps_total", &[]) >= 4;
     other.page_when("steps of the responder", has_stepped);
     agent.page_when("steps of the prober", has_stepped);
     let page = agent.page_when("a thousand verdicts", |page| verdicts(page) >= 1_000);

@@ -10,7 +10,7 @@ use std::thread;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::fixture::{Agent, DEADLINE, Host, Page, eventually};
+use crate::fixture::{Agent, DEADLINE, Host, MetricsPage, eventually};
 
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const MEMBERS: &str = "pathmeter_discovery_members";
@@ -47,7 +47,7 @@ fn peer_label(peer: &str) -> String {
     format!("peer=\"{peer}\"")
 }
 
-fn wait_for_replies(agent: &Agent, peers: &[&str]) -> Page {
+fn wait_for_replies(agent: &Agent, peers: &[&str]) -> MetricsPage {
     agent.page_when("replies of all peers", |page| {
         peers
             .iter()
@@ -55,7 +55,7 @@ fn wait_for_replies(agent: &Agent, peers: &[&str]) -> Page {
     })
 }
 
-fn assert_nothing_missed(page: &Page) {
+fn assert_nothing_missed(page: &MetricsPage) {
     for name in ["lost_total", "late_total", "withdrawn_total", "send_errors_total"] {
         assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
     }
@@ -279,7 +279,8 @@ fn watched_key_file_is_applied_when_it_changes() {
     fs::write(&key, "the key of this year").unwrap();
     let config = a.config("a", &format!("key_file: {}\n", key.display()));
     let agent = Agent::start_with(&a, &config, &[("PATHMETER_WATCH", "true")]);
-    let reloaded = |page: &Page| page.seconds("pathmeter_config_last_reload_success_timestamp_seconds", &[]);
+    let reloaded =
+        |page: &MetricsPage| page.seconds("pathmeter_config_last_reload_success_timestamp_seconds", &[]);
     let before = reloaded(&agent.page());
     fs::write(&key, "too short").unwrap();
     agent.page_when("a refusal", |page| page.count("pathmeter_config_last_reload_successful", &[]) == 0);
@@ -306,7 +307,7 @@ fn groups_and_the_worst_paths_are_exported() {
         )
     };
     let agent = Agent::start(&a, &a.config("a", &peers("site: y")));
-    let requests = |page: &Page, group: &str| {
+    let requests = |page: &MetricsPage, group: &str| {
         page.count("pathmeter_echo_group_verdicts_total", &[&format!("group=\"{group}\"")])
     };
     let page = agent.page_when("verdicts", |page| requests(page, "x") >= 20 && requests(page, "y") >= 20);

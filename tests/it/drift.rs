@@ -9,10 +9,10 @@ use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::metrics::path_mtu::PathMtuSeries;
 use pathmeter::metrics::stream::StreamSeries;
 
-use crate::fixture::{Agent, Host, Page, run, skipped};
+use crate::fixture::{Agent, Host, MetricsPage, run, skipped};
 
 /// A page with every exported series, with one path that is answered and one that is not.
-fn full_page() -> Page {
+fn full_page() -> MetricsPage {
     let (a, b) = (Host::claim(), Host::claim());
     let _b = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
     let more = format!(
@@ -59,7 +59,7 @@ fn series_per_path_match_the_limit_constants() {
 }
 
 /// The metric families of a page without a row in docs/reference/metrics.md.
-pub(crate) fn undocumented(page: &Page) -> Vec<&str> {
+pub(crate) fn undocumented(page: &MetricsPage) -> Vec<&str> {
     let Ok(text) = fs::read_to_string(in_project("docs/reference/metrics.md")) else {
         skipped("docs/reference/metrics.md does not exist");
         return Vec::new();

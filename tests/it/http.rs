@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::fixture::{Agent, Host, Page, eventually, request, skipped};
+use crate::fixture::{Agent, Host, MetricsPage, eventually, request, skipped};
 
 /// An agent that measures another one, which answers.
 fn measuring() -> (Agent, Agent, [Host; 2]) {
@@ -20,7 +20,7 @@ fn measuring() -> (Agent, Agent, [Host; 2]) {
     (agent, other, [a, b])
 }
 
-fn measured(page: &Page) -> bool {
+fn measured(page: &MetricsPage) -> bool {
     page.count("pathmeter_echo_verdicts_total", &[]) >= 5 && page.has("pathmeter_peers", &[])
 }
 
@@ -126,7 +126,7 @@ fn unresolved_path_shows_its_reason() {
 }
 
 #[test]
-fn path_with_a_foreign_source_address_shows_its_reason() {
+fn path_with_an_unassigned_source_address_shows_its_reason() {
     let host = Host::claim();
     let more = "targets: [{name: t, address: 127.0.0.1}]\n\
                 probes: [{name: fast, targets: all, source: 192.0.2.1, family: ipv4}]";

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 
 use tempfile::TempDir;
 
-use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, skipped};
+use crate::fixture::{Agent, DEADLINE, Host, MetricsPage, eventually, skipped};
 
 /// Deadlines longer than any delay of this machine: a lost or late datagram is then an error of the program.
 const LONG_DEADLINES: &str = "late_after: 60s, lost_after: 60s";
@@ -17,12 +17,12 @@ const SHORT_DEADLINES: &str = "late_after: 100ms, lost_after: 100ms";
 const OLD_KEY: &str = "the key of last year\n";
 const NEW_KEY: &str = "the key of this year\n";
 
-fn answered(page: &Page) -> u64 {
+fn answered(page: &MetricsPage) -> u64 {
     page.count("pathmeter_echo_rtt_seconds_count", &[])
 }
 
 /// Asserts that everything that has a verdict was answered in time.
-fn assert_nothing_missed(page: &Page) {
+fn assert_nothing_missed(page: &MetricsPage) {
     for name in ["late_total", "lost_total", "host_dropped_total", "withdrawn_total", "mismatched_total"] {
         assert_eq!(page.count(&format!("pathmeter_echo_{name}"), &[]), 0, "{name}\n{page}");
     }

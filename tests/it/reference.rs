@@ -1,6 +1,7 @@
-//! `docs/reference/configuration.md` is made from the program: which keys there are and what each allows is asked of the
-//! reader itself, what a key means is the doc comment of the field that it sets, and the default is the example's, compared with
-//! the reader's. `UPDATE_DOCS=1 cargo test --test it reference` writes the page.
+//! `docs/reference/configuration.md` is made from the program: which keys there are and what each allows is
+//! asked of the reader itself, what a key means is the doc comment of the field that it sets, and the default
+//! is the example's, compared with the reader's. `UPDATE_DOCS=1 cargo test --test it reference` writes the
+//! page.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -17,7 +17,7 @@ use pathmeter::websocket::WebSocketResponder;
 use pathmeter_proto::key::{Key, Keys};
 use tokio::sync::mpsc;
 
-use crate::fixture::{Agent, Host, Page};
+use crate::fixture::{Agent, Host, MetricsPage};
 
 const SENT: &str = "pathmeter_echo_sent_total";
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
@@ -51,7 +51,7 @@ fn unchanged_paths_keep_their_ports_and_counters() {
         before.iter().all(|(probe, _)| page.count(SENT, &[&probe_label(probe)]) >= 10)
     });
     let ports = ["same", "slower"].map(|probe| agent.sources(probe, "b"));
-    let sent = |page: &Page, probe| page.count(SENT, &[&probe_label(probe)]);
+    let sent = |page: &MetricsPage, probe| page.count(SENT, &[&probe_label(probe)]);
 
     agent.rewrite(&prober_config(&a, &b, &after));
     let answer = agent.reload();
@@ -93,7 +93,7 @@ fn changing_path_mtu_keeps_the_path() {
     ] {
         agent.rewrite(&with(path_mtu));
         assert_eq!(agent.reload().status, 200);
-        let is_as_wished = |page: &Page| page.has(BYTES, &[]).then(|| page.count(BYTES, &[])) == bytes;
+        let is_as_wished = |page: &MetricsPage| page.has(BYTES, &[]).then(|| page.count(BYTES, &[])) == bytes;
         let now = agent.page_when(path_mtu, is_as_wished);
         assert_eq!(now.count("pathmeter_echo_withdrawn_total", &[]), 0, "{now}");
         assert!(now.count(SENT, &[]) >= page.count(SENT, &[]), "{now}");
@@ -134,7 +134,7 @@ fn invalid_file_changes_nothing_and_a_valid_one_is_applied() {
     let agent = Agent::start(&a, &good);
     let page = agent.page_when("ten are sent", |page| page.count(SENT, &[]) >= 10);
     let ports = agent.sources("same", "b");
-    let hash = |page: &Page| {
+    let hash = |page: &MetricsPage| {
         page.text().lines().find(|line| line.starts_with("pathmeter_config_info")).map(str::to_owned)
     };
 
@@ -227,7 +227,8 @@ fn reloads_rotate_keys() {
 
     fs::write(&prober_key, "the key of this year").unwrap();
     assert_eq!(agent.reload().status, 200);
-    let rejected = |page: &Page| page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]);
+    let rejected =
+        |page: &MetricsPage| page.count("pathmeter_responder_rejected_total", &[r#"reason="auth""#]);
     responder.page_when("rejections of the unknown key", |page| rejected(page) >= 10);
 
     fs::write(&responder_key, "the key of this year\nthe key of last year").unwrap();

@@ -10,7 +10,7 @@ use std::thread;
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
-use crate::fixture::{Agent, CommandOutput, Host, Page, skipped};
+use crate::fixture::{Agent, CommandOutput, Host, MetricsPage, skipped};
 
 const SENT: &str = "pathmeter_echo_sent_total";
 const FAST: [&str; 1] = [r#"probe="fast""#];
@@ -133,7 +133,7 @@ fn reference_parser_reads_openmetrics() {
 #[test]
 fn scrapers_do_not_delay_sending() {
     let (agent, _other, host) = measuring(TARGET_COUNT);
-    let sent = |page: &Page| page.count(SENT, &FAST);
+    let sent = |page: &MetricsPage| page.count(SENT, &FAST);
     let assert_sending_continues = |agent: &Agent, what: &str| {
         let before = sent(&agent.page());
         agent.page_when(what, |page| sent(page) >= before + 50)

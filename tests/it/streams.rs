@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::fixture::{Agent, CommandOutput, Host, Page, eventually, run, skipped};
+use crate::fixture::{Agent, CommandOutput, Host, MetricsPage, eventually, run, skipped};
 
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const SENT: &str = "pathmeter_echo_sent_total";
@@ -53,7 +53,7 @@ fn has_icmp(agent: &Agent) -> bool {
 }
 
 /// Asserts that everything that has a verdict was answered, on connections that stayed open.
-fn assert_nothing_missed(page: &Page) {
+fn assert_nothing_missed(page: &MetricsPage) {
     for name in [
         "late_total",
         "lost_total",

@@ -10,7 +10,7 @@ use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
 
 use super::super::agent::{AgentNamespace, AgentPorts, BenchAgent, target};
-use super::{Transport, TransportCase};
+use super::{CaseTransport, TransportCase};
 
 /// Name in the responder's certificate.
 pub(super) const NAME: &str = "bench";
@@ -53,8 +53,8 @@ impl<'a> TransportSetup<'a> {
 
     pub(super) fn is_secure(&self) -> bool {
         match self.load.transport {
-            Transport::Udp | Transport::Icmp(_) | Transport::Tcp => false,
-            Transport::WebSocket { is_secure, .. } | Transport::Http { is_secure } => is_secure,
+            CaseTransport::Udp | CaseTransport::Icmp(_) | CaseTransport::Tcp => false,
+            CaseTransport::WebSocket { is_secure, .. } | CaseTransport::Http { is_secure } => is_secure,
         }
     }
 
@@ -89,16 +89,16 @@ impl<'a> TransportSetup<'a> {
             ProberMode::Idle => "1h".to_owned(),
         };
         let rest = match self.load.transport {
-            Transport::Udp => "udp, peers: all",
-            Transport::Icmp(_) => "icmp, targets: all",
-            Transport::Tcp => "tcp, connect_interval: \"off\", peers: all",
-            Transport::WebSocket { format: MessageFormat::Text, .. } => {
+            CaseTransport::Udp => "udp, peers: all",
+            CaseTransport::Icmp(_) => "icmp, targets: all",
+            CaseTransport::Tcp => "tcp, connect_interval: \"off\", peers: all",
+            CaseTransport::WebSocket { format: MessageFormat::Text, .. } => {
                 "websocket, format: text, connect_interval: \"off\", peers: all"
             }
-            Transport::WebSocket { format: MessageFormat::Binary, .. } => {
+            CaseTransport::WebSocket { format: MessageFormat::Binary, .. } => {
                 "websocket, format: binary, connect_interval: \"off\", peers: all"
             }
-            Transport::Http { .. } => "http, connect_interval: \"off\", peers: all",
+            CaseTransport::Http { .. } => "http, connect_interval: \"off\", peers: all",
         };
         format!("probes: [{{name: echo, interval: {interval}, protocol: {rest}}}]\n")
     }
@@ -107,8 +107,11 @@ impl<'a> TransportSetup<'a> {
     fn hosts(&self) -> String {
         let AgentPorts { http, stamp, agent } = self.ports;
         let (kind, mut rest) = match self.load.transport {
-            Transport::Icmp(_) => ("targets", String::new()),
-            Transport::Udp | Transport::Tcp | Transport::WebSocket { .. } | Transport::Http { .. } => {
+            CaseTransport::Icmp(_) => ("targets", String::new()),
+            CaseTransport::Udp
+            | CaseTransport::Tcp
+            | CaseTransport::WebSocket { .. }
+            | CaseTransport::Http { .. } => {
                 ("peers", format!(", http_port: {http}, stamp_port: {stamp}, agent_port: {agent}"))
             }
         };

@@ -13,7 +13,7 @@ use super::super::agent::{AgentNamespace, within};
 use super::super::bare::{BareResponder, FieldOffsets, per_echo, probe, probe_with};
 use super::super::batch::{Timestamps, prepared};
 use super::super::process::cpu_of_this_thread;
-use super::{EchoCost, Transport, TransportCase};
+use super::{CaseTransport, EchoCost, TransportCase};
 
 /// Length of a pathmeter ICMP echo.
 const ICMP_BYTES: usize = 32;
@@ -32,9 +32,11 @@ const PATIENCE_MS: u16 = 50;
 pub(super) fn cost(load: &TransportCase, namespace: &AgentNamespace, span: Duration) -> io::Result<EchoCost> {
     let rate = f64::from(load.paths) / load.interval.as_secs_f64();
     within(namespace, || match load.transport {
-        Transport::Udp => datagrams(rate, span),
-        Transport::Icmp(_) => pings(rate, span),
-        Transport::Tcp | Transport::WebSocket { .. } | Transport::Http { .. } => streams(load, span),
+        CaseTransport::Udp => datagrams(rate, span),
+        CaseTransport::Icmp(_) => pings(rate, span),
+        CaseTransport::Tcp | CaseTransport::WebSocket { .. } | CaseTransport::Http { .. } => {
+            streams(load, span)
+        }
     })
 }
 

@@ -21,7 +21,7 @@ use round_trips::RttSamples;
 
 /// Transport of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transport {
+enum CaseTransport {
     Udp,
     Icmp(IcmpSockets),
     Tcp,
@@ -41,35 +41,38 @@ enum IcmpSockets {
 #[derive(Debug, Clone, Copy)]
 struct TransportCase {
     name: &'static str,
-    transport: Transport,
+    transport: CaseTransport,
     paths: u32,
     interval: Duration,
 }
 
 /// A thousand echoes a second over `transport`, from a hundred paths.
-const fn hundred(name: &'static str, transport: Transport) -> TransportCase {
+const fn hundred(name: &'static str, transport: CaseTransport) -> TransportCase {
     TransportCase { name, transport, paths: 100, interval: Duration::from_millis(100) }
 }
 
 const ALL: [TransportCase; 10] = [
-    hundred("UDP", Transport::Udp),
-    hundred("ICMP, ping sockets", Transport::Icmp(IcmpSockets::Ping)),
-    hundred("ICMP, raw sockets", Transport::Icmp(IcmpSockets::Raw)),
+    hundred("UDP", CaseTransport::Udp),
+    hundred("ICMP, ping sockets", CaseTransport::Icmp(IcmpSockets::Ping)),
+    hundred("ICMP, raw sockets", CaseTransport::Icmp(IcmpSockets::Raw)),
     TransportCase {
         name: "ICMP, ping sockets, 1,000 targets at 1/s",
-        transport: Transport::Icmp(IcmpSockets::Ping),
+        transport: CaseTransport::Icmp(IcmpSockets::Ping),
         paths: 1_000,
         interval: Duration::from_secs(1),
     },
-    hundred("TCP", Transport::Tcp),
-    hundred("WebSocket, text", Transport::WebSocket { format: MessageFormat::Text, is_secure: false }),
-    hundred("WebSocket, binary", Transport::WebSocket { format: MessageFormat::Binary, is_secure: false }),
+    hundred("TCP", CaseTransport::Tcp),
+    hundred("WebSocket, text", CaseTransport::WebSocket { format: MessageFormat::Text, is_secure: false }),
+    hundred(
+        "WebSocket, binary",
+        CaseTransport::WebSocket { format: MessageFormat::Binary, is_secure: false },
+    ),
     hundred(
         "WebSocket with TLS, text",
-        Transport::WebSocket { format: MessageFormat::Text, is_secure: true },
+        CaseTransport::WebSocket { format: MessageFormat::Text, is_secure: true },
     ),
-    hundred("HTTP", Transport::Http { is_secure: false }),
-    hundred("HTTPS", Transport::Http { is_secure: true }),
+    hundred("HTTP", CaseTransport::Http { is_secure: false }),
+    hundred("HTTPS", CaseTransport::Http { is_secure: true }),
 ];
 
 const ROUNDS: usize = 3;
@@ -92,11 +95,11 @@ pub(crate) fn measure(out: &mut dyn Write) -> io::Result<()> {
     }
     for load in ALL {
         let is_here = match load.transport {
-            Transport::Icmp(_) => namespace.is_some(),
-            Transport::WebSocket { is_secure, .. } | Transport::Http { is_secure } => {
+            CaseTransport::Icmp(_) => namespace.is_some(),
+            CaseTransport::WebSocket { is_secure, .. } | CaseTransport::Http { is_secure } => {
                 !is_secure || cfg!(feature = "tls")
             }
-            Transport::Udp | Transport::Tcp => true,
+            CaseTransport::Udp | CaseTransport::Tcp => true,
         };
         if is_here {
             writeln!(out, "{}", measure_case(&load, &namespace)?)?;
@@ -123,12 +126,12 @@ fn open_to(namespace: &AgentNamespace, groups: &str) {
 
 fn measure_case(load: &TransportCase, namespace: &AgentNamespace) -> io::Result<String> {
     let groups = match load.transport {
-        Transport::Icmp(IcmpSockets::Raw) => NO_GROUP,
-        Transport::Icmp(IcmpSockets::Ping)
-        | Transport::Udp
-        | Transport::Tcp
-        | Transport::WebSocket { .. }
-        | Transport::Http { .. } => ROOT,
+        CaseTransport::Icmp(IcmpSockets::Raw) => NO_GROUP,
+        CaseTransport::Icmp(IcmpSockets::Ping)
+        | CaseTransport::Udp
+        | CaseTransport::Tcp
+        | CaseTransport::WebSocket { .. }
+        | CaseTransport::Http { .. } => ROOT,
     };
     open_to(namespace, groups);
     let setup = TransportSetup::new(load, namespace)?;
@@ -169,7 +172,7 @@ fn rounds(
     // The agent has opened its sockets by now.
     open_to(&setup.namespace, ROOT);
     let answered = || prober.scrape().map(|page| page.sum("pathmeter_echo_rtt_seconds_count"));
-    let has_responder = !matches!(load.transport, Transport::Icmp(_));
+    let has_responder = !matches!(load.transport, CaseTransport::Icmp(_));
     let round = || {
         let before = answered()?;
         let used = CpuUsed::within(ROUND, &prober, responder)?;

@@ -23,7 +23,7 @@ use pathmeter_proto::wire::stream::MESSAGE_BYTES_MIN;
 
 use super::super::agent::{target, within};
 use super::agents::{NAME, TransportSetup};
-use super::{Transport, TransportCase};
+use super::{CaseTransport, TransportCase};
 
 /// More than the 10,000 needed for p99.9.
 const PROBES: usize = 11_000;
@@ -89,20 +89,20 @@ pub(super) fn measure(load: &TransportCase, setup: &TransportSetup<'_>) -> io::R
     };
     // Threads started in the namespace open their sockets there.
     within(&setup.namespace, || match load.transport {
-        Transport::Udp => {
+        CaseTransport::Udp => {
             datagrams(load, ports.stamp, &WireFormat::Stamp { keys: None, quirks: Quirks::default() })
         }
-        Transport::Icmp(_) => datagrams(load, 0, &WireFormat::Icmp),
-        Transport::Tcp => {
+        CaseTransport::Icmp(_) => datagrams(load, 0, &WireFormat::Icmp),
+        CaseTransport::Tcp => {
             streams(load, ports.agent, &stream::StreamProtocol::Tcp { bytes: MESSAGE_BYTES_MIN, keys: None })
         }
-        Transport::WebSocket { format, .. } => {
+        CaseTransport::WebSocket { format, .. } => {
             let place = place("/ws");
             let transport =
                 stream::StreamProtocol::WebSocket { target: place, format, bytes: format.bytes_min() };
             streams(load, ports.http, &transport)
         }
-        Transport::Http { .. } => {
+        CaseTransport::Http { .. } => {
             let expected = ExpectedResponse { status: Vec::new(), body: None, is_agent: true };
             let place = place("/api/v1/ping");
             streams(load, ports.http, &stream::StreamProtocol::Http { target: place, expected })

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use pathmeter_lab::exchange::ExchangeProtocol;
-use pathmeter_lab::{Page, Program, eventually, get};
+use pathmeter_lab::{MetricsPage, Program, eventually, get};
 use serde_json::Value;
 
 use super::{
@@ -88,8 +88,8 @@ fn config(pair: &HostPair, duty: &AgentRole<'_>) -> String {
     text
 }
 
-pub(crate) fn scrape(pair: &HostPair) -> io::Result<Page> {
-    Ok(Page::parse(&pair.prober_host().within(|| get(HTTP_ADDRESS, "/metrics"))?.body))
+pub(crate) fn scrape(pair: &HostPair) -> io::Result<MetricsPage> {
+    Ok(MetricsPage::parse(&pair.prober_host().within(|| get(HTTP_ADDRESS, "/metrics"))?.body))
 }
 
 struct AgentTool {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use pathmeter_lab::exchange::ExchangeProtocol;
-use pathmeter_lab::{Page, Program, eventually, get};
+use pathmeter_lab::{MetricsPage, Program, eventually, get};
 
 use super::{ExportedHistogram, MeasuringTool, ProbeRun, ReportedRtt, RequestRef, ToolReport, parse_number};
 use crate::host_pair::{HostPair, wall_clock};
@@ -32,8 +32,8 @@ pub(crate) fn launch(pair: &mut HostPair, arguments: &[&str]) -> io::Result<Prog
     Ok(program)
 }
 
-pub(crate) fn scrape(pair: &HostPair) -> io::Result<Page> {
-    Ok(Page::parse(&pair.prober_host().within(|| get(HTTP_ADDRESS, "/metrics"))?.body))
+pub(crate) fn scrape(pair: &HostPair) -> io::Result<MetricsPage> {
+    Ok(MetricsPage::parse(&pair.prober_host().within(|| get(HTTP_ADDRESS, "/metrics"))?.body))
 }
 
 impl MeasuringTool for Smokeping {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{EXPIRY, SUCCESSFUL, TlsFiles};
-use crate::fixture::{Agent, DEADLINE, Host, Page, eventually, request};
+use crate::fixture::{Agent, DEADLINE, Host, MetricsPage, eventually, request};
 
 /// [`eventually`] with a longer deadline: files are checked every 10 s.
 fn eventually_after_file_check<T>(what: &str, condition: impl Fn() -> Option<T>) -> T {
@@ -88,7 +88,7 @@ fn certificates_are_rotated_under_open_connections() {
         connection.request();
     };
     let is_serving = |name: &str| KeepAliveConnection::connect(&files, &host, name).is_some();
-    let last_reload_succeeded = |page: &Page| page.count(SUCCESSFUL, &[]) == 1;
+    let last_reload_succeeded = |page: &MetricsPage| page.count(SUCCESSFUL, &[]) == 1;
 
     point_to("second");
     request_until("the second certificate", &|| is_serving("second"));
@@ -140,7 +140,7 @@ fn reload_applies_the_web_config_file_or_changes_nothing() {
     let get = |path: &str| runtime.block_on(client.get(host.service_address(), "x", path)).unwrap();
     assert_eq!(get("/-/ready").status.as_u16(), 200);
     let successful = || {
-        let page = Page::parse(std::str::from_utf8(&get("/metrics").body).unwrap());
+        let page = MetricsPage::parse(std::str::from_utf8(&get("/metrics").body).unwrap());
         page.count("pathmeter_config_last_reload_successful", &[])
     };
     // Metrics pages are cached for a second.

@@ -173,7 +173,7 @@ fn client_without_an_accepted_certificate_is_refused_with_a_reason() {
     let agent = Agent::start_for(&host, &config, files.client(&host.to_string(), Some("client")));
     assert_eq!(agent.get("/-/ready").status, 200);
 
-    let [ca, certificate, key, foreign, foreign_key] = [
+    let [ca, certificate, key, untrusted, untrusted_key] = [
         ca,
         files.at("client.pem"),
         files.at("client.key"),
@@ -193,7 +193,7 @@ fn client_without_an_accepted_certificate_is_refused_with_a_reason() {
     let output = healthcheck(host.service_address(), &[&ca_arguments[..], &client_arguments].concat());
     assert_eq!(output.code, Some(0), "{output}");
 
-    let client_arguments = ["--tls-cert-file", &foreign, "--tls-key-file", &foreign_key];
+    let client_arguments = ["--tls-cert-file", &untrusted, "--tls-key-file", &untrusted_key];
     let output = healthcheck(host.service_address(), &[&ca_arguments[..], &client_arguments].concat());
     assert!(output.stderr.contains("the server rejected the client certificate ("), "{output}");
     assert_eq!(agent.page().count(ERRORS, &[]), 2);

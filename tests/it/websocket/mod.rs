@@ -22,7 +22,7 @@ use pathmeter_proto::key::{Key, Keys};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::fixture::{Agent, Host, Page, get};
+use crate::fixture::{Agent, Host, MetricsPage, get};
 use raw_client::{BINARY, CLOSE, PING, RawClient, TEXT, frame};
 
 const CLIENTS: &str = "pathmeter_websocket_clients";
@@ -36,12 +36,12 @@ fn agent(host: &Host, websocket: &str) -> Agent {
     Agent::start(host, &host.config("a", &format!("websocket: {{{websocket}}}")))
 }
 
-fn count_reason(page: &Page, name: &str, reason: &str) -> u64 {
+fn count_reason(page: &MetricsPage, name: &str, reason: &str) -> u64 {
     page.count(name, &[&format!("reason=\"{reason}\"")])
 }
 
 /// Waits until no client is connected, and asserts that each accepted client was closed once.
-fn when_all_closed(agent: &Agent) -> Page {
+fn when_all_closed(agent: &Agent) -> MetricsPage {
     let page = agent.page_when("all clients are closed", |page| page.count(CLIENTS, &[]) == 0);
     assert_eq!(page.count(ACCEPTED, &[]), page.count(CLOSED, &[]), "{page}");
     page
@@ -162,7 +162,7 @@ fn client_that_does_not_read_takes_no_memory_and_loses_nothing() {
     let host = Host::claim();
     let agent = agent(&host, "");
     RawClient::open(&host).echo("before");
-    let resident = |page: &Page| page.count("process_resident_memory_bytes", &[]);
+    let resident = |page: &MetricsPage| page.count("process_resident_memory_bytes", &[]);
     let before = resident(&agent.page());
     let mut clients: Vec<(RawClient, usize)> = (0..SLOW).map(|_| (RawClient::open(&host), 0)).collect();
     let whole = frame(BINARY, &MESSAGE);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
-use pathmeter_lab::{Net, Page, Plan, Program, eventually};
+use pathmeter_lab::{MetricsPage, Net, NetPlan, Program, eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -89,7 +89,7 @@ fn resolv_conf(net: &Net, node: &str) -> String {
     format!("nameserver {}\nsearch lab.test\noptions ndots:5 timeout:1 attempts:1\n", net.v4(node))
 }
 
-fn answered(page: &Page, peer: &str) -> bool {
+fn answered(page: &MetricsPage, peer: &str) -> bool {
     ["ipv4", "ipv6"].iter().all(|family| {
         let path = [format!("peer=\"{peer}\""), format!("family=\"{family}\"")];
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -99,7 +99,7 @@ fn answered(page: &Page, peer: &str) -> bool {
 
 /// Pods appear, disappear, and lose their name server.
 pub(crate) fn dns() {
-    let net = Plan::mesh(4).build(5);
+    let net = NetPlan::mesh(4).build(5);
     let mut server = NameServer::start(&net, "d");
     server.list(&net, &["a", "b"]);
     let service = || json!({"kubernetes": {"service": "agents"}, "refresh": "1s"});
@@ -140,7 +140,7 @@ pub(crate) fn dns() {
 /// A service with addresses of one family: for the other family the search continues to a server that
 /// refuses.
 pub(crate) fn one_family() {
-    let net = Plan::mesh(3).build(8);
+    let net = NetPlan::mesh(3).build(8);
     let server = NameServer::start(&net, "c");
     for family in [Net::v4, Net::v6] {
         server.list_by(&[family], &net, &["a", "b"]);
@@ -151,7 +151,7 @@ pub(crate) fn one_family() {
         assert_eq!(page.count(MEMBERS, &[]), 2, "{page}");
         // A request may have failed before the server had read its list.
         let last_success =
-            |page: &Page| page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]);
+            |page: &MetricsPage| page.seconds("pathmeter_discovery_last_success_timestamp_seconds", &[]);
         let later =
             a.page_when("the provider polls again", |later| last_success(later) > last_success(&page) + 2.0);
         assert_eq!(later.count(FAILURES, &[]), page.count(FAILURES, &[]), "{later}");
@@ -160,7 +160,7 @@ pub(crate) fn one_family() {
 
 /// SRV records provide names and ports.
 pub(crate) fn services() {
-    let net = Plan::mesh(4).build(6);
+    let net = NetPlan::mesh(4).build(6);
     let server = NameServer::start(&net, "d");
     server.list(&net, &["a", "b"]);
     let _b = server.agent(&net, "b", json!({"dns": "agents.lab.test"}));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use pathmeter_lab::scenario::Scenario;
-use pathmeter_lab::{CpuLoad, Namespace, Page};
+use pathmeter_lab::{CpuLoad, MetricsPage, Namespace};
 
 use crate::agent::NodeAgent;
 use crate::testbed::{AgentEnvironments, Inconclusive, Outcome, Testbed, with_testbed};
@@ -143,8 +143,9 @@ const SUSPENDS: &str = "pathmeter_host_suspends_total";
 /// Runs the phases until both loops of an agent have counted `count` clock events, none of which may have
 /// come before.
 fn run_phases_until(testbed: &Testbed<'_>, agent: &NodeAgent<'_>, name: &str, count: u64) {
-    let counts =
-        |page: &Page| ["loop=\"prober\"", "loop=\"responder\""].map(|label| page.count(name, &[label]));
+    let counts = |page: &MetricsPage| {
+        ["loop=\"prober\"", "loop=\"responder\""].map(|label| page.count(name, &[label]))
+    };
     assert_eq!(counts(&agent.page()), [0, 0], "{name} before the test");
     for _ in 0..60 {
         testbed.run_phases();

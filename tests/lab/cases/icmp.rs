@@ -16,7 +16,7 @@ use pathmeter::loops::{EVENTS_PENDING_MAX, LoopEvent, NewPath};
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::paths::PathId;
 use pathmeter_lab::truth::{EchoFormat, Echoes, Rules, TrueCounts};
-use pathmeter_lab::{Namespace, Plan, WireDirection, drop_net_raw, eventually};
+use pathmeter_lab::{Namespace, NetPlan, WireDirection, drop_net_raw, eventually};
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{Direction, EchoReport, EchoSpec, RoundTrip, Verdict, WireFormat};
 use pathmeter_proto::machine::{IcmpKind, TimestampSource};
@@ -63,14 +63,14 @@ impl SocketPermission {
 }
 
 /// A running datagram loop.
-struct Prober {
+struct RunningLoop {
     handle: DatagramHandle,
     events: tokio::sync::mpsc::Receiver<LoopEvent>,
     reports: Receiver<EchoReport>,
     tap: Sender<EchoReport>,
 }
 
-impl Prober {
+impl RunningLoop {
     fn start(timestamps: TimestampMatching) -> Self {
         let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
         let handle = datagram::spawn("prober", Vec::new(), timestamps, sender).unwrap();
@@ -170,7 +170,7 @@ pub(crate) fn timestamps() {
             // The kernel starts timestamping a moment after the first request for it.
             eventually(&format!("kernel timestamps: {what}"), || {
                 let (sources, reports) = permission.within(&namespace, || {
-                    let mut prober = Prober::start(timestamps);
+                    let mut prober = RunningLoop::start(timestamps);
                     prober.add(1, spec(to, 4, Duration::from_millis(5), Some(40)));
                     let sources = prober.started();
                     assert!(matches!(prober.event(), LoopEvent::Finished(_)), "{what}");
@@ -192,7 +192,7 @@ pub(crate) fn not_permitted() {
     let namespace = Namespace::new("closed");
     for to in LOOPBACK {
         let (error, groups) = SocketPermission::Nothing.within(&namespace, || {
-            let mut prober = Prober::start(TimestampMatching::ByPayload);
+            let mut prober = RunningLoop::start(TimestampMatching::ByPayload);
             prober.add(1, spec(to, 1, Duration::from_millis(5), Some(1)));
             let LoopEvent::NotStarted { reason, .. } = prober.event() else {
                 panic!("a path started without permission")
@@ -217,7 +217,7 @@ pub(crate) fn thousand_hosts() {
     for permission in PING_OR_RAW {
         let namespace = Namespace::new("thousand");
         let (sources, dropped, reports) = permission.within(&namespace, || {
-            let mut prober = Prober::start(TimestampMatching::detect());
+            let mut prober = RunningLoop::start(TimestampMatching::detect());
             for number in 0..HOSTS {
                 let [high, low] = u16::try_from(number + 256).unwrap().to_be_bytes();
                 let to = IpAddr::from([127, 77, high, low]);
@@ -305,7 +305,7 @@ pub(crate) fn other_programs() {
                 }
             });
             permission.within(&namespace, move || {
-                let mut prober = Prober::start(TimestampMatching::detect());
+                let mut prober = RunningLoop::start(TimestampMatching::detect());
                 prober.add(1, spec(to, 2, Duration::from_millis(5), Some(100)));
                 sources_tx.send(prober.started()).unwrap();
                 assert!(matches!(prober.event(), LoopEvent::Finished(_)));
@@ -325,7 +325,7 @@ pub(crate) fn flooded() {
         let what = format!("{permission:?} {to}");
         let raw = namespace.within(|| raw_socket(to));
         let reports = permission.within(&namespace, || {
-            let mut prober = Prober::start(TimestampMatching::detect());
+            let mut prober = RunningLoop::start(TimestampMatching::detect());
             let spec = spec(to, 1, Duration::from_millis(5), None);
             let series = prober.add(1, EchoSpec { lost_after: Duration::from_millis(500), ..spec });
             let source = prober.started()[0];
@@ -396,13 +396,13 @@ pub(crate) fn lossy() {
     for (permission, is_v4) in
         PING_OR_RAW.into_iter().flat_map(|permission| [true, false].map(|is_v4| (permission, is_v4)))
     {
-        let net = Plan::pair().build(11 + u64::from(is_v4));
+        let net = NetPlan::pair().build(11 + u64::from(is_v4));
         let to = if is_v4 { net.v4("b") } else { net.v6("b") };
         let what = format!("{permission:?} {to}");
         let wire = net.wire("a", "b");
         wire.set_links(&bad_link(), &bad_link());
         let reports = permission.within(net.node("a"), || {
-            let mut prober = Prober::start(TimestampMatching::detect());
+            let mut prober = RunningLoop::start(TimestampMatching::detect());
             let spec = spec(to, FLOWS, Duration::from_millis(5), None);
             let series = prober
                 .add(1, EchoSpec { late_after: LATE_AFTER, lost_after: LOST_AFTER, size: Some(100), ..spec });
@@ -473,14 +473,14 @@ pub(crate) fn refused() {
     for (permission, is_v4) in
         PING_OR_RAW.into_iter().flat_map(|permission| [true, false].map(|is_v4| (permission, is_v4)))
     {
-        let net = Plan::chain(1).build(5);
+        let net = NetPlan::chain(1).build(5);
         let to = if is_v4 { net.v4("b") } else { net.v6("b") };
         net.node("r1").ip(&match to {
             IpAddr::V4(to) => format!("route add prohibit {to}/32\n"),
             IpAddr::V6(to) => format!("route add prohibit {to}/128\n"),
         });
         let reports = permission.within(net.node("a"), || {
-            let mut prober = Prober::start(TimestampMatching::detect());
+            let mut prober = RunningLoop::start(TimestampMatching::detect());
             let spec = spec(to, 2, Duration::from_millis(10), None);
             let series = prober.add(1, EchoSpec { lost_after: Duration::from_millis(300), ..spec });
             // For IPv4 a router sends five errors in a row, and then one per second.

@@ -10,7 +10,7 @@ use std::thread;
 
 use nix::unistd::geteuid;
 use pathmeter_lab::scenario::Scenario;
-use pathmeter_lab::{Plan, Program, eventually};
+use pathmeter_lab::{NetPlan, Program, eventually};
 use tempfile::TempDir;
 
 use crate::testbed::run;
@@ -101,7 +101,7 @@ pub(crate) fn nothing_outlives_a_crash() {
 
 /// Builds a lab, prints the process ID of a program in it, and waits to be killed.
 pub(crate) fn run_crash_child(dir: &Path) -> ! {
-    let net = Plan::pair().build(1);
+    let net = NetPlan::pair().build(1);
     let mut command = net.node("a").command("sleep");
     let program = Program::start(command.arg("600"), &dir.join("log"));
     #[expect(clippy::print_stdout, reason = "the parent process reads it")]

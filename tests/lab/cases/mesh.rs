@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pathmeter_lab::scenario::{Phase, Scenario};
 use pathmeter_lab::truth::{EchoFormat, Echoes, Rules, TrueCounts};
-use pathmeter_lab::{Cable, Net, Page, Wire, WireDirection, eventually};
+use pathmeter_lab::{Cable, MetricsPage, Net, Wire, WireDirection, eventually};
 use pathmeter_proto::time::nanos;
 use serde_json::json;
 
@@ -58,9 +58,9 @@ pub(crate) fn one_bad_uplink(scenario: &Scenario) -> Result<(), Inconclusive> {
 }
 
 /// Waits until requests to hosts whose agent had not started yet have their verdict.
-fn wait_until_settled(agents: &[NodeAgent<'_>]) -> Vec<Page> {
+fn wait_until_settled(agents: &[NodeAgent<'_>]) -> Vec<MetricsPage> {
     let started = Instant::now();
-    let is_settled = |page: &Page| {
+    let is_settled = |page: &MetricsPage| {
         page.count("pathmeter_echo_rtt_seconds_count", &[]) > 300 && started.elapsed() > SETTLE_TIME
     };
     agents.iter().map(|agent| agent.page_when("replies come", is_settled)).collect()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pathmeter_lab::Page;
+use pathmeter_lab::MetricsPage;
 use pathmeter_lab::scenario::Scenario;
 
 use crate::testbed::{AgentEnvironments, Inconclusive, Testbed, with_testbed};
@@ -57,8 +57,8 @@ pub(crate) fn router(scenario: &Scenario) -> Result<(), Inconclusive> {
     })
 }
 
-fn wait_for_mtu(testbed: &Testbed<'_>, bytes: u64) -> Page {
-    let is_known = |page: &Page| page.has("pathmeter_path_mtu_bytes", &[]);
-    let is_so = |page: &Page| is_known(page) && page.count("pathmeter_path_mtu_bytes", &[]) == bytes;
+fn wait_for_mtu(testbed: &Testbed<'_>, bytes: u64) -> MetricsPage {
+    let is_known = |page: &MetricsPage| page.has("pathmeter_path_mtu_bytes", &[]);
+    let is_so = |page: &MetricsPage| is_known(page) && page.count("pathmeter_path_mtu_bytes", &[]) == bytes;
     testbed.prober.page_within(DISCOVERY_TIMEOUT, &format!("a path MTU of {bytes} is found"), is_so)
 }

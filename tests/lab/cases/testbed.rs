@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pathmeter_lab::scenario::{Evidence, LinkPair, Phase, Scenario, TimeSpan, Topology};
 use pathmeter_lab::truth::{EchoFormat, Echoes, Rules, TrueCounts, WireGroup, forged};
-use pathmeter_lab::{Cable, Net, Page, WireDirection, eventually};
+use pathmeter_lab::{Cable, MetricsPage, Net, WireDirection, eventually};
 use serde_json::{Value, json};
 
 use crate::agent::NodeAgent;
@@ -122,8 +122,8 @@ pub(crate) struct Testbed<'a> {
 /// The exported metrics at the end of a run, and the true counts.
 #[derive(Clone)]
 pub(crate) struct Outcome {
-    pub(crate) page: Page,
-    pub(crate) responder: Page,
+    pub(crate) page: MetricsPage,
+    pub(crate) responder: MetricsPage,
     /// True counts of all paths together.
     pub(crate) truth: TrueCounts,
     /// True counts of each path, by its label.
@@ -213,7 +213,7 @@ impl<'a> Testbed<'a> {
 
     /// Ends the measurement by making the prober's kernel refuse to send, and collects the outcome.
     pub(crate) fn finish(&self) -> Outcome {
-        self.net.sever("a", "b");
+        self.net.add_unreachable_route("a", "b");
         let mut last = None;
         let page = eventually("every request has its verdict", || {
             let page = self.prober.page();
@@ -269,7 +269,7 @@ pub(crate) const TIME_ERROR: u64 = 20_000;
 pub(crate) const PAUSES: u64 = 300_000_000;
 
 /// An expected count: page, metric name, labels, true value.
-type ExpectedCount<'a> = (&'a Page, &'static str, Vec<&'a str>, u64);
+type ExpectedCount<'a> = (&'a MetricsPage, &'static str, Vec<&'a str>, u64);
 
 impl Outcome {
     /// Compares the exported metrics with the true counts.
@@ -316,16 +316,16 @@ impl Outcome {
             EchoFormat::Icmp => [0, 0],
             EchoFormat::Open | EchoFormat::Authenticated => [
                 truth.requests + truth.mtu_probes[0] + forged[0],
-                truth.replies + truth.mtu_probes[1] + truth.strays,
+                truth.replies + truth.mtu_probes[1] + truth.replies_to_damaged,
             ],
         };
         let whole: [ExpectedCount<'_>; 6] = [
-            (page, "pathmeter_echo_mismatched_total", vec![], forged[1] + truth.stray_answers),
+            (page, "pathmeter_echo_mismatched_total", vec![], forged[1] + truth.received_replies_to_damaged),
             (
                 page,
                 "pathmeter_echo_mismatched_total",
                 vec!["reason=\"auth\""],
-                forged[1] + truth.stray_answers,
+                forged[1] + truth.received_replies_to_damaged,
             ),
             (page, "pathmeter_accounting_errors_total", vec![], 0),
             (responder, "pathmeter_responder_requests_total", vec![], requests),
@@ -334,7 +334,9 @@ impl Outcome {
                 responder,
                 "pathmeter_responder_rejected_total",
                 vec![],
-                forged[0].checked_sub(truth.strays).expect("every stray reply answers a damaged request"),
+                forged[0]
+                    .checked_sub(truth.replies_to_damaged)
+                    .expect("a damaged request gets at most one reply"),
             ),
         ];
         let on_paths = paths.iter().flat_map(|(label, truth)| self.exact_on(label, truth));

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
-use pathmeter_lab::{DEADLINE, Net, Plan};
+use pathmeter_lab::{DEADLINE, Net, NetPlan};
 use serde_json::json;
 
 use crate::agent::NodeAgent;
@@ -12,7 +12,7 @@ use crate::testbed::seed;
 /// Unlisted clients are refused with a reason; listed clients get their message back across the wire, over
 /// IPv4 and IPv6.
 pub(crate) fn admission() {
-    let net = Plan::pair().build(seed());
+    let net = NetPlan::pair().build(seed());
     let refused = NodeAgent::start(net.node("b"), json!({"agent": {"name": "b"}}), &[]);
     for to in [net.v4("b"), net.v6("b")] {
         let (_, head, rest) = net.node("a").within(|| request_upgrade(SocketAddr::new(to, 9_862)));

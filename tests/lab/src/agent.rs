@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{DEADLINE, Page, Program, Response, eventually};
+use crate::{DEADLINE, MetricsPage, Program, Response, eventually};
 
 /// Sends an HTTP request, a method and a path, to the agent.
 pub type SendRequest<'a> = Box<dyn Fn(&str, &str) -> io::Result<Response> + Send + Sync + 'a>;
@@ -84,20 +84,25 @@ impl<'a> AgentProcess<'a> {
     }
 
     /// Scrapes the metrics page.
-    pub fn page(&self) -> Page {
-        Page::parse(&self.get("/metrics").body)
+    pub fn page(&self) -> MetricsPage {
+        MetricsPage::parse(&self.get("/metrics").body)
     }
 
     /// Scrapes until the page fulfils a condition, and returns that page.
     ///
     /// # Panics
     /// After [`DEADLINE`], with the last page and the log.
-    pub fn page_when(&self, what: &str, is_so: impl Fn(&Page) -> bool) -> Page {
+    pub fn page_when(&self, what: &str, is_so: impl Fn(&MetricsPage) -> bool) -> MetricsPage {
         self.page_within(DEADLINE, what, is_so)
     }
 
     /// [`Self::page_when`] with another deadline.
-    pub fn page_within(&self, deadline: Duration, what: &str, is_so: impl Fn(&Page) -> bool) -> Page {
+    pub fn page_within(
+        &self,
+        deadline: Duration,
+        what: &str,
+        is_so: impl Fn(&MetricsPage) -> bool,
+    ) -> MetricsPage {
         let start = Instant::now();
         loop {
             let page = self.page();

@@ -32,8 +32,8 @@ mod wire;
 
 pub use agent::{AgentProcess, CONFIG, LOG, SendRequest, clear_environment};
 pub use namespace::Namespace;
-pub use net::{Cable, Net, Plan};
-pub use page::Page;
+pub use net::{Cable, Net, NetPlan};
+pub use page::MetricsPage;
 pub use privilege::{LabUnavailable, Privilege, drop_net_raw, enter};
 pub use program::{CpuLoad, Program};
 pub use wait::{DEADLINE, eventually};

@@ -10,7 +10,7 @@ use crate::wire::Wire;
 
 /// The plan of a network to build.
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
+pub struct NetPlan {
     nodes: Vec<(String, NodeRole)>,
     cables: Vec<(Cable, Option<u32>)>,
 }
@@ -58,7 +58,7 @@ const ROUTING: [(&str, &str); 9] = [
     ("ipv4/icmp_msgs_per_sec", "100000"),
 ];
 
-impl Plan {
+impl NetPlan {
     /// Two hosts, `a` and `b`, and a wire between them.
     #[must_use]
     pub fn pair() -> Self {
@@ -343,7 +343,7 @@ impl Net {
     }
 
     /// Makes the kernel of `from` refuse to send to `to`. Datagrams in flight still arrive.
-    pub fn sever(&self, from: &str, to: &str) {
+    pub fn add_unreachable_route(&self, from: &str, to: &str) {
         let [v4, v6] = self.addresses[to];
         self.node(from).ip(&format!("route add unreachable {v4}/32\nroute add unreachable {v6}/128\n"));
     }

@@ -5,13 +5,13 @@ use std::fmt;
 
 /// A metrics page in the Prometheus text format.
 #[derive(Debug, Clone)]
-pub struct Page {
+pub struct MetricsPage {
     text: String,
     /// Value, as written, by name and labels.
     series: BTreeMap<String, String>,
 }
 
-impl Page {
+impl MetricsPage {
     /// Parses the text format.
     ///
     /// # Panics
@@ -84,7 +84,7 @@ fn matches_series(series: &str, name: &str, labels: &[&str]) -> bool {
     found == name && labels.iter().all(|label| given.contains(label))
 }
 
-impl fmt::Display for Page {
+impl fmt::Display for MetricsPage {
     /// Shows the series that are not zero, without histogram buckets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = self.series.iter().filter(|(name, value)| *value != "0" && !name.contains("_bucket"));

@@ -18,7 +18,7 @@ use std::time::Duration;
 use pathmeter_proto::sim::{Corruption, Jitter, Link, Loss, Queue, Rewrite};
 use serde::Deserialize;
 
-use crate::net::{Cable, MESH_MAX, Plan};
+use crate::net::{Cable, MESH_MAX, NetPlan};
 use crate::truth::TrueCounts;
 
 /// A scenario.
@@ -257,25 +257,25 @@ impl LinkConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Topology {
-    /// [`Plan::pair`].
+    /// [`NetPlan::pair`].
     Pair,
-    /// [`Plan::chain`].
+    /// [`NetPlan::chain`].
     Chain(usize),
-    /// [`Plan::diamond`].
+    /// [`NetPlan::diamond`].
     Diamond(usize),
-    /// [`Plan::mesh`].
+    /// [`NetPlan::mesh`].
     Mesh(usize),
 }
 
 impl Topology {
     /// The plan of this topology.
     #[must_use]
-    pub fn plan(self) -> Plan {
+    pub fn plan(self) -> NetPlan {
         match self {
-            Self::Pair => Plan::pair(),
-            Self::Chain(routers) => Plan::chain(routers),
-            Self::Diamond(ways) => Plan::diamond(ways),
-            Self::Mesh(hosts) => Plan::mesh(hosts),
+            Self::Pair => NetPlan::pair(),
+            Self::Chain(routers) => NetPlan::chain(routers),
+            Self::Diamond(ways) => NetPlan::diamond(ways),
+            Self::Mesh(hosts) => NetPlan::mesh(hosts),
         }
     }
 }

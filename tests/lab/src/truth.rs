@@ -9,6 +9,7 @@ use pathmeter_proto::sim::Corruption;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::{NtpTime, PeerTimestamp};
 
+use crate::connection::TimeBounds;
 use crate::frame::UDP;
 use crate::scenario;
 use crate::wire::{DatagramHead, DeliveredCopy, LogEntry, Wire};
@@ -108,7 +109,6 @@ struct SentReply {
 }
 
 /// Lower and upper bound of a time in nanoseconds, from the clock readings before and after the event.
-type TimeBounds = (u64, u64);
 
 #[derive(Debug, Clone, Copy)]
 struct ReceivedReply {
@@ -145,9 +145,9 @@ pub struct TrueCounts {
     /// Replies that left the responder's host.
     pub replies: u64,
     /// Replies to requests that were damaged beyond recognition on the way: no fault of the responder.
-    pub strays: u64,
+    pub replies_to_damaged: u64,
     /// Copies of those replies that reached the prober's host.
-    pub stray_answers: u64,
+    pub received_replies_to_damaged: u64,
     /// Path MTU probes that reached the responder's host, and replies to them. They do not count as echoes.
     pub mtu_probes: [u64; 2],
     /// Answered echoes that arrived with a changed DSCP, forward and reverse.
@@ -329,8 +329,8 @@ impl Echoes {
         let mut counts = TrueCounts { mtu_probes: self.mtu_probes, ..TrueCounts::default() };
         for echo in self.echoes.values() {
             if echo.sent_at.is_none() {
-                counts.strays += echo.replies.len() as u64;
-                counts.stray_answers += echo.answers.len() as u64;
+                counts.replies_to_damaged += echo.replies.len() as u64;
+                counts.received_replies_to_damaged += echo.answers.len() as u64;
                 continue;
             }
             echo.count(&mut counts, rules);

@@ -10,7 +10,7 @@ use pathmeter_lab::connection::MessageProtocol;
 use pathmeter_proto::sim::{Link, Loss, Queue};
 use pathmeter_proto::time::nanos;
 
-use self::testbed::{BINARY, StreamProbe, StreamProtocol, StreamTestbed, TCP, TEXT, with_stream_testbed};
+use self::testbed::{BINARY, ProbeProtocol, StreamProbe, StreamTestbed, TCP, TEXT, with_stream_testbed};
 use crate::testbed::Inconclusive;
 
 const MS: u64 = 1_000_000;
@@ -69,7 +69,7 @@ pub(crate) fn websocket_lossy() -> Result<(), Inconclusive> {
 pub(crate) fn http_lossy() -> Result<(), Inconclusive> {
     let http = |name, dscp| StreamProbe {
         interval: Duration::from_millis(100),
-        ..StreamProbe::new(name, dscp, StreamProtocol::Http)
+        ..StreamProbe::new(name, dscp, ProbeProtocol::Http)
     };
     let probes = [http("http-1", 8), http("http-2", 10)];
     with_stream_testbed(&probes, 20 * MS, |testbed| {
@@ -128,7 +128,7 @@ pub(crate) fn tcp_timeout() -> Result<(), Inconclusive> {
 
 /// A bottleneck fills the send buffer; messages that wait for it count from their scheduled departure.
 pub(crate) fn tcp_bottleneck() -> Result<(), Inconclusive> {
-    let large = StreamProtocol::Messages(MessageProtocol::Tcp { bytes: 65_536 });
+    let large = ProbeProtocol::Messages(MessageProtocol::Tcp { bytes: 65_536 });
     // 13 Mbit/s over each address family, on a link of 20 Mbit/s.
     let probe = StreamProbe { interval: Duration::from_millis(40), ..StreamProbe::new("large", 8, large) };
     with_stream_testbed(&[probe], 5 * MS, |testbed| {

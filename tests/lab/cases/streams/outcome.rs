@@ -1,10 +1,10 @@
 //! The exported metrics of a path over connections, and the true values.
 
-use pathmeter_lab::Page;
+use pathmeter_lab::MetricsPage;
 use pathmeter_lab::connection::{Connection, MessageExchange, MessageProtocol};
 use pathmeter_proto::time::nanos;
 
-use super::testbed::{StreamPath, StreamProbe, StreamProtocol};
+use super::testbed::{ProbeProtocol, ProbedPath, StreamProbe};
 use super::{MS, SECOND};
 use crate::testbed::{Inconclusive, PAUSES, TIME_ERROR};
 
@@ -30,8 +30,8 @@ pub(super) const BOUNDS: [(u64, &str); 7] = [
 
 /// The exported metrics of a path at the end of a run, and its connections on the wire.
 pub(super) struct StreamOutcome<'a> {
-    pub(super) path: StreamPath<'a>,
-    pub(super) page: Page,
+    pub(super) path: ProbedPath<'a>,
+    pub(super) page: MetricsPage,
     /// The connections of the path, in opening order.
     pub(super) connections: Vec<Connection>,
 }
@@ -71,7 +71,7 @@ impl StreamOutcome<'_> {
     /// The messages in the RTT histogram. A stream keeps its order, so they are the first ones that were
     /// answered in time.
     pub(super) fn exchanges(&self) -> Vec<(MessageExchange, (u64, u64))> {
-        let StreamProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
+        let ProbeProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
         let all = self.connections.iter().flat_map(|connection| connection.exchanges(protocol));
         let in_time = |exchange: MessageExchange| {
             let is_in_time = exchange.elapsed()?.0 <= nanos(self.path.probe.lost_after);
@@ -86,8 +86,8 @@ impl StreamOutcome<'_> {
     /// The messages of the current connection.
     pub(super) fn last_connection(&self) -> impl Iterator<Item = MessageExchange> {
         let exchanges = match (self.path.probe.protocol, self.connections.last()) {
-            (StreamProtocol::Messages(protocol), Some(connection)) => connection.exchanges(protocol),
-            (StreamProtocol::Http, _) | (_, None) => Vec::new(),
+            (ProbeProtocol::Messages(protocol), Some(connection)) => connection.exchanges(protocol),
+            (ProbeProtocol::Http, _) | (_, None) => Vec::new(),
         };
         exchanges.into_iter()
     }
@@ -118,7 +118,7 @@ impl StreamOutcome<'_> {
 
     /// Describes every bucket, sum and slot count that the wire contradicts.
     pub(super) fn times_differ(&self, exchanges: &[(MessageExchange, (u64, u64))]) -> Vec<String> {
-        let StreamProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
+        let ProbeProtocol::Messages(protocol) = self.path.probe.protocol else { return Vec::new() };
         // Tolerance above the true time: for one message, and in the sum.
         let allowed = |exchange: &MessageExchange| match protocol {
             MessageProtocol::Tcp { .. } if exchange.is_joined() => (WAKE_UP_MAX, WAKE_UP_MAX),

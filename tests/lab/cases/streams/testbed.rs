@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pathmeter_lab::connection::{Connection, MessageProtocol};
-use pathmeter_lab::{DEADLINE, Net, Page, Plan, Wire, WireDirection};
+use pathmeter_lab::{DEADLINE, MetricsPage, Net, NetPlan, Wire, WireDirection};
 use pathmeter_proto::sim::Link;
 use pathmeter_proto::wire::websocket::MessageFormat;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use crate::testbed::{Inconclusive, seed};
 #[derive(Debug, Clone)]
 pub(super) struct StreamProbe {
     pub(super) name: &'static str,
-    pub(super) protocol: StreamProtocol,
+    pub(super) protocol: ProbeProtocol,
     pub(super) interval: Duration,
     pub(super) lost_after: Duration,
     /// Identifies the connections of this probe on the wire.
@@ -27,23 +27,23 @@ pub(super) struct StreamProbe {
 
 /// The protocol of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StreamProtocol {
+pub(super) enum ProbeProtocol {
     /// Messages whose round trips the wire knows.
     Messages(MessageProtocol),
     /// HTTP requests, which carry no times.
     Http,
 }
 
-pub(super) const TCP: StreamProtocol = StreamProtocol::Messages(MessageProtocol::Tcp { bytes: 56 });
-pub(super) const TEXT: StreamProtocol =
-    StreamProtocol::Messages(MessageProtocol::WebSocket { format: MessageFormat::Text, bytes: 96 });
-pub(super) const BINARY: StreamProtocol =
-    StreamProtocol::Messages(MessageProtocol::WebSocket { format: MessageFormat::Binary, bytes: 200 });
+pub(super) const TCP: ProbeProtocol = ProbeProtocol::Messages(MessageProtocol::Tcp { bytes: 56 });
+pub(super) const TEXT: ProbeProtocol =
+    ProbeProtocol::Messages(MessageProtocol::WebSocket { format: MessageFormat::Text, bytes: 96 });
+pub(super) const BINARY: ProbeProtocol =
+    ProbeProtocol::Messages(MessageProtocol::WebSocket { format: MessageFormat::Binary, bytes: 200 });
 
 /// Longer round trips are late.
 pub(super) const LATE_AFTER: Duration = Duration::from_secs(1);
 
-impl StreamProtocol {
+impl ProbeProtocol {
     /// The keys of the probe in the configuration.
     pub(super) fn keys(self) -> Value {
         match self {
@@ -70,7 +70,7 @@ impl StreamProtocol {
 }
 
 impl StreamProbe {
-    pub(super) fn new(name: &'static str, dscp: u8, protocol: StreamProtocol) -> Self {
+    pub(super) fn new(name: &'static str, dscp: u8, protocol: ProbeProtocol) -> Self {
         Self {
             name,
             protocol,
@@ -107,7 +107,7 @@ pub(super) struct StreamTestbed<'a> {
 
 /// A path: a probe over one address family.
 #[derive(Debug, Clone)]
-pub(super) struct StreamPath<'a> {
+pub(super) struct ProbedPath<'a> {
     pub(super) probe: &'a StreamProbe,
     pub(super) to: SocketAddr,
     pub(super) labels: [String; 2],
@@ -122,7 +122,7 @@ pub(super) fn with_stream_testbed<T>(
     delay: u64,
     act: impl FnOnce(&StreamTestbed<'_>) -> T,
 ) -> T {
-    let net = Plan::pair().build(seed());
+    let net = NetPlan::pair().build(seed());
     net.wire("a", "b").set_links(&Link::perfect(delay), &Link::perfect(delay));
     net.node("a").set_sysctl("ipv4/tcp_wmem", SEND_BUFFER);
     let allow = [net.v4("a").to_string(), net.v6("a").to_string()];
@@ -146,12 +146,12 @@ impl<'a> StreamTestbed<'a> {
         self.net.wire("a", "b")
     }
 
-    pub(super) fn paths(&self) -> Vec<StreamPath<'a>> {
+    pub(super) fn paths(&self) -> Vec<ProbedPath<'a>> {
         let of = |probe: &'a StreamProbe| {
             PEERS.into_iter().zip([self.net.v4("b"), self.net.v6("b")]).map(
                 move |(peer, address): (_, IpAddr)| {
                     let labels = [format!("probe=\"{}\"", probe.name), format!("peer=\"{peer}\"")];
-                    StreamPath { probe, to: (address, probe.protocol.port()).into(), labels }
+                    ProbedPath { probe, to: (address, probe.protocol.port()).into(), labels }
                 },
             )
         };
@@ -179,7 +179,7 @@ impl<'a> StreamTestbed<'a> {
         self.paths().into_iter().map(|path| self.end(path)).collect()
     }
 
-    pub(super) fn end(&self, path: StreamPath<'a>) -> StreamOutcome<'a> {
+    pub(super) fn end(&self, path: ProbedPath<'a>) -> StreamOutcome<'a> {
         let begin = Instant::now();
         loop {
             let page = self.prober.page();
@@ -219,23 +219,23 @@ impl<'a> StreamTestbed<'a> {
     }
 }
 
-impl StreamPath<'_> {
-    pub(super) fn count(&self, page: &Page, name: &str, more: &[&str]) -> u64 {
+impl ProbedPath<'_> {
+    pub(super) fn count(&self, page: &MetricsPage, name: &str, more: &[&str]) -> u64 {
         let labels: Vec<&str> = self.labels.iter().map(String::as_str).chain(more.iter().copied()).collect();
         page.count(&format!("pathmeter_echo_{name}"), &labels)
     }
 
-    pub(super) fn answered(&self, page: &Page) -> u64 {
+    pub(super) fn answered(&self, page: &MetricsPage) -> u64 {
         self.count(page, "rtt_seconds_count", &[])
     }
 
-    pub(super) fn seconds(&self, page: &Page, name: &str) -> f64 {
+    pub(super) fn seconds(&self, page: &MetricsPage, name: &str) -> f64 {
         let labels: Vec<&str> = self.labels.iter().map(String::as_str).collect();
         page.seconds(&format!("pathmeter_echo_{name}"), &labels)
     }
 
     /// Returns an error if so many slots went unsent that the machine must have paused.
-    pub(super) fn check_stalls(&self, page: &Page) -> Result<(), Inconclusive> {
+    pub(super) fn check_stalls(&self, page: &MetricsPage) -> Result<(), Inconclusive> {
         let (unsent, sent) = (self.count(page, "unsent_total", &[]), self.count(page, "sent_total", &[]));
         if unsent > sent / UNSENT_ONE_OF {
             return Err(Inconclusive(format!(

@@ -20,13 +20,13 @@ pub(super) struct Expected {
     pub(super) alerts: Alerts,
     /// Series on other servers, by query.
     pub(super) downstream: BTreeMap<Server, BTreeMap<String, ExpectedValues>>,
-    pub(super) events: Events,
+    pub(super) events: ExpectedEvents,
 }
 
 /// Short-lived series after a change: dashboard queries.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Events {
+pub(super) struct ExpectedEvents {
     /// After `d` is started again and `b` has its configuration back.
     pub(super) repaired: BTreeMap<String, ExpectedValues>,
     /// After `d` has sent its goodbye.
@@ -121,8 +121,8 @@ impl ValueRange {
     }
 }
 
-/// The share of a rate that a busy machine still reaches: agents skip sends for which they did not run in time, at these
-/// speeds hundreds per second. Upper bounds are not affected.
+/// The share of a rate that a busy machine still reaches: agents skip sends for which they did not run in
+/// time, at these speeds hundreds per second. Upper bounds are not affected.
 const RATE_SHARE_MIN: f64 = 0.5;
 
 impl<'de> Deserialize<'de> for ExpectedValues {

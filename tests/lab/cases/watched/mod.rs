@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use pathmeter_lab::pki::{Authority, Validity};
-use pathmeter_lab::{DEADLINE, Net, Plan};
+use pathmeter_lab::{DEADLINE, Net, NetPlan};
 use pathmeter_proto::sim::{Jitter, Link, Loss};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -55,7 +55,7 @@ pub(crate) fn real_time() -> Result<(), Inconclusive> {
 /// delay, and packets to `c` lose their DSCP; `b` gets an invalid configuration; `d` is killed.
 fn watched(speedup: u32) -> Result<(), Inconclusive> {
     let expected: Expected = serde_yaml::from_str(include_str!("expected.yaml")).unwrap();
-    let net = Plan::mesh(5).build(7);
+    let net = NetPlan::mesh(5).build(7);
     let folder = TempDir::new().unwrap();
     list(&net, folder.path());
     let calm = link(Loss::Random(0.0), Jitter::None);

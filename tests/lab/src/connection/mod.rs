@@ -38,7 +38,7 @@ pub struct Stream {
     /// stream into a veth.
     pending: BTreeMap<usize, Box<[u8]>>,
     /// By end position: when all bytes before it had been delivered.
-    arrived: Vec<(usize, Arrival)>,
+    arrived: Vec<(usize, ArrivedPrefix)>,
     /// Delivered ranges behind a gap: start and end position.
     arrived_ahead: BTreeMap<usize, usize>,
     /// Counts of the segments that entered the wire.
@@ -47,7 +47,7 @@ pub struct Stream {
 
 /// When a position in the stream, and everything before it, was delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Arrival {
+struct ArrivedPrefix {
     at: TimeBounds,
     /// Whether later bytes were delivered earlier, or so soon that the receiver need not have run in between.
     /// The receiver's kernel joins such segments and keeps one timestamp for both.
@@ -97,20 +97,20 @@ pub struct MessageExchange {
     /// When the message was scheduled to leave, from the message. CLOCK_REALTIME, in nanoseconds.
     pub scheduled_at: u64,
     /// Transfer to the server.
-    to_server: Leg,
+    to_server: Transfer,
     /// Transfer to the client.
-    to_client: Leg,
+    to_client: Transfer,
     /// When the responder wrote the reply, from the reply; `None` if the protocol does not carry it.
     reply_sent_at: Option<u64>,
 }
 
 /// Transfer of one message in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Leg {
+struct Transfer {
     /// When all of it had entered the wire for the first time.
     entered: Option<u64>,
     /// When all of it, and all bytes before it, had been delivered.
-    arrived: Option<Arrival>,
+    arrived: Option<ArrivedPrefix>,
 }
 
 impl Connection {
@@ -179,16 +179,16 @@ impl Connection {
             .map(|index| {
                 let request = to_server + index * step_there..to_server + (index + 1) * step_there;
                 let reply = to_client + index * step_back..to_client + (index + 1) * step_back;
-                let way_there = self.to_server.leg(request.end);
-                let near = way_there.entered.expect("every byte of the stream entered the wire");
+                let sent = self.to_server.transfer(request.end);
+                let near = sent.entered.expect("every byte of the stream entered the wire");
                 let (sequence, timestamp) = protocol.read(&self.to_server.bytes[request]);
                 let reply_sent_at =
                     self.to_client.bytes.get(reply.clone()).and_then(|bytes| protocol.reply_time(bytes));
                 MessageExchange {
                     sequence,
                     scheduled_at: wall(timestamp, near),
-                    to_server: way_there,
-                    to_client: self.to_client.leg(reply.end),
+                    to_server: sent,
+                    to_client: self.to_client.transfer(reply.end),
                     reply_sent_at: reply_sent_at.map(|timestamp| wall(timestamp, near)),
                 }
             })
@@ -220,7 +220,7 @@ impl MessageExchange {
     pub fn is_joined(&self) -> bool {
         [self.to_server, self.to_client]
             .iter()
-            .any(|leg| leg.arrived.is_some_and(|arrival| arrival.is_joined))
+            .any(|transfer| transfer.arrived.is_some_and(|arrival| arrival.is_joined))
     }
 
     /// How long the message waited before it entered the wire, if longer than 5 ms.
@@ -364,7 +364,8 @@ impl Stream {
 
     /// Records a delivery. Must be called in time order.
     fn on_delivered(&mut self, span: TimeBounds, from: usize, to: usize) {
-        let (contiguous_end, Arrival { at: latest, .. }) = self.arrived.last().copied().unwrap_or_default();
+        let (contiguous_end, ArrivedPrefix { at: latest, .. }) =
+            self.arrived.last().copied().unwrap_or_default();
         let end = self.arrived_ahead.entry(from).or_default();
         *end = to.max(*end);
         let mut next = contiguous_end;
@@ -373,22 +374,22 @@ impl Stream {
         }
         if next > contiguous_end {
             let at = (span.0.max(latest.0), span.1.max(latest.1));
-            self.arrived.push((next, Arrival { at, is_joined: next > to }));
+            self.arrived.push((next, ArrivedPrefix { at, is_joined: next > to }));
         }
     }
 
     /// The transfer of everything before a position.
-    fn leg(&self, end: usize) -> Leg {
+    fn transfer(&self, end: usize) -> Transfer {
         let entered = from(&self.entered, end).first().map(|(_, at)| *at);
         let arrived = match from(&self.arrived, end) {
             [] => None,
             [(_, arrival)] => Some(*arrival),
-            [(_, Arrival { at, is_joined }), (_, next), ..] => {
+            [(_, ArrivedPrefix { at, is_joined }), (_, next), ..] => {
                 let is_followed = next.at.0 - at.0 < PROMPT_SEND_MAX;
-                Some(Arrival { at: *at, is_joined: *is_joined || is_followed })
+                Some(ArrivedPrefix { at: *at, is_joined: *is_joined || is_followed })
             }
         };
-        Leg { entered, arrived }
+        Transfer { entered, arrived }
     }
 }
 
