@@ -2,7 +2,7 @@
 """Mutation tests: changes the code that decides verdicts in one place at a time, and runs the tests of proto.
 
   mutants.py                      all files listed below: hours on two cores
-  mutants.py FILE...              the mutants of these files or globs, such as proto/src/echo/flow.rs
+  mutants.py FILE...              the mutants of these files or globs, such as proto/src/echo/flow/mod.rs
   mutants.py --shard 3/20 [FILE]  the fourth of twenty parts
 
 Each mutant is tested by the unit tests, those that they miss by the simulations with a tenth of their seeds, and those

@@ -87,7 +87,8 @@ struct IdentityArguments {
     #[arg(long, value_name = "NAME", env = "PATHMETER_NAME")]
     name: Option<String>,
     /// Label of this agent, overrides agent.labels; may be repeated; ignored if VALUE is empty
-    #[arg(long = "label", value_name = "NAME=VALUE", env = "PATHMETER_LABELS", value_delimiter = ',', value_parser = label)]
+    #[arg(long = "label", value_name = "NAME=VALUE", env = "PATHMETER_LABELS")]
+    #[arg(value_delimiter = ',', value_parser = label)]
     labels: Vec<Label>,
 }
 

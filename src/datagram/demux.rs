@@ -169,8 +169,8 @@ mod tests {
         let goodbye = Goodbye { name: "ams-1".into(), boot_id: 1, at: WallTime::from_nanos(1) };
         let datagram = goodbye.encode(&keys);
         assert_eq!(demux.owner(&datagram, &from, |_| false), Owner::Task(7));
-        for foreign in [&datagram[..3], b"pmag\x02\x01", b"pmag\x01\xff", b"anything"] {
-            assert_eq!(demux.owner(foreign, &from, |_| true), Owner::Rejected);
+        for unknown in [&datagram[..3], b"pmag\x02\x01", b"pmag\x01\xff", b"anything"] {
+            assert_eq!(demux.owner(unknown, &from, |_| true), Owner::Rejected);
         }
         assert_eq!(rejected.get(), 4);
     }

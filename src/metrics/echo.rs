@@ -61,7 +61,11 @@ labels!(NotSent, "error", {
     Other => "other",
 });
 
-labels!(Mismatch, "reason", { Malformed => "malformed", Unauthentic => "auth", Unsolicited => "unsolicited" });
+labels!(Mismatch, "reason", {
+    Malformed => "malformed",
+    Unauthentic => "auth",
+    Unsolicited => "unsolicited",
+});
 
 labels!(IcmpKind, "type", {
     PortUnreachable => "port_unreachable",
@@ -141,8 +145,8 @@ impl Totals {
         }
     }
 
-    /// Returns `[network_verdicts, lost, answered, rtt_sum]`: verdicts without host drops and withdrawals, losses,
-    /// answered datagrams, and the sum of their RTTs in nanoseconds.
+    /// Returns `[network_verdicts, lost, answered, rtt_sum]`: verdicts without host drops and withdrawals,
+    /// losses, answered datagrams, and the sum of their RTTs in nanoseconds.
     #[must_use]
     pub fn network_verdicts(&self) -> [u64; 4] {
         let lost = self.lost.iter().sum();

@@ -180,7 +180,9 @@ impl StreamLoop {
                 }
                 Some(command) = commands.recv() => match command {
                     // Peers may stop at the same time, and send goodbyes.
-                    LoopCommand::PeerLeaving { ids, at } => self.send(ids.iter(), PathCommand::PeerLeaving(at)),
+                    LoopCommand::PeerLeaving { ids, at } => {
+                        self.send(ids.iter(), PathCommand::PeerLeaving(at));
+                    }
                     // A second stop may shorten the first.
                     LoopCommand::Stop { grace } => {
                         let sooner = Instant::now() + grace;

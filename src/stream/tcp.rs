@@ -69,7 +69,7 @@ pub(super) async fn begin(
             ConnectErrorKind::Denied,
             format!("{operation}: unknown key: configure the same key file on both hosts"),
         ),
-        DecodeError::Truncated { .. } | DecodeError::Foreign { .. } | DecodeError::Version { .. } => {
+        DecodeError::Truncated { .. } | DecodeError::Unrecognized { .. } | DecodeError::Version { .. } => {
             ConnectError::new(ConnectErrorKind::Protocol, format!("{operation}: {error}"))
         }
     })?;
@@ -208,7 +208,7 @@ impl TcpLink {
             // The start of the next reply is unknown.
             Err(
                 error @ (DecodeError::Truncated { .. }
-                | DecodeError::Foreign { .. }
+                | DecodeError::Unrecognized { .. }
                 | DecodeError::Version { .. }),
             ) => LinkEvent::Closed(ConnectError::new(
                 ConnectErrorKind::Protocol,

@@ -143,7 +143,7 @@ fn rustls_error(error: &io::Error) -> Option<&RustlsError> {
     error.get_ref()?.downcast_ref()
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "foreign enum; other errors use the library's text")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "enum of a library; other errors use the library's text")]
 fn explain_error(error: &RustlsError, has_identity: bool) -> TlsError {
     let (cause, what) = match error {
         RustlsError::InvalidCertificate(error) => explain_certificate_error(error),
@@ -160,7 +160,7 @@ fn explain_error(error: &RustlsError, has_identity: bool) -> TlsError {
 }
 
 /// Explains why a server's certificate was rejected.
-#[expect(clippy::wildcard_enum_match_arm, reason = "foreign enum; other errors use the library's text")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "enum of a library; other errors use the library's text")]
 fn explain_certificate_error(error: &CertificateError) -> (Cause, String) {
     match error {
         CertificateError::Expired => (Cause::Expired, format!("certificate has expired; {RENEW}")),

@@ -419,8 +419,9 @@ fn server_that_closes_idle_connections_causes_no_loss() {
         };
         let (counts, truth) = stream.run(spec);
         check(&counts, &truth, 15, seed);
-        // After five messages in a row that broke with their connections, the pause between attempts is longer than the
-        // time after which a message is late, and later longer than the one after which it is lost.
+        // After five messages in a row that broke with their connections, the pause between attempts is
+        // longer than the time after which a message is late, and later longer than the one after which it is
+        // lost.
         let (mut lost_in_a_row, mut broken) = (0, 0);
         for (sequence, (verdict, _)) in &counts.decided {
             let is_broken = truth.broken.contains(sequence);

@@ -7,11 +7,11 @@ const FAILED: &str = "pathmeter_echo_connect_failures_total";
 const STAGES: &str = "pathmeter_echo_handshake_duration_seconds_count";
 
 /// A path with frequent connection probes and almost no messages.
-fn timed(dial: Dial) -> StreamPath {
-    StreamPath::timing(dial, Some(Duration::from_millis(20)), |spec| spec.interval = PATIENT)
+fn timed(dial: Dial) -> RunningPath {
+    RunningPath::timing(dial, Some(Duration::from_millis(20)), |spec| spec.interval = PATIENT)
 }
 
-fn stage(page: &Scrape, stage: &str) -> u64 {
+fn stage(page: &MetricsPage, stage: &str) -> u64 {
     page.count(STAGES, &[&format!("stage=\"{stage}\"")])
 }
 
@@ -56,7 +56,7 @@ fn failed_connection_is_counted_by_reason_and_not_timed() {
         (TestProtocol::Tcp.dial(silent.address), "timeout"),
         (unnamed, "unresolved"),
     ] {
-        let mut path = StreamPath::timing(dial, Some(Duration::from_millis(20)), |spec| {
+        let mut path = RunningPath::timing(dial, Some(Duration::from_millis(20)), |spec| {
             spec.interval = PATIENT;
             // A lookup that fails may take long.
             spec.lost_after = if reason == "unresolved" { PATIENT } else { BRIEF };

@@ -6,7 +6,7 @@ use super::*;
 fn closed_port_is_refused_and_retried() {
     let (_socket, address) = closed_port();
     for test_protocol in TestProtocol::ALL {
-        let mut path = StreamPath::brief(test_protocol.dial(address));
+        let mut path = RunningPath::brief(test_protocol.dial(address));
         let observed = path.until("lost messages and connection attempts", |observed| {
             observed.lost() >= 5 && observed.errors.len() >= 3
         });
@@ -30,7 +30,7 @@ fn reset_loses_or_resends_messages_in_flight_and_reconnects() {
                 reset(host.into_stream());
             }
         });
-        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let mut path = RunningPath::start(test_protocol.dial(server.address));
         let observed = path.until("answers over another connection", |observed| observed.answered() >= 20);
         assert_eq!(observed.connections, 2, "{test_protocol:?}: {observed:?}");
         // An HTTP server may not have seen the request: it is sent again.
@@ -63,7 +63,7 @@ fn close_loses_or_resends_messages_in_flight_and_no_others() {
                 close(host.into_stream());
             }
         });
-        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let mut path = RunningPath::start(test_protocol.dial(server.address));
         path.until("answers over the fourth connection", |observed| observed.answered() >= 20);
         let observed = path.stop();
         let is_reported = test_protocol != TestProtocol::Http;
@@ -89,7 +89,7 @@ fn close_between_messages_loses_no_answered_message() {
                 counted.fetch_add(host.close(), Ordering::SeqCst);
             }
         });
-        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let mut path = RunningPath::start(test_protocol.dial(server.address));
         path.until("answers over the fourth connection", |observed| observed.answered() >= 20);
         path.stop();
         assert_eq!(path.ended_otherwise(&["closed"]), 0, "{test_protocol:?}");
@@ -117,7 +117,7 @@ fn unanswered_messages_are_lost_and_the_connection_times_out() {
                 hold(host.into_stream());
             }
         });
-        let mut path = StreamPath::brief(test_protocol.dial(server.address));
+        let mut path = RunningPath::brief(test_protocol.dial(server.address));
         path.until("a second connection", |observed| observed.connections >= 2 && observed.lost() >= 5);
         path.handle.stop(PATIENT);
         let observed = path.end();
@@ -132,7 +132,7 @@ fn unanswered_messages_are_lost_and_the_connection_times_out() {
 fn silent_server_times_out() {
     for test_protocol in [TestProtocol::Tcp, TestProtocol::WebSocket] {
         let server = Server::start(|_, stream| hold(stream));
-        let mut path = StreamPath::brief(test_protocol.dial(server.address));
+        let mut path = RunningPath::brief(test_protocol.dial(server.address));
         path.until("a second attempt", |observed| observed.errors.len() >= 2);
         eventually("another connection", || (server.accepted() >= 2).then_some(()));
         let observed = path.stop();
@@ -166,7 +166,7 @@ fn connection_that_ends_during_its_handshake_is_retried() {
                 }
             }
         });
-        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let mut path = RunningPath::start(test_protocol.dial(server.address));
         path.until("answers", |observed| observed.answered() >= 5);
         let observed = path.stop();
         assert_eq!((observed.connections, observed.lost()), (1, 0), "{test_protocol:?}: {observed:?}");

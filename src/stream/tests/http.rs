@@ -23,14 +23,17 @@ fn server_replying(bytes: impl Into<Vec<u8>>) -> Server {
     serving(move |_, stream| stream.write_all(&bytes).is_ok())
 }
 
-fn expecting(server: &Server, status: &[u16], body: Option<&str>) -> StreamPath {
+fn expecting(server: &Server, status: &[u16], body: Option<&str>) -> RunningPath {
     let expected =
         ExpectedResponse { status: status.to_vec(), body: body.map(str::to_owned), is_agent: false };
-    StreamPath::start(dial(server.address, StreamProtocol::Http { target: target(server.address), expected }))
+    RunningPath::start(dial(
+        server.address,
+        StreamProtocol::Http { target: target(server.address), expected },
+    ))
 }
 
 /// The numbers of responses with an unexpected status and with an unexpected body.
-fn unexpected(path: &StreamPath) -> [u64; 2] {
+fn unexpected(path: &RunningPath) -> [u64; 2] {
     let page = path.scrape();
     let count = |reason| page.count("pathmeter_echo_unexpected_total", &[&format!("reason=\"{reason}\"")]);
     [count("status"), count("body")]
@@ -96,7 +99,7 @@ fn server_without_keep_alive_gets_a_connection_per_request() {
             stream.write_all(bytes.as_bytes()).unwrap();
             false
         });
-        let mut path = StreamPath::with(TestProtocol::Http.dial(server.address), |spec| {
+        let mut path = RunningPath::with(TestProtocol::Http.dial(server.address), |spec| {
             // Reconnecting takes some time.
             spec.interval = Duration::from_millis(150);
         });
@@ -205,7 +208,7 @@ fn endless_body_times_out() {
         hold(stream.try_clone().unwrap());
         false
     });
-    let mut path = StreamPath::brief(TestProtocol::Http.dial(server.address));
+    let mut path = RunningPath::brief(TestProtocol::Http.dial(server.address));
     path.until("a second connection", |observed| observed.connections >= 2);
     let observed = path.stop();
     assert_eq!(observed.lost(), observed.sent(), "{observed:?}");
@@ -222,7 +225,7 @@ fn response_before_the_request_is_not_an_answer() {
             Host::Http(stream).answer_all();
         }
     });
-    let mut path = StreamPath::with(TestProtocol::Http.dial(server.address), |spec| {
+    let mut path = RunningPath::with(TestProtocol::Http.dial(server.address), |spec| {
         spec.interval = Duration::from_millis(100)
     });
     path.until("answers over another connection", |observed| {
@@ -252,7 +255,7 @@ fn request_matches_the_configuration() {
         secure: None,
     };
     let mut path =
-        StreamPath::start(dial(server.address, StreamProtocol::Http { target, expected: any_success() }));
+        RunningPath::start(dial(server.address, StreamProtocol::Http { target, expected: any_success() }));
     path.until("answers", |observed| observed.answered() >= 3);
     let observed = path.stop();
     let heads = heads.lock().unwrap();

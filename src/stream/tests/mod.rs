@@ -20,7 +20,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use pathmeter_lab::{DEADLINE, Page as Scrape, eventually};
+use pathmeter_lab::{DEADLINE, MetricsPage, eventually};
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::echo::{EchoReport, Mismatch, StreamSpec, Verdict};
 use pathmeter_proto::key::Keys;
@@ -297,15 +297,15 @@ fn any_success() -> ExpectedResponse {
 }
 
 /// Scrapes the metrics.
-fn scrape(exporter: &Arc<Exporter>) -> Scrape {
+fn scrape(exporter: &Arc<Exporter>) -> MetricsPage {
     let nothing = HttpCounts { connections: 0, accept_errors: 0, responses: [("2xx", 0); 5], tls: None };
     let (mut page, mut text) = (exporter.page(&nothing, PageFormat::Classic), Vec::new());
     while page.next(&mut text) {}
-    Scrape::parse(std::str::from_utf8(&text).unwrap())
+    MetricsPage::parse(std::str::from_utf8(&text).unwrap())
 }
 
 /// A path under test, and everything that it reports.
-struct StreamPath {
+struct RunningPath {
     handle: StreamHandle,
     events: tokio::sync::mpsc::Receiver<LoopEvent>,
     reports: Receiver<EchoReport>,
@@ -404,7 +404,7 @@ impl Observed {
     }
 }
 
-impl StreamPath {
+impl RunningPath {
     /// Starts a path with timeouts that never expire.
     fn start(dial: Dial) -> Self {
         Self::with(dial, |_| {})
@@ -484,7 +484,7 @@ impl StreamPath {
         &self.observed
     }
 
-    fn scrape(&self) -> Scrape {
+    fn scrape(&self) -> MetricsPage {
         scrape(&self.exporter)
     }
 

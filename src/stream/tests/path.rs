@@ -16,12 +16,12 @@ fn answering_server(test_protocol: TestProtocol) -> Server {
 }
 
 #[test]
-fn foreign_source_address_is_a_local_error_and_not_a_loss() {
+fn unassigned_source_address_is_a_local_error_and_not_a_loss() {
     for test_protocol in TestProtocol::ALL {
         let server = answering_server(test_protocol);
-        let foreign: IpAddr = "192.0.2.1".parse().unwrap();
+        let unassigned: IpAddr = "192.0.2.1".parse().unwrap();
         let mut path =
-            StreamPath::start(Dial { source: Some(foreign), ..test_protocol.dial(server.address) });
+            RunningPath::start(Dial { source: Some(unassigned), ..test_protocol.dial(server.address) });
         path.until("messages that are not sent", |observed| {
             observed.count(|report| *report == EchoReport::SendError(NotSent::Unreachable)) >= 5
         });
@@ -42,7 +42,7 @@ fn foreign_source_address_is_a_local_error_and_not_a_loss() {
 fn path_finishes_after_its_last_message() {
     for test_protocol in TestProtocol::ALL {
         let server = answering_server(test_protocol);
-        let mut path = StreamPath::with(test_protocol.dial(server.address), |spec| spec.count = Some(10));
+        let mut path = RunningPath::with(test_protocol.dial(server.address), |spec| spec.count = Some(10));
         path.until("the end of the path", |observed| observed.is_finished);
         let observed = path.stop();
         assert_eq!(observed.answered(), observed.sent(), "{test_protocol:?}: {observed:?}");
@@ -77,7 +77,7 @@ fn goodbye_withdraws_unanswered_messages() {
                 close(host.into_stream());
             }
         });
-        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let mut path = RunningPath::start(test_protocol.dial(server.address));
         path.until("answers", |observed| observed.answered() >= 5);
         stall.store(true, Ordering::SeqCst);
         eventually("the server stalls", || silent.load(Ordering::SeqCst).then_some(()));
@@ -107,7 +107,7 @@ fn removed_path_withdraws_messages_in_flight() {
                 hold(host.into_stream());
             }
         });
-        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let mut path = RunningPath::start(test_protocol.dial(server.address));
         path.until("an unanswered message", |observed| {
             observed.sent() > observed.answered() && observed.answered() >= 5
         });
@@ -138,7 +138,7 @@ fn stop_waits_for_messages_in_flight_within_its_grace_period() {
             }
             host.answer_all();
         });
-        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let mut path = RunningPath::start(test_protocol.dial(server.address));
         path.until("an unanswered message", |observed| {
             observed.sent() > observed.answered() && observed.answered() >= 3
         });
@@ -152,7 +152,7 @@ fn stop_waits_for_messages_in_flight_within_its_grace_period() {
         );
 
         release.store(false, Ordering::SeqCst);
-        let mut path = StreamPath::start(test_protocol.dial(server.address));
+        let mut path = RunningPath::start(test_protocol.dial(server.address));
         path.until("an unanswered message", |observed| {
             observed.sent() > observed.answered() && observed.answered() >= 3
         });
@@ -173,7 +173,7 @@ fn second_stop_shortens_the_grace_period() {
             hold(host.into_stream());
         }
     });
-    let mut path = StreamPath::start(TestProtocol::Tcp.dial(server.address));
+    let mut path = RunningPath::start(TestProtocol::Tcp.dial(server.address));
     path.until("an unanswered message", |observed| {
         observed.sent() > observed.answered() && observed.answered() >= 5
     });

@@ -62,7 +62,7 @@ impl TestResponder {
         Self::on(access(secret), ResponderLimits::default())
     }
 
-    fn scrape(&self) -> Scrape {
+    fn scrape(&self) -> MetricsPage {
         scrape(&self.exporter)
     }
 

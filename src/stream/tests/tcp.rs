@@ -30,7 +30,7 @@ fn connect_error_for_welcome(
         Some(secret) => keyed(server.address, BYTES, secret),
         None => TestProtocol::Tcp.dial(server.address),
     };
-    let mut path = StreamPath::start(dial);
+    let mut path = RunningPath::start(dial);
     let observed = path.until("an error", |observed| !observed.errors.is_empty());
     let error = observed.errors[0].replace(&server.address.to_string(), "b");
     path.handle.remove(ID);
@@ -57,7 +57,7 @@ fn each_refused_welcome_has_its_error_text() {
     };
     assert_eq!(
         connect_error_for_welcome(None, newer),
-        ("greeting b: version 2 (this build speaks 1)".to_owned(), "protocol")
+        ("greeting b: version 2 (this build supports 1)".to_owned(), "protocol")
     );
     for (status, text) in [
         (
@@ -82,7 +82,7 @@ fn each_refused_welcome_has_its_error_text() {
 }
 
 /// Measures a server that changes its fourth reply and answers correctly over later connections.
-fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (StreamPath, Server) {
+fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (RunningPath, Server) {
     let server = Server::start(move |number, stream| {
         let keys = secret.map(keys);
         let Some(mut host) = TcpHost::begin(stream, keys.as_ref()) else { return };
@@ -101,7 +101,7 @@ fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (StreamPat
         Some(secret) => keyed(server.address, BYTES, secret),
         None => TestProtocol::Tcp.dial(server.address),
     };
-    let mut path = StreamPath::start(dial);
+    let mut path = RunningPath::start(dial);
     path.until("answers before and after", |observed| observed.answered() >= 20);
     (path, server)
 }
@@ -110,7 +110,7 @@ fn changed(secret: Option<&'static str>, change: fn(&mut Vec<u8>)) -> (StreamPat
 fn unreadable_reply_ends_the_connection() {
     for (change, text) in [
         ((|frame| frame.fill(b'x')) as fn(&mut Vec<u8>), "is not a reply"),
-        (|frame| frame[4] = 9, "version 9 (this build speaks 1)"),
+        (|frame| frame[4] = 9, "version 9 (this build supports 1)"),
         (|frame| frame[5] = 3, "is not a reply"),
         (|frame| frame.rotate_left(1), "is not a reply"),
     ] {
@@ -167,7 +167,7 @@ fn end_within_a_reply_is_a_closed_connection() {
             Host::Tcp(host).answer_all();
         }
     });
-    let mut path = StreamPath::start(TestProtocol::Tcp.dial(server.address));
+    let mut path = RunningPath::start(TestProtocol::Tcp.dial(server.address));
     path.until("answers", |observed| observed.answered() >= 5);
     let observed = path.stop();
     assert_eq!(observed.errors, [format!("{} closed the connection", server.address)]);
@@ -193,7 +193,7 @@ fn replies_are_reassembled_and_split() {
         host.stream.write_all(&all).unwrap();
         Host::Tcp(host).answer_all();
     });
-    let mut path = StreamPath::start(TestProtocol::Tcp.dial(server.address));
+    let mut path = RunningPath::start(TestProtocol::Tcp.dial(server.address));
     path.until("answers", |observed| observed.answered() >= 10);
     let observed = path.stop();
     assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");
@@ -233,11 +233,11 @@ fn messages_delayed_by_a_full_stream_count_from_their_due_time() {
             }
         }
     });
-    let mut path = StreamPath::start(dial(server.address, StreamProtocol::Tcp { bytes: BIG, keys: None }));
+    let mut path = RunningPath::start(dial(server.address, StreamProtocol::Tcp { bytes: BIG, keys: None }));
     path.until("a message is sent", |observed| observed.sent() >= 1);
     // No further message is sent while the thread runs: due messages wait for the buffer.
     let (mut sent, mut heartbeats) = (0, 0);
-    let progress = |path: &StreamPath| path.handle.series().progress.get();
+    let progress = |path: &RunningPath| path.handle.series().progress.get();
     eventually("the stream is full", || {
         if path.collect().sent() > sent {
             (sent, heartbeats) = (path.observed.sent(), progress(&path));

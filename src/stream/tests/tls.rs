@@ -46,7 +46,7 @@ fn secure(test_protocol: TestProtocol, to: SocketAddr, ca: &Authority) -> Dial {
 /// The first error of a path to a server, which is a TLS error.
 fn first_error(test_protocol: TestProtocol, acceptor: Acceptor, ca: &Authority) -> String {
     let server = serving(acceptor);
-    let mut path = StreamPath::start(secure(test_protocol, server.address, ca));
+    let mut path = RunningPath::start(secure(test_protocol, server.address, ca));
     let observed = path.until("an error", |observed| !observed.errors.is_empty());
     let error = observed.errors[0].replace(&server.address.to_string(), "b");
     path.handle.remove(ID);
@@ -108,7 +108,7 @@ fn plain_text_server_is_a_tls_error_and_a_closed_one_is_not() {
             2 => reset(stream),
             _ => hold(stream),
         });
-        let mut path = StreamPath::start(secure(test_protocol, server.address, &ca));
+        let mut path = RunningPath::start(secure(test_protocol, server.address, &ca));
         path.until("three errors", |observed| observed.errors.len() >= 3);
         path.handle.remove(ID);
         let observed = path.stop();
@@ -122,7 +122,7 @@ fn plain_text_server_is_a_tls_error_and_a_closed_one_is_not() {
 fn trusted_server_is_measured_and_its_certificate_expiry_reported() {
     let ca = Authority::new("trusted");
     let server = serving(acceptor(&web(&ca.issue(&["ams-1"], Validity::Current))));
-    let mut path = StreamPath::start(secure(TestProtocol::Http, server.address, &ca));
+    let mut path = RunningPath::start(secure(TestProtocol::Http, server.address, &ca));
     path.until("answers", |observed| observed.answered() >= 5);
     let observed = path.stop();
     assert_eq!((observed.answered(), observed.connections), (observed.sent(), 1), "{observed:?}");

@@ -41,7 +41,7 @@ fn changed_message_is_not_an_answer_and_the_connection_stays() {
         let server = upgraded(move |_, socket| {
             echo(socket, |number, message| if number == 3 { change(message) } else { vec![message] });
         });
-        let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+        let mut path = RunningPath::start(TestProtocol::WebSocket.dial(server.address));
         path.until("answers before and after", |observed| observed.answered() >= 20);
         path.handle.remove(ID);
         let observed = path.stop();
@@ -66,7 +66,7 @@ fn unsolicited_messages_are_counted_and_ignored() {
     for format in [MessageFormat::Text, MessageFormat::Binary] {
         let protocol =
             StreamProtocol::WebSocket { target: target(server.address), format, bytes: BYTES as usize };
-        let mut path = StreamPath::start(dial(server.address, protocol));
+        let mut path = RunningPath::start(dial(server.address, protocol));
         path.until("answers", |observed| observed.answered() >= 10);
         let observed = path.stop();
         assert_eq!(
@@ -92,7 +92,7 @@ fn refused(bytes: &str) -> (String, u64, u64) {
             drop(close(stream));
         }
     });
-    let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+    let mut path = RunningPath::start(TestProtocol::WebSocket.dial(server.address));
     let observed = path.until("an error", |observed| !observed.errors.is_empty());
     let error = observed.errors[0].replace(&server.address.to_string(), "b");
     path.handle.remove(ID);
@@ -150,7 +150,7 @@ fn server_pings_are_answered_between_replies() {
             }
         }
     });
-    let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+    let mut path = RunningPath::start(TestProtocol::WebSocket.dial(server.address));
     path.until("answers", |observed| observed.answered() >= 10);
     eventually("pongs", || (pongs.load(Ordering::SeqCst) >= 5).then_some(()));
     let observed = path.stop();
@@ -168,7 +168,7 @@ fn server_that_floods_unmatched_messages_is_disconnected() {
             }
             while socket.send(talk()).is_ok() {}
         });
-        let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+        let mut path = RunningPath::start(TestProtocol::WebSocket.dial(server.address));
         path.until("answers over another connection", |observed| {
             observed.answered() >= 5 && observed.connections >= 2
         });
@@ -190,7 +190,7 @@ fn ping_is_answered_while_nothing_is_sent() {
         hold(socket.get_ref().try_clone().unwrap());
     });
     let mut path =
-        StreamPath::with(TestProtocol::WebSocket.dial(server.address), |spec| spec.unanswered_max = 1);
+        RunningPath::with(TestProtocol::WebSocket.dial(server.address), |spec| spec.unanswered_max = 1);
     path.until("an answer, after the pong", |observed| observed.answered() >= 1);
     path.handle.remove(ID);
     assert_eq!(path.stop().lost(), 0);
@@ -210,7 +210,7 @@ fn close_code_and_reason_are_reported() {
         socket.close(Some(frame)).unwrap();
         while socket.read().is_ok() {}
     });
-    let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+    let mut path = RunningPath::start(TestProtocol::WebSocket.dial(server.address));
     path.until("answers over another connection", |observed| {
         observed.connections >= 2 && observed.answered() >= 10
     });
@@ -233,7 +233,7 @@ fn invalid_frames_end_the_connection() {
             stream.write_all(bytes).unwrap();
             hold(stream);
         });
-        let mut path = StreamPath::start(TestProtocol::WebSocket.dial(server.address));
+        let mut path = RunningPath::start(TestProtocol::WebSocket.dial(server.address));
         path.until("answers over another connection", |observed| observed.answered() >= 5);
         let observed = path.stop();
         assert!(
@@ -263,10 +263,10 @@ fn full_websocket_delays_messages_and_loses_none() {
         format: MessageFormat::Binary,
         bytes: BIG,
     };
-    let mut path = StreamPath::start(dial(server.address, protocol));
+    let mut path = RunningPath::start(dial(server.address, protocol));
     path.until("a message is sent", |observed| observed.sent() >= 1);
     let (mut sent, mut heartbeats) = (0, 0);
-    let progress = |path: &StreamPath| path.handle.series().progress.get();
+    let progress = |path: &RunningPath| path.handle.series().progress.get();
     eventually("the stream is full", || {
         if path.collect().sent() > sent {
             (sent, heartbeats) = (path.observed.sent(), progress(&path));
