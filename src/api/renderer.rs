@@ -278,9 +278,8 @@ impl Encoded {
     }
 }
 
-/// Number of pieces that are rendered together for a scraper that reads them one by one. Chosen: 4, so that
-/// the change of threads, measured 2026-11-29 at about 10 µs for each, is a tenth of the rendering; 256 KiB
-/// for each scraper.
+/// Number of pieces that are rendered together for a scraper that reads them one by one. Chosen: 256 KiB for
+/// each scraper; each change of threads then serves several pieces.
 const PIECES_AT_ONCE: usize = 4;
 
 fn empty_piece() -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! Requests of peers are answered while the agent is busy with other work.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -72,10 +72,12 @@ fn slow_pages() -> (Renderer, Sender<()>, Receiver<()>) {
     (renderer, release, is_started)
 }
 
-/// Requests a page in the format `accept`, and does not wait for it.
+/// Requests a compressed page in the format `accept`, and does not wait for it. It is answered when all of it
+/// is rendered.
 fn request_page(to: SocketAddr, accept: &str) -> TcpStream {
     let mut stream = TcpStream::connect(to).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nhost: a\r\naccept: {accept}\r\n\r\n").unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nhost: a\r\naccept: {accept}\r\naccept-encoding: gzip\r\n\r\n")
+        .unwrap();
     stream
 }
 
@@ -109,7 +111,9 @@ async fn ping_is_answered_while_the_control_plane_is_blocked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn panic_in_a_page_closes_only_its_connection() {
     let server = serve_pages(Renderer::new(|_| panic!("a page with a bug")));
-    assert!(get(server.address, "/metrics").is_err());
+    let mut response = Vec::new();
+    request_page(server.address, FORMATS[0]).read_to_end(&mut response).unwrap();
+    assert_eq!(response, b"");
     for path in ["/api/v1/ping", "/-/healthy"] {
         assert_eq!(get(server.address, path).unwrap().status, 200, "{path}");
     }

@@ -57,7 +57,7 @@ const CONFIGURATION: &[Row] = &[
 const MEASURING: &[Row] = &[
     (
         "undecided datagrams or messages of a flow",
-        &["proto/src/echo/flow.rs:PENDING"],
+        &["proto/src/echo/flow/mod.rs:PENDING"],
         "the send is skipped and counted as unsent",
     ),
     (
