@@ -175,4 +175,20 @@ mod tests {
         }
         assert!(!bracket.add_hint(1400, 1450), "the limit of hints is reached");
     }
+
+    #[test]
+    fn size_that_passes_overrides_smaller_ones_that_did_not() {
+        let mut bracket = Bracket::new(LIMITS);
+        bracket.rejected(1400);
+        bracket.passed(1450);
+        assert_eq!(tried(bracket, 9000).last(), Some(&9000));
+    }
+
+    #[test]
+    fn size_that_is_rejected_after_it_passed_has_not_passed() {
+        let mut bracket = Bracket::new(LIMITS);
+        bracket.passed(1400);
+        bracket.rejected(1400);
+        assert!(!bracket.has_passed(1400));
+    }
 }

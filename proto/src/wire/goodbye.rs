@@ -54,7 +54,6 @@ impl Goodbye {
     /// # Errors
     /// [`GoodbyeError`] if it is not an authentic goodbye.
     pub fn decode(bytes: &[u8], keys: &Keys) -> Result<Self, GoodbyeError> {
-        require(bytes, Self::NAME_AT + Self::TAG_BYTES, "goodbye")?;
         match AgentKind::read(bytes)? {
             AgentKind::Goodbye => {}
         }
