@@ -136,7 +136,7 @@ boot: deb ## Boot Debian in a container and test unit, socket, watchdog and pack
 	./scripts/boot-under-systemd.sh
 
 .PHONY: seeds
-seeds: deps ## Run the simulations with ten times the seeds: 30 min
+seeds: deps ## Run the simulations with ten times the seeds: 3 min
 	SIM_TIMES=$(or $(SIM_TIMES),10) cargo test --locked --package pathmeter-proto --all-features
 
 .PHONY: mutants
