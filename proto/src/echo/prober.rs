@@ -441,7 +441,7 @@ impl Machine for Prober {
         if let Some(report) = self.reports.pop_front().or_else(|| self.lossy_flows_changed()) {
             return Step::Report(self.complete(report, now.at));
         }
-        while !self.is_stopping && self.slots_left > 0 && self.schedule.next() <= now.at {
+        while !self.is_stopping && self.schedule.next() <= now.at {
             let due = self.schedule.take(now.at);
             let skipped = due.skipped.min(self.slots_left);
             self.slots_left -= skipped;

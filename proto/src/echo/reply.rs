@@ -112,3 +112,52 @@ impl ReceivedReply {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::stamp::PTP_FORMAT;
+    use crate::wire::tlv::FollowUp;
+
+    #[test]
+    fn configured_timestamp_format_overrides_the_marked_one() {
+        const OTHER_BITS: u16 = 0x2001;
+        let read = |marked: u16, times| {
+            let base = Reply {
+                sequence: 0,
+                timestamp: NtpTime(2),
+                error: marked | OTHER_BITS,
+                ssid: 0,
+                received: NtpTime(1),
+                sender_sequence: 0,
+                sender_timestamp: NtpTime(0),
+                sender_error: 0,
+                sender_ttl: 0,
+            };
+            let extensions = ReplyExtensions {
+                has_session_extension: false,
+                is_damaged: false,
+                session: None,
+                class: None,
+                follow_up: Some(FollowUp::default()),
+            };
+            match ReceivedReply::Stamp(base, extensions).with_times(times) {
+                ReceivedReply::Stamp(base, extensions) => (base, extensions.follow_up.is_some()),
+                ReceivedReply::Icmp(_) => panic!("it is a STAMP reply"),
+            }
+        };
+        for marked in [0, PTP_FORMAT] {
+            for (times, expected) in [
+                (ReflectorTimes::Marked, marked),
+                (ReflectorTimes::Ntp, 0),
+                (ReflectorTimes::Ptp, PTP_FORMAT),
+            ] {
+                let (base, has_follow_up) = read(marked, times);
+                assert_eq!((base.error, has_follow_up), (expected | OTHER_BITS, true), "{times:?}");
+                assert_eq!(base.timestamp, NtpTime(2), "{times:?}");
+            }
+            let (base, has_follow_up) = read(marked, ReflectorTimes::Ignored);
+            assert_eq!((base.timestamp, has_follow_up), (base.received, false));
+        }
+    }
+}

@@ -53,3 +53,35 @@ impl ReplyExtensions {
         Ok(extensions)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The extensions of a reply with these types, of which those in `damaged` have the flag I.
+    fn read(kinds: &[u8], damaged: &[u8]) -> ReplyExtensions {
+        let mut reply = vec![0; Mode::Open.base_bytes()];
+        for kind in kinds {
+            let found = tlv::append(&mut reply, *kind, 4);
+            reply[found.at] = if damaged.contains(kind) { tlv::INTEGRITY } else { 0 };
+        }
+        ReplyExtensions::read(&reply, Mode::Open, None).unwrap()
+    }
+
+    #[test]
+    fn session_extension_is_found_at_any_position() {
+        for kinds in [&[tlv::SESSION, tlv::PADDING], &[tlv::PADDING, tlv::SESSION]] {
+            assert!(read(kinds, &[]).has_session_extension, "{kinds:?}");
+        }
+        assert!(!read(&[tlv::CLASS_OF_SERVICE, tlv::PADDING], &[]).has_session_extension);
+    }
+
+    #[test]
+    fn one_damaged_extension_is_enough() {
+        let kinds = [tlv::SESSION, tlv::PADDING];
+        for damaged in kinds {
+            assert!(read(&kinds, &[damaged]).is_damaged, "{damaged}");
+        }
+        assert!(!read(&kinds, &[]).is_damaged);
+    }
+}

@@ -312,3 +312,34 @@ fn only_twamp_light_requests_have_no_session_identifier() {
         assert_eq!(request.ssid, ssid, "{profile:?}");
     }
 }
+
+#[test]
+fn reply_before_the_kernel_timestamp_is_decided_with_it() {
+    let mut prober = Prober::new(spec(1, 20 * MS, 1, 1), at(0));
+    let mut drops = HostDrops::default();
+    let mut step = |prober: &mut Prober, time| {
+        let mut arena = Vec::new();
+        (prober.step(now(time), &mut drops, &mut arena), arena)
+    };
+    let (Step::Wait(due), _) = step(&mut prober, at(0)) else { panic!("the first slot is later") };
+    let (Step::Send(send), request) = step(&mut prober, due) else { panic!("a request is due") };
+    prober.sent(send.id, due, TimestampSource::User);
+    let reply = send_request(&mut responder(None), &request, &arrival(PROBER, due)).bytes();
+    prober.received(&reply, &arrival(REFLECTOR, due + Duration::from_millis(5)));
+    let decided = |report: &EchoReport| matches!(report, EchoReport::Decided { .. });
+    let mut reports = |prober: &mut Prober| {
+        let mut found = Vec::new();
+        while let (Step::Report(report), _) = step(prober, due + Duration::from_millis(5)) {
+            found.push(report);
+        }
+        found
+    };
+    assert!(!reports(&mut prober).iter().any(decided), "the timestamp may still come");
+    prober.sent(send.id, due + Duration::from_millis(1), TimestampSource::Kernel);
+    let found = reports(&mut prober);
+    let Some(EchoReport::Decided { sample: Some(sample), .. }) = found.iter().find(|report| decided(report))
+    else {
+        panic!("{found:?}")
+    };
+    assert_eq!(sample.rtt, Duration::from_millis(4));
+}

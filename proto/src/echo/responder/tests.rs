@@ -295,3 +295,21 @@ fn changed_policy_applies_to_the_next_request_and_sessions_stay() {
     assert_eq!(step(), Step::Report(ResponderReport::Refused(Refusal::Unlisted)));
     assert_eq!(responder.sessions(), 1);
 }
+
+#[test]
+fn reply_to_a_request_without_class_of_service_has_the_dscp_that_arrived() {
+    let mut responder = responder();
+    responder.received(&request(0, Some(1)), &Arrival { tos: Some(46 << 2 | 3), ..arrival(at(0)) });
+    let (send, _) = drive(&mut responder, at(0), &mut HostDrops::default()).0.expect("it is answered");
+    assert_eq!(send.tos, 46 << 2);
+}
+
+#[test]
+fn responder_has_nothing_in_flight_and_finishes_when_stopped() {
+    let mut responder = responder();
+    request_reply(&mut responder, &request(0, Some(1)), at(0));
+    assert_eq!(responder.in_flight(), 0);
+    responder.stop();
+    let step = responder.step(now(at(1)), &mut HostDrops::default(), &mut Vec::new());
+    assert_eq!(step, Step::Finished);
+}
