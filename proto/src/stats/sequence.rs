@@ -121,4 +121,13 @@ mod tests {
         assert_eq!(received.add(5_000), ArrivalOrder::InOrder);
         assert_eq!(received.bitmap, 1);
     }
+
+    #[test]
+    fn number_half_the_range_away_is_not_newer() {
+        let mut received = ReceivedSequences::new(5);
+        assert!(received.is_newest(5 + (1 << 31) - 1));
+        assert!(!received.is_newest(5 + (1 << 31)));
+        assert_eq!(received.add(5 + (1 << 31)), ArrivalOrder::Ancient);
+        assert_eq!(received.add(5 + (1 << 31) - 1), ArrivalOrder::InOrder);
+    }
 }

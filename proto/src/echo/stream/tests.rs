@@ -510,3 +510,18 @@ fn stream_at_the_limit_of_undecided_messages_skips_slots() {
     test.step();
     assert_eq!((test.flush(), test.prober.waiting.len()), (vec![EchoReport::Unsent(1)], Flow::PENDING));
 }
+
+#[test]
+fn connection_without_a_reply_is_given_up_between_two_messages() {
+    let mut test = TestDriver::connected(StreamSpec { interval: ms(60_000), ..spec() });
+    let message = test.due();
+    let due = test.at;
+    // The stream had no room for a second.
+    test.at = due + ms(1_000);
+    test.prober.sent(message, test.at, None);
+    assert_eq!(test.wait(), due + LOST_AFTER, "the message is lost, counted from when it was due");
+    test.at = due + LOST_AFTER;
+    assert_eq!(test.wait(), due + ms(1_000) + LOST_AFTER, "the peer had a second less to answer");
+    test.at = due + ms(1_000) + LOST_AFTER;
+    assert_eq!(test.step(), StreamStep::Disconnect);
+}
