@@ -68,12 +68,12 @@ release: build test-deps ## Check the release binary: version, example configura
 	$(PROGRAM) demo --seconds 3
 
 .PHONY: tests
-tests: test-deps peers ## Run all Rust tests, including the lab: 8 min
+tests: test-deps peers ## Run all Rust tests, including the lab: 7 min
 	cargo test --locked --workspace --all-features --doc
 	./scripts/run-tests.sh
 
 .PHONY: lab
-lab: test-deps ## Run only the lab, the real program on test networks with known loss and delay: 6 min
+lab: test-deps ## Run only the lab, the real program on test networks with known loss and delay: 4 min
 	./scripts/run-tests.sh lab
 
 .PHONY: rules
