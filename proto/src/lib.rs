@@ -10,6 +10,7 @@
 //! * [`stats`]: small estimators that all kinds of probes share
 //! * [`echo`]: one datagram or message per slot, one verdict for each
 //! * [`mtu`]: path MTU discovery
+//! * [`trace`]: which routers a flow passes, and when that changes
 //! * [`dscp`]: class of service names and code points
 //! * [`goodbye`]: announcements of peers that are about to stop
 //! * [`sim`] (feature `sim`): virtual clocks, impaired links and a ledger of the true events
@@ -29,4 +30,5 @@ pub mod selection;
 pub mod sim;
 pub mod stats;
 pub mod time;
+pub mod trace;
 pub mod wire;

@@ -8,6 +8,8 @@ mod echo_host;
 mod ledger;
 mod link;
 mod random;
+mod routers;
+mod trace_world;
 mod world;
 
 pub use clock::HostClock;
@@ -15,4 +17,6 @@ pub use echo_host::EchoHost;
 pub use ledger::{Counts, Ledger};
 pub use link::{Corruption, Delivery, Dropped, Jitter, Link, Loss, Packet, Queue, Rewrite};
 pub use random::Random;
+pub use routers::{Answers, Balance, RouterNetwork, Segment, SimRouter, Transit};
+pub use trace_world::TraceWorld;
 pub use world::{Host, Scheduling, SimResponder, World};

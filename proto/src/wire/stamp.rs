@@ -263,6 +263,16 @@ pub fn is_authenticated_reply(datagram: &[u8], keys: &Keys) -> bool {
     datagram.get(4..16).is_some_and(is_reply) && verify(datagram, keys).is_ok()
 }
 
+/// The sequence number and T1 of a request of which an ICMP error quotes the beginning; `None` if the
+/// quotation ends before the sequence number. T1 is `None` if the quotation ends before it.
+#[must_use]
+pub fn quoted_request(quoted: &[u8], mode: Mode) -> Option<(u32, Option<NtpTime>)> {
+    let sequence = u32::from_be_bytes(quoted.get(..4)?.try_into().ok()?);
+    let at = mode.layout().timestamp;
+    let timestamp = quoted.get(at..at + 8).map(|_| NtpTime(u64_at(quoted, at)));
+    Some((sequence, timestamp))
+}
+
 /// The session identifier of a reply if it is in open mode, and if it is in authenticated mode; zero where
 /// the reply is too short.
 #[must_use]

@@ -19,3 +19,4 @@ mod prober;
 mod stamp_suite;
 mod stream;
 mod third_party;
+mod trace;

@@ -1,0 +1,230 @@
+//! Limits for probes whose TTL expires at a router, so that no router is asked faster than it answers.
+//!
+//! Routers limit the ICMP errors that they send: Linux sends six to a destination in a burst and then one per
+//! second. Faster probes are not answered, which looks like loss at that hop. All flows of an agent therefore
+//! share one [`ProbeBudget`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// The limits of an agent. A rate applies in the long run; a burst is the number of probes that may follow
+/// each other at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeLimits {
+    /// Probes that one IPv4 router answers.
+    pub router_v4: ProbeRate,
+    /// Probes that one IPv6 router answers.
+    pub router_v6: ProbeRate,
+    /// All probes of the agent.
+    pub agent: ProbeRate,
+}
+
+/// A rate limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeRate {
+    /// Average time between two probes; zero: no limit.
+    pub spacing: Duration,
+    /// Number of probes that may follow each other without a pause; at least 1.
+    pub burst: u32,
+}
+
+impl ProbeRate {
+    /// No limit.
+    pub const UNLIMITED: Self = Self { spacing: Duration::ZERO, burst: 1 };
+
+    /// Time until a bucket that was just emptied is full again.
+    fn capacity(self) -> Duration {
+        self.spacing.saturating_mul(self.burst.max(1))
+    }
+}
+
+impl Default for ProbeLimits {
+    /// Four fifths of what Linux routers answer by default: 1/s over IPv4 (`net.ipv4.icmp_ratelimit`), 10/s
+    /// over IPv6 (`net.ipv6.icmp.ratelimit`), after a burst of six. The limit of the agent is chosen: 50
+    /// probes per second complete four traces of twelve hops per second.
+    fn default() -> Self {
+        Self {
+            router_v4: ProbeRate { spacing: Duration::from_millis(1_250), burst: 5 },
+            router_v6: ProbeRate { spacing: Duration::from_millis(125), burst: 5 },
+            agent: ProbeRate { spacing: Duration::from_millis(20), burst: 50 },
+        }
+    }
+}
+
+/// Which router a probe is expected to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Expected {
+    /// A router that answered at this position before.
+    Router(IpAddr),
+    /// Not known yet. It may be the one that answered the last probe with this TTL, as at the first hops.
+    Unknown {
+        /// The TTL of the probe.
+        ttl: u8,
+        /// Whether the probe is an IPv4 packet.
+        is_v4: bool,
+    },
+}
+
+/// Why a probe must wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Deferral {
+    /// The router would not answer yet.
+    Router,
+    /// The agent as a whole sends too fast.
+    Agent,
+}
+
+impl Deferral {
+    /// All variants, in the order of their declaration.
+    pub const ALL: [Self; 2] = [Self::Router, Self::Agent];
+}
+
+/// The token buckets of an agent's probes: one for each router and one for all.
+#[derive(Debug)]
+pub struct ProbeBudget {
+    limits: ProbeLimits,
+    agent: Bucket,
+    routers: BTreeMap<Expected, Bucket>,
+    /// The router that answered last, by TTL and by whether the probe was an IPv4 packet.
+    latest: BTreeMap<(u8, bool), IpAddr>,
+}
+
+impl ProbeBudget {
+    /// Number of routers whose bucket is kept. At the limit the full buckets are discarded, which loses
+    /// nothing; if none is full, further routers are only limited by the rate of the agent.
+    pub const ROUTERS: usize = 16_384;
+
+    /// Full buckets.
+    #[must_use]
+    pub fn new(limits: ProbeLimits) -> Self {
+        Self { limits, agent: Bucket::default(), routers: BTreeMap::new(), latest: BTreeMap::new() }
+    }
+
+    /// Takes a token for a probe. Returns when it may be sent: `now`, or later if others come first, and then
+    /// why. Probes of all flows wait in one queue for each router, so each gets its turn.
+    pub fn reserve(&mut self, expected: Expected, now: Timestamp) -> (Timestamp, Option<Deferral>) {
+        let (expected, is_v4) = match expected {
+            Expected::Router(address) => (expected, address.is_ipv4()),
+            Expected::Unknown { ttl, is_v4 } => {
+                let latest = self.latest.get(&(ttl, is_v4));
+                (latest.map_or(expected, |router| Expected::Router(*router)), is_v4)
+            }
+        };
+        let rate = if is_v4 { self.limits.router_v4 } else { self.limits.router_v6 };
+        let is_known = self.routers.contains_key(&expected);
+        if !is_known && self.routers.len() >= Self::ROUTERS {
+            self.routers.retain(|_, bucket| bucket.full_at > now);
+        }
+        let by_agent = self.agent.reserve(self.limits.agent, now);
+        let by_router =
+            match rate.spacing > Duration::ZERO && (is_known || self.routers.len() < Self::ROUTERS) {
+                true => self.routers.entry(expected).or_default().reserve(rate, now),
+                false => now,
+            };
+        let reason = if by_router >= by_agent { Deferral::Router } else { Deferral::Agent };
+        let at = by_router.max(by_agent);
+        (at, (at > now).then_some(reason))
+    }
+
+    /// Records that a router answered a probe with this TTL. Probes whose router is not known yet then count
+    /// against this one.
+    pub fn answered(&mut self, ttl: u8, router: IpAddr) {
+        let is_v4 = router.is_ipv4();
+        if self.latest.insert((ttl, is_v4), router).is_none()
+            && let Some(spent) = self.routers.remove(&Expected::Unknown { ttl, is_v4 })
+        {
+            let bucket = self.routers.entry(Expected::Router(router)).or_default();
+            bucket.full_at = bucket.full_at.max(spent.full_at);
+        }
+    }
+}
+
+impl Default for ProbeBudget {
+    fn default() -> Self {
+        Self::new(ProbeLimits::default())
+    }
+}
+
+/// A token bucket. Its state is the time at which it will be full again (the generic cell rate algorithm,
+/// ITU-T I.371).
+#[derive(Debug, Clone, Copy, Default)]
+struct Bucket {
+    full_at: Timestamp,
+}
+
+impl Bucket {
+    /// Takes a token; returns when it becomes valid, at least `now`.
+    fn reserve(&mut self, rate: ProbeRate, now: Timestamp) -> Timestamp {
+        let at = now.max(self.full_at + rate.spacing - rate.capacity());
+        self.full_at = self.full_at.max(now) + rate.spacing;
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9));
+
+    fn at(milliseconds: u64) -> Timestamp {
+        Timestamp::from_nanos(1_000_000_000_000 + milliseconds * 1_000_000)
+    }
+
+    #[test]
+    fn router_is_asked_five_times_at_once_and_then_four_times_in_five_seconds() {
+        let mut budget = ProbeBudget::new(ProbeLimits::default());
+        let reserved = (0..9).map(|_| budget.reserve(Expected::Router(ROUTER), at(0)));
+        let expected = [0, 0, 0, 0, 0, 1_250, 2_500, 3_750, 5_000];
+        let expected = expected.map(|time| (at(time), (time > 0).then_some(Deferral::Router)));
+        assert!(reserved.eq(expected));
+        let later = budget.reserve(Expected::Router(ROUTER), at(5_500));
+        assert_eq!(later, (at(6_250), Some(Deferral::Router)));
+        let full = (0..6).map(|_| budget.reserve(Expected::Router(ROUTER), at(60_000)).0);
+        assert!(full.eq([60_000, 60_000, 60_000, 60_000, 60_000, 61_250].map(at)));
+    }
+
+    #[test]
+    fn agent_is_limited_over_all_routers() {
+        let agent = ProbeRate { spacing: Duration::from_millis(20), burst: 3 };
+        let mut budget = ProbeBudget::new(ProbeLimits { agent, ..ProbeLimits::default() });
+        let expected = |last: u8| Expected::Router([192, 0, 2, last].into());
+        let reserved = [1, 2, 3, 4, 5].map(|last| budget.reserve(expected(last), at(0)));
+        let now = (at(0), None);
+        let later = |time| (at(time), Some(Deferral::Agent));
+        assert_eq!(reserved, [now, now, now, later(20), later(40)]);
+    }
+
+    #[test]
+    fn unknown_routers_share_a_bucket_for_each_ttl_and_family_until_one_answers() {
+        let mut budget = ProbeBudget::new(ProbeLimits::default());
+        let unknown = |ttl, is_v4| Expected::Unknown { ttl, is_v4 };
+        for _ in 0..4 {
+            assert_eq!(budget.reserve(unknown(1, true), at(0)), (at(0), None));
+        }
+        assert_eq!(budget.reserve(unknown(2, true), at(0)), (at(0), None));
+        assert_eq!(budget.reserve(unknown(1, false), at(0)), (at(0), None));
+        budget.answered(1, ROUTER);
+        assert_eq!(budget.reserve(Expected::Router(ROUTER), at(0)), (at(0), None));
+        let waits = (at(1_250), Some(Deferral::Router));
+        assert_eq!(budget.reserve(unknown(1, true), at(0)), waits, "it may be the same router");
+    }
+
+    #[test]
+    fn full_buckets_are_discarded_at_the_limit() {
+        let limits = ProbeLimits { agent: ProbeRate::UNLIMITED, ..ProbeLimits::default() };
+        let mut budget = ProbeBudget::new(limits);
+        let expected = |index: u32| Expected::Router(std::net::Ipv4Addr::from_bits(index).into());
+        let count = u32::try_from(ProbeBudget::ROUTERS).unwrap();
+        for index in 0..count {
+            budget.reserve(expected(index), at(0));
+        }
+        budget.reserve(expected(count), at(1_249));
+        assert_eq!(budget.routers.len(), ProbeBudget::ROUTERS, "none is full: this one has no bucket");
+        budget.reserve(expected(count), at(1_250));
+        assert_eq!(budget.routers.len(), 1);
+    }
+}

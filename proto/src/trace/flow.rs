@@ -1,0 +1,475 @@
+//! The traces of one flow.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::burst::{Burst, BurstProbe, BurstStep, SPACING, answer_timeout};
+use super::hop::{HopHistory, HopState, first_lossy_hop, states};
+use super::route::{CONFIRMATIONS, HopRouter, RouteTracker, RouteUpdate};
+use super::{DESTINATION, Expected, Hop, TRACE_GAP_MIN, Trace, Trigger};
+use crate::schedule::mix;
+use crate::time::{Timestamp, nanos};
+
+/// The state of one traced flow.
+#[derive(Debug)]
+pub(super) struct TracedFlow {
+    pub(super) index: u8,
+    hops_max: u8,
+    interval: Duration,
+    seed: u64,
+    /// Number of routers up to the destination; `None` until it answered.
+    routers: Option<u8>,
+    /// The latest RTT of the destination.
+    rtt: Option<Duration>,
+    /// Index: TTL − 1.
+    hops: Vec<HopHistory>,
+    destination: HopHistory,
+    route: RouteTracker,
+    burst: Option<Burst>,
+    /// The trigger of the next trace.
+    pending: Option<Trigger>,
+    /// The trigger of the latest trace.
+    last_trigger: Trigger,
+    /// When the latest trace began.
+    traced_at: Option<Timestamp>,
+    /// Hops to probe again, and not before which time.
+    retries: VecDeque<Retry>,
+    /// The hops of the current round in the order of their probes.
+    round: VecDeque<u8>,
+    round_began: Timestamp,
+    /// The probes of the current round that left the host.
+    round_probes: Vec<BurstProbe>,
+    rounds: u64,
+    /// Confirmation of a change: probes to the destination that may still be sent at once, and when the next
+    /// probes are due.
+    confirm_at: Timestamp,
+    confirmations_queued: VecDeque<u8>,
+    bursts: u64,
+}
+
+/// A hop to probe again.
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    ttl: u8,
+    left: u8,
+    at: Timestamp,
+    /// Whether a token was reserved for that time.
+    is_reserved: bool,
+}
+
+/// Further probes of a hop that did not answer in a trace.
+const RETRIES_MAX: u8 = 2;
+
+/// Time between two probes of a hop that did not answer: routers that limit their answers to one per second
+/// answer the second.
+const RETRY_SPACING: Duration = Duration::from_millis(1_100);
+
+/// Maximum delay of a probe in a round, in nanoseconds. At most a quarter of the time between two probes.
+const JITTER_MAX: u64 = 1_000_000_000;
+
+/// What a flow does next.
+#[derive(Debug, PartialEq)]
+pub(super) enum FlowStep {
+    /// Send a probe with this TTL.
+    Send {
+        ttl: u8,
+        /// Whether a token was [reserved](super::ProbeBudget::reserve) for it.
+        is_reserved: bool,
+    },
+    /// Wait until this time or an answer.
+    Wait(Timestamp),
+    /// A trace is complete.
+    Traced(Box<Trace>),
+}
+
+impl TracedFlow {
+    pub(super) fn new(index: u8, hops_max: u8, interval: Duration, seed: u64, at: Timestamp) -> Self {
+        Self {
+            index,
+            hops_max,
+            interval,
+            seed: mix(seed ^ mix(u64::from(index))),
+            routers: None,
+            rtt: None,
+            hops: Vec::new(),
+            destination: HopHistory::default(),
+            route: RouteTracker::new(),
+            burst: None,
+            pending: Some(Trigger::Start),
+            last_trigger: Trigger::Start,
+            traced_at: None,
+            retries: VecDeque::new(),
+            round: VecDeque::new(),
+            round_began: at,
+            round_probes: Vec::new(),
+            rounds: 0,
+            confirm_at: at,
+            confirmations_queued: VecDeque::new(),
+            bursts: 0,
+        }
+    }
+
+    /// Requests a trace. Of several requests the first one's trigger is kept.
+    pub(super) fn trigger(&mut self, trigger: Trigger) {
+        self.pending.get_or_insert(trigger);
+    }
+
+    pub(super) fn last_trigger(&self) -> Trigger {
+        self.last_trigger
+    }
+
+    pub(super) fn route(&self) -> &RouteTracker {
+        &self.route
+    }
+
+    /// The router that a probe with this TTL is expected to reach; `None` for probes to the destination.
+    pub(super) fn expected(&self, ttl: u8, is_v4: bool) -> Option<Expected> {
+        if ttl == DESTINATION {
+            return None;
+        }
+        let known = self.hop(ttl).and_then(HopHistory::last_responder);
+        Some(known.map_or(Expected::Unknown { ttl, is_v4 }, |known| Expected::Router(known.address)))
+    }
+
+    fn hop(&self, ttl: u8) -> Option<&HopHistory> {
+        self.hops.get(usize::from(ttl).checked_sub(1)?)
+    }
+
+    fn hop_mut(&mut self, ttl: u8) -> &mut HopHistory {
+        if ttl == DESTINATION {
+            return &mut self.destination;
+        }
+        let index = usize::from(ttl.max(1)) - 1;
+        if self.hops.len() <= index {
+            self.hops.resize(index + 1, HopHistory::default());
+        }
+        &mut self.hops[index]
+    }
+
+    pub(super) fn step(&mut self, now: Timestamp, drained: Timestamp) -> FlowStep {
+        self.route.expire(now);
+        if !self.has_rounds() && self.traced_at.is_some_and(|at| at + self.interval <= now) {
+            self.trigger(Trigger::Interval);
+        }
+        if let Some(trigger) = self.pending {
+            let earliest = match (trigger, self.traced_at) {
+                (Trigger::Start | Trigger::Request, _) | (_, None) => now,
+                (_, Some(at)) => at + TRACE_GAP_MIN,
+            };
+            if self.burst.is_none() && earliest <= now {
+                self.pending = None;
+                self.begin(trigger, now);
+            }
+        }
+        let mut until = match &mut self.burst {
+            Some(burst) => match burst.step(now, drained) {
+                BurstStep::Send(ttl) => return FlowStep::Send { ttl, is_reserved: false },
+                BurstStep::Wait(until) => return FlowStep::Wait(until),
+                BurstStep::Complete => return FlowStep::Traced(Box::new(self.complete(now))),
+            },
+            None => match (self.pending, self.traced_at) {
+                (Some(_), Some(at)) => at + TRACE_GAP_MIN,
+                (Some(_), None) | (None, _) => Timestamp::NEVER,
+            },
+        };
+        if let Some(trace) = self.end_round(now, drained) {
+            return FlowStep::Traced(Box::new(trace));
+        }
+        for step in [Self::confirm, Self::retry, Self::roll] {
+            match step(self, now) {
+                Ok((ttl, is_reserved)) => return FlowStep::Send { ttl, is_reserved },
+                Err(at) => until = until.min(at),
+            }
+        }
+        FlowStep::Wait(until)
+    }
+
+    fn begin(&mut self, trigger: Trigger, now: Timestamp) {
+        self.bursts += 1;
+        self.traced_at = Some(now);
+        self.last_trigger = trigger;
+        self.retries.retain(|retry| retry.is_reserved);
+        let seed = mix(self.seed ^ self.bursts);
+        self.burst = Some(Burst::new(trigger, now, self.routers, self.rtt, 1, self.hops_max, seed));
+    }
+
+    /// Ends the burst: its record, and the hops to probe again.
+    fn complete(&mut self, now: Timestamp) -> Trace {
+        let burst = self.burst.take().expect("a burst is complete");
+        let routers = burst.routers().or(self.routers);
+        let trace = self.record(burst.trigger, burst.began, now, burst.probes(), routers);
+        if self.route.current().is_none() {
+            let routers = trace.hops.iter().map(|hop| match hop.answers.first() {
+                Some((router, _)) => HopRouter::Single(*router),
+                None => HopRouter::Unknown,
+            });
+            self.route.establish(routers.collect(), trace.rtt.and(self.routers));
+        }
+        for hop in trace.hops.iter().filter(|hop| hop.answers.is_empty()) {
+            if self.hop(hop.ttl).is_none_or(|history| !history.is_silent()) {
+                let at = now + RETRY_SPACING;
+                self.retries.push_back(Retry { ttl: hop.ttl, left: RETRIES_MAX, at, is_reserved: false });
+            }
+        }
+        self.round.clear();
+        self.round_probes.clear();
+        self.round_began = now;
+        Trace { is_burst: true, route: self.route.current().map(|route| route.id), ..trace }
+    }
+
+    /// The record of a trace with these probes.
+    fn record(
+        &self,
+        trigger: Trigger,
+        began: Timestamp,
+        now: Timestamp,
+        probes: &[BurstProbe],
+        routers: Option<u8>,
+    ) -> Trace {
+        let answered = |ttl: u8| probes.iter().any(|probe| probe.ttl == ttl && probe.answer.is_some());
+        let rtt = probes.iter().filter(|probe| probe.ttl == DESTINATION);
+        let rtt = rtt.filter_map(|probe| probe.answer.map(|(_, rtt)| rtt)).min();
+        let last_answered = (1..=self.hops_max).rev().find(|ttl| answered(*ttl)).unwrap_or(0);
+        let length = match (rtt, routers) {
+            (Some(_), Some(routers)) => routers,
+            (None, Some(routers)) => routers.min(last_answered.saturating_add(1)),
+            (_, None) => last_answered,
+        };
+        let mut states = states(&self.hops, &self.destination);
+        states.resize(usize::from(length), HopState::Unanswered);
+        let hops = (1..=length).map(|ttl| {
+            let of_hop = probes.iter().filter(|probe| probe.ttl == ttl);
+            let answers: Vec<_> = of_hop.clone().filter_map(|probe| probe.answer).collect();
+            let responder = self.hop(ttl).and_then(HopHistory::last_responder);
+            let sent = u16::try_from(of_hop.count()).unwrap_or(u16::MAX);
+            let state = match self.route.router(ttl) {
+                HopRouter::Balanced(_) => HopState::Balanced,
+                _ if sent == 0 && responder.is_some() => HopState::Inherited,
+                HopRouter::Unknown | HopRouter::Single(_) => states[usize::from(ttl) - 1],
+            };
+            Hop { ttl, state, sent, answers, responder }
+        });
+        let hops: Vec<Hop> = hops.collect();
+        let last_answer = probes.iter().filter_map(|probe| Some(probe.sent_at + probe.answer?.1)).max();
+        let is_full = probes.iter().all(|probe| probe.answer.is_some());
+        let ended = last_answer.filter(|_| is_full).unwrap_or(now);
+        Trace {
+            flow: self.index,
+            trigger,
+            began,
+            duration: ended.since(began),
+            is_burst: false,
+            rtt,
+            routers,
+            first_lossy_hop: first_lossy_hop(&states),
+            hops,
+            route: self.route.current().map(|route| route.id),
+        }
+    }
+
+    /// The next probe that confirms or refutes a change of the route.
+    fn confirm(&mut self, now: Timestamp) -> Result<(u8, bool), Timestamp> {
+        let is_open = self.route.has_unconfirmed_length() || self.route.unconfirmed_hops().next().is_some();
+        if !is_open {
+            self.confirmations_queued.clear();
+            return Err(Timestamp::NEVER);
+        }
+        if self.confirm_at > now {
+            return Err(self.confirm_at);
+        }
+        if self.confirmations_queued.is_empty() {
+            self.confirmations_queued.extend(self.route.unconfirmed_hops());
+            if self.route.has_unconfirmed_length() {
+                // The destination answers all of them at once.
+                self.confirmations_queued.extend((0..CONFIRMATIONS).map(|_| DESTINATION));
+            }
+        }
+        let ttl = self.confirmations_queued.pop_front().expect("there is something to confirm");
+        let is_last = self.confirmations_queued.is_empty();
+        self.confirm_at = now + if is_last { answer_timeout(self.rtt) } else { SPACING };
+        Ok((ttl, false))
+    }
+
+    /// The next probe of a hop that did not answer.
+    fn retry(&mut self, now: Timestamp) -> Result<(u8, bool), Timestamp> {
+        let Some(index) = (0..self.retries.len()).min_by_key(|index| self.retries[*index].at) else {
+            return Err(Timestamp::NEVER);
+        };
+        let retry = &mut self.retries[index];
+        if retry.at > now {
+            return Err(retry.at);
+        }
+        let due = *retry;
+        *retry = Retry { left: due.left - 1, at: now + RETRY_SPACING, is_reserved: false, ..due };
+        if retry.left == 0 {
+            self.retries.remove(index);
+        }
+        Ok((due.ttl, due.is_reserved))
+    }
+
+    /// When the probes of the round have waited long enough.
+    fn round_ends(&self) -> Timestamp {
+        let last = self.round_probes.iter().map(|probe| probe.sent_at).max();
+        last.map_or(Timestamp::NEVER, |last| last + answer_timeout(self.rtt))
+    }
+
+    /// The trace that a complete round makes.
+    fn end_round(&mut self, now: Timestamp, drained: Timestamp) -> Option<Trace> {
+        if !self.round.is_empty() || self.round_probes.is_empty() || self.round_ends() > drained {
+            return None;
+        }
+        let probes = std::mem::take(&mut self.round_probes);
+        Some(self.record(Trigger::Interval, self.round_began, now, &probes, self.routers))
+    }
+
+    /// Whether hops are probed one after the other. Without a destination the whole trace is repeated
+    /// instead.
+    fn has_rounds(&self) -> bool {
+        self.routers.is_some_and(|routers| routers > 0)
+    }
+
+    /// The next probe of the rounds in which every hop is probed once per interval.
+    fn roll(&mut self, now: Timestamp) -> Result<(u8, bool), Timestamp> {
+        let Some(routers) = self.routers.filter(|_| self.has_rounds()) else {
+            return Err(match self.pending {
+                Some(_) => Timestamp::NEVER,
+                None => self.traced_at.map_or(Timestamp::NEVER, |at| at + self.interval),
+            });
+        };
+        if self.round.is_empty() {
+            if !self.round_probes.is_empty() {
+                // The last probes of the round may still be answered.
+                return Err(self.round_ends());
+            }
+            self.rounds += 1;
+            if self.rounds > 1 {
+                self.round_began = self.round_began + self.interval;
+            }
+            if now.since(self.round_began) > self.interval {
+                self.round_began = now;
+            }
+            let mut ttls: Vec<u8> = (1..=routers).collect();
+            // The same order in every round, so that no hop waits longer than an interval.
+            ttls.sort_by_key(|ttl| mix(self.seed ^ u64::from(*ttl)));
+            ttls.push(DESTINATION);
+            self.round.extend(ttls);
+        }
+        let count = u64::from(routers) + 1;
+        let index = count - u64::try_from(self.round.len()).unwrap_or(count).min(count);
+        let slot = nanos(self.interval) / count;
+        let jitter = mix(self.seed ^ mix(self.rounds ^ index << 32)) % (slot / 4).clamp(1, JITTER_MAX);
+        let due = self.round_began + Duration::from_nanos(slot * index + jitter);
+        if due > now {
+            return Err(due);
+        }
+        Ok((self.round.pop_front().expect("the round has hops"), false))
+    }
+
+    /// The probe that was requested is on its way to the kernel.
+    pub(super) fn queued(&mut self, sequence: u64, ttl: u8, at: Timestamp) {
+        let probe = BurstProbe { sequence, ttl, sent_at: at, answer: None };
+        match &mut self.burst {
+            Some(burst) => burst.queued(probe),
+            None => self.round_probes.push(probe),
+        }
+    }
+
+    /// A probe left the host at that time.
+    pub(super) fn sent(&mut self, sequence: u64, at: Timestamp) {
+        if let Some(probe) = self.probe_mut(sequence) {
+            probe.sent_at = at;
+        }
+    }
+
+    /// A probe did not leave the host.
+    pub(super) fn not_sent(&mut self, sequence: u64) {
+        if let Some(burst) = &mut self.burst {
+            burst.not_sent(sequence);
+        }
+        self.round_probes.retain(|probe| probe.sequence != sequence);
+    }
+
+    fn probe_mut(&mut self, sequence: u64) -> Option<&mut BurstProbe> {
+        let of_burst = self.burst.iter_mut().flat_map(Burst::probes_mut);
+        of_burst.chain(&mut self.round_probes).find(|probe| probe.sequence == sequence)
+    }
+
+    fn answer(&mut self, sequence: u64, from: IpAddr, rtt: Duration) {
+        if let Some(probe) = self.probe_mut(sequence) {
+            probe.answer.get_or_insert((from, rtt));
+        }
+    }
+
+    /// A router answered a probe.
+    pub(super) fn answered(
+        &mut self,
+        sequence: u64,
+        ttl: u8,
+        from: IpAddr,
+        rtt: Duration,
+        at: Timestamp,
+    ) -> Option<RouteUpdate> {
+        self.retries.retain(|retry| retry.ttl != ttl || retry.is_reserved);
+        let is_new = self.hop(ttl).and_then(HopHistory::last_responder).is_some_and(|r| r.address != from);
+        self.hop_mut(ttl).answered(from, rtt, at);
+        self.answer(sequence, from, rtt);
+        let update = self.route.answered(ttl, from, at);
+        if is_new && self.burst.is_none() && self.route.unconfirmed_hops().any(|hop| hop == ttl) {
+            self.trigger(Trigger::Router);
+        }
+        update
+    }
+
+    /// The destination answered a probe. `routers` is the number of routers that the probe passed.
+    pub(super) fn reached(
+        &mut self,
+        sequence: u64,
+        ttl: u8,
+        from: IpAddr,
+        rtt: Duration,
+        routers: u8,
+        at: Timestamp,
+    ) -> Option<RouteUpdate> {
+        if ttl == DESTINATION {
+            self.destination.answered(from, rtt, at);
+            self.rtt = Some(rtt);
+        }
+        self.answer(sequence, from, rtt);
+        if let Some(burst) = &mut self.burst {
+            burst.learn_routers(routers);
+        }
+        self.observe_routers(routers, at)
+    }
+
+    /// The number of routers, from a reply to this tracer or to an echo.
+    pub(super) fn observe_routers(&mut self, routers: u8, at: Timestamp) -> Option<RouteUpdate> {
+        let is_new = self.routers.is_some_and(|known| known != routers);
+        let update = self.route.reached(routers, at);
+        if self.routers.is_none() || !self.route.has_unconfirmed_length() {
+            self.routers = self.route.current().and_then(|route| route.routers).or(Some(routers));
+        }
+        if is_new && self.burst.is_none() && self.route.has_unconfirmed_length() {
+            self.trigger(Trigger::Length);
+        }
+        update
+    }
+
+    /// A probe was not answered in time.
+    pub(super) fn unanswered(&mut self, ttl: u8) {
+        self.hop_mut(ttl).unanswered();
+    }
+
+    /// Whether a probe with this TTL already waits for its turn.
+    pub(super) fn is_waiting(&self, ttl: u8) -> bool {
+        self.retries.iter().any(|retry| retry.ttl == ttl && retry.is_reserved)
+    }
+
+    /// A token was reserved for a later time: the hop is left out of the trace, and probed then.
+    pub(super) fn reserve(&mut self, ttl: u8, at: Timestamp) {
+        match self.retries.iter_mut().find(|retry| retry.ttl == ttl) {
+            Some(retry) => *retry = Retry { at, is_reserved: true, ..*retry },
+            None => self.retries.push_back(Retry { ttl, left: 1, at, is_reserved: true }),
+        }
+    }
+}

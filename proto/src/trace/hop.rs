@@ -1,0 +1,246 @@
+//! What is known about each hop of a flow, and what a hop without answers means.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// What a hop's answers, or their absence, mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HopState {
+    /// A router answers.
+    Answered,
+    /// No answer yet, and too few probes to tell why.
+    Unanswered,
+    /// The router does not answer probes. The hops behind it do.
+    Silent,
+    /// The router answers only some probes, although packets pass it: it limits its answers.
+    RateLimited,
+    /// Several routers answer, between which packets of one flow alternate.
+    Balanced,
+    /// Not probed this time, because its router was probed too recently; the last known answer is shown.
+    Inherited,
+    /// Probes are lost at this hop or before it, and so are those to all hops behind it and to the
+    /// destination.
+    Lossy,
+}
+
+/// Outcomes of the latest probes of one hop.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HopHistory {
+    /// Bit 0: the latest decided probe. Set: answered.
+    outcomes: u32,
+    /// Number of valid bits.
+    decided: u8,
+    responders: Vec<Responder>,
+}
+
+/// A router, or the destination, that answered at a hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Responder {
+    /// Its address.
+    pub address: IpAddr,
+    /// Number of its answers.
+    pub answers: u32,
+    /// The shortest RTT.
+    pub rtt_min: Duration,
+    /// The latest RTT.
+    pub rtt_last: Duration,
+    /// Time of its latest answer.
+    pub answered_at: Timestamp,
+}
+
+impl Responder {
+    fn add(&mut self, rtt: Duration, at: Timestamp) {
+        self.answers = self.answers.saturating_add(1);
+        self.rtt_min = self.rtt_min.min(rtt);
+        (self.rtt_last, self.answered_at) = (rtt, at);
+    }
+}
+
+/// Number of outcomes that are kept for each hop.
+const OUTCOMES_MAX: u8 = 20;
+
+/// A hop that answered none of so many probes is silent.
+const SILENT_AFTER: u8 = 5;
+
+/// Number of responders that are kept for each hop. At the limit the one that has been silent longest is
+/// forgotten.
+const RESPONDERS_MAX: usize = 16;
+
+/// A hop loses probes if more than this share of at least [`DECIDED_MIN`] is unanswered.
+const LOSS_MIN: f64 = 0.15;
+
+/// A hop or destination loses no probes if at most this share is unanswered.
+const LOSS_MAX_CLEAN: f64 = 0.05;
+
+/// Number of outcomes from which a share is computed.
+const DECIDED_MIN: u8 = 10;
+
+impl HopHistory {
+    pub(super) fn answered(&mut self, address: IpAddr, rtt: Duration, at: Timestamp) {
+        self.decide(true);
+        if let Some(known) = self.responders.iter_mut().find(|responder| responder.address == address) {
+            known.add(rtt, at);
+            return;
+        }
+        if self.responders.len() == RESPONDERS_MAX {
+            let oldest = (0..RESPONDERS_MAX).min_by_key(|index| self.responders[*index].answered_at);
+            self.responders.swap_remove(oldest.expect("there are responders"));
+        }
+        self.responders.push(Responder { address, answers: 1, rtt_min: rtt, rtt_last: rtt, answered_at: at });
+    }
+
+    pub(super) fn unanswered(&mut self) {
+        self.decide(false);
+    }
+
+    fn decide(&mut self, is_answered: bool) {
+        self.outcomes = self.outcomes << 1 | u32::from(is_answered);
+        self.decided = (self.decided + 1).min(OUTCOMES_MAX);
+    }
+
+    /// The router that answered last.
+    pub(super) fn last_responder(&self) -> Option<Responder> {
+        self.responders.iter().copied().max_by_key(|responder| responder.answered_at)
+    }
+
+    /// Whether it answered none of the latest probes.
+    pub(super) fn is_silent(&self) -> bool {
+        self.decided >= SILENT_AFTER && self.outcomes & ((1 << SILENT_AFTER) - 1) == 0
+    }
+
+    fn loss(&self) -> Option<f64> {
+        let mask = (1_u32 << self.decided) - 1;
+        let answered = (self.outcomes & mask).count_ones();
+        (self.decided >= DECIDED_MIN).then(|| 1.0 - f64::from(answered) / f64::from(self.decided))
+    }
+
+    fn is_lossy(&self) -> bool {
+        self.loss().is_some_and(|loss| loss > LOSS_MIN)
+    }
+
+    fn is_clean(&self) -> bool {
+        self.loss().is_some_and(|loss| loss <= LOSS_MAX_CLEAN)
+    }
+}
+
+/// The states of the hops of a route, in the order of their TTL. `destination` is the history of the probes
+/// that are not limited in TTL.
+///
+/// A missing answer is loss of a packet only if the loss goes on to the destination: routers limit their
+/// answers, and some send none.
+pub(super) fn states(hops: &[HopHistory], destination: &HopHistory) -> Vec<HopState> {
+    let mut is_behind_clean = destination.is_clean();
+    let mut is_behind_lossy = destination.is_lossy();
+    let mut has_answer_behind = destination.outcomes != 0;
+    let mut states: Vec<HopState> = hops
+        .iter()
+        .rev()
+        .map(|hop| {
+            let state = if hop.is_silent() {
+                if has_answer_behind { HopState::Silent } else { HopState::Unanswered }
+            } else if hop.outcomes == 0 {
+                HopState::Unanswered
+            } else if hop.is_lossy() && is_behind_lossy {
+                HopState::Lossy
+            } else if hop.is_lossy() && is_behind_clean {
+                HopState::RateLimited
+            } else {
+                HopState::Answered
+            };
+            // A silent hop says nothing about loss.
+            if hop.outcomes != 0 && !hop.is_silent() {
+                is_behind_lossy &= hop.is_lossy();
+                is_behind_clean |= hop.is_clean();
+                has_answer_behind = true;
+            }
+            state
+        })
+        .collect();
+    states.reverse();
+    states
+}
+
+/// The TTL from which on probes are lost at every hop that answers, and on the way to the destination; `None`
+/// if the destination loses none.
+pub(super) fn first_lossy_hop(states: &[HopState]) -> Option<u8> {
+    let index = states.iter().position(|state| *state == HopState::Lossy)?;
+    u8::try_from(index + 1).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A history in which `answered` of 20 probes were answered, evenly spread.
+    fn history(answered: u32) -> HopHistory {
+        let mut history = HopHistory::default();
+        for index in 0..20_u32 {
+            if index * answered / 20 < (index + 1) * answered / 20 {
+                history.answered([192, 0, 2, 1].into(), Duration::from_millis(1), Timestamp::from_nanos(1));
+            } else {
+                history.unanswered();
+            }
+        }
+        history
+    }
+
+    fn found(answered: &[u32], destination: u32) -> (Vec<HopState>, Option<u8>) {
+        let hops: Vec<HopHistory> = answered.iter().map(|answered| history(*answered)).collect();
+        let states = states(&hops, &history(destination));
+        let first = first_lossy_hop(&states);
+        (states, first)
+    }
+
+    #[test]
+    fn missing_answers_are_loss_only_if_it_goes_on_to_the_destination() {
+        use HopState::{Answered, Lossy, RateLimited, Silent, Unanswered};
+        assert_eq!(found(&[20, 8, 20], 20), (vec![Answered, RateLimited, Answered], None));
+        assert_eq!(found(&[20, 0, 20], 20), (vec![Answered, Silent, Answered], None));
+        assert_eq!(found(&[20, 14, 14, 14], 14), (vec![Answered, Lossy, Lossy, Lossy], Some(2)));
+        assert_eq!(found(&[20, 14, 0, 14], 14), (vec![Answered, Lossy, Silent, Lossy], Some(2)));
+        assert_eq!(found(&[14, 20, 14], 14), (vec![RateLimited, Answered, Lossy], Some(3)));
+        assert_eq!(found(&[20, 20, 0], 0), (vec![Answered, Answered, Unanswered], None));
+        assert_eq!(found(&[], 20), (vec![], None));
+    }
+
+    #[test]
+    fn few_probes_say_nothing_about_loss() {
+        let mut hop = HopHistory::default();
+        hop.answered([192, 0, 2, 1].into(), Duration::from_millis(1), Timestamp::from_nanos(1));
+        (1..9).for_each(|_| hop.unanswered());
+        assert_eq!(hop.loss(), None);
+        assert!(hop.is_silent());
+        hop.unanswered();
+        assert_eq!(hop.loss(), Some(0.9));
+    }
+
+    #[test]
+    fn responder_keeps_the_shortest_and_the_latest_rtt() {
+        let mut hop = HopHistory::default();
+        for (last, milliseconds, at) in [(1, 5, 1), (2, 9, 2), (1, 7, 3)] {
+            let rtt = Duration::from_millis(milliseconds);
+            hop.answered([192, 0, 2, last].into(), rtt, Timestamp::from_nanos(at));
+        }
+        let expected = Responder {
+            address: [192, 0, 2, 1].into(),
+            answers: 2,
+            rtt_min: Duration::from_millis(5),
+            rtt_last: Duration::from_millis(7),
+            answered_at: Timestamp::from_nanos(3),
+        };
+        assert_eq!(hop.last_responder(), Some(expected));
+    }
+
+    #[test]
+    fn responder_that_was_silent_longest_is_forgotten_at_the_limit() {
+        let mut hop = HopHistory::default();
+        for last in 0..=16 {
+            let at = Timestamp::from_nanos(u64::from(last));
+            hop.answered([192, 0, 2, last].into(), Duration::from_millis(1), at);
+        }
+        assert_eq!(hop.responders.len(), RESPONDERS_MAX);
+        assert!(hop.responders.iter().all(|responder| responder.address != IpAddr::from([192, 0, 2, 0])));
+    }
+}

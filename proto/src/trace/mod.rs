@@ -1,0 +1,169 @@
+//! Route tracing: which routers a flow passes, how fast they answer, and when the route changes.
+//!
+//! [`Tracer`] sends STAMP requests with a limited TTL on the 5-tuples of an echo path, so that they take the
+//! route of the measured datagrams, in sessions of their own, so that the records and counts of the echoes
+//! do not change. The router at which a TTL ends answers with an ICMP error, whose quoted bytes identify the
+//! probe. Traces are bursts, at the start, on demand and after a [`Trigger`]; in between every hop is probed
+//! once per interval. All tracers of an agent share a [`ProbeBudget`], because routers limit their answers.
+
+mod budget;
+mod burst;
+mod flow;
+mod hop;
+mod route;
+mod tracer;
+mod watch;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub use budget::{Deferral, Expected, ProbeBudget, ProbeLimits, ProbeRate};
+pub use hop::{HopState, Responder};
+pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
+pub use tracer::Tracer;
+pub use watch::{EchoWatch, Finding};
+
+use crate::dscp::Dscp;
+use crate::key::Keys;
+use crate::machine::NotSent;
+use crate::time::Timestamp;
+
+/// The TTL of probes that are not limited: they reach the destination.
+pub const DESTINATION: u8 = crate::machine::SENT_TTL;
+
+/// Parameters of a tracer.
+#[derive(Debug, Clone)]
+pub struct TraceSpec {
+    /// Address of the responder.
+    pub to: SocketAddr,
+    /// One session identifier per flow, different from those of the echoes.
+    pub ssids: Vec<u16>,
+    /// Time in which every hop of a known route is probed once.
+    pub interval: Duration,
+    /// Largest TTL.
+    pub hops_max: u8,
+    /// Class of service, the same as of the echoes.
+    pub dscp: Dscp,
+    /// Keys of authenticated mode; `None`: open mode.
+    pub keys: Option<Arc<Keys>>,
+    /// Whether the driver delivers the kernel's transmit timestamps.
+    pub tx_timestamps: bool,
+    /// The limits that all tracers of the agent share.
+    pub budget: Arc<Mutex<ProbeBudget>>,
+    /// Determines phases, orders and session numbers.
+    pub seed: u64,
+}
+
+/// Why a trace was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Trigger {
+    /// The tracer started.
+    Start,
+    /// The interval has passed. Where the number of routers is known, the probes of such a trace are spread
+    /// over the interval.
+    Interval,
+    /// The number of routers has changed.
+    Length,
+    /// Another router answered at a known hop.
+    Router,
+    /// Several losses in a row.
+    Loss,
+    /// The level of the RTT has changed.
+    Rtt,
+    /// The path MTU has changed.
+    Mtu,
+    /// The host's own routes have changed.
+    LocalRoute,
+    /// The peer reported a change of its route to this host.
+    Peer,
+    /// A user requested it.
+    Request,
+}
+
+/// What a tracer reports.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TraceReport {
+    /// A probe left the host.
+    Sent {
+        /// Its TTL.
+        ttl: u8,
+    },
+    /// A probe was answered.
+    Answered {
+        /// Its TTL.
+        ttl: u8,
+    },
+    /// A probe was not answered within [`ANSWER_AGE_MAX`].
+    Unanswered {
+        /// Its TTL.
+        ttl: u8,
+    },
+    /// A probe became undecidable: the host was suspended, or the tracer stopped.
+    Withdrawn,
+    /// A probe could not be sent.
+    SendError(NotSent),
+    /// A probe had to wait.
+    Deferred(Deferral),
+    /// A reply or ICMP error that belongs to no probe.
+    Unmatched,
+    /// A trace is complete.
+    Traced(Box<Trace>),
+    /// The route of a flow has changed, or is balanced.
+    Route {
+        /// The flow.
+        flow: u8,
+        /// What has changed.
+        update: Box<RouteUpdate>,
+        /// What led to the trace that showed it.
+        trigger: Trigger,
+    },
+}
+
+/// A complete trace.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trace {
+    /// The flow.
+    pub flow: u8,
+    /// Why it was made.
+    pub trigger: Trigger,
+    /// When it began.
+    pub began: Timestamp,
+    /// Time until the last answer, or until the last wait for one ended.
+    pub duration: Duration,
+    /// Whether all probes were sent at once, and not spread over the interval.
+    pub is_burst: bool,
+    /// RTT of the destination; `None` if it did not answer.
+    pub rtt: Option<Duration>,
+    /// Number of routers up to the destination; `None` if it is not known.
+    pub routers: Option<u8>,
+    /// The hops in the order of their TTL, without those behind the last one that answered, if the
+    /// destination did not answer.
+    pub hops: Vec<Hop>,
+    /// The route of the flow.
+    pub route: Option<RouteId>,
+    /// The TTL from which on probes are lost up to the destination; `None` if the destination loses none.
+    pub first_lossy_hop: Option<u8>,
+}
+
+/// A hop of a trace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hop {
+    /// Its TTL.
+    pub ttl: u8,
+    /// What the answers mean.
+    pub state: HopState,
+    /// Probes of this trace.
+    pub sent: u16,
+    /// Answers of this trace.
+    pub answers: Vec<(IpAddr, Duration)>,
+    /// The last known responder; `None` if there never was an answer.
+    pub responder: Option<Responder>,
+}
+
+/// A probe without an answer after this time is unanswered. Answers that come later than the trace waits are
+/// added until then. Chosen: 5 s, longer than queues delay packets.
+pub const ANSWER_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// Minimum time between two traces of a flow, except on request.
+pub const TRACE_GAP_MIN: Duration = Duration::from_secs(10);

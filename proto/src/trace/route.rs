@@ -1,0 +1,502 @@
+//! The route of a flow: which routers it passes, and when that has changed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::schedule::mix;
+use crate::time::Timestamp;
+
+/// A route: the routers of a flow in the order of their TTL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Identifies the route. It stays the same when hops become known that were unknown.
+    pub id: RouteId,
+    /// The hop with TTL `n` is at index `n − 1`.
+    pub hops: Vec<HopRouter>,
+    /// Number of routers up to the destination; `None` if the destination does not answer.
+    pub routers: Option<u8>,
+}
+
+/// Identifies a route: 48 bits, so that a floating-point number holds it exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteId(u64);
+
+impl RouteId {
+    /// The number, below 2⁴⁸.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for RouteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012x}", self.0)
+    }
+}
+
+/// The router at a hop of a route.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum HopRouter {
+    /// No router has answered. Any router fits.
+    #[default]
+    Unknown,
+    /// One router.
+    Single(IpAddr),
+    /// Several routers, between which packets of one flow alternate. They do not identify the route.
+    Balanced(BTreeSet<IpAddr>),
+}
+
+impl HopRouter {
+    /// Whether both may be the same hop.
+    fn fits(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Single(one), Self::Single(other)) => one == other,
+            (Self::Balanced(set), Self::Single(one)) | (Self::Single(one), Self::Balanced(set)) => {
+                set.contains(one)
+            }
+            (Self::Unknown, _) | (_, Self::Unknown) | (Self::Balanced(_), Self::Balanced(_)) => true,
+        }
+    }
+}
+
+/// What an observation says about the route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteUpdate {
+    /// The flow takes another route, which it has not taken before.
+    Changed {
+        /// The earlier route.
+        from: Route,
+        /// The current route.
+        to: Route,
+    },
+    /// The flow takes a route again that it has taken before.
+    Restored {
+        /// The earlier route.
+        from: Route,
+        /// The current route.
+        to: Route,
+    },
+    /// Packets of the flow alternate between routers.
+    LoadBalanced {
+        /// The hop.
+        ttl: u8,
+        /// The routers so far.
+        routers: BTreeSet<IpAddr>,
+    },
+}
+
+/// Decides from the observations of one flow whether its route has changed.
+///
+/// A missing answer is never a change. A different router, or a different number of routers, is a candidate
+/// for a change, and is confirmed by [`CONFIRMATIONS`] observations that all differ from the known route in
+/// the same way. A single observation of the known route instead shows that packets of the flow alternate
+/// between routers: the hop is then balanced and no longer takes part in the comparison. Two routers that
+/// share the packets of a flow equally look like a change with probability 2⁻¹⁶.
+#[derive(Debug)]
+pub(super) struct RouteTracker {
+    current: Option<Route>,
+    candidate: Option<Candidate>,
+    /// Whether the number of routers varies from packet to packet.
+    is_length_balanced: bool,
+    /// Earlier routes, the latest last.
+    earlier: VecDeque<Route>,
+}
+
+/// Observations that differ from the current route.
+#[derive(Debug)]
+struct Candidate {
+    since: Timestamp,
+    /// All answers since then, by TTL.
+    hops: BTreeMap<u8, BTreeSet<IpAddr>>,
+    /// Number of answers of other routers, by TTL.
+    differing: BTreeMap<u8, u32>,
+    /// Another number of routers, and how often it was observed.
+    routers: Option<(u8, u32)>,
+}
+
+/// Observations that confirm a change of a route. Chosen: 16, so that the alternation of a flow
+/// between two routers is mistaken for a change once in 65,536 times.
+pub const CONFIRMATIONS: u32 = 16;
+
+/// A candidate that is not confirmed after this time is discarded. Chosen: enough for the confirmations of a
+/// router that answers a quarter of what Linux answers by default.
+const CANDIDATE_AGE_MAX: Duration = Duration::from_secs(80);
+
+/// Number of earlier routes that are recognized. At the limit the oldest is forgotten; if the flow takes it
+/// again, it is a new route.
+const EARLIER_MAX: usize = 16;
+
+/// Number of routers of a balanced hop that are kept; further ones are ignored (the limit of equal-cost paths
+/// in common routers is 16 to 64).
+const BALANCED_MAX: usize = 64;
+
+impl RouteTracker {
+    pub(super) fn new() -> Self {
+        Self { current: None, candidate: None, is_length_balanced: false, earlier: VecDeque::new() }
+    }
+
+    /// The current route; `None` before the first complete trace.
+    pub(super) fn current(&self) -> Option<&Route> {
+        self.current.as_ref()
+    }
+
+    /// The router at a hop of the current route.
+    pub(super) fn router(&self, ttl: u8) -> &HopRouter {
+        let hop = self.current.as_ref().and_then(|route| route.hops.get(usize::from(ttl).checked_sub(1)?));
+        hop.unwrap_or(&HopRouter::Unknown)
+    }
+
+    /// Sets the first route, after a complete trace. Has no effect later.
+    pub(super) fn establish(&mut self, hops: Vec<HopRouter>, routers: Option<u8>) {
+        self.current.get_or_insert_with(|| Route { id: route_id(&hops, routers), hops, routers });
+    }
+
+    /// Hops that must be probed to confirm or refute a change.
+    pub(super) fn unconfirmed_hops(&self) -> impl Iterator<Item = u8> + '_ {
+        self.candidate.iter().flat_map(|candidate| candidate.differing.keys().copied())
+    }
+
+    /// Whether the number of routers must be observed to confirm or refute a change.
+    pub(super) fn has_unconfirmed_length(&self) -> bool {
+        self.candidate.as_ref().is_some_and(|candidate| candidate.routers.is_some())
+    }
+
+    /// Discards a candidate that could not be confirmed in time.
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        if self.candidate.as_ref().is_some_and(|candidate| now.since(candidate.since) > CANDIDATE_AGE_MAX) {
+            self.candidate = None;
+        }
+    }
+
+    /// A router answered a probe with this TTL.
+    pub(super) fn answered(&mut self, ttl: u8, router: IpAddr, at: Timestamp) -> Option<RouteUpdate> {
+        let route = self.current.as_mut()?;
+        let index = usize::from(ttl).checked_sub(1)?;
+        if route.hops.len() <= index {
+            route.hops.resize(index + 1, HopRouter::Unknown);
+        }
+        if let Some(candidate) = &mut self.candidate {
+            candidate.hops.entry(ttl).or_default().insert(router);
+        }
+        match &mut route.hops[index] {
+            hop @ HopRouter::Unknown => {
+                *hop = HopRouter::Single(router);
+                None
+            }
+            HopRouter::Balanced(routers) => {
+                if routers.len() < BALANCED_MAX {
+                    routers.insert(router);
+                }
+                None
+            }
+            HopRouter::Single(known) if *known == router => self.refute_hop(ttl),
+            HopRouter::Single(_) => {
+                let candidate = self.candidate.get_or_insert_with(|| Candidate::new(at));
+                candidate.hops.entry(ttl).or_default().insert(router);
+                *candidate.differing.entry(ttl).or_default() += 1;
+                self.conclude()
+            }
+        }
+    }
+
+    /// The destination answered, which is behind this number of routers.
+    pub(super) fn reached(&mut self, routers: u8, at: Timestamp) -> Option<RouteUpdate> {
+        let route = self.current.as_mut()?;
+        if self.is_length_balanced {
+            return None;
+        }
+        match route.routers {
+            None => {
+                route.routers = Some(routers);
+                None
+            }
+            Some(known) if known == routers => {
+                let candidate = self.candidate.as_mut()?;
+                self.is_length_balanced = candidate.routers.take().is_some();
+                self.discard_empty_candidate();
+                None
+            }
+            Some(_) => {
+                let candidate = self.candidate.get_or_insert_with(|| Candidate::new(at));
+                candidate.routers = match candidate.routers {
+                    Some((other, count)) if other == routers => Some((routers, count + 1)),
+                    // A third length in a row is no confirmation.
+                    Some(_) | None => Some((routers, 1)),
+                };
+                self.conclude()
+            }
+        }
+    }
+
+    /// The known router answered at a hop where another one did: packets alternate between them.
+    fn refute_hop(&mut self, ttl: u8) -> Option<RouteUpdate> {
+        let candidate = self.candidate.as_mut()?;
+        candidate.differing.remove(&ttl)?;
+        let routers = candidate.hops.get(&ttl).cloned().unwrap_or_default();
+        self.discard_empty_candidate();
+        Some(self.balance(ttl, routers))
+    }
+
+    fn balance(&mut self, ttl: u8, mut routers: BTreeSet<IpAddr>) -> RouteUpdate {
+        let route = self.current.as_mut().expect("only a known route has balanced hops");
+        let hop = &mut route.hops[usize::from(ttl) - 1];
+        if let HopRouter::Single(known) = hop {
+            routers.insert(*known);
+        }
+        *hop = HopRouter::Balanced(routers.clone());
+        RouteUpdate::LoadBalanced { ttl, routers }
+    }
+
+    fn discard_empty_candidate(&mut self) {
+        if self
+            .candidate
+            .as_ref()
+            .is_some_and(|candidate| candidate.differing.is_empty() && candidate.routers.is_none())
+        {
+            self.candidate = None;
+        }
+    }
+
+    /// Ends the candidate if there are enough observations.
+    fn conclude(&mut self) -> Option<RouteUpdate> {
+        let candidate = self.candidate.as_mut()?;
+        // Of several new routers at one hop the known one may be another, which did not answer by chance.
+        let scattered = candidate.differing.iter().find(|(ttl, count)| {
+            **count >= CONFIRMATIONS && candidate.hops.get(ttl).is_some_and(|routers| routers.len() > 1)
+        });
+        if let Some((ttl, _)) = scattered {
+            let ttl = *ttl;
+            candidate.differing.remove(&ttl);
+            let routers = candidate.hops.get(&ttl).cloned().unwrap_or_default();
+            self.discard_empty_candidate();
+            return Some(self.balance(ttl, routers));
+        }
+        let is_one = |ttl: &u8| candidate.hops.get(ttl).is_some_and(|routers| routers.len() == 1);
+        let by_hop: u32 =
+            candidate.differing.iter().filter(|(ttl, _)| is_one(ttl)).map(|(_, count)| *count).sum();
+        if by_hop + candidate.routers.map_or(0, |(_, count)| count) < CONFIRMATIONS {
+            return None;
+        }
+        let candidate = self.candidate.take()?;
+        Some(self.change(candidate))
+    }
+
+    fn change(&mut self, candidate: Candidate) -> RouteUpdate {
+        let from = self.current.take().expect("only a known route can change");
+        let routers = candidate.routers.map(|(routers, _)| routers).or(from.routers);
+        let first = candidate.differing.keys().next().copied();
+        let mut hops = from.hops.clone();
+        // What lies behind a changed router, or on a route of another length, is known only if it answered
+        // since.
+        let kept = match (first, candidate.routers) {
+            (Some(first), _) => usize::from(first) - 1,
+            (None, Some(_)) => 0,
+            (None, None) => hops.len(),
+        };
+        hops.iter_mut().skip(kept).for_each(|hop| *hop = HopRouter::Unknown);
+        for (ttl, found) in candidate.hops {
+            let index = usize::from(ttl) - 1;
+            if index >= kept {
+                hops.resize(hops.len().max(index + 1), HopRouter::Unknown);
+                hops[index] = match (found.len(), found.first()) {
+                    (1, Some(router)) => HopRouter::Single(*router),
+                    _ => HopRouter::Balanced(found),
+                };
+            }
+        }
+        if let Some(routers) = routers {
+            hops.resize(usize::from(routers), HopRouter::Unknown);
+        }
+        let known = self.earlier.iter().position(|route| {
+            route.routers == routers && route.hops.iter().zip(&hops).all(|(one, other)| one.fits(other))
+        });
+        let to = match known.and_then(|index| self.earlier.remove(index)) {
+            Some(mut route) => {
+                for (hop, found) in route.hops.iter_mut().zip(hops) {
+                    if *hop == HopRouter::Unknown {
+                        *hop = found;
+                    }
+                }
+                route
+            }
+            None => Route { id: route_id(&hops, routers), hops, routers },
+        };
+        self.current = Some(to.clone());
+        if self.earlier.len() == EARLIER_MAX {
+            self.earlier.pop_front();
+        }
+        self.earlier.push_back(from.clone());
+        match known {
+            Some(_) => RouteUpdate::Restored { from, to },
+            None => RouteUpdate::Changed { from, to },
+        }
+    }
+}
+
+impl Candidate {
+    fn new(since: Timestamp) -> Self {
+        Self { since, hops: BTreeMap::new(), differing: BTreeMap::new(), routers: None }
+    }
+}
+
+fn route_id(hops: &[HopRouter], routers: Option<u8>) -> RouteId {
+    let mut hash = mix(routers.map_or(0, |routers| u64::from(routers) + 1));
+    for (ttl, hop) in (1_u64..).zip(hops) {
+        if let HopRouter::Single(router) = hop {
+            let bits = match router {
+                IpAddr::V4(address) => u128::from(address.to_bits()),
+                IpAddr::V6(address) => address.to_bits(),
+            };
+            #[expect(clippy::cast_possible_truncation, reason = "both halves are hashed")]
+            let [high, low] = [(bits >> 64) as u64, bits as u64];
+            hash = mix(mix(mix(hash ^ ttl) ^ high) ^ low);
+        }
+    }
+    RouteId(hash >> 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_nanos(1_000_000_000_000 + seconds * 1_000_000_000)
+    }
+
+    fn router(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    /// A tracker that knows the route 1, 2, 3 to a destination behind three routers.
+    fn tracker() -> RouteTracker {
+        let mut tracker = RouteTracker::new();
+        let hops = [1, 2, 3].map(|last| HopRouter::Single(router(last)));
+        tracker.establish(hops.to_vec(), Some(3));
+        tracker
+    }
+
+    #[test]
+    fn change_needs_sixteen_answers_of_one_other_router() {
+        let mut tracker = tracker();
+        let known = tracker.current().unwrap().clone();
+        for _ in 1..CONFIRMATIONS {
+            assert_eq!(tracker.answered(2, router(9), at(0)), None);
+            assert_eq!(tracker.unconfirmed_hops().collect::<Vec<_>>(), [2]);
+        }
+        let Some(RouteUpdate::Changed { from, to }) = tracker.answered(2, router(9), at(0)) else {
+            panic!("the route has changed")
+        };
+        assert_eq!(from, known);
+        assert_ne!(to.id, from.id);
+        let hops = [HopRouter::Single(router(1)), HopRouter::Single(router(9)), HopRouter::Unknown];
+        assert_eq!((to.hops.as_slice(), to.routers), (hops.as_slice(), Some(3)));
+        assert_eq!(tracker.unconfirmed_hops().count(), 0);
+    }
+
+    #[test]
+    fn answers_at_several_hops_and_of_the_destination_confirm_together() {
+        let mut tracker = tracker();
+        for _ in 0..6 {
+            assert_eq!(tracker.answered(2, router(8), at(0)), None);
+        }
+        for _ in 0..6 {
+            assert_eq!(tracker.answered(3, router(9), at(0)), None);
+        }
+        for _ in 0..3 {
+            assert_eq!(tracker.reached(4, at(0)), None);
+            assert!(tracker.has_unconfirmed_length());
+        }
+        let Some(RouteUpdate::Changed { to, .. }) = tracker.reached(4, at(0)) else { panic!("confirmed") };
+        let [single, unknown] = [|last| HopRouter::Single(router(last)), |_| HopRouter::Unknown];
+        assert_eq!(to.hops, [single(1), single(8), single(9), unknown(0)]);
+        assert_eq!(to.routers, Some(4));
+    }
+
+    #[test]
+    fn answer_of_the_known_router_shows_a_balanced_hop_and_no_change() {
+        let mut tracker = tracker();
+        let id = tracker.current().unwrap().id;
+        for _ in 1..CONFIRMATIONS {
+            assert_eq!(tracker.answered(2, router(9), at(0)), None);
+        }
+        let routers = BTreeSet::from([router(2), router(9)]);
+        assert_eq!(
+            tracker.answered(2, router(2), at(0)),
+            Some(RouteUpdate::LoadBalanced { ttl: 2, routers })
+        );
+        for last in [2, 9, 9, 7].repeat(20) {
+            assert_eq!(tracker.answered(2, router(last), at(1)), None);
+        }
+        assert_eq!(tracker.current().unwrap().id, id);
+        let all = BTreeSet::from([router(2), router(7), router(9)]);
+        assert_eq!(tracker.router(2), &HopRouter::Balanced(all));
+    }
+
+    #[test]
+    fn many_other_routers_at_one_hop_are_a_balanced_hop() {
+        let mut tracker = tracker();
+        for last in 10..10 + 15 {
+            assert_eq!(tracker.answered(2, router(last), at(0)), None);
+        }
+        let update = tracker.answered(2, router(30), at(0));
+        assert!(matches!(update, Some(RouteUpdate::LoadBalanced { ttl: 2, .. })), "{update:?}");
+        assert_eq!(tracker.unconfirmed_hops().count(), 0);
+    }
+
+    #[test]
+    fn varying_number_of_routers_is_no_change() {
+        let mut tracker = tracker();
+        for _ in 1..CONFIRMATIONS {
+            assert_eq!(tracker.reached(4, at(0)), None);
+        }
+        assert_eq!(tracker.reached(3, at(0)), None);
+        assert!(!tracker.has_unconfirmed_length());
+        for _ in 0..100 {
+            assert_eq!(tracker.reached(4, at(0)), None);
+        }
+    }
+
+    #[test]
+    fn route_that_was_taken_before_keeps_its_id() {
+        let mut tracker = tracker();
+        let first = tracker.current().unwrap().id;
+        let change = |tracker: &mut RouteTracker, last| {
+            (0..CONFIRMATIONS).filter_map(|_| tracker.answered(2, router(last), at(0))).next().unwrap()
+        };
+        let RouteUpdate::Changed { to: second, .. } = change(&mut tracker, 9) else { panic!("a new route") };
+        assert_eq!(tracker.answered(3, router(3), at(0)), None);
+        let RouteUpdate::Restored { to, .. } = change(&mut tracker, 2) else { panic!("a known route") };
+        assert_eq!(to.id, first);
+        let RouteUpdate::Restored { from, to } = change(&mut tracker, 9) else { panic!("a known route") };
+        assert_eq!((from.id, to.id), (first, second.id), "the hop that became known does not change it");
+    }
+
+    #[test]
+    fn missing_answers_and_unknown_hops_are_no_change() {
+        let mut tracker = RouteTracker::new();
+        assert_eq!(tracker.answered(1, router(1), at(0)), None, "not established");
+        tracker.establish(vec![HopRouter::Single(router(1)), HopRouter::Unknown], None);
+        let id = tracker.current().unwrap().id;
+        assert_eq!(tracker.answered(2, router(2), at(0)), None);
+        assert_eq!(tracker.reached(2, at(0)), None);
+        let route = tracker.current().unwrap();
+        assert_eq!((route.id, route.routers), (id, Some(2)));
+        assert_eq!(route.hops[1], HopRouter::Single(router(2)));
+    }
+
+    #[test]
+    fn unconfirmed_candidate_expires() {
+        let mut tracker = tracker();
+        for _ in 1..CONFIRMATIONS {
+            assert_eq!(tracker.answered(2, router(9), at(0)), None);
+        }
+        tracker.expire(at(80));
+        assert_eq!(tracker.unconfirmed_hops().count(), 1);
+        tracker.expire(at(81));
+        assert_eq!(tracker.unconfirmed_hops().count(), 0);
+        assert_eq!(tracker.answered(2, router(9), at(81)), None, "it begins again");
+    }
+}

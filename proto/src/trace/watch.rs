@@ -1,0 +1,227 @@
+//! Watches the echoes of a path for reasons to trace it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Trigger;
+use crate::echo::{EchoReport, Verdict};
+
+/// Derives from the reports of an echo prober when its path should be traced: before the evidence is gone.
+#[derive(Debug, Default)]
+pub struct EchoWatch {
+    flows: Vec<FlowWatch>,
+    findings: VecDeque<Finding>,
+}
+
+/// What the echoes of a flow show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// The number of routers that a request passed, if it is not the same as before.
+    Routers {
+        /// The flow.
+        flow: u8,
+        /// The number of routers.
+        routers: u8,
+    },
+    /// A reason to trace.
+    Trigger {
+        /// The flow; `None`: all flows.
+        flow: Option<u8>,
+        /// The reason.
+        trigger: Trigger,
+    },
+}
+
+#[derive(Debug, Default)]
+struct FlowWatch {
+    routers: Option<u8>,
+    lost_in_a_row: u8,
+    rtt: RttLevel,
+}
+
+/// Number of findings that are kept until they are taken. At the limit the oldest is discarded.
+const FINDINGS_MAX: usize = 64;
+
+/// Number of losses in a row that lead to a trace.
+const LOSSES: u8 = 3;
+
+impl EchoWatch {
+    /// Takes a report of the prober. Returns whether there are findings to [take](Self::take).
+    pub fn record(&mut self, report: &EchoReport) -> bool {
+        if let EchoReport::Decided { flow, verdict, sample, .. } = report {
+            let (flow, index) = (*flow, usize::from(*flow));
+            if self.flows.len() <= index {
+                self.flows.resize_with(index + 1, FlowWatch::default);
+            }
+            let watch = &mut self.flows[index];
+            let mut found = Vec::new();
+            match verdict {
+                Verdict::Ok | Verdict::Late => watch.lost_in_a_row = 0,
+                Verdict::Lost(_) => {
+                    watch.lost_in_a_row = watch.lost_in_a_row.saturating_add(1);
+                    if watch.lost_in_a_row == LOSSES {
+                        found.push(Finding::Trigger { flow: Some(flow), trigger: Trigger::Loss });
+                    }
+                }
+                Verdict::HostDropped | Verdict::Withdrawn => {}
+            }
+            if let Some(sample) = sample {
+                if let Some(routers) = sample.hops_forward.filter(|routers| watch.routers != Some(*routers)) {
+                    watch.routers = Some(routers);
+                    found.push(Finding::Routers { flow, routers });
+                }
+                if watch.rtt.add(sample.rtt) {
+                    found.push(Finding::Trigger { flow: Some(flow), trigger: Trigger::Rtt });
+                }
+            }
+            found.into_iter().for_each(|finding| self.push(finding));
+        }
+        !self.findings.is_empty()
+    }
+
+    /// Requests a trace of all flows.
+    pub fn trigger(&mut self, trigger: Trigger) {
+        self.push(Finding::Trigger { flow: None, trigger });
+    }
+
+    fn push(&mut self, finding: Finding) {
+        if self.findings.len() == FINDINGS_MAX {
+            self.findings.pop_front();
+        }
+        self.findings.push_back(finding);
+    }
+
+    /// Takes the oldest finding.
+    pub fn take(&mut self) -> Option<Finding> {
+        self.findings.pop_front()
+    }
+}
+
+/// The level of the RTT of a flow, and when it shifts.
+///
+/// A shift is a median of the last [`LATEST`] samples that differs from the median of the [`BASELINE`]
+/// before them by more than three median absolute deviations, 5 % and 1 ms. The new level is then the
+/// baseline.
+#[derive(Debug, Default)]
+struct RttLevel {
+    samples: VecDeque<Duration>,
+    /// Samples since the last comparison.
+    since: usize,
+}
+
+/// Samples of the current level.
+const LATEST: usize = 5;
+
+/// Samples with which they are compared.
+const BASELINE: usize = 45;
+
+/// Differences up to this are no shift.
+const SHIFT_MIN: Duration = Duration::from_millis(1);
+
+impl RttLevel {
+    /// Adds a sample; returns whether the level has shifted.
+    fn add(&mut self, rtt: Duration) -> bool {
+        if self.samples.len() == BASELINE + LATEST {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(rtt);
+        self.since += 1;
+        if self.since < LATEST || self.samples.len() < BASELINE / 3 + LATEST {
+            return false;
+        }
+        self.since = 0;
+        let all: Vec<Duration> = self.samples.iter().copied().collect();
+        let (before, latest) = all.split_at(all.len() - LATEST);
+        let (base, level) = (median(before), median(latest));
+        let deviations: Vec<Duration> = before.iter().map(|sample| sample.abs_diff(base)).collect();
+        let limit = (median(&deviations) * 3).max(base / 20).max(SHIFT_MIN);
+        let is_shifted = level.abs_diff(base) > limit;
+        if is_shifted {
+            self.samples.drain(..self.samples.len() - LATEST);
+        }
+        is_shifted
+    }
+}
+
+fn median(samples: &[Duration]) -> Duration {
+    let mut sorted = samples.to_vec();
+    let middle = sorted.len() / 2;
+    *sorted.select_nth_unstable(middle).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::echo::{Direction, RoundTrip};
+    use crate::machine::TimestampSource;
+
+    fn answered(rtt: Duration, hops_forward: Option<u8>) -> EchoReport {
+        let by = TimestampSource::Kernel;
+        let sample = Some(RoundTrip {
+            rtt,
+            turnaround: Duration::ZERO,
+            variation: Duration::ZERO,
+            minimum: rtt,
+            transmit: by,
+            receive: by,
+            hops_forward,
+            hops_reverse: None,
+            class_forward: None,
+            class_reverse: None,
+        });
+        EchoReport::Decided { flow: 0, sequence: 0, verdict: Verdict::Ok, sample }
+    }
+
+    fn lost() -> EchoReport {
+        let verdict = Verdict::Lost(Direction::Unknown);
+        EchoReport::Decided { flow: 0, sequence: 0, verdict, sample: None }
+    }
+
+    fn findings(watch: &mut EchoWatch, report: &EchoReport) -> Vec<Finding> {
+        let has_findings = watch.record(report);
+        let found: Vec<Finding> = std::iter::from_fn(|| watch.take()).collect();
+        assert_eq!(has_findings, !found.is_empty());
+        found
+    }
+
+    #[test]
+    fn new_number_of_routers_is_found_with_the_first_reply() {
+        let mut watch = EchoWatch::default();
+        let mut found = |routers| findings(&mut watch, &answered(Duration::from_millis(5), Some(routers)));
+        assert_eq!(found(7), [Finding::Routers { flow: 0, routers: 7 }]);
+        assert_eq!(found(7), []);
+        assert_eq!(found(8), [Finding::Routers { flow: 0, routers: 8 }]);
+    }
+
+    #[test]
+    fn third_loss_in_a_row_is_a_trigger() {
+        let mut watch = EchoWatch::default();
+        let trigger = [Finding::Trigger { flow: Some(0), trigger: Trigger::Loss }];
+        for _ in 0..2 {
+            assert_eq!(findings(&mut watch, &lost()), []);
+            assert_eq!(findings(&mut watch, &lost()), []);
+            assert_eq!(findings(&mut watch, &answered(Duration::from_millis(5), None)), []);
+        }
+        assert_eq!(findings(&mut watch, &lost()), []);
+        assert_eq!(findings(&mut watch, &lost()), []);
+        assert_eq!(findings(&mut watch, &lost()), trigger);
+        assert_eq!(findings(&mut watch, &lost()), [], "once per run of losses");
+    }
+
+    #[test]
+    fn shifted_rtt_is_a_trigger_once_and_noise_is_none() {
+        let mut watch = EchoWatch::default();
+        let mut shifts = |base: u64, count: u64| {
+            let found = (0..count).flat_map(|index| {
+                // Noise of up to 20 %, and one outlier in ten.
+                let noise = base * (index % 7) / 30;
+                let outlier = if index % 10 == 9 { 5 * base } else { 0 };
+                findings(&mut watch, &answered(Duration::from_micros(base + noise + outlier), None))
+            });
+            found.count()
+        };
+        assert_eq!(shifts(20_000, 200), 0);
+        assert_eq!(shifts(30_000, 200), 1);
+        assert_eq!(shifts(20_000, 200), 1);
+    }
+}

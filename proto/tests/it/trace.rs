@@ -1,0 +1,317 @@
+//! Tracers in simulated networks whose routes are known.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::machine::{Arrival, IcmpError, IcmpKind, Machine as _, TimestampSource};
+use pathmeter_proto::sim::{Answers, Balance, Random, RouterNetwork, Segment, SimRouter, TraceWorld};
+use pathmeter_proto::trace::{
+    DESTINATION, Finding, HopRouter, HopState, ProbeBudget, ProbeLimits, ProbeRate, Route, RouteUpdate,
+    Trace, TraceReport, TraceSpec, Tracer, Trigger,
+};
+
+use super::conservation::seeds;
+
+const MS: u64 = 1_000_000;
+
+fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
+    TraceSpec {
+        to: TraceWorld::responder_address(),
+        ssids: (1..=flows).collect(),
+        interval: Duration::from_secs(30),
+        hops_max: 30,
+        dscp: Dscp::DEFAULT,
+        keys: None,
+        tx_timestamps: true,
+        budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
+        seed,
+    }
+}
+
+fn unlimited() -> ProbeLimits {
+    let none = ProbeRate::UNLIMITED;
+    ProbeLimits { router_v4: none, router_v6: none, agent: none }
+}
+
+fn world(seed: u64, network: RouterNetwork) -> TraceWorld {
+    let tracer = Tracer::new(spec(seed, 1, unlimited()), TraceWorld::start());
+    TraceWorld::new(tracer, network, seed)
+}
+
+fn traces(reports: &[(Duration, TraceReport)]) -> Vec<&Trace> {
+    let found = reports.iter().filter_map(|(_, report)| {
+        let TraceReport::Traced(trace) = report else { return None };
+        Some(&**trace)
+    });
+    found.collect()
+}
+
+fn route_events(reports: &[(Duration, TraceReport)]) -> Vec<(Duration, &RouteUpdate, Trigger)> {
+    let found = reports.iter().filter_map(|(at, report)| {
+        let TraceReport::Route { update, trigger, .. } = report else { return None };
+        Some((*at, &**update, *trigger))
+    });
+    found.collect()
+}
+
+#[test]
+fn cold_trace_of_a_chain_asks_each_hop_once_and_takes_two_round_trips() {
+    for routers in [0, 1, 8, 16, 29] {
+        let delay = 10 * MS / (u64::from(routers) + 1);
+        let mut world = world(3, RouterNetwork::chain(routers, delay));
+        let reports = world.run(Duration::from_secs(1));
+        let [trace] = traces(&reports)[..] else { panic!("one trace") };
+        assert_eq!(trace.routers, Some(routers));
+        let found: Vec<_> = trace.hops.iter().map(|hop| hop.answers[0].0).collect();
+        let expected: Vec<_> = world.forward.route(0).into_iter().flatten().collect();
+        assert_eq!(found, expected);
+        assert!(trace.hops.iter().all(|hop| hop.sent == 1));
+        let rtt = Duration::from_millis(20);
+        assert!(trace.duration <= rtt + rtt.mul_f64(1.1) + Duration::from_millis(5), "{:?}", trace.duration);
+        let rtts = trace.hops.iter().map(|hop| hop.answers[0].1);
+        assert!(rtts.eq((1..=u64::from(routers)).map(|hop| Duration::from_nanos(2 * hop * delay))));
+    }
+}
+
+/// A random network: widths 1 to 16, all kinds of balance and of answers.
+fn random_network(seed: u64) -> RouterNetwork {
+    let mut random = Random::new(seed);
+    let count = random.between(1, 20);
+    let segments = (0..count).map(|segment| {
+        let width = random.pick(&[1, 1, 1, 2, 2, 3, 4, 8, 16]);
+        let balance = random.pick(&[Balance::PerFlow, Balance::PerFlow, Balance::PerPacket]);
+        let routers = (0..width).map(|index| {
+            let [high, low] = [segment, index].map(|part| u8::try_from(part).unwrap());
+            let mut router = SimRouter::new([10, 0, high, low].into());
+            router.answers = match random.below(10) {
+                0 => Answers::None,
+                1 => Answers::Limited { per_second: 1.0, burst: 6.0 },
+                2 => Answers::Share(0.5),
+                _ => Answers::All,
+            };
+            router
+        });
+        let routers = routers.collect();
+        Segment { routers, balance, delay: random.between(0, 4 * MS) }
+    });
+    let segments = segments.collect();
+    RouterNetwork { segments, last_delay: MS, is_reachable: !random.chance(0.1) }
+}
+
+#[test]
+fn every_answer_of_a_trace_is_a_router_of_the_true_route() {
+    for seed in seeds(300) {
+        let network = random_network(seed);
+        let truth = network.route(0);
+        let mut world = world(seed, network);
+        world.reverse_loss = if seed % 3 == 0 { 0.1 } else { 0.0 };
+        let reports = world.run(Duration::from_secs(300));
+        let traces = traces(&reports);
+        assert!(!traces.is_empty(), "SIM_SEED={seed}");
+        for trace in traces {
+            let reached = trace.rtt.is_some();
+            assert!(reached <= world.forward.is_reachable, "SIM_SEED={seed}");
+            if let Some(routers) = trace.routers {
+                assert_eq!(usize::from(routers), truth.len(), "SIM_SEED={seed}");
+            }
+            for hop in &trace.hops {
+                let index = usize::from(hop.ttl) - 1;
+                for (router, _) in &hop.answers {
+                    let segment = &world.forward.segments[index].routers;
+                    let is_known = match truth[index] {
+                        Some(known) => known == *router,
+                        None => segment.iter().any(|known| known.address == *router),
+                    };
+                    assert!(is_known, "SIM_SEED={seed}, hop {}: {router}", hop.ttl);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_probe_is_answered_or_unanswered() {
+    for seed in seeds(100) {
+        let mut world = world(seed, random_network(seed));
+        let mut reports = world.run(Duration::from_secs(100));
+        world.tracer.stop();
+        reports.extend(world.run(Duration::from_secs(1)));
+        let count = |is: fn(&TraceReport) -> bool| reports.iter().filter(|(_, report)| is(report)).count();
+        let sent = count(|report| matches!(report, TraceReport::Sent { .. }));
+        let decided = count(|report| {
+            matches!(
+                report,
+                TraceReport::Answered { .. } | TraceReport::Unanswered { .. } | TraceReport::Withdrawn
+            )
+        });
+        assert_eq!((sent, sent), (decided, world.sent().len()), "SIM_SEED={seed}");
+    }
+}
+
+/// Balanced packet by packet, limited, lossy and silent routers, but no change.
+#[test]
+fn day_without_a_change_has_no_change() {
+    for seed in seeds(10) {
+        let mut network = random_network(seed);
+        network.is_reachable = true;
+        let tracer = Tracer::new(spec(seed, 1, ProbeLimits::default()), TraceWorld::start());
+        let mut world = TraceWorld::new(tracer, network, seed);
+        world.reverse_loss = 0.05;
+        let reports = world.run(Duration::from_secs(24 * 3600));
+        for (at, update, _) in route_events(&reports) {
+            let RouteUpdate::LoadBalanced { ttl, routers } = update else {
+                panic!("SIM_SEED={seed} at {at:?}: {update:?}")
+            };
+            let segment = &world.forward.segments[usize::from(*ttl) - 1];
+            assert!(segment.balance == Balance::PerPacket && routers.len() > 1, "SIM_SEED={seed}");
+        }
+        let states: Vec<HopState> =
+            traces(&reports).last().unwrap().hops.iter().map(|hop| hop.state).collect();
+        assert!(!states.contains(&HopState::Lossy), "SIM_SEED={seed}: {states:?}");
+    }
+}
+
+#[test]
+fn changed_router_is_reported_within_an_interval_and_its_return_as_restored() {
+    for seed in seeds(100) {
+        let mut random = Random::new(seed);
+        let routers = u8::try_from(random.between(2, 16)).unwrap();
+        let network = RouterNetwork::chain(routers, MS);
+        let mut other = network.clone();
+        let changed = random.between(0, u64::from(routers) - 1);
+        other.segments[usize::try_from(changed).unwrap()].routers[0].address = [10, 9, 9, 9].into();
+        let mut world = world(seed, network.clone());
+        world.changes.insert(100_000 * MS, other);
+        world.changes.insert(200_000 * MS, network);
+        let reports = world.run(Duration::from_secs(300));
+        let [
+            (first, RouteUpdate::Changed { from, to }, Trigger::Router),
+            (second, RouteUpdate::Restored { to: back, .. }, _),
+        ] = route_events(&reports)[..]
+        else {
+            panic!("SIM_SEED={seed}: {:?}", route_events(&reports))
+        };
+        // An interval, the jitter and the confirmations.
+        let interval = Duration::from_secs(33);
+        assert!(first - Duration::from_secs(100) < interval, "SIM_SEED={seed}: {first:?}");
+        assert!(second - Duration::from_secs(200) < interval, "SIM_SEED={seed}: {second:?}");
+        assert_eq!(from.id, back.id, "SIM_SEED={seed}");
+        let hop = &to.hops[usize::try_from(changed).unwrap()];
+        assert_eq!(*hop, HopRouter::Single([10, 9, 9, 9].into()), "SIM_SEED={seed}");
+    }
+}
+
+#[test]
+fn changed_length_is_confirmed_by_the_destination_at_once() {
+    for seed in seeds(100) {
+        let mut random = Random::new(seed);
+        let routers = u8::try_from(random.between(2, 16)).unwrap();
+        let network = RouterNetwork::chain(routers, MS);
+        let longer = RouterNetwork::chain(routers + 1, MS);
+        let mut world = world(seed, network);
+        world.changes.insert(100_000 * MS, longer);
+        let mut reports = world.run(Duration::from_secs(101));
+        // The next echo shows the number of routers.
+        let finding = Finding::Routers { flow: 0, routers: routers + 1 };
+        world.tracer.observe(finding, TraceWorld::start() + Duration::from_secs(101));
+        reports.extend(world.run(Duration::from_secs(1)));
+        let [(at, RouteUpdate::Changed { to, .. }, Trigger::Length)] = route_events(&reports)[..] else {
+            panic!("SIM_SEED={seed}: {:?}", route_events(&reports))
+        };
+        assert!(at < Duration::from_millis(101_500), "SIM_SEED={seed}: {at:?}");
+        assert_eq!(to.routers, Some(routers + 1));
+    }
+}
+
+#[test]
+fn limited_routers_are_never_asked_faster_than_they_answer() {
+    for seed in seeds(20) {
+        let mut network = RouterNetwork::chain(8, 2 * MS);
+        for segment in &mut network.segments {
+            segment.routers[0].answers = Answers::Limited { per_second: 1.0, burst: 6.0 };
+        }
+        let tracer = Tracer::new(spec(seed, 16, ProbeLimits::default()), TraceWorld::start());
+        let mut world = TraceWorld::new(tracer, network, seed);
+        let reports = world.run(Duration::from_secs(600));
+        let unanswered =
+            reports.iter().filter(|(_, report)| matches!(report, TraceReport::Unanswered { .. }));
+        assert_eq!(unanswered.count(), 0, "SIM_SEED={seed}");
+        assert_eq!(route_events(&reports), [], "SIM_SEED={seed}");
+        let hops: Vec<_> = world.tracer.routes().map(|route| route.unwrap().hops.clone()).collect();
+        assert!(
+            hops.iter().flatten().all(|hop| matches!(hop, HopRouter::Single(_))),
+            "SIM_SEED={seed}: {hops:?}"
+        );
+    }
+}
+
+#[test]
+fn silent_hop_delays_the_trace_by_its_timeout_only() {
+    let mut network = RouterNetwork::chain(8, MS * 10 / 9);
+    network.segments[3].routers[0].answers = Answers::None;
+    let mut world = world(1, network);
+    let reports = world.run(Duration::from_secs(1));
+    let [trace] = traces(&reports)[..] else { panic!("one trace") };
+    let (rtt, found) = (trace.rtt.unwrap(), trace.duration);
+    assert!(found <= rtt + rtt.mul_f64(1.25) + Duration::from_millis(35), "{found:?}");
+    assert_eq!((trace.hops[3].answers.len(), trace.hops.len()), (0, 8));
+    let asked = world.sent().iter().filter(|packet| packet.ttl == 4);
+    assert_eq!(asked.count(), 1, "the retries come later");
+}
+
+#[test]
+fn dead_target_is_traced_in_less_than_a_second() {
+    for routers in [0, 4, 16] {
+        let mut network = RouterNetwork::chain(routers, MS);
+        network.is_reachable = false;
+        let mut world = world(1, network);
+        let reports = world.run(Duration::from_secs(1));
+        let [trace] = traces(&reports)[..] else { panic!("one trace") };
+        assert!(trace.duration < Duration::from_secs(1), "{:?}", trace.duration);
+        assert_eq!((trace.rtt, trace.routers, trace.hops.len()), (None, None, usize::from(routers)));
+        assert_eq!(world.sent().iter().filter(|packet| packet.ttl != DESTINATION).count(), 30);
+    }
+}
+
+/// Errors that quote other datagrams, with TTLs and routers that do not exist.
+#[test]
+fn forged_errors_are_counted_and_change_nothing() {
+    for seed in seeds(100) {
+        let mut random = Random::new(seed);
+        let mut world = world(seed, RouterNetwork::chain(4, MS));
+        let mut reports = world.run(Duration::from_secs(100));
+        let before: Vec<_> = world.tracer.routes().map(Option::<&Route>::cloned).collect();
+        world.tracer.trigger(None, Trigger::Request);
+        reports.extend(world.run(Duration::from_millis(1)));
+        let in_flight: Vec<u32> = world.sent().iter().rev().take(3).map(|packet| packet.sequence).collect();
+        for _ in 0..200 {
+            let length = usize::try_from(random.between(4, 140)).unwrap();
+            let mut quoted: Vec<u8> = (0..length).map(|_| random.draw().to_le_bytes()[0]).collect();
+            if random.chance(0.5) {
+                // The sequence number of a probe in flight, with another T1.
+                quoted[..4].copy_from_slice(&random.pick(&in_flight).to_be_bytes());
+                quoted.resize(length.max(12), 0);
+            }
+            let kind = random.pick(&[IcmpKind::TtlExceeded, IcmpKind::Unreachable, IcmpKind::TooBig]);
+            let router = [10, 66, 66, random.draw().to_le_bytes()[0]].into();
+            let arrival = Arrival {
+                at: TraceWorld::start() + Duration::from_secs(100),
+                by: TimestampSource::Kernel,
+                from: TraceWorld::responder_address(),
+                to: None,
+                flow: 0,
+                ttl: Some(60),
+                tos: None,
+                icmp: Some(IcmpError { router, kind, mtu: None }),
+            };
+            world.tracer.received(&quoted, &arrival);
+        }
+        reports.extend(world.run(Duration::from_secs(100)));
+        let unmatched = reports.iter().filter(|(_, report)| matches!(report, TraceReport::Unmatched));
+        assert_eq!(unmatched.count(), 200, "SIM_SEED={seed}");
+        assert_eq!(route_events(&reports), [], "SIM_SEED={seed}");
+        let after: Vec<_> = world.tracer.routes().map(Option::<&Route>::cloned).collect();
+        assert_eq!(after, before, "SIM_SEED={seed}");
+    }
+}
