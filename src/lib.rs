@@ -31,4 +31,5 @@ pub mod settings;
 pub mod stream;
 pub mod systemd;
 pub mod tls;
+pub mod trace;
 pub mod websocket;

@@ -116,7 +116,7 @@ fn configuration(name: &str, port: u16) -> String {
     let mut text = format!(
         "agent: {{name: {name}, grace: 1s}}\n\
          listen: {{http: \"{address}:{port}\", stamp: \"{address}:{port}\", agent: \"{address}:{next}\"}}\n\
-         probes:\n  - {{name: udp, interval: 10ms, flows: 4, source: {address}}}\n"
+         probes:\n  - {{name: udp, interval: 10ms, flows: 4, source: {address}}}\n  - {{name: route, kind: trace, follows: udp, interval: 2s}}\n"
     );
     // Each agent measures only its neighbour: paths between all agents would not fit on a screen.
     for protocol in ["tcp", "websocket", "http", "icmp"] {

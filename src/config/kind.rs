@@ -22,6 +22,9 @@ pub trait KindConfig {
     /// What the target lacks, and the remedy.
     fn check_target(&self, target: &Target) -> Result<(), String>;
 
+    /// The name of the probe whose flows it uses; `None`: it has flows of its own.
+    fn follows(&self) -> Option<&str>;
+
     /// Returns itself, to be downcast to the type of its kind.
     fn as_any(&self) -> &dyn Any;
 }

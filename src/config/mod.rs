@@ -20,6 +20,7 @@ mod reader;
 pub mod sample;
 mod schema;
 mod tls;
+pub mod trace;
 pub mod units;
 mod url;
 mod value_path;
@@ -310,6 +311,8 @@ pub struct Probe {
 pub enum Kind {
     /// Loss, RTT and jitter.
     Echo(Arc<echo::Echo>),
+    /// The routes of an echo probe's flows.
+    Trace(trace::Trace),
     /// Counts replies; in tests only.
     #[cfg(test)]
     Sample(sample::Sample),
@@ -321,6 +324,7 @@ impl Kind {
     pub fn as_kind_config(&self) -> &dyn KindConfig {
         match self {
             Self::Echo(echo) => &**echo,
+            Self::Trace(trace) => trace,
             #[cfg(test)]
             Self::Sample(sample) => sample,
         }

@@ -14,6 +14,7 @@ use super::file::Node;
 use super::hosts::DeclaredHosts;
 use super::kind::KindReader;
 use super::reader::{MappingReader, ValueReader};
+use super::trace;
 use super::values::{dscp, duration, is_name, label_name, name, source};
 use super::{FamilyChoice, Listen, Probe, Selection};
 
@@ -32,6 +33,8 @@ pub(super) struct ProbeContext<'a, 'r> {
     listen: Option<&'r Listen>,
     declared: &'r DeclaredHosts<'a>,
     names: BTreeSet<&'a str>,
+    /// The probes read so far, which later ones can follow.
+    probes: Vec<Probe>,
     paths: usize,
 }
 
@@ -41,27 +44,34 @@ impl<'a, 'r> ProbeContext<'a, 'r> {
         listen: Option<&'r Listen>,
         declared: &'r DeclaredHosts<'a>,
     ) -> Self {
-        Self { own_name, listen, declared, names: BTreeSet::new(), paths: 0 }
+        Self { own_name, listen, declared, names: BTreeSet::new(), probes: Vec::new(), paths: 0 }
     }
 }
 
-/// Returns the reader for the keys that are specific to the kind of the probe, as given by the key `kind`.
-fn reader(section: &mut MappingReader<'_, '_>) -> Option<Box<dyn KindReader>> {
+/// Returns the reader for the keys that are specific to the kind of the probe, as given by the key `kind`,
+/// and the probe that it follows, if it follows one.
+fn reader(
+    section: &mut MappingReader<'_, '_>,
+    probes: &[Probe],
+) -> Option<(Box<dyn KindReader>, Option<Probe>)> {
     #[derive(Clone, Copy)]
     enum Name {
         Echo,
+        Trace,
         #[cfg(test)]
         Sample,
     }
     const KINDS: &[(&str, Name)] = &[
         ("echo", Name::Echo),
+        ("trace", Name::Trace),
         #[cfg(test)]
         ("sample", Name::Sample),
     ];
     match section.key("kind", |value| value.one_of(KINDS)).or(Name::Echo)? {
-        Name::Echo => echo::reader(section),
+        Name::Echo => echo::reader(section).map(|reader| (reader, None)),
+        Name::Trace => trace::followed(section, probes).map(|(reader, probe)| (reader, Some(probe))),
         #[cfg(test)]
-        Name::Sample => Some(Box::new(super::sample::SampleReader)),
+        Name::Sample => Some((Box::new(super::sample::SampleReader), None)),
     }
 }
 
@@ -70,12 +80,16 @@ pub(super) fn probe<'a>(
     context: &mut ProbeContext<'a, '_>,
 ) -> Option<Probe> {
     let name = section.required("name", |value| unique_name(value, &mut context.names));
-    let Some(reader) = reader(section) else {
+    let Some((reader, followed)) = reader(section, &context.probes) else {
         return section.ignore_rest();
     };
     let interval = section
         .key("interval", |value| duration(value, &reader.interval_allowed()))
         .or(reader.interval_default());
+    if let Some(followed) = followed {
+        let kind = reader.read(section, context.listen);
+        return Some(Probe { name: name?.to_owned(), interval: interval?, kind: kind?, ..followed });
+    }
     let dscp = section.key("dscp", dscp).or(Dscp::DEFAULT);
     let source = section.key("source", source).optional();
     let family = section.key("family", |value| value.one_of(&FAMILIES)).or(FamilyChoice::Auto);
@@ -85,7 +99,7 @@ pub(super) fn probe<'a>(
     let selections = selections(section, &*reader, family, context);
 
     let (peers, targets) = selections?;
-    Some(Probe {
+    let probe = Probe {
         name: name?.to_owned(),
         peers,
         targets,
@@ -94,7 +108,9 @@ pub(super) fn probe<'a>(
         interval: interval?,
         dscp: dscp?,
         kind: kind?,
-    })
+    };
+    context.probes.push(probe.clone());
+    Some(probe)
 }
 
 const FAMILIES: [(&str, FamilyChoice); 4] = [

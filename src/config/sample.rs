@@ -32,6 +32,10 @@ impl KindConfig for Sample {
         Ok(())
     }
 
+    fn follows(&self) -> Option<&str> {
+        None
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::goodbye::{GoodbyeListener, GoodbyeReport};
 use pathmeter_proto::key::Keys;
+use pathmeter_proto::machine::Arrival;
 use pathmeter_proto::time::{Timestamp, WallTime, nanos};
 use pathmeter_proto::wire::Goodbye;
 
@@ -67,6 +68,8 @@ impl Recorder<GoodbyeListener> for GoodbyeRecorder {
         }
     }
 
+    fn stepping(&mut self, _: &mut GoodbyeListener, _: Timestamp) {}
+
     fn waiting(&mut self, _: &GoodbyeListener, _: Timestamp) {}
 
     fn received(&mut self) {}
@@ -85,7 +88,7 @@ impl Recorder<GoodbyeListener> for GoodbyeRecorder {
         true
     }
 
-    fn claims(&self, _: &GoodbyeListener, _: &[u8], _: u8) -> bool {
+    fn claims(&self, _: &GoodbyeListener, _: &[u8], _: &Arrival) -> bool {
         false
     }
 }

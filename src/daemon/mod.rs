@@ -203,7 +203,10 @@ impl Daemon {
             boot_id,
             ports,
             membership,
-            measuring: Measuring { fleet: Fleet::new(boot_id), loops: Loops { prober, streams } },
+            measuring: Measuring {
+                fleet: Fleet::new(boot_id),
+                loops: Loops { prober, streams, probe_budget: Arc::default() },
+            },
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
             supervision: Supervision::new(notifier, log),

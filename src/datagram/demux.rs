@@ -32,8 +32,23 @@ pub(super) enum Demux {
 pub(super) struct SessionIndex {
     protocol: DatagramProtocol,
     by_session: HashMap<(SocketAddr, u16), usize>,
-    /// In the order in which they were added, for replies that carry no session identifier.
-    by_source: HashMap<SocketAddr, Vec<usize>>,
+    /// For datagrams that carry no session identifier.
+    by_source: HashMap<SocketAddr, TasksOfSource>,
+}
+
+/// The tasks that measure one responder, in the order in which they were added.
+#[derive(Debug, Default)]
+struct TasksOfSource {
+    /// The first of them counts what no task claims.
+    measuring: Vec<usize>,
+    /// Those that follow another task's measurement.
+    following: Vec<usize>,
+}
+
+impl TasksOfSource {
+    fn all(&self) -> impl Iterator<Item = usize> + '_ {
+        self.measuring.iter().chain(&self.following).copied()
+    }
 }
 
 /// The result of demultiplexing a datagram.
@@ -96,9 +111,11 @@ impl SessionIndex {
         self.by_session.contains_key(&(to, ssid))
     }
 
-    pub(super) fn add(&mut self, task: usize, to: SocketAddr, ssids: &[u16]) {
+    /// Adds a task. `is_following`: see [`NewTask::is_following`](super::NewTask::is_following).
+    pub(super) fn add(&mut self, task: usize, to: SocketAddr, ssids: &[u16], is_following: bool) {
         self.by_session.extend(ssids.iter().map(|ssid| ((to, *ssid), task)));
-        self.by_source.entry(to).or_default().push(task);
+        let tasks = self.by_source.entry(to).or_default();
+        if is_following { &mut tasks.following } else { &mut tasks.measuring }.push(task);
     }
 
     pub(super) fn remove(&mut self, task: usize, to: SocketAddr, ssids: &[u16]) {
@@ -108,8 +125,9 @@ impl SessionIndex {
             }
         }
         if let Some(tasks) = self.by_source.get_mut(&to) {
-            tasks.retain(|known| *known != task);
-            if tasks.is_empty() {
+            tasks.measuring.retain(|known| *known != task);
+            tasks.following.retain(|known| *known != task);
+            if tasks.all().next().is_none() {
                 self.by_source.remove(&to);
             }
         }
@@ -124,13 +142,13 @@ impl SessionIndex {
                 by_session.copied().or_else(|| {
                     let tasks = self.by_source.get(&from)?;
                     // Unclaimed replies go to the first task, which counts them as mismatched.
-                    tasks.iter().copied().find(|task| claims(*task)).or_else(|| tasks.first().copied())
+                    tasks.all().find(|task| claims(*task)).or_else(|| tasks.all().next())
                 })
             }
             DatagramProtocol::Icmp => match (icmp::ssid(datagram), arrival.icmp) {
                 (Some(ssid), _) => self.by_session.get(&(from, ssid)).copied(),
                 // Routers may quote only the header: the first task of this destination counts the error.
-                (None, Some(_)) => self.by_source.get(&from)?.first().copied(),
+                (None, Some(_)) => self.by_source.get(&from)?.all().next(),
                 (None, None) => None,
             },
         }
@@ -179,8 +197,8 @@ mod tests {
     fn reply_without_a_session_goes_to_the_claiming_task_or_the_first() {
         let to: SocketAddr = "192.0.2.1:862".parse().unwrap();
         let mut sessions = SessionIndex::new(DatagramProtocol::Udp);
-        sessions.add(1, to, &[10, 11]);
-        sessions.add(2, to, &[12]);
+        sessions.add(1, to, &[10, 11], false);
+        sessions.add(2, to, &[12], true);
         let (from, elsewhere) = (arrival(to), arrival("192.0.2.2:862".parse().unwrap()));
         let with_ssid = |ssid: u16| {
             let mut reply = vec![0; 44];

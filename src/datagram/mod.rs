@@ -55,6 +55,9 @@ pub struct NewTask {
     pub build: Box<dyn FnOnce(Vec<u16>, Timestamp) -> Box<dyn Task> + Send>,
     /// A second task on the first flow's socket.
     pub companion: Option<Companion>,
+    /// Whether it only accompanies the measurement of another path on the same sockets. Datagrams that no
+    /// task claims are counted by a task that does not.
+    pub is_following: bool,
 }
 
 /// A task that shares the first socket of a path, and therefore its 5-tuple and route, with its own session.

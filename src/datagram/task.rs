@@ -15,6 +15,7 @@ use pathmeter_proto::wire::Goodbye;
 use std::sync::Arc;
 
 use crate::loops::PathEvent;
+use crate::paths::PathId;
 
 /// A unit of work that a loop runs. No method has a default, so that every kind of probe decides each of
 /// them.
@@ -48,8 +49,9 @@ pub trait Task: fmt::Debug + std::marker::Send {
     fn delays_stop(&self) -> bool;
     /// Whether the counters agree with the machine: sent = decided + in flight.
     fn is_balanced(&self, now: Timestamp) -> bool;
-    /// Whether a reply without a session identifier, received on `flow`, answers a request of this task.
-    fn claims(&self, reply: &[u8], flow: u8) -> bool;
+    /// Whether a datagram without a known session identifier answers a request of this task: a reply, or the
+    /// quotation of an ICMP error.
+    fn claims(&self, datagram: &[u8], arrival: &Arrival) -> bool;
 }
 
 /// The next action that a task requests from its loop.
@@ -72,6 +74,8 @@ pub enum Notice {
     PeerLeaving(Goodbye),
     /// An event of the task's path.
     Path(Box<dyn PathEvent>),
+    /// The task of another path has something to do. It does not leave the loop.
+    Wake(PathId),
 }
 
 /// The sources that responders answer, and the keys.
@@ -96,6 +100,8 @@ pub struct Traffic {
 pub trait Recorder<M: Machine>: fmt::Debug + std::marker::Send {
     /// Counts a report. Returns a notice if the daemon must be informed.
     fn record(&mut self, report: M::Report, traffic: &mut Traffic) -> Option<Notice>;
+    /// Called before the machine is stepped.
+    fn stepping(&mut self, machine: &mut M, now: Timestamp);
     /// Called when all reports are recorded and the machine waits.
     fn waiting(&mut self, machine: &M, now: Timestamp);
     /// Called before the machine receives a datagram.
@@ -109,7 +115,7 @@ pub trait Recorder<M: Machine>: fmt::Debug + std::marker::Send {
     /// See [`Task::is_balanced`].
     fn is_balanced(&self, machine: &M, now: Timestamp) -> bool;
     /// See [`Task::claims`].
-    fn claims(&self, machine: &M, reply: &[u8], flow: u8) -> bool;
+    fn claims(&self, machine: &M, datagram: &[u8], arrival: &Arrival) -> bool;
 }
 
 /// A machine and its recorder.
@@ -151,6 +157,7 @@ where
         arena: &mut Vec<u8>,
         traffic: &mut Traffic,
     ) -> TaskStep {
+        self.recorder.stepping(&mut self.machine, now.at);
         loop {
             match self.machine.step(now, drops, arena) {
                 Step::Send(send) => return TaskStep::Send(send),
@@ -192,7 +199,7 @@ where
         self.recorder.is_balanced(&self.machine, now)
     }
 
-    fn claims(&self, reply: &[u8], flow: u8) -> bool {
-        self.recorder.claims(&self.machine, reply, flow)
+    fn claims(&self, datagram: &[u8], arrival: &Arrival) -> bool {
+        self.recorder.claims(&self.machine, datagram, arrival)
     }
 }

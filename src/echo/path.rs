@@ -75,6 +75,7 @@ impl EchoPath {
                 series: Arc::clone(&path.series),
                 path_mtu: path.mtu_search(start),
                 reports,
+                followed: start.followed.clone(),
             };
             start.loops.prober.start(NewPath { id, task: echo.into_task(), peer_left_at });
         } else if let Some(protocol) = path.plan.stream_protocol(keys.as_deref(), start.settings) {
@@ -133,7 +134,8 @@ impl Path for EchoPath {
         }
         self.plan = plan.clone();
         self.path_mtu = self.plan.mtu_series(start, self.path_mtu.take());
-        let companion = self.mtu_search(start).map(|(spec, series)| mtu_search(spec, series));
+        let companion =
+            self.mtu_search(start).map(|(spec, series)| mtu_search(spec, series, start.followed.clone()));
         start.loops.prober.control(Control::SetCompanion(self.id, companion));
     }
 
@@ -155,8 +157,8 @@ impl Path for EchoPath {
         Arc::new(EchoMeasured { series: Arc::clone(&self.series), path_mtu: self.path_mtu.clone() })
     }
 
-    fn reply_interval_max(&self) -> Duration {
-        self.plan.lost_after() + 2 * self.plan.interval()
+    fn reply_interval_max(&self) -> Option<Duration> {
+        Some(self.plan.lost_after() + 2 * self.plan.interval())
     }
 
     fn as_any(&self) -> &dyn Any {

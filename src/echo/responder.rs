@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pathmeter_proto::echo::{ResponderReport, StampResponder};
+use pathmeter_proto::machine::Arrival;
 use pathmeter_proto::time::Timestamp;
 
 use crate::datagram::{Access, MachineTask, Notice, Recorder, Service, ServiceTasks, Socket, Traffic};
@@ -38,6 +39,8 @@ impl Recorder<StampResponder> for ResponderRecorder {
         None
     }
 
+    fn stepping(&mut self, _: &mut StampResponder, _: Timestamp) {}
+
     fn waiting(&mut self, _: &StampResponder, _: Timestamp) {}
 
     fn received(&mut self) {
@@ -60,7 +63,7 @@ impl Recorder<StampResponder> for ResponderRecorder {
         true
     }
 
-    fn claims(&self, _: &StampResponder, _: &[u8], _: u8) -> bool {
+    fn claims(&self, _: &StampResponder, _: &[u8], _: &Arrival) -> bool {
         false
     }
 }

@@ -5,9 +5,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use pathmeter_proto::echo::{EchoReport, EchoSpec, Prober, WireFormat};
-use pathmeter_proto::machine::Machine as _;
+use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::mtu::{self, MtuSearch};
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::trace::Trigger;
 
 use super::events::MtuChanged;
 use crate::datagram::{
@@ -15,6 +16,7 @@ use crate::datagram::{
 };
 use crate::metrics::echo::EchoSeries;
 use crate::metrics::path_mtu::PathMtuSeries;
+use crate::probe::Followed;
 
 /// An echo path over datagrams.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub struct DatagramEcho {
     pub path_mtu: Option<(mtu::MtuSpec, Arc<PathMtuSeries>)>,
     /// Receives a copy of every report; `None` if not needed.
     pub reports: Option<mpsc::Sender<EchoReport>>,
+    /// The path that follows this one; `None`: there is none.
+    pub followed: Option<Arc<Followed>>,
 }
 
 impl DatagramEcho {
@@ -38,7 +42,7 @@ impl DatagramEcho {
     /// If there are more than 255 flows; the configuration allows 16.
     #[must_use]
     pub fn into_task(self) -> NewTask {
-        let Self { mut spec, source, series, path_mtu, reports } = self;
+        let Self { mut spec, source, series, path_mtu, reports, followed } = self;
         let protocol = match spec.wire {
             WireFormat::Stamp { .. } => DatagramProtocol::Udp,
             WireFormat::Icmp => DatagramProtocol::Icmp,
@@ -54,10 +58,11 @@ impl DatagramEcho {
             flows: u8::try_from(spec.ssids.len()).expect("few flows"),
             interval: spec.interval,
             seed: spec.seed,
-            companion: path_mtu.map(|(spec, series)| mtu_search(spec, series)),
+            companion: path_mtu.map(|(spec, series)| mtu_search(spec, series, followed.clone())),
+            is_following: false,
             build: Box::new(move |ssids, at| {
                 spec.ssids = ssids;
-                let recorder = EchoRecorder { series, reports, since: at };
+                let recorder = EchoRecorder { series, reports, since: at, followed };
                 Box::new(MachineTask { machine: Prober::new(spec, at), recorder })
             }),
         }
@@ -65,12 +70,19 @@ impl DatagramEcho {
 }
 
 /// The MTU search of an echo path, as a companion of its prober.
-pub(super) fn mtu_search(mut spec: mtu::MtuSpec, series: Arc<PathMtuSeries>) -> Companion {
+pub(super) fn mtu_search(
+    mut spec: mtu::MtuSpec,
+    series: Arc<PathMtuSeries>,
+    followed: Option<Arc<Followed>>,
+) -> Companion {
     Companion {
         seed: spec.seed,
         build: Box::new(move |ssid, at| {
             spec.ssid = ssid;
-            Box::new(MachineTask { machine: MtuSearch::new(spec, at), recorder: MtuRecorder { series } })
+            Box::new(MachineTask {
+                machine: MtuSearch::new(spec, at),
+                recorder: MtuRecorder { series, followed },
+            })
         }),
     }
 }
@@ -81,6 +93,7 @@ struct EchoRecorder {
     reports: Option<mpsc::Sender<EchoReport>>,
     /// When this prober started. Another prober, on another thread, may have used the series before.
     since: Timestamp,
+    followed: Option<Arc<Followed>>,
 }
 
 /// Time after which an earlier prober of the same path has ended.
@@ -109,12 +122,15 @@ impl Recorder<Prober> for EchoRecorder {
             | EchoReport::LossyFlows(_) => {}
         }
         self.series.record(&report);
+        let wake = self.followed.as_ref().and_then(|followed| followed.record(&report));
         if let Some(reports) = &self.reports {
             // The receiver may be gone.
             let _ = reports.send(report);
         }
-        None
+        wake.map(Notice::Wake)
     }
+
+    fn stepping(&mut self, _: &mut Prober, _: Timestamp) {}
 
     fn waiting(&mut self, prober: &Prober, now: Timestamp) {
         self.series.set_draining(prober.is_draining(now));
@@ -138,27 +154,36 @@ impl Recorder<Prober> for EchoRecorder {
         self.series.sent.get().checked_sub(self.series.decided()) == Some(in_flight)
     }
 
-    fn claims(&self, prober: &Prober, reply: &[u8], flow: u8) -> bool {
-        prober.owns_reply(reply, flow)
+    fn claims(&self, prober: &Prober, datagram: &[u8], arrival: &Arrival) -> bool {
+        prober.owns_reply(datagram, arrival.flow)
     }
 }
 
 #[derive(Debug)]
 struct MtuRecorder {
     series: Arc<PathMtuSeries>,
+    followed: Option<Arc<Followed>>,
 }
 
 impl Recorder<MtuSearch> for MtuRecorder {
     fn record(&mut self, report: mtu::MtuReport, _: &mut Traffic) -> Option<Notice> {
         self.series.record(&report);
         match report {
-            mtu::MtuReport::Changed { from, to } => Some(Notice::Path(Box::new(MtuChanged { from, to }))),
+            mtu::MtuReport::Changed { from, to } => {
+                if let (Some(followed), Some(_)) = (&self.followed, from) {
+                    // The follower acts on it with its next probe.
+                    let _ = followed.trigger(Trigger::Mtu);
+                }
+                Some(Notice::Path(Box::new(MtuChanged { from, to })))
+            }
             mtu::MtuReport::Sent
             | mtu::MtuReport::Acknowledged
             | mtu::MtuReport::Lost
             | mtu::MtuReport::TooBig => None,
         }
     }
+
+    fn stepping(&mut self, _: &mut MtuSearch, _: Timestamp) {}
 
     fn waiting(&mut self, _: &MtuSearch, _: Timestamp) {}
 
@@ -177,7 +202,7 @@ impl Recorder<MtuSearch> for MtuRecorder {
         true
     }
 
-    fn claims(&self, search: &MtuSearch, reply: &[u8], _: u8) -> bool {
-        search.owns_reply(reply)
+    fn claims(&self, search: &MtuSearch, datagram: &[u8], _: &Arrival) -> bool {
+        search.owns_reply(datagram)
     }
 }

@@ -7,6 +7,7 @@ use crate::probe::ProbeKind;
 pub(super) fn kind(kind: &config::Kind) -> &dyn ProbeKind {
     match kind {
         config::Kind::Echo(echo) => echo,
+        config::Kind::Trace(trace) => trace,
         #[cfg(test)]
         config::Kind::Sample(sample) => sample,
     }

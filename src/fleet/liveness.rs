@@ -37,10 +37,11 @@ impl Fleet {
         let age = |at: u64| (at > 0).then(|| Duration::from_nanos(now.saturating_sub(at)));
         let mut evidence: BTreeMap<&str, Vec<LivenessEvidence>> = BTreeMap::new();
         for (key, running) in &self.running {
+            let Some(reply_interval_max) = running.path.reply_interval_max() else { continue };
             let measured = running.path.measured();
             evidence.entry(&key.peer).or_default().push(LivenessEvidence {
                 age: age(measured.last_reply()),
-                reply_interval_max: running.path.reply_interval_max(),
+                reply_interval_max,
                 is_draining: measured.is_draining(),
             });
         }

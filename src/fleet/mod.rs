@@ -19,7 +19,7 @@ pub use self::status::PathStatus;
 use crate::config::{FamilyChoice, Metrics, PATHS_MAX, Probe, SeriesLevel};
 use crate::metrics::{AnySeries, Blocks};
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Groups, Loops, Path, Plan, StartContext};
+use crate::probe::{Followed, Groups, Loops, Path, Plan, StartContext};
 
 /// A path that is running or could not be started.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ struct RunningPath {
     failure: Option<String>,
     /// Why the previous attempt to start the path failed.
     last_failure: Option<String>,
+    /// Whether it was started with a link to the path that it follows, or that follows it.
+    is_linked: bool,
 }
 
 /// All paths.
@@ -43,6 +45,8 @@ pub struct Fleet {
     unmeasured: Vec<(PathKey, String)>,
     /// Groups of paths, by kind of probe; empty unless metrics are exported by group.
     groups: BTreeMap<&'static str, Box<dyn Groups>>,
+    /// The links from followed paths to those that follow them, by the key of the followed path.
+    followed: BTreeMap<PathKey, Arc<Followed>>,
     /// The time of the last goodbye of each peer, for paths that are replaced while the peer is away.
     leaving: BTreeMap<String, Timestamp>,
     next_id: u64,
@@ -73,6 +77,7 @@ impl Fleet {
             keys: BTreeMap::new(),
             unmeasured: Vec::new(),
             groups: BTreeMap::new(),
+            followed: BTreeMap::new(),
             leaving: BTreeMap::new(),
             next_id: 1,
             seed,
@@ -92,8 +97,10 @@ impl Fleet {
                 running.path.stop(loops);
             }
         }
+        self.link_followers(inputs, &desired);
         for (key, plan) in desired {
             let id = PathId(self.next_id);
+            let followed = self.followed.get(&followed_key(inputs, &key)).cloned();
             let start = StartContext {
                 id,
                 key: &key,
@@ -101,9 +108,15 @@ impl Fleet {
                 loops,
                 peer_left_at: self.leaving.get(&*key.peer).copied(),
                 seed: self.seed_of(&key),
+                followed,
             };
+            let is_linked = start.followed.is_some();
             let (earlier, last_failure) = match self.running.remove(&key) {
-                Some(mut running) if running.failure.is_none() && plan.can_continue(running.path.plan()) => {
+                Some(mut running)
+                    if running.failure.is_none()
+                        && running.is_linked == is_linked
+                        && plan.can_continue(running.path.plan()) =>
+                {
                     running.path.adjust(plan, &StartContext { id: running.id, ..start });
                     self.running.insert(key, running);
                     continue;
@@ -118,11 +131,22 @@ impl Fleet {
             let path = plan.start(&start, earlier);
             self.next_id += 1;
             let sources = Vec::new();
-            let running = RunningPath { id, path, sources, disconnected: None, failure: None, last_failure };
+            let (disconnected, failure) = (None, None);
+            let running = RunningPath { id, path, sources, disconnected, failure, last_failure, is_linked };
             self.keys.insert(id, key.clone());
             self.running.insert(key, running);
         }
         self.arrange_groups(inputs);
+    }
+
+    /// Keeps one link for each desired path that follows another.
+    fn link_followers(&mut self, inputs: &PlanInputs<'_>, desired: &DesiredPaths) {
+        let keys = desired.keys().map(|key| (followed_key(inputs, key), key));
+        let wanted: BTreeSet<PathKey> = keys.filter(|(of, key)| of != *key).map(|(of, _)| of).collect();
+        self.followed.retain(|key, _| wanted.contains(key));
+        for key in wanted {
+            self.followed.entry(key).or_default();
+        }
     }
 
     /// Assigns the paths to groups, if metrics are exported by group.
@@ -359,6 +383,15 @@ impl Fleet {
             loops.peer_leaving(&ids, at);
         }
         ids.len()
+    }
+}
+
+/// The key of the path that a path follows; its own if it follows none.
+fn followed_key(inputs: &PlanInputs<'_>, key: &PathKey) -> PathKey {
+    let probe = inputs.settings.config.probes.iter().find(|probe| *probe.name == *key.probe);
+    match probe.and_then(|probe| probe.kind.as_kind_config().follows()) {
+        Some(followed) => PathKey { probe: followed.into(), ..key.clone() },
+        None => key.clone(),
     }
 }
 

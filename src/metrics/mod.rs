@@ -19,6 +19,7 @@ mod registry;
 pub mod sample;
 pub mod stream;
 pub mod text;
+pub mod trace;
 pub mod websocket;
 
 pub use block::{AnySeries, Blocks, Series};

@@ -3,18 +3,21 @@
 //! The daemon plans, starts, shows and stops paths without knowledge of what they measure. A kind implements
 //! these traits and is listed in `fleet::kinds`; `docs/how-to/add-a-kind.md` describes the steps.
 
+mod followed;
 mod remote;
 
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::trace::ProbeBudget;
 use serde_json::{Map, Value};
 
+pub use self::followed::Followed;
 pub use self::remote::{HttpResource, Remote};
 use crate::config::Probe;
 use crate::datagram;
@@ -68,6 +71,8 @@ pub struct StartContext<'a> {
     pub peer_left_at: Option<Timestamp>,
     /// The seed of phase, jitter and session numbers.
     pub seed: u64,
+    /// Connects a path with the one that it follows, or with the one that follows it; `None`: there is none.
+    pub followed: Option<Arc<Followed>>,
 }
 
 /// A running path.
@@ -87,8 +92,9 @@ pub trait Path: fmt::Debug + Send + Sync {
     /// The results of the path.
     fn measured(&self) -> Arc<dyn Measured>;
 
-    /// The maximum time between two replies on this path if the peer is up.
-    fn reply_interval_max(&self) -> Duration;
+    /// The maximum time between two replies on this path if the peer is up; `None`: the path does not show
+    /// whether it is.
+    fn reply_interval_max(&self) -> Option<Duration>;
 
     /// Returns itself, to be downcast to the type of its kind.
     fn as_any(&self) -> &dyn Any;
@@ -146,6 +152,8 @@ pub struct Loops {
     pub prober: datagram::DatagramHandle,
     /// Measures over connections.
     pub streams: stream::StreamHandle,
+    /// The limits of all probes whose TTL ends at a router.
+    pub probe_budget: Arc<Mutex<ProbeBudget>>,
 }
 
 impl Loops {

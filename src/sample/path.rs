@@ -51,6 +51,7 @@ impl Plan for SamplePlan {
             interval,
             seed: start.seed,
             companion: None,
+            is_following: false,
             build: Box::new(move |ssids, at| {
                 let size = usize::try_from(size).unwrap();
                 let machine = SampleMachine::new(to, ssids[0], interval, size, at);
@@ -92,8 +93,8 @@ impl Path for SamplePath {
         Arc::new(SampleMeasured { series: Arc::clone(&self.series) })
     }
 
-    fn reply_interval_max(&self) -> Duration {
-        Duration::from_secs(1)
+    fn reply_interval_max(&self) -> Option<Duration> {
+        Some(Duration::from_secs(1))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pathmeter_proto::machine::Machine as _;
+use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::Timestamp;
 use serde::Serialize;
 
@@ -31,6 +31,8 @@ impl Recorder<SampleMachine> for SampleRecorder {
         None
     }
 
+    fn stepping(&mut self, _: &mut SampleMachine, _: Timestamp) {}
+
     fn waiting(&mut self, _: &SampleMachine, _: Timestamp) {}
 
     fn received(&mut self) {}
@@ -48,7 +50,7 @@ impl Recorder<SampleMachine> for SampleRecorder {
         self.series.sent.get() - decided == machine.in_flight() as u64
     }
 
-    fn claims(&self, _: &SampleMachine, _: &[u8], _: u8) -> bool {
+    fn claims(&self, _: &SampleMachine, _: &[u8], _: &Arrival) -> bool {
         false
     }
 }

@@ -65,7 +65,8 @@ impl Agent {
         let (sender, events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
         let prober =
             datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone()).unwrap();
-        let loops = Loops { prober, streams: stream::spawn(sender).unwrap() };
+        let streams = stream::spawn(sender).unwrap();
+        let loops = Loops { prober, streams, probe_budget: Arc::default() };
         Self { fleet: Fleet::new(7), loops, events, log: EventLog::default(), finished: 0 }
     }
 

@@ -217,7 +217,8 @@ const LAYERS: [Layers; 2] = [
             &["dscp", "key", "prefix", "time"],
             &["admission", "machine", "schedule", "stats", "wire"],
             &["echo", "goodbye", "selection"],
-            &["mtu", "sim"],
+            &["mtu", "trace"],
+            &["sim"],
         ],
     },
     Layers {
@@ -238,7 +239,7 @@ const LAYERS: [Layers; 2] = [
             &["datagram", "http"],
             &["identity_poller", "settings", "stream", "websocket"],
             &["discovery", "probe"],
-            &["echo", "roster"],
+            &["echo", "roster", "trace"],
             &["fleet"],
             &["api"],
             &["daemon"],

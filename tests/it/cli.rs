@@ -224,8 +224,13 @@ fn demo_needs_no_configuration_and_ends_with_a_table() {
     assert_eq!(output.code, Some(0), "{output}");
     let rows: Vec<Vec<&str>> =
         output.stdout.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
-    let [head, rows @ ..] = &rows[..] else { panic!("{output}") };
+    let is_head = |row: &&Vec<&str>| row[0] == "from";
+    let second = rows.iter().rposition(|row| is_head(&row)).expect("two tables");
+    let ([head, rows @ ..], [trace_head, traces @ ..]) = rows.split_at(second) else { panic!("{output}") };
     assert_eq!(head[..6], ["from", "to", "probe", "sent", "lost", "fwd"], "{output}");
+    assert_eq!(trace_head[..], ["from", "to", "probe", "routers", "route"], "{output}");
+    assert_eq!(traces.len(), 6, "{output}");
+    assert!(traces.iter().all(|row| row[2..] == ["route", "0", "direct"]), "{output}");
     let pairs = |probe: &str| -> Vec<(&str, &str)> {
         let mut pairs: Vec<_> =
             rows.iter().filter(|row| row[2] == probe).map(|row| (row[0], row[1])).collect();

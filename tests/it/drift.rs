@@ -8,6 +8,7 @@ use pathmeter::metrics::Series as _;
 use pathmeter::metrics::echo::EchoSeries;
 use pathmeter::metrics::path_mtu::PathMtuSeries;
 use pathmeter::metrics::stream::StreamSeries;
+use pathmeter::metrics::trace::TraceSeries;
 
 use crate::fixture::{Agent, Host, MetricsPage, run, skipped};
 
@@ -19,7 +20,8 @@ fn full_page() -> MetricsPage {
         "peers: [{{name: b, address: {b}}}]\n\
          targets: [{{name: silent, address: {b}, port: 9}}]\n\
          probes: [{{name: fast, interval: 20ms, peers: all, targets: all, path_mtu: {{interval: 1s}}, late_after: 100ms, \
-         lost_after: 100ms}}, {{name: chat, protocol: tcp, interval: 20ms, connect_interval: 1s}}]"
+         lost_after: 100ms}}, {{name: chat, protocol: tcp, interval: 20ms, connect_interval: 1s}}, \
+         {{name: routes, kind: trace, follows: fast, interval: 2s}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     agent.page_when("answers and losses", |page| {
@@ -28,6 +30,7 @@ fn full_page() -> MetricsPage {
             && page.has("pathmeter_peers", &[])
             && page.has("pathmeter_path_mtu_bytes", &[r#"peer="b""#])
             && page.count("pathmeter_echo_connect_duration_seconds_count", &[]) >= 1
+            && page.count("pathmeter_trace_traces_total", &[r#"peer="b""#]) >= 1
     })
 }
 
@@ -56,6 +59,10 @@ fn series_per_path_match_the_limit_constants() {
     let of_mtu = page
         .count_series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
     assert_eq!(of_mtu, PathMtuSeries::LINES, "src/metrics/path_mtu.rs\n{}", page.text());
+    // A path whose route has changed has one more.
+    let of_trace =
+        page.count_series(|series| series.starts_with("pathmeter_trace_") && series.contains("peer=\"b\""));
+    assert_eq!(of_trace + 1, TraceSeries::LINES, "src/metrics/trace.rs\n{}", page.text());
 }
 
 /// The metric families of a page without a row in docs/reference/metrics.md.

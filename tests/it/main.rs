@@ -27,4 +27,5 @@ mod streams;
 mod supervised;
 #[cfg(feature = "tls")]
 mod tls;
+mod trace;
 mod websocket;

@@ -176,7 +176,7 @@ const MAPPINGS: &[Mapping] = &[
         fields: &[("src/config/mod.rs", "Probe"), ("src/config/echo/mod.rs", "Echo")],
         example: &["probes:", "- name: gateway"],
         elsewhere: &[
-            ("kind", "What is measured. `echo`: loss, RTT and jitter."),
+            ("kind", "What is measured. `echo`: loss, RTT and jitter. `trace`: the routes of an echo probe."),
             ("protocol", "What carries the probe. The sections below have the keys of each protocol."),
             (
                 "lost_after",
@@ -256,6 +256,13 @@ const MAPPINGS: &[Mapping] = &[
             ("expect_status", "Statuses that are expected. Default: 200 to 299."),
             ("expect_body", "Text that is expected in the body. Default: any body."),
         ],
+    },
+    Mapping {
+        title: "A probe with `kind: trace`",
+        file: "probes: [{name: b}, {name: a, kind: trace, follows: b, KEYS}]",
+        fields: &[("src/config/trace.rs", "Trace")],
+        example: &["- name: routes"],
+        elsewhere: &[],
     },
     Mapping {
         title: "`metrics`",

@@ -166,6 +166,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
     let loops = Loops {
         prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone())?,
         streams: stream::spawn(sender)?,
+        probe_budget: Arc::default(),
     };
     let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };
@@ -176,6 +177,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
         loops: &loops,
         peer_left_at: None,
         seed: seed()?,
+        followed: None,
     };
     let path = EchoPath::start(plan, &start, None, Some(FiniteRun { count: arguments.count, reports: tap }));
     let run = Measurement { arguments, address, reports, loops, path, grace: echo.lost_after };

@@ -59,6 +59,10 @@ impl KindConfig for Echo {
         self.transport.check_target(target)
     }
 
+    fn follows(&self) -> Option<&str> {
+        None
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

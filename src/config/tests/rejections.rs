@@ -338,9 +338,31 @@ fn probe_that_cannot_run_is_rejected() {
     check(&[
         ("probes: [{}]", &["line 1, column 10: probes[0].name: missing; this key is required"]),
         (
-            "probes: [{name: p, kind: trace, hops: 3}]",
+            "probes: [{name: p, kind: speed, hops: 3}]",
             // `sample` is a kind for tests.
-            &["line 1, column 26: probes[0].kind: `trace` is not supported; allowed: echo, sample"],
+            &["line 1, column 26: probes[0].kind: `speed` is not supported; allowed: echo, trace, sample"],
+        ),
+        (
+            "probes: [{name: p, kind: trace}]",
+            &["line 1, column 10: probes[0].follows: missing; this key is required"],
+        ),
+        (
+            "probes: [{name: p, kind: trace, follows: q}, {name: q}]",
+            &["line 1, column 42: probes[0].follows: no probe before this one is named q; \
+               name an echo probe over udp, and list it first"],
+        ),
+        (
+            "probes: [{name: q, protocol: icmp}, {name: p, kind: trace, follows: q}]",
+            &["line 1, column 69: probes[1].follows: q sends no UDP datagrams of its own; \
+               name an echo probe over udp"],
+        ),
+        (
+            "probes: [{name: q}, {name: p, kind: trace, follows: q, interval: 1s, hops_max: 65, dscp: ef}]",
+            &[
+                "line 1, column 66: probes[1].interval: 1s is out of range; write 2s to 1h",
+                "line 1, column 80: probes[1].hops_max: 65 is out of range; write a whole number from 1 to 64",
+                "line 1, column 84: probes[1].dscp: unknown key; allowed: name, kind, follows, interval, hops_max",
+            ],
         ),
         (
             "probes: [{name: p, protocol: sctp, size: 1B}]",

@@ -98,13 +98,20 @@ impl DatagramLoop {
                         if !self.groups[group].sockets[socket].is_own(found.bytes) {
                             continue;
                         }
+                        let (at, by) = match found.metadata.timestamp {
+                            Some(timestamp) => (
+                                self.clock.monotonic_of(timestamp, self.drained, now.max(Clock::now())),
+                                TimestampSource::Kernel,
+                            ),
+                            None => (now, TimestampSource::User),
+                        };
                         let arrival = Arrival {
-                            at: now,
-                            by: TimestampSource::User,
+                            at,
+                            by,
                             from: to,
                             to: None,
                             flow,
-                            ttl: None,
+                            ttl: found.metadata.ttl,
                             tos: None,
                             icmp: Some(icmp),
                         };
@@ -185,7 +192,7 @@ impl DatagramLoop {
     fn deliver(&mut self, group: usize, datagram: &[u8], arrival: &Arrival) {
         let claims = |index: usize| {
             let slot = self.slots.get(index).and_then(Option::as_ref);
-            slot.is_some_and(|slot| slot.task.claims(datagram, arrival.flow))
+            slot.is_some_and(|slot| slot.task.claims(datagram, arrival))
         };
         match self.groups[group].demux.owner(datagram, arrival, claims) {
             Owner::Task(index) => {

@@ -34,9 +34,17 @@ pub(super) struct TaskEntry {
     pub(super) generation: u32,
     /// The valid timer; other timers of this slot are stale.
     timer: Timestamp,
-    /// The responder and the session identifiers.
-    sessions: Option<(SocketAddr, Vec<u16>)>,
+    sessions: Option<TaskSessions>,
     pub(super) interval: Duration,
+}
+
+/// The sessions of a task.
+pub(super) struct TaskSessions {
+    /// The responder.
+    to: SocketAddr,
+    ssids: Vec<u16>,
+    /// See [`NewTask::is_following`].
+    is_following: bool,
 }
 
 /// The slots of a path.
@@ -53,7 +61,7 @@ impl DatagramLoop {
         task: Box<dyn Task>,
         path: Option<PathId>,
         group: usize,
-        sessions: Option<(SocketAddr, Vec<u16>)>,
+        sessions: Option<TaskSessions>,
         interval: Duration,
     ) -> usize {
         self.last_generation = self.last_generation.wrapping_add(1);
@@ -61,10 +69,10 @@ impl DatagramLoop {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        if let Some((to, ssids)) = &sessions
+        if let Some(TaskSessions { to, ssids, is_following }) = &sessions
             && let Some(current) = self.groups[group].demux.sessions_mut()
         {
-            current.add(index, *to, ssids);
+            current.add(index, *to, ssids, *is_following);
         }
         let (generation, timer) = (self.last_generation, Timestamp::NEVER);
         self.slots[index] = Some(TaskEntry { task, path, group, generation, timer, sessions, interval });
@@ -73,7 +81,7 @@ impl DatagramLoop {
 
     pub(super) fn start(&mut self, path: NewPath<NewTask>) -> Result<(), SocketError> {
         let NewPath { id, task, peer_left_at } = path;
-        let NewTask { protocol, to, source, flows, interval, seed, build, companion } = task;
+        let NewTask { protocol, to, source, flows, interval, seed, build, companion, is_following } = task;
         let key = SocketGroupKey { source, protocol, is_v4: to.is_ipv4() };
         let group = self.group(key, flows)?;
         let ssids = self.session_ids(to, flows.into(), seed);
@@ -83,7 +91,8 @@ impl DatagramLoop {
         if let Some(at) = peer_left_at {
             task.peer_leaving(at);
         }
-        let main = self.insert(task, Some(id), group, Some((to, ssids)), interval);
+        let sessions = TaskSessions { to, ssids, is_following };
+        let main = self.insert(task, Some(id), group, Some(sessions), interval);
         self.paths.insert(id, PathTasks { main, companion: None });
         self.emit(LoopEvent::Started { id, sources });
         self.step(main);
@@ -100,11 +109,12 @@ impl DatagramLoop {
         let (Some(Companion { seed, build }), Some(Some(slot))) = (companion, self.slots.get(main)) else {
             return;
         };
-        let (group, Some((to, _))) = (slot.group, &slot.sessions) else { return };
+        let (group, Some(TaskSessions { to, .. })) = (slot.group, &slot.sessions) else { return };
         let to = *to;
         let ssids = self.session_ids(to, 1, seed);
         let task = build(ssids[0], Clock::now());
-        let index = self.insert(task, Some(id), group, Some((to, ssids)), Duration::MAX);
+        let sessions = TaskSessions { to, ssids, is_following: true };
+        let index = self.insert(task, Some(id), group, Some(sessions), Duration::MAX);
         if let Some(tasks) = self.paths.get_mut(&id) {
             tasks.companion = Some(index);
         }
@@ -151,6 +161,7 @@ impl DatagramLoop {
                     return;
                 }
                 TaskStep::Notify(Notice::PeerLeaving(goodbye)) => self.emit(LoopEvent::PeerLeaving(goodbye)),
+                TaskStep::Notify(Notice::Wake(id)) => self.wake(id),
                 TaskStep::Notify(Notice::Path(event)) => {
                     if let Some(id) = slot.path {
                         self.emit(LoopEvent::OfPath { id, event });
@@ -164,13 +175,22 @@ impl DatagramLoop {
         }
     }
 
+    /// Steps the task of a path in this turn or the next.
+    fn wake(&mut self, id: PathId) {
+        let Some(PathTasks { main, .. }) = self.paths.get(&id).copied() else { return };
+        if let Some(Some(slot)) = self.slots.get_mut(main) {
+            slot.timer = self.wakeups.last_wakeup;
+            self.timers.push(Reverse((slot.timer, main)));
+        }
+    }
+
     /// Frees a slot. When the main task of a path ends, its companion and the path end too.
     pub(super) fn release(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else { return };
         if !slot.task.is_balanced(Clock::now()) {
             self.series.accounting_errors.inc();
         }
-        if let Some((to, ssids)) = &slot.sessions
+        if let Some(TaskSessions { to, ssids, .. }) = &slot.sessions
             && let Some(current) = self.groups[slot.group].demux.sessions_mut()
         {
             current.remove(index, *to, ssids);

@@ -35,7 +35,14 @@ fn loop_with_paths(to: SocketAddr, series: &Arc<EchoSeries>) -> DatagramLoop {
             seed: n.into(),
         };
         let source = SourceChoice { address: Ipv4Addr::LOCALHOST.into(), port: 0, dont_fragment: false };
-        let echo = DatagramEcho { spec, source, series: Arc::clone(series), path_mtu: None, reports: None };
+        let echo = DatagramEcho {
+            spec,
+            source,
+            series: Arc::clone(series),
+            path_mtu: None,
+            reports: None,
+            followed: None,
+        };
         let task = echo.into_task();
         datagram_loop.start(NewPath { id: PathId(n.into()), task, peer_left_at: None }).unwrap();
     }

@@ -14,6 +14,7 @@ mod mesh;
 mod path_mtu;
 mod streams;
 mod testbed;
+mod trace;
 mod watched;
 mod websocket;
 
@@ -172,6 +173,9 @@ fn lab_trials() -> Vec<Trial> {
         trial("two_labs_at_once", lab_guarantees::two_labs_at_once),
         trial("unprivileged", lab_guarantees::unprivileged),
         trial("nothing_outlives_a_crash", lab_guarantees::nothing_outlives_a_crash),
+        trial("trace_chain", trace::chain),
+        trial("trace_change", trace::change),
+        trial("trace_limited", trace::limited),
         trial("websocket_admission", websocket::admission),
     ]
 }

@@ -1,0 +1,110 @@
+//! Events of traced paths.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use pathmeter_proto::trace::{Route, RouteUpdate, Trigger};
+use serde::Serialize;
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::json::route_json;
+use crate::event_log::{EventLog, EventType};
+use crate::loops::PathEvent;
+use crate::paths::PathKey;
+
+/// The route of a flow has changed, or is balanced.
+#[derive(Debug)]
+pub(super) struct RouteUpdated {
+    pub(super) flow: u8,
+    pub(super) update: RouteUpdate,
+    pub(super) trigger: Trigger,
+}
+
+/// A flow takes another route, which it has not taken before.
+#[derive(Serialize)]
+struct RouteChanged<'a>(RouteFields<'a>);
+
+/// A flow takes a route again that it has taken before.
+#[derive(Serialize)]
+struct RouteRestored<'a>(RouteFields<'a>);
+
+#[derive(Serialize)]
+struct RouteFields<'a> {
+    probe: &'a str,
+    peer: &'a str,
+    family: &'static str,
+    flow: u8,
+    trigger: &'static str,
+    from: Value,
+    to: Value,
+}
+
+/// Packets of a flow alternate between routers.
+#[derive(Serialize)]
+struct RouteLoadBalanced<'a> {
+    probe: &'a str,
+    peer: &'a str,
+    family: &'static str,
+    flow: u8,
+    ttl: u8,
+    routers: &'a BTreeSet<IpAddr>,
+}
+
+impl EventType for RouteChanged<'_> {
+    const NAME: &'static str = "route_changed";
+}
+
+impl EventType for RouteRestored<'_> {
+    const NAME: &'static str = "route_restored";
+}
+
+impl EventType for RouteLoadBalanced<'_> {
+    const NAME: &'static str = "route_load_balanced";
+}
+
+impl PathEvent for RouteUpdated {
+    fn report(&self, path: &PathKey, log: &EventLog) {
+        let PathKey { probe, peer, family } = path;
+        let (flow, trigger) = (self.flow, trigger_name(self.trigger));
+        let fields = |from: &Route, to: &Route| RouteFields {
+            probe,
+            peer,
+            family,
+            flow,
+            trigger,
+            from: route_json(from),
+            to: route_json(to),
+        };
+        match &self.update {
+            RouteUpdate::Changed { from, to } => {
+                warn!(%probe, %peer, family, flow, trigger, from = %from.id, to = %to.id, "route changed");
+                log.add(&RouteChanged(fields(from, to)));
+            }
+            RouteUpdate::Restored { from, to } => {
+                info!(%probe, %peer, family, flow, trigger, from = %from.id, to = %to.id, "route restored");
+                log.add(&RouteRestored(fields(from, to)));
+            }
+            RouteUpdate::LoadBalanced { ttl, routers } => {
+                info!(%probe, %peer, family, flow, ttl, routers = routers.len(), "route is load-balanced");
+                log.add(&RouteLoadBalanced { probe, peer, family, flow, ttl: *ttl, routers });
+            }
+        }
+    }
+}
+
+/// The trigger as events show it.
+fn trigger_name(trigger: Trigger) -> &'static str {
+    match trigger {
+        Trigger::Start => "start",
+        Trigger::Interval => "interval",
+        Trigger::Length => "length",
+        Trigger::Router => "router",
+        Trigger::Loss => "loss",
+        Trigger::Rtt => "rtt",
+        Trigger::Mtu => "mtu",
+        Trigger::LocalRoute => "local_route",
+        Trigger::Peer => "peer",
+        Trigger::Request => "request",
+    }
+}

@@ -1,0 +1,54 @@
+//! Routes and traces as JSON, for the API and for events.
+
+use pathmeter_proto::trace::{Hop, HopRouter, HopState, Route};
+use serde_json::{Value, json};
+
+use crate::metrics::trace::TracedFlow;
+
+/// The latest trace and the route of a flow.
+pub(super) fn flow_json(flow: &TracedFlow) -> Value {
+    let trace = flow.trace.as_ref().map(|trace| {
+        json!({
+            "reached": trace.rtt.is_some(),
+            "routers": trace.routers,
+            "duration_seconds": trace.duration.as_secs_f64(),
+            "rtt_seconds": trace.rtt.map(|rtt| rtt.as_secs_f64()),
+            "first_lossy_hop": trace.first_lossy_hop,
+            "hops": trace.hops.iter().map(hop_json).collect::<Vec<Value>>(),
+        })
+    });
+    json!({"route": flow.route.as_ref().map(route_json), "trace": trace})
+}
+
+/// A route as the API shows it.
+pub(super) fn route_json(route: &Route) -> Value {
+    let hops = route.hops.iter().map(|hop| match hop {
+        HopRouter::Unknown => Value::Null,
+        HopRouter::Single(address) => json!(address.to_string()),
+        HopRouter::Balanced(routers) => {
+            json!(routers.iter().map(ToString::to_string).collect::<Vec<String>>())
+        }
+    });
+    json!({"id": route.id.to_string(), "routers": route.routers, "hops": hops.collect::<Vec<Value>>()})
+}
+
+fn hop_json(hop: &Hop) -> Value {
+    let state = match hop.state {
+        HopState::Answered => "answered",
+        HopState::Unanswered => "unanswered",
+        HopState::Silent => "silent",
+        HopState::RateLimited => "rate_limited",
+        HopState::Balanced => "balanced",
+        HopState::Inherited => "inherited",
+        HopState::Lossy => "lossy",
+    };
+    let responder = hop.responder.map(|responder| {
+        json!({
+            "address": responder.address.to_string(),
+            "rtt_seconds": {
+                "min": responder.rtt_min.as_secs_f64(), "last": responder.rtt_last.as_secs_f64(),
+            },
+        })
+    });
+    json!({"ttl": hop.ttl, "state": state, "sent": hop.sent, "answered": hop.answers.len(), "responder": responder})
+}

@@ -1,0 +1,183 @@
+//! The plan of a traced path, and a running one.
+
+use std::any::Any;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::trace::TraceSpec;
+use serde_json::{Map, Value};
+
+use super::json::flow_json;
+use super::task::trace_task;
+use crate::config::Probe;
+use crate::config::trace::Trace;
+use crate::datagram::SourceChoice;
+use crate::keys::KeyChoice;
+use crate::loops::NewPath;
+use crate::metrics::AnySeries;
+use crate::metrics::trace::TraceSeries;
+use crate::paths::{PathId, PathKey};
+use crate::probe::{Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
+use crate::settings::Settings;
+
+/// The plan of a traced path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TracePlan {
+    to: SocketAddr,
+    interval: Duration,
+    dscp: Dscp,
+    source: SourceChoice,
+    flows: u8,
+    hops_max: u8,
+    keys: KeyChoice,
+}
+
+impl TracePlan {
+    /// The plan of a path of `probe` to an address of `remote`.
+    pub(super) fn new(
+        probe: &Probe,
+        trace: &Trace,
+        remote: &Remote<'_>,
+        address: IpAddr,
+        settings: &Settings,
+    ) -> Self {
+        let (port, keys) = match remote {
+            Remote::Peer(peer) => (peer.stamp_port, settings.keys.mesh_choice()),
+            Remote::Target(target) => (target.port, settings.keys.target_choice(&target.name)),
+        };
+        let any: IpAddr = match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self {
+            to: SocketAddr::new(address, port),
+            interval: probe.interval,
+            dscp: probe.dscp,
+            source: SourceChoice {
+                address: probe.source.unwrap_or(any),
+                port: trace.flows.source_port.unwrap_or(0),
+                dont_fragment: trace.flows.dont_fragment,
+            },
+            flows: trace.flows.flows,
+            hops_max: trace.hops_max,
+            keys,
+        }
+    }
+}
+
+impl Plan for TracePlan {
+    fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    fn can_continue(&self, other: &dyn Plan) -> bool {
+        other.as_any().downcast_ref::<Self>() == Some(self)
+    }
+
+    fn start(self: Box<Self>, start: &StartContext<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
+        let PathKey { probe, peer, family } = start.key;
+        let earlier = earlier.and_then(|path| path.into_any().downcast::<TracePath>().ok());
+        let series =
+            earlier.map_or_else(|| Arc::new(TraceSeries::new(probe, peer, family)), |path| path.series);
+        let plan = *self;
+        let spec = TraceSpec {
+            to: plan.to,
+            ssids: vec![0; usize::from(plan.flows)],
+            interval: plan.interval,
+            hops_max: plan.hops_max,
+            dscp: plan.dscp,
+            keys: start.settings.keys.get(plan.keys, peer),
+            tx_timestamps: true,
+            budget: Arc::clone(&start.loops.probe_budget),
+            seed: start.seed,
+        };
+        if let Some(followed) = &start.followed {
+            followed.set_follower(start.id);
+        }
+        let task = trace_task(spec, plan.source, Arc::clone(&series), start.followed.clone());
+        start.loops.prober.start(NewPath { id: start.id, task, peer_left_at: start.peer_left_at });
+        Box::new(TracePath { id: start.id, plan, series })
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+#[derive(Debug)]
+struct TracePath {
+    id: PathId,
+    plan: TracePlan,
+    series: Arc<TraceSeries>,
+}
+
+impl Path for TracePath {
+    fn plan(&self) -> &dyn Plan {
+        &self.plan
+    }
+
+    fn adjust(&mut self, _: Box<dyn Plan>, _: &StartContext<'_>) {}
+
+    fn stop(&self, loops: &Loops) {
+        loops.prober.remove(self.id);
+    }
+
+    fn series(&self) -> Vec<Arc<dyn AnySeries>> {
+        vec![Arc::clone(&self.series) as _]
+    }
+
+    fn measured(&self) -> Arc<dyn Measured> {
+        Arc::clone(&self.series) as _
+    }
+
+    /// The echoes that it follows show earlier whether the peer is up, and whether it is leaving.
+    fn reply_interval_max(&self) -> Option<Duration> {
+        None
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+impl Measured for TraceSeries {
+    fn last_reply(&self) -> u64 {
+        Self::last_reply(self)
+    }
+
+    fn is_draining(&self) -> bool {
+        false
+    }
+
+    fn local_failure(&self) -> Option<String> {
+        None
+    }
+
+    fn json(&self) -> Map<String, Value> {
+        let flows: Vec<Value> = self.flows().iter().map(flow_json).collect();
+        [("flows".to_owned(), flows.into())].into_iter().collect()
+    }
+
+    fn row(&self) -> TableRow {
+        let flows = self.flows();
+        let Some(trace) = flows.first().and_then(|flow| flow.trace.as_ref()) else {
+            return TableRow { head: TABLE_HEAD, cells: "      -".to_owned() };
+        };
+        let routers = trace.routers.map_or_else(|| "-".to_owned(), |routers| routers.to_string());
+        let hops = trace.hops.iter().map(|hop| {
+            hop.answers.first().map_or_else(|| "*".to_owned(), |(address, _)| address.to_string())
+        });
+        let hops: Vec<String> = hops.collect();
+        let route = if hops.is_empty() { "direct".to_owned() } else { hops.join(" ") };
+        TableRow { head: TABLE_HEAD, cells: format!("{routers:>7}  {route}") }
+    }
+}
+
+/// The table head of the row of a traced path.
+const TABLE_HEAD: &str = "routers  route";

@@ -1,0 +1,109 @@
+//! The task of a traced path on a datagram loop.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pathmeter_proto::machine::{Arrival, Machine as _};
+use pathmeter_proto::time::{Timestamp, nanos};
+use pathmeter_proto::trace::{TraceReport, TraceSpec, Tracer};
+
+use super::events::RouteUpdated;
+use crate::datagram::{
+    Access, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, SourceChoice, Traffic,
+};
+use crate::metrics::trace::TraceSeries;
+use crate::probe::Followed;
+
+/// A task that traces the flows of `source`. Only the number of session identifiers in `spec` matters: the
+/// loop chooses their values.
+pub(super) fn trace_task(
+    mut spec: TraceSpec,
+    source: SourceChoice,
+    series: Arc<TraceSeries>,
+    followed: Option<Arc<Followed>>,
+) -> NewTask {
+    NewTask {
+        protocol: DatagramProtocol::Udp,
+        to: spec.to,
+        source,
+        flows: u8::try_from(spec.ssids.len()).expect("few flows"),
+        interval: spec.interval,
+        seed: spec.seed,
+        companion: None,
+        is_following: true,
+        build: Box::new(move |ssids, at| {
+            spec.ssids = ssids;
+            let recorder = TraceRecorder { series, followed, has_new_route: false };
+            Box::new(MachineTask { machine: Tracer::new(spec, at), recorder })
+        }),
+    }
+}
+
+#[derive(Debug)]
+struct TraceRecorder {
+    series: Arc<TraceSeries>,
+    followed: Option<Arc<Followed>>,
+    /// Whether a route may have become known since the routes were published.
+    has_new_route: bool,
+}
+
+impl Recorder<Tracer> for TraceRecorder {
+    fn record(&mut self, report: TraceReport, traffic: &mut Traffic) -> Option<Notice> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, nanos);
+        self.series.record(&report, now);
+        match report {
+            TraceReport::Sent { .. } => {
+                traffic.outstanding += 1;
+                traffic.sent += 1;
+                None
+            }
+            TraceReport::Answered { .. } | TraceReport::Unanswered { .. } | TraceReport::Withdrawn => {
+                traffic.outstanding = traffic.outstanding.saturating_sub(1);
+                None
+            }
+            TraceReport::SendError(_) | TraceReport::Deferred(_) | TraceReport::Unmatched => None,
+            TraceReport::Traced(_) => {
+                self.has_new_route = true;
+                None
+            }
+            TraceReport::Route { flow, update, trigger } => {
+                self.has_new_route = true;
+                Some(Notice::Path(Box::new(RouteUpdated { flow, update: *update, trigger })))
+            }
+        }
+    }
+
+    fn stepping(&mut self, tracer: &mut Tracer, now: Timestamp) {
+        let Some(followed) = &self.followed else { return };
+        while let Some(finding) = followed.take() {
+            tracer.observe(finding, now);
+        }
+    }
+
+    fn waiting(&mut self, tracer: &Tracer, _: Timestamp) {
+        if std::mem::take(&mut self.has_new_route) {
+            self.series.set_routes(tracer.routes());
+        }
+    }
+
+    fn received(&mut self) {}
+
+    fn not_sent(&mut self) {}
+
+    fn set_access(&mut self, _: &mut Tracer, _: &Access) {}
+
+    /// A trace that is cut short loses nothing.
+    fn delays_stop(&self) -> bool {
+        false
+    }
+
+    fn is_balanced(&self, tracer: &Tracer, _: Timestamp) -> bool {
+        let in_flight = u64::try_from(tracer.in_flight()).unwrap_or(u64::MAX);
+        let decided = self.series.answered.get() + self.series.unanswered.get() + self.series.withdrawn.get();
+        self.series.sent.get().checked_sub(decided) == Some(in_flight)
+    }
+
+    fn claims(&self, tracer: &Tracer, datagram: &[u8], arrival: &Arrival) -> bool {
+        tracer.owns(datagram, arrival)
+    }
+}

@@ -1,0 +1,61 @@
+//! Trace probes on loopback: configuration, reload and JSON.
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::fixture::{Agent, Host, MetricsPage, eventually};
+
+/// The flows of the traced path of an agent; empty while there is none.
+fn flows(agent: &Agent) -> Vec<Value> {
+    let paths = agent.json("/api/v1/paths");
+    let path = paths["paths"].as_array().unwrap().iter().find(|path| path["probe"] == "routes");
+    path.and_then(|path| path["flows"].as_array().cloned()).unwrap_or_default()
+}
+
+#[test]
+fn trace_that_a_reload_adds_follows_the_running_echoes_and_disturbs_none() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let peer = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
+    let config = |more: &str| {
+        let probes = format!("probes: [{{name: mesh, interval: 20ms, flows: 2}}{more}]");
+        a.config("a", &format!("peers: [{{name: b, address: {b}}}]\n{probes}"))
+    };
+    let agent = Agent::start(&a, &config(""));
+    let sent = |agent: &Agent| agent.page().count("pathmeter_echo_sent_total", &[]);
+    eventually("echoes are sent", || (sent(&agent) > 10).then_some(()));
+    let before = sent(&agent);
+    agent.rewrite(&config(", {name: routes, kind: trace, follows: mesh, interval: 2s}"));
+    assert_eq!(agent.reload().status, 200);
+    let found = eventually("both flows are traced", || {
+        let flows = flows(&agent);
+        let is_traced = |flow: &Value| flow["trace"]["reached"] == true;
+        (flows.len() == 2 && flows.iter().all(is_traced)).then_some(flows)
+    });
+    for flow in found {
+        assert_eq!((&flow["trace"]["routers"], &flow["route"]["routers"]), (&0.into(), &0.into()), "{flow}");
+        assert_eq!(flow["trace"]["hops"], Value::Array(Vec::new()), "{flow}");
+    }
+    let page = agent.page();
+    assert!(page.count("pathmeter_echo_sent_total", &[]) >= before, "counters continue\n{page}");
+    for name in [
+        "pathmeter_accounting_errors_total",
+        "pathmeter_trace_unmatched_total",
+        "pathmeter_echo_mismatched_total",
+    ] {
+        assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
+    }
+    let is = |state: &'static str| {
+        move |page: &MetricsPage| {
+            let label = format!("state=\"{state}\"");
+            page.has("pathmeter_peers", &[&label]) && page.count("pathmeter_peers", &[&label]) == 1
+        }
+    };
+    agent.page_when("the peer is up", is("up"));
+    peer.signal(Signal::SIGSTOP);
+    agent.page_when("the peer is down although a trace has reached it lately", is("down"));
+    peer.signal(Signal::SIGCONT);
+    agent.rewrite(&config(""));
+    assert_eq!(agent.reload().status, 200);
+    eventually("the trace has ended", || flows(&agent).is_empty().then_some(()));
+    assert!(!agent.page().has("pathmeter_trace_probes_total", &[]));
+}

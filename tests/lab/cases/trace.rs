@@ -1,0 +1,159 @@
+//! Traces through routers of the kernel.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use pathmeter_lab::{Net, NetPlan, eventually};
+use pathmeter_proto::sim::Link;
+use serde_json::{Value, json};
+
+use crate::agent::NodeAgent;
+
+const ROUTERS: usize = 8;
+
+/// An interval, and sixteen answers of a router that is asked 0.8 times per second.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
+
+/// An agent on `name` that measures and traces the agent on `peer`.
+fn start<'a>(net: &'a Net, name: &str, peer: (&str, IpAddr), flows: u8) -> NodeAgent<'a> {
+    let config = json!({
+        "agent": {"name": name, "grace": "1s"},
+        "peers": [{"name": peer.0, "address": peer.1}],
+        "probes": [
+            {"name": "mesh", "interval": "100ms", "flows": flows},
+            {"name": "routes", "kind": "trace", "follows": "mesh", "interval": "5s"},
+        ],
+    });
+    NodeAgent::start(net.node(name), config, &[])
+}
+
+/// The flows of the traced path; empty while there are none.
+fn flows(agent: &NodeAgent<'_>) -> Vec<Value> {
+    let paths = agent.json("/api/v1/paths");
+    let path = paths["paths"].as_array().unwrap().iter().find(|path| path["probe"] == "routes");
+    path.and_then(|path| path["flows"].as_array().cloned()).unwrap_or_default()
+}
+
+/// The latest trace of the first flow, as soon as one has reached the peer.
+fn first_trace(agent: &NodeAgent<'_>) -> Value {
+    eventually("a trace that reaches the peer", || {
+        let flows = flows(agent);
+        let trace = &flows.first()?["trace"];
+        trace["reached"].as_bool()?.then(|| trace.clone())
+    })
+}
+
+fn address_of(text: &Value) -> IpAddr {
+    text.as_str().unwrap().parse().unwrap()
+}
+
+/// The routers of a chain, by the address of the interface at which packets of `a` arrive.
+fn routers_of_chain(is_v4: bool) -> Vec<IpAddr> {
+    let address = |cable| match is_v4 {
+        true => format!("10.77.{cable}.2"),
+        false => format!("fd77:{cable}::2"),
+    };
+    (0..ROUTERS).map(|cable| address(cable).parse().unwrap()).collect()
+}
+
+/// Every router of a chain is found, over both families, with an RTT that grows with the distance.
+pub(crate) fn chain() {
+    for is_v4 in [true, false] {
+        let net = NetPlan::chain(ROUTERS).build(3);
+        for (first, second) in [("a", "r1"), ("r8", "b")] {
+            let link = Link::perfect(5_000_000);
+            net.wire(first, second).set_links(&link, &link);
+        }
+        let address = |name| if is_v4 { net.v4(name) } else { net.v6(name) };
+        let b = start(&net, "b", ("a", address("a")), 1);
+        let a = start(&net, "a", ("b", address("b")), 1);
+        let trace = first_trace(&a);
+        assert_eq!(trace["routers"], ROUTERS, "{trace}");
+        let hops = trace["hops"].as_array().unwrap();
+        let found: Vec<_> = hops.iter().map(|hop| address_of(&hop["responder"]["address"])).collect();
+        assert_eq!(found, routers_of_chain(is_v4), "{trace}");
+        let least = |hop: &Value| hop["responder"]["rtt_seconds"]["min"].as_f64().unwrap();
+        assert!(hops.iter().all(|hop| least(hop) >= 0.010), "all are behind the first wire: {trace}");
+        assert!(trace["rtt_seconds"].as_f64().unwrap() >= 0.020, "{trace}");
+        for agent in [&a, &b] {
+            let page = agent.page_when("a complete trace", |page| {
+                page.has("pathmeter_trace_traces_total", &["result=\"complete\""])
+                    && page.count("pathmeter_trace_traces_total", &["result=\"complete\""]) >= 1
+            });
+            for name in [
+                "pathmeter_accounting_errors_total",
+                "pathmeter_trace_unmatched_total",
+                "pathmeter_echo_mismatched_total",
+            ] {
+                assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
+            }
+            assert_eq!(page.count("pathmeter_trace_routers", &[]), ROUTERS as u64, "{page}");
+        }
+    }
+}
+
+/// A changed route is reported with both routes, and as restored when it is back.
+pub(crate) fn change() {
+    let mut plan = NetPlan::default();
+    plan.host("a").host("b").router("left").router("one").router("two").router("right");
+    plan.wire("a", "left").cable("left", "one").cable("one", "right");
+    plan.cable("left", "two").cable("two", "right").wire("right", "b");
+    let net = plan.build(4);
+    let [one, two] = ["10.77.1.2", "10.77.3.2"];
+    let route = |via: &str| net.node("left").ip(&format!("route replace 10.77.5.0/24 via {via}\n"));
+    route(one);
+    let b = start(&net, "b", ("a", net.v4("a")), 1);
+    let a = start(&net, "a", ("b", net.v4("b")), 1);
+    let trace = first_trace(&a);
+    let second = |trace: &Value| trace["hops"][1]["responder"]["address"].clone();
+    assert_eq!(second(&trace), one, "{trace}");
+    let events = |name: &str| {
+        let events = a.json("/api/v1/events");
+        let all = events["events"].as_array().unwrap().iter().filter(|event| event["event"] == name);
+        all.cloned().collect::<Vec<Value>>()
+    };
+    route(two);
+    let wait_for = |kind: &str| {
+        let label = format!("kind=\"{kind}\"");
+        a.page_within(CONFIRMED_WITHIN, &format!("the route is {kind}"), |page| {
+            page.count("pathmeter_trace_route_changes_total", &[&label]) == 1
+        });
+        eventually("its event", || events(&format!("route_{kind}")).first().cloned())
+    };
+    let changed = wait_for("changed");
+    assert_eq!(
+        (&changed["from"]["hops"][1], &changed["to"]["hops"][1]),
+        (&json!(one), &json!(two)),
+        "{changed}"
+    );
+    assert_eq!((&changed["peer"], &changed["flow"]), (&json!("b"), &json!(0)), "{changed}");
+    route(one);
+    let restored = wait_for("restored");
+    assert_eq!(restored["to"]["id"], changed["from"]["id"], "{restored}");
+    assert_eq!(events("route_load_balanced"), Vec::<Value>::new());
+    drop(b);
+}
+
+/// Routers that answer as few probes as Linux does by default: nobody asks them faster.
+pub(crate) fn limited() {
+    let net = NetPlan::chain(3).build(5);
+    for router in ["r1", "r2", "r3"] {
+        net.node(router).set_sysctl("ipv4/icmp_ratelimit", "1000");
+    }
+    let b = start(&net, "b", ("a", net.v4("a")), 16);
+    let a = start(&net, "a", ("b", net.v4("b")), 16);
+    let is_traced = |flow: &Value| {
+        flow["route"]["hops"]
+            .as_array()
+            .is_some_and(|hops| hops.iter().all(Value::is_string) && hops.len() == 3)
+    };
+    // Each router answers five of the flows at once and the others one after the other.
+    let page = a.page_within(CONFIRMED_WITHIN, "all flows are traced", |_| {
+        let flows = flows(&a);
+        flows.len() == 16 && flows.iter().all(is_traced)
+    });
+    assert_eq!(page.count("pathmeter_trace_unanswered_total", &[]), 0, "{page}");
+    assert_eq!(page.count("pathmeter_trace_route_changes_total", &[]), 0, "{page}");
+    assert!(page.count("pathmeter_trace_deferred_total", &["reason=\"router\""]) > 0, "{page}");
+    drop(b);
+}
