@@ -121,12 +121,12 @@ impl Burst {
             Stage::Hops(known) => known,
             Stage::Waves { sent_to, .. } => sent_to,
         };
-        let routers = routers.min(self.hops_max);
-        let mut ttls: Vec<u8> = (known + 1..=routers).collect();
+        let last = routers.min(self.hops_max);
+        let mut ttls: Vec<u8> = (known.saturating_add(1)..=last).collect();
         // Random order: a router that limits its answers by time does not always miss the same traces.
         ttls.sort_by_key(|ttl| mix(self.seed ^ u64::from(*ttl)));
         self.to_send.extend(ttls);
-        self.to_send.retain(|ttl| *ttl == DESTINATION || *ttl <= routers);
+        self.to_send.retain(|ttl| *ttl == DESTINATION || *ttl <= last);
         self.stage = Stage::Hops(routers);
     }
 

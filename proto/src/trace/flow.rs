@@ -41,9 +41,9 @@ pub(super) struct TracedFlow {
     /// The probes of the current round that left the host.
     round_probes: Vec<BurstProbe>,
     rounds: u64,
-    /// Confirmation of a change: probes to the destination that may still be sent at once, and when the next
-    /// probes are due.
+    /// When the next probe that confirms or refutes a change is due.
     confirm_at: Timestamp,
+    /// The TTLs of these probes, until all were sent once.
     confirmations_queued: VecDeque<u8>,
     bursts: u64,
 }
@@ -236,6 +236,7 @@ impl TracedFlow {
             (None, Some(routers)) => routers.min(last_answered.saturating_add(1)),
             (_, None) => last_answered,
         };
+        let length = length.min(self.hops_max);
         let mut states = states(&self.hops, &self.destination);
         states.resize(usize::from(length), HopState::Unanswered);
         let hops = (1..=length).map(|ttl| {
@@ -349,13 +350,13 @@ impl TracedFlow {
             if now.since(self.round_began) > self.interval {
                 self.round_began = now;
             }
-            let mut ttls: Vec<u8> = (1..=routers).collect();
+            let mut ttls: Vec<u8> = (1..=routers.min(self.hops_max)).collect();
             // The same order in every round, so that no hop waits longer than an interval.
             ttls.sort_by_key(|ttl| mix(self.seed ^ u64::from(*ttl)));
             ttls.push(DESTINATION);
             self.round.extend(ttls);
         }
-        let count = u64::from(routers) + 1;
+        let count = u64::from(routers.min(self.hops_max)) + 1;
         let index = count - u64::try_from(self.round.len()).unwrap_or(count).min(count);
         let slot = nanos(self.interval) / count;
         let jitter = mix(self.seed ^ mix(self.rounds ^ index << 32)) % (slot / 4).clamp(1, JITTER_MAX);

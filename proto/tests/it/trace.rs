@@ -1,5 +1,6 @@
 //! Tracers in simulated networks whose routes are known.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -314,4 +315,15 @@ fn forged_errors_are_counted_and_change_nothing() {
         let after: Vec<_> = world.tracer.routes().map(Option::<&Route>::cloned).collect();
         assert_eq!(after, before, "SIM_SEED={seed}");
     }
+}
+
+#[test]
+fn no_probe_has_a_ttl_above_the_limit_but_those_to_the_destination() {
+    let spec = TraceSpec { hops_max: 5, ..spec(1, 1, unlimited()) };
+    let tracer = Tracer::new(spec, TraceWorld::start());
+    let mut world = TraceWorld::new(tracer, RouterNetwork::chain(9, MS), 1);
+    let reports = world.run(Duration::from_secs(100));
+    let ttls: BTreeSet<u8> = world.sent().iter().map(|packet| packet.ttl).collect();
+    assert_eq!(ttls, BTreeSet::from([1, 2, 3, 4, 5, DESTINATION]));
+    assert!(traces(&reports).iter().all(|trace| trace.rtt.is_some() && trace.routers == Some(9)));
 }
