@@ -199,13 +199,7 @@ impl TracedFlow {
         let burst = self.burst.take().expect("a burst is complete");
         let routers = burst.routers().or(self.routers);
         let trace = self.record(burst.trigger, burst.began, now, burst.probes(), routers);
-        if self.route.current().is_none() {
-            let routers = trace.hops.iter().map(|hop| match hop.answers.first() {
-                Some((router, _)) => HopRouter::Single(*router),
-                None => HopRouter::Unknown,
-            });
-            self.route.establish(routers.collect(), trace.rtt.and(self.routers));
-        }
+        self.establish_route(&trace);
         for hop in trace.hops.iter().filter(|hop| hop.answers.is_empty()) {
             if self.hop(hop.ttl).is_none_or(|history| !history.is_silent()) {
                 let at = now + RETRY_SPACING;
@@ -216,6 +210,18 @@ impl TracedFlow {
         self.round_probes.clear();
         self.round_began = now;
         Trace { is_burst: true, route: self.route.current().map(|route| route.id), ..trace }
+    }
+
+    /// Sets the first route, as soon as a trace was answered.
+    fn establish_route(&mut self, trace: &Trace) {
+        if self.route.current().is_some() || (trace.rtt.is_none() && trace.hops.is_empty()) {
+            return;
+        }
+        let routers = trace.hops.iter().map(|hop| match hop.answers.first() {
+            Some((router, _)) => HopRouter::Single(*router),
+            None => HopRouter::Unknown,
+        });
+        self.route.establish(routers.collect(), trace.rtt.and(self.routers));
     }
 
     /// The record of a trace with these probes.
@@ -321,7 +327,9 @@ impl TracedFlow {
             return None;
         }
         let probes = std::mem::take(&mut self.round_probes);
-        Some(self.record(Trigger::Interval, self.round_began, now, &probes, self.routers))
+        let trace = self.record(Trigger::Interval, self.round_began, now, &probes, self.routers);
+        self.establish_route(&trace);
+        Some(Trace { route: self.route.current().map(|route| route.id), ..trace })
     }
 
     /// Whether hops are probed one after the other. Without a destination the whole trace is repeated

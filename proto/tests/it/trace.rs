@@ -327,3 +327,24 @@ fn no_probe_has_a_ttl_above_the_limit_but_those_to_the_destination() {
     assert_eq!(ttls, BTreeSet::from([1, 2, 3, 4, 5, DESTINATION]));
     assert!(traces(&reports).iter().all(|trace| trace.rtt.is_some() && trace.routers == Some(9)));
 }
+
+#[test]
+fn route_is_known_from_the_first_trace_that_is_answered() {
+    let network = RouterNetwork::chain(4, MS);
+    let mut dead = network.clone();
+    dead.is_reachable = false;
+    dead.segments.iter_mut().for_each(|segment| segment.routers[0].answers = Answers::None);
+    let mut world = world(1, dead);
+    let reports = world.run(Duration::from_secs(20));
+    assert_eq!((traces(&reports).len(), traces(&reports)[0].route), (1, None));
+    assert_eq!(world.tracer.routes().next(), Some(None));
+    world.forward = network;
+    // An echo shows the number of routers, so hops are probed one after the other.
+    let finding = Finding::Routers { flow: 0, routers: 4 };
+    world.tracer.observe(finding, TraceWorld::start() + Duration::from_secs(20));
+    let reports = world.run(Duration::from_secs(70));
+    let route = world.tracer.routes().next().unwrap().expect("it is known");
+    assert_eq!((route.hops.len(), route.routers), (4, Some(4)));
+    assert!(route.hops.iter().all(|hop| matches!(hop, HopRouter::Single(_))));
+    assert_eq!(traces(&reports).last().unwrap().route, Some(route.id));
+}
