@@ -100,8 +100,9 @@ pub(crate) fn overflowed_prober(scenario: &Scenario) -> Result<(), Inconclusive>
 }
 
 /// Most datagrams that a stop can delay between reading the clock and the kernel: what a loop sends at once.
-/// Their round trips contain the stop, so they are late. A reply carries that time as T3. The time of a request
-/// is replaced by the kernel's, but not if that finds the receive buffer full, which it shares with replies.
+/// Their round trips contain the stop, so they are late. A reply carries that time as T3. The time of a
+/// request is replaced by the kernel's, but not if that finds the receive buffer full, which it shares with
+/// replies.
 const SENDS_CUT_SHORT_MAX: u64 = 8;
 
 /// The agent reports as many host drops as the kernel counted, no loss, and at most `late_max` late replies.
