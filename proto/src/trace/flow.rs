@@ -38,6 +38,8 @@ pub(super) struct TracedFlow {
     /// The hops of the current round in the order of their probes.
     round: VecDeque<u8>,
     round_began: Timestamp,
+    /// When the round after it begins.
+    next_round: Timestamp,
     /// The probes of the current round that left the host.
     round_probes: Vec<BurstProbe>,
     rounds: u64,
@@ -102,6 +104,7 @@ impl TracedFlow {
             retries: VecDeque::new(),
             round: VecDeque::new(),
             round_began: at,
+            next_round: at,
             round_probes: Vec::new(),
             rounds: 0,
             confirm_at: at,
@@ -208,7 +211,7 @@ impl TracedFlow {
         }
         self.round.clear();
         self.round_probes.clear();
-        self.round_began = now;
+        self.next_round = now;
         Trace { is_burst: true, route: self.route.current().map(|route| route.id), ..trace }
     }
 
@@ -352,12 +355,9 @@ impl TracedFlow {
                 return Err(self.round_ends());
             }
             self.rounds += 1;
-            if self.rounds > 1 {
-                self.round_began = self.round_began + self.interval;
-            }
-            if now.since(self.round_began) > self.interval {
-                self.round_began = now;
-            }
+            let is_late = now.since(self.next_round) > self.interval;
+            self.round_began = if is_late { now } else { self.next_round };
+            self.next_round = self.round_began + self.interval;
             let mut ttls: Vec<u8> = (1..=routers.min(self.hops_max)).collect();
             // The same order in every round, so that no hop waits longer than an interval.
             ttls.sort_by_key(|ttl| mix(self.seed ^ u64::from(*ttl)));
@@ -378,9 +378,10 @@ impl TracedFlow {
     /// The probe that was requested is on its way to the kernel.
     pub(super) fn queued(&mut self, sequence: u64, ttl: u8, at: Timestamp) {
         let probe = BurstProbe { sequence, ttl, sent_at: at, answer: None };
-        match &mut self.burst {
-            Some(burst) => burst.queued(probe),
-            None => self.round_probes.push(probe),
+        if let Some(burst) = &mut self.burst {
+            burst.queued(probe);
+        } else if self.has_rounds() {
+            self.round_probes.push(probe);
         }
     }
 

@@ -145,7 +145,7 @@ impl Tracer {
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
         match kind {
             IcmpKind::TtlExceeded => {}
-            // Errors of the destination say nothing about a hop.
+            // Whoever sends these rejected the packet; at which hop, they do not say.
             IcmpKind::PortUnreachable
             | IcmpKind::Unreachable
             | IcmpKind::Prohibited

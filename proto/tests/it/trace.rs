@@ -348,3 +348,32 @@ fn route_is_known_from_the_first_trace_that_is_answered() {
     assert!(route.hops.iter().all(|hop| matches!(hop, HopRouter::Single(_))));
     assert_eq!(traces(&reports).last().unwrap().route, Some(route.id));
 }
+
+#[test]
+fn unreachable_destination_behind_a_silent_hop_is_traced_once_in_an_interval() {
+    let mut network = RouterNetwork::chain(5, MS);
+    network.segments[2].routers[0].answers = Answers::None;
+    network.is_reachable = false;
+    let mut world = world(5, network);
+    let reports = world.run(Duration::from_secs(299));
+    let traces = traces(&reports);
+    assert!((8..=10).contains(&traces.len()), "{} traces", traces.len());
+    assert!(traces.windows(2).all(|pair| pair[1].began.since(pair[0].began) >= Duration::from_secs(30)));
+}
+
+#[test]
+fn every_hop_is_probed_in_each_interval_also_after_a_request() {
+    let mut world = world(6, RouterNetwork::chain(5, MS));
+    world.run(Duration::from_secs(100));
+    world.tracer.trigger(None, Trigger::Request);
+    world.run(Duration::from_secs(200));
+    for ttl in 1..=5 {
+        let times: Vec<u64> =
+            world.sent().iter().filter(|sent| sent.ttl == ttl).map(|sent| sent.at).collect();
+        let ends =
+            [0].into_iter().chain(times.iter().copied()).zip(times.iter().copied().chain([300_000 * MS]));
+        let longest = ends.map(|(from, to)| to - from).max().unwrap();
+        // An interval, and the jitter of two probes.
+        assert!(longest <= 33_000 * MS, "TTL {ttl} was not probed for {} s", longest / (1000 * MS));
+    }
+}

@@ -134,7 +134,7 @@ pub(crate) fn change() {
     drop(b);
 }
 
-/// Routers that answer as few probes as Linux does by default: nobody asks them faster.
+/// Routers that answer as few probes as Linux does by default: no agent probes them faster.
 pub(crate) fn limited() {
     let net = NetPlan::chain(3).build(5);
     for router in ["r1", "r2", "r3"] {
