@@ -17,7 +17,7 @@ mod tx_timestamps;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +88,15 @@ pub struct SourceChoice {
     pub port: u16,
     /// Whether to set the don't-fragment bit.
     pub dont_fragment: bool,
+}
+
+impl SourceChoice {
+    /// The source that a probe with these settings has toward an address; `None` leaves it to the kernel.
+    #[must_use]
+    pub fn toward(to: IpAddr, address: Option<IpAddr>, port: Option<u16>, dont_fragment: bool) -> Self {
+        let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        Self { address: address.unwrap_or(any), port: port.unwrap_or(0), dont_fragment }
+    }
 }
 
 /// The commands of a datagram loop.

@@ -1,6 +1,6 @@
 //! The plan of an echo path.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -196,14 +196,10 @@ impl EchoPlan {
         let (wire, size, port, dont_fragment) = match &self.echo.transport {
             Transport::Udp(udp) => {
                 let wire = WireFormat::Stamp { keys, quirks: self.quirks };
-                (wire, udp.size, udp.source_port.unwrap_or(0), udp.dont_fragment)
+                (wire, udp.size, udp.source_port, udp.dont_fragment)
             }
-            Transport::Icmp(icmp) => (WireFormat::Icmp, icmp.size, 0, icmp.dont_fragment),
+            Transport::Icmp(icmp) => (WireFormat::Icmp, icmp.size, None, icmp.dont_fragment),
             Transport::Tcp(_) | Transport::WebSocket(_) | Transport::Http(_) => return None,
-        };
-        let any: IpAddr = match self.to {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let spec = EchoSpec {
             to: self.to,
@@ -218,7 +214,7 @@ impl EchoPlan {
             count,
             seed,
         };
-        Some((spec, SourceChoice { address: self.source.unwrap_or(any), port, dont_fragment }))
+        Some((spec, SourceChoice::toward(self.to.ip(), self.source, port, dont_fragment)))
     }
 
     /// The protocol over connections; `None` if the path is measured over datagrams.

@@ -97,10 +97,11 @@ impl Fleet {
                 running.path.stop(loops);
             }
         }
-        self.link_followers(inputs, &desired);
+        let follows = followed_probes(inputs);
+        self.link_followers(&follows, &desired);
         for (key, plan) in desired {
             let id = PathId(self.next_id);
-            let followed = self.followed.get(&followed_key(inputs, &key)).cloned();
+            let followed = self.followed.get(&followed_key(&follows, &key)).cloned();
             let start = StartContext {
                 id,
                 key: &key,
@@ -140,8 +141,8 @@ impl Fleet {
     }
 
     /// Keeps one link for each desired path that follows another.
-    fn link_followers(&mut self, inputs: &PlanInputs<'_>, desired: &DesiredPaths) {
-        let keys = desired.keys().map(|key| (followed_key(inputs, key), key));
+    fn link_followers(&mut self, follows: &BTreeMap<&str, &str>, desired: &DesiredPaths) {
+        let keys = desired.keys().map(|key| (followed_key(follows, key), key));
         let wanted: BTreeSet<PathKey> = keys.filter(|(of, key)| of != *key).map(|(of, _)| of).collect();
         self.followed.retain(|key, _| wanted.contains(key));
         for key in wanted {
@@ -386,11 +387,16 @@ impl Fleet {
     }
 }
 
+/// The names of the probes that follow another, with the name of the other.
+fn followed_probes<'a>(inputs: &PlanInputs<'a>) -> BTreeMap<&'a str, &'a str> {
+    let probes = inputs.settings.config.probes.iter();
+    probes.filter_map(|probe| Some((&*probe.name, probe.kind.as_kind_config().follows()?))).collect()
+}
+
 /// The key of the path that a path follows; its own if it follows none.
-fn followed_key(inputs: &PlanInputs<'_>, key: &PathKey) -> PathKey {
-    let probe = inputs.settings.config.probes.iter().find(|probe| *probe.name == *key.probe);
-    match probe.and_then(|probe| probe.kind.as_kind_config().follows()) {
-        Some(followed) => PathKey { probe: followed.into(), ..key.clone() },
+fn followed_key(follows: &BTreeMap<&str, &str>, key: &PathKey) -> PathKey {
+    match follows.get(&*key.probe) {
+        Some(followed) => PathKey { probe: (*followed).into(), ..key.clone() },
         None => key.clone(),
     }
 }

@@ -155,11 +155,12 @@ impl TraceSeries {
         self.last_reply.get()
     }
 
-    /// The value of the first flow's latest trace.
+    /// A value of the first flow.
     fn of_first<T>(&self, value: impl FnOnce(&TracedFlow) -> Option<T>) -> Option<T> {
         self.lock().first().and_then(value)
     }
 
+    /// A value of the first flow's latest trace.
     fn first_trace<T>(&self, value: impl FnOnce(&Trace) -> Option<T>) -> Option<T> {
         self.of_first(|flow| value(flow.trace.as_deref()?))
     }

@@ -1,7 +1,7 @@
 //! The plan of a traced path, and a running one.
 
 use std::any::Any;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,19 +47,16 @@ impl TracePlan {
             Remote::Peer(peer) => (peer.stamp_port, settings.keys.mesh_choice()),
             Remote::Target(target) => (target.port, settings.keys.target_choice(&target.name)),
         };
-        let any: IpAddr = match address {
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
         Self {
             to: SocketAddr::new(address, port),
             interval: probe.interval,
             dscp: probe.dscp,
-            source: SourceChoice {
-                address: probe.source.unwrap_or(any),
-                port: trace.flows.source_port.unwrap_or(0),
-                dont_fragment: trace.flows.dont_fragment,
-            },
+            source: SourceChoice::toward(
+                address,
+                probe.source,
+                trace.flows.source_port,
+                trace.flows.dont_fragment,
+            ),
             flows: trace.flows.flows,
             hops_max: trace.hops_max,
             keys,
