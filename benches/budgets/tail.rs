@@ -93,7 +93,7 @@ fn ours(port: u16) -> io::Result<AgentLoop> {
         source: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("bench", "loopback", "ipv4", 1)),
         reports: Some(tap),
-        followed: None,
+        followed: Arc::default(),
     };
     prober.start(NewPath { id: PathId(1), task: echo.into_task(), peer_left_at: None });
     let mut found = AgentLoop { round_trips: Vec::new(), unsent: 0 };

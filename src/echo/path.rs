@@ -75,7 +75,7 @@ impl EchoPath {
                 series: Arc::clone(&path.series),
                 path_mtu: path.mtu_search(start),
                 reports,
-                followed: start.followed.clone(),
+                followed: Arc::clone(&start.followed),
             };
             start.loops.prober.start(NewPath { id, task: echo.into_task(), peer_left_at });
         } else if let Some(protocol) = path.plan.stream_protocol(keys.as_deref(), start.settings) {
@@ -134,8 +134,9 @@ impl Path for EchoPath {
         }
         self.plan = plan.clone();
         self.path_mtu = self.plan.mtu_series(start, self.path_mtu.take());
-        let companion =
-            self.mtu_search(start).map(|(spec, series)| mtu_search(spec, series, start.followed.clone()));
+        let companion = self
+            .mtu_search(start)
+            .map(|(spec, series)| mtu_search(spec, series, Arc::clone(&start.followed)));
         start.loops.prober.control(Control::SetCompanion(self.id, companion));
     }
 

@@ -31,8 +31,8 @@ pub struct DatagramEcho {
     pub path_mtu: Option<(mtu::MtuSpec, Arc<PathMtuSeries>)>,
     /// Receives a copy of every report; `None` if not needed.
     pub reports: Option<mpsc::Sender<EchoReport>>,
-    /// The path that follows this one; `None`: there is none.
-    pub followed: Option<Arc<Followed>>,
+    /// The link to the path that follows this one.
+    pub followed: Arc<Followed>,
 }
 
 impl DatagramEcho {
@@ -58,7 +58,7 @@ impl DatagramEcho {
             flows: u8::try_from(spec.ssids.len()).expect("few flows"),
             interval: spec.interval,
             seed: spec.seed,
-            companion: path_mtu.map(|(spec, series)| mtu_search(spec, series, followed.clone())),
+            companion: path_mtu.map(|(spec, series)| mtu_search(spec, series, Arc::clone(&followed))),
             is_following: false,
             build: Box::new(move |ssids, at| {
                 spec.ssids = ssids;
@@ -73,7 +73,7 @@ impl DatagramEcho {
 pub(super) fn mtu_search(
     mut spec: mtu::MtuSpec,
     series: Arc<PathMtuSeries>,
-    followed: Option<Arc<Followed>>,
+    followed: Arc<Followed>,
 ) -> Companion {
     Companion {
         seed: spec.seed,
@@ -93,7 +93,7 @@ struct EchoRecorder {
     reports: Option<mpsc::Sender<EchoReport>>,
     /// When this prober started. Another prober, on another thread, may have used the series before.
     since: Timestamp,
-    followed: Option<Arc<Followed>>,
+    followed: Arc<Followed>,
 }
 
 /// Time after which an earlier prober of the same path has ended.
@@ -122,7 +122,7 @@ impl Recorder<Prober> for EchoRecorder {
             | EchoReport::LossyFlows(_) => {}
         }
         self.series.record(&report);
-        let wake = self.followed.as_ref().and_then(|followed| followed.record(&report));
+        let wake = self.followed.record(&report);
         if let Some(reports) = &self.reports {
             // The receiver may be gone.
             let _ = reports.send(report);
@@ -162,7 +162,7 @@ impl Recorder<Prober> for EchoRecorder {
 #[derive(Debug)]
 struct MtuRecorder {
     series: Arc<PathMtuSeries>,
-    followed: Option<Arc<Followed>>,
+    followed: Arc<Followed>,
 }
 
 impl Recorder<MtuSearch> for MtuRecorder {
@@ -170,9 +170,9 @@ impl Recorder<MtuSearch> for MtuRecorder {
         self.series.record(&report);
         match report {
             mtu::MtuReport::Changed { from, to } => {
-                if let (Some(followed), Some(_)) = (&self.followed, from) {
+                if from.is_some() {
                     // The follower acts on it with its next probe.
-                    let _ = followed.trigger(Trigger::Mtu);
+                    self.followed.trigger(Trigger::Mtu);
                 }
                 Some(Notice::Path(Box::new(MtuChanged { from, to })))
             }

@@ -45,7 +45,7 @@ fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
         series: Arc::new(EchoSeries::new("once", "here", "ipv4", 4)),
         path_mtu: None,
         reports: Some(report_sender),
-        followed: None,
+        followed: Arc::default(),
     };
     prober.start(NewPath { id: PathId(1), task: echo.into_task(), peer_left_at: None });
     // The loop drops its sender when the path has finished.

@@ -33,8 +33,8 @@ struct RunningPath {
     failure: Option<String>,
     /// Why the previous attempt to start the path failed.
     last_failure: Option<String>,
-    /// Whether it was started with a link to the path that it follows, or that follows it.
-    is_linked: bool,
+    /// The link to the path that follows it, or that it follows.
+    followed: Arc<Followed>,
 }
 
 /// All paths.
@@ -45,8 +45,6 @@ pub struct Fleet {
     unmeasured: Vec<(PathKey, String)>,
     /// Groups of paths, by kind of probe; empty unless metrics are exported by group.
     groups: BTreeMap<&'static str, Box<dyn Groups>>,
-    /// The links from followed paths to those that follow them, by the key of the followed path.
-    followed: BTreeMap<PathKey, Arc<Followed>>,
     /// The time of the last goodbye of each peer, for paths that are replaced while the peer is away.
     leaving: BTreeMap<String, Timestamp>,
     next_id: u64,
@@ -77,7 +75,6 @@ impl Fleet {
             keys: BTreeMap::new(),
             unmeasured: Vec::new(),
             groups: BTreeMap::new(),
-            followed: BTreeMap::new(),
             leaving: BTreeMap::new(),
             next_id: 1,
             seed,
@@ -95,13 +92,16 @@ impl Fleet {
             if let Some(running) = self.running.remove(&key) {
                 self.keys.remove(&running.id);
                 running.path.stop(loops);
+                running.followed.unfollow(running.id);
             }
         }
         let follows = followed_probes(inputs);
-        self.link_followers(&follows, &desired);
-        for (key, plan) in desired {
+        let (following, measuring): (DesiredPaths, DesiredPaths) =
+            desired.into_iter().partition(|(key, _)| follows.contains_key(&*key.probe));
+        for (key, plan) in measuring.into_iter().chain(following) {
             let id = PathId(self.next_id);
-            let followed = self.followed.get(&followed_key(&follows, &key)).cloned();
+            let followed = self.running.get(&followed_key(&follows, &key));
+            let followed = followed.map(|running| Arc::clone(&running.followed)).unwrap_or_default();
             let start = StartContext {
                 id,
                 key: &key,
@@ -109,13 +109,12 @@ impl Fleet {
                 loops,
                 peer_left_at: self.leaving.get(&*key.peer).copied(),
                 seed: self.seed_of(&key),
-                followed,
+                followed: Arc::clone(&followed),
             };
-            let is_linked = start.followed.is_some();
             let (earlier, last_failure) = match self.running.remove(&key) {
                 Some(mut running)
                     if running.failure.is_none()
-                        && running.is_linked == is_linked
+                        && Arc::ptr_eq(&running.followed, &followed)
                         && plan.can_continue(running.path.plan()) =>
                 {
                     running.path.adjust(plan, &StartContext { id: running.id, ..start });
@@ -133,21 +132,11 @@ impl Fleet {
             self.next_id += 1;
             let sources = Vec::new();
             let (disconnected, failure) = (None, None);
-            let running = RunningPath { id, path, sources, disconnected, failure, last_failure, is_linked };
+            let running = RunningPath { id, path, sources, disconnected, failure, last_failure, followed };
             self.keys.insert(id, key.clone());
             self.running.insert(key, running);
         }
         self.arrange_groups(inputs);
-    }
-
-    /// Keeps one link for each desired path that follows another.
-    fn link_followers(&mut self, follows: &BTreeMap<&str, &str>, desired: &DesiredPaths) {
-        let keys = desired.keys().map(|key| (followed_key(follows, key), key));
-        let wanted: BTreeSet<PathKey> = keys.filter(|(of, key)| of != *key).map(|(of, _)| of).collect();
-        self.followed.retain(|key, _| wanted.contains(key));
-        for key in wanted {
-            self.followed.entry(key).or_default();
-        }
     }
 
     /// Assigns the paths to groups, if metrics are exported by group.

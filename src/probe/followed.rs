@@ -8,7 +8,9 @@ use pathmeter_proto::trace::{EchoWatch, Finding, Trigger};
 
 use crate::paths::PathId;
 
-/// Passes what the echoes of a path show to the path that traces them. Both run on the same loop.
+/// Passes what the echoes of a path show to the path that traces them. Both run on the same loop. Every path
+/// has one, so that a follower comes and goes without a restart of the path that it follows; nothing is kept
+/// while there is no follower.
 #[derive(Debug, Default)]
 pub struct Followed {
     watch: Mutex<EchoWatch>,
@@ -22,20 +24,29 @@ impl Followed {
         self.follower.store(id.0, Relaxed);
     }
 
+    /// The path `id` has ended. No effect if another one follows.
+    pub fn unfollow(&self, id: PathId) {
+        if self.follower.compare_exchange(id.0, 0, Relaxed, Relaxed).is_ok() {
+            *self.watch() = EchoWatch::default();
+        }
+    }
+
+    fn follower(&self) -> Option<PathId> {
+        Some(self.follower.load(Relaxed)).filter(|id| *id != 0).map(PathId)
+    }
+
     /// Takes a report of the echoes. Returns the path to wake, if it must act on what they show.
     #[must_use]
     pub fn record(&self, report: &EchoReport) -> Option<PathId> {
-        let has_findings = self.watch().record(report);
-        let follower = self.follower.load(Relaxed);
-        (has_findings && follower != 0).then_some(PathId(follower))
+        let follower = self.follower()?;
+        self.watch().record(report).then_some(follower)
     }
 
-    /// Requests a trace of all flows.
-    #[must_use]
+    /// Requests a trace of all flows. Returns the path to wake; `None`: nobody follows.
     pub fn trigger(&self, trigger: Trigger) -> Option<PathId> {
+        let follower = self.follower()?;
         self.watch().trigger(trigger);
-        let follower = self.follower.load(Relaxed);
-        (follower != 0).then_some(PathId(follower))
+        Some(follower)
     }
 
     /// Takes the oldest finding.

@@ -71,8 +71,8 @@ pub struct StartContext<'a> {
     pub peer_left_at: Option<Timestamp>,
     /// The seed of phase, jitter and session numbers.
     pub seed: u64,
-    /// Connects a path with the one that it follows, or with the one that follows it; `None`: there is none.
-    pub followed: Option<Arc<Followed>>,
+    /// Connects the path with the one that follows it, or with the one that it follows.
+    pub followed: Arc<Followed>,
 }
 
 /// A running path.

@@ -90,10 +90,8 @@ impl Plan for TracePlan {
             budget: Arc::clone(&start.loops.probe_budget),
             seed: start.seed,
         };
-        if let Some(followed) = &start.followed {
-            followed.set_follower(start.id);
-        }
-        let task = trace_task(spec, plan.source, Arc::clone(&series), start.followed.clone());
+        start.followed.set_follower(start.id);
+        let task = trace_task(spec, plan.source, Arc::clone(&series), Arc::clone(&start.followed));
         start.loops.prober.start(NewPath { id: start.id, task, peer_left_at: start.peer_left_at });
         Box::new(TracePath { id: start.id, plan, series })
     }

@@ -20,7 +20,7 @@ pub(super) fn trace_task(
     mut spec: TraceSpec,
     source: SourceChoice,
     series: Arc<TraceSeries>,
-    followed: Option<Arc<Followed>>,
+    followed: Arc<Followed>,
 ) -> NewTask {
     NewTask {
         protocol: DatagramProtocol::Udp,
@@ -42,7 +42,7 @@ pub(super) fn trace_task(
 #[derive(Debug)]
 struct TraceRecorder {
     series: Arc<TraceSeries>,
-    followed: Option<Arc<Followed>>,
+    followed: Arc<Followed>,
     /// Whether a route may have become known since the routes were published.
     has_new_route: bool,
 }
@@ -74,8 +74,7 @@ impl Recorder<Tracer> for TraceRecorder {
     }
 
     fn stepping(&mut self, tracer: &mut Tracer, now: Timestamp) {
-        let Some(followed) = &self.followed else { return };
-        while let Some(finding) = followed.take() {
+        while let Some(finding) = self.followed.take() {
             tracer.observe(finding, now);
         }
     }

@@ -17,15 +17,19 @@ fn trace_that_a_reload_adds_follows_the_running_echoes_and_disturbs_none() {
     let (a, b) = (Host::claim(), Host::claim());
     let peer = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
     let config = |more: &str| {
-        let probes = format!("probes: [{{name: mesh, interval: 20ms, flows: 2}}{more}]");
+        let probes = format!("probes: [{{name: mesh, interval: 20ms, flows: 2, lost_after: 5s}}{more}]");
         a.config("a", &format!("peers: [{{name: b, address: {b}}}]\n{probes}"))
     };
     let agent = Agent::start(&a, &config(""));
     let sent = |agent: &Agent| agent.page().count("pathmeter_echo_sent_total", &[]);
     eventually("echoes are sent", || (sent(&agent) > 10).then_some(()));
     let before = sent(&agent);
+    // Some echoes have no verdict yet, so a restart of their path would withdraw them.
+    peer.signal(Signal::SIGSTOP);
+    eventually("echoes are in flight", || (sent(&agent) > before + 5).then_some(()));
     agent.rewrite(&config(", {name: routes, kind: trace, follows: mesh, interval: 2s}"));
     assert_eq!(agent.reload().status, 200);
+    peer.signal(Signal::SIGCONT);
     let found = eventually("both flows are traced", || {
         let flows = flows(&agent);
         let is_traced = |flow: &Value| flow["trace"]["reached"] == true;
@@ -41,6 +45,7 @@ fn trace_that_a_reload_adds_follows_the_running_echoes_and_disturbs_none() {
         "pathmeter_accounting_errors_total",
         "pathmeter_trace_unmatched_total",
         "pathmeter_echo_mismatched_total",
+        "pathmeter_echo_withdrawn_total",
     ] {
         assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
     }
@@ -57,5 +62,7 @@ fn trace_that_a_reload_adds_follows_the_running_echoes_and_disturbs_none() {
     agent.rewrite(&config(""));
     assert_eq!(agent.reload().status, 200);
     eventually("the trace has ended", || flows(&agent).is_empty().then_some(()));
-    assert!(!agent.page().has("pathmeter_trace_probes_total", &[]));
+    let page = agent.page();
+    assert!(!page.has("pathmeter_trace_probes_total", &[]));
+    assert_eq!(page.count("pathmeter_echo_withdrawn_total", &[]), 0, "{page}");
 }

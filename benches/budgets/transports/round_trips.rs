@@ -148,7 +148,7 @@ fn echo(load: &TransportCase, n: u32, port: u16, wire: WireFormat, tap: Sender<E
         source: SourceChoice { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, dont_fragment: false },
         series: Arc::new(EchoSeries::new("bench", &n.to_string(), "ipv4", 1)),
         reports: Some(tap),
-        followed: None,
+        followed: Arc::default(),
     }
 }
 

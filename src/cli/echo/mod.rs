@@ -177,7 +177,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
         loops: &loops,
         peer_left_at: None,
         seed: seed()?,
-        followed: None,
+        followed: Arc::default(),
     };
     let path = EchoPath::start(plan, &start, None, Some(FiniteRun { count: arguments.count, reports: tap }));
     let run = Measurement { arguments, address, reports, loops, path, grace: echo.lost_after };

@@ -41,7 +41,7 @@ fn loop_with_paths(to: SocketAddr, series: &Arc<EchoSeries>) -> DatagramLoop {
             series: Arc::clone(series),
             path_mtu: None,
             reports: None,
-            followed: None,
+            followed: Arc::default(),
         };
         let task = echo.into_task();
         datagram_loop.start(NewPath { id: PathId(n.into()), task, peer_left_at: None }).unwrap();

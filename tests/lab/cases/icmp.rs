@@ -89,7 +89,7 @@ impl RunningLoop {
             series: Arc::clone(&series),
             path_mtu: None,
             reports: Some(self.tap.clone()),
-            followed: None,
+            followed: Arc::default(),
         };
         self.handle.start(NewPath { id: PathId(id), task: echo.into_task(), peer_left_at: None });
         series
