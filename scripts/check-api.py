@@ -67,6 +67,7 @@ peers:
 targets: [{{name: reflector, address: {SILENT}, port: 9}}]
 probes:
   - {{name: fast, interval: 50ms, peers: all, targets: all, late_after: 100ms, lost_after: 200ms, path_mtu: "on"}}
+  - {{name: routes, kind: trace, follows: fast, interval: 2s}}
   - {{name: chat, protocol: tcp, interval: 50ms, connect_interval: 1s, late_after: 100ms, lost_after: 200ms}}
 """
     )
@@ -79,14 +80,17 @@ def get(path):
 
 
 def is_ready():
-    """Whether paths were answered, lost and not started, and events happened."""
+    """Whether paths were answered, lost, traced in both directions and not started, and events happened."""
     try:
         paths, events = get("/api/v1/paths")["paths"], get("/api/v1/events")["events"]
     except OSError:
         return False
     counts = [path["counts"] for path in paths if "counts" in path]
     is_lost = any(sum(count["lost"].values()) for count in counts)
-    return is_lost and any(count["ok"] for count in counts) and len(paths) > len(counts) and len(events) > 0
+    is_not_started = any(path["state"] == "not_measured" for path in paths)
+    flows = [flow for path in paths for flow in path.get("flows", [])]
+    is_traced = any(all(flow[way]["trace"] and flow[way]["route"] for way in ("forward", "reverse")) for flow in flows)
+    return is_lost and any(count["ok"] for count in counts) and is_traced and is_not_started and len(events) > 0
 
 
 def responses(program):

@@ -24,6 +24,7 @@ pub mod key;
 pub mod machine;
 pub mod mtu;
 pub mod prefix;
+pub mod probe_budget;
 pub mod schedule;
 pub mod selection;
 #[cfg(feature = "sim")]

@@ -72,7 +72,7 @@ impl Recorder<GoodbyeListener> for GoodbyeRecorder {
 
     fn waiting(&mut self, _: &GoodbyeListener, _: Timestamp) {}
 
-    fn received(&mut self) {}
+    fn received(&mut self, _: &Arrival) {}
 
     fn not_sent(&mut self) {}
 

@@ -42,9 +42,11 @@ fn is_within(socket: SocketAddr, address: SocketAddr) -> bool {
     is_reached && [0, socket.port()].contains(&address.port())
 }
 
-/// Binds an address. One that stands for both families is bound for each family that this host has.
+/// Binds an address. One that stands for both families is bound for each family that this host has. `errors`:
+/// see [`Binding::errors`].
 pub(super) fn bind_all(
     address: SocketAddr,
+    errors: bool,
     timestamps: TimestampMatching,
 ) -> Result<Vec<Socket>, SocketError> {
     let mut sockets: Vec<Socket> = Vec::new();
@@ -52,7 +54,7 @@ pub(super) fn bind_all(
         if let (0, Some(first)) = (address.port(), sockets.first()) {
             address.set_port(first.address().port());
         }
-        let binding = Binding { address, dont_fragment: false, errors: false };
+        let binding = Binding { address, dont_fragment: false, errors };
         match Socket::bind(&binding, timestamps) {
             Ok(socket) => sockets.push(socket),
             Err(error) if error.is_unsupported_family() && !sockets.is_empty() => {
@@ -72,7 +74,7 @@ pub(super) fn bind_agent(
 ) -> anyhow::Result<(Vec<Socket>, Vec<TcpListener>)> {
     let mut tries = if address.port() == 0 { AGENT_PORT_TRIES } else { 1 };
     loop {
-        let sockets = bind_all(address, timestamps)?;
+        let sockets = bind_all(address, false, timestamps)?;
         tries -= 1;
         match server::bind(SocketAddr::new(address.ip(), port_of(&sockets))) {
             Ok(listeners) => return Ok((sockets, listeners)),

@@ -122,7 +122,7 @@ impl Daemon {
         let listen = &settings.config.listen;
         let timestamps = TimestampMatching::detect();
         let listeners = bind_http(listen.http)?;
-        let stamp_sockets = bind_all(listen.stamp, timestamps)?;
+        let stamp_sockets = bind_all(listen.stamp, true, timestamps)?;
         let (agent_sockets, agent_listeners) = bind_agent(listen.agent, timestamps)?;
         let ports = Ports {
             http: listeners.first().and_then(|l| l.local_addr().ok()).unwrap_or(listen.http).port(),
@@ -156,7 +156,14 @@ impl Daemon {
             answers_probes: false,
         };
         let sessions = settings.config.responder.sessions;
-        let stamp = echo::responder(stamp_sockets, access, sessions, Arc::clone(&responders.stamp));
+        let probe_budget = Arc::default();
+        let stamp = echo::responder(
+            stamp_sockets,
+            access,
+            sessions,
+            Arc::clone(&probe_budget),
+            Arc::clone(&responders.stamp),
+        );
         let services = vec![stamp, agent_port];
         let responder = datagram::spawn("responder", services, timestamps, event_sender.clone())
             .context("starting the responder thread")?;
@@ -205,7 +212,7 @@ impl Daemon {
             membership,
             measuring: Measuring {
                 fleet: Fleet::new(boot_id),
-                loops: Loops { prober, streams, probe_budget: Arc::default() },
+                loops: Loops { prober, streams, probe_budget },
             },
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },

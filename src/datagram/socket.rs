@@ -41,7 +41,7 @@ pub struct Binding {
     pub address: SocketAddr,
     /// Whether to forbid fragmentation.
     pub dont_fragment: bool,
-    /// Whether to receive ICMP errors: yes on sockets that send requests, no on sockets that reply.
+    /// Whether to receive ICMP errors: about requests, and about replies whose TTL ends at a router.
     pub errors: bool,
 }
 

@@ -104,8 +104,8 @@ pub trait Recorder<M: Machine>: fmt::Debug + std::marker::Send {
     fn stepping(&mut self, machine: &mut M, now: Timestamp);
     /// Called when all reports are recorded and the machine waits.
     fn waiting(&mut self, machine: &M, now: Timestamp);
-    /// Called before the machine receives a datagram.
-    fn received(&mut self);
+    /// Called before the machine receives a datagram or an ICMP error.
+    fn received(&mut self, arrival: &Arrival);
     /// Called when a datagram of the machine could not be sent.
     fn not_sent(&mut self);
     /// See [`Task::set_access`].
@@ -133,7 +133,7 @@ where
     R: Recorder<M>,
 {
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
-        self.recorder.received();
+        self.recorder.received(arrival);
         self.machine.received(datagram, arrival);
     }
 

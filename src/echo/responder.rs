@@ -1,23 +1,26 @@
 //! The UDP responder: a STAMP responder on a datagram loop.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use pathmeter_proto::echo::{ResponderReport, StampResponder};
 use pathmeter_proto::machine::Arrival;
+use pathmeter_proto::probe_budget::ProbeBudget;
 use pathmeter_proto::time::Timestamp;
 
 use crate::datagram::{Access, MachineTask, Notice, Recorder, Service, ServiceTasks, Socket, Traffic};
 use crate::metrics::agent::ResponderSeries;
 
-/// A service that answers STAMP requests on `sockets` and keeps state of at most `sessions` sessions.
+/// A service that answers STAMP requests on `sockets` and keeps state of at most `sessions` sessions. Its
+/// replies whose TTL ends at a router share the limits of `budget`.
 #[must_use]
 pub fn responder(
     sockets: Vec<Socket>,
     access: Access,
     sessions: usize,
+    budget: Arc<Mutex<ProbeBudget>>,
     series: Arc<ResponderSeries>,
 ) -> Service {
-    let machine = StampResponder::new(access.policy, access.keys, sessions);
+    let machine = StampResponder::with_probe_budget(access.policy, access.keys, sessions, budget);
     let task = MachineTask { machine, recorder: ResponderRecorder { series } };
     Service { sockets, tasks: ServiceTasks::One(Box::new(task)), answers_probes: true }
 }
@@ -43,8 +46,10 @@ impl Recorder<StampResponder> for ResponderRecorder {
 
     fn waiting(&mut self, _: &StampResponder, _: Timestamp) {}
 
-    fn received(&mut self) {
-        self.series.requests.inc();
+    fn received(&mut self, arrival: &Arrival) {
+        if arrival.icmp.is_none() {
+            self.series.requests.inc();
+        }
     }
 
     fn not_sent(&mut self) {

@@ -136,7 +136,7 @@ impl Recorder<Prober> for EchoRecorder {
         self.series.set_draining(prober.is_draining(now));
     }
 
-    fn received(&mut self) {}
+    fn received(&mut self, _: &Arrival) {}
 
     fn not_sent(&mut self) {}
 
@@ -187,7 +187,7 @@ impl Recorder<MtuSearch> for MtuRecorder {
 
     fn waiting(&mut self, _: &MtuSearch, _: Timestamp) {}
 
-    fn received(&mut self) {}
+    fn received(&mut self, _: &Arrival) {}
 
     fn not_sent(&mut self) {}
 

@@ -23,7 +23,7 @@ fn measure(timestamps: TimestampMatching) -> Vec<EchoReport> {
     let socket = Socket::bind(&binding, timestamps).unwrap();
     let to = socket.address();
     let policy = Policy { open: true, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
-    let service = responder(vec![socket], Access { policy, keys: None }, 8, Arc::default());
+    let service = responder(vec![socket], Access { policy, keys: None }, 8, Arc::default(), Arc::default());
     let responder = datagram::spawn("responder", vec![service], timestamps, sender.clone()).unwrap();
     let prober = datagram::spawn("prober", Vec::new(), timestamps, sender).unwrap();
     let (report_sender, report_receiver) = channel();

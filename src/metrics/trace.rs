@@ -2,16 +2,17 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use pathmeter_proto::probe_budget::Deferral;
 use pathmeter_proto::time::nanos;
-use pathmeter_proto::trace::{Deferral, HopState, Route, RouteUpdate, Trace, TraceReport};
+use pathmeter_proto::trace::{Direction, HopState, Route, RouteUpdate, Trace, TraceReport};
 
 use super::block::Series;
 use super::distribution::{Buckets, RTT_BOUNDS};
 use super::labels::{Labelled, labels};
 use super::text::{CLOSE, Cell, Family, Suffix, Writer, counter, gauge, histogram, label};
 
-/// Traces of one path. Written by the loop that owns the path, read by scrapes. Their number does not depend
-/// on the number of hops.
+/// Traces of one path in one direction. Written by the loop that owns the path, read by scrapes. Their number
+/// does not depend on the number of hops.
 #[derive(Debug, Default)]
 pub struct TraceSeries {
     labels: String,
@@ -74,10 +75,19 @@ enum RouteChange {
 labels!(RouteChange, "kind", { Changed => "changed", Restored => "restored" });
 
 impl TraceSeries {
-    /// Returns the series of one path, all zero.
+    /// Returns the series of one path in one direction, all zero.
     #[must_use]
-    pub fn new(probe: &str, peer: &str, family: &str) -> Self {
-        let labels = [label("probe", probe), label("peer", peer), label("family", family)];
+    pub fn new(probe: &str, peer: &str, family: &str, direction: Direction) -> Self {
+        let direction = match direction {
+            Direction::Forward => "forward",
+            Direction::Reverse => "reverse",
+        };
+        let labels = [
+            label("probe", probe),
+            label("peer", peer),
+            label("family", family),
+            label("direction", direction),
+        ];
         Self { labels: labels.join(","), ..Self::default() }
     }
 
@@ -141,6 +151,13 @@ impl TraceSeries {
 
     fn lock(&self) -> MutexGuard<'_, Vec<TracedFlow>> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Probes without an outcome so far.
+    #[must_use]
+    pub fn in_flight(&self) -> Option<u64> {
+        let decided = self.answered.get() + self.unanswered.get() + self.withdrawn.get();
+        self.sent.get().checked_sub(decided)
     }
 
     /// The latest results of all flows.
@@ -214,7 +231,7 @@ const FAMILIES: [Family<TraceSeries>; 15] = [
     ),
     gauge(
         "pathmeter_trace_reached",
-        "1 if the peer answered the latest trace of flow 0, else 0.",
+        "1 if the peer answered the latest trace of flow 0, else 0. In reverse direction also 0 if the peer cannot trace.",
         |w, name, s| {
             let is_reached = s.first_trace(|trace| trace.rtt).is_some();
             w.count(name, Suffix::None, &s.labels, CLOSE, is_reached.into());
@@ -245,7 +262,7 @@ const FAMILIES: [Family<TraceSeries>; 15] = [
     ),
     gauge(
         "pathmeter_trace_routers",
-        "Routers on the way to the peer, flow 0. Absent until known.",
+        "Routers on the way to the peer (direction forward) or back (reverse), flow 0. Absent until known.",
         |w, name, s| {
             if let Some(routers) = s.first_trace(|trace| trace.routers) {
                 w.count(name, Suffix::None, &s.labels, CLOSE, routers.into());

@@ -13,8 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use pathmeter_proto::probe_budget::ProbeBudget;
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::trace::ProbeBudget;
 use serde_json::{Map, Value};
 
 pub use self::followed::Followed;

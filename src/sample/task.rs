@@ -35,7 +35,7 @@ impl Recorder<SampleMachine> for SampleRecorder {
 
     fn waiting(&mut self, _: &SampleMachine, _: Timestamp) {}
 
-    fn received(&mut self) {}
+    fn received(&mut self, _: &Arrival) {}
 
     fn not_sent(&mut self) {}
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use pathmeter_proto::trace::{Route, RouteUpdate, Trigger};
+use pathmeter_proto::trace::{Direction, Route, RouteUpdate, Trigger};
 use serde::Serialize;
 use serde_json::Value;
 use tracing::{info, warn};
@@ -16,6 +16,7 @@ use crate::paths::PathKey;
 /// The route of a flow has changed, or is balanced.
 #[derive(Debug)]
 pub(super) struct RouteUpdated {
+    pub(super) direction: Direction,
     pub(super) flow: u8,
     pub(super) update: RouteUpdate,
     pub(super) trigger: Trigger,
@@ -34,6 +35,7 @@ struct RouteFields<'a> {
     probe: &'a str,
     peer: &'a str,
     family: &'static str,
+    direction: &'static str,
     flow: u8,
     trigger: &'static str,
     from: Value,
@@ -46,6 +48,7 @@ struct RouteLoadBalanced<'a> {
     probe: &'a str,
     peer: &'a str,
     family: &'static str,
+    direction: &'static str,
     flow: u8,
     ttl: u8,
     routers: &'a BTreeSet<IpAddr>,
@@ -67,10 +70,15 @@ impl PathEvent for RouteUpdated {
     fn report(&self, path: &PathKey, log: &EventLog) {
         let PathKey { probe, peer, family } = path;
         let (flow, trigger) = (self.flow, trigger_name(self.trigger));
+        let direction = match self.direction {
+            Direction::Forward => "forward",
+            Direction::Reverse => "reverse",
+        };
         let fields = |from: &Route, to: &Route| RouteFields {
             probe,
             peer,
             family,
+            direction,
             flow,
             trigger,
             from: route_json(from),
@@ -78,16 +86,16 @@ impl PathEvent for RouteUpdated {
         };
         match &self.update {
             RouteUpdate::Changed { from, to } => {
-                warn!(%probe, %peer, family, flow, trigger, from = %from.id, to = %to.id, "route changed");
+                warn!(%probe, %peer, family, direction, flow, trigger, from = %from.id, to = %to.id, "route changed");
                 log.add(&RouteChanged(fields(from, to)));
             }
             RouteUpdate::Restored { from, to } => {
-                info!(%probe, %peer, family, flow, trigger, from = %from.id, to = %to.id, "route restored");
+                info!(%probe, %peer, family, direction, flow, trigger, from = %from.id, to = %to.id, "route restored");
                 log.add(&RouteRestored(fields(from, to)));
             }
             RouteUpdate::LoadBalanced { ttl, routers } => {
-                info!(%probe, %peer, family, flow, ttl, routers = routers.len(), "route is load-balanced");
-                log.add(&RouteLoadBalanced { probe, peer, family, flow, ttl: *ttl, routers });
+                info!(%probe, %peer, family, direction, flow, ttl, routers = routers.len(), "route is load-balanced");
+                log.add(&RouteLoadBalanced { probe, peer, family, direction, flow, ttl: *ttl, routers });
             }
         }
     }

@@ -5,8 +5,12 @@ use serde_json::{Value, json};
 
 use crate::metrics::trace::TracedFlow;
 
-/// The latest trace and the route of a flow.
-pub(super) fn flow_json(flow: &TracedFlow) -> Value {
+/// The latest traces and the routes of a flow, to the peer and back.
+pub(super) fn flow_json(forward: &TracedFlow, reverse: &TracedFlow) -> Value {
+    json!({"forward": direction_json(forward), "reverse": direction_json(reverse)})
+}
+
+fn direction_json(flow: &TracedFlow) -> Value {
     let trace = flow.trace.as_ref().map(|trace| {
         json!({
             "reached": trace.rtt.is_some(),

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
-use pathmeter_proto::trace::TraceSpec;
+use pathmeter_proto::trace::{Direction, TraceSpec};
 use serde_json::{Map, Value};
 
 use super::json::flow_json;
-use super::task::trace_task;
+use super::task::{DirectedSeries, trace_task};
 use crate::config::Probe;
 use crate::config::trace::Trace;
 use crate::datagram::SourceChoice;
 use crate::keys::KeyChoice;
 use crate::loops::NewPath;
 use crate::metrics::AnySeries;
-use crate::metrics::trace::TraceSeries;
+use crate::metrics::trace::{TraceSeries, TracedFlow};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
 use crate::settings::Settings;
@@ -76,8 +76,11 @@ impl Plan for TracePlan {
     fn start(self: Box<Self>, start: &StartContext<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
         let PathKey { probe, peer, family } = start.key;
         let earlier = earlier.and_then(|path| path.into_any().downcast::<TracePath>().ok());
-        let series =
-            earlier.map_or_else(|| Arc::new(TraceSeries::new(probe, peer, family)), |path| path.series);
+        let new = |direction| Arc::new(TraceSeries::new(probe, peer, family, direction));
+        let series = earlier.map_or_else(
+            || DirectedSeries { forward: new(Direction::Forward), reverse: new(Direction::Reverse) },
+            |path| path.series,
+        );
         let plan = *self;
         let spec = TraceSpec {
             to: plan.to,
@@ -87,11 +90,12 @@ impl Plan for TracePlan {
             dscp: plan.dscp,
             keys: start.settings.keys.get(plan.keys, peer),
             tx_timestamps: true,
+            traces_reverse: true,
             budget: Arc::clone(&start.loops.probe_budget),
             seed: start.seed,
         };
         start.followed.set_follower(start.id);
-        let task = trace_task(spec, plan.source, Arc::clone(&series), Arc::clone(&start.followed));
+        let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed));
         start.loops.prober.start(NewPath { id: start.id, task, peer_left_at: start.peer_left_at });
         Box::new(TracePath { id: start.id, plan, series })
     }
@@ -105,7 +109,7 @@ impl Plan for TracePlan {
 struct TracePath {
     id: PathId,
     plan: TracePlan,
-    series: Arc<TraceSeries>,
+    series: DirectedSeries,
 }
 
 impl Path for TracePath {
@@ -120,11 +124,11 @@ impl Path for TracePath {
     }
 
     fn series(&self) -> Vec<Arc<dyn AnySeries>> {
-        vec![Arc::clone(&self.series) as _]
+        Direction::ALL.map(|direction| Arc::clone(self.series.of(direction)) as _).to_vec()
     }
 
     fn measured(&self) -> Arc<dyn Measured> {
-        Arc::clone(&self.series) as _
+        Arc::new(self.series.clone())
     }
 
     /// The echoes that it follows show earlier whether the peer is up, and whether it is leaving.
@@ -141,9 +145,9 @@ impl Path for TracePath {
     }
 }
 
-impl Measured for TraceSeries {
+impl Measured for DirectedSeries {
     fn last_reply(&self) -> u64 {
-        Self::last_reply(self)
+        self.forward.last_reply()
     }
 
     fn is_draining(&self) -> bool {
@@ -155,12 +159,15 @@ impl Measured for TraceSeries {
     }
 
     fn json(&self) -> Map<String, Value> {
-        let flows: Vec<Value> = self.flows().iter().map(flow_json).collect();
+        let mut reverse = self.reverse.flows();
+        let forward = self.forward.flows();
+        reverse.resize_with(forward.len(), TracedFlow::default);
+        let flows: Vec<Value> = forward.iter().zip(&reverse).map(|(to, back)| flow_json(to, back)).collect();
         [("flows".to_owned(), flows.into())].into_iter().collect()
     }
 
     fn row(&self) -> TableRow {
-        let flows = self.flows();
+        let flows = self.forward.flows();
         let Some(trace) = flows.first().and_then(|flow| flow.trace.as_ref()) else {
             return TableRow { head: TABLE_HEAD, cells: "      -".to_owned() };
         };

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::{Timestamp, nanos};
-use pathmeter_proto::trace::{TraceReport, TraceSpec, Tracer};
+use pathmeter_proto::trace::{DirectedReport, Direction, TraceReport, TraceSpec, Tracer};
 
 use super::events::RouteUpdated;
 use crate::datagram::{
@@ -14,12 +14,28 @@ use crate::datagram::{
 use crate::metrics::trace::TraceSeries;
 use crate::probe::Followed;
 
+/// The series of both directions.
+#[derive(Debug, Clone)]
+pub(super) struct DirectedSeries {
+    pub(super) forward: Arc<TraceSeries>,
+    pub(super) reverse: Arc<TraceSeries>,
+}
+
+impl DirectedSeries {
+    pub(super) fn of(&self, direction: Direction) -> &Arc<TraceSeries> {
+        match direction {
+            Direction::Forward => &self.forward,
+            Direction::Reverse => &self.reverse,
+        }
+    }
+}
+
 /// A task that traces the flows of `source`. Only the number of session identifiers in `spec` matters: the
 /// loop chooses their values.
 pub(super) fn trace_task(
     mut spec: TraceSpec,
     source: SourceChoice,
-    series: Arc<TraceSeries>,
+    series: DirectedSeries,
     followed: Arc<Followed>,
 ) -> NewTask {
     NewTask {
@@ -41,16 +57,17 @@ pub(super) fn trace_task(
 
 #[derive(Debug)]
 struct TraceRecorder {
-    series: Arc<TraceSeries>,
+    series: DirectedSeries,
     followed: Arc<Followed>,
     /// Whether a route may have become known since the routes were published.
     has_new_route: bool,
 }
 
 impl Recorder<Tracer> for TraceRecorder {
-    fn record(&mut self, report: TraceReport, traffic: &mut Traffic) -> Option<Notice> {
+    fn record(&mut self, report: DirectedReport, traffic: &mut Traffic) -> Option<Notice> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, nanos);
-        self.series.record(&report, now);
+        let DirectedReport { direction, report } = report;
+        self.series.of(direction).record(&report, now);
         match report {
             TraceReport::Sent { .. } => {
                 traffic.outstanding += 1;
@@ -68,7 +85,7 @@ impl Recorder<Tracer> for TraceRecorder {
             }
             TraceReport::Route { flow, update, trigger } => {
                 self.has_new_route = true;
-                Some(Notice::Path(Box::new(RouteUpdated { flow, update: *update, trigger })))
+                Some(Notice::Path(Box::new(RouteUpdated { direction, flow, update: *update, trigger })))
             }
         }
     }
@@ -81,11 +98,13 @@ impl Recorder<Tracer> for TraceRecorder {
 
     fn waiting(&mut self, tracer: &Tracer, _: Timestamp) {
         if std::mem::take(&mut self.has_new_route) {
-            self.series.set_routes(tracer.routes());
+            for direction in Direction::ALL {
+                self.series.of(direction).set_routes(tracer.routes(direction));
+            }
         }
     }
 
-    fn received(&mut self) {}
+    fn received(&mut self, _: &Arrival) {}
 
     fn not_sent(&mut self) {}
 
@@ -97,9 +116,9 @@ impl Recorder<Tracer> for TraceRecorder {
     }
 
     fn is_balanced(&self, tracer: &Tracer, _: Timestamp) -> bool {
-        let in_flight = u64::try_from(tracer.in_flight()).unwrap_or(u64::MAX);
-        let decided = self.series.answered.get() + self.series.unanswered.get() + self.series.withdrawn.get();
-        self.series.sent.get().checked_sub(decided) == Some(in_flight)
+        let in_flight = Direction::ALL.map(|direction| self.series.of(direction).in_flight());
+        let in_flight = in_flight.into_iter().sum::<Option<u64>>();
+        in_flight == u64::try_from(tracer.in_flight()).ok()
     }
 
     fn claims(&self, tracer: &Tracer, datagram: &[u8], arrival: &Arrival) -> bool {

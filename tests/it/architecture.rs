@@ -215,7 +215,7 @@ const LAYERS: [Layers; 2] = [
         root: "proto/src",
         layers: &[
             &["dscp", "key", "prefix", "time"],
-            &["admission", "machine", "schedule", "stats", "wire"],
+            &["admission", "machine", "probe_budget", "schedule", "stats", "wire"],
             &["echo", "goodbye", "selection"],
             &["mtu", "trace"],
             &["sim"],

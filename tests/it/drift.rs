@@ -60,8 +60,10 @@ fn series_per_path_match_the_limit_constants() {
         .count_series(|series| series.starts_with("pathmeter_path_mtu_") && series.contains("peer=\"b\""));
     assert_eq!(of_mtu, PathMtuSeries::LINES, "src/metrics/path_mtu.rs\n{}", page.text());
     // A path whose route has changed has one more.
-    let of_trace =
-        page.count_series(|series| series.starts_with("pathmeter_trace_") && series.contains("peer=\"b\""));
+    let of_trace = page.count_series(|series| {
+        let is_forward = series.contains("peer=\"b\"") && series.contains("direction=\"forward\"");
+        series.starts_with("pathmeter_trace_") && is_forward
+    });
     assert_eq!(of_trace + 1, TraceSeries::LINES, "src/metrics/trace.rs\n{}", page.text());
 }
 

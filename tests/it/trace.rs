@@ -32,12 +32,15 @@ fn trace_that_a_reload_adds_follows_the_running_echoes_and_disturbs_none() {
     peer.signal(Signal::SIGCONT);
     let found = eventually("both flows are traced", || {
         let flows = flows(&agent);
-        let is_traced = |flow: &Value| flow["trace"]["reached"] == true;
+        let is_traced = |flow: &Value| {
+            ["forward", "reverse"].iter().all(|direction| flow[direction]["trace"]["reached"] == true)
+        };
         (flows.len() == 2 && flows.iter().all(is_traced)).then_some(flows)
     });
-    for flow in found {
-        assert_eq!((&flow["trace"]["routers"], &flow["route"]["routers"]), (&0.into(), &0.into()), "{flow}");
-        assert_eq!(flow["trace"]["hops"], Value::Array(Vec::new()), "{flow}");
+    for direction in found.iter().flat_map(|flow| [&flow["forward"], &flow["reverse"]]) {
+        let (trace, route) = (&direction["trace"], &direction["route"]);
+        assert_eq!((&trace["routers"], &route["routers"]), (&0.into(), &0.into()), "{direction}");
+        assert_eq!(trace["hops"], Value::Array(Vec::new()), "{direction}");
     }
     let page = agent.page();
     assert!(page.count("pathmeter_echo_sent_total", &[]) >= before, "counters continue\n{page}");

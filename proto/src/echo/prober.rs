@@ -215,6 +215,7 @@ impl Prober {
                     dscp: self.spec.dscp.value(),
                     size: self.spec.size,
                     extensions,
+                    reverse: None,
                 };
                 let wire = request::encode(&contents, keys.as_ref().map(|keys| keys.current()), arena);
                 let carries =

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::key::{Key, Keys};
 use crate::time::WallTime;
-use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Request};
 use crate::wire::tlv::{self, ClassOfService, FollowUp, HEADER_BYTES, HMAC_VALUE_BYTES, SessionRecord, Tlv};
+use crate::wire::{NtpTime, ReverseTrace};
 
 /// Extensions that a responder is assumed to support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub(crate) struct RequestContents {
     /// Requested length in bytes. Extensions that do not fit are left out, the session record last.
     pub(crate) size: Option<u16>,
     pub(crate) extensions: RequestExtensions,
+    /// The extension for traces of the way back. It needs a request without a `size`.
+    pub(crate) reverse: Option<ReverseTrace>,
 }
 
 /// What an encoded request contains.
@@ -90,6 +92,9 @@ pub(crate) fn encode(contents: &RequestContents, key: Option<&Key>, out: &mut Ve
     }
     if plan.follow_up {
         tlv::append(out, tlv::FOLLOW_UP, FollowUp::BYTES);
+    }
+    if let Some(reverse) = &contents.reverse {
+        reverse.write(tlv::append(out, tlv::REVERSE_TRACE, ReverseTrace::BYTES).value_mut(out));
     }
     if let (true, Some(key)) = (plan.hmac, key) {
         let hmac = tlv::append(out, tlv::HMAC, HMAC_VALUE_BYTES);
@@ -165,6 +170,7 @@ mod tests {
             dscp: 46,
             size,
             extensions,
+            reverse: None,
         }
     }
 

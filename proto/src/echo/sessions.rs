@@ -93,6 +93,11 @@ impl Sessions {
         self.entries.get_mut(index as usize).map(|entry| &mut entry.session)
     }
 
+    /// The key of the session at an index.
+    pub(super) fn key(&self, index: u32) -> Option<SessionKey> {
+        self.entries.get(index as usize).map(|entry| entry.key)
+    }
+
     /// Number of sessions.
     pub(super) fn len(&self) -> usize {
         self.entries.len()

@@ -403,6 +403,7 @@ impl MtuSearch {
             dscp: self.spec.dscp.value(),
             size: Some(size - headers(self.spec.to)),
             extensions: RequestExtensions::All,
+            reverse: None,
         };
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
         let timestamp = encode(&contents, key, arena).timestamp;

@@ -12,7 +12,7 @@ use crate::machine::{
     Arrival, HostDrops, IcmpError, IcmpKind, Machine as _, Now, Send, Step, TimestampSource,
 };
 use crate::time::{Timestamp, WallOffset, WallTime};
-use crate::trace::{TraceReport, Tracer};
+use crate::trace::{DirectedReport, Direction, TraceReport, Tracer};
 
 /// A simulation of a tracer that traces a responder through a network.
 #[derive(Debug)]
@@ -21,9 +21,11 @@ pub struct TraceWorld {
     pub forward: RouterNetwork,
     /// Changes of that network, by time in nanoseconds.
     pub changes: BTreeMap<u64, RouterNetwork>,
-    /// Delay of replies, in nanoseconds.
-    pub reverse_delay: u64,
-    /// Share of the replies that are lost.
+    /// The network from the responder back.
+    pub reverse: RouterNetwork,
+    /// Changes of that network, by time in nanoseconds.
+    pub reverse_changes: BTreeMap<u64, RouterNetwork>,
+    /// Share of the replies that are lost on the first link.
     pub reverse_loss: f64,
     /// The tracer.
     pub tracer: Tracer,
@@ -33,6 +35,7 @@ pub struct TraceWorld {
     count: u64,
     at: u64,
     sent: Vec<SentPacket>,
+    reverse_reports: Vec<(Duration, TraceReport)>,
 }
 
 /// A packet that the tracer sent.
@@ -50,9 +53,27 @@ pub struct SentPacket {
 
 #[derive(Debug)]
 enum TraceEvent {
-    Request { flow: u8, bytes: Vec<u8>, ttl: u8 },
-    Reply { flow: u8, bytes: Vec<u8> },
-    Error { flow: u8, quoted: Vec<u8>, error: IcmpError },
+    Request {
+        flow: u8,
+        bytes: Vec<u8>,
+        ttl: u8,
+    },
+    Reply {
+        flow: u8,
+        bytes: Vec<u8>,
+        ttl: u8,
+    },
+    /// An error about a reply, which the responder receives.
+    ReverseError {
+        flow: u8,
+        quoted: Vec<u8>,
+        error: IcmpError,
+    },
+    Error {
+        flow: u8,
+        quoted: Vec<u8>,
+        error: IcmpError,
+    },
 }
 
 /// Address of the tracer; the port does not matter.
@@ -79,11 +100,13 @@ impl TraceWorld {
     #[must_use]
     pub fn new(tracer: Tracer, forward: RouterNetwork, seed: u64) -> Self {
         let delay: u64 = forward.segments.iter().map(|segment| segment.delay).sum();
+        let reverse = RouterNetwork::chain(0, delay + forward.last_delay);
         let policy = Policy { open: true, rate: 1_000_000, rate_per_source: 1_000_000, ..Policy::default() };
         Self {
-            reverse_delay: delay + forward.last_delay,
             forward,
             changes: BTreeMap::new(),
+            reverse,
+            reverse_changes: BTreeMap::new(),
             reverse_loss: 0.0,
             tracer,
             responder: StampResponder::new(policy, None, 64),
@@ -92,6 +115,7 @@ impl TraceWorld {
             count: 0,
             at: 0,
             sent: Vec::new(),
+            reverse_reports: Vec::new(),
         }
     }
 
@@ -101,14 +125,23 @@ impl TraceWorld {
         &self.sent
     }
 
-    /// Runs for `span` and returns the reports with the time of each since the start.
+    /// The reports about the way back so far, with the time of each since the start.
+    #[must_use]
+    pub fn reverse_reports(&self) -> &[(Duration, TraceReport)] {
+        &self.reverse_reports
+    }
+
+    /// Runs for `span` and returns the reports about the way to the responder, with the time of each since
+    /// the start.
     pub fn run(&mut self, span: Duration) -> Vec<(Duration, TraceReport)> {
         let end = self.at + u64::try_from(span.as_nanos()).expect("less than 584 years");
         let mut reports = Vec::new();
         loop {
             let wake = self.drive(&mut reports);
             let next = self.events.keys().next().map_or(u64::MAX, |(at, _)| *at);
-            let change = self.changes.keys().next().copied().unwrap_or(u64::MAX);
+            let changes = [&self.changes, &self.reverse_changes];
+            let change = changes.iter().filter_map(|changes| changes.keys().next().copied()).min();
+            let change = change.unwrap_or(u64::MAX);
             let until = wake.min(next).min(change);
             if until > end {
                 self.at = end;
@@ -117,6 +150,9 @@ impl TraceWorld {
             self.at = self.at.max(until);
             if let Some(entry) = self.changes.first_entry().filter(|entry| *entry.key() <= self.at) {
                 self.forward = entry.remove();
+            }
+            if let Some(entry) = self.reverse_changes.first_entry().filter(|entry| *entry.key() <= self.at) {
+                self.reverse = entry.remove();
             }
             while let Some(first) = self.events.first_entry().filter(|event| event.key().0 <= self.at) {
                 let event = first.remove();
@@ -173,13 +209,35 @@ impl TraceWorld {
             let mut arena = Vec::new();
             match self.tracer.step(self.now(), &mut HostDrops::default(), &mut arena) {
                 Step::Send(send) => queued.push((send, arena)),
-                Step::Report(report) => reports.push((Duration::from_nanos(self.at), report)),
+                Step::Report(DirectedReport { direction, report }) => {
+                    let reports = match direction {
+                        Direction::Forward => &mut *reports,
+                        Direction::Reverse => &mut self.reverse_reports,
+                    };
+                    reports.push((Duration::from_nanos(self.at), report));
+                }
                 Step::Wait(until) => {
                     assert!(until > self.timestamp(), "the deadline is in the future");
                     return until.as_nanos().saturating_sub(ORIGIN);
                 }
                 Step::Finished => return u64::MAX,
             }
+        }
+    }
+
+    /// Sends a reply through the network back.
+    fn reply(&mut self, flow: u8, ttl: u8, mut bytes: Vec<u8>) {
+        if self.random.chance(self.reverse_loss) {
+            return;
+        }
+        match self.reverse.send(flow.into(), ttl, self.at, &mut self.random) {
+            Transit::Delivered { at, ttl } => self.schedule(at, TraceEvent::Reply { flow, bytes, ttl }),
+            Transit::Expired { router, quoted_bytes, at } => {
+                bytes.truncate(quoted_bytes);
+                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None };
+                self.schedule(at, TraceEvent::ReverseError { flow, quoted: bytes, error });
+            }
+            Transit::Lost => {}
         }
     }
 
@@ -199,9 +257,14 @@ impl TraceWorld {
                 let arrival = arrival(RESPONDER.into(), flow, 250, Some(error));
                 self.tracer.received(&quoted, &arrival);
             }
-            TraceEvent::Reply { flow, bytes } => {
-                let arrival = arrival(RESPONDER.into(), flow, 250, None);
+            TraceEvent::Reply { flow, bytes, ttl } => {
+                let arrival = arrival(RESPONDER.into(), flow, ttl, None);
                 self.tracer.received(&bytes, &arrival);
+            }
+            TraceEvent::ReverseError { flow, quoted, error } => {
+                let to = (TRACER.0, TRACER.1 + u16::from(flow));
+                let arrival = arrival(to.into(), 0, 250, Some(error));
+                self.responder.received(&quoted, &arrival);
             }
             TraceEvent::Request { flow, bytes, ttl } => {
                 let from = (TRACER.0, TRACER.1 + u16::from(flow));
@@ -211,11 +274,12 @@ impl TraceWorld {
                 loop {
                     let mut arena = Vec::new();
                     match self.responder.step(now, &mut HostDrops::default(), &mut arena) {
-                        Step::Send(_) if !self.random.chance(self.reverse_loss) => {
-                            let at = self.at + self.reverse_delay;
-                            self.schedule(at, TraceEvent::Reply { flow, bytes: arena });
+                        Step::Send(send) => {
+                            self.responder.before_send(send.id, &mut arena, now);
+                            self.responder.sent(send.id, self.timestamp(), TimestampSource::Kernel);
+                            self.reply(flow, send.ttl, arena);
                         }
-                        Step::Send(_) | Step::Report(_) => {}
+                        Step::Report(_) => {}
                         Step::Wait(_) | Step::Finished => return,
                     }
                 }

@@ -24,6 +24,8 @@ pub(super) struct Burst {
     probes: Vec<BurstProbe>,
     /// RTT of the destination, from earlier measurements.
     known_rtt: Option<Duration>,
+    /// Number of round trips until the answer to a probe is known.
+    round_trips: u32,
     hops_max: u8,
     seed: u64,
 }
@@ -85,13 +87,13 @@ pub(super) fn answer_timeout(rtt: Option<Duration>) -> Duration {
 }
 
 impl Burst {
-    /// A burst that begins at once. `destination_probes` is the number of probes to the destination.
+    /// A burst that begins at once.
     pub(super) fn new(
         trigger: Trigger,
         now: Timestamp,
         routers: Option<u8>,
         known_rtt: Option<Duration>,
-        destination_probes: u32,
+        round_trips: u32,
         hops_max: u8,
         seed: u64,
     ) -> Self {
@@ -99,14 +101,14 @@ impl Burst {
             trigger,
             began: now,
             stage: Stage::Distance,
-            to_send: VecDeque::new(),
+            to_send: VecDeque::from([DESTINATION]),
             send_at: now,
             probes: Vec::new(),
             known_rtt,
+            round_trips,
             hops_max,
             seed,
         };
-        burst.to_send.extend((0..destination_probes.max(1)).map(|_| DESTINATION));
         if let Some(routers) = routers {
             burst.stage = Stage::Hops(0);
             burst.extend_to(routers);
@@ -165,7 +167,7 @@ impl Burst {
 
     fn timeout(&self) -> Duration {
         let longest = self.probes.iter().filter_map(|probe| probe.answer.map(|(_, rtt)| rtt)).max();
-        answer_timeout(longest.max(self.known_rtt))
+        answer_timeout(longest.max(self.known_rtt)) * self.round_trips
     }
 
     pub(super) fn step(&mut self, now: Timestamp, drained: Timestamp) -> BurstStep {

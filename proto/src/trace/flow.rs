@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::burst::{Burst, BurstProbe, BurstStep, SPACING, answer_timeout};
 use super::hop::{HopHistory, HopState, first_lossy_hop, states};
 use super::route::{CONFIRMATIONS, HopRouter, RouteTracker, RouteUpdate};
-use super::{DESTINATION, Expected, Hop, TRACE_GAP_MIN, Trace, Trigger};
+use super::{DESTINATION, Direction, Hop, TRACE_GAP_MIN, Trace, Trigger};
+use crate::probe_budget::Expected;
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
 
@@ -15,6 +16,7 @@ use crate::time::{Timestamp, nanos};
 #[derive(Debug)]
 pub(super) struct TracedFlow {
     pub(super) index: u8,
+    pub(super) direction: Direction,
     hops_max: u8,
     interval: Duration,
     seed: u64,
@@ -67,6 +69,14 @@ const RETRIES_MAX: u8 = 2;
 /// answer the second.
 const RETRY_SPACING: Duration = Duration::from_millis(1_100);
 
+/// Number of round trips until the answer to a probe is known.
+fn round_trips(direction: Direction) -> u32 {
+    match direction {
+        Direction::Forward => 1,
+        Direction::Reverse => 2,
+    }
+}
+
 /// Maximum delay of a probe in a round, in nanoseconds. At most a quarter of the time between two probes.
 const JITTER_MAX: u64 = 1_000_000_000;
 
@@ -76,7 +86,7 @@ pub(super) enum FlowStep {
     /// Send a probe with this TTL.
     Send {
         ttl: u8,
-        /// Whether a token was [reserved](super::ProbeBudget::reserve) for it.
+        /// Whether a token was [reserved](crate::probe_budget::ProbeBudget::reserve) for it.
         is_reserved: bool,
     },
     /// Wait until this time or an answer.
@@ -86,9 +96,17 @@ pub(super) enum FlowStep {
 }
 
 impl TracedFlow {
-    pub(super) fn new(index: u8, hops_max: u8, interval: Duration, seed: u64, at: Timestamp) -> Self {
+    pub(super) fn new(
+        index: u8,
+        direction: Direction,
+        hops_max: u8,
+        interval: Duration,
+        seed: u64,
+        at: Timestamp,
+    ) -> Self {
         Self {
             index,
+            direction,
             hops_max,
             interval,
             seed: mix(seed ^ mix(u64::from(index))),
@@ -116,6 +134,17 @@ impl TracedFlow {
     /// Requests a trace. Of several requests the first one's trigger is kept.
     pub(super) fn trigger(&mut self, trigger: Trigger) {
         self.pending.get_or_insert(trigger);
+    }
+
+    /// The destination is behind this number of routers, by another measurement. Only before the first trace.
+    pub(super) fn learn_destination(&mut self, routers: u8, rtt: Duration) {
+        (self.routers, self.rtt) = (Some(routers), Some(rtt));
+    }
+
+    /// How long to wait for the answer to a probe. On the way back the responder gets it, and a further probe
+    /// has to fetch it there.
+    pub(super) fn answer_timeout(&self) -> Duration {
+        answer_timeout(self.rtt) * round_trips(self.direction)
     }
 
     pub(super) fn last_trigger(&self) -> Trigger {
@@ -194,7 +223,9 @@ impl TracedFlow {
         self.last_trigger = trigger;
         self.retries.retain(|retry| retry.is_reserved);
         let seed = mix(self.seed ^ self.bursts);
-        self.burst = Some(Burst::new(trigger, now, self.routers, self.rtt, 1, self.hops_max, seed));
+        let (routers, rtt) = (self.routers, self.rtt);
+        let round_trips = round_trips(self.direction);
+        self.burst = Some(Burst::new(trigger, now, routers, rtt, round_trips, self.hops_max, seed));
     }
 
     /// Ends the burst: its record, and the hops to probe again.
@@ -297,7 +328,7 @@ impl TracedFlow {
         }
         let ttl = self.confirmations_queued.pop_front().expect("there is something to confirm");
         let is_last = self.confirmations_queued.is_empty();
-        self.confirm_at = now + if is_last { answer_timeout(self.rtt) } else { SPACING };
+        self.confirm_at = now + if is_last { self.answer_timeout() } else { SPACING };
         Ok((ttl, false))
     }
 
@@ -321,7 +352,7 @@ impl TracedFlow {
     /// When the probes of the round have waited long enough.
     fn round_ends(&self) -> Timestamp {
         let last = self.round_probes.iter().map(|probe| probe.sent_at).max();
-        last.map_or(Timestamp::NEVER, |last| last + answer_timeout(self.rtt))
+        last.map_or(Timestamp::NEVER, |last| last + self.answer_timeout())
     }
 
     /// The trace that a complete round makes.

@@ -3,13 +3,16 @@
 //! [`Tracer`] sends STAMP requests with a limited TTL on the 5-tuples of an echo path, so that they take the
 //! route of the measured datagrams, in sessions of their own, so that the records and counts of the echoes
 //! do not change. The router at which a TTL ends answers with an ICMP error, whose quoted bytes identify the
-//! probe. Traces are bursts, at the start, on demand and after a [`Trigger`]; in between every hop is probed
-//! once per interval. All tracers of an agent share a [`ProbeBudget`], because routers limit their answers.
+//! probe. For the way back it asks the responder for replies with a limited TTL; routers answer the
+//! responder, which passes their answers on ([`ReverseTrace`](crate::wire::ReverseTrace)).
+//!
+//! Traces are bursts, at the start, on demand and after a [`Trigger`]; in between every hop is probed once
+//! per interval. All tracers of an agent share a [`ProbeBudget`], because routers limit their answers.
 
-mod budget;
 mod burst;
 mod flow;
 mod hop;
+mod reverse;
 mod route;
 mod tracer;
 mod watch;
@@ -18,7 +21,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub use budget::{Deferral, Expected, ProbeBudget, ProbeLimits, ProbeRate};
 pub use hop::{HopState, Responder};
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
 pub use tracer::Tracer;
@@ -27,6 +29,7 @@ pub use watch::{EchoWatch, Finding};
 use crate::dscp::Dscp;
 use crate::key::Keys;
 use crate::machine::NotSent;
+use crate::probe_budget::{Deferral, ProbeBudget};
 use crate::time::Timestamp;
 
 /// The TTL of probes that are not limited: they reach the destination.
@@ -49,10 +52,26 @@ pub struct TraceSpec {
     pub keys: Option<Arc<Keys>>,
     /// Whether the driver delivers the kernel's transmit timestamps.
     pub tx_timestamps: bool,
+    /// Whether to trace the way back too, if the responder supports it.
+    pub traces_reverse: bool,
     /// The limits that all tracers of the agent share.
     pub budget: Arc<Mutex<ProbeBudget>>,
     /// Determines phases, orders and session numbers.
     pub seed: u64,
+}
+
+/// The direction of a traced route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// To the responder.
+    Forward,
+    /// From the responder back.
+    Reverse,
+}
+
+impl Direction {
+    /// Both directions.
+    pub const ALL: [Self; 2] = [Self::Forward, Self::Reverse];
 }
 
 /// Why a trace was made.
@@ -79,6 +98,15 @@ pub enum Trigger {
     Peer,
     /// A user requested it.
     Request,
+}
+
+/// What a tracer reports of one direction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DirectedReport {
+    /// The direction.
+    pub direction: Direction,
+    /// The report.
+    pub report: TraceReport,
 }
 
 /// What a tracer reports.

@@ -3,31 +3,40 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::PoisonError;
+use std::time::Duration;
 
+use super::burst::SPACING;
 use super::flow::{FlowStep, TracedFlow};
+use super::reverse::ReverseFlow;
 use super::route::RouteUpdate;
-use super::{ANSWER_AGE_MAX, Finding, Route, TraceReport, TraceSpec, Trigger};
+use super::{
+    ANSWER_AGE_MAX, DESTINATION, DirectedReport, Direction, Finding, Route, TraceReport, TraceSpec, Trigger,
+};
 use crate::echo::{ReplyExtensions, RequestContents, RequestExtensions, encode};
 use crate::machine::{
-    Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+    Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step, TimestampSource,
 };
+use crate::probe_budget::{Deferral, Expected};
 use crate::schedule::mix;
 use crate::time::Timestamp;
-use crate::wire::NtpTime;
 use crate::wire::stamp::{self, Mode};
+use crate::wire::{NtpTime, ReverseTrace, tlv};
 
-/// Traces the flows of a path to a STAMP responder.
+/// Traces the flows of a path to a STAMP responder, and back.
 #[derive(Debug)]
 pub struct Tracer {
     spec: TraceSpec,
     session: u32,
-    flows: Vec<TracedFlow>,
+    /// One for each flow.
+    forward: Vec<TracedFlow>,
+    /// One for each flow; `None` until a reply showed that the responder supports it.
+    reverse: Vec<Option<ReverseFlow>>,
     /// Probes that can still be answered, by sequence number, which grows with time. Packets carry the low
     /// half.
     probes: BTreeMap<u64, SentProbe>,
     next_sequence: u64,
     sent_count: u32,
-    reports: VecDeque<TraceReport>,
+    reports: VecDeque<DirectedReport>,
     is_stopping: bool,
 }
 
@@ -35,6 +44,8 @@ pub struct Tracer {
 #[derive(Debug, Clone, Copy)]
 struct SentProbe {
     flow: u8,
+    direction: Direction,
+    /// Of the request in forward direction, of its reply in reverse direction.
     ttl: u8,
     timestamp: NtpTime,
     at: Timestamp,
@@ -50,11 +61,13 @@ impl Tracer {
     pub fn new(spec: TraceSpec, at: Timestamp) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "32 well-mixed bits are wanted")]
         let session = mix(spec.seed ^ mix(0x7472_6163)) as u32;
-        let flow = |index| TracedFlow::new(index, spec.hops_max, spec.interval, spec.seed, at);
-        let flows = (0..u8::try_from(spec.ssids.len()).unwrap_or(u8::MAX)).map(flow).collect();
+        let count = u8::try_from(spec.ssids.len()).unwrap_or(u8::MAX);
+        let flow =
+            |index| TracedFlow::new(index, Direction::Forward, spec.hops_max, spec.interval, spec.seed, at);
         Self {
             session,
-            flows,
+            forward: (0..count).map(flow).collect(),
+            reverse: (0..count).map(|_| None).collect(),
             probes: BTreeMap::new(),
             // Not known to somebody who forges errors that quote too little to contain T1.
             next_sequence: mix(spec.seed ^ mix(0x7365_7175)) >> 32,
@@ -65,28 +78,48 @@ impl Tracer {
         }
     }
 
-    /// Requests a trace of a flow, or of all flows.
+    /// Requests a trace of a flow, or of all flows, in both directions.
     pub fn trigger(&mut self, flow: Option<u8>, trigger: Trigger) {
-        let is_meant = |traced: &&mut TracedFlow| flow.is_none_or(|flow| flow == traced.index);
-        self.flows.iter_mut().filter(is_meant).for_each(|flow| flow.trigger(trigger));
+        let reverse = self.reverse.iter_mut().flatten().map(|reverse| &mut reverse.traced);
+        let all = self.forward.iter_mut().chain(reverse);
+        all.filter(|traced| flow.is_none_or(|flow| flow == traced.index))
+            .for_each(|traced| traced.trigger(trigger));
     }
 
     /// Takes what the echoes of the same flows show.
     pub fn observe(&mut self, finding: Finding, at: Timestamp) {
         match finding {
             Finding::Trigger { flow, trigger } => self.trigger(flow, trigger),
-            Finding::Routers { flow, routers } => {
-                let Some(traced) = self.flows.get_mut(usize::from(flow)) else { return };
+            Finding::Routers { flow, direction, routers } => {
+                let Some(traced) = self.traced(direction, flow) else { return };
                 if let Some(update) = traced.observe_routers(routers, at) {
-                    self.report_route(flow, update);
+                    self.report_route(direction, flow, update);
                 }
             }
         }
     }
 
-    /// The current route of each flow; `None` before its first trace is complete.
-    pub fn routes(&self) -> impl Iterator<Item = Option<&Route>> {
-        self.flows.iter().map(|flow| flow.route().current())
+    /// The current route of each flow in one direction; `None` before its first trace is complete.
+    pub fn routes(&self, direction: Direction) -> impl Iterator<Item = Option<&Route>> {
+        let forward = self.forward.iter().map(Some);
+        let reverse = self.reverse.iter().map(|flow| flow.as_ref().map(|flow| &flow.traced));
+        let traced = forward.zip(reverse).map(move |(forward, reverse)| match direction {
+            Direction::Forward => forward,
+            Direction::Reverse => reverse,
+        });
+        traced.map(|traced| traced?.route().current())
+    }
+
+    fn traced(&mut self, direction: Direction, flow: u8) -> Option<&mut TracedFlow> {
+        let index = usize::from(flow);
+        match direction {
+            Direction::Forward => self.forward.get_mut(index),
+            Direction::Reverse => Some(&mut self.reverse.get_mut(index)?.as_mut()?.traced),
+        }
+    }
+
+    fn report(&mut self, direction: Direction, report: TraceReport) {
+        self.reports.push_back(DirectedReport { direction, report });
     }
 
     /// Whether a reply, or an ICMP error and its quotation, belongs to a probe of this tracer. An error that
@@ -110,7 +143,7 @@ impl Tracer {
     /// The probe that a quotation begins with. Routers quote at least eight bytes after the IP header, which
     /// is only the UDP header; the bytes here begin after that.
     fn quoted(&self, quoted: &[u8]) -> Option<u64> {
-        let (sequence, timestamp) = stamp::quoted_request(quoted, self.mode())?;
+        let (sequence, timestamp) = stamp::quoted_packet(quoted, self.mode())?;
         let sequence = self.extend(sequence)?;
         let probe = self.probes.get(&sequence)?;
         timestamp.is_none_or(|timestamp| timestamp == probe.timestamp).then_some(sequence)
@@ -152,26 +185,33 @@ impl Tracer {
             | IcmpKind::TooBig
             | IcmpKind::Other => return Some(()),
         }
-        if std::mem::replace(&mut probe.is_answered, true) {
-            return Some(());
+        let rtt = arrival.at.since(probe.at);
+        if !probe.is_answered {
+            self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner).answered(probe.ttl, router);
         }
-        let SentProbe { flow, ttl, at, .. } = *probe;
-        self.reports.push_back(TraceReport::Answered { ttl });
-        self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner).answered(ttl, router);
-        let rtt = arrival.at.since(at);
-        let update = self.flows[usize::from(flow)].answered(sequence, ttl, router, rtt, arrival.at);
-        if let Some(update) = update {
-            self.report_route(flow, update);
-        }
+        self.router_answered(sequence, router, rtt, arrival.at);
         Some(())
+    }
+
+    /// A router answered a probe. Only the first answer counts.
+    fn router_answered(&mut self, sequence: u64, router: IpAddr, rtt: Duration, at: Timestamp) {
+        let Some(probe) = self.probes.get_mut(&sequence).filter(|probe| !probe.is_answered) else { return };
+        probe.is_answered = true;
+        let SentProbe { flow, direction, ttl, .. } = *probe;
+        self.report(direction, TraceReport::Answered { ttl });
+        let Some(traced) = self.traced(direction, flow) else { return };
+        if let Some(update) = traced.answered(sequence, ttl, router, rtt, at) {
+            self.report_route(direction, flow, update);
+        }
     }
 
     /// The only unanswered probe of the flow to a hop at which the router has answered before.
     fn waiting_for(&self, flow: u8, router: IpAddr) -> Option<u64> {
-        let expected = super::Expected::Router(router);
-        let traced = self.flows.get(usize::from(flow))?;
+        let expected = Expected::Router(router);
+        let traced = self.forward.get(usize::from(flow))?;
         let mut found = self.probes.iter().filter(|(_, probe)| {
-            let is_waiting = probe.flow == flow && probe.is_sent && !probe.is_answered;
+            let is_forward = probe.flow == flow && probe.direction == Direction::Forward;
+            let is_waiting = is_forward && probe.is_sent && !probe.is_answered;
             is_waiting && traced.expected(probe.ttl, router.is_ipv4()) == Some(expected)
         });
         let (sequence, _) = found.next()?;
@@ -184,28 +224,63 @@ impl Tracer {
         if let Some(keys) = &self.spec.keys {
             stamp::verify(datagram, keys).ok()?;
         }
+        // Only to check that they are authentic.
         ReplyExtensions::read(datagram, mode, self.spec.keys.as_deref()).ok()?;
+        let reverse = tlv::walk(datagram, mode.base_bytes())
+            .find(|found| found.kind == tlv::REVERSE_TRACE && found.is_understood())
+            .and_then(|found| ReverseTrace::read(found.value(datagram)).ok())
+            .filter(|reverse| reverse.is_reply);
         let sequence = self.replied(datagram)?;
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
         if std::mem::replace(&mut probe.is_answered, true) {
             return Some(());
         }
-        let SentProbe { flow, ttl, at, .. } = *probe;
-        self.reports.push_back(TraceReport::Answered { ttl });
+        let SentProbe { flow, direction, ttl, at, .. } = *probe;
         let turnaround = u64::try_from(reply.turnaround()).unwrap_or(0);
-        let rtt = arrival.at.since(at).saturating_sub(std::time::Duration::from_nanos(turnaround));
-        let Some(routers) = ttl.checked_sub(reply.sender_ttl) else { return Some(()) };
+        let rtt = arrival.at.since(at).saturating_sub(Duration::from_nanos(turnaround));
         let from = arrival.from.ip();
-        let update = self.flows[usize::from(flow)].reached(sequence, ttl, from, rtt, routers, arrival.at);
-        if let Some(update) = update {
-            self.report_route(flow, update);
+        let back = |sent: u8| sent.checked_sub(arrival.ttl?);
+        if let Some(reverse) = &reverse {
+            self.answers_received(reverse, flow, arrival.at);
+        }
+        let routers = match direction {
+            Direction::Forward => {
+                if let (Some(_), Some(routers)) = (reverse, back(SENT_TTL)) {
+                    self.begin_reverse(flow, routers, rtt, arrival.at);
+                }
+                ttl.checked_sub(reply.sender_ttl)
+            }
+            Direction::Reverse => match reverse {
+                Some(ReverseTrace { deferred: None, .. }) => back(ttl),
+                Some(ReverseTrace { deferred: Some(time), .. }) => {
+                    self.report(direction, TraceReport::Withdrawn);
+                    self.report(direction, TraceReport::Deferred(Deferral::Router));
+                    if let Some(traced) = self.traced(direction, flow) {
+                        traced.not_sent(sequence);
+                        traced.reserve(ttl, arrival.at + time);
+                    }
+                    return Some(());
+                }
+                // Another responder has taken over, which does not support it.
+                None => {
+                    self.report(direction, TraceReport::Withdrawn);
+                    self.reverse[usize::from(flow)] = None;
+                    return Some(());
+                }
+            },
+        };
+        self.report(direction, TraceReport::Answered { ttl });
+        let Some((routers, traced)) = routers.zip(self.traced(direction, flow)) else { return Some(()) };
+        if let Some(update) = traced.reached(sequence, ttl, from, rtt, routers, arrival.at) {
+            self.report_route(direction, flow, update);
         }
         Some(())
     }
 
-    fn report_route(&mut self, flow: u8, update: RouteUpdate) {
-        let trigger = self.flows[usize::from(flow)].last_trigger();
-        self.reports.push_back(TraceReport::Route { flow, update: Box::new(update), trigger });
+    fn report_route(&mut self, direction: Direction, flow: u8, update: RouteUpdate) {
+        let Some(traced) = self.traced(direction, flow) else { return };
+        let trigger = traced.last_trigger();
+        self.report(direction, TraceReport::Route { flow, update: Box::new(update), trigger });
     }
 
     /// Decides the probes that were not answered in time. Probes are in the order in which they were sent.
@@ -217,70 +292,156 @@ impl Tracer {
             }
             first.remove();
             if !probe.is_answered {
-                self.flows[usize::from(probe.flow)].unanswered(probe.ttl);
-                self.reports.push_back(TraceReport::Unanswered { ttl: probe.ttl });
+                let SentProbe { flow, direction, ttl, .. } = probe;
+                if let Some(traced) = self.traced(direction, flow) {
+                    traced.unanswered(ttl);
+                }
+                self.report(direction, TraceReport::Unanswered { ttl });
             }
         }
+    }
+
+    /// The responder passes on the answers of routers on the way back.
+    fn answers_received(&mut self, reverse: &ReverseTrace, flow: u8, at: Timestamp) {
+        for answer in reverse.answers.iter().flatten() {
+            let Some(sequence) = self.extend(answer.sequence) else { continue };
+            let is_meant = |probe: &&SentProbe| {
+                probe.flow == flow && probe.direction == Direction::Reverse && probe.ttl != DESTINATION
+            };
+            if self.probes.get(&sequence).filter(is_meant).is_some() {
+                self.router_answered(sequence, answer.router, answer.rtt, at);
+            }
+        }
+    }
+
+    /// The responder supports traces of the way back, which passes this number of routers.
+    fn begin_reverse(&mut self, flow: u8, routers: u8, rtt: Duration, at: Timestamp) {
+        let TraceSpec { hops_max, interval, seed, .. } = self.spec;
+        let Some(slot) = self.reverse.get_mut(usize::from(flow)) else { return };
+        slot.get_or_insert_with(|| {
+            let mut traced = TracedFlow::new(flow, Direction::Reverse, hops_max, interval, !seed, at);
+            traced.learn_destination(routers, rtt);
+            ReverseFlow::new(traced)
+        });
     }
 
     /// Sends the probe, or defers it.
     fn send(
         &mut self,
-        flow: usize,
+        direction: Direction,
+        flow: u8,
         ttl: u8,
         is_reserved: bool,
         now: Now,
         arena: &mut Vec<u8>,
     ) -> Option<Send> {
-        let traced = &mut self.flows[flow];
-        if let Some(expected) = traced.expected(ttl, self.spec.to.is_ipv4()).filter(|_| !is_reserved) {
-            if traced.is_waiting(ttl) {
-                return None;
-            }
+        let is_v4 = self.spec.to.is_ipv4();
+        let traced = self.traced(direction, flow)?;
+        if !is_reserved && traced.is_waiting(ttl) {
+            return None;
+        }
+        let expected = traced.expected(ttl, is_v4);
+        // On the way back the responder limits what routers are asked.
+        if let (Some(expected), Direction::Forward, false) = (expected, direction, is_reserved) {
             let mut budget = self.spec.budget.lock().unwrap_or_else(PoisonError::into_inner);
-            if let (at, Some(reason)) = budget.reserve(expected, now.at) {
-                traced.reserve(ttl, at);
-                self.reports.push_back(TraceReport::Deferred(reason));
+            let (at, deferral) = budget.reserve(expected, now.at);
+            drop(budget);
+            if let Some(reason) = deferral {
+                self.traced(direction, flow)?.reserve(ttl, at);
+                self.report(direction, TraceReport::Deferred(reason));
                 return None;
             }
         }
-        let (sequence, index) = (self.next_sequence, traced.index);
-        traced.queued(sequence, ttl, now.at);
+        let sequence = self.next_sequence;
+        self.traced(direction, flow)?.queued(sequence, ttl, now.at);
+        if let (Direction::Reverse, true) = (direction, ttl != DESTINATION) {
+            let reverse = self.reverse.get_mut(usize::from(flow))?.as_mut()?;
+            reverse.fetch_after(now.at);
+        }
         self.next_sequence = sequence + 1;
+        let reply_ttl = if direction == Direction::Reverse && ttl != DESTINATION { ttl } else { 0 };
+        let router = expected.and_then(|expected| match expected {
+            Expected::Router(router) => Some(router),
+            Expected::Unknown { .. } => None,
+        });
+        let reverse = ReverseTrace { ttl: reply_ttl, expected: router, ..ReverseTrace::default() };
+        let asks_reverse =
+            self.spec.traces_reverse && (direction == Direction::Reverse || ttl == DESTINATION);
         let contents = RequestContents {
             mode: self.mode(),
             sequence: wire_sequence(sequence),
             at: now.wall.wall(now.at),
-            ssid: self.spec.ssids[flow],
-            flow: index,
+            ssid: self.spec.ssids[usize::from(flow)],
+            flow,
             session: self.session,
             sent: self.sent_count.wrapping_add(1),
             is_brief: true,
             dscp: self.spec.dscp.value(),
             size: None,
             extensions: RequestExtensions::All,
+            reverse: asks_reverse.then_some(reverse),
         };
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
         let timestamp = encode(&contents, key, arena).timestamp;
         let (is_sent, is_answered) = (false, false);
-        let probe = SentProbe { flow: index, ttl, timestamp, at: now.at, is_sent, is_answered };
+        let probe = SentProbe { flow, direction, ttl, timestamp, at: now.at, is_sent, is_answered };
         self.probes.insert(sequence, probe);
         Some(Send {
             id: SendId(sequence),
-            flow: index,
+            flow,
             from: None,
             to: self.spec.to,
             tos: self.spec.dscp.tos(),
-            ttl,
+            ttl: if direction == Direction::Forward { ttl } else { DESTINATION },
             dont_fragment: false,
             segment: None,
             timestamp: self.spec.tx_timestamps,
         })
     }
+
+    /// Steps one flow in one direction until it waits. Appends a datagram that is sent to `arena`.
+    fn step_flow(
+        &mut self,
+        direction: Direction,
+        flow: u8,
+        now: Now,
+        arena: &mut Vec<u8>,
+    ) -> Step<DirectedReport> {
+        loop {
+            let Some(traced) = self.traced(direction, flow) else { return Step::Wait(Timestamp::NEVER) };
+            match traced.step(now.at, now.drained) {
+                FlowStep::Send { ttl, is_reserved } => {
+                    if let Some(send) = self.send(direction, flow, ttl, is_reserved, now, arena) {
+                        return Step::Send(send);
+                    }
+                }
+                FlowStep::Traced(trace) => {
+                    return Step::Report(DirectedReport { direction, report: TraceReport::Traced(trace) });
+                }
+                FlowStep::Wait(until) => return Step::Wait(until),
+            }
+        }
+    }
+
+    /// Fetches the answers of routers on the way back, if the time for that has come.
+    fn fetch(&mut self, flow: u8, now: Now, arena: &mut Vec<u8>) -> Step<DirectedReport> {
+        let waiting = self.probes.values().filter(|probe| {
+            let is_reverse = probe.flow == flow && probe.direction == Direction::Reverse;
+            is_reverse && probe.ttl != DESTINATION && !probe.is_answered
+        });
+        let Some(Some(reverse)) = self.reverse.get_mut(usize::from(flow)) else {
+            return Step::Wait(Timestamp::NEVER);
+        };
+        if let Err(until) = reverse.fetch(waiting.count(), now.at) {
+            return Step::Wait(until);
+        }
+        let sent = self.send(Direction::Reverse, flow, DESTINATION, false, now, arena);
+        sent.map_or(Step::Wait(now.at + SPACING), Step::Send)
+    }
 }
 
 impl Machine for Tracer {
-    type Report = TraceReport;
+    type Report = DirectedReport;
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         let found = match arrival.icmp {
@@ -288,27 +449,32 @@ impl Machine for Tracer {
             None => self.reply_received(datagram, arrival),
         };
         if found.is_none() {
-            self.reports.push_back(TraceReport::Unmatched);
+            self.report(Direction::Forward, TraceReport::Unmatched);
         }
     }
 
-    fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
+    fn sent(&mut self, id: SendId, at: Timestamp, _: TimestampSource) {
         let sequence = id.0;
         let Some(probe) = self.probes.get_mut(&sequence) else { return };
         probe.at = at;
-        let SentProbe { flow, ttl, .. } = *probe;
-        if !std::mem::replace(&mut probe.is_sent, true) || by == TimestampSource::User {
+        let SentProbe { flow, direction, ttl, .. } = *probe;
+        // The kernel's time comes later than the driver's, for the same datagram.
+        if !std::mem::replace(&mut probe.is_sent, true) {
             self.sent_count = self.sent_count.wrapping_add(1);
-            self.reports.push_back(TraceReport::Sent { ttl });
+            self.report(direction, TraceReport::Sent { ttl });
         }
-        self.flows[usize::from(flow)].sent(sequence, at);
+        if let Some(traced) = self.traced(direction, flow) {
+            traced.sent(sequence, at);
+        }
     }
 
     fn not_sent(&mut self, id: SendId, why: NotSent) {
         let sequence = id.0;
-        if let Some(probe) = self.probes.remove(&sequence) {
-            self.flows[usize::from(probe.flow)].not_sent(sequence);
-            self.reports.push_back(TraceReport::SendError(why));
+        if let Some(SentProbe { flow, direction, .. }) = self.probes.remove(&sequence) {
+            if let Some(traced) = self.traced(direction, flow) {
+                traced.not_sent(sequence);
+            }
+            self.report(direction, TraceReport::SendError(why));
         }
     }
 
@@ -317,9 +483,11 @@ impl Machine for Tracer {
     }
 
     fn withdraw(&mut self) {
-        let withdrawn = self.probes.values().filter(|probe| probe.is_sent && !probe.is_answered).count();
-        self.reports.extend((0..withdrawn).map(|_| TraceReport::Withdrawn));
-        self.probes.clear();
+        for (_, probe) in std::mem::take(&mut self.probes) {
+            if probe.is_sent && !probe.is_answered {
+                self.report(probe.direction, TraceReport::Withdrawn);
+            }
+        }
     }
 
     /// No effect: a route does not depend on whether the peer answers, and a trace without an answer of the
@@ -330,7 +498,7 @@ impl Machine for Tracer {
         self.probes.values().filter(|probe| probe.is_sent && !probe.is_answered).count()
     }
 
-    fn step(&mut self, now: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<TraceReport> {
+    fn step(&mut self, now: Now, _: &mut HostDrops, arena: &mut Vec<u8>) -> Step<DirectedReport> {
         if let Some(report) = self.reports.pop_front() {
             return Step::Report(report);
         }
@@ -343,20 +511,16 @@ impl Machine for Tracer {
             return self.reports.pop_front().map_or(Step::Finished, Step::Report);
         }
         let mut until = Timestamp::NEVER;
-        for flow in 0..self.flows.len() {
-            loop {
-                match self.flows[flow].step(now.at, now.drained) {
-                    FlowStep::Send { ttl, is_reserved } => {
-                        if let Some(send) = self.send(flow, ttl, is_reserved, now, arena) {
-                            return Step::Send(send);
-                        }
-                    }
-                    FlowStep::Traced(trace) => return Step::Report(TraceReport::Traced(trace)),
-                    FlowStep::Wait(at) => {
-                        until = until.min(at);
-                        break;
-                    }
+        for flow in (0..).take(self.forward.len()) {
+            for direction in Direction::ALL {
+                match self.step_flow(direction, flow, now, arena) {
+                    Step::Wait(at) => until = until.min(at),
+                    step @ (Step::Send(_) | Step::Report(_) | Step::Finished) => return step,
                 }
+            }
+            match self.fetch(flow, now, arena) {
+                Step::Wait(at) => until = until.min(at),
+                step @ (Step::Send(_) | Step::Report(_) | Step::Finished) => return step,
             }
         }
         if let Some(report) = self.reports.pop_front() {

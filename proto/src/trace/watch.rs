@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::Trigger;
+use super::{Direction, Trigger};
 use crate::echo::{EchoReport, Verdict};
 
 /// Derives from the reports of an echo prober when its path should be traced: before the evidence is gone.
@@ -16,10 +16,12 @@ pub struct EchoWatch {
 /// What the echoes of a flow show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finding {
-    /// The number of routers that a request passed, if it is not the same as before.
+    /// The number of routers that a request or a reply passed, if it is not the same as before.
     Routers {
         /// The flow.
         flow: u8,
+        /// The direction: forward for requests, reverse for replies.
+        direction: Direction,
         /// The number of routers.
         routers: u8,
     },
@@ -34,7 +36,8 @@ pub enum Finding {
 
 #[derive(Debug, Default)]
 struct FlowWatch {
-    routers: Option<u8>,
+    /// Forward and reverse.
+    routers: [Option<u8>; 2],
     lost_in_a_row: u8,
     rtt: RttLevel,
 }
@@ -66,9 +69,14 @@ impl EchoWatch {
                 Verdict::HostDropped | Verdict::Withdrawn => {}
             }
             if let Some(sample) = sample {
-                if let Some(routers) = sample.hops_forward.filter(|routers| watch.routers != Some(*routers)) {
-                    watch.routers = Some(routers);
-                    found.push(Finding::Routers { flow, routers });
+                let counts = [sample.hops_forward, sample.hops_reverse];
+                for ((direction, known), count) in
+                    Direction::ALL.into_iter().zip(&mut watch.routers).zip(counts)
+                {
+                    if let Some(routers) = count.filter(|routers| *known != Some(*routers)) {
+                        *known = Some(routers);
+                        found.push(Finding::Routers { flow, direction, routers });
+                    }
                 }
                 if watch.rtt.add(sample.rtt) {
                     found.push(Finding::Trigger { flow: Some(flow), trigger: Trigger::Rtt });
@@ -152,7 +160,7 @@ fn median(samples: &[Duration]) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::echo::{Direction, RoundTrip};
+    use crate::echo::RoundTrip;
     use crate::machine::TimestampSource;
 
     fn answered(rtt: Duration, hops_forward: Option<u8>) -> EchoReport {
@@ -173,7 +181,7 @@ mod tests {
     }
 
     fn lost() -> EchoReport {
-        let verdict = Verdict::Lost(Direction::Unknown);
+        let verdict = Verdict::Lost(crate::echo::Direction::Unknown);
         EchoReport::Decided { flow: 0, sequence: 0, verdict, sample: None }
     }
 
@@ -187,10 +195,19 @@ mod tests {
     #[test]
     fn new_number_of_routers_is_found_with_the_first_reply() {
         let mut watch = EchoWatch::default();
-        let mut found = |routers| findings(&mut watch, &answered(Duration::from_millis(5), Some(routers)));
-        assert_eq!(found(7), [Finding::Routers { flow: 0, routers: 7 }]);
-        assert_eq!(found(7), []);
-        assert_eq!(found(8), [Finding::Routers { flow: 0, routers: 8 }]);
+        let mut found = |forward, reverse| {
+            let mut report = answered(Duration::from_millis(5), forward);
+            if let EchoReport::Decided { sample: Some(sample), .. } = &mut report {
+                sample.hops_reverse = reverse;
+            }
+            findings(&mut watch, &report)
+        };
+        let forward = |routers| Finding::Routers { flow: 0, direction: Direction::Forward, routers };
+        let reverse = |routers| Finding::Routers { flow: 0, direction: Direction::Reverse, routers };
+        assert_eq!(found(Some(7), Some(5)), [forward(7), reverse(5)]);
+        assert_eq!(found(Some(7), Some(5)), []);
+        assert_eq!(found(Some(8), None), [forward(8)]);
+        assert_eq!(found(Some(8), Some(6)), [reverse(6)]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod goodbye;
 pub mod icmp;
 mod message;
 mod ntp;
+mod reverse_trace;
 pub mod stamp;
 pub mod stream;
 pub mod tlv;
@@ -14,6 +15,7 @@ pub use agent::AgentKind;
 pub use goodbye::{Goodbye, GoodbyeError};
 pub use message::Message;
 pub use ntp::{NtpTime, PeerTimestamp};
+pub use reverse_trace::{ReverseAnswer, ReverseTrace};
 
 /// Why a packet or message could not be decoded. Names what and where, and never contains the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -263,10 +263,11 @@ pub fn is_authenticated_reply(datagram: &[u8], keys: &Keys) -> bool {
     datagram.get(4..16).is_some_and(is_reply) && verify(datagram, keys).is_ok()
 }
 
-/// The sequence number and T1 of a request of which an ICMP error quotes the beginning; `None` if the
-/// quotation ends before the sequence number. T1 is `None` if the quotation ends before it.
+/// The sequence number and the transmit timestamp of a packet of which an ICMP error quotes the beginning: T1
+/// of a request, T3 of a reply. `None` if the quotation ends before the sequence number; the timestamp is
+/// `None` if the quotation ends before it.
 #[must_use]
-pub fn quoted_request(quoted: &[u8], mode: Mode) -> Option<(u32, Option<NtpTime>)> {
+pub fn quoted_packet(quoted: &[u8], mode: Mode) -> Option<(u32, Option<NtpTime>)> {
     let sequence = u32::from_be_bytes(quoted.get(..4)?.try_into().ok()?);
     let at = mode.layout().timestamp;
     let timestamp = quoted.get(at..at + 8).map(|_| NtpTime(u64_at(quoted, at)));

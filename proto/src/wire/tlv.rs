@@ -33,6 +33,9 @@ pub const FOLLOW_UP: u8 = 7;
 pub const HMAC: u8 = 8;
 /// Pathmeter's session record, see [`SessionRecord`]. The type is from the range for private use.
 pub const SESSION: u8 = 252;
+/// Pathmeter's extension for traces of the way back, see [`ReverseTrace`](super::ReverseTrace). The type is
+/// from the range for private use.
+pub const REVERSE_TRACE: u8 = 253;
 
 /// Position and header of one extension in a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

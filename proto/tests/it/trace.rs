@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::machine::{Arrival, IcmpError, IcmpKind, Machine as _, TimestampSource};
+use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
 use pathmeter_proto::sim::{Answers, Balance, Random, RouterNetwork, Segment, SimRouter, TraceWorld};
 use pathmeter_proto::trace::{
-    DESTINATION, Finding, HopRouter, HopState, ProbeBudget, ProbeLimits, ProbeRate, Route, RouteUpdate,
-    Trace, TraceReport, TraceSpec, Tracer, Trigger,
+    DESTINATION, Direction, Finding, HopRouter, HopState, Route, RouteUpdate, Trace, TraceReport, TraceSpec,
+    Tracer, Trigger,
 };
 
 use super::conservation::seeds;
@@ -25,6 +26,7 @@ fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
         dscp: Dscp::DEFAULT,
         keys: None,
         tx_timestamps: true,
+        traces_reverse: false,
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
         seed,
     }
@@ -194,9 +196,10 @@ fn changed_router_is_reported_within_an_interval_and_its_return_as_restored() {
             panic!("SIM_SEED={seed}: {:?}", route_events(&reports))
         };
         // An interval, the jitter and the confirmations.
-        let interval = Duration::from_secs(33);
-        assert!(first - Duration::from_secs(100) < interval, "SIM_SEED={seed}: {first:?}");
-        assert!(second - Duration::from_secs(200) < interval, "SIM_SEED={seed}: {second:?}");
+        // An interval, the jitter, and sixteen confirmations, of which the responder sends four in five seconds.
+        let within = Duration::from_secs(33 + 20);
+        assert!(first - Duration::from_secs(100) < within, "SIM_SEED={seed}: {first:?}");
+        assert!(second - Duration::from_secs(200) < within, "SIM_SEED={seed}: {second:?}");
         assert_eq!(from.id, back.id, "SIM_SEED={seed}");
         let hop = &to.hops[usize::try_from(changed).unwrap()];
         assert_eq!(*hop, HopRouter::Single([10, 9, 9, 9].into()), "SIM_SEED={seed}");
@@ -214,7 +217,7 @@ fn changed_length_is_confirmed_by_the_destination_at_once() {
         world.changes.insert(100_000 * MS, longer);
         let mut reports = world.run(Duration::from_secs(101));
         // The next echo shows the number of routers.
-        let finding = Finding::Routers { flow: 0, routers: routers + 1 };
+        let finding = Finding::Routers { flow: 0, direction: Direction::Forward, routers: routers + 1 };
         world.tracer.observe(finding, TraceWorld::start() + Duration::from_secs(101));
         reports.extend(world.run(Duration::from_secs(1)));
         let [(at, RouteUpdate::Changed { to, .. }, Trigger::Length)] = route_events(&reports)[..] else {
@@ -239,7 +242,8 @@ fn limited_routers_are_never_asked_faster_than_they_answer() {
             reports.iter().filter(|(_, report)| matches!(report, TraceReport::Unanswered { .. }));
         assert_eq!(unanswered.count(), 0, "SIM_SEED={seed}");
         assert_eq!(route_events(&reports), [], "SIM_SEED={seed}");
-        let hops: Vec<_> = world.tracer.routes().map(|route| route.unwrap().hops.clone()).collect();
+        let hops: Vec<_> =
+            world.tracer.routes(Direction::Forward).map(|route| route.unwrap().hops.clone()).collect();
         assert!(
             hops.iter().flatten().all(|hop| matches!(hop, HopRouter::Single(_))),
             "SIM_SEED={seed}: {hops:?}"
@@ -282,7 +286,7 @@ fn forged_errors_are_counted_and_change_nothing() {
         let mut random = Random::new(seed);
         let mut world = world(seed, RouterNetwork::chain(4, MS));
         let mut reports = world.run(Duration::from_secs(100));
-        let before: Vec<_> = world.tracer.routes().map(Option::<&Route>::cloned).collect();
+        let before: Vec<_> = world.tracer.routes(Direction::Forward).map(Option::<&Route>::cloned).collect();
         world.tracer.trigger(None, Trigger::Request);
         reports.extend(world.run(Duration::from_millis(1)));
         let in_flight: Vec<u32> = world.sent().iter().rev().take(3).map(|packet| packet.sequence).collect();
@@ -312,7 +316,7 @@ fn forged_errors_are_counted_and_change_nothing() {
         let unmatched = reports.iter().filter(|(_, report)| matches!(report, TraceReport::Unmatched));
         assert_eq!(unmatched.count(), 200, "SIM_SEED={seed}");
         assert_eq!(route_events(&reports), [], "SIM_SEED={seed}");
-        let after: Vec<_> = world.tracer.routes().map(Option::<&Route>::cloned).collect();
+        let after: Vec<_> = world.tracer.routes(Direction::Forward).map(Option::<&Route>::cloned).collect();
         assert_eq!(after, before, "SIM_SEED={seed}");
     }
 }
@@ -337,13 +341,13 @@ fn route_is_known_from_the_first_trace_that_is_answered() {
     let mut world = world(1, dead);
     let reports = world.run(Duration::from_secs(20));
     assert_eq!((traces(&reports).len(), traces(&reports)[0].route), (1, None));
-    assert_eq!(world.tracer.routes().next(), Some(None));
+    assert_eq!(world.tracer.routes(Direction::Forward).next(), Some(None));
     world.forward = network;
     // An echo shows the number of routers, so hops are probed one after the other.
-    let finding = Finding::Routers { flow: 0, routers: 4 };
+    let finding = Finding::Routers { flow: 0, direction: Direction::Forward, routers: 4 };
     world.tracer.observe(finding, TraceWorld::start() + Duration::from_secs(20));
     let reports = world.run(Duration::from_secs(70));
-    let route = world.tracer.routes().next().unwrap().expect("it is known");
+    let route = world.tracer.routes(Direction::Forward).next().unwrap().expect("it is known");
     assert_eq!((route.hops.len(), route.routers), (4, Some(4)));
     assert!(route.hops.iter().all(|hop| matches!(hop, HopRouter::Single(_))));
     assert_eq!(traces(&reports).last().unwrap().route, Some(route.id));
@@ -375,5 +379,183 @@ fn every_hop_is_probed_in_each_interval_also_after_a_request() {
         let longest = ends.map(|(from, to)| to - from).max().unwrap();
         // An interval, and the jitter of two probes.
         assert!(longest <= 33_000 * MS, "TTL {ttl} was not probed for {} s", longest / (1000 * MS));
+    }
+}
+
+/// A world whose way back is `reverse`, and a tracer of both directions.
+fn both_ways(seed: u64, forward: RouterNetwork, reverse: RouterNetwork) -> TraceWorld {
+    let spec = TraceSpec { traces_reverse: true, ..spec(seed, 1, unlimited()) };
+    let mut world = TraceWorld::new(Tracer::new(spec, TraceWorld::start()), forward, seed);
+    world.reverse = reverse;
+    world
+}
+
+/// A chain whose routers have addresses from 10.0.2.0 on.
+fn way_back(routers: u8, delay: u64) -> RouterNetwork {
+    let mut network = RouterNetwork::chain(routers, delay);
+    for (segment, index) in network.segments.iter_mut().zip(0..) {
+        segment.routers[0].address = [10, 0, 2, index].into();
+    }
+    network
+}
+
+#[test]
+fn way_back_is_traced_without_being_taken_for_the_way_there() {
+    for (there, back) in [(8, 5), (3, 16), (0, 4), (4, 0)] {
+        let mut world = both_ways(3, RouterNetwork::chain(there, MS), way_back(back, 2 * MS));
+        let reports = world.run(Duration::from_secs(1));
+        let [forward] = traces(&reports)[..] else { panic!("one trace") };
+        let [reverse] = traces(world.reverse_reports())[..] else { panic!("one trace back") };
+        for (trace, network) in [(forward, &world.forward), (reverse, &world.reverse)] {
+            let found: Vec<_> = trace.hops.iter().map(|hop| hop.answers[0].0).collect();
+            let expected: Vec<_> = network.route(0).into_iter().flatten().collect();
+            assert_eq!((found, trace.routers), (expected, u8::try_from(network.segments.len()).ok()));
+            assert!(trace.hops.iter().all(|hop| hop.sent == 1));
+        }
+        let rtts = reverse.hops.iter().map(|hop| hop.answers[0].1);
+        assert!(rtts.eq((1..=u64::from(back)).map(|hop| Duration::from_nanos(4 * hop * MS))), "{reverse:?}");
+    }
+}
+
+#[test]
+fn every_answer_on_the_way_back_is_a_router_of_it() {
+    for seed in seeds(300) {
+        let back = random_network(seed + 1_000);
+        let truth = back.route(0);
+        let mut world = both_ways(seed, RouterNetwork::chain(3, MS), back);
+        world.reverse.is_reachable = true;
+        world.reverse_loss = if seed % 3 == 0 { 0.1 } else { 0.0 };
+        world.run(Duration::from_secs(300));
+        let traces = traces(world.reverse_reports());
+        assert!(!traces.is_empty(), "SIM_SEED={seed}");
+        for trace in traces {
+            assert_eq!(trace.routers.map(usize::from), Some(truth.len()), "SIM_SEED={seed}");
+            for (hop, known) in trace.hops.iter().zip(&truth) {
+                let segment = &world.reverse.segments[usize::from(hop.ttl) - 1].routers;
+                for (router, _) in &hop.answers {
+                    let is_known = match known {
+                        Some(known) => known == router,
+                        None => segment.iter().any(|known| known.address == *router),
+                    };
+                    assert!(is_known, "SIM_SEED={seed}, hop {}: {router}", hop.ttl);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_probe_of_the_way_back_is_decided_once() {
+    for seed in seeds(100) {
+        let mut world = both_ways(seed, random_network(seed), random_network(seed + 1_000));
+        (world.forward.is_reachable, world.reverse.is_reachable) = (true, true);
+        world.reverse_loss = 0.05;
+        let mut reports = world.run(Duration::from_secs(100));
+        world.tracer.stop();
+        reports.extend(world.run(Duration::from_secs(1)));
+        let of = |reports: &[(Duration, TraceReport)], is: fn(&TraceReport) -> bool| {
+            reports.iter().filter(|(_, report)| is(report)).count()
+        };
+        let is_sent = |report: &TraceReport| matches!(report, TraceReport::Sent { .. });
+        let is_decided = |report: &TraceReport| {
+            use TraceReport::{Answered, Unanswered, Withdrawn};
+            matches!(report, Answered { .. } | Unanswered { .. } | Withdrawn)
+        };
+        let sent = [of(&reports, is_sent), of(world.reverse_reports(), is_sent)];
+        let decided = [of(&reports, is_decided), of(world.reverse_reports(), is_decided)];
+        assert_eq!(sent, decided, "SIM_SEED={seed}");
+        assert_eq!(sent.iter().sum::<usize>(), world.sent().len(), "SIM_SEED={seed}");
+        assert!(sent[1] > 0, "SIM_SEED={seed}");
+    }
+}
+
+#[test]
+fn changed_way_back_is_reported_within_an_interval_and_the_way_there_is_not() {
+    for seed in seeds(50) {
+        let mut random = Random::new(seed);
+        let routers = u8::try_from(random.between(2, 12)).unwrap();
+        let (network, changed) = (way_back(routers, MS), random.below(routers.into()));
+        let mut other = network.clone();
+        other.segments[usize::try_from(changed).unwrap()].routers[0].address = [10, 9, 9, 9].into();
+        let mut world = both_ways(seed, RouterNetwork::chain(4, MS), network.clone());
+        world.reverse_changes.insert(100_000 * MS, other);
+        world.reverse_changes.insert(200_000 * MS, network);
+        let reports = world.run(Duration::from_secs(300));
+        assert_eq!(route_events(&reports), [], "SIM_SEED={seed}");
+        let [
+            (first, RouteUpdate::Changed { from, to }, Trigger::Router),
+            (second, RouteUpdate::Restored { to: back, .. }, _),
+        ] = route_events(world.reverse_reports())[..]
+        else {
+            panic!("SIM_SEED={seed}: {:?}", route_events(world.reverse_reports()))
+        };
+        // An interval, the jitter, and sixteen confirmations, of which the responder sends four in five seconds.
+        let within = Duration::from_secs(33 + 20);
+        assert!(first - Duration::from_secs(100) < within, "SIM_SEED={seed}: {first:?}");
+        assert!(second - Duration::from_secs(200) < within, "SIM_SEED={seed}: {second:?}");
+        assert_eq!(from.id, back.id, "SIM_SEED={seed}");
+        let hop = &to.hops[usize::try_from(changed).unwrap()];
+        assert_eq!(*hop, HopRouter::Single([10, 9, 9, 9].into()), "SIM_SEED={seed}");
+    }
+}
+
+/// The responder asks no router faster than it answers, whatever it is asked for, and says so.
+#[test]
+fn limited_routers_on_the_way_back_are_never_asked_faster_than_they_answer() {
+    for seed in seeds(20) {
+        let mut back = way_back(6, 2 * MS);
+        for segment in &mut back.segments {
+            segment.routers[0].answers = Answers::Limited { per_second: 1.0, burst: 6.0 };
+        }
+        let spec = TraceSpec { traces_reverse: true, ..spec(seed, 16, unlimited()) };
+        let tracer = Tracer::new(spec, TraceWorld::start());
+        let mut world = TraceWorld::new(tracer, RouterNetwork::chain(2, MS), seed);
+        world.reverse = back;
+        world.run(Duration::from_secs(600));
+        let count = |is: fn(&TraceReport) -> bool| {
+            world.reverse_reports().iter().filter(|(_, report)| is(report)).count()
+        };
+        assert_eq!(count(|report| matches!(report, TraceReport::Unanswered { .. })), 0, "SIM_SEED={seed}");
+        assert!(count(|report| matches!(report, TraceReport::Deferred(_))) > 0, "SIM_SEED={seed}");
+        let hops: Vec<_> = world.tracer.routes(Direction::Reverse).map(|route| route.unwrap()).collect();
+        assert!(
+            hops.iter().flat_map(|route| &route.hops).all(|hop| matches!(hop, HopRouter::Single(_))),
+            "SIM_SEED={seed}: {hops:?}"
+        );
+    }
+}
+
+/// A day without a change: packet-by-packet balancing, limited, lossy and silent routers on the way back.
+#[test]
+fn day_without_a_change_has_no_change_on_the_way_back() {
+    for seed in seeds(5) {
+        let spec = TraceSpec { traces_reverse: true, ..spec(seed, 1, ProbeLimits::default()) };
+        let tracer = Tracer::new(spec, TraceWorld::start());
+        let mut world = TraceWorld::new(tracer, RouterNetwork::chain(3, MS), seed);
+        world.reverse = random_network(seed);
+        world.reverse.is_reachable = true;
+        world.reverse_loss = 0.05;
+        world.run(Duration::from_secs(24 * 3600));
+        for (at, update, _) in route_events(world.reverse_reports()) {
+            let RouteUpdate::LoadBalanced { ttl, routers } = update else {
+                panic!("SIM_SEED={seed} at {at:?}: {update:?}")
+            };
+            let segment = &world.reverse.segments[usize::from(*ttl) - 1];
+            assert!(segment.balance == Balance::PerPacket && routers.len() > 1, "SIM_SEED={seed}");
+        }
+    }
+}
+
+/// Errors that quote too little of a reply, or another T3, are no answers.
+#[test]
+fn short_quotations_on_the_way_back_are_no_answers() {
+    for (bytes, is_answered) in [(0, false), (4, false), (11, false), (12, true)] {
+        let mut back = way_back(3, MS);
+        back.segments[1].routers[0].quoted_bytes = bytes;
+        let mut world = both_ways(1, RouterNetwork::chain(2, MS), back);
+        world.run(Duration::from_secs(1));
+        let [trace] = traces(world.reverse_reports())[..] else { panic!("one trace back") };
+        let answered: Vec<bool> = trace.hops.iter().map(|hop| !hop.answers.is_empty()).collect();
+        assert_eq!(answered, [true, is_answered, true], "{bytes} bytes");
     }
 }

@@ -34,11 +34,11 @@ fn flows(agent: &NodeAgent<'_>) -> Vec<Value> {
     path.and_then(|path| path["flows"].as_array().cloned()).unwrap_or_default()
 }
 
-/// The latest trace of the first flow, as soon as one has reached the peer.
-fn first_trace(agent: &NodeAgent<'_>) -> Value {
+/// The latest trace of the first flow in one direction, as soon as one has reached the peer.
+fn first_trace(agent: &NodeAgent<'_>, direction: &str) -> Value {
     eventually("a trace that reaches the peer", || {
         let flows = flows(agent);
-        let trace = &flows.first()?["trace"];
+        let trace = &flows.first()?[direction]["trace"];
         trace["reached"].as_bool()?.then(|| trace.clone())
     })
 }
@@ -47,13 +47,17 @@ fn address_of(text: &Value) -> IpAddr {
     text.as_str().unwrap().parse().unwrap()
 }
 
-/// The routers of a chain, by the address of the interface at which packets of `a` arrive.
-fn routers_of_chain(is_v4: bool) -> Vec<IpAddr> {
+/// The routers of a chain, by the address of the interface at which the packets arrive, from `a` to `b`
+/// (forward) or back.
+fn routers_of_chain(is_v4: bool, direction: &str) -> Vec<IpAddr> {
+    let end = if direction == "forward" { 2 } else { 1 };
     let address = |cable| match is_v4 {
-        true => format!("10.77.{cable}.2"),
-        false => format!("fd77:{cable}::2"),
+        true => format!("10.77.{cable}.{end}"),
+        false => format!("fd77:{cable}::{end}"),
     };
-    (0..ROUTERS).map(|cable| address(cable).parse().unwrap()).collect()
+    let cables: Vec<usize> =
+        if direction == "forward" { (0..ROUTERS).collect() } else { (1..=ROUTERS).rev().collect() };
+    cables.into_iter().map(|cable| address(cable).parse().unwrap()).collect()
 }
 
 /// Every router of a chain is found, over both families, with an RTT that grows with the distance.
@@ -67,14 +71,16 @@ pub(crate) fn chain() {
         let address = |name| if is_v4 { net.v4(name) } else { net.v6(name) };
         let b = start(&net, "b", ("a", address("a")), 1);
         let a = start(&net, "a", ("b", address("b")), 1);
-        let trace = first_trace(&a);
-        assert_eq!(trace["routers"], ROUTERS, "{trace}");
-        let hops = trace["hops"].as_array().unwrap();
-        let found: Vec<_> = hops.iter().map(|hop| address_of(&hop["responder"]["address"])).collect();
-        assert_eq!(found, routers_of_chain(is_v4), "{trace}");
-        let least = |hop: &Value| hop["responder"]["rtt_seconds"]["min"].as_f64().unwrap();
-        assert!(hops.iter().all(|hop| least(hop) >= 0.010), "all are behind the first wire: {trace}");
-        assert!(trace["rtt_seconds"].as_f64().unwrap() >= 0.020, "{trace}");
+        for direction in ["forward", "reverse"] {
+            let trace = first_trace(&a, direction);
+            assert_eq!(trace["routers"], ROUTERS, "{trace}");
+            let hops = trace["hops"].as_array().unwrap();
+            let found: Vec<_> = hops.iter().map(|hop| address_of(&hop["responder"]["address"])).collect();
+            assert_eq!(found, routers_of_chain(is_v4, direction), "{direction}: {trace}");
+            let least = |hop: &Value| hop["responder"]["rtt_seconds"]["min"].as_f64().unwrap();
+            assert!(hops.iter().all(|hop| least(hop) >= 0.010), "all are behind the first wire: {trace}");
+            assert!(trace["rtt_seconds"].as_f64().unwrap() >= 0.020, "{trace}");
+        }
         for agent in [&a, &b] {
             let page = agent.page_when("a complete trace", |page| {
                 page.has("pathmeter_trace_traces_total", &["result=\"complete\""])
@@ -87,7 +93,11 @@ pub(crate) fn chain() {
             ] {
                 assert_eq!(page.count(name, &[]), 0, "{name}\n{page}");
             }
-            assert_eq!(page.count("pathmeter_trace_routers", &[]), ROUTERS as u64, "{page}");
+            assert_eq!(page.count("pathmeter_trace_routers", &["forward"]), ROUTERS as u64, "{page}");
+            agent.page_when("the way back is known", |page| {
+                page.has("pathmeter_trace_routers", &["reverse"])
+                    && page.count("pathmeter_trace_routers", &["reverse"]) == ROUTERS as u64
+            });
         }
     }
 }
@@ -104,7 +114,7 @@ pub(crate) fn change() {
     route(one);
     let b = start(&net, "b", ("a", net.v4("a")), 1);
     let a = start(&net, "a", ("b", net.v4("b")), 1);
-    let trace = first_trace(&a);
+    let trace = first_trace(&a, "forward");
     let second = |trace: &Value| trace["hops"][1]["responder"]["address"].clone();
     assert_eq!(second(&trace), one, "{trace}");
     let events = |name: &str| {
@@ -116,7 +126,7 @@ pub(crate) fn change() {
     let wait_for = |kind: &str| {
         let label = format!("kind=\"{kind}\"");
         a.page_within(CONFIRMED_WITHIN, &format!("the route is {kind}"), |page| {
-            page.count("pathmeter_trace_route_changes_total", &[&label]) == 1
+            page.count("pathmeter_trace_route_changes_total", &[&label, "direction=\"forward\""]) == 1
         });
         eventually("its event", || events(&format!("route_{kind}")).first().cloned())
     };
@@ -130,7 +140,9 @@ pub(crate) fn change() {
     route(one);
     let restored = wait_for("restored");
     assert_eq!(restored["to"]["id"], changed["from"]["id"], "{restored}");
-    assert_eq!(events("route_load_balanced"), Vec::<Value>::new());
+    // On the way back, the left router answers from the address of the interface that it sends with.
+    let is_forward = |event: &Value| event["direction"] == "forward";
+    assert!(!events("route_load_balanced").iter().any(is_forward));
     drop(b);
 }
 
@@ -143,9 +155,9 @@ pub(crate) fn limited() {
     let b = start(&net, "b", ("a", net.v4("a")), 16);
     let a = start(&net, "a", ("b", net.v4("b")), 16);
     let is_traced = |flow: &Value| {
-        flow["route"]["hops"]
-            .as_array()
-            .is_some_and(|hops| hops.iter().all(Value::is_string) && hops.len() == 3)
+        let route = |direction: &str| flow[direction]["route"]["hops"].as_array().cloned();
+        let is_whole = |hops: Vec<Value>| hops.iter().all(Value::is_string) && hops.len() == 3;
+        ["forward", "reverse"].iter().all(|direction| route(direction).is_some_and(is_whole))
     };
     // Each router answers five of the flows at once and the others one after the other.
     let page = a.page_within(CONFIRMED_WITHIN, "all flows are traced", |_| {

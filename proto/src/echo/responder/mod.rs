@@ -1,21 +1,25 @@
 //! The replying side of echo measurements over datagrams.
 
+mod reverse;
+
 use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use self::reverse::{ReverseProbe, ReverseProbes};
 use super::sessions::{Session, SessionKey, Sessions};
 use crate::admission::{Policy, Rates, Refusal};
 use crate::key::{Key, KeyId, Keys};
 use crate::machine::{
-    Arrival, HostDrops, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step, TimestampSource,
+    Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step, TimestampSource,
 };
+use crate::probe_budget::ProbeBudget;
 use crate::stats::{ArrivalOrder, ReceivedSequences};
 use crate::time::{Timestamp, WallOffset};
-use crate::wire::NtpTime;
 use crate::wire::stamp::{self, ERROR_ESTIMATE, Mode, Reply, Request};
 use crate::wire::tlv::{self, ClassOfService, FollowUp};
+use crate::wire::{NtpTime, ReverseTrace};
 
 /// Answers STAMP requests of any kind: open or authenticated, with pathmeter's extensions, with others, or
 /// with none.
@@ -31,6 +35,7 @@ pub struct StampResponder {
     rates: Rates,
     sessions: Sessions,
     sources: SourceCount,
+    reverse: ReverseProbes,
     pending: Option<PendingReply>,
     request: Vec<u8>,
     /// Replies that were not yet passed to the kernel, oldest first.
@@ -73,6 +78,8 @@ struct WrittenReply {
     wall: WallOffset,
     mode: Mode,
     signed_with: Option<KeyId>,
+    /// Whether its TTL is limited.
+    is_limited: bool,
 }
 
 /// Maximum number of written replies. At the limit the oldest keeps its T3. Chosen: the batch size of a
@@ -91,12 +98,24 @@ impl StampResponder {
     /// A responder with a table of at most `sessions` sessions.
     #[must_use]
     pub fn new(policy: Policy, keys: Option<Arc<Keys>>, sessions: usize) -> Self {
+        Self::with_probe_budget(policy, keys, sessions, Arc::default())
+    }
+
+    /// A responder whose replies with a limited TTL share the limits of the agent's trace probes.
+    #[must_use]
+    pub fn with_probe_budget(
+        policy: Policy,
+        keys: Option<Arc<Keys>>,
+        sessions: usize,
+        budget: Arc<Mutex<ProbeBudget>>,
+    ) -> Self {
         Self {
             policy,
             keys,
             rates: Rates::new(),
             sessions: Sessions::new(sessions),
             sources: SourceCount::default(),
+            reverse: ReverseProbes::new(budget),
             pending: None,
             request: Vec::new(),
             written: VecDeque::new(),
@@ -209,13 +228,10 @@ impl StampResponder {
         drops: &HostDrops,
         arena: &mut Vec<u8>,
     ) -> Option<Send> {
+        let key = self.sessions.key(pending.index)?;
         let session = self.sessions.at(pending.index)?;
         let number = session.replies;
         session.replies = number.wrapping_add(1);
-        let timestamp = number % TIMESTAMPED_REPLIES == 1;
-        if timestamp {
-            session.wall = Some(now.wall);
-        }
         let start = arena.len();
         let length = match pending.is_brief {
             true => tlv::bytes_before_padding(&self.request, pending.mode.base_bytes()),
@@ -223,10 +239,17 @@ impl StampResponder {
         };
         arena.extend_from_slice(&self.request[..length]);
         let reply = &mut arena[start..];
-        let dscp = extend(reply, pending, session, drops);
+        let is_v4 = pending.arrival.from.is_ipv4();
+        let reverse = |asked: &ReverseTrace| self.reverse.reply(asked, key, is_v4, now.at);
+        let (dscp, ttl) = extend(reply, pending, session, drops, reverse);
+        let timestamp = number % TIMESTAMPED_REPLIES == 1 || ttl != SENT_TTL;
+        if timestamp {
+            session.wall = Some(now.wall);
+        }
+        let sent = NtpTime::from(now.wall.wall(now.at));
         Reply {
             sequence: number,
-            timestamp: NtpTime::from(now.wall.wall(now.at)),
+            timestamp: sent,
             error: ERROR_ESTIMATE,
             ssid: pending.request.ssid,
             received: NtpTime::from(now.wall.wall(pending.arrival.at)),
@@ -243,19 +266,35 @@ impl StampResponder {
             wall: now.wall,
             mode: pending.mode,
             signed_with: pending.signed_with,
+            is_limited: ttl != SENT_TTL,
         };
         written.seal(reply, self.keys.as_deref());
         if self.written.len() == WRITTEN_MAX {
             self.written.pop_front();
         }
         self.written.push_back(written);
+        if ttl != SENT_TTL {
+            self.reverse.add(ReverseProbe {
+                session: key,
+                to: pending.arrival.from,
+                mode: pending.mode,
+                id,
+                ttl,
+                sequence: number,
+                request: pending.request.sequence,
+                timestamp: sent,
+                at: now.at,
+                answer: None,
+                reported: 0,
+            });
+        }
         Some(Send {
             id,
             flow: pending.arrival.flow,
             from: pending.arrival.to,
             to: pending.arrival.from,
             tos: dscp << 2,
-            ttl: SENT_TTL,
+            ttl,
             dont_fragment: false,
             segment: None,
             timestamp,
@@ -272,10 +311,17 @@ impl StampResponder {
 /// REFWAIT.
 const THIRD_PARTY_SESSION_IDLE: Duration = Duration::from_secs(900);
 
-/// Fills in the extensions of a reply and returns the DSCP to send it with.
-fn extend(reply: &mut [u8], pending: &PendingReply, session: &Session, drops: &HostDrops) -> u8 {
+/// Fills in the extensions of a reply and returns the DSCP and the TTL to send it with. `reverse` answers the
+/// extension for traces of the way back.
+fn extend(
+    reply: &mut [u8],
+    pending: &PendingReply,
+    session: &Session,
+    drops: &HostDrops,
+    mut reverse: impl FnMut(&ReverseTrace) -> ReverseTrace,
+) -> (u8, u8) {
     let arrived = pending.arrival.tos.unwrap_or(0);
-    let mut dscp = arrived >> 2;
+    let (mut dscp, mut ttl) = (arrived >> 2, SENT_TTL);
     let mut at = pending.mode.base_bytes();
     while let Some(found) = tlv::next(reply, at) {
         let Ok(found) = found else {
@@ -307,11 +353,22 @@ fn extend(reply: &mut [u8], pending: &PendingReply, session: &Session, drops: &H
                 }
                 Err(_) => false,
             },
+            tlv::REVERSE_TRACE => match ReverseTrace::read(found.value(reply)) {
+                Ok(asked) if !asked.is_reply => {
+                    let answer = reverse(&asked);
+                    answer.write(found.value_mut(reply));
+                    if answer.ttl > 0 && answer.deferred.is_none() {
+                        ttl = answer.ttl;
+                    }
+                    true
+                }
+                Ok(_) | Err(_) => false,
+            },
             _ => false,
         };
         reply[found.at] = if is_known { 0 } else { tlv::UNRECOGNIZED };
     }
-    dscp
+    (dscp, ttl)
 }
 
 fn record_of(session: &Session, drops: &HostDrops, request: tlv::SessionRecord) -> tlv::SessionRecord {
@@ -358,14 +415,21 @@ impl Machine for StampResponder {
         let Some(index) = self.written.iter().position(|written| written.id == id) else { return };
         let Some(written) = self.written.remove(index) else { return };
         if now.at.since(written.at) >= T3_AGE_MAX {
-            Reply::write_sent(written.mode, datagram, NtpTime::from(written.wall.wall(now.at)));
+            let sent = NtpTime::from(written.wall.wall(now.at));
+            Reply::write_sent(written.mode, datagram, sent);
             written.seal(datagram, self.keys.as_deref());
+            if written.is_limited {
+                self.reverse.leaving(id, sent);
+            }
         }
     }
 
     /// The driver must call `step` until `Wait` before the next datagram.
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
-        if arrival.icmp.is_some() {
+        if let Some(error) = &arrival.icmp {
+            if error.kind == IcmpKind::TtlExceeded {
+                self.reverse.expired(datagram, arrival.from, error.router, arrival.at);
+            }
             return;
         }
         match self.admit(datagram, arrival) {
@@ -383,6 +447,7 @@ impl Machine for StampResponder {
 
     fn sent(&mut self, id: SendId, at: Timestamp, by: TimestampSource) {
         let TimestampSource::Kernel = by else { return };
+        self.reverse.sent(id, at);
         let index = u32::try_from(id.0 >> 32).expect("32 bits are left");
         let number = u32::try_from(id.0 & u64::from(u32::MAX)).expect("32 bits are left");
         // Another session may use the index by now; its reply numbers then differ.

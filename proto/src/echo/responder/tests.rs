@@ -1,4 +1,7 @@
+use std::net::SocketAddr;
+
 use super::*;
+use crate::machine::IcmpError;
 use crate::time::WallTime;
 
 const SECOND: u64 = 1_000_000_000;
@@ -312,4 +315,146 @@ fn responder_has_nothing_in_flight_and_finishes_when_stopped() {
     responder.stop();
     let step = responder.step(now(at(1)), &mut HostDrops::default(), &mut Vec::new());
     assert_eq!(step, Step::Finished);
+}
+
+const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1));
+
+/// A request of a session that asks for a reply with this TTL; 0: for answers.
+fn reverse_request(sequence: u32, session: u32, ttl: u8) -> Vec<u8> {
+    let mut out = request(sequence, Some(session));
+    let asked = ReverseTrace { ttl, ..ReverseTrace::default() };
+    asked.write(tlv::append(&mut out, tlv::REVERSE_TRACE, ReverseTrace::BYTES).value_mut(&mut out));
+    out
+}
+
+fn reverse_of(reply: &[u8]) -> ReverseTrace {
+    let found = tlv::walk(reply, 44).find(|found| found.kind == tlv::REVERSE_TRACE).unwrap();
+    assert!(found.is_understood());
+    ReverseTrace::read(found.value(reply)).unwrap()
+}
+
+/// The sequence numbers, routers and RTTs that a request for answers gets.
+fn fetch(
+    responder: &mut StampResponder,
+    sequence: u32,
+    session: u32,
+    time: Timestamp,
+) -> Vec<(u32, IpAddr, Duration)> {
+    let (send, reply) = request_reply(responder, &reverse_request(sequence, session, 0), time);
+    assert_eq!(send.ttl, SENT_TTL);
+    let answers = reverse_of(&reply).answers.into_iter().flatten();
+    answers.map(|answer| (answer.sequence, answer.router, answer.rtt)).collect()
+}
+
+fn expired(to: SocketAddr, time: Timestamp) -> Arrival {
+    let icmp = Some(IcmpError { router: ROUTER, kind: IcmpKind::TtlExceeded, mtu: None });
+    Arrival { from: to, icmp, ..arrival(time) }
+}
+
+#[test]
+fn reply_has_the_ttl_that_is_asked_for_and_the_length_of_its_request() {
+    let mut responder = responder();
+    for ttl in 1..=64 {
+        let asked = reverse_request(ttl.into(), 1, ttl);
+        let (send, reply) = request_reply(&mut responder, &asked, at(u64::from(ttl) * 10 * SECOND));
+        assert_eq!((send.ttl, send.timestamp, reply.len()), (ttl, true, asked.len()));
+        let found = reverse_of(&reply);
+        assert_eq!((found.is_reply, found.deferred, found.ttl), (true, None, ttl));
+    }
+}
+
+#[test]
+fn answer_is_passed_on_three_times_to_its_session_only() {
+    let mut responder = responder();
+    let (send, reply) = request_reply(&mut responder, &reverse_request(5, 1, 3), at(0));
+    responder.sent(send.id, at(1_000), TimestampSource::Kernel);
+    responder.received(&reply[..60], &expired(PROBER.into(), at(5_001_000)));
+    let expected = [(5, ROUTER, Duration::from_millis(5))];
+    assert_eq!(fetch(&mut responder, 1, 2, at(SECOND)), [], "another session");
+    for sequence in 6..9 {
+        assert_eq!(fetch(&mut responder, sequence, 1, at(SECOND)), expected);
+    }
+    assert_eq!(fetch(&mut responder, 9, 1, at(SECOND)), []);
+}
+
+#[test]
+fn answers_passed_on_least_come_first_and_old_ones_not_at_all() {
+    let mut responder = responder();
+    for (sequence, ttl) in (0..5).zip(1..) {
+        let (_, reply) = request_reply(&mut responder, &reverse_request(sequence, 1, ttl), at(0));
+        responder.received(&reply, &expired(PROBER.into(), at(1)));
+    }
+    let mut sequences = |sequence, time| {
+        fetch(&mut responder, sequence, 1, time).iter().map(|answer| answer.0).collect::<Vec<u32>>()
+    };
+    assert_eq!(sequences(10, at(2)), [0, 1, 2]);
+    assert_eq!(sequences(11, at(2)), [3, 4, 0]);
+    assert_eq!(sequences(12, at(5 * SECOND)), [1, 2, 3]);
+    assert_eq!(sequences(13, at(5 * SECOND + 1)), [], "the prober waits no longer");
+}
+
+#[test]
+fn error_is_an_answer_only_if_it_quotes_the_reply_with_its_t3() {
+    let arrivals = |reply: &[u8]| {
+        let mut other_time = reply.to_vec();
+        other_time[11] ^= 1;
+        let mut other_number = reply.to_vec();
+        other_number[3] ^= 1;
+        let elsewhere = SocketAddr::from(([192, 0, 2, 7], 40_000));
+        let late = expired(PROBER.into(), at(5 * SECOND + 1));
+        let refused = Arrival {
+            icmp: Some(IcmpError { router: ROUTER, kind: IcmpKind::Prohibited, mtu: None }),
+            ..arrival(at(1))
+        };
+        let from_router = expired(PROBER.into(), at(1));
+        [
+            (other_time, from_router),
+            (other_number, from_router),
+            (reply[..11].to_vec(), from_router),
+            (reply.to_vec(), expired(elsewhere, at(1))),
+            (reply.to_vec(), late),
+            (reply.to_vec(), refused),
+        ]
+    };
+    let mut responder = responder();
+    let (_, reply) = request_reply(&mut responder, &reverse_request(0, 1, 1), at(0));
+    for (quoted, arrival) in arrivals(&reply) {
+        responder.received(&quoted, &arrival);
+        assert_eq!(fetch(&mut responder, 1, 1, at(2)), [], "{arrival:?}");
+    }
+    responder.received(&reply[..12], &expired(PROBER.into(), at(1)));
+    assert_eq!(fetch(&mut responder, 2, 1, at(2)).len(), 1);
+}
+
+#[test]
+fn quotation_of_a_reply_whose_t3_was_updated_is_recognised() {
+    let mut responder = responder();
+    let (send, mut reply) = request_reply(&mut responder, &reverse_request(0, 1, 1), at(0));
+    let written = reply.clone();
+    responder.before_send(send.id, &mut reply, now(at(1_000_000)));
+    assert_ne!(reply, written);
+    responder.received(&written, &expired(PROBER.into(), at(2_000_000)));
+    assert_eq!(fetch(&mut responder, 1, 1, at(3_000_000)), []);
+    responder.received(&reply, &expired(PROBER.into(), at(2_000_000)));
+    assert_eq!(fetch(&mut responder, 2, 1, at(3_000_000)).len(), 1);
+}
+
+#[test]
+fn router_that_may_not_be_asked_yet_has_a_turn_for_each_session() {
+    let mut responder = responder();
+    let mut ask = |sequence, session, time| {
+        let (send, reply) = request_reply(&mut responder, &reverse_request(sequence, session, 1), at(time));
+        let found = reverse_of(&reply);
+        assert_eq!(send.ttl, if found.deferred.is_some() { SENT_TTL } else { 1 });
+        found.deferred.map(|time| time.as_millis())
+    };
+    for session in 1..6 {
+        assert_eq!(ask(0, session, 0), None, "five in a burst");
+    }
+    assert_eq!(ask(0, 6, 0), Some(1_300), "1.25 s, in tenths of a second");
+    assert_eq!(ask(0, 7, 0), Some(2_500));
+    assert_eq!(ask(1, 6, SECOND), Some(300), "the same turn");
+    assert_eq!(ask(2, 6, 1_300_000_000), None);
+    assert_eq!(ask(1, 7, 2_400_000_000), None, "a little early");
+    assert_eq!(ask(2, 7, 2_400_000_000), Some(1_400), "the next turn");
 }
