@@ -103,6 +103,7 @@ impl TraceSeries {
             TraceReport::Unmatched => self.unmatched.inc(),
             TraceReport::Traced(trace) => self.traced(trace, now),
             TraceReport::Route { update, .. } => self.route_updated(update, now),
+            TraceReport::LossyFlow { .. } => {}
         }
     }
 

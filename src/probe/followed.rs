@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pathmeter_proto::echo::EchoReport;
-use pathmeter_proto::trace::{EchoWatch, Finding, Trigger};
+use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::trace::{EchoSummary, EchoWatch, Finding, Trigger};
 
+use crate::clock::Clock;
 use crate::paths::PathId;
 
 /// Passes what the echoes of a path show to the path that traces them. Both run on the same loop. Every path
@@ -39,7 +41,7 @@ impl Followed {
     #[must_use]
     pub fn record(&self, report: &EchoReport) -> Option<PathId> {
         let follower = self.follower()?;
-        self.watch().record(report).then_some(follower)
+        self.watch().record(report, Clock::now()).then_some(follower)
     }
 
     /// Requests a trace of all flows. Returns the path to wake; `None`: nobody follows.
@@ -47,6 +49,12 @@ impl Followed {
         let follower = self.follower()?;
         self.watch().trigger(trigger);
         Some(follower)
+    }
+
+    /// The echoes of a flow in a span of time, as far back as they are kept.
+    #[must_use]
+    pub fn echoes(&self, flow: u8, from: Timestamp, to: Timestamp) -> EchoSummary {
+        self.watch().echoes(flow, from, to)
     }
 
     /// Takes the oldest finding.

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use pathmeter_proto::trace::{Direction, Route, RouteUpdate, Trigger};
+use pathmeter_proto::trace::{Direction, EchoSummary, Route, RouteUpdate, Trigger};
 use serde::Serialize;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::json::route_json;
+use super::json::{echoes_json, route_json};
 use crate::event_log::{EventLog, EventType};
 use crate::loops::PathEvent;
 use crate::paths::PathKey;
@@ -20,6 +20,19 @@ pub(super) struct RouteUpdated {
     pub(super) flow: u8,
     pub(super) update: RouteUpdate,
     pub(super) trigger: Trigger,
+    /// The echoes of the flow before the change, for about two minutes.
+    pub(super) before: EchoSummary,
+    /// The echoes since the change was first observed.
+    pub(super) after: EchoSummary,
+}
+
+/// A flow loses much more than the other flows of its path.
+#[derive(Debug)]
+pub(super) struct LossyFlow {
+    pub(super) flow: u8,
+    pub(super) echoes: EchoSummary,
+    pub(super) forward_hop: Option<u8>,
+    pub(super) reverse_hop: Option<u8>,
 }
 
 /// A flow takes another route, which it has not taken before.
@@ -40,6 +53,20 @@ struct RouteFields<'a> {
     trigger: &'static str,
     from: Value,
     to: Value,
+    before: Value,
+    after: Value,
+}
+
+/// A flow loses much more than the other flows of its path.
+#[derive(Serialize)]
+struct FlowLossy<'a> {
+    probe: &'a str,
+    peer: &'a str,
+    family: &'static str,
+    flow: u8,
+    echoes: Value,
+    forward_hop: Option<u8>,
+    reverse_hop: Option<u8>,
 }
 
 /// Packets of a flow alternate between routers.
@@ -60,6 +87,10 @@ impl EventType for RouteChanged<'_> {
 
 impl EventType for RouteRestored<'_> {
     const NAME: &'static str = "route_restored";
+}
+
+impl EventType for FlowLossy<'_> {
+    const NAME: &'static str = "flow_lossy";
 }
 
 impl EventType for RouteLoadBalanced<'_> {
@@ -83,6 +114,8 @@ impl PathEvent for RouteUpdated {
             trigger,
             from: route_json(from),
             to: route_json(to),
+            before: echoes_json(&self.before),
+            after: echoes_json(&self.after),
         };
         match &self.update {
             RouteUpdate::Changed { from, to } => {
@@ -98,6 +131,17 @@ impl PathEvent for RouteUpdated {
                 log.add(&RouteLoadBalanced { probe, peer, family, direction, flow, ttl: *ttl, routers });
             }
         }
+    }
+}
+
+impl PathEvent for LossyFlow {
+    fn report(&self, path: &PathKey, log: &EventLog) {
+        let PathKey { probe, peer, family } = path;
+        let Self { flow, echoes, forward_hop, reverse_hop } = *self;
+        let EchoSummary { lost, decided, .. } = echoes;
+        warn!(%probe, %peer, family, flow, lost, decided, ?forward_hop, ?reverse_hop, "flow is lossy");
+        let echoes = echoes_json(&echoes);
+        log.add(&FlowLossy { probe, peer, family, flow, echoes, forward_hop, reverse_hop });
     }
 }
 

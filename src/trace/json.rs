@@ -1,13 +1,23 @@
 //! Routes and traces as JSON, for the API and for events.
 
-use pathmeter_proto::trace::{Hop, HopRouter, HopState, Route};
+use pathmeter_proto::trace::{EchoSummary, Hop, HopRouter, HopState, Route};
 use serde_json::{Value, json};
 
 use crate::metrics::trace::TracedFlow;
 
-/// The latest traces and the routes of a flow, to the peer and back.
-pub(super) fn flow_json(forward: &TracedFlow, reverse: &TracedFlow) -> Value {
-    json!({"forward": direction_json(forward), "reverse": direction_json(reverse)})
+/// The latest traces and the routes of a flow, to the peer and back, and its echoes of the last minute.
+pub(super) fn flow_json(forward: &TracedFlow, reverse: &TracedFlow, echoes: &EchoSummary) -> Value {
+    json!({
+        "forward": direction_json(forward),
+        "reverse": direction_json(reverse),
+        "echoes": echoes_json(echoes),
+    })
+}
+
+/// The loss and the mean RTT of echoes.
+pub(super) fn echoes_json(echoes: &EchoSummary) -> Value {
+    let rtt = echoes.rtt.map(|rtt| rtt.as_secs_f64());
+    json!({"decided": echoes.decided, "lost": echoes.lost, "mean_rtt_seconds": rtt})
 }
 
 fn direction_json(flow: &TracedFlow) -> Value {

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{Direction, TraceSpec};
 use serde_json::{Map, Value};
 
 use super::json::flow_json;
 use super::task::{DirectedSeries, trace_task};
+use crate::clock::Clock;
 use crate::config::Probe;
 use crate::config::trace::Trace;
 use crate::datagram::SourceChoice;
@@ -19,7 +21,7 @@ use crate::loops::NewPath;
 use crate::metrics::AnySeries;
 use crate::metrics::trace::{TraceSeries, TracedFlow};
 use crate::paths::{PathId, PathKey};
-use crate::probe::{Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
+use crate::probe::{Followed, Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
 use crate::settings::Settings;
 
 /// The plan of a traced path.
@@ -97,7 +99,7 @@ impl Plan for TracePlan {
         start.followed.set_follower(start.id);
         let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed));
         start.loops.prober.start(NewPath { id: start.id, task, peer_left_at: start.peer_left_at });
-        Box::new(TracePath { id: start.id, plan, series })
+        Box::new(TracePath { id: start.id, plan, series, followed: Arc::clone(&start.followed) })
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -110,6 +112,14 @@ struct TracePath {
     id: PathId,
     plan: TracePlan,
     series: DirectedSeries,
+    followed: Arc<Followed>,
+}
+
+/// The results of a traced path.
+#[derive(Debug)]
+struct Traced {
+    series: DirectedSeries,
+    followed: Arc<Followed>,
 }
 
 impl Path for TracePath {
@@ -128,7 +138,7 @@ impl Path for TracePath {
     }
 
     fn measured(&self) -> Arc<dyn Measured> {
-        Arc::new(self.series.clone())
+        Arc::new(Traced { series: self.series.clone(), followed: Arc::clone(&self.followed) })
     }
 
     /// The echoes that it follows show earlier whether the peer is up, and whether it is leaving.
@@ -145,9 +155,9 @@ impl Path for TracePath {
     }
 }
 
-impl Measured for DirectedSeries {
+impl Measured for Traced {
     fn last_reply(&self) -> u64 {
-        self.forward.last_reply()
+        self.series.forward.last_reply()
     }
 
     fn is_draining(&self) -> bool {
@@ -159,15 +169,19 @@ impl Measured for DirectedSeries {
     }
 
     fn json(&self) -> Map<String, Value> {
-        let mut reverse = self.reverse.flows();
-        let forward = self.forward.flows();
+        let mut reverse = self.series.reverse.flows();
+        let forward = self.series.forward.flows();
         reverse.resize_with(forward.len(), TracedFlow::default);
-        let flows: Vec<Value> = forward.iter().zip(&reverse).map(|(to, back)| flow_json(to, back)).collect();
+        let since = Clock::now() - ECHOES_WINDOW;
+        let flows = forward.iter().zip(&reverse).zip(0..).map(|((to, back), flow)| {
+            flow_json(to, back, &self.followed.echoes(flow, since, Timestamp::NEVER))
+        });
+        let flows: Vec<Value> = flows.collect();
         [("flows".to_owned(), flows.into())].into_iter().collect()
     }
 
     fn row(&self) -> TableRow {
-        let flows = self.forward.flows();
+        let flows = self.series.forward.flows();
         let Some(trace) = flows.first().and_then(|flow| flow.trace.as_ref()) else {
             return TableRow { head: TABLE_HEAD, cells: "      -".to_owned() };
         };
@@ -180,6 +194,9 @@ impl Measured for DirectedSeries {
         TableRow { head: TABLE_HEAD, cells: format!("{routers:>7}  {route}") }
     }
 }
+
+/// The time over which echoes are summed.
+const ECHOES_WINDOW: Duration = Duration::from_secs(60);
 
 /// The table head of the row of a traced path.
 const TABLE_HEAD: &str = "routers  route";

@@ -1,13 +1,13 @@
 //! The task of a traced path on a datagram loop.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::trace::{DirectedReport, Direction, TraceReport, TraceSpec, Tracer};
 
-use super::events::RouteUpdated;
+use super::events::{LossyFlow, RouteUpdated};
 use crate::datagram::{
     Access, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, SourceChoice, Traffic,
 };
@@ -49,7 +49,8 @@ pub(super) fn trace_task(
         is_following: true,
         build: Box::new(move |ssids, at| {
             spec.ssids = ssids;
-            let recorder = TraceRecorder { series, followed, has_new_route: false };
+            let interval = spec.interval;
+            let recorder = TraceRecorder { interval, series, followed, has_new_route: false };
             Box::new(MachineTask { machine: Tracer::new(spec, at), recorder })
         }),
     }
@@ -57,6 +58,7 @@ pub(super) fn trace_task(
 
 #[derive(Debug)]
 struct TraceRecorder {
+    interval: Duration,
     series: DirectedSeries,
     followed: Arc<Followed>,
     /// Whether a route may have become known since the routes were published.
@@ -83,9 +85,18 @@ impl Recorder<Tracer> for TraceRecorder {
                 self.has_new_route = true;
                 None
             }
-            TraceReport::Route { flow, update, trigger } => {
+            TraceReport::Route { flow, update, trigger, since } => {
                 self.has_new_route = true;
-                Some(Notice::Path(Box::new(RouteUpdated { direction, flow, update: *update, trigger })))
+                // The route may have changed up to an interval before it was observed.
+                let before = self.followed.echoes(flow, Timestamp::from_nanos(0), since - self.interval);
+                let after = self.followed.echoes(flow, since, Timestamp::NEVER);
+                let update = *update;
+                let event = RouteUpdated { direction, flow, update, trigger, before, after };
+                Some(Notice::Path(Box::new(event)))
+            }
+            TraceReport::LossyFlow { flow, echoes, forward_hop, reverse_hop } => {
+                let event = LossyFlow { flow, echoes, forward_hop, reverse_hop };
+                Some(Notice::Path(Box::new(event)))
             }
         }
     }

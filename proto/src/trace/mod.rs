@@ -10,6 +10,7 @@
 //! per interval. All tracers of an agent share a [`ProbeBudget`], because routers limit their answers.
 
 mod burst;
+mod echo_history;
 mod flow;
 mod hop;
 mod reverse;
@@ -21,6 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use echo_history::EchoSummary;
 pub use hop::{HopState, Responder};
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
 pub use tracer::Tracer;
@@ -137,6 +139,18 @@ pub enum TraceReport {
     Unmatched,
     /// A trace is complete.
     Traced(Box<Trace>),
+    /// A flow loses much more than the others.
+    LossyFlow {
+        /// The flow.
+        flow: u8,
+        /// Its latest echoes.
+        echoes: EchoSummary,
+        /// The TTL from which on its route to the destination has no router in common with the flows that are
+        /// not lossy; `None` if there is none, or it is not known.
+        forward_hop: Option<u8>,
+        /// The same for the route back.
+        reverse_hop: Option<u8>,
+    },
     /// The route of a flow has changed, or is balanced.
     Route {
         /// The flow.
@@ -145,6 +159,8 @@ pub enum TraceReport {
         update: Box<RouteUpdate>,
         /// What led to the trace that showed it.
         trigger: Trigger,
+        /// When it was first observed.
+        since: Timestamp,
     },
 }
 

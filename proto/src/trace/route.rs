@@ -103,6 +103,8 @@ pub(super) struct RouteTracker {
     is_length_balanced: bool,
     /// Earlier routes, the latest last.
     earlier: VecDeque<Route>,
+    /// When the latest change was first observed.
+    changed_since: Timestamp,
 }
 
 /// Observations that differ from the current route.
@@ -135,12 +137,23 @@ const BALANCED_MAX: usize = 64;
 
 impl RouteTracker {
     pub(super) fn new() -> Self {
-        Self { current: None, candidate: None, is_length_balanced: false, earlier: VecDeque::new() }
+        Self {
+            current: None,
+            candidate: None,
+            is_length_balanced: false,
+            earlier: VecDeque::new(),
+            changed_since: Timestamp::from_nanos(0),
+        }
     }
 
     /// The current route; `None` before the first complete trace.
     pub(super) fn current(&self) -> Option<&Route> {
         self.current.as_ref()
+    }
+
+    /// When the latest change was first observed.
+    pub(super) fn changed_since(&self) -> Timestamp {
+        self.changed_since
     }
 
     /// The router at a hop of the current route.
@@ -281,6 +294,7 @@ impl RouteTracker {
             return None;
         }
         let candidate = self.candidate.take()?;
+        self.changed_since = candidate.since;
         Some(self.change(candidate))
     }
 
@@ -342,6 +356,24 @@ impl Candidate {
     }
 }
 
+impl Route {
+    /// The first TTL at which this route has another router than all `others`; `None` if there is none, or if
+    /// no router is known there.
+    #[must_use]
+    pub fn leaves_at(&self, others: &[&Self]) -> Option<u8> {
+        let single = |route: &Self, index: usize| match route.hops.get(index)? {
+            HopRouter::Single(router) => Some(*router),
+            HopRouter::Unknown | HopRouter::Balanced(_) => None,
+        };
+        let (_, ttl) = (0..self.hops.len()).zip(1..).find(|(index, _)| {
+            let mut known = others.iter().filter_map(|other| single(other, *index)).peekable();
+            let own = single(self, *index);
+            own.is_some() && known.peek().is_some() && known.all(|other| Some(other) != own)
+        })?;
+        Some(ttl)
+    }
+}
+
 fn route_id(hops: &[HopRouter], routers: Option<u8>) -> RouteId {
     let mut hash = mix(routers.map_or(0, |routers| u64::from(routers) + 1));
     for (ttl, hop) in (1_u64..).zip(hops) {
@@ -376,6 +408,29 @@ mod tests {
         let hops = [1, 2, 3].map(|last| HopRouter::Single(router(last)));
         tracker.establish(hops.to_vec(), Some(3));
         tracker
+    }
+
+    #[test]
+    fn route_leaves_the_others_where_it_shares_no_router_with_any_of_them() {
+        let route = |routers: &[u8]| {
+            let hop = |last: &u8| match last {
+                0 => HopRouter::Unknown,
+                99 => HopRouter::Balanced(BTreeSet::from([router(7), router(8)])),
+                last => HopRouter::Single(router(*last)),
+            };
+            let hops: Vec<HopRouter> = routers.iter().map(hop).collect();
+            Route { id: route_id(&hops, None), hops, routers: None }
+        };
+        let flow = route(&[1, 2, 3, 4]);
+        let leaves_at = |others: &[&[u8]]| {
+            let others: Vec<Route> = others.iter().map(|hops| route(hops)).collect();
+            flow.leaves_at(&others.iter().collect::<Vec<_>>())
+        };
+        assert_eq!(leaves_at(&[&[1, 2, 9, 4], &[1, 2, 8, 4]]), Some(3));
+        assert_eq!(leaves_at(&[&[1, 2, 9, 4], &[1, 2, 3, 4]]), None, "one other flow takes the same route");
+        assert_eq!(leaves_at(&[&[1, 9, 3, 4], &[1, 2, 8, 9]]), None, "never alone");
+        assert_eq!(leaves_at(&[&[1, 0, 99, 9], &[1]]), Some(4), "unknown and balanced hops are not compared");
+        assert_eq!(leaves_at(&[]), None);
     }
 
     #[test]

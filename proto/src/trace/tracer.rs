@@ -90,6 +90,17 @@ impl Tracer {
     pub fn observe(&mut self, finding: Finding, at: Timestamp) {
         match finding {
             Finding::Trigger { flow, trigger } => self.trigger(flow, trigger),
+            Finding::LossyFlow { flow, echoes, clean } => {
+                let [forward_hop, reverse_hop] = Direction::ALL.map(|direction| {
+                    let routes: Vec<Option<&Route>> = self.routes(direction).collect();
+                    let route = |flow: u8| routes.get(usize::from(flow)).copied().flatten();
+                    let others: Vec<&Route> = clean.iter().filter_map(|flow| route(*flow)).collect();
+                    route(flow)?.leaves_at(&others)
+                });
+                let report = TraceReport::LossyFlow { flow, echoes, forward_hop, reverse_hop };
+                self.report(Direction::Forward, report);
+                self.trigger(Some(flow), Trigger::Loss);
+            }
             Finding::Routers { flow, direction, routers } => {
                 let Some(traced) = self.traced(direction, flow) else { return };
                 if let Some(update) = traced.observe_routers(routers, at) {
@@ -279,8 +290,8 @@ impl Tracer {
 
     fn report_route(&mut self, direction: Direction, flow: u8, update: RouteUpdate) {
         let Some(traced) = self.traced(direction, flow) else { return };
-        let trigger = traced.last_trigger();
-        self.report(direction, TraceReport::Route { flow, update: Box::new(update), trigger });
+        let (trigger, since) = (traced.last_trigger(), traced.route().changed_since());
+        self.report(direction, TraceReport::Route { flow, update: Box::new(update), trigger, since });
     }
 
     /// Decides the probes that were not answered in time. Probes are in the order in which they were sent.

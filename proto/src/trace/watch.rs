@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::echo_history::{EchoHistory, EchoSummary};
 use super::{Direction, Trigger};
 use crate::echo::{EchoReport, Verdict};
+use crate::time::Timestamp;
 
 /// Derives from the reports of an echo prober when its path should be traced: before the evidence is gone.
 #[derive(Debug, Default)]
@@ -14,7 +16,7 @@ pub struct EchoWatch {
 }
 
 /// What the echoes of a flow show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     /// The number of routers that a request or a reply passed, if it is not the same as before.
     Routers {
@@ -24,6 +26,15 @@ pub enum Finding {
         direction: Direction,
         /// The number of routers.
         routers: u8,
+    },
+    /// A flow loses much more than the others.
+    LossyFlow {
+        /// The flow.
+        flow: u8,
+        /// Its echoes in the last 30 s.
+        echoes: EchoSummary,
+        /// The other flows that are not found to be lossy.
+        clean: Vec<u8>,
     },
     /// A reason to trace.
     Trigger {
@@ -40,6 +51,9 @@ struct FlowWatch {
     routers: [Option<u8>; 2],
     lost_in_a_row: u8,
     rtt: RttLevel,
+    history: EchoHistory,
+    /// Whether it was found to lose more than the others.
+    is_lossy: bool,
 }
 
 /// Number of findings that are kept until they are taken. At the limit the oldest is discarded.
@@ -48,9 +62,23 @@ const FINDINGS_MAX: usize = 64;
 /// Number of losses in a row that lead to a trace.
 const LOSSES: u8 = 3;
 
+/// The time over which the losses of flows are compared.
+const LOSS_WINDOW: Duration = Duration::from_secs(30);
+
+/// Losses of a flow in that time below which it is not compared. Chosen: 10, so that chance does not make one
+/// of several equal flows the worst by [`LOSS_RATIO`].
+const LOSSES_MIN: u32 = 10;
+
+/// How many times as much as all other flows together a flow must lose to be found.
+const LOSS_RATIO: u64 = 5;
+
+/// A flow that was found is found again only after it has lost less than this many times as much.
+const LOSS_RATIO_OVER: u64 = 2;
+
 impl EchoWatch {
-    /// Takes a report of the prober. Returns whether there are findings to [take](Self::take).
-    pub fn record(&mut self, report: &EchoReport) -> bool {
+    /// Takes a report that the prober made at `at`. Returns whether there are findings to
+    /// [take](Self::take).
+    pub fn record(&mut self, report: &EchoReport, at: Timestamp) -> bool {
         if let EchoReport::Decided { flow, verdict, sample, .. } = report {
             let (flow, index) = (*flow, usize::from(*flow));
             if self.flows.len() <= index {
@@ -61,6 +89,7 @@ impl EchoWatch {
             match verdict {
                 Verdict::Ok | Verdict::Late => watch.lost_in_a_row = 0,
                 Verdict::Lost(_) => {
+                    watch.history.add(None, at);
                     watch.lost_in_a_row = watch.lost_in_a_row.saturating_add(1);
                     if watch.lost_in_a_row == LOSSES {
                         found.push(Finding::Trigger { flow: Some(flow), trigger: Trigger::Loss });
@@ -69,6 +98,7 @@ impl EchoWatch {
                 Verdict::HostDropped | Verdict::Withdrawn => {}
             }
             if let Some(sample) = sample {
+                watch.history.add(Some(sample.rtt), at);
                 let counts = [sample.hops_forward, sample.hops_reverse];
                 for ((direction, known), count) in
                     Direction::ALL.into_iter().zip(&mut watch.routers).zip(counts)
@@ -82,9 +112,43 @@ impl EchoWatch {
                     found.push(Finding::Trigger { flow: Some(flow), trigger: Trigger::Rtt });
                 }
             }
+            let is_lost = matches!(verdict, Verdict::Lost(_));
+            if is_lost || self.flows[index].is_lossy {
+                found.extend(self.lossy_flow(flow, at));
+            }
             found.into_iter().for_each(|finding| self.push(finding));
         }
         !self.findings.is_empty()
+    }
+
+    /// Whether the flow has begun to lose much more than the others.
+    fn lossy_flow(&mut self, flow: u8, at: Timestamp) -> Option<Finding> {
+        let summary = |watch: &FlowWatch| watch.history.since(at - LOSS_WINDOW);
+        let index = usize::from(flow);
+        let echoes = summary(&self.flows[index]);
+        let others = self.flows.iter().enumerate().filter(|(other, _)| *other != index);
+        let (mut lost, mut decided) = (0_u64, 0_u64);
+        for (_, watch) in others {
+            let summary = summary(watch);
+            lost += u64::from(summary.lost);
+            decided += u64::from(summary.decided);
+        }
+        let was_lossy = self.flows[index].is_lossy;
+        let (ratio, losses) = if was_lossy { (LOSS_RATIO_OVER, 1) } else { (LOSS_RATIO, LOSSES_MIN) };
+        let (own_lost, own_decided) = (u64::from(echoes.lost), u64::from(echoes.decided));
+        // The shares that were lost, both multiplied by the numbers of echoes.
+        let is_worse = decided > 0 && own_lost * decided > ratio * lost * own_decided;
+        let is_lossy = echoes.lost >= losses && is_worse && own_lost * 100 >= own_decided;
+        self.flows[index].is_lossy = is_lossy;
+        let clean = (0..).zip(&self.flows).filter(|(_, watch)| !watch.is_lossy).map(|(flow, _)| flow);
+        (is_lossy && !was_lossy).then(|| Finding::LossyFlow { flow, echoes, clean: clean.collect() })
+    }
+
+    /// The echoes of a flow in a span of time, as far back as they are kept.
+    #[must_use]
+    pub fn echoes(&self, flow: u8, from: Timestamp, to: Timestamp) -> EchoSummary {
+        let watch = self.flows.get(usize::from(flow));
+        watch.map_or_else(EchoSummary::default, |watch| watch.history.between(from, to))
     }
 
     /// Requests a trace of all flows.
@@ -186,7 +250,7 @@ mod tests {
     }
 
     fn findings(watch: &mut EchoWatch, report: &EchoReport) -> Vec<Finding> {
-        let has_findings = watch.record(report);
+        let has_findings = watch.record(report, Timestamp::from_nanos(0));
         let found: Vec<Finding> = std::iter::from_fn(|| watch.take()).collect();
         assert_eq!(has_findings, !found.is_empty());
         found
@@ -208,6 +272,57 @@ mod tests {
         assert_eq!(found(Some(7), Some(5)), []);
         assert_eq!(found(Some(8), None), [forward(8)]);
         assert_eq!(found(Some(8), Some(6)), [reverse(6)]);
+    }
+
+    /// Echoes of four flows each 80 ms, of which `is_lost` loses some; the seconds at which findings about
+    /// losses come, with the flow.
+    fn lossy_flows(seconds: u64, is_lost: impl Fn(u8, u64) -> bool) -> Vec<(u64, u8, EchoSummary)> {
+        let (mut watch, mut found) = (EchoWatch::default(), Vec::new());
+        for tick in 0..seconds * 1_000 / 80 {
+            let at = Timestamp::from_nanos((1_000_000 + tick * 80) * 1_000_000);
+            for index in 0..4 {
+                let mut report = match is_lost(index, tick) {
+                    true => lost(),
+                    false => answered(Duration::from_millis(5), None),
+                };
+                if let EchoReport::Decided { flow, .. } = &mut report {
+                    *flow = index;
+                }
+                watch.record(&report, at);
+            }
+            found.extend(std::iter::from_fn(|| watch.take()).filter_map(|finding| match finding {
+                Finding::LossyFlow { flow, echoes, clean } => {
+                    assert_eq!(clean, [0, 1, 2]);
+                    Some((tick * 80 / 1_000, flow, echoes))
+                }
+                Finding::Routers { .. } | Finding::Trigger { .. } => None,
+            }));
+        }
+        found
+    }
+
+    #[test]
+    fn flow_that_loses_a_tenth_alone_is_found_within_seconds_and_once() {
+        let [(at, flow, echoes)] = lossy_flows(300, |flow, tick| flow == 3 && tick % 10 == 9)[..] else {
+            panic!("once")
+        };
+        assert_eq!((flow, echoes.lost, echoes.decided), (3, 10, 100));
+        assert!(at < 9, "{at}");
+    }
+
+    #[test]
+    fn flow_that_loses_as_much_as_the_others_is_not_found() {
+        let tenth = |flow: u8, tick: u64| (tick + 3 * u64::from(flow)) % 10 == 9;
+        assert_eq!(lossy_flows(300, tenth), []);
+        let less = |flow: u8, tick: u64| tick % if flow == 3 { 10 } else { 43 } == 9;
+        assert_eq!(lossy_flows(300, less), [], "not five times as much");
+        assert_eq!(lossy_flows(300, |flow, tick| flow == 3 && tick % 101 == 9), [], "less than 1 %");
+    }
+
+    #[test]
+    fn flow_that_has_recovered_is_found_again() {
+        let twice = |flow: u8, tick: u64| flow == 3 && tick % 10 == 9 && !(1_000..2_000).contains(&tick);
+        assert_eq!(lossy_flows(300, twice).len(), 2);
     }
 
     #[test]

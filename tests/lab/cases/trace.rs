@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pathmeter_lab::{Net, NetPlan, eventually};
-use pathmeter_proto::sim::Link;
+use pathmeter_proto::sim::{Link, Loss};
 use serde_json::{Value, json};
 
 use crate::agent::NodeAgent;
+use crate::testbed::Inconclusive;
 
 const ROUTERS: usize = 8;
 
@@ -16,12 +17,23 @@ const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
 
 /// An agent on `name` that measures and traces the agent on `peer`.
 fn start<'a>(net: &'a Net, name: &str, peer: (&str, IpAddr), flows: u8) -> NodeAgent<'a> {
+    start_with(net, name, peer, flows, ["100ms", "5s"])
+}
+
+/// The same, with the intervals of echoes and of traces.
+fn start_with<'a>(
+    net: &'a Net,
+    name: &str,
+    peer: (&str, IpAddr),
+    flows: u8,
+    [echoes, traces]: [&str; 2],
+) -> NodeAgent<'a> {
     let config = json!({
         "agent": {"name": name, "grace": "1s"},
         "peers": [{"name": peer.0, "address": peer.1}],
         "probes": [
-            {"name": "mesh", "interval": "100ms", "flows": flows},
-            {"name": "routes", "kind": "trace", "follows": "mesh", "interval": "5s"},
+            {"name": "mesh", "interval": echoes, "flows": flows},
+            {"name": "routes", "kind": "trace", "follows": "mesh", "interval": traces},
         ],
     });
     NodeAgent::start(net.node(name), config, &[])
@@ -104,6 +116,8 @@ pub(crate) fn chain() {
 
 /// A changed route is reported with both routes, and as restored when it is back.
 pub(crate) fn change() {
+    // The two agents ask the routers for both directions; the rest of what they answer is for confirmations.
+    const INTERVALS: [&str; 2] = ["100ms", "12s"];
     let mut plan = NetPlan::default();
     plan.host("a").host("b").router("left").router("one").router("two").router("right");
     plan.wire("a", "left").cable("left", "one").cable("one", "right");
@@ -112,8 +126,8 @@ pub(crate) fn change() {
     let [one, two] = ["10.77.1.2", "10.77.3.2"];
     let route = |via: &str| net.node("left").ip(&format!("route replace 10.77.5.0/24 via {via}\n"));
     route(one);
-    let b = start(&net, "b", ("a", net.v4("a")), 1);
-    let a = start(&net, "a", ("b", net.v4("b")), 1);
+    let b = start_with(&net, "b", ("a", net.v4("a")), 1, INTERVALS);
+    let a = start_with(&net, "a", ("b", net.v4("b")), 1, INTERVALS);
     let trace = first_trace(&a, "forward");
     let second = |trace: &Value| trace["hops"][1]["responder"]["address"].clone();
     assert_eq!(second(&trace), one, "{trace}");
@@ -137,6 +151,7 @@ pub(crate) fn change() {
         "{changed}"
     );
     assert_eq!((&changed["peer"], &changed["flow"]), (&json!("b"), &json!(0)), "{changed}");
+    assert!(changed["after"]["decided"].as_u64() > Some(0), "{changed}");
     route(one);
     let restored = wait_for("restored");
     assert_eq!(restored["to"]["id"], changed["from"]["id"], "{restored}");
@@ -168,4 +183,45 @@ pub(crate) fn limited() {
     assert_eq!(page.count("pathmeter_trace_route_changes_total", &[]), 0, "{page}");
     assert!(page.count("pathmeter_trace_deferred_total", &["reason=\"router\""]) > 0, "{page}");
     drop(b);
+}
+
+/// One of four equal-cost paths loses a tenth: the flow on it is named, with the hop at which its route
+/// leaves those of the others.
+pub(crate) fn lossy_flow() -> Result<(), Inconclusive> {
+    const FLOWS: u8 = 4;
+    const INTERVALS: [&str; 2] = ["20ms", "30s"];
+    let net = NetPlan::diamond(4).build(6);
+    let b = start_with(&net, "b", ("a", net.v4("a")), FLOWS, INTERVALS);
+    let a = start_with(&net, "a", ("b", net.v4("b")), FLOWS, INTERVALS);
+    let routers = eventually("the routes of all flows", || {
+        let flows = flows(&a);
+        let router = |flow: &Value| flow["forward"]["route"]["hops"][1].as_str().map(str::to_owned);
+        let routers: Option<Vec<String>> = flows.iter().map(router).collect();
+        routers.filter(|routers| routers.len() == usize::from(FLOWS))
+    });
+    let is_alone = |router: &&String| routers.iter().filter(|other| other == router).count() == 1;
+    let Some(router) = routers.iter().find(is_alone) else {
+        return Err(Inconclusive(format!("no flow has a path of its own: {routers:?}")));
+    };
+    let flow = routers.iter().position(|other| other == router).unwrap();
+    let name = (1..=4).find(|way| *router == format!("10.77.{}.2", 2 * way - 1)).map(|way| format!("m{way}"));
+    let mut lossy = Link::perfect(1_000_000);
+    lossy.loss = Loss::Random(0.1);
+    net.wire("left", &name.unwrap()).set_links(&lossy, &Link::perfect(1_000_000));
+    let events = || {
+        let events = a.json("/api/v1/events");
+        let found =
+            events["events"].as_array().unwrap().iter().filter(|event| event["event"] == "flow_lossy");
+        found.cloned().collect::<Vec<Value>>()
+    };
+    let found = eventually("the lossy flow", || events().first().cloned());
+    assert_eq!((&found["flow"], &found["forward_hop"]), (&json!(flow), &json!(2)), "{found}");
+    let losses = |index: usize| flows(&a)[index]["echoes"]["lost"].as_u64().unwrap();
+    assert!(losses(flow) > 0);
+    for other in (0..usize::from(FLOWS)).filter(|other| *other != flow) {
+        assert_eq!(losses(other), 0, "flow {other}");
+    }
+    assert_eq!(events().len(), 1, "{:?}", events());
+    drop(b);
+    Ok(())
 }
