@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::proto::rr::RData;
 use tokio::sync::mpsc;
 
 use crate::poller::{Backoff, KeyedPoller, NextPoll};
@@ -76,6 +79,26 @@ async fn look_up(host: &str) -> Resolution {
         Ok(Err(error)) => Err(format!("looking up {host}: {error}")),
         Err(_) => Err(format!("looking up {host}: timed out after {} s", RESOLVE_TIMEOUT.as_secs())),
     }
+}
+
+/// The host names of addresses, as far as the DNS has them within `timeout`. Never an error: names are only
+/// shown.
+pub async fn names_of(addresses: Vec<IpAddr>, timeout: Duration) -> BTreeMap<IpAddr, String> {
+    let Some(resolver) = TokioResolver::builder_tokio().ok().and_then(|builder| builder.build().ok()) else {
+        return BTreeMap::new();
+    };
+    let lookups = addresses.into_iter().map(|address| {
+        let lookup = resolver.reverse_lookup(address);
+        async move {
+            let lookup = tokio::time::timeout(timeout, lookup).await.ok()?.ok()?;
+            let name = lookup.answers().iter().find_map(|record| {
+                let RData::PTR(name) = &record.data else { return None };
+                Some(name.0.to_utf8())
+            })?;
+            Some((address, name.trim_end_matches('.').to_owned()))
+        }
+    });
+    join_all(lookups).await.into_iter().flatten().collect()
 }
 
 /// Resolves a host once.

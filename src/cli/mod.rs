@@ -3,7 +3,9 @@
 mod demo;
 mod echo;
 mod run;
+mod target;
 mod tls;
+mod trace;
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -63,6 +65,8 @@ enum Action {
 enum ProbeCommand {
     /// Measure loss by direction, RTT and jitter to one host
     Echo(Box<echo::EchoArguments>),
+    /// Show the routers on the way to one host and back
+    Trace(Box<trace::TraceArguments>),
 }
 
 #[derive(Debug, Args)]
@@ -182,6 +186,7 @@ fn run_command(action: Action) -> Result<(), Failure> {
         Action::Run(arguments) => run::run(&arguments),
         Action::Check(arguments) => run::check(&arguments),
         Action::Probe { kind: ProbeCommand::Echo(arguments) } => echo::run(&arguments),
+        Action::Probe { kind: ProbeCommand::Trace(arguments) } => trace::run(&arguments),
         Action::Demo(arguments) => demo::demo(&arguments),
         Action::Healthcheck(arguments) => healthcheck(&arguments),
         Action::Completions { shell } => {
@@ -190,6 +195,13 @@ fn run_command(action: Action) -> Result<(), Failure> {
         }
         Action::Man { folder } => Ok(clap_mangen::generate_to(Cli::command(), folder)?),
     }
+}
+
+/// A random seed.
+fn seed() -> anyhow::Result<u64> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("reading random bytes: {error}"))?;
+    Ok(u64::from_ne_bytes(seed))
 }
 
 /// An error and its causes, joined by `: `. A cause that the text already contains is not repeated.

@@ -1,6 +1,10 @@
 //! Routes and traces as JSON, for the API and for events.
 
-use pathmeter_proto::trace::{EchoSummary, Hop, HopRouter, HopState, Route};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use pathmeter_proto::trace::{EchoSummary, Hop, HopRouter, HopState, Route, Trace};
 use serde_json::{Value, json};
 
 use crate::metrics::trace::TracedFlow;
@@ -21,17 +25,21 @@ pub(super) fn echoes_json(echoes: &EchoSummary) -> Value {
 }
 
 fn direction_json(flow: &TracedFlow) -> Value {
-    let trace = flow.trace.as_ref().map(|trace| {
-        json!({
-            "reached": trace.rtt.is_some(),
-            "routers": trace.routers,
-            "duration_seconds": trace.duration.as_secs_f64(),
-            "rtt_seconds": trace.rtt.map(|rtt| rtt.as_secs_f64()),
-            "first_lossy_hop": trace.first_lossy_hop,
-            "hops": trace.hops.iter().map(hop_json).collect::<Vec<Value>>(),
-        })
-    });
-    json!({"route": flow.route.as_ref().map(route_json), "trace": trace})
+    let (route, trace) = (flow.route.as_ref().map(route_json), flow.trace.as_deref().map(trace_json));
+    json!({"route": route, "trace": trace})
+}
+
+/// A trace as the API shows it.
+#[must_use]
+pub fn trace_json(trace: &Trace) -> Value {
+    json!({
+        "reached": trace.rtt.is_some(),
+        "routers": trace.routers,
+        "duration_seconds": trace.duration.as_secs_f64(),
+        "rtt_seconds": trace.rtt.map(|rtt| rtt.as_secs_f64()),
+        "first_lossy_hop": trace.first_lossy_hop,
+        "hops": trace.hops.iter().map(hop_json).collect::<Vec<Value>>(),
+    })
 }
 
 /// A route as the API shows it.
@@ -47,7 +55,27 @@ pub(super) fn route_json(route: &Route) -> Value {
 }
 
 fn hop_json(hop: &Hop) -> Value {
-    let state = match hop.state {
+    let state = state_name(hop.state);
+    // The shortest and the last RTT of each.
+    let mut responders: BTreeMap<IpAddr, (Duration, Duration)> = BTreeMap::new();
+    for (address, rtt) in &hop.answers {
+        let (min, last) = responders.entry(*address).or_insert((*rtt, *rtt));
+        (*min, *last) = ((*min).min(*rtt), *rtt);
+    }
+    // Of the last known one, the shortest RTT of all its answers is known.
+    responders.extend(hop.responder.map(|known| (known.address, (known.rtt_min, known.rtt_last))));
+    let responders = responders.iter().map(|(address, (min, last))| {
+        let rtt = json!({"min": min.as_secs_f64(), "last": last.as_secs_f64()});
+        json!({"address": address.to_string(), "rtt_seconds": rtt})
+    });
+    let responders: Vec<Value> = responders.collect();
+    json!({"ttl": hop.ttl, "state": state, "sent": hop.sent, "answered": hop.answers.len(), "responders": responders})
+}
+
+/// A state of a hop as the API shows it.
+#[must_use]
+pub fn state_name(state: HopState) -> &'static str {
+    match state {
         HopState::Answered => "answered",
         HopState::Unanswered => "unanswered",
         HopState::Silent => "silent",
@@ -55,14 +83,5 @@ fn hop_json(hop: &Hop) -> Value {
         HopState::Balanced => "balanced",
         HopState::Inherited => "inherited",
         HopState::Lossy => "lossy",
-    };
-    let responder = hop.responder.map(|responder| {
-        json!({
-            "address": responder.address.to_string(),
-            "rtt_seconds": {
-                "min": responder.rtt_min.as_secs_f64(), "last": responder.rtt_last.as_secs_f64(),
-            },
-        })
-    });
-    json!({"ttl": hop.ttl, "state": state, "sent": hop.sent, "answered": hop.answers.len(), "responder": responder})
+    }
 }

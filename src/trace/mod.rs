@@ -7,14 +7,31 @@ mod task;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use pathmeter_proto::trace::DirectedReport;
 
 use crate::config::Probe;
 use crate::config::trace::Trace;
 use crate::metrics::AnySeries;
-use crate::probe::{Groups, Plan, ProbeKind, Remote};
+use crate::probe::{Groups, Plan, ProbeKind, Remote, StartContext};
 use crate::settings::Settings;
 
-use path::TracePlan;
+use path::{TracePath, TracePlan};
+
+pub use json::{state_name, trace_json};
+
+/// Starts traces of one path on the loops of `start`, and passes every report to `reports`.
+pub fn start(
+    (probe, trace): (&Probe, &Trace),
+    remote: &Remote<'_>,
+    address: IpAddr,
+    start: &StartContext<'_>,
+    reports: Sender<DirectedReport>,
+) {
+    let plan = TracePlan::new(probe, trace, remote, address, start.settings);
+    TracePath::start(plan, start, None, Some(reports));
+}
 
 impl ProbeKind for Trace {
     fn plan(

@@ -3,11 +3,12 @@
 use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
 use pathmeter_proto::time::Timestamp;
-use pathmeter_proto::trace::{Direction, TraceSpec};
+use pathmeter_proto::trace::{DirectedReport, Direction, TraceSpec};
 use serde_json::{Map, Value};
 
 use super::json::flow_json;
@@ -76,14 +77,44 @@ impl Plan for TracePlan {
     }
 
     fn start(self: Box<Self>, start: &StartContext<'_>, earlier: Option<Box<dyn Path>>) -> Box<dyn Path> {
-        let PathKey { probe, peer, family } = start.key;
         let earlier = earlier.and_then(|path| path.into_any().downcast::<TracePath>().ok());
+        Box::new(TracePath::start(*self, start, earlier.map(|path| *path), None))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct TracePath {
+    id: PathId,
+    plan: TracePlan,
+    series: DirectedSeries,
+    followed: Arc<Followed>,
+}
+
+/// The results of a traced path.
+#[derive(Debug)]
+struct Traced {
+    series: DirectedSeries,
+    followed: Arc<Followed>,
+}
+
+impl TracePath {
+    /// Starts the path. `reports` receives every report of the tracer.
+    pub(super) fn start(
+        plan: TracePlan,
+        start: &StartContext<'_>,
+        earlier: Option<Self>,
+        reports: Option<Sender<DirectedReport>>,
+    ) -> Self {
+        let PathKey { probe, peer, family } = start.key;
         let new = |direction| Arc::new(TraceSeries::new(probe, peer, family, direction));
         let series = earlier.map_or_else(
             || DirectedSeries { forward: new(Direction::Forward), reverse: new(Direction::Reverse) },
             |path| path.series,
         );
-        let plan = *self;
         let spec = TraceSpec {
             to: plan.to,
             ssids: vec![0; usize::from(plan.flows)],
@@ -97,29 +128,10 @@ impl Plan for TracePlan {
             seed: start.seed,
         };
         start.followed.set_follower(start.id);
-        let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed));
+        let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed), reports);
         start.loops.prober.start(NewPath { id: start.id, task, peer_left_at: start.peer_left_at });
-        Box::new(TracePath { id: start.id, plan, series, followed: Arc::clone(&start.followed) })
+        Self { id: start.id, plan, series, followed: Arc::clone(&start.followed) }
     }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-#[derive(Debug)]
-struct TracePath {
-    id: PathId,
-    plan: TracePlan,
-    series: DirectedSeries,
-    followed: Arc<Followed>,
-}
-
-/// The results of a traced path.
-#[derive(Debug)]
-struct Traced {
-    series: DirectedSeries,
-    followed: Arc<Followed>,
 }
 
 impl Path for TracePath {

@@ -1,6 +1,7 @@
 //! The task of a traced path on a datagram loop.
 
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::machine::{Arrival, Machine as _};
@@ -37,6 +38,7 @@ pub(super) fn trace_task(
     source: SourceChoice,
     series: DirectedSeries,
     followed: Arc<Followed>,
+    reports: Option<Sender<DirectedReport>>,
 ) -> NewTask {
     NewTask {
         protocol: DatagramProtocol::Udp,
@@ -50,7 +52,7 @@ pub(super) fn trace_task(
         build: Box::new(move |ssids, at| {
             spec.ssids = ssids;
             let interval = spec.interval;
-            let recorder = TraceRecorder { interval, series, followed, has_new_route: false };
+            let recorder = TraceRecorder { interval, series, followed, reports, has_new_route: false };
             Box::new(MachineTask { machine: Tracer::new(spec, at), recorder })
         }),
     }
@@ -59,6 +61,8 @@ pub(super) fn trace_task(
 #[derive(Debug)]
 struct TraceRecorder {
     interval: Duration,
+    /// Receives every report; `None`: nobody needs them.
+    reports: Option<Sender<DirectedReport>>,
     series: DirectedSeries,
     followed: Arc<Followed>,
     /// Whether a route may have become known since the routes were published.
@@ -67,6 +71,10 @@ struct TraceRecorder {
 
 impl Recorder<Tracer> for TraceRecorder {
     fn record(&mut self, report: DirectedReport, traffic: &mut Traffic) -> Option<Notice> {
+        if let Some(reports) = &self.reports {
+            // The receiver may be gone.
+            let _ = reports.send(report.clone());
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, nanos);
         let DirectedReport { direction, report } = report;
         self.series.of(direction).record(&report, now);

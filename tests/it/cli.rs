@@ -181,7 +181,7 @@ fn refusal_names_the_remedy() {
     assert_eq!(output.code, Some(1), "{output}");
     let sentence = format!(
         "error: connecting to {}: Connection refused (os error 111)\n\
-         is an agent running there? for a STAMP reflector, give its port, for example --port 862; for any other host, use --protocol icmp\n",
+         is an agent running there? for a STAMP reflector, give its port, for example --port 862; for any other host, use pathmeter probe echo --protocol icmp\n",
         no_agent.service_address()
     );
     assert_eq!(output.stderr, sentence);

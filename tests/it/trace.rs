@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::fixture::{Agent, Host, MetricsPage, eventually};
+use crate::fixture::{Agent, CommandOutput, Host, MetricsPage, eventually, pathmeter};
 
 /// The flows of the traced path of an agent; empty while there is none.
 fn flows(agent: &Agent) -> Vec<Value> {
@@ -68,4 +68,48 @@ fn trace_that_a_reload_adds_follows_the_running_echoes_and_disturbs_none() {
     let page = agent.page();
     assert!(!page.has("pathmeter_trace_probes_total", &[]));
     assert_eq!(page.count("pathmeter_echo_withdrawn_total", &[]), 0, "{page}");
+}
+
+/// Runs `pathmeter probe trace` without look-ups of names.
+fn probe_trace(arguments: &[&str]) -> CommandOutput {
+    CommandOutput::of(pathmeter(&["probe", "trace", "-n"]).args(arguments))
+}
+
+#[test]
+fn command_traces_both_directions_of_each_flow() {
+    let host = Host::claim();
+    let _agent = Agent::start(&host, &host.config("b", "responder: {open: true}"));
+    let target = host.to_string();
+    let output = probe_trace(&[&target, "--flows", "2"]);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{output}");
+    let address = host.service_address().ip();
+    for flow in 0..2 {
+        for (title, end) in [("to", address.to_string()), ("back from", "this host".to_owned())] {
+            let title = format!("{title} {target}, flow {flow}: 0 routers\n   1 ");
+            let lines = output.stdout.split_once(&title).unwrap_or_else(|| panic!("{title}{output}")).1;
+            assert!(lines.lines().next().unwrap().ends_with(&end), "{output}");
+        }
+    }
+    let output = probe_trace(&[&target, "--flows", "2", "--json"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let found: Value = serde_json::from_str(&output.stdout).unwrap();
+    assert_eq!((&found["target"], &found["method"]), (&target.into(), &"udp".into()), "{output}");
+    assert_eq!((&found["reached"], &found["privileged"]), (&true.into(), &false.into()), "{output}");
+    assert_eq!((&found["routers"], &found["hops"]), (&0.into(), &Value::Array(Vec::new())), "{output}");
+    let flows = found["flows"].as_array().unwrap();
+    assert_eq!(flows.len(), 2);
+    for trace in flows.iter().flat_map(|flow| [&flow["forward"], &flow["reverse"]]) {
+        assert_eq!((&trace["reached"], &trace["routers"]), (&true.into(), &0.into()), "{output}");
+    }
+}
+
+#[test]
+fn command_says_that_a_target_does_not_answer_or_does_not_trace_the_way_back() {
+    let host = Host::claim();
+    let output = probe_trace(&[&host.to_string(), "--port", "862", "--max-hops", "3"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.stdout.contains("does not answer"), "{output}");
+    assert!(!output.stdout.contains("back from"), "{output}");
+    let output = probe_trace(&[&host.to_string(), "--port", "862", "--flows", "17"]);
+    assert_eq!(output.code, Some(2), "{output}");
 }

@@ -1,11 +1,8 @@
 //! `pathmeter probe echo`.
 
 mod summary;
-mod target;
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -16,15 +13,14 @@ use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 use pathmeter_proto::echo::EchoReport;
 
 use self::summary::{DecidedJson, EchoSummary};
-use self::target::ProbeTarget;
-use super::tls::TlsArguments;
-use super::{Failure, print_out, runtime};
+use super::target::{ProbeTarget, Request, TargetArguments};
+use super::{Failure, print_out, runtime, seed};
 use crate::config::Probe;
 use crate::config::echo::Echo;
 use crate::config::probe_options::{Argument, probe_from_options};
 use crate::config::units::display;
 use crate::datagram::{self, TimestampMatching};
-use crate::echo::{EchoPath, FiniteRun};
+use crate::echo::{EchoPath, EchoPlan, FiniteRun};
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, StartContext};
@@ -48,24 +44,12 @@ pub(super) struct EchoArguments {
     /// Size of the UDP payload, of the ICMP message with its header, or of the message
     #[arg(long, short = 's', value_name = "SIZE")]
     size: Option<String>,
-    /// DSCP: a number or a name such as ef
-    #[arg(long, default_value = "default")]
-    dscp: String,
     /// Number of flows (source ports or ICMP identifiers) to spread datagrams over, 1 to 16
     #[arg(long, value_name = "N")]
     flows: Option<u16>,
-    /// Address family
-    #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "ipv4", "ipv6"]))]
-    family: String,
     /// Forbid fragmentation
     #[arg(long)]
     dont_fragment: bool,
-    /// Source address
-    #[arg(long, value_name = "ADDRESS")]
-    source: Option<IpAddr>,
-    /// UDP port of a STAMP reflector without an agent; with --protocol tcp, the agent port
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
     /// Format of WebSocket messages (default: text)
     #[arg(long, value_parser = PossibleValuesParser::new(["text", "binary"]))]
     format: Option<String>,
@@ -75,14 +59,8 @@ pub(super) struct EchoArguments {
     /// Text that the body of HTTP responses must contain
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     expect_body: Option<String>,
-    /// Configuration file that has TARGET as a peer or target
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Key file shared with the responder
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
     #[command(flatten)]
-    tls: TlsArguments,
+    to: TargetArguments,
     /// Print the summary as one JSON object
     #[arg(long)]
     json: bool,
@@ -110,22 +88,17 @@ impl EchoArguments {
     /// The probe that the arguments describe. The rules are those of a configuration file.
     fn probe(&self) -> Result<Probe, Failure> {
         let text = |text: &str| Argument::Text(text.to_owned());
-        let mut options = vec![
-            ("protocol", text(&self.protocol)),
-            ("interval", text(&self.interval)),
-            ("dscp", text(&self.dscp)),
-            ("family", text(&self.family)),
-        ];
+        let mut options = vec![("protocol", text(&self.protocol)), ("interval", text(&self.interval))];
+        options.extend(self.to.options());
         options.extend(self.size.as_deref().map(|size| ("size", text(size))));
         options.extend(self.flows.map(|flows| ("flows", Argument::Number(flows))));
         options.extend(self.dont_fragment.then_some(("dont_fragment", Argument::On)));
-        options.extend(self.source.map(|source| ("source", text(&source.to_string()))));
         options.extend(self.format.as_deref().map(|format| ("format", text(format))));
         if !self.expect_status.is_empty() {
             options.push(("expect_status", Argument::Numbers(self.expect_status.clone())));
         }
         options.extend(self.expect_body.as_deref().map(|body| ("expect_body", text(body))));
-        if self.port.is_some() && !["udp", "tcp"].contains(&self.protocol.as_str()) {
+        if self.to.port.is_some() && !["udp", "tcp"].contains(&self.protocol.as_str()) {
             let problem = format!("--port: only valid with --protocol udp or tcp, not {}", self.protocol);
             return Err(Failure::Usage(problem));
         }
@@ -139,13 +112,16 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Measures the target of the arguments and prints the result.
 pub(super) fn run(arguments: &EchoArguments) -> Result<(), Failure> {
     let probe = arguments.probe()?;
-    let target = ProbeTarget::new(arguments)?;
+    let request =
+        Request { target: &arguments.target, protocol: &arguments.protocol, arguments: &arguments.to };
+    let target = ProbeTarget::new(request)?;
     runtime()?.block_on(measure(arguments, &probe, target))
 }
 
 async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
     let echo = probe.kind.downcast::<Echo>().expect("the arguments describe an echo probe");
-    let plan = target.plan(arguments, probe, &Arc::new(echo.clone())).await?;
+    let located = target.locate(&arguments.to, probe, &echo.transport).await?;
+    let plan = EchoPlan::new(probe, &Arc::new(echo.clone()), &target.remote(), located, target.settings());
     let address = match plan.to().port() {
         // ICMP has no ports.
         0 => plan.to().ip().to_string(),
@@ -280,10 +256,4 @@ impl Measurement<'_> {
         }
         if summary.has_answer() && summary.unexpected == 0 { Ok(()) } else { Err(Failure::AlreadyReported) }
     }
-}
-
-fn seed() -> anyhow::Result<u64> {
-    let mut seed = [0; 8];
-    getrandom::fill(&mut seed).map_err(|error| anyhow!("reading random bytes: {error}"))?;
-    Ok(u64::from_ne_bytes(seed))
 }

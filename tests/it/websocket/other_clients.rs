@@ -252,7 +252,8 @@ fn measure_with_both(page: &ExternalClient, disturb: impl FnOnce(&Agent)) -> Mea
     };
     let measurements = Measurements { page: page_client.next_line(), summary, rtts_ms };
     let page = when_all_closed(&agent);
-    let sent = measurements.page["sent"].as_u64().unwrap() + measurements.summary["sent"].as_u64().unwrap();
+    let sent_of = |found: &Value| found["sent"].as_u64().unwrap_or_else(|| panic!("no summary: {found}"));
+    let sent = sent_of(&measurements.page) + sent_of(&measurements.summary);
     assert_eq!(page.count(MESSAGES, &[]), sent, "{page}");
     measurements
 }

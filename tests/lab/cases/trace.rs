@@ -87,9 +87,9 @@ pub(crate) fn chain() {
             let trace = first_trace(&a, direction);
             assert_eq!(trace["routers"], ROUTERS, "{trace}");
             let hops = trace["hops"].as_array().unwrap();
-            let found: Vec<_> = hops.iter().map(|hop| address_of(&hop["responder"]["address"])).collect();
+            let found: Vec<_> = hops.iter().map(|hop| address_of(&hop["responders"][0]["address"])).collect();
             assert_eq!(found, routers_of_chain(is_v4, direction), "{direction}: {trace}");
-            let least = |hop: &Value| hop["responder"]["rtt_seconds"]["min"].as_f64().unwrap();
+            let least = |hop: &Value| hop["responders"][0]["rtt_seconds"]["min"].as_f64().unwrap();
             assert!(hops.iter().all(|hop| least(hop) >= 0.010), "all are behind the first wire: {trace}");
             assert!(trace["rtt_seconds"].as_f64().unwrap() >= 0.020, "{trace}");
         }
@@ -129,7 +129,7 @@ pub(crate) fn change() {
     let b = start_with(&net, "b", ("a", net.v4("a")), 1, INTERVALS);
     let a = start_with(&net, "a", ("b", net.v4("b")), 1, INTERVALS);
     let trace = first_trace(&a, "forward");
-    let second = |trace: &Value| trace["hops"][1]["responder"]["address"].clone();
+    let second = |trace: &Value| trace["hops"][1]["responders"][0]["address"].clone();
     assert_eq!(second(&trace), one, "{trace}");
     let events = |name: &str| {
         let events = a.json("/api/v1/events");

@@ -1,20 +1,20 @@
-//! The target of `probe echo`: a peer, a target, or any host.
+//! The target of `probe`: a peer, a target, or any host.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use anyhow::{anyhow, bail};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
 use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::wire::stamp;
 
-use super::super::tls::scheme;
-use super::super::{Failure, IdentityArguments, host};
-use super::EchoArguments;
+use super::tls::{TlsArguments, scheme};
+use super::{Failure, IdentityArguments, host};
 use crate::config::defaults::{AGENT_PORT, HTTP_PORT, REFLECTOR_PORT, STAMP_PORT};
-use crate::config::echo::Echo;
 use crate::config::echo::transport::Transport;
+use crate::config::probe_options::Argument;
 use crate::config::{self, Config, FamilyChoice, Https, Peer, Probe, Scheme, Tls, Trust, Url};
-use crate::echo::EchoPlan;
 use crate::http::auth::Signer;
 use crate::http::client::{Client, authority};
 use crate::identity::{Identity, WouldAnswer};
@@ -22,6 +22,49 @@ use crate::identity_poller::fetch_identity;
 use crate::probe::Remote;
 use crate::resolver;
 use crate::settings::Settings;
+
+/// How a command finds and reaches its target.
+#[derive(Debug, Args)]
+pub(super) struct TargetArguments {
+    /// DSCP: a number or a name such as ef
+    #[arg(long, default_value = "default")]
+    pub(super) dscp: String,
+    /// Address family
+    #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "ipv4", "ipv6"]))]
+    pub(super) family: String,
+    /// Source address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) source: Option<IpAddr>,
+    /// UDP port of a STAMP reflector without an agent; with --protocol tcp, the agent port
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) port: Option<u16>,
+    /// Configuration file that has TARGET as a peer or target
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Key file shared with the responder
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArguments,
+}
+
+impl TargetArguments {
+    /// The options that every probe has, as in a configuration file.
+    pub(super) fn options(&self) -> Vec<(&'static str, Argument)> {
+        let text = |text: &str| Argument::Text(text.to_owned());
+        let mut options = vec![("dscp", text(&self.dscp)), ("family", text(&self.family))];
+        options.extend(self.source.map(|source| ("source", text(&source.to_string()))));
+        options
+    }
+}
+
+/// The target of a command.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) target: &'a str,
+    pub(super) protocol: &'a str,
+    pub(super) arguments: &'a TargetArguments,
+}
 
 /// The host that is measured, with the settings for it.
 pub(super) struct ProbeTarget {
@@ -49,20 +92,20 @@ enum PortSource {
 
 impl ProbeTarget {
     /// Finds the target of the command line, in the configuration if one is given.
-    pub(super) fn new(arguments: &EchoArguments) -> Result<Self, Failure> {
-        match &arguments.config {
+    pub(super) fn new(request: Request<'_>) -> Result<Self, Failure> {
+        match &request.arguments.config {
             Some(path) => {
                 let settings = Settings::read(path, &host(&IdentityArguments::default()))?;
-                Self::by_name(arguments, settings.config)
+                Self::by_name(request, settings.config)
             }
-            None => Self::by_host(arguments),
+            None => Self::by_host(request),
         }
     }
 
-    fn by_name(arguments: &EchoArguments, config: Config) -> Result<Self, Failure> {
-        let name = &arguments.target;
-        if let Some(peer) = config.peers.iter().find(|peer| peer.name == *name) {
-            let mut peer = Peer { https: arguments.https(peer.https.clone(), name)?, ..peer.clone() };
+    fn by_name(request: Request<'_>, config: Config) -> Result<Self, Failure> {
+        let Request { target: name, arguments, .. } = request;
+        if let Some(peer) = config.peers.iter().find(|peer| peer.name == name) {
+            let mut peer = Peer { https: request.https(peer.https.clone())?, ..peer.clone() };
             let ports = match arguments.port {
                 Some(port) => {
                     (peer.stamp_port, peer.agent_port) = (port, port);
@@ -72,9 +115,9 @@ impl ProbeTarget {
             };
             return Self::with(DeclaredTarget::Peer(peer), ports, config, arguments);
         }
-        if let Some(target) = config.targets.iter().find(|target| target.name == *name) {
+        if let Some(target) = config.targets.iter().find(|target| target.name == name) {
             let target = config::Target {
-                https: arguments.https(target.https.clone(), name)?,
+                https: request.https(target.https.clone())?,
                 port: arguments.port.unwrap_or(target.port),
                 ..target.clone()
             };
@@ -83,15 +126,16 @@ impl ProbeTarget {
         Err(anyhow!("the configuration has no peer or target named {name}").into())
     }
 
-    fn by_host(arguments: &EchoArguments) -> Result<Self, Failure> {
+    fn by_host(request: Request<'_>) -> Result<Self, Failure> {
+        let Request { protocol, arguments, .. } = request;
         let config = config::load(b"", &host(&IdentityArguments::default()))
             .map_err(|problems| anyhow!("an empty configuration: {problems}"))?
             .config;
-        let name = arguments.target.clone();
+        let name = request.target.to_owned();
         let default_https = |host: &str| Https { trust: Trust::default(), server_name: host.to_owned() };
-        if let Some(url) = arguments.url()? {
+        if let Some(url) = request.url()? {
             let https = url.scheme.is_secure().then(|| default_https(&url.host));
-            let https = arguments.https(https, &name)?;
+            let https = request.https(https)?;
             let target = config::Target {
                 name,
                 address: url.host.clone(),
@@ -106,9 +150,9 @@ impl ProbeTarget {
         }
         let (is_https, authority) = scheme(&name);
         let (address, http_port) = split(authority)?;
-        let https = arguments.https(is_https.then(|| default_https(&address)), &name)?;
+        let https = request.https(is_https.then(|| default_https(&address)))?;
         let labels = config.agent.labels.clone();
-        let is_reflector = match arguments.protocol.as_str() {
+        let is_reflector = match protocol {
             "udp" => arguments.port.is_some(),
             protocol => protocol == "icmp",
         };
@@ -136,7 +180,7 @@ impl ProbeTarget {
         mut remote: DeclaredTarget,
         ports: PortSource,
         config: Config,
-        arguments: &EchoArguments,
+        arguments: &TargetArguments,
     ) -> Result<Self, Failure> {
         let mut config = Config {
             tls: Tls::default(),
@@ -172,17 +216,17 @@ impl ProbeTarget {
         &self.settings
     }
 
-    /// Plans the path as the daemon would. Requests the identity of an agent to learn its ports and whether
-    /// it answers this host.
-    pub(super) async fn plan(
+    /// The address of the target. Requests the identity of an agent to learn its ports and whether it answers
+    /// this host.
+    pub(super) async fn locate(
         &mut self,
-        arguments: &EchoArguments,
+        arguments: &TargetArguments,
         probe: &Probe,
-        echo: &Arc<Echo>,
-    ) -> anyhow::Result<EchoPlan> {
+        transport: &Transport,
+    ) -> anyhow::Result<IpAddr> {
         self.remote().check_kind(&probe.kind).map_err(|reason| anyhow!(reason))?;
-        let address = self.address(probe, echo).await?;
-        match (&echo.transport, self.ports) {
+        let address = self.address(probe, transport).await?;
+        match (transport, self.ports) {
             (Transport::Udp(_), ports) => self.request_stamp_port(address, arguments, ports).await?,
             (Transport::Tcp(_), PortSource::Identity) => {
                 let identity = self.identity(address, arguments).await?;
@@ -197,18 +241,19 @@ impl ProbeTarget {
             (Transport::Tcp(_), PortSource::Configured | PortSource::CommandLine)
             | (Transport::Icmp(_) | Transport::Http(_), _) => {}
         }
-        Ok(EchoPlan::new(probe, echo, &self.remote(), address, &self.settings))
+        Ok(address)
     }
 
-    fn remote(&self) -> Remote<'_> {
+    /// The peer or target.
+    pub(super) fn remote(&self) -> Remote<'_> {
         match &self.remote {
             DeclaredTarget::Peer(peer) => Remote::Peer(peer),
             DeclaredTarget::Target(target) => Remote::Target(target),
         }
     }
 
-    async fn address(&self, probe: &Probe, echo: &Echo) -> anyhow::Result<IpAddr> {
-        let host = match (&self.remote, &echo.transport) {
+    async fn address(&self, probe: &Probe, transport: &Transport) -> anyhow::Result<IpAddr> {
+        let host = match (&self.remote, transport) {
             (DeclaredTarget::Peer(peer), _) => &peer.address,
             (DeclaredTarget::Target(target), Transport::WebSocket(_) | Transport::Http(_)) => {
                 target.url.as_ref().map_or(&target.address, |url| &url.host)
@@ -233,7 +278,7 @@ impl ProbeTarget {
     async fn request_stamp_port(
         &mut self,
         address: IpAddr,
-        arguments: &EchoArguments,
+        arguments: &TargetArguments,
         ports: PortSource,
     ) -> anyhow::Result<()> {
         if ports == PortSource::CommandLine || matches!(self.remote, DeclaredTarget::Target(_)) {
@@ -250,7 +295,7 @@ impl ProbeTarget {
             Err(_) if ports == PortSource::Configured => Ok(()),
             Err(reason) => bail!(
                 "{reason}\nis an agent running there? for a STAMP reflector, give its port, for example \
-                 --port {}; for any other host, use --protocol icmp",
+                 --port {}; for any other host, use pathmeter probe echo --protocol icmp",
                 stamp::PORT
             ),
         }
@@ -262,7 +307,7 @@ impl ProbeTarget {
         }
     }
 
-    async fn identity(&self, address: IpAddr, arguments: &EchoArguments) -> anyhow::Result<Identity> {
+    async fn identity(&self, address: IpAddr, arguments: &TargetArguments) -> anyhow::Result<Identity> {
         let DeclaredTarget::Peer(peer) = &self.remote else { bail!("{} is not an agent", self.name()) };
         let signer = self.settings.keys.mesh.as_deref().map(Signer::new);
         let secure = peer.https.as_ref().map(|https| self.settings.secure(https));
@@ -282,21 +327,21 @@ fn check_answers(answers: &WouldAnswer, name: &str) -> anyhow::Result<()> {
     bail!("{}", reason.unwrap_or_else(|| format!("{name} does not answer this host and gives no reason")))
 }
 
-impl EchoArguments {
+impl Request<'_> {
     /// The TLS parameters of the target, with those of the command line in their place.
-    fn https(&self, declared: Option<Https>, target: &str) -> Result<Option<Https>, Failure> {
+    fn https(&self, declared: Option<Https>) -> Result<Option<Https>, Failure> {
         match declared {
-            Some(https) => Ok(Some(self.tls.replace(https))),
-            None => Ok(self.tls.refuse(target).map(|()| None)?),
+            Some(https) => Ok(Some(self.arguments.tls.replace(https))),
+            None => Ok(self.arguments.tls.refuse(self.target).map(|()| None)?),
         }
     }
 
     /// The target as a URL; `None` if it is the host of an agent, which has `https://` as its only possible
     /// prefix.
     fn url(&self) -> anyhow::Result<Option<Url>> {
-        let (target, schemes) = match self.protocol.as_str() {
-            "websocket" => (&self.target, [Scheme::Ws, Scheme::Wss]),
-            "http" => (&self.target, [Scheme::Http, Scheme::Https]),
+        let (target, schemes) = match self.protocol {
+            "websocket" => (self.target, [Scheme::Ws, Scheme::Wss]),
+            "http" => (self.target, [Scheme::Http, Scheme::Https]),
             _ => return Ok(None),
         };
         if !target.contains("://") {

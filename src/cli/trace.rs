@@ -1,0 +1,280 @@
+//! `pathmeter probe trace`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::Args;
+use pathmeter_proto::trace::{DirectedReport, Direction, Trace, TraceReport};
+use serde_json::{Value, json};
+
+use super::target::{ProbeTarget, Request, TargetArguments};
+use super::{Failure, print_out, runtime, seed};
+use crate::config::Probe;
+use crate::config::echo::Echo;
+use crate::config::echo::transport::{Transport, Udp};
+use crate::config::probe_options::{Argument, probe_from_options};
+use crate::config::trace;
+use crate::datagram::{self, TimestampMatching};
+use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
+use crate::paths::{PathId, PathKey};
+use crate::probe::{Loops, StartContext};
+use crate::trace::{state_name, trace_json};
+use crate::{resolver, stream};
+
+#[derive(Debug, Args)]
+pub(super) struct TraceArguments {
+    /// The host to trace.
+    #[arg(value_name = "TARGET", help = TARGET_HELP)]
+    target: String,
+    /// Largest TTL
+    #[arg(long, short = 'm', default_value_t = 30, value_parser = clap::value_parser!(u8).range(1..=64))]
+    max_hops: u8,
+    /// Number of flows (source ports), 1 to 16: routers may send each over another of several equal paths
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    flows: u16,
+    /// Show addresses only, without a look-up of the names of routers
+    #[arg(long, short = 'n')]
+    numeric: bool,
+    #[command(flatten)]
+    to: TargetArguments,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+const TARGET_HELP: &str = "Name of a peer or target in --config, or [https://]HOST[:HTTP_PORT] of an agent; \
+                           with --port, HOST of a STAMP reflector";
+
+/// How long to wait for the traces to the target. A dead target takes less than a second.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait for the traces back, after those to the target. A target that cannot trace them does not
+/// say so in every case.
+const REVERSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long to look up the names of routers.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often reports are read.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Traces the target of the arguments and prints the routes.
+pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
+    let mut options = vec![("protocol", Argument::Text("udp".into()))];
+    options.push(("flows", Argument::Number(arguments.flows)));
+    options.extend(arguments.to.options());
+    let probe = probe_from_options(options).map_err(Failure::Usage)?;
+    let request = Request { target: &arguments.target, protocol: "udp", arguments: &arguments.to };
+    let target = ProbeTarget::new(request)?;
+    runtime()?.block_on(trace(arguments, &probe, target))
+}
+
+async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarget) -> Result<(), Failure> {
+    let echo = probe.kind.downcast::<Echo>().expect("the options describe an echo probe");
+    let Transport::Udp(udp) = &echo.transport else { unreachable!("the options are those of UDP") };
+    let address = target.locate(&arguments.to, probe, &echo.transport).await?;
+    let (sender, reports) = channel();
+    let (events_sender, mut events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+    let loops = Loops {
+        prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), events_sender.clone())?,
+        streams: stream::spawn(events_sender)?,
+        probe_budget: Arc::default(),
+    };
+    let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    let key = PathKey { probe: "once".into(), peer: target.name().into(), family };
+    let start = StartContext {
+        id: PathId(1),
+        key: &key,
+        settings: target.settings(),
+        loops: &loops,
+        peer_left_at: None,
+        seed: seed()?,
+        followed: Arc::default(),
+    };
+    let flows = Udp { flows: udp.flows, ..udp.clone() };
+    let traced = trace::Trace { follows: String::new(), flows, hops_max: arguments.max_hops };
+    crate::trace::start((probe, &traced), &target.remote(), address, &start, sender);
+    let mut routes = Routes::new(arguments, address);
+    if !arguments.json {
+        print_out(&routes.title())?;
+    }
+    let outcome = routes.watch(&reports, &mut events).await;
+    loops.stop(Duration::ZERO);
+    while !loops.are_finished() {
+        tokio::time::sleep(TICK).await;
+    }
+    outcome?;
+    if arguments.json {
+        print_out(&(routes.json().to_string() + "\n"))?;
+    }
+    if routes.is_reached() { Ok(()) } else { Err(Failure::AlreadyReported) }
+}
+
+/// The first trace of each flow in each direction.
+struct Routes<'a> {
+    arguments: &'a TraceArguments,
+    address: IpAddr,
+    traces: BTreeMap<(u8, Direction), Trace>,
+    names: BTreeMap<IpAddr, String>,
+}
+
+impl<'a> Routes<'a> {
+    fn new(arguments: &'a TraceArguments, address: IpAddr) -> Self {
+        Self { arguments, address, traces: BTreeMap::new(), names: BTreeMap::new() }
+    }
+
+    /// Waits for the traces and, unless they are for JSON, prints each direction as soon as it is complete.
+    async fn watch(
+        &mut self,
+        reports: &Receiver<DirectedReport>,
+        events: &mut tokio::sync::mpsc::Receiver<LoopEvent>,
+    ) -> Result<(), Failure> {
+        for (direction, timeout) in
+            [(Direction::Forward, FORWARD_TIMEOUT), (Direction::Reverse, REVERSE_TIMEOUT)]
+        {
+            if direction == Direction::Reverse && !self.is_reached() {
+                break;
+            }
+            let complete = self.complete(direction, reports, events);
+            // What is known after that time is shown.
+            tokio::time::timeout(timeout, complete).await.unwrap_or(Ok(()))?;
+            if self.arguments.json {
+                continue;
+            }
+            self.look_up_names().await;
+            print_out(&self.text(direction))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every flow has a trace in this direction.
+    async fn complete(
+        &mut self,
+        direction: Direction,
+        reports: &Receiver<DirectedReport>,
+        events: &mut tokio::sync::mpsc::Receiver<LoopEvent>,
+    ) -> anyhow::Result<()> {
+        while self.count(direction) < usize::from(self.arguments.flows) {
+            if let Ok(LoopEvent::NotStarted { reason, .. }) = events.try_recv() {
+                return Err(anyhow!(reason));
+            }
+            tokio::time::sleep(TICK).await;
+            self.add(reports);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, reports: &Receiver<DirectedReport>) {
+        for DirectedReport { direction, report } in reports.try_iter() {
+            if let TraceReport::Traced(trace) = report {
+                self.traces.entry((trace.flow, direction)).or_insert(*trace);
+            }
+        }
+    }
+
+    fn count(&self, direction: Direction) -> usize {
+        self.traces.keys().filter(|(_, found)| *found == direction).count()
+    }
+
+    fn is_reached(&self) -> bool {
+        let mut forward = self.traces.iter().filter(|((_, direction), _)| *direction == Direction::Forward);
+        forward.any(|(_, trace)| trace.rtt.is_some())
+    }
+
+    async fn look_up_names(&mut self) {
+        if self.arguments.numeric {
+            return;
+        }
+        let answers = self.traces.values().flat_map(|trace| &trace.hops).flat_map(|hop| &hop.answers);
+        let mut unknown: Vec<IpAddr> =
+            answers.map(|(router, _)| *router).filter(|router| !self.names.contains_key(router)).collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        self.names.extend(resolver::names_of(unknown, NAMES_TIMEOUT).await);
+    }
+
+    fn title(&self) -> String {
+        let TraceArguments { target, max_hops, flows, .. } = self.arguments;
+        let flows = if *flows == 1 { "one flow".to_owned() } else { format!("{flows} flows") };
+        let address = self.address.to_string();
+        let host = if *target == address { address } else { format!("{target} ({address})") };
+        format!("{host}: {flows} over UDP, at most {max_hops} hops\n")
+    }
+
+    /// The hops of all flows in one direction.
+    fn text(&self, direction: Direction) -> String {
+        let target = &self.arguments.target;
+        let way = match direction {
+            Direction::Forward => "to",
+            Direction::Reverse => "back from",
+        };
+        let mut text = String::new();
+        for ((flow, _), trace) in self.traces.iter().filter(|((_, found), _)| *found == direction) {
+            let of_flow = if self.arguments.flows == 1 { String::new() } else { format!(", flow {flow}") };
+            let routers = match (trace.rtt, trace.routers) {
+                (None, _) => format!("{target} does not answer"),
+                (Some(_), Some(1)) => "1 router".to_owned(),
+                (Some(_), Some(routers)) => format!("{routers} routers"),
+                (Some(_), None) => "unknown number of routers".to_owned(),
+            };
+            let _ = writeln!(text, "\n{way} {target}{of_flow}: {routers}");
+            for hop in &trace.hops {
+                let (router, rtt) = match hop.answers.first() {
+                    Some((router, rtt)) => (self.name(*router), milliseconds(*rtt)),
+                    None => ("*".to_owned(), state_name(hop.state).replace('_', "-")),
+                };
+                let _ = writeln!(text, "{:>4}  {rtt:>12}  {router}", hop.ttl);
+            }
+            if let Some(rtt) = trace.rtt {
+                let last =
+                    trace.routers.map_or_else(String::new, |routers| (u16::from(routers) + 1).to_string());
+                let end = match direction {
+                    Direction::Forward => self.address.to_string(),
+                    Direction::Reverse => "this host".to_owned(),
+                };
+                let _ = writeln!(text, "{last:>4}  {:>12}  {end}", milliseconds(rtt));
+            }
+        }
+        if text.is_empty() && direction == Direction::Reverse {
+            let _ = writeln!(text, "\nback from {target}: it does not support traces of the way back");
+        }
+        text
+    }
+
+    fn name(&self, router: IpAddr) -> String {
+        match self.names.get(&router) {
+            Some(name) => format!("{router} ({name})"),
+            None => router.to_string(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        let of = |flow: u8, direction| self.traces.get(&(flow, direction)).map(trace_json);
+        let first = of(0, Direction::Forward).unwrap_or_default();
+        let flows = (0..self.arguments.flows).map(|flow| {
+            let flow = u8::try_from(flow).unwrap_or(u8::MAX);
+            json!({"forward": of(flow, Direction::Forward), "reverse": of(flow, Direction::Reverse)})
+        });
+        json!({
+            "target": self.arguments.target,
+            "address": self.address.to_string(),
+            "method": "udp",
+            "privileged": false,
+            "reached": self.is_reached(),
+            "routers": first["routers"],
+            "duration_seconds": first["duration_seconds"],
+            "rtt_seconds": first["rtt_seconds"],
+            "hops": first["hops"],
+            "flows": flows.collect::<Vec<Value>>(),
+        })
+    }
+}
+
+fn milliseconds(rtt: Duration) -> String {
+    format!("{:.3} ms", rtt.as_secs_f64() * 1e3)
+}
