@@ -82,6 +82,7 @@ pub fn state_name(state: HopState) -> &'static str {
         HopState::RateLimited => "rate_limited",
         HopState::Balanced => "balanced",
         HopState::Inherited => "inherited",
+        HopState::NotProbed => "not_probed",
         HopState::Lossy => "lossy",
     }
 }

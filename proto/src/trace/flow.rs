@@ -287,6 +287,7 @@ impl TracedFlow {
             let state = match self.route.router(ttl) {
                 HopRouter::Balanced(_) => HopState::Balanced,
                 _ if sent == 0 && responder.is_some() => HopState::Inherited,
+                _ if sent == 0 => HopState::NotProbed,
                 HopRouter::Unknown | HopRouter::Single(_) => states[usize::from(ttl) - 1],
             };
             Hop { ttl, state, sent, answers, responder }

@@ -20,6 +20,8 @@ pub enum HopState {
     Balanced,
     /// Not probed this time, because its router was probed too recently; the last known answer is shown.
     Inherited,
+    /// Not probed yet, because its router, or the agent as a whole, was probed too recently.
+    NotProbed,
     /// Probes are lost at this hop or before it, and so are those to all hops behind it and to the
     /// destination.
     Lossy,

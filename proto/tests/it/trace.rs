@@ -517,6 +517,11 @@ fn limited_routers_on_the_way_back_are_never_asked_faster_than_they_answer() {
         };
         assert_eq!(count(|report| matches!(report, TraceReport::Unanswered { .. })), 0, "SIM_SEED={seed}");
         assert!(count(|report| matches!(report, TraceReport::Deferred(_))) > 0, "SIM_SEED={seed}");
+        let traces = traces(world.reverse_reports());
+        let without_probe = traces.iter().flat_map(|trace| &trace.hops).filter(|hop| hop.sent == 0);
+        let states: BTreeSet<bool> =
+            without_probe.map(|hop| matches!(hop.state, HopState::NotProbed | HopState::Inherited)).collect();
+        assert_eq!(states, BTreeSet::from([true]), "SIM_SEED={seed}");
         let hops: Vec<_> = world.tracer.routes(Direction::Reverse).map(|route| route.unwrap()).collect();
         assert!(
             hops.iter().flat_map(|route| &route.hops).all(|hop| matches!(hop, HopRouter::Single(_))),
