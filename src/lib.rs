@@ -32,4 +32,5 @@ pub mod stream;
 pub mod systemd;
 pub mod tls;
 pub mod trace;
+pub mod trace_log;
 pub mod websocket;

@@ -9,3 +9,4 @@ pub mod renderer;
 pub mod routes;
 pub mod scrape;
 pub mod status;
+mod traces;

@@ -13,6 +13,7 @@ use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, 
 use hyper::{Method, Request, Response, StatusCode};
 use pathmeter_proto::time::nanos;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use super::renderer::Renderer;
 use super::scrape::{Negotiated, wants_fresh};
 use super::status::{PathView, ProviderStatus, SignatureStatus, Status};
+use super::traces;
 use crate::event_log::{EventLog, StoredEvent};
 use crate::http::auth::{AuthError, Verifier};
 use crate::http::basic::{self, is_basic};
@@ -27,6 +29,7 @@ use crate::http::server::{Body, Counters};
 use crate::http::web_config::LoadedWebConfig;
 use crate::identity::{self, CAPABILITIES, CallerAccess, Identity, Ports};
 use crate::metrics::{Exporter, HttpCounts, TlsCounts};
+use crate::trace_log::TraceLog;
 use crate::websocket::WebSocketResponder;
 
 /// State shared by all request handlers.
@@ -38,10 +41,14 @@ pub struct AppState {
     pub websocket: WebSocketResponder,
     /// Recent events.
     pub events: Arc<EventLog>,
+    /// Recent traces.
+    pub traces: Arc<TraceLog>,
     /// Verifies requests signed with the mesh key; `None` without a key.
     pub verifier: ArcSwap<Option<Verifier>>,
     /// Sends reload requests to the daemon.
     pub reloads: mpsc::Sender<ReloadRequest>,
+    /// Sends requests for traces to the daemon.
+    pub trace_requests: mpsc::Sender<TraceRequest>,
     /// TLS, users and headers of the HTTP port.
     pub web_config: Arc<ArcSwap<LoadedWebConfig>>,
     /// Runtime of the control plane. It answers requests that may take a while.
@@ -74,6 +81,15 @@ pub fn metrics_renderer(
 /// A request to reload the configuration, answered with the result.
 pub type ReloadRequest = oneshot::Sender<Result<(), String>>;
 
+/// A request to trace all traced paths to a peer or target.
+#[derive(Debug)]
+pub struct TraceRequest {
+    /// The name of the peer or target.
+    pub target: String,
+    /// Receives the number of these paths.
+    pub started: oneshot::Sender<usize>,
+}
+
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
@@ -83,8 +99,12 @@ const PING: &str = "/api/v1/ping";
 
 const WEBSOCKET: &str = "/ws";
 
+const TRACES: &str = "/api/v1/traces";
+
+const TRACES_DIFF: &str = "/api/v1/traces/diff";
+
 /// Paths with their method and description.
-const ROUTES: [(&str, Method, &str); 11] = [
+const ROUTES: [(&str, Method, &str); 14] = [
     ("/", Method::GET, "this page"),
     ("/metrics", Method::GET, "metrics in the Prometheus text format, or OpenMetrics if requested"),
     (
@@ -95,6 +115,13 @@ const ROUTES: [(&str, Method, &str); 11] = [
     ("/api/v1/paths", Method::GET, "all paths, and the reason for each that is not measured"),
     ("/api/v1/discovery", Method::GET, "discovery providers, and members whose agent name is not known yet"),
     ("/api/v1/events", Method::GET, "recent events; ?after=N omits events up to number N"),
+    (TRACES, Method::GET, "recent traces; ?target=NAME and ?since=SECONDS select"),
+    (
+        TRACES,
+        Method::POST,
+        "trace the paths to ?target=NAME now (from loopback, or signed with the mesh key)",
+    ),
+    (TRACES_DIFF, Method::GET, "the hops at which the traces ?a=N and ?b=N differ"),
     (PING, Method::GET, "times at which the request was received and the response was sent"),
     (WEBSOCKET, Method::GET, "WebSocket echo: every message is sent back unchanged"),
     ("/-/healthy", Method::GET, "200 while the process is running"),
@@ -159,23 +186,36 @@ impl AppState {
         proof: SignatureStatus,
         received: &ReceivedAt,
     ) -> Response<Body> {
-        let Some((path, method, _)) = ROUTES.iter().find(|(path, _, _)| *path == request.uri().path()) else {
-            return text(StatusCode::NOT_FOUND, "not found; see / for a list of paths\n");
-        };
-        let is_head = request.method() == Method::HEAD && *method == Method::GET;
-        if request.method() != method && !is_head {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} takes {method}\n"));
-            if let Ok(allowed) = HeaderValue::from_str(method.as_str()) {
+        let asked = request.uri().path();
+        let methods: Vec<&Method> =
+            ROUTES.iter().filter(|(path, _, _)| *path == asked).map(|(_, method, _)| method).collect();
+        let wanted = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+        if methods.is_empty() {
+            // The only path with a variable part.
+            let trace = asked.strip_prefix(TRACES).and_then(|rest| rest.strip_prefix('/'));
+            return match trace.and_then(|number| traces::one(&self.traces, number)) {
+                Some(trace) if wanted == Method::GET => json(&trace),
+                Some(_) | None => text(StatusCode::NOT_FOUND, "not found; see / for a list of paths\n"),
+            };
+        }
+        if !methods.contains(&wanted) {
+            let methods = methods.iter().map(|method| method.as_str()).collect::<Vec<_>>().join(", ");
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{asked} takes {methods}\n"));
+            if let Ok(allowed) = HeaderValue::from_str(&methods) {
                 response.headers_mut().insert(ALLOW, allowed);
             }
             return response;
         }
-        match *path {
+        let query = request.uri().query();
+        match asked {
             "/metrics" => self.metrics(request.headers()).await,
             "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
             "/api/v1/discovery" => self.discovery(),
-            "/api/v1/events" => self.events(request.uri().query()),
+            "/api/v1/events" => self.events(query),
+            TRACES if wanted == Method::POST => self.request_traces(peer, &proof, query).await,
+            TRACES => json_or_problem(traces::list(&self.traces, query)),
+            TRACES_DIFF => json_or_problem(traces::difference(&self.traces, query)),
             PING => self.ping(received).await,
             WEBSOCKET => {
                 let (status, rules) = (self.status.load(), self.websocket.rules());
@@ -284,6 +324,36 @@ impl AppState {
         }
     }
 
+    async fn request_traces(
+        &self,
+        peer: SocketAddr,
+        proof: &SignatureStatus,
+        query: Option<&str>,
+    ) -> Response<Body> {
+        if !peer.ip().is_loopback() && *proof != SignatureStatus::Valid {
+            let reason = "traces are allowed only from loopback, or signed with the mesh key\n";
+            return text(StatusCode::FORBIDDEN, reason);
+        }
+        let target =
+            query.and_then(|query| query.strip_prefix("target=")).filter(|target| !target.is_empty());
+        let Some(target) = target else {
+            let problem = "the query must be target=NAME, where NAME is a peer or target\n";
+            return text(StatusCode::BAD_REQUEST, problem);
+        };
+        let (started, count) = oneshot::channel();
+        if self.trace_requests.send(TraceRequest { target: target.to_owned(), started }).await.is_err() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        }
+        match count.await {
+            Ok(0) => {
+                let problem = format!("no traced path leads to {target}; see /api/v1/paths for the names\n");
+                text(StatusCode::NOT_FOUND, &problem)
+            }
+            Ok(count) => json(&serde_json::json!({"paths": count})),
+            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        }
+    }
+
     fn proof(&self, request: &Request<Bytes>) -> SignatureStatus {
         // Basic authentication is for users, not for agents.
         if is_basic(request.headers()) {
@@ -319,7 +389,7 @@ impl AppState {
             env!("CARGO_PKG_VERSION")
         );
         for (path, method, about) in ROUTES.iter().skip(1) {
-            let shown = match *method == Method::GET && *path != WEBSOCKET {
+            let shown = match *method == Method::GET && ![WEBSOCKET, TRACES_DIFF].contains(path) {
                 true => format!("<a href=\"{path}\">{path}</a>"),
                 false => format!("{method} {path}"),
             };
@@ -375,6 +445,13 @@ fn json(value: &impl Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(body) => with_type(JSON, Full::from(body)),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+    }
+}
+
+fn json_or_problem(value: Result<Value, String>) -> Response<Body> {
+    match value {
+        Ok(value) => json(&value),
+        Err(problem) => text(StatusCode::BAD_REQUEST, &problem),
     }
 }
 

@@ -84,6 +84,7 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), events_sender.clone())?,
         streams: stream::spawn(events_sender)?,
         probe_budget: Arc::default(),
+        traces: Arc::default(),
     };
     let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };

@@ -18,6 +18,11 @@ impl Measuring {
         fleet.apply(inputs, loops);
     }
 
+    /// Requests a trace of each traced path to a peer or target. Returns the number of paths.
+    pub(super) fn request_traces(&self, target: &str) -> usize {
+        self.fleet.request_traces(target, &self.loops)
+    }
+
     /// Handles the goodbye of a peer. Returns the number of paths to it.
     pub(super) fn peer_leaving(&mut self, peer: &str) -> usize {
         self.fleet.peer_leaving(peer, Clock::now(), &self.loops)

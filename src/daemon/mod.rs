@@ -35,7 +35,7 @@ use self::pending::PendingWork;
 use self::servers::{Servers, policy};
 use self::supervision::Supervision;
 use crate::answering;
-use crate::api::routes::{AppState, ReloadRequest, metrics_renderer};
+use crate::api::routes::{AppState, ReloadRequest, TraceRequest, metrics_renderer};
 use crate::api::status::Status;
 use crate::clock::Clock;
 use crate::config::{LoadContext, LogFormat, SeriesLevel};
@@ -93,10 +93,14 @@ struct Channels {
     events: mpsc::Receiver<LoopEvent>,
     polls: PollResults,
     reloads: mpsc::Receiver<ReloadRequest>,
+    trace_requests: mpsc::Receiver<TraceRequest>,
 }
 
 /// Reload requests that wait for the daemon; further ones wait in their HTTP requests.
 const RELOADS_PENDING_MAX: usize = 4;
+
+/// Requests for traces that wait for the daemon; further ones wait in their HTTP requests.
+const TRACE_REQUESTS_PENDING_MAX: usize = 16;
 
 /// The maximum interval of the tick, at which the watchdog and retries are handled.
 const TICK: Duration = Duration::from_secs(1);
@@ -135,6 +139,7 @@ impl Daemon {
         // Peers with literal addresses are answered from the first datagram on.
         membership.rebuild_roster(&settings);
         let (reload_sender, reloads) = mpsc::channel(RELOADS_PENDING_MAX);
+        let (trace_sender, trace_requests) = mpsc::channel(TRACE_REQUESTS_PENDING_MAX);
         let responders = Responders::default();
         let policy = policy(&settings.config, ports, &membership.roster, &membership.addresses);
         let stream_access = StreamAccess::new(policy.clone(), settings.keys.mesh.as_deref());
@@ -157,6 +162,7 @@ impl Daemon {
         };
         let sessions = settings.config.responder.sessions;
         let probe_budget = Arc::default();
+        let traces = Arc::default();
         let stamp = echo::responder(
             stamp_sockets,
             access,
@@ -182,8 +188,10 @@ impl Daemon {
                 Arc::clone(&exporter.websocket),
             ),
             events: Arc::clone(&event_log),
+            traces: Arc::clone(&traces),
             verifier: ArcSwap::from_pointee(settings.keys.mesh.as_deref().map(Verifier::new)),
             reloads: reload_sender,
+            trace_requests: trace_sender,
             control: tokio::runtime::Handle::current(),
             web_config: Arc::clone(&web_config),
             renderer: metrics_renderer(Arc::clone(&exporter), Arc::clone(&counters), Arc::clone(&web_config)),
@@ -212,13 +220,13 @@ impl Daemon {
             membership,
             measuring: Measuring {
                 fleet: Fleet::new(boot_id),
-                loops: Loops { prober, streams, probe_budget },
+                loops: Loops { prober, streams, probe_budget, traces: Arc::clone(&traces) },
             },
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
             supervision: Supervision::new(notifier, log),
             pending: PendingWork::default(),
-            channels: Channels { events, polls, reloads },
+            channels: Channels { events, polls, reloads, trace_requests },
             settings,
         })
     }
@@ -256,6 +264,10 @@ impl Daemon {
                     let outcome = self.reload().map_err(|error| error.to_string());
                     // The requester may not wait for the outcome.
                     let _ = reload.send(outcome);
+                }
+                Some(TraceRequest { target, started }) = self.channels.trace_requests.recv() => {
+                    // The requester may not wait for the outcome.
+                    let _ = started.send(self.measuring.request_traces(&target));
                 }
                 () = tokio::time::sleep_until(
                     self.pending.deadline.unwrap_or_else(tokio::time::Instant::now)
@@ -431,6 +443,8 @@ impl Daemon {
         // stopping.
         self.channels.reloads.close();
         while self.channels.reloads.try_recv().is_ok() {}
+        self.channels.trace_requests.close();
+        while self.channels.trace_requests.try_recv().is_ok() {}
         let grace = self.settings.config.agent.grace;
         let deadline = tokio::time::Instant::now() + grace;
         if self.settings.keys.mesh.is_some() {

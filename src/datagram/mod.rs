@@ -103,6 +103,8 @@ impl SourceChoice {
 pub enum Control {
     /// Replace or remove the companion of a path. The path itself does not change.
     SetCompanion(PathId, Option<Companion>),
+    /// Step the task of a path: it has something to do.
+    Wake(PathId),
     /// Change which sources the services answer.
     SetAccess(Box<Access>),
     /// Stop the services that answer probes and close their sockets; other services continue.
@@ -166,6 +168,7 @@ impl fmt::Debug for NewTask {
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Wake(_) => "Wake",
             Self::SetCompanion(..) => "SetCompanion",
             Self::SetAccess(_) => "SetAccess",
             Self::StopAnswering => "StopAnswering",

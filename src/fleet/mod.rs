@@ -12,11 +12,13 @@ use std::sync::Arc;
 
 use pathmeter_proto::schedule::mix;
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::trace::Trigger;
 
 pub use self::inputs::PlanInputs;
 use self::kinds::kind;
 pub use self::status::PathStatus;
 use crate::config::{FamilyChoice, Metrics, PATHS_MAX, Probe, SeriesLevel};
+use crate::datagram::Control;
 use crate::metrics::{AnySeries, Blocks};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Followed, Groups, Loops, Path, Plan, StartContext};
@@ -373,6 +375,16 @@ impl Fleet {
             loops.peer_leaving(&ids, at);
         }
         ids.len()
+    }
+
+    /// Requests a trace of each path to a peer or target that a traced path follows. Returns their number.
+    pub fn request_traces(&self, target: &str, loops: &Loops) -> usize {
+        let to_target = self.running.iter().filter(|(key, _)| *key.peer == *target);
+        // Each link belongs to two paths.
+        let followers: BTreeSet<PathId> =
+            to_target.filter_map(|(_, running)| running.followed.trigger(Trigger::Request)).collect();
+        followers.iter().for_each(|id| loops.prober.control(Control::Wake(*id)));
+        followers.len()
     }
 }
 

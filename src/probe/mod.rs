@@ -25,6 +25,7 @@ use crate::metrics::AnySeries;
 use crate::paths::{PathId, PathKey};
 use crate::settings::Settings;
 use crate::stream;
+use crate::trace_log::TraceLog;
 
 /// A configured kind of probe.
 pub trait ProbeKind {
@@ -154,6 +155,8 @@ pub struct Loops {
     pub streams: stream::StreamHandle,
     /// The limits of all probes whose TTL ends at a router.
     pub probe_budget: Arc<Mutex<ProbeBudget>>,
+    /// The latest traces.
+    pub traces: Arc<TraceLog>,
 }
 
 impl Loops {

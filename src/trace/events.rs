@@ -101,10 +101,7 @@ impl PathEvent for RouteUpdated {
     fn report(&self, path: &PathKey, log: &EventLog) {
         let PathKey { probe, peer, family } = path;
         let (flow, trigger) = (self.flow, trigger_name(self.trigger));
-        let direction = match self.direction {
-            Direction::Forward => "forward",
-            Direction::Reverse => "reverse",
-        };
+        let direction = direction_name(self.direction);
         let fields = |from: &Route, to: &Route| RouteFields {
             probe,
             peer,
@@ -145,8 +142,18 @@ impl PathEvent for LossyFlow {
     }
 }
 
+/// The direction as labels and JSON show it.
+#[must_use]
+pub fn direction_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => "forward",
+        Direction::Reverse => "reverse",
+    }
+}
+
 /// The trigger as events show it.
-fn trigger_name(trigger: Trigger) -> &'static str {
+#[must_use]
+pub fn trigger_name(trigger: Trigger) -> &'static str {
     match trigger {
         Trigger::Start => "start",
         Trigger::Interval => "interval",

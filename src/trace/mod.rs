@@ -19,6 +19,7 @@ use crate::settings::Settings;
 
 use path::{TracePath, TracePlan};
 
+pub use events::{direction_name, trigger_name};
 pub use json::{state_name, trace_json};
 
 /// Starts traces of one path on the loops of `start`, and passes every report to `reports`.

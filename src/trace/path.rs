@@ -128,7 +128,8 @@ impl TracePath {
             seed: start.seed,
         };
         start.followed.set_follower(start.id);
-        let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed), reports);
+        let log = (start.key.clone(), Arc::clone(&start.loops.traces));
+        let task = trace_task(spec, plan.source, series.clone(), Arc::clone(&start.followed), log, reports);
         start.loops.prober.start(NewPath { id: start.id, task, peer_left_at: start.peer_left_at });
         Self { id: start.id, plan, series, followed: Arc::clone(&start.followed) }
     }

@@ -13,7 +13,9 @@ use crate::datagram::{
     Access, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, SourceChoice, Traffic,
 };
 use crate::metrics::trace::TraceSeries;
+use crate::paths::PathKey;
 use crate::probe::Followed;
+use crate::trace_log::TraceLog;
 
 /// The series of both directions.
 #[derive(Debug, Clone)]
@@ -38,6 +40,7 @@ pub(super) fn trace_task(
     source: SourceChoice,
     series: DirectedSeries,
     followed: Arc<Followed>,
+    log: (PathKey, Arc<TraceLog>),
     reports: Option<Sender<DirectedReport>>,
 ) -> NewTask {
     NewTask {
@@ -52,7 +55,7 @@ pub(super) fn trace_task(
         build: Box::new(move |ssids, at| {
             spec.ssids = ssids;
             let interval = spec.interval;
-            let recorder = TraceRecorder { interval, series, followed, reports, has_new_route: false };
+            let recorder = TraceRecorder { interval, series, followed, log, reports, has_new_route: false };
             Box::new(MachineTask { machine: Tracer::new(spec, at), recorder })
         }),
     }
@@ -61,6 +64,8 @@ pub(super) fn trace_task(
 #[derive(Debug)]
 struct TraceRecorder {
     interval: Duration,
+    /// Keeps the traces that were not made one hop after the other.
+    log: (PathKey, Arc<TraceLog>),
     /// Receives every report; `None`: nobody needs them.
     reports: Option<Sender<DirectedReport>>,
     series: DirectedSeries,
@@ -89,8 +94,12 @@ impl Recorder<Tracer> for TraceRecorder {
                 None
             }
             TraceReport::SendError(_) | TraceReport::Deferred(_) | TraceReport::Unmatched => None,
-            TraceReport::Traced(_) => {
+            TraceReport::Traced(trace) => {
                 self.has_new_route = true;
+                if trace.is_burst {
+                    let (path, log) = &self.log;
+                    log.add(path, direction, *trace);
+                }
                 None
             }
             TraceReport::Route { flow, update, trigger, since } => {

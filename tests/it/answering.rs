@@ -36,6 +36,8 @@ fn serve_pages(renderer: Renderer) -> TestServer {
     let app = Arc::new(AppState {
         websocket: WebSocketResponder::new(rules, Arc::default()),
         events: Arc::default(),
+        traces: Arc::default(),
+        trace_requests: mpsc::channel(1).0,
         status: ArcSwap::from_pointee(Status { ports, ..Status::default() }),
         verifier: ArcSwap::default(),
         reloads: mpsc::channel(1).0,

@@ -235,7 +235,7 @@ const LAYERS: [Layers; 2] = [
                 "runtime",
                 "systemd",
             ],
-            &["answering", "clock", "keys", "loops", "resolver", "tls"],
+            &["answering", "clock", "keys", "loops", "resolver", "tls", "trace_log"],
             &["datagram", "http"],
             &["identity_poller", "settings", "stream", "websocket"],
             &["discovery", "probe"],

@@ -107,6 +107,32 @@ const MEASURING: &[Row] = &[
         "further ones wait; the lookup has failed",
     ),
     ("events stored for `/api/v1/events`", &["src/event_log.rs:EVENTS_MAX"], "the oldest is dropped"),
+    ("traces stored for `/api/v1/traces`", &["src/trace_log.rs:TRACES_MAX"], "the oldest is dropped"),
+    (
+        "echoes kept for each traced flow: time in slots",
+        &["proto/src/trace/echo_history.rs:SLOT", "proto/src/trace/echo_history.rs:SLOTS_MAX"],
+        "the oldest slot is dropped",
+    ),
+    (
+        "findings of echoes that wait for a trace",
+        &["proto/src/trace/watch.rs:FINDINGS_MAX"],
+        "the oldest is dropped",
+    ),
+    (
+        "routers with a limit of their own",
+        &["proto/src/probe_budget.rs:ROUTERS"],
+        "those that may be asked at once are forgotten; further ones are only limited by the rate of the agent",
+    ),
+    (
+        "routers of a balanced hop, earlier routes of a flow",
+        &["proto/src/trace/route.rs:BALANCED_MAX", "proto/src/trace/route.rs:EARLIER_MAX"],
+        "not added; the oldest is forgotten, and its return is a new route",
+    ),
+    (
+        "routers remembered for each hop",
+        &["proto/src/trace/hop.rs:RESPONDERS_MAX"],
+        "the one that answered first is forgotten",
+    ),
     (
         "events from a loop to the daemon",
         &["src/loops/mod.rs:EVENTS_PENDING_MAX"],
@@ -120,6 +146,11 @@ const MEASURING: &[Row] = &[
 ];
 
 const ANSWERING: &[Row] = &[
+    (
+        "replies with a limited TTL that routers may still answer, probers that wait for their turn",
+        &["proto/src/echo/responder/reverse.rs:PROBES_MAX", "proto/src/echo/responder/reverse.rs:TURNS_MAX"],
+        "the oldest is dropped: the hop is unanswered; the prober waits again",
+    ),
     (
         "datagrams answered per second, per source",
         &["src/config/schema.rs:RATE", "src/config/schema.rs:RATE_PER_SOURCE"],

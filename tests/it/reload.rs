@@ -269,6 +269,8 @@ async fn reload_is_accepted_from_loopback_or_with_the_key() {
     let app_state = Arc::new(AppState {
         websocket: WebSocketResponder::new(rules, Arc::default()),
         events: Arc::default(),
+        traces: Arc::default(),
+        trace_requests: mpsc::channel(1).0,
         status: ArcSwap::default(),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),
         reloads: sender,

@@ -113,3 +113,63 @@ fn command_says_that_a_target_does_not_answer_or_does_not_trace_the_way_back() {
     let output = probe_trace(&[&host.to_string(), "--port", "862", "--flows", "17"]);
     assert_eq!(output.code, Some(2), "{output}");
 }
+
+#[test]
+fn requested_trace_is_stored_listed_and_compared() {
+    let (a, b) = (Host::claim(), Host::claim());
+    let _peer = Agent::start(&b, &b.config("b", "responder: {allow: [127.0.0.0/8]}"));
+    let config = format!(
+        "peers: [{{name: b, address: {b}}}]\n\
+         probes: [{{name: mesh, interval: 20ms}}, {{name: routes, kind: trace, follows: mesh, interval: 1h}}]"
+    );
+    let agent = Agent::start(&a, &a.config("a", &config));
+    let list = |query: &str| {
+        let answer = agent.json(&format!("/api/v1/traces{query}"));
+        answer["traces"].as_array().unwrap().clone()
+    };
+    let first = eventually("the first traces of both directions", || {
+        let traces = list("");
+        (traces.len() == 2).then_some(traces)
+    });
+    let directions: Vec<&Value> = first.iter().map(|trace| &trace["direction"]).collect();
+    assert_eq!(directions, ["forward", "reverse"]);
+    for trace in &first {
+        let key = ["probe", "peer", "family", "trigger"].map(|key| trace[key].as_str().unwrap());
+        assert_eq!(key, ["routes", "b", "ipv4", "start"], "{trace}");
+        let one = agent.json(&format!("/api/v1/traces/{}", trace["number"]));
+        assert_eq!(one, *trace);
+    }
+    let answer = agent.post("/api/v1/traces?target=b");
+    assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"paths":1}"#));
+    let requested = eventually("the requested traces", || {
+        let traces = list("?target=b");
+        let requested = traces.into_iter().filter(|trace| trace["trigger"] == "request");
+        Some(requested.collect::<Vec<Value>>()).filter(|traces| traces.len() == 2)
+    });
+    let since = requested[0]["timestamp_seconds"].as_f64().unwrap();
+    assert_eq!(list(&format!("?since={since}")).first(), requested.first());
+    assert_eq!(list("?target=other"), Vec::<Value>::new());
+    let difference = agent.json("/api/v1/traces/diff?a=1&b=3");
+    assert_eq!(
+        (&difference["is_same_route"], &difference["hops"]),
+        (&true.into(), &Value::Array(Vec::new()))
+    );
+    for (path, status) in [
+        ("/api/v1/traces?until=5", 400),
+        ("/api/v1/traces?since=yesterday", 400),
+        ("/api/v1/traces/99", 404),
+        ("/api/v1/traces/latest", 404),
+        ("/api/v1/traces/diff", 400),
+        ("/api/v1/traces/diff?a=1&b=99", 400),
+    ] {
+        assert_eq!(agent.get(path).status, status, "{path}");
+    }
+    for (path, status) in [
+        ("/api/v1/traces", 400),
+        ("/api/v1/traces?target=c", 404),
+        ("/api/v1/traces/1", 404),
+        ("/api/v1/traces/diff", 405),
+    ] {
+        assert_eq!(agent.post(path).status, status, "{path}");
+    }
+}

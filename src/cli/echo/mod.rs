@@ -143,6 +143,7 @@ async fn measure(arguments: &EchoArguments, probe: &Probe, mut target: ProbeTarg
         prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), sender.clone())?,
         streams: stream::spawn(sender)?,
         probe_budget: Arc::default(),
+        traces: Arc::default(),
     };
     let family = if plan.to().is_ipv4() { "ipv4" } else { "ipv6" };
     let key = PathKey { probe: "once".into(), peer: target.name().into(), family };

@@ -305,6 +305,7 @@ impl DatagramLoop {
                 });
             }
             LoopCommand::Control(Control::SetCompanion(id, companion)) => self.set_companion(id, companion),
+            LoopCommand::Control(Control::Wake(id)) => self.wake(id),
             LoopCommand::Control(Control::SetAccess(access)) => {
                 self.for_each_task(|slot| slot.task.set_access(&access));
             }

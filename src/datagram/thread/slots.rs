@@ -176,7 +176,7 @@ impl DatagramLoop {
     }
 
     /// Steps the task of a path in this turn or the next.
-    fn wake(&mut self, id: PathId) {
+    pub(super) fn wake(&mut self, id: PathId) {
         let Some(PathTasks { main, .. }) = self.paths.get(&id).copied() else { return };
         if let Some(Some(slot)) = self.slots.get_mut(main) {
             slot.timer = self.wakeups.last_wakeup;

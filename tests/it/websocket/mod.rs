@@ -255,6 +255,8 @@ async fn client_is_admitted_by_address_or_key() {
     let app_state = Arc::new(AppState {
         websocket: WebSocketResponder::new(rules, Arc::clone(&series)),
         events: Arc::default(),
+        traces: Arc::default(),
+        trace_requests: mpsc::channel(1).0,
         web_config: Arc::default(),
         status: ArcSwap::from_pointee(status),
         verifier: ArcSwap::from_pointee(Some(Verifier::new(&keys))),

@@ -78,6 +78,11 @@ impl<'a> AgentProcess<'a> {
         self.request("GET", path)
     }
 
+    /// Sends a POST request without a body.
+    pub fn post(&self, path: &str) -> Response {
+        self.request("POST", path)
+    }
+
     /// Requests a path and parses its body as JSON.
     pub fn json(&self, path: &str) -> Value {
         serde_json::from_str(&self.get(path).body).unwrap()
@@ -131,7 +136,7 @@ impl<'a> AgentProcess<'a> {
 
     /// Requests a reload over HTTP.
     pub fn reload(&self) -> Response {
-        self.request("POST", "/-/reload")
+        self.post("/-/reload")
     }
 
     /// Sends a signal to the process.
