@@ -137,6 +137,7 @@ fn config(name: &str, folder: &Path, speedup: u32) -> Value {
                 "name": "fast", "interval": shorter(900), "flows": 2, "dscp": "ef", "late_after": "500ms", "lost_after": "1s",
                 "path_mtu": {"interval": after(60)},
             },
+            {"name": "routes", "kind": "trace", "follows": "fast", "interval": after(30)},
             stream("chat", "tcp"),
             stream("live", "websocket"),
             stream("web", "http"),
@@ -206,6 +207,7 @@ impl Fleet<'_> {
             ("count(pathmeter_zone_pair:echo_network_verdicts:rate5m > 0)", 16.0),
             ("count(pathmeter_zone_pair:echo_rtt_seconds:p99_5m{probe=\"fast\"})", 4.0),
             ("count(pathmeter_path_mtu_bytes{instance!=\"c\"} == 9000)", 9.0),
+            ("count(pathmeter_trace_reached == 1)", 24.0),
         ] {
             let found = self.number(query)?;
             if found < least {
