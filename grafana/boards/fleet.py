@@ -58,6 +58,7 @@ def board():
             details("Agents", line(9, (6, versions()), (6, configurations()), (6, not_scraped()), (6, restarts()))),
             details("Connections", line(8, (12, reconnects()), (12, not_connected()))),
             details("Path MTU", line(8, (12, smallest_mtu()), (12, mtu_changes()))),
+            details("Routes", line(9, (12, route_changes()), (12, lossy_hops()))),
             details("Groups (metrics.level: group)", line(9, (8, group_loss_matrix()), (8, group_p99()), (8, group_paths()))),
         ],
     )
@@ -66,6 +67,11 @@ def board():
 def fleet_events():
     """Counted, not listed: a rollout restarts a thousand agents."""
     return [
+        annotation(
+            "Routes changed", RED,
+            f"count by (job) (sum by (job, instance, peer) (increase(pathmeter_trace_route_changes_total{{{PATHS}}}[$__rate_interval])) > 0)",
+            "of one pair or more",
+        ),
         annotation(
             "Path MTU changed", ORANGE,
             f"sum by (instance) (increase(pathmeter_path_mtu_changes_total{{{PATHS}}}[$__rate_interval])) > 0",
@@ -503,6 +509,41 @@ def mtu_changes():
             Column("Value", "times", NUMBER, FEW_ARE_ODD, width=90),
         ],
         sort=["times"],
+    )
+
+
+def route_changes():
+    changes = f"sum by (instance, peer, family, direction) (increase(pathmeter_trace_route_changes_total{{{PATHS}}}[$__range]))"
+    return table(
+        f"Routes that changed most ({WORST})",
+        "Confirmed changes in the time range of the dashboard, of all flows together, in each direction. Many pairs with the same peer or zone: a common "
+        "cause. Empty: none.",
+        query(f"topk({WORST}, {changes} >= 0.5)", expects=TROUBLE),
+        columns=[
+            Column("instance", "from", links=(to_pair(cell("instance"), cell("peer")),)),
+            Column("peer", "to", links=(to_pair(cell("instance"), cell("peer")),)),
+            Column("family", "family", width=70),
+            Column("direction", "direction", width=90),
+            Column("Value", "changes", NUMBER, FEW_ARE_ODD, width=90),
+        ],
+        sort=["changes"],
+    )
+
+
+def lossy_hops():
+    return table(
+        "Hops from which on packets are lost",
+        "More than a quarter of the latest trace probes to this hop and to all hops behind it are lost. Reverse: counted from the peer. Missing answers of "
+        "routers alone do not count. A peer that is down shows as loss, too. Empty: none.",
+        query(f"max by (instance, peer, family, direction) (pathmeter_trace_first_lossy_hop{{{PATHS}}} > 0)", expects=TROUBLE),
+        columns=[
+            Column("instance", "from", links=(to_pair(cell("instance"), cell("peer")),)),
+            Column("peer", "to", links=(to_pair(cell("instance"), cell("peer")),)),
+            Column("family", "family", width=70),
+            Column("direction", "direction", width=90),
+            Column("Value", "hop", NUMBER, width=70),
+        ],
+        sort=[],
     )
 
 

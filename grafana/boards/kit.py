@@ -15,6 +15,7 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 ALWAYS = "always"
 STREAMS = "streams"  # probes over tcp, websocket or http
 PATH_MTU = "path_mtu"  # probes with path_mtu
+TRACES = "traces"  # probes of kind trace
 TROUBLE = "trouble"  # only during or after an incident
 ZONES = "zones"  # agents that have a zone
 GROUPS = "groups"  # metrics.level: group
@@ -31,6 +32,7 @@ EVENTS = "cps"
 BYTES = "bytes"
 BYTES_PER_SECOND = "Bps"
 PACKET = "suffix: B"  # a length of 1500 is read as 1500, not as 1.46 KiB
+HEX = "hex"
 NUMBER = "short"
 TEXT = "string"
 
@@ -221,7 +223,8 @@ def heatmap(title, unit, description, expr, expects=ALWAYS):
     return _panel("heatmap", title, NUMBER, description, queries, options, {"custom": {"scaleDistribution": {"type": "linear"}}}, PLAIN)
 
 
-def state_timeline(title, description, *queries, mappings):
+def state_timeline(title, description, *queries, mappings=(), unit=NUMBER):
+    """A bar for each series. Without mappings, each value has a shade of its own."""
     options = {
         "mergeValues": True,
         "showValue": "never",
@@ -230,8 +233,12 @@ def state_timeline(title, description, *queries, mappings):
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
         "tooltip": {"mode": "single", "sort": "none"},
     }
-    defaults = {"color": {"mode": "thresholds"}, "custom": {"lineWidth": 0, "fillOpacity": 80}, "mappings": list(mappings)}
-    return _panel("state-timeline", title, NUMBER, description, queries, options, defaults, PLAIN)
+    defaults = {
+        "color": {"mode": "thresholds" if mappings else SHADES},
+        "custom": {"lineWidth": 0, "fillOpacity": 80},
+        "mappings": list(mappings),
+    }
+    return _panel("state-timeline", title, unit, description, queries, options, defaults, PLAIN)
 
 
 @dataclass
@@ -449,9 +456,14 @@ def annotation(name, colour, expr, text):
     }
 
 
-def events(agents, paths):
-    """Of the agents and the paths that the board shows."""
+def events(agents, paths, traces=None):
+    """Of the agents and the paths that the board shows. `traces`: the paths of trace probes, if `paths` selects others only."""
     return [
+        annotation(
+            "Route changed", RED,
+            f"sum without (kind) (increase(pathmeter_trace_route_changes_total{{{traces or paths}}}[$__rate_interval])) > 0",
+            "{{instance}} → {{peer}}, {{direction}} ({{family}})",
+        ),
         annotation(
             "Path MTU changed", ORANGE,
             f"increase(pathmeter_path_mtu_changes_total{{{paths}}}[$__rate_interval]) > 0",

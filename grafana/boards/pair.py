@@ -9,7 +9,9 @@ from .promql import *
 
 # By pattern, so that a link can name several probes.
 PATH = 'job="$job",instance="$instance",peer="$peer",probe=~"$probe",family=~"$family"'
-# The same, measured by the other side.
+# Paths of trace probes: another probe of the same pair.
+TRACED = 'job="$job",instance="$instance",peer="$peer",family=~"$family"'
+# The same as PATH, measured by the other side.
 TWIN = 'job="$job",instance="$peer",peer="$instance",probe=~"$probe",family=~"$family"'
 # Backticks: what the format regex escapes has single backslashes, which a quoted string would not have.
 BOTH_AGENTS = 'job="$job",instance=~`${instance:regex}|${peer:regex}`'
@@ -28,7 +30,7 @@ def board():
             variable("probe", "Probe", "pathmeter_echo_verdicts_total", 'job="$job",instance="$instance",peer="$peer"'),
             variable("family", "Family", "pathmeter_echo_verdicts_total", 'job="$job",instance="$instance",peer="$peer",probe=~"$probe"'),
         ],
-        annotations=events(BOTH_AGENTS, PATH),
+        annotations=events(BOTH_AGENTS, PATH, TRACED),
         links=[
             link(
                 "Opposite direction",
@@ -53,6 +55,12 @@ def board():
                 line(8, (16, round_trip_by_probe()), (8, user_timestamps())),
             ),
             details("Route", line(8, (8, hops()), (8, dscp()), (8, ecn()))),
+            details(
+                "Routes (kind: trace)",
+                line(6, (12, route()), (12, reached())),
+                line(8, (8, routers()), (8, route_changes()), (8, first_lossy_hop())),
+                line(8, (8, traces()), (8, trace_probes()), (8, rate_limited_hops())),
+            ),
             details("Path MTU", line(8, (12, mtu()), (12, mtu_probes()))),
             details(
                 "Connections (tcp, websocket, http)",
@@ -380,6 +388,93 @@ def ecn():
         DATAGRAMS,
         "Answered datagrams that a router marked as having met congestion (ECN CE), instead of dropping them. Normal: none.",
         query(total("pathmeter_echo_ecn_ce_total", PATH, "direction"), "{{direction}}"),
+    )
+
+
+# --- Routes
+
+
+def _traced(metric):
+    """Of each trace probe of the pair; there are several if several echo probes are followed."""
+    return query(f"max by (probe, direction) ({metric}{{{TRACED}}})", "{{probe}} {{direction}}", expects=TRACES)
+
+
+def route():
+    return state_timeline(
+        "Route of the first flow",
+        "The shade is the number of the route, which /api/v1/paths and /api/v1/events show too: another shade is another route, the same shade the same one. "
+        "Normal: one for hours.",
+        _traced("pathmeter_trace_route_id"),
+        unit=HEX,
+    )
+
+
+def reached():
+    return state_timeline(
+        "Latest trace reached the peer",
+        "Of the first flow. Reverse: not reached if the peer cannot trace the way back. Normal: always. A single trace that is not reached is loss.",
+        _traced("pathmeter_trace_reached"),
+        mappings=[value(1, "reached", GREEN), value(0, "not reached", ORANGE)],
+    )
+
+
+def routers():
+    return timeseries(
+        "Routers of the route",
+        NUMBER,
+        "Of the first flow, in each direction, also of routers that do not answer. Different numbers are an asymmetric route, which is common and not a fault.",
+        _traced("pathmeter_trace_routers"),
+    )
+
+
+def route_changes():
+    return timeseries(
+        "Route changes in an hour",
+        NUMBER,
+        "Confirmed changes of all flows together, to a new route or back to an earlier one, over the last hour. Each is marked on all graphs. Normal: none.",
+        query(f"sum by (direction) (pathmeter_pair:trace_route_changes:increase1h{{{TRACED}}})", "{{direction}}", expects=TRACES),
+    )
+
+
+def first_lossy_hop():
+    return timeseries(
+        "First lossy hop",
+        NUMBER,
+        "The hop from which on more than a quarter of the probes are lost, up to the peer; reverse: counted from the peer. Normal: 0. It also is 0 if packets "
+        "are lost on the last link only. Loss in one direction can show in both: compare with the loss by direction.",
+        query(f"max by (direction) (pathmeter_trace_first_lossy_hop{{{TRACED}}})", "{{direction}}", expects=TRACES),
+    )
+
+
+def traces():
+    return timeseries(
+        "Traces by result",
+        EVENTS,
+        "Complete: all hops answered. Partial: some routers did not, which is normal. Unreached: the peer did not answer.",
+        query(total("pathmeter_trace_traces_total", TRACED, "direction, result"), "{{result}} {{direction}}", expects=TRACES),
+        stack=True,
+    )
+
+
+def trace_probes():
+    return timeseries(
+        "Trace probes by outcome",
+        DATAGRAMS,
+        "Unanswered: routers answer few probes or none, so it is no sign of loss. Deferred: sent later, because the router, or the agent as a whole, was "
+        "probed too recently. Not sent: refused by this host's kernel.",
+        query(total("pathmeter_trace_answers_total", TRACED), "answered", expects=TRACES),
+        query(total("pathmeter_trace_unanswered_total", TRACED), "unanswered", expects=TRACES),
+        query(total("pathmeter_trace_deferred_total", TRACED, "reason"), "deferred: {{reason}}", expects=TRACES),
+        query(total("pathmeter_trace_send_errors_total", TRACED), "not sent", expects=TRACES),
+    )
+
+
+def rate_limited_hops():
+    return timeseries(
+        "Hops that limit their answers",
+        NUMBER,
+        "Of the first flow: their routers answer only some probes, although packets pass them. That is no loss, and common.",
+        query(f"max by (direction) (pathmeter_trace_rate_limited_hops{{{TRACED}}})", "{{direction}}", expects=TRACES),
     )
 
 
