@@ -7,6 +7,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{DirectedReport, Direction, TraceSpec};
 use serde_json::{Map, Value};
@@ -35,6 +36,7 @@ pub(super) struct TracePlan {
     flows: u8,
     hops_max: u8,
     keys: KeyChoice,
+    quirks: Option<Quirks>,
 }
 
 impl TracePlan {
@@ -46,9 +48,11 @@ impl TracePlan {
         address: IpAddr,
         settings: &Settings,
     ) -> Self {
-        let (port, keys) = match remote {
-            Remote::Peer(peer) => (peer.stamp_port, settings.keys.mesh_choice()),
-            Remote::Target(target) => (target.port, settings.keys.target_choice(&target.name)),
+        let (port, keys, quirks) = match remote {
+            Remote::Peer(peer) => (peer.stamp_port, settings.keys.mesh_choice(), None),
+            Remote::Target(target) => {
+                (target.port, settings.keys.target_choice(&target.name), Some(target.quirks))
+            }
         };
         Self {
             to: SocketAddr::new(address, port),
@@ -63,6 +67,7 @@ impl TracePlan {
             flows: trace.flows.flows,
             hops_max: trace.hops_max,
             keys,
+            quirks,
         }
     }
 }
@@ -122,6 +127,7 @@ impl TracePath {
             hops_max: plan.hops_max,
             dscp: plan.dscp,
             keys: start.settings.keys.get(plan.keys, peer),
+            quirks: plan.quirks,
             tx_timestamps: true,
             traces_reverse: true,
             budget: Arc::clone(&start.loops.probe_budget),

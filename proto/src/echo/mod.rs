@@ -23,6 +23,7 @@ mod stream;
 
 pub use outcome::{Class, Direction, EchoReport, Mismatch, RoundTrip, Verdict};
 pub use prober::Prober;
+pub(crate) use profile::credible_turnaround;
 pub use profile::{Profile, Quirks, ReflectorTimes};
 pub(crate) use reply_extensions::ReplyExtensions;
 pub use request::bytes_at_least;

@@ -1,5 +1,7 @@
 //! Known deviations of third-party reflectors.
 
+use crate::wire::stamp::{self, Reply};
+
 /// How to treat a reflector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Quirks {
@@ -37,4 +39,27 @@ pub enum ReflectorTimes {
     Ptp,
     /// Not used: the round trip includes its turnaround.
     Ignored,
+}
+
+impl ReflectorTimes {
+    /// Makes a reply name the format in which its timestamps are to be read, or have no turnaround.
+    pub(crate) fn apply(self, reply: &mut Reply) {
+        match self {
+            Self::Marked => {}
+            Self::Ntp => reply.error &= !stamp::PTP_FORMAT,
+            Self::Ptp => reply.error |= stamp::PTP_FORMAT,
+            Self::Ignored => reply.timestamp = reply.received,
+        }
+    }
+}
+
+/// The responder's turnaround, if it is plausible. `None` if it is negative, or longer than `elapsed` by more
+/// than the skew of two clocks explains (500 ppm each, the bound of clock discipline in Linux and RFC 5905).
+pub(crate) fn credible_turnaround(stated: i64, elapsed: u64) -> Option<u64> {
+    let turnaround = u64::try_from(stated).ok()?;
+    let tolerance = elapsed / 1_000 + 1_000;
+    if turnaround > elapsed.saturating_add(tolerance) {
+        return None;
+    }
+    Some(turnaround)
 }

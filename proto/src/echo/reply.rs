@@ -84,14 +84,9 @@ impl ReceivedReply {
     /// Applies the configured timestamp format.
     fn with_times(mut self, times: ReflectorTimes) -> Self {
         if let Self::Stamp(base, extensions) = &mut self {
-            match times {
-                ReflectorTimes::Marked => {}
-                ReflectorTimes::Ntp => base.error &= !stamp::PTP_FORMAT,
-                ReflectorTimes::Ptp => base.error |= stamp::PTP_FORMAT,
-                ReflectorTimes::Ignored => {
-                    base.timestamp = base.received;
-                    extensions.follow_up = None;
-                }
+            times.apply(base);
+            if times == ReflectorTimes::Ignored {
+                extensions.follow_up = None;
             }
         }
         self

@@ -27,6 +27,8 @@ pub struct TraceWorld {
     pub reverse_changes: BTreeMap<u64, RouterNetwork>,
     /// Share of the replies that are lost on the first link.
     pub reverse_loss: f64,
+    /// Longest request that the responder answers, in bytes. Some reflectors drop requests with extensions.
+    pub request_bytes_max: usize,
     /// The tracer.
     pub tracer: Tracer,
     responder: StampResponder,
@@ -108,6 +110,7 @@ impl TraceWorld {
             reverse,
             reverse_changes: BTreeMap::new(),
             reverse_loss: 0.0,
+            request_bytes_max: usize::MAX,
             tracer,
             responder: StampResponder::new(policy, None, 64),
             random: Random::new(seed),
@@ -266,6 +269,7 @@ impl TraceWorld {
                 let arrival = arrival(to.into(), 0, 250, Some(error));
                 self.responder.received(&quoted, &arrival);
             }
+            TraceEvent::Request { bytes, .. } if bytes.len() > self.request_bytes_max => {}
             TraceEvent::Request { flow, bytes, ttl } => {
                 let from = (TRACER.0, TRACER.1 + u16::from(flow));
                 let arrival = arrival(from.into(), flow, ttl, None);

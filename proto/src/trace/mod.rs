@@ -29,6 +29,7 @@ pub use tracer::Tracer;
 pub use watch::{EchoWatch, Finding};
 
 use crate::dscp::Dscp;
+use crate::echo::Quirks;
 use crate::key::Keys;
 use crate::machine::NotSent;
 use crate::probe_budget::{Deferral, ProbeBudget};
@@ -52,6 +53,8 @@ pub struct TraceSpec {
     pub dscp: Dscp,
     /// Keys of authenticated mode; `None`: open mode.
     pub keys: Option<Arc<Keys>>,
+    /// What the responder deviates in; `None`: it is a pathmeter agent.
+    pub quirks: Option<Quirks>,
     /// Whether the driver delivers the kernel's transmit timestamps.
     pub tx_timestamps: bool,
     /// Whether to trace the way back too, if the responder supports it.

@@ -12,13 +12,15 @@ use super::route::RouteUpdate;
 use super::{
     ANSWER_AGE_MAX, DESTINATION, DirectedReport, Direction, Finding, Route, TraceReport, TraceSpec, Trigger,
 };
-use crate::echo::{ReplyExtensions, RequestContents, RequestExtensions, encode};
+use crate::echo::{
+    Profile, Quirks, ReplyExtensions, RequestContents, RequestExtensions, credible_turnaround, encode,
+};
 use crate::machine::{
     Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step, TimestampSource,
 };
 use crate::probe_budget::{Deferral, Expected};
 use crate::schedule::mix;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, nanos};
 use crate::wire::stamp::{self, Mode};
 use crate::wire::{NtpTime, ReverseTrace, tlv};
 
@@ -37,6 +39,10 @@ pub struct Tracer {
     next_sequence: u64,
     sent_count: u32,
     reports: VecDeque<DirectedReport>,
+    /// Traces in a row that did not reach the destination.
+    unreached: u8,
+    /// Requests have no extensions until then, because the destination did not answer those that have.
+    plain_until: Option<Timestamp>,
     is_stopping: bool,
 }
 
@@ -54,6 +60,13 @@ struct SentProbe {
     /// Whether it was answered: a second answer is ignored.
     is_answered: bool,
 }
+
+/// Traces in a row that do not reach the destination before requests are sent without extensions. Chosen: 2,
+/// because one reply may be lost.
+const UNREACHED_MAX: u8 = 2;
+
+/// How long requests are sent without extensions before these are tried again: as long as echoes are.
+const PLAIN_FOR: Duration = Duration::from_secs(600);
 
 impl Tracer {
     /// A tracer that begins with a trace of every flow.
@@ -73,6 +86,8 @@ impl Tracer {
             next_sequence: mix(spec.seed ^ mix(0x7365_7175)) >> 32,
             sent_count: 0,
             reports: VecDeque::new(),
+            unreached: 0,
+            plain_until: None,
             is_stopping: false,
             spec,
         }
@@ -231,7 +246,8 @@ impl Tracer {
 
     fn reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
         let mode = self.mode();
-        let reply = stamp::Reply::decode(datagram, mode).ok()?;
+        let mut reply = stamp::Reply::decode(datagram, mode).ok()?;
+        self.spec.quirks.unwrap_or_default().times.apply(&mut reply);
         if let Some(keys) = &self.spec.keys {
             stamp::verify(datagram, keys).ok()?;
         }
@@ -247,8 +263,9 @@ impl Tracer {
             return Some(());
         }
         let SentProbe { flow, direction, ttl, at, .. } = *probe;
-        let turnaround = u64::try_from(reply.turnaround()).unwrap_or(0);
-        let rtt = arrival.at.since(at).saturating_sub(Duration::from_nanos(turnaround));
+        let elapsed = arrival.at.since(at);
+        let turnaround = credible_turnaround(reply.turnaround(), nanos(elapsed)).unwrap_or(0);
+        let rtt = elapsed.saturating_sub(Duration::from_nanos(turnaround));
         let from = arrival.from.ip();
         let back = |sent: u8| sent.checked_sub(arrival.ttl?);
         if let Some(reverse) = &reverse {
@@ -336,6 +353,28 @@ impl Tracer {
         });
     }
 
+    /// A trace has ended. A reflector that drops extensions does not answer the first ones.
+    fn detect_support(&mut self, is_reached: bool, now: Timestamp) {
+        if self.plain_until.is_some_and(|until| until <= now) {
+            self.plain_until = None;
+        }
+        self.unreached = if is_reached { 0 } else { self.unreached + 1 };
+        if self.plain_until.is_none() && self.unreached >= UNREACHED_MAX {
+            self.plain_until = Some(now + PLAIN_FOR);
+            self.unreached = 0;
+        }
+    }
+
+    /// The extensions of requests.
+    fn extensions(&self) -> RequestExtensions {
+        match self.spec.quirks.map(|quirks| quirks.profile) {
+            Some(Profile::Detect) if self.plain_until.is_some() => RequestExtensions::None,
+            None | Some(Profile::Detect) => RequestExtensions::All,
+            Some(Profile::Stamp) => RequestExtensions::ClassOfService,
+            Some(Profile::Plain | Profile::TwampLight) => RequestExtensions::None,
+        }
+    }
+
     /// Sends the probe, or defers it.
     fn send(
         &mut self,
@@ -376,20 +415,25 @@ impl Tracer {
             Expected::Unknown { .. } => None,
         });
         let reverse = ReverseTrace { ttl: reply_ttl, expected: router, ..ReverseTrace::default() };
-        let asks_reverse =
-            self.spec.traces_reverse && (direction == Direction::Reverse || ttl == DESTINATION);
+        let is_extended = self.extensions() == RequestExtensions::All;
+        let asks_reverse = self.spec.traces_reverse
+            && is_extended
+            && (direction == Direction::Reverse || ttl == DESTINATION);
         let contents = RequestContents {
             mode: self.mode(),
             sequence: wire_sequence(sequence),
             at: now.wall.wall(now.at),
-            ssid: self.spec.ssids[usize::from(flow)],
+            ssid: match self.spec.quirks {
+                Some(Quirks { profile: Profile::TwampLight, .. }) => 0,
+                Some(_) | None => self.spec.ssids[usize::from(flow)],
+            },
             flow,
             session: self.session,
             sent: self.sent_count.wrapping_add(1),
             is_brief: true,
             dscp: self.spec.dscp.value(),
             size: None,
-            extensions: RequestExtensions::All,
+            extensions: self.extensions(),
             reverse: asks_reverse.then_some(reverse),
         };
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
@@ -427,6 +471,9 @@ impl Tracer {
                     }
                 }
                 FlowStep::Traced(trace) => {
+                    if direction == Direction::Forward {
+                        self.detect_support(trace.rtt.is_some(), now.at);
+                    }
                     return Step::Report(DirectedReport { direction, report: TraceReport::Traced(trace) });
                 }
                 FlowStep::Wait(until) => return Step::Wait(until),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
+use pathmeter_proto::echo::{Profile, Quirks};
 use pathmeter_proto::machine::{Arrival, IcmpError, IcmpKind, Machine as _, TimestampSource};
 use pathmeter_proto::probe_budget::{ProbeBudget, ProbeLimits, ProbeRate};
 use pathmeter_proto::sim::{Answers, Balance, Random, RouterNetwork, Segment, SimRouter, TraceWorld};
@@ -25,6 +26,7 @@ fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
         hops_max: 30,
         dscp: Dscp::DEFAULT,
         keys: None,
+        quirks: None,
         tx_timestamps: true,
         traces_reverse: false,
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
@@ -562,5 +564,25 @@ fn short_quotations_on_the_way_back_are_no_answers() {
         let [trace] = traces(world.reverse_reports())[..] else { panic!("one trace back") };
         let answered: Vec<bool> = trace.hops.iter().map(|hop| !hop.answers.is_empty()).collect();
         assert_eq!(answered, [true, is_answered, true], "{bytes} bytes");
+    }
+}
+
+#[test]
+fn reflector_that_drops_extensions_is_reached_with_the_third_trace_or_as_configured() {
+    for (profile, first) in
+        [(Profile::Detect, 2), (Profile::Stamp, usize::MAX), (Profile::Plain, 0), (Profile::TwampLight, 0)]
+    {
+        let quirks = Some(Quirks { profile, ..Quirks::default() });
+        let spec = TraceSpec { quirks, traces_reverse: true, ..spec(1, 1, unlimited()) };
+        let tracer = Tracer::new(spec, TraceWorld::start());
+        let mut world = TraceWorld::new(tracer, RouterNetwork::chain(3, MS), 1);
+        world.request_bytes_max = 44;
+        let reports = world.run(Duration::from_secs(100));
+        let reached = traces(&reports).iter().position(|trace| trace.rtt.is_some());
+        assert_eq!(reached.unwrap_or(usize::MAX), first, "{profile:?}");
+        let is_known = |trace: &&Trace| trace.routers == Some(3) && trace.hops.len() == 3;
+        let behind = traces(&reports).into_iter().skip(first.min(2)).filter(is_known).count();
+        assert!(behind > 0 || profile == Profile::Stamp, "{profile:?}");
+        assert_eq!(traces(world.reverse_reports()), Vec::<&Trace>::new(), "{profile:?}");
     }
 }

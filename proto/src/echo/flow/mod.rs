@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::absence::Absence;
 use super::outcome::{Direction, EchoReport, RoundTrip, Verdict};
+use super::profile::credible_turnaround;
 use crate::machine::{HostDrops, NotSent, TX_TIMESTAMP_WAIT, TimestampSource};
 use crate::stats::RecentLoss;
 use crate::time::{Timestamp, nanos};
@@ -596,17 +597,6 @@ impl Flow {
     pub(super) fn is_settled(&self) -> bool {
         self.cursor == self.next
     }
-}
-
-/// The responder's turnaround, if it is plausible. `None` if it is negative, or longer than `elapsed` by more
-/// than the skew of two clocks explains (500 ppm each, the bound of clock discipline in Linux and RFC 5905).
-fn credible_turnaround(stated: i64, elapsed: u64) -> Option<u64> {
-    let turnaround = u64::try_from(stated).ok()?;
-    let tolerance = elapsed / 1_000 + 1_000;
-    if turnaround > elapsed.saturating_add(tolerance) {
-        return None;
-    }
-    Some(turnaround)
 }
 
 #[cfg(test)]
