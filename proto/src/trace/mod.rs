@@ -214,3 +214,6 @@ pub const ANSWER_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// Minimum time between two traces of a flow, except on request.
 pub const TRACE_GAP_MIN: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

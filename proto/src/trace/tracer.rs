@@ -202,13 +202,16 @@ impl Tracer {
             _ => self.quoted(quoted)?,
         };
         let probe = self.probes.get_mut(&sequence).filter(|probe| probe.flow == arrival.flow)?;
+        // The TTL of all other requests ends only in a loop, at no hop of the route.
+        let is_limited = probe.direction == Direction::Forward && probe.ttl != DESTINATION;
         match kind {
-            IcmpKind::TtlExceeded => {}
+            IcmpKind::TtlExceeded if is_limited => {}
             // Whoever sends these rejected the packet; at which hop, they do not say.
             IcmpKind::PortUnreachable
             | IcmpKind::Unreachable
             | IcmpKind::Prohibited
             | IcmpKind::TooBig
+            | IcmpKind::TtlExceeded
             | IcmpKind::Other => return Some(()),
         }
         let rtt = arrival.at.since(probe.at);
@@ -334,7 +337,9 @@ impl Tracer {
         for answer in reverse.answers.iter().flatten() {
             let Some(sequence) = self.extend(answer.sequence) else { continue };
             let is_meant = |probe: &&SentProbe| {
-                probe.flow == flow && probe.direction == Direction::Reverse && probe.ttl != DESTINATION
+                let is_reverse = probe.flow == flow && probe.direction == Direction::Reverse;
+                // A longer RTT than the time until now cannot be true.
+                is_reverse && probe.ttl != DESTINATION && answer.rtt <= at.since(probe.at)
             };
             if self.probes.get(&sequence).filter(is_meant).is_some() {
                 self.router_answered(sequence, answer.router, answer.rtt, at);
@@ -528,12 +533,16 @@ impl Machine for Tracer {
 
     fn not_sent(&mut self, id: SendId, why: NotSent) {
         let sequence = id.0;
-        if let Some(SentProbe { flow, direction, .. }) = self.probes.remove(&sequence) {
-            if let Some(traced) = self.traced(direction, flow) {
-                traced.not_sent(sequence);
-            }
-            self.report(direction, TraceReport::SendError(why));
+        // A probe that has left is decided by its answer or its age.
+        let Some(SentProbe { flow, direction, is_sent: false, .. }) = self.probes.get(&sequence).copied()
+        else {
+            return;
+        };
+        self.probes.remove(&sequence);
+        if let Some(traced) = self.traced(direction, flow) {
+            traced.not_sent(sequence);
         }
+        self.report(direction, TraceReport::SendError(why));
     }
 
     fn stop(&mut self) {
