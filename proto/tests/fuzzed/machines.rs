@@ -12,9 +12,11 @@ use pathmeter_proto::echo::{
 };
 use pathmeter_proto::key::Key;
 use pathmeter_proto::machine::{
-    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, Send, SendId, Step, TimestampSource,
+    Arrival, HostDrops, IcmpError, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step,
+    TimestampSource,
 };
 use pathmeter_proto::time::{Timestamp, WallOffset, WallTime};
+use pathmeter_proto::wire::ReverseTrace;
 use pathmeter_proto::wire::icmp::IcmpVersion;
 use pathmeter_proto::wire::stamp::{self, Mode};
 use pathmeter_proto::wire::tlv;
@@ -23,7 +25,8 @@ use super::{Input, keys};
 
 /// Arbitrary datagrams from arbitrary sources: each gets one reply or one refusal; a reply is as long as its
 /// request or, if the session record asks for it, shorter; it goes to the source of the request and is never
-/// answered itself; the session table is bounded.
+/// answered itself; only the extension for traces of the way back limits its TTL; the session table is
+/// bounded.
 ///
 /// Input: flags, then records of source, milliseconds, flags, length, bytes.
 pub(crate) fn responder(bytes: &[u8]) {
@@ -59,6 +62,12 @@ pub(crate) fn responder(bytes: &[u8]) {
             // To a responder with keys, an open reply without session record looks like a request.
             let is_open = key.is_some() && stamp::verify(&datagram, &super::keys()).is_err();
             assert!(!is_known || is_open && !has_record(&datagram), "its own reply was answered");
+            assert!(send.ttl == SENT_TTL || is_limited_to(&reply, send.ttl), "TTL {}", send.ttl);
+            if flags & 16 != 0 {
+                let router = [10, 0, 0, send.ttl].into();
+                let icmp = Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None });
+                responder.received(&reply, &Arrival { icmp, ..arrival(from, at) });
+            }
             last = reply;
         }
         assert!(responder.sessions() <= limit);
@@ -80,6 +89,18 @@ fn is_brief(reply: &[u8]) -> bool {
     })
 }
 
+/// Whether an extension of a reply says that its TTL is this.
+fn is_limited_to(reply: &[u8], ttl: u8) -> bool {
+    [Mode::Open, Mode::Authenticated].iter().any(|mode| {
+        let all = reply.get(mode.base_bytes()..).is_some().then(|| tlv::walk(reply, mode.base_bytes()));
+        let mut found = all.into_iter().flatten().filter(|found| found.kind == tlv::REVERSE_TRACE);
+        found.any(|found| {
+            let reverse = ReverseTrace::read(found.value(reply));
+            reverse.is_ok_and(|reverse| reverse.ttl == ttl && reverse.deferred.is_none())
+        })
+    })
+}
+
 fn seal(datagram: &mut Vec<u8>, flags: u8, key: Option<&Key>) {
     let Some(key) = key.filter(|_| datagram.len() >= 112) else { return };
     if flags & 1 != 0 {
@@ -91,7 +112,7 @@ fn seal(datagram: &mut Vec<u8>, flags: u8, key: Option<&Key>) {
     }
 }
 
-fn answer(
+pub(super) fn answer(
     responder: &mut StampResponder,
     datagram: &[u8],
     arrival: &Arrival,
@@ -318,16 +339,16 @@ impl Run {
     }
 }
 
-fn start() -> Timestamp {
+pub(super) fn start() -> Timestamp {
     Timestamp::from_nanos(10_000_000_000)
 }
 
-fn now(at: Timestamp) -> Now {
+pub(super) fn now(at: Timestamp) -> Now {
     let epoch = WallTime::from_nanos(1_767_225_600_000_000_000);
     Now { at, drained: at, wall: WallOffset::between(Timestamp::from_nanos(0), epoch) }
 }
 
-fn source(choice: u8) -> SocketAddr {
+pub(super) fn source(choice: u8) -> SocketAddr {
     match choice {
         0 => ([192, 0, 2, 2], 862).into(),
         128.. => ([0x2001, 0xdb8, 0, choice.into(), 0, 0, 0, 1], 40_000).into(),
@@ -335,7 +356,7 @@ fn source(choice: u8) -> SocketAddr {
     }
 }
 
-fn arrival(from: SocketAddr, at: Timestamp) -> Arrival {
+pub(super) fn arrival(from: SocketAddr, at: Timestamp) -> Arrival {
     let by = TimestampSource::Kernel;
     Arrival { at, by, from, to: None, flow: 0, ttl: Some(250), tos: Some(0xb8), icmp: None }
 }

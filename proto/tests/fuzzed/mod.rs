@@ -2,8 +2,10 @@
 //! test that replays its corpus.
 
 mod machines;
+mod tracer;
 
 use machines::{icmp_prober, prober, responder};
+use tracer::tracer;
 
 use pathmeter_proto::key::{KeyId, Keys};
 use pathmeter_proto::time::WallTime;
@@ -12,7 +14,7 @@ use pathmeter_proto::wire::stamp::{self, Mode, Reply, Request};
 use pathmeter_proto::wire::stream::{self, DecodedReply, GreetingProof, Hello, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::tlv::{self, ClassOfService, FollowUp, SessionRecord};
 use pathmeter_proto::wire::websocket::MessageFormat;
-use pathmeter_proto::wire::{Goodbye, NtpTime};
+use pathmeter_proto::wire::{Goodbye, NtpTime, ReverseTrace};
 
 /// The key of every corpus.
 pub(crate) const SECRET: &str = "0123456789abcdef";
@@ -20,7 +22,7 @@ pub(crate) const SECRET: &str = "0123456789abcdef";
 type Body = fn(&[u8]);
 
 /// The fuzz targets by their names.
-pub(crate) const TARGETS: [(&str, Body); 11] = [
+pub(crate) const TARGETS: [(&str, Body); 12] = [
     ("decode_stamp", decode_stamp),
     ("decode_tlv", decode_tlv),
     ("decode_goodbye", decode_goodbye),
@@ -32,6 +34,7 @@ pub(crate) const TARGETS: [(&str, Body); 11] = [
     ("responder", responder),
     ("prober", prober),
     ("icmp_prober", icmp_prober),
+    ("tracer", tracer),
 ];
 
 /// Runs the fuzz target `target`.
@@ -85,7 +88,7 @@ pub(crate) fn decode_tlv(bytes: &[u8]) {
             assert!(end <= bytes.len());
             let value = found.value(bytes);
             assert_eq!(value.len(), found.len);
-            let mut written = vec![0; value.len().max(52)];
+            let mut written = vec![0; value.len().max(ReverseTrace::BYTES.into())];
             if let Ok(session) = SessionRecord::read(value) {
                 session.write(&mut written);
                 assert_eq!(SessionRecord::read(&written), Ok(session));
@@ -98,6 +101,10 @@ pub(crate) fn decode_tlv(bytes: &[u8]) {
                 assert_ne!(follow_up.timestamp, NtpTime(0));
                 follow_up.write(&mut written);
                 assert_eq!(FollowUp::read(&written), Some(follow_up));
+            }
+            if let Ok(reverse) = ReverseTrace::read(value) {
+                reverse.write(&mut written);
+                assert_eq!(ReverseTrace::read(&written), Ok(reverse));
             }
         }
         let is_over = tlv::next(bytes, end).is_none_or(|next| next.is_err());

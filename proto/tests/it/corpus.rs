@@ -1,18 +1,21 @@
 //! Replays the corpora of the fuzz targets, and mutations of them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use pathmeter_proto::key::Key;
 use pathmeter_proto::sim::Random;
 use pathmeter_proto::time::WallTime;
 use pathmeter_proto::wire::Message;
 use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::stream::{self, Seal, Welcome, WelcomeStatus};
+use pathmeter_proto::wire::tlv::{self, SessionRecord};
 use pathmeter_proto::wire::websocket::MessageFormat;
-use pathmeter_proto::wire::{Goodbye, NtpTime};
+use pathmeter_proto::wire::{Goodbye, NtpTime, ReverseAnswer, ReverseTrace};
 
 use super::conservation::scaled;
 use super::fuzzed::{HELLO, SECRET, TARGETS, WELCOME, run};
-use super::manual::{PROBER, arrival, at, base, keys, request, responder, send_request};
+use super::manual::{PROBER, arrival, at, base, keys, request, responder, seal_extensions, send_request};
 
 /// Minimum number of committed seeds per target.
 const SEEDS: usize = 36;
@@ -87,14 +90,21 @@ const MESSAGE: Message = Message { sequence: 70_000, timestamp: NtpTime(0xe7bd_5
 fn valid(target: &str) -> Vec<Vec<u8>> {
     let keys = keys(SECRET);
     let key = Some(keys.current());
-    let requests = [request(1, 5, None), base(1, 7, None), request(1, 5, key), base(1, 7, key)];
-    let is_keyed = |index: usize| index >= 2;
-    let replies = requests.iter().enumerate().map(|(index, request)| {
-        let keys = is_keyed(index).then(|| keys.clone());
+    let open =
+        [request(1, 5, None), base(1, 7, None), reverse_request(2, 3, None), reverse_request(3, 0, None)];
+    let keyed = [request(1, 5, key), base(1, 7, key), reverse_request(2, 3, key), reverse_request(3, 0, key)];
+    let reply = |request: &Vec<u8>, keys| {
         send_request(&mut responder(keys), request, &arrival(PROBER, at(0))).bytes()
-    });
+    };
+    let open_replies = open.iter().map(|request| reply(request, None));
+    let keyed_replies = keyed.iter().map(|request| reply(request, Some(keys.clone())));
+    let requests = [open.clone(), keyed.clone()].concat();
     match target {
-        "decode_stamp" | "decode_tlv" => requests.iter().cloned().chain(replies).collect(),
+        "decode_stamp" => requests.iter().cloned().chain(open_replies).chain(keyed_replies).collect(),
+        "decode_tlv" => {
+            let replies = requests.iter().cloned().chain(open_replies).chain(keyed_replies);
+            replies.chain([reply_with_answers()]).collect()
+        }
         "decode_goodbye" => [
             "",
             "ams-1",
@@ -170,8 +180,38 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
         }
         "responder" => [0x02, 0x11, 0x13, 0x76].map(|flags| conversation(flags, &requests)).into(),
         "prober" | "icmp_prober" => [0x02, 0x03, 0x8a, 0x93, 0xe4].map(events).into(),
+        "tracer" => [0x02, 0x07, 0x4e, 0xdb, 0x64].map(trace_events).into(),
         _ => panic!("{target} is not a target"),
     }
+}
+
+/// A request that asks for a reply with this TTL; 0: for answers of routers.
+fn reverse_request(sequence: u32, ttl: u8, key: Option<&Key>) -> Vec<u8> {
+    let mut out = base(sequence, 7, key);
+    let record = SessionRecord { session: 5, count_or_first: sequence, ..SessionRecord::default() };
+    record.write(tlv::append(&mut out, tlv::SESSION, SessionRecord::BYTES).value_mut(&mut out));
+    let reverse = ReverseTrace { ttl, expected: Some([10, 0, 0, 3].into()), ..ReverseTrace::default() };
+    reverse.write(tlv::append(&mut out, tlv::REVERSE_TRACE, ReverseTrace::BYTES).value_mut(&mut out));
+    seal_extensions(&mut out, key);
+    out
+}
+
+/// A reply whose extension for the way back has all fields.
+fn reply_with_answers() -> Vec<u8> {
+    let answer = |sequence: u32, router: &str| {
+        let (router, rtt) = (router.parse().unwrap(), Duration::from_micros(1_234));
+        Some(ReverseAnswer { sequence, router, rtt })
+    };
+    let reverse = ReverseTrace {
+        is_reply: true,
+        deferred: Some(Duration::from_millis(1_300)),
+        ttl: 3,
+        expected: Some("2001:db8::3".parse().unwrap()),
+        answers: [answer(1, "10.0.0.1"), answer(2, "2001:db8::2"), None],
+    };
+    let mut out = base(3, 7, None);
+    reverse.write(tlv::append(&mut out, tlv::REVERSE_TRACE, ReverseTrace::BYTES).value_mut(&mut out));
+    out
 }
 
 /// Records for the target `responder`: each request from two sources, followed by its reply sent back.
@@ -180,7 +220,8 @@ fn conversation(flags: u8, requests: &[Vec<u8>]) -> Vec<u8> {
     for from in [1, 200] {
         for request in requests {
             let [high, low] = (request.len() as u16).to_be_bytes();
-            out.extend([from, 5, 0, high, low]);
+            // A router answers the reply.
+            out.extend([from, 5, 16, high, low]);
             out.extend(request);
             out.extend([from, 0, 4, 0, 0]);
         }
@@ -216,6 +257,29 @@ fn events(flags: u8) -> Vec<u8> {
         out.extend_from_slice(piece);
     }
     out.extend([6, 1, 2, 7, 0, 6, 11, 3, 1, 100, 4, 3, 0, 1, 2, 3, 8, 2, 0, 0, 0]);
+    out
+}
+
+/// Records for the target `tracer`: traces of both directions whose routers are the known ones, others, or
+/// alternate; then damaged replies and extensions, errors that quote anything, and findings.
+fn trace_events(flags: u8) -> Vec<u8> {
+    let mut out = vec![flags, 29];
+    // The destination is five routers away, also on the way back.
+    out.extend([3, 0, 0, 5, 0]);
+    for round in 0..4 {
+        for step in 0..45 {
+            // A router answers the latest probe, or the reply to it.
+            let router = [32, 32, 48, 48 + step % 2][round];
+            out.extend([7, 60, 0, 5, router]);
+            out.extend([3, 0, 0, 5, router]);
+            out.extend([[0, 3], [1, 3]][usize::from(step > 12)]);
+        }
+        out.extend([9, 3, 0, 2, 1, 15, 1, 0]);
+    }
+    // Damaged bytes, a damaged extension, a truncated reply sealed again, and a reply that arrives twice.
+    out.extend([3, 0, 0x81, 5, 0, 30, 7, 0, 3, 1, 0x84, 5, 2, 5, 2, 7, 20, 0, 3, 2, 0x98, 5, 0, 120, 0]);
+    out.extend([3, 0, 0xa0, 5, 0, 6, 4, 0, 1, 2, 3, 4, 8, 3, 0, 9, 9, 9, 5, 1, 7, 0, 2, 5, 1, 7, 1, 8, 5, 2]);
+    out.extend([14, 0, 0, 9, 14, 0, 1, 4, 15, 1, 7, 1, 10, 10, 1, 20, 11, 0, 10, 13, 2, 60, 12, 2, 7]);
     out
 }
 
