@@ -110,14 +110,13 @@ impl Burst {
             seed,
         };
         if let Some(routers) = routers {
-            burst.stage = Stage::Hops(0);
-            burst.extend_to(routers);
+            burst.learn_routers(routers);
         }
         burst
     }
 
-    /// Adds the hops up to `routers` that were not probed yet.
-    fn extend_to(&mut self, routers: u8) {
+    /// The destination is behind this number of routers: adds the hops up to it that were not probed yet.
+    pub(super) fn learn_routers(&mut self, routers: u8) {
         let known = match self.stage {
             Stage::Distance => 0,
             Stage::Hops(known) => known,
@@ -130,13 +129,6 @@ impl Burst {
         self.to_send.extend(ttls);
         self.to_send.retain(|ttl| *ttl == DESTINATION || *ttl <= last);
         self.stage = Stage::Hops(routers);
-    }
-
-    /// The destination is behind this number of routers.
-    pub(super) fn learn_routers(&mut self, routers: u8) {
-        if self.stage != Stage::Hops(routers) {
-            self.extend_to(routers);
-        }
     }
 
     /// The number of routers, if known.
@@ -179,7 +171,6 @@ impl Burst {
         if let Stage::Waves { sent_to, next_at } = self.stage
             && self.to_send.is_empty()
             && next_at <= now
-            && sent_to < self.hops_max
         {
             let last = sent_to.saturating_add(WAVE).min(self.hops_max);
             self.to_send.extend(sent_to + 1..=last);
@@ -193,7 +184,7 @@ impl Burst {
             self.send_at = self.send_at.max(now - SPACING) + SPACING;
             return BurstStep::Send(ttl);
         }
-        let (timeout, is_distance) = (self.timeout(), self.stage == Stage::Distance);
+        let timeout = self.timeout();
         let waiting = self.probes.iter().filter(|probe| probe.answer.is_none());
         let last = waiting.map(|probe| probe.sent_at + timeout).filter(|until| *until > drained).max();
         let next = match self.stage {
@@ -201,11 +192,172 @@ impl Burst {
             Stage::Waves { sent_to, next_at } if sent_to < self.hops_max => Some(next_at),
             Stage::Hops(_) | Stage::Waves { .. } => None,
         };
-        match (next, last) {
-            (Some(next), Some(last)) if !is_distance => BurstStep::Wait(next.min(last)),
-            (Some(next), _) => BurstStep::Wait(next),
-            (None, Some(last)) => BurstStep::Wait(last),
-            (None, None) => BurstStep::Complete,
+        next.or(last).map_or(BurstStep::Complete, BurstStep::Wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(microseconds: u64) -> Timestamp {
+        Timestamp::from_nanos(1_000_000_000_000 + microseconds * 1_000)
+    }
+
+    const MS: u64 = 1_000;
+
+    fn burst(routers: Option<u8>, known_rtt: Option<Duration>, hops_max: u8) -> Burst {
+        Burst::new(Trigger::Start, at(0), routers, known_rtt, 1, hops_max, 7)
+    }
+
+    /// Steps the burst from one time until another: its probes with their times in microseconds, and what it
+    /// does then.
+    fn steps(burst: &mut Burst, from: u64, until: u64) -> (Vec<(u8, u64)>, BurstStep) {
+        let (mut time, mut sent) = (at(from), Vec::new());
+        loop {
+            match burst.step(time, time) {
+                BurstStep::Send(ttl) => {
+                    let sequence = u64::try_from(burst.probes().len()).unwrap();
+                    burst.queued(BurstProbe { sequence, ttl, sent_at: time, answer: None });
+                    sent.push((ttl, u64::try_from(time.since(at(0)).as_micros()).unwrap()));
+                }
+                BurstStep::Wait(next) if next <= at(until) => {
+                    assert!(next > time, "it waits for a later time");
+                    time = next;
+                }
+                step @ (BurstStep::Wait(_) | BurstStep::Complete) => return (sent, step),
+            }
         }
+    }
+
+    fn answer(burst: &mut Burst, ttl: u8, rtt: Duration) {
+        let probe = burst.probes_mut().find(|probe| probe.ttl == ttl).expect("it was sent");
+        probe.answer = Some(([192, 0, 2, ttl].into(), rtt));
+    }
+
+    fn ttls(sent: &[(u8, u64)]) -> Vec<u8> {
+        let mut ttls: Vec<u8> = sent.iter().map(|(ttl, _)| *ttl).collect();
+        ttls.sort_unstable();
+        ttls
+    }
+
+    #[test]
+    fn answers_are_waited_for_a_quarter_longer_than_the_rtt_and_at_most_a_second() {
+        let milliseconds = Duration::from_millis;
+        for (rtt, expected) in [(None, 250), (Some(0), 30), (Some(100), 155), (Some(900), 1_000)] {
+            assert_eq!(answer_timeout(rtt.map(milliseconds)), milliseconds(expected), "{rtt:?}");
+        }
+    }
+
+    #[test]
+    fn destination_and_all_known_hops_are_probed_once_0_2_ms_apart() {
+        let (sent, _) = steps(&mut burst(Some(9), None, 30), 0, 10 * MS);
+        assert_eq!(sent[0], (DESTINATION, 0));
+        assert_eq!(ttls(&sent), [1, 2, 3, 4, 5, 6, 7, 8, 9, DESTINATION]);
+        assert!(sent.iter().map(|(_, time)| *time).eq((0..10).map(|index| index * 200)));
+    }
+
+    #[test]
+    fn late_burst_sends_two_probes_at_once_and_no_more() {
+        let mut burst = burst(Some(9), None, 30);
+        assert_eq!(steps(&mut burst, 0, 300).0.len(), 2);
+        let (sent, _) = steps(&mut burst, 5 * MS, 6 * MS);
+        let times: Vec<u64> = sent.iter().map(|(_, time)| *time).collect();
+        assert_eq!(times, [5_000, 5_000, 5_200, 5_400, 5_600, 5_800, 6_000]);
+    }
+
+    #[test]
+    fn hops_are_probed_in_an_order_that_depends_on_the_seed() {
+        for seed in 0..64 {
+            let mut burst = Burst::new(Trigger::Start, at(0), Some(16), None, 1, 30, seed);
+            let (sent, _) = steps(&mut burst, 0, 10 * MS);
+            assert!(!sent[1..].is_sorted(), "seed {seed}: {sent:?}");
+        }
+    }
+
+    #[test]
+    fn no_hop_beyond_the_limit_is_probed() {
+        let mut known = burst(Some(9), None, 3);
+        assert_eq!(ttls(&steps(&mut known, 0, 10 * MS).0), [1, 2, 3, DESTINATION]);
+        assert_eq!(known.routers(), Some(9));
+        let (sent, step) = steps(&mut burst(None, None, 9), 0, 10_000 * MS);
+        assert_eq!(ttls(&sent), [1, 2, 3, 4, 5, 6, 7, 8, 9, DESTINATION]);
+        assert_eq!(step, BurstStep::Complete);
+    }
+
+    #[test]
+    fn hops_are_probed_as_soon_as_the_reply_of_the_destination_shows_their_number() {
+        let mut burst = burst(None, None, 30);
+        assert_eq!(steps(&mut burst, 0, 20 * MS), (vec![(DESTINATION, 0)], BurstStep::Wait(at(250 * MS))));
+        assert_eq!(burst.routers(), None);
+        burst.learn_routers(4);
+        assert_eq!(burst.routers(), Some(4));
+        let (sent, _) = steps(&mut burst, 20 * MS, 30 * MS);
+        assert_eq!((ttls(&sent), sent[0].1), (vec![1, 2, 3, 4], 20 * MS));
+    }
+
+    #[test]
+    fn waves_of_eight_hops_follow_if_the_destination_does_not_reply() {
+        let mut burst = burst(None, Some(Duration::from_millis(20)), 20);
+        let (sent, step) = steps(&mut burst, 0, 400 * MS);
+        assert_eq!(burst.routers(), None);
+        let wave = |first: u8, last: u8, time: u64| {
+            (first..=last).zip([time * MS].into_iter().chain((time * MS..).step_by(200)))
+        };
+        let waves = wave(1, 8, 250).chain(wave(9, 16, 280)).chain(wave(17, 20, 310));
+        assert!(sent[1..].iter().copied().eq(waves), "{sent:?}");
+        assert_eq!(step, BurstStep::Complete, "55 ms after the last probe");
+    }
+
+    #[test]
+    fn number_of_routers_ends_the_waves() {
+        for (routers, expected) in [(2, vec![]), (6, vec![5, 6]), (11, vec![5, 6, 7, 8, 9, 10, 11])] {
+            let mut burst = burst(None, None, 30);
+            steps(&mut burst, 0, 250 * MS + 400);
+            assert_eq!(burst.probes().len(), 5, "the destination and four hops");
+            burst.learn_routers(routers);
+            let (sent, _) = steps(&mut burst, 251 * MS, 400 * MS);
+            assert_eq!(ttls(&sent), expected, "{routers} routers");
+        }
+    }
+
+    #[test]
+    fn more_routers_than_known_add_hops() {
+        let mut burst = burst(Some(2), None, 30);
+        steps(&mut burst, 0, 10 * MS);
+        burst.learn_routers(2);
+        assert_eq!(steps(&mut burst, 10 * MS, 20 * MS).0, []);
+        burst.learn_routers(4);
+        assert_eq!(ttls(&steps(&mut burst, 20 * MS, 30 * MS).0), [3, 4]);
+    }
+
+    #[test]
+    fn burst_is_complete_when_the_last_probe_has_waited_long_enough() {
+        for round_trips in [1, 2] {
+            let rtt = Some(Duration::from_millis(20));
+            let mut burst = Burst::new(Trigger::Start, at(0), Some(1), rtt, round_trips, 30, 7);
+            let timeout = 55 * MS * u64::from(round_trips);
+            assert_eq!(steps(&mut burst, 0, MS).1, BurstStep::Wait(at(200 + timeout)));
+            answer(&mut burst, DESTINATION, Duration::from_millis(40));
+            let timeout = 80 * MS * u64::from(round_trips);
+            let until = at(200 + timeout);
+            assert_eq!(steps(&mut burst, MS, MS).1, BurstStep::Wait(until), "the path is slower");
+            let late = at(500 * MS);
+            assert_eq!(burst.step(late, at(199 + timeout)), BurstStep::Wait(until), "answers may be waiting");
+            assert_eq!(burst.step(late, until), BurstStep::Complete);
+        }
+    }
+
+    #[test]
+    fn burst_is_complete_when_all_probes_were_answered_or_refused() {
+        let mut burst = burst(Some(2), None, 30);
+        steps(&mut burst, 0, MS);
+        answer(&mut burst, DESTINATION, Duration::from_millis(1));
+        answer(&mut burst, 1, Duration::from_millis(1));
+        assert!(matches!(burst.step(at(MS), at(MS)), BurstStep::Wait(_)));
+        let refused = burst.probes().iter().find(|probe| probe.ttl == 2).unwrap().sequence;
+        burst.not_sent(refused);
+        assert_eq!(burst.probes().len(), 2);
+        assert_eq!(burst.step(at(MS), at(MS)), BurstStep::Complete);
     }
 }

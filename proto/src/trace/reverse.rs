@@ -59,3 +59,66 @@ impl ReverseFlow {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Direction;
+    use super::*;
+
+    fn at(microseconds: u64) -> Timestamp {
+        Timestamp::from_nanos(1_000_000_000_000 + microseconds * 1_000)
+    }
+
+    const MS: u64 = 1_000;
+
+    /// A flow whose answers are waited for 110 ms.
+    fn flow() -> ReverseFlow {
+        let mut traced = TracedFlow::new(0, Direction::Reverse, 30, Duration::from_secs(30), 1, at(0));
+        traced.learn_destination(5, Duration::from_millis(20));
+        assert_eq!(traced.answer_timeout(), Duration::from_millis(110));
+        ReverseFlow::new(traced)
+    }
+
+    #[test]
+    fn answers_are_fetched_after_half_of_the_wait_and_after_all_of_it() {
+        let mut flow = flow();
+        assert_eq!(flow.fetch(1, at(0)), Err(Timestamp::NEVER), "no probe was sent");
+        flow.fetch_after(at(0));
+        assert_eq!(flow.fetch(1, at(0)), Err(at(55 * MS)));
+        assert_eq!(flow.fetch(1, at(55 * MS)), Ok(()));
+        assert_eq!(flow.fetch(1, at(55 * MS)), Err(at(110 * MS)));
+        assert_eq!(flow.fetch(1, at(110 * MS)), Ok(()));
+        assert_eq!(flow.fetch(1, at(110 * MS)), Err(Timestamp::NEVER));
+        flow.fetch_after(at(200 * MS));
+        assert_eq!(flow.fetch(1, at(255 * MS)), Ok(()), "a further probe");
+        assert_eq!(flow.fetch(1, at(255 * MS)), Err(at(310 * MS)));
+    }
+
+    #[test]
+    fn each_request_fetches_three_answers() {
+        let mut flow = flow();
+        flow.fetch_after(at(0));
+        let mut time = at(0);
+        let mut fetched = Vec::new();
+        loop {
+            match flow.fetch(7, time) {
+                Ok(()) => fetched.push(time),
+                Err(Timestamp::NEVER) => break,
+                Err(next) => time = next,
+            }
+        }
+        let second = 55 * MS + 400 + 55 * MS;
+        let expected = [55 * MS, 55 * MS + 200, 55 * MS + 400, second, second + 200, second + 400].map(at);
+        assert_eq!(fetched, expected);
+    }
+
+    #[test]
+    fn nothing_is_fetched_if_all_answers_are_known() {
+        let mut flow = flow();
+        flow.fetch_after(at(0));
+        assert_eq!(flow.fetch(0, at(55 * MS)), Err(Timestamp::NEVER));
+        assert_eq!(flow.fetch(1, at(200 * MS)), Err(Timestamp::NEVER));
+    }
+}
