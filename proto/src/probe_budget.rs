@@ -119,11 +119,10 @@ impl ProbeBudget {
             self.routers.retain(|_, bucket| bucket.full_at > now);
         }
         let by_agent = self.agent.reserve(self.limits.agent, now);
-        let by_router =
-            match rate.spacing > Duration::ZERO && (is_known || self.routers.len() < Self::ROUTERS) {
-                true => self.routers.entry(expected).or_default().reserve(rate, now),
-                false => now,
-            };
+        let by_router = match is_known || self.routers.len() < Self::ROUTERS {
+            true => self.routers.entry(expected).or_default().reserve(rate, now),
+            false => now,
+        };
         let reason = if by_router >= by_agent { Deferral::Router } else { Deferral::Agent };
         let at = by_router.max(by_agent);
         (at, (at > now).then_some(reason))
@@ -214,14 +213,27 @@ mod tests {
     }
 
     #[test]
+    fn unlimited_rates_defer_nothing() {
+        let none = ProbeRate::UNLIMITED;
+        let mut budget = ProbeBudget::new(ProbeLimits { router_v4: none, router_v6: none, agent: none });
+        let router_v6 = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9]);
+        for router in [ROUTER, router_v6].repeat(100) {
+            assert_eq!(budget.reserve(Expected::Router(router), at(0)), (at(0), None));
+        }
+    }
+
+    #[test]
     fn full_buckets_are_discarded_at_the_limit() {
         let limits = ProbeLimits { agent: ProbeRate::UNLIMITED, ..ProbeLimits::default() };
         let mut budget = ProbeBudget::new(limits);
         let expected = |index: u32| Expected::Router(std::net::Ipv4Addr::from_bits(index).into());
         let count = u32::try_from(ProbeBudget::ROUTERS).unwrap();
-        for index in 0..count {
+        budget.reserve(expected(0), Timestamp::default());
+        for index in 1..count {
             budget.reserve(expected(index), at(0));
         }
+        assert_eq!(budget.routers.len(), ProbeBudget::ROUTERS, "the first bucket has been full for long");
+        budget.reserve(expected(0), at(0));
         budget.reserve(expected(count), at(1_249));
         assert_eq!(budget.routers.len(), ProbeBudget::ROUTERS, "none is full: this one has no bucket");
         budget.reserve(expected(count), at(1_250));

@@ -125,8 +125,7 @@ impl ReverseProbes {
     }
 
     pub(super) fn add(&mut self, probe: ReverseProbe) {
-        let is_old = |first: &ReverseProbe| probe.at.since(first.at) > AGE_MAX;
-        while self.probes.len() == PROBES_MAX || self.probes.front().is_some_and(is_old) {
+        if self.probes.len() == PROBES_MAX {
             self.probes.pop_front();
         }
         self.probes.push_back(probe);

@@ -2,7 +2,9 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::machine::IcmpError;
+use crate::probe_budget::{ProbeLimits, ProbeRate};
 use crate::time::WallTime;
+use crate::wire::ReverseAnswer;
 
 const SECOND: u64 = 1_000_000_000;
 const PROBER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
@@ -457,4 +459,32 @@ fn router_that_may_not_be_asked_yet_has_a_turn_for_each_session() {
     assert_eq!(ask(2, 6, 1_300_000_000), None);
     assert_eq!(ask(1, 7, 2_400_000_000), None, "a little early");
     assert_eq!(ask(2, 7, 2_400_000_000), Some(1_400), "the next turn");
+}
+
+#[test]
+fn reply_that_ends_at_a_router_does_not_repeat_what_its_request_says_about_answers() {
+    let mut asked = reverse_request(0, 1, 3);
+    let found = tlv::walk(&asked, 44).find(|found| found.kind == tlv::REVERSE_TRACE).unwrap();
+    let answer = ReverseAnswer { sequence: 9, router: ROUTER, rtt: Duration::from_millis(1) };
+    let forged = ReverseTrace { ttl: 3, answers: [Some(answer); 3], ..ReverseTrace::default() };
+    forged.write(found.value_mut(&mut asked));
+    let (_, reply) = request_reply(&mut responder(), &asked, at(0));
+    assert_eq!(reverse_of(&reply).answers, [None; 3]);
+}
+
+#[test]
+fn answers_to_the_latest_1024_limited_replies_are_kept() {
+    let unlimited = ProbeRate::UNLIMITED;
+    let limits = ProbeLimits { router_v4: unlimited, router_v6: unlimited, agent: unlimited };
+    let policy = Policy { open: true, rate: 1 << 40, rate_per_source: 1 << 40, ..Policy::default() };
+    let budget = Arc::new(Mutex::new(ProbeBudget::new(limits)));
+    let mut responder = StampResponder::with_probe_budget(policy, None, 1_024, budget);
+    let replies: Vec<Vec<u8>> = (0..1_025)
+        .map(|sequence| request_reply(&mut responder, &reverse_request(sequence, 1, 3), at(0)).1)
+        .collect();
+    for reply in &replies[..2] {
+        responder.received(reply, &expired(PROBER.into(), at(1)));
+    }
+    let fetched = fetch(&mut responder, 2_000, 1, at(2));
+    assert_eq!(fetched.iter().map(|(sequence, ..)| *sequence).collect::<Vec<u32>>(), [1]);
 }
