@@ -5,9 +5,9 @@ use super::*;
 use crate::admission::Policy;
 use crate::echo::{ResponderReport, StampResponder};
 use crate::machine::{Arrival, HostDrops, IcmpError, IcmpKind, Machine, Now, Send, Step, TimestampSource};
-use crate::probe_budget::{ProbeLimits, ProbeRate};
+use crate::probe_budget::{Expected, ProbeLimits, ProbeRate};
 use crate::time::{WallOffset, WallTime};
-use crate::wire::stamp::Mode;
+use crate::wire::stamp::{Mode, Reply};
 use crate::wire::{ReverseAnswer, ReverseTrace, tlv};
 
 const RESPONDER: ([u8; 4], u16) = ([192, 0, 2, 2], 862);
@@ -212,4 +212,281 @@ fn answer_on_the_way_back_that_took_longer_than_the_wait_for_it_is_ignored() {
     test.tracer.received(&reply, &arrival(at(30)));
     test.sent_until(at(30), at(30));
     assert_eq!(answered(&test.take(Direction::Reverse)), [1, DESTINATION]);
+}
+
+/// Lets a trace over two routers, 10.0.0.1 and 10.0.0.2, be answered completely, and returns its probes in the
+/// order of their TTLs.
+fn first_trace(test: &mut TestTracer) -> Vec<(Send, Vec<u8>)> {
+    let mut probes = test.sent_until(at(0), at(0));
+    let reply = test.reply(&probes[0].1, at(5));
+    let passes_two = Reply { sender_ttl: 253, ..Reply::decode(&reply, Mode::Open).unwrap() };
+    let mut reply = reply;
+    passes_two.write(Mode::Open, &mut reply);
+    test.tracer.received(&reply, &arrival(at(10)));
+    probes.extend(test.sent_until(at(10), at(12)));
+    probes.sort_by_key(|(send, _)| send.ttl);
+    let [first, second, _] = &probes[..] else { panic!("two routers and the destination: {probes:?}") };
+    for (send, bytes) in [first, second] {
+        test.tracer.received(bytes, &expired([10, 0, 0, send.ttl], at(15)));
+    }
+    test.sent_until(at(15), at(15));
+    assert_eq!(answered(&test.take(Direction::Forward)), [DESTINATION, 1, 2]);
+    probes
+}
+
+#[test]
+fn replies_and_errors_are_owned_if_they_belong_to_a_probe_of_their_flow() {
+    let mut test = TestTracer::new(spec());
+    let sent = test.sent_until(at(0), at(0));
+    let request = &sent[0].1;
+    let reply = test.reply(request, at(5));
+    let (answer, error) = (arrival(at(10)), expired([10, 0, 0, 1], at(10)));
+    let refused = Arrival {
+        icmp: Some(IcmpError { router: [10, 0, 0, 1].into(), kind: IcmpKind::PortUnreachable, mtu: None }),
+        ..answer
+    };
+    let mut other_time = request.clone();
+    other_time[11] ^= 1;
+    let mut other_number = request.clone();
+    other_number[3] ^= 1;
+    let elsewhere = |arrival: Arrival| Arrival { flow: 1, ..arrival };
+    for (datagram, arrival, is_owned) in [
+        (&reply[..], answer, true),
+        (&reply, elsewhere(answer), false),
+        (&reply[..40], answer, false),
+        (&other_number, answer, false),
+        (request, error, true),
+        (request, refused, true),
+        (request, elsewhere(error), false),
+        (&request[..11], error, true),
+        (&request[..4], error, true),
+        (&other_number[..4], error, false),
+        (&other_time[..12], error, false),
+        // Only tracers limit the TTL.
+        (&request[..3], error, true),
+        (&[], error, true),
+        (&request[..3], refused, false),
+    ] {
+        assert_eq!(test.tracer.owns(datagram, &arrival), is_owned, "{} bytes, {arrival:?}", datagram.len());
+    }
+}
+
+#[test]
+fn second_answer_to_a_probe_is_ignored() {
+    let mut test = TestTracer::new(spec());
+    let probes = first_trace(&mut test);
+    let reply = test.reply(&probes[2].1, at(5));
+    test.tracer.received(&reply, &arrival(at(20)));
+    test.tracer.received(&probes[0].1, &expired([10, 0, 0, 9], at(20)));
+    test.sent_until(at(20), at(20));
+    assert_eq!(test.take(Direction::Forward), []);
+    let route = test.tracer.routes(Direction::Forward).next().unwrap().unwrap();
+    let single = |last| HopRouter::Single([10, 0, 0, last].into());
+    assert_eq!((route.hops.clone(), route.routers), (vec![single(1), single(2)], Some(2)));
+    assert_eq!(test.tracer.in_flight(), 0);
+}
+
+#[test]
+fn error_of_another_flow_and_rejections_are_no_answers() {
+    let mut test = TestTracer::new(spec());
+    test.sent_until(at(0), at(251));
+    test.take(Direction::Forward);
+    let probes = test.sent_until(at(252), at(252));
+    let (send, bytes) = &probes[0];
+    let error = expired([10, 0, 0, 1], at(255));
+    let kinds = [
+        IcmpKind::PortUnreachable,
+        IcmpKind::Unreachable,
+        IcmpKind::Prohibited,
+        IcmpKind::TooBig,
+        IcmpKind::Other,
+    ];
+    for kind in kinds {
+        let icmp = error.icmp.map(|icmp| IcmpError { kind, ..icmp });
+        test.tracer.received(bytes, &Arrival { icmp, ..error });
+    }
+    test.tracer.received(bytes, &Arrival { flow: 1, ..error });
+    test.tracer.received(bytes, &error);
+    test.sent_until(at(255), at(255));
+    let reports = test.take(Direction::Forward);
+    assert_eq!(answered(&reports), [send.ttl]);
+    let unmatched = reports.iter().filter(|report| **report == TraceReport::Unmatched);
+    assert_eq!(unmatched.count(), 1, "the one of another flow");
+}
+
+#[test]
+fn error_without_a_quotation_answers_the_only_probe_that_waits_for_its_router() {
+    let mut test = TestTracer::new(spec());
+    first_trace(&mut test);
+    test.tracer.trigger(None, Trigger::Request);
+    let probes = test.sent_until(at(30), at(31));
+    assert_eq!(probes.len(), 3);
+    test.take(Direction::Forward);
+    let mut receive = |arrival: Arrival| {
+        test.tracer.received(&[], &arrival);
+        test.sent_until(at(31), at(31));
+        let reports = test.take(Direction::Forward);
+        (answered(&reports), reports.contains(&TraceReport::Unmatched))
+    };
+    let [known, unknown] = [2, 9].map(|last| expired([10, 0, 0, last], at(31)));
+    assert_eq!(receive(Arrival { flow: 1, ..known }), (vec![], true));
+    assert_eq!(receive(unknown), (vec![], true));
+    assert_eq!(receive(known), (vec![2], false));
+    assert_eq!(receive(known), (vec![], true), "it has answered");
+    test.tracer.trigger(None, Trigger::Request);
+    test.sent_until(at(300), at(301));
+    test.tracer.trigger(None, Trigger::Request);
+    assert_eq!(test.sent_until(at(600), at(601)).len(), 3);
+    test.take(Direction::Forward);
+    test.tracer.received(&[], &expired([10, 0, 0, 2], at(601)));
+    test.sent_until(at(601), at(601));
+    assert!(answered(&test.take(Direction::Forward)).is_empty(), "two probes wait for this router");
+}
+
+#[test]
+fn probe_is_unanswered_after_five_seconds() {
+    let mut test = TestTracer::new(TraceSpec { hops_max: 1, ..spec() });
+    test.sent_until(at(0), at(251));
+    assert_eq!(test.tracer.in_flight(), 2);
+    test.take(Direction::Forward);
+    let unanswered = |reports: Vec<TraceReport>| {
+        let ttls = reports.into_iter().filter_map(|report| {
+            let TraceReport::Unanswered { ttl } = report else { return None };
+            Some(ttl)
+        });
+        ttls.collect::<Vec<u8>>()
+    };
+    for (time, expected, in_flight) in
+        [(4_999, vec![], 2), (5_000, vec![DESTINATION], 1), (5_249, vec![], 1), (5_250, vec![1], 0)]
+    {
+        test.sent_until(at(time), at(time));
+        assert_eq!(unanswered(test.take(Direction::Forward)), expected, "{time} ms");
+        assert_eq!(test.tracer.in_flight(), in_flight, "{time} ms");
+    }
+}
+
+#[test]
+fn trace_of_one_flow_is_requested_alone() {
+    let mut test = TestTracer::new(TraceSpec { ssids: vec![7, 8, 9], ..spec() });
+    test.sent_until(at(0), at(2_000));
+    test.tracer.trigger(Some(1), Trigger::Request);
+    let flows: Vec<u8> = test.sent_until(at(2_500), at(2_500)).iter().map(|(send, _)| send.flow).collect();
+    assert!(flows.contains(&1) && flows.iter().all(|flow| *flow == 1), "{flows:?}");
+    test.sent_until(at(2_500), at(9_000));
+    test.tracer.observe(Finding::Trigger { flow: None, trigger: Trigger::Loss }, at(20_000));
+    let flows: Vec<u8> = test.sent_until(at(20_000), at(20_000)).iter().map(|(send, _)| send.flow).collect();
+    assert_eq!(flows, [0, 1, 2]);
+}
+
+#[test]
+fn probe_of_a_limited_router_is_deferred_and_sent_when_its_turn_comes() {
+    let once = ProbeRate { spacing: Duration::from_secs(1), burst: 1 };
+    let unlimited = ProbeRate::UNLIMITED;
+    let limits = ProbeLimits { router_v4: once, router_v6: unlimited, agent: unlimited };
+    let budget = Arc::new(Mutex::new(ProbeBudget::new(limits)));
+    let mut test = TestTracer::new(TraceSpec { budget: budget.clone(), ..spec() });
+    first_trace(&mut test);
+    // Its two routers were asked less than a second ago.
+    test.tracer.trigger(None, Trigger::Request);
+    let ttls = |sent: Vec<(Send, Vec<u8>)>| {
+        let mut ttls: Vec<u8> = sent.iter().map(|(send, _)| send.ttl).collect();
+        ttls.sort_unstable();
+        ttls
+    };
+    assert_eq!(ttls(test.sent_until(at(30), at(900))), [DESTINATION]);
+    let deferred = TraceReport::Deferred(Deferral::Router);
+    let reports = test.take(Direction::Forward);
+    assert_eq!(reports.iter().filter(|report| **report == deferred).count(), 2);
+    test.tracer.trigger(None, Trigger::Request);
+    assert_eq!(ttls(test.sent_until(at(900), at(1_005))), [DESTINATION], "they have a turn already");
+    assert_eq!(ttls(test.sent_until(at(1_005), at(1_020))), [1, 2]);
+    let mut budget = budget.lock().unwrap();
+    let next = budget.reserve(Expected::Unknown { ttl: 1, is_v4: true }, at(1_030)).0;
+    assert!(next >= at(2_000), "the unknown router may be the one that answered last");
+}
+
+#[test]
+fn requests_ask_for_the_way_back_only_if_it_is_traced() {
+    let mut test = TestTracer::new(spec());
+    let probes = first_trace(&mut test);
+    let has_extension = |bytes: &[u8]| {
+        tlv::walk(bytes, Mode::Open.base_bytes()).any(|found| found.kind == tlv::REVERSE_TRACE)
+    };
+    assert!(!probes.iter().any(|(_, bytes)| has_extension(bytes)));
+    assert_eq!(test.tracer.routes(Direction::Reverse).collect::<Vec<_>>(), [None]);
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let sent = test.sent_until(at(0), at(300));
+    assert!(sent.iter().all(|(send, bytes)| has_extension(bytes) == (send.ttl == DESTINATION)));
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let probes = reverse_probes(&mut test, at(30));
+    assert!(probes.iter().all(|(_, send, _)| send.ttl == DESTINATION), "their replies end at routers");
+}
+
+#[test]
+fn known_router_of_the_way_back_is_named_in_the_next_request() {
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let probes = reverse_probes(&mut test, at(20));
+    let expected_of = |bytes: &[u8]| {
+        let found = tlv::walk(bytes, Mode::Open.base_bytes()).find(|tlv| tlv.kind == tlv::REVERSE_TRACE);
+        ReverseTrace::read(found.unwrap().value(bytes)).unwrap().expected
+    };
+    assert!(probes.iter().all(|(.., bytes)| expected_of(bytes).is_none()));
+    let reply = changed_reply(&mut test, &probes[0].2.clone(), at(25), |reverse| {
+        let (sequence, rtt) = (sequence(&probes[2].1), Duration::from_millis(3));
+        reverse.answers[0] = Some(ReverseAnswer { sequence, router: [10, 0, 1, 2].into(), rtt });
+    });
+    test.tracer.received(&reply, &arrival(at(30)));
+    test.tracer.trigger(None, Trigger::Request);
+    let sent = test.sent_until(at(30), at(600));
+    let again: Vec<_> = sent
+        .iter()
+        .filter(|(_, bytes)| tlv::walk(bytes, 44).any(|found| found.kind == tlv::REVERSE_TRACE))
+        .filter_map(|(_, bytes)| expected_of(bytes))
+        .collect();
+    assert!(
+        !again.is_empty() && again.iter().all(|router| *router == IpAddr::from([10, 0, 1, 2])),
+        "{again:?}"
+    );
+}
+
+#[test]
+fn reply_that_says_when_to_ask_again_decides_nothing_and_the_probe_is_repeated_then() {
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let probes = reverse_probes(&mut test, at(20));
+    test.take(Direction::Reverse);
+    let reply = changed_reply(&mut test, &probes[3].2.clone(), at(25), |reverse| {
+        reverse.deferred = Some(Duration::from_millis(2_000));
+    });
+    test.tracer.received(&reply, &arrival(at(30)));
+    test.sent_until(at(30), at(30));
+    let expected = [TraceReport::Withdrawn, TraceReport::Deferred(Deferral::Router)];
+    assert_eq!(test.take(Direction::Reverse), expected);
+    let asked_for = |sent: Vec<(Send, Vec<u8>)>, ttl: u8| {
+        let asked = sent.iter().filter(|(_, bytes)| {
+            let mut all = tlv::walk(bytes, Mode::Open.base_bytes());
+            let found = all.find(|tlv| tlv.kind == tlv::REVERSE_TRACE);
+            found.is_some_and(|found| ReverseTrace::read(found.value(bytes)).unwrap().ttl == ttl)
+        });
+        asked.count()
+    };
+    assert_eq!(asked_for(test.sent_until(at(30), at(2_029)), 3), 0);
+    assert_eq!(asked_for(test.sent_until(at(2_029), at(2_030)), 3), 1);
+}
+
+#[test]
+fn responder_that_no_longer_supports_the_way_back_ends_its_traces() {
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let probes = reverse_probes(&mut test, at(20));
+    test.take(Direction::Reverse);
+    for (_, _, request) in &probes[1..3] {
+        let mut reply = test.reply(request, at(25));
+        let found = tlv::walk(&reply, 44).find(|found| found.kind == tlv::REVERSE_TRACE).unwrap();
+        reply[found.at] |= tlv::UNRECOGNIZED;
+        test.tracer.received(&reply, &arrival(at(30)));
+    }
+    assert_eq!(test.tracer.in_flight(), 4 + 5, "those of both directions that were not answered");
+    let sent = test.sent_until(at(30), at(4_000));
+    let reports = test.take(Direction::Reverse);
+    assert_eq!(reports, [TraceReport::Withdrawn, TraceReport::Withdrawn]);
+    assert!(sent.iter().all(|(send, _)| send.ttl != DESTINATION), "{sent:?}");
 }
