@@ -73,7 +73,10 @@ impl TestTracer {
                     sent.push((send, arena));
                 }
                 Step::Report(report) => self.reports.push(report),
-                Step::Wait(next) if next <= until => time = next,
+                Step::Wait(next) if next <= until => {
+                    assert!(next > time, "it waits for a later time");
+                    time = next;
+                }
                 Step::Wait(_) | Step::Finished => return sent,
             }
         }
@@ -250,16 +253,20 @@ fn replies_and_errors_are_owned_if_they_belong_to_a_probe_of_their_flow() {
     let mut other_number = request.clone();
     other_number[3] ^= 1;
     let elsewhere = |arrival: Arrival| Arrival { flow: 1, ..arrival };
+    let mut of_other_time = reply.clone();
+    of_other_time[35] ^= 1;
     for (datagram, arrival, is_owned) in [
         (&reply[..], answer, true),
         (&reply, elsewhere(answer), false),
         (&reply[..40], answer, false),
+        (&of_other_time, answer, false),
         (&other_number, answer, false),
         (request, error, true),
         (request, refused, true),
         (request, elsewhere(error), false),
         (&request[..11], error, true),
         (&request[..4], error, true),
+        (&request[..4], refused, true),
         (&other_number[..4], error, false),
         (&other_time[..12], error, false),
         // Only tracers limit the TTL.
@@ -489,4 +496,111 @@ fn responder_that_no_longer_supports_the_way_back_ends_its_traces() {
     let reports = test.take(Direction::Reverse);
     assert_eq!(reports, [TraceReport::Withdrawn, TraceReport::Withdrawn]);
     assert!(sent.iter().all(|(send, _)| send.ttl != DESTINATION), "{sent:?}");
+}
+
+#[test]
+fn reply_of_another_flow_is_unmatched() {
+    let mut test = TestTracer::new(TraceSpec { ssids: vec![7, 8], ..spec() });
+    let sent = test.sent_until(at(0), at(0));
+    let reply = test.reply(&sent[0].1, at(5));
+    test.tracer.received(&reply, &Arrival { flow: 1, ..arrival(at(10)) });
+    test.sent_until(at(10), at(10));
+    let sent = TraceReport::Sent { ttl: DESTINATION };
+    assert_eq!(test.take(Direction::Forward), [sent.clone(), sent, TraceReport::Unmatched]);
+}
+
+#[test]
+fn time_of_the_kernel_replaces_the_one_of_the_driver_and_is_no_second_probe() {
+    let mut test = TestTracer::new(spec());
+    let sent = test.sent_until(at(0), at(0));
+    let (send, request) = &sent[0];
+    assert!(send.timestamp);
+    test.tracer.sent(send.id, at(2), TimestampSource::Kernel);
+    let reply = test.reply(request, at(5));
+    test.tracer.received(&reply, &arrival(at(10)));
+    let probes = test.sent_until(at(10), at(12));
+    for (_, bytes) in probes {
+        test.tracer.received(&bytes, &expired([10, 0, 0, 1], at(13)));
+    }
+    test.sent_until(at(13), at(13));
+    let reports = test.take(Direction::Forward);
+    let sent = reports.iter().filter(|report| **report == TraceReport::Sent { ttl: DESTINATION });
+    assert_eq!(sent.count(), 1);
+    let trace = reports.iter().find_map(|report| {
+        let TraceReport::Traced(trace) = report else { return None };
+        Some(trace)
+    });
+    assert_eq!(trace.unwrap().rtt, Some(Duration::from_millis(8)));
+}
+
+#[test]
+fn answered_and_unsent_probes_are_not_withdrawn() {
+    let mut test = TestTracer::new(spec());
+    first_trace(&mut test);
+    test.tracer.trigger(None, Trigger::Request);
+    let mut arena = Vec::new();
+    let is_send = |step| matches!(step, Step::Send(_));
+    assert!((0..9).any(|_| is_send(test.tracer.step(now(at(30)), &mut HostDrops::default(), &mut arena))));
+    test.take(Direction::Forward);
+    test.tracer.withdraw();
+    test.tracer.stop();
+    let finished = test.tracer.step(now(at(30)), &mut HostDrops::default(), &mut arena);
+    assert_eq!(finished, Step::Finished, "nothing is reported");
+}
+
+/// The requests for answers, in the order in which they were sent.
+fn fetches(sent: &[(Send, Vec<u8>)]) -> Vec<&(Send, Vec<u8>)> {
+    let is_fetch = |bytes: &[u8]| {
+        let found = tlv::walk(bytes, 44).find(|found| found.kind == tlv::REVERSE_TRACE);
+        found.is_some_and(|found| ReverseTrace::read(found.value(bytes)).unwrap().ttl == 0)
+    };
+    sent.iter().filter(|(_, bytes)| is_fetch(bytes)).collect()
+}
+
+#[test]
+fn answers_on_the_way_back_are_fetched_until_all_are_known() {
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let probes = reverse_probes(&mut test, at(20));
+    // The last hop is probed at 11 ms, and answers are waited for 85 ms.
+    let sent = test.sent_until(at(20), at(53));
+    let fetched = fetches(&sent);
+    assert_eq!(fetched.len(), 0);
+    let sent = test.sent_until(at(53), at(90));
+    let fetched = fetches(&sent);
+    assert_eq!(fetched.len(), 2, "for five answers");
+    for (fetch, ttls) in fetched.into_iter().zip([1..=3, 4..=4]) {
+        let reply = changed_reply(&mut test, &fetch.1, at(92), |reverse| {
+            for (slot, ttl) in reverse.answers.iter_mut().zip(ttls) {
+                let (sequence, rtt) = (sequence(&probes[ttl].1), Duration::from_millis(3));
+                *slot = Some(ReverseAnswer { sequence, router: [10, 0, 1, 1].into(), rtt });
+            }
+        });
+        test.tracer.received(&reply, &arrival(at(95)));
+    }
+    let sent = test.sent_until(at(95), at(400));
+    assert_eq!(fetches(&sent).len(), 1, "for the last answer");
+}
+
+#[test]
+fn error_about_a_request_for_a_trace_of_the_way_back_is_no_answer() {
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let probes = reverse_probes(&mut test, at(20));
+    test.sent_until(at(20), at(20));
+    test.reports.clear();
+    test.tracer.received(&probes[2].2, &expired([10, 0, 0, 9], at(21)));
+    test.sent_until(at(21), at(21));
+    assert_eq!(test.reports, []);
+}
+
+#[test]
+fn reply_without_a_limited_ttl_cannot_be_deferred() {
+    let mut test = TestTracer::new(TraceSpec { traces_reverse: true, ..spec() });
+    let probes = reverse_probes(&mut test, at(20));
+    test.take(Direction::Reverse);
+    let reply = changed_reply(&mut test, &probes[0].2.clone(), at(25), |reverse| {
+        reverse.deferred = Some(Duration::from_secs(25));
+    });
+    test.tracer.received(&reply, &arrival(at(30)));
+    test.sent_until(at(30), at(30));
+    assert_eq!(test.take(Direction::Reverse), [TraceReport::Answered { ttl: DESTINATION }]);
 }

@@ -282,8 +282,7 @@ impl Tracer {
                 ttl.checked_sub(reply.sender_ttl)
             }
             Direction::Reverse => match reverse {
-                Some(ReverseTrace { deferred: None, .. }) => back(ttl),
-                Some(ReverseTrace { deferred: Some(time), .. }) => {
+                Some(ReverseTrace { deferred: Some(time), .. }) if ttl != DESTINATION => {
                     self.report(direction, TraceReport::Withdrawn);
                     self.report(direction, TraceReport::Deferred(Deferral::Router));
                     if let Some(traced) = self.traced(direction, flow) {
@@ -292,6 +291,7 @@ impl Tracer {
                     }
                     return Some(());
                 }
+                Some(_) => back(ttl),
                 // Another responder has taken over, which does not support it.
                 None => {
                     self.report(direction, TraceReport::Withdrawn);
