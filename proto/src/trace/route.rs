@@ -554,4 +554,56 @@ mod tests {
         assert_eq!(tracker.unconfirmed_hops().count(), 0);
         assert_eq!(tracker.answered(2, router(9), at(81)), None, "it begins again");
     }
+
+    #[test]
+    fn id_depends_on_every_router_its_place_and_the_number_of_routers() {
+        let hops = |routers: &[&str]| -> Vec<HopRouter> {
+            routers.iter().map(|router| HopRouter::Single(router.parse().unwrap())).collect()
+        };
+        let ids = [
+            route_id(&[], None),
+            route_id(&[], Some(0)),
+            route_id(&hops(&["192.0.2.1", "192.0.2.2"]), Some(2)),
+            route_id(&hops(&["192.0.2.9", "192.0.2.2"]), Some(2)),
+            route_id(&hops(&["192.0.2.2", "192.0.2.1"]), Some(2)),
+            route_id(&hops(&["192.0.2.1", "192.0.2.2"]), Some(3)),
+            route_id(&hops(&["2001:db8:1::1"]), Some(1)),
+            route_id(&hops(&["2001:db8:2::1"]), Some(1)),
+            route_id(&[&[HopRouter::Unknown][..], &hops(&["192.0.2.1"])].concat(), Some(2)),
+            route_id(&hops(&["192.0.2.1"]), Some(2)),
+        ];
+        assert_eq!(BTreeSet::from(ids).len(), ids.len());
+        assert!(ids.iter().all(|id| id.get() < 1 << 48));
+        assert_eq!(RouteId(0xabc).to_string(), "000000000abc");
+    }
+
+    #[test]
+    fn lengths_that_change_with_every_reply_are_no_change() {
+        let mut tracker = tracker();
+        for routers in [4, 5].repeat(20) {
+            assert_eq!(tracker.reached(routers, at(0)), None);
+        }
+    }
+
+    #[test]
+    fn balanced_hop_keeps_64_routers() {
+        let mut tracker = tracker();
+        tracker.answered(2, router(9), at(0));
+        tracker.answered(2, router(2), at(0));
+        (10..110).for_each(|last| assert_eq!(tracker.answered(2, router(last), at(0)), None));
+        let HopRouter::Balanced(routers) = tracker.router(2) else { panic!("it is balanced") };
+        assert_eq!(routers.len(), 64);
+    }
+
+    #[test]
+    fn sixteen_earlier_routes_are_recognised() {
+        for (others, is_known) in [(16, true), (17, false)] {
+            let mut tracker = tracker();
+            let mut change = |last| {
+                (0..CONFIRMATIONS).filter_map(|_| tracker.answered(2, router(last), at(0))).next().unwrap()
+            };
+            (0..others).for_each(|other| assert!(matches!(change(100 + other), RouteUpdate::Changed { .. })));
+            assert_eq!(matches!(change(2), RouteUpdate::Restored { .. }), is_known, "{others} others");
+        }
+    }
 }

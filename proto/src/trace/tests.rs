@@ -217,8 +217,8 @@ fn answer_on_the_way_back_that_took_longer_than_the_wait_for_it_is_ignored() {
     assert_eq!(answered(&test.take(Direction::Reverse)), [1, DESTINATION]);
 }
 
-/// Lets a trace over two routers, 10.0.0.1 and 10.0.0.2, be answered completely, and returns its probes in the
-/// order of their TTLs.
+/// Lets a trace over two routers, 10.0.0.1 and 10.0.0.2, be answered completely. Returns its probes in the order
+/// of their TTLs.
 fn first_trace(test: &mut TestTracer) -> Vec<(Send, Vec<u8>)> {
     let mut probes = test.sent_until(at(0), at(0));
     let reply = test.reply(&probes[0].1, at(5));
