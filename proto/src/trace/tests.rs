@@ -41,6 +41,7 @@ fn spec() -> TraceSpec {
         hops_max: 30,
         dscp: Dscp::DEFAULT,
         keys: None,
+        quirks: None,
         tx_timestamps: true,
         traces_reverse: false,
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),

@@ -44,6 +44,7 @@ pub(crate) fn tracer(bytes: &[u8]) {
         hops_max: 1 + hops % 64,
         dscp: Dscp::DEFAULT,
         keys: keys.clone(),
+        quirks: None,
         tx_timestamps: flags & 0x80 != 0,
         traces_reverse: flags & 2 != 0,
         budget: Arc::new(Mutex::new(ProbeBudget::new(limits))),
@@ -277,7 +278,10 @@ impl Run {
                 assert!(counts.sent.get(&ttl).is_some_and(|sent| *decided <= *sent), "TTL {ttl}");
             }
             TraceReport::Withdrawn => counts.withdrawn += 1,
-            TraceReport::SendError(_) | TraceReport::Deferred(_) | TraceReport::Unmatched => {}
+            TraceReport::SendError(_)
+            | TraceReport::Deferred(_)
+            | TraceReport::Unmatched
+            | TraceReport::LossyFlow { .. } => {}
             TraceReport::Traced(trace) => self.check_trace(&trace),
             TraceReport::Route { update, .. } => match *update {
                 RouteUpdate::Changed { from, to } | RouteUpdate::Restored { from, to } => {
