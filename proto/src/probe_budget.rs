@@ -20,6 +20,8 @@ pub struct ProbeLimits {
     pub router_v6: ProbeRate,
     /// All probes of the agent.
     pub agent: ProbeRate,
+    /// All replies whose TTL is limited for the traces of other agents.
+    pub others: ProbeRate,
 }
 
 /// A rate limit.
@@ -50,6 +52,7 @@ impl Default for ProbeLimits {
             router_v4: ProbeRate { spacing: Duration::from_millis(1_250), burst: 5 },
             router_v6: ProbeRate { spacing: Duration::from_millis(125), burst: 5 },
             agent: ProbeRate { spacing: Duration::from_millis(20), burst: 50 },
+            others: ProbeRate { spacing: Duration::from_millis(40), burst: 25 },
         }
     }
 }
@@ -87,6 +90,7 @@ impl Deferral {
 pub struct ProbeBudget {
     limits: ProbeLimits,
     agent: Bucket,
+    others: Bucket,
     routers: BTreeMap<Expected, Bucket>,
     /// The router that answered last, by TTL and by whether the probe was an IPv4 packet.
     latest: BTreeMap<(u8, bool), IpAddr>,
@@ -97,15 +101,60 @@ impl ProbeBudget {
     /// nothing; if none is full, further routers are only limited by the rate of the agent.
     pub const ROUTERS: usize = 16_384;
 
+    /// How long other agents may have to wait for a router. Chosen: 25 s, what a reply can tell them.
+    pub const HORIZON: Duration = Duration::from_secs(25);
+
     /// Full buckets.
     #[must_use]
     pub fn new(limits: ProbeLimits) -> Self {
-        Self { limits, agent: Bucket::default(), routers: BTreeMap::new(), latest: BTreeMap::new() }
+        Self {
+            limits,
+            agent: Bucket::default(),
+            others: Bucket::default(),
+            routers: BTreeMap::new(),
+            latest: BTreeMap::new(),
+        }
     }
 
     /// Takes a token for a probe. Returns when it may be sent: `now`, or later if others come first, and then
     /// why. Probes of all flows wait in one queue for each router, so each gets its turn.
     pub fn reserve(&mut self, expected: Expected, now: Timestamp) -> (Timestamp, Option<Deferral>) {
+        let by_agent = self.agent.reserve(self.limits.agent, now);
+        let by_router = self.router(expected, now).map_or(now, |(bucket, rate)| bucket.reserve(rate, now));
+        let reason = if by_router >= by_agent { Deferral::Router } else { Deferral::Agent };
+        let at = by_router.max(by_agent);
+        (at, (at > now).then_some(reason))
+    }
+
+    /// Takes a token for a reply whose TTL is limited for another agent, in the same queues of the routers.
+    /// Returns when it may be sent.
+    ///
+    /// # Errors
+    /// If that is later than [`Self::HORIZON`], the time. No token is taken then, so that other agents cannot
+    /// fill the queues.
+    pub fn reserve_for_other(&mut self, expected: Expected, now: Timestamp) -> Result<Timestamp, Timestamp> {
+        let by_others = self.others.available_at(self.limits.others, now);
+        let by_router =
+            self.router(expected, now).map_or(now, |(bucket, rate)| bucket.available_at(rate, now));
+        let at = by_router.max(by_others);
+        if at.since(now) > Self::HORIZON {
+            return Err(at);
+        }
+        self.others.reserve(self.limits.others, now);
+        if let Some((bucket, rate)) = self.router(expected, now) {
+            bucket.reserve(rate, now);
+        }
+        Ok(at)
+    }
+
+    /// Whether this router has answered a probe.
+    #[must_use]
+    pub fn knows(&self, router: IpAddr) -> bool {
+        self.routers.contains_key(&Expected::Router(router))
+    }
+
+    /// The bucket of a router; `None` if it is not limited.
+    fn router(&mut self, expected: Expected, now: Timestamp) -> Option<(&mut Bucket, ProbeRate)> {
         let (expected, is_v4) = match expected {
             Expected::Router(address) => (expected, address.is_ipv4()),
             Expected::Unknown { ttl, is_v4 } => {
@@ -118,25 +167,19 @@ impl ProbeBudget {
         if !is_known && self.routers.len() >= Self::ROUTERS {
             self.routers.retain(|_, bucket| bucket.full_at > now);
         }
-        let by_agent = self.agent.reserve(self.limits.agent, now);
-        let by_router = match is_known || self.routers.len() < Self::ROUTERS {
-            true => self.routers.entry(expected).or_default().reserve(rate, now),
-            false => now,
-        };
-        let reason = if by_router >= by_agent { Deferral::Router } else { Deferral::Agent };
-        let at = by_router.max(by_agent);
-        (at, (at > now).then_some(reason))
+        let has_room = is_known || self.routers.len() < Self::ROUTERS;
+        (rate.spacing > Duration::ZERO && has_room).then(|| (self.routers.entry(expected).or_default(), rate))
     }
 
     /// Records that a router answered a probe with this TTL. Probes whose router is not known yet then count
     /// against this one.
     pub fn answered(&mut self, ttl: u8, router: IpAddr) {
         let is_v4 = router.is_ipv4();
-        if self.latest.insert((ttl, is_v4), router).is_none()
-            && let Some(spent) = self.routers.remove(&Expected::Unknown { ttl, is_v4 })
-        {
+        let is_first = self.latest.insert((ttl, is_v4), router).is_none();
+        let spent = self.routers.remove(&Expected::Unknown { ttl, is_v4 }).filter(|_| is_first);
+        if self.routers.len() < Self::ROUTERS {
             let bucket = self.routers.entry(Expected::Router(router)).or_default();
-            bucket.full_at = bucket.full_at.max(spent.full_at);
+            bucket.full_at = bucket.full_at.max(spent.unwrap_or_default().full_at);
         }
     }
 }
@@ -155,9 +198,14 @@ struct Bucket {
 }
 
 impl Bucket {
+    /// When the next token becomes valid, at least `now`.
+    fn available_at(&self, rate: ProbeRate, now: Timestamp) -> Timestamp {
+        now.max(self.full_at + rate.spacing - rate.capacity())
+    }
+
     /// Takes a token; returns when it becomes valid, at least `now`.
     fn reserve(&mut self, rate: ProbeRate, now: Timestamp) -> Timestamp {
-        let at = now.max(self.full_at + rate.spacing - rate.capacity());
+        let at = self.available_at(rate, now);
         self.full_at = self.full_at.max(now) + rate.spacing;
         at
     }
@@ -215,7 +263,8 @@ mod tests {
     #[test]
     fn unlimited_rates_defer_nothing() {
         let none = ProbeRate::UNLIMITED;
-        let mut budget = ProbeBudget::new(ProbeLimits { router_v4: none, router_v6: none, agent: none });
+        let mut budget =
+            ProbeBudget::new(ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none });
         let router_v6 = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9]);
         for router in [ROUTER, router_v6].repeat(100) {
             assert_eq!(budget.reserve(Expected::Router(router), at(0)), (at(0), None));

@@ -131,9 +131,13 @@ impl TracedFlow {
         }
     }
 
-    /// Requests a trace. Of several requests the first one's trigger is kept.
+    /// Requests a trace. Of several requests the first one's trigger is kept, unless a user requests it, which
+    /// does not wait.
     pub(super) fn trigger(&mut self, trigger: Trigger) {
-        self.pending.get_or_insert(trigger);
+        match trigger {
+            Trigger::Request => self.pending = Some(trigger),
+            _ => drop(self.pending.get_or_insert(trigger)),
+        }
     }
 
     /// The destination is behind this number of routers, by another measurement. Only before the first trace.
@@ -463,14 +467,15 @@ impl TracedFlow {
         update
     }
 
-    /// The destination answered a probe. `routers` is the number of routers that the probe passed.
+    /// The destination answered a probe. `routers` is the number of routers that the probe passed; `None` if the
+    /// TTL on arrival is not known.
     pub(super) fn reached(
         &mut self,
         sequence: u64,
         ttl: u8,
         from: IpAddr,
         rtt: Duration,
-        routers: u8,
+        routers: Option<u8>,
         at: Timestamp,
     ) -> Option<RouteUpdate> {
         if ttl == DESTINATION {
@@ -478,6 +483,7 @@ impl TracedFlow {
             self.rtt = Some(rtt);
         }
         self.answer(sequence, from, rtt);
+        let routers = routers?;
         if let Some(burst) = &mut self.burst {
             burst.learn_routers(routers);
         }
@@ -556,7 +562,9 @@ mod tests {
                 {
                     self.answers.pop_front();
                     match ttl {
-                        DESTINATION => self.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, 3, due),
+                        DESTINATION => {
+                            self.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, Some(3), due)
+                        }
                         _ => self.flow.answered(sequence, ttl, [10, 0, 0, ttl].into(), RTT, due),
                     };
                 }
@@ -672,7 +680,7 @@ mod tests {
                     test.flow.queued(sequence, ttl, at(100 + sequence));
                     match ttl {
                         DESTINATION => {
-                            test.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, 3, at(200))
+                            test.flow.reached(sequence, ttl, [10, 0, 0, 9].into(), RTT, Some(3), at(200))
                         }
                         _ => test.flow.answered(sequence, ttl, [10, 0, 0, ttl].into(), RTT, at(200)),
                     };

@@ -1,23 +1,31 @@
 //! Traces of the way back.
 //!
-//! The answers of routers arrive at the responder. A request with a full TTL fetches them, after they had
+//! The answers of routers arrive at the responder. A request with a full TTL asks for them, after they had
 //! time to arrive.
 
 use super::burst::SPACING;
 use super::flow::TracedFlow;
 use crate::time::Timestamp;
-use crate::wire::ReverseTrace;
 
 /// A flow on the way back, and when its answers are fetched from the responder.
 #[derive(Debug)]
 pub(super) struct ReverseFlow {
     pub(super) traced: TracedFlow,
-    /// When the next answers are fetched; [`Timestamp::NEVER`] if all are known.
+    /// When answers are fetched next; [`Timestamp::NEVER`] if no probe waits for one.
     fetch_at: Timestamp,
     /// How often they were fetched since the last probe.
     rounds: u8,
-    /// Requests of this round that are still to be sent.
-    left: usize,
+    /// The answers to probes before this sequence number were fetched in this round.
+    pub(super) fetched: u64,
+}
+
+/// What a fetch is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fetch {
+    /// Ask for the answers to the next probes of this round.
+    Send,
+    /// Wait until this time.
+    Wait(Timestamp),
 }
 
 /// How often answers are fetched. The second time is for answers that came late, and for lost requests.
@@ -25,38 +33,32 @@ const ROUNDS_MAX: u8 = 2;
 
 impl ReverseFlow {
     pub(super) fn new(traced: TracedFlow) -> Self {
-        Self { traced, fetch_at: Timestamp::NEVER, rounds: 0, left: 0 }
+        Self { traced, fetch_at: Timestamp::NEVER, rounds: 0, fetched: 0 }
     }
 
-    /// A probe is sent at `now`.
+    /// A probe is sent at `now`. A fetch that is due earlier stays, and a further one follows.
     pub(super) fn fetch_after(&mut self, now: Timestamp) {
-        self.fetch_at = now + self.traced.answer_timeout() / 2;
-        (self.rounds, self.left) = (0, 0);
+        self.fetch_at = self.fetch_at.min(now + self.traced.answer_timeout() / 2);
+        self.rounds = 0;
     }
 
-    /// Whether to send a request now that fetches answers, if `waiting` probes are not answered yet.
-    ///
-    /// # Errors
-    /// When to ask again.
-    pub(super) fn fetch(&mut self, waiting: usize, now: Timestamp) -> Result<(), Timestamp> {
+    /// Whether to fetch now. `has_next`: whether a probe from [`fetched`](Self::fetched) on waits for its
+    /// answer.
+    pub(super) fn fetch(&mut self, has_next: bool, now: Timestamp) -> Fetch {
         if self.fetch_at > now {
-            return Err(self.fetch_at);
+            return Fetch::Wait(self.fetch_at);
         }
-        if self.left == 0 {
-            self.rounds += 1;
-            self.left = waiting.div_ceil(ReverseTrace::ANSWERS);
+        if has_next {
+            self.fetch_at = now + SPACING;
+            return Fetch::Send;
         }
-        if self.left == 0 {
-            self.fetch_at = Timestamp::NEVER;
-            return Err(Timestamp::NEVER);
-        }
-        self.left -= 1;
-        self.fetch_at = match (self.left, self.rounds) {
-            (1.., _) => now + SPACING,
-            (0, ROUNDS_MAX) => Timestamp::NEVER,
-            (0, _) => now + self.traced.answer_timeout() / 2,
+        self.rounds += 1;
+        self.fetched = 0;
+        self.fetch_at = match self.rounds {
+            0..ROUNDS_MAX => now + self.traced.answer_timeout() / 2,
+            _ => Timestamp::NEVER,
         };
-        Ok(())
+        Fetch::Wait(self.fetch_at)
     }
 }
 
@@ -81,44 +83,57 @@ mod tests {
         ReverseFlow::new(traced)
     }
 
-    #[test]
-    fn answers_are_fetched_after_half_of_the_wait_and_after_all_of_it() {
-        let mut flow = flow();
-        assert_eq!(flow.fetch(1, at(0)), Err(Timestamp::NEVER), "no probe was sent");
-        flow.fetch_after(at(0));
-        assert_eq!(flow.fetch(1, at(0)), Err(at(55 * MS)));
-        assert_eq!(flow.fetch(1, at(55 * MS)), Ok(()));
-        assert_eq!(flow.fetch(1, at(55 * MS)), Err(at(110 * MS)));
-        assert_eq!(flow.fetch(1, at(110 * MS)), Ok(()));
-        assert_eq!(flow.fetch(1, at(110 * MS)), Err(Timestamp::NEVER));
-        flow.fetch_after(at(200 * MS));
-        assert_eq!(flow.fetch(1, at(255 * MS)), Ok(()), "a further probe");
-        assert_eq!(flow.fetch(1, at(255 * MS)), Err(at(310 * MS)));
+    /// The times of fetches while `waiting` probes wait, three of which are fetched at a time.
+    fn fetches(flow: &mut ReverseFlow, waiting: u64, from: Timestamp, until: Timestamp) -> Vec<Timestamp> {
+        let (mut time, mut found) = (from, Vec::new());
+        loop {
+            match flow.fetch(flow.fetched < waiting, time) {
+                Fetch::Send => {
+                    flow.fetched += 3;
+                    found.push(time);
+                }
+                Fetch::Wait(next) if next > until => return found,
+                Fetch::Wait(next) => time = next,
+            }
+        }
     }
 
     #[test]
-    fn each_request_fetches_three_answers() {
+    fn answers_are_fetched_after_half_of_the_wait_and_after_all_of_it() {
+        let mut flow = flow();
+        assert_eq!(flow.fetch(true, at(0)), Fetch::Wait(Timestamp::NEVER), "no probe was sent");
+        flow.fetch_after(at(0));
+        let expected = [55 * MS, 55 * MS + 200 + 55 * MS].map(at);
+        assert_eq!(fetches(&mut flow, 1, at(0), at(1_000 * MS)), expected);
+        flow.fetch_after(at(2_000 * MS));
+        assert_eq!(fetches(&mut flow, 1, at(2_000 * MS), at(3_000 * MS)).len(), 2, "a further probe");
+    }
+
+    #[test]
+    fn each_round_asks_for_all_that_wait() {
         let mut flow = flow();
         flow.fetch_after(at(0));
-        let mut time = at(0);
-        let mut fetched = Vec::new();
-        loop {
-            match flow.fetch(7, time) {
-                Ok(()) => fetched.push(time),
-                Err(Timestamp::NEVER) => break,
-                Err(next) => time = next,
-            }
-        }
-        let second = 55 * MS + 400 + 55 * MS;
+        let second = 55 * MS + 600 + 55 * MS;
         let expected = [55 * MS, 55 * MS + 200, 55 * MS + 400, second, second + 200, second + 400].map(at);
-        assert_eq!(fetched, expected);
+        assert_eq!(fetches(&mut flow, 7, at(0), at(1_000 * MS)), expected);
+    }
+
+    #[test]
+    fn further_probes_do_not_postpone_a_fetch() {
+        let mut flow = flow();
+        let mut found = Vec::new();
+        for probe in 0..100 {
+            let now = at(probe * 10 * MS);
+            flow.fetch_after(now);
+            found.extend(fetches(&mut flow, 1, now, at((probe + 1) * 10 * MS)));
+        }
+        assert!((15..=20).contains(&found.len()), "one in 55 ms: {found:?}");
     }
 
     #[test]
     fn nothing_is_fetched_if_all_answers_are_known() {
         let mut flow = flow();
         flow.fetch_after(at(0));
-        assert_eq!(flow.fetch(0, at(55 * MS)), Err(Timestamp::NEVER));
-        assert_eq!(flow.fetch(1, at(200 * MS)), Err(Timestamp::NEVER));
+        assert_eq!(fetches(&mut flow, 0, at(0), at(1_000 * MS)), []);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::burst::SPACING;
 use super::flow::{FlowStep, TracedFlow};
-use super::reverse::ReverseFlow;
+use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
 use super::{
     ANSWER_AGE_MAX, DESTINATION, DirectedReport, Direction, Finding, Route, TraceReport, TraceSpec, Trigger,
@@ -22,7 +22,7 @@ use crate::probe_budget::{Deferral, Expected};
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
 use crate::wire::stamp::{self, Mode};
-use crate::wire::{NtpTime, ReverseTrace, tlv};
+use crate::wire::{NtpTime, ReplyFate, ReverseOutcome, ReverseTrace, tlv};
 
 /// Traces the flows of a path to a STAMP responder, and back.
 #[derive(Debug)]
@@ -59,7 +59,12 @@ struct SentProbe {
     is_sent: bool,
     /// Whether it was answered: a second answer is ignored.
     is_answered: bool,
+    /// On the way back: whether the responder has sent the reply.
+    is_reply_sent: bool,
 }
+
+/// For probes that do not ask for the outcome of others.
+const NOTHING_WANTED: [Option<u64>; ReverseTrace::OUTCOMES] = [None; ReverseTrace::OUTCOMES];
 
 /// Traces in a row that do not reach the destination before requests are sent without extensions. Chosen: 2,
 /// because one reply may be lost.
@@ -272,14 +277,15 @@ impl Tracer {
         let from = arrival.from.ip();
         let back = |sent: u8| sent.checked_sub(arrival.ttl?);
         if let Some(reverse) = &reverse {
-            self.answers_received(reverse, flow, arrival.at);
+            self.outcomes_received(reverse, flow, arrival.at);
         }
         let routers = match direction {
             Direction::Forward => {
                 if let (Some(_), Some(routers)) = (reverse, back(SENT_TTL)) {
                     self.begin_reverse(flow, routers, rtt, arrival.at);
                 }
-                ttl.checked_sub(reply.sender_ttl)
+                // Some reflectors write 0 if they do not know it.
+                ttl.checked_sub(reply.sender_ttl).filter(|_| reply.sender_ttl > 0)
             }
             Direction::Reverse => match reverse {
                 Some(ReverseTrace { deferred: Some(time), .. }) if ttl != DESTINATION => {
@@ -292,16 +298,18 @@ impl Tracer {
                     return Some(());
                 }
                 Some(_) => back(ttl),
-                // Another responder has taken over, which does not support it.
+                // Another responder has answered, which does not support it.
                 None => {
                     self.report(direction, TraceReport::Withdrawn);
-                    self.reverse[usize::from(flow)] = None;
+                    if let Some(traced) = self.traced(direction, flow) {
+                        traced.not_sent(sequence);
+                    }
                     return Some(());
                 }
             },
         };
         self.report(direction, TraceReport::Answered { ttl });
-        let Some((routers, traced)) = routers.zip(self.traced(direction, flow)) else { return Some(()) };
+        let Some(traced) = self.traced(direction, flow) else { return Some(()) };
         if let Some(update) = traced.reached(sequence, ttl, from, rtt, routers, arrival.at) {
             self.report_route(direction, flow, update);
         }
@@ -324,27 +332,49 @@ impl Tracer {
             first.remove();
             if !probe.is_answered {
                 let SentProbe { flow, direction, ttl, .. } = probe;
-                if let Some(traced) = self.traced(direction, flow) {
+                // On the way back it may also have been lost before its reply was sent.
+                let is_known = direction == Direction::Forward || ttl == DESTINATION || probe.is_reply_sent;
+                if let Some(traced) = self.traced(direction, flow).filter(|_| is_known) {
                     traced.unanswered(ttl);
                 }
-                self.report(direction, TraceReport::Unanswered { ttl });
+                let unanswered = TraceReport::Unanswered { ttl };
+                self.report(direction, if is_known { unanswered } else { TraceReport::Withdrawn });
             }
         }
     }
 
-    /// The responder passes on the answers of routers on the way back.
-    fn answers_received(&mut self, reverse: &ReverseTrace, flow: u8, at: Timestamp) {
-        for answer in reverse.answers.iter().flatten() {
-            let Some(sequence) = self.extend(answer.sequence) else { continue };
-            let is_meant = |probe: &&SentProbe| {
+    /// The responder tells what became of replies with a limited TTL.
+    fn outcomes_received(&mut self, reverse: &ReverseTrace, flow: u8, at: Timestamp) {
+        for ReverseOutcome { sequence, fate } in reverse.outcomes.iter().flatten() {
+            let Some(sequence) = self.extend(*sequence) else { continue };
+            let Some(probe) = self.probes.get_mut(&sequence).filter(|probe| {
                 let is_reverse = probe.flow == flow && probe.direction == Direction::Reverse;
-                // A longer RTT than the time until now cannot be true.
-                is_reverse && probe.ttl != DESTINATION && answer.rtt <= at.since(probe.at)
+                is_reverse && probe.ttl != DESTINATION && !probe.is_answered
+            }) else {
+                continue;
             };
-            if self.probes.get(&sequence).filter(is_meant).is_some() {
-                self.router_answered(sequence, answer.router, answer.rtt, at);
+            match *fate {
+                ReplyFate::Wanted | ReplyFate::Unknown => {}
+                ReplyFate::Unanswered => probe.is_reply_sent = true,
+                ReplyFate::Answered { router, rtt } => {
+                    let is_same_family = router.is_ipv4() == self.spec.to.is_ipv4();
+                    // A longer RTT than the time until now cannot be true.
+                    if is_same_family && rtt <= at.since(probe.at) {
+                        self.router_answered(sequence, router, rtt, at);
+                    }
+                }
             }
         }
+    }
+
+    /// The probes of a flow on the way back whose outcome is asked for next.
+    fn wanted(&self, flow: u8, from: u64) -> [Option<u64>; ReverseTrace::OUTCOMES] {
+        let waiting = self.probes.range(from..).filter(|(_, probe)| {
+            let is_reverse = probe.flow == flow && probe.direction == Direction::Reverse;
+            is_reverse && probe.ttl != DESTINATION && !probe.is_answered
+        });
+        let mut waiting = waiting.map(|(sequence, _)| *sequence);
+        std::array::from_fn(|_| waiting.next())
     }
 
     /// The responder supports traces of the way back, which passes this number of routers.
@@ -380,13 +410,12 @@ impl Tracer {
         }
     }
 
-    /// Sends the probe, or defers it.
+    /// Sends the probe, or defers it. `wanted` are the probes whose outcome it asks for.
     fn send(
         &mut self,
-        direction: Direction,
-        flow: u8,
-        ttl: u8,
-        is_reserved: bool,
+        (direction, flow): (Direction, u8),
+        (ttl, is_reserved): (u8, bool),
+        wanted: [Option<u64>; ReverseTrace::OUTCOMES],
         now: Now,
         arena: &mut Vec<u8>,
     ) -> Option<Send> {
@@ -419,7 +448,10 @@ impl Tracer {
             Expected::Router(router) => Some(router),
             Expected::Unknown { .. } => None,
         });
-        let reverse = ReverseTrace { ttl: reply_ttl, expected: router, ..ReverseTrace::default() };
+        let outcome =
+            |sequence| ReverseOutcome { sequence: wire_sequence(sequence), fate: ReplyFate::Wanted };
+        let outcomes = wanted.map(|sequence| sequence.map(outcome));
+        let reverse = ReverseTrace { ttl: reply_ttl, expected: router, outcomes, ..ReverseTrace::default() };
         let is_extended = self.extensions() == RequestExtensions::All;
         let asks_reverse = self.spec.traces_reverse
             && is_extended
@@ -443,8 +475,16 @@ impl Tracer {
         };
         let key = self.spec.keys.as_ref().map(|keys| keys.current());
         let timestamp = encode(&contents, key, arena).timestamp;
-        let (is_sent, is_answered) = (false, false);
-        let probe = SentProbe { flow, direction, ttl, timestamp, at: now.at, is_sent, is_answered };
+        let probe = SentProbe {
+            flow,
+            direction,
+            ttl,
+            timestamp,
+            at: now.at,
+            is_sent: false,
+            is_answered: false,
+            is_reply_sent: false,
+        };
         self.probes.insert(sequence, probe);
         Some(Send {
             id: SendId(sequence),
@@ -471,7 +511,9 @@ impl Tracer {
             let Some(traced) = self.traced(direction, flow) else { return Step::Wait(Timestamp::NEVER) };
             match traced.step(now.at, now.drained) {
                 FlowStep::Send { ttl, is_reserved } => {
-                    if let Some(send) = self.send(direction, flow, ttl, is_reserved, now, arena) {
+                    if let Some(send) =
+                        self.send((direction, flow), (ttl, is_reserved), NOTHING_WANTED, now, arena)
+                    {
                         return Step::Send(send);
                     }
                 }
@@ -488,18 +530,21 @@ impl Tracer {
 
     /// Fetches the answers of routers on the way back, if the time for that has come.
     fn fetch(&mut self, flow: u8, now: Now, arena: &mut Vec<u8>) -> Step<DirectedReport> {
-        let waiting = self.probes.values().filter(|probe| {
-            let is_reverse = probe.flow == flow && probe.direction == Direction::Reverse;
-            is_reverse && probe.ttl != DESTINATION && !probe.is_answered
-        });
-        let Some(Some(reverse)) = self.reverse.get_mut(usize::from(flow)) else {
+        let index = usize::from(flow);
+        let Some(from) = self.reverse[index].as_ref().map(|reverse| reverse.fetched) else {
             return Step::Wait(Timestamp::NEVER);
         };
-        if let Err(until) = reverse.fetch(waiting.count(), now.at) {
-            return Step::Wait(until);
+        let wanted = self.wanted(flow, from);
+        let Some(reverse) = &mut self.reverse[index] else { return Step::Wait(Timestamp::NEVER) };
+        match reverse.fetch(wanted[0].is_some(), now.at) {
+            Fetch::Wait(until) => Step::Wait(until),
+            Fetch::Send => {
+                reverse.fetched = wanted.iter().flatten().max().map_or(from, |last| last + 1);
+                let probe = ((Direction::Reverse, flow), (DESTINATION, false));
+                let sent = self.send(probe.0, probe.1, wanted, now, arena);
+                sent.map_or(Step::Wait(now.at + SPACING), Step::Send)
+            }
         }
-        let sent = self.send(Direction::Reverse, flow, DESTINATION, false, now, arena);
-        sent.map_or(Step::Wait(now.at + SPACING), Step::Send)
     }
 }
 

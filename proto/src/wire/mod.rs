@@ -15,7 +15,7 @@ pub use agent::AgentKind;
 pub use goodbye::{Goodbye, GoodbyeError};
 pub use message::Message;
 pub use ntp::{NtpTime, PeerTimestamp};
-pub use reverse_trace::{ReverseAnswer, ReverseTrace};
+pub use reverse_trace::{ReplyFate, ReverseOutcome, ReverseTrace};
 
 /// Why a packet or message could not be decoded. Names what and where, and never contains the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use super::{DecodeError, array, put, require, u32_at, u64_at};
+use crate::time::nanos;
 
 /// The value of the extension (type 253, from the range for private use; version 1).
 ///
@@ -14,10 +15,10 @@ use super::{DecodeError, array, put, require, u32_at, u64_at};
 ///  0 u32 magic "pmrt"   4 u8 version 1   5 u8 flags (1: reply, 2: deferred)
 ///  6 u8 TTL of the reply; 0: not limited   7 u8 if deferred: for how long, in tenths of a second, rounded up
 ///  8 u128 request: the router expected at this TTL, zero if unknown; an IPv4 address is mapped (RFC 4291)
-/// 24 three answers of 28 bytes: u32 sequence number of the request · u128 router · u64 nanoseconds
+/// 24 three outcomes of 28 bytes: u32 sequence number of the request · u128 router · u64 nanoseconds
 /// ```
-/// An answer whose router is zero is empty. The sender leaves bytes 24..108 zero, so that request and reply
-/// have the same length.
+/// Without a router, the nanoseconds are a code: 0 empty, 1 wanted (in a request), 2 not answered yet,
+/// 3 unknown. Request and reply have the same length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReverseTrace {
     /// Whether this is a reply.
@@ -29,32 +30,51 @@ pub struct ReverseTrace {
     pub ttl: u8,
     /// The router at which that TTL is expected to end; `None` if it is not known.
     pub expected: Option<IpAddr>,
-    /// In a reply: answers of routers to earlier replies of this session.
-    pub answers: [Option<ReverseAnswer>; Self::ANSWERS],
+    /// What became of earlier replies of this session: wanted in a request, and told in its reply.
+    pub outcomes: [Option<ReverseOutcome>; Self::OUTCOMES],
 }
 
-/// The answer of a router to a reply whose TTL ended there.
+/// What became of a reply with a limited TTL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReverseAnswer {
+pub struct ReverseOutcome {
     /// Sequence number of the request that asked for that reply.
     pub sequence: u32,
-    /// The router.
-    pub router: IpAddr,
-    /// Time from the reply to the router's answer.
-    pub rtt: Duration,
+    /// What became of it.
+    pub fate: ReplyFate,
+}
+
+/// What became of a reply with a limited TTL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyFate {
+    /// The prober wants to know it.
+    Wanted,
+    /// It was sent, and no router has answered yet.
+    Unanswered,
+    /// There is no such reply: its request has not arrived, or arrived too long ago.
+    Unknown,
+    /// A router answered.
+    Answered {
+        /// The router.
+        router: IpAddr,
+        /// Time from the reply to the router's answer.
+        rtt: Duration,
+    },
 }
 
 impl ReverseTrace {
-    /// Number of answers in one extension.
-    pub const ANSWERS: usize = 3;
+    /// Number of outcomes in one extension.
+    pub const OUTCOMES: usize = 3;
     /// Length of the value in bytes.
     pub const BYTES: u16 = 108;
     const MAGIC: u32 = u32::from_be_bytes(*b"pmrt");
     const VERSION: u8 = 1;
     const REPLY: u8 = 0x01;
     const DEFERRED: u8 = 0x02;
-    const ANSWERS_AT: usize = 24;
-    const ANSWER_BYTES: usize = 28;
+    const OUTCOMES_AT: usize = 24;
+    const OUTCOME_BYTES: usize = 28;
+    const WANTED: u64 = 1;
+    const UNANSWERED: u64 = 2;
+    const UNKNOWN: u64 = 3;
 
     /// Writes the value; `value` must have at least [`ReverseTrace::BYTES`] bytes.
     pub fn write(&self, value: &mut [u8]) {
@@ -64,14 +84,19 @@ impl ReverseTrace {
         let tenths = self.deferred.map_or(0, |time| time.as_millis().div_ceil(100));
         put(value, 4, &[Self::VERSION, flags, self.ttl, u8::try_from(tenths).unwrap_or(u8::MAX)]);
         put(value, 8, &self.expected.map_or([0; 16], octets));
-        for (index, answer) in self.answers.iter().enumerate() {
-            let at = Self::ANSWERS_AT + index * Self::ANSWER_BYTES;
-            put(value, at, &[0; Self::ANSWER_BYTES]);
-            if let Some(answer) = answer {
-                put(value, at, &answer.sequence.to_be_bytes());
-                put(value, at + 4, &octets(answer.router));
-                put(value, at + 20, &crate::time::nanos(answer.rtt).to_be_bytes());
-            }
+        for (index, outcome) in self.outcomes.iter().enumerate() {
+            let at = Self::OUTCOMES_AT + index * Self::OUTCOME_BYTES;
+            put(value, at, &[0; Self::OUTCOME_BYTES]);
+            let Some(ReverseOutcome { sequence, fate }) = outcome else { continue };
+            let (router, nanos) = match fate {
+                ReplyFate::Wanted => ([0; 16], Self::WANTED),
+                ReplyFate::Unanswered => ([0; 16], Self::UNANSWERED),
+                ReplyFate::Unknown => ([0; 16], Self::UNKNOWN),
+                ReplyFate::Answered { router, rtt } => (octets(*router), nanos(*rtt)),
+            };
+            put(value, at, &sequence.to_be_bytes());
+            put(value, at + 4, &router);
+            put(value, at + 20, &nanos.to_be_bytes());
         }
     }
 
@@ -88,17 +113,24 @@ impl ReverseTrace {
         if value[4] != Self::VERSION {
             return Err(DecodeError::Version { found: value[4], supported: Self::VERSION });
         }
-        let answer = |index: usize| {
-            let at = Self::ANSWERS_AT + index * Self::ANSWER_BYTES;
-            let rtt = Duration::from_nanos(u64_at(value, at + 20));
-            Some(ReverseAnswer { sequence: u32_at(value, at), router: address(array(value, at + 4))?, rtt })
+        let outcome = |index: usize| {
+            let at = Self::OUTCOMES_AT + index * Self::OUTCOME_BYTES;
+            let nanos = u64_at(value, at + 20);
+            let fate = match (address(array(value, at + 4)), nanos) {
+                (Some(router), _) => ReplyFate::Answered { router, rtt: Duration::from_nanos(nanos) },
+                (None, Self::WANTED) => ReplyFate::Wanted,
+                (None, Self::UNANSWERED) => ReplyFate::Unanswered,
+                (None, Self::UNKNOWN) => ReplyFate::Unknown,
+                (None, _) => return None,
+            };
+            Some(ReverseOutcome { sequence: u32_at(value, at), fate })
         };
         Ok(Self {
             is_reply: value[5] & Self::REPLY != 0,
             deferred: (value[5] & Self::DEFERRED != 0).then(|| Duration::from_millis(100) * value[7].into()),
             ttl: value[6],
             expected: address(array(value, 8)),
-            answers: std::array::from_fn(answer),
+            outcomes: std::array::from_fn(outcome),
         })
     }
 }
@@ -120,22 +152,30 @@ mod tests {
     use super::*;
 
     fn reply() -> ReverseTrace {
-        let answer = |sequence, router: &str, nanos| {
-            let router = router.parse().unwrap();
-            Some(ReverseAnswer { sequence, router, rtt: Duration::from_nanos(nanos) })
+        let answered = |sequence, router: &str, nanos| {
+            let fate =
+                ReplyFate::Answered { router: router.parse().unwrap(), rtt: Duration::from_nanos(nanos) };
+            Some(ReverseOutcome { sequence, fate })
         };
         ReverseTrace {
             is_reply: true,
             deferred: Some(Duration::from_millis(1_300)),
             ttl: 7,
             expected: Some([192, 0, 2, 1].into()),
-            answers: [answer(0x0102_0304, "198.51.100.9", 0x0506), None, answer(5, "2001:db8::9", u64::MAX)],
+            outcomes: [
+                answered(0x0102_0304, "198.51.100.9", 0x0506),
+                None,
+                answered(5, "2001:db8::9", u64::MAX),
+            ],
         }
     }
 
     #[test]
     fn encoded_value_decodes_to_its_fields() {
-        for expected in [ReverseTrace::default(), reply()] {
+        let outcome = |sequence, fate| Some(ReverseOutcome { sequence, fate });
+        let fates = [ReplyFate::Wanted, ReplyFate::Unanswered, ReplyFate::Unknown];
+        let outcomes = fates.map(|fate| outcome(9, fate));
+        for expected in [ReverseTrace::default(), reply(), ReverseTrace { outcomes, ..reply() }] {
             let mut value = vec![0xff; 108];
             expected.write(&mut value);
             assert_eq!(ReverseTrace::read(&value), Ok(expected));

@@ -35,7 +35,9 @@ pub(crate) fn tracer(bytes: &[u8]) {
     let unlimited = ProbeRate::UNLIMITED;
     let limits = match flags & 4 == 0 {
         true => ProbeLimits::default(),
-        false => ProbeLimits { router_v4: unlimited, router_v6: unlimited, agent: unlimited },
+        false => {
+            ProbeLimits { router_v4: unlimited, router_v6: unlimited, agent: unlimited, others: unlimited }
+        }
     };
     let spec = TraceSpec {
         to: source(0),

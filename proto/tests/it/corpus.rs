@@ -11,7 +11,7 @@ use pathmeter_proto::wire::icmp::{IcmpEcho, IcmpVersion};
 use pathmeter_proto::wire::stream::{self, Seal, Welcome, WelcomeStatus};
 use pathmeter_proto::wire::tlv::{self, SessionRecord};
 use pathmeter_proto::wire::websocket::MessageFormat;
-use pathmeter_proto::wire::{Goodbye, NtpTime, ReverseAnswer, ReverseTrace};
+use pathmeter_proto::wire::{Goodbye, NtpTime, ReplyFate, ReverseOutcome, ReverseTrace};
 
 use super::conservation::scaled;
 use super::fuzzed::{HELLO, SECRET, TARGETS, WELCOME, run};
@@ -200,14 +200,14 @@ fn reverse_request(sequence: u32, ttl: u8, key: Option<&Key>) -> Vec<u8> {
 fn reply_with_answers() -> Vec<u8> {
     let answer = |sequence: u32, router: &str| {
         let (router, rtt) = (router.parse().unwrap(), Duration::from_micros(1_234));
-        Some(ReverseAnswer { sequence, router, rtt })
+        Some(ReverseOutcome { sequence, fate: ReplyFate::Answered { router, rtt } })
     };
     let reverse = ReverseTrace {
         is_reply: true,
         deferred: Some(Duration::from_millis(1_300)),
         ttl: 3,
         expected: Some("2001:db8::3".parse().unwrap()),
-        answers: [answer(1, "10.0.0.1"), answer(2, "2001:db8::2"), None],
+        outcomes: [answer(1, "10.0.0.1"), answer(2, "2001:db8::2"), None],
     };
     let mut out = base(3, 7, None);
     reverse.write(tlv::append(&mut out, tlv::REVERSE_TRACE, ReverseTrace::BYTES).value_mut(&mut out));

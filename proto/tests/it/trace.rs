@@ -36,7 +36,7 @@ fn spec(seed: u64, flows: u16, limits: ProbeLimits) -> TraceSpec {
 
 fn unlimited() -> ProbeLimits {
     let none = ProbeRate::UNLIMITED;
-    ProbeLimits { router_v4: none, router_v6: none, agent: none }
+    ProbeLimits { router_v4: none, router_v6: none, agent: none, others: none }
 }
 
 fn world(seed: u64, network: RouterNetwork) -> TraceWorld {
@@ -584,5 +584,43 @@ fn reflector_that_drops_extensions_is_reached_with_the_third_trace_or_as_configu
         let behind = traces(&reports).into_iter().skip(first.min(2)).filter(is_known).count();
         assert!(behind > 0 || profile == Profile::Stamp, "{profile:?}");
         assert_eq!(traces(world.reverse_reports()), Vec::<&Trace>::new(), "{profile:?}");
+    }
+}
+
+/// A probe of the way back that was lost on the way there is not a router that did not answer.
+#[test]
+fn loss_on_the_way_there_is_not_loss_on_the_way_back() {
+    for seed in seeds(20) {
+        let mut there = RouterNetwork::chain(3, MS);
+        there.segments[1].routers[0].loss = 0.5;
+        let mut world = both_ways(seed, there, way_back(4, MS));
+        let reports = world.run(Duration::from_secs(3_600));
+        let unanswered = world
+            .reverse_reports()
+            .iter()
+            .filter(|(_, report)| matches!(report, TraceReport::Unanswered { ttl } if *ttl != DESTINATION));
+        assert_eq!(unanswered.count(), 0, "SIM_SEED={seed}");
+        let traces = traces(world.reverse_reports());
+        assert!(traces.iter().all(|trace| trace.first_lossy_hop.is_none()), "SIM_SEED={seed}");
+        let answered = traces.iter().flat_map(|trace| &trace.hops).filter(|hop| !hop.answers.is_empty());
+        assert!(answered.count() > traces.len(), "SIM_SEED={seed}: most hops answer in spite of it");
+        let forward = self::traces(&reports);
+        let last = forward.iter().rev().take(20).filter(|trace| trace.first_lossy_hop == Some(3)).count();
+        assert!(last > 10, "SIM_SEED={seed}: behind the router that drops, in {last} of 20 traces");
+    }
+}
+
+/// Lost replies to fetches do not lose the answers.
+#[test]
+fn answers_on_the_way_back_survive_lost_fetches() {
+    for seed in seeds(50) {
+        let mut world = both_ways(seed, RouterNetwork::chain(2, MS), way_back(16, MS));
+        world.reverse_loss = 0.1;
+        world.run(Duration::from_secs(600));
+        let traces = traces(world.reverse_reports());
+        let hops = traces.iter().flat_map(|trace| &trace.hops).count();
+        let answered = traces.iter().flat_map(|trace| &trace.hops).filter(|hop| !hop.answers.is_empty());
+        // A tenth of the probes is lost before it reaches a router, and a hundredth of the answers twice.
+        assert!(answered.count() * 100 > hops * 80, "SIM_SEED={seed}: {hops} hops");
     }
 }

@@ -285,7 +285,6 @@ impl StampResponder {
                 timestamp: sent,
                 at: now.at,
                 answer: None,
-                reported: 0,
             });
         }
         Some(Send {
@@ -318,10 +317,12 @@ fn extend(
     pending: &PendingReply,
     session: &Session,
     drops: &HostDrops,
-    mut reverse: impl FnMut(&ReverseTrace) -> ReverseTrace,
+    reverse: impl FnOnce(&ReverseTrace) -> Option<ReverseTrace>,
 ) -> (u8, u8) {
     let arrived = pending.arrival.tos.unwrap_or(0);
     let (mut dscp, mut ttl) = (arrived >> 2, SENT_TTL);
+    // Only the first such extension is answered: each may take a token.
+    let mut reverse = Some(reverse);
     let mut at = pending.mode.base_bytes();
     while let Some(found) = tlv::next(reply, at) {
         let Ok(found) = found else {
@@ -353,17 +354,19 @@ fn extend(
                 }
                 Err(_) => false,
             },
-            tlv::REVERSE_TRACE => match ReverseTrace::read(found.value(reply)) {
-                Ok(asked) if !asked.is_reply => {
-                    let answer = reverse(&asked);
-                    answer.write(found.value_mut(reply));
-                    if answer.ttl > 0 && answer.deferred.is_none() {
-                        ttl = answer.ttl;
+            tlv::REVERSE_TRACE => {
+                let asked = ReverseTrace::read(found.value(reply)).ok().filter(|asked| !asked.is_reply);
+                match asked.zip(reverse.take()).and_then(|(asked, reverse)| reverse(&asked)) {
+                    Some(answer) => {
+                        answer.write(found.value_mut(reply));
+                        if answer.ttl > 0 && answer.deferred.is_none() {
+                            ttl = answer.ttl;
+                        }
+                        true
                     }
-                    true
+                    None => false,
                 }
-                Ok(_) | Err(_) => false,
-            },
+            }
             _ => false,
         };
         reply[found.at] = if is_known { 0 } else { tlv::UNRECOGNIZED };

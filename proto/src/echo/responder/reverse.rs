@@ -10,7 +10,7 @@ use crate::machine::SendId;
 use crate::probe_budget::{Expected, ProbeBudget};
 use crate::time::Timestamp;
 use crate::wire::stamp::{self, Mode};
-use crate::wire::{NtpTime, ReverseAnswer, ReverseTrace};
+use crate::wire::{NtpTime, ReplyFate, ReverseOutcome, ReverseTrace};
 
 /// The replies with a limited TTL that routers may still answer, oldest first, and their answers.
 #[derive(Debug)]
@@ -45,16 +45,14 @@ pub(super) struct ReverseProbe {
     /// When it left the host.
     pub(super) at: Timestamp,
     pub(super) answer: Option<(IpAddr, Duration)>,
-    /// In how many replies the answer was passed on.
-    pub(super) reported: u8,
 }
 
 /// Number of replies with a limited TTL that are kept. At the limit the oldest is discarded: the prober takes
 /// its hop for one that did not answer. Chosen: 20 s of what the agent may send.
 const PROBES_MAX: usize = 1_024;
 
-/// Number of reserved tokens. At the limit the one that was reserved first is given up: its prober is told to
-/// wait again. Chosen: 20 s of what the agent may send.
+/// Number of reserved tokens. At the limit further probers are told to wait without one. Chosen: more than
+/// become valid within the horizon of the budget.
 const TURNS_MAX: usize = 1_024;
 
 /// A prober that asks this much before its turn is not sent away again.
@@ -63,8 +61,8 @@ const EARLY_MAX: Duration = Duration::from_millis(100);
 /// How long an answer of a router is waited for and kept: as long as the prober waits.
 const AGE_MAX: Duration = Duration::from_secs(5);
 
-/// In how many replies an answer is passed on, because any of them may be lost.
-const REPORTS_MAX: u8 = 3;
+/// Largest TTL that a reply is limited to: the largest `hops_max`.
+const TTL_MAX: u8 = 64;
 
 impl ReverseProbes {
     pub(super) fn new(budget: Arc<Mutex<ProbeBudget>>) -> Self {
@@ -72,21 +70,43 @@ impl ReverseProbes {
     }
 
     /// Answers a request's extension: with a limited TTL, if the router that is expected there may be asked
-    /// now, or with the answers to earlier replies.
+    /// now, or with what became of earlier replies. `None` if it asks for something that does not exist.
     pub(super) fn reply(
         &mut self,
         asked: &ReverseTrace,
         session: SessionKey,
         is_v4: bool,
         now: Timestamp,
-    ) -> ReverseTrace {
+    ) -> Option<ReverseTrace> {
         let reply = ReverseTrace { is_reply: true, ..*asked };
-        if asked.ttl == 0 {
-            return ReverseTrace { answers: self.answers(session, now), ..reply };
+        match asked.ttl {
+            0 => {
+                let wanted = asked.outcomes.map(|outcome| Some(outcome?.sequence));
+                let outcomes = wanted.map(|sequence| self.outcome(session, sequence?, now));
+                Some(ReverseTrace { outcomes, ..reply })
+            }
+            1..=TTL_MAX => {
+                // The prober may name any router; only one that has answered this agent is believed.
+                let known = asked.expected.filter(|router| self.budget().knows(*router));
+                let expected = known.map_or(Expected::Unknown { ttl: asked.ttl, is_v4 }, Expected::Router);
+                let deferred = self.deferral(session, asked.ttl, expected, now);
+                Some(ReverseTrace { deferred, outcomes: [None; ReverseTrace::OUTCOMES], ..reply })
+            }
+            _ => None,
         }
-        let expected = asked.expected.map_or(Expected::Unknown { ttl: asked.ttl, is_v4 }, Expected::Router);
-        let deferred = self.deferral(session, asked.ttl, expected, now);
-        ReverseTrace { deferred, answers: [None; ReverseTrace::ANSWERS], ..reply }
+    }
+
+    /// What became of the reply to a request of a session.
+    fn outcome(&self, session: SessionKey, sequence: u32, now: Timestamp) -> Option<ReverseOutcome> {
+        let is_meant = |probe: &&ReverseProbe| {
+            probe.session == session && probe.request == sequence && now.since(probe.at) <= AGE_MAX
+        };
+        let fate = match self.probes.iter().rev().find(is_meant).map(|probe| probe.answer) {
+            Some(Some((router, rtt))) => ReplyFate::Answered { router, rtt },
+            Some(None) => ReplyFate::Unanswered,
+            None => ReplyFate::Unknown,
+        };
+        Some(ReverseOutcome { sequence, fate })
     }
 
     /// How long the prober has to wait until the router may be asked; `None`: not at all. Probers wait in the
@@ -99,25 +119,26 @@ impl ReverseProbes {
         now: Timestamp,
     ) -> Option<Duration> {
         self.turns.retain(|turn| now.since(turn.at) <= AGE_MAX);
-        let known = self.turns.iter().position(|turn| turn.session == session && turn.ttl == ttl);
-        let at = match known.map(|index| self.turns[index].at) {
-            Some(at) => at,
-            None => self.budget().reserve(expected, now).0,
-        };
-        let is_due = at <= now + EARLY_MAX;
-        match (known, is_due) {
-            (Some(index), true) => {
-                self.turns.remove(index);
+        if let Some(index) = self.turns.iter().position(|turn| turn.session == session && turn.ttl == ttl) {
+            let at = self.turns[index].at;
+            if at > now + EARLY_MAX {
+                return Some(at.since(now));
             }
-            (None, false) => {
-                if self.turns.len() == TURNS_MAX {
-                    self.turns.pop_front();
-                }
-                self.turns.push_back(Turn { session, ttl, at });
-            }
-            (Some(_), false) | (None, true) => {}
+            self.turns.remove(index);
+            return None;
         }
-        (!is_due).then(|| at.since(now))
+        if self.turns.len() == TURNS_MAX {
+            return Some(ProbeBudget::HORIZON);
+        }
+        let reserved = self.budget().reserve_for_other(expected, now);
+        match reserved {
+            Ok(at) if at <= now + EARLY_MAX => None,
+            Ok(at) => {
+                self.turns.push_back(Turn { session, ttl, at });
+                Some(at.since(now))
+            }
+            Err(at) => Some(at.since(now)),
+        }
     }
 
     fn budget(&self) -> std::sync::MutexGuard<'_, ProbeBudget> {
@@ -162,26 +183,5 @@ impl ReverseProbes {
             let ttl = probe.ttl;
             self.budget().answered(ttl, router);
         }
-    }
-
-    /// Takes the answers for the next reply of a session: those passed on least, and of these the oldest.
-    fn answers(
-        &mut self,
-        session: SessionKey,
-        now: Timestamp,
-    ) -> [Option<ReverseAnswer>; ReverseTrace::ANSWERS] {
-        let is_due = |probe: &ReverseProbe| {
-            let is_fresh = now.since(probe.at) <= AGE_MAX && probe.reported < REPORTS_MAX;
-            probe.session == session && probe.answer.is_some() && is_fresh
-        };
-        let mut due: Vec<&mut ReverseProbe> = self.probes.iter_mut().filter(|probe| is_due(probe)).collect();
-        due.sort_by_key(|probe| probe.reported);
-        let mut due = due.into_iter();
-        std::array::from_fn(|_| {
-            let probe = due.next()?;
-            probe.reported += 1;
-            let (router, rtt) = probe.answer?;
-            Some(ReverseAnswer { sequence: probe.request, router, rtt })
-        })
     }
 }

@@ -2,9 +2,10 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::machine::IcmpError;
+use crate::probe_budget::Expected;
 use crate::probe_budget::{ProbeLimits, ProbeRate};
 use crate::time::WallTime;
-use crate::wire::ReverseAnswer;
+use crate::wire::{ReplyFate, ReverseOutcome};
 
 const SECOND: u64 = 1_000_000_000;
 const PROBER: ([u8; 4], u16) = ([192, 0, 2, 1], 40_000);
@@ -321,12 +322,16 @@ fn responder_has_nothing_in_flight_and_finishes_when_stopped() {
 
 const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1));
 
-/// A request of a session that asks for a reply with this TTL; 0: for answers.
-fn reverse_request(sequence: u32, session: u32, ttl: u8) -> Vec<u8> {
+/// A request of a session with this extension.
+fn extended_request(sequence: u32, session: u32, asked: &ReverseTrace) -> Vec<u8> {
     let mut out = request(sequence, Some(session));
-    let asked = ReverseTrace { ttl, ..ReverseTrace::default() };
     asked.write(tlv::append(&mut out, tlv::REVERSE_TRACE, ReverseTrace::BYTES).value_mut(&mut out));
     out
+}
+
+/// A request of a session that asks for a reply with this TTL.
+fn reverse_request(sequence: u32, session: u32, ttl: u8) -> Vec<u8> {
+    extended_request(sequence, session, &ReverseTrace { ttl, ..ReverseTrace::default() })
 }
 
 fn reverse_of(reply: &[u8]) -> ReverseTrace {
@@ -335,17 +340,15 @@ fn reverse_of(reply: &[u8]) -> ReverseTrace {
     ReverseTrace::read(found.value(reply)).unwrap()
 }
 
-/// The sequence numbers, routers and RTTs that a request for answers gets.
-fn fetch(
-    responder: &mut StampResponder,
-    sequence: u32,
-    session: u32,
-    time: Timestamp,
-) -> Vec<(u32, IpAddr, Duration)> {
-    let (send, reply) = request_reply(responder, &reverse_request(sequence, session, 0), time);
+/// What became of the reply to the request `wanted` of a session.
+fn fate(responder: &mut StampResponder, wanted: u32, session: u32, time: Timestamp) -> ReplyFate {
+    let outcome = ReverseOutcome { sequence: wanted, fate: ReplyFate::Wanted };
+    let asked = ReverseTrace { outcomes: [Some(outcome), None, None], ..ReverseTrace::default() };
+    let (send, reply) = request_reply(responder, &extended_request(1_000, session, &asked), time);
     assert_eq!(send.ttl, SENT_TTL);
-    let answers = reverse_of(&reply).answers.into_iter().flatten();
-    answers.map(|answer| (answer.sequence, answer.router, answer.rtt)).collect()
+    let [Some(found), None, None] = reverse_of(&reply).outcomes else { panic!("one outcome") };
+    assert_eq!(found.sequence, wanted);
+    found.fate
 }
 
 fn expired(to: SocketAddr, time: Timestamp) -> Arrival {
@@ -366,33 +369,58 @@ fn reply_has_the_ttl_that_is_asked_for_and_the_length_of_its_request() {
 }
 
 #[test]
-fn answer_is_passed_on_three_times_to_its_session_only() {
+fn outcome_of_a_reply_is_told_to_its_session_only() {
     let mut responder = responder();
     let (send, reply) = request_reply(&mut responder, &reverse_request(5, 1, 3), at(0));
     responder.sent(send.id, at(1_000), TimestampSource::Kernel);
+    assert_eq!(fate(&mut responder, 5, 1, at(2_000)), ReplyFate::Unanswered);
     responder.received(&reply[..60], &expired(PROBER.into(), at(5_001_000)));
-    let expected = [(5, ROUTER, Duration::from_millis(5))];
-    assert_eq!(fetch(&mut responder, 1, 2, at(SECOND)), [], "another session");
-    for sequence in 6..9 {
-        assert_eq!(fetch(&mut responder, sequence, 1, at(SECOND)), expected);
+    let answered = ReplyFate::Answered { router: ROUTER, rtt: Duration::from_millis(5) };
+    for _ in 0..5 {
+        assert_eq!(fate(&mut responder, 5, 1, at(SECOND)), answered, "as often as it is wanted");
     }
-    assert_eq!(fetch(&mut responder, 9, 1, at(SECOND)), []);
+    assert_eq!(fate(&mut responder, 5, 2, at(SECOND)), ReplyFate::Unknown, "another session");
+    assert_eq!(fate(&mut responder, 6, 1, at(SECOND)), ReplyFate::Unknown, "no such request");
+    assert_eq!(fate(&mut responder, 5, 1, at(5 * SECOND + 1_000)), answered);
+    assert_eq!(fate(&mut responder, 5, 1, at(5 * SECOND + 1_001)), ReplyFate::Unknown, "too long ago");
 }
 
 #[test]
-fn answers_passed_on_least_come_first_and_old_ones_not_at_all() {
+fn only_the_first_extension_with_a_possible_ttl_is_answered() {
     let mut responder = responder();
-    for (sequence, ttl) in (0..5).zip(1..) {
-        let (_, reply) = request_reply(&mut responder, &reverse_request(sequence, 1, ttl), at(0));
-        responder.received(&reply, &expired(PROBER.into(), at(1)));
+    for ttl in [65, 255] {
+        let (send, reply) = request_reply(&mut responder, &reverse_request(0, 1, ttl), at(0));
+        let found = tlv::walk(&reply, 44).find(|found| found.kind == tlv::REVERSE_TRACE).unwrap();
+        assert_eq!((send.ttl, found.flags), (SENT_TTL, tlv::UNRECOGNIZED));
     }
-    let mut sequences = |sequence, time| {
-        fetch(&mut responder, sequence, 1, time).iter().map(|answer| answer.0).collect::<Vec<u32>>()
-    };
-    assert_eq!(sequences(10, at(2)), [0, 1, 2]);
-    assert_eq!(sequences(11, at(2)), [3, 4, 0]);
-    assert_eq!(sequences(12, at(5 * SECOND)), [1, 2, 3]);
-    assert_eq!(sequences(13, at(5 * SECOND + 1)), [], "the prober waits no longer");
+    let mut twice = reverse_request(0, 1, 7);
+    let second = ReverseTrace { ttl: 9, ..ReverseTrace::default() };
+    second.write(tlv::append(&mut twice, tlv::REVERSE_TRACE, ReverseTrace::BYTES).value_mut(&mut twice));
+    let (send, reply) = request_reply(&mut responder, &twice, at(0));
+    let flags: Vec<u8> = tlv::walk(&reply, 44)
+        .filter(|found| found.kind == tlv::REVERSE_TRACE)
+        .map(|found| found.flags)
+        .collect();
+    assert_eq!((send.ttl, flags), (7, vec![0, tlv::UNRECOGNIZED]));
+}
+
+#[test]
+fn other_agents_cannot_fill_the_queue_of_a_router() {
+    let budget = Arc::new(Mutex::new(ProbeBudget::default()));
+    let policy = Policy { open: true, rate: 1 << 40, rate_per_source: 1 << 40, ..Policy::default() };
+    let mut responder = StampResponder::with_probe_budget(policy, None, 1 << 16, Arc::clone(&budget));
+    for session in 0..20_000_u32 {
+        // Each names another router.
+        let expected = Some(IpAddr::from((0x0a00_0000 + session).to_be_bytes()));
+        let asked = ReverseTrace { ttl: 1, expected, ..ReverseTrace::default() };
+        let (send, _) = request_reply(&mut responder, &extended_request(0, session, &asked), at(0));
+        assert_eq!(send.ttl == 1, session < 5, "{session}: the burst of one router");
+    }
+    let first = Expected::Unknown { ttl: 1, is_v4: true };
+    let (time, _) = budget.lock().unwrap().reserve(first, at(0));
+    assert!(time.since(at(0)) <= ProbeBudget::HORIZON + Duration::from_secs(2), "{time:?}");
+    let other = Expected::Unknown { ttl: 2, is_v4: true };
+    assert_eq!(budget.lock().unwrap().reserve(other, at(0)), (at(0), None), "nor the agent's own rate");
 }
 
 #[test]
@@ -422,10 +450,10 @@ fn error_is_an_answer_only_if_it_quotes_the_reply_with_its_t3() {
     let (_, reply) = request_reply(&mut responder, &reverse_request(0, 1, 1), at(0));
     for (quoted, arrival) in arrivals(&reply) {
         responder.received(&quoted, &arrival);
-        assert_eq!(fetch(&mut responder, 1, 1, at(2)), [], "{arrival:?}");
+        assert_eq!(fate(&mut responder, 0, 1, at(2)), ReplyFate::Unanswered, "{arrival:?}");
     }
     responder.received(&reply[..12], &expired(PROBER.into(), at(1)));
-    assert_eq!(fetch(&mut responder, 2, 1, at(2)).len(), 1);
+    assert!(matches!(fate(&mut responder, 0, 1, at(2)), ReplyFate::Answered { .. }));
 }
 
 #[test]
@@ -436,9 +464,9 @@ fn quotation_of_a_reply_whose_t3_was_updated_is_recognised() {
     responder.before_send(send.id, &mut reply, now(at(1_000_000)));
     assert_ne!(reply, written);
     responder.received(&written, &expired(PROBER.into(), at(2_000_000)));
-    assert_eq!(fetch(&mut responder, 1, 1, at(3_000_000)), []);
+    assert_eq!(fate(&mut responder, 0, 1, at(3_000_000)), ReplyFate::Unanswered);
     responder.received(&reply, &expired(PROBER.into(), at(2_000_000)));
-    assert_eq!(fetch(&mut responder, 2, 1, at(3_000_000)).len(), 1);
+    assert!(matches!(fate(&mut responder, 0, 1, at(3_000_000)), ReplyFate::Answered { .. }));
 }
 
 #[test]
@@ -465,17 +493,19 @@ fn router_that_may_not_be_asked_yet_has_a_turn_for_each_session() {
 fn reply_that_ends_at_a_router_does_not_repeat_what_its_request_says_about_answers() {
     let mut asked = reverse_request(0, 1, 3);
     let found = tlv::walk(&asked, 44).find(|found| found.kind == tlv::REVERSE_TRACE).unwrap();
-    let answer = ReverseAnswer { sequence: 9, router: ROUTER, rtt: Duration::from_millis(1) };
-    let forged = ReverseTrace { ttl: 3, answers: [Some(answer); 3], ..ReverseTrace::default() };
+    let fate = ReplyFate::Answered { router: ROUTER, rtt: Duration::from_millis(1) };
+    let outcomes = [Some(ReverseOutcome { sequence: 9, fate }); 3];
+    let forged = ReverseTrace { ttl: 3, outcomes, ..ReverseTrace::default() };
     forged.write(found.value_mut(&mut asked));
     let (_, reply) = request_reply(&mut responder(), &asked, at(0));
-    assert_eq!(reverse_of(&reply).answers, [None; 3]);
+    assert_eq!(reverse_of(&reply).outcomes, [None; 3]);
 }
 
 #[test]
 fn answers_to_the_latest_1024_limited_replies_are_kept() {
     let unlimited = ProbeRate::UNLIMITED;
-    let limits = ProbeLimits { router_v4: unlimited, router_v6: unlimited, agent: unlimited };
+    let limits =
+        ProbeLimits { router_v4: unlimited, router_v6: unlimited, agent: unlimited, others: unlimited };
     let policy = Policy { open: true, rate: 1 << 40, rate_per_source: 1 << 40, ..Policy::default() };
     let budget = Arc::new(Mutex::new(ProbeBudget::new(limits)));
     let mut responder = StampResponder::with_probe_budget(policy, None, 1_024, budget);
@@ -485,6 +515,6 @@ fn answers_to_the_latest_1024_limited_replies_are_kept() {
     for reply in &replies[..2] {
         responder.received(reply, &expired(PROBER.into(), at(1)));
     }
-    let fetched = fetch(&mut responder, 2_000, 1, at(2));
-    assert_eq!(fetched.iter().map(|(sequence, ..)| *sequence).collect::<Vec<u32>>(), [1]);
+    assert_eq!(fate(&mut responder, 0, 1, at(2)), ReplyFate::Unknown);
+    assert!(matches!(fate(&mut responder, 1, 1, at(2)), ReplyFate::Answered { .. }));
 }
