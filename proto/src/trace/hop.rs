@@ -213,6 +213,26 @@ mod tests {
     }
 
     #[test]
+    fn hop_is_silent_after_five_probes_without_an_answer() {
+        for (unanswered, is_silent) in [(0, false), (2, false), (4, false), (5, true), (6, true)] {
+            let mut hop = history(20);
+            (0..unanswered).for_each(|_| hop.unanswered());
+            assert_eq!(hop.is_silent(), is_silent, "{unanswered} probes");
+        }
+        let mut hop = HopHistory::default();
+        (0..4).for_each(|_| hop.unanswered());
+        assert!(!hop.is_silent(), "too few probes");
+    }
+
+    #[test]
+    fn hop_without_an_answer_so_far_says_nothing_about_the_loss_before_it() {
+        let mut unknown = HopHistory::default();
+        unknown.unanswered();
+        let states = states(&[history(14), unknown], &history(14));
+        assert_eq!(states, [HopState::Lossy, HopState::Unanswered]);
+    }
+
+    #[test]
     fn few_probes_say_nothing_about_loss() {
         let mut hop = HopHistory::default();
         hop.answered([192, 0, 2, 1].into(), Duration::from_millis(1), Timestamp::from_nanos(1));
