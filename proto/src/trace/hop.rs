@@ -202,6 +202,7 @@ mod tests {
         assert_eq!(found(&[20, 14, 0, 14], 14), (vec![Answered, Lossy, Silent, Lossy], Some(2)));
         assert_eq!(found(&[14, 20, 14], 14), (vec![RateLimited, Answered, Lossy], Some(3)));
         assert_eq!(found(&[20, 20, 0], 0), (vec![Answered, Answered, Unanswered], None));
+        assert_eq!(found(&[20, 8], 17), (vec![Answered, Answered], None), "the destination loses some too");
         assert_eq!(found(&[], 20), (vec![], None));
     }
 
