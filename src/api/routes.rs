@@ -334,9 +334,7 @@ impl AppState {
             let reason = "traces are allowed only from loopback, or signed with the mesh key\n";
             return text(StatusCode::FORBIDDEN, reason);
         }
-        let target =
-            query.and_then(|query| query.strip_prefix("target=")).filter(|target| !target.is_empty());
-        let Some(target) = target else {
+        let Some(target) = traces::requested_target(query) else {
             let problem = "the query must be target=NAME, where NAME is a peer or target\n";
             return text(StatusCode::BAD_REQUEST, problem);
         };

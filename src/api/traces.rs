@@ -47,6 +47,13 @@ pub(super) fn difference(log: &TraceLog, query: Option<&str>) -> Result<Value, S
         log.find(number).ok_or_else(|| format!("trace {number} is not kept; see /api/v1/traces\n"))
     };
     let (a, b) = (value("a")?, value("b")?);
+    if (&a.path, a.direction) != (&b.path, b.direction) {
+        return Err("the traces are of different paths or directions\n".to_owned());
+    }
+    Ok(difference_json(&a, &b))
+}
+
+fn difference_json(a: &StoredTrace, b: &StoredTrace) -> Value {
     let routers = |trace: &Trace, ttl: u8| {
         let hop = trace.hops.iter().find(|hop| hop.ttl == ttl)?;
         let mut routers: Vec<String> = hop.answers.iter().map(|(router, _)| router.to_string()).collect();
@@ -54,11 +61,14 @@ pub(super) fn difference(log: &TraceLog, query: Option<&str>) -> Result<Value, S
         routers.dedup();
         (!routers.is_empty()).then_some(routers)
     };
-    let length = a.trace.hops.len().max(b.trace.hops.len());
-    let hops = (1..=u8::try_from(length).unwrap_or(u8::MAX)).filter_map(|ttl| {
+    // A hop that did not answer in one of them says nothing, unless its route has ended before.
+    let has_ended =
+        |trace: &Trace, ttl: u8| trace.rtt.is_some() && trace.routers.is_some_and(|last| last < ttl);
+    let length = u8::try_from(a.trace.hops.len().max(b.trace.hops.len())).unwrap_or(u8::MAX);
+    let hops = (1..=length).filter_map(|ttl| {
         let (of_a, of_b) = (routers(&a.trace, ttl), routers(&b.trace, ttl));
-        // A hop that did not answer in one of them says nothing, unless the other route has ended there.
-        let is_known = of_a.is_some() && of_b.is_some() || a.trace.hops.len() != b.trace.hops.len();
+        let is_known =
+            (of_a.is_some() || has_ended(&a.trace, ttl)) && (of_b.is_some() || has_ended(&b.trace, ttl));
         (of_a != of_b && is_known).then(|| json!({"ttl": ttl, "a": of_a, "b": of_b}))
     });
     let hops: Vec<Value> = hops.collect();
@@ -66,7 +76,10 @@ pub(super) fn difference(log: &TraceLog, query: Option<&str>) -> Result<Value, S
         let rtt = stored.trace.rtt.map(|rtt| rtt.as_secs_f64());
         json!({"number": stored.number, "routers": stored.trace.routers, "rtt_seconds": rtt})
     };
-    Ok(json!({"a": side(&a), "b": side(&b), "is_same_route": hops.is_empty(), "hops": hops}))
+    let is_whole = a.trace.rtt.is_some() && b.trace.rtt.is_some();
+    let is_same = hops.is_empty() && a.trace.routers == b.trace.routers;
+    let is_same_route = (is_whole || !hops.is_empty()).then_some(is_same);
+    json!({"a": side(a), "b": side(b), "is_same_route": is_same_route, "hops": hops})
 }
 
 impl Filter {
@@ -86,6 +99,13 @@ impl Filter {
         }
         Ok(filter)
     }
+}
+
+/// The target in the query of a request for traces; `None` if there is no target, or anything else.
+pub(super) fn requested_target(query: Option<&str>) -> Option<&str> {
+    let mut pairs = pairs(query);
+    let (key, target) = pairs.next()?;
+    (key == "target" && !target.is_empty() && pairs.next().is_none()).then_some(target)
 }
 
 /// The keys and values of a query. A part without `=` has an empty value.
@@ -115,7 +135,13 @@ fn stored_json(stored: &StoredTrace) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use pathmeter_proto::time::Timestamp;
+    use pathmeter_proto::trace::{Direction, Hop, HopState, Trigger};
+
     use super::*;
+    use crate::paths::PathKey;
 
     #[test]
     fn query_selects_by_target_and_time() {
@@ -126,5 +152,54 @@ mod tests {
         for invalid in ["since=x", "since=inf", "since", "until=5", "target=", "target"] {
             assert!(read(invalid).is_err(), "{invalid}");
         }
+    }
+
+    /// A trace of these routers, of which 0 did not answer; it reached the destination.
+    fn trace(routers: &[u8]) -> StoredTrace {
+        let hops = (1..).zip(routers).map(|(ttl, last)| {
+            let answers = if *last == 0 { vec![] } else { vec![([192, 0, 2, *last].into(), Duration::ZERO)] };
+            Hop { ttl, state: HopState::Answered, sent: 1, answers, responder: None }
+        });
+        let trace = Trace {
+            flow: 0,
+            trigger: Trigger::Start,
+            began: Timestamp::from_nanos(0),
+            duration: Duration::ZERO,
+            is_burst: true,
+            rtt: Some(Duration::ZERO),
+            routers: u8::try_from(routers.len()).ok(),
+            hops: hops.collect(),
+            route: None,
+            first_lossy_hop: None,
+        };
+        let path = PathKey { probe: "routes".into(), peer: "ams-1".into(), family: "ipv4" };
+        StoredTrace { number: 1, timestamp_seconds: 0.0, path, direction: Direction::Forward, trace }
+    }
+
+    #[test]
+    fn routes_differ_in_known_routers_and_in_their_length() {
+        let difference = |a: &StoredTrace, b: &StoredTrace| {
+            let found = difference_json(a, b);
+            let ttls = found["hops"].as_array().unwrap().iter().map(|hop| hop["ttl"].as_u64().unwrap());
+            (found["is_same_route"].as_bool(), ttls.collect::<Vec<u64>>())
+        };
+        let of = |a: &[u8], b: &[u8]| difference(&trace(a), &trace(b));
+        assert_eq!(of(&[1, 2, 3], &[1, 2, 3]), (Some(true), vec![]));
+        assert_eq!(of(&[1, 2, 3], &[1, 9, 3]), (Some(false), vec![2]));
+        assert_eq!(of(&[1, 2, 3], &[1, 0, 3]), (Some(true), vec![]), "it did not answer");
+        assert_eq!(of(&[1, 0, 3, 4], &[1, 2, 3]), (Some(false), vec![4]), "the other has ended");
+        assert_eq!(of(&[1, 2, 0], &[1, 2]), (Some(false), vec![]), "another length");
+        let mut unreached = trace(&[1, 2]);
+        (unreached.trace.rtt, unreached.trace.routers) = (None, None);
+        assert_eq!(difference(&trace(&[1, 2, 3]), &unreached), (None, vec![]), "not known");
+        assert_eq!(difference(&trace(&[1, 9, 3]), &unreached), (Some(false), vec![2]));
+    }
+
+    #[test]
+    fn request_names_one_target() {
+        let target = |query| requested_target(Some(query));
+        assert_eq!(target("target=ams-1"), Some("ams-1"));
+        let others = ["target=", "target", "target=b&x=1", "x=1&target=b", ""].map(target);
+        assert_eq!(others, [None; 5]);
     }
 }

@@ -242,7 +242,7 @@ impl<'a> Routes<'a> {
             }
         }
         if text.is_empty() && direction == Direction::Reverse {
-            let _ = writeln!(text, "\nback from {target}: it does not support traces of the way back");
+            let _ = writeln!(text, "\nback from {target}: no trace of the way back within 3 s");
         }
         text
     }

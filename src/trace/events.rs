@@ -20,7 +20,7 @@ pub(super) struct RouteUpdated {
     pub(super) flow: u8,
     pub(super) update: RouteUpdate,
     pub(super) trigger: Trigger,
-    /// The echoes of the flow before the change, for about two minutes.
+    /// The echoes of the flow in the last minutes before the change.
     pub(super) before: EchoSummary,
     /// The echoes since the change was first observed.
     pub(super) after: EchoSummary,

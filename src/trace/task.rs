@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::{Timestamp, nanos};
-use pathmeter_proto::trace::{DirectedReport, Direction, TraceReport, TraceSpec, Tracer};
+use pathmeter_proto::trace::{DirectedReport, Direction, TraceReport, TraceSpec, Tracer, Trigger};
 
 use super::events::{LossyFlow, RouteUpdated};
 use crate::datagram::{
@@ -61,6 +61,10 @@ pub(super) fn trace_task(
     }
 }
 
+/// Longest time before the first observation of a change whose echoes are left out. Echoes are kept for three
+/// minutes.
+const UNNOTICED_MAX: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 struct TraceRecorder {
     interval: Duration,
@@ -96,7 +100,8 @@ impl Recorder<Tracer> for TraceRecorder {
             TraceReport::SendError(_) | TraceReport::Deferred(_) | TraceReport::Unmatched => None,
             TraceReport::Traced(trace) => {
                 self.has_new_route = true;
-                if trace.is_burst {
+                // Without routers, or without an answer of the target, a burst takes the place of each round.
+                if trace.is_burst && trace.trigger != Trigger::Interval {
                     let (path, log) = &self.log;
                     log.add(path, direction, *trace);
                 }
@@ -105,7 +110,8 @@ impl Recorder<Tracer> for TraceRecorder {
             TraceReport::Route { flow, update, trigger, since } => {
                 self.has_new_route = true;
                 // The route may have changed up to an interval before it was observed.
-                let before = self.followed.echoes(flow, Timestamp::from_nanos(0), since - self.interval);
+                let gap = self.interval.min(UNNOTICED_MAX);
+                let before = self.followed.echoes(flow, Timestamp::from_nanos(0), since - gap);
                 let after = self.followed.echoes(flow, since, Timestamp::NEVER);
                 let update = *update;
                 let event = RouteUpdated { direction, flow, update, trigger, before, after };

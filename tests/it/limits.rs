@@ -131,7 +131,7 @@ const MEASURING: &[Row] = &[
     (
         "routers remembered for each hop",
         &["proto/src/trace/hop.rs:RESPONDERS_MAX"],
-        "the one that answered first is forgotten",
+        "the one that has been silent longest is forgotten",
     ),
     (
         "events from a loop to the daemon",
@@ -149,7 +149,7 @@ const ANSWERING: &[Row] = &[
     (
         "replies with a limited TTL that routers may still answer, probers that wait for their turn",
         &["proto/src/echo/responder/reverse.rs:PROBES_MAX", "proto/src/echo/responder/reverse.rs:TURNS_MAX"],
-        "the oldest is dropped: the hop is unanswered; the prober waits again",
+        "the oldest is forgotten, and its hop not known; further ones have to ask again",
     ),
     (
         "datagrams answered per second, per source",

@@ -131,13 +131,13 @@ impl TracedFlow {
         }
     }
 
-    /// Requests a trace. Of several requests the first one's trigger is kept, unless a user requests it, which
-    /// does not wait.
+    /// Requests a trace. Of several requests the first one's trigger is kept, unless a user requests it,
+    /// which does not wait.
     pub(super) fn trigger(&mut self, trigger: Trigger) {
-        match trigger {
-            Trigger::Request => self.pending = Some(trigger),
-            _ => drop(self.pending.get_or_insert(trigger)),
+        if trigger == Trigger::Request {
+            self.pending = Some(trigger);
         }
+        self.pending.get_or_insert(trigger);
     }
 
     /// The destination is behind this number of routers, by another measurement. Only before the first trace.
@@ -467,8 +467,8 @@ impl TracedFlow {
         update
     }
 
-    /// The destination answered a probe. `routers` is the number of routers that the probe passed; `None` if the
-    /// TTL on arrival is not known.
+    /// The destination answered a probe. `routers` is the number of routers that the probe passed; `None` if
+    /// the TTL on arrival is not known.
     pub(super) fn reached(
         &mut self,
         sequence: u64,

@@ -148,8 +148,8 @@ pub enum TraceReport {
         flow: u8,
         /// Its latest echoes.
         echoes: EchoSummary,
-        /// The TTL from which on its route to the destination has no router in common with the flows that are
-        /// not lossy; `None` if there is none, or it is not known.
+        /// The first TTL at which its route to the destination has another router than each flow that is not
+        /// lossy; `None` if there is none, or it is not known.
         forward_hop: Option<u8>,
         /// The same for the route back.
         reverse_hop: Option<u8>,

@@ -605,8 +605,9 @@ fn loss_on_the_way_there_is_not_loss_on_the_way_back() {
         let answered = traces.iter().flat_map(|trace| &trace.hops).filter(|hop| !hop.answers.is_empty());
         assert!(answered.count() > traces.len(), "SIM_SEED={seed}: most hops answer in spite of it");
         let forward = self::traces(&reports);
-        let last = forward.iter().rev().take(20).filter(|trace| trace.first_lossy_hop == Some(3)).count();
-        assert!(last > 10, "SIM_SEED={seed}: behind the router that drops, in {last} of 20 traces");
+        let found = forward.iter().filter(|trace| trace.first_lossy_hop == Some(3)).count();
+        let all = forward.len();
+        assert!(found * 3 > all, "SIM_SEED={seed}: behind the router that drops, in {found} of {all} traces");
     }
 }
 
