@@ -44,7 +44,7 @@ impl Followed {
         self.watch().record(report, Clock::now()).then_some(follower)
     }
 
-    /// Requests a trace of all flows. Returns the path to wake; `None`: nobody follows.
+    /// Requests a trace of all flows. Returns the path to wake; `None`: no path follows.
     pub fn trigger(&self, trigger: Trigger) -> Option<PathId> {
         let follower = self.follower()?;
         self.watch().trigger(trigger);

@@ -70,7 +70,7 @@ struct TraceRecorder {
     interval: Duration,
     /// Keeps the traces that were not made one hop after the other.
     log: (PathKey, Arc<TraceLog>),
-    /// Receives every report; `None`: nobody needs them.
+    /// Receives every report; `None`: there is no receiver.
     reports: Option<Sender<DirectedReport>>,
     series: DirectedSeries,
     followed: Arc<Followed>,

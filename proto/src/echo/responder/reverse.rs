@@ -171,7 +171,7 @@ impl ReverseProbes {
     }
 
     /// A router reports that the TTL of a datagram to `to` ended. It is accepted only if it quotes a reply
-    /// including its T3, which nobody off the path knows.
+    /// including its T3, which is known only on the path.
     pub(super) fn expired(&mut self, quoted: &[u8], to: SocketAddr, router: IpAddr, at: Timestamp) {
         let is_quoted = |probe: &ReverseProbe| {
             let found = stamp::quoted_packet(quoted, probe.mode);
