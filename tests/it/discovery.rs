@@ -15,6 +15,11 @@ use crate::fixture::{Agent, DEADLINE, Host, MetricsPage, eventually};
 const OK: &str = "pathmeter_echo_rtt_seconds_count";
 const MEMBERS: &str = "pathmeter_discovery_members";
 const FAILURES: &str = "pathmeter_discovery_failures_total";
+
+/// The failed polls of the matching providers. Their series appear with the first page after the first poll.
+fn failures(page: &MetricsPage, labels: &[&str]) -> u64 {
+    if page.has(FAILURES, labels) { page.count(FAILURES, labels) } else { 0 }
+}
 const TARGETS: &str = "pathmeter_probe_targets";
 
 const PROBE: &str = "probes: [{name: fast, interval: 20ms, late_after: 60s, lost_after: 60s}]";
@@ -93,7 +98,7 @@ fn file_changes_keep_unchanged_paths_and_invalid_files_change_nothing() {
     assert_eq!(agent.sources("fast", "b"), sources);
 
     replace(&file, r#"[{"targets": ["b 1"]}]"#);
-    let page = agent.page_when("a failure", |page| page.count(FAILURES, &[&provider]) >= 1);
+    let page = agent.page_when("a failure", |page| failures(page, &[&provider]) >= 1);
     assert_eq!(page.count(MEMBERS, &[&provider]), 3, "{page}");
     assert!(page.has(OK, &[&peer_label("c")]), "{page}");
     let why = eventually("the reason is shown", || {
@@ -156,7 +161,7 @@ fn failing_http_provider_keeps_its_last_members() {
     for (status, body) in [(500, String::new()), (200, "<html>".to_owned())] {
         *answer.lock().unwrap() = (status, body);
         let before = agent.page().count(FAILURES, &[]);
-        let page = agent.page_when("a failure", |page| page.count(FAILURES, &[]) > before);
+        let page = agent.page_when("a failure", |page| failures(page, &[]) > before);
         assert_eq!(page.count(MEMBERS, &[]), 1, "{page}");
         assert!(page.has(OK, &[&peer_label("b")]), "{page}");
     }
@@ -195,7 +200,7 @@ fn http_provider_credentials_are_reread_from_their_files() {
         let next_authorization = || eventually("it is asked", || authorizations.try_recv().ok());
         assert_eq!(next_authorization().as_deref(), Some(first));
         fs::write(&file, "").unwrap();
-        let page = agent.page_when("a failure", |page| page.count(FAILURES, &[]) > 0);
+        let page = agent.page_when("a failure", |page| failures(page, &[]) > 0);
         assert_eq!(page.count(MEMBERS, &[]), 1, "{page}");
         assert!(agent.log().contains("secret: is empty"), "{}", agent.log());
         fs::write(&file, "second").unwrap();
