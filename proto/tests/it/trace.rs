@@ -198,10 +198,9 @@ fn changed_router_is_reported_within_an_interval_and_its_return_as_restored() {
             panic!("SIM_SEED={seed}: {:?}", route_events(&reports))
         };
         // An interval, the jitter and the confirmations.
-        // An interval, the jitter, and sixteen confirmations, of which the responder sends four in five seconds.
-        let within = Duration::from_secs(33 + 20);
-        assert!(first - Duration::from_secs(100) < within, "SIM_SEED={seed}: {first:?}");
-        assert!(second - Duration::from_secs(200) < within, "SIM_SEED={seed}: {second:?}");
+        let interval = Duration::from_secs(33);
+        assert!(first - Duration::from_secs(100) < interval, "SIM_SEED={seed}: {first:?}");
+        assert!(second - Duration::from_secs(200) < interval, "SIM_SEED={seed}: {second:?}");
         assert_eq!(from.id, back.id, "SIM_SEED={seed}");
         let hop = &to.hops[usize::try_from(changed).unwrap()];
         assert_eq!(*hop, HopRouter::Single([10, 9, 9, 9].into()), "SIM_SEED={seed}");
@@ -421,6 +420,7 @@ fn way_back_is_traced_without_being_taken_for_the_way_there() {
 
 #[test]
 fn every_answer_on_the_way_back_is_a_router_of_it() {
+    let (mut hops, mut found) = (0, 0);
     for seed in seeds(300) {
         let back = random_network(seed + 1_000);
         let truth = back.route(0);
@@ -430,6 +430,8 @@ fn every_answer_on_the_way_back_is_a_router_of_it() {
         world.run(Duration::from_secs(300));
         let traces = traces(world.reverse_reports());
         assert!(!traces.is_empty(), "SIM_SEED={seed}");
+        found += traces.iter().flat_map(|trace| &trace.hops).filter(|hop| !hop.answers.is_empty()).count();
+        hops += traces.iter().map(|trace| trace.hops.len()).sum::<usize>();
         for trace in traces {
             assert_eq!(trace.routers.map(usize::from), Some(truth.len()), "SIM_SEED={seed}");
             for (hop, known) in trace.hops.iter().zip(&truth) {
@@ -444,6 +446,8 @@ fn every_answer_on_the_way_back_is_a_router_of_it() {
             }
         }
     }
+    // A tenth of the routers is silent, a tenth answers every second probe, and a tenth one per second.
+    assert!(found * 10 > hops * 7, "{found} of {hops} hops answered");
 }
 
 #[test]
