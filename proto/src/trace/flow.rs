@@ -366,7 +366,10 @@ impl TracedFlow {
             return None;
         }
         let probes = std::mem::take(&mut self.round_probes);
-        let trace = self.record(Trigger::Interval, self.round_began, now, &probes, self.routers);
+        // Probes that confirm a change may come before the round.
+        let first = probes.iter().map(|probe| probe.sent_at).min();
+        let began = first.map_or(self.round_began, |first| self.round_began.min(first));
+        let trace = self.record(Trigger::Interval, began, now, &probes, self.routers);
         self.establish_route(&trace);
         Some(Trace { route: self.route.current().map(|route| route.id), ..trace })
     }

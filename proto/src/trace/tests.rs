@@ -613,3 +613,24 @@ fn reply_without_a_limited_ttl_cannot_be_deferred() {
     test.sent_until(at(30), at(30));
     assert_eq!(test.take(Direction::Reverse), [TraceReport::Answered { ttl: DESTINATION }]);
 }
+
+/// The kernel's time of a send may come after the answer, and is later than the driver's.
+#[test]
+fn trace_does_not_end_in_the_future_if_the_time_of_a_send_changes_after_its_answer() {
+    let mut test = TestTracer::new(spec());
+    let sent = test.sent_until(at(0), at(0));
+    let reply = test.reply(&sent[0].1, at(5));
+    let passes_none = Reply { sender_ttl: 255, ..Reply::decode(&reply, Mode::Open).unwrap() };
+    let mut reply = reply;
+    passes_none.write(Mode::Open, &mut reply);
+    test.tracer.received(&reply, &arrival(at(10)));
+    test.tracer.sent(sent[0].0.id, at(6), TimestampSource::Kernel);
+    test.sent_until(at(10), at(10));
+    let reports = test.take(Direction::Forward);
+    let traced = reports.iter().find_map(|report| {
+        let TraceReport::Traced(trace) = report else { return None };
+        Some(trace)
+    });
+    let trace = traced.expect("it is complete");
+    assert!(trace.began + trace.duration <= at(10), "{trace:?}");
+}

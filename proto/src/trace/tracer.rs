@@ -564,8 +564,11 @@ impl Machine for Tracer {
     fn sent(&mut self, id: SendId, at: Timestamp, _: TimestampSource) {
         let sequence = id.0;
         let Some(probe) = self.probes.get_mut(&sequence) else { return };
-        probe.at = at;
-        let SentProbe { flow, direction, ttl, .. } = *probe;
+        // Its RTT was measured from the time that was known when the answer came.
+        if !probe.is_answered {
+            probe.at = at;
+        }
+        let SentProbe { flow, direction, ttl, at, .. } = *probe;
         // The kernel's time comes later than the driver's, for the same datagram.
         if !std::mem::replace(&mut probe.is_sent, true) {
             self.sent_count = self.sent_count.wrapping_add(1);
