@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
 use pathmeter_proto::trace::{DirectedReport, Direction, Trace, TraceReport};
 use serde_json::{Value, json};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel};
 
 use super::target::{ProbeTarget, Request, TargetArguments};
 use super::{Failure, print_out, runtime, seed};
 use crate::config::Probe;
 use crate::config::echo::Echo;
-use crate::config::echo::transport::{Transport, Udp};
+use crate::config::echo::transport::Transport;
 use crate::config::probe_options::{Argument, probe_from_options};
 use crate::config::trace;
 use crate::datagram::{self, TimestampMatching};
@@ -60,9 +60,6 @@ const REVERSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to look up the names of routers.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often reports are read.
-const TICK: Duration = Duration::from_millis(10);
-
 /// Traces the target of the arguments and prints the routes.
 pub(super) fn run(arguments: &TraceArguments) -> Result<(), Failure> {
     let mut options = vec![("protocol", Argument::Text("udp".into()))];
@@ -78,8 +75,8 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
     let echo = probe.kind.downcast::<Echo>().expect("the options describe an echo probe");
     let Transport::Udp(udp) = &echo.transport else { unreachable!("the options are those of UDP") };
     let address = target.locate(&arguments.to, probe, &echo.transport).await?;
-    let (sender, reports) = channel();
-    let (events_sender, mut events) = tokio::sync::mpsc::channel(EVENTS_PENDING_MAX);
+    let (sender, mut reports) = unbounded_channel();
+    let (events_sender, mut events) = channel(EVENTS_PENDING_MAX);
     let loops = Loops {
         prober: datagram::spawn("prober", Vec::new(), TimestampMatching::detect(), events_sender.clone())?,
         streams: stream::spawn(events_sender)?,
@@ -97,18 +94,16 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         seed: seed()?,
         followed: Arc::default(),
     };
-    let flows = Udp { flows: udp.flows, ..udp.clone() };
-    let traced = trace::Trace { follows: String::new(), flows, hops_max: arguments.max_hops };
+    let traced = trace::Trace { follows: String::new(), flows: udp.clone(), hops_max: arguments.max_hops };
     crate::trace::start((probe, &traced), &target.remote(), address, &start, sender);
     let mut routes = Routes::new(arguments, address);
     if !arguments.json {
         print_out(&routes.title())?;
     }
-    let outcome = routes.watch(&reports, &mut events).await;
+    let outcome = routes.watch(&mut reports, &mut events).await;
     loops.stop(Duration::ZERO);
-    while !loops.are_finished() {
-        tokio::time::sleep(TICK).await;
-    }
+    // The threads drop their senders when they end.
+    while events.recv().await.is_some() {}
     outcome?;
     if arguments.json {
         print_out(&(routes.json().to_string() + "\n"))?;
@@ -132,8 +127,8 @@ impl<'a> Routes<'a> {
     /// Waits for the traces and, unless they are for JSON, prints each direction as soon as it is complete.
     async fn watch(
         &mut self,
-        reports: &Receiver<DirectedReport>,
-        events: &mut tokio::sync::mpsc::Receiver<LoopEvent>,
+        reports: &mut UnboundedReceiver<DirectedReport>,
+        events: &mut Receiver<LoopEvent>,
     ) -> Result<(), Failure> {
         for (direction, timeout) in
             [(Direction::Forward, FORWARD_TIMEOUT), (Direction::Reverse, REVERSE_TIMEOUT)]
@@ -157,24 +152,26 @@ impl<'a> Routes<'a> {
     async fn complete(
         &mut self,
         direction: Direction,
-        reports: &Receiver<DirectedReport>,
-        events: &mut tokio::sync::mpsc::Receiver<LoopEvent>,
+        reports: &mut UnboundedReceiver<DirectedReport>,
+        events: &mut Receiver<LoopEvent>,
     ) -> anyhow::Result<()> {
         while self.count(direction) < usize::from(self.arguments.flows) {
-            if let Ok(LoopEvent::NotStarted { reason, .. }) = events.try_recv() {
-                return Err(anyhow!(reason));
+            tokio::select! {
+                Some(event) = events.recv() => {
+                    if let LoopEvent::NotStarted { reason, .. } = event {
+                        return Err(anyhow!(reason));
+                    }
+                }
+                Some(report) = reports.recv() => self.add(report),
+                else => break,
             }
-            tokio::time::sleep(TICK).await;
-            self.add(reports);
         }
         Ok(())
     }
 
-    fn add(&mut self, reports: &Receiver<DirectedReport>) {
-        for DirectedReport { direction, report } in reports.try_iter() {
-            if let TraceReport::Traced(trace) = report {
-                self.traces.entry((trace.flow, direction)).or_insert(*trace);
-            }
+    fn add(&mut self, DirectedReport { direction, report }: DirectedReport) {
+        if let TraceReport::Traced(trace) = report {
+            self.traces.entry((trace.flow, direction)).or_insert(*trace);
         }
     }
 

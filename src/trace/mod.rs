@@ -7,9 +7,9 @@ mod task;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use pathmeter_proto::trace::DirectedReport;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::Probe;
 use crate::config::trace::Trace;
@@ -28,7 +28,7 @@ pub fn start(
     remote: &Remote<'_>,
     address: IpAddr,
     start: &StartContext<'_>,
-    reports: Sender<DirectedReport>,
+    reports: UnboundedSender<DirectedReport>,
 ) {
     let plan = TracePlan::new(probe, trace, remote, address, start.settings);
     TracePath::start(plan, start, None, Some(reports));

@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use pathmeter_proto::dscp::Dscp;
@@ -11,6 +10,7 @@ use pathmeter_proto::echo::Quirks;
 use pathmeter_proto::time::Timestamp;
 use pathmeter_proto::trace::{DirectedReport, Direction, TraceSpec};
 use serde_json::{Map, Value};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::json::flow_json;
 use super::task::{DirectedSeries, trace_task};
@@ -112,7 +112,7 @@ impl TracePath {
         plan: TracePlan,
         start: &StartContext<'_>,
         earlier: Option<Self>,
-        reports: Option<Sender<DirectedReport>>,
+        reports: Option<UnboundedSender<DirectedReport>>,
     ) -> Self {
         let PathKey { probe, peer, family } = start.key;
         let new = |direction| Arc::new(TraceSeries::new(probe, peer, family, direction));

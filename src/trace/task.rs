@@ -1,12 +1,12 @@
 //! The task of a traced path on a datagram loop.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pathmeter_proto::machine::{Arrival, Machine as _};
 use pathmeter_proto::time::{Timestamp, nanos};
 use pathmeter_proto::trace::{DirectedReport, Direction, TraceReport, TraceSpec, Tracer, Trigger};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::events::{LossyFlow, RouteUpdated};
 use crate::datagram::{
@@ -41,7 +41,7 @@ pub(super) fn trace_task(
     series: DirectedSeries,
     followed: Arc<Followed>,
     log: (PathKey, Arc<TraceLog>),
-    reports: Option<Sender<DirectedReport>>,
+    reports: Option<UnboundedSender<DirectedReport>>,
 ) -> NewTask {
     NewTask {
         protocol: DatagramProtocol::Udp,
@@ -71,7 +71,7 @@ struct TraceRecorder {
     /// Keeps the traces that were not made one hop after the other.
     log: (PathKey, Arc<TraceLog>),
     /// Receives every report; `None`: there is no receiver.
-    reports: Option<Sender<DirectedReport>>,
+    reports: Option<UnboundedSender<DirectedReport>>,
     series: DirectedSeries,
     followed: Arc<Followed>,
     /// Whether a route may have become known since the routes were published.

@@ -211,7 +211,7 @@ impl Tracer {
         let is_limited = probe.direction == Direction::Forward && probe.ttl != DESTINATION;
         match kind {
             IcmpKind::TtlExceeded if is_limited => {}
-            // Whoever sends these rejected the packet; at which hop, they do not say.
+            // The sender of these errors rejected the packet at an unknown hop.
             IcmpKind::PortUnreachable
             | IcmpKind::Unreachable
             | IcmpKind::Prohibited
@@ -393,7 +393,7 @@ impl Tracer {
         if self.plain_until.is_some_and(|until| until <= now) {
             self.plain_until = None;
         }
-        self.unreached = if is_reached { 0 } else { self.unreached + 1 };
+        self.unreached = if is_reached { 0 } else { self.unreached.saturating_add(1) };
         if self.plain_until.is_none() && self.unreached >= UNREACHED_MAX {
             self.plain_until = Some(now + PLAIN_FOR);
             self.unreached = 0;
@@ -540,8 +540,7 @@ impl Tracer {
             Fetch::Wait(until) => Step::Wait(until),
             Fetch::Send => {
                 reverse.fetched = wanted.iter().flatten().max().map_or(from, |last| last + 1);
-                let probe = ((Direction::Reverse, flow), (DESTINATION, false));
-                let sent = self.send(probe.0, probe.1, wanted, now, arena);
+                let sent = self.send((Direction::Reverse, flow), (DESTINATION, false), wanted, now, arena);
                 sent.map_or(Step::Wait(now.at + SPACING), Step::Send)
             }
         }

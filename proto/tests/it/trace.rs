@@ -629,3 +629,14 @@ fn answers_on_the_way_back_survive_lost_fetches() {
         assert!(answered.count() * 100 > hops * 80, "SIM_SEED={seed}: {hops} hops");
     }
 }
+
+#[test]
+fn target_that_is_down_for_an_hour_is_traced_all_the_time() {
+    let quirks = Some(Quirks::default());
+    let tracer = Tracer::new(TraceSpec { quirks, ..spec(1, 16, unlimited()) }, TraceWorld::start());
+    let mut network = RouterNetwork::chain(2, MS);
+    network.is_reachable = false;
+    let mut world = TraceWorld::new(tracer, network, 1);
+    let reports = world.run(Duration::from_secs(3_600));
+    assert_eq!(traces(&reports).len(), 16 * 120, "one for each flow and interval");
+}

@@ -51,7 +51,7 @@ pub(super) struct ReverseProbe {
 /// its hop for one that did not answer. Chosen: 20 s of what the agent may send.
 const PROBES_MAX: usize = 1_024;
 
-/// Number of reserved tokens. At the limit further probers are told to wait without one. Chosen: more than
+/// Number of reserved tokens. At the limit further probers have to wait without one. Chosen: more than
 /// become valid within the horizon of the budget.
 const TURNS_MAX: usize = 1_024;
 
