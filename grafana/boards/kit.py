@@ -16,6 +16,7 @@ ALWAYS = "always"
 STREAMS = "streams"  # probes over tcp, websocket or http
 PATH_MTU = "path_mtu"  # probes with path_mtu
 TRACES = "traces"  # probes of kind trace
+HOPS = "hops"  # probes of kind trace with hop_metrics
 TROUBLE = "trouble"  # only during or after an incident
 ZONES = "zones"  # agents that have a zone
 GROUPS = "groups"  # metrics.level: group
@@ -254,8 +255,9 @@ class Column:
     links: tuple = ()
 
 
-def table(title, description, *queries, columns, sort):
-    """Rows of equal labels become one row; its columns are labels and the queries' values, in the order given. `sort`: titles, largest first."""
+def table(title, description, *queries, columns, sort, ascending=False, numeric=()):
+    """Rows of equal labels become one row; its columns are labels and the queries' values, in the order given. `sort`: titles, largest first unless
+    `ascending`. `numeric`: labels to sort as numbers."""
     several = len(queries) > 1
 
     def field_name(column):
@@ -263,12 +265,16 @@ def table(title, description, *queries, columns, sort):
         return column.name if not is_value else f"Value #{column.name}" if several else "Value"
 
     shown = {field_name(column): column for column in columns}
+    values = [f"Value #{chr(ord('A') + index)}" for index in range(len(queries))] if several else ["Value"]
+    hidden = {"Time": True} | {value: True for value in values if value not in shown}
     overrides = [_override(column.title, *_properties(column)) for column in columns]
+    conversions = [{"targetField": label, "destinationType": "number"} for label in numeric]
     transformations = ([{"id": "merge", "options": {}}] if several else []) + [
+        *([{"id": "convertFieldType", "options": {"fields": {}, "conversions": conversions}}] if numeric else []),
         {
             "id": "organize",
             "options": {
-                "excludeByName": {"Time": True} | ({} if several or "Value" in shown else {"Value": True}),
+                "excludeByName": hidden,
                 "indexByName": {name: place for place, name in enumerate(shown)},
                 "renameByName": {name: column.title for name, column in shown.items()},
             },
@@ -277,7 +283,7 @@ def table(title, description, *queries, columns, sort):
     options = {
         "showHeader": True,
         "cellHeight": "sm",
-        "sortBy": [{"displayName": title, "desc": True} for title in sort],
+        "sortBy": [{"displayName": title, "desc": not ascending} for title in sort],
     }
     defaults = {"custom": {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False}, "noValue": "–"}
     panel = _panel("table", title, TEXT, description, _instant(queries, "table"), options, defaults, PLAIN, overrides)

@@ -61,6 +61,7 @@ def board():
                 line(8, (8, routers()), (8, route_changes()), (8, first_lossy_hop())),
                 line(8, (8, traces()), (8, trace_probes()), (8, rate_limited_hops())),
             ),
+            details("Hops (hop_metrics)", line(10, (12, hop_table()), (12, hop_rtt()))),
             details("Path MTU", line(8, (12, mtu()), (12, mtu_probes()))),
             details(
                 "Connections (tcp, websocket, http)",
@@ -476,6 +477,51 @@ def rate_limited_hops():
         "Of the first flow: their routers answer only some probes, although packets pass them. That is no loss, and common.",
         query(f"max by (direction) (pathmeter_trace_rate_limited_hops{{{TRACED}}})", "{{direction}}", expects=TRACES),
     )
+
+
+_HOP = "probe, family, direction, ttl"
+
+
+def _of_hops(expr):
+    """With the router and the state of each hop."""
+    joined = f"{expr} * on ({_HOP}) group_left (router, state) max by ({_HOP}, router, state) (pathmeter_trace_hop_info{{{TRACED}}})"
+    return query(joined, "{{direction}} {{ttl}} {{router}}", expects=HOPS)
+
+
+def hop_table():
+    answers, probes = (f"sum by ({_HOP}) (increase(pathmeter_trace_hop_{what}_total{{{TRACED}}}[1h]))" for what in ("answers", "probes"))
+    return table(
+        "Hops",
+        "The current routers of the first flow. Answered: share of the probes of all flows in the last hour; a router that answers few of them limits its "
+        "answers, which is no loss. State lossy: probes are lost from here on up to the peer.",
+        query(f"max by ({_HOP}, router, state) (pathmeter_trace_hop_info{{{TRACED}}})", expects=HOPS),
+        _of_hops(f"max by ({_HOP}) (pathmeter_trace_hop_rtt_seconds{{{TRACED}}})"),
+        _of_hops(f"{answers} / {probes}"),
+        columns=[
+            Column("probe", "probe", width=100),
+            Column("family", "family", width=70),
+            Column("direction", "direction", width=90),
+            Column("ttl", "TTL", width=60),
+            Column("router", "router"),
+            Column("state", "state", width=110),
+            Column("B", "RTT", SECONDS, width=90),
+            Column("C", "answered", SHARE, width=90),
+        ],
+        sort=["probe", "family", "direction", "TTL"],
+        ascending=True,
+        numeric=["ttl"],
+    )
+
+
+def hop_rtt():
+    return timeseries(
+        "RTT of hops",
+        SECONDS,
+        "Of the latest answer of each hop of the first flow. Routers answer slowly when they are busy, so a hop that is slower than those behind it says "
+        "nothing about the packets that pass it. A rise that goes on to the peer does.",
+        _of_hops(f"max by ({_HOP}) (pathmeter_trace_hop_rtt_seconds{{{TRACED}}})"),
+    )
+
 
 
 # --- Path MTU

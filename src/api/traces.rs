@@ -3,7 +3,7 @@
 use pathmeter_proto::trace::Trace;
 use serde_json::{Value, json};
 
-use crate::trace::{direction_name, trace_json, trigger_name};
+use crate::trace::trace_json;
 use crate::trace_log::{StoredTrace, TraceLog};
 
 /// Which traces are listed.
@@ -122,9 +122,9 @@ fn stored_json(stored: &StoredTrace) -> Value {
         "probe": &*stored.path.probe,
         "peer": &*stored.path.peer,
         "family": stored.path.family,
-        "direction": direction_name(stored.direction),
+        "direction": stored.direction.as_str(),
         "flow": stored.trace.flow,
-        "trigger": trigger_name(stored.trace.trigger),
+        "trigger": stored.trace.trigger.as_str(),
         "route": stored.trace.route.map(|route| route.to_string()),
     });
     if let (Value::Object(fields), Value::Object(more)) = (&mut value, more) {

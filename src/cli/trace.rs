@@ -23,7 +23,7 @@ use crate::datagram::{self, TimestampMatching};
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, StartContext};
-use crate::trace::{state_name, trace_json};
+use crate::trace::trace_json;
 use crate::{resolver, stream};
 
 #[derive(Debug, Args)]
@@ -94,7 +94,12 @@ async fn trace(arguments: &TraceArguments, probe: &Probe, mut target: ProbeTarge
         seed: seed()?,
         followed: Arc::default(),
     };
-    let traced = trace::Trace { follows: String::new(), flows: udp.clone(), hops_max: arguments.max_hops };
+    let traced = trace::Trace {
+        follows: String::new(),
+        flows: udp.clone(),
+        hops_max: arguments.max_hops,
+        hop_metrics: false,
+    };
     crate::trace::start((probe, &traced), &target.remote(), address, &start, sender);
     let mut routes = Routes::new(arguments, address);
     if !arguments.json {
@@ -224,7 +229,7 @@ impl<'a> Routes<'a> {
             for hop in &trace.hops {
                 let (router, rtt) = match hop.answers.first() {
                     Some((router, rtt)) => (self.name(*router), milliseconds(*rtt)),
-                    None => ("*".to_owned(), state_name(hop.state).replace('_', "-")),
+                    None => ("*".to_owned(), hop.state.as_str().replace('_', "-")),
                 };
                 let _ = writeln!(text, "{:>4}  {rtt:>12}  {router}", hop.ttl);
             }

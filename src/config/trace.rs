@@ -20,6 +20,8 @@ pub struct Trace {
     pub flows: Udp,
     /// Largest TTL.
     pub hops_max: u8,
+    /// Whether every hop has series of its own.
+    pub hop_metrics: bool,
 }
 
 /// A shorter interval would exceed what routers answer by default on every route.
@@ -97,7 +99,8 @@ impl KindReader for TraceReader {
 
     fn read(&self, section: &mut MappingReader<'_, '_>, _: Option<&Listen>) -> Option<Kind> {
         let hops_max = section.key("hops_max", |value| value.number(&HOPS_ALLOWED)).or(HOPS);
+        let hop_metrics = section.key("hop_metrics", ValueReader::boolean).or(false);
         let (follows, flows) = (self.follows.clone(), self.flows.clone());
-        Some(Kind::Trace(Trace { follows, flows, hops_max: hops_max? }))
+        Some(Kind::Trace(Trace { follows, flows, hops_max: hops_max?, hop_metrics: hop_metrics? }))
     }
 }

@@ -14,8 +14,13 @@ pub trait Series: fmt::Debug + Send + Sync + Sized + 'static {
     /// The metric families, in alphabetical order. No other type has families of these names.
     const FAMILIES: &'static [Family<Self>];
 
-    /// Maximum number of lines that one member adds to a page.
+    /// Maximum number of lines that one member adds to a page, for types whose members do not differ in it.
     const LINES: usize;
+
+    /// Maximum number of lines that this member adds to a page.
+    fn lines_max(&self) -> usize {
+        Self::LINES
+    }
 }
 
 /// A [`Series`] with its type erased.
@@ -29,7 +34,7 @@ pub trait AnySeries: fmt::Debug + Send + Sync {
 
 impl<S: Series> AnySeries for S {
     fn lines(&self) -> usize {
-        S::LINES
+        self.lines_max()
     }
 
     fn add_to(self: Arc<Self>, blocks: &mut Blocks) {

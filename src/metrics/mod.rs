@@ -20,6 +20,7 @@ pub mod sample;
 pub mod stream;
 pub mod text;
 pub mod trace;
+pub mod trace_hops;
 pub mod websocket;
 
 pub use block::{AnySeries, Blocks, Series};

@@ -74,21 +74,22 @@ enum RouteChange {
 
 labels!(RouteChange, "kind", { Changed => "changed", Restored => "restored" });
 
+/// The labels of a traced path in one direction.
+pub(super) fn path_labels(probe: &str, peer: &str, family: &str, direction: Direction) -> String {
+    let labels = [
+        label("probe", probe),
+        label("peer", peer),
+        label("family", family),
+        label("direction", direction.as_str()),
+    ];
+    labels.join(",")
+}
+
 impl TraceSeries {
     /// Returns the series of one path in one direction, all zero.
     #[must_use]
     pub fn new(probe: &str, peer: &str, family: &str, direction: Direction) -> Self {
-        let direction = match direction {
-            Direction::Forward => "forward",
-            Direction::Reverse => "reverse",
-        };
-        let labels = [
-            label("probe", probe),
-            label("peer", peer),
-            label("family", family),
-            label("direction", direction),
-        ];
-        Self { labels: labels.join(","), ..Self::default() }
+        Self { labels: path_labels(probe, peer, family, direction), ..Self::default() }
     }
 
     /// Counts what a report says. `now` is the wall clock in nanoseconds since 1970.

@@ -100,8 +100,8 @@ impl EventType for RouteLoadBalanced<'_> {
 impl PathEvent for RouteUpdated {
     fn report(&self, path: &PathKey, log: &EventLog) {
         let PathKey { probe, peer, family } = path;
-        let (flow, trigger) = (self.flow, trigger_name(self.trigger));
-        let direction = direction_name(self.direction);
+        let (flow, trigger) = (self.flow, self.trigger.as_str());
+        let direction = self.direction.as_str();
         let fields = |from: &Route, to: &Route| RouteFields {
             probe,
             peer,
@@ -139,31 +139,5 @@ impl PathEvent for LossyFlow {
         warn!(%probe, %peer, family, flow, lost, decided, ?forward_hop, ?reverse_hop, "flow is lossy");
         let echoes = echoes_json(&echoes);
         log.add(&FlowLossy { probe, peer, family, flow, echoes, forward_hop, reverse_hop });
-    }
-}
-
-/// The direction as labels and JSON show it.
-#[must_use]
-pub fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Forward => "forward",
-        Direction::Reverse => "reverse",
-    }
-}
-
-/// The trigger as events show it.
-#[must_use]
-pub fn trigger_name(trigger: Trigger) -> &'static str {
-    match trigger {
-        Trigger::Start => "start",
-        Trigger::Interval => "interval",
-        Trigger::Length => "length",
-        Trigger::Router => "router",
-        Trigger::Loss => "loss",
-        Trigger::Rtt => "rtt",
-        Trigger::Mtu => "mtu",
-        Trigger::LocalRoute => "local_route",
-        Trigger::Peer => "peer",
-        Trigger::Request => "request",
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pathmeter_proto::trace::{EchoSummary, Hop, HopRouter, HopState, Route, Trace};
+use pathmeter_proto::trace::{EchoSummary, Hop, HopRouter, Route, Trace};
 use serde_json::{Value, json};
 
 use crate::metrics::trace::TracedFlow;
@@ -55,7 +55,7 @@ pub(super) fn route_json(route: &Route) -> Value {
 }
 
 fn hop_json(hop: &Hop) -> Value {
-    let state = state_name(hop.state);
+    let state = hop.state.as_str();
     // The shortest and the last RTT of each.
     let mut responders: BTreeMap<IpAddr, (Duration, Duration)> = BTreeMap::new();
     for (address, rtt) in &hop.answers {
@@ -70,19 +70,4 @@ fn hop_json(hop: &Hop) -> Value {
     });
     let responders: Vec<Value> = responders.collect();
     json!({"ttl": hop.ttl, "state": state, "sent": hop.sent, "answered": hop.answers.len(), "responders": responders})
-}
-
-/// A state of a hop as the API shows it.
-#[must_use]
-pub fn state_name(state: HopState) -> &'static str {
-    match state {
-        HopState::Answered => "answered",
-        HopState::Unanswered => "unanswered",
-        HopState::Silent => "silent",
-        HopState::RateLimited => "rate_limited",
-        HopState::Balanced => "balanced",
-        HopState::Inherited => "inherited",
-        HopState::NotProbed => "not_probed",
-        HopState::Lossy => "lossy",
-    }
 }

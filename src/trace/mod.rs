@@ -3,6 +3,7 @@
 mod events;
 mod json;
 mod path;
+mod series;
 mod task;
 
 use std::net::IpAddr;
@@ -19,8 +20,7 @@ use crate::settings::Settings;
 
 use path::{TracePath, TracePlan};
 
-pub use events::{direction_name, trigger_name};
-pub use json::{state_name, trace_json};
+pub use json::trace_json;
 
 /// Starts traces of one path on the loops of `start`, and passes every report to `reports`.
 pub fn start(

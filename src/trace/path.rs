@@ -13,7 +13,8 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::json::flow_json;
-use super::task::{DirectedSeries, trace_task};
+use super::series::DirectedSeries;
+use super::task::trace_task;
 use crate::clock::Clock;
 use crate::config::Probe;
 use crate::config::trace::Trace;
@@ -21,8 +22,8 @@ use crate::datagram::SourceChoice;
 use crate::keys::KeyChoice;
 use crate::loops::NewPath;
 use crate::metrics::AnySeries;
-use crate::metrics::trace::{TraceSeries, TracedFlow};
-use crate::paths::{PathId, PathKey};
+use crate::metrics::trace::TracedFlow;
+use crate::paths::PathId;
 use crate::probe::{Followed, Loops, Measured, Path, Plan, Remote, StartContext, TableRow};
 use crate::settings::Settings;
 
@@ -35,6 +36,7 @@ pub(super) struct TracePlan {
     source: SourceChoice,
     flows: u8,
     hops_max: u8,
+    has_hop_metrics: bool,
     keys: KeyChoice,
     quirks: Option<Quirks>,
 }
@@ -66,6 +68,7 @@ impl TracePlan {
             ),
             flows: trace.flows.flows,
             hops_max: trace.hops_max,
+            has_hop_metrics: trace.hop_metrics,
             keys,
             quirks,
         }
@@ -114,19 +117,16 @@ impl TracePath {
         earlier: Option<Self>,
         reports: Option<UnboundedSender<DirectedReport>>,
     ) -> Self {
-        let PathKey { probe, peer, family } = start.key;
-        let new = |direction| Arc::new(TraceSeries::new(probe, peer, family, direction));
-        let series = earlier.map_or_else(
-            || DirectedSeries { forward: new(Direction::Forward), reverse: new(Direction::Reverse) },
-            |path| path.series,
-        );
+        let earlier = earlier.map(|path| path.series);
+        let hops_max = plan.has_hop_metrics.then_some(plan.hops_max);
+        let series = DirectedSeries::new(start.key, hops_max, earlier);
         let spec = TraceSpec {
             to: plan.to,
             ssids: vec![0; usize::from(plan.flows)],
             interval: plan.interval,
             hops_max: plan.hops_max,
             dscp: plan.dscp,
-            keys: start.settings.keys.get(plan.keys, peer),
+            keys: start.settings.keys.get(plan.keys, &start.key.peer),
             quirks: plan.quirks,
             tx_timestamps: true,
             traces_reverse: true,
@@ -153,7 +153,7 @@ impl Path for TracePath {
     }
 
     fn series(&self) -> Vec<Arc<dyn AnySeries>> {
-        Direction::ALL.map(|direction| Arc::clone(self.series.of(direction)) as _).to_vec()
+        self.series.all()
     }
 
     fn measured(&self) -> Arc<dyn Measured> {
@@ -176,7 +176,7 @@ impl Path for TracePath {
 
 impl Measured for Traced {
     fn last_reply(&self) -> u64 {
-        self.series.forward.last_reply()
+        self.series.of(Direction::Forward).last_reply()
     }
 
     fn is_draining(&self) -> bool {
@@ -188,8 +188,8 @@ impl Measured for Traced {
     }
 
     fn json(&self) -> Map<String, Value> {
-        let mut reverse = self.series.reverse.flows();
-        let forward = self.series.forward.flows();
+        let mut reverse = self.series.of(Direction::Reverse).flows();
+        let forward = self.series.of(Direction::Forward).flows();
         reverse.resize_with(forward.len(), TracedFlow::default);
         let since = Clock::now() - ECHOES_WINDOW;
         let flows = forward.iter().zip(&reverse).zip(0..).map(|((to, back), flow)| {
@@ -200,7 +200,7 @@ impl Measured for Traced {
     }
 
     fn row(&self) -> TableRow {
-        let flows = self.series.forward.flows();
+        let flows = self.series.of(Direction::Forward).flows();
         let Some(trace) = flows.first().and_then(|flow| flow.trace.as_ref()) else {
             return TableRow { head: TABLE_HEAD, cells: "      -".to_owned() };
         };

@@ -9,29 +9,13 @@ use pathmeter_proto::trace::{DirectedReport, Direction, TraceReport, TraceSpec, 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::events::{LossyFlow, RouteUpdated};
+use super::series::DirectedSeries;
 use crate::datagram::{
     Access, DatagramProtocol, MachineTask, NewTask, Notice, Recorder, SourceChoice, Traffic,
 };
-use crate::metrics::trace::TraceSeries;
 use crate::paths::PathKey;
 use crate::probe::Followed;
 use crate::trace_log::TraceLog;
-
-/// The series of both directions.
-#[derive(Debug, Clone)]
-pub(super) struct DirectedSeries {
-    pub(super) forward: Arc<TraceSeries>,
-    pub(super) reverse: Arc<TraceSeries>,
-}
-
-impl DirectedSeries {
-    pub(super) fn of(&self, direction: Direction) -> &Arc<TraceSeries> {
-        match direction {
-            Direction::Forward => &self.forward,
-            Direction::Reverse => &self.reverse,
-        }
-    }
-}
 
 /// A task that traces the flows of `source`. Only the number of session identifiers in `spec` matters: the
 /// loop chooses their values.
@@ -86,7 +70,7 @@ impl Recorder<Tracer> for TraceRecorder {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, nanos);
         let DirectedReport { direction, report } = report;
-        self.series.of(direction).record(&report, now);
+        self.series.record(direction, &report, now);
         match report {
             TraceReport::Sent { .. } => {
                 traffic.outstanding += 1;
@@ -133,7 +117,7 @@ impl Recorder<Tracer> for TraceRecorder {
     fn waiting(&mut self, tracer: &Tracer, _: Timestamp) {
         if std::mem::take(&mut self.has_new_route) {
             for direction in Direction::ALL {
-                self.series.of(direction).set_routes(tracer.routes(direction));
+                self.series.set_routes(direction, tracer.routes(direction));
             }
         }
     }

@@ -21,7 +21,7 @@ fn full_page() -> MetricsPage {
          targets: [{{name: silent, address: {b}, port: 9}}]\n\
          probes: [{{name: fast, interval: 20ms, peers: all, targets: all, path_mtu: {{interval: 1s}}, late_after: 100ms, \
          lost_after: 100ms}}, {{name: chat, protocol: tcp, interval: 20ms, connect_interval: 1s}}, \
-         {{name: routes, kind: trace, follows: fast, interval: 2s}}]"
+         {{name: routes, kind: trace, follows: fast, interval: 2s, hop_metrics: true}}]"
     );
     let agent = Agent::start(&a, &a.config("a", &more));
     agent.page_when("answers and losses", |page| {
@@ -62,7 +62,8 @@ fn series_per_path_match_the_limit_constants() {
     // A path whose route has changed has one more.
     let of_trace = page.count_series(|series| {
         let is_forward = series.contains("peer=\"b\"") && series.contains("direction=\"forward\"");
-        series.starts_with("pathmeter_trace_") && is_forward
+        let is_of_hop = series.starts_with("pathmeter_trace_hop_");
+        series.starts_with("pathmeter_trace_") && !is_of_hop && is_forward
     });
     assert_eq!(of_trace + 1, TraceSeries::LINES, "src/metrics/trace.rs\n{}", page.text());
 }

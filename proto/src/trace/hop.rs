@@ -27,6 +27,23 @@ pub enum HopState {
     Lossy,
 }
 
+impl HopState {
+    /// The state as labels and JSON show it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Unanswered => "unanswered",
+            Self::Silent => "silent",
+            Self::RateLimited => "rate_limited",
+            Self::Balanced => "balanced",
+            Self::Inherited => "inherited",
+            Self::NotProbed => "not_probed",
+            Self::Lossy => "lossy",
+        }
+    }
+}
+
 /// Outcomes of the latest probes of one hop.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HopHistory {

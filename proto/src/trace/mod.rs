@@ -77,6 +77,15 @@ pub enum Direction {
 impl Direction {
     /// Both directions.
     pub const ALL: [Self; 2] = [Self::Forward, Self::Reverse];
+
+    /// The direction as labels and JSON show it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Reverse => "reverse",
+        }
+    }
 }
 
 /// Why a trace was made.
@@ -103,6 +112,25 @@ pub enum Trigger {
     Peer,
     /// A user requested it.
     Request,
+}
+
+impl Trigger {
+    /// The trigger as events and JSON show it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Interval => "interval",
+            Self::Length => "length",
+            Self::Router => "router",
+            Self::Loss => "loss",
+            Self::Rtt => "rtt",
+            Self::Mtu => "mtu",
+            Self::LocalRoute => "local_route",
+            Self::Peer => "peer",
+            Self::Request => "request",
+        }
+    }
 }
 
 /// What a tracer reports of one direction.

@@ -131,7 +131,7 @@ impl Tracer {
     }
 
     /// The current route of each flow in one direction; `None` before its first trace is complete.
-    pub fn routes(&self, direction: Direction) -> impl Iterator<Item = Option<&Route>> {
+    pub fn routes(&self, direction: Direction) -> impl Iterator<Item = Option<&Route>> + Clone {
         let forward = self.forward.iter().map(Some);
         let reverse = self.reverse.iter().map(|flow| flow.as_ref().map(|flow| &flow.traced));
         let traced = forward.zip(reverse).map(move |(forward, reverse)| match direction {

@@ -137,7 +137,7 @@ fn config(name: &str, folder: &Path, speedup: u32) -> Value {
                 "name": "fast", "interval": shorter(900), "flows": 2, "dscp": "ef", "late_after": "500ms", "lost_after": "1s",
                 "path_mtu": {"interval": after(60)},
             },
-            {"name": "routes", "kind": "trace", "follows": "fast", "interval": after(30)},
+            {"name": "routes", "kind": "trace", "follows": "fast", "interval": after(30), "hop_metrics": true},
             stream("chat", "tcp"),
             stream("live", "websocket"),
             stream("web", "http"),

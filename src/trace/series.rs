@@ -1,0 +1,85 @@
+//! The series of a traced path in both directions.
+
+use std::sync::Arc;
+
+use pathmeter_proto::trace::{Direction, Route, TraceReport};
+
+use crate::metrics::AnySeries;
+use crate::metrics::trace::TraceSeries;
+use crate::metrics::trace_hops::HopSeries;
+use crate::paths::PathKey;
+
+/// The series of both directions.
+#[derive(Debug, Clone)]
+pub(super) struct DirectedSeries {
+    forward: SeriesOfDirection,
+    reverse: SeriesOfDirection,
+}
+
+#[derive(Debug, Clone)]
+struct SeriesOfDirection {
+    path: Arc<TraceSeries>,
+    /// `None` unless the probe exports its hops.
+    hops: Option<Arc<HopSeries>>,
+}
+
+impl DirectedSeries {
+    /// The series of a path; the counts of `earlier` continue. `hops_max` is the largest TTL of hops that are
+    /// exported; `None`: hops have no series.
+    pub(super) fn new(key: &PathKey, hops_max: Option<u8>, earlier: Option<Self>) -> Self {
+        let PathKey { probe, peer, family } = key;
+        let new = |direction| SeriesOfDirection {
+            path: earlier.as_ref().map_or_else(
+                || Arc::new(TraceSeries::new(probe, peer, family, direction)),
+                |earlier| Arc::clone(earlier.of(direction)),
+            ),
+            hops: hops_max.map(|hops_max| Arc::new(HopSeries::new(probe, peer, family, direction, hops_max))),
+        };
+        Self { forward: new(Direction::Forward), reverse: new(Direction::Reverse) }
+    }
+
+    fn in_direction(&self, direction: Direction) -> &SeriesOfDirection {
+        match direction {
+            Direction::Forward => &self.forward,
+            Direction::Reverse => &self.reverse,
+        }
+    }
+
+    /// The series of the path in one direction.
+    pub(super) fn of(&self, direction: Direction) -> &Arc<TraceSeries> {
+        &self.in_direction(direction).path
+    }
+
+    /// All series.
+    pub(super) fn all(&self) -> Vec<Arc<dyn AnySeries>> {
+        let mut all: Vec<Arc<dyn AnySeries>> = Vec::new();
+        for SeriesOfDirection { path, hops } in [&self.forward, &self.reverse] {
+            all.push(Arc::clone(path) as _);
+            all.extend(hops.as_ref().map(|hops| Arc::clone(hops) as _));
+        }
+        all
+    }
+
+    /// Counts what a report says. `now` is the wall clock in nanoseconds since 1970.
+    pub(super) fn record(&self, direction: Direction, report: &TraceReport, now: u64) {
+        let SeriesOfDirection { path, hops } = self.in_direction(direction);
+        path.record(report, now);
+        if let Some(hops) = hops {
+            hops.record(report);
+        }
+    }
+
+    /// Sets the current routes of the flows.
+    pub(super) fn set_routes<'a>(
+        &self,
+        direction: Direction,
+        routes: impl Iterator<Item = Option<&'a Route>> + Clone,
+    ) {
+        let SeriesOfDirection { path, hops } = self.in_direction(direction);
+        if let Some(hops) = hops {
+            let first = routes.clone().next().flatten();
+            hops.set_route(first.map_or(&[][..], |route| &route.hops));
+        }
+        path.set_routes(routes);
+    }
+}
