@@ -195,6 +195,11 @@ def references(template):
         yield "PriorityClass", spec["priorityClassName"]
 
 
+def projected(spec):
+    """The volumes with the configuration; the others are written by the agent."""
+    return [volume for volume in spec["volumes"] if "projected" in volume]
+
+
 def consistent(entries):
     """Problems that a schema cannot detect."""
     there = {(entry["kind"], entry["metadata"]["name"]) for entry in entries}
@@ -290,7 +295,7 @@ def unprivileged(spec, container, entries):
     for what in [what for what, is_so in wanted.items() if not is_so]:
         yield f"the pod's {what} is not as required"
     # The mode must let the group, which is fsGroup, read the file.
-    for volume in spec["volumes"]:
+    for volume in projected(spec):
         if volume["projected"].get("defaultMode", 0o644) & 0o447 != 0o440:
             yield f"volume {volume['name']}: its mode {volume['projected'].get('defaultMode'):o} is not 0440"
     namespace = next(entry for entry in entries if entry["kind"] == "Namespace")
@@ -320,7 +325,7 @@ def failure_output(*command, text="", **environment):
 def configured(entries, agent):
     """The configuration must be valid with the pod's environment, with zones and without."""
     template = pods(entries)[0][1]
-    keys = {source["secret"]["name"] for volume in template["spec"]["volumes"] for source in volume["projected"]["sources"] if "secret" in source}
+    keys = {source["secret"]["name"] for volume in projected(template["spec"]) for source in volume["projected"]["sources"] if "secret" in source}
     services = {entry["metadata"]["name"] for entry in entries if entry["kind"] == "Service"}
     for entry in entries:
         text = entry.get("data", {}).get("config.yaml")
@@ -466,7 +471,7 @@ def run_here():
                 (home / "mesh.key").write_text("0" * 64)
                 for file in home.iterdir():
                     os.chown(file, 0, security["fsGroup"])
-                    file.chmod(template["spec"]["volumes"][0]["projected"]["defaultMode"])
+                    file.chmod(projected(template["spec"])[0]["projected"]["defaultMode"])
                 environment = {"PATHMETER_NAME": name, "PATHMETER_LABELS": label_of(template, zones[name])}
                 user, group = security["runAsUser"], security["runAsGroup"]
                 processes.append(subprocess.Popen(

@@ -2,12 +2,14 @@
 //!
 //! Each module defines its own event types with [`EventType`]; the log does not depend on them.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 
 /// A type of event. Its fields become the fields of the JSON object.
 pub trait EventType: Serialize {
@@ -18,25 +20,20 @@ pub trait EventType: Serialize {
 /// The latest events, oldest first. Readers get a copy, so a slow reader does not delay writers.
 #[derive(Debug, Default)]
 pub struct EventLog {
-    entries: Mutex<StoredEvents>,
-}
-
-#[derive(Debug, Default)]
-struct StoredEvents {
-    latest: VecDeque<StoredEvent>,
-    /// Number of events since the start of the agent.
-    count: u64,
+    entries: Mutex<VecDeque<StoredEvent>>,
+    /// The number of the latest event; 0: none yet.
+    latest: watch::Sender<u64>,
 }
 
 /// An event as `/api/v1/events` shows it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoredEvent {
-    /// Sequence number, from 1 at the start of the agent.
+    /// Sequence number, from 1.
     pub number: u64,
     /// When the event was recorded, in seconds since 1970 (UTC).
     pub timestamp_seconds: f64,
     /// Its type, [`EventType::NAME`].
-    pub event: &'static str,
+    pub event: Cow<'static, str>,
     /// The fields of its type.
     #[serde(flatten)]
     pub fields: Map<String, Value>,
@@ -53,25 +50,45 @@ impl EventLog {
             unreachable!("an event type is a struct with named fields: {}", E::NAME);
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.count += 1;
-        let entry = StoredEvent {
-            number: entries.count,
-            timestamp_seconds: now.as_secs_f64(),
-            event: E::NAME,
-            fields,
-        };
-        if entries.latest.len() == EVENTS_MAX {
-            entries.latest.pop_front();
+        let (timestamp_seconds, event) = (now.as_secs_f64(), E::NAME.into());
+        let mut entries = self.lock();
+        let number = *self.latest.borrow() + 1;
+        self.push(&mut entries, StoredEvent { number, timestamp_seconds, event, fields });
+    }
+
+    /// Adds events of earlier runs of the agent, oldest first. Numbers continue after the last one.
+    pub fn restore(&self, earlier: Vec<StoredEvent>) {
+        let mut entries = self.lock();
+        earlier.into_iter().for_each(|entry| self.push(&mut entries, entry));
+    }
+
+    /// Adds an event. One that is not newer than the latest is ignored.
+    fn push(&self, entries: &mut VecDeque<StoredEvent>, entry: StoredEvent) {
+        let number = entry.number;
+        if number <= *self.latest.borrow() {
+            return;
         }
-        entries.latest.push_back(entry);
+        if entries.len() == EVENTS_MAX {
+            entries.pop_front();
+        }
+        entries.push_back(entry);
+        self.latest.send_replace(number);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<StoredEvent>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Receives the number of the latest event, also when it changes.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
     }
 
     /// The kept events with a sequence number above `number`, oldest first.
     #[must_use]
     pub fn after(&self, number: u64) -> Vec<StoredEvent> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.latest.iter().filter(|entry| entry.number > number).cloned().collect()
+        self.lock().iter().filter(|entry| entry.number > number).cloned().collect()
     }
 }
 
@@ -100,6 +117,20 @@ mod tests {
         assert_eq!(numbers, (6..=limit + 5).collect::<Vec<u64>>());
         assert_eq!(log.after(limit + 3).len(), 2);
         assert_eq!(log.after(limit + 5), []);
+    }
+
+    #[test]
+    fn numbers_continue_after_restored_events() {
+        let earlier = EventLog::default();
+        (0..3).for_each(|bytes| earlier.add(&Sampled { peer: "ams-1", bytes }));
+        let log = EventLog::default();
+        let latest = log.subscribe();
+        let stored = serde_json::to_string(&earlier.after(1)).unwrap();
+        log.restore(serde_json::from_str(&stored).unwrap());
+        log.restore(earlier.after(0));
+        log.add(&Sampled { peer: "ams-1", bytes: 9 });
+        assert_eq!(log.after(0)[..2], earlier.after(1), "no event twice");
+        assert_eq!((log.after(3)[0].number, *latest.borrow()), (4, 4));
     }
 
     #[test]

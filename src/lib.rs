@@ -28,6 +28,7 @@ pub mod runtime;
 #[cfg(test)]
 mod sample;
 pub mod settings;
+pub mod state_dir;
 pub mod stream;
 pub mod systemd;
 pub mod tls;

@@ -239,7 +239,12 @@ targets:
     const HTTP: &str = "http:192.0.2.9/targets";
 
     fn config() -> Config {
-        let host = LoadContext { name_override: None, hostname: "a".into(), labels: BTreeMap::new() };
+        let host = LoadContext {
+            name_override: None,
+            hostname: "a".into(),
+            labels: BTreeMap::new(),
+            state_dir: None,
+        };
         config::load(CONFIG.as_bytes(), &host).unwrap_or_else(|problems| panic!("{problems}")).config
     }
 

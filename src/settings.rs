@@ -139,11 +139,15 @@ impl Settings {
     /// [`SettingsError::Restart`] for the first key that requires a restart.
     pub fn can_replace(&self, old: &Self) -> Result<(), SettingsError> {
         let (new, old) = (&self.config, &old.config);
+        let path = |path: &Option<PathBuf>| {
+            path.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string())
+        };
         let fixed = [
             ("agent.name", old.agent.name.clone(), new.agent.name.clone()),
             ("listen.http", old.listen.http.to_string(), new.listen.http.to_string()),
             ("listen.stamp", old.listen.stamp.to_string(), new.listen.stamp.to_string()),
             ("listen.agent", old.listen.agent.to_string(), new.listen.agent.to_string()),
+            ("state_dir", path(&old.state_dir), path(&new.state_dir)),
             ("responder.sessions", old.responder.sessions.to_string(), new.responder.sessions.to_string()),
             ("log.format", old.log.format.name().to_owned(), new.log.format.name().to_owned()),
         ];

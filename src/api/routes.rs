@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use super::renderer::Renderer;
 use super::scrape::{Negotiated, wants_fresh};
-use super::status::{PathView, ProviderStatus, SignatureStatus, Status};
+use super::status::{PathView, ProviderStatus, SignatureStatus, StateDirStatus, Status};
 use super::traces;
 use crate::event_log::{EventLog, StoredEvent};
 use crate::http::auth::{AuthError, Verifier};
@@ -234,8 +234,14 @@ impl AppState {
     }
 
     fn agent(&self, peer: SocketAddr, proof: &SignatureStatus) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Agent<'a> {
+            #[serde(flatten)]
+            identity: Identity,
+            state: &'a StateDirStatus,
+        }
         let status = self.status.load();
-        json(&Identity {
+        let identity = Identity {
             name: status.name.clone(),
             labels: status.labels.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -247,7 +253,8 @@ impl AppState {
                 stamp: status.answers(peer.ip(), proof),
                 websocket: Some(status.answers_websocket(&self.websocket.rules(), peer.ip(), proof)),
             },
-        })
+        };
+        json(&Agent { identity, state: &status.state_dir })
     }
 
     fn paths(&self) -> Response<Body> {

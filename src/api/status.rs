@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use pathmeter_proto::admission::Policy;
 use serde::Serialize;
@@ -31,8 +32,19 @@ pub struct Status {
     pub paths: Vec<PathStatus>,
     /// Discovery providers of peers and targets.
     pub providers: Vec<ProviderStatus>,
+    /// Where events and traces are stored.
+    pub state_dir: StateDirStatus,
     /// Whether the agent is shutting down.
     pub is_stopping: bool,
+}
+
+/// Where events and traces are stored, as shown by `/api/v1/agent`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct StateDirStatus {
+    /// The folder; `None`: they are kept in memory only.
+    pub directory: Option<PathBuf>,
+    /// Why they cannot be stored at the moment; `None` if they can.
+    pub error: Option<String>,
 }
 
 /// A discovery provider, as shown by `/api/v1/discovery`.
@@ -193,8 +205,12 @@ mod tests {
     #[test]
     fn loopback_listed_addresses_and_keys_may_open_websockets() {
         let rules = |yaml: &str| {
-            let host =
-                LoadContext { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
+            let host = LoadContext {
+                name_override: None,
+                hostname: "fra-1".to_owned(),
+                labels: BTreeMap::new(),
+                state_dir: None,
+            };
             config::load(format!("websocket: {{{yaml}}}").as_bytes(), &host).unwrap().config.websocket
         };
         let near: IpAddr = "::1".parse().unwrap();

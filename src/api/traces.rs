@@ -1,10 +1,8 @@
 //! The routes of `/api/v1/traces`.
 
-use pathmeter_proto::trace::Trace;
 use serde_json::{Value, json};
 
-use crate::trace::trace_json;
-use crate::trace_log::{StoredTrace, TraceLog};
+use crate::trace_log::{StoredTrace, TraceLog, TraceRecord};
 
 /// Which traces are listed.
 #[derive(Debug, Default, PartialEq)]
@@ -20,17 +18,18 @@ struct Filter {
 /// What is wrong with the query.
 pub(super) fn list(log: &TraceLog, query: Option<&str>) -> Result<Value, String> {
     let filter = Filter::read(query)?;
-    let all = log.all();
-    let found = all.iter().filter(|stored| {
-        let is_target = filter.target.as_deref().is_none_or(|target| *stored.path.peer == *target);
+    let mut found = log.after(0);
+    found.retain(|stored| {
+        let is_target = filter.target.as_deref().is_none_or(|target| stored.peer == target);
         is_target && stored.timestamp_seconds >= filter.since
     });
-    Ok(json!({"traces": found.map(|stored| stored_json(stored)).collect::<Vec<Value>>()}))
+    let found: Vec<&StoredTrace> = found.iter().map(AsRef::as_ref).collect();
+    Ok(json!({"traces": found}))
 }
 
 /// One trace; `None` if it is not kept.
 pub(super) fn one(log: &TraceLog, number: &str) -> Option<Value> {
-    Some(stored_json(&*log.find(number.parse().ok()?)?))
+    Some(json!(*log.find(number.parse().ok()?)?))
 }
 
 /// The difference of two traces.
@@ -47,23 +46,26 @@ pub(super) fn difference(log: &TraceLog, query: Option<&str>) -> Result<Value, S
         log.find(number).ok_or_else(|| format!("trace {number} is not kept; see /api/v1/traces\n"))
     };
     let (a, b) = (value("a")?, value("b")?);
-    if (&a.path, a.direction) != (&b.path, b.direction) {
+    let path = |stored: &StoredTrace| {
+        let StoredTrace { probe, peer, family, direction, .. } = stored;
+        (probe.clone(), peer.clone(), family.clone(), direction.clone())
+    };
+    if path(&a) != path(&b) {
         return Err("the traces are of different paths or directions\n".to_owned());
     }
     Ok(difference_json(&a, &b))
 }
 
 fn difference_json(a: &StoredTrace, b: &StoredTrace) -> Value {
-    let routers = |trace: &Trace, ttl: u8| {
-        let hop = trace.hops.iter().find(|hop| hop.ttl == ttl)?;
-        let mut routers: Vec<String> = hop.answers.iter().map(|(router, _)| router.to_string()).collect();
+    let routers = |trace: &TraceRecord, ttl: u8| {
+        let hop = trace.hops.iter().find(|hop| hop.ttl == ttl && hop.answered > 0)?;
+        let mut routers: Vec<String> = hop.responders.iter().map(|found| found.address.to_string()).collect();
         routers.sort_unstable();
-        routers.dedup();
-        (!routers.is_empty()).then_some(routers)
+        Some(routers)
     };
     // A hop that did not answer in one of them says nothing, unless its route has ended before.
     let has_ended =
-        |trace: &Trace, ttl: u8| trace.rtt.is_some() && trace.routers.is_some_and(|last| last < ttl);
+        |trace: &TraceRecord, ttl: u8| trace.reached && trace.routers.is_some_and(|last| last < ttl);
     let length = u8::try_from(a.trace.hops.len().max(b.trace.hops.len())).unwrap_or(u8::MAX);
     let hops = (1..=length).filter_map(|ttl| {
         let (of_a, of_b) = (routers(&a.trace, ttl), routers(&b.trace, ttl));
@@ -73,10 +75,10 @@ fn difference_json(a: &StoredTrace, b: &StoredTrace) -> Value {
     });
     let hops: Vec<Value> = hops.collect();
     let side = |stored: &StoredTrace| {
-        let rtt = stored.trace.rtt.map(|rtt| rtt.as_secs_f64());
-        json!({"number": stored.number, "routers": stored.trace.routers, "rtt_seconds": rtt})
+        let TraceRecord { routers, rtt_seconds, .. } = &stored.trace;
+        json!({"number": stored.number, "routers": routers, "rtt_seconds": rtt_seconds})
     };
-    let is_whole = a.trace.rtt.is_some() && b.trace.rtt.is_some();
+    let is_whole = a.trace.reached && b.trace.reached;
     let is_same = hops.is_empty() && a.trace.routers == b.trace.routers;
     let is_same_route = (is_whole || !hops.is_empty()).then_some(is_same);
     json!({"a": side(a), "b": side(b), "is_same_route": is_same_route, "hops": hops})
@@ -114,34 +116,10 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     parts.map(|part| part.split_once('=').unwrap_or((part, "")))
 }
 
-fn stored_json(stored: &StoredTrace) -> Value {
-    let mut value = trace_json(&stored.trace);
-    let more = json!({
-        "number": stored.number,
-        "timestamp_seconds": stored.timestamp_seconds,
-        "probe": &*stored.path.probe,
-        "peer": &*stored.path.peer,
-        "family": stored.path.family,
-        "direction": stored.direction.as_str(),
-        "flow": stored.trace.flow,
-        "trigger": stored.trace.trigger.as_str(),
-        "route": stored.trace.route.map(|route| route.to_string()),
-    });
-    if let (Value::Object(fields), Value::Object(more)) = (&mut value, more) {
-        fields.extend(more);
-    }
-    value
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use pathmeter_proto::time::Timestamp;
-    use pathmeter_proto::trace::{Direction, Hop, HopState, Trigger};
-
     use super::*;
-    use crate::paths::PathKey;
+    use crate::trace_log::{HopRecord, ResponderRecord, RttRecord};
 
     #[test]
     fn query_selects_by_target_and_time() {
@@ -156,24 +134,34 @@ mod tests {
 
     /// A trace of these routers, of which 0 did not answer; it reached the destination.
     fn trace(routers: &[u8]) -> StoredTrace {
+        let rtt_seconds = RttRecord { min: 0.0, last: 0.0 };
         let hops = (1..).zip(routers).map(|(ttl, last)| {
-            let answers = if *last == 0 { vec![] } else { vec![([192, 0, 2, *last].into(), Duration::ZERO)] };
-            Hop { ttl, state: HopState::Answered, sent: 1, answers, responder: None }
+            let responders = match last {
+                0 => vec![],
+                last => vec![ResponderRecord { address: [192, 0, 2, *last].into(), rtt_seconds }],
+            };
+            HopRecord { ttl, state: "answered".into(), sent: 1, answered: responders.len(), responders }
         });
-        let trace = Trace {
-            flow: 0,
-            trigger: Trigger::Start,
-            began: Timestamp::from_nanos(0),
-            duration: Duration::ZERO,
-            is_burst: true,
-            rtt: Some(Duration::ZERO),
+        let trace = TraceRecord {
+            reached: true,
             routers: u8::try_from(routers.len()).ok(),
-            hops: hops.collect(),
-            route: None,
+            duration_seconds: 0.0,
+            rtt_seconds: Some(0.0),
             first_lossy_hop: None,
+            hops: hops.collect(),
         };
-        let path = PathKey { probe: "routes".into(), peer: "ams-1".into(), family: "ipv4" };
-        StoredTrace { number: 1, timestamp_seconds: 0.0, path, direction: Direction::Forward, trace }
+        StoredTrace {
+            number: 1,
+            timestamp_seconds: 0.0,
+            probe: "routes".to_owned(),
+            peer: "ams-1".to_owned(),
+            family: "ipv4".into(),
+            direction: "forward".into(),
+            flow: 0,
+            trigger: "start".into(),
+            route: None,
+            trace,
+        }
     }
 
     #[test]
@@ -190,7 +178,7 @@ mod tests {
         assert_eq!(of(&[1, 0, 3, 4], &[1, 2, 3]), (Some(false), vec![4]), "the other has ended");
         assert_eq!(of(&[1, 2, 0], &[1, 2]), (Some(false), vec![]), "another length");
         let mut unreached = trace(&[1, 2]);
-        (unreached.trace.rtt, unreached.trace.routers) = (None, None);
+        (unreached.trace.reached, unreached.trace.routers) = (false, None);
         assert_eq!(difference(&trace(&[1, 2, 3]), &unreached), (None, vec![]), "not known");
         assert_eq!(difference(&trace(&[1, 9, 3]), &unreached), (Some(false), vec![2]));
     }

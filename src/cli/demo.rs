@@ -99,7 +99,12 @@ fn table(states: &[(&str, Arc<AppState>)]) -> String {
 
 fn start(name: &str, port: u16, keys: &Arc<Keys>) -> anyhow::Result<Daemon> {
     let text = configuration(name, port);
-    let host = LoadContext { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() };
+    let host = LoadContext {
+        name_override: None,
+        hostname: name.to_owned(),
+        labels: BTreeMap::new(),
+        state_dir: None,
+    };
     let loaded = config::load(text.as_bytes(), &host)
         .map_err(|problems| anyhow!("configuration of the demo: {problems}"))?;
     let mut settings = Settings::complete(loaded.config, text.as_bytes())?;

@@ -7,6 +7,7 @@ mod target;
 mod tls;
 mod trace;
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -250,7 +251,17 @@ fn host(identity: &IdentityArguments) -> LoadContext {
         name_override: identity.name.clone(),
         hostname: hostname.unwrap_or_else(|| "localhost".to_owned()),
         labels: identity.labels.iter().flatten().cloned().collect(),
+        state_dir: state_directory(std::env::var_os(STATE_DIRECTORY)),
     }
+}
+
+/// Set by systemd for `StateDirectory=` (systemd.exec(5)).
+const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
+
+/// The first folder of a list that is separated by colons; `None` if there is none.
+fn state_directory(list: Option<OsString>) -> Option<PathBuf> {
+    let list = list?;
+    std::env::split_paths(&list).next().filter(|first| !first.as_os_str().is_empty())
 }
 
 /// Parses a label. An empty text is accepted, because an environment variable may be set and empty.

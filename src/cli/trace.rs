@@ -23,7 +23,7 @@ use crate::datagram::{self, TimestampMatching};
 use crate::loops::{EVENTS_PENDING_MAX, LoopEvent};
 use crate::paths::{PathId, PathKey};
 use crate::probe::{Loops, StartContext};
-use crate::trace::trace_json;
+use crate::trace_log::TraceRecord;
 use crate::{resolver, stream};
 
 #[derive(Debug, Args)]
@@ -257,8 +257,8 @@ impl<'a> Routes<'a> {
     }
 
     fn json(&self) -> Value {
-        let of = |flow: u8, direction| self.traces.get(&(flow, direction)).map(trace_json);
-        let first = of(0, Direction::Forward).unwrap_or_default();
+        let of = |flow: u8, direction| self.traces.get(&(flow, direction)).map(TraceRecord::from);
+        let first = json!(of(0, Direction::Forward));
         let flows = (0..self.arguments.flows).map(|flow| {
             let flow = u8::try_from(flow).unwrap_or(u8::MAX);
             json!({"forward": of(flow, Direction::Forward), "reverse": of(flow, Direction::Reverse)})

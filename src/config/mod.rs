@@ -97,6 +97,8 @@ pub struct LoadContext {
     pub hostname: String,
     /// The values of `--label` and `$PATHMETER_LABELS`, which override those of `agent.labels`.
     pub labels: BTreeMap<String, String>,
+    /// The value of `$STATE_DIRECTORY`, the default of `state_dir`.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// A valid configuration.
@@ -115,6 +117,8 @@ pub struct Config {
     pub agent: Agent,
     /// Addresses to listen on.
     pub listen: Listen,
+    /// The folder for what survives a restart; `None`: nothing does.
+    pub state_dir: Option<PathBuf>,
     /// The file of the mesh key; `None`: packets are not authenticated.
     pub key_file: Option<PathBuf>,
     /// TLS.

@@ -67,6 +67,7 @@ pub(super) fn read<'a>(
     ValueReader::top(tree, diagnostics).section(|file| {
         let agent = file.section("agent", |section| agent(section, host));
         let listen = file.section("listen", listen);
+        let state_dir = file.key("state_dir", path).optional();
         let key_file = file.key("key_file", path).optional();
         let tls = file.section("tls", tls);
         let responder = file.section("responder", responder);
@@ -131,6 +132,7 @@ pub(super) fn read<'a>(
         Some(Config {
             agent,
             listen: listen?,
+            state_dir: state_dir?.or_else(|| host.state_dir.clone()),
             key_file: key_file?,
             tls: tls?,
             responder: responder?,

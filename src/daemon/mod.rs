@@ -4,6 +4,7 @@ mod discovery;
 mod events;
 mod file_watch;
 mod goodbye;
+mod history;
 mod listen;
 mod measuring;
 mod membership;
@@ -27,6 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use self::file_watch::ConfigWatch;
+use self::history::History;
 use self::listen::{bind_agent, bind_all, bind_http, port_of};
 use self::measuring::Measuring;
 use self::membership::{Membership, PollResults};
@@ -53,6 +55,7 @@ use crate::probe::Loops;
 use crate::settings::{Settings, SettingsError};
 use crate::stream::{self, responder::StreamAccess};
 use crate::systemd::Notifier;
+use crate::trace_log::TraceLog;
 use crate::websocket;
 
 /// The source from which a running agent reloads its configuration.
@@ -82,6 +85,7 @@ pub struct Daemon {
     measuring: Measuring,
     servers: Servers,
     observability: Observability,
+    history: History,
     supervision: Supervision,
     pending: PendingWork,
     channels: Channels,
@@ -107,6 +111,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Ticks between two attempts to start a path that could not be started.
 const RETRY_EVERY: u64 = 30;
+
+/// Ticks between two writes of events and traces.
+const STORE_EVERY: u64 = 2;
 
 /// Ticks between two rankings of the worst paths.
 const RANK_EVERY: u64 = 30;
@@ -162,7 +169,7 @@ impl Daemon {
         };
         let sessions = settings.config.responder.sessions;
         let probe_budget = Arc::default();
-        let traces = Arc::default();
+        let traces = Arc::<TraceLog>::default();
         let stamp = echo::responder(
             stamp_sockets,
             access,
@@ -180,6 +187,9 @@ impl Daemon {
         let exporter = Arc::new(Exporter::new(loops.map(Arc::clone).into(), responders));
         let counters = Arc::new(Counters::default());
         let event_log = Arc::new(EventLog::default());
+        let state_dir = settings.config.state_dir.as_deref();
+        let (events_kept, traces_kept) = (Arc::clone(&event_log), Arc::clone(&traces));
+        let history = History::restore(state_dir, events_kept, traces_kept, Arc::clone(&exporter));
         let web_config = Arc::new(ArcSwap::from_pointee(settings.web_config.value.clone()));
         let app_state = Arc::new(AppState {
             status: ArcSwap::default(),
@@ -224,6 +234,7 @@ impl Daemon {
             },
             servers: Servers { responder, stream_responder, app_state, answering },
             observability: Observability { exporter, events: event_log },
+            history,
             supervision: Supervision::new(notifier, log),
             pending: PendingWork::default(),
             channels: Channels { events, polls, reloads, trace_requests },
@@ -276,6 +287,9 @@ impl Daemon {
                 _ = ticker.tick() => {
                     ticks += 1;
                     self.on_tick(ticks);
+                    if ticks.is_multiple_of(STORE_EVERY) && self.history.store() {
+                        self.publish_status(false);
+                    }
                 }
                 _ = files.tick() => self.check_files(),
                 _ = stop.wait_for(|stop| *stop) => break,
@@ -411,6 +425,7 @@ impl Daemon {
             has_key: self.settings.keys.mesh.is_some(),
             paths: self.measuring.fleet.status(&refusals),
             providers: self.membership.providers(config),
+            state_dir: self.history.status(),
             is_stopping,
         }));
     }
@@ -460,6 +475,7 @@ impl Daemon {
             error!("the prober did not stop in time");
         }
         self.servers.stop().await;
+        self.history.finish().await;
         info!("stopped");
     }
 

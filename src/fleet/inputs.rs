@@ -93,7 +93,7 @@ probes:
 
     fn settings(host: &str, text: &str) -> Settings {
         let labels = BTreeMap::from([("zone".to_owned(), "x".to_owned())]);
-        let host = LoadContext { name_override: None, hostname: host.into(), labels };
+        let host = LoadContext { name_override: None, hostname: host.into(), labels, state_dir: None };
         let config =
             config::load(text.as_bytes(), &host).unwrap_or_else(|problems| panic!("{problems}")).config;
         Settings::complete(config, text.as_bytes()).unwrap()

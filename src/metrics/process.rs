@@ -22,6 +22,7 @@ pub struct ProcessMetrics {
     config_info: GaugeVec,
     peers: GaugeVec,
     resolve_failures: IntCounter,
+    history_write_failures: IntCounter,
     series_dropped: Gauge,
     http_connections: Gauge,
     http_accept_errors: Counter,
@@ -141,6 +142,11 @@ impl ProcessMetrics {
                 "pathmeter_resolve_failures_total",
                 "Failed DNS lookups of peer and target names.",
             ),
+            history_write_failures: integer(
+                &registry,
+                "pathmeter_history_write_failures_total",
+                "Failed attempts to store events and traces in state_dir.",
+            ),
             series_dropped: gauge(
                 &registry,
                 "pathmeter_paths_not_exported",
@@ -244,6 +250,11 @@ impl ProcessMetrics {
     /// Counts a failed DNS lookup of a peer's name.
     pub fn resolve_failed(&self) {
         self.resolve_failures.inc();
+    }
+
+    /// Counts a failed attempt to store events and traces.
+    pub fn history_write_failed(&self) {
+        self.history_write_failures.inc();
     }
 
     /// Sets the number of paths that are not exported.

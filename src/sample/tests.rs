@@ -122,7 +122,12 @@ impl Agent {
 }
 
 fn settings(port: u16, probes: &str) -> Settings {
-    let host = LoadContext { name_override: None, hostname: "here".into(), labels: BTreeMap::new() };
+    let host = LoadContext {
+        name_override: None,
+        hostname: "here".into(),
+        labels: BTreeMap::new(),
+        state_dir: None,
+    };
     let text = format!("targets: [{{name: host, address: host, port: {port}}}]\nprobes: {probes}\n");
     let config = config::load(text.as_bytes(), &host).unwrap_or_else(|problems| panic!("{problems}")).config;
     Settings::complete(config, text.as_bytes()).unwrap()

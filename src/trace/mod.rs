@@ -20,8 +20,6 @@ use crate::settings::Settings;
 
 use path::{TracePath, TracePlan};
 
-pub use json::trace_json;
-
 /// Starts traces of one path on the loops of `start`, and passes every report to `reports`.
 pub fn start(
     (probe, trace): (&Probe, &Trace),

@@ -87,7 +87,7 @@ impl Recorder<Tracer> for TraceRecorder {
                 // Without routers, or without an answer of the target, a burst takes the place of each round.
                 if trace.is_burst && trace.trigger != Trigger::Interval {
                     let (path, log) = &self.log;
-                    log.add(path, direction, *trace);
+                    log.add(path, direction, &trace);
                 }
                 None
             }

@@ -19,6 +19,7 @@ fn rules(yaml: &str) -> WebSocketRules {
         name_override: None,
         hostname: "fra-1".to_owned(),
         labels: std::collections::BTreeMap::new(),
+        state_dir: None,
     };
     config::load(format!("websocket: {{{yaml}}}").as_bytes(), &host).unwrap().config.websocket
 }

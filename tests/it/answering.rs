@@ -29,8 +29,12 @@ struct TestServer {
 
 /// Must be called in a runtime, which becomes the control plane's.
 fn serve_pages(renderer: Renderer) -> TestServer {
-    let host =
-        config::LoadContext { name_override: None, hostname: "fra-1".to_owned(), labels: BTreeMap::new() };
+    let host = config::LoadContext {
+        name_override: None,
+        hostname: "fra-1".to_owned(),
+        labels: BTreeMap::new(),
+        state_dir: None,
+    };
     let rules = config::load(b"", &host).unwrap().config.websocket;
     let ports = Some(Ports { http: 1, stamp: 2, agent: 3 });
     let app = Arc::new(AppState {

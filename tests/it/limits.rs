@@ -107,7 +107,22 @@ const MEASURING: &[Row] = &[
         "further ones wait; the lookup has failed",
     ),
     ("events stored for `/api/v1/events`", &["src/event_log.rs:EVENTS_MAX"], "the oldest is dropped"),
-    ("traces stored for `/api/v1/traces`", &["src/trace_log.rs:TRACES_MAX"], "the oldest is dropped"),
+    ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
+    (
+        "each of the two files of events in `state_dir`",
+        &["src/daemon/history.rs:EVENTS_BYTES_MAX"],
+        "the older one is replaced",
+    ),
+    (
+        "each of the two files of traces in `state_dir`",
+        &["src/daemon/history.rs:TRACES_BYTES_MAX"],
+        "the older one is replaced",
+    ),
+    (
+        "time to store what is new when the agent stops",
+        &["src/daemon/history.rs:LAST_WRITE_MAX"],
+        "it is lost",
+    ),
     (
         "echoes kept for each traced flow: time in slots",
         &["proto/src/trace/echo_history.rs:SLOT", "proto/src/trace/echo_history.rs:SLOTS_MAX"],

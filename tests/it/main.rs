@@ -14,6 +14,7 @@ mod cli;
 mod clock;
 mod discovery;
 mod drift;
+mod history;
 mod http;
 mod limits;
 mod loopback;

@@ -353,7 +353,12 @@ Durations have a unit (ns, us, ms, s, m, h, d), sizes too (B, kB, KiB, MB, MiB, 
 ";
 
 fn load(text: &str) -> Result<Config, Problems> {
-    let host = LoadContext { name_override: None, hostname: "host".to_owned(), labels: BTreeMap::new() };
+    let host = LoadContext {
+        name_override: None,
+        hostname: "host".to_owned(),
+        labels: BTreeMap::new(),
+        state_dir: None,
+    };
     config::load(text.as_bytes(), &host).map(|loaded| loaded.config)
 }
 

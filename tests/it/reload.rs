@@ -264,6 +264,7 @@ async fn reload_is_accepted_from_loopback_or_with_the_key() {
         name_override: None,
         hostname: "a".to_owned(),
         labels: std::collections::BTreeMap::new(),
+        state_dir: None,
     };
     let rules = config::load(b"", &context).unwrap().config.websocket;
     let app_state = Arc::new(AppState {

@@ -9,7 +9,7 @@ mod web;
 const EXAMPLE: &str = include_str!("../../../config.example.yaml");
 
 fn host(name: &str) -> LoadContext {
-    LoadContext { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new() }
+    LoadContext { name_override: None, hostname: name.to_owned(), labels: BTreeMap::new(), state_dir: None }
 }
 
 fn load_on(hostname: &str, text: &str) -> Loaded {
@@ -59,6 +59,7 @@ fn empty_file_configures_an_agent_that_only_answers() {
             stamp: "[::]:9862".parse().unwrap(),
             agent: "[::]:9863".parse().unwrap(),
         },
+        state_dir: None,
         key_file: None,
         tls: Tls::default(),
         responder: ResponderRules {
@@ -223,6 +224,7 @@ fn command_line_name_overrides_the_file_and_the_file_overrides_the_host() {
             name_override: name_override.map(str::to_owned),
             hostname: "host".into(),
             labels: BTreeMap::new(),
+            state_dir: None,
         };
         load(text.as_bytes(), &host)
             .map(|loaded| loaded.config.agent.name)

@@ -246,6 +246,7 @@ async fn client_is_admitted_by_address_or_key() {
         name_override: None,
         hostname: "fra-1".to_owned(),
         labels: std::collections::BTreeMap::new(),
+        state_dir: None,
     };
     let rules = config::load(b"", &context).unwrap().config.websocket;
     let exporter = Arc::new(Exporter::new(Vec::new(), Responders::default()));

@@ -1,0 +1,184 @@
+//! Stores events and traces in the state directory, and restores them at the start.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::api::status::StateDirStatus;
+use crate::event_log::EventLog;
+use crate::metrics::Exporter;
+use crate::state_dir::{Journal, StateDir, StateDirError};
+use crate::trace_log::TraceLog;
+
+/// The events and traces of the agent, and where they are stored.
+#[derive(Debug)]
+pub(super) struct History {
+    events: Arc<EventLog>,
+    traces: Arc<TraceLog>,
+    exporter: Arc<Exporter>,
+    store: Store,
+    status: StateDirStatus,
+}
+
+/// Files are written by one thread at a time, not by that of the daemon, which a slow disk would delay.
+#[derive(Debug)]
+enum Store {
+    /// In memory only.
+    None,
+    Idle(Box<Journals>),
+    Writing(JoinHandle<Written>),
+}
+
+type Written = (Box<Journals>, io::Result<()>);
+
+#[derive(Debug)]
+struct Journals {
+    events: Journal,
+    traces: Journal,
+    /// The numbers of the latest stored ones.
+    stored: (u64, u64),
+    dir: StateDir,
+}
+
+/// Limit of each of the two files of events. Chosen: holds as many events as are shown, of usual length.
+pub(crate) const EVENTS_BYTES_MAX: u64 = 1 << 20;
+
+/// Limit of each of the two files of traces. Chosen: holds as many traces as are shown, with twelve hops.
+pub(crate) const TRACES_BYTES_MAX: u64 = 2 << 20;
+
+/// How long the last write may take when the agent stops.
+const LAST_WRITE_MAX: Duration = Duration::from_secs(1);
+
+impl History {
+    /// Restores what is stored in `dir`. If it cannot be used, the agent measures all the same, and stores
+    /// nothing.
+    pub(super) fn restore(
+        dir: Option<&Path>,
+        events: Arc<EventLog>,
+        traces: Arc<TraceLog>,
+        exporter: Arc<Exporter>,
+    ) -> Self {
+        let mut status = StateDirStatus { directory: dir.map(Path::to_owned), error: None };
+        let store = match dir.map(|dir| Journals::open(dir, &events, &traces)) {
+            Some(Ok(journals)) => {
+                let (events, traces) = journals.stored;
+                info!(directory = %journals.dir.path().display(), events, traces, "history restored");
+                Store::Idle(Box::new(journals))
+            }
+            Some(Err(error)) => {
+                error!(%error, "events and traces are not stored");
+                status.error = Some(error.to_string());
+                Store::None
+            }
+            None => {
+                info!("no state_dir: events and traces are kept in memory only");
+                Store::None
+            }
+        };
+        Self { events, traces, exporter, store, status }
+    }
+
+    /// What the API shows.
+    pub(super) fn status(&self) -> StateDirStatus {
+        self.status.clone()
+    }
+
+    /// Begins to store what is new, unless the last write has not ended. Returns whether the status has
+    /// changed.
+    pub(super) fn store(&mut self) -> bool {
+        let had_error = self.status.error.is_some();
+        self.store = match std::mem::replace(&mut self.store, Store::None) {
+            Store::Writing(mut writing) => match (&mut writing).now_or_never() {
+                Some(written) => self.written(written),
+                None => Store::Writing(writing),
+            },
+            Store::Idle(mut journals) if journals.is_behind(&self.events, &self.traces) => {
+                let (events, traces) = (Arc::clone(&self.events), Arc::clone(&self.traces));
+                Store::Writing(spawn_blocking(move || {
+                    let outcome = journals.write(&events, &traces);
+                    (journals, outcome)
+                }))
+            }
+            store @ (Store::None | Store::Idle(_)) => store,
+        };
+        had_error != self.status.error.is_some()
+    }
+
+    fn written(&mut self, written: Result<Written, JoinError>) -> Store {
+        let (journals, outcome) = match written {
+            Ok(written) => written,
+            Err(error) => {
+                error!(%error, "events and traces are no longer stored");
+                self.status.error = Some(error.to_string());
+                return Store::None;
+            }
+        };
+        match outcome {
+            Ok(()) if self.status.error.is_some() => {
+                info!("events and traces are stored again");
+                self.status.error = None;
+            }
+            Ok(()) => {}
+            Err(error) => {
+                self.exporter.process.history_write_failed();
+                if self.status.error.is_none() {
+                    warn!(%error, "events and traces cannot be stored; retrying");
+                }
+                self.status.error = Some(error.to_string());
+            }
+        }
+        Store::Idle(journals)
+    }
+
+    /// Stores what is new before the agent ends, if the disk is fast enough.
+    pub(super) async fn finish(&mut self) {
+        let _ = timeout(LAST_WRITE_MAX, async {
+            self.written_last().await;
+            self.store();
+            self.written_last().await;
+        })
+        .await;
+    }
+
+    /// Waits for the end of a write.
+    async fn written_last(&mut self) {
+        if let Store::Writing(writing) = &mut self.store {
+            let written = writing.await;
+            self.store = self.written(written);
+        }
+    }
+}
+
+impl Journals {
+    fn open(dir: &Path, events: &EventLog, traces: &TraceLog) -> Result<Self, StateDirError> {
+        let dir = StateDir::open(dir)?;
+        let (event_journal, earlier) = dir.journal("events", EVENTS_BYTES_MAX)?;
+        events.restore(earlier);
+        let (trace_journal, earlier) = dir.journal("traces", TRACES_BYTES_MAX)?;
+        traces.restore(earlier);
+        let stored = (*events.subscribe().borrow(), traces.latest());
+        Ok(Self { events: event_journal, traces: trace_journal, stored, dir })
+    }
+
+    fn is_behind(&self, events: &EventLog, traces: &TraceLog) -> bool {
+        self.stored != (*events.subscribe().borrow(), traces.latest())
+    }
+
+    fn write(&mut self, events: &EventLog, traces: &TraceLog) -> io::Result<()> {
+        let (event, trace) = &mut self.stored;
+        let new = events.after(*event);
+        self.events.append(&new)?;
+        *event = new.last().map_or(*event, |last| last.number);
+        let new = traces.after(*trace);
+        let new: Vec<_> = new.iter().map(AsRef::as_ref).collect();
+        self.traces.append(&new)?;
+        *trace = new.last().map_or(*trace, |last| last.number);
+        Ok(())
+    }
+}

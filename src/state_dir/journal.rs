@@ -1,0 +1,194 @@
+//! A file to which entries are appended, with a limit on its size.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Entries as lines of JSON, in `NAME.jsonl`. When that reaches its limit it becomes `NAME.old.jsonl`, and a
+/// new one begins.
+///
+/// A crash or a full disk can cut the last line short. It is removed when the file is opened, and before the
+/// next entries are appended.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    older: PathBuf,
+    bytes_max: u64,
+    /// `None` after an error: it is opened again for the next entries.
+    open: Option<OpenFile>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    /// Up to the end of its last whole line.
+    length: u64,
+}
+
+impl Journal {
+    /// Opens a journal whose two files have at most `bytes_max` each, and returns its entries, oldest first.
+    /// Lines that cannot be read are left out.
+    ///
+    /// # Errors
+    /// The file cannot be opened, read or written.
+    pub(super) fn open<T: DeserializeOwned>(
+        dir: &Path,
+        name: &str,
+        bytes_max: u64,
+    ) -> io::Result<(Self, Vec<T>)> {
+        let path = dir.join(format!("{name}.jsonl"));
+        let older = dir.join(format!("{name}.old.jsonl"));
+        let mut entries = match read(&older, bytes_max) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => entries(&read?),
+        };
+        let (open, bytes) = OpenFile::open(&path, bytes_max)?;
+        entries.extend(self::entries(&bytes));
+        Ok((Self { path, older, bytes_max, open: Some(open) }, entries))
+    }
+
+    /// Appends entries. One that is longer than the file may be is left out.
+    ///
+    /// # Errors
+    /// The file cannot be written. Some of the entries may have been appended, each of them whole.
+    pub fn append<T: Serialize>(&mut self, entries: &[T]) -> io::Result<()> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => OpenFile::open(&self.path, self.bytes_max)?.0,
+        };
+        let mut lines = Vec::new();
+        for entry in entries {
+            let line = line(entry)?;
+            if (line.len() as u64) > self.bytes_max {
+                continue;
+            }
+            if open.length + ((lines.len() + line.len()) as u64) > self.bytes_max {
+                open.write(&lines)?;
+                lines.clear();
+                fs::rename(&self.path, &self.older)?;
+                open = OpenFile::open(&self.path, self.bytes_max)?.0;
+            }
+            lines.extend(line);
+        }
+        open.write(&lines)?;
+        self.open = Some(open);
+        Ok(())
+    }
+}
+
+impl OpenFile {
+    /// Opens a file, removes what follows its last whole line, and returns it with its bytes.
+    fn open(path: &Path, bytes_max: u64) -> io::Result<(Self, Vec<u8>)> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        let mut bytes = read(path, bytes_max)?;
+        bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1));
+        let length = bytes.len() as u64;
+        if file.metadata()?.len() > length {
+            file.set_len(length)?;
+        }
+        Ok((Self { file, length }, bytes))
+    }
+
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.file.write_all(lines)?;
+        self.length += lines.len() as u64;
+        Ok(())
+    }
+}
+
+fn line<T: Serialize>(entry: &T) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(entry)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The beginning of a file, at most so many bytes.
+fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn entries<T: DeserializeOwned>(bytes: &[u8]) -> Vec<T> {
+    bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(folder: &Path, bytes_max: u64) -> (Journal, Vec<u32>) {
+        Journal::open(folder, "numbers", bytes_max).unwrap()
+    }
+
+    fn bytes(folder: &Path) -> u64 {
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+    }
+
+    #[test]
+    fn latest_entries_survive_and_both_files_stay_within_their_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut all: Vec<u32> = Vec::new();
+        for round in 0..200_u32 {
+            let (mut journal, found) = open(folder.path(), 100);
+            assert!(all.ends_with(&found), "round {round}: {found:?}");
+            // Nine digits and a line feed: at least one whole file of ten is kept.
+            assert!(found.len() >= all.len().min(10), "round {round}: {found:?}");
+            let new: Vec<u32> = (0..round % 23).map(|index| 100_000_000 + round * 1_000 + index).collect();
+            journal.append(&new).unwrap();
+            all.extend(new);
+            assert!(bytes(folder.path()) <= 200, "round {round}");
+        }
+    }
+
+    #[test]
+    fn line_that_was_cut_short_is_removed_and_the_rest_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("numbers.jsonl");
+        for length in 0..=24 {
+            fs::write(&file, &b"11111\n22222\n33333\n444444\n"[..length.min(25)]).unwrap();
+            let (mut journal, found) = open(folder.path(), 1_000);
+            let expected: Vec<u32> = [11_111, 22_222, 33_333].into_iter().take(length / 6).collect();
+            assert_eq!(found, expected, "{length} bytes");
+            journal.append(&[55_555_u32]).unwrap();
+            assert_eq!(open(folder.path(), 1_000).1, [expected, vec![55_555]].concat(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn damaged_lines_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = b"1\n\0\0\0\0\n2\n\xff\n{\"a\": 1}\n3\nnull\n";
+        fs::write(folder.path().join("numbers.jsonl"), text).unwrap();
+        fs::write(folder.path().join("numbers.old.jsonl"), b"8\n9\n1").unwrap();
+        assert_eq!(open(folder.path(), 1_000).1, [8, 9, 1, 1, 2, 3]);
+    }
+
+    #[test]
+    fn file_that_cannot_be_written_is_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("numbers.jsonl");
+        // Every write fails as on a full disk.
+        std::os::unix::fs::symlink("/dev/full", &file).unwrap();
+        let (mut journal, found) = open(folder.path(), 1_000);
+        assert_eq!(found, Vec::<u32>::new());
+        for _ in 0..2 {
+            assert_eq!(journal.append(&[1_u32]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
+        fs::remove_file(&file).unwrap();
+        journal.append(&[1_u32]).unwrap();
+        assert_eq!(open(folder.path(), 1_000).1, [1]);
+    }
+
+    #[test]
+    fn entry_that_does_not_fit_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut journal, _) = open(folder.path(), 6);
+        journal.append(&[1_u32, 1_234_567, 2]).unwrap();
+        assert_eq!(open(folder.path(), 6).1, [1, 2]);
+    }
+}
