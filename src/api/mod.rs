@@ -3,8 +3,10 @@
 //! * [`routes`] — routes requests and checks authorisation;
 //! * [`scrape`] — negotiates the format and encoding of the metrics page;
 //! * [`renderer`] — renders that page on dedicated threads, and shares it among scrapers;
+//! * `events`, `traces` — their routes;
 //! * [`status`] — the snapshot of the daemon from which requests are answered.
 
+mod events;
 pub mod renderer;
 pub mod routes;
 pub mod scrape;

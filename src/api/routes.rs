@@ -9,7 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use pathmeter_proto::time::nanos;
 use serde::Serialize;
@@ -18,11 +20,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::events;
 use super::renderer::Renderer;
 use super::scrape::{Negotiated, wants_fresh};
 use super::status::{PathView, ProviderStatus, SignatureStatus, StateDirStatus, Status};
 use super::traces;
-use crate::event_log::{EventLog, StoredEvent};
+use crate::event_log::{EventFeed, EventLog, FEEDS_MAX, StoredEvent};
 use crate::http::auth::{AuthError, Verifier};
 use crate::http::basic::{self, is_basic};
 use crate::http::server::{Body, Counters};
@@ -30,7 +33,7 @@ use crate::http::web_config::LoadedWebConfig;
 use crate::identity::{self, CAPABILITIES, CallerAccess, Identity, Ports};
 use crate::metrics::{Exporter, HttpCounts, TlsCounts};
 use crate::trace_log::TraceLog;
-use crate::websocket::WebSocketResponder;
+use crate::websocket::{self, WebSocketResponder};
 
 /// State shared by all request handlers.
 #[derive(Debug)]
@@ -91,6 +94,7 @@ pub struct TraceRequest {
 }
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
@@ -98,6 +102,8 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const PING: &str = "/api/v1/ping";
 
 const WEBSOCKET: &str = "/ws";
+
+const EVENTS: &str = "/api/v1/events";
 
 const TRACES: &str = "/api/v1/traces";
 
@@ -114,7 +120,11 @@ const ROUTES: [(&str, Method, &str); 14] = [
     ),
     ("/api/v1/paths", Method::GET, "all paths, and the reason for each that is not measured"),
     ("/api/v1/discovery", Method::GET, "discovery providers, and members whose agent name is not known yet"),
-    ("/api/v1/events", Method::GET, "recent events; ?after=N omits events up to number N"),
+    (
+        EVENTS,
+        Method::GET,
+        "recent events; ?after=N omits events up to number N; as a stream for text/event-stream or a WebSocket",
+    ),
     (TRACES, Method::GET, "recent traces; ?target=NAME and ?since=SECONDS select"),
     (
         TRACES,
@@ -130,13 +140,14 @@ const ROUTES: [(&str, Method, &str); 14] = [
 ];
 
 impl AppState {
-    /// Answers a request. Requests that peers time run on the caller's thread, all others on the control
-    /// plane.
+    /// Answers a request. Requests that peers time, and connections that stay open, run on the caller's
+    /// thread, all others on the control plane.
     ///
     /// Dropping the future also aborts the work there. A panic there is propagated.
     pub async fn answer(self: Arc<Self>, request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
         let received = ReceivedAt { at: Instant::now(), wall: SystemTime::now() };
-        if [PING, WEBSOCKET].contains(&request.uri().path()) {
+        let is_upgrade = websocket::is_requested(&request);
+        if is_upgrade || [PING, WEBSOCKET].contains(&request.uri().path()) {
             return self.authorized(request, peer, &received).await;
         }
         let control = self.control.clone();
@@ -212,7 +223,7 @@ impl AppState {
             "/api/v1/agent" => self.agent(peer, &proof),
             "/api/v1/paths" => self.paths(),
             "/api/v1/discovery" => self.discovery(),
-            "/api/v1/events" => self.events(query),
+            EVENTS => self.events(request, peer),
             TRACES if wanted == Method::POST => self.request_traces(peer, &proof, query).await,
             TRACES => json_or_problem(traces::list(&self.traces, query)),
             TRACES_DIFF => json_or_problem(traces::difference(&self.traces, query)),
@@ -274,26 +285,33 @@ impl AppState {
         json(&Discovery { providers: &self.status.load().providers })
     }
 
-    fn events(&self, query: Option<&str>) -> Response<Body> {
+    fn events(&self, mut request: Request<Bytes>, peer: SocketAddr) -> Response<Body> {
         #[derive(Serialize)]
         struct Events {
-            /// Event numbers restart from 1 when this changes.
+            /// Another one after each restart.
             boot_id: String,
             events: Vec<StoredEvent>,
         }
-        let after = query.map_or(Ok(0), |query| {
-            let number = query.strip_prefix("after=").and_then(|number| number.parse().ok());
-            number.ok_or_else(|| {
-                format!("query {query} is invalid; allowed: after=N, where N is the number of an event\n")
-            })
-        });
-        match after {
-            Ok(after) => {
-                let boot_id = identity::format_boot_id(self.status.load().boot_id);
-                json(&Events { boot_id, events: self.events.after(after) })
-            }
-            Err(problem) => text(StatusCode::BAD_REQUEST, &problem),
+        let after = match events::requested_after(request.headers(), request.uri().query()) {
+            Ok(after) => after,
+            Err(problem) => return text(StatusCode::BAD_REQUEST, &problem),
+        };
+        let is_upgrade = websocket::is_requested(&request);
+        if !is_upgrade && !events::wants_stream(request.headers()) {
+            let boot_id = identity::format_boot_id(self.status.load().boot_id);
+            return json(&Events { boot_id, events: self.events.after(after.unwrap_or(0)) });
         }
+        let Some(feed) = EventFeed::new(&self.events, after) else {
+            let problem = format!("limit of {FEEDS_MAX} clients that follow events reached\n");
+            return text(StatusCode::SERVICE_UNAVAILABLE, &problem);
+        };
+        if is_upgrade {
+            return self.websocket.feed(&mut request, peer, feed);
+        }
+        let mut response = Response::new(events::stream_of(feed));
+        response.headers_mut().insert(CONTENT_TYPE, EVENT_STREAM);
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        response
     }
 
     async fn ping(&self, received: &ReceivedAt) -> Response<Body> {

@@ -162,12 +162,12 @@ impl Journals {
         events.restore(earlier);
         let (trace_journal, earlier) = dir.journal("traces", TRACES_BYTES_MAX)?;
         traces.restore(earlier);
-        let stored = (*events.subscribe().borrow(), traces.latest());
+        let stored = (events.latest(), traces.latest());
         Ok(Self { events: event_journal, traces: trace_journal, stored, dir })
     }
 
     fn is_behind(&self, events: &EventLog, traces: &TraceLog) -> bool {
-        self.stored != (*events.subscribe().borrow(), traces.latest())
+        self.stored != (events.latest(), traces.latest())
     }
 
     fn write(&mut self, events: &EventLog, traces: &TraceLog) -> io::Result<()> {

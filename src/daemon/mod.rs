@@ -468,6 +468,7 @@ impl Daemon {
             self.send_goodbyes().await;
         }
         self.measuring.loops.stop(deadline.saturating_duration_since(tokio::time::Instant::now()));
+        self.observability.events.close();
         let (timeout, app_state) = (grace + Duration::from_secs(1), self.app_state());
         let drained = tokio::time::timeout(timeout, self.drain());
         let (drained, ()) = tokio::join!(drained, app_state.websocket.leave(timeout));

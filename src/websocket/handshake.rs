@@ -68,12 +68,12 @@ impl HandshakeRefusal {
             Self::NoUpgrade => (
                 StatusCode::UPGRADE_REQUIRED,
                 &[(CONNECTION, UPGRADES), (UPGRADE, WEBSOCKET), (SEC_WEBSOCKET_VERSION, VERSION)],
-                "/ws is a WebSocket echo endpoint; connect with a WebSocket client".to_owned(),
+                "this is a WebSocket endpoint; connect with a WebSocket client".to_owned(),
             ),
             Self::Version => (
                 StatusCode::UPGRADE_REQUIRED,
                 &[(CONNECTION, UPGRADES), (UPGRADE, WEBSOCKET), (SEC_WEBSOCKET_VERSION, VERSION)],
-                "/ws supports only version 13 of WebSocket (RFC 6455)".to_owned(),
+                "only version 13 of WebSocket (RFC 6455) is supported".to_owned(),
             ),
             Self::Key => (
                 StatusCode::BAD_REQUEST,
@@ -115,6 +115,12 @@ impl HandshakeRefusal {
     }
 }
 
+/// Whether the request asks for a WebSocket.
+#[must_use]
+pub fn is_requested<B>(request: &Request<B>) -> bool {
+    lists(request, &UPGRADE, "websocket")
+}
+
 /// Returns the response that accepts the handshake.
 ///
 /// # Errors
@@ -123,7 +129,7 @@ pub(super) fn accept(request: &Request<Bytes>) -> Result<Response<Body>, Handsha
     let is_upgrade = request.method() == Method::GET
         && request.version() == Version::HTTP_11
         && lists(request, &CONNECTION, "upgrade")
-        && lists(request, &UPGRADE, "websocket");
+        && is_requested(request);
     if !is_upgrade {
         return Err(HandshakeRefusal::NoUpgrade);
     }
@@ -177,7 +183,7 @@ pub(super) fn check_origin(
 const SHOWN_CHARS_MAX: usize = 128;
 
 /// Returns whether a comma-separated header contains this word.
-fn lists(request: &Request<Bytes>, header: &HeaderName, word: &str) -> bool {
+fn lists<B>(request: &Request<B>, header: &HeaderName, word: &str) -> bool {
     let values = request.headers().get_all(header).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|found| found.trim().eq_ignore_ascii_case(word))
 }

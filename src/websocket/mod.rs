@@ -3,6 +3,7 @@
 
 mod client;
 mod connection_limit;
+mod feed;
 mod handshake;
 mod rate_limit;
 #[cfg(test)]
@@ -22,12 +23,14 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::WebSocketRules;
+use crate::event_log::EventFeed;
 use crate::http::server::Body;
 use crate::identity::WouldAnswer;
 use crate::metrics::websocket::{CloseReason, WebSocketSeries};
 use client::ClientRules;
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use handshake::HandshakeRefusal;
+pub use handshake::is_requested;
 
 /// Accepts WebSocket clients and echoes their messages. Each client is a task, which ends soon after it is
 /// told to close.
@@ -104,6 +107,25 @@ impl WebSocketResponder {
                 refusal.response()
             }
         }
+    }
+
+    /// Answers a request for events over a WebSocket, with 101 if the handshake and the origin are valid. The
+    /// client is sent the items of the feed.
+    pub fn feed(&self, request: &mut Request<Bytes>, peer: SocketAddr, feed: EventFeed) -> Response<Body> {
+        let accepted = handshake::accept(request).and_then(|response| {
+            handshake::check_origin(request, &self.rules.load().origins, peer.ip()).map(|()| response)
+        });
+        let response = match accepted {
+            Ok(response) => response,
+            Err(refusal) => return refusal.response(),
+        };
+        let upgrade = hyper::upgrade::on(request);
+        tokio::spawn(async move {
+            if let Ok(Ok(upgraded)) = timeout(client::STALL_TIMEOUT, upgrade).await {
+                feed::serve(TokioIo::new(upgraded), feed).await;
+            }
+        });
+        response
     }
 
     fn admit(

@@ -106,7 +106,8 @@ const MEASURING: &[Row] = &[
         &["src/resolver.rs:CONCURRENT_LOOKUPS_MAX", "src/resolver.rs:RESOLVE_TIMEOUT"],
         "further ones wait; the lookup has failed",
     ),
-    ("events stored for `/api/v1/events`", &["src/event_log.rs:EVENTS_MAX"], "the oldest is dropped"),
+    ("events stored for `/api/v1/events`", &["src/event_log/mod.rs:EVENTS_MAX"], "the oldest is dropped"),
+    ("clients that follow events", &["src/event_log/mod.rs:FEEDS_MAX"], "503"),
     ("traces stored for `/api/v1/traces`", &["src/trace_log/mod.rs:TRACES_MAX"], "the oldest is dropped"),
     (
         "each of the two files of events in `state_dir`",

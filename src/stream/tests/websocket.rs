@@ -105,7 +105,7 @@ fn refused(bytes: &str) -> (String, u64, u64) {
 fn refused_upgrade_is_denied_with_the_text_of_the_server() {
     for (status, text) in [
         ("403 Forbidden", "add your address to responder.allow here"),
-        ("426 Upgrade Required", "/ws is a WebSocket echo endpoint"),
+        ("426 Upgrade Required", "this is a WebSocket endpoint"),
         ("500 Internal Server Error", "something broke"),
         ("200 OK", "hello"),
         ("302 Found", ""),

@@ -1,5 +1,6 @@
 //! `/ws` echoes every message, admits configured clients, and survives misbehaving ones.
 
+mod event_feed;
 mod other_clients;
 mod raw_client;
 
@@ -70,12 +71,12 @@ fn refused_upgrade_is_explained() {
     let agent = agent(&host, "");
     let plain = get(host.service_address(), "/ws").unwrap();
     assert_eq!((plain.status, plain.header("upgrade")), (426, Some("websocket")));
-    assert_eq!(plain.body, "/ws is a WebSocket echo endpoint; connect with a WebSocket client\n");
+    assert_eq!(plain.body, "this is a WebSocket endpoint; connect with a WebSocket client\n");
     let near: IpAddr = "127.0.0.1".parse().unwrap();
     for (header, value, status, body) in [
         ("Sec-WebSocket-Version", "8", 426, "version 13"),
         ("Sec-WebSocket-Key", "tooshort", 400, "16 bytes in base64"),
-        ("Upgrade", "", 426, "/ws is a WebSocket echo endpoint"),
+        ("Upgrade", "", 426, "this is a WebSocket endpoint"),
         ("Origin", "https://page.example.net", 403, "add it to websocket.origins on this agent"),
         ("Origin", "null", 403, "add it to websocket.origins on this agent"),
     ] {

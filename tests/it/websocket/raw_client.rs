@@ -18,7 +18,7 @@ pub(super) struct RawClient {
     pub(super) stream: TcpStream,
 }
 
-/// Response to a request for `/ws`.
+/// Response to a request for an upgrade.
 #[derive(Debug)]
 pub(super) struct UpgradeResponse {
     pub(super) status: u16,
@@ -44,6 +44,16 @@ impl RawClient {
         from: IpAddr,
         changed: &[(&str, &str)],
     ) -> (Self, UpgradeResponse) {
+        Self::request_upgrade_of("/ws", to, from, changed)
+    }
+
+    /// [`Self::request_upgrade`] of another path.
+    pub(super) fn request_upgrade_of(
+        path: &str,
+        to: &Host,
+        from: IpAddr,
+        changed: &[(&str, &str)],
+    ) -> (Self, UpgradeResponse) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
         socket.connect_timeout(&to.service_address().into(), DEADLINE).unwrap();
@@ -60,7 +70,7 @@ impl RawClient {
         let kept = defaults.iter().filter(|(name, _)| !changed.iter().any(|(other, _)| other == name));
         let headers = kept.chain(changed).filter(|(_, value)| !value.is_empty());
         let headers: String = headers.map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        write!(stream, "GET /ws HTTP/1.1\r\n{headers}\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\n{headers}\r\n").unwrap();
 
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

@@ -2,14 +2,18 @@
 //!
 //! Each module defines its own event types with [`EventType`]; the log does not depend on them.
 
+mod feed;
+
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+
+pub use feed::{EventFeed, FeedItem};
 
 /// A type of event. Its fields become the fields of the JSON object.
 pub trait EventType: Serialize {
@@ -18,11 +22,21 @@ pub trait EventType: Serialize {
 }
 
 /// The latest events, oldest first. Readers get a copy, so a slow reader does not delay writers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EventLog {
     entries: Mutex<VecDeque<StoredEvent>>,
+    latest: watch::Sender<Latest>,
+    /// A permit for each further feed.
+    feeds: Arc<Semaphore>,
+}
+
+/// What feeds wait for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Latest {
     /// The number of the latest event; 0: none yet.
-    latest: watch::Sender<u64>,
+    number: u64,
+    /// Whether feeds end.
+    is_closed: bool,
 }
 
 /// An event as `/api/v1/events` shows it.
@@ -43,6 +57,19 @@ pub struct StoredEvent {
 /// events on a hundred paths, in a few hundred kilobytes.
 pub const EVENTS_MAX: usize = 1_024;
 
+/// Maximum number of feeds. Chosen: more than the dashboards and scripts that follow one agent.
+pub const FEEDS_MAX: usize = 64;
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self {
+            entries: Mutex::default(),
+            latest: watch::Sender::default(),
+            feeds: Arc::new(Semaphore::new(FEEDS_MAX)),
+        }
+    }
+}
+
 impl EventLog {
     /// Adds an event with the current time.
     pub fn add<E: EventType>(&self, event: &E) {
@@ -52,7 +79,7 @@ impl EventLog {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (timestamp_seconds, event) = (now.as_secs_f64(), E::NAME.into());
         let mut entries = self.lock();
-        let number = *self.latest.borrow() + 1;
+        let number = self.latest() + 1;
         self.push(&mut entries, StoredEvent { number, timestamp_seconds, event, fields });
     }
 
@@ -65,24 +92,29 @@ impl EventLog {
     /// Adds an event. One that is not newer than the latest is ignored.
     fn push(&self, entries: &mut VecDeque<StoredEvent>, entry: StoredEvent) {
         let number = entry.number;
-        if number <= *self.latest.borrow() {
+        if number <= self.latest() {
             return;
         }
         if entries.len() == EVENTS_MAX {
             entries.pop_front();
         }
         entries.push_back(entry);
-        self.latest.send_replace(number);
+        self.latest.send_modify(|latest| latest.number = number);
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<StoredEvent>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Receives the number of the latest event, also when it changes.
+    /// The number of the latest event; 0: none yet.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.latest.subscribe()
+    pub fn latest(&self) -> u64 {
+        self.latest.borrow().number
+    }
+
+    /// Ends all feeds, after the events so far.
+    pub fn close(&self) {
+        self.latest.send_modify(|latest| latest.is_closed = true);
     }
 
     /// The kept events with a sequence number above `number`, oldest first.
@@ -124,13 +156,12 @@ mod tests {
         let earlier = EventLog::default();
         (0..3).for_each(|bytes| earlier.add(&Sampled { peer: "ams-1", bytes }));
         let log = EventLog::default();
-        let latest = log.subscribe();
         let stored = serde_json::to_string(&earlier.after(1)).unwrap();
         log.restore(serde_json::from_str(&stored).unwrap());
         log.restore(earlier.after(0));
         log.add(&Sampled { peer: "ams-1", bytes: 9 });
         assert_eq!(log.after(0)[..2], earlier.after(1), "no event twice");
-        assert_eq!((log.after(3)[0].number, *latest.borrow()), (4, 4));
+        assert_eq!((log.after(3)[0].number, log.latest()), (4, 4));
     }
 
     #[test]
