@@ -11,6 +11,7 @@
 
 mod burst;
 mod echo_history;
+mod enumeration;
 mod flow;
 mod hop;
 mod reverse;
@@ -23,6 +24,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use echo_history::EchoSummary;
+pub use enumeration::{
+    Completeness, EnumeratedHop, EnumeratedRouter, Enumeration, EnumerationEnd, EnumerationLimit,
+    EnumerationStep, EqualCostPaths, HopProbes, Link, PathProbe, Reached,
+};
 pub use hop::{HopState, Responder};
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
 pub use tracer::Tracer;
