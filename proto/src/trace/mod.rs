@@ -14,6 +14,7 @@ mod echo_history;
 mod enumeration;
 mod flow;
 mod hop;
+mod probe_match;
 mod reverse;
 mod route;
 mod tracer;

@@ -7,21 +7,20 @@ use std::time::Duration;
 
 use super::burst::SPACING;
 use super::flow::{FlowStep, TracedFlow};
+use super::probe_match::{self, authentic_reply, wire_sequence};
 use super::reverse::{Fetch, ReverseFlow};
 use super::route::RouteUpdate;
 use super::{
     ANSWER_AGE_MAX, DESTINATION, DirectedReport, Direction, Finding, Route, TraceReport, TraceSpec, Trigger,
 };
-use crate::echo::{
-    Profile, Quirks, ReplyExtensions, RequestContents, RequestExtensions, credible_turnaround, encode,
-};
+use crate::echo::{Profile, Quirks, RequestContents, RequestExtensions, credible_turnaround, encode};
 use crate::machine::{
     Arrival, HostDrops, IcmpKind, Machine, NotSent, Now, SENT_TTL, Send, SendId, Step, TimestampSource,
 };
 use crate::probe_budget::{Deferral, Expected};
 use crate::schedule::mix;
 use crate::time::{Timestamp, nanos};
-use crate::wire::stamp::{self, Mode};
+use crate::wire::stamp::Mode;
 use crate::wire::{NtpTime, ReplyFate, ReverseOutcome, ReverseTrace, tlv};
 
 /// Traces the flows of a path to a STAMP responder, and back.
@@ -168,29 +167,21 @@ impl Tracer {
     }
 
     fn mode(&self) -> Mode {
-        if self.spec.keys.is_some() { Mode::Authenticated } else { Mode::Open }
+        probe_match::mode(&self.spec)
     }
 
-    /// The probe that a quotation begins with. Routers quote at least eight bytes after the IP header, which
-    /// is only the UDP header; the bytes here begin after that.
     fn quoted(&self, quoted: &[u8]) -> Option<u64> {
-        let (sequence, timestamp) = stamp::quoted_packet(quoted, self.mode())?;
-        let sequence = self.extend(sequence)?;
-        let probe = self.probes.get(&sequence)?;
-        timestamp.is_none_or(|timestamp| timestamp == probe.timestamp).then_some(sequence)
+        let timestamp = |sequence: u64| Some(self.probes.get(&sequence)?.timestamp);
+        probe_match::quoted(quoted, self.mode(), self.next_sequence, timestamp)
     }
 
     fn replied(&self, datagram: &[u8]) -> Option<u64> {
-        let reply = stamp::Reply::decode(datagram, self.mode()).ok()?;
-        let sequence = self.extend(reply.sender_sequence)?;
-        let probe = self.probes.get(&sequence)?;
-        (probe.timestamp == reply.sender_timestamp).then_some(sequence)
+        let timestamp = |sequence: u64| Some(self.probes.get(&sequence)?.timestamp);
+        probe_match::replied(datagram, self.mode(), self.next_sequence, timestamp)
     }
 
-    /// The latest sequence number with this low half.
     fn extend(&self, low: u32) -> Option<u64> {
-        let last = self.next_sequence.checked_sub(1)?;
-        last.checked_sub(wire_sequence(last).wrapping_sub(low).into())
+        probe_match::extend(low, self.next_sequence)
     }
 
     /// A router, or the destination's host, reports that a probe did not arrive.
@@ -254,13 +245,7 @@ impl Tracer {
 
     fn reply_received(&mut self, datagram: &[u8], arrival: &Arrival) -> Option<()> {
         let mode = self.mode();
-        let mut reply = stamp::Reply::decode(datagram, mode).ok()?;
-        self.spec.quirks.unwrap_or_default().times.apply(&mut reply);
-        if let Some(keys) = &self.spec.keys {
-            stamp::verify(datagram, keys).ok()?;
-        }
-        // Only to check that they are authentic.
-        ReplyExtensions::read(datagram, mode, self.spec.keys.as_deref()).ok()?;
+        let reply = authentic_reply(datagram, &self.spec)?;
         let reverse = tlv::walk(datagram, mode.base_bytes())
             .find(|found| found.kind == tlv::REVERSE_TRACE && found.is_understood())
             .and_then(|found| ReverseTrace::read(found.value(datagram)).ok())
@@ -643,9 +628,4 @@ impl Machine for Tracer {
         let oldest = self.probes.values().next().map(|probe| probe.at + ANSWER_AGE_MAX);
         Step::Wait(until.min(oldest.unwrap_or(Timestamp::NEVER)))
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the wire carries the low half")]
-const fn wire_sequence(sequence: u64) -> u32 {
-    sequence as u32
 }
