@@ -6,12 +6,15 @@
 //! probe. For the way back it asks the responder for replies with a limited TTL; routers answer the
 //! responder, which passes their answers on ([`ReverseTrace`](crate::wire::ReverseTrace)).
 //!
+//! [`Enumerator`] finds the other equal-cost paths to the same responder, once, on demand.
+//!
 //! Traces are bursts, at the start, on demand and after a [`Trigger`]; in between every hop is probed once
 //! per interval. All tracers of an agent share a [`ProbeBudget`], because routers limit their answers.
 
 mod burst;
 mod echo_history;
 mod enumeration;
+mod enumerator;
 mod flow;
 mod hop;
 mod probe_match;
@@ -29,6 +32,7 @@ pub use enumeration::{
     Completeness, EnumeratedHop, EnumeratedRouter, Enumeration, EnumerationEnd, EnumerationLimit,
     EnumerationStep, EqualCostPaths, HopProbes, Link, PathProbe, Reached,
 };
+pub use enumerator::{Enumerated, EnumerationReport, Enumerator};
 pub use hop::{HopState, Responder};
 pub use route::{CONFIRMATIONS, HopRouter, Route, RouteId, RouteUpdate};
 pub use tracer::Tracer;

@@ -9,6 +9,7 @@
 
 mod conservation;
 mod corpus;
+mod enumerator;
 mod forged;
 #[path = "../fuzzed/mod.rs"]
 mod fuzzed;
