@@ -150,6 +150,23 @@ const MEASURING: &[Row] = &[
         "the one that has been silent longest is forgotten",
     ),
     (
+        "flows, routers of a hop, and probes of an enumeration of equal-cost paths",
+        &[
+            "proto/src/trace/enumeration/mod.rs:FLOWS_MAX",
+            "proto/src/trace/enumeration/mod.rs:ROUTERS_MAX",
+            "proto/src/trace/enumeration/mod.rs:PROBES_MAX",
+        ],
+        "hops that are not known completely are marked; without probes it ends",
+    ),
+    (
+        "silent hops in a row, probes that the host refuses to send, in an enumeration",
+        &[
+            "proto/src/trace/enumeration/mod.rs:SILENT_HOPS_MAX",
+            "proto/src/trace/enumeration/mod.rs:NOT_SENT_MAX",
+        ],
+        "it ends, and says so",
+    ),
+    (
         "events from a loop to the daemon",
         &["src/loops/mod.rs:EVENTS_PENDING_MAX"],
         "dropped: `pathmeter_events_dropped_total`; counters are not affected",

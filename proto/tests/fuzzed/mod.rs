@@ -1,9 +1,11 @@
 //! Invariants for arbitrary input. Each function is the body of the fuzz target of the same name, and of a
 //! test that replays its corpus.
 
+mod enumerator;
 mod machines;
 mod tracer;
 
+use enumerator::enumerator;
 use machines::{icmp_prober, prober, responder};
 use tracer::tracer;
 
@@ -22,7 +24,7 @@ pub(crate) const SECRET: &str = "0123456789abcdef";
 type Body = fn(&[u8]);
 
 /// The fuzz targets by their names.
-pub(crate) const TARGETS: [(&str, Body); 12] = [
+pub(crate) const TARGETS: [(&str, Body); 13] = [
     ("decode_stamp", decode_stamp),
     ("decode_tlv", decode_tlv),
     ("decode_goodbye", decode_goodbye),
@@ -35,6 +37,7 @@ pub(crate) const TARGETS: [(&str, Body); 12] = [
     ("prober", prober),
     ("icmp_prober", icmp_prober),
     ("tracer", tracer),
+    ("enumerator", enumerator),
 ];
 
 /// Runs the fuzz target `target`.

@@ -181,6 +181,7 @@ fn valid(target: &str) -> Vec<Vec<u8>> {
         "responder" => [0x02, 0x11, 0x13, 0x76].map(|flags| conversation(flags, &requests)).into(),
         "prober" | "icmp_prober" => [0x02, 0x03, 0x8a, 0x93, 0xe4].map(events).into(),
         "tracer" => [0x02, 0x07, 0x4e, 0xdb, 0x64].map(trace_events).into(),
+        "enumerator" => [0x02, 0x03, 0x06, 0x00, 0x03].map(enumeration_events).into(),
         _ => panic!("{target} is not a target"),
     }
 }
@@ -280,6 +281,27 @@ fn trace_events(flags: u8) -> Vec<u8> {
     out.extend([3, 0, 0x81, 5, 0, 30, 7, 0, 3, 1, 0x84, 5, 2, 5, 2, 7, 20, 0, 3, 2, 0x98, 5, 0, 120, 0]);
     out.extend([3, 0, 0xa0, 5, 0, 6, 4, 0, 1, 2, 3, 4, 8, 3, 0, 9, 9, 9, 5, 1, 7, 0, 2, 5, 1, 7, 1, 8, 5, 2]);
     out.extend([14, 0, 0, 9, 14, 0, 1, 4, 15, 1, 7, 1, 10, 10, 1, 20, 11, 0, 10, 13, 2, 60, 12, 2, 7]);
+    out
+}
+
+/// Records for the target `enumerator`: routers of hops of different widths answer; then the destination does,
+/// to the end; with time for unanswered probes in between, damaged replies, short quotations, garbage, and
+/// refused and withdrawn probes.
+fn enumeration_events(flags: u8) -> Vec<u8> {
+    let mut out = vec![flags, 96, 12];
+    for width in [0, 1, 3, 0] {
+        for _ in 0..6 {
+            out.extend([2, 40, width, 0, 10]);
+        }
+        out.extend([1, 110, 6, 0, 9, 3, 0, 6, 60, 9, 1, 1, 8, 0]);
+    }
+    out.extend([5, 1, 0, 30, 2, 7, 3, 1, 2, 3, 9, 0, 10, 1, 20, 10, 11, 1, 110]);
+    for _ in 0..60 {
+        for latest in 0..6 {
+            out.extend([5, 0, 0, 0, latest]);
+        }
+        out.extend([0, 100, 1, 30]);
+    }
     out
 }
 

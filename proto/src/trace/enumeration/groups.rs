@@ -1,24 +1,10 @@
 //! Flows grouped by the router that they pass at one hop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
-use super::hop::Cell;
+use super::hop::{Cell, Position};
 use super::paths::Reached;
 use super::stopping_rule::probes_required;
-
-/// Where the packets of a flow are at a hop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Position {
-    /// On this host, before the first hop.
-    Source,
-    /// At this router.
-    Router(IpAddr),
-    /// At a router that does not answer, or at one of several between which packets alternate.
-    Unknown,
-    /// At the destination, or in a loop.
-    Ended,
-}
 
 /// The flows of one position, and what their probes to the next hop showed.
 #[derive(Debug, Default)]

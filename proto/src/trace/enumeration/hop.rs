@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::groups::Position;
 use super::paths::{Completeness, EnumeratedHop, EnumeratedRouter, HopProbes, Reached};
 
 /// The probes with one TTL.
@@ -21,6 +20,19 @@ pub(super) struct HopCells {
     /// `None`: not settled yet.
     pub(super) completeness: Option<Completeness>,
     pub(super) probes: HopProbes,
+}
+
+/// Where the packets of a flow are at a hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Position {
+    /// On this host, before the first hop.
+    Source,
+    /// At this router.
+    Router(IpAddr),
+    /// At a router that does not answer, or at one of several between which packets alternate.
+    Unknown,
+    /// At the destination, or in a loop.
+    Ended,
 }
 
 /// The probes of one flow with one TTL.

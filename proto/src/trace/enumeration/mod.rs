@@ -23,8 +23,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use groups::{Group, Need, Position, UNANSWERED_MAX, are_uniform};
-use hop::{Cell, HopCells};
+use groups::{Group, Need, UNANSWERED_MAX, are_uniform};
+use hop::{Cell, HopCells, Position};
 pub use paths::{
     Completeness, EnumeratedHop, EnumeratedRouter, EnumerationEnd, EnumerationLimit, EqualCostPaths,
     HopProbes, Link, Reached,
@@ -144,7 +144,7 @@ impl Enumeration {
                 }
                 HopNeed::Answers => return EnumerationStep::Wait,
                 HopNeed::Settled(completeness) => {
-                    let presumed = self.presumed(ttl);
+                    let presumed = self.presumed(ttl, completeness);
                     if let Some(hop) = self.hop_mut(ttl) {
                         (hop.completeness, hop.presumed) = (Some(completeness), presumed);
                     }
@@ -344,10 +344,11 @@ impl Enumeration {
         known.filter_map(|(flow, _)| self.position(ttl, flow)).collect()
     }
 
-    /// Where all flows are at a settled hop, if those that were probed are at the same place.
-    fn presumed(&self, ttl: u8) -> Option<Position> {
+    /// Where the flows are that were not probed at a settled hop; `None` if they can be at different places.
+    fn presumed(&self, ttl: u8, completeness: Completeness) -> Option<Position> {
         let positions = self.positions(ttl);
-        positions.first().copied().filter(|_| positions.len() == 1)
+        let only = positions.first().copied().filter(|_| positions.len() == 1);
+        only.filter(|only| *only == Position::Unknown || completeness == Completeness::Complete)
     }
 
     /// Why the hop after the settled ones is not probed.

@@ -55,8 +55,9 @@ pub struct EnumeratedRouter {
     pub flows: Vec<u8>,
 }
 
-/// Two successive responders of at least one flow. A flow that was not probed at the first one's TTL passes it
-/// if it is the only router of its hop. There are no links at hops where packets of one flow alternate.
+/// Two successive responders of at least one flow. A flow that was not probed at the TTL of the first one is
+/// taken to pass it if it is the only router of a complete hop. There are no links at hops where packets of
+/// one flow alternate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Link {
     /// The TTL of the first one.

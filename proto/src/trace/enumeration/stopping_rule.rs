@@ -3,11 +3,11 @@
 /// Number of probes after which a router with `found` known successors has no further one, at 95 %
 /// confidence; `None` above 16 successors.
 ///
-/// With so many probes, a router that spreads flows evenly over `found` + 1 successors would have shown all of
-/// them in at least 95 % of cases: the smallest n for which Σᵢ (−1)ⁱ⁺¹·C(k,i)·(1 − i/k)ⁿ ≤ 0.05, where k is
-/// `found` + 1. Because the rule is applied after each new successor, a router with k successors can also be
-/// taken for one with fewer successors earlier. With that, the probability of missing a successor is between
-/// 3.1 % and 5.06 %, the latter for k = 9.
+/// With so many probes, a router that spreads flows evenly over k = `found` + 1 successors would have shown
+/// all of them in at least 95 % of cases: the smallest n for which Σᵢ (−1)ⁱ⁺¹·C(k,i)·(1 − i/k)ⁿ ≤ 0.05.
+/// Because the rule is applied after each new successor, a router with k successors can also be taken for one
+/// with fewer successors earlier. With that, the probability of missing a successor is between 3.1 % and
+/// 5.06 %, the latter for k = 9.
 ///
 /// Source: Augustin, Friedman, Teixeira, "Multipath tracing with Paris traceroute", E2EMON 2007; Veitch,
 /// Augustin, Friedman, Teixeira, "Failure control in multipath route tracing", INFOCOM 2009.
