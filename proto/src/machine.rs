@@ -242,7 +242,8 @@ pub struct Arrival {
     pub ttl: Option<u8>,
     /// Type of service or traffic class on arrival; `None` if the kernel did not report it.
     pub tos: Option<u8>,
-    /// Present if this is an ICMP error; the bytes are then the quoted datagram.
+    /// Present if this is an ICMP error; the bytes are then the quoted datagram, and what the router
+    /// attached.
     pub icmp: Option<IcmpError>,
 }
 
@@ -256,6 +257,27 @@ pub struct IcmpError {
     /// MTU of the next hop in bytes, from "fragmentation needed" or "packet too big"; `None` if the error
     /// carries none.
     pub mtu: Option<u32>,
+    /// Offset in the received bytes of what the router attached (RFC 4884); `None` if it attached nothing.
+    /// The quoted datagram before it may be padded with zeros.
+    pub extensions_at: Option<u16>,
+}
+
+impl IcmpError {
+    /// The part of the received bytes that is quoted. Of a quotation that is nothing but padding, nothing is
+    /// left: the router quoted only headers.
+    #[must_use]
+    pub fn quotation<'a>(&self, received: &'a [u8]) -> &'a [u8] {
+        let Some(at) = self.extensions_at else { return received };
+        let quoted = received.get(..usize::from(at)).unwrap_or(received);
+        if quoted.iter().all(|byte| *byte == 0) { &[] } else { quoted }
+    }
+
+    /// The part of the received bytes that the router attached, unchecked; see
+    /// [`IcmpExtensions`](crate::wire::icmp_extensions::IcmpExtensions).
+    #[must_use]
+    pub fn extensions<'a>(&self, received: &'a [u8]) -> Option<&'a [u8]> {
+        received.get(usize::from(self.extensions_at?)..)
+    }
 }
 
 /// Cause of an ICMP error.
@@ -367,6 +389,25 @@ pub const TX_TIMESTAMP_WAIT: Duration = Duration::from_millis(100);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quotation_ends_where_the_extensions_begin_and_is_more_than_padding() {
+        let error = |extensions_at| IcmpError {
+            router: [192, 0, 2, 1].into(),
+            kind: IcmpKind::TtlExceeded,
+            mtu: None,
+            extensions_at,
+        };
+        let received = [0, 7, 0, 0, 1, 2];
+        let [none, some, beyond] = [None, Some(4), Some(7)].map(error);
+        assert_eq!((none.quotation(&received), none.extensions(&received)), (&received[..], None));
+        let (quotation, extensions) = (&received[..4], &received[4..]);
+        assert_eq!((some.quotation(&received), some.extensions(&received)), (quotation, Some(extensions)));
+        assert_eq!((beyond.quotation(&received), beyond.extensions(&received)), (&received[..], None));
+        let padding = [0, 0, 0, 0, 1, 2];
+        assert_eq!((some.quotation(&padding), some.extensions(&padding)), (&[][..], Some(extensions)));
+        assert_eq!(none.quotation(&[0; 4]), [0; 4], "a quotation without extensions is not padded");
+    }
 
     #[test]
     fn drop_excuses_one_datagram_of_its_window_and_flow() {

@@ -122,7 +122,8 @@ fn icmp_v4(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
         (11, 0) => IcmpKind::TtlExceeded,
         _ => IcmpKind::Other,
     };
-    IcmpError { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
+    let mtu = mtu.filter(|_| kind == IcmpKind::TooBig);
+    IcmpError { router, kind, mtu, extensions_at: extensions_at(error) }
 }
 
 /// ICMPv6 types and codes of RFC 4443 section 3.
@@ -135,7 +136,17 @@ fn icmp_v6(error: &libc::sock_extended_err, router: IpAddr, mtu: Option<u32>) ->
         (3, 0) => IcmpKind::TtlExceeded,
         _ => IcmpKind::Other,
     };
-    IcmpError { router, kind, mtu: mtu.filter(|_| kind == IcmpKind::TooBig) }
+    let mtu = mtu.filter(|_| kind == IcmpKind::TooBig);
+    IcmpError { router, kind, mtu, extensions_at: extensions_at(error) }
+}
+
+/// The offset of the extensions in the bytes of the error, from `struct sock_ee_data_rfc4884`, which takes
+/// the place of `ee_data`: `u16` offset, `u8` flags, `u8` reserved. Only sockets that request it get it. The
+/// flag says that the structure is invalid, which does not matter here: the quotation ends there all the
+/// same.
+fn extensions_at(error: &libc::sock_extended_err) -> Option<u16> {
+    let [low, high, ..] = error.ee_data.to_ne_bytes();
+    Some(u16::from_ne_bytes([low, high])).filter(|at| *at > 0)
 }
 
 /// Parses a socket address of `length` bytes; `None` for other address families and if it is too short.
@@ -279,6 +290,33 @@ mod tests {
         let metadata = unsafe { read(&header) };
         assert_eq!((metadata.tos, metadata.ttl), (Some(0xb8), Some(250)));
         assert!(length <= CONTROL_BYTES);
+    }
+
+    #[test]
+    fn extensions_begin_where_the_kernel_says_also_if_they_are_invalid() {
+        let at = |ee_origin, ee_type, rfc4884: [u8; 4]| {
+            let error = libc::sock_extended_err {
+                ee_errno: 0,
+                ee_origin,
+                ee_type,
+                ee_code: 0,
+                ee_pad: 0,
+                ee_info: 0,
+                ee_data: u32::from_ne_bytes(rfc4884),
+            };
+            match error_queue_entry(&error, None) {
+                ErrorQueueEntry::Icmp(icmp) => icmp.extensions_at,
+                other @ (ErrorQueueEntry::TxTimestamp { .. } | ErrorQueueEntry::Local { .. }) => {
+                    panic!("{other:?}")
+                }
+            }
+        };
+        let [low, high] = 300_u16.to_ne_bytes();
+        for (origin, time_exceeded) in [(libc::SO_EE_ORIGIN_ICMP, 11), (libc::SO_EE_ORIGIN_ICMP6, 3)] {
+            assert_eq!(at(origin, time_exceeded, [0; 4]), None);
+            assert_eq!(at(origin, time_exceeded, [low, high, 0, 0]), Some(300));
+            assert_eq!(at(origin, time_exceeded, [low, high, 1, 0]), Some(300), "with a wrong checksum");
+        }
     }
 
     #[test]

@@ -97,6 +97,10 @@ fn remedy(source: &io::Error, address: SocketAddr) -> &'static str {
 /// Requested size of socket buffers in bytes; the kernel grants at most net.core.rmem_max and wmem_max.
 const BUFFER_BYTES: usize = 4 << 20;
 
+/// Options that report where extensions begin in an ICMP error (Linux 5.9; not yet in `libc`).
+const IP_RECVERR_RFC4884: libc::c_int = 26;
+const IPV6_RECVERR_RFC4884: libc::c_int = 31;
+
 /// `SO_MEMINFO` and the index of its drop counter (linux/sock_diag.h).
 const SO_MEMINFO: libc::c_int = 55;
 const SK_MEMINFO_DROPS: usize = 8;
@@ -285,12 +289,15 @@ fn enable(socket: &Socket2, binding: &Binding, timestamps: TimestampMatching) ->
         set(socket, IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         set(socket, IPPROTO_IP, libc::IP_TTL, SENT_TTL.into())?;
         set(socket, IPPROTO_IP, libc::IP_RECVERR, errors)?;
+        // Older kernels refuse it; only extensions that routers do not announce are then found.
+        let _ = set(socket, IPPROTO_IP, IP_RECVERR_RFC4884, errors);
     } else {
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, pktinfo)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         set(socket, IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, SENT_TTL.into())?;
         set(socket, IPPROTO_IPV6, libc::IPV6_RECVERR, errors)?;
+        let _ = set(socket, IPPROTO_IPV6, IPV6_RECVERR_RFC4884, errors);
     }
     FragmentPolicy::of(binding).apply(socket, binding.address.is_ipv4())
 }

@@ -386,7 +386,7 @@ impl Machine for Prober {
 
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         if let Some(icmp) = &arrival.icmp {
-            self.icmp_error(datagram, arrival, icmp);
+            self.icmp_error(icmp.quotation(datagram), arrival, icmp);
         } else if let Err(mismatch) = self.reply_received(datagram, arrival) {
             self.reports.push_back(EchoReport::Mismatched(mismatch));
         }

@@ -439,7 +439,9 @@ impl Machine for MtuSearch {
         self.at = self.at.max(arrival.at);
         // Replies that match no probe are ignored and, unlike with echoes, not counted.
         let _ = match arrival.icmp {
-            Some(icmp) if icmp.kind == IcmpKind::TooBig => self.icmp_error(datagram, icmp.mtu),
+            Some(icmp) if icmp.kind == IcmpKind::TooBig => {
+                self.icmp_error(icmp.quotation(datagram), icmp.mtu)
+            }
             // The host may be gone: the short probes will show it.
             Some(_) => None,
             None => self.reply_received(datagram, arrival),

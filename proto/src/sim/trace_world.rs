@@ -200,7 +200,7 @@ impl TraceWorld {
             Transit::Delivered { at, ttl } => self.schedule(at, TraceEvent::Request { flow, bytes, ttl }),
             Transit::Expired { router, quoted_bytes, at } => {
                 bytes.truncate(quoted_bytes);
-                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None };
+                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None };
                 self.schedule(at, TraceEvent::Error { flow, quoted: bytes, error });
             }
             Transit::Lost => {}
@@ -237,7 +237,7 @@ impl TraceWorld {
             Transit::Delivered { at, ttl } => self.schedule(at, TraceEvent::Reply { flow, bytes, ttl }),
             Transit::Expired { router, quoted_bytes, at } => {
                 bytes.truncate(quoted_bytes);
-                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None };
+                let error = IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None };
                 self.schedule(at, TraceEvent::ReverseError { flow, quoted: bytes, error });
             }
             Transit::Lost => {}

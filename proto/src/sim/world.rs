@@ -376,7 +376,12 @@ impl World {
             self.drive(prober, prober_process, truth);
         }
         while let Some(waiting) = prober_process.waiting.pop_front() {
-            let icmp = waiting.icmp.map(|kind| IcmpError { router: ROUTER.into(), kind, mtu: None });
+            let icmp = waiting.icmp.map(|kind| IcmpError {
+                router: ROUTER.into(),
+                kind,
+                mtu: None,
+                extensions_at: None,
+            });
             let arrived = self.prober_host.clock.monotonic(waiting.arrived);
             match waiting.icmp {
                 Some(IcmpKind::PortUnreachable | IcmpKind::Other) => {}

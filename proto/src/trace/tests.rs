@@ -27,7 +27,12 @@ fn arrival(at: Timestamp) -> Arrival {
 }
 
 fn expired(router: [u8; 4], at: Timestamp) -> Arrival {
-    let icmp = Some(IcmpError { router: router.into(), kind: IcmpKind::TtlExceeded, mtu: None });
+    let icmp = Some(IcmpError {
+        router: router.into(),
+        kind: IcmpKind::TtlExceeded,
+        mtu: None,
+        extensions_at: None,
+    });
     Arrival { icmp, ..arrival(at) }
 }
 
@@ -221,8 +226,8 @@ fn answer_on_the_way_back_that_took_longer_than_the_wait_for_it_is_ignored() {
     assert_eq!(answered(&test.take(Direction::Reverse)), [1, DESTINATION]);
 }
 
-/// Lets a trace over two routers, 10.0.0.1 and 10.0.0.2, be answered completely. Returns its probes in the order
-/// of their TTLs.
+/// Lets a trace over two routers, 10.0.0.1 and 10.0.0.2, be answered completely. Returns its probes in the
+/// order of their TTLs.
 fn first_trace(test: &mut TestTracer) -> Vec<(Send, Vec<u8>)> {
     let mut probes = test.sent_until(at(0), at(0));
     let reply = test.reply(&probes[0].1, at(5));
@@ -249,7 +254,12 @@ fn replies_and_errors_are_owned_if_they_belong_to_a_probe_of_their_flow() {
     let reply = test.reply(request, at(5));
     let (answer, error) = (arrival(at(10)), expired([10, 0, 0, 1], at(10)));
     let refused = Arrival {
-        icmp: Some(IcmpError { router: [10, 0, 0, 1].into(), kind: IcmpKind::PortUnreachable, mtu: None }),
+        icmp: Some(IcmpError {
+            router: [10, 0, 0, 1].into(),
+            kind: IcmpKind::PortUnreachable,
+            mtu: None,
+            extensions_at: None,
+        }),
         ..answer
     };
     let mut other_time = request.clone();

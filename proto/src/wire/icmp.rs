@@ -155,7 +155,7 @@ pub fn is_intact(message: &[u8]) -> bool {
 }
 
 /// One's complement sum of 16-bit words (RFC 1071); an odd last byte is the upper half of a word.
-fn sum(bytes: &[u8]) -> u16 {
+pub(super) fn sum(bytes: &[u8]) -> u16 {
     bytes.chunks(2).map(|word| u16_at(&[word[0], word.get(1).copied().unwrap_or(0)], 0)).fold(0, add)
 }
 

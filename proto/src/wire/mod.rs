@@ -3,6 +3,7 @@
 mod agent;
 mod goodbye;
 pub mod icmp;
+pub mod icmp_extensions;
 mod message;
 mod ntp;
 mod reverse_trace;

@@ -65,7 +65,8 @@ pub(crate) fn responder(bytes: &[u8]) {
             assert!(send.ttl == SENT_TTL || is_limited_to(&reply, send.ttl), "TTL {}", send.ttl);
             if flags & 16 != 0 {
                 let router = [10, 0, 0, send.ttl].into();
-                let icmp = Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None });
+                let icmp =
+                    Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None });
                 responder.received(&reply, &Arrival { icmp, ..arrival(from, at) });
             }
             last = reply;
@@ -253,7 +254,12 @@ impl Run {
                     let mut arrival = arrival(source(0), self.at);
                     let quoted = &bytes[..bytes.len().min(usize::from(input.byte()))];
                     arrival.flow = flow;
-                    arrival.icmp = Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None });
+                    arrival.icmp = Some(IcmpError {
+                        router,
+                        kind: IcmpKind::TtlExceeded,
+                        mtu: None,
+                        extensions_at: None,
+                    });
                     self.prober.received(quoted, &arrival);
                 }
             }

@@ -173,7 +173,8 @@ impl Run {
         let (how, ttl) = (input.byte(), input.byte());
         if send.ttl != SENT_TTL && how & 0x80 == 0 {
             let router = router(input.byte());
-            let icmp = Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None });
+            let icmp =
+                Some(IcmpError { router, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None });
             self.responder.received(&reply, &Arrival { icmp, ..arrival(from, self.at) });
             return;
         }
@@ -231,7 +232,7 @@ impl Run {
             4 => IcmpKind::Other,
             _ => IcmpKind::TtlExceeded,
         };
-        let icmp = Some(IcmpError { router: router(input.byte()), kind, mtu: None });
+        let icmp = Some(IcmpError { router: router(input.byte()), kind, mtu: None, extensions_at: None });
         let arrival = Arrival { flow, icmp, ..arrival(source(0), self.at) };
         let _ = self.tracer.owns(quoted, &arrival);
         self.tracer.received(quoted, &arrival);

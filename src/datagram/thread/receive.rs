@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use pathmeter_proto::machine::{Arrival, TimestampSource};
+use pathmeter_proto::machine::{Arrival, IcmpKind, TimestampSource};
 use pathmeter_proto::time::Timestamp;
+use pathmeter_proto::wire::icmp_extensions::IcmpExtensions;
 
 use super::super::cmsg::ErrorQueueEntry;
 use super::super::demux::Owner;
@@ -93,10 +94,15 @@ impl DatagramLoop {
                             self.step(entry.slot);
                         }
                     }
-                    (Some(ErrorQueueEntry::Icmp(icmp)), _) => {
+                    (Some(ErrorQueueEntry::Icmp(mut icmp)), _) => {
                         let Some(to) = found.from else { continue };
-                        if !self.groups[group].sockets[socket].is_own(found.bytes) {
+                        let receiver = &self.groups[group].sockets[socket];
+                        if !receiver.is_own(icmp.quotation(found.bytes)) {
                             continue;
+                        }
+                        if icmp.kind == IcmpKind::TtlExceeded && receiver.kind() == SocketKind::Udp {
+                            icmp.extensions_at =
+                                icmp.extensions_at.or_else(|| unannounced_extensions(found.bytes, to));
                         }
                         let (at, by) = match found.metadata.timestamp {
                             Some(timestamp) => (
@@ -206,6 +212,15 @@ impl DatagramLoop {
         }
     }
 }
+
+/// The offset of extensions that a router attached without saying so. The kernel returns what follows the
+/// quoted headers, of which IP has no options: this process sends none.
+fn unannounced_extensions(received: &[u8], to: SocketAddr) -> Option<u16> {
+    let header_bytes = if to.is_ipv4() { 20 + UDP_HEADER_BYTES } else { 40 + UDP_HEADER_BYTES };
+    IcmpExtensions::unannounced_at(received, header_bytes)
+}
+
+const UDP_HEADER_BYTES: usize = 8;
 
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {

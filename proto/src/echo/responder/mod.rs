@@ -431,7 +431,8 @@ impl Machine for StampResponder {
     fn received(&mut self, datagram: &[u8], arrival: &Arrival) {
         if let Some(error) = &arrival.icmp {
             if error.kind == IcmpKind::TtlExceeded {
-                self.reverse.expired(datagram, arrival.from, error.router, arrival.at);
+                let quoted = error.quotation(datagram);
+                self.reverse.expired(quoted, arrival.from, error.router, arrival.at);
             }
             return;
         }

@@ -352,7 +352,8 @@ fn fate(responder: &mut StampResponder, wanted: u32, session: u32, time: Timesta
 }
 
 fn expired(to: SocketAddr, time: Timestamp) -> Arrival {
-    let icmp = Some(IcmpError { router: ROUTER, kind: IcmpKind::TtlExceeded, mtu: None });
+    let icmp =
+        Some(IcmpError { router: ROUTER, kind: IcmpKind::TtlExceeded, mtu: None, extensions_at: None });
     Arrival { from: to, icmp, ..arrival(time) }
 }
 
@@ -433,7 +434,12 @@ fn error_is_an_answer_only_if_it_quotes_the_reply_with_its_t3() {
         let elsewhere = SocketAddr::from(([192, 0, 2, 7], 40_000));
         let late = expired(PROBER.into(), at(5 * SECOND + 1));
         let refused = Arrival {
-            icmp: Some(IcmpError { router: ROUTER, kind: IcmpKind::Prohibited, mtu: None }),
+            icmp: Some(IcmpError {
+                router: ROUTER,
+                kind: IcmpKind::Prohibited,
+                mtu: None,
+                extensions_at: None,
+            }),
             ..arrival(at(1))
         };
         let from_router = expired(PROBER.into(), at(1));
